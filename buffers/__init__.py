@@ -1,0 +1,1 @@
+"""Expert trajectories: training and storing them."""

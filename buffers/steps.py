@@ -1,0 +1,47 @@
+"""The plain training step of an expert."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ddengine.recipe import require
+
+# (augmented images, labels, the images before augmentation, epoch) -> loss before the step
+Step = Callable[[Tensor, Tensor, Tensor, int], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sgd:
+    """SGD on the cross-entropy (MTT, Cazenavette et al., CVPR 2022)."""
+
+    lr: float = 0.01
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    decay: float = 1.0  # factor on the rate after epoch E // 2 + 1 of E; 0.1 is MTT's --decay
+
+    def __post_init__(self) -> None:
+        require(self.lr > 0, f"buffer.step.lr must be positive, got {self.lr}.")
+        require(0 <= self.momentum < 1, f"buffer.step.momentum must be at least 0 and below 1, got {self.momentum}.")
+        require(self.weight_decay >= 0, f"buffer.step.weight_decay must not be negative, got {self.weight_decay}.")
+        require(0 < self.decay <= 1, f"buffer.step.decay must be above 0 and at most 1, got {self.decay}.")
+
+    def build(self, model: nn.Module, epochs: int) -> Step:
+        """The step on `model` for a training of `epochs` epochs."""
+        optimiser = torch.optim.SGD(model.parameters(), self.lr, self.momentum, weight_decay=self.weight_decay)
+        dropped = False
+
+        def step(images: Tensor, labels: Tensor, plain: Tensor, epoch: int) -> Tensor:
+            nonlocal optimiser, dropped
+            if self.decay < 1 and not dropped and epoch >= epochs // 2 + 2:
+                # a new optimiser, as published: the momentum starts again
+                optimiser = torch.optim.SGD(model.parameters(), self.lr * self.decay, self.momentum, weight_decay=self.weight_decay)
+                dropped = True
+            loss = nn.functional.cross_entropy(model(images), labels)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+            return loss.detach()
+
+        return step

@@ -1,0 +1,156 @@
+"""The store of expert trajectories: one safetensors shard an expert, and a manifest that says what decides their content.
+
+experts/<fingerprint>/
+    manifest.json            fingerprint, configuration, kept epochs, shapes
+    preprocess.safetensors   what the experts saw their images through
+    expert_0000.safetensors  "params" (kept epochs, P), and "buffers" (kept epochs, Q) of networks that have any; metrics in its metadata
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Generator, Tensor, nn
+
+from ddengine import files
+from ddengine.data import Preprocess
+from ddengine.errors import UserError
+from ddengine.flat import unflatten_into
+from ddengine.recipe import BufferConfig, DataConfig, digest, to_dict
+
+FORMAT = 1
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def identity(images: str, data_config: DataConfig, buffer: BufferConfig, model: str, seed: int, precision: str) -> dict[str, Any]:
+    """Everything that decides the content of a store. How many experts there are is left out: a store can grow.
+
+    `images` is the digest of the training split, so it stands for root, size, limit, validation and split_seed too.
+    """
+    config = to_dict(buffer)
+    config.pop("num_experts")
+    return {
+        "dataset": data_config.name,
+        "images": images,
+        "zca": data_config.zca,
+        "model": model,
+        "seed": seed,
+        "precision": precision,
+        "buffer": config,
+    }
+
+
+def shard_path(folder: Path, expert: int) -> Path:
+    """The file of an expert."""
+    return folder / f"expert_{expert:04d}.safetensors"
+
+
+def finished(folder: Path) -> list[int]:
+    """Experts whose shard is there."""
+    return sorted(int(p.stem.removeprefix("expert_")) for p in folder.glob("expert_*.safetensors"))
+
+
+def open_for_writing(folder: Path, content: dict[str, Any], kept: Sequence[int], preprocess: Preprocess) -> None:
+    """Create a store, or check that the one in `folder` has this identity. Raises UserError when it has another."""
+    files.make_folder(folder)
+    files.clean(folder)
+    if (folder / "manifest.json").exists():
+        check_identity(folder, content)
+        return
+    files.write_tensors(folder / "preprocess.safetensors", preprocess.tensors())
+    files.write_json(folder / "manifest.json", {"format": FORMAT, "fingerprint": digest(content), "identity": content, "epochs": list(kept)})
+
+
+def check_identity(folder: Path, content: dict[str, Any]) -> None:
+    """Raise UserError, naming what differs, unless the store in `folder` has this identity."""
+    manifest = files.read_json(folder / "manifest.json")
+    if manifest.get("fingerprint") != digest(content):
+        differing = _differences(manifest.get("identity", {}), content)
+        raise UserError(
+            f"The expert store {folder} was made with other settings ({'; '.join(differing) or 'unknown'}); "
+            "name another folder, or give the settings it was made with."
+        )
+
+
+def _differences(stored: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> list[str]:
+    found = []
+    for key in sorted({*stored, *wanted}):
+        a, b = stored.get(key), wanted.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += _differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            found.append(f"{prefix}{key} is {a} there and {b} here")
+    return found
+
+
+def write_expert(folder: Path, expert: int, params: Tensor, buffers: Tensor | None, dtype: str, metrics: dict[str, Any]) -> None:
+    """Write one finished expert: params (kept epochs, P), buffers (kept epochs, Q)."""
+    tensors = {"params": params.to(DTYPES[dtype])} | ({} if buffers is None else {"buffers": buffers})
+    files.write_tensors(shard_path(folder, expert), tensors, {"metrics": json.dumps(metrics)})
+
+
+class ExpertStore:
+    """Memory-mapped reader of a store; an `Experts` for objectives."""
+
+    def __init__(self, folder: Path, new_model: Callable[[Generator], nn.Module] | None = None):
+        """Open a store, checking every shard's header. `new_model` builds the networks that `load` fills.
+
+        Raises UserError when there is none, it is empty, or a shard is damaged.
+        """
+        if not (folder / "manifest.json").is_file():
+            raise UserError(f"There is no expert store in {folder}; make it with the buffer command, or name another with --experts.")
+        self.folder = folder
+        self.manifest = files.read_json(folder / "manifest.json")
+        self.epochs: Sequence[int] = tuple(self.manifest["epochs"])
+        self._row = {epoch: i for i, epoch in enumerate(self.epochs)}
+        self._new_model = new_model
+        self._open: dict[int, Any] = {}
+        self.experts = finished(folder)
+        if not self.experts:
+            raise UserError(f"The expert store {folder} has no finished expert; run the buffer command again to go on.")
+        shapes = {self._slice(i, "params").get_shape()[1] for i in range(len(self.experts))}
+        if len(shapes) != 1:
+            raise UserError(f"The experts in {folder} have different numbers of parameters; delete the folder and run the buffer command again.")
+        self.num_params: int = shapes.pop()
+
+    @property
+    def num_experts(self) -> int:
+        """Finished experts."""
+        return len(self.experts)
+
+    def _file(self, expert: int) -> Any:
+        if expert not in self._open:
+            path = shard_path(self.folder, self.experts[expert])
+            try:
+                # kept open: only the header is read, rows come through the memory map
+                self._open[expert] = safe_open(path, "pt").__enter__()
+            except (SafetensorError, OSError) as error:
+                raise UserError(f"The shard {path} is damaged ({error}); delete it and run the buffer command again.") from None
+        return self._open[expert]
+
+    def _slice(self, expert: int, name: str) -> Any:
+        return self._file(expert).get_slice(name)
+
+    def snapshots(self, expert: int, epochs: Sequence[int]) -> Tensor:
+        """Parameters (len(epochs), P), float32, reading those rows only."""
+        rows = self._slice(expert, "params")
+        return torch.stack([rows[self._row[e]] for e in epochs]).float()
+
+    def load(self, expert: int, epoch: int) -> nn.Module:
+        """The network of that snapshot, BatchNorm buffers included, in evaluation mode."""
+        assert self._new_model is not None, "the store was opened without new_model"
+        network = self._new_model(Generator())
+        buffers = self._slice(expert, "buffers")[self._row[epoch]] if "buffers" in self._file(expert).keys() else None  # noqa: SIM118
+        unflatten_into(network, self.snapshots(expert, [epoch])[0], buffers)
+        return network.eval()
+
+    def preprocess(self) -> Preprocess:
+        """What the experts saw their images through."""
+        return Preprocess.from_tensors(files.read_tensors(self.folder / "preprocess.safetensors")[0])
+
+    def metrics(self, expert: int) -> dict[str, Any]:
+        """What was measured while training an expert."""
+        return json.loads(self._file(expert).metadata()["metrics"])

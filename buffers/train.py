@@ -1,0 +1,64 @@
+"""Training one expert."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ddengine import augment, training
+from ddengine.data import Data
+from ddengine.errors import UserError
+from ddengine.flat import flatten, flatten_buffers
+from ddengine.recipe import BufferConfig
+from ddengine.rng import generator
+from ddengine.runtime import Precision, autocast
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """What is stored of an expert."""
+
+    params: Tensor  # (kept epochs, P)
+    buffers: Tensor | None  # (kept epochs, Q)
+    metrics: dict[str, Any]  # validation accuracy and mean loss by epoch
+
+
+def train_expert(model: nn.Module, data: Data, config: BufferConfig, seed: int, expert: int, precision: Precision = "fp32", on_epoch=None) -> Trajectory:
+    """Train `model` in place and return its snapshots, independent of later training.
+
+    Order and augmentation of expert i, epoch e follow from (seed, i, e) alone. Raises UserError when the loss stops being finite.
+    """
+    model.train()
+    step = config.step.build(model, config.epochs)
+    kept, params, buffers = set(config.kept_epochs()), [], []
+    accuracies: list[float] = []
+    losses: list[float] = []
+    device = data.train.device
+
+    def snapshot(epoch: int) -> None:
+        if epoch in kept:
+            params.append(flatten(model).cpu())
+            flat = flatten_buffers(model)
+            if flat is not None:
+                buffers.append(flat.cpu())
+
+    snapshot(0)
+    for epoch in range(config.epochs):
+        total = torch.zeros((), device=device)
+        for i, index in enumerate(training.epoch_batches(len(data.train), config.batch, generator(seed, "expert", expert, "order", epoch))):
+            images, labels = data.train.batch(index)
+            draw = augment.sample(config.augment, len(index), generator(seed, "expert", expert, "augment", epoch, i)).to(device)
+            with autocast(device, precision):
+                total += step(augment.apply(config.augment, images, draw), labels, images, epoch) * len(index)
+        losses.append(float(total) / len(data.train))
+        if not torch.isfinite(total):
+            raise UserError(f"The loss of expert {expert} was not finite in epoch {epoch + 1}; lower buffer.step.lr.")
+        snapshot(epoch + 1)
+        if data.validation is not None:
+            accuracies.append(training.accuracy(model, data.validation, precision))
+            model.train()
+        if on_epoch is not None:
+            on_epoch(f"expert {expert}: loss {losses[-1]:.3f}" + (f", validation {accuracies[-1]:.3f}" if accuracies else ""))
+    metrics = {"validation_accuracy": accuracies, "train_loss": losses}
+    return Trajectory(torch.stack(params), torch.stack(buffers) if buffers else None, metrics)

@@ -1,0 +1,217 @@
+"""Differentiable siamese augmentation (DSA; Zhao & Bilen, ICML 2021, arXiv 2102.08259), sampling apart from applying.
+
+A draw names one operation per group of images (a batch, a class, a network) and holds three uniform numbers per image (or per group),
+from which each operation makes its parameters. So one draw can be applied twice (siamese), to batches of different sizes too, and an
+unrolled step can be replayed. Everything is differentiable in the images as often as wanted, works in the images' own units (normalised or
+whitened, no clamp) and has no loop over images.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+from torch.nn import functional
+
+from ddengine.recipe import AugmentConfig
+
+
+@dataclass(frozen=True)
+class AugmentDraw:
+    """One operation per group, and uniform numbers in [0, 1)."""
+
+    ops: tuple[str, ...]  # one a group; "none" where there is nothing to draw from
+    uniform: Tensor  # (groups, images per group | 1, 3)
+
+    def to(self, device: torch.device) -> "AugmentDraw":
+        """The same draw with its numbers on `device`."""
+        return AugmentDraw(self.ops, self.uniform.to(device, non_blocking=True))
+
+
+def sample(config: AugmentConfig, num: int, rng: Generator, *, groups: int = 1, shared: bool = False) -> AugmentDraw:
+    """A draw for `groups` groups of `num` images each. `shared`: one parameter set per group, for any number of images."""
+    if not config.ops:
+        return AugmentDraw(("none",) * groups, torch.zeros(groups, 1, 3))
+    ops = tuple(config.ops[i] for i in torch.randint(len(config.ops), (groups,), generator=rng).tolist())
+    return AugmentDraw(ops, torch.rand(groups, 1 if shared else num, 3, generator=rng))
+
+
+def concatenate(draws: list[AugmentDraw]) -> AugmentDraw:
+    """One draw of all groups of `draws`, which must have equally many images a group."""
+    return AugmentDraw(tuple(op for d in draws for op in d.ops), torch.cat([d.uniform for d in draws]))
+
+
+def apply(config: AugmentConfig, images: Tensor, draw: AugmentDraw) -> Tensor:
+    """Augmented images (B, C, H, W). B is split evenly over the groups of the draw, in order."""
+    groups = len(draw.ops)
+    per_group = images.shape[0] // groups
+    uniform = draw.uniform.to(images).expand(groups, per_group, 3).reshape(-1, 3)
+    if len(set(draw.ops)) == 1:
+        return _OPS[draw.ops[0]](config, images, uniform)
+    out = torch.empty_like(images)
+    for op in sorted(set(draw.ops)):  # at most one call per kind of operation, however many groups
+        chosen = torch.tensor([i for i, o in enumerate(draw.ops) if o == op], device=images.device)
+        index = (chosen[:, None] * per_group + torch.arange(per_group, device=images.device)).flatten()
+        out = out.index_copy(0, index, _OPS[op](config, images.index_select(0, index), uniform.index_select(0, index)))
+    return out
+
+
+# Operations with explicit parameters. Images (B, C, H, W), parameters (B,).
+
+
+def _column(parameter: Tensor) -> Tensor:
+    return parameter.view(-1, 1, 1, 1)
+
+
+def brightness(images: Tensor, shift: Tensor) -> Tensor:
+    """x + shift."""
+    return images + _column(shift)
+
+
+def saturation(images: Tensor, factor: Tensor) -> Tensor:
+    """m + (x - m) factor, m the mean over channels of each pixel (identity for one channel)."""
+    mean = images.mean(1, keepdim=True)
+    return mean + (images - mean) * _column(factor)
+
+
+def contrast(images: Tensor, factor: Tensor) -> Tensor:
+    """m + (x - m) factor, m the mean of each image."""
+    mean = images.mean((1, 2, 3), keepdim=True)
+    return mean + (images - mean) * _column(factor)
+
+
+def _gather_pixels(images: Tensor, rows: Tensor, columns: Tensor, weights: Tensor) -> Tensor:
+    """sum over taps of weight * x[row, column], zero outside. rows, columns: int64 (taps, B, H, W), weights (taps, B, H, W)."""
+    num, channels, height, width = images.shape
+    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+    index = rows.clamp(0, height - 1) * width + columns.clamp(0, width - 1)
+    flat, out = images.flatten(2), None
+    for tap_index, tap_weight in zip(index, weights * inside, strict=True):
+        tap = flat.gather(2, tap_index.view(num, 1, -1).expand(-1, channels, -1)) * tap_weight.view(num, 1, -1)
+        out = tap if out is None else out + tap
+    assert out is not None
+    return out.view_as(images)
+
+
+def crop(images: Tensor, shift_rows: Tensor, shift_columns: Tensor) -> Tensor:
+    """out[r, c] = x[r + shift_rows, c + shift_columns], zero outside; shifts int64."""
+    num, _, height, width = images.shape
+    rows = (torch.arange(height, device=images.device) + shift_rows[:, None])[:, :, None].expand(num, height, width)
+    columns = (torch.arange(width, device=images.device) + shift_columns[:, None])[:, None, :].expand(num, height, width)
+    return _gather_pixels(images, rows[None], columns[None], torch.ones(1, device=images.device, dtype=images.dtype))
+
+
+def cutout(images: Tensor, centre_rows: Tensor, centre_columns: Tensor, size: tuple[int, int]) -> Tensor:
+    """Zero a rectangle of `size` around each centre (int64), truncated at the border."""
+
+    def covered(centre: Tensor, side: int, length: int) -> Tensor:
+        # indices are clamped to the image one by one, so a square beyond the border still covers the border's line
+        first = (centre - side // 2).clamp(0, length - 1)
+        last = (centre - side // 2 + side - 1).clamp(0, length - 1)
+        line = torch.arange(length, device=images.device)
+        return (line >= first[:, None]) & (line <= last[:, None])
+
+    height, width = images.shape[2:]
+    hidden = covered(centre_rows, size[0], height)[:, :, None] & covered(centre_columns, size[1], width)[:, None, :]
+    return images * ~hidden[:, None]
+
+
+def flip(images: Tensor, mirrored: Tensor) -> Tensor:
+    """Mirror the columns of the images where `mirrored` (bool)."""
+    return torch.where(_column(mirrored), images.flip(3), images)
+
+
+def warp(images: Tensor, matrix: Tensor) -> Tensor:
+    """Bilinear resampling: the output pixel at (X = columns, Y = rows) in [-1, 1], corners at -1 and 1, reads at matrix (X, Y); zero outside.
+
+    matrix: (B, 2, 2). On CUDA made of `gather`, because the backward of grid_sample has no deterministic kernel there and a resumed run
+    must repeat itself; on a CPU grid_sample is deterministic and twice as fast.
+    """
+    if images.is_cuda:
+        return warp_by_gather(images, matrix)
+    grid = functional.affine_grid(functional.pad(matrix, (0, 1)), list(images.shape), align_corners=True)
+    return functional.grid_sample(images, grid, align_corners=True)
+
+
+def warp_by_gather(images: Tensor, matrix: Tensor) -> Tensor:
+    """`warp` as a weighted sum of four gathered neighbours."""
+    height, width = images.shape[2:]
+    y = torch.linspace(-1, 1, height, device=images.device, dtype=images.dtype)[:, None].expand(height, width)
+    x = torch.linspace(-1, 1, width, device=images.device, dtype=images.dtype).expand(height, width)
+    m = matrix[:, :, :, None, None]
+    column = (m[:, 0, 0] * x + m[:, 0, 1] * y + 1) * (width - 1) / 2
+    row = (m[:, 1, 0] * x + m[:, 1, 1] * y + 1) * (height - 1) / 2
+    top, left = row.floor(), column.floor()
+    down, right = row - top, column - left
+    rows = torch.stack((top, top, top + 1, top + 1)).long()
+    columns = torch.stack((left, left + 1, left, left + 1)).long()
+    weights = torch.stack(((1 - down) * (1 - right), (1 - down) * right, down * (1 - right), down * right))
+    return _gather_pixels(images, rows, columns, weights)
+
+
+def scale(images: Tensor, columns: Tensor, rows: Tensor) -> Tensor:
+    """Stretch by separate factors for columns and rows; above 1 shrinks the content."""
+    return warp(images, torch.diag_embed(torch.stack((columns, rows), 1)))
+
+
+def rotate(images: Tensor, angle: Tensor) -> Tensor:
+    """Rotate by `angle` in radians."""
+    cos, sin = angle.cos(), angle.sin()
+    return warp(images, torch.stack((torch.stack((cos, -sin), 1), torch.stack((sin, cos), 1)), 1))
+
+
+# From uniform numbers (B, 3) to parameters.
+
+
+def _side(length: int, fraction: float) -> int:
+    return int(length * fraction + 0.5)
+
+
+def _integer(uniform: Tensor, low: int, high: int) -> Tensor:
+    """Uniform over low..high, both included."""
+    return (uniform * (high - low + 1)).floor().long().clamp(max=high - low) + low
+
+
+def _color(config: AugmentConfig, images: Tensor, u: Tensor) -> Tensor:
+    images = brightness(images, (u[:, 0] - 0.5) * config.brightness)
+    images = saturation(images, u[:, 1] * config.saturation)
+    return contrast(images, u[:, 2] + config.contrast)
+
+
+def _crop(config: AugmentConfig, images: Tensor, u: Tensor) -> Tensor:
+    rows, columns = (_side(length, config.crop) for length in images.shape[2:])
+    return crop(images, _integer(u[:, 0], -rows, rows), _integer(u[:, 1], -columns, columns))
+
+
+def _cutout(config: AugmentConfig, images: Tensor, u: Tensor) -> Tensor:
+    height, width = images.shape[2:]
+    size = (_side(height, config.cutout), _side(width, config.cutout))
+    # an even square may be centred on the line after the last one
+    centre_rows = _integer(u[:, 0], 0, height - size[0] % 2)
+    centre_columns = _integer(u[:, 1], 0, width - size[1] % 2)
+    return cutout(images, centre_rows, centre_columns, size)
+
+
+def _flip(config: AugmentConfig, images: Tensor, u: Tensor) -> Tensor:
+    return flip(images, u[:, 0] < config.flip)
+
+
+def _scale(config: AugmentConfig, images: Tensor, u: Tensor) -> Tensor:
+    smallest = 1 / config.scale
+    factors = smallest + u[:, :2] * (config.scale - smallest)
+    return scale(images, factors[:, 0], factors[:, 1])
+
+
+def _rotate(config: AugmentConfig, images: Tensor, u: Tensor) -> Tensor:
+    return rotate(images, (u[:, 0] - 0.5) * 2 * math.radians(config.rotate))
+
+
+_OPS = {
+    "none": lambda config, images, u: images,
+    "color": _color,
+    "crop": _crop,
+    "cutout": _cutout,
+    "flip": _flip,
+    "scale": _scale,
+    "rotate": _rotate,
+}

@@ -1,0 +1,61 @@
+"""The command line: typed flags from dataclasses (tyro), and one sentence with exit code 2 for every mistake of the user."""
+
+import contextlib
+import errno
+import io
+import re
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import tyro
+
+from ddengine import log
+from ddengine.errors import UserError
+
+TYRO = (tyro.conf.AvoidSubcommands,)
+
+
+def parse(cls: Any, args: list[str], default: Any = tyro.MISSING, prog: str = "run.py") -> Any:
+    """An instance of the dataclass `cls` from flags. Raises UserError with tyro's complaint in one sentence."""
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(cls, args=args, default=default, prog=prog, config=TYRO, use_underscores=True)
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise UserError(sentence(complaint.getvalue(), prog)) from None
+
+
+def sentence(complaint: str, prog: str) -> str:
+    """tyro's boxed message as one sentence: what is wrong, the nearest flags, where the help is."""
+    lines = [re.sub(r"[│╭╮╰╯─]", " ", line).strip() for line in complaint.splitlines()]
+    body = re.split(r"─{5,}", re.sub(r"[│╭╮╰╯]", " ", "\n".join(complaint.splitlines()[1:-1])))[0]
+    wrong = " ".join(body.split()).rstrip(".").replace("Error parsing ", "")
+    wrong = re.sub(r"^[\w.{}-]+: (?=[\w.]+ .*;)", "", wrong)  # our own sentences already name the field
+    flags = [m for line in lines if (m := re.match(r"--[\w.-]+", line)) and "help" not in line]
+    near = sorted({m.group() for m in flags} - set(wrong.split()))[:3]
+    asks = f"; did you mean {' or '.join(near)}" if near and "nrecognized" in wrong else ""
+    return f"{wrong}{asks} (see {prog} --help)."
+
+
+def run(command: Callable[[], None]) -> int:
+    """Run a command and return its exit code: 2 and one sentence for a user's mistake, never a traceback for one."""
+    try:
+        command()
+    except UserError as error:
+        log.complain(f"error: {error}")
+        return 2
+    except BrokenPipeError:  # the reader of the output has gone, as in `run.py recipes | head`
+        sys.stdout = None  # type: ignore[assignment]
+        return 0
+    except KeyboardInterrupt:
+        log.complain("interrupted; the same command continues from the last checkpoint.")
+        return 130
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+            raise
+        log.complain(f"error: {error.filename or 'a file'} could not be written ({error.strerror}); free space or choose another folder with --out.")
+        return 2
+    return 0

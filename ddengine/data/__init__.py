@@ -1,0 +1,8 @@
+"""Image datasets: readers (one file each), splits, preprocessing, and sets that live on the device."""
+
+from ddengine.data.load import DATASETS, Data, load_data
+from ddengine.data.preprocess import Preprocess, fit_preprocess
+from ddengine.data.realset import RealSet, Subset
+from ddengine.data.source import Part, Source, stratified
+
+__all__ = ["DATASETS", "Data", "Part", "Preprocess", "RealSet", "Source", "Subset", "fit_preprocess", "load_data", "stratified"]

@@ -1,0 +1,116 @@
+"""From a DataConfig to sets on the device."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ddengine.data import digits, folder, named, parquet
+from ddengine.data.preprocess import Preprocess, fit_preprocess
+from ddengine.data.realset import RealSet, images_digest
+from ddengine.data.source import Part, Source, hold_out, stratified
+from ddengine.errors import UserError, unknown
+from ddengine.recipe import DataConfig
+
+DATASETS: dict[str, Callable[[DataConfig], Source]] = {
+    "digits": digits.read,
+    "folder": folder.read,
+    "parquet": parquet.read,
+    **{name: named.reader(name) for name in named.KNOWN},
+}
+
+TEST_FRACTION = 0.2  # of a dataset without an official test split
+
+
+@dataclass(frozen=True)
+class Data:
+    """The splits of a dataset. `test` is None unless it was asked for: distillation never sees it."""
+
+    train: RealSet
+    validation: RealSet | None
+    test: RealSet | None
+    class_names: tuple[str, ...]
+    bytes: int  # size of the raw training images, one byte a value
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return len(self.class_names)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return self.train.image_shape
+
+
+def _resize(pixels: torch.Tensor, size: tuple[int, int] | None) -> torch.Tensor:
+    """Array-backed readers hand out stored sizes; file-backed ones have resized already."""
+    if size is None or tuple(pixels.shape[2:]) == size:
+        return pixels
+    resized = torch.nn.functional.interpolate(pixels.float(), size, mode="bilinear", antialias=True, align_corners=False)
+    return resized.round().clamp(0, 255).to(torch.uint8)
+
+
+def load_data(
+    config: DataConfig,
+    device: torch.device,
+    *,
+    test: bool = False,
+    stored: Callable[[str], Preprocess | None] = lambda digest: None,
+) -> Data:
+    """The training and validation split on `device`, and the test split when asked for.
+
+    The limit takes a stratified subset of the official training images, then validation is held out of it, both by data.split_seed.
+    Preprocessing is fitted on the training split, unless `stored` has it for the digest of that split.
+    """
+    if config.name not in DATASETS:
+        raise unknown("dataset", config.name, DATASETS)
+    source = DATASETS[config.name](config)
+    part, held = source.train, source.test
+    index = np.arange(len(part.labels))
+    if held is None:
+        index, test_index = hold_out(part.labels, TEST_FRACTION, config.split_seed)
+        held_part, held_index = part, test_index
+    else:
+        held_part, held_index = held, np.arange(len(held.labels))
+    if config.limit is not None:
+        index = index[stratified(part.labels[index], config.limit, config.split_seed)]
+    kept, out = hold_out(part.labels[index], config.validation, config.split_seed)
+    train_index, val_index = index[kept], index[out]
+    num_classes = len(source.class_names)
+    present = np.unique(part.labels[train_index])
+    if len(present) < num_classes:
+        missing = next(c for c in range(num_classes) if c not in present)
+        raise UserError(f"Class {source.class_names[missing]!r} has no training images; add some, or raise data.limit.")
+    if part.labels.max() >= num_classes:
+        raise UserError(f"The labels go up to {part.labels.max()} and only {num_classes} class names are given; correct the file.")
+
+    # one fetch for train and validation, so that both agree on colour or grey
+    both = np.concatenate((train_index, val_index))
+    pixels = _resize(torch.from_numpy(np.ascontiguousarray(part.fetch(both))), config.size)
+    train_pixels = pixels[: len(train_index)].to(device)
+    train_labels = torch.from_numpy(part.labels[train_index]).to(device)
+    preprocess = stored(images_digest(train_pixels, train_labels))
+    if preprocess is None:
+        preprocess = fit_preprocess(train_pixels, zca=config.zca, mean=source.mean, std=source.std)
+    preprocess = preprocess.to(device)
+
+    def real(images: torch.Tensor, owner: Part, chosen: np.ndarray) -> RealSet:
+        return RealSet(images.to(device), torch.from_numpy(owner.labels[chosen]).to(device), num_classes, preprocess)
+
+    train = RealSet(train_pixels, train_labels, num_classes, preprocess)
+    validation = real(pixels[len(train_index) :], part, val_index) if len(val_index) else None
+    test_set = None
+    if test:
+        test_pixels = torch.from_numpy(np.ascontiguousarray(held_part.fetch(held_index)))
+        if test_pixels.shape[1] < pixels.shape[1]:  # grey test images beside colour training images
+            test_pixels = test_pixels.expand(-1, pixels.shape[1], -1, -1)
+        test_pixels = _resize(test_pixels, config.size)
+        if test_pixels.shape[1:] != pixels.shape[1:]:
+            raise UserError(
+                f"Test images are {tuple(test_pixels.shape[1:])} and training images {tuple(pixels.shape[1:])} "
+                "(channels, height, width); set data.size."
+            )
+        test_set = real(test_pixels, held_part, held_index)
+    return Data(train, validation, test_set, source.class_names, train_pixels.numel())

@@ -1,0 +1,81 @@
+"""Parquet with an `Image` column, as Hugging Face `datasets` writes it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from ddengine.data.images import decoder, open_image
+from ddengine.data.source import Part, Source
+from ddengine.errors import UserError
+from ddengine.recipe import DataConfig
+
+LABEL_COLUMNS = ("label", "labels", "fine_label", "target", "class")
+SPLITS = {"train": ("train",), "test": ("test", "validation", "valid", "val")}
+
+
+def files(root: Path) -> list[Path]:
+    """All parquet files below a folder."""
+    return sorted(root.rglob("*.parquet"))
+
+
+def _read_table(paths: list[Path]):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pa.concat_tables([pq.read_table(p) for p in paths])
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{paths[0].parent} has a parquet file that cannot be read ({error}); download it again.") from None
+
+
+def _columns(table, path: Path) -> tuple[str, str]:
+    import pyarrow as pa
+
+    fields = list(table.schema)
+    image = next((f.name for f in fields if pa.types.is_struct(f.type) and any(c.name == "bytes" for c in f.type)), None)
+    image = image or next((f.name for f in fields if pa.types.is_binary(f.type) or pa.types.is_large_binary(f.type)), None)
+    integers = [f.name for f in fields if pa.types.is_integer(f.type)]
+    label = next((name for name in LABEL_COLUMNS if name in integers), integers[0] if integers else None)
+    if image is None or label is None:
+        raise UserError(f"{path} has the columns {', '.join(table.column_names)}; an image column (struct of bytes) and an integer label are needed.")
+    return image, label
+
+
+def _part(paths: list[Path], size: tuple[int, int] | None) -> tuple[Part, tuple[str, ...] | None]:
+    table = _read_table(paths)
+    image, label = _columns(table, paths[0])
+    column = table.column(image).combine_chunks()
+    content = column.field("bytes") if hasattr(column, "field") else column
+    labels = table.column(label).to_numpy().astype(np.int64)
+    if len(labels) == 0 or labels.min() < 0:
+        raise UserError(f"{paths[0]} has {'no rows' if len(labels) == 0 else 'negative labels'}; images with labels from 0 up are needed.")
+    names = None
+    meta = (table.schema.metadata or {}).get(b"huggingface")
+    if meta:
+        features = json.loads(meta).get("info", {}).get("features", {})
+        names = features.get(label, {}).get("names")
+
+    def where(i: int) -> str:
+        return f"Row {i} of {paths[0].name}"
+
+    fetch = decoder(lambda i: open_image(content[i].as_py() or b"", where(i)), where, size)
+    return Part(labels, fetch), tuple(names) if names else None
+
+
+def read(config: DataConfig) -> Source:
+    """The parquet files below data.root; the split is the first word of a file's name, and one without such a word is train."""
+    if config.root is None or not Path(config.root).is_dir():
+        raise UserError(f"data.name parquet needs data.root, a folder with parquet files; got {config.root}.")
+    found = files(Path(config.root))
+    if not found:
+        raise UserError(f"{config.root} holds no parquet files; set data.root to the folder that does.")
+
+    def split_of(path: Path) -> str:
+        word = path.stem.split("-")[0].lower()
+        return next((split for split, words in SPLITS.items() if word in words), "train")
+
+    train, names = _part([p for p in found if split_of(p) == "train"] or found, config.size)
+    rest = [p for p in found if split_of(p) == "test"]
+    test = _part(rest, config.size)[0] if rest and len(rest) < len(found) else None
+    return Source(train, test, names or tuple(str(c) for c in range(int(train.labels.max()) + 1)))

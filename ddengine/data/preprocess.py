@@ -1,0 +1,76 @@
+"""Preprocessing: per-channel mean and standard deviation, or ZCA whitening; fitted once, stored with what depends on it, invertible."""
+
+from dataclasses import dataclass
+
+import kornia
+import torch
+from torch import Tensor
+
+from ddengine.errors import UserError
+
+ZCA_EPS = 0.1  # added to the eigenvalues, as in MTT
+ZCA_MAX_DIM = 12288  # 64x64x3: a covariance of 0.6 GB
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """An invertible map from pixel values in [0, 1] to what networks see.
+
+    Mean/std: (x - mean) / std with mean, std (C,). ZCA: (flatten(x) - mean) matrix with mean (D,), matrix and inverse (D, D),
+    D = CHW, on pixels as they are.
+    """
+
+    mean: Tensor
+    std: Tensor | None = None
+    matrix: Tensor | None = None
+    inverse: Tensor | None = None
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """[0, 1] pixels (B, C, H, W) -> network input, differentiable."""
+        if self.matrix is None:
+            assert self.std is not None
+            return (pixels - self.mean.view(-1, 1, 1)) / self.std.view(-1, 1, 1)
+        return ((pixels.flatten(1) - self.mean) @ self.matrix).view_as(pixels)
+
+    def backward(self, images: Tensor) -> Tensor:
+        """Network input (B, C, H, W) -> pixels, within [0, 1] for real images."""
+        if self.inverse is None:
+            assert self.std is not None
+            return images * self.std.view(-1, 1, 1) + self.mean.view(-1, 1, 1)
+        return (images.flatten(1) @ self.inverse + self.mean).view_as(images)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Its numbers by name, for files."""
+        named = {"mean": self.mean, "std": self.std, "matrix": self.matrix, "inverse": self.inverse}
+        return {f"preprocess.{k}": v.contiguous() for k, v in named.items() if v is not None}
+
+    @staticmethod
+    def from_tensors(tensors: dict[str, Tensor]) -> "Preprocess":
+        """The inverse of `tensors`; other names are ignored."""
+        prefix = "preprocess."
+        return Preprocess(**{k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+
+    def to(self, device: torch.device) -> "Preprocess":
+        """The same on `device`."""
+        return Preprocess.from_tensors({k: v.to(device) for k, v in self.tensors().items()})
+
+
+def fit_zca(pixels: Tensor, eps: float = ZCA_EPS) -> Preprocess:
+    """ZCA whitening fitted on pixels (N, C, H, W) in [0, 1], eps added to the eigenvalues of the unbiased covariance."""
+    dim = pixels[0].numel()
+    if dim > ZCA_MAX_DIM:
+        raise UserError(f"data.zca needs a {dim} x {dim} matrix for images of this size; use data.zca False, or data.size of at most 64 64.")
+    zca = kornia.enhance.ZCAWhitening(dim=0, eps=eps, compute_inv=True).fit(pixels.flatten(1))
+    assert isinstance(zca.mean_vector, Tensor) and isinstance(zca.transform_matrix, Tensor) and isinstance(zca.transform_inv, Tensor)
+    # kornia computes (x - mean) matrix^T; its matrices are symmetric up to rounding
+    return Preprocess(mean=zca.mean_vector.flatten(), matrix=zca.transform_matrix.T.contiguous(), inverse=zca.transform_inv.T.contiguous())
+
+
+def fit_preprocess(pixels: Tensor, *, zca: bool, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None) -> Preprocess:
+    """Preprocessing for training pixels (N, C, H, W) uint8: ZCA, or the given published constants, or the images' own mean and std."""
+    if zca:
+        return fit_zca(pixels.float() / 255)
+    if mean is not None and std is not None and len(mean) == pixels.shape[1]:
+        return Preprocess(mean=torch.tensor(mean, device=pixels.device), std=torch.tensor(std, device=pixels.device))
+    flat = pixels.transpose(0, 1).flatten(1).double() / 255
+    return Preprocess(mean=flat.mean(1).float(), std=flat.std(1).clamp(min=1e-3).float())

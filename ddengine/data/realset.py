@@ -1,0 +1,85 @@
+"""Real images on the device."""
+
+from functools import cached_property
+
+import torch
+from torch import Generator, Tensor
+
+from ddengine.data.preprocess import Preprocess
+from ddengine.errors import UserError
+from ddengine.files import tensor_digest
+from ddengine.types import Batch
+
+
+def images_digest(pixels: Tensor, labels: Tensor) -> str:
+    """12 hexadecimal digits that identify images and labels."""
+    return tensor_digest({"pixels": pixels, "labels": labels})
+
+
+class RealSet:
+    """A whole split as uint8 on the device, preprocessed when drawn. Nothing is done image by image in Python."""
+
+    def __init__(self, pixels: Tensor, labels: Tensor, num_classes: int, preprocess: Preprocess):
+        """pixels (N, C, H, W) uint8 and labels (N,) int64, on one device."""
+        self.pixels, self.labels, self.num_classes, self.preprocess = pixels, labels, num_classes, preprocess
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.labels)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return tuple(self.pixels.shape[1:])  # type: ignore[return-value]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the images lie."""
+        return self.pixels.device
+
+    def images(self, index: Tensor) -> Tensor:
+        """(B,) -> (B, C, H, W), preprocessed."""
+        return self.preprocess.forward(self.pixels.index_select(0, index.to(self.device)).float() / 255)
+
+    def batch(self, index: Tensor) -> Batch:
+        """The examples at `index` (B,)."""
+        index = index.to(self.device)
+        return Batch(self.images(index), self.labels.index_select(0, index))
+
+    @cached_property
+    def members(self) -> tuple[Tensor, ...]:
+        """Indices of the images of each class, ascending, on the CPU."""
+        labels = self.labels.cpu()
+        return tuple((labels == c).nonzero().flatten() for c in range(self.num_classes))
+
+    def draw_index(self, class_: int, num: int, rng: Generator) -> Tensor:
+        """Indices (num,) of random images of a class, without repetition. Raises UserError when it has fewer."""
+        members = self.members[class_]
+        if num > len(members):
+            raise UserError(f"{num} images of class {class_} were asked for, which has {len(members)} training images; lower ipc or the batch.")
+        return members[torch.randperm(len(members), generator=rng)[:num]]
+
+    def draw(self, class_: int, num: int, rng: Generator) -> Tensor:
+        """Random preprocessed images (num, C, H, W) of a class, without repetition."""
+        return self.images(self.draw_index(class_, num, rng))
+
+    @cached_property
+    def digest(self) -> str:
+        """12 hexadecimal digits that identify images and labels."""
+        return images_digest(self.pixels, self.labels)
+
+
+class Subset:
+    """Some images of a RealSet as a training set: a random draw, a coreset."""
+
+    def __init__(self, real: RealSet, index: Tensor):
+        """index (N,): the chosen images."""
+        self.real, self.index = real, index
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.index)
+
+    def batch(self, index: Tensor) -> Batch:
+        """The examples at `index` (B,) of the subset."""
+        return self.real.batch(self.index[index])

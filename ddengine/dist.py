@@ -1,0 +1,46 @@
+"""The only user of torch.distributed: what several ranks share. With one rank everything here is the identity."""
+
+import os
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
+
+import torch
+import torch.distributed as td
+from torch import Tensor
+
+Item = TypeVar("Item")
+
+
+def start(device: torch.device) -> None:
+    """Join the group that torchrun describes in the environment; nothing without one."""
+    if "RANK" in os.environ and not td.is_initialized():
+        td.init_process_group("nccl" if device.type == "cuda" else "gloo")
+
+
+def rank() -> int:
+    """This process's number."""
+    return td.get_rank() if td.is_initialized() else 0
+
+
+def num_ranks() -> int:
+    """R."""
+    return td.get_world_size() if td.is_initialized() else 1
+
+
+def my_share(items: Sequence[Item]) -> Sequence[Item]:
+    """The items of this rank: every R-th."""
+    return items[rank() :: num_ranks()]
+
+
+def mean(tensors: Iterable[Tensor]) -> None:
+    """Replace each tensor by its mean over the ranks, in place."""
+    if num_ranks() > 1:
+        for tensor in tensors:
+            td.all_reduce(tensor)
+            tensor /= num_ranks()
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    if num_ranks() > 1:
+        td.barrier()

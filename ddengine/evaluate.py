@@ -1,0 +1,263 @@
+"""What a distilled set is worth: networks trained on it, beside random images, herding and the full data under the same protocol."""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.stats
+import torch
+from torch import Tensor
+
+from ddengine import files, init, log, runtime, training
+from ddengine.data import Data, RealSet, Subset
+from ddengine.models import build_model
+from ddengine.recipe import EvalConfig, digest, to_dict
+from ddengine.rng import generator
+from ddengine.runtime import Precision
+from ddengine.synthetic import SyntheticSet
+from ddengine.types import Batch, TrainingSet
+
+# Published protocols as data; `fast` is for small work. The learning rate drops after epoch E // 2 + 1 of E + 1 in all of them.
+PROTOCOLS: dict[str, EvalConfig] = {
+    "mtt": EvalConfig(protocol="mtt"),
+    "fast": EvalConfig(protocol="fast", epochs=300, num_networks=5, full_steps=1000),
+}
+
+SEARCH_SEED = 1000  # the networks that choose a learning rate are not those that are reported
+
+
+class Memo:
+    """Results of finished trainings, one JSON line each, so that an interrupted evaluation goes on where it was."""
+
+    def __init__(self, path: Path | None, identity: str):
+        """Read back the lines of `path` that belong to `identity`; None keeps nothing."""
+        self._path, self._identity, self._known = path, identity, dict[str, Any]()
+        if path is not None and path.exists():
+            for line in path.read_text().splitlines():
+                try:
+                    entry = json.loads(line)
+                except ValueError:  # the line a kill cut off
+                    continue
+                if entry["identity"] == identity:
+                    self._known[entry["key"]] = entry["value"]
+
+    def __call__(self, key: str, compute: Callable[[], Any]) -> Any:
+        """The value stored under `key`, computed and stored when new."""
+        if key not in self._known:
+            self._known[key] = compute()
+            if self._path is not None:
+                with self._path.open("a") as file:
+                    file.write(json.dumps({"identity": self._identity, "key": key, "value": self._known[key]}) + "\n")
+        return self._known[key]
+
+    def clear(self) -> None:
+        """Forget everything, the file too."""
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A row to be: a set for each network (random: each network its own draw), and the rate learned with it."""
+
+    name: str
+    sets: Callable[[int], TrainingSet]  # draw -> set
+    several_draws: bool = False
+    learned_lr: float | None = None
+    max_steps: int | None = None
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all trainings of an evaluation share."""
+
+    data: Data
+    config: EvalConfig
+    seed: int
+    device: torch.device
+    precision: Precision
+    memo: Memo
+    advance: Callable[[str], None]
+
+    def accuracies(self, who: Contender, model: str, lr: float, seeds: Sequence[int], on: RealSet) -> list[float]:
+        """Accuracy on `on` of one network per seed."""
+        sets = [who.sets(i) for i in range(len(seeds))]
+
+        def new_model(rng: torch.Generator) -> torch.nn.Module:
+            return build_model(model, self.data.image_shape, self.data.num_classes, rng)
+
+        networks = training.train_networks(
+            new_model, sets, seeds, self.config, lr, self.device, max_steps=who.max_steps, precision=self.precision
+        )
+        return [training.accuracy(network, on, self.precision) for network in networks]
+
+
+def _timed(compute: Callable[[], list[float]]) -> dict[str, Any]:
+    start = time.perf_counter()
+    return {"accuracies": compute(), "seconds": time.perf_counter() - start}
+
+
+def choose_lr(bench: Bench, who: Contender, model: str) -> tuple[float, float]:
+    """(learning rate, seconds): the best of the grid and the learned one on the validation split; without a split the learned or the usual one."""
+    validation = bench.data.validation
+    if validation is None:
+        return who.learned_lr or bench.config.lr, 0.0
+    grid = sorted({*bench.config.lr_grid, *([who.learned_lr] if who.learned_lr else [])})
+    if len(grid) == 1:
+        return grid[0], 0.0
+    seeds = [bench.seed + SEARCH_SEED + i for i in range(bench.config.search_networks)]
+    best, seconds = (-1.0, grid[0]), 0.0
+    for lr in grid:
+        bench.advance(f"{who.name} on {model}, trying learning rate {lr:g}")
+        run = bench.memo(f"search/{who.name}/{model}/{lr!r}", lambda lr=lr: _timed(lambda: bench.accuracies(who, model, lr, seeds, validation)))
+        seconds += run["seconds"]
+        best = max(best, (float(np.mean(run["accuracies"])), lr), key=lambda pair: pair[0])
+    return best[1], seconds
+
+
+def interval(values: Sequence[float]) -> tuple[float, float, tuple[float, float]]:
+    """Mean, sample standard deviation, and the 95 % interval of the mean by Student's t (the mean itself for one value)."""
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return mean, 0.0, (mean, mean)
+    std = float(np.std(values, ddof=1))
+    half = float(scipy.stats.t.ppf(0.975, len(values) - 1)) * std / len(values) ** 0.5
+    return mean, std, (mean - half, mean + half)
+
+
+def row(bench: Bench, who: Contender, model: str) -> dict[str, Any]:
+    """One row of the table: choose the rate, train, test."""
+    assert bench.data.test is not None
+    test = bench.data.test
+    lr, seconds = choose_lr(bench, who, model)
+    seeds = [bench.seed + i for i in range(bench.config.num_networks)]
+    bench.advance(f"{who.name} on {model}")
+    run = bench.memo(f"final/{who.name}/{model}/{lr!r}", lambda: _timed(lambda: bench.accuracies(who, model, lr, seeds, test)))
+    mean, std, (low, high) = interval(run["accuracies"])
+    num = len(who.sets(0))
+    updates = (training.num_epochs(num, bench.config, who.max_steps) + 1) * -(-num // bench.config.batch)
+    return {
+        "set": who.name,
+        "model": model,
+        "accuracy_mean": mean,
+        "accuracy_std": std,
+        "ci95": [low, high],
+        "n": len(run["accuracies"]),
+        "lr": lr,
+        "steps": updates,
+        "seconds": round(seconds + run["seconds"], 2),
+        "accuracies": [
+            {"seed": seed, "draw": i if who.several_draws else 0, "accuracy": a}
+            for i, (seed, a) in enumerate(zip(seeds, run["accuracies"], strict=True))
+        ],
+    }  # fmt: skip
+
+
+def _baselines(bench: Bench, model: str, ipc: int) -> Iterator[Contender]:
+    """The sets the distilled one is compared with; herding looks through a network trained on the full data."""
+    train, names = bench.data.train, bench.data.class_names
+    full = Contender("full", lambda draw: train, max_steps=bench.config.full_steps)
+
+    def random_draw(draw: int) -> Subset:
+        return Subset(train, init.random_index(train, ipc, names, generator(bench.seed, "random", draw)))
+
+    def herd() -> list[int]:
+        lr = choose_lr(bench, full, model)[0] if "full" in bench.config.baselines else bench.config.lr
+        build = lambda rng: build_model(model, train.image_shape, train.num_classes, rng)  # noqa: E731
+        networks = training.train_networks(
+            build, [train], [bench.seed + 2 * SEARCH_SEED], bench.config, lr, bench.device, max_steps=full.max_steps, precision=bench.precision
+        )
+        embed: Callable[[Tensor], Tensor] = networks[0].embed  # type: ignore[assignment]
+        return init.herding_index(train, ipc, names, embed).tolist()
+
+    if "random" in bench.config.baselines:
+        yield Contender("random", random_draw, several_draws=True)
+    if "herding" in bench.config.baselines:
+        bench.advance(f"herding: embeddings of {model}")
+        index = torch.tensor(bench.memo(f"herding/{model}/{ipc}", herd))
+        yield Contender("herding", lambda draw: Subset(train, index))
+    if "full" in bench.config.baselines:
+        yield full
+
+
+def num_trainings(config: EvalConfig, num_models: int, validation: bool) -> int:
+    """How often the progress of an evaluation advances, at most."""
+    rows = 1 + len(config.baselines)
+    searches = len(config.lr_grid) * rows + 1 if validation else 0  # the learned rate is tried for the distilled set
+    return num_models * (rows + searches) + ("herding" in config.baselines)
+
+
+def evaluate(
+    syn: SyntheticSet,
+    data: Data,
+    config: EvalConfig,
+    model: str,
+    *,
+    seed: int,
+    device: torch.device,
+    precision: Precision = "fp32",
+    memo_path: Path | None = None,
+    seconds_before: float = 0.0,
+) -> dict[str, Any]:
+    """Evaluate a distilled set beside its baselines; returns the content of evaluation.json (accuracies are fractions).
+
+    `model` is the recipe's network: evaluated when `config.models` names none, and the eyes of herding. The test split of `data` is
+    looked at once per reported network; rates are chosen on the validation split. `seconds_before` is added to the total.
+    """
+    start = time.perf_counter()
+    models = config.models or (model,)
+    distilled = _freeze(syn, device)
+    identity = digest([to_dict(config), seed, precision, data.train.digest, model, files.tensor_digest(syn.tensors)])
+    memo = Memo(memo_path, identity)
+    with log.progress("evaluate", num_trainings(config, len(models), data.validation is not None)) as bar:
+        bench = Bench(data, config, seed, device, precision, memo, bar.advance)
+        ipc = max(1, round(syn.images_per_class()))
+        contenders = [Contender("distilled", lambda draw: distilled, learned_lr=syn.lr), *_baselines(bench, model, ipc)]
+        rows = [row(bench, who, name) for name in models for who in contenders]
+    memo.clear()
+    return {
+        "protocol": to_dict(replace(config, models=models)),
+        "rows": rows,
+        "seconds": round(seconds_before + time.perf_counter() - start, 2),
+        "machine": runtime.machine(device),
+        "versions": runtime.versions(),
+        "commit": runtime.commit(),
+    }
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """A distilled set decoded once: training on it then only indexes."""
+
+    images: Tensor
+    targets: Tensor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batch(self, index: Tensor) -> Batch:
+        """The examples at `index` (B,)."""
+        index = index.to(self.images.device)
+        return Batch(self.images.index_select(0, index), self.targets.index_select(0, index))
+
+
+def _freeze(syn: SyntheticSet, device: torch.device) -> TrainingSet:
+    with torch.no_grad():
+        images, targets = syn.batch(torch.arange(len(syn)))
+    return _Decoded(images.detach().to(device), targets.to(device))
+
+
+def validate(
+    syn: SyntheticSet, data: Data, config: EvalConfig, model: str, *, seed: int, device: torch.device, precision: Precision, num_networks: int = 1
+) -> float:
+    """Mean accuracy on the validation split of networks trained on `syn` with its learned (or the protocol's usual) rate."""
+    assert data.validation is not None
+    frozen = _freeze(syn, device)
+    seeds = [seed + 3 * SEARCH_SEED + i for i in range(num_networks)]
+    build = lambda rng: build_model(model, data.image_shape, data.num_classes, rng)  # noqa: E731
+    networks = training.train_networks(build, [frozen] * num_networks, seeds, config, syn.lr or config.lr, device, precision=precision)
+    return float(np.mean([training.accuracy(network, data.validation, precision) for network in networks]))

@@ -1,0 +1,106 @@
+"""Writing files and folders so that a kill leaves the old or the new one, never half of one."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ddengine.errors import UserError
+
+TEMPORARY = ".writing-"  # prefix of what is not finished
+
+
+def make_folder(path: Path) -> Path:
+    """Create a folder and its parents. Raises UserError when that is not possible."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f"{TEMPORARY}probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}); choose another folder with --out.") from None
+    return path
+
+
+def clean(folder: Path) -> None:
+    """Remove what a killed process left unfinished."""
+    for path in folder.glob(f"{TEMPORARY}*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, a file or a folder, that takes its place when the block succeeds."""
+    temporary = path.with_name(TEMPORARY + path.name)
+    if temporary.is_dir():
+        shutil.rmtree(temporary)
+    try:
+        yield temporary
+        if path.is_dir():  # a folder cannot be renamed onto a full one
+            old = path.with_name(f"{TEMPORARY}old-{path.name}")
+            path.rename(old)
+            temporary.rename(path)
+            shutil.rmtree(old)
+        else:
+            os.replace(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True) if temporary.is_dir() else temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """JSON with a final newline."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file. Raises UserError when it is missing or damaged."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; check the path.") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); restore it or run the command that wrote it again.") from None
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """A safetensors file."""
+    with replacing(path) as temporary:
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary, dict(metadata or {}))
+
+
+@contextmanager
+def reading_tensors(path: Path) -> Iterator[Any]:
+    """The open safetensors file. Raises UserError when it is missing, truncated or damaged."""
+    try:
+        with safe_open(path, "pt") as file:
+            yield file
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; check the path.") from None
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is damaged ({error}); delete it and run the command that wrote it again.") from None
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors of a safetensors file, and its metadata."""
+    with reading_tensors(path) as file:
+        return {k: file.get_tensor(k) for k in file.keys()}, file.metadata() or {}  # noqa: SIM118
+
+
+
+def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
+    """12 hexadecimal digits that identify named tensors to the bit."""
+    sha = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        sha.update(repr((name, tensor.dtype, tuple(tensor.shape))).encode())
+        sha.update(tensor.detach().cpu().contiguous().numpy())
+    return sha.hexdigest()[:12]

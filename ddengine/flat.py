@@ -1,0 +1,60 @@
+"""A network as a pure function of one flat parameter vector."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from ddengine.runtime import Precision, autocast
+
+
+def flatten(module: nn.Module) -> Tensor:
+    """The parameters of `module` in definition order, as one detached vector (P,) that shares no memory with them."""
+    return torch.cat([p.detach().flatten() for p in module.parameters()])
+
+
+def flatten_buffers(module: nn.Module) -> Tensor | None:
+    """The buffers of `module` (BatchNorm statistics) as one float32 vector (Q,), None when it has none."""
+    buffers = [b.detach().flatten().float() for b in module.buffers()]
+    return torch.cat(buffers) if buffers else None
+
+
+def unflatten_into(module: nn.Module, theta: Tensor, buffers: Tensor | None = None) -> None:
+    """Copy a parameter vector (P,) and a buffer vector (Q,) into `module`."""
+    for tensors, flat in ((list(module.parameters()), theta), (list(module.buffers()), buffers)):
+        if flat is not None:
+            for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+                tensor.data.copy_(part.view_as(tensor))
+
+
+class FlatModel:
+    """`module` as a function (theta (P,), images (B, C, H, W)) -> logits (B, K), differentiable in both as often as wanted.
+
+    BatchNorm normalises with the statistics of the batch and its running ones are never touched. Dropout is off, because a replayed
+    step must repeat itself. The module itself is not changed.
+    """
+
+    def __init__(self, module: nn.Module, precision: Precision = "fp32"):
+        self.module = copy.deepcopy(module).train().requires_grad_(False)
+        torch.func.replace_all_batch_norm_modules_(self.module)
+        for part in self.module.modules():
+            if "Drop" in type(part).__name__ or type(part).__name__ == "StochasticDepth":
+                part.eval()
+        named = dict(self.module.named_parameters())
+        self.names = tuple(named)
+        self.shapes = tuple(p.shape for p in named.values())
+        self.sizes = [p.numel() for p in named.values()]
+        self.num_params = sum(self.sizes)
+        self.precision: Precision = precision
+
+    def to(self, device: torch.device) -> "FlatModel":
+        """The same on `device`."""
+        self.module.to(device)
+        return self
+
+    def __call__(self, theta: Tensor, images: Tensor) -> Tensor:
+        """Logits (B, K) of the network with parameters `theta` (P,)."""
+        # split, not slices: its backward is one concatenation instead of a zero-filled vector of P numbers per tensor
+        views = {n: t.view(s) for n, t, s in zip(self.names, theta.split(self.sizes), self.shapes, strict=True)}
+        with autocast(images.device, self.precision):
+            return torch.func.functional_call(self.module, views, (images,)).to(theta.dtype)

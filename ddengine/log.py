@@ -1,0 +1,97 @@
+"""Progress for a person, one JSON line per event for a program."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+console = Console(stderr=False, highlight=False, soft_wrap=True)
+
+PLAIN_EVERY = 20.0  # seconds between lines where the output is not a terminal
+
+
+class Bar:
+    """A counter with an estimate of the time left: a live bar on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, title: str, total: int, done: int = 0):
+        self.title, self.total, self.done, self.note = title, total, done, ""
+        self._start, self._first, self._last = time.monotonic(), done, time.monotonic()
+        self._live: Progress | None = None
+        if console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+            self._live = Progress(*columns, TextColumn("{task.fields[note]}"), console=console, transient=True)
+            self._task = self._live.add_task(title, total=total, completed=done, note="")
+            self._live.start()
+
+    def advance(self, note: str = "") -> None:
+        """One more is done."""
+        self.done += 1
+        self.note = note or self.note
+        if self._live is not None:
+            self._live.update(self._task, completed=self.done, note=self.note)
+        elif time.monotonic() - self._last > PLAIN_EVERY:
+            self._last = time.monotonic()
+            left = (self._last - self._start) / (self.done - self._first) * (self.total - self.done)
+            console.print(f"{self.title}: {self.done}/{self.total}, about {duration(left)} left {self.note}".rstrip())
+
+    def stop(self) -> None:
+        """Remove the bar."""
+        if self._live is not None:
+            self._live.stop()
+
+
+@contextmanager
+def progress(title: str, total: int, done: int = 0) -> Iterator[Bar]:
+    """A Bar that is removed at the end."""
+    bar = Bar(title, total, done)
+    try:
+        yield bar
+    finally:
+        bar.stop()
+
+
+def say(message: str) -> None:
+    """A line for the person at the terminal."""
+    console.print(message)
+
+
+def complain(message: str) -> None:
+    """A line on standard error, as it is."""
+    print(message, file=sys.stderr)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as 12 s, 3 min or 2.5 h."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+class EventLog:
+    """metrics.jsonl: one JSON object per line, cut back to a checkpoint on resume."""
+
+    def __init__(self, path: Path, keep: int = 0):
+        """Open `path` for appending after its first `keep` bytes."""
+        self.path = path
+        self._file = path.open("ab")
+        os.truncate(path, min(keep, path.stat().st_size))
+
+    def write(self, **event: Any) -> None:
+        """Append one event."""
+        self._file.write(json.dumps(event).encode() + b"\n")
+        self._file.flush()
+
+    def size(self) -> int:
+        """Bytes written so far, for the checkpoint."""
+        return self.path.stat().st_size
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()

@@ -1,0 +1,50 @@
+"""Networks by name. Every network has `embed(images)`: the input (B, D) of its last linear layer.
+
+Names are a family and options in any order, joined by hyphens: `convnet-d3-w128-in`, `resnet18-bn`, `torchvision/mobilenet_v2`.
+"""
+
+from collections.abc import Callable
+
+from torch import Generator, nn
+
+from ddengine import rng as streams
+from ddengine.errors import UserError, unknown
+from ddengine.models import classic, convnet, resnet, torchvision_models
+
+ImageShape = tuple[int, int, int]
+
+# family -> (options, image shape, number of classes) -> network
+MODELS: dict[str, Callable[[list[str], ImageShape, int], nn.Module]] = {
+    "convnet": convnet.build,
+    "mlp": classic.build_mlp,
+    "lenet": classic.build_lenet,
+    "alexnet": classic.build_alexnet,
+    "vgg11": classic.build_vgg11,
+    "resnet18": resnet.build,
+    "torchvision": torchvision_models.build,
+}
+
+EXAMPLES = (
+    "convnet-d3-w128-in", "convnet-d4-w128-in", "convnet-d3-w128-bn", "convnet-d3-w128-nn", "mlp", "lenet", "alexnet",
+    "vgg11-in", "vgg11-bn", "resnet18-in", "resnet18-bn", "resnet18-ap",
+)  # fmt: skip
+
+
+def build_model(name: str, image_shape: ImageShape, num_classes: int, rng: Generator) -> nn.Module:
+    """A freshly initialised network for images (C, H, W). Global generators are left as they were.
+
+    Raises UserError for an unknown name (the nearest are named) or an image the network cannot take.
+    """
+    family, _, rest = name.partition("/" if name.startswith("torchvision/") else "-")
+    if family not in MODELS:
+        raise unknown("network", name, (*EXAMPLES, *(f"torchvision/{n}" for n in torchvision_models.names())))
+    options = rest.split("-") if rest else []
+    with streams.scoped(rng):
+        try:
+            return MODELS[family](options, image_shape, num_classes)
+        except convnet.OptionError as error:
+            near = unknown("network", name, (*EXAMPLES, *(f"torchvision/{n}" for n in torchvision_models.names())))
+            raise UserError(f"{str(near)[:-1]} ({error}).") from None
+
+
+__all__ = ["EXAMPLES", "MODELS", "ImageShape", "build_model"]

@@ -1,0 +1,89 @@
+"""The ConvNet of the field (Gidaris & Komodakis, 2018, as Dataset Condensation uses it).
+
+`depth` blocks of [3x3 convolution with bias, stride 1, padding 1; normalisation; activation; 2x2 pooling], flatten, linear.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+
+class OptionError(ValueError):
+    """A part of a network's name that its family does not know, or a value out of range."""
+
+
+NORMS: dict[str, Callable[[int, int, int], nn.Module | None]] = {
+    "in": lambda c, h, w: nn.GroupNorm(c, c),
+    "bn": lambda c, h, w: nn.BatchNorm2d(c),
+    "ln": lambda c, h, w: nn.LayerNorm([c, h, w]),
+    "gn": lambda c, h, w: nn.GroupNorm(4, c),
+    "nn": lambda c, h, w: None,
+}
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid, "leaky": lambda: nn.LeakyReLU(0.01)}
+POOLS: dict[str, Callable[[], nn.Module | None]] = {
+    "ap": lambda: nn.AvgPool2d(2, 2),
+    "mp": lambda: nn.MaxPool2d(2, 2),
+    "np": lambda: None,
+}
+
+
+class ConvNet(nn.Module):
+    """See the module. Parameters in definition order: per block convolution weight and bias, norm weight and bias; classifier."""
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        num_classes: int,
+        *,
+        depth: int = 3,
+        width: int = 128,
+        norm: str = "in",
+        act: str = "relu",
+        pool: str = "ap",
+    ):
+        super().__init__()
+        channels, height, width_px = image_shape
+        layers: list[nn.Module] = []
+        for block in range(depth):
+            # one-channel 28x28 becomes 32x32 in the first convolution, as in the published code
+            padding = 3 if block == 0 and image_shape == (1, 28, 28) else 1
+            layers.append(nn.Conv2d(channels, width, 3, padding=padding))
+            channels, height, width_px = width, height + 2 * padding - 2, width_px + 2 * padding - 2
+            parts = (NORMS[norm](channels, height, width_px), ACTIVATIONS[act](), POOLS[pool]())
+            layers += [part for part in parts if part is not None]
+            if pool != "np":
+                height, width_px = height // 2, width_px // 2
+            if min(height, width_px) < 1:
+                raise OptionError(f"{depth} poolings leave nothing of a {image_shape[1]}x{image_shape[2]} image, use a smaller depth")
+        self.features = nn.Sequential(*layers)
+        self.classifier = nn.Linear(channels * height * width_px, num_classes)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, D), the classifier's input."""
+        return torch.flatten(self.features(images), 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> logits (B, K)."""
+        return self.classifier(self.embed(images))
+
+
+def build(options: list[str], image_shape: tuple[int, int, int], num_classes: int) -> ConvNet:
+    """From `d1`..`d8`, `w<width>`, a norm (in|bn|ln|gn|nn), a pooling (ap|mp|np), an activation (relu|sigmoid|leaky), in any order."""
+    chosen: dict[str, str | int] = {}
+    for option in options:
+        if option[:1] in ("d", "w") and option[1:].isdigit():
+            key, value = ("depth", int(option[1:])) if option[0] == "d" else ("width", int(option[1:]))
+        else:
+            key = next((k for k, table in (("norm", NORMS), ("act", ACTIVATIONS), ("pool", POOLS)) if option in table), "")
+            value = option
+        if not key:
+            raise OptionError(f"{option!r} is not an option of convnet; they are d1..d8, w<width>, {', '.join((*NORMS, *POOLS, *ACTIVATIONS))}")
+        if key in chosen:
+            raise OptionError(f"{option!r} sets the {key} a second time")
+        chosen[key] = value
+    if not 1 <= int(chosen.get("depth", 3)) <= 8 or int(chosen.get("width", 128)) < 1:
+        raise OptionError("the depth must be 1 to 8 and the width at least 1")
+    if chosen.get("norm") == "gn" and int(chosen.get("width", 128)) % 4:
+        raise OptionError("group norm has 4 groups, so the width must be a multiple of 4")
+    return ConvNet(image_shape, num_classes, **chosen)  # type: ignore[arg-type]

@@ -1,0 +1,49 @@
+"""ResNet18 in the 32-pixel forms of the field: 3x3 stem without pooling; instance norm, BatchNorm, or average pooling for strides."""
+
+from torch import Tensor, nn
+
+from ddengine.models.classic import Classifier, padded_shape
+from ddengine.models.convnet import NORMS, OptionError
+
+
+def _norm(kind: str, channels: int) -> nn.Module:
+    layer = NORMS[kind](channels, 0, 0)
+    assert layer is not None
+    return layer
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions with a shortcut. `average`: a stride becomes a 2x2 average pooling, after the activation in the body."""
+
+    def __init__(self, channels: int, out: int, stride: int, norm: str, average: bool):
+        super().__init__()
+        pool = [nn.AvgPool2d(2)] if average and stride > 1 else []
+        step = 1 if average else stride
+        self.body = nn.Sequential(
+            nn.Conv2d(channels, out, 3, step, padding=1, bias=False), _norm(norm, out), nn.ReLU(), *pool,
+            nn.Conv2d(out, out, 3, padding=1, bias=False), _norm(norm, out),
+        )  # fmt: skip
+        project = nn.Sequential(nn.Conv2d(channels, out, 1, step, bias=False), *pool, _norm(norm, out))
+        self.shortcut = project if stride > 1 or channels != out else nn.Identity()
+        self.relu = nn.ReLU()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, channels, H, W) -> (B, out, H / stride, W / stride)."""
+        return self.relu(self.body(images) + self.shortcut(images))
+
+
+def build(options: list[str], image_shape: tuple[int, int, int], num_classes: int) -> Classifier:
+    """Options: in (default), bn, or ap (instance norm, average pooling for strides, no global pooling)."""
+    kind = options[0] if options else "in"
+    if kind not in ("in", "bn", "ap") or len(options) > 1:
+        raise OptionError(f"resnet18 has the options in, bn and ap, got {'-'.join(options)!r}")
+    norm, average = ("bn" if kind == "bn" else "in"), kind == "ap"
+    channels, height, width = padded_shape(image_shape)
+    layers: list[nn.Module] = [nn.Conv2d(channels, 64, 3, padding=1, bias=False), _norm(norm, 64), nn.ReLU()]
+    channels = 64
+    for out, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
+        layers += [BasicBlock(channels, out, stride, norm, average), BasicBlock(out, out, 1, norm, average)]
+        channels = out
+    if average:
+        return Classifier(nn.Sequential(*layers), 512 * (height // 8) * (width // 8), num_classes)
+    return Classifier(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1)), 512, num_classes)

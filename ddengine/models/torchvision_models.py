@@ -1,0 +1,90 @@
+"""Any torchvision classifier by name, with a stem for small images."""
+
+import inspect
+
+import torch
+from torch import Tensor, nn
+
+from ddengine.compat import torchvision
+from ddengine.errors import UserError
+from ddengine.models.classic import pad_to_32, padded_shape
+from ddengine.models.convnet import OptionError
+
+SMALL = 64  # pixels; up to here the first convolution loses its stride and the first pooling is dropped
+
+
+def names() -> list[str]:
+    """Names of torchvision's image classifiers."""
+    return torchvision.models.list_models(module=torchvision.models)
+
+
+class TorchvisionClassifier(nn.Module):
+    """A torchvision network split into its body and its last linear layer."""
+
+    def __init__(self, body: nn.Module, head: nn.Linear):
+        super().__init__()
+        self.body, self.head = body, head
+
+    def embed(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, D), the last linear layer's input."""
+        return self.body(pad_to_32(images))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> logits (B, K)."""
+        return self.head(self.embed(images))
+
+
+def _replace(root: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, child = path.rpartition(".")
+    setattr(root.get_submodule(parent), child, module)
+
+
+def _adapt_stem(network: nn.Module, channels: int, small: bool) -> None:
+    """The first convolution takes `channels` and, for small images, has stride 1; the first max pooling goes."""
+    path, first = next((n, m) for n, m in network.named_modules() if isinstance(m, nn.Conv2d))
+    kernel = 3 if small and first.kernel_size[0] > 3 else first.kernel_size
+    padding = 1 if kernel == 3 else first.padding
+    stride = 1 if small else first.stride
+    assert isinstance(padding, int | tuple)
+    stem = nn.Conv2d(channels, first.out_channels, kernel, stride, padding, bias=first.bias is not None)  # type: ignore[arg-type]
+    _replace(network, path, stem)
+    pool = next((n for n, m in network.named_modules() if isinstance(m, nn.MaxPool2d)), None)
+    convolutions_before = [n for n, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.MaxPool2d)]
+    if small and pool is not None and convolutions_before.index(pool) == 1:  # right behind the stem
+        _replace(network, pool, nn.Identity())
+
+
+def build(options: list[str], image_shape: tuple[int, int, int], num_classes: int) -> TorchvisionClassifier:
+    """`torchvision/NAME`. Vision transformers get patches of an eighth of the image."""
+    name = "-".join(options)
+    if name not in names():
+        raise OptionError("torchvision has no such classifier")
+    shape = padded_shape(image_shape)
+    settings: dict[str, object] = {"weights": None, "num_classes": num_classes}
+    maker = torchvision.models.get_model_builder(name)
+    if name in ("googlenet", "inception_v3"):
+        settings |= {"aux_logits": False, "init_weights": True}
+    transformer = name.startswith("vit_")
+    if transformer:
+        if shape[1] != shape[2] or shape[1] % 8 or shape[0] != 3:
+            raise UserError(f"torchvision/{name} needs square colour images with sides that are multiples of 8, got {image_shape}; set data.size.")
+        vision = torchvision.models.VisionTransformer
+        config = {"b": (12, 12, 768, 3072), "l": (24, 16, 1024, 4096), "h": (32, 16, 1280, 5120)}[name[4]]
+        network: nn.Module = vision(shape[1], shape[1] // 8, *config, num_classes=num_classes)
+    else:
+        network = maker(**{k: v for k, v in settings.items() if k in inspect.signature(maker).parameters or k in ("weights", "num_classes", "aux_logits", "init_weights")})
+        _adapt_stem(network, shape[0], max(shape[1:]) <= SMALL)
+    linear = [n for n, m in network.named_modules() if isinstance(m, nn.Linear)]
+    if not linear or not isinstance(head := network.get_submodule(linear[-1]), nn.Linear) or head.out_features != num_classes:
+        raise UserError(f"torchvision/{name} does not end in a linear layer and cannot be used; torchvision/resnet18 can.")
+    _replace(network, linear[-1], nn.Identity())
+    model = TorchvisionClassifier(network, head)
+    try:  # a forward of nothing but shapes
+        with torch.device("meta"), torch.no_grad():
+            meta = torch.func.functional_call(
+                model.eval(), {k: torch.empty_like(v, device="meta") for k, v in model.state_dict().items()}, (torch.empty(2, *shape),)
+            )
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"torchvision/{name} cannot take images of {shape[1]}x{shape[2]} ({str(error).splitlines()[0]}); set data.size.") from None
+    assert meta.shape == (2, num_classes)
+    return model.train()

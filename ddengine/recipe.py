@@ -1,0 +1,285 @@
+"""A whole run as one printable value: the recipe and the configurations of the core's parts.
+
+Frozen, keyword-only, checked on construction. A trailing comment on a field is its help on the command line. Parts that come in kinds
+(expert training step, codec, objective) are type parameters, so that `parametrised` can tell the command line which flags exist.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, TypeVar
+
+from ddengine.errors import UserError, unknown
+
+StepT = TypeVar("StepT")
+BufferT = TypeVar("BufferT")
+CodecT = TypeVar("CodecT")
+ObjectiveT = TypeVar("ObjectiveT")
+
+DSA_OPS = ("color", "crop", "cutout", "flip", "scale", "rotate")
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise UserError(message) unless `condition` holds."""
+    if not condition:
+        raise UserError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """A figure printed in a paper, as quoted in this project's specification."""
+
+    accuracy: float  # fraction
+    std: float | None  # fraction, as printed (mostly population standard deviation over networks)
+    source: str  # where the figure was read
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which images, how many of them, and how they are split and preprocessed."""
+
+    name: str  # digits | mnist | fashion_mnist | svhn | cifar10 | cifar100 | folder | parquet
+    root: str | None = None  # folder of the files; None: the dataset's usual place
+    download: bool = False  # let torchvision download the dataset into root
+    size: tuple[int, int] | None = None  # resize to (height, width); None: as stored
+    limit: int | None = None  # use a fixed stratified subset of this many training images (before the validation split)
+    validation: float = 0.1  # fraction of the training images held out for selection; 0: none
+    split_seed: int = 0  # decides validation split, subset, and the test split of datasets without one
+    zca: bool = False  # ZCA whitening (eps 0.1) instead of mean/std normalisation
+
+    def __post_init__(self) -> None:
+        require(0 <= self.validation < 1, f"data.validation must be at least 0 and below 1, got {self.validation}; 0.1 is usual.")
+        require(self.limit is None or self.limit > 0, f"data.limit must be positive, got {self.limit}; leave it out for all images.")
+        require(self.size is None or min(self.size) > 0, f"data.size must be a positive height and width, got {self.size}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Differentiable augmentation (DSA): one operation drawn per batch, its parameters per image."""
+
+    ops: tuple[str, ...] = DSA_OPS  # drawn from these; none: no augmentation
+    brightness: float = 1.0  # range of the added value
+    saturation: float = 2.0  # range of the factor
+    contrast: float = 0.5  # smallest factor, the largest is 1 more
+    crop: float = 0.125  # largest shift, fraction of the side
+    cutout: float = 0.5  # side of the square, fraction of the side
+    flip: float = 0.5  # probability of mirroring
+    scale: float = 1.2  # largest factor, the smallest is its inverse
+    rotate: float = 15.0  # largest angle, degrees
+
+    def __post_init__(self) -> None:
+        for op in self.ops:
+            if op not in DSA_OPS:
+                raise unknown("augmentation", op, DSA_OPS)
+
+
+NO_AUGMENT = AugmentConfig(ops=())
+
+
+@dataclass(frozen=True, kw_only=True)
+class BufferConfig(Generic[StepT]):
+    """One store of expert trajectories."""
+
+    step: StepT  # the training step: optimiser and its options
+    model: str | None = None  # network of the experts; None: the recipe's
+    num_experts: int = 100  # trajectories
+    epochs: int = 50  # epochs of training each
+    batch: int = 256  # images per training step
+    augment: AugmentConfig = AugmentConfig()
+    keep: Literal["all", "last"] | tuple[int, int] = "all"  # epochs whose snapshots are stored (0 is the initialisation); two numbers: from, to
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the stored snapshots
+
+    def __post_init__(self) -> None:
+        for name in ("num_experts", "epochs", "batch"):
+            require(getattr(self, name) >= 1, f"buffer.{name} must be at least 1, got {getattr(self, name)}.")
+        if not isinstance(self.keep, str):
+            low, high = self.keep
+            require(
+                0 <= low <= high <= self.epochs,
+                f"buffer.keep {low} {high} must lie within 0 and buffer.epochs = {self.epochs}; widen buffer.epochs or narrow buffer.keep.",
+            )
+
+    def kept_epochs(self) -> list[int]:
+        """Epochs whose snapshots are stored, ascending."""
+        if isinstance(self.keep, str):
+            return list(range(self.epochs + 1)) if self.keep == "all" else [self.epochs]
+        return list(range(self.keep[0], self.keep[1] + 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitConfig:
+    """Where the synthetic images start."""
+
+    kind: Literal["real", "noise"] = "real"  # random real images of the class, or standard normal noise
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """SGD on one stored tensor."""
+
+    lr: float  # step size, in units of the tensor
+    momentum: float = 0.5
+    weight_decay: float = 0.0
+    schedule: Literal["constant", "cosine", "linear"] = "constant"  # of the step size, over all steps, down to 0
+
+    def __post_init__(self) -> None:
+        require(self.lr >= 0 and math.isfinite(self.lr), f"An outer learning rate must be finite and not negative, got {self.lr}.")
+        require(0 <= self.momentum < 1, f"An outer momentum must be at least 0 and below 1, got {self.momentum}.")
+
+    def lr_at(self, step: int, steps: int) -> float:
+        """Step size of update `step` of `steps`."""
+        if self.schedule == "cosine":
+            return self.lr * 0.5 * (1 + math.cos(math.pi * step / steps))
+        return self.lr * (1 - step / steps) if self.schedule == "linear" else self.lr
+
+
+@dataclass(frozen=True, kw_only=True)
+class OuterConfig:
+    """The outer loop."""
+
+    steps: int  # outer updates
+    optim: Mapping[str, OptimConfig]  # stored tensor -> its optimiser; tensors not named stay fixed
+    step_after: Literal["all", "each"] = "all"  # update after all losses of a step, or after each
+    draws: int = 1  # losses of this many independent draws are averaged per step
+    max_loss: float = math.inf  # skip the update when the mean loss of the step is above this
+    ema: Mapping[str, float] = field(default_factory=dict)  # stored tensor -> decay of its running average; the average is shipped
+    checkpoint_every: int = 100  # steps between checkpoints
+    evaluate_every: int = 0  # steps between evaluations on the validation split; 0: none
+    picture_every: int = 0  # steps between pictures of the images; 0: none but first and last
+
+    def __post_init__(self) -> None:
+        require(self.steps >= 1, f"outer.steps must be at least 1, got {self.steps}.")
+        require(self.draws >= 1, f"outer.draws must be at least 1, got {self.draws}.")
+        require(self.checkpoint_every >= 1, f"outer.checkpoint_every must be at least 1, got {self.checkpoint_every}.")
+        require(self.evaluate_every >= 0, f"outer.evaluate_every must not be negative, got {self.evaluate_every}; 0 means never.")
+        require(self.picture_every >= 0, f"outer.picture_every must not be negative, got {self.picture_every}; 0 means first and last only.")
+        for name, decay in self.ema.items():
+            require(0 <= decay < 1, f"outer.ema of {name!r} must be at least 0 and below 1, got {decay}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """An evaluation protocol: how networks are trained on a set, and what it is compared with."""
+
+    protocol: str  # the named protocol these values start from
+    epochs: int = 1000  # E: E + 1 epochs run, the learning rate drops after epoch E // 2 + 1
+    batch: int = 256
+    momentum: float = 0.9
+    momentum_after: float = 0.9  # after the drop
+    weight_decay: float = 5e-4
+    lr_drop: float = 0.1  # factor on the learning rate at the drop
+    augment: AugmentConfig = AugmentConfig()
+    models: tuple[str, ...] = ()  # networks to train; none: the recipe's
+    num_networks: int = 5  # networks per row, each with its own seed; random: each with its own draw of images
+    lr: float = 0.01  # learning rate where there is neither a learned one nor a validation split
+    lr_grid: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03, 0.1)  # tried on the validation split for every set, beside the learned rate
+    search_networks: int = 1  # networks per learning rate tried
+    baselines: tuple[str, ...] = ("random", "herding", "full")
+    full_steps: int = 5000  # most updates of a network on the full data
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch", "num_networks", "search_networks", "full_steps"):
+            require(getattr(self, name) >= 1, f"evaluation.{name} must be at least 1, got {getattr(self, name)}.")
+        for name in self.baselines:
+            if name not in ("random", "herding", "full"):
+                raise unknown("baseline", name, ("random", "herding", "full"))
+        require(
+            "random" not in self.baselines or self.num_networks >= 3,
+            f"evaluation.num_networks must be at least 3 to draw 3 random sets, got {self.num_networks}; "
+            "raise it or leave random out of evaluation.baselines.",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(Generic[BufferT, CodecT, ObjectiveT]):
+    """A whole run: data, experts, initial images, parametrisation, objective, outer loop, evaluation."""
+
+    name: str
+    cites: tuple[str, ...]  # keys of the works it reproduces
+    published: Published | None  # the figure of the cell it reproduces
+    note: str = ""  # why there is no published figure, where sources disagree, what differs
+    data: DataConfig
+    model: str  # network used while distilling, e.g. convnet-d3-w128-in
+    ipc: int  # stored images per class
+    buffer: BufferT  # experts; None for methods without
+    init: InitConfig = InitConfig()
+    codec: CodecT
+    objective: ObjectiveT
+    outer: OuterConfig
+    evaluation: EvalConfig
+
+    def __post_init__(self) -> None:
+        require(self.ipc >= 1, f"ipc must be at least 1, got {self.ipc}.")
+        require(
+            self.outer.evaluate_every == 0 or self.data.validation > 0,
+            "outer.evaluate_every needs a validation split, and data.validation is 0; set data.validation to 0.1 or outer.evaluate_every to 0.",
+        )
+
+
+PARTS = ("data", "buffer", "init", "codec", "objective", "outer", "evaluation")  # what --take can take
+
+
+def parametrised(value: Any) -> Any:
+    """The type of a dataclass with its type parameters filled in from its own values, recursively.
+
+    `Recipe(objective=TrajectoryMatching(...), ...)` -> `Recipe[..., TrajectoryMatching]`. Each type parameter must be the whole
+    annotation of one field.
+    """
+    cls = type(value)
+    parameters = getattr(cls, "__parameters__", ())
+    if not parameters:
+        return cls
+    owner = {f.type: f.name for f in dataclasses.fields(value) if isinstance(f.type, TypeVar)}
+    return cls[tuple(parametrised(getattr(value, owner[p])) for p in parameters)]
+
+
+def to_dict(value: Any) -> Any:
+    """A configuration as JSON data; a dataclass that fills a type parameter says its type."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        kind = {"type": type(value).__name__} if type(value).__module__.split(".")[0] != "ddengine" else {}
+        return kind | {f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(k): to_dict(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_dict(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # JSON has no infinity
+    return value
+
+
+def from_dict(cls: Any, data: Any) -> Any:
+    """The inverse of `to_dict` for the configurations of the core whose type is known. Raises UserError on data that do not fit."""
+    origin = typing.get_origin(cls)
+    if dataclasses.is_dataclass(cls):
+        hints = typing.get_type_hints(cls)
+        try:
+            return cls(**{f.name: from_dict(hints[f.name], data[f.name]) for f in dataclasses.fields(cls) if f.name in data})  # type: ignore[operator]
+        except TypeError as error:
+            raise UserError(f"The stored {getattr(cls, '__name__', cls)} does not fit this version of the engine: {error}.") from None
+    if origin in (typing.Union, types.UnionType):
+        if data is None:
+            return None
+        return from_dict(next(a for a in typing.get_args(cls) if a is not type(None)), data)
+    if origin is tuple and isinstance(data, list):
+        return tuple(from_dict(typing.get_args(cls)[0], item) for item in data)
+    return float(data) if cls is float else data
+
+
+def digest(value: Any) -> str:
+    """12 hexadecimal digits that identify JSON data."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def resolved(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as JSON data without what cannot change a result: where the files lie, and prose."""
+    data = to_dict(recipe)
+    for key in ("cites", "published", "note"):
+        data.pop(key)
+    for key in ("root", "download"):
+        data["data"].pop(key)
+    return data

@@ -1,0 +1,89 @@
+"""Pictures and tables of a run."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import torch
+from rich.table import Table
+from torch import Tensor
+
+from ddengine import files
+from ddengine.compat import torchvision
+from ddengine.data import RealSet
+from ddengine.synthetic import SyntheticSet
+
+matplotlib.use("Agg")
+
+from matplotlib import pyplot  # noqa: E402
+
+SHOWN_CLASSES, SHOWN_PER_CLASS = 20, 10
+
+
+def _thumbnails(syn: SyntheticSet) -> tuple[Tensor, int, int]:
+    """(images in class-major order, classes, images per class) of as many as fit a picture."""
+    pixels, labels = syn.pixels().clamp(0, 1).cpu(), syn.classes[syn.source].cpu()
+    classes = list(range(min(len(syn.class_names), SHOWN_CLASSES)))
+    members = [(labels == c).nonzero().flatten() for c in classes]
+    per_class = min(SHOWN_PER_CLASS, *(len(m) for m in members))
+    return torch.cat([pixels[m[:per_class]] for m in members]), len(classes), per_class
+
+
+def grid(path: Path, syn: SyntheticSet) -> None:
+    """The distilled images as a PNG, one class per column (per row for one image per class)."""
+    images, classes, per_class = _thumbnails(syn)
+    zoom = max(1, 64 // images.shape[-1])
+    images = torch.nn.functional.interpolate(images, scale_factor=zoom, mode="nearest")
+    order = torch.arange(classes * per_class).view(classes, per_class).T.flatten()
+    with files.replacing(path) as temporary:
+        torchvision.utils.save_image(images[order], temporary, nrow=classes, padding=2, pad_value=1.0, format="png")
+
+
+def real_vs_distilled(path: Path, real: RealSet, syn: SyntheticSet, evaluation: dict[str, Any] | None) -> None:
+    """One picture of a run: real images above the distilled ones, class by class, and the accuracies beside them."""
+    images, classes, per_class = _thumbnails(syn)
+    rows = min(per_class, 3)
+    reals = [real.pixels[m[:rows].to(real.device)].float().cpu() / 255 for m in real.members[:classes]]
+    bars = [r for r in evaluation["rows"] if r["model"] == evaluation["rows"][0]["model"]] if evaluation else []
+    figure = pyplot.figure(figsize=(1.0 * classes + (4.2 if bars else 0), 2.1 * rows + 0.9), layout="constrained")
+    left, *right = figure.subfigures(1, 2, width_ratios=[classes, 4.2]) if bars else [figure.subfigures(1, 1)]
+    axes = left.subplots(2 * rows, classes, squeeze=False)
+    for c in range(classes):
+        for r in range(rows):
+            shown = (reals[c][min(r, len(reals[c]) - 1)], images[c * per_class + r])
+            for axis, image in zip((axes[r, c], axes[rows + r, c]), shown, strict=True):
+                axis.imshow(image.permute(1, 2, 0).expand(-1, -1, 3).numpy(), interpolation="nearest")
+                axis.set_xticks([])
+                axis.set_yticks([])
+        axes[0, c].set_title(syn.class_names[c], fontsize=9)
+    axes[0, 0].set_ylabel("real", fontsize=10)
+    axes[rows, 0].set_ylabel("distilled", fontsize=10)
+    if bars:
+        axis = right[0].subplots()
+        colours = {"distilled": "#1b6ca8", "full": "#9a9a9a"}
+        means = [100 * r["accuracy_mean"] for r in bars]
+        errors = [100 * (r["ci95"][1] - r["accuracy_mean"]) for r in bars]
+        names = [r["set"] for r in bars]
+        drawn = axis.barh(names, means, xerr=errors, color=[colours.get(n, "#d9a441") for n in names], capsize=3)
+        axis.bar_label(drawn, labels=[f" {m:.1f}" for m in means], label_type="edge", padding=4)
+        axis.invert_yaxis()
+        axis.set_xlim(0, 112)
+        axis.set_xlabel(f"test accuracy, %, n = {bars[0]['n']}, 95 % interval", fontsize=9)
+        axis.spines[["top", "right"]].set_visible(False)
+    with files.replacing(path) as temporary:
+        figure.savefig(temporary, dpi=130, format="png")
+    pyplot.close(figure)
+
+
+def table(evaluation: dict[str, Any], title: str) -> Table:
+    """evaluation.json as a table for the terminal."""
+    shown = Table(title=title, title_justify="left")
+    for name in ("set", "network", "accuracy %", "95 % interval", "n", "learning rate", "updates", "time"):
+        shown.add_column(name, justify="left" if name in ("set", "network") else "right")
+    for row in evaluation["rows"]:
+        low, high = row["ci95"]
+        shown.add_row(
+            row["set"], row["model"], f"{100 * row['accuracy_mean']:.1f} ± {100 * row['accuracy_std']:.1f}",
+            f"{100 * low:.1f} to {100 * high:.1f}", str(row["n"]), f"{row['lr']:.4g}", str(row["steps"]), f"{row['seconds']:.0f} s",
+        )  # fmt: skip
+    return shown

@@ -1,0 +1,149 @@
+"""Training networks on a set, and measuring them: what evaluation does n times, one network after another or all in one computation."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor, nn
+
+from ddengine import augment
+from ddengine.data import RealSet
+from ddengine.recipe import EvalConfig
+from ddengine.rng import generator
+from ddengine.runtime import Precision, autocast
+from ddengine.types import TrainingSet
+
+TEST_BATCH = 1000
+BATCHED_BELOW = 32  # images per step under which n networks in one computation are faster than one after another on a CPU
+
+
+@dataclass(frozen=True)
+class ChangePoint:
+    """Optimiser settings in force from `epoch` on; each change makes a new optimiser, which clears its momentum."""
+
+    epoch: int
+    lr: float
+    momentum: float
+    weight_decay: float
+
+
+def schedule(config: EvalConfig, lr: float, epochs: int | None = None) -> list[ChangePoint]:
+    """Of E + 1 epochs counted from 0, the rate changes after epoch E // 2 + 1 (as in the published evaluations).
+
+    `epochs` is E where it differs from the protocol's.
+    """
+    last = config.epochs if epochs is None else epochs
+    first = ChangePoint(0, lr, config.momentum, config.weight_decay)
+    second = ChangePoint(last // 2 + 2, lr * config.lr_drop, config.momentum_after, config.weight_decay)
+    return [first, second]
+
+
+def epoch_batches(num: int, batch: int, rng: Generator) -> Iterator[Tensor]:
+    """A random order of `num` examples in batches, the ragged last one kept."""
+    yield from torch.randperm(num, generator=rng).split(batch)
+
+
+class Ensemble:
+    """n networks of one architecture as one: (n, B, C, H, W) -> (n, B, K). With n = 1 it is the plain network."""
+
+    def __init__(self, networks: Sequence[nn.Module]):
+        self.networks = list(networks)
+        if len(self.networks) > 1:
+            self._params, self._buffers = torch.func.stack_module_state(self.networks)
+            self._skeleton = self.networks[0]
+
+    def parameters(self) -> list[nn.Parameter | Tensor]:
+        """What an optimiser steps."""
+        return list(self.networks[0].parameters()) if len(self.networks) == 1 else list(self._params.values())
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Logits of all networks, each on its own images."""
+        if len(self.networks) == 1:
+            return self.networks[0](images[0])[None]
+
+        def one(params: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor) -> Tensor:
+            return torch.func.functional_call(self._skeleton, (params, buffers), (x,))
+
+        # randomness: dropout draws its own mask in each network
+        return torch.vmap(one, randomness="different")(self._params, self._buffers, images)
+
+    def unstack(self) -> list[nn.Module]:
+        """The networks with the state reached so far."""
+        if len(self.networks) > 1:
+            with torch.no_grad():
+                for i, network in enumerate(self.networks):
+                    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
+                        tensor.copy_((self._params if name in self._params else self._buffers)[name][i])
+        return self.networks
+
+
+def train_networks(
+    new_model: Callable[[Generator], nn.Module],
+    sets: Sequence[TrainingSet],
+    seeds: Sequence[int],
+    config: EvalConfig,
+    lr: float,
+    device: torch.device,
+    *,
+    max_steps: int | None = None,
+    precision: Precision = "fp32",
+    on_epoch: Callable[[], None] | None = None,
+) -> list[nn.Module]:
+    """Train one network per seed, network i on sets[i] (equally long), and return them in evaluation mode.
+
+    Initialisation, order and augmentation of a network follow from its own seed alone, so its neighbours do not matter. On CUDA, and on a CPU
+    where the batches are tiny, all are trained in one computation, else one after another. `max_steps` shortens E so that about that many updates
+    happen. Cross-entropy, SGD, the schedule of `config`.
+    """
+    num = len(sets[0])
+    per_step = min(config.batch, num)
+    if device.type == "cpu" and per_step >= BATCHED_BELOW and len(seeds) > 1:
+        rest = dict(max_steps=max_steps, precision=precision, on_epoch=on_epoch)
+        return [train_networks(new_model, [s], [seed], config, lr, device, **rest)[0] for s, seed in zip(sets, seeds, strict=True)]  # type: ignore[arg-type]
+    epochs = num_epochs(num, config, max_steps)
+    points = schedule(config, lr, epochs)
+    ensemble = Ensemble([new_model(generator(seed, "network")).to(device).train() for seed in seeds])
+    optimiser: torch.optim.Optimizer | None = None
+    for epoch in range(epochs + 1):
+        for point in points:
+            if point.epoch == epoch:
+                optimiser = torch.optim.SGD(ensemble.parameters(), point.lr, point.momentum, weight_decay=point.weight_decay)
+        assert optimiser is not None
+        orders = [epoch_batches(num, config.batch, generator(seed, "order", epoch)) for seed in seeds]
+        for step, indices in enumerate(zip(*orders, strict=True)):
+            batches = [s.batch(index) for s, index in zip(sets, indices, strict=True)]
+            images = torch.cat([b.images for b in batches])
+            draws = [augment.sample(config.augment, len(i), generator(seed, "augment", epoch, step)) for seed, i in zip(seeds, indices, strict=True)]
+            with torch.no_grad():
+                images = augment.apply(config.augment, images, augment.concatenate(draws).to(device))
+            with autocast(device, precision):
+                logits = ensemble(images.view(len(seeds), -1, *images.shape[1:])).float()
+            targets = torch.cat([b.targets for b in batches])
+            # the mean over each network's own batch, summed over networks: each gets its own gradient
+            loss = nn.functional.cross_entropy(logits.flatten(0, 1), targets) * len(seeds)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+        if on_epoch is not None:
+            on_epoch()
+    return [network.eval() for network in ensemble.unstack()]
+
+
+def num_epochs(num: int, config: EvalConfig, max_steps: int | None) -> int:
+    """E for a set of `num` examples: the protocol's, or fewer so that the E + 1 epochs are at most about `max_steps` updates."""
+    if max_steps is None:
+        return config.epochs
+    return max(1, min(config.epochs, max_steps // math.ceil(num / config.batch) - 1))
+
+
+@torch.no_grad()
+def accuracy(network: nn.Module, real: RealSet, precision: Precision = "fp32") -> float:
+    """Fraction of images classified correctly, in evaluation mode."""
+    network.eval()
+    right = torch.zeros((), dtype=torch.long, device=real.device)
+    for index in torch.arange(len(real)).split(TEST_BATCH):
+        batch = real.batch(index)
+        with autocast(real.device, precision):
+            right += (network(batch.images).argmax(1) == batch.targets).sum()
+    return right.item() / len(real)

@@ -1,0 +1,335 @@
+"""Dataset distillation from the command line: parses, opens stores, builds, calls."""
+
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Generic, TypeVar
+
+import torch
+import tyro
+from rich.table import Table
+
+from buffers.generate import generate
+from buffers.store import ExpertStore, check_identity, identity
+from ddengine import cli, dist, files, log, report, runtime, synthetic
+from ddengine import distill as outer
+from ddengine.data import Data, Preprocess, load_data
+from ddengine.errors import UserError, unknown
+from ddengine.evaluate import PROTOCOLS, evaluate, validate
+from ddengine.flat import FlatModel
+from ddengine.init import INITIALISERS
+from ddengine.models import build_model
+from ddengine.recipe import DataConfig, EvalConfig, Recipe, digest, from_dict, parametrised, resolved, to_dict
+from ddengine.rng import generator
+from ddengine.runtime import Precision
+from ddengine.types import Env
+from synth.recipes import RECIPES, find, take
+
+STARTED = time.perf_counter()
+DEMO = "mtt/digits_ipc1"
+RecipeT = TypeVar("RecipeT")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(Generic[RecipeT]):
+    """What belongs to a run and not to its recipe."""
+
+    seed: int = 0  # decides every random draw of the run
+    device: str = "auto"  # auto | cpu | cuda | cuda:N
+    precision: Precision = "fp32"
+    out: Path | None = None  # folder to write; None: runs/RECIPE-HASH, or experts/FINGERPRINT for buffer
+    experts: Path | None = None  # expert store; None: experts/FINGERPRINT
+    restart: bool = False  # begin anew, deleting what the folder holds
+    compile: bool = False  # compile the inner training step
+    print_config: bool = False  # print the resolved recipe and stop
+    recipe: Annotated[RecipeT, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff]
+
+
+def options_of(command: str, args: list[str], fixed: str | None = None) -> Options[Recipe]:
+    """Options and recipe from `RECIPE [--take PART=RECIPE]... [flags]`."""
+    if fixed is None and (not args or args[0].startswith("-")):
+        if set(args) & {"-h", "--help"}:
+            raise UserError(f"run.py {command} takes a recipe first, whose flags --help then lists: run.py {command} {DEMO} --help.")
+        raise UserError(f"run.py {command} needs the name of a recipe first, e.g. {DEMO}; run.py recipes lists them.")
+    name, rest = (fixed, list(args)) if fixed else (args[0], list(args[1:]))
+    taken: list[str] = []
+    while "--take" in rest:
+        at = rest.index("--take")
+        taken += rest[at + 1 : at + 2] or [""]
+        del rest[at : at + 2]
+    recipe = take(find(name), taken)
+    kind = Options[parametrised(recipe)]
+    return cli.parse(kind, rest, kind(recipe=recipe), f"run.py {command}" + ("" if fixed else f" {name}"))
+
+
+def print_config(recipe: Recipe) -> None:
+    """The resolved recipe, as JSON."""
+    log.console.print_json(data=to_dict(recipe))
+
+
+def buffer_model(recipe: Recipe) -> str:
+    """The network of the recipe's experts."""
+    return recipe.buffer.model or recipe.model
+
+
+def store_folder(options: Options[Recipe], images: str, root: Path = Path("experts")) -> tuple[Path, dict[str, Any]]:
+    """(folder, identity) of the expert store of a recipe on these images."""
+    recipe = options.recipe
+    content = identity(images, recipe.data, recipe.buffer, buffer_model(recipe), options.seed, options.precision)
+    return options.experts or root / digest(content), content
+
+
+def load_for(options: Options[Recipe], device: torch.device, root: Path = Path("experts")) -> Data:
+    """The recipe's data, preprocessed as its expert store has it, where there is one."""
+
+    def stored(images: str) -> Preprocess | None:
+        if options.recipe.buffer is None:
+            return None
+        folder, _ = store_folder(options, images, root)
+        path = folder / "preprocess.safetensors"
+        return Preprocess.from_tensors(files.read_tensors(path)[0]) if path.exists() else None
+
+    return load_data(options.recipe.data, device, stored=stored)
+
+
+def start(options: Options[Any]) -> torch.device:
+    """Set the process up and return its device."""
+    device = runtime.setup(options.device, options.precision)
+    dist.start(device)
+    return device
+
+
+def restart(folder: Path, marks: tuple[str, ...]) -> None:
+    """Delete a folder that this program wrote. Raises UserError for one that holds anything else."""
+    if folder.exists():
+        if any(folder.iterdir()) and not any((folder / mark).exists() for mark in marks):
+            raise UserError(f"--restart would delete {folder}, which this program did not write; choose another folder.")
+        import shutil
+
+        shutil.rmtree(folder)
+
+
+def buffer(options: Options[Recipe], root: Path = Path("experts")) -> None:
+    """Train the recipe's expert trajectories and store them."""
+    recipe = options.recipe
+    if recipe.buffer is None:
+        raise UserError(f"The recipe {recipe.name} needs no experts; run distill.")
+    device = start(options)
+    data = load_for(options, device, root)
+    if options.out is not None:
+        options = replace(options, experts=options.out)
+    folder, _ = store_folder(options, data.train.digest, root)
+    if options.restart:
+        restart(folder, ("manifest.json",))
+    name = buffer_model(recipe)
+    build_model(name, data.image_shape, data.num_classes, generator(0))  # a wrong name fails before the folder is made
+
+    def new_model(rng: torch.Generator) -> torch.nn.Module:
+        return build_model(name, data.image_shape, data.num_classes, rng)
+
+    generate(data, recipe.data, recipe.buffer, name, new_model, folder, seed=options.seed, precision=options.precision)
+    store = ExpertStore(folder)
+    last = [store.metrics(i)["validation_accuracy"][-1:] for i in range(store.num_experts)]
+    scores = [a for accuracies in last for a in accuracies]
+    shown = f", validation accuracy {100 * sum(scores) / len(scores):.1f} % after the last epoch" if scores else ""
+    log.say(f"{store.num_experts} experts of {recipe.buffer.epochs} epochs in {folder}{shown}")
+
+
+def run_folder(options: Options[Recipe]) -> Path:
+    """Where the run of a recipe is written."""
+    recipe = options.recipe
+    key = digest([resolved(recipe), options.seed, options.precision])
+    return options.out or Path("runs") / f"{recipe.name.replace('/', '-')}-{key}"
+
+
+def distill(options: Options[Recipe], root: Path = Path("experts")) -> Path:
+    """Distil the recipe's dataset; returns the run's folder. Continues an unfinished run."""
+    recipe, folder = options.recipe, run_folder(options)
+    if options.restart:
+        restart(folder, ("recipe.json",))
+    key = {"resolved": digest(resolved(recipe)), "seed": options.seed, "precision": options.precision}
+    if (folder / "recipe.json").exists():
+        there = files.read_json(folder / "recipe.json")
+        if any(there[k] != v for k, v in key.items()):
+            raise UserError(
+                f"{folder} holds a run of {there['recipe']['name']} with other settings; name another folder with --out, or begin anew with --restart."
+            )
+        if (folder / "distilled" / "meta.json").exists():
+            log.say(f"{folder} is finished; --restart begins anew")
+            return folder
+    elif folder.exists() and any(p.name != "experts" for p in folder.iterdir()):
+        raise UserError(f"{folder} is not empty and not a run of this program; name another folder with --out.")
+    device = start(options)
+    data = load_for(options, device, root)
+
+    def new_model(rng: torch.Generator) -> torch.nn.Module:
+        return build_model(recipe.model, data.image_shape, data.num_classes, rng)
+
+    store = None
+    if recipe.buffer is not None:
+        experts_folder, content = store_folder(options, data.train.digest, root)
+        store = ExpertStore(experts_folder, new_model)
+        check_identity(experts_folder, content)
+        if store.num_experts < recipe.buffer.num_experts:
+            log.say(f"warning: {experts_folder} has {store.num_experts} of {recipe.buffer.num_experts} experts; the buffer command makes the rest")
+    env = Env(data.train, new_model, FlatModel(new_model(generator(0)), options.precision).to(device), store, device, options.compile)
+    objective = recipe.objective.build(env)
+    images = INITIALISERS[recipe.init.kind](data.train, recipe.ipc, data.class_names, generator(options.seed, "init"))
+    classes = torch.arange(data.num_classes, device=device).repeat_interleave(recipe.ipc)
+    scalars = {k: torch.tensor(v, device=device) for k, v in recipe.objective.initial().items()}
+    syn = synthetic.SyntheticSet({"images": images, **scalars}, classes, data.class_names, recipe.codec, data.train.preprocess)
+
+    files.make_folder(folder)
+    files.clean(folder)
+    files.write_json(folder / "recipe.json", {"recipe": to_dict(recipe), **key})
+    (folder / "progress").mkdir(exist_ok=True)
+    quick = replace(recipe.evaluation, num_networks=1, baselines=())
+    result, counters = outer.distill(
+        syn, objective, recipe.outer, folder, seed=options.seed,
+        validate=lambda s: validate(s, data, quick, recipe.model, seed=options.seed, device=device, precision=options.precision),
+        picture=lambda s, step: report.grid(folder / "progress" / f"step_{step:06d}.png", s),
+    )  # fmt: skip
+    if dist.rank() == 0:
+        meta = {
+            "recipe": to_dict(replace(recipe, data=replace(recipe.data, root=None))),
+            "seed": options.seed,
+            "precision": options.precision,
+            "images": data.train.digest,
+            "raw_bytes": data.bytes,
+            "distillation": outer.summary(counters, device),
+            "machine": runtime.machine(device),
+            "versions": runtime.versions(),
+            "commit": runtime.commit(),
+        }
+        result.save(folder / "distilled", meta)
+        report.real_vs_distilled(folder / "real_vs_distilled.png", data.train, result, None)
+        log.say(f"distilled {len(result)} images in {log.duration(counters.seconds)}: {folder / 'distilled'}")
+    return folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    """Flags of evaluate."""
+
+    seed: int = 0  # decides networks, orders, augmentation and random draws
+    device: str = "auto"  # auto | cpu | cuda | cuda:N
+    precision: Precision = "fp32"
+    out: Path | None = None  # folder of evaluation.json; None: the run, or the distilled folder
+    restart: bool = False  # evaluate again although evaluation.json is there
+    data: Annotated[DataConfig, tyro.conf.FlagConversionOff]
+    evaluation: Annotated[EvalConfig, tyro.conf.arg(name="")]
+
+
+def evaluate_path(path: Path, args: list[str], seconds_before: float = 0.0) -> dict[str, Any]:
+    """Evaluate a run or a distilled folder, write evaluation.json and print it as a table."""
+    run = path if (path / "distilled").is_dir() else None
+    folder = path / "distilled" if run else path
+    _, meta = synthetic.load(folder, torch.device("cpu"))
+    recipe = meta["recipe"]
+    data_config = from_dict(DataConfig, files.read_json(run / "recipe.json")["recipe"]["data"] if run else recipe["data"])
+    protocol = from_dict(EvalConfig, recipe["evaluation"])
+    if "--protocol" in args[:-1]:
+        wanted = args[args.index("--protocol") + 1]
+        if wanted not in PROTOCOLS:
+            raise unknown("protocol", wanted, PROTOCOLS)
+        protocol = PROTOCOLS[wanted]
+    options = cli.parse(EvaluateOptions, args, EvaluateOptions(data=data_config, evaluation=protocol), f"run.py evaluate {path}")
+    out = options.out or path
+    if (out / "evaluation.json").exists() and not options.restart:
+        log.say(f"{out / 'evaluation.json'} is there; --restart evaluates again")
+        evaluation = files.read_json(out / "evaluation.json")
+    else:
+        device = start(options)
+        syn, _ = synthetic.load(folder, device)
+        data = load_data(options.data, device, test=True, stored=lambda images: syn.preprocess)
+        if data.class_names != syn.class_names or data.image_shape != tuple(syn.pixels().shape[1:]):
+            raise UserError(f"{folder} was distilled from other images than data.name {options.data.name} gives; set the data flags it was made with.")
+        for name in options.evaluation.models or (recipe["model"],):
+            build_model(name, data.image_shape, data.num_classes, generator(0))  # a wrong name fails before the first training
+        files.make_folder(out)
+        evaluation = evaluate(
+            syn, data, options.evaluation, recipe["model"], seed=options.seed, device=device, precision=options.precision,
+            memo_path=out / "evaluation.partial.jsonl", seconds_before=seconds_before,
+        )  # fmt: skip
+        files.write_json(out / "evaluation.json", evaluation)
+        report.real_vs_distilled(out / "real_vs_distilled.png", data.train, syn, evaluation)
+    log.console.print(report.table(evaluation, f"{recipe['name']}, test accuracy"))
+    return evaluation
+
+
+def demo(args: list[str]) -> None:
+    """Digits, one image per class: buffers, distillation, evaluation, pictures."""
+    options = options_of("demo", args, fixed=DEMO)
+    if options.print_config:
+        return print_config(options.recipe)
+    folder = options.out or Path("runs/demo")
+    if options.restart:
+        restart(folder, ("recipe.json",))
+    options = replace(options, out=None, restart=False)
+    buffer(options, folder / "experts")
+    distill(replace(options, out=folder), folder / "experts")
+    flags = ["--seed", str(options.seed), "--device", options.device, "--precision", options.precision]
+    evaluation = evaluate_path(folder, flags, time.perf_counter() - STARTED)
+    log.say(f"pictures: {folder / 'real_vs_distilled.png'} and {folder / 'progress'}; the set: {folder / 'distilled'}")
+    log.say(f"{log.duration(evaluation['seconds'])} in all")
+
+
+def recipes(args: list[str]) -> None:
+    """Print the table of recipes."""
+    if args:
+        raise UserError(f"run.py recipes takes no arguments, got {' '.join(args)}.")
+    table = Table(title="recipes", title_justify="left")
+    for column in ("name", "published %", "cost", "network", "note"):
+        table.add_column(column, no_wrap=column == "name")
+    for recipe in RECIPES.values():
+        figure = recipe.published
+        shown = "-" if figure is None else f"{100 * figure.accuracy:.1f}" + (f" ± {100 * figure.std:.1f}" if figure.std is not None else "")
+        table.add_row(recipe.name, shown, cost_class(recipe), recipe.model, recipe.note)
+    log.console.print(table)
+
+
+def cost_class(recipe: Recipe) -> str:
+    """A rough size of the work: what it wants to run on."""
+    wide = "-w128" in recipe.model
+    return "GPU, hours" if wide and recipe.outer.steps >= 1000 else "CPU, minutes"
+
+
+USAGE = f"""usage: run.py COMMAND [arguments]
+
+  demo                        digits, one image per class: experts, distillation, evaluation, pictures (minutes on a CPU)
+  buffer RECIPE [flags]       train and store the expert trajectories of a recipe
+  distill RECIPE [flags]      distil; the same command continues an unfinished run
+  evaluate PATH [flags]       train networks on a distilled set beside random, herding and full data
+  recipes                     list the recipes with their published figures
+
+Every field of a recipe is a flag: run.py distill {DEMO} --help. --take PART=RECIPE takes a whole part from another recipe."""
+
+
+def main(args: list[str]) -> None:
+    """Dispatch a command line."""
+    command, rest = (args[0], args[1:]) if args else ("--help", [])
+    if command in ("-h", "--help"):
+        print(USAGE)
+    elif command == "demo":
+        demo(rest)
+    elif command in ("buffer", "distill"):
+        options = options_of(command, rest)
+        if options.print_config:
+            print_config(options.recipe)
+        elif command == "buffer":
+            buffer(options)
+        else:
+            distill(options)
+    elif command == "evaluate":
+        if not rest or rest[0].startswith("-"):
+            raise UserError("run.py evaluate needs the folder of a run or of a distilled set first.")
+        evaluate_path(Path(rest[0]), rest[1:])
+    elif command == "recipes":
+        recipes(rest)
+    else:
+        raise unknown("command", command, ("demo", "buffer", "distill", "evaluate", "recipes"))
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(lambda: main(sys.argv[1:])))

@@ -1,0 +1,163 @@
+"""Trajectory matching: MTT. Cazenavette et al., CVPR 2022, https://arxiv.org/abs/2203.11932
+
+A student starts at an expert's snapshot, trains N steps on the synthetic images, and should arrive where the expert was M epochs later:
+
+    loss = |theta_N - theta*_{t+M}|^2 / |theta*_t - theta*_{t+M}|^2       (eq. 2)
+
+The four slots hold what later methods change: where segments start, what happens to the start, a factor on the inner loss, and at which steps
+the student is compared. Differs from the released code: expert and start epoch are independent uniform draws (the released loader walks
+through shuffled files), and every random number follows from the seed.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import torch
+from torch import Generator, Tensor
+from torch.nn import functional
+
+from ddengine import augment
+from ddengine.errors import UserError
+from ddengine.recipe import AugmentConfig, require
+from ddengine.synthetic import SyntheticSet
+from ddengine.types import Backprop, Env
+from ddengine.unroll import compiled_gradient, eager_gradient, unroll
+
+WindowT = TypeVar("WindowT")  # Callable[[int], tuple[int, int]]: outer step -> start epochs low <= t < high
+PerturbT = TypeVar("PerturbT")  # None or Callable[[Tensor, list[torch.Size], Generator], Tensor]: start (P,) -> start
+LossScaleT = TypeVar("LossScaleT")  # None or Callable[[int], float]: start epoch -> factor on the inner loss
+MilestonesT = TypeVar("MilestonesT")  # None or Callable[[int, int], ...]: (N, M) -> ((inner step, expert epoch, weight), ...)
+
+Milestones = tuple[tuple[int, int, float], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class UniformWindow:
+    """Segments start uniformly in low..high - 1, at every outer step."""
+
+    low: int = 0  # first start epoch
+    high: int  # one past the last start epoch (MTT's max_start_epoch)
+
+    def __post_init__(self) -> None:
+        require(0 <= self.low < self.high, f"objective.window must have 0 <= low < high, got low {self.low} and high {self.high}.")
+
+    def __call__(self, step: int) -> tuple[int, int]:
+        """(low, high) at an outer step."""
+        return self.low, self.high
+
+    @property
+    def last(self) -> int:
+        """The latest start epoch over the whole run."""
+        return self.high - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrajectoryMatching(Generic[WindowT, PerturbT, LossScaleT, MilestonesT]):
+    """Configuration of the objective."""
+
+    inner_steps: int  # N, student updates per segment
+    expert_epochs: int  # M, length of a segment
+    window: WindowT  # where segments start
+    batch: int | None = None  # synthetic examples per student update; None: all
+    momentum: float = 0.0  # heavy-ball coefficient of the student
+    lr: float = 0.01  # where the learned student learning rate starts
+    augment: AugmentConfig = AugmentConfig()
+    backprop: Backprop = "replay"  # full and replay are exact, replay in flat memory; detached is TESLA's biased form
+    perturb: PerturbT = None  # type: ignore[assignment]  # of the start
+    loss_scale: LossScaleT = None  # type: ignore[assignment]  # of the inner loss
+    milestones: MilestonesT = None  # type: ignore[assignment]  # comparisons before the last step
+
+    def __post_init__(self) -> None:
+        require(self.inner_steps >= 1, f"objective.inner_steps must be at least 1, got {self.inner_steps}.")
+        require(self.expert_epochs >= 1, f"objective.expert_epochs must be at least 1, got {self.expert_epochs}.")
+        require(self.batch is None or self.batch >= 1, f"objective.batch must be at least 1, got {self.batch}; None means all.")
+        require(0 <= self.momentum < 1, f"objective.momentum must be at least 0 and below 1, got {self.momentum}.")
+        require(self.lr > 0, f"objective.lr must be positive, got {self.lr}.")
+
+    def initial(self) -> dict[str, float]:
+        """Scalars the objective learns beside the images, with their start."""
+        return {"lr": self.lr}
+
+    def build(self, env: Env) -> "TrajectoryObjective":
+        """The objective. Raises UserError when there are no experts, or their epochs do not cover the window."""
+        if env.experts is None:
+            raise UserError("Trajectory matching needs experts; give the recipe a buffer and run the buffer command.")
+        if env.experts.num_params != env.model.num_params:
+            raise UserError(
+                f"The experts have {env.experts.num_params} parameters and the model {env.model.num_params}; "
+                "distil with the network of the experts, or make a store for this one."
+            )
+        low, last = self.window(0)[0], self.window.last
+        needed = {e for start in range(low, last + 1) for e in range(start, start + self.expert_epochs + 1)}
+        if missing := sorted(needed - set(env.experts.epochs)):
+            stored = f"{env.experts.epochs[0]} to {env.experts.epochs[-1]}"
+            raise UserError(
+                f"Segments of {self.expert_epochs} epochs starting at {low} to {last} need the expert epochs {missing[0]} to {missing[-1]}, and the "
+                f"store has {stored}; lower objective.window.high or objective.expert_epochs, or train longer experts (buffer.epochs, buffer.keep)."
+            )
+        return TrajectoryObjective(self, env)
+
+
+class TrajectoryObjective:
+    """See the module."""
+
+    def __init__(self, config: TrajectoryMatching, env: Env):
+        self.config, self.env = config, env
+
+        def loss(theta: Tensor, images: Tensor, targets: Tensor, factor: Tensor) -> Tensor:
+            return functional.cross_entropy(env.model(theta, images), targets) * factor
+
+        self.gradient = compiled_gradient(loss) if env.compile else eager_gradient(loss)
+
+    def init(self, rng: Generator) -> dict[str, Tensor]:
+        """Nothing is kept between steps."""
+        return {}
+
+    def losses(self, syn: SyntheticSet, state: dict[str, Tensor], step: int, rng: Generator) -> Iterator[Tensor]:
+        """One loss: of one segment of one expert."""
+        config, experts = self.config, self.env.experts
+        assert experts is not None
+        low, high = config.window(step)
+        expert = int(torch.randint(experts.num_experts, (1,), generator=rng))
+        start = int(torch.randint(low, high, (1,), generator=rng))
+        last = (config.inner_steps, config.expert_epochs, 1.0)
+        milestones: Milestones = (*(config.milestones(config.inner_steps, config.expert_epochs) if config.milestones else ()), last)
+        snapshots = experts.snapshots(expert, [start, *(start + epoch for _, epoch, _ in milestones)]).to(self.env.device)
+        theta, targets = snapshots[0], snapshots[1:]
+        if config.perturb:
+            theta = config.perturb(theta, self.env.model.shapes, rng)
+        factor = torch.tensor(config.loss_scale(start) if config.loss_scale else 1.0, device=self.env.device)
+        batches = student_batches(len(syn), config.batch or len(syn), config.inner_steps, rng)
+        draws = [augment.sample(config.augment, len(index), rng).to(self.env.device) for index in batches]
+
+        def batch(tensors, k: int) -> tuple[Tensor, Tensor, Tensor]:
+            images, labels = syn.with_tensors(tensors).batch(batches[k])
+            return augment.apply(config.augment, images, draws[k]), labels, factor
+
+        inputs = {k: v for k, v in syn.tensors.items() if k != "lr"}
+        steps = [k for k, _, _ in milestones]
+        reached = unroll(
+            self.gradient, batch, theta, inputs, config.inner_steps,
+            lr=syn.tensors["lr"], momentum=config.momentum, keep=steps[:-1], backprop=config.backprop,
+        )  # fmt: skip
+        yield matching_loss(reached, targets, theta, [weight for _, _, weight in milestones])
+
+
+def matching_loss(reached: Tensor, targets: Tensor, start: Tensor, weights: list[float]) -> Tensor:
+    """Sum over milestones of weight * |reached - target|^2 / |start - target|^2; reached, targets (J, P), start (P,)."""
+    distance = (reached - targets).square().sum(1) / (start - targets).square().sum(1)
+    return (distance * torch.tensor(weights, device=distance.device, dtype=distance.dtype)).sum()
+
+
+def student_batches(num: int, batch: int, num_steps: int, rng: Generator) -> list[Tensor]:
+    """Indices of each student update: a random order of all examples in chunks, taken from the end (a ragged chunk comes first); then a new order."""
+    chunks: list[Tensor] = []
+    batches = []
+    for _ in range(num_steps):
+        if not chunks:
+            chunks = list(torch.randperm(num, generator=rng).split(batch))
+        batches.append(chunks.pop())
+    return batches
+
+
