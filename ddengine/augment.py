@@ -47,12 +47,12 @@ def apply(config: AugmentConfig, images: Tensor, draw: AugmentDraw) -> Tensor:
     per_group = images.shape[0] // groups
     uniform = draw.uniform.to(images).expand(groups, per_group, 3).reshape(-1, 3)
     if len(set(draw.ops)) == 1:
-        return _OPS[draw.ops[0]](config, images, uniform)
+        return OPS[draw.ops[0]](config, images, uniform)
     out = torch.empty_like(images)
     for op in sorted(set(draw.ops)):  # at most one call per kind of operation, however many groups
         chosen = torch.tensor([i for i, o in enumerate(draw.ops) if o == op], device=images.device)
         index = (chosen[:, None] * per_group + torch.arange(per_group, device=images.device)).flatten()
-        out = out.index_copy(0, index, _OPS[op](config, images.index_select(0, index), uniform.index_select(0, index)))
+        out = out.index_copy(0, index, OPS[op](config, images.index_select(0, index), uniform.index_select(0, index)))
     return out
 
 
@@ -206,7 +206,7 @@ def _rotate(config: AugmentConfig, images: Tensor, u: Tensor) -> Tensor:
     return rotate(images, (u[:, 0] - 0.5) * 2 * math.radians(config.rotate))
 
 
-_OPS = {
+OPS = {
     "none": lambda config, images, u: images,
     "color": _color,
     "crop": _crop,

@@ -10,7 +10,7 @@ from dataclasses import replace
 from buffers.steps import Sgd
 from ddengine.codec import Identity
 from ddengine.evaluate import PROTOCOLS
-from ddengine.recipe import AugmentConfig, BufferConfig, DataConfig, OptimConfig, OuterConfig, Published, Recipe
+from ddengine.recipe import BufferConfig, DataConfig, OptimConfig, OuterConfig, Published, Recipe
 from synth.trajectory import TrajectoryMatching, UniformWindow
 
 CITES = ("cazenavette2022mtt",)
@@ -90,24 +90,36 @@ def _imagenet() -> list[Recipe]:
 
 
 def _small() -> list[Recipe]:
-    """Cells of this project for a CPU: narrow networks, few experts, tuned on validation splits."""
-    digits = Recipe(
-        name="mtt/digits_ipc1",
-        cites=CITES,
-        published=None,
-        note="A recipe of this project for a CPU; nothing is published for this cell.",
-        data=DataConfig(name="digits"),
-        model="convnet-d2-w32-in",
-        ipc=1,
-        buffer=BufferConfig(step=Sgd(lr=0.02), num_experts=5, epochs=10, batch=64),
-        codec=Identity(),
-        objective=TrajectoryMatching(inner_steps=20, expert_epochs=2, window=UniformWindow(high=4), lr=0.02),
-        outer=OuterConfig(
-            steps=500, optim={"images": OptimConfig(lr=10.0), "lr": OptimConfig(lr=1e-4)}, evaluate_every=100, picture_every=100
-        ),
-        evaluation=replace(PROTOCOLS["fast"], epochs=200, search_networks=2, full_steps=600),
-    )
-    return [digits]
+    """Cells of this project for a CPU: narrow networks, few experts, settings chosen on validation splits."""
+
+    def cell(
+        name: str, data: DataConfig, model: str, ipc: int, window: int, *, inner_steps: int, steps: int, lr_img: float, epochs: int, full_steps: int
+    ) -> Recipe:
+        return Recipe(
+            name=f"mtt/{name}",
+            cites=CITES,
+            published=None,
+            note="A recipe of this project for a CPU; nothing is published for this cell.",
+            data=data,
+            model=model,
+            ipc=ipc,
+            buffer=BufferConfig(step=Sgd(lr=0.02), num_experts=5, epochs=10, batch=64),
+            codec=Identity(),
+            objective=TrajectoryMatching(inner_steps=inner_steps, expert_epochs=2, window=UniformWindow(high=window), lr=0.02),
+            outer=OuterConfig(
+                steps=steps, optim={"images": OptimConfig(lr=lr_img), "lr": OptimConfig(lr=1e-4)}, checkpoint_every=50, evaluate_every=50, picture_every=50
+            ),
+            evaluation=replace(PROTOCOLS["fast"], epochs=epochs, full_steps=full_steps),
+        )  # fmt: skip
+
+    digits, fashion = DataConfig(name="digits"), DataConfig(name="fashion_mnist", limit=10000)
+    d2, d3 = "convnet-d2-w32-in", "convnet-d3-w16-in"
+    return [
+        cell("digits_ipc1", digits, d2, 1, 4, inner_steps=20, steps=250, lr_img=10.0, epochs=150, full_steps=300),
+        cell("digits_ipc10", digits, d2, 10, 8, inner_steps=20, steps=250, lr_img=10.0, epochs=150, full_steps=300),
+        cell("fashion_mnist_ipc1_small", fashion, d3, 1, 4, inner_steps=30, steps=400, lr_img=100.0, epochs=300, full_steps=1000),
+        cell("fashion_mnist_ipc10_small", fashion, d3, 10, 8, inner_steps=20, steps=200, lr_img=100.0, epochs=300, full_steps=1000),
+    ]
 
 
 def recipes() -> list[Recipe]:

@@ -1,0 +1,19 @@
+"""Shared by all tests: one thread a process (the suite runs on all cores), and the allocator setting of CPU runs."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+from ddengine import runtime  # noqa: E402
+
+torch.set_num_threads(1)
+runtime.keep_freed_memory()
+
+
+@pytest.fixture
+def cpu() -> torch.device:
+    """The CPU."""
+    return torch.device("cpu")

@@ -1,0 +1,216 @@
+"""The engine against inputs and outputs of the published implementations."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.nn import functional
+
+from ddengine import augment
+from ddengine.data.preprocess import fit_zca
+from ddengine.flat import FlatModel, unflatten_into
+from ddengine.models.convnet import ConvNet
+from ddengine.recipe import AugmentConfig, EvalConfig
+from ddengine.training import schedule
+from ddengine.unroll import eager_gradient, unroll
+from synth.trajectory import matching_loss
+
+GOLDEN = Path(os.environ.get("DDENGINE_GOLDEN", Path(__file__).parent))
+DTYPES = {"float64": torch.float64, "float32": torch.float32}
+
+
+def load(name: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """A golden file with its floating-point tensors in `dtype`."""
+    return {k: v.to(dtype) if v.is_floating_point() else v for k, v in load_file(GOLDEN / f"{name}.safetensors").items()}
+
+
+def assert_close(ours: torch.Tensor, stored: torch.Tensor, tolerance: float) -> None:
+    """Max absolute difference over max absolute value of the stored tensor."""
+    error = (ours.double() - stored.double()).abs().max() / stored.double().abs().max()
+    assert ours.shape == stored.shape
+    assert error <= tolerance, f"error {error:.3g}, tolerance {tolerance:g}"
+
+
+@pytest.fixture(params=DTYPES)
+def dtype(request) -> torch.dtype:
+    """float64 and float32."""
+    return DTYPES[request.param]
+
+
+@pytest.mark.parametrize("file", ["convnet_rgb32", "convnet_gray28"])
+@pytest.mark.parametrize(("norm", "width", "suffix"), [("in", 16, ""), ("nn", 8, "_nonorm"), ("bn", 8, "_bn")])
+def test_convnet(file, norm, width, suffix, dtype):
+    """Logits and embedding of the ConvNet; for instance norm the cross-entropy and the flat form too."""
+    golden, tolerance = load(file, dtype), {torch.float64: 1e-12, torch.float32: 1e-5}[dtype]
+    net = ConvNet(tuple(golden["x"].shape[1:]), 10, width=width, norm=norm).to(dtype).eval()
+    unflatten_into(net, golden[f"params{suffix}"])
+    if norm == "bn":
+        layers = [m for m in net.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+        for layer, mean, var in zip(layers, golden["bn_running_mean"], golden["bn_running_var"], strict=True):
+            layer.running_mean.copy_(mean)
+            layer.running_var.copy_(var)
+    assert_close(net(golden["x"]), golden[f"logits{suffix}"], tolerance)
+    assert_close(net.embed(golden["x"]), golden[f"embedding{suffix}"], tolerance)
+    if norm == "in":
+        logits = FlatModel(net)(golden["params"], golden["x"])
+        assert_close(logits, golden["logits"], tolerance)
+        assert_close(functional.cross_entropy(logits, golden["labels"]), golden["ce"], tolerance)
+
+
+def inner_loss(shape, num_classes, dtype):
+    """The student's loss on golden inputs: width-8 ConvNet, classes or label logits as targets, and a factor."""
+    model = FlatModel(ConvNet(shape, num_classes, width=8).to(dtype))
+
+    def loss(theta, images, targets, factor):
+        soft = targets.softmax(1) if targets.is_floating_point() else targets
+        return functional.cross_entropy(model(theta, images), soft) * factor
+
+    return loss
+
+
+def student(golden, backprop, dtype, *, logits=None):
+    """(loss, gradients of x, lr and label logits, end) of the four-step student of mtt_step, tesla_step and datm_step."""
+    leaves = {"x": golden["x"].clone().requires_grad_()} | ({"z": logits.clone().requires_grad_()} if logits is not None else {})
+    lr = golden["lr"].clone().requires_grad_()
+
+    def batch(inputs, k):
+        index = golden["indices"][k]
+        targets = inputs["z"][index] if "z" in inputs else golden["labels"][index]
+        return inputs["x"][index], targets, torch.ones((), dtype=dtype)
+
+    gradient = eager_gradient(inner_loss((3, 32, 32), 10, dtype))
+    end = unroll(gradient, batch, golden["start"], leaves, 4, lr=lr, backprop=backprop)
+    loss = matching_loss(end, golden["target"][None], golden["start"], [1.0])
+    return loss, torch.autograd.grad(loss, [*leaves.values(), lr]), end[0]
+
+
+@pytest.mark.parametrize("backprop", ["full", "replay"])
+def test_mtt_step(backprop, dtype):
+    """The exact gradients of one outer step."""
+    golden, tolerance = load("mtt_step", dtype), {torch.float64: 1e-10, torch.float32: 1e-4}[dtype]
+    loss, (grad_x, grad_lr), end = student(golden, backprop, dtype)
+    assert_close(loss, golden["loss"], tolerance)
+    assert_close(end, golden["thetas"][-1], tolerance)
+    assert_close(grad_x, golden["grad_x"], tolerance)
+    assert_close(grad_lr, golden["grad_lr"], tolerance)
+
+
+def test_tesla_step(dtype):
+    """`detached` is TESLA's formula, which is 20-35 % away from the exact gradient here."""
+    golden, tolerance = load("tesla_step", dtype), {torch.float64: 1e-10, torch.float32: 1e-4}[dtype]
+    loss, (grad_x, grad_lr), _ = student(golden, "detached", dtype)
+    assert_close(loss, golden["loss"], tolerance)
+    assert_close(grad_x, golden["grad_x"], tolerance)
+    assert_close(grad_lr, golden["grad_lr"], tolerance)
+    bias = (grad_x - golden["grad_x_exact"]).norm() / golden["grad_x_exact"].norm()
+    assert 0.2 < bias < 0.35
+    exact = student(golden, "replay", dtype)[1]
+    assert_close(exact[0], golden["grad_x_exact"], 1e-6 if dtype == torch.float64 else 1e-4)
+
+
+@pytest.mark.parametrize("backprop", ["full", "replay", "detached"])
+def test_datm_step(backprop, dtype):
+    """The same step with learned label logits: gradients reach them too, in the exact and the truncated form."""
+    golden, tolerance = load("datm_step", dtype), {torch.float64: 1e-10, torch.float32: 1e-4}[dtype]
+    loss, (grad_x, grad_z, grad_lr), end = student(golden, backprop, dtype, logits=golden["label_logits"])
+    assert_close(loss, golden["loss"], tolerance)
+    assert_close(end, golden["theta_end"], tolerance)
+    if backprop == "detached":
+        assert_close(grad_x[:2], golden["truncated_grad_x_first2"], tolerance)
+        assert_close(grad_z, golden["truncated_grad_label_logits"], tolerance)
+        assert_close(grad_lr, golden["truncated_grad_lr"], tolerance)
+    else:
+        assert_close(grad_x, golden["grad_x"], tolerance)
+        assert_close(grad_z, golden["grad_label_logits"], tolerance)
+        assert_close(grad_lr, golden["grad_lr"], tolerance)
+
+
+@pytest.mark.parametrize("backprop", ["full", "replay"])
+@pytest.mark.parametrize("case", ["agg", "adaptive", "final_only", "balanced"])
+def test_heavy_ball_and_intermediate_losses(case, backprop, dtype):
+    """Momentum, ragged batches, losses after steps 2 and 4 of 7, and a factor on the inner loss (AST's student)."""
+    golden, tolerance = load("ast_terms", dtype), {torch.float64: 1e-10, torch.float32: 1e-4}[dtype]
+    num_steps, length = int(golden["hb_steps"]), int(golden["hb_expert_epochs"])
+    start = int(golden["hb_balanced_start_epoch"]) if case == "balanced" else 0
+    factor = torch.ones((), dtype=dtype)
+    if case == "balanced":  # log base 5 of (t - h + 8) above the middle h of the window, its inverse below
+        half = int(golden["hb_balanced_max_start"]) // 2
+        base5 = torch.log(torch.tensor(abs(start - half) + 8.0, dtype=dtype)) / torch.log(torch.tensor(5.0, dtype=dtype))
+        factor = base5 if start >= half else 1 / base5
+    x, lr = golden["hb_x"].clone().requires_grad_(), golden["hb_lr"].clone().requires_grad_()
+
+    def batch(inputs, k):
+        index = golden["hb_indices"][k, : int(golden["hb_batch_sizes"][k])]
+        return inputs["x"][index], golden["hb_labels"][index], factor
+
+    middle = [] if case == "final_only" else list(range(1, length))
+    reached = unroll(
+        eager_gradient(inner_loss((1, 28, 28), 5, dtype)), batch, golden["hb_snapshots"][start], {"x": x}, num_steps,
+        lr=lr, momentum=float(golden["hb_momentum"]), keep=[num_steps // length * j for j in middle], backprop=backprop,
+    )  # fmt: skip
+    weights = [j / length if case == "adaptive" else 1.0 for j in middle] + [1.0]
+    targets = torch.stack([golden["hb_snapshots"][start + j] for j in [*middle, length]])
+    loss = matching_loss(reached, targets, golden["hb_snapshots"][start], weights)
+    grad_x, grad_lr = torch.autograd.grad(loss, [x, lr])
+    assert_close(loss, golden[f"hb_{case}_loss"], tolerance)
+    assert_close(grad_x, golden[f"hb_{case}_grad_x"], tolerance)
+    assert_close(grad_lr, golden[f"hb_{case}_grad_lr"], tolerance)
+
+
+DSA = {
+    "brightness": lambda x, p: augment.brightness(x, p("u") - 0.5),
+    "saturation": lambda x, p: augment.saturation(x, 2 * p("u")),
+    "contrast": lambda x, p: augment.contrast(x, p("u") + 0.5),
+    "color": lambda x, p: augment.OPS["color"](AugmentConfig(), x, p("u").T),
+    "crop": lambda x, p: augment.crop(x, p("shift_rows"), p("shift_cols")),
+    "cutout": lambda x, p: augment.cutout(x, p("centre_row"), p("centre_col"), (int(p("size")), int(p("size")))),
+    "flip": lambda x, p: augment.flip(x, p("u") < 0.5),
+    "scale": lambda x, p: augment.scale(x, p("sx"), p("sy")),
+    "rotate": lambda x, p: augment.rotate(x, p("angle")),
+}
+
+
+@pytest.mark.parametrize("case", ["rgb32", "gray28"])
+@pytest.mark.parametrize("op", DSA)
+def test_dsa_ops(op, case, dtype):
+    """Each augmentation with the stored parameters."""
+    golden = load("dsa_ops", dtype)
+    tolerance = 1e-12 if dtype == torch.float64 else 5e-5 if op in ("scale", "rotate") else 1e-5
+    ours = DSA[op](golden[f"{case}.x"], lambda name: golden[f"{case}.{op}.{name}"])
+    assert_close(ours, golden[f"{case}.{op}.out"], tolerance)
+
+
+def test_zca(dtype):
+    """Fitting, whitening, and the way back."""
+    golden, tolerance = load("zca", dtype), {torch.float64: 1e-11, torch.float32: 1e-4}[dtype]
+    zca = fit_zca(golden["x"], float(golden["eps"]))
+    assert zca.matrix is not None
+    whitened = zca.forward(golden["x"])
+    for ours, name in (
+        (zca.mean, "mean"), (zca.matrix, "matrix"), (whitened, "whitened"),
+        (zca.backward(whitened), "recovered"), (zca.forward(golden["x_held"]), "whitened_held"),
+    ):  # fmt: skip
+        assert_close(ours, golden[name], tolerance)
+
+
+SCHEDULE = json.loads((GOLDEN / "eval_schedule.json").read_text())
+CASES = [(method, i) for method in ("mtt", "tesla", "dc_dsa_dm", "ast") for i in range(len(SCHEDULE[method]))]
+
+
+@pytest.mark.parametrize(("method", "i"), CASES)
+def test_eval_schedule(method, i):
+    """Learning rate, momentum and new optimisers by epoch; AST's values as fields."""
+    case = SCHEDULE[method][i]
+    values = {"lr_drop": 0.5, "momentum_after": 0.8, "weight_decay": 1e-3} if method == "ast" else {}
+    config = EvalConfig(protocol="mtt", epochs=case["argument_epochs"], **values)
+    assert config.epochs + 1 == case["epochs_run"]
+    points = schedule(config, case["lr_initial"])
+    assert len(points) == len(case["change_points"])
+    for ours, theirs in zip(points, case["change_points"], strict=True):
+        assert theirs["new_optimizer"]
+        assert ours.epoch == theirs["epoch"]
+        for name in ("lr", "momentum", "weight_decay"):
+            assert getattr(ours, name) == pytest.approx(theirs[name], rel=1e-12)

@@ -1,0 +1,90 @@
+"""Small complete set-ups for tests."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Generator, Tensor
+
+from buffers.generate import generate
+from buffers.steps import Sgd
+from buffers.store import ExpertStore
+from ddengine import cli
+from ddengine.codec import Identity
+from ddengine.data import Data, load_data
+from ddengine.flat import FlatModel
+from ddengine.init import INITIALISERS
+from ddengine.models import build_model
+from ddengine.recipe import BufferConfig, DataConfig
+from ddengine.rng import generator
+from ddengine.synthetic import SyntheticSet
+from ddengine.types import Env
+
+CPU = torch.device("cpu")
+MODEL = "convnet-d1-w4-in"
+DIGITS = DataConfig(name="digits", limit=200)
+
+# The digits recipe at its smallest: seconds on one core.
+TINY = [
+    "--data.limit", "200", "--model", MODEL, "--buffer.num_experts", "2", "--buffer.epochs", "3",
+    "--objective.window.high", "2", "--objective.expert_epochs", "1", "--objective.inner_steps", "3",
+    "--outer.steps", "8", "--outer.checkpoint_every", "2", "--outer.evaluate_every", "0",
+]  # fmt: skip
+
+
+def run(*args: str) -> int:
+    """The exit code of a command line, run in this process."""
+    import run as program
+
+    return cli.run(lambda: program.main(list(args)))
+
+
+def tiny_data() -> Data:
+    """200 digits."""
+    return load_data(DIGITS, CPU)
+
+
+def tiny_store(folder: Path, data: Data, *, epochs: int = 3, num_experts: int = 2, model: str = MODEL) -> ExpertStore:
+    """A store of a few short experts."""
+    config = BufferConfig(step=Sgd(lr=0.05), num_experts=num_experts, epochs=epochs, batch=64)
+    build = new_model(data, model)
+    generate(data, DIGITS, config, model, build, folder, seed=0)
+    return ExpertStore(folder, build)
+
+
+def new_model(data: Data, model: str = MODEL):
+    """The builder of a network for these data."""
+    return lambda rng: build_model(model, data.image_shape, data.num_classes, rng)
+
+
+def tiny_env(data: Data, store: ExpertStore | None, model: str = MODEL) -> Env:
+    """What an objective is built from."""
+    build = new_model(data, model)
+    return Env(data.train, build, FlatModel(build(generator(0))), store, CPU)
+
+
+def tiny_set(data: Data, ipc: int = 2, **scalars: float) -> SyntheticSet:
+    """Random real images as a set to be distilled."""
+    images = INITIALISERS["real"](data.train, ipc, data.class_names, generator(0, "init"))
+    classes = torch.arange(data.num_classes).repeat_interleave(ipc)
+    tensors = {"images": images} | {k: torch.tensor(v) for k, v in scalars.items()}
+    return SyntheticSet(tensors, classes, data.class_names, Identity(), data.train.preprocess)
+
+
+class Pull:
+    """An objective whose loss is known: half the squared distance of the images to a target, moved a little by each draw."""
+
+    def __init__(self, target: float = 0.0, noise: float = 0.0, num_losses: int = 1):
+        """`num_losses` parts that sum to the whole."""
+        self.target, self.noise, self.num_losses = target, noise, num_losses
+
+    def init(self, rng: Generator) -> dict[str, Tensor]:
+        """A counter that is checkpointed."""
+        return {"calls": torch.zeros(())}
+
+    def losses(self, syn: SyntheticSet, state: dict[str, Tensor], step: int, rng: Generator) -> Iterator[Tensor]:
+        """One loss a part."""
+        state["calls"] += 1
+        shift = self.noise * torch.randn(syn.tensors["images"].shape, generator=rng)
+        for part in (syn.tensors["images"] - self.target - shift).chunk(self.num_losses):
+            yield 0.5 * part.square().sum()

@@ -1,0 +1,269 @@
+"""Differentiable augmentation: one draw for many groups, the same draw twice, gradients of gradients, and the ranges of the parameters."""
+
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from ddengine import augment
+from ddengine.augment import AugmentDraw
+from ddengine.recipe import DSA_OPS, NO_AUGMENT, AugmentConfig
+from ddengine.rng import generator
+
+F64 = torch.float64
+ALL = AugmentConfig()
+each_op = pytest.mark.parametrize("op", DSA_OPS)
+
+
+def noise(*shape, seed=0, dtype=torch.float32):
+    """Normal images."""
+    return torch.randn(*shape, generator=generator(seed, "noise"), dtype=dtype)
+
+
+def apply_many(op, image, num, **settings):
+    """One image (C, H, W) under `num` different draws of one operation."""
+    config = AugmentConfig(ops=(op,), **settings)
+    draw = augment.sample(config, num, generator(5, op))
+    return augment.apply(config, image.expand(num, *image.shape), draw)
+
+
+# Groups
+
+
+def test_groups_get_what_each_would_get_alone():
+    """12 groups of 3 images, every operation among them."""
+    draw = augment.sample(ALL, 3, generator(1), groups=12)
+    assert set(draw.ops) == set(DSA_OPS)
+    images = noise(36, 3, 8, 6)
+    together = augment.apply(ALL, images, draw)
+    alone = [augment.apply(ALL, images[3 * i : 3 * i + 3], AugmentDraw((op,), draw.uniform[i : i + 1])) for i, op in enumerate(draw.ops)]
+    assert torch.equal(together, torch.cat(alone))
+    assert not torch.equal(together, images)
+
+
+def test_groups_of_one_operation_keep_their_own_parameters():
+    config = AugmentConfig(ops=("color",))
+    draw = augment.sample(config, 2, generator(2), groups=3)
+    images = noise(1, 3, 4, 4).expand(6, 3, 4, 4)
+    out = augment.apply(config, images, draw)
+    for i in range(3):
+        alone = augment.apply(config, images[:2], AugmentDraw(("color",), draw.uniform[i : i + 1]))
+        assert torch.allclose(out[2 * i : 2 * i + 2], alone, atol=1e-6)
+    assert len({tuple(o.flatten().tolist()) for o in out}) == 6
+
+
+def test_gradients_of_groups_stay_in_their_group():
+    draw = augment.sample(ALL, 2, generator(1), groups=12)
+    images = noise(24, 1, 6, 6).requires_grad_()
+    out = augment.apply(ALL, images, draw)
+    (gradient,) = torch.autograd.grad(out[6:8].square().sum(), images)
+    assert gradient[6:8].abs().max() > 0
+    assert gradient[:6].abs().max() == 0 and gradient[8:].abs().max() == 0
+
+
+def test_concatenated_draws_act_as_each_does():
+    """As the networks of one evaluation: a draw of their own each."""
+    draws = [augment.sample(ALL, 4, generator(seed)) for seed in range(8)]
+    images = noise(32, 3, 6, 6)
+    together = augment.apply(ALL, images, augment.concatenate(draws))
+    assert torch.equal(together, torch.cat([augment.apply(ALL, part, d) for part, d in zip(images.split(4), draws, strict=True)]))
+
+
+# The same draw twice
+
+
+@each_op
+def test_a_shared_draw_has_one_parameter_set_a_group_for_batches_of_any_size(op):
+    config = AugmentConfig(ops=(op,))
+    draw = augment.sample(config, 0, generator(7), groups=3, shared=True)
+    first = noise(1, 3, 8, 8)
+    few, many = (augment.apply(config, first.expand(3 * num, 3, 8, 8), draw).view(3, num, 3, 8, 8) for num in (2, 5))
+    for group in range(3):
+        for out in (*few[group], *many[group]):
+            assert torch.equal(out, few[group, 0])
+
+
+def test_a_shared_draw_differs_between_groups():
+    config = AugmentConfig(ops=("color",))
+    out = augment.apply(config, noise(1, 3, 4, 4).expand(3, 3, 4, 4), augment.sample(config, 0, generator(0), groups=3, shared=True))
+    assert not torch.equal(out[0], out[1]) and not torch.equal(out[1], out[2])
+
+
+def test_an_unshared_draw_differs_between_images():
+    for op in ("color", "crop", "cutout", "scale", "rotate"):
+        out = apply_many(op, noise(3, 8, 8), 12)
+        assert len({tuple(o.flatten().tolist()) for o in out}) > 1, op
+
+
+def test_one_generator_one_draw_and_no_global_generator():
+    states = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
+    draws = [augment.sample(ALL, 4, generator(3), groups=5) for _ in range(2)]
+    assert draws[0].ops == draws[1].ops and torch.equal(draws[0].uniform, draws[1].uniform)
+    other = augment.sample(ALL, 4, generator(4), groups=5)
+    assert not torch.equal(other.uniform, draws[0].uniform)
+    images = noise(20, 3, 6, 6)
+    assert torch.equal(augment.apply(ALL, images, draws[0]), augment.apply(ALL, images, draws[1]))
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert np.random.get_state()[1].tolist() == states[1]  # noqa: NPY002
+    assert random.getstate() == states[2]
+
+
+def test_no_operations_is_the_identity():
+    images = noise(6, 3, 5, 5)
+    for groups, shared in ((1, False), (3, False), (2, True)):
+        assert torch.equal(augment.apply(NO_AUGMENT, images, augment.sample(NO_AUGMENT, 6 // groups, generator(0), groups=groups, shared=shared)), images)
+
+
+# Derivatives
+
+
+@each_op
+def test_second_derivatives(op):
+    config = AugmentConfig(ops=(op,))
+    draw = augment.sample(config, 2, generator(11))
+    images = noise(2, 2, 4, 3, dtype=F64).requires_grad_()
+    out = augment.apply(config, images, draw)
+    (gradient,) = torch.autograd.grad(out.square().sum(), images, create_graph=True)
+    assert gradient.requires_grad
+    assert torch.autograd.gradcheck(lambda x: augment.apply(config, x, draw), (images,))
+    assert torch.autograd.gradgradcheck(lambda x: augment.apply(config, x, draw), (images,))
+
+
+def test_second_derivatives_of_the_warp_by_gather():
+    matrix = torch.tensor([[[0.9, -0.2], [0.3, 1.1]]], dtype=F64)
+    images = noise(1, 2, 4, 5, dtype=F64).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: augment.warp_by_gather(x, matrix), (images,))
+    assert torch.autograd.gradgradcheck(lambda x: augment.warp_by_gather(x, matrix), (images,))
+
+
+# Operations
+
+
+@pytest.mark.parametrize("shape", [(6, 3, 8, 8), (6, 1, 5, 9)])
+def test_warp_is_grid_sample_with_aligned_corners_and_so_is_its_gathered_form(shape):
+    """Random matrices, images that are not square too; values and gradients."""
+    images = noise(*shape, dtype=F64).requires_grad_()
+    matrix = torch.eye(2, dtype=F64) + 0.4 * noise(6, 2, 2, seed=1, dtype=F64)
+    grid = functional.affine_grid(torch.cat((matrix, torch.zeros(6, 2, 1, dtype=F64)), 2), list(shape), align_corners=True)
+    expected = functional.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=True)
+    weights = noise(*shape, seed=2, dtype=F64)
+    (gradient,) = torch.autograd.grad((expected * weights).sum(), images)
+    for warped in (augment.warp(images, matrix), augment.warp_by_gather(images, matrix)):
+        assert torch.allclose(warped, expected, atol=1e-12)
+        assert torch.allclose(torch.autograd.grad((warped * weights).sum(), images)[0], gradient, atol=1e-12)
+
+
+def test_saturation_of_one_channel_is_the_identity():
+    images = noise(2, 1, 4, 4)
+    assert torch.equal(augment.saturation(images, torch.tensor([0.0, 1.7])), images)
+
+
+def test_crop_moves_and_fills_with_zeros():
+    image = torch.arange(1.0, 13.0).view(1, 1, 3, 4)
+    out = augment.crop(image, torch.tensor([1]), torch.tensor([-2]))
+    assert out[0, 0].tolist() == [[0, 0, 5, 6], [0, 0, 9, 10], [0, 0, 0, 0]]
+
+
+# Ranges of the parameters, over many draws
+
+
+def test_operations_are_drawn_about_equally():
+    ops = augment.sample(ALL, 1, generator(0), groups=6000).ops
+    for op in DSA_OPS:
+        assert abs(ops.count(op) - 1000) < 150  # 5 standard deviations
+    assert set(augment.sample(AugmentConfig(ops=("flip", "crop")), 1, generator(0), groups=50).ops) == {"flip", "crop"}
+
+
+def test_uniform_numbers_fill_the_unit_interval():
+    uniform = augment.sample(ALL, 2000, generator(0)).uniform
+    assert uniform.shape == (1, 2000, 3)
+    assert 0 <= uniform.min() < 0.01 and 0.99 < uniform.max() < 1
+    assert (uniform.mean((0, 1)) - 0.5).abs().max() < 0.04
+    assert np.abs(np.corrcoef(uniform[0].T.numpy()) - np.eye(3)).max() < 0.1
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (16, 28), (8, 8)])
+def test_crop_shifts_cover_minus_s_to_s(height, width):
+    """s = int(side / 8 + 0.5): 4 at 32, 2 at 16, 4 at 28, 1 at 8; all shifts about equally often."""
+    num, rows, columns = 6000, int(height / 8 + 0.5), int(width / 8 + 0.5)
+    image = torch.arange(height)[:, None] * 100.0 + torch.arange(width) + 1
+    out = apply_many("crop", image[None], num)[:, 0, height // 2, width // 2].long() - 1
+    for shifts, s in ((out // 100 - height // 2, rows), (out % 100 - width // 2, columns)):
+        counts = torch.bincount(shifts + s)
+        assert shifts.min() == -s and len(counts) == 2 * s + 1
+        expected = num / (2 * s + 1)
+        assert (counts - expected).abs().max() < 5 * math.sqrt(expected)
+
+
+@pytest.mark.parametrize("side", [32, 10])
+def test_cutout_centres_cover_the_image(side):
+    """Half of the side, centred uniformly in 0..side for an even square and 0..side - 1 for an odd one, truncated at the border."""
+    num, size = 6000, int(side / 2 + 0.5)
+    out = apply_many("cutout", torch.ones(1, side, side), num)[:, 0]
+    hidden = out == 0
+    spans = {}
+    for axis in (1, 2):
+        lines = hidden.any(3 - axis)
+        first, last = lines.int().argmax(1), side - 1 - lines.flip(1).int().argmax(1)
+        assert torch.equal(hidden.sum((1, 2)), lines.sum(1) * hidden.any(axis).sum(1))  # one rectangle
+        for span in zip(first.tolist(), last.tolist(), strict=True):
+            spans[span] = spans.get(span, 0) + 1
+    centres = range(side + 1 - size % 2)
+    expected = {}
+    for centre in centres:
+        span = (max(0, centre - size // 2), min(side - 1, centre - size // 2 + size - 1))
+        expected[span] = expected.get(span, 0) + 2 * num / len(centres)
+    assert set(spans) == set(expected)
+    assert all(abs(spans[s] - expected[s]) < 6 * math.sqrt(expected[s]) for s in spans)
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.25, 0.5, 1.0])
+def test_flip_mirrors_columns_as_often_as_asked(probability):
+    image = noise(1, 3, 4)
+    out = apply_many("flip", image, 2000, flip=probability)
+    mirrored = (out == image.flip(2)).all(3).all(2).all(1)
+    assert (mirrored | (out == image).all(3).all(2).all(1)).all()
+    assert abs(mirrored.float().mean() - probability) <= (0.06 if 0 < probability < 1 else 0)
+
+
+def coordinates(side=33):
+    """An image (2, H, W) whose channels are the horizontal and the vertical position in [-1, 1], and the index of +1/2."""
+    line = torch.linspace(-1, 1, side)
+    return torch.stack(torch.meshgrid(line, line, indexing="xy")), side // 4 * 3
+
+
+def test_scale_factors_lie_between_the_inverse_and_the_factor():
+    image, half = coordinates()
+    out = apply_many("scale", image, 4000)[:, :, half, half] / 0.5
+    for factors in out.T:
+        assert 1 / 1.2 - 1e-4 <= factors.min() < 1 / 1.2 + 0.002 and 1.2 - 0.002 < factors.max() <= 1.2 + 1e-4
+        assert abs(factors.mean() - (1.2 + 1 / 1.2) / 2) < 0.01
+    assert abs(np.corrcoef(out.T.numpy())[0, 1]) < 0.1  # columns and rows independently
+    assert (apply_many("scale", image, 50, scale=1.5)[:, 0, half, half] / 0.5).max() > 1.25
+
+
+def test_rotation_angles_lie_within_fifteen_degrees():
+    image, half = coordinates()
+    middle = 16
+    out = apply_many("rotate", image, 4000)[:, :, middle, half]
+    assert torch.allclose(out.norm(dim=1), torch.tensor(0.5), atol=1e-4)  # a rotation and nothing else
+    degrees = torch.rad2deg(torch.atan2(out[:, 1], out[:, 0]))
+    assert -15.01 <= degrees.min() < -14.9 and 14.9 < degrees.max() <= 15.01
+    assert abs(degrees.mean()) < 0.7 and abs(degrees.std() - 15 / math.sqrt(3)) < 0.3
+
+
+def test_colour_changes_brightness_saturation_and_contrast_in_that_order():
+    """Two pixels of three channels: the mean of all shows the brightness, the pixels' distance the contrast, the channels' the saturation."""
+    channels = torch.tensor([-1.0, 0.0, 1.0])
+    image = torch.stack((3 + channels, 7 + channels), 1)[:, None]  # pixel means 3 and 7
+    out = apply_many("color", image, 4000)[:, :, 0]  # (num, channel, pixel)
+    means = out.mean(1)
+    shift = means.mean(1) - 5
+    contrast = (means[:, 1] - means[:, 0]) / 4
+    saturation = (out[:, 2, 0] - out[:, 1, 0]) / contrast
+    for values, low, high in ((shift, -0.5, 0.5), (saturation, 0.0, 2.0), (contrast, 0.5, 1.5)):
+        assert low - 1e-4 <= values.min() < low + 0.01 and high - 0.01 < values.max() <= high + 1e-4
+        assert abs(values.mean() - (low + high) / 2) < 0.04 * (high - low)

@@ -1,0 +1,293 @@
+"""Recipes as values: stored, parsed from flags, combined, identified; and every recipe that is shipped."""
+
+import json
+import math
+import re
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from ddengine import cli, recipe
+from ddengine.data import DATASETS
+from ddengine.errors import UserError
+from ddengine.flat import FlatModel, flatten
+from ddengine.init import INITIALISERS
+from ddengine.models import build_model
+from ddengine.recipe import PARTS, AugmentConfig, DataConfig, EvalConfig, OptimConfig, Recipe, digest, from_dict, parametrised, resolved, to_dict
+from ddengine.rng import generator
+from ddengine.types import Env
+from synth.recipes import RECIPES, find, mtt, take
+
+DIGITS = RECIPES["mtt/digits_ipc1"]
+CIFAR = RECIPES["mtt/cifar10_ipc10"]
+every = pytest.mark.parametrize("name", sorted(RECIPES))
+
+
+# Storage
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        DataConfig(name="digits"),
+        DataConfig(name="folder", root="some/place", download=True, size=(48, 64), limit=77, validation=0.25, split_seed=3, zca=True),
+        EvalConfig(protocol="mtt"),
+        EvalConfig(
+            protocol="own", epochs=7, batch=3, momentum=0.5, momentum_after=0.25, weight_decay=0.0, lr_drop=1 / 3, augment=AugmentConfig(ops=("flip",), crop=0.3),
+            models=("mlp", "lenet"), num_networks=2, lr=0.7, lr_grid=(0.1, 1e-7), search_networks=4, baselines=("full",), full_steps=9,
+        ),
+        EvalConfig(protocol="bare", augment=AugmentConfig(ops=()), lr_grid=(), baselines=()),
+    ],
+)  # fmt: skip
+def test_configurations_survive_json(value):
+    again = from_dict(type(value), json.loads(json.dumps(to_dict(value))))
+    assert again == value
+    assert repr(again) == repr(value)  # 1 is not 1.0
+
+
+def test_stored_data_that_do_not_fit_are_refused_in_words():
+    with pytest.raises(UserError):
+        from_dict(DataConfig, {})
+    with pytest.raises(UserError):
+        from_dict(EvalConfig, {"protocol": "mtt", "epochs": 0})
+
+
+@every
+def test_a_recipe_is_json_and_its_shared_parts_come_back(name):
+    value = RECIPES[name]
+    data = json.loads(json.dumps(to_dict(value), allow_nan=False))
+    assert from_dict(DataConfig, data["data"]) == value.data
+    assert from_dict(EvalConfig, data["evaluation"]) == value.evaluation
+
+
+def test_every_part_that_comes_in_kinds_says_its_kind():
+    """Two codecs (steps, objectives, windows) without options must not look the same in a stored recipe."""
+    data = to_dict(DIGITS)
+    parts = {"codec": data["codec"], "objective": data["objective"], "window": data["objective"]["window"], "step": data["buffer"]["step"]}
+    assert {key: part.get("type") for key, part in parts.items()} == {
+        "codec": "Identity", "objective": "TrajectoryMatching", "window": "UniformWindow", "step": "Sgd"
+    }  # fmt: skip
+
+
+# Flags
+
+
+def parsed(value, *flags):
+    """The recipe after flags, as the command line parses it."""
+    return cli.parse(parametrised(value), list(flags), value)
+
+
+def test_parametrised_fills_every_type_parameter():
+    def open_parameters(kind):
+        return getattr(kind, "__parameters__", ()) + tuple(p for a in typing.get_args(kind) for p in open_parameters(a))
+
+    for value in RECIPES.values():
+        kind = parametrised(value)
+        assert typing.get_origin(kind) is Recipe
+        assert not open_parameters(kind)
+        assert typing.get_args(kind)[1:2] == (type(value.codec),)
+
+
+@pytest.mark.parametrize(
+    ("flags", "change"),
+    [
+        ([], lambda r: r),
+        (["--objective.window.high", "3"], lambda r: replace(r, objective=replace(r.objective, window=replace(r.objective.window, high=3)))),
+        (
+            ["--outer.optim.images.lr", "5"],
+            lambda r: replace(r, outer=replace(r.outer, optim={**r.outer.optim, "images": replace(r.outer.optim["images"], lr=5.0)})),
+        ),
+        (["--buffer.step.lr", "0.5"], lambda r: replace(r, buffer=replace(r.buffer, step=replace(r.buffer.step, lr=0.5)))),
+        (["--buffer.keep", "0", "5"], lambda r: replace(r, buffer=replace(r.buffer, keep=(0, 5)))),
+        (["--buffer.keep", "last"], lambda r: replace(r, buffer=replace(r.buffer, keep="last"))),
+        (["--data.size", "16", "24"], lambda r: replace(r, data=replace(r.data, size=(16, 24)))),
+        (["--data.zca"], lambda r: replace(r, data=replace(r.data, zca=True))),
+        (["--objective.batch", "10", "--ipc", "2"], lambda r: replace(r, ipc=2, objective=replace(r.objective, batch=10))),
+        (["--objective.augment.ops", "flip", "crop"], lambda r: replace(r, objective=replace(r.objective, augment=AugmentConfig(ops=("flip", "crop"))))),
+        (["--evaluation.models", "mlp", "lenet"], lambda r: replace(r, evaluation=replace(r.evaluation, models=("mlp", "lenet")))),
+        (["--init.kind", "noise"], lambda r: replace(r, init=replace(r.init, kind="noise"))),
+        (["--outer.max_loss", "1.5"], lambda r: replace(r, outer=replace(r.outer, max_loss=1.5))),
+    ],
+)
+def test_a_flag_changes_its_field_and_no_other(flags, change):
+    assert parsed(DIGITS, *flags) == change(DIGITS)
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--objective.window.low", "9"], "low"),
+        (["--outer.optim.imges.lr", "1"], "optim.images.lr"),
+        (["--objective.windw.high", "3"], "objective.window.high"),
+        (["--ipc", "many"], "many"),
+        (["--ipc", "0"], "ipc"),
+    ],
+)
+def test_a_wrong_flag_is_a_sentence(flags, says):
+    with pytest.raises(UserError, match=re.escape(says)):
+        parsed(DIGITS, *flags)
+
+
+# The shipped recipes
+
+
+def test_no_recipe_hides_another():
+    assert len(RECIPES) == len(mtt.recipes())
+    assert all(value.name == name for name, value in RECIPES.items())
+
+
+@every
+def test_name_and_figure(name):
+    value = RECIPES[name]
+    found = re.fullmatch(r"[a-z0-9]+/[a-z0-9]+(_[a-z0-9]+)*_ipc(\d+)(_[a-z]+)?", name)
+    assert found and int(found[2]) == value.ipc
+    assert value.cites
+    assert value.published is not None or value.note
+    if value.published is not None:
+        assert 0.01 < value.published.accuracy < 1 and value.published.source
+        assert value.published.std is None or 0 < value.published.std < 0.1
+
+
+IMAGES = {"digits": (1, 8, 8), "fashion_mnist": (1, 28, 28), "mnist": (1, 28, 28), "cifar10": (3, 32, 32), "cifar100": (3, 32, 32), "svhn": (3, 32, 32)}
+
+
+@every
+def test_a_recipe_builds_its_objects(name):
+    """Network, training step and objective, with experts of just the epochs the recipe stores."""
+    value = RECIPES[name]
+    assert value.data.name in DATASETS and value.init.kind in INITIALISERS
+    shape = (3, *value.data.size) if value.data.size else IMAGES[value.data.name]
+    classes = 100 if "cifar100" in name else 200 if "tiny" in name else 10
+
+    def new_model(rng):
+        return build_model(value.model, shape, classes, rng)
+
+    network = new_model(generator(0))
+    model = FlatModel(network)
+    assert model.num_params == len(flatten(network))
+    assert callable(value.buffer.step.build(network, value.buffer.epochs))
+    experts = SimpleNamespace(num_experts=value.buffer.num_experts, num_params=model.num_params, epochs=value.buffer.kept_epochs())
+    objective = value.objective.build(Env(None, new_model, model, experts, torch.device("cpu")))
+    assert objective.init(generator(0)) == {}
+    learned = {"images", *value.objective.initial()}
+    assert set(value.outer.optim) == learned and all(isinstance(o, OptimConfig) for o in value.outer.optim.values())
+    assert value.objective.batch is None or value.objective.batch <= value.ipc * classes
+
+
+# --take
+
+
+def test_take_takes_whole_parts():
+    for part in PARTS:
+        donor = "mtt/cifar100_ipc1" if part == "outer" else "mtt/digits_ipc1"
+        assert take(CIFAR, [f"{part}={donor}"]) == replace(CIFAR, **{part: getattr(RECIPES[donor], part)})
+    with pytest.raises(UserError, match="validation split"):
+        take(CIFAR, ["outer=mtt/digits_ipc1"])  # evaluates while distilling, and a published cell holds nothing out
+    both = take(DIGITS, ["buffer=mtt/cifar10_ipc10", "outer=mtt/cifar100_ipc1"])
+    assert both == replace(DIGITS, buffer=CIFAR.buffer, outer=RECIPES["mtt/cifar100_ipc1"].outer)
+    assert take(DIGITS, []) == DIGITS
+    assert parsed(both, "--buffer.step.lr", "0.3").buffer.step.lr == 0.3
+
+
+@pytest.mark.parametrize(
+    ("assignment", "says"), [("bufer=mtt/cifar10_ipc10", "buffer"), ("buffer=mtt/cifar10_ipc11", "mtt/cifar10_ipc1"), ("buffer", "PART=RECIPE"), ("name=x", "part")]
+)
+def test_take_of_what_is_not_there(assignment, says):
+    with pytest.raises(UserError, match=says):
+        take(DIGITS, [assignment])
+
+
+def test_take_on_the_command_line():
+    import run
+
+    options = run.options_of("distill", ["mtt/digits_ipc1", "--take", "buffer=mtt/cifar10_ipc10", "--seed", "4", "--data.zca", "True"])
+    assert options.seed == 4
+    assert options.recipe == replace(DIGITS, buffer=CIFAR.buffer, data=replace(DIGITS.data, zca=True))
+
+
+def test_find_names_the_nearest():
+    assert find("mtt/digits_ipc1") is DIGITS
+    with pytest.raises(UserError, match="mtt/digits_ipc1"):
+        find("mtt/digit_ipc1")
+
+
+# Identity
+
+PROSE = {"cites", "published", "note", "data.root", "data.download"}
+
+
+def other_value(path, value, kind):
+    """A valid value that differs, for one field."""
+    if isinstance(value, bool):
+        return not value
+    if typing.get_origin(kind) is typing.Literal:
+        return next(choice for choice in typing.get_args(kind) if choice != value)
+    if isinstance(value, int):
+        return value + 1
+    if isinstance(value, float):
+        return 1.0 if math.isinf(value) else value / 2 or 0.25
+    if isinstance(value, str):
+        return {"buffer.keep": "last"}.get(path, value + "x")
+    if isinstance(value, tuple):
+        return value[1:] or ("mlp",)
+    if isinstance(value, Mapping):
+        return {**value, "more": 0.5}
+    assert value is None
+    return {"data.size": (5, 5), "buffer.model": "mlp"}.get(path, 7)
+
+
+def variants(value, prefix=""):
+    """(path, the dataclass with that one leaf changed), for every leaf below a dataclass."""
+    hints = typing.get_type_hints(type(value))
+    for field in fields(value):
+        path, inner = f"{prefix}{field.name}", getattr(value, field.name)
+        if is_dataclass(inner):
+            changes = variants(inner, f"{path}.")
+        elif isinstance(inner, Mapping) and any(is_dataclass(v) for v in inner.values()):
+            changes = ((p, {**inner, k: v}) for k, part in inner.items() for p, v in variants(part, f"{path}.{k}."))
+        else:
+            changes = [(path, other_value(path, inner, hints[field.name]))]
+        for where, changed in changes:
+            yield where, replace(value, **{field.name: changed})
+
+
+def test_the_digest_changes_with_every_field_but_prose_and_places():
+    seen, known = {}, digest(resolved(DIGITS))
+    paths = []
+    for path, changed in variants(DIGITS):
+        paths.append(path)
+        assert changed != DIGITS, path
+        found = digest(resolved(changed))
+        if path.partition(".")[0] in PROSE or path in PROSE:
+            assert found == known, path
+            continue
+        assert found != known, path
+        assert found not in seen, (path, seen.get(found))
+        seen[found] = path
+    assert {"data.limit", "objective.window.high", "outer.optim.images.lr", "buffer.step.momentum", "buffer.augment.scale", "ipc", "model"} <= set(paths)
+    assert len(paths) > 70
+
+
+def test_the_digest_changes_with_the_kind_of_a_part():
+    @dataclass(frozen=True, kw_only=True)
+    class OtherWindow:
+        """The fields of UniformWindow under another name."""
+
+        low: int = 0
+        high: int = 4
+
+    window = DIGITS.objective.window
+    assert (window.low, window.high) == (0, 4)
+    other = replace(DIGITS, objective=replace(DIGITS.objective, window=OtherWindow()))
+    assert digest(resolved(other)) != digest(resolved(DIGITS))
+
+
+def test_the_digest_depends_on_no_order_and_resolving_changes_nothing():
+    assert digest({"a": 1, "b": [1, 2]}) == digest({"b": [1, 2], "a": 1}) != digest({"a": 1, "b": [2, 1]})
+    before = to_dict(DIGITS)
+    resolved(DIGITS)
+    assert to_dict(DIGITS) == before and recipe.digest(before) == recipe.digest(to_dict(DIGITS))

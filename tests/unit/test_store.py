@@ -1,0 +1,179 @@
+"""Expert stores: contents, partial reading, resume, damage."""
+
+import json
+
+import pytest
+import torch
+from helpers import CPU, DIGITS, MODEL, new_model, tiny_data, tiny_store
+
+from buffers import store
+from buffers.generate import generate
+from buffers.steps import Sgd
+from buffers.store import ExpertStore
+from buffers.train import train_expert
+from ddengine import augment, training
+from ddengine.errors import UserError
+from ddengine.flat import flatten
+from ddengine.recipe import NO_AUGMENT, BufferConfig
+from ddengine.rng import generator
+
+
+@pytest.fixture(scope="module")
+def data():
+    return tiny_data()
+
+
+def buffer_config(**fields):
+    return BufferConfig(**({"step": Sgd(lr=0.05), "num_experts": 2, "epochs": 3, "batch": 64} | fields))
+
+
+def fill(folder, data, model=MODEL, **fields):
+    config = buffer_config(**fields)
+    generate(data, DIGITS, config, model, new_model(data, model), folder, seed=0)
+    return ExpertStore(folder, new_model(data, model))
+
+
+def test_snapshots_are_independent_of_later_training(data, tmp_path):
+    """Every epoch differs from every other, and equals a training that stopped there."""
+    long = fill(tmp_path / "long", data)
+    rows = long.snapshots(0, [0, 1, 2, 3])
+    assert rows.dtype == torch.float32 and rows.shape == (4, long.num_params)
+    assert all((rows[i] - rows[j]).norm() > 1e-3 for i in range(4) for j in range(i))
+    short = fill(tmp_path / "short", data, epochs=2)
+    assert torch.equal(short.snapshots(0, [0, 1, 2]), rows[:3])
+
+
+def test_expert_equals_a_plain_loop(data):
+    """The changes of one epoch against torch.optim.SGD written out, with the same order and augmentation."""
+    config = buffer_config(epochs=1, step=Sgd(lr=0.05, momentum=0.9, weight_decay=1e-3))
+    network = new_model(data)(generator(5))
+    start = flatten(network)
+    trajectory = train_expert(network, data, config, seed=7, expert=1)
+    theirs = new_model(data)(generator(5))
+    sgd = torch.optim.SGD(theirs.parameters(), 0.05, momentum=0.9, weight_decay=1e-3)
+    for i, index in enumerate(training.epoch_batches(len(data.train), 64, generator(7, "expert", 1, "order", 0))):
+        draw = augment.sample(config.augment, len(index), generator(7, "expert", 1, "augment", 0, i))
+        images, labels = data.train.batch(index)
+        sgd.zero_grad()
+        torch.nn.functional.cross_entropy(theirs(augment.apply(config.augment, images, draw)), labels).backward()
+        sgd.step()
+    assert (flatten(theirs) - start).norm() > 0.01
+    assert torch.allclose(trajectory.params[1] - start, flatten(theirs) - start, atol=1e-6)
+
+
+def test_experts_learn_and_say_so(data, tmp_path):
+    """Accuracy and loss by epoch are in the shard."""
+    metrics = fill(tmp_path, data, epochs=6, augment=NO_AUGMENT, step=Sgd(lr=0.3)).metrics(0)
+    assert len(metrics["validation_accuracy"]) == len(metrics["train_loss"]) == 6
+    assert metrics["train_loss"][-1] < 0.8 * metrics["train_loss"][0]
+    assert metrics["seconds"] > 0
+
+
+@pytest.mark.parametrize(("keep", "epochs"), [("last", [3]), ((1, 2), [1, 2]), ("all", [0, 1, 2, 3])])
+def test_keep(data, tmp_path, keep, epochs):
+    """Only the epochs asked for are stored, with their own numbers."""
+    full, part = fill(tmp_path / "all", data), fill(tmp_path / "part", data, keep=keep)
+    assert list(part.epochs) == epochs
+    assert torch.equal(part.snapshots(1, epochs), full.snapshots(1, epochs))
+
+
+def test_decay_lowers_the_rate_after_the_middle(data):
+    """MTT's --decay: epochs 0..E//2+1 are as without it, later ones smaller."""
+    runs = [
+        train_expert(new_model(data)(generator(5)), data, buffer_config(epochs=4, step=Sgd(lr=0.05, decay=d)), 0, 0).params for d in (1.0, 0.1)
+    ]
+    assert torch.equal(runs[0][:5], runs[1][:5])  # E = 4: the drop would come in epoch 4
+    runs = [
+        train_expert(new_model(data)(generator(5)), data, buffer_config(epochs=5, step=Sgd(lr=0.05, decay=d)), 0, 0).params for d in (1.0, 0.1)
+    ]
+    assert torch.equal(runs[0][:5], runs[1][:5])
+    moves = [(r[5] - r[4]).norm() for r in runs]
+    assert moves[1] < 0.3 * moves[0]
+
+
+def test_bfloat16_halves_the_shard(data, tmp_path):
+    """Half the bytes, values within bfloat16 rounding, read as float32."""
+    exact, half = fill(tmp_path / "a", data), fill(tmp_path / "b", data, dtype="bfloat16")
+    sizes = [store.shard_path(s.folder, 0).stat().st_size for s in (exact, half)]
+    assert sizes[1] < 0.6 * sizes[0]
+    a, b = exact.snapshots(0, [2]), half.snapshots(0, [2])
+    assert b.dtype == torch.float32 and 0 < (a - b).abs().max() <= a.abs().max() / 128
+
+
+def test_batchnorm_buffers_travel(data, tmp_path):
+    """`load` gives the network as it was, in evaluation mode: same logits as the trained one."""
+    model = "convnet-d1-w4-bn"
+    config = buffer_config(epochs=2)
+    network = new_model(data, model)(generator(0, "expert", 0, "network"))
+    train_expert(network, data, config, 0, 0)
+    loaded = fill(tmp_path, data, model=model, epochs=2).load(0, 2)
+    images = data.train.images(torch.arange(20))
+    assert not loaded.training
+    assert torch.allclose(loaded(images), network.eval()(images), atol=1e-6)
+    assert any("running_mean" in name for name, _ in loaded.named_buffers())
+
+
+def test_finished_experts_are_not_trained_again(data, tmp_path):
+    """A second call leaves the files alone, a larger number adds to them, and a lost one is made the same."""
+    first = fill(tmp_path, data)
+    times = {p: p.stat().st_mtime_ns for p in tmp_path.glob("expert_*")}
+    wanted = first.snapshots(0, [3])
+    fill(tmp_path, data, num_experts=3)
+    assert len(store.finished(tmp_path)) == 3
+    assert all(p.stat().st_mtime_ns == t for p, t in times.items())
+    store.shard_path(tmp_path, 0).unlink()
+    (tmp_path / ".writing-expert_0000.safetensors").write_bytes(b"half")
+    assert torch.equal(fill(tmp_path, data).snapshots(0, [3]), wanted)
+    assert not list(tmp_path.glob(".writing-*"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"epochs": 4}, {"batch": 32}, {"step": Sgd(lr=0.04)}, {"augment": NO_AUGMENT}, {"keep": "last"}, {"dtype": "bfloat16"}],
+    ids=lambda c: next(iter(c)),
+)
+def test_other_settings_are_another_store(data, tmp_path, change):
+    """Everything that decides the content is in the fingerprint, and the refusal names what differs."""
+    tiny_store(tmp_path, data)
+    with pytest.raises(UserError, match=f"buffer.*{next(iter(change))}"):
+        fill(tmp_path, data, **change)
+
+
+def test_a_different_image_seed_or_network_is_another_store(data, tmp_path):
+    """Images, seed and network decide too; the number of experts does not."""
+    base = store.identity("abc", DIGITS, buffer_config(), MODEL, 0, "fp32")
+    assert base == store.identity("abc", DIGITS, buffer_config(num_experts=9), MODEL, 0, "fp32")
+    others = [("abd", MODEL, 0, "fp32"), ("abc", "mlp", 0, "fp32"), ("abc", MODEL, 1, "fp32"), ("abc", MODEL, 0, "bf16")]
+    assert all(store.identity(images, DIGITS, buffer_config(), *rest) != base for images, *rest in others)
+
+
+def test_truncated_shard_is_named(data, tmp_path):
+    """One sentence with the path and what to do."""
+    tiny_store(tmp_path, data)
+    path = store.shard_path(tmp_path, 1)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"expert_0001.*damaged.*delete"):
+        ExpertStore(tmp_path).snapshots(1, [0])
+
+
+def test_only_the_rows_asked_for_are_read(tmp_path):
+    """Drawing a segment from a 200 MB shard does not bring the file into memory."""
+    import resource
+
+    epochs, num_params = 50, 1_000_000
+    (tmp_path / "manifest.json").write_text(json.dumps({"epochs": list(range(epochs))}))
+    values = torch.arange(epochs, dtype=torch.float32)[:, None].expand(-1, num_params).contiguous()
+    store.write_expert(tmp_path, 0, values, None, "float32", {})
+    del values
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    rows = ExpertStore(tmp_path).snapshots(0, [3, 17])
+    pages = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    assert rows[:, 0].tolist() == [3.0, 17.0]
+    # two rows are 2,000 pages of 4 KB, copied and stacked; the file has 49,000
+    assert pages * resource.getpagesize() < 100e6
+
+
+def test_preprocess_is_stored(data, tmp_path):
+    """Experts and images must be seen through the same numbers."""
+    kept = tiny_store(tmp_path, data).preprocess()
+    assert torch.equal(kept.mean, data.train.preprocess.mean.to(CPU))

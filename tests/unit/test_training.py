@@ -1,0 +1,356 @@
+"""Training and measuring networks, and the selections and statistics of an evaluation."""
+
+import json
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from torch import nn
+
+from ddengine import augment, training
+from ddengine.data import Preprocess, RealSet
+from ddengine.data.realset import Subset
+from ddengine.evaluate import Memo, interval
+from ddengine.init import herding_index, random_index
+from ddengine.models import build_model
+from ddengine.recipe import AugmentConfig, EvalConfig
+from ddengine.rng import generator
+
+CPU = torch.device("cpu")
+SHAPE, CLASSES = (1, 8, 8), 3
+IN, BN = "convnet-d2-w4-in", "convnet-d2-w4-bn"
+CONFIG = EvalConfig(protocol="test", epochs=4, batch=8, momentum=0.9, momentum_after=0.5, weight_decay=0.01, lr_drop=0.2)
+LR = 0.05
+
+
+def real_set(num=21, seed=0):
+    """Noise whose brightness tells its class."""
+    labels = torch.arange(num) % CLASSES
+    noise = torch.randint(0, 80, (num, *SHAPE), generator=generator(seed, "pixels"))
+    return RealSet((noise + 80 * labels.view(-1, 1, 1, 1)).to(torch.uint8), labels, CLASSES, Preprocess(mean=torch.tensor([0.5]), std=torch.tensor([0.3])))
+
+
+def maker(name):
+    """Builds networks from generators."""
+    return lambda rng: build_model(name, SHAPE, CLASSES, rng)
+
+
+def train(name, seeds, sets=None, config=CONFIG, **more):
+    """train_networks at the usual rate."""
+    return training.train_networks(maker(name), sets or [real_set()] * len(seeds), seeds, config, LR, CPU, **more)
+
+
+def state(network):
+    """Parameters and running statistics by name, copied."""
+    return {k: v.detach().clone().double() for k, v in network.state_dict().items()}
+
+
+def assert_same_change(name, seed, network, expected, tolerance):
+    """Both moved alike from the start of that seed; in every parameter and running statistic, relative to the size of its move."""
+    start, reached, wanted = (state(n) for n in (maker(name)(generator(seed, "network")), network, expected))
+    for key in start:
+        change = wanted[key] - start[key]
+        assert change.norm() > 0, f"{key} did not move"
+        assert (reached[key] - wanted[key]).norm() <= tolerance * change.norm(), key
+
+
+def one_after_another(monkeypatch):
+    """Train one network after another, however small the batches."""
+    monkeypatch.setattr(training, "BATCHED_BELOW", 0)
+
+
+def batched(monkeypatch):
+    """Train all networks in one computation, however large the batches."""
+    monkeypatch.setattr(training, "BATCHED_BELOW", 10**9)
+
+
+# train_networks
+
+
+def plain_loop(name, real, config, lr, seed):
+    """The published evaluation loop, written down once more: E + 1 epochs, after epoch E // 2 + 1 a new optimiser with a smaller rate."""
+    network = maker(name)(generator(seed, "network")).train()
+    optimiser = torch.optim.SGD(network.parameters(), lr=lr, momentum=config.momentum, weight_decay=config.weight_decay)
+    for epoch in range(config.epochs + 1):
+        order = torch.randperm(len(real), generator=generator(seed, "order", epoch))
+        for step, begin in enumerate(range(0, len(real), config.batch)):
+            index = order[begin : begin + config.batch]
+            draw = augment.sample(config.augment, len(index), generator(seed, "augment", epoch, step))
+            images = augment.apply(config.augment, real.images(index), draw)
+            optimiser.zero_grad()
+            nn.CrossEntropyLoss()(network(images), real.labels[index]).backward()
+            optimiser.step()
+        if epoch == config.epochs // 2 + 1:
+            optimiser = torch.optim.SGD(network.parameters(), lr=lr * config.lr_drop, momentum=config.momentum_after, weight_decay=config.weight_decay)
+    return network
+
+
+@pytest.mark.parametrize("name", [IN, BN])
+def test_one_network_is_trained_as_by_a_plain_loop(name):
+    """21 images in batches of 8: the ragged last one counts too."""
+    real = real_set()
+    (network,) = train(name, [5], [real])
+    assert_same_change(name, 5, network, plain_loop(name, real, CONFIG, LR, 5), 1e-6)
+    assert not network.training
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 5])
+def test_the_rate_drops_where_the_plain_loop_drops_it(epochs):
+    config = EvalConfig(protocol="test", epochs=epochs, batch=32, lr_drop=0.01, augment=AugmentConfig(ops=()))
+    (network,) = train(IN, [0], config=config)
+    assert_same_change(IN, 0, network, plain_loop(IN, real_set(), config, LR, 0), 1e-6)
+
+
+@pytest.mark.parametrize("name", [IN, BN])
+def test_all_in_one_computation_is_one_after_another(monkeypatch, name):
+    """Networks, each on its own set, to 1e-4 of the change; running statistics included."""
+    seeds, sets = [3, 1, 2], [real_set(seed=i) for i in range(3)]
+    one_after_another(monkeypatch)
+    single = train(name, seeds, sets)
+    batched(monkeypatch)
+    together = train(name, seeds, sets)
+    assert len({tuple(n.classifier.bias.tolist()) for n in together}) == 3
+    for seed, a, b in zip(seeds, single, together, strict=True):
+        assert_same_change(name, seed, b, a, 1e-4)
+        assert not b.training
+
+
+def test_a_batched_network_depends_on_its_own_seed_and_set_alone(monkeypatch):
+    batched(monkeypatch)
+    sets = [real_set(seed=i) for i in range(3)]
+    first = train(BN, [7, 1, 2], sets)[0]
+    second = train(BN, [4, 7, 9], [sets[2], sets[0], sets[1]])[1]
+    assert_same_change(BN, 7, first, second, 1e-4)
+
+
+@pytest.mark.parametrize("name", [IN, BN])
+def test_neighbours_do_not_matter_at_all_one_after_another(monkeypatch, name):
+    one_after_another(monkeypatch)
+    real, other = real_set(), real_set(seed=1)
+    (alone,) = train(name, [7], [real])
+    third = train(name, [1, 2, 7], [other, other, real])[2]
+    for key, value in alone.state_dict().items():
+        assert torch.equal(value, third.state_dict()[key]), key
+    assert training.accuracy(alone, other) == training.accuracy(third, other)
+
+
+def test_training_leaves_global_generators_alone():
+    before = torch.get_rng_state()
+    train(IN, [0, 1])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_dropout_follows_the_seed_and_not_the_global_generator():
+    def with_dropout(rng):
+        network = build_model("mlp", SHAPE, CLASSES, rng)
+        network.features.append(nn.Dropout(0.5))
+        return network
+
+    reached = []
+    for state_before in (1, 2):
+        torch.manual_seed(state_before)
+        before = torch.get_rng_state()
+        (network,) = training.train_networks(with_dropout, [real_set()], [3], CONFIG, LR, CPU)
+        reached.append(network.classifier.weight)
+        assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(*reached)
+
+
+# How long
+
+
+@dataclass
+class Counting:
+    """A set that counts what is asked of it."""
+
+    real: RealSet
+    batches: int = 0
+    images: int = 0
+
+    def __len__(self):
+        """Number of images."""
+        return len(self.real)
+
+    def batch(self, index):
+        """The examples at `index`."""
+        self.batches += 1
+        self.images += len(index)
+        return self.real.batch(index)
+
+
+@pytest.mark.parametrize(("max_steps", "epochs"), [(None, 5), (1000, 5), (15, 5), (14, 4), (9, 3), (6, 2)])
+def test_epochs_respect_max_steps(max_steps, epochs):
+    """21 images in batches of 8 are 3 updates an epoch, E + 1 = 5 epochs."""
+    counting, ended = Counting(real_set()), []
+    train(IN, [0], [counting], max_steps=max_steps, on_epoch=lambda: ended.append(1))
+    assert len(ended) == epochs
+    assert counting.batches == 3 * epochs and counting.images == 21 * epochs
+    assert training.num_epochs(21, CONFIG, max_steps) == epochs - 1
+
+
+def test_a_limit_of_steps_never_lengthens_a_protocol_and_leaves_two_epochs():
+    for num in (1, 8, 9, 1000):
+        per_epoch = math.ceil(num / CONFIG.batch)
+        for max_steps in (1, 5, 50, 500, 5000):
+            epochs = training.num_epochs(num, CONFIG, max_steps)
+            assert 1 <= epochs <= CONFIG.epochs
+            assert (epochs + 1) * per_epoch <= max(max_steps, 2 * per_epoch)
+
+
+def test_shortened_training_drops_its_rate_in_its_own_middle():
+    points = training.schedule(EvalConfig(protocol="test", epochs=1000), 0.1, epochs=10)
+    assert [(p.epoch, p.lr) for p in points] == [(0, 0.1), (7, pytest.approx(0.01))]
+
+
+# accuracy
+
+
+class Answers(nn.Module):
+    """Answers with the pixel's value, or with a constant; notes the mode it was asked in."""
+
+    def __init__(self, constant=None):
+        super().__init__()
+        self.constant, self.modes = constant, set()
+
+    def forward(self, images):
+        """(B, 1, 1, 1) -> one-hot logits (B, K)."""
+        self.modes.add(self.training)
+        told = (images[:, 0, 0, 0] * 255).round().long()
+        return nn.functional.one_hot(told if self.constant is None else torch.full_like(told, self.constant), CLASSES).float()
+
+
+def test_accuracy_of_a_perfect_and_of_constant_networks():
+    """2,300 images, more than two batches of a test."""
+    labels = torch.cat((torch.zeros(1150), torch.ones(230), torch.full((920,), 2))).long()[torch.randperm(2300, generator=generator(0))]
+    real = RealSet(labels.to(torch.uint8).view(-1, 1, 1, 1), labels, CLASSES, Preprocess(mean=torch.zeros(1), std=torch.ones(1)))
+    perfect = Answers().train()
+    assert training.accuracy(perfect, real) == 1.0
+    assert perfect.modes == {False}
+    for constant, share in enumerate((0.5, 0.1, 0.4)):
+        assert training.accuracy(Answers(constant), real) == pytest.approx(share, abs=1e-12)
+
+
+# Statistics
+
+
+def test_interval_is_students():
+    for values in ([0.3, 0.5], [0.61, 0.58, 0.66, 0.6, 0.7], list(np.linspace(0.2, 0.4, 30))):
+        mean, std, (low, high) = interval(values)
+        assert mean == pytest.approx(np.mean(values)) and std == pytest.approx(np.std(values, ddof=1))
+        assert (low, high) == pytest.approx(scipy.stats.t.interval(0.95, len(values) - 1, loc=np.mean(values), scale=scipy.stats.sem(values)))
+
+
+def test_interval_of_one_value_and_of_equal_values():
+    assert interval([0.4]) == (0.4, 0.0, (0.4, 0.4))
+    mean, std, bounds = interval([0.5, 0.5, 0.5])
+    assert (mean, std, bounds) == (0.5, 0.0, (0.5, 0.5))
+
+
+# Selections
+
+
+def features_of(real):
+    """An embedding that is not the identity: two sums of pixels and a product."""
+
+    def embed(images):
+        flat = images.flatten(1)
+        return torch.stack((flat[:, :30].sum(1), flat[:, 30:].sum(1) * 0.5, flat[:, 3] * flat[:, 40]), 1)
+
+    return embed, embed(real.images(torch.arange(len(real)))).double().numpy()
+
+
+@pytest.mark.parametrize("batch", [1000, 4])
+def test_herding_is_the_greedy_choice(batch):
+    """Each image brings the mean of the chosen ones as near the class mean as any other would."""
+    real, names = real_set(30), ("a", "b", "c")
+    embed, features = features_of(real)
+    wanted = []
+    for c in range(CLASSES):
+        members, chosen = np.flatnonzero(real.labels.numpy() == c).tolist(), []
+        centre = features[members].mean(0)
+        while len(chosen) < 4:
+            distance = {i: np.linalg.norm(centre - features[[*chosen, i]].mean(0)) for i in members if i not in chosen}
+            chosen.append(min(distance, key=distance.get))
+        wanted += chosen
+    assert herding_index(real, 4, names, embed, batch=batch).tolist() == wanted
+
+
+def test_herding_of_a_whole_class_takes_every_image_once():
+    real = real_set(12)
+    index = herding_index(real, 4, ("a", "b", "c"), features_of(real)[0])
+    assert sorted(index.tolist()) == list(range(12))
+    assert real.labels[index].tolist() == [0] * 4 + [1] * 4 + [2] * 4
+
+
+def test_random_selection_is_class_by_class_without_repetition():
+    real = real_set(30)
+    index = random_index(real, 4, ("a", "b", "c"), generator(0))
+    assert len(index.unique()) == 12 and real.labels[index].tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert not torch.equal(index, random_index(real, 4, ("a", "b", "c"), generator(1)))
+    (network,) = train(IN, [0], [Subset(real, index)])
+    assert training.accuracy(network, real) > 0.4
+
+
+# Memo
+
+
+class Once:
+    """Computes a value and counts how often."""
+
+    def __init__(self, value):
+        self.value, self.calls = value, 0
+
+    def __call__(self):
+        """The value."""
+        self.calls += 1
+        return self.value
+
+
+def known(path, identity, key):
+    """What a new Memo has stored under `key`, None for nothing."""
+    return Memo(path, identity)(key, lambda: None)
+
+
+def test_memo_computes_once_and_resumes(tmp_path):
+    path, compute = tmp_path / "memo.jsonl", Once({"accuracies": [0.1, 0.30000000000000004]})
+    memo = Memo(path, "me")
+    assert memo("a", compute) == memo("a", compute) == Memo(path, "me")("a", compute) == compute.value
+    assert compute.calls == 1
+    assert Memo(path, "me")("b", Once(2)) == 2 and known(path, "me", "a") == compute.value
+
+
+def test_memo_ignores_other_identities_and_keeps_their_lines(tmp_path):
+    path = tmp_path / "memo.jsonl"
+    Memo(path, "me")("a", Once(1))
+    assert Memo(path, "you")("a", Once(2)) == 2
+    assert known(path, "me", "a") == 1 and known(path, "you", "a") == 2
+
+
+def test_memo_ignores_a_torn_last_line_and_goes_on_after_it(tmp_path):
+    """What is computed after the kill must survive a second kill."""
+    path = tmp_path / "memo.jsonl"
+    memo = Memo(path, "me")
+    memo("a", Once(1))
+    whole = path.stat().st_size
+    memo("b", Once(2))
+    path.write_bytes(path.read_bytes()[: whole + 15])
+    again, compute = Memo(path, "me"), Once(3)
+    assert again("a", Once(9)) == 1
+    assert again("b", compute) == 3 and compute.calls == 1
+    assert known(path, "me", "b") == 3
+
+
+def test_memo_without_a_file_and_cleared(tmp_path):
+    compute = Once(1)
+    memo = Memo(None, "me")
+    assert memo("a", compute) == memo("a", compute) == 1 and compute.calls == 1
+    memo.clear()
+    path = tmp_path / "memo.jsonl"
+    stored = Memo(path, "me")
+    stored("a", compute)
+    assert json.loads(path.read_text())["key"] == "a"
+    stored.clear()
+    assert not path.exists()

@@ -1,0 +1,188 @@
+"""Gradients through inner training: policies against each other, against finite differences and against `higher`."""
+
+import higher
+import pytest
+import torch
+from torch.nn import functional
+
+from ddengine import augment
+from ddengine.flat import FlatModel, flatten
+from ddengine.models import build_model
+from ddengine.recipe import AugmentConfig
+from ddengine.rng import generator
+from ddengine.unroll import compiled_gradient, eager_gradient, unroll
+
+F64 = torch.float64
+SHAPE, CLASSES = (1, 8, 8), 3
+
+
+def network(name="convnet-d1-w4-in"):
+    """A tiny network in float64."""
+    return build_model(name, SHAPE, CLASSES, generator(1, "network")).to(F64)
+
+
+def problem(num_steps, name="convnet-d1-w4-in", augmented=True):
+    """(loss, batch, start, inputs): images with labels as logits, augmented with draws that are fixed per step."""
+    rng = generator(2, "problem")
+    inputs = {"images": torch.randn(6, *SHAPE, generator=rng, dtype=F64), "logits": torch.randn(6, CLASSES, generator=rng, dtype=F64)}
+    config = AugmentConfig() if augmented else AugmentConfig(ops=())
+    index = [torch.randperm(6, generator=rng)[:4] for _ in range(num_steps)]
+    draws = [augment.sample(config, 4, rng) for _ in range(num_steps)]
+    net = network(name)
+    model = FlatModel(net)
+
+    def batch(tensors, k):
+        return augment.apply(config, tensors["images"][index[k]], draws[k]), tensors["logits"][index[k]].softmax(1)
+
+    def loss(theta, images, targets):
+        return functional.cross_entropy(model(theta, images), targets)
+
+    return loss, batch, flatten(net), inputs
+
+
+def gradients(policy, num_steps=5, momentum=0.9, keep=(2, 4), lr=0.05, **kwargs):
+    """Gradients of a function of all returned parameters in start, lr, images and logits."""
+    loss, batch, theta, inputs = problem(num_steps, **kwargs)
+    theta, rate = theta.requires_grad_(), torch.tensor(lr, dtype=F64, requires_grad=True)
+    leaves = {k: v.requires_grad_() for k, v in inputs.items()}
+    out = unroll(eager_gradient(loss), batch, theta, leaves, num_steps, lr=rate, momentum=momentum, keep=keep, backprop=policy)
+    assert out.shape == (len(keep) + 1, theta.numel())
+    weights = torch.linspace(-1, 1, out.numel(), dtype=F64).view_as(out)
+    return out.detach(), torch.autograd.grad((out * weights).sum() + out.square().sum(), [theta, rate, *leaves.values()])
+
+
+def relative(ours, theirs):
+    """Norm of the difference over the norm."""
+    return float(((ours - theirs).norm() / theirs.norm()).detach())
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("name", ["convnet-d1-w4-in", "convnet-d1-w4-bn", "convnet-d1-w4-nn"])
+def test_replay_equals_full(momentum, name):
+    """Values and all four gradients to 1e-9."""
+    full, exact = gradients("full", momentum=momentum, name=name)
+    replay, ours = gradients("replay", momentum=momentum, name=name)
+    assert relative(replay, full) < 1e-9
+    for a, b in zip(ours, exact, strict=True):
+        assert relative(a, b) < 1e-9
+
+
+@pytest.mark.parametrize("policy", ["full", "replay"])
+@pytest.mark.parametrize("momentum", [0.0, 0.8])
+def test_gradients_equal_finite_differences(policy, momentum):
+    """torch's gradcheck in float64, in start, lr, images and label logits, with intermediate results."""
+    loss, batch, theta, inputs = problem(3)
+
+    def function(start, rate, images, logits):
+        out = unroll(
+            eager_gradient(loss), batch, start, {"images": images, "logits": logits}, 3, lr=rate, momentum=momentum, keep=(1,), backprop=policy
+        )
+        return out.square().sum(1)
+
+    leaves = [theta, torch.tensor(0.1, dtype=F64), inputs["images"], inputs["logits"]]
+    assert torch.autograd.gradcheck(function, [t.requires_grad_() for t in leaves], eps=1e-6, atol=1e-6, rtol=1e-4, fast_mode=True)
+
+
+@pytest.mark.parametrize("policy", ["full", "replay"])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_gradients_equal_higher(policy, momentum):
+    """The differentiable SGD of `higher` is an independent oracle for values and gradients."""
+    num_steps, lr = 5, 0.05
+    out, ours = gradients(policy, num_steps, momentum, keep=(), lr=lr)
+    loss_of, batch, _, inputs = problem(num_steps)
+    net = network()
+    leaves = {k: v.requires_grad_() for k, v in inputs.items()}
+    rate = torch.tensor(lr, dtype=F64, requires_grad=True)
+    with higher.innerloop_ctx(net, torch.optim.SGD(net.parameters(), lr, momentum=momentum), override={"lr": [rate]}) as (stepped, optimiser):
+        for k in range(num_steps):
+            images, targets = batch(leaves, k)
+            optimiser.step(functional.cross_entropy(stepped(images), targets))
+        theirs = torch.cat([p.flatten() for p in stepped.parameters()])[None]
+        weights = torch.linspace(-1, 1, theirs.numel(), dtype=F64).view_as(theirs)
+        objective = (theirs * weights).sum() + theirs.square().sum()
+        start = list(stepped.parameters(time=0))
+        wanted = torch.autograd.grad(objective, [*start, rate, *leaves.values()])
+    assert relative(out - flatten(network()), theirs.detach() - flatten(network())) < 1e-9
+    oracle = [torch.cat([g.flatten() for g in wanted[: len(start)]]), *wanted[len(start) :]]
+    for a, b in zip(ours, oracle, strict=True):
+        assert relative(a, b) < 1e-9
+
+
+def test_detached_is_biased_and_the_bias_grows_with_the_step_size():
+    """TESLA's form equals the exact gradient only as lr goes to 0."""
+    errors = []
+    for lr in (0.001, 0.01, 0.1):
+        exact, ours = gradients("full", lr=lr, momentum=0.0)[1], gradients("detached", lr=lr, momentum=0.0)[1]
+        errors.append(relative(ours[2], exact[2]))
+    assert errors[0] < errors[1] < errors[2]
+    assert errors[0] < 0.05 < errors[2]
+
+
+def test_detached_is_exact_for_one_step():
+    """With one step there is nothing to detach, for images, labels and lr."""
+    exact, ours = gradients("full", 1, keep=())[1], gradients("detached", 1, keep=())[1]
+    for a, b in zip(ours[1:], exact[1:], strict=True):
+        assert relative(a, b) < 1e-12
+
+
+def test_inner_sgd_equals_torch_optim():
+    """Changes of the parameters, not parameters, so that doing nothing cannot pass."""
+    loss, batch, theta, inputs = problem(6)
+    ours = unroll(eager_gradient(loss), batch, theta, inputs, 6, lr=0.05, momentum=0.9, backprop="full")[0]
+    net = network()
+    optimiser = torch.optim.SGD(net.parameters(), 0.05, momentum=0.9)
+    for k in range(6):
+        images, targets = batch(inputs, k)
+        optimiser.zero_grad()
+        functional.cross_entropy(net(images), targets).backward()
+        optimiser.step()
+    assert relative(ours - theta, flatten(net) - theta) < 1e-12
+
+
+def test_inputs_that_do_not_require_gradients_cost_nothing():
+    """A fixed input gets no gradient, the others keep theirs."""
+    loss, batch, theta, inputs = problem(3)
+    images = inputs["images"].requires_grad_()
+    out = unroll(eager_gradient(loss), batch, theta, inputs, 3, lr=0.1, backprop="replay")
+    out.sum().backward()
+    assert images.grad is not None and images.grad.abs().sum() > 0
+    assert inputs["logits"].grad is None
+
+
+@pytest.mark.parametrize(("change", "words"), [({"backprop": "exact"}, "backprop"), ({"keep": (3, 2)}, "keep"), ({"keep": (9,)}, "keep")])
+def test_refuses(change, words):
+    """Unknown policies and impossible intermediate steps."""
+    loss, batch, theta, inputs = problem(4)
+    with pytest.raises(ValueError, match=words):
+        unroll(eager_gradient(loss), batch, theta, inputs, 4, lr=0.1, **change)
+    with pytest.raises(ValueError, match="num_steps"):
+        unroll(eager_gradient(loss), batch, theta, inputs, 0, lr=0.1)
+
+
+@pytest.mark.parametrize("policy", ["full", "replay"])
+def test_compiled_step_equals_eager(policy):
+    """The compiled inner gradient, differentiated from outside. aot_eager: what Inductor would be given."""
+    torch._dynamo.reset()
+    loss, batch, theta, inputs = problem(3)
+    results = []
+    for gradient in (eager_gradient(loss), compiled_gradient(loss, backend="aot_eager")):
+        leaves = {k: v.clone().requires_grad_() for k, v in inputs.items()}
+        rate = torch.tensor(0.05, dtype=F64, requires_grad=True)
+        out = unroll(gradient, batch, theta, leaves, 3, lr=rate, momentum=0.5, backprop=policy)
+        results.append([out, *torch.autograd.grad(out.square().sum(), [rate, *leaves.values()])])
+    for eager, compiled in zip(*results, strict=True):
+        assert relative(compiled, eager) < 1e-9
+
+
+@pytest.mark.slow
+def test_compiled_step_equals_eager_with_inductor():
+    """The same through the compiler that --compile uses."""
+    torch._dynamo.reset()
+    loss, batch, theta, inputs = problem(2)
+    results = []
+    for gradient in (eager_gradient(loss), compiled_gradient(loss)):
+        leaves = {k: v.clone().requires_grad_() for k, v in inputs.items()}
+        out = unroll(gradient, batch, theta, leaves, 2, lr=0.05, backprop="replay")
+        results.append([out, *torch.autograd.grad(out.square().sum(), list(leaves.values()))])
+    for eager, compiled in zip(*results, strict=True):
+        assert relative(compiled, eager) < 1e-9
