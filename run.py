@@ -153,7 +153,8 @@ def distill(options: Options[Recipe], root: Path = Path("experts")) -> Path:
         there = files.read_json(folder / "recipe.json")
         if any(there[k] != v for k, v in key.items()):
             raise UserError(
-                f"{folder} holds a run of {there['recipe']['name']} with other settings; name another folder with --out, or begin anew with --restart."
+                f"{folder} holds a run of {there['recipe']['name']} with other settings; "
+                "name another folder with --out, or begin anew with --restart."
             )
         if (folder / "distilled" / "meta.json").exists():
             log.say(f"{folder} is finished; --restart begins anew")
@@ -244,7 +245,9 @@ def evaluate_path(path: Path, args: list[str], seconds_before: float = 0.0) -> d
         syn, _ = synthetic.load(folder, device)
         data = load_data(options.data, device, test=True, stored=lambda images: syn.preprocess)
         if data.class_names != syn.class_names or data.image_shape != tuple(syn.pixels().shape[1:]):
-            raise UserError(f"{folder} was distilled from other images than data.name {options.data.name} gives; set the data flags it was made with.")
+            raise UserError(
+                f"{folder} was distilled from other images than data.name {options.data.name} gives; set the data flags it was made with."
+            )
         for name in options.evaluation.models or (recipe["model"],):
             build_model(name, data.image_shape, data.num_classes, generator(0))  # a wrong name fails before the first training
         files.make_folder(out)

@@ -9,7 +9,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from ddengine import runtime  # noqa: E402
+from ddengine import runtime
 
 RESULTS = Path(__file__).resolve().parent / "results"
 

@@ -8,11 +8,12 @@ Writes docs/results/NAME.md and docs/results/NAME.json (every evaluation.json, w
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-HEADER = "| recipe | set | accuracy % (95 % interval) | n | learning rate | updates | evaluation | distillation | peak memory |\n|---|---|---|---|---|---|---|---|---|\n"
+COLUMNS = ("recipe", "set", "accuracy % (95 % interval)", "n", "learning rate", "updates", "evaluation", "distillation", "peak memory")
 
 
 def command(*args: str) -> None:
@@ -28,9 +29,13 @@ def collect(folder: Path) -> dict[str, Any]:
     return {"recipe": meta["recipe"]["name"], "seed": meta["seed"], "distillation": cost, "evaluation": evaluation}
 
 
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |\n"
+
+
 def markdown(runs: list[dict[str, Any]]) -> str:
     """One line per recipe and set; a distilled set that does not beat a baseline by more than both intervals is marked."""
-    lines = [HEADER]
+    lines = [_line(COLUMNS), _line(["---"] * len(COLUMNS))]
     for run in runs:
         rows, cost = run["evaluation"]["rows"], run["distillation"]
         for row in rows:
@@ -40,10 +45,9 @@ def markdown(runs: list[dict[str, Any]]) -> str:
             rivals = [r for r in rows if r["model"] == row["model"] and r["set"] in ("random", "herding")]
             beaten = all(low > r["ci95"][1] for r in rivals)
             mark = "" if not mine or beaten else " **not clearly above the baselines**"
-            spent = f"{cost['seconds'] / 60:.1f} min | {cost['peak_memory_bytes'] / 1e9:.2f} GB" if mine else "- | -"
-            lines.append(
-                f"| {run['recipe']} | {row['set']}{mark} | {shown} | {row['n']} | {row['lr']:.4g} | {row['steps']} | {row['seconds'] / 60:.1f} min | {spent} |\n"
-            )
+            spent = [f"{cost['seconds'] / 60:.1f} min", f"{cost['peak_memory_bytes'] / 1e9:.2f} GB"] if mine else ["-", "-"]
+            evaluation = [str(row["n"]), f"{row['lr']:.4g}", str(row["steps"]), f"{row['seconds'] / 60:.1f} min"]
+            lines.append(_line([run["recipe"], row["set"] + mark, shown, *evaluation, *spent]))
     return "".join(lines)
 
 

@@ -15,7 +15,6 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
-
 os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # its worker pool does not start inside a process of a pool
 
 import common
@@ -106,10 +105,12 @@ class Server:
         self.process.start()
 
     def __call__(self, *request: int) -> dict[str, float]:
+        """The cost of one call in that process."""
         self.pipe.send(request)
         return self.pipe.recv()
 
     def stop(self) -> None:
+        """End the process."""
         self.pipe.send(None)
         self.process.join()
 

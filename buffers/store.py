@@ -143,7 +143,7 @@ class ExpertStore:
         """The network of that snapshot, BatchNorm buffers included, in evaluation mode."""
         assert self._new_model is not None, "the store was opened without new_model"
         network = self._new_model(Generator())
-        buffers = self._slice(expert, "buffers")[self._row[epoch]] if "buffers" in self._file(expert).keys() else None  # noqa: SIM118
+        buffers = self._slice(expert, "buffers")[self._row[epoch]] if "buffers" in self._file(expert).keys() else None
         unflatten_into(network, self.snapshots(expert, [epoch])[0], buffers)
         return network.eval()
 

@@ -24,7 +24,9 @@ class Trajectory:
     metrics: dict[str, Any]  # validation accuracy and mean loss by epoch
 
 
-def train_expert(model: nn.Module, data: Data, config: BufferConfig, seed: int, expert: int, precision: Precision = "fp32", on_epoch=None) -> Trajectory:
+def train_expert(
+    model: nn.Module, data: Data, config: BufferConfig, seed: int, expert: int, precision: Precision = "fp32", on_epoch=None
+) -> Trajectory:
     """Train `model` in place and return its snapshots, independent of later training.
 
     Order and augmentation of expert i, epoch e follow from (seed, i, e) alone. Raises UserError when the loss stops being finite.

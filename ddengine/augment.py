@@ -64,24 +64,24 @@ def _column(parameter: Tensor) -> Tensor:
 
 
 def brightness(images: Tensor, shift: Tensor) -> Tensor:
-    """x + shift."""
+    """X + shift."""
     return images + _column(shift)
 
 
 def saturation(images: Tensor, factor: Tensor) -> Tensor:
-    """m + (x - m) factor, m the mean over channels of each pixel (identity for one channel)."""
+    """M + (x - m) factor, m the mean over channels of each pixel (identity for one channel)."""
     mean = images.mean(1, keepdim=True)
     return mean + (images - mean) * _column(factor)
 
 
 def contrast(images: Tensor, factor: Tensor) -> Tensor:
-    """m + (x - m) factor, m the mean of each image."""
+    """M + (x - m) factor, m the mean of each image."""
     mean = images.mean((1, 2, 3), keepdim=True)
     return mean + (images - mean) * _column(factor)
 
 
 def _gather_pixels(images: Tensor, rows: Tensor, columns: Tensor, weights: Tensor) -> Tensor:
-    """sum over taps of weight * x[row, column], zero outside. rows, columns: int64 (taps, B, H, W), weights (taps, B, H, W)."""
+    """Sum over taps of weight * x[row, column], zero outside. rows, columns: int64 (taps, B, H, W), weights (taps, B, H, W)."""
     num, channels, height, width = images.shape
     inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
     index = rows.clamp(0, height - 1) * width + columns.clamp(0, width - 1)

@@ -29,7 +29,7 @@ def parse(cls: Any, args: list[str], default: Any = tyro.MISSING, prog: str = "r
 
 
 def sentence(complaint: str, prog: str) -> str:
-    """tyro's boxed message as one sentence: what is wrong, the nearest flags, where the help is."""
+    """Tyro's boxed message as one sentence: what is wrong, the nearest flags, where the help is."""
     lines = [re.sub(r"[│╭╮╰╯─]", " ", line).strip() for line in complaint.splitlines()]
     body = re.split(r"─{5,}", re.sub(r"[│╭╮╰╯]", " ", "\n".join(complaint.splitlines()[1:-1])))[0]
     wrong = " ".join(body.split()).rstrip(".").replace("Error parsing ", "")

@@ -227,4 +227,3 @@ def summary(counters: Counters, device: torch.device) -> dict[str, float | int |
         "updates_skipped_max_loss": counters.above_max_loss,
         "learned_lr_held": counters.lr_held,
     }
-

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.stats
+import scipy.special
 import torch
 from torch import Tensor
 
@@ -90,9 +90,7 @@ class Bench:
         def new_model(rng: torch.Generator) -> torch.nn.Module:
             return build_model(model, self.data.image_shape, self.data.num_classes, rng)
 
-        networks = training.train_networks(
-            new_model, sets, seeds, self.config, lr, self.device, max_steps=who.max_steps, precision=self.precision
-        )
+        networks = training.train_networks(new_model, sets, seeds, self.config, lr, self.device, max_steps=who.max_steps, precision=self.precision)
         return [training.accuracy(network, on, self.precision) for network in networks]
 
 
@@ -106,7 +104,7 @@ def choose_lr(bench: Bench, who: Contender, model: str) -> tuple[float, float]:
     validation = bench.data.validation
     if validation is None:
         return who.learned_lr or bench.config.lr, 0.0
-    grid = sorted({*bench.config.lr_grid, *([who.learned_lr] if who.learned_lr else [])})
+    grid: list[float] = sorted({*bench.config.lr_grid, *([who.learned_lr] if who.learned_lr else [])})
     if len(grid) == 1:
         return grid[0], 0.0
     seeds = [bench.seed + SEARCH_SEED + i for i in range(bench.config.search_networks)]
@@ -125,7 +123,7 @@ def interval(values: Sequence[float]) -> tuple[float, float, tuple[float, float]
     if len(values) < 2:
         return mean, 0.0, (mean, mean)
     std = float(np.std(values, ddof=1))
-    half = float(scipy.stats.t.ppf(0.975, len(values) - 1)) * std / len(values) ** 0.5
+    half = float(scipy.special.stdtrit(len(values) - 1, 0.975)) * std / len(values) ** 0.5
     return mean, std, (mean - half, mean + half)
 
 

@@ -93,8 +93,7 @@ def reading_tensors(path: Path) -> Iterator[Any]:
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """All tensors of a safetensors file, and its metadata."""
     with reading_tensors(path) as file:
-        return {k: file.get_tensor(k) for k in file.keys()}, file.metadata() or {}  # noqa: SIM118
-
+        return {k: file.get_tensor(k) for k in file.keys()}, file.metadata() or {}
 
 
 def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
@@ -102,5 +101,5 @@ def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
     sha = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         sha.update(repr((name, tensor.dtype, tuple(tensor.shape))).encode())
-        sha.update(tensor.detach().cpu().contiguous().numpy())
+        sha.update(memoryview(tensor.detach().cpu().contiguous().numpy()))  # type: ignore[arg-type]
     return sha.hexdigest()[:12]

@@ -25,7 +25,14 @@ class Bar:
         self._start, self._first, self._last = time.monotonic(), done, time.monotonic()
         self._live: Progress | None = None
         if console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+            )
             self._live = Progress(*columns, TextColumn("{task.fields[note]}"), console=console, transient=True)
             self._task = self._live.add_task(title, total=total, completed=done, note="")
             self._live.start()

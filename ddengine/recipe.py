@@ -230,7 +230,7 @@ def parametrised(value: Any) -> Any:
     `Recipe(objective=TrajectoryMatching(...), ...)` -> `Recipe[..., TrajectoryMatching]`. Each type parameter must be the whole
     annotation of one field.
     """
-    cls = type(value)
+    cls: Any = type(value)
     parameters = getattr(cls, "__parameters__", ())
     if not parameters:
         return cls

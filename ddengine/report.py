@@ -3,19 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import torch
 from rich.table import Table
 from torch import Tensor
 
 from ddengine import files
-from ddengine.compat import torchvision
 from ddengine.data import RealSet
 from ddengine.synthetic import SyntheticSet
-
-matplotlib.use("Agg")
-
-from matplotlib import pyplot  # noqa: E402
 
 SHOWN_CLASSES, SHOWN_PER_CLASS = 20, 10
 
@@ -31,6 +25,8 @@ def _thumbnails(syn: SyntheticSet) -> tuple[Tensor, int, int]:
 
 def grid(path: Path, syn: SyntheticSet) -> None:
     """The distilled images as a PNG, one class per column (per row for one image per class)."""
+    from ddengine.compat import torchvision  # seconds to import, and most commands draw nothing
+
     images, classes, per_class = _thumbnails(syn)
     zoom = max(1, 64 // images.shape[-1])
     images = torch.nn.functional.interpolate(images, scale_factor=zoom, mode="nearest")
@@ -41,13 +37,18 @@ def grid(path: Path, syn: SyntheticSet) -> None:
 
 def real_vs_distilled(path: Path, real: RealSet, syn: SyntheticSet, evaluation: dict[str, Any] | None) -> None:
     """One picture of a run: real images above the distilled ones, class by class, and the accuracies beside them."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
     images, classes, per_class = _thumbnails(syn)
     rows = min(per_class, 3)
     reals = [real.pixels[m[:rows].to(real.device)].float().cpu() / 255 for m in real.members[:classes]]
     bars = [r for r in evaluation["rows"] if r["model"] == evaluation["rows"][0]["model"]] if evaluation else []
     figure = pyplot.figure(figsize=(1.0 * classes + (4.2 if bars else 0), 2.1 * rows + 0.9), layout="constrained")
-    left, *right = figure.subfigures(1, 2, width_ratios=[classes, 4.2]) if bars else [figure.subfigures(1, 1)]
-    axes = left.subplots(2 * rows, classes, squeeze=False)
+    parts: Any = figure.subfigures(1, 2 if bars else 1, squeeze=False, width_ratios=[classes, 4.2] if bars else None)[0]
+    axes = parts[0].subplots(2 * rows, classes, squeeze=False)
     for c in range(classes):
         for r in range(rows):
             shown = (reals[c][min(r, len(reals[c]) - 1)], images[c * per_class + r])
@@ -59,7 +60,7 @@ def real_vs_distilled(path: Path, real: RealSet, syn: SyntheticSet, evaluation: 
     axes[0, 0].set_ylabel("real", fontsize=10)
     axes[rows, 0].set_ylabel("distilled", fontsize=10)
     if bars:
-        axis = right[0].subplots()
+        axis = parts[1].subplots()
         colours = {"distilled": "#1b6ca8", "full": "#9a9a9a"}
         means = [100 * r["accuracy_mean"] for r in bars]
         errors = [100 * (r["ci95"][1] - r["accuracy_mean"]) for r in bars]

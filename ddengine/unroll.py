@@ -104,7 +104,9 @@ def unroll(
 class _Call:
     """What one `_Replay` needs beside its tensors."""
 
-    def __init__(self, gradient: GradientFn, batch: BatchFn, names: tuple[str, ...], num_steps: int, momentum: float, out: tuple[int, ...], exact: bool):
+    def __init__(
+        self, gradient: GradientFn, batch: BatchFn, names: tuple[str, ...], num_steps: int, momentum: float, out: tuple[int, ...], exact: bool
+    ):
         self.gradient, self.batch, self.names, self.num_steps = gradient, batch, names, num_steps
         self.momentum, self.out, self.exact = momentum, out, exact
 

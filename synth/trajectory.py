@@ -1,4 +1,4 @@
-"""Trajectory matching: MTT. Cazenavette et al., CVPR 2022, https://arxiv.org/abs/2203.11932
+"""Trajectory matching: MTT. Cazenavette et al., CVPR 2022, arXiv 2203.11932.
 
 A student starts at an expert's snapshot, trains N steps on the synthetic images, and should arrive where the expert was M epochs later:
 
@@ -9,9 +9,9 @@ the student is compared. Differs from the released code: expert and start epoch 
 through shuffled files), and every random number follows from the seed.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Generator, Tensor
@@ -24,10 +24,24 @@ from ddengine.synthetic import SyntheticSet
 from ddengine.types import Backprop, Env
 from ddengine.unroll import compiled_gradient, eager_gradient, unroll
 
-WindowT = TypeVar("WindowT")  # Callable[[int], tuple[int, int]]: outer step -> start epochs low <= t < high
-PerturbT = TypeVar("PerturbT")  # None or Callable[[Tensor, list[torch.Size], Generator], Tensor]: start (P,) -> start
-LossScaleT = TypeVar("LossScaleT")  # None or Callable[[int], float]: start epoch -> factor on the inner loss
-MilestonesT = TypeVar("MilestonesT")  # None or Callable[[int, int], ...]: (N, M) -> ((inner step, expert epoch, weight), ...)
+
+class Window(Protocol):
+    """Where segments start."""
+
+    def __call__(self, step: int) -> tuple[int, int]:
+        """Start epochs low <= t < high at an outer step."""
+        ...
+
+    @property
+    def last(self) -> int:
+        """The latest start epoch over the whole run."""
+        ...
+
+
+WindowT = TypeVar("WindowT", bound=Window)
+PerturbT = TypeVar("PerturbT", bound=Any)  # None or Callable[[Tensor, list[torch.Size], Generator], Tensor]: start (P,) -> start
+LossScaleT = TypeVar("LossScaleT", bound=Any)  # None or Callable[[int], float]: start epoch -> factor on the inner loss
+MilestonesT = TypeVar("MilestonesT", bound=Any)  # None or Callable[[int, int], ...]: (N, M) -> ((inner step, expert epoch, weight), ...)
 
 Milestones = tuple[tuple[int, int, float], ...]
 
@@ -159,5 +173,3 @@ def student_batches(num: int, batch: int, num_steps: int, rng: Generator) -> lis
             chunks = list(torch.randperm(num, generator=rng).split(batch))
         batches.append(chunks.pop())
     return batches
-
-

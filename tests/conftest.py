@@ -4,10 +4,10 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import pytest
+import torch
 
-from ddengine import runtime  # noqa: E402
+from ddengine import runtime
 
 torch.set_num_threads(1)
 runtime.keep_freed_memory()

@@ -35,8 +35,7 @@ def decoder(open_at: Callable[[int], Image.Image], name_at: Callable[[int], str]
                 shape = (image.height, image.width)
             if (image.height, image.width) != shape:
                 raise UserError(
-                    f"{name_at(i)} is {image.height}x{image.width} and others are {shape[0]}x{shape[1]}; "
-                    "set data.size to a height and width for all."
+                    f"{name_at(i)} is {image.height}x{image.width} and others are {shape[0]}x{shape[1]}; set data.size to a height and width for all."
                 )
             images.append(image)
         mode = "RGB" if any(image.mode == "RGB" for image in images) else "L"

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import kornia
 import torch
 from torch import Tensor
 
@@ -60,6 +59,8 @@ def fit_zca(pixels: Tensor, eps: float = ZCA_EPS) -> Preprocess:
     dim = pixels[0].numel()
     if dim > ZCA_MAX_DIM:
         raise UserError(f"data.zca needs a {dim} x {dim} matrix for images of this size; use data.zca False, or data.size of at most 64 64.")
+    import kornia  # a second to import, and only ZCA needs it
+
     zca = kornia.enhance.ZCAWhitening(dim=0, eps=eps, compute_inv=True).fit(pixels.flatten(1))
     assert isinstance(zca.mean_vector, Tensor) and isinstance(zca.transform_matrix, Tensor) and isinstance(zca.transform_inv, Tensor)
     # kornia computes (x - mean) matrix^T; its matrices are symmetric up to rounding

@@ -20,7 +20,7 @@ class RealSet:
     """A whole split as uint8 on the device, preprocessed when drawn. Nothing is done image by image in Python."""
 
     def __init__(self, pixels: Tensor, labels: Tensor, num_classes: int, preprocess: Preprocess):
-        """pixels (N, C, H, W) uint8 and labels (N,) int64, on one device."""
+        """Pixels (N, C, H, W) uint8 and labels (N,) int64, on one device."""
         self.pixels, self.labels, self.num_classes, self.preprocess = pixels, labels, num_classes, preprocess
 
     def __len__(self) -> int:
@@ -73,7 +73,7 @@ class Subset:
     """Some images of a RealSet as a training set: a random draw, a coreset."""
 
     def __init__(self, real: RealSet, index: Tensor):
-        """index (N,): the chosen images."""
+        """Index (N,): the chosen images."""
         self.real, self.index = real, index
 
     def __len__(self) -> int:

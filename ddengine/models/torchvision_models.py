@@ -5,7 +5,6 @@ import inspect
 import torch
 from torch import Tensor, nn
 
-from ddengine.compat import torchvision
 from ddengine.errors import UserError
 from ddengine.models.classic import pad_to_32, padded_shape
 from ddengine.models.convnet import OptionError
@@ -15,6 +14,8 @@ SMALL = 64  # pixels; up to here the first convolution loses its stride and the 
 
 def names() -> list[str]:
     """Names of torchvision's image classifiers."""
+    from ddengine.compat import torchvision  # seconds to import, and rarely needed
+
     return torchvision.models.list_models(module=torchvision.models)
 
 
@@ -56,6 +57,8 @@ def _adapt_stem(network: nn.Module, channels: int, small: bool) -> None:
 
 def build(options: list[str], image_shape: tuple[int, int, int], num_classes: int) -> TorchvisionClassifier:
     """`torchvision/NAME`. Vision transformers get patches of an eighth of the image."""
+    from ddengine.compat import torchvision
+
     name = "-".join(options)
     if name not in names():
         raise OptionError("torchvision has no such classifier")
@@ -72,7 +75,13 @@ def build(options: list[str], image_shape: tuple[int, int, int], num_classes: in
         config = {"b": (12, 12, 768, 3072), "l": (24, 16, 1024, 4096), "h": (32, 16, 1280, 5120)}[name[4]]
         network: nn.Module = vision(shape[1], shape[1] // 8, *config, num_classes=num_classes)
     else:
-        network = maker(**{k: v for k, v in settings.items() if k in inspect.signature(maker).parameters or k in ("weights", "num_classes", "aux_logits", "init_weights")})
+        network = maker(
+            **{
+                k: v
+                for k, v in settings.items()
+                if k in inspect.signature(maker).parameters or k in ("weights", "num_classes", "aux_logits", "init_weights")
+            }
+        )
         _adapt_stem(network, shape[0], max(shape[1:]) <= SMALL)
     linear = [n for n, m in network.named_modules() if isinstance(m, nn.Linear)]
     if not linear or not isinstance(head := network.get_submodule(linear[-1]), nn.Linear) or head.out_features != num_classes:

@@ -1,8 +1,8 @@
 """MTT: every published cell, and small recipes for a CPU.
 
 Values: the authors' commands as DC-Bench collected them (github.com/justincui03/dc_benchmark, methods/tm/readme.md) where they exist.
-Outer loop in all cells: 5000 updates (the released loop makes 5001), SGD with momentum 0.5 on pixels and learning rate. Experts in all cells: 100, 50 epochs, SGD 0.01 without
-momentum, batch 256, DSA. Figures: mean ± std over 5 networks of the best iterate on the test set (so optimistic), as printed in the paper's table.
+Outer loop in all cells: 5000 updates (the released loop makes 5001), SGD with momentum 0.5 on pixels and learning rate. Experts in all cells:
+100, 50 epochs, SGD 0.01 without momentum, batch 256, DSA. Figures: mean ± std over 5 networks of the best iterate on the test set (so optimistic).
 """
 
 from dataclasses import replace
@@ -44,7 +44,10 @@ def _cifar() -> list[Recipe]:
     """CIFAR-10 and CIFAR-100, ConvNet-D3."""
     d3 = "convnet-d3-w128-in"
     return [
-        _cell("cifar10", d3, 1, steps=50, epochs=2, window=2, zca=True, lr_img=100, lr_lr=1e-7, published=(46.3, 0.8), note=OTHERS.format("46.2 ± 0.8")),
+        _cell(
+            "cifar10", d3, 1, steps=50, epochs=2, window=2, zca=True, lr_img=100, lr_lr=1e-7, published=(46.3, 0.8),
+            note=OTHERS.format("46.2 ± 0.8"),
+        ),
         _cell(
             "cifar10", d3, 10, steps=30, epochs=2, window=20, zca=True, lr_img=100, lr_lr=1e-5, lr=0.001, published=(65.3, 0.7),
             note=OTHERS.format("65.4 ± 0.7") + " The pixel rate in the released table is a typo that diverges; 100 and 1000 are stable.",
@@ -73,8 +76,8 @@ def _imagenet() -> list[Recipe]:
     }
     cells = [
         _cell(
-            "tiny_imagenet", d4, ipc, steps=steps, epochs=2, window=window, batch=batch, zca=False, lr_img=1e4, lr_lr=1e-4, published=figure, folder=64,
-            note="The collected command leaves the network at depth 3; the paper uses depth 4.",
+            "tiny_imagenet", d4, ipc, steps=steps, epochs=2, window=window, batch=batch, zca=False, lr_img=1e4, lr_lr=1e-4,
+            published=figure, folder=64, note="The collected command leaves the network at depth 3; the paper uses depth 4.",
         )
         for ipc, steps, window, batch, figure in tiny
     ]  # fmt: skip
@@ -107,7 +110,8 @@ def _small() -> list[Recipe]:
             codec=Identity(),
             objective=TrajectoryMatching(inner_steps=inner_steps, expert_epochs=2, window=UniformWindow(high=window), lr=0.02),
             outer=OuterConfig(
-                steps=steps, optim={"images": OptimConfig(lr=lr_img), "lr": OptimConfig(lr=1e-4)}, checkpoint_every=50, evaluate_every=50, picture_every=50
+                steps=steps, optim={"images": OptimConfig(lr=lr_img), "lr": OptimConfig(lr=1e-4)},
+                checkpoint_every=50, evaluate_every=50, picture_every=50,
             ),
             evaluation=replace(PROTOCOLS["fast"], epochs=epochs, full_steps=full_steps),
         )  # fmt: skip

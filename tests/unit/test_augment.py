@@ -78,7 +78,7 @@ def test_concatenated_draws_act_as_each_does():
 @each_op
 def test_a_shared_draw_has_one_parameter_set_a_group_for_batches_of_any_size(op):
     config = AugmentConfig(ops=(op,))
-    draw = augment.sample(config, 0, generator(7), groups=3, shared=True)
+    draw = augment.sample(config, 2, generator(7), groups=3, shared=True)
     first = noise(1, 3, 8, 8)
     few, many = (augment.apply(config, first.expand(3 * num, 3, 8, 8), draw).view(3, num, 3, 8, 8) for num in (2, 5))
     for group in range(3):
@@ -88,7 +88,7 @@ def test_a_shared_draw_has_one_parameter_set_a_group_for_batches_of_any_size(op)
 
 def test_a_shared_draw_differs_between_groups():
     config = AugmentConfig(ops=("color",))
-    out = augment.apply(config, noise(1, 3, 4, 4).expand(3, 3, 4, 4), augment.sample(config, 0, generator(0), groups=3, shared=True))
+    out = augment.apply(config, noise(1, 3, 4, 4).expand(3, 3, 4, 4), augment.sample(config, 1, generator(0), groups=3, shared=True))
     assert not torch.equal(out[0], out[1]) and not torch.equal(out[1], out[2])
 
 
@@ -114,7 +114,8 @@ def test_one_generator_one_draw_and_no_global_generator():
 def test_no_operations_is_the_identity():
     images = noise(6, 3, 5, 5)
     for groups, shared in ((1, False), (3, False), (2, True)):
-        assert torch.equal(augment.apply(NO_AUGMENT, images, augment.sample(NO_AUGMENT, 6 // groups, generator(0), groups=groups, shared=shared)), images)
+        draw = augment.sample(NO_AUGMENT, 6 // groups, generator(0), groups=groups, shared=shared)
+        assert torch.equal(augment.apply(NO_AUGMENT, images, draw), images)
 
 
 # Derivatives
@@ -267,3 +268,4 @@ def test_colour_changes_brightness_saturation_and_contrast_in_that_order():
     for values, low, high in ((shift, -0.5, 0.5), (saturation, 0.0, 2.0), (contrast, 0.5, 1.5)):
         assert low - 1e-4 <= values.min() < low + 0.01 and high - 0.01 < values.max() <= high + 1e-4
         assert abs(values.mean() - (low + high) / 2) < 0.04 * (high - low)
+    assert np.abs(np.corrcoef(torch.stack((shift, saturation, contrast)).numpy()) - np.eye(3)).max() < 0.1

@@ -120,21 +120,23 @@ def test_images_of_different_sizes_need_data_size_which_is_height_and_width(tmp_
 
 
 def test_palette_and_alpha(tmp_path):
-    """A palette image shows its palette's colours, alpha is dropped, grey with alpha stays grey."""
+    """A palette image shows its palette's colours also among its own kind, alpha is dropped, grey with alpha stays grey."""
     index = random_pixels(0, 4, 4) % 2
     table = np.array([[250, 10, 20], [0, 200, 100]], np.uint8)
     palette = Image.fromarray(index).convert("P")
     palette.putpalette(table.flatten().tolist())
     for name in ("a", "b"):
-        folder = tmp_path / "colour" / name
-        save(folder / "rgb.png", table[index])
-        palette.save(folder / "p.png")
-        palette.save(folder / "transparent.png", transparency=1)
-        save(folder / "rgba.png", np.dstack((table[index], random_pixels(2, 4, 4))))
-    data = load(root=tmp_path / "colour")
-    assert len(data.train) + len(data.test) == 8
-    for pixels in (*data.train.pixels, *data.test.pixels):
-        assert torch.equal(pixels, torch.from_numpy(table[index]).permute(2, 0, 1))
+        for i in range(2):
+            save(tmp_path / "colour" / name / f"rgb{i}.png", table[index])
+            save(tmp_path / "colour" / name / f"rgba{i}.png", np.dstack((table[index], random_pixels(2, 4, 4))))
+            (tmp_path / "palette" / name).mkdir(parents=True, exist_ok=True)
+            palette.save(tmp_path / "palette" / name / f"p{i}.png")
+            palette.save(tmp_path / "palette" / name / f"transparent{i}.png", transparency=1)
+    for kind in ("colour", "palette"):
+        data = load(root=tmp_path / kind)
+        assert len(data.train) + len(data.test) == 8
+        for pixels in (*data.train.pixels, *data.test.pixels):
+            assert torch.equal(pixels, torch.from_numpy(table[index]).permute(2, 0, 1))
     grey = random_pixels(3, 4, 4)
     for name in ("c", "d"):
         for i in range(3):

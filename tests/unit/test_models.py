@@ -85,7 +85,8 @@ def test_convnet_width(width):
 
 
 @pytest.mark.parametrize(
-    ("option", "kind", "groups"), [("in", nn.GroupNorm, 8), ("gn", nn.GroupNorm, 4), ("bn", nn.BatchNorm2d, None), ("ln", nn.LayerNorm, None), ("nn", None, None)]
+    ("option", "kind", "groups"),
+    [("in", nn.GroupNorm, 8), ("gn", nn.GroupNorm, 4), ("bn", nn.BatchNorm2d, None), ("ln", nn.LayerNorm, None), ("nn", None, None)],
 )
 def test_convnet_norm(option, kind, groups):
     norms = modules(new(f"convnet-d2-w8-{option}"), nn.GroupNorm | nn.BatchNorm2d | nn.LayerNorm)

@@ -79,13 +79,9 @@ def test_keep(data, tmp_path, keep, epochs):
 
 def test_decay_lowers_the_rate_after_the_middle(data):
     """MTT's --decay: epochs 0..E//2+1 are as without it, later ones smaller."""
-    runs = [
-        train_expert(new_model(data)(generator(5)), data, buffer_config(epochs=4, step=Sgd(lr=0.05, decay=d)), 0, 0).params for d in (1.0, 0.1)
-    ]
+    runs = [train_expert(new_model(data)(generator(5)), data, buffer_config(epochs=4, step=Sgd(lr=0.05, decay=d)), 0, 0).params for d in (1.0, 0.1)]
     assert torch.equal(runs[0][:5], runs[1][:5])  # E = 4: the drop would come in epoch 4
-    runs = [
-        train_expert(new_model(data)(generator(5)), data, buffer_config(epochs=5, step=Sgd(lr=0.05, decay=d)), 0, 0).params for d in (1.0, 0.1)
-    ]
+    runs = [train_expert(new_model(data)(generator(5)), data, buffer_config(epochs=5, step=Sgd(lr=0.05, decay=d)), 0, 0).params for d in (1.0, 0.1)]
     assert torch.equal(runs[0][:5], runs[1][:5])
     moves = [(r[5] - r[4]).norm() for r in runs]
     assert moves[1] < 0.3 * moves[0]

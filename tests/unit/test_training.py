@@ -30,7 +30,8 @@ def real_set(num=21, seed=0):
     """Noise whose brightness tells its class."""
     labels = torch.arange(num) % CLASSES
     noise = torch.randint(0, 80, (num, *SHAPE), generator=generator(seed, "pixels"))
-    return RealSet((noise + 80 * labels.view(-1, 1, 1, 1)).to(torch.uint8), labels, CLASSES, Preprocess(mean=torch.tensor([0.5]), std=torch.tensor([0.3])))
+    pixels = (noise + 80 * labels.view(-1, 1, 1, 1)).to(torch.uint8)
+    return RealSet(pixels, labels, CLASSES, Preprocess(mean=torch.tensor([0.5]), std=torch.tensor([0.3])))
 
 
 def maker(name):
@@ -73,7 +74,8 @@ def batched(monkeypatch):
 def plain_loop(name, real, config, lr, seed):
     """The published evaluation loop, written down once more: E + 1 epochs, after epoch E // 2 + 1 a new optimiser with a smaller rate."""
     network = maker(name)(generator(seed, "network")).train()
-    optimiser = torch.optim.SGD(network.parameters(), lr=lr, momentum=config.momentum, weight_decay=config.weight_decay)
+    sgd, decay = torch.optim.SGD, config.weight_decay
+    optimiser = sgd(network.parameters(), lr=lr, momentum=config.momentum, weight_decay=decay)
     for epoch in range(config.epochs + 1):
         order = torch.randperm(len(real), generator=generator(seed, "order", epoch))
         for step, begin in enumerate(range(0, len(real), config.batch)):
@@ -84,7 +86,7 @@ def plain_loop(name, real, config, lr, seed):
             nn.CrossEntropyLoss()(network(images), real.labels[index]).backward()
             optimiser.step()
         if epoch == config.epochs // 2 + 1:
-            optimiser = torch.optim.SGD(network.parameters(), lr=lr * config.lr_drop, momentum=config.momentum_after, weight_decay=config.weight_decay)
+            optimiser = sgd(network.parameters(), lr=lr * config.lr_drop, momentum=config.momentum_after, weight_decay=decay)
     return network
 
 

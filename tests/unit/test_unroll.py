@@ -89,7 +89,7 @@ def test_gradients_equal_higher(policy, momentum):
     """The differentiable SGD of `higher` is an independent oracle for values and gradients."""
     num_steps, lr = 5, 0.05
     out, ours = gradients(policy, num_steps, momentum, keep=(), lr=lr)
-    loss_of, batch, _, inputs = problem(num_steps)
+    _, batch, _, inputs = problem(num_steps)
     net = network()
     leaves = {k: v.requires_grad_() for k, v in inputs.items()}
     rate = torch.tensor(lr, dtype=F64, requires_grad=True)
