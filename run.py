@@ -3,6 +3,7 @@
 import sys
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
 
@@ -12,15 +13,14 @@ from rich.table import Table
 
 from buffers.generate import generate
 from buffers.store import ExpertStore, check_identity, identity
-from ddengine import cli, dist, files, log, report, runtime, synthetic
+from ddengine import cli, dist, files, log, report, runs, runtime, synthetic
 from ddengine import distill as outer
 from ddengine.data import Data, Preprocess, load_data
 from ddengine.errors import UserError, unknown
 from ddengine.evaluate import PROTOCOLS, evaluate, validate
 from ddengine.flat import FlatModel
-from ddengine.init import INITIALISERS
 from ddengine.models import build_model
-from ddengine.recipe import DataConfig, EvalConfig, Recipe, digest, from_dict, parametrised, resolved, to_dict
+from ddengine.recipe import DataConfig, EvalConfig, Recipe, digest, from_dict, parametrised, to_dict
 from ddengine.rng import generator
 from ddengine.runtime import Precision
 from ddengine.types import Env
@@ -28,6 +28,7 @@ from synth.recipes import RECIPES, find, take
 
 STARTED = time.perf_counter()
 DEMO = "mtt/digits_ipc1"
+EXPERTS = Path("experts")
 RecipeT = TypeVar("RecipeT")
 
 
@@ -59,8 +60,20 @@ def options_of(command: str, args: list[str], fixed: str | None = None) -> Optio
         taken += rest[at + 1 : at + 2] or [""]
         del rest[at : at + 2]
     recipe = take(find(name), taken)
+    recipe = replace(recipe, evaluation=named_protocol(rest, "--evaluation.protocol") or recipe.evaluation)
     kind = Options[parametrised(recipe)]
     return cli.parse(kind, rest, kind(recipe=recipe), f"run.py {command}" + ("" if fixed else f" {name}"))
+
+
+def named_protocol(args: list[str], flag: str) -> EvalConfig | None:
+    """The protocol whose name `flag` gives, whose values the other flags then change; None without that flag."""
+    words = [word for arg in args for word in (arg.split("=", 1) if arg.startswith(f"{flag}=") else [arg])]
+    if flag not in words[:-1]:
+        return None
+    name = words[words.index(flag) + 1]
+    if name not in PROTOCOLS:
+        raise unknown("protocol", name, PROTOCOLS)
+    return PROTOCOLS[name]
 
 
 def print_config(recipe: Recipe) -> None:
@@ -70,17 +83,17 @@ def print_config(recipe: Recipe) -> None:
 
 def buffer_model(recipe: Recipe) -> str:
     """The network of the recipe's experts."""
-    return recipe.buffer.model or recipe.model
+    return (recipe.buffer and recipe.buffer.model) or recipe.model
 
 
-def store_folder(options: Options[Recipe], images: str, root: Path = Path("experts")) -> tuple[Path, dict[str, Any]]:
+def store_folder(options: Options[Recipe], images: str, root: Path = EXPERTS) -> tuple[Path, dict[str, Any]]:
     """(folder, identity) of the expert store of a recipe on these images."""
     recipe = options.recipe
     content = identity(images, recipe.data, recipe.buffer, buffer_model(recipe), options.seed, options.precision)
     return options.experts or root / digest(content), content
 
 
-def load_for(options: Options[Recipe], device: torch.device, root: Path = Path("experts")) -> Data:
+def load_for(options: Options[Recipe], device: torch.device, root: Path = EXPERTS) -> Data:
     """The recipe's data, preprocessed as its expert store has it, where there is one."""
 
     def stored(images: str) -> Preprocess | None:
@@ -100,102 +113,69 @@ def start(options: Options[Any]) -> torch.device:
     return device
 
 
-def restart(folder: Path, marks: tuple[str, ...]) -> None:
-    """Delete a folder that this program wrote. Raises UserError for one that holds anything else."""
-    if folder.exists():
-        if any(folder.iterdir()) and not any((folder / mark).exists() for mark in marks):
-            raise UserError(f"--restart would delete {folder}, which this program did not write; choose another folder.")
-        import shutil
-
-        shutil.rmtree(folder)
+def check_networks(recipe: Recipe, data: Data) -> None:
+    """Build every network of the recipe once, so that a wrong name fails before any work."""
+    for name in {recipe.model, buffer_model(recipe), *recipe.evaluation.models}:
+        build_model(name, data.image_shape, data.num_classes, generator(0))
 
 
-def buffer(options: Options[Recipe], root: Path = Path("experts")) -> None:
+def buffer(options: Options[Recipe], root: Path = EXPERTS) -> None:
     """Train the recipe's expert trajectories and store them."""
     recipe = options.recipe
     if recipe.buffer is None:
         raise UserError(f"The recipe {recipe.name} needs no experts; run distill.")
     device = start(options)
     data = load_for(options, device, root)
-    if options.out is not None:
-        options = replace(options, experts=options.out)
-    folder, _ = store_folder(options, data.train.digest, root)
+    folder, _ = store_folder(replace(options, experts=options.out or options.experts), data.train.digest, root)
+    check_networks(recipe, data)
     if options.restart:
-        restart(folder, ("manifest.json",))
+        runs.delete(folder, "manifest.json")
     name = buffer_model(recipe)
-    build_model(name, data.image_shape, data.num_classes, generator(0))  # a wrong name fails before the folder is made
-
-    def new_model(rng: torch.Generator) -> torch.nn.Module:
-        return build_model(name, data.image_shape, data.num_classes, rng)
-
+    new_model = partial(build_model, name, data.image_shape, data.num_classes)
     generate(data, recipe.data, recipe.buffer, name, new_model, folder, seed=options.seed, precision=options.precision)
     store = ExpertStore(folder)
-    last = [store.metrics(i)["validation_accuracy"][-1:] for i in range(store.num_experts)]
-    scores = [a for accuracies in last for a in accuracies]
+    scores = [a for i in range(store.num_experts) for a in store.metrics(i)["validation_accuracy"][-1:]]
     shown = f", validation accuracy {100 * sum(scores) / len(scores):.1f} % after the last epoch" if scores else ""
     log.say(f"{store.num_experts} experts of {recipe.buffer.epochs} epochs in {folder}{shown}")
 
 
-def run_folder(options: Options[Recipe]) -> Path:
-    """Where the run of a recipe is written."""
-    recipe = options.recipe
-    key = digest([resolved(recipe), options.seed, options.precision])
-    return options.out or Path("runs") / f"{recipe.name.replace('/', '-')}-{key}"
-
-
-def distill(options: Options[Recipe], root: Path = Path("experts")) -> Path:
+def distill(options: Options[Recipe], root: Path = EXPERTS) -> Path:
     """Distil the recipe's dataset; returns the run's folder. Continues an unfinished run."""
-    recipe, folder = options.recipe, run_folder(options)
+    recipe, seed, precision = options.recipe, options.seed, options.precision
+    folder = options.out or runs.default_folder(recipe, seed, precision)
     if options.restart:
-        restart(folder, ("recipe.json",))
-    key = {"resolved": digest(resolved(recipe)), "seed": options.seed, "precision": options.precision}
-    if (folder / "recipe.json").exists():
-        there = files.read_json(folder / "recipe.json")
-        if any(there[k] != v for k, v in key.items()):
-            raise UserError(
-                f"{folder} holds a run of {there['recipe']['name']} with other settings; "
-                "name another folder with --out, or begin anew with --restart."
-            )
-        if (folder / "distilled" / "meta.json").exists():
-            log.say(f"{folder} is finished; --restart begins anew")
-            return folder
-    elif folder.exists() and any(p.name != "experts" for p in folder.iterdir()):
-        raise UserError(f"{folder} is not empty and not a run of this program; name another folder with --out.")
+        runs.check_own(folder, runs.MARK)
+    elif runs.is_finished(folder, recipe, seed, precision, beside=root.name):
+        log.say(f"{folder} is finished; --restart begins anew")
+        return folder
     device = start(options)
     data = load_for(options, device, root)
-
-    def new_model(rng: torch.Generator) -> torch.nn.Module:
-        return build_model(recipe.model, data.image_shape, data.num_classes, rng)
-
+    check_networks(recipe, data)
+    new_model = partial(build_model, recipe.model, data.image_shape, data.num_classes)
     store = None
     if recipe.buffer is not None:
-        experts_folder, content = store_folder(options, data.train.digest, root)
-        store = ExpertStore(experts_folder, new_model)
-        check_identity(experts_folder, content)
+        experts, content = store_folder(options, data.train.digest, root)
+        store = ExpertStore(experts, new_model)
+        check_identity(experts, content)
         if store.num_experts < recipe.buffer.num_experts:
-            log.say(f"warning: {experts_folder} has {store.num_experts} of {recipe.buffer.num_experts} experts; the buffer command makes the rest")
-    env = Env(data.train, new_model, FlatModel(new_model(generator(0)), options.precision).to(device), store, device, options.compile)
+            log.say(f"warning: {experts} has {store.num_experts} of {recipe.buffer.num_experts} experts; the buffer command makes the rest")
+    env = Env(data.train, new_model, FlatModel(new_model(generator(0)), precision).to(device), store, device, options.compile)
     objective = recipe.objective.build(env)
-    images = INITIALISERS[recipe.init.kind](data.train, recipe.ipc, data.class_names, generator(options.seed, "init"))
-    classes = torch.arange(data.num_classes, device=device).repeat_interleave(recipe.ipc)
-    scalars = {k: torch.tensor(v, device=device) for k, v in recipe.objective.initial().items()}
-    syn = synthetic.SyntheticSet({"images": images, **scalars}, classes, data.class_names, recipe.codec, data.train.preprocess)
+    syn = synthetic.initial(recipe, data, generator(seed, "init"))
 
-    files.make_folder(folder)
-    files.clean(folder)
-    files.write_json(folder / "recipe.json", {"recipe": to_dict(recipe), **key})
-    (folder / "progress").mkdir(exist_ok=True)
-    quick = replace(recipe.evaluation, num_networks=1, baselines=())
+    if options.restart:
+        runs.delete(folder, runs.MARK)
+    runs.begin(folder, recipe, seed, precision)
     result, counters = outer.distill(
-        syn, objective, recipe.outer, folder, seed=options.seed,
-        validate=lambda s: validate(s, data, quick, recipe.model, seed=options.seed, device=device, precision=options.precision),
+        syn, objective, recipe.outer, folder, seed=seed,
+        validate=lambda s: validate(s, data, recipe.evaluation, recipe.model, seed=seed, device=device, precision=precision),
         picture=lambda s, step: report.grid(folder / "progress" / f"step_{step:06d}.png", s),
     )  # fmt: skip
     if dist.rank() == 0:
         meta = {
             "recipe": to_dict(replace(recipe, data=replace(recipe.data, root=None))),
-            "seed": options.seed,
-            "precision": options.precision,
+            "seed": seed,
+            "precision": precision,
             "images": data.train.digest,
             "raw_bytes": data.bytes,
             "distillation": outer.summary(counters, device),
@@ -227,19 +207,19 @@ def evaluate_path(path: Path, args: list[str], seconds_before: float = 0.0) -> d
     run = path if (path / "distilled").is_dir() else None
     folder = path / "distilled" if run else path
     _, meta = synthetic.load(folder, torch.device("cpu"))
-    recipe = meta["recipe"]
-    data_config = from_dict(DataConfig, files.read_json(run / "recipe.json")["recipe"]["data"] if run else recipe["data"])
-    protocol = from_dict(EvalConfig, recipe["evaluation"])
-    if "--protocol" in args[:-1]:
-        wanted = args[args.index("--protocol") + 1]
-        if wanted not in PROTOCOLS:
-            raise unknown("protocol", wanted, PROTOCOLS)
-        protocol = PROTOCOLS[wanted]
+    recipe = meta.get("recipe", {})
+    if not {"name", "model", "data", "evaluation"} <= recipe.keys():
+        raise UserError(f"{folder / 'meta.json'} does not say the recipe of the set, so it cannot be evaluated; distil it again.")
+    data_config = from_dict(DataConfig, runs.data_of(run) if run else recipe["data"])
+    protocol = named_protocol(args, "--protocol") or from_dict(EvalConfig, recipe["evaluation"])
     options = cli.parse(EvaluateOptions, args, EvaluateOptions(data=data_config, evaluation=protocol), f"run.py evaluate {path}")
     out = options.out or path
     if (out / "evaluation.json").exists() and not options.restart:
         log.say(f"{out / 'evaluation.json'} is there; --restart evaluates again")
-        evaluation = files.read_json(out / "evaluation.json")
+        try:
+            evaluation = files.read_json(out / "evaluation.json", "rows")
+        except UserError:
+            raise UserError(f"{out / 'evaluation.json'} is damaged; evaluate again with --restart.") from None
     else:
         device = start(options)
         syn, _ = synthetic.load(folder, device)
@@ -268,8 +248,9 @@ def demo(args: list[str]) -> None:
         return print_config(options.recipe)
     folder = options.out or Path("runs/demo")
     if options.restart:
-        restart(folder, ("recipe.json",))
-    options = replace(options, out=None, restart=False)
+        runs.delete(folder, runs.MARK)
+    options = replace(options, out=None, experts=None, restart=False)
+    runs.is_finished(folder, options.recipe, options.seed, options.precision, beside="experts")  # refuses a folder of something else
     buffer(options, folder / "experts")
     distill(replace(options, out=folder), folder / "experts")
     flags = ["--seed", str(options.seed), "--device", options.device, "--precision", options.precision]

@@ -22,7 +22,7 @@ class Sgd:
     decay: float = 1.0  # factor on the rate after epoch E // 2 + 1 of E; 0.1 is MTT's --decay
 
     def __post_init__(self) -> None:
-        require(self.lr > 0, f"buffer.step.lr must be positive, got {self.lr}.")
+        require(0 < self.lr < float("inf"), f"buffer.step.lr must be positive and finite, got {self.lr}.")
         require(0 <= self.momentum < 1, f"buffer.step.momentum must be at least 0 and below 1, got {self.momentum}.")
         require(self.weight_decay >= 0, f"buffer.step.weight_decay must not be negative, got {self.weight_decay}.")
         require(0 < self.decay <= 1, f"buffer.step.decay must be above 0 and at most 1, got {self.decay}.")

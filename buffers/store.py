@@ -31,7 +31,8 @@ def identity(images: str, data_config: DataConfig, buffer: BufferConfig, model: 
     `images` is the digest of the training split, so it stands for root, size, limit, validation and split_seed too.
     """
     config = to_dict(buffer)
-    config.pop("num_experts")
+    for key in ("num_experts", "model"):  # the model is named below, resolved
+        config.pop(key)
     return {
         "dataset": data_config.name,
         "images": images,
@@ -50,11 +51,17 @@ def shard_path(folder: Path, expert: int) -> Path:
 
 def finished(folder: Path) -> list[int]:
     """Experts whose shard is there."""
-    return sorted(int(p.stem.removeprefix("expert_")) for p in folder.glob("expert_*.safetensors"))
+    paths = sorted(folder.glob("expert_*.safetensors"))
+    if wrong := [p for p in paths if not p.stem.removeprefix("expert_").isdigit()]:
+        raise UserError(f"{wrong[0]} is not a shard of this store; move it elsewhere.")
+    return sorted(int(p.stem.removeprefix("expert_")) for p in paths)
 
 
 def open_for_writing(folder: Path, content: dict[str, Any], kept: Sequence[int], preprocess: Preprocess) -> None:
     """Create a store, or check that the one in `folder` has this identity. Raises UserError when it has another."""
+    allowed = ("preprocess.safetensors", files.TEMPORARY)
+    if folder.is_dir() and not (folder / "manifest.json").exists() and any(not p.name.startswith(allowed) for p in folder.iterdir()):
+        raise UserError(f"{folder} is not empty and not an expert store; name another folder with --out.")
     files.make_folder(folder)
     files.clean(folder)
     if (folder / "manifest.json").exists():
@@ -66,7 +73,7 @@ def open_for_writing(folder: Path, content: dict[str, Any], kept: Sequence[int],
 
 def check_identity(folder: Path, content: dict[str, Any]) -> None:
     """Raise UserError, naming what differs, unless the store in `folder` has this identity."""
-    manifest = files.read_json(folder / "manifest.json")
+    manifest = files.read_json(folder / "manifest.json", "fingerprint", "identity")
     if manifest.get("fingerprint") != digest(content):
         differing = _differences(manifest.get("identity", {}), content)
         raise UserError(
@@ -103,7 +110,7 @@ class ExpertStore:
         if not (folder / "manifest.json").is_file():
             raise UserError(f"There is no expert store in {folder}; make it with the buffer command, or name another with --experts.")
         self.folder = folder
-        self.manifest = files.read_json(folder / "manifest.json")
+        self.manifest = files.read_json(folder / "manifest.json", "epochs")
         self.epochs: Sequence[int] = tuple(self.manifest["epochs"])
         self._row = {epoch: i for i, epoch in enumerate(self.epochs)}
         self._new_model = new_model

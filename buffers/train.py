@@ -11,7 +11,7 @@ from ddengine.data import Data
 from ddengine.errors import UserError
 from ddengine.flat import flatten, flatten_buffers
 from ddengine.recipe import BufferConfig
-from ddengine.rng import generator
+from ddengine.rng import generator, scoped
 from ddengine.runtime import Precision, autocast
 
 
@@ -51,7 +51,8 @@ def train_expert(
         for i, index in enumerate(training.epoch_batches(len(data.train), config.batch, generator(seed, "expert", expert, "order", epoch))):
             images, labels = data.train.batch(index)
             draw = augment.sample(config.augment, len(index), generator(seed, "expert", expert, "augment", epoch, i)).to(device)
-            with autocast(device, precision):
+            own_stream = scoped(generator(seed, "expert", expert, "dropout", epoch, i))
+            with autocast(device, precision), own_stream:
                 total += step(augment.apply(config.augment, images, draw), labels, images, epoch) * len(index)
         losses.append(float(total) / len(data.train))
         if not torch.isfinite(total):

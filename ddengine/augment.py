@@ -45,6 +45,7 @@ def apply(config: AugmentConfig, images: Tensor, draw: AugmentDraw) -> Tensor:
     """Augmented images (B, C, H, W). B is split evenly over the groups of the draw, in order."""
     groups = len(draw.ops)
     per_group = images.shape[0] // groups
+    assert per_group * groups == len(images), f"{len(images)} images do not split into {groups} groups"
     uniform = draw.uniform.to(images).expand(groups, per_group, 3).reshape(-1, 3)
     if len(set(draw.ops)) == 1:
         return OPS[draw.ops[0]](config, images, uniform)

@@ -30,11 +30,14 @@ def parse(cls: Any, args: list[str], default: Any = tyro.MISSING, prog: str = "r
 
 def sentence(complaint: str, prog: str) -> str:
     """Tyro's boxed message as one sentence: what is wrong, the nearest flags, where the help is."""
-    lines = [re.sub(r"[│╭╮╰╯─]", " ", line).strip() for line in complaint.splitlines()]
-    body = re.split(r"─{5,}", re.sub(r"[│╭╮╰╯]", " ", "\n".join(complaint.splitlines()[1:-1])))[0]
+    # colours on a terminal, boxes of ASCII characters where standard output is not UTF-8
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", complaint).translate(str.maketrans("─│", "-|"))
+    lines = [line.strip().strip("|").strip() for line in plain.splitlines()[1:-1]]
+    body = next((part for part in re.split(r"-{5,}", "\n".join(lines)) if part.strip()), "")
     wrong = " ".join(body.split()).rstrip(".").replace("Error parsing ", "")
-    wrong = re.sub(r"^[\w.{}-]+: (?=[\w.]+ .*;)", "", wrong)  # our own sentences already name the field
-    flags = [m for line in lines if (m := re.match(r"--[\w.-]+", line)) and "help" not in line]
+    wrong = re.sub(r"^(?:recipe\.)?([\w.]+): (?=\1\b)", "", wrong).removeprefix("recipe.")  # our own sentences already name the field
+    wrong = re.sub(r"\. ([A-Z])", lambda m: f"; {m[1].lower()}", wrong.split(". Got errors")[0])
+    flags = [m for line in lines if (m := re.match(r"--\w[\w.-]*", line)) and "help" not in line]
     near = sorted({m.group() for m in flags} - set(wrong.split()))[:3]
     asks = f"; did you mean {' or '.join(near)}" if near and "nrecognized" in wrong else ""
     return f"{wrong}{asks} (see {prog} --help)."

@@ -82,6 +82,8 @@ def _check(config: OuterConfig, syn: SyntheticSet) -> None:
 
 def _hint(state: State, config: OuterConfig) -> str:
     rate = f" (the learned rate is {float(state.tensors['lr']):g})" if "lr" in state.tensors else ""
+    if rate and state.step + 1 == state.counters.not_finite:  # no update was ever made
+        return "lower --objective.lr" + rate
     images = config.optim.get("images")
     return f"lower --outer.optim.images.lr (now {images.lr:g})" + rate if images else "lower the learning rates in outer.optim" + rate
 
@@ -197,7 +199,7 @@ def _update(config: OuterConfig, state: State, learned: Mapping[str, Tensor], lo
         counters.not_finite_in_a_row += 1
         if counters.not_finite_in_a_row >= MOST_SKIPPED:
             raise UserError(
-                f"The loss or its gradient was not finite for {MOST_SKIPPED} steps in a row, up to step {state.step}; {_hint(state, config)}."
+                f"The loss or its gradient was not finite for {MOST_SKIPPED} steps in a row, up to step {state.step + 1}; {_hint(state, config)}."
             )
         return False
     counters.not_finite_in_a_row = 0

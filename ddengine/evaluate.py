@@ -1,9 +1,11 @@
 """What a distilled set is worth: networks trained on it, beside random images, herding and the full data under the same protocol."""
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +39,11 @@ class Memo:
         """Read back the lines of `path` that belong to `identity`; None keeps nothing."""
         self._path, self._identity, self._known = path, identity, dict[str, Any]()
         if path is not None and path.exists():
-            for line in path.read_text().splitlines():
-                try:
-                    entry = json.loads(line)
-                except ValueError:  # the line a kill cut off
-                    continue
+            content = path.read_bytes()
+            whole = content[: content.rfind(b"\n") + 1]  # without the line that a kill cut off
+            if len(whole) < len(content):
+                os.truncate(path, len(whole))
+            for entry in map(json.loads, whole.splitlines()):
                 if entry["identity"] == identity:
                     self._known[entry["key"]] = entry["value"]
 
@@ -87,9 +89,7 @@ class Bench:
         """Accuracy on `on` of one network per seed."""
         sets = [who.sets(i) for i in range(len(seeds))]
 
-        def new_model(rng: torch.Generator) -> torch.nn.Module:
-            return build_model(model, self.data.image_shape, self.data.num_classes, rng)
-
+        new_model = partial(build_model, model, self.data.image_shape, self.data.num_classes)
         networks = training.train_networks(new_model, sets, seeds, self.config, lr, self.device, max_steps=who.max_steps, precision=self.precision)
         return [training.accuracy(network, on, self.precision) for network in networks]
 
@@ -165,7 +165,7 @@ def _baselines(bench: Bench, model: str, ipc: int) -> Iterator[Contender]:
 
     def herd() -> list[int]:
         lr = choose_lr(bench, full, model)[0] if "full" in bench.config.baselines else bench.config.lr
-        build = lambda rng: build_model(model, train.image_shape, train.num_classes, rng)  # noqa: E731
+        build = partial(build_model, model, train.image_shape, train.num_classes)
         networks = training.train_networks(
             build, [train], [bench.seed + 2 * SEARCH_SEED], bench.config, lr, bench.device, max_steps=full.max_steps, precision=bench.precision
         )
@@ -249,13 +249,10 @@ def _freeze(syn: SyntheticSet, device: torch.device) -> TrainingSet:
     return _Decoded(images.detach().to(device), targets.to(device))
 
 
-def validate(
-    syn: SyntheticSet, data: Data, config: EvalConfig, model: str, *, seed: int, device: torch.device, precision: Precision, num_networks: int = 1
-) -> float:
-    """Mean accuracy on the validation split of networks trained on `syn` with its learned (or the protocol's usual) rate."""
+def validate(syn: SyntheticSet, data: Data, config: EvalConfig, model: str, *, seed: int, device: torch.device, precision: Precision) -> float:
+    """Accuracy on the validation split of one network trained on `syn` with its learned (or the protocol's usual) rate."""
     assert data.validation is not None
     frozen = _freeze(syn, device)
-    seeds = [seed + 3 * SEARCH_SEED + i for i in range(num_networks)]
-    build = lambda rng: build_model(model, data.image_shape, data.num_classes, rng)  # noqa: E731
-    networks = training.train_networks(build, [frozen] * num_networks, seeds, config, syn.lr or config.lr, device, precision=precision)
-    return float(np.mean([training.accuracy(network, data.validation, precision) for network in networks]))
+    build = partial(build_model, model, data.image_shape, data.num_classes)
+    networks = training.train_networks(build, [frozen], [seed + 3 * SEARCH_SEED], config, syn.lr or config.lr, device, precision=precision)
+    return training.accuracy(networks[0], data.validation, precision)

@@ -62,10 +62,13 @@ def write_json(path: Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file. Raises UserError when it is missing or damaged."""
+def read_json(path: Path, *keys: str) -> Any:
+    """The content of a JSON file. Raises UserError when it is missing, damaged, or not an object with these keys."""
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
+        if keys and not (isinstance(content, dict) and content.keys() >= set(keys)):
+            raise ValueError(f"it lacks {', '.join(k for k in keys if not isinstance(content, dict) or k not in content)}")
+        return content
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; check the path.") from None
     except (OSError, ValueError) as error:

@@ -27,6 +27,11 @@ def unflatten_into(module: nn.Module, theta: Tensor, buffers: Tensor | None = No
                 tensor.data.copy_(part.view_as(tensor))
 
 
+def is_dropout(module: nn.Module) -> bool:
+    """Whether a module draws random numbers while training (from the global generator: modules take no other)."""
+    return "Drop" in type(module).__name__ or type(module).__name__ == "StochasticDepth"
+
+
 class FlatModel:
     """`module` as a function (theta (P,), images (B, C, H, W)) -> logits (B, K), differentiable in both as often as wanted.
 
@@ -38,7 +43,7 @@ class FlatModel:
         self.module = copy.deepcopy(module).train().requires_grad_(False)
         torch.func.replace_all_batch_norm_modules_(self.module)
         for part in self.module.modules():
-            if "Drop" in type(part).__name__ or type(part).__name__ == "StochasticDepth":
+            if is_dropout(part):
                 part.eval()
         named = dict(self.module.named_parameters())
         self.names = tuple(named)

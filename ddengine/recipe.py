@@ -55,6 +55,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         require(0 <= self.validation < 1, f"data.validation must be at least 0 and below 1, got {self.validation}; 0.1 is usual.")
         require(self.limit is None or self.limit > 0, f"data.limit must be positive, got {self.limit}; leave it out for all images.")
+        require(self.split_seed >= 0, f"data.split_seed must not be negative, got {self.split_seed}.")
         require(self.size is None or min(self.size) > 0, f"data.size must be a positive height and width, got {self.size}.")
 
 
@@ -76,6 +77,7 @@ class AugmentConfig:
         for op in self.ops:
             if op not in DSA_OPS:
                 raise unknown("augmentation", op, DSA_OPS)
+        require(self.scale > 0, f"augment.scale must be positive, got {self.scale}; 1 leaves the size as it is.")
 
 
 NO_AUGMENT = AugmentConfig(ops=())
@@ -155,6 +157,7 @@ class OuterConfig:
     def __post_init__(self) -> None:
         require(self.steps >= 1, f"outer.steps must be at least 1, got {self.steps}.")
         require(self.draws >= 1, f"outer.draws must be at least 1, got {self.draws}.")
+        require(not math.isnan(self.max_loss), "outer.max_loss must be a number, got nan; inf skips no update.")
         require(self.checkpoint_every >= 1, f"outer.checkpoint_every must be at least 1, got {self.checkpoint_every}.")
         require(self.evaluate_every >= 0, f"outer.evaluate_every must not be negative, got {self.evaluate_every}; 0 means never.")
         require(self.picture_every >= 0, f"outer.picture_every must not be negative, got {self.picture_every}; 0 means first and last only.")
@@ -185,6 +188,13 @@ class EvalConfig:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch", "num_networks", "search_networks", "full_steps"):
             require(getattr(self, name) >= 1, f"evaluation.{name} must be at least 1, got {getattr(self, name)}.")
+        require(len(self.lr_grid) > 0, "evaluation.lr_grid must hold at least one learning rate, got none.")
+        rates = [("lr", self.lr), ("lr_drop", self.lr_drop), *(("lr_grid", rate) for rate in self.lr_grid)]
+        for name, value in rates:
+            require(0 < value < math.inf, f"evaluation.{name} must be positive and finite, got {value}.")
+        for name in ("momentum", "momentum_after"):
+            require(0 <= getattr(self, name) < 1, f"evaluation.{name} must be at least 0 and below 1, got {getattr(self, name)}.")
+        require(self.weight_decay >= 0, f"evaluation.weight_decay must not be negative, got {self.weight_decay}.")
         for name in self.baselines:
             if name not in ("random", "herding", "full"):
                 raise unknown("baseline", name, ("random", "herding", "full"))
@@ -239,10 +249,14 @@ def parametrised(value: Any) -> Any:
 
 
 def to_dict(value: Any) -> Any:
-    """A configuration as JSON data; a dataclass that fills a type parameter says its type."""
+    """A configuration as JSON data; a part that comes in kinds (fills a type parameter) says its type."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        kind = {"type": type(value).__name__} if type(value).__module__.split(".")[0] != "ddengine" else {}
-        return kind | {f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        data = {}
+        for f in dataclasses.fields(value):
+            part = getattr(value, f.name)
+            kind = {"type": type(part).__name__} if isinstance(f.type, TypeVar) and dataclasses.is_dataclass(part) else {}
+            data[f.name] = kind | to_dict(part) if kind else to_dict(part)
+        return data
     if isinstance(value, Mapping):
         return {str(k): to_dict(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

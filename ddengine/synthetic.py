@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from ddengine import codec as codecs
 from ddengine import files
-from ddengine.data import Preprocess
+from ddengine.data import Data, Preprocess
 from ddengine.errors import UserError
-from ddengine.recipe import to_dict
+from ddengine.init import INITIALISERS
+from ddengine.recipe import Recipe, to_dict
 from ddengine.types import Batch, TargetKind
 
 FORMAT = 1  # of the folder
@@ -153,6 +154,15 @@ class SyntheticSet:
                 torchvision.utils.save_image(image, path)
 
 
+def initial(recipe: Recipe, data: Data, rng: Generator) -> SyntheticSet:
+    """The set before the first step: initial images, and what the objective learns beside them."""
+    device = data.train.device
+    images = INITIALISERS[recipe.init.kind](data.train, recipe.ipc, data.class_names, rng)
+    scalars = {k: torch.tensor(v, device=device) for k, v in recipe.objective.initial().items()}
+    classes = torch.arange(data.num_classes, device=device).repeat_interleave(recipe.ipc)
+    return SyntheticSet({"images": images, **scalars}, classes, data.class_names, recipe.codec, data.train.preprocess)
+
+
 CODECS = {"Identity": codecs.Identity}
 
 
@@ -166,6 +176,8 @@ def load(folder: Path, device: torch.device) -> tuple[SyntheticSet, dict[str, An
         options = dict(meta["codec"])
         codec = CODECS[options.pop("type")](**options)
         preprocess = Preprocess.from_tensors(tensors)
+        if "images" not in tensors:
+            raise KeyError("images")
         own = {k: v.to(device) for k, v in tensors.items() if k != "classes" and not k.startswith("preprocess.")}
         syn = SyntheticSet(
             own, tensors["classes"].to(device), tuple(meta["class_names"]), codec, preprocess.to(device),

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -9,8 +10,9 @@ from torch import Generator, Tensor, nn
 
 from ddengine import augment
 from ddengine.data import RealSet
+from ddengine.flat import is_dropout
 from ddengine.recipe import EvalConfig
-from ddengine.rng import generator
+from ddengine.rng import generator, scoped
 from ddengine.runtime import Precision, autocast
 from ddengine.types import TrainingSet
 
@@ -65,8 +67,7 @@ class Ensemble:
         def one(params: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor) -> Tensor:
             return torch.func.functional_call(self._skeleton, (params, buffers), (x,))
 
-        # randomness: dropout draws its own mask in each network
-        return torch.vmap(one, randomness="different")(self._params, self._buffers, images)
+        return torch.vmap(one)(self._params, self._buffers, images)
 
     def unstack(self) -> list[nn.Module]:
         """The networks with the state reached so far."""
@@ -88,7 +89,6 @@ def train_networks(
     *,
     max_steps: int | None = None,
     precision: Precision = "fp32",
-    on_epoch: Callable[[], None] | None = None,
 ) -> list[nn.Module]:
     """Train one network per seed, network i on sets[i] (equally long), and return them in evaluation mode.
 
@@ -97,13 +97,16 @@ def train_networks(
     happen. Cross-entropy, SGD, the schedule of `config`.
     """
     num = len(sets[0])
-    per_step = min(config.batch, num)
-    if device.type == "cpu" and per_step >= BATCHED_BELOW and len(seeds) > 1:
-        rest = dict(max_steps=max_steps, precision=precision, on_epoch=on_epoch)
+    first = new_model(generator(seeds[0], "network"))
+    together = device.type == "cuda" or min(config.batch, num) < BATCHED_BELOW
+    dropout = any(map(is_dropout, first.modules()))  # masks of networks trained together would come from one stream
+    if len(seeds) > 1 and (not together or dropout):
+        rest = dict(max_steps=max_steps, precision=precision)
         return [train_networks(new_model, [s], [seed], config, lr, device, **rest)[0] for s, seed in zip(sets, seeds, strict=True)]  # type: ignore[arg-type]
     epochs = num_epochs(num, config, max_steps)
     points = schedule(config, lr, epochs)
-    ensemble = Ensemble([new_model(generator(seed, "network")).to(device).train() for seed in seeds])
+    networks = [first, *(new_model(generator(seed, "network")) for seed in seeds[1:])]
+    ensemble = Ensemble([network.to(device).train() for network in networks])
     optimiser: torch.optim.Optimizer | None = None
     for epoch in range(epochs + 1):
         for point in points:
@@ -117,7 +120,8 @@ def train_networks(
             draws = [augment.sample(config.augment, len(i), generator(seed, "augment", epoch, step)) for seed, i in zip(seeds, indices, strict=True)]
             with torch.no_grad():
                 images = augment.apply(config.augment, images, augment.concatenate(draws).to(device))
-            with autocast(device, precision):
+            own_stream = scoped(generator(seeds[0], "dropout", epoch, step)) if dropout else nullcontext()
+            with autocast(device, precision), own_stream:
                 logits = ensemble(images.view(len(seeds), -1, *images.shape[1:])).float()
             targets = torch.cat([b.targets for b in batches])
             # the mean over each network's own batch, summed over networks: each gets its own gradient
@@ -125,8 +129,6 @@ def train_networks(
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             optimiser.step()
-        if on_epoch is not None:
-            on_epoch()
     return [network.eval() for network in ensemble.unstack()]
 
 

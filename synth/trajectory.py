@@ -87,7 +87,7 @@ class TrajectoryMatching(Generic[WindowT, PerturbT, LossScaleT, MilestonesT]):
         require(self.expert_epochs >= 1, f"objective.expert_epochs must be at least 1, got {self.expert_epochs}.")
         require(self.batch is None or self.batch >= 1, f"objective.batch must be at least 1, got {self.batch}; None means all.")
         require(0 <= self.momentum < 1, f"objective.momentum must be at least 0 and below 1, got {self.momentum}.")
-        require(self.lr > 0, f"objective.lr must be positive, got {self.lr}.")
+        require(0 < self.lr < float("inf"), f"objective.lr must be positive and finite, got {self.lr}.")
 
     def initial(self) -> dict[str, float]:
         """Scalars the objective learns beside the images, with their start."""
@@ -105,10 +105,10 @@ class TrajectoryMatching(Generic[WindowT, PerturbT, LossScaleT, MilestonesT]):
         low, last = self.window(0)[0], self.window.last
         needed = {e for start in range(low, last + 1) for e in range(start, start + self.expert_epochs + 1)}
         if missing := sorted(needed - set(env.experts.epochs)):
-            stored = f"{env.experts.epochs[0]} to {env.experts.epochs[-1]}"
             raise UserError(
-                f"Segments of {self.expert_epochs} epochs starting at {low} to {last} need the expert epochs {missing[0]} to {missing[-1]}, and the "
-                f"store has {stored}; lower objective.window.high or objective.expert_epochs, or train longer experts (buffer.epochs, buffer.keep)."
+                f"Segments of {self.expert_epochs} epochs starting at {low} to {last} need expert epochs up to {max(needed)}, and the store has "
+                f"{env.experts.epochs[0]} to {env.experts.epochs[-1]} without {missing[0]}; lower objective.window.high or "
+                "objective.expert_epochs, or train longer experts (buffer.epochs, buffer.keep)."
             )
         return TrajectoryObjective(self, env)
 

@@ -30,4 +30,9 @@ def find_idx(folder: Path) -> tuple[Part, Part] | None:
     if not all((folder / name).is_file() for name in names):
         return None
     images, labels, test_images, test_labels = (read_idx(folder / name) for name in names)
+    for some, of, at in ((images, labels, 0), (test_images, test_labels, 2)):
+        if some.ndim != 3 or of.ndim != 1 or len(some) != len(of):
+            raise UserError(
+                f"{folder / names[at]} and {names[at + 1]} hold {len(some)} images and {len(of)} labels that do not fit; install the dataset again."
+            )
     return part_of_array(images[:, None], labels), part_of_array(test_images[:, None], test_labels)

@@ -19,7 +19,9 @@ def open_image(source: Path | bytes, name: str) -> Image.Image:
         raise UserError(f"{name} cannot be read as an image ({error}); repair or remove it.") from None
     if image.mode in ("L", "RGB"):
         return image
-    return image.convert("L" if image.mode in ("1", "LA", "I", "I;16", "F") else "RGB")
+    if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion clips at 255
+        return Image.fromarray((np.asarray(image).astype(np.int64) // 257).clip(0, 255).astype(np.uint8))
+    return image.convert("L" if image.mode in ("1", "LA", "F") else "RGB")
 
 
 def decoder(open_at: Callable[[int], Image.Image], name_at: Callable[[int], str], size: tuple[int, int] | None) -> Callable[[np.ndarray], np.ndarray]:

@@ -103,9 +103,13 @@ def load_data(
     validation = real(pixels[len(train_index) :], part, val_index) if len(val_index) else None
     test_set = None
     if test:
+        if len(held_index) == 0:
+            raise UserError(f"There are no test images: {config.name} has no test split and too few images to hold any out; add images.")
         test_pixels = torch.from_numpy(np.ascontiguousarray(held_part.fetch(held_index)))
         if test_pixels.shape[1] < pixels.shape[1]:  # grey test images beside colour training images
             test_pixels = test_pixels.expand(-1, pixels.shape[1], -1, -1)
+        elif test_pixels.shape[1] > pixels.shape[1]:
+            test_pixels = test_pixels.float().mean(1, keepdim=True).round().to(torch.uint8)
         test_pixels = _resize(test_pixels, config.size)
         if test_pixels.shape[1:] != pixels.shape[1:]:
             raise UserError(

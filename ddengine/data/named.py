@@ -55,14 +55,15 @@ def _from_torchvision(name: str, known: Known, config: DataConfig) -> tuple[Part
     key = "split" if name == "svhn" else "train"
     try:
         parts = [make(str(root), **{key: value}, download=config.download) for value in (("train", "test") if name == "svhn" else (True, False))]
-    except (URLError, OSError) as error:
-        if config.download:
-            raise UserError(f"{known.torchvision} could not be downloaded into {root} ({error}); check the network or set data.root.") from None
+    except (URLError, OSError, RuntimeError, AssertionError, ValueError, KeyError) as error:
+        if config.download and isinstance(error, URLError | OSError | RuntimeError):
+            why = " ".join(str(error).split()).replace(". ", "; ").rstrip(".")
+            raise UserError(f"{known.torchvision} could not be downloaded into {root} ({why}); check the network or set data.root.") from None
+        if isinstance(error, RuntimeError):
+            raise UserError(
+                f"{known.torchvision} was not found in {root}; set data.root to the folder that holds it, or data.download True to fetch it."
+            ) from None
         raise UserError(f"{known.torchvision} in {root} cannot be read ({error}); delete it there and set data.download True.") from None
-    except RuntimeError:
-        raise UserError(
-            f"{known.torchvision} was not found in {root}; set data.root to the folder that holds it, or data.download True to fetch it."
-        ) from None
     names = known.class_names or tuple(getattr(parts[0], "classes"))
     return _torchvision_part(parts[0]), _torchvision_part(parts[1]), names
 

@@ -11,7 +11,7 @@ from ddengine.errors import UserError
 from ddengine.recipe import DataConfig
 
 LABEL_COLUMNS = ("label", "labels", "fine_label", "target", "class")
-SPLITS = {"train": ("train",), "test": ("test", "validation", "valid", "val")}
+SPLITS = ("train", "test", "validation", "valid", "val")  # words that files and folders are named after; the later ones stand in for test
 
 
 def files(root: Path) -> list[Path]:
@@ -23,10 +23,13 @@ def _read_table(paths: list[Path]):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    tables, path = [], paths[0]
     try:
-        return pa.concat_tables([pq.read_table(p) for p in paths])
+        for path in paths:
+            tables.append(pq.read_table(path))
+        return pa.concat_tables(tables)
     except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{paths[0].parent} has a parquet file that cannot be read ({error}); download it again.") from None
+        raise UserError(f"{path} cannot be read ({str(error).split('. ')[0]}); download it again.") from None
 
 
 def _columns(table, path: Path) -> tuple[str, str]:
@@ -43,10 +46,15 @@ def _columns(table, path: Path) -> tuple[str, str]:
 
 
 def _part(paths: list[Path], size: tuple[int, int] | None) -> tuple[Part, tuple[str, ...] | None]:
+    import pyarrow as pa
+    import pyarrow.compute
+
     table = _read_table(paths)
     image, label = _columns(table, paths[0])
-    column = table.column(image).combine_chunks()
-    content = column.field("bytes") if hasattr(column, "field") else column
+    column = table.column(image)  # chunked: combined, more than 2 GB of bytes would not fit pyarrow's offsets
+    content = pa.compute.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column
+    if table.column(label).null_count:
+        raise UserError(f"{paths[0]} has rows without a label; images with labels from 0 up are needed.")
     labels = table.column(label).to_numpy().astype(np.int64)
     if len(labels) == 0 or labels.min() < 0:
         raise UserError(f"{paths[0]} has {'no rows' if len(labels) == 0 else 'negative labels'}; images with labels from 0 up are needed.")
@@ -64,18 +72,24 @@ def _part(paths: list[Path], size: tuple[int, int] | None) -> tuple[Part, tuple[
 
 
 def read(config: DataConfig) -> Source:
-    """The parquet files below data.root; the split is the first word of a file's name, and one without such a word is train."""
+    """The parquet files below data.root.
+
+    The split is the first word of a file's name (train-00000.parquet) or of the folder it lies in (train/0000.parquet); without either it is
+    train. Validation files stand in for test files where there are none.
+    """
     if config.root is None or not Path(config.root).is_dir():
         raise UserError(f"data.name parquet needs data.root, a folder with parquet files; got {config.root}.")
-    found = files(Path(config.root))
+    root = Path(config.root)
+    found = files(root)
     if not found:
-        raise UserError(f"{config.root} holds no parquet files; set data.root to the folder that does.")
+        raise UserError(f"{root} holds no parquet files; set data.root to the folder that does.")
 
     def split_of(path: Path) -> str:
-        word = path.stem.split("-")[0].lower()
-        return next((split for split, words in SPLITS.items() if word in words), "train")
+        words = [part.split("-")[0].split(".")[0].lower() for part in reversed(path.relative_to(root).parts)]
+        return next((word for word in words if word in SPLITS), "train")
 
-    train, names = _part([p for p in found if split_of(p) == "train"] or found, config.size)
-    rest = [p for p in found if split_of(p) == "test"]
-    test = _part(rest, config.size)[0] if rest and len(rest) < len(found) else None
+    by_split = {split: [p for p in found if split_of(p) == split] for split in SPLITS}
+    train, names = _part(by_split["train"] or found, config.size)
+    rest = next((by_split[split] for split in SPLITS[1:] if by_split[split]), [])
+    test = _part(rest, config.size)[0] if rest and by_split["train"] else None
     return Source(train, test, names or tuple(str(c) for c in range(int(train.labels.max()) + 1)))

@@ -41,7 +41,7 @@ every = pytest.mark.parametrize("name", sorted(RECIPES))
             augment=AugmentConfig(ops=("flip",), crop=0.3), lr=0.7, lr_grid=(0.1, 1e-7), search_networks=4, baselines=("full",), full_steps=9,
             num_networks=2,
         ),
-        EvalConfig(protocol="bare", augment=AugmentConfig(ops=()), lr_grid=(), baselines=()),
+        EvalConfig(protocol="bare", augment=AugmentConfig(ops=()), lr_grid=(1.0,), baselines=()),
     ],
 )  # fmt: skip
 def test_configurations_survive_json(value):

@@ -1,0 +1,74 @@
+"""The folder of a run: whose it is, whether it is finished, how it is begun anew.
+
+runs/<recipe>-<hash of the resolved recipe and seed>/
+    recipe.json   metrics.jsonl   checkpoint/state.safetensors   progress/step_*.png
+    distilled/    real_vs_distilled.png   evaluation.json
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ddengine import files
+from ddengine.errors import UserError
+from ddengine.recipe import Recipe, digest, resolved, to_dict
+
+MARK = "recipe.json"
+
+
+def identity(recipe: Recipe, seed: int, precision: str) -> dict[str, Any]:
+    """What makes two runs the same run."""
+    return {"resolved": digest(resolved(recipe)), "seed": seed, "precision": precision}
+
+
+def default_folder(recipe: Recipe, seed: int, precision: str) -> Path:
+    """runs/<recipe>-<hash>."""
+    return Path("runs") / f"{recipe.name.replace('/', '-')}-{digest(identity(recipe, seed, precision))}"
+
+
+def check_own(folder: Path, mark: str) -> None:
+    """Raise UserError for a file, or a folder that holds something and not `mark`, so was not written by this program."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; name a folder with --out.")
+    if folder.exists() and any(folder.iterdir()) and not (folder / mark).exists():
+        raise UserError(f"--restart would delete {folder}, which this program did not write; name another folder with --out.")
+
+
+def delete(folder: Path, mark: str) -> None:
+    """Delete a folder that this program wrote. Raises UserError for any other."""
+    check_own(folder, mark)
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
+def is_finished(folder: Path, recipe: Recipe, seed: int, precision: str, *, beside: str = "") -> bool:
+    """Whether the run is done. Raises UserError when the folder belongs to something else; `beside` may lie in it before the run begins."""
+    wanted = identity(recipe, seed, precision)
+    if (folder / MARK).exists():
+        try:
+            there = files.read_json(folder / MARK, "recipe", *wanted)
+        except UserError as error:
+            raise UserError(f"{str(error).split(';')[0]}; name another folder with --out, or begin anew with --restart.") from None
+        if any(there[k] != v for k, v in wanted.items()):
+            raise UserError(
+                f"{folder} holds a run of {there['recipe']['name']} with other settings; "
+                "name another folder with --out, or begin anew with --restart."
+            )
+    elif folder.exists() and (not folder.is_dir() or any(p.name != beside for p in folder.iterdir())):
+        raise UserError(f"{folder} is not empty and not a run of this program; name another folder with --out.")
+    return (folder / "distilled" / "meta.json").exists()
+
+
+def begin(folder: Path, recipe: Recipe, seed: int, precision: str) -> None:
+    """Make the folder and write what the run is; leaves an unfinished run's files alone."""
+    files.make_folder(folder / "progress")
+    files.clean(folder)
+    files.write_json(folder / MARK, {"recipe": to_dict(recipe), **identity(recipe, seed, precision)})
+
+
+def data_of(folder: Path) -> dict[str, Any]:
+    """The data part of a run's recipe, with the root that its artefact leaves out."""
+    recipe = files.read_json(folder / MARK, "recipe")["recipe"]
+    if "data" not in recipe:
+        raise UserError(f"{folder / MARK} was not written by this version of the engine; distil it again.")
+    return recipe["data"]

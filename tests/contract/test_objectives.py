@@ -1,0 +1,159 @@
+"""What every objective, codec and recipe must hold, found by walking the recipes: a new one is covered by being there."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from helpers import CPU, MODEL, tiny_data, tiny_store
+
+from ddengine import distill as outer
+from ddengine.codec import Codec, Identity
+from ddengine.flat import FlatModel
+from ddengine.models import build_model
+from ddengine.recipe import Recipe
+from ddengine.rng import generator
+from ddengine.synthetic import CODECS, initial
+from ddengine.types import Env
+from synth.recipes import RECIPES
+from synth.trajectory import UniformWindow
+
+METHODS = {recipe.name.split("/")[0]: recipe for recipe in RECIPES.values()}  # one recipe of each method
+
+
+def shrunk(recipe: Recipe, **objective) -> Recipe:
+    """The recipe at two images per class, eight steps and, for trajectories, short segments; the method's own settings stay."""
+    if hasattr(recipe.objective, "window"):
+        objective = {"inner_steps": 3, "expert_epochs": 1, "window": UniformWindow(high=2), "batch": 8, "lr": 0.02} | objective
+    optim = {k: replace(v, lr=min(v.lr, 1.0)) for k, v in recipe.outer.optim.items()}
+    return replace(recipe, model=MODEL, ipc=2, objective=replace(recipe.objective, **objective), outer=replace(recipe.outer, steps=8, optim=optim))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Digits and a store of two short experts."""
+    data = tiny_data()
+    return data, tiny_store(tmp_path_factory.mktemp("store"), data)
+
+
+def build(recipe: Recipe, world):
+    """(objective, synthetic set) of a shrunk recipe."""
+    data, store = world
+
+    def new_model(rng):
+        return build_model(recipe.model, data.image_shape, data.num_classes, rng)
+
+    env = Env(data.train, new_model, FlatModel(new_model(generator(0))), store if recipe.buffer else None, CPU)
+    return recipe.objective.build(env), initial(recipe, data, generator(0, "init"))
+
+
+def one_step(objective, syn, recipe, seed=0):
+    """(losses, gradients by tensor) of step 0."""
+    leaves = {k: v.clone().requires_grad_(k in recipe.outer.optim) for k, v in syn.tensors.items()}
+    state = objective.init(generator(seed, "objective"))
+    losses = []
+    for loss in objective.losses(syn.with_tensors(leaves), state, 0, generator(seed, "losses")):
+        assert loss.shape == ()
+        loss.backward()
+        losses.append(float(loss.detach()))
+    return losses, {k: v.grad for k, v in leaves.items()}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_objective_contract(method, world):
+    """Same stream, same losses; another stream, others; global generator untouched; finite gradients exactly where the optimiser wants them."""
+    recipe = shrunk(METHODS[method])
+    objective, syn = build(recipe, world)
+    before = torch.get_rng_state()
+    losses, grads = one_step(objective, syn, recipe)
+    assert torch.equal(torch.get_rng_state(), before)
+    again, grads_again = one_step(objective, syn, recipe)
+    assert losses == again and len(losses) >= 1
+    assert one_step(objective, syn, recipe, seed=1)[0] != losses
+    for name, grad in grads.items():
+        if name in recipe.outer.optim:
+            assert grad is not None and grad.isfinite().all() and grad.abs().sum() > 0
+            assert torch.equal(grad, grads_again[name])
+        else:
+            assert grad is None
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_objective_falls(method, world, tmp_path):
+    """Thirty steps lower the loss of fixed segments."""
+    recipe = shrunk(METHODS[method])
+    recipe = replace(recipe, outer=replace(recipe.outer, steps=30, checkpoint_every=30))
+    objective, syn = build(recipe, world)
+    result, counters = outer.distill(syn, objective, recipe.outer, tmp_path, seed=0)
+
+    def level(s):
+        return sum(one_step(objective, s, recipe, seed)[0][0] for seed in range(100, 112))
+
+    assert counters.not_finite == 0
+    assert level(result) < 0.97 * level(syn)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_resume_is_bit_identical_for_every_method(method, world, tmp_path):
+    """Stopping at step 5 of 8 changes nothing."""
+    recipe = shrunk(METHODS[method])
+    config = replace(recipe.outer, checkpoint_every=3)
+    objective, syn = build(recipe, world)
+    whole, _ = outer.distill(syn, objective, config, tmp_path / "whole", seed=0)
+
+    class Stop:
+        init = staticmethod(objective.init)
+
+        @staticmethod
+        def losses(s, state, step, rng):
+            if step == 5:
+                raise KeyboardInterrupt
+            return objective.losses(s, state, step, rng)
+
+    with pytest.raises(KeyboardInterrupt):
+        outer.distill(syn, Stop(), config, tmp_path / "broken", seed=0)
+    again, _ = outer.distill(syn, objective, config, tmp_path / "broken", seed=0)
+    assert all(torch.equal(whole.tensors[k], again.tensors[k]) for k in whole.tensors)
+
+
+@pytest.mark.parametrize("backprop", ["full", "replay"])
+def test_backprop_policies_agree_on_the_objective(backprop, world):
+    """The whole objective with augmentation and batches, exact either way."""
+    recipe = shrunk(METHODS["mtt"], backprop=backprop)
+    reference = shrunk(METHODS["mtt"], backprop="full")
+    (losses, grads), (wanted, exact) = (one_step(*build(r, world), r) for r in (recipe, reference))
+    assert losses == pytest.approx(wanted, rel=1e-5)
+    for name in recipe.outer.optim:
+        assert torch.allclose(grads[name], exact[name], rtol=1e-3, atol=1e-5 * float(exact[name].abs().max()))
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_codec_contract(name):
+    """Decoding a part equals the part of decoding all; sources are stored items; gradients reach the images; loader source is Python."""
+    codec: Codec = CODECS[name]()
+    assert isinstance(Identity(), CODECS["Identity"])
+    tensors = {"images": torch.rand(6, 3, 8, 8, requires_grad=True)}
+    source = codec.source(tensors)
+    everything = codec.decode(tensors, torch.arange(len(source)))
+    index = torch.tensor([len(source) - 1, 0])
+    assert torch.allclose(codec.decode(tensors, index), everything[index])
+    assert source.dtype == torch.int64 and 0 <= int(source.min()) and int(source.max()) < 6
+    everything.sum().backward()
+    assert tensors["images"].grad is not None and (tensors["images"].grad != 0).any()
+    space: dict = {}
+    exec("import torch\n" + codec.loader(), space)
+    assert torch.allclose(space["decode"](tensors), everything)
+    with torch.no_grad():
+        codec.project(tensors)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_published_cells_are_complete(name):
+    """Paper cells run 5000 updates, evaluate by MTT's protocol, train on all images and do not select; their window fits the experts."""
+    recipe = RECIPES[name]
+    low, high = recipe.objective.window(0)
+    assert 0 <= low < high
+    assert high - 1 + recipe.objective.expert_epochs <= recipe.buffer.epochs
+    if "-w128" in recipe.model:
+        assert recipe.outer.steps == 5000 and recipe.evaluation.protocol == "mtt" and recipe.data.validation == 0
+        assert recipe.buffer.num_experts == 100 and recipe.buffer.epochs == 50 and recipe.buffer.step.lr == 0.01
+        assert {k: v.momentum for k, v in recipe.outer.optim.items()} == {"images": 0.5, "lr": 0.5}

@@ -1,0 +1,66 @@
+"""Several processes: R ranks with one draw each equal one rank with R draws, and experts are shared out."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).resolve().parents[2]
+
+PROGRAM = """
+import sys
+sys.path[:0] = [{root!r}, {tests!r}]
+import torch
+torch.set_num_threads(1)
+from pathlib import Path
+from helpers import CPU, Pull, tiny_data, tiny_set, tiny_store
+from ddengine import dist, distill
+from ddengine.recipe import OptimConfig, OuterConfig
+dist.start(CPU)
+folder, draws = Path(sys.argv[1]), int(sys.argv[2])
+data = tiny_data()
+config = OuterConfig(steps=6, draws=draws, optim={{"images": OptimConfig(lr=0.1)}}, checkpoint_every=6)
+result, _ = distill.distill(tiny_set(data), Pull(noise=1.0), config, folder / f"rank{{dist.rank()}}", seed=0)
+store = tiny_store(folder / "store", data, num_experts=3, epochs=1)
+torch.save(result.tensors["images"], folder / f"images{{dist.rank()}}.pt")
+"""
+
+
+def start(folder: Path, draws: int, ranks: int, port: int) -> None:
+    """Run the program once per rank."""
+    folder.mkdir()
+    program = PROGRAM.format(root=str(ROOT), tests=str(ROOT / "tests"))
+    processes = []
+    for rank in range(ranks):
+        several = {"RANK": str(rank), "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)} if ranks > 1 else {}
+        environment = {"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", **several}
+        processes.append(subprocess.Popen([sys.executable, "-c", program, str(folder), str(draws)], env=environment))
+    assert [p.wait(timeout=120) for p in processes] == [0] * ranks
+
+
+def free_port() -> int:
+    """A port nobody listens on."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_two_ranks_equal_one_rank_with_two_draws(tmp_path):
+    """The images, and the experts, whichever way the work is shared."""
+    start(tmp_path / "one", draws=2, ranks=1, port=0)
+    start(tmp_path / "two", draws=1, ranks=2, port=free_port())
+    images = [torch.load(tmp_path / name, weights_only=True) for name in ("one/images0.pt", "two/images0.pt", "two/images1.pt")]
+    assert torch.equal(images[1], images[2])
+    assert torch.allclose(images[0], images[1], atol=1e-6)
+    shards = [sorted((tmp_path / name / "store").glob("expert_*")) for name in ("one", "two")]
+    assert [p.name for p in shards[0]] == [p.name for p in shards[1]] and len(shards[0]) == 3
+    for a, b in zip(*shards, strict=True):
+        assert torch.equal(load_file(a)["params"], load_file(b)["params"])
+    assert len((tmp_path / "two/rank0/metrics.jsonl").read_text().splitlines()) == 6
+    assert not (tmp_path / "two/rank1").exists() or not any((tmp_path / "two/rank1").rglob("*.jsonl"))
+    assert json.loads((tmp_path / "two/store/manifest.json").read_text())["epochs"] == [0, 1]
