@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Annotated, Any, Generic, TypeVar
 
 import torch
 import tyro
+from rich import box
 from rich.table import Table
 
 from buffers.generate import generate
@@ -113,6 +115,13 @@ def start(options: Options[Any]) -> torch.device:
     return device
 
 
+def on_first_rank(action: Callable[[], None]) -> None:
+    """Do something to the file system once, while the other ranks wait."""
+    if dist.rank() == 0:
+        action()
+    dist.barrier()
+
+
 def check_networks(recipe: Recipe, data: Data) -> None:
     """Build every network of the recipe once, so that a wrong name fails before any work."""
     for name in {recipe.model, buffer_model(recipe), *recipe.evaluation.models}:
@@ -129,7 +138,7 @@ def buffer(options: Options[Recipe], root: Path = EXPERTS) -> None:
     folder, _ = store_folder(replace(options, experts=options.out or options.experts), data.train.digest, root)
     check_networks(recipe, data)
     if options.restart:
-        runs.delete(folder, "manifest.json")
+        on_first_rank(lambda: runs.delete(folder, "manifest.json"))
     name = buffer_model(recipe)
     new_model = partial(build_model, name, data.image_shape, data.num_classes)
     generate(data, recipe.data, recipe.buffer, name, new_model, folder, seed=options.seed, precision=options.precision)
@@ -163,9 +172,12 @@ def distill(options: Options[Recipe], root: Path = EXPERTS) -> Path:
     objective = recipe.objective.build(env)
     syn = synthetic.initial(recipe, data, generator(seed, "init"))
 
-    if options.restart:
-        runs.delete(folder, runs.MARK)
-    runs.begin(folder, recipe, seed, precision)
+    def begin() -> None:
+        if options.restart:
+            runs.delete(folder, runs.MARK)
+        runs.begin(folder, recipe, seed, precision)
+
+    on_first_rank(begin)
     result, counters = outer.distill(
         syn, objective, recipe.outer, folder, seed=seed,
         validate=lambda s: validate(s, data, recipe.evaluation, recipe.model, seed=seed, device=device, precision=precision),
@@ -263,20 +275,21 @@ def recipes(args: list[str]) -> None:
     """Print the table of recipes."""
     if args:
         raise UserError(f"run.py recipes takes no arguments, got {' '.join(args)}.")
-    table = Table(title="recipes", title_justify="left")
-    for column in ("name", "published %", "cost", "network", "note"):
-        table.add_column(column, no_wrap=column == "name")
+    table = Table(box=box.SIMPLE)
+    for column in ("recipe", "published %", "cost", "network"):
+        table.add_column(column, no_wrap=True)
     for recipe in RECIPES.values():
         figure = recipe.published
         shown = "-" if figure is None else f"{100 * figure.accuracy:.1f}" + (f" ± {100 * figure.std:.1f}" if figure.std is not None else "")
-        table.add_row(recipe.name, shown, cost_class(recipe), recipe.model, recipe.note)
+        table.add_row(recipe.name, shown, cost_class(recipe), recipe.model)
     log.console.print(table)
+    log.say("run.py distill NAME --print_config shows a recipe, with notes on its figure")
 
 
 def cost_class(recipe: Recipe) -> str:
     """A rough size of the work: what it wants to run on."""
     wide = "-w128" in recipe.model
-    return "GPU, hours" if wide and recipe.outer.steps >= 1000 else "CPU, minutes"
+    return "GPU hours" if wide and recipe.outer.steps >= 1000 else "CPU minutes"
 
 
 USAGE = f"""usage: run.py COMMAND [arguments]

@@ -121,7 +121,7 @@ def distill(
     start = time.perf_counter() - state.counters.seconds
     first = dist.rank() == 0
     if not first:
-        picture = None
+        picture = validate = None
     events = log.EventLog(folder / "metrics.jsonl", log_bytes) if first else None
     if picture is not None and state.step == 0:
         picture(syn, 0)

@@ -24,7 +24,7 @@ class Bar:
         self.title, self.total, self.done, self.note = title, total, done, ""
         self._start, self._first, self._last = time.monotonic(), done, time.monotonic()
         self._live: Progress | None = None
-        if console.is_terminal:
+        if console.is_terminal and os.environ.get("RANK", "0") == "0":
             columns = (
                 TextColumn("{task.description}"),
                 BarColumn(),
@@ -65,8 +65,9 @@ def progress(title: str, total: int, done: int = 0) -> Iterator[Bar]:
 
 
 def say(message: str) -> None:
-    """A line for the person at the terminal."""
-    console.print(message)
+    """A line for the person at the terminal; of several ranks the first speaks."""
+    if os.environ.get("RANK", "0") == "0":
+        console.print(message)
 
 
 def complain(message: str) -> None:

@@ -78,13 +78,14 @@ def real_vs_distilled(path: Path, real: RealSet, syn: SyntheticSet, evaluation: 
 
 def table(evaluation: dict[str, Any], title: str) -> Table:
     """evaluation.json as a table for the terminal."""
-    shown = Table(title=title, title_justify="left")
-    for name in ("set", "network", "accuracy %", "95 % interval", "n", "learning rate", "updates", "time"):
-        shown.add_column(name, justify="left" if name in ("set", "network") else "right")
+    models = {row["model"] for row in evaluation["rows"]}
+    shown = Table(title=title + (f", {models.pop()}" if len(models) == 1 else ""), title_justify="left")
+    for name in ("set", *(["network"] if models else []), "accuracy %", "95 % interval", "n", "lr", "updates", "time"):
+        shown.add_column(name, justify="left" if name in ("set", "network") else "right", no_wrap=True)
     for row in evaluation["rows"]:
         low, high = row["ci95"]
         shown.add_row(
-            row["set"], row["model"], f"{100 * row['accuracy_mean']:.1f} ± {100 * row['accuracy_std']:.1f}",
+            row["set"], *([row["model"]] if models else []), f"{100 * row['accuracy_mean']:.1f} ± {100 * row['accuracy_std']:.1f}",
             f"{100 * low:.1f} to {100 * high:.1f}", str(row["n"]), f"{row['lr']:.4g}", str(row["steps"]), f"{row['seconds']:.0f} s",
         )  # fmt: skip
     return shown

@@ -171,6 +171,27 @@ def test_distillation_never_reads_the_test_split(done, monkeypatch):
     assert asked and not any(asked)
 
 
+def test_bfloat16_run(tmp_path, monkeypatch):
+    """Autocast in experts and student; a run of its own, with other numbers that are finite."""
+    monkeypatch.chdir(tmp_path)
+    for precision in ("fp32", "bf16"):
+        assert run("buffer", RECIPE, *TINY, "--precision", precision) == 0
+        assert run("distill", RECIPE, *TINY, "--precision", precision, "--out", precision) == 0
+    exact, rounded = tensors(Path("fp32")), tensors(Path("bf16"))
+    assert rounded["images"].isfinite().all()
+    change = (rounded["images"] - exact["images"]).norm() / exact["images"].norm()
+    assert 0 < change < 0.2
+
+
+@pytest.mark.slow
+def test_compiled_run_equals_eager(done, tmp_path, monkeypatch):
+    """--compile through the whole command: the same images up to rounding."""
+    monkeypatch.chdir(done)
+    assert run("distill", RECIPE, *TINY, "--compile", "--out", str(tmp_path / "compiled")) == 0
+    eager, compiled = tensors(Path("runs/a")), tensors(tmp_path / "compiled")
+    assert torch.allclose(eager["images"], compiled["images"], atol=1e-3)
+
+
 def start(where: Path, *args: str) -> subprocess.Popen:
     """run.py in a process of its own."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
