@@ -1,5 +1,6 @@
 """What the benchmarks share: memory readings, and result files that say where they were made."""
 
+import ctypes
 import json
 import sys
 from pathlib import Path
@@ -17,6 +18,11 @@ RESULTS = Path(__file__).resolve().parent / "results"
 def resident() -> int:
     """Bytes of this process in memory now (Linux)."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+def give_back() -> None:
+    """Return freed memory to the system (glibc)."""
+    ctypes.CDLL(None).malloc_trim(0)
 
 
 def reset_peak() -> None:

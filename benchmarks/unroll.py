@@ -4,7 +4,7 @@
 
 Time: median over runs that take turns (policy A, B, C, ... then again), after one uncounted run each; every policy keeps a process of its
 own. Memory: highest resident (CUDA: allocated) memory during one call above the level before it, in a fresh process per case, after a
-call on two images and one step that loads the kernels.
+call of one step that compiles and loads the kernels, and after what that call freed was given back to the system.
 """
 
 import multiprocessing as mp
@@ -64,20 +64,24 @@ class Case:
         options = {"mode": "reduce-overhead"} if "graphs" in policy else {}
         self.gradient = compiled_gradient(loss, **options) if "compiled" in policy else eager_gradient(loss)
 
-    def __call__(self, num_steps: int, batch: int | None = None) -> dict[str, float]:
-        """Seconds and added peak bytes of one forward and backward through `num_steps` inner steps."""
+    def __call__(self, num_steps: int, give_back: bool) -> dict[str, float]:
+        """Seconds and added peak bytes of one forward and backward through `num_steps` inner steps.
+
+        `give_back`: return freed memory first, so that the peak can be seen; timed runs keep it, as runs of the engine do.
+        """
         cuda = self.device.type == "cuda"
-        images = self.images[:batch].clone().requires_grad_()
+        images = self.images.clone().requires_grad_()
         lr = torch.tensor(0.01, device=self.device, requires_grad=True)
         if cuda:
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
-        else:
+        elif give_back:
+            common.give_back()
             common.reset_peak()
         before = torch.cuda.memory_allocated() if cuda else common.resident()
         start = time.perf_counter()
         end = unroll(
-            self.gradient, lambda tensors, k: (tensors["images"], self.labels[:batch]), self.theta, {"images": images}, num_steps,
+            self.gradient, lambda tensors, k: (tensors["images"], self.labels), self.theta, {"images": images}, num_steps,
             lr=lr, backprop=self.policy.split()[0],
         )  # fmt: skip
         end.square().sum().backward()
@@ -89,7 +93,7 @@ class Case:
 
 
 def serve(pipe: Any, policy: str, settings: Settings) -> None:
-    """A process that answers (T, batch) with the cost of one call."""
+    """A process that answers (T, give_back) with the cost of one call."""
     case = Case(policy, settings)
     while (request := pipe.recv()) is not None:
         pipe.send(case(*request))
@@ -104,9 +108,9 @@ class Server:
         self.process = context.Process(target=serve, args=(child, policy, settings), daemon=True)
         self.process.start()
 
-    def __call__(self, *request: int) -> dict[str, float]:
+    def __call__(self, num_steps: int, give_back: bool = False) -> dict[str, float]:
         """The cost of one call in that process."""
-        self.pipe.send(request)
+        self.pipe.send((num_steps, give_back))
         return self.pipe.recv()
 
     def stop(self) -> None:
@@ -133,8 +137,8 @@ def main(settings: Settings) -> None:
             server.stop()
         for policy in policies:
             fresh = Server(policy, settings)
-            fresh(1, 2)
-            memory = fresh(num_steps)["peak_bytes"]
+            fresh(1)
+            memory = fresh(num_steps, give_back=True)["peak_bytes"]
             fresh.stop()
             took = seconds[policy]
             row = {"T": num_steps, "policy": policy, "median_s": statistics.median(took), "runs_s": took, "peak_bytes": memory}
@@ -143,6 +147,8 @@ def main(settings: Settings) -> None:
             print(f"{num_steps:3} {policy:30} {row['median_s']:9.3f} {min(took):7.3f} {max(took):7.3f} {ratio:8.2f} {memory / 1e6:14.0f}")
             sys.stdout.flush()
             common.write("unroll", device, asdict(settings), rows)
+    first, last = (next(r for r in rows if r["policy"] == "replay" and r["T"] == t) for t in (settings.steps[0], settings.steps[-1]))
+    print(f"replay's added peak at T = {last['T']} over T = {first['T']}: {last['peak_bytes'] / first['peak_bytes']:.2f}")
 
 
 if __name__ == "__main__":
