@@ -1,7 +1,11 @@
 """Dataset distillation from the command line: parses, opens stores, builds, calls."""
 
-import sys
 import time
+
+STARTED = time.perf_counter()  # before the imports, which take seconds
+
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,7 +18,7 @@ from rich import box
 from rich.table import Table
 
 from buffers.generate import generate
-from buffers.store import ExpertStore, check_identity, identity
+from buffers.store import ExpertStore, check_identity, identity, stored_preprocess
 from ddengine import cli, dist, files, log, report, runs, runtime, synthetic
 from ddengine import distill as outer
 from ddengine.data import Data, Preprocess, load_data
@@ -28,7 +32,6 @@ from ddengine.runtime import Precision
 from ddengine.types import Env
 from synth.recipes import RECIPES, find, take
 
-STARTED = time.perf_counter()
 DEMO = "mtt/digits_ipc1"
 EXPERTS = Path("experts")
 RecipeT = TypeVar("RecipeT")
@@ -57,6 +60,7 @@ def options_of(command: str, args: list[str], fixed: str | None = None) -> Optio
         raise UserError(f"run.py {command} needs the name of a recipe first, e.g. {DEMO}; run.py recipes lists them.")
     name, rest = (fixed, list(args)) if fixed else (args[0], list(args[1:]))
     taken: list[str] = []
+    rest = [word for arg in rest for word in (arg.split("=", 1) if arg.startswith("--take=") else [arg])]
     while "--take" in rest:
         at = rest.index("--take")
         taken += rest[at + 1 : at + 2] or [""]
@@ -101,9 +105,7 @@ def load_for(options: Options[Recipe], device: torch.device, root: Path = EXPERT
     def stored(images: str) -> Preprocess | None:
         if options.recipe.buffer is None:
             return None
-        folder, _ = store_folder(options, images, root)
-        path = folder / "preprocess.safetensors"
-        return Preprocess.from_tensors(files.read_tensors(path)[0]) if path.exists() else None
+        return stored_preprocess(store_folder(options, images, root)[0])
 
     return load_data(options.recipe.data, device, stored=stored)
 
@@ -113,6 +115,13 @@ def start(options: Options[Any]) -> torch.device:
     device = runtime.setup(options.device, options.precision)
     dist.start(device)
     return device
+
+
+def one_process(options: Any, command: str) -> torch.device:
+    """`start` for a command that several ranks cannot share."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UserError(f"run.py {command} runs in one process; start it without torchrun.")
+    return start(options)
 
 
 def on_first_rank(action: Callable[[], None]) -> None:
@@ -133,6 +142,8 @@ def buffer(options: Options[Recipe], root: Path = EXPERTS) -> None:
     recipe = options.recipe
     if recipe.buffer is None:
         raise UserError(f"The recipe {recipe.name} needs no experts; run distill.")
+    if options.compile:
+        log.say("warning: --compile is ignored, experts are trained uncompiled")
     device = start(options)
     data = load_for(options, device, root)
     folder, _ = store_folder(replace(options, experts=options.out or options.experts), data.train.digest, root)
@@ -151,23 +162,24 @@ def buffer(options: Options[Recipe], root: Path = EXPERTS) -> None:
 def distill(options: Options[Recipe], root: Path = EXPERTS) -> Path:
     """Distil the recipe's dataset; returns the run's folder. Continues an unfinished run."""
     recipe, seed, precision = options.recipe, options.seed, options.precision
-    folder = options.out or runs.default_folder(recipe, seed, precision)
-    if options.restart:
-        runs.check_own(folder, runs.MARK)
-    elif runs.is_finished(folder, recipe, seed, precision, beside=root.name):
-        log.say(f"{folder} is finished; --restart begins anew")
-        return folder
+    if options.out is not None:
+        runs.check_folder(options.out)
     device = start(options)
     data = load_for(options, device, root)
+    wanted = runs.identity(recipe, data.train.digest, seed=seed, precision=precision, compile=options.compile)
+    folder = options.out or runs.default_folder(recipe, wanted)
+    if options.restart:
+        runs.check_own(folder, runs.MARK)
+    elif runs.is_finished(folder, wanted, beside=root.name):
+        log.say(f"{folder} is finished; --restart begins anew")
+        return folder
     check_networks(recipe, data)
     new_model = partial(build_model, recipe.model, data.image_shape, data.num_classes)
     store = None
     if recipe.buffer is not None:
         experts, content = store_folder(options, data.train.digest, root)
-        store = ExpertStore(experts, new_model)
         check_identity(experts, content)
-        if store.num_experts < recipe.buffer.num_experts:
-            log.say(f"warning: {experts} has {store.num_experts} of {recipe.buffer.num_experts} experts; the buffer command makes the rest")
+        store = ExpertStore(experts, new_model, recipe.buffer.num_experts)
     env = Env(data.train, new_model, FlatModel(new_model(generator(0)), precision).to(device), store, device, options.compile)
     objective = recipe.objective.build(env)
     syn = synthetic.initial(recipe, data, generator(seed, "init"))
@@ -175,7 +187,7 @@ def distill(options: Options[Recipe], root: Path = EXPERTS) -> Path:
     def begin() -> None:
         if options.restart:
             runs.delete(folder, runs.MARK)
-        runs.begin(folder, recipe, seed, precision)
+        runs.begin(folder, recipe, wanted)
 
     on_first_rank(begin)
     result, counters = outer.distill(
@@ -190,13 +202,13 @@ def distill(options: Options[Recipe], root: Path = EXPERTS) -> Path:
             "precision": precision,
             "images": data.train.digest,
             "raw_bytes": data.bytes,
-            "distillation": outer.summary(counters, device),
+            "distillation": outer.summary(counters),
             "machine": runtime.machine(device),
             "versions": runtime.versions(),
             "commit": runtime.commit(),
         }
-        result.save(folder / "distilled", meta)
         report.real_vs_distilled(folder / "real_vs_distilled.png", data.train, result, None)
+        result.save(folder / "distilled", meta)
         log.say(f"distilled {len(result)} images in {log.duration(counters.seconds)}: {folder / 'distilled'}")
     return folder
 
@@ -214,7 +226,7 @@ class EvaluateOptions:
     evaluation: Annotated[EvalConfig, tyro.conf.arg(name="")]
 
 
-def evaluate_path(path: Path, args: list[str], seconds_before: float = 0.0) -> dict[str, Any]:
+def evaluate_path(path: Path, args: list[str]) -> dict[str, Any]:
     """Evaluate a run or a distilled folder, write evaluation.json and print it as a table."""
     run = path if (path / "distilled").is_dir() else None
     folder = path / "distilled" if run else path
@@ -226,26 +238,34 @@ def evaluate_path(path: Path, args: list[str], seconds_before: float = 0.0) -> d
     protocol = named_protocol(args, "--protocol") or from_dict(EvalConfig, recipe["evaluation"])
     options = cli.parse(EvaluateOptions, args, EvaluateOptions(data=data_config, evaluation=protocol), f"run.py evaluate {path}")
     out = options.out or path
+    models = options.evaluation.models or (recipe["model"],)
     if (out / "evaluation.json").exists() and not options.restart:
-        log.say(f"{out / 'evaluation.json'} is there; --restart evaluates again")
         try:
-            evaluation = files.read_json(out / "evaluation.json", "rows")
+            evaluation = files.read_json(out / "evaluation.json", "rows", "protocol")
         except UserError:
             raise UserError(f"{out / 'evaluation.json'} is damaged; evaluate again with --restart.") from None
+        if evaluation["protocol"] != to_dict(replace(options.evaluation, models=models)):
+            raise UserError(f"{out / 'evaluation.json'} was made with other settings; evaluate again with --restart, or name a folder with --out.")
+        log.say(f"{out / 'evaluation.json'} is there; --restart evaluates again")
     else:
-        device = start(options)
+        device = one_process(options, "evaluate")
         syn, _ = synthetic.load(folder, device)
         data = load_data(options.data, device, test=True, stored=lambda images: syn.preprocess)
         if data.class_names != syn.class_names or data.image_shape != tuple(syn.pixels().shape[1:]):
             raise UserError(
                 f"{folder} was distilled from other images than data.name {options.data.name} gives; set the data flags it was made with."
             )
-        for name in options.evaluation.models or (recipe["model"],):
+        if data.train.digest != meta.get("images", data.train.digest):
+            raise UserError(
+                f"The training images are not those that {folder} was distilled from, so its test images may have been seen; "
+                "set the data flags it was made with (data.limit, data.validation, data.split_seed)."
+            )
+        for name in models:
             build_model(name, data.image_shape, data.num_classes, generator(0))  # a wrong name fails before the first training
         files.make_folder(out)
         evaluation = evaluate(
             syn, data, options.evaluation, recipe["model"], seed=options.seed, device=device, precision=options.precision,
-            memo_path=out / "evaluation.partial.jsonl", seconds_before=seconds_before,
+            memo_path=out / "evaluation.partial.jsonl", seconds_before=time.perf_counter() - STARTED,
         )  # fmt: skip
         files.write_json(out / "evaluation.json", evaluation)
         report.real_vs_distilled(out / "real_vs_distilled.png", data.train, syn, evaluation)
@@ -259,14 +279,20 @@ def demo(args: list[str]) -> None:
     if options.print_config:
         return print_config(options.recipe)
     folder = options.out or Path("runs/demo")
+    if options.experts is not None:
+        log.say(f"warning: --experts is ignored, demo makes its own in {folder / 'experts'}")
+    device = one_process(options, "demo")
+    data = load_data(options.recipe.data, device)
+    check_networks(options.recipe, data)
     if options.restart:
         runs.delete(folder, runs.MARK)
+    key = {"seed": options.seed, "precision": options.precision, "compile": options.compile}
+    runs.is_finished(folder, runs.identity(options.recipe, data.train.digest, **key), beside="experts")  # refuses a folder of something else
     options = replace(options, out=None, experts=None, restart=False)
-    runs.is_finished(folder, options.recipe, options.seed, options.precision, beside="experts")  # refuses a folder of something else
     buffer(options, folder / "experts")
     distill(replace(options, out=folder), folder / "experts")
     flags = ["--seed", str(options.seed), "--device", options.device, "--precision", options.precision]
-    evaluation = evaluate_path(folder, flags, time.perf_counter() - STARTED)
+    evaluation = evaluate_path(folder, flags)
     log.say(f"pictures: {folder / 'real_vs_distilled.png'} and {folder / 'progress'}; the set: {folder / 'distilled'}")
     log.say(f"{log.duration(evaluation['seconds'])} in all")
 

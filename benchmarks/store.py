@@ -37,7 +37,7 @@ def fill(folder: Path, settings: Settings) -> int:
     """Write random experts up to the size asked for; returns how many."""
     rows = settings.epochs + 1
     num = max(1, round(settings.gigabytes * 1e9 / (rows * settings.num_params * 4)))
-    (folder / "manifest.json").write_text(json.dumps({"epochs": list(range(rows))}))
+    (folder / "manifest.json").write_text(json.dumps({"fingerprint": "random", "epochs": list(range(rows))}))
     for expert in range(num):
         params = torch.randn(rows, settings.num_params, generator=generator(0, expert))
         store.write_expert(folder, expert, params, None, "float32", {})
@@ -79,16 +79,15 @@ def main(settings: Settings) -> None:
         reader = store.ExpertStore(folder)
         for i in range(settings.draws):  # every page into the cache
             draw(reader, settings, i)
-        common.reset_peak()
-        before = common.resident()
+        before = _anonymous()
         warm = [draw(reader, settings, settings.draws + i) for i in range(settings.draws)]
-        private = _anonymous()
+        growth = _anonymous() - before
         for label, times in (("cold", cold), ("warm", warm)):
             quartiles = statistics.quantiles(times, n=20)
             rows.append({"cache": label, "median_s": statistics.median(times), "p95_s": quartiles[18], "draws": len(times)})
             print(f"{label}: median {rows[-1]['median_s'] * 1e3:.2f} ms, 95 % below {quartiles[18] * 1e3:.2f} ms, {len(times)} draws")
-        rows.append({"resident_growth_bytes": common.resident() - before, "anonymous_bytes": private})
-        print(f"resident memory over {settings.draws} warm draws: {(common.resident() - before) / 1e6:+.1f} MB (page cache of the map included)")
+        rows.append({"anonymous_growth_bytes": growth, "store_bytes": size})
+        print(f"memory of the process's own over {settings.draws} warm draws: {growth / 1e6:+.1f} MB")
         whole = folder / "whole.pt"
         torch.save([list(reader.snapshots(0, [e])) for e in range(settings.epochs + 1)], whole)
         began = time.perf_counter()

@@ -1,6 +1,6 @@
 """A results table: runs buffer, distill and evaluate of each recipe, and writes what came out. The same command resumes.
 
-    python benchmarks/table.py NAME RECIPE [RECIPE ...] [-- FLAGS OF RUN.PY]
+    python benchmarks/table.py NAME RECIPE [RECIPE ...]
 
 Writes docs/results/NAME.md and docs/results/NAME.json (every evaluation.json, with cost, machine, versions and commit). Runs go to runs/NAME.
 """
@@ -53,13 +53,14 @@ def markdown(runs: list[dict[str, Any]]) -> str:
 
 def main(args: list[str]) -> None:
     """Run, collect, write."""
-    cut = args.index("--") if "--" in args else len(args)
-    (name, *recipes), flags = args[:cut], args[cut + 1 :]
+    if len(args) < 2:
+        sys.exit("usage: python benchmarks/table.py NAME RECIPE [RECIPE ...]")
+    name, *recipes = args
     runs = []
     for recipe in recipes:
         folder = Path("runs") / name / recipe.replace("/", "-")
-        command("buffer", recipe, *flags)
-        command("distill", recipe, "--out", str(folder), *flags)
+        command("buffer", recipe)
+        command("distill", recipe, "--out", str(folder))
         command("evaluate", str(folder))
         runs.append(collect(ROOT / folder))
         out = ROOT / "docs" / "results"

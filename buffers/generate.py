@@ -35,10 +35,9 @@ def generate(
         store.open_for_writing(folder, content, config.kept_epochs(), data.train.preprocess)
     dist.barrier()
     done = store.finished(folder)
-    missing = [i for i in range(config.num_experts) if i not in done]
-    if done and missing:
+    mine = [i for i in dist.my_share(range(config.num_experts)) if i not in done]
+    if done and mine:
         log.say(f"{len(done)} of {config.num_experts} experts are finished in {folder}")
-    mine = dist.my_share(missing)
     with log.progress("experts", len(mine) * config.epochs) as bar:
         for expert in mine:
             start = time.perf_counter()

@@ -94,34 +94,49 @@ def _differences(stored: dict[str, Any], wanted: dict[str, Any], prefix: str = "
 
 
 def write_expert(folder: Path, expert: int, params: Tensor, buffers: Tensor | None, dtype: str, metrics: dict[str, Any]) -> None:
-    """Write one finished expert: params (kept epochs, P), buffers (kept epochs, Q)."""
+    """Write one finished expert into an open store: params (kept epochs, P), buffers (kept epochs, Q)."""
     tensors = {"params": params.to(DTYPES[dtype])} | ({} if buffers is None else {"buffers": buffers})
-    files.write_tensors(shard_path(folder, expert), tensors, {"metrics": json.dumps(metrics)})
+    fingerprint = files.read_json(folder / "manifest.json", "fingerprint")["fingerprint"]
+    files.write_tensors(shard_path(folder, expert), tensors, {"fingerprint": fingerprint, "metrics": json.dumps(metrics)})
+
+
+def stored_preprocess(folder: Path) -> Preprocess | None:
+    """What the experts of a store saw their images through; None where there is no store."""
+    path = folder / "preprocess.safetensors"
+    return Preprocess.from_tensors(files.read_tensors(path)[0]) if path.exists() else None
 
 
 class ExpertStore:
     """Memory-mapped reader of a store; an `Experts` for objectives."""
 
-    def __init__(self, folder: Path, new_model: Callable[[Generator], nn.Module] | None = None):
+    def __init__(self, folder: Path, new_model: Callable[[Generator], nn.Module] | None = None, num_experts: int | None = None):
         """Open a store, checking every shard's header. `new_model` builds the networks that `load` fills.
 
-        Raises UserError when there is none, it is empty, or a shard is damaged.
+        With `num_experts` exactly the first so many are used, whatever else the store has grown to: what is drawn from it must not change.
+        Raises UserError when there is no store, too few experts, or a shard is damaged or of another store.
         """
         if not (folder / "manifest.json").is_file():
             raise UserError(f"There is no expert store in {folder}; make it with the buffer command, or name another with --experts.")
         self.folder = folder
-        self.manifest = files.read_json(folder / "manifest.json", "epochs")
+        self.manifest = files.read_json(folder / "manifest.json", "epochs", "fingerprint")
         self.epochs: Sequence[int] = tuple(self.manifest["epochs"])
         self._row = {epoch: i for i, epoch in enumerate(self.epochs)}
         self._new_model = new_model
         self._open: dict[int, Any] = {}
-        self.experts = finished(folder)
-        if not self.experts:
+        there = finished(folder)
+        self.experts = there if num_experts is None else [i for i in range(num_experts) if i in there]
+        if not there:
             raise UserError(f"The expert store {folder} has no finished expert; run the buffer command again to go on.")
-        shapes = {self._slice(i, "params").get_shape()[1] for i in range(len(self.experts))}
-        if len(shapes) != 1:
-            raise UserError(f"The experts in {folder} have different numbers of parameters; delete the folder and run the buffer command again.")
-        self.num_params: int = shapes.pop()
+        if num_experts is not None and len(self.experts) < num_experts:
+            raise UserError(
+                f"The expert store {folder} has {len(self.experts)} of the {num_experts} experts asked for; "
+                "run the buffer command for the rest, or lower buffer.num_experts."
+            )
+        self.num_params: int = self._slice(0, "params").get_shape()[1]
+        for i, number in enumerate(self.experts):
+            metadata, shape = self._file(i).metadata() or {}, self._slice(i, "params").get_shape()
+            if metadata.get("fingerprint") != self.manifest["fingerprint"] or shape != [len(self.epochs), self.num_params]:
+                raise UserError(f"The shard {shard_path(folder, number)} belongs to another store; delete it and run the buffer command again.")
 
     @property
     def num_experts(self) -> int:
@@ -139,7 +154,10 @@ class ExpertStore:
         return self._open[expert]
 
     def _slice(self, expert: int, name: str) -> Any:
-        return self._file(expert).get_slice(name)
+        try:
+            return self._file(expert).get_slice(name)
+        except SafetensorError:
+            raise UserError(f"The shard {shard_path(self.folder, self.experts[expert])} has no {name!r}; delete it and run buffer again.") from None
 
     def snapshots(self, expert: int, epochs: Sequence[int]) -> Tensor:
         """Parameters (len(epochs), P), float32, reading those rows only."""
@@ -153,10 +171,6 @@ class ExpertStore:
         buffers = self._slice(expert, "buffers")[self._row[epoch]] if "buffers" in self._file(expert).keys() else None
         unflatten_into(network, self.snapshots(expert, [epoch])[0], buffers)
         return network.eval()
-
-    def preprocess(self) -> Preprocess:
-        """What the experts saw their images through."""
-        return Preprocess.from_tensors(files.read_tensors(self.folder / "preprocess.safetensors")[0])
 
     def metrics(self, expert: int) -> dict[str, Any]:
         """What was measured while training an expert."""

@@ -1,5 +1,7 @@
 """Training one expert."""
 
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +11,7 @@ from torch import Tensor, nn
 from ddengine import augment, training
 from ddengine.data import Data
 from ddengine.errors import UserError
-from ddengine.flat import flatten, flatten_buffers
+from ddengine.flat import flatten, flatten_buffers, is_dropout
 from ddengine.recipe import BufferConfig
 from ddengine.rng import generator, scoped
 from ddengine.runtime import Precision, autocast
@@ -25,7 +27,13 @@ class Trajectory:
 
 
 def train_expert(
-    model: nn.Module, data: Data, config: BufferConfig, seed: int, expert: int, precision: Precision = "fp32", on_epoch=None
+    model: nn.Module,
+    data: Data,
+    config: BufferConfig,
+    seed: int,
+    expert: int,
+    precision: Precision = "fp32",
+    on_epoch: Callable[[str], None] | None = None,
 ) -> Trajectory:
     """Train `model` in place and return its snapshots, independent of later training.
 
@@ -36,7 +44,7 @@ def train_expert(
     kept, params, buffers = set(config.kept_epochs()), [], []
     accuracies: list[float] = []
     losses: list[float] = []
-    device = data.train.device
+    device, dropout = data.train.device, any(map(is_dropout, model.modules()))
 
     def snapshot(epoch: int) -> None:
         if epoch in kept:
@@ -51,9 +59,10 @@ def train_expert(
         for i, index in enumerate(training.epoch_batches(len(data.train), config.batch, generator(seed, "expert", expert, "order", epoch))):
             images, labels = data.train.batch(index)
             draw = augment.sample(config.augment, len(index), generator(seed, "expert", expert, "augment", epoch, i)).to(device)
-            own_stream = scoped(generator(seed, "expert", expert, "dropout", epoch, i))
+            augmented = augment.apply(config.augment, images, draw)
+            own_stream = scoped(generator(seed, "expert", expert, "dropout", epoch, i)) if dropout else nullcontext()
             with autocast(device, precision), own_stream:
-                total += step(augment.apply(config.augment, images, draw), labels, images, epoch) * len(index)
+                total += step(augmented, labels, images, epoch) * len(index)
         losses.append(float(total) / len(data.train))
         if not torch.isfinite(total):
             raise UserError(f"The loss of expert {expert} was not finite in epoch {epoch + 1}; lower buffer.step.lr.")

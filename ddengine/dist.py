@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Sequence
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -14,7 +15,8 @@ Item = TypeVar("Item")
 def start(device: torch.device) -> None:
     """Join the group that torchrun describes in the environment; nothing without one."""
     if "RANK" in os.environ and not td.is_initialized():
-        td.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        # ranks wait for each other while one trains a longer share or validates
+        td.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=1))
 
 
 def rank() -> int:

@@ -22,13 +22,14 @@ MOST_SKIPPED = 10  # non-finite steps in a row after which the run stops
 
 @dataclass
 class Counters:
-    """What the guard has seen, and the time spent; part of the checkpoint."""
+    """What the guard has seen, and the cost so far; part of the checkpoint."""
 
     not_finite_in_a_row: int = 0
     not_finite: int = 0
     above_max_loss: int = 0
     lr_held: int = 0
-    seconds: float = 0.0
+    seconds: float = 0.0  # in outer steps; validation and pictures are not counted
+    peak_memory: int = 0  # bytes, of the process (CUDA: allocated on the device)
 
 
 @dataclass
@@ -61,6 +62,8 @@ def load_checkpoint(path: Path, device: torch.device) -> tuple[State, int]:
     for key, tensor in tensors.items():
         group, _, name = key.partition("/")
         groups[group][name] = tensor.to(device)
+    if "state" not in metadata:
+        raise UserError(f"{path} is not a checkpoint of this program; begin anew with --restart.")
     meta = json.loads(metadata["state"])
     return State(**groups, step=meta["step"], counters=Counters(**meta["counters"])), meta["log_bytes"]
 
@@ -118,7 +121,8 @@ def distill(
         ema = {k: tensors[k].clone() for k in config.ema}
         state, log_bytes = State(tensors, {}, ema, objective.init(generator(seed, "objective"))), 0
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    start = time.perf_counter() - state.counters.seconds
+    if dist.num_ranks() > 1 and (state.objective or config.step_after == "each"):
+        raise UserError("This method keeps state between steps or steps after each loss, and so runs in one process; start it without torchrun.")
     first = dist.rank() == 0
     if not first:
         picture = validate = None
@@ -127,9 +131,11 @@ def distill(
         picture(syn, 0)
     with log.progress("distill", config.steps, state.step) as bar:
         while state.step < config.steps:
+            start = time.perf_counter()
             event = outer_step(syn, objective, config, state, seed)
             done = state.step
-            state.counters.seconds = time.perf_counter() - start
+            state.counters.seconds += time.perf_counter() - start
+            state.counters.peak_memory = max(state.counters.peak_memory, runtime.peak_memory(device))
             if validate is not None and config.evaluate_every and done % config.evaluate_every == 0:
                 event["validation_accuracy"] = validate(_current(syn, state))
             if picture is not None and config.picture_every and done % config.picture_every == 0:
@@ -173,13 +179,14 @@ def outer_step(syn: SyntheticSet, objective: Objective, config: OuterConfig, sta
                 (loss / config.draws).backward()
             losses.append(float(loss.detach()))
             if config.step_after == "each":
-                applied &= _update(config, state, learned, losses[-1:], syn)
+                ok, losses[-1] = _update(config, state, learned, losses[-1], syn)
+                applied &= ok
                 for name, leaf in learned.items():
                     leaf.data.copy_(state.tensors[name])
                     leaf.grad = None
     mean = sum(losses) / len(losses)
     if config.step_after == "all":
-        applied = _update(config, state, learned, [mean], syn)
+        applied, mean = _update(config, state, learned, mean, syn)
     state.step += 1
     event: dict[str, float] = {"step": state.step, "loss": mean, "applied": applied}
     if "lr" in state.tensors:
@@ -187,11 +194,11 @@ def outer_step(syn: SyntheticSet, objective: Objective, config: OuterConfig, sta
     return event
 
 
-def _update(config: OuterConfig, state: State, learned: Mapping[str, Tensor], losses: list[float], syn: SyntheticSet) -> bool:
-    """The guard, then the optimisers; returns whether the update was made. The decision is the same on all ranks."""
+def _update(config: OuterConfig, state: State, learned: Mapping[str, Tensor], value: float, syn: SyntheticSet) -> tuple[bool, float]:
+    """The guard, then the optimisers; returns whether the update was made, and the mean loss over the ranks, by which they all decide."""
     counters = state.counters
     grads = {k: torch.zeros_like(v) if v.grad is None else v.grad for k, v in learned.items()}
-    loss = torch.tensor(losses, dtype=torch.float64).mean().to(next(iter(grads.values())).device)
+    loss = torch.tensor(value, dtype=torch.float64, device=syn.classes.device)
     dist.mean([loss, *grads.values()])
     finite = bool(torch.stack([loss.isfinite(), *(g.isfinite().all() for g in grads.values())]).all())
     if not finite:
@@ -201,11 +208,11 @@ def _update(config: OuterConfig, state: State, learned: Mapping[str, Tensor], lo
             raise UserError(
                 f"The loss or its gradient was not finite for {MOST_SKIPPED} steps in a row, up to step {state.step + 1}; {_hint(state, config)}."
             )
-        return False
+        return False, float(loss)
     counters.not_finite_in_a_row = 0
     if float(loss) > config.max_loss:
         counters.above_max_loss += 1
-        return False
+        return False, float(loss)
     with torch.no_grad():
         for name, grad in grads.items():
             optim = config.optim[name]
@@ -217,14 +224,14 @@ def _update(config: OuterConfig, state: State, learned: Mapping[str, Tensor], lo
         syn.codec.project(state.tensors)
         for name, decay in config.ema.items():
             state.ema[name].lerp_(state.tensors[name], 1 - decay)
-    return True
+    return True, float(loss)
 
 
-def summary(counters: Counters, device: torch.device) -> dict[str, float | int | str]:
+def summary(counters: Counters) -> dict[str, float | int]:
     """Cost and guard counts of a finished run, for meta.json."""
     return {
         "seconds": round(counters.seconds, 2),
-        "peak_memory_bytes": runtime.peak_memory(device),
+        "peak_memory_bytes": counters.peak_memory,
         "updates_skipped_not_finite": counters.not_finite,
         "updates_skipped_max_loss": counters.above_max_loss,
         "learned_lr_held": counters.lr_held,

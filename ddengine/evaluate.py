@@ -4,7 +4,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ddengine import files, init, log, runtime, training
 from ddengine.data import Data, RealSet, Subset
+from ddengine.errors import UserError
 from ddengine.models import build_model
 from ddengine.recipe import EvalConfig, digest, to_dict
 from ddengine.rng import generator
@@ -43,9 +44,13 @@ class Memo:
             whole = content[: content.rfind(b"\n") + 1]  # without the line that a kill cut off
             if len(whole) < len(content):
                 os.truncate(path, len(whole))
-            for entry in map(json.loads, whole.splitlines()):
-                if entry["identity"] == identity:
-                    self._known[entry["key"]] = entry["value"]
+            try:
+                for entry in map(json.loads, whole.splitlines()):
+                    if entry["identity"] == identity:
+                        self._known[entry["key"]] = entry["value"]
+            except (ValueError, KeyError, TypeError):
+                raise UserError(f"{path} is damaged; delete it and evaluate again.") from None
+        self.seconds_before = sum(v.get("seconds", 0.0) for v in self._known.values() if isinstance(v, dict))  # of finished trainings
 
     def __call__(self, key: str, compute: Callable[[], Any]) -> Any:
         """The value stored under `key`, computed and stored when new."""
@@ -64,12 +69,11 @@ class Memo:
 
 @dataclass(frozen=True)
 class Contender:
-    """A row to be: a set for each network (random: each network its own draw), and the rate learned with it."""
+    """A row to be: a set for each network (random: each network its own draw)."""
 
     name: str
     sets: Callable[[int], TrainingSet]  # draw -> set
     several_draws: bool = False
-    learned_lr: float | None = None
     max_steps: int | None = None
 
 
@@ -84,11 +88,19 @@ class Bench:
     precision: Precision
     memo: Memo
     advance: Callable[[str], None]
+    learned_lr: float | None = None  # with the distilled set; every contender may use it
+    seen: set[str] = field(default_factory=set)
+
+    def remember(self, key: str, label: str, compute: Callable[[], Any]) -> Any:
+        """The result stored under `key`, computed when new; the progress advances once a key."""
+        if key not in self.seen:
+            self.seen.add(key)
+            self.advance(label)
+        return self.memo(key, compute)
 
     def accuracies(self, who: Contender, model: str, lr: float, seeds: Sequence[int], on: RealSet) -> list[float]:
         """Accuracy on `on` of one network per seed."""
         sets = [who.sets(i) for i in range(len(seeds))]
-
         new_model = partial(build_model, model, self.data.image_shape, self.data.num_classes)
         networks = training.train_networks(new_model, sets, seeds, self.config, lr, self.device, max_steps=who.max_steps, precision=self.precision)
         return [training.accuracy(network, on, self.precision) for network in networks]
@@ -100,28 +112,36 @@ def _timed(compute: Callable[[], list[float]]) -> dict[str, Any]:
 
 
 def choose_lr(bench: Bench, who: Contender, model: str) -> tuple[float, float]:
-    """(learning rate, seconds): the best of the grid and the learned one on the validation split; without a split the learned or the usual one."""
+    """(learning rate, seconds): the best on the validation split of the grid and the rate learned with the distilled set.
+
+    Without a validation split: the learned rate for the distilled set, the protocol's usual one for the others.
+    """
     validation = bench.data.validation
     if validation is None:
-        return who.learned_lr or bench.config.lr, 0.0
-    grid: list[float] = sorted({*bench.config.lr_grid, *([who.learned_lr] if who.learned_lr else [])})
-    if len(grid) == 1:
-        return grid[0], 0.0
+        return (who.name == "distilled" and bench.learned_lr) or bench.config.lr, 0.0
+    best, seconds = (-1.0, 0.0), 0.0
     seeds = [bench.seed + SEARCH_SEED + i for i in range(bench.config.search_networks)]
-    best, seconds = (-1.0, grid[0]), 0.0
-    for lr in grid:
-        bench.advance(f"{who.name} on {model}, trying learning rate {lr:g}")
-        run = bench.memo(f"search/{who.name}/{model}/{lr!r}", lambda lr=lr: _timed(lambda: bench.accuracies(who, model, lr, seeds, validation)))
+    for lr in candidates(bench.config, bench.learned_lr):
+        run = bench.remember(
+            f"search/{who.name}/{model}/{lr!r}",
+            f"{who.name} on {model}, trying learning rate {lr:g}",
+            lambda lr=lr: _timed(lambda: bench.accuracies(who, model, lr, seeds, validation)),
+        )
         seconds += run["seconds"]
         best = max(best, (float(np.mean(run["accuracies"])), lr), key=lambda pair: pair[0])
     return best[1], seconds
 
 
-def interval(values: Sequence[float]) -> tuple[float, float, tuple[float, float]]:
-    """Mean, sample standard deviation, and the 95 % interval of the mean by Student's t (the mean itself for one value)."""
+def candidates(config: EvalConfig, learned_lr: float | None) -> list[float]:
+    """The learning rates tried for every set, ascending."""
+    return sorted({*config.lr_grid, *([learned_lr] if learned_lr else [])})
+
+
+def interval(values: Sequence[float]) -> tuple[float, float | None, tuple[float, float] | None]:
+    """Mean, sample standard deviation, and the 95 % interval of the mean by Student's t; one value has neither of the two."""
     mean = float(np.mean(values))
     if len(values) < 2:
-        return mean, 0.0, (mean, mean)
+        return mean, None, None
     std = float(np.std(values, ddof=1))
     half = float(scipy.special.stdtrit(len(values) - 1, 0.975)) * std / len(values) ** 0.5
     return mean, std, (mean - half, mean + half)
@@ -133,20 +153,18 @@ def row(bench: Bench, who: Contender, model: str) -> dict[str, Any]:
     test = bench.data.test
     lr, seconds = choose_lr(bench, who, model)
     seeds = [bench.seed + i for i in range(bench.config.num_networks)]
-    bench.advance(f"{who.name} on {model}")
-    run = bench.memo(f"final/{who.name}/{model}/{lr!r}", lambda: _timed(lambda: bench.accuracies(who, model, lr, seeds, test)))
-    mean, std, (low, high) = interval(run["accuracies"])
-    num = len(who.sets(0))
-    updates = (training.num_epochs(num, bench.config, who.max_steps) + 1) * -(-num // bench.config.batch)
+    key = f"final/{who.name}/{model}/{lr!r}"
+    run = bench.remember(key, f"{who.name} on {model}", lambda: _timed(lambda: bench.accuracies(who, model, lr, seeds, test)))
+    mean, std, ci95 = interval(run["accuracies"])
     return {
         "set": who.name,
         "model": model,
         "accuracy_mean": mean,
         "accuracy_std": std,
-        "ci95": [low, high],
+        "ci95": ci95 and list(ci95),
         "n": len(run["accuracies"]),
         "lr": lr,
-        "steps": updates,
+        "steps": training.num_updates(len(who.sets(0)), bench.config, who.max_steps),
         "seconds": round(seconds + run["seconds"], 2),
         "accuracies": [
             {"seed": seed, "draw": i if who.several_draws else 0, "accuracy": a}
@@ -175,18 +193,10 @@ def _baselines(bench: Bench, model: str, ipc: int) -> Iterator[Contender]:
     if "random" in bench.config.baselines:
         yield Contender("random", random_draw, several_draws=True)
     if "herding" in bench.config.baselines:
-        bench.advance(f"herding: embeddings of {model}")
-        index = torch.tensor(bench.memo(f"herding/{model}/{ipc}", herd))
+        index = torch.tensor(bench.remember(f"herding/{model}/{ipc}", f"herding: embeddings of {model}", herd))
         yield Contender("herding", lambda draw: Subset(train, index))
     if "full" in bench.config.baselines:
         yield full
-
-
-def num_trainings(config: EvalConfig, num_models: int, validation: bool) -> int:
-    """How often the progress of an evaluation advances, at most."""
-    rows = 1 + len(config.baselines)
-    searches = len(config.lr_grid) * rows + 1 if validation else 0  # the learned rate is tried for the distilled set
-    return num_models * (rows + searches) + ("herding" in config.baselines)
 
 
 def evaluate(
@@ -204,23 +214,28 @@ def evaluate(
     """Evaluate a distilled set beside its baselines; returns the content of evaluation.json (accuracies are fractions).
 
     `model` is the recipe's network: evaluated when `config.models` names none, and the eyes of herding. The test split of `data` is
-    looked at once per reported network; rates are chosen on the validation split. `seconds_before` is added to the total.
+    looked at once per reported network; rates are chosen on the validation split. `seconds_before` (of the same command) and those of
+    trainings remembered from an interrupted evaluation are added to the total.
     """
     start = time.perf_counter()
     models = config.models or (model,)
     distilled = _freeze(syn, device)
     identity = digest([to_dict(config), seed, precision, data.train.digest, model, files.tensor_digest(syn.tensors)])
     memo = Memo(memo_path, identity)
-    with log.progress("evaluate", num_trainings(config, len(models), data.validation is not None)) as bar:
-        bench = Bench(data, config, seed, device, precision, memo, bar.advance)
+    tried = len(candidates(config, syn.lr)) if data.validation is not None else 0
+    if data.validation is None:
+        log.say(f"no validation split: the distilled set is trained with its learned rate, the others with {config.lr:g}")
+    total = len(models) * (1 + len(config.baselines)) * (tried + 1) + ("herding" in config.baselines)
+    with log.progress("evaluate", total) as bar:
+        bench = Bench(data, config, seed, device, precision, memo, bar.advance, syn.lr)
         ipc = max(1, round(syn.images_per_class()))
-        contenders = [Contender("distilled", lambda draw: distilled, learned_lr=syn.lr), *_baselines(bench, model, ipc)]
+        contenders = [Contender("distilled", lambda draw: distilled), *_baselines(bench, model, ipc)]
         rows = [row(bench, who, name) for name in models for who in contenders]
     memo.clear()
     return {
         "protocol": to_dict(replace(config, models=models)),
         "rows": rows,
-        "seconds": round(seconds_before + time.perf_counter() - start, 2),
+        "seconds": round(seconds_before + memo.seconds_before + time.perf_counter() - start, 2),
         "machine": runtime.machine(device),
         "versions": runtime.versions(),
         "commit": runtime.commit(),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from ddengine.errors import UserError
@@ -78,7 +78,7 @@ def read_json(path: Path, *keys: str) -> Any:
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """A safetensors file."""
     with replacing(path) as temporary:
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary, dict(metadata or {}))
+        temporary.write_bytes(save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, dict(metadata or {})))
 
 
 @contextmanager

@@ -12,7 +12,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-console = Console(stderr=False, highlight=False, soft_wrap=True)
+if hasattr(sys.stdout, "reconfigure"):
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal without UTF-8 gets question marks, not a traceback
+console = Console(highlight=False, markup=False, soft_wrap=True)
 
 PLAIN_EVERY = 20.0  # seconds between lines where the output is not a terminal
 

@@ -80,9 +80,6 @@ class AugmentConfig:
         require(self.scale > 0, f"augment.scale must be positive, got {self.scale}; 1 leaves the size as it is.")
 
 
-NO_AUGMENT = AugmentConfig(ops=())
-
-
 @dataclass(frozen=True, kw_only=True)
 class BufferConfig(Generic[StepT]):
     """One store of expert trajectories."""
@@ -157,6 +154,10 @@ class OuterConfig:
     def __post_init__(self) -> None:
         require(self.steps >= 1, f"outer.steps must be at least 1, got {self.steps}.")
         require(self.draws >= 1, f"outer.draws must be at least 1, got {self.draws}.")
+        require(
+            self.draws == 1 or self.step_after == "all",
+            f"outer.draws {self.draws} averages draws before a step, and outer.step_after each steps after every loss; set one of them back.",
+        )
         require(not math.isnan(self.max_loss), "outer.max_loss must be a number, got nan; inf skips no update.")
         require(self.checkpoint_every >= 1, f"outer.checkpoint_every must be at least 1, got {self.checkpoint_every}.")
         require(self.evaluate_every >= 0, f"outer.evaluate_every must not be negative, got {self.evaluate_every}; 0 means never.")

@@ -63,7 +63,7 @@ def real_vs_distilled(path: Path, real: RealSet, syn: SyntheticSet, evaluation: 
         axis = parts[1].subplots()
         colours = {"distilled": "#1b6ca8", "full": "#9a9a9a"}
         means = [100 * r["accuracy_mean"] for r in bars]
-        errors = [100 * (r["ci95"][1] - r["accuracy_mean"]) for r in bars]
+        errors = [100 * (r["ci95"][1] - r["accuracy_mean"]) if r["ci95"] else 0.0 for r in bars]
         names = [r["set"] for r in bars]
         drawn = axis.barh(names, means, xerr=errors, color=[colours.get(n, "#d9a441") for n in names], capsize=3)
         axis.bar_label(drawn, labels=[f" {m:.1f}" for m in means], label_type="edge", padding=4)
@@ -83,9 +83,10 @@ def table(evaluation: dict[str, Any], title: str) -> Table:
     for name in ("set", *(["network"] if models else []), "accuracy %", "95 % interval", "n", "lr", "updates", "time"):
         shown.add_column(name, justify="left" if name in ("set", "network") else "right", no_wrap=True)
     for row in evaluation["rows"]:
-        low, high = row["ci95"]
+        std = "" if row["accuracy_std"] is None else f" ± {100 * row['accuracy_std']:.1f}"
+        ends = "-" if row["ci95"] is None else f"{100 * row['ci95'][0]:.1f} to {100 * row['ci95'][1]:.1f}"
         shown.add_row(
-            row["set"], *([row["model"]] if models else []), f"{100 * row['accuracy_mean']:.1f} ± {100 * row['accuracy_std']:.1f}",
-            f"{100 * low:.1f} to {100 * high:.1f}", str(row["n"]), f"{row['lr']:.4g}", str(row["steps"]), f"{row['seconds']:.0f} s",
+            row["set"], *([row["model"]] if models else []), f"{100 * row['accuracy_mean']:.1f}{std}", ends,
+            str(row["n"]), f"{row['lr']:.4g}", str(row["steps"]), f"{row['seconds']:.0f} s",
         )  # fmt: skip
     return shown

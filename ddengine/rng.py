@@ -24,6 +24,7 @@ def scoped(rng: Generator) -> Iterator[None]:
     For what cannot be given a generator: module initialisation, dropout.
     """
     seed = int(torch.randint(2**62, (1,), generator=rng))
-    with torch.random.fork_rng(enabled=True):
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
         yield

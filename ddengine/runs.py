@@ -16,20 +16,25 @@ from ddengine.recipe import Recipe, digest, resolved, to_dict
 MARK = "recipe.json"
 
 
-def identity(recipe: Recipe, seed: int, precision: str) -> dict[str, Any]:
-    """What makes two runs the same run."""
-    return {"resolved": digest(resolved(recipe)), "seed": seed, "precision": precision}
+def identity(recipe: Recipe, images: str, **options: Any) -> dict[str, Any]:
+    """What makes two runs the same run: the recipe, the digest of the training images, and the options that decide numbers."""
+    return {"resolved": digest(resolved(recipe)), "images": images, **options}
 
 
-def default_folder(recipe: Recipe, seed: int, precision: str) -> Path:
+def default_folder(recipe: Recipe, wanted: dict[str, Any]) -> Path:
     """runs/<recipe>-<hash>."""
-    return Path("runs") / f"{recipe.name.replace('/', '-')}-{digest(identity(recipe, seed, precision))}"
+    return Path("runs") / f"{recipe.name.replace('/', '-')}-{digest(wanted)}"
+
+
+def check_folder(folder: Path) -> None:
+    """Raise UserError for a file."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; name a folder with --out.")
 
 
 def check_own(folder: Path, mark: str) -> None:
     """Raise UserError for a file, or a folder that holds something and not `mark`, so was not written by this program."""
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file; name a folder with --out.")
+    check_folder(folder)
     if folder.exists() and any(folder.iterdir()) and not (folder / mark).exists():
         raise UserError(f"--restart would delete {folder}, which this program did not write; name another folder with --out.")
 
@@ -41,9 +46,11 @@ def delete(folder: Path, mark: str) -> None:
         shutil.rmtree(folder)
 
 
-def is_finished(folder: Path, recipe: Recipe, seed: int, precision: str, *, beside: str = "") -> bool:
-    """Whether the run is done. Raises UserError when the folder belongs to something else; `beside` may lie in it before the run begins."""
-    wanted = identity(recipe, seed, precision)
+def is_finished(folder: Path, wanted: dict[str, Any], *, beside: str = "") -> bool:
+    """Whether the run of that identity is done. Raises UserError when the folder belongs to something else.
+
+    `beside` may lie in the folder before the run begins.
+    """
     if (folder / MARK).exists():
         try:
             there = files.read_json(folder / MARK, "recipe", *wanted)
@@ -54,16 +61,17 @@ def is_finished(folder: Path, recipe: Recipe, seed: int, precision: str, *, besi
                 f"{folder} holds a run of {there['recipe']['name']} with other settings; "
                 "name another folder with --out, or begin anew with --restart."
             )
-    elif folder.exists() and (not folder.is_dir() or any(p.name != beside for p in folder.iterdir())):
+    elif folder.exists() and (any(p.name != beside and not p.name.startswith(files.TEMPORARY) for p in folder.iterdir())):
         raise UserError(f"{folder} is not empty and not a run of this program; name another folder with --out.")
     return (folder / "distilled" / "meta.json").exists()
 
 
-def begin(folder: Path, recipe: Recipe, seed: int, precision: str) -> None:
+def begin(folder: Path, recipe: Recipe, wanted: dict[str, Any]) -> None:
     """Make the folder and write what the run is; leaves an unfinished run's files alone."""
-    files.make_folder(folder / "progress")
+    files.make_folder(folder)
     files.clean(folder)
-    files.write_json(folder / MARK, {"recipe": to_dict(recipe), **identity(recipe, seed, precision)})
+    files.write_json(folder / MARK, {"recipe": to_dict(recipe), **wanted})
+    files.make_folder(folder / "progress")
 
 
 def data_of(folder: Path) -> dict[str, Any]:

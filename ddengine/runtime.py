@@ -6,6 +6,8 @@ import platform
 import resource
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
@@ -41,6 +43,8 @@ def setup(device: str = "auto", precision: Precision = "fp32") -> torch.device:
         raise UserError(f"--device {device!r} is not a device; use auto, cpu, cuda or cuda:N.") from None
     if chosen.type not in ("cpu", "cuda"):
         raise UserError(f"--device {device!r} is not supported; use auto, cpu, cuda or cuda:N.")
+    if chosen.type == "cuda" and chosen.index is None:
+        chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     if chosen.type == "cuda" and (not torch.cuda.is_available() or (chosen.index or 0) >= torch.cuda.device_count()):
         raise UserError(f"--device {device!r} was asked for, but torch sees {torch.cuda.device_count()} CUDA devices; use --device cpu.")
     if chosen.type == "cpu":
@@ -57,6 +61,17 @@ def setup(device: str = "auto", precision: Precision = "fp32") -> torch.device:
     torch.backends.cuda.matmul.allow_tf32 = allow_tf32
     torch.backends.cudnn.allow_tf32 = allow_tf32
     return chosen
+
+
+@contextmanager
+def exact_matmul() -> Iterator[None]:
+    """Matrix products in full float32 also where TF32 is allowed: whitening must not depend on --precision."""
+    allowed = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = allowed
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:

@@ -1,5 +1,6 @@
 """Training networks on a set, and measuring them: what evaluation does n times, one network after another or all in one computation."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -93,8 +94,8 @@ def train_networks(
     """Train one network per seed, network i on sets[i] (equally long), and return them in evaluation mode.
 
     Initialisation, order and augmentation of a network follow from its own seed alone, so its neighbours do not matter. On CUDA, and on a CPU
-    where the batches are tiny, all are trained in one computation, else one after another. `max_steps` shortens E so that about that many updates
-    happen. Cross-entropy, SGD, the schedule of `config`.
+    where the batches are tiny, all are trained in one computation, else one after another. `max_steps`: at most so many updates, over
+    which the schedule is stretched. Cross-entropy, SGD, the schedule of `config`.
     """
     num = len(sets[0])
     first = new_model(generator(seeds[0], "network"))
@@ -108,13 +109,15 @@ def train_networks(
     networks = [first, *(new_model(generator(seed, "network")) for seed in seeds[1:])]
     ensemble = Ensemble([network.to(device).train() for network in networks])
     optimiser: torch.optim.Optimizer | None = None
+    left = num_updates(num, config, max_steps)
     for epoch in range(epochs + 1):
         for point in points:
             if point.epoch == epoch:
                 optimiser = torch.optim.SGD(ensemble.parameters(), point.lr, point.momentum, weight_decay=point.weight_decay)
         assert optimiser is not None
         orders = [epoch_batches(num, config.batch, generator(seed, "order", epoch)) for seed in seeds]
-        for step, indices in enumerate(zip(*orders, strict=True)):
+        for step, indices in enumerate(itertools.islice(zip(*orders, strict=True), left)):
+            left -= 1
             batches = [s.batch(index) for s, index in zip(sets, indices, strict=True)]
             images = torch.cat([b.images for b in batches])
             draws = [augment.sample(config.augment, len(i), generator(seed, "augment", epoch, step)) for seed, i in zip(seeds, indices, strict=True)]
@@ -133,10 +136,16 @@ def train_networks(
 
 
 def num_epochs(num: int, config: EvalConfig, max_steps: int | None) -> int:
-    """E for a set of `num` examples: the protocol's, or fewer so that the E + 1 epochs are at most about `max_steps` updates."""
+    """E for a set of `num` examples: the protocol's, or as few as `max_steps` updates take; the last of the E + 1 epochs may be cut short."""
     if max_steps is None:
         return config.epochs
-    return max(1, min(config.epochs, max_steps // math.ceil(num / config.batch) - 1))
+    return min(config.epochs, math.ceil(max_steps / math.ceil(num / config.batch)) - 1)
+
+
+def num_updates(num: int, config: EvalConfig, max_steps: int | None) -> int:
+    """Updates of a network on a set of `num` examples."""
+    updates = (config.epochs + 1) * math.ceil(num / config.batch)
+    return updates if max_steps is None else min(updates, max_steps)
 
 
 @torch.no_grad()

@@ -78,9 +78,12 @@ class TrajectoryMatching(Generic[WindowT, PerturbT, LossScaleT, MilestonesT]):
     lr: float = 0.01  # where the learned student learning rate starts
     augment: AugmentConfig = AugmentConfig()
     backprop: Backprop = "replay"  # full and replay are exact, replay in flat memory; detached is TESLA's biased form
-    perturb: PerturbT = None  # type: ignore[assignment]  # of the start
-    loss_scale: LossScaleT = None  # type: ignore[assignment]  # of the inner loss
-    milestones: MilestonesT = None  # type: ignore[assignment]  # comparisons before the last step
+    # what happens to the start; a frozen dataclass, as for the two below
+    perturb: PerturbT = None  # type: ignore[assignment]
+    # factor on the inner loss
+    loss_scale: LossScaleT = None  # type: ignore[assignment]
+    # comparisons before the last step
+    milestones: MilestonesT = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         require(self.inner_steps >= 1, f"objective.inner_steps must be at least 1, got {self.inner_steps}.")
@@ -101,6 +104,12 @@ class TrajectoryMatching(Generic[WindowT, PerturbT, LossScaleT, MilestonesT]):
             raise UserError(
                 f"The experts have {env.experts.num_params} parameters and the model {env.model.num_params}; "
                 "distil with the network of the experts, or make a store for this one."
+            )
+        early = self.milestones(self.inner_steps, self.expert_epochs) if self.milestones else ()
+        if any(not 1 <= step < self.inner_steps for step, _, _ in early) or sorted({s for s, _, _ in early}) != [s for s, _, _ in early]:
+            raise UserError(
+                f"objective.milestones must be at ascending steps before the last of {self.inner_steps}, got {[s for s, _, _ in early]}; "
+                "raise objective.inner_steps."
             )
         low, last = self.window(0)[0], self.window.last
         needed = {e for start in range(low, last + 1) for e in range(start, start + self.expert_epochs + 1)}

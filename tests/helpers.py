@@ -49,7 +49,7 @@ def tiny_store(folder: Path, data: Data, *, epochs: int = 3, num_experts: int = 
     config = BufferConfig(step=Sgd(lr=0.05), num_experts=num_experts, epochs=epochs, batch=64)
     build = new_model(data, model)
     generate(data, DIGITS, config, model, build, folder, seed=0)
-    return ExpertStore(folder, build)
+    return ExpertStore(folder, build, num_experts)
 
 
 def new_model(data: Data, model: str = MODEL):

@@ -90,6 +90,11 @@ def load_data(
     both = np.concatenate((train_index, val_index))
     pixels = _resize(torch.from_numpy(np.ascontiguousarray(part.fetch(both))), config.size)
     train_pixels = pixels[: len(train_index)].to(device)
+    if source.mean is not None and len(source.mean) != train_pixels.shape[1]:
+        raise UserError(
+            f"The images in {config.root} have {train_pixels.shape[1]} channels and {config.name} has {len(source.mean)}; "
+            "correct data.root, or name them folder or parquet."
+        )
     train_labels = torch.from_numpy(part.labels[train_index]).to(device)
     preprocess = stored(images_digest(train_pixels, train_labels))
     if preprocess is None:

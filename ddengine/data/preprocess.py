@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ddengine.errors import UserError
+from ddengine.runtime import exact_matmul
 
 ZCA_EPS = 0.1  # added to the eigenvalues, as in MTT
 ZCA_MAX_DIM = 12288  # 64x64x3: a covariance of 0.6 GB
@@ -29,7 +30,8 @@ class Preprocess:
         if self.matrix is None:
             assert self.std is not None
             return (pixels - self.mean.view(-1, 1, 1)) / self.std.view(-1, 1, 1)
-        return ((pixels.flatten(1) - self.mean) @ self.matrix).view_as(pixels)
+        with exact_matmul():
+            return ((pixels.flatten(1) - self.mean) @ self.matrix).view_as(pixels)
 
     def backward(self, images: Tensor) -> Tensor:
         """Network input (B, C, H, W) -> pixels, within [0, 1] for real images."""
@@ -46,8 +48,7 @@ class Preprocess:
     @staticmethod
     def from_tensors(tensors: dict[str, Tensor]) -> "Preprocess":
         """The inverse of `tensors`; other names are ignored."""
-        prefix = "preprocess."
-        return Preprocess(**{k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+        return Preprocess(tensors["preprocess.mean"], *(tensors.get(f"preprocess.{name}") for name in ("std", "matrix", "inverse")))
 
     def to(self, device: torch.device) -> "Preprocess":
         """The same on `device`."""
@@ -61,7 +62,8 @@ def fit_zca(pixels: Tensor, eps: float = ZCA_EPS) -> Preprocess:
         raise UserError(f"data.zca needs a {dim} x {dim} matrix for images of this size; use data.zca False, or data.size of at most 64 64.")
     import kornia  # a second to import, and only ZCA needs it
 
-    zca = kornia.enhance.ZCAWhitening(dim=0, eps=eps, compute_inv=True).fit(pixels.flatten(1))
+    with exact_matmul():
+        zca = kornia.enhance.ZCAWhitening(dim=0, eps=eps, compute_inv=True).fit(pixels.flatten(1))
     assert isinstance(zca.mean_vector, Tensor) and isinstance(zca.transform_matrix, Tensor) and isinstance(zca.transform_inv, Tensor)
     # kornia computes (x - mean) matrix^T; its matrices are symmetric up to rounding
     return Preprocess(mean=zca.mean_vector.flatten(), matrix=zca.transform_matrix.T.contiguous(), inverse=zca.transform_inv.T.contiguous())

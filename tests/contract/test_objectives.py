@@ -7,7 +7,7 @@ import torch
 from helpers import CPU, MODEL, tiny_data, tiny_store
 
 from ddengine import distill as outer
-from ddengine.codec import Codec, Identity
+from ddengine.codec import Codec
 from ddengine.flat import FlatModel
 from ddengine.models import build_model
 from ddengine.recipe import Recipe
@@ -115,10 +115,9 @@ def test_resume_is_bit_identical_for_every_method(method, world, tmp_path):
     assert all(torch.equal(whole.tensors[k], again.tensors[k]) for k in whole.tensors)
 
 
-@pytest.mark.parametrize("backprop", ["full", "replay"])
-def test_backprop_policies_agree_on_the_objective(backprop, world):
+def test_backprop_policies_agree_on_the_objective(world):
     """The whole objective with augmentation and batches, exact either way."""
-    recipe = shrunk(METHODS["mtt"], backprop=backprop)
+    recipe = shrunk(METHODS["mtt"], backprop="replay")
     reference = shrunk(METHODS["mtt"], backprop="full")
     (losses, grads), (wanted, exact) = (one_step(*build(r, world), r) for r in (recipe, reference))
     assert losses == pytest.approx(wanted, rel=1e-5)
@@ -130,7 +129,6 @@ def test_backprop_policies_agree_on_the_objective(backprop, world):
 def test_codec_contract(name):
     """Decoding a part equals the part of decoding all; sources are stored items; gradients reach the images; loader source is Python."""
     codec: Codec = CODECS[name]()
-    assert isinstance(Identity(), CODECS["Identity"])
     tensors = {"images": torch.rand(6, 3, 8, 8, requires_grad=True)}
     source = codec.source(tensors)
     everything = codec.decode(tensors, torch.arange(len(source)))

@@ -21,9 +21,19 @@ from ddengine import dist, distill
 from ddengine.recipe import OptimConfig, OuterConfig
 dist.start(CPU)
 folder, draws = Path(sys.argv[1]), int(sys.argv[2])
+
+
+class Stateless(Pull):
+    def init(self, rng):
+        return {{}}
+
+    def losses(self, syn, state, step, rng):
+        return super().losses(syn, {{"calls": torch.zeros(())}}, step, rng)
+
+
 data = tiny_data()
 config = OuterConfig(steps=6, draws=draws, optim={{"images": OptimConfig(lr=0.1)}}, checkpoint_every=6)
-result, _ = distill.distill(tiny_set(data), Pull(noise=1.0), config, folder / f"rank{{dist.rank()}}", seed=0)
+result, _ = distill.distill(tiny_set(data), Stateless(noise=1.0), config, folder / f"rank{{dist.rank()}}", seed=0)
 store = tiny_store(folder / "store", data, num_experts=3, epochs=1)
 torch.save(result.tensors["images"], folder / f"images{{dist.rank()}}.pt")
 """

@@ -164,7 +164,6 @@ def test_distillation_never_reads_the_test_split(done, monkeypatch):
         return data
 
     monkeypatch.setattr(program, "load_data", watching)
-    assert run("distill", RECIPE, *TINY, "--out", "runs/b", "--outer.evaluate_every", "4", "--epochs", "5") in (0, 2)
     assert run("distill", RECIPE, *TINY, "--out", "runs/c", "--outer.evaluate_every", "4", "--evaluation.epochs", "5") == 0
     events = [json.loads(line) for line in Path("runs/c/metrics.jsonl").read_text().splitlines()]
     assert [e["step"] for e in events if "validation_accuracy" in e] == [4, 8]

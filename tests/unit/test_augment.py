@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from ddengine import augment
 from ddengine.augment import AugmentDraw
-from ddengine.recipe import DSA_OPS, NO_AUGMENT, AugmentConfig
+from ddengine.recipe import DSA_OPS, AugmentConfig
 from ddengine.rng import generator
 
 F64 = torch.float64
@@ -114,8 +114,8 @@ def test_one_generator_one_draw_and_no_global_generator():
 def test_no_operations_is_the_identity():
     images = noise(6, 3, 5, 5)
     for groups, shared in ((1, False), (3, False), (2, True)):
-        draw = augment.sample(NO_AUGMENT, 6 // groups, generator(0), groups=groups, shared=shared)
-        assert torch.equal(augment.apply(NO_AUGMENT, images, draw), images)
+        draw = augment.sample(AugmentConfig(ops=()), 6 // groups, generator(0), groups=groups, shared=shared)
+        assert torch.equal(augment.apply(AugmentConfig(ops=()), images, draw), images)
 
 
 # Derivatives

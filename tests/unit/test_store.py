@@ -1,6 +1,7 @@
 """Expert stores: contents, partial reading, resume, damage."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,8 +15,10 @@ from buffers.train import train_expert
 from ddengine import augment, training
 from ddengine.errors import UserError
 from ddengine.flat import flatten
-from ddengine.recipe import NO_AUGMENT, BufferConfig
+from ddengine.recipe import AugmentConfig, BufferConfig
 from ddengine.rng import generator
+
+NO_AUGMENT = AugmentConfig(ops=())
 
 
 @pytest.fixture(scope="module")
@@ -143,33 +146,59 @@ def test_a_different_image_seed_or_network_is_another_store(data, tmp_path):
     assert all(store.identity(images, DIGITS, buffer_config(), *rest) != base for images, *rest in others)
 
 
+def test_a_store_that_has_grown_gives_the_same_experts(data, tmp_path):
+    """A run asks for a number and gets exactly those; too few are refused."""
+    fill(tmp_path, data, num_experts=3)
+    assert ExpertStore(tmp_path, num_experts=2).experts == [0, 1]
+    with pytest.raises(UserError, match=r"3 of the 4 experts.*buffer"):
+        ExpertStore(tmp_path, num_experts=4)
+
+
+def test_a_shard_of_another_store_is_refused(data, tmp_path):
+    """Same network, other settings: the fingerprint in the shard tells."""
+    fill(tmp_path / "a", data)
+    fill(tmp_path / "b", data, batch=32)
+    store.shard_path(tmp_path / "a", 1).write_bytes(store.shard_path(tmp_path / "b", 1).read_bytes())
+    with pytest.raises(UserError, match=r"expert_0001.*another store"):
+        ExpertStore(tmp_path / "a")
+
+
 def test_truncated_shard_is_named(data, tmp_path):
     """One sentence with the path and what to do."""
     tiny_store(tmp_path, data)
     path = store.shard_path(tmp_path, 1)
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(UserError, match=r"expert_0001.*damaged.*delete"):
-        ExpertStore(tmp_path).snapshots(1, [0])
+        ExpertStore(tmp_path)
 
 
 def test_only_the_rows_asked_for_are_read(tmp_path):
     """Drawing a segment from a 200 MB shard does not bring the file into memory."""
-    import resource
-
     epochs, num_params = 50, 1_000_000
-    (tmp_path / "manifest.json").write_text(json.dumps({"epochs": list(range(epochs))}))
+    (tmp_path / "manifest.json").write_text(json.dumps({"fingerprint": "x", "epochs": list(range(epochs))}))
     values = torch.arange(epochs, dtype=torch.float32)[:, None].expand(-1, num_params).contiguous()
     store.write_expert(tmp_path, 0, values, None, "float32", {})
-    del values
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    rows = ExpertStore(tmp_path).snapshots(0, [3, 17])
-    pages = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    reader = ExpertStore(tmp_path)
+    rows = reader.snapshots(0, [3, 17])
     assert rows[:, 0].tolist() == [3.0, 17.0]
-    # two rows are 2,000 pages of 4 KB, copied and stacked; the file has 49,000
-    assert pages * resource.getpagesize() < 100e6
+    assert 4e6 < mapped(tmp_path) < 40e6  # two rows are 8 MB
+    reader.snapshots(0, range(epochs))
+    assert mapped(tmp_path) > 150e6  # the measure does see a file that is read whole
+
+
+def mapped(folder) -> int:
+    """Bytes of the folder's shards that this process has mapped into memory."""
+    total, inside = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.split(" ")[0]:
+            inside = str(folder) in line
+        elif inside and line.startswith("Rss:"):
+            total += int(line.split()[1]) * 1024
+    return total
 
 
 def test_preprocess_is_stored(data, tmp_path):
     """Experts and images must be seen through the same numbers."""
-    kept = tiny_store(tmp_path, data).preprocess()
-    assert torch.equal(kept.mean, data.train.preprocess.mean.to(CPU))
+    tiny_store(tmp_path, data)
+    kept = store.stored_preprocess(tmp_path)
+    assert kept is not None and torch.equal(kept.mean, data.train.preprocess.mean.to(CPU))
