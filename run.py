@@ -285,7 +285,7 @@ def demo(args: list[str]) -> None:
     data = load_data(options.recipe.data, device)
     check_networks(options.recipe, data)
     if options.restart:
-        runs.delete(folder, runs.MARK)
+        runs.delete(folder, runs.MARK, beside="experts")
     key = {"seed": options.seed, "precision": options.precision, "compile": options.compile}
     runs.is_finished(folder, runs.identity(options.recipe, data.train.digest, **key), beside="experts")  # refuses a folder of something else
     options = replace(options, out=None, experts=None, restart=False)

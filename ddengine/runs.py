@@ -32,16 +32,16 @@ def check_folder(folder: Path) -> None:
         raise UserError(f"{folder} is a file; name a folder with --out.")
 
 
-def check_own(folder: Path, mark: str) -> None:
-    """Raise UserError for a file, or a folder that holds something and not `mark`, so was not written by this program."""
+def check_own(folder: Path, mark: str, beside: str = "") -> None:
+    """Raise UserError for a file, or a folder that holds something but `beside` and not `mark`, so was not written by this program."""
     check_folder(folder)
-    if folder.exists() and any(folder.iterdir()) and not (folder / mark).exists():
+    if folder.exists() and any(p.name != beside for p in folder.iterdir()) and not (folder / mark).exists():
         raise UserError(f"--restart would delete {folder}, which this program did not write; name another folder with --out.")
 
 
-def delete(folder: Path, mark: str) -> None:
+def delete(folder: Path, mark: str, beside: str = "") -> None:
     """Delete a folder that this program wrote. Raises UserError for any other."""
-    check_own(folder, mark)
+    check_own(folder, mark, beside)
     if folder.exists():
         shutil.rmtree(folder)
 

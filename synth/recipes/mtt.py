@@ -121,8 +121,8 @@ def _small() -> list[Recipe]:
     return [
         cell("digits_ipc1", digits, d2, 1, 4, inner_steps=20, steps=250, lr_img=10.0, epochs=150, full_steps=300),
         cell("digits_ipc10", digits, d2, 10, 8, inner_steps=20, steps=250, lr_img=10.0, epochs=150, full_steps=300),
-        cell("fashion_mnist_ipc1_small", fashion, d3, 1, 4, inner_steps=30, steps=400, lr_img=100.0, epochs=300, full_steps=500),
-        cell("fashion_mnist_ipc10_small", fashion, d3, 10, 8, inner_steps=20, steps=200, lr_img=100.0, epochs=300, full_steps=500),
+        cell("fashion_mnist_ipc1_small", fashion, d3, 1, 4, inner_steps=30, steps=400, lr_img=100.0, epochs=300, full_steps=300),
+        cell("fashion_mnist_ipc10_small", fashion, d3, 10, 8, inner_steps=20, steps=200, lr_img=100.0, epochs=300, full_steps=300),
     ]
 
 
