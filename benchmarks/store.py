@@ -37,7 +37,7 @@ def fill(folder: Path, settings: Settings) -> int:
     """Write random experts up to the size asked for; returns how many."""
     rows = settings.epochs + 1
     num = max(1, round(settings.gigabytes * 1e9 / (rows * settings.num_params * 4)))
-    (folder / "manifest.json").write_text(json.dumps({"fingerprint": "random", "epochs": list(range(rows))}))
+    (folder / "manifest.json").write_text(json.dumps({"fingerprint": "random", "identity": {}, "epochs": list(range(rows))}))
     for expert in range(num):
         params = torch.randn(rows, settings.num_params, generator=generator(0, expert))
         store.write_expert(folder, expert, params, None, "float32", {})

@@ -71,9 +71,16 @@ def open_for_writing(folder: Path, content: dict[str, Any], kept: Sequence[int],
     files.write_json(folder / "manifest.json", {"format": FORMAT, "fingerprint": digest(content), "identity": content, "epochs": list(kept)})
 
 
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a store. Raises UserError when there is no store."""
+    if not (folder / "manifest.json").is_file():
+        raise UserError(f"There is no expert store in {folder}; make it with the buffer command, or name another with --experts.")
+    return files.read_json(folder / "manifest.json", "epochs", "fingerprint", "identity")
+
+
 def check_identity(folder: Path, content: dict[str, Any]) -> None:
     """Raise UserError, naming what differs, unless the store in `folder` has this identity."""
-    manifest = files.read_json(folder / "manifest.json", "fingerprint", "identity")
+    manifest = read_manifest(folder)
     if manifest.get("fingerprint") != digest(content):
         differing = _differences(manifest.get("identity", {}), content)
         raise UserError(
@@ -115,10 +122,8 @@ class ExpertStore:
         With `num_experts` exactly the first so many are used, whatever else the store has grown to: what is drawn from it must not change.
         Raises UserError when there is no store, too few experts, or a shard is damaged or of another store.
         """
-        if not (folder / "manifest.json").is_file():
-            raise UserError(f"There is no expert store in {folder}; make it with the buffer command, or name another with --experts.")
         self.folder = folder
-        self.manifest = files.read_json(folder / "manifest.json", "epochs", "fingerprint")
+        self.manifest = read_manifest(folder)
         self.epochs: Sequence[int] = tuple(self.manifest["epochs"])
         self._row = {epoch: i for i, epoch in enumerate(self.epochs)}
         self._new_model = new_model

@@ -356,7 +356,7 @@ def test_download_without_network(name, work, capsys, monkeypatch):
     refuse(f"buffer {RECIPE} --data.name {name} --data.download True", ("could not be downloaded", "network"), work, capsys, untouched=False)
 
 
-SHARD, SHARD_1, SHARD_BEST = (f"store/expert_{name}.safetensors" for name in ("0000", "0001", "best"))
+SHARD, SHARD_BEST = (f"store/expert_{name}.safetensors" for name in ("0000", "best"))
 STORES = [
     case("no-store", f"distill {SETTINGS}", "no expert store in experts", "buffer command", "--experts"),
     case("named-store-not-there", f"distill {SETTINGS} --experts nowhere", "no expert store in nowhere", "buffer command"),
@@ -373,7 +373,7 @@ STORES = [
     case("shard-empty", f"distill {SAME}", SHARD, "damaged", "buffer command", prepare=cut(SHARD, 0)),
     case("shard-truncated-buffer", f"buffer {SETTINGS} --out store", SHARD, "damaged", "delete", prepare=cut(SHARD)),
     case("shard-name", f"distill {SAME}", SHARD_BEST, prepare=copied(SHARD, SHARD_BEST)),
-    case("shards-differ", f"distill {SAME}", "different numbers of parameters", prepare=copied("late/expert_0000.safetensors", SHARD_1)),
+    case("shard-of-another-store", f"distill {SAME}", SHARD, "another store", "delete", prepare=copied("late/expert_0000.safetensors", SHARD)),
     case("store-empty", f"distill {SAME}", "store", "no finished expert", "buffer command", prepare=gone(SHARD)),
     case("manifest-broken", f"distill {SAME}", "store/manifest.json", "cannot be read", prepare=cut("store/manifest.json")),
     case("manifest-incomplete", f"distill {SAME}", "store/manifest.json", prepare=without("store/manifest.json", "epochs")),

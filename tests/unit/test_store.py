@@ -175,7 +175,7 @@ def test_truncated_shard_is_named(data, tmp_path):
 def test_only_the_rows_asked_for_are_read(tmp_path):
     """Drawing a segment from a 200 MB shard does not bring the file into memory."""
     epochs, num_params = 50, 1_000_000
-    (tmp_path / "manifest.json").write_text(json.dumps({"fingerprint": "x", "epochs": list(range(epochs))}))
+    (tmp_path / "manifest.json").write_text(json.dumps({"fingerprint": "x", "identity": {}, "epochs": list(range(epochs))}))
     values = torch.arange(epochs, dtype=torch.float32)[:, None].expand(-1, num_params).contiguous()
     store.write_expert(tmp_path, 0, values, None, "float32", {})
     reader = ExpertStore(tmp_path)
