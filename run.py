@@ -244,7 +244,7 @@ def evaluate_path(path: Path, args: list[str]) -> dict[str, Any]:
             evaluation = files.read_json(out / "evaluation.json", "rows", "protocol")
         except UserError:
             raise UserError(f"{out / 'evaluation.json'} is damaged; evaluate again with --restart.") from None
-        if evaluation["protocol"] != to_dict(replace(options.evaluation, models=models)):
+        if args and evaluation["protocol"] != to_dict(replace(options.evaluation, models=models)):
             raise UserError(f"{out / 'evaluation.json'} was made with other settings; evaluate again with --restart, or name a folder with --out.")
         log.say(f"{out / 'evaluation.json'} is there; --restart evaluates again")
     else:

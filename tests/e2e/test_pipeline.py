@@ -133,8 +133,10 @@ def test_evaluation_json(done, monkeypatch, capsys):
         assert [a["draw"] for a in row["accuracies"]] == ([0, 1, 2] if row["set"] == "random" else [0, 0, 0])
     assert "herding" in capsys.readouterr().out
     assert not Path("runs/a/evaluation.partial.jsonl").exists()
-    assert run("evaluate", "runs/a") == 0
+    assert run("evaluate", "runs/a") == 0  # shows what is there
     assert "--restart evaluates again" in capsys.readouterr().out
+    assert run("evaluate", "runs/a", "--epochs", "7") == 2  # but not in place of something else
+    assert "made with other settings" in capsys.readouterr().err
 
 
 def test_shipped_folder_alone_can_be_evaluated(done, tmp_path):
