@@ -47,12 +47,12 @@ def _columns(table, path: Path) -> tuple[str, str]:
 
 def _part(paths: list[Path], size: tuple[int, int] | None) -> tuple[Part, tuple[str, ...] | None]:
     import pyarrow as pa
-    import pyarrow.compute
+    import pyarrow.compute as compute
 
     table = _read_table(paths)
     image, label = _columns(table, paths[0])
     column = table.column(image)  # chunked: combined, more than 2 GB of bytes would not fit pyarrow's offsets
-    content = pa.compute.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column
+    content = compute.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column
     if table.column(label).null_count:
         raise UserError(f"{paths[0]} has rows without a label; images with labels from 0 up are needed.")
     labels = table.column(label).to_numpy().astype(np.int64)
