@@ -52,7 +52,7 @@ def _part(paths: list[Path], size: tuple[int, int] | None) -> tuple[Part, tuple[
     table = _read_table(paths)
     image, label = _columns(table, paths[0])
     column = table.column(image)  # chunked: combined, more than 2 GB of bytes would not fit pyarrow's offsets
-    content = compute.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column
+    content = compute.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column  # type: ignore[attr-defined]
     if table.column(label).null_count:
         raise UserError(f"{paths[0]} has rows without a label; images with labels from 0 up are needed.")
     labels = table.column(label).to_numpy().astype(np.int64)
