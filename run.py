@@ -22,12 +22,14 @@ from buffers.generate import generate
 from buffers.store import ExpertStore, check_identity, identity, imported_digest, stored_preprocess
 from ddengine import cli, dist, exchange, files, labels, log, report, runs, runtime, synthetic
 from ddengine import distill as outer
+from ddengine.codec import Identity
 from ddengine.data import Data, Preprocess, load_data
 from ddengine.errors import UserError, unknown
 from ddengine.evaluate import PROTOCOLS, evaluate, validate
 from ddengine.flat import FlatModel
+from ddengine.init import SELECTIONS, selected_index
 from ddengine.models import build_model
-from ddengine.recipe import DataConfig, EvalConfig, Recipe, digest, from_dict, parametrised, to_dict
+from ddengine.recipe import DataConfig, EvalConfig, Recipe, digest, from_dict, parametrised, resolved, to_dict
 from ddengine.rng import generator
 from ddengine.runtime import Precision
 from ddengine.types import Env, Objective
@@ -228,21 +230,68 @@ def distill(options: Options[Recipe], root: Path = EXPERTS) -> Path:
         picture=lambda s, step: report.grid(folder / "progress" / f"step_{step:06d}.png", s),
     )  # fmt: skip
     if dist.rank() == 0:
-        meta = {
-            "recipe": to_dict(replace(recipe, data=replace(recipe.data, root=None))),
-            "seed": seed,
-            "precision": precision,
-            "images": data.train.digest,
-            "raw_bytes": data.bytes,
-            "experts": store and store.summary(),
-            "distillation": outer.summary(counters),
-            "machine": runtime.machine(device),
-            "versions": runtime.versions(),
-            "commit": runtime.commit(),
-        }
+        meta = meta_of(options, recipe, data, store, device, distillation=outer.summary(counters))
         report.real_vs_distilled(folder / "real_vs_distilled.png", data.train, result, None)
         result.save(folder / "distilled", meta)
         log.say(f"distilled {len(result)} images in {log.duration(counters.seconds)}: {folder / 'distilled'}")
+    return folder
+
+
+def meta_of(options: Options[Recipe], recipe: Recipe, data: Data, store: ExpertStore | None, device: torch.device, **more: Any) -> dict[str, Any]:
+    """What meta.json says of a set beside what the set says itself."""
+    return {
+        "recipe": to_dict(replace(recipe, data=replace(recipe.data, root=None))),
+        "seed": options.seed,
+        "precision": options.precision,
+        "images": data.train.digest,
+        "raw_bytes": data.bytes,
+        "experts": store and store.summary(),
+        **more,
+        "machine": runtime.machine(device),
+        "versions": runtime.versions(),
+        "commit": runtime.commit(),
+    }
+
+
+def select(options: Options[Recipe]) -> Path:
+    """Write the real images that the recipe's init chooses, labelled with their classes, as a set like a distilled one; returns the folder."""
+    recipe, kind = options.recipe, options.recipe.init.kind
+    if kind not in SELECTIONS:
+        raise UserError(f"run.py select chooses among real images, and init.kind is {kind}; set --init.kind to one of {', '.join(SELECTIONS)}.")
+    if options.compile:
+        log.say("warning: --compile is ignored, nothing is compiled")
+    if options.out is not None:
+        runs.check_folder(options.out)
+    device = one_process(options, "select")
+    data = load_for(options, device)
+    asks_experts = kind in ("correct", "representative")
+    parts = ("name", "data", "model", "ipc", "init", "evaluation", *(["buffer"] if asks_experts else []))  # the others play no role
+    deciding = ["select", {part: resolved(recipe)[part] for part in parts}]
+    wanted = run_identity(replace(options, compile=False), data.train.digest) | {"resolved": digest(deciding)}
+    folder = options.out or Path("runs") / f"select-{kind}-{digest(wanted)}"
+    if options.restart:
+        runs.check_own(folder, runs.MARK)
+    elif runs.is_finished(folder, wanted):
+        log.say(f"{folder} is finished; --restart begins anew")
+        return folder
+    check_networks(recipe, data)
+    new_model = partial(build_model, recipe.model, data.image_shape, data.num_classes)
+    store = None
+    if asks_experts and recipe.buffer is not None:
+        experts, content = store_folder(options, data.train.digest)
+        check_identity(experts, content)
+        store = ExpertStore(experts, new_model, recipe.buffer.num_experts)
+    index = selected_index(data.train, recipe.ipc, data.class_names, generator(options.seed, "init"), recipe.init, store, new_model)
+    if options.restart:
+        runs.delete(folder, runs.MARK)
+    recipe = replace(recipe, codec=Identity())  # real images as they are
+    runs.begin(folder, recipe, wanted)
+    classes = data.train.labels[index.to(device)]
+    syn = synthetic.SyntheticSet({"images": data.train.images(index)}, classes, data.class_names, Identity(), data.train.preprocess)
+    syn.save(folder / "distilled", meta_of(options, recipe, data, store, device, selected={"kind": kind, "index": index.tolist()}))
+    if kind in ("herding", "k_centre", "k_means") and recipe.ipc == 1:
+        log.say(f"{kind} with one image per class takes the image nearest to the class mean")
+    log.say(f"{len(syn)} images chosen by init.kind {kind}: {folder / 'distilled'}")
     return folder
 
 
@@ -298,9 +347,11 @@ def evaluate_path(path: Path, args: list[str]) -> dict[str, Any]:
         for name in models:
             build_model(name, data.image_shape, data.num_classes, generator(0))  # a wrong name fails before the first training
         files.make_folder(out)
+        kind = meta["selected"]["kind"] if "selected" in meta else "distilled"
         evaluation = evaluate(
             syn, data, options.evaluation, recipe["model"], seed=options.seed, device=device, precision=options.precision,
             memo_path=out / "evaluation.partial.jsonl", seconds_before=time.perf_counter() - STARTED,
+            name=f"selected {kind}" if kind in options.evaluation.baselines else kind,  # a row of its own beside that baseline
         )  # fmt: skip
         files.write_json(out / "evaluation.json", evaluation)
         report.real_vs_distilled(out / "real_vs_distilled.png", data.train, syn, evaluation)
@@ -434,9 +485,10 @@ def export(path: Path, args: list[str]) -> None:
 
 
 def set_name(folder: Path, meta: dict[str, Any]) -> str:
-    """The X of images_X.pt: the outer steps of a set of this program, or that it was imported."""
-    if "imported" in meta:
-        return "imported"
+    """The X of images_X.pt: the outer steps of a set of this program, or that it was imported or selected."""
+    for origin in ("imported", "selected"):
+        if origin in meta:
+            return origin
     try:
         return str(int(meta["recipe"]["outer"]["steps"]))
     except (KeyError, TypeError, ValueError):
@@ -477,6 +529,7 @@ USAGE = f"""usage: run.py COMMAND [arguments]
   demo                        digits, one image per class: experts, distillation, evaluation, pictures (minutes on a CPU)
   buffer RECIPE [flags]       train and store the expert trajectories of a recipe
   distill RECIPE [flags]      distil; the same command continues an unfinished run
+  select RECIPE [flags]       no distillation: the real images that --init.kind chooses, as such a set
   evaluate PATH [flags]       train networks on a distilled set beside random, herding and full data
   import RECIPE --files PATH... [flags]       published experts or distilled sets (.pt): a store, or a folder to evaluate
   export PATH --format mtt --out FOLDER       a store, a run or a distilled set as such files
@@ -494,12 +547,14 @@ def main(args: list[str]) -> None:
         print(USAGE)
     elif command == "demo":
         demo(rest)
-    elif command in ("buffer", "distill"):
+    elif command in ("buffer", "distill", "select"):
         options = options_of(command, rest)
         if options.print_config:
             print_config(options.recipe)
         elif command == "buffer":
             buffer(options)
+        elif command == "select":
+            select(options)
         else:
             distill(options)
     elif command == "evaluate":
@@ -517,7 +572,7 @@ def main(args: list[str]) -> None:
     elif command == "cite":
         cite(rest)
     else:
-        raise unknown("command", command, ("demo", "buffer", "distill", "evaluate", "import", "export", "recipes", "cite"))
+        raise unknown("command", command, ("demo", "buffer", "distill", "select", "evaluate", "import", "export", "recipes", "cite"))
 
 
 if __name__ == "__main__":

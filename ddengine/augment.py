@@ -1,9 +1,9 @@
-"""Differentiable siamese augmentation (DSA; Zhao & Bilen, ICML 2021, arXiv 2102.08259), sampling apart from applying.
+"""Differentiable siamese augmentation (DSA; Zhao & Bilen, ICML 2021, arXiv 2102.08259) and CutMix, sampling apart from applying.
 
 A draw names one operation per group of images (a batch, a class, a network) and holds three uniform numbers per image (or per group),
-from which each operation makes its parameters. So one draw can be applied twice (siamese), to batches of different sizes too, and an
-unrolled step can be replayed. Everything is differentiable in the images as often as wanted, works in the images' own units (normalised or
-whitened, no clamp) and has no loop over images.
+from which each operation makes its parameters; operations that are always applied have three of their own each. So one draw can be applied
+twice (siamese), to batches of different sizes too, and an unrolled step can be replayed. Everything is differentiable in the images as
+often as wanted, works in the images' own units (normalised or whitened, no clamp) and has no loop over images.
 """
 
 import math
@@ -22,23 +22,33 @@ class AugmentDraw:
 
     ops: tuple[str, ...]  # one a group; "none" where there is nothing to draw from
     uniform: Tensor  # (groups, images per group | 1, 3)
+    always: Tensor | None = None  # (groups, images per group | 1, operations applied always, 3); None without such operations
 
     def to(self, device: torch.device) -> "AugmentDraw":
         """The same draw with its numbers on `device`."""
-        return AugmentDraw(self.ops, self.uniform.to(device, non_blocking=True))
+        always = None if self.always is None else self.always.to(device, non_blocking=True)
+        return AugmentDraw(self.ops, self.uniform.to(device, non_blocking=True), always)
+
+    def part(self, groups: slice) -> "AugmentDraw":
+        """The draw of some of its groups."""
+        return AugmentDraw(self.ops[groups], self.uniform[groups], None if self.always is None else self.always[groups])
 
 
 def sample(config: AugmentConfig, num: int, rng: Generator, *, groups: int = 1, shared: bool = False) -> AugmentDraw:
     """A draw for `groups` groups of `num` images each. `shared`: one parameter set per group, for any number of images."""
-    if not config.ops:
-        return AugmentDraw(("none",) * groups, torch.zeros(groups, 1, 3))
-    ops = tuple(config.ops[i] for i in torch.randint(len(config.ops), (groups,), generator=rng).tolist())
-    return AugmentDraw(ops, torch.rand(groups, 1 if shared else num, 3, generator=rng))
+    per_group = 1 if shared else num
+    ops, uniform = ("none",) * groups, torch.zeros(groups, 1, 3)
+    if config.ops:
+        ops = tuple(config.ops[i] for i in torch.randint(len(config.ops), (groups,), generator=rng).tolist())
+        uniform = torch.rand(groups, per_group, 3, generator=rng)
+    always = torch.rand(groups, per_group, len(config.always), 3, generator=rng) if config.always else None
+    return AugmentDraw(ops, uniform, always)
 
 
 def concatenate(draws: list[AugmentDraw]) -> AugmentDraw:
-    """One draw of all groups of `draws`, which must have equally many images a group."""
-    return AugmentDraw(tuple(op for d in draws for op in d.ops), torch.cat([d.uniform for d in draws]))
+    """One draw of all groups of `draws`, which must be of one configuration and have equally many images a group."""
+    always = [d.always for d in draws if d.always is not None]
+    return AugmentDraw(tuple(op for d in draws for op in d.ops), torch.cat([d.uniform for d in draws]), torch.cat(always) if always else None)
 
 
 def apply(config: AugmentConfig, images: Tensor, draw: AugmentDraw) -> Tensor:
@@ -46,6 +56,23 @@ def apply(config: AugmentConfig, images: Tensor, draw: AugmentDraw) -> Tensor:
     groups = len(draw.ops)
     per_group = images.shape[0] // groups
     assert per_group * groups == len(images), f"{len(images)} images do not split into {groups} groups"
+    if draw.always is None:
+        return _apply_drawn(config, images, draw)
+    always = draw.always.to(images).expand(groups, per_group, len(config.always), 3).reshape(len(images), -1, 3)
+    numbers = list(zip(config.always, always.unbind(1), strict=True))
+    for op, uniform in numbers:
+        if op != "cutout":
+            images = OPS[op](config, images, uniform)
+    images = _apply_drawn(config, images, draw)
+    for op, uniform in numbers:
+        if op == "cutout":  # last, so that what was hidden is not moved out of its place
+            images = OPS[op](config, images, uniform)
+    return images
+
+
+def _apply_drawn(config: AugmentConfig, images: Tensor, draw: AugmentDraw) -> Tensor:
+    """The operation drawn for each group."""
+    groups, per_group = len(draw.ops), len(images) // len(draw.ops)
     uniform = draw.uniform.to(images).expand(groups, per_group, 3).reshape(-1, 3)
     if len(set(draw.ops)) == 1:
         return OPS[draw.ops[0]](config, images, uniform)
@@ -55,6 +82,45 @@ def apply(config: AugmentConfig, images: Tensor, draw: AugmentDraw) -> Tensor:
         index = (chosen[:, None] * per_group + torch.arange(per_group, device=images.device)).flatten()
         out = out.index_copy(0, index, OPS[op](config, images.index_select(0, index), uniform.index_select(0, index)))
     return out
+
+
+@dataclass(frozen=True)
+class CutMix:
+    """Each image of a batch gets one box of pixels, the same for all, from its partner."""
+
+    partner: Tensor  # (B,) int64, a permutation
+    box: tuple[int, int, int, int]  # rows from, to, columns from, to; the ends excluded
+    share: float  # of the pixels that stay, exactly: 1 less the part of the image that the box covers
+
+    def to(self, device: torch.device) -> "CutMix":
+        """The same draw with its permutation on `device`."""
+        return CutMix(self.partner.to(device, non_blocking=True), self.box, self.share)
+
+
+def sample_cutmix(probability: float, num: int, size: tuple[int, int], rng: Generator) -> CutMix | None:
+    """With `probability` a draw for a batch of `num` images of `size` (height, width), else None (CutMix; Yun et al., ICCV 2019).
+
+    The ratio that stays is Beta(1, 1), which is uniform (as IDC takes it). The box has the image's proportions and a uniform centre, and is
+    cut off at the border; the share is counted after that. All numbers are drawn on the CPU, so nothing waits for a device.
+    """
+    use, covered, row, column = torch.rand(4, generator=rng, dtype=torch.float64).tolist()
+    if use >= probability:
+        return None
+    spans = []
+    for length, at in zip(size, (row, column), strict=True):
+        centre, half = int(at * length), int(length * math.sqrt(covered)) // 2
+        spans += [max(0, centre - half), min(length, centre + half)]
+    top, bottom, left, right = spans
+    share = 1 - (bottom - top) * (right - left) / (size[0] * size[1])
+    return CutMix(torch.randperm(num, generator=rng), (top, bottom, left, right), share)
+
+
+def cutmix(images: Tensor, draw: CutMix) -> Tensor:
+    """Images (B, C, H, W) with the box of each taken from its partner; the given ones stay as they are."""
+    top, bottom, left, right = draw.box
+    mixed = images.clone()
+    mixed[:, :, top:bottom, left:right] = images[:, :, top:bottom, left:right].index_select(0, draw.partner)
+    return mixed
 
 
 # Operations with explicit parameters. Images (B, C, H, W), parameters (B,).

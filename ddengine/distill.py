@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,12 +18,14 @@ from ddengine.types import Objective
 
 SMALLEST_LR = 1e-6  # a learned learning rate is held at or above this; SGD has no meaning below
 WARN_AFTER = 20  # steps without any update, all above max_loss
-MOST_SKIPPED = 10  # non-finite steps in a row after which the run stops
+MOST_SKIPPED = 10  # non-finite updates in a row after which none is made any more and the run stops
+READ_EVERY = {"cpu": 1, "cuda": 10}  # steps between readings of what they gave: each reading waits for the device
+COUNTS = ("not_finite_in_a_row", "not_finite", "above_max_loss", "lr_held")  # those of Counters that the guard keeps on the device
 
 
 @dataclass
 class Counters:
-    """What the guard has seen, and the cost so far; part of the checkpoint."""
+    """What the guard had seen, and the cost, up to the step last read; part of the checkpoint."""
 
     not_finite_in_a_row: int = 0
     not_finite: int = 0
@@ -43,6 +45,11 @@ class State:
     objective: dict[str, Tensor]
     step: int = 0
     counters: Counters = field(default_factory=Counters)
+    guard: Tensor = field(init=False)  # COUNTS up to the step last made, int64, on the device
+
+    def __post_init__(self) -> None:
+        device = next(iter(self.tensors.values())).device
+        self.guard = torch.tensor([getattr(self.counters, name) for name in COUNTS], device=device)
 
     def groups(self) -> dict[str, dict[str, Tensor]]:
         """Its tensors by kind."""
@@ -69,12 +76,11 @@ def load_checkpoint(path: Path, device: torch.device) -> tuple[State, int]:
     return State(**groups, step=meta["step"], counters=Counters(**meta["counters"])), meta["log_bytes"]
 
 
-def sgd_step(tensor: Tensor, grad: Tensor, momentum: Tensor | None, config: OptimConfig, lr: float) -> Tensor:
-    """One SGD update of `tensor`, in place, as torch.optim.SGD does it; returns the new momentum."""
+def sgd_step(tensor: Tensor, grad: Tensor, momentum: Tensor, config: OptimConfig, lr: float) -> tuple[Tensor, Tensor]:
+    """One SGD update as torch.optim.SGD does it: the new tensor and the new momentum, which starts at zero."""
     grad = grad.add(tensor, alpha=config.weight_decay) if config.weight_decay else grad
-    momentum = grad.clone() if momentum is None else momentum.mul_(config.momentum).add_(grad)
-    tensor.sub_(momentum, alpha=lr)
-    return momentum
+    momentum = momentum.mul(config.momentum).add_(grad)
+    return tensor.sub(momentum, alpha=lr), momentum
 
 
 def _check(config: OuterConfig, syn: SyntheticSet) -> None:
@@ -84,9 +90,9 @@ def _check(config: OuterConfig, syn: SyntheticSet) -> None:
                 raise UserError(f"{what} names {name!r}, and the stored tensors are {', '.join(sorted(syn.tensors))}; correct the name.")
 
 
-def _hint(state: State, config: OuterConfig) -> str:
+def _hint(state: State, config: OuterConfig, step: int) -> str:
     rate = f" (the learned rate is {float(state.tensors['lr']):g})" if "lr" in state.tensors else ""
-    if rate and state.step + 1 == state.counters.not_finite:  # no update was ever made
+    if rate and step == state.counters.not_finite:  # no update was ever made
         return "lower --objective.lr" + rate
     images = config.optim.get("images")
     return f"lower --outer.optim.images.lr (now {images.lr:g})" + rate if images else "lower the learning rates in outer.optim" + rate
@@ -111,7 +117,8 @@ def distill(
     example by labelling them.
 
     Raises:
-        UserError: a name in `config.optim` that is not stored; a loss or gradient that stayed non-finite.
+        UserError: a name in `config.optim` that is not stored; several draws or ranks for an objective that keeps state; a loss or gradient that
+            stayed non-finite.
     """
     _check(config, syn)
     device = syn.classes.device
@@ -126,30 +133,45 @@ def distill(
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
     if dist.num_ranks() > 1 and (state.objective or config.step_after == "each"):
         raise UserError("This method keeps state between steps or steps after each loss, and so runs in one process; start it without torchrun.")
+    if state.objective and config.draws > 1:
+        raise UserError(f"This method keeps state between steps, which each draw would advance; set outer.draws, now {config.draws}, to 1.")
     first = dist.rank() == 0
     if not first:
         picture = validate = None
     events = log.EventLog(folder / "metrics.jsonl", log_bytes) if first else None
     if picture is not None and state.step == 0:
         picture(syn, 0)
+    pending: list[Tensor] = []
+    # the same on every rank, with and without validation: ranks that stop, stop together
+    stops = [n for n in (READ_EVERY[device.type], config.checkpoint_every, config.evaluate_every, config.picture_every) if n]
     with log.progress("distill", config.steps, state.step) as bar:
+
+        def report() -> None:  # a step with validation, picture or checkpoint is always the last of those read
+            for event in _read(pending, config, state):
+                done = int(event["step"])
+                if validate is not None and config.evaluate_every and done % config.evaluate_every == 0:
+                    event |= {"validation_accuracy": validate(finish(_current(syn, state))), "seconds": round(state.counters.seconds, 2)}
+                if picture is not None and config.picture_every and done % config.picture_every == 0:
+                    picture(_current(syn, state), done)
+                if events is not None:
+                    events.write(**event)
+                if done == WARN_AFTER and state.counters.above_max_loss == done:
+                    log.say(f"warning: none of {done} updates was made, all losses were above outer.max_loss {config.max_loss:g}; raise it")
+                bar.advance(f"loss {event['loss']:.4g}" + (f" lr {event['lr']:.4g}" if "lr" in event else ""))
+                if events is not None and (done % config.checkpoint_every == 0 or done == config.steps):
+                    save_checkpoint(checkpoint, state, events.size())
+
         while state.step < config.steps:
             start = time.perf_counter()
-            event = outer_step(syn, objective, config, state, seed)
-            done = state.step
+            try:
+                pending.append(outer_step(syn, objective, config, state, seed))
+            except BaseException:
+                report()  # the log tells of every step that was made, and a stop of the guard explains what came after it
+                raise
             state.counters.seconds += time.perf_counter() - start
             state.counters.peak_memory = max(state.counters.peak_memory, runtime.peak_memory(device))
-            if validate is not None and config.evaluate_every and done % config.evaluate_every == 0:
-                event["validation_accuracy"] = validate(finish(_current(syn, state)))
-            if picture is not None and config.picture_every and done % config.picture_every == 0:
-                picture(_current(syn, state), done)
-            if events is not None:
-                events.write(**event)
-            if done == WARN_AFTER and state.counters.above_max_loss == done:
-                log.say(f"warning: none of {done} updates was made, all losses were above outer.max_loss {config.max_loss:g}; raise it")
-            bar.advance(f"loss {event['loss']:.4g}" + (f" lr {event['lr']:.4g}" if "lr" in event else ""))
-            if events is not None and (done % config.checkpoint_every == 0 or done == config.steps):
-                save_checkpoint(checkpoint, state, events.size())
+            if state.step == config.steps or any(state.step % n == 0 for n in stops):
+                report()
     if events is not None:
         events.close()
     skipped = state.counters.not_finite + state.counters.above_max_loss
@@ -171,66 +193,84 @@ def _current(syn: SyntheticSet, state: State) -> SyntheticSet:
     return syn.with_tensors({k: v.detach().clone() for k, v in {**state.tensors, **state.ema}.items()})
 
 
-def outer_step(syn: SyntheticSet, objective: Objective, config: OuterConfig, state: State, seed: int) -> dict[str, float]:
-    """One outer step on `state`, in place; returns what is logged. With several draws or ranks the gradients are averaged over them."""
+def outer_step(syn: SyntheticSet, objective: Objective, config: OuterConfig, state: State, seed: int) -> Tensor:
+    """One outer step on `state`, in place, without waiting for the device; returns the loss, whether every update was made, COUNTS and the rate.
+
+    The loss of a draw is the sum of what the objective yields. With several draws or ranks, losses and gradients are averaged over them.
+    """
     leaves = {k: v.clone().requires_grad_(k in config.optim) for k, v in state.tensors.items()}
     learned = {k: v for k, v in leaves.items() if k in config.optim}
     share = syn.with_tensors(leaves)
-    losses: list[float] = []
-    draws = range(dist.rank(), config.draws * dist.num_ranks(), dist.num_ranks())
-    applied = True
-    for draw in draws:
+    losses: list[Tensor] = []
+    applied: list[Tensor] = []
+    for draw in range(dist.rank(), config.draws * dist.num_ranks(), dist.num_ranks()):
         for loss in objective.losses(share, state.objective, state.step, generator(seed, "losses", state.step, draw)):
-            if loss.isfinite():
-                (loss / config.draws).backward()
-            losses.append(float(loss.detach()))
+            (loss / config.draws).backward()
+            losses.append(loss.detach().double())
             if config.step_after == "each":
-                ok, losses[-1] = _update(config, state, learned, losses[-1], syn)
-                applied &= ok
+                applied.append(_update(config, state, learned, losses[-1], syn))
                 for name, leaf in learned.items():
                     leaf.data.copy_(state.tensors[name])
                     leaf.grad = None
-    mean = sum(losses) / len(losses)
+    total = sum(losses[1:], start=losses[0]) / config.draws
     if config.step_after == "all":
-        applied, mean = _update(config, state, learned, mean, syn)
+        applied.append(_update(config, state, learned, total, syn))
     state.step += 1
-    event: dict[str, float] = {"step": state.step, "loss": mean, "applied": applied}
-    if "lr" in state.tensors:
-        event["lr"] = float(state.tensors["lr"])
-    return event
+    rate = [state.tensors["lr"]] if "lr" in state.tensors else []
+    return torch.stack([total, torch.stack(applied).all(), *state.guard, *rate])
 
 
-def _update(config: OuterConfig, state: State, learned: Mapping[str, Tensor], value: float, syn: SyntheticSet) -> tuple[bool, float]:
-    """The guard, then the optimisers; returns whether the update was made, and the mean loss over the ranks, by which they all decide."""
-    counters = state.counters
+def _update(config: OuterConfig, state: State, learned: Mapping[str, Tensor], loss: Tensor, syn: SyntheticSet) -> Tensor:
+    """The guard, then the optimisers; returns whether the update was made. `loss` becomes its mean over the ranks, by which they all decide.
+
+    The host cannot branch on what it has not read, so the update is always computed, and taken where the guard allows it.
+    """
     grads = {k: torch.zeros_like(v) if v.grad is None else v.grad for k, v in learned.items()}
-    loss = torch.tensor(value, dtype=torch.float64, device=syn.classes.device)
     dist.mean([loss, *grads.values()])
-    finite = bool(torch.stack([loss.isfinite(), *(g.isfinite().all() for g in grads.values())]).all())
-    if not finite:
-        counters.not_finite += 1
-        counters.not_finite_in_a_row += 1
-        if counters.not_finite_in_a_row >= MOST_SKIPPED:
-            raise UserError(
-                f"The loss or its gradient was not finite for {MOST_SKIPPED} steps in a row, up to step {state.step + 1}; {_hint(state, config)}."
-            )
-        return False, float(loss)
-    counters.not_finite_in_a_row = 0
-    if float(loss) > config.max_loss:
-        counters.above_max_loss += 1
-        return False, float(loss)
+    in_a_row, not_finite, above, held = state.guard
+    running = in_a_row < MOST_SKIPPED  # once false it stays so: nothing changes any more, however late the host reads it
+    finite = torch.stack([loss.isfinite(), *(g.isfinite().all() for g in grads.values())]).all()
+    small = loss <= config.max_loss
+    applied = running & finite & small
     with torch.no_grad():
         for name, grad in grads.items():
-            optim = config.optim[name]
-            lr = optim.lr_at(state.step, config.steps)
-            state.momentum[name] = sgd_step(state.tensors[name], grad, state.momentum.get(name), optim, lr)
-        if "lr" in grads and float(state.tensors["lr"]) < SMALLEST_LR:
-            state.tensors["lr"].fill_(SMALLEST_LR)
-            counters.lr_held += 1
+            optim, old = config.optim[name], state.tensors[name]
+            momentum = state.momentum[name] if name in state.momentum else torch.zeros_like(old)
+            new, new_momentum = sgd_step(old, grad, momentum, optim, optim.lr_at(state.step, config.steps))
+            state.tensors[name] = torch.where(applied, new, old)
+            state.momentum[name] = torch.where(applied, new_momentum, momentum)
+        if "lr" in grads:
+            below = applied & (state.tensors["lr"].double() < SMALLEST_LR)
+            state.tensors["lr"].masked_fill_(below, SMALLEST_LR)
+            held = held + below
         syn.codec.project(state.tensors)
         for name, decay in config.ema.items():
-            state.ema[name].lerp_(state.tensors[name], 1 - decay)
-    return True, float(loss)
+            state.ema[name] = torch.where(applied, state.ema[name].lerp(state.tensors[name], 1 - decay), state.ema[name])
+        counts = torch.stack([(in_a_row + 1) * ~finite, not_finite + ~finite, above + (finite & ~small), held])
+        state.guard = torch.where(running, counts, state.guard)
+    return applied
+
+
+def _read(pending: list[Tensor], config: OuterConfig, state: State) -> Iterator[dict[str, float]]:
+    """What is logged of the steps whose results are `pending`, in order, with `state.counters` as after each; waits for the device.
+
+    Raises:
+        UserError: at the step at which the guard stopped.
+    """
+    start = time.perf_counter()
+    rows = torch.stack(pending).tolist() if pending else []
+    pending.clear()
+    state.counters.seconds += time.perf_counter() - start
+    for step, (loss, applied, *rest) in enumerate(rows, state.step - len(rows) + 1):
+        for name, count in zip(COUNTS, rest, strict=False):
+            setattr(state.counters, name, int(count))
+        if state.counters.not_finite_in_a_row >= MOST_SKIPPED:
+            hint = _hint(state, config, step)
+            raise UserError(f"The loss or its gradient was not finite for {MOST_SKIPPED} steps in a row, up to step {step}; {hint}.")
+        event: dict[str, float] = {"step": step, "loss": loss, "applied": bool(applied)}
+        if "lr" in state.tensors:
+            event["lr"] = rest[-1]
+        yield event
 
 
 def summary(counters: Counters) -> dict[str, float | int]:

@@ -1,6 +1,7 @@
 """What a distilled set is worth: networks trained on it, beside random images, herding and the full data under the same protocol."""
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,25 +15,38 @@ import scipy.special
 import torch
 from torch import Tensor, nn
 
-from ddengine import files, init, log, runtime, training
+from ddengine import coreset, files, log, runtime, training
+from ddengine.coreset import random_index
 from ddengine.data import Data, RealSet, Subset
 from ddengine.errors import UserError
 from ddengine.labels import predict
 from ddengine.models import build_model
-from ddengine.recipe import EvalConfig, digest, to_dict
+from ddengine.recipe import AugmentConfig, EvalConfig, digest, to_dict
 from ddengine.rng import generator
 from ddengine.runtime import Precision
-from ddengine.synthetic import SyntheticSet
+from ddengine.synthetic import SyntheticSet, coded
 from ddengine.types import Batch, TrainingSet
 
-# Published protocols as data; `fast` is for small work. The learning rate drops after epoch E // 2 + 1 of E + 1 in all of them. All report
-# the last epoch (the released programs of `ast` report the best on the test images).
+# Published protocols as data; `fast` is for small work. All report the last epoch (the released programs of `ast` and `idc` report the best on
+# the test images too). What a dataset has of its own (no flips of digits, no CutMix) is set by recipes.
 PROTOCOLS: dict[str, EvalConfig] = {
     "mtt": EvalConfig(protocol="mtt"),
     "datm": EvalConfig(protocol="datm", batch=128),
     "ast": EvalConfig(protocol="ast", weight_decay=1e-3, lr_drop=0.5, momentum_after=0.8),
+    "dc": EvalConfig(protocol="dc", epochs=300, augment=AugmentConfig(ops=())),
+    "dsa": EvalConfig(protocol="dsa"),
+    "idc": EvalConfig(
+        protocol="idc",
+        batch=64,
+        lr_drop=0.2,
+        schedule="thirds",
+        cutmix=0.5,
+        augment=AugmentConfig(always=("flip", "color"), ops=("crop", "scale", "rotate")),
+    ),
     "fast": EvalConfig(protocol="fast", epochs=300, num_networks=5, full_steps=1000),
 }
+
+CORESETS = ("herding", "k_centre", "k_means", "forgetting", "el2n")  # baselines that a network chooses, in the order of their rows
 
 SEARCH_SEED = 1000  # the networks that choose a learning rate are not those that are reported
 
@@ -93,6 +107,7 @@ class Bench:
     memo: Memo
     advance: Callable[[str], None]
     learned_lr: float | None = None  # with the distilled set; every contender may use it
+    name: str = "distilled"  # of the set's row
     seen: set[str] = field(default_factory=set)
 
     def remember(self, key: str, label: str, compute: Callable[[], Any]) -> Any:
@@ -122,7 +137,7 @@ def choose_lr(bench: Bench, who: Contender, model: str) -> tuple[float, float]:
     """
     validation = bench.data.validation
     if validation is None:
-        return (who.name in ("distilled", "raw") and bench.learned_lr) or bench.config.lr, 0.0
+        return (who.name in (bench.name, "distilled_same_steps", "raw") and bench.learned_lr) or bench.config.lr, 0.0
     best, seconds = (-1.0, 0.0), 0.0
     seeds = [bench.seed + SEARCH_SEED + i for i in range(bench.config.search_networks)]
     for lr in candidates(bench.config, bench.learned_lr):
@@ -163,6 +178,8 @@ def row(bench: Bench, who: Contender, model: str) -> dict[str, Any]:
     return {
         "set": who.name,
         "model": model,
+        "images": len(who.sets(0)),
+        "bytes": _nbytes(who.sets(0), bench.data),
         "accuracy_mean": mean,
         "accuracy_std": std,
         "ci95": ci95 and list(ci95),
@@ -177,33 +194,76 @@ def row(bench: Bench, who: Contender, model: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _nbytes(of: TrainingSet, data: Data) -> int:
+    """What is stored of a set, in bytes.
+
+    Of a distilled one (and of real images in a codec) all tensors as they are shipped, but for preprocessing, which can be fitted again; of real
+    images a byte a value and 8 for the class, with soft labels 4 more for each of their values.
+    """
+    if isinstance(of, _Decoded):
+        return of.nbytes
+    if isinstance(of, _Labelled):
+        return _nbytes(of.of, data) + 4 * len(of) * data.num_classes
+    return len(of) * (math.prod(data.image_shape) + 8)
+
+
+def _of_codec(syn: SyntheticSet, distilled: "_Decoded", data: Data, config: EvalConfig, seed: int, device: torch.device) -> list[Contender]:
+    """Beside a set whose codec decodes more examples than it stores: what the additional updates are worth, and what the codec alone is.
+
+    `distilled_same_steps` has as many updates as a plain set of as many images; `random_coded` are random real images in the same codec.
+    """
+    stored = len(syn.tensors["images"])
+    if len(distilled) <= stored:
+        return []
+    found, steps = [], training.num_updates(stored, config, None)
+    if training.num_updates(len(distilled), config, None) != steps:
+        found.append(Contender("distilled_same_steps", lambda draw: distilled, max_steps=steps))
+    train, names, per_item = data.train, data.class_names, syn.codec.per_item
+
+    def random_coded(draw: int) -> _Decoded:
+        index = random_index(train, per_item * max(1, round(syn.images_per_class())), names, generator(seed, "random_coded", draw))
+        images = coded(syn.codec, train.images(index), train.preprocess)
+        classes = train.labels[index.to(train.device)][::per_item]  # images come class by class
+        return _freeze(SyntheticSet({"images": images}, classes, names, syn.codec, train.preprocess, space=syn.codec.space), device)
+
+    return [*found, Contender("random_coded", random_coded, several_draws=True)]
+
+
 def _baselines(bench: Bench, model: str, ipc: int) -> Iterator[Contender]:
-    """The sets the distilled one is compared with; a network trained on the full data looks for herding and labels random_soft."""
+    """The sets the distilled one is compared with; a network trained on the full data embeds for coresets and labels random_soft."""
     train, names = bench.data.train, bench.data.class_names
+    build = partial(build_model, model, train.image_shape, train.num_classes)
     full = Contender("full", lambda draw: train, max_steps=bench.config.full_steps)
 
     def random_draw(draw: int) -> Subset:
-        return Subset(train, init.random_index(train, ipc, names, generator(bench.seed, "random", draw)))
+        return Subset(train, random_index(train, ipc, names, generator(bench.seed, "random", draw)))
 
     @cache
     def eyes() -> nn.Module:
         lr = choose_lr(bench, full, model)[0]  # whether or not full is a row, so that no row depends on which others there are
-        build = partial(build_model, model, train.image_shape, train.num_classes)
         return training.train_networks(
             build, [train], [bench.seed + 2 * SEARCH_SEED], bench.config, lr, bench.device, max_steps=full.max_steps, precision=bench.precision
         )[0]
 
-    def herd() -> list[int]:
+    def choose(kind: str) -> Tensor:
+        rng = generator(bench.seed, "coreset", kind)
+        if kind in coreset.SCORED:
+            # el2n looks after a tenth of the training, as published
+            steps = bench.config.full_steps if kind == "forgetting" else max(1, bench.config.full_steps // 10)
+            return coreset.SCORED[kind](train, ipc, names, build, rng, steps=steps, lr=choose_lr(bench, full, model)[0])
         embed: Callable[[Tensor], Tensor] = eyes().embed  # type: ignore[assignment]
-        return init.herding_index(train, ipc, names, embed).tolist()
+        if kind == "k_means":
+            return coreset.k_means_index(train, ipc, names, embed, rng)
+        return {"herding": coreset.herding_index, "k_centre": coreset.k_centre_index}[kind](train, ipc, names, embed)
 
     if "random" in bench.config.baselines:
         yield Contender("random", random_draw, several_draws=True)
     if "random_soft" in bench.config.baselines:
         yield Contender("random_soft", lambda draw: _Labelled(random_draw(draw), eyes), several_draws=True)
-    if "herding" in bench.config.baselines:
-        index = torch.tensor(bench.remember(f"herding/{model}/{ipc}", f"herding: embeddings of {model}", herd))
-        yield Contender("herding", lambda draw: Subset(train, index))
+    for kind in CORESETS:
+        if kind in bench.config.baselines:
+            index = torch.tensor(bench.remember(f"{kind}/{model}/{ipc}", f"{kind}: {model} looks", lambda kind=kind: choose(kind).tolist()))
+            yield Contender(kind, lambda draw, index=index: Subset(train, index))
     if "full" in bench.config.baselines:
         yield full
 
@@ -239,33 +299,37 @@ def evaluate(
     precision: Precision = "fp32",
     memo_path: Path | None = None,
     seconds_before: float = 0.0,
+    name: str = "distilled",
 ) -> dict[str, Any]:
     """Evaluate a distilled set beside its baselines; returns the content of evaluation.json (accuracies are fractions).
 
     `model` is the recipe's network: evaluated when `config.models` names none, and the eyes of herding. The test split of `data` is
     looked at once per reported network; rates are chosen on the validation split. `seconds_before` (of the same command) and those of
-    trainings remembered from an interrupted evaluation are added to the total.
+    trainings remembered from an interrupted evaluation are added to the total. `name` is what the row of the set is called; no baseline may be.
     """
     start = time.perf_counter()
     models = config.models or (model,)
     distilled = _freeze(syn, device)
-    identity = digest([to_dict(config), seed, precision, data.train.digest, model, files.tensor_digest(syn.tensors)])
+    codec = [type(syn.codec).__name__, to_dict(syn.codec)]
+    identity = digest([to_dict(config), seed, precision, data.train.digest, model, files.tensor_digest(syn.tensors), codec])
     memo = Memo(memo_path, identity)
     tried = len(candidates(config, syn.lr)) if data.validation is not None else 0
     if data.validation is None:
         log.say(f"no validation split: the distilled set is trained with its learned rate, the others with {config.lr:g}")
     last_iterate = {k.removeprefix("raw."): v for k, v in syn.tensors.items() if k.startswith("raw.")}
-    total = len(models) * (1 + bool(last_iterate) + len(config.baselines)) * (tried + 1) + ("herding" in config.baselines)
-    total += tried * ("full" not in config.baselines and bool({"herding", "random_soft"} & set(config.baselines)))
+    total = len(models) * (1 + bool(last_iterate) + len(config.baselines)) * (tried + 1) + len({*CORESETS} & {*config.baselines})
+    of_codec = _of_codec(syn, distilled, data, config, seed, device)
+    total += len(models) * len(of_codec) * (tried + 1)
+    total += tried * ("full" not in config.baselines and bool({*CORESETS, "random_soft"} & {*config.baselines}))
     with log.progress("evaluate", total) as bar:
-        bench = Bench(data, config, seed, device, precision, memo, bar.advance, syn.lr)
+        bench = Bench(data, config, seed, device, precision, memo, bar.advance, syn.lr, name)
         ipc = max(1, round(syn.images_per_class()))
-        own = [Contender("distilled", lambda draw: distilled)]
+        own = [Contender(name, lambda draw: distilled)]
         if last_iterate:  # the last iterate beside its running average, on networks of its own
             raw = _freeze(syn.with_tensors(last_iterate), device)
             own.append(Contender("raw", lambda draw: raw))
-        contenders = [*own, *_baselines(bench, model, ipc)]
-        rows = [row(bench, who, name) for name in models for who in contenders]
+        contenders = [*own, *of_codec, *_baselines(bench, model, ipc)]
+        rows = [row(bench, who, network) for network in models for who in contenders]
     memo.clear()
     return {
         "protocol": to_dict(replace(config, models=models)),
@@ -283,6 +347,7 @@ class _Decoded:
 
     images: Tensor
     targets: Tensor
+    nbytes: int  # of what is stored
 
     def __len__(self) -> int:
         return len(self.images)
@@ -293,10 +358,10 @@ class _Decoded:
         return Batch(self.images.index_select(0, index), self.targets.index_select(0, index))
 
 
-def _freeze(syn: SyntheticSet, device: torch.device) -> TrainingSet:
+def _freeze(syn: SyntheticSet, device: torch.device) -> _Decoded:
     with torch.no_grad():
         images, targets = syn.batch(torch.arange(len(syn)))
-    return _Decoded(images.detach().to(device), targets.to(device))
+    return _Decoded(images.detach().to(device), targets.to(device), syn.nbytes()["total"])
 
 
 def validate(syn: SyntheticSet, data: Data, config: EvalConfig, model: str, *, seed: int, device: torch.device, precision: Precision) -> float:

@@ -1,45 +1,17 @@
-"""Where synthetic images start, and the selections of real images that serve as baselines."""
+"""Where synthetic images start: noise, or real images chosen at random, by experts, or as a coreset."""
 
 from collections.abc import Callable
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from ddengine import coreset
+from ddengine.coreset import NewModel, check_ipc, near_centres, random_index
 from ddengine.data import RealSet
 from ddengine.errors import UserError
 from ddengine.recipe import InitConfig
 from ddengine.types import Experts
-
-
-def _check(real: RealSet, ipc: int, class_names: tuple[str, ...]) -> None:
-    for name, members in zip(class_names, real.members, strict=True):
-        if ipc > len(members):
-            raise UserError(f"ipc {ipc} is more than the {len(members)} training images of class {name!r}; lower ipc or raise data.limit.")
-
-
-def random_index(real: RealSet, ipc: int, class_names: tuple[str, ...], rng: Generator) -> Tensor:
-    """Indices (K * ipc,) of random real images, class by class."""
-    _check(real, ipc, class_names)
-    return torch.cat([real.draw_index(c, ipc, rng) for c in range(real.num_classes)])
-
-
-def herding_index(real: RealSet, ipc: int, class_names: tuple[str, ...], embed: Callable[[Tensor], Tensor], batch: int = 1000) -> Tensor:
-    """Indices (K * ipc,) of the images whose running mean stays nearest the class mean in embedding space (Welling, 2009; iCaRL, 2017)."""
-    _check(real, ipc, class_names)
-    chosen = []
-    for members in real.members:
-        with torch.no_grad():
-            features = torch.cat([embed(real.images(part)) for part in members.split(batch)]).double()
-        mean, total = features.mean(0), torch.zeros_like(features[0])
-        taken: list[int] = []
-        for count in range(1, ipc + 1):
-            distance = (mean - (total + features) / count).norm(dim=1)
-            distance[taken] = torch.inf
-            taken.append(int(distance.argmin()))
-            total = total + features[taken[-1]]
-        chosen.append(members[taken])
-    return torch.cat(chosen)
 
 
 def correct_index(real: RealSet, ipc: int, class_names: tuple[str, ...], rng: Generator, experts: Experts, batch: int = 256) -> Tensor:
@@ -47,7 +19,7 @@ def correct_index(real: RealSet, ipc: int, class_names: tuple[str, ...], rng: Ge
 
     The first expert chooses; where it leaves a class short the next ones go on. Raises UserError naming a class that stays short.
     """
-    _check(real, ipc, class_names)
+    check_ipc(real, ipc, class_names)
     left = [members[torch.randperm(len(members), generator=rng)] for members in real.members]
     chosen: list[list[int]] = [[] for _ in left]
     for expert in range(experts.num_experts):
@@ -78,25 +50,13 @@ def representative_index(real: RealSet, ipc: int, class_names: tuple[str, ...], 
     min(clusters, ipc) centres, as many images for each; what does not divide goes to the largest clusters. The released code takes 10
     centres and floor(ipc / 10) images, so nothing below 10 images per class.
     """
-    from sklearn.cluster import KMeans  # slow to import
-
-    _check(real, ipc, class_names)
+    check_ipc(real, ipc, class_names)
     network = experts.load(int(torch.randint(experts.num_experts, (1,), generator=rng)), experts.epochs[-1]).to(real.device)
     chosen = []
     for members in real.members:
         with torch.no_grad():
             logits = torch.cat([network(real.images(part)) for part in members.split(1000)]).double().cpu().numpy()
-        num = min(clusters, ipc)
-        fit = KMeans(num, n_init="auto", random_state=int(torch.randint(2**31, (1,), generator=rng))).fit(logits)
-        largest_first = np.argsort(-np.bincount(fit.predict(logits), minlength=num), kind="stable")
-        distance, free, taken = fit.transform(logits), np.ones(len(members), bool), []
-        for rank, centre in enumerate(largest_first):
-            share = ipc // num + (rank < ipc % num)
-            nearest = np.argsort(distance[:, centre], kind="stable")
-            nearest = nearest[free[nearest]][:share]
-            free[nearest] = False
-            taken += nearest.tolist()
-        chosen.append(members[torch.tensor(taken)])
+        chosen.append(members[torch.tensor(near_centres(logits, ipc, min(clusters, ipc), rng))])
     return torch.cat(chosen)
 
 
@@ -106,12 +66,60 @@ def _needed(experts: Experts | None, kind: str) -> Experts:
     return experts
 
 
-# (real, ipc, class names, rng, config, experts) -> the images (K * ipc, C, H, W) that the synthetic ones start from, preprocessed
-INITIALISERS: dict[str, Callable[[RealSet, int, tuple[str, ...], Generator, InitConfig, Experts | None], Tensor]] = {
-    "real": lambda real, ipc, names, rng, config, experts: real.images(random_index(real, ipc, names, rng)),
-    "noise": lambda real, ipc, names, rng, config, experts: torch.randn(real.num_classes * ipc, *real.image_shape, generator=rng).to(real.device),
-    "correct": lambda real, ipc, names, rng, config, experts: real.images(correct_index(real, ipc, names, rng, _needed(experts, "correct"))),
-    "representative": lambda real, ipc, names, rng, config, experts: real.images(
-        representative_index(real, ipc, names, rng, _needed(experts, "representative"), config.clusters)
-    ),
-}
+def _embedded(real: RealSet, rng: Generator, config: InitConfig, new_model: NewModel | None) -> coreset.Embed:
+    if config.embedding == "pixels":
+        return coreset.pixels
+    return coreset.train(real, _builder(new_model), rng, steps=config.steps, lr=config.lr).embed  # type: ignore[return-value]
+
+
+def _builder(new_model: NewModel | None) -> NewModel:
+    assert new_model is not None, "a network is needed for this kind"
+    return new_model
+
+
+def selected_index(
+    real: RealSet,
+    ipc: int,
+    class_names: tuple[str, ...],
+    rng: Generator,
+    config: InitConfig,
+    experts: Experts | None = None,
+    new_model: NewModel | None = None,
+) -> Tensor:
+    """Indices (K * ipc,) of the real images that `config.kind` chooses, class by class.
+
+    `new_model` builds the network that embeds or scores; kinds that look at images with a network need it, others with `experts`.
+    Raises UserError for a kind that chooses none (noise), for experts that are not there, and for a class with fewer than `ipc` images.
+    """
+    kind = config.kind
+    check_ipc(real, ipc, class_names)  # before any network is trained
+    if kind == "real":
+        return random_index(real, ipc, class_names, rng)
+    if kind == "correct":
+        return correct_index(real, ipc, class_names, rng, _needed(experts, kind))
+    if kind == "representative":
+        return representative_index(real, ipc, class_names, rng, _needed(experts, kind), config.clusters)
+    if kind == "herding":
+        return coreset.herding_index(real, ipc, class_names, _embedded(real, rng, config, new_model))
+    if kind == "k_centre":
+        return coreset.k_centre_index(real, ipc, class_names, _embedded(real, rng, config, new_model))
+    if kind == "k_means":
+        return coreset.k_means_index(real, ipc, class_names, _embedded(real, rng, config, new_model), rng)
+    if kind in coreset.SCORED:
+        return coreset.SCORED[kind](
+            real, ipc, class_names, _builder(new_model), rng, steps=config.steps, lr=config.lr, networks=config.networks, order=config.order
+        )
+    raise UserError(f"init.kind {kind} chooses no real images; set init.kind to one of {', '.join(SELECTIONS)}.")
+
+
+def _noise(real: RealSet, ipc: int, class_names: tuple[str, ...], rng: Generator, *rest: Any) -> Tensor:
+    return torch.randn(real.num_classes * ipc, *real.image_shape, generator=rng).to(real.device)
+
+
+def _selected(real: RealSet, *args: Any) -> Tensor:
+    return real.images(selected_index(real, *args))
+
+
+SELECTIONS = ("real", "correct", "representative", "herding", "k_centre", "k_means", "forgetting", "el2n")  # kinds that choose real images
+# the arguments of selected_index -> the images (K * ipc, C, H, W) that the synthetic ones start from, preprocessed
+INITIALISERS: dict[str, Callable[..., Tensor]] = {"noise": _noise, **dict.fromkeys(SELECTIONS, _selected)}

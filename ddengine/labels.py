@@ -33,7 +33,7 @@ def expert_epochs(config: TargetConfig, stored: Sequence[int]) -> list[int]:
 
 
 def label(syn: SyntheticSet, experts: Experts | None, config: TargetConfig) -> SyntheticSet:
-    """The set with soft labels: "logits" (S, K), the mean of what experts say of the images as they are.
+    """The set with soft labels: "logits" (N, K), the mean of what experts say of the images as they are.
 
     `config.experts` "correct" averages over those experts whose answer is right (DATM, Guo et al., ICLR 2024, section 3.3).
 
@@ -44,7 +44,7 @@ def label(syn: SyntheticSet, experts: Experts | None, config: TargetConfig) -> S
         raise UserError("targets.kind logits needs experts that label; give the recipe a buffer, or set targets.kind class.")
     with torch.no_grad():
         images = syn.batch(torch.arange(len(syn))).images
-    classes = syn.classes
+    classes = syn.classes[syn.source]
     total, count = 0, torch.zeros(len(classes), 1, device=classes.device)
     for expert in range(1 if config.experts == "first" else experts.num_experts):
         for epoch in expert_epochs(config, experts.epochs):

@@ -21,7 +21,7 @@ BufferT = TypeVar("BufferT")
 CodecT = TypeVar("CodecT")
 ObjectiveT = TypeVar("ObjectiveT")
 
-BASELINES = ("random", "herding", "full", "random_soft")
+BASELINES = ("random", "herding", "full", "random_soft", "k_centre", "k_means", "forgetting", "el2n")
 DSA_OPS = ("color", "crop", "cutout", "flip", "scale", "rotate")
 
 
@@ -63,9 +63,10 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """Differentiable augmentation (DSA): one operation drawn per batch, its parameters per image."""
+    """Differentiable augmentation (DSA): one operation drawn per batch, its parameters per image; others may be applied always."""
 
-    ops: tuple[str, ...] = DSA_OPS  # drawn from these; none: no augmentation
+    ops: tuple[str, ...] = DSA_OPS  # one is drawn from these; none: only what is applied always
+    always: tuple[str, ...] = ()  # applied to every image, in this order, before the drawn one; cutout after it
     brightness: float = 1.0  # range of the added value
     saturation: float = 2.0  # range of the factor
     contrast: float = 0.5  # smallest factor, the largest is 1 more
@@ -76,10 +77,15 @@ class AugmentConfig:
     rotate: float = 15.0  # largest angle, degrees
 
     def __post_init__(self) -> None:
-        for op in self.ops:
+        for op in (*self.ops, *self.always):
             if op not in DSA_OPS:
                 raise unknown("augmentation", op, DSA_OPS)
         require(self.scale > 0, f"augment.scale must be positive, got {self.scale}; 1 leaves the size as it is.")
+
+    @property
+    def any(self) -> bool:
+        """Whether images are changed at all."""
+        return bool(self.ops or self.always)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,17 +122,32 @@ class BufferConfig(Generic[StepT]):
 class InitConfig:
     """Where the synthetic images start."""
 
-    # random real images of the class | standard normal noise | real images an expert classifies correctly | representative ones, by k-means
-    kind: Literal["real", "noise", "correct", "representative"] = "real"
+    # random real images of the class | standard normal noise | real images an expert classifies correctly | representative ones, by k-means |
+    # coresets: a running mean near the class mean | far from each other | centres of k-means | by forgetting events | by the error of early networks
+    kind: Literal["real", "noise", "correct", "representative", "herding", "k_centre", "k_means", "forgetting", "el2n"] = "real"
     clusters: int = 10  # most clusters per class of `representative`
+    embedding: Literal["network", "pixels"] = "network"  # what herding, k_centre and k_means see: features of a trained network, or pixels
+    steps: int = 1000  # updates of the network that embeds (herding, k_centre, k_means) or scores (forgetting; el2n is meant for few)
+    lr: float = 0.01  # learning rate of these updates, which have momentum 0.9
+    networks: int = 3  # networks whose scores forgetting and el2n average
+    order: Literal["hardest", "easiest"] = "hardest"  # forgetting and el2n take these; hardest as published, for large sets; easiest for a few
 
     @property
     def cites(self) -> tuple[str, ...]:
         """Works to cite for the kind in use."""
-        return {"correct": ("guo2024datm",), "representative": ("shen2023ast",)}.get(self.kind, ())
+        return {
+            "correct": ("guo2024datm",),
+            "representative": ("shen2023ast",),
+            "herding": ("welling2009herding",),
+            "k_centre": ("sener2018kcentre",),
+            "forgetting": ("toneva2019forgetting",),
+            "el2n": ("paul2021el2n",),
+        }.get(self.kind, ())
 
     def __post_init__(self) -> None:
-        require(self.clusters >= 1, f"init.clusters must be at least 1, got {self.clusters}.")
+        for name in ("clusters", "steps", "networks"):
+            require(getattr(self, name) >= 1, f"init.{name} must be at least 1, got {getattr(self, name)}.")
+        require(0 < self.lr < math.inf, f"init.lr must be positive and finite, got {self.lr}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,13 +236,17 @@ class EvalConfig:
     """An evaluation protocol: how networks are trained on a set, and what it is compared with."""
 
     protocol: str  # the named protocol these values start from
-    epochs: int = 1000  # E: E + 1 epochs run, the learning rate drops after epoch E // 2 + 1
+    epochs: int = 1000  # E
+    # half: E + 1 epochs run, after epoch E // 2 + 1 the rate drops and the optimiser starts anew | thirds: E epochs run, the rate drops after
+    # 2 E // 3 and 5 E // 6 of them
+    schedule: Literal["half", "thirds"] = "half"
     batch: int = 256
     momentum: float = 0.9
-    momentum_after: float = 0.9  # after the drop
+    momentum_after: float = 0.9  # after the (first) drop
     weight_decay: float = 5e-4
-    lr_drop: float = 0.1  # factor on the learning rate at the drop
+    lr_drop: float = 0.1  # factor on the learning rate at each drop
     augment: AugmentConfig = AugmentConfig()
+    cutmix: float = 0.0  # probability that a batch is mixed by CutMix
     models: tuple[str, ...] = ()  # networks to train; none: the recipe's
     num_networks: int = 5  # networks per row, each with its own seed; random: each with its own draw of images
     lr: float = 0.01  # learning rate where there is neither a learned one nor a validation split
@@ -229,6 +254,11 @@ class EvalConfig:
     search_networks: int = 1  # networks per learning rate tried
     baselines: tuple[str, ...] = ("random", "herding", "full")  # also random_soft: random images with logits of a network trained on the full data
     full_steps: int = 5000  # most updates of a network on the full data
+
+    @property
+    def cites(self) -> tuple[str, ...]:
+        """Works to cite for the options in use."""
+        return ("yun2019cutmix",) if self.cutmix else ()
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch", "num_networks", "search_networks", "full_steps"):
@@ -239,6 +269,7 @@ class EvalConfig:
             require(0 < value < math.inf, f"evaluation.{name} must be positive and finite, got {value}.")
         for name in ("momentum", "momentum_after"):
             require(0 <= getattr(self, name) < 1, f"evaluation.{name} must be at least 0 and below 1, got {getattr(self, name)}.")
+        require(0 <= self.cutmix <= 1, f"evaluation.cutmix is a probability and must lie within 0 and 1, got {self.cutmix}; 0 mixes no batch.")
         require(self.weight_decay >= 0, f"evaluation.weight_decay must not be negative, got {self.weight_decay}.")
         for name in self.baselines:
             if name not in BASELINES:

@@ -12,6 +12,7 @@ from ddengine.data import RealSet
 from ddengine.synthetic import SyntheticSet
 
 SHOWN_CLASSES, SHOWN_PER_CLASS = 20, 10
+TABLE_WIDTH = 80  # characters of a terminal
 
 
 def _thumbnails(syn: SyntheticSet) -> tuple[Tensor, int, int]:
@@ -77,17 +78,30 @@ def real_vs_distilled(path: Path, real: RealSet, syn: SyntheticSet, evaluation: 
 
 
 def table(evaluation: dict[str, Any], title: str) -> Table:
-    """evaluation.json as a table for the terminal."""
-    models = {row["model"] for row in evaluation["rows"]}
-    several = len(models) > 1  # then a column for the network, and none for what 80 columns have no room for
+    """evaluation.json as a table for the terminal, with the columns that 80 characters have room for."""
+    rows = evaluation["rows"]
+    models = {row["model"] for row in rows}
+    cells = {
+        "set": [row["set"] for row in rows],
+        "network": [row["model"] for row in rows],
+        "accuracy %": [
+            f"{100 * row['accuracy_mean']:.1f}" + ("" if row["accuracy_std"] is None else f" ± {100 * row['accuracy_std']:.1f}") for row in rows
+        ],
+        "95 % interval": ["-" if row["ci95"] is None else f"{100 * row['ci95'][0]:.1f} to {100 * row['ci95'][1]:.1f}" for row in rows],
+        "lr": [f"{row['lr']:.4g}" for row in rows],
+        "n": [str(row["n"]) for row in rows],
+        "updates": [str(row["steps"]) for row in rows],
+        "time": [f"{row['seconds']:.0f} s" for row in rows],
+    }
+    several = len(models) > 1
+    for name in ("n", "updates", "time") if several else ("network",):
+        del cells[name]
+    for name in ("time", "n", "lr"):  # long names leave no room for them
+        if sum(max(map(len, [head, *column])) + 3 for head, column in cells.items()) + 1 > TABLE_WIDTH:
+            cells.pop(name, None)
     shown = Table(title=title + ("" if several else f", {models.pop()}"), title_justify="left")
-    for name in ("set", *(["network"] if several else []), "accuracy %", "95 % interval", "lr", *([] if several else ["n", "updates", "time"])):
+    for name in cells:
         shown.add_column(name, justify="left" if name in ("set", "network") else "right", no_wrap=True)
-    for row in evaluation["rows"]:
-        std = "" if row["accuracy_std"] is None else f" ± {100 * row['accuracy_std']:.1f}"
-        ends = "-" if row["ci95"] is None else f"{100 * row['ci95'][0]:.1f} to {100 * row['ci95'][1]:.1f}"
-        shown.add_row(
-            row["set"], *([row["model"]] if several else []), f"{100 * row['accuracy_mean']:.1f}{std}", ends, f"{row['lr']:.4g}",
-            *([] if several else [str(row["n"]), str(row["steps"]), f"{row['seconds']:.0f} s"]),
-        )  # fmt: skip
+    for row_cells in zip(*cells.values(), strict=True):
+        shown.add_row(*row_cells)
     return shown

@@ -17,6 +17,11 @@ def generator(seed: int, *names: str | int) -> Generator:
     return Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
+def on_device(rng: Generator, device: torch.device) -> Generator:
+    """A generator on `device` that follows from `rng`; kinds of device draw differently from equal seeds."""
+    return Generator(device).manual_seed(int(torch.randint(2**62, (1,), generator=rng)))
+
+
 @contextmanager
 def scoped(rng: Generator) -> Iterator[None]:
     """Seed torch's global generators from `rng`, and restore them afterwards.

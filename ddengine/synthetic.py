@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from ddengine import files
 from ddengine.data import Data, Preprocess
 from ddengine.errors import UserError
 from ddengine.init import INITIALISERS
+from ddengine.models import build_model
 from ddengine.recipe import Recipe, to_dict
 from ddengine.types import Batch, Experts, TargetKind
 
@@ -30,6 +32,7 @@ real images with values in [0, 1], shape (B, C, H, W), into the same form: use i
 import json
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file
 
 FOLDER = Path(__file__).resolve().parent
@@ -47,11 +50,13 @@ def preprocess(pixels, tensors):
 def load(folder=FOLDER):
     tensors = load_file(str(Path(folder) / "data.safetensors"))
     meta = json.loads((Path(folder) / "meta.json").read_text())
-    images = decode(tensors)
+    images, item = decode(tensors)
     if meta["space"] == "pixel":
         images = preprocess(images, tensors)
     # soft labels as probabilities, which torch's cross_entropy takes in place of classes
     targets = tensors["logits"].softmax(1) if meta["target_kind"] == "logits" else tensors["classes"]
+    if meta["target_kind"] == "class" or meta["label_of"] == "stored":
+        targets = targets[item]
     info = {{
         "lr": tensors["lr"].item() if "lr" in tensors else None,
         "classes": meta["class_names"],
@@ -102,8 +107,9 @@ class SyntheticSet:
         return replace(self, tensors={**self.tensors, **tensors})
 
     def with_labels(self, logits: Tensor) -> "SyntheticSet":
-        """The same set with soft labels: logits (S, K)."""
-        return replace(self.with_tensors({"logits": logits}), target_kind="logits")
+        """The same set with soft labels: logits (N, K), one of each decoded example."""
+        label_of: Literal["stored", "decoded"] = "stored" if self.codec.per_item == 1 else "decoded"
+        return replace(self.with_tensors({"logits": logits}), target_kind="logits", label_of=label_of)
 
     def batch(self, index: Tensor) -> Batch:
         """Decoded, preprocessed examples at `index` (B,) of N, differentiable in the tensors; targets are classes or label logits."""
@@ -111,8 +117,10 @@ class SyntheticSet:
         images = self.codec.decode(self.tensors, index)
         if self.space == "pixel":
             images = self.preprocess.forward(images)
-        targets = self.tensors["logits"] if self.target_kind == "logits" else self.classes
-        return Batch(images, targets.index_select(0, self.source.index_select(0, index)))
+        item = self.source.index_select(0, index)
+        if self.target_kind == "class":
+            return Batch(images, self.classes.index_select(0, item))
+        return Batch(images, self.tensors["logits"].index_select(0, index if self.label_of == "decoded" else item))
 
     def pixels(self) -> Tensor:
         """All decoded examples (N, C, H, W) as pixel values, for display; not clamped."""
@@ -164,13 +172,24 @@ class SyntheticSet:
 def initial(recipe: Recipe, data: Data, rng: Generator, experts: Experts | None = None) -> SyntheticSet:
     """The set before the first step, labelled with classes: initial images, and what the objective learns beside them."""
     device = data.train.device
-    images = INITIALISERS[recipe.init.kind](data.train, recipe.ipc, data.class_names, rng, recipe.init, experts)
+    new_model = partial(build_model, recipe.model, data.image_shape, data.num_classes)
+    images = INITIALISERS[recipe.init.kind](data.train, recipe.ipc * recipe.codec.per_item, data.class_names, rng, recipe.init, experts, new_model)
     scalars = {k: torch.tensor(v, device=device) for k, v in recipe.objective.initial().items()}
     classes = torch.arange(data.num_classes, device=device).repeat_interleave(recipe.ipc)
-    return SyntheticSet({"images": images, **scalars}, classes, data.class_names, recipe.codec, data.train.preprocess)
+    return SyntheticSet(
+        {"images": coded(recipe.codec, images, data.train.preprocess), **scalars}, classes, data.class_names, recipe.codec, data.train.preprocess,
+        space=recipe.codec.space,
+    )  # fmt: skip
 
 
-CODECS = {"Identity": codecs.Identity}
+def coded(codec: codecs.Codec, images: Tensor, preprocess: Preprocess) -> Tensor:
+    """Preprocessed images (S * codec.per_item, C, H, W), those of an item in a row, as the codec stores them (S, C, H, W)."""
+    tensors = {"images": codec.pack(preprocess.backward(images) if codec.space == "pixel" else images)}
+    codec.project(tensors)
+    return tensors["images"]
+
+
+CODECS = {"Identity": codecs.Identity, "MultiFormation": codecs.MultiFormation}
 
 
 def load(folder: Path, device: torch.device) -> tuple[SyntheticSet, dict[str, Any]]:
@@ -185,9 +204,10 @@ def load(folder: Path, device: torch.device) -> tuple[SyntheticSet, dict[str, An
         preprocess = Preprocess.from_tensors(tensors)
         if "images" not in tensors:
             raise KeyError("images")
-        if meta["target_kind"] == "logits" and tensors["logits"].shape != (len(tensors["classes"]), len(meta["class_names"])):
+        labelled = len(codec.source(tensors)) if meta["label_of"] == "decoded" else len(tensors["classes"])
+        if meta["target_kind"] == "logits" and tensors["logits"].shape != (labelled, len(meta["class_names"])):
             raise UserError(
-                f"{folder} has labels of shape {tuple(tensors['logits'].shape)} for {len(tensors['classes'])} images "
+                f"{folder} has labels of shape {tuple(tensors['logits'].shape)} for {labelled} images "
                 f"of {len(meta['class_names'])} classes; distil or import it again."
             )
         own = {k: v.to(device) for k, v in tensors.items() if k != "classes" and not k.startswith("preprocess.")}

@@ -12,9 +12,9 @@ from buffers.steps import Sgd
 from buffers.store import ExpertStore
 from ddengine import cli
 from ddengine.codec import Identity
+from ddengine.coreset import random_index
 from ddengine.data import Data, load_data
 from ddengine.flat import FlatModel
-from ddengine.init import random_index
 from ddengine.models import build_model
 from ddengine.recipe import BufferConfig, DataConfig
 from ddengine.rng import generator

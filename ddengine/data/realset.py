@@ -8,6 +8,7 @@ from torch import Generator, Tensor
 from ddengine.data.preprocess import Preprocess
 from ddengine.errors import UserError
 from ddengine.files import tensor_digest
+from ddengine.rng import on_device
 from ddengine.types import Batch
 
 
@@ -58,6 +59,22 @@ class RealSet:
         if num > len(members):
             raise UserError(f"{num} images of class {class_} were asked for, which has {len(members)} training images; lower ipc or the batch.")
         return members[torch.randperm(len(members), generator=rng)[:num]]
+
+    @cached_property
+    def _table(self) -> tuple[Tensor, Tensor]:
+        """Members of all classes (K, longest) on the device, rows filled up, and which places are filled up."""
+        table = torch.nn.utils.rnn.pad_sequence(self.members, batch_first=True, padding_value=-1).to(self.device)
+        return table, table < 0
+
+    def draw_each(self, num: int, rng: Generator) -> Tensor:
+        """Indices (K, num) of random images of every class, without repetition, drawn on the device and lying there.
+
+        They follow from `rng`, and differ between kinds of device. Every class must have `num` images.
+        """
+        table, missing = self._table
+        source = on_device(rng, self.device)
+        keys = torch.rand(table.shape, generator=source, device=self.device, dtype=torch.float64).masked_fill_(missing, 2.0)
+        return table.gather(1, keys.topk(num, largest=False).indices)
 
     def draw(self, class_: int, num: int, rng: Generator) -> Tensor:
         """Random preprocessed images (num, C, H, W) of a class, without repetition."""

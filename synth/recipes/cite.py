@@ -12,6 +12,7 @@ from ddengine.errors import unknown
 from ddengine.recipe import Recipe
 
 AUGMENTATION = "zhao2021dsa"
+MIXING = "yun2019cutmix"
 DATASET_CITES: dict[str, tuple[str, ...]] = {
     "digits": ("alpaydin1998digits",),
     "mnist": ("lecun1998mnist",),
@@ -34,7 +35,7 @@ def entries() -> dict[str, str]:
 
 
 def keys(recipe: Recipe) -> list[str]:
-    """Keys of what a recipe uses, each once: method, parts that say their own in `cites`, augmentation, dataset.
+    """Keys of what a recipe uses, each once: method, parts that say their own in `cites`, augmentation, CutMix, dataset.
 
     So a recipe made of several methods' parts cites all of them. Raises UserError for a dataset that does not exist.
     """
@@ -42,8 +43,10 @@ def keys(recipe: Recipe) -> list[str]:
         raise unknown("dataset", recipe.data.name, DATASETS)
     used = _cited(recipe)
     augments = [getattr(part, "augment", None) for part in (recipe.objective, recipe.buffer, recipe.evaluation)]
-    if any(augment is not None and augment.ops for augment in augments):
+    if any(augment is not None and augment.any for augment in augments):
         used.append(AUGMENTATION)
+    if recipe.evaluation.cutmix > 0:
+        used.append(MIXING)
     return list(dict.fromkeys([*used, *DATASET_CITES[recipe.data.name]]))
 
 

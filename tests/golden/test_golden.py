@@ -14,6 +14,7 @@ from buffers.flat_step import Gsam, perturbation
 from buffers.smooth import Smooth, gradient_penalty
 from buffers.steps import Sgd
 from ddengine import augment
+from ddengine.codec import MultiFormation
 from ddengine.data.preprocess import fit_zca
 from ddengine.flat import FlatModel, flatten, unflatten_into
 from ddengine.losses import task_loss
@@ -23,6 +24,8 @@ from ddengine.training import schedule
 from ddengine.unroll import eager_gradient, unroll
 from synth.ast import BalancedLoss, IntermediateMatching, perturbed
 from synth.datm import GrowingWindow
+from synth.distribution import distance as distribution_distance
+from synth.gradient import distance as gradient_distance
 from synth.trajectory import matching_loss
 
 GOLDEN = Path(os.environ.get("DDENGINE_GOLDEN", Path(__file__).parent))
@@ -304,3 +307,65 @@ def test_eval_schedule(method, i):
         assert ours.epoch == theirs["epoch"]
         for name in ("lr", "momentum", "weight_decay"):
             assert getattr(ours, name) == pytest.approx(theirs[name], rel=1e-12)
+
+
+@pytest.mark.parametrize("metric", ["layerwise", "mse", "cos"])
+def test_dc_distance(metric, dtype):
+    """The three distances between two lists of gradients, and their gradients."""
+    golden, tolerance = load("dc_distance", dtype), {torch.float64: 1e-12, torch.float32: 1e-5}[dtype]
+    real, syn = ([golden[k] for k in sorted(golden) if k.startswith(f"{side}.")] for side in ("real", "syn"))
+    flat = [torch.cat([t.flatten() for t in side])[None] for side in (real, syn)]
+    flat[1].requires_grad_()
+    loss = gradient_distance(*flat, [t.shape for t in real], metric, "weights" if metric == "layerwise" else "all")
+    name = "ours" if metric == "layerwise" else metric
+    assert_close(loss[0], golden[f"distance_{name}"], tolerance)
+    assert_close(torch.autograd.grad(loss.sum(), flat[1])[0][0], golden[f"grad_syn_{name}"], tolerance)
+
+
+def test_dm_loss(dtype):
+    """Embeddings, the loss of three classes and its gradient."""
+    golden, tolerance = load("dm_loss", dtype), {torch.float64: 1e-11, torch.float32: 1e-4}[dtype]
+    model = FlatModel(ConvNet((1, 28, 28), 10, width=16).to(dtype))
+    x_syn = golden["x_syn"].clone().requires_grad_()
+    real, syn = (model.embed(golden["params"], x.flatten(0, 1)).unflatten(0, x.shape[:2]) for x in (golden["x_real"], x_syn))
+    assert_close(real, golden["features_real"], tolerance)
+    assert_close(syn, golden["features_syn"], tolerance)
+    loss = distribution_distance(real, syn)
+    assert_close(loss, golden["loss"], tolerance)
+    assert_close(torch.autograd.grad(loss, x_syn)[0], golden["grad_x_syn"], tolerance)
+
+
+@pytest.mark.parametrize("case", ["rgb32_f2", "rgb20_f3", "gray28_f2", "gray28_f3", "gray27_f3", "gray29_f2"])
+def test_idc_decode(case, dtype):
+    """Decoding where the factor divides the image and where it does not, by the codec and by the source that is shipped."""
+    golden, tolerance = load("idc_decode", dtype), {torch.float64: 1e-11, torch.float32: 1e-4}[dtype]
+    codec = MultiFormation(factor=int(case[-1]))
+    tensors = {"images": golden[f"{case}.stored"]}
+    source = codec.source(tensors)
+    assert torch.equal(source, golden[f"{case}.source_image"])
+    assert_close(codec.decode(tensors, torch.arange(len(source))), golden[f"{case}.decoded"], tolerance)
+    shipped: dict = {}
+    exec("import torch\n" + codec.loader(), shipped)
+    images, item = shipped["decode"](tensors)
+    assert torch.equal(item, source)
+    assert_close(images, golden[f"{case}.decoded"], tolerance)
+
+
+@pytest.mark.parametrize("metric", ["mse", "l1"])
+def test_idc_matching(metric, dtype):
+    """Gradients of a real and a synthetic batch, their distance over convolution weights, and its gradient in the images."""
+    golden, tolerance = load("idc_decode", dtype), {torch.float64: 1e-11, torch.float32: 1e-4}[dtype]
+    model = FlatModel(ConvNet((1, 28, 28), 10, width=8).to(dtype))
+    gradient = eager_gradient(lambda theta, images, targets: task_loss(model(theta, images), targets))
+    x_syn = golden["match.x_syn"].clone().requires_grad_()
+    grads = [gradient(golden["match.params"], x, golden[f"match.y_{side}"]) for side, x in (("real", golden["match.x_real"]), ("syn", x_syn))]
+    for side, flat in zip(("real", "syn"), grads, strict=True):
+        for i, (part, shape) in enumerate(zip(flat.split(model.sizes), model.shapes, strict=True)):
+            stored, absolute = golden[f"match.{side}.{i:02d}"], {torch.float64: 1e-12, torch.float32: 1e-5}[dtype]
+            if len(shape) == 1:  # the gradient of a bias before a normalisation is nothing but rounding
+                assert (part.detach() - stored).abs().max() <= max(absolute, tolerance * stored.abs().max())
+            else:
+                assert_close(part.detach().view(shape), stored, tolerance)
+    loss = gradient_distance(grads[0].detach()[None], grads[1][None], model.shapes, metric, "convolutions")[0]
+    assert_close(loss, golden[f"match.distance_{metric}"], tolerance)
+    assert_close(torch.autograd.grad(loss, x_syn)[0], golden[f"match.grad_x_syn_{metric}"], tolerance)

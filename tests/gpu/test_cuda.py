@@ -1,16 +1,20 @@
 """What only a CUDA device can show. Run with `make test-gpu`."""
 
+import json
+from dataclasses import replace
+
 import pytest
 import torch
-from helpers import TINY, TINY_CROSS, run
+from helpers import TINY, TINY_CROSS, Pull, run, tiny_data, tiny_set
 from safetensors.torch import load_file
 from torch.nn import functional
 
 from ddengine import augment, training
+from ddengine import distill as outer
 from ddengine.data import Subset, load_data
 from ddengine.flat import FlatModel, flatten
 from ddengine.models import build_model
-from ddengine.recipe import DSA_OPS, AugmentConfig, DataConfig, EvalConfig
+from ddengine.recipe import DSA_OPS, AugmentConfig, DataConfig, EvalConfig, OptimConfig, OuterConfig
 from ddengine.rng import generator
 from ddengine.unroll import compiled_gradient, eager_gradient, unroll
 
@@ -83,6 +87,47 @@ def test_networks_trained_together_equal_networks_trained_alone():
     alone = [training.train_networks(new_model, [s], [i], config, 0.01, CUDA)[0] for i, s in enumerate(sets)]
     for a, b in zip(together, alone, strict=True):
         assert abs(training.accuracy(a, data.validation) - training.accuracy(b, data.validation)) < 0.03
+
+
+class Shrink(Pull):
+    """Needs nothing from the host; not finite in its fourth step."""
+
+    def losses(self, syn, state, step, rng):
+        loss = 0.5 * syn.tensors["images"].square().sum() + syn.tensors["lr"]
+        yield loss / 0 if step == 3 else loss
+
+
+def on_device(device):
+    """A set and the loop's settings, with everything the guard and the optimisers do."""
+    syn = tiny_set(tiny_data(), lr=0.01)
+    syn = replace(syn, tensors={k: v.to(device) for k, v in syn.tensors.items()}, classes=syn.classes.to(device))
+    optim = {"images": OptimConfig(lr=0.1, momentum=0.5, weight_decay=0.01), "lr": OptimConfig(lr=0.002)}
+    return syn, OuterConfig(steps=15, optim=optim, ema={"images": 0.9}, max_loss=1e6)
+
+
+@pytest.mark.parametrize("step_after", ["all", "each"])
+def test_an_outer_step_never_waits_for_the_device(step_after):
+    """Guard, optimisers, running average and learned rate included."""
+    syn, config = on_device(CUDA)
+    state = outer.State(dict(syn.tensors), {}, {"images": syn.tensors["images"].clone()}, {})
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(5):
+            outer.outer_step(syn, Shrink(), replace(config, step_after=step_after), state, 0)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert state.guard.tolist() == [0, 1, 0, 1] and state.step == 5
+
+
+def test_results_read_every_ten_steps_are_those_of_the_cpu(tmp_path):
+    """The log, the counters and the images."""
+    found = []
+    for device in (CUDA, torch.device("cpu")):
+        syn, config = on_device(device)
+        result, counters = outer.distill(syn, Shrink(), config, tmp_path / device.type, seed=0)
+        log = [json.loads(line) for line in (tmp_path / device.type / "metrics.jsonl").read_text().splitlines()]
+        found.append((result.tensors["images"].cpu(), [(e["step"], e["applied"]) for e in log], [getattr(counters, n) for n in outer.COUNTS]))
+    assert torch.allclose(found[0][0], found[1][0], atol=1e-5) and found[0][1:] == found[1][1:]
 
 
 def test_runs_repeat_themselves_to_the_bit(tmp_path, monkeypatch):

@@ -10,6 +10,8 @@ from torch.nn import functional
 
 from ddengine import augment
 from ddengine.augment import AugmentDraw
+from ddengine.errors import UserError
+from ddengine.losses import mixed_loss, task_loss
 from ddengine.recipe import DSA_OPS, AugmentConfig
 from ddengine.rng import generator
 
@@ -269,3 +271,146 @@ def test_colour_changes_brightness_saturation_and_contrast_in_that_order():
         assert low - 1e-4 <= values.min() < low + 0.01 and high - 0.01 < values.max() <= high + 1e-4
         assert abs(values.mean() - (low + high) / 2) < 0.04 * (high - low)
     assert np.abs(np.corrcoef(torch.stack((shift, saturation, contrast)).numpy()) - np.eye(3)).max() < 0.1
+
+
+# Operations that are always applied
+
+
+def numbers(uniform, num):
+    """The uniform numbers of one group, one row an image."""
+    return uniform[0].expand(num, 3)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_always_operations_come_in_order_before_the_drawn_one_and_cutout_after_it(shared):
+    config = AugmentConfig(always=("color", "cutout", "flip"), ops=("crop",))
+    images = noise(4, 3, 8, 8)
+    draw = augment.sample(config, 4, generator(3), shared=shared)
+    assert draw.always.shape == (1, 1 if shared else 4, 3, 3)
+    by_hand = images
+    for op, uniform in (("color", draw.always[:, :, 0]), ("flip", draw.always[:, :, 2]), ("crop", draw.uniform), ("cutout", draw.always[:, :, 1])):
+        by_hand = augment.OPS[op](config, by_hand, numbers(uniform, 4))
+    assert torch.equal(augment.apply(config, images, draw), by_hand)
+
+
+def test_the_order_of_always_matters():
+    """A crop first moves zeros in, which colour then changes."""
+    images = noise(4, 3, 8, 8)
+    orders = [AugmentConfig(always=always, ops=()) for always in (("color", "crop"), ("crop", "color"))]
+    draw = augment.sample(orders[0], 4, generator(1))
+    swapped = AugmentDraw(draw.ops, draw.uniform, draw.always.flip(2))
+    assert not torch.allclose(augment.apply(orders[0], images, draw), augment.apply(orders[1], images, swapped))
+
+
+def test_always_without_a_drawn_operation_is_siamese_for_batches_of_any_size():
+    """As IDC matches: colour, crop, cutout with the same numbers for real and synthetic images of a class."""
+    config = AugmentConfig(always=("color", "crop", "cutout"), ops=())
+    draw = augment.sample(config, 1, generator(4), groups=2, shared=True)
+    image = noise(1, 3, 8, 8)
+    few, many = (augment.apply(config, image.expand(2 * num, 3, 8, 8), draw).view(2, num, 3, 8, 8) for num in (2, 5))
+    for group in range(2):
+        for out in (*few[group], *many[group]):
+            assert torch.equal(out, few[group, 0])
+    assert not torch.equal(few[0, 0], few[1, 0])
+
+
+def test_always_leaves_the_drawn_operation_as_it_was():
+    with_always = AugmentConfig(always=("color", "flip"))
+    plain, extended = (augment.sample(config, 5, generator(6), groups=9) for config in (ALL, with_always))
+    assert plain.always is None and plain.ops == extended.ops and torch.equal(plain.uniform, extended.uniform)
+
+
+def test_concatenated_draws_with_always_act_as_each_does():
+    config = AugmentConfig(always=("flip", "color"), ops=("crop", "scale", "rotate"))
+    draws = [augment.sample(config, 4, generator(seed)) for seed in range(12)]
+    assert {op for d in draws for op in d.ops} == {"crop", "scale", "rotate"}
+    images = noise(48, 3, 6, 6)
+    together = augment.apply(config, images, augment.concatenate(draws).to(torch.device("cpu")))
+    alone = torch.cat([augment.apply(config, part, d) for part, d in zip(images.split(4), draws, strict=True)])
+    assert torch.allclose(together, alone, atol=1e-6)
+
+
+def test_always_is_differentiable_twice():
+    config = AugmentConfig(always=("flip", "color", "cutout"), ops=("scale",))
+    draw = augment.sample(config, 2, generator(11))
+    images = noise(2, 2, 4, 3, dtype=F64).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: augment.apply(config, x, draw), (images,))
+    assert torch.autograd.gradgradcheck(lambda x: augment.apply(config, x, draw), (images,))
+
+
+def test_what_changes_images_at_all():
+    assert ALL.any and AugmentConfig(ops=(), always=("flip",)).any and not AugmentConfig(ops=()).any
+    with pytest.raises(UserError, match="augmentation 'flop'"):
+        AugmentConfig(always=("flop",))
+
+
+# CutMix
+
+
+def box_by_hand(draw, images):
+    """The box pixel by pixel."""
+    mixed, (top, bottom, left, right) = images.clone(), draw.box
+    for i, partner in enumerate(draw.partner.tolist()):
+        for row in range(top, bottom):
+            for column in range(left, right):
+                mixed[i, :, row, column] = images[partner, :, row, column]
+    return mixed
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (5, 9)])
+def test_cutmix_takes_the_box_of_the_partner_and_counts_its_pixels(height, width):
+    images = noise(6, 3, height, width)
+    before, shares = images.clone(), []
+    for seed in range(60):
+        draw = augment.sample_cutmix(1.0, 6, (height, width), generator(seed))
+        assert sorted(draw.partner.tolist()) == list(range(6))
+        mixed = augment.cutmix(images, draw)
+        assert torch.equal(mixed, box_by_hand(draw, images))
+        covered = torch.zeros(height, width)
+        covered[draw.box[0] : draw.box[1], draw.box[2] : draw.box[3]] = 1
+        assert draw.share == pytest.approx(1 - covered.mean().item(), abs=1e-6)
+        moved = draw.partner != torch.arange(6)
+        changed = (mixed != images).any(1).float().mean((1, 2))
+        assert torch.allclose(changed, moved * (1 - draw.share), atol=1e-6)
+        shares.append(draw.share)
+    assert min(shares) < 0.5 and max(shares) > 0.9
+    assert torch.equal(images, before)
+
+
+def test_cutmix_ratio_is_uniform_before_the_border_cuts_the_box():
+    """Of boxes that lie inside, the side is 2 floor(length sqrt(1 - ratio) / 2); centres are uniform."""
+    draws = [augment.sample_cutmix(1.0, 1, (1000, 1000), generator(7, i)) for i in range(2000)]
+    sides = torch.tensor([(d.box[1] - d.box[0], d.box[3] - d.box[2]) for d in draws]).double()
+    inside = torch.tensor([d.box[0] > 0 and d.box[1] < 1000 and d.box[2] > 0 and d.box[3] < 1000 for d in draws])
+    assert torch.equal(sides[inside, 0], sides[inside, 1])
+    # a box of covered part c lies inside with probability (1 - sqrt(c))^2: E over uniform c is 1/6
+    assert abs(inside.double().mean() - 1 / 6) < 0.03
+    # and then E[c] = int c (1 - sqrt(c))^2 / (1/6) = 6 (1/2 - 4/5 + 1/3) = 1/5
+    assert abs((sides[inside].prod(1) / 1e6).mean() - 0.2) < 0.04
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.3, 1.0])
+def test_cutmix_is_drawn_as_often_as_asked(probability):
+    drawn = [augment.sample_cutmix(probability, 2, (4, 4), generator(i)) is not None for i in range(1000)]
+    assert abs(np.mean(drawn) - probability) <= (0.06 if 0 < probability < 1 else 0)
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_the_loss_of_a_mixed_batch_weighs_both_targets_by_their_pixels(soft):
+    draw = augment.CutMix(torch.tensor([2, 0, 1]), (0, 2, 1, 4), 1 - 6 / 16)
+    outputs = noise(3, 4, dtype=F64)
+    targets = noise(3, 4, seed=1, dtype=F64) if soft else torch.tensor([3, 0, 1])
+    wanted = 0.0
+    for i, partner in enumerate((2, 0, 1)):
+        for target, weight in ((targets[i], 10 / 16), (targets[partner], 6 / 16)):
+            shares = target.softmax(0) if soft else functional.one_hot(target, 4).double()
+            wanted -= weight * (shares * outputs[i].log_softmax(0)).sum().item() / 3
+    assert mixed_loss(outputs, targets, draw).item() == pytest.approx(wanted, rel=1e-12)
+    assert torch.equal(mixed_loss(outputs, targets, None), task_loss(outputs, targets))
+
+
+def test_cutmix_is_differentiable_twice():
+    draw = augment.CutMix(torch.tensor([1, 0]), (0, 2, 1, 3), 0.5)
+    images = noise(2, 2, 3, 3, dtype=F64).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: augment.cutmix(x, draw).square(), (images,))
+    assert torch.autograd.gradgradcheck(lambda x: augment.cutmix(x, draw).square(), (images,))

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -21,6 +22,26 @@ def data():
 def config(**fields):
     """20 steps of plain SGD on the images."""
     return OuterConfig(**({"steps": 20, "optim": {"images": OptimConfig(lr=0.1, momentum=0.0)}, "checkpoint_every": 5} | fields))
+
+
+class Stateless(Pull):
+    """Keeps nothing between steps, so that there may be several draws."""
+
+    def init(self, rng):
+        return {}
+
+    def losses(self, syn, state, step, rng):
+        return super().losses(syn, {"calls": torch.zeros(())}, step, rng)
+
+
+def log_of(folder):
+    """The events of a run."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def bits(tensors):
+    """Something that is equal only for tensors equal to the bit."""
+    return {k: v.numpy().tobytes() for k, v in tensors.items()}
 
 
 def test_steps_equal_torch_sgd(data, tmp_path):
@@ -59,7 +80,7 @@ def test_step_after_each_loss(data, tmp_path):
 def test_draws_are_averaged(data, tmp_path):
     """Two draws give the mean of the gradients that the two alone give."""
     syn = tiny_set(data)
-    result, _ = outer.distill(syn, Pull(noise=1.0), config(steps=1, draws=2), tmp_path, seed=0)
+    result, _ = outer.distill(syn, Stateless(noise=1.0), config(steps=1, draws=2), tmp_path, seed=0)
     moves = []
     for draw in range(2):
         state = outer.State({"images": syn.tensors["images"].clone()}, {}, {}, {"calls": torch.zeros(())})
@@ -69,6 +90,33 @@ def test_draws_are_averaged(data, tmp_path):
         moves.append(leaf.tensors["images"].grad)
     assert not torch.allclose(moves[0], moves[1])
     assert torch.allclose(result.tensors["images"], syn.tensors["images"] - 0.1 * (moves[0] + moves[1]) / 2, atol=1e-6)
+
+
+def test_state_and_several_draws_are_refused(data, tmp_path):
+    """Before the first step: each draw would advance the state."""
+    with pytest.raises(UserError, match=r"keeps state.*outer\.draws, now 2"):
+        outer.distill(tiny_set(data), Pull(), config(draws=2), tmp_path, seed=0)
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_the_loss_of_a_step_is_the_sum_of_its_parts(data, tmp_path):
+    """Averaged over draws; max_loss compares with it, or with each part where each has its update."""
+    syn = tiny_set(data)
+
+    def first(name, objective=Stateless, **fields):
+        outer.distill(syn, objective(noise=1.0, num_losses=fields.pop("parts", 1)), config(steps=1, **fields), tmp_path / name, seed=0)
+        return log_of(tmp_path / name)[0]
+
+    whole = first("whole")
+    parts = first("parts", parts=4)
+    assert parts["loss"] == pytest.approx(whole["loss"]) and parts["loss"] > 100
+    draws = [0.5 * (syn.tensors["images"] - torch.randn(syn.tensors["images"].shape, generator=outer.generator(0, "losses", 0, i))).square().sum()
+             for i in range(2)]  # fmt: skip
+    assert first("draws", parts=4, draws=2)["loss"] == pytest.approx(float(draws[0] + draws[1]) / 2)
+    between = {"parts": 4, "max_loss": 0.5 * whole["loss"]}  # above every part, below their sum
+    assert not first("skipped", **between)["applied"]
+    each = first("each", step_after="each", **between)
+    assert each["applied"] and each["loss"] == pytest.approx(whole["loss"])  # the parts do not overlap
 
 
 def test_running_average(data, tmp_path):
@@ -81,29 +129,42 @@ def test_running_average(data, tmp_path):
     assert torch.allclose(result.tensors["raw.images"], 0.81 * x, atol=1e-6)
 
 
-@pytest.mark.parametrize("stop_at", [1, 7, 10])
-def test_resume_is_bit_identical(data, tmp_path, stop_at):
-    """A run broken off after any step ends with the same tensors, momentum, state and log as one that was not."""
-    fields = {"optim": {"images": OptimConfig(lr=0.1, momentum=0.5)}, "ema": {"images": 0.9}, "draws": 2}
-    syn = tiny_set(data)
-    whole, _ = outer.distill(syn, Pull(noise=1.0), config(**fields), tmp_path / "whole", seed=3)
+@pytest.mark.parametrize("interval", [1, 7])
+@pytest.mark.parametrize("objective, draws", [(Pull, 1), (Stateless, 2)])
+@pytest.mark.parametrize("stop_at", [1, 7, 10, 13])
+def test_resume_is_bit_identical(data, tmp_path, monkeypatch, stop_at, objective, draws, interval):
+    """A run broken off after any step ends with the same tensors, momentum, state and log as one that was not.
 
-    class Killed(Pull):
+    Interrupted, with the log of every step made; and killed, with what lies on the disk just then.
+    """
+    monkeypatch.setitem(outer.READ_EVERY, "cpu", interval)
+    fields = {"optim": {"images": OptimConfig(lr=0.1, momentum=0.5)}, "ema": {"images": 0.9}, "draws": draws}
+    syn = tiny_set(data)
+
+    class Watched(objective):
+        def losses(self, syn, state, step, rng):
+            if step == stop_at and not (tmp_path / "killed").exists():
+                shutil.copytree(tmp_path / "whole", tmp_path / "killed")
+            return super().losses(syn, state, step, rng)
+
+    class Interrupted(objective):
         def losses(self, syn, state, step, rng):
             if step == stop_at:
                 raise KeyboardInterrupt
             return super().losses(syn, state, step, rng)
 
+    whole, _ = outer.distill(syn, Watched(noise=1.0), config(**fields), tmp_path / "whole", seed=3)
     with pytest.raises(KeyboardInterrupt):
-        outer.distill(syn, Killed(noise=1.0), config(**fields), tmp_path / "broken", seed=3)
-    again, _ = outer.distill(syn, Pull(noise=1.0), config(**fields), tmp_path / "broken", seed=3)
-    assert {k: v.tolist() for k, v in again.tensors.items()} == {k: v.tolist() for k, v in whole.tensors.items()}
-    checkpoints = [read_tensors(tmp_path / name / "checkpoint/state.safetensors")[0] for name in ("whole", "broken")]
-    assert checkpoints[0].keys() == checkpoints[1].keys() and "objective/calls" in checkpoints[0]
-    assert all(torch.equal(checkpoints[0][k], checkpoints[1][k]) for k in checkpoints[0])
-    logs = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "broken")]
-    assert logs[0] == logs[1]
-    assert [json.loads(line)["step"] for line in logs[0].splitlines()] == list(range(1, 21))
+        outer.distill(syn, Interrupted(noise=1.0), config(**fields), tmp_path / "interrupted", seed=3)
+    assert [e["step"] for e in log_of(tmp_path / "interrupted")] == list(range(1, stop_at + 1))
+    assert [e["step"] for e in log_of(tmp_path / "whole")] == list(range(1, 21))
+    expected, _ = read_tensors(tmp_path / "whole/checkpoint/state.safetensors")
+    assert ("objective/calls" in expected) == (objective is Pull)
+    for name in ("interrupted", "killed"):
+        again, _ = outer.distill(syn, objective(noise=1.0), config(**fields), tmp_path / name, seed=3)
+        assert bits(again.tensors) == bits(whole.tensors)
+        assert bits(read_tensors(tmp_path / name / "checkpoint/state.safetensors")[0]) == bits(expected)
+        assert (tmp_path / name / "metrics.jsonl").read_text() == (tmp_path / "whole/metrics.jsonl").read_text()
 
 
 class Sometimes(Pull):
@@ -139,6 +200,138 @@ def test_guard_skips_above_max_loss_and_never_stops(data, tmp_path, capsys):
     assert counters.above_max_loss == 20
     assert torch.equal(result.tensors["images"], syn.tensors["images"])
     assert "20 of 20 updates were skipped" in capsys.readouterr().out
+
+
+class Rough(Pull):
+    """Everything the guard knows: parts that are not finite, parts far above the others, and a learned rate that falls below zero."""
+
+    def losses(self, syn, state, step, rng):
+        for i, part in enumerate(super().losses(syn, state, step, rng)):
+            loss = part + syn.tensors["lr"]
+            if i == 1 and step in (0, 3, 4, 8, 15):
+                loss = loss / 0  # infinite, and its gradient with it
+            yield loss + 1e6 if i == 0 and step in (1, 3, 9, 17) else loss
+
+
+ROUGH = {"optim": {"images": OptimConfig(lr=0.1, momentum=0.5, weight_decay=0.01), "lr": OptimConfig(lr=0.002, momentum=0.0)}, "max_loss": 1e5}
+
+
+def seen(counters):
+    """What the guard counted."""
+    return {name: getattr(counters, name) for name in outer.COUNTS}
+
+
+def test_what_is_skipped_leaves_no_trace(data, tmp_path):
+    """Images, momentum and running average go on as if the skipped steps had not been."""
+    syn = tiny_set(data, lr=0.01)
+    _, counters = outer.distill(syn, Rough(num_losses=2), config(**ROUGH, ema={"images": 0.8}), tmp_path, seed=0)
+    x = syn.tensors["images"].clone().requires_grad_()
+    average = x.detach().clone()
+    sgd = torch.optim.SGD([x], 0.1, momentum=0.5, weight_decay=0.01)
+    made = [step for step in range(20) if step not in (0, 1, 3, 4, 8, 9, 15, 17)]
+    for _ in made:
+        sgd.zero_grad()
+        (0.5 * x.square().sum()).backward()
+        sgd.step()
+        average.lerp_(x.detach(), 0.2)
+    reached, _ = read_tensors(tmp_path / "checkpoint/state.safetensors")
+    theirs = {"tensors/images": x.detach(), "momentum/images": sgd.state[x]["momentum_buffer"], "ema/images": average}
+    assert all(torch.allclose(reached[k], v, atol=1e-5) for k, v in theirs.items())
+    assert [e["step"] - 1 for e in log_of(tmp_path) if e["applied"]] == made
+    # both parts push the rate down by 0.002, so that it is held from the third update on
+    assert seen(counters) == {"not_finite_in_a_row": 0, "not_finite": 5, "above_max_loss": 3, "lr_held": len(made) - 2}
+
+
+@pytest.mark.parametrize("step_after", ["all", "each"])
+@pytest.mark.parametrize("ema", [{}, {"images": 0.9, "lr": 0.5}])
+def test_read_late_is_read_the_same(data, tmp_path, monkeypatch, capsys, step_after, ema):
+    """Tensors, checkpoint, log, counters and warnings do not depend on when the host reads the results."""
+    found, reads = [], []
+    original = outer._read
+    monkeypatch.setattr(outer.time, "perf_counter", lambda: 0.0)  # the log tells the seconds at each validation
+    monkeypatch.setattr(outer, "_read", lambda pending, *rest: (reads.append(len(pending)), original(pending, *rest))[1])
+    fields = config(**ROUGH, ema=ema, step_after=step_after, checkpoint_every=16, evaluate_every=9)
+    for interval in (1, 7):
+        monkeypatch.setitem(outer.READ_EVERY, "cpu", interval)
+        syn, folder = tiny_set(data, lr=0.01), tmp_path / str(interval)
+        result, counters = outer.distill(syn, Rough(num_losses=2), fields, folder, seed=0, validate=lambda s: float(s.tensors["images"].mean()))
+        checkpoint, metadata = read_tensors(folder / "checkpoint/state.safetensors")
+        saved = json.loads(metadata["state"])
+        assert {k: saved["counters"][k] for k in outer.COUNTS} == seen(counters)
+        text = (folder / "metrics.jsonl").read_text()
+        found.append((bits(result.tensors), bits(checkpoint), text, seen(counters), saved["step"], saved["log_bytes"], capsys.readouterr().out))
+    assert reads == [1] * 20 + [7, 2, 5, 2, 2, 2]  # at 7, 9, 14, 16, 18, 20
+    assert found[0] == found[1]
+    assert found[0][3]["not_finite"] and found[0][3]["above_max_loss"] and found[0][3]["lr_held"]
+
+
+def test_the_warning_of_the_first_steps_when_read_late(data, tmp_path, monkeypatch, capsys):
+    """That all were above max_loss is said of step 20, although the guard had counted on when it was read."""
+    monkeypatch.setitem(outer.READ_EVERY, "cpu", 7)
+    outer.distill(tiny_set(data), Pull(), config(steps=40, max_loss=1e-9, checkpoint_every=100), tmp_path, seed=0)
+    assert "none of 20 updates" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("step_after, stops", [("all", 15), ("each", 10)])
+@pytest.mark.parametrize("interval", [1, 7])
+def test_a_stop_read_late_is_a_stop_at_its_step(data, tmp_path, monkeypatch, interval, step_after, stops):
+    """Steps after the stop are finite again, and must change nothing before the host has read of it."""
+    monkeypatch.setitem(outer.READ_EVERY, "cpu", interval)
+    states, step = [], outer.outer_step
+    monkeypatch.setattr(outer, "outer_step", lambda *args: (states.append(args[3]), step(*args))[1])
+    fields = {"step_after": step_after, "optim": {"images": OptimConfig(lr=0.1, momentum=0.5)}, "ema": {"images": 0.9}}
+    fields |= {"steps": 30, "checkpoint_every": 50}
+    objective = Sometimes(set(range(5, stops)))
+    objective.num_losses = 2
+    with pytest.raises(UserError, match=rf"for 10 steps in a row, up to step {stops};"):
+        outer.distill(tiny_set(data), objective, config(**fields), tmp_path / "stopped", seed=0)
+    assert states[0].step == (stops if interval == 1 else -(-stops // 7) * 7)
+    assert [e["step"] for e in log_of(tmp_path / "stopped")] == list(range(1, stops))
+    outer.distill(tiny_set(data), Pull(num_losses=2), config(**fields | {"steps": 5}), tmp_path / "five", seed=0)
+    before, _ = read_tensors(tmp_path / "five/checkpoint/state.safetensors")
+    groups = states[0].groups()
+    reached = {f"{kind}/{name}": v for kind in ("tensors", "momentum", "ema") for name, v in groups[kind].items()}
+    assert bits(reached) == {k: v for k, v in bits(before).items() if k != "objective/calls"}
+
+
+def test_a_stop_before_an_error_is_told(data, tmp_path, monkeypatch):
+    """What the objective makes of a run that the guard has stopped is not the error to read."""
+    monkeypatch.setitem(outer.READ_EVERY, "cpu", 50)
+
+    class Fails(Sometimes):
+        def losses(self, syn, state, step, rng):
+            if step == 17:
+                raise ValueError
+            return super().losses(syn, state, step, rng)
+
+    with pytest.raises(UserError, match="up to step 15"):
+        outer.distill(tiny_set(data), Fails(set(range(5, 30))), config(checkpoint_every=50), tmp_path, seed=0)
+
+
+@pytest.mark.parametrize("step_after", ["all", "each"])
+def test_a_step_reads_nothing_from_the_device(data, monkeypatch, step_after):
+    """No tensor becomes a number; and on the meta device, where there are no numbers to read, a step runs all the same."""
+    syn = tiny_set(data, lr=0.01)
+    fields = config(**ROUGH, step_after=step_after, ema={"images": 0.9})
+    reads = []
+    for name in ("item", "__bool__", "__float__", "__int__", "__index__", "tolist", "cpu", "numpy"):
+        method = getattr(torch.Tensor, name)
+        monkeypatch.setattr(torch.Tensor, name, lambda *args, name=name, method=method: (reads.append(name), method(*args))[1])
+    state = outer.State({k: v.clone() for k, v in syn.tensors.items()}, {}, {"images": syn.tensors["images"].clone()}, {"calls": torch.zeros(())})
+    for _ in range(5):
+        outer.outer_step(syn, Rough(num_losses=2), fields, state, 0)
+    assert reads == [] and state.step == 5
+    assert not torch.equal(state.tensors["images"], syn.tensors["images"])
+    assert float(state.tensors["lr"]) < 0.01 and reads  # now one was read: the count counts
+    meta = {k: v.to("meta") for k, v in syn.tensors.items()}
+    state = outer.State(dict(meta), {}, {"images": meta["images"].clone()}, {"calls": torch.zeros(())})
+
+    class OnMeta(Rough):
+        def losses(self, syn, state, step, rng):
+            for i, part in enumerate(syn.tensors["images"].chunk(2)):
+                yield part.square().sum() + syn.tensors["lr"] * i
+
+    assert outer.outer_step(syn, OnMeta(), fields, state, 0).is_meta and state.step == 1
 
 
 class Down(Pull):

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from ddengine import augment, training
+from ddengine.coreset import herding_index, random_index
 from ddengine.data import Preprocess, RealSet
 from ddengine.data.realset import Subset
 from ddengine.evaluate import Memo, interval
-from ddengine.init import herding_index, random_index
 from ddengine.models import build_model
 from ddengine.recipe import AugmentConfig, EvalConfig
 from ddengine.rng import generator
@@ -137,6 +137,83 @@ def test_neighbours_do_not_matter_at_all_one_after_another(monkeypatch, name):
     for key, value in alone.state_dict().items():
         assert torch.equal(value, third.state_dict()[key]), key
     assert training.accuracy(alone, other) == training.accuracy(third, other)
+
+
+MIXED = EvalConfig(
+    protocol="test", epochs=5, batch=8, weight_decay=0.01, lr_drop=0.2, schedule="thirds", cutmix=0.6,
+    augment=AugmentConfig(always=("flip", "color"), ops=("crop", "scale", "rotate")),
+)  # fmt: skip
+
+
+def mixing_loop(real, config, lr, seed):
+    """IDC's evaluation loop, with torch's own schedule: E epochs, the rate drops at two thirds and five sixths, batches are mixed or not."""
+    network = maker(IN)(generator(seed, "network")).train()
+    optimiser = torch.optim.SGD(network.parameters(), lr=lr, momentum=config.momentum, weight_decay=config.weight_decay)
+    drops = torch.optim.lr_scheduler.MultiStepLR(optimiser, [2 * config.epochs // 3, 5 * config.epochs // 6], config.lr_drop)
+    mixed = 0
+    for epoch in range(config.epochs):
+        order = torch.randperm(len(real), generator=generator(seed, "order", epoch))
+        for step, begin in enumerate(range(0, len(real), config.batch)):
+            index = order[begin : begin + config.batch]
+            images, labels = real.images(index), real.labels[index]
+            images = augment.apply(config.augment, images, augment.sample(config.augment, len(index), generator(seed, "augment", epoch, step)))
+            cross_entropy = nn.CrossEntropyLoss()
+            draw = augment.sample_cutmix(config.cutmix, len(index), SHAPE[1:], generator(seed, "cutmix", epoch, step))
+            if draw is None:
+                loss = cross_entropy(network(images), labels)
+            else:
+                mixed += 1
+                outputs = network(augment.cutmix(images, draw))
+                loss = cross_entropy(outputs, labels) * draw.share + cross_entropy(outputs, labels[draw.partner]) * (1 - draw.share)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+        drops.step()
+    assert 0 < mixed < config.epochs * 3
+    return network
+
+
+def test_thirds_and_cutmix_are_idcs_loop():
+    real = real_set()
+    (network,) = train(IN, [5], [real], config=MIXED)
+    assert_same_change(IN, 5, network, mixing_loop(real, MIXED, LR, 5), 1e-6)
+
+
+def test_networks_trained_together_mix_each_its_own(monkeypatch):
+    """Each as alone: the draws of its neighbours, and whether they are mixed, do not matter."""
+    batched(monkeypatch)
+    seeds, sets = [3, 1, 2], [real_set(seed=i) for i in range(3)]
+    together = train(IN, seeds, sets, config=MIXED)
+    for seed, own, network in zip(seeds, sets, together, strict=True):
+        assert_same_change(IN, seed, network, train(IN, [seed], [own], config=MIXED)[0], 1e-4)
+
+
+@pytest.mark.parametrize("epochs", [2, 3, 4, 7, 12, 1000])
+def test_thirds_are_torchs_multi_step_schedule(epochs):
+    config = EvalConfig(protocol="test", epochs=epochs, lr_drop=0.2, schedule="thirds")
+    optimiser = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=LR)
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimiser, [2 * epochs // 3, 5 * epochs // 6], 0.2)
+    points = training.schedule(config, LR)
+    assert [p.fresh for p in points] == [True, False, False]
+    for epoch in range(epochs):
+        in_force = [p for p in points if p.epoch <= epoch][-1]
+        assert in_force.lr == pytest.approx(optimiser.param_groups[0]["lr"], rel=1e-12), epoch
+        optimiser.step()
+        scheduler.step()
+
+
+def test_thirds_of_one_epoch_never_drop():
+    """A schedule that full data stretch to one epoch trains at the rate it was given."""
+    assert [(p.epoch, p.lr) for p in training.schedule(MIXED, LR, epochs=1)] == [(0, LR)]
+
+
+@pytest.mark.parametrize(("max_steps", "updates"), [(None, 15), (15, 15), (14, 14), (9, 9), (4, 4), (1, 1)])
+def test_updates_of_thirds_respect_max_steps(max_steps, updates):
+    """21 images in batches of 8 are 3 updates an epoch, of E = 5 epochs."""
+    counting = Counting(real_set())
+    train(IN, [0], [counting], config=MIXED, max_steps=max_steps)
+    assert counting.batches == updates == training.num_updates(21, MIXED, max_steps)
+    assert training.num_epochs(21, MIXED, max_steps) == math.ceil(updates / 3)
 
 
 def test_training_leaves_global_generators_alone():

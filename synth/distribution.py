@@ -1,0 +1,91 @@
+"""Distribution matching: DM (Zhao & Bilen, WACV 2023, arXiv 2110.04181).
+
+The mean embedding of a class's synthetic images should be that of its real images, in networks of random weights:
+
+    loss = sum over classes c of | mean of psi(A(B_c, w_c)) - mean of psi(A(S_c, w_c)) |^2        (eq. 6)
+
+with psi the input of the network's last linear layer, a batch B_c of real images and the same augmentation w_c on both sides. No network is
+trained; a slot takes other ways of handling it. Networks with BatchNorm see the images of all classes in one batch.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import torch
+from torch import Generator, Tensor
+
+from ddengine import augment
+from ddengine.recipe import AugmentConfig, require
+from ddengine.synthetic import SyntheticSet
+from ddengine.types import Env
+from synth.classes import check_real_batch, class_members, parts, pays
+from synth.networks import Networks, training_gradient
+
+NetworksT = TypeVar("NetworksT", bound=Networks)
+
+
+def distance(real: Tensor, syn: Tensor) -> Tensor:
+    """Sum over classes of the squared distances of mean embeddings; real (K, B, D), syn (K, n, D)."""
+    return (real.mean(1) - syn.mean(1)).square().sum()
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistributionMatching(Generic[NetworksT]):
+    """Configuration of the objective."""
+
+    networks: NetworksT  # in which networks embeddings are compared
+    real_batch: int = 256  # real images per class and step
+    syn_batch: int | None = None  # most decoded images per class and step, drawn anew; None: all
+    augment: AugmentConfig = AugmentConfig()
+    classes_at_once: int | None = None  # classes in one pass; None: as many as pay on the device
+
+    def __post_init__(self) -> None:
+        require(self.real_batch >= 1, f"objective.real_batch must be at least 1, got {self.real_batch}.")
+        for name in ("syn_batch", "classes_at_once"):
+            require(getattr(self, name) is None or getattr(self, name) >= 1, f"objective.{name} must be at least 1, got {getattr(self, name)}.")
+
+    @property
+    def cites(self) -> tuple[str, ...]:
+        """Works to cite."""
+        return ("zhao2023dm",)
+
+    def initial(self) -> dict[str, float]:
+        """Nothing is learned beside the images."""
+        return {}
+
+    def build(self, env: Env) -> "DistributionObjective":
+        """The objective. Raises UserError when a class has fewer images than the real batch."""
+        check_real_batch(env.real, self.real_batch)
+        return DistributionObjective(self, env)
+
+
+class DistributionObjective:
+    """See the module."""
+
+    def __init__(self, config: DistributionMatching, env: Env):
+        self.config, self.env = config, env
+        self.train = training_gradient(env)
+        self.embed = torch.compile(env.model.embed) if env.compile else env.model.embed
+
+    def init(self, rng: Generator) -> dict[str, Tensor]:
+        """What the networks keep."""
+        return self.config.networks.state(self.env)
+
+    def losses(self, syn: SyntheticSet, state: dict[str, Tensor], step: int, rng: Generator) -> Iterator[Tensor]:
+        """One loss for each part of the classes that is computed together; their sum is the step's."""
+        config, env = self.config, self.env
+        theta = config.networks.next(env, self.train, syn, state, step, config.augment, rng)
+        index = env.real.draw_each(config.real_batch, rng)
+        members = class_members(syn, config.syn_batch, rng)
+        draw = augment.sample(config.augment, 1, rng, groups=len(members), shared=True).to(env.device)
+        everything = slice(0, len(members))
+        shared = env.model.normed is not None  # statistics of the batch
+        for classes in parts(everything, len(members) if shared else config.classes_at_once or pays(env.device, members.shape[1])):
+            with torch.no_grad():
+                real = []
+                for part in parts(classes, len(members) if shared else config.classes_at_once or pays(env.device, index.shape[1])):
+                    images = augment.apply(config.augment, env.real.images(index[part].flatten()), draw.part(part))
+                    real.append(self.embed(theta, images).unflatten(0, (-1, index.shape[1])))
+            images = augment.apply(config.augment, syn.batch(members[classes].flatten()).images, draw.part(classes))
+            yield distance(torch.cat(real), self.embed(theta, images).unflatten(0, (-1, members.shape[1])))

@@ -1,0 +1,170 @@
+"""Gradient matching: DC (Zhao et al., ICLR 2021, arXiv 2006.05929), DSA (2102.08259), DCC (Lee et al., ICML 2022) and IDC's loss (2205.14959).
+
+The gradient that a network gets from synthetic images should be the one it gets from real images:
+
+    loss = sum over classes c of D(grad l(A(S_c, w_c); theta), grad l(A(B_c, w_c); theta))        (DC eq. 9, DSA eq. 4)
+
+with a batch B_c of real images of the class and the same augmentation w_c on both sides. DCC sums the gradients over classes before the
+distance. Differs from the released code: networks and real batches follow from the seed, the gradients of several classes are computed in one
+pass, and BatchNorm layers get the statistics of 16 real images per class themselves, not a tenth of them.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Generic, Literal, TypeVar
+
+import torch
+from torch import Generator, Tensor
+
+from ddengine import augment
+from ddengine.losses import task_loss
+from ddengine.recipe import AugmentConfig, require
+from ddengine.synthetic import SyntheticSet
+from ddengine.types import Env
+from ddengine.unroll import eager_gradient
+from synth.classes import check_real_batch, class_members, parts, pays
+from synth.networks import Networks, training_gradient
+
+NetworksT = TypeVar("NetworksT", bound=Networks)
+
+Metric = Literal["layerwise", "mse", "l1", "cos"]
+Tensors = Literal["weights", "convolutions", "all"]
+FEWEST_DIMS = {"weights": 2, "convolutions": 3, "all": 0}  # of the parameters that are compared
+EPS = 1e-6  # beside the product of norms
+NORM_BATCH = 16  # real images per class for the statistics of BatchNorm layers
+
+
+def distance(real: Tensor, syn: Tensor, shapes: Sequence[torch.Size], metric: Metric, tensors: Tensors) -> Tensor:
+    """Distances (G,) between gradients real and syn (G, P), whose parameters have these shapes.
+
+    "layerwise" (DC eq. 10): the sum over rows (output channels, classes) of 1 - cosine. "mse" and "l1": sums, not means, of squared and
+    absolute differences. "cos": 1 - cosine of all numbers as one vector.
+    """
+    sizes = [prod(shape) for shape in shapes]
+    chosen = [
+        (r, s, shape)
+        for r, s, shape in zip(real.split(sizes, 1), syn.split(sizes, 1), shapes, strict=True)
+        if len(shape) >= FEWEST_DIMS[tensors]
+    ]  # fmt: skip
+    if metric == "layerwise":
+        return torch.stack([_rows(r.unflatten(1, (shape[0], -1)), s.unflatten(1, (shape[0], -1))).sum(1) for r, s, shape in chosen]).sum(0)
+    a, b = torch.cat([r for r, _, _ in chosen], 1), torch.cat([s for _, s, _ in chosen], 1)
+    if metric == "cos":
+        return _rows(a, b)
+    return (a - b).square().sum(1) if metric == "mse" else (a - b).abs().sum(1)
+
+
+def _rows(a: Tensor, b: Tensor) -> Tensor:
+    """1 - cosine over the last dimension."""
+    return 1 - (a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1) + EPS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientMatching(Generic[NetworksT]):
+    """Configuration of the objective."""
+
+    networks: NetworksT  # in which networks gradients are compared
+    metric: Metric = "layerwise"
+    tensors: Tensors = "weights"  # parameters of at least two dimensions | at least three | all
+    real_batch: int = 256  # real images per class and step
+    syn_batch: int | None = None  # most decoded images per class and step, drawn anew; None: all
+    augment: AugmentConfig = AugmentConfig()
+    classes: Literal["each", "sum"] = "each"  # a distance for each class, or one between sums over classes (DCC)
+    warmup_networks: int = 0  # for so many networks `sum` begins with `each` ...
+    warmup_steps: int = 0  # ... for so many of their steps
+    # classes in one pass; None: as many as pay on the device. 1 with outer.step_after each steps after every class
+    classes_at_once: int | None = None
+
+    def __post_init__(self) -> None:
+        require(self.real_batch >= 1, f"objective.real_batch must be at least 1, got {self.real_batch}.")
+        for name in ("syn_batch", "classes_at_once"):
+            require(getattr(self, name) is None or getattr(self, name) >= 1, f"objective.{name} must be at least 1, got {getattr(self, name)}.")
+        require(min(self.warmup_networks, self.warmup_steps) >= 0, "objective.warmup_networks and warmup_steps must not be negative; 0 is none.")
+        require(
+            self.metric != "layerwise" or self.tensors != "all",
+            "objective.metric layerwise compares the rows of tensors, and objective.tensors all has tensors without; set objective.tensors weights.",
+        )
+
+    @property
+    def cites(self) -> tuple[str, ...]:
+        """Works to cite for the parts in use."""
+        return ("zhao2021dc", *(("lee2022dcc",) if self.classes == "sum" else ()))
+
+    def initial(self) -> dict[str, float]:
+        """Nothing is learned beside the images."""
+        return {}
+
+    def build(self, env: Env) -> "GradientObjective":
+        """The objective. Raises UserError when a class has fewer images than the real batch."""
+        check_real_batch(env.real, self.real_batch)
+        return GradientObjective(self, env)
+
+
+class GradientObjective:
+    """See the module."""
+
+    def __init__(self, config: GradientMatching, env: Env):
+        self.config, self.env = config, env
+        self.train = training_gradient(env)
+
+        def loss(theta: Tensor, images: Tensor, targets: Tensor, statistics: dict[str, Tensor] | None) -> Tensor:
+            return task_loss(env.model(theta, images, statistics), targets)
+
+        self.one = eager_gradient(loss)
+        several = torch.vmap(torch.func.grad(loss), in_dims=(None, 0, 0, None))
+        self.several = torch.compile(several) if env.compile else several
+
+    def init(self, rng: Generator) -> dict[str, Tensor]:
+        """What the networks keep."""
+        return self.config.networks.state(self.env)
+
+    def gradients(self, theta: Tensor, images: Tensor, targets: Tensor, statistics: dict[str, Tensor] | None) -> Tensor:
+        """The gradient of each group (G, P) of images (G, B, C, H, W) and targets (G, B) or (G, B, K), differentiable in the images."""
+        if len(images) == 1:
+            return self.one(theta, images[0], targets[0], statistics)[None]
+        return self.several(theta, images, targets, statistics)
+
+    def losses(self, syn: SyntheticSet, state: dict[str, Tensor], step: int, rng: Generator) -> Iterator[Tensor]:
+        """One loss for each part of the classes that is computed together; their sum is the step's."""
+        config, env = self.config, self.env
+        theta = config.networks.next(env, self.train, syn, state, step, config.augment, rng)
+        statistics = batch_statistics(env, theta, rng)
+        real = env.real.draw_each(config.real_batch, rng)
+        members = class_members(syn, config.syn_batch, rng)
+        draw = augment.sample(config.augment, 1, rng, groups=len(members), shared=True).to(env.device)
+
+        def synthetic(classes: slice) -> tuple[Tensor, Tensor]:
+            images, targets = syn.batch(members[classes].flatten())
+            return augment.apply(config.augment, images, draw.part(classes)), targets
+
+        def compare(target: Tensor, images: Tensor, targets: Tensor) -> Tensor:
+            """The sum of the distances to real gradients (G, P) of a batch that holds as many groups."""
+            mine = self.gradients(theta, images.unflatten(0, (len(target), -1)), targets.unflatten(0, (len(target), -1)), statistics)
+            return distance(target, mine, env.model.shapes, config.metric, config.tensors).sum()
+
+        everything = slice(0, len(members))
+        network, seen = config.networks.round(syn, step)
+        if config.classes == "sum" and not (network < config.warmup_networks and seen < config.warmup_steps):
+            yield compare(self._real(theta, real, draw, everything, statistics).mean(0, keepdim=True), *synthetic(everything))
+            return
+        for classes in parts(everything, config.classes_at_once or pays(env.device, members.shape[1])):
+            yield compare(self._real(theta, real, draw, classes, statistics), *synthetic(classes))
+
+    @torch.no_grad()
+    def _real(self, theta: Tensor, index: Tensor, draw: augment.AugmentDraw, classes: slice, statistics: dict[str, Tensor] | None) -> Tensor:
+        """The real gradients (G, P) of some classes; index (K, B)."""
+        found = []
+        for part in parts(classes, self.config.classes_at_once or pays(self.env.device, index.shape[1])):
+            images, targets = self.env.real.batch(index[part].flatten())
+            images = augment.apply(self.config.augment, images, draw.part(part))
+            found.append(self.gradients(theta, images.unflatten(0, (-1, index.shape[1])), targets.unflatten(0, (-1, index.shape[1])), statistics))
+        return torch.cat(found)
+
+
+def batch_statistics(env: Env, theta: Tensor, rng: Generator) -> dict[str, Tensor] | None:
+    """What BatchNorm layers see in real images of all classes; None for networks without, for which nothing is drawn."""
+    if env.model.normed is None:
+        return None
+    num = min(NORM_BATCH, *(len(members) for members in env.real.members))
+    return env.model.statistics(theta, env.real.images(env.real.draw_each(num, rng).flatten()))

@@ -1,0 +1,197 @@
+"""The networks in which real and synthetic images are compared: never trained, trained on the synthetic images, or trained on real ones.
+
+What a network has become lies in the objective's state, so that it is checkpointed. All training happens on one flat parameter vector in
+one loop: batches are indexed on the device, nothing is read back.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from ddengine import augment
+from ddengine.distill import sgd_step
+from ddengine.flat import flatten
+from ddengine.losses import mixed_loss
+from ddengine.recipe import AugmentConfig, OptimConfig, require
+from ddengine.rng import on_device
+from ddengine.synthetic import SyntheticSet
+from ddengine.types import Env
+from ddengine.unroll import compiled_gradient, eager_gradient
+
+Gradient = Callable[..., Tensor]  # (theta (P,), images, targets, CutMix draw or None) -> (P,)
+State = dict[str, Tensor]
+
+
+class Networks(Protocol):
+    """A frozen dataclass that says which network an outer step sees."""
+
+    def state(self, env: Env) -> State:
+        """What is kept between steps, before the first; {} for nothing."""
+        ...
+
+    def next(self, env: Env, gradient: Gradient, syn: SyntheticSet, state: State, step: int, config: AugmentConfig, rng: Generator) -> Tensor:
+        """The parameters (P,) for an outer step; updates the state. `config` is the augmentation of the objective."""
+        ...
+
+    def round(self, syn: SyntheticSet, step: int) -> tuple[int, int]:
+        """(which network, how many steps it has seen) at an outer step."""
+        ...
+
+
+def training_gradient(env: Env) -> Gradient:
+    """The gradient that networks are trained with; compiled where the run asks for it, but for mixed batches, each of which has other constants."""
+
+    def loss(theta: Tensor, images: Tensor, targets: Tensor, mix: augment.CutMix | None) -> Tensor:
+        return mixed_loss(env.model(theta, images), targets, mix)
+
+    eager = eager_gradient(loss)
+    compiled = compiled_gradient(loss) if env.compile else eager
+    return lambda theta, images, targets, mix=None: (compiled if mix is None else eager)(theta, images, targets, mix)
+
+
+def fresh(env: Env, rng: Generator) -> Tensor:
+    """The parameters (P,) of a new network."""
+    return flatten(env.new_model(rng)).to(env.device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Untrained:
+    """A new random network at each outer step (DM)."""
+
+    def state(self, env: Env) -> State:
+        """Nothing."""
+        return {}
+
+    def next(self, env: Env, gradient: Gradient, syn: SyntheticSet, state: State, step: int, config: AugmentConfig, rng: Generator) -> Tensor:
+        """A new network."""
+        return fresh(env, rng)
+
+    def round(self, syn: SyntheticSet, step: int) -> tuple[int, int]:
+        """(step, 0)."""
+        return step, 0
+
+
+# Images per class -> epochs on the synthetic images between two outer steps, as published; outer steps per network are the images per class
+PUBLISHED_EPOCHS = {1: 1, 10: 50, 20: 25, 30: 20, 40: 15, 50: 10}
+
+
+def loop_counts(ipc: int) -> tuple[int, int]:
+    """(outer steps per network, epochs of its training between them) for any number of stored images per class.
+
+    The published table where it has an entry (1, 10, 20, 30, 40, 50; the released code refuses all others). Elsewhere as many steps as
+    images, at most 50, and epochs by linear interpolation of the table, rounded; above 50 as at 50.
+    """
+    return min(ipc, 50), round(float(np.interp(ipc, list(PUBLISHED_EPOCHS), list(PUBLISHED_EPOCHS.values()))))
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnSynthetic:
+    """A network that is trained on the synthetic images between outer steps, and replaced by a new one after `steps` (DC, DSA, DCC).
+
+    SGD without momentum or weight decay, with the augmentation of the objective. The released code seeds networks by the clock.
+    """
+
+    steps: int | None = None  # outer steps per network; None: the images per class, at most 50
+    epochs: int | None = None  # passes over the synthetic images between outer steps; None: by the images per class, as published
+    batch: int = 256  # synthetic examples per update
+    lr: float = 0.01  # of the network
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "epochs"):
+            require(
+                getattr(self, name) is None or getattr(self, name) >= 1, f"objective.networks.{name} must be at least 1, got {getattr(self, name)}."
+            )
+        require(self.batch >= 1, f"objective.networks.batch must be at least 1, got {self.batch}.")
+        require(0 < self.lr < float("inf"), f"objective.networks.lr must be positive and finite, got {self.lr}.")
+
+    def counts(self, syn: SyntheticSet) -> tuple[int, int]:
+        """(outer steps per network, epochs between them)."""
+        steps, epochs = loop_counts(max(1, round(syn.images_per_class())))
+        return self.steps or steps, self.epochs or epochs
+
+    def state(self, env: Env) -> State:
+        """The network, unless each serves a single step."""
+        return {} if self.steps == 1 else {"theta": torch.zeros(env.model.num_params, device=env.device)}
+
+    def round(self, syn: SyntheticSet, step: int) -> tuple[int, int]:
+        """(which network, how many steps it has seen)."""
+        return divmod(step, self.counts(syn)[0])
+
+    def next(self, env: Env, gradient: Gradient, syn: SyntheticSet, state: State, step: int, config: AugmentConfig, rng: Generator) -> Tensor:
+        """A new network, or the last step's after its training on what the images have become."""
+        steps, epochs = self.counts(syn)
+        if step % steps == 0:
+            theta = fresh(env, rng)
+        else:
+            theta = state["theta"]
+            with torch.no_grad():
+                images, targets = syn.batch(torch.arange(len(syn)))
+                source = on_device(rng, env.device)
+                for _ in range(epochs):
+                    for index in torch.randperm(len(syn), generator=source, device=env.device).split(self.batch):
+                        draw = augment.sample(config, len(index), rng).to(env.device)
+                        theta = theta - self.lr * gradient(theta, augment.apply(config, images[index], draw), targets[index])
+        if steps > 1:
+            state["theta"] = theta
+        return theta
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnReal:
+    """A network that is trained on real images between outer steps, and replaced by a new one after `steps` (IDC)."""
+
+    steps: int = 100  # outer steps per network
+    images: int = 500  # real images it is trained on between two of them
+    batch: int = 64  # real images per update
+    optim: OptimConfig = OptimConfig(lr=0.01, momentum=0.9, weight_decay=5e-4)  # of the network
+    augment: AugmentConfig = AugmentConfig(always=("color", "crop"), ops=())
+    cutmix: float = 0.5  # probability of mixing a batch
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "images", "batch"):
+            require(getattr(self, name) >= 1, f"objective.networks.{name} must be at least 1, got {getattr(self, name)}.")
+        require(0 <= self.cutmix <= 1, f"objective.networks.cutmix is a probability, got {self.cutmix}; set it to 0..1.")
+
+    @property
+    def cites(self) -> tuple[str, ...]:
+        """Works to cite."""
+        return ("yun2019cutmix",) if self.cutmix else ()
+
+    def state(self, env: Env) -> State:
+        """The network and the momentum of its training."""
+        return {name: torch.zeros(env.model.num_params, device=env.device) for name in ("theta", "momentum")} if self.steps > 1 else {}
+
+    def round(self, syn: SyntheticSet, step: int) -> tuple[int, int]:
+        """(which network, how many steps it has seen)."""
+        return divmod(step, self.steps)
+
+    def next(self, env: Env, gradient: Gradient, syn: SyntheticSet, state: State, step: int, config: AugmentConfig, rng: Generator) -> Tensor:
+        """A new network, or the last step's after its training on real images."""
+        if step % self.steps == 0:
+            theta = fresh(env, rng)
+            if self.steps > 1:
+                state["momentum"] = torch.zeros_like(theta)
+        else:
+            theta = state["theta"]
+            with torch.no_grad():
+                chosen = torch.randperm(len(env.real), generator=on_device(rng, env.device), device=env.device)[: self.images]
+                for index in chosen.split(self.batch):
+                    grad = self._gradient(env, gradient, theta, index, rng)
+                    theta, state["momentum"] = sgd_step(theta, grad, state["momentum"], self.optim, self.optim.lr)
+        if self.steps > 1:
+            state["theta"] = theta
+        return theta
+
+    def _gradient(self, env: Env, gradient: Gradient, theta: Tensor, index: Tensor, rng: Generator) -> Tensor:
+        """The gradient (P,) of one batch."""
+        images, targets = env.real.batch(index)
+        images = augment.apply(self.augment, images, augment.sample(self.augment, len(index), rng).to(env.device))
+        mix = augment.sample_cutmix(self.cutmix, len(index), (images.shape[2], images.shape[3]), rng)
+        if mix is not None:
+            mix = mix.to(env.device)
+            images = augment.cutmix(images, mix)
+        return gradient(theta, images, targets, mix)

@@ -1,0 +1,85 @@
+"""What the cells of gradient and distribution matching have in common."""
+
+from dataclasses import replace
+from typing import Any
+
+from ddengine.codec import Codec, Identity
+from ddengine.evaluate import PROTOCOLS
+from ddengine.recipe import DSA_OPS, AugmentConfig, DataConfig, EvalConfig, InitConfig, OptimConfig, OuterConfig, Published, Recipe
+from synth.recipes.cells import FILES
+
+Figure = tuple[float, float | None] | None  # mean and deviation in %, as printed; None where nothing was read
+NCFM = "NCFM's table 1"
+RECALLED = "No published figure: the one known was recalled, not read."
+
+NONE = AugmentConfig(ops=())
+DEPTH = {"tiny_imagenet": 4}  # of the ConvNet; 3 elsewhere
+NO_FLIP = ("mnist", "svhn")  # where a mirrored image is another digit, or none
+
+
+def strategy(dataset: str) -> AugmentConfig:
+    """The operations of DSA that suit a dataset."""
+    return AugmentConfig(ops=tuple(op for op in DSA_OPS if op != "flip" or dataset not in NO_FLIP))
+
+
+def cell(
+    method: str,
+    cites: tuple[str, ...],
+    dataset: str,
+    ipc: int,
+    *,
+    objective: Any,
+    steps: int,
+    lr_img: float,
+    init: InitConfig = InitConfig(),
+    evaluation: EvalConfig,
+    codec: Codec = Identity(),
+    published: Figure,
+    source: str,
+    note: str = "",
+    **outer: Any,
+) -> Recipe:
+    """A published cell: the whole training split, ConvNet of width 128, no experts, SGD with momentum 0.5 on the images."""
+    return Recipe(
+        name=f"{method}/{dataset}_ipc{ipc}",
+        cites=cites,
+        published=None if published is None else Published(accuracy=published[0] / 100, std=published[1] and published[1] / 100, source=source),
+        note=" ".join(filter(None, (note, FILES.get(dataset, "")))),
+        data=DataConfig(name=dataset, validation=0.0),
+        model=f"convnet-d{DEPTH.get(dataset, 3)}-w128-in",
+        ipc=ipc,
+        buffer=None,
+        init=init,
+        codec=codec,
+        objective=objective,
+        outer=OuterConfig(steps=steps, optim={"images": OptimConfig(lr=lr_img)}, picture_every=steps // 10, **outer),
+        evaluation=evaluation,
+    )
+
+
+SMALL_NOTE = "A recipe of this project for a CPU; nothing is published for this cell."
+
+
+def small(
+    method: str, cites: tuple[str, ...], ipc: int, *, objective: Any, steps: int, lr_img: float, init: InitConfig = InitConfig(),
+    codec: Codec = Identity(), **outer: Any,
+) -> Recipe:  # fmt: skip
+    """A cell of this project for a CPU: 10,000 images of Fashion-MNIST, a narrow network, settings chosen on the validation split."""
+    return Recipe(
+        name=f"{method}/fashion_mnist_ipc{ipc}_small",
+        cites=cites,
+        published=None,
+        note=SMALL_NOTE,
+        data=DataConfig(name="fashion_mnist", limit=10000),
+        model="convnet-d3-w16-in",
+        ipc=ipc,
+        buffer=None,
+        init=init,
+        codec=codec,
+        objective=objective,
+        outer=OuterConfig(
+            steps=steps, optim={"images": OptimConfig(lr=lr_img)}, checkpoint_every=10, evaluate_every=max(1, steps // 5),
+            picture_every=max(1, steps // 5), **outer,
+        ),
+        evaluation=replace(PROTOCOLS["fast"], epochs=300, full_steps=300),
+    )  # fmt: skip
