@@ -3,7 +3,8 @@
     python benchmarks/table.py NAME [--jobs 2]              a table of this file
     python benchmarks/table.py NAME RECIPE [RECIPE ...]     one row a recipe, each with its own baselines
 
-Writes docs/results/NAME.md and docs/results/NAME.json (every evaluation.json, with cost, machine, versions and commit). Runs go to runs/NAME.
+Writes docs/results/NAME.md, docs/results/NAME.json (every evaluation.json, with cost, machine, versions and commit) and, of runs that
+validated while they distilled, docs/results/NAME.png (accuracy against time). Runs go to runs/NAME.
 With several jobs that many processes share the cores, each with its part of the threads.
 """
 
@@ -17,8 +18,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+RIVALS = ("random", "random_soft", "random_coded", "herding", "k_centre", "k_means")
+OWN_ROWS = ("distilled", "raw", "distilled_same_steps", "random_coded")  # named after the run, not its group
 ROOT = Path(__file__).resolve().parent.parent
-COLUMNS = ("row", "set", "accuracy % (95 % interval)", "n", "learning rate", "updates", "evaluation", "distillation", "peak memory", "experts")
+COLUMNS = (
+    "row",
+    "set",
+    "accuracy % (95 % interval)",
+    "n",
+    "images",
+    "bytes",
+    "learning rate",
+    "updates",
+    "evaluation",
+    "distillation",
+    "peak memory",
+    "experts",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +116,25 @@ def _parts() -> list[Row]:
     ]
 
 
-TABLES = {"trajectory_small": _methods, "trajectory_parts": _parts}
+def _matching() -> list[Row]:
+    """The methods that need no experts, MTT beside them, and the coresets; one protocol, that of the recipes without experts."""
+    ours = ("--evaluation.epochs", "150", "--evaluation.full_steps", "200")
+    mtt = {ipc: (*small("mtt", ipc), *ours, "--outer.evaluate_every", "20") for ipc in (1, 10)}
+    mtt[10] = (*mtt[10], "--outer.steps", "100")
+    return [
+        Row(
+            label=f"{method.upper()}, IPC {ipc}",
+            recipe=f"{method}/fashion_mnist_ipc{ipc}_small",
+            flags=mtt[ipc] if method == "mtt" else (),
+            baselines=("random", "herding", "k_centre", "k_means", "full") if method == "dm" else (),
+            group=f"IPC {ipc}",
+        )
+        for ipc in (1, 10)
+        for method in ("dm", "dc", "dsa", "idc", "mtt")
+    ]
+
+
+TABLES = {"trajectory_small": _methods, "trajectory_parts": _parts, "matching_small": _matching}
 
 
 def command(threads: int, *args: str) -> str:
@@ -117,8 +151,10 @@ def collect(folder: Path, row: Row) -> dict[str, Any]:
     meta = json.loads((folder / "distilled" / "meta.json").read_text())
     evaluation = json.loads((folder / "evaluation.json").read_text())
     cost = meta["distillation"] | {"machine": meta["machine"], "commit": meta["commit"]}
+    events = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    curve = [[e["step"], e["seconds"], e["validation_accuracy"]] for e in events if "seconds" in e]
     said = {"row": row.label, "experts": meta.get("experts"), "group": row.group, "flags": row.flags, "recipe": meta["recipe"]["name"]}
-    return said | {"seed": meta["seed"], "distillation": cost, "evaluation": evaluation}
+    return said | {"seed": meta["seed"], "distillation": cost, "validation": curve, "evaluation": evaluation}
 
 
 def _line(cells: Sequence[str]) -> str:
@@ -133,17 +169,57 @@ def markdown(runs: list[dict[str, Any]]) -> str:
         for row in run["evaluation"]["rows"]:
             low, high = row["ci95"]
             shown = f"{100 * row['accuracy_mean']:.1f} ± {100 * row['accuracy_std']:.1f} ({100 * low:.1f} to {100 * high:.1f})"
-            mine = row["set"] in ("distilled", "raw")
-            rivals = [r for r in group if r["model"] == row["model"] and r["set"] in ("random", "random_soft", "herding")]
+            mine = row["set"] in OWN_ROWS
+            rivals = [r for r in group if r["model"] == row["model"] and r["set"] in RIVALS]
             beaten = all(low > r["ci95"][1] for r in rivals)
-            mark = "" if not mine or beaten else " **not clearly above the baselines**"
+            mark = "" if not mine or beaten or row["set"] == "random_coded" else " **not clearly above the baselines**"
             experts = f"{run['experts']['seconds'] / 60:.1f} min" if run["experts"] else "-"
             spent = (
                 [f"{cost['seconds'] / 60:.1f} min", f"{cost['peak_memory_bytes'] / 1e9:.2f} GB", experts] if row["set"] == "distilled" else ["-"] * 3
             )
-            evaluation = [str(row["n"]), f"{row['lr']:.4g}", str(row["steps"]), f"{row['seconds'] / 60:.1f} min"]
+            evaluation = [
+                str(row["n"]),
+                str(row.get("images", "")),
+                str(row.get("bytes", "")),
+                f"{row['lr']:.4g}",
+                str(row["steps"]),
+                f"{row['seconds'] / 60:.1f} min",
+            ]
             lines.append(_line([run["row"] if mine else run["group"] or run["row"], row["set"] + mark, shown, *evaluation, *spent]))
     return "".join(lines)
+
+
+def plot(path: Path, runs: list[dict[str, Any]]) -> None:
+    """Accuracy on the validation split against the time of the experts and of the distillation, a panel for each group of rows."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    groups = list(dict.fromkeys(run["group"] for run in runs))
+    figure, axes = pyplot.subplots(1, len(groups), figsize=(5.5 * len(groups), 4), squeeze=False, layout="constrained")
+    for axis, group in zip(axes[0], groups, strict=True):
+        for run in (r for r in runs if r["group"] == group):
+            before = run["experts"]["seconds"] if run["experts"] else 0.0
+            label = run["row"].removesuffix(f", {group}") + (" (with its experts)" if before else "")
+            axis.plot(
+                [before + s for _, s, _ in run["validation"]], [100 * a for _, _, a in run["validation"]], marker="o", markersize=3, label=label
+            )
+            for row in run["evaluation"]["rows"]:
+                if row["set"] in ("random", "herding", "k_centre", "k_means"):
+                    axis.axhline(100 * row["accuracy_mean"], linewidth=0.8, linestyle=":", color="0.6")
+                    axis.annotate(
+                        f"{row['set']} (test)",
+                        (0.99, 100 * row["accuracy_mean"]),
+                        xycoords=axis.get_yaxis_transform(),
+                        ha="right",
+                        fontsize=7,
+                        color="0.4",
+                    )
+        axis.set(title=group, xlabel="seconds", ylabel="validation accuracy of one network, %", xscale="log")
+        axis.legend(fontsize=8, loc="lower left")
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
 
 
 def write(name: str, rows: list[Row], said: str) -> None:
@@ -154,6 +230,8 @@ def write(name: str, rows: list[Row], said: str) -> None:
     out.mkdir(parents=True, exist_ok=True)
     (out / f"{name}.json").write_text(json.dumps({"command": said, "runs": runs}, indent=1) + "\n")
     (out / f"{name}.md").write_text(markdown(runs))
+    if all(run["validation"] for run in runs):
+        plot(out / f"{name}.png", runs)
 
 
 def main(args: list[str]) -> None:

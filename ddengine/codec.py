@@ -119,7 +119,7 @@ class MultiFormation:
 
     @property
     def per_item(self) -> int:
-        """factor x factor."""
+        """The tiles of an image."""
         return self.factor**2
 
     def _tile(self, images: Tensor) -> tuple[int, int]:

@@ -63,7 +63,7 @@ class RealSet:
     @cached_property
     def _table(self) -> tuple[Tensor, Tensor]:
         """Members of all classes (K, longest) on the device, rows filled up, and which places are filled up."""
-        table = torch.nn.utils.rnn.pad_sequence(self.members, batch_first=True, padding_value=-1).to(self.device)
+        table = torch.nn.utils.rnn.pad_sequence(list(self.members), batch_first=True, padding_value=-1).to(self.device)
         return table, table < 0
 
     def draw_each(self, num: int, rng: Generator) -> Tensor:

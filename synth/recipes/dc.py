@@ -88,7 +88,7 @@ def _small() -> list[Recipe]:
     dsa = replace(dc, augment=strategy("fashion_mnist"))
     dcc = replace(dc, classes="sum", warmup_networks=5, warmup_steps=2)
     cells = []
-    for ipc, epochs, steps in ((1, 1, 400), (10, 10, 150)):
+    for ipc, epochs, steps, lr in ((1, 1, 300, 1.0), (10, 10, 150, 2.0)):
         networks = OnSynthetic(epochs=epochs)
         for method, cites, objective, init in (
             ("dc", CITES, dc, InitConfig(kind="noise")),
@@ -96,7 +96,7 @@ def _small() -> list[Recipe]:
             ("dcc", DCC_CITES, dcc, InitConfig()),
             ("dsac", DSAC_CITES, replace(dcc, augment=dsa.augment), InitConfig()),
         ):
-            cells.append(small(method, cites, ipc, objective=replace(objective, networks=networks), steps=steps, lr_img=1.0, init=init))
+            cells.append(small(method, cites, ipc, objective=replace(objective, networks=networks), steps=steps, lr_img=lr, init=init))
     return cells
 
 

@@ -56,7 +56,7 @@ def _published() -> list[Recipe]:
 
 def _small() -> list[Recipe]:
     objective = DistributionMatching(networks=Untrained(), augment=strategy("fashion_mnist"), real_batch=128)
-    return [small("dm", CITES, ipc, objective=objective, steps=1000, lr_img=10.0) for ipc in (1, 10)]
+    return [small("dm", CITES, ipc, objective=objective, steps=400, lr_img=10.0) for ipc in (1, 10)]
 
 
 def recipes() -> list[Recipe]:

@@ -80,9 +80,9 @@ def _small() -> list[Recipe]:
         networks=OnReal(steps=25, images=250), metric="l1", tensors="convolutions", real_batch=64, syn_batch=128, augment=MATCHING, classes_at_once=1,
     )  # fmt: skip
     return [
-        small(method, CITES, ipc, objective=objective, steps=200, lr_img=0.01, codec=MultiFormation(factor=factor), step_after="each")
+        small(method, CITES, ipc, objective=objective, steps=steps, lr_img=lr, codec=MultiFormation(factor=factor), step_after="each")
         for method, factor in FACTORS.items()
-        for ipc in (1, 10)
+        for ipc, steps, lr in ((1, 150, 0.02), (10, 100, 0.05))
     ]
 
 

@@ -78,8 +78,8 @@ def small(
         codec=codec,
         objective=objective,
         outer=OuterConfig(
-            steps=steps, optim={"images": OptimConfig(lr=lr_img)}, checkpoint_every=10, evaluate_every=max(1, steps // 5),
-            picture_every=max(1, steps // 5), **outer,
+            steps=steps, optim={"images": OptimConfig(lr=lr_img)}, checkpoint_every=10, evaluate_every=max(1, steps // 6),
+            picture_every=max(1, steps // 6), **outer,
         ),
-        evaluation=replace(PROTOCOLS["fast"], epochs=300, full_steps=300),
+        evaluation=replace(PROTOCOLS["fast"], epochs=150, full_steps=200),
     )  # fmt: skip
