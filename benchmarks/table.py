@@ -246,7 +246,8 @@ def main(args: list[str]) -> None:
     stores = {}  # rows that share experts must not train them at the same time
     for row in rows:
         recipe = json.loads(command(threads, "distill", row.recipe, *row.flags, "--print_config"))
-        stores.setdefault(json.dumps([recipe["data"], recipe["buffer"]]), row)
+        if recipe["buffer"] is not None:
+            stores.setdefault(json.dumps([recipe["data"], recipe["buffer"]]), row)
 
     def run(row: Row) -> None:
         folder = str(Path("runs") / name / row.folder)

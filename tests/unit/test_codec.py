@@ -27,7 +27,7 @@ from ddengine.synthetic import SyntheticSet, coded
 from synth.trajectory import TrajectoryMatching, UniformWindow
 
 F64 = torch.float64
-SIZES = [(8, 8), (7, 7), (9, 12), (28, 28), (5, 11)]
+SIZES = [(8, 8), (9, 12), (28, 28), (5, 11)]
 
 
 def everything(codec, images):
@@ -209,8 +209,7 @@ def data(request):
     return load_data(DataConfig(name="digits", limit=200, zca=request.param), CPU)
 
 
-@pytest.mark.parametrize("soft", [False, True])
-@pytest.mark.parametrize("factor", [2, 3])
+@pytest.mark.parametrize(("factor", "soft"), [(2, False), (2, True), (3, True)])
 def test_a_set_is_shipped_and_read_again(soft, factor, data, tmp_path):
     """By the engine, and by its own load.py where there is no engine: images and targets of every decoded example."""
     syn = tiles(data, factor=factor, lr=torch.tensor(0.02))
@@ -235,7 +234,7 @@ def test_a_set_is_shipped_and_read_again(soft, factor, data, tmp_path):
     pictures = sorted((tmp_path / "set/images").glob("*/*.png"))
     assert len(pictures) == num and meta["codec"] == {"type": "MultiFormation", "factor": factor}
 
-    if factor == 3 and soft:
+    if factor == 3 and data.train.preprocess.matrix is not None:
         program = (
             "import sys; sys.path.insert(0, '.'); import torch; from load import load; images, targets, info = load();"
             "assert not any(m.split('.')[0] in ('ddengine', 'buffers', 'synth') for m in sys.modules);"

@@ -53,8 +53,7 @@ def agree(config, env, syn, relative, **kind):
 
 
 @pytest.mark.parametrize("config", [NONE, AugmentConfig(), IDC], ids=["none", "dsa", "always"])
-@pytest.mark.parametrize("at_once", [1, 3, None])
-@pytest.mark.parametrize("dtype", [F32, F64])
+@pytest.mark.parametrize(("dtype", "at_once"), [(F32, 3), (F64, 1), (F64, 3), (F64, None)])
 def test_loss_and_gradient_are_those_of_the_definition(dtype, at_once, config):
     losses = agree(replace(DM, augment=config, classes_at_once=at_once), *tiny_world(dtype), {F32: 1e-5, F64: 1e-10}[dtype])
     assert len(losses) == {1: 10, 3: 4, None: 1}[at_once]
@@ -131,7 +130,7 @@ def test_other_networks_fit(networks):
     objective.embed = lambda theta, images: seen.append(theta.clone()) or original(theta, images)
     state = objective.init(generator(0))
     for step in range(4):
-        losses, grad = ours(objective, syn, state=state, step=step, rng=generator(step))
+        _, grad = ours(objective, syn, state=state, step=step, rng=generator(step))
         assert torch.equal(seen[-1], state["theta"]) and grad.abs().sum() > 0
 
 

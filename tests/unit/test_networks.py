@@ -276,7 +276,7 @@ def test_loop_counts():
 
 def test_counts_are_by_stored_images():
     """Two stored images per class decode to eight, and count as two; what is set goes before."""
-    env, syn = tiny_world(F64, codec=MultiFormation(factor=2))
+    _, syn = tiny_world(F64, codec=MultiFormation(factor=2))
     assert len(syn) == 80
     assert OnSynthetic().counts(syn) == loop_counts(2)
     assert OnSynthetic(steps=4).counts(syn) == (4, loop_counts(2)[1]) and OnSynthetic(epochs=9).counts(syn) == (2, 9)

@@ -1,0 +1,133 @@
+"""What does computing several classes in one pass gain? Seconds per outer step and added peak memory of DC, DSA, DM and IDC.
+
+    python benchmarks/matching.py [--device cuda] [--widths 16 128]
+
+One outer step on images of Fashion-MNIST's shape, forward and back, in a fresh network, of three forms: class by class, all ten classes in one
+pass, and the default, which takes as many classes as pay on the device. The network's own training between steps is the same in all forms and not
+counted. Each form runs in a process of its own for its memory; times are of one process that takes turns between the forms.
+"""
+
+import multiprocessing as mp
+import statistics
+import time
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import common
+import torch
+import tyro
+
+from ddengine import rng, runtime
+from ddengine.data import Preprocess, RealSet
+from ddengine.flat import FlatModel
+from ddengine.models import build_model
+from ddengine.synthetic import SyntheticSet
+from ddengine.types import Env
+from synth.networks import OnReal, OnSynthetic
+from synth.recipes import find
+
+SHAPE, CLASSES, PER_CLASS = (1, 28, 28), 10, 600
+FORMS: dict[str, int | None] = {"class by class": 1, "all at once": CLASSES, "default": None}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The question asked."""
+
+    device: str = "auto"
+    widths: tuple[int, ...] = (16, 128)
+    ipc: tuple[int, ...] = (1, 10, 50)
+    methods: tuple[str, ...] = ("dc", "dsa", "dm", "idc")
+    real_batch: int | None = None  # real images per class; None: the published number on a GPU, 64 on a CPU
+    repeats: int = 3  # turns, after one that is not counted
+
+
+def step(method: str, width: int, ipc: int, settings: Settings, form: int | None) -> Any:
+    """A function that makes one outer step."""
+    device = runtime.setup(settings.device)
+    recipe, stream = find(f"{method}/fashion_mnist_ipc{ipc}"), rng.generator(0, "benchmark")
+
+    def new_model(r: torch.Generator) -> torch.nn.Module:
+        return build_model(f"convnet-d3-w{width}-in", SHAPE, CLASSES, r)
+
+    pixels = torch.randint(0, 256, (CLASSES * PER_CLASS, *SHAPE), generator=stream, dtype=torch.uint8).to(device)
+    preprocess = Preprocess(mean=torch.zeros(1), std=torch.ones(1)).to(device)
+    real = RealSet(pixels, torch.arange(CLASSES, device=device).repeat_interleave(PER_CLASS), CLASSES, preprocess)
+    env = Env(real, new_model, FlatModel(new_model(stream)).to(device), None, device)
+    real_batch = settings.real_batch or (64 if device.type == "cpu" else recipe.objective.real_batch)
+    objective = replace(recipe.objective, real_batch=real_batch, classes_at_once=form)
+    if isinstance(objective.networks, OnSynthetic | OnReal):
+        objective = replace(objective, networks=replace(objective.networks, steps=1))  # a new network each step, as untrained ones are
+    built = objective.build(env)
+    images = torch.rand(CLASSES * ipc, *SHAPE, generator=stream).to(device)
+    classes = torch.arange(CLASSES, device=device).repeat_interleave(ipc)
+    syn = SyntheticSet({"images": images.requires_grad_()}, classes, tuple(map(str, range(10))), recipe.codec, preprocess, space=recipe.codec.space)
+
+    def once(number: int) -> None:
+        images.grad = None
+        for loss in built.losses(syn, built.init(stream), number, rng.generator(0, number)):
+            loss.backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return once
+
+
+def memory(pipe: Any, *args: Any) -> None:
+    """Send the added peak memory of a step, after one that loads the kernels."""
+    once = step(*args)
+    cuda = torch.cuda.is_initialized()
+    once(0)
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        common.give_back()
+        common.reset_peak()
+    before = torch.cuda.memory_allocated() if cuda else common.resident()
+    once(1)
+    pipe.send((torch.cuda.max_memory_allocated() if cuda else common.peak()) - before)
+
+
+def seconds(pipe: Any, method: str, width: int, ipc: int, settings: Settings) -> None:
+    """Send the median seconds of each form, which take turns."""
+    steps = {name: step(method, width, ipc, settings, form) for name, form in FORMS.items()}
+    found: dict[str, list[float]] = {name: [] for name in FORMS}
+    for turn in range(settings.repeats + 1):
+        for name, once in steps.items():
+            start = time.perf_counter()
+            once(turn)
+            found[name].append(time.perf_counter() - start)
+    pipe.send({name: statistics.median(times[1:]) for name, times in found.items()})
+
+
+def apart(target: Any, *args: Any) -> Any:
+    """What `target` sends from a process of its own."""
+    pipe, child = mp.get_context("spawn").Pipe()
+    process = mp.get_context("spawn").Process(target=target, args=(child, *args))
+    process.start()
+    child.close()  # so that a process that dies ends the waiting
+    result = pipe.recv()
+    process.join()
+    return result
+
+
+def main(settings: Settings) -> None:
+    """Measure, print, write the JSON."""
+    rows = []
+    for width in settings.widths:
+        for method in settings.methods:
+            for ipc in settings.ipc:
+                times = apart(seconds, method, width, ipc, settings)
+                for name, form in FORMS.items():
+                    gain = times["class by class"] / times[name]
+                    row = {"method": method, "width": width, "ipc": ipc, "form": name, "seconds": times[name], "faster": gain}
+                    rows.append(row | {"peak_bytes": apart(memory, method, width, ipc, settings, form)})
+                    print(
+                        f"width {width:4} {method:4} ipc {ipc:3} {name:15}: {times[name]:8.4f} s, {gain:5.2f} x, "
+                        f"added peak {rows[-1]['peak_bytes'] / 1e9:6.2f} GB", flush=True,
+                    )  # fmt: skip
+    common.write("matching", runtime.setup(settings.device), asdict(settings), rows)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings))
