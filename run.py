@@ -158,7 +158,8 @@ def buffer(options: Options[Recipe], root: Path = EXPERTS) -> None:
     folder, _ = store_folder(replace(options, experts=options.out or options.experts), data.train.digest, root)
     check_networks(recipe, data)
     try:
-        recipe.objective.check(recipe.buffer.kept_epochs())
+        if hasattr(recipe.objective, "check"):  # not of objectives that read no experts
+            recipe.objective.check(recipe.buffer.kept_epochs())
     except UserError as error:  # the store is still good for other recipes
         log.say(f"warning: {error}")
     if options.restart:
@@ -216,6 +217,7 @@ def distill(options: Options[Recipe], root: Path = EXPERTS) -> Path:
         log.say(f"{folder} is finished; --restart begins anew")
         return folder
     syn, objective, store = prepare(options, data, device, root)
+    outer.check(syn, objective, recipe.outer)  # before the folder is there
 
     def begin() -> None:
         if options.restart:

@@ -144,6 +144,11 @@ class MultiFormation:
         if n > min(height, width):
             raise UserError(f"codec.factor {n} is more than the {min(height, width)} pixels of an image's side; lower codec.factor.")
         rows, columns = self._tile(images)
+        if (n - 1) * rows >= height or (n - 1) * columns >= width:
+            raise UserError(
+                f"codec.factor {n} cuts images of {height} x {width} pixels into tiles of {rows} x {columns}, the last of which hold nothing but "
+                "padding; set codec.factor to a divisor of the side."
+            )
         tiles = functional.interpolate(images, size=(rows, columns), mode="nearest").view(total // n**2, n, n, channels, rows, columns)
         return tiles.permute(0, 3, 1, 4, 2, 5).reshape(-1, channels, n * rows, n * columns)[:, :, :height, :width].contiguous()
 

@@ -83,11 +83,17 @@ def sgd_step(tensor: Tensor, grad: Tensor, momentum: Tensor, config: OptimConfig
     return tensor.sub(momentum, alpha=lr), momentum
 
 
-def _check(config: OuterConfig, syn: SyntheticSet) -> None:
+def check(syn: SyntheticSet, objective: Objective, config: OuterConfig) -> None:
+    """Raise UserError for what `distill` cannot do: a name that is not stored, several draws or ranks for an objective that keeps state."""
     for what, names in (("outer.optim", config.optim), ("outer.ema", config.ema)):
         for name in names:
             if name not in syn.tensors:
                 raise UserError(f"{what} names {name!r}, and the stored tensors are {', '.join(sorted(syn.tensors))}; correct the name.")
+    keeps = bool(objective.init(generator(0)))
+    if dist.num_ranks() > 1 and (keeps or config.step_after == "each"):
+        raise UserError("This method keeps state between steps or steps after each loss, and so runs in one process; start it without torchrun.")
+    if keeps and config.draws > 1:
+        raise UserError(f"This method keeps state between steps, which each draw would advance; set outer.draws, now {config.draws}, to 1.")
 
 
 def _hint(state: State, config: OuterConfig, step: int) -> str:
@@ -120,7 +126,7 @@ def distill(
         UserError: a name in `config.optim` that is not stored; several draws or ranks for an objective that keeps state; a loss or gradient that
             stayed non-finite.
     """
-    _check(config, syn)
+    check(syn, objective, config)
     device = syn.classes.device
     checkpoint = folder / "checkpoint" / "state.safetensors"
     if checkpoint.exists():
@@ -131,10 +137,6 @@ def distill(
         ema = {k: tensors[k].clone() for k in config.ema}
         state, log_bytes = State(tensors, {}, ema, objective.init(generator(seed, "objective"))), 0
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    if dist.num_ranks() > 1 and (state.objective or config.step_after == "each"):
-        raise UserError("This method keeps state between steps or steps after each loss, and so runs in one process; start it without torchrun.")
-    if state.objective and config.draws > 1:
-        raise UserError(f"This method keeps state between steps, which each draw would advance; set outer.draws, now {config.draws}, to 1.")
     first = dist.rank() == 0
     if not first:
         picture = validate = None

@@ -173,7 +173,14 @@ def initial(recipe: Recipe, data: Data, rng: Generator, experts: Experts | None 
     """The set before the first step, labelled with classes: initial images, and what the objective learns beside them."""
     device = data.train.device
     new_model = partial(build_model, recipe.model, data.image_shape, data.num_classes)
-    images = INITIALISERS[recipe.init.kind](data.train, recipe.ipc * recipe.codec.per_item, data.class_names, rng, recipe.init, experts, new_model)
+    per_class = recipe.ipc * recipe.codec.per_item
+    fewest = min(len(members) for members in data.train.members)
+    if recipe.ipc <= fewest < per_class and recipe.init.kind != "noise":
+        raise UserError(
+            f"ipc {recipe.ipc} of {recipe.codec.per_item} tiles each starts from {per_class} images per class, and a class has {fewest}; "
+            "lower ipc or codec.factor, or raise data.limit."
+        )
+    images = INITIALISERS[recipe.init.kind](data.train, per_class, data.class_names, rng, recipe.init, experts, new_model)
     scalars = {k: torch.tensor(v, device=device) for k, v in recipe.objective.initial().items()}
     classes = torch.arange(data.num_classes, device=device).repeat_interleave(recipe.ipc)
     return SyntheticSet(

@@ -112,6 +112,9 @@ class GradientObjective:
             return task_loss(env.model(theta, images, statistics), targets)
 
         self.one = eager_gradient(loss)
+        # batch_norm under vmap wants one type of number, which bfloat16 autocast does not give it
+        mixed_types = env.model.normed is not None and env.model.precision == "bf16"
+        self.at_once = 1 if mixed_types else config.classes_at_once
         several = torch.vmap(torch.func.grad(loss), in_dims=(None, 0, 0, None))
         self.several = torch.compile(several) if env.compile else several
 
@@ -148,14 +151,14 @@ class GradientObjective:
         if config.classes == "sum" and not (network < config.warmup_networks and seen < config.warmup_steps):
             yield compare(self._real(theta, real, draw, everything, statistics).mean(0, keepdim=True), *synthetic(everything))
             return
-        for classes in parts(everything, config.classes_at_once or pays(env.device, members.shape[1])):
+        for classes in parts(everything, self.at_once or pays(env.device, members.shape[1])):
             yield compare(self._real(theta, real, draw, classes, statistics), *synthetic(classes))
 
     @torch.no_grad()
     def _real(self, theta: Tensor, index: Tensor, draw: augment.AugmentDraw, classes: slice, statistics: dict[str, Tensor] | None) -> Tensor:
         """The real gradients (G, P) of some classes; index (K, B)."""
         found = []
-        for part in parts(classes, self.config.classes_at_once or pays(self.env.device, index.shape[1])):
+        for part in parts(classes, self.at_once or pays(self.env.device, index.shape[1])):
             images, targets = self.env.real.batch(index[part].flatten())
             images = augment.apply(self.config.augment, images, draw.part(part))
             found.append(self.gradients(theta, images.unflatten(0, (-1, index.shape[1])), targets.unflatten(0, (-1, index.shape[1])), statistics))

@@ -114,7 +114,7 @@ class OnSynthetic:
         return self.steps or steps, self.epochs or epochs
 
     def state(self, env: Env) -> State:
-        """The network, unless each serves a single step."""
+        """The network, unless `steps` says that each serves a single one."""
         return {} if self.steps == 1 else {"theta": torch.zeros(env.model.num_params, device=env.device)}
 
     def round(self, syn: SyntheticSet, step: int) -> tuple[int, int]:
@@ -154,6 +154,10 @@ class OnReal:
     def __post_init__(self) -> None:
         for name in ("steps", "images", "batch"):
             require(getattr(self, name) >= 1, f"objective.networks.{name} must be at least 1, got {getattr(self, name)}.")
+        require(
+            self.optim.schedule == "constant",
+            f"objective.networks.optim.schedule {self.optim.schedule} has no end to fall to, as networks come and go; set it to constant.",
+        )
         require(0 <= self.cutmix <= 1, f"objective.networks.cutmix is a probability, got {self.cutmix}; set it to 0..1.")
 
     @property

@@ -168,7 +168,6 @@ def test_mistakes_are_refused(name, capsys, tmp_path, monkeypatch):
     refused(capsys, tmp_path, args, *words)
 
 
-@pytest.mark.xfail(strict=True, reason="run.distill begins the folder before distill refuses, so recipe.json and checkpoint/ are left")
 def test_several_draws_are_refused_before_anything_is_written(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     refused(capsys, tmp_path, ["distill", *METHODS["dc"], "--outer.draws", "2"], "outer.draws")
@@ -190,13 +189,11 @@ def test_several_ranks_are_refused(method, step_after, two_ranks, capsys, tmp_pa
     assert re.fullmatch(r"error: This method keeps state between steps[^\n]*without torchrun\.\n", said), said
 
 
-@pytest.mark.xfail(strict=True, reason="run.distill begins the folder before distill refuses, so recipe.json and checkpoint/ are left")
 def test_refused_ranks_write_nothing(two_ranks, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     refused(capsys, tmp_path, ["distill", *METHODS["dc"]], "without torchrun")
 
 
-@pytest.mark.xfail(strict=True, reason="run.buffer calls objective.check, which only trajectory matching has: AttributeError")
 def test_experts_of_a_recipe_whose_objective_reads_none(tmp_path, monkeypatch):
     """A recipe with a buffer into which DM's objective is taken: its store can still be made, or is refused in a sentence."""
     monkeypatch.chdir(tmp_path)

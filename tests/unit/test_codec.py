@@ -147,9 +147,6 @@ def test_a_factor_larger_than_the_image_is_refused(size):
         MultiFormation(factor=0)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="pack checks only factor <= side: with 5 tiles along 8 pixels, of 2 pixels each, the fifth lies outside the image"
-)
 @pytest.mark.parametrize(("side", "factor"), [(8, 5), (8, 7), (28, 9), (5, 4)])
 def test_no_example_is_nothing_but_padding(side, factor):
     """Such examples are grey, are trained on with a label, and nothing that is stored can change them."""

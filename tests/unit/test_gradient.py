@@ -342,10 +342,7 @@ def test_the_global_generator_is_left_alone():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-VMAP = pytest.mark.xfail(strict=True, raises=RuntimeError, reason="frozen BatchNorm under vmap and autocast: expected BFloat16 but found Float")
-
-
-@pytest.mark.parametrize("at_once", [1, pytest.param(3, marks=VMAP)])
+@pytest.mark.parametrize("at_once", [1, 3])
 def test_batch_norm_in_bfloat16(at_once):
     """As --precision bf16 has it, classes one by one and several at once."""
     env, syn = tiny_world(F32, model="convnet-d1-w4-bn")
