@@ -117,10 +117,9 @@ def _parts() -> list[Row]:
 
 
 def _matching() -> list[Row]:
-    """The methods that need no experts, MTT beside them, and the coresets; one protocol, that of the recipes without experts."""
-    ours = ("--evaluation.epochs", "150", "--evaluation.full_steps", "200")
-    mtt = {ipc: (*small("mtt", ipc), *ours, "--outer.evaluate_every", "20") for ipc in (1, 10)}
-    mtt[10] = (*mtt[10], "--outer.steps", "100")
+    """The methods that need no experts, MTT beside them, and the coresets, by the protocol of the small recipes."""
+    mtt = {ipc: (*small("mtt", ipc), "--outer.evaluate_every", "30") for ipc in (1, 10)}
+    mtt[10] = (*mtt[10], "--outer.steps", "120")
     return [
         Row(
             label=f"{method.upper()}, IPC {ipc}",

@@ -88,7 +88,7 @@ def _small() -> list[Recipe]:
     dsa = replace(dc, augment=strategy("fashion_mnist"))
     dcc = replace(dc, classes="sum", warmup_networks=5, warmup_steps=2)
     cells = []
-    for ipc, epochs, steps, lr in ((1, 1, 300, 1.0), (10, 10, 150, 2.0)):
+    for ipc, epochs, steps, lr in ((1, 1, 600, 1.0), (10, 10, 200, 2.0)):
         networks = OnSynthetic(epochs=epochs)
         for method, cites, objective, init in (
             ("dc", CITES, dc, InitConfig(kind="noise")),

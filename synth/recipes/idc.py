@@ -82,7 +82,7 @@ def _small() -> list[Recipe]:
     return [
         small(method, CITES, ipc, objective=objective, steps=steps, lr_img=lr, codec=MultiFormation(factor=factor), step_after="each")
         for method, factor in FACTORS.items()
-        for ipc, steps, lr in ((1, 150, 0.02), (10, 100, 0.05))
+        for ipc, steps, lr in ((1, 300, 0.01), (10, 150, 0.05))
     ]
 
 

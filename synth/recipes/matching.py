@@ -81,5 +81,5 @@ def small(
             steps=steps, optim={"images": OptimConfig(lr=lr_img)}, checkpoint_every=10, evaluate_every=max(1, steps // 6),
             picture_every=max(1, steps // 6), **outer,
         ),
-        evaluation=replace(PROTOCOLS["fast"], epochs=150, full_steps=200),
+        evaluation=replace(PROTOCOLS["fast"], full_steps=300),
     )  # fmt: skip
