@@ -78,7 +78,7 @@ def _apply_drawn(config: AugmentConfig, images: Tensor, draw: AugmentDraw) -> Te
         return OPS[draw.ops[0]](config, images, uniform)
     out = torch.empty_like(images)
     for op in sorted(set(draw.ops)):  # at most one call per kind of operation, however many groups
-        chosen = torch.tensor([i for i, o in enumerate(draw.ops) if o == op], device=images.device)
+        chosen = torch.tensor([i for i, o in enumerate(draw.ops) if o == op]).to(images.device, non_blocking=True)
         index = (chosen[:, None] * per_group + torch.arange(per_group, device=images.device)).flatten()
         out = out.index_copy(0, index, OPS[op](config, images.index_select(0, index), uniform.index_select(0, index)))
     return out

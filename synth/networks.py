@@ -55,7 +55,7 @@ def training_gradient(env: Env) -> Gradient:
 
 def fresh(env: Env, rng: Generator) -> Tensor:
     """The parameters (P,) of a new network."""
-    return flatten(env.new_model(rng)).to(env.device)
+    return flatten(env.new_model(rng)).to(env.device, non_blocking=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +129,7 @@ class OnSynthetic:
         else:
             theta = state["theta"]
             with torch.no_grad():
-                images, targets = syn.batch(torch.arange(len(syn)))
+                images, targets = syn.batch(torch.arange(len(syn), device=env.device))
                 source = on_device(rng, env.device)
                 for _ in range(epochs):
                     for index in torch.randperm(len(syn), generator=source, device=env.device).split(self.batch):

@@ -16,7 +16,10 @@ from ddengine.flat import FlatModel, flatten
 from ddengine.models import build_model
 from ddengine.recipe import DSA_OPS, AugmentConfig, DataConfig, EvalConfig, OptimConfig, OuterConfig
 from ddengine.rng import generator
+from ddengine.synthetic import initial
+from ddengine.types import Env
 from ddengine.unroll import compiled_gradient, eager_gradient, unroll
+from synth.recipes import find
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 CUDA = torch.device("cuda")
@@ -159,3 +162,62 @@ def test_expert_made_labels_on_the_device(tmp_path, monkeypatch):
     assert run("buffer", "mtt/digits_ipc1", *TINY, "--device", "cuda") == 0
     assert run("distill", "mtt/digits_ipc1", *TINY, *soft, "--objective.backprop", "detached", "--device", "cuda", "--out", "run") == 0
     assert load_file("run/distilled/data.safetensors")["logits"].isfinite().all()
+
+
+MATCHING = ["dc", "dsa", "dcc", "dm", "idc"]
+
+
+def matching(method, **objective):
+    """(objective, its set, the outer loop's settings) of a small cell on digits, on the device."""
+    recipe = find(f"{method}/fashion_mnist_ipc10_small")
+    networks = {"dm": {}, "idc": {"steps": 3, "images": 64}}.get(method, {"steps": 3, "epochs": 2})
+    recipe = replace(
+        recipe, data=DataConfig(name="digits"), model="convnet-d2-w32-in", ipc=2, outer=replace(recipe.outer, steps=6, checkpoint_every=3),
+        objective=replace(recipe.objective, real_batch=16, networks=replace(recipe.objective.networks, **networks), **objective),
+    )  # fmt: skip
+    data = load_data(recipe.data, CUDA)
+
+    def new_model(rng):
+        return build_model(recipe.model, data.image_shape, data.num_classes, rng)
+
+    env = Env(data.train, new_model, FlatModel(new_model(generator(0))).to(CUDA), None, CUDA)
+    return recipe.objective.build(env), initial(recipe, data, generator(0, "init")), recipe.outer
+
+
+@pytest.mark.parametrize("method", MATCHING)
+def test_a_step_of_a_matching_method_never_waits_for_the_device(method):
+    """Drawing, augmenting, the networks' own training and the comparison included."""
+    objective, syn, config = matching(method)
+    state = outer.State(dict(syn.tensors), {}, {}, objective.init(generator(0)))
+    outer.outer_step(syn, objective, config, state, 0)  # tables that are made once may wait
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(4):
+            outer.outer_step(syn, objective, config, state, 0)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert state.step == 5
+
+
+@pytest.mark.parametrize("method", MATCHING)
+def test_classes_together_are_classes_one_by_one_on_the_device(method):
+    """The sum of the losses and the gradient, from the same draws."""
+    found = []
+    for at_once in (1, 3, None):
+        objective, syn, _ = matching(method, classes_at_once=at_once)
+        images = syn.tensors["images"].clone().requires_grad_()
+        losses = list(objective.losses(syn.with_tensors({"images": images}), objective.init(generator(0)), 0, generator(1)))
+        found.append((sum(losses), torch.autograd.grad(sum(losses), images)[0]))
+    for loss, grad in found[1:]:
+        assert torch.allclose(loss, found[0][0], rtol=1e-4)
+        assert (grad - found[0][1]).norm() / found[0][1].norm() < 1e-3
+
+
+@pytest.mark.parametrize("method", MATCHING)
+def test_matching_runs_repeat_themselves_to_the_bit(method, tmp_path):
+    """Deterministic kernels, and a resumed run is the uninterrupted one."""
+    objective, syn, config = matching(method)
+    whole, _ = outer.distill(syn, objective, config, tmp_path / "whole", seed=0)
+    outer.distill(syn, objective, replace(config, steps=3), tmp_path / "parts", seed=0)
+    again, _ = outer.distill(syn, objective, config, tmp_path / "parts", seed=0)
+    assert torch.equal(whole.tensors["images"], again.tensors["images"])
