@@ -10,7 +10,7 @@ from ddengine.errors import UserError
 from ddengine.rng import on_device
 from ddengine.synthetic import SyntheticSet
 
-AT_ONCE = {"cuda": 4096, "cpu": 160}  # images in one pass; on a CPU larger ones only leave the cache
+AT_ONCE = {"cuda": 4096, "cpu": 100}  # images in one pass; on a CPU larger ones only leave the cache (benchmarks/matching.py)
 
 
 def check_real_batch(real: RealSet, batch: int) -> None:
