@@ -265,8 +265,11 @@ def select(options: Options[Recipe]) -> Path:
     if options.out is not None:
         runs.check_folder(options.out)
     device = one_process(options, "select")
-    data = load_for(options, device)
     asks_experts = kind in ("correct", "representative")
+    if not asks_experts:  # then nothing depends on a store that happens to be there
+        recipe = replace(recipe, buffer=None)
+        options = replace(options, recipe=recipe)
+    data = load_for(options, device)
     parts = ("name", "data", "model", "ipc", "init", "evaluation", *(["buffer"] if asks_experts else []))  # the others play no role
     deciding = ["select", {part: resolved(recipe)[part] for part in parts}]
     wanted = run_identity(replace(options, compile=False), data.train.digest) | {"resolved": digest(deciding)}
@@ -290,6 +293,7 @@ def select(options: Options[Recipe]) -> Path:
     runs.begin(folder, recipe, wanted)
     classes = data.train.labels[index.to(device)]
     syn = synthetic.SyntheticSet({"images": data.train.images(index)}, classes, data.class_names, Identity(), data.train.preprocess)
+    report.real_vs_distilled(folder / "real_vs_distilled.png", data.train, syn, None)
     syn.save(folder / "distilled", meta_of(options, recipe, data, store, device, selected={"kind": kind, "index": index.tolist()}))
     if kind in ("herding", "k_centre", "k_means") and recipe.ipc == 1:
         log.say(f"{kind} with one image per class takes the image nearest to the class mean")

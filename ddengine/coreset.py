@@ -201,7 +201,37 @@ def el2n_index(
     return ranked_index(real, ipc, class_names, el2n_scores(real, trained), order, rng)
 
 
-SCORED = {"forgetting": forgetting_index, "el2n": el2n_index}
+KINDS = ("herding", "k_centre", "k_means", "forgetting", "el2n")
+
+
+def choose(
+    kind: str,
+    real: RealSet,
+    ipc: int,
+    class_names: tuple[str, ...],
+    rng: Generator,
+    *,
+    embed: Callable[[], Embed],
+    new_model: NewModel | None,
+    steps: int,
+    lr: float,
+    networks: int = 3,
+    order: Order = "hardest",
+) -> Tensor:
+    """Indices (K * ipc,) of the images that one of KINDS chooses.
+
+    `embed` makes the embedding, for kinds that need one. For kinds that score, networks of `new_model` have `steps` updates at rate `lr`, and a
+    tenth of them for el2n, which looks early.
+    """
+    if kind == "herding":
+        return herding_index(real, ipc, class_names, embed())
+    if kind == "k_centre":
+        return k_centre_index(real, ipc, class_names, embed())
+    if kind == "k_means":
+        return k_means_index(real, ipc, class_names, embed(), rng)
+    assert new_model is not None, "a network is needed for this kind"
+    score, steps = (forgetting_index, steps) if kind == "forgetting" else (el2n_index, max(1, steps // 10))
+    return score(real, ipc, class_names, new_model, rng, steps=steps, lr=lr, networks=networks, order=order)
 
 
 def train(

@@ -204,36 +204,41 @@ def outer_step(syn: SyntheticSet, objective: Objective, config: OuterConfig, sta
     learned = {k: v for k, v in leaves.items() if k in config.optim}
     share = syn.with_tensors(leaves)
     losses: list[Tensor] = []
-    applied: list[Tensor] = []
+    flags: list[Tensor] = []
+    running = state.guard[0] < MOST_SKIPPED  # once false it stays so: nothing changes any more, however late the host reads it
     for draw in range(dist.rank(), config.draws * dist.num_ranks(), dist.num_ranks()):
         for loss in objective.losses(share, state.objective, state.step, generator(seed, "losses", state.step, draw)):
             (loss / config.draws).backward()
             losses.append(loss.detach().double())
             if config.step_after == "each":
-                applied.append(_update(config, state, learned, losses[-1], syn))
+                flags.append(_update(config, state, learned, losses[-1], syn, running))
                 for name, leaf in learned.items():
                     leaf.data.copy_(state.tensors[name])
                     leaf.grad = None
     total = sum(losses[1:], start=losses[0]) / config.draws
     if config.step_after == "all":
-        applied.append(_update(config, state, learned, total, syn))
+        flags.append(_update(config, state, learned, total, syn, running))
+    finite, small, held = torch.stack(flags).unbind(1)
+    in_a_row, not_finite, above, lr_held = state.guard
+    bad = ~finite.all()
+    counts = torch.stack([(in_a_row + 1) * bad, not_finite + bad, above + (~bad & ~small.all()), lr_held + held.any()])
+    state.guard = torch.where(running, counts, state.guard)
     state.step += 1
     rate = [state.tensors["lr"]] if "lr" in state.tensors else []
-    return torch.stack([total, torch.stack(applied).all(), *state.guard, *rate])
+    return torch.stack([total, running & finite.all() & small.all(), *state.guard, *rate])
 
 
-def _update(config: OuterConfig, state: State, learned: Mapping[str, Tensor], loss: Tensor, syn: SyntheticSet) -> Tensor:
-    """The guard, then the optimisers; returns whether the update was made. `loss` becomes its mean over the ranks, by which they all decide.
+def _update(config: OuterConfig, state: State, learned: Mapping[str, Tensor], loss: Tensor, syn: SyntheticSet, running: Tensor) -> Tensor:
+    """The guard, then the optimisers; returns (3,) whether all was finite, the loss not above max_loss, the rate held. `loss` becomes its mean
+    over the ranks, by which they all decide.
 
     The host cannot branch on what it has not read, so the update is always computed, and taken where the guard allows it.
     """
     grads = {k: torch.zeros_like(v) if v.grad is None else v.grad for k, v in learned.items()}
     dist.mean([loss, *grads.values()])
-    in_a_row, not_finite, above, held = state.guard
-    running = in_a_row < MOST_SKIPPED  # once false it stays so: nothing changes any more, however late the host reads it
     finite = torch.stack([loss.isfinite(), *(g.isfinite().all() for g in grads.values())]).all()
     small = loss <= config.max_loss
-    applied = running & finite & small
+    applied, held = running & finite & small, torch.zeros_like(finite)
     with torch.no_grad():
         for name, grad in grads.items():
             optim, old = config.optim[name], state.tensors[name]
@@ -242,15 +247,12 @@ def _update(config: OuterConfig, state: State, learned: Mapping[str, Tensor], lo
             state.tensors[name] = torch.where(applied, new, old)
             state.momentum[name] = torch.where(applied, new_momentum, momentum)
         if "lr" in grads:
-            below = applied & (state.tensors["lr"].double() < SMALLEST_LR)
-            state.tensors["lr"].masked_fill_(below, SMALLEST_LR)
-            held = held + below
+            held = applied & (state.tensors["lr"].double() < SMALLEST_LR)
+            state.tensors["lr"].masked_fill_(held, SMALLEST_LR)
         syn.codec.project(state.tensors)
         for name, decay in config.ema.items():
             state.ema[name] = torch.where(applied, state.ema[name].lerp(state.tensors[name], 1 - decay), state.ema[name])
-        counts = torch.stack([(in_a_row + 1) * ~finite, not_finite + ~finite, above + (finite & ~small), held])
-        state.guard = torch.where(running, counts, state.guard)
-    return applied
+    return torch.stack([finite, small, held])
 
 
 def _read(pending: list[Tensor], config: OuterConfig, state: State) -> Iterator[dict[str, float]]:

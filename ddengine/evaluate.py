@@ -46,8 +46,6 @@ PROTOCOLS: dict[str, EvalConfig] = {
     "fast": EvalConfig(protocol="fast", epochs=300, num_networks=5, full_steps=1000),
 }
 
-CORESETS = ("herding", "k_centre", "k_means", "forgetting", "el2n")  # baselines that a network chooses, in the order of their rows
-
 SEARCH_SEED = 1000  # the networks that choose a learning rate are not those that are reported
 
 
@@ -175,17 +173,18 @@ def row(bench: Bench, who: Contender, model: str) -> dict[str, Any]:
     key = f"final/{who.name}/{model}/{lr!r}"
     run = bench.remember(key, f"{who.name} on {model}", lambda: _timed(lambda: bench.accuracies(who, model, lr, seeds, test)))
     mean, std, ci95 = interval(run["accuracies"])
+    shown = who.sets(0)
     return {
         "set": who.name,
         "model": model,
-        "images": len(who.sets(0)),
-        "bytes": _nbytes(who.sets(0), bench.data),
+        "images": len(shown),
+        "bytes": _nbytes(shown, bench.data),
         "accuracy_mean": mean,
         "accuracy_std": std,
         "ci95": ci95 and list(ci95),
         "n": len(run["accuracies"]),
         "lr": lr,
-        "steps": training.num_updates(len(who.sets(0)), bench.config, who.max_steps),
+        "steps": training.num_updates(len(shown), bench.config, who.max_steps),
         "seconds": round(seconds + run["seconds"], 2),
         "accuracies": [
             {"seed": seed, "draw": i if who.several_draws else 0, "accuracy": a}
@@ -219,6 +218,9 @@ def _of_codec(syn: SyntheticSet, distilled: "_Decoded", data: Data, config: Eval
     if training.num_updates(len(distilled), config, None) != steps:
         found.append(Contender("distilled_same_steps", lambda draw: distilled, max_steps=steps))
     train, names, per_item = data.train, data.class_names, syn.codec.per_item
+    if per_item * max(1, round(syn.images_per_class())) > min(len(members) for members in train.members):
+        log.say("no row random_coded: a class has too few images to fill the codec with real ones")
+        return found
 
     def random_coded(draw: int) -> _Decoded:
         index = random_index(train, per_item * max(1, round(syn.images_per_class())), names, generator(seed, "random_coded", draw))
@@ -245,24 +247,19 @@ def _baselines(bench: Bench, model: str, ipc: int) -> Iterator[Contender]:
             build, [train], [bench.seed + 2 * SEARCH_SEED], bench.config, lr, bench.device, max_steps=full.max_steps, precision=bench.precision
         )[0]
 
-    def choose(kind: str) -> Tensor:
-        rng = generator(bench.seed, "coreset", kind)
-        if kind in coreset.SCORED:
-            # el2n looks after a tenth of the training, as published
-            steps = bench.config.full_steps if kind == "forgetting" else max(1, bench.config.full_steps // 10)
-            return coreset.SCORED[kind](train, ipc, names, build, rng, steps=steps, lr=choose_lr(bench, full, model)[0])
-        embed: Callable[[Tensor], Tensor] = eyes().embed  # type: ignore[assignment]
-        if kind == "k_means":
-            return coreset.k_means_index(train, ipc, names, embed, rng)
-        return {"herding": coreset.herding_index, "k_centre": coreset.k_centre_index}[kind](train, ipc, names, embed)
+    def choose(kind: str) -> list[int]:
+        rng, lr = generator(bench.seed, "coreset", kind), choose_lr(bench, full, model)[0]
+        return coreset.choose(
+            kind, train, ipc, names, rng, embed=lambda: eyes().embed, new_model=build, steps=bench.config.full_steps, lr=lr,  # type: ignore[arg-type,return-value]
+        ).tolist()  # fmt: skip
 
     if "random" in bench.config.baselines:
         yield Contender("random", random_draw, several_draws=True)
     if "random_soft" in bench.config.baselines:
         yield Contender("random_soft", lambda draw: _Labelled(random_draw(draw), eyes), several_draws=True)
-    for kind in CORESETS:
+    for kind in coreset.KINDS:
         if kind in bench.config.baselines:
-            index = torch.tensor(bench.remember(f"{kind}/{model}/{ipc}", f"{kind}: {model} looks", lambda kind=kind: choose(kind).tolist()))
+            index = torch.tensor(bench.remember(f"{kind}/{model}/{ipc}", f"{kind}: {model} looks", partial(choose, kind)))
             yield Contender(kind, lambda draw, index=index: Subset(train, index))
     if "full" in bench.config.baselines:
         yield full
@@ -317,10 +314,10 @@ def evaluate(
     if data.validation is None:
         log.say(f"no validation split: the distilled set is trained with its learned rate, the others with {config.lr:g}")
     last_iterate = {k.removeprefix("raw."): v for k, v in syn.tensors.items() if k.startswith("raw.")}
-    total = len(models) * (1 + bool(last_iterate) + len(config.baselines)) * (tried + 1) + len({*CORESETS} & {*config.baselines})
+    total = len(models) * (1 + bool(last_iterate) + len(config.baselines)) * (tried + 1) + len({*coreset.KINDS} & {*config.baselines})
     of_codec = _of_codec(syn, distilled, data, config, seed, device)
     total += len(models) * len(of_codec) * (tried + 1)
-    total += tried * ("full" not in config.baselines and bool({*CORESETS, "random_soft"} & {*config.baselines}))
+    total += tried * ("full" not in config.baselines and bool({*coreset.KINDS, "random_soft"} & {*config.baselines}))
     with log.progress("evaluate", total) as bar:
         bench = Bench(data, config, seed, device, precision, memo, bar.advance, syn.lr, name)
         ipc = max(1, round(syn.images_per_class()))

@@ -69,12 +69,8 @@ def _needed(experts: Experts | None, kind: str) -> Experts:
 def _embedded(real: RealSet, rng: Generator, config: InitConfig, new_model: NewModel | None) -> coreset.Embed:
     if config.embedding == "pixels":
         return coreset.pixels
-    return coreset.train(real, _builder(new_model), rng, steps=config.steps, lr=config.lr).embed  # type: ignore[return-value]
-
-
-def _builder(new_model: NewModel | None) -> NewModel:
-    assert new_model is not None, "a network is needed for this kind"
-    return new_model
+    assert new_model is not None, "a network is needed to embed"
+    return coreset.train(real, new_model, rng, steps=config.steps, lr=config.lr).embed  # type: ignore[return-value]
 
 
 def selected_index(
@@ -99,16 +95,11 @@ def selected_index(
         return correct_index(real, ipc, class_names, rng, _needed(experts, kind))
     if kind == "representative":
         return representative_index(real, ipc, class_names, rng, _needed(experts, kind), config.clusters)
-    if kind == "herding":
-        return coreset.herding_index(real, ipc, class_names, _embedded(real, rng, config, new_model))
-    if kind == "k_centre":
-        return coreset.k_centre_index(real, ipc, class_names, _embedded(real, rng, config, new_model))
-    if kind == "k_means":
-        return coreset.k_means_index(real, ipc, class_names, _embedded(real, rng, config, new_model), rng)
-    if kind in coreset.SCORED:
-        return coreset.SCORED[kind](
-            real, ipc, class_names, _builder(new_model), rng, steps=config.steps, lr=config.lr, networks=config.networks, order=config.order
-        )
+    if kind in coreset.KINDS:
+        return coreset.choose(
+            kind, real, ipc, class_names, rng, embed=lambda: _embedded(real, rng, config, new_model), new_model=new_model,
+            steps=config.steps, lr=config.lr, networks=config.networks, order=config.order,
+        )  # fmt: skip
     raise UserError(f"init.kind {kind} chooses no real images; set init.kind to one of {', '.join(SELECTIONS)}.")
 
 
@@ -120,6 +111,6 @@ def _selected(real: RealSet, *args: Any) -> Tensor:
     return real.images(selected_index(real, *args))
 
 
-SELECTIONS = ("real", "correct", "representative", "herding", "k_centre", "k_means", "forgetting", "el2n")  # kinds that choose real images
+SELECTIONS = ("real", "correct", "representative", *coreset.KINDS)  # kinds that choose real images
 # the arguments of selected_index -> the images (K * ipc, C, H, W) that the synthetic ones start from, preprocessed
 INITIALISERS: dict[str, Callable[..., Tensor]] = {"noise": _noise, **dict.fromkeys(SELECTIONS, _selected)}

@@ -127,7 +127,7 @@ class InitConfig:
     kind: Literal["real", "noise", "correct", "representative", "herding", "k_centre", "k_means", "forgetting", "el2n"] = "real"
     clusters: int = 10  # most clusters per class of `representative`
     embedding: Literal["network", "pixels"] = "network"  # what herding, k_centre and k_means see: features of a trained network, or pixels
-    steps: int = 1000  # updates of the network that embeds (herding, k_centre, k_means) or scores (forgetting; el2n is meant for few)
+    steps: int = 1000  # updates of the network that embeds (herding, k_centre, k_means) or scores (forgetting; el2n, after a tenth of them)
     lr: float = 0.01  # learning rate of these updates, which have momentum 0.9
     networks: int = 3  # networks whose scores forgetting and el2n average
     order: Literal["hardest", "easiest"] = "hardest"  # forgetting and el2n take these; hardest as published, for large sets; easiest for a few
@@ -187,8 +187,9 @@ class OptimConfig:
     schedule: Literal["constant", "cosine", "linear"] = "constant"  # of the step size, over all steps, down to 0
 
     def __post_init__(self) -> None:
-        require(self.lr >= 0 and math.isfinite(self.lr), f"An outer learning rate must be finite and not negative, got {self.lr}.")
-        require(0 <= self.momentum < 1, f"An outer momentum must be at least 0 and below 1, got {self.momentum}.")
+        require(self.lr >= 0 and math.isfinite(self.lr), f"A learning rate of SGD must be finite and not negative, got {self.lr}.")
+        require(0 <= self.momentum < 1, f"A momentum of SGD must be at least 0 and below 1, got {self.momentum}.")
+        require(self.weight_decay >= 0, f"A weight decay of SGD must not be negative, got {self.weight_decay}.")
 
     def lr_at(self, step: int, steps: int) -> float:
         """Step size of update `step` of `steps`."""
@@ -303,6 +304,11 @@ class Recipe(Generic[BufferT, CodecT, ObjectiveT]):
     def __post_init__(self) -> None:
         require(self.ipc >= 1, f"ipc must be at least 1, got {self.ipc}.")
         learned = "logits" in self.outer.optim
+        require(
+            self.outer.step_after == "all" or not getattr(self.objective, "parts_by_device", False),
+            "outer.step_after each steps after every part of the classes, and objective.classes_at_once None leaves the parts to the device; "
+            "set objective.classes_at_once 1.",
+        )
         require(
             not getattr(self.objective, "makes_labels", False) or self.targets.relabel,
             "The objective trains on labels that it makes anew at each step (objective.labels target), and targets would ship others; "

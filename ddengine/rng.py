@@ -18,7 +18,7 @@ def generator(seed: int, *names: str | int) -> Generator:
 
 
 def on_device(rng: Generator, device: torch.device) -> Generator:
-    """A generator on `device` that follows from `rng`; kinds of device draw differently from equal seeds."""
+    """A generator on `device` that follows from `rng`; kinds of device, and models of GPU, draw differently from equal seeds."""
     return Generator(device).manual_seed(int(torch.randint(2**62, (1,), generator=rng)))
 
 

@@ -7,10 +7,21 @@ from torch import Generator, Tensor
 
 from ddengine.data import RealSet
 from ddengine.errors import UserError
+from ddengine.recipe import require
 from ddengine.rng import on_device
 from ddengine.synthetic import SyntheticSet
+from ddengine.types import Env
 
-AT_ONCE = {"cuda": 4096, "cpu": 100}  # images in one pass; on a CPU larger ones only leave the cache (benchmarks/matching.py)
+# Images of 32 x 32 in one pass. On a GPU about 3 MB each for a graph of second order (ConvNet, width 128); on a CPU larger passes only leave
+# the cache (benchmarks/matching.py).
+AT_ONCE = {"cuda": 2048, "cpu": 100}
+GRADIENT_BYTES = 2**28  # of the gradients, one for each class, that are alive together
+
+
+def check_batches(real_batch: int, syn_batch: int | None, classes_at_once: int | None) -> None:
+    """Raise UserError for a size of an objective's configuration that is not positive."""
+    for name, value in (("real_batch", real_batch), ("syn_batch", syn_batch), ("classes_at_once", classes_at_once)):
+        require(value is None or value >= 1, f"objective.{name} must be at least 1, got {value}.")
 
 
 def check_real_batch(real: RealSet, batch: int) -> None:
@@ -33,9 +44,14 @@ def class_members(syn: SyntheticSet, most: int | None, rng: Generator) -> Tensor
     return members.gather(1, keys.topk(most).indices)
 
 
-def pays(device: torch.device, images: int) -> int:
-    """Classes of so many images each that are worth computing in one pass: many where launches cost, few where arithmetic does."""
-    return max(1, AT_ONCE[device.type] // images)
+def pays(env: Env, images: int, device: str | None = None) -> int:
+    """Classes of so many images each that are worth computing in one pass: many where launches cost, few where arithmetic or memory does.
+
+    `device` is the kind of device where it is not that of `env`.
+    """
+    _, height, width = env.real.image_shape
+    by_images = AT_ONCE[device or env.device.type] * 32 * 32 // (images * height * width)
+    return max(1, min(by_images, GRADIENT_BYTES // (4 * env.model.num_params)))
 
 
 def parts(classes: slice, at_once: int) -> Iterator[slice]:

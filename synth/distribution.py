@@ -5,7 +5,8 @@ The mean embedding of a class's synthetic images should be that of its real imag
     loss = sum over classes c of | mean of psi(A(B_c, w_c)) - mean of psi(A(S_c, w_c)) |^2        (eq. 6)
 
 with psi the input of the network's last linear layer, a batch B_c of real images and the same augmentation w_c on both sides. No network is
-trained; a slot takes other ways of handling it. Networks with BatchNorm see the images of all classes in one batch.
+trained; a slot takes other ways of handling it. Networks with BatchNorm see the images of all classes in one batch, as published: with 100 classes
+or more that is a large one, so lower `real_batch` there.
 """
 
 from collections.abc import Iterator
@@ -16,18 +17,19 @@ import torch
 from torch import Generator, Tensor
 
 from ddengine import augment
-from ddengine.recipe import AugmentConfig, require
+from ddengine.errors import UserError
+from ddengine.recipe import AugmentConfig
 from ddengine.synthetic import SyntheticSet
 from ddengine.types import Env
-from synth.classes import check_real_batch, class_members, parts, pays
+from synth.classes import check_batches, check_real_batch, class_members, parts, pays
 from synth.networks import Networks, training_gradient
 
 NetworksT = TypeVar("NetworksT", bound=Networks)
 
 
 def distance(real: Tensor, syn: Tensor) -> Tensor:
-    """Sum over classes of the squared distances of mean embeddings; real (K, B, D), syn (K, n, D)."""
-    return (real.mean(1) - syn.mean(1)).square().sum()
+    """Sum over classes of the squared distances of mean embeddings (K, D)."""
+    return (real - syn).square().sum()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,25 +40,34 @@ class DistributionMatching(Generic[NetworksT]):
     real_batch: int = 256  # real images per class and step
     syn_batch: int | None = None  # most decoded images per class and step, drawn anew; None: all
     augment: AugmentConfig = AugmentConfig()
-    classes_at_once: int | None = None  # classes in one pass; None: as many as pay on the device
+    # classes in one loss; None: as many as pay on the device, and with BatchNorm all
+    classes_at_once: int | None = None
 
     def __post_init__(self) -> None:
-        require(self.real_batch >= 1, f"objective.real_batch must be at least 1, got {self.real_batch}.")
-        for name in ("syn_batch", "classes_at_once"):
-            require(getattr(self, name) is None or getattr(self, name) >= 1, f"objective.{name} must be at least 1, got {getattr(self, name)}.")
+        check_batches(self.real_batch, self.syn_batch, self.classes_at_once)
 
     @property
     def cites(self) -> tuple[str, ...]:
         """Works to cite."""
         return ("zhao2023dm",)
 
+    @property
+    def parts_by_device(self) -> bool:
+        """Whether it is left to the device into how many losses a step falls."""
+        return self.classes_at_once is None
+
     def initial(self) -> dict[str, float]:
         """Nothing is learned beside the images."""
         return {}
 
     def build(self, env: Env) -> "DistributionObjective":
-        """The objective. Raises UserError when a class has fewer images than the real batch."""
+        """The objective. Raises UserError when a class has fewer images than the real batch, or classes are to be parted that BatchNorm joins."""
         check_real_batch(env.real, self.real_batch)
+        if env.model.normed is not None and self.classes_at_once is not None:
+            raise UserError(
+                f"objective.classes_at_once {self.classes_at_once} parts the classes, and the BatchNorm of the model sees all of them in one batch; "
+                "leave objective.classes_at_once out."
+            )
         return DistributionObjective(self, env)
 
 
@@ -80,12 +91,12 @@ class DistributionObjective:
         members = class_members(syn, config.syn_batch, rng)
         draw = augment.sample(config.augment, 1, rng, groups=len(members), shared=True).to(env.device)
         everything = slice(0, len(members))
-        shared = env.model.normed is not None  # statistics of the batch
-        for classes in parts(everything, len(members) if shared else config.classes_at_once or pays(env.device, members.shape[1])):
+        joined = len(members) if env.model.normed is not None else None  # by the statistics of the batch
+        for classes in parts(everything, joined or config.classes_at_once or pays(env, members.shape[1])):
             with torch.no_grad():
                 real = []
-                for part in parts(classes, len(members) if shared else config.classes_at_once or pays(env.device, index.shape[1])):
+                for part in parts(classes, joined or pays(env, index.shape[1])):
                     images = augment.apply(config.augment, env.real.images(index[part].flatten()), draw.part(part))
-                    real.append(self.embed(theta, images).unflatten(0, (-1, index.shape[1])))
+                    real.append(self.embed(theta, images).unflatten(0, (-1, index.shape[1])).mean(1))
             images = augment.apply(config.augment, syn.batch(members[classes].flatten()).images, draw.part(classes))
-            yield distance(torch.cat(real), self.embed(theta, images).unflatten(0, (-1, members.shape[1])))
+            yield distance(torch.cat(real), self.embed(theta, images).unflatten(0, (-1, members.shape[1])).mean(1))

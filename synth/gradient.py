@@ -9,7 +9,7 @@ distance. Differs from the released code: networks and real batches follow from 
 pass, and BatchNorm layers get the statistics of 16 real images per class themselves, not a tenth of them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Generic, Literal, TypeVar
@@ -18,12 +18,13 @@ import torch
 from torch import Generator, Tensor
 
 from ddengine import augment
+from ddengine.errors import UserError
 from ddengine.losses import task_loss
 from ddengine.recipe import AugmentConfig, require
 from ddengine.synthetic import SyntheticSet
 from ddengine.types import Env
 from ddengine.unroll import eager_gradient
-from synth.classes import check_real_batch, class_members, parts, pays
+from synth.classes import check_batches, check_real_batch, class_members, parts, pays
 from synth.networks import Networks, training_gradient
 
 NetworksT = TypeVar("NetworksT", bound=Networks)
@@ -73,14 +74,17 @@ class GradientMatching(Generic[NetworksT]):
     classes: Literal["each", "sum"] = "each"  # a distance for each class, or one between sums over classes (DCC)
     warmup_networks: int = 0  # for so many networks `sum` begins with `each` ...
     warmup_steps: int = 0  # ... for so many of their steps
-    # classes in one pass; None: as many as pay on the device. 1 with outer.step_after each steps after every class
+    # classes in one loss; None: as many as pay on the device. 1 with outer.step_after each steps after every class
     classes_at_once: int | None = None
 
     def __post_init__(self) -> None:
-        require(self.real_batch >= 1, f"objective.real_batch must be at least 1, got {self.real_batch}.")
-        for name in ("syn_batch", "classes_at_once"):
-            require(getattr(self, name) is None or getattr(self, name) >= 1, f"objective.{name} must be at least 1, got {getattr(self, name)}.")
-        require(min(self.warmup_networks, self.warmup_steps) >= 0, "objective.warmup_networks and warmup_steps must not be negative; 0 is none.")
+        check_batches(self.real_batch, self.syn_batch, self.classes_at_once)
+        warmup = (self.warmup_networks, self.warmup_steps)
+        require(
+            warmup == (0, 0) or (self.classes == "sum" and min(warmup) >= 1),
+            f"objective.warmup_networks {warmup[0]} and warmup_steps {warmup[1]} are for how long objective.classes sum begins class by class, and "
+            f"classes is {self.classes}; set both to at least 1 with sum, or both to 0.",
+        )
         require(
             self.metric != "layerwise" or self.tensors != "all",
             "objective.metric layerwise compares the rows of tensors, and objective.tensors all has tensors without; set objective.tensors weights.",
@@ -91,13 +95,23 @@ class GradientMatching(Generic[NetworksT]):
         """Works to cite for the parts in use."""
         return ("zhao2021dc", *(("lee2022dcc",) if self.classes == "sum" else ()))
 
+    @property
+    def parts_by_device(self) -> bool:
+        """Whether it is left to the device into how many losses a step falls."""
+        return self.classes_at_once is None and self.classes == "each"
+
     def initial(self) -> dict[str, float]:
         """Nothing is learned beside the images."""
         return {}
 
     def build(self, env: Env) -> "GradientObjective":
-        """The objective. Raises UserError when a class has fewer images than the real batch."""
+        """The objective. Raises UserError when a class has fewer images than the real batch, or the network nothing to compare."""
         check_real_batch(env.real, self.real_batch)
+        if not any(len(shape) >= FEWEST_DIMS[self.tensors] for shape in env.model.shapes):
+            raise UserError(
+                f"objective.tensors {self.tensors} compares parameters of {FEWEST_DIMS[self.tensors]} dimensions or more, and the model has none; "
+                "set objective.tensors weights."
+            )
         return GradientObjective(self, env)
 
 
@@ -112,9 +126,6 @@ class GradientObjective:
             return task_loss(env.model(theta, images, statistics), targets)
 
         self.one = eager_gradient(loss)
-        # batch_norm under vmap wants one type of number, which bfloat16 autocast does not give it
-        mixed_types = env.model.normed is not None and env.model.precision == "bf16"
-        self.at_once = 1 if mixed_types else config.classes_at_once
         several = torch.vmap(torch.func.grad(loss), in_dims=(None, 0, 0, None))
         self.several = torch.compile(several) if env.compile else several
 
@@ -124,8 +135,9 @@ class GradientObjective:
 
     def gradients(self, theta: Tensor, images: Tensor, targets: Tensor, statistics: dict[str, Tensor] | None) -> Tensor:
         """The gradient of each group (G, P) of images (G, B, C, H, W) and targets (G, B) or (G, B, K), differentiable in the images."""
-        if len(images) == 1:
-            return self.one(theta, images[0], targets[0], statistics)[None]
+        # batch_norm under vmap wants one type of number, which bfloat16 autocast does not give it
+        if len(images) == 1 or (statistics is not None and self.env.model.precision == "bf16"):
+            return torch.stack([self.one(theta, *group, statistics) for group in zip(images, targets, strict=True)])
         return self.several(theta, images, targets, statistics)
 
     def losses(self, syn: SyntheticSet, state: dict[str, Tensor], step: int, rng: Generator) -> Iterator[Tensor]:
@@ -141,28 +153,66 @@ class GradientObjective:
             images, targets = syn.batch(members[classes].flatten())
             return augment.apply(config.augment, images, draw.part(classes)), targets
 
-        def compare(target: Tensor, images: Tensor, targets: Tensor) -> Tensor:
-            """The sum of the distances to real gradients (G, P) of a batch that holds as many groups."""
-            mine = self.gradients(theta, images.unflatten(0, (len(target), -1)), targets.unflatten(0, (len(target), -1)), statistics)
-            return distance(target, mine, env.model.shapes, config.metric, config.tensors).sum()
-
-        everything = slice(0, len(members))
-        network, seen = config.networks.round(syn, step)
+        everything, (network, seen) = slice(0, len(members)), config.networks.round(syn, step)
         if config.classes == "sum" and not (network < config.warmup_networks and seen < config.warmup_steps):
-            yield compare(self._real(theta, real, draw, everything, statistics).mean(0, keepdim=True), *synthetic(everything))
+
+            def share(classes: slice) -> Tensor:
+                """What some classes add to the mean gradient (P,)."""
+                images, targets = synthetic(classes)
+                return self.one(theta, images, targets, statistics) * (classes.stop - classes.start) / len(members)
+
+            target = torch.stack(list(self._real(theta, real, draw, everything, statistics, joint=True))).sum(0)
+            # several blocks cost a pass more, so their number follows from memory alone
+            blocks = list(parts(everything, config.classes_at_once or pays(env, members.shape[1], "cuda")))
+            yield from self._summed(target, share, blocks)
             return
-        for classes in parts(everything, self.at_once or pays(env.device, members.shape[1])):
-            yield compare(self._real(theta, real, draw, classes, statistics), *synthetic(classes))
+        at_once = config.classes_at_once or pays(env, members.shape[1])
+        # real gradients do not depend on the images, so they are computed for several losses together where that pays
+        for block in parts(everything, at_once * max(1, pays(env, real.shape[1]) // at_once)):
+            target = torch.cat(list(self._real(theta, real, draw, block, statistics)))
+            for classes in parts(block, at_once):
+                wanted = target[classes.start - block.start : classes.stop - block.start]
+                mine = self.gradients(theta, *grouped(len(wanted), *synthetic(classes)), statistics)
+                yield distance(wanted, mine, env.model.shapes, config.metric, config.tensors).sum()
 
     @torch.no_grad()
-    def _real(self, theta: Tensor, index: Tensor, draw: augment.AugmentDraw, classes: slice, statistics: dict[str, Tensor] | None) -> Tensor:
-        """The real gradients (G, P) of some classes; index (K, B)."""
-        found = []
-        for part in parts(classes, self.at_once or pays(self.env.device, index.shape[1])):
+    def _real(
+        self, theta: Tensor, index: Tensor, draw: augment.AugmentDraw, classes: slice, statistics: dict[str, Tensor] | None, joint: bool = False
+    ) -> Iterator[Tensor]:
+        """The real gradients of some classes, in parts: (G, P), or `joint` what a part adds to the mean over all classes (P,); index (K, B)."""
+        for part in parts(classes, pays(self.env, index.shape[1])):
             images, targets = self.env.real.batch(index[part].flatten())
-            images = augment.apply(self.config.augment, images, draw.part(part))
-            found.append(self.gradients(theta, images.unflatten(0, (-1, index.shape[1])), targets.unflatten(0, (-1, index.shape[1])), statistics))
-        return torch.cat(found)
+            images, num = augment.apply(self.config.augment, images, draw.part(part)), part.stop - part.start
+            if joint:
+                yield self.one(theta, images, targets, statistics) * num / len(index)
+            else:
+                yield self.gradients(theta, *grouped(num, images, targets), statistics)
+
+    def _summed(self, target: Tensor, share: Callable[[slice], Tensor], blocks: list[slice]) -> Iterator[Tensor]:
+        """The distance of the mean over all classes of the synthetic gradients to `target` (P,); one graph alive for each block of classes.
+
+        With several blocks: the mean g without a graph first, v = d distance / d g, and then <v, the block's share of g>, whose gradients in the
+        images add up to those of the distance; constants make the losses add up to the distance itself.
+        """
+
+        def compare(mean: Tensor) -> Tensor:
+            return distance(target[None], mean[None], self.env.model.shapes, self.config.metric, self.config.tensors).sum()
+
+        if len(blocks) == 1:
+            yield compare(share(blocks[0]))
+            return
+        with torch.no_grad():
+            mean = torch.stack([share(block) for block in blocks]).sum(0)
+        value = compare(mean.requires_grad_())
+        (way,) = torch.autograd.grad(value, mean)
+        rest = (value.detach() - (way * mean.detach()).sum()) / len(blocks)
+        for block in blocks:
+            yield (way * share(block)).sum() + rest
+
+
+def grouped(num: int, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Images and targets as (num groups, B, ...)."""
+    return images.unflatten(0, (num, -1)), targets.unflatten(0, (num, -1))
 
 
 def batch_statistics(env: Env, theta: Tensor, rng: Generator) -> dict[str, Tensor] | None:

@@ -55,7 +55,8 @@ def training_gradient(env: Env) -> Gradient:
 
 def fresh(env: Env, rng: Generator) -> Tensor:
     """The parameters (P,) of a new network."""
-    return flatten(env.new_model(rng)).to(env.device, non_blocking=True)
+    theta = flatten(env.new_model(rng))
+    return theta.pin_memory().to(env.device, non_blocking=True) if env.device.type == "cuda" else theta
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +164,7 @@ class OnReal:
     @property
     def cites(self) -> tuple[str, ...]:
         """Works to cite."""
-        return ("yun2019cutmix",) if self.cutmix else ()
+        return ("kim2022idc", *(("yun2019cutmix",) if self.cutmix else ()))
 
     def state(self, env: Env) -> State:
         """The network and the momentum of its training."""

@@ -38,7 +38,8 @@ class Preprocess:
         if self.inverse is None:
             assert self.std is not None
             return images * self.std.view(-1, 1, 1) + self.mean.view(-1, 1, 1)
-        return (images.flatten(1) @ self.inverse + self.mean).view_as(images)
+        with exact_matmul():
+            return (images.flatten(1) @ self.inverse + self.mean).view_as(images)
 
     def tensors(self) -> dict[str, Tensor]:
         """Its numbers by name, for files."""

@@ -69,7 +69,7 @@ class RealSet:
     def draw_each(self, num: int, rng: Generator) -> Tensor:
         """Indices (K, num) of random images of every class, without repetition, drawn on the device and lying there.
 
-        They follow from `rng`, and differ between kinds of device. Every class must have `num` images.
+        They follow from `rng`, and differ between kinds of device and models of GPU. Every class must have `num` images.
         """
         table, missing = self._table
         source = on_device(rng, self.device)

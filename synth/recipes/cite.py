@@ -9,10 +9,9 @@ from typing import Any
 from ddengine.data import DATASETS
 from ddengine.data.imagenet import NAMES as IMAGENET
 from ddengine.errors import unknown
-from ddengine.recipe import Recipe
+from ddengine.recipe import AugmentConfig, Recipe
 
 AUGMENTATION = "zhao2021dsa"
-MIXING = "yun2019cutmix"
 DATASET_CITES: dict[str, tuple[str, ...]] = {
     "digits": ("alpaydin1998digits",),
     "mnist": ("lecun1998mnist",),
@@ -41,13 +40,15 @@ def keys(recipe: Recipe) -> list[str]:
     """
     if recipe.data.name not in DATASETS:
         raise unknown("dataset", recipe.data.name, DATASETS)
-    used = _cited(recipe)
-    augments = [getattr(part, "augment", None) for part in (recipe.objective, recipe.buffer, recipe.evaluation)]
-    if any(augment is not None and augment.any for augment in augments):
-        used.append(AUGMENTATION)
-    if recipe.evaluation.cutmix > 0:
-        used.append(MIXING)
-    return list(dict.fromkeys([*used, *DATASET_CITES[recipe.data.name]]))
+    augmentation = [AUGMENTATION] if _augmented(recipe) else []
+    return list(dict.fromkeys([*_cited(recipe), *augmentation, *DATASET_CITES[recipe.data.name]]))
+
+
+def _augmented(part: Any) -> bool:
+    """Whether anything in it augments."""
+    if isinstance(part, AugmentConfig):
+        return part.any
+    return is_dataclass(part) and any(_augmented(getattr(part, f.name)) for f in fields(part))
 
 
 def _cited(part: Any) -> list[str]:

@@ -272,7 +272,7 @@ def test_the_warning_of_the_first_steps_when_read_late(data, tmp_path, monkeypat
     assert "none of 20 updates" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("step_after, stops", [("all", 15), ("each", 10)])
+@pytest.mark.parametrize("step_after, stops", [("all", 15), ("each", 15)])
 @pytest.mark.parametrize("interval", [1, 7])
 def test_a_stop_read_late_is_a_stop_at_its_step(data, tmp_path, monkeypatch, interval, step_after, stops):
     """Steps after the stop are finite again, and must change nothing before the host has read of it."""
