@@ -229,10 +229,10 @@ def outer_step(syn: SyntheticSet, objective: Objective, config: OuterConfig, sta
 
 
 def _update(config: OuterConfig, state: State, learned: Mapping[str, Tensor], loss: Tensor, syn: SyntheticSet, running: Tensor) -> Tensor:
-    """The guard, then the optimisers; returns (3,) whether all was finite, the loss not above max_loss, the rate held. `loss` becomes its mean
-    over the ranks, by which they all decide.
+    """The guard, then the optimisers; returns (3,) whether all was finite, the loss not above max_loss, the rate held.
 
-    The host cannot branch on what it has not read, so the update is always computed, and taken where the guard allows it.
+    `loss` becomes its mean over the ranks, by which they all decide. The host cannot branch on what it has not read, so the update is always
+    computed, and taken where the guard allows it.
     """
     grads = {k: torch.zeros_like(v) if v.grad is None else v.grad for k, v in learned.items()}
     dist.mean([loss, *grads.values()])

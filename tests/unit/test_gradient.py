@@ -1,6 +1,7 @@
 """Gradient matching against a plain loop over classes with modules, and what it looks at."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,8 +13,10 @@ from ddengine.errors import UserError
 from ddengine.flat import FlatModel
 from ddengine.recipe import AugmentConfig
 from ddengine.rng import generator
+from synth.classes import pays
 from synth.gradient import GradientMatching, distance
 from synth.networks import OnReal, OnSynthetic, Untrained
+from synth.recipes import find
 
 F32, F64 = torch.float32, torch.float64
 NONE = AugmentConfig(ops=())
@@ -271,8 +274,8 @@ def test_sum_begins_with_classes_one_by_one():
     """For the first two steps of the first two networks, then no more."""
     env, syn = tiny_world(F64, num_classes=4)
     warm = replace(DC, networks=OnSynthetic(steps=3, epochs=1), classes="sum", warmup_networks=2, warmup_steps=2, classes_at_once=2)
-    runs = {}
-    for name, config in (("warm", warm), ("each", replace(warm, classes="each")), ("sum", replace(warm, warmup_networks=0))):
+    runs, off = {}, {"warmup_networks": 0, "warmup_steps": 0}
+    for name, config in (("warm", warm), ("each", replace(warm, classes="each", **off)), ("sum", replace(warm, **off))):
         objective, state, runs[name] = config.build(env), None, []
         state = objective.init(generator(0))
         for step in range(9):
@@ -284,22 +287,13 @@ def test_sum_begins_with_classes_one_by_one():
         assert runs["each"][step][0] != pytest.approx(runs["sum"][step][0], rel=1e-3)
 
 
-@pytest.mark.parametrize(("networks", "steps"), [(1, 0), (0, 1)])
-def test_warm_up_needs_networks_and_steps(networks, steps):
-    env, syn = tiny_world(F64)
-    config = replace(DC, classes="sum", warmup_networks=networks, warmup_steps=steps)
-    assert (
-        len(ours(config.build(env), syn)[0]) == 1
-        and len(ours(replace(config, warmup_networks=1, warmup_steps=1, classes_at_once=5).build(env), syn)[0]) == 2
-    )
-
-
 def test_sum_is_the_distance_of_one_batch_of_everything():
     """Real gradients are averaged over classes that count alike, whatever is computed at once."""
     env, syn = tiny_world(F64)
     found = [ours(replace(DC, classes="sum", classes_at_once=n).build(env), syn) for n in (1, 3, 10, None)]
+    assert [len(losses) for losses, _ in found] == [10, 4, 1, 1]
     for losses, grad in found[1:]:
-        assert float(losses[0]) == pytest.approx(float(found[0][0][0]), rel=1e-12)
+        assert float(sum(losses)) == pytest.approx(float(sum(found[0][0])), rel=1e-12)
         close(grad, found[0][1], 1e-10)
     model, rng = network(env)
     index = env.real.draw_each(9, rng).flatten()
@@ -307,7 +301,7 @@ def test_sum_is_the_distance_of_one_batch_of_everything():
     sides = [
         torch.autograd.grad(cross_entropy(model(b.images), b.targets), params) for b in (env.real.batch(index), syn.batch(torch.arange(len(syn))))
     ]
-    assert float(found[0][0][0]) == pytest.approx(float(plain_distance(*sides, "layerwise", "weights")), rel=1e-9)
+    assert float(sum(found[0][0])) == pytest.approx(float(plain_distance(*sides, "layerwise", "weights")), rel=1e-9)
 
 
 def test_updating_after_every_class_sees_what_the_images_have_become():
@@ -349,3 +343,30 @@ def test_batch_norm_in_bfloat16(at_once):
     env = replace(env, model=FlatModel(env.new_model(generator(0)), "bf16"))
     losses, grad = ours(replace(DC, classes_at_once=at_once).build(env), syn)
     assert torch.stack(losses).isfinite().all() and grad.isfinite().all() and grad.any()
+
+
+def test_passes_shrink_with_images_and_networks():
+    """Classes in one pass follow the pixels of an image and the parameters whose gradients are alive, and are at least one."""
+    small, large = (SimpleNamespace(image_shape=(3, side, side)) for side in (32, 128))
+    narrow, wide = SimpleNamespace(num_params=10**5), SimpleNamespace(num_params=3 * 10**7)
+
+    def env(real, model, device="cuda"):
+        return SimpleNamespace(real=real, model=model, device=torch.device(device))
+
+    assert pays(env(small, narrow), 1) == 2**28 // (4 * 10**5) and pays(env(small, narrow), 10) == 2048 // 10
+    assert pays(env(large, narrow), 10) == 2048 // 160 and pays(env(small, wide), 1) == 2 and pays(env(large, wide), 10**4) == 1
+    assert pays(env(small, narrow, "cpu"), 10) == 10 and pays(env(small, narrow, "cpu"), 10, "cuda") == 2048 // 10
+
+
+def test_what_cannot_be_compared_is_refused():
+    """A network without a parameter of the wanted rank, a warm-up of nothing, parts that are left to the device and stepped after each."""
+    env, _ = tiny_world(F64, model="mlp")
+    for metric in ("layerwise", "l1", "mse", "cos"):
+        with pytest.raises(UserError, match=r"objective\.tensors convolutions .* set objective\.tensors weights"):
+            GradientMatching(networks=Untrained(), metric=metric, tensors="convolutions", real_batch=5).build(env)
+    for warmup in ({"warmup_networks": 1}, {"warmup_steps": 1, "classes": "sum"}, {"warmup_networks": -1, "warmup_steps": 2, "classes": "sum"}):
+        with pytest.raises(UserError, match="warmup_networks"):
+            GradientMatching(networks=Untrained(), **warmup)
+    recipe = find("idc/fashion_mnist_ipc1_small")
+    with pytest.raises(UserError, match=r"outer\.step_after each .* set objective\.classes_at_once 1"):
+        replace(recipe, objective=replace(recipe.objective, classes_at_once=None))
