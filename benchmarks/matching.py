@@ -23,11 +23,13 @@ from ddengine.flat import FlatModel
 from ddengine.models import build_model
 from ddengine.synthetic import SyntheticSet
 from ddengine.types import Env
+from synth import classes
 from synth.networks import OnReal, OnSynthetic
 from synth.recipes import find
 
 SHAPE, CLASSES, PER_CLASS = (1, 28, 28), 10, 600
-FORMS: dict[str, int | None] = {"class by class": 1, "all at once": CLASSES, "default": None}
+# images in one pass, which the engine otherwise chooses by the device
+FORMS: dict[str, int | None] = {"class by class": 0, "all at once": 10**9, "default": None}
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Settings:
 def step(method: str, width: int, ipc: int, settings: Settings, form: int | None) -> Any:
     """A function that makes one outer step."""
     device = runtime.setup(settings.device)
+    at_once = classes.AT_ONCE[device.type] if form is None else form
     recipe, stream = find(f"{method}/fashion_mnist_ipc{ipc}"), rng.generator(0, "benchmark")
 
     def new_model(r: torch.Generator) -> torch.nn.Module:
@@ -55,16 +58,16 @@ def step(method: str, width: int, ipc: int, settings: Settings, form: int | None
     real = RealSet(pixels, torch.arange(CLASSES, device=device).repeat_interleave(PER_CLASS), CLASSES, preprocess)
     env = Env(real, new_model, FlatModel(new_model(stream)).to(device), None, device)
     real_batch = settings.real_batch or (recipe.objective.real_batch if device.type == "cuda" else 64 if width < 64 else 16)
-    objective = replace(recipe.objective, real_batch=real_batch, classes_at_once=form)
+    objective: Any = replace(recipe.objective, real_batch=real_batch, classes_at_once=None)
     if isinstance(objective.networks, OnSynthetic | OnReal):
         objective = replace(objective, networks=replace(objective.networks, steps=1))  # a new network each step, as untrained ones are
     built = objective.build(env)
     images = torch.rand(CLASSES * ipc, *SHAPE, generator=stream).to(device)
-    classes = torch.arange(CLASSES, device=device).repeat_interleave(ipc)
-    syn = SyntheticSet({"images": images.requires_grad_()}, classes, tuple(map(str, range(10))), recipe.codec, preprocess, space=recipe.codec.space)
+    labels = torch.arange(CLASSES, device=device).repeat_interleave(ipc)
+    syn = SyntheticSet({"images": images.requires_grad_()}, labels, tuple(map(str, range(10))), recipe.codec, preprocess, space=recipe.codec.space)
 
     def once(number: int) -> None:
-        images.grad = None
+        images.grad, classes.AT_ONCE[device.type] = None, at_once
         for loss in built.losses(syn, built.init(stream), number, rng.generator(0, number)):
             loss.backward()
         if device.type == "cuda":
