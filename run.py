@@ -181,6 +181,11 @@ def run_identity(options: Options[Recipe], images: str, root: Path = EXPERTS) ->
     )  # fmt: skip
 
 
+def reads_experts(recipe: Recipe) -> bool:
+    """Whether a distillation reads the store of the recipe, and not only its buffer command makes one."""
+    return hasattr(recipe.objective, "check") or recipe.init.kind in ("correct", "representative") or recipe.targets.kind == "logits"
+
+
 def prepare(
     options: Options[Recipe], data: Data, device: torch.device, root: Path = EXPERTS
 ) -> tuple[synthetic.SyntheticSet, Objective, ExpertStore | None]:
@@ -189,7 +194,7 @@ def prepare(
     check_networks(recipe, data)
     new_model = partial(build_model, recipe.model, data.image_shape, data.num_classes)
     store = None
-    if recipe.buffer is not None:
+    if recipe.buffer is not None and reads_experts(recipe):
         experts, content = store_folder(options, data.train.digest, root)
         check_identity(experts, content)
         store = ExpertStore(experts, new_model, recipe.buffer.num_experts)
@@ -235,7 +240,9 @@ def distill(options: Options[Recipe], root: Path = EXPERTS) -> Path:
         meta = meta_of(options, recipe, data, store, device, distillation=outer.summary(counters))
         report.real_vs_distilled(folder / "real_vs_distilled.png", data.train, result, None)
         result.save(folder / "distilled", meta)
-        log.say(f"distilled {len(result)} images in {log.duration(counters.seconds)}: {folder / 'distilled'}")
+        stored = len(result.classes)
+        tiles = "" if stored == len(result) else f", which decode to {len(result)},"
+        log.say(f"distilled {stored} images{tiles} in {log.duration(counters.seconds)}: {folder / 'distilled'}")
     return folder
 
 
@@ -289,6 +296,8 @@ def select(options: Options[Recipe]) -> Path:
     index = selected_index(data.train, recipe.ipc, data.class_names, generator(options.seed, "init"), recipe.init, store, new_model)
     if options.restart:
         runs.delete(folder, runs.MARK)
+    if recipe.codec.per_item > 1:
+        log.say("images are chosen whole: the recipe's codec plays no role")
     recipe = replace(recipe, codec=Identity())  # real images as they are
     runs.begin(folder, recipe, wanted)
     classes = data.train.labels[index.to(device)]
@@ -487,6 +496,8 @@ def export(path: Path, args: list[str]) -> None:
             raise UserError(f"{path} is neither an expert store nor a distilled set; give the folder that buffer, distill or import wrote.")
         syn, meta = synthetic.load(folder, torch.device("cpu"))
         written = exchange.export_set(syn, set_name(folder, meta), options.out)
+        if len(syn) > len(syn.classes):
+            log.say(f"{len(syn.classes)} stored images are written as the {len(syn)} that they decode to; such files have no codec")
     log.say(f"{', '.join(p.name for p in written[:3])}{' ...' if len(written) > 3 else ''} in {options.out}")
 
 

@@ -88,7 +88,9 @@ def check(syn: SyntheticSet, objective: Objective, config: OuterConfig) -> None:
     for what, names in (("outer.optim", config.optim), ("outer.ema", config.ema)):
         for name in names:
             if name not in syn.tensors:
-                raise UserError(f"{what} names {name!r}, and the stored tensors are {', '.join(sorted(syn.tensors))}; correct the name.")
+                raise UserError(
+                    f"{what} names {name!r}, and the stored tensors are {', '.join(sorted(syn.tensors))}; correct the name, or take outer from a recipe of this objective (--take outer=RECIPE)."
+                )
     keeps = bool(objective.init(generator(0)))
     if dist.num_ranks() > 1 and (keeps or config.step_after == "each"):
         raise UserError("This method keeps state between steps or steps after each loss, and so runs in one process; start it without torchrun.")
@@ -100,6 +102,8 @@ def _hint(state: State, config: OuterConfig, step: int) -> str:
     rate = f" (the learned rate is {float(state.tensors['lr']):g})" if "lr" in state.tensors else ""
     if rate and step == state.counters.not_finite:  # no update was ever made
         return "lower --objective.lr" + rate
+    if state.objective:  # a network that is trained between steps may have diverged
+        rate = ", or the learning rate of objective.networks" + rate
     images = config.optim.get("images")
     return f"lower --outer.optim.images.lr (now {images.lr:g})" + rate if images else "lower the learning rates in outer.optim" + rate
 

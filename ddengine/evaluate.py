@@ -259,7 +259,7 @@ def _baselines(bench: Bench, model: str, ipc: int) -> Iterator[Contender]:
         yield Contender("random_soft", lambda draw: _Labelled(random_draw(draw), eyes), several_draws=True)
     for kind in coreset.KINDS:
         if kind in bench.config.baselines:
-            index = torch.tensor(bench.remember(f"{kind}/{model}/{ipc}", f"{kind}: {model} looks", partial(choose, kind)))
+            index = torch.tensor(bench.remember(f"{kind}/{model}/{ipc}", f"{kind}: chosen by {model}", partial(choose, kind)))
             yield Contender(kind, lambda draw, index=index: Subset(train, index))
     if "full" in bench.config.baselines:
         yield full

@@ -236,13 +236,13 @@ class OuterConfig:
 class EvalConfig:
     """An evaluation protocol: how networks are trained on a set, and what it is compared with."""
 
-    protocol: str  # the named protocol these values start from
-    epochs: int = 1000  # E
+    protocol: str  # the named protocol these values start from: mtt | datm | ast | dc | dsa | idc | fast
+    epochs: int = 1000  # E, passes over the set
+    batch: int = 256  # images per update
+    momentum: float = 0.9  # until the (first) drop
     # half: E + 1 epochs run, after epoch E // 2 + 1 the rate drops and the optimiser starts anew | thirds: E epochs run, the rate drops after
     # 2 E // 3 and 5 E // 6 of them
     schedule: Literal["half", "thirds"] = "half"
-    batch: int = 256
-    momentum: float = 0.9
     momentum_after: float = 0.9  # after the (first) drop
     weight_decay: float = 5e-4
     lr_drop: float = 0.1  # factor on the learning rate at each drop
@@ -253,7 +253,8 @@ class EvalConfig:
     lr: float = 0.01  # learning rate where there is neither a learned one nor a validation split
     lr_grid: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03, 0.1)  # tried on the validation split for every set, beside the learned rate
     search_networks: int = 1  # networks per learning rate tried
-    baselines: tuple[str, ...] = ("random", "herding", "full")  # also random_soft: random images with logits of a network trained on the full data
+    # random | random_soft (with logits of a network trained on the full data) | herding | k_centre | k_means | forgetting | el2n | full
+    baselines: tuple[str, ...] = ("random", "herding", "full")
     full_steps: int = 5000  # most updates of a network on the full data
 
     @property

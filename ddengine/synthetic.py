@@ -202,6 +202,9 @@ CODECS = {"Identity": codecs.Identity, "MultiFormation": codecs.MultiFormation}
 def load(folder: Path, device: torch.device) -> tuple[SyntheticSet, dict[str, Any]]:
     """A distilled set from its folder, and its meta.json. Raises UserError for a folder that is not one."""
     if not (folder / "meta.json").is_file():
+        run = folder.parent if folder.name == "distilled" else folder
+        if (run / "checkpoint").is_dir():
+            raise UserError(f"{run} is not a distilled set yet, its run is unfinished; continue it with the same distill command.")
         raise UserError(f"{folder} is not a distilled set (it has no meta.json); give the folder that distill wrote, or the run that holds it.")
     meta = files.read_json(folder / "meta.json")
     tensors, _ = files.read_tensors(folder / "data.safetensors")

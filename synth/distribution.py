@@ -34,7 +34,7 @@ def distance(real: Tensor, syn: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class DistributionMatching(Generic[NetworksT]):
-    """Configuration of the objective."""
+    """Mean embeddings of real and synthetic images, class by class."""
 
     networks: NetworksT  # in which networks embeddings are compared
     real_batch: int = 256  # real images per class and step

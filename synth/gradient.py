@@ -63,9 +63,10 @@ def _rows(a: Tensor, b: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class GradientMatching(Generic[NetworksT]):
-    """Configuration of the objective."""
+    """Gradients of real and synthetic images, class by class or summed over classes."""
 
     networks: NetworksT  # in which networks gradients are compared
+    # layerwise: 1 - cosine, summed over output channels | mse, l1: sums of squared or absolute differences | cos: 1 - cosine of all as one vector
     metric: Metric = "layerwise"
     tensors: Tensors = "weights"  # parameters of at least two dimensions | at least three | all
     real_batch: int = 256  # real images per class and step

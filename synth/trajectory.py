@@ -126,7 +126,7 @@ class TrajectoryMatching(Generic[WindowT, PerturbT, LossScaleT, MilestonesT]):
     def build(self, env: Env) -> "TrajectoryObjective":
         """The objective. Raises UserError when there are no experts, or their epochs do not cover the window."""
         if env.experts is None:
-            raise UserError("Trajectory matching needs experts; give the recipe a buffer and run the buffer command.")
+            raise UserError("Trajectory matching needs experts; give the recipe a buffer (--take buffer=RECIPE) and run the buffer command.")
         if env.experts.num_params != env.model.num_params:
             raise UserError(
                 f"The experts have {env.experts.num_params} parameters and the model {env.model.num_params}; "

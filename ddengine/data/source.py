@@ -39,7 +39,7 @@ def stratified(labels: np.ndarray, num: int, seed: int) -> np.ndarray:
     """
     classes, counts = np.unique(labels, return_counts=True)
     if num > len(labels):
-        raise UserError(f"data.limit {num} is more than the {len(labels)} training images; lower it or leave it out.")
+        raise UserError(f"data.limit {num} is more than the {len(labels)} training images; lower it, or take all with --data.limit None.")
     share = counts * num / len(labels)
     take = np.floor(share).astype(int)
     if num >= len(classes):
