@@ -89,7 +89,8 @@ def check(syn: SyntheticSet, objective: Objective, config: OuterConfig) -> None:
         for name in names:
             if name not in syn.tensors:
                 raise UserError(
-                    f"{what} names {name!r}, and the stored tensors are {', '.join(sorted(syn.tensors))}; correct the name, or take outer from a recipe of this objective (--take outer=RECIPE)."
+                    f"{what} names {name!r}, and the stored tensors are {', '.join(sorted(syn.tensors))}; "
+                    "correct the name, or take outer from a recipe of this objective (--take outer=RECIPE)."
                 )
     keeps = bool(objective.init(generator(0)))
     if dist.num_ranks() > 1 and (keeps or config.step_after == "each"):
