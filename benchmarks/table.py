@@ -196,6 +196,7 @@ def plot(path: Path, runs: list[dict[str, Any]]) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     groups = list(dict.fromkeys(run["group"] for run in runs))
     figure, axes = pyplot.subplots(1, len(groups), figsize=(5.5 * len(groups), 4), squeeze=False, layout="constrained")
@@ -206,19 +207,19 @@ def plot(path: Path, runs: list[dict[str, Any]]) -> None:
             axis.plot(
                 [before + s for _, s, _ in run["validation"]], [100 * a for _, _, a in run["validation"]], marker="o", markersize=3, label=label
             )
+            levels: dict[float, list[str]] = {}  # equal selections share a line
             for row in run["evaluation"]["rows"]:
                 if row["set"] in ("random", "herding", "k_centre", "k_means"):
-                    axis.axhline(100 * row["accuracy_mean"], linewidth=0.8, linestyle=":", color="0.6")
-                    axis.annotate(
-                        f"{row['set']} (test)",
-                        (0.99, 100 * row["accuracy_mean"]),
-                        xycoords=axis.get_yaxis_transform(),
-                        ha="right",
-                        fontsize=7,
-                        color="0.4",
-                    )
+                    levels.setdefault(100 * row["accuracy_mean"], []).append(row["set"])
+            for level, names in levels.items():
+                axis.axhline(level, linewidth=0.8, linestyle=":", color="0.6")
+                said = f"{', '.join(names)} (test)"
+                axis.annotate(said, (0.99, level), xycoords=axis.get_yaxis_transform(), ha="right", va="bottom", fontsize=7, color="0.4")
         axis.set(title=group, xlabel="seconds", ylabel="validation accuracy of one network, %", xscale="log")
-        axis.legend(fontsize=8, loc="lower left")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.legend(fontsize=8, loc="best")
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 
