@@ -42,6 +42,7 @@ class Settings:
     methods: tuple[str, ...] = ("dc", "dsa", "dm", "idc")
     real_batch: int | None = None  # real images per class; None: the published number on a GPU; on a CPU 64, and 16 for wide networks
     repeats: int = 3  # turns, after one that is not counted
+    name: str = "matching"  # of the result's file
 
 
 def step(method: str, width: int, ipc: int, settings: Settings, form: int | None) -> Any:
@@ -129,7 +130,7 @@ def main(settings: Settings) -> None:
                         f"width {width:4} {method:4} ipc {ipc:3} {name:15}: {times[name]:8.4f} s, {gain:5.2f} x, "
                         f"added peak {rows[-1]['peak_bytes'] / 1e9:6.2f} GB", flush=True,
                     )  # fmt: skip
-                common.write("matching", runtime.setup(settings.device), asdict(settings), rows)
+                common.write(settings.name, runtime.setup(settings.device), asdict(settings), rows)
 
 
 if __name__ == "__main__":

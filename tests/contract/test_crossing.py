@@ -127,6 +127,6 @@ def test_resolved_recipe_keeps_its_kinds():
     seen = {}
     for recipe in RECIPES.values():
         assert isinstance(recipe, Recipe)
-        key = repr((recipe.buffer, recipe.objective, recipe.data, recipe.outer, recipe.ipc, recipe.init, recipe.targets))
+        key = repr((recipe.buffer, recipe.codec, recipe.objective, recipe.data, recipe.outer, recipe.ipc, recipe.init, recipe.targets))
         assert key not in seen, f"{recipe.name} is {seen.get(key)}"
         seen[key] = recipe.name
