@@ -13,8 +13,9 @@ from ddengine.synthetic import SyntheticSet
 from ddengine.types import Env
 
 # Images of 32 x 32 in one pass. On a GPU about 3 MB each for a graph of second order (ConvNet, width 128); on a CPU larger passes only leave
-# the cache (benchmarks/matching.py).
+# the cache, and fewer classes than FEWEST are slower together than one by one (benchmarks/matching.py).
 AT_ONCE = {"cuda": 2048, "cpu": 100}
+FEWEST = {"cuda": 2, "cpu": 4}
 GRADIENT_BYTES = 2**28  # of the gradients, one for each class, that are alive together
 
 
@@ -49,9 +50,10 @@ def pays(env: Env, images: int, device: str | None = None) -> int:
 
     `device` is the kind of device where it is not that of `env`.
     """
-    _, height, width = env.real.image_shape
-    by_images = AT_ONCE[device or env.device.type] * 32 * 32 // (images * height * width)
-    return max(1, min(by_images, GRADIENT_BYTES // (4 * env.model.num_params)))
+    kind, (_, height, width) = device or env.device.type, env.real.image_shape
+    by_images = AT_ONCE[kind] * 32 * 32 // (images * height * width)
+    found = min(by_images, GRADIENT_BYTES // (4 * env.model.num_params))
+    return found if found >= FEWEST[kind] else 1
 
 
 def parts(classes: slice, at_once: int) -> Iterator[slice]:
