@@ -15,6 +15,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 import torch
 import tyro
 from rich.table import Table
+from torch import Generator, nn
 
 from buffers.exchange import expand, export_experts, files_digest, load_pt
 from buffers.exchange import import_experts as make_store
@@ -186,6 +187,15 @@ def reads_experts(recipe: Recipe) -> bool:
     return hasattr(recipe.objective, "check") or recipe.init.kind in ("correct", "representative") or recipe.targets.kind == "logits"
 
 
+def open_store(options: Options[Recipe], data: Data, new_model: Callable[[Generator], nn.Module], root: Path = EXPERTS) -> ExpertStore | None:
+    """The expert store of a recipe, None for a recipe without experts. Raises UserError for one that is not there or was made differently."""
+    if options.recipe.buffer is None:
+        return None
+    folder, content = store_folder(options, data.train.digest, root)
+    check_identity(folder, content)
+    return ExpertStore(folder, new_model, options.recipe.buffer.num_experts)
+
+
 def prepare(
     options: Options[Recipe], data: Data, device: torch.device, root: Path = EXPERTS
 ) -> tuple[synthetic.SyntheticSet, Objective, ExpertStore | None]:
@@ -193,11 +203,7 @@ def prepare(
     recipe = options.recipe
     check_networks(recipe, data)
     new_model = partial(build_model, recipe.model, data.image_shape, data.num_classes)
-    store = None
-    if recipe.buffer is not None and reads_experts(recipe):
-        experts, content = store_folder(options, data.train.digest, root)
-        check_identity(experts, content)
-        store = ExpertStore(experts, new_model, recipe.buffer.num_experts)
+    store = open_store(options, data, new_model, root) if reads_experts(recipe) else None
     model = FlatModel(new_model(generator(0)), options.precision).to(device)
     objective = recipe.objective.build(Env(data.train, new_model, model, store, device, options.compile))
     syn = synthetic.initial(recipe, data, generator(options.seed, "init"), store)
@@ -278,7 +284,8 @@ def select(options: Options[Recipe]) -> Path:
         options = replace(options, recipe=recipe)
     data = load_for(options, device)
     parts = ("name", "data", "model", "ipc", "init", "evaluation", *(["buffer"] if asks_experts else []))  # the others play no role
-    deciding = ["select", {part: resolved(recipe)[part] for part in parts}]
+    whole = resolved(recipe)
+    deciding = ["select", {part: whole[part] for part in parts}]
     wanted = run_identity(replace(options, compile=False), data.train.digest) | {"resolved": digest(deciding)}
     folder = options.out or Path("runs") / f"select-{kind}-{digest(wanted)}"
     if options.restart:
@@ -288,11 +295,7 @@ def select(options: Options[Recipe]) -> Path:
         return folder
     check_networks(recipe, data)
     new_model = partial(build_model, recipe.model, data.image_shape, data.num_classes)
-    store = None
-    if asks_experts and recipe.buffer is not None:
-        experts, content = store_folder(options, data.train.digest)
-        check_identity(experts, content)
-        store = ExpertStore(experts, new_model, recipe.buffer.num_experts)
+    store = open_store(options, data, new_model)  # none where the kind asks none
     index = selected_index(data.train, recipe.ipc, data.class_names, generator(options.seed, "init"), recipe.init, store, new_model)
     if options.restart:
         runs.delete(folder, runs.MARK)
