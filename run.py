@@ -15,12 +15,12 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 import torch
 import tyro
 from rich.table import Table
-from torch import Generator, nn
+from torch import nn
 
 from buffers.exchange import expand, export_experts, files_digest, load_pt
 from buffers.exchange import import_experts as make_store
 from buffers.generate import generate
-from buffers.store import ExpertStore, check_identity, identity, imported_digest, stored_preprocess
+from buffers.store import ExpertStore, StoreGroup, check_identity, identity, imported_digest, stored_preprocess
 from ddengine import cli, dist, exchange, files, labels, log, report, runs, runtime, synthetic
 from ddengine import distill as outer
 from ddengine.codec import Identity
@@ -33,12 +33,14 @@ from ddengine.models import build_model
 from ddengine.recipe import DataConfig, EvalConfig, Recipe, digest, from_dict, parametrised, resolved, to_dict
 from ddengine.rng import generator
 from ddengine.runtime import Precision
+from ddengine.teachers import load_all
 from ddengine.types import Env, Objective
 from synth.recipes import RECIPES, find, take
 from synth.recipes.cite import bibtex
 
 DEMO = "mtt/digits_ipc1"
 EXPERTS = Path("experts")
+ASKS_EXPERTS = ("correct", "representative", "patches")  # kinds of init that look through experts
 RecipeT = TypeVar("RecipeT")
 
 
@@ -53,7 +55,7 @@ class Options(Generic[RecipeT]):
     device: str = "auto"  # auto | cpu | cuda | cuda:N
     precision: Precision = "fp32"
     out: Path | None = None  # folder to write; None: runs/RECIPE-HASH, or experts/FINGERPRINT for buffer
-    experts: Path | None = None  # expert store; None: experts/FINGERPRINT
+    experts: Path | None = None  # expert store, or with teachers the folder of their stores; None: experts/FINGERPRINT
     restart: bool = False  # begin anew, deleting what the folder holds
     compile: bool = False  # compile the inner training step
     print_config: bool = False  # print the resolved recipe and stop
@@ -97,16 +99,24 @@ def print_config(recipe: Recipe) -> None:
     log.console.print_json(data=to_dict(recipe))
 
 
-def buffer_model(recipe: Recipe) -> str:
-    """The network of the recipe's experts."""
-    return (recipe.buffer and recipe.buffer.model) or recipe.model
+def buffer_models(recipe: Recipe) -> tuple[str, ...]:
+    """The networks of the recipe's experts: each has a store."""
+    return recipe.teachers or ((recipe.buffer and recipe.buffer.model) or recipe.model,)
 
 
-def store_folder(options: Options[Recipe], images: str, root: Path = EXPERTS) -> tuple[Path, dict[str, Any]]:
-    """(folder, identity) of the expert store of a recipe on these images."""
-    recipe = options.recipe
-    content = identity(images, recipe.data, recipe.buffer, buffer_model(recipe), options.seed, options.precision)
-    return options.experts or root / digest(content), content
+def store_folders(options: Options[Recipe], images: str, root: Path = EXPERTS) -> list[tuple[str, Path, dict[str, Any]]]:
+    """(network, folder, identity) of each expert store of a recipe on these images."""
+    recipe, found = options.recipe, []
+    for model in buffer_models(recipe):
+        content = identity(images, recipe.data, recipe.buffer, model, options.seed, options.precision)
+        given = options.experts and (teacher_folder(options.experts, model) if recipe.teachers else options.experts)
+        found.append((model, given or root / digest(content), content))
+    return found
+
+
+def teacher_folder(folder: Path, model: str) -> Path:
+    """Where the store of a teacher lies in a folder that the user named."""
+    return folder / model.replace("/", "-")
 
 
 def load_for(options: Options[Recipe], device: torch.device, root: Path = EXPERTS) -> Data:
@@ -115,7 +125,7 @@ def load_for(options: Options[Recipe], device: torch.device, root: Path = EXPERT
     def stored(images: str) -> Preprocess | None:
         if options.recipe.buffer is None:
             return None
-        return stored_preprocess(store_folder(options, images, root)[0])
+        return next(filter(None, (stored_preprocess(folder) for _, folder, _ in store_folders(options, images, root))), None)
 
     return load_data(options.recipe.data, device, stored=stored)
 
@@ -143,12 +153,12 @@ def on_first_rank(action: Callable[[], None]) -> None:
 
 def check_networks(recipe: Recipe, data: Data) -> None:
     """Build every network of the recipe once, so that a wrong name fails before any work."""
-    for name in {recipe.model, buffer_model(recipe), *recipe.evaluation.models}:
+    for name in {recipe.model, *buffer_models(recipe), *recipe.evaluation.models}:
         build_model(name, data.image_shape, data.num_classes, generator(0))
 
 
 def buffer(options: Options[Recipe], root: Path = EXPERTS) -> None:
-    """Train the recipe's expert trajectories and store them."""
+    """Train the recipe's experts, trajectories or teachers, and store them."""
     recipe = options.recipe
     if recipe.buffer is None:
         raise UserError(f"The recipe {recipe.name} needs no experts; run distill.")
@@ -156,7 +166,7 @@ def buffer(options: Options[Recipe], root: Path = EXPERTS) -> None:
         log.say("warning: --compile is ignored, experts are trained uncompiled")
     device = start(options)
     data = load_for(options, device, root)
-    folder, _ = store_folder(replace(options, experts=options.out or options.experts), data.train.digest, root)
+    stores = store_folders(replace(options, experts=options.out or options.experts), data.train.digest, root)
     check_networks(recipe, data)
     try:
         if hasattr(recipe.objective, "check"):  # not of objectives that read no experts
@@ -164,19 +174,24 @@ def buffer(options: Options[Recipe], root: Path = EXPERTS) -> None:
     except UserError as error:  # the store is still good for other recipes
         log.say(f"warning: {error}")
     if options.restart:
-        on_first_rank(lambda: runs.delete(folder, "manifest.json"))
-    name = buffer_model(recipe)
-    new_model = partial(build_model, name, data.image_shape, data.num_classes)
-    generate(data, recipe.data, recipe.buffer, name, new_model, folder, seed=options.seed, precision=options.precision)
-    store = ExpertStore(folder)
-    scores = [a for i in range(store.num_experts) for a in store.metrics(i)["validation_accuracy"][-1:]]
-    shown = f", validation accuracy {100 * sum(scores) / len(scores):.1f} % after the last epoch" if scores else ""
-    log.say(f"{store.num_experts} experts of {recipe.buffer.epochs} epochs in {folder}{shown}")
+        for _, folder, _ in stores:
+            on_first_rank(lambda folder=folder: runs.check_own(folder, "manifest.json"))
+        for _, folder, _ in stores:
+            on_first_rank(lambda folder=folder: runs.delete(folder, "manifest.json"))
+    for name, folder, _ in stores:
+        new_model = partial(build_model, name, data.image_shape, data.num_classes)
+        generate(data, recipe.data, recipe.buffer, name, new_model, folder, seed=options.seed, precision=options.precision)
+        store = ExpertStore(folder)
+        scores = [a for i in range(store.num_experts) for a in store.metrics(i)["validation_accuracy"][-1:]]
+        shown = f", validation accuracy {100 * sum(scores) / len(scores):.1f} % after the last epoch" if scores else ""
+        what = f"{store.num_experts} experts of {recipe.buffer.epochs} epochs" + (f", teachers {name}," if recipe.teachers else "")
+        log.say(f"{what} in {folder}{shown}")
 
 
 def run_identity(options: Options[Recipe], images: str, root: Path = EXPERTS) -> dict[str, Any]:
     """What makes two runs the same; experts of this program follow from recipe and seed, imported ones have a digest."""
-    experts = imported_digest(store_folder(options, images, root)[0]) if options.recipe.buffer is not None else None
+    folders = [folder for _, folder, _ in store_folders(options, images, root)] if options.recipe.buffer is not None else []
+    experts = ", ".join(filter(None, map(imported_digest, folders))) or None
     return runs.identity(
         options.recipe, images, seed=options.seed, precision=options.precision, compile=options.compile, experts=experts
     )  # fmt: skip
@@ -184,30 +199,35 @@ def run_identity(options: Options[Recipe], images: str, root: Path = EXPERTS) ->
 
 def reads_experts(recipe: Recipe) -> bool:
     """Whether a distillation reads the store of the recipe, and not only its buffer command makes one."""
-    return hasattr(recipe.objective, "check") or recipe.init.kind in ("correct", "representative") or recipe.targets.kind == "logits"
+    by_objective = hasattr(recipe.objective, "check") or getattr(recipe.objective, "reads_experts", False)
+    return by_objective or recipe.init.kind in ASKS_EXPERTS or recipe.targets.kind == "logits" or recipe.evaluation.labels == "dynamic"
 
 
-def open_store(options: Options[Recipe], data: Data, new_model: Callable[[Generator], nn.Module], root: Path = EXPERTS) -> ExpertStore | None:
-    """The expert store of a recipe, None for a recipe without experts. Raises UserError for one that is not there or was made differently."""
+def open_store(options: Options[Recipe], data: Data, root: Path = EXPERTS) -> ExpertStore | StoreGroup | None:
+    """The expert stores of a recipe, None for a recipe without experts. Raises UserError for one that is not there or was made differently."""
     if options.recipe.buffer is None:
         return None
-    folder, content = store_folder(options, data.train.digest, root)
-    check_identity(folder, content)
-    return ExpertStore(folder, new_model, options.recipe.buffer.num_experts)
+    stores = []
+    for model, folder, content in store_folders(options, data.train.digest, root):
+        check_identity(folder, content)
+        new_model = partial(build_model, model, data.image_shape, data.num_classes)
+        stores.append(ExpertStore(folder, new_model, options.recipe.buffer.num_experts))
+    return StoreGroup(stores) if options.recipe.teachers else stores[0]
 
 
 def prepare(
     options: Options[Recipe], data: Data, device: torch.device, root: Path = EXPERTS
-) -> tuple[synthetic.SyntheticSet, Objective, ExpertStore | None]:
+) -> tuple[synthetic.SyntheticSet, Objective, ExpertStore | StoreGroup | None]:
     """What a distillation starts from: the labelled initial set, the objective, the experts."""
     recipe = options.recipe
     check_networks(recipe, data)
     new_model = partial(build_model, recipe.model, data.image_shape, data.num_classes)
-    store = open_store(options, data, new_model, root) if reads_experts(recipe) else None
+    store = open_store(options, data, root) if reads_experts(recipe) else None
     model = FlatModel(new_model(generator(0)), options.precision).to(device)
     objective = recipe.objective.build(Env(data.train, new_model, model, store, device, options.compile))
     syn = synthetic.initial(recipe, data, generator(options.seed, "init"), store)
-    if recipe.targets.kind == "logits" and not getattr(recipe.objective, "makes_labels", False):
+    makes, reads = (getattr(recipe.objective, name, default) for name, default in (("makes_labels", False), ("reads_labels", True)))
+    if recipe.targets.kind == "logits" and reads and not makes:
         syn = labels.label(syn, store, recipe.targets)
     dist.from_first(syn.tensors.values())  # networks have chosen and labelled the images, and ranks need not agree to the last bit
     return syn, objective, store
@@ -227,7 +247,9 @@ def distill(options: Options[Recipe], root: Path = EXPERTS) -> Path:
     elif runs.is_finished(folder, wanted, beside=root.name):
         log.say(f"{folder} is finished; --restart begins anew")
         return folder
+    began = time.perf_counter()
     syn, objective, store = prepare(options, data, device, root)
+    initial_seconds = round(time.perf_counter() - began, 2)  # what a set that is only chosen costs
     outer.check(syn, objective, recipe.outer)  # before the folder is there
 
     def begin() -> None:
@@ -236,23 +258,32 @@ def distill(options: Options[Recipe], root: Path = EXPERTS) -> Path:
         runs.begin(folder, recipe, wanted)
 
     on_first_rank(begin)
+    teachers = teachers_of(store, device) if recipe.evaluation.labels == "dynamic" else []
     result, counters = outer.distill(
         syn, objective, recipe.outer, folder, seed=seed,
-        finish=lambda s: labels.label(s, store, recipe.targets) if recipe.targets.relabel else s,
-        validate=lambda s: validate(s, data, recipe.evaluation, recipe.model, seed=seed, device=device, precision=precision),
+        finish=lambda s: labels.label(s.shipped(), store, recipe.targets) if recipe.targets.relabel else s.shipped(),
+        validate=lambda s: validate(s, data, recipe.evaluation, recipe.model, seed=seed, device=device, precision=precision, teachers=teachers),
         picture=lambda s, step: report.grid(folder / "progress" / f"step_{step:06d}.png", s),
     )  # fmt: skip
     if dist.rank() == 0:
-        meta = meta_of(options, recipe, data, store, device, distillation=outer.summary(counters))
+        meta = meta_of(options, recipe, data, store, device, distillation=outer.summary(counters) | {"initial_seconds": initial_seconds})
         report.real_vs_distilled(folder / "real_vs_distilled.png", data.train, result, None)
         result.save(folder / "distilled", meta)
         stored = len(result.classes)
         tiles = "" if stored == len(result) else f", which decode to {len(result)},"
-        log.say(f"distilled {stored} images{tiles} in {log.duration(counters.seconds)}: {folder / 'distilled'}")
+        log.say(f"distilled {stored} images{tiles} in {log.duration(counters.seconds + initial_seconds)}: {folder / 'distilled'}")
+        log.say(report.ledger(result.nbytes(), data.bytes))
     return folder
 
 
-def meta_of(options: Options[Recipe], recipe: Recipe, data: Data, store: ExpertStore | None, device: torch.device, **more: Any) -> dict[str, Any]:
+def teachers_of(store: ExpertStore | StoreGroup | None, device: torch.device) -> list[nn.Module]:
+    """The networks of a store after their last epoch; none without a store."""
+    return [] if store is None else load_all(store, device)
+
+
+def meta_of(
+    options: Options[Recipe], recipe: Recipe, data: Data, store: ExpertStore | StoreGroup | None, device: torch.device, **more: Any
+) -> dict[str, Any]:
     """What meta.json says of a set beside what the set says itself."""
     return {
         "recipe": to_dict(replace(recipe, data=replace(recipe.data, root=None))),
@@ -278,7 +309,7 @@ def select(options: Options[Recipe]) -> Path:
     if options.out is not None:
         runs.check_folder(options.out)
     device = one_process(options, "select")
-    asks_experts = kind in ("correct", "representative")
+    asks_experts = kind in ASKS_EXPERTS
     if not asks_experts:  # then nothing depends on a store that happens to be there
         recipe = replace(recipe, buffer=None)
         options = replace(options, recipe=recipe)
@@ -295,7 +326,7 @@ def select(options: Options[Recipe]) -> Path:
         return folder
     check_networks(recipe, data)
     new_model = partial(build_model, recipe.model, data.image_shape, data.num_classes)
-    store = open_store(options, data, new_model)  # none where the kind asks none
+    store = open_store(options, data)  # none where the kind asks none
     index = selected_index(data.train, recipe.ipc, data.class_names, generator(options.seed, "init"), recipe.init, store, new_model)
     if options.restart:
         runs.delete(folder, runs.MARK)
@@ -322,6 +353,8 @@ class EvaluateOptions:
     precision: Precision = "fp32"
     out: Path | None = None  # folder of evaluation.json; None: the run, or the distilled folder
     restart: bool = False  # evaluate again although evaluation.json is there
+    experts: Path | None = None  # the store of the set's experts, or with teachers the folder of their stores; None: experts/FINGERPRINT
+    sort: Literal["none", "accuracy", "accuracy_per_byte"] = "none"  # order of the printed table
     data: Annotated[DataConfig, tyro.conf.FlagConversionOff]
     evaluation: Annotated[EvalConfig, tyro.conf.arg(name="")]
 
@@ -366,15 +399,40 @@ def evaluate_path(path: Path, args: list[str]) -> dict[str, Any]:
             build_model(name, data.image_shape, data.num_classes, generator(0))  # a wrong name fails before the first training
         files.make_folder(out)
         kind = meta["selected"]["kind"] if "selected" in meta else "distilled"
+        teachers = teachers_for(options, meta, data, device)
         evaluation = evaluate(
             syn, data, options.evaluation, recipe["model"], seed=options.seed, device=device, precision=options.precision,
             memo_path=out / "evaluation.partial.jsonl", seconds_before=time.perf_counter() - STARTED,
             name=f"selected {kind}" if kind in options.evaluation.baselines else kind,  # a row of its own beside that baseline
+            teachers=teachers,
         )  # fmt: skip
         files.write_json(out / "evaluation.json", evaluation)
         report.real_vs_distilled(out / "real_vs_distilled.png", data.train, syn, evaluation)
-    log.console.print(report.table(evaluation, f"{recipe['name']}, test accuracy"))
+    log.console.print(report.table(evaluation, f"{recipe['name']}, test accuracy", options.sort))
     return evaluation
+
+
+def teachers_for(options: EvaluateOptions, meta: dict[str, Any], data: Data, device: torch.device) -> list[nn.Module]:
+    """The teachers of a set, which label on the fly and label random images; none where the set has none, or only its own labels are asked for.
+
+    Raises UserError where dynamic labels need a store that is not there, or is not the one that the set was made with.
+    """
+    recipe, used = meta["recipe"], meta.get("experts")
+    if not recipe.get("teachers") or used is None:
+        return []
+    found = []
+    for facts in used["stores"]:
+        folder = teacher_folder(options.experts, facts["model"]) if options.experts else EXPERTS / facts["fingerprint"]
+        if not (folder / "manifest.json").is_file() and options.evaluation.labels != "dynamic" and options.experts is None:
+            log.say(f"warning: no store of the teacher {facts['model']} in {folder}; random_soft is labelled by a network trained on the full data")
+            return []
+        store = ExpertStore(folder, partial(build_model, facts["model"], data.image_shape, data.num_classes), facts["num"])
+        if store.manifest["fingerprint"] != facts["fingerprint"]:
+            raise UserError(
+                f"{folder} holds other experts than those of the set (fingerprint {facts['fingerprint']}); name their folder with --experts."
+            )
+        found += load_all(store, device)
+    return found
 
 
 def demo(args: list[str]) -> None:
@@ -433,10 +491,14 @@ def import_experts(options: ImportOptions[Recipe], paths: list[Path]) -> None:
     recipe = options.recipe
     if given := [f"--{name}" for name in ("labels", "lr", "experiment") if getattr(options, name) is not None]:
         raise UserError(f"{paths[0]} holds experts, and {given[0]} belongs to a distilled set; leave {given[0]} out.")
+    if recipe.teachers:
+        raise UserError(
+            f"{paths[0]} holds experts, and the recipe {recipe.name} has teachers, which need BatchNorm statistics; run the buffer command."
+        )
     if recipe.buffer is None:
         raise UserError(f"{paths[0]} holds experts and the recipe {recipe.name} needs none; name a recipe that says how they were trained.")
     data = load_data(recipe.data, torch.device("cpu"))
-    name, digest_of_files = buffer_model(recipe), files_digest(paths)
+    name, digest_of_files = buffer_models(recipe)[0], files_digest(paths)
     network = build_model(name, data.image_shape, data.num_classes, generator(0))
     folder = options.out or EXPERTS / f"imported-{digest_of_files}"
     runs.check_folder(folder)
@@ -520,12 +582,12 @@ def recipes(args: list[str]) -> None:
     if args:
         raise UserError(f"run.py recipes takes no arguments, got {' '.join(args)}.")
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))  # 80 columns are enough for it
-    for column in ("recipe", "published %", "cost", "network"):
+    for column in ("recipe", "published %", "for", "network"):
         table.add_column(column, no_wrap=True)
     for recipe in RECIPES.values():
         figure = recipe.published
         shown = "-" if figure is None else f"{100 * figure.accuracy:.1f}" + (f" ± {100 * figure.std:.1f}" if figure.std is not None else "")
-        table.add_row(recipe.name, shown, cost_class(recipe), recipe.model)
+        table.add_row(recipe.name, shown, wants(recipe), recipe.model)
     log.console.print(table)
     log.say("run.py distill NAME --print_config shows a recipe, with notes on its figure")
 
@@ -538,10 +600,10 @@ def cite(args: list[str]) -> None:
     log.console.print(bibtex(options.recipe), end="", emoji=False)
 
 
-def cost_class(recipe: Recipe) -> str:
-    """A rough size of the work: what it wants to run on."""
-    wide = "-w128" in recipe.model
-    return "GPU hours" if wide and recipe.outer.steps >= 1000 else "CPU minutes"
+def wants(recipe: Recipe) -> str:
+    """What the work wants to run on: minutes of a CPU, or hours of a GPU."""
+    small = recipe.data.name == "digits" or (recipe.data.limit is not None and recipe.data.limit <= 10_000)
+    return "CPU" if small else "GPU"
 
 
 USAGE = f"""usage: run.py COMMAND [arguments]

@@ -1,8 +1,12 @@
-"""What the benchmarks share: memory readings, and result files that say where they were made."""
+"""What the benchmarks share: readings of time and memory, and result files that say where they were made."""
 
 import ctypes
 import json
+import multiprocessing as mp
+import statistics
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +39,42 @@ def peak() -> int:
     """Highest resident memory since `reset_peak`, in bytes (Linux)."""
     line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
     return int(line.split()[1]) * 1024
+
+
+def apart(target: Any, *args: Any) -> Any:
+    """What `target` sends through its first argument, a pipe, from a process of its own."""
+    pipe, child = mp.get_context("spawn").Pipe()
+    process = mp.get_context("spawn").Process(target=target, args=(child, *args))
+    process.start()
+    child.close()  # so that a process that dies ends the waiting
+    result = pipe.recv()
+    process.join()
+    return result
+
+
+def added_memory(once: Callable[[int], None]) -> int:
+    """The added peak memory of a step in bytes, after one that loads the kernels."""
+    cuda = torch.cuda.is_initialized()
+    once(0)
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        give_back()
+        reset_peak()
+    before = torch.cuda.memory_allocated() if cuda else resident()
+    once(1)
+    return (torch.cuda.max_memory_allocated() if cuda else peak()) - before
+
+
+def turns(steps: dict[str, Callable[[int], None]], repeats: int) -> dict[str, float]:
+    """The median seconds of each of these steps, which take turns; the first turn is not counted."""
+    found: dict[str, list[float]] = {name: [] for name in steps}
+    for turn in range(repeats + 1):
+        for name, once in steps.items():
+            start = time.perf_counter()
+            once(turn)
+            found[name].append(time.perf_counter() - start)
+    return {name: statistics.median(times[1:]) for name, times in found.items()}
 
 
 def write(name: str, device: torch.device, settings: dict[str, Any], rows: list[dict[str, Any]]) -> Path:

@@ -7,9 +7,6 @@ pass, and the default, which takes as many classes as pay on the device. The net
 counted. Each form runs in a process of its own for its memory; times are of one process that takes turns between the forms.
 """
 
-import multiprocessing as mp
-import statistics
-import time
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -78,41 +75,13 @@ def step(method: str, width: int, ipc: int, settings: Settings, form: int | None
 
 
 def memory(pipe: Any, *args: Any) -> None:
-    """Send the added peak memory of a step, after one that loads the kernels."""
-    once = step(*args)
-    cuda = torch.cuda.is_initialized()
-    once(0)
-    if cuda:
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        common.give_back()
-        common.reset_peak()
-    before = torch.cuda.memory_allocated() if cuda else common.resident()
-    once(1)
-    pipe.send((torch.cuda.max_memory_allocated() if cuda else common.peak()) - before)
+    """Send the added peak memory of a step."""
+    pipe.send(common.added_memory(step(*args)))
 
 
 def seconds(pipe: Any, method: str, width: int, ipc: int, settings: Settings) -> None:
-    """Send the median seconds of each form, which take turns."""
-    steps = {name: step(method, width, ipc, settings, form) for name, form in FORMS.items()}
-    found: dict[str, list[float]] = {name: [] for name in FORMS}
-    for turn in range(settings.repeats + 1):
-        for name, once in steps.items():
-            start = time.perf_counter()
-            once(turn)
-            found[name].append(time.perf_counter() - start)
-    pipe.send({name: statistics.median(times[1:]) for name, times in found.items()})
-
-
-def apart(target: Any, *args: Any) -> Any:
-    """What `target` sends from a process of its own."""
-    pipe, child = mp.get_context("spawn").Pipe()
-    process = mp.get_context("spawn").Process(target=target, args=(child, *args))
-    process.start()
-    child.close()  # so that a process that dies ends the waiting
-    result = pipe.recv()
-    process.join()
-    return result
+    """Send the median seconds of each form."""
+    pipe.send(common.turns({name: step(method, width, ipc, settings, form) for name, form in FORMS.items()}, settings.repeats))
 
 
 def main(settings: Settings) -> None:
@@ -121,11 +90,11 @@ def main(settings: Settings) -> None:
     for width in settings.widths:
         for method in settings.methods:
             for ipc in settings.ipc:
-                times = apart(seconds, method, width, ipc, settings)
+                times = common.apart(seconds, method, width, ipc, settings)
                 for name, form in FORMS.items():
                     gain = times["class by class"] / times[name]
                     row = {"method": method, "width": width, "ipc": ipc, "form": name, "seconds": times[name], "faster": gain}
-                    rows.append(row | {"peak_bytes": apart(memory, method, width, ipc, settings, form)})
+                    rows.append(row | {"peak_bytes": common.apart(memory, method, width, ipc, settings, form)})
                     print(
                         f"width {width:4} {method:4} ipc {ipc:3} {name:15}: {times[name]:8.4f} s, {gain:5.2f} x, "
                         f"added peak {rows[-1]['peak_bytes'] / 1e9:6.2f} GB", flush=True,

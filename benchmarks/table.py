@@ -14,12 +14,14 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 RIVALS = ("random", "random_soft", "random_coded", "herding", "k_centre", "k_means")
-OWN_ROWS = ("distilled", "raw", "distilled_same_steps", "random_coded")  # named after the run, not its group
+OWN_ROWS = ("distilled", "raw", "distilled_same_steps", "random_coded", "base", "distilled_hard")  # named after the run, not its group
+CONTROLS = ("random_coded", "base", "distilled_hard")  # of those, what is not meant to win
 ROOT = Path(__file__).resolve().parent.parent
 COLUMNS = (
     "row",
@@ -28,6 +30,7 @@ COLUMNS = (
     "n",
     "images",
     "bytes",
+    "of them labels",
     "learning rate",
     "updates",
     "evaluation",
@@ -46,6 +49,7 @@ class Row:
     flags: tuple[str, ...] = ()
     baselines: tuple[str, ...] | None = ()  # trained beside it; None: the recipe's
     group: str = ""  # rows of a group are compared with the baselines of any of them
+    of: str = ""  # label of the row whose set is evaluated, with the flags; none: an own distillation
 
     @property
     def folder(self) -> str:
@@ -135,7 +139,27 @@ def _matching() -> list[Row]:
     ]
 
 
-TABLES = {"trajectory_small": _methods, "trajectory_parts": _parts, "matching_small": _matching}
+def _compensator() -> list[Row]:
+    """INFER, SRe2L and RDED with the same teachers and students, each with labels that are stored and with labels made on the fly."""
+    rows = []
+    for ipc in (10, 50):
+        for method in ("infer", "sre2l", "rded"):
+            first = method == "infer"
+            row = Row(
+                label=f"{method.upper()}, IPC {ipc}, static",
+                recipe=f"{method}/fashion_mnist_ipc{ipc}_small",
+                baselines=("hard_labels", *(("random", "random_soft") if first else ()), *(("full",) if first and ipc == 10 else ())),
+                group=f"IPC {ipc}, static",
+            )
+            dynamic = replace(
+                row, label=f"{method.upper()}, IPC {ipc}, dynamic", of=row.label, flags=("--labels", "dynamic"),
+                baselines=("random_soft",) if first else (), group=f"IPC {ipc}, dynamic",
+            )  # fmt: skip
+            rows += [row, dynamic]
+    return rows
+
+
+TABLES = {"trajectory_small": _methods, "trajectory_parts": _parts, "matching_small": _matching, "compensator_small": _compensator}
 
 
 def command(threads: int, *args: str) -> str:
@@ -147,12 +171,12 @@ def command(threads: int, *args: str) -> str:
     return done.stdout
 
 
-def collect(folder: Path, row: Row) -> dict[str, Any]:
-    """What a finished run says of itself."""
-    meta = json.loads((folder / "distilled" / "meta.json").read_text())
+def collect(run: Path, folder: Path, row: Row) -> dict[str, Any]:
+    """What a finished run, and the evaluation in `folder`, say of themselves."""
+    meta = json.loads((run / "distilled" / "meta.json").read_text())
     evaluation = json.loads((folder / "evaluation.json").read_text())
     cost = meta["distillation"] | {"machine": meta["machine"], "commit": meta["commit"]}
-    events = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    events = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     curve = [[e["step"], e["seconds"], e["validation_accuracy"]] for e in events if "seconds" in e]
     said = {"row": row.label, "experts": meta.get("experts"), "group": row.group, "flags": row.flags, "recipe": meta["recipe"]["name"]}
     return said | {"seed": meta["seed"], "distillation": cost, "validation": curve, "evaluation": evaluation}
@@ -173,15 +197,16 @@ def markdown(runs: list[dict[str, Any]]) -> str:
             mine = row["set"] in OWN_ROWS
             rivals = [r for r in group if r["model"] == row["model"] and r["set"] in RIVALS]
             beaten = all(low > r["ci95"][1] for r in rivals)
-            mark = "" if not mine or beaten or row["set"] == "random_coded" else " **not clearly above the baselines**"
+            mark = "" if not mine or beaten or row["set"] in CONTROLS else " **not clearly above the baselines**"
             experts = f"{run['experts']['seconds'] / 60:.1f} min" if run["experts"] else "-"
-            spent = (
-                [f"{cost['seconds'] / 60:.1f} min", f"{cost['peak_memory_bytes'] / 1e9:.2f} GB", experts] if row["set"] == "distilled" else ["-"] * 3
-            )
+            minutes = (cost["seconds"] + cost.get("initial_seconds", 0)) / 60  # the initial images are all that some methods make
+            costs = [f"{minutes:.1f} min", f"{cost['peak_memory_bytes'] / 1e9:.2f} GB", experts]
+            spent = costs if row["set"] == "distilled" else ["-"] * 3
             evaluation = [
                 str(row["n"]),
                 str(row.get("images", "")),
                 str(row.get("bytes", "")),
+                str(row.get("ledger", {}).get("labels", "")),
                 f"{row['lr']:.4g}",
                 str(row["steps"]),
                 f"{row['seconds'] / 60:.1f} min",
@@ -224,15 +249,20 @@ def plot(path: Path, runs: list[dict[str, Any]]) -> None:
     pyplot.close(figure)
 
 
+def places(name: str, rows: list[Row], row: Row) -> tuple[Path, Path]:
+    """Folders of the run and of the evaluation of a row."""
+    own = ROOT / "runs" / name / row.folder
+    return (own if not row.of else ROOT / "runs" / name / next(r.folder for r in rows if r.label == row.of)), own
+
+
 def write(name: str, rows: list[Row], said: str) -> None:
     """The table of the rows that are done."""
-    folders = [(ROOT / "runs" / name / row.folder, row) for row in rows]
-    runs = [collect(folder, row) for folder, row in folders if (folder / "evaluation.json").exists()]
+    runs = [collect(*places(name, rows, row), row) for row in rows if (places(name, rows, row)[1] / "evaluation.json").exists()]
     out = ROOT / "docs" / "results"
     out.mkdir(parents=True, exist_ok=True)
     (out / f"{name}.json").write_text(json.dumps({"command": said, "runs": runs}, indent=1) + "\n")
     (out / f"{name}.md").write_text(markdown(runs))
-    if all(run["validation"] for run in runs):
+    if runs and all(run["validation"] for run in runs):
         plot(out / f"{name}.png", runs)
 
 
@@ -245,21 +275,28 @@ def main(args: list[str]) -> None:
     name, *recipes = names
     rows = [Row(label=r, recipe=r, baselines=None, group=r) for r in recipes] if recipes else TABLES[name]()
     said, threads = " ".join(["python benchmarks/table.py", *args]), max(1, (os.cpu_count() or 1) // jobs)
+    writing = Lock()  # of the result files
     stores = {}  # rows that share experts must not train them at the same time
     for row in rows:
+        if row.of:
+            continue
         recipe = json.loads(command(threads, "distill", row.recipe, *row.flags, "--print_config"))
         if recipe["buffer"] is not None:
-            stores.setdefault(json.dumps([recipe["data"], recipe["buffer"]]), row)
+            stores.setdefault(json.dumps([recipe["data"], recipe["buffer"], recipe["teachers"]]), row)
 
     def run(row: Row) -> None:
-        folder = str(Path("runs") / name / row.folder)
-        command(threads, "distill", row.recipe, *row.flags, "--out", folder)
-        command(threads, "evaluate", folder, *(() if row.baselines is None else ("--baselines", *row.baselines)))
-        write(name, rows, said)
+        folder, out = (str(p.relative_to(ROOT)) for p in places(name, rows, row))
+        if not row.of:
+            command(threads, "distill", row.recipe, *row.flags, "--out", folder)
+        flags = (*row.flags, "--out", out) if row.of else ()
+        command(threads, "evaluate", folder, *flags, *(() if row.baselines is None else ("--baselines", *row.baselines)))
+        with writing:
+            write(name, rows, said)
 
     with ThreadPoolExecutor(jobs) as pool:
         list(pool.map(lambda row: command(threads, "buffer", row.recipe, *row.flags), stores.values()))
-        list(pool.map(run, rows))
+        list(pool.map(run, [row for row in rows if not row.of]))
+        list(pool.map(run, [row for row in rows if row.of]))  # whose sets are there now
 
 
 if __name__ == "__main__":

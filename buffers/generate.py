@@ -7,10 +7,12 @@ from pathlib import Path
 from torch import Generator, nn
 
 from buffers import store
-from buffers.train import train_expert
-from ddengine import dist, log
+from buffers.pretrained import Pretrained
+from buffers.train import Trajectory, train_expert
+from ddengine import dist, log, training
 from ddengine.data import Data
-from ddengine.recipe import BufferConfig, DataConfig
+from ddengine.flat import flatten, flatten_buffers
+from ddengine.recipe import BufferConfig, DataConfig, require
 from ddengine.rng import generator
 from ddengine.runtime import Precision
 
@@ -30,6 +32,12 @@ def generate(
 
     `model` is the network's name, `new_model` builds it. Raises UserError when the folder holds a store of other settings.
     """
+    pretrained = isinstance(config.step, Pretrained)
+    if pretrained:
+        require(
+            config.num_experts == 1, f"Pretrained weights make one expert, and buffer.num_experts is {config.num_experts}; set buffer.num_experts 1."
+        )
+        require(config.keep == "last", f"Pretrained weights have no trajectory, and buffer.keep is {config.keep}; set buffer.keep last.")
     content = store.identity(data.train.digest, data_config, config, model, seed, precision)
     if dist.rank() == 0:
         shapes = store.shapes_of(new_model(generator(seed, "shapes")))
@@ -41,11 +49,24 @@ def generate(
         log.say(f"all {config.num_experts} experts are in {folder} already")
     if done and mine:
         log.say(f"{len(done)} of {config.num_experts} experts are finished in {folder}")
-    with log.progress("experts", len(mine) * config.epochs) as bar:
+    with log.progress("experts", len(mine) * (1 if pretrained else config.epochs)) as bar:
         for expert in mine:
             start = time.perf_counter()
             network = new_model(generator(seed, "expert", expert, "network")).to(data.train.device)
-            trajectory = train_expert(network, data, config, seed, expert, precision, bar.advance)
+            if isinstance(config.step, Pretrained):
+                trajectory = _pretrained(network, data, config.step, model, precision)
+                bar.advance(f"expert {expert}")
+            else:
+                trajectory = train_expert(network, data, config, seed, expert, precision, bar.advance)
             metrics = trajectory.metrics | {"seconds": round(time.perf_counter() - start, 2)}
             store.write_expert(folder, expert, trajectory.params, trajectory.buffers, config.dtype, metrics)
     dist.barrier()
+
+
+def _pretrained(network: nn.Module, data: Data, step: Pretrained, model: str, precision: Precision) -> Trajectory:
+    """The expert that comes out of a file: one snapshot, nothing trained."""
+    facts = step.load(network, model)
+    accuracies = [training.accuracy(network, data.validation, precision)] if data.validation is not None else []
+    buffers = flatten_buffers(network)
+    metrics = {"validation_accuracy": accuracies, "train_loss": []} | facts
+    return Trajectory(flatten(network).cpu()[None], None if buffers is None else buffers.cpu()[None], metrics)

@@ -1,5 +1,6 @@
 """The plain training step of an expert, and what all steps share."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,12 +24,14 @@ class Sgd:
     momentum: float = 0.0
     weight_decay: float = 0.0
     decay: float = 1.0  # factor on the rate after epoch E // 2 + 1 of E; 0.1 is MTT's --decay
+    cosine: bool = False  # the rate falls to 0 along half a cosine, epoch by epoch
 
     def __post_init__(self) -> None:
         require(0 < self.lr < float("inf"), f"buffer.step.lr must be positive and finite, got {self.lr}.")
         require(0 <= self.momentum < 1, f"buffer.step.momentum must be at least 0 and below 1, got {self.momentum}.")
         require(self.weight_decay >= 0, f"buffer.step.weight_decay must not be negative, got {self.weight_decay}.")
         require(0 < self.decay <= 1, f"buffer.step.decay must be above 0 and at most 1, got {self.decay}.")
+        require(not (self.cosine and self.decay < 1), f"buffer.step.cosine and buffer.step.decay {self.decay} both lower the rate; set decay to 1.")
 
     def update(self, model: nn.Module, epochs: int) -> Update:
         """The optimiser alone, for a training of `epochs` epochs: steps that make their own gradients share it."""
@@ -42,6 +45,8 @@ class Sgd:
                 # a new optimiser, as published: the momentum starts again
                 optimiser = torch.optim.SGD(parameters, self.lr * self.decay, self.momentum, weight_decay=self.weight_decay)
                 dropped = True
+            if self.cosine:
+                optimiser.param_groups[0]["lr"] = self.lr * (1 + math.cos(math.pi * epoch / epochs)) / 2
             for parameter, grad in zip(parameters, grads, strict=True):
                 parameter.grad = grad
             optimiser.step()

@@ -33,6 +33,7 @@ def identity(images: str, data_config: DataConfig, buffer: BufferConfig, model: 
     config = to_dict(buffer)
     for key in ("num_experts", "model"):  # the model is named below, resolved
         config.pop(key)
+    config["step"].pop("folder", None)  # where the files of a pretrained network lie
     return {
         "dataset": data_config.name,
         "images": images,
@@ -209,8 +210,38 @@ class ExpertStore:
     def summary(self) -> dict[str, Any]:
         """Fingerprint, number and training time of the experts in use, for meta.json."""
         seconds = [self.metrics(i).get("seconds", 0.0) for i in range(self.num_experts)]
-        return {"fingerprint": self.manifest["fingerprint"], "num": self.num_experts, "seconds": round(sum(seconds), 2)}
+        facts = {"model": self.manifest["identity"].get("model"), "fingerprint": self.manifest["fingerprint"]}
+        return facts | {"num": self.num_experts, "seconds": round(sum(seconds), 2)}
 
     def metrics(self, expert: int) -> dict[str, Any]:
         """What was measured while training an expert."""
         return json.loads(self._file(expert).metadata()["metrics"])
+
+
+class StoreGroup:
+    """Several stores, of networks of different kinds, as one: the teachers, those of the first store first. No trajectories of one network."""
+
+    def __init__(self, stores: Sequence[ExpertStore]):
+        """At least one store. Raises UserError when they have no epoch in common."""
+        self.stores = list(stores)
+        self._of = [(store, expert) for store in self.stores for expert in range(store.num_experts)]
+        self.num_experts = len(self._of)
+        self.num_params = self.stores[0].num_params
+        self.epochs: Sequence[int] = tuple(e for e in self.stores[0].epochs if all(e in store.epochs for store in self.stores))
+        if not self.epochs:
+            raise UserError("The stores of the teachers have no epoch in common; make them with one buffer.epochs and buffer.keep.")
+
+    def snapshots(self, expert: int, epochs: Sequence[int]) -> Tensor:
+        """Parameters (len(epochs), P) of a network, whose P is its own."""
+        store, own = self._of[expert]
+        return store.snapshots(own, epochs)
+
+    def load(self, expert: int, epoch: int) -> nn.Module:
+        """The network of that snapshot, in evaluation mode."""
+        store, own = self._of[expert]
+        return store.load(own, epoch)
+
+    def summary(self) -> dict[str, Any]:
+        """Number and training time of the networks in use, and each store's own, for meta.json."""
+        stores = [store.summary() for store in self.stores]
+        return {"num": self.num_experts, "seconds": round(sum(s["seconds"] for s in stores), 2), "stores": stores}

@@ -1,19 +1,23 @@
-"""Differentiable siamese augmentation (DSA; Zhao & Bilen, ICML 2021, arXiv 2102.08259) and CutMix, sampling apart from applying.
+"""Differentiable siamese augmentation (DSA; Zhao & Bilen, ICML 2021, arXiv 2102.08259), CutMix and mixup, sampling apart from applying.
 
-A draw names one operation per group of images (a batch, a class, a network) and holds three uniform numbers per image (or per group),
-from which each operation makes its parameters; operations that are always applied have three of their own each. So one draw can be applied
+A draw names one operation per group of images (a batch, a class, a network) and holds a few uniform numbers per image (or per group),
+from which each operation makes its parameters; operations that are always applied have as many of their own each. So one draw can be applied
 twice (siamese), to batches of different sizes too, and an unrolled step can be replayed. Everything is differentiable in the images as
 often as wanted, works in the images' own units (normalised or whitened, no clamp) and has no loop over images.
 """
 
+import itertools
 import math
 from dataclasses import dataclass
+from functools import cache
 
+import scipy.special
 import torch
 from torch import Generator, Tensor
 from torch.nn import functional
 
 from ddengine.recipe import AugmentConfig
+from ddengine.runtime import exact_matmul
 
 
 @dataclass(frozen=True)
@@ -21,8 +25,8 @@ class AugmentDraw:
     """One operation per group, and uniform numbers in [0, 1)."""
 
     ops: tuple[str, ...]  # one a group; "none" where there is nothing to draw from
-    uniform: Tensor  # (groups, images per group | 1, 3)
-    always: Tensor | None = None  # (groups, images per group | 1, operations applied always, 3); None without such operations
+    uniform: Tensor  # (groups, images per group | 1, numbers); 3 numbers, or 4 where an operation of the configuration needs so many
+    always: Tensor | None = None  # (groups, images per group | 1, operations applied always, numbers); None without such operations
 
     def to(self, device: torch.device) -> "AugmentDraw":
         """The same draw with its numbers on `device`."""
@@ -37,11 +41,12 @@ class AugmentDraw:
 def sample(config: AugmentConfig, num: int, rng: Generator, *, groups: int = 1, shared: bool = False) -> AugmentDraw:
     """A draw for `groups` groups of `num` images each. `shared`: one parameter set per group, for any number of images."""
     per_group = 1 if shared else num
-    ops, uniform = ("none",) * groups, torch.zeros(groups, 1, 3)
+    numbers = 4 if "resized_crop" in (*config.ops, *config.always) else 3  # the fourth only where it is used, which keeps older streams
+    ops, uniform = ("none",) * groups, torch.zeros(groups, 1, numbers)
     if config.ops:
         ops = tuple(config.ops[i] for i in torch.randint(len(config.ops), (groups,), generator=rng).tolist())
-        uniform = torch.rand(groups, per_group, 3, generator=rng)
-    always = torch.rand(groups, per_group, len(config.always), 3, generator=rng) if config.always else None
+        uniform = torch.rand(groups, per_group, numbers, generator=rng)
+    always = torch.rand(groups, per_group, len(config.always), numbers, generator=rng) if config.always else None
     return AugmentDraw(ops, uniform, always)
 
 
@@ -58,7 +63,7 @@ def apply(config: AugmentConfig, images: Tensor, draw: AugmentDraw) -> Tensor:
     assert per_group * groups == len(images), f"{len(images)} images do not split into {groups} groups"
     if draw.always is None:
         return _apply_drawn(config, images, draw)
-    always = draw.always.to(images).expand(groups, per_group, len(config.always), 3).reshape(len(images), -1, 3)
+    always = draw.always.to(images).expand(groups, per_group, -1, -1).flatten(0, 1)
     numbers = list(zip(config.always, always.unbind(1), strict=True))
     for op, uniform in numbers:
         if op != "cutout":
@@ -73,7 +78,7 @@ def apply(config: AugmentConfig, images: Tensor, draw: AugmentDraw) -> Tensor:
 def _apply_drawn(config: AugmentConfig, images: Tensor, draw: AugmentDraw) -> Tensor:
     """The operation drawn for each group."""
     groups, per_group = len(draw.ops), len(images) // len(draw.ops)
-    uniform = draw.uniform.to(images).expand(groups, per_group, 3).reshape(-1, 3)
+    uniform = draw.uniform.to(images).expand(groups, per_group, -1).flatten(0, 1)
     if len(set(draw.ops)) == 1:
         return OPS[draw.ops[0]](config, images, uniform)
     out = torch.empty_like(images)
@@ -123,6 +128,37 @@ def cutmix(images: Tensor, draw: CutMix) -> Tensor:
     return mixed
 
 
+@dataclass(frozen=True)
+class MixUp:
+    """Each image of a batch is mixed with its partner, all in one ratio."""
+
+    partner: Tensor  # (B,) int64, a permutation
+    share: float  # of the image itself
+
+    def to(self, device: torch.device) -> "MixUp":
+        """The same draw with its permutation on `device`."""
+        return MixUp(self.partner.to(device, non_blocking=True), self.share)
+
+
+Mix = CutMix | MixUp
+
+
+def sample_mixup(alpha: float, num: int, rng: Generator) -> MixUp:
+    """A draw for a batch of `num` images, its share Beta(alpha, alpha) (mixup; Zhang et al., ICLR 2018).
+
+    The share is the quantile of one uniform number, because torch's own Beta takes no generator.
+    """
+    at = torch.rand((), generator=rng, dtype=torch.float64).item()
+    return MixUp(torch.randperm(num, generator=rng), float(scipy.special.betaincinv(alpha, alpha, at)))
+
+
+def mix(images: Tensor, draw: Mix) -> Tensor:
+    """Images (B, C, H, W) mixed with their partners: by `cutmix`, or share x + (1 - share) x[partner]."""
+    if isinstance(draw, CutMix):
+        return cutmix(images, draw)
+    return draw.share * images + (1 - draw.share) * images.index_select(0, draw.partner)
+
+
 # Operations with explicit parameters. Images (B, C, H, W), parameters (B,).
 
 
@@ -166,6 +202,54 @@ def crop(images: Tensor, shift_rows: Tensor, shift_columns: Tensor) -> Tensor:
     rows = (torch.arange(height, device=images.device) + shift_rows[:, None])[:, :, None].expand(num, height, width)
     columns = (torch.arange(width, device=images.device) + shift_columns[:, None])[:, None, :].expand(num, height, width)
     return _gather_pixels(images, rows[None], columns[None], torch.ones(1, device=images.device, dtype=images.dtype))
+
+
+def rearrange(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """out[b, :, r, c] = x[b, :, rows[b, r], columns[b, c]]; rows (B, H) and columns (B, W) int64."""
+    num, channels, _, width = images.shape
+    index = (rows[:, :, None] * width + columns[:, None, :]).view(num, 1, -1)
+    return images.flatten(2).gather(2, index.expand(-1, channels, -1)).view_as(images)
+
+
+def roll(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Shift cyclically, down by `rows` and to the right by `columns` (int64), as torch.roll does."""
+    height, width = images.shape[2:]
+    down, right = (torch.arange(length, device=images.device) for length in (height, width))
+    return rearrange(images, (down - rows[:, None]) % height, (right - columns[:, None]) % width)
+
+
+def resized_crop(images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor) -> Tensor:
+    """The box of each image (int64, inside it) stretched to the whole: bilinear, half-pixel centres, the edge of the box repeated.
+
+    Two batched matrix products, whose backward is deterministic on CUDA as that of functional.interpolate is not.
+    """
+
+    def weights(first: Tensor, side: Tensor, length: int) -> Tensor:
+        """(B, 1, length, length): of linear interpolation along one side."""
+        line = torch.arange(length, device=images.device, dtype=images.dtype)
+        side = side[:, None].to(images.dtype)
+        at = ((line + 0.5) * (side / length) - 0.5).clamp(min=0).minimum(side - 1) + first[:, None]
+        return (1 - (at[:, :, None] - line).abs()).clamp(min=0)[:, None]
+
+    with exact_matmul():
+        return weights(top, height, images.shape[2]) @ images @ weights(left, width, images.shape[3]).mT
+
+
+@cache
+def _strip_orders(length: int, patches: int) -> Tensor:
+    """(patches!, length) int64: the lines of one side, cut into strips, in each order of the strips; the last strip takes what is left over."""
+    size = length // patches
+    strips = torch.arange(length).split([size] * (patches - 1) + [length - size * (patches - 1)])
+    return torch.stack([torch.cat([strips[i] for i in order]) for order in itertools.permutations(range(patches))])
+
+
+def shuffle(images: Tensor, patches: int, row_order: Tensor, column_order: Tensor) -> Tensor:
+    """Put `patches` vertical strips in another order, then as many horizontal ones.
+
+    Orders (B,) int64 count the permutations of 0..patches-1 in lexicographic order: place i gets strip permutation[i].
+    """
+    rows, columns = (_strip_orders(length, patches).to(images.device, non_blocking=True) for length in images.shape[2:])
+    return rearrange(images, rows.index_select(0, row_order), columns.index_select(0, column_order))
 
 
 def cutout(images: Tensor, centre_rows: Tensor, centre_columns: Tensor, size: tuple[int, int]) -> Tensor:
@@ -227,7 +311,7 @@ def rotate(images: Tensor, angle: Tensor) -> Tensor:
     return warp(images, torch.stack((torch.stack((cos, -sin), 1), torch.stack((sin, cos), 1)), 1))
 
 
-# From uniform numbers (B, 3) to parameters.
+# From uniform numbers (B, 3 or 4) to parameters.
 
 
 def _side(length: int, fraction: float) -> int:
@@ -237,6 +321,11 @@ def _side(length: int, fraction: float) -> int:
 def _integer(uniform: Tensor, low: int, high: int) -> Tensor:
     """Uniform over low..high, both included."""
     return (uniform * (high - low + 1)).floor().long().clamp(max=high - low) + low
+
+
+def _offset(uniform: Tensor, free: Tensor) -> Tensor:
+    """Uniform over 0..free, both included, which differs between images."""
+    return (uniform * (free + 1)).floor().long().minimum(free)
 
 
 def _color(config: AugmentConfig, images: Tensor, u: Tensor) -> Tensor:
@@ -273,6 +362,25 @@ def _rotate(config: AugmentConfig, images: Tensor, u: Tensor) -> Tensor:
     return rotate(images, (u[:, 0] - 0.5) * 2 * math.radians(config.rotate))
 
 
+def _roll(config: AugmentConfig, images: Tensor, u: Tensor) -> Tensor:
+    return roll(images, _integer(u[:, 0], 0, config.roll), _integer(u[:, 1], 0, config.roll))
+
+
+def _resized_crop(config: AugmentConfig, images: Tensor, u: Tensor) -> Tensor:
+    """As torchvision draws it, but that a side longer than the image's is cut to that, where torchvision draws area and ratio again."""
+    height, width = images.shape[2:]
+    area = height * width * (config.area + u[:, 0] * (1 - config.area))
+    ratio = ((2 * u[:, 1] - 1) * math.log(config.ratio)).exp()  # of width to height
+    box_width = (area * ratio).sqrt().round().clamp(1, width).long()
+    box_height = (area / ratio).sqrt().round().clamp(1, height).long()
+    return resized_crop(images, _offset(u[:, 2], height - box_height), _offset(u[:, 3], width - box_width), box_height, box_width)
+
+
+def _shuffle(config: AugmentConfig, images: Tensor, u: Tensor) -> Tensor:
+    last = math.factorial(config.patches) - 1
+    return shuffle(images, config.patches, _integer(u[:, 1], 0, last), _integer(u[:, 0], 0, last))
+
+
 OPS = {
     "none": lambda config, images, u: images,
     "color": _color,
@@ -281,4 +389,7 @@ OPS = {
     "flip": _flip,
     "scale": _scale,
     "rotate": _rotate,
+    "roll": _roll,
+    "resized_crop": _resized_crop,
+    "shuffle": _shuffle,
 }

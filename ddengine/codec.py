@@ -1,13 +1,14 @@
 """Parametrisations of the stored tensors: how training examples are made from what is stored."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ddengine.data import Preprocess
 from ddengine.errors import UserError
 from ddengine.recipe import require
 from ddengine.runtime import exact_matmul
@@ -26,7 +27,15 @@ class Codec(Protocol):
 
     @property
     def per_item(self) -> int:
-        """Training examples that one stored item decodes to."""
+        """Images that one stored item starts from."""
+        ...
+
+    def fit(self, ipc: int, num_classes: int) -> "tuple[Codec, int]":
+        """(the codec for a budget of `ipc` images per class, items stored per class). Raises UserError for a budget below one item."""
+        ...
+
+    def natural(self, tensors: Tensors) -> int:
+        """How many of the decoded examples, the first ones, are real images as they are."""
         ...
 
     def source(self, tensors: Tensors) -> Tensor:
@@ -37,15 +46,19 @@ class Codec(Protocol):
         """Decoded examples (B, C, H, W) at `index` (B,) of N, differentiable in the tensors as often as wanted."""
         ...
 
-    def pack(self, images: Tensor) -> Tensor:
-        """Stored images (S, C, H, W) to start from, made of `per_item` images each: (S * per_item, C, H, W), those of an item in a row.
+    def pack(self, images: Tensor, num_classes: int, preprocess: Preprocess) -> dict[str, Tensor]:
+        """The tensors to start from: "images" (S, C, H, W), made of `per_item` images each, (S * per_item, C, H, W), those of an item in a row.
 
         Raises UserError when the images do not suit the configuration.
         """
         ...
 
-    def project(self, tensors: Tensors) -> None:
+    def project(self, tensors: Tensors, preprocess: Preprocess) -> None:
         """Move the tensors into their valid range, in place; called after each outer step."""
+        ...
+
+    def ship(self, tensors: Tensors, preprocess: Preprocess) -> "tuple[Codec, dict[str, Tensor]]":
+        """What is stored in the end, as small as it is meant to be, and the codec that reads it; the same again for what is shipped already."""
         ...
 
     def loader(self) -> str:
@@ -58,7 +71,10 @@ class Codec(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """One stored image is one training example; no valid range (as published: values are free)."""
+    """One stored image is one training example. Values are free, as mostly published, or bounded."""
+
+    # clamp to what pixels can be after each update (SRe2L), and ship bytes; for mean and standard deviation, not for whitened images
+    bounded: bool = False
 
     @property
     def space(self) -> Space:
@@ -70,6 +86,14 @@ class Identity:
         """One."""
         return 1
 
+    def fit(self, ipc: int, num_classes: int) -> tuple[Codec, int]:
+        """`ipc` items."""
+        return self, ipc
+
+    def natural(self, tensors: Tensors) -> int:
+        """None."""
+        return 0
+
     def source(self, tensors: Tensors) -> Tensor:
         """0..S-1."""
         return torch.arange(len(tensors["images"]), device=tensors["images"].device)
@@ -78,16 +102,89 @@ class Identity:
         """The stored images themselves."""
         return tensors["images"].index_select(0, index)
 
-    def pack(self, images: Tensor) -> Tensor:
-        """The images themselves."""
-        return images
+    def pack(self, images: Tensor, num_classes: int, preprocess: Preprocess) -> dict[str, Tensor]:
+        """The images themselves. Raises UserError where there are no bounds."""
+        if self.bounded and preprocess.std is None:
+            raise UserError(
+                "codec.bounded clamps normalised pixels, and whitened images have no such bounds; set data.zca or codec.bounded to False."
+            )
+        return {"images": images}
 
-    def project(self, tensors: Tensors) -> None:
-        """Nothing: every value is valid."""
+    def project(self, tensors: Tensors, preprocess: Preprocess) -> None:
+        """Clamp where asked to."""
+        if self.bounded:
+            tensors["images"].copy_(preprocess.clamp(tensors["images"]))
+
+    def ship(self, tensors: Tensors, preprocess: Preprocess) -> tuple[Codec, dict[str, Tensor]]:
+        """As they are; bounded ones are pixels, so bytes."""
+        if not self.bounded:
+            return self, dict(tensors)
+        return Pixels().ship({**tensors, "images": preprocess.backward(tensors["images"])}, preprocess)
 
     def loader(self) -> str:
         """The stored images themselves."""
         return 'def decode(tensors):\n    return tensors["images"], torch.arange(len(tensors["images"]))\n'
+
+
+def as_pixels(images: Tensor) -> Tensor:
+    """Stored pixels as values in [0, 1], also where they are bytes."""
+    return images.float() / 255 if images.dtype == torch.uint8 else images
+
+
+def as_bytes(images: Tensor) -> Tensor:
+    """Pixels in [0, 1] as bytes; bytes as they are."""
+    return images if images.dtype == torch.uint8 else (images.detach() * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pixels:
+    """One stored image is one training example, in pixels, which are clamped to [0, 1] after each update and shipped as bytes."""
+
+    @property
+    def space(self) -> Space:
+        """Pixels."""
+        return "pixel"
+
+    @property
+    def per_item(self) -> int:
+        """One."""
+        return 1
+
+    def fit(self, ipc: int, num_classes: int) -> tuple[Codec, int]:
+        """`ipc` items."""
+        return self, ipc
+
+    def natural(self, tensors: Tensors) -> int:
+        """None."""
+        return 0
+
+    def source(self, tensors: Tensors) -> Tensor:
+        """0..S-1."""
+        return torch.arange(len(tensors["images"]), device=tensors["images"].device)
+
+    def decode(self, tensors: Tensors, index: Tensor) -> Tensor:
+        """The stored images."""
+        return as_pixels(tensors["images"].index_select(0, index))
+
+    def pack(self, images: Tensor, num_classes: int, preprocess: Preprocess) -> dict[str, Tensor]:
+        """The images, clamped."""
+        return {"images": images.clamp(0, 1)}
+
+    def project(self, tensors: Tensors, preprocess: Preprocess) -> None:
+        """Clamp to [0, 1]."""
+        tensors["images"].clamp_(0, 1)
+
+    def ship(self, tensors: Tensors, preprocess: Preprocess) -> tuple[Codec, dict[str, Tensor]]:
+        """Bytes."""
+        return self, {**tensors, "images": as_bytes(tensors["images"])}
+
+    def loader(self) -> str:
+        """Bytes become values in [0, 1]."""
+        return """def decode(tensors):
+    images = tensors["images"]
+    images = images.float() / 255 if images.dtype == torch.uint8 else images
+    return images, torch.arange(len(images))
+"""
 
 
 PADDING = 0.5  # pixel value of what is missing at the bottom and the right of an image that the tiles do not divide
@@ -122,6 +219,14 @@ class MultiFormation:
         """The tiles of an image."""
         return self.factor**2
 
+    def fit(self, ipc: int, num_classes: int) -> tuple[Codec, int]:
+        """`ipc` items."""
+        return self, ipc
+
+    def natural(self, tensors: Tensors) -> int:
+        """None."""
+        return 0
+
     def _tile(self, images: Tensor) -> tuple[int, int]:
         """Height and width of a tile."""
         return -(-images.shape[2] // self.factor), -(-images.shape[3] // self.factor)
@@ -138,7 +243,7 @@ class MultiFormation:
         tiles = padded.view(num, channels, n, rows, n, columns).permute(2, 4, 0, 1, 3, 5).reshape(n * n * num, channels, rows, columns)
         return resize(tiles.index_select(0, index), (height, width))
 
-    def pack(self, images: Tensor) -> Tensor:
+    def pack(self, images: Tensor, num_classes: int, preprocess: Preprocess) -> dict[str, Tensor]:
         """Each image becomes a tile, shrunk by taking the nearest pixels (as published)."""
         n, (total, channels, height, width) = self.factor, images.shape
         if n > min(height, width):
@@ -150,11 +255,16 @@ class MultiFormation:
                 "padding; set codec.factor to a divisor of the side."
             )
         tiles = functional.interpolate(images, size=(rows, columns), mode="nearest").view(total // n**2, n, n, channels, rows, columns)
-        return tiles.permute(0, 3, 1, 4, 2, 5).reshape(-1, channels, n * rows, n * columns)[:, :, :height, :width].contiguous()
+        packed = tiles.permute(0, 3, 1, 4, 2, 5).reshape(-1, channels, n * rows, n * columns)[:, :, :height, :width].contiguous()
+        return {"images": packed.clamp(0, 1)}
 
-    def project(self, tensors: Tensors) -> None:
+    def project(self, tensors: Tensors, preprocess: Preprocess) -> None:
         """Clamp to [0, 1]."""
         tensors["images"].clamp_(0, 1)
+
+    def ship(self, tensors: Tensors, preprocess: Preprocess) -> tuple[Codec, dict[str, Tensor]]:
+        """As they are."""
+        return self, dict(tensors)
 
     def loader(self) -> str:
         """The same in one function."""
@@ -166,6 +276,125 @@ class MultiFormation:
     tiles = padded.view(num, channels, n, rows, n, columns).permute(2, 4, 0, 1, 3, 5).reshape(-1, channels, rows, columns)
     examples = torch.nn.functional.interpolate(tiles, size=(height, width), mode="bilinear", align_corners=False)
     return examples, torch.arange(num).repeat(n * n)
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compensated:
+    """Natural images, and universal feature compensators that each are added to one image of every class (INFER; Zhang et al., ICLR 2025, section 3).
+
+    With K compensators over n images of each of C classes there are C (n + K) training examples: the natural images, then for each compensator k
+    the images of base set k mod n (the image k mod n of every class) plus the compensator. A budget of `ipc` images per class holds
+    n + K / C <= ipc; published: K = M n for M teachers, so n = floor(ipc C / (M + C)). (The released program computes this in binary fractions and
+    gets one image less where ipc C / (M + C) is whole and M / C has no exact one.)
+
+    Stored: "images" (n C, C, H, W), pixels in [0, 1]; "compensators" (K, C, H, W), in units of normalised pixels; "unit" (C,), how much of a pixel
+    that is. What is shipped are bytes and float16, and sums are clamped to [0, 1]: the sum is made when it is needed, never written as an image.
+    """
+
+    per_set: int = 4  # compensators for each set of base images, M; published: one for each teacher
+    base: int | None = None  # base images per class, n; None: as many as the budget holds with per_set compensators each
+    compensators: int | None = None  # K; None: per_set times n, or with base all that the budget holds
+    clamp: bool = False  # clamp the sum also while compensators are optimised; without, only in the end (as the released program does)
+
+    @property
+    def cites(self) -> tuple[str, ...]:
+        """Works to cite."""
+        return ("zhang2025infer",)
+
+    def __post_init__(self) -> None:
+        require(self.per_set >= 1, f"codec.per_set must be at least 1, got {self.per_set}.")
+        require(self.base is None or self.base >= 1, f"codec.base must be at least 1, got {self.base}; leave it out for the published number.")
+        require(self.compensators is None or self.compensators >= 1, f"codec.compensators must be at least 1, got {self.compensators}.")
+
+    @property
+    def space(self) -> Space:
+        """Pixels."""
+        return "pixel"
+
+    @property
+    def per_item(self) -> int:
+        """One."""
+        return 1
+
+    def budget(self, ipc: int, num_classes: int) -> tuple[int, int, int]:
+        """(n, K, N): base images per class, compensators, training examples per class. Raises UserError for what the budget does not hold."""
+        free = self.compensators
+        if self.base is not None:
+            n = self.base
+        elif free is not None:
+            n = ipc - -(-free // num_classes)  # what the compensators leave
+        else:
+            n = ipc * num_classes // (self.per_set + num_classes)
+        if n < 1 and free is None:
+            raise UserError(
+                f"ipc {ipc} leaves no whole base image: an image of each of {num_classes} classes and its {self.per_set} compensators take "
+                f"{1 + self.per_set / num_classes:.3g} images per class; set ipc {-(-(self.per_set + num_classes) // num_classes)}, "
+                "or fewer compensators with codec.per_set."
+            )
+        default = num_classes * (ipc - n) if self.base is not None else self.per_set * n
+        count = default if free is None else free
+        if n < 1 or n * num_classes + count > ipc * num_classes:
+            raise UserError(
+                f"codec.base {n} and codec.compensators {count} take {n + count / num_classes:.4g} images per class, and ipc allows {ipc}; "
+                "lower them or raise ipc."
+            )
+        return n, count, n + count
+
+    def fit(self, ipc: int, num_classes: int) -> tuple[Codec, int]:
+        """With the numbers of the budget in it."""
+        n, count, _ = self.budget(ipc, num_classes)
+        return replace(self, base=n, compensators=count), n
+
+    def natural(self, tensors: Tensors) -> int:
+        """The base images."""
+        return len(tensors["images"])
+
+    def pairs(self, tensors: Tensors) -> Tensor:
+        """Base images under each compensator, one of every class in order: (K, C) int64."""
+        assert self.base is not None, "the codec was not fitted to a budget"
+        device = tensors["images"].device
+        sets = torch.arange(len(tensors["compensators"]), device=device) % self.base
+        return sets[:, None] + torch.arange(0, len(tensors["images"]), self.base, device=device)
+
+    def source(self, tensors: Tensors) -> Tensor:
+        """The base image of each."""
+        return torch.cat([torch.arange(len(tensors["images"]), device=tensors["images"].device), self.pairs(tensors).flatten()])
+
+    def decode(self, tensors: Tensors, index: Tensor) -> Tensor:
+        """Base image plus compensator; bytes become pixels first."""
+        images, compensators, unit = tensors["images"], tensors["compensators"], tensors["unit"].view(-1, 1, 1)
+        num, num_classes = len(images), len(images) // (self.base or 1)
+        chosen = as_pixels(images.index_select(0, self.source(tensors).index_select(0, index)))
+        if not len(compensators):
+            return chosen
+        added = compensators.to(chosen.dtype).index_select(0, ((index - num) // num_classes).clamp(min=0)) * unit
+        summed = torch.where((index >= num).view(-1, 1, 1, 1), chosen + added, chosen)
+        return summed.clamp(0, 1) if self.clamp else summed
+
+    def pack(self, images: Tensor, num_classes: int, preprocess: Preprocess) -> dict[str, Tensor]:
+        """The images, and compensators of 0. Whitened pixels have no unit of their own: there a compensator is in pixels."""
+        unit = torch.ones(images.shape[1], device=images.device, dtype=images.dtype) if preprocess.std is None else preprocess.std.to(images)
+        return {"images": images, "compensators": images.new_zeros(self.compensators or 0, *images.shape[1:]), "unit": unit}
+
+    def project(self, tensors: Tensors, preprocess: Preprocess) -> None:
+        """Nothing: what is added has no bounds, sums are clamped when they are made."""
+
+    def ship(self, tensors: Tensors, preprocess: Preprocess) -> tuple[Codec, dict[str, Tensor]]:
+        """Bytes for what are pixels of real images, float16 for compensators; sums are clamped from now on."""
+        stored = {"images": as_bytes(tensors["images"]), "compensators": tensors["compensators"].half()}
+        return replace(self, clamp=True), {**tensors, **stored}
+
+    def loader(self) -> str:
+        """The sums, clamped where they are shipped so."""
+        clamped = ".clamp(0, 1)" if self.clamp else ""
+        return f"""def decode(tensors, n={self.base}):
+    images, compensators = tensors["images"], tensors["compensators"].float() * tensors["unit"].view(-1, 1, 1)
+    images = images.float() / 255 if images.dtype == torch.uint8 else images
+    first = torch.arange(0, len(images), n)  # of each class
+    item = [torch.arange(len(images)), *(first + k % n for k in range(len(compensators)))]
+    examples = [images, *(images[first + k % n] + compensator for k, compensator in enumerate(compensators))]
+    return torch.cat(examples){clamped}, torch.cat(item)
 """
 
 

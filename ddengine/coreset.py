@@ -242,7 +242,7 @@ def train(
     `observe` gets the indices (B,) and logits (B, K) of every update. Raises UserError when the network is not finite in the end.
     """
     seed = int(torch.randint(2**31, (1,), generator=rng))
-    (network,) = training.train_networks(new_model, [real], [seed], LOOKING, lr, real.device, max_steps=steps, observe=observe)
+    (network,) = training.train_networks(new_model, [real], [seed], LOOKING, lr, real.device, steps=steps, observe=observe)
     if not all(bool(p.isfinite().all()) for p in network.parameters()):
         raise UserError(f"The network that looks at the training images is not finite after {steps} updates at rate {lr:g}; lower init.lr.")
     return network

@@ -20,6 +20,7 @@ SMALLEST_LR = 1e-6  # a learned learning rate is held at or above this; SGD has 
 WARN_AFTER = 20  # steps without any update, all above max_loss
 MOST_SKIPPED = 10  # non-finite updates in a row after which none is made any more and the run stops
 READ_EVERY = {"cpu": 1, "cuda": 10}  # steps between readings of what they gave: each reading waits for the device
+ADAM_EPS = 1e-8
 COUNTS = ("not_finite_in_a_row", "not_finite", "above_max_loss", "lr_held")  # those of Counters that the guard keeps on the device
 
 
@@ -40,11 +41,13 @@ class State:
     """Everything that changes during a run."""
 
     tensors: dict[str, Tensor]
-    momentum: dict[str, Tensor]  # by stored tensor
+    momentum: dict[str, Tensor]  # by stored tensor; of Adam the mean gradient
     ema: dict[str, Tensor]
     objective: dict[str, Tensor]
     step: int = 0
     counters: Counters = field(default_factory=Counters)
+    square: dict[str, Tensor] = field(default_factory=dict)  # of Adam: the mean squared gradient
+    count: dict[str, Tensor] = field(default_factory=dict)  # of Adam: updates made
     guard: Tensor = field(init=False)  # COUNTS up to the step last made, int64, on the device
 
     def __post_init__(self) -> None:
@@ -53,7 +56,14 @@ class State:
 
     def groups(self) -> dict[str, dict[str, Tensor]]:
         """Its tensors by kind."""
-        return {"tensors": self.tensors, "momentum": self.momentum, "ema": self.ema, "objective": self.objective}
+        return {
+            "tensors": self.tensors,
+            "momentum": self.momentum,
+            "square": self.square,
+            "count": self.count,
+            "ema": self.ema,
+            "objective": self.objective,
+        }
 
 
 def save_checkpoint(path: Path, state: State, log_bytes: int) -> None:
@@ -66,7 +76,7 @@ def save_checkpoint(path: Path, state: State, log_bytes: int) -> None:
 def load_checkpoint(path: Path, device: torch.device) -> tuple[State, int]:
     """The state of a checkpoint, and the length the log had then. Raises UserError for a damaged file."""
     tensors, metadata = files.read_tensors(path)
-    groups: dict[str, dict[str, Tensor]] = {"tensors": {}, "momentum": {}, "ema": {}, "objective": {}}
+    groups: dict[str, dict[str, Tensor]] = {group: {} for group in ("tensors", "momentum", "square", "count", "ema", "objective")}
     for key, tensor in tensors.items():
         group, _, name = key.partition("/")
         groups[group][name] = tensor.to(device)
@@ -81,6 +91,18 @@ def sgd_step(tensor: Tensor, grad: Tensor, momentum: Tensor, config: OptimConfig
     grad = grad.add(tensor, alpha=config.weight_decay) if config.weight_decay else grad
     momentum = momentum.mul(config.momentum).add_(grad)
     return tensor.sub(momentum, alpha=lr), momentum
+
+
+def adam_step(
+    tensor: Tensor, grad: Tensor, mean: Tensor, square: Tensor, count: Tensor, config: OptimConfig, lr: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One Adam update as torch.optim.Adam does it: the new tensor, the new means, which start at zero, and how many updates there were."""
+    grad = grad.add(tensor, alpha=config.weight_decay) if config.weight_decay else grad
+    count = count + 1
+    mean = mean.lerp(grad, 1 - config.momentum)
+    square = square.mul(config.beta2).addcmul_(grad, grad, value=1 - config.beta2)
+    step = (lr / (1 - config.momentum**count)).to(tensor)
+    return tensor - step * mean / ((square / (1 - config.beta2**count)).sqrt() + ADAM_EPS).to(tensor), mean, square, count
 
 
 def check(syn: SyntheticSet, objective: Objective, config: OuterConfig) -> None:
@@ -246,15 +268,22 @@ def _update(config: OuterConfig, state: State, learned: Mapping[str, Tensor], lo
     applied, held = running & finite & small, torch.zeros_like(finite)
     with torch.no_grad():
         for name, grad in grads.items():
-            optim, old = config.optim[name], state.tensors[name]
-            momentum = state.momentum[name] if name in state.momentum else torch.zeros_like(old)
-            new, new_momentum = sgd_step(old, grad, momentum, optim, optim.lr_at(state.step, config.steps))
+            optim, old, lr = config.optim[name], state.tensors[name], config.optim[name].lr_at(state.step, config.steps)
+            mean, square = (named.get(name, torch.zeros_like(old)) for named in (state.momentum, state.square))
+            if optim.kind == "adam":
+                count = state.count.get(name, torch.zeros((), device=old.device, dtype=torch.float64))
+                new, *moved = adam_step(old, grad, mean, square, count, optim, lr)
+                kept = [(state.momentum, mean), (state.square, square), (state.count, count)]
+            else:
+                new, *moved = sgd_step(old, grad, mean, optim, lr)
+                kept = [(state.momentum, mean)]
             state.tensors[name] = torch.where(applied, new, old)
-            state.momentum[name] = torch.where(applied, new_momentum, momentum)
+            for (named, past), present in zip(kept, moved, strict=True):
+                named[name] = torch.where(applied, present, past)
         if "lr" in grads:
             held = applied & (state.tensors["lr"].double() < SMALLEST_LR)
             state.tensors["lr"].masked_fill_(held, SMALLEST_LR)
-        syn.codec.project(state.tensors)
+        syn.codec.project(state.tensors, syn.preprocess)
         for name, decay in config.ema.items():
             state.ema[name] = torch.where(applied, state.ema[name].lerp(state.tensors[name], 1 - decay), state.ema[name])
     return torch.stack([finite, small, held])

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import scipy.special
@@ -19,16 +19,33 @@ from ddengine import coreset, files, log, runtime, training
 from ddengine.coreset import random_index
 from ddengine.data import Data, RealSet, Subset
 from ddengine.errors import UserError
-from ddengine.labels import predict
 from ddengine.models import build_model
 from ddengine.recipe import AugmentConfig, EvalConfig, digest, to_dict
 from ddengine.rng import generator
 from ddengine.runtime import Precision
-from ddengine.synthetic import SyntheticSet, coded
+from ddengine.synthetic import LABELS, SyntheticSet, coded
+from ddengine.teachers import ensemble_logits
 from ddengine.types import Batch, TrainingSet
 
+_INFER = EvalConfig(
+    protocol="infer-static",
+    epochs=400,
+    batch=64,
+    optimiser="adamw",
+    weight_decay=0.01,
+    schedule="cosine",
+    augment=AugmentConfig(always=("crop", "flip"), ops=()),
+    mixup=0.8,
+    loss="kl",
+    temperature=30.0,
+    lr=0.001,
+    lr_grid=(0.0003, 0.001, 0.003),
+    baselines=("random", "random_soft", "hard_labels", "herding", "full"),
+    baseline_steps="updates",
+)
+
 # Published protocols as data; `fast` is for small work. All report the last epoch (the released programs of `ast` and `idc` report the best on
-# the test images too). What a dataset has of its own (no flips of digits, no CutMix) is set by recipes.
+# the test images too; those of `infer` print both). What a dataset has of its own (no flips of digits, no CutMix) is set by recipes.
 PROTOCOLS: dict[str, EvalConfig] = {
     "mtt": EvalConfig(protocol="mtt"),
     "datm": EvalConfig(protocol="datm", batch=128),
@@ -43,9 +60,27 @@ PROTOCOLS: dict[str, EvalConfig] = {
         cutmix=0.5,
         augment=AugmentConfig(always=("flip", "color"), ops=("crop", "scale", "rotate")),
     ),
+    "infer-static": _INFER,
+    "infer-dynamic": replace(_INFER, protocol="infer-dynamic", epochs=80, labels="dynamic"),
+    # on CIFAR; SRe2L's code leaves the teacher in training mode there (teacher_mode train)
+    "sre2l": replace(_INFER, protocol="sre2l", batch=128, labels="dynamic"),
+    "rded": replace(
+        _INFER,
+        protocol="rded",
+        epochs=300,
+        batch=50,
+        temperature=20.0,
+        stretch=2.0,
+        decay_norms=False,
+        augment=AugmentConfig(always=("resized_crop", "flip"), ops=(), area=1.0),
+        mixup=0.0,
+        cutmix=1.0,
+        labels="dynamic",
+    ),
     "fast": EvalConfig(protocol="fast", epochs=300, num_networks=5, full_steps=1000),
 }
 
+Labels = Literal["own", "hard", "dynamic"]
 SEARCH_SEED = 1000  # the networks that choose a learning rate are not those that are reported
 
 
@@ -85,12 +120,13 @@ class Memo:
 
 @dataclass(frozen=True)
 class Contender:
-    """A row to be: a set for each network (random: each network its own draw)."""
+    """A row to be: a set for each network (random: each network its own draw), and which labels it is trained with."""
 
     name: str
     sets: Callable[[int], TrainingSet]  # draw -> set
     several_draws: bool = False
-    max_steps: int | None = None
+    steps: int | None = None  # updates; None: those of the protocol
+    labels: Labels = "hard"
 
 
 @dataclass(frozen=True)
@@ -106,6 +142,8 @@ class Bench:
     advance: Callable[[str], None]
     learned_lr: float | None = None  # with the distilled set; every contender may use it
     name: str = "distilled"  # of the set's row
+    teachers: Sequence[nn.Module] = ()  # make dynamic labels, and those of random_soft
+    label_bytes: float = 0.0  # of a soft label, as random_soft counts it
     seen: set[str] = field(default_factory=set)
 
     def remember(self, key: str, label: str, compute: Callable[[], Any]) -> Any:
@@ -119,7 +157,9 @@ class Bench:
         """Accuracy on `on` of one network per seed."""
         sets = [who.sets(i) for i in range(len(seeds))]
         new_model = partial(build_model, model, self.data.image_shape, self.data.num_classes)
-        networks = training.train_networks(new_model, sets, seeds, self.config, lr, self.device, max_steps=who.max_steps, precision=self.precision)
+        networks = training.train_networks(
+            new_model, sets, seeds, self.config, lr, self.device, steps=who.steps, precision=self.precision, teachers=self.teachers, labels=who.labels
+        )
         return [training.accuracy(network, on, self.precision) for network in networks]
 
 
@@ -135,7 +175,7 @@ def choose_lr(bench: Bench, who: Contender, model: str) -> tuple[float, float]:
     """
     validation = bench.data.validation
     if validation is None:
-        return (who.name in (bench.name, "distilled_same_steps", "raw") and bench.learned_lr) or bench.config.lr, 0.0
+        return (who.name in (bench.name, "distilled_same_steps", "raw", f"{bench.name}_hard") and bench.learned_lr) or bench.config.lr, 0.0
     best, seconds = (-1.0, 0.0), 0.0
     seeds = [bench.seed + SEARCH_SEED + i for i in range(bench.config.search_networks)]
     for lr in candidates(bench.config, bench.learned_lr):
@@ -174,17 +214,21 @@ def row(bench: Bench, who: Contender, model: str) -> dict[str, Any]:
     run = bench.remember(key, f"{who.name} on {model}", lambda: _timed(lambda: bench.accuracies(who, model, lr, seeds, test)))
     mean, std, ci95 = interval(run["accuracies"])
     shown = who.sets(0)
+    steps = training.num_updates(len(shown), bench.config) if who.steps is None else who.steps
+    ledger, labels = _ledger(shown, who.labels, bench, steps)
     return {
         "set": who.name,
         "model": model,
         "images": len(shown),
-        "bytes": _nbytes(shown, bench.data),
+        "bytes": sum(ledger.values()),
+        "ledger": ledger,
+        **({"dynamic_labels": labels} if labels else {}),
         "accuracy_mean": mean,
         "accuracy_std": std,
         "ci95": ci95 and list(ci95),
         "n": len(run["accuracies"]),
         "lr": lr,
-        "steps": training.num_updates(len(shown), bench.config, who.max_steps),
+        "steps": steps,
         "seconds": round(seconds + run["seconds"], 2),
         "accuracies": [
             {"seed": seed, "draw": i if who.several_draws else 0, "accuracy": a}
@@ -193,30 +237,54 @@ def row(bench: Bench, who: Contender, model: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _nbytes(of: TrainingSet, data: Data) -> int:
-    """What is stored of a set, in bytes.
+def _ledger(of: TrainingSet, labels: Labels, bench: Bench, steps: int) -> tuple[dict[str, int], dict[str, int]]:
+    """(what is stored of a set, in bytes of images, compensators, labels, other; both ways to count dynamic labels).
 
     Of a distilled one (and of real images in a codec) all tensors as they are shipped, but for preprocessing, which can be fitted again; of real
-    images a byte a value and 8 for the class, with soft labels 4 more for each of their values.
+    images a byte a value and 8 for the class, with soft labels those of the distilled set for each. Dynamic labels are either the teachers, who make
+    them, or all that they ever say: 2 bytes for each class at each of the examples seen. The smaller counts.
     """
     if isinstance(of, _Decoded):
-        return of.nbytes
-    if isinstance(of, _Labelled):
-        return _nbytes(of.of, data) + 4 * len(of) * data.num_classes
-    return len(of) * (math.prod(data.image_shape) + 8)
+        ledger = dict(of.ledger)
+        if labels != "own" and of.hard_bytes is not None:
+            ledger["labels"] = of.hard_bytes
+    else:
+        num = len(of)
+        ledger = {"images": num * math.prod(bench.data.image_shape), "compensators": 0, "labels": 8 * num, "other": 0}
+        if isinstance(of, _Labelled) and labels == "own":
+            ledger["labels"] += round(bench.label_bytes * num)
+    if labels != "dynamic":
+        return ledger, {}
+    epochs, rest = divmod(steps, math.ceil(len(of) / bench.config.batch))
+    seen = epochs * len(of) + min(rest * bench.config.batch, len(of))
+    both = {
+        "teachers": sum(t.numel() * t.element_size() for network in bench.teachers for t in network.state_dict().values()),
+        "stored": 2 * seen * bench.data.num_classes,
+    }
+    ledger["labels"] += min(both.values())
+    return ledger, both
 
 
 def _of_codec(syn: SyntheticSet, distilled: "_Decoded", data: Data, config: EvalConfig, seed: int, device: torch.device) -> list[Contender]:
     """Beside a set whose codec decodes more examples than it stores: what the additional updates are worth, and what the codec alone is.
 
-    `distilled_same_steps` has as many updates as a plain set of as many images; `random_coded` are random real images in the same codec.
+    `base` are the real images that a set keeps as they are, with their labels, for as many updates as the whole. Of other codecs
+    `distilled_same_steps` has as many updates as a plain set of as many images, and `random_coded` are random real images in the same codec.
     """
-    stored = len(syn.tensors["images"])
+    stored, own = len(syn.tensors["images"]), training.num_updates(len(distilled), config)
     if len(distilled) <= stored:
         return []
-    found, steps = [], training.num_updates(stored, config, None)
-    if training.num_updates(len(distilled), config, None) != steps:
-        found.append(Contender("distilled_same_steps", lambda draw: distilled, max_steps=steps))
+    if natural := syn.codec.natural(syn.tensors):
+        share = natural / len(distilled)
+        ledger = distilled.ledger | {"compensators": 0}
+        ledger["labels"] = len(syn.classes) * 8 + round(share * (ledger["labels"] - len(syn.classes) * 8))
+        base = replace(
+            distilled, images=distilled.images[:natural], targets=distilled.targets[:natural], classes=distilled.classes[:natural], ledger=ledger
+        )
+        return [Contender("base", lambda draw: base, steps=own, labels=config.labels)]
+    found, steps = [], training.num_updates(stored, config)
+    if own != steps:
+        found.append(Contender("distilled_same_steps", lambda draw: distilled, steps=steps, labels=config.labels))
     train, names, per_item = data.train, data.class_names, syn.codec.per_item
     if per_item * max(1, round(syn.images_per_class())) > min(len(members) for members in train.members):
         log.say("no row random_coded: a class has too few images to fill the codec with real ones")
@@ -224,18 +292,18 @@ def _of_codec(syn: SyntheticSet, distilled: "_Decoded", data: Data, config: Eval
 
     def random_coded(draw: int) -> _Decoded:
         index = random_index(train, per_item * max(1, round(syn.images_per_class())), names, generator(seed, "random_coded", draw))
-        images = coded(syn.codec, train.images(index), train.preprocess)
         classes = train.labels[index.to(train.device)][::per_item]  # images come class by class
-        return _freeze(SyntheticSet({"images": images}, classes, names, syn.codec, train.preprocess, space=syn.codec.space), device)
+        return _freeze(coded(syn.codec, train.images(index), classes, names, train.preprocess), device)
 
     return [*found, Contender("random_coded", random_coded, several_draws=True)]
 
 
-def _baselines(bench: Bench, model: str, ipc: int) -> Iterator[Contender]:
-    """The sets the distilled one is compared with; a network trained on the full data embeds for coresets and labels random_soft."""
-    train, names = bench.data.train, bench.data.class_names
+def _baselines(bench: Bench, model: str, ipc: int, distilled: "_Decoded") -> Iterator[Contender]:
+    """The sets the distilled one is compared with; a network trained on the full data embeds for coresets and labels where there are no teachers."""
+    train, names, config = bench.data.train, bench.data.class_names, bench.config
     build = partial(build_model, model, train.image_shape, train.num_classes)
-    full = Contender("full", lambda draw: train, max_steps=bench.config.full_steps)
+    full = Contender("full", lambda draw: train, steps=min(training.num_updates(len(train), config), config.full_steps))
+    steps = training.num_updates(len(distilled), config) if config.baseline_steps == "updates" else None
 
     def random_draw(draw: int) -> Subset:
         return Subset(train, random_index(train, ipc, names, generator(bench.seed, "random", draw)))
@@ -244,32 +312,41 @@ def _baselines(bench: Bench, model: str, ipc: int) -> Iterator[Contender]:
     def eyes() -> nn.Module:
         lr = choose_lr(bench, full, model)[0]  # whether or not full is a row, so that no row depends on which others there are
         return training.train_networks(
-            build, [train], [bench.seed + 2 * SEARCH_SEED], bench.config, lr, bench.device, max_steps=full.max_steps, precision=bench.precision
+            build, [train], [bench.seed + 2 * SEARCH_SEED], config, lr, bench.device, steps=full.steps, precision=bench.precision, labels="hard"
         )[0]
 
     def choose(kind: str) -> list[int]:
         rng, lr = generator(bench.seed, "coreset", kind), choose_lr(bench, full, model)[0]
         return coreset.choose(
-            kind, train, ipc, names, rng, embed=lambda: eyes().embed, new_model=build, steps=bench.config.full_steps, lr=lr,  # type: ignore[arg-type,return-value]
+            kind, train, ipc, names, rng, embed=lambda: eyes().embed, new_model=build, steps=config.full_steps, lr=lr,  # type: ignore[arg-type,return-value]
         ).tolist()  # fmt: skip
 
-    if "random" in bench.config.baselines:
-        yield Contender("random", random_draw, several_draws=True)
-    if "random_soft" in bench.config.baselines:
-        yield Contender("random_soft", lambda draw: _Labelled(random_draw(draw), eyes), several_draws=True)
+    if "random" in config.baselines:
+        yield Contender("random", random_draw, several_draws=True, steps=steps)
+    if "random_soft" in config.baselines:
+        labels: Labels = "dynamic" if config.labels == "dynamic" else "own"
+        yield Contender(
+            "random_soft",
+            lambda draw: _Labelled(random_draw(draw), lambda: bench.teachers or [eyes()]),
+            several_draws=True,
+            steps=steps,
+            labels=labels,
+        )
+    if "hard_labels" in config.baselines and (config.labels == "dynamic" or distilled.targets.is_floating_point()) and config.labels != "hard":
+        yield Contender(f"{bench.name}_hard", lambda draw: distilled, steps=steps)
     for kind in coreset.KINDS:
-        if kind in bench.config.baselines:
+        if kind in config.baselines:
             index = torch.tensor(bench.remember(f"{kind}/{model}/{ipc}", f"{kind}: chosen by {model}", partial(choose, kind)))
-            yield Contender(kind, lambda draw, index=index: Subset(train, index))
-    if "full" in bench.config.baselines:
+            yield Contender(kind, lambda draw, index=index: Subset(train, index), steps=steps)
+    if "full" in config.baselines:
         yield full
 
 
 class _Labelled:
-    """Images with the logits that a network gives them as they are, for targets; the network is made when it is first needed."""
+    """Images with the mean logits that teachers give them as they are, for targets; the teachers are made when they are first needed."""
 
-    def __init__(self, of: TrainingSet, teacher: Callable[[], nn.Module]):
-        self.of, self.teacher = of, teacher
+    def __init__(self, of: TrainingSet, teachers: Callable[[], Sequence[nn.Module]]):
+        self.of, self.teachers = of, teachers
 
     def __len__(self) -> int:
         return len(self.of)
@@ -277,12 +354,12 @@ class _Labelled:
     @cached_property
     def logits(self) -> Tensor:
         """(N, K)."""
-        images = self.of.batch(torch.arange(len(self.of))).images
-        return predict(self.teacher(), images)
+        return ensemble_logits(self.teachers(), self.of.batch(torch.arange(len(self.of))).images)
 
     def batch(self, index: Tensor) -> Batch:
         """The examples at `index` (B,)."""
-        return Batch(self.of.batch(index).images, self.logits[index.to(self.logits.device)])
+        images, classes = self.of.batch(index)
+        return Batch(images, self.logits[index.to(self.logits.device)], classes)
 
 
 def evaluate(
@@ -297,18 +374,23 @@ def evaluate(
     memo_path: Path | None = None,
     seconds_before: float = 0.0,
     name: str = "distilled",
+    teachers: Sequence[nn.Module] = (),
 ) -> dict[str, Any]:
     """Evaluate a distilled set beside its baselines; returns the content of evaluation.json (accuracies are fractions).
 
     `model` is the recipe's network: evaluated when `config.models` names none, and the eyes of herding. The test split of `data` is
     looked at once per reported network; rates are chosen on the validation split. `seconds_before` (of the same command) and those of
     trainings remembered from an interrupted evaluation are added to the total. `name` is what the row of the set is called; no baseline may be.
+    `teachers` make dynamic labels, and label random images as the set's were. Raises UserError for dynamic labels without teachers.
     """
+    if config.labels == "dynamic" and not teachers:
+        raise UserError("evaluation.labels dynamic needs the teachers of the set; give their stores with --experts, or set evaluation.labels own.")
     start = time.perf_counter()
     models = config.models or (model,)
     distilled = _freeze(syn, device)
     codec = [type(syn.codec).__name__, to_dict(syn.codec)]
-    identity = digest([to_dict(config), seed, precision, data.train.digest, model, files.tensor_digest(syn.tensors), codec])
+    weights = [files.tensor_digest(network.state_dict()) for network in teachers]
+    identity = digest([to_dict(config), seed, precision, data.train.digest, model, files.tensor_digest(syn.tensors), codec, weights])
     memo = Memo(memo_path, identity)
     tried = len(candidates(config, syn.lr)) if data.validation is not None else 0
     if data.validation is None:
@@ -317,20 +399,23 @@ def evaluate(
     total = len(models) * (1 + bool(last_iterate) + len(config.baselines)) * (tried + 1) + len({*coreset.KINDS} & {*config.baselines})
     of_codec = _of_codec(syn, distilled, data, config, seed, device)
     total += len(models) * len(of_codec) * (tried + 1)
+    if "hard_labels" in config.baselines and (config.labels == "hard" or (config.labels == "own" and syn.target_kind == "class")):
+        total -= len(models) * (tried + 1)  # that is the row of the set itself
     total += tried * ("full" not in config.baselines and bool({*coreset.KINDS, "random_soft"} & {*config.baselines}))
     with log.progress("evaluate", total) as bar:
-        bench = Bench(data, config, seed, device, precision, memo, bar.advance, syn.lr, name)
+        bench = Bench(data, config, seed, device, precision, memo, bar.advance, syn.lr, name, teachers, label_bytes(syn))
         ipc = max(1, round(syn.images_per_class()))
-        own = [Contender(name, lambda draw: distilled)]
+        own = [Contender(name, lambda draw: distilled, labels=config.labels)]
         if last_iterate:  # the last iterate beside its running average, on networks of its own
             raw = _freeze(syn.with_tensors(last_iterate), device)
-            own.append(Contender("raw", lambda draw: raw))
-        contenders = [*own, *of_codec, *_baselines(bench, model, ipc)]
+            own.append(Contender("raw", lambda draw: raw, labels=config.labels))
+        contenders = [*own, *of_codec, *_baselines(bench, model, ipc, distilled)]
         rows = [row(bench, who, network) for network in models for who in contenders]
     memo.clear()
     return {
         "protocol": to_dict(replace(config, models=models)),
         "rows": rows,
+        "raw_bytes": data.bytes,
         "seconds": round(seconds_before + memo.seconds_before + time.perf_counter() - start, 2),
         "machine": runtime.machine(device),
         "versions": runtime.versions(),
@@ -344,7 +429,9 @@ class _Decoded:
 
     images: Tensor
     targets: Tensor
-    nbytes: int  # of what is stored
+    classes: Tensor
+    ledger: dict[str, int]  # bytes of what is stored
+    hard_bytes: int | None = None  # of the labels, where only classes are used; None: as in the ledger
 
     def __len__(self) -> int:
         return len(self.images)
@@ -352,19 +439,42 @@ class _Decoded:
     def batch(self, index: Tensor) -> Batch:
         """The examples at `index` (B,)."""
         index = index.to(self.images.device)
-        return Batch(self.images.index_select(0, index), self.targets.index_select(0, index))
+        return Batch(*(tensor.index_select(0, index) for tensor in (self.images, self.targets, self.classes)))
 
 
 def _freeze(syn: SyntheticSet, device: torch.device) -> _Decoded:
     with torch.no_grad():
-        images, targets = syn.batch(torch.arange(len(syn)))
-    return _Decoded(images.detach().to(device), targets.to(device), syn.nbytes()["total"])
+        batch = syn.batch(torch.arange(len(syn)))
+    assert batch.classes is not None
+    sizes = syn.nbytes()
+    ledger = {part: sizes[part] for part in ("images", "compensators", "labels", "other")}
+    images, targets, classes = (t.detach().to(device) for t in (batch.images, batch.targets, batch.classes))
+    return _Decoded(images, targets, classes, ledger, syn.classes.numel() * syn.classes.element_size())
 
 
-def validate(syn: SyntheticSet, data: Data, config: EvalConfig, model: str, *, seed: int, device: torch.device, precision: Precision) -> float:
+def label_bytes(syn: SyntheticSet) -> float:
+    """Bytes of one soft label as the set stores them; of four-byte logits for a set without."""
+    if syn.target_kind == "class":
+        return 4.0 * len(syn.class_names)
+    return sum(syn.tensors[k].numel() * syn.tensors[k].element_size() for k in LABELS if k in syn.tensors) / len(syn.tensors["logits"])
+
+
+def validate(
+    syn: SyntheticSet,
+    data: Data,
+    config: EvalConfig,
+    model: str,
+    *,
+    seed: int,
+    device: torch.device,
+    precision: Precision,
+    teachers: Sequence[nn.Module] = (),
+) -> float:
     """Accuracy on the validation split of one network trained on `syn` with its learned (or the protocol's usual) rate."""
     assert data.validation is not None
     frozen = _freeze(syn, device)
     build = partial(build_model, model, data.image_shape, data.num_classes)
-    networks = training.train_networks(build, [frozen], [seed + 3 * SEARCH_SEED], config, syn.lr or config.lr, device, precision=precision)
+    networks = training.train_networks(
+        build, [frozen], [seed + 3 * SEARCH_SEED], config, syn.lr or config.lr, device, precision=precision, teachers=teachers
+    )
     return training.accuracy(networks[0], data.validation, precision)

@@ -1,4 +1,4 @@
-"""Where synthetic images start: noise, or real images chosen at random, by experts, or as a coreset."""
+"""Where synthetic images start: noise, real images chosen at random, by experts, or as a coreset, or patches of real images."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,11 +6,12 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from ddengine import coreset
+from ddengine import augment, codec, coreset
 from ddengine.coreset import NewModel, check_ipc, near_centres, random_index
 from ddengine.data import RealSet
 from ddengine.errors import UserError
-from ddengine.recipe import InitConfig
+from ddengine.recipe import AugmentConfig, InitConfig
+from ddengine.teachers import ensemble_logits, load_all
 from ddengine.types import Experts
 
 
@@ -57,6 +58,47 @@ def representative_index(real: RealSet, ipc: int, class_names: tuple[str, ...], 
         with torch.no_grad():
             logits = torch.cat([network(real.images(part)) for part in members.split(1000)]).double().cpu().numpy()
         chosen.append(members[torch.tensor(near_centres(logits, ipc, min(clusters, ipc), rng))])
+    return torch.cat(chosen)
+
+
+def patches(real: RealSet, ipc: int, class_names: tuple[str, ...], rng: Generator, config: InitConfig, experts: Experts | None, *rest: Any) -> Tensor:
+    """Images (K * ipc, C, H, W) tiled of the crops that a teacher is most sure of (RDED; Sun et al., CVPR 2024, section 4).
+
+    Of each of `config.candidates` random images of a class, `config.crops` random square crops are shrunk to a tile, and the one of lowest
+    cross-entropy stays; of those the `ipc * factor^2` best fill the images, tile by tile: the best `ipc` lie in the first tile of all images.
+    (The published crops keep no ratio of their own: 1:1.) A teacher sees a tile in the middle of an image of zeros. Raises UserError when there
+    are no teachers, too few images, or the factor does not divide the sides.
+    """
+    teachers = _needed(experts, config.kind)
+    factor, (_, height, width) = config.factor, real.image_shape
+    if height % factor or width % factor:
+        raise UserError(f"init.factor {factor} does not divide the {height} x {width} pixels of an image; set init.factor to a divisor of both.")
+    needed = ipc * factor**2
+    check_ipc(real, needed, class_names)
+    if config.candidates < needed:
+        raise UserError(f"init.candidates {config.candidates} are fewer than the {needed} patches of a class; raise init.candidates.")
+    networks = load_all(teachers, real.device)
+    tile, crop = (height // factor, width // factor), AugmentConfig(ops=(), always=("resized_crop",), ratio=1.0)
+    above, left = (height - tile[0]) // 2, (width - tile[1]) // 2
+    around = (left, width - tile[1] - left, above, height - tile[0] - above)
+    chosen = []
+    for c, members in enumerate(real.members):
+        index = real.draw_index(c, min(config.candidates, len(members)), rng)
+        kept, losses = [], []
+        for part in index.split(max(1, 256 // config.crops)):
+            images = real.images(part).repeat_interleave(config.crops, 0)
+            draw = augment.sample(crop, len(images), rng).to(real.device)
+            cut = augment.apply(crop, images, draw)
+            cut = cut if factor == 1 else codec.resize(cut, tile)
+            said = ensemble_logits(networks, torch.nn.functional.pad(cut, around))
+            loss = torch.nn.functional.cross_entropy(said, torch.full_like(said[:, 0], c, dtype=torch.long), reduction="none")
+            best = loss.view(len(part), -1).argmin(1)
+            rows = torch.arange(len(part), device=best.device) * config.crops + best
+            kept.append(cut[rows])
+            losses.append(loss[rows])
+        order = torch.cat(losses).argsort(stable=True)[:needed]
+        tiles = torch.cat(kept)[order].view(factor, factor, ipc, -1, *tile)
+        chosen.append(tiles.permute(2, 3, 0, 4, 1, 5).reshape(ipc, -1, height, width))
     return torch.cat(chosen)
 
 
@@ -113,4 +155,4 @@ def _selected(real: RealSet, *args: Any) -> Tensor:
 
 SELECTIONS = ("real", "correct", "representative", *coreset.KINDS)  # kinds that choose real images
 # the arguments of selected_index -> the images (K * ipc, C, H, W) that the synthetic ones start from, preprocessed
-INITIALISERS: dict[str, Callable[..., Tensor]] = {"noise": _noise, **dict.fromkeys(SELECTIONS, _selected)}
+INITIALISERS: dict[str, Callable[..., Tensor]] = {"noise": _noise, "patches": patches, **dict.fromkeys(SELECTIONS, _selected)}

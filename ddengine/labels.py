@@ -3,20 +3,12 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
 
 from ddengine.errors import UserError
 from ddengine.recipe import TargetConfig
 from ddengine.synthetic import SyntheticSet
+from ddengine.teachers import predict
 from ddengine.types import Experts
-
-BATCH = 256
-
-
-@torch.no_grad()
-def predict(network: nn.Module, images: Tensor) -> Tensor:
-    """Logits (N, K) of images (N, C, H, W)."""
-    return torch.cat([network(part) for part in images.split(BATCH)])
 
 
 def expert_epochs(config: TargetConfig, stored: Sequence[int]) -> list[int]:
@@ -62,4 +54,4 @@ def label(syn: SyntheticSet, experts: Experts | None, config: TargetConfig) -> S
             f"No expert is right about {int((lost == lost[0]).sum())} of the images of class {syn.class_names[int(lost[0])]!r}, so targets.experts "
             "correct has no logits for them; set targets.experts all, or init.kind correct."
         )
-    return syn.with_labels(total / count)
+    return syn.with_labels(total / count, getattr(torch, config.dtype), config.top)

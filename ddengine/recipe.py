@@ -21,8 +21,9 @@ BufferT = TypeVar("BufferT")
 CodecT = TypeVar("CodecT")
 ObjectiveT = TypeVar("ObjectiveT")
 
-BASELINES = ("random", "herding", "full", "random_soft", "k_centre", "k_means", "forgetting", "el2n")
+BASELINES = ("random", "herding", "full", "random_soft", "hard_labels", "k_centre", "k_means", "forgetting", "el2n")
 DSA_OPS = ("color", "crop", "cutout", "flip", "scale", "rotate")
+OPS = (*DSA_OPS, "roll", "resized_crop", "shuffle")
 
 
 def require(condition: bool, message: str) -> None:
@@ -75,11 +76,19 @@ class AugmentConfig:
     flip: float = 0.5  # probability of mirroring
     scale: float = 1.2  # largest factor, the smallest is its inverse
     rotate: float = 15.0  # largest angle, degrees
+    roll: int = 4  # largest cyclic shift, pixels; down and to the right only (as published)
+    area: float = 0.08  # smallest area of a resized crop, fraction of the image; the largest is all of it
+    ratio: float = 4 / 3  # largest ratio of the sides of a resized crop, the smallest is its inverse; 1: square
+    patches: int = 2  # strips along each side, 1 to 4, that shuffle puts in another order
 
     def __post_init__(self) -> None:
         for op in (*self.ops, *self.always):
-            if op not in DSA_OPS:
-                raise unknown("augmentation", op, DSA_OPS)
+            if op not in OPS:
+                raise unknown("augmentation", op, OPS)
+        require(self.roll >= 0, f"augment.roll must not be negative, got {self.roll}; 0 moves nothing.")
+        require(0 < self.area <= 1, f"augment.area is a fraction of the image and must be above 0 and at most 1, got {self.area}.")
+        require(1 <= self.ratio < math.inf, f"augment.ratio must be at least 1 and finite, got {self.ratio}; 1 crops squares.")
+        require(1 <= self.patches <= 4, f"augment.patches must lie within 1 and 4, got {self.patches}; 1 leaves images as they are.")
         require(self.scale > 0, f"augment.scale must be positive, got {self.scale}; 1 leaves the size as it is.")
 
     @property
@@ -124,13 +133,17 @@ class InitConfig:
 
     # random real images of the class | standard normal noise | real images an expert classifies correctly | representative ones, by k-means |
     # coresets: a running mean near the class mean | far from each other | centres of k-means | by forgetting events | by the error of early networks
-    kind: Literal["real", "noise", "correct", "representative", "herding", "k_centre", "k_means", "forgetting", "el2n"] = "real"
+    # crops of real images that a teacher is most sure of (RDED)
+    kind: Literal["real", "noise", "correct", "representative", "herding", "k_centre", "k_means", "forgetting", "el2n", "patches"] = "real"
     clusters: int = 10  # most clusters per class of `representative`
     embedding: Literal["network", "pixels"] = "network"  # what herding, k_centre and k_means see: features of a trained network, or pixels
     steps: int = 1000  # updates of the network that embeds (herding, k_centre, k_means) or scores (forgetting; el2n, after a tenth of them)
     lr: float = 0.01  # learning rate of these updates, which have momentum 0.9
     networks: int = 3  # networks whose scores forgetting and el2n average
     order: Literal["hardest", "easiest"] = "hardest"  # forgetting and el2n take these; hardest as published, for large sets; easiest for a few
+    candidates: int = 300  # real images per class that patches are cut from; at most as many as there are
+    crops: int = 5  # random resized crops of each of them, of which patches keeps the best
+    factor: int = 1  # patches along each side of an image; published: 1 for images of 32 pixels, 2 for larger ones
 
     @property
     def cites(self) -> tuple[str, ...]:
@@ -142,10 +155,11 @@ class InitConfig:
             "k_centre": ("sener2018kcentre",),
             "forgetting": ("toneva2019forgetting",),
             "el2n": ("paul2021el2n",),
+            "patches": ("sun2024rded",),
         }.get(self.kind, ())
 
     def __post_init__(self) -> None:
-        for name in ("clusters", "steps", "networks"):
+        for name in ("clusters", "steps", "networks", "candidates", "crops", "factor"):
             require(getattr(self, name) >= 1, f"init.{name} must be at least 1, got {getattr(self, name)}.")
         require(0 < self.lr < math.inf, f"init.lr must be positive and finite, got {self.lr}.")
 
@@ -159,6 +173,8 @@ class TargetConfig:
     experts: Literal["correct", "all", "first"] = "correct"
     epochs: tuple[int, int] | None = None  # expert epochs whose logits are averaged, from and to; None: the last stored
     relabel: bool = False  # label the final images anew the same way, for labels that are not learned
+    dtype: Literal["float32", "float16"] = "float32"  # of the labels that are shipped; learned ones stay float32
+    top: int | None = None  # ship so many largest logits of each image, and the mean of the others; None: all
 
     @property
     def cites(self) -> tuple[str, ...]:
@@ -170,6 +186,11 @@ class TargetConfig:
             self.epochs is None or 0 <= self.epochs[0] <= self.epochs[1],
             f"targets.epochs must be two ascending epochs, got {self.epochs}; leave it out for the last stored one.",
         )
+        require(self.top is None or self.top >= 1, f"targets.top must be at least 1, got {self.top}; leave it out for all logits.")
+        require(
+            self.relabel or (self.dtype == "float32" and self.top is None),
+            "targets.dtype and targets.top say how labels are shipped that are made of the final images; set targets.relabel True.",
+        )
         require(not (self.relabel and self.kind == "class"), "targets.relabel makes logits anew, and targets.kind is class; set targets.kind logits.")
         require(
             not (self.relabel and self.experts == "correct"),
@@ -179,17 +200,20 @@ class TargetConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """SGD on one stored tensor."""
+    """SGD or Adam on one stored tensor."""
 
     lr: float  # step size, in units of the tensor
-    momentum: float = 0.5
+    momentum: float = 0.5  # of Adam: beta 1
     weight_decay: float = 0.0
+    kind: Literal["sgd", "adam"] = "sgd"  # adam: with bias correction and eps 1e-8
+    beta2: float = 0.9  # of Adam: decay of the mean of squared gradients
     schedule: Literal["constant", "cosine", "linear"] = "constant"  # of the step size, over all steps, down to 0
 
     def __post_init__(self) -> None:
-        require(self.lr >= 0 and math.isfinite(self.lr), f"A learning rate of SGD must be finite and not negative, got {self.lr}.")
-        require(0 <= self.momentum < 1, f"A momentum of SGD must be at least 0 and below 1, got {self.momentum}.")
-        require(self.weight_decay >= 0, f"A weight decay of SGD must not be negative, got {self.weight_decay}.")
+        require(self.lr >= 0 and math.isfinite(self.lr), f"A learning rate in outer.optim must be finite and not negative, got {self.lr}.")
+        require(0 <= self.momentum < 1, f"A momentum in outer.optim must be at least 0 and below 1, got {self.momentum}.")
+        require(self.weight_decay >= 0, f"A weight decay in outer.optim must not be negative, got {self.weight_decay}.")
+        require(0 <= self.beta2 < 1, f"A beta2 in outer.optim must be at least 0 and below 1, got {self.beta2}.")
 
     def lr_at(self, step: int, steps: int) -> float:
         """Step size of update `step` of `steps`."""
@@ -202,7 +226,7 @@ class OptimConfig:
 class OuterConfig:
     """The outer loop."""
 
-    steps: int  # outer updates
+    steps: int  # outer updates; 0: the initial images are the result
     optim: Mapping[str, OptimConfig]  # stored tensor -> its optimiser; tensors not named stay fixed
     step_after: Literal["all", "each"] = "all"  # update after all losses of a step, or after each
     draws: int = 1  # losses of this many independent draws are averaged per step
@@ -218,7 +242,7 @@ class OuterConfig:
         return ("du2023ftd",) if "images" in self.ema else ()
 
     def __post_init__(self) -> None:
-        require(self.steps >= 1, f"outer.steps must be at least 1, got {self.steps}.")
+        require(self.steps >= 0, f"outer.steps must not be negative, got {self.steps}; 0 leaves the initial images as they are.")
         require(self.draws >= 1, f"outer.draws must be at least 1, got {self.draws}.")
         require(
             self.draws == 1 or self.step_after == "all",
@@ -236,31 +260,49 @@ class OuterConfig:
 class EvalConfig:
     """An evaluation protocol: how networks are trained on a set, and what it is compared with."""
 
-    protocol: str  # the named protocol these values start from: mtt | datm | ast | dc | dsa | idc | fast
+    # the named protocol these values start from: mtt | datm | ast | dc | dsa | idc | fast | infer-static | infer-dynamic | sre2l | rded
+    protocol: str
     epochs: int = 1000  # E, passes over the set
     batch: int = 256  # images per update
-    momentum: float = 0.9  # until the (first) drop
+    optimiser: Literal["sgd", "adamw"] = "sgd"  # adamw has betas 0.9 and 0.999
+    momentum: float = 0.9  # of SGD, until the (first) drop
     # half: E + 1 epochs run, after epoch E // 2 + 1 the rate drops and the optimiser starts anew | thirds: E epochs run, the rate drops after
-    # 2 E // 3 and 5 E // 6 of them
-    schedule: Literal["half", "thirds"] = "half"
+    # 2 E // 3 and 5 E // 6 of them | cosine: E epochs run, epoch t at half of 1 + cos(pi t / (stretch E)) of the rate
+    schedule: Literal["half", "thirds", "cosine"] = "half"
+    stretch: float = 1.0  # of cosine: 2 ends at half the rate
     momentum_after: float = 0.9  # after the (first) drop
     weight_decay: float = 5e-4
+    decay_norms: bool = True  # weight decay on biases and on normalisation layers too
     lr_drop: float = 0.1  # factor on the learning rate at each drop
     augment: AugmentConfig = AugmentConfig()
     cutmix: float = 0.0  # probability that a batch is mixed by CutMix
+    mixup: float = 0.0  # every batch is mixed by mixup with a ratio of Beta(mixup, mixup); 0: none
+    mix_labels: Literal["logits", "probabilities"] = "logits"  # what is mixed of soft labels, of loss kl
+    # own: the labels that a set has | hard: its classes | dynamic: what the teachers say of each batch as the network sees it
+    labels: Literal["own", "hard", "dynamic"] = "own"
+    teacher_mode: Literal["eval", "train"] = "eval"  # of dynamic labels; train normalises by the batch, as SRe2L's code does on CIFAR
+    # with soft labels z, outputs s, class c: ce: cross-entropy with softmax(z) | kl: KL of softmax(z / T) from softmax(s / T) | mse: of the logits
+    # nkd: normalised distillation and cross-entropy with c | uskd: without a teacher, of c alone. Hard labels always have ce, or uskd
+    loss: Literal["ce", "kl", "mse", "nkd", "uskd"] = "ce"
+    temperature: float = 1.0  # T of kl and nkd
+    squared: bool = False  # kl is multiplied by T squared
+    hard_weight: float = 0.0  # weight of the cross-entropy with the class that is added to kl and mse
     models: tuple[str, ...] = ()  # networks to train; none: the recipe's
     num_networks: int = 5  # networks per row, each with its own seed; random: each with its own draw of images
     lr: float = 0.01  # learning rate where there is neither a learned one nor a validation split
     lr_grid: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03, 0.1)  # tried on the validation split for every set, beside the learned rate
     search_networks: int = 1  # networks per learning rate tried
-    # random | random_soft (with logits of a network trained on the full data) | herding | k_centre | k_means | forgetting | el2n | full
+    # random | random_soft (with the labels of the set: of its teachers, else of a network trained on the full data) | hard_labels (the set with its
+    # classes) | herding | k_centre | k_means | forgetting | el2n | full
     baselines: tuple[str, ...] = ("random", "herding", "full")
+    baseline_steps: Literal["epochs", "updates"] = "epochs"  # all baselines but full have as many epochs as the set, or as many updates
     full_steps: int = 5000  # most updates of a network on the full data
 
     @property
     def cites(self) -> tuple[str, ...]:
         """Works to cite for the options in use."""
-        return ("yun2019cutmix",) if self.cutmix else ()
+        found = {"yun2019cutmix": self.cutmix, "zhang2018mixup": self.mixup, "yang2023nkd": self.loss in ("nkd", "uskd")}
+        return tuple(key for key, used in found.items() if used)
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch", "num_networks", "search_networks", "full_steps"):
@@ -272,6 +314,14 @@ class EvalConfig:
         for name in ("momentum", "momentum_after"):
             require(0 <= getattr(self, name) < 1, f"evaluation.{name} must be at least 0 and below 1, got {getattr(self, name)}.")
         require(0 <= self.cutmix <= 1, f"evaluation.cutmix is a probability and must lie within 0 and 1, got {self.cutmix}; 0 mixes no batch.")
+        require(self.mixup >= 0, f"evaluation.mixup must not be negative, got {self.mixup}; 0 mixes no batch.")
+        require(
+            not (self.mixup and self.cutmix),
+            f"evaluation.mixup {self.mixup} and evaluation.cutmix {self.cutmix} would both mix a batch; set one of them to 0.",
+        )
+        require(self.temperature > 0, f"evaluation.temperature must be positive, got {self.temperature}.")
+        require(self.hard_weight >= 0, f"evaluation.hard_weight must not be negative, got {self.hard_weight}.")
+        require(0.5 <= self.stretch < math.inf, f"evaluation.stretch must be at least 0.5 and finite, got {self.stretch}; 1 ends at rate 0.")
         require(self.weight_decay >= 0, f"evaluation.weight_decay must not be negative, got {self.weight_decay}.")
         for name in self.baselines:
             if name not in BASELINES:
@@ -293,8 +343,9 @@ class Recipe(Generic[BufferT, CodecT, ObjectiveT]):
     note: str = ""  # why there is no published figure, where sources disagree, what differs
     data: DataConfig
     model: str  # network used while distilling, e.g. convnet-d3-w128-in
-    ipc: int  # stored images per class
+    ipc: int  # stored images per class, or the budget of a codec that stores something beside them
     buffer: BufferT  # experts; None for methods without
+    teachers: tuple[str, ...] = ()  # networks, each with a store of its own as buffer says; none: one store, of buffer.model
     init: InitConfig = InitConfig()
     codec: CodecT
     targets: TargetConfig = TargetConfig()
@@ -305,6 +356,17 @@ class Recipe(Generic[BufferT, CodecT, ObjectiveT]):
     def __post_init__(self) -> None:
         require(self.ipc >= 1, f"ipc must be at least 1, got {self.ipc}.")
         learned = "logits" in self.outer.optim
+        require(
+            not self.teachers or self.buffer is not None,
+            "teachers needs the settings of their training in buffer, which is empty; take it from a recipe.",
+        )
+        require(
+            not self.teachers or not hasattr(self.objective, "check"),
+            f"teachers names {len(self.teachers)} networks, and this objective follows the trajectories of one; leave teachers out.",
+        )
+        require(
+            len(set(self.teachers)) == len(self.teachers), "teachers names a network twice; name each once, and raise buffer.num_experts for more."
+        )
         require(
             self.outer.step_after == "all" or not getattr(self.objective, "parts_by_device", False),
             "outer.step_after each steps after every part of the classes, and objective.classes_at_once None leaves the parts to the device; "
@@ -388,10 +450,12 @@ def digest(value: Any) -> str:
 
 
 def resolved(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as JSON data without what cannot change a result: where the files lie, and prose."""
+    """The recipe as JSON data without what cannot change a result: where files lie, and prose."""
     data = to_dict(recipe)
     for key in ("cites", "published", "note"):
         data.pop(key)
     for key in ("root", "download"):
         data["data"].pop(key)
+    if data["buffer"] is not None:
+        data["buffer"]["step"].pop("folder", None)  # of published weights
     return data

@@ -77,9 +77,31 @@ def real_vs_distilled(path: Path, real: RealSet, syn: SyntheticSet, evaluation: 
     pyplot.close(figure)
 
 
-def table(evaluation: dict[str, Any], title: str) -> Table:
+def ledger(sizes: dict[str, int], raw: int) -> str:
+    """Bytes of the parts of a set in one line, beside the training images as they are."""
+    parts = [f"{part} {size(sizes[part])}" for part in ("images", "compensators", "labels", "other") if sizes[part]]
+    return f"stored: {', '.join(parts)}; {size(sizes['total'])} in all, {100 * sizes['total'] / raw:.3g} % of the training images ({size(raw)})"
+
+
+def size(num: float) -> str:
+    """Bytes in the unit that suits them."""
+    for unit in ("B", "kB", "MB"):
+        if num < 1000:
+            return f"{num:.3g} {unit}"
+        num /= 1000
+    return f"{num:.3g} GB"
+
+
+def sorted_rows(rows: list[dict[str, Any]], by: str) -> list[dict[str, Any]]:
+    """Rows of an evaluation by accuracy, or by accuracy per stored byte, the best first; dynamic labels count by the smaller of both ways."""
+    if by == "none":
+        return rows
+    return sorted(rows, key=lambda row: row["accuracy_mean"] / (row["bytes"] if by == "accuracy_per_byte" else 1), reverse=True)
+
+
+def table(evaluation: dict[str, Any], title: str, sort: str = "none") -> Table:
     """evaluation.json as a table for the terminal, with the columns that 80 characters have room for."""
-    rows = evaluation["rows"]
+    rows = sorted_rows(evaluation["rows"], sort)
     models = {row["model"] for row in rows}
     cells = {
         "set": [row["set"] for row in rows],
@@ -88,6 +110,7 @@ def table(evaluation: dict[str, Any], title: str) -> Table:
             f"{100 * row['accuracy_mean']:.1f}" + ("" if row["accuracy_std"] is None else f" ± {100 * row['accuracy_std']:.1f}") for row in rows
         ],
         "95 % interval": ["-" if row["ci95"] is None else f"{100 * row['ci95'][0]:.1f} to {100 * row['ci95'][1]:.1f}" for row in rows],
+        "stored": [size(row["bytes"]) if "bytes" in row else "-" for row in rows],
         "lr": [f"{row['lr']:.4g}" for row in rows],
         "n": [str(row["n"]) for row in rows],
         "updates": [str(row["steps"]) for row in rows],
@@ -96,7 +119,7 @@ def table(evaluation: dict[str, Any], title: str) -> Table:
     several = len(models) > 1
     for name in ("n", "updates", "time") if several else ("network",):
         del cells[name]
-    for name in ("time", "n", "lr"):  # long names leave no room for them
+    for name in ("time", "n", "lr", "updates"):  # long names leave no room for them
         if sum(max(map(len, [head, *column])) + 3 for head, column in cells.items()) + 1 > TABLE_WIDTH:
             cells.pop(name, None)
     shown = Table(title=title + ("" if several else f", {models.pop()}"), title_justify="left")

@@ -19,6 +19,7 @@ from ddengine.recipe import Recipe, to_dict
 from ddengine.types import Batch, Experts, TargetKind
 
 FORMAT = 1  # of the folder
+LABELS = ("logits", "logits.index")  # tensors that go into a file of their own
 
 LOAD_PY = '''"""The distilled set as ready-to-train tensors. Needs torch and safetensors, nothing else.
 
@@ -47,14 +48,23 @@ def preprocess(pixels, tensors):
     return (pixels - tensors["preprocess.mean"].view(-1, 1, 1)) / tensors["preprocess.std"].view(-1, 1, 1)
 
 
+def logits(tensors, num_classes):
+    if "logits.index" not in tensors:
+        return tensors["logits"].float()
+    top, rest = tensors["logits"].float().split([tensors["logits.index"].shape[1], 1], 1)  # the largest, and the mean of the others
+    return rest.expand(-1, num_classes).scatter(1, tensors["logits.index"].long(), top)
+
+
 def load(folder=FOLDER):
     tensors = load_file(str(Path(folder) / "data.safetensors"))
     meta = json.loads((Path(folder) / "meta.json").read_text())
     images, item = decode(tensors)
     if meta["space"] == "pixel":
         images = preprocess(images, tensors)
-    # soft labels as probabilities, which torch's cross_entropy takes in place of classes
-    targets = tensors["logits"].softmax(1) if meta["target_kind"] == "logits" else tensors["classes"]
+    targets = tensors["classes"]
+    if meta["target_kind"] == "logits":
+        tensors |= load_file(str(Path(folder) / "labels.safetensors"))
+        targets = logits(tensors, len(meta["class_names"])).softmax(1)  # probabilities, which torch's cross_entropy takes in place of classes
     if meta["target_kind"] == "class" or meta["label_of"] == "stored":
         targets = targets[item]
     info = {{
@@ -106,10 +116,37 @@ class SyntheticSet:
         """The same set holding other tensors (of an inner loop, of a running average)."""
         return replace(self, tensors={**self.tensors, **tensors})
 
-    def with_labels(self, logits: Tensor) -> "SyntheticSet":
-        """The same set with soft labels: logits (N, K), one of each decoded example."""
-        label_of: Literal["stored", "decoded"] = "stored" if self.codec.per_item == 1 else "decoded"
-        return replace(self.with_tensors({"logits": logits}), target_kind="logits", label_of=label_of)
+    def with_labels(self, logits: Tensor, dtype: torch.dtype = torch.float32, top: int | None = None) -> "SyntheticSet":
+        """The same set with soft labels: logits (N, K), one of each decoded example.
+
+        With `top`, "logits" holds the so many largest of each and then the mean of the others (N, top + 1), and "logits.index" whose they are:
+        at a high temperature, where labels are as good as their logits, no other single number is nearer to what is left out.
+        """
+        label_of: Literal["stored", "decoded"] = "stored" if len(logits) == len(self.classes) else "decoded"
+        stored = {"logits": logits.to(dtype)}
+        num_classes = len(self.class_names)
+        if top is not None and top < num_classes - 1:  # else nothing would be saved
+            values, index = logits.topk(top, dim=1)
+            rest = (logits.sum(1, keepdim=True) - values.sum(1, keepdim=True)) / (num_classes - top)
+            short = torch.uint8 if num_classes <= 256 else torch.int16 if num_classes < 2**15 else torch.int32
+            stored = {"logits": torch.cat([values, rest], 1).to(dtype), "logits.index": index.to(short)}
+        without = {k: v for k, v in self.tensors.items() if k not in LABELS}
+        return replace(self, tensors=without | stored, target_kind="logits", label_of=label_of)
+
+    def shipped(self) -> "SyntheticSet":
+        """The set as it is stored in the end, by its codec."""
+        codec, tensors = self.codec.ship(self.tensors, self.preprocess)
+        return replace(self, codec=codec, tensors=tensors, space=codec.space)
+
+    @property
+    def logits(self) -> Tensor:
+        """The soft labels (N or S, K); of some largest logits the others are their mean."""
+        stored = self.tensors["logits"]
+        stored = stored.float() if stored.dtype == torch.float16 else stored
+        if "logits.index" not in self.tensors:
+            return stored
+        index = self.tensors["logits.index"].long()
+        return stored[:, -1:].expand(-1, len(self.class_names)).scatter(1, index, stored[:, :-1])
 
     def batch(self, index: Tensor) -> Batch:
         """Decoded, preprocessed examples at `index` (B,) of N, differentiable in the tensors; targets are classes or label logits."""
@@ -118,9 +155,10 @@ class SyntheticSet:
         if self.space == "pixel":
             images = self.preprocess.forward(images)
         item = self.source.index_select(0, index)
+        classes = self.classes.index_select(0, item)
         if self.target_kind == "class":
-            return Batch(images, self.classes.index_select(0, item))
-        return Batch(images, self.tensors["logits"].index_select(0, index if self.label_of == "decoded" else item))
+            return Batch(images, classes, classes)
+        return Batch(images, self.logits.index_select(0, index if self.label_of == "decoded" else item), classes)
 
     def pixels(self) -> Tensor:
         """All decoded examples (N, C, H, W) as pixel values, for display; not clamped."""
@@ -129,26 +167,36 @@ class SyntheticSet:
             return images if self.space == "pixel" else self.preprocess.backward(images)
 
     def images_per_class(self) -> float:
-        """Stored image-sized items per class; labels are counted apart."""
-        return len(self.tensors["images"]) / len(self.class_names)
+        """Stored image-sized items per class, compensators among them; labels are counted apart."""
+        return (len(self.tensors["images"]) + len(self.tensors.get("compensators", ()))) / len(self.class_names)
 
     def nbytes(self) -> dict[str, int]:
-        """Bytes of images, labels, other, and their total; beside it preprocess (can be fitted again) and raw (the last iterate of an average)."""
+        """Bytes of images, compensators, labels, other, and their total.
+
+        Beside it preprocess (can be fitted again) and raw (the last iterate of an average).
+        """
         sizes = {k: v.numel() * v.element_size() for k, v in self.tensors.items()}
         raw = sum(sizes.pop(k) for k in list(sizes) if k.startswith("raw."))
-        labels = self.classes.numel() * self.classes.element_size() + sizes.get("logits", 0)
-        images = sizes.get("images", 0)
-        other = sum(sizes.values()) - images - sizes.get("logits", 0)
+        ledger = {
+            "images": sizes.pop("images", 0),
+            "compensators": sizes.pop("compensators", 0),
+            "labels": self.classes.numel() * self.classes.element_size() + sum(sizes.pop(k, 0) for k in LABELS),
+            "other": sum(sizes.values()),
+        }
         preprocess = sum(v.numel() * v.element_size() for v in self.preprocess.tensors().values())
-        return {"images": images, "labels": labels, "other": other, "total": images + labels + other, "preprocess": preprocess, "raw": raw}
+        return ledger | {"total": sum(ledger.values()), "preprocess": preprocess, "raw": raw}
 
     def save(self, folder: Path, meta: Mapping[str, Any]) -> None:
-        """Write the folder that explains itself, replacing an older one: data.safetensors, meta.json, images/, load.py."""
+        """Write the folder that explains itself, replacing an older one: data.safetensors, labels.safetensors, meta.json, images/, load.py."""
         from ddengine.compat import torchvision  # only here: pictures
 
         with files.replacing(folder) as temporary:
             temporary.mkdir(parents=True)
-            files.write_tensors(temporary / "data.safetensors", self.tensors | {"classes": self.classes} | self.preprocess.tensors())
+            labels = {k: v for k, v in self.tensors.items() if k in LABELS}
+            others = {k: v for k, v in self.tensors.items() if k not in LABELS} | {"classes": self.classes}
+            files.write_tensors(temporary / "data.safetensors", others | self.preprocess.tensors())
+            if labels:
+                files.write_tensors(temporary / "labels.safetensors", labels, {"of": files.tensor_digest(others)})
             own = {
                 "format": FORMAT,
                 "class_names": list(self.class_names),
@@ -173,30 +221,29 @@ def initial(recipe: Recipe, data: Data, rng: Generator, experts: Experts | None 
     """The set before the first step, labelled with classes: initial images, and what the objective learns beside them."""
     device = data.train.device
     new_model = partial(build_model, recipe.model, data.image_shape, data.num_classes)
-    per_class = recipe.ipc * recipe.codec.per_item
+    codec, items = recipe.codec.fit(recipe.ipc, data.num_classes)
+    per_class = items * codec.per_item
     fewest = min(len(members) for members in data.train.members)
-    if recipe.ipc <= fewest < per_class and recipe.init.kind != "noise":
+    if items <= fewest < per_class and recipe.init.kind != "noise":
         raise UserError(
-            f"ipc {recipe.ipc} of {recipe.codec.per_item} tiles each starts from {per_class} images per class, and a class has {fewest}; "
+            f"ipc {recipe.ipc} of {codec.per_item} tiles each starts from {per_class} images per class, and a class has {fewest}; "
             "lower ipc or codec.factor, or raise data.limit."
         )
     images = INITIALISERS[recipe.init.kind](data.train, per_class, data.class_names, rng, recipe.init, experts, new_model)
     scalars = {k: torch.tensor(v, device=device) for k, v in recipe.objective.initial().items()}
-    classes = torch.arange(data.num_classes, device=device).repeat_interleave(recipe.ipc)
-    return SyntheticSet(
-        {"images": coded(recipe.codec, images, data.train.preprocess), **scalars}, classes, data.class_names, recipe.codec, data.train.preprocess,
-        space=recipe.codec.space,
-    )  # fmt: skip
+    classes = torch.arange(data.num_classes, device=device).repeat_interleave(items)
+    return coded(codec, images, classes, data.class_names, data.train.preprocess, scalars)
 
 
-def coded(codec: codecs.Codec, images: Tensor, preprocess: Preprocess) -> Tensor:
-    """Preprocessed images (S * codec.per_item, C, H, W), those of an item in a row, as the codec stores them (S, C, H, W)."""
-    tensors = {"images": codec.pack(preprocess.backward(images) if codec.space == "pixel" else images)}
-    codec.project(tensors)
-    return tensors["images"]
+def coded(
+    codec: codecs.Codec, images: Tensor, classes: Tensor, class_names: tuple[str, ...], preprocess: Preprocess, scalars: Mapping[str, Tensor] = {}
+) -> SyntheticSet:
+    """A set of preprocessed images (S * codec.per_item, C, H, W), those of an item in a row, as the codec, fitted to its budget, stores them."""
+    tensors = codec.pack(preprocess.backward(images) if codec.space == "pixel" else images, len(class_names), preprocess)
+    return SyntheticSet({**tensors, **scalars}, classes, class_names, codec, preprocess, space=codec.space)
 
 
-CODECS = {"Identity": codecs.Identity, "MultiFormation": codecs.MultiFormation}
+CODECS = {"Identity": codecs.Identity, "Pixels": codecs.Pixels, "MultiFormation": codecs.MultiFormation, "Compensated": codecs.Compensated}
 
 
 def load(folder: Path, device: torch.device) -> tuple[SyntheticSet, dict[str, Any]]:
@@ -208,6 +255,7 @@ def load(folder: Path, device: torch.device) -> tuple[SyntheticSet, dict[str, An
         raise UserError(f"{folder} is not a distilled set (it has no meta.json); give the folder that distill wrote, or the run that holds it.")
     meta = files.read_json(folder / "meta.json")
     tensors, _ = files.read_tensors(folder / "data.safetensors")
+    tensors |= _read_labels(folder / "labels.safetensors", tensors)
     try:
         options = dict(meta["codec"])
         codec = CODECS[options.pop("type")](**options)
@@ -215,16 +263,27 @@ def load(folder: Path, device: torch.device) -> tuple[SyntheticSet, dict[str, An
         if "images" not in tensors:
             raise KeyError("images")
         labelled = len(codec.source(tensors)) if meta["label_of"] == "decoded" else len(tensors["classes"])
-        if meta["target_kind"] == "logits" and tensors["logits"].shape != (labelled, len(meta["class_names"])):
-            raise UserError(
-                f"{folder} has labels of shape {tuple(tensors['logits'].shape)} for {labelled} images "
-                f"of {len(meta['class_names'])} classes; distil or import it again."
-            )
         own = {k: v.to(device) for k, v in tensors.items() if k != "classes" and not k.startswith("preprocess.")}
         syn = SyntheticSet(
             own, tensors["classes"].to(device), tuple(meta["class_names"]), codec, preprocess.to(device),
             meta["target_kind"], meta["label_of"], meta["space"],
         )  # fmt: skip
+        if syn.target_kind == "logits" and syn.logits.shape != (labelled, len(syn.class_names)):
+            raise UserError(
+                f"{folder} has labels of shape {tuple(syn.logits.shape)} for {labelled} images of {len(syn.class_names)} classes; "
+                "distil or import it again."
+            )
     except (KeyError, TypeError) as error:
         raise UserError(f"{folder} was not written by this version of the engine ({error!r} is missing or unknown); distil it again.") from None
     return syn, meta
+
+
+def _read_labels(path: Path, images: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The soft labels of a set, {} without. Raises UserError for those of another set: a row belongs to an image, whatever the shapes say."""
+    if not path.is_file():
+        return {}
+    labels, metadata = files.read_tensors(path)
+    own = files.tensor_digest({k: v for k, v in images.items() if not k.startswith("preprocess.")})
+    if metadata.get("of") != own:
+        raise UserError(f"{path} holds the labels of another set; put the file there that was written with this one, or distil it again.")
+    return labels

@@ -8,7 +8,7 @@ Shape legend, used in every docstring (as a suffix where a function juggles seve
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
 from torch import Generator, Tensor, nn
@@ -22,11 +22,17 @@ TargetKind = Literal["class", "logits", "features"]  # int64 (N,) | float (N, K)
 Backprop = Literal["full", "replay", "detached"]
 
 
-class Batch(NamedTuple):
-    """Training examples ready for a network."""
+@dataclass(frozen=True)
+class Batch:
+    """Training examples ready for a network. Unpacks into images and targets, which is all that most want."""
 
     images: Tensor  # (B, C, H, W), preprocessed
     targets: Tensor  # (B,) int64 classes, or (B, K) logits
+    classes: Tensor | None = None  # (B,) int64, what hard terms of a loss use beside soft targets; None: the targets are classes, or none are known
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Images and targets."""
+        return iter((self.images, self.targets))
 
 
 class TrainingSet(Protocol):

@@ -55,10 +55,18 @@ def tiny_data() -> Data:
 
 
 def tiny_store(
-    folder: Path, data: Data, *, epochs: int = 3, num_experts: int = 2, model: str = MODEL, step: Any = Sgd(lr=0.05), batch: int = 64
+    folder: Path,
+    data: Data,
+    *,
+    epochs: int = 3,
+    num_experts: int = 2,
+    model: str = MODEL,
+    step: Any = Sgd(lr=0.05),
+    batch: int = 64,
+    keep: Any = "all",
 ) -> ExpertStore:
     """A store of a few short experts; at a rate of 0.3 and batches of 16 they get most digits right."""
-    config = BufferConfig(step=step, num_experts=num_experts, epochs=epochs, batch=batch)
+    config = BufferConfig(step=step, num_experts=num_experts, epochs=epochs, batch=batch, keep=keep)
     build = new_model(data, model)
     generate(data, DIGITS, config, model, build, folder, seed=0)
     return ExpertStore(folder, build, num_experts)

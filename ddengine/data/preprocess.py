@@ -41,6 +41,12 @@ class Preprocess:
         with exact_matmul():
             return (images.flatten(1) @ self.inverse + self.mean).view_as(images)
 
+    def clamp(self, images: Tensor) -> Tensor:
+        """Network input (B, C, H, W) moved to what pixels in [0, 1] can be, channel by channel; not for whitened images."""
+        assert self.std is not None
+        low, high = -self.mean / self.std, (1 - self.mean) / self.std
+        return torch.maximum(torch.minimum(images, high.to(images).view(-1, 1, 1)), low.to(images).view(-1, 1, 1))
+
     def tensors(self) -> dict[str, Tensor]:
         """Its numbers by name, for files."""
         named = {"mean": self.mean, "std": self.std, "matrix": self.matrix, "inverse": self.inverse}

@@ -9,7 +9,8 @@ from torch import Generator, nn
 
 from ddengine import rng as streams
 from ddengine.errors import UserError, unknown
-from ddengine.models import classic, convnet, resnet, torchvision_models
+from ddengine.models import classic, convnet, mobile, resnet, torchvision_models
+from ddengine.models.middle import middle, middle_channels
 
 ImageShape = tuple[int, int, int]
 
@@ -21,12 +22,16 @@ MODELS: dict[str, Callable[[list[str], ImageShape, int], nn.Module]] = {
     "alexnet": classic.build_alexnet,
     "vgg11": classic.build_vgg11,
     "resnet18": resnet.build,
+    "mobilenet_v2": mobile.build_mobilenet_v2,
+    "efficientnet_b0": mobile.build_efficientnet_b0,
+    "shufflenet_g2": mobile.build_shufflenet_g2,
     "torchvision": torchvision_models.build,
 }
 
 EXAMPLES = (
     "convnet-d3-w128-in", "convnet-d4-w128-in", "convnet-d3-w128-bn", "convnet-d3-w128-nn", "mlp", "lenet", "alexnet",
-    "vgg11-in", "vgg11-bn", "resnet18-in", "resnet18-bn", "resnet18-ap",
+    "vgg11-in", "vgg11-bn", "resnet18-in", "resnet18-bn", "resnet18-ap", "resnet18-bn-x25",
+    "mobilenet_v2", "mobilenet_v2-x25", "efficientnet_b0", "efficientnet_b0-x25", "shufflenet_g2", "shufflenet_g2-x25",
 )  # fmt: skip
 
 
@@ -47,4 +52,4 @@ def build_model(name: str, image_shape: ImageShape, num_classes: int, rng: Gener
             raise UserError(f"{str(near)[:-1]} ({error}).") from None
 
 
-__all__ = ["EXAMPLES", "MODELS", "ImageShape", "build_model"]
+__all__ = ["EXAMPLES", "MODELS", "ImageShape", "build_model", "middle", "middle_channels"]

@@ -1,4 +1,9 @@
-"""ResNet18 in the 32-pixel forms of the field: 3x3 stem without pooling; instance norm, BatchNorm, or average pooling for strides."""
+"""ResNet18 in the 32-pixel forms of the field: 3x3 stem without pooling; instance norm, BatchNorm, or average pooling for strides.
+
+`x<percent>` scales all widths (`resnet18-bn-x25` starts with 16 maps instead of 64).
+"""
+
+import re
 
 from torch import Tensor, nn
 
@@ -32,18 +37,31 @@ class BasicBlock(nn.Module):
         return self.relu(self.body(images) + self.shortcut(images))
 
 
+def split_percent(options: list[str]) -> tuple[int, list[str]]:
+    """(percent of an option x<percent>, 100 without one; the other options). Raises OptionError for a second one, or one out of range."""
+    given = [option for option in options if re.fullmatch(r"x[0-9]+", option)]
+    if len(given) > 1:
+        raise OptionError(f"{given[1]!r} sets the width a second time")
+    percent = int(given[0][1:]) if given else 100
+    if not 10 <= percent <= 400:
+        raise OptionError(f"the width must be x10 to x400, got {given[0]!r}")
+    return percent, [option for option in options if option not in given]
+
+
 def build(options: list[str], image_shape: tuple[int, int, int], num_classes: int) -> Classifier:
-    """Options: in (default), bn, or ap (instance norm, average pooling for strides, no global pooling)."""
-    kind = options[0] if options else "in"
-    if kind not in ("in", "bn", "ap") or len(options) > 1:
-        raise OptionError(f"resnet18 has the options in, bn and ap, got {'-'.join(options)!r}")
+    """Options: in (default), bn, or ap (instance norm, average pooling for strides, no global pooling), and x<percent>, in any order."""
+    percent, rest = split_percent(options)
+    kind = rest[0] if rest else "in"
+    if kind not in ("in", "bn", "ap") or len(rest) > 1:
+        raise OptionError(f"resnet18 has the options in, bn and ap, and x<percent>, got {'-'.join(rest)!r}")
     norm, average = ("bn" if kind == "bn" else "in"), kind == "ap"
     channels, height, width = padded_shape(image_shape)
-    layers: list[nn.Module] = [nn.Conv2d(channels, 64, 3, padding=1, bias=False), _norm(norm, 64), nn.ReLU()]
-    channels = 64
-    for out, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
+    first = round(64 * percent / 100)
+    layers: list[nn.Module] = [nn.Conv2d(channels, first, 3, padding=1, bias=False), _norm(norm, first), nn.ReLU()]
+    channels = first
+    for out, stride in ((first, 1), (2 * first, 2), (4 * first, 2), (8 * first, 2)):
         layers += [BasicBlock(channels, out, stride, norm, average), BasicBlock(out, out, 1, norm, average)]
         channels = out
     if average:
-        return Classifier(nn.Sequential(*layers), 512 * (height // 8) * (width // 8), num_classes)
-    return Classifier(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1)), 512, num_classes)
+        return Classifier(nn.Sequential(*layers), channels * (height // 8) * (width // 8), num_classes)
+    return Classifier(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1)), channels, num_classes)

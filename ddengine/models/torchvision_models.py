@@ -1,6 +1,7 @@
 """Any torchvision classifier by name, with a stem for small images."""
 
 import inspect
+import re
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +21,14 @@ def names() -> list[str]:
 
 
 class TorchvisionClassifier(nn.Module):
-    """A torchvision network split into its body and its last linear layer."""
+    """A torchvision network split into its body and its last linear layer.
 
-    def __init__(self, body: nn.Module, head: nn.Linear):
+    `name` is torchvision's, `head_path` where the layer was, `small` whether the stem was changed for small images.
+    """
+
+    def __init__(self, name: str, body: nn.Module, head: nn.Linear, head_path: str, small: bool):
         super().__init__()
+        self.name, self.head_path, self.small = name, head_path, small
         self.body, self.head = body, head
 
     def embed(self, images: Tensor) -> Tensor:
@@ -33,6 +38,49 @@ class TorchvisionClassifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> logits (B, K)."""
         return self.head(self.embed(images))
+
+    def load_torchvision(self, state: dict[str, Tensor]) -> None:
+        """Take the weights of torchvision's own network of this name, whose keys are torchvision's.
+
+        Raises UserError, naming what differs, when they do not fit; the network is then as it was.
+        """
+        given = {self._own_key(key): tensor for key, tensor in state.items()}
+        own = self.state_dict()
+        classes = given.get("head.weight", self.head.weight)
+        if classes.shape[1:] == self.head.weight.shape[1:] and len(classes) != len(self.head.weight):
+            raise UserError(
+                f"The weights of torchvision/{self.name} are for {len(classes)} classes and the data have {len(self.head.weight)}; "
+                "name a dataset of as many classes with data.name, or train experts on this one."
+            )
+        if self.small:
+            raise UserError(
+                f"torchvision/{self.name} has another stem for images of up to {SMALL} pixels, which the weights are not for; "
+                "set data.size to more, such as 224 224."
+            )
+        path, stem = next((f"body.{n}", m) for n, m in self.body.named_modules() if isinstance(m, nn.Conv2d))
+        theirs = given.get(f"{path}.weight", stem.weight)
+        if theirs.dim() == 4 and theirs.shape[1] != stem.weight.shape[1]:
+            raise UserError(
+                f"The weights of torchvision/{self.name} are for images of {theirs.shape[1]} channels and the data have {stem.weight.shape[1]}; "
+                "name another dataset with data.name, or train experts on this one."
+            )
+        # files older than the counters of BatchNorm are without them
+        needed = {key for key in own if not key.endswith("num_batches_tracked")}
+        for key in sorted(needed | set(given)):
+            there, here = (str(tuple(tensors[key].shape)) if key in tensors else "not there" for tensors in (given, own))
+            if there != here:
+                raise UserError(
+                    f"The weights do not fit torchvision/{self.name}: its {key} is {there} in the file and {here} in the network; "
+                    "choose another network of torchvision, or weights of this one."
+                )
+        for key, tensor in given.items():  # not load_state_dict: some networks of torchvision ask there for what only their own files say
+            own[key].copy_(tensor)
+
+    def _own_key(self, key: str) -> str:
+        """The name that a tensor of torchvision's network has in this one."""
+        key = re.sub(r"(\.denselayer\d+\.(?:norm|conv))\.([12]\.)", r"\1\2", key)  # the files of DenseNet are older than its names
+        prefix = f"{self.head_path}."
+        return f"head.{key.removeprefix(prefix)}" if key.startswith(prefix) else f"body.{key}"
 
 
 def _replace(root: nn.Module, path: str, module: nn.Module) -> None:
@@ -67,8 +115,8 @@ def build(options: list[str], image_shape: tuple[int, int, int], num_classes: in
     maker = torchvision.models.get_model_builder(name)
     if name in ("googlenet", "inception_v3"):
         settings |= {"aux_logits": False, "init_weights": True}
-    transformer = name.startswith("vit_")
-    if transformer:
+    small = max(shape[1:]) <= SMALL and not name.startswith("vit_")
+    if name.startswith("vit_"):
         if shape[1] != shape[2] or shape[1] % 8 or shape[0] != 3:
             raise UserError(f"torchvision/{name} needs square colour images with sides that are multiples of 8, got {image_shape}; set data.size.")
         vision = torchvision.models.VisionTransformer
@@ -82,12 +130,12 @@ def build(options: list[str], image_shape: tuple[int, int, int], num_classes: in
                 if k in inspect.signature(maker).parameters or k in ("weights", "num_classes", "aux_logits", "init_weights")
             }
         )
-        _adapt_stem(network, shape[0], max(shape[1:]) <= SMALL)
+        _adapt_stem(network, shape[0], small)
     linear = [n for n, m in network.named_modules() if isinstance(m, nn.Linear)]
     if not linear or not isinstance(head := network.get_submodule(linear[-1]), nn.Linear) or head.out_features != num_classes:
         raise UserError(f"torchvision/{name} does not end in a linear layer and cannot be used; torchvision/resnet18 can.")
     _replace(network, linear[-1], nn.Identity())
-    model = TorchvisionClassifier(network, head)
+    model = TorchvisionClassifier(name, network, head, linear[-1], small)
     try:  # a forward of nothing but shapes
         with torch.device("meta"), torch.no_grad():
             meta = torch.func.functional_call(

@@ -6,9 +6,11 @@ from typing import Any
 
 from ddengine.errors import UserError, unknown
 from ddengine.recipe import PARTS, Recipe
-from synth.recipes import ast, datm, dc, dm, ftd, idc, mtt, tesla
+from synth.recipes import ast, datm, dc, dm, ftd, idc, infer, mtt, rded, sre2l, tesla
 
-RECIPES: dict[str, Recipe] = {recipe.name: recipe for method in (mtt, ftd, tesla, datm, ast, dc, dm, idc) for recipe in method.recipes()}
+RECIPES: dict[str, Recipe] = {
+    recipe.name: recipe for method in (mtt, ftd, tesla, datm, ast, dc, dm, idc, infer, sre2l, rded) for recipe in method.recipes()
+}
 
 
 def find(name: str) -> Recipe:

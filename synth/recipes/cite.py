@@ -12,6 +12,7 @@ from ddengine.errors import unknown
 from ddengine.recipe import AugmentConfig, Recipe
 
 AUGMENTATION = "zhao2021dsa"
+USUAL = ("crop", "flip", "roll", "resized_crop", "shuffle")  # operations that need no reference where they are always applied
 DATASET_CITES: dict[str, tuple[str, ...]] = {
     "digits": ("alpaydin1998digits",),
     "mnist": ("lecun1998mnist",),
@@ -34,7 +35,7 @@ def entries() -> dict[str, str]:
 
 
 def keys(recipe: Recipe) -> list[str]:
-    """Keys of what a recipe uses, each once: method, parts that say their own in `cites`, augmentation, CutMix, dataset.
+    """Keys of what a recipe uses, each once: method, parts that say their own in `cites` (CutMix, mixup), augmentation, dataset.
 
     So a recipe made of several methods' parts cites all of them. Raises UserError for a dataset that does not exist.
     """
@@ -45,9 +46,9 @@ def keys(recipe: Recipe) -> list[str]:
 
 
 def _augmented(part: Any) -> bool:
-    """Whether anything in it augments."""
+    """Whether anything in it augments as DSA does: draws an operation, or always applies one of its own."""
     if isinstance(part, AugmentConfig):
-        return part.any
+        return bool(part.ops or set(part.always) - set(USUAL))
     return is_dataclass(part) and any(_augmented(getattr(part, f.name)) for f in fields(part))
 
 

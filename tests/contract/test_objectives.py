@@ -9,15 +9,16 @@ import torch
 from helpers import CPU, MODEL, tiny_data, tiny_store
 
 from buffers.steps import Sgd
+from buffers.store import StoreGroup
 from ddengine import distill as outer
 from ddengine.codec import Codec
-from ddengine.data import DATASETS
+from ddengine.data import DATASETS, Preprocess
 from ddengine.flat import FlatModel
 from ddengine.labels import label
 from ddengine.models import build_model
-from ddengine.recipe import InitConfig, Recipe
+from ddengine.recipe import InitConfig, OptimConfig, Recipe
 from ddengine.rng import generator
-from ddengine.synthetic import CODECS, initial
+from ddengine.synthetic import CODECS, initial, load
 from ddengine.types import Env
 from synth.datm import GrowingWindow
 from synth.recipes import RECIPES
@@ -26,6 +27,10 @@ from synth.trajectory import UniformWindow
 METHODS: dict[str, Recipe] = {}
 for _recipe in RECIPES.values():
     METHODS.setdefault(_recipe.name.split("/")[0], _recipe)  # the first recipe of each method: a small one, with all of its parts
+MINIMISING = [name for name, recipe in METHODS.items() if recipe.outer.steps]  # the others choose images, and have no losses
+TEACHERS = ("convnet-d1-w4-bn", "convnet-d1-w8-bn")
+IPC = 2
+PLAIN = Preprocess(mean=torch.full((3,), 0.5), std=torch.tensor([0.25, 0.3, 0.2]))
 
 
 def shrunk(recipe: Recipe, **objective) -> Recipe:
@@ -37,31 +42,36 @@ def shrunk(recipe: Recipe, **objective) -> Recipe:
     if hasattr(recipe.objective, "real_batch"):
         objective = {"real_batch": 8} | objective
     optim = {k: replace(v, lr=min(v.lr, 20.0)) for k, v in recipe.outer.optim.items()}
-    return replace(recipe, model=MODEL, ipc=2, objective=replace(recipe.objective, **objective), outer=replace(recipe.outer, steps=8, optim=optim))
+    recipe = replace(recipe, teachers=TEACHERS if recipe.teachers else ())
+    return replace(recipe, model=MODEL, ipc=IPC, objective=replace(recipe.objective, **objective), outer=replace(recipe.outer, steps=8, optim=optim))
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """Digits and a store of two short experts."""
-    data = tiny_data()
-    return data, tiny_store(tmp_path_factory.mktemp("store"), data, epochs=4, step=Sgd(lr=0.3), batch=16)
+    """Digits, a store of two short experts, and two teachers of different kinds, each with a store of its own."""
+    data, fields = tiny_data(), {"epochs": 4, "step": Sgd(lr=0.3), "batch": 16}
+    stores = [tiny_store(tmp_path_factory.mktemp(name), data, model=name, num_experts=1, keep="last", **fields) for name in TEACHERS]
+    return data, tiny_store(tmp_path_factory.mktemp("store"), data, **fields), StoreGroup(stores)
 
 
 def build(recipe: Recipe, world):
     """(objective, synthetic set) of a shrunk recipe."""
-    data, store = world
+    data, store, teachers = world
 
     def new_model(rng):
         return build_model(recipe.model, data.image_shape, data.num_classes, rng)
 
-    env = Env(data.train, new_model, FlatModel(new_model(generator(0))), store if recipe.buffer else None, CPU)
+    experts = (teachers if recipe.teachers else store) if recipe.buffer else None
+    env = Env(data.train, new_model, FlatModel(new_model(generator(0))), experts, CPU)
     syn = initial(recipe, data, generator(0, "init"), env.experts)
     return recipe.objective.build(env), label(syn, env.experts, recipe.targets) if recipe.targets.kind == "logits" else syn
 
 
-def one_step(objective, syn, recipe, seed=0):
-    """(losses, gradients by tensor) of step 0."""
-    leaves = {k: v.clone().requires_grad_(k in recipe.outer.optim) for k, v in syn.tensors.items()}
+def one_step(objective, syn, recipe, seed=0, also=()):
+    """(losses, gradients by tensor) of step 0, of the tensors that the recipe learns and `also` others."""
+    leaves = {k: v.clone() for k, v in syn.tensors.items()}
+    for name in {*recipe.outer.optim, *also} & leaves.keys():
+        leaves[name].requires_grad_()
     state = objective.init(generator(seed, "objective"))
     losses = []
     for loss in objective.losses(syn.with_tensors(leaves), state, 0, generator(seed, "losses")):
@@ -71,7 +81,7 @@ def one_step(objective, syn, recipe, seed=0):
     return losses, {k: v.grad for k, v in leaves.items()}
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", MINIMISING)
 def test_objective_contract(method, world):
     """Same stream, same losses; another stream, others; global generator untouched; finite gradients exactly where the optimiser wants them."""
     recipe = shrunk(METHODS[method])
@@ -82,6 +92,7 @@ def test_objective_contract(method, world):
     again, grads_again = one_step(objective, syn, recipe)
     assert losses == again and len(losses) >= 1
     assert one_step(objective, syn, recipe, seed=1)[0] != losses
+    assert recipe.outer.optim.keys() <= grads.keys()
     for name, grad in grads.items():
         if name in recipe.outer.optim:
             assert grad is not None and grad.isfinite().all() and grad.abs().sum() > 0
@@ -91,19 +102,46 @@ def test_objective_contract(method, world):
 
 
 @pytest.mark.parametrize("codec", CODECS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", MINIMISING)
 def test_every_codec_works_under_every_objective(method, codec, world):
-    """A finite loss, and gradients in every stored image."""
+    """A finite loss, and gradients in every stored image and in what else the recipe learns; compensators take their share of the budget."""
     recipe = shrunk(METHODS[method])
     recipe = replace(recipe, codec=CODECS[codec](), init=InitConfig(), targets=replace(recipe.targets, experts="all"))  # no expert need be right
     objective, syn = build(recipe, world)
-    losses, grads = one_step(objective, syn, recipe)
+    losses, grads = one_step(objective, syn, recipe, also=("images", "compensators"))
     assert torch.tensor(losses).isfinite().all()
-    moved = grads["images"].flatten(1).abs().sum(1) > 0
-    assert syn.tensors["images"].shape == (20, 1, 8, 8) and (moved.all() if getattr(recipe.objective, "batch", None) is None else moved.any())
+    compensators = len(syn.tensors.get("compensators", ()))
+    assert compensators == 4 * (codec == "Compensated")
+    assert syn.tensors["images"].shape == (10 if compensators else 20, 1, 8, 8) and syn.images_per_class() <= IPC
+    learned = {"images", *(["compensators"] if compensators else []), *recipe.outer.optim} & grads.keys()
+    assert recipe.outer.optim.keys() - learned <= {"compensators"}  # which only one codec has
+    for name in learned:
+        grad = grads[name]
+        assert grad is not None and grad.isfinite().all()
+        moved = grad.reshape(len(grad) if grad.dim() else 1, -1).abs().sum(1) > 0
+        assert moved.all() if getattr(recipe.objective, "batch", None) is None else moved.any(), name
 
 
+@pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("method", METHODS)
+def test_every_codec_ships_under_every_method(method, codec, world, tmp_path):
+    """What is shipped after one step, of a set that is only chosen without one, is read again to the bit, and its budget holds."""
+    recipe = shrunk(METHODS[method])
+    recipe = replace(recipe, codec=CODECS[codec](), init=InitConfig(), targets=replace(recipe.targets, experts="all"))
+    objective, syn = build(recipe, world)
+    known = {k: v for k, v in recipe.outer.optim.items() if k in syn.tensors} or dict.fromkeys(["images"], OptimConfig(lr=0.1))
+    config = replace(recipe.outer, steps=min(1, METHODS[method].outer.steps), optim=known if METHODS[method].outer.steps else {})
+    result, _ = outer.distill(syn, objective, config, tmp_path, seed=0, finish=lambda s: s.shipped())
+    result.save(tmp_path / "set", {})
+    again, meta = load(tmp_path / "set", CPU)
+    assert again.codec == result.codec and again.tensors.keys() == result.tensors.keys() and meta["images_per_class"] <= IPC
+    assert all(torch.equal(again.tensors[k], v) and again.tensors[k].dtype == v.dtype for k, v in result.tensors.items())
+    index = torch.arange(len(result))
+    assert len(again) == len(syn) and torch.equal(again.batch(index).images, result.batch(index).images)
+    assert torch.equal(result.shipped().batch(index).images, result.batch(index).images)  # again the same
+
+
+@pytest.mark.parametrize("method", MINIMISING)
 def test_objective_falls(method, world, tmp_path):
     """Thirty steps lower the loss of fixed segments."""
     recipe = shrunk(METHODS[method])
@@ -118,7 +156,7 @@ def test_objective_falls(method, world, tmp_path):
     assert level(result) < 0.99 * level(syn)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", MINIMISING)
 def test_resume_is_bit_identical_for_every_method(method, world, tmp_path):
     """Stopping at step 5 of 8 changes nothing."""
     recipe = shrunk(METHODS[method])
@@ -154,23 +192,40 @@ def test_backprop_policies_agree_on_the_objective(world):
 @pytest.mark.parametrize("name", CODECS)
 def test_codec_contract(name):
     """Packing and decoding fit; decoding a part equals the part of decoding all; gradients reach the images; the shipped source does the same."""
-    codec: Codec = CODECS[name]()
-    packed = codec.pack(torch.rand(6 * codec.per_item, 3, 8, 8))
-    assert packed.shape == (6, 3, 8, 8) and len(codec.source({"images": packed})) == 6 * codec.per_item
-    tensors = {"images": torch.rand(6, 3, 8, 8, requires_grad=True)}
+    unfitted: Codec = CODECS[name]()
+    codec, items = unfitted.fit(6, 2)  # of two classes
+    stored = 2 * items
+    packed = codec.pack(torch.rand(stored * codec.per_item, 3, 8, 8), 2, PLAIN)
+    others = packed.get("compensators", torch.zeros(0, 3, 8, 8))
+    assert packed["images"].shape == (stored, 3, 8, 8) and 2 <= stored + len(others) <= 12 and (items == 6 or len(others))
+    assert len(codec.source(packed)) == (stored + 2 * len(others)) * codec.per_item
+    tensors = packed | {"images": torch.rand(stored, 3, 8, 8), "compensators": torch.randn(others.shape)}
+    tensors = {k: v.requires_grad_() for k, v in tensors.items() if k in packed}
     source = codec.source(tensors)
     everything = codec.decode(tensors, torch.arange(len(source)))
     index = torch.tensor([len(source) - 1, 0])
     assert torch.allclose(codec.decode(tensors, index), everything[index])
-    assert source.dtype == torch.int64 and 0 <= int(source.min()) and int(source.max()) < 6
+    assert source.dtype == torch.int64 and source.unique().tolist() == list(range(stored))
+    natural = codec.natural(tensors)
+    assert natural == (stored if len(others) else 0) and torch.equal(source[:natural], torch.arange(natural))
+    assert torch.allclose(everything[:natural], tensors["images"][:natural])
     everything.sum().backward()
-    assert tensors["images"].grad is not None and (tensors["images"].grad != 0).any()
+    for learned in {"images", "compensators"} & tensors.keys():
+        grad = tensors[learned].grad
+        assert grad is not None and (grad != 0).any()
     space: dict = {}
     exec("import torch\n" + codec.loader(), space)
     images, item = space["decode"](tensors)
     assert torch.allclose(images, everything, atol=1e-6) and torch.equal(item, source)
     with torch.no_grad():
-        codec.project(tensors)
+        codec.project(tensors, PLAIN)
+        reader, shipped = codec.ship(tensors, PLAIN)
+        images, item = reader.decode(shipped, torch.arange(len(source))), reader.source(shipped)
+        exec("import torch\n" + reader.loader(), space)
+        loaded, item_loaded = space["decode"](shipped)
+    assert torch.allclose(images, loaded, atol=1e-6) and torch.equal(item, item_loaded) and torch.equal(item, source)
+    again, once_more = reader.ship(shipped, PLAIN)
+    assert again == reader and all(torch.equal(once_more[k], v) and once_more[k].dtype == v.dtype for k, v in shipped.items())
 
 
 # what all published cells of a method have in common: outer steps, epochs of the experts, protocol
@@ -182,18 +237,38 @@ MATCHING = {
 }  # fmt: skip
 
 
+# with teachers: protocols of their cells, updates, the tensor that is learned
+WITH_TEACHERS = {
+    "infer": ({"infer-static", "infer-dynamic"}, {1000, 2000}, {"compensators"}), "sre2l": ({"sre2l"}, {1000, 2000, 4000}, {"images"}),
+    "rded": ({"rded"}, {0}, set()),
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipes_are_complete(name):
     """The window fits the experts, a missing figure has its reason; paper cells train on all images and do not select."""
     recipe, method = RECIPES[name], name.split("/")[0]
-    if recipe.buffer is not None:
+    if recipe.buffer is not None and not recipe.teachers:
         recipe.objective.check(recipe.buffer.kept_epochs())
     assert recipe.published is not None or "published" in recipe.note
     assert recipe.cites and recipe.data.name in DATASETS
-    if "-w128" not in recipe.model:
+    assert bool(recipe.teachers) == (method in WITH_TEACHERS)
+    if name.endswith("_small") or ("-w128" not in recipe.model and not recipe.teachers):
         return
-    assert recipe.data.validation == 0 and recipe.data.limit is None and recipe.outer.evaluate_every == 0
+    assert recipe.data.validation == 0 and recipe.outer.evaluate_every == 0
     momenta = {k: v.momentum for k, v in recipe.outer.optim.items()}
+    if recipe.teachers:
+        protocols, steps, learned = WITH_TEACHERS[method]
+        assert recipe.evaluation.protocol in protocols and recipe.outer.steps in steps and momenta == dict.fromkeys(learned, 0.5)
+        assert all((v.kind, v.beta2, v.schedule) == ("adam", 0.9, "cosine") for v in recipe.outer.optim.values())
+        assert recipe.buffer.keep == "last" and recipe.buffer.num_experts == 1
+        targets = recipe.targets
+        assert (targets.kind, targets.experts, targets.relabel, targets.dtype, targets.top) == ("logits", "all", True, "float16", None)
+        assert recipe.data.limit is None or recipe.data.name == "imagenet"
+        items = recipe.codec.fit(recipe.ipc, 1000)[1]
+        assert 1 <= items <= recipe.ipc
+        return
+    assert recipe.data.limit is None
     if recipe.buffer is None:
         networks, protocol = MATCHING[method]
         syn: Any = SimpleNamespace(images_per_class=lambda: recipe.ipc)

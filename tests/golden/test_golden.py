@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Literal
 
 import pytest
@@ -14,18 +15,26 @@ from buffers.flat_step import Gsam, perturbation
 from buffers.smooth import Smooth, gradient_penalty
 from buffers.steps import Sgd
 from ddengine import augment
-from ddengine.codec import MultiFormation
+from ddengine import distill as outer
+from ddengine.augment import MixUp
+from ddengine.codec import Compensated, Identity, MultiFormation
+from ddengine.data import Preprocess, RealSet
 from ddengine.data.preprocess import fit_zca
+from ddengine.errors import UserError
 from ddengine.flat import FlatModel, flatten, unflatten_into
-from ddengine.losses import task_loss
+from ddengine.losses import kl, mixed_logits, nkd, task_loss
 from ddengine.models.convnet import ConvNet
-from ddengine.recipe import AugmentConfig, EvalConfig
-from ddengine.training import schedule
+from ddengine.recipe import AugmentConfig, EvalConfig, OptimConfig, OuterConfig
+from ddengine.synthetic import SyntheticSet
+from ddengine.training import schedule, teacher_logits
+from ddengine.types import Env
 from ddengine.unroll import eager_gradient, unroll
 from synth.ast import BalancedLoss, IntermediateMatching, perturbed
+from synth.compensator import BaseSets
 from synth.datm import GrowingWindow
 from synth.distribution import distance as distribution_distance
 from synth.gradient import distance as gradient_distance
+from synth.statistics import StatisticsMatching, distance, inputs_of_norms, weighted
 from synth.trajectory import matching_loss
 
 GOLDEN = Path(os.environ.get("DDENGINE_GOLDEN", Path(__file__).parent))
@@ -369,3 +378,129 @@ def test_idc_matching(metric, dtype):
     loss = gradient_distance(grads[0].detach()[None], grads[1][None], model.shapes, metric, "convolutions")[0]
     assert_close(loss, golden[f"match.distance_{metric}"], tolerance)
     assert_close(torch.autograd.grad(loss, x_syn)[0], golden[f"match.grad_x_syn_{metric}"], tolerance)
+
+
+def test_infer_labels(dtype):
+    """Static labels: the teachers' mean logits, mixed as logits; the divergence at T = 30 and its gradient in the student's logits."""
+    golden, tolerance = load("infer_bn", dtype), {torch.float64: 1e-10, torch.float32: 1e-4}[dtype]
+    stored = golden["label_teacher_logits"]
+    index = torch.arange(stored.shape[1])
+
+    class Says(torch.nn.Module):
+        def __init__(self, logits):
+            super().__init__()
+            self.logits = logits
+
+        def forward(self, images):
+            return self.logits[images[:, 0, 0, 0].long()]
+
+    static = teacher_logits([Says(logits) for logits in stored], index.view(-1, 1, 1, 1).float())
+    assert_close(static, golden["label_static_logits"], 1e-6)  # labels are float32
+    batch = golden["label_static_logits"][golden["label_batch_index"]]
+    draw = MixUp(golden["label_mix_index"], golden["label_lambda"].item())
+    mixed = mixed_logits(batch, draw, "logits")
+    assert_close(mixed, golden["label_interpolated"], tolerance)
+    student = golden["label_student_logits"].clone().requires_grad_()
+    loss = kl(student, mixed, golden["label_temperature"].item())
+    assert_close(loss, golden["label_kl"], tolerance)
+    assert_close(torch.autograd.grad(loss, student)[0], golden["label_grad_student"], tolerance)
+
+
+def infer_world(golden, dtype, monkeypatch, *, u, roll, **fields):
+    """(objective, set): one compensator under the golden network, normalised by numbers that are not 1, each step shifted by its own roll."""
+    preprocess = Preprocess(mean=golden["clip_mean"], std=golden["clip_std"])
+    network = ConvNet((3, 32, 32), 10, width=8, norm="bn").eval()
+    real = RealSet(torch.zeros(10, 3, 32, 32, dtype=torch.uint8), golden["labels"], 10, preprocess)
+    experts = SimpleNamespace(num_experts=1, num_params=0, epochs=(0,), load=lambda expert, epoch: network)
+    env = Env(real, lambda rng: network, FlatModel(network), experts, torch.device("cpu"))  # type: ignore[arg-type]
+    alpha = fields.pop("alpha", golden["alpha"].item())
+    objective = StatisticsMatching(batches=BaseSets(), alpha=alpha, first=golden["first_bn_multiplier"].item(), **fields).build(env)
+    network.to(dtype)
+    unflatten_into(network, golden["params"])
+    norms = [m for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    for norm, mean, var in zip(norms, golden["bn_running_mean"], golden["bn_running_var"], strict=True):
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_(var)
+    tensors = {"images": preprocess.backward(golden["x"]), "compensators": u, "unit": preprocess.std}
+    syn = SyntheticSet(
+        tensors, golden["labels"], tuple(map(str, range(10))), Compensated(base=1, compensators=1), preprocess, space="pixel"
+    )  # fmt: skip
+    rolls = iter(roll.tolist())
+
+    def stored(config, num, rng, *, groups, shared):
+        uniform = (torch.tensor([*next(rolls), 0]) + 0.5) / (config.roll + 1)
+        return augment.AugmentDraw(("none",), torch.zeros(1, 1, 3), uniform.view(1, 1, 1, 3))
+
+    monkeypatch.setattr(augment, "sample", stored)
+    return objective, syn
+
+
+@pytest.mark.parametrize("at_once", [None, 4])
+def test_infer_objective(at_once, dtype, monkeypatch):
+    """Cross-entropy, terms, total, and its gradient in the compensator, in one pass and in three parts of a batch."""
+    golden, tolerance = load("infer_bn", dtype), {torch.float64: 1e-10, torch.float32: 1e-4}[dtype]
+    fields = {"u": golden["u"].clone().requires_grad_(), "roll": golden["roll"].expand(2, 2), "images_at_once": at_once}
+    objective, syn = infer_world(golden, dtype, monkeypatch, **fields)
+    losses = list(objective.losses(syn, {}, 0, torch.Generator()))
+    assert len(losses) == (3 if at_once else 1)
+    assert_close(sum(losses).detach(), golden["total"], tolerance)
+    assert_close(torch.autograd.grad(sum(losses), syn.tensors["compensators"])[0], golden["grad_u"], tolerance)
+    terms = []
+
+    def see(norm, x):
+        terms.append(distance(norm, x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0), 1.0).detach())
+
+    with inputs_of_norms(objective.teachers[0], see):
+        images = syn.batch(torch.arange(10, 20)).images.roll(golden["roll"].tolist(), (2, 3))
+        objective.teachers[0](images)
+    assert_close(torch.stack(terms), golden["bn_terms"], tolerance)
+    assert_close(weighted(terms, golden["first_bn_multiplier"].item()), golden["bn_term"], tolerance)
+    plain, syn = infer_world(golden, dtype, monkeypatch, **fields, alpha=0.0)
+    assert_close(sum(plain.losses(syn, {}, 0, torch.Generator())).detach(), golden["ce"], tolerance)
+
+
+def test_infer_run(dtype, monkeypatch, tmp_path):
+    """Five steps of the outer loop's Adam from nothing, with its cosine and the stored rolls."""
+    golden, tolerance = load("infer_bn", dtype), {torch.float64: 1e-10, torch.float32: 1e-3}[dtype]
+    objective, syn = infer_world(golden, dtype, monkeypatch, u=torch.zeros_like(golden["u"]), roll=golden["run_rolls"])
+    momentum, beta2 = golden["run_beta1"].item(), golden["run_beta2"].item()
+    optim = OptimConfig(kind="adam", lr=golden["run_lr"].item(), momentum=round(momentum, 6), beta2=round(beta2, 6), schedule="cosine")
+    assert golden["run_eps"].item() == pytest.approx(outer.ADAM_EPS, rel=1e-6)
+    assert_close(torch.tensor([optim.lr_at(step, 5) for step in range(5)], dtype=torch.float64), golden["run_lr_per_step"], 1e-6)
+    result, _ = outer.distill(syn, objective, OuterConfig(steps=5, optim={"compensators": optim}), tmp_path, seed=0)
+    assert_close(result.tensors["compensators"], golden["run_u_final"], tolerance)
+
+
+def test_infer_clip(dtype):
+    """To what pixels in [0, 1] are, channel by channel."""
+    golden, tolerance = load("infer_bn", dtype), {torch.float64: 1e-10, torch.float32: 1e-4}[dtype]
+    preprocess = Preprocess(mean=golden["clip_mean"], std=golden["clip_std"])
+    assert_close(preprocess.clamp(golden["clip_in"]), golden["clip_out"], tolerance)
+    tensors = {"images": golden["clip_in"].clone()}
+    Identity(bounded=True).project(tensors, preprocess)
+    assert_close(tensors["images"], golden["clip_out"], tolerance)
+
+
+def test_infer_budget():
+    """Base images, compensators, examples; 0 is refused. Where binary fractions fall short of a whole number, the exact one."""
+    golden = load("infer_bn", torch.float64)
+    for ipc, num_classes, per_set, n, count, num in golden["budget"].tolist():
+        if n:
+            assert Compensated(per_set=per_set).budget(ipc, num_classes) == (n, count, num)
+        else:
+            with pytest.raises(UserError, match="no whole base image"):
+                Compensated(per_set=per_set).budget(ipc, num_classes)
+    for ipc, num_classes, per_set, _, exact in golden["budget_rounding"].tolist():
+        assert Compensated(per_set=per_set).budget(ipc, num_classes)[0] == exact
+
+
+@pytest.mark.parametrize("temperature", [1, 4])
+def test_nkd(temperature, dtype):
+    """Normalised distillation, its gradient, and two-dimensional targets by their largest entry."""
+    golden, tolerance = load("nkd", dtype), {torch.float64: 1e-12, torch.float32: 1e-5}[dtype]
+    student, gamma = golden["student_logits"].clone().requires_grad_(), golden["gamma"].item()
+    loss = nkd(student, golden["teacher_logits"], golden["targets"], gamma, float(temperature))
+    assert_close(loss, golden[f"loss_t{temperature}"], tolerance)
+    assert_close(torch.autograd.grad(loss, student)[0], golden[f"grad_student_t{temperature}"], tolerance)
+    soft = nkd(student, golden["teacher_logits"], golden["soft_targets"].argmax(1), gamma, float(temperature))
+    assert_close(soft, golden[f"loss_soft_t{temperature}"], tolerance)

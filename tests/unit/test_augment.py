@@ -1,23 +1,26 @@
 """Differentiable augmentation: one draw for many groups, the same draw twice, gradients of gradients, and the ranges of the parameters."""
 
+import itertools
 import math
 import random
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from torch.nn import functional
 
 from ddengine import augment
 from ddengine.augment import AugmentDraw
+from ddengine.compat import torchvision
 from ddengine.errors import UserError
 from ddengine.losses import mixed_loss, task_loss
-from ddengine.recipe import DSA_OPS, AugmentConfig
+from ddengine.recipe import DSA_OPS, OPS, AugmentConfig
 from ddengine.rng import generator
 
 F64 = torch.float64
 ALL = AugmentConfig()
-each_op = pytest.mark.parametrize("op", DSA_OPS)
+each_op = pytest.mark.parametrize("op", OPS)
 
 
 def noise(*shape, seed=0, dtype=torch.float32):
@@ -95,7 +98,7 @@ def test_a_shared_draw_differs_between_groups():
 
 
 def test_an_unshared_draw_differs_between_images():
-    for op in ("color", "crop", "cutout", "scale", "rotate"):
+    for op in ("color", "crop", "cutout", "scale", "rotate", "roll", "resized_crop", "shuffle"):
         out = apply_many(op, noise(3, 8, 8), 12)
         assert len({tuple(o.flatten().tolist()) for o in out}) > 1, op
 
@@ -142,7 +145,140 @@ def test_second_derivatives_of_the_warp_by_gather():
     assert torch.autograd.gradgradcheck(lambda x: augment.warp_by_gather(x, matrix), (images,))
 
 
+# Random streams
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_three_numbers_are_drawn_as_ever_and_four_only_for_a_resized_crop(shared):
+    """What older runs drew stays: the operations, three numbers an image, three for each that is always applied."""
+    num = 1 if shared else 5
+    for always, ops, numbers in (
+        (("flip", "color"), DSA_OPS, 3), ((), ("crop", "flip"), 3), (("roll",), ("shuffle", "roll"), 3),
+        (("flip", "color"), ("resized_crop", "color"), 4), (("resized_crop", "roll"), ("color",), 4), (("resized_crop",), (), 4),
+    ):  # fmt: skip
+        draw = augment.sample(AugmentConfig(always=always, ops=ops), 5, generator(6), groups=9, shared=shared)
+        by_hand = generator(6)
+        if ops:
+            assert draw.ops == tuple(ops[i] for i in torch.randint(len(ops), (9,), generator=by_hand).tolist())
+            assert torch.equal(draw.uniform, torch.rand(9, num, numbers, generator=by_hand))
+        if always:
+            assert torch.equal(draw.always, torch.rand(9, num, len(always), numbers, generator=by_hand))
+        else:
+            assert draw.always is None
+
+
 # Operations
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (5, 9)])
+def test_roll_is_torchs(height, width):
+    """Each image by its own shift, longer than a side too."""
+    images = noise(6, 3, height, width)
+    rows, columns = torch.tensor([0, 1, 4, 5, 9, 2]), torch.tensor([3, 0, 8, 9, 1, 20])
+    out = augment.roll(images, rows, columns)
+    for i in range(6):
+        assert torch.equal(out[i], torch.roll(images[i], (int(rows[i]), int(columns[i])), (1, 2)))
+
+
+@pytest.mark.parametrize("largest", [0, 1, 4])
+def test_rolled_shifts_are_uniform_down_and_to_the_right(largest):
+    image = torch.zeros(1, 8, 8)
+    image[0, 0, 0] = 1
+    at = apply_many("roll", image, 4000, roll=largest).flatten(1).argmax(1)
+    counts = torch.bincount(at, minlength=64).view(8, 8)
+    expected = 4000 / (largest + 1) ** 2
+    assert counts[: largest + 1, : largest + 1].sum() == 4000
+    assert (counts[: largest + 1, : largest + 1] - expected).abs().max() <= 5 * math.sqrt(expected)
+
+
+def boxes_by_hand(area, uniform, height, width):
+    """Boxes of a resized crop one by one: (top, left, height, width)."""
+    boxes = []
+    for a, r, row, column in uniform.double().tolist():
+        pixels, ratio = height * width * (area + a * (1 - area)), math.exp(math.log(3 / 4) + r * (math.log(4 / 3) - math.log(3 / 4)))
+        w, h = (min(max(round(math.sqrt(side)), 1), most) for side, most in ((pixels * ratio, width), (pixels / ratio, height)))
+        boxes.append((int(row * (height - h + 1)), int(column * (width - w + 1)), h, w))
+    return boxes
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (8, 8), (7, 12)])
+def test_resized_crop_is_torchvisions(height, width):
+    """Drawn ones against the box made by hand and resized by torchvision."""
+    num, config = 60, AugmentConfig(ops=("resized_crop",))
+    images, draw = noise(num, 3, height, width), augment.sample(config, num, generator(8))
+    out = augment.apply(config, images, draw)
+    boxes = boxes_by_hand(0.08, draw.uniform[0], height, width)
+    assert len(set(boxes)) > 30
+    for image, found, (top, left, h, w) in zip(images, out, boxes, strict=True):
+        for antialias in (False, True):  # which changes nothing where nothing shrinks
+            wanted = torchvision.transforms.functional.resized_crop(image, top, left, h, w, [height, width], antialias=antialias)
+            assert torch.allclose(found, wanted, atol=1e-5)
+
+
+def test_resized_crop_of_explicit_boxes_and_of_everything():
+    images = noise(3, 2, 6, 9)
+    top, left, height, width = torch.tensor([[0, 5, 2], [0, 8, 3], [6, 1, 3], [9, 1, 4]])
+    out = augment.resized_crop(images, top, left, height, width)
+    assert torch.allclose(out[0], images[0], atol=1e-6)  # the whole image
+    assert torch.allclose(out[1], images[1, :, 5:6, 8:9].expand(2, 6, 9), atol=1e-6)  # one pixel
+    wanted = torchvision.transforms.functional.resized_crop(images[2], 2, 3, 3, 4, [6, 9])
+    assert torch.allclose(out[2], wanted, atol=1e-5)
+
+
+def test_drawn_boxes_are_those_of_torchvision_but_for_the_longest():
+    """Area uniform, ratio log-uniform, everywhere equally likely; where torchvision draws again, a side is as long as the image.
+
+    In an image of coordinates the corners of the result are those of the box, because its edge is repeated.
+    """
+    side = 96
+    line = torch.arange(float(side))
+    out = apply_many("resized_crop", torch.stack(torch.meshgrid(line, line, indexing="ij")), 2000, area=0.25)
+    first, last = out[:, :, 0, 0].round(), out[:, :, -1, -1].round()
+    assert torch.allclose(first, out[:, :, 0, 0], atol=1e-3) and 0 <= first.min() and last.max() < side
+    height, width = (last - first + 1).T
+    free = (height < side) & (width < side)
+    assert 0.6 < free.float().mean() < 0.95
+    ratio = (width / height)[free]
+    assert 0.73 < ratio.min() < 0.77 and 1.30 < ratio.max() < 1.37 and abs(ratio.log().mean()) < 0.02
+    area = (height * width) / side**2
+    small = area < 0.5  # a box of so little area is never too long, so none is missing
+    assert 0.24 < area.min() < 0.26 and abs(area[small].mean() - 0.375) < 0.01 and abs(small.float().mean() - 1 / 3) < 0.03
+    for axis, length in enumerate((height, width)):
+        at = (first[:, axis] / (side - length))[length < side - 20]
+        assert at.min() == 0 and at.max() == 1 and abs(at.mean() - 0.5) < 0.025
+    assert abs(np.corrcoef(first[small].T.numpy())[0, 1]) < 0.1
+
+
+def strips_by_hand(image, patches, row_order, column_order):
+    """One image (C, H, W), cut and put together with concatenations: vertical strips, then horizontal ones."""
+    for axis, order in ((2, column_order), (1, row_order)):
+        length = image.shape[axis]
+        ends = [*(i * (length // patches) for i in range(patches)), length]
+        strips = [image.narrow(axis, begin, end - begin) for begin, end in itertools.pairwise(ends)]
+        image = torch.cat([strips[i] for i in order], axis)
+    return image
+
+
+@pytest.mark.parametrize(("patches", "height", "width"), [(1, 4, 4), (2, 6, 8), (2, 5, 7), (3, 9, 6), (3, 8, 10), (4, 8, 4), (4, 7, 11), (4, 3, 5)])
+def test_shuffle_is_strips_in_another_order(patches, height, width):
+    """Where the strips are equal, where the last is wider, and where there are more of them than pixels."""
+    orders = list(itertools.permutations(range(patches)))
+    images = noise(30, 2, height, width)
+    rows, columns = torch.randint(len(orders), (2, 30), generator=generator(0))
+    out = augment.shuffle(images, patches, rows, columns)
+    for image, found, row, column in zip(images, out, rows.tolist(), columns.tolist(), strict=True):
+        assert torch.equal(found, strips_by_hand(image, patches, orders[row], orders[column]))
+
+
+@pytest.mark.parametrize("patches", [1, 2, 3, 4])
+def test_every_order_of_strips_is_drawn_about_equally_often(patches):
+    image = torch.arange(16.0).view(1, 4, 4)
+    out = apply_many("shuffle", image, 6000, patches=patches)[:, 0]
+    number = math.factorial(patches)
+    for line in (out[:, 0] % 4, out[:, :, 0] // 4):
+        orders, counts = line.unique(dim=0, return_counts=True)
+        assert len(orders) == number and (counts - 6000 / number).abs().max() <= 5 * math.sqrt(6000 / number)
+    assert len(out.flatten(1).unique(dim=0)) == number**2 or patches == 4  # rows and columns independently
 
 
 @pytest.mark.parametrize("shape", [(6, 3, 8, 8), (6, 1, 5, 9)])
@@ -414,3 +550,37 @@ def test_cutmix_is_differentiable_twice():
     images = noise(2, 2, 3, 3, dtype=F64).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: augment.cutmix(x, draw).square(), (images,))
     assert torch.autograd.gradgradcheck(lambda x: augment.cutmix(x, draw).square(), (images,))
+
+
+# mixup
+
+
+@pytest.mark.parametrize("alpha", [0.2, 0.8, 1.0, 3.0])
+def test_mixup_shares_are_beta_distributed(alpha):
+    draws = [augment.sample_mixup(alpha, 5, generator(7, i)) for i in range(3000)]
+    shares = np.array([d.share for d in draws])
+    assert scipy.stats.kstest(shares, scipy.stats.beta(alpha, alpha).cdf).pvalue > 1e-3
+    assert abs(shares.mean() - 0.5) < 0.03 and shares.var() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.1)
+    assert all(sorted(d.partner.tolist()) == list(range(5)) for d in draws[:50])
+    assert len({tuple(d.partner.tolist()) for d in draws}) == 120
+
+
+def test_mixup_is_the_weighted_sum_of_partners_and_mix_takes_either_draw():
+    images = noise(4, 3, 5, 6)
+    before = images.clone()
+    draw = augment.sample_mixup(0.8, 4, generator(2)).to(torch.device("cpu"))
+    wanted = torch.stack([draw.share * images[i] + (1 - draw.share) * images[p] for i, p in enumerate(draw.partner.tolist())])
+    assert torch.equal(augment.mix(images, draw), wanted)
+    box = augment.sample_cutmix(1.0, 4, (5, 6), generator(2))
+    assert torch.equal(augment.mix(images, box), augment.cutmix(images, box))
+    assert torch.equal(images, before)
+
+
+def test_mixup_is_differentiable_twice_and_follows_its_generator_alone():
+    first, second = (augment.sample_mixup(0.8, 6, generator(3)) for _ in range(2))
+    assert first.share == second.share and torch.equal(first.partner, second.partner)
+    assert augment.sample_mixup(0.8, 6, generator(4)).share != first.share
+    draw = augment.MixUp(torch.tensor([1, 0]), 0.3)
+    images = noise(2, 2, 3, 3, dtype=F64).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: augment.mix(x, draw).square(), (images,))
+    assert torch.autograd.gradgradcheck(lambda x: augment.mix(x, draw).square(), (images,))

@@ -110,6 +110,28 @@ def test_augmentation_is_cited_when_any_part_augments():
     assert keys(replace(IPC1, **(parts | {"buffer": None}))) == ["cazenavette2022mtt", "krizhevsky2009cifar"]  # a method without experts
 
 
+def test_what_everybody_does_to_images_is_not_cited():
+    """Shifts, flips and crops that are always applied; colours are DSA's."""
+    usual = AugmentConfig(always=("crop", "flip", "roll", "resized_crop", "shuffle"), ops=())
+    parts = {name: replace(getattr(IPC1, name), augment=usual) for name in ("objective", "buffer", "evaluation")}
+    assert keys(replace(IPC1, **parts)) == ["cazenavette2022mtt", "krizhevsky2009cifar"]
+    for augment in (AugmentConfig(always=("color",), ops=()), AugmentConfig(ops=("flip",))):
+        assert "zhao2021dsa" in keys(replace(IPC1, **(parts | {"evaluation": replace(IPC1.evaluation, augment=augment)})))
+
+
+def test_methods_of_soft_labels_are_cited_with_what_they_use():
+    """SRe2L where its loss is used, its variants by the options that make them, mixing as the evaluation does it."""
+    cited = {
+        "infer/cifar10_ipc10": {"zhang2025infer", "yin2023sre2l", "zhang2018mixup", "krizhevsky2009cifar"},
+        "infer/imagenet_ipc10": {"zhang2025infer", "yin2023sre2l", "yun2019cutmix", "deng2009imagenet"},
+        "sre2l/cifar100_ipc10": {"yin2023sre2l", "zhang2018mixup", "krizhevsky2009cifar"},
+        "sre2l/tiny_imagenet_ipc50_cda": {"yin2023sre2l", "yin2024cda", "yun2019cutmix", "le2015tiny"},
+        "sre2l/cifar10_ipc10_dwa": {"yin2023sre2l", "du2024dwa", "zhang2018mixup", "krizhevsky2009cifar"},
+        "rded/imagenette_ipc10": {"sun2024rded", "yun2019cutmix", "deng2009imagenet"},
+    }
+    assert {name: set(keys(find(name))) for name in cited} == cited
+
+
 def test_datasets_of_ones_own_are_not_cited_and_unknown_ones_are_refused():
     for name in ("folder", "parquet"):
         assert keys(replace(IPC1, data=replace(IPC1.data, name=name))) == ["cazenavette2022mtt", "zhao2021dsa"]

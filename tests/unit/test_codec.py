@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from ddengine import synthetic
 from ddengine.codec import PADDING, Identity, MultiFormation, resize
-from ddengine.data import load_data
+from ddengine.data import Preprocess, load_data
 from ddengine.errors import UserError
 from ddengine.exchange import export_set
 from ddengine.flat import unflatten_into
@@ -28,6 +28,16 @@ from synth.trajectory import TrajectoryMatching, UniformWindow
 
 F64 = torch.float64
 SIZES = [(8, 8), (9, 12), (28, 28), (5, 11)]
+
+
+PLAIN = Preprocess(mean=torch.full((3,), 0.5), std=torch.full((3,), 0.25))
+
+
+def pack(codec, images):
+    """The stored images, which are all that is stored."""
+    packed = codec.pack(images, 1, PLAIN)
+    assert packed.keys() == {"images"}
+    return packed["images"]
 
 
 def everything(codec, images):
@@ -75,7 +85,7 @@ def test_packed_constants_come_back(size, channels, factor):
     """Image i * n^2 + t becomes tile t of item i; where the factor divides the image it comes back whole, else but for what padding touches."""
     codec, items = MultiFormation(factor=factor), 3
     values = torch.rand(items * factor**2, channels, generator=generator(0))
-    packed = codec.pack(values[:, :, None, None].expand(-1, -1, *size))
+    packed = pack(codec, values[:, :, None, None].expand(-1, -1, *size))
     assert packed.shape == (items, channels, *size) and packed.is_contiguous()
     found = everything(codec, packed)
     divides = all(side % factor == 0 for side in size)
@@ -90,7 +100,7 @@ def test_packed_constants_come_back(size, channels, factor):
 def test_a_factor_of_one_is_the_identity(size):
     images = torch.rand(4, 3, *size, generator=generator(0))
     codec = MultiFormation(factor=1)
-    assert torch.equal(codec.pack(images), images)
+    assert torch.equal(pack(codec, images), images)
     assert torch.allclose(everything(codec, images), everything(Identity(), images), atol=1e-6)
 
 
@@ -106,7 +116,7 @@ def test_packing_takes_nearest_pixels(size, factor):
         for i in range(rows):
             for j in range(columns):
                 canvas[item, :, r * rows + i, c * columns + j] = image[:, i * size[0] // rows, j * size[1] // columns]
-    assert torch.equal(MultiFormation(factor=factor).pack(images), canvas[:, :, : size[0], : size[1]])
+    assert torch.equal(pack(MultiFormation(factor=factor), images), canvas[:, :, : size[0], : size[1]])
 
 
 def test_what_a_class_packs_it_decodes():
@@ -115,9 +125,9 @@ def test_what_a_class_packs_it_decodes():
     codec, ipc = MultiFormation(factor=2), 3
     values = torch.arange(10).repeat_interleave(ipc * 4).float() / 10 + 0.02
     pixels = values[:, None, None, None].expand(-1, 1, 8, 8)
-    stored = coded(codec, env.real.preprocess.forward(pixels), env.real.preprocess)
     classes = torch.arange(10).repeat_interleave(ipc)
-    syn = SyntheticSet({"images": stored}, classes, tuple(map(str, range(10))), codec, env.real.preprocess, space="pixel")
+    syn = coded(codec, env.real.preprocess.forward(pixels), classes, tuple(map(str, range(10))), env.real.preprocess)
+    assert syn.space == "pixel" and syn.codec == codec and syn.tensors.keys() == {"images"} and torch.equal(syn.classes, classes)
     images, targets = syn.batch(torch.arange(len(syn)))
     assert len(syn) == 120 and torch.equal(targets, classes.repeat(4)) and syn.images_per_class() == 3
     shown = env.real.preprocess.backward(images)
@@ -129,11 +139,12 @@ def test_images_that_are_packed_are_clamped():
     """Noise of the networks' space becomes pixels in [0, 1]; so does what a step makes."""
     env, _ = tiny_world(torch.float32)
     codec = MultiFormation()
-    stored = coded(codec, torch.randn(8, 1, 8, 8, generator=generator(0)) * 5, env.real.preprocess)
+    noise = torch.randn(8, 1, 8, 8, generator=generator(0)) * 5
+    stored = coded(codec, noise, torch.tensor([0, 1]), ("a", "b"), env.real.preprocess).tensors["images"]
     assert 0 <= stored.min() and stored.max() <= 1 and (stored == 0).any() and (stored == 1).any()
     tensors = {"images": torch.tensor([-0.5, 0.25, 1.5]).view(3, 1, 1, 1), "lr": torch.tensor(7.0)}
     kept = tensors["images"]
-    codec.project(tensors)
+    codec.project(tensors, env.real.preprocess)
     assert tensors["images"] is kept and kept.flatten().tolist() == [0, 0.25, 1] and tensors["lr"] == 7
 
 
@@ -141,7 +152,7 @@ def test_images_that_are_packed_are_clamped():
 def test_a_factor_larger_than_the_image_is_refused(size):
     factor = min(size) + 1
     with pytest.raises(UserError) as error:
-        MultiFormation(factor=factor).pack(torch.rand(factor**2, 1, *size))
+        pack(MultiFormation(factor=factor), torch.rand(factor**2, 1, *size))
     assert "codec.factor" in str(error.value) and str(error.value).count(".") <= 4 and str(error.value).endswith(".")
     with pytest.raises(UserError, match=r"codec\.factor must be at least 1, got 0"):
         MultiFormation(factor=0)
@@ -152,7 +163,7 @@ def test_no_example_is_nothing_but_padding(side, factor):
     """Such examples are grey, are trained on with a label, and nothing that is stored can change them."""
     codec = MultiFormation(factor=factor)
     try:
-        packed = codec.pack(torch.rand(factor**2, 1, side, side, generator=generator(0)))
+        packed = pack(codec, torch.rand(factor**2, 1, side, side, generator=generator(0)))
     except UserError:
         return
     assert (everything(codec, packed) != PADDING).flatten(1).any(1).all()

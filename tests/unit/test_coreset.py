@@ -200,7 +200,7 @@ def test_el2n_looks_at_networks_after_as_many_updates():
     """The chosen images are those of the highest error of networks trained apart, with seeds from the stream."""
     real, rng = real_set(), generator(0)
     seeds = [int(torch.randint(2**31, (1,), generator=rng)) for _ in range(2)]
-    networks = [training.train_networks(new_model, [real], [s], coreset.LOOKING, 0.05, real.device, max_steps=6)[0] for s in seeds]
+    networks = [training.train_networks(new_model, [real], [s], coreset.LOOKING, 0.05, real.device, steps=6)[0] for s in seeds]
     scores = el2n_scores(real, networks)
     for order, sign in (("hardest", -1), ("easiest", 1)):
         index = el2n_index(real, 3, NAMES, new_model, generator(0), **QUICK, order=order)

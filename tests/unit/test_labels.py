@@ -13,10 +13,11 @@ from ddengine.codec import Identity
 from ddengine.data import Preprocess, RealSet
 from ddengine.errors import UserError
 from ddengine.init import INITIALISERS, correct_index, representative_index
-from ddengine.labels import BATCH, expert_epochs, label, predict
+from ddengine.labels import expert_epochs, label, predict
 from ddengine.recipe import InitConfig, TargetConfig
 from ddengine.rng import generator
 from ddengine.synthetic import SyntheticSet
+from ddengine.teachers import BATCH
 
 NAMES = ("ant", "bee", "cat")
 PLAIN = Preprocess(mean=torch.zeros(1), std=torch.ones(1))

@@ -16,7 +16,7 @@ from ddengine.errors import UserError
 from ddengine.evaluate import PROTOCOLS, evaluate
 from ddengine.recipe import DSA_OPS, AugmentConfig, DataConfig, EvalConfig
 from ddengine.rng import generator
-from ddengine.synthetic import SyntheticSet, coded
+from ddengine.synthetic import coded
 
 DIGITS = DataConfig(name="digits", limit=400)
 SHORT = EvalConfig(
@@ -34,10 +34,9 @@ def tiled(data, ipc=2, factor=2, **scalars):
     """Random real images, packed."""
     codec = MultiFormation(factor=factor)
     index = random_index(data.train, ipc * factor**2, data.class_names, generator(0, "init"))
-    images = coded(codec, data.train.images(index), data.train.preprocess)
     classes = torch.arange(data.num_classes).repeat_interleave(ipc)
-    tensors = {"images": images} | {k: torch.tensor(v) for k, v in scalars.items()}
-    return SyntheticSet(tensors, classes, data.class_names, codec, data.train.preprocess, space=codec.space)
+    learned = {k: torch.tensor(v) for k, v in scalars.items()}
+    return coded(codec, data.train.images(index), classes, data.class_names, data.train.preprocess, learned)
 
 
 def rows_of(syn, data, config=SHORT):
@@ -68,7 +67,7 @@ def test_protocols_hold_the_published_numbers(name, epochs, batch, lr_drop, sche
 def test_when_the_published_rates_drop():
     points = {name: [(p.epoch, pytest.approx(p.lr)) for p in training.schedule(PROTOCOLS[name], 0.01)] for name in ("dc", "dsa", "idc")}
     assert points == {"dc": [(0, 0.01), (152, 0.001)], "dsa": [(0, 0.01), (502, 0.001)], "idc": [(0, 0.01), (666, 0.002), (833, 0.0004)]}
-    assert [training.num_updates(100, PROTOCOLS[name], None) for name in points] == [301, 1001, 2000]
+    assert [training.num_updates(100, PROTOCOLS[name]) for name in points] == [301, 1001, 2000]
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.5, float("nan")])

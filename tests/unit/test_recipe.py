@@ -6,12 +6,15 @@ import re
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import cache
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from buffers.pretrained import Pretrained
 from ddengine import cli, recipe
+from ddengine.codec import Compensated
 from ddengine.data import DATASETS
 from ddengine.errors import UserError
 from ddengine.flat import FlatModel, flatten
@@ -33,7 +36,7 @@ from ddengine.recipe import (
 )
 from ddengine.rng import generator
 from ddengine.types import Env
-from synth.recipes import RECIPES, ast, datm, dc, dm, find, ftd, idc, mtt, take, tesla
+from synth.recipes import RECIPES, ast, datm, dc, dm, find, ftd, idc, infer, mtt, rded, sre2l, take, tesla
 
 DIGITS = RECIPES["mtt/digits_ipc1"]
 CIFAR = RECIPES["mtt/cifar10_ipc10"]
@@ -153,14 +156,14 @@ def test_a_wrong_flag_is_a_sentence(flags, says):
 
 
 def test_no_recipe_hides_another():
-    assert len(RECIPES) == sum(len(method.recipes()) for method in (mtt, ftd, tesla, datm, ast, dc, dm, idc))
+    assert len(RECIPES) == sum(len(method.recipes()) for method in (mtt, ftd, tesla, datm, ast, dc, dm, idc, infer, sre2l, rded))
     assert all(value.name == name for name, value in RECIPES.items())
 
 
 @every
 def test_name_and_figure(name):
     value = RECIPES[name]
-    found = re.fullmatch(r"[a-z0-9_]+/[a-z0-9]+(_[a-z0-9]+)*_ipc(\d+)(_[a-z]+)?", name)
+    found = re.fullmatch(r"[a-z0-9_]+/[a-z0-9]+(_[a-z0-9]+)*_ipc(\d+)(_[a-z]+)*", name)
     assert found and int(found[2]) == value.ipc
     assert value.cites
     assert value.published is not None or value.note
@@ -171,6 +174,12 @@ def test_name_and_figure(name):
 
 IMAGES = {"digits": (1, 8, 8), "fashion_mnist": (1, 28, 28), "cifar10": (3, 32, 32), "cifar100": (3, 32, 32), "tiny_imagenet": (3, 64, 64)}
 IMAGES |= {"mnist": (1, 28, 28), "svhn": (3, 32, 32)}
+
+
+@cache
+def built(model, shape, classes):
+    """A network, once for all recipes that name it."""
+    return build_model(model, shape, classes, generator(0))
 
 
 @every
@@ -184,14 +193,20 @@ def test_a_recipe_builds_its_objects(name):
     def new_model(rng):
         return build_model(value.model, shape, classes, rng)
 
-    network = new_model(generator(0))
+    network = built(value.model, shape, classes)
     model = FlatModel(network)
     assert model.num_params == len(flatten(network))
-    learned = {"images", *value.objective.initial(), *(["logits"] if value.targets.kind == "logits" and not value.targets.relabel else [])}
-    assert set(value.outer.optim) == learned and all(isinstance(o, OptimConfig) for o in value.outer.optim.values())
+    stored = "compensators" if isinstance(value.codec, Compensated) else "images"
+    learned = {stored, *value.objective.initial(), *(["logits"] if value.targets.kind == "logits" and not value.targets.relabel else [])}
+    assert set(value.outer.optim) == (learned if value.outer.steps else set())
+    assert all(isinstance(o, OptimConfig) for o in value.outer.optim.values())
     if value.buffer is None:
         return
-    assert callable(value.buffer.step.build(network, value.buffer.epochs))
+    for teacher in value.teachers or (value.model,):
+        of = built(teacher, shape, classes)
+        assert teacher.startswith("torchvision/") if isinstance(value.buffer.step, Pretrained) else value.buffer.step.build(of, value.buffer.epochs)
+    if value.teachers:
+        return  # its objective wants them trained: test_soft_recipes
     experts = SimpleNamespace(num_experts=value.buffer.num_experts, num_params=model.num_params, epochs=value.buffer.kept_epochs())
     objective = value.objective.build(Env(None, new_model, model, experts, torch.device("cpu")))
     assert objective.init(generator(0)) == {}
@@ -253,7 +268,7 @@ def other_value(path, value, kind):
     if isinstance(value, int):
         return value + 1
     if isinstance(value, float):
-        return 1.0 if math.isinf(value) else value / 2 or 0.25
+        return 1.0 if math.isinf(value) else value + 1 if path.endswith(".ratio") else value / 2 or 0.25
     if isinstance(value, str):
         return {"buffer.keep": "last"}.get(path, value + "x")
     if isinstance(value, tuple):
@@ -264,7 +279,7 @@ def other_value(path, value, kind):
     return {"data.size": (5, 5), "buffer.model": "mlp", "targets.epochs": (1, 2)}.get(path, 7)
 
 
-TOGETHER = ("objective.labels",)  # can only be changed with other fields
+TOGETHER = ("objective.labels", "targets.dtype", "targets.top", "teachers")  # can only be changed with other fields
 
 
 def variants(value, prefix=""):
@@ -299,6 +314,9 @@ def test_the_digest_changes_with_every_field_but_prose_and_places():
         seen[found] = path
     target = replace(soft, targets=replace(soft.targets, relabel=True))
     assert digest(resolved(target)) != digest(resolved(replace(target, objective=replace(soft.objective, labels="target"))))
+    shipped = [replace(target, targets=replace(target.targets, **change)) for change in ({}, {"dtype": "float16"}, {"top": 5})]
+    taught = [replace(RECIPES["sre2l/fashion_mnist_ipc10_small"], teachers=names) for names in ((), ("resnet18-bn",), ("resnet18-bn", "vgg11-bn"))]
+    assert len({digest(resolved(changed)) for changed in (*shipped, *taught)}) == 6
     assert {"data.limit", "objective.window.high", "outer.optim.images.lr", "buffer.step.momentum", "buffer.augment.scale", "ipc"} <= set(paths)
     assert len(paths) > 70
 

@@ -112,8 +112,9 @@ def test_labels_of_a_wrong_shape_are_refused(world, tmp_path, shape):
     """Naming the shape, the images and the classes there are."""
     data, _ = world
     soft_set(data).save(tmp_path / "set", {})
-    tensors, _ = files.read_tensors(tmp_path / "set/data.safetensors")
-    files.write_tensors(tmp_path / "set/data.safetensors", tensors | {"logits": torch.zeros(shape)})
+    tensors, of = files.read_tensors(tmp_path / "set/labels.safetensors")
+    assert tensors.keys() == {"logits"} and "logits" not in files.read_tensors(tmp_path / "set/data.safetensors")[0]
+    files.write_tensors(tmp_path / "set/labels.safetensors", {"logits": torch.zeros(shape)}, of)
     with pytest.raises(UserError, match=rf"\({shape[0]}.*20 images.*10 classes"):
         load(tmp_path / "set", CPU)
 
@@ -122,9 +123,7 @@ def test_labels_that_are_missing_are_a_sentence(world, tmp_path):
     """A folder that says logits and has none."""
     data, _ = world
     soft_set(data).save(tmp_path / "set", {})
-    tensors, _ = files.read_tensors(tmp_path / "set/data.safetensors")
-    del tensors["logits"]
-    files.write_tensors(tmp_path / "set/data.safetensors", tensors)
+    (tmp_path / "set/labels.safetensors").unlink()
     with pytest.raises(UserError, match="logits"):
         load(tmp_path / "set", CPU)
 

@@ -97,6 +97,7 @@ def test_smooth_without_clipping_and_penalty_is_sgd(name):
         (Smooth(), Smooth(penalty=0.0)),
         (Smooth(), Smooth(sgd=Sgd(lr=0.003))),
         (Smooth(clip_epochs=2), Smooth()),
+        (Sgd(cosine=True), Sgd()),
     ],
 )
 def test_every_setting_changes_the_expert_and_the_store(one, other):
@@ -337,6 +338,29 @@ def test_rate_and_momentum_after_the_drop(make, total, first_low):
     assert torch.allclose(flat(ours.parameters()), flat(reference.parameters()), rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("make", [lambda sgd: sgd, lambda sgd: Gsam(sgd=sgd, rho=0.0, alpha=0.0), lambda sgd: Smooth(sgd=sgd, clip=1.0, penalty=0.0)])
+def test_cosine_is_torchs_schedule(make):
+    """Rate by epoch, two updates each; the momentum is kept, and the last epoch still has a rate above 0."""
+    epochs = 5
+    ours = network(dtype=torch.float64)
+    step = make(Sgd(lr=0.05, momentum=0.9, weight_decay=0.01, cosine=True)).build(ours, epochs)
+    theirs = network(dtype=torch.float64)
+    optimiser = torch.optim.SGD(theirs.parameters(), 0.05, 0.9, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=epochs)
+    for epoch in range(epochs):
+        before = flat(ours.parameters())
+        for part in range(2):
+            images, labels, plain = batch(2 * epoch + part, dtype=torch.float64)
+            step(images, labels, plain, epoch)
+            optimiser.zero_grad()
+            functional.cross_entropy(theirs(images), labels).backward()
+            optimiser.step()
+        schedule.step()
+        assert torch.allclose(flat(ours.parameters()), flat(theirs.parameters()), rtol=0, atol=1e-12)
+        assert (flat(ours.parameters()) - before).norm() > 1e-4
+    assert schedule.get_last_lr()[0] == pytest.approx(0, abs=1e-9)
+
+
 # Whole experts, and what is refused
 
 
@@ -366,6 +390,7 @@ def test_experts_of_every_step_learn(step, name):
         (lambda: Smooth(penalty=math.nan), r"buffer\.step\.penalty.*nan"),
         (lambda: Sgd(decay=0.0), r"buffer\.step\.decay.*0\.0"),
         (lambda: Sgd(decay=2.0), r"buffer\.step\.decay.*2\.0"),
+        (lambda: Sgd(cosine=True, decay=0.1), r"buffer\.step\.cosine.*buffer\.step\.decay 0\.1"),
         (lambda: Sgd(lr=math.nan), r"buffer\.step\.lr.*nan"),
         (lambda: Sgd(weight_decay=math.nan), r"buffer\.step\.weight_decay.*nan"),
     ],

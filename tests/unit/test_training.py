@@ -1,8 +1,9 @@
 """Training and measuring networks, and the selections and statistics of an evaluation."""
 
+import copy
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -15,13 +16,16 @@ from ddengine.coreset import herding_index, random_index
 from ddengine.data import Preprocess, RealSet
 from ddengine.data.realset import Subset
 from ddengine.evaluate import Memo, interval
+from ddengine.losses import uskd
 from ddengine.models import build_model
 from ddengine.recipe import AugmentConfig, EvalConfig
-from ddengine.rng import generator
+from ddengine.rng import generator, scoped
+from ddengine.types import Batch
 
 CPU = torch.device("cpu")
 SHAPE, CLASSES = (1, 8, 8), 3
 IN, BN = "convnet-d2-w4-in", "convnet-d2-w4-bn"
+NN = "convnet-d2-w4-nn"  # no bias without a gradient, whose rounding Adam's division makes as large as any step
 CONFIG = EvalConfig(protocol="test", epochs=4, batch=8, momentum=0.9, momentum_after=0.5, weight_decay=0.01, lr_drop=0.2)
 LR = 0.05
 
@@ -211,9 +215,10 @@ def test_thirds_of_one_epoch_never_drop():
 def test_updates_of_thirds_respect_max_steps(max_steps, updates):
     """21 images in batches of 8 are 3 updates an epoch, of E = 5 epochs."""
     counting = Counting(real_set())
-    train(IN, [0], [counting], config=MIXED, max_steps=max_steps)
-    assert counting.batches == updates == training.num_updates(21, MIXED, max_steps)
-    assert training.num_epochs(21, MIXED, max_steps) == math.ceil(updates / 3)
+    steps = max_steps and min(training.num_updates(21, MIXED), max_steps)
+    train(IN, [0], [counting], config=MIXED, steps=steps)
+    assert counting.batches == updates == (steps or training.num_updates(21, MIXED))
+    assert training.num_epochs(21, MIXED, steps) == math.ceil(updates / 3)
 
 
 def test_training_leaves_global_generators_alone():
@@ -264,14 +269,334 @@ class Counting:
 def test_updates_respect_max_steps(max_steps, updates):
     """21 images in batches of 8 are 3 updates an epoch, E + 1 = 5 epochs; the last epoch may be cut short."""
     counting = Counting(real_set())
-    train(IN, [0], [counting], max_steps=max_steps)
-    assert counting.batches == updates == training.num_updates(21, CONFIG, max_steps)
-    assert training.num_epochs(21, CONFIG, max_steps) + 1 == math.ceil(updates / 3)
+    steps = max_steps and min(training.num_updates(21, CONFIG), max_steps)
+    train(IN, [0], [counting], steps=steps)
+    assert counting.batches == updates == (steps or training.num_updates(21, CONFIG))
+    assert training.num_epochs(21, CONFIG, steps) + 1 == math.ceil(updates / 3)
 
 
 def test_shortened_training_drops_its_rate_in_its_own_middle():
     points = training.schedule(EvalConfig(protocol="test", epochs=1000), 0.1, epochs=10)
     assert [(p.epoch, p.lr) for p in points] == [(0, 0.1), (7, pytest.approx(0.01))]
+
+
+@pytest.mark.parametrize("schedule", ["half", "thirds", "cosine"])
+@pytest.mark.parametrize("steps", [1, 2, 3, 11, 12, 13, 40])
+def test_exactly_so_many_updates_are_made(schedule, steps):
+    """Fewer and more than the 12 (half: 15) of 4 epochs; the schedule is that of a protocol of as many epochs, wherever the last one ends."""
+    config, counting = replace(CONFIG, schedule=schedule), Counting(real_set())
+    (network,) = train(IN, [0], [counting], config=config, steps=steps)
+    assert counting.batches == steps
+    epochs = training.num_epochs(21, config, steps)
+    assert epochs + (schedule == "half") == math.ceil(steps / 3)
+    if epochs > 0 and steps % 3 == 0:
+        (natural,) = train(IN, [0], config=replace(config, epochs=epochs))
+        assert all(torch.equal(a, b) for a, b in zip(network.parameters(), natural.parameters(), strict=True))
+
+
+def test_the_natural_number_of_updates_changes_nothing():
+    for config in (CONFIG, replace(CONFIG, schedule="cosine")):
+        a, b = (train(IN, [0], config=config, steps=steps)[0] for steps in (None, training.num_updates(21, config)))
+        assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+
+
+# Optimisers and rates
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 7, 400])
+@pytest.mark.parametrize("stretch", [1.0, 2.0])
+def test_cosine_is_torchs_annealing(epochs, stretch):
+    """Torch's own, set after each epoch, down to 0 after `stretch` times as many; one optimiser throughout."""
+    config = EvalConfig(protocol="test", epochs=epochs, schedule="cosine", stretch=stretch)
+    optimiser = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=LR)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, int(stretch * epochs))
+    points = training.schedule(config, LR)
+    assert [p.epoch for p in points] == list(range(epochs))
+    assert [p.fresh for p in points] == [True] + [False] * (epochs - 1)
+    for point in points:
+        assert point.lr == pytest.approx(optimiser.param_groups[0]["lr"], rel=1e-9)
+        assert (point.momentum, point.weight_decay) == (config.momentum, config.weight_decay)
+        optimiser.step()
+        scheduler.step()
+    assert [p.lr for p in training.schedule(config, LR, epochs=3)] == pytest.approx(
+        [LR * (1 + math.cos(math.pi * t / (3 * stretch))) / 2 for t in range(3)]
+    )
+
+
+def spared_by_hand(network):
+    """Biases and the parameters of normalisation layers, by their names."""
+    norms = {name for name, m in network.named_modules() if isinstance(m, nn.GroupNorm | nn.BatchNorm2d | nn.LayerNorm)}
+    return {name for name, _ in network.named_parameters() if name.endswith("bias") or name.rpartition(".")[0] in norms}
+
+
+def modern_loop(name, real, config, lr, seed, loss):
+    """AdamW or SGD with torch's cosine schedule; `loss` of the logits, the indices and the images that the network saw."""
+    network = maker(name)(generator(seed, "network")).train()
+    named = dict(network.named_parameters())
+    spared = set() if config.decay_norms else spared_by_hand(network)
+    groups = [
+        {"params": [p for n, p in named.items() if n not in spared]},
+        {"params": [p for n, p in named.items() if n in spared], "weight_decay": 0.0},
+    ]
+    if config.optimiser == "adamw":
+        optimiser = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.999), weight_decay=config.weight_decay)
+    else:
+        optimiser = torch.optim.SGD(groups, lr=lr, momentum=config.momentum, weight_decay=config.weight_decay)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda t: (1 + math.cos(math.pi * t / (config.stretch * config.epochs))) / 2)
+    for epoch in range(config.epochs):
+        order = torch.randperm(len(real), generator=generator(seed, "order", epoch))
+        for step, begin in enumerate(range(0, len(real), config.batch)):
+            index = order[begin : begin + config.batch]
+            draw = augment.sample(config.augment, len(index), generator(seed, "augment", epoch, step))
+            images, mixing = augment.apply(config.augment, real.images(index), draw), None
+            if config.mixup:
+                mixing = augment.sample_mixup(config.mixup, len(index), generator(seed, "mixup", epoch, step))
+                images = mixing.share * images + (1 - mixing.share) * images[mixing.partner]
+            optimiser.zero_grad()
+            loss(network(images), index, images, mixing).backward()
+            optimiser.step()
+        scheduler.step()
+    return network
+
+
+MODERN = EvalConfig(
+    protocol="test", epochs=4, batch=8, weight_decay=0.5, optimiser="adamw", schedule="cosine", decay_norms=False,
+    augment=AugmentConfig(always=("resized_crop", "flip"), ops=()),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [IN, BN, "convnet-d2-w4-ln"])
+@pytest.mark.parametrize("optimiser", ["sgd", "adamw"])
+@pytest.mark.parametrize("decay_norms", [True, False])
+def test_optimisers_and_cosine_are_a_plain_loop(name, optimiser, decay_norms):
+    """A weight decay strong enough that one too many shows."""
+    config, real = replace(MODERN, optimiser=optimiser, decay_norms=decay_norms), real_set()
+    (network,) = train(name, [5], [real], config=config)
+    wanted = modern_loop(name, real, config, LR, 5, lambda s, index, *_: nn.CrossEntropyLoss()(s, real.labels[index]))
+    assert_same_change(name, 5, network, wanted, 1e-6)
+    (other,) = train(name, [5], [real], config=replace(config, decay_norms=not decay_norms))
+    assert not torch.allclose(network.classifier.bias, other.classifier.bias, rtol=1e-3)
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", "adamw"])
+@pytest.mark.parametrize("decay_norms", [True, False])
+def test_weight_decay_of_stacked_networks_spares_the_same(monkeypatch, optimiser, decay_norms):
+    """A stacked bias has two dimensions."""
+    config = replace(MODERN, optimiser=optimiser, decay_norms=decay_norms)
+    one_after_another(monkeypatch)
+    single = train(NN, [3, 1, 2], config=config)
+    batched(monkeypatch)
+    together = train(NN, [3, 1, 2], config=config)
+    for seed, a, b in zip([3, 1, 2], single, together, strict=True):
+        assert_same_change(NN, seed, b, a, 1e-4)
+
+
+def test_stacked_scales_of_normalisation_are_spared_as_well(monkeypatch):
+    """The scale of BatchNorm, whose steps are not of rounding as those of the bias before it are."""
+    config = replace(MODERN, optimiser="sgd", weight_decay=2.0)
+    one_after_another(monkeypatch)
+    (single,) = train(BN, [3], config=config)
+    batched(monkeypatch)
+    together = train(BN, [3, 1], config=config)[0]
+    for key in ("features.0.weight", "features.1.weight", "features.1.bias", "classifier.bias", "features.0.bias"):
+        assert torch.allclose(together.state_dict()[key], single.state_dict()[key], atol=1e-5), key
+    assert (single.features[1].weight - 1).abs().max() < 0.3  # which that much decay would have brought near 0
+
+
+# Labels and losses
+
+
+class Soft:
+    """Images with the logits of teachers for targets, and their classes beside them or not."""
+
+    def __init__(self, real, teachers, classes=True):
+        self.real, self.classes = real, classes
+        self.logits = torch.stack([teacher.eval()(real.images(torch.arange(len(real)))).detach() for teacher in teachers]).mean(0)
+
+    def __len__(self):
+        return len(self.real)
+
+    def batch(self, index):
+        """The examples at `index`."""
+        given = self.real.batch(index)
+        return Batch(given.images, self.logits[index], given.targets if self.classes else None)
+
+
+def teacher(seed, name=BN):
+    """A network with running statistics that are not at their start, and logits that are not small."""
+    network = maker(name)(generator(seed, "teacher")).train()
+    with torch.no_grad():
+        for _ in range(20):
+            network(real_set(seed=seed).images(torch.arange(21)))
+        network.classifier.weight.mul_(5)
+    return network.eval()
+
+
+TEACHERS = [teacher(100), teacher(101), teacher(102, IN)]
+INFER = EvalConfig(
+    protocol="test", epochs=4, batch=8, weight_decay=0.01, optimiser="adamw", schedule="cosine", loss="kl", temperature=30.0, mixup=0.8,
+    augment=AugmentConfig(always=("crop", "flip"), ops=()),
+)  # fmt: skip
+
+
+def test_static_labels_are_infers_loop():
+    """Logits interpolated as the images, the divergence of the whole at T = 30, AdamW, cosine."""
+    real = real_set()
+    soft = Soft(real, TEACHERS)
+
+    def loss(said, index, images, mixing):
+        wanted = mixing.share * soft.logits[index] + (1 - mixing.share) * soft.logits[index][mixing.partner]
+        return nn.functional.kl_div((said / 30).log_softmax(1), (wanted / 30).softmax(1), reduction="batchmean")
+
+    (network,) = train(NN, [5], [soft], config=INFER)
+    assert_same_change(NN, 5, network, modern_loop(NN, real, INFER, LR, 5, loss), 1e-4)
+    sgd = replace(INFER, optimiser="sgd", squared=True)  # whose steps, unlike Adam's, are as small as the gradient
+    (network,) = train(NN, [5], [soft], config=sgd)
+    assert_same_change(NN, 5, network, modern_loop(NN, real, sgd, LR, 5, lambda *a: 900 * loss(*a)), 1e-4)
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_dynamic_labels_are_what_teachers_say_of_the_batch_as_it_is_seen(mode):
+    real, config = real_set(), replace(INFER, labels="dynamic", teacher_mode=mode, optimiser="sgd", loss="mse", hard_weight=0.2)
+
+    def loss(said, index, images, mixing):
+        with torch.no_grad():
+            wanted = torch.stack([copy.deepcopy(t).train(mode == "train")(images) for t in TEACHERS]).mean(0)
+        cross_entropy, classes = nn.CrossEntropyLoss(), real.labels[index]
+        hard = mixing.share * cross_entropy(said, classes) + (1 - mixing.share) * cross_entropy(said, classes[mixing.partner])
+        return ((said - wanted) ** 2).mean() + 0.2 * hard
+
+    for given in (real, Soft(real, [TEACHERS[0]])):  # whatever labels of its own the set has
+        (network,) = train(IN, [5], [given], config=config, teachers=TEACHERS)
+        assert_same_change(IN, 5, network, modern_loop(IN, real, config, LR, 5, loss), 1e-4)
+
+
+@pytest.mark.parametrize("loss", ["kl", "ce", "mse", "nkd"])
+@pytest.mark.parametrize("together", [False, True])
+def test_static_and_dynamic_labels_are_the_same_where_images_stay_as_they_are(monkeypatch, loss, together):
+    """Without augmentation and mixing a teacher says of a batch what it said of its images."""
+    (batched if together else one_after_another)(monkeypatch)
+    config = EvalConfig(protocol="test", epochs=5, batch=8, loss=loss, temperature=4.0, schedule="cosine", augment=AugmentConfig(ops=()))
+    seeds, real = [4, 5], real_set()
+    seen = []
+    for given, labels in ((Soft(real, TEACHERS), "own"), (real, "dynamic")):
+        told = []
+        networks = train(IN, seeds, [given] * 2, config=config, teachers=TEACHERS, labels=labels, observe=lambda i, s, told=told: told.append(s))
+        seen.append((networks, torch.stack([t for t in told if len(t) == 8])))
+    (static, of_static), (dynamic, of_dynamic) = seen
+    assert (of_static - of_dynamic).abs().max() < 1e-6
+    for seed, a, b in zip(seeds, static, dynamic, strict=True):
+        assert_same_change(IN, seed, b, a, 1e-5)
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_teachers_stay_as_they_are(mode):
+    config = replace(INFER, labels="dynamic", teacher_mode=mode, cutmix=0.0)
+    teachers = [teacher(100).train(), teacher(101)]
+    before = [{k: v.clone() for k, v in t.state_dict().items()} for t in teachers]
+    train(IN, [0, 1], config=config, teachers=teachers)
+    assert [t.training for t in teachers] == [True, False]
+    assert all(p.requires_grad and p.grad is None for t in teachers for p in t.parameters())
+    for was, network in zip(before, teachers, strict=True):
+        assert all(torch.equal(value, network.state_dict()[key]) for key, value in was.items())
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+@pytest.mark.parametrize("loss", ["kl", "nkd"])
+def test_dynamic_labels_of_networks_trained_together_are_each_its_own(monkeypatch, mode, loss):
+    """In training mode a teacher normalises by the batch of one network, not by all of them at once."""
+    config = replace(
+        INFER, labels="dynamic", teacher_mode=mode, loss=loss, temperature=2.0, optimiser="sgd", mixup=0.0, cutmix=0.7, decay_norms=False
+    )
+    seeds, sets = [3, 1, 2], [real_set(seed=i) for i in range(3)]
+    one_after_another(monkeypatch)
+    single = train(NN, seeds, sets, config=config, teachers=TEACHERS)
+    batched(monkeypatch)
+    together = train(NN, seeds, sets, config=config, teachers=TEACHERS)
+    for seed, a, b in zip(seeds, single, together, strict=True):
+        assert_same_change(NN, seed, b, a, 1e-4)
+
+
+def test_dropout_of_a_teacher_is_off_in_either_mode():
+    dropping = teacher(100)
+    dropping.features.append(nn.Dropout(0.5))
+    for mode in ("eval", "train"):
+        config = replace(INFER, labels="dynamic", teacher_mode=mode)
+        (with_dropout,) = train(IN, [0], config=config, teachers=[dropping])
+        (without,) = train(IN, [0], config=config, teachers=[teacher(100)])
+        assert all(torch.equal(a, b) for a, b in zip(with_dropout.parameters(), without.parameters(), strict=True))
+
+
+def test_hard_labels_are_the_classes_beside_soft_ones():
+    """As a set of classes would train, whatever loss there is for soft labels."""
+    real = real_set()
+    soft, config = Soft(real, TEACHERS), replace(INFER, hard_weight=0.3)
+    (hard,) = train(IN, [5], [soft], config=config, labels="hard")
+    (by_config,) = train(IN, [5], [soft], config=replace(config, labels="hard"))
+    (plain,) = train(IN, [5], [real], config=replace(config, loss="ce"))
+    for a, b, c in zip(hard.parameters(), by_config.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(a, c) and torch.equal(b, c)
+    (own,) = train(IN, [5], [soft], config=replace(config, labels="hard"), labels="own")
+    assert not torch.equal(own.classifier.bias, plain.classifier.bias)
+
+
+def test_dynamic_labels_need_teachers():
+    with pytest.raises(AssertionError, match="dynamic labels need teachers"):
+        train(IN, [0], config=INFER, labels="dynamic")
+
+
+# USKD
+
+
+@pytest.mark.parametrize("mixup", [0.0, 0.8])
+@pytest.mark.parametrize("soft", [False, True])
+def test_uskd_trains_a_weak_head_beside_the_network(mixup, soft):
+    """By a plain loop with a second linear layer on the first of two blocks; labels other than the classes are not looked at."""
+    config = replace(MODERN, loss="uskd", mixup=mixup, optimiser="sgd", weight_decay=0.05)
+    real = real_set()
+    with scoped(generator(5, "weak head")):
+        head = nn.Linear(4, CLASSES)
+    network = maker(IN)(generator(5, "network")).train()
+    spared = spared_by_hand(network)
+    named = dict(network.named_parameters())
+    optimiser = torch.optim.SGD([
+        {"params": [p for n, p in named.items() if n not in spared] + [head.weight], "weight_decay": 0.05},
+        {"params": [p for n, p in named.items() if n in spared] + [head.bias]},
+    ], lr=LR, momentum=0.9)  # fmt: skip
+    for epoch in range(config.epochs):
+        order = torch.randperm(21, generator=generator(5, "order", epoch))
+        for group in optimiser.param_groups:
+            group["lr"] = LR * (1 + math.cos(math.pi * epoch / config.epochs)) / 2
+        for step, begin in enumerate(range(0, 21, 8)):
+            index = order[begin : begin + 8]
+            images = augment.apply(
+                config.augment, real.images(index), augment.sample(config.augment, len(index), generator(5, "augment", epoch, step))
+            )
+            pairs = [(1.0, real.labels[index])]
+            if mixup:
+                draw = augment.sample_mixup(mixup, len(index), generator(5, "mixup", epoch, step))
+                images = augment.mix(images, draw)
+                pairs = [(draw.share, real.labels[index]), (1 - draw.share, real.labels[index][draw.partner])]
+            early = network.features[:3](images)
+            weak, said = head(early.mean((2, 3))), network.classifier(network.features[3:](early).flatten(1))
+            optimiser.zero_grad()
+            sum(share * (nn.CrossEntropyLoss()(said, c) + uskd(said, weak, c)) for share, c in pairs).backward()
+            optimiser.step()
+    (found,) = train(IN, [5], [Soft(real, TEACHERS) if soft else real], config=config)
+    assert_same_change(IN, 5, found, network, 1e-5)
+    assert set(found.state_dict()) == set(network.state_dict())
+    assert not found.features[2]._forward_hooks
+
+
+def test_networks_with_a_weak_head_are_trained_one_after_another(monkeypatch):
+    batched(monkeypatch)
+    config, before = replace(MODERN, loss="uskd"), torch.get_rng_state()
+    pair = train(BN, [3, 1], config=config)
+    assert torch.equal(torch.get_rng_state(), before)
+    (alone,) = train(BN, [1], config=config)
+    assert all(torch.equal(value, pair[1].state_dict()[key]) for key, value in alone.state_dict().items())
+    (other,) = train(BN, [1], config=replace(config, loss="ce"))
+    assert not torch.equal(other.classifier.bias, alone.classifier.bias)
 
 
 # accuracy

@@ -1,0 +1,52 @@
+"""Networks that others have trained, as experts: the weights that torchvision publishes."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from buffers.exchange import load_pt
+from ddengine.errors import UserError
+from ddengine.exchange import is_plain, sha256
+from ddengine.models.torchvision_models import TorchvisionClassifier
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrained:
+    """No training: the one expert has torchvision's weights, out of a file that is there already."""
+
+    weights: str = "IMAGENET1K_V1"  # torchvision's name of the weights
+    folder: str | None = None  # where the .pth files lie; None: torch hub's cache
+
+    def load(self, network: nn.Module, name: str) -> dict[str, Any]:
+        """Put the weights into `network`, built as `name` (torchvision/NAME), and say which file they came from. Nothing is downloaded.
+
+        Raises UserError for another network, unknown weights, a file that is not there, or weights that do not fit.
+        """
+        if not isinstance(network, TorchvisionClassifier):
+            raise UserError(
+                f"There are pretrained weights of torchvision's networks only, and {name} is none; choose one, such as torchvision/resnet18."
+            )
+        url = self._url(network.name)
+        folder = Path(torch.hub.get_dir()) / "checkpoints" if self.folder is None else Path(self.folder).expanduser()
+        path = folder / url.rpartition("/")[2]
+        if not path.is_file():
+            raise UserError(
+                f"The weights of {name} are not in {folder}; download {url} and put the file there, or name its folder with buffer.step.folder."
+            )
+        state = load_pt(path)
+        if not isinstance(state, dict) or not all(isinstance(key, str) and is_plain(tensor) for key, tensor in state.items()):
+            raise UserError(f"{path} does not hold the weights of a network, tensors by name; download {url} in its place.")
+        network.load_torchvision(state)
+        return {"file": path.name, "sha256": sha256(path)}
+
+    def _url(self, network: str) -> str:
+        """Where torchvision publishes these weights."""
+        from ddengine.compat import torchvision  # seconds to import, and rarely needed
+
+        known = {weights.name: weights for weights in torchvision.models.get_model_weights(network)}
+        if self.weights not in known:
+            raise UserError(f"torchvision has no weights {self.weights} of {network}; set buffer.step.weights to {' or '.join(known) or 'nothing'}.")
+        return known[self.weights].url

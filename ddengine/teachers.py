@@ -1,0 +1,26 @@
+"""Networks that label: what they say of images, alone and as an ensemble."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ddengine.types import Experts
+
+BATCH = 256
+
+
+def load_all(experts: Experts, device: torch.device) -> list[nn.Module]:
+    """Every expert after its last stored epoch, in evaluation mode and not to be trained."""
+    return [experts.load(i, experts.epochs[-1]).to(device).requires_grad_(False) for i in range(experts.num_experts)]
+
+
+@torch.no_grad()
+def predict(network: nn.Module, images: Tensor) -> Tensor:
+    """Logits (N, K) of images (N, C, H, W)."""
+    return torch.cat([network(part) for part in images.split(BATCH)])
+
+
+def ensemble_logits(teachers: Sequence[nn.Module], images: Tensor) -> Tensor:
+    """The mean of the teachers' logits (N, K), which is what an ensemble says of images (N, C, H, W) (INFER; its released code)."""
+    return torch.stack([predict(teacher, images) for teacher in teachers]).mean(0)
