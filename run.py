@@ -29,7 +29,7 @@ from ddengine.errors import UserError, unknown
 from ddengine.evaluate import PROTOCOLS, evaluate, validate
 from ddengine.flat import FlatModel
 from ddengine.init import SELECTIONS, selected_index
-from ddengine.models import build_model
+from ddengine.models import build_model, middle
 from ddengine.recipe import DataConfig, EvalConfig, Recipe, digest, from_dict, parametrised, resolved, to_dict
 from ddengine.rng import generator
 from ddengine.runtime import Precision
@@ -152,9 +152,14 @@ def on_first_rank(action: Callable[[], None]) -> None:
 
 
 def check_networks(recipe: Recipe, data: Data) -> None:
-    """Build every network of the recipe once, so that a wrong name fails before any work."""
+    """Build every network of the recipe once, and fit the codec to its budget, so that what does not go fails before any work."""
+    recipe.codec.fit(recipe.ipc, data.num_classes)
     for name in {recipe.model, *buffer_models(recipe), *recipe.evaluation.models}:
-        build_model(name, data.image_shape, data.num_classes, generator(0))
+        network = build_model(name, data.image_shape, data.num_classes, generator(0))
+        if name in recipe.teachers and hasattr(recipe.objective, "check_teacher"):
+            recipe.objective.check_teacher(name, network)
+        if recipe.evaluation.loss == "uskd" and name in (recipe.evaluation.models or (recipe.model,)):
+            middle(network, data.image_shape)
 
 
 def buffer(options: Options[Recipe], root: Path = EXPERTS) -> None:
@@ -311,7 +316,7 @@ def select(options: Options[Recipe]) -> Path:
     device = one_process(options, "select")
     asks_experts = kind in ASKS_EXPERTS
     if not asks_experts:  # then nothing depends on a store that happens to be there
-        recipe = replace(recipe, buffer=None)
+        recipe = replace(recipe, buffer=None, teachers=(), evaluation=replace(recipe.evaluation, labels="own"))
         options = replace(options, recipe=recipe)
     data = load_for(options, device)
     parts = ("name", "data", "model", "ipc", "init", "evaluation", *(["buffer"] if asks_experts else []))  # the others play no role
@@ -371,6 +376,9 @@ def evaluate_path(path: Path, args: list[str]) -> dict[str, Any]:
     protocol = named_protocol(args, "--protocol") or from_dict(EvalConfig, recipe["evaluation"])
     if meta["target_kind"] == "logits" and "random" in protocol.baselines and "random_soft" not in protocol.baselines:
         protocol = replace(protocol, baselines=(*protocol.baselines, "random_soft"))
+    if recipe.get("teachers"):  # the controls without which soft labels and more examples pass for distillation
+        controls = [name for name in ("random_soft", "hard_labels") if name not in protocol.baselines and "random" in protocol.baselines]
+        protocol = replace(protocol, baselines=(*protocol.baselines, *controls), baseline_steps="updates")
     options = cli.parse(EvaluateOptions, args, EvaluateOptions(data=data_config, evaluation=protocol), f"run.py evaluate {path}")
     out = options.out or path
     models = options.evaluation.models or (recipe["model"],)
@@ -379,14 +387,17 @@ def evaluate_path(path: Path, args: list[str]) -> dict[str, Any]:
             evaluation = files.read_json(out / "evaluation.json", "rows", "protocol")
         except UserError:
             raise UserError(f"{out / 'evaluation.json'} is damaged; evaluate again with --restart.") from None
-        if args and evaluation["protocol"] != to_dict(replace(options.evaluation, models=models)):
+        there = to_dict(from_dict(EvalConfig, evaluation["protocol"]))
+        wanted = to_dict(replace(options.evaluation, models=models))
+        given = [word for word in args if word.startswith("--") and word.split("=")[0] not in ("--sort", "--out", "--experts", "--device")]
+        if given and (there != wanted or evaluation.get("seed", options.seed) != options.seed):
             raise UserError(f"{out / 'evaluation.json'} was made with other settings; evaluate again with --restart, or name a folder with --out.")
         log.say(f"{out / 'evaluation.json'} is there; --restart evaluates again")
     else:
         device = one_process(options, "evaluate")
         syn, _ = synthetic.load(folder, device)
         data = load_data(options.data, device, test=True, stored=lambda images: syn.preprocess)
-        if data.class_names != syn.class_names or data.image_shape != tuple(syn.pixels().shape[1:]):
+        if data.class_names != syn.class_names or data.image_shape != tuple(syn.pixels(torch.zeros(1, dtype=torch.long)).shape[1:]):
             raise UserError(
                 f"{folder} was distilled from other images than data.name {options.data.name} gives; set the data flags it was made with."
             )
@@ -396,10 +407,12 @@ def evaluate_path(path: Path, args: list[str]) -> dict[str, Any]:
                 "set the data flags it was made with (data.limit, data.validation, data.split_seed)."
             )
         for name in models:
-            build_model(name, data.image_shape, data.num_classes, generator(0))  # a wrong name fails before the first training
+            network = build_model(name, data.image_shape, data.num_classes, generator(0))  # a wrong name fails before the first training
+            if options.evaluation.loss == "uskd":
+                middle(network, data.image_shape)
+        teachers = teachers_for(options, meta, data, device)
         files.make_folder(out)
         kind = meta["selected"]["kind"] if "selected" in meta else "distilled"
-        teachers = teachers_for(options, meta, data, device)
         evaluation = evaluate(
             syn, data, options.evaluation, recipe["model"], seed=options.seed, device=device, precision=options.precision,
             memo_path=out / "evaluation.partial.jsonl", seconds_before=time.perf_counter() - STARTED,
@@ -413,26 +426,31 @@ def evaluate_path(path: Path, args: list[str]) -> dict[str, Any]:
 
 
 def teachers_for(options: EvaluateOptions, meta: dict[str, Any], data: Data, device: torch.device) -> list[nn.Module]:
-    """The teachers of a set, which label on the fly and label random images; none where the set has none, or only its own labels are asked for.
+    """The teachers of a set, which label on the fly and label random images; none where the set has none.
 
-    Raises UserError where dynamic labels need a store that is not there, or is not the one that the set was made with.
+    Raises UserError where dynamic labels need a store that is not there, or is not the one that the set was made with. A set that was imported says
+    no fingerprints; there the stores in the folder that --experts names must be of these images.
     """
-    recipe, used = meta["recipe"], meta.get("experts")
-    if not recipe.get("teachers") or used is None:
-        return []
-    found = []
-    for facts in used["stores"]:
+    recipe, dynamic = meta["recipe"], options.evaluation.labels == "dynamic"
+    names, used = recipe.get("teachers") or [], (meta.get("experts") or {}).get("stores", [])
+    if options.experts is not None and not names:
+        raise UserError("--experts names the stores of teachers, and this set was made without teachers; leave --experts out.")
+    if dynamic and not (used or (names and options.experts)):
+        raise UserError(
+            "evaluation.labels dynamic needs the teachers of the set, and "
+            + ("it does not say them; name the folder of their stores with --experts." if names else "it has none; set evaluation.labels own.")
+        )
+    epochs, found = recipe.get("targets", {}).get("epochs"), []
+    for facts in used or [{"model": name, "fingerprint": None, "num": None} for name in names if options.experts]:
         folder = teacher_folder(options.experts, facts["model"]) if options.experts else EXPERTS / facts["fingerprint"]
-        if not (folder / "manifest.json").is_file() and options.evaluation.labels != "dynamic" and options.experts is None:
+        if not (folder / "manifest.json").is_file() and not dynamic and options.experts is None:
             log.say(f"warning: no store of the teacher {facts['model']} in {folder}; random_soft is labelled by a network trained on the full data")
             return []
         store = ExpertStore(folder, partial(build_model, facts["model"], data.image_shape, data.num_classes), facts["num"])
-        if store.manifest["fingerprint"] != facts["fingerprint"]:
-            raise UserError(
-                f"{folder} holds other experts than those of the set (fingerprint {facts['fingerprint']}); name their folder with --experts."
-            )
-        found += load_all(store, device)
-    return found
+        if facts["fingerprint"] not in (None, store.manifest["fingerprint"]) or store.manifest["identity"]["images"] != data.train.digest:
+            raise UserError(f"{folder} holds other experts than those of the set; name the folder of its own with --experts.")
+        found += load_all(store, device, epochs and range(epochs[0], epochs[1] + 1))
+    return found[:1] if recipe.get("targets", {}).get("experts") == "first" else found
 
 
 def demo(args: list[str]) -> None:

@@ -139,6 +139,9 @@ def _matching() -> list[Row]:
     ]
 
 
+DEAR = ("--labels", "dynamic", "--num_networks", "3")  # teachers look at every batch
+
+
 def _compensator() -> list[Row]:
     """INFER, SRe2L and RDED with the same teachers and students, each with labels that are stored and with labels made on the fly."""
     rows = []
@@ -152,7 +155,7 @@ def _compensator() -> list[Row]:
                 group=f"IPC {ipc}, static",
             )
             dynamic = replace(
-                row, label=f"{method.upper()}, IPC {ipc}, dynamic", of=row.label, flags=("--labels", "dynamic"),
+                row, label=f"{method.upper()}, IPC {ipc}, dynamic", of=row.label, flags=DEAR,
                 baselines=("random_soft",) if first else (), group=f"IPC {ipc}, dynamic",
             )  # fmt: skip
             rows += [row, dynamic]

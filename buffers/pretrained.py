@@ -39,8 +39,11 @@ class Pretrained:
         state = load_pt(path)
         if not isinstance(state, dict) or not all(isinstance(key, str) and is_plain(tensor) for key, tensor in state.items()):
             raise UserError(f"{path} does not hold the weights of a network, tensors by name; download {url} in its place.")
+        digest = sha256(path)
+        if not digest.startswith(path.stem.rpartition("-")[2]):  # torchvision's names end in the first digits
+            raise UserError(f"{path} is not the file that torchvision publishes under this name; download {url} in its place.")
         network.load_torchvision(state)
-        return {"file": path.name, "sha256": sha256(path)}
+        return {"file": path.name, "sha256": digest}
 
     def _url(self, network: str) -> str:
         """Where torchvision publishes these weights."""

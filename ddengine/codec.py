@@ -35,7 +35,7 @@ class Codec(Protocol):
         ...
 
     def natural(self, tensors: Tensors) -> int:
-        """How many of the decoded examples, the first ones, are real images as they are."""
+        """How many of the decoded examples, the first ones, are images that are stored as they are, beside others made of them; 0 where all are."""
         ...
 
     def source(self, tensors: Tensors) -> Tensor:
@@ -289,7 +289,7 @@ class Compensated:
     gets one image less where ipc C / (M + C) is whole and M / C has no exact one.)
 
     Stored: "images" (n C, C, H, W), pixels in [0, 1]; "compensators" (K, C, H, W), in units of normalised pixels; "unit" (C,), how much of a pixel
-    that is. What is shipped are bytes and float16, and sums are clamped to [0, 1]: the sum is made when it is needed, never written as an image.
+    that is. What is shipped are bytes and float16, and sums are clamped to [0, 1]: the sum is made when it is needed.
     """
 
     per_set: int = 4  # compensators for each set of base images, M; published: one for each teacher
@@ -319,26 +319,21 @@ class Compensated:
 
     def budget(self, ipc: int, num_classes: int) -> tuple[int, int, int]:
         """(n, K, N): base images per class, compensators, training examples per class. Raises UserError for what the budget does not hold."""
-        free = self.compensators
-        if self.base is not None:
-            n = self.base
-        elif free is not None:
-            n = ipc - -(-free // num_classes)  # what the compensators leave
-        else:
-            n = ipc * num_classes // (self.per_set + num_classes)
-        if n < 1 and free is None:
+        free, n = self.compensators, self.base
+        if n is None:
+            n = ipc * num_classes // (self.per_set + num_classes) if free is None else ipc - -(-free // num_classes)  # what the compensators leave
+        if n < 1:
+            count = self.per_set if free is None else free
             raise UserError(
-                f"ipc {ipc} leaves no whole base image: an image of each of {num_classes} classes and its {self.per_set} compensators take "
-                f"{1 + self.per_set / num_classes:.3g} images per class; set ipc {-(-(self.per_set + num_classes) // num_classes)}, "
-                "or fewer compensators with codec.per_set."
+                f"ipc {ipc} leaves no whole base image: an image of each of {num_classes} classes and {count} compensators take "
+                f"{1 + count / num_classes:.3g} images per class; set ipc {-(-(count + num_classes) // num_classes)}, or fewer compensators with "
+                f"codec.{'per_set' if free is None else 'compensators'}."
             )
-        default = num_classes * (ipc - n) if self.base is not None else self.per_set * n
-        count = default if free is None else free
-        if n < 1 or n * num_classes + count > ipc * num_classes:
-            raise UserError(
-                f"codec.base {n} and codec.compensators {count} take {n + count / num_classes:.4g} images per class, and ipc allows {ipc}; "
-                "lower them or raise ipc."
-            )
+        count = free or (self.per_set * n if self.base is None else num_classes * (ipc - n))
+        if count < 1 or n * num_classes + count > ipc * num_classes:
+            taken = f"codec.base {n} and codec.compensators {count} take {n + count / num_classes:.4g} images per class, and ipc allows {ipc}"
+            full = f"codec.base {n} leaves no compensator within ipc {ipc}"
+            raise UserError(f"{taken if count > 0 else full}; lower them or raise ipc.")
         return n, count, n + count
 
     def fit(self, ipc: int, num_classes: int) -> tuple[Codec, int]:
@@ -378,7 +373,8 @@ class Compensated:
         return {"images": images, "compensators": images.new_zeros(self.compensators or 0, *images.shape[1:]), "unit": unit}
 
     def project(self, tensors: Tensors, preprocess: Preprocess) -> None:
-        """Nothing: what is added has no bounds, sums are clamped when they are made."""
+        """Clamp the images, where they are learned; what is added has no bounds, sums are clamped when they are made."""
+        tensors["images"].clamp_(0, 1)
 
     def ship(self, tensors: Tensors, preprocess: Preprocess) -> tuple[Codec, dict[str, Tensor]]:
         """Bytes for what are pixels of real images, float16 for compensators; sums are clamped from now on."""

@@ -227,7 +227,7 @@ def outer_step(syn: SyntheticSet, objective: Objective, config: OuterConfig, sta
 
     The loss of a draw is the sum of what the objective yields. With several draws or ranks, losses and gradients are averaged over them.
     """
-    leaves = {k: v.clone().requires_grad_(k in config.optim) for k, v in state.tensors.items()}
+    leaves = {k: v.clone().requires_grad_() if k in config.optim else v for k, v in state.tensors.items()}
     learned = {k: v for k, v in leaves.items() if k in config.optim}
     share = syn.with_tensors(leaves)
     losses: list[Tensor] = []

@@ -24,7 +24,7 @@ from ddengine.recipe import AugmentConfig, EvalConfig, digest, to_dict
 from ddengine.rng import generator
 from ddengine.runtime import Precision
 from ddengine.synthetic import LABELS, SyntheticSet, coded
-from ddengine.teachers import ensemble_logits
+from ddengine.teachers import BATCH, ensemble_logits
 from ddengine.types import Batch, TrainingSet
 
 _INFER = EvalConfig(
@@ -72,7 +72,7 @@ PROTOCOLS: dict[str, EvalConfig] = {
         temperature=20.0,
         stretch=2.0,
         decay_norms=False,
-        augment=AugmentConfig(always=("resized_crop", "flip"), ops=(), area=1.0),
+        augment=AugmentConfig(always=("flip",), ops=()),  # of untiled images; see the recipes for others
         mixup=0.0,
         cutmix=1.0,
         labels="dynamic",
@@ -143,7 +143,8 @@ class Bench:
     learned_lr: float | None = None  # with the distilled set; every contender may use it
     name: str = "distilled"  # of the set's row
     teachers: Sequence[nn.Module] = ()  # make dynamic labels, and those of random_soft
-    label_bytes: float = 0.0  # of a soft label, as random_soft counts it
+    label_bytes: float = 0.0  # of a soft label of the set, and so of random_soft
+    as_labelled: Callable[[Tensor], Tensor] = lambda logits: logits  # how the set stores labels
     seen: set[str] = field(default_factory=set)
 
     def remember(self, key: str, label: str, compute: Callable[[], Any]) -> Any:
@@ -251,7 +252,7 @@ def _ledger(of: TrainingSet, labels: Labels, bench: Bench, steps: int) -> tuple[
     else:
         num = len(of)
         ledger = {"images": num * math.prod(bench.data.image_shape), "compensators": 0, "labels": 8 * num, "other": 0}
-        if isinstance(of, _Labelled) and labels == "own":
+        if isinstance(of, _Labelled):
             ledger["labels"] += round(bench.label_bytes * num)
     if labels != "dynamic":
         return ledger, {}
@@ -278,20 +279,20 @@ def _of_codec(syn: SyntheticSet, distilled: "_Decoded", data: Data, config: Eval
         share = natural / len(distilled)
         ledger = distilled.ledger | {"compensators": 0}
         ledger["labels"] = len(syn.classes) * 8 + round(share * (ledger["labels"] - len(syn.classes) * 8))
-        base = replace(
+        base = replace(  # as if they had been distilled alone
             distilled, images=distilled.images[:natural], targets=distilled.targets[:natural], classes=distilled.classes[:natural], ledger=ledger
         )
-        return [Contender("base", lambda draw: base, steps=own, labels=config.labels)]
+        return [Contender("base", lambda draw: base, steps=own, labels=_labels(config))]
     found, steps = [], training.num_updates(stored, config)
     if own != steps:
-        found.append(Contender("distilled_same_steps", lambda draw: distilled, steps=steps, labels=config.labels))
+        found.append(Contender("distilled_same_steps", lambda draw: distilled, steps=steps, labels=_labels(config)))
     train, names, per_item = data.train, data.class_names, syn.codec.per_item
-    if per_item * max(1, round(syn.images_per_class())) > min(len(members) for members in train.members):
+    if per_item * math.ceil(syn.images_per_class()) > min(len(members) for members in train.members):
         log.say("no row random_coded: a class has too few images to fill the codec with real ones")
         return found
 
     def random_coded(draw: int) -> _Decoded:
-        index = random_index(train, per_item * max(1, round(syn.images_per_class())), names, generator(seed, "random_coded", draw))
+        index = random_index(train, per_item * math.ceil(syn.images_per_class()), names, generator(seed, "random_coded", draw))
         classes = train.labels[index.to(train.device)][::per_item]  # images come class by class
         return _freeze(coded(syn.codec, train.images(index), classes, names, train.preprocess), device)
 
@@ -302,8 +303,11 @@ def _baselines(bench: Bench, model: str, ipc: int, distilled: "_Decoded") -> Ite
     """The sets the distilled one is compared with; a network trained on the full data embeds for coresets and labels where there are no teachers."""
     train, names, config = bench.data.train, bench.data.class_names, bench.config
     build = partial(build_model, model, train.image_shape, train.num_classes)
-    full = Contender("full", lambda draw: train, steps=min(training.num_updates(len(train), config), config.full_steps))
-    steps = training.num_updates(len(distilled), config) if config.baseline_steps == "updates" else None
+    own = training.num_updates(len(distilled), config)
+    equal = config.baseline_steps == "updates"
+    most = max(config.full_steps, own) if equal else config.full_steps  # the full data have no fewer updates than the set
+    full = Contender("full", lambda draw: train, steps=min(training.num_updates(len(train), config), most))
+    steps = own if equal else None
 
     def random_draw(draw: int) -> Subset:
         return Subset(train, random_index(train, ipc, names, generator(bench.seed, "random", draw)))
@@ -323,16 +327,15 @@ def _baselines(bench: Bench, model: str, ipc: int, distilled: "_Decoded") -> Ite
 
     if "random" in config.baselines:
         yield Contender("random", random_draw, several_draws=True, steps=steps)
-    if "random_soft" in config.baselines:
-        labels: Labels = "dynamic" if config.labels == "dynamic" else "own"
-        yield Contender(
-            "random_soft",
-            lambda draw: _Labelled(random_draw(draw), lambda: bench.teachers or [eyes()]),
-            several_draws=True,
-            steps=steps,
-            labels=labels,
-        )
-    if "hard_labels" in config.baselines and (config.labels == "dynamic" or distilled.targets.is_floating_point()) and config.labels != "hard":
+    if "random_soft" in config.baselines and config.loss != "uskd":  # which uses no soft labels
+        if config.labels == "dynamic":
+            yield Contender("random_soft", random_draw, several_draws=True, steps=steps, labels="dynamic")
+        else:
+            yield Contender(
+                "random_soft", lambda draw: _Labelled(random_draw(draw), lambda: bench.teachers or [eyes()], bench.as_labelled),
+                several_draws=True, steps=steps, labels="own",
+            )  # fmt: skip
+    if "hard_labels" in config.baselines and _has_soft_labels(config, distilled.targets):
         yield Contender(f"{bench.name}_hard", lambda draw: distilled, steps=steps)
     for kind in coreset.KINDS:
         if kind in config.baselines:
@@ -342,11 +345,24 @@ def _baselines(bench: Bench, model: str, ipc: int, distilled: "_Decoded") -> Ite
         yield full
 
 
-class _Labelled:
-    """Images with the mean logits that teachers give them as they are, for targets; the teachers are made when they are first needed."""
+def _labels(config: EvalConfig) -> Labels:
+    """The labels that a distilled set is trained with; uskd uses its classes only."""
+    return "hard" if config.loss == "uskd" else config.labels
 
-    def __init__(self, of: TrainingSet, teachers: Callable[[], Sequence[nn.Module]]):
-        self.of, self.teachers = of, teachers
+
+def _has_soft_labels(config: EvalConfig, targets: Tensor) -> bool:
+    """Whether hard labels are something else than what the set is trained with."""
+    return _labels(config) == "dynamic" or (_labels(config) == "own" and targets.is_floating_point())
+
+
+class _Labelled:
+    """Images with the mean logits that teachers give them as they are, for targets; the teachers are made when they are first needed.
+
+    `stored` brings the logits into the form in which labels are stored.
+    """
+
+    def __init__(self, of: TrainingSet, teachers: Callable[[], Sequence[nn.Module]], stored: Callable[[Tensor], Tensor]):
+        self.of, self.teachers, self.stored = of, teachers, stored
 
     def __len__(self) -> int:
         return len(self.of)
@@ -354,7 +370,8 @@ class _Labelled:
     @cached_property
     def logits(self) -> Tensor:
         """(N, K)."""
-        return ensemble_logits(self.teachers(), self.of.batch(torch.arange(len(self.of))).images)
+        parts = torch.arange(len(self.of)).split(BATCH)
+        return self.stored(torch.cat([ensemble_logits(self.teachers(), self.of.batch(part).images) for part in parts]))
 
     def batch(self, index: Tensor) -> Batch:
         """The examples at `index` (B,)."""
@@ -384,7 +401,7 @@ def evaluate(
     `teachers` make dynamic labels, and label random images as the set's were. Raises UserError for dynamic labels without teachers.
     """
     if config.labels == "dynamic" and not teachers:
-        raise UserError("evaluation.labels dynamic needs the teachers of the set; give their stores with --experts, or set evaluation.labels own.")
+        raise UserError("evaluation.labels dynamic needs the teachers of the set; name the folder of their stores with --experts, or set it to own.")
     start = time.perf_counter()
     models = config.models or (model,)
     distilled = _freeze(syn, device)
@@ -399,16 +416,16 @@ def evaluate(
     total = len(models) * (1 + bool(last_iterate) + len(config.baselines)) * (tried + 1) + len({*coreset.KINDS} & {*config.baselines})
     of_codec = _of_codec(syn, distilled, data, config, seed, device)
     total += len(models) * len(of_codec) * (tried + 1)
-    if "hard_labels" in config.baselines and (config.labels == "hard" or (config.labels == "own" and syn.target_kind == "class")):
-        total -= len(models) * (tried + 1)  # that is the row of the set itself
+    without = "hard_labels" in config.baselines and not _has_soft_labels(config, distilled.targets)  # that is the row of the set itself
+    total -= len(models) * (tried + 1) * (without + ("random_soft" in config.baselines and config.loss == "uskd"))
     total += tried * ("full" not in config.baselines and bool({*coreset.KINDS, "random_soft"} & {*config.baselines}))
     with log.progress("evaluate", total) as bar:
-        bench = Bench(data, config, seed, device, precision, memo, bar.advance, syn.lr, name, teachers, label_bytes(syn))
-        ipc = max(1, round(syn.images_per_class()))
-        own = [Contender(name, lambda draw: distilled, labels=config.labels)]
+        bench = Bench(data, config, seed, device, precision, memo, bar.advance, syn.lr, name, teachers, label_bytes(syn), syn.as_labelled)
+        ipc = math.ceil(syn.images_per_class())  # what a set does not use of its last image, the others may
+        own = [Contender(name, lambda draw: distilled, labels=_labels(config))]
         if last_iterate:  # the last iterate beside its running average, on networks of its own
             raw = _freeze(syn.with_tensors(last_iterate), device)
-            own.append(Contender("raw", lambda draw: raw, labels=config.labels))
+            own.append(Contender("raw", lambda draw: raw, labels=_labels(config)))
         contenders = [*own, *of_codec, *_baselines(bench, model, ipc, distilled)]
         rows = [row(bench, who, network) for network in models for who in contenders]
     memo.clear()
@@ -416,6 +433,10 @@ def evaluate(
         "protocol": to_dict(replace(config, models=models)),
         "rows": rows,
         "raw_bytes": data.bytes,
+        "seed": seed,
+        "precision": precision,
+        "labelled_by": f"{len(teachers)} teachers" if teachers else "a network trained on the full data",  # random_soft, and all with dynamic labels
+        "teachers": weights,
         "seconds": round(seconds_before + memo.seconds_before + time.perf_counter() - start, 2),
         "machine": runtime.machine(device),
         "versions": runtime.versions(),

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -104,5 +105,7 @@ def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
     sha = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         sha.update(repr((name, tensor.dtype, tuple(tensor.shape))).encode())
-        sha.update(memoryview(tensor.detach().cpu().contiguous().numpy()))  # type: ignore[arg-type]
+        plain = tensor.detach().cpu().contiguous()
+        plain = plain.view(torch.int16) if plain.dtype == torch.bfloat16 else plain  # which numpy does not know
+        sha.update(memoryview(plain.numpy()))  # type: ignore[arg-type]
     return sha.hexdigest()[:12]

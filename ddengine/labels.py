@@ -7,7 +7,7 @@ import torch
 from ddengine.errors import UserError
 from ddengine.recipe import TargetConfig
 from ddengine.synthetic import SyntheticSet
-from ddengine.teachers import predict
+from ddengine.teachers import BATCH
 from ddengine.types import Experts
 
 
@@ -34,18 +34,19 @@ def label(syn: SyntheticSet, experts: Experts | None, config: TargetConfig) -> S
     """
     if experts is None:
         raise UserError("targets.kind logits needs experts that label; give the recipe a buffer, or set targets.kind class.")
-    with torch.no_grad():
-        images = syn.batch(torch.arange(len(syn))).images
     classes = syn.classes[syn.source]
-    total, count = 0, torch.zeros(len(classes), 1, device=classes.device)
+    total, count = torch.zeros(len(syn), len(syn.class_names), device=classes.device), torch.zeros(len(syn), 1, device=classes.device)
     for expert in range(1 if config.experts == "first" else experts.num_experts):
         for epoch in expert_epochs(config, experts.epochs):
-            logits = predict(experts.load(expert, epoch).to(classes.device), images)
-            counted = logits.isfinite().all(1, keepdim=True)  # an imported expert may have diverged
-            if config.experts == "correct":
-                counted &= (logits.argmax(1) == classes)[:, None]
-            total = total + torch.where(counted, logits, 0)
-            count += counted
+            network = experts.load(expert, epoch).to(classes.device)
+            for index in torch.arange(len(syn), device=classes.device).split(BATCH):  # decoded part by part: all may be more than fits
+                with torch.no_grad():
+                    logits = network(syn.batch(index).images)
+                counted = logits.isfinite().all(1, keepdim=True)  # an imported expert may have diverged
+                if config.experts == "correct":
+                    counted &= (logits.argmax(1) == classes[index])[:, None]
+                total[index] += torch.where(counted, logits, 0)
+                count[index] += counted
     if bool((count == 0).any()):
         lost = classes[count[:, 0] == 0]
         if config.experts != "correct":

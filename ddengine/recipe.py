@@ -284,7 +284,7 @@ class EvalConfig:
     # with soft labels z, outputs s, class c: ce: cross-entropy with softmax(z) | kl: KL of softmax(z / T) from softmax(s / T) | mse: of the logits
     # nkd: normalised distillation and cross-entropy with c | uskd: without a teacher, of c alone. Hard labels always have ce, or uskd
     loss: Literal["ce", "kl", "mse", "nkd", "uskd"] = "ce"
-    temperature: float = 1.0  # T of kl and nkd
+    temperature: float = 1.0  # T of kl and nkd; published for nkd: 1
     squared: bool = False  # kl is multiplied by T squared
     hard_weight: float = 0.0  # weight of the cross-entropy with the class that is added to kl and mse
     models: tuple[str, ...] = ()  # networks to train; none: the recipe's
@@ -361,6 +361,22 @@ class Recipe(Generic[BufferT, CodecT, ObjectiveT]):
             "teachers needs the settings of their training in buffer, which is empty; take it from a recipe.",
         )
         require(
+            not self.teachers or self.buffer is None or getattr(self.buffer, "model", None) is None,
+            "teachers and buffer.model both name the networks of the experts; leave buffer.model out.",
+        )
+        require(
+            self.evaluation.labels != "dynamic" or bool(self.teachers),
+            "evaluation.labels dynamic asks teachers about every batch, and teachers names none; name them, or set evaluation.labels own.",
+        )
+        require(
+            self.targets.kind == "class" or self.targets.relabel or getattr(self.objective, "reads_labels", True),
+            "targets.kind logits labels the initial images, and this objective makes other ones of them; set targets.relabel True.",
+        )
+        require(
+            self.outer.steps == 0 or getattr(self.objective, "optimises", True),
+            f"outer.steps {self.outer.steps} has nothing to minimise with this objective; set outer.steps 0, or take another objective.",
+        )
+        require(
             not self.teachers or not hasattr(self.objective, "check"),
             f"teachers names {len(self.teachers)} networks, and this objective follows the trajectories of one; leave teachers out.",
         )
@@ -369,8 +385,8 @@ class Recipe(Generic[BufferT, CodecT, ObjectiveT]):
         )
         require(
             self.outer.step_after == "all" or not getattr(self.objective, "parts_by_device", False),
-            "outer.step_after each steps after every part of the classes, and objective.classes_at_once None leaves the parts to the device; "
-            "set objective.classes_at_once 1.",
+            "outer.step_after each steps after every loss, and how many losses a step has is left to the device; "
+            "set outer.step_after all, or objective.classes_at_once 1 where the objective has it.",
         )
         require(
             not getattr(self.objective, "makes_labels", False) or self.targets.relabel,

@@ -17,11 +17,12 @@ TABLE_WIDTH = 80  # characters of a terminal
 
 def _thumbnails(syn: SyntheticSet) -> tuple[Tensor, int, int]:
     """(images in class-major order, classes, images per class) of as many as fit a picture."""
-    pixels, labels = syn.pixels().clamp(0, 1).cpu(), syn.classes[syn.source].cpu()
+    labels = syn.classes[syn.source].cpu()
     classes = list(range(min(len(syn.class_names), SHOWN_CLASSES)))
-    members = [(labels == c).nonzero().flatten() for c in classes]
+    learned = torch.arange(len(labels)) >= syn.codec.natural(syn.tensors) % len(labels)  # natural images that are kept as they are show nothing new
+    members = [((labels == c) & learned).nonzero().flatten() for c in classes]
     per_class = min(SHOWN_PER_CLASS, *(len(m) for m in members))
-    return torch.cat([pixels[m[:per_class]] for m in members]), len(classes), per_class
+    return syn.pixels(torch.cat([m[:per_class] for m in members])).clamp(0, 1).cpu(), len(classes), per_class
 
 
 def grid(path: Path, syn: SyntheticSet) -> None:

@@ -18,7 +18,7 @@ from ddengine.models import build_model
 from ddengine.recipe import Recipe, to_dict
 from ddengine.types import Batch, Experts, TargetKind
 
-FORMAT = 1  # of the folder
+FORMAT = 2  # of the folder; 1 had soft labels among the other tensors
 LABELS = ("logits", "logits.index")  # tensors that go into a file of their own
 
 LOAD_PY = '''"""The distilled set as ready-to-train tensors. Needs torch and safetensors, nothing else.
@@ -65,6 +65,8 @@ def load(folder=FOLDER):
     if meta["target_kind"] == "logits":
         tensors |= load_file(str(Path(folder) / "labels.safetensors"))
         targets = logits(tensors, len(meta["class_names"])).softmax(1)  # probabilities, which torch's cross_entropy takes in place of classes
+        if len(targets) != (len(tensors["classes"]) if meta["label_of"] == "stored" else len(images)):
+            raise ValueError("labels.safetensors holds the labels of another set")
     if meta["target_kind"] == "class" or meta["label_of"] == "stored":
         targets = targets[item]
     info = {{
@@ -125,13 +127,21 @@ class SyntheticSet:
         label_of: Literal["stored", "decoded"] = "stored" if len(logits) == len(self.classes) else "decoded"
         stored = {"logits": logits.to(dtype)}
         num_classes = len(self.class_names)
-        if top is not None and top < num_classes - 1:  # else nothing would be saved
+        short = torch.uint8 if num_classes <= 256 else torch.int16 if num_classes < 2**15 else torch.int32
+        if top is not None and (top + 1) * dtype.itemsize + top * short.itemsize < num_classes * dtype.itemsize:  # else nothing would be saved
             values, index = logits.topk(top, dim=1)
             rest = (logits.sum(1, keepdim=True) - values.sum(1, keepdim=True)) / (num_classes - top)
-            short = torch.uint8 if num_classes <= 256 else torch.int16 if num_classes < 2**15 else torch.int32
             stored = {"logits": torch.cat([values, rest], 1).to(dtype), "logits.index": index.to(short)}
         without = {k: v for k, v in self.tensors.items() if k not in LABELS}
         return replace(self, tensors=without | stored, target_kind="logits", label_of=label_of)
+
+    def as_labelled(self, logits: Tensor) -> Tensor:
+        """Logits (N, K) as they would be after they were stored like the labels of this set."""
+        if self.target_kind == "class":
+            return logits
+        index = self.tensors.get("logits.index")
+        stored = self.with_labels(logits, self.tensors["logits"].dtype, None if index is None else index.shape[1])
+        return stored.logits
 
     def shipped(self) -> "SyntheticSet":
         """The set as it is stored in the end, by its codec."""
@@ -160,10 +170,11 @@ class SyntheticSet:
             return Batch(images, classes, classes)
         return Batch(images, self.logits.index_select(0, index if self.label_of == "decoded" else item), classes)
 
-    def pixels(self) -> Tensor:
-        """All decoded examples (N, C, H, W) as pixel values, for display; not clamped."""
+    def pixels(self, index: Tensor | None = None) -> Tensor:
+        """Decoded examples (B, C, H, W) at `index` (B,) as pixel values, for display; not clamped. None: all of them."""
         with torch.no_grad():
-            images = self.codec.decode(self.tensors, torch.arange(len(self), device=self.classes.device))
+            index = torch.arange(len(self)) if index is None else index
+            images = self.codec.decode(self.tensors, index.to(self.classes.device))
             return images if self.space == "pixel" else self.preprocess.backward(images)
 
     def images_per_class(self) -> float:
@@ -210,7 +221,14 @@ class SyntheticSet:
             files.write_json(temporary / "meta.json", own | dict(meta))
             (temporary / "load.py").write_text(LOAD_PY.format(decode=self.codec.loader()))
             classes = self.classes[self.source].tolist()
-            for i, (image, c) in enumerate(zip(self.pixels().clamp(0, 1).cpu(), classes, strict=True)):
+            natural = self.codec.natural(self.tensors)  # where there are such, sums with them are not written as images
+            shown = self.pixels(torch.arange(natural or len(self)))
+            if natural:
+                for i, image in enumerate(0.5 + self.tensors["compensators"].float() * self.tensors["unit"].view(-1, 1, 1)):
+                    path = temporary / "images" / "compensators" / f"{i:06d}.png"
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    torchvision.utils.save_image(image.clamp(0, 1).cpu(), path)
+            for i, (image, c) in enumerate(zip(shown.clamp(0, 1).cpu(), classes, strict=False)):
                 name = "".join(ch if ch.isalnum() or ch in "-_" else "_" for ch in self.class_names[c])
                 path = temporary / "images" / f"{c:04d}_{name}" / f"{i:06d}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -254,6 +272,8 @@ def load(folder: Path, device: torch.device) -> tuple[SyntheticSet, dict[str, An
             raise UserError(f"{run} is not a distilled set yet, its run is unfinished; continue it with the same distill command.")
         raise UserError(f"{folder} is not a distilled set (it has no meta.json); give the folder that distill wrote, or the run that holds it.")
     meta = files.read_json(folder / "meta.json")
+    if isinstance(meta.get("format"), int) and meta["format"] > FORMAT:
+        raise UserError(f"{folder} was written by a newer version of the engine (format {meta['format']}); read it with that.")
     tensors, _ = files.read_tensors(folder / "data.safetensors")
     tensors |= _read_labels(folder / "labels.safetensors", tensors)
     try:
@@ -262,6 +282,8 @@ def load(folder: Path, device: torch.device) -> tuple[SyntheticSet, dict[str, An
         preprocess = Preprocess.from_tensors(tensors)
         if "images" not in tensors:
             raise KeyError("images")
+        if meta["target_kind"] == "logits" and "logits" not in tensors:
+            raise UserError(f"{folder} has lost its soft labels, labels.safetensors; put the file back, or distil it again.")
         labelled = len(codec.source(tensors)) if meta["label_of"] == "decoded" else len(tensors["classes"])
         own = {k: v.to(device) for k, v in tensors.items() if k != "classes" and not k.startswith("preprocess.")}
         syn = SyntheticSet(

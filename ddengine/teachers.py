@@ -10,9 +10,10 @@ from ddengine.types import Experts
 BATCH = 256
 
 
-def load_all(experts: Experts, device: torch.device) -> list[nn.Module]:
-    """Every expert after its last stored epoch, in evaluation mode and not to be trained."""
-    return [experts.load(i, experts.epochs[-1]).to(device).requires_grad_(False) for i in range(experts.num_experts)]
+def load_all(experts: Experts, device: torch.device, epochs: Sequence[int] | None = None) -> list[nn.Module]:
+    """Every expert after each of `epochs`, None: the last stored one; in evaluation mode and not to be trained."""
+    chosen = epochs or [experts.epochs[-1]]
+    return [experts.load(i, epoch).to(device).requires_grad_(False) for i in range(experts.num_experts) for epoch in chosen]
 
 
 @torch.no_grad()

@@ -24,6 +24,7 @@ from ddengine.types import Batch, TrainingSet
 Labels = Literal["own", "hard", "dynamic"]
 
 TEST_BATCH = 1000
+MOST_PIXELS = 2**26  # per step of networks in one computation on CUDA: 5 networks of 256 images of 224 x 224
 BATCHED_BELOW = 32  # images per step under which n networks in one computation are faster than one after another on a CPU
 
 
@@ -121,7 +122,8 @@ def train_networks(
     """
     num, labels = len(sets[0]), labels or config.labels
     first = new_model(generator(seeds[0], "network"))
-    together = device.type == "cuda" or min(config.batch, num) < BATCHED_BELOW
+    batch = min(config.batch, num)
+    together = batch < BATCHED_BELOW or (device.type == "cuda" and len(seeds) * batch * _pixels(sets[0]) <= MOST_PIXELS)
     dropout = any(map(is_dropout, first.modules()))  # masks of networks trained together would come from one stream
     if len(seeds) > 1 and (not together or dropout or config.loss == "uskd"):  # the middle of a stacked network is out of reach
         rest = dict(steps=steps, precision=precision, observe=observe, teachers=teachers, labels=labels)
@@ -174,6 +176,11 @@ def train_networks(
     if head is not None:
         head.remove()
     return [network.eval() for network in ensemble.unstack()]
+
+
+def _pixels(of: TrainingSet) -> int:
+    """Height times width of an image."""
+    return math.prod(of.batch(torch.arange(1)).images.shape[2:])
 
 
 def _mix_draws(config: EvalConfig, seeds: Sequence[int], epoch: int, step: int, images: Tensor, device: torch.device) -> list[augment.Mix | None]:

@@ -19,18 +19,17 @@ from synth.statistics import Group, OnePerClass
 
 @dataclass(frozen=True, kw_only=True)
 class BaseSets:
-    """The images under one compensator together; its teacher is the one of its number: first those of all sets for teacher 0, then for teacher 1 ...
+    """The images under one compensator together; of K compensators the first K / M are of teacher 0, the next of teacher 1, and so on.
 
-    With more compensators than sets times teachers they begin anew; those of one set and one teacher see different augmentations. Under a codec
-    without compensators the j-th images of all classes are together, as in SRe2L.
+    So with K = M n, as published, each set has one compensator of each teacher. With more some pairs have several, which see different
+    augmentations. Under a codec without compensators the j-th images of all classes are together, as in SRe2L.
     """
 
     def groups(self, syn: SyntheticSet, num_teachers: int) -> list[Group]:
         """By compensator, in order."""
         if not isinstance(syn.codec, Compensated):
             return OnePerClass(classes=len(syn.class_names)).groups(syn, num_teachers)
-        sets = syn.codec.base
-        assert sets is not None
         first = syn.codec.natural(syn.tensors)
         index = torch.arange(first, len(syn), device=syn.classes.device).view(-1, len(syn.class_names))  # (K, C)
-        return [(i % num_teachers, part) for i, part in enumerate(index.split(sets))]
+        teacher = torch.arange(len(index)) * num_teachers // len(index)
+        return [(m, index[(teacher == m).to(index.device)]) for m in range(num_teachers) if bool((teacher == m).any())]

@@ -15,6 +15,7 @@ class NoObjective:
     """Nothing to minimise: for `outer.steps` 0."""
 
     reads_labels: ClassVar[bool] = False
+    optimises: ClassVar[bool] = False
 
     def initial(self) -> dict[str, float]:
         """Nothing is learned."""

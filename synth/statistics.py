@@ -36,7 +36,7 @@ from ddengine.types import Env
 from synth.classes import class_members
 
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
-AT_ONCE = {"cpu": 128, "cuda": 2048}  # images in one forward pass; fewer where batches are larger
+AT_ONCE = {"cpu": 128, "cuda": 2048}  # images of 32 x 32 in one forward pass, but a whole batch at least
 
 Group = tuple[int, Tensor]  # a teacher, and decoded examples (G, B) int64: G batches of B
 
@@ -106,6 +106,11 @@ class StatisticsMatching(Generic[BatchesT]):
         """Nothing is learned beside the images."""
         return {}
 
+    def check_teacher(self, name: str, teacher: nn.Module) -> None:
+        """Raise UserError for a network that cannot be a teacher, before it is trained."""
+        if self.alpha:
+            check_norms(name, teacher)
+
     def build(self, env: Env) -> "StatisticsObjective":
         """The objective. Raises UserError without teachers, for one of other classes, and for one without BatchNorm."""
         if env.experts is None:
@@ -119,25 +124,30 @@ class StatisticsObjective:
     def __init__(self, config: StatisticsMatching, env: Env, teachers: Sequence[nn.Module]):
         self.config, self.env, self.teachers = config, env, teachers
         check_teachers(teachers, env, statistics=config.alpha > 0)
-        self.at_once = config.images_at_once or AT_ONCE[env.device.type]
+        _, height, width = env.real.image_shape
+        self.at_once = config.images_at_once or AT_ONCE[env.device.type] * 32 * 32 // (height * width)
 
     def init(self, rng: Generator) -> dict[str, Tensor]:
-        """The weights of each batch's own teacher, once they are adjusted."""
-        return {"theta": torch.zeros(0, device=self.env.device)} if self.config.adjust else {}
+        """The weights of each batch's own teacher, once they are adjusted, by teacher; at first none."""
+        if not self.config.adjust:
+            return {}
+        return {f"theta.{m}": torch.zeros(0, device=self.env.device) for m in range(len(self.teachers))}
 
     def losses(self, syn: SyntheticSet, state: dict[str, Tensor], step: int, rng: Generator) -> Iterator[Tensor]:
         """The sum over batches of the loss, in as many parts as share a forward pass."""
         config, groups = self.config, self.config.batches.groups(syn, len(self.teachers))
         if config.adjust and step == 0:
-            state["theta"] = torch.stack([self._adjusted(self.teachers[m], *_look(syn, row)) for m, index in groups for row in index])
-        current, first = crop_at(config, step), 0
+            for m, teacher in enumerate(self.teachers):
+                own = [self._adjusted(teacher, *_look(syn, row)) for number, index in groups if number == m for row in index]
+                state[f"theta.{m}"] = torch.stack(own) if own else state[f"theta.{m}"]
+        current, first, seen = crop_at(config, step), 0, [0] * len(self.teachers)
         draw = augment.sample(current, 1, rng, groups=sum(len(index) for _, index in groups), shared=True).to(self.env.device)
         for teacher, index in groups:
             together = 1 if config.adjust else max(1, self.at_once // index.shape[1])
             for rows in index.split(together):
                 own = draw.part(slice(first, first + len(rows)))
-                network = self._forward(self.teachers[teacher], state["theta"][first] if config.adjust else None)
-                first += len(rows)
+                network = self._forward(self.teachers[teacher], state[f"theta.{teacher}"][seen[teacher]] if config.adjust else None)
+                first, seen[teacher] = first + len(rows), seen[teacher] + len(rows)
                 parts = rows.split(config.images_at_once or rows.shape[1], 1)
                 looks = [partial(_look, syn, part, lambda images, own=own: augment.apply(current, images, own)) for part in parts]
                 if len(looks) == 1:
@@ -177,11 +187,17 @@ def check_teachers(teachers: Sequence[nn.Module], env: Env, *, statistics: bool)
             raise UserError(
                 f"Teacher {number} tells {classes} classes apart, and the data have {env.real.num_classes}; train teachers on these data."
             )
-        if statistics and not any(isinstance(m, BATCH_NORM) and m.track_running_stats for m in teacher.modules()):
-            raise UserError(
-                f"Teacher {number} ({type(teacher).__name__}) has no BatchNorm, whose statistics this objective matches; "
-                "name networks with BatchNorm in --teachers, such as convnet-d3-w128-bn, or set objective.alpha 0."
-            )
+        if statistics:
+            check_norms(type(teacher).__name__, teacher)
+
+
+def check_norms(name: str, teacher: nn.Module) -> None:
+    """Raise UserError for a network without BatchNorm statistics."""
+    if not any(isinstance(m, BATCH_NORM) and m.track_running_stats for m in teacher.modules()):
+        raise UserError(
+            f"The teacher {name} has no BatchNorm, whose statistics this objective matches; "
+            "name networks with BatchNorm in --teachers, such as convnet-d3-w128-bn, or set objective.alpha 0."
+        )
 
 
 def crop_at(config: StatisticsMatching, step: int) -> AugmentConfig:

@@ -21,10 +21,10 @@ from torch import Generator, Tensor
 
 from ddengine import augment
 from ddengine.errors import UserError
-from ddengine.labels import predict
 from ddengine.losses import task_loss
 from ddengine.recipe import AugmentConfig, require
 from ddengine.synthetic import SyntheticSet
+from ddengine.teachers import predict
 from ddengine.types import Backprop, Env
 from ddengine.unroll import compiled_gradient, eager_gradient, unroll
 

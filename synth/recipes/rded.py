@@ -63,7 +63,11 @@ def _published() -> list[Recipe]:
                 "A teacher sees up to 300 images of a class, at 60 GB for all; below 50 images per class --data.limit 100000 is enough."
                 if dataset in LIMIT
                 else "",
-                differs("students do not look at the plain images before each update", "accuracies are of the last epoch, not of the best of many"),
+                differs(
+                    "students do not look at the plain images before each update",
+                    "crops that are shrunk to tiles are interpolated twice",
+                    "accuracies are of the last epoch, not of the best of many",
+                ),
                 "" if network.startswith("torchvision") else "Each dataset has its own mean and deviation, where the released code has ImageNet's.",
             )
             cells.append(

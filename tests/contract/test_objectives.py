@@ -43,7 +43,13 @@ def shrunk(recipe: Recipe, **objective) -> Recipe:
         objective = {"real_batch": 8} | objective
     optim = {k: replace(v, lr=min(v.lr, 20.0)) for k, v in recipe.outer.optim.items()}
     recipe = replace(recipe, teachers=TEACHERS if recipe.teachers else ())
-    return replace(recipe, model=MODEL, ipc=IPC, objective=replace(recipe.objective, **objective), outer=replace(recipe.outer, steps=8, optim=optim))
+    return replace(
+        recipe,
+        model=MODEL,
+        ipc=IPC,
+        objective=replace(recipe.objective, **objective),
+        outer=replace(recipe.outer, steps=min(8, recipe.outer.steps), optim=optim),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +136,7 @@ def test_every_codec_ships_under_every_method(method, codec, world, tmp_path):
     recipe = replace(recipe, codec=CODECS[codec](), init=InitConfig(), targets=replace(recipe.targets, experts="all"))
     objective, syn = build(recipe, world)
     known = {k: v for k, v in recipe.outer.optim.items() if k in syn.tensors} or dict.fromkeys(["images"], OptimConfig(lr=0.1))
-    config = replace(recipe.outer, steps=min(1, METHODS[method].outer.steps), optim=known if METHODS[method].outer.steps else {})
+    config = replace(recipe.outer, steps=min(1, recipe.outer.steps), optim=known if recipe.outer.steps else {})
     result, _ = outer.distill(syn, objective, config, tmp_path, seed=0, finish=lambda s: s.shipped())
     result.save(tmp_path / "set", {})
     again, meta = load(tmp_path / "set", CPU)

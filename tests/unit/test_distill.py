@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -60,6 +61,111 @@ def test_steps_equal_torch_sgd(data, tmp_path):
     change = theirs.detach() - syn.tensors["images"]
     assert change.abs().max() > 0.1
     assert torch.allclose(result.tensors["images"] - syn.tensors["images"], change, atol=1e-5)
+
+
+ADAM = OptimConfig(kind="adam", lr=0.05, momentum=0.5, beta2=0.9, weight_decay=0.02, schedule="cosine")
+
+
+class Scaled(Pull):
+    """Gradients of very different sizes, and steps that are not finite or above the guard."""
+
+    def __init__(self, bad=(), high=()):
+        super().__init__(target=3.0)
+        self.bad, self.high = bad, high
+
+    def losses(self, syn, state, step, rng):
+        for loss in super().losses(syn, state, step, rng):
+            yield (loss * 10.0 ** (step % 4 - 2)) * (math.nan if step in self.bad else 1.0) + (1e9 if step in self.high else 0.0)
+
+
+def torch_adam(start, steps, made, optim=ADAM):
+    """(images, state) after the updates of the steps `made` of `steps`, by torch.optim.Adam with the rate of the step."""
+    theirs = start.clone().requires_grad_()
+    adam = torch.optim.Adam([theirs], optim.lr, betas=(optim.momentum, optim.beta2), eps=1e-8, weight_decay=optim.weight_decay)
+    for step in made:
+        rate = {"cosine": 0.5 * (1 + math.cos(math.pi * step / steps)), "linear": 1 - step / steps, "constant": 1.0}[optim.schedule]
+        adam.param_groups[0]["lr"] = optim.lr * rate
+        adam.zero_grad()
+        (0.5 * (theirs - 3.0).square().sum() * 10.0 ** (step % 4 - 2)).backward()
+        adam.step()
+    return theirs.detach(), adam.state[theirs]
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_steps_equal_torch_adam(data, tmp_path, dtype, schedule):
+    """Both means, bias correction, weight decay and schedule, over 20 steps, as changes from the start."""
+    syn, optim = tiny_set(data), replace(ADAM, schedule=schedule)
+    syn = syn.with_tensors({"images": syn.tensors["images"].to(dtype)})
+    result, _ = outer.distill(syn, Scaled(), config(optim={"images": optim}), tmp_path, seed=0)
+    start = syn.tensors["images"]
+    theirs, state = torch_adam(start, 20, range(20), optim)
+    assert (theirs - start).abs().max() > 0.2 and result.tensors["images"].dtype == dtype
+    assert torch.allclose(result.tensors["images"] - start, theirs - start, rtol=0, atol=1e-5 if dtype == torch.float32 else 1e-12)
+    kept, _ = read_tensors(tmp_path / "checkpoint/state.safetensors")
+    assert float(kept["count/images"]) == 20 == float(state["step"])
+    for group, name in (("momentum", "exp_avg"), ("square", "exp_avg_sq")):
+        error = (kept[f"{group}/images"] - state[name]).abs().max() / state[name].abs().max()
+        assert error <= (1e-5 if dtype == torch.float32 else 1e-12), group
+
+
+def test_skipped_steps_do_not_count_for_adam(data, tmp_path):
+    """Neither in the bias correction nor in the means, whether not finite or above max_loss; the schedule goes on."""
+    syn, bad, high = tiny_set(data), {0, 1, 7}, {4, 12}
+    fields = {"optim": {"images": ADAM}, "max_loss": 1e8}
+    result, counters = outer.distill(syn, Scaled(bad, high), config(**fields), tmp_path, seed=0)
+    made = [step for step in range(20) if step not in bad | high]
+    start = syn.tensors["images"]
+    theirs, state = torch_adam(start, 20, made)
+    assert (counters.not_finite, counters.above_max_loss) == (3, 2)
+    assert torch.allclose(result.tensors["images"] - start, theirs - start, rtol=0, atol=1e-5)
+    kept, _ = read_tensors(tmp_path / "checkpoint/state.safetensors")
+    assert float(kept["count/images"]) == 15 and kept["square/images"].isfinite().all()
+    assert torch.allclose(kept["square/images"], state["exp_avg_sq"], rtol=1e-3, atol=1e-6)
+    assert (torch_adam(start, 20, range(5, 20))[0] - theirs).abs().max() > 1e-3  # other steps would be seen
+
+
+@pytest.mark.parametrize("stop_at", [1, 5, 7, 13])
+def test_adam_resumes_to_the_bit(data, tmp_path, stop_at):
+    """Interrupted and killed, with the means and the count of the checkpoint; SGD on a second tensor beside it."""
+    fields = {"optim": {"images": ADAM, "lr": OptimConfig(lr=1e-4, momentum=0.5)}, "ema": {"images": 0.9}}
+    syn = tiny_set(data, lr=0.02)
+
+    class Both(Scaled):
+        def losses(self, syn, state, step, rng):
+            if step == stop_at and not (tmp_path / "killed").exists():
+                shutil.copytree(tmp_path / "whole", tmp_path / "killed")
+            yield sum(super().losses(syn, state, step, rng)) + syn.tensors["lr"]
+
+    class Interrupted(Both):
+        def losses(self, syn, state, step, rng):
+            if step == stop_at:
+                raise KeyboardInterrupt
+            return super().losses(syn, state, step, rng)
+
+    whole, _ = outer.distill(syn, Both(bad={3, 6}), config(**fields), tmp_path / "whole", seed=3)
+    with pytest.raises(KeyboardInterrupt):
+        outer.distill(syn, Interrupted(bad={3, 6}), config(**fields), tmp_path / "interrupted", seed=3)
+    expected, _ = read_tensors(tmp_path / "whole/checkpoint/state.safetensors")
+    assert {"square/images", "count/images", "momentum/images", "momentum/lr"} <= expected.keys() and "square/lr" not in expected
+    for name in ("interrupted", "killed"):
+        again, _ = outer.distill(syn, Both(bad={3, 6}), config(**fields), tmp_path / name, seed=3)
+        assert bits(again.tensors) == bits(whole.tensors)
+        assert bits(read_tensors(tmp_path / name / "checkpoint/state.safetensors")[0]) == bits(expected)
+
+
+def test_adam_with_an_update_after_each_loss(data, tmp_path):
+    """Every part is an update of its own: two a step."""
+    syn = tiny_set(data)
+    fields = {"optim": {"images": replace(ADAM, schedule="constant")}, "step_after": "each", "steps": 3}
+    outer.distill(syn, Pull(num_losses=2), config(**fields), tmp_path, seed=0)
+    assert float(read_tensors(tmp_path / "checkpoint/state.safetensors")[0]["count/images"]) == 6
+
+
+@pytest.mark.parametrize("fields", [{"beta2": 1.0}, {"beta2": -0.1}, {"lr": math.inf}, {"momentum": 1.0}, {"weight_decay": -1.0}])
+def test_optimisers_that_mean_nothing(fields):
+    with pytest.raises(UserError, match=r"in outer\.optim must"):
+        OptimConfig(**({"lr": 0.1, "kind": "adam"} | fields))
 
 
 def test_step_after_each_loss(data, tmp_path):

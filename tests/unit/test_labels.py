@@ -7,17 +7,18 @@ import pytest
 import torch
 from helpers import MODEL, tiny_data, tiny_set, tiny_store
 from torch import nn
+from torch.nn import functional
 
-from ddengine import synthetic
+from ddengine import augment, synthetic
 from ddengine.codec import Identity
 from ddengine.data import Preprocess, RealSet
 from ddengine.errors import UserError
 from ddengine.init import INITIALISERS, correct_index, representative_index
-from ddengine.labels import expert_epochs, label, predict
-from ddengine.recipe import InitConfig, TargetConfig
+from ddengine.labels import expert_epochs, label
+from ddengine.recipe import AugmentConfig, InitConfig, TargetConfig
 from ddengine.rng import generator
 from ddengine.synthetic import SyntheticSet
-from ddengine.teachers import BATCH
+from ddengine.teachers import BATCH, predict
 
 NAMES = ("ant", "bee", "cat")
 PLAIN = Preprocess(mean=torch.zeros(1), std=torch.ones(1))
@@ -409,3 +410,115 @@ def test_clustering_leaves_global_random_numbers_alone():
     before, numbers = torch.get_rng_state(), np.random.get_state()[1].tolist()  # noqa: NPY002
     representative_index(shown(SPREAD), 3, NAMES, generator(0), showing((0, 1, 2)), 10)
     assert torch.equal(torch.get_rng_state(), before) and np.random.get_state()[1].tolist() == numbers  # noqa: NPY002
+
+
+# Patches
+
+
+class Linear(nn.Module):
+    """Logits that are linear in the image; notes what it saw."""
+
+    def __init__(self, seed, size=64):
+        super().__init__()
+        self.weight, self.seen = nn.Parameter(torch.randn(3, size, generator=generator(seed))), []
+
+    def forward(self, images):
+        self.seen.append(images)
+        return images.flatten(1) @ self.weight.T
+
+
+def looking(*seeds, size=64):
+    """Teachers of that kind, asked after their last epoch only."""
+    networks = [Linear(seed, size).eval() for seed in seeds]
+    return SimpleNamespace(num_experts=len(seeds), num_params=0, epochs=(0, 4), load=lambda i, epoch: {4: networks[i]}[epoch], networks=networks)
+
+
+def photographs(per_class=9, side=(8, 8)):
+    """Random images of three classes, not in order."""
+    pixels = torch.randint(0, 256, (3 * per_class, 1, *side), generator=generator(9), dtype=torch.uint8)
+    return RealSet(pixels, torch.arange(3 * per_class) % 3, 3, Preprocess(mean=torch.tensor([0.5]), std=torch.tensor([0.3])))
+
+
+def best_crops(images, config, teachers, rng, ipc):
+    """(tiles (n, 1, h, w) of each class in order of their loss, what teachers see of them): image after image, crop after crop."""
+    height, width = images.image_shape[1:]
+    tile = (height // config.factor, width // config.factor)
+    square = AugmentConfig(ops=(), always=("resized_crop",), ratio=1.0)
+    found = []
+    for c, members in enumerate(images.members):
+        index = members[torch.randperm(len(members), generator=rng)[: config.candidates]]
+        draw = torch.rand(1, len(index) * config.crops, 1, 4, generator=rng)
+        scored = []
+        for number, i in enumerate(index.tolist()):
+            crops = []
+            for k in range(config.crops):
+                own = draw[:, number * config.crops + k, None]
+                cut = augment.apply(square, images.images(torch.tensor([i])), augment.AugmentDraw(("none",), torch.zeros(1, 1, 4), own))
+                cut = functional.interpolate(cut, tile, mode="bilinear", align_corners=False) if config.factor > 1 else cut
+                canvas = torch.zeros(1, 1, height, width)
+                top, left = (height - tile[0]) // 2, (width - tile[1]) // 2
+                canvas[:, :, top : top + tile[0], left : left + tile[1]] = cut
+                with torch.no_grad():
+                    logits = sum(teacher(canvas) for teacher in teachers) / len(teachers)
+                crops.append((float(functional.cross_entropy(logits, torch.tensor([c]))), cut[0]))
+            scored.append(min(crops, key=lambda pair: pair[0]))
+        found.append([cut for _, cut in sorted(scored, key=lambda pair: pair[0])[: ipc * config.factor**2]])
+    return found
+
+
+@pytest.mark.parametrize(("factor", "ipc", "candidates", "crops"), [(1, 3, 9, 5), (1, 2, 6, 1), (2, 2, 9, 4), (2, 1, 300, 3), (4, 1, 300, 2)])
+@pytest.mark.parametrize("seeds", [(0,), (0, 1)])
+def test_patches_are_the_crops_of_lowest_loss(factor, ipc, candidates, crops, seeds):
+    """Of each image its best crop, of these the best, and the best of all at the top left of the images; the mean of several teachers decides."""
+    images, config = photographs(16 if factor == 4 else 9), InitConfig(kind="patches", candidates=candidates, crops=crops, factor=factor)
+    found = INITIALISERS["patches"](images, ipc, NAMES, generator(3), config, looking(*seeds), None)
+    wanted = best_crops(images, config, [Linear(seed) for seed in seeds], generator(3), ipc)
+    assert found.shape == (3 * ipc, 1, 8, 8)
+    side = 8 // factor
+    for c in range(3):
+        for i in range(ipc):
+            for place in range(factor**2):
+                row, column = divmod(place, factor)
+                tile = found[c * ipc + i, :, row * side : (row + 1) * side, column * side : (column + 1) * side]
+                assert torch.allclose(tile, wanted[c][place * ipc + i], atol=1e-5), (c, i, place)
+
+
+def test_patches_are_square_crops_in_the_middle_of_nothing(monkeypatch):
+    """Of a non-square image too: an area of at least 8 %, no ratio; a teacher sees one tile among zeros, each of an image and crop once."""
+    seen, apply = [], augment.apply
+    monkeypatch.setattr(augment, "apply", lambda config, *rest: (seen.append(config), apply(config, *rest))[1])
+    teachers = looking(0, size=8 * 12)
+    config = InitConfig(kind="patches", candidates=5, crops=100, factor=2)
+    INITIALISERS["patches"](photographs(side=(8, 12)), 1, NAMES, generator(0), config, teachers, None)
+    assert seen and all((c.ratio, c.area, c.always, c.ops) == (1.0, 0.08, ("resized_crop",), ()) for c in seen)
+    shown = torch.cat(teachers.networks[0].seen)
+    assert shown.shape == (3 * 5 * 100, 1, 8, 12)
+    outside = torch.ones(8, 12, dtype=torch.bool)
+    outside[2:6, 3:9] = False
+    assert not shown[:, :, outside].any() and shown[:, :, 2:6, 3:9].abs().amin((2, 3)).gt(0).any()
+
+
+def test_patches_of_many_crops_do_not_depend_on_the_parts():
+    """The teacher looks at 256 at once; each image once, whatever the number of crops."""
+    images = photographs(40)
+    config = InitConfig(kind="patches", candidates=40, crops=20)
+    found = INITIALISERS["patches"](images, 3, NAMES, generator(1), config, looking(0), None)
+    assert found.shape == (9, 1, 8, 8) and len(found.flatten(1).unique(dim=0)) == 9
+    again = INITIALISERS["patches"](images, 3, NAMES, generator(1), config, looking(0), None)
+    assert torch.equal(found, again)
+    assert not torch.equal(found, INITIALISERS["patches"](images, 3, NAMES, generator(2), config, looking(0), None))
+
+
+@pytest.mark.parametrize(
+    ("fields", "ipc", "experts", "said"),
+    [
+        ({"factor": 3}, 1, True, r"init\.factor 3 does not divide the 8 x 8"),
+        ({"factor": 2, "candidates": 7}, 2, True, r"init\.candidates 7 .*8 patches.*init\.candidates"),
+        ({"factor": 2}, 3, True, r"12.*class 'ant'|class 'ant'.*12|ipc"),
+        ({}, 1, False, r"init\.kind patches needs experts"),
+    ],
+)
+def test_patches_that_cannot_be_cut(fields, ipc, experts, said):
+    with pytest.raises(UserError, match=said) as error:
+        INITIALISERS["patches"](photographs(), ipc, NAMES, generator(0), InitConfig(kind="patches", **fields), looking(0) if experts else None, None)
+    assert "\n" not in str(error.value)

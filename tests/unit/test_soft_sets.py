@@ -11,18 +11,22 @@ import torch
 from helpers import CPU, DIGITS, MODEL, TINY, Pull, new_model, run, tiny_data, tiny_env, tiny_set, tiny_store
 from torch.nn import functional
 
+from buffers.store import StoreGroup
 from ddengine import distill as outer
 from ddengine import evaluate as evaluation
 from ddengine import files, training
-from ddengine.data import load_data
+from ddengine.codec import Compensated, Identity
+from ddengine.coreset import random_index
+from ddengine.data import Preprocess, load_data
 from ddengine.errors import UserError
 from ddengine.evaluate import evaluate, validate
-from ddengine.labels import label, predict
+from ddengine.labels import label
 from ddengine.losses import task_loss
 from ddengine.models import build_model
 from ddengine.recipe import AugmentConfig, EvalConfig, OptimConfig, OuterConfig, TargetConfig
 from ddengine.rng import generator
-from ddengine.synthetic import load
+from ddengine.synthetic import SyntheticSet, coded, load
+from ddengine.teachers import predict
 from synth.trajectory import TrajectoryMatching, UniformWindow, student_batches
 
 RELABEL = TargetConfig(kind="logits", experts="all", epochs=(1, 2), relabel=True)
@@ -546,3 +550,142 @@ def test_an_interrupted_evaluation_with_random_soft(tested, tmp_path, monkeypatc
     again = rows_of(syn, tested, config, memo_path=memo)
     assert list(again) == list(whole) and all(result_of(again[k]) == result_of(whole[k]) for k in whole)
     assert len(calls) == len(set(calls)) == 4 * 4  # three rates and the reported networks, for each of four sets
+
+
+# Static labels of teachers, made small
+
+
+@pytest.fixture(scope="module")
+def teachers(tmp_path_factory):
+    """Two networks of different kinds."""
+    data = tiny_data()
+    names = ("convnet-d1-w4-bn", "convnet-d2-w8-bn")
+    return StoreGroup([tiny_store(tmp_path_factory.mktemp(name), data, model=name, num_experts=1, keep="last") for name in names])
+
+
+def with_compensators(data, size=1.5):
+    """Natural images and large compensators, as they are optimised."""
+    codec = Compensated(base=2, compensators=6)
+    images = data.train.images(random_index(data.train, 2, data.class_names, generator(0, "init")))
+    syn = coded(codec, images, torch.arange(20) // 2, data.class_names, data.train.preprocess)
+    noise = size * torch.randn(syn.tensors["compensators"].shape, generator=generator(1))
+    return syn.with_tensors({k: v.clone() for k, v in syn.tensors.items()} | {"compensators": noise})
+
+
+def best_of(logits, top):
+    """Brute force: the largest stay, the others become their mean."""
+    out = torch.empty_like(logits)
+    for i, row in enumerate(logits.tolist()):
+        largest = sorted(range(len(row)), key=lambda c: -row[c])[:top]
+        rest = [v for c, v in enumerate(row) if c not in largest]
+        for c, v in enumerate(row):
+            out[i, c] = v if c in largest else sum(rest) / len(rest)
+    return out
+
+
+STATIC = TargetConfig(kind="logits", experts="all", relabel=True)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_static_labels_are_the_mean_of_the_teachers_raw_logits(world, teachers, dtype):
+    """Of every example as it is shipped, which is not as it was optimised: bytes, half precision, clamped sums; no augmentation."""
+    data, _ = world
+    syn = with_compensators(data)
+    result = label(syn.shipped(), teachers, replace(STATIC, dtype=dtype))
+    with torch.no_grad():
+        images = syn.shipped().batch(torch.arange(80)).images
+        wanted = (teachers.load(0, 3)(images) + teachers.load(1, 3)(images)) / 2
+        before = (teachers.load(0, 3)(syn.batch(torch.arange(80)).images) + teachers.load(1, 3)(syn.batch(torch.arange(80)).images)) / 2
+    assert result.tensors["logits"].dtype == getattr(torch, dtype) and result.label_of == "decoded" and result.target_kind == "logits"
+    exact = wanted if dtype == "float32" else wanted.half().float()
+    assert torch.allclose(result.logits, exact, rtol=0, atol=1e-5 if dtype == "float32" else 4e-3)
+    assert result.logits.dtype == torch.float32 and result.batch(torch.tensor([79])).targets.dtype == torch.float32
+    assert (before[20:] - wanted[20:]).abs().max() > 0.05 > (before[:20] - wanted[:20]).abs().max()
+    assert result.nbytes()["labels"] == 160 + 80 * 10 * (4 if dtype == "float32" else 2)
+
+
+@pytest.mark.parametrize("top", [1, 2, 3, 8, 9, 10, 50])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_the_largest_logits_and_the_mean_of_the_others(world, tmp_path, top, dtype):
+    """Against brute force, in memory and from the folder; from K - 1 on there is nothing to save."""
+    data, _ = world
+    logits = 5 * torch.randn(20, 10, generator=generator(2, "logits"))
+    syn = tiny_set(data).with_labels(logits, dtype, top)
+    wanted = best_of(logits, top) if top < 9 else logits
+    assert torch.allclose(syn.logits, wanted, rtol=0, atol=1e-5 if dtype == torch.float32 else 1e-2)
+    size = 2 if dtype == torch.float16 else 4
+    if top < 9:
+        assert syn.tensors["logits"].shape == (20, top + 1) and syn.tensors["logits.index"].dtype == torch.uint8
+        assert syn.nbytes()["labels"] == 160 + 20 * (size * (top + 1) + top)
+        assert syn.logits.sum(1) == pytest.approx(logits.sum(1), abs=0.1)  # the mean keeps the sum
+    else:
+        assert "logits.index" not in syn.tensors and syn.nbytes()["labels"] == 160 + 20 * size * 10
+    syn.save(tmp_path / "set", {})
+    again, _ = load(tmp_path / "set", CPU)
+    assert torch.equal(again.logits, syn.logits) and all(again.tensors[k].dtype == v.dtype for k, v in syn.tensors.items())
+    index = torch.tensor([19, 0, 7])
+    assert torch.equal(again.batch(index).targets, syn.logits[index])
+    assert torch.equal(syn.with_labels(logits).tensors["logits"], logits) and "logits.index" not in syn.with_labels(logits).tensors
+
+
+@pytest.mark.parametrize("num_classes", [256, 257, 400])
+def test_many_classes_need_wider_indices(num_classes):
+    """256 numbers fit into a byte."""
+    logits = torch.randn(num_classes, num_classes, generator=generator(0))
+    plain = Preprocess(mean=torch.zeros(1), std=torch.ones(1))
+    names = tuple(map(str, range(num_classes)))
+    syn = SyntheticSet({"images": torch.zeros(num_classes, 1, 1, 1)}, torch.arange(num_classes), names, Identity(), plain)
+    soft = syn.with_labels(logits, top=5)
+    assert soft.tensors["logits.index"].dtype == (torch.uint8 if num_classes == 256 else torch.int16)
+    assert torch.allclose(soft.logits, best_of(logits, 5), atol=1e-5)
+
+
+def test_labels_are_made_of_what_is_shipped_at_the_end_of_a_run(world, teachers, tmp_path):
+    """As the command line has it: shipped, then labelled; also of the last iterate beside an average."""
+    data, _ = world
+    config = replace(STATIC, dtype="float16", top=3)
+
+    class Moves(Pull):
+        def losses(self, syn, state, step, rng):
+            yield 0.5 * (syn.tensors["compensators"] - 2).square().sum()
+
+    settings = OuterConfig(steps=4, optim={"compensators": OptimConfig(lr=0.1)}, ema={"compensators": 0.8})
+    result, _ = outer.distill(
+        with_compensators(data), Moves(), settings, tmp_path, seed=0, finish=lambda s: label(s.shipped(), teachers, config)
+    )  # fmt: skip
+    assert result.tensors["compensators"].dtype == torch.float16 and result.codec.clamp
+
+    def labels_of(syn):
+        images = syn.batch(torch.arange(80)).images
+        with torch.no_grad():
+            return best_of((teachers.load(0, 3)(images) + teachers.load(1, 3)(images)) / 2, 3)
+
+    assert (result.logits - labels_of(result)).abs().max() < 5e-3
+    raw = result.with_tensors({k.removeprefix("raw."): v for k, v in result.tensors.items() if k.startswith("raw.")})
+    assert not torch.equal(raw.tensors["compensators"], result.tensors["compensators"])
+    assert (raw.logits - labels_of(raw)).abs().max() < 5e-3 and (raw.logits - result.logits).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("name", ["float32", "float16", "top"])
+def test_labels_of_another_set_are_refused(world, tmp_path, name):
+    """Of the same shapes: another image, other compensators, or no note of whose they are; one sentence with the file."""
+    data, _ = world
+    kind = {"float32": {}, "float16": {"dtype": torch.float16}, "top": {"top": 2}}[name]
+    syn = with_compensators(data).shipped()
+    logits = torch.randn(80, 10, generator=generator(4))
+    moved = syn.tensors["compensators"].clone()
+    moved[5, 0, 0, 0] += 1
+    for folder, own in (("a", syn), ("b", syn.with_tensors({"compensators": moved}))):
+        own.with_labels(logits, **kind).save(tmp_path / folder, {})
+    mine, theirs = (tmp_path / folder / "labels.safetensors" for folder in ("a", "b"))
+    kept = mine.read_bytes()
+    mine.write_bytes(theirs.read_bytes())
+    with pytest.raises(UserError, match=r"labels\.safetensors holds the labels of another set") as error:
+        load(tmp_path / "a", CPU)
+    assert "\n" not in str(error.value)
+    tensors, _ = files.read_tensors(theirs)
+    files.write_tensors(mine, tensors)
+    with pytest.raises(UserError, match="another set"):
+        load(tmp_path / "a", CPU)
+    mine.write_bytes(kept)
+    assert torch.equal(load(tmp_path / "a", CPU)[0].logits, syn.with_labels(logits, **kind).logits)

@@ -10,13 +10,14 @@ from helpers import CPU, DIGITS, MODEL, new_model, tiny_data, tiny_store
 from buffers import store
 from buffers.generate import generate
 from buffers.steps import Sgd
-from buffers.store import ExpertStore
+from buffers.store import ExpertStore, StoreGroup
 from buffers.train import train_expert
 from ddengine import augment, training
 from ddengine.errors import UserError
 from ddengine.flat import flatten
 from ddengine.recipe import AugmentConfig, BufferConfig
 from ddengine.rng import generator
+from ddengine.teachers import ensemble_logits, load_all, predict
 
 NO_AUGMENT = AugmentConfig(ops=())
 
@@ -202,3 +203,49 @@ def test_preprocess_is_stored(data, tmp_path):
     tiny_store(tmp_path, data)
     kept = store.stored_preprocess(tmp_path)
     assert kept is not None and torch.equal(kept.mean, data.train.preprocess.mean.to(CPU))
+
+
+# Several stores as one
+
+
+def test_a_group_is_its_stores_in_order(data, tmp_path):
+    """Networks of different kinds, those of the first store first, each with its own weights and statistics."""
+    a = tiny_store(tmp_path / "a", data, model="convnet-d1-w4-bn", num_experts=2, keep="last")
+    b = tiny_store(tmp_path / "b", data, model="convnet-d2-w8-bn", num_experts=1, keep="last")
+    group = StoreGroup([a, b])
+    assert group.num_experts == 3 and list(group.epochs) == [3] and group.num_params == a.num_params
+    images = data.train.images(torch.arange(10))
+    for number, (store_, own) in enumerate(((a, 0), (a, 1), (b, 0))):
+        network = group.load(number, 3)
+        assert torch.equal(network(images), store_.load(own, 3)(images)) and not network.training
+        assert torch.equal(group.snapshots(number, [3]), store_.snapshots(own, [3]))
+    assert group.snapshots(2, [3]).shape == (1, b.num_params) != (1, a.num_params)
+    summary = group.summary()
+    assert summary["num"] == 3 and summary["stores"] == [a.summary(), b.summary()]
+    assert [s["model"] for s in summary["stores"]] == ["convnet-d1-w4-bn", "convnet-d2-w8-bn"]
+    assert summary["seconds"] == pytest.approx(sum(s["seconds"] for s in summary["stores"]), abs=0.011)
+    assert [s["num"] for s in StoreGroup([b, a]).summary()["stores"]] == [1, 2]
+    assert torch.equal(StoreGroup([b, a]).load(0, 3)(images), b.load(0, 3)(images))
+
+
+def test_the_epochs_of_a_group_are_those_of_all(data, tmp_path):
+    """Ascending; none in common is refused with the flags."""
+    whole, part = tiny_store(tmp_path / "a", data), tiny_store(tmp_path / "b", data, keep=(1, 2))
+    last, fewer = tiny_store(tmp_path / "c", data, keep="last"), tiny_store(tmp_path / "d", data, epochs=2, keep="last")
+    assert list(StoreGroup([whole, part]).epochs) == list(StoreGroup([part, whole]).epochs) == [1, 2]
+    assert list(StoreGroup([whole, last]).epochs) == [3] and list(StoreGroup([whole]).epochs) == [0, 1, 2, 3]
+    with pytest.raises(UserError, match=r"no epoch in common.*buffer\.epochs.*buffer\.keep"):
+        StoreGroup([last, fewer])
+
+
+def test_teachers_are_loaded_after_their_last_epoch(data, tmp_path):
+    """Frozen and in evaluation mode; what they say together is the mean of their logits."""
+    stores = [tiny_store(tmp_path / name, data, model=name, num_experts=1) for name in ("convnet-d1-w4-bn", "convnet-d2-w8-bn")]
+    teachers = load_all(StoreGroup(stores), CPU)
+    assert not any(t.training or any(p.requires_grad for p in t.parameters()) for t in teachers) and len(teachers) == 2
+    images = data.train.images(torch.arange(150).repeat(4))  # in several parts
+    with torch.no_grad():
+        wanted = [store_.load(0, 3)(images) for store_ in stores]
+    assert torch.allclose(ensemble_logits(teachers, images), (wanted[0] + wanted[1]) / 2, atol=1e-5)
+    assert not torch.allclose(wanted[0], wanted[1], atol=1e-2)
+    assert predict(teachers[0], images[:0]).shape == (0, 10)
