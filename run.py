@@ -23,7 +23,7 @@ from buffers.generate import generate
 from buffers.store import ExpertStore, StoreGroup, check_identity, identity, imported_digest, stored_preprocess
 from ddengine import cli, dist, exchange, files, labels, log, report, runs, runtime, synthetic
 from ddengine import distill as outer
-from ddengine.codec import Identity
+from ddengine.codec import Compensated, Identity
 from ddengine.data import Data, Preprocess, load_data
 from ddengine.errors import UserError, unknown
 from ddengine.evaluate import PROTOCOLS, evaluate, validate
@@ -230,6 +230,9 @@ def prepare(
     store = open_store(options, data, root) if reads_experts(recipe) else None
     model = FlatModel(new_model(generator(0)), options.precision).to(device)
     objective = recipe.objective.build(Env(data.train, new_model, model, store, device, options.compile))
+    codec, networks = recipe.codec, len(recipe.teachers) * (recipe.buffer.num_experts if recipe.buffer else 0)
+    if recipe.teachers and isinstance(codec, Compensated) and codec.base is None and codec.compensators is None and codec.per_set != networks:
+        log.say(f"warning: codec.per_set {codec.per_set} is not the number of teachers, {networks}, so not every set has a compensator of each")
     syn = synthetic.initial(recipe, data, generator(options.seed, "init"), store)
     makes, reads = (getattr(recipe.objective, name, default) for name, default in (("makes_labels", False), ("reads_labels", True)))
     if recipe.targets.kind == "logits" and reads and not makes:
@@ -277,7 +280,7 @@ def distill(options: Options[Recipe], root: Path = EXPERTS) -> Path:
         stored = len(result.classes)
         tiles = "" if stored == len(result) else f", which decode to {len(result)},"
         log.say(f"distilled {stored} images{tiles} in {log.duration(counters.seconds + initial_seconds)}: {folder / 'distilled'}")
-        log.say(report.ledger(result.nbytes(), data.bytes))
+        log.say(report.ledger(result.nbytes(), data.bytes, data.dataset_bytes))
     return folder
 
 
@@ -296,6 +299,7 @@ def meta_of(
         "precision": options.precision,
         "images": data.train.digest,
         "raw_bytes": data.bytes,
+        "dataset_bytes": data.dataset_bytes,
         "experts": store and store.summary(),
         **more,
         "machine": runtime.machine(device),
@@ -547,7 +551,13 @@ def import_set(options: ImportOptions[Recipe], path: Path, content: Any) -> None
         log.say(f"{folder} holds these files already")
         return
     files.make_folder(folder.parent)
-    facts = {"images": data.train.digest, "raw_bytes": data.bytes, "machine": runtime.machine(device), "versions": runtime.versions()}
+    facts = {
+        "images": data.train.digest,
+        "raw_bytes": data.bytes,
+        "dataset_bytes": data.dataset_bytes,
+        "machine": runtime.machine(device),
+        "versions": runtime.versions(),
+    }
     syn.save(folder, own | {"seed": None, "precision": None} | facts | {"commit": runtime.commit()})
     if syn.lr is None:
         log.say(f"no learned rate: evaluate chooses one of evaluation.lr_grid, or takes {recipe.evaluation.lr:g} where there is no validation split")

@@ -369,7 +369,7 @@ class Compensated:
 
     def pack(self, images: Tensor, num_classes: int, preprocess: Preprocess) -> dict[str, Tensor]:
         """The images, and compensators of 0. Whitened pixels have no unit of their own: there a compensator is in pixels."""
-        unit = torch.ones(images.shape[1], device=images.device, dtype=images.dtype) if preprocess.std is None else preprocess.std.to(images)
+        unit = torch.ones(images.shape[1], device=images.device, dtype=images.dtype) if preprocess.std is None else preprocess.std.to(images).clone()
         return {"images": images, "compensators": images.new_zeros(self.compensators or 0, *images.shape[1:]), "unit": unit}
 
     def project(self, tensors: Tensors, preprocess: Preprocess) -> None:

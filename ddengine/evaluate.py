@@ -433,6 +433,7 @@ def evaluate(
         "protocol": to_dict(replace(config, models=models)),
         "rows": rows,
         "raw_bytes": data.bytes,
+        "dataset_bytes": data.dataset_bytes,
         "seed": seed,
         "precision": precision,
         "labelled_by": f"{len(teachers)} teachers" if teachers else "a network trained on the full data",  # random_soft, and all with dynamic labels

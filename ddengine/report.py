@@ -78,10 +78,13 @@ def real_vs_distilled(path: Path, real: RealSet, syn: SyntheticSet, evaluation: 
     pyplot.close(figure)
 
 
-def ledger(sizes: dict[str, int], raw: int) -> str:
-    """Bytes of the parts of a set in one line, beside the training images as they are."""
+def ledger(sizes: dict[str, int], raw: int, dataset: int) -> str:
+    """Bytes of the parts of a set in one line, beside those of the training images in use and of the whole training split."""
     parts = [f"{part} {size(sizes[part])}" for part in ("images", "compensators", "labels", "other") if sizes[part]]
-    return f"stored: {', '.join(parts)}; {size(sizes['total'])} in all, {100 * sizes['total'] / raw:.3g} % of the training images ({size(raw)})"
+    whole = f", the whole split {size(dataset)}" if dataset != raw else ""
+    return (
+        f"stored: {', '.join(parts)}; {size(sizes['total'])} in all, {100 * sizes['total'] / raw:.3g} % of the training images ({size(raw)}{whole})"
+    )
 
 
 def size(num: float) -> str:

@@ -8,6 +8,7 @@ minimises the loss of `synth.statistics` over that set in one trained network m(
 so the M compensators of a set each see another architecture. All of one architecture share a forward pass, with statistics of each alone.
 """
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -31,5 +32,6 @@ class BaseSets:
             return OnePerClass(classes=len(syn.class_names)).groups(syn, num_teachers)
         first = syn.codec.natural(syn.tensors)
         index = torch.arange(first, len(syn), device=syn.classes.device).view(-1, len(syn.class_names))  # (K, C)
-        teacher = torch.arange(len(index)) * num_teachers // len(index)
-        return [(m, index[(teacher == m).to(index.device)]) for m in range(num_teachers) if bool((teacher == m).any())]
+        bounds = [-(-m * len(index) // num_teachers) for m in range(num_teachers + 1)]  # compensator k has teacher k M // K
+        shares = index.split([end - start for start, end in itertools.pairwise(bounds)])
+        return [(m, share) for m, share in enumerate(shares) if len(share)]

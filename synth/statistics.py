@@ -179,8 +179,8 @@ class StatisticsObjective:
 
 def check_teachers(teachers: Sequence[nn.Module], env: Env, *, statistics: bool) -> None:
     """Raise UserError for a teacher of other classes, or without BatchNorm where its statistics are to be matched."""
-    images = torch.zeros(1, *env.real.image_shape, device=env.device)
     for number, teacher in enumerate(teachers):
+        images = torch.zeros(1, *env.real.image_shape, device=env.device, dtype=next(teacher.parameters()).dtype)
         with torch.no_grad():
             classes = teacher(images).shape[1]
         if classes != env.real.num_classes:

@@ -33,7 +33,8 @@ class Data:
     validation: RealSet | None
     test: RealSet | None
     class_names: tuple[str, ...]
-    bytes: int  # size of the raw training images, one byte a value
+    bytes: int  # size of the training images in use, one byte a value
+    dataset_bytes: int  # of the whole training split, at the same image size
 
     @property
     def num_classes(self) -> int:
@@ -125,4 +126,4 @@ def load_data(
                 "(channels, height, width); set data.size."
             )
         test_set = real(test_pixels, held_part, held_index)
-    return Data(train, validation, test_set, source.class_names, train_pixels.numel())
+    return Data(train, validation, test_set, source.class_names, train_pixels.numel(), len(part.labels) * train_pixels[0].numel())

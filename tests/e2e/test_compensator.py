@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-from dataclasses import fields
 from functools import partial
 
 import pytest
@@ -17,7 +16,7 @@ from ddengine.data import load_data
 from ddengine.models import build_model
 from ddengine.recipe import DataConfig
 from ddengine.teachers import ensemble_logits
-from synth.statistics import StatisticsMatching, StatisticsObjective
+from synth.statistics import StatisticsObjective
 
 RECIPE = "infer/fashion_mnist_ipc10_small"
 TEACHERS = ("convnet-d1-w8-bn", "convnet-d2-w8-bn")
@@ -226,14 +225,14 @@ def refused(capsys, work, *args):
 
 
 DISTILL = {
-    "a teacher without BatchNorm": (["--teachers", "convnet-d1-w8-bn", "convnet-d1-w8-in"], ["Teacher 1", "no BatchNorm", "--teachers"]),
+    "a teacher without BatchNorm": (["--teachers", "convnet-d1-w8-bn", "convnet-d1-w8-in"], ["convnet-d1-w8-in has no BatchNorm", "--teachers"]),
     "a store that is not there": (["--seed", "1"], ["There is no expert store in", "buffer command"]),
     "one image per class": (["--ipc", "1"], ["ipc 1 leaves no whole base image", "set ipc 2", "codec.per_set"]),
     "more base images than the budget": (["--codec.base", "12"], ["codec.base 12", "ipc"]),
     "as many base images as the budget": (["--codec.base", "10"], ["codec.base 10", "ipc"]),
     "too much of both": (["--codec.base", "9", "--codec.compensators", "11"], ["codec.base 9", "codec.compensators 11", "ipc allows 10"]),
     "no labels at all": (["--targets.top", "0"], ["targets.top must be at least 1, got 0"]),
-    "an update after each part": (["--outer.step_after", "each"], ["outer.step_after"]),
+    "an update after each part": (["--outer.step_after", "each"], ["outer.step_after all"]),
     "trajectories of teachers": (["--take", "objective=mtt/digits_ipc1"], ["teachers names 2 networks", "leave teachers out"]),
     "a folder without stores": (["--experts", "nowhere"], ["nowhere/convnet-d1-w8-bn", "buffer command"]),
     "a teacher named twice": (["--teachers", "convnet-d1-w8-bn", "convnet-d1-w8-bn"], ["names a network twice"]),
@@ -246,15 +245,12 @@ DISTILL = {
 
 @pytest.mark.parametrize("mistake", DISTILL)
 def test_mistakes_of_distill(mistake, work, capsys):
-    """Each in one sentence that names the flag, before anything is written; flags that it names are there."""
+    """Each in one sentence that names the flag, before anything is written."""
     flags, words = DISTILL[mistake]
-    if mistake == "a teacher without BatchNorm":
-        assert run("buffer", RECIPE, *SMALL, *flags) == 0
+    if mistake == "a teacher without BatchNorm":  # before it is trained, too
+        assert "no BatchNorm" in refused(capsys, work, "buffer", RECIPE, *SMALL, *flags)
     said = refused(capsys, work, "distill", RECIPE, *SMALL, "--out", "new", *flags)
     assert all(word in said for word in words), said
-    if "mtt" not in " ".join(flags):
-        known = {f.name for f in fields(StatisticsMatching)}
-        assert set(re.findall(r"objective\.(\w+)", said)) <= known, said
 
 
 EVALUATE = {

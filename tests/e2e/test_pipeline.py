@@ -118,7 +118,20 @@ def test_evaluation_json(done, monkeypatch, capsys):
     monkeypatch.chdir(done)
     assert run("evaluate", "runs/a", *QUICK, "--models", "convnet-d1-w4-in", "mlp") == 0
     evaluation = json.loads(Path("runs/a/evaluation.json").read_text())
-    assert set(evaluation) == {"protocol", "rows", "seconds", "machine", "versions", "commit"}
+    assert set(evaluation) == {
+        "protocol",
+        "rows",
+        "seconds",
+        "machine",
+        "versions",
+        "commit",
+        "seed",
+        "precision",
+        "raw_bytes",
+        "dataset_bytes",
+        "labelled_by",
+        "teachers",
+    }
     assert [(r["set"], r["model"]) for r in evaluation["rows"]] == [
         (s, m) for m in ("convnet-d1-w4-in", "mlp") for s in ("distilled", "random", "herding", "full")
     ]

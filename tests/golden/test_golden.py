@@ -407,8 +407,9 @@ def test_infer_labels(dtype):
 
 
 def infer_world(golden, dtype, monkeypatch, *, u, roll, **fields):
-    """(objective, set): one compensator under the golden network, normalised by numbers that are not 1, each step shifted by its own roll."""
-    preprocess = Preprocess(mean=golden["clip_mean"], std=golden["clip_std"])
+    """(objective, set): one compensator under the golden network, of pixels within [0, 1], each step shifted by its own roll."""
+    std = golden["clip_std"] * 2 / golden["x"].abs().max()
+    preprocess = Preprocess(mean=golden["clip_mean"], std=std)
     network = ConvNet((3, 32, 32), 10, width=8, norm="bn").eval()
     real = RealSet(torch.zeros(10, 3, 32, 32, dtype=torch.uint8), golden["labels"], 10, preprocess)
     experts = SimpleNamespace(num_experts=1, num_params=0, epochs=(0,), load=lambda expert, epoch: network)

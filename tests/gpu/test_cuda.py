@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -221,3 +222,66 @@ def test_matching_runs_repeat_themselves_to_the_bit(method, tmp_path):
     outer.distill(syn, objective, replace(config, steps=3), tmp_path / "parts", seed=0)
     again, _ = outer.distill(syn, objective, config, tmp_path / "parts", seed=0)
     assert torch.equal(whole.tensors["images"], again.tensors["images"])
+
+
+# Statistics matching, with teachers that were never trained: their statistics are 0 and 1.
+
+TAUGHT = {"infer": "compensators", "sre2l": "images"}  # what each method learns
+
+
+def taught(method, **objective):
+    """(objective, set, outer configuration) of a small recipe with two teachers on digits of 32 x 32, on the device."""
+    recipe = find(f"{method}/fashion_mnist_ipc10_small")
+    names = ("convnet-d2-w32-bn", "resnet18-bn-x12")
+    recipe = replace(
+        recipe, data=DataConfig(name="digits", size=(32, 32)), teachers=names, model=names[0], ipc=4,
+        outer=replace(recipe.outer, steps=6, checkpoint_every=3), objective=replace(recipe.objective, **objective),
+    )  # fmt: skip
+    data = load_data(recipe.data, CUDA)
+
+    def network(number, epoch=0):
+        return build_model(names[number], data.image_shape, data.num_classes, generator(number)).eval()
+
+    experts = SimpleNamespace(num_experts=2, num_params=0, epochs=(0,), load=network)
+    env = Env(data.train, lambda rng: network(0), FlatModel(network(0)).to(CUDA), experts, CUDA)
+    return recipe.objective.build(env), initial(recipe, data, generator(0, "init")), recipe.outer
+
+
+@pytest.mark.parametrize("method", TAUGHT)
+def test_a_step_of_statistics_matching_never_waits_for_the_device(method):
+    """Decoding, shifting, statistics and Adam included."""
+    objective, syn, config = taught(method)
+    state = outer.State(dict(syn.tensors), {}, {}, objective.init(generator(0)))
+    outer.outer_step(syn, objective, config, state, 0)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(4):
+            outer.outer_step(syn, objective, config, state, 0)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert state.step == 5
+
+
+@pytest.mark.parametrize("method", TAUGHT)
+def test_batches_together_are_batches_one_by_one_on_the_device(method):
+    """All in one pass, one after another, and each in parts: the same gradient."""
+    found = []
+    for at_once in (10**6, 10, 3):
+        objective, syn, _ = taught(method, images_at_once=at_once)
+        learned = syn.tensors[TAUGHT[method]].clone().requires_grad_()
+        for loss in objective.losses(syn.with_tensors({TAUGHT[method]: learned}), {}, 0, generator(1)):
+            loss.backward()
+        found.append(learned.grad)
+    for grad in found[1:]:
+        assert (grad - found[0]).norm() / found[0].norm() < 1e-3
+
+
+@pytest.mark.parametrize("method", TAUGHT)
+def test_statistics_matching_repeats_itself_to_the_bit(method, tmp_path):
+    """Deterministic kernels, and a resumed run is the uninterrupted one, Adam's means included."""
+    objective, syn, config = taught(method)
+    config = replace(config, optim={name: replace(own, schedule="constant") for name, own in config.optim.items()})  # of any number of steps
+    whole, _ = outer.distill(syn, objective, config, tmp_path / "whole", seed=0)
+    outer.distill(syn, objective, replace(config, steps=3), tmp_path / "parts", seed=0)
+    again, _ = outer.distill(syn, objective, config, tmp_path / "parts", seed=0)
+    assert torch.equal(whole.tensors[TAUGHT[method]], again.tensors[TAUGHT[method]])

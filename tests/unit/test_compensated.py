@@ -118,9 +118,7 @@ def test_free_numbers(fields, wanted):
     assert Compensated(**fields).fit(10, 10)[1] == wanted[0]
 
 
-@pytest.mark.parametrize(
-    "fields", [{"base": 12}, {"base": 11}, {"base": 10}, {"base": 9, "compensators": 11}, {"compensators": 95}, {"compensators": 500}]
-)
+@pytest.mark.parametrize("fields", [{"base": 12}, {"base": 11}, {"base": 10}, {"base": 9, "compensators": 11}, {"base": 1, "compensators": 91}])
 def test_more_than_the_budget_is_refused(fields):
     """In one sentence that names the flag and the budget."""
     with pytest.raises(UserError) as error:
@@ -129,6 +127,16 @@ def test_more_than_the_budget_is_refused(fields):
     assert all(f"codec.{name} {value}" in said for name, value in fields.items()) and "ipc" in said and "\n" not in said
     with pytest.raises(UserError):
         Compensated(**fields).budget(10, 10)
+
+
+@pytest.mark.parametrize(("count", "smallest"), [(91, 11), (95, 11), (100, 11), (101, 12), (500, 51)])
+def test_compensators_that_leave_no_image(count, smallest):
+    """With the smallest ipc that holds them and an image of each class."""
+    with pytest.raises(UserError, match=rf"{count} compensators take .*; set ipc {smallest}, .*codec\.compensators"):
+        Compensated(compensators=count).fit(10, 10)
+    assert Compensated(compensators=count).fit(smallest, 10)[1] == 1
+    with pytest.raises(UserError):
+        Compensated(compensators=count).fit(smallest - 1, 10)
 
 
 @pytest.mark.parametrize("fields", [{"per_set": 0}, {"base": 0}, {"compensators": 0}])

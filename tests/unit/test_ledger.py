@@ -106,7 +106,7 @@ def test_the_ledger_is_what_the_files_hold(data, tmp_path, kind):
     assert ledger == found | {"total": sum(found[part] for part in PARTS)}
     assert (ledger["raw"] > 0) == (kind == "average") and ledger["preprocess"] == 8
     assert (ledger["compensators"] > 0) == (kind[:4] in ("comp", "aver"))
-    shown = report.ledger(ledger, data.bytes)
+    shown = report.ledger(ledger, data.bytes, data.dataset_bytes)
     assert all((f"{part} " in shown) == (ledger[part] > 0) for part in PARTS) and f"{100 * ledger['total'] / data.bytes:.3g} %" in shown
 
 
@@ -142,9 +142,11 @@ def test_rows_with_static_labels(data, dtype, top, each):
 
 
 def test_baselines_with_as_many_updates(data):
-    """Or with as many epochs."""
+    """The full data too, but for what their epochs are fewer of; else with as many epochs."""
     rows = rows_of(compensated(data), data, replace(ROWS, baseline_steps="updates"), teachers=[teacher(data)])
-    assert {row["steps"] for name, row in rows.items() if name != "full"} == {9} and rows["full"]["steps"] == 3
+    assert {row["steps"] for row in rows.values()} == {9}
+    longer = rows_of(compensated(data), data, replace(ROWS, baseline_steps="updates", full_steps=12), teachers=[teacher(data)])
+    assert longer["full"]["steps"] == 12 and longer["random"]["steps"] == 9
 
 
 def test_the_base_row_is_natural_images_with_their_own_labels(data):
