@@ -40,7 +40,7 @@ class Pretrained:
         if not isinstance(state, dict) or not all(isinstance(key, str) and is_plain(tensor) for key, tensor in state.items()):
             raise UserError(f"{path} does not hold the weights of a network, tensors by name; download {url} in its place.")
         digest = sha256(path)
-        if not digest.startswith(path.stem.rpartition("-")[2]):  # torchvision's names end in the first digits
+        if not is_published(path, digest):
             raise UserError(f"{path} is not the file that torchvision publishes under this name; download {url} in its place.")
         network.load_torchvision(state)
         return {"file": path.name, "sha256": digest}
@@ -53,3 +53,8 @@ class Pretrained:
         if self.weights not in known:
             raise UserError(f"torchvision has no weights {self.weights} of {network}; set buffer.step.weights to {' or '.join(known) or 'nothing'}.")
         return known[self.weights].url
+
+
+def is_published(path: Path, digest: str) -> bool:
+    """Whether a file is what its name says: torchvision's names end in the first digits of the content's SHA-256."""
+    return digest.startswith(path.stem.rpartition("-")[2])

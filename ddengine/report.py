@@ -114,7 +114,7 @@ def table(evaluation: dict[str, Any], title: str, sort: str = "none") -> Table:
             f"{100 * row['accuracy_mean']:.1f}" + ("" if row["accuracy_std"] is None else f" ± {100 * row['accuracy_std']:.1f}") for row in rows
         ],
         "95 % interval": ["-" if row["ci95"] is None else f"{100 * row['ci95'][0]:.1f} to {100 * row['ci95'][1]:.1f}" for row in rows],
-        "stored": [size(row["bytes"]) if "bytes" in row else "-" for row in rows],
+        **({"stored": [size(row["bytes"]) for row in rows]} if all("bytes" in row for row in rows) else {}),
         "lr": [f"{row['lr']:.4g}" for row in rows],
         "n": [str(row["n"]) for row in rows],
         "updates": [str(row["steps"]) for row in rows],
@@ -123,7 +123,7 @@ def table(evaluation: dict[str, Any], title: str, sort: str = "none") -> Table:
     several = len(models) > 1
     for name in ("n", "updates", "time") if several else ("network",):
         del cells[name]
-    for name in ("time", "n", "lr", "updates"):  # long names leave no room for them
+    for name in ("time", "n", "stored" if several else "lr", "lr", "updates"):  # long names leave no room for them
         if sum(max(map(len, [head, *column])) + 3 for head, column in cells.items()) + 1 > TABLE_WIDTH:
             cells.pop(name, None)
     shown = Table(title=title + ("" if several else f", {models.pop()}"), title_justify="left")

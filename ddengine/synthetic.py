@@ -272,7 +272,7 @@ def load(folder: Path, device: torch.device) -> tuple[SyntheticSet, dict[str, An
             raise UserError(f"{run} is not a distilled set yet, its run is unfinished; continue it with the same distill command.")
         raise UserError(f"{folder} is not a distilled set (it has no meta.json); give the folder that distill wrote, or the run that holds it.")
     meta = files.read_json(folder / "meta.json")
-    if isinstance(meta.get("format"), int) and meta["format"] > FORMAT:
+    if isinstance(meta, dict) and isinstance(meta.get("format"), int) and meta["format"] > FORMAT:
         raise UserError(f"{folder} was written by a newer version of the engine (format {meta['format']}); read it with that.")
     tensors, _ = files.read_tensors(folder / "data.safetensors")
     tensors |= _read_labels(folder / "labels.safetensors", tensors)

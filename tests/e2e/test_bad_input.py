@@ -244,7 +244,7 @@ VALUES = [
     case("boolean", "--data.zca maybe", "--data.zca", "maybe", "True"),
     case("size-one-number", "--data.size 8", "--data.size", "INT INT"),
     case("size-zero", "--data.size 0 8", "data.size", "positive", "(0, 8)"),
-    case("steps-zero", "--outer.steps 0", "outer.steps", "at least 1", "got 0"),
+    case("steps-negative", "--outer.steps -1", "outer.steps", "not be negative", "got -1"),
     case("draws-zero", "--outer.draws 0", "outer.draws", "at least 1"),
     case("ipc-zero", "--ipc 0", "ipc", "at least 1"),
     case("validation-above-one", "--data.validation 1.5", "data.validation", "below 1", "1.5"),

@@ -264,7 +264,7 @@ def test_noise_chooses_nothing():
 
 
 def test_every_coreset_is_a_start_and_a_baseline():
-    assert {*CORESETS} <= {*SELECTIONS} & {*BASELINES} and {*INITIALISERS} == {*SELECTIONS, "noise"}
+    assert {*CORESETS} <= {*SELECTIONS} & {*BASELINES} and {*INITIALISERS} == {*SELECTIONS, "noise", "patches"}
     assert [config(kind).cites for kind in ("herding", "real")] == [("welling2009herding",), ()]
 
 

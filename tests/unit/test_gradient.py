@@ -368,5 +368,5 @@ def test_what_cannot_be_compared_is_refused():
         with pytest.raises(UserError, match="warmup_networks"):
             GradientMatching(networks=Untrained(), **warmup)
     recipe = find("idc/fashion_mnist_ipc1_small")
-    with pytest.raises(UserError, match=r"outer\.step_after each .* set objective\.classes_at_once 1"):
+    with pytest.raises(UserError, match=r"outer\.step_after each .* objective\.classes_at_once 1"):
         replace(recipe, objective=replace(recipe.objective, classes_at_once=None))

@@ -9,7 +9,7 @@ import torch
 from helpers import CPU, DIGITS
 from torch import nn
 
-from buffers import store
+from buffers import pretrained, store
 from buffers.generate import generate
 from buffers.pretrained import Pretrained
 from buffers.steps import Sgd
@@ -53,6 +53,13 @@ def theirs(name=NAME):
 def ours(name=NAME, shape=SHAPE, classes=1000):
     """The same network of this program, with other weights."""
     return build_model(f"torchvision/{name}", shape, classes, generator(0))
+
+
+@pytest.fixture(autouse=True)
+def taken_for_published(request, monkeypatch):
+    """The files here have torchvision's names and not their content."""
+    if "as_published" not in request.node.name:
+        monkeypatch.setattr(pretrained, "is_published", lambda path, digest: True)
 
 
 @pytest.fixture(scope="module")
@@ -221,3 +228,10 @@ def test_settings_that_make_no_sense_are_refused_before_anything_is_written(tmp_
     with pytest.raises(UserError, match=says):
         generate(data, DIGITS, buffer, f"torchvision/{NAME}", lambda rng: ours(), tmp_path / "store", seed=0)
     assert not (tmp_path / "store").exists()
+
+
+def test_only_files_as_published_are_read(folder):
+    """Another file under the name would make the same store of other teachers."""
+    with pytest.raises(UserError, match=rf"{FILE} is not the file that torchvision publishes .* download https://.*{FILE}"):
+        Pretrained(folder=str(folder)).load(ours(), f"torchvision/{NAME}")
+    assert pretrained.is_published(folder / FILE, "f707e7126e" + "0" * 54) and not pretrained.is_published(folder / FILE, "0" * 64)

@@ -331,7 +331,7 @@ def test_rded(name):
     """Nothing is optimised; one patch an image on CIFAR, four on larger ones."""
     recipe, (_, dataset, ipc) = find(name), ALL[name]
     factor = 1 if dataset.startswith("cifar") else 2
-    assert recipe.init == InitConfig(kind="patches", candidates=300, crops=5, factor=factor) and recipe.codec == Identity()
+    assert recipe.init == InitConfig(kind="patches", candidates=300, crops=5, factor=factor) and recipe.codec == Identity(bounded=True)
     assert recipe.objective == NoObjective() and (recipe.outer.steps, recipe.outer.optim) == (0, {})
     network = LARGE if dataset in SIZES else R18
     check_teachers(recipe, dataset, (network,), 50)
