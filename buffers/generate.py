@@ -33,11 +33,12 @@ def generate(
     `model` is the network's name, `new_model` builds it. Raises UserError when the folder holds a store of other settings.
     """
     pretrained = isinstance(config.step, Pretrained)
-    if pretrained:
+    if isinstance(config.step, Pretrained):
         require(
             config.num_experts == 1, f"Pretrained weights make one expert, and buffer.num_experts is {config.num_experts}; set buffer.num_experts 1."
         )
         require(config.keep == "last", f"Pretrained weights have no trajectory, and buffer.keep is {config.keep}; set buffer.keep last.")
+        config.step.find(new_model(generator(seed, "shapes")), model)  # before there is a folder
     content = store.identity(data.train.digest, data_config, config, model, seed, precision)
     if dist.rank() == 0:
         shapes = store.shapes_of(new_model(generator(seed, "shapes")))

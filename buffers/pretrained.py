@@ -25,6 +25,19 @@ class Pretrained:
 
         Raises UserError for another network, unknown weights, a file that is not there, or weights that do not fit.
         """
+        path, url = self.find(network, name)
+        assert isinstance(network, TorchvisionClassifier)  # find refuses others
+        state = load_pt(path)
+        if not isinstance(state, dict) or not all(isinstance(key, str) and is_plain(tensor) for key, tensor in state.items()):
+            raise UserError(f"{path} does not hold the weights of a network, tensors by name; download {url} in its place.")
+        digest = sha256(path)
+        if not is_published(path, digest):
+            raise UserError(f"{path} is not the file that torchvision publishes under this name; download {url} in its place.")
+        network.load_torchvision(state)
+        return {"file": path.name, "sha256": digest}
+
+    def find(self, network: nn.Module, name: str) -> tuple[Path, str]:
+        """(the file, where torchvision publishes it). Raises UserError for another network, unknown weights, and a file that is not there."""
         if not isinstance(network, TorchvisionClassifier):
             raise UserError(
                 f"There are pretrained weights of torchvision's networks only, and {name} is none; choose one, such as torchvision/resnet18."
@@ -36,14 +49,7 @@ class Pretrained:
             raise UserError(
                 f"The weights of {name} are not in {folder}; download {url} and put the file there, or name its folder with buffer.step.folder."
             )
-        state = load_pt(path)
-        if not isinstance(state, dict) or not all(isinstance(key, str) and is_plain(tensor) for key, tensor in state.items()):
-            raise UserError(f"{path} does not hold the weights of a network, tensors by name; download {url} in its place.")
-        digest = sha256(path)
-        if not is_published(path, digest):
-            raise UserError(f"{path} is not the file that torchvision publishes under this name; download {url} in its place.")
-        network.load_torchvision(state)
-        return {"file": path.name, "sha256": digest}
+        return path, url
 
     def _url(self, network: str) -> str:
         """Where torchvision publishes these weights."""

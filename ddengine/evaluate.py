@@ -223,7 +223,7 @@ def row(bench: Bench, who: Contender, model: str) -> dict[str, Any]:
         "images": len(shown),
         "bytes": sum(ledger.values()),
         "ledger": ledger,
-        **({"dynamic_labels": labels} if labels else {}),
+        **({"dynamic_labels": labels, "labels_counted": min(labels, key=lambda way: labels[way])} if labels else {}),
         "accuracy_mean": mean,
         "accuracy_std": std,
         "ci95": ci95 and list(ci95),

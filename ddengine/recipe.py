@@ -174,7 +174,7 @@ class TargetConfig:
     epochs: tuple[int, int] | None = None  # expert epochs whose logits are averaged, from and to; None: the last stored
     relabel: bool = False  # label the final images anew the same way, for labels that are not learned
     dtype: Literal["float32", "float16"] = "float32"  # of the labels that are shipped; learned ones stay float32
-    top: int | None = None  # ship so many largest logits of each image, and the mean of the others; None: all
+    top: int | None = None  # ship so many largest logits of each image, and the mean of the others; None, or where that would save nothing: all
 
     @property
     def cites(self) -> tuple[str, ...]:
@@ -296,7 +296,7 @@ class EvalConfig:
     # classes) | herding | k_centre | k_means | forgetting | el2n | full
     baselines: tuple[str, ...] = ("random", "herding", "full")
     baseline_steps: Literal["epochs", "updates"] = "epochs"  # all baselines but full have as many epochs as the set, or as many updates
-    full_steps: int = 5000  # most updates of a network on the full data
+    full_steps: int = 5000  # most updates of a network on the full data; with baseline_steps updates, those of the set where they are more
 
     @property
     def cites(self) -> tuple[str, ...]:

@@ -34,6 +34,7 @@ import json
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 FOLDER = Path(__file__).resolve().parent
@@ -63,10 +64,14 @@ def load(folder=FOLDER):
         images = preprocess(images, tensors)
     targets = tensors["classes"]
     if meta["target_kind"] == "logits":
-        tensors |= load_file(str(Path(folder) / "labels.safetensors"))
+        path = Path(folder) / "labels.safetensors"
+        if not path.is_file():
+            raise FileNotFoundError(f"{{path}} is missing: it holds the soft labels of this set and belongs beside data.safetensors")
+        with safe_open(str(path), "pt") as file:
+            if (file.metadata() or {{}}).get("digest") != meta["labels_digest"]:
+                raise ValueError(f"{{path}} holds the labels of another set; put the file there that was written with this one")
+        tensors |= load_file(str(path))
         targets = logits(tensors, len(meta["class_names"])).softmax(1)  # probabilities, which torch's cross_entropy takes in place of classes
-        if len(targets) != (len(tensors["classes"]) if meta["label_of"] == "stored" else len(images)):
-            raise ValueError("labels.safetensors holds the labels of another set")
     if meta["target_kind"] == "class" or meta["label_of"] == "stored":
         targets = targets[item]
     info = {{
@@ -206,8 +211,9 @@ class SyntheticSet:
             labels = {k: v for k, v in self.tensors.items() if k in LABELS}
             others = {k: v for k, v in self.tensors.items() if k not in LABELS} | {"classes": self.classes}
             files.write_tensors(temporary / "data.safetensors", others | self.preprocess.tensors())
-            if labels:
-                files.write_tensors(temporary / "labels.safetensors", labels, {"of": files.tensor_digest(others)})
+            digest = files.tensor_digest(labels) if labels else None  # a row belongs to an image, whatever the shapes say
+            if digest is not None:
+                files.write_tensors(temporary / "labels.safetensors", labels, {"digest": digest})
             own = {
                 "format": FORMAT,
                 "class_names": list(self.class_names),
@@ -215,6 +221,7 @@ class SyntheticSet:
                 "target_kind": self.target_kind,
                 "label_of": self.label_of,
                 "space": self.space,
+                "labels_digest": digest,
                 "bytes": self.nbytes(),
                 "images_per_class": self.images_per_class(),
             }
@@ -275,7 +282,12 @@ def load(folder: Path, device: torch.device) -> tuple[SyntheticSet, dict[str, An
     if isinstance(meta, dict) and isinstance(meta.get("format"), int) and meta["format"] > FORMAT:
         raise UserError(f"{folder} was written by a newer version of the engine (format {meta['format']}); read it with that.")
     tensors, _ = files.read_tensors(folder / "data.safetensors")
-    tensors |= _read_labels(folder / "labels.safetensors", tensors)
+    if isinstance(meta, dict) and (folder / "labels.safetensors").is_file():
+        labels, _ = files.read_tensors(folder / "labels.safetensors")
+        if meta.get("labels_digest") != files.tensor_digest(labels):
+            path = folder / "labels.safetensors"
+            raise UserError(f"{path} holds the labels of another set; put the file there that was written with this one, or distil it again.")
+        tensors |= labels
     try:
         options = dict(meta["codec"])
         codec = CODECS[options.pop("type")](**options)
@@ -298,14 +310,3 @@ def load(folder: Path, device: torch.device) -> tuple[SyntheticSet, dict[str, An
     except (KeyError, TypeError) as error:
         raise UserError(f"{folder} was not written by this version of the engine ({error!r} is missing or unknown); distil it again.") from None
     return syn, meta
-
-
-def _read_labels(path: Path, images: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The soft labels of a set, {} without. Raises UserError for those of another set: a row belongs to an image, whatever the shapes say."""
-    if not path.is_file():
-        return {}
-    labels, metadata = files.read_tensors(path)
-    own = files.tensor_digest({k: v for k, v in images.items() if not k.startswith("preprocess.")})
-    if metadata.get("of") != own:
-        raise UserError(f"{path} holds the labels of another set; put the file there that was written with this one, or distil it again.")
-    return labels
