@@ -121,6 +121,8 @@ def test_labels_of_a_wrong_shape_are_refused(world, tmp_path, shape):
     tensors, of = files.read_tensors(tmp_path / "set/labels.safetensors")
     assert tensors.keys() == {"logits"} and "logits" not in files.read_tensors(tmp_path / "set/data.safetensors")[0]
     files.write_tensors(tmp_path / "set/labels.safetensors", {"logits": torch.zeros(shape)}, of)
+    meta = files.read_json(tmp_path / "set/meta.json") | {"labels_digest": files.tensor_digest({"logits": torch.zeros(shape)})}
+    files.write_json(tmp_path / "set/meta.json", meta)
     with pytest.raises(UserError, match=rf"\({shape[0]}.*20 images.*10 classes"):
         load(tmp_path / "set", CPU)
 
