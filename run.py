@@ -4,6 +4,7 @@ import time
 
 STARTED = time.perf_counter()  # before the imports, which take seconds
 
+import itertools
 import os
 import sys
 from collections.abc import Callable
@@ -19,9 +20,9 @@ from torch import nn
 
 from buffers.exchange import expand, export_experts, files_digest, load_pt
 from buffers.exchange import import_experts as make_store
-from buffers.generate import generate
+from buffers.experts import generate
 from buffers.store import ExpertStore, StoreGroup, check_identity, identity, imported_digest, stored_preprocess
-from ddengine import cli, dist, exchange, files, labels, log, report, runs, runtime, synthetic
+from ddengine import cli, dist, exchange, files, labels, log, report, runs, runtime, scores, synthetic
 from ddengine import distill as outer
 from ddengine.codec import Compensated, Identity
 from ddengine.data import Data, Preprocess, load_data
@@ -368,8 +369,8 @@ class EvaluateOptions:
     evaluation: Annotated[EvalConfig, tyro.conf.arg(name="")]
 
 
-def evaluate_path(path: Path, args: list[str]) -> dict[str, Any]:
-    """Evaluate a run or a distilled folder, write evaluation.json and print it as a table."""
+def set_options(path: Path, args: list[str], command: str = "evaluate") -> tuple[Path, dict[str, Any], EvaluateOptions]:
+    """(folder, meta.json, options) of a run or a distilled folder: the flags, with what the set says of itself as their defaults."""
     run = path if (path / "distilled").is_dir() else None
     folder = path / "distilled" if run else path
     _, meta = synthetic.load(folder, torch.device("cpu"))
@@ -383,50 +384,134 @@ def evaluate_path(path: Path, args: list[str]) -> dict[str, Any]:
     if recipe.get("teachers"):  # the controls without which soft labels and more examples pass for distillation
         controls = [name for name in ("random_soft", "hard_labels") if name not in protocol.baselines and "random" in protocol.baselines]
         protocol = replace(protocol, baselines=(*protocol.baselines, *controls), baseline_steps="updates")
-    options = cli.parse(EvaluateOptions, args, EvaluateOptions(data=data_config, evaluation=protocol), f"run.py evaluate {path}")
-    out = options.out or path
-    models = options.evaluation.models or (recipe["model"],)
+    options = cli.parse(EvaluateOptions, args, EvaluateOptions(data=data_config, evaluation=protocol), f"run.py {command} {path}")
+    return folder, meta, options
+
+
+def open_set(
+    folder: Path, meta: dict[str, Any], options: EvaluateOptions, command: str = "evaluate"
+) -> tuple[synthetic.SyntheticSet, Data, torch.device]:
+    """The set and its data, test images too, on the device. Raises UserError where they do not belong together, or a network does not fit."""
+    device = one_process(options, command)
+    syn, _ = synthetic.load(folder, device)
+    data = load_data(options.data, device, test=True, stored=lambda images: syn.preprocess)
+    if data.class_names != syn.class_names or data.image_shape != tuple(syn.pixels(torch.zeros(1, dtype=torch.long)).shape[1:]):
+        raise UserError(f"{folder} was distilled from other images than data.name {options.data.name} gives; set the data flags it was made with.")
+    if data.train.digest != meta.get("images", data.train.digest):
+        raise UserError(
+            f"The training images are not those that {folder} was distilled from, so its test images may have been seen; "
+            "set the data flags it was made with (data.limit, data.validation, data.split_seed)."
+        )
+    for name in options.evaluation.models or (meta["recipe"]["model"],):
+        network = build_model(name, data.image_shape, data.num_classes, generator(0))  # a wrong name fails before the first training
+        if options.evaluation.loss == "uskd":
+            middle(network, data.image_shape)
+    return syn, data, device
+
+
+def row_name(meta: dict[str, Any], config: EvalConfig) -> str:
+    """What the row of a set is called: a selection has its kind's name, unless a baseline has it."""
+    kind = meta["selected"]["kind"] if "selected" in meta else "distilled"
+    return f"selected {kind}" if kind in config.baselines else kind
+
+
+def evaluation_in(out: Path, folder: Path, meta: dict[str, Any], options: EvaluateOptions, *, strict: bool, command: str = "evaluate") -> dict[str, Any]:
+    """The content of evaluation.json in `out`, made where it is not there; `strict` refuses one that was made with other settings."""
+    model = meta["recipe"]["model"]
     if (out / "evaluation.json").exists() and not options.restart:
         try:
             evaluation = files.read_json(out / "evaluation.json", "rows", "protocol")
         except UserError:
             raise UserError(f"{out / 'evaluation.json'} is damaged; evaluate again with --restart.") from None
         there = to_dict(from_dict(EvalConfig, evaluation["protocol"]))
-        wanted = to_dict(replace(options.evaluation, models=models))
-        given = [word for word in args if word.startswith("--") and word.split("=")[0] not in ("--sort", "--out", "--experts", "--device")]
-        if given and (there != wanted or evaluation.get("seed", options.seed) != options.seed):
-            raise UserError(f"{out / 'evaluation.json'} was made with other settings; evaluate again with --restart, or name a folder with --out.")
+        wanted = to_dict(replace(options.evaluation, models=options.evaluation.models or (model,)))
+        if strict and (there != wanted or evaluation.get("seed", options.seed) != options.seed):
+            raise UserError(f"{out / 'evaluation.json'} was made with other settings; {command} again with --restart, or name a folder with --out.")
         log.say(f"{out / 'evaluation.json'} is there; --restart evaluates again")
-    else:
-        device = one_process(options, "evaluate")
-        syn, _ = synthetic.load(folder, device)
-        data = load_data(options.data, device, test=True, stored=lambda images: syn.preprocess)
-        if data.class_names != syn.class_names or data.image_shape != tuple(syn.pixels(torch.zeros(1, dtype=torch.long)).shape[1:]):
-            raise UserError(
-                f"{folder} was distilled from other images than data.name {options.data.name} gives; set the data flags it was made with."
-            )
-        if data.train.digest != meta.get("images", data.train.digest):
-            raise UserError(
-                f"The training images are not those that {folder} was distilled from, so its test images may have been seen; "
-                "set the data flags it was made with (data.limit, data.validation, data.split_seed)."
-            )
-        for name in models:
-            network = build_model(name, data.image_shape, data.num_classes, generator(0))  # a wrong name fails before the first training
-            if options.evaluation.loss == "uskd":
-                middle(network, data.image_shape)
-        teachers = teachers_for(options, meta, data, device)
-        files.make_folder(out)
-        kind = meta["selected"]["kind"] if "selected" in meta else "distilled"
-        evaluation = evaluate(
-            syn, data, options.evaluation, recipe["model"], seed=options.seed, device=device, precision=options.precision,
-            memo_path=out / "evaluation.partial.jsonl", seconds_before=time.perf_counter() - STARTED,
-            name=f"selected {kind}" if kind in options.evaluation.baselines else kind,  # a row of its own beside that baseline
-            teachers=teachers,
-        )  # fmt: skip
-        files.write_json(out / "evaluation.json", evaluation)
-        report.real_vs_distilled(out / "real_vs_distilled.png", data.train, syn, evaluation)
-    log.console.print(report.table(evaluation, f"{recipe['name']}, test accuracy", options.sort))
+        return evaluation
+    syn, data, device = open_set(folder, meta, options, command)
+    teachers = teachers_for(options, meta, data, device)
+    files.make_folder(out)
+    evaluation = evaluate(
+        syn, data, options.evaluation, model, seed=options.seed, device=device, precision=options.precision,
+        memo_path=out / "evaluation.partial.jsonl", seconds_before=time.perf_counter() - STARTED, name=row_name(meta, options.evaluation), teachers=teachers,
+    )  # fmt: skip
+    files.write_json(out / "evaluation.json", evaluation)
+    report.real_vs_distilled(out / "real_vs_distilled.png", data.train, syn, evaluation)
     return evaluation
+
+
+def evaluate_path(path: Path, args: list[str]) -> dict[str, Any]:
+    """Evaluate a run or a distilled folder, write evaluation.json and print it as a table."""
+    folder, meta, options = set_options(path, args)
+    out = options.out or path
+    decides = any(word.startswith("--") and word.split("=")[0] not in ("--sort", "--out", "--experts", "--device") for word in args)
+    evaluation = evaluation_in(out, folder, meta, options, strict=decides)
+    name = meta["recipe"]["name"]
+    log.console.print(report.table(evaluation, f"{name}, test accuracy", options.sort))
+    if len({row["model"] for row in evaluation["rows"]}) > 1:
+        report.heat_map(out / "heat_map.png", [(name, evaluation)])
+        log.say(f"accuracy of every set on every network: {out / 'heat_map.png'}")
+    return evaluation
+
+
+def evaluate_paths(args: list[str]) -> None:
+    """Evaluate one or several sets; of several print one table of every set on every network, and how their accuracies spread."""
+    paths = paths_of(args, "evaluate", "the folder of a run or of a distilled set")
+    rest = args[len(paths) :]
+    if len(paths) == 1:
+        evaluate_path(paths[0], rest)
+        return
+    if any(word.split("=")[0] == "--out" for word in rest):
+        raise UserError(f"--out names one folder, and {len(paths)} sets are evaluated; leave --out out, or evaluate them one by one.")
+    evaluations = [(str(path), evaluate_path(path, rest)) for path in paths]
+    log.console.print(report.cross_table(evaluations))
+    for line in spread(evaluations):
+        log.say(line)
+
+
+def spread(evaluations: list[tuple[str, dict[str, Any]]]) -> list[str]:
+    """Of sets of one recipe and other seeds, in words: how much of the spread is between distillations, on each network."""
+    groups: dict[tuple[str, str], list[list[float]]] = {}
+    for path, evaluation in evaluations:
+        folder = Path(path) / "distilled" if (Path(path) / "distilled").is_dir() else Path(path)
+        recipe = digest(files.read_json(folder / "meta.json", "recipe")["recipe"])
+        own = evaluation["rows"][0]["set"]
+        for row in (r for r in evaluation["rows"] if r["set"] == own):
+            groups.setdefault((recipe, row["model"]), []).append([a["accuracy"] for a in row["accuracies"]])
+    said = []
+    for (_, model), accuracies in groups.items():
+        if len(accuracies) > 1 and min(map(len, accuracies)) > 1:
+            split = scores.variance_split(accuracies)
+            low, high = split["ci95"]
+            said.append(
+                f"{model}, {len(accuracies)} distillations: {100 * split['mean']:.1f} % ({100 * low:.1f} to {100 * high:.1f}); standard deviation "
+                f"{100 * split['between_std']:.2f} between distillations, {100 * split['within_std']:.2f} between networks on one"
+            )
+    return said
+
+
+def paths_of(args: list[str], command: str, what: str) -> list[Path]:
+    """The paths before the first flag. Raises UserError without any."""
+    paths = [Path(word) for word in itertools.takewhile(lambda word: not word.startswith("-"), args)]
+    if not paths:
+        raise UserError(f"run.py {command} needs {what} first.")
+    return paths
+
+
+def score(path: Path, args: list[str]) -> None:
+    """DD-Ranking's scores of a set on every network: scores.json."""
+    folder, meta, options = set_options(path, args, "score")
+    out = options.out or path
+    soft = meta["target_kind"] == "logits" or options.evaluation.labels == "dynamic"
+    found = [
+        evaluation_in(out / "scores" / name, folder, meta, replace(options, evaluation=config), strict=True, command="score")
+        for name, config in zip(("augmented", "plain"), scores.protocols(options.evaluation, soft), strict=True)
+    ]
+    made = scores.of(*found, name=found[0]["rows"][0]["set"])
+    kept = ("machine", "versions", "commit", "seed", "precision")
+    files.write_json(out / "scores.json", {"scores": made, "seconds": sum(e["seconds"] for e in found), **{k: found[0].get(k) for k in kept}})
+    log.console.print(scores.table(made, f"{meta['recipe']['name']}, accuracies as fractions"))
 
 
 def teachers_for(options: EvaluateOptions, meta: dict[str, Any], data: Data, device: torch.device) -> list[nn.Module]:
@@ -668,9 +753,9 @@ def main(args: list[str]) -> None:
         else:
             distill(options)
     elif command == "evaluate":
-        if not rest or rest[0].startswith("-"):
-            raise UserError("run.py evaluate needs the folder of a run or of a distilled set first.")
-        evaluate_path(Path(rest[0]), rest[1:])
+        evaluate_paths(rest)
+    elif command == "score":
+        score(paths_of(rest[:1], command, "the folder of a run or of a distilled set")[0], rest[1:])
     elif command == "import":
         import_files(rest)
     elif command == "export":

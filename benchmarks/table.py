@@ -139,6 +139,24 @@ def _matching() -> list[Row]:
     ]
 
 
+NETWORKS = ("convnet-d3-w16-in", "convnet-d2-w16-bn", "mlp", "lenet", "resnet18-bn-x12", "shufflenet_g2-x25")
+
+
+def _cross() -> list[Row]:
+    """Sets that one network distilled or chose, on six; baselines are shared out so that two jobs take equally long."""
+    shown = ("--evaluation.models", *NETWORKS, "--evaluation.epochs", "120", "--evaluation.num_networks", "3")
+    chosen = ("--evaluation.lr_grid", "0.003", "0.01", "0.03", "0.1", "--evaluation.full_steps", "120")
+    budget = {"mtt": (*small("mtt", 10), "--outer.steps", "120"), "dm": ()}
+    baselines = {"mtt": ("full",), "dm": ("random", "herding")}
+    return [
+        Row(
+            label=method.upper(), recipe=f"{method}/fashion_mnist_ipc10_small", flags=(*budget[method], *shown, *chosen), baselines=baselines[method],
+            group="IPC 10",
+        )
+        for method in ("mtt", "dm")
+    ]  # fmt: skip
+
+
 DEAR = ("--labels", "dynamic", "--num_networks", "3")  # teachers look at every batch
 
 
@@ -162,7 +180,13 @@ def _compensator() -> list[Row]:
     return rows
 
 
-TABLES = {"trajectory_small": _methods, "trajectory_parts": _parts, "matching_small": _matching, "compensator_small": _compensator}
+TABLES = {
+    "trajectory_small": _methods,
+    "trajectory_parts": _parts,
+    "matching_small": _matching,
+    "compensator_small": _compensator,
+    "cross_small": _cross,
+}
 
 
 def command(threads: int, *args: str) -> str:
@@ -218,6 +242,20 @@ def markdown(runs: list[dict[str, Any]]) -> str:
     return "".join(lines)
 
 
+def crossed(runs: list[dict[str, Any]]) -> str:
+    """One line per set and one column per network, mean and half of the 95 % interval; each set's loss against the network it was made with."""
+    models = list(dict.fromkeys(row["model"] for run in runs for row in run["evaluation"]["rows"]))
+    lines = [_line(["set", *models, "mean over the others"]), _line(["---"] * (len(models) + 2))]
+    for run in runs:
+        rows = run["evaluation"]["rows"]
+        for name in dict.fromkeys(row["set"] for row in rows):
+            cells = {row["model"]: row for row in rows if row["set"] == name}
+            shown = [f"{100 * c['accuracy_mean']:.1f} ± {100 * (c['ci95'][1] - c['accuracy_mean']):.1f}" for c in (cells[m] for m in models)]
+            others = [100 * cells[m]["accuracy_mean"] for m in models[1:]]
+            lines.append(_line([run["row"] if name in OWN_ROWS else name, *shown, f"{sum(others) / len(others):.1f}"]))
+    return "".join(lines)
+
+
 def plot(path: Path, runs: list[dict[str, Any]]) -> None:
     """Accuracy on the validation split against the time of the experts and of the distillation, a panel for each group of rows."""
     import matplotlib
@@ -264,7 +302,13 @@ def write(name: str, rows: list[Row], said: str) -> None:
     out = ROOT / "docs" / "results"
     out.mkdir(parents=True, exist_ok=True)
     (out / f"{name}.json").write_text(json.dumps({"command": said, "runs": runs}, indent=1) + "\n")
-    (out / f"{name}.md").write_text(markdown(runs))
+    several = any(len({row["model"] for row in run["evaluation"]["rows"]}) > 1 for run in runs)
+    (out / f"{name}.md").write_text(crossed(runs) if several else markdown(runs))
+    if several:
+        sys.path.insert(0, str(ROOT))
+        from ddengine import report
+
+        report.heat_map(out / f"{name}.png", [(run["row"], run["evaluation"]) for run in runs])
     if runs and all(run["validation"] for run in runs):
         plot(out / f"{name}.png", runs)
 

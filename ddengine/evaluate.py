@@ -14,12 +14,13 @@ import numpy as np
 import scipy.special
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from ddengine import coreset, files, log, runtime, training
 from ddengine.coreset import random_index
 from ddengine.data import Data, RealSet, Subset
 from ddengine.errors import UserError
-from ddengine.models import build_model
+from ddengine.models import build_model, usual_optimiser
 from ddengine.recipe import AugmentConfig, EvalConfig, digest, to_dict
 from ddengine.rng import generator
 from ddengine.runtime import Precision
@@ -82,6 +83,8 @@ PROTOCOLS: dict[str, EvalConfig] = {
 
 Labels = Literal["own", "hard", "dynamic"]
 SEARCH_SEED = 1000  # the networks that choose a learning rate are not those that are reported
+ADAMW = {"optimiser": "adamw", "weight_decay": 0.05, "lr": 0.001, "lr_grid": (0.0003, 0.001, 0.003)}  # of networks that SGD trains badly
+EIGHT_BIT = 1 / 1020  # a quarter of a step of 8 bits: pixels that lie nearer to the steps are 8-bit already
 
 
 class Memo:
@@ -127,6 +130,8 @@ class Contender:
     several_draws: bool = False
     steps: int | None = None  # updates; None: those of the protocol
     labels: Labels = "hard"
+    own: bool = False  # the distilled set in one of its forms, to which a learned rate belongs
+    rate_of: "Contender | None" = None  # whose learning rate it takes; None: one is chosen for it
 
 
 @dataclass(frozen=True)
@@ -140,7 +145,8 @@ class Bench:
     precision: Precision
     memo: Memo
     advance: Callable[[str], None]
-    learned_lr: float | None = None  # with the distilled set; every contender may use it
+    home: str = ""  # the network that the set was distilled with
+    learned_lr: float | None = None  # with the distilled set, for the network `home` and SGD
     name: str = "distilled"  # of the set's row
     teachers: Sequence[nn.Module] = ()  # make dynamic labels, and those of random_soft
     label_bytes: float = 0.0  # of a soft label of the set, and so of random_soft
@@ -154,13 +160,18 @@ class Bench:
             self.advance(label)
         return self.memo(key, compute)
 
+    def learned(self, model: str) -> float | None:
+        """The learned rate where it belongs: with plain SGD on the network that it was learned for."""
+        return self.learned_lr if model == self.home and self.config.optimiser == "sgd" else None
+
     def accuracies(self, who: Contender, model: str, lr: float, seeds: Sequence[int], on: RealSet) -> list[float]:
         """Accuracy on `on` of one network per seed."""
         sets = [who.sets(i) for i in range(len(seeds))]
         new_model = partial(build_model, model, self.data.image_shape, self.data.num_classes)
         networks = training.train_networks(
-            new_model, sets, seeds, self.config, lr, self.device, steps=who.steps, precision=self.precision, teachers=self.teachers, labels=who.labels
-        )
+            new_model, sets, seeds, adapted(self.config, model), lr, self.device,
+            steps=who.steps, precision=self.precision, teachers=self.teachers, labels=who.labels,
+        )  # fmt: skip
         return [training.accuracy(network, on, self.precision) for network in networks]
 
 
@@ -169,17 +180,25 @@ def _timed(compute: Callable[[], list[float]]) -> dict[str, Any]:
     return {"accuracies": compute(), "seconds": time.perf_counter() - start}
 
 
-def choose_lr(bench: Bench, who: Contender, model: str) -> tuple[float, float]:
-    """(learning rate, seconds): the best on the validation split of the grid and the rate learned with the distilled set.
+def adapted(config: EvalConfig, model: str) -> EvalConfig:
+    """The protocol for a network: the optimiser it needs in place of SGD, where `config.adapt` allows that and SGD trains it badly."""
+    needs = config.adapt and config.optimiser == "sgd" and usual_optimiser(model) == "adamw"
+    return replace(config, **ADAMW) if needs else config  # type: ignore[arg-type]
 
-    Without a validation split: the learned rate for the distilled set, the protocol's usual one for the others.
+
+def choose_lr(bench: Bench, who: Contender, model: str) -> tuple[float, float]:
+    """(learning rate, seconds): the best on the validation split of the grid and, on the recipe's network, the rate learned with the set.
+
+    Without a validation split, and with rate "learned": the learned rate for the distilled set, where it belongs, the usual one otherwise.
     """
-    validation = bench.data.validation
-    if validation is None:
-        return (who.name in (bench.name, "distilled_same_steps", "raw", f"{bench.name}_hard") and bench.learned_lr) or bench.config.lr, 0.0
+    if who.rate_of is not None:
+        return choose_lr(bench, who.rate_of, model)[0], 0.0
+    validation, config, learned = bench.data.validation, adapted(bench.config, model), bench.learned(model)
+    if validation is None or config.rate == "learned":
+        return (learned if who.own and learned else config.lr), 0.0
     best, seconds = (-1.0, 0.0), 0.0
     seeds = [bench.seed + SEARCH_SEED + i for i in range(bench.config.search_networks)]
-    for lr in candidates(bench.config, bench.learned_lr):
+    for lr in candidates(config, learned):
         run = bench.remember(
             f"search/{who.name}/{model}/{lr!r}",
             f"{who.name} on {model}, trying learning rate {lr:g}",
@@ -191,7 +210,7 @@ def choose_lr(bench: Bench, who: Contender, model: str) -> tuple[float, float]:
 
 
 def candidates(config: EvalConfig, learned_lr: float | None) -> list[float]:
-    """The learning rates tried for every set, ascending."""
+    """The learning rates tried for every set on a network, ascending; the learned one is open to all sets."""
     return sorted({*config.lr_grid, *([learned_lr] if learned_lr else [])})
 
 
@@ -216,6 +235,7 @@ def row(bench: Bench, who: Contender, model: str) -> dict[str, Any]:
     mean, std, ci95 = interval(run["accuracies"])
     shown = who.sets(0)
     steps = training.num_updates(len(shown), bench.config) if who.steps is None else who.steps
+    examples = _examples_seen(len(shown), steps, bench.config.batch)
     ledger, labels = _ledger(shown, who.labels, bench, steps)
     return {
         "set": who.name,
@@ -228,14 +248,32 @@ def row(bench: Bench, who: Contender, model: str) -> dict[str, Any]:
         "accuracy_std": std,
         "ci95": ci95 and list(ci95),
         "n": len(run["accuracies"]),
+        "optimiser": adapted(bench.config, model).optimiser,
         "lr": lr,
         "steps": steps,
+        "examples_seen": examples,
+        "training_flops": 3 * examples * forward_flops(model, bench.data.image_shape, bench.data.num_classes),
         "seconds": round(seconds + run["seconds"], 2),
         "accuracies": [
             {"seed": seed, "draw": i if who.several_draws else 0, "accuracy": a}
             for i, (seed, a) in enumerate(zip(seeds, run["accuracies"], strict=True))
         ],
     }  # fmt: skip
+
+
+def _examples_seen(num: int, steps: int, batch: int) -> int:
+    """Examples in so many updates on a set of `num`, the last batch of each epoch ragged."""
+    epochs, rest = divmod(steps, math.ceil(num / batch))
+    return epochs * num + min(rest * batch, num)
+
+
+@cache
+def forward_flops(model: str, image_shape: tuple[int, int, int], num_classes: int) -> int:
+    """Floating-point operations of matrix products and convolutions for one image through a network; training takes about three times as many."""
+    network = build_model(model, image_shape, num_classes, generator(0)).eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(torch.zeros(1, *image_shape))
+    return counter.get_total_flops()
 
 
 def _ledger(of: TrainingSet, labels: Labels, bench: Bench, steps: int) -> tuple[dict[str, int], dict[str, int]]:
@@ -256,11 +294,9 @@ def _ledger(of: TrainingSet, labels: Labels, bench: Bench, steps: int) -> tuple[
             ledger["labels"] += round(bench.label_bytes * num)
     if labels != "dynamic":
         return ledger, {}
-    epochs, rest = divmod(steps, math.ceil(len(of) / bench.config.batch))
-    seen = epochs * len(of) + min(rest * bench.config.batch, len(of))
     both = {
         "teachers": sum(t.numel() * t.element_size() for network in bench.teachers for t in network.state_dict().values()),
-        "stored": 2 * seen * bench.data.num_classes,
+        "stored": 2 * _examples_seen(len(of), steps, bench.config.batch) * bench.data.num_classes,
     }
     ledger["labels"] += min(both.values())
     return ledger, both
@@ -285,7 +321,7 @@ def _of_codec(syn: SyntheticSet, distilled: "_Decoded", data: Data, config: Eval
         return [Contender("base", lambda draw: base, steps=own, labels=_labels(config))]
     found, steps = [], training.num_updates(stored, config)
     if own != steps:
-        found.append(Contender("distilled_same_steps", lambda draw: distilled, steps=steps, labels=_labels(config)))
+        found.append(Contender("distilled_same_steps", lambda draw: distilled, steps=steps, labels=_labels(config), own=True))
     train, names, per_item = data.train, data.class_names, syn.codec.per_item
     if per_item * math.ceil(syn.images_per_class()) > min(len(members) for members in train.members):
         log.say("no row random_coded: a class has too few images to fill the codec with real ones")
@@ -336,7 +372,7 @@ def _baselines(bench: Bench, model: str, ipc: int, distilled: "_Decoded") -> Ite
                 several_draws=True, steps=steps, labels="own",
             )  # fmt: skip
     if "hard_labels" in config.baselines and _has_soft_labels(config, distilled.targets):
-        yield Contender(f"{bench.name}_hard", lambda draw: distilled, steps=steps)
+        yield Contender(f"{bench.name}_hard", lambda draw: distilled, steps=steps, own=True)
     for kind in coreset.KINDS:
         if kind in config.baselines:
             index = torch.tensor(bench.remember(f"{kind}/{model}/{ipc}", f"{kind}: chosen by {model}", partial(choose, kind)))
@@ -379,6 +415,26 @@ class _Labelled:
         return Batch(images, self.logits[index.to(self.logits.device)], classes)
 
 
+def num_trainings(bench: Bench, models: Sequence[str], own: Sequence[Contender], soft: bool) -> int:
+    """Entries of the memo that an evaluation makes: for `own` contenders and the baselines a search for each rate and a row, and each coreset.
+
+    `soft`: whether hard labels are something else than the set's own.
+    """
+    config, model = bench.config, bench.home
+    searched = bench.data.validation is not None and config.rate == "validation"
+
+    def tried(network: str) -> int:
+        return len(candidates(adapted(config, network), bench.learned(network))) if searched else 0
+
+    absent = {"eight_bit"} | ({"hard_labels"} if not soft else set()) | ({"random_soft"} if config.loss == "uskd" else set())
+    baselines = set(config.baselines) - absent
+    coresets = baselines & {*coreset.KINDS}
+    taking = sum(who.rate_of is not None for who in own)  # a rate that another contender has chosen
+    rows = sum((tried(network) + 1) * (len(own) + len(baselines)) - tried(network) * taking for network in models)
+    eyes = coresets or "random_soft" in baselines  # a network on the full data, with its rate
+    return rows + len(coresets) + (tried(model) if eyes and not ("full" in baselines and model in models) else 0)
+
+
 def evaluate(
     syn: SyntheticSet,
     data: Data,
@@ -409,24 +465,22 @@ def evaluate(
     weights = [files.tensor_digest(network.state_dict()) for network in teachers]
     identity = digest([to_dict(config), seed, precision, data.train.digest, model, files.tensor_digest(syn.tensors), codec, weights])
     memo = Memo(memo_path, identity)
-    tried = len(candidates(config, syn.lr)) if data.validation is not None else 0
-    if data.validation is None:
+    if data.validation is None and config.rate == "validation":
         log.say(f"no validation split: the distilled set is trained with its learned rate, the others with {config.lr:g}")
     last_iterate = {k.removeprefix("raw."): v for k, v in syn.tensors.items() if k.startswith("raw.")}
-    total = len(models) * (1 + bool(last_iterate) + len(config.baselines)) * (tried + 1) + len({*coreset.KINDS} & {*config.baselines})
-    of_codec = _of_codec(syn, distilled, data, config, seed, device)
-    total += len(models) * len(of_codec) * (tried + 1)
-    without = "hard_labels" in config.baselines and not _has_soft_labels(config, distilled.targets)  # that is the row of the set itself
-    total -= len(models) * (tried + 1) * (without + ("random_soft" in config.baselines and config.loss == "uskd"))
-    total += tried * ("full" not in config.baselines and bool({*coreset.KINDS, "random_soft"} & {*config.baselines}))
-    with log.progress("evaluate", total) as bar:
-        bench = Bench(data, config, seed, device, precision, memo, bar.advance, syn.lr, name, teachers, label_bytes(syn), syn.as_labelled)
-        ipc = math.ceil(syn.images_per_class())  # what a set does not use of its last image, the others may
-        own = [Contender(name, lambda draw: distilled, labels=_labels(config))]
-        if last_iterate:  # the last iterate beside its running average, on networks of its own
-            raw = _freeze(syn.with_tensors(last_iterate), device)
-            own.append(Contender("raw", lambda draw: raw, labels=_labels(config)))
-        contenders = [*own, *of_codec, *_baselines(bench, model, ipc, distilled)]
+    bench = Bench(data, config, seed, device, precision, memo, lambda label: None, model, syn.lr, name, teachers, label_bytes(syn), syn.as_labelled)
+    first = Contender(name, lambda draw: distilled, labels=_labels(config), own=True)
+    contenders = [first]
+    if last_iterate:  # the last iterate beside its running average, on networks of its own
+        raw = _freeze(syn.with_tensors(last_iterate), device)
+        contenders.append(Contender("raw", lambda draw: raw, labels=_labels(config), own=True))
+    if "eight_bit" in config.baselines and (eight := eight_bit(syn, distilled, device)) is not None:
+        contenders.append(Contender(f"{name}_8bit", lambda draw: eight, labels=_labels(config), own=True, rate_of=first))
+    contenders += _of_codec(syn, distilled, data, config, seed, device)
+    ipc = math.ceil(syn.images_per_class())  # what a set does not use of its last image, the others may
+    with log.progress("evaluate", num_trainings(bench, models, contenders, _has_soft_labels(config, distilled.targets))) as bar:
+        bench = replace(bench, advance=bar.advance)
+        contenders += _baselines(bench, model, ipc, distilled)
         rows = [row(bench, who, network) for network in models for who in contenders]
     memo.clear()
     return {
@@ -472,6 +526,16 @@ def _freeze(syn: SyntheticSet, device: torch.device) -> _Decoded:
     ledger = {part: sizes[part] for part in ("images", "compensators", "labels", "other")}
     images, targets, classes = (t.detach().to(device) for t in (batch.images, batch.targets, batch.classes))
     return _Decoded(images, targets, classes, ledger, syn.classes.numel() * syn.classes.element_size())
+
+
+def eight_bit(syn: SyntheticSet, distilled: _Decoded, device: torch.device) -> _Decoded | None:
+    """The set as its PNG files say it: pixels within 0 and 1 in 256 steps, its labels as they are. None where that changes nothing."""
+    pixels = syn.pixels()
+    rounded = (pixels.clamp(0, 1) * 255).round() / 255
+    if (rounded - pixels).abs().max() < EIGHT_BIT:
+        return None
+    ledger = distilled.ledger | {"images": pixels.numel(), "compensators": 0}
+    return replace(distilled, images=syn.preprocess.forward(rounded).to(device), ledger=ledger)
 
 
 def label_bytes(syn: SyntheticSet) -> float:

@@ -21,7 +21,7 @@ BufferT = TypeVar("BufferT")
 CodecT = TypeVar("CodecT")
 ObjectiveT = TypeVar("ObjectiveT")
 
-BASELINES = ("random", "herding", "full", "random_soft", "hard_labels", "k_centre", "k_means", "forgetting", "el2n")
+BASELINES = ("random", "herding", "full", "random_soft", "hard_labels", "eight_bit", "k_centre", "k_means", "forgetting", "el2n")
 DSA_OPS = ("color", "crop", "cutout", "flip", "scale", "rotate")
 OPS = (*DSA_OPS, "roll", "resized_crop", "shuffle")
 
@@ -265,6 +265,7 @@ class EvalConfig:
     epochs: int = 1000  # E, passes over the set
     batch: int = 256  # images per update
     optimiser: Literal["sgd", "adamw"] = "sgd"  # adamw has betas 0.9 and 0.999
+    adapt: bool = True  # where optimiser is sgd, networks that it trains badly from scratch (transformers, ConvNeXt) have AdamW and rates to suit
     momentum: float = 0.9  # of SGD, until the (first) drop
     # half: E + 1 epochs run, after epoch E // 2 + 1 the rate drops and the optimiser starts anew | thirds: E epochs run, the rate drops after
     # 2 E // 3 and 5 E // 6 of them | cosine: E epochs run, epoch t at half of 1 + cos(pi t / (stretch E)) of the rate
@@ -289,12 +290,15 @@ class EvalConfig:
     hard_weight: float = 0.0  # weight of the cross-entropy with the class that is added to kl and mse
     models: tuple[str, ...] = ()  # networks to train; none: the recipe's
     num_networks: int = 5  # networks per row, each with its own seed; random: each with its own draw of images
-    lr: float = 0.01  # learning rate where there is neither a learned one nor a validation split
-    lr_grid: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03, 0.1)  # tried on the validation split for every set, beside the learned rate
+    # where learning rates come from | validation: the best of lr_grid and, on the recipe's network, the learned one, on the validation split, for each
+    # set and network; without such a split as learned | learned: of the set on the recipe's network the learned one, elsewhere lr
+    rate: Literal["validation", "learned"] = "validation"
+    lr: float = 0.01  # learning rate where none is chosen and none was learned
+    lr_grid: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03, 0.1)
     search_networks: int = 1  # networks per learning rate tried
     # random | random_soft (with the labels of the set: of its teachers, else of a network trained on the full data) | hard_labels (the set with its
-    # classes) | herding | k_centre | k_means | forgetting | el2n | full
-    baselines: tuple[str, ...] = ("random", "herding", "full")
+    # classes) | eight_bit (the set as its PNG files say it) | herding | k_centre | k_means | forgetting | el2n | full
+    baselines: tuple[str, ...] = ("random", "herding", "full", "eight_bit")
     baseline_steps: Literal["epochs", "updates"] = "epochs"  # all baselines but full have as many epochs as the set, or as many updates
     full_steps: int = 5000  # most updates of a network on the full data; with baseline_steps updates, those of the set where they are more
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.table import Table
 from torch import Tensor
@@ -132,3 +133,45 @@ def table(evaluation: dict[str, Any], title: str, sort: str = "none") -> Table:
     for row_cells in zip(*cells.values(), strict=True):
         shown.add_row(*row_cells)
     return shown
+
+
+def cross_table(evaluations: list[tuple[str, dict[str, Any]]]) -> Table:
+    """Of several evaluations the mean accuracy of every set on every network, in percent; what baselines say twice is shown for each evaluation."""
+    models = list(dict.fromkeys(row["model"] for _, evaluation in evaluations for row in evaluation["rows"]))
+    shown = Table(title="test accuracy, %", title_justify="left")
+    for head in ("evaluation", "set", *models):
+        shown.add_column(head, justify="right" if head in models else "left")
+    for label, evaluation in evaluations:
+        sets = list(dict.fromkeys(row["set"] for row in evaluation["rows"]))
+        for name in sets:
+            cells = {row["model"]: f"{100 * row['accuracy_mean']:.1f}" for row in evaluation["rows"] if row["set"] == name}
+            shown.add_row(label if name == sets[0] else "", name, *(cells.get(model, "-") for model in models))
+    return shown
+
+
+def heat_map(path: Path, evaluations: list[tuple[str, dict[str, Any]]]) -> None:
+    """Mean accuracy of every set (rows) on every network (columns) as a picture."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    models = list(dict.fromkeys(row["model"] for _, evaluation in evaluations for row in evaluation["rows"]))
+    several = len(evaluations) > 1
+    named: dict[str, dict[str, float]] = {}
+    for label, evaluation in evaluations:
+        for row in evaluation["rows"]:
+            named.setdefault(f"{label}: {row['set']}" if several else row["set"], {})[row["model"]] = 100 * row["accuracy_mean"]
+    values = np.array([[cells.get(model, np.nan) for model in models] for cells in named.values()])
+    figure, axis = pyplot.subplots(figsize=(2.5 + 1.1 * len(models), 1.8 + 0.42 * len(named)), layout="constrained")
+    axis.imshow(values, cmap="cividis", aspect="auto", vmin=np.nanmin(values), vmax=np.nanmax(values))
+    axis.set_xticks(range(len(models)), models, rotation=30, ha="right", fontsize=8)
+    axis.set_yticks(range(len(named)), list(named), fontsize=8)
+    middle = (np.nanmin(values) + np.nanmax(values)) / 2
+    for (y, x), value in np.ndenumerate(values):
+        if not np.isnan(value):
+            axis.text(x, y, f"{value:.1f}", ha="center", va="center", fontsize=8, color="black" if value > middle else "white")
+    axis.set_title("test accuracy, %", fontsize=9, loc="left")
+    with files.replacing(path) as temporary:
+        figure.savefig(temporary, dpi=130, format="png")
+    pyplot.close(figure)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from buffers.generate import generate
+from buffers.experts import generate
 from buffers.steps import Sgd
 from buffers.store import ExpertStore
 from ddengine import cli

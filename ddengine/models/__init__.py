@@ -4,6 +4,7 @@ Names are a family and options in any order, joined by hyphens: `convnet-d3-w128
 """
 
 from collections.abc import Callable
+from typing import Literal
 
 from torch import Generator, nn
 
@@ -52,4 +53,12 @@ def build_model(name: str, image_shape: ImageShape, num_classes: int, rng: Gener
             raise UserError(f"{str(near)[:-1]} ({error}).") from None
 
 
-__all__ = ["EXAMPLES", "MODELS", "ImageShape", "build_model", "middle", "middle_channels"]
+ADAMW_FAMILIES = ("vit", "deit", "swin", "maxvit", "convnext", "mixer")
+
+
+def usual_optimiser(name: str) -> Literal["sgd", "adamw"]:
+    """The optimiser that published recipes train a network of this name with from scratch."""
+    return "adamw" if any(family in name.partition("/")[2] for family in ADAMW_FAMILIES) else "sgd"
+
+
+__all__ = ["EXAMPLES", "MODELS", "ImageShape", "build_model", "middle", "middle_channels", "usual_optimiser"]

@@ -10,7 +10,7 @@ from helpers import CPU, DIGITS
 from torch import nn
 
 from buffers import pretrained, store
-from buffers.generate import generate
+from buffers.experts import generate
 from buffers.pretrained import Pretrained
 from buffers.steps import Sgd
 from buffers.store import ExpertStore

@@ -8,7 +8,7 @@ import torch
 from helpers import CPU, DIGITS, MODEL, new_model, tiny_data, tiny_store
 
 from buffers import store
-from buffers.generate import generate
+from buffers.experts import generate
 from buffers.steps import Sgd
 from buffers.store import ExpertStore, StoreGroup
 from buffers.train import train_expert

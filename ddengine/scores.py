@@ -1,0 +1,139 @@
+"""What an accuracy says beyond itself: DD-Ranking's scores, and how much of its spread is the distillation's.
+
+DD-Ranking (Li et al. 2025, arXiv:2505.13300), with every accuracy a fraction, so that both scores lie in [0, 1]:
+
+    hard-label recovery      HLR = Acc(full data, classes) - Acc(set, classes)         lower is better
+    improvement over random  IOR = Acc(set) - Acc(random images), same protocol
+    label-robust score       LRS = f(w IOR - (1 - w) HLR),  f(a) = (e^a - 1/e) / (e - 1/e)
+    augmentation-robust      ARS = f(g IOR + (1 - g) IOR without augmentation)
+
+The released package takes percentages and the best accuracy over checkpoints, chosen on the test images; here accuracies are of the last epoch
+and rates are chosen on the validation split.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from ddengine.errors import UserError
+from ddengine.evaluate import interval
+from ddengine.recipe import AugmentConfig, EvalConfig, require
+
+WEIGHT = 0.5  # w and g, as published
+SHOWN = {
+    "label_robust_score": "label-robust score",
+    "augmentation_robust_score": "augmentation-robust score",
+    "hard_label_recovery": "hard-label recovery",
+    "improvement_over_random": "improvement over random",
+    "improvement_without_augmentation": "the same without augmentation",
+}
+
+
+def squash(value: float) -> float:
+    """DD-Ranking's map from [-1, 1] onto [0, 1]: -1 -> 0, 0 -> 0.2689, 1 -> 1."""
+    return (math.exp(value) - math.exp(-1)) / (math.e - math.exp(-1))
+
+
+def label_robust_score(improvement: float, recovery: float, weight: float = WEIGHT) -> float:
+    """LRS of IOR and HLR, fractions within -1 and 1. Raises UserError for others, percentages for example."""
+    _check(improvement, recovery)
+    return squash(weight * improvement - (1 - weight) * recovery)
+
+
+def augmentation_robust_score(improvement: float, without: float, weight: float = WEIGHT) -> float:
+    """ARS of IOR with and without augmentation, fractions within -1 and 1. Raises UserError for others."""
+    _check(improvement, without)
+    return squash(weight * improvement + (1 - weight) * without)
+
+
+def _check(*differences: float) -> None:
+    for value in differences:
+        require(-1 <= value <= 1, f"A difference of accuracies must lie within -1 and 1, got {value:g}; give accuracies as fractions.")
+
+
+def protocols(config: EvalConfig, soft: bool) -> tuple[EvalConfig, EvalConfig]:
+    """The two evaluations that the scores are made of: as `config` says beside random and full data, and without augmentation and mixing.
+
+    `soft`: whether the set has soft labels; then random images have such labels too, and the set is also trained with its classes.
+    """
+    rivals = ("random_soft", "hard_labels") if soft else ("random",)
+    plain = replace(config, augment=AugmentConfig(ops=(), always=()), cutmix=0.0, mixup=0.0, baselines=rivals[:1])
+    return replace(config, baselines=(*rivals, "full")), plain
+
+
+def of(augmented: Mapping[str, Any], plain: Mapping[str, Any], name: str = "distilled") -> list[dict[str, Any]]:
+    """The scores of a set on each network, from the evaluations that `protocols` says.
+
+    Each is computed network by network, in the order of their seeds, and averaged: {"model", "scores": {score: {"mean", "std", "ci95", "n"}}}.
+    """
+    found = []
+    for model in dict.fromkeys(row["model"] for row in augmented["rows"]):
+        values = {row["set"]: [a["accuracy"] for a in row["accuracies"]] for row in augmented["rows"] if row["model"] == model}
+        without = {row["set"]: [a["accuracy"] for a in row["accuracies"]] for row in plain["rows"] if row["model"] == model}
+        rival = "random_soft" if "random_soft" in values else "random"
+        if not {name, rival, "full"} <= values.keys() or not {name, rival} <= without.keys():
+            raise UserError(f"The scores of {name} need rows of it, {rival} and full, and the evaluation lacks one; evaluate with --restart.")
+        improvement = [a - b for a, b in zip(values[name], values[rival], strict=True)]
+        recovery = [a - b for a, b in zip(values["full"], values.get(f"{name}_hard", values[name]), strict=True)]
+        bare = [a - b for a, b in zip(without[name], without[rival], strict=True)]
+        each = {
+            "label_robust_score": [label_robust_score(i, r) for i, r in zip(improvement, recovery, strict=True)],
+            "augmentation_robust_score": [augmentation_robust_score(i, b) for i, b in zip(improvement, bare, strict=True)],
+            "hard_label_recovery": recovery,
+            "improvement_over_random": improvement,
+            "improvement_without_augmentation": bare,
+        }
+        found.append({"model": model, "scores": {key: summary(numbers) for key, numbers in each.items()}})
+    return found
+
+
+def summary(values: Sequence[float]) -> dict[str, Any]:
+    """Mean, sample standard deviation and 95 % interval of the mean."""
+    mean, std, ci95 = interval(values)
+    return {"mean": mean, "std": std, "ci95": ci95 and list(ci95), "n": len(values)}
+
+
+def table(scores: Sequence[Mapping[str, Any]], title: str) -> Table:
+    """The scores for the terminal."""
+    shown = Table(title=title, title_justify="left")
+    for head in ("score", "network", "mean", "95 % interval", "n"):
+        shown.add_column(head, justify="left" if head in ("score", "network") else "right", no_wrap=True)
+    for entry in scores:
+        for key, label in SHOWN.items():
+            s = entry["scores"][key]
+            low_high = "-" if s["ci95"] is None else f"{s['ci95'][0]:.3f} to {s['ci95'][1]:.3f}"
+            shown.add_row(label, entry["model"], f"{s['mean']:.3f}", low_high, str(s["n"]))
+    return shown
+
+
+def variance_split(groups: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """How much of the spread of accuracies lies between distillations and how much between networks trained on one of them.
+
+    `groups`: of each distillation (the same recipe, another seed) the accuracies of its networks. One-way random effects: `within_std` is the pooled
+    standard deviation of networks on one set, `between_std` that of the sets' true means, by the mean squares (0 where these would make it
+    negative). The 95 % interval of the mean is by the spread of the distillations' means, of which there must be two at least.
+    """
+    if len(groups) < 2 or min(map(len, groups)) < 2:
+        raise UserError(
+            f"The spread of {len(groups)} distillations with at least {min(map(len, groups), default=0)} networks each cannot be split; "
+            "give two distillations with two networks each, or more."
+        )
+    means, sizes = [float(np.mean(g)) for g in groups], [len(g) for g in groups]
+    total = sum(sizes)
+    grand = sum(m * n for m, n in zip(means, sizes, strict=True)) / total
+    within = sum(float(np.var(g)) * len(g) for g in groups) / (total - len(groups))
+    between = sum(n * (m - grand) ** 2 for m, n in zip(means, sizes, strict=True)) / (len(groups) - 1)
+    per_group = (total - sum(n * n for n in sizes) / total) / (len(groups) - 1)  # networks a set, where numbers differ their weighted mean
+    mean, _, ci95 = interval(means)
+    return {
+        "mean": mean,
+        "ci95": ci95 and list(ci95),
+        "between_std": math.sqrt(max(0.0, (between - within) / per_group)),
+        "within_std": math.sqrt(within),
+        "num_distillations": len(groups),
+        "num_networks": sizes if len(set(sizes)) > 1 else sizes[0],
+    }
