@@ -21,27 +21,29 @@ from torch import nn
 from buffers.exchange import expand, export_experts, files_digest, load_pt
 from buffers.exchange import import_experts as make_store
 from buffers.experts import generate
-from buffers.store import ExpertStore, StoreGroup, check_identity, identity, imported_digest, stored_preprocess
-from ddengine import cli, dist, exchange, files, labels, log, report, runs, runtime, scores, synthetic
+from buffers.store import ExpertStore, StoreGroup, check_identity, finished, identity, imported_digest, stored_preprocess
+from buffers.train import train_expert
+from ddengine import api, cli, describe, dist, exchange, files, handover, log, report, runs, runtime, scores, synthetic, training
 from ddengine import distill as outer
-from ddengine.codec import Compensated, Identity
+from ddengine import estimate as costs
+from ddengine.api import ASKS_EXPERTS, buffer_models, check_networks, reads_experts
+from ddengine.codec import Identity
+from ddengine.continual import ContinualConfig
 from ddengine.data import Data, Preprocess, load_data
 from ddengine.errors import UserError, unknown
-from ddengine.evaluate import PROTOCOLS, evaluate, validate
-from ddengine.flat import FlatModel
+from ddengine.evaluate import PROTOCOLS, adapted, evaluate, validate
 from ddengine.init import SELECTIONS, selected_index
 from ddengine.models import build_model, middle
 from ddengine.recipe import DataConfig, EvalConfig, Recipe, digest, from_dict, parametrised, resolved, to_dict
 from ddengine.rng import generator
 from ddengine.runtime import Precision
 from ddengine.teachers import load_all
-from ddengine.types import Env, Objective
+from ddengine.types import Objective
 from synth.recipes import RECIPES, find, take
 from synth.recipes.cite import bibtex
 
 DEMO = "mtt/digits_ipc1"
 EXPERTS = Path("experts")
-ASKS_EXPERTS = ("correct", "representative", "patches")  # kinds of init that look through experts
 RecipeT = TypeVar("RecipeT")
 
 
@@ -59,6 +61,8 @@ class Options(Generic[RecipeT]):
     experts: Path | None = None  # expert store, or with teachers the folder of their stores; None: experts/FINGERPRINT
     restart: bool = False  # begin anew, deleting what the folder holds
     compile: bool = False  # compile the inner training step
+    force: bool = False  # start although memory or disk are estimated not to do
+    tensorboard: bool = False  # also write TensorBoard files into the run's folder
     print_config: bool = False  # print the resolved recipe and stop
     recipe: Annotated[RecipeT, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff]
 
@@ -98,11 +102,6 @@ def named_protocol(args: list[str], flag: str) -> EvalConfig | None:
 def print_config(recipe: Recipe) -> None:
     """The resolved recipe, as JSON."""
     log.console.print_json(data=to_dict(recipe))
-
-
-def buffer_models(recipe: Recipe) -> tuple[str, ...]:
-    """The networks of the recipe's experts: each has a store."""
-    return recipe.teachers or ((recipe.buffer and recipe.buffer.model) or recipe.model,)
 
 
 def store_folders(options: Options[Recipe], images: str, root: Path = EXPERTS) -> list[tuple[str, Path, dict[str, Any]]]:
@@ -152,17 +151,6 @@ def on_first_rank(action: Callable[[], None]) -> None:
     dist.barrier()
 
 
-def check_networks(recipe: Recipe, data: Data) -> None:
-    """Build every network of the recipe once, and fit the codec to its budget, so that what does not go fails before any work."""
-    recipe.codec.fit(recipe.ipc, data.num_classes)
-    for name in {recipe.model, *buffer_models(recipe), *recipe.evaluation.models}:
-        network = build_model(name, data.image_shape, data.num_classes, generator(0))
-        if name in recipe.teachers and hasattr(recipe.objective, "check_teacher"):
-            recipe.objective.check_teacher(name, network)
-        if recipe.evaluation.loss == "uskd" and name in (recipe.evaluation.models or (recipe.model,)):
-            middle(network, data.image_shape)
-
-
 def buffer(options: Options[Recipe], root: Path = EXPERTS) -> None:
     """Train the recipe's experts, trajectories or teachers, and store them."""
     recipe = options.recipe
@@ -170,6 +158,8 @@ def buffer(options: Options[Recipe], root: Path = EXPERTS) -> None:
         raise UserError(f"The recipe {recipe.name} needs no experts; run distill.")
     if options.compile:
         log.say("warning: --compile is ignored, experts are trained uncompiled")
+    if options.tensorboard:
+        log.say("warning: --tensorboard is ignored, it shows distillations")
     device = start(options)
     data = load_for(options, device, root)
     stores = store_folders(replace(options, experts=options.out or options.experts), data.train.digest, root)
@@ -203,12 +193,6 @@ def run_identity(options: Options[Recipe], images: str, root: Path = EXPERTS) ->
     )  # fmt: skip
 
 
-def reads_experts(recipe: Recipe) -> bool:
-    """Whether a distillation reads the store of the recipe, and not only its buffer command makes one."""
-    by_objective = hasattr(recipe.objective, "check") or getattr(recipe.objective, "reads_experts", False)
-    return by_objective or recipe.init.kind in ASKS_EXPERTS or recipe.targets.kind == "logits" or recipe.evaluation.labels == "dynamic"
-
-
 def open_store(options: Options[Recipe], data: Data, root: Path = EXPERTS) -> ExpertStore | StoreGroup | None:
     """The expert stores of a recipe, None for a recipe without experts. Raises UserError for one that is not there or was made differently."""
     if options.recipe.buffer is None:
@@ -227,18 +211,8 @@ def prepare(
     """What a distillation starts from: the labelled initial set, the objective, the experts."""
     recipe = options.recipe
     check_networks(recipe, data)
-    new_model = partial(build_model, recipe.model, data.image_shape, data.num_classes)
     store = open_store(options, data, root) if reads_experts(recipe) else None
-    model = FlatModel(new_model(generator(0)), options.precision).to(device)
-    objective = recipe.objective.build(Env(data.train, new_model, model, store, device, options.compile))
-    codec, networks = recipe.codec, len(recipe.teachers) * (recipe.buffer.num_experts if recipe.buffer else 0)
-    if recipe.teachers and isinstance(codec, Compensated) and codec.base is None and codec.compensators is None and codec.per_set != networks:
-        log.say(f"warning: codec.per_set {codec.per_set} is not the number of teachers, {networks}, so not every set has a compensator of each")
-    syn = synthetic.initial(recipe, data, generator(options.seed, "init"), store)
-    makes, reads = (getattr(recipe.objective, name, default) for name, default in (("makes_labels", False), ("reads_labels", True)))
-    if recipe.targets.kind == "logits" and reads and not makes:
-        syn = labels.label(syn, store, recipe.targets)
-    dist.from_first(syn.tensors.values())  # networks have chosen and labelled the images, and ranks need not agree to the last bit
+    syn, objective = api.prepare(recipe, data, device, store, seed=options.seed, precision=options.precision, compile=options.compile)
     return syn, objective, store
 
 
@@ -256,33 +230,65 @@ def distill(options: Options[Recipe], root: Path = EXPERTS) -> Path:
     elif runs.is_finished(folder, wanted, beside=root.name):
         log.say(f"{folder} is finished; --restart begins anew")
         return folder
+    board = log.Board(folder / "tensorboard") if options.tensorboard and dist.rank() == 0 else None
     began = time.perf_counter()
     syn, objective, store = prepare(options, data, device, root)
     initial_seconds = round(time.perf_counter() - began, 2)  # what a set that is only chosen costs
     outer.check(syn, objective, recipe.outer)  # before the folder is there
+    if not options.force:
+        costs.check(costs.job(options, load_for, open_store, root), syn, data, folder, device)
 
     def begin() -> None:
         if options.restart:
             runs.delete(folder, runs.MARK)
         runs.begin(folder, recipe, wanted)
 
+    def picture(syn: synthetic.SyntheticSet, step: int) -> None:
+        path = folder / "progress" / f"step_{step:06d}.png"
+        report.grid(path, syn)
+        if board is not None:
+            board.picture(step, path)
+
     on_first_rank(begin)
     teachers = teachers_of(store, device) if recipe.evaluation.labels == "dynamic" else []
     result, counters = outer.distill(
         syn, objective, recipe.outer, folder, seed=seed,
-        finish=lambda s: labels.label(s.shipped(), store, recipe.targets) if recipe.targets.relabel else s.shipped(),
+        finish=partial(api.shipped, recipe=recipe, experts=store),
         validate=lambda s: validate(s, data, recipe.evaluation, recipe.model, seed=seed, device=device, precision=precision, teachers=teachers),
-        picture=lambda s, step: report.grid(folder / "progress" / f"step_{step:06d}.png", s),
+        picture=picture, board=board,
     )  # fmt: skip
     if dist.rank() == 0:
         meta = meta_of(options, recipe, data, store, device, distillation=outer.summary(counters) | {"initial_seconds": initial_seconds})
         report.real_vs_distilled(folder / "real_vs_distilled.png", data.train, result, None)
+        report.save_samples(folder / "samples.safetensors", data.train)
         result.save(folder / "distilled", meta)
         stored = len(result.classes)
         tiles = "" if stored == len(result) else f", which decode to {len(result)},"
         log.say(f"distilled {stored} images{tiles} in {log.duration(counters.seconds + initial_seconds)}: {folder / 'distilled'}")
         log.say(report.ledger(result.nbytes(), data.bytes, data.dataset_bytes))
     return folder
+
+
+def estimate(args: list[str]) -> None:
+    """Say what buffer, distill and evaluate of a recipe will cost on this machine, from a short calibration; --json PATH writes it too."""
+    words = [word for arg in args for word in (arg.split("=", 1) if arg.startswith("--json=") else [arg])]
+    at = words.index("--json") if "--json" in words else len(words)
+    path, options = words[at + 1 : at + 2], options_of("estimate", words[:at] + words[at + 2 :])
+    if at < len(words) and not path:
+        raise UserError("--json needs the path of the file to write.")
+    recipe = options.recipe
+    if options.print_config:
+        return print_config(recipe)
+    device = one_process(options, "estimate")
+    data, missing = load_for(options, torch.device("cpu")), {}
+    check_networks(recipe, data)
+    if recipe.buffer is not None:
+        for model, folder, _ in store_folders(options, data.train.digest):
+            missing[model] = max(0, recipe.buffer.num_experts - len(finished(folder)))
+    job = costs.job(options, load_for, open_store, EXPERTS, train_expert=train_expert, set_options=set_options)
+    costs.show(
+        job, missing, recipe, device, experts=options.experts or EXPERTS, run=options.out or Path("runs"), path=Path(path[0]) if path else None
+    )
 
 
 def teachers_of(store: ExpertStore | StoreGroup | None, device: torch.device) -> list[nn.Module]:
@@ -294,19 +300,7 @@ def meta_of(
     options: Options[Recipe], recipe: Recipe, data: Data, store: ExpertStore | StoreGroup | None, device: torch.device, **more: Any
 ) -> dict[str, Any]:
     """What meta.json says of a set beside what the set says itself."""
-    return {
-        "recipe": to_dict(replace(recipe, data=replace(recipe.data, root=None))),
-        "seed": options.seed,
-        "precision": options.precision,
-        "images": data.train.digest,
-        "raw_bytes": data.bytes,
-        "dataset_bytes": data.dataset_bytes,
-        "experts": store and store.summary(),
-        **more,
-        "machine": runtime.machine(device),
-        "versions": runtime.versions(),
-        "commit": runtime.commit(),
-    }
+    return api.meta_of(recipe, data, store, device, seed=options.seed, precision=options.precision, bibtex=bibtex(recipe), **more)
 
 
 def select(options: Options[Recipe]) -> Path:
@@ -316,6 +310,8 @@ def select(options: Options[Recipe]) -> Path:
         raise UserError(f"run.py select chooses among real images, and init.kind is {kind}; set --init.kind to one of {', '.join(SELECTIONS)}.")
     if options.compile:
         log.say("warning: --compile is ignored, nothing is compiled")
+    if options.tensorboard:
+        log.say("warning: --tensorboard is ignored, nothing is distilled")
     if options.out is not None:
         runs.check_folder(options.out)
     device = one_process(options, "select")
@@ -344,9 +340,11 @@ def select(options: Options[Recipe]) -> Path:
         log.say("images are chosen whole: the recipe's codec plays no role")
     recipe = replace(recipe, codec=Identity())  # real images as they are
     runs.begin(folder, recipe, wanted)
+    log.EventLog(folder / "metrics.jsonl").close()  # empty, as of a distillation without steps
     classes = data.train.labels[index.to(device)]
     syn = synthetic.SyntheticSet({"images": data.train.images(index)}, classes, data.class_names, Identity(), data.train.preprocess)
     report.real_vs_distilled(folder / "real_vs_distilled.png", data.train, syn, None)
+    report.save_samples(folder / "samples.safetensors", data.train)
     syn.save(folder / "distilled", meta_of(options, recipe, data, store, device, selected={"kind": kind, "index": index.tolist()}))
     if kind in ("herding", "k_centre", "k_means") and recipe.ipc == 1:
         log.say(f"{kind} with one image per class takes the image nearest to the class mean")
@@ -415,7 +413,9 @@ def row_name(meta: dict[str, Any], config: EvalConfig) -> str:
     return f"selected {kind}" if kind in config.baselines else kind
 
 
-def evaluation_in(out: Path, folder: Path, meta: dict[str, Any], options: EvaluateOptions, *, strict: bool, command: str = "evaluate") -> dict[str, Any]:
+def evaluation_in(
+    out: Path, folder: Path, meta: dict[str, Any], options: EvaluateOptions, *, strict: bool, command: str = "evaluate"
+) -> dict[str, Any]:
     """The content of evaluation.json in `out`, made where it is not there; `strict` refuses one that was made with other settings."""
     model = meta["recipe"]["model"]
     if (out / "evaluation.json").exists() and not options.restart:
@@ -434,7 +434,8 @@ def evaluation_in(out: Path, folder: Path, meta: dict[str, Any], options: Evalua
     files.make_folder(out)
     evaluation = evaluate(
         syn, data, options.evaluation, model, seed=options.seed, device=device, precision=options.precision,
-        memo_path=out / "evaluation.partial.jsonl", seconds_before=time.perf_counter() - STARTED, name=row_name(meta, options.evaluation), teachers=teachers,
+        memo_path=out / "evaluation.partial.jsonl", seconds_before=time.perf_counter() - STARTED,
+        name=row_name(meta, options.evaluation), teachers=teachers,
     )  # fmt: skip
     files.write_json(out / "evaluation.json", evaluation)
     report.real_vs_distilled(out / "real_vs_distilled.png", data.train, syn, evaluation)
@@ -447,6 +448,8 @@ def evaluate_path(path: Path, args: list[str]) -> dict[str, Any]:
     out = options.out or path
     decides = any(word.startswith("--") and word.split("=")[0] not in ("--sort", "--out", "--experts", "--device") for word in args)
     evaluation = evaluation_in(out, folder, meta, options, strict=decides)
+    if options.out is None:
+        handover.add_results(folder, evaluation)
     name = meta["recipe"]["name"]
     log.console.print(report.table(evaluation, f"{name}, test accuracy", options.sort))
     if len({row["model"] for row in evaluation["rows"]}) > 1:
@@ -514,6 +517,153 @@ def score(path: Path, args: list[str]) -> None:
     log.console.print(scores.table(made, f"{meta['recipe']['name']}, accuracies as fractions"))
 
 
+def rank(path: Path, args: list[str]) -> None:
+    """Do networks trained on the set come in the order they have on the full data? ranking.json and ranking.png."""
+    from ddengine import ranking  # scipy.stats takes a second to import
+
+    folder, meta, options = set_options(path, args, "rank")
+    out, config = options.out or path, options.evaluation
+    shape = tuple(synthetic.load(folder, torch.device("cpu"))[0].pixels(torch.zeros(1, dtype=torch.long)).shape[1:])
+    asked = config.baselines if any(word.split("=")[0] == "--baselines" for word in args) else ("random", "herding")
+    config = replace(config, models=config.models or ranking.grid(shape), baselines=(*(b for b in asked if b != "full"), "full"))
+    options = replace(options, evaluation=config)
+    evaluation = evaluation_in(out / "ranking", folder, meta, options, strict=True, command="rank")
+    found = ranking.correlations(evaluation, seed=options.seed)
+    files.write_json(out / "ranking.json", found)
+    ranking.plot(out / "ranking.png", evaluation, found)
+    log.console.print(ranking.table(found))
+
+
+def privacy_of(path: Path, args: list[str]) -> None:
+    """Which real images the distilled ones are nearest to, and whether membership shows: privacy.json and privacy.png."""
+    from ddengine import privacy
+
+    folder, meta, options = set_options(path, args, "privacy")
+    out, config = options.out or path, options.evaluation
+    syn, data, device = open_set(folder, meta, options, "privacy")
+    files.make_folder(out)
+    model = (config.models or (meta["recipe"]["model"],))[0]
+    build = partial(build_model, model, data.image_shape, data.num_classes)
+    train = partial(training.train_networks, build, seeds=[options.seed], config=adapted(config, model), device=device, precision=options.precision)
+    log.say(f"training {model} on the full data and on the set")
+    full = train(sets=[data.train], lr=config.lr, steps=min(config.full_steps, training.num_updates(len(data.train), config)), labels="hard")[0]
+    lr = syn.lr if model == meta["recipe"]["model"] and syn.lr else config.lr
+    own = train(sets=[syn], lr=lr, labels="hard")[0]
+    found = privacy.measure(syn, data, full.embed, own, seed=options.seed)  # type: ignore[arg-type]
+    found |= {"model": model, "machine": runtime.machine(device), "versions": runtime.versions(), "commit": runtime.commit()}
+    files.write_json(out / "privacy.json", found)
+    privacy.picture(out / "privacy.png", syn, data, found)
+    log.console.print(privacy.table(found))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContinualOptions(Generic[RecipeT]):
+    """Flags of continual: --continual.stages, --continual.budget and so on, then those of the recipe, whose ipc follows from the budget."""
+
+    seed: int = 0  # decides the order of the classes and every random draw
+    device: str = "auto"  # auto | cpu | cuda | cuda:N
+    precision: Precision = "fp32"
+    out: Path | None = None  # folder to write; None: runs/continual-RECIPE-HASH
+    restart: bool = False  # begin anew, deleting what the folder holds
+    print_config: bool = False  # print the resolved recipe and stop
+    continual: ContinualConfig = ContinualConfig()
+    recipe: Annotated[RecipeT, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff]
+
+
+def learn_continually(args: list[str]) -> None:
+    """Class-incremental learning with memories of equal bytes: continual.json and continual.png; the same command continues."""
+    from ddengine import continual
+
+    options: ContinualOptions[Recipe] = options_of("continual", args, flags=ContinualOptions)
+    recipe, config = options.recipe, options.continual
+    if options.print_config:
+        return print_config(recipe)
+    if "distilled" in config.memories and reads_experts(recipe):
+        raise UserError(
+            f"The recipe {recipe.name} needs experts, of each stage's classes; take one of a method without, such as dm/fashion_mnist_ipc10_small."
+        )
+    device = one_process(options, "continual")
+    data = load_data(recipe.data, device, test=True)
+    check_networks(recipe, data)
+    said = {"continual": to_dict(config), "seed": options.seed, "precision": options.precision}
+    wanted = runs.identity(recipe, data.train.digest, **said)
+    folder = options.out or Path("runs") / f"continual-{recipe.name.replace('/', '-')}-{digest(wanted)}"
+    if options.restart:
+        runs.delete(folder, "continual.recipe.json")
+    runs.claim(folder, "continual.recipe.json", {"recipe": to_dict(recipe), **wanted})
+    if (folder / "continual.json").is_file():
+        result = files.read_json(folder / "continual.json", "memories")
+        log.say(f"{folder / 'continual.json'} is there; --restart begins anew")
+    else:
+
+        def distil(of: Data, small: Recipe, seed: int, name: str) -> synthetic.SyntheticSet:
+            return api.distil_data(of, small, seed=seed, device=device, precision=options.precision)
+
+        result = continual.run(
+            data, recipe, config, distil, seed=options.seed, device=device, precision=options.precision, memo_path=folder / "continual.partial.jsonl"
+        )
+        files.write_json(folder / "continual.json", result)
+    continual.plot(folder / "continual.png", result)
+    log.console.print(continual.table(result))
+    log.say(f"accuracy after each stage: {folder / 'continual.png'}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeOptions:
+    """Flags of merge."""
+
+    out: Path | None = None  # folder to write
+
+
+def merge_sets(args: list[str]) -> None:
+    """Make one distilled folder of several of one dataset; classes are matched by name."""
+    from ddengine import merge
+
+    paths = paths_of(args, "merge", "the folders of runs or distilled sets")
+    options = cli.parse(MergeOptions, args[len(paths) :], MergeOptions(), "run.py merge SET SET ...")
+    if options.out is None:
+        raise UserError("run.py merge needs a folder to write; name it with --out.")
+    if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
+        raise UserError(f"{options.out} exists already; name another folder with --out.")
+    folders = [path / "distilled" if (path / "distilled").is_dir() else path for path in paths]
+    loaded = [synthetic.load(folder, torch.device("cpu")) for folder in folders]
+    metas = [meta for _, meta in loaded]
+    maps, names = merge.class_maps(metas)
+    merged = merge.merge([syn for syn, _ in loaded], maps, names, preprocess=loaded[0][0].preprocess)
+    recipe = dict(metas[0].get("recipe") or {})
+    if recipe:
+        ids = [merge.class_map_of(meta) for meta in metas]
+        known = {new: old for own, old_ids in zip(maps, ids, strict=True) for new, old in zip(own, old_ids, strict=True)}
+        recipe |= {"ipc": max(1, round(merged.images_per_class())), "data": {**recipe["data"], "classes": [known[c] for c in range(len(names))]}}
+    merged.save(
+        options.out, {"recipe": recipe, "merged": [str(f) for f in folders], "seed": None, "versions": runtime.versions(), "commit": runtime.commit()}
+    )
+    log.say(f"{len(merged)} images of {len(names)} classes in {options.out}; evaluate them with run.py evaluate {options.out}")
+
+
+def inspect(path: Path, args: list[str]) -> None:
+    """Print what a store, run, set or file is."""
+    if args:
+        raise UserError(f"run.py inspect takes one path, got {' '.join(args)} too.")
+    log.console.print(describe.shown(describe.describe(path)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """Flags of report."""
+
+    out: Path | None = None  # file to write; None: report.html in the first folder
+
+
+def report_on(args: list[str]) -> None:
+    """One page about one or several runs."""
+    from ddengine import page
+
+    paths = paths_of(args, "report", "the folder of a run or of a distilled set")
+    options = cli.parse(ReportOptions, args[len(paths) :], ReportOptions(), "run.py report RUN ...")
+    log.say(f"report: {page.write(paths, options.out or paths[0] / 'report.html')}")
+
+
 def teachers_for(options: EvaluateOptions, meta: dict[str, Any], data: Data, device: torch.device) -> list[nn.Module]:
     """The teachers of a set, which label on the fly and label random images; none where the set has none.
 
@@ -561,6 +711,7 @@ def demo(args: list[str]) -> None:
     distill(replace(options, out=folder), folder / "experts")
     flags = ["--seed", str(options.seed), "--device", options.device, "--precision", options.precision]
     evaluation = evaluate_path(folder, flags)
+    report_on([str(folder)])
     log.say(f"pictures: {folder / 'real_vs_distilled.png'} and {folder / 'progress'}; the set: {folder / 'distilled'}")
     log.say(f"{log.duration(evaluation['seconds'])} in all")
 
@@ -656,25 +807,35 @@ def import_set(options: ImportOptions[Recipe], path: Path, content: Any) -> None
 class ExportOptions:
     """Flags of export."""
 
-    format: Literal["mtt"] = "mtt"  # the files of MTT, FTD, TESLA and DATM
+    # mtt: the files of MTT, FTD, TESLA and DATM | webdataset: a tar, or several, of 8-bit PNGs | imagefolder: such PNGs in a folder for each class
+    format: Literal["mtt", "webdataset", "imagefolder"] = "mtt"
     out: Path | None = None  # folder to write
-    per_file: int = 10  # experts in a file
+    per_file: int = 10  # experts in a file of mtt
+    per_shard: int = 10_000  # images in a tar of webdataset
 
 
 def export(path: Path, args: list[str]) -> None:
-    """Write an expert store, a run or a distilled folder as files of the published programs."""
+    """Write an expert store, a run or a distilled folder as files of the published programs, a run or a distilled folder as image files."""
     options = cli.parse(ExportOptions, args, ExportOptions(), f"run.py export {path}")
     if options.out is None:
         raise UserError("run.py export needs a folder to write; name it with --out.")
     if (path / "manifest.json").is_file():
+        if options.format != "mtt":
+            raise UserError(f"{path} holds experts, and format {options.format} is one of images; set --format mtt.")
         written = export_experts(path, options.out, options.per_file)
     else:
         folder = path / "distilled" if (path / "distilled").is_dir() else path
         if not (folder / "meta.json").is_file():
             raise UserError(f"{path} is neither an expert store nor a distilled set; give the folder that buffer, distill or import wrote.")
         syn, meta = synthetic.load(folder, torch.device("cpu"))
-        written = exchange.export_set(syn, set_name(folder, meta), options.out)
-        if len(syn) > len(syn.classes):
+        if options.format == "webdataset":
+            files.make_folder(options.out)
+            written = handover.write_webdataset(syn, options.out / "train.tar", options.per_shard)
+        elif options.format == "imagefolder":
+            written = [handover.write_image_folder(syn, options.out)]
+        else:
+            written = exchange.export_set(syn, set_name(folder, meta), options.out)
+        if options.format == "mtt" and len(syn) > len(syn.classes):
             log.say(f"{len(syn.classes)} stored images are written as the {len(syn)} that they decode to; such files have no codec")
     log.say(f"{', '.join(p.name for p in written[:3])}{' ...' if len(written) > 3 else ''} in {options.out}")
 
@@ -721,18 +882,68 @@ def wants(recipe: Recipe) -> str:
 
 USAGE = f"""usage: run.py COMMAND [arguments]
 
-  demo                        digits, one image per class: experts, distillation, evaluation, pictures (minutes on a CPU)
+  demo                        digits, one image per class: experts, distillation, evaluation, report (minutes on a CPU)
+  estimate RECIPE [flags]     what buffer, distill and evaluate will cost here: time, memory, disk (a minute for small recipes); --json PATH
   buffer RECIPE [flags]       train and store the expert trajectories of a recipe
   distill RECIPE [flags]      distil; the same command continues an unfinished run
   select RECIPE [flags]       no distillation: the real images that --init.kind chooses, as such a set
-  evaluate PATH [flags]       train networks on a distilled set beside random, herding and full data
-  import RECIPE --files PATH... [flags]       published experts or distilled sets (.pt): a store, or a folder to evaluate
-  export PATH --format mtt --out FOLDER       a store, a run or a distilled set as such files
+
+  evaluate SET... [flags]     train networks on distilled sets beside random, herding and full data
+  score SET [flags]           DD-Ranking's label-robust and augmentation-robust scores
+  rank SET [flags]            do many networks come in the same order on the set as on the full data?
+  privacy SET [flags]         the real images nearest to the distilled ones; does membership show?
+  continual RECIPE [flags]    class-incremental learning: distilled, random and herding memories of equal bytes
+  report SET... [--out FILE]  one HTML page about one or several runs
+
+  merge SET... --out FOLDER   sets of some classes each (--data.classes), or of the same, as one
+  import RECIPE --files PATH... [flags]                                  published experts or distilled sets (.pt): a store, or a set
+  export SET --format mtt | webdataset | imagefolder --out FOLDER        a set, or with mtt a store, as such files
+  inspect PATH                what a store, run, set or file is
   recipes                     list the recipes with their published figures
   cite RECIPE [flags]         BibTeX of the method, its parts and the dataset
 
-Every field of a recipe is a flag: run.py distill {DEMO} --help. --take PART=RECIPE takes a part from another recipe,
-for example buffer, targets or objective.window."""
+SET is the folder of a run, or of a distilled set. Every field of a recipe is a flag: run.py distill {DEMO} --help.
+--take PART=RECIPE takes a part from another recipe, for example buffer, targets or objective.window."""
+
+
+def on_recipe(command: str, action: Callable[[Options[Recipe]], Any]) -> Callable[[list[str]], None]:
+    """A command whose arguments are a recipe and its flags."""
+
+    def run(args: list[str]) -> None:
+        options = options_of(command, args)
+        if options.print_config:
+            print_config(options.recipe)
+        else:
+            action(options)
+
+    return run
+
+
+def on_path(command: str, what: str, action: Callable[[Path, list[str]], None]) -> Callable[[list[str]], None]:
+    """A command whose arguments are a path and flags."""
+    return lambda args: action(paths_of(args[:1], command, what)[0], args[1:])
+
+
+SET = "the folder of a run or of a distilled set"
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "demo": demo,
+    "estimate": estimate,
+    "buffer": on_recipe("buffer", buffer),
+    "distill": on_recipe("distill", distill),
+    "select": on_recipe("select", select),
+    "evaluate": evaluate_paths,
+    "score": on_path("score", SET, score),
+    "rank": on_path("rank", SET, rank),
+    "privacy": on_path("privacy", SET, privacy_of),
+    "continual": learn_continually,
+    "report": report_on,
+    "merge": merge_sets,
+    "import": import_files,
+    "export": on_path("export", "the folder of an expert store, a run or a distilled set", export),
+    "inspect": on_path("inspect", "the path of a store, run, set or file", inspect),
+    "recipes": recipes,
+    "cite": cite,
+}
 
 
 def main(args: list[str]) -> None:
@@ -740,34 +951,10 @@ def main(args: list[str]) -> None:
     command, rest = (args[0], args[1:]) if args else ("--help", [])
     if command in ("-h", "--help"):
         print(USAGE)
-    elif command == "demo":
-        demo(rest)
-    elif command in ("buffer", "distill", "select"):
-        options = options_of(command, rest)
-        if options.print_config:
-            print_config(options.recipe)
-        elif command == "buffer":
-            buffer(options)
-        elif command == "select":
-            select(options)
-        else:
-            distill(options)
-    elif command == "evaluate":
-        evaluate_paths(rest)
-    elif command == "score":
-        score(paths_of(rest[:1], command, "the folder of a run or of a distilled set")[0], rest[1:])
-    elif command == "import":
-        import_files(rest)
-    elif command == "export":
-        if not rest or rest[0].startswith("-"):
-            raise UserError("run.py export needs the folder of an expert store, a run or a distilled set first.")
-        export(Path(rest[0]), rest[1:])
-    elif command == "recipes":
-        recipes(rest)
-    elif command == "cite":
-        cite(rest)
+    elif command in COMMANDS:
+        COMMANDS[command](rest)
     else:
-        raise unknown("command", command, ("demo", "buffer", "distill", "select", "evaluate", "import", "export", "recipes", "cite"))
+        raise unknown("command", command, COMMANDS)
 
 
 if __name__ == "__main__":

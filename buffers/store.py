@@ -173,6 +173,11 @@ class ExpertStore:
         """Finished experts."""
         return len(self.experts)
 
+    @property
+    def preprocess(self) -> Preprocess | None:
+        """What the experts saw their images through."""
+        return stored_preprocess(self.folder)
+
     def _file(self, expert: int) -> Any:
         if expert not in self._open:
             path = shard_path(self.folder, self.experts[expert])

@@ -141,13 +141,14 @@ def distill(
     finish: Callable[[SyntheticSet], SyntheticSet] = lambda syn: syn,
     validate: Callable[[SyntheticSet], float] | None = None,
     picture: Callable[[SyntheticSet, int], None] | None = None,
+    board: log.Board | None = None,
 ) -> tuple[SyntheticSet, Counters]:
     """Minimise the objective over the tensors that `config.optim` names, and return the set that is to be shipped.
 
     Writes `folder`/checkpoint/state.safetensors and `folder`/metrics.jsonl; continues from the checkpoint when there is one. A resumed run is
     bit-identical to an uninterrupted one on the same device: every random draw follows from (seed, step, draw). With running averages, the
     returned set holds them, and the last iterate as `raw.NAME`. `finish` makes what is validated and shipped of the tensors reached, for
-    example by labelling them.
+    example by labelling them. The numbers of metrics.jsonl go to `board` too.
 
     Raises:
         UserError: a name in `config.optim` that is not stored; several draws or ranks for an objective that keeps state; a loss or gradient that
@@ -167,7 +168,7 @@ def distill(
     first = dist.rank() == 0
     if not first:
         picture = validate = None
-    events = log.EventLog(folder / "metrics.jsonl", log_bytes) if first else None
+    events = log.EventLog(folder / "metrics.jsonl", log_bytes, board) if first else None
     if picture is not None and state.step == 0:
         picture(syn, 0)
     pending: list[Tensor] = []

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ddengine import coreset, files, log, runtime, training
+from ddengine import coreset, files, handover, log, runtime, training
 from ddengine.coreset import random_index
 from ddengine.data import Data, RealSet, Subset
 from ddengine.errors import UserError
@@ -531,7 +531,7 @@ def _freeze(syn: SyntheticSet, device: torch.device) -> _Decoded:
 def eight_bit(syn: SyntheticSet, distilled: _Decoded, device: torch.device) -> _Decoded | None:
     """The set as its PNG files say it: pixels within 0 and 1 in 256 steps, its labels as they are. None where that changes nothing."""
     pixels = syn.pixels()
-    rounded = (pixels.clamp(0, 1) * 255).round() / 255
+    rounded = handover.eight_bit(pixels).float() / 255
     if (rounded - pixels).abs().max() < EIGHT_BIT:
         return None
     ledger = distilled.ledger | {"images": pixels.numel(), "compensators": 0}

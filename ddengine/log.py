@@ -4,13 +4,17 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from ddengine.errors import UserError
 
 if hasattr(sys.stdout, "reconfigure"):
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal without UTF-8 gets question marks, not a traceback
@@ -84,12 +88,43 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-class EventLog:
-    """metrics.jsonl: one JSON object per line, cut back to a checkpoint on resume."""
+class Board:
+    """The numbers of a run as TensorBoard files, beside its metrics.jsonl."""
 
-    def __init__(self, path: Path, keep: int = 0):
+    def __init__(self, folder: Path):
+        """Files in `folder`, from the first number on. Raises UserError where tensorboard is not installed."""
+        try:
+            from torch.utils.tensorboard import SummaryWriter  # seconds to import, and few runs want it
+        except ImportError:
+            raise UserError("--tensorboard needs the package tensorboard, which is not installed; pip install tensorboard.") from None
+        self._new, self._folder, self._writer = SummaryWriter, folder, None
+
+    def write(self, step: int, numbers: Mapping[str, float]) -> None:
+        """The numbers of a step. The first after a resume takes back what an interrupted run had written from its step on."""
+        writer = self._open(step)
+        for name, number in numbers.items():
+            writer.add_scalar(name, number, step)
+        writer.flush()  # what is not flushed is lost when the run is killed
+
+    def picture(self, step: int, path: Path) -> None:
+        """The picture of a step, from its PNG file."""
+        writer = self._open(step)
+        with Image.open(path) as image:
+            writer.add_image(path.parent.name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
+        writer.flush()
+
+    def _open(self, step: int) -> Any:
+        if self._writer is None:
+            self._writer = self._new(str(self._folder), purge_step=step)
+        return self._writer
+
+
+class EventLog:
+    """metrics.jsonl: one JSON object per line, cut back to a checkpoint on resume; with a board its numbers go there too."""
+
+    def __init__(self, path: Path, keep: int = 0, board: Board | None = None):
         """Open `path` for appending after its first `keep` bytes."""
-        self.path = path
+        self.path, self._board = path, board
         self._file = path.open("ab")
         os.truncate(path, min(keep, path.stat().st_size))
 
@@ -97,6 +132,8 @@ class EventLog:
         """Append one event."""
         self._file.write(json.dumps(event).encode() + b"\n")
         self._file.flush()
+        if self._board is not None and "step" in event:
+            self._board.write(event["step"], {k: float(v) for k, v in event.items() if k != "step" and isinstance(v, int | float)})
 
     def size(self) -> int:
         """Bytes written so far, for the checkpoint."""

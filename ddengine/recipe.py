@@ -50,6 +50,7 @@ class DataConfig:
     root: str | None = None  # folder of the files; None: the dataset's usual place
     download: bool = False  # let torchvision download the dataset into root
     size: tuple[int, int] | None = None  # resize to (height, width); None: as stored
+    classes: tuple[int, ...] | None = None  # use only these classes, in this order, numbered anew; None: all
     limit: int | None = None  # use a fixed stratified subset of this many training images (before the validation split)
     validation: float = 0.1  # fraction of the training images held out for selection; 0: none
     split_seed: int = 0  # decides validation split, subset, and the test split of datasets without one
@@ -58,6 +59,10 @@ class DataConfig:
     def __post_init__(self) -> None:
         require(0 <= self.validation < 1, f"data.validation must be at least 0 and below 1, got {self.validation}; 0.1 is usual.")
         require(self.limit is None or self.limit > 0, f"data.limit must be positive, got {self.limit}; leave it out for all images.")
+        require(
+            self.classes is None or (len(self.classes) == len(set(self.classes)) >= 2 and min(self.classes) >= 0),
+            f"data.classes must be at least two different class numbers, counted from 0, got {self.classes}; leave it out for all classes.",
+        )
         require(self.split_seed >= 0, f"data.split_seed must not be negative, got {self.split_seed}.")
         require(self.size is None or min(self.size) > 0, f"data.size must be a positive height and width, got {self.size}.")
 

@@ -79,6 +79,15 @@ def real_vs_distilled(path: Path, real: RealSet, syn: SyntheticSet, evaluation: 
     pyplot.close(figure)
 
 
+def save_samples(path: Path, real: RealSet) -> None:
+    """Write the real images that the report page shows: the first 10 training images, by index, of each of the first 20 classes.
+
+    The safetensors file holds "pixels" (M, C, H, W) uint8, class by class, and "labels" (M,) int64; a class with fewer images gives all it has.
+    """
+    index = torch.cat([members[:SHOWN_PER_CLASS] for members in real.members[:SHOWN_CLASSES]]).to(real.device)
+    files.write_tensors(path, {"pixels": real.pixels.index_select(0, index), "labels": real.labels.index_select(0, index)})
+
+
 def ledger(sizes: dict[str, int], raw: int, dataset: int) -> str:
     """Bytes of the parts of a set in one line, beside those of the training images in use and of the whole training split."""
     parts = [f"{part} {size(sizes[part])}" for part in ("images", "compensators", "labels", "other") if sizes[part]]

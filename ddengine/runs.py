@@ -80,3 +80,16 @@ def data_of(folder: Path) -> dict[str, Any]:
     if "data" not in recipe:
         raise UserError(f"{folder / MARK} was not written by this version of the engine; distil it again.")
     return recipe["data"]
+
+
+def claim(folder: Path, mark: str, content: dict[str, Any]) -> None:
+    """Make a folder that says in `mark` what it is of, or check that one says the same. Raises UserError when it belongs to something else."""
+    check_folder(folder)
+    if (folder / mark).is_file():
+        if files.read_json(folder / mark) != content:
+            raise UserError(f"{folder} was made with other settings; name another folder with --out, or begin anew with --restart.")
+        return
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty and not a folder of this command; name another folder with --out.")
+    files.make_folder(folder)
+    files.write_json(folder / mark, content)

@@ -99,14 +99,16 @@ def summary(values: Sequence[float]) -> dict[str, Any]:
 
 def table(scores: Sequence[Mapping[str, Any]], title: str) -> Table:
     """The scores for the terminal."""
-    shown = Table(title=title, title_justify="left")
-    for head in ("score", "network", "mean", "95 % interval", "n"):
+    several = len(scores) > 1
+    said = "" if several else f", {scores[0]['model']}"
+    shown = Table(title=f"{title}{said}, n = {scores[0]['scores']['label_robust_score']['n']}", title_justify="left")
+    for head in ("score", *(["network"] if several else []), "mean", "95 % interval"):
         shown.add_column(head, justify="left" if head in ("score", "network") else "right", no_wrap=True)
     for entry in scores:
         for key, label in SHOWN.items():
             s = entry["scores"][key]
             low_high = "-" if s["ci95"] is None else f"{s['ci95'][0]:.3f} to {s['ci95'][1]:.3f}"
-            shown.add_row(label, entry["model"], f"{s['mean']:.3f}", low_high, str(s["n"]))
+            shown.add_row(label, *([entry["model"]] if several else []), f"{s['mean']:.3f}", low_high)
     return shown
 
 

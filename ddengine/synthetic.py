@@ -203,8 +203,11 @@ class SyntheticSet:
         return ledger | {"total": sum(ledger.values()), "preprocess": preprocess, "raw": raw}
 
     def save(self, folder: Path, meta: Mapping[str, Any]) -> None:
-        """Write the folder that explains itself, replacing an older one: data.safetensors, labels.safetensors, meta.json, images/, load.py."""
-        from ddengine.compat import torchvision  # only here: pictures
+        """Write the folder that explains itself, replacing an older one.
+
+        data.safetensors, labels.safetensors, meta.json and load.py; images/, a parquet file and README.md, the card, with pixels of 8 bits.
+        """
+        from ddengine import handover  # which is about sets like this one
 
         with files.replacing(folder) as temporary:
             temporary.mkdir(parents=True)
@@ -227,19 +230,7 @@ class SyntheticSet:
             }
             files.write_json(temporary / "meta.json", own | dict(meta))
             (temporary / "load.py").write_text(LOAD_PY.format(decode=self.codec.loader()))
-            classes = self.classes[self.source].tolist()
-            natural = self.codec.natural(self.tensors)  # where there are such, sums with them are not written as images
-            shown = self.pixels(torch.arange(natural or len(self)))
-            if natural:
-                for i, image in enumerate(0.5 + self.tensors["compensators"].float() * self.tensors["unit"].view(-1, 1, 1)):
-                    path = temporary / "images" / "compensators" / f"{i:06d}.png"
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    torchvision.utils.save_image(image.clamp(0, 1).cpu(), path)
-            for i, (image, c) in enumerate(zip(shown.clamp(0, 1).cpu(), classes, strict=False)):
-                name = "".join(ch if ch.isalnum() or ch in "-_" else "_" for ch in self.class_names[c])
-                path = temporary / "images" / f"{c:04d}_{name}" / f"{i:06d}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                torchvision.utils.save_image(image, path)
+            handover.write(temporary, self, own | dict(meta))
 
 
 def initial(recipe: Recipe, data: Data, rng: Generator, experts: Experts | None = None) -> SyntheticSet:

@@ -1,5 +1,6 @@
 """An image folder: class/*.png|jpg|..., or train/class/* with test/class/* or val/class/*."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,8 @@ def _classes(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
-def _part(folder: Path, classes: list[str], size: tuple[int, int] | None) -> Part:
+def _part(folder: Path, classes: list[str], size: tuple[int, int] | None, every: list[Path]) -> Part:
+    """One split; its files are added to `every`, those of the whole dataset, of which an error may speak."""
     paths, labels = [], []
     for label, name in enumerate(classes):
         found = sorted(p for p in (folder / name).rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
@@ -24,7 +26,14 @@ def _part(folder: Path, classes: list[str], size: tuple[int, int] | None) -> Par
             raise UserError(f"The class folder {folder / name} has no images; add some or remove it.")
         paths += found
         labels += [label] * len(found)
-    return Part(np.array(labels, np.int64), decoder(lambda i: open_image(paths[i], str(paths[i])), lambda i: str(paths[i]), size))
+    every += paths
+    fetch = decoder(
+        lambda i: open_image(paths[i], str(paths[i]), upright=True),
+        lambda i: str(paths[i]),
+        size,
+        lambda: [(partial(Path, path), str(path)) for path in every],
+    )
+    return Part(np.array(labels, np.int64), fetch)
 
 
 def read(config: DataConfig) -> Source:
@@ -41,4 +50,6 @@ def read(config: DataConfig) -> Source:
     test = next((root / name for name in ("test", "val") if train != root and (root / name).is_dir()), None)
     if test is not None and _classes(test) != classes:
         raise UserError(f"The class folders of {test} are not those of {train}; give both the same names.")
-    return Source(_part(train, classes, config.size), _part(test, classes, config.size) if test else None, tuple(classes))
+    every: list[Path] = []
+    parts = [_part(folder, classes, config.size, every) for folder in (train, test) if folder is not None]
+    return Source(parts[0], parts[1] if test else None, tuple(classes))

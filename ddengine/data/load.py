@@ -10,6 +10,7 @@ from ddengine.data import digits, folder, imagenet, named, parquet, tiny_imagene
 from ddengine.data.preprocess import Preprocess, fit_preprocess
 from ddengine.data.realset import RealSet, images_digest
 from ddengine.data.source import Part, Source, hold_out, stratified
+from ddengine.data.subset import check_classes
 from ddengine.errors import UserError, unknown
 from ddengine.recipe import DataConfig
 
@@ -47,12 +48,19 @@ class Data:
         return self.train.image_shape
 
 
-def _resize(pixels: torch.Tensor, size: tuple[int, int] | None) -> torch.Tensor:
-    """Array-backed readers hand out stored sizes; file-backed ones have resized already."""
+def resize(pixels: torch.Tensor, size: tuple[int, int] | None) -> torch.Tensor:
+    """Images (B, C, H, W) uint8 at `size`. Array-backed readers hand out stored sizes; file-backed ones have resized already."""
     if size is None or tuple(pixels.shape[2:]) == size:
         return pixels
     resized = torch.nn.functional.interpolate(pixels.float(), size, mode="bilinear", antialias=True, align_corners=False)
     return resized.round().clamp(0, 255).to(torch.uint8)
+
+
+def _renumbered(part: Part, classes: tuple[int, ...]) -> Part:
+    """The same images with the class `classes[i]` called i, and those of others -1."""
+    number = np.full(max(part.labels.max(initial=0), *classes) + 1, -1, np.int64)
+    number[list(classes)] = np.arange(len(classes))
+    return Part(number[part.labels], part.fetch)
 
 
 def load_data(
@@ -62,14 +70,27 @@ def load_data(
     test: bool = False,
     stored: Callable[[str], Preprocess | None] = lambda digest: None,
 ) -> Data:
-    """The training and validation split on `device`, and the test split when asked for.
-
-    The limit takes a stratified subset of the official training images, then validation is held out of it, both by data.split_seed.
-    Preprocessing is fitted on the training split, unless `stored` has it for the digest of that split.
-    """
+    """The training and validation split on `device`, and the test split when asked for, of the dataset that `config` names."""
     if config.name not in DATASETS:
         raise unknown("dataset", config.name, DATASETS)
-    source = DATASETS[config.name](config)
+    return data_from(DATASETS[config.name](config), config, device, test=test, stored=stored)
+
+
+def data_from(
+    source: Source,
+    config: DataConfig,
+    device: torch.device,
+    *,
+    test: bool = False,
+    stored: Callable[[str], Preprocess | None] = lambda digest: None,
+) -> Data:
+    """The splits of `source` on `device`, the test split when asked for; where the images come from is not looked at.
+
+    The limit takes a stratified subset of the official training images, then validation is held out of it, both by data.split_seed.
+    With data.classes all splits hold these classes only. Which of their images are test and, without a limit, validation images is what it is with
+    all classes, so that a set distilled of some classes has seen no test image of the whole. Preprocessing is fitted on the training split, unless
+    `stored` has it for the digest of that split.
+    """
     part, held = source.train, source.test
     index = np.arange(len(part.labels))
     if held is None:
@@ -77,21 +98,32 @@ def load_data(
         held_part, held_index = part, test_index
     else:
         held_part, held_index = held, np.arange(len(held.labels))
+    labels_top, names, chosen = part.labels.max(), source.class_names, config.classes
+    if chosen is not None:
+        check_classes(chosen, len(names), "data.classes")
+
+    def among(owner: Part, index: np.ndarray) -> np.ndarray:
+        return index if chosen is None else index[np.isin(owner.labels[index], chosen)]
+
     if config.limit is not None:
+        index = among(part, index)
         index = index[stratified(part.labels[index], config.limit, config.split_seed)]
     kept, out = hold_out(part.labels[index], config.validation, config.split_seed)
-    train_index, val_index = index[kept], index[out]
-    num_classes = len(source.class_names)
+    train_index, val_index, held_index = among(part, index[kept]), among(part, index[out]), among(held_part, held_index)
+    if chosen is not None:
+        names = tuple(names[c] for c in chosen)
+        part, held_part = _renumbered(part, chosen), _renumbered(held_part, chosen)
+    num_classes = len(names)
     present = np.unique(part.labels[train_index])
     if len(present) < num_classes:
         missing = next(c for c in range(num_classes) if c not in present)
-        raise UserError(f"Class {source.class_names[missing]!r} has no training images; add some, or raise data.limit.")
-    if part.labels.max() >= num_classes:
-        raise UserError(f"The labels go up to {part.labels.max()} and only {num_classes} class names are given; correct the file.")
+        raise UserError(f"Class {names[missing]!r} has no training images; add some, or raise data.limit.")
+    if labels_top >= len(source.class_names):
+        raise UserError(f"The labels go up to {labels_top} and only {len(source.class_names)} class names are given; correct the file.")
 
     # one fetch for train and validation, so that both agree on colour or grey
     both = np.concatenate((train_index, val_index))
-    pixels = _resize(torch.from_numpy(np.ascontiguousarray(part.fetch(both))), config.size)
+    pixels = resize(torch.from_numpy(np.ascontiguousarray(part.fetch(both))), config.size)
     train_pixels = pixels[: len(train_index)].to(device)
     if source.mean is not None and len(source.mean) != train_pixels.shape[1]:
         raise UserError(
@@ -119,11 +151,11 @@ def load_data(
             test_pixels = test_pixels.expand(-1, pixels.shape[1], -1, -1)
         elif test_pixels.shape[1] > pixels.shape[1]:
             test_pixels = test_pixels.float().mean(1, keepdim=True).round().to(torch.uint8)
-        test_pixels = _resize(test_pixels, config.size)
+        test_pixels = resize(test_pixels, config.size)
         if test_pixels.shape[1:] != pixels.shape[1:]:
             raise UserError(
                 f"Test images are {tuple(test_pixels.shape[1:])} and training images {tuple(pixels.shape[1:])} "
                 "(channels, height, width); set data.size."
             )
         test_set = real(test_pixels, held_part, held_index)
-    return Data(train, validation, test_set, source.class_names, train_pixels.numel(), len(part.labels) * train_pixels[0].numel())
+    return Data(train, validation, test_set, names, train_pixels.numel(), len(part.labels) * train_pixels[0].numel())

@@ -1,6 +1,9 @@
 """Parquet with an `Image` column, as Hugging Face `datasets` writes it."""
 
 import json
+from collections.abc import Callable
+from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +48,11 @@ def _columns(table, path: Path) -> tuple[str, str]:
     return image, label
 
 
-def _part(paths: list[Path], size: tuple[int, int] | None) -> tuple[Part, tuple[str, ...] | None]:
+Rows = list[tuple[Callable[[], bytes], str]]  # what reads a row's image, and what the row is called
+
+
+def _part(paths: list[Path], size: tuple[int, int] | None, every: list[Callable[[], Rows]]) -> tuple[Part, tuple[str, ...] | None]:
+    """One split and the names of its classes; what lists its rows is added to `every`, that of the whole dataset, of which an error may speak."""
     import pyarrow as pa
     import pyarrow.compute as compute
 
@@ -67,7 +74,16 @@ def _part(paths: list[Path], size: tuple[int, int] | None) -> tuple[Part, tuple[
     def where(i: int) -> str:
         return f"Row {i} of {paths[0].name}"
 
-    fetch = decoder(lambda i: open_image(content[i].as_py() or b"", where(i)), where, size)
+    def read(i: int) -> bytes:
+        return content[i].as_py() or b""
+
+    every.append(lambda: [(partial(read, i), where(i)) for i in range(len(labels))])
+    fetch = decoder(
+        lambda i: open_image(read(i), where(i), upright=True),
+        where,
+        size,
+        lambda: list(chain.from_iterable(rows() for rows in every)),  # type: ignore[arg-type]
+    )
     return Part(labels, fetch), tuple(names) if names else None
 
 
@@ -89,7 +105,8 @@ def read(config: DataConfig) -> Source:
         return next((word for word in words if word in SPLITS), "train")
 
     by_split = {split: [p for p in found if split_of(p) == split] for split in SPLITS}
-    train, names = _part(by_split["train"] or found, config.size)
+    every: list[Callable[[], Rows]] = []
+    train, names = _part(by_split["train"] or found, config.size, every)
     rest = next((by_split[split] for split in SPLITS[1:] if by_split[split]), [])
-    test = _part(rest, config.size)[0] if rest and by_split["train"] else None
+    test = _part(rest, config.size, every)[0] if rest and by_split["train"] else None
     return Source(train, test, names or tuple(str(c) for c in range(int(train.labels.max()) + 1)))

@@ -10,7 +10,7 @@ from torch import Generator, nn
 
 from ddengine import rng as streams
 from ddengine.errors import UserError, unknown
-from ddengine.models import classic, convnet, mobile, resnet, torchvision_models
+from ddengine.models import classic, convnet, mobile, resnet, timm_models, torchvision_models
 from ddengine.models.middle import middle, middle_channels
 
 ImageShape = tuple[int, int, int]
@@ -27,7 +27,16 @@ MODELS: dict[str, Callable[[list[str], ImageShape, int], nn.Module]] = {
     "efficientnet_b0": mobile.build_efficientnet_b0,
     "shufflenet_g2": mobile.build_shufflenet_g2,
     "torchvision": torchvision_models.build,
+    "timm": timm_models.build,
 }
+
+LIBRARIES = ("torchvision/", "timm/")  # behind these the name is theirs
+
+# parts of names, of torchvision and timm; "vit" is also in maxvit, mobilevit, levit, crossvit, davit
+ADAMW_FAMILIES = (
+    "vit", "deit", "swin", "beit", "eva", "cait", "xcit", "pit_", "tnt_", "twins", "pvt", "coat", "volo", "former", "sequencer", "nest_", "maxxvit",
+    "hiera", "focalnet", "convnext", "edgenext", "convmixer", "mixer", "resmlp", "gmlp",
+)  # fmt: skip
 
 EXAMPLES = (
     "convnet-d3-w128-in", "convnet-d4-w128-in", "convnet-d3-w128-bn", "convnet-d3-w128-nn", "mlp", "lenet", "alexnet",
@@ -41,24 +50,37 @@ def build_model(name: str, image_shape: ImageShape, num_classes: int, rng: Gener
 
     Raises UserError for an unknown name (the nearest are named) or an image the network cannot take.
     """
-    family, _, rest = name.partition("/" if name.startswith("torchvision/") else "-")
+    family, _, rest = name.partition("/" if name.startswith(LIBRARIES) else "-")
     if family not in MODELS:
-        raise unknown("network", name, (*EXAMPLES, *(f"torchvision/{n}" for n in torchvision_models.names())))
+        raise unknown("network", name, _known(name))
     options = rest.split("-") if rest else []
     with streams.scoped(rng):
         try:
             return MODELS[family](options, image_shape, num_classes)
         except convnet.OptionError as error:
-            near = unknown("network", name, (*EXAMPLES, *(f"torchvision/{n}" for n in torchvision_models.names())))
+            near = unknown("network", name, _known(name))
             raise UserError(f"{str(near)[:-1]} ({error}).") from None
 
 
-ADAMW_FAMILIES = ("vit", "deit", "swin", "maxvit", "convnext", "mixer")
+def _known(name: str) -> tuple[str, ...]:
+    """The names that `name` may have been meant to be; those of timm only where it asks for them, because they are more than all others."""
+    theirs = [f"timm/{n}" for n in timm_models.names()] if name.startswith("timm") else []
+    return (*EXAMPLES, *(f"torchvision/{n}" for n in torchvision_models.names()), *theirs)
 
 
 def usual_optimiser(name: str) -> Literal["sgd", "adamw"]:
-    """The optimiser that published recipes train a network of this name with from scratch."""
-    return "adamw" if any(family in name.partition("/")[2] for family in ADAMW_FAMILIES) else "sgd"
+    """The optimiser, of the two, that published recipes train a network of this name with from scratch.
+
+    AdamW for the networks of torchvision and timm with attention (ViT, DeiT, Swin, MaxViT, CoAtNet, BEiT, XCiT, ...), for MLP-Mixer and its kin and
+    for ConvNeXt: the papers of DeiT, Swin, MaxViT and ConvNeXt train with it, those of ViT and MLP-Mixer with Adam. Their LayerNorm and
+    attention make gradients whose sizes differ much between layers, so that SGD's one rate fits few of them.
+    SGD with momentum for all others. The papers of AlexNet, VGG, ResNet, ResNeXt, DenseNet, MobileNetV2, ShuffleNetV2 and RegNet train with it, and
+    so do the published evaluations of distilled sets for the engine's own networks, whatever their family. EfficientNet, MobileNetV3 and MNASNet
+    were published with RMSProp, whose rate and decay neither of the two has; BatchNorm behind each convolution lets SGD train them
+    (torchvision's EfficientNetV2 and timm's EfficientNets have recipes with SGD).
+    """
+    library, _, network = name.partition("/")
+    return "adamw" if f"{library}/" in LIBRARIES and any(family in network for family in ADAMW_FAMILIES) else "sgd"
 
 
 __all__ = ["EXAMPLES", "MODELS", "ImageShape", "build_model", "middle", "middle_channels", "usual_optimiser"]

@@ -83,12 +83,13 @@ class TorchvisionClassifier(nn.Module):
         return f"head.{key.removeprefix(prefix)}" if key.startswith(prefix) else f"body.{key}"
 
 
-def _replace(root: nn.Module, path: str, module: nn.Module) -> None:
+def replace(root: nn.Module, path: str, module: nn.Module) -> None:
+    """Put another module at a path."""
     parent, _, child = path.rpartition(".")
     setattr(root.get_submodule(parent), child, module)
 
 
-def _adapt_stem(network: nn.Module, channels: int, small: bool) -> None:
+def adapt_stem(network: nn.Module, channels: int, small: bool) -> None:
     """The first convolution takes `channels` and, for small images, has stride 1; the first max pooling goes."""
     path, first = next((n, m) for n, m in network.named_modules() if isinstance(m, nn.Conv2d))
     kernel = 3 if small and first.kernel_size[0] > 3 else first.kernel_size
@@ -96,11 +97,11 @@ def _adapt_stem(network: nn.Module, channels: int, small: bool) -> None:
     stride = 1 if small else first.stride
     assert isinstance(padding, int | tuple)
     stem = nn.Conv2d(channels, first.out_channels, kernel, stride, padding, bias=first.bias is not None)  # type: ignore[arg-type]
-    _replace(network, path, stem)
+    replace(network, path, stem)
     pool = next((n for n, m in network.named_modules() if isinstance(m, nn.MaxPool2d)), None)
     convolutions_before = [n for n, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.MaxPool2d)]
     if small and pool is not None and convolutions_before.index(pool) == 1:  # right behind the stem
-        _replace(network, pool, nn.Identity())
+        replace(network, pool, nn.Identity())
 
 
 def build(options: list[str], image_shape: tuple[int, int, int], num_classes: int) -> TorchvisionClassifier:
@@ -130,11 +131,11 @@ def build(options: list[str], image_shape: tuple[int, int, int], num_classes: in
                 if k in inspect.signature(maker).parameters or k in ("weights", "num_classes", "aux_logits", "init_weights")
             }
         )
-        _adapt_stem(network, shape[0], small)
+        adapt_stem(network, shape[0], small)
     linear = [n for n, m in network.named_modules() if isinstance(m, nn.Linear)]
     if not linear or not isinstance(head := network.get_submodule(linear[-1]), nn.Linear) or head.out_features != num_classes:
         raise UserError(f"torchvision/{name} does not end in a linear layer and cannot be used; torchvision/resnet18 can.")
-    _replace(network, linear[-1], nn.Identity())
+    replace(network, linear[-1], nn.Identity())
     model = TorchvisionClassifier(name, network, head, linear[-1], small)
     try:  # a forward of nothing but shapes
         with torch.device("meta"), torch.no_grad():

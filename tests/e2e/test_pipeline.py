@@ -133,9 +133,10 @@ def test_evaluation_json(done, monkeypatch, capsys):
         "teachers",
     }
     assert [(r["set"], r["model"]) for r in evaluation["rows"]] == [
-        (s, m) for m in ("convnet-d1-w4-in", "mlp") for s in ("distilled", "random", "herding", "full")
+        (s, m) for m in ("convnet-d1-w4-in", "mlp") for s in ("distilled", "distilled_8bit", "random", "herding", "full")
     ]
     keys = {"set", "model", "images", "bytes", "ledger", "accuracy_mean", "accuracy_std", "ci95", "n", "lr", "steps", "seconds", "accuracies"}
+    keys |= {"optimiser", "examples_seen", "training_flops"}
     for row in evaluation["rows"]:
         assert set(row) == keys and row["n"] == len(row["accuracies"]) == 3
         values = [a["accuracy"] for a in row["accuracies"]]

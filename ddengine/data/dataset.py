@@ -1,0 +1,186 @@
+"""Any torch Dataset of (image, label) pairs as a Source, so that it gets the same splits and preprocessing as the datasets known by name."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Subset
+
+from ddengine.data.load import Data, data_from, resize
+from ddengine.data.preprocess import Preprocess
+from ddengine.data.source import Part, Source
+from ddengine.errors import UserError
+from ddengine.recipe import DataConfig
+from ddengine.rng import generator, scoped
+
+NO_IMAGES = Part(np.empty(0, np.int64), lambda index: np.empty((len(index), 1, 1, 1), np.uint8))
+
+
+def data_of(
+    dataset: Any,
+    config: DataConfig,
+    device: torch.device,
+    *,
+    test: Any = None,
+    classes: Sequence[str] | None = None,
+    stored: Callable[[str], Preprocess | None] = lambda digest: None,
+) -> Data:
+    """The splits of a dataset of one's own on `device`, as `load_data` makes them; all of it is training data, and `test` another such dataset.
+
+    `dataset` has a length and gives (image, label) by index: a map-style torch Dataset, one of torchvision, a list; or it is a pair of tensors or
+    arrays (images, labels). An image is a PIL image; a tensor (C, H, W) or (H, W), uint8, or float within [0, 1]; or such a numpy array with the
+    channels last. Whatever its form, it is kept as 8-bit pixels. Sizes that differ need `config.size`; name, root and download of `config` play no
+    role. The dataset must not augment: it is read once, and the engine augments.
+
+    Labels are whole numbers. Those that occur are numbered anew from 0, in ascending order, because a class without images cannot be distilled;
+    `class_names` keeps who they were: label i is `classes[i]`, else `dataset.classes[i]`, else "i". Preprocessing is fitted on the
+    training split, unless `stored` has it for the digest of that split.
+
+    Raises:
+        UserError: normalised pixels, a form that is not known, labels that are no whole numbers or beyond `classes`, sizes that differ.
+    """
+    part = _part(dataset, config.size)
+    if len(part.labels) == 0:
+        raise UserError("The dataset is empty; give one with images of every class.")
+    present = np.unique(part.labels)
+    held = NO_IMAGES
+    if test is not None:
+        held = _part(test, config.size)
+        if len(new := np.setdiff1d(held.labels, present)):
+            raise UserError(f"The test images have label {new[0]}, of which there are no training images; leave these out of test, or add some.")
+        held = Part(np.searchsorted(present, held.labels), held.fetch)
+    source = Source(Part(np.searchsorted(present, part.labels), part.fetch), held, _names(dataset, classes, present))
+    return data_from(source, config, device, test=test is not None, stored=stored)
+
+
+def _part(dataset: Any, size: tuple[int, int] | None) -> Part:
+    """The labels as they are, and the images."""
+    if isinstance(dataset, tuple | list) and len(dataset) == 2 and all(isinstance(part, Tensor | np.ndarray) for part in dataset):
+        images, labels = dataset
+        if len(images) != len(labels):
+            raise UserError(f"{len(images)} images and {len(labels)} labels do not belong together; give a label for each image.")
+        dataset = list(zip(images, labels, strict=True))
+    if not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
+        raise UserError(f"A {type(dataset).__name__} cannot be read by index; give a map-style dataset, with a length, or a list of (image, label).")
+    known = _known_labels(dataset)
+    if known is None:  # to learn the labels, everything is read, so everything is kept
+        read = _examples(dataset, range(len(dataset)))
+        pixels = [image for image, _ in read]
+        return Part(np.array([label for _, label in read], np.int64), lambda index: _stacked([pixels[i] for i in index], size))
+
+    def fetch(index: np.ndarray) -> np.ndarray:
+        chosen = _examples(dataset, index.tolist())
+        for i, (_, label) in zip(index, chosen, strict=True):
+            if label != known[i]:
+                raise UserError(f"Example {i} of the dataset has label {label}, and {known[i]} in its list of targets; make both the same.")
+        return _stacked([image for image, _ in chosen], size)
+
+    return Part(known, fetch)
+
+
+def _examples(dataset: Any, index: Sequence[int]) -> list[tuple[np.ndarray, int]]:
+    """The examples at `index`. Transforms that draw from torch's global generator always draw the same, and leave it as it was."""
+    with scoped(generator(0, "dataset")):
+        return [_example(dataset, i) for i in index]
+
+
+def _known_labels(dataset: Any) -> np.ndarray | None:
+    """The labels where a dataset lists them, so that no image need be decoded to learn them; None where it must be asked for each."""
+    if isinstance(dataset, Subset):
+        inner = _known_labels(dataset.dataset)
+        return None if inner is None else inner[np.asarray(dataset.indices, np.int64)]
+    if getattr(dataset, "target_transform", None) is not None:
+        return None
+    for name in ("targets", "labels"):
+        try:
+            listed = np.asarray(getattr(dataset, name))
+        except (AttributeError, TypeError, ValueError):
+            continue
+        if listed.ndim == 1 and np.issubdtype(listed.dtype, np.integer) and len(listed) == len(dataset):
+            return listed.astype(np.int64)
+    return None
+
+
+def _example(dataset: Any, i: int) -> tuple[np.ndarray, int]:
+    """(pixels (C, H, W) uint8, label) of an example."""
+    example = dataset[i]
+    if not isinstance(example, tuple | list) or len(example) != 2:
+        raise UserError(f"Example {i} of the dataset is a {type(example).__name__} and not a pair (image, label); wrap the dataset so that it is.")
+    image, label = example
+    if isinstance(label, Tensor | np.ndarray) and np.prod(label.shape) == 1:
+        label = label.item()
+    if isinstance(label, bool | np.bool_) or not isinstance(label, int | np.integer):
+        raise UserError(f"The label of example {i} is {_shown(label)} and not a whole number; give the number of its class.")
+    return _pixels(image, i), int(label)
+
+
+def _shown(value: Any) -> str:
+    """A value, or what kind of array it is, for a message."""
+    if isinstance(value, Tensor | np.ndarray):
+        return f"a {str(value.dtype).removeprefix('torch.')} array of shape {tuple(value.shape)}"
+    return repr(value) if isinstance(value, int | float | str) else f"a {type(value).__name__}"
+
+
+def _pixels(image: Any, i: int) -> np.ndarray:
+    """(C, H, W) uint8 of image i in any of the forms."""
+    if isinstance(image, Image.Image):
+        if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255
+            array = (np.asarray(image).astype(np.int64) // 257).clip(0, 255).astype(np.uint8)
+        else:
+            array = np.asarray(image if image.mode in ("L", "RGB") else image.convert("L" if image.mode in ("1", "LA", "F") else "RGB"))
+        return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+    if isinstance(image, Tensor):
+        array, layout = image.detach().cpu().float().numpy() if image.is_floating_point() else image.detach().cpu().numpy(), "(C, H, W)"
+        channels = array[None] if array.ndim == 2 else array
+    elif isinstance(image, np.ndarray):
+        array, layout = image, "(H, W, C)"
+        channels = array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)
+    else:
+        raise UserError(f"Image {i} of the dataset is {_shown(image)}; give PIL images, tensors (C, H, W) or numpy arrays (H, W, C).")
+    if channels.ndim != 3 or channels.shape[0] not in (1, 3) or 0 in channels.shape:
+        raise UserError(f"Image {i} of the dataset is {_shown(image)}; give 1 or 3 channels, as {layout} or (H, W).")
+    if channels.dtype == np.uint8:
+        return channels
+    if not np.issubdtype(channels.dtype, np.floating):
+        raise UserError(f"Image {i} of the dataset is {_shown(image)}; give pixels as uint8 or as floats in [0, 1].")
+    low, high = float(channels.min()), float(channels.max())
+    if not (low >= 0 and high <= 1):  # also where they are not numbers
+        raise UserError(
+            f"Image {i} of the dataset has values from {low:.4g} to {high:.4g}; give pixels in [0, 1], not normalised, as the engine normalises."
+        )
+    return np.round(channels * 255).astype(np.uint8)
+
+
+def _stacked(images: list[np.ndarray], size: tuple[int, int] | None) -> np.ndarray:
+    """(B, C, H, W) uint8: colour if any image is; of one size, to which they are resized if they differ."""
+    colour = any(len(image) == 3 for image in images)
+    if len({image.shape[1:] for image in images}) > 1:
+        if size is None:
+            first = images[0].shape[1:]
+            other = next(image.shape[1:] for image in images if image.shape[1:] != first)
+            raise UserError(
+                f"The images of the dataset differ in size, such as {first[0]}x{first[1]} and {other[0]}x{other[1]}; "
+                "set size of the recipe's data to a height and width for all."
+            )
+        images = [resize(torch.from_numpy(np.ascontiguousarray(image))[None], size)[0].numpy() for image in images]
+    channels = 3 if colour else 1
+    return np.stack([np.broadcast_to(image, (channels, *image.shape[1:])) for image in images])
+
+
+def _names(dataset: Any, classes: Sequence[str] | None, present: np.ndarray) -> tuple[str, ...]:
+    """What the labels that occur are called."""
+    if classes is not None:
+        if present[0] < 0 or present[-1] >= len(classes):
+            wrong = present[0] if present[0] < 0 else present[-1]
+            raise UserError(f"The dataset has label {wrong}, and classes names {len(classes)}, from 0 on; name a class for every label.")
+        return tuple(str(classes[label]) for label in present)
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    own = getattr(dataset, "classes", None)
+    if not isinstance(own, tuple | list) or present[0] < 0 or present[-1] >= len(own):
+        return tuple(str(label) for label in present)
+    names = [own[label] for label in present]
+    return tuple(str(name[0] if isinstance(name, tuple | list) and name else name) for name in names)  # ImageNet's have several names

@@ -1,0 +1,58 @@
+"""Some classes of loaded data: as a dataset of their own, or with the numbers they have."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from ddengine.data.realset import RealSet
+from ddengine.errors import UserError
+
+if TYPE_CHECKING:
+    from ddengine.data.load import Data
+
+
+def of_classes(real: RealSet, classes: Sequence[int]) -> RealSet:
+    """The images of `classes` in their order, with the labels they have; `num_classes` stays that of the whole."""
+    chosen = torch.isin(real.labels, torch.tensor(list(classes), device=real.device))
+    return RealSet(real.pixels[chosen], real.labels[chosen], real.num_classes, real.preprocess)
+
+
+def class_subset(data: "Data", classes: Sequence[int]) -> "Data":
+    """The splits of `data` restricted to `classes`, numbered anew: the class `classes[i]` becomes i. Images keep their order.
+
+    The preprocessing stays that of the whole, so that sets distilled from several subsets agree on what networks see. In class-incremental
+    learning it is thus fixed before the first class is seen, as published constants are. `bytes` are those of the images that remain;
+    `dataset_bytes` stay those of the whole training split. Raises UserError for a class that there is not, is named twice, or has no training images.
+    """
+    check_classes(classes, data.num_classes, "classes")
+    number = torch.full((data.num_classes,), -1, dtype=torch.long, device=data.train.device)
+    number[list(classes)] = torch.arange(len(classes), device=number.device)
+
+    def restricted(real: RealSet) -> RealSet:
+        kept = of_classes(real, classes)
+        return RealSet(kept.pixels, number[kept.labels], len(classes), kept.preprocess)
+
+    train = restricted(data.train)
+    names = tuple(data.class_names[c] for c in classes)
+    for name, members in zip(names, train.members, strict=True):
+        if len(members) == 0:
+            raise UserError(f"Class {name!r} has no training images; leave it out, or raise data.limit.")
+    return replace(
+        data,
+        train=train,
+        validation=None if data.validation is None else restricted(data.validation),
+        test=None if data.test is None else restricted(data.test),
+        class_names=names,
+        bytes=train.pixels.numel(),
+    )
+
+
+def check_classes(classes: Sequence[int], num_classes: int, what: str) -> None:
+    """Raise UserError unless `classes`, which are called `what`, are distinct ids of a dataset with `num_classes` classes."""
+    if len(set(classes)) < len(classes):
+        raise UserError(f"{what} {' '.join(map(str, classes))} names a class twice; name each once.")
+    for c in classes:
+        if not 0 <= c < num_classes:
+            raise UserError(f"{what} names class {c}, and the dataset has classes 0 to {num_classes - 1}; choose among these.")

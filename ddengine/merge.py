@@ -1,0 +1,130 @@
+"""Several distilled sets as one: of different classes, or more images of the same ones."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddengine.codec import Compensated, Identity
+from ddengine.data import Preprocess
+from ddengine.errors import UserError
+from ddengine.synthetic import LABELS, SyntheticSet
+
+NOT_SEEN = -1e4  # logit of a class that a label says nothing about: probability 0 at all usual temperatures, finite, and exact in float16
+
+
+def class_map_of(meta: Mapping[str, Any]) -> list[int]:
+    """The ids that the classes of a set have in its whole dataset, from the set's meta.json. Raises UserError where it names no dataset."""
+    try:
+        classes = meta["recipe"]["data"].get("classes")
+        return list(range(len(meta["class_names"]))) if classes is None else [int(c) for c in classes]
+    except (KeyError, TypeError, AttributeError):
+        raise UserError("A set without the recipe it was made by says of no class which one it is; distil it again.") from None
+
+
+def class_maps(metas: Sequence[Mapping[str, Any]]) -> tuple[list[list[int]], tuple[str, ...]]:
+    """(maps, class names) for `merge`, from the meta.json of each set: names identify classes, their order is that of first appearance.
+
+    Raises UserError for sets of different datasets, where equal names may mean different things, and for a set that has a name twice.
+    """
+    datasets = [(meta.get("recipe") or {}).get("data", {}).get("name") for meta in metas]
+    for i, dataset in enumerate(datasets):
+        if dataset is None or dataset != datasets[0]:
+            raise UserError(f"Set {i + 1} is of dataset {dataset} and set 1 of {datasets[0]}; merge sets of one dataset.")
+    names = [tuple(meta["class_names"]) for meta in metas]
+    for i, own in enumerate(names):
+        if twice := [n for n in own if own.count(n) > 1]:
+            raise UserError(f"Set {i + 1} has two classes called {twice[0]!r}, and classes are matched by name; give them different names.")
+    union = tuple(dict.fromkeys(n for own in names for n in own))
+    return [[union.index(n) for n in own] for own in names], union
+
+
+def merge(
+    sets: Sequence[SyntheticSet], maps: Sequence[Sequence[int]], class_names: Sequence[str], preprocess: Preprocess | None = None
+) -> SyntheticSet:
+    """One set of all images of several, in their order; class c of sets[i] becomes class maps[i][c] of `class_names`.
+
+    Sets may share classes, which then have the images of both. The sets must agree in codec and its options, space, kind of labels and
+    preprocessing; with `preprocess` the images are brought from their own preprocessing into that one: the pictures stay the same, and what networks
+    see of them changes. A learned rate is the mean where all sets have one, else there is none. Iterates beside a running average are left out.
+
+    Soft labels (N, K) become (N, len(class_names)). What a label says of its own classes stays as probable as it was at any temperature, and the
+    other classes have the logit NOT_SEEN, which is probability 0: a teacher of some classes knows that the image is of one of these. For the loss
+    "mse", which compares logits, such labels are useless. Labels of some largest logits are written out, because "the mean of the others" would mix
+    both kinds of others.
+
+    Raises UserError for no sets, maps that do not fit, sets that do not agree, and codecs whose images are not independent of each other.
+    """
+    if not sets or len(sets) != len(maps):
+        raise UserError(f"{len(maps)} class maps were given for {len(sets)} sets; give at least one set, and a map for each.")
+    if preprocess is not None:
+        sets = [_under(syn, preprocess) for syn in sets]
+    first = sets[0]
+    for i, (syn, own) in enumerate(zip(sets, maps, strict=True)):
+        _check(syn, first, own, len(class_names), i + 1)
+    device = first.classes.device
+    images = torch.cat([syn.tensors["images"].to(device) for syn in sets])
+    classes = torch.cat([torch.tensor(list(own), device=device)[syn.classes.to(device)] for syn, own in zip(sets, maps, strict=True)])
+    scalars = {"lr": torch.stack([syn.tensors["lr"].to(device) for syn in sets]).mean(0)} if all("lr" in syn.tensors for syn in sets) else {}
+    merged = replace(first, tensors={"images": images, **scalars}, classes=classes, class_names=tuple(class_names), target_kind="class")
+    if first.target_kind == "class":
+        return merged
+    wide = [_widened(syn.logits.to(device), own, len(class_names)) for syn, own in zip(sets, maps, strict=True)]
+    if first.label_of == "decoded":
+        # item by item, and the examples of an item in their order, all sets decode alike
+        by_item = torch.cat([rows[syn.source.to(device).argsort(stable=True)] for rows, syn in zip(wide, sets, strict=True)])
+        logits = torch.empty_like(by_item)
+        logits[merged.source.argsort(stable=True)] = by_item
+    else:
+        logits = torch.cat(wide)
+    return merged.with_labels(logits, first.tensors["logits"].dtype)
+
+
+def _under(syn: SyntheticSet, preprocess: Preprocess) -> SyntheticSet:
+    """The same pictures under another preprocessing."""
+    if syn.space == "pixel":
+        return replace(syn, preprocess=preprocess)
+    if not isinstance(syn.codec, Identity):
+        raise UserError(
+            f"Images in codec {type(syn.codec).__name__} cannot be brought under another preprocessing; distil the sets with the same one."
+        )
+    return replace(syn.with_tensors({"images": preprocess.forward(syn.preprocess.backward(syn.tensors["images"]))}), preprocess=preprocess)
+
+
+def _check(syn: SyntheticSet, first: SyntheticSet, own: Sequence[int], num_classes: int, number: int) -> None:
+    """Raise UserError unless set `number` can be merged with the first."""
+    if len(own) != len(syn.class_names) or len(set(own)) < len(own) or not all(0 <= c < num_classes for c in own):
+        raise UserError(
+            f"The map of set {number}, {list(own)}, must name a different class from 0 to {num_classes - 1} for each of its "
+            f"{len(syn.class_names)} classes; correct it."
+        )
+    if isinstance(syn.codec, Compensated):
+        raise UserError(f"Set {number} holds compensators, which belong to all its classes at once; merge sets of another codec.")
+    if unknown := sorted(k for k in syn.tensors if k not in ("images", "lr", *LABELS) and not k.startswith("raw.")):
+        raise UserError(f"Set {number} holds {unknown[0]}, which cannot be merged; merge sets without.")
+    facts = {
+        "codec": lambda s: s.codec,
+        "space of values": lambda s: s.space,
+        "shape of images": lambda s: tuple(s.tensors["images"].shape[1:]),
+        "type of images": lambda s: s.tensors["images"].dtype,
+        "kind of labels": lambda s: s.target_kind,
+        "place of labels": lambda s: s.label_of if s.target_kind == "logits" else None,
+    }
+    for what, fact in facts.items():
+        if fact(syn) != fact(first):
+            raise UserError(f"Set {number} has another {what} ({fact(syn)}) than set 1 ({fact(first)}); distil both alike.")
+    one, other = first.preprocess.tensors(), syn.preprocess.tensors()
+    if one.keys() != other.keys() or not all(torch.equal(one[k].cpu(), other[k].cpu()) for k in one):
+        raise UserError(
+            f"Set {number} has another preprocessing than set 1, so a network would see both differently; "
+            "distil them under one, of the whole dataset, or name the one to bring all of them under."
+        )
+
+
+def _widened(logits: Tensor, own: Sequence[int], num_classes: int) -> Tensor:
+    """Logits (N, len(own)) among `num_classes`."""
+    wide = logits.new_full((len(logits), num_classes), NOT_SEEN)
+    wide[:, list(own)] = logits
+    return wide

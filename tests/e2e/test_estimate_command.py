@@ -1,0 +1,64 @@
+"""`run.py estimate` beside the commands it speaks of, and the check of `distill`."""
+
+import json
+import tempfile
+from pathlib import Path
+
+import pytest
+from helpers import TINY, run
+
+from ddengine import estimate
+
+RECIPE = "mtt/digits_ipc1"
+FLAGS = [*TINY, "--outer.evaluate_every", "4", "--evaluation.epochs", "5", "--evaluation.num_networks", "3", "--evaluation.full_steps", "5"]
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+    """An empty folder to work in, and one for temporary files."""
+    (tmp_path / "work").mkdir()
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    return tmp_path
+
+
+def test_estimate_and_truth(work, capsys, monkeypatch):
+    """Nothing is left behind; the disk is right to a tenth; then distill checks before it writes, and --force does not."""
+    assert run("estimate", RECIPE, *FLAGS, "--json", "said/estimate.json") == 0
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "about" in shown and "2 experts of 3 epochs" in shown and "8 steps" in shown and "2 validations" in shown and "available" in shown
+    assert [p.name for p in Path().iterdir()] == ["said"] and list((work / "temporary").iterdir()) == []
+    said = {part["name"]: part for part in json.loads(Path("said/estimate.json").read_text())["parts"]}
+    assert list(said) == ["buffer", "distill", "evaluate"]
+    assert all(0 < part["seconds"] < 600 and 10**8 < part["memory"] < 10**10 for part in said.values())
+
+    assert run("buffer", RECIPE, *FLAGS) == 0
+    assert said["buffer"]["disk"] == pytest.approx(estimate.tree_bytes(Path("experts")), rel=0.1)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(estimate, "free_disk", lambda path: 1000)
+        assert run("distill", RECIPE, *FLAGS, "--out", "runs/a") == 2
+    error = capsys.readouterr().err
+    assert "of disk and 1 kB are free where runs/a lies" in error and "--force" in error and error.count("\n") == 1
+    assert not Path("runs").exists()
+    monkeypatch.setattr(estimate, "available_memory", lambda device: 1000)
+    assert run("distill", RECIPE, *FLAGS, "--out", "runs/a") == 2  # a step is tried, in a process that gets nothing
+    error = capsys.readouterr().err
+    assert "needs more than 1 kB of memory and 1 kB are available" in error and "--force" in error and error.count("\n") == 1
+    assert not Path("runs").exists()
+    assert run("distill", RECIPE, *FLAGS, "--out", "runs/a", "--force") == 0
+    assert said["distill"]["disk"] == pytest.approx(estimate.tree_bytes(Path("runs")), rel=0.1)
+
+    before = estimate.tree_bytes(Path("runs/a/evaluation.json").parent)
+    assert run("evaluate", "runs/a") == 0
+    assert said["evaluate"]["disk"] == pytest.approx(Path("runs/a/evaluation.json").stat().st_size, rel=0.1) and before > 0
+
+
+def test_estimate_refuses_in_a_sentence(work, capsys):
+    assert run("estimate", RECIPE, *TINY, "--json") == 2
+    assert "--json needs the path" in capsys.readouterr().err
+    assert run("estimate", RECIPE, *TINY, "--ipc", "500") == 2
+    error = capsys.readouterr().err
+    assert "ipc 500 is more than" in error and error.count("\n") == 1
+    assert list(Path().iterdir()) == [] and list((work / "temporary").iterdir()) == []
