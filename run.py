@@ -582,6 +582,11 @@ def learn_continually(args: list[str]) -> None:
         raise UserError(
             f"The recipe {recipe.name} needs experts, of each stage's classes; take one of a method without, such as dm/fashion_mnist_ipc10_small."
         )
+    if config.store == "uint8" and isinstance(recipe.codec, Identity) and not recipe.codec.bounded and not recipe.data.zca:
+        recipe = replace(recipe, codec=Identity(bounded=True))  # the memory would cut what lies outside
+        log.say(
+            "images are distilled within the range of pixels (codec.bounded), because the memory keeps 8 bits; --continual.store float32 does not"
+        )
     device = one_process(options, "continual")
     data = load_data(recipe.data, device, test=True)
     check_networks(recipe, data)

@@ -3,7 +3,8 @@
     python benchmarks/estimate.py [--whole]
 
 Each case runs estimate and then buffer, distill and evaluate as commands, in an empty folder, one after another. Timings are only as good as
-the machine is quiet; where `cpu_seconds` of the truth are far below its seconds on one thread, it was not. Without --whole the Fashion-MNIST cases are cut short, the same for both sides.
+the machine is quiet; where `cpu_seconds` of the truth lie far below its seconds on one thread, it was not. Without --whole the Fashion-MNIST
+cases are cut short, the same for both sides.
 """
 
 import json

@@ -42,13 +42,18 @@ def continual(result: dict[str, Any]) -> list[str]:
     lines = [f"| memory | images per class | bytes | {' | '.join(f'{n} classes' for n in seen)} | forgetting |", "|" + " --- |" * (len(seen) + 4)]
     for name, memory in result["memories"].items():
         cells = [shown(stage) for stage in memory["accuracy"]]
-        lines.append(f"| {name} | {memory['images_per_class'] or '-'} | {memory['bytes'] or '-'} | {' | '.join(cells)} | {shown(memory['forgetting'])} |")
+        lines.append(
+            f"| {name} | {memory['images_per_class'] or '-'} | {memory['bytes'] or '-'} | {' | '.join(cells)} | {shown(memory['forgetting'])} |"
+        )
     return lines
 
 
 def ranking(result: dict[str, Any]) -> list[str]:
     """One line for each set."""
-    lines = ["| set | Kendall's tau (95 % interval) | Spearman's rho | tau of the better half | accuracy lost by its choice, points |", "|" + " --- |" * 5]
+    lines = [
+        "| set | Kendall's tau (95 % interval) | Spearman's rho | tau of the better half | accuracy lost by its choice, points |",
+        "|" + " --- |" * 5,
+    ]
     for s in result["sets"]:
         low, high = s["kendall_ci95"]
         top = "-" if s["top_kendall"] is None else f"{s['top_kendall']:.2f}"

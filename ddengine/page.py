@@ -678,7 +678,7 @@ def _comparison(runs: Sequence[Run]) -> dict[str, Any]:
         return {
             "Method": _method(run),
             "Data": str((recipe.get("data") or {}).get("name", "")),
-            "Images per class": _plain(recipe["ipc"]) if "ipc" in recipe else "",
+            "ipc": _plain(recipe["ipc"]) if "ipc" in recipe else "",
             "Seed": "" if run.fact("seed") is None else str(run.fact("seed")),
             "Network": str(row.get("model", "")),
             "Accuracy %": _percent(row.get("accuracy_mean")),

@@ -276,7 +276,7 @@ def other_value(path, value, kind):
     if isinstance(value, Mapping):
         return {**value, "more": 0.5}
     assert value is None
-    return {"data.size": (5, 5), "buffer.model": "mlp", "targets.epochs": (1, 2)}.get(path, 7)
+    return {"data.size": (5, 5), "buffer.model": "mlp", "targets.epochs": (1, 2), "data.classes": (1, 2)}.get(path, 7)
 
 
 TOGETHER = ("objective.labels", "targets.dtype", "targets.top", "teachers")  # can only be changed with other fields
