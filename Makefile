@@ -6,16 +6,16 @@ PY := .venv/bin/python
 demo: .venv/ready
 	$(PY) run.py demo
 
-test: .venv/ready
+test: .venv/tests
 	$(PY) -m pytest -q -n auto
 
-test-slow: .venv/ready
+test-slow: .venv/tests
 	$(PY) -m pytest -q -m slow
 
-test-gpu: .venv/ready
+test-gpu: .venv/tests
 	$(PY) -m pytest -q -m gpu
 
-lint: .venv/ready
+lint: .venv/tests
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m pyright
@@ -27,6 +27,10 @@ format: .venv/ready
 .venv/ready: requirements.txt
 	test -x $(PY) || $(PYTHON) -m venv .venv
 	$(PY) -m pip install --quiet --requirement requirements.txt
+	touch $@
+
+.venv/tests: tests/requirements.txt .venv/ready
+	$(PY) -m pip install --quiet --requirement tests/requirements.txt
 	touch $@
 
 clean:

@@ -45,7 +45,7 @@ PATIENCE = 60.0  # seconds after which an outer step is the only one that is tim
 TESTED = 2000  # images on which testing is timed
 MOST_STAND_INS = 3  # experts that label in a calibration; their time is scaled to all
 PER_STEP = 6.0  # bytes of a step's graph, double backward and gradients, for a byte that one forward pass saves: an upper bound
-SLACK = 2**28  # bytes of address space that the allocator takes beyond need (see runtime.keep_freed_memory)
+FIRST_USE = 10**8  # bytes that libraries take when they are first used
 STORES = 400  # bytes of header in a shard, and so many more an epoch for its metrics
 STORES_EPOCH = 45
 
@@ -117,7 +117,7 @@ def _child(sender: Connection, began: float, limit: int | None, target: Callable
     log.console.quiet = True
     try:
         if limit is not None and sys.platform == "linux":
-            most = max(limit - _status("VmRSS"), 0) + _status("VmData") + SLACK
+            most = max(limit - _status("VmRSS"), 0) + _status("VmData") + FIRST_USE
             resource.setrlimit(resource.RLIMIT_DATA, (most, most))
         sender.send(("result", target(began, *args)))
     except MemoryError as error:
@@ -653,16 +653,32 @@ def memory_bound(recipe: Recipe, syn: SyntheticSet, data: Data, device: torch.de
     training_ = PER_STEP * each * min(config.batch, num) + 16 * params if recipe.outer.evaluate_every else 0
     testing = each * training.TEST_BATCH if recipe.outer.evaluate_every else 0
     tensors = sum(t.numel() * t.element_size() for t in syn.tensors.values())
-    return int(max(step, training_, testing) + 16 * tensors + 8 * num * math.prod(data.image_shape))
+    return int(FIRST_USE + max(step, training_, testing) + 16 * tensors + 8 * num * math.prod(data.image_shape))
 
 
 def _trial(began: float, job: Job) -> int:
-    """Peak memory of a process that takes one outer step."""
+    """Bytes that one outer step takes beyond what is held before it."""
     device, data, _ = _start(began, job)
     with noting():  # networks of the initial set need not have learnt anything for this
         syn, objective = _prepared(job, _workable(job.recipe), data, device, _experts(job, data, None))
-    distill.outer_step(syn, objective, job.recipe.outer, _state(syn, objective, job.recipe, job.seed), job.seed).tolist()
-    return peak_memory(device)
+    state = _state(syn, objective, job.recipe, job.seed)
+    before = _held(device)
+    distill.outer_step(syn, objective, job.recipe.outer, state, job.seed).tolist()
+    return max(0, peak_memory(device) - before)
+
+
+def _held(device: torch.device) -> int:
+    """Bytes that this process holds now; a new high-water mark starts here where the system has one to start."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    if sys.platform != "linux":
+        return runtime.peak_memory(device)
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return _status("VmHWM")
+    return _status("VmRSS")
 
 
 def disk_bytes(recipe: Recipe, syn: SyntheticSet) -> int:
@@ -696,18 +712,17 @@ def check(job: Job, syn: SyntheticSet, data: Data, folder: Path, device: torch.d
     if bound <= there:
         return
     log.say(f"a step may need up to {report.size(bound)} of memory, and {report.size(there)} are available: trying one in a process of its own")
-    held = runtime.peak_memory(device) if device.type == "cpu" else 0  # which this process has already
     try:
         needed = apart(_trial, job, limit=there)
     except MemoryError:
         needed, about = 0, "more than "
     else:
         about = "about "
-        if needed <= there + held:
+        if needed <= there:
             return
     raise UserError(
-        f"A step of {job.recipe.name} needs {about}{report.size(needed or there)} of memory and {report.size(there)} are available; "
-        f"{_advice(job.recipe)} or start with --force."
+        f"A step of {job.recipe.name} needs {about}{report.size(needed or there)} of memory beyond what the images take, and {report.size(there)} are "
+        f"available; {_advice(job.recipe)} or start with --force."
     )
 
 

@@ -740,10 +740,9 @@ def _number(value: Any) -> str:
 
 
 def _scores(content: Any) -> list[dict[str, Any]]:
-    """Small tables of scores.json, whose content is one object or one for each network."""
-    entries = content if isinstance(content, list) else content.get("networks") or content.get("rows") or [content]
+    """Small tables of scores.json, one for each network."""
     tables = []
-    for entry in entries if isinstance(entries, list) else []:
+    for entry in content.get("scores") or []:
         scores = entry.get("scores") if isinstance(entry, dict) else None
         if not isinstance(scores, dict):
             continue
@@ -754,8 +753,7 @@ def _scores(content: Any) -> list[dict[str, Any]]:
             between = f"{_number(ci95[0])} to {_number(ci95[1])}" if isinstance(ci95, list | tuple) and len(ci95) == 2 else NONE
             title = SCORES.get(name, str(name).replace("_", " ").capitalize())
             rows.append([title, _number(value.get("mean")), between, _plain(value["n"]) if "n" in value else ""])
-        others = [(key, text) for key, text in _flat({k: v for k, v in entry.items() if k not in ("scores", "model")}) if key]
-        tables.append({"title": f"on {entry['model']}" if entry.get("model") else "", "rows": rows, "others": others})
+        tables.append({"title": f"on {entry['model']}" if entry.get("model") else "", "rows": rows})
     return tables
 
 
@@ -775,21 +773,23 @@ def _ranking(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _privacy(run: Run) -> dict[str, Any]:
-    """The note, the numbers and the picture of a privacy check."""
-    content, tables = run.extra.get("privacy"), []
-    picture = run.path / "privacy.png"
+    """The note, the numbers and the picture of a privacy check. Raises UserError for a file that it did not write."""
+    content = run.extra.get("privacy")
     if content is None:
         return {}
-    loose = {k: v for k, v in content.items() if isinstance(v, str | int | float) and k != "note"}
-    if loose:
-        tables.append({"title": "", "rows": [(k.replace("_", " "), _number(v)) for k, v in loose.items()]})
-    for key, value in content.items():
-        if isinstance(value, Mapping):
-            rows = [(k.replace("_", " "), v) for k, v in _flat(value) if len(v) < 200][:40]
-            tables.append({"title": str(key).replace("_", " ").capitalize(), "rows": rows})
+    from ddengine import privacy  # a second to import
+
+    try:
+        rows = privacy.lines(content)
+        title, note = privacy.title(content), str(content["note"])
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise UserError(f"{run.path / 'privacy.json'} does not hold what the privacy command writes; run it again.") from None
+    picture = run.path / "privacy.png"
     return {
-        "note": str(content.get("note") or ""),
-        "tables": tables,
+        "note": note,
+        "title": title,
+        "heads": ["Measure", *privacy.HEADS[1:]],
+        "rows": [list(cells) for cells in rows],
         "picture": _data_uri(picture.read_bytes()) if picture.is_file() else "",
     }
 

@@ -396,15 +396,15 @@ def picture(path: Path, syn: SyntheticSet, data: Data, result: dict[str, Any], m
     pyplot.close(figure)
 
 
-def table(result: dict[str, Any]) -> Table:
-    """What `measure` returns as a table for the terminal: a line a number, beside it the control and what chance would give; the note below."""
-    title = f"{result['images']} distilled images beside {result['train']} training and {result['held_out']} held-out ones"
-    shown = Table(title=title, title_justify="left", caption_justify="left")
-    for head in ("", "distilled", "control", "by chance"):
-        shown.add_column(head, justify="right" if head else "left", no_wrap=True)
+HEADS = ("", "distilled", "control", "by chance")
+
+
+def lines(result: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    """What `measure` returns in words and numbers, under HEADS: a line a number, beside it the control and what chance would give."""
+    found: list[tuple[str, str, str, str]] = []
 
     def line(name: str, own: str, control: str = "-", chance: str = "-") -> None:
-        shown.add_row(name, own, control, chance)
+        found.append((name, own, control, chance))
 
     number, percent = "{:.3f}".format, "{:.0%}".format
     for space, both in result["neighbours"].items():
@@ -423,11 +423,26 @@ def table(result: dict[str, Any]) -> Table:
         low, high = own["balanced_ci95"]
         of_set, of_control = cells("balanced_nearest_in_train", percent)
         line("  the same, balanced", f"{of_set} ({100 * low:.0f} to {100 * high:.0f})", of_control, percent(own["balanced_by_chance"]))
-        shown.add_section()
     for attack in result["membership"]:
         low, high = attack["ci95"]
         other = attack["control"]
         line(f"AUC, {attack['score']}", f"{attack['auc']:.2f} ({low:.2f} to {high:.2f})", f"{other['auc']:.2f}" if other else "-", "0.50")
         line("  found at 1 % false alarms", f"{attack['tpr_at_1_fpr']:.1%}", f"{other['tpr_at_1_fpr']:.1%}" if other else "-", "1.0%")
-    shown.caption = result["note"]
+    return found
+
+
+def title(result: dict[str, Any]) -> str:
+    """How many images are compared."""
+    return f"{result['images']} distilled images beside {result['train']} training and {result['held_out']} held-out ones"
+
+
+def table(result: dict[str, Any]) -> Table:
+    """`lines` for the terminal, the note below."""
+    shown = Table(title=title(result), title_justify="left", caption=result["note"], caption_justify="left")
+    for head in HEADS:
+        shown.add_column(head, justify="right" if head else "left", no_wrap=True)
+    for cells in lines(result):
+        if not cells[0].startswith(" "):
+            shown.add_section()
+        shown.add_row(*cells)
     return shown

@@ -41,6 +41,12 @@ def _timm() -> Any:
     return importlib.import_module("timm")
 
 
+class _Keep(nn.Identity):
+    """In place of a dropout that drops nothing, whose probability networks may ask for."""
+
+    p = drop_prob = 0.0
+
+
 class TimmClassifier(nn.Module):
     """A network of timm split into its body and its last linear layer."""
 
@@ -93,7 +99,7 @@ def _make(name: str, shape: tuple[int, int, int], num_classes: int, plan: _Plan)
         if getattr(module, "fused_attn", False):  # the fused kernels have no second derivative, and no deterministic first one on CUDA
             module.fused_attn = False  # type: ignore[assignment]
         if is_dropout(module) and not getattr(module, "p", getattr(module, "drop_prob", 1)):  # nothing is dropped: so nobody need look out for it
-            replace(network, path, nn.Identity())
+            replace(network, path, _Keep())
     head = network.get_classifier()  # type: ignore[operator]
     path = next((path for path, module in network.named_modules() if module is head), None)
     if path is None or not isinstance(head, nn.Linear) or head.out_features != num_classes:

@@ -45,7 +45,7 @@ def test_estimate_and_truth(work, capsys, monkeypatch):
     monkeypatch.setattr(estimate, "available_memory", lambda device: 1000)
     assert run("distill", RECIPE, *FLAGS, "--out", "runs/a") == 2  # a step is tried, in a process that gets nothing
     error = capsys.readouterr().err
-    assert "needs more than 1 kB of memory and 1 kB are available" in error and "--force" in error and error.count("\n") == 1
+    assert "of memory beyond what the images take, and 1 kB are available" in error and "--force" in error and error.count("\n") == 1
     assert not Path("runs").exists()
     assert run("distill", RECIPE, *FLAGS, "--out", "runs/a", "--force") == 0
     assert said["distill"]["disk"] == pytest.approx(estimate.tree_bytes(Path("runs")), rel=0.1)

@@ -167,6 +167,12 @@ def test_real_and_distilled_pixels_are_right(whole):
     assert np.array_equal(np.stack(shown["distilled"]), expected)
 
 
+def privacy(note="", score="distance, pixels"):
+    """privacy.json as far as a page shows it."""
+    attack = {"score": score, "auc": 0.532, "ci95": [0.48, 0.58], "tpr_at_1_fpr": 0.01, "control": None}
+    return {"images": 10, "train": 90, "held_out": 20, "near_copy_rms": 0.02, "neighbours": {}, "membership": [attack], "note": note}
+
+
 def test_user_text_is_text(folder):
     """Class names, names of sets, notes and recipes are shown as they are, never as markup."""
     meta = json.loads((folder / "distilled/meta.json").read_text())
@@ -174,7 +180,7 @@ def test_user_text_is_text(folder):
     meta["recipe"] |= {"note": "<script>alert(1)</script>", "name": "dm/<i>tiny</i>"}
     files.write_json(folder / "distilled/meta.json", meta)
     files.write_json(folder / "evaluation.json", evaluation([row(NASTY), row("</text><script>alert(2)</script>", model="<u>net</u>")]))
-    files.write_json(folder / "privacy.json", {"note": NASTY, "<b>key</b>": {"</td>": 1}})
+    files.write_json(folder / "privacy.json", privacy(note=NASTY, score="</td><b>x</b>"))
     content = html(folder)
     reader = Reader(content)
     assert not {"b", "i", "u"} & set(reader.tags) and reader.tags.count("script") == 1 and not reader.open
@@ -272,10 +278,11 @@ def test_compute_and_optional_files(folder):
     """Columns for what rows may have; scores, ranking, privacy with its picture."""
     files.write_json(folder / "evaluation.json", evaluation([row("distilled", training_flops=2.5e9, examples_seen=600)]))
     score = {"mean": 0.512, "std": 0.01, "ci95": [0.4, 0.6], "n": 5}
-    files.write_json(folder / "scores.json", {"model": "mlp", "scores": {"label_robust_score": score, "hard_label_recovery": {"mean": None}}})
+    both = {"label_robust_score": score, "hard_label_recovery": {"mean": None}}
+    files.write_json(folder / "scores.json", {"scores": [{"model": "mlp", "scores": both}]})
     tau = {"set": "distilled", "kendall": 0.61, "kendall_ci95": [0.2, 0.9], "spearman": 0.7, "spearman_ci95": None}
     files.write_json(folder / "ranking.json", {"sets": [tau], "note": "Few networks."})
-    files.write_json(folder / "privacy.json", {"note": "Proves nothing.", "membership": {"auc": 0.532}})
+    files.write_json(folder / "privacy.json", privacy(note="Proves nothing."))
     report.grid(folder / "privacy.png", tiny_set(tiny_data()))
     text = Reader(content := html(folder)).text
     for words in ("Training FLOP", "2.5 G", "7.5 GFLOP", "Label-robust score 0.512 0.400 to 0.600 5", "Scores on mlp", "Hard-label recovery none"):
@@ -284,7 +291,8 @@ def test_compute_and_optional_files(folder):
         "Few networks.",
         "distilled 0.610 0.200 to 0.900 0.700 \N{EN DASH}",
         "Proves nothing.",
-        "auc 0.532",
+        "10 distilled images beside 90 training and 20 held-out ones",
+        "AUC, distance, pixels 0.53 (0.48 to 0.58) - 0.50",
         "The picture of the privacy check.",
     ):
         assert words in text, words
@@ -362,6 +370,7 @@ def test_samples_are_the_first_training_images(tmp_path):
         ("evaluation.json", "[1]", "no JSON object"),
         ("recipe.json", "no json", "cannot be read"),
         ("scores.json", "3", "no JSON object"),
+        ("privacy.json", "{}", "run it again"),
         ("metrics.jsonl", '{"step": 1\n{"step": 2}\n', "is damaged"),
         ("distilled/meta.json", "{", "cannot be read"),
         ("distilled/data.safetensors", "short", "is damaged"),

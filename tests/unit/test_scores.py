@@ -176,7 +176,9 @@ def test_eight_bits_are_what_the_png_files_hold(data, tmp_path):
     from ddengine.data.images import open_image
 
     syn = tiny_set(data)
-    syn = syn.with_tensors({"images": syn.tensors["images"] + 0.3 * torch.randn(syn.tensors["images"].shape, generator=torch.Generator().manual_seed(0))})
+    syn = syn.with_tensors(
+        {"images": syn.tensors["images"] + 0.3 * torch.randn(syn.tensors["images"].shape, generator=torch.Generator().manual_seed(0))}
+    )
     syn.save(tmp_path / "set", {})
     eight = eight_bit(syn, freeze(syn, CPU), CPU)
     assert eight is not None
