@@ -469,29 +469,9 @@ def evaluate_paths(args: list[str]) -> None:
         raise UserError(f"--out names one folder, and {len(paths)} sets are evaluated; leave --out out, or evaluate them one by one.")
     evaluations = [(str(path), evaluate_path(path, rest)) for path in paths]
     log.console.print(report.cross_table(evaluations))
-    for line in spread(evaluations):
-        log.say(line)
-
-
-def spread(evaluations: list[tuple[str, dict[str, Any]]]) -> list[str]:
-    """Of sets of one recipe and other seeds, in words: how much of the spread is between distillations, on each network."""
-    groups: dict[tuple[str, str], list[list[float]]] = {}
-    for path, evaluation in evaluations:
-        folder = Path(path) / "distilled" if (Path(path) / "distilled").is_dir() else Path(path)
-        recipe = digest(files.read_json(folder / "meta.json", "recipe")["recipe"])
-        own = evaluation["rows"][0]["set"]
-        for row in (r for r in evaluation["rows"] if r["set"] == own):
-            groups.setdefault((recipe, row["model"]), []).append([a["accuracy"] for a in row["accuracies"]])
-    said = []
-    for (_, model), accuracies in groups.items():
-        if len(accuracies) > 1 and min(map(len, accuracies)) > 1:
-            split = scores.variance_split(accuracies)
-            low, high = split["ci95"]
-            said.append(
-                f"{model}, {len(accuracies)} distillations: {100 * split['mean']:.1f} % ({100 * low:.1f} to {100 * high:.1f}); standard deviation "
-                f"{100 * split['between_std']:.2f} between distillations, {100 * split['within_std']:.2f} between networks on one"
-            )
-    return said
+    metas = [synthetic.load(path / "distilled" if (path / "distilled").is_dir() else path, torch.device("cpu"))[1] for path in paths]
+    for found in scores.splits([(name, meta, evaluation) for (name, evaluation), meta in zip(evaluations, metas, strict=True)]):
+        log.say(scores.said(found))
 
 
 def paths_of(args: list[str], command: str, what: str) -> list[Path]:
@@ -523,9 +503,9 @@ def rank(path: Path, args: list[str]) -> None:
 
     folder, meta, options = set_options(path, args, "rank")
     out, config = options.out or path, options.evaluation
-    shape = tuple(synthetic.load(folder, torch.device("cpu"))[0].pixels(torch.zeros(1, dtype=torch.long)).shape[1:])
+    channels, height, width = synthetic.load(folder, torch.device("cpu"))[0].pixels(torch.zeros(1, dtype=torch.long)).shape[1:]
     asked = config.baselines if any(word.split("=")[0] == "--baselines" for word in args) else ("random", "herding")
-    config = replace(config, models=config.models or ranking.grid(shape), baselines=(*(b for b in asked if b != "full"), "full"))
+    config = replace(config, models=config.models or ranking.grid((channels, height, width)), baselines=(*(b for b in asked if b != "full"), "full"))
     options = replace(options, evaluation=config)
     evaluation = evaluation_in(out / "ranking", folder, meta, options, strict=True, command="rank")
     found = ranking.correlations(evaluation, seed=options.seed)

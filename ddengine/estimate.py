@@ -46,8 +46,8 @@ TESTED = 2000  # images on which testing is timed
 MOST_STAND_INS = 3  # experts that label in a calibration; their time is scaled to all
 PER_STEP = 6.0  # bytes of a step's graph, double backward and gradients, for a byte that one forward pass saves: an upper bound
 FIRST_USE = 10**8  # bytes that libraries take when they are first used
-STORES = 400  # bytes of header in a shard, and so many more an epoch for its metrics
-STORES_EPOCH = 45
+STORES = 60  # bytes of header in a shard, and so many more an epoch for its metrics
+STORES_EPOCH = 54
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -343,7 +343,7 @@ def _buffer(began: float, job: Job, folder: Path, missing: dict[str, int]) -> di
         kept = len(config.kept_epochs()) * (num_params + num_buffers) * 4
         most = max(most, kept)
         seconds += missing[model] * each * config.epochs
-        once = sum(t.numel() * t.element_size() for t in data.train.preprocess.tensors().values()) + 4000  # preprocessing and manifest
+        once = sum(t.numel() * t.element_size() for t in data.train.preprocess.tensors().values()) + 1250  # preprocessing and manifest
         disk += store_bytes(config, num_params, num_buffers, missing[model]) + (once if missing[model] == config.num_experts else 0)
     # snapshots lie in memory until the expert is done, and twice more while they are written
     return {"seconds": seconds, "memory": peak_memory(device) + (3 * most if device.type == "cpu" else 0), "disk": disk, "epoch": epoch_seconds}
@@ -430,12 +430,13 @@ def _distill(began: float, job: Job, folder: Path, stand_ins: Path | None) -> di
     first, again = (_timed(device, picture)[0] for _ in range(2))  # the first waits for an import
     drawing = first + (often["pictures"] - 1) * again
     written, _ = _timed(device, lambda: report.real_vs_distilled(folder / "real_vs_distilled.png", data.train, result, None))
+    report.save_samples(folder / "samples.safetensors", data.train)
     facts = replace(job.recipe, data=replace(job.recipe.data, root=None))
     meta = {"recipe": to_dict(facts), "seed": job.seed, "precision": job.precision, "images": data.train.digest, "raw_bytes": data.bytes}
     more = {"dataset_bytes": data.dataset_bytes, "machine": runtime.machine(device), "versions": runtime.versions(), "commit": runtime.commit()}
     saving, _ = _timed(device, lambda: result.save(folder / "distilled", meta | more))
     line = len(json.dumps({"step": config.steps, "loss": math.pi, "applied": True} | ({"lr": math.pi / 100} if "lr" in syn.tensors else {}))) + 1
-    kept = [tree_bytes(folder / name) for name in ("checkpoint", "distilled", "real_vs_distilled.png")]
+    kept = [tree_bytes(folder / name) for name in ("checkpoint", "distilled", "real_vs_distilled.png", "samples.safetensors")]
     log_bytes = line * config.steps + 60 * often["validations"] + len(json.dumps(to_dict(job.recipe), indent=1))  # metrics and recipe.json
     seconds = start + initial + config.steps * each + ending + often["checkpoints"] * checkpoint
     return {
@@ -721,8 +722,8 @@ def check(job: Job, syn: SyntheticSet, data: Data, folder: Path, device: torch.d
         if needed <= there:
             return
     raise UserError(
-        f"A step of {job.recipe.name} needs {about}{report.size(needed or there)} of memory beyond what the images take, and {report.size(there)} are "
-        f"available; {_advice(job.recipe)} or start with --force."
+        f"A step of {job.recipe.name} needs {about}{report.size(needed or there)} of memory beyond what the images take, and {report.size(there)} "
+        f"are available; {_advice(job.recipe)} or start with --force."
     )
 
 

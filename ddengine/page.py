@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddengine import files, log, report, synthetic
+from ddengine import files, log, report, scores, synthetic
 from ddengine.errors import UserError
 
 SHOWN_CLASSES, SHOWN_PER_CLASS = 20, 10
@@ -117,7 +117,7 @@ def read(path: Path) -> Run:
 
 def _object(path: Path) -> Any:
     content = files.read_json(path)
-    if isinstance(content, dict) or (path.name == "scores.json" and isinstance(content, list)):
+    if isinstance(content, dict):
         return content
     raise UserError(f"{path} is no JSON object; restore it or run the command that wrote it again.")
 
@@ -695,44 +695,18 @@ def _comparison(runs: Sequence[Run]) -> dict[str, Any]:
 
 def _variance(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Of runs of one recipe with several seeds: how accuracies vary between distillations and between networks, for each network that all know."""
-    try:
-        from ddengine.scores import variance_split  # not needed for anything else
-    except ImportError:
-        return []
-    groups: dict[str, list[Run]] = {}
-    for run in runs:
-        protocol = run.evaluation.get("protocol")
-        if run.recipe and run.rows and run.meta.get("seed") is not None and "selected" not in run.meta:
-            parts = {k: v for k, v in run.recipe.items() if k not in ("cites", "note", "published", "evaluation")}
-            key = [parts, run.meta.get("precision"), run.meta.get("images"), protocol, run.evaluation.get("precision")]
-            groups.setdefault(json.dumps(key, sort_keys=True, default=str), []).append(run)
-    found = []
-    for group in groups.values():
-        if len({run.meta["seed"] for run in group}) < len(group) or len(group) < 2:
-            continue
-        for model in group[0].models:
-            rows = [next((r for r in run.rows if r["model"] == model and r["set"] == run.rows[0]["set"]), None) for run in group]
-            values = [[a["accuracy"] for a in (row or {}).get("accuracies", [])] for row in rows]
-            if min(map(len, values)) >= 2:
-                split = variance_split(values)
-                found.append({
-                    "recipe": group[0].recipe.get("name", ""),
-                    "model": model,
-                    "runs": ", ".join(run.name for run in group),
-                    "cells": [*(_percent(split[k]) for k in ("mean", "between_std", "within_std")),
-                              _plain(split["num_distillations"]), _plain(split["num_networks"])],
-                })  # fmt: skip
-    return found
+    shown = []
+    for found in scores.splits([(run.name, run.meta, run.evaluation) for run in runs]):
+        split = found["split"]
+        cells = [
+            *(_percent(split[k]) for k in ("mean", "between_std", "within_std")),
+            *(_plain(split[k]) for k in ("num_distillations", "num_networks")),
+        ]
+        shown.append({"recipe": found["recipe"], "model": found["model"], "runs": ", ".join(found["runs"]), "cells": cells})
+    return shown
 
 
 # Scores, ranking, privacy.
-
-SCORES = {
-    "label_robust_score": "Label-robust score",
-    "augmentation_robust_score": "Augmentation-robust score",
-    "hard_label_recovery": "Hard-label recovery",
-    "improvement_over_random": "Improvement over random",
-}
 
 
 def _number(value: Any) -> str:
@@ -743,15 +717,15 @@ def _scores(content: Any) -> list[dict[str, Any]]:
     """Small tables of scores.json, one for each network."""
     tables = []
     for entry in content.get("scores") or []:
-        scores = entry.get("scores") if isinstance(entry, dict) else None
-        if not isinstance(scores, dict):
+        made = entry.get("scores") if isinstance(entry, dict) else None
+        if not isinstance(made, dict):
             continue
         rows = []
-        for name, value in scores.items():
+        for name, value in made.items():
             value = value if isinstance(value, dict) else {"mean": value}
             ci95 = value.get("ci95")
             between = f"{_number(ci95[0])} to {_number(ci95[1])}" if isinstance(ci95, list | tuple) and len(ci95) == 2 else NONE
-            title = SCORES.get(name, str(name).replace("_", " ").capitalize())
+            title = scores.SHOWN.get(name, str(name).replace("_", " ")).capitalize()
             rows.append([title, _number(value.get("mean")), between, _plain(value["n"]) if "n" in value else ""])
         tables.append({"title": f"on {entry['model']}" if entry.get("model") else "", "rows": rows})
     return tables

@@ -21,7 +21,7 @@ from rich.table import Table
 
 from ddengine.errors import UserError
 from ddengine.evaluate import interval
-from ddengine.recipe import AugmentConfig, EvalConfig, require
+from ddengine.recipe import AugmentConfig, EvalConfig, digest, require
 
 WEIGHT = 0.5  # w and g, as published
 SHOWN = {
@@ -100,8 +100,8 @@ def summary(values: Sequence[float]) -> dict[str, Any]:
 def table(scores: Sequence[Mapping[str, Any]], title: str) -> Table:
     """The scores for the terminal."""
     several = len(scores) > 1
-    said = "" if several else f", {scores[0]['model']}"
-    shown = Table(title=f"{title}{said}, n = {scores[0]['scores']['label_robust_score']['n']}", title_justify="left")
+    of_model = "" if several else f", {scores[0]['model']}"
+    shown = Table(title=f"{title}{of_model}, n = {scores[0]['scores']['label_robust_score']['n']}", title_justify="left")
     for head in ("score", *(["network"] if several else []), "mean", "95 % interval"):
         shown.add_column(head, justify="left" if head in ("score", "network") else "right", no_wrap=True)
     for entry in scores:
@@ -139,3 +139,41 @@ def variance_split(groups: Sequence[Sequence[float]]) -> dict[str, Any]:
         "num_distillations": len(groups),
         "num_networks": sizes if len(set(sizes)) > 1 else sizes[0],
     }
+
+
+def splits(runs: Sequence[tuple[str, Mapping[str, Any], Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """`variance_split` of the runs, (name, meta.json, evaluation.json), that are one recipe with several seeds, on each network.
+
+    Recipe (but for its evaluation and prose), precision, training images and protocol must be equal and seeds differ. Each entry says "recipe", "model",
+    "runs" (names) and "split"; groups without two such runs with two networks each are left out.
+    """
+    groups: dict[str, list[tuple[str, Mapping[str, Any], Mapping[str, Any]]]] = {}
+    for run in runs:
+        _, meta, evaluation = run
+        recipe = meta.get("recipe")
+        if recipe and evaluation.get("rows") and meta.get("seed") is not None and "selected" not in meta:
+            parts = {k: v for k, v in recipe.items() if k not in ("cites", "note", "published", "evaluation")}
+            same = [parts, meta.get("precision"), meta.get("images"), evaluation.get("protocol"), evaluation.get("precision")]
+            groups.setdefault(digest(same), []).append(run)
+    found = []
+    for group in groups.values():
+        if len({meta["seed"] for _, meta, _ in group}) < max(2, len(group)):
+            continue
+        own = group[0][2]["rows"][0]["set"]
+        for model in dict.fromkeys(row["model"] for row in group[0][2]["rows"]):
+            rows = [next((r for r in e["rows"] if (r["model"], r["set"]) == (model, own)), {}) for _, _, e in group]
+            values = [[a["accuracy"] for a in row.get("accuracies", [])] for row in rows]
+            if min(map(len, values)) >= 2:
+                names = [name for name, _, _ in group]
+                found.append({"recipe": group[0][1]["recipe"].get("name", ""), "model": model, "runs": names, "split": variance_split(values)})
+    return found
+
+
+def said(entry: Mapping[str, Any]) -> str:
+    """An entry of `splits` in words."""
+    split = entry["split"]
+    low, high = split["ci95"]
+    return (
+        f"{entry['model']}, {split['num_distillations']} distillations: {100 * split['mean']:.1f} % ({100 * low:.1f} to {100 * high:.1f}); "
+        f"standard deviation {100 * split['between_std']:.2f} between distillations, {100 * split['within_std']:.2f} between networks on one"
+    )

@@ -12,8 +12,8 @@ from ddengine import evaluate as module
 from ddengine import scores, training
 from ddengine.data import load_data
 from ddengine.errors import UserError
-from ddengine.evaluate import adapted, eight_bit, evaluate, forward_flops
 from ddengine.evaluate import _freeze as freeze
+from ddengine.evaluate import adapted, eight_bit, evaluate, forward_flops
 from ddengine.recipe import AugmentConfig, DataConfig, EvalConfig
 
 SHORT = EvalConfig(protocol="test", epochs=3, batch=32, augment=AugmentConfig(ops=("flip",)), num_networks=3, lr_grid=(0.05,), full_steps=6)
@@ -242,3 +242,19 @@ def test_progress_counts_what_is_done(data, monkeypatch):
     evaluate(syn, data, replace(config, baselines=("herding",), models=("mlp",)), MODEL, seed=0, device=CPU)
     evaluate(syn, data, replace(config, rate="learned"), MODEL, seed=0, device=CPU)
     assert all(total == done for total, done in told), told
+
+
+def test_runs_that_differ_in_more_than_the_seed_are_not_split():
+    def run(name, seed, **more):
+        meta = {"recipe": {"name": "r", "ipc": 1, "note": name, "evaluation": {"x": name}} | more, "seed": seed, "precision": "fp32", "images": "i"}
+        rows_ = [{"set": s, "model": "mlp", "accuracies": [{"accuracy": a} for a in (0.1 * seed, 0.2)]} for s in ("distilled", "random")]
+        return name, meta, {"rows": rows_, "protocol": {"epochs": 3}, "precision": "fp32"}
+
+    one, two, other, again = run("a", 1), run("b", 2), run("c", 3, ipc=2), run("d", 2)
+    (found,) = scores.splits([one, other, two])
+    assert found["runs"] == ["a", "b"] and found["recipe"] == "r" and found["model"] == "mlp"
+    assert found["split"] == scores.variance_split([[0.1, 0.2], [0.2, 0.2]]) and found["split"]["num_distillations"] == 2
+    assert "2 distillations: 17.5 %" in scores.said(found)
+    assert scores.splits([one]) == scores.splits([one, other]) == scores.splits([two, again]) == []
+    longer = (two[0], two[1], two[2] | {"protocol": {"epochs": 4}})
+    assert scores.splits([one, longer]) == []
