@@ -19,12 +19,12 @@ FOLDER = ROOT / "runs" / "uses"
 DM = "dm/fashion_mnist_ipc10_small"
 STEPS = {
     "continual": (
-        ("continual", DM, "--out", "{folder}/continual", "--evaluation.epochs", "150", "--evaluation.lr_grid", "0.01", "0.03",
-         "--evaluation.full_steps", "100"),
+        ("continual", DM, "--out", "{folder}/continual", "--evaluation.epochs", "100", "--evaluation.lr_grid", "0.01", "0.03",
+         "--evaluation.full_steps", "60"),
     ),
     "ranking": (
         ("distill", DM, "--out", "{folder}/dm"),
-        ("rank", "{folder}/dm", "--rate", "learned", "--epochs", "150", "--num_networks", "3", "--full_steps", "150"),
+        ("rank", "{folder}/dm", "--rate", "learned", "--epochs", "100", "--num_networks", "3", "--full_steps", "100"),
     ),
     "privacy": (
         ("distill", DM, "--out", "{folder}/dm"),

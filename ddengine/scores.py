@@ -144,8 +144,8 @@ def variance_split(groups: Sequence[Sequence[float]]) -> dict[str, Any]:
 def splits(runs: Sequence[tuple[str, Mapping[str, Any], Mapping[str, Any]]]) -> list[dict[str, Any]]:
     """`variance_split` of the runs, (name, meta.json, evaluation.json), that are one recipe with several seeds, on each network.
 
-    Recipe (but for its evaluation and prose), precision, training images and protocol must be equal and seeds differ. Each entry says "recipe", "model",
-    "runs" (names) and "split"; groups without two such runs with two networks each are left out.
+    Recipe (but for its evaluation and prose), precision, training images and protocol must be equal and seeds differ. Each entry says "recipe",
+    "model", "runs" (names) and "split"; groups without two such runs with two networks each are left out.
     """
     groups: dict[str, list[tuple[str, Mapping[str, Any], Mapping[str, Any]]]] = {}
     for run in runs:
