@@ -273,7 +273,8 @@ def estimate(args: list[str]) -> None:
     """Say what buffer, distill and evaluate of a recipe will cost on this machine, from a short calibration; --json PATH writes it too."""
     words = [word for arg in args for word in (arg.split("=", 1) if arg.startswith("--json=") else [arg])]
     at = words.index("--json") if "--json" in words else len(words)
-    path, options = words[at + 1 : at + 2], options_of("estimate", words[:at] + words[at + 2 :])
+    path, began = words[at + 1 : at + 2], time.perf_counter()
+    options, parsing = options_of("estimate", words[:at] + words[at + 2 :]), time.perf_counter() - began
     if at < len(words) and not path:
         raise UserError("--json needs the path of the file to write.")
     recipe = options.recipe
@@ -285,7 +286,7 @@ def estimate(args: list[str]) -> None:
     if recipe.buffer is not None:
         for model, folder, _ in store_folders(options, data.train.digest):
             missing[model] = max(0, recipe.buffer.num_experts - len(finished(folder)))
-    job = costs.job(options, load_for, open_store, EXPERTS, train_expert=train_expert, set_options=set_options)
+    job = costs.job(options, load_for, open_store, EXPERTS, train_expert=train_expert, set_options=set_options, parsing=parsing)
     costs.show(
         job, missing, recipe, device, experts=options.experts or EXPERTS, run=options.out or Path("runs"), path=Path(path[0]) if path else None
     )

@@ -20,7 +20,7 @@ DM = "dm/fashion_mnist_ipc10_small"
 STEPS = {
     "continual": (
         ("continual", DM, "--out", "{folder}/continual", "--evaluation.epochs", "100", "--evaluation.lr_grid", "0.01", "0.03",
-         "--evaluation.full_steps", "60"),
+         "--evaluation.full_steps", "60", "--outer.steps", "100"),
     ),
     "ranking": (
         ("distill", DM, "--out", "{folder}/dm"),

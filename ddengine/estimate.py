@@ -59,6 +59,7 @@ class Job:
     device: str = "auto"
     precision: Precision = "fp32"
     compile: bool = False
+    parsing: float = 0.0  # seconds that a command line takes to be read, which the process of a part does not repeat
     load: Callable[[torch.device], Data]  # training and validation images, on a device
     open_store: Callable[[Data], Experts | None] | None = None  # the experts of the recipe; None: they are not all there
     train_expert: Callable[..., Any] | None = None  # buffers.train.train_expert
@@ -320,7 +321,7 @@ def _start(began: float, job: Job) -> tuple[torch.device, Data, float]:
     device = runtime.setup(job.device, job.precision)
     data = job.load(device)
     _wait(device)
-    return device, data, time.time() - began
+    return device, data, job.parsing + time.time() - began
 
 
 def _buffer(began: float, job: Job, folder: Path, missing: dict[str, int]) -> dict[str, Any]:
@@ -457,7 +458,7 @@ def _evaluate(began: float, job: Job, folder: Path, stand_ins: Path | None) -> d
     data = load_data(recipe.data, device, test=True, stored=lambda images: syn.preprocess)
     experts = _experts(job, data, stand_ins) if recipe.teachers else None
     teachers = [] if experts is None else load_all(experts, device)
-    start = time.time() - began
+    start, before = job.parsing + time.time() - began, tree_bytes(folder)
     config = recipe.evaluation if job.set_options is None else job.set_options(folder / "distilled", [])[2].evaluation
     options: dict[str, Any] = dict(seed=job.seed, device=device, precision=job.precision, teachers=teachers)
     with noting() as calls:
@@ -468,7 +469,7 @@ def _evaluate(began: float, job: Job, folder: Path, stand_ins: Path | None) -> d
     return {
         "seconds": start + beside + trained + drawing,
         "memory": peak_memory(device),
-        "disk": tree_bytes(folder / "evaluation.json"),
+        "disk": max(0, tree_bytes(folder) - before),  # the picture of the run grows
         "trainings": sum(len(asked["seeds"]) for asked in calls.trainings),
         "updates": sum(len(asked["seeds"]) * updates(asked) for asked in calls.trainings),
     }

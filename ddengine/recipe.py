@@ -295,8 +295,8 @@ class EvalConfig:
     hard_weight: float = 0.0  # weight of the cross-entropy with the class that is added to kl and mse
     models: tuple[str, ...] = ()  # networks to train; none: the recipe's
     num_networks: int = 5  # networks per row, each with its own seed; random: each with its own draw of images
-    # where learning rates come from | validation: for each set and network the best on the validation split of lr_grid and, on the recipe's network, the
-    # learned one; without such a split as learned | learned: of the set on the recipe's network the learned one, elsewhere lr
+    # where learning rates come from | validation: for each set and network the best of lr_grid, and on the recipe's network the learned one, by the
+    # validation split; without such a split as learned | learned: of the set on the recipe's network the learned one, elsewhere lr
     rate: Literal["validation", "learned"] = "validation"
     lr: float = 0.01  # learning rate where none is chosen and none was learned
     lr_grid: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03, 0.1)
