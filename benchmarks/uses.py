@@ -73,7 +73,7 @@ def main(args: list[str]) -> None:
         sys.exit(f"usage: python benchmarks/uses.py {' | '.join(STEPS)}")
     (name,) = args
     for step in STEPS[name]:
-        print(command(2, *(word.format(folder=FOLDER.relative_to(ROOT)) for word in step)))
+        print(command(1, *(word.format(folder=FOLDER.relative_to(ROOT)) for word in step)))
     out = ROOT / "docs" / "results"
     for path in WRITTEN[name]:
         made = FOLDER / path
