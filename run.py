@@ -7,7 +7,7 @@ STARTED = time.perf_counter()  # before the imports, which take seconds
 import itertools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -31,7 +31,7 @@ from ddengine.codec import Identity
 from ddengine.continual import ContinualConfig
 from ddengine.data import Data, Preprocess, load_data
 from ddengine.errors import UserError, unknown
-from ddengine.evaluate import PROTOCOLS, adapted, evaluate, validate
+from ddengine.evaluate import PROTOCOLS, adapted, evaluate, set_digest, validate
 from ddengine.init import SELECTIONS, selected_index
 from ddengine.models import build_model, middle
 from ddengine.recipe import DataConfig, EvalConfig, Recipe, digest, from_dict, parametrised, resolved, to_dict
@@ -64,6 +64,7 @@ class Options(Generic[RecipeT]):
     force: bool = False  # start although memory or disk are estimated not to do
     tensorboard: bool = False  # also write TensorBoard files into the run's folder
     print_config: bool = False  # print the resolved recipe and stop
+    command: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()  # the command line
     recipe: Annotated[RecipeT, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff]
 
 
@@ -85,7 +86,23 @@ def options_of(command: str, args: list[str], fixed: str | None = None, flags: A
         recipe = replace(recipe, published=None, note=f"{name} with parts of others ({', '.join(taken)}), for which nothing is published.")
     recipe = replace(recipe, evaluation=named_protocol(rest, "--evaluation.protocol") or recipe.evaluation)
     kind = flags[parametrised(recipe)]
-    return cli.parse(kind, rest, kind(recipe=recipe), f"run.py {command}" + ("" if fixed else f" {name}"))
+    options = cli.parse(kind, rest, kind(recipe=recipe), f"run.py {command}" + ("" if fixed else f" {name}"))
+    if options.recipe.published is not None and not same_cell(options.recipe, recipe):
+        options = replace(
+            options, recipe=replace(options.recipe, published=None, note=f"{name} with other settings, for which nothing is published.")
+        )
+    return replace(options, command=(command, *args)) if hasattr(options, "command") else options
+
+
+def same_cell(recipe: Recipe, published: Recipe) -> bool:
+    """Whether nothing differs that decides what a published figure is of; how often is looked or saved does not."""
+
+    def deciding(of: Recipe) -> dict[str, Any]:
+        whole = resolved(of)
+        outer = {k: v for k, v in whole.pop("outer").items() if not k.endswith("_every")}
+        return {**whole, "outer": outer, "evaluation": None}
+
+    return deciding(recipe) == deciding(published)
 
 
 def named_protocol(args: list[str], flag: str) -> EvalConfig | None:
@@ -230,6 +247,7 @@ def distill(options: Options[Recipe], root: Path = EXPERTS) -> Path:
     elif runs.is_finished(folder, wanted, beside=root.name):
         log.say(f"{folder} is finished; --restart begins anew")
         return folder
+    log.say(f"{recipe.data.name}: {data.said()}")
     board = log.Board(folder / "tensorboard") if options.tensorboard and dist.rank() == 0 else None
     began = time.perf_counter()
     syn, objective, store = prepare(options, data, device, root)
@@ -241,7 +259,7 @@ def distill(options: Options[Recipe], root: Path = EXPERTS) -> Path:
     def begin() -> None:
         if options.restart:
             runs.delete(folder, runs.MARK)
-        runs.begin(folder, recipe, wanted)
+        runs.begin(folder, recipe, wanted, options.command)
 
     def picture(syn: synthetic.SyntheticSet, step: int) -> None:
         path = folder / "progress" / f"step_{step:06d}.png"
@@ -280,6 +298,8 @@ def estimate(args: list[str]) -> None:
     recipe = options.recipe
     if options.print_config:
         return print_config(recipe)
+    if path:
+        costs.check_path(Path(path[0]))
     device = one_process(options, "estimate")
     data, missing = load_for(options, torch.device("cpu")), {}
     check_networks(recipe, data)
@@ -340,7 +360,7 @@ def select(options: Options[Recipe]) -> Path:
     if recipe.codec.per_item > 1:
         log.say("images are chosen whole: the recipe's codec plays no role")
     recipe = replace(recipe, codec=Identity())  # real images as they are
-    runs.begin(folder, recipe, wanted)
+    runs.begin(folder, recipe, wanted, options.command)
     log.EventLog(folder / "metrics.jsonl").close()  # empty, as of a distillation without steps
     classes = data.train.labels[index.to(device)]
     syn = synthetic.SyntheticSet({"images": data.train.images(index)}, classes, data.class_names, Identity(), data.train.preprocess)
@@ -365,11 +385,11 @@ class EvaluateOptions:
     experts: Path | None = None  # the store of the set's experts, or with teachers the folder of their stores; None: experts/FINGERPRINT
     sort: Literal["none", "accuracy", "accuracy_per_byte"] = "none"  # order of the printed table
     data: Annotated[DataConfig, tyro.conf.FlagConversionOff]
-    evaluation: Annotated[EvalConfig, tyro.conf.arg(name="")]
+    evaluation: Annotated[EvalConfig, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff]
 
 
-def set_options(path: Path, args: list[str], command: str = "evaluate") -> tuple[Path, dict[str, Any], EvaluateOptions]:
-    """(folder, meta.json, options) of a run or a distilled folder: the flags, with what the set says of itself as their defaults."""
+def set_defaults(path: Path, args: list[str]) -> tuple[Path, dict[str, Any], EvaluateOptions]:
+    """(folder, meta.json, options) of a run or a distilled folder: what the set says of itself, by the protocol that the flags may name."""
     run = path if (path / "distilled").is_dir() else None
     folder = path / "distilled" if run else path
     _, meta = synthetic.load(folder, torch.device("cpu"))
@@ -383,8 +403,14 @@ def set_options(path: Path, args: list[str], command: str = "evaluate") -> tuple
     if recipe.get("teachers"):  # the controls without which soft labels and more examples pass for distillation
         controls = [name for name in ("random_soft", "hard_labels") if name not in protocol.baselines and "random" in protocol.baselines]
         protocol = replace(protocol, baselines=(*protocol.baselines, *controls), baseline_steps="updates")
-    options = cli.parse(EvaluateOptions, args, EvaluateOptions(data=data_config, evaluation=protocol), f"run.py {command} {path}")
-    return folder, meta, options
+    return folder, meta, EvaluateOptions(data=data_config, evaluation=protocol)
+
+
+def set_options(path: Path, args: list[str], command: str = "evaluate") -> tuple[Path, dict[str, Any], EvaluateOptions]:
+    """`set_defaults` with the flags; those of the protocol may have the prefix that they have beside a recipe, as in --evaluation.epochs."""
+    args = [word.replace("--evaluation.", "--", 1) if word.startswith("--evaluation.") else word for word in args]
+    folder, meta, defaults = set_defaults(path, args)
+    return folder, meta, cli.parse(EvaluateOptions, args, defaults, f"run.py {command} {path}")
 
 
 def open_set(
@@ -415,7 +441,7 @@ def row_name(meta: dict[str, Any], config: EvalConfig) -> str:
 
 
 def evaluation_in(
-    out: Path, folder: Path, meta: dict[str, Any], options: EvaluateOptions, *, strict: bool, command: str = "evaluate"
+    out: Path, folder: Path, meta: dict[str, Any], options: EvaluateOptions, words: Sequence[str], *, strict: bool, command: str = "evaluate"
 ) -> dict[str, Any]:
     """The content of evaluation.json in `out`, made where it is not there; `strict` refuses one that was made with other settings."""
     model = meta["recipe"]["model"]
@@ -426,7 +452,10 @@ def evaluation_in(
             raise UserError(f"{out / 'evaluation.json'} is damaged; evaluate again with --restart.") from None
         there = to_dict(from_dict(EvalConfig, evaluation["protocol"]))
         wanted = to_dict(replace(options.evaluation, models=options.evaluation.models or (model,)))
-        if strict and (there != wanted or evaluation.get("seed", options.seed) != options.seed):
+        if evaluation.get("set_digest", own := set_digest(synthetic.load(folder, torch.device("cpu"))[0])) != own:
+            raise UserError(f"{out / 'evaluation.json'} is of another set; {command} again with --restart, or name another folder with --out.")
+        same = all(evaluation.get(name, getattr(options, name)) == getattr(options, name) for name in ("seed", "precision"))
+        if strict and (there != wanted or not same):
             raise UserError(f"{out / 'evaluation.json'} was made with other settings; {command} again with --restart, or name a folder with --out.")
         log.say(f"{out / 'evaluation.json'} is there; --restart evaluates again")
         return evaluation
@@ -438,6 +467,7 @@ def evaluation_in(
         memo_path=out / "evaluation.partial.jsonl", seconds_before=time.perf_counter() - STARTED,
         name=row_name(meta, options.evaluation), teachers=teachers,
     )  # fmt: skip
+    evaluation["command"] = ["python", "run.py", *words]
     files.write_json(out / "evaluation.json", evaluation)
     report.real_vs_distilled(out / "real_vs_distilled.png", data.train, syn, evaluation)
     return evaluation
@@ -448,11 +478,12 @@ def evaluate_path(path: Path, args: list[str]) -> dict[str, Any]:
     folder, meta, options = set_options(path, args)
     out = options.out or path
     decides = any(word.startswith("--") and word.split("=")[0] not in ("--sort", "--out", "--experts", "--device") for word in args)
-    evaluation = evaluation_in(out, folder, meta, options, strict=decides)
+    evaluation = evaluation_in(out, folder, meta, options, ("evaluate", str(path), *args), strict=decides)
     if options.out is None:
         handover.add_results(folder, evaluation)
     name = meta["recipe"]["name"]
-    log.console.print(report.table(evaluation, f"{name}, test accuracy", options.sort))
+    on = f" on {evaluation['num_images']['test']} images" if "num_images" in evaluation else ""
+    log.console.print(report.table(evaluation, f"{name}, test accuracy{on}", options.sort))
     if len({row["model"] for row in evaluation["rows"]}) > 1:
         report.heat_map(out / "heat_map.png", [(name, evaluation)])
         log.say(f"accuracy of every set on every network: {out / 'heat_map.png'}")
@@ -489,7 +520,9 @@ def score(path: Path, args: list[str]) -> None:
     out = options.out or path
     soft = meta["target_kind"] == "logits" or options.evaluation.labels == "dynamic"
     found = [
-        evaluation_in(out / "scores" / name, folder, meta, replace(options, evaluation=config), strict=True, command="score")
+        evaluation_in(
+            out / "scores" / name, folder, meta, replace(options, evaluation=config), ("score", str(path), *args), strict=True, command="score"
+        )
         for name, config in zip(("augmented", "plain"), scores.protocols(options.evaluation, soft), strict=True)
     ]
     made = scores.of(*found, name=found[0]["rows"][0]["set"])
@@ -507,31 +540,62 @@ def rank(path: Path, args: list[str]) -> None:
     channels, height, width = synthetic.load(folder, torch.device("cpu"))[0].pixels(torch.zeros(1, dtype=torch.long)).shape[1:]
     asked = config.baselines if any(word.split("=")[0] == "--baselines" for word in args) else ("random", "herding")
     config = replace(config, models=config.models or ranking.grid((channels, height, width)), baselines=(*(b for b in asked if b != "full"), "full"))
+    if len(set(config.models)) < ranking.FEWEST:
+        raise UserError(
+            f"--models names {len(set(config.models))} networks, and a ranking needs {ranking.FEWEST}; name more, or none for twelve of ours."
+        )
     options = replace(options, evaluation=config)
-    evaluation = evaluation_in(out / "ranking", folder, meta, options, strict=True, command="rank")
+    evaluation = evaluation_in(out / "ranking", folder, meta, options, ("rank", str(path), *args), strict=True, command="rank")
     found = ranking.correlations(evaluation, seed=options.seed)
     files.write_json(out / "ranking.json", found)
     ranking.plot(out / "ranking.png", evaluation, found)
     log.console.print(ranking.table(found))
 
 
+@dataclass(frozen=True, kw_only=True)
+class PrivacyOptions:
+    """Flags of privacy."""
+
+    seed: int = 0  # decides networks, orders and which images are compared
+    device: str = "auto"  # auto | cpu | cuda | cuda:N
+    precision: Precision = "fp32"
+    out: Path | None = None  # folder of privacy.json; None: the run, or the distilled folder
+    model: str  # the network in whose embedding images are compared, and which is attacked
+    full_steps: int  # most updates of the network that embeds, on the full data
+    data: Annotated[DataConfig, tyro.conf.FlagConversionOff]
+
+
 def privacy_of(path: Path, args: list[str]) -> None:
     """Which real images the distilled ones are nearest to, and whether membership shows: privacy.json and privacy.png."""
     from ddengine import privacy
 
-    folder, meta, options = set_options(path, args, "privacy")
-    out, config = options.out or path, options.evaluation
-    syn, data, device = open_set(folder, meta, options, "privacy")
+    folder, meta, defaults = set_defaults(path, [])
+    model, config = meta["recipe"]["model"], defaults.evaluation
+    options = cli.parse(PrivacyOptions, args, PrivacyOptions(model=model, full_steps=config.full_steps, data=defaults.data), f"run.py privacy {path}")
+    config = adapted(replace(config, full_steps=options.full_steps, models=(options.model,), baselines=()), options.model)
+    chosen = replace(defaults, seed=options.seed, device=options.device, precision=options.precision, data=options.data, evaluation=config)
+    out = options.out or path
+    syn, data, device = open_set(folder, meta, chosen, "privacy")
     files.make_folder(out)
-    model = (config.models or (meta["recipe"]["model"],))[0]
-    build = partial(build_model, model, data.image_shape, data.num_classes)
-    train = partial(training.train_networks, build, seeds=[options.seed], config=adapted(config, model), device=device, precision=options.precision)
-    log.say(f"training {model} on the full data and on the set")
-    full = train(sets=[data.train], lr=config.lr, steps=min(config.full_steps, training.num_updates(len(data.train), config)), labels="hard")[0]
-    lr = syn.lr if model == meta["recipe"]["model"] and syn.lr else config.lr
-    own = train(sets=[syn], lr=lr, labels="hard")[0]
-    found = privacy.measure(syn, data, full.embed, own, seed=options.seed)  # type: ignore[arg-type]
-    found |= {"model": model, "machine": runtime.machine(device), "versions": runtime.versions(), "commit": runtime.commit()}
+    build = partial(build_model, options.model, data.image_shape, data.num_classes)
+    train = partial(training.train_networks, build, seeds=[options.seed], config=config, device=device, precision=options.precision)
+    learned = syn.lr if options.model == model and config.optimiser == "sgd" else None
+    facts = {
+        "model": options.model,
+        "optimiser": config.optimiser,
+        "lr": config.lr,
+        "lr_on_set": learned or config.lr,
+        "full_updates": min(config.full_steps, training.num_updates(len(data.train), config)),
+        "labels": "hard" if config.loss == "uskd" else "own",
+    }
+    with log.progress("privacy", 3) as bar:
+        bar.advance(f"{options.model} on the full data")
+        full = train(sets=[data.train], lr=facts["lr"], steps=facts["full_updates"], labels="hard")[0]
+        bar.advance(f"{options.model} on the set")
+        own = train(sets=[syn], lr=facts["lr_on_set"], labels=facts["labels"])[0]
+        bar.advance("nearest images")
+        found = privacy.measure(syn, data, full.embed, own, seed=options.seed)  # type: ignore[arg-type]
+    found |= {"training": facts, "machine": runtime.machine(device), "versions": runtime.versions(), "commit": runtime.commit()}
     files.write_json(out / "privacy.json", found)
     privacy.picture(out / "privacy.png", syn, data, found)
     log.console.print(privacy.table(found))
@@ -571,6 +635,7 @@ def learn_continually(args: list[str]) -> None:
     device = one_process(options, "continual")
     data = load_data(recipe.data, device, test=True)
     check_networks(recipe, data)
+    continual.check(data, recipe, config)
     said = {"continual": to_dict(config), "seed": options.seed, "precision": options.precision}
     wanted = runs.identity(recipe, data.train.digest, **said)
     folder = options.out or Path("runs") / f"continual-{recipe.name.replace('/', '-')}-{digest(wanted)}"
@@ -615,14 +680,27 @@ def merge_sets(args: list[str]) -> None:
     loaded = [synthetic.load(folder, torch.device("cpu")) for folder in folders]
     metas = [meta for _, meta in loaded]
     maps, names = merge.class_maps(metas)
+    # a run knows where its files lie, which a set does not say
+    configs = [
+        merge.config_of(meta, runs.data_of(path) if path != folder else None) for path, folder, meta in zip(paths, folders, metas, strict=True)
+    ]
+    merge.same_data(configs)
     merged = merge.merge([syn for syn, _ in loaded], maps, names, preprocess=loaded[0][0].preprocess)
-    recipe = dict(metas[0].get("recipe") or {})
-    if recipe:
-        ids = [merge.class_map_of(meta) for meta in metas]
-        known = {new: old for own, old_ids in zip(maps, ids, strict=True) for new, old in zip(own, old_ids, strict=True)}
-        recipe |= {"ipc": max(1, round(merged.images_per_class())), "data": {**recipe["data"], "classes": [known[c] for c in range(len(names))]}}
+    ids = merge.class_ids(maps, configs, len(names))
+    all_classes = all(config.classes is None for config in configs)
+    wanted = None if ids is None else replace(configs[0], classes=None if all_classes else tuple(ids))
+    data = merge.whole_data(configs, metas, wanted, merged.preprocess)
+    own = {k: v for k, v in metas[0]["recipe"]["data"].items() if k != "classes"} | ({} if ids is None or all_classes else {"classes": ids})
+    recipe = {**metas[0]["recipe"], "ipc": max(1, round(merged.images_per_class())), "data": own, "published": None}
+    facts = {} if data is None else {"images": data.train.digest, "raw_bytes": data.bytes, "dataset_bytes": data.dataset_bytes}
+    if kinds := list(dict.fromkeys(str(meta["selected"].get("kind")) for meta in metas if "selected" in meta)):
+        if any("selected" not in meta for meta in metas):
+            raise UserError("Some of the sets are real images that were selected and some are distilled; merge those of one kind.")
+        facts["selected"] = {"kind": " and ".join(kinds)}
+    files.make_folder(options.out.parent)
     merged.save(
-        options.out, {"recipe": recipe, "merged": [str(f) for f in folders], "seed": None, "versions": runtime.versions(), "commit": runtime.commit()}
+        options.out,
+        {"recipe": recipe, "merged": [str(f) for f in folders], "seed": None, **facts, "versions": runtime.versions(), "commit": runtime.commit()},
     )
     log.say(f"{len(merged)} images of {len(names)} classes in {options.out}; evaluate them with run.py evaluate {options.out}")
 

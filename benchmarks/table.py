@@ -246,13 +246,13 @@ def crossed(runs: list[dict[str, Any]]) -> str:
     """One line per set and one column per network, mean and half of the 95 % interval; each set's loss against the network it was made with."""
     models = list(dict.fromkeys(row["model"] for run in runs for row in run["evaluation"]["rows"]))
     lines = [_line(["set", *models, "mean over the others"]), _line(["---"] * (len(models) + 2))]
-    for run in runs:
-        rows = run["evaluation"]["rows"]
-        for name in dict.fromkeys(row["set"] for row in rows):
-            cells = {row["model"]: row for row in rows if row["set"] == name}
-            shown = [f"{100 * c['accuracy_mean']:.1f} ± {100 * (c['ci95'][1] - c['accuracy_mean']):.1f}" for c in (cells[m] for m in models)]
-            others = [100 * cells[m]["accuracy_mean"] for m in models[1:]]
-            lines.append(_line([run["row"] if name in OWN_ROWS else name, *shown, f"{sum(others) / len(others):.1f}"]))
+    named = [(run["row"] if row["set"] in OWN_ROWS else row["set"], row) for run in runs for row in run["evaluation"]["rows"]]
+    labels = list(dict.fromkeys(label for label, _ in named))
+    for label in sorted(labels, key=lambda name: name == "full"):  # last
+        cells = {row["model"]: row for name, row in named if name == label}
+        shown = [f"{100 * c['accuracy_mean']:.1f} ± {100 * (c['ci95'][1] - c['accuracy_mean']):.1f}" for c in (cells[m] for m in models)]
+        others = [100 * cells[m]["accuracy_mean"] for m in models[1:]]
+        lines.append(_line([label, *shown, f"{sum(others) / len(others):.1f}"]))
     return "".join(lines)
 
 
@@ -309,7 +309,7 @@ def write(name: str, rows: list[Row], said: str) -> None:
         from ddengine import report
 
         report.heat_map(out / f"{name}.png", [(run["row"], run["evaluation"]) for run in runs])
-    if runs and all(run["validation"] for run in runs):
+    elif runs and all(run["validation"] for run in runs):
         plot(out / f"{name}.png", runs)
 
 

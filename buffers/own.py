@@ -7,8 +7,8 @@ from typing import Any
 from buffers import experts, store
 from buffers.store import ExpertStore, StoreGroup
 from ddengine import runtime
-from ddengine.api import buffer_models
-from ddengine.data.dataset import data_of
+from ddengine.api import buffer_models, check_precision
+from ddengine.data.dataset import OWN, data_of, own_config
 from ddengine.errors import UserError
 from ddengine.models import build_model
 from ddengine.recipe import BufferConfig, DataConfig, Recipe, digest
@@ -43,6 +43,7 @@ def generate(
     Raises:
         UserError: a network that nobody names, a recipe without experts, data that do not go, a folder that holds something else.
     """
+    check_precision(precision)
     config = buffer.buffer if isinstance(buffer, Recipe) else buffer
     if isinstance(buffer, Recipe) and config is None:
         raise UserError(f"The recipe {buffer.name} needs no experts; call ddengine.distil without.")
@@ -51,10 +52,10 @@ def generate(
     if isinstance(buffer, Recipe):
         models, data = (model,) if model else buffer_models(buffer), data or buffer.data
     else:
-        models, data = tuple(filter(None, [model or config.model])), data or DataConfig(name="own")
+        models, data = tuple(filter(None, [model or config.model])), data or DataConfig(name=OWN)
     if not models:
         raise UserError("The buffer names no network for its experts; give model=recipe.model, or the whole recipe in place of its buffer.")
-    several, settings = isinstance(buffer, Recipe) and bool(buffer.teachers), data
+    several, settings = isinstance(buffer, Recipe) and bool(buffer.teachers), own_config(data)
 
     def place(name: str, images: str) -> Path:
         if folder is None:
@@ -63,11 +64,11 @@ def generate(
 
     where = runtime.setup(device, precision)
     loaded = data_of(
-        dataset, data, where, stored=lambda images: next(filter(None, (store.stored_preprocess(place(name, images)) for name in models)), None)
+        dataset, settings, where, stored=lambda images: next(filter(None, (store.stored_preprocess(place(name, images)) for name in models)), None)
     )
     stores = []
     for name in models:
         new_model, own = partial(build_model, name, loaded.image_shape, loaded.num_classes), place(name, loaded.train.digest)
-        experts.generate(loaded, data, config, name, new_model, own, seed=seed, precision=precision)
+        experts.generate(loaded, settings, config, name, new_model, own, seed=seed, precision=precision)
         stores.append(ExpertStore(own, new_model, config.num_experts))
     return StoreGroup(stores) if several else stores[0]

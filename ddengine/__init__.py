@@ -6,6 +6,8 @@ Loaded when they are asked for, so that a part of the engine can be imported wit
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ddengine import compat as _compat  # noqa: F401  before anyone imports torchvision
+
 if TYPE_CHECKING:
     from ddengine.api import distil
     from ddengine.errors import UserError

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -14,12 +14,12 @@ from torch import Tensor
 from ddengine import dist, distill, files, labels, log, report, runs, runtime, synthetic
 from ddengine.codec import Compensated
 from ddengine.data import Data, Preprocess
-from ddengine.data.dataset import data_of
-from ddengine.errors import UserError
+from ddengine.data.dataset import data_of, named_classes, own_config
+from ddengine.errors import UserError, unknown
 from ddengine.evaluate import validate
 from ddengine.flat import FlatModel
 from ddengine.models import build_model, middle
-from ddengine.recipe import Recipe, to_dict
+from ddengine.recipe import Recipe, digest, to_dict
 from ddengine.rng import generator
 from ddengine.runtime import Precision
 from ddengine.synthetic import SyntheticSet
@@ -111,12 +111,13 @@ def distil(
     device: str = "auto",
     precision: Precision = "fp32",
     folder: Path | str | None = None,
-    classes: Sequence[str] | None = None,
+    classes: Sequence[Any] | None = None,
     images: Tensor | None = None,
 ) -> SyntheticSet:
     """Distil a dataset of (image, label) pairs, which `ddengine.data.dataset.data_of` describes, all of which is training data.
 
-    Of `recipe.data` size, limit, validation, split_seed and zca count, and not the name. Equal arguments give equal sets, and torch's random
+    Of `recipe.data` size, limit, validation, split_seed and zca count, and not the name: what is kept says "own", of which no licence and no
+    published figure is known. Equal arguments give equal sets, and torch's random
     numbers are left alone; the device is set up as the command line does it (deterministic kernels on CUDA).
 
     Args:
@@ -128,27 +129,27 @@ def distil(
         precision: fp32, tf32 or bf16.
         folder: where the run is kept, as the command line keeps one: the same call continues an unfinished run and reads a finished one.
             None: nothing is left behind.
-        classes: names of all classes where the dataset has only some, such as one client's: label i is class i of the set that is returned.
-            None: the set has the classes that occur, numbered anew; its `class_names` say which they are.
+        classes: names (or numbers) of all classes where the dataset has only some, such as one client's: label i is class i of the set that is
+            returned and of that in the folder. None: the set has the classes that occur, numbered anew; its `class_names` say which they are.
         images: pixels in [0, 1] to start from in place of recipe.init, all those of a class in a row (classes x images per class, C, H, W).
 
     Raises:
         UserError: experts that are missing, or were made for other images; a folder of something else; data or settings that do not go.
     """
     _check_recipe(recipe, experts)
+    check_precision(precision)
+    _check_folder(folder)
+    names = None if classes is None else named_classes(classes)
+    recipe = replace(
+        recipe, data=own_config(recipe.data), published=None, note=f"{recipe.name} on images of another source, for which nothing is published."
+    )
     where = runtime.setup(device, precision)
-    data = data_of(dataset, recipe.data, where, classes=classes, stored=lambda digest: _seen_through(experts, digest))
-    if classes is None or list(data.class_names) == list(classes):
-        return distil_data(data, recipe, experts=experts, seed=seed, device=where, precision=precision, folder=folder, images=images)
-    if len(set(classes)) < len(classes):
-        raise UserError("classes names a class twice; give each a name of its own.")
-    if recipe.targets.kind == "logits":
+    data = data_of(dataset, recipe.data, where, classes=names, stored=lambda digest: _seen_through(experts, digest))
+    if names is not None and len(data.class_names) < len(names) and recipe.targets.kind == "logits":
         raise UserError(
-            f"The dataset has {data.num_classes} of the {len(classes)} classes, and targets.kind logits is for those only; leave classes out."
+            f"The dataset has {data.num_classes} of the {len(names)} classes, and targets.kind logits is for those only; leave classes out."
         )
-    syn = distil_data(data, recipe, experts=experts, seed=seed, device=where, precision=precision, folder=folder, images=images)
-    ids = torch.tensor([list(classes).index(name) for name in data.class_names], device=where)
-    return replace(syn, classes=ids[syn.classes], class_names=tuple(classes))
+    return _distilled(data, recipe, experts, seed, where, precision, folder, images, names or data.class_names)
 
 
 def distil_data(
@@ -164,6 +165,23 @@ def distil_data(
 ) -> SyntheticSet:
     """`distil` on data that are loaded and split already and lie on `device`, which `runtime.setup` has prepared."""
     _check_recipe(recipe, experts)
+    check_precision(precision)
+    _check_folder(folder)
+    return _distilled(data, recipe, experts, seed, device, precision, folder, images, data.class_names)
+
+
+def _distilled(
+    data: Data,
+    recipe: Recipe,
+    experts: Experts | None,
+    seed: int,
+    device: torch.device,
+    precision: Precision,
+    folder: Path | str | None,
+    images: Tensor | None,
+    names: tuple[str, ...],
+) -> SyntheticSet:
+    """The set of `data` whose classes are named among all of `names`."""
     if dist.num_ranks() > 1:
         raise UserError(f"distil works in one process, and this is a group of {dist.num_ranks()}; call it outside the group, or use run.py distill.")
     if experts is not None and not reads_experts(recipe):
@@ -176,17 +194,28 @@ def distil_data(
             quiet = replace(recipe.outer, checkpoint_every=max(1, recipe.outer.steps), evaluate_every=0, picture_every=0)  # nobody could read these
             syn, objective = prepare(recipe, data, device, experts, seed=seed, precision=precision, images=images)
             finish = partial(shipped, recipe=recipe, experts=experts)
-            return distill.distill(syn, objective, quiet, Path(temporary), seed=seed, finish=finish)[0]
-    return _kept(data, recipe, experts, seed, device, precision, Path(folder), images)
+            return _among(distill.distill(syn, objective, quiet, Path(temporary), seed=seed, finish=finish)[0], names)
+    return _kept(data, recipe, experts, seed, device, precision, Path(folder), images, names)
 
 
 def _kept(
-    data: Data, recipe: Recipe, experts: Any, seed: int, device: torch.device, precision: Precision, folder: Path, images: Tensor | None
+    data: Data,
+    recipe: Recipe,
+    experts: Any,
+    seed: int,
+    device: torch.device,
+    precision: Precision,
+    folder: Path,
+    images: Tensor | None,
+    names: tuple[str, ...],
 ) -> SyntheticSet:
     """A distillation whose run lies in `folder`, which continues it."""
     stores = [store.manifest["fingerprint"] for store in _stores(experts) if hasattr(store, "manifest")]
     start = None if images is None else files.tensor_digest({"images": images})
-    wanted = runs.identity(recipe, data.train.digest, seed=seed, precision=precision, compile=False, experts=", ".join(stores) or None, start=start)
+    wanted = runs.identity(
+        recipe, data.train.digest, seed=seed, precision=precision, compile=False, experts=", ".join(stores) or None, start=start,
+        classes=digest([list(data.class_names), list(names)]),
+    )  # fmt: skip
     try:
         finished = runs.is_finished(folder, wanted)
     except UserError as error:
@@ -206,8 +235,17 @@ def _kept(
         picture=lambda s, step: report.grid(folder / "progress" / f"step_{step:06d}.png", s),
     )  # fmt: skip
     cost = distill.summary(counters) | {"initial_seconds": initial_seconds}
+    result = _among(result, names)
     result.save(folder / "distilled", meta_of(recipe, data, experts, device, seed=seed, precision=precision, distillation=cost))
     return result
+
+
+def _among(syn: SyntheticSet, names: tuple[str, ...]) -> SyntheticSet:
+    """The set with its classes numbered as `names` has them."""
+    if syn.class_names == names:
+        return syn
+    ids = torch.tensor([names.index(name) for name in syn.class_names], device=syn.classes.device)
+    return replace(syn, classes=ids[syn.classes], class_names=names)
 
 
 def _started(recipe: Recipe, data: Data, images: Tensor) -> SyntheticSet:
@@ -235,6 +273,18 @@ def _seen_through(experts: Any, digest: str) -> Preprocess | None:
         if hasattr(store, "manifest") and store.manifest["identity"]["images"] == digest:
             return store.preprocess
     return None
+
+
+def check_precision(precision: Any) -> None:
+    """Raise UserError for what is no precision."""
+    if precision not in get_args(Precision):
+        raise unknown("precision", str(precision), get_args(Precision))
+
+
+def _check_folder(folder: Path | str | None) -> None:
+    """Raise UserError for a file."""
+    if folder is not None and Path(folder).is_file():
+        raise UserError(f"{folder} is a file; name a folder.")
 
 
 def _check_recipe(recipe: Any, experts: Experts | None) -> None:

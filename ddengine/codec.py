@@ -132,8 +132,10 @@ def as_pixels(images: Tensor) -> Tensor:
 
 
 def as_bytes(images: Tensor) -> Tensor:
-    """Pixels in [0, 1] as bytes; bytes as they are."""
-    return images if images.dtype == torch.uint8 else (images.detach() * 255).round().clamp(0, 255).to(torch.uint8)
+    """Pixels, clamped to [0, 1], as bytes, rounded as torchvision.utils.save_image does (halves up); bytes as they are."""
+    if images.dtype == torch.uint8:
+        return images
+    return images.detach().float().clamp(0, 1).mul(255).add_(0.5).clamp_(0, 255).to(torch.uint8)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,13 +4,19 @@ A torchvision wheel built for CUDA beside a CPU build of torch cannot load its C
 registers Python kernels for two operators (`nms`, `qnms`) that nobody declared. Nothing here uses those operators, so declaring them
 is enough. On a matching install the library loads (torchvision would load the same file) and nothing is declared.
 
-Import torchvision only through this module: `from ddengine.compat import torchvision`.
+Import torchvision only through this module: `from ddengine.compat import torchvision`. The declaration is made when the engine is imported, so that a
+program that imports torchvision itself, after it, works too; torchvision, which takes seconds to import, is imported when it is asked for.
 """
 
+import importlib
 import importlib.util
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:
+    import torchvision
 
 _declared: list[torch.library.Library] = []  # a Library undoes its declarations when collected
 
@@ -34,9 +40,13 @@ def _declare_missing_operators() -> None:
 
 _declare_missing_operators()
 
-import torchvision  # noqa: E402
-import torchvision.datasets  # noqa: E402
-import torchvision.models  # noqa: E402
-import torchvision.utils  # noqa: E402
+
+def __getattr__(name: str) -> Any:
+    if name != "torchvision":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    for part in ("datasets", "models", "utils"):
+        importlib.import_module(f"torchvision.{part}")
+    return importlib.import_module("torchvision")
+
 
 __all__ = ["torchvision"]

@@ -151,7 +151,7 @@ def run(
     Raises UserError for what cannot be compared: too many stages, a budget below one image, recipes with soft labels or packed images.
     """
     start = time.perf_counter()
-    stages = _checked(data, recipe, config)
+    stages = check(data, recipe, config)
     orders = [class_order(data.num_classes, config, seed, r) for r in range(config.repeats)]
     protocol = adapted(recipe.evaluation, recipe.model)
     identity = digest([to_dict(config), resolved(recipe), seed, precision, data.train.digest, list(data.class_names)])
@@ -196,8 +196,8 @@ def _ships_bytes(recipe: Recipe) -> bool:
     return isinstance(recipe.codec, Pixels) or (isinstance(recipe.codec, Identity) and recipe.codec.bounded)
 
 
-def _checked(data: Data, recipe: Recipe, config: ContinualConfig) -> list[int]:
-    """Classes in each stage. Raises UserError for what cannot be run, before any work."""
+def check(data: Data, recipe: Recipe, config: ContinualConfig) -> list[int]:
+    """How many classes come in each stage. Raises UserError for what cannot be run, before any work."""
     assert data.test is not None, "load the data with test=True"
     if config.stages * 2 > data.num_classes:
         raise UserError(

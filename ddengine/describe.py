@@ -248,6 +248,8 @@ def _origin(meta: Mapping[str, Any]) -> str | None:
     """How a set was made, where it was not distilled here."""
     if kind := _at(meta, "selected", "kind"):
         return f"selected by {kind}"
+    if isinstance(merged := meta.get("merged"), list):
+        return f"merged from {len(merged)} sets"
     return "imported" if "imported" in meta else None
 
 

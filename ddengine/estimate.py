@@ -605,6 +605,16 @@ def show(job: Job, missing: dict[str, int], recipe: Recipe, device: torch.device
         files.write_json(path, {"recipe": to_dict(recipe)} | as_json(parts, memory=memory, disk=min(free.values()), seconds=seconds, device=device))
 
 
+def check_path(path: Path) -> None:
+    """Raise UserError unless the estimate can be written to `path`, which is better known before the calibration."""
+    if path.is_dir():
+        raise UserError(f"--json {path} is a folder; name a file.")
+    try:
+        files.make_folder(path.parent)
+    except UserError as error:
+        raise UserError(f"{str(error).split(';')[0]}; name another file with --json.") from None
+
+
 def as_json(parts: Sequence[Part], *, memory: int, disk: int, seconds: float, device: torch.device) -> dict[str, Any]:
     """The estimate as JSON data; `seconds` is what it took."""
     rows = [dataclasses.asdict(part) for part in parts]

@@ -162,7 +162,7 @@ class Bench:
 
     def learned(self, model: str) -> float | None:
         """The learned rate where it belongs: with plain SGD on the network that it was learned for."""
-        return self.learned_lr if model == self.home and self.config.optimiser == "sgd" else None
+        return self.learned_lr if model == self.home and adapted(self.config, model).optimiser == "sgd" else None
 
     def accuracies(self, who: Contender, model: str, lr: float, seeds: Sequence[int], on: RealSet) -> list[float]:
         """Accuracy on `on` of one network per seed."""
@@ -352,11 +352,20 @@ def _baselines(bench: Bench, model: str, ipc: int, distilled: "_Decoded") -> Ite
     def eyes() -> nn.Module:
         lr = choose_lr(bench, full, model)[0]  # whether or not full is a row, so that no row depends on which others there are
         return training.train_networks(
-            build, [train], [bench.seed + 2 * SEARCH_SEED], config, lr, bench.device, steps=full.steps, precision=bench.precision, labels="hard"
+            build,
+            [train],
+            [bench.seed + 2 * SEARCH_SEED],
+            adapted(config, model),
+            lr,
+            bench.device,
+            steps=full.steps,
+            precision=bench.precision,
+            labels="hard",
         )[0]
 
     def choose(kind: str) -> list[int]:
-        rng, lr = generator(bench.seed, "coreset", kind), choose_lr(bench, full, model)[0]
+        rng = generator(bench.seed, "coreset", kind)
+        lr = config.lr if adapted(config, model) != config else choose_lr(bench, full, model)[0]  # coresets look through networks trained by SGD
         return coreset.choose(
             kind, train, ipc, names, rng, embed=lambda: eyes().embed, new_model=build, steps=config.full_steps, lr=lr,  # type: ignore[arg-type,return-value]
         ).tolist()  # fmt: skip
@@ -463,7 +472,7 @@ def evaluate(
     distilled = _freeze(syn, device)
     codec = [type(syn.codec).__name__, to_dict(syn.codec)]
     weights = [files.tensor_digest(network.state_dict()) for network in teachers]
-    identity = digest([to_dict(config), seed, precision, data.train.digest, model, files.tensor_digest(syn.tensors), codec, weights])
+    identity = digest([to_dict(config), seed, precision, data.train.digest, model, set_digest(syn), codec, weights])
     memo = Memo(memo_path, identity)
     if data.validation is None and config.rate == "validation":
         log.say(f"no validation split: the distilled set is trained with its learned rate, the others with {config.lr:g}")
@@ -488,6 +497,8 @@ def evaluate(
         "rows": rows,
         "raw_bytes": data.bytes,
         "dataset_bytes": data.dataset_bytes,
+        "num_images": data.counts,
+        "set_digest": set_digest(syn),
         "seed": seed,
         "precision": precision,
         "labelled_by": f"{len(teachers)} teachers" if teachers else "a network trained on the full data",  # random_soft, and all with dynamic labels
@@ -538,6 +549,11 @@ def eight_bit(syn: SyntheticSet, distilled: _Decoded, device: torch.device) -> _
     return replace(distilled, images=syn.preprocess.forward(rounded).to(device), ledger=ledger)
 
 
+def set_digest(syn: SyntheticSet) -> str:
+    """12 hexadecimal digits that identify what a set stores."""
+    return files.tensor_digest(syn.tensors)
+
+
 def label_bytes(syn: SyntheticSet) -> float:
     """Bytes of one soft label as the set stores them; of four-byte logits for a set without."""
     if syn.target_kind == "class":
@@ -558,9 +574,16 @@ def validate(
 ) -> float:
     """Accuracy on the validation split of one network trained on `syn` with its learned (or the protocol's usual) rate."""
     assert data.validation is not None
-    frozen = _freeze(syn, device)
+    frozen, config = _freeze(syn, device), adapted(config, model)
     build = partial(build_model, model, data.image_shape, data.num_classes)
     networks = training.train_networks(
-        build, [frozen], [seed + 3 * SEARCH_SEED], config, syn.lr or config.lr, device, precision=precision, teachers=teachers
+        build,
+        [frozen],
+        [seed + 3 * SEARCH_SEED],
+        config,
+        (config.optimiser == "sgd" and syn.lr) or config.lr,
+        device,
+        precision=precision,
+        teachers=teachers,
     )
     return training.accuracy(networks[0], data.validation, precision)

@@ -39,12 +39,17 @@ def clean(folder: Path) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, a file or a folder, that takes its place when the block succeeds."""
+    """A temporary path beside `path`, a file or a folder, that takes its place when the block succeeds.
+
+    Raises UserError, and leaves `path` as it is, where a file would take the place of a folder or a folder that of a file.
+    """
     temporary = path.with_name(TEMPORARY + path.name)
     if temporary.is_dir():
         shutil.rmtree(temporary)
     try:
         yield temporary
+        if path.exists() and path.is_dir() != temporary.is_dir():
+            raise UserError(f"{path} is a folder; name a file." if path.is_dir() else f"{path} is a file; name a folder.")
         if path.is_dir():  # a folder cannot be renamed onto a full one
             old = path.with_name(f"{TEMPORARY}old-{path.name}")
             path.rename(old)

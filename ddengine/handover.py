@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from ddengine import files
+from ddengine.codec import as_bytes
 from ddengine.errors import UserError
 
 if TYPE_CHECKING:  # synthetic.py calls this module
@@ -44,7 +45,7 @@ UNKNOWN = ("unknown", "The licence of the source images is not known to the prog
 
 def eight_bit(pixels: Tensor) -> Tensor:
     """Pixel values, of any shape, as uint8: clamped to [0, 1], times 255, rounded as torchvision.utils.save_image does (halves up)."""
-    return pixels.detach().float().clamp(0, 1).mul(255).add_(0.5).clamp_(0, 255).to(torch.uint8)
+    return as_bytes(pixels)
 
 
 def png(image: Tensor) -> bytes:
@@ -203,9 +204,14 @@ def card(syn: "SyntheticSet", meta: Mapping[str, Any], export: Exported) -> str:
     licence, in_words = LICENCES.get(source, UNKNOWN) if isinstance(source, str) else UNKNOWN
     num_classes, natural = len(syn.class_names), syn.codec.natural(syn.tensors)
     selected, imported = _at(meta, "selected", "kind"), _at(meta, "imported", "files")
+    merged = _at(meta, "merged")
+    num_merged = len(merged) if isinstance(merged, list | tuple) else 0
     kind = "Selected" if selected else "Distilled"
     title = f"{kind} {source}" if isinstance(source, str) else f"{kind} set"
-    title += f", {syn.images_per_class():.4g} images per class"
+    if num_merged:
+        title = f"Merged from {num_merged} sets" + (f" of {source}" if isinstance(source, str) else "")
+    per_class = f"{syn.images_per_class():.4g}"
+    title += f", {per_class} image{'' if per_class == '1' else 's'} per class"
     images = syn.tensors["images"]
     shape = "x".join(map(str, syn.pixels(torch.zeros(1, dtype=torch.long)).shape[1:]))
     head = [
@@ -234,6 +240,8 @@ def card(syn: "SyntheticSet", meta: Mapping[str, Any], export: Exported) -> str:
     else:
         what = f"{len(syn)} training examples for {num_classes} classes, distilled from the training images{of}: "
         what += "a network that is trained on them is meant to do what one does that was trained on many more real images."
+    if num_merged:
+        what += f" Merged from {num_merged} sets, which were made one by one; what is said of recipe, network and steps is said of the first."
     labels = f"soft labels, {num_classes} logits each" if syn.target_kind == "logits" else "classes"
     facts = _table(
         [
@@ -264,8 +272,8 @@ def card(syn: "SyntheticSet", meta: Mapping[str, Any], export: Exported) -> str:
     else:
         apart = (
             "The 8-bit pixels of the parquet file and of images/ are an approximation of data.safetensors: "
-            f"{100 * export.clamped:.3g} % of all values lie outside what a pixel can be and were clamped, "
-            f"and the largest change is {255 * export.largest_error:.3g} of 255 steps."
+            f"{100 * export.clamped:.3g} % of the values lie outside [0, 1] and were cut there, "
+            f"and the largest change is {255 * export.largest_error:.3g} of 255 steps; what that costs is the row distilled_8bit under Accuracy."
         )
     use = [
         "```python",
@@ -286,7 +294,8 @@ def card(syn: "SyntheticSet", meta: Mapping[str, Any], export: Exported) -> str:
         use += ["", "`logits` are soft labels before the softmax; `label` is the class an image was made for."]
     sizes = syn.nbytes()
     parts = ", ".join(f"{part} {size(sizes[part])}" for part in ("images", "compensators", "labels", "other") if sizes[part])
-    stored = f"{size(sizes['total'])} in data.safetensors and labels.safetensors: {parts}."
+    holders = "data.safetensors" + (" and labels.safetensors" if syn.target_kind == "logits" else "")
+    stored = f"{size(sizes['total'])} in {holders}: {parts}."
     raw, whole = _at(meta, "raw_bytes"), _at(meta, "dataset_bytes")
     if isinstance(raw, int) and raw > 0:
         stored += f" The training images they were made from are {size(raw)}"
@@ -359,8 +368,14 @@ def results_table(evaluation: Mapping[str, Any]) -> str:
         cells = (plain(row["set"]), plain(row["model"]), f"{100 * row['accuracy_mean']:.1f}{spread}", between, str(row.get("n", "-")))
         lines.append(f"| {' | '.join(cells)} |")
     protocol = _at(evaluation, "protocol", "protocol")
-    under = f"under the protocol {plain(protocol)}, " if protocol else ""
-    lines += ["", f"Measured by this project {under}mean ± standard deviation over so many networks, each trained anew."]
+    start = f" (protocol {plain(protocol)} as a start)" if protocol else ""
+    tested = _at(evaluation, "num_images", "test")
+    on = f" on {tested} test images" if isinstance(tested, int) else ""
+    lines += [
+        "",
+        f"Measured by this project{on}, by the settings of evaluation.json{start}: "
+        "mean ± standard deviation over so many networks, each trained anew.",
+    ]
     if any(row["set"] == "distilled_8bit" for row in evaluation["rows"]):
         lines.append("`distilled_8bit` is what the 8-bit export gives, `distilled` the exact tensors.")
     return "\n".join(lines)

@@ -1,6 +1,6 @@
 """Several distilled sets as one: of different classes, or more images of the same ones."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -8,30 +8,30 @@ import torch
 from torch import Tensor
 
 from ddengine.codec import Compensated, Identity
-from ddengine.data import Preprocess
+from ddengine.data import Data, Preprocess, load_data
+from ddengine.data.dataset import OWN
 from ddengine.errors import UserError
+from ddengine.log import say
+from ddengine.recipe import DataConfig, from_dict
 from ddengine.synthetic import LABELS, SyntheticSet
 
 NOT_SEEN = -1e4  # logit of a class that a label says nothing about: probability 0 at all usual temperatures, finite, and exact in float16
 
 
-def class_map_of(meta: Mapping[str, Any]) -> list[int]:
-    """The ids that the classes of a set have in its whole dataset, from the set's meta.json. Raises UserError where it names no dataset."""
-    try:
-        classes = meta["recipe"]["data"].get("classes")
-        return list(range(len(meta["class_names"]))) if classes is None else [int(c) for c in classes]
-    except (KeyError, TypeError, AttributeError):
-        raise UserError("A set without the recipe it was made by says of no class which one it is; distil it again.") from None
-
-
 def class_maps(metas: Sequence[Mapping[str, Any]]) -> tuple[list[list[int]], tuple[str, ...]]:
     """(maps, class names) for `merge`, from the meta.json of each set: names identify classes, their order is that of first appearance.
 
-    Raises UserError for sets of different datasets, where equal names may mean different things, and for a set that has a name twice.
+    Raises UserError for sets of different datasets, where equal names may mean different things, or of datasets without a name, and for a set that
+    has a name twice.
     """
     datasets = [(meta.get("recipe") or {}).get("data", {}).get("name") for meta in metas]
     for i, dataset in enumerate(datasets):
-        if dataset is None or dataset != datasets[0]:
+        if dataset is None or dataset == OWN:
+            raise UserError(
+                f"Set {i + 1} is of a dataset without a name, and classes of such sets cannot be matched; "
+                "call ddengine.merge.merge, which is told which class is which."
+            )
+        if dataset != datasets[0]:
             raise UserError(f"Set {i + 1} is of dataset {dataset} and set 1 of {datasets[0]}; merge sets of one dataset.")
     names = [tuple(meta["class_names"]) for meta in metas]
     for i, own in enumerate(names):
@@ -39,6 +39,70 @@ def class_maps(metas: Sequence[Mapping[str, Any]]) -> tuple[list[list[int]], tup
             raise UserError(f"Set {i + 1} has two classes called {twice[0]!r}, and classes are matched by name; give them different names.")
     union = tuple(dict.fromkeys(n for own in names for n in own))
     return [[union.index(n) for n in own] for own in names], union
+
+
+def same_data(configs: Sequence[DataConfig]) -> None:
+    """Raise UserError unless the sets saw the same images up to their choice of classes, so that no test image of one was shown to another."""
+    first = configs[0]
+    for i, config in enumerate(configs):
+        for field in ("name", "size", "limit", "validation", "split_seed", "zca"):
+            own, wanted = getattr(config, field), getattr(first, field)
+            if own != wanted:
+                raise UserError(f"Set {i + 1} was made with data.{field} {own} and set 1 with {wanted}; merge sets of the same data settings.")
+        if config.limit is not None and config.classes != first.classes:
+            raise UserError(
+                f"Sets 1 and {i + 1} are of different classes with data.limit {config.limit}, which takes other images for each choice of classes; "
+                "distil them with data.limit None."
+            )
+
+
+def class_ids(maps: Sequence[Sequence[int]], configs: Sequence[DataConfig], num_classes: int) -> list[int] | None:
+    """The ids in the dataset of the merged classes; None where the sets do not say them, or contradict each other."""
+    found: dict[int, int] = {}
+    for own, config in zip(maps, configs, strict=True):
+        if config.classes is None and len(own) < num_classes:  # all classes of the dataset cannot be fewer than those of its parts
+            return None
+        ids = range(len(own)) if config.classes is None else config.classes
+        if len(ids) != len(own) or any(found.setdefault(new, old) != old for new, old in zip(own, ids, strict=True)):
+            return None
+    ids = [found[c] for c in range(num_classes)]
+    return ids if len(set(ids)) == len(ids) else None
+
+
+def whole_data(
+    configs: Sequence[DataConfig],
+    metas: Sequence[Mapping[str, Any]],
+    wanted: DataConfig | None,
+    preprocess: Preprocess,
+    load: Callable[..., Data] = load_data,
+) -> Data | None:
+    """The data of all merged classes, as `wanted` says them, when every set was distilled from its part of them.
+
+    Then no set has seen a test image of the whole, and the digest of the training images, in the merged meta.json, lets `evaluate` check that. None,
+    with a warning, where the images cannot be read or a set does not say which it saw. Raises UserError for a set that saw others.
+    """
+    if wanted is None or any(not isinstance(meta.get("images"), str) for meta in metas):
+        what = "do not say which classes of the dataset they have" if wanted is None else "do not all say which images they were distilled from"
+        say(f"warning: the sets {what}, so evaluate cannot check that no test image was seen")
+        return None
+
+    def read(config: DataConfig) -> Data:
+        return load(replace(config, download=False), torch.device("cpu"), stored=lambda digest: preprocess)
+
+    try:
+        known = {config: read(config) for config in dict.fromkeys((*configs, wanted))}
+    except (UserError, OSError) as error:
+        say(f"warning: the images cannot be read ({str(error).split(';')[0].rstrip('.')}), so evaluate cannot check that no test image was seen")
+        return None
+    for i, (config, meta) in enumerate(zip(configs, metas, strict=True)):
+        if known[config].train.digest != meta["images"] or known[config].class_names != tuple(meta["class_names"]):
+            raise UserError(f"Set {i + 1} was distilled from other images than data.name {config.name} gives here; merge sets of the same images.")
+    return known[wanted]
+
+
+def config_of(meta: Mapping[str, Any], data: Mapping[str, Any] | None = None) -> DataConfig:
+    """The data settings of a set from its meta.json, or from `data`, which its run has kept. Raises UserError where they do not fit."""
+    return from_dict(DataConfig, data or meta["recipe"]["data"])
 
 
 def merge(

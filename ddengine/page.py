@@ -67,6 +67,9 @@ class Run:
         return next((part[key] for part in (self.meta, self.own, self.evaluation) if part.get(key) is not None), None)
 
 
+MARK = '<meta name="generator" content="ddengine report">'  # near the beginning of every page
+
+
 def write(runs: Sequence[Path], out: Path) -> Path:
     """Write the page of `runs` to the file `out` and return it.
 
@@ -77,6 +80,8 @@ def write(runs: Sequence[Path], out: Path) -> Path:
         raise UserError("A report needs a run to show; give the folder of one.")
     if out.is_dir():
         raise UserError(f"{out} is a folder, and a report is one file; name a file with --out.")
+    if out.is_file() and MARK.encode() not in out.read_bytes()[:500]:
+        raise UserError(f"{out} is there and no report, so it is left alone; name another file with --out.")
     shown = _named([read(path) for path in runs])
     html = _render(shown)
     files.make_folder(out.parent)
@@ -211,7 +216,7 @@ def _method(run: Run) -> str:
     if "selected" in run.meta:
         return f"real images, chosen by {run.meta['selected'].get('kind', 'a selection')}"
     method = str(run.recipe.get("name", "")).split("/")[0]
-    return method and method + (" (imported)" if "imported" in run.meta else "")
+    return method and method + (" (imported)" if "imported" in run.meta else " (merged)" if "merged" in run.meta else "")
 
 
 def _facts(run: Run) -> list[tuple[str, str]]:
@@ -362,15 +367,35 @@ def _commands(run: Run) -> dict[str, Any]:
         for key in ("seed", "precision"):
             flags += [f"--{key}", _word(run.evaluation[key])] if run.evaluation.get(key) is not None else []
         commands.append(["evaluate", f"runs/{run.name}", *flags])
-    said = run.fact("command")  # where the command itself is stored, that one is exact
-    texts = [said if isinstance(said, str) else shlex.join(map(str, said))] if said else []
-    texts += [_shell(["python", "run.py", *map(str, words)]) for words in (commands if not said else commands[-1:] if run.rows else [])]
+    said, judged = run.own.get("command"), run.evaluation.get("command")  # as they were given; else as far as the stored facts say
+    if said:
+        words = [str(word) for word in said]
+        before = [[*words[:2], "buffer", *_without(words[3:], "--out", "--restart", "--force", "--tensorboard")]] if run.meta.get("experts") else []
+        given = [*(before if words[2:3] == ["distill"] else []), words]
+        commands = [*given, *([["python", "run.py", *map(str, c)] for c in commands[-1:]] if run.rows else [])]
+    else:
+        commands = [["python", "run.py", *map(str, words)] for words in commands]
+    if judged and run.rows:
+        commands[-1:] = [] if said and words[2:3] == ["demo"] else [[str(word) for word in judged]]
     return {
-        "text": "\n".join(texts),
-        "exact": bool(said),
+        "text": "\n".join(map(_shell, commands)),
+        "exact": bool(said) and (bool(judged) or not run.rows),
         "json": json.dumps(recipe, indent=1, ensure_ascii=False) if recipe else "",
         "protocol": json.dumps(protocol, indent=1, ensure_ascii=False) if protocol else "",
     }
+
+
+def _without(words: Sequence[str], *flags: str) -> list[str]:
+    """The words of a command without these flags; --out has a value, the others have none."""
+    kept, skip = [], False
+    for word in words:
+        if skip:
+            skip = False
+        elif word in flags:
+            skip = word == "--out"
+        elif not word.startswith("--out="):
+            kept.append(word)
+    return kept
 
 
 def _word(value: Any) -> str:
@@ -592,6 +617,8 @@ def _curves(runs: Sequence[Run], count: Iterator[int]) -> list[dict[str, Any]]:
                 drawn += values
             if key == "loss" and drawn and min(drawn) > 0 and max(drawn) > 30 * min(drawn):
                 axes.set_yscale("log")
+                axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+                axes.yaxis.set_minor_formatter(lambda value, _: "")
             axes.set_xlabel("step")
             axes.grid(True, alpha=0.15, linewidth=0.6)
             svg = _svg(figure, next(count), f"{title} by step")

@@ -19,7 +19,8 @@ GRID: tuple[str, ...] = (
     "convnet-d2-w32-gn", "convnet-d3-w8-nn", "convnet-d3-w8-in", "convnet-d3-w16-bn", "convnet-d3-w32-in",
 )  # fmt: skip
 
-FEWEST = 3  # networks of which an order is worth a word
+FEWEST = 3  # networks that have a correlation at all
+TELLING = 5  # networks from which on it is more than chance: 3 are in one order by chance once in 6 times
 SPLITS = 200  # random halvings of the seeds of the full data
 CELLS = 2**22  # comparisons of pairs at a time
 DECIMALS = 12  # means are rounded to so many, so that equal ones are equal whatever the order they were summed in
@@ -210,6 +211,8 @@ def _facts(first: dict[str, Any], differences: list[dict[str, Any]], num: int) -
     name, tau, ci = first["set"], first["kendall"], first["kendall_ci95"]
     if tau is None:
         return f"Here nothing can be said of {name}: {first['reason']}."
+    if num < TELLING:
+        return f"Here {num} networks are too few to show anything, because so few often come in one order by chance; name {TELLING} or more."
     if ci is None:
         return f"Here, of {num} networks, {name} has a tau of {tau:.2f}, without an interval: most resamples have no order."
     if ci[0] > 0:

@@ -6,6 +6,7 @@ runs/<recipe>-<hash of the resolved recipe and seed>/
 """
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,11 +67,12 @@ def is_finished(folder: Path, wanted: dict[str, Any], *, beside: str = "") -> bo
     return (folder / "distilled" / "meta.json").exists()
 
 
-def begin(folder: Path, recipe: Recipe, wanted: dict[str, Any]) -> None:
-    """Make the folder and write what the run is; leaves an unfinished run's files alone."""
+def begin(folder: Path, recipe: Recipe, wanted: dict[str, Any], command: Sequence[str] = ()) -> None:
+    """Make the folder and write what the run is and, with `command`, by which words it was asked for; leaves an unfinished run's files alone."""
     files.make_folder(folder)
     files.clean(folder)
-    files.write_json(folder / MARK, {"recipe": to_dict(recipe), **wanted})
+    said = {"command": ["python", "run.py", *command]} if command else {}
+    files.write_json(folder / MARK, {"recipe": to_dict(recipe), **wanted, **said})
     files.make_folder(folder / "progress")
 
 

@@ -17,6 +17,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import scipy.special
 from rich.table import Table
 
 from ddengine.errors import UserError
@@ -60,7 +61,7 @@ def protocols(config: EvalConfig, soft: bool) -> tuple[EvalConfig, EvalConfig]:
 
     `soft`: whether the set has soft labels; then random images have such labels too, and the set is also trained with its classes.
     """
-    rivals = ("random_soft", "hard_labels") if soft else ("random",)
+    rivals = ("random_soft", "hard_labels") if soft and config.loss != "uskd" else ("random",)  # uskd uses classes only
     plain = replace(config, augment=AugmentConfig(ops=(), always=()), cutmix=0.0, mixup=0.0, baselines=rivals[:1])
     return replace(config, baselines=(*rivals, "full")), plain
 
@@ -112,18 +113,22 @@ def table(scores: Sequence[Mapping[str, Any]], title: str) -> Table:
     return shown
 
 
-def variance_split(groups: Sequence[Sequence[float]]) -> dict[str, Any]:
+def variance_split(groups: Sequence[Sequence[float]], *, paired: bool = False) -> dict[str, Any]:
     """How much of the spread of accuracies lies between distillations and how much between networks trained on one of them.
 
-    `groups`: of each distillation (the same recipe, another seed) the accuracies of its networks. One-way random effects: `within_std` is the pooled
-    standard deviation of networks on one set, `between_std` that of the sets' true means, by the mean squares (0 where these would make it
-    negative). The 95 % interval of the mean is by the spread of the distillations' means, of which there must be two at least.
+    `groups`: of each distillation (the same recipe, another seed) the accuracies of its networks; at least two of two each. By the mean squares of
+    random effects, 0 where these would be negative: `between_std` is the standard deviation of the sets' true means, `within_std` that of networks
+    on one set. `paired`: network j has the same seed on every set, as evaluations of one seed have it, and so shares its initialisation and order;
+    then sets and networks are crossed, and `network_std` is the part of `within_std` that a network takes from set to set. The 95 % interval is
+    that of the mean over sets and networks: by Student's t of the sets' means, or where paired of the mean squares of both (Satterthwaite 1946).
     """
     if len(groups) < 2 or min(map(len, groups)) < 2:
         raise UserError(
             f"The spread of {len(groups)} distillations with at least {min(map(len, groups), default=0)} networks each cannot be split; "
             "give two distillations with two networks each, or more."
         )
+    if paired:
+        return _crossed(np.array(groups, float))
     means, sizes = [float(np.mean(g)) for g in groups], [len(g) for g in groups]
     total = sum(sizes)
     grand = sum(m * n for m, n in zip(means, sizes, strict=True)) / total
@@ -141,11 +146,37 @@ def variance_split(groups: Sequence[Sequence[float]]) -> dict[str, Any]:
     }
 
 
+def _crossed(y: np.ndarray) -> dict[str, Any]:
+    """`variance_split` of (sets, networks)."""
+    sets, networks = y.shape
+    mean = float(y.mean())
+    of_sets, of_networks = y.mean(1) - mean, y.mean(0) - mean
+    ms_sets = networks * float((of_sets**2).sum()) / (sets - 1)
+    ms_networks = sets * float((of_networks**2).sum()) / (networks - 1)
+    rest = y - mean - of_sets[:, None] - of_networks[None]
+    freedom = (sets - 1) * (networks - 1)
+    ms_rest = float((rest**2).sum()) / freedom
+    network = max(0.0, (ms_networks - ms_rest) / sets)
+    # of the mean; not below what either alone gives
+    square = max(ms_sets + ms_networks - ms_rest, ms_sets, ms_networks)
+    degrees = square**2 / (ms_sets**2 / (sets - 1) + ms_networks**2 / (networks - 1) + ms_rest**2 / freedom) if square else 1.0
+    half = float(scipy.special.stdtrit(max(1.0, degrees), 0.975)) * math.sqrt(square / y.size)
+    return {
+        "mean": mean,
+        "ci95": [mean - half, mean + half],
+        "between_std": math.sqrt(max(0.0, (ms_sets - ms_rest) / networks)),
+        "within_std": math.sqrt(network + ms_rest),
+        "network_std": math.sqrt(network),
+        "num_distillations": sets,
+        "num_networks": networks,
+    }
+
+
 def splits(runs: Sequence[tuple[str, Mapping[str, Any], Mapping[str, Any]]]) -> list[dict[str, Any]]:
     """`variance_split` of the runs, (name, meta.json, evaluation.json), that are one recipe with several seeds, on each network.
 
-    Recipe (but for its evaluation and prose), precision, training images and protocol must be equal and seeds differ. Each entry says "recipe",
-    "model", "runs" (names) and "split"; groups without two such runs with two networks each are left out.
+    Recipe (but for its evaluation and prose), precision, training images and protocol (but for its networks) must be equal; of runs with one seed the
+    first counts. Each entry says "recipe", "model", "runs" (names) and "split"; groups without two such runs with two networks each are left out.
     """
     groups: dict[str, list[tuple[str, Mapping[str, Any], Mapping[str, Any]]]] = {}
     for run in runs:
@@ -153,19 +184,20 @@ def splits(runs: Sequence[tuple[str, Mapping[str, Any], Mapping[str, Any]]]) -> 
         recipe = meta.get("recipe")
         if recipe and evaluation.get("rows") and meta.get("seed") is not None and "selected" not in meta:
             parts = {k: v for k, v in recipe.items() if k not in ("cites", "note", "published", "evaluation")}
-            same = [parts, meta.get("precision"), meta.get("images"), evaluation.get("protocol"), evaluation.get("precision")]
-            groups.setdefault(digest(same), []).append(run)
+            protocol = {k: v for k, v in (evaluation.get("protocol") or {}).items() if k not in ("models", "baselines")}
+            group = groups.setdefault(digest([parts, meta.get("precision"), meta.get("images"), protocol, evaluation.get("precision")]), [])
+            group += [] if any(other[1]["seed"] == meta["seed"] for other in group) else [run]
     found = []
     for group in groups.values():
-        if len({meta["seed"] for _, meta, _ in group}) < max(2, len(group)):
-            continue
         own = group[0][2]["rows"][0]["set"]
         for model in dict.fromkeys(row["model"] for row in group[0][2]["rows"]):
             rows = [next((r for r in e["rows"] if (r["model"], r["set"]) == (model, own)), {}) for _, _, e in group]
-            values = [[a["accuracy"] for a in row.get("accuracies", [])] for row in rows]
-            if min(map(len, values)) >= 2:
-                names = [name for name, _, _ in group]
-                found.append({"recipe": group[0][1]["recipe"].get("name", ""), "model": model, "runs": names, "split": variance_split(values)})
+            known = [(run, row["accuracies"]) for run, row in zip(group, rows, strict=True) if len(row.get("accuracies", ())) >= 2]
+            if len(known) >= 2:
+                seeds = [[a.get("seed") for a in accuracies] for _, accuracies in known]
+                split = variance_split([[a["accuracy"] for a in accuracies] for _, accuracies in known], paired=all(s == seeds[0] for s in seeds))
+                names = [name for (name, _, _), _ in known]
+                found.append({"recipe": group[0][1]["recipe"].get("name", ""), "model": model, "runs": names, "split": split})
     return found
 
 

@@ -1,6 +1,7 @@
 """Any torch Dataset of (image, label) pairs as a Source, so that it gets the same splits and preprocessing as the datasets known by name."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,24 @@ from ddengine.errors import UserError
 from ddengine.recipe import DataConfig
 from ddengine.rng import generator, scoped
 
+OWN = "own"  # data.name of what has no name: a dataset that was given as one
 NO_IMAGES = Part(np.empty(0, np.int64), lambda index: np.empty((len(index), 1, 1, 1), np.uint8))
+
+
+def own_config(config: DataConfig) -> DataConfig:
+    """The settings that count for a dataset of one's own, without the name and the place of the recipe's."""
+    return replace(config, name=OWN, root=None, download=False)
+
+
+def named_classes(classes: Iterable[Any]) -> tuple[str, ...]:
+    """Names of classes, given as names or numbers, as text. Raises UserError for a single text and for a name that is there twice."""
+    if isinstance(classes, str):
+        raise UserError(f"classes is the text {classes[:40]!r}; give a list of names.")
+    names = tuple(map(str, classes))
+    if len(set(names)) < len(names):
+        twice = next(name for i, name in enumerate(names) if name in names[:i])
+        raise UserError(f"classes names a class twice, {twice!r}; give each a name of its own.")
+    return names
 
 
 def data_of(
@@ -25,7 +43,7 @@ def data_of(
     device: torch.device,
     *,
     test: Any = None,
-    classes: Sequence[str] | None = None,
+    classes: Sequence[Any] | None = None,
     stored: Callable[[str], Preprocess | None] = lambda digest: None,
 ) -> Data:
     """The splits of a dataset of one's own on `device`, as `load_data` makes them; all of it is training data, and `test` another such dataset.
@@ -40,8 +58,15 @@ def data_of(
     training split, unless `stored` has it for the digest of that split.
 
     Raises:
-        UserError: normalised pixels, a form that is not known, labels that are no whole numbers or beyond `classes`, sizes that differ.
+        UserError: normalised pixels, a form that is not known, labels that are no whole numbers or beyond `classes`, sizes that differ, names in
+            `classes` that are there twice, and `config.classes`, whose numbers would be those of the dataset that the recipe names.
     """
+    if config.classes is not None:
+        raise UserError(
+            f"data.classes {' '.join(map(str, config.classes))} are classes of a dataset that has a name; "
+            "choose classes of a Dataset with torch.utils.data.Subset, and set data.classes None."
+        )
+    classes = None if classes is None else named_classes(classes)
     part = _part(dataset, config.size)
     if len(part.labels) == 0:
         raise UserError("The dataset is empty; give one with images of every class.")

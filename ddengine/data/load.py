@@ -36,6 +36,8 @@ class Data:
     class_names: tuple[str, ...]
     bytes: int  # size of the training images in use, one byte a value
     dataset_bytes: int  # of the whole training split, at the same image size
+    num_test: int = 0  # test images, whether or not they are loaded
+    held_out: bool = False  # whether they were held out of the training images, for want of a test split
 
     @property
     def num_classes(self) -> int:
@@ -46,6 +48,16 @@ class Data:
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W)."""
         return self.train.image_shape
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Images of each split."""
+        return {"train": len(self.train), "validation": len(self.validation or ()), "test": self.num_test}
+
+    def said(self) -> str:
+        """The splits in words."""
+        held = " (held out, there is no test split)" if self.held_out else ""
+        return ", ".join(f"{num} {name}" for name, num in self.counts.items()) + f" images{held}"
 
 
 def resize(pixels: torch.Tensor, size: tuple[int, int] | None) -> torch.Tensor:
@@ -105,6 +117,7 @@ def data_from(
     def among(owner: Part, index: np.ndarray) -> np.ndarray:
         return index if chosen is None else index[np.isin(owner.labels[index], chosen)]
 
+    whole = len(among(part, index))
     if config.limit is not None:
         index = among(part, index)
         index = index[stratified(part.labels[index], config.limit, config.split_seed)]
@@ -158,4 +171,6 @@ def data_from(
                 "(channels, height, width); set data.size."
             )
         test_set = real(test_pixels, held_part, held_index)
-    return Data(train, validation, test_set, names, train_pixels.numel(), len(part.labels) * train_pixels[0].numel())
+    return Data(
+        train, validation, test_set, names, train_pixels.numel(), whole * train_pixels[0].numel(), num_test=len(held_index), held_out=held is None
+    )

@@ -55,9 +55,18 @@ def test_estimate_and_truth(work, capsys, monkeypatch):
     assert said["evaluate"]["disk"] == pytest.approx(estimate.tree_bytes(Path("runs")) - before, rel=0.25)  # the card's lines are not counted
 
 
-def test_estimate_refuses_in_a_sentence(work, capsys):
+def test_estimate_refuses_in_a_sentence(work, capsys, monkeypatch):
     assert run("estimate", RECIPE, *TINY, "--json") == 2
     assert "--json needs the path" in capsys.readouterr().err
+    (work / "full").mkdir()
+    (work / "full" / "letter.txt").write_text("dear")
+    for path, words in (("full", "is a folder"), ("full/letter.txt/x.json", "cannot be written")):
+        with monkeypatch.context() as patch:
+            patch.setattr(estimate, "estimate", lambda *args: pytest.fail("calibrated before"))
+            assert run("estimate", RECIPE, *TINY, "--json", str(work / path)) == 2
+        error = capsys.readouterr().err
+        assert words in error and error.count("\n") == 1 and "--json" in error
+    assert (work / "full" / "letter.txt").read_text() == "dear"
     assert run("estimate", RECIPE, *TINY, "--ipc", "500") == 2
     error = capsys.readouterr().err
     assert "ipc 500 is more than" in error and error.count("\n") == 1

@@ -131,6 +131,9 @@ def test_evaluation_json(done, monkeypatch, capsys):
         "dataset_bytes",
         "labelled_by",
         "teachers",
+        "num_images",
+        "set_digest",
+        "command",
     }
     assert [(r["set"], r["model"]) for r in evaluation["rows"]] == [
         (s, m) for m in ("convnet-d1-w4-in", "mlp") for s in ("distilled", "distilled_8bit", "random", "herding", "full")

@@ -12,6 +12,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from ddengine import synthetic
+from ddengine.data import load_data
+from ddengine.recipe import DataConfig
 
 DM = "dm/fashion_mnist_ipc1_small"
 DIGITS = [
@@ -101,15 +103,40 @@ def test_continual_learning_is_resumed_and_its_folder_is_its_own(work, capsys):
     assert run("continual", "mtt/digits_ipc1", "--out", "experts") == 2 and "needs experts" in capsys.readouterr().err
 
 
-def test_sets_of_some_classes_become_one(work):
+def test_sets_of_some_classes_become_one(work, capsys):
     assert run("merge", "few", "more", "--out", "both") == 0
     syn, meta = synthetic.load(Path("both"), CPU)
     assert syn.class_names == ("7", "2", "0", "5") and syn.classes.tolist() == [0, 1, 1, 2, 3]
     few, _ = synthetic.load(Path("few/distilled"), CPU)
     assert torch.allclose(syn.pixels()[:2], few.pixels(), atol=1e-5)
     assert meta["recipe"]["data"]["classes"] == [7, 2, 0, 5]
+    assert meta["images"] == load_data(DataConfig(name="digits", classes=(7, 2, 0, 5)), CPU).train.digest
+    card = Path("both/README.md").read_text()
+    assert "# Merged from 2 sets of digits, 1.25 images per class" in card and "| digest of the training images |" in card
+    assert run("inspect", "both") == 0 and "merged from 2 sets" in capsys.readouterr().out
     assert run("evaluate", "both", *QUICK, "--baselines", "random", "--out", "judged") == 0
     assert run("merge", "few", "--out", "both") == 2 and run("merge", "few", "more") == 2 and run("merge") == 2
+
+
+def test_a_merged_set_is_not_tested_on_images_it_saw(work, capsys):
+    """Other splits than those of its parts: refused, as of any set; and so are parts with different splits."""
+    assert run("merge", "few", "more", "--out", "both") == 0
+    assert run("evaluate", "both", *QUICK, "--data.split_seed", "1", "--out", "judged") == 2
+    assert "so its test images may have been seen" in capsys.readouterr().err
+    assert run("distill", DM, *DIGITS, "--data.limit", "None", "--data.split_seed", "1", "--data.classes", "3", "4", "--out", "other") == 0
+    Path("file.txt").write_text("dear")
+    for sets, out, words in ((("few", "other"), "no", "data.split_seed 1"), (("few", "more"), "file.txt/x", "file.txt cannot be written")):
+        assert run("merge", *sets, "--out", out) == 2
+        error = capsys.readouterr().err
+        assert words in error and error.count("\n") == 1
+    assert not Path("no").exists()
+
+
+def test_merged_sets_of_a_limit_have_the_same_classes(work):
+    assert run("merge", "a", "b", "--out", "ab") == 0
+    meta = read("ab/meta.json")
+    assert meta["recipe"]["data"].get("classes") is None and meta["images"] == read("a/distilled/meta.json")["images"]
+    assert run("evaluate", "ab", *QUICK, "--baselines", "random", "--out", "judged") == 0
 
 
 def test_some_classes_of_a_dataset(work, capsys):

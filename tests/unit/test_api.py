@@ -319,8 +319,54 @@ def test_a_client_with_two_classes(digits, tmp_path):
     store = buffers.generate(client, soft, folder=tmp_path / "store")
     with pytest.raises(UserError, match="2 of the 10 classes"):
         ddengine.distil(client, soft, store, classes=names)
-    with pytest.raises(UserError, match="names a class twice"):
-        ddengine.distil(client, DM, classes=["same"] * 10)
+    for twice in (["same"] * 10, [*"0123456789", 3]):
+        with pytest.raises(UserError, match="names a class twice"):
+            ddengine.distil(object(), DM, classes=twice)  # before the dataset is looked at
+    with pytest.raises(UserError, match="give a list of names"):
+        ddengine.distil(client, DM, classes="0123456789")
+    assert ddengine.distil(client, DM, classes=range(10)).class_names == tuple("0123456789")
+
+
+def test_the_folder_has_the_ids_of_the_set_that_is_returned(digits, tmp_path):
+    pixels, labels = digits
+    mine = (labels == 3) | (labels == 7)
+    client, folder = TensorDataset(pixels[mine], labels[mine]), tmp_path / "run"
+    syn = ddengine.distil(client, DM, classes=range(10), folder=folder)
+    for other in (ddengine.load(folder), ddengine.distil(client, DM, classes=range(10), folder=folder)):
+        assert same(other, syn) and other.classes.tolist() == syn.classes.tolist() == [3, 7] and other.class_names == syn.class_names
+    with pytest.raises(UserError, match="other settings"):
+        ddengine.distil(client, DM, folder=folder)
+    assert sorted(p.name for p in (folder / "distilled" / "images").iterdir()) == ["0003_3", "0007_7"]
+
+
+def test_what_is_kept_does_not_say_the_dataset_of_the_recipe(digits, tmp_path, capsys):
+    """Nor its licence, nor its published figure; and sets of such data have no classes that could be matched."""
+    fashion = replace(DM, data=DataConfig(name="fashion_mnist", root="somewhere"), published=find("dm/fashion_mnist_ipc1_small").published)
+    ddengine.distil(digits, fashion, folder=tmp_path / "run")
+    for path in ("recipe.json", "distilled/meta.json"):
+        recipe = json.loads((tmp_path / "run" / path).read_text())["recipe"]
+        assert recipe["data"]["name"] == "own" and recipe["data"]["root"] is None and recipe["published"] is None
+    card = (tmp_path / "run/distilled/README.md").read_text()
+    assert "license: unknown" in card and "Fashion-MNIST" not in card
+    assert run("merge", str(tmp_path / "run"), str(tmp_path / "run"), "--out", str(tmp_path / "both")) == 2
+    assert "of a dataset without a name" in capsys.readouterr().err and not (tmp_path / "both").exists()
+    store = buffers.generate(digits, replace(MTT, data=DataConfig(name="fashion_mnist")), folder=tmp_path / "store")
+    assert store.manifest["identity"]["dataset"] == "own"
+
+
+def test_settings_that_do_not_go_are_a_sentence(digits, tmp_path):
+    (tmp_path / "file").write_text("dear")
+    few = replace(DM, data=replace(OWN, classes=(3, 7)))
+    for call, words in (
+        (lambda: ddengine.distil(digits, few), r"data.classes 3 7 .*torch\.utils\.data\.Subset"),
+        (lambda: buffers.generate(digits, replace(MTT, data=few.data), folder=tmp_path / "s"), r"data.classes 3 7"),
+        (lambda: ddengine.distil(object(), DM, folder=tmp_path / "file"), "is a file; name a folder"),
+        (lambda: ddengine.distil(object(), DM, precision="fp16"), "Unknown precision 'fp16'.*bf16"),
+        (lambda: buffers.generate(object(), MTT, precision="half"), "Unknown precision 'half'.*bf16"),
+    ):
+        with pytest.raises(UserError, match=words) as error:
+            call()
+        assert str(error.value).count(". ") == 0
 
 
 def test_start_from_given_images(digits):

@@ -104,6 +104,23 @@ def test_parts_are_the_whole(monkeypatch):
     assert handover.exported(syn) == whole and len(whole.pngs) == 24
 
 
+def test_there_is_one_rounding():
+    """Of what is shipped as bytes and of what is exported."""
+    values = torch.cat([(torch.arange(255) + 0.5) / 255, torch.linspace(-0.3, 1.3, 4000)])
+    assert torch.equal(codecs.as_bytes(values), handover.eight_bit(values))
+
+
+def test_a_file_does_not_take_the_place_of_a_folder_nor_a_folder_that_of_a_file(tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "letter.txt").write_text("dear")
+    with pytest.raises(UserError, match="full is a folder; name a file"):
+        files.write_json(tmp_path / "full", {})
+    with pytest.raises(UserError, match=r"letter\.txt is a file; name a folder"):
+        a_set().save(tmp_path / "full" / "letter.txt", META)
+    assert (tmp_path / "full" / "letter.txt").read_text() == "dear"
+    assert [p.name for p in tmp_path.rglob("*")] == ["full", "letter.txt"]
+
+
 # The folder
 
 
@@ -269,6 +286,29 @@ def test_chosen_and_imported_sets_are_not_called_distilled_by_us(tmp_path):
     )
     a_set().save(tmp_path / "set", META | {"imported": {"files": ["images_best.pt"]}})
     assert "by another program, imported from images\\_best.pt" in (tmp_path / "set/README.md").read_text()
+
+
+def test_a_merged_set_says_so(tmp_path):
+    a_set().save(tmp_path / "set", META | {"merged": ["few", "more", "most"]})
+    text = (tmp_path / "set/README.md").read_text()
+    assert "# Merged from 3 sets of fashion\\_mnist, 2 images per class" in text and "Merged from 3 sets, which were made one by one" in text
+
+
+def test_the_card_names_the_files_there_are_and_counts_right(tmp_path):
+    a_set(ipc=1).save(tmp_path / "hard", META)
+    text = (tmp_path / "hard/README.md").read_text()
+    assert "in data.safetensors: images" in text and "labels.safetensors" not in text
+    assert "# Distilled fashion\\_mnist, 1 image per class" in text
+    assert "of the values lie outside [0, 1] and were cut there" in text and "what that costs is the row distilled_8bit under Accuracy" in text
+    soft(a_set()).save(tmp_path / "soft", META)
+    text = (tmp_path / "soft/README.md").read_text()
+    assert "in data.safetensors and labels.safetensors: images" in text and (tmp_path / "soft/labels.safetensors").is_file()
+
+
+def test_results_say_on_what_they_were_measured():
+    found = handover.results_table({"rows": [ROW], "protocol": {"protocol": "fast"}, "num_images": {"train": 10, "test": 360}})
+    assert "on 360 test images, by the settings of evaluation.json (protocol fast as a start): mean" in found and "under the protocol" not in found
+    assert "Measured by this project, by the settings of evaluation.json: mean" in handover.results_table({"rows": [ROW]})
 
 
 def test_names_cannot_break_the_card(tmp_path):

@@ -9,7 +9,7 @@ from ddengine.codec import Compensated, Identity, MultiFormation, Pixels
 from ddengine.data import Preprocess, load_data
 from ddengine.data.subset import class_subset, of_classes
 from ddengine.errors import UserError
-from ddengine.merge import class_map_of, class_maps, merge
+from ddengine.merge import class_ids, class_maps, merge, same_data, whole_data
 from ddengine.recipe import DataConfig
 from ddengine.synthetic import SyntheticSet
 
@@ -131,13 +131,58 @@ def test_class_maps_go_by_name_in_order_of_first_appearance():
         {"class_names": ["3", "7"], "recipe": {"data": {"name": "digits", "classes": [3, 7]}}},
     ]
     assert class_maps(metas) == ([[0, 1], [2, 0]], ("7", "2", "3"))
-    assert class_map_of(metas[1]) == [3, 7] and class_map_of({"class_names": ["a", "b"], "recipe": {"data": {"name": "x"}}}) == [0, 1]
     with pytest.raises(UserError, match="merge sets of one dataset"):
         class_maps([metas[0], {"class_names": ["7"], "recipe": {"data": {"name": "mnist"}}}])
     with pytest.raises(UserError, match="two classes called 'a'"):
         class_maps([{"class_names": ["a", "a"], "recipe": {"data": {"name": "x"}}}])
-    with pytest.raises(UserError, match="without the recipe"):
-        class_map_of({"class_names": ["a"]})
+    for name in ("own", None):  # classes of the same name need not be the same
+        with pytest.raises(UserError, match="Set 1 is of a dataset without a name"):
+            class_maps([{"class_names": ["0", "1"], "recipe": {"data": {"name": name}}}] * 2)
+
+
+def config(**settings):
+    return DataConfig(name="digits", **settings)
+
+
+@pytest.mark.parametrize("settings", [{"validation": 0.2}, {"limit": 200}, {"split_seed": 1}, {"zca": True}, {"size": (9, 9)}])
+def test_sets_of_other_images_are_not_merged(settings):
+    """Test images of one may be training images of the other."""
+    with pytest.raises(UserError, match=f"Set 2 was made with data.{next(iter(settings))} ") as error:
+        same_data([config(classes=(7, 2)), config(classes=(3, 4), **settings)])
+    assert str(error.value).count(". ") == 0
+    same_data([config(classes=(7, 2)), config(classes=(3, 4), root="elsewhere", download=True)])
+
+
+def test_a_limit_takes_other_images_for_each_choice_of_classes():
+    same_data([config(limit=100, classes=(7, 2)), config(limit=100, classes=(7, 2))])
+    with pytest.raises(UserError, match=r"distil them with data\.limit None"):
+        same_data([config(limit=100, classes=(7, 2)), config(limit=100, classes=(2, 0, 5))])
+
+
+def test_ids_of_classes_are_not_invented():
+    """Known where all sets say them and agree; a set that says nothing has all classes of the dataset, or is not believed."""
+    maps = [[0, 1], [1, 2]]
+    assert class_ids(maps, [config(classes=(7, 2)), config(classes=(2, 5))], 3) == [7, 2, 5]
+    assert class_ids(maps, [config(), config(classes=(2, 5))], 3) is None
+    assert class_ids(maps, [config(classes=(7, 2)), config(classes=(3, 5))], 3) is None
+    assert class_ids(maps, [config(classes=(7, 2)), config(classes=(2, 7))], 3) is None
+    assert class_ids(maps, [config(classes=(7, 2, 1)), config(classes=(2, 5))], 3) is None
+    assert class_ids([[0, 1], [0, 1]], [config(), config()], 2) == [0, 1]
+
+
+def test_the_images_of_the_whole_are_those_of_the_parts(capsys):
+    """Their digest is known where every set saw its part of them; a set that saw others is refused; what cannot be checked is said."""
+    configs, whole = [config(classes=(7, 2)), config(classes=(2, 5))], config(classes=(7, 2, 5))
+    metas = [{"class_names": list(names), "images": load_data(c, CPU).train.digest} for names, c in zip(("72", "25"), configs, strict=True)]
+    found = whole_data(configs, metas, whole, PLAIN)
+    assert found is not None and found.train.digest == load_data(whole, CPU).train.digest and capsys.readouterr().out == ""
+    with pytest.raises(UserError, match="Set 2 was distilled from other images"):
+        whole_data(configs, [metas[0], metas[1] | {"images": "0" * 12}], whole, PLAIN)
+    assert whole_data(configs, [metas[0], {"class_names": ["2", "5"]}], whole, PLAIN) is None
+    assert "do not all say which images" in capsys.readouterr().out
+    assert whole_data(configs, metas, None, PLAIN) is None and "do not say which classes" in capsys.readouterr().out
+    gone = [replace(c, name="cifar10", root="/nowhere") for c in configs]
+    assert whole_data(gone, metas, gone[0], PLAIN) is None and "cannot be read" in capsys.readouterr().out
 
 
 # Some classes of a dataset

@@ -247,14 +247,55 @@ def test_progress_counts_what_is_done(data, monkeypatch):
 def test_runs_that_differ_in_more_than_the_seed_are_not_split():
     def run(name, seed, **more):
         meta = {"recipe": {"name": "r", "ipc": 1, "note": name, "evaluation": {"x": name}} | more, "seed": seed, "precision": "fp32", "images": "i"}
-        rows_ = [{"set": s, "model": "mlp", "accuracies": [{"accuracy": a} for a in (0.1 * seed, 0.2)]} for s in ("distilled", "random")]
+        rows_ = [
+            {"set": s, "model": "mlp", "accuracies": [{"seed": i, "accuracy": a} for i, a in enumerate((0.1 * seed, 0.2))]}
+            for s in ("distilled", "x")
+        ]
         return name, meta, {"rows": rows_, "protocol": {"epochs": 3}, "precision": "fp32"}
 
     one, two, other, again = run("a", 1), run("b", 2), run("c", 3, ipc=2), run("d", 2)
     (found,) = scores.splits([one, other, two])
     assert found["runs"] == ["a", "b"] and found["recipe"] == "r" and found["model"] == "mlp"
-    assert found["split"] == scores.variance_split([[0.1, 0.2], [0.2, 0.2]]) and found["split"]["num_distillations"] == 2
+    assert found["split"] == scores.variance_split([[0.1, 0.2], [0.2, 0.2]], paired=True) and found["split"]["num_distillations"] == 2
     assert "2 distillations: 17.5 %" in scores.said(found)
     assert scores.splits([one]) == scores.splits([one, other]) == scores.splits([two, again]) == []
     longer = (two[0], two[1], two[2] | {"protocol": {"epochs": 4}})
     assert scores.splits([one, longer]) == []
+    wider = (two[0], two[1], two[2] | {"protocol": {"epochs": 3, "models": ["mlp", "lenet"]}})
+    assert scores.splits([one, wider, again])[0]["runs"] == ["a", "b"]  # a seed counts once, and networks do not matter
+
+
+def test_networks_that_sets_share_are_not_taken_for_distillations():
+    """Accuracies of crossed sets and networks: both parts are found, and the interval covers the mean as often as it says."""
+    rng, parts, covered = np.random.default_rng(0), [], 0
+    for _ in range(400):
+        y = 0.5 + 0.01 * rng.standard_normal((4, 1)) + 0.02 * rng.standard_normal((1, 5)) + 0.01 * rng.standard_normal((4, 5))
+        split = scores.variance_split(y.tolist(), paired=True)
+        parts.append([split["between_std"] ** 2, split["network_std"] ** 2, split["within_std"] ** 2])
+        covered += split["ci95"][0] <= 0.5 <= split["ci95"][1]
+    assert np.mean(parts, 0) == pytest.approx([1e-4, 4e-4, 5e-4], rel=0.15)
+    assert 0.92 <= covered / 400 <= 1.0
+
+
+def test_crossed_split_by_hand():
+    split = scores.variance_split([[0.1, 0.3], [0.5, 0.7]], paired=True)  # mean squares 0.16 of sets, 0.04 of networks, nothing left
+    assert split["between_std"] == pytest.approx(math.sqrt(0.08)) and split["network_std"] == pytest.approx(math.sqrt(0.02))
+    assert split["within_std"] == pytest.approx(math.sqrt(0.02)) and split["mean"] == pytest.approx(0.4)
+
+
+def test_uskd_uses_no_soft_labels():
+    assert scores.protocols(replace(SHORT, loss="uskd"), soft=True)[0].baselines == ("random", "full")
+
+
+def test_a_learned_rate_is_none_of_a_network_that_needs_adamw(data, monkeypatch):
+    monkeypatch.setattr(module, "usual_optimiser", lambda name: "adamw")
+    seen, chosen = rates(data, monkeypatch, (MODEL,), rate="learned", lr=0.02)
+    assert set(chosen.values()) == {module.ADAMW["lr"]} and {optimiser for optimiser, _ in seen} == {"adamw"}
+
+
+def test_the_network_that_herding_looks_through_has_the_optimiser_of_its_rate(data, monkeypatch):
+    monkeypatch.setattr(module, "usual_optimiser", lambda name: "adamw")
+    seen, train = [], training.train_networks
+    monkeypatch.setattr(module.training, "train_networks", lambda *args, **rest: (seen.append((args[3].optimiser, args[4])), train(*args, **rest))[1])
+    evaluate(tiny_set(data), data, replace(SHORT, baselines=("herding",)), MODEL, seed=0, device=CPU)
+    assert {optimiser for optimiser, _ in seen} == {"adamw"} and max(lr for _, lr in seen) < 0.01
