@@ -23,6 +23,7 @@ def work(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_estimate_and_truth(work, capsys, monkeypatch):
     """Nothing is left behind; the disk is right to a tenth; then distill checks before it writes, and --force does not."""
     assert run("estimate", RECIPE, *FLAGS, "--json", "said/estimate.json") == 0

@@ -81,8 +81,9 @@ def test_ranking(work, capsys):
 
 
 def test_privacy(work, capsys):
-    assert run("privacy", "a", *QUICK) == 0
+    assert run("privacy", "a", "--full_steps", "6") == 0
     found = read("a/privacy.json")
+    assert found["training"]["full_updates"] == 6 and found["training"]["model"] == MODEL
     assert found["images"] == 10 and {m["score"] for m in found["membership"]} >= {"distance, pixels"}
     assert "Distilled is not anonymous" in " ".join(capsys.readouterr().out.split()) and Path("a/privacy.png").is_file()
 

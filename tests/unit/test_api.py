@@ -394,9 +394,7 @@ digits = load_digits()
 dataset = TensorDataset(torch.tensor(digits.images / 16), torch.tensor(digits.target))  # or any Dataset of (image, label)
 
 recipe = find("dm/fashion_mnist_ipc1_small")
-recipe = replace(
-    recipe, model="convnet-d1-w16-in", data=replace(recipe.data, limit=None), outer=replace(recipe.outer, steps=50)
-)
+recipe = replace(recipe, model="convnet-d1-w16-in", data=replace(recipe.data, limit=None), outer=replace(recipe.outer, steps=50))
 syn = ddengine.distil(dataset, recipe)
 images, labels = syn.batch(torch.arange(len(syn)))  # ready to train on; syn.pixels() are to look at
 
