@@ -390,13 +390,12 @@ class EvaluateOptions:
 
 def set_defaults(path: Path, args: list[str]) -> tuple[Path, dict[str, Any], EvaluateOptions]:
     """(folder, meta.json, options) of a run or a distilled folder: what the set says of itself, by the protocol that the flags may name."""
-    run = path if (path / "distilled").is_dir() else None
-    folder = path / "distilled" if run else path
+    folder = runs.set_folder(path)
     _, meta = synthetic.load(folder, torch.device("cpu"))
     recipe = meta.get("recipe", {})
     if not {"name", "model", "data", "evaluation"} <= recipe.keys():
         raise UserError(f"{folder / 'meta.json'} does not say the recipe of the set, so it cannot be evaluated; distil it again.")
-    data_config = from_dict(DataConfig, runs.data_of(run) if run else recipe["data"])
+    data_config = from_dict(DataConfig, runs.data_of(path) if folder != path else recipe["data"])
     protocol = named_protocol(args, "--protocol") or from_dict(EvalConfig, recipe["evaluation"])
     if meta["target_kind"] == "logits" and "random" in protocol.baselines and "random_soft" not in protocol.baselines:
         protocol = replace(protocol, baselines=(*protocol.baselines, "random_soft"))
@@ -501,7 +500,7 @@ def evaluate_paths(args: list[str]) -> None:
         raise UserError(f"--out names one folder, and {len(paths)} sets are evaluated; leave --out out, or evaluate them one by one.")
     evaluations = [(str(path), evaluate_path(path, rest)) for path in paths]
     log.console.print(report.cross_table(evaluations))
-    metas = [synthetic.load(path / "distilled" if (path / "distilled").is_dir() else path, torch.device("cpu"))[1] for path in paths]
+    metas = [files.read_json(runs.set_folder(path) / "meta.json") for path in paths]
     for found in scores.splits([(name, meta, evaluation) for (name, evaluation), meta in zip(evaluations, metas, strict=True)]):
         log.say(scores.said(found))
 
@@ -676,7 +675,7 @@ def merge_sets(args: list[str]) -> None:
         raise UserError("run.py merge needs a folder to write; name it with --out.")
     if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
         raise UserError(f"{options.out} exists already; name another folder with --out.")
-    folders = [path / "distilled" if (path / "distilled").is_dir() else path for path in paths]
+    folders = [runs.set_folder(path) for path in paths]
     loaded = [synthetic.load(folder, torch.device("cpu")) for folder in folders]
     metas = [meta for _, meta in loaded]
     maps, names = merge.class_maps(metas)
@@ -888,7 +887,7 @@ def export(path: Path, args: list[str]) -> None:
             raise UserError(f"{path} holds experts, and format {options.format} is one of images; set --format mtt.")
         written = export_experts(path, options.out, options.per_file)
     else:
-        folder = path / "distilled" if (path / "distilled").is_dir() else path
+        folder = runs.set_folder(path)
         if not (folder / "meta.json").is_file():
             raise UserError(f"{path} is neither an expert store nor a distilled set; give the folder that buffer, distill or import wrote.")
         syn, meta = synthetic.load(folder, torch.device("cpu"))

@@ -21,11 +21,9 @@ def load(folder: "Path | str", device: str = "cpu") -> "SyntheticSet":
     """The distilled set in a folder, or in that of its run, on `device`. Raises UserError for a folder that is not one."""
     import torch
 
-    from ddengine import synthetic
+    from ddengine import runs, synthetic
 
-    folder = Path(folder)
-    inner = folder / "distilled"
-    return synthetic.load(inner if inner.is_dir() else folder, torch.device(device))[0]
+    return synthetic.load(runs.set_folder(Path(folder)), torch.device(device))[0]
 
 
 def __getattr__(name: str) -> Any:

@@ -76,6 +76,11 @@ def begin(folder: Path, recipe: Recipe, wanted: dict[str, Any], command: Sequenc
     files.make_folder(folder / "progress")
 
 
+def set_folder(path: Path) -> Path:
+    """The distilled folder of a run; of anything else, such as a distilled folder itself, the path as it is."""
+    return path / "distilled" if (path / "distilled").is_dir() else path
+
+
 def data_of(folder: Path) -> dict[str, Any]:
     """The data part of a run's recipe, with the root that its artefact leaves out."""
     recipe = files.read_json(folder / MARK, "recipe")["recipe"]
