@@ -279,7 +279,7 @@ def distill(options: Options[Recipe], root: Path = EXPERTS) -> Path:
         meta = meta_of(options, recipe, data, store, device, distillation=outer.summary(counters) | {"initial_seconds": initial_seconds})
         report.real_vs_distilled(folder / "real_vs_distilled.png", data.train, result, None)
         report.save_samples(folder / "samples.safetensors", data.train)
-        result.save(folder / "distilled", meta)
+        result.save(folder / "distilled", meta, data.split_names)
         stored = len(result.classes)
         tiles = "" if stored == len(result) else f", which decode to {len(result)},"
         log.say(f"distilled {stored} images{tiles} in {log.duration(counters.seconds + initial_seconds)}: {folder / 'distilled'}")

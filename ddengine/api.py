@@ -94,6 +94,7 @@ def meta_of(recipe: Recipe, data: Data, experts: Any, device: torch.device, *, s
         "images": data.train.digest,
         "raw_bytes": data.bytes,
         "dataset_bytes": data.dataset_bytes,
+        "data_notes": list(data.notes),
         "experts": experts.summary() if hasattr(experts, "summary") else None,
         **more,
         "machine": runtime.machine(device),
@@ -236,7 +237,8 @@ def _kept(
     )  # fmt: skip
     cost = distill.summary(counters) | {"initial_seconds": initial_seconds}
     result = _among(result, names)
-    result.save(folder / "distilled", meta_of(recipe, data, experts, device, seed=seed, precision=precision, distillation=cost))
+    meta = meta_of(recipe, data, experts, device, seed=seed, precision=precision, distillation=cost)
+    result.save(folder / "distilled", meta, data.split_names)
     return result
 
 

@@ -32,6 +32,17 @@ def require(condition: bool, message: str) -> None:
         raise UserError(message)
 
 
+def is_colour(name: str) -> bool:
+    """Whether a text is a colour's name or number."""
+    from PIL import ImageColor
+
+    try:
+        ImageColor.getrgb(name)
+    except ValueError:
+        return False
+    return True
+
+
 @dataclass(frozen=True, kw_only=True)
 class Published:
     """A figure printed in a paper, as quoted in this project's specification."""
@@ -50,6 +61,10 @@ class DataConfig:
     root: str | None = None  # folder of the files; None: the dataset's usual place
     download: bool = False  # let torchvision download the dataset into root
     size: tuple[int, int] | None = None  # resize to (height, width); None: as stored
+    fit: Literal["squash", "crop", "pad"] = "squash"  # of images of another shape than size: change it | cut the middle out | add ground around it
+    background: str = "white"  # ground under what is transparent, and around padded images: a name, or #rrggbb
+    image_column: str | None = None  # of parquet files; None: found by its type and name
+    label_column: str | None = None  # of parquet files; None: found by its type and name
     classes: tuple[int, ...] | None = None  # use only these classes, in this order, numbered anew; None: all
     limit: int | None = None  # use a fixed stratified subset of this many training images (before the validation split)
     validation: float = 0.1  # fraction of the training images held out for selection; 0: none
@@ -65,6 +80,8 @@ class DataConfig:
         )
         require(self.split_seed >= 0, f"data.split_seed must not be negative, got {self.split_seed}.")
         require(self.size is None or min(self.size) > 0, f"data.size must be a positive height and width, got {self.size}.")
+        require(self.fit in ("squash", "crop", "pad"), f"data.fit must be squash, crop or pad, got {self.fit}.")
+        require(is_colour(self.background), f"data.background {self.background!r} is no colour; give a name such as white, or #rrggbb.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -479,7 +496,7 @@ def resolved(recipe: Recipe) -> dict[str, Any]:
     data = to_dict(recipe)
     for key in ("cites", "published", "note"):
         data.pop(key)
-    for key in ("root", "download"):
+    for key in ("root", "download", "fit", "background", "image_column", "label_column"):  # the digest of the images says what came of these
         data["data"].pop(key)
     if data["buffer"] is not None:
         data["buffer"]["step"].pop("folder", None)  # of published weights

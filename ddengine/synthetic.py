@@ -202,10 +202,11 @@ class SyntheticSet:
         preprocess = sum(v.numel() * v.element_size() for v in self.preprocess.tensors().values())
         return ledger | {"total": sum(ledger.values()), "preprocess": preprocess, "raw": raw}
 
-    def save(self, folder: Path, meta: Mapping[str, Any]) -> None:
+    def save(self, folder: Path, meta: Mapping[str, Any], splits: Mapping[str, Any] | None = None) -> None:
         """Write the folder that explains itself, replacing an older one.
 
-        data.safetensors, labels.safetensors, meta.json and load.py; images/, a parquet file and README.md, the card, with pixels of 8 bits.
+        data.safetensors, labels.safetensors, meta.json and load.py; images/, a parquet file and README.md, the card, with pixels of 8 bits;
+        splits.json, which real images are validation and test images (`Data.split_names`), where `splits` says it.
         """
         from ddengine import handover  # which is about sets like this one
 
@@ -229,6 +230,8 @@ class SyntheticSet:
                 "images_per_class": self.images_per_class(),
             }
             files.write_json(temporary / "meta.json", own | dict(meta))
+            if splits:
+                files.write_json(temporary / "splits.json", splits)
             (temporary / "load.py").write_text(LOAD_PY.format(decode=self.codec.loader()))
             handover.write(temporary, self, own | dict(meta))
 

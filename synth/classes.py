@@ -5,8 +5,9 @@ from collections.abc import Iterator
 import torch
 from torch import Generator, Tensor
 
+from ddengine import log
 from ddengine.data import RealSet
-from ddengine.errors import UserError
+from ddengine.data.splits import listed
 from ddengine.recipe import require
 from ddengine.rng import on_device
 from ddengine.synthetic import SyntheticSet
@@ -25,14 +26,14 @@ def check_batches(real_batch: int, syn_batch: int | None, classes_at_once: int |
         require(value is None or value >= 1, f"objective.{name} must be at least 1, got {value}.")
 
 
-def check_real_batch(real: RealSet, batch: int) -> None:
-    """Raise UserError when a class has fewer than `batch` training images."""
-    for class_, members in enumerate(real.members):
-        if batch > len(members):
-            raise UserError(
-                f"objective.real_batch {batch} is more than the {len(members)} training images of class {class_}; "
-                "lower objective.real_batch, or raise data.limit."
-            )
+def say_small_classes(real: RealSet, batch: int) -> None:
+    """Say which classes have fewer training images than a real batch, which therefore holds some of them more than once."""
+    small = [f"{real.called(class_)} ({len(members)})" for class_, members in enumerate(real.members) if len(members) < batch]
+    if small:
+        log.say(
+            f"objective.real_batch {batch} is more than the training images of class {listed(small)}: of a small class all images are taken, "
+            "and equally often"
+        )
 
 
 def class_members(syn: SyntheticSet, most: int | None, rng: Generator) -> Tensor:

@@ -21,7 +21,7 @@ from ddengine.errors import UserError
 from ddengine.recipe import AugmentConfig
 from ddengine.synthetic import SyntheticSet
 from ddengine.types import Env
-from synth.classes import check_batches, check_real_batch, class_members, parts, pays
+from synth.classes import check_batches, class_members, parts, pays, say_small_classes
 from synth.networks import Networks, training_gradient
 
 NetworksT = TypeVar("NetworksT", bound=Networks)
@@ -61,8 +61,8 @@ class DistributionMatching(Generic[NetworksT]):
         return {}
 
     def build(self, env: Env) -> "DistributionObjective":
-        """The objective. Raises UserError when a class has fewer images than the real batch, or classes are to be parted that BatchNorm joins."""
-        check_real_batch(env.real, self.real_batch)
+        """The objective. Raises UserError when classes are to be parted that BatchNorm joins."""
+        say_small_classes(env.real, self.real_batch)
         if env.model.normed is not None and self.classes_at_once is not None:
             raise UserError(
                 f"objective.classes_at_once {self.classes_at_once} parts the classes, and the BatchNorm of the model sees all of them in one batch; "

@@ -24,7 +24,7 @@ from ddengine.recipe import AugmentConfig, require
 from ddengine.synthetic import SyntheticSet
 from ddengine.types import Env
 from ddengine.unroll import eager_gradient
-from synth.classes import check_batches, check_real_batch, class_members, parts, pays
+from synth.classes import check_batches, class_members, parts, pays, say_small_classes
 from synth.networks import Networks, training_gradient
 
 NetworksT = TypeVar("NetworksT", bound=Networks)
@@ -106,8 +106,8 @@ class GradientMatching(Generic[NetworksT]):
         return {}
 
     def build(self, env: Env) -> "GradientObjective":
-        """The objective. Raises UserError when a class has fewer images than the real batch, or the network nothing to compare."""
-        check_real_batch(env.real, self.real_batch)
+        """The objective. Raises UserError when the network has nothing to compare."""
+        say_small_classes(env.real, self.real_batch)
         if not any(len(shape) >= FEWEST_DIMS[self.tensors] for shape in env.model.shapes):
             raise UserError(
                 f"objective.tensors {self.tensors} compares parameters of {FEWEST_DIMS[self.tensors]} dimensions or more, and the model has none; "
@@ -220,5 +220,4 @@ def batch_statistics(env: Env, theta: Tensor, rng: Generator) -> dict[str, Tenso
     """What BatchNorm layers see in real images of all classes; None for networks without, for which nothing is drawn."""
     if env.model.normed is None:
         return None
-    num = min(NORM_BATCH, *(len(members) for members in env.real.members))
-    return env.model.statistics(theta, env.real.images(env.real.draw_each(num, rng).flatten()))
+    return env.model.statistics(theta, env.real.images(env.real.draw_each(NORM_BATCH, rng).flatten()))

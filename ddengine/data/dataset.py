@@ -1,15 +1,16 @@
 """Any torch Dataset of (image, label) pairs as a Source, so that it gets the same splits and preprocessing as the datasets known by name."""
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageColor
 from torch import Tensor
-from torch.utils.data import Subset
+from torch.utils.data import Subset, TensorDataset
 
+from ddengine.data.images import NeedsColour, NeedsScale, Scales, plain, values_of
 from ddengine.data.load import Data, data_from, resize
 from ddengine.data.preprocess import Preprocess
 from ddengine.data.source import Part, Source
@@ -18,6 +19,7 @@ from ddengine.recipe import DataConfig
 from ddengine.rng import generator, scoped
 
 OWN = "own"  # data.name of what has no name: a dataset that was given as one
+AT_ONCE = 256  # examples that are read at a time
 NO_IMAGES = Part(np.empty(0, np.int64), lambda index: np.empty((len(index), 1, 1, 1), np.uint8))
 
 
@@ -67,49 +69,144 @@ def data_of(
             "choose classes of a Dataset with torch.utils.data.Subset, and set data.classes None."
         )
     classes = None if classes is None else named_classes(classes)
-    part = _part(dataset, config.size)
+    notes: list[str] = []
+    scales = Scales()
+    part = _part(dataset, config, scales, notes)
     if len(part.labels) == 0:
         raise UserError("The dataset is empty; give one with images of every class.")
     present = np.unique(part.labels)
     held = NO_IMAGES
     if test is not None:
-        held = _part(test, config.size)
+        held = _part(test, config, scales, notes)
         if len(new := np.setdiff1d(held.labels, present)):
             raise UserError(f"The test images have label {new[0]}, of which there are no training images; leave these out of test, or add some.")
         held = Part(np.searchsorted(present, held.labels), held.fetch)
-    source = Source(Part(np.searchsorted(present, part.labels), part.fetch), held, _names(dataset, classes, present))
+    source = Source(Part(np.searchsorted(present, part.labels), part.fetch), held, _names(dataset, classes, present), notes=notes)
     return data_from(source, config, device, test=test is not None, stored=stored)
 
 
-def _part(dataset: Any, size: tuple[int, int] | None) -> Part:
+def _part(dataset: Any, config: DataConfig, scales: Scales, notes: list[str]) -> Part:
     """The labels as they are, and the images."""
     if isinstance(dataset, tuple | list) and len(dataset) == 2 and all(isinstance(part, Tensor | np.ndarray) for part in dataset):
         images, labels = dataset
         if len(images) != len(labels):
             raise UserError(f"{len(images)} images and {len(labels)} labels do not belong together; give a label for each image.")
-        dataset = list(zip(images, labels, strict=True))
+        dataset = _Pairs(images, labels)
     if not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
         raise UserError(f"A {type(dataset).__name__} cannot be read by index; give a map-style dataset, with a length, or a list of (image, label).")
     known = _known_labels(dataset)
-    if known is None:  # to learn the labels, everything is read, so everything is kept
-        read = _examples(dataset, range(len(dataset)))
-        pixels = [image for image, _ in read]
-        return Part(np.array([label for _, label in read], np.int64), lambda index: _stacked([pixels[i] for i in index], size))
-
-    def fetch(index: np.ndarray) -> np.ndarray:
-        chosen = _examples(dataset, index.tolist())
-        for i, (_, label) in zip(index, chosen, strict=True):
-            if label != known[i]:
-                raise UserError(f"Example {i} of the dataset has label {label}, and {known[i]} in its list of targets; make both the same.")
-        return _stacked([image for image, _ in chosen], size)
-
-    return Part(known, fetch)
+    images = _Images(dataset, config, scales, notes, known)
+    return Part(images.all_labels() if known is None else known, images.fetch)
 
 
-def _examples(dataset: Any, index: Sequence[int]) -> list[tuple[np.ndarray, int]]:
-    """The examples at `index`. Transforms that draw from torch's global generator always draw the same, and leave it as it was."""
-    with scoped(generator(0, "dataset")):
-        return [_example(dataset, i) for i in index]
+class _Pairs:
+    """Images and labels side by side as a dataset."""
+
+    def __init__(self, images: Any, labels: Any):
+        self.images, self.labels = images, labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, i: int) -> tuple[Any, Any]:
+        return self.images[i], self.labels[i]
+
+
+class _Images:
+    """The images of a dataset of one's own as 8-bit pixels."""
+
+    def __init__(self, dataset: Any, config: DataConfig, scales: Scales, notes: list[str], known: np.ndarray | None):
+        """`known`: the labels that the dataset lists, which must be those of its examples."""
+        self._dataset, self._config, self._scales, self._notes, self._known = dataset, config, scales, notes, known
+        self._ground = ImageColor.getrgb(config.background)[:3]
+        self._kept: dict[int, _Values] = {}  # read already, and not yet handed out
+
+    def all_labels(self) -> np.ndarray:
+        """The labels where the dataset does not list them. To learn them everything is read, so it is kept until it is asked for."""
+        labels = []
+        for i, (values, label) in zip(range(len(self._dataset)), self._examples(range(len(self._dataset))), strict=True):
+            self._kept[i] = values
+            labels.append(label)
+        return np.array(labels, np.int64)
+
+    def fetch(self, index: np.ndarray) -> np.ndarray:
+        """(B, C, H, W) uint8: colour if any image is; of one size, to which they are resized if they differ. Allocated once."""
+        colour = any(self._kept[i].channels == 3 for i in index.tolist() if i in self._kept)
+        while True:
+            try:
+                return self._stacked(index.tolist(), colour)
+            except NeedsColour:
+                colour = True
+            except NeedsScale:
+                self._settle(index.tolist())
+
+    def _values(self, order: list[int]) -> Iterator["_Values"]:
+        """The images at `order`, those that are kept without reading them again."""
+        if all(i in self._kept for i in order):
+            yield from (self._kept[i] for i in order)
+            return
+        for i, (values, label) in zip(order, self._examples(order), strict=True):
+            if self._known is not None and label != self._known[i]:
+                raise UserError(f"Example {i} of the dataset has label {label}, and {self._known[i]} in its list of targets; make both the same.")
+            yield values
+
+    def _stacked(self, order: list[int], colour: bool) -> np.ndarray:
+        pixels = np.empty((0, 0, 0, 0), np.uint8)
+        for k, (i, values) in enumerate(zip(order, self._values(order), strict=True)):
+            image = self._as_bytes(values)
+            if k == 0:
+                colour = colour or len(image) == 3
+                pixels = np.empty((len(order), 3 if colour else 1, *(self._config.size or image.shape[1:])), np.uint8)
+            if len(image) == 3 and not colour:
+                raise NeedsColour
+            if self._config.size is None and image.shape[1:] != pixels.shape[2:]:
+                first, other = ("x".join(map(str, shape)) for shape in (pixels.shape[2:], image.shape[1:]))
+                raise UserError(
+                    f"The images of the dataset differ in size, such as {first} and {other}; "
+                    "set size of the recipe's data to a height and width for all."
+                )
+            if image.shape[1:] != pixels.shape[2:]:
+                image = resize(torch.tensor(image)[None], self._config)[0].numpy()
+            pixels[k] = image  # grey into all channels
+            self._kept.pop(i, None)
+        return pixels
+
+    def _as_bytes(self, values: "_Values") -> np.ndarray:
+        """(C, H, W) uint8."""
+        if values.kind is None:
+            return values.array
+        if values.kind not in self._scales.white:
+            raise NeedsScale
+        return self._scales.as_bytes(values.kind, values.array)
+
+    def _settle(self, order: list[int]) -> None:
+        """Choose the scale of values that are not of 8 bits among the images at `order`."""
+        wide = [
+            (values.kind, f"Image {i} of the dataset", np.array([values.array.min(), values.array.max()]))
+            for i, values in zip(order, self._values(order), strict=True)
+            if values.kind is not None
+        ]
+        self._notes += self._scales.settle(wide)
+
+    def _examples(self, index: Iterable[int]) -> Iterator[tuple["_Values", int]]:
+        """The examples at `index`. Transforms that draw from torch's global generator always draw the same, and leave it as it was."""
+        order = list(index)
+        for start in range(0, len(order), AT_ONCE):  # read before they are handed out, because whoever takes them may draw too
+            with scoped(generator(0, "dataset", start)):
+                read = [_example(self._dataset, i, self._ground) for i in order[start : start + AT_ONCE]]
+            yield from read
+
+
+@dataclass(frozen=True)
+class _Values:
+    """An image as it was given: (C, H, W) uint8, or (1, H, W) of a kind of values that needs a scale."""
+
+    array: np.ndarray
+    kind: str | None = None
+
+    @property
+    def channels(self) -> int:
+        return len(self.array)
 
 
 def _known_labels(dataset: Any) -> np.ndarray | None:
@@ -119,6 +216,8 @@ def _known_labels(dataset: Any) -> np.ndarray | None:
         return None if inner is None else inner[np.asarray(dataset.indices, np.int64)]
     if getattr(dataset, "target_transform", None) is not None:
         return None
+    if type(dataset) is TensorDataset and len(dataset.tensors) == 2:
+        dataset = _Pairs(*dataset.tensors)
     for name in ("targets", "labels"):
         try:
             listed = np.asarray(getattr(dataset, name))
@@ -129,8 +228,8 @@ def _known_labels(dataset: Any) -> np.ndarray | None:
     return None
 
 
-def _example(dataset: Any, i: int) -> tuple[np.ndarray, int]:
-    """(pixels (C, H, W) uint8, label) of an example."""
+def _example(dataset: Any, i: int, ground: tuple[int, int, int]) -> tuple[_Values, int]:
+    """(image, label) of an example."""
     example = dataset[i]
     if not isinstance(example, tuple | list) or len(example) != 2:
         raise UserError(f"Example {i} of the dataset is a {type(example).__name__} and not a pair (image, label); wrap the dataset so that it is.")
@@ -139,7 +238,7 @@ def _example(dataset: Any, i: int) -> tuple[np.ndarray, int]:
         label = label.item()
     if isinstance(label, bool | np.bool_) or not isinstance(label, int | np.integer):
         raise UserError(f"The label of example {i} is {_shown(label)} and not a whole number; give the number of its class.")
-    return _pixels(image, i), int(label)
+    return _image(image, i, ground), int(label)
 
 
 def _shown(value: Any) -> str:
@@ -149,14 +248,17 @@ def _shown(value: Any) -> str:
     return repr(value) if isinstance(value, int | float | str) else f"a {type(value).__name__}"
 
 
-def _pixels(image: Any, i: int) -> np.ndarray:
-    """(C, H, W) uint8 of image i in any of the forms."""
+def _image(image: Any, i: int, ground: tuple[int, int, int]) -> _Values:
+    """Image i in any of the forms."""
     if isinstance(image, Image.Image):
-        if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255
-            array = (np.asarray(image).astype(np.int64) // 257).clip(0, 255).astype(np.uint8)
-        else:
-            array = np.asarray(image if image.mode in ("L", "RGB") else image.convert("L" if image.mode in ("1", "LA", "F") else "RGB"))
-        return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+        seen = plain(image, ground)
+        array = np.asarray(seen)
+        return _Values(array[None] if array.ndim == 2 else array.transpose(2, 0, 1), values_of(seen))
+    return _Values(_pixels(image, i))
+
+
+def _pixels(image: Any, i: int) -> np.ndarray:
+    """(C, H, W) uint8 of image i, a tensor or an array."""
     if isinstance(image, Tensor):
         array, layout = image.detach().cpu().float().numpy() if image.is_floating_point() else image.detach().cpu().numpy(), "(C, H, W)"
         channels = array[None] if array.ndim == 2 else array
@@ -177,22 +279,6 @@ def _pixels(image: Any, i: int) -> np.ndarray:
             f"Image {i} of the dataset has values from {low:.4g} to {high:.4g}; give pixels in [0, 1], not normalised, as the engine normalises."
         )
     return np.round(channels * 255).astype(np.uint8)
-
-
-def _stacked(images: list[np.ndarray], size: tuple[int, int] | None) -> np.ndarray:
-    """(B, C, H, W) uint8: colour if any image is; of one size, to which they are resized if they differ."""
-    colour = any(len(image) == 3 for image in images)
-    if len({image.shape[1:] for image in images}) > 1:
-        if size is None:
-            first = images[0].shape[1:]
-            other = next(image.shape[1:] for image in images if image.shape[1:] != first)
-            raise UserError(
-                f"The images of the dataset differ in size, such as {first[0]}x{first[1]} and {other[0]}x{other[1]}; "
-                "set size of the recipe's data to a height and width for all."
-            )
-        images = [resize(torch.from_numpy(np.ascontiguousarray(image))[None], size)[0].numpy() for image in images]
-    channels = 3 if colour else 1
-    return np.stack([np.broadcast_to(image, (channels, *image.shape[1:])) for image in images])
 
 
 def _names(dataset: Any, classes: Sequence[str] | None, present: np.ndarray) -> tuple[str, ...]:

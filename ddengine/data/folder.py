@@ -1,55 +1,111 @@
-"""An image folder: class/*.png|jpg|..., or train/class/* with test/class/* or val/class/*."""
+"""An image folder: CLASS/*.png|jpg|..., or train/CLASS/* with test/CLASS/*, in the spellings that people have of these words."""
 
-from functools import partial
+import os
 from pathlib import Path
 
 import numpy as np
 
-from ddengine.data.images import decoder, open_image
+from ddengine.data.images import Decoder
+from ddengine.data.listing import LeftOut, has_images, images_below, subfolders
 from ddengine.data.source import Part, Source
+from ddengine.data.splits import STAND_INS, TEST, TRAIN, class_order, listed, split_word
 from ddengine.errors import UserError
 from ddengine.recipe import DataConfig
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+
+def _names(folders: list[Path]) -> list[str]:
+    return [folder.name for folder in folders]
 
 
-def _classes(folder: Path) -> list[str]:
-    return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+def _training_folder(root: Path) -> tuple[Path, list[Path], list[str]]:
+    """(the folder whose subfolders are the training classes, these subfolders, what to say of it).
+
+    Raises UserError where the folders are named as splits and none holds the training classes.
+    """
+    folders = subfolders(root)
+    words = [folder for folder in folders if split_word(folder.name)]
+    others = [folder for folder in folders if folder not in words]
+    trains = [folder for folder in words if split_word(folder.name) in TRAIN and subfolders(folder)]
+    if len(trains) > 1:
+        raise UserError(f"{root} has the folders {listed(_names(trains))}, which both mean the training images; keep one of them.")
+    if trains:
+        said = [f"not used: {listed(_names(others))}, beside {trains[0].name}"] if others else []
+        return trains[0], subfolders(trains[0]), said
+    bare = [folder.name for folder in words if not subfolders(folder)]
+    if words and (not others or len(bare) > 1):
+        what = f"{listed(bare)}, which hold images and no class folders" if bare else f"{listed(_names(words))}, and no train"
+        raise UserError(f"{root} has the folders {what}; put the training images into one folder per class, such as train/cat and train/dog.")
+    # classes and splits side by side: a split is what holds the classes once more
+    classes = {folder.name for folder in others}
+    held = [folder for folder in words if classes & set(_names(subfolders(folder)))]
+    named = [folder.name for folder in words if folder not in held]
+    said = [f"the folder{'s' if len(named) > 1 else ''} {listed(named)} beside other classes {'are classes' if len(named) > 1 else 'is a class'}"]
+    return root, [folder for folder in folders if folder not in held], said if named else []
 
 
-def _part(folder: Path, classes: list[str], size: tuple[int, int] | None, every: list[Path]) -> Part:
-    """One split; its files are added to `every`, those of the whole dataset, of which an error may speak."""
-    paths, labels = [], []
+def _test_folder(train: Path, root: Path, classes: tuple[str, ...]) -> tuple[Path | None, list[str]]:
+    """(the folder of the test images, what to say of it and of those that are not used).
+
+    Raises UserError for a test folder with other classes than those of training.
+    """
+    words = (*TEST, *STAND_INS)
+    splits = [folder for folder in subfolders(root) if split_word(folder.name) in words]
+    if train == root:  # beside classes, a folder of such a name can be a class too
+        splits = [folder for folder in splits if set(_names(subfolders(folder))) & set(classes)]
+    chosen, said = None, []
+    for folder in sorted(splits, key=lambda folder: words.index(split_word(folder.name) or "")):
+        if chosen is not None:
+            said.append(f"not used: {folder.name}, because {chosen.name} holds the test images")
+        elif not subfolders(folder):
+            said.append(f"{folder.name} is skipped: it holds no class folders, so its images have no labels")
+        else:
+            if strange := sorted(set(_names(subfolders(folder))) - set(classes)):
+                raise UserError(
+                    f"The class folders of {folder} are not those of {train}: {listed(strange)} {'is' if len(strange) == 1 else 'are'} "
+                    "not among the training classes; give both the same names."
+                )
+            chosen = folder
+            if split_word(folder.name) in STAND_INS:
+                said.append(f"{folder.name} stands in for the test split, which is missing")
+    return chosen, said
+
+
+def _part(folder: Path, classes: tuple[str, ...], root: Path, decoder: Decoder, left_out: LeftOut, *, whole: bool) -> Part:
+    """One split. Raises UserError for a class without images where the split must be `whole`."""
+    paths: list[Path] = []
+    labels: list[int] = []
     for label, name in enumerate(classes):
-        found = sorted(p for p in (folder / name).rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
-        if not found:
+        found = images_below(folder / name, left_out) if (folder / name).is_dir() else []
+        if whole and not found:
             raise UserError(f"The class folder {folder / name} has no images; add some or remove it.")
         paths += found
         labels += [label] * len(found)
-    every += paths
-    fetch = decoder(
-        lambda i: open_image(paths[i], str(paths[i]), upright=True),
-        lambda i: str(paths[i]),
-        size,
-        lambda: [(partial(Path, path), str(path)) for path in every],
-    )
-    return Part(np.array(labels, np.int64), fetch)
+    fetch = decoder.fetch_of(lambda i: paths[i], lambda i: str(paths[i]), len(paths))
+    return Part(np.array(labels, np.int64), fetch, lambda i: os.path.relpath(paths[i], root))
 
 
 def read(config: DataConfig) -> Source:
-    """The folder data.root; classes in alphabetical order of their folders."""
+    """The folder data.root; classes in the order of `class_order`, matched by name between the splits."""
     if config.root is None:
         raise UserError("data.name folder needs data.root, the folder whose subfolders are the classes.")
     root = Path(config.root)
     if not root.is_dir():
         raise UserError(f"data.root {root} is not a folder; set it to the folder whose subfolders are the classes.")
-    train = root / "train" if (root / "train").is_dir() else root
-    classes = _classes(train)
+    train, folders, notes = _training_folder(root)
+    classes = class_order(_names(folders))
     if len(classes) < 2:
-        raise UserError(f"{train} has {len(classes)} class folders and at least 2 are needed; data.root must hold one folder per class.")
-    test = next((root / name for name in ("test", "val") if train != root and (root / name).is_dir()), None)
-    if test is not None and _classes(test) != classes:
-        raise UserError(f"The class folders of {test} are not those of {train}; give both the same names.")
-    every: list[Path] = []
-    parts = [_part(folder, classes, config.size, every) for folder in (train, test) if folder is not None]
-    return Source(parts[0], parts[1] if test else None, tuple(classes))
+        inner = folders[0] if len(folders) == 1 and len(subfolders(folders[0])) > 1 else None
+        mend = "data.root must hold one folder per class" if inner is None else f"perhaps data.root should be {inner}"
+        raise UserError(f"{train} has {len(classes)} class folder{'s' * (len(classes) != 1)} and at least 2 are needed; {mend}.")
+    test, said = _test_folder(train, root, classes)
+    notes += said
+    if has_images(train):
+        notes.append(f"images that lie in {train.name or train} itself, beside the class folders, are not used")
+    decoder, left_out = Decoder(config, notes, own=True), LeftOut()
+    part = _part(train, classes, root, decoder, left_out, whole=True)
+    held = None if test is None else _part(test, classes, root, decoder, left_out, whole=False)
+    if held is not None and len(held.labels) == 0:
+        notes.append(f"{test} is skipped: its class folders hold no images")
+        held = None
+    notes += left_out.said(root)
+    return Source(part, held, classes, notes=notes)

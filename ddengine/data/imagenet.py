@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ddengine.data.folder import SUFFIXES
-from ddengine.data.images import decoder, open_image
+from ddengine.data.images import Decoder
+from ddengine.data.listing import SUFFIXES, files_below
 from ddengine.data.source import Part, Source
 from ddengine.errors import UserError
 from ddengine.recipe import DataConfig
@@ -96,12 +96,13 @@ SUBSETS: dict[str, tuple[tuple[str, str], ...]] = {
 NAMES = (*SUBSETS, "imagenet")
 
 
-def part_of_files(paths: list[str], labels: list[int], size: tuple[int, int] | None) -> Part:
-    """A split of image files with a label each, decoded when asked for."""
-    return Part(np.array(labels, np.int64), decoder(lambda i: open_image(Path(paths[i]), paths[i]), lambda i: paths[i], size))
+def part_of_files(paths: list[str], labels: list[int], root: Path, decoder: Decoder) -> Part:
+    """A split of image files below `root` with a label each, decoded when asked for."""
+    fetch = decoder.fetch_of(lambda i: Path(paths[i]), lambda i: paths[i], len(paths))
+    return Part(np.array(labels, np.int64), fetch, lambda i: os.path.relpath(paths[i], root))
 
 
-def part_of_folders(folder: Path, wnids: tuple[str, ...], size: tuple[int, int] | None) -> Part:
+def part_of_folders(folder: Path, wnids: tuple[str, ...], root: Path, decoder: Decoder) -> Part:
     """All images below folder/WNID, at any depth; label i is wnids[i]. Raises UserError naming a folder that is missing or has no images."""
     paths: list[str] = []
     labels: list[int] = []
@@ -109,16 +110,13 @@ def part_of_folders(folder: Path, wnids: tuple[str, ...], size: tuple[int, int] 
         if not (folder / wnid).is_dir():
             raise UserError(f"The class folder {folder / wnid} is missing; put the images of {wnid} there.")
         found = sorted(
-            os.path.join(where, name)
-            for where, _, names in os.walk(folder / wnid)  # strings: a Path for each of a million files takes its time
-            for name in names
-            if os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")
-        )
+            path for path, regular in files_below(folder / wnid) if regular and os.path.splitext(path)[1].lower() in SUFFIXES
+        )  # strings: a Path for each of a million files takes its time
         if not found:
             raise UserError(f"The class folder {folder / wnid} has no images; put the images of {wnid} there.")
         paths += found
         labels += [label] * len(found)
-    return part_of_files(paths, labels, size)
+    return part_of_files(paths, labels, root, decoder)
 
 
 def _folder_with_train(name: str, config: DataConfig) -> Path:
@@ -160,6 +158,9 @@ def reader(name: str) -> Callable[[DataConfig], Source]:
             raise UserError(
                 f"{test} holds the validation images without class folders; sort them into folders by class, {test / wnids[0]} and so on."
             )
-        return Source(part_of_folders(folder / "train", wnids, config.size), part_of_folders(test, wnids, config.size), names, MEAN, STD)
+        notes: list[str] = []
+        decoder = Decoder(config, notes, own=False)
+        train, held = (part_of_folders(split, wnids, folder, decoder) for split in (folder / "train", test))
+        return Source(train, held, names, MEAN, STD, notes)
 
     return read

@@ -1,7 +1,7 @@
 """The datasets of the field by name: their files where they are installed, else torchvision's readers."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.error import URLError
 
@@ -77,7 +77,7 @@ def reader(name: str) -> Callable[[DataConfig], Source]:
             raise UserError(f"data.root {config.root} is not a folder; set it to the folder that holds {name}.")
         if config.root is not None and parquet.files(Path(config.root)):
             source = parquet.read(config)
-            return Source(source.train, source.test, known.class_names or source.class_names, known.mean, known.std)
+            return replace(source, class_names=known.class_names or source.class_names, mean=known.mean, std=known.std)
         for folder in (config.root, known.installed):
             parts = idx.find_idx(Path(folder)) if folder else None
             if parts and known.class_names:

@@ -1,97 +1,364 @@
-"""Parquet with an `Image` column, as Hugging Face `datasets` writes it."""
+"""Parquet with a column of images, as Hugging Face `datasets` writes it, or any other program."""
 
 import json
-from collections.abc import Callable
-from functools import partial
-from itertools import chain
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ddengine.data.images import decoder, open_image
+from ddengine.data.images import Decoder, Stored, Unreadable
+from ddengine.data.listing import files_below
 from ddengine.data.source import Part, Source
+from ddengine.data.splits import STAND_INS, TEST, TRAIN, class_order, listed, split_word_in
 from ddengine.errors import UserError
 from ddengine.recipe import DataConfig
 
-LABEL_COLUMNS = ("label", "labels", "fine_label", "target", "class")
-SPLITS = ("train", "test", "validation", "valid", "val")  # words that files and folders are named after; the later ones stand in for test
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+IMAGE_NAMES = ("image", "img", "images", "picture", "photo", "pixel_values")
+PATH_NAMES = (*IMAGE_NAMES, "file_name", "filename", "image_path", "file_path", "filepath", "path")  # of columns of text
+NO_PICTURES = ("mask", "segmentation", "depth", "annotation")  # in names of columns that are images of something else
+LABEL_NAMES = (
+    *("label", "labels", "class", "classes", "category", "categories", "target", "targets", "species"),
+    *("fine_label", "fine_labels", "coarse_label", "coarse_labels"),
+)
+ASK_IMAGE, ASK_LABEL = "name it with data.image_column", "name it with data.label_column"
 
 
 def files(root: Path) -> list[Path]:
     """All parquet files below a folder."""
-    return sorted(root.rglob("*.parquet"))
+    return sorted(Path(path) for path, regular in files_below(root) if regular and path.endswith(".parquet"))
 
 
-def _read_table(paths: list[Path]):
+def split_of(path: Path, root: Path) -> str | None:
+    """The word of a split in a file's name, or else in the nearest folder that has one; None without any."""
+    return next(filter(None, map(split_word_in, reversed(path.relative_to(root).with_suffix("").parts))), None)
+
+
+# Which columns
+
+
+@dataclass(frozen=True)
+class File:
+    """A parquet file: its columns, and what Hugging Face's metadata says of them."""
+
+    path: Path
+    rows: int
+    fields: dict[str, "pa.DataType"]
+    features: dict[str, Any]
+
+
+def _open(path: Path) -> File:
+    """The head of a file. Raises UserError for one that is damaged, or whose metadata are not as Hugging Face writes them."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    tables, path = [], paths[0]
     try:
-        for path in paths:
-            tables.append(pq.read_table(path))
-        return pa.concat_tables(tables)
+        head = pq.read_metadata(path)
+        schema = head.schema.to_arrow_schema()
     except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path} cannot be read ({str(error).split('. ')[0]}); download it again.") from None
+        raise _unreadable(path, error) from None
+    return File(path, head.num_rows, {field.name: field.type for field in schema}, _features(path, schema.metadata or {}))
 
 
-def _columns(table, path: Path) -> tuple[str, str]:
+def _unreadable(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path} cannot be read ({str(error).split('. ')[0]}); download it again.")
+
+
+def _features(path: Path, metadata: dict[bytes, bytes]) -> dict[str, Any]:
+    """The features of the columns, by name; empty where there are no metadata of Hugging Face."""
+    if b"huggingface" not in metadata:
+        return {}
+    try:
+        content = json.loads(metadata[b"huggingface"])
+        features = (content.get("info") or {}).get("features") or {}
+        named = {column: feature for column, feature in features.items() if isinstance(feature, dict)}
+        lists = [feature["names"] for feature in named.values() if feature.get("names") is not None]
+        if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists):
+            raise ValueError("class names that are no list of texts")
+    except (ValueError, AttributeError, TypeError) as error:
+        raise UserError(
+            f"The metadata of {path} are not as Hugging Face writes them ({error}); write the file again, with them or without."
+        ) from None
+    return named
+
+
+def _is_kind(file: File, column: str, kind: str) -> bool:
+    return file.features.get(column, {}).get("_type") == kind
+
+
+def _by_name(columns: Sequence[str], names: Sequence[str]) -> str | None:
+    """The column whose name comes first among `names`, in any case."""
+    ranked = [column for name in names for column in columns if column.lower() == name]
+    return ranked[0] if ranked else None
+
+
+def image_column(file: File, asked: str | None) -> str:
+    """The column of images: the one asked for; else by feature, by name, by type. Raises UserError where it cannot be told."""
     import pyarrow as pa
 
-    fields = list(table.schema)
-    image = next((f.name for f in fields if pa.types.is_struct(f.type) and any(c.name == "bytes" for c in f.type)), None)
-    image = image or next((f.name for f in fields if pa.types.is_binary(f.type) or pa.types.is_large_binary(f.type)), None)
-    integers = [f.name for f in fields if pa.types.is_integer(f.type)]
-    label = next((name for name in LABEL_COLUMNS if name in integers), integers[0] if integers else None)
-    if image is None or label is None:
-        raise UserError(f"{path} has the columns {', '.join(table.column_names)}; an image column (struct of bytes) and an integer label are needed.")
-    return image, label
+    if asked is not None:
+        return _there(file, asked, "data.image_column")
+
+    def holds_bytes(kind: "pa.DataType") -> bool:
+        inner = [child.name for child in kind] if pa.types.is_struct(kind) else []
+        return "bytes" in inner or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+    of_bytes = [column for column, kind in file.fields.items() if holds_bytes(kind)]
+    declared = [column for column in of_bytes if _is_kind(file, column, "Image")]
+    pool = declared or of_bytes
+    pictures = [column for column in pool if not any(word in column.lower() for word in NO_PICTURES)]
+    if found := _by_name(pool, IMAGE_NAMES):
+        return found
+    if len(pictures or pool) == 1:
+        return (pictures or pool)[0]
+    if pool:
+        raise UserError(f"{file.path} has the columns {listed(pool)}, and each could be the images; {ASK_IMAGE}.")
+    texts = [column for column, kind in file.fields.items() if pa.types.is_string(kind) or pa.types.is_large_string(kind)]
+    if found := _by_name(texts, PATH_NAMES):
+        return found
+    raise UserError(f"{file.path} has the columns {listed(list(file.fields), 20)}, and none holds images (bytes or paths of files); {ASK_IMAGE}.")
 
 
-Rows = list[tuple[Callable[[], bytes], str]]  # what reads a row's image, and what the row is called
+def label_column(file: File, asked: str | None, image: str) -> str:
+    """The column of classes: the one asked for; else by feature, then by name. Raises UserError where it cannot be told."""
+    if asked is not None:
+        return _there(file, asked, "data.label_column")
+    columns = [column for column in file.fields if column != image]
+    declared = [column for column in columns if _is_kind(file, column, "ClassLabel")]
+    found = _by_name(declared, LABEL_NAMES) or (declared[0] if len(declared) == 1 else None) or _by_name(columns, LABEL_NAMES)
+    if found is None:
+        others = listed(columns, 20) or "none"
+        raise UserError(f"{file.path} has no column that is known to be the label (beside {image!r}: {others}); {ASK_LABEL}, or call it label.")
+    return found
 
 
-def _part(paths: list[Path], size: tuple[int, int] | None, every: list[Callable[[], Rows]]) -> tuple[Part, tuple[str, ...] | None]:
-    """One split and the names of its classes; what lists its rows is added to `every`, that of the whole dataset, of which an error may speak."""
+def _there(file: File, column: str, flag: str) -> str:
+    if column not in file.fields:
+        raise UserError(f"{file.path} has no column {column!r}, which {flag} names; its columns are {listed(list(file.fields), 20)}.")
+    return column
+
+
+# Which classes
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The labels of a file, as names of classes or, where nobody names them, as numbers."""
+
+    file: File
+    values: np.ndarray  # (N,) of str or int64
+    names: tuple[str, ...] | None  # all classes that the file names, in its order
+
+    @property
+    def unlabelled(self) -> bool:
+        """Whether there is no label at all: every value is missing or negative, as in test splits whose labels are kept back."""
+        return len(self.values) == 0
+
+    def named(self) -> np.ndarray:
+        """(N,) names."""
+        return self.values.astype(str)
+
+
+def read_labels(file: File, column: str) -> Labels:
+    """The labels of a file. Raises UserError for values that are no classes, or are missing of some images."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = file.path
+    try:
+        stored = pq.read_table(path, columns=[column]).column(column)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise _unreadable(path, error) from None
+    if pa.types.is_dictionary(stored.type):
+        stored = stored.cast(stored.type.value_type)
+    if len(stored) == stored.null_count:
+        return Labels(file, np.empty(0, np.int64), None)
+    if stored.null_count:
+        raise UserError(f"{path} has rows without a label in {column!r}; give every image its class, or leave these rows out.")
+    kind = stored.type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_boolean(kind):
+        return Labels(file, np.array(stored.to_pylist()).astype(str), None)
+    values = stored.to_numpy() if pa.types.is_integer(kind) or pa.types.is_floating(kind) else None
+    if values is None or not np.isfinite(values).all() or (values != np.rint(values)).any():
+        what = f"values of type {kind}" if values is None else "numbers that are not whole"
+        raise UserError(f"The column {column!r} of {path} has {what}, and a class is a text or a whole number; {ASK_LABEL}.")
+    numbers = values.astype(np.int64)
+    if (numbers < 0).all():
+        return Labels(file, np.empty(0, np.int64), None)
+    if numbers.min() < 0:
+        raise UserError(f"{path} has negative labels beside others in {column!r}; give every image its class, or leave these rows out.")
+    names = file.features.get(column, {}).get("names")
+    if not names:
+        return Labels(file, numbers, None)
+    if numbers.max() >= len(names):
+        raise UserError(f"{path} has label {numbers.max()}, and its metadata name {len(names)} classes, from 0 on; correct the file.")
+    return Labels(file, np.array(names)[numbers], tuple(names))
+
+
+def classes_of(labels: Sequence[Labels]) -> tuple[str, ...]:
+    """The names of all classes of the training files, in their order.
+
+    As the files' metadata name them; else texts in the order of `class_order`, and numbers as they are. Raises UserError for numbers that cannot
+    count classes.
+    """
+    if any(of.names for of in labels):
+        return tuple(dict.fromkeys(name for of in labels for name in of.names or np.unique(of.named()).tolist()))
+    if any(of.values.dtype.kind == "U" for of in labels):
+        return class_order(np.unique(np.concatenate([of.named() for of in labels])).tolist())
+    numbers = np.unique(np.concatenate([of.values for of in labels]))
+    if numbers[-1] - numbers[0] >= 2 * len(numbers):
+        raise UserError(
+            f"The labels of {labels[0].file.path} go up to {numbers[-1]}, and only {len(numbers)} of these numbers occur, "
+            "so they do not count classes; name another column with data.label_column, or store the classes as texts."
+        )
+    return tuple(map(str, numbers.tolist()))
+
+
+def _number(labels: Sequence[Labels], classes: tuple[str, ...]) -> np.ndarray:
+    """(N,) int64: the number in `classes` of every label, matched by name. Raises UserError for a name that is not there."""
+    number_of = {name: number for number, name in enumerate(classes)}
+    found = []
+    for of in labels:
+        names, inverse = np.unique(of.named(), return_inverse=True)
+        if strange := [name for name in names.tolist() if name not in number_of]:
+            raise UserError(
+                f"{of.file.path} has the classes {listed(strange)}, which are not among those of the training files ({listed(classes)}); "
+                "give all files the same names."
+            )
+        found.append(np.array([number_of[name] for name in names.tolist()], np.int64)[inverse])
+    return np.concatenate(found)
+
+
+# Images
+
+
+class Rows:
+    """The rows of several files, numbered through: the image of each, and what it is called. Images are loaded when the first is asked for."""
+
+    def __init__(self, files: Sequence[File], counts: Sequence[int], column: str, root: Path):
+        """`counts`: rows of each file."""
+        self.files, self.column, self.root = files, column, root
+        self.firsts = np.cumsum([0, *counts])
+
+    def __len__(self) -> int:
+        """Rows of all files."""
+        return int(self.firsts[-1])
+
+    def _at(self, i: int) -> tuple[int, int]:
+        """(number of the file, row in it)."""
+        file = int(np.searchsorted(self.firsts, i, side="right")) - 1
+        return file, i - int(self.firsts[file])
+
+    def called(self, i: int) -> str:
+        """A row in a message."""
+        file, row = self._at(i)
+        return f"Row {row} of {self.files[file].path.name}"
+
+    def named(self, i: int) -> str:
+        """A row as a name below data.root."""
+        file, row = self._at(i)
+        return f"{self.files[file].path.relative_to(self.root).as_posix()} row {row}"
+
+    def source(self, i: int) -> Stored:
+        """The bytes of an image, or the file that holds it. Raises Unreadable where there is neither."""
+        file, row = self._at(i)
+        contents, paths = self._columns[file]
+        if contents is not None and (content := contents[row].as_py()):
+            return content
+        path = None if paths is None else paths[row].as_py()
+        found = _beside(self.files[file].path, self.root, path)
+        if found is None:
+            why = (
+                f"no bytes are stored, and there is no file {path} beside {self.files[file].path.name}" if path else "no bytes and no path are stored"
+            )
+            raise Unreadable(self.called(i), why)
+        return found
+
+    @cached_property
+    def _columns(self) -> list[tuple[Any, Any]]:
+        """(bytes, paths) of every file; None for what it does not have. Raises UserError for a file of paths that lead nowhere."""
+        found = [_contents(file.path, self.column) for file in self.files]
+        for file, (contents, paths) in zip(self.files, found, strict=True):
+            no_bytes = contents is None or contents.null_count == len(contents)
+            if no_bytes and (paths is None or not any(_beside(file.path, self.root, path) for path in paths.slice(0, 10).to_pylist())):
+                such_as = "" if paths is None else f", only paths such as {paths[0].as_py()}, which are not beside it"
+                raise UserError(
+                    f"{file.path} stores no bytes of its images in {self.column!r}{such_as}; "
+                    "put the image files there, or write the bytes into the file."
+                )
+        return found
+
+
+def _contents(path: Path, column: str) -> tuple[Any, Any]:
+    """(bytes, paths) of a column of images; None for what it does not have."""
     import pyarrow as pa
     import pyarrow.compute as compute
+    import pyarrow.parquet as pq
 
-    table = _read_table(paths)
-    image, label = _columns(table, paths[0])
-    column = table.column(image)  # chunked: combined, more than 2 GB of bytes would not fit pyarrow's offsets
-    content = compute.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column  # type: ignore[attr-defined]
-    if table.column(label).null_count:
-        raise UserError(f"{paths[0]} has rows without a label; images with labels from 0 up are needed.")
-    labels = table.column(label).to_numpy().astype(np.int64)
-    if len(labels) == 0 or labels.min() < 0:
-        raise UserError(f"{paths[0]} has {'no rows' if len(labels) == 0 else 'negative labels'}; images with labels from 0 up are needed.")
-    names = None
-    meta = (table.schema.metadata or {}).get(b"huggingface")
-    if meta:
-        features = json.loads(meta).get("info", {}).get("features", {})
-        names = features.get(label, {}).get("names")
+    try:
+        # chunked: combined, more than 2 GB of bytes would not fit pyarrow's offsets
+        stored = pq.read_table(path, columns=[column]).column(column)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise _unreadable(path, error) from None
+    if not pa.types.is_struct(stored.type):
+        of_text = pa.types.is_string(stored.type) or pa.types.is_large_string(stored.type)
+        return (None, stored) if of_text else (stored, None)
+    inner = [child.name for child in stored.type]
+    contents, paths = (compute.struct_field(stored, name) if name in inner else None for name in ("bytes", "path"))  # type: ignore[attr-defined]
+    return contents, paths
 
-    def where(i: int) -> str:
-        return f"Row {i} of {paths[0].name}"
 
-    def read(i: int) -> bytes:
-        return content[i].as_py() or b""
+def _beside(file: Path, root: Path, path: str | None) -> Path | None:
+    """The file that a path in a parquet file names, beside it or below data.root: a dataset may name its own files and no others."""
+    for folder in (file.parent, root):
+        found = (folder / (path or "")).resolve()
+        if path and found.is_relative_to(root.resolve()) and found.is_file():
+            return found
+    return None
 
-    every.append(lambda: [(partial(read, i), where(i)) for i in range(len(labels))])
-    fetch = decoder(
-        lambda i: open_image(read(i), where(i), upright=True),
-        where,
-        size,
-        lambda: list(chain.from_iterable(rows() for rows in every)),  # type: ignore[arg-type]
-    )
-    return Part(labels, fetch), tuple(names) if names else None
+
+# All together
+
+
+def _split(paths: Sequence[Path], config: DataConfig, like: File | None) -> tuple[str, str, list[Labels]]:
+    """(column of images, column of labels, labels of every file) of a split; its columns are those of `like`, or of its own first file."""
+    opened = [file for file in map(_open, paths) if file.rows]
+    if not opened:
+        raise UserError(f"{paths[0]} has no rows; give every split images with labels, or move the file away.")
+    like = like or opened[0]
+    image = image_column(like, config.image_column)
+    label = label_column(like, config.label_column, image)
+    for file in opened:
+        if image not in file.fields:
+            raise UserError(f"{file.path} has no column {image!r}, which {like.path.name} has its images in; give all files the same columns.")
+    return image, label, [read_labels(file, label) if label in file.fields else Labels(file, np.empty(0, np.int64), None) for file in opened]
+
+
+def _part(labels: Sequence[Labels], classes: tuple[str, ...], column: str, root: Path, decoder: Decoder) -> Part:
+    rows = Rows([of.file for of in labels], [len(of.values) for of in labels], column, root)
+    return Part(_number(labels, classes), decoder.fetch_of(rows.source, rows.called, len(rows)), rows.named)
+
+
+def _no_labels(labels: Sequence[Labels], label: str) -> bool:
+    """Whether a split has no labels. Raises UserError where some of its files have and some have not."""
+    bare = [of.file.path for of in labels if of.unlabelled]
+    if bare and len(bare) < len(labels):
+        raise UserError(
+            f"{bare[0]} has no labels in {label!r}, and other files of the split have; give every image its class, or move the file away."
+        )
+    return bool(bare)
 
 
 def read(config: DataConfig) -> Source:
     """The parquet files below data.root.
 
-    The split is the first word of a file's name (train-00000.parquet) or of the folder it lies in (train/0000.parquet); without either it is
-    train. Validation files stand in for test files where there are none.
+    The split is a word in a file's name (train-00000.parquet) or in that of the folder it lies in (train/0000.parquet); without either it is
+    train. Validation files stand in for test files where there are none with labels. Labels of all files are matched by name.
     """
     if config.root is None or not Path(config.root).is_dir():
         raise UserError(f"data.name parquet needs data.root, a folder with parquet files; got {config.root}.")
@@ -99,14 +366,30 @@ def read(config: DataConfig) -> Source:
     found = files(root)
     if not found:
         raise UserError(f"{root} holds no parquet files; set data.root to the folder that does.")
-
-    def split_of(path: Path) -> str:
-        words = [part.split("-")[0].split(".")[0].lower() for part in reversed(path.relative_to(root).parts)]
-        return next((word for word in words if word in SPLITS), "train")
-
-    by_split = {split: [p for p in found if split_of(p) == split] for split in SPLITS}
-    every: list[Callable[[], Rows]] = []
-    train, names = _part(by_split["train"] or found, config.size, every)
-    rest = next((by_split[split] for split in SPLITS[1:] if by_split[split]), [])
-    test = _part(rest, config.size, every)[0] if rest and by_split["train"] else None
-    return Source(train, test, names or tuple(str(c) for c in range(int(train.labels.max()) + 1)))
+    by_word: dict[str | None, list[Path]] = {}
+    for path in found:
+        by_word.setdefault(split_of(path, root), []).append(path)
+    train_paths = [path for word in (*TRAIN, None) for path in by_word.get(word, [])]
+    held_words = [word for word in (*TEST, *STAND_INS) if word in by_word] if train_paths else []
+    image, label, train = _split(train_paths or found, config, None)
+    if _no_labels(train, label):
+        raise UserError(f"{train[0].file.path} has no labels in {label!r}, only missing or negative ones; give every training image its class.")
+    classes = classes_of(train)
+    if len(classes) < 2:
+        raise UserError(f"{train[0].file.path} has {len(classes)} class in {label!r} and at least 2 are needed; {ASK_LABEL}.")
+    notes = [f"columns: images from {image!r}, classes from {label!r}"]
+    decoder = Decoder(config, notes, own=True)
+    part = _part(train, classes, image, root, decoder)
+    chosen, held = None, None
+    for word in held_words:
+        if chosen is not None:
+            notes.append(f"not used: {word}, because {chosen} holds the test images")
+            continue
+        *_, labels = _split(by_word[word], config, train[0].file)
+        if _no_labels(labels, label):
+            notes.append(f"{word} is skipped: its images have no labels")
+            continue
+        chosen, held = word, _part(labels, classes, image, root, decoder)
+        if word in STAND_INS:
+            notes.append(f"{word} stands in for the test split, which is missing")
+    return Source(part, held, classes, notes=notes)

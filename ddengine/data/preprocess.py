@@ -10,6 +10,7 @@ from ddengine.runtime import exact_matmul
 
 ZCA_EPS = 0.1  # added to the eigenvalues, as in MTT
 ZCA_MAX_DIM = 12288  # 64x64x3: a covariance of 0.6 GB
+AT_ONCE = 2**24  # pixel values that are counted at a time
 
 
 @dataclass(frozen=True)
@@ -82,5 +83,20 @@ def fit_preprocess(pixels: Tensor, *, zca: bool, mean: tuple[float, ...] | None 
         return fit_zca(pixels.float() / 255)
     if mean is not None and std is not None and len(mean) == pixels.shape[1]:
         return Preprocess(mean=torch.tensor(mean, device=pixels.device), std=torch.tensor(std, device=pixels.device))
-    flat = pixels.transpose(0, 1).flatten(1).double() / 255
-    return Preprocess(mean=flat.mean(1).float(), std=flat.std(1).clamp(min=1e-3).float())
+    counts = histogram(pixels).double()
+    values = torch.arange(256, dtype=torch.float64) / 255
+    num = counts[0].sum()
+    means = counts @ values / num
+    squares = (counts * (values - means[:, None]).square()).sum(1)
+    stds = (squares / (num - 1).clamp(min=1)).sqrt().clamp(min=1e-3)
+    return Preprocess(mean=means.float().to(pixels.device), std=stds.float().to(pixels.device))
+
+
+def histogram(pixels: Tensor) -> Tensor:
+    """(C, 256) int64 on the CPU: how often each channel of pixels (N, C, H, W) uint8 has each value. A piece is in memory at a time."""
+    channels = pixels.shape[1]
+    counts = torch.zeros(channels, 256, dtype=torch.int64, device=pixels.device)
+    for part in pixels.split(max(1, AT_ONCE // pixels[0].numel())):
+        for channel in range(channels):
+            counts[channel] += torch.bincount(part[:, channel].flatten(), minlength=256)
+    return counts.cpu()

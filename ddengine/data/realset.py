@@ -1,5 +1,6 @@
 """Real images on the device."""
 
+from collections.abc import Sequence
 from functools import cached_property
 
 import torch
@@ -20,9 +21,18 @@ def images_digest(pixels: Tensor, labels: Tensor) -> str:
 class RealSet:
     """A whole split as uint8 on the device, preprocessed when drawn. Nothing is done image by image in Python."""
 
-    def __init__(self, pixels: Tensor, labels: Tensor, num_classes: int, preprocess: Preprocess, digest: str | None = None):
-        """Pixels (N, C, H, W) uint8 and labels (N,) int64, on one device; `digest` when it is known already."""
+    def __init__(
+        self,
+        pixels: Tensor,
+        labels: Tensor,
+        num_classes: int,
+        preprocess: Preprocess,
+        digest: str | None = None,
+        class_names: Sequence[str] = (),
+    ):
+        """Pixels (N, C, H, W) uint8 and labels (N,) int64, on one device; `digest` when it is known already, `class_names` for messages."""
         self.pixels, self.labels, self.num_classes, self.preprocess, self._digest = pixels, labels, num_classes, preprocess, digest
+        self.class_names = tuple(class_names)
 
     def __len__(self) -> int:
         """Number of images."""
@@ -47,6 +57,10 @@ class RealSet:
         index = index.to(self.device)
         return Batch(self.images(index), self.labels.index_select(0, index))
 
+    def called(self, class_: int) -> str:
+        """A class in a message: its name, or its number where nobody gave it one."""
+        return repr(self.class_names[class_]) if self.class_names else str(class_)
+
     @cached_property
     def members(self) -> tuple[Tensor, ...]:
         """Indices of the images of each class, ascending, on the CPU."""
@@ -57,7 +71,9 @@ class RealSet:
         """Indices (num,) of random images of a class, without repetition. Raises UserError when it has fewer."""
         members = self.members[class_]
         if num > len(members):
-            raise UserError(f"{num} images of class {class_} were asked for, which has {len(members)} training images; lower ipc or the batch.")
+            raise UserError(
+                f"{num} images of class {self.called(class_)} were asked for, which has {len(members)} training images; lower ipc or the batch."
+            )
         return members[torch.randperm(len(members), generator=rng)[:num]]
 
     @cached_property
@@ -67,14 +83,18 @@ class RealSet:
         return table, table < 0
 
     def draw_each(self, num: int, rng: Generator) -> Tensor:
-        """Indices (K, num) of random images of every class, without repetition, drawn on the device and lying there.
+        """Indices (K, n) of random images of every class, drawn on the device and lying there; n is `num`, or the largest class if that is smaller.
 
-        They follow from `rng`, and differ between kinds of device and models of GPU. Every class must have `num` images.
+        No image comes twice, but in classes of fewer than n images: there all come equally often, up to one. The draw follows from `rng`, and
+        differs between kinds of device and models of GPU.
         """
         table, missing = self._table
         source = on_device(rng, self.device)
         keys = torch.rand(table.shape, generator=source, device=self.device, dtype=torch.float64).masked_fill_(missing, 2.0)
-        return table.gather(1, keys.topk(num, largest=False).indices)
+        num = min(num, table.shape[1])
+        order = keys.topk(num, largest=False).indices  # where a class has fewer than num, its own come first
+        have = (~missing).sum(1, keepdim=True)
+        return table.gather(1, order.gather(1, torch.arange(num, device=self.device) % have))
 
     def draw(self, class_: int, num: int, rng: Generator) -> Tensor:
         """Random preprocessed images (num, C, H, W) of a class, without repetition."""

@@ -1,7 +1,7 @@
 """What a reader returns, and index arithmetic on labels."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -14,6 +14,7 @@ class Part:
 
     labels: np.ndarray  # (N,) int64
     fetch: Callable[[np.ndarray], np.ndarray]  # indices (B,) -> (B, C, H, W) uint8; decodes only these
+    name_of: Callable[[int], str] | None = None  # what image i is called, below data.root; None: it has no name but its index
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Source:
     class_names: tuple[str, ...]
     mean: tuple[float, ...] | None = None  # published normalisation constants per channel; None: fitted
     std: tuple[float, ...] | None = None
+    notes: list[str] = field(default_factory=list)  # what a person should know of how it was read; decoding adds to it
 
 
 def part_of_array(images: np.ndarray, labels: np.ndarray) -> Part:
@@ -58,12 +60,12 @@ def stratified(labels: np.ndarray, num: int, seed: int) -> np.ndarray:
     return np.sort(np.concatenate(chosen))
 
 
-def hold_out(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(kept, held out) indices, both sorted; of each class round(fraction * count) are held out, but never the last one."""
+def hold_out(labels: np.ndarray, fraction: float, seed: int, *, at_least: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """(kept, held out) indices, both sorted; of each class max(at_least, round(fraction * count)) are held out, but never the last one."""
     rng = np.random.default_rng(seed)
     held = []
     for c in np.unique(labels):
         index = rng.permutation(np.flatnonzero(labels == c))
-        held.append(index[: min(round(fraction * len(index)), len(index) - 1)])
+        held.append(index[: min(max(at_least, round(fraction * len(index))), len(index) - 1)])
     out = np.sort(np.concatenate(held)) if held else np.empty(0, np.int64)
     return np.setdiff1d(np.arange(len(labels)), out), out

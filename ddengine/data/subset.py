@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def of_classes(real: RealSet, classes: Sequence[int]) -> RealSet:
     """The images of `classes` in their order, with the labels they have; `num_classes` stays that of the whole."""
     chosen = torch.isin(real.labels, torch.tensor(list(classes), device=real.device))
-    return RealSet(real.pixels[chosen], real.labels[chosen], real.num_classes, real.preprocess)
+    return RealSet(real.pixels[chosen], real.labels[chosen], real.num_classes, real.preprocess, class_names=real.class_names)
 
 
 def class_subset(data: "Data", classes: Sequence[int]) -> "Data":
@@ -32,10 +32,10 @@ def class_subset(data: "Data", classes: Sequence[int]) -> "Data":
 
     def restricted(real: RealSet) -> RealSet:
         kept = of_classes(real, classes)
-        return RealSet(kept.pixels, number[kept.labels], len(classes), kept.preprocess)
+        return RealSet(kept.pixels, number[kept.labels], len(classes), kept.preprocess, class_names=names)
 
-    train = restricted(data.train)
     names = tuple(data.class_names[c] for c in classes)
+    train = restricted(data.train)
     for name, members in zip(names, train.members, strict=True):
         if len(members) == 0:
             raise UserError(f"Class {name!r} has no training images; leave it out, or raise data.limit.")

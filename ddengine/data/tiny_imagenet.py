@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from ddengine.data.imagenet import MEAN, STD, part_of_files, part_of_folders
+from ddengine.data.images import Decoder
 from ddengine.data.source import Part, Source
 from ddengine.errors import UserError
 from ddengine.recipe import DataConfig
@@ -24,11 +25,11 @@ def _class_names(path: Path, wnids: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(words.get(wnid, "").split(",")[0].strip() or wnid for wnid in wnids)
 
 
-def _validation(folder: Path, wnids: tuple[str, ...], size: tuple[int, int] | None) -> Part:
+def _validation(folder: Path, wnids: tuple[str, ...], root: Path, decoder: Decoder) -> Part:
     """The images of val: in class folders below val/images or val where any of those is there, else as val_annotations.txt labels them."""
     for base in (folder / "images", folder):
         if any((base / wnid).is_dir() for wnid in wnids):
-            return part_of_folders(base, wnids, size)
+            return part_of_folders(base, wnids, root, decoder)
     annotations = folder / "val_annotations.txt"
     label_of = {wnid: label for label, wnid in enumerate(wnids)}
     present = set(os.listdir(folder / "images")) if (folder / "images").is_dir() else set()
@@ -41,7 +42,7 @@ def _validation(folder: Path, wnids: tuple[str, ...], size: tuple[int, int] | No
             raise UserError(f"{folder / 'images' / name} is missing, which {annotations.name} lists; unpack the archive again.")
         paths.append(str(folder / "images" / name))
         labels.append(label_of[wnid])
-    return part_of_files(paths, labels, size)
+    return part_of_files(paths, labels, root, decoder)
 
 
 def read(config: DataConfig) -> Source:
@@ -56,5 +57,8 @@ def read(config: DataConfig) -> Source:
     wnids = tuple(sorted({line.strip() for line in _lines(folder / "wnids.txt")}))
     if len(wnids) < 2:
         raise UserError(f"{folder / 'wnids.txt'} lists {len(wnids)} classes and at least 2 are needed; unpack the archive again.")
-    train = part_of_folders(folder / "train", wnids, config.size)
-    return Source(train, _validation(folder / "val", wnids, config.size), _class_names(folder / "words.txt", wnids), MEAN, STD)
+    notes: list[str] = []
+    decoder = Decoder(config, notes, own=False)
+    train = part_of_folders(folder / "train", wnids, folder, decoder)
+    held = _validation(folder / "val", wnids, folder, decoder)
+    return Source(train, held, _class_names(folder / "words.txt", wnids), MEAN, STD, notes)

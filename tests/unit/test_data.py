@@ -120,7 +120,7 @@ def test_images_of_different_sizes_need_data_size_which_is_height_and_width(tmp_
 
 
 def test_palette_and_alpha(tmp_path):
-    """A palette image shows its palette's colours also among its own kind, alpha is dropped, grey with alpha stays grey."""
+    """A palette image shows its palette's colours also among its own kind, alpha 255 changes nothing, grey with alpha stays grey."""
     index = random_pixels(0, 4, 4) % 2
     table = np.array([[250, 10, 20], [0, 200, 100]], np.uint8)
     palette = Image.fromarray(index).convert("P")
@@ -128,10 +128,10 @@ def test_palette_and_alpha(tmp_path):
     for name in ("a", "b"):
         for i in range(2):
             save(tmp_path / "colour" / name / f"rgb{i}.png", table[index])
-            save(tmp_path / "colour" / name / f"rgba{i}.png", np.dstack((table[index], random_pixels(2, 4, 4))))
+            save(tmp_path / "colour" / name / f"rgba{i}.png", np.dstack((table[index], np.full((4, 4), 255, np.uint8))))
             (tmp_path / "palette" / name).mkdir(parents=True, exist_ok=True)
             palette.save(tmp_path / "palette" / name / f"p{i}.png")
-            palette.save(tmp_path / "palette" / name / f"transparent{i}.png", transparency=1)
+            palette.save(tmp_path / "palette" / name / f"opaque{i}.png", transparency=bytes([255, 255]))
     for kind in ("colour", "palette"):
         data = load(root=tmp_path / kind)
         assert len(data.train) + len(data.test) == 8
@@ -140,7 +140,7 @@ def test_palette_and_alpha(tmp_path):
     grey = random_pixels(3, 4, 4)
     for name in ("c", "d"):
         for i in range(3):
-            save(tmp_path / "grey" / name / f"{i}.png", np.dstack((grey, random_pixels(4, 4, 4))))
+            save(tmp_path / "grey" / name / f"{i}.png", np.dstack((grey, np.full((4, 4), 255, np.uint8))))
     assert torch.equal(load(root=tmp_path / "grey").train.pixels[0, 0], torch.from_numpy(grey))
 
 
@@ -339,11 +339,13 @@ def test_a_class_of_one_image_stays_in_training(tmp_path):
 
 
 def test_too_few_images_for_a_test_split_are_refused_in_words(tmp_path):
-    """A fifth of two images is none: there is nothing to test on."""
-    make_folder(tmp_path, each=2)
-    assert len(load(root=tmp_path, test=False).train) == 4
+    """Of two images one is a test image; of one there is nothing to test on."""
+    make_folder(tmp_path / "two", each=2)
+    assert load(root=tmp_path / "two").counts == {"train": 2, "validation": 0, "test": 2}
+    make_folder(tmp_path / "one", each=1)
+    assert len(load(root=tmp_path / "one", test=False).train) == 2
     with pytest.raises(UserError, match="test"):
-        load(root=tmp_path)
+        load(root=tmp_path / "one")
 
 
 # Preprocessing

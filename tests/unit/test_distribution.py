@@ -171,5 +171,3 @@ def test_a_set_whose_classes_are_not_in_order_and_bad_values():
     for wrong in ({"real_batch": 0}, {"syn_batch": 0}, {"classes_at_once": 0}):
         with pytest.raises(UserError, match=f"objective.{next(iter(wrong))}"):
             replace(DM, **wrong)
-    with pytest.raises(UserError, match=r"lower objective\.real_batch"):
-        replace(DM, real_batch=21).build(env)

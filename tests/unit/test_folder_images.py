@@ -205,11 +205,28 @@ def test_every_mode_of_colour_shows_its_colour_beside_grey_images(tmp_path, imag
     assert all(np.abs(np.subtract(pixel, COLOUR)).max() <= tolerance for pixel in found if pixel not in grey)
 
 
-def test_alpha_is_dropped_and_what_it_hid_is_seen(tmp_path):
-    """As by torchvision's ImageFolder."""
-    image = Image.new("RGBA", (4, 4), (*COLOUR, 0))
-    save(tmp_path / "a.png", image)
-    assert open_image(tmp_path / "a.png", "a", upright=True).getpixel((0, 0)) == COLOUR
+def test_what_is_transparent_shows_the_ground_and_never_its_hidden_colour(tmp_path):
+    """Of every mode that can be transparent, wholly and by half."""
+    grey, clear = Image.new("LA", (4, 4), (50, 0)), Image.new("RGBA", (4, 4), (*COLOUR, 0))
+    palette = Image.new("P", (4, 4), 1)
+    palette.putpalette([*COLOUR, 9, 9, 9])
+    of_colour, of_grey = Image.new("RGB", (4, 4), COLOUR), Image.new("L", (4, 4), 50)
+    files = {
+        "clear": (clear, {}),
+        "grey": (grey, {}),
+        "palette": (palette, {"transparency": 1}),
+        "key": (of_colour, {"transparency": COLOUR}),
+        "grey key": (of_grey, {"transparency": 50}),
+    }
+    for name, (image, options) in files.items():
+        save(tmp_path / f"{name}.png", image, **options)
+        seen = open_image(tmp_path / f"{name}.png", name)
+        assert seen.mode == ("L" if "grey" in name else "RGB"), name
+        assert np.all(np.asarray(seen) == 255), name
+        assert np.all(np.asarray(open_image(tmp_path / f"{name}.png", name, ground=(0, 0, 9))) == (0, 0, 9)), name
+    half = Image.new("RGBA", (4, 4), (200, 60, 20, 51))  # a fifth
+    save(tmp_path / "half.png", half)
+    assert np.abs(np.asarray(open_image(tmp_path / "half.png", "half")).astype(int) - (244, 216, 208)).max() <= 1
 
 
 @pytest.mark.parametrize(("train", "test"), [("RGB", "L"), ("L", "RGB")])

@@ -106,14 +106,14 @@ def test_batch_norm_uses_statistics_of_real_images(form, at_once):
 
 
 def test_batch_norm_statistics_with_few_images_per_class():
-    """A class of 5 images: 5 of every class."""
+    """As many of every class as the largest has; smaller ones show some of theirs again."""
     env, syn = tiny_world(F64, model="convnet-d2-w4-bn", per_class=5)
     seen = []
     original = env.model.statistics
     env.model.statistics = lambda theta, images: seen.append(images) or original(theta, images)
     config = replace(DC, real_batch=3)
     ours(config.build(env), syn)
-    assert [len(images) for images in seen] == [50]
+    assert [len(images) for images in seen] == [10 * max(len(members) for members in env.real.members)]
 
 
 def test_networks_without_batch_norm_draw_nothing_for_it():
@@ -206,12 +206,24 @@ def test_real_batches_hold_the_class_and_no_image_twice():
     assert ((counts - expected).abs() < 5 * (expected * 0.6).sqrt()).all()  # uniform within a class
 
 
-def test_a_real_batch_may_be_the_whole_smallest_class():
+def test_a_real_batch_may_be_larger_than_a_class(capsys):
+    """Then it holds all images of the class, equally often up to one, and the others are not forced down to it."""
     env, syn = tiny_world(F32)
     smallest = min(len(m) for m in env.real.members)
     ours(replace(DC, real_batch=smallest).build(env), syn)
-    with pytest.raises(UserError, match=rf"objective\.real_batch {smallest + 1} is more than the {smallest} training images of class 0"):
-        replace(DC, real_batch=smallest + 1).build(env)
+    assert "real_batch" not in capsys.readouterr().out
+    keep = torch.ones(len(env.real), dtype=torch.bool)
+    keep[env.real.members[3][4:]] = False  # class 3 has four left
+    real = RealSet(env.real.pixels[keep], env.real.labels[keep], 10, env.real.preprocess, class_names=[f"class-{c}" for c in range(10)])
+    ours(replace(DC, real_batch=smallest).build(replace(env, real=real)), syn)
+    assert f"real_batch {smallest} is more than the training images of class 'class-3' (4)" in capsys.readouterr().out
+    for seed in range(20):
+        index = real.draw_each(10, generator(seed))
+        assert index.shape == (10, 10) and (real.labels[index] == torch.arange(10)[:, None]).all()
+        assert torch.bincount(index[3], minlength=len(real))[real.members[3]].sort().values.tolist() == [2, 2, 3, 3]
+        assert all(len(index[c].unique()) == 10 for c in range(10) if c != 3)
+    largest = max(len(members) for members in real.members)
+    assert real.draw_each(10_000, generator(0)).shape == (10, largest)
 
 
 @pytest.mark.parametrize(("metric", "tensors", "classes"), [

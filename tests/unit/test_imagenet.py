@@ -1,5 +1,6 @@
 """Tiny ImageNet, ImageNet and its ten-class subsets on folders made here, and the decoding that they share with the other readers."""
 
+import io
 import shutil
 import threading
 import time
@@ -11,7 +12,7 @@ from PIL import Image
 
 from ddengine.compat import torchvision
 from ddengine.data import imagenet, images, load_data
-from ddengine.data.images import decoder, open_image
+from ddengine.data.images import Decoder
 from ddengine.data.load import DATASETS
 from ddengine.errors import UserError
 from ddengine.recipe import DataConfig
@@ -231,18 +232,30 @@ def test_recipes_name_datasets_that_are_there():
 # Decoding
 
 
+def png(image):
+    """The bytes of a file."""
+    buffer = io.BytesIO()
+    image.save(buffer, "png")
+    return buffer.getvalue()
+
+
+def fetch_of(source_at, num, size=None):
+    """A fetch of images that are called by their numbers."""
+    return Decoder(DataConfig(name="folder", size=size), [], own=False).fetch_of(source_at, str, num)
+
+
 def test_decoding_keeps_order_and_channels_over_many_chunks(monkeypatch):
     monkeypatch.setattr(images, "CHUNK", 3)
     pixels = np.random.default_rng(0).integers(0, 256, (40, 5, 7, 3), dtype=np.uint8)
     grey = np.arange(40) % 4 == 0
     threads = set()
 
-    def open_at(i):
+    def source_at(i):
         threads.add(threading.get_ident())
         time.sleep(0.002 * (i % 3))
-        return Image.fromarray(pixels[i, :, :, 0] if grey[i] else pixels[i])
+        return png(Image.fromarray(pixels[i, :, :, 0] if grey[i] else pixels[i]))
 
-    fetch = decoder(open_at, str, None)
+    fetch = fetch_of(source_at, 40)
     expected = np.where(grey[:, None, None, None], pixels[..., :1], pixels).transpose(0, 3, 1, 2)
     index = np.random.default_rng(1).permutation(40)[:31]
     found = fetch(index)
@@ -255,8 +268,8 @@ def test_decoding_keeps_order_and_channels_over_many_chunks(monkeypatch):
 @pytest.mark.parametrize(
     "unreadable, size, message",
     [
-        (True, None, r"^image 93 cannot be read"),
-        (True, (4, 4), r"^image 93 cannot be read"),
+        (True, None, r"^93 cannot be read"),
+        (True, (4, 4), r"^93 cannot be read"),
         (False, None, r"^93 is 5x4 and others are 4x4; set data\.size"),
     ],
 )
@@ -266,14 +279,12 @@ def test_the_first_bad_image_in_order_is_named_and_what_follows_is_dropped(monke
     monkeypatch.setattr(images, "THREADS", 4)
     bad, opened = {93, 92, 50}, []
 
-    def open_at(i):
+    def source_at(i):
         opened.append(i)
         time.sleep(0.05 if i == 93 else 0.001)
-        if i in bad and unreadable:
-            return open_image(b"no image", f"image {i}")
-        return Image.new("RGB", (4, 5 if i in bad else 4))
+        return b"no image" if i in bad and unreadable else png(Image.new("RGB", (4, 5 if i in bad else 4)))
 
     index = np.array([99, 98, 97, 93, 96, 95, 92, *range(92), 94])
     with pytest.raises(UserError, match=message):
-        decoder(open_at, str, size)(index)
+        fetch_of(source_at, 100, size)(index)
     assert len(opened) < 100

@@ -1,0 +1,83 @@
+"""The image files below a folder, without what operating systems and editors leave there."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jfif", ".jpe"}
+# What Pillow can recognise by content and decode without another program; others it recognises it cannot always decode.
+FORMATS = ("PNG", "JPEG", "MPO", "JPEG2000", "GIF", "BMP", "DIB", "TIFF", "WEBP", "PPM", "AVIF")
+NOT_DATA = {"@eaDir", "__MACOSX", "$RECYCLE.BIN", "System Volume Information", "lost+found"}  # beside all hidden ones
+
+
+def is_data(name: str) -> bool:
+    """Whether a file or folder of this name can belong to a dataset."""
+    return not name.startswith(".") and name not in NOT_DATA
+
+
+@dataclass
+class LeftOut:
+    """Files that are no images, of a whole dataset."""
+
+    paths: list[Path] = field(default_factory=list)
+
+    def said(self, root: Path) -> list[str]:
+        """A sentence about them; none without any."""
+        if not self.paths:
+            return []
+        named = ", ".join(os.path.relpath(path, root) for path in self.paths[:3])
+        files = "1 file that is no image was" if len(self.paths) == 1 else f"{len(self.paths)} files that are no images were"
+        return [f"{files} left out ({named}{', ...' if len(self.paths) > 3 else ''})"]
+
+
+def files_below(folder: str | Path) -> Iterator[tuple[str, bool]]:
+    """(path, whether it is a regular file) of everything below a folder but folders, at any depth, sorted by name within each folder.
+
+    What `is_data` refuses is left out with all below it. Links to files are followed, links to folders are not. Paths are text: of a million
+    files Path objects take their time, and the kind of each is read from the folder rather than asked for.
+    """
+    with os.scandir(folder) as entries:
+        every = sorted((entry for entry in entries if is_data(entry.name)), key=lambda entry: entry.name)
+    for entry in every:
+        if entry.is_dir(follow_symlinks=False):
+            yield from files_below(entry.path)
+        elif not entry.is_dir():
+            yield entry.path, entry.is_file()
+
+
+def images_below(folder: str | Path, left_out: LeftOut) -> list[Path]:
+    """The images below a folder, sorted: files with the suffix of one, and of the others those that are images by content.
+
+    What is none is added to `left_out`. Pipes and sockets are never opened.
+    """
+    found = []
+    for path, regular in files_below(folder):
+        if regular and (os.path.splitext(path)[1].lower() in SUFFIXES or _is_image(path)):
+            found.append(Path(path))
+        else:
+            left_out.paths.append(Path(path))
+    return sorted(found)
+
+
+def _is_image(path: str) -> bool:
+    """Whether the first bytes of a file are those of an image."""
+    Image.init()  # Pillow knows most formats only then
+    try:
+        with Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN]):
+            return True
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return False
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """The folders in a folder that can belong to a dataset, sorted by name; links to folders among them."""
+    return sorted(path for path in folder.iterdir() if is_data(path.name) and path.is_dir())
+
+
+def has_images(folder: Path) -> bool:
+    """Whether images lie in a folder itself, not only below it."""
+    with os.scandir(folder) as entries:
+        return any(is_data(e.name) and e.is_file() and os.path.splitext(e.name)[1].lower() in SUFFIXES for e in entries)

@@ -1,0 +1,33 @@
+"""Which split a folder or a file belongs to, by the words that people name them with, and in which order classes come."""
+
+import re
+from collections.abc import Iterable, Sequence
+
+TRAIN = ("train", "training")
+TEST = ("test", "testing")
+STAND_INS = ("validation", "valid", "val", "dev")  # for a missing test split, in this order
+WORDS = (*TRAIN, *TEST, *STAND_INS)
+
+
+def split_word(name: str) -> str | None:
+    """The word of a split that a name is, in lower case; None for any other name."""
+    return name.lower() if name.lower() in WORDS else None
+
+
+def split_word_in(name: str) -> str | None:
+    """The first word of a split in a file name such as flowers-train-00000-of-00002, whose words dots, dashes, underscores and digits part."""
+    return next(filter(None, map(split_word, re.split(r"[-._ 0-9]+", name))), None)
+
+
+def class_order(names: Iterable[str]) -> tuple[str, ...]:
+    """Names of classes in their order: that of the numbers where all names are whole numbers, alphabetical otherwise."""
+    every = sorted(names)
+    numbers = all(re.fullmatch(r"-?[0-9]+", name) for name in every)
+    return tuple(sorted(every, key=int) if numbers else every)
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """Names in a sentence: all of them, or the first ones and how many more there are."""
+    if len(names) > most:
+        return f"{', '.join(names[:most])} and {len(names) - most} more"
+    return " and ".join([*([", ".join(names[:-1])] if names[1:] else []), *names[-1:]])
