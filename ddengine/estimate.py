@@ -34,7 +34,7 @@ from ddengine.flat import flatten, flatten_buffers, unflatten_into
 from ddengine.models import build_model
 from ddengine.recipe import BufferConfig, EvalConfig, Recipe, to_dict
 from ddengine.rng import generator
-from ddengine.runtime import Precision
+from ddengine.runtime import Precision, available_memory
 from ddengine.synthetic import SyntheticSet
 from ddengine.teachers import load_all
 from ddengine.types import Experts, Objective, TrainingSet
@@ -531,38 +531,6 @@ def _short(seconds: float) -> str:
 
 
 # What there is, and the report.
-
-
-def available_memory(device: torch.device) -> int:
-    """Bytes that can still be had: free on the device (CUDA), else what the system says, less where a limit of this process's group is lower."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    if sys.platform != "linux":
-        return 2**62  # not known
-    lines = {line.split(":")[0]: line for line in Path("/proc/meminfo").read_text().splitlines()}
-    found = [int(lines["MemAvailable"].split()[1]) * 1024]
-    own = [line.split(":")[-1].strip("/") for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::")]
-    for group in {Path("/sys/fs/cgroup"), *(Path("/sys/fs/cgroup") / path for path in own)}:
-        most, now = _number(group / "memory.max"), _number(group / "memory.current")
-        if most is not None and now is not None:
-            found.append(max(0, most - now + _reclaimable(group)))
-    return min(found)
-
-
-def _number(path: Path) -> int | None:
-    """The number in a file; None without one."""
-    try:
-        return int(path.read_text())
-    except (OSError, ValueError):
-        return None
-
-
-def _reclaimable(group: Path) -> int:
-    """Bytes of files in memory that would be given up."""
-    try:
-        return next((int(line.split()[1]) for line in (group / "memory.stat").read_text().splitlines() if line.startswith("inactive_file ")), 0)
-    except OSError:
-        return 0
 
 
 def free_disk(path: Path) -> int:

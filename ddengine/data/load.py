@@ -121,6 +121,9 @@ def load_data(
     """
     if config.name not in DATASETS:
         raise unknown("dataset", config.name, DATASETS)
+    for flag in ("image_column", "label_column"):
+        if getattr(config, flag) is not None and config.name in ("digits", "folder", "tiny_imagenet", *imagenet.NAMES):
+            raise UserError(f"data.{flag} names a column of parquet files, and data.name is {config.name}; leave data.{flag} out.")
     return data_from(DATASETS[config.name](config), config, device, test=test, stored=stored)
 
 

@@ -75,8 +75,9 @@ def _features(path: Path, metadata: dict[bytes, bytes]) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(metadata[b"huggingface"])
-        features = (content.get("info") or {}).get("features") or {}
-        named = {column: feature for column, feature in features.items() if isinstance(feature, dict)}
+        info = content.get("info", {})
+        features = {} if info is None else info.get("features")
+        named = {column: feature for column, feature in (features if features is not None else {}).items() if isinstance(feature, dict)}
         lists = [feature["names"] for feature in named.values() if feature.get("names") is not None]
         if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists):
             raise ValueError("class names that are no list of texts")

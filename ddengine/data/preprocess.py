@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from ddengine.errors import UserError
-from ddengine.runtime import exact_matmul
+from ddengine.runtime import available_memory, exact_matmul
 
 ZCA_EPS = 0.1  # added to the eigenvalues, as in MTT
 ZCA_MAX_DIM = 12288  # 64x64x3: a covariance of 0.6 GB
+ZCA_MEMORY, ZCA_MATRICES = 8, 16  # while it is fitted: bytes a pixel value, and matrices of the covariance's size (measured)
 AT_ONCE = 2**24  # pixel values that are counted at a time
 
 
@@ -64,14 +65,24 @@ class Preprocess:
 
 
 def fit_zca(pixels: Tensor, eps: float = ZCA_EPS) -> Preprocess:
-    """ZCA whitening fitted on pixels (N, C, H, W) in [0, 1], eps added to the eigenvalues of the unbiased covariance."""
+    """ZCA whitening fitted on pixels (N, C, H, W), floats in [0, 1] or uint8, eps added to the eigenvalues of the unbiased covariance.
+
+    Raises UserError for images that are too large, and where there is not enough memory.
+    """
     dim = pixels[0].numel()
     if dim > ZCA_MAX_DIM:
         raise UserError(f"data.zca needs a {dim} x {dim} matrix for images of this size; use data.zca False, or data.size of at most 64 64.")
+    needed, there = ZCA_MEMORY * pixels.numel() + ZCA_MATRICES * 4 * dim**2, available_memory(pixels.device)
+    if needed > there:
+        raise UserError(
+            f"data.zca needs about {needed / 1e9:.1f} GB of memory to be fitted to {len(pixels)} images, and {there / 1e9:.1f} GB are available; "
+            "set data.zca False, or lower data.limit or data.size."
+        )
     import kornia  # a second to import, and only ZCA needs it
 
+    values = pixels.float().div_(255) if pixels.dtype == torch.uint8 else pixels
     with exact_matmul():
-        zca = kornia.enhance.ZCAWhitening(dim=0, eps=eps, compute_inv=True).fit(pixels.flatten(1))
+        zca = kornia.enhance.ZCAWhitening(dim=0, eps=eps, compute_inv=True).fit(values.flatten(1))
     assert isinstance(zca.mean_vector, Tensor) and isinstance(zca.transform_matrix, Tensor) and isinstance(zca.transform_inv, Tensor)
     # kornia computes (x - mean) matrix^T; its matrices are symmetric up to rounding
     return Preprocess(mean=zca.mean_vector.flatten(), matrix=zca.transform_matrix.T.contiguous(), inverse=zca.transform_inv.T.contiguous())
@@ -80,7 +91,7 @@ def fit_zca(pixels: Tensor, eps: float = ZCA_EPS) -> Preprocess:
 def fit_preprocess(pixels: Tensor, *, zca: bool, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None) -> Preprocess:
     """Preprocessing for training pixels (N, C, H, W) uint8: ZCA, or the given published constants, or the images' own mean and std."""
     if zca:
-        return fit_zca(pixels.float() / 255)
+        return fit_zca(pixels)
     if mean is not None and std is not None and len(mean) == pixels.shape[1]:
         return Preprocess(mean=torch.tensor(mean, device=pixels.device), std=torch.tensor(std, device=pixels.device))
     counts = histogram(pixels).double()

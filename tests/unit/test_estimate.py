@@ -9,7 +9,7 @@ import torch
 from helpers import CPU, DIGITS, MODEL, new_model, tiny_data, tiny_set
 from torch import nn
 
-from ddengine import estimate, training
+from ddengine import estimate, runtime, training
 from ddengine.data import load_data
 from ddengine.errors import UserError
 from ddengine.evaluate import PROTOCOLS, evaluate, validate
@@ -178,8 +178,8 @@ def test_the_bound_follows_the_images_of_a_step():
 def test_a_limit_of_the_group_counts(monkeypatch):
     whole = estimate.available_memory(CPU)
     assert 10**8 < whole < 10**14
-    monkeypatch.setattr(estimate, "_number", lambda path: {"memory.max": 3 * 10**8, "memory.current": 2 * 10**8}[path.name])
-    monkeypatch.setattr(estimate, "_reclaimable", lambda group: 1000)
+    monkeypatch.setattr(runtime, "_number", lambda path: {"memory.max": 3 * 10**8, "memory.current": 2 * 10**8}[path.name])
+    monkeypatch.setattr(runtime, "_reclaimable", lambda group: 1000)
     assert estimate.available_memory(CPU) == 10**8 + 1000
 
 

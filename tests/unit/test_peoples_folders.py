@@ -1,0 +1,362 @@
+"""Folders of images as people have them: names of splits, files that are no data, values of more than 8 bits, transparency, shapes."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import CPU
+from PIL import Image
+
+from ddengine.data import fit_preprocess, load_data, preprocess
+from ddengine.data.dataset import data_of, own_config
+from ddengine.data.splits import class_order, split_word_in
+from ddengine.errors import UserError
+from ddengine.recipe import DataConfig
+from ddengine.rng import generator
+
+
+def load(root, **settings):
+    """All splits, nothing held out for validation."""
+    return load_data(DataConfig(**({"name": "folder", "root": str(root), "validation": 0.0} | settings)), CPU, test=True)
+
+
+def refused(root, **settings):
+    """The sentence of the error."""
+    with pytest.raises(UserError) as error:
+        load(root, **settings)
+    return str(error.value)
+
+
+def write(path, value, **options):
+    """An image file: of one colour, or of an array."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(value) if isinstance(value, np.ndarray) else Image.new("RGB", (6, 6), (value,) * 3)
+    image.save(path, **options)
+
+
+def classes(folder, names=("cat", "dog"), num=4, first=0):
+    """Class folders; every image of a dataset differs from the others when `first` does."""
+    for c, name in enumerate(names):
+        for i in range(num):
+            write(folder / name / f"{i}.png", np.full((6, 6), 100 * c + first + i, np.uint8) + np.eye(6, dtype=np.uint8))
+
+
+# Splits
+
+
+@pytest.mark.parametrize(
+    "train, test", [("train", "test"), ("TRAIN", "Test"), ("Training", "Testing"), ("train", "VAL"), ("training", "dev"), ("Train", "Validation")]
+)
+def test_splits_in_every_spelling(tmp_path, train, test):
+    classes(tmp_path / train, num=4)
+    classes(tmp_path / test, num=3, first=20)
+    data = load(tmp_path)
+    assert data.class_names == ("cat", "dog") and data.counts == {"train": 8, "validation": 0, "test": 6} and not data.held_out
+    stands_in = test.lower() not in ("test", "testing")
+    assert any("stands in for the test split" in note for note in data.notes) == stands_in
+    assert data.split_names["test"] == "the test split of the dataset"
+
+
+def test_what_is_not_used_is_said(tmp_path):
+    for i, split in enumerate(("train", "test", "valid", "masks")):
+        classes(tmp_path / split, first=10 * i)
+    write(tmp_path / "train" / "loose.png", 1)
+    said = " | ".join(load(tmp_path).notes)
+    assert (
+        "not used: masks" in said
+        and "not used: valid, because test holds the test images" in said
+        and "beside the class folders, are not used" in said
+    )
+
+
+def test_test_images_without_labels_are_skipped(tmp_path):
+    """As competitions hand them out."""
+    classes(tmp_path / "train")
+    for i in range(3):
+        write(tmp_path / "test" / f"{i}.png", i)
+    data = load(tmp_path)
+    assert data.held_out and data.counts["test"] == 2 and any("test is skipped" in note for note in data.notes)
+    classes(tmp_path / "val", first=20)
+    data = load(tmp_path)
+    assert not data.held_out and data.counts["test"] == 8 and any("val stands in" in note for note in data.notes)
+
+
+def test_classes_of_the_test_split_are_matched_by_name(tmp_path):
+    classes(tmp_path / "train", ("cat", "dog", "owl"))
+    classes(tmp_path / "test", ("dog", "owl"), first=20)
+    data = load(tmp_path)
+    assert data.test.labels.tolist() == [1] * 4 + [2] * 4 and any("no test image of class 'cat' (training images: 4)" in note for note in data.notes)
+    classes(tmp_path / "test", ("fox",))
+    assert "fox is not among the training classes" in refused(tmp_path)
+
+
+def test_splits_that_are_not_class_folders_are_refused(tmp_path):
+    classes(tmp_path / "a" / "test")
+    classes(tmp_path / "a" / "val")
+    assert "test and val, and no train" in refused(tmp_path / "a")
+    classes(tmp_path / "b" / "Train")
+    classes(tmp_path / "b" / "training")
+    assert "both mean the training images" in refused(tmp_path / "b")
+    classes(tmp_path / "c", ("train", "test", "annotations"))
+    assert "hold images and no class folders" in refused(tmp_path / "c")
+    classes(tmp_path / "d" / "flowers", ("rose", "tulip"))
+    assert str(tmp_path / "d" / "flowers") in refused(tmp_path / "d")
+
+
+def test_a_class_may_have_the_name_of_a_split(tmp_path):
+    """Where it lies beside others; but a folder that holds the classes once more is a split."""
+    classes(tmp_path / "a", ("car", "plane", "train"))
+    assert load(tmp_path / "a").class_names == ("car", "plane", "train")
+    classes(tmp_path / "b", ("car", "plane"))
+    classes(tmp_path / "b" / "test", ("car", "plane"), first=20)
+    data = load(tmp_path / "b")
+    assert data.class_names == ("car", "plane") and data.counts["test"] == 8 and not data.held_out
+
+
+def test_names_that_are_numbers_are_in_their_order():
+    assert class_order(["10", "9", "0"]) == ("0", "9", "10")
+    assert class_order(["-1", "1", "0"]) == ("-1", "0", "1") and class_order(["01", "00", "10"]) == ("00", "01", "10")
+    assert class_order(["10", "9", "x"]) == ("10", "9", "x")
+
+
+def test_words_in_file_names():
+    words = {"train-00000-of-00001": "train", "flowers-Test-0": "test", "my_validation_2": "validation", "data.dev": "dev", "testament": None}
+    assert {name: split_word_in(name) for name in words} == words
+
+
+# Files that are no data
+
+
+def test_what_systems_and_editors_leave_is_not_read(tmp_path):
+    classes(tmp_path, num=5)
+    for place in (".hidden/cat", "@eaDir/cat", "__MACOSX/cat", "cat/.ipynb_checkpoints", "cat/@eaDir", "dog/__MACOSX/deep", "cat/sub/.cache"):
+        write(tmp_path / place / "9.png", 250)
+    write(tmp_path / "cat" / "._0.png", 250)
+    data = load(tmp_path)
+    assert data.class_names == ("cat", "dog") and data.counts["train"] + data.counts["test"] == 10
+    assert max(data.train.pixels.max(), data.test.pixels.max()) < 200 and data.notes == ()
+
+
+def test_images_of_odd_names_are_read_and_others_counted(tmp_path):
+    classes(tmp_path, num=2)
+    write(tmp_path / "cat" / "a.jfif", 7, format="JPEG")
+    write(tmp_path / "cat" / "b.JPE", 8, format="JPEG")
+    write(tmp_path / "cat" / "photo", 9, format="PNG")
+    write(tmp_path / "dog" / "c.picture", 10, format="WEBP")
+    for name in ("notes.txt", "boxes.xml", "empty"):
+        (tmp_path / "dog" / name).write_text("" if name == "empty" else "%!PS-Adobe words")
+    data = load(tmp_path)
+    assert data.counts["train"] + data.counts["test"] == 8
+    assert any(note.startswith("3 files that are no images were left out (dog/") for note in data.notes)
+
+
+def test_pipes_and_sockets_are_not_opened(tmp_path, monkeypatch):
+    """A pipe would be waited for for ever."""
+    classes(tmp_path, num=3)
+    os.mkfifo(tmp_path / "cat" / "pipe.png")
+    monkeypatch.chdir(tmp_path / "dog")  # names of sockets are short
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind("socket.png")
+        (tmp_path / "dog" / "gone.png").symlink_to(tmp_path / "nothing.png")
+        data = load(tmp_path)
+    assert data.counts["train"] + data.counts["test"] == 6 and "3 files that are no images" in data.notes[0]
+
+
+def test_images_in_two_splits_are_counted(tmp_path):
+    classes(tmp_path / "train", num=4)
+    classes(tmp_path / "test", num=4, first=20)
+    assert load(tmp_path).notes == ()
+    for i in range(3):
+        write(tmp_path / "test" / "dog" / f"copy{i}.png", np.asarray(Image.open(tmp_path / "train" / "cat" / f"{i}.png")))
+    assert any(note.startswith("warning: 3 images of the test split are in the training split too") for note in load(tmp_path).notes)
+
+
+# Values and colours
+
+
+@pytest.mark.parametrize(
+    "kind, low, high, white, suffix",
+    [
+        (np.float32, 0, 1, 1, "tif"),
+        (np.float64, 0.0, 255.0, 255, "tiff"),
+        (np.float32, 3, 60000, 65535, "tif"),
+        (np.uint16, 0, 255, 255, "png"),
+        (np.uint16, 0, 4095, 4095, "png"),
+        (np.uint16, 100, 65535, 65535, "tif"),
+        (np.int32, 0, 65535, 65535, "tif"),
+        (np.int32, 0, 1, 1, "tif"),
+    ],
+)
+def test_values_of_more_than_8_bits_have_one_scale(tmp_path, kind, low, high, white, suffix):
+    """One white for all images, also for those whose own range is small."""
+    ramp = np.linspace(low, high, 36).reshape(6, 6)
+    for name, array in (("dark", ramp / 4), ("full", ramp)):
+        for i in range(3):
+            write(tmp_path / name / f"{i}.{suffix}", array.astype(kind))
+    data = load(tmp_path)
+    expected = {"dark": ramp / 4, "full": ramp}
+    for c, name in enumerate(data.class_names):
+        pixels = data.train.pixels[data.train.labels == c].double()
+        wanted = torch.from_numpy(expected[name].astype(kind).astype(np.float64) * 255 / white)
+        assert (pixels - wanted).abs().max() <= 0.5 + 1e-9
+    assert any(f"{white} is taken as white in the whole dataset" in note for note in data.notes)
+    own = [(Image.fromarray(expected[name].astype(kind)), c) for c, name in enumerate(("dark", "full")) for _ in range(2)]
+    as_dataset = data_of(own, own_config(DataConfig(name="own", validation=0.0)), CPU)
+    assert torch.equal(as_dataset.train.pixels[-1], data.train.pixels[-1]) and torch.equal(as_dataset.train.pixels[0], data.train.pixels[0])
+
+
+@pytest.mark.parametrize(
+    "array, words",
+    [
+        (np.linspace(-1, 1, 36, dtype=np.float32), "floats from -1 to 1"),
+        (np.array([0, np.nan] * 18, np.float32), "floats that are not finite"),
+        (np.linspace(0, 1e6, 36, dtype=np.float32), "floats from 0 to 1e+06"),
+        (np.arange(-5, 31, dtype=np.int32), "whole numbers of more than 8 bits from -5 to 30"),
+        (np.arange(36, dtype=np.int32) * 10000, "whole numbers of more than 8 bits from 0 to 3.5e+05"),
+    ],
+)
+def test_values_that_no_scale_fits_are_refused(tmp_path, array, words):
+    classes(tmp_path, num=3)
+    write(tmp_path / "cat" / "0.tif", array.reshape(6, 6))
+    said = refused(tmp_path)
+    assert said.startswith(f"{tmp_path}/cat/0.tif has {words}")
+
+
+def test_the_scale_is_that_of_the_training_images(tmp_path):
+    """Test images are cut there; 8-bit files beside others keep their values."""
+    for c, name in enumerate(("cat", "dog")):
+        for i in range(3):
+            write(tmp_path / "train" / name / f"{i}.png", np.full((6, 6), 1000 * c + 50 + i, np.uint16))
+        write(tmp_path / "train" / name / "eight.png", np.full((6, 6), 77, np.uint8))
+        write(tmp_path / "test" / name / "0.png", np.full((6, 6), 3000 * c + 512, np.uint16))
+    data = load(tmp_path)
+    assert any("from 50 to 1052: 4095" in note for note in data.notes)
+    assert (data.train.pixels == 77).flatten(1).all(1).sum() == 2
+    assert data.test.pixels[:, 0, 0, 0].tolist() == [round(512 * 255 / 4095), round(3512 * 255 / 4095)]
+
+
+def test_the_ground_under_what_is_transparent(tmp_path):
+    drawing = np.zeros((6, 6, 4), np.uint8)
+    drawing[:, :3, 3] = 255
+    for name in ("a", "b"):
+        for i in range(3):
+            write(tmp_path / name / f"{i}.png", drawing)
+    for ground, value in (("white", 255), ("black", 0), ("#0a0a0a", 10)):
+        pixels = load(tmp_path, background=ground).train.pixels[0, 0]
+        assert (pixels[:, :3] == 0).all() and (pixels[:, 3:] == value).all()
+    own = [(Image.open(tmp_path / "a" / "0.png"), 0), (Image.open(tmp_path / "b" / "0.png"), 1)] * 2
+    assert data_of(own, own_config(DataConfig(name="own", validation=0.0)), CPU).train.pixels[0, 0, 0].tolist() == [0, 0, 0, 255, 255, 255]
+    with pytest.raises(UserError, match="'nothing' is no colour"):
+        DataConfig(name="folder", background="nothing")
+
+
+def test_the_first_of_several_frames_is_read_and_said_once(tmp_path):
+    frames = [Image.new("L", (6, 6), value) for value in (30, 90, 150)]
+    for name in ("a", "b"):
+        for i, suffix in enumerate(("gif", "tif", "gif")):
+            (tmp_path / name).mkdir(exist_ok=True)
+            frames[0].save(tmp_path / name / f"{i}.{suffix}", save_all=True, append_images=frames[1:])
+    data = load(tmp_path, split_seed=3)
+    assert (data.train.pixels == 30).all() and (data.test.pixels == 30).all()
+    assert sum("several frames" in note for note in data.notes) == 1
+
+
+def test_images_of_one_colour_are_warned_of(tmp_path):
+    for i in range(4):
+        write(tmp_path / "blank" / f"{i}.png", 9)
+        write(tmp_path / "dog" / f"{i}.png", np.random.default_rng(i).integers(0, 255, (6, 6, 3), np.uint8))
+    assert any("every training image of class 'blank' is of a single colour" in note for note in load(tmp_path).notes)
+    for i in range(4):
+        write(tmp_path / "dog" / f"{i}.png", 8)
+    assert any("every image of the training and test split is of a single colour" in note for note in load(tmp_path).notes)
+
+
+# Shapes
+
+
+@pytest.mark.parametrize("grey", [True, False])
+@pytest.mark.parametrize("turned", [True, False])
+def test_how_other_shapes_are_brought_into_form(tmp_path, grey, turned):
+    """A wide or high picture with a white square in its middle and black bands at its ends."""
+    picture = np.full((8, 16), 0, np.uint8)
+    picture[:, 4:12] = 255
+    picture = picture.T if turned else picture
+    for name in ("a", "b"):
+        for i in range(2):
+            write(tmp_path / name / f"{i}.png", picture if grey else np.dstack([picture] * 3))
+    images = np.stack([picture] * 4)
+    own = (torch.from_numpy(images), torch.tensor([0, 0, 1, 1]))
+    for fit, mean in (("squash", 255 / 2), ("crop", 255.0), ("pad", 255 / 4)):
+        pixels = load(tmp_path, size=(8, 8), fit=fit, background="black").train.pixels
+        assert pixels.shape == (2, 1 if grey else 3, 8, 8)
+        assert pixels.float().mean().item() == pytest.approx(mean, abs=2)
+        config = own_config(DataConfig(name="own", size=(8, 8), fit=fit, background="black", validation=0.0))
+        assert data_of(own, config, CPU).train.pixels.float().mean().item() == pytest.approx(mean, abs=2)
+    padded = load(tmp_path, size=(8, 8), fit="pad", background="red").train.pixels[0]
+    assert padded[:, 0, 0].tolist() == [255, 0, 0]
+
+
+# The long tail
+
+
+def test_every_class_of_two_images_has_a_test_image(tmp_path):
+    for name, num in (("many", 30), ("three", 3), ("two", 2), ("one", 1)):
+        for i in range(num):
+            write(tmp_path / name / f"{i}.png", np.random.default_rng(i + 100 * num).integers(0, 255, (6, 6), np.uint8))
+    data = load(tmp_path, validation=0.1)
+    tested = torch.bincount(data.test.labels, minlength=4).tolist()
+    assert data.class_names == ("many", "one", "three", "two") and tested == [6, 0, 1, 1]
+    assert torch.bincount(data.validation.labels, minlength=4).tolist() == [2, 0, 0, 0]
+    assert torch.bincount(data.train.labels, minlength=4).tolist() == [22, 1, 2, 1]
+    assert [note for note in data.notes if "no test image" in note] == [
+        "warning: there is no test image of class 'one' (training images: 1), so test accuracies say nothing about it"
+    ]
+    names = data.split_names
+    assert len(names["test"]) == 8 and len(names["validation"]) == 2 and not set(names["test"]) & set(names["validation"])
+    for name, pixels in zip(names["test"], data.test.pixels, strict=True):  # who tests on these files tests on the same images
+        assert np.array_equal(np.asarray(Image.open(tmp_path / name)), pixels[0].numpy())
+
+
+# Memory
+
+
+def test_fitting_takes_little_more_memory_than_the_pixels():
+    """In a process of its own: all pixels as numbers of 64 bits would be eight times as many bytes."""
+    code = """
+import torch
+from pathlib import Path
+from ddengine.data.dataset import data_of, own_config
+from ddengine.recipe import DataConfig
+images, labels = torch.randint(0, 256, (8000, 3, 64, 64), dtype=torch.uint8), torch.arange(8000) % 2
+Path("/proc/self/clear_refs").write_text("5")
+status = lambda key: next(int(l.split()[1]) * 1024 for l in Path("/proc/self/status").read_text().splitlines() if l.startswith(key))
+before = status("VmRSS")
+data_of((images, labels), own_config(DataConfig(name="own")), torch.device("cpu"))
+print((status("VmHWM") - before) / images.numel())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2], check=True)
+    assert float(done.stdout.splitlines()[-1]) < 2
+
+
+def test_mean_and_std_are_those_of_all_pixels():
+    """From the histogram, in float64, as the sample mean and standard deviation of every channel."""
+    pixels = torch.randint(0, 256, (7, 3, 5, 4), generator=generator(0), dtype=torch.uint8)
+    pixels[:, 1] = 9
+    fitted = fit_preprocess(pixels, zca=False)
+    values = pixels.transpose(0, 1).flatten(1).double() / 255
+    assert torch.allclose(fitted.mean.double(), values.mean(1), atol=1e-7)
+    assert torch.allclose(fitted.std.double(), values.std(1).clamp(min=1e-3), atol=1e-7)
+
+
+def test_whitening_that_does_not_fit_is_refused_before_it_begins(monkeypatch):
+    pixels = torch.randint(0, 256, (50, 1, 8, 8), generator=generator(0), dtype=torch.uint8)
+    monkeypatch.setattr(preprocess, "available_memory", lambda device: 10_000)
+    with pytest.raises(UserError, match=r"^data\.zca needs about .* GB of memory .* to 50 images"):
+        fit_preprocess(pixels, zca=True)
+    monkeypatch.setattr(preprocess, "available_memory", lambda device: 10**9)
+    fit_preprocess(pixels, zca=True)
