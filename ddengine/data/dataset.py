@@ -14,6 +14,7 @@ from ddengine.data.images import NeedsColour, NeedsScale, Scales, plain, values_
 from ddengine.data.load import Data, data_from, resize
 from ddengine.data.preprocess import Preprocess
 from ddengine.data.source import Part, Source
+from ddengine.data.splits import listed
 from ddengine.errors import UserError
 from ddengine.recipe import DataConfig
 from ddengine.rng import generator, scoped
@@ -80,6 +81,12 @@ def data_of(
         held = _part(test, config, scales, notes)
         if len(new := np.setdiff1d(held.labels, present)):
             raise UserError(f"The test images have label {new[0]}, of which there are no training images; leave these out of test, or add some.")
+        lists = _class_list(dataset), _class_list(test)
+        if None not in lists and lists[0] != lists[1]:
+            raise UserError(
+                f"The classes of the test images ({listed(lists[1] or ())}) are not those of the training images in their order "
+                f"({listed(lists[0] or ())}); give both the same."
+            )
         held = Part(np.searchsorted(present, held.labels), held.fetch)
     source = Source(Part(np.searchsorted(present, part.labels), part.fetch), held, _names(dataset, classes, present), notes=notes)
     return data_from(source, config, device, test=test is not None, stored=stored)
@@ -288,10 +295,17 @@ def _names(dataset: Any, classes: Sequence[str] | None, present: np.ndarray) -> 
             wrong = present[0] if present[0] < 0 else present[-1]
             raise UserError(f"The dataset has label {wrong}, and classes names {len(classes)}, from 0 on; name a class for every label.")
         return tuple(str(classes[label]) for label in present)
+    own = _class_list(dataset)
+    if own is None or present[0] < 0 or present[-1] >= len(own):
+        return tuple(str(label) for label in present)
+    return tuple(own[label] for label in present)
+
+
+def _class_list(dataset: Any) -> tuple[str, ...] | None:
+    """What a dataset calls its classes, in the order of their labels; None where it does not say."""
     while isinstance(dataset, Subset):
         dataset = dataset.dataset
     own = getattr(dataset, "classes", None)
-    if not isinstance(own, tuple | list) or present[0] < 0 or present[-1] >= len(own):
-        return tuple(str(label) for label in present)
-    names = [own[label] for label in present]
-    return tuple(str(name[0] if isinstance(name, tuple | list) and name else name) for name in names)  # ImageNet's have several names
+    if not isinstance(own, tuple | list):
+        return None
+    return tuple(str(name[0] if isinstance(name, tuple | list) and name else name) for name in own)  # ImageNet's have several names

@@ -129,6 +129,21 @@ def test_words_in_file_names():
     assert {name: split_word_in(name) for name in words} == words
 
 
+class Named(list):
+    """A dataset of pairs that names its classes, as torchvision's do."""
+
+    def __init__(self, classes):
+        super().__init__((torch.full((1, 4, 4), 0.1 * c + 0.01 * i), c) for c in range(2) for i in range(3))
+        self.classes = classes
+
+
+def test_test_datasets_that_count_their_classes_otherwise_are_refused():
+    config = own_config(DataConfig(name="own", validation=0.0))
+    assert data_of(Named(["cat", "dog"]), config, CPU, test=Named(["cat", "dog"])).class_names == ("cat", "dog")
+    with pytest.raises(UserError, match=r"\(dog and cat\) are not those of the training images in their order \(cat and dog\)"):
+        data_of(Named(["cat", "dog"]), config, CPU, test=Named(["dog", "cat"]))
+
+
 # Files that are no data
 
 
