@@ -1,7 +1,7 @@
 """Any torch Dataset of (image, label) pairs as a Source, so that it gets the same splits and preprocessing as the datasets known by name."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from PIL import Image, ImageColor
 from torch import Tensor
 from torch.utils.data import Subset, TensorDataset
 
-from ddengine.data.images import NeedsColour, NeedsScale, Scales, plain, values_of
+from ddengine.data.images import NeedsColour, NeedsScale, Scales, Wide, extremes, plain
 from ddengine.data.load import Data, data_from, resize
 from ddengine.data.preprocess import Preprocess
 from ddengine.data.source import Part, Source
@@ -126,7 +126,7 @@ class _Images:
         """`known`: the labels that the dataset lists, which must be those of its examples."""
         self._dataset, self._config, self._scales, self._notes, self._known = dataset, config, scales, notes, known
         self._ground = ImageColor.getrgb(config.background)[:3]
-        self._kept: dict[int, _Values] = {}  # read already, and not yet handed out
+        self._kept: dict[int, np.ndarray | Wide] = {}  # read already, and not yet handed out
 
     def all_labels(self) -> np.ndarray:
         """The labels where the dataset does not list them. To learn them everything is read, so it is kept until it is asked for."""
@@ -138,7 +138,7 @@ class _Images:
 
     def fetch(self, index: np.ndarray) -> np.ndarray:
         """(B, C, H, W) uint8: colour if any image is; of one size, to which they are resized if they differ. Allocated once."""
-        colour = any(self._kept[i].channels == 3 for i in index.tolist() if i in self._kept)
+        colour = any(len(image) == 3 for i in index.tolist() if isinstance(image := self._kept.get(i), np.ndarray))
         while True:
             try:
                 return self._stacked(index.tolist(), colour)
@@ -147,7 +147,7 @@ class _Images:
             except NeedsScale:
                 self._settle(index.tolist())
 
-    def _values(self, order: list[int]) -> Iterator["_Values"]:
+    def _values(self, order: list[int]) -> Iterator[np.ndarray | Wide]:
         """The images at `order`, those that are kept without reading them again."""
         if all(i in self._kept for i in order):
             yield from (self._kept[i] for i in order)
@@ -178,42 +178,26 @@ class _Images:
             self._kept.pop(i, None)
         return pixels
 
-    def _as_bytes(self, values: "_Values") -> np.ndarray:
+    def _as_bytes(self, image: np.ndarray | Wide) -> np.ndarray:
         """(C, H, W) uint8."""
-        if values.kind is None:
-            return values.array
-        if values.kind not in self._scales.white:
-            raise NeedsScale
-        return self._scales.as_bytes(values.kind, values.array)
+        return np.asarray(self._scales.applied(image, self._ground))[None] if isinstance(image, Wide) else image
 
     def _settle(self, order: list[int]) -> None:
         """Choose the scale of values that are not of 8 bits among the images at `order`."""
         wide = [
-            (values.kind, f"Image {i} of the dataset", np.array([values.array.min(), values.array.max()]))
-            for i, values in zip(order, self._values(order), strict=True)
-            if values.kind is not None
+            (image.kind, f"Image {i} of the dataset", extremes(image.values))
+            for i, image in zip(order, self._values(order), strict=True)
+            if isinstance(image, Wide)
         ]
         self._notes += self._scales.settle(wide)
 
-    def _examples(self, index: Iterable[int]) -> Iterator[tuple["_Values", int]]:
+    def _examples(self, index: Iterable[int]) -> Iterator[tuple[np.ndarray | Wide, int]]:
         """The examples at `index`. Transforms that draw from torch's global generator always draw the same, and leave it as it was."""
         order = list(index)
         for start in range(0, len(order), AT_ONCE):  # read before they are handed out, because whoever takes them may draw too
             with scoped(generator(0, "dataset", start)):
                 read = [_example(self._dataset, i, self._ground) for i in order[start : start + AT_ONCE]]
             yield from read
-
-
-@dataclass(frozen=True)
-class _Values:
-    """An image as it was given: (C, H, W) uint8, or (1, H, W) of a kind of values that needs a scale."""
-
-    array: np.ndarray
-    kind: str | None = None
-
-    @property
-    def channels(self) -> int:
-        return len(self.array)
 
 
 def _known_labels(dataset: Any) -> np.ndarray | None:
@@ -235,7 +219,7 @@ def _known_labels(dataset: Any) -> np.ndarray | None:
     return None
 
 
-def _example(dataset: Any, i: int, ground: tuple[int, int, int]) -> tuple[_Values, int]:
+def _example(dataset: Any, i: int, ground: tuple[int, int, int]) -> tuple[np.ndarray | Wide, int]:
     """(image, label) of an example."""
     example = dataset[i]
     if not isinstance(example, tuple | list) or len(example) != 2:
@@ -255,13 +239,15 @@ def _shown(value: Any) -> str:
     return repr(value) if isinstance(value, int | float | str) else f"a {type(value).__name__}"
 
 
-def _image(image: Any, i: int, ground: tuple[int, int, int]) -> _Values:
-    """Image i in any of the forms."""
-    if isinstance(image, Image.Image):
-        seen = plain(image, ground)
-        array = np.asarray(seen)
-        return _Values(array[None] if array.ndim == 2 else array.transpose(2, 0, 1), values_of(seen))
-    return _Values(_pixels(image, i))
+def _image(image: Any, i: int, ground: tuple[int, int, int]) -> np.ndarray | Wide:
+    """Image i in any of the forms: (C, H, W) uint8, or values that need a scale."""
+    if not isinstance(image, Image.Image):
+        return _pixels(image, i)
+    seen = plain(image, ground)
+    if isinstance(seen, Wide):
+        return seen
+    array = np.asarray(seen)
+    return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
 
 
 def _pixels(image: Any, i: int) -> np.ndarray:

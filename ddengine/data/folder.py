@@ -8,13 +8,13 @@ import numpy as np
 from ddengine.data.images import Decoder
 from ddengine.data.listing import LeftOut, has_images, images_below, subfolders
 from ddengine.data.source import Part, Source
-from ddengine.data.splits import STAND_INS, TEST, TRAIN, class_order, listed, split_word
+from ddengine.data.splits import STAND_INS, TEST, TRAIN, class_order, composed, listed, split_word
 from ddengine.errors import UserError
 from ddengine.recipe import DataConfig
 
 
 def _names(folders: list[Path]) -> list[str]:
-    return [folder.name for folder in folders]
+    return [composed(folder.name) for folder in folders]
 
 
 def _training_folder(root: Path) -> tuple[Path, list[Path], list[str]]:
@@ -74,8 +74,9 @@ def _part(folder: Path, classes: tuple[str, ...], root: Path, decoder: Decoder, 
     """One split. Raises UserError for a class without images where the split must be `whole`."""
     paths: list[Path] = []
     labels: list[int] = []
+    folder_of = {composed(inner.name): inner for inner in subfolders(folder)}
     for label, name in enumerate(classes):
-        found = images_below(folder / name, left_out) if (folder / name).is_dir() else []
+        found = images_below(folder_of[name], left_out) if name in folder_of else []
         if whole and not found:
             raise UserError(f"The class folder {folder / name} has no images; add some or remove it.")
         paths += found
@@ -104,8 +105,8 @@ def read(config: DataConfig) -> Source:
     decoder, left_out = Decoder(config, notes, own=True), LeftOut()
     part = _part(train, classes, root, decoder, left_out, whole=True)
     held = None if test is None else _part(test, classes, root, decoder, left_out, whole=False)
-    if held is not None and len(held.labels) == 0:
-        notes.append(f"{test} is skipped: its class folders hold no images")
+    if test is not None and held is not None and len(held.labels) == 0:
+        notes.append(f"{test.name} is skipped: its class folders hold no images")
         held = None
     notes += left_out.said(root)
     return Source(part, held, classes, notes=notes)

@@ -4,15 +4,17 @@ import io
 import math
 import os
 import struct
+import sys
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageColor, ImageOps
+from PIL import Image, ImageColor, ImageFile, ImageOps
 
 from ddengine.errors import UserError
 from ddengine.recipe import DataConfig
@@ -42,6 +44,17 @@ class Unreadable(UserError):
         self.name, self.reason = name, reason
 
 
+@dataclass(frozen=True)
+class Wide:
+    """An image whose values are not of 8 bits, which need a scale to become pixels."""
+
+    values: np.ndarray  # (H, W), or (H, W, C) of 3 channels, or of 4 with transparency
+    kind: str  # in words
+
+
+WHOLE, FLOATS = "whole numbers of more than 8 bits", "floats"
+
+
 def open_image(
     source: Stored,
     name: str,
@@ -49,33 +62,61 @@ def open_image(
     upright: bool = False,
     ground: tuple[int, int, int] = (255, 255, 255),
     on_several: Callable[[str], None] = lambda name: None,
-) -> Image.Image:
-    """The first frame of an image: in mode L or RGB, or in one whose values need a scale (`values_of`).
+) -> Image.Image | Wide:
+    """The first frame of an image: in mode L or RGB, or with values that need a scale.
 
     What is transparent shows `ground`. `name` is said in the error for an image that cannot be read, and to `on_several` where there are more
     frames or pages. `upright`: turned as its EXIF orientation says, as photographs of telephones need; published sets are read without, as
     their papers did.
     """
-    image = _opened(source, name, on_several=on_several)
-    return plain(_turned(image) if upright else image, ground)
+    with _reading(source, name) as image:
+        if _has_more(image):  # to be asked before the pixels are read, as is how they are stored
+            on_several(name)
+        deep = any(mode.startswith(DEEP) for mode in _raw_modes(image))
+        image.load()
+    low = _low_bytes(source, name) if deep else None
+    turn = _turn_of(image) if upright else None
+    if turn is not None:
+        image, low = image.transpose(turn), low and low.transpose(turn)
+    if low is not None:
+        return Wide(np.asarray(image).astype(np.uint16) * 256 + np.asarray(low), WHOLE)
+    return plain(image, ground)
 
 
-def plain(image: Image.Image, ground: tuple[int, int, int] = (255, 255, 255)) -> Image.Image:
-    """An image in mode L or RGB, on `ground` where it is transparent; one whose values need a scale as it is."""
+def plain(image: Image.Image, ground: tuple[int, int, int] = (255, 255, 255)) -> Image.Image | Wide:
+    """A loaded image in mode L or RGB, on `ground` where it is transparent, or with values that need a scale."""
     if image.mode in ("L", "RGB") and "transparency" not in image.info:
         return image
-    if values_of(image) is not None:
-        return image
+    if image.mode.startswith("I") or image.mode == "F":
+        return Wide(np.asarray(image), FLOATS if image.mode == "F" else WHOLE)
     if image.has_transparency_data:
         return _on_ground(image, ground)
     return image.convert("L" if image.mode == "1" else "RGB")
 
 
-def values_of(image: Image.Image) -> str | None:
-    """What values an image has that are not of 8 bits, in words; None for one of 8 bits."""
-    if image.mode.startswith("I"):
-        return "whole numbers of more than 8 bits"
-    return "floats" if image.mode == "F" else None
+DEEP = ("RGB;16", "RGBA;16")  # raw modes of 16 bits a channel
+LOW = {"16B": "16L", "16L": "16B", "16N": "16B" if sys.byteorder == "little" else "16L"}  # the raw mode that takes the other byte
+
+
+def _raw_modes(image: ImageFile.ImageFile) -> list[str]:
+    """How the pixels of a file that is not loaded yet are stored, tile by tile; empty text where Pillow does not say."""
+    first = [tile.args[0] if isinstance(tile.args, tuple) and tile.args else tile.args for tile in getattr(image, "tile", [])]
+    return [mode if isinstance(mode, str) else "" for mode in first]
+
+
+def _low_bytes(source: Stored, name: str) -> Image.Image:
+    """The low bytes of an image in colour with 16 bits a channel, of which Pillow reads the high ones.
+
+    Read with the bytes in the other order, what is the low byte is taken for the high one.
+    """
+    with _reading(source, name) as image:
+        swapped = []
+        for tile, mode in zip(image.tile, _raw_modes(image), strict=True):
+            other = mode[:-3] + LOW[mode[-3:]]
+            swapped.append(tile._replace(args=(other, *tile.args[1:]) if isinstance(tile.args, tuple) else other))
+        image.tile = swapped
+        image.load()
+        return image
 
 
 def _on_ground(image: Image.Image, ground: tuple[int, int, int]) -> Image.Image:
@@ -85,18 +126,20 @@ def _on_ground(image: Image.Image, ground: tuple[int, int, int]) -> Image.Image:
     return laid.convert("L") if grey else laid
 
 
-def _opened(source: Stored, name: str, *, coarse: bool = False, on_several: Callable[[str], None] = lambda name: None) -> Image.Image:
-    """The decoded file; `coarse`: a JPEG at an eighth of its sides, which finds what is broken sooner."""
+@contextmanager
+def _reading(source: Stored, name: str) -> Iterator[ImageFile.ImageFile]:
+    """A file whose head has been read. Raises Unreadable for what goes wrong in the block, too."""
     try:
-        image = Image.open(source if isinstance(source, Path) else io.BytesIO(source))
-        if _has_more(image):  # to be asked before the pixels are read
-            on_several(name)
-        if coarse:
-            image.draft("RGB", (1, 1))
-        image.load()
-        return image
+        yield Image.open(source if isinstance(source, Path) else io.BytesIO(source))
     except FAILURES as error:
         raise Unreadable(name, error) from None
+
+
+def _check(source: Stored, name: str) -> None:
+    """Raise Unreadable for a broken file; a JPEG is looked at with an eighth of its sides, which finds what is broken sooner."""
+    with _reading(source, name) as image:
+        image.draft("RGB", (1, 1))
+        image.load()
 
 
 def _has_more(image: Image.Image) -> bool:
@@ -116,9 +159,9 @@ def _orientation(image: Image.Image) -> int:
     return found if found in range(1, 9) else 1
 
 
-def _turned(image: Image.Image) -> Image.Image:
-    method = TURNS.get(_orientation(image))
-    return image if method is None else image.transpose(method)
+def _turn_of(image: Image.Image) -> Image.Transpose | None:
+    """What sets an image upright."""
+    return TURNS.get(_orientation(image))
 
 
 TURNS = {
@@ -133,6 +176,14 @@ TURNS = {
 
 
 # Values that are not of 8 bits
+
+
+class NeedsColour(Exception):
+    """An image in colour among what was taken for grey images."""
+
+
+class NeedsScale(Exception):
+    """An image whose values need a scale that is not settled."""
 
 
 @dataclass
@@ -169,20 +220,23 @@ class Scales:
             said.append(f"{images} {kind}, from {lowest[1]:.4g} to {highest[2]:.4g}: {white} is taken as white in the whole dataset")
         return said
 
-    def as_bytes(self, kind: str, array: np.ndarray) -> np.ndarray:
-        """Values of a settled kind as uint8, cut where they leave the range."""
-        return np.rint(array.astype(np.float64) * (255 / self.white[kind])).clip(0, 255).astype(np.uint8)
+    def applied(self, image: Image.Image | Wide, ground: tuple[int, int, int]) -> Image.Image:
+        """An image in mode L or RGB; values are cut where they leave the range. Raises NeedsScale for a kind that is not settled."""
+        if not isinstance(image, Wide):
+            return image
+        if image.kind not in self.white:
+            raise NeedsScale
+        pixels = Image.fromarray(np.rint(image.values.astype(np.float64) * (255 / self.white[image.kind])).clip(0, 255).astype(np.uint8))
+        return _on_ground(pixels, ground) if pixels.mode == "RGBA" else pixels
+
+
+def extremes(values: np.ndarray) -> np.ndarray:
+    """(lowest, highest) of the values of an image; what is transparent plays no role."""
+    seen = values[..., :3] if values.ndim == 3 else values
+    return np.array([seen.min(), seen.max()])
 
 
 # Many images
-
-
-class NeedsColour(Exception):
-    """An image in colour among what was taken for grey images."""
-
-
-class NeedsScale(Exception):
-    """An image whose values need a scale that is not settled."""
 
 
 def _threads() -> ThreadPoolExecutor:
@@ -208,7 +262,7 @@ class Decoder:
 
     def __init__(self, config: DataConfig, notes: list[str], *, own: bool):
         """`own`: images of a user's own, which are turned upright, and of which an error names all that are broken, and a size for all."""
-        self.size, self.fit, self.notes, self.own = config.size, config.fit, notes, own
+        self.root, self.size, self.fit, self.notes, self.own = config.root, config.size, config.fit, notes, own
         self.ground = ImageColor.getrgb(config.background)[:3]
         self.scales = Scales()
         self._several: set[str] = set()  # names of images with several frames
@@ -241,14 +295,10 @@ class Decoder:
 
     def _open(self, source_at: Callable[[int], Stored], name_at: Callable[[int], str], i: int) -> Image.Image:
         """Image i as it will be stacked, in mode L or RGB."""
-        image = self._stored(source_at, name_at, i)
-        if kind := values_of(image):
-            if kind not in self.scales.white:
-                raise NeedsScale
-            image = Image.fromarray(self.scales.as_bytes(kind, np.asarray(image)))
+        image = self.scales.applied(self._stored(source_at, name_at, i), self.ground)
         return image if self.size is None else in_form(image, self.size, self.fit, self.ground)
 
-    def _stored(self, source_at: Callable[[int], Stored], name_at: Callable[[int], str], i: int) -> Image.Image:
+    def _stored(self, source_at: Callable[[int], Stored], name_at: Callable[[int], str], i: int) -> Image.Image | Wide:
         """Image i with the values and the size that it has."""
         return open_image(source_at(i), name_at(i), upright=self.own, ground=self.ground, on_several=self._several.add)
 
@@ -281,11 +331,7 @@ class Decoder:
 
         def looked_at(i: int) -> list[tuple[str, str, np.ndarray]]:
             image = self._stored(source_at, name_at, i)
-            kind = values_of(image)
-            if kind is None:
-                return []
-            array = np.asarray(image)
-            return [(kind, name_at(i), np.array([array.min(), array.max()]))]
+            return [(image.kind, name_at(i), extremes(image.values))] if isinstance(image, Wide) else []
 
         with _threads() as pool:
             found = [entry for entries in pool.map(looked_at, order) for entry in entries]
@@ -295,7 +341,8 @@ class Decoder:
         if self._several and not self._said_several:
             self._said_several = True
             count = len(self._several)
-            files = f"{min(self._several)} has" if count == 1 else f"{count} images, such as {min(self._several)}, have"
+            one = min(self._several).removeprefix(f"{self.root}{os.sep}")
+            files = f"{one} has" if count == 1 else f"{count} images, such as {one}, have"
             self.notes.append(f"{files} several frames or pages, of which the first is used")
 
     def _all_unreadable(self, first: Unreadable) -> UserError:
@@ -304,7 +351,7 @@ class Decoder:
         def check(image: tuple[Callable[[int], Stored], Callable[[int], str], int]) -> Unreadable | None:
             source_at, name_at, i = image
             try:
-                _opened(source_at(i), name_at(i), coarse=True)
+                _check(source_at(i), name_at(i))
             except Unreadable as error:
                 return error
             return None

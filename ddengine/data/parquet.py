@@ -12,7 +12,7 @@ import numpy as np
 from ddengine.data.images import Decoder, Stored, Unreadable
 from ddengine.data.listing import files_below
 from ddengine.data.source import Part, Source
-from ddengine.data.splits import STAND_INS, TEST, TRAIN, class_order, listed, split_word_in
+from ddengine.data.splits import STAND_INS, TEST, TRAIN, class_order, composed, listed, split_word_in
 from ddengine.errors import UserError
 from ddengine.recipe import DataConfig
 
@@ -162,7 +162,13 @@ class Labels:
 
     def named(self) -> np.ndarray:
         """(N,) names."""
-        return self.values.astype(str)
+        return _composed(self.values.astype(str))
+
+
+def _composed(names: np.ndarray) -> np.ndarray:
+    """Names (N,) with their accents in one form."""
+    unique, inverse = np.unique(names, return_inverse=True)
+    return np.array([composed(name) for name in unique.tolist()])[inverse]
 
 
 def read_labels(file: File, column: str) -> Labels:
@@ -198,7 +204,7 @@ def read_labels(file: File, column: str) -> Labels:
         return Labels(file, numbers, None)
     if numbers.max() >= len(names):
         raise UserError(f"{path} has label {numbers.max()}, and its metadata name {len(names)} classes, from 0 on; correct the file.")
-    return Labels(file, np.array(names)[numbers], tuple(names))
+    return Labels(file, np.array(names)[numbers], tuple(map(composed, names)))
 
 
 def classes_of(labels: Sequence[Labels]) -> tuple[str, ...]:

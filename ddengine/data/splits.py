@@ -1,6 +1,7 @@
 """Which split a folder or a file belongs to, by the words that people name them with, and in which order classes come."""
 
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 
 TRAIN = ("train", "training")
@@ -17,6 +18,11 @@ def split_word(name: str) -> str | None:
 def split_word_in(name: str) -> str | None:
     """The first word of a split in a file name such as flowers-train-00000-of-00002, whose words dots, dashes, underscores and digits part."""
     return next(filter(None, map(split_word, re.split(r"[-._ 0-9]+", name))), None)
+
+
+def composed(name: str) -> str:
+    """A name with its accents in one form: file systems differ in whether an accent is a letter of its own."""
+    return unicodedata.normalize("NFC", name)
 
 
 def class_order(names: Iterable[str]) -> tuple[str, ...]:

@@ -2,8 +2,10 @@
 
 import os
 import socket
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +95,14 @@ def test_classes_of_the_test_split_are_matched_by_name(tmp_path):
     assert data.test.labels.tolist() == [1] * 4 + [2] * 4 and any("no test image of class 'cat' (training images: 4)" in note for note in data.notes)
     classes(tmp_path / "test", ("fox",))
     assert "fox is not among the training classes" in refused(tmp_path)
+
+
+def test_an_accent_is_one_letter_on_every_file_system(tmp_path):
+    """Archives made on a Mac have it as two."""
+    classes(tmp_path / "train", ("caf\u00e9", "dog"))
+    classes(tmp_path / "test", ("cafe\u0301", "dog"), first=20)
+    data = load(tmp_path)
+    assert data.class_names == ("caf\u00e9", "dog") and data.counts == {"train": 8, "validation": 0, "test": 8}
 
 
 def test_splits_that_are_not_class_folders_are_refused(tmp_path):
@@ -223,6 +233,35 @@ def test_values_of_more_than_8_bits_have_one_scale(tmp_path, kind, low, high, wh
     own = [(Image.fromarray(expected[name].astype(kind)), c) for c, name in enumerate(("dark", "full")) for _ in range(2)]
     as_dataset = data_of(own, own_config(DataConfig(name="own", validation=0.0)), CPU)
     assert torch.equal(as_dataset.train.pixels[-1], data.train.pixels[-1]) and torch.equal(as_dataset.train.pixels[0], data.train.pixels[0])
+
+
+def png_of_16_bits(values):
+    """The bytes of a PNG of values (H, W, 3 or 4) of 16 bits a channel, which Pillow cannot write."""
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    height, width, channels = values.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    head = struct.pack(">IIBBBBB", width, height, 16, {3: 2, 4: 6}[channels], 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("white", [255, 4095, 65535])
+def test_colour_of_16_bits_keeps_its_values(tmp_path, white):
+    """Pillow reads the high bytes alone, which are 0 where 8-bit values are stored in 16 bits."""
+    colours = np.linspace(0, white, 6 * 6 * 3).reshape(6, 6, 3).astype(np.uint16)
+    clear = np.dstack([colours, np.full((6, 6), 65535 if white == 65535 else white, np.uint16)])
+    clear[:3, :, 3] = 0
+    for name, values in (("a", colours), ("b", clear)):
+        (tmp_path / name).mkdir()
+        for i in range(3):
+            (tmp_path / name / f"{i}.png").write_bytes(png_of_16_bits(values))
+    data = load(tmp_path)
+    wanted = torch.from_numpy(np.rint(colours * (255 / white))).permute(2, 0, 1)
+    first, last = data.train.pixels[0].double(), data.train.pixels[-1].double()
+    assert torch.equal(first, wanted) and torch.equal(last[:, 3:], wanted[:, 3:]) and (last[:, :3] == 255).all()
+    assert any(f"{white} is taken as white" in note for note in data.notes)
 
 
 @pytest.mark.parametrize(
