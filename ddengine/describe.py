@@ -15,7 +15,7 @@ from rich.text import Text
 
 from ddengine import files, log
 from ddengine.errors import UserError
-from ddengine.report import size, table
+from ddengine.report import notes, size, table
 
 PARQUET = "*.parquet"
 SHOWN = 60  # rows of a long list
@@ -146,7 +146,8 @@ def _metrics(path: Path) -> dict[str, Any] | None:
 
 def _last_accuracy(metrics: Iterable[dict[str, Any] | None]) -> list[float]:
     """Validation accuracy after the last epoch, of the experts that have one."""
-    return [found["validation_accuracy"][-1] for found in metrics if found and found.get("validation_accuracy")]
+    last = [found["validation_accuracy"][-1] for found in metrics if found and found.get("validation_accuracy")]
+    return [accuracy for accuracy in last if accuracy is not None]
 
 
 def _store(path: Path) -> list[Part]:
@@ -301,7 +302,7 @@ def _run_row(path: Path) -> tuple[str, ...]:
         f"{_at(recipe, 'data', 'name') or '-'}, {_at(recipe, 'ipc') or '-'}",
         _state(path, recipe),
         f"{loss:.4g}" if isinstance(loss, int | float) else "-",
-        _percent(_at(row, "accuracy_mean")) or "-",
+        _percent(_at(row, "accuracy_mean")) or ("diverged" if _at(row, "diverged") else "-"),
         size(_bytes_of(path)),
     )
 
@@ -330,7 +331,9 @@ def _set(path: Path) -> list[Part]:
     own = [p for p in (path.parent, path) if (p / "evaluation.json").is_file() and (p == path or path.name == "distilled")]
     row = _own_row(_maybe(own[0] / "evaluation.json")) if own else None
     measured = None
-    if mean := _percent(_at(row, "accuracy_mean")):
+    if _at(row, "diverged") and _at(row, "accuracy_mean") is None:
+        measured = f"all networks diverged, with {_at(row, 'model')}"
+    elif mean := _percent(_at(row, "accuracy_mean")):
         spread = _percent(_at(row, "accuracy_std"))
         measured = f"{mean}{f' ± {spread}' if spread else ''} with {_at(row, 'model')}, n = {_at(row, 'n')}"
     lost = [name for name in ("data.safetensors", *(["labels.safetensors"] if meta.get("labels_digest") else [])) if not (path / name).is_file()]
@@ -389,6 +392,8 @@ def _evaluation(path: Path) -> list[Part]:
         cells = list(zip(*(map(str, column.cells) for column in drawn.columns), strict=True)) if drawn else []
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} was not written by this version of the engine ({error!r} is missing); evaluate again with --restart.") from None
+    if evaluation["rows"]:
+        rows += _rows(("notes", "; ".join(notes(evaluation))))
     models = sorted({str(row["model"]) for row in evaluation["rows"]})
     return [Part(f"Evaluation {path}", rows), Part(f"Test accuracy, {', '.join(models)}", cells, head)]
 
