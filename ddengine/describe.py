@@ -1,26 +1,30 @@
 """What lies in a folder or a file: expert stores, runs, distilled sets, evaluations, tensors. For `run.py inspect`.
 
-Reads headers and small JSON files, never a large tensor.
+Reads headers and small JSON files, and the numbers of small sets to say whether they can be used; never a large tensor.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from ddengine import files, log
+from ddengine import files, log, synthetic
+from ddengine.data.stored import read_preprocess
 from ddengine.errors import UserError
 from ddengine.report import notes, size, table
 
 PARQUET = "*.parquet"
+CPU = torch.device("cpu")
 SHOWN = 60  # rows of a long list
 LONGEST = 60  # characters of a value out of a file's metadata
 UNREADABLE = "cannot be read"
+CHECKED = 2**28  # bytes of the largest file whose numbers are looked at, to say whether they can be used
 
 
 @dataclass(frozen=True)
@@ -158,6 +162,7 @@ def _store(path: Path) -> list[Part]:
     shards = sorted(path.glob("expert_*.safetensors"))
     metrics = {shard: _metrics(shard) for shard in shards}
     damaged = [shard.name for shard, found in metrics.items() if found is None]
+    damaged += _problem(path / "preprocess.safetensors", read_preprocess)
     last = _last_accuracy(metrics.values())
     seconds = sum(found.get("seconds", 0.0) for found in metrics.values() if found)
     numbers = sum(_product(shape) for shape in manifest.get("shapes", []))
@@ -359,8 +364,20 @@ def _set(path: Path) -> list[Part]:
         ("machine", _words(meta.get("machine"))),
         ("commit", meta.get("commit")),
         ("missing", ", ".join(lost) or None),
+        ("damaged", "; ".join([] if lost else _problem(path / "data.safetensors", lambda file: synthetic.load(file.parent, CPU))) or None),
     )
     return [Part(f"Distilled set {path}", rows), *_tensors({**tensors, **labels})]
+
+
+def _problem(path: Path, read: Callable[[Path], Any]) -> list[str]:
+    """What reading a file, which may be absent or too large to be read here, complains about: one sentence or none."""
+    if not path.is_file() or path.stat().st_size > CHECKED:
+        return []
+    try:
+        read(path)
+    except UserError as error:
+        return [str(error)]
+    return []
 
 
 def _parts(sizes: Mapping[str, Any]) -> str:
