@@ -387,7 +387,8 @@ def _parts(sizes: Mapping[str, Any]) -> str:
 def _learned_lr(path: Path) -> str:
     """The one number that is read."""
     with files.reading_tensors(path / "data.safetensors") as file:
-        return f"{float(file.get_tensor('lr')):.6g}"
+        rates = file.get_tensor("lr").flatten().tolist()
+    return ", ".join(f"{rate:.6g}" for rate in rates)
 
 
 def _evaluation(path: Path) -> list[Part]:
