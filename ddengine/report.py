@@ -75,7 +75,7 @@ def real_vs_distilled(path: Path, real: RealSet, syn: SyntheticSet, evaluation: 
         axis.bar_label(drawn, labels=[f" {percent(r['accuracy_mean'])}" for r in bars], label_type="edge", padding=4)
         axis.invert_yaxis()
         axis.set_xlim(0, 112)
-        axis.set_xlabel(f"test accuracy, %, n = {bars[0]['n']}\n95 % interval by {interval_of(evaluation or {})}", fontsize=8)
+        axis.set_xlabel(f"test accuracy, %, n = {max(r['n'] for r in bars)}\n95 % interval by {interval_of(evaluation or {})}", fontsize=8)
         axis.spines[["top", "right"]].set_visible(False)
     with files.replacing(path) as temporary:
         figure.savefig(temporary, dpi=130, format="png")
