@@ -23,7 +23,7 @@ from buffers.exchange import import_experts as make_store
 from buffers.experts import generate
 from buffers.store import ExpertStore, StoreGroup, check_identity, finished, identity, imported_digest, stored_preprocess
 from buffers.train import train_expert
-from ddengine import api, cli, describe, dist, exchange, files, handover, log, report, runs, runtime, scores, synthetic, training
+from ddengine import api, cli, describe, dist, exchange, files, handover, intervals, log, report, runs, runtime, scores, synthetic, training
 from ddengine import distill as outer
 from ddengine import estimate as costs
 from ddengine.api import ASKS_EXPERTS, buffer_models, check_networks, reads_experts
@@ -195,7 +195,7 @@ def buffer(options: Options[Recipe], root: Path = EXPERTS) -> None:
         new_model = partial(build_model, name, data.image_shape, data.num_classes)
         generate(data, recipe.data, recipe.buffer, name, new_model, folder, seed=options.seed, precision=options.precision)
         store = ExpertStore(folder)
-        scores = [a for i in range(store.num_experts) for a in store.metrics(i)["validation_accuracy"][-1:]]
+        scores = [a for i in range(store.num_experts) for a in store.metrics(i)["validation_accuracy"][-1:] if a is not None]
         shown = f", validation accuracy {100 * sum(scores) / len(scores):.1f} % after the last epoch" if scores else ""
         what = f"{store.num_experts} experts of {recipe.buffer.epochs} epochs" + (f", teachers {name}," if recipe.teachers else "")
         log.say(f"{what} in {folder}{shown}")
@@ -483,6 +483,8 @@ def evaluate_path(path: Path, args: list[str]) -> dict[str, Any]:
     name = meta["recipe"]["name"]
     on = f" on {evaluation['num_images']['test']} images" if "num_images" in evaluation else ""
     log.console.print(report.table(evaluation, f"{name}, test accuracy{on}", options.sort))
+    for line in report.notes(evaluation):
+        log.say(line)
     if len({row["model"] for row in evaluation["rows"]}) > 1:
         report.heat_map(out / "heat_map.png", [(name, evaluation)])
         log.say(f"accuracy of every set on every network: {out / 'heat_map.png'}")
@@ -526,8 +528,13 @@ def score(path: Path, args: list[str]) -> None:
     ]
     made = scores.of(*found, name=found[0]["rows"][0]["set"])
     kept = ("machine", "versions", "commit", "seed", "precision")
-    files.write_json(out / "scores.json", {"scores": made, "seconds": sum(e["seconds"] for e in found), **{k: found[0].get(k) for k in kept}})
+    facts = {"scores": made, "interval": intervals.NAME}
+    files.write_json(out / "scores.json", {**facts, "seconds": sum(e["seconds"] for e in found), **{k: found[0].get(k) for k in kept}})
     log.console.print(scores.table(made, f"{meta['recipe']['name']}, accuracies as fractions"))
+    log.say(f"95 % intervals are of the mean over networks, by {intervals.NAME}")
+    for entry in made:
+        if entry["diverged"]:
+            log.say(f"warning: with {entry['diverged']} of the seeds a network on {entry['model']} diverged, and these do not count")
 
 
 def rank(path: Path, args: list[str]) -> None:
@@ -655,6 +662,8 @@ def learn_continually(args: list[str]) -> None:
         files.write_json(folder / "continual.json", result)
     continual.plot(folder / "continual.png", result)
     log.console.print(continual.table(result))
+    for line in continual.notes(result):
+        log.say(line)
     log.say(f"accuracy after each stage: {folder / 'continual.png'}")
 
 

@@ -1,7 +1,6 @@
 """What the benchmarks share: readings of time and memory, and result files that say where they were made."""
 
 import ctypes
-import json
 import multiprocessing as mp
 import statistics
 import sys
@@ -14,7 +13,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from ddengine import runtime
+from ddengine import files, runtime
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -82,5 +81,5 @@ def write(name: str, device: torch.device, settings: dict[str, Any], rows: list[
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}-{device.type}.json"
     where = {"machine": runtime.machine(device), "versions": runtime.versions(), "commit": runtime.commit()}
-    path.write_text(json.dumps({"settings": settings, "rows": rows, **where}, indent=1) + "\n")
+    files.write_json(path, {"settings": settings, "rows": rows, **where})
     return path

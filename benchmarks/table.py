@@ -19,10 +19,14 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from ddengine import files, report
+
+ROOT = Path(__file__).resolve().parent.parent
 RIVALS = ("random", "random_soft", "random_coded", "herding", "k_centre", "k_means")
 OWN_ROWS = ("distilled", "raw", "distilled_same_steps", "random_coded", "base", "distilled_hard")  # named after the run, not its group
 CONTROLS = ("random_coded", "base", "distilled_hard")  # of those, what is not meant to win
-ROOT = Path(__file__).resolve().parent.parent
 COLUMNS = (
     "row",
     "set",
@@ -204,7 +208,7 @@ def collect(run: Path, folder: Path, row: Row) -> dict[str, Any]:
     evaluation = json.loads((folder / "evaluation.json").read_text())
     cost = meta["distillation"] | {"machine": meta["machine"], "commit": meta["commit"]}
     events = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    curve = [[e["step"], e["seconds"], e["validation_accuracy"]] for e in events if "seconds" in e]
+    curve = [[e["step"], e["seconds"], e["validation_accuracy"]] for e in events if e.get("validation_accuracy") is not None]
     said = {"row": row.label, "experts": meta.get("experts"), "group": row.group, "flags": row.flags, "recipe": meta["recipe"]["name"]}
     return said | {"seed": meta["seed"], "distillation": cost, "validation": curve, "evaluation": evaluation}
 
@@ -213,17 +217,30 @@ def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |\n"
 
 
+def _accuracy(row: dict[str, Any]) -> str:
+    """Mean and 95 % interval in percent."""
+    if row["accuracy_mean"] is None:
+        return "diverged"
+    between = f" ({100 * row['ci95'][0]:.1f} to {100 * row['ci95'][1]:.1f})" if row["ci95"] else ""
+    return f"{100 * row['accuracy_mean']:.1f}{between}"
+
+
+def _ends(row: dict[str, Any]) -> list[float]:
+    """The interval; of networks that diverged nothing is known, and of one network it is its accuracy."""
+    return [0.0, 1.0] if row["accuracy_mean"] is None else row["ci95"] or [row["accuracy_mean"]] * 2
+
+
 def markdown(runs: list[dict[str, Any]]) -> str:
     """One line per row and set; a distilled set that does not beat the baselines of its group by more than both intervals is marked."""
     lines = [_line(COLUMNS), _line(["---"] * len(COLUMNS))]
     for run in runs:
         cost, group = run["distillation"], [r for other in runs if other["group"] == run["group"] for r in other["evaluation"]["rows"]]
         for row in run["evaluation"]["rows"]:
-            low, high = row["ci95"]
-            shown = f"{100 * row['accuracy_mean']:.1f} ± {100 * row['accuracy_std']:.1f} ({100 * low:.1f} to {100 * high:.1f})"
+            spread = "" if row["accuracy_std"] is None else f" ± {100 * row['accuracy_std']:.1f}"
+            shown = _accuracy(row).replace(" (", f"{spread} (", 1) if row["ci95"] else _accuracy(row) + spread
             mine = row["set"] in OWN_ROWS
-            rivals = [r for r in group if r["model"] == row["model"] and r["set"] in RIVALS]
-            beaten = all(low > r["ci95"][1] for r in rivals)
+            rivals = [r for r in group if r["model"] == row["model"] and r["set"] in RIVALS and r["accuracy_mean"] is not None]
+            beaten = all(_ends(row)[0] > _ends(r)[1] for r in rivals)
             mark = "" if not mine or beaten or row["set"] in CONTROLS else " **not clearly above the baselines**"
             experts = f"{run['experts']['seconds'] / 60:.1f} min" if run["experts"] else "-"
             minutes = (cost["seconds"] + cost.get("initial_seconds", 0)) / 60  # the initial images are all that some methods make
@@ -243,16 +260,16 @@ def markdown(runs: list[dict[str, Any]]) -> str:
 
 
 def crossed(runs: list[dict[str, Any]]) -> str:
-    """One line per set and one column per network, mean and half of the 95 % interval; each set's loss against the network it was made with."""
+    """One line per set and one column per network, mean and 95 % interval; each set's loss against the network it was made with."""
     models = list(dict.fromkeys(row["model"] for run in runs for row in run["evaluation"]["rows"]))
     lines = [_line(["set", *models, "mean over the others"]), _line(["---"] * (len(models) + 2))]
     named = [(run["row"] if row["set"] in OWN_ROWS else row["set"], row) for run in runs for row in run["evaluation"]["rows"]]
     labels = list(dict.fromkeys(label for label, _ in named))
     for label in sorted(labels, key=lambda name: name == "full"):  # last
         cells = {row["model"]: row for name, row in named if name == label}
-        shown = [f"{100 * c['accuracy_mean']:.1f} ± {100 * (c['ci95'][1] - c['accuracy_mean']):.1f}" for c in (cells[m] for m in models)]
-        others = [100 * cells[m]["accuracy_mean"] for m in models[1:]]
-        lines.append(_line([label, *shown, f"{sum(others) / len(others):.1f}"]))
+        others = [cells[m]["accuracy_mean"] for m in models[1:]]
+        mean = "diverged" if None in others else f"{100 * sum(others) / len(others):.1f}"
+        lines.append(_line([label, *(_accuracy(cells[m]) for m in models), mean]))
     return "".join(lines)
 
 
@@ -275,7 +292,7 @@ def plot(path: Path, runs: list[dict[str, Any]]) -> None:
             )
             levels: dict[float, list[str]] = {}  # equal selections share a line
             for row in run["evaluation"]["rows"]:
-                if row["set"] in ("random", "herding", "k_centre", "k_means"):
+                if row["set"] in ("random", "herding", "k_centre", "k_means") and row["accuracy_mean"] is not None:
                     levels.setdefault(100 * row["accuracy_mean"], []).append(row["set"])
             for level, names in levels.items():
                 axis.axhline(level, linewidth=0.8, linestyle=":", color="0.6")
@@ -301,13 +318,10 @@ def write(name: str, rows: list[Row], said: str) -> None:
     runs = [collect(*places(name, rows, row), row) for row in rows if (places(name, rows, row)[1] / "evaluation.json").exists()]
     out = ROOT / "docs" / "results"
     out.mkdir(parents=True, exist_ok=True)
-    (out / f"{name}.json").write_text(json.dumps({"command": said, "runs": runs}, indent=1) + "\n")
+    files.write_json(out / f"{name}.json", {"command": said, "runs": runs})
     several = any(len({row["model"] for row in run["evaluation"]["rows"]}) > 1 for run in runs)
     (out / f"{name}.md").write_text(crossed(runs) if several else markdown(runs))
     if several:
-        sys.path.insert(0, str(ROOT))
-        from ddengine import report
-
         report.heat_map(out / f"{name}.png", [(run["row"], run["evaluation"]) for run in runs])
     elif runs and all(run["validation"] for run in runs):
         plot(out / f"{name}.png", runs)

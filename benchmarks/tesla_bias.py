@@ -6,7 +6,6 @@ Needs the recipe's experts. Every so many outer steps the gradients of images an
 draw. Writes docs/results/tesla_bias.md and .json.
 """
 
-import json
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 import tyro
 
 import run as program
-from ddengine import distill, runtime
+from ddengine import distill, files, runtime
 from ddengine.rng import generator
 from ddengine.synthetic import SyntheticSet
 from ddengine.types import Objective
@@ -110,7 +109,7 @@ def main(settings: Settings) -> None:
     out = common.ROOT / "docs" / "results"
     where = {"machine": runtime.machine(runtime.setup(settings.device)), "versions": runtime.versions(), "commit": runtime.commit()}
     said = {"recipe": settings.recipe, "steps": settings.steps, "every": settings.every, "flags": settings.flags}
-    (out / "tesla_bias.json").write_text(json.dumps({"settings": said, "rows": rows, **where}, indent=1) + "\n")
+    files.write_json(out / "tesla_bias.json", {"settings": said, "rows": rows, **where})
     (out / "tesla_bias.md").write_text(text)
 
 

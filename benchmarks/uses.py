@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from table import ROOT, command
+from table import ROOT, command, files
 
 FOLDER = ROOT / "runs" / "uses"
 DM = "dm/fashion_mnist_ipc10_small"
@@ -62,9 +62,11 @@ def ranking(result: dict[str, Any]) -> list[str]:
 
 
 def shown(value: dict[str, Any]) -> str:
-    """Mean and half of the 95 % interval, in points."""
-    half = "" if value["ci95"] is None else f" ± {100 * (value['ci95'][1] - value['mean']):.1f}"
-    return f"{100 * value['mean']:.1f}{half}"
+    """Mean and 95 % interval, in points."""
+    if value["mean"] is None:
+        return "diverged"
+    between = "" if value["ci95"] is None else f" ({100 * value['ci95'][0]:.1f} to {100 * value['ci95'][1]:.1f})"
+    return f"{100 * value['mean']:.1f}{between}"
 
 
 def main(args: list[str]) -> None:
@@ -79,7 +81,7 @@ def main(args: list[str]) -> None:
         made = FOLDER / path
         label = f"{name}_small" if len(WRITTEN[name]) == 1 else f"{name}_{Path(path).parent}_small"
         result = json.loads(made.with_suffix(".json").read_text())
-        (out / f"{label}.json").write_text(json.dumps({"command": f"python benchmarks/uses.py {name}", "result": result}, indent=1) + "\n")
+        files.write_json(out / f"{label}.json", {"command": f"python benchmarks/uses.py {name}", "result": result})
         shutil.copy(made.with_suffix(".png"), out / f"{label}.png")
         if name in ("continual", "ranking"):
             (out / f"{label}.md").write_text("\n".join({"continual": continual, "ranking": ranking}[name](result)) + "\n")

@@ -17,6 +17,7 @@ from torch import Generator, Tensor, nn
 
 from ddengine import files
 from ddengine.data import Preprocess
+from ddengine.data.stored import read_preprocess
 from ddengine.errors import UserError
 from ddengine.flat import unflatten_into
 from ddengine.recipe import BufferConfig, DataConfig, digest, to_dict
@@ -129,13 +130,13 @@ def write_expert(folder: Path, expert: int, params: Tensor, buffers: Tensor | No
     """Write one finished expert into an open store: params (kept epochs, P), buffers (kept epochs, Q)."""
     tensors = {"params": params.to(DTYPES[dtype])} | ({} if buffers is None else {"buffers": buffers})
     fingerprint = files.read_json(folder / "manifest.json", "fingerprint")["fingerprint"]
-    files.write_tensors(shard_path(folder, expert), tensors, {"fingerprint": fingerprint, "metrics": json.dumps(metrics)})
+    files.write_tensors(shard_path(folder, expert), tensors, {"fingerprint": fingerprint, "metrics": files.to_json(metrics)})
 
 
 def stored_preprocess(folder: Path) -> Preprocess | None:
-    """What the experts of a store saw their images through; None where there is no store."""
+    """What the experts of a store saw their images through; None where there is no store. Raises UserError for impossible numbers."""
     path = folder / "preprocess.safetensors"
-    return Preprocess.from_tensors(files.read_tensors(path)[0]) if path.exists() else None
+    return read_preprocess(path) if path.exists() else None
 
 
 class ExpertStore:
@@ -195,15 +196,25 @@ class ExpertStore:
             raise UserError(f"The shard {shard_path(self.folder, self.experts[expert])} has no {name!r}; delete it and run buffer again.") from None
 
     def snapshots(self, expert: int, epochs: Sequence[int]) -> Tensor:
-        """Parameters (len(epochs), P), float32, reading those rows only."""
+        """Parameters (len(epochs), P), float32, reading those rows only. Raises UserError for a row with numbers that are not finite."""
         rows = self._slice(expert, "params")
-        return torch.stack([rows[self._row[e]] for e in epochs]).float()
+        return torch.stack([self._sound(rows[self._row[e]], expert, e) for e in epochs]).float()
+
+    def _sound(self, row: Tensor, expert: int, epoch: int) -> Tensor:
+        """The row, which is finite: an update made of another would be skipped, so half of a damaged store would pass for a slow run."""
+        if not row.isfinite().all():
+            raise UserError(
+                f"The shard {shard_path(self.folder, self.experts[expert])} is damaged: epoch {epoch} holds numbers that are not finite; "
+                "delete it and run the buffer command again."
+            )
+        return row
 
     def load(self, expert: int, epoch: int) -> nn.Module:
-        """The network of that snapshot, BatchNorm buffers included, in evaluation mode."""
+        """The network of that snapshot, BatchNorm buffers included, in evaluation mode. Raises UserError for a damaged row, as `snapshots` does."""
         assert self._new_model is not None, "the store was opened without new_model"
         network = self._new_model(Generator())
-        buffers = self._slice(expert, "buffers")[self._row[epoch]] if "buffers" in self._file(expert).keys() else None
+        stored = self._slice(expert, "buffers") if "buffers" in self._file(expert).keys() else None
+        buffers = None if stored is None else self._sound(stored[self._row[epoch]], expert, epoch)
         if buffers is None and any("running_" in name for name, _ in network.named_buffers()):
             raise UserError(
                 f"The experts in {self.folder} were imported without BatchNorm statistics, so they cannot look at images; "

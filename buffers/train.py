@@ -68,7 +68,10 @@ def train_expert(
             raise UserError(f"The loss of expert {expert} was not finite in epoch {epoch + 1}; lower the learning rate in buffer.step.")
         snapshot(epoch + 1)
         if data.validation is not None:
-            accuracies.append(training.accuracy(model, data.validation, precision))
+            accuracy = training.accuracy(model, data.validation, precision)
+            if accuracy is None:
+                raise UserError(f"Expert {expert} says nothing finite of validation images after epoch {epoch + 1}; lower the rate in buffer.step.")
+            accuracies.append(accuracy)
             model.train()
         if on_epoch is not None:
             on_epoch(f"expert {expert}: loss {losses[-1]:.3f}" + (f", validation {accuracies[-1]:.3f}" if accuracies else ""))

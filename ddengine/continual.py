@@ -24,7 +24,8 @@ from ddengine.codec import Identity, Pixels, as_bytes
 from ddengine.data import Data, RealSet
 from ddengine.data.subset import class_subset, of_classes
 from ddengine.errors import UserError, unknown
-from ddengine.evaluate import Memo, adapted, candidates, interval
+from ddengine.evaluate import Memo, adapted, best_rate, candidates
+from ddengine.intervals import NAME, counted, interval
 from ddengine.merge import merge
 from ddengine.models import build_model
 from ddengine.recipe import EvalConfig, Recipe, digest, require, resolved, to_dict
@@ -33,6 +34,7 @@ from ddengine.runtime import Precision
 from ddengine.synthetic import SyntheticSet, load
 from ddengine.types import Batch, TrainingSet
 
+MEMO = 2  # form of what is remembered of an interrupted run; what an older program left is computed again
 CLASS_BYTES = 8  # of the class of an image, as everywhere in the engine
 CHOSEN = ("random", "herding", "k_centre", "k_means", "forgetting", "el2n")  # memories of real images
 MEMORIES = ("distilled", *CHOSEN)
@@ -78,7 +80,8 @@ def image_bytes(memory: str, shape: tuple[int, int, int], recipe: Recipe, config
 
 def images_per_class(memory: str, data: Data, recipe: Recipe, config: ContinualConfig) -> int:
     """How many images the share of a class holds. Raises UserError for a budget below one, or above what the smallest class has."""
-    cost, fewest = image_bytes(memory, data.image_shape, recipe, config), min(len(m) for m in data.train.members)
+    smallest = min(range(data.num_classes), key=lambda c: len(data.train.members[c]))
+    cost, fewest = image_bytes(memory, data.image_shape, recipe, config), len(data.train.members[smallest])
     num = config.budget // data.num_classes // cost
     if num < 1:
         raise UserError(
@@ -87,8 +90,8 @@ def images_per_class(memory: str, data: Data, recipe: Recipe, config: ContinualC
         )
     if num > fewest:
         raise UserError(
-            f"budget {config.budget} holds {num} images per class (memory {memory}), and a class has {fewest} training images; "
-            f"set budget to less than {(fewest + 1) * cost * data.num_classes}."
+            f"budget {config.budget} holds {num} images per class (memory {memory}), and class {data.class_names[smallest]!r} has {fewest} "
+            f"training images; set budget to less than {(fewest + 1) * cost * data.num_classes}."
         )
     return num
 
@@ -99,14 +102,16 @@ def class_order(num_classes: int, config: ContinualConfig, seed: int, repeat: in
     return [part.tolist() for part in np.array_split(order.numpy(), config.stages)]
 
 
-def forgetting(matrix: Sequence[Sequence[float]]) -> float:
+def forgetting(matrix: Sequence[Sequence[float | None]]) -> float | None:
     """Mean over earlier stages of how far the accuracy on their classes fell from its best; negative where it rose.
 
     matrix[t][s], s <= t: accuracy after stage t on the classes of stage s. The best is that of all stages before the last
-    (Chaudhry et al., ECCV 2018).
+    (Chaudhry et al., ECCV 2018). None where the network of a stage diverged, and so has no accuracies.
     """
+    if any(None in line for line in matrix):
+        return None
     last = len(matrix) - 1
-    return float(np.mean([max(matrix[t][s] for t in range(s, last)) - matrix[last][s] for s in range(last)]))
+    return float(np.mean([max(matrix[t][s] for t in range(s, last)) - matrix[last][s] for s in range(last)]))  # type: ignore[operator,type-var]
 
 
 def kept(syn: SyntheticSet, store: Literal["uint8", "float32"]) -> SyntheticSet:
@@ -154,7 +159,7 @@ def run(
     stages = check(data, recipe, config)
     orders = [class_order(data.num_classes, config, seed, r) for r in range(config.repeats)]
     protocol = adapted(recipe.evaluation, recipe.model)
-    identity = digest([to_dict(config), resolved(recipe), seed, precision, data.train.digest, list(data.class_names)])
+    identity = digest([MEMO, to_dict(config), resolved(recipe), seed, precision, data.train.digest, list(data.class_names)])
     work = memo_path.parent / "work" if work is None and memo_path is not None else work
     memo = Memo(memo_path, identity)
     rates = candidates(protocol, None) if data.validation is not None and protocol.rate == "validation" else [protocol.lr]
@@ -175,6 +180,7 @@ def run(
         "recipe": recipe.name,
         "model": recipe.model,
         "classes": list(data.class_names),
+        "interval": NAME,  # of every ci95
         "stages": [[[data.class_names[c] for c in part] for part in order] for order in orders],  # of each repeat
         "orders": orders,
         "classes_seen": np.cumsum(stages).tolist(),
@@ -265,13 +271,16 @@ class _Run:
 
 
 def _stages(whole: _Run, memory: str, repeat: int, order: list[list[int]]) -> dict[str, Any]:
-    """One repeat with one memory: after each stage the test images that are classified correctly of each class, by its name; rates; seconds."""
+    """One repeat with one memory: after each stage the test images that are classified correctly of each class, by its name; rates; seconds.
+
+    None in place of the images where the network of a stage diverged.
+    """
     data, config = whole.data, whole.config
     assert data.test is not None
     replay = config.strategy == "replay" and memory != JOINT
     so_far: SyntheticSet | None = None
     network: nn.Module | None = None
-    right: list[dict[str, int]] = []
+    right: list[dict[str, int] | None] = []
     rates: list[float] = []
     seconds, size = 0.0, 0
     for stage, classes in enumerate(order):
@@ -303,17 +312,17 @@ def _tested(
     whole: _Run, where: str, on: TrainingSet, lr: float, steps: int | None, start: nn.Module | None, repeat: int, stage: int, seen: list[int],
     keep: bool, trained: list[nn.Module],
 ) -> dict[str, Any]:  # fmt: skip
-    """Train the network of a stage, and count its correct test images of each class; the network is put into `trained`, and stored to `keep` it."""
+    """Train the network of a stage, and count its correct test images of each class; the network is put into `trained`, and stored to `keep` it.
+
+    Of a network that diverged nothing is counted: None.
+    """
     assert whole.data.test is not None
     network = whole.train(on, lr, whole.seed_of("final", repeat, stage), steps, start)
     trained.append(network)
     if keep:
         _save_network(whole, where, network)
-    counts = {}
-    for c in seen:
-        own = of_classes(whole.data.test, [c])
-        counts[whole.data.class_names[c]] = round(training.accuracy(network, own, whole.precision) * len(own))
-    return {"right": counts}
+    found = training.classified(network, of_classes(whole.data.test, seen), whole.precision)
+    return {"right": None if found.diverged else {whole.data.class_names[c]: found.right[c] for c in seen}}
 
 
 def _training_set(
@@ -420,7 +429,8 @@ def _choose_lr(
         return whole.rates[0], 0.0
     assert whole.data.validation is not None
     validation = of_classes(whole.data.validation, seen)
-    best, seconds = (-1.0, 0.0), 0.0
+    tried: list[tuple[float, list[float | None]]] = []
+    seconds = 0.0
     seeds = [whole.seed_of("search", repeat, stage, i) for i in range(whole.protocol.search_networks)]
     for lr in whole.rates:
 
@@ -429,8 +439,11 @@ def _choose_lr(
 
         found = whole.remember(f"search/{where}/{lr!r}", f"{label}, trying learning rate {lr:g}", search)
         seconds += found["seconds"]
-        best = max(best, (float(np.mean(found["accuracies"])), lr), key=lambda pair: pair[0])
-    return best[1], seconds
+        tried.append((lr, found["accuracies"]))
+    lr, diverged = best_rate(tried)
+    if diverged:
+        log.say(f"warning: {label}: networks diverged at every learning rate that was tried, so {lr:g} is only the least bad")
+    return lr, seconds
 
 
 def _network_path(whole: _Run, where: str) -> Path | None:
@@ -457,9 +470,12 @@ def _load_network(whole: _Run, where: str) -> nn.Module | None:
     return network.to(whole.device).eval()
 
 
-def _statistics(values: Sequence[float]) -> dict[str, Any]:
-    mean, std, ci95 = interval(values)
-    return {"mean": mean, "std": std, "ci95": ci95 and list(ci95), "values": [float(v) for v in values]}
+def _statistics(values: Sequence[float | None], low: float = 0.0, high: float = 1.0) -> dict[str, Any]:
+    """Of values within `low` and `high`, one a repeat; those of networks that diverged are None, and do not count."""
+    finite = counted(values)
+    mean, std, ci95 = interval(finite, low, high)
+    shown = [None if v is None else float(v) for v in values]
+    return {"mean": mean, "std": std, "ci95": ci95 and list(ci95), "diverged": len(values) - len(finite), "values": shown}
 
 
 def _summary(whole: _Run, memory: str, found: list[dict[str, Any]], orders: list[list[list[int]]]) -> dict[str, Any]:
@@ -468,15 +484,15 @@ def _summary(whole: _Run, memory: str, found: list[dict[str, Any]], orders: list
     assert data.test is not None
     tested = {name: len(members) for name, members in zip(data.class_names, data.test.members, strict=True)}
 
-    def accuracy(right: Mapping[str, int], names: Sequence[str]) -> float:
-        return sum(right[n] for n in names) / sum(tested[n] for n in names)
+    def accuracy(right: Mapping[str, int] | None, names: Sequence[str]) -> float | None:
+        return None if right is None else sum(right[n] for n in names) / sum(tested[n] for n in names)
 
-    by_stage = [[accuracy(repeat["right"][t], list(repeat["right"][t])) for repeat in found] for t in range(whole.config.stages)]
+    by_stage = [[accuracy(repeat["right"][t], list(repeat["right"][t] or ())) for repeat in found] for t in range(whole.config.stages)]
     matrices = []
     for repeat, order in zip(found, orders, strict=True):
         parts = [[data.class_names[c] for c in part] for part in order]
         matrices.append([[accuracy(right, parts[s]) for s in range(t + 1)] for t, right in enumerate(repeat["right"])])
-    last = {name: _statistics([repeat["right"][-1][name] / tested[name] for repeat in found]) for name in data.class_names}
+    last = {name: _statistics([accuracy(repeat["right"][-1], [name]) for repeat in found]) for name in data.class_names}
     num = None if memory == JOINT else images_per_class(memory, data, whole.recipe, whole.config)
     return {
         "images_per_class": num,
@@ -485,7 +501,7 @@ def _summary(whole: _Run, memory: str, found: list[dict[str, Any]], orders: list
         "final": _statistics(by_stage[-1]),
         "final_by_class": last,
         "by_stage": matrices,  # of each repeat: after stage t on the classes of stage s
-        "forgetting": _statistics([forgetting(matrix) for matrix in matrices]),
+        "forgetting": _statistics([forgetting(matrix) for matrix in matrices], -1.0),
         "lr": [repeat["lr"] for repeat in found],
         "seconds": round(sum(repeat["seconds"] for repeat in found), 2),
     }
@@ -501,17 +517,18 @@ def plot(path: Path, result: Mapping[str, Any]) -> None:
     figure, axis = pyplot.subplots(figsize=(6.4, 4.2), layout="constrained")
     seen = np.array(result["classes_seen"], float)
     for i, (name, found) in enumerate(result["memories"].items()):
-        means = np.array([100 * stage["mean"] for stage in found["accuracy"]])
-        halves = [0.0 if stage["ci95"] is None else 100 * (stage["ci95"][1] - stage["mean"]) for stage in found["accuracy"]]
+        means = np.array([np.nan if stage["mean"] is None else 100 * stage["mean"] for stage in found["accuracy"]])
+        errors = report.error_bars(found["accuracy"], "mean")
         shift = 0.02 * (seen[-1] - seen[0]) / max(1, len(seen) - 1) * (i - len(result["memories"]) / 2)  # so that bars do not hide each other
         style = "--" if name == JOINT else "-"
         of = "all real images" if found["images_per_class"] is None else f"{found['images_per_class']} per class"
-        axis.errorbar(seen + shift, means, halves, label=f"{name}, {of}", capsize=3, marker="o", linestyle=style, color=COLOURS.get(name))
+        axis.errorbar(seen + shift, means, errors, label=f"{name}, {of}", capsize=3, marker="o", linestyle=style, color=COLOURS.get(name))
     axis.set_xticks(seen)
     axis.set_ylim(0, 102)
     axis.set_xlabel("classes seen")
     repeats = result["config"]["repeats"]
-    axis.set_ylabel(f"test accuracy on them, %, {repeats} order{'s, 95 % interval' if repeats > 1 else ''}", fontsize=9)
+    by = f"s,\n95 % interval by {report.interval_of(result)}" if repeats > 1 else ""
+    axis.set_ylabel(f"test accuracy on them, %, {repeats} order{by}", fontsize=9)
     axis.set_title(f"memory of {report.size(result['config']['budget'])}, strategy {result['config']['strategy']}", loc="left", fontsize=10)
     axis.legend(frameon=False, fontsize=9)
     axis.spines[["top", "right"]].set_visible(False)
@@ -521,10 +538,13 @@ def plot(path: Path, result: Mapping[str, Any]) -> None:
 
 
 def table(result: Mapping[str, Any]) -> Table:
-    """continual.json as a table for the terminal; ± is the sample standard deviation over repeats, mean that of all stages."""
+    """continual.json as a table for the terminal; ± is the sample standard deviation over repeats, mean that of all stages.
+
+    Repeats whose network diverged do not count; where none is left, the table says so.
+    """
 
     def percent(found: Mapping[str, Any]) -> str:
-        return f"{100 * found['mean']:.1f}" + ("" if found["std"] is None else f" ± {100 * found['std']:.1f}")
+        return report.percent(found["mean"]) + ("" if found["std"] is None else f" ± {100 * found['std']:.1f}")
 
     config = result["config"]
     title = f"class-incremental, {config['stages']} stages, {config['repeats']} orders, {config['strategy']}, {result['model']}"
@@ -532,7 +552,20 @@ def table(result: Mapping[str, Any]) -> Table:
     for head in ("memory", "images/class", "stored", "final %", "mean %", "forgetting %"):
         shown.add_column(head, justify="left" if head == "memory" else "right")
     for name, found in result["memories"].items():
-        stages = f"{100 * np.mean([stage['mean'] for stage in found['accuracy']]):.1f}"
+        means = [stage["mean"] for stage in found["accuracy"]]
+        stages = report.percent(None if None in means else float(np.mean(means)))
         num = "all" if found["images_per_class"] is None else str(found["images_per_class"])
         shown.add_row(name, num, report.size(found["bytes"]), percent(found["final"]), stages, percent(found["forgetting"]))
     return shown
+
+
+def notes(result: Mapping[str, Any]) -> list[str]:
+    """What is to be said below the table: how the intervals of continual.json are made, and networks that diverged."""
+    repeats, lines = result["config"]["repeats"], []
+    if repeats > 1:
+        lines.append(f"95 % intervals, in continual.json and its picture, are of the mean over orders, by {report.interval_of(result)}")
+    for name, found in result["memories"].items():
+        for stage, entry in enumerate(found["accuracy"]):
+            if num := entry.get("diverged"):
+                lines.append(f"warning: {num} of {repeats} networks of memory {name} diverged at stage {stage + 1} and do not count")
+    return lines

@@ -1,26 +1,30 @@
 """What lies in a folder or a file: expert stores, runs, distilled sets, evaluations, tensors. For `run.py inspect`.
 
-Reads headers and small JSON files, never a large tensor.
+Reads headers and small JSON files, and the numbers of small sets to say whether they can be used; never a large tensor.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from ddengine import files, log
+from ddengine import files, log, synthetic
+from ddengine.data.stored import read_preprocess
 from ddengine.errors import UserError
-from ddengine.report import size, table
+from ddengine.report import notes, size, table
 
 PARQUET = "*.parquet"
+CPU = torch.device("cpu")
 SHOWN = 60  # rows of a long list
 LONGEST = 60  # characters of a value out of a file's metadata
 UNREADABLE = "cannot be read"
+CHECKED = 2**28  # bytes of the largest file whose numbers are looked at, to say whether they can be used
 
 
 @dataclass(frozen=True)
@@ -146,7 +150,8 @@ def _metrics(path: Path) -> dict[str, Any] | None:
 
 def _last_accuracy(metrics: Iterable[dict[str, Any] | None]) -> list[float]:
     """Validation accuracy after the last epoch, of the experts that have one."""
-    return [found["validation_accuracy"][-1] for found in metrics if found and found.get("validation_accuracy")]
+    last = [found["validation_accuracy"][-1] for found in metrics if found and found.get("validation_accuracy")]
+    return [accuracy for accuracy in last if accuracy is not None]
 
 
 def _store(path: Path) -> list[Part]:
@@ -157,6 +162,7 @@ def _store(path: Path) -> list[Part]:
     shards = sorted(path.glob("expert_*.safetensors"))
     metrics = {shard: _metrics(shard) for shard in shards}
     damaged = [shard.name for shard, found in metrics.items() if found is None]
+    damaged += _problem(path / "preprocess.safetensors", read_preprocess)
     last = _last_accuracy(metrics.values())
     seconds = sum(found.get("seconds", 0.0) for found in metrics.values() if found)
     numbers = sum(_product(shape) for shape in manifest.get("shapes", []))
@@ -301,7 +307,7 @@ def _run_row(path: Path) -> tuple[str, ...]:
         f"{_at(recipe, 'data', 'name') or '-'}, {_at(recipe, 'ipc') or '-'}",
         _state(path, recipe),
         f"{loss:.4g}" if isinstance(loss, int | float) else "-",
-        _percent(_at(row, "accuracy_mean")) or "-",
+        _percent(_at(row, "accuracy_mean")) or ("diverged" if _at(row, "diverged") else "-"),
         size(_bytes_of(path)),
     )
 
@@ -330,7 +336,9 @@ def _set(path: Path) -> list[Part]:
     own = [p for p in (path.parent, path) if (p / "evaluation.json").is_file() and (p == path or path.name == "distilled")]
     row = _own_row(_maybe(own[0] / "evaluation.json")) if own else None
     measured = None
-    if mean := _percent(_at(row, "accuracy_mean")):
+    if _at(row, "diverged") and _at(row, "accuracy_mean") is None:
+        measured = f"all networks diverged, with {_at(row, 'model')}"
+    elif mean := _percent(_at(row, "accuracy_mean")):
         spread = _percent(_at(row, "accuracy_std"))
         measured = f"{mean}{f' ± {spread}' if spread else ''} with {_at(row, 'model')}, n = {_at(row, 'n')}"
     lost = [name for name in ("data.safetensors", *(["labels.safetensors"] if meta.get("labels_digest") else [])) if not (path / name).is_file()]
@@ -356,8 +364,20 @@ def _set(path: Path) -> list[Part]:
         ("machine", _words(meta.get("machine"))),
         ("commit", meta.get("commit")),
         ("missing", ", ".join(lost) or None),
+        ("damaged", "; ".join([] if lost else _problem(path / "data.safetensors", lambda file: synthetic.load(file.parent, CPU))) or None),
     )
     return [Part(f"Distilled set {path}", rows), *_tensors({**tensors, **labels})]
+
+
+def _problem(path: Path, read: Callable[[Path], Any]) -> list[str]:
+    """What reading a file, which may be absent or too large to be read here, complains about: one sentence or none."""
+    if not path.is_file() or path.stat().st_size > CHECKED:
+        return []
+    try:
+        read(path)
+    except UserError as error:
+        return [str(error)]
+    return []
 
 
 def _parts(sizes: Mapping[str, Any]) -> str:
@@ -367,7 +387,8 @@ def _parts(sizes: Mapping[str, Any]) -> str:
 def _learned_lr(path: Path) -> str:
     """The one number that is read."""
     with files.reading_tensors(path / "data.safetensors") as file:
-        return f"{float(file.get_tensor('lr')):.6g}"
+        rates = file.get_tensor("lr").flatten().tolist()
+    return ", ".join(f"{rate:.6g}" for rate in rates)
 
 
 def _evaluation(path: Path) -> list[Part]:
@@ -389,6 +410,8 @@ def _evaluation(path: Path) -> list[Part]:
         cells = list(zip(*(map(str, column.cells) for column in drawn.columns), strict=True)) if drawn else []
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} was not written by this version of the engine ({error!r} is missing); evaluate again with --restart.") from None
+    if evaluation["rows"]:
+        rows += _rows(("notes", "; ".join(notes(evaluation))))
     models = sorted({str(row["model"]) for row in evaluation["rows"]})
     return [Part(f"Evaluation {path}", rows), Part(f"Test accuracy, {', '.join(models)}", cells, head)]
 

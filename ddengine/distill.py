@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,7 +71,7 @@ def save_checkpoint(path: Path, state: State, log_bytes: int) -> None:
     """Write the state as one file."""
     tensors = {f"{group}/{name}": t for group, named in state.groups().items() for name, t in named.items()}
     meta = {"step": state.step, "counters": vars(state.counters), "log_bytes": log_bytes}
-    files.write_tensors(path, tensors, {"state": json.dumps(meta)})
+    files.write_tensors(path, tensors, {"state": files.to_json(meta)})
 
 
 def load_checkpoint(path: Path, device: torch.device) -> tuple[State, int]:
@@ -139,7 +140,7 @@ def distill(
     *,
     seed: int,
     finish: Callable[[SyntheticSet], SyntheticSet] = lambda syn: syn,
-    validate: Callable[[SyntheticSet], float] | None = None,
+    validate: Callable[[SyntheticSet], float | None] | None = None,
     picture: Callable[[SyntheticSet, int], None] | None = None,
     board: log.Board | None = None,
 ) -> tuple[SyntheticSet, Counters]:
@@ -180,7 +181,10 @@ def distill(
             for event in _read(pending, config, state):
                 done = int(event["step"])
                 if validate is not None and config.evaluate_every and done % config.evaluate_every == 0:
-                    event |= {"validation_accuracy": validate(finish(_current(syn, state))), "seconds": round(state.counters.seconds, 2)}
+                    accuracy = validate(finish(_current(syn, state)))
+                    event |= {"validation_accuracy": accuracy, "seconds": round(state.counters.seconds, 2)}
+                    if accuracy is None:
+                        log.say(f"warning: the network that was trained on the set of step {done} diverged, so it has no validation accuracy")
                 if picture is not None and config.picture_every and done % config.picture_every == 0:
                     picture(_current(syn, state), done)
                 if events is not None:
@@ -204,14 +208,13 @@ def distill(
                 report()
     if events is not None:
         events.close()
-    skipped = state.counters.not_finite + state.counters.above_max_loss
-    if skipped > config.steps / 2:
-        log.say(f"warning: {skipped} of {config.steps} updates were skipped; raise outer.max_loss or lower the learning rates")
-    if state.counters.lr_held:
-        log.say(f"warning: the learned learning rate was held at {SMALLEST_LR:g} {state.counters.lr_held} times; lower outer.optim.lr.lr")
     final = finish(_current(syn, state))
     if picture is not None:
         picture(final, config.steps)
+    for line in skipped(state.counters, config):  # last, where they are seen
+        log.say(line)
+    if state.counters.lr_held:
+        log.say(f"warning: the learned learning rate was held at {SMALLEST_LR:g} {state.counters.lr_held} times; lower outer.optim.lr.lr")
     if not config.ema:
         return final, state.counters
     last = finish(syn.with_tensors({k: v.detach().clone() for k, v in state.tensors.items()})).tensors
@@ -290,7 +293,7 @@ def _update(config: OuterConfig, state: State, learned: Mapping[str, Tensor], lo
     return torch.stack([finite, small, held])
 
 
-def _read(pending: list[Tensor], config: OuterConfig, state: State) -> Iterator[dict[str, float]]:
+def _read(pending: list[Tensor], config: OuterConfig, state: State) -> Iterator[dict[str, Any]]:
     """What is logged of the steps whose results are `pending`, in order, with `state.counters` as after each; waits for the device.
 
     Raises:
@@ -306,10 +309,28 @@ def _read(pending: list[Tensor], config: OuterConfig, state: State) -> Iterator[
         if state.counters.not_finite_in_a_row >= MOST_SKIPPED:
             hint = _hint(state, config, step)
             raise UserError(f"The loss or its gradient was not finite for {MOST_SKIPPED} steps in a row, up to step {step}; {hint}.")
-        event: dict[str, float] = {"step": step, "loss": loss, "applied": bool(applied)}
+        event: dict[str, Any] = {"step": step, "loss": loss, "applied": bool(applied)}
         if "lr" in state.tensors:
             event["lr"] = rest[-1]
         yield event
+
+
+def skipped(counters: Counters, config: OuterConfig) -> list[str]:
+    """What is to be said of updates that were not made; nothing where all were."""
+    bad, high = counters.not_finite, counters.above_max_loss
+    lines = []
+    if bad:
+        lines.append(
+            f"warning: {bad} of {config.steps} updates were skipped because the loss or its gradient was not finite; lower the learning rates"
+        )
+    if high:
+        much = 2 * (bad + high) > config.steps  # a gate that closes now and then does what it is meant to do
+        lines.append(
+            ("warning: " if much else "")
+            + f"{high} of {config.steps} updates were skipped because the loss was above outer.max_loss {config.max_loss:g}"
+            + ("; raise it, or lower the learning rates" if much else "")
+        )
+    return lines
 
 
 def summary(counters: Counters) -> dict[str, float | int]:

@@ -4,14 +4,14 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import scipy.special
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -20,6 +20,7 @@ from ddengine import coreset, files, handover, log, runtime, training
 from ddengine.coreset import random_index
 from ddengine.data import Data, RealSet, Subset
 from ddengine.errors import UserError
+from ddengine.intervals import NAME, counted, interval
 from ddengine.models import build_model, usual_optimiser
 from ddengine.recipe import AugmentConfig, EvalConfig, digest, to_dict
 from ddengine.rng import generator
@@ -84,6 +85,7 @@ PROTOCOLS: dict[str, EvalConfig] = {
 Labels = Literal["own", "hard", "dynamic"]
 SEARCH_SEED = 1000  # the networks that choose a learning rate are not those that are reported
 ADAMW = {"optimiser": "adamw", "weight_decay": 0.05, "lr": 0.001, "lr_grid": (0.0003, 0.001, 0.003)}  # of networks that SGD trains badly
+MEMO = 2  # form of what is remembered of an interrupted evaluation; what an older program left is computed again
 EIGHT_BIT = 1 / 1020  # a quarter of a step of 8 bits: pixels that lie nearer to the steps are 8-bit already
 
 
@@ -112,7 +114,7 @@ class Memo:
             self._known[key] = compute()
             if self._path is not None:
                 with self._path.open("a") as file:
-                    file.write(json.dumps({"identity": self._identity, "key": key, "value": self._known[key]}) + "\n")
+                    file.write(files.to_json({"identity": self._identity, "key": key, "value": self._known[key]}) + "\n")
         return self._known[key]
 
     def clear(self) -> None:
@@ -151,7 +153,14 @@ class Bench:
     teachers: Sequence[nn.Module] = ()  # make dynamic labels, and those of random_soft
     label_bytes: float = 0.0  # of a soft label of the set, and so of random_soft
     as_labelled: Callable[[Tensor], Tensor] = lambda logits: logits  # how the set stores labels
-    seen: set[str] = field(default_factory=set)
+    seen: set[str] = field(default_factory=set)  # keys of results
+    said: set[str] = field(default_factory=set)  # warnings
+
+    def warn(self, message: str) -> None:
+        """Say something once, however often it is found."""
+        if message not in self.said:
+            self.said.add(message)
+            log.say(f"warning: {message}")
 
     def remember(self, key: str, label: str, compute: Callable[[], Any]) -> Any:
         """The result stored under `key`, computed when new; the progress advances once a key."""
@@ -164,20 +173,22 @@ class Bench:
         """The learned rate where it belongs: with plain SGD on the network that it was learned for."""
         return self.learned_lr if model == self.home and adapted(self.config, model).optimiser == "sgd" else None
 
-    def accuracies(self, who: Contender, model: str, lr: float, seeds: Sequence[int], on: RealSet) -> list[float]:
-        """Accuracy on `on` of one network per seed."""
+    def accuracies(self, who: Contender, model: str, lr: float, seeds: Sequence[int], on: RealSet) -> list[training.Classified]:
+        """What one network per seed makes of the images of `on`."""
         sets = [who.sets(i) for i in range(len(seeds))]
         new_model = partial(build_model, model, self.data.image_shape, self.data.num_classes)
         networks = training.train_networks(
             new_model, sets, seeds, adapted(self.config, model), lr, self.device,
             steps=who.steps, precision=self.precision, teachers=self.teachers, labels=who.labels,
         )  # fmt: skip
-        return [training.accuracy(network, on, self.precision) for network in networks]
+        return [training.classified(network, on, self.precision) for network in networks]
 
 
-def _timed(compute: Callable[[], list[float]]) -> dict[str, Any]:
+def _timed(compute: Callable[[], list[training.Classified]]) -> dict[str, Any]:
+    """As it is remembered: of each network its accuracy, None where it diverged, and the images of each class that it is right about."""
     start = time.perf_counter()
-    return {"accuracies": compute(), "seconds": time.perf_counter() - start}
+    found = compute()
+    return {"accuracies": [f.accuracy for f in found], "right": [list(f.right) for f in found], "seconds": time.perf_counter() - start}
 
 
 def adapted(config: EvalConfig, model: str) -> EvalConfig:
@@ -196,7 +207,8 @@ def choose_lr(bench: Bench, who: Contender, model: str) -> tuple[float, float]:
     validation, config, learned = bench.data.validation, adapted(bench.config, model), bench.learned(model)
     if validation is None or config.rate == "learned":
         return (learned if who.own and learned else config.lr), 0.0
-    best, seconds = (-1.0, 0.0), 0.0
+    tried: list[tuple[float, list[float | None]]] = []
+    seconds = 0.0
     seeds = [bench.seed + SEARCH_SEED + i for i in range(bench.config.search_networks)]
     for lr in candidates(config, learned):
         run = bench.remember(
@@ -205,8 +217,26 @@ def choose_lr(bench: Bench, who: Contender, model: str) -> tuple[float, float]:
             lambda lr=lr: _timed(lambda: bench.accuracies(who, model, lr, seeds, validation)),
         )
         seconds += run["seconds"]
-        best = max(best, (float(np.mean(run["accuracies"])), lr), key=lambda pair: pair[0])
-    return best[1], seconds
+        tried.append((lr, run["accuracies"]))
+    lr, diverged = best_rate(tried)
+    if diverged:
+        bench.warn(f"{who.name} on {model}: networks diverged at every learning rate that was tried, so {lr:g} is only the least bad")
+    return lr, seconds
+
+
+def best_rate(tried: Sequence[tuple[float, Sequence[float | None]]]) -> tuple[float, bool]:
+    """(the learning rate that its networks recommend, whether networks diverged even there).
+
+    `tried`: rates, ascending, and the accuracies of their networks, None where one diverged. A rate at which a network diverged is chosen only where
+    that is so at all rates, then one where fewest did; otherwise the highest mean counts, of equal ones the smallest rate.
+    """
+
+    def merit(entry: tuple[float, Sequence[float | None]]) -> tuple[int, float]:
+        finite = counted(entry[1])
+        return len(finite) - len(entry[1]), float(np.mean(finite)) if finite else 0.0
+
+    best = max(tried, key=merit)  # the first of equal ones
+    return best[0], None in best[1]
 
 
 def candidates(config: EvalConfig, learned_lr: float | None) -> list[float]:
@@ -214,25 +244,16 @@ def candidates(config: EvalConfig, learned_lr: float | None) -> list[float]:
     return sorted({*config.lr_grid, *([learned_lr] if learned_lr else [])})
 
 
-def interval(values: Sequence[float]) -> tuple[float, float | None, tuple[float, float] | None]:
-    """Mean, sample standard deviation, and the 95 % interval of the mean by Student's t; one value has neither of the two."""
-    mean = float(np.mean(values))
-    if len(values) < 2:
-        return mean, None, None
-    std = float(np.std(values, ddof=1))
-    half = float(scipy.special.stdtrit(len(values) - 1, 0.975)) * std / len(values) ** 0.5
-    return mean, std, (mean - half, mean + half)
-
-
 def row(bench: Bench, who: Contender, model: str) -> dict[str, Any]:
-    """One row of the table: choose the rate, train, test."""
+    """One row of the table: choose the rate, train, test. Networks that diverged are counted, and left out of all means."""
     assert bench.data.test is not None
     test = bench.data.test
     lr, seconds = choose_lr(bench, who, model)
     seeds = [bench.seed + i for i in range(bench.config.num_networks)]
     key = f"final/{who.name}/{model}/{lr!r}"
     run = bench.remember(key, f"{who.name} on {model}", lambda: _timed(lambda: bench.accuracies(who, model, lr, seeds, test)))
-    mean, std, ci95 = interval(run["accuracies"])
+    finite = counted(run["accuracies"])
+    mean, std, ci95 = interval(finite)
     shown = who.sets(0)
     steps = training.num_updates(len(shown), bench.config) if who.steps is None else who.steps
     examples = _examples_seen(len(shown), steps, bench.config.batch)
@@ -247,7 +268,9 @@ def row(bench: Bench, who: Contender, model: str) -> dict[str, Any]:
         "accuracy_mean": mean,
         "accuracy_std": std,
         "ci95": ci95 and list(ci95),
-        "n": len(run["accuracies"]),
+        "n": len(finite),
+        "diverged": len(run["accuracies"]) - len(finite),
+        **by_class(run, [len(members) for members in test.members], bench.data.class_names),
         "optimiser": adapted(bench.config, model).optimiser,
         "lr": lr,
         "steps": steps,
@@ -255,10 +278,33 @@ def row(bench: Bench, who: Contender, model: str) -> dict[str, Any]:
         "training_flops": 3 * examples * forward_flops(model, bench.data.image_shape, bench.data.num_classes),
         "seconds": round(seconds + run["seconds"], 2),
         "accuracies": [
-            {"seed": seed, "draw": i if who.several_draws else 0, "accuracy": a}
+            {"seed": seed, "draw": i if who.several_draws else 0, "accuracy": a, **({"diverged": True} if a is None else {})}
             for i, (seed, a) in enumerate(zip(seeds, run["accuracies"], strict=True))
         ],
     }  # fmt: skip
+
+
+def by_class(run: Mapping[str, Any], images: Sequence[int], class_names: Sequence[str]) -> dict[str, Any]:
+    """What a row says of the classes: the mean accuracy on each, and the balanced accuracy, the mean over classes, with its deviation over networks.
+
+    `run`: as `_timed` returns it; `images`: test images of each class. A class without any has no accuracy and does not count. Networks that
+    diverged do not either.
+    """
+    right = [r for r, a in zip(run["right"], run["accuracies"], strict=True) if a is not None]
+    shares = [[r / num for r, num in zip(own, images, strict=True) if num] for own in right]  # (networks, classes with images)
+    mean, std, _ = interval([float(np.mean(own)) for own in shares])
+    known = iter(np.mean(shares, axis=0).tolist() if shares else ())
+    return {
+        "balanced_accuracy_mean": mean,
+        "balanced_accuracy_std": std,
+        "per_class": {name: next(known, None) if num else None for name, num in zip(distinct(class_names), images, strict=True)},
+    }
+
+
+def distinct(names: Sequence[str]) -> list[str]:
+    """The names of classes, with its number behind a name that several have (ImageNet has two cranes)."""
+    times = Counter(names)
+    return [f"{name} ({i})" if times[name] > 1 else name for i, name in enumerate(names)]
 
 
 def _examples_seen(num: int, steps: int, batch: int) -> int:
@@ -324,7 +370,8 @@ def _of_codec(syn: SyntheticSet, distilled: "_Decoded", data: Data, config: Eval
         found.append(Contender("distilled_same_steps", lambda draw: distilled, steps=steps, labels=_labels(config), own=True))
     train, names, per_item = data.train, data.class_names, syn.codec.per_item
     if per_item * math.ceil(syn.images_per_class()) > min(len(members) for members in train.members):
-        log.say("no row random_coded: a class has too few images to fill the codec with real ones")
+        few = data.class_names[min(range(data.num_classes), key=lambda c: len(train.members[c]))]
+        log.say(f"no row random_coded: class {few!r} has too few images to fill the codec with real ones")
         return found
 
     def random_coded(draw: int) -> _Decoded:
@@ -351,7 +398,7 @@ def _baselines(bench: Bench, model: str, ipc: int, distilled: "_Decoded") -> Ite
     @cache
     def eyes() -> nn.Module:
         lr = choose_lr(bench, full, model)[0]  # whether or not full is a row, so that no row depends on which others there are
-        return training.train_networks(
+        network = training.train_networks(
             build,
             [train],
             [bench.seed + 2 * SEARCH_SEED],
@@ -362,6 +409,12 @@ def _baselines(bench: Bench, model: str, ipc: int, distilled: "_Decoded") -> Ite
             precision=bench.precision,
             labels="hard",
         )[0]
+        if training.diverged(network):
+            raise UserError(
+                f"The network {model} that looks at the full data, to choose images and label random ones, diverged at rate {lr:g}; "
+                "lower evaluation.lr_grid (or evaluation.lr), or leave herding, k_centre, k_means and random_soft out of evaluation.baselines."
+            )
+        return network
 
     def choose(kind: str) -> list[int]:
         rng = generator(bench.seed, "coreset", kind)
@@ -472,7 +525,7 @@ def evaluate(
     distilled = _freeze(syn, device)
     codec = [type(syn.codec).__name__, to_dict(syn.codec)]
     weights = [files.tensor_digest(network.state_dict()) for network in teachers]
-    identity = digest([to_dict(config), seed, precision, data.train.digest, model, set_digest(syn), codec, weights])
+    identity = digest([MEMO, to_dict(config), seed, precision, data.train.digest, model, set_digest(syn), codec, weights])
     memo = Memo(memo_path, identity)
     if data.validation is None and config.rate == "validation":
         log.say(f"no validation split: the distilled set is trained with its learned rate, the others with {config.lr:g}")
@@ -497,7 +550,9 @@ def evaluate(
         "rows": rows,
         "raw_bytes": data.bytes,
         "dataset_bytes": data.dataset_bytes,
+        "interval": NAME,  # of every ci95
         "num_images": data.counts,
+        "test_images_per_class": dict(zip(distinct(data.class_names), (len(m) for m in data.test.members), strict=True)) if data.test else {},
         "set_digest": set_digest(syn),
         "seed": seed,
         "precision": precision,
@@ -571,8 +626,8 @@ def validate(
     device: torch.device,
     precision: Precision,
     teachers: Sequence[nn.Module] = (),
-) -> float:
-    """Accuracy on the validation split of one network trained on `syn` with its learned (or the protocol's usual) rate."""
+) -> float | None:
+    """Accuracy on the validation split of one network trained on `syn` with its learned (or the protocol's usual) rate; None where it diverged."""
     assert data.validation is not None
     frozen, config = _freeze(syn, device), adapted(config, model)
     build = partial(build_model, model, data.image_shape, data.num_classes)

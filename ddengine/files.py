@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -62,10 +63,23 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
+def to_json(value: Any, indent: int | None = None) -> str:
+    """JSON text of plain data. Numbers that are not finite, which JSON does not have, become null."""
+    return json.dumps(_without_nan(value), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _without_nan(part) for key, part in value.items()}
+    return [_without_nan(part) for part in value] if isinstance(value, list | tuple) else value
+
+
 def write_json(path: Path, value: Any) -> None:
-    """JSON with a final newline."""
+    """JSON with a final newline; see `to_json`."""
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+        temporary.write_text(to_json(value, indent=1) + "\n")
 
 
 def read_json(path: Path, *keys: str) -> Any:

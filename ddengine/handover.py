@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ddengine import files
+from ddengine import files, report
 from ddengine.codec import as_bytes
 from ddengine.errors import UserError
 
@@ -365,7 +365,8 @@ def results_table(evaluation: Mapping[str, Any]) -> str:
         spread = "" if row.get("accuracy_std") is None else f" ± {100 * row['accuracy_std']:.1f}"
         interval = row.get("ci95")
         between = f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f}" if interval else "-"
-        cells = (plain(row["set"]), plain(row["model"]), f"{100 * row['accuracy_mean']:.1f}{spread}", between, str(row.get("n", "-")))
+        networks = str(row.get("n", "-")) + (f", {row['diverged']} diverged" if row.get("diverged") else "")
+        cells = (plain(row["set"]), plain(row["model"]), report.percent(row["accuracy_mean"]) + spread, between, networks)
         lines.append(f"| {' | '.join(cells)} |")
     protocol = _at(evaluation, "protocol", "protocol")
     start = f" (protocol {plain(protocol)} as a start)" if protocol else ""
@@ -374,7 +375,8 @@ def results_table(evaluation: Mapping[str, Any]) -> str:
     lines += [
         "",
         f"Measured by this project{on}, by the settings of evaluation.json{start}: "
-        "mean ± standard deviation over so many networks, each trained anew.",
+        "mean ± standard deviation over so many networks, each trained anew"
+        + (f"; 95 % intervals of the mean by {report.interval_of(evaluation)}." if any(row.get("ci95") for row in evaluation["rows"]) else "."),
     ]
     if any(row["set"] == "distilled_8bit" for row in evaluation["rows"]):
         lines.append("`distilled_8bit` is what the 8-bit export gives, `distilled` the exact tensors.")

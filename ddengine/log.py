@@ -1,6 +1,5 @@
 """Progress for a person, one JSON line per event for a program."""
 
-import json
 import os
 import sys
 import time
@@ -14,6 +13,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from ddengine import files
 from ddengine.errors import UserError
 
 if hasattr(sys.stdout, "reconfigure"):
@@ -129,8 +129,8 @@ class EventLog:
         os.truncate(path, min(keep, path.stat().st_size))
 
     def write(self, **event: Any) -> None:
-        """Append one event."""
-        self._file.write(json.dumps(event).encode() + b"\n")
+        """Append one event; numbers in it that are not finite become null."""
+        self._file.write(files.to_json(event).encode() + b"\n")
         self._file.flush()
         if self._board is not None and "step" in event:
             self._board.write(event["step"], {k: float(v) for k, v in event.items() if k != "step" and isinstance(v, int | float)})

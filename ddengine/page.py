@@ -131,7 +131,12 @@ def _check_rows(path: Path, evaluation: dict[str, Any]) -> None:
     """Raise UserError where an evaluation that is there has no rows, or rows without what is always shown."""
     needed = {"set", "model", "accuracy_mean"}
     rows = evaluation.get("rows", [])
-    fine = isinstance(rows, list) and all(isinstance(r, dict) and needed <= r.keys() and isinstance(r["accuracy_mean"], float | int) for r in rows)
+
+    def fits(row: Any) -> bool:
+        # networks that all diverged have no accuracy
+        return isinstance(row, dict) and needed <= row.keys() and (isinstance(row["accuracy_mean"], float | int) or bool(row.get("diverged")))
+
+    fine = isinstance(rows, list) and all(map(fits, rows))
     if evaluation and not (fine and rows):
         raise UserError(f"{path} has no rows with {', '.join(sorted(needed))}; evaluate again with --restart.")
 
@@ -309,10 +314,12 @@ def _accuracies(run: Run) -> dict[str, Any]:
     """Head and rows of the table of accuracies; columns that no row has are left out."""
     raw = run.fact("raw_bytes")
     columns: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
-        ("Accuracy %", lambda r: _percent(r["accuracy_mean"])),
+        ("Accuracy %", lambda r: report.percent(r["accuracy_mean"])),
         ("95 % interval", _interval),
         ("Std", lambda r: _percent(r.get("accuracy_std"))),
+        ("Balanced %", lambda r: report.percent(r["balanced_accuracy_mean"]) if "balanced_accuracy_mean" in r else ""),
         ("n", lambda r: _plain(r["n"]) if "n" in r else ""),
+        ("Diverged", lambda r: str(r["diverged"]) if r.get("diverged") else ""),
         ("Images", lambda r: _plain(r["images"]) if "images" in r else ""),
         ("Bytes", lambda r: report.size(r["bytes"]) if "bytes" in r else ""),
         ("% of images", lambda r: f"{100 * r['bytes'] / raw:.3g}" if raw and "bytes" in r else ""),
@@ -328,7 +335,31 @@ def _accuracies(run: Run) -> dict[str, Any]:
     own = run.rows[0]["set"] if run.rows else None
     several = len(run.models) > 1
     rows = [{"set": r["set"], "model": r["model"], "own": r["set"] == own, "cells": [texts[i] for _, texts in cells]} for i, r in enumerate(run.rows)]
-    return {"head": [title for title, _ in cells], "rows": rows, "several": several, "model": run.models[0] if run.models else ""}
+    return {
+        "head": [title for title, _ in cells],
+        "rows": rows,
+        "several": several,
+        "model": run.models[0] if run.models else "",
+        "interval": report.interval_of(run.evaluation) if any(row.get("ci95") for row in run.rows) else "",
+        "balanced": "Balanced %" in dict(cells),
+    }
+
+
+def _classes(run: Run) -> dict[str, Any]:
+    """A line for each class and a column for each row: its mean accuracy; empty where no row says them."""
+    rows = [row for row in run.rows if isinstance(row.get("per_class"), dict)]
+    if not rows:
+        return {}
+    counts = run.evaluation.get("test_images_per_class") or {}
+    names = list(dict.fromkeys(name for row in rows for name in row["per_class"]))
+    several = len(run.models) > 1
+    head = ["Class", *(["Test images"] if counts else []), *(f"{row['set']}, {row['model']}" if several else row["set"] for row in rows)]
+
+    def cells(name: str) -> list[str]:
+        shares = [row["per_class"].get(name) for row in rows]
+        return [NONE if share is None else _percent(share) for share in shares]
+
+    return {"head": head, "rows": [[name, *([str(counts.get(name, ""))] if counts else []), *cells(name)] for name in names]}
 
 
 def _commands(run: Run) -> dict[str, Any]:
@@ -632,27 +663,31 @@ def _bars(run: Run, model: str, number: int) -> dict[str, Any]:
     import matplotlib
 
     rows = [row for row in run.rows if row["model"] == model]
-    means = [100 * row["accuracy_mean"] for row in rows]
-    errors = [[100 * (r["accuracy_mean"] - r["ci95"][0]) if r.get("ci95") else 0 for r in rows]]
-    errors += [[100 * (r["ci95"][1] - r["accuracy_mean"]) if r.get("ci95") else 0 for r in rows]]
+    means = [100 * (row["accuracy_mean"] or 0.0) for row in rows]
+    shown, errors = [report.percent(row["accuracy_mean"]) for row in rows], report.error_bars(rows)
     own = run.rows[0]["set"]
     with matplotlib.rc_context(STYLE):
         figure, axes = _figure(0.65 + 0.27 * len(rows))
         axes.barh(range(len(rows)), means, color=[SERIES[0] if row["set"] == own else SERIES[7] for row in rows], height=0.62)
         axes.errorbar(means, range(len(rows)), xerr=errors, fmt="none", ecolor=INK, elinewidth=1.1, capsize=2.5)
         for i, mean in enumerate(means):
-            axes.text(max(mean + errors[1][i], 0) + 1.5, i, f"{mean:.1f}", va="center")
+            axes.text(max(mean + errors[1][i], 0) + 1.5, i, shown[i], va="center")
         axes.set_yticks(range(len(rows)), [_short(row["set"]) for row in rows])
         axes.tick_params(axis="y", length=0)
         axes.invert_yaxis()
         axes.set_xlim(0, 112)
         axes.set_xticks(range(0, 101, 20))
         axes.set_xlabel("test accuracy, %")
-        said = "; ".join(f"{row['set']} {mean:.1f}" for row, mean in zip(rows, means, strict=True))
+        said = "; ".join(f"{row['set']} {text}" for row, text in zip(rows, shown, strict=True))
         svg = _svg(figure, number, f"Test accuracy in percent on {model}: {said}")
     counts = {row["n"] for row in rows if "n" in row}
     n = f" of {counts.pop()} networks" if len(counts) == 1 else ""
-    return {"svg": svg, "title": model, "caption": f"Mean test accuracy{n} {model} on each set; lines are 95 % intervals of the mean."}
+    by = f" by {report.interval_of(run.evaluation)}" if any(row.get("ci95") for row in rows) else ""
+    return {"svg": svg, "title": model, "caption": f"Mean test accuracy{n} {model} on each set; lines are 95 % intervals of the mean{by}."}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _short(name: str) -> str:
@@ -667,7 +702,7 @@ def _heat(rows: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
     models = list(dict.fromkeys(row["model"] for _, row in rows))
     names = list(dict.fromkeys(name for name, _ in rows))
     at = {(name, row["model"]): row for name, row in rows}
-    values = [row["accuracy_mean"] for row in at.values() if math.isfinite(row["accuracy_mean"])]
+    values = [row["accuracy_mean"] for row in at.values() if _is_number(row["accuracy_mean"])]
     low, high = min(values, default=0.0), max(values, default=1.0)
 
     def colour(share: float) -> tuple[str, str]:
@@ -678,7 +713,9 @@ def _heat(rows: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
 
     def cell(name: str, model: str) -> dict[str, str] | None:
         row = at.get((name, model))
-        if row is None or not math.isfinite(row["accuracy_mean"]):
+        if row is not None and row.get("diverged") and row["accuracy_mean"] is None:
+            return {"text": report.DIVERGED, "title": "all networks diverged", "back": "transparent", "ink": "inherit"}
+        if row is None or not _is_number(row["accuracy_mean"]):
             return None
         back, ink = colour((row["accuracy_mean"] - low) / (high - low) if high > low else 0.5)
         return {"text": _percent(row["accuracy_mean"]), "title": f"95 % interval {_interval(row)}", "back": back, "ink": ink}
@@ -708,7 +745,7 @@ def _comparison(runs: Sequence[Run]) -> dict[str, Any]:
             "ipc": _plain(recipe["ipc"]) if "ipc" in recipe else "",
             "Seed": "" if run.fact("seed") is None else str(run.fact("seed")),
             "Network": str(row.get("model", "")),
-            "Accuracy %": _percent(row.get("accuracy_mean")),
+            "Accuracy %": report.percent(row["accuracy_mean"]) if row else "",
             "95 % interval": _interval(row) if row else "",
             "Bytes": whole[1],
             "% of images": whole[2].removesuffix(" %"),
@@ -717,7 +754,9 @@ def _comparison(runs: Sequence[Run]) -> dict[str, Any]:
 
     found = [cells(run) for run in runs]
     head = [key for key in found[0] if any(row[key] for row in found)]
-    return {"head": ["Run", *head], "rows": [[run.name, *(row[key] for key in head)] for run, row in zip(runs, found, strict=True)]}
+    named = sorted({report.interval_of(run.evaluation) for run in runs if run.rows and run.rows[0].get("ci95")})
+    by = f"; 95 % intervals by {' or, of older ones, '.join(named)}" if named else ""
+    return {"by": by, "head": ["Run", *head], "rows": [[run.name, *(row[key] for key in head)] for run, row in zip(runs, found, strict=True)]}
 
 
 def _variance(runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -753,8 +792,11 @@ def _scores(content: Any) -> list[dict[str, Any]]:
             ci95 = value.get("ci95")
             between = f"{_number(ci95[0])} to {_number(ci95[1])}" if isinstance(ci95, list | tuple) and len(ci95) == 2 else NONE
             title = scores.SHOWN.get(name, str(name).replace("_", " ")).capitalize()
-            rows.append([title, _number(value.get("mean")), between, _plain(value["n"]) if "n" in value else ""])
-        tables.append({"title": f"on {entry['model']}" if entry.get("model") else "", "rows": rows})
+            mean = report.DIVERGED if entry.get("diverged") and value.get("mean") is None else _number(value.get("mean"))
+            rows.append([title, mean, between, _plain(value["n"]) if "n" in value else ""])
+        title = f"on {entry['model']}" if entry.get("model") else ""
+        title += f"; 95 % intervals of the mean by {report.interval_of(content)}" if any(row[2] != NONE for row in rows) else ""
+        tables.append({"title": title, "rows": rows})
     return tables
 
 
@@ -822,6 +864,7 @@ def _section(run: Run, shares: int, count: Iterator[int], key: str) -> dict[str,
         "curves": curves,
         "charts": charts,
         "accuracies": _accuracies(run) if run.rows else {},
+        "classes": _classes(run),
         "chosen": not run.recipe or (bool(validated) and (run.evaluation.get("protocol") or {}).get("rate") != "learned"),
         "heat": _heat([(row["set"], row) for row in run.rows]) if len(run.models) > 1 else {},
         "ledger": _ledger(run),

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ddengine import files
 from ddengine.data import Data, RealSet
 from ddengine.errors import UserError
+from ddengine.log import say
 from ddengine.rng import generator
 from ddengine.synthetic import SyntheticSet
 
@@ -103,6 +104,16 @@ def _unit(features: Tensor) -> Tensor:
     return nn.functional.normalize(features.flatten(1).double(), dim=1)
 
 
+def _finite(features: Tensor) -> Tensor:
+    """The features. Raises UserError where they are not finite, because distances between such say nothing."""
+    if not features.isfinite().all():
+        raise UserError(
+            "The network that embeds the images says nothing finite of some, because its training diverged; choose another with --model, "
+            "or fewer updates with --full_steps."
+        )
+    return features
+
+
 def _spaces(syn: SyntheticSet, data: Data, test: RealSet, control: Tensor, embed: Callable[[Tensor], Tensor]) -> dict[str, tuple[Rows, Rows, Rows]]:
     """Of "pixels" and "embedding" the rows of points (the set, then control images of `test`), of training images, and of test images.
 
@@ -126,7 +137,7 @@ def _spaces(syn: SyntheticSet, data: Data, test: RealSet, control: Tensor, embed
         return lambda index: pixel_rows(real.pixels.index_select(0, index.to(real.device)).double() / 255)
 
     def features(images: Rows) -> Rows:
-        return lambda index: torch.cat([_unit(embed(images(few))) for few in index.split(BATCH)])
+        return lambda index: torch.cat([_unit(_finite(embed(images(few)))) for few in index.split(BATCH)])
 
     set_features = features(lambda index: syn.batch(index).images.to(device))
     return {
@@ -263,14 +274,14 @@ def measure(
         syn: the set, for images of the shape of the data.
         data: with its test split, on one device with the set.
         embed: preprocessed images (B, C, H, W) -> features (B, D), of a network in evaluation mode trained on `data.train`.
-        network_on_set: a network trained on the set, as it came out; None leaves out that attack.
+        network_on_set: a network trained on the set, as it came out; None leaves out that attack, as does one that diverged.
         seed: decides all draws.
         shown: distilled images that are listed one by one, those nearest to a training image first.
         block: real images compared at a time; None: as many as suit the memory.
         chunk: distilled images compared at a time.
 
     Raises:
-        UserError: no test split, or images of another shape or number of classes.
+        UserError: no test split, images of another shape or number of classes, or an embedding that is not finite.
     """
     test = data.test
     if test is None:
@@ -322,8 +333,11 @@ def measure(
             attack["control"] = auc(-a.to_rest[members].numpy(), -b.to_rest[others].numpy())
         membership.append(attack)
     if network_on_set is not None:
-        scores = auc(-_losses(network_on_set, data.train, members), -_losses(network_on_set, test, held[others]))
-        membership.append({"score": "loss of the network", **scores, "control": None})
+        of_members, of_others = _losses(network_on_set, data.train, members), _losses(network_on_set, test, held[others])
+        if np.isfinite(of_members).all() and np.isfinite(of_others).all():
+            membership.append({"score": "loss of the network", **auc(-of_members, -of_others), "control": None})
+        else:
+            say("warning: the network that was trained on the set diverged, so the attack by its loss is left out")
 
     def listed(i: int) -> dict[str, Any]:
         found: dict[str, Any] = {"image": i, "class": int(classes[i])}

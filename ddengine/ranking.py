@@ -138,19 +138,23 @@ def correlations(evaluation: dict[str, Any], *, seed: int, resamples: int = 2000
     `ceiling`: correlation between two halves of the full data's own seeds.
 
     Args:
-        evaluation: content of evaluation.json, whose rows hold every network on "full" and on other sets; networks that lack a set are left out.
+        evaluation: content of evaluation.json, whose rows hold every network on "full" and on other sets; networks that lack a set are left
+            out, as are seeds that diverged, and networks all of whose seeds diverged on a set, which "diverged" names.
         seed: decides all draws; nothing else does but the accuracies and the names of the sets.
         resamples: of the bootstrap.
 
     Returns:
-        {"networks", "sets": [{"set", "kendall", "kendall_ci95", "spearman", "spearman_ci95", "top_kendall", "top_spearman", "regret", "reason",
-        "resamples"}], "top_networks", "differences": [{"set", "than", "kendall", "kendall_ci95"}], "ceiling", "seed", "resamples", "note"}; what
-        cannot be computed is None, and "reason" says why.
+        {"networks", "diverged", "sets": [{"set", "kendall", "kendall_ci95", "spearman", "spearman_ci95", "top_kendall", "top_spearman", "regret",
+        "reason", "resamples"}], "top_networks", "differences": [{"set", "than", "kendall", "kendall_ci95"}], "ceiling", "seed", "resamples", "note"};
+        what cannot be computed is None, and "reason" says why.
 
     Raises:
         UserError: no row of the full data, none of another set, or fewer than 3 networks that have all sets.
     """
-    rows = {(row["set"], row["model"]): np.array([a["accuracy"] for a in row["accuracies"]]) for row in evaluation["rows"]}
+    rows = {
+        (row["set"], row["model"]): np.array([a["accuracy"] for a in row["accuracies"] if a["accuracy"] is not None], float)
+        for row in evaluation["rows"]
+    }
     names = [name for name in dict.fromkeys(name for name, _ in rows) if name != "full"]
     if not any(name == "full" for name, _ in rows) or not names:
         lacking = "no set but full" if not names else "no row of the full data"
@@ -158,8 +162,13 @@ def correlations(evaluation: dict[str, Any], *, seed: int, resamples: int = 2000
             f"The evaluation has {lacking}, and a ranking compares sets with the full data; evaluate with full among evaluation.baselines."
         )
     networks = [model for model in dict.fromkeys(model for _, model in rows) if all((name, model) in rows for name in (*names, "full"))]
+    diverged = [model for model in networks if any(len(rows[name, model]) == 0 for name in (*names, "full"))]
+    networks = [model for model in networks if model not in diverged]
     if len(networks) < FEWEST:
-        raise UserError(f"The evaluation has {len(networks)} networks on all sets, and a ranking needs {FEWEST}; name more with evaluation.models.")
+        lost = f" (without {', '.join(diverged)}, which diverged on a set)" if diverged else ""
+        raise UserError(
+            f"The evaluation has {len(networks)} networks on all sets{lost}, and a ranking needs {FEWEST}; name more with evaluation.models."
+        )
     on = {name: [rows[name, model] for model in networks] for name in (*names, "full")}
     means = {name: np.array([values.mean() for values in of]).round(DECIMALS) for name, of in on.items()}
     full = means["full"]
@@ -194,15 +203,17 @@ def correlations(evaluation: dict[str, Any], *, seed: int, resamples: int = 2000
         for other in names[1:]
         if known[first] is not None and known[other] is not None
     ]
+    lost = f" Left out, because they diverged on a set: {', '.join(diverged)}." if diverged else ""
     return {
         "networks": networks,
+        "diverged": diverged,
         "sets": sets,
         "top_networks": [networks[i] for i in top],
         "differences": differences,
         "ceiling": _ceiling(on["full"], seed),
         "seed": seed,
         "resamples": resamples,
-        "note": f"{CAUTION} {_facts(sets[0], differences, len(networks))}",
+        "note": f"{CAUTION} {_facts(sets[0], differences, len(networks))}{lost}",
     }
 
 

@@ -21,10 +21,11 @@ import scipy.special
 from rich.table import Table
 
 from ddengine.errors import UserError
-from ddengine.evaluate import interval
+from ddengine.intervals import interval, within
 from ddengine.recipe import AugmentConfig, EvalConfig, digest, require
 
 WEIGHT = 0.5  # w and g, as published
+BOUNDS = {"label_robust_score": (0.0, 1.0), "augmentation_robust_score": (0.0, 1.0)}  # of scores; the others are differences of accuracies
 SHOWN = {
     "label_robust_score": "label-robust score",
     "augmentation_robust_score": "augmentation-robust score",
@@ -69,18 +70,20 @@ def protocols(config: EvalConfig, soft: bool) -> tuple[EvalConfig, EvalConfig]:
 def of(augmented: Mapping[str, Any], plain: Mapping[str, Any], name: str = "distilled") -> list[dict[str, Any]]:
     """The scores of a set on each network, from the evaluations that `protocols` says.
 
-    Each is computed network by network, in the order of their seeds, and averaged: {"model", "scores": {score: {"mean", "std", "ci95", "n"}}}.
+    Each is computed network by network, in the order of their seeds, and averaged: {"model", "diverged", "scores": {score: {"mean", "std", "ci95",
+    "n"}}}. Seeds with which a network diverged on one of the sets are counted in "diverged" and left out; without any others means are None.
     """
     found = []
     for model in dict.fromkeys(row["model"] for row in augmented["rows"]):
-        values = {row["set"]: [a["accuracy"] for a in row["accuracies"]] for row in augmented["rows"] if row["model"] == model}
-        without = {row["set"]: [a["accuracy"] for a in row["accuracies"]] for row in plain["rows"] if row["model"] == model}
+        values, without = _accuracies(augmented, model), _accuracies(plain, model)
         rival = "random_soft" if "random_soft" in values else "random"
         if not {name, rival, "full"} <= values.keys() or not {name, rival} <= without.keys():
             raise UserError(f"The scores of {name} need rows of it, {rival} and full, and the evaluation lacks one; evaluate with --restart.")
-        improvement = [a - b for a, b in zip(values[name], values[rival], strict=True)]
-        recovery = [a - b for a, b in zip(values["full"], values.get(f"{name}_hard", values[name]), strict=True)]
-        bare = [a - b for a, b in zip(without[name], without[rival], strict=True)]
+        needed = (values[name], values[rival], values["full"], values.get(f"{name}_hard", values[name]), without[name], without[rival])
+        finite = [seed for seed in zip(*needed, strict=True) if None not in seed]
+        improvement = [own - other for own, other, *_ in finite]
+        recovery = [full - hard for _, _, full, hard, *_ in finite]
+        bare = [own - other for *_, own, other in finite]
         each = {
             "label_robust_score": [label_robust_score(i, r) for i, r in zip(improvement, recovery, strict=True)],
             "augmentation_robust_score": [augmentation_robust_score(i, b) for i, b in zip(improvement, bare, strict=True)],
@@ -88,13 +91,19 @@ def of(augmented: Mapping[str, Any], plain: Mapping[str, Any], name: str = "dist
             "improvement_over_random": improvement,
             "improvement_without_augmentation": bare,
         }
-        found.append({"model": model, "scores": {key: summary(numbers) for key, numbers in each.items()}})
+        made = {key: summary(numbers, *BOUNDS.get(key, (-1.0, 1.0))) for key, numbers in each.items()}
+        found.append({"model": model, "diverged": len(needed[0]) - len(finite), "scores": made})
     return found
 
 
-def summary(values: Sequence[float]) -> dict[str, Any]:
-    """Mean, sample standard deviation and 95 % interval of the mean."""
-    mean, std, ci95 = interval(values)
+def _accuracies(evaluation: Mapping[str, Any], model: str) -> dict[str, list[float | None]]:
+    """Of each set the accuracies of its networks, None where one diverged."""
+    return {row["set"]: [a["accuracy"] for a in row["accuracies"]] for row in evaluation["rows"] if row["model"] == model}
+
+
+def summary(values: Sequence[float], low: float = 0.0, high: float = 1.0) -> dict[str, Any]:
+    """Mean, sample standard deviation and 95 % interval of the mean of values within `low` and `high`."""
+    mean, std, ci95 = interval(values, low, high)
     return {"mean": mean, "std": std, "ci95": ci95 and list(ci95), "n": len(values)}
 
 
@@ -109,7 +118,8 @@ def table(scores: Sequence[Mapping[str, Any]], title: str) -> Table:
         for key, label in SHOWN.items():
             s = entry["scores"][key]
             low_high = "-" if s["ci95"] is None else f"{s['ci95'][0]:.3f} to {s['ci95'][1]:.3f}"
-            shown.add_row(label, *([entry["model"]] if several else []), f"{s['mean']:.3f}", low_high)
+            mean = "diverged" if s["mean"] is None else f"{s['mean']:.3f}"
+            shown.add_row(label, *([entry["model"]] if several else []), mean, low_high)
     return shown
 
 
@@ -120,7 +130,8 @@ def variance_split(groups: Sequence[Sequence[float]], *, paired: bool = False) -
     random effects, 0 where these would be negative: `between_std` is the standard deviation of the sets' true means, `within_std` that of networks
     on one set. `paired`: network j has the same seed on every set, as evaluations of one seed have it, and so shares its initialisation and order;
     then sets and networks are crossed, and `network_std` is the part of `within_std` that a network takes from set to set. The 95 % interval is
-    that of the mean over sets and networks: by Student's t of the sets' means, or where paired of the mean squares of both (Satterthwaite 1946).
+    that of the mean over sets and networks: by Student's t of the sets' means, or where paired of the mean squares of both (Satterthwaite 1946), on
+    the logit scale, which keeps it within 0 and 1.
     """
     if len(groups) < 2 or min(map(len, groups)) < 2:
         raise UserError(
@@ -163,7 +174,7 @@ def _crossed(y: np.ndarray) -> dict[str, Any]:
     half = float(scipy.special.stdtrit(max(1.0, degrees), 0.975)) * math.sqrt(square / y.size)
     return {
         "mean": mean,
-        "ci95": [mean - half, mean + half],
+        "ci95": list(within(mean, half)),
         "between_std": math.sqrt(max(0.0, (ms_sets - ms_rest) / networks)),
         "within_std": math.sqrt(network + ms_rest),
         "network_std": math.sqrt(network),
@@ -176,7 +187,8 @@ def splits(runs: Sequence[tuple[str, Mapping[str, Any], Mapping[str, Any]]]) -> 
     """`variance_split` of the runs, (name, meta.json, evaluation.json), that are one recipe with several seeds, on each network.
 
     Recipe (but for its evaluation and prose), precision, training images and protocol (but for its networks) must be equal; of runs with one seed the
-    first counts. Each entry says "recipe", "model", "runs" (names) and "split"; groups without two such runs with two networks each are left out.
+    first counts, and networks that diverged do not. Each entry says "recipe", "model", "runs" (names) and "split"; groups without two such runs with
+    two networks each are left out.
     """
     groups: dict[str, list[tuple[str, Mapping[str, Any], Mapping[str, Any]]]] = {}
     for run in runs:
@@ -192,13 +204,29 @@ def splits(runs: Sequence[tuple[str, Mapping[str, Any], Mapping[str, Any]]]) -> 
         own = group[0][2]["rows"][0]["set"]
         for model in dict.fromkeys(row["model"] for row in group[0][2]["rows"]):
             rows = [next((r for r in e["rows"] if (r["model"], r["set"]) == (model, own)), {}) for _, _, e in group]
-            known = [(run, row["accuracies"]) for run, row in zip(group, rows, strict=True) if len(row.get("accuracies", ())) >= 2]
+            known = [(run, row["accuracies"]) for run, row in zip(group, rows, strict=True) if len(_finite(row.get("accuracies", ()))) >= 2]
             if len(known) >= 2:
-                seeds = [[a.get("seed") for a in accuracies] for _, accuracies in known]
-                split = variance_split([[a["accuracy"] for a in accuracies] for _, accuracies in known], paired=all(s == seeds[0] for s in seeds))
+                accuracies, paired = _comparable([told for _, told in known])
+                split = variance_split(accuracies, paired=paired)
                 names = [name for (name, _, _), _ in known]
                 found.append({"recipe": group[0][1]["recipe"].get("name", ""), "model": model, "runs": names, "split": split})
     return found
+
+
+def _finite(told: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The entries of "accuracies" in a row whose networks did not diverge."""
+    return [entry for entry in told if entry["accuracy"] is not None]
+
+
+def _comparable(told: Sequence[Sequence[Mapping[str, Any]]]) -> tuple[list[list[float]], bool]:
+    """(the accuracies of several rows, whether they are paired), of networks that did not diverge: where paired, not with any of the sets."""
+    finite = [_finite(row) for row in told]
+    paired = all([entry.get("seed") for entry in row] == [entry.get("seed") for entry in told[0]] for row in told)
+    if paired:
+        shared = [place for place in range(len(told[0])) if all(row[place]["accuracy"] is not None for row in told)]
+        if len(shared) >= 2:
+            return [[row[place]["accuracy"] for place in shared] for row in told], True
+    return [[entry["accuracy"] for entry in row] for row in finite], paired and all(len(f) == len(r) for f, r in zip(finite, told, strict=True))
 
 
 def said(entry: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 from ddengine import codec as codecs
 from ddengine import files
 from ddengine.data import Data, Preprocess
+from ddengine.data.stored import check_numbers
 from ddengine.errors import UserError
 from ddengine.init import INITIALISERS
 from ddengine.models import build_model
@@ -266,7 +267,11 @@ CODECS = {"Identity": codecs.Identity, "Pixels": codecs.Pixels, "MultiFormation"
 
 
 def load(folder: Path, device: torch.device) -> tuple[SyntheticSet, dict[str, Any]]:
-    """A distilled set from its folder, and its meta.json. Raises UserError for a folder that is not one."""
+    """A distilled set from its folder, and its meta.json.
+
+    Raises UserError for a folder that is not one, and for numbers that cannot be: what is not finite, a rate that is not positive, labels of classes
+    that the set does not have, preprocessing that no images can have.
+    """
     if not (folder / "meta.json").is_file():
         run = folder.parent if folder.name == "distilled" else folder
         if (run / "checkpoint").is_dir():
@@ -285,9 +290,10 @@ def load(folder: Path, device: torch.device) -> tuple[SyntheticSet, dict[str, An
     try:
         options = dict(meta["codec"])
         codec = CODECS[options.pop("type")](**options)
-        preprocess = Preprocess.from_tensors(tensors)
+        preprocess = Preprocess.from_tensors(tensors, str(folder / "data.safetensors"))
         if "images" not in tensors:
             raise KeyError("images")
+        _check_numbers(folder, tensors, len(meta["class_names"]))
         if meta["target_kind"] == "logits" and "logits" not in tensors:
             raise UserError(f"{folder} has lost its soft labels, labels.safetensors; put the file back, or distil it again.")
         labelled = len(codec.source(tensors)) if meta["label_of"] == "decoded" else len(tensors["classes"])
@@ -301,6 +307,32 @@ def load(folder: Path, device: torch.device) -> tuple[SyntheticSet, dict[str, An
                 f"{folder} has labels of shape {tuple(syn.logits.shape)} for {labelled} images of {len(syn.class_names)} classes; "
                 "distil or import it again."
             )
+        with torch.no_grad():
+            check_numbers(preprocess, tuple(codec.decode(own, torch.zeros(1, dtype=torch.long, device=device)).shape[1:]))
     except (KeyError, TypeError) as error:
         raise UserError(f"{folder} was not written by this version of the engine ({error!r} is missing or unknown); distil it again.") from None
     return syn, meta
+
+
+AGAIN = "restore the file, or distil or import the set again"
+
+
+def _check_numbers(folder: Path, tensors: Mapping[str, Tensor], num_classes: int) -> None:
+    """Raise UserError unless what a set stores beside its preprocessing are numbers that can be used."""
+    for name, tensor in tensors.items():
+        if not name.startswith("preprocess.") and tensor.is_floating_point() and not tensor.isfinite().all():
+            path = folder / ("labels.safetensors" if name in LABELS else "data.safetensors")
+            wrong = int((~tensor.isfinite()).sum())
+            raise UserError(f"{path} is damaged: {wrong} of the {tensor.numel()} numbers in {name!r} are not finite; {AGAIN}.")
+    path = folder / "data.safetensors"
+    if "lr" in tensors and not (tensors["lr"].numel() == 1 and float(tensors["lr"]) > 0):
+        said = f"{float(tensors['lr']):g}" if tensors["lr"].numel() == 1 else f"{tensors['lr'].numel()} numbers"
+        raise UserError(f"{path} says a learned learning rate of {said}, and a rate is one positive number; {AGAIN}.")
+    if "unit" in tensors and not bool((tensors["unit"] > 0).all()):
+        raise UserError(f"{path} says units of {tensors['unit'].tolist()} for compensators, and units are positive; {AGAIN}.")
+    for name, where in (("classes", path), ("logits.index", folder / "labels.safetensors")):
+        if name in tensors and tensors[name].numel() and not 0 <= int(tensors[name].min()) <= int(tensors[name].max()) < num_classes:
+            raise UserError(
+                f"{where} names classes {int(tensors[name].min())} to {int(tensors[name].max())} in {name!r}, and the set has {num_classes}, "
+                f"counted from 0; {AGAIN}."
+            )

@@ -318,13 +318,45 @@ def num_updates(num: int, config: EvalConfig) -> int:
     return (config.epochs + _extra_epochs(config)) * math.ceil(num / config.batch)
 
 
+# How good.
+
+
+@dataclass(frozen=True)
+class Classified:
+    """What a network made of labelled images, class by class."""
+
+    right: tuple[float, ...]  # images classified correctly, of each class
+    images: tuple[int, ...]  # all images of each class
+    diverged: bool = False  # the network says nothing, and that it is right about a class by chance counts for nothing
+
+    @property
+    def accuracy(self) -> float | None:
+        """Fraction of the images classified correctly; None of a network that diverged."""
+        return None if self.diverged else sum(self.right) / sum(self.images)
+
+
+def diverged(network: nn.Module) -> bool:
+    """Whether a parameter or a buffer of a network is not finite."""
+    return not all(bool(t.isfinite().all()) for t in (*network.parameters(), *network.buffers()) if t.is_floating_point())
+
+
 @torch.no_grad()
-def accuracy(network: nn.Module, real: RealSet, precision: Precision = "fp32") -> float:
-    """Fraction of images classified correctly, in evaluation mode."""
+def classified(network: nn.Module, real: RealSet, precision: Precision = "fp32") -> Classified:
+    """What a network, in evaluation mode, makes of images. It has diverged where it, or anything that it says of them, is not finite."""
     network.eval()
-    right = torch.zeros((), dtype=torch.long, device=real.device)
+    finite = torch.ones((), dtype=torch.bool, device=real.device)
+    hits = []
     for index in torch.arange(len(real)).split(TEST_BATCH):
         batch = real.batch(index)
         with autocast(real.device, precision):
-            right += (network(batch.images).argmax(1) == batch.targets).sum()
-    return right.item() / len(real)
+            logits = network(batch.images)
+        finite &= logits.isfinite().all()
+        hits.append(logits.argmax(1) == batch.targets)
+    labels = real.labels.cpu()
+    right, images = (torch.bincount(chosen, minlength=real.num_classes).tolist() for chosen in (labels[torch.cat(hits).cpu()], labels))
+    return Classified(tuple(right), tuple(images), diverged=diverged(network) or not bool(finite))
+
+
+def accuracy(network: nn.Module, real: RealSet, precision: Precision = "fp32") -> float | None:
+    """Fraction of images classified correctly, in evaluation mode; None of a network that diverged."""
+    return classified(network, real, precision).accuracy

@@ -15,6 +15,7 @@ from ddengine.data.preprocess import Preprocess, fit_preprocess
 from ddengine.data.realset import RealSet, images_digest
 from ddengine.data.source import Part, Source, hold_out, stratified
 from ddengine.data.splits import listed
+from ddengine.data.stored import check_stored
 from ddengine.data.subset import check_classes
 from ddengine.errors import UserError, unknown
 from ddengine.recipe import DataConfig
@@ -140,7 +141,8 @@ def data_from(
     The limit takes a stratified subset of the official training images, then validation is held out of it, both by data.split_seed.
     With data.classes all splits hold these classes only. Which of their images are test and, without a limit, validation images is what it is with
     all classes, so that a set distilled of some classes has seen no test image of the whole. Every class with two images or more has a test image.
-    Preprocessing is fitted on the training split, unless `stored` has it for the digest of that split.
+    Preprocessing is fitted on the training split, unless `stored` has it for the digest of that split; what is stored is refused where it cannot be
+    that of these images.
     """
     splits = _split(source, config)
     part, held_part, names = splits.part, splits.held_part, splits.names
@@ -162,6 +164,8 @@ def data_from(
     preprocess = stored(digest)
     if preprocess is None:
         preprocess = fit_preprocess(train_pixels, zca=config.zca, mean=source.mean, std=source.std)
+    else:
+        check_stored(preprocess, train_pixels, source.mean, source.std)
     preprocess = preprocess.to(device)
 
     def real(images: torch.Tensor, owner: Part, chosen: np.ndarray) -> RealSet:

@@ -19,13 +19,14 @@ class Preprocess:
     """An invertible map from pixel values in [0, 1] to what networks see.
 
     Mean/std: (x - mean) / std with mean, std (C,). ZCA: (flatten(x) - mean) matrix with mean (D,), matrix and inverse (D, D),
-    D = CHW, on pixels as they are.
+    D = CHW, on pixels as they are. `origin` is the file it was read from, empty where it was fitted.
     """
 
     mean: Tensor
     std: Tensor | None = None
     matrix: Tensor | None = None
     inverse: Tensor | None = None
+    origin: str = ""
 
     def forward(self, pixels: Tensor) -> Tensor:
         """[0, 1] pixels (B, C, H, W) -> network input, differentiable."""
@@ -55,13 +56,13 @@ class Preprocess:
         return {f"preprocess.{k}": v.contiguous() for k, v in named.items() if v is not None}
 
     @staticmethod
-    def from_tensors(tensors: dict[str, Tensor]) -> "Preprocess":
-        """The inverse of `tensors`; other names are ignored."""
-        return Preprocess(tensors["preprocess.mean"], *(tensors.get(f"preprocess.{name}") for name in ("std", "matrix", "inverse")))
+    def from_tensors(tensors: dict[str, Tensor], origin: str = "") -> "Preprocess":
+        """The inverse of `tensors`; other names are ignored. What is read from a file is to be checked by data/stored.py."""
+        return Preprocess(tensors["preprocess.mean"], *(tensors.get(f"preprocess.{name}") for name in ("std", "matrix", "inverse")), origin=origin)
 
     def to(self, device: torch.device) -> "Preprocess":
         """The same on `device`."""
-        return Preprocess.from_tensors({k: v.to(device) for k, v in self.tensors().items()})
+        return Preprocess.from_tensors({k: v.to(device) for k, v in self.tensors().items()}, self.origin)
 
 
 def fit_zca(pixels: Tensor, eps: float = ZCA_EPS) -> Preprocess:

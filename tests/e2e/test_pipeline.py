@@ -132,6 +132,8 @@ def test_evaluation_json(done, monkeypatch, capsys):
         "labelled_by",
         "teachers",
         "num_images",
+        "test_images_per_class",
+        "interval",
         "set_digest",
         "command",
     }
@@ -139,7 +141,7 @@ def test_evaluation_json(done, monkeypatch, capsys):
         (s, m) for m in ("convnet-d1-w4-in", "mlp") for s in ("distilled", "distilled_8bit", "random", "herding", "full")
     ]
     keys = {"set", "model", "images", "bytes", "ledger", "accuracy_mean", "accuracy_std", "ci95", "n", "lr", "steps", "seconds", "accuracies"}
-    keys |= {"optimiser", "examples_seen", "training_flops"}
+    keys |= {"optimiser", "examples_seen", "training_flops", "diverged", "balanced_accuracy_mean", "balanced_accuracy_std", "per_class"}
     for row in evaluation["rows"]:
         assert set(row) == keys and row["n"] == len(row["accuracies"]) == 3
         values = [a["accuracy"] for a in row["accuracies"]]

@@ -630,11 +630,13 @@ def test_accuracy_of_a_perfect_and_of_constant_networks():
 # Statistics
 
 
-def test_interval_is_students():
+def test_interval_is_students_on_the_logit_scale():
     for values in ([0.3, 0.5], [0.61, 0.58, 0.66, 0.6, 0.7], list(np.linspace(0.2, 0.4, 30))):
         mean, std, (low, high) = interval(values)
         assert mean == pytest.approx(np.mean(values)) and std == pytest.approx(np.std(values, ddof=1))
-        assert (low, high) == pytest.approx(scipy.stats.t.interval(0.95, len(values) - 1, loc=np.mean(values), scale=scipy.stats.sem(values)))
+        plain = np.array(scipy.stats.t.interval(0.95, len(values) - 1, loc=mean, scale=scipy.stats.sem(values)))
+        logit = np.log(mean / (1 - mean)) + (plain - mean) / (mean * (1 - mean))
+        assert (low, high) == pytest.approx(1 / (1 + np.exp(-logit)))
 
 
 def test_interval_of_one_value_and_of_equal_values():
