@@ -256,7 +256,9 @@ def test_find_names_the_nearest():
 
 # Identity
 
-PROSE = {"cites", "published", "note", "data.root", "data.download"}
+# What the digest of the images says already, which is beside that of the recipe in the identity of a run.
+READ = {"data.fit", "data.background", "data.image_column", "data.label_column"}
+PROSE = {"cites", "published", "note", "data.root", "data.download", *READ}
 
 
 def other_value(path, value, kind):
@@ -270,7 +272,7 @@ def other_value(path, value, kind):
     if isinstance(value, float):
         return 1.0 if math.isinf(value) else value + 1 if path.endswith(".ratio") else value / 2 or 0.25
     if isinstance(value, str):
-        return {"buffer.keep": "last"}.get(path, value + "x")
+        return {"buffer.keep": "last", "data.background": "black"}.get(path, value + "x")
     if isinstance(value, tuple):
         return value[1:] or (("flip",) if path.endswith(".always") else ("mlp",))
     if isinstance(value, Mapping):
