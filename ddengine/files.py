@@ -62,6 +62,12 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
+def write_text(path: Path, text: str) -> None:
+    """Text in UTF-8, its lines ended as they are."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(text.encode())
+
+
 def write_json(path: Path, value: Any) -> None:
     """JSON with a final newline."""
     with replacing(path) as temporary:
