@@ -2,7 +2,7 @@
 
 import ast
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from types import FunctionType
 from typing import Any
@@ -112,36 +112,36 @@ def source(*, decode: str, pixels: bool, whitened: bool, soft: bool, per_item: b
     load = ["    images = preprocess(images, tensors)"] if pixels else []
     load += [SOFT % ("[item]" if per_item else "") if soft else '    targets = tensors["classes"][item]']
     info = ['"protocol": meta.get("protocol"),']
-    chosen: dict[str, FunctionType] = {}
-    if protocol is not None:
-        used = dict.fromkeys((*protocol["augment"]["one_of"], *protocol["augment"]["always"]))
-        changed = "apply(images, settings, sample(len(images), settings, generator))" if used else "images"
-        info += [f'"augment": lambda images, generator=None: {changed},']
-        load += ['    settings = meta["protocol"]["augment"]'] if used else []
-        chosen = {name: getattr(plain, name) for name in used} | ({"sample": plain.sample, "apply": plain.apply} if used else {})
-        chosen |= _training(protocol)
-        classes = 'tensors["classes"][item]'
-        info += [f'"logits": logits,\n        "image_classes": {classes},'] if soft else []
-        info += [f'"labels": {classes if protocol["labels"] == "classes" and soft else "targets"},  # for train']
-    texts = _texts(chosen)
-    train = texts.pop("train", "")
-    operations = [name for name in texts if protocol and name in (*protocol["augment"]["one_of"], *protocol["augment"]["always"])]
-    table = ", ".join(f'"{name}": {name}' for name in operations)
     functions = [LOGITS] if soft else []
-    functions += [f"{text}\n\n" for text in texts.values()] + ([f"OPERATIONS = {{{table}}}\n\n\n"] if operations else [])
-    body = "".join(functions) + train
+    train = ""
+    if protocol is not None:
+        operations = list(dict.fromkeys((*protocol["augment"]["one_of"], *protocol["augment"]["always"])))
+        augment = "images"
+        if operations:
+            load.append('    settings = meta["protocol"]["augment"]')
+            augment = "apply(images, settings, sample(len(images), settings, generator))"
+        info.append(f'"augment": lambda images, generator=None: {augment},')
+        classes = 'tensors["classes"][item]'
+        info += ['"logits": logits,', f'"image_classes": {classes},'] if soft else []
+        info.append(f'"labels": {classes if soft and protocol["labels"] == "classes" else "targets"},  # for train')
+        texts = _texts(operations, _training(protocol))
+        train = texts.pop("train") + "\n\n"
+        functions += [f"{text}\n\n" for text in texts.values()]
+        functions += [f"OPERATIONS = {{op.__name__: op for op in [{', '.join(operations)}]}}\n\n\n"] if operations else []
+    can_train = protocol is not None and trainable(protocol)
+    body = "".join(functions)
     return TEMPLATE.format(
-        and_train=", train" if protocol is not None and trainable(protocol) else "",
-        usage=USAGE if protocol is not None and trainable(protocol) else "",
+        and_train=", train" if can_train else "",
+        usage=USAGE if can_train else "",
         facts="" if protocol is None else FACTS,
         imports="\n".join(f"import {name}" for name in ("itertools", "json", "math") if name == "json" or f"{name}." in body),
         safe_open=" import safe_open\nfrom safetensors" if soft else "",
         decode=decode,
         preprocess=WHITEN if whitened else NORMALISE,
-        functions="".join(functions),
+        functions=body,
         load="\n".join(load),
         info="\n".join(f"        {line}" for line in info),
-        train=f"{train}\n\n" if train else "",
+        train=train,
     )
 
 
@@ -169,25 +169,26 @@ def _functions() -> dict[str, FunctionType]:
     return {name: value for name, value in vars(plain).items() if isinstance(value, FunctionType) and value.__module__ == plain.__name__}
 
 
-def _texts(chosen: Mapping[str, FunctionType]) -> dict[str, str]:
-    """Source of the chosen functions under the names they are chosen by, and of all that they call, in the order of plain.py."""
-    names = {function.__name__: name for name, function in chosen.items()}
-    needed, todo = set[str](), [name for name in chosen if name in ("train", "sample", "apply")]
-    todo += [name for name, function in chosen.items() if function.__name__ == name]
+def _texts(operations: Sequence[str], roles: Mapping[str, FunctionType]) -> dict[str, str]:
+    """Sources by name, in the order of plain.py: of operations and what applies them, of roles, and of what all these call.
+
+    `roles` are functions by the names under which others call them; a role that nothing calls is left out.
+    """
+    todo = [*operations, *(("sample", "apply") if operations else ()), "train"]
+    needed = dict[str, str]()  # the name in plain.py -> that in the written file
     while todo:
         name = todo.pop()
-        function = chosen.get(name) or _functions().get(name)
+        function = roles.get(name) or _functions().get(name)
         if function is not None and function.__name__ not in needed:
-            needed.add(function.__name__)
+            needed[function.__name__] = name
             todo += _called(inspect.getsource(function))
-    found = {}
-    for own, function in _functions().items():
-        if own in needed:
-            name = names.get(own, own)
-            found[name] = inspect.getsource(function).replace(f"def {own}(", f"def {name}(", 1)
-    return found
+    return {
+        needed[own]: inspect.getsource(function).replace(f"def {own}(", f"def {needed[own]}(", 1)
+        for own, function in _functions().items()
+        if own in needed
+    }
 
 
-def _called(text: str) -> Iterable[str]:
-    """Names that a source uses."""
-    return {node.id for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Name)}
+def _called(text: str) -> list[str]:
+    """Names that a source uses, each once."""
+    return sorted({node.id for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Name)})
