@@ -163,8 +163,9 @@ class SyntheticSet:
                 "images_per_class": self.images_per_class(),
             }
             own |= dict(meta)
-            if trained := protocol.of_set(own, len(self), soft=self.target_kind == "logits", learned=self.lr):
-                own["protocol"] = trained
+            trained = protocol.of_set(own, len(self), soft=self.target_kind == "logits", learned=self.lr)
+            own.pop("protocol", None)  # of the set that this one was made of
+            own |= {} if trained is None else {"protocol": trained}
             files.write_json(temporary / "meta.json", own)
             files.write_text(temporary / "load.py", self.load_py(trained))
             handover.write(temporary, self, own)
