@@ -8,7 +8,7 @@ import itertools
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar
@@ -27,14 +27,27 @@ from ddengine import api, cli, describe, dist, exchange, files, handover, interv
 from ddengine import distill as outer
 from ddengine import estimate as costs
 from ddengine.api import ASKS_EXPERTS, buffer_models, check_networks, reads_experts
-from ddengine.codec import Identity
+from ddengine.codec import Identity, Pixels
 from ddengine.continual import ContinualConfig
 from ddengine.data import Data, Preprocess, load_data
 from ddengine.errors import UserError, unknown
 from ddengine.evaluate import PROTOCOLS, adapted, evaluate, set_digest, validate
 from ddengine.init import SELECTIONS, selected_index
 from ddengine.models import build_model, middle
-from ddengine.recipe import DataConfig, EvalConfig, Recipe, digest, from_dict, parametrised, resolved, to_dict
+from ddengine.recipe import (
+    BufferT,
+    CodecT,
+    DataConfig,
+    EvalConfig,
+    ObjectiveT,
+    Recipe,
+    digest,
+    from_dict,
+    parametrised,
+    require,
+    resolved,
+    to_dict,
+)  # fmt: skip
 from ddengine.rng import generator
 from ddengine.runtime import Precision
 from ddengine.teachers import load_all
@@ -68,6 +81,17 @@ class Options(Generic[RecipeT]):
     recipe: Annotated[RecipeT, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Selection(Recipe[BufferT, CodecT, ObjectiveT]):
+    """A recipe for `select`, which reads its data, ipc, network, init and evaluation, and what experts need where the kind of init asks them.
+
+    The other parts have their flags, so that one command line does for `select` and `distill`, and need not fit together.
+    """
+
+    def __post_init__(self) -> None:
+        require(self.ipc >= 1, f"ipc must be at least 1, got {self.ipc}.")
+
+
 def options_of(command: str, args: list[str], fixed: str | None = None, flags: Any = Options) -> Any:
     """Options and recipe from `RECIPE [--take PART=RECIPE]... [flags]`; `flags` is the dataclass that holds both, Options or one like it."""
     if fixed is None and (not args or args[0].startswith("-")):
@@ -82,6 +106,8 @@ def options_of(command: str, args: list[str], fixed: str | None = None, flags: A
         taken += rest[at + 1 : at + 2] or [""]
         del rest[at : at + 2]
     recipe = take(find(name), taken)
+    if command == "select":
+        recipe = Selection(**{part.name: getattr(recipe, part.name) for part in fields(recipe)})
     if taken:
         recipe = replace(recipe, published=None, note=f"{name} with parts of others ({', '.join(taken)}), for which nothing is published.")
     recipe = replace(recipe, evaluation=named_protocol(rest, "--evaluation.protocol") or recipe.evaluation)
@@ -341,6 +367,8 @@ def select(options: Options[Recipe]) -> Path:
         recipe = replace(recipe, buffer=None, teachers=(), evaluation=replace(recipe.evaluation, labels="own"))
         options = replace(options, recipe=recipe)
     data = load_for(options, device)
+    tiled = recipe.codec.per_item > 1
+    recipe = replace(recipe, codec=Pixels())  # the bytes of real images as they are
     parts = ("name", "data", "model", "ipc", "init", "evaluation", *(["buffer"] if asks_experts else []))  # the others play no role
     whole = resolved(recipe)
     deciding = ["select", {part: whole[part] for part in parts}]
@@ -351,22 +379,22 @@ def select(options: Options[Recipe]) -> Path:
     elif runs.is_finished(folder, wanted):
         log.say(f"{folder} is finished; --restart begins anew")
         return folder
-    check_networks(recipe, data)
+    check_networks(replace(recipe, objective=None), data)  # which has no say in what networks may look at real images
     new_model = partial(build_model, recipe.model, data.image_shape, data.num_classes)
     store = open_store(options, data)  # none where the kind asks none
     index = selected_index(data.train, recipe.ipc, data.class_names, generator(options.seed, "init"), recipe.init, store, new_model)
     if options.restart:
         runs.delete(folder, runs.MARK)
-    if recipe.codec.per_item > 1:
+    if tiled:
         log.say("images are chosen whole: the recipe's codec plays no role")
-    recipe = replace(recipe, codec=Identity())  # real images as they are
     runs.begin(folder, recipe, wanted, options.command)
     log.EventLog(folder / "metrics.jsonl").close()  # empty, as of a distillation without steps
-    classes = data.train.labels[index.to(device)]
-    syn = synthetic.SyntheticSet({"images": data.train.images(index)}, classes, data.class_names, Identity(), data.train.preprocess)
+    pixels, classes = (tensor.index_select(0, index.to(device)) for tensor in (data.train.pixels, data.train.labels))
+    syn = synthetic.SyntheticSet({"images": pixels}, classes, data.class_names, recipe.codec, data.train.preprocess, space=recipe.codec.space)
     report.real_vs_distilled(folder / "real_vs_distilled.png", data.train, syn, None)
     report.save_samples(folder / "samples.safetensors", data.train)
-    syn.save(folder / "distilled", meta_of(options, recipe, data, store, device, selected={"kind": kind, "index": index.tolist()}))
+    meta = meta_of(options, recipe, data, store, device, selected={"kind": kind, "index": index.tolist()})
+    syn.save(folder / "distilled", meta, data.split_names)
     if kind in ("herding", "k_centre", "k_means") and recipe.ipc == 1:
         log.say(f"{kind} with one image per class takes the image nearest to the class mean")
     log.say(f"{len(syn)} images chosen by init.kind {kind}: {folder / 'distilled'}")

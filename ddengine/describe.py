@@ -154,12 +154,17 @@ def _last_accuracy(metrics: Iterable[dict[str, Any] | None]) -> list[float]:
     return [accuracy for accuracy in last if accuracy is not None]
 
 
+def _shards(path: Path) -> list[Path]:
+    """The files of the experts of a store, in the order of their numbers, which have more digits from the 10,000th on."""
+    return sorted(path.glob("expert_*.safetensors"), key=lambda shard: (len(shard.name), shard.name))
+
+
 def _store(path: Path) -> list[Part]:
     manifest = _object(path / "manifest.json")
     identity, epochs = manifest.get("identity"), manifest.get("epochs")
     if not isinstance(identity, dict) or not isinstance(epochs, list):
         raise UserError(f"{path / 'manifest.json'} is not that of an expert store; give the folder that buffer wrote.")
-    shards = sorted(path.glob("expert_*.safetensors"))
+    shards = _shards(path)
     metrics = {shard: _metrics(shard) for shard in shards}
     damaged = [shard.name for shard, found in metrics.items() if found is None]
     damaged += _problem(path / "preprocess.safetensors", read_preprocess)
@@ -204,7 +209,7 @@ def _span(values: Sequence[float]) -> str:
 
 def _store_row(path: Path) -> tuple[str, ...]:
     manifest = _maybe(path / "manifest.json")
-    identity, shards = manifest.get("identity"), sorted(path.glob("expert_*.safetensors"))
+    identity, shards = manifest.get("identity"), _shards(path)
     last = _last_accuracy(map(_metrics, shards))
     if not manifest:
         return (path.name, UNREADABLE, "", str(len(shards)), "", "", size(_bytes_of(path)))
@@ -358,7 +363,9 @@ def _set(path: Path) -> list[Part]:
         ("bytes", f"{size(total)} in all: {_parts(meta['bytes'])}" if isinstance(total, int) else None),
         ("of the training images", size(meta["raw_bytes"]) if isinstance(meta.get("raw_bytes"), int) else None),
         ("parquet", ", ".join(parquet) or "none: written before sets had one"),
+        *_trained(meta.get("protocol")),
         ("accuracy %", measured or "not evaluated"),
+        ("evaluation", "evaluation.json, shipped with the set" if (path / "evaluation.json").is_file() else None),
         ("seed", meta.get("seed")),
         ("versions", _words(meta.get("versions"))),
         ("machine", _words(meta.get("machine"))),
@@ -378,6 +385,16 @@ def _problem(path: Path, read: Callable[[Path], Any]) -> list[str]:
     except UserError as error:
         return [str(error)]
     return []
+
+
+def _trained(protocol: Any) -> list[tuple[str, Any]]:
+    """How networks were trained on the set; nothing where its meta.json does not say it as this program does."""
+    from ddengine.protocol import words
+
+    try:
+        return [(name, value) for name, value in words(protocol) if name != "network"]
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return []
 
 
 def _parts(sizes: Mapping[str, Any]) -> str:

@@ -76,6 +76,12 @@ def _without_nan(value: Any) -> Any:
     return [_without_nan(part) for part in value] if isinstance(value, list | tuple) else value
 
 
+def write_text(path: Path, text: str) -> None:
+    """Text in UTF-8, its lines ended as they are."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(text.encode())
+
+
 def write_json(path: Path, value: Any) -> None:
     """JSON with a final newline; see `to_json`."""
     with replacing(path) as temporary:

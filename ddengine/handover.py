@@ -30,7 +30,10 @@ PER_SHARD = 10_000  # examples in a WebDataset tar
 AT_ONCE = 2**24  # pixel values that are decoded at a time
 LONGEST_NAME = 60  # characters of a class name in the name of a folder
 SHOWN_CLASSES = 100  # class names in the card
-BEGIN, END = "<!-- results -->", "<!-- /results -->"  # around the part of the card that `add_results` writes
+EVALUATION = "evaluation.json"
+# around the parts of the card that `add_results` writes
+BEGIN, END = "<!-- results -->", "<!-- /results -->"
+PROTOCOL_BEGIN, PROTOCOL_END = "<!-- protocol -->", "<!-- /protocol -->"
 
 # The licences of source images that are known, as Hugging Face writes them, and in words. All others are said to be unknown.
 LICENCES = {
@@ -56,10 +59,20 @@ def png(image: Tensor) -> bytes:
     return buffer.getvalue()
 
 
+def padded(number: int, num: int, least: int) -> str:
+    """A number of 0 to num - 1 with as many digits as the last one has, at least `least`, so that names sort like their numbers."""
+    return f"{number:0{max(least, len(str(num - 1)))}d}"
+
+
 def class_folder(syn: "SyntheticSet", label: int) -> str:
     """The folder name of a class: its number, by which folders sort, and what of its name is safe in a path."""
     name = "".join(ch if ch.isalnum() or ch in "-_" else "_" for ch in syn.class_names[label])
-    return f"{label:04d}_{name[:LONGEST_NAME]}"
+    return f"{padded(label, len(syn.class_names), 4)}_{name[:LONGEST_NAME]}"
+
+
+def example_name(i: int, num: int) -> str:
+    """The name of example i of `num` in files, without a suffix: its number, six digits or as many as it takes."""
+    return padded(i, num, 6)
 
 
 @dataclass(frozen=True)
@@ -111,8 +124,9 @@ def write(folder: Path, syn: "SyntheticSet", meta: Mapping[str, Any]) -> None:
     natural = syn.codec.natural(syn.tensors)  # where there are such, sums with them are not written as images
     if natural:
         (folder / "images" / "compensators").mkdir(parents=True)
-        for i, image in enumerate(0.5 + syn.tensors["compensators"].float() * syn.tensors["unit"].view(-1, 1, 1)):
-            (folder / "images" / "compensators" / f"{i:06d}.png").write_bytes(png(eight_bit(image)))
+        added = 0.5 + syn.tensors["compensators"].float() * syn.tensors["unit"].view(-1, 1, 1)
+        for i, image in enumerate(added):
+            (folder / "images" / "compensators" / f"{example_name(i, len(added))}.png").write_bytes(png(eight_bit(image)))
     _write_classes(folder / "images", syn, export.pngs[: natural or None], export.classes)
     write_parquet(folder / PARQUET, syn, export)
     (folder / CARD).write_bytes(card(syn, meta, export).encode())
@@ -123,7 +137,7 @@ def _write_classes(folder: Path, syn: "SyntheticSet", pngs: Sequence[bytes], cla
     for c in sorted(set(classes[: len(pngs)])):
         (folder / class_folder(syn, c)).mkdir(parents=True, exist_ok=True)
     for i, (content, c) in enumerate(zip(pngs, classes, strict=False)):
-        (folder / class_folder(syn, c) / f"{i:06d}.png").write_bytes(content)
+        (folder / class_folder(syn, c) / f"{example_name(i, len(classes))}.png").write_bytes(content)
 
 
 def unique_names(names: Sequence[str]) -> list[str]:
@@ -147,7 +161,7 @@ def write_parquet(path: Path, syn: "SyntheticSet", export: Exported) -> None:
     import pyarrow.parquet as pq
 
     features: dict[str, Any] = {"image": {"_type": "Image"}, "label": {"names": unique_names(syn.class_names), "_type": "ClassLabel"}}
-    paths = [f"{i:06d}.png" for i in range(len(export.pngs))]
+    paths = [f"{example_name(i, len(export.pngs))}.png" for i in range(len(export.pngs))]
     columns: dict[str, pa.Array] = {
         "image": pa.StructArray.from_arrays([pa.array(export.pngs, pa.binary()), pa.array(paths, pa.string())], ["bytes", "path"]),
         "label": pa.array(export.classes, pa.int64()),
@@ -290,6 +304,8 @@ def card(syn: "SyntheticSet", meta: Mapping[str, Any], export: Exported) -> str:
         "",
         f"{apart} {normalise}",
     ]
+    trained = _at(meta, "protocol")
+    trained = trained_section(trained) if isinstance(trained, Mapping) else []
     if syn.target_kind == "logits":
         use += ["", "`logits` are soft labels before the softmax; `label` is the class an image was made for."]
     sizes = syn.nbytes()
@@ -340,6 +356,7 @@ def card(syn: "SyntheticSet", meta: Mapping[str, Any], export: Exported) -> str:
     sections: list[tuple[str, list[str]]] = [
         ("What it is", [what, "", *facts, "", f"Classes: {names}."]),
         ("How to use it", use),
+        ("How it was trained on", trained),
         ("Accuracy", [BEGIN, "Not measured yet.", END]),
         ("Bytes", [stored]),
         (
@@ -383,11 +400,53 @@ def results_table(evaluation: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def add_results(folder: Path, evaluation: Mapping[str, Any]) -> None:
-    """Put the accuracies of an evaluation into the card of a distilled folder, in place of earlier ones.
+def trained_section(protocol: Mapping[str, Any]) -> list[str]:
+    """Lines of the card that say by which protocol networks are trained on the set, within marks by which they are found again."""
+    from ddengine import loader  # imports synthetic.py, which imports this module
+    from ddengine.protocol import words
 
-    `evaluation` is the content of evaluation.json (accuracies are fractions). Where the card has lost its place for them they go to its end; a
-    folder without a card, written before there were cards, is left as it is. Raises UserError for an evaluation without rows.
+    how = "`info['protocol']` of `load()` says it in numbers, and `info['augment'](images)` is its augmentation."
+    if loader.trainable(protocol):
+        how += " `train(network)` of load.py does all of it; without the augmentation, or at another rate, expect other accuracies."
+    else:
+        how += (
+            " load.py cannot train so, because the labels or the loss are not in this folder: expect other accuracies of what is trained on it alone."
+        )
+    return [PROTOCOL_BEGIN, *_table(words(protocol)), "", how, PROTOCOL_END]
+
+
+def _put(text: str, begin: str, end: str, heading: str, section: str) -> str:
+    """The card with `section`, which has the marks around it, in its place; where there is no such place, at the end under a heading."""
+    before, found, rest = text.partition(begin)
+    _, closed, after = rest.partition(end)
+    return f"{before}{section}{after}" if found and closed else f"{text.rstrip()}\n\n## {heading}\n\n{section}\n"
+
+
+def without_paths(command: Sequence[Any]) -> list[str]:
+    """The words of a command, in which paths of this machine, those from its root or a home, keep their last part only."""
+    kept = []
+    for word in map(str, command):
+        flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        if re.match(r"[/\\~]|[A-Za-z]:[/\\]", value):
+            value = re.split(r"[/\\]", value.rstrip("/\\"))[-1]
+        kept.append(flag + equals + value)
+    return kept
+
+
+def add_results(folder: Path, evaluation: Mapping[str, Any]) -> None:
+    """Put an evaluation into a distilled folder, in place of an earlier one: what is said there of accuracies is then about this one.
+
+    The card gets the accuracies and the protocol; meta.json and load.py get the protocol, with the learning rate that was
+    chosen for the set; evaluation.json is copied, without the paths of this machine. Each file is old or new, never half of
+    one, and the same call again mends what a kill has left. Where the card has lost its places for them they go to its end.
+    A folder without a card, written before there were cards, is left as it is.
+
+    Args:
+        folder: a distilled folder.
+        evaluation: the content of evaluation.json (accuracies are fractions).
+
+    Raises:
+        UserError: an evaluation without rows.
     """
     path = folder / CARD
     if not path.is_file():
@@ -397,11 +456,28 @@ def add_results(folder: Path, evaluation: Mapping[str, Any]) -> None:
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise UserError(f"The evaluation of {folder} lacks what its card says ({error!r}); evaluate again with --restart.") from None
     text = path.read_bytes().decode(errors="replace")
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    new = f"{before}{section}{after}" if begin and end else f"{text.rstrip()}\n\n## Accuracy\n\n{section}\n"
-    with files.replacing(path) as temporary:
-        temporary.write_bytes(new.encode())
+    trained = _add_protocol(folder, evaluation)
+    if trained is not None:
+        text = _put(text, PROTOCOL_BEGIN, PROTOCOL_END, "How it was trained on", "\n".join(trained_section(trained)))
+    copied = dict(evaluation) | ({"command": without_paths(evaluation["command"])} if "command" in evaluation else {})
+    files.write_json(folder / EVALUATION, copied)
+    files.write_text(path, _put(text, BEGIN, END, "Accuracy", section))
+
+
+def _add_protocol(folder: Path, evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Write the protocol of an evaluation into meta.json and load.py, and return it; None where folder or evaluation do not say enough for that."""
+    from ddengine import protocol, synthetic
+
+    if not (folder / "meta.json").is_file():
+        return None
+    syn, meta = synthetic.load(folder, torch.device("cpu"))
+    model = _at(meta, "recipe", "model")
+    trained = protocol.of_evaluation(evaluation, model, soft=syn.target_kind == "logits", learned=syn.lr)
+    if trained is None:
+        return None
+    files.write_text(folder / "load.py", syn.load_py(trained))
+    files.write_json(folder / "meta.json", meta | {"protocol": trained})
+    return trained
 
 
 # Other formats
@@ -416,12 +492,13 @@ def _check_new(paths: Sequence[Path]) -> None:
 def _members(export: Exported, logits: Tensor | None, part: range) -> Iterator[tuple[str, bytes]]:
     """(name in the tar, content) of the examples of a shard."""
     for i in part:
-        yield f"{i:06d}.png", export.pngs[i]
-        yield f"{i:06d}.cls", str(export.classes[i]).encode()
+        name = example_name(i, len(export.pngs))
+        yield f"{name}.png", export.pngs[i]
+        yield f"{name}.cls", str(export.classes[i]).encode()
         if logits is not None:
             buffer = io.BytesIO()
             np.save(buffer, logits[i].numpy())
-            yield f"{i:06d}.logits.npy", buffer.getvalue()
+            yield f"{name}.logits.npy", buffer.getvalue()
 
 
 def write_webdataset(syn: "SyntheticSet", path: Path, per_shard: int = PER_SHARD) -> list[Path]:
@@ -433,7 +510,7 @@ def write_webdataset(syn: "SyntheticSet", path: Path, per_shard: int = PER_SHARD
     if per_shard < 1:
         raise UserError(f"per_shard must be at least 1, got {per_shard}.")
     parts = [range(i, min(i + per_shard, len(syn))) for i in range(0, len(syn), per_shard)]
-    tars = [path] if len(parts) <= 1 else [path.with_name(f"{path.stem}-{i:06d}{path.suffix}") for i in range(len(parts))]
+    tars = [path] if len(parts) <= 1 else [path.with_name(f"{path.stem}-{example_name(i, len(parts))}{path.suffix}") for i in range(len(parts))]
     index = path.with_suffix(".json")
     _check_new([*tars, index])
     files.make_folder(path.parent)

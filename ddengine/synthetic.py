@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from ddengine import codec as codecs
-from ddengine import files
+from ddengine import files, loader
 from ddengine.data import Data, Preprocess
 from ddengine.data.stored import check_numbers
 from ddengine.errors import UserError
@@ -21,72 +21,6 @@ from ddengine.types import Batch, Experts, TargetKind
 
 FORMAT = 2  # of the folder; 1 had soft labels among the other tensors
 LABELS = ("logits", "logits.index")  # tensors that go into a file of their own
-
-LOAD_PY = '''"""The distilled set as ready-to-train tensors. Needs torch and safetensors, nothing else.
-
-    from load import load
-    images, targets, info = load()          # images as the network should see them, targets as the loss should
-
-info["lr"] is the learned learning rate (None without one), info["classes"] names the classes, and info["preprocess"](pixels) brings
-real images with values in [0, 1], shape (B, C, H, W), into the same form: use it on the test images.
-"""
-
-import json
-from pathlib import Path
-
-import torch
-from safetensors import safe_open
-from safetensors.torch import load_file
-
-FOLDER = Path(__file__).resolve().parent
-
-
-{decode}
-
-def preprocess(pixels, tensors):
-    if "preprocess.matrix" in tensors:  # ZCA whitening
-        flat = (pixels.flatten(1) - tensors["preprocess.mean"]) @ tensors["preprocess.matrix"]
-        return flat.view_as(pixels)
-    return (pixels - tensors["preprocess.mean"].view(-1, 1, 1)) / tensors["preprocess.std"].view(-1, 1, 1)
-
-
-def logits(tensors, num_classes):
-    if "logits.index" not in tensors:
-        return tensors["logits"].float()
-    top, rest = tensors["logits"].float().split([tensors["logits.index"].shape[1], 1], 1)  # the largest, and the mean of the others
-    return rest.expand(-1, num_classes).scatter(1, tensors["logits.index"].long(), top)
-
-
-def load(folder=FOLDER):
-    tensors = load_file(str(Path(folder) / "data.safetensors"))
-    meta = json.loads((Path(folder) / "meta.json").read_text())
-    images, item = decode(tensors)
-    if meta["space"] == "pixel":
-        images = preprocess(images, tensors)
-    targets = tensors["classes"]
-    if meta["target_kind"] == "logits":
-        path = Path(folder) / "labels.safetensors"
-        if not path.is_file():
-            raise FileNotFoundError(f"{{path}} is missing: it holds the soft labels of this set and belongs beside data.safetensors")
-        with safe_open(str(path), "pt") as file:
-            if (file.metadata() or {{}}).get("digest") != meta["labels_digest"]:
-                raise ValueError(f"{{path}} holds the labels of another set; put the file there that was written with this one")
-        tensors |= load_file(str(path))
-        targets = logits(tensors, len(meta["class_names"])).softmax(1)  # probabilities, which torch's cross_entropy takes in place of classes
-    if meta["target_kind"] == "class" or meta["label_of"] == "stored":
-        targets = targets[item]
-    info = {{
-        "lr": tensors["lr"].item() if "lr" in tensors else None,
-        "classes": meta["class_names"],
-        "preprocess": lambda pixels: preprocess(pixels, tensors),
-    }}
-    return images, targets, info
-
-
-if __name__ == "__main__":
-    images, targets, info = load()
-    print(tuple(images.shape), images.dtype, "images of", len(info["classes"]), "classes, learned lr", info["lr"])
-'''
 
 
 @dataclass
@@ -209,7 +143,7 @@ class SyntheticSet:
         data.safetensors, labels.safetensors, meta.json and load.py; images/, a parquet file and README.md, the card, with pixels of 8 bits;
         splits.json, which real images are validation and test images (`Data.split_names`), where `splits` says it.
         """
-        from ddengine import handover  # which is about sets like this one
+        from ddengine import handover, protocol  # which are about sets like this one
 
         with files.replacing(folder) as temporary:
             temporary.mkdir(parents=True)
@@ -230,11 +164,26 @@ class SyntheticSet:
                 "bytes": self.nbytes(),
                 "images_per_class": self.images_per_class(),
             }
-            files.write_json(temporary / "meta.json", own | dict(meta))
+            own |= dict(meta)
+            trained = protocol.of_set(own, len(self), soft=self.target_kind == "logits", learned=self.lr)
+            own.pop("protocol", None)  # of the set that this one was made of
+            own |= {} if trained is None else {"protocol": trained}
+            files.write_json(temporary / "meta.json", own)
             if splits:
                 files.write_json(temporary / "splits.json", splits)
-            (temporary / "load.py").write_text(LOAD_PY.format(decode=self.codec.loader()))
-            handover.write(temporary, self, own | dict(meta))
+            files.write_text(temporary / "load.py", self.load_py(trained))
+            handover.write(temporary, self, own)
+
+    def load_py(self, trained: Mapping[str, Any] | None) -> str:
+        """The text of the shipped load.py; `trained` is the protocol that meta.json says, None where it says none."""
+        return loader.source(
+            decode=self.codec.loader(),
+            pixels=self.space == "pixel",
+            whitened=self.preprocess.matrix is not None,
+            soft=self.target_kind == "logits",
+            per_item=self.label_of == "stored",
+            protocol=trained,
+        )
 
 
 def initial(recipe: Recipe, data: Data, rng: Generator, experts: Experts | None = None) -> SyntheticSet:

@@ -164,8 +164,8 @@ def test_shipped_folder_alone_can_be_evaluated(done, tmp_path):
     subprocess.run(["cp", "-r", str(done / "runs/a/distilled"), str(copy)], check=True)
     accuracies = []
     for path in (copy, done / "runs/a"):
-        assert run("evaluate", str(path), *QUICK, "--baselines", "random", "--out", str(tmp_path / path.name)) == 0
-        rows = json.loads((tmp_path / path.name / "evaluation.json").read_text())["rows"]
+        assert run("evaluate", str(path), *QUICK, "--baselines", "random", "--out", str(tmp_path / f"of-{path.name}")) == 0
+        rows = json.loads((tmp_path / f"of-{path.name}" / "evaluation.json").read_text())["rows"]
         accuracies.append([r["accuracies"] for r in rows])
     assert accuracies[0] == accuracies[1]
 
