@@ -36,6 +36,7 @@ from ddengine.synthetic import SyntheticSet
 
 EXPERTS = Path("experts")
 CHANCE = 1.5  # times what guessing reaches: a network that others published as a teacher and that reaches less was trained on other images
+LITTLE = 0.3  # share of images, or agreement of class means, below which it is said that labels cannot be judged by it
 Kind = Literal["experts", "networks", "images", "folder", "parquet"]
 RecipeT = TypeVar("RecipeT")
 
@@ -288,9 +289,9 @@ def bring_in_set(options: Options, kind: Kind, paths: list[Path], content: Any) 
     """Images with what lies beside them, as a distilled folder."""
     data, recipe = counted(options)
     if kind == "folder":
-        syn, used = finished.read_folder(paths[0], data, recipe.codec, options.lr), paths
+        syn, used = finished.read_folder(paths[0], data, recipe.data.size, recipe.codec, options.lr), paths
     elif kind == "parquet":
-        syn, used = finished.read_parquet(paths, data, recipe.codec, options.lr), paths
+        syn, used = finished.read_parquet(paths, data, recipe.data.size, recipe.codec, options.lr), paths
     else:
         syn, used = exchange.read_set(
             paths[0], content, load_pt, data, labels=options.labels, lr=options.lr, experiment=options.experiment, space=options.space,
@@ -328,7 +329,7 @@ def bring_in_set(options: Options, kind: Kind, paths: list[Path], content: Any) 
     fit, compared = class_order.fit_of_set(syn, data.train)
     say_fit(fit, compared, data, recipe)
     images = syn.tensors["images"]
-    if syn.space == "model" and 0 <= images.min() and images.max() <= 1:
+    if syn.space == "model" and 0 <= images.min() < images.max() <= 1:
         log.say(
             "warning: all values lie within 0 and 1, as pixels do, and sets are imported as networks see them; --space pixel takes them as pixels"
         )
@@ -372,7 +373,8 @@ def _numbers(recipe: Recipe, data: Data) -> Sequence[int]:
 def say_fit(fit: class_order.Fit, what: str, data: Data, recipe: Recipe) -> None:
     """Say how well the labels fit and, where another order fits far better, in which one."""
     if fit.order is None or fit.reordered is None:
-        log.say(f"labels checked: {what} {100 * fit.as_numbered:.1f} %")
+        little = ", too little to judge the order of the classes by" if fit.as_numbered < LITTLE else ""
+        log.say(f"labels checked: {what} {100 * fit.as_numbered:.1f} %{little}")
         return
     words = shlex.join(class_order.in_order(data.class_names, _numbers(recipe, data), fit.order))
     log.say(

@@ -151,8 +151,8 @@ def fit_of_means(imported: Floats, real: Floats, seed: int = 0) -> Fit:
     """How well the mean images (K, D) of the classes of a set go with those of the training images (K, D), both as networks see them.
 
     The agreement is the sum of the inner products of each class with its own, both around the mean of all classes, over the most that
-    any rotation of the classes among each other could reach: 1 where every difference between classes of the set is that of the training images,
-    about 0 where the two have nothing to do with each other. What an order reaches by chance is seen from sets with the same
+    any rotation of the classes among each other could reach: about 1 where every difference between classes of the set is that of the training
+    images, about 0 where the two have nothing to do with each other. What an order reaches by chance is seen from sets with the same
     means, rotated at random, so that they have the same contrast and the same redundancy, and nothing to do with the classes.
     """
     num_classes = len(real)

@@ -171,7 +171,7 @@ def _are_pixels(images: Tensor) -> bool:
 def check_values(path: Path, images: Tensor, data: Data, space: Space) -> None:
     """Raise UserError where finite values are too large for images, and warn of values that hardly can be what they are taken for."""
     reach = 1.0 if space == "pixel" else _reach(data)
-    low, high = float(images.min()), float(images.max())
+    low, high = float(images.min()) + 0.0, float(images.max()) + 0.0  # -0 becomes 0
     largest = max(-low, high)
     if largest > REACH * reach:
         seen = "pixels are at most 1" if space == "pixel" else f"the training images reach {reach:.3g} as networks see them"

@@ -26,9 +26,12 @@ PADDED = re.compile(r"(\d+)_(.*)", re.DOTALL)  # a class folder of this program:
 NUMBERED = re.compile(r"(\D*)(\d+)")  # class folders of SRe2L (new003) and RDED (00003)
 
 
-def read_folder(path: Path, data: Data, codec: Codec | None, lr: float | None = None) -> SyntheticSet:
-    """The set in a folder with a folder of finished images for each class. Raises UserError for folders of unknown or missing classes."""
-    source = folder.read(DataConfig(name="folder", root=str(path)))
+def read_folder(path: Path, data: Data, size: tuple[int, int] | None, codec: Codec | None, lr: float | None = None) -> SyntheticSet:
+    """The set in a folder with a folder of finished images for each class, resized to `size` where it is given.
+
+    Raises UserError for folders of unknown or missing classes.
+    """
+    source = folder.read(DataConfig(name="folder", root=str(path), size=size))
     ours = all(PADDED.fullmatch(name) for name in source.class_names) and not set(source.class_names) & set(data.class_names)
     if ours and codec is not None and codec.per_item > 1:
         log.say(f"the folders in {path} are named as this program names them, so each image is taken as one example, and the codec plays no role")
@@ -36,14 +39,16 @@ def read_folder(path: Path, data: Data, codec: Codec | None, lr: float | None = 
     return _set_of(source, str(path), data, codec, None, lr)
 
 
-def read_parquet(found: Sequence[Path], data: Data, codec: Codec | None, lr: float | None = None) -> SyntheticSet:
-    """The set in parquet files of images and labels, and soft labels in a column `logits` as this program writes it."""
+def read_parquet(
+    found: Sequence[Path], data: Data, size: tuple[int, int] | None, codec: Codec | None, lr: float | None = None
+) -> SyntheticSet:
+    """The set in parquet files of images and labels, and soft labels in a column `logits` as this program writes it; `size` as of a folder."""
     logits = _logits(found)
     if codec is not None and codec.per_item > 1 and (decoded := _written_with(found[0])):
         log.say(f"{found[0]} holds the decoded examples of a set ({decoded}), so each image is taken as one, and the codec plays no role")
         codec = None
     with _together(found) as root:
-        source = parquet.read(DataConfig(name="parquet", root=str(root)))
+        source = parquet.read(DataConfig(name="parquet", root=str(root), size=size))
         return _set_of(source, ", ".join(map(str, found[:3])), data, codec, logits, lr)
 
 
