@@ -317,9 +317,10 @@ def _rate(path: Path, value: Any) -> float:
 
 def provenance(paths: Sequence[Path], **options: Any) -> dict[str, Any]:
     """Names and digests of the files, or folders of files, that something was imported from, and the options that were set."""
+    digests = {path.resolve().name: folder_sha256(path) if path.is_dir() else sha256(path) for path in paths}
     return {
-        "files": [path.name for path in paths],
-        "sha256": {path.name: folder_sha256(path) if path.is_dir() else sha256(path) for path in paths},
+        "files": [path.resolve().name for path in paths],
+        "sha256": digests,
         **{name: value for name, value in options.items() if value is not None},
     }
 

@@ -39,9 +39,7 @@ def read_folder(path: Path, data: Data, size: tuple[int, int] | None, codec: Cod
     return _set_of(source, str(path), data, codec, None, lr)
 
 
-def read_parquet(
-    found: Sequence[Path], data: Data, size: tuple[int, int] | None, codec: Codec | None, lr: float | None = None
-) -> SyntheticSet:
+def read_parquet(found: Sequence[Path], data: Data, size: tuple[int, int] | None, codec: Codec | None, lr: float | None = None) -> SyntheticSet:
     """The set in parquet files of images and labels, and soft labels in a column `logits` as this program writes it; `size` as of a folder."""
     logits = _logits(found)
     if codec is not None and codec.per_item > 1 and (decoded := _written_with(found[0])):

@@ -7,7 +7,11 @@ import re
 import shlex
 import shutil
 import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +24,8 @@ from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 from torch.nn.functional import cross_entropy
 
-from ddengine import synthetic
+from buffers import imports
+from ddengine import cli, synthetic
 from ddengine.codec import MultiFormation, Pixels
 from ddengine.data import Data, load_data
 from ddengine.models import build_model
@@ -72,20 +77,34 @@ def data(work) -> Data:
     return load_data(CONFIG, CPU)
 
 
-def said(capsys, *args: str) -> str:
+@cache
+def parsed(words: tuple[str, ...]) -> imports.ImportOptions:
+    """The options of an import without files; parsing takes longer than an import."""
+    from run import options_of
+
+    return options_of("import", list(words[1:]), flags=imports.ImportOptions)
+
+
+def bring_in(words: Sequence[str], *given: str, out: str | None = None, **fields: Any) -> int:
+    """The exit code of an import of these files with more fields of its options."""
+    options = replace(parsed(tuple(words)), files=tuple(map(Path, given)), out=None if out is None else Path(out), **fields)
+    return cli.run(lambda: imports.bring_in(options))
+
+
+def said(capsys, *args: str, do: Callable[..., int] = run, **fields: Any) -> str:
     """What a command that succeeds says; no warning of Python or torch reaches the user."""
     capsys.readouterr()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert run(*args) == 0, capsys.readouterr().err
+        assert do(*args, **fields) == 0, capsys.readouterr().err
     return capsys.readouterr().out
 
 
-def refused(capsys, *args: str) -> str:
+def refused(capsys, *args: str, do: Callable[..., int] = run, **fields: Any) -> str:
     """The one sentence with which a command refuses; nothing is written."""
     before = sorted(Path().rglob("*"))
     capsys.readouterr()
-    assert run(*args) == 2
+    assert do(*args, **fields) == 2
     out = capsys.readouterr()
     assert re.fullmatch(r"error: [^\n]*[^\s.]\.\n", out.err) and "Traceback" not in out.err, out.err
     assert [path for path in sorted(Path().rglob("*")) if path != Path("experts")] == before
@@ -129,11 +148,11 @@ def test_experts_that_count_otherwise(work, data, capsys):
     """The numbering is printed; experts of another one are warned of with both figures; the order that is printed mends it, to the end."""
     torch.save([trained(data)[1]], "right.pt")
     torch.save([trained(data, renumbered=SHIFT)[1]], "wrong.pt")
-    out = said(capsys, *EXPERTS, "--files", "right.pt", "--out", "right")
+    out = said(capsys, "right.pt", do=partial(bring_in, EXPERTS), out="right")
     assert "0 cat, 1 dog, 2 hen, 3 owl, 4 pig, 5 sea lion" in out and "warning" not in out
     right = float(re.search(r"labels checked: .* ([\d.]+) %", out)[1])
     assert right > 80
-    out = said(capsys, *EXPERTS, "--files", "wrong.pt", "--out", "wrong")
+    out = said(capsys, "wrong.pt", do=partial(bring_in, EXPERTS), out="wrong")
     warning = re.search(r"warning: .* ([\d.]+) % as numbered above, and ([\d.]+) % in the order .*--class_order (.*)", out)
     assert float(warning[1]) < 40 and float(warning[2]) > 80 and tuple(shlex.split(warning[3])) == BACK
     out = said(capsys, *EXPERTS, "--files", "wrong.pt", "--out", "mended", "--class_order", *shlex.split(warning[3]))
@@ -156,14 +175,14 @@ def test_sets_that_count_otherwise(work, data, capsys):
     pixels, classes = pixels_of(data, 8)
     torch.save(data.train.preprocess.forward(pixels), "images_1.pt")
     torch.save(SHIFT[classes], "labels_1.pt")
-    out = said(capsys, *SET, "--files", "images_1.pt", "--out", "wrong")
+    out = said(capsys, "images_1.pt", do=partial(bring_in, SET), out="wrong")
     warning = re.search(r"warning: .* (-?[\d.]+) % as numbered above, and ([\d.]+) % in the order .*--class_order (.*)", out)
     assert float(warning[1]) < 40 and float(warning[2]) > 80 and tuple(shlex.split(warning[3])) == BACK
     out = said(capsys, *SET, "--files", "images_1.pt", "--out", "set", "--class_order", *shlex.split(warning[3]))
     assert "warning" not in out and loaded()[0].class_names == BACK and loaded()[1]["recipe"]["data"]["classes"] == [0, 4, 5, 1, 2, 3]
     assert torch.equal(loaded()[0].classes, SHIFT[classes])
     said(capsys, *printed(out))
-    assert "holds these files already" in said(capsys, *SET, "--files", "images_1.pt", "--out", "set", "--class_order", *BACK)
+    assert "holds these files already" in said(capsys, "images_1.pt", do=partial(bring_in, SET), out="set", class_order=BACK)
 
 
 def test_orders_that_do_not_go(work, data, capsys):
@@ -201,7 +220,7 @@ def test_pairs_are_pixels(work, data, capsys):
     }
     for name, content in kinds.items():
         torch.save(content, f"{name}.pt")
-        out = said(capsys, *SET, "--files", f"{name}.pt", "--out", name)
+        out = said(capsys, f"{name}.pt", do=partial(bring_in, SET), out=name)
         syn, meta = loaded(name)
         assert syn.space == "pixel" and syn.codec == Pixels() and torch.equal(syn.classes, classes), name
         wanted = content[0] if name == "unclamped" else pixels
@@ -216,7 +235,7 @@ def test_pairs_are_pixels(work, data, capsys):
     command = printed(out)
     assert command == ["evaluate", "soft", "--data.root", ROOT]
     said(capsys, *command)
-    assert [row["set"] for row in json.loads(Path("soft/evaluation.json").read_text())["rows"]][0] == "distilled"
+    assert json.loads(Path("soft/evaluation.json").read_text())["rows"][0]["set"] == "distilled"
 
 
 def test_pairs_of_what_networks_see(work, data, capsys):
@@ -224,11 +243,11 @@ def test_pairs_of_what_networks_see(work, data, capsys):
     pixels, classes = pixels_of(data, 2)
     seen = data.train.preprocess.forward(pixels)
     torch.save([seen, classes], "pair.pt")
-    assert re.search(r"warning: the values in pair.pt go from -.* no pixels", said(capsys, *SET, "--files", "pair.pt", "--out", "a"))
+    assert re.search(r"warning: the values in pair.pt go from -.* no pixels", said(capsys, "pair.pt", do=partial(bring_in, SET), out="a"))
     assert loaded("a")[0].space == "model" and torch.equal(loaded("a")[0].tensors["images"], seen)
     torch.save(pixels, "images_1.pt")
-    assert "warning: all values lie within 0 and 1" in said(capsys, *SET, "--files", "images_1.pt", "--out", "b")
-    assert "warning" not in said(capsys, *SET, "--files", "images_1.pt", "--space", "pixel", "--out", "c")
+    assert "warning: all values lie within 0 and 1" in said(capsys, "images_1.pt", do=partial(bring_in, SET), out="b")
+    assert "warning" not in said(capsys, "images_1.pt", do=partial(bring_in, SET), space="pixel", out="c")
     assert loaded("b")[0].space == "model" and loaded("c")[0].space == "pixel"
     torch.save([pixels, classes], "pixels.pt")
     said(capsys, *SET, "--files", "pixels.pt", "--space", "model", "--out", "d")
@@ -271,7 +290,7 @@ def test_folders_of_finished_images(work, data, capsys):
     }
     for way, names in ways.items():
         written(way, pixels, classes, names)
-        out = said(capsys, *SET, "--files", way, "--out", f"set_{way}")
+        out = said(capsys, way, do=partial(bring_in, SET), out=f"set_{way}")
         syn, meta = loaded(f"set_{way}")
         assert syn.tensors["images"].dtype == torch.uint8 and syn.codec == Pixels() and torch.equal(syn.classes, classes), way
         assert torch.allclose(syn.pixels(), pixels, atol=1e-6) and meta["imported"]["files"] == [way], way
@@ -279,25 +298,25 @@ def test_folders_of_finished_images(work, data, capsys):
     written("jpg", pixels.repeat(1, 1, 1, 1), classes, ways["names"], "jpg")
     for path in Path("jpg").rglob("*.jpg"):
         Image.open(path).convert("RGB").save(path, quality=100)
-    said(capsys, *SET, "--files", "jpg", "--out", "set_jpg")
+    said(capsys, "jpg", do=partial(bring_in, SET), out="set_jpg")
     assert (loaded("set_jpg")[0].pixels() - pixels).abs().max() < 0.05
-    said(capsys, *IDC, "--files", "names", "--out", "tiled")
+    said(capsys, "names", do=partial(bring_in, IDC), out="tiled")
     assert loaded("tiled")[0].codec == MultiFormation(factor=2)
-    out = said(capsys, *IDC, "--files", "ours", "--out", "whole")  # decoded when it was exported
+    out = said(capsys, "ours", do=partial(bring_in, IDC), out="whole")  # decoded when it was exported
     assert loaded("whole")[0].codec == Pixels() and "codec plays no role" in out
 
     Path("names/cow").mkdir()
     shutil.copy(next(Path("names/cat").iterdir()), "names/cow/a.png")
-    assert "class cow in names is none of the dataset's (cat, dog" in refused(capsys, *SET, "--files", "names")
+    assert "class cow in names is none of the dataset's (cat, dog" in refused(capsys, "names", do=partial(bring_in, SET))
     shutil.rmtree("names/cow")
     shutil.rmtree("names/owl")
-    assert "names has no image of class 'owl'" in refused(capsys, *SET, "--files", "names")
+    assert "names has no image of class 'owl'" in refused(capsys, "names", do=partial(bring_in, SET))
     Path("ours/0001_dog").rename("ours/0004_dog")
-    assert "0004_dog in ours says number 4, and the class of that name is 1" in refused(capsys, *SET, "--files", "ours")
+    assert "0004_dog in ours says number 4, and the class of that name is 1" in refused(capsys, "ours", do=partial(bring_in, SET))
     Path("flat").mkdir()
     shutil.copy(next(Path("numbers").rglob("*.png")), "flat/a.png")
-    assert "flat holds images and no folders" in refused(capsys, *SET, "--files", "flat")
-    assert "flat/a.png is an image (PNG)" in refused(capsys, *SET, "--files", "flat/a.png")
+    assert "flat holds images and no folders" in refused(capsys, "flat", do=partial(bring_in, SET))
+    assert "flat/a.png is an image (PNG)" in refused(capsys, "flat/a.png", do=partial(bring_in, SET))
     assert "holds image files, and --labels" in refused(capsys, *SET, "--files", "numbers", "--labels", "flat/a.png")
     resized = said(capsys, *SET, "--data.size", "4", "4", "--files", "numbers", "--out", "small")
     assert "taken as pixels" in resized and loaded("small")[0].tensors["images"].shape[2:] == (4, 4)
@@ -308,9 +327,9 @@ def test_parquet(work, data, capsys):
     pixels, classes = pixels_of(data, 3)
     logits = torch.randn(len(classes), 6, generator=torch.Generator().manual_seed(0))
     torch.save([(pixels * 255).round() / 255, logits], "soft.pt")
-    said(capsys, *SET, "--files", "soft.pt", "--out", "soft")
+    said(capsys, "soft.pt", do=partial(bring_in, SET), out="soft")
     for words, name in ((SET, "again"), (IDC, "whole")):
-        out = said(capsys, *words, "--files", "soft/train-00000-of-00001.parquet", "--out", name)
+        out = said(capsys, "soft/train-00000-of-00001.parquet", do=partial(bring_in, words), out=name)
         syn = loaded(name)[0]
         assert torch.equal(syn.classes, classes) and torch.allclose(syn.pixels(), pixels, atol=1e-6) and torch.equal(syn.logits, logits)
         assert syn.tensors["images"].dtype == torch.uint8 and syn.codec == Pixels()
@@ -326,16 +345,16 @@ def test_parquet(work, data, capsys):
     for i, part in enumerate(np.array_split(order, 2)):
         pq.write_table(theirs.take(part), f"shards/{'ab'[i]}.parquet")
     for given in (["shards"], ["shards/a.parquet", "shards/b.parquet"]):
-        out = said(capsys, *SET, "--files", *given, "--out", f"set{len(given)}")
+        out = said(capsys, *given, do=partial(bring_in, SET), out=f"set{len(given)}")
         syn = loaded(f"set{len(given)}")[0]
         assert torch.equal(syn.classes, classes) and syn.class_names == CLASSES and "warning" not in out
         assert torch.equal(syn.pixels().sum((0, 1, 2, 3)), syn.pixels().sum()) and torch.allclose(syn.pixels().mean(), pixels.mean())
     unknown = {"image": {"_type": "Image"}, "label": {"names": [*names[:5], "cow"], "_type": "ClassLabel"}}
     pq.write_table(theirs.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": unknown}})}), "cow.parquet")
-    out = refused(capsys, *SET, "--files", "cow.parquet")
+    out = refused(capsys, "cow.parquet", do=partial(bring_in, SET))
     assert "class cow in cow.parquet is none of the dataset's" in out and "/tmp" not in out
     torch.save([pixels, classes], "pair.pt")
-    assert "pair.pt is none" in refused(capsys, *SET, "--files", "cow.parquet", "pair.pt")
+    assert "pair.pt is none" in refused(capsys, "cow.parquet", "pair.pt", do=partial(bring_in, SET))
 
 
 FOUND = {
@@ -356,17 +375,17 @@ def test_the_kind_that_was_found_is_named(work, data, capsys):
     """Whatever it is."""
     for name, (make, words) in FOUND.items():
         torch.save(make(), f"{name}.pt")
-        assert words in refused(capsys, *EXPERTS, "--files", f"{name}.pt"), name
+        assert words in refused(capsys, f"{name}.pt", do=partial(bring_in, EXPERTS)), name
     np.save("plain.npy", np.zeros((3, 4)))
-    assert "numpy array of shape (3, 4) (float64)" in refused(capsys, *EXPERTS, "--files", "plain.npy")
+    assert "numpy array of shape (3, 4) (float64)" in refused(capsys, "plain.npy", do=partial(bring_in, EXPERTS))
     np.savez("several.npz", images=np.zeros(3), labels=np.zeros(3))
-    assert "numpy arrays (images, labels)" in refused(capsys, *EXPERTS, "--files", "several.npz")
+    assert "numpy arrays (images, labels)" in refused(capsys, "several.npz", do=partial(bring_in, EXPERTS))
     network, snapshots = trained(data, steps=2)
     torch.save(network.state_dict(), "state.pt")
-    assert "state.pt holds one network after its training" in refused(capsys, *EXPERTS, "--files", "state.pt")
-    assert "needs none" in refused(capsys, *SET, "--files", "state.pt")
+    assert "state.pt holds one network after its training" in refused(capsys, "state.pt", do=partial(bring_in, EXPERTS))
+    assert "needs none" in refused(capsys, "state.pt", do=partial(bring_in, SET))
     torch.save([snapshots], "buffer.pt")
-    out = refused(capsys, *EXPERTS, "--files", "buffer.pt", "state.pt")
+    out = refused(capsys, "buffer.pt", "state.pt", do=partial(bring_in, EXPERTS))
     assert "state.pt holds a state dict of 6 tensors (features.0.weight," in out
 
 
@@ -376,19 +395,19 @@ def test_images_that_cannot_be_images(work, data, capsys):
     reach = float(data.train.preprocess.forward(torch.ones(1, 1, 1, 1)).max())
     for name, content, bound in (("images_1.pt", pixels * 1e30, 1000 * reach), ("pair.pt", [pixels * -1e30, classes], 1000 * reach)):
         torch.save(content, name)
-        out = refused(capsys, *SET, "--files", name)
+        out = refused(capsys, name, do=partial(bring_in, SET))
         assert "values up to 1e+30" in out and f"nothing above {bound:.3g} is taken" in out
     torch.save([pixels * 2000, classes], "pair.pt")
-    assert "nothing above 1e+03" in refused(capsys, *SET, "--files", "pair.pt", "--space", "pixel")
+    assert "nothing above 1e+03" in refused(capsys, "pair.pt", do=partial(bring_in, SET), space="pixel")
     torch.save([pixels / 0, classes], "pair.pt")
-    assert "not finite" in refused(capsys, *SET, "--files", "pair.pt")
+    assert "not finite" in refused(capsys, "pair.pt", do=partial(bring_in, SET))
     torch.save((pixels - 0.5) * 100 * reach, "images_2.pt")  # large, and possible
-    assert "warning" not in said(capsys, *SET, "--files", "images_2.pt", "--out", "large")
+    assert "warning" not in said(capsys, "images_2.pt", do=partial(bring_in, SET), out="large")
     torch.save(pixels * 255, "images_3.pt")
-    assert "as pixels of 8 bits do" in said(capsys, *SET, "--files", "images_3.pt", "--out", "bytes")
+    assert "as pixels of 8 bits do" in said(capsys, "images_3.pt", do=partial(bring_in, SET), out="bytes")
     for value, name in ((0.0, "zero"), (0.3, "grey")):
         torch.save([torch.full_like(pixels, value), classes], "pair.pt")
-        assert f"warning: the values in pair.pt are all {value:g}" in said(capsys, *SET, "--files", "pair.pt", "--out", name)
+        assert f"warning: the values in pair.pt are all {value:g}" in said(capsys, "pair.pt", do=partial(bring_in, SET), out=name)
 
 
 # Teachers
@@ -409,7 +428,7 @@ def test_teachers(work, data, capsys):
     said(capsys, *command, "--out", "run")
     assert loaded("run/distilled")[1]["experts"]["num"] == 2
 
-    from run import options_of, open_store  # as distill opens them
+    from run import open_store, options_of  # as distill opens them
 
     options = options_of("distill", command[1:])
     stores = open_store(options, data)
@@ -428,7 +447,7 @@ def test_teachers(work, data, capsys):
     }
     for name, content in ways.items():
         torch.save(content, f"{name}.pt")
-        out = said(capsys, *one, "--files", f"{name}.pt", "--out", f"store_{name}")
+        out = said(capsys, f"{name}.pt", do=partial(bring_in, one), out=f"store_{name}")
         assert float(re.search(r"labels checked: .* ([\d.]+) %", out)[1]) == pytest.approx(accuracies[0], abs=1.0), name
         assert ("matched in order" in out) == (name == "other_names"), name
     save_file({k: v.contiguous() for k, v in first.items()}, "first.safetensors")
@@ -441,7 +460,7 @@ def test_teachers_that_count_otherwise(work, data, capsys):
     """As experts; and the order that is named is kept to the end."""
     torch.save(trained(data, TEACHERS[0], SHIFT)[0].state_dict(), "a.pt")
     one = [*INFER, "--teachers", TEACHERS[0], "--model", TEACHERS[0]]
-    out = said(capsys, *one, "--files", "a.pt", "--out", "wrong")
+    out = said(capsys, "a.pt", do=partial(bring_in, one), out="wrong")
     warning = re.search(r"warning: .* ([\d.]+) % as numbered above, and ([\d.]+) % in the order .*--class_order (.*)", out)
     assert float(warning[1]) < 40 and float(warning[2]) > 80 and tuple(shlex.split(warning[3])) == BACK
     out = said(capsys, *one, "--files", "a.pt", "--out", "right", "--class_order", *BACK)
@@ -454,7 +473,7 @@ def test_teachers_that_do_not_fit(work, data, capsys):
     """The first tensor that differs is named; so is the number of files that is wanted; nothing is written."""
     first, second = (build_model(name, data.image_shape, 6, generator(0)).state_dict() for name in TEACHERS)
     weight = first["features.0.weight"]
-    one = [*INFER, "--teachers", TEACHERS[0], "--model", TEACHERS[1], "--files"]
+    one = [*INFER, "--teachers", TEACHERS[0], "--model", TEACHERS[1]]
     wrong = {
         "colour": (first | {"features.0.weight": weight.repeat(1, 3, 1, 1)}, "features.0.weight is a tensor of shape (8, 3, 3, 3)"),
         "classes": ({k: torch.cat([v, v]) if k.startswith("cl") else v for k, v in first.items()}, "classifier.weight is a tensor of shape (12, "),
@@ -468,15 +487,15 @@ def test_teachers_that_do_not_fit(work, data, capsys):
     }
     for name, (content, words) in wrong.items():
         torch.save(content, f"{name}.pt")
-        out = refused(capsys, *one, f"{name}.pt")
+        out = refused(capsys, f"{name}.pt", do=partial(bring_in, one))
         assert words in out and f"{name}.pt" in out, name
     torch.save(first, "a.pt")
     torch.save(second, "b.pt")
-    both = [*INFER, "--teachers", *TEACHERS, "--model", TEACHERS[1], "--files"]
-    assert "is not convnet-d1-w8-bn" in refused(capsys, *both, "b.pt", "a.pt")
-    assert "--files names 1 networks for the 2 of --teachers" in refused(capsys, *both, "a.pt")
-    assert "leave --lr out" in refused(capsys, *one, "a.pt", "--lr", "0.1")
-    out = said(capsys, *both, "a.pt", "b.pt", "--out", "untrained")
+    both = [*INFER, "--teachers", *TEACHERS, "--model", TEACHERS[1]]
+    assert "is not convnet-d1-w8-bn" in refused(capsys, "b.pt", "a.pt", do=partial(bring_in, both))
+    assert "--files names 1 networks for the 2 of --teachers" in refused(capsys, "a.pt", do=partial(bring_in, both))
+    assert "leave --lr out" in refused(capsys, "a.pt", do=partial(bring_in, one), lr=0.1)
+    out = said(capsys, "a.pt", "b.pt", do=partial(bring_in, both), out="untrained")
     assert "hardly more than guessing" in out
 
 
