@@ -230,7 +230,7 @@ def bring_in_experts(options: Options, paths: list[Path]) -> None:
     log.say(f"classes as the files count them: {class_order.listed(data.class_names)}")
     store, flat = ExpertStore(folder), FlatModel(network)
     last = [store.snapshots(i, store.epochs[-1:])[0] for i in range(min(count, class_order.NETWORKS))]
-    fit, num = class_order.fit_of_networks([partial(flat, theta) for theta in last], data.train)
+    fit, num = class_order.fit_of_networks([partial(flat, theta) for theta in last], data.train, data.class_names)
     say_fit(fit, f"the last snapshots of {len(last)} experts get right, of {num} training images,", data, recipe)
     say_next(options, recipe, "use them with", "distill", experts=folder, num_experts=count)
 
@@ -272,7 +272,7 @@ def bring_in_networks(options: Options, paths: list[Path]) -> None:
     for (model, place, _), teachers in zip(stores, read, strict=True):
         state_dicts.import_networks(teachers, place, data, recipe.data, recipe.buffer, model)
         for teacher in teachers:
-            fit, num = class_order.fit_of_networks([teacher.network], data.train)
+            fit, num = class_order.fit_of_networks([teacher.network], data.train, data.class_names)
             say_fit(fit, f"{teacher.path.name}, taken as {model} on {seen(recipe)}, gets right, of {num} training images,", data, recipe)
             if fit.order is None and fit.as_numbered < CHANCE / data.num_classes:
                 log.say(f"warning: that is hardly more than guessing; {teacher.path.name} may have been trained on other images or preprocessing")
@@ -379,7 +379,8 @@ def say_fit(fit: class_order.Fit, what: str, data: Data, recipe: Recipe) -> None
     words = shlex.join(class_order.in_order(data.class_names, _numbers(recipe, data), fit.order))
     log.say(
         f"warning: the files seem to count the classes in another order: {what} {100 * fit.as_numbered:.1f} % as numbered above, and "
-        f"{100 * fit.reordered:.1f} % in the order that fits best; import them again with --class_order {words}"
+        f"{100 * fit.reordered:.1f} % in another one; look up in which order their program counts and import them again, into another folder, "
+        f"with that or with --class_order {words}"
     )
 
 

@@ -4,6 +4,7 @@ The class k of a file and the class k of a dataset need not be the same: folders
 says for each class of the file which class of the dataset it is.
 """
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -25,6 +26,7 @@ DEVIATIONS = 4.0  # standard errors that the gain must be, on images that the or
 CYCLE = 2.0  # classes that change places must fit so many times better in their new ones
 LEAST_FIT = 0.6  # of class means: how far on the way from what any order reaches by chance (0) to a perfect fit (1)
 FAR = 0.6  # of class means: the order in use fits at most so much of what the other one does
+AS_WELL = 0.9  # of the fit of the best order an order must reach that programs are likely to count in, to be named in its place
 FEWEST_MEANS = 5  # classes; of fewer some order always fits their means well
 
 Ints = NDArray[np.int64]
@@ -88,14 +90,24 @@ def in_order(names: Sequence[str], numbers: Sequence[int], order: Sequence[int])
     return [names[k] if names.count(names[k]) == 1 and not names[k].startswith("-") else str(numbers[k]) for k in order]
 
 
+def likely_orders(names: Sequence[str]) -> list[Ints]:
+    """Orders in which programs count classes of these names: sorted as words, without regard to capitals, and with numbers in them as numbers."""
+    positions = range(len(names))
+    with_numbers = [[(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name)] for name in names]
+    ways = [names, [name.casefold() for name in names], with_numbers]
+    orders = [tuple(sorted(positions, key=way.__getitem__)) for way in ways]
+    return [np.array(order) for order in dict.fromkeys(orders) if order != tuple(positions)]
+
+
 # Networks and images that are classified one by one
 
 
-def fit_of_predictions(counted: Ints, found: Ints, num_classes: int) -> Fit:
+def fit_of_predictions(counted: Ints, found: Ints, num_classes: int, likely: Sequence[Ints] = ()) -> Fit:
     """How well what the file counts as a class (N,) goes with the class (N,) of the data that each image is found to be of.
 
     Of a network the first is what it predicts, the second the label; of an imported image the first is its label, the second the class that it
-    looks like. Images of a class should lie side by side: one half of every class chooses an order, which is judged on the other half.
+    looks like. Images of a class should lie side by side: one half of every class chooses an order, which is judged on the other half. Of orders
+    that fit about as well as the best one, one that is `likely` is taken.
     """
     right = counted == found
     plain = Fit(float(right.mean()))
@@ -112,7 +124,15 @@ def fit_of_predictions(counted: Ints, found: Ints, num_classes: int) -> Fit:
     order = _better_cycles(_counts(counted, found, num_classes))
     if (order == np.arange(num_classes)).all():
         return plain
-    return Fit(plain.as_numbered, float((order[counted] == found).mean()), tuple(order.tolist()))
+    share, order = _likeliest(order, likely, lambda one: float((one[counted] == found).mean()))
+    return Fit(plain.as_numbered, share, tuple(order.tolist()))
+
+
+def _likeliest(best: Ints, likely: Sequence[Ints], fit: Callable[[Ints], float]) -> tuple[float, Ints]:
+    """(fit, order) of the likely order that fits best, where it fits about as well as the best of all orders; else of that one."""
+    found = [(fit(order), order) for order in likely]
+    share, order = max(found, key=lambda pair: pair[0], default=(-1.0, best))
+    return (share, order) if share >= AS_WELL * fit(best) else (fit(best), best)
 
 
 def _least_reached(num_classes: int) -> float:
@@ -147,7 +167,7 @@ def _better_cycles(fit: Floats) -> Ints:
 # Class means
 
 
-def fit_of_means(imported: Floats, real: Floats, seed: int = 0) -> Fit:
+def fit_of_means(imported: Floats, real: Floats, likely: Sequence[Ints] = (), seed: int = 0) -> Fit:
     """How well the mean images (K, D) of the classes of a set go with those of the training images (K, D), both as networks see them.
 
     The agreement is the sum of the inner products of each class with its own, both around the mean of all classes, over the most that
@@ -179,6 +199,7 @@ def fit_of_means(imported: Floats, real: Floats, seed: int = 0) -> Fit:
     by_chance, deviation = float(np.mean(chance)), float(np.std(chance, ddof=1))
     if best < by_chance + LEAST_FIT * (1 - by_chance) or best < by_chance + DEVIATIONS * deviation:
         return plain
+    best, order = _likeliest(order, likely, lambda one: float(products[np.arange(num_classes), one].sum()) / most)
     return Fit(agreement, best, tuple(order.tolist()))
 
 
@@ -213,10 +234,10 @@ def _spread(members: Tensor, most: int) -> Tensor:
 
 
 @torch.no_grad()
-def fit_of_networks(networks: Sequence[Callable[[Tensor], Tensor]], real: RealSet) -> tuple[Fit, int]:
+def fit_of_networks(networks: Sequence[Callable[[Tensor], Tensor]], real: RealSet, names: Sequence[str]) -> tuple[Fit, int]:
     """(how well networks, images (B, C, H, W) -> logits (B, K), go with the labels of training images, how many images they were asked about).
 
-    A batch holds images of all classes, because networks may normalise by the batch.
+    `names` are those of the classes. A batch holds images of all classes, because networks may normalise by the batch.
     """
     asked = networks[:NETWORKS]
     index = sample(real, SAMPLE // len(asked))
@@ -228,7 +249,8 @@ def fit_of_networks(networks: Sequence[Callable[[Tensor], Tensor]], real: RealSe
         for part in range(parts):
             predicted[part::parts] = network(real.images(index[part::parts])).argmax(1).cpu().numpy()
         said.append(predicted)
-    return fit_of_predictions(np.concatenate(said), np.tile(found, len(asked)), real.num_classes), len(index)
+    fit = fit_of_predictions(np.concatenate(said), np.tile(found, len(asked)), real.num_classes, likely_orders(names))
+    return fit, len(index)
 
 
 @torch.no_grad()
@@ -245,7 +267,8 @@ def fit_of_set(syn: SyntheticSet, real: RealSet) -> tuple[Fit, str]:
     most = max(MEAN_OF_LEAST, min(MEAN_OF, MEAN_OF_ALL // num_classes))
     means = torch.stack([real.images(_spread(members, most)).double().mean(0).flatten().cpu() for members in real.members]).numpy()
     own = np.stack([images[labels == c].mean(0) for c in range(num_classes)])
-    by_means = fit_of_means(own, means)
+    likely = likely_orders(syn.class_names)
+    by_means = fit_of_means(own, means, likely)
     if by_means.order is not None:
         return by_means, "class means of the imported images agree with those of the training images to"
     # one by one, at the contrast of the training images: distilled ones often have more
@@ -253,7 +276,7 @@ def fit_of_set(syn: SyntheticSet, real: RealSet) -> tuple[Fit, str]:
     centred = (images - own.mean(0)) * (theirs / max(spread, 1e-12))
     around = means - means.mean(0)
     nearest = (np.square(around).sum(1) - 2 * centred @ around.T).argmin(1)
-    by_images = fit_of_predictions(labels, nearest, num_classes)
+    by_images = fit_of_predictions(labels, nearest, num_classes, likely)
     if by_images.order is not None:
         return by_images, "imported images are nearest to the mean of their class in"
     return by_means, "class means of the imported images agree with those of the training images to"

@@ -8,7 +8,7 @@ import torch
 from helpers import CPU, DIGITS, MODEL, new_model, tiny_data
 
 from ddengine import class_order
-from ddengine.class_order import fit_of_means, fit_of_networks, fit_of_predictions, fit_of_set, in_order, listed, resolve
+from ddengine.class_order import fit_of_means, fit_of_networks, fit_of_predictions, fit_of_set, in_order, likely_orders, listed, resolve
 from ddengine.codec import Identity
 from ddengine.coreset import random_index
 from ddengine.data import load_data
@@ -72,6 +72,18 @@ def test_an_order_is_what_data_classes_makes_of_it():
     assert torch.equal(subset.train.labels, read.train.labels) and torch.equal(subset.train.preprocess.mean, read.train.preprocess.mean)
 
 
+def test_likely_orders():
+    """As words, without regard to capitals, and by the numbers in the names; the order in use is not among them."""
+    assert [order.tolist() for order in likely_orders(AS_WORDS)] == [[0, 1, 4, 5, 6, 7, 8, 9, 10, 11, 2, 3]]  # 0, 1, 2 ...
+    numbers = [str(i) for i in range(12)]
+    assert [[numbers[k] for k in order] for order in likely_orders(numbers)] == [list(AS_WORDS)]
+    names = ["img10", "Img2", "b", "img3"]
+    assert [[names[k] for k in order] for order in likely_orders(names)] == [
+        ["Img2", "b", "img10", "img3"], ["b", "img10", "Img2", "img3"], ["Img2", "b", "img3", "img10"]
+    ]  # fmt: skip
+    assert likely_orders(ANIMALS) == []
+
+
 # Classified one by one
 
 
@@ -118,7 +130,7 @@ def test_untrained_networks_raise_no_alarm():
     """Their outputs tell classes apart in some order, as random features do."""
     data = tiny_data()
     for seed in range(12):
-        fit, num = fit_of_networks([new_model(data, model)(generator(seed)).eval() for model in (MODEL, "mlp")], data.train)
+        fit, num = fit_of_networks([new_model(data, model)(generator(seed)).eval() for model in (MODEL, "mlp")], data.train, data.class_names)
         assert fit.order is None and 0 <= fit.as_numbered < 0.5 and num == len(class_order.sample(data.train, 1000))
 
 
@@ -156,6 +168,26 @@ def test_class_means_find_the_order():
     half = real.copy()  # of a weak set half of the classes are noise
     half[5:] = real.mean(0) + rng.normal(size=(5, 64))
     assert fit_of_means(half, real).order is None
+
+
+def test_a_likely_order_is_named_where_it_fits_as_well():
+    """Of a few images similar classes change places for no reason; an order that programs count in is the better guess, unless it fits worse."""
+    rng = np.random.default_rng(0)
+    real = rng.normal(size=(12, 64))
+    real[9] = real[5] + 0.3 * rng.normal(size=64)
+    words = np.array([AS_WORDS.index(str(i)) for i in range(12)])  # AS_WORDS[words] is 0, 1, 2 ...
+    muddled = words.copy()
+    muddled[[5, 9]] = words[[9, 5]]
+    means = real[np.argsort(words)]  # of the dataset, which has its folders as words
+    assert fit_of_means(means[muddled], means).order == tuple(muddled.tolist())
+    assert fit_of_means(means[muddled], means, likely_orders(AS_WORDS)).order == tuple(words.tolist())
+    other = rng.permutation(12)
+    assert fit_of_means(means[other], means, likely_orders(AS_WORDS)).order == tuple(other.tolist())
+    counted = np.repeat(np.arange(12), 20)
+    found = np.where(rng.random(240) < 0.05, 0, muddled[counted])
+    found[(counted == 5) & (np.arange(240) % 3 > 0)] = words[5]
+    found[(counted == 9) & (np.arange(240) % 3 > 0)] = words[9]
+    assert fit_of_predictions(counted, found, 12, likely_orders(AS_WORDS)).order == tuple(words.tolist())
 
 
 def random_set(data, ipc, renumbered=None):
