@@ -25,6 +25,8 @@ from sklearn.datasets import load_digits
 from torch.nn.functional import cross_entropy
 
 from buffers import imports
+from buffers.exchange import load_pt
+from buffers.store import ExpertStore
 from ddengine import cli, synthetic
 from ddengine.codec import MultiFormation, Pixels
 from ddengine.data import Data, load_data
@@ -238,6 +240,22 @@ def test_pairs_are_pixels(work, data, capsys):
     assert json.loads(Path("soft/evaluation.json").read_text())["rows"][0]["set"] == "distilled"
 
 
+def test_parameters_are_tensors(work, data, capsys):
+    """Images, labels and rate that were saved as parameters: no warning of torch reaches the user, and nothing asks for gradients."""
+    pixels, _ = pixels_of(data, 1)
+    images, labels = data.train.preprocess.forward(pixels), torch.randn(6, 6)
+    for kind, tensor in (("images", images), ("labels", labels), ("lr", torch.tensor(0.02))):
+        torch.save(torch.nn.Parameter(tensor), f"{kind}_best.pt")
+    said(capsys, "images_best.pt", do=partial(bring_in, SET), out="set")
+    syn = loaded()[0]
+    assert torch.equal(syn.tensors["images"], images) and torch.equal(syn.logits, labels) and syn.lr == pytest.approx(0.02)
+    read = load_pt(Path("lr_best.pt"))
+    assert type(read) is torch.Tensor and not read.requires_grad
+    torch.save({"a": [torch.nn.Parameter(images)], "b": (images.requires_grad_() * 2,)}, "nested.pt")
+    read = load_pt(Path("nested.pt"))
+    assert not read["a"][0].requires_grad and type(read["b"]) is tuple and not read["b"][0].requires_grad
+
+
 def test_pairs_of_what_networks_see(work, data, capsys):
     """Values that are no pixels are taken as networks see them, with a warning; --space decides for every .pt."""
     pixels, classes = pixels_of(data, 2)
@@ -349,6 +367,19 @@ def test_parquet(work, data, capsys):
         syn = loaded(f"set{len(given)}")[0]
         assert torch.equal(syn.classes, classes) and syn.class_names == CLASSES and "warning" not in out
         assert torch.equal(syn.pixels().sum((0, 1, 2, 3)), syn.pixels().sum()) and torch.allclose(syn.pixels().mean(), pixels.mean())
+    columns = [CLASSES.index(name) for name in names]  # labels that tell of each image, in the file's order of classes and its own of rows
+    soft = theirs.append_column("logits", pa.array(logits[:, columns].tolist(), pa.list_(pa.float32())))
+    pq.write_table(soft.take(order).replace_schema_metadata(theirs.schema.metadata), "shuffled.parquet")
+    said(capsys, "shuffled.parquet", do=partial(bring_in, SET), out="shuffled")
+    shuffled = loaded("shuffled")[0]
+    for image, label in zip(shuffled.pixels(), shuffled.logits, strict=True):
+        same = [i for i in range(len(pixels)) if torch.allclose(pixels[i], image, atol=1e-6)]
+        assert len(same) == 1 and torch.equal(logits[same[0]], label)
+    pq.write_table(soft.slice(0, 6).append_column("more", pa.array(range(6))).drop_columns("more"), "few.parquet")
+    assert "few.parquet has no image of class" in refused(capsys, "few.parquet", do=partial(bring_in, SET))
+    ragged = theirs.append_column("logits", pa.array([[1.0]] + [[1.0, 2.0]] * (len(theirs) - 1)))
+    pq.write_table(ragged.replace_schema_metadata(theirs.schema.metadata), "ragged.parquet")
+    assert "does not hold as many numbers in every row" in refused(capsys, "ragged.parquet", do=partial(bring_in, SET))
     unknown = {"image": {"_type": "Image"}, "label": {"names": [*names[:5], "cow"], "_type": "ClassLabel"}}
     pq.write_table(theirs.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": unknown}})}), "cow.parquet")
     out = refused(capsys, "cow.parquet", do=partial(bring_in, SET))
@@ -436,6 +467,14 @@ def test_teachers(work, data, capsys):
         stored = store.load(0, store.epochs[-1]).state_dict()
         differing = [name for name, tensor in network.state_dict().items() if not torch.equal(stored[name], tensor)]
         assert all(name.endswith("num_batches_tracked") for name in differing)  # which nothing reads
+
+    files = ["plain.pt", "half.pt", "checkpoint.pth", "second.pt"]  # two of the first network, two of the second
+    torch.save({k: v.half() if v.is_floating_point() else v for k, v in first.items()}, "half.pt")
+    torch.save({"state_dict": second}, "second.pt")
+    said(capsys, *files, do=partial(bring_in, words), out="four")
+    for i, name in enumerate(TEACHERS):
+        store = ExpertStore(Path("four") / name)
+        assert [store.metrics(k)["file"] for k in range(2)] == files[2 * i : 2 * i + 2]
 
     one = [*INFER, "--teachers", TEACHERS[0], "--model", TEACHERS[1]]
     ways = {
