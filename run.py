@@ -18,10 +18,9 @@ import tyro
 from rich.table import Table
 from torch import nn
 
-from buffers.exchange import expand, export_experts, files_digest, load_pt
-from buffers.exchange import import_experts as make_store
+from buffers.exchange import export_experts
 from buffers.experts import generate
-from buffers.store import ExpertStore, StoreGroup, check_identity, finished, identity, imported_digest, stored_preprocess
+from buffers.store import ExpertStore, StoreGroup, check_identity, finished, identity, imported_digest, stored_preprocess, teacher_folder
 from buffers.train import train_expert
 from ddengine import api, cli, describe, dist, exchange, files, handover, intervals, log, report, runs, runtime, scores, synthetic, training
 from ddengine import distill as outer
@@ -155,11 +154,6 @@ def store_folders(options: Options[Recipe], images: str, root: Path = EXPERTS) -
         given = options.experts and (teacher_folder(options.experts, model) if recipe.teachers else options.experts)
         found.append((model, given or root / digest(content), content))
     return found
-
-
-def teacher_folder(folder: Path, model: str) -> Path:
-    """Where the store of a teacher lies in a folder that the user named."""
-    return folder / model.replace("/", "-")
 
 
 def load_for(options: Options[Recipe], device: torch.device, root: Path = EXPERTS) -> Data:
@@ -816,91 +810,14 @@ def demo(args: list[str]) -> None:
     log.say(f"{log.duration(evaluation['seconds'])} in all")
 
 
-@dataclass(frozen=True, kw_only=True)
-class ImportOptions(Generic[RecipeT]):
-    """Flags of import. The recipe says which images, preprocessing and network the files are of and, for experts, how these were trained."""
-
-    files: tuple[Path, ...] = ()  # replay_buffer files or their folder, or one file of images, or one result of DC, DSA or DM
-    labels: Path | None = None  # labels of the images; None: labels_X.pt beside images_X.pt, else the classes in order
-    lr: float | None = None  # learned learning rate; None: lr_X.pt beside images_X.pt, else none
-    experiment: int | None = None  # of a result of DC, DSA or DM, from 0; None: the last
-    out: Path | None = None  # folder to write; None: experts/imported-DIGEST or runs/imported-DIGEST
-    recipe: Annotated[RecipeT, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff]
-
-
 def import_files(args: list[str]) -> None:
-    """Bring files of the published programs in: experts as a store, images as a distilled folder. What a file is, its content says."""
-    options: ImportOptions[Recipe] = options_of("import", args, flags=ImportOptions)
+    """Bring files of other programs in: experts and networks as a store, images as a distilled folder. What a file is, its content says."""
+    from buffers import imports
+
+    options: imports.ImportOptions[Recipe] = options_of("import", args, flags=imports.ImportOptions)
     if not options.files:
         raise UserError("run.py import needs the files to import; name them with --files.")
-    paths = expand(options.files)
-    content = load_pt(paths[0])
-    if isinstance(content, list | tuple):
-        del content  # of a gigabyte; the files are read one by one
-        import_experts(options, paths)
-    elif len(paths) > 1:
-        raise UserError(f"{paths[0]} holds no experts, and only files of experts are imported together; give one file with --files.")
-    else:
-        import_set(options, paths[0], content)
-
-
-def import_experts(options: ImportOptions[Recipe], paths: list[Path]) -> None:
-    """Files of experts, as a store."""
-    recipe = options.recipe
-    if given := [f"--{name}" for name in ("labels", "lr", "experiment") if getattr(options, name) is not None]:
-        raise UserError(f"{paths[0]} holds experts, and {given[0]} belongs to a distilled set; leave {given[0]} out.")
-    if recipe.teachers:
-        raise UserError(
-            f"{paths[0]} holds experts, and the recipe {recipe.name} has teachers, which need BatchNorm statistics; run the buffer command."
-        )
-    if recipe.buffer is None:
-        raise UserError(f"{paths[0]} holds experts and the recipe {recipe.name} needs none; name a recipe that says how they were trained.")
-    data = load_data(recipe.data, torch.device("cpu"))
-    name, digest_of_files = buffer_models(recipe)[0], files_digest(paths)
-    network = build_model(name, data.image_shape, data.num_classes, generator(0))
-    folder = options.out or EXPERTS / f"imported-{digest_of_files}"
-    runs.check_folder(folder)
-    count = make_store(paths, digest_of_files, folder, data, recipe.data, recipe.buffer, name, network)
-    log.say(f"{count} experts of {recipe.buffer.epochs} epochs in {folder}, taken as {name} on {seen(recipe)}")
-    log.say(f"use them with run.py distill {recipe.name} --experts {folder} --buffer.num_experts {count} and the flags of this command")
-
-
-def seen(recipe: Recipe) -> str:
-    """How the networks of a recipe see its images, in words."""
-    return f"{recipe.data.name}, {'ZCA-whitened' if recipe.data.zca else 'normalised by mean and standard deviation'}"
-
-
-def import_set(options: ImportOptions[Recipe], path: Path, content: Any) -> None:
-    """A file of images with what lies beside it, as a distilled folder."""
-    recipe, device = options.recipe, torch.device("cpu")
-    data = load_data(recipe.data, device)
-    syn, used = exchange.read_set(path, content, load_pt, data, labels=options.labels, lr=options.lr, experiment=options.experiment)
-    recipe = replace(recipe, ipc=max(1, round(syn.images_per_class())), codec=syn.codec, data=replace(recipe.data, root=None))
-    imported = exchange.provenance(used, lr=options.lr, experiment=options.experiment)
-    folder = options.out or Path("runs") / f"imported-{digest(imported)}"
-    runs.check_folder(folder)
-    own = {"recipe": to_dict(recipe), "imported": imported}
-    if folder.exists() and any(folder.iterdir()):
-        there = files.read_json(folder / "meta.json") if (folder / "meta.json").is_file() else {}
-        if not isinstance(there, dict) or any(there.get(key) != value for key, value in own.items()):
-            raise UserError(f"{folder} is not empty and not these files imported with this recipe; name another folder with --out.")
-        log.say(f"{folder} holds these files already")
-        return
-    files.make_folder(folder.parent)
-    facts = {
-        "images": data.train.digest,
-        "raw_bytes": data.bytes,
-        "dataset_bytes": data.dataset_bytes,
-        "machine": runtime.machine(device),
-        "versions": runtime.versions(),
-    }
-    syn.save(folder, own | {"seed": None, "precision": None} | facts | {"commit": runtime.commit()})
-    if syn.lr is None:
-        log.say(f"no learned rate: evaluate chooses one of evaluation.lr_grid, or takes {recipe.evaluation.lr:g} where there is no validation split")
-    kind = "classes" if syn.target_kind == "class" else "soft labels"
-    log.say(f"{len(syn)} images with {kind} in {folder}, taken as {seen(recipe)}; evaluate them with run.py evaluate {folder}")
-    if 0 <= syn.tensors["images"].min() and syn.tensors["images"].max() <= 1:
-        log.say("warning: all values lie within 0 and 1, as pixels do, and sets are imported as networks see them")
+    imports.bring_in(options)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -996,7 +913,7 @@ USAGE = f"""usage: run.py COMMAND [arguments]
   report SET... [--out FILE]  one HTML page about one or several runs
 
   merge SET... --out FOLDER   sets of some classes each (--data.classes), or of the same, as one
-  import RECIPE --files PATH... [flags]                                  published experts or distilled sets (.pt): a store, or a set
+  import RECIPE --files PATH... [flags]                                  others' experts, networks or distilled sets: a store, or a set
   export SET --format mtt | webdataset | imagefolder --out FOLDER        a set, or with mtt a store, as such files
   inspect PATH                what a store, run, set or file is
   recipes                     list the recipes with their published figures

@@ -20,14 +20,14 @@ from buffers.store import ExpertStore
 from ddengine import files, log
 from ddengine.data import Data
 from ddengine.errors import UserError
-from ddengine.exchange import is_plain, refuse_existing, save_pt, sha256, shape_of
+from ddengine.exchange import described, is_plain, refuse_existing, save_pt, sha256, shape_of
 from ddengine.recipe import BufferConfig, DataConfig, digest
 
 FILE = "replay_buffer_{}.pt"
 
 
-class _NumpyNumber:
-    """Stands where a file has a numpy number or its type, and forgets it: nothing that is imported is one."""
+class _Forgotten:
+    """Stands where a file has a number of numpy or its type, the arguments of a command line or a path, and forgets it: nothing imported is one."""
 
     def __init__(self, *args: Any):
         pass
@@ -36,10 +36,17 @@ class _NumpyNumber:
         pass
 
 
-# DC, DSA and DM keep their accuracies as numpy numbers beside the images. These are the names under which pickle asks for the function that
-# makes such a number and for the class of its type; a file that asks gets the class above instead. So the two names are harmless whatever
-# the file passes to them: no code of numpy runs, which a type crafted in the file could otherwise lead to wrong memory.
-STAND_INS = [(_NumpyNumber, name) for name in ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype")]
+# DC, DSA and DM keep their accuracies as numpy numbers beside the images, and checkpoints of networks the arguments of their training beside the
+# state dict. These are the names under which pickle asks for the functions and classes that make such things; a file that asks gets the class
+# above instead. So the names are harmless whatever the file passes to them: no code of numpy runs, which a type crafted in the file could
+# otherwise lead to wrong memory.
+STAND_INS = [
+    (_Forgotten, name)
+    for name in (
+        "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype",
+        "argparse.Namespace", "pathlib.PosixPath", "pathlib.WindowsPath", "pathlib._local.PosixPath", "pathlib._local.WindowsPath",
+    )
+]  # fmt: skip
 
 
 def load_pt(path: Path) -> Any:
@@ -56,16 +63,37 @@ def load_pt(path: Path) -> Any:
                     raise UserError(f"{path} is damaged in {damaged!r}; get the file again.")
         with torch.serialization.safe_globals(STAND_INS), warnings.catch_warnings():  # type: ignore[arg-type]
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return _detached(torch.load(path, map_location="cpu", weights_only=True))
     except UserError:
         raise
     except Exception as error:  # damage shows in any way: KeyError, EOFError, RuntimeError ...
         if wanted := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            name = wanted[1].rstrip(".")
             raise UserError(
-                f"{path} asks for {wanted[1].rstrip('.')} to be run while it is read, as files of tensors never need and harmful ones do, "
-                "so it was not read; ask its authors for a file of tensors only."
+                f"{path} asks for {name} to be run while it is read, as files of tensors never need and harmful ones do, "
+                f"so it was not read; {_instead(name)}."
             ) from None
         raise UserError(f"{path} is damaged or was not written by torch.save ({type(error).__name__}); get the file again.") from None
+
+
+def _detached(value: Any) -> Any:
+    """The same without gradients: parameters become plain tensors, which read without a warning of torch."""
+    if isinstance(value, Tensor):
+        return value.detach() if value.requires_grad or isinstance(value, nn.Parameter) else value
+    if type(value) in (list, tuple):
+        return type(value)(_detached(part) for part in value)
+    if isinstance(value, dict):
+        return {key: _detached(part) for key, part in value.items()}
+    return value
+
+
+def _instead(name: str) -> str:
+    """What to ask for in place of a file that wants `name`."""
+    if name.startswith("numpy"):
+        return "it holds a numpy array, of which torch.from_numpy(...) saved by torch.save is read"
+    if name.startswith(("torch.nn", "torchvision.", "timm.", "__main__.", "models.", "networks.")):
+        return f"it holds a whole object ({name.rpartition('.')[2]}), of a network save network.state_dict() instead"
+    return "ask its authors for a file of tensors only"
 
 
 def expand(given: Sequence[Path]) -> list[Path]:
@@ -104,13 +132,10 @@ def import_experts(
     One file is in memory at a time. The folder appears when all are written; a store of the same files and settings is left alone.
     Raises UserError when a file does not hold experts of `network` trained for `config.epochs` epochs, or the folder holds something else.
     """
-    content = store.identity(data.train.digest, data_config, config, model, 0, "fp32") | {"seed": None, "precision": None, "imported": imported}
+    content = store.imported_identity(data.train.digest, data_config, config, model, imported)
     preprocess, shapes = data.train.preprocess, store.shapes_of(network)
-    if (folder / "manifest.json").exists():
-        store.open_for_writing(folder, content, config.kept_epochs(), preprocess, shapes=shapes)
+    if not store.is_new(folder, content, config, preprocess, shapes):
         return ExpertStore(folder).num_experts
-    if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder} is not empty and not an expert store; name another folder with --out.")
     with log.progress("import", len(paths)) as bar:
         experts = _read(paths, network, model, config, bar.advance)
         first = next(experts)  # files that do not fit are mostly refused here, before anything is written
@@ -136,12 +161,17 @@ def _read(
 def _read_file(path: Path, network: nn.Module, model: str, config: BufferConfig) -> Iterator[tuple[str, Tensor]]:
     experts = load_pt(path)
     if not isinstance(experts, list | tuple) or not experts:
-        raise UserError(f"{path} holds {shape_of(experts)} and not a list of experts; several --files must be the replay_buffer files of one buffer.")
+        raise UserError(
+            f"{path} holds {described(experts)} and not a list of experts; several --files must be the replay_buffer files of one buffer."
+        )
     names, shapes = zip(*((name, p.shape) for name, p in network.named_parameters()), strict=True)
     for number, expert in enumerate(experts):
         which = f"Expert {number} of {path}"
         if not isinstance(expert, list | tuple) or not all(isinstance(snapshot, list | tuple) for snapshot in expert):
-            raise UserError(f"{which} is not a list of snapshots that are lists of tensors; give the replay_buffer files of one buffer.")
+            raise UserError(
+                f"{which} is not a list of snapshots that are lists of tensors, it is {described(expert)}; "
+                "give the replay_buffer files of one buffer."
+            )
         if len(expert) != config.epochs + 1:
             raise UserError(
                 f"{which} has {len(expert)} snapshots, and buffer.epochs {config.epochs} makes {config.epochs + 1} with the initialisation; "

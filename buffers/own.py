@@ -60,7 +60,7 @@ def generate(
     def place(name: str, images: str) -> Path:
         if folder is None:
             return EXPERTS / digest(store.identity(images, settings, config, name, seed, precision))
-        return Path(folder) / name.replace("/", "-") if several else Path(folder)
+        return store.teacher_folder(Path(folder), name) if several else Path(folder)
 
     where = runtime.setup(device, precision)
     loaded = data_of(

@@ -51,6 +51,11 @@ def shard_path(folder: Path, expert: int) -> Path:
     return folder / f"expert_{expert:04d}.safetensors"
 
 
+def teacher_folder(folder: Path, model: str) -> Path:
+    """Where the store of a teacher lies in a folder that the user named."""
+    return folder / model.replace("/", "-")
+
+
 def finished(folder: Path) -> list[int]:
     """Experts whose shard is there."""
     paths = sorted(folder.glob("expert_*.safetensors"))
@@ -96,6 +101,24 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def imported_digest(folder: Path) -> str | None:
     """The digest of the files a store was imported from; None for a store of this program, or none."""
     return read_manifest(folder)["identity"].get("imported") if (folder / "manifest.json").is_file() else None
+
+
+def imported_identity(images: str, data_config: DataConfig, buffer: BufferConfig, model: str, imported: str) -> dict[str, Any]:
+    """The identity of a store of what others have trained: as the recipe declares it, with the digest of the files in place of seed and precision."""
+    return identity(images, data_config, buffer, model, 0, "fp32") | {"seed": None, "precision": None, "imported": imported}
+
+
+def is_new(folder: Path, content: dict[str, Any], buffer: BufferConfig, preprocess: Preprocess, shapes: list[list[int]]) -> bool:
+    """Whether a store of this identity is still to be written into `folder`, as a whole.
+
+    Raises UserError when the folder holds a store of another one, or anything else.
+    """
+    if (folder / "manifest.json").exists():
+        open_for_writing(folder, content, buffer.kept_epochs(), preprocess, shapes=shapes)
+        return False
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty and not an expert store; name another folder with --out.")
+    return True
 
 
 def check_identity(folder: Path, content: dict[str, Any]) -> None:

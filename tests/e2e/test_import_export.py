@@ -165,7 +165,10 @@ REFUSED = {
     "unknown-recipe": (["import", "mtt/digit_ipc1", "--files", "pt"], "nearest"),
     "no-files": (IMPORT, "--files"),
     "not-there": ([*IMPORT, "--files", "nowhere"], "nowhere does not exist"),
-    "empty-folder": ([*IMPORT, "--files", "run"], "run", "no replay_buffer_*.pt"),
+    "empty-folder": ([*IMPORT, "--files", "empty"], "empty", "no replay_buffer_*.pt"),
+    "own-run": ([*IMPORT, "--files", "run"], "run holds a distilled set of this program already", "needs no import"),
+    "own-set": ([*IMPORT, "--files", "run/distilled"], "distilled holds a distilled set of this program already", "needs no import"),
+    "own-store": ([*IMPORT, "--files", "store"], "store is an expert store of this program already", "--experts store"),
     "malicious": ([*IMPORT, "--files", "bad.pt"], "bad.pt asks for posix.system to be run", "was not read"),
     "malicious-labels": ([*IMPORT, "--files", "images_1.pt", "--labels", "bad.pt"], "bad.pt asks for posix.system"),
     "malicious-second": ([*IMPORT, "--files", "pt", "bad.pt"], "bad.pt asks for posix.system"),
@@ -207,6 +210,7 @@ def test_refused(args, work, capsys):
     Path("note.pt").write_text("a note")
     Path("half.pt").write_bytes(Path("images_1.pt").read_bytes()[:3000])
     Path("photos").mkdir()
+    Path("empty").mkdir()
     Path("photos/cat.png").write_text("precious")
     command, *words = args
     refuse(command, tuple(words), capsys)

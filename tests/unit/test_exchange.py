@@ -237,7 +237,7 @@ def put(tensor, expert=0, epoch=1, part=0):
 WRONG = {
     "tensor": (lambda e: torch.zeros(3), r"holds a tensor of shape \(3,\) \(float32\) and not a list of experts"),
     "empty": (lambda e: [], "not a list of experts"),
-    "dict": (lambda e: {"state_dict": 1}, "holds a value of type dict and not a list"),
+    "dict": (lambda e: {"state_dict": 1}, "holds a dict with the key state_dict and not a list"),
     "one-expert": (lambda e: e[0], r"Expert 0 of .* is not a list of snapshots"),
     "one-snapshot": (lambda e: e[0][0], r"Expert 0 of .* is not a list of snapshots"),
     "too-short": (lambda e: [x[:3] for x in e], r"has 3 snapshots, and buffer.epochs 3 makes 4.*set buffer.epochs 2"),
@@ -395,7 +395,7 @@ BAD_SETS = {
     "integers": ((torch.zeros(20, 1, 8, 8, dtype=torch.uint8),), {}, "not images, which are a float tensor"),
     "sparse": ((torch.zeros(20, 1, 8, 8).to_sparse(),), {}, "not images"),
     "no-images": ((IMAGES[:0],), {}, "not images"),
-    "dict": (({"images": IMAGES},), {}, "holds a value of type dict and not images"),
+    "dict": (({"images": IMAGES},), {}, r"holds a state dict of 1 tensors \(images\) and not images"),
     "number": ((3,), {}, "holds a value of type int and not images"),
     "nan": ((NAN,), {}, "numbers that are not finite"),
     "shape": ((torch.zeros(20, 3, 8, 8),), {}, r"\(3, 8, 8\).* and those of data.name are \(1, 8, 8\)"),
