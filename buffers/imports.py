@@ -289,9 +289,9 @@ def bring_in_set(options: Options, kind: Kind, paths: list[Path], content: Any) 
     """Images with what lies beside them, as a distilled folder."""
     data, recipe = counted(options)
     if kind == "folder":
-        syn, used = finished.read_folder(paths[0], data, recipe.data.size, recipe.codec, options.lr), paths
+        syn, used = finished.read_folder(paths[0], data, recipe.data, recipe.codec, options.lr), paths
     elif kind == "parquet":
-        syn, used = finished.read_parquet(paths, data, recipe.data.size, recipe.codec, options.lr), paths
+        syn, used = finished.read_parquet(paths, data, recipe.data, recipe.codec, options.lr), paths
     else:
         syn, used = exchange.read_set(
             paths[0], content, load_pt, data, labels=options.labels, lr=options.lr, experiment=options.experiment, space=options.space,

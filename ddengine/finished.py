@@ -18,6 +18,7 @@ from ddengine import exchange, files, handover, log
 from ddengine.codec import Codec, Pixels, as_pixels
 from ddengine.data import Data, folder, parquet
 from ddengine.data.source import Source
+from ddengine.data.splits import listed
 from ddengine.errors import UserError
 from ddengine.recipe import DataConfig
 from ddengine.synthetic import SyntheticSet
@@ -26,12 +27,12 @@ PADDED = re.compile(r"(\d+)_(.*)", re.DOTALL)  # a class folder of this program:
 NUMBERED = re.compile(r"(\D*)(\d+)")  # class folders of SRe2L (new003) and RDED (00003)
 
 
-def read_folder(path: Path, data: Data, size: tuple[int, int] | None, codec: Codec | None, lr: float | None = None) -> SyntheticSet:
-    """The set in a folder with a folder of finished images for each class, resized to `size` where it is given.
+def read_folder(path: Path, data: Data, like: DataConfig, codec: Codec | None, lr: float | None = None) -> SyntheticSet:
+    """The set in a folder with a folder of finished images for each class, brought into form as `like` says for the real images.
 
     Raises UserError for folders of unknown or missing classes.
     """
-    source = folder.read(DataConfig(name="folder", root=str(path), size=size))
+    source = folder.read(_config("folder", path, like))
     ours = all(PADDED.fullmatch(name) for name in source.class_names) and not set(source.class_names) & set(data.class_names)
     if ours and codec is not None and codec.per_item > 1:
         log.say(f"the folders in {path} are named as this program names them, so each image is taken as one example, and the codec plays no role")
@@ -39,14 +40,18 @@ def read_folder(path: Path, data: Data, size: tuple[int, int] | None, codec: Cod
     return _set_of(source, str(path), data, codec, None, lr)
 
 
-def read_parquet(found: Sequence[Path], data: Data, size: tuple[int, int] | None, codec: Codec | None, lr: float | None = None) -> SyntheticSet:
-    """The set in parquet files of images and labels, and soft labels in a column `logits` as this program writes it; `size` as of a folder."""
+def _config(name: str, root: Path, like: DataConfig) -> DataConfig:
+    return DataConfig(name=name, root=str(root), size=like.size, fit=like.fit, background=like.background)
+
+
+def read_parquet(found: Sequence[Path], data: Data, like: DataConfig, codec: Codec | None, lr: float | None = None) -> SyntheticSet:
+    """The set in parquet files of images and labels, and soft labels in a column `logits` as this program writes it; `like` as of a folder."""
     logits = _logits(found)
     if codec is not None and codec.per_item > 1 and (decoded := _written_with(found[0])):
         log.say(f"{found[0]} holds the decoded examples of a set ({decoded}), so each image is taken as one, and the codec plays no role")
         codec = None
     with _together(found) as root:
-        source = parquet.read(DataConfig(name="parquet", root=str(root), size=size))
+        source = parquet.read(_config("parquet", root, like))
         return _set_of(source, ", ".join(map(str, found[:3])), data, codec, logits, lr)
 
 
@@ -107,6 +112,8 @@ def _set_of(source: Source, where: str, data: Data, codec: Codec | None, logits:
             f"The images in {where} are {tuple(pixels.shape[1:])} (channels, height, width) and those of data.name are {data.image_shape}; "
             "name the recipe of their dataset, or set data.size."
         )
+    for note in source.notes:
+        log.say(note)
     labels = number[torch.from_numpy(source.train.labels)]
     order = labels.argsort(stable=True)  # classes in their order, as in every set
     if missing := [name for c, name in enumerate(data.class_names) if not (labels == c).any()]:
@@ -166,7 +173,7 @@ def _numbers(names: Sequence[str], where: str, data: Data) -> list[int]:
             )
         else:
             raise UserError(
-                f"The class {name} in {where} is none of the dataset's ({_listed(known)}); "
+                f"The class {name} in {where} is none of the dataset's ({listed(known, 10)}); "
                 "name the recipe of its dataset, or rename the folder or class."
             )
     if twice := [known[c] for c in found if found.count(c) > 1]:
@@ -181,7 +188,3 @@ def _by_number(names: Sequence[str], known: Sequence[str]) -> list[int] | None:
         return None
     numbers = [int(match[2]) for match in numbered if match]
     return numbers if len(numbers) == len(names) and max(numbers) < len(known) and len(set(numbers)) == len(numbers) else None
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:10]) + (f" and {len(names) - 10} others" if len(names) > 10 else "")
