@@ -299,7 +299,7 @@ def test_exported_for_published_programs_decoded(data, tmp_path):
     syn = tiles(data, lr=torch.tensor(0.02))
     export_set(syn, "8", tmp_path / "out")
     images, labels = (torch.load(tmp_path / f"out/{kind}_8.pt", weights_only=True) for kind in ("images", "labels"))
-    assert torch.allclose(images, syn.batch(torch.arange(80)).images) and torch.equal(labels, syn.classes.repeat(4))
+    assert torch.allclose(images, syn.batch(torch.arange(80)).images, atol=1e-5) and torch.equal(labels, syn.classes.repeat(4))
 
 
 # who reads such sets
