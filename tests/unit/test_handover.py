@@ -1,6 +1,5 @@
 """The distilled folder for others: parquet, card, WebDataset, image folders."""
 
-import importlib.util
 import io
 import json
 import tarfile
@@ -11,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from helpers import shipped_loader
 from PIL import Image
 
 from ddengine import codec as codecs
@@ -186,11 +186,7 @@ def test_the_shipped_loader_still_gives_the_exact_tensors(tmp_path):
     """Not the 8 bits."""
     syn = soft(a_set(ODD))
     syn.save(tmp_path / "set", {})
-    spec = importlib.util.spec_from_file_location("shipped", tmp_path / "set/load.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    images, targets, info = module.load()
+    images, targets, info = shipped_loader(tmp_path / "set").load()
     assert torch.equal(images, syn.tensors["images"]) and torch.allclose(targets, syn.logits.softmax(1)) and tuple(info["classes"]) == ODD
     again, _ = load(tmp_path / "set", CPU)
     assert torch.equal(again.tensors["images"], syn.tensors["images"]) and again.class_names == ODD
