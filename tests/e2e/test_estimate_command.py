@@ -68,7 +68,7 @@ def test_estimate_refuses_in_a_sentence(work, capsys, monkeypatch):
         error = capsys.readouterr().err
         assert words in error and error.count("\n") == 1 and "--json" in error
     assert (work / "full" / "letter.txt").read_text() == "dear"
-    plain = ["dm/fashion_mnist_ipc1_small", "--data.name", "digits", "--data.limit", "200", "--model", MODEL]  # which has no experts to try first
+    plain = ["dm/fashion_mnist_ipc1_small", "--data.name", "digits", "--data.limit", "200", "--model", MODEL, "--objective.real_batch", "8"]
     assert run("estimate", *plain, "--ipc", "500") == 2
     error = capsys.readouterr().err
     assert "ipc 500 is more than" in error and error.count("\n") == 1

@@ -12,7 +12,9 @@ from ddengine.codec import Identity, MultiFormation
 from ddengine.continual import ContinualConfig, class_order, forgetting, image_bytes, images_per_class, kept
 from ddengine.data import load_data
 from ddengine.errors import UserError
+from ddengine.models import build_model
 from ddengine.recipe import AugmentConfig, DataConfig, TargetConfig
+from ddengine.rng import generator
 from ddengine.synthetic import SyntheticSet
 from synth.recipes import RECIPES
 
@@ -143,6 +145,24 @@ def test_every_memory_sees_the_images_of_its_stage_only(digits, monkeypatch):
     assert [s[:2] for s in seen] == [("distilled", n) for n in stages] + [("chosen", n) for n in stages] * 2
     own = {names: digest for kind, names, digest in seen if kind == "distilled"}
     assert all(digest == own[names] for _, names, digest in seen)
+
+
+@pytest.mark.parametrize(
+    ("model", "optimiser", "decay", "rates"),
+    [("torchvision/vit_b_16", "adamw", 0.05, {0.0003, 0.001, 0.003}), ("convnet-d1-w4-in", "sgd", RECIPE.evaluation.weight_decay, {0.01, 0.1})],
+)
+def test_networks_are_trained_by_the_optimiser_they_need(digits, monkeypatch, model, optimiser, decay, rates):
+    """As an evaluation trains them: AdamW with its own rates where SGD trains a network badly."""
+    asked = []
+
+    def watched(new_model, on, seeds, config, lr, *args, **settings):
+        asked.append((config.optimiser, config.weight_decay, lr))
+        return [build_model("mlp", digits.image_shape, digits.num_classes, generator(seed)) for seed in seeds]
+
+    monkeypatch.setattr(training, "train_networks", watched)
+    result = run(digits, replace(SMALL, repeats=1), recipe=replace(RECIPE, model=model))
+    assert {(kind, weight) for kind, weight, _ in asked} == {(optimiser, decay)}
+    assert {lr for *_, lr in asked} == rates and all(lr in rates for row in result["memories"].values() for found in row["lr"] for lr in found)
 
 
 def test_a_memory_trains_with_the_class_numbers_of_the_whole(digits, monkeypatch):

@@ -236,6 +236,26 @@ def test_the_licence_is_that_of_the_source(tmp_path, name, licence):
     assert ("not known to the program" in text) == (licence == "unknown")
 
 
+def test_the_size_category_is_the_hubs_of_the_decoded_examples(tmp_path):
+    """Each of its words from its first number to its last; a codec that decodes four of one counts the four."""
+    words = {
+        "n<1K": (1, 999),
+        "1K<n<10K": (1000, 9999),
+        "10K<n<100K": (10**4, 10**5 - 1),
+        "100K<n<1M": (10**5, 10**6 - 1),
+        "1M<n<10M": (10**6, 10**7 - 1),
+    }
+    assert {word: (handover.size_category(first), handover.size_category(last)) for word, (first, last) in words.items()} == {
+        word: (word, word) for word in words
+    }
+    assert handover.size_category(10**7) == "10M<n<100M"
+    names = tuple(map(str, range(125)))
+    for codec, word in ((Pixels(), "n<1K"), (MultiFormation(factor=2), "1K<n<10K")):
+        syn = a_set(names, side=4, codec=codec)
+        export = handover.Exported([b""] * len(syn), [0] * len(syn), 0.0, 0.0)
+        assert len(syn.classes) == 250 and f"size_categories:\n- {word}\n" in handover.card(syn, META, export), codec
+
+
 def test_the_card_says_what_meta_says(tmp_path):
     """Recipe, data, budget, network, steps, rate, bytes, seed, BibTeX; the YAML is what the Hub wants."""
     a_set(ODD, lr=torch.tensor(0.025)).save(tmp_path / "set", META)
