@@ -206,8 +206,8 @@ def _table(rows: Sequence[tuple[str, Any]]) -> list[str]:
 
 def size_category(num: int) -> str:
     """Hugging Face's word for so many examples."""
-    steps = [(10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M")]
-    return next((name for limit, name in steps if num < limit), "n>1M")
+    steps = [(10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M")]
+    return next((name for limit, name in steps if num < limit), "10M<n<100M")
 
 
 def card(syn: "SyntheticSet", meta: Mapping[str, Any], export: Exported) -> str:

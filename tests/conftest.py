@@ -1,4 +1,4 @@
-"""Shared by all tests: one thread a process (the suite runs on all cores), and the allocator setting of CPU runs."""
+"""Shared by all tests: the number of threads (one a process, because the suite runs on all cores), and the allocator setting of CPU runs."""
 
 import os
 
@@ -9,7 +9,7 @@ import torch
 
 from ddengine import runtime
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 runtime.keep_freed_memory()
 
 

@@ -1,5 +1,8 @@
 """Small complete set-ups for tests."""
 
+import ast
+import importlib.util
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -89,6 +92,34 @@ def tiny_set(data: Data, ipc: int = 2, **scalars: float) -> SyntheticSet:
     classes = torch.arange(data.num_classes).repeat_interleave(ipc)
     tensors = {"images": images} | {k: torch.tensor(v) for k, v in scalars.items()}
     return SyntheticSet(tensors, classes, data.class_names, Identity(), data.train.preprocess)
+
+
+def shipped_loader(folder: Path) -> Any:
+    """The load.py of a distilled set as a module; it imports nothing of this program."""
+    source = (folder / "load.py").read_text(encoding="utf-8")
+    for node in ast.walk(ast.parse(source)):
+        names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        assert not {name.split(".")[0] for name in names} & {"ddengine", "buffers", "synth", "run"}
+    spec = importlib.util.spec_from_file_location("shipped_loader", folder / "load.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def assert_same_move(start: dict[str, Tensor], reached: dict[str, Tensor], wanted: dict[str, Tensor], tolerance: float) -> None:
+    """From `start` the tensors moved to `reached` as to `wanted`, up to a part of the size of the whole move.
+
+    Not tensor by tensor: one whose true gradient is zero, such as a bias before a normalisation, moves by rounding alone, and that
+    differs between processors.
+    """
+    assert start.keys() == reached.keys() == wanted.keys()
+    apart = {k: float((reached[k].double() - wanted[k].double()).norm()) for k in start}
+    moved = {k: float((wanted[k].double() - start[k].double()).norm()) for k in start}
+    error, move = (math.hypot(*sizes.values()) for sizes in (apart, moved))
+    assert move > 0, "nothing moved"
+    worst = max(apart, key=lambda name: apart[name])
+    assert error <= tolerance * move, f"{error / move:.3g} of the move apart, allowed {tolerance:g}; most in {worst}"
 
 
 class Pull:

@@ -50,6 +50,7 @@ def ours(objective, syn, *, state=None, step=0, rng=None):
 
 def close(a, b, relative):
     """Equal up to a part of the largest number."""
+    a, b = a.detach(), b.detach()
     assert a.shape == b.shape
     assert float((a - b).abs().max()) <= relative * float(b.abs().max()), f"{float((a - b).abs().max() / b.abs().max()):.3g}"
 

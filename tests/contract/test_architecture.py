@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,18 @@ RANDOM_METHODS = {
 }  # fmt: skip
 
 
+@cache
+def nodes(tree: ast.AST) -> tuple[ast.AST, ...]:
+    """All nodes of a tree, walked once for all rules."""
+    return tuple(ast.walk(tree))
+
+
+@cache
+def parsed(path: str) -> ast.AST:
+    """The tree of a module, parsed once for all rules."""
+    return ast.parse(SOURCES[path])
+
+
 def dotted(node: ast.AST) -> str:
     """`a.b.c` of a name or attribute, `?.c` for an attribute of any other expression, "" for anything else."""
     if isinstance(node, ast.Name):
@@ -28,7 +41,7 @@ def dotted(node: ast.AST) -> str:
 def imported(tree: ast.AST, path: str) -> Iterator[tuple[str, str, int]]:
     """(full name, name it goes by, line) of everything imported; `from a import b` gives a.b, and relative imports are resolved."""
     package = path.split("/")[:-1]
-    for node in ast.walk(tree):
+    for node in nodes(tree):
         if isinstance(node, ast.Import):
             yield from ((alias.name, alias.asname or "", node.lineno) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -40,7 +53,7 @@ def imported(tree: ast.AST, path: str) -> Iterator[tuple[str, str, int]]:
 def used(tree: ast.AST, path: str) -> Iterator[tuple[str, ast.AST]]:
     """(full name, node) of every name and attribute in the code, imports written out: after `import a.b as c`, c.d is a.b.d."""
     full = {alias: name for name, alias, _ in imported(tree, path) if alias}
-    for node in ast.walk(tree):
+    for node in nodes(tree):
         if name := dotted(node):
             first, dot, rest = name.partition(".")
             yield full.get(first, first) + dot + rest, node
@@ -54,7 +67,7 @@ def names(tree: ast.AST, path: str) -> Iterator[tuple[str, int]]:
 
 def calls(tree: ast.AST, path: str) -> Iterator[tuple[str, ast.Call]]:
     """(full name of what is called, the call)."""
-    called = {id(node.func): node for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    called = {id(node.func): node for node in nodes(tree) if isinstance(node, ast.Call)}
     yield from ((name, called[id(node)]) for name, node in used(tree, path) if id(node) in called)
 
 
@@ -150,7 +163,7 @@ RULES = (
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_rule(rule):
-    wrong = [f"{path}:{complaint}" for path, source in SOURCES.items() for complaint in rule(path, ast.parse(source))]
+    wrong = [f"{path}:{complaint}" for path in SOURCES for complaint in rule(path, parsed(path))]
     assert not wrong, "\n".join(wrong)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import CPU, MODEL, tiny_data, tiny_store
+from loops import for_each
 
 from buffers.steps import Sgd
 from buffers.store import StoreGroup
@@ -234,53 +235,26 @@ def test_codec_contract(name):
     assert again == reader and all(torch.equal(once_more[k], v) and once_more[k].dtype == v.dtype for k, v in shipped.items())
 
 
-# what all published cells of a method have in common: outer steps, epochs of the experts, protocol
-COMMON = {"mtt": (5000, 50, "mtt"), "ftd": (5000, 50, "mtt"), "tesla": (10000, 50, "mtt"), "datm": (10000, 100, "datm"), "ast": (5000, 50, "ast")}
-# those without experts: networks that the images meet, protocol
-MATCHING = {
-    "dc": (1000, "dc"), "dsa": (1000, "dsa"), "dcc": (1000, "dc"), "dsac": (1000, "dsa"), "dm": (20000, "dsa"),
-    "idc": (2000, "idc"), "idc_i": (2000, "idc"),
-}  # fmt: skip
-
-
-# with teachers: protocols of their cells, updates, the tensor that is learned
-WITH_TEACHERS = {
-    "infer": ({"infer-static", "infer-dynamic"}, {1000, 2000}, {"compensators"}), "sre2l": ({"sre2l"}, {1000, 2000, 4000}, {"images"}),
-    "rded": ({"rded"}, {0}, set()),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", RECIPES)
+@for_each("name", RECIPES)
 def test_recipes_are_complete(name):
-    """The window fits the experts, a missing figure has its reason; paper cells train on all images and do not select."""
-    recipe, method = RECIPES[name], name.split("/")[0]
+    """The window fits the experts, a missing figure has its reason; paper cells train on all images and do not select.
+
+    Their values stand beside the published tables in the unit tests of the recipes.
+    """
+    recipe = RECIPES[name]
     if recipe.buffer is not None and not recipe.teachers:
         recipe.objective.check(recipe.buffer.kept_epochs())
     assert recipe.published is not None or "published" in recipe.note
     assert recipe.cites and recipe.data.name in DATASETS
-    assert bool(recipe.teachers) == (method in WITH_TEACHERS)
+    assert not recipe.teachers or recipe.buffer is not None
     if name.endswith("_small") or ("-w128" not in recipe.model and not recipe.teachers):
         return
     assert recipe.data.validation == 0 and recipe.outer.evaluate_every == 0
-    momenta = {k: v.momentum for k, v in recipe.outer.optim.items()}
-    if recipe.teachers:
-        protocols, steps, learned = WITH_TEACHERS[method]
-        assert recipe.evaluation.protocol in protocols and recipe.outer.steps in steps and momenta == dict.fromkeys(learned, 0.5)
-        assert all((v.kind, v.beta2, v.schedule) == ("adam", 0.9, "cosine") for v in recipe.outer.optim.values())
-        assert recipe.buffer.keep == "last" and recipe.buffer.num_experts == 1
-        targets = recipe.targets
-        assert (targets.kind, targets.experts, targets.relabel, targets.dtype, targets.top) == ("logits", "all", True, "float16", None)
-        assert recipe.data.limit is None or recipe.data.name == "imagenet"
-        items = recipe.codec.fit(recipe.ipc, 1000)[1]
-        assert 1 <= items <= recipe.ipc
-        return
-    assert recipe.data.limit is None
+    assert recipe.data.limit is None or (recipe.teachers and recipe.data.name == "imagenet")
+    assert all(0 < v.momentum < 1 for v in recipe.outer.optim.values())
+    items = recipe.codec.fit(recipe.ipc, 1000)[1]
+    assert 1 <= items <= recipe.ipc
     if recipe.buffer is None:
-        networks, protocol = MATCHING[method]
         syn: Any = SimpleNamespace(images_per_class=lambda: recipe.ipc)
-        assert recipe.objective.networks.round(syn, recipe.outer.steps) == (networks, 0)  # the last one is finished
-        assert recipe.evaluation.protocol == protocol and momenta == {"images": 0.5}
-    else:
-        assert (recipe.outer.steps, recipe.buffer.epochs, recipe.evaluation.protocol) == COMMON[method]
-        assert recipe.buffer.num_experts == (50 if recipe.data.name == "imagenet" else 100)
-        assert momenta == {"images": 0.5, "lr": 0.5} | ({"logits": 0.9} if method == "datm" else {})
+        networks, begun = recipe.objective.networks.round(syn, recipe.outer.steps)
+        assert networks >= 1000 and begun == 0  # the last one is finished

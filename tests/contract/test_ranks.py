@@ -1,53 +1,55 @@
 """Several processes: R ranks with one draw each equal one rank with R draws, and experts are shared out."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import torch
+from helpers import CPU, Pull, tiny_data, tiny_set, tiny_store
 from safetensors.torch import load_file
 
-ROOT = Path(__file__).resolve().parents[2]
-
-PROGRAM = """
-import sys
-sys.path[:0] = [{root!r}, {tests!r}]
-import torch
-torch.set_num_threads(1)
-from pathlib import Path
-from helpers import CPU, Pull, tiny_data, tiny_set, tiny_store
 from ddengine import dist, distill
 from ddengine.recipe import OptimConfig, OuterConfig
-dist.start(CPU)
-folder, draws = Path(sys.argv[1]), int(sys.argv[2])
 
-
-class Stateless(Pull):
-    def init(self, rng):
-        return {{}}
-
-    def losses(self, syn, state, step, rng):
-        return super().losses(syn, {{"calls": torch.zeros(())}}, step, rng)
-
-
-data = tiny_data()
-config = OuterConfig(steps=6, draws=draws, optim={{"images": OptimConfig(lr=0.1)}}, checkpoint_every=6)
-result, _ = distill.distill(tiny_set(data), Stateless(noise=1.0), config, folder / f"rank{{dist.rank()}}", seed=0)
-store = tiny_store(folder / "store", data, num_experts=3, epochs=1)
-torch.save(result.tensors["images"], folder / f"images{{dist.rank()}}.pt")
+TESTS = Path(__file__).resolve().parents[1]
+PROGRAM = f"""
+import sys
+sys.path[:0] = [{str(TESTS.parent)!r}, {str(TESTS)!r}, {str(TESTS / "contract")!r}]
+import conftest, test_ranks
+test_ranks.work(test_ranks.Path(sys.argv[1]), int(sys.argv[2]))
 """
 
 
-def start(folder: Path, draws: int, ranks: int, port: int) -> None:
-    """Run the program once per rank."""
-    folder.mkdir()
-    program = PROGRAM.format(root=str(ROOT), tests=str(ROOT / "tests"))
+class Stateless(Pull):
+    """A loss known beforehand, without a state, which several ranks could not share."""
+
+    def init(self, rng):
+        """Nothing."""
+        return {}
+
+    def losses(self, syn, state, step, rng):
+        """Those of Pull."""
+        return super().losses(syn, {"calls": torch.zeros(())}, step, rng)
+
+
+def work(folder: Path, draws: int) -> None:
+    """What every rank does: six steps of a distillation, and its share of three experts."""
+    dist.start(CPU)
+    data = tiny_data()
+    config = OuterConfig(steps=6, draws=draws, optim={"images": OptimConfig(lr=0.1)}, checkpoint_every=6)
+    result, _ = distill.distill(tiny_set(data), Stateless(noise=1.0), config, folder / f"rank{dist.rank()}", seed=0)
+    tiny_store(folder / "store", data, num_experts=3, epochs=1)
+    torch.save(result.tensors["images"], folder / f"images{dist.rank()}.pt")
+
+
+def work_together(folder: Path, draws: int, ranks: int, port: int) -> None:
+    """The same in a process a rank."""
     processes = []
     for rank in range(ranks):
-        several = {"RANK": str(rank), "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)} if ranks > 1 else {}
-        environment = {"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", **several}
-        processes.append(subprocess.Popen([sys.executable, "-c", program, str(folder), str(draws)], env=environment))
+        several = {"RANK": str(rank), "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        processes.append(subprocess.Popen([sys.executable, "-c", PROGRAM, str(folder), str(draws)], env=os.environ | several))
     assert [p.wait(timeout=120) for p in processes] == [0] * ranks
 
 
@@ -62,8 +64,10 @@ def free_port() -> int:
 
 def test_two_ranks_equal_one_rank_with_two_draws(tmp_path):
     """The images, and the experts, whichever way the work is shared."""
-    start(tmp_path / "one", draws=2, ranks=1, port=0)
-    start(tmp_path / "two", draws=1, ranks=2, port=free_port())
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    work(tmp_path / "one", draws=2)
+    work_together(tmp_path / "two", draws=1, ranks=2, port=free_port())
     images = [torch.load(tmp_path / name, weights_only=True) for name in ("one/images0.pt", "two/images0.pt", "two/images1.pt")]
     assert torch.equal(images[1], images[2])
     assert torch.allclose(images[0], images[1], atol=1e-6)

@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from helpers import TINY, run
+from helpers import MODEL, TINY, run
 
 from ddengine import estimate
 
@@ -68,7 +68,8 @@ def test_estimate_refuses_in_a_sentence(work, capsys, monkeypatch):
         error = capsys.readouterr().err
         assert words in error and error.count("\n") == 1 and "--json" in error
     assert (work / "full" / "letter.txt").read_text() == "dear"
-    assert run("estimate", RECIPE, *TINY, "--ipc", "500") == 2
+    plain = ["dm/fashion_mnist_ipc1_small", "--data.name", "digits", "--data.limit", "200", "--model", MODEL, "--objective.real_batch", "8"]
+    assert run("estimate", *plain, "--ipc", "500") == 2
     error = capsys.readouterr().err
     assert "ipc 500 is more than" in error and error.count("\n") == 1
     assert list(Path().iterdir()) == [] and list((work / "temporary").iterdir()) == []

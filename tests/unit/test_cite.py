@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from loops import for_each
 
 from buffers.steps import Sgd
 from ddengine.codec import Identity
@@ -59,7 +60,7 @@ def fields(entry):
     return found
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@for_each("name", RECIPES)
 def test_everything_a_recipe_uses_has_an_entry(name):
     recipe = RECIPES[name]
     text = bibtex(recipe)
@@ -69,7 +70,7 @@ def test_everything_a_recipe_uses_has_an_entry(name):
     assert text.isascii() and text.endswith("}\n")
 
 
-@pytest.mark.parametrize("key", entries())
+@for_each("key", entries())
 def test_entries_parse_and_say_what_is_needed(key):
     found = fields(entries()[key])
     assert {"title", "author", "year"} <= found.keys()

@@ -9,7 +9,7 @@ from dataclasses import replace
 import higher
 import pytest
 import torch
-from helpers import CPU, tiny_data, tiny_env, tiny_store
+from helpers import CPU, shipped_loader, tiny_data, tiny_env, tiny_store
 from matching import tiny_world
 from safetensors.torch import load_file
 from torch.nn import functional
@@ -205,13 +205,6 @@ def tiles(data, *, ipc=2, factor=2, **tensors):
     return SyntheticSet({"images": images, **tensors}, classes, data.class_names, codec, data.train.preprocess, space="pixel")
 
 
-def shipped(folder):
-    """What the folder's own load.py gives."""
-    space: dict = {}
-    exec((folder / "load.py").read_text().replace("Path(__file__).resolve().parent", repr(str(folder))), space)
-    return space["load"]()
-
-
 @pytest.fixture(scope="module", params=[False, True], ids=["normalised", "zca"])
 def data(request):
     return load_data(DataConfig(name="digits", limit=200, zca=request.param), CPU)
@@ -251,7 +244,7 @@ def test_a_set_is_shipped_and_read_again(soft, factor, data, tmp_path):
         subprocess.run([sys.executable, "-I", "-c", program], cwd=tmp_path / "set", check=True)
         images, targets, lr = torch.load(tmp_path / "set/out.pt", weights_only=True)
     else:
-        images, targets, info = shipped(tmp_path / "set")
+        images, targets, info = shipped_loader(tmp_path / "set").load()
         lr = info["lr"]
     assert torch.allclose(images, batch.images, atol=1e-4 if data.train.preprocess.matrix is not None else 1e-5)
     assert torch.allclose(targets, logits.softmax(1)) if soft else torch.equal(targets, batch.targets)
@@ -291,7 +284,7 @@ def test_soft_labels_of_stored_items_are_repeated(data, tmp_path):
     assert torch.equal(syn.batch(torch.arange(80)).targets, logits.repeat(4, 1))
     syn.save(tmp_path / "set", {})
     assert torch.equal(synthetic.load(tmp_path / "set", CPU)[0].batch(torch.arange(80)).targets, logits.repeat(4, 1))
-    assert torch.allclose(shipped(tmp_path / "set")[1], logits.repeat(4, 1).softmax(1))
+    assert torch.allclose(shipped_loader(tmp_path / "set").load()[1], logits.repeat(4, 1).softmax(1))
 
 
 def test_exported_for_published_programs_decoded(data, tmp_path):
@@ -299,7 +292,7 @@ def test_exported_for_published_programs_decoded(data, tmp_path):
     syn = tiles(data, lr=torch.tensor(0.02))
     export_set(syn, "8", tmp_path / "out")
     images, labels = (torch.load(tmp_path / f"out/{kind}_8.pt", weights_only=True) for kind in ("images", "labels"))
-    assert torch.allclose(images, syn.batch(torch.arange(80)).images) and torch.equal(labels, syn.classes.repeat(4))
+    assert torch.allclose(images, syn.batch(torch.arange(80)).images, atol=1e-5) and torch.equal(labels, syn.classes.repeat(4))
 
 
 # who reads such sets

@@ -12,7 +12,9 @@ from ddengine.codec import Identity, MultiFormation
 from ddengine.continual import ContinualConfig, class_order, forgetting, image_bytes, images_per_class, kept
 from ddengine.data import load_data
 from ddengine.errors import UserError
+from ddengine.models import build_model
 from ddengine.recipe import AugmentConfig, DataConfig, TargetConfig
+from ddengine.rng import generator
 from ddengine.synthetic import SyntheticSet
 from synth.recipes import RECIPES
 
@@ -145,6 +147,24 @@ def test_every_memory_sees_the_images_of_its_stage_only(digits, monkeypatch):
     assert all(digest == own[names] for _, names, digest in seen)
 
 
+@pytest.mark.parametrize(
+    ("model", "optimiser", "decay", "rates"),
+    [("torchvision/vit_b_16", "adamw", 0.05, {0.0003, 0.001, 0.003}), ("convnet-d1-w4-in", "sgd", RECIPE.evaluation.weight_decay, {0.01, 0.1})],
+)
+def test_networks_are_trained_by_the_optimiser_they_need(digits, monkeypatch, model, optimiser, decay, rates):
+    """As an evaluation trains them: AdamW with its own rates where SGD trains a network badly."""
+    asked = []
+
+    def watched(new_model, on, seeds, config, lr, *args, **settings):
+        asked.append((config.optimiser, config.weight_decay, lr))
+        return [build_model("mlp", digits.image_shape, digits.num_classes, generator(seed)) for seed in seeds]
+
+    monkeypatch.setattr(training, "train_networks", watched)
+    result = run(digits, replace(SMALL, repeats=1), recipe=replace(RECIPE, model=model))
+    assert {(kind, weight) for kind, weight, _ in asked} == {(optimiser, decay)}
+    assert {lr for *_, lr in asked} == rates and all(lr in rates for row in result["memories"].values() for found in row["lr"] for lr in found)
+
+
 def test_a_memory_trains_with_the_class_numbers_of_the_whole(digits, monkeypatch):
     """After each stage the set that is trained on has all classes seen so far, each image with its own class."""
     sets = []
@@ -161,7 +181,7 @@ def test_a_memory_trains_with_the_class_numbers_of_the_whole(digits, monkeypatch
         images, targets = on.batch(torch.arange(len(on)))
         assert targets.tolist() == seen
         for image, c in zip(images, targets, strict=True):
-            assert image.allclose(digits.train.images(digits.train.members[c]).mean(0))
+            assert image.allclose(digits.train.images(digits.train.members[c]).mean(0), atol=1e-5)
     images, targets = sets[-1].batch(torch.arange(len(sets[-1])))
     assert len(targets) == len(digits.train)  # joint
 

@@ -308,6 +308,15 @@ def test_guard_skips_above_max_loss_and_never_stops(data, tmp_path, capsys):
     assert "20 of 20 updates were skipped" in capsys.readouterr().out
 
 
+def test_a_loss_of_exactly_max_loss_is_taken(data, tmp_path):
+    """Only what is above it is not."""
+    outer.distill(tiny_set(data), Pull(), config(steps=1), tmp_path / "free", seed=0)
+    loss = json.loads((tmp_path / "free/metrics.jsonl").read_text())["loss"]
+    for bound, skipped in ((loss, 0), (loss * (1 - 1e-6), 1)):
+        _, counters = outer.distill(tiny_set(data), Pull(), config(steps=1, max_loss=bound), tmp_path / str(skipped), seed=0)
+        assert counters.above_max_loss == skipped
+
+
 class Rough(Pull):
     """Everything the guard knows: parts that are not finite, parts far above the others, and a learned rate that falls below zero."""
 

@@ -189,6 +189,19 @@ def test_free_disk_is_of_the_folder_that_is_there(tmp_path, monkeypatch):
     assert estimate.free_disk(tmp_path / "runs" / "a") == 7 and asked == [tmp_path]
 
 
+@pytest.mark.parametrize(("keep", "kept"), [("all", 8), ("last", 1), ((2, 5), 4)])
+def test_snapshots_of_an_expert_count_three_times(tmp_path, monkeypatch, keep, kept):
+    """They lie in memory until it is done, and twice more while they are written; the calibration itself keeps only the last."""
+    recipe = find("mtt/digits_ipc1")
+    recipe = replace(recipe, data=DIGITS, model="convnet-d1-w4-bn", buffer=replace(recipe.buffer, epochs=7, keep=keep))
+    network = new_model(tiny_data(), recipe.model)(generator(0))
+    numbers = sum(t.numel() for t in network.parameters()) + sum(t.numel() for t in network.buffers())
+    monkeypatch.setattr(estimate, "peak_memory", lambda device: 1000)
+    job = estimate.Job(recipe=recipe, device="cpu", load=load, train_expert=lambda *args: None)
+    found = estimate._buffer(0.0, job, tmp_path, {recipe.model: 2})
+    assert found["memory"] == 1000 + 3 * kept * numbers * 4
+
+
 # Stand-ins for experts.
 
 

@@ -1,6 +1,5 @@
 """The distilled folder for others: parquet, card, WebDataset, image folders."""
 
-import importlib.util
 import io
 import json
 import tarfile
@@ -11,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from helpers import shipped_loader
 from PIL import Image
 
 from ddengine import codec as codecs
@@ -97,11 +97,14 @@ def test_stored_bytes_are_exported_as_they_are():
 
 
 def test_parts_are_the_whole(monkeypatch):
-    """Decoding a few at a time changes nothing."""
+    """Decoding a few at a time changes nothing; a value that lies between two of the 256 may be rounded to either."""
     syn = a_set(codec=MultiFormation(factor=2), ipc=3)
     whole = handover.exported(syn)
     monkeypatch.setattr(handover, "AT_ONCE", 5 * 36)
-    assert handover.exported(syn) == whole and len(whole.pngs) == 24
+    parts = handover.exported(syn)
+    shown, again = (np.stack([np.asarray(Image.open(io.BytesIO(p))) for p in export.pngs]).astype(int) for export in (whole, parts))
+    assert parts.classes == whole.classes and len(shown) == len(again) == 24 and np.abs(shown - again).max() <= 1 and (shown == again).mean() > 0.99
+    assert (parts.clamped, parts.largest_error) == pytest.approx((whole.clamped, whole.largest_error), rel=1e-3)
 
 
 def test_there_is_one_rounding():
@@ -183,11 +186,7 @@ def test_the_shipped_loader_still_gives_the_exact_tensors(tmp_path):
     """Not the 8 bits."""
     syn = soft(a_set(ODD))
     syn.save(tmp_path / "set", {})
-    spec = importlib.util.spec_from_file_location("shipped", tmp_path / "set/load.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    images, targets, info = module.load()
+    images, targets, info = shipped_loader(tmp_path / "set").load()
     assert torch.equal(images, syn.tensors["images"]) and torch.allclose(targets, syn.logits.softmax(1)) and tuple(info["classes"]) == ODD
     again, _ = load(tmp_path / "set", CPU)
     assert torch.equal(again.tensors["images"], syn.tensors["images"]) and again.class_names == ODD
@@ -210,17 +209,17 @@ def test_equal_class_names_get_numbers(tmp_path, hub):
 
 
 def test_saving_is_fast(tmp_path):
-    """10 small images in milliseconds beside imports; generous, for machines that are busy."""
+    """10 small images in milliseconds beside imports; of the processor's time, because a clock also counts what others do."""
     syn = a_set(tuple("abcde"), channels=3, side=32)
     export = handover.exported(syn)
     handover.write_parquet(tmp_path / "warm.parquet", syn, export)
     best = 1.0
     for i in range(3):
-        start = time.perf_counter()
+        start = time.process_time()
         (tmp_path / str(i)).mkdir()
         handover.write(tmp_path / str(i), syn, META)
-        best = min(best, time.perf_counter() - start)
-    assert best < 0.15
+        best = min(best, time.process_time() - start)
+    assert best < 0.3
 
 
 # The card
@@ -235,6 +234,26 @@ def test_the_licence_is_that_of_the_source(tmp_path, name, licence):
     assert front(tmp_path / "set")["license"] == licence
     text = (tmp_path / "set/README.md").read_text()
     assert ("not known to the program" in text) == (licence == "unknown")
+
+
+def test_the_size_category_is_the_hubs_of_the_decoded_examples(tmp_path):
+    """Each of its words from its first number to its last; a codec that decodes four of one counts the four."""
+    words = {
+        "n<1K": (1, 999),
+        "1K<n<10K": (1000, 9999),
+        "10K<n<100K": (10**4, 10**5 - 1),
+        "100K<n<1M": (10**5, 10**6 - 1),
+        "1M<n<10M": (10**6, 10**7 - 1),
+    }
+    assert {word: (handover.size_category(first), handover.size_category(last)) for word, (first, last) in words.items()} == {
+        word: (word, word) for word in words
+    }
+    assert handover.size_category(10**7) == "10M<n<100M"
+    names = tuple(map(str, range(125)))
+    for codec, word in ((Pixels(), "n<1K"), (MultiFormation(factor=2), "1K<n<10K")):
+        syn = a_set(names, side=4, codec=codec)
+        export = handover.Exported([b""] * len(syn), [0] * len(syn), 0.0, 0.0)
+        assert len(syn.classes) == 250 and f"size_categories:\n- {word}\n" in handover.card(syn, META, export), codec
 
 
 def test_the_card_says_what_meta_says(tmp_path):

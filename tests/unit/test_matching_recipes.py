@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import CPU, MODEL, tiny_data
+from helpers import CPU, MODEL, run, tiny_data
+from loops import for_each
 
 from ddengine.codec import Identity, MultiFormation
 from ddengine.flat import FlatModel
@@ -89,7 +90,7 @@ def test_every_recipe_is_in_the_tables():
     assert {name for name in RECIPES if name.split("/")[0] in METHODS} == set(ALL) | own
 
 
-@pytest.mark.parametrize("name", ALL)
+@for_each("name", ALL)
 def test_figures_and_what_all_have_in_common(name):
     """The whole training split, ConvNet of width 128, momentum 0.5; a figure as printed, or the reason why there is none."""
     recipe, (method, dataset, ipc) = find(name), ALL[name]
@@ -115,7 +116,7 @@ def test_figures_and_what_all_have_in_common(name):
 LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
 
 
-@pytest.mark.parametrize("ipc", LOOPS)
+@for_each("ipc", LOOPS)
 def test_published_loops(ipc):
     """The table."""
     assert loop_counts(ipc) == LOOPS[ipc]
@@ -128,7 +129,7 @@ def test_loops_in_between_and_beyond():
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", OF["dc"])
+@for_each("name", OF["dc"])
 def test_dc(name):
     """No augmentation, 300 epochs; on MNIST 1000 with shifts, scales and rotations."""
     recipe, (_, dataset, ipc) = find(name), ALL[name]
@@ -140,7 +141,7 @@ def test_dc(name):
     assert recipe.objective.metric == "layerwise" and recipe.objective.tensors == "weights" and recipe.objective.classes == "each"
 
 
-@pytest.mark.parametrize("name", OF["dsa"])
+@for_each("name", OF["dsa"])
 def test_dsa(name):
     """DC from real images, with augmentation in matching and evaluation."""
     recipe, (_, dataset, ipc) = find(name), ALL[name]
@@ -150,7 +151,7 @@ def test_dsa(name):
     assert (recipe.evaluation.epochs, recipe.evaluation.augment) == (1000, DSA_OF[dataset])
 
 
-@pytest.mark.parametrize("name", OF["dcc dsac"])
+@for_each("name", OF["dcc dsac"])
 def test_dcc(name):
     """Sums over classes after the warm-up; ten steps per network and five epochs at one image per class."""
     recipe, (method, _, ipc) = find(name), ALL[name]
@@ -163,7 +164,7 @@ def test_dcc(name):
     assert recipe.evaluation == find(f"{'dsa' if method == 'dsac' else 'dc'}/cifar10_ipc10").evaluation
 
 
-@pytest.mark.parametrize("name", OF["dm"])
+@for_each("name", OF["dm"])
 def test_dm(name):
     """Fresh networks; ten times the rate from 100 images per class on."""
     recipe, (_, dataset, ipc) = find(name), ALL[name]
@@ -187,7 +188,7 @@ IDC_EVALUATION = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", OF["idc idc_i"])
+@for_each("name", OF["idc idc_i"])
 def test_idc(name):
     """Convolutions in networks trained on real images, 100 sweeps each, an update after every class."""
     recipe, (method, dataset, ipc) = find(name), ALL[name]
@@ -225,7 +226,7 @@ def world():
     return data, Env(data.train, new_model, FlatModel(new_model(generator(0))), None, CPU)
 
 
-@pytest.mark.parametrize("name", ALL)
+@for_each("name", ALL)
 def test_every_objective_builds_and_has_a_loss(name, world):
     """With small real batches, a small network and two images per class."""
     data, env = world
@@ -267,12 +268,13 @@ CITED = {
 }
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_cite(method):
+def test_cite(capsys):
     """Method, augmentation, CutMix, dataset."""
-    recipe = find(f"{method}/cifar10_ipc10")
-    assert sorted(keys(recipe)) == sorted([*CITED[method], "krizhevsky2009cifar"])
-    assert program("cite", recipe.name) == "\n\n".join(entries()[key] for key in keys(recipe)) + "\n"
+    for method in METHODS:
+        recipe = find(f"{method}/cifar10_ipc10")
+        assert sorted(keys(recipe)) == sorted([*CITED[method], "krizhevsky2009cifar"]), method
+        assert run("cite", recipe.name) == 0
+        assert capsys.readouterr().out == "\n\n".join(entries()[key] for key in keys(recipe)) + "\n", method
 
 
 def test_cutmix_is_cited_where_anything_is_mixed():

@@ -74,7 +74,7 @@ def test_on_synthetic_is_sgd_on_a_module(batch, config):
 def test_on_synthetic_with_soft_labels_tiles_and_batch_norm(kind):
     env, syn = tiny_world(F64, **{"soft": {}, "tiles": {"codec": MultiFormation(factor=2)}, "norm": {"model": "convnet-d2-w4-bn"}}[kind])
     if kind == "soft":
-        syn = syn.with_labels(torch.randn(len(syn), 10, generator=generator(0), dtype=F64))
+        syn = syn.with_labels(torch.randn(len(syn), 10, generator=generator(0), dtype=F64), dtype=F64)
     before = env.model.normed and flatten_buffers(env.model.normed)
     networks = OnSynthetic(steps=3, epochs=2, batch=7, lr=0.1)
     found, _ = walk(networks, env, [syn] * 5)

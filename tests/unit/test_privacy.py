@@ -106,6 +106,20 @@ def test_distances_by_brute_force(data):
         assert entry["pixels"]["ratio"] == pytest.approx(entry["pixels"]["train"]["distance"] / away["distance"])
 
 
+def test_near_copies_and_much_nearer_images_are_counted_by_their_bounds(data):
+    """Images on the way from a training image to a test image, and training images whose pixels are all moved by the same amount."""
+    own, other = (real.pixels[:10].double() / 255 for real in (data.train, data.test))
+    between = torch.cat([(other * r + own) / (1 + r) for r in (0.42, 0.45, 0.48, 0.52, 0.55, 0.58)])  # ratios of the distances to the two ends
+    result = privacy.measure(set_of(data, between.float(), data.train.labels[:10].repeat(6)), data, flat, None, seed=0, shown=60)
+    ratios = [entry["pixels"]["ratio"] for entry in result["shown"]]
+    assert sum(0.41 < r < 0.5 for r in ratios) >= 5 <= sum(0.5 < r < 0.6 for r in ratios)  # both sides of the bound are tried
+    assert result["neighbours"]["pixels"]["distilled"]["much_nearer"] == sum(r < 0.5 for r in ratios)
+    moves = torch.tensor([0.019, 0.021] * 5).view(-1, 1, 1, 1)
+    moved = own.float() + torch.where(own < 0.5, moves, -moves)
+    result = privacy.measure(set_of(data, moved, data.train.labels[:10]), data, flat, None, seed=0)
+    assert result["neighbours"]["pixels"]["distilled"]["near_copies"] == 5
+
+
 def test_pixels_beyond_the_range_are_clamped(data):
     black = data.train.pixels[5].float() / 255
     stretched = black.clone()

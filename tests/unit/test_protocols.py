@@ -13,7 +13,7 @@ from ddengine.codec import MultiFormation
 from ddengine.coreset import random_index
 from ddengine.data import load_data
 from ddengine.errors import UserError
-from ddengine.evaluate import PROTOCOLS, evaluate
+from ddengine.evaluate import PROTOCOLS, Bench, evaluate
 from ddengine.recipe import DSA_OPS, AugmentConfig, DataConfig, EvalConfig
 from ddengine.rng import generator
 from ddengine.synthetic import coded
@@ -133,6 +133,20 @@ def test_without_a_validation_split_the_learned_rate_is_that_of_the_distilled_se
     assert {name: row["lr"] for name, row in rows.items()} == pytest.approx(
         {"distilled": 0.04, "distilled_same_steps": 0.04, "random_coded": 0.01, "random": 0.01}
     )
+
+
+def test_the_rate_is_the_best_on_average_over_the_search_networks(data, monkeypatch):
+    """Not that of the luckiest network; of rates that are equally good the smallest."""
+    found = {0.05: (0.5, 0.5), 0.1: (0.9, 0.3), 0.2: (0.6, 0.6)}  # mean 0.5, 0.6, 0.6
+
+    def accuracies(self, who, model, lr, seeds, on):
+        return list(found[lr])[: len(seeds)] if on is self.data.validation else [0.5] * len(seeds)
+
+    monkeypatch.setattr(Bench, "accuracies", accuracies)
+    config = replace(SHORT, baselines=(), lr_grid=tuple(found), search_networks=2)
+    assert rows_of(tiny_set(data), data, config)["distilled"]["lr"] == 0.1
+    found[0.2] = (0.61, 0.61)
+    assert rows_of(tiny_set(data), data, config)["distilled"]["lr"] == 0.2
 
 
 # The table

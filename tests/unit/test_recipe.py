@@ -11,6 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from loops import for_each
+from published import NUM_CLASSES, SHAPES
 
 from buffers.pretrained import Pretrained
 from ddengine import cli, recipe
@@ -40,7 +42,7 @@ from synth.recipes import RECIPES, ast, datm, dc, dm, find, ftd, idc, infer, mtt
 
 DIGITS = RECIPES["mtt/digits_ipc1"]
 CIFAR = RECIPES["mtt/cifar10_ipc10"]
-every = pytest.mark.parametrize("name", sorted(RECIPES))
+every = for_each("name", RECIPES)
 
 
 # Storage
@@ -172,10 +174,6 @@ def test_name_and_figure(name):
         assert value.published.std is None or 0 < value.published.std < 0.1
 
 
-IMAGES = {"digits": (1, 8, 8), "fashion_mnist": (1, 28, 28), "cifar10": (3, 32, 32), "cifar100": (3, 32, 32), "tiny_imagenet": (3, 64, 64)}
-IMAGES |= {"mnist": (1, 28, 28), "svhn": (3, 32, 32)}
-
-
 @cache
 def built(model, shape, classes):
     """A network, once for all recipes that name it."""
@@ -187,8 +185,8 @@ def test_a_recipe_builds_its_objects(name):
     """Network, and with experts of just the epochs the recipe stores the training step and the objective; without experts the objective elsewhere."""
     value = RECIPES[name]
     assert value.data.name in DATASETS and value.init.kind in INITIALISERS
-    shape = (3, *value.data.size) if value.data.size else IMAGES[value.data.name]
-    classes = {"cifar100": 100, "tiny_imagenet": 200, "imagenet": 1000}.get(value.data.name, 10)
+    shape = (3, *value.data.size) if value.data.size else SHAPES[value.data.name]
+    classes = NUM_CLASSES[value.data.name]
 
     def new_model(rng):
         return build_model(value.model, shape, classes, rng)

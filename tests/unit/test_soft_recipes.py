@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers import CPU, DIGITS
+from loops import for_each
 from safetensors import safe_open
 
 from buffers.pretrained import Pretrained
@@ -111,7 +112,7 @@ def test_every_recipe_is_in_the_tables():
 SIZES = {"imagenet": (224, 224), "imagenette": (224, 224), "imagewoof": (224, 224)}
 
 
-@pytest.mark.parametrize("name", ALL)
+@for_each("name", ALL)
 def test_figures_and_what_all_have_in_common(name):
     """A figure as printed or the reason why there is none; the whole training split, of ImageNet a subset; the labels of all teachers are shipped."""
     recipe, (which, dataset, ipc) = find(name), ALL[name]
@@ -150,7 +151,7 @@ BUDGET = [  # C, M, ipc: base images a class, compensators, examples a class; st
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("dataset", "classes", "per_set", "ipc", "n", "k", "examples", "effective", "label_bytes"), BUDGET)
+@for_each("dataset, classes, per_set, ipc, n, k, examples, effective, label_bytes", BUDGET)
 def test_the_published_budget(dataset, classes, per_set, ipc, n, k, examples, effective, label_bytes):
     """Row by row, through the codec of the recipes."""
     named = [name for name in OF["infer"] if ALL[name][1:] == (dataset, ipc)]
@@ -230,7 +231,7 @@ MATCHING = {  # updates, rate, weight of the statistics, augmentation
 }
 
 
-@pytest.mark.parametrize("name", OF["infer"])
+@for_each("name", OF["infer"])
 def test_infer(name):
     """All compensators from nothing; the evaluation with static labels, or with dynamic ones for 1 / (M + 1) of the epochs."""
     recipe, (which, dataset, _) = find(name), ALL[name]
@@ -281,7 +282,7 @@ RECOVER = {  # variant and dataset: updates, rate, objective
 STUDENTS = {"": (100, 64, 1024), "_cda": (100, 128, 128), "_dwa": (200, 64, 128)}
 
 
-@pytest.mark.parametrize("name", OF["sre2l"])
+@for_each("name", OF["sre2l"])
 def test_sre2l(name):
     """Images in one trained ResNet18; students ask it at each step."""
     recipe, (which, dataset, ipc) = find(name), ALL[name]
@@ -326,7 +327,7 @@ TILES = AugmentConfig(always=("shuffle", "resized_crop", "flip"), ops=(), area=0
 WHOLE = AugmentConfig(always=("flip",), ops=())
 
 
-@pytest.mark.parametrize("name", OF["rded"])
+@for_each("name", OF["rded"])
 def test_rded(name):
     """Nothing is optimised; one patch an image on CIFAR, four on larger ones."""
     recipe, (_, dataset, ipc) = find(name), ALL[name]
@@ -369,7 +370,7 @@ def world():
     return data, {m: Env(data.train, new_model, first, SimpleNamespace(num_experts=m, epochs=[1], load=load), CPU) for m in (1, 3, 4)}
 
 
-@pytest.mark.parametrize("name", ALL)
+@for_each("name", ALL)
 def test_every_recipe_starts_and_has_a_loss(name, world):
     """On digits and small networks: every stored tensor that is optimised gets a finite gradient."""
     data, envs = world

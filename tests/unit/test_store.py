@@ -1,6 +1,7 @@
 """Expert stores: contents, partial reading, resume, damage."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -139,12 +140,14 @@ def test_other_settings_are_another_store(data, tmp_path, change):
         fill(tmp_path, data, **change)
 
 
-def test_a_different_image_seed_or_network_is_another_store(data, tmp_path):
-    """Images, seed and network decide too; the number of experts does not."""
+def test_a_different_image_seed_or_network_is_another_store():
+    """Images, how they are seen, seed and network decide too; the number of experts does not."""
     base = store.identity("abc", DIGITS, buffer_config(), MODEL, 0, "fp32")
     assert base == store.identity("abc", DIGITS, buffer_config(num_experts=9), MODEL, 0, "fp32")
     others = [("abd", MODEL, 0, "fp32"), ("abc", "mlp", 0, "fp32"), ("abc", MODEL, 1, "fp32"), ("abc", MODEL, 0, "bf16")]
     assert all(store.identity(images, DIGITS, buffer_config(), *rest) != base for images, *rest in others)
+    for seen in (replace(DIGITS, zca=True), replace(DIGITS, name="mnist")):
+        assert store.identity("abc", seen, buffer_config(), MODEL, 0, "fp32") != base
 
 
 def test_a_store_that_has_grown_gives_the_same_experts(data, tmp_path):

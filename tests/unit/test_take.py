@@ -1,8 +1,11 @@
 """Parts of recipes taken by dotted path, and every published recipe beside the tables it was written from."""
 
 from dataclasses import replace
+from itertools import product
 
 import pytest
+from loops import for_each
+from published import NUM_CLASSES, SUBSETS
 
 from buffers.flat_step import Gsam
 from buffers.smooth import Smooth
@@ -245,9 +248,7 @@ def test_small_recipes_differ_from_mtt_in_their_parts_only(method, parts, ipc):
 # The published cells, value by value
 
 ALL = None
-SUBSETS = ("imagenette", "imagewoof", "imagefruit", "imagemeow", "imagesquawk", "imageyellow")
 DEPTH = {"cifar10": 3, "cifar100": 3, "tiny_imagenet": 4, "imagenet": 4} | dict.fromkeys(SUBSETS, 5)
-NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "tiny_imagenet": 200, "imagenet": 1000} | dict.fromkeys(SUBSETS, 10)
 SIDE = {"cifar10": None, "cifar100": None, "tiny_imagenet": None, "imagenet": (64, 64)} | dict.fromkeys(SUBSETS, (128, 128))
 
 # name: N, M, T+, batch, ZCA, rate of pixels, of the rate, starting rate, figure
@@ -378,7 +379,7 @@ def plain_parts(recipe, *but):
     assert "logits" in but or set(recipe.outer.optim) == {"images", "lr"}
 
 
-@pytest.mark.parametrize("cell", MTT_CELLS)
+@for_each("cell", MTT_CELLS)
 def test_mtt(cell):
     """Sgd 0.01 for 50 epochs; MTT's protocol."""
     recipe = check_cell(f"mtt/{cell}", cell, *MTT_CELLS[cell], outer_steps=5000)
@@ -387,8 +388,7 @@ def test_mtt(cell):
     assert (recipe.evaluation.protocol, recipe.evaluation.num_networks, recipe.evaluation.epochs) == ("mtt", 5, 1000)
 
 
-@pytest.mark.parametrize("variant", ["", "_exact"])
-@pytest.mark.parametrize("cell", TESLA_CELLS)
+@for_each("cell, variant", product(TESLA_CELLS, ("", "_exact")))
 def test_tesla(cell, variant):
     """The truncated gradient, 10000 steps, 3 networks; labels of the target for ImageNet-1K, whose experts are 50."""
     recipe = find(f"tesla/{cell}")
@@ -409,7 +409,7 @@ def test_tesla(cell, variant):
         assert recipe.targets == TargetConfig(kind="logits", experts="all", epochs=(3, 12), relabel=True)
 
 
-@pytest.mark.parametrize("cell", FTD_CELLS)
+@for_each("cell", FTD_CELLS)
 def test_ftd(cell):
     """GSAM with rho 0.01 and the cell's alpha, 50 epochs; the average of the images; MTT's protocol."""
     *common, alpha, decay, figure = FTD_CELLS[cell]
@@ -421,7 +421,7 @@ def test_ftd(cell):
     assert (recipe.evaluation.protocol, recipe.evaluation.num_networks, recipe.evaluation.epochs) == ("mtt", 5, 1000)
 
 
-@pytest.mark.parametrize("cell", DATM_CELLS)
+@for_each("cell", DATM_CELLS)
 def test_datm(cell):
     """GSAM with alpha 0.3 for 100 epochs, window, learned labels with momentum 0.9, gate, batches of 128 in the evaluation."""
     steps, epochs, low, first, high, grow, batch, pixels, lr_lr, lr_labels, gate, start, figure = DATM_CELLS[cell]
@@ -441,7 +441,7 @@ def test_datm(cell):
         assert grow // (high - first) in (100, 400) and window(grow // (high - first))[1] == first + 1
 
 
-@pytest.mark.parametrize("cell", AST_CELLS)
+@for_each("cell", AST_CELLS)
 def test_ast(cell):
     """The smooth step, the heavy-ball student, the three slots by the cell's flags; no published figure was found."""
     steps, epochs, high, batch, zca, pixels, lr_lr, (representative, perturb, middle, balanced), eval_epochs = AST_CELLS[cell]
