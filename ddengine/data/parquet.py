@@ -210,8 +210,8 @@ def read_labels(file: File, column: str) -> Labels:
 def classes_of(labels: Sequence[Labels]) -> tuple[str, ...]:
     """The names of all classes of the training files, in their order.
 
-    As the files' metadata name them; else texts in the order of `class_order`, and numbers as they are. Raises UserError for numbers that cannot
-    count classes.
+    As the files' metadata name them; else texts in the order of `class_order`, and all numbers from the smallest to the largest. Raises UserError
+    for numbers that cannot count classes.
     """
     if any(of.names for of in labels):
         return tuple(dict.fromkeys(name for of in labels for name in of.names or np.unique(of.named()).tolist()))
@@ -223,7 +223,7 @@ def classes_of(labels: Sequence[Labels]) -> tuple[str, ...]:
             f"The labels of {labels[0].file.path} go up to {numbers[-1]}, and only {len(numbers)} of these numbers occur, "
             "so they do not count classes; name another column with data.label_column, or store the classes as texts."
         )
-    return tuple(map(str, numbers.tolist()))
+    return tuple(map(str, range(numbers[0], numbers[-1] + 1)))
 
 
 def _number(labels: Sequence[Labels], classes: tuple[str, ...]) -> np.ndarray:

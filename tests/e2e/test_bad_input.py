@@ -347,14 +347,16 @@ DATA = [
     case("parquet-none", PARQUET, "pq", "no parquet files", "data.root", prepare=text("pq/readme.txt", "empty")),
     case("parquet-corrupt", PARQUET, "train-1.parquet", "again", prepare=all_of(table([0, 1] * 4), text("pq/train-1.parquet", "no"))),
     case("parquet-truncated", PARQUET, "train-0.parquet", "again", prepare=all_of(table([0, 1] * 4), cut("pq/train-0.parquet"))),
-    case("parquet-no-image", PARQUET, "columns text, label", "image column", prepare=columns(text=["a", "b"], label=[0, 1])),
-    case("parquet-no-label", PARQUET, "columns image, text", "integer label", prepare=columns(image=[png(0), png(1)], text=["a", "b"])),
+    case("parquet-no-image", PARQUET, "columns text and label", "none holds images", prepare=columns(text=["a", "b"], label=[0, 1])),
+    case("parquet-no-label", PARQUET, "beside 'image': text", "data.label_column", prepare=columns(image=[png(0), png(1)], text=["a", "b"])),
     case("parquet-no-rows", PARQUET, "train-0.parquet", "no rows", prepare=table([])),
     case("parquet-negative-label", PARQUET, "train-0.parquet", "negative labels", prepare=table([-1, 0, 1, 0, 1])),
     case("parquet-label-missing", PARQUET, "train-0.parquet", "label", prepare=table([None, 0, 1, 0, 1])),
     case("parquet-class-missing", PARQUET, "Class '1'", "no training images", prepare=table([0, 2] * 4)),
     case("parquet-image-corrupt", PARQUET, "of train-0.parquet", "repair", prepare=table([0, 1] * 4, {i: b"no" for i in range(8)})),
-    case("parquet-image-missing", PARQUET, "of train-0.parquet", "repair", prepare=table([0, 1] * 4, {i: None for i in range(8)})),
+    case(
+        "parquet-image-missing", PARQUET, "train-0.parquet stores no bytes", "write the bytes", prepare=table([0, 1] * 4, {i: None for i in range(8)})
+    ),
     case("zca-of-large-images", "digits --data.zca True --data.size 112 112", "data.zca", "data.size"),
 ]
 

@@ -148,8 +148,6 @@ def refused(capsys, work, args, *words):
 
 TRAJECTORY = ["dm/fashion_mnist_ipc10_small", "--take", "objective=mtt/digits_ipc1", "--data.name", "digits", "--data.limit", "200", "--model", MODEL]
 BAD = {
-    "dc real batch": (["distill", *METHODS["dc"], "--objective.real_batch", "30"], "objective.real_batch 30 is more than the"),
-    "dm real batch": (["distill", *METHODS["dm"], "--objective.real_batch", "500"], "objective.real_batch 500 is more than the"),
     "factor": (["distill", *METHODS["idc"], "--codec.factor", "9", "--ipc", "1", "--init.kind", "noise"], "codec.factor 9 is more than the 8 pixels"),
     "factor 0": (["distill", *METHODS["idc"], "--codec.factor", "0"], "codec.factor must be at least 1"),
     "no experts": (["distill", *TRAJECTORY, "--outer.optim.images.lr", "1"], "needs experts"),
@@ -157,7 +155,6 @@ BAD = {
     "layerwise": (["distill", *METHODS["dc"], "--objective.tensors", "all"], "objective.metric layerwise"),
     "no steps": (["distill", *METHODS["dc"], "--objective.networks.steps", "0"], "objective.networks.steps"),
     "draws each": (["distill", *METHODS["idc"], "--outer.draws", "2"], "outer.draws"),
-    "few images": (["distill", *METHODS["dm"], "--data.limit", "60", "--objective.real_batch", "8"], "lower objective.real_batch"),
 }
 
 
