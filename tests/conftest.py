@@ -1,19 +1,33 @@
-"""Shared by all tests: the number of threads (one a process, because the suite runs on all cores), and the allocator setting of CPU runs."""
+"""Shared by all tests: the number of threads (one a process, because the suite runs on all cores), and what makes them quick."""
 
+import functools
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+from tyro import _docstrings
 
 from ddengine import runtime
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 runtime.keep_freed_memory()
 
+# tyro reads the source of every class anew for every command line, a third of the time of a small command; here once is enough
+if hasattr(_docstrings, "_ClassTokenization") and hasattr(_docstrings._ClassTokenization.make, "__wrapped__"):
+    _docstrings._ClassTokenization.make = staticmethod(functools.cache(_docstrings._ClassTokenization.make.__wrapped__))
+
 
 @pytest.fixture
 def cpu() -> torch.device:
     """The CPU."""
     return torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def no_chart():
+    """Commands do not draw the picture of a run, which takes as long as all else in a tiny one; test_pipeline.py looks at it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ddengine.report.real_vs_distilled", lambda path, real, syn, evaluation: path.write_bytes(b"a picture"))
+        yield

@@ -34,7 +34,10 @@ LATE = f"{RECIPE} {TINY} --buffer.model convnet-d1-w8-in --buffer.keep 1 2"  # a
 
 Prepare = Callable[[Path], object]
 
-pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")  # outside pytest it would be a second line on standard error
+pytestmark = [
+    pytest.mark.filterwarnings("error::RuntimeWarning"),  # outside pytest it would be a second line on standard error
+    pytest.mark.usefixtures("no_chart"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -23,16 +23,10 @@ TEACHERS = ("convnet-d1-w8-bn", "convnet-d2-w8-bn")
 TINY = [
     "--data.name", "digits", "--data.limit", "300", "--teachers", *TEACHERS, "--model", TEACHERS[1], "--buffer.epochs", "2", "--device", "cpu",
 ]  # fmt: skip
+pytestmark = pytest.mark.usefixtures("no_chart")
+
 SMALL = [*TINY, "--outer.steps", "6", "--outer.checkpoint_every", "2"]
 SHORT = ["--epochs", "2", "--num_networks", "3", "--full_steps", "5", "--lr_grid", "0.01", "--device", "cpu"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_chart():
-    """The chart at the end takes longer than a run; test_pipeline looks at it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ddengine.report.real_vs_distilled", lambda *args: None)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,8 @@ import torch
 from helpers import TINY, run
 from safetensors.torch import load_file
 
+pytestmark = pytest.mark.usefixtures("no_chart")
+
 RECIPE = "mtt/digits_ipc1"
 QUICK = ["--epochs", "5", "--num_networks", "3", "--lr_grid", "0.01", "--full_steps", "5"]
 IMPORT = ["import", RECIPE, *TINY]

@@ -28,12 +28,7 @@ def flags(method, step_after):
     return [*METHODS[method], "--outer.step_after", step_after, "--objective.classes_at_once", "4" if method != "idc" else "1"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def no_chart():
-    """The chart at the end takes longer than a run; test_pipeline looks at it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ddengine.report.real_vs_distilled", lambda *args: None)
-        yield
+pytestmark = pytest.mark.usefixtures("no_chart")
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,10 @@ import torch
 from PIL import Image
 
 from ddengine.data import Preprocess, RealSet, fit_preprocess, load_data, stratified
+from ddengine.data.load import data_from
 from ddengine.data.preprocess import fit_zca
 from ddengine.data.realset import Subset
-from ddengine.data.source import hold_out
+from ddengine.data.source import Source, hold_out, part_of_array
 from ddengine.errors import UserError
 from ddengine.recipe import DataConfig
 from ddengine.rng import generator
@@ -318,6 +319,19 @@ def test_splits_follow_split_seed_alone():
     other = load_data(replace(config, split_seed=1), CPU, test=True)
     for name in ("train", "validation", "test"):
         assert getattr(first, name).digest == getattr(again, name).digest != getattr(other, name).digest
+
+
+@pytest.mark.parametrize(
+    ("official", "settings", "drawn"),
+    [(False, {"validation": 0.0}, "test"), (True, {"validation": 0.0, "limit": 40}, "train"), (True, {"validation": 0.3}, "validation")],
+)
+def test_each_draw_of_a_split_follows_split_seed(official, settings, drawn):
+    """One at a time: the test split where there is no official one, the limit, and the validation split."""
+    numbered = part_of_array(np.arange(100, dtype=np.uint8).reshape(100, 1, 1, 1), np.arange(100) % 4)
+    source = Source(numbered, numbered if official else None, tuple("abcd"))
+    splits = [getattr(data_from(source, DataConfig(name="own", split_seed=s, **settings), CPU, test=True), drawn) for s in (0, 0, 1)]
+    first, again, other = (set(split.pixels.flatten().tolist()) for split in splits)
+    assert first == again != other and len(first) == len(other)
 
 
 def test_a_limit_and_a_validation_fraction_leave_the_test_split_as_it_is():

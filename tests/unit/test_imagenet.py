@@ -277,11 +277,16 @@ def test_the_first_bad_image_in_order_is_named_and_what_follows_is_dropped(monke
     """Also where a later one fails sooner."""
     monkeypatch.setattr(images, "CHUNK", 2)
     monkeypatch.setattr(images, "THREADS", 4)
-    bad, opened = {93, 92, 50}, []
+    bad, opened, later_one = {93, 92, 50}, [], threading.Event()
 
     def source_at(i):
         opened.append(i)
-        time.sleep(0.05 if i == 93 else 0.001)
+        if i == 93:
+            later_one.wait(2)  # in vain where there is one thread
+        elif i == 92:
+            later_one.set()
+        else:
+            time.sleep(0.01)  # so that nowhere near all have begun when the error is seen, however many threads there are
         return b"no image" if i in bad and unreadable else png(Image.new("RGB", (4, 5 if i in bad else 4)))
 
     index = np.array([99, 98, 97, 93, 96, 95, 92, *range(92), 94])
