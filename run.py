@@ -361,6 +361,7 @@ def select(options: Options[Recipe]) -> Path:
         recipe = replace(recipe, buffer=None, teachers=(), evaluation=replace(recipe.evaluation, labels="own"))
         options = replace(options, recipe=recipe)
     data = load_for(options, device)
+    log.say(f"{recipe.data.name}: {data.said()}")
     tiled = recipe.codec.per_item > 1
     recipe = replace(recipe, codec=Pixels())  # the bytes of real images as they are
     parts = ("name", "data", "model", "ipc", "init", "evaluation", *(["buffer"] if asks_experts else []))  # the others play no role
@@ -387,7 +388,8 @@ def select(options: Options[Recipe]) -> Path:
     syn = synthetic.SyntheticSet({"images": pixels}, classes, data.class_names, recipe.codec, data.train.preprocess, space=recipe.codec.space)
     report.real_vs_distilled(folder / "real_vs_distilled.png", data.train, syn, None)
     report.save_samples(folder / "samples.safetensors", data.train)
-    meta = meta_of(options, recipe, data, store, device, selected={"kind": kind, "index": index.tolist()})
+    selected = {"kind": kind, "index": index.tolist(), "names": [data.train_names[i] for i in index.tolist()]}
+    meta = meta_of(options, recipe, data, store, device, selected=selected)
     syn.save(folder / "distilled", meta, data.split_names)
     if kind in ("herding", "k_centre", "k_means") and recipe.ipc == 1:
         log.say(f"{kind} with one image per class takes the image nearest to the class mean")
@@ -732,7 +734,9 @@ def merge_sets(args: list[str]) -> None:
         options.out,
         {"recipe": recipe, "merged": [str(f) for f in folders], "seed": None, **facts, "versions": runtime.versions(), "commit": runtime.commit()},
     )
-    log.say(f"{len(merged)} images of {len(names)} classes in {options.out}; evaluate them with run.py evaluate {options.out}")
+    log.say(f"{len(merged)} images of {len(names)} classes in {options.out}")
+    root = [] if configs[0].root is None else ["--data.root", configs[0].root]
+    log.say(f"evaluate them with {cli.as_typed('evaluate', str(options.out), *root)}")
 
 
 def inspect(path: Path, args: list[str]) -> None:

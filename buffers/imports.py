@@ -22,10 +22,11 @@ from PIL import Image
 from buffers import state_dicts
 from buffers.exchange import expand, files_digest, import_experts, load_pt
 from buffers.store import ExpertStore, teacher_folder
-from ddengine import class_order, exchange, files, finished, log, runs, runtime
+from ddengine import class_order, cli, exchange, files, finished, log, runs, runtime
 from ddengine.api import buffer_models, check_networks
 from ddengine.codec import MultiFormation
-from ddengine.data import Data, load_data
+from ddengine.data import Data, load_data, parquet
+from ddengine.data.listing import files_below
 from ddengine.data.subset import class_subset
 from ddengine.errors import UserError
 from ddengine.flat import FlatModel
@@ -98,7 +99,7 @@ def find(given: Sequence[Path]) -> tuple[Kind, list[Path], Any]:
         if path.is_dir():
             _refuse_own(path)
     if len(given) == 1 and given[0].is_dir() and (kind := _folder_kind(given[0])) != "experts":
-        return kind, ([given[0]] if kind == "folder" else sorted(given[0].rglob("*.parquet"))), None
+        return kind, ([given[0]] if kind == "folder" else parquet.files(given[0])), None
     paths = expand(given)
     first = paths[0]
     kind, content = _file_kind(first)
@@ -113,8 +114,7 @@ def _refuse_own(folder: Path) -> None:
     """Raise UserError for what this program wrote, which needs no import."""
     if (runs.set_folder(folder) / "meta.json").is_file() and (runs.set_folder(folder) / "data.safetensors").is_file():
         raise UserError(
-            f"{folder} holds a distilled set of this program already and needs no import; "
-            f"evaluate it with run.py evaluate {shlex.quote(str(folder))}."
+            f"{folder} holds a distilled set of this program already and needs no import; evaluate it with {cli.as_typed('evaluate', str(folder))}."
         )
     if (folder / "manifest.json").is_file():
         raise UserError(f"{folder} is an expert store of this program already and needs no import; use it with --experts {shlex.quote(str(folder))}.")
@@ -138,10 +138,8 @@ def _folder_kind(folder: Path) -> Kind:
 
 
 def _has(folder: Path, wanted: Callable[[Path], bool]) -> bool:
-    """Whether any file below a folder, but hidden ones, is wanted."""
-    return any(
-        wanted(path) and not any(part.startswith(".") for part in path.relative_to(folder).parts) and path.is_file() for path in folder.rglob("*")
-    )
+    """Whether any file below a folder that can belong to a dataset is wanted."""
+    return any(regular and wanted(Path(path)) for path, regular in files_below(folder))
 
 
 def _head(path: Path, length: int = 4) -> bytes:
@@ -167,6 +165,8 @@ def _file_kind(path: Path) -> tuple[Kind, Any]:
     content = state_dicts.load_any(path)
     if isinstance(content, dict) and isinstance(content.get("data"), list | tuple):
         return "images", content
+    if isinstance(content, dict) and not state_dicts.is_safetensors(path) and {"images", "labels"} <= set(content):
+        content = [content["images"], content["labels"]]  # a pair with names
     if state_dicts.is_safetensors(path) and {"images", "classes"} <= set(content):
         raise UserError(f"{path} belongs to a distilled set of this program, which needs no import; evaluate its folder with run.py evaluate.")
     if state_dicts.find(content) is not None:
@@ -320,12 +320,13 @@ def bring_in_set(options: Options, kind: Kind, paths: list[Path], content: Any) 
         "machine": runtime.machine(device),
         "versions": runtime.versions(),
     }
-    syn.save(folder, own | {"seed": None, "precision": None} | facts | {"commit": runtime.commit()})
+    syn.save(folder, own | {"seed": None, "precision": None} | facts | {"commit": runtime.commit()}, data.split_names)
     if syn.lr is None:
         log.say(f"no learned rate: evaluate chooses one of evaluation.lr_grid, or takes {recipe.evaluation.lr:g} where there is no validation split")
     labels = "classes" if syn.target_kind == "class" else "soft labels"
     log.say(f"{len(syn.classes)} images with {labels} in {folder}, taken as {_taken_as(syn, recipe)}")
-    log.say(f"classes as the files count them: {class_order.listed(data.class_names)}")
+    log.say(f"{recipe.data.name}: {data.said()}")
+    log.say(f"classes as {'the files count them' if kind == 'images' else 'they are numbered'}: {class_order.listed(data.class_names)}")
     fit, compared = class_order.fit_of_set(syn, data.train)
     say_fit(fit, compared, data, recipe)
     images = syn.tensors["images"]
@@ -373,7 +374,8 @@ def _numbers(recipe: Recipe, data: Data) -> Sequence[int]:
 def say_fit(fit: class_order.Fit, what: str, data: Data, recipe: Recipe) -> None:
     """Say how well the labels fit and, where another order fits far better, in which one."""
     if fit.order is None or fit.reordered is None:
-        little = ", too little to judge the order of the classes by" if fit.as_numbered < LITTLE else ""
+        few = f"{data.num_classes} classes are too few" if data.num_classes < class_order.FEWEST_MEANS else "too little"
+        little = f", {few} to judge their order by" if fit.as_numbered < LITTLE else ""
         log.say(f"labels checked: {what} {100 * fit.as_numbered:.1f} %{little}")
         return
     words = shlex.join(class_order.in_order(data.class_names, _numbers(recipe, data), fit.order))
@@ -412,7 +414,7 @@ def say_next(
         words = kept(options.command[1:], (*ONLY_IMPORT, *settled))
         for name, values in settled.items():
             words += [f"--{name}", *values]
-    log.say(f"{what} run.py {command} {shlex.join(words)}")
+    log.say(f"{what} {cli.as_typed(command, *words)}")
 
 
 def kept(words: Sequence[str], dropped: Sequence[str]) -> list[str]:

@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ddengine import coreset, files, handover, log, runtime, training
+from ddengine.codec import as_bytes
 from ddengine.coreset import random_index
 from ddengine.data import Data, RealSet, Subset
+from ddengine.data.load import image_digests
 from ddengine.errors import UserError
 from ddengine.intervals import NAME, counted, interval
 from ddengine.models import build_model, usual_optimiser
@@ -86,6 +88,7 @@ Labels = Literal["own", "hard", "dynamic"]
 SEARCH_SEED = 1000  # the networks that choose a learning rate are not those that are reported
 ADAMW = {"optimiser": "adamw", "weight_decay": 0.05, "lr": 0.001, "lr_grid": (0.0003, 0.001, 0.003)}  # of networks that SGD trains badly
 MEMO = 2  # form of what is remembered of an interrupted evaluation; what an older program left is computed again
+AT_ONCE = 2**24  # pixel values of a set that are decoded at a time
 EIGHT_BIT = 1 / 1020  # a quarter of a step of 8 bits: pixels that lie nearer to the steps are 8-bit already
 
 
@@ -382,6 +385,18 @@ def _of_codec(syn: SyntheticSet, distilled: "_Decoded", data: Data, config: Eval
     return [*found, Contender("random_coded", random_coded, several_draws=True)]
 
 
+def of_held_out(syn: SyntheticSet, data: Data) -> list[str]:
+    """Warnings that count the images of a set that are, pixel for pixel at 8 bits, validation or test images."""
+    parts = torch.arange(len(syn)).split(max(1, AT_ONCE // math.prod(data.image_shape)))
+    own = [digest for part in parts for digest in image_digests(as_bytes(syn.pixels(part)))]
+    found = []
+    for name, real in (("validation", data.validation), ("test", data.test)):
+        held = set() if real is None else set(image_digests(real.pixels))
+        if count := sum(digest in held for digest in own):
+            found.append(f"warning: {count} of the {len(syn)} images of the set are {name} images, so its accuracy says nothing")
+    return found
+
+
 def _baselines(bench: Bench, model: str, ipc: int, distilled: "_Decoded") -> Iterator[Contender]:
     """The sets the distilled one is compared with; a network trained on the full data embeds for coresets and labels where there are no teachers."""
     train, names, config = bench.data.train, bench.data.class_names, bench.config
@@ -528,7 +543,10 @@ def evaluate(
     identity = digest([MEMO, to_dict(config), seed, precision, data.train.digest, model, set_digest(syn), codec, weights])
     memo = Memo(memo_path, identity)
     if data.validation is None and config.rate == "validation":
-        log.say(f"no validation split: the distilled set is trained with its learned rate, the others with {config.lr:g}")
+        who = "all sets are" if syn.lr is None else "the distilled set is trained with its learned rate, the others are"
+        log.say(f"no validation split to choose a learning rate on: {who} trained with {config.lr:g}")
+    for warning in of_held_out(syn, data):
+        log.say(warning)
     last_iterate = {k.removeprefix("raw."): v for k, v in syn.tensors.items() if k.startswith("raw.")}
     bench = Bench(data, config, seed, device, precision, memo, lambda label: None, model, syn.lr, name, teachers, label_bytes(syn), syn.as_labelled)
     first = Contender(name, lambda draw: distilled, labels=_labels(config), own=True)
@@ -540,6 +558,10 @@ def evaluate(
         contenders.append(Contender(f"{name}_8bit", lambda draw: eight, labels=_labels(config), own=True, rate_of=first))
     contenders += _of_codec(syn, distilled, data, config, seed, device)
     ipc = math.ceil(syn.images_per_class())  # what a set does not use of its last image, the others may
+    fewest = min(len(members) for members in data.train.members)
+    if len(syn.classes.bincount(minlength=data.num_classes).unique()) > 1 and ipc > fewest:  # of some classes it has more than of others
+        log.say(f"the set has {ipc} images per class on average, and a class {fewest} training images: baselines have {fewest} per class")
+        ipc = fewest
     with log.progress("evaluate", num_trainings(bench, models, contenders, _has_soft_labels(config, distilled.targets))) as bar:
         bench = replace(bench, advance=bar.advance)
         contenders += _baselines(bench, model, ipc, distilled)

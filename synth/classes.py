@@ -31,8 +31,8 @@ def say_small_classes(real: RealSet, batch: int) -> None:
     small = [f"{real.called(class_)} ({len(members)})" for class_, members in enumerate(real.members) if len(members) < batch]
     if small:
         log.say(
-            f"objective.real_batch {batch} is more than the training images of class {listed(small)}: of a small class all images are taken, "
-            "and equally often"
+            f"objective.real_batch {batch} is more than the training images of class {listed(small)}, so the batch of such a class is all of its "
+            "images, some of them again"
         )
 
 

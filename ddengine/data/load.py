@@ -46,6 +46,7 @@ class Data:
     num_test: int = 0  # test images, whether or not they are loaded
     held_out: bool = False  # whether they were held out of the training images, for want of a test split
     notes: tuple[str, ...] = ()  # what was said of how the images were read
+    train_names: tuple[Any, ...] = ()  # what each training image is called below data.root, else its index in the dataset's training split
     split_names: Mapping[str, Any] = field(default_factory=dict)  # which images are validation and test images, for a file beside the set
 
     @property
@@ -120,6 +121,11 @@ def load_data(
 
     What a person should know of how the images were read is said.
     """
+    if config.name == "own":
+        raise UserError(
+            "The images were given as a Dataset in Python, which no command can read; "
+            "name files of the same images with data.name folder or parquet, and data.root."
+        )
     if config.name not in DATASETS:
         raise unknown("dataset", config.name, DATASETS)
     for flag in ("image_column", "label_column"):
@@ -190,6 +196,7 @@ def data_from(
         num_test=len(held_index),
         held_out=source.test is None,
         notes=tuple(notes.said),
+        train_names=_named(part, train_index),
         split_names=_split_names(splits, official=source.test is not None),
     )
 
@@ -299,12 +306,17 @@ def _is_flat(images: torch.Tensor) -> torch.Tensor:
     return torch.cat([(piece.flatten(2).amax(2) == piece.flatten(2).amin(2)).all(1) for piece in pieces])
 
 
+def image_digests(images: torch.Tensor) -> list[bytes]:
+    """What identifies each of the images (N, C, H, W) uint8."""
+    return [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in images.cpu().numpy()]
+
+
 def repeated(parts: Mapping[str, torch.Tensor]) -> list[str]:
     """Warnings that count the images (N, C, H, W) uint8 of a split that are, pixel for pixel, images of one before it."""
     seen: dict[bytes, str] = {}
     counts: dict[tuple[str, str], int] = {}
     for name, images in parts.items():
-        digests = [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in images.numpy()]
+        digests = image_digests(images)
         for digest in digests:
             if seen.get(digest, name) != name:
                 counts[seen[digest], name] = counts.get((seen[digest], name), 0) + 1
@@ -318,10 +330,11 @@ def repeated(parts: Mapping[str, torch.Tensor]) -> list[str]:
 
 def _split_names(splits: Splits, *, official: bool) -> dict[str, Any]:
     """Which images were held out, so that others can select and test on the same ones: names below data.root, else indices from 0."""
-
-    def named(part: Part, index: np.ndarray) -> list[Any]:
-        return index.tolist() if part.name_of is None else [part.name_of(int(i)) for i in index]
-
     by = "indices into the training split, from 0" if splits.part.name_of is None else "names below data.root"
-    test = "the test split of the dataset" if official else named(splits.held_part, splits.test)
-    return {"named_by": by, "validation": named(splits.part, splits.validation), "test": test}
+    test = "the test split of the dataset" if official else list(_named(splits.held_part, splits.test))
+    return {"named_by": by, "validation": list(_named(splits.part, splits.validation)), "test": test}
+
+
+def _named(part: Part, index: np.ndarray) -> tuple[Any, ...]:
+    """What images are called: by their reader, or their indices."""
+    return tuple(index.tolist()) if part.name_of is None else tuple(part.name_of(int(i)) for i in index)

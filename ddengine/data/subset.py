@@ -45,6 +45,7 @@ def class_subset(data: "Data", classes: Sequence[int]) -> "Data":
         validation=None if data.validation is None else restricted(data.validation),
         test=None if data.test is None else restricted(data.test),
         class_names=names,
+        train_names=(),
         bytes=train.pixels.numel(),
     )
 
