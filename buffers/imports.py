@@ -27,6 +27,7 @@ from ddengine.api import buffer_models, check_networks
 from ddengine.codec import MultiFormation
 from ddengine.data import Data, load_data, parquet
 from ddengine.data.listing import files_below
+from ddengine.data.splits import listed
 from ddengine.data.subset import class_subset
 from ddengine.errors import UserError
 from ddengine.flat import FlatModel
@@ -99,7 +100,7 @@ def find(given: Sequence[Path]) -> tuple[Kind, list[Path], Any]:
         if path.is_dir():
             _refuse_own(path)
     if len(given) == 1 and given[0].is_dir() and (kind := _folder_kind(given[0])) != "experts":
-        return kind, ([given[0]] if kind == "folder" else parquet.files(given[0])), None
+        return kind, ([given[0]] if kind == "folder" else _parquet_files(given[0])), None
     paths = expand(given)
     first = paths[0]
     kind, content = _file_kind(first)
@@ -108,6 +109,17 @@ def find(given: Sequence[Path]) -> tuple[Kind, list[Path], Any]:
     if kind == "parquet" and (other := [path for path in paths if _head(path) != b"PAR1"]):
         raise UserError(f"{first} is a parquet file and {other[0]} is none; import files of one kind with --files.")
     return kind, paths, content
+
+
+def _parquet_files(folder: Path) -> list[Path]:
+    """The parquet files of a folder, without those of another split than training where there are several."""
+    found = parquet.files(folder)
+    used, notes = parquet.training_files(parquet.by_split(found, folder))
+    for note in notes:
+        log.say(note)
+    if left := [path.name for path in found if path not in used]:
+        log.say(f"not imported: {listed(left)}")
+    return used
 
 
 def _refuse_own(folder: Path) -> None:
@@ -165,8 +177,8 @@ def _file_kind(path: Path) -> tuple[Kind, Any]:
     content = state_dicts.load_any(path)
     if isinstance(content, dict) and isinstance(content.get("data"), list | tuple):
         return "images", content
-    if isinstance(content, dict) and not state_dicts.is_safetensors(path) and {"images", "labels"} <= set(content):
-        content = [content["images"], content["labels"]]  # a pair with names
+    if not state_dicts.is_safetensors(path) and (pair := exchange.named_pair(content)) is not None:
+        content = pair
     if state_dicts.is_safetensors(path) and {"images", "classes"} <= set(content):
         raise UserError(f"{path} belongs to a distilled set of this program, which needs no import; evaluate its folder with run.py evaluate.")
     if state_dicts.find(content) is not None:
@@ -276,9 +288,9 @@ def bring_in_networks(options: Options, paths: list[Path]) -> None:
             say_fit(fit, f"{teacher.path.name}, taken as {model} on {seen(recipe)}, gets right, of {num} training images,", data, recipe)
             if fit.order is None and fit.as_numbered < CHANCE / data.num_classes:
                 log.say(f"warning: that is hardly more than guessing; {teacher.path.name} may have been trained on other images or preprocessing")
-    scores = [a for _, place, _ in stores for i in range(each) for a in ExpertStore(place).metrics(i)["validation_accuracy"]]
+    scores = [a for _, place, _ in stores for i in range(each) for a in ExpertStore(place).metrics(i)["validation_accuracy"] if a is not None]
     shown = f", validation accuracy {', '.join(f'{100 * score:.1f}' for score in scores)} %" if scores else ""
-    log.say(f"{len(paths)} networks in {folder}{shown}")
+    log.say(f"{len(paths)} network{'s' if len(paths) > 1 else ''} in {folder}{shown}")
     say_next(options, recipe, "use them with", "distill", experts=folder, num_experts=each)
 
 
@@ -376,6 +388,8 @@ def say_fit(fit: class_order.Fit, what: str, data: Data, recipe: Recipe) -> None
     if fit.order is None or fit.reordered is None:
         few = f"{data.num_classes} classes are too few" if data.num_classes < class_order.FEWEST_MEANS else "too little"
         little = f", {few} to judge their order by" if fit.as_numbered < LITTLE else ""
+        if fit.as_numbered < -LITTLE:
+            little = ", less than by chance: they may be counted in another order, and there are too few images to say in which (--class_order)"
         log.say(f"labels checked: {what} {100 * fit.as_numbered:.1f} %{little}")
         return
     words = shlex.join(class_order.in_order(data.class_names, _numbers(recipe, data), fit.order))

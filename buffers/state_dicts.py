@@ -73,6 +73,8 @@ def read(path: Path, model: str, new_model: Callable[[Generator], nn.Module]) ->
             )
         if not tensor.float().isfinite().all():
             raise UserError(f"The network in {path} has numbers that are not finite in {name}; its training diverged, get another file.")
+        if name.endswith("running_var") and bool((tensor < 0).any()):
+            raise UserError(f"The network in {path} has negative variances in {name}, which no training leaves behind; get another file.")
         own[name].copy_(tensor.detach())
     return Teacher(path, network.eval(), by_name)
 

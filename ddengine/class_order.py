@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.special
 import torch
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
@@ -22,7 +23,8 @@ SHOWN = 20  # classes that are listed whole; of more the first and the last
 EDGE = 5  # of more classes so many first ones and last ones
 
 # When another order is said to fit far better. Chosen so that images and networks which know nothing of the classes, or little, raise no alarm.
-DEVIATIONS = 4.0  # standard errors that the gain must be, on images that the order was not chosen by
+DOUBT = 1e-3  # most probability that an order which is no better gains as much, on images that it was not chosen by
+DEVIATIONS = 4.0  # standard deviations, of what orders reach by chance, that the agreement of class means must be above it
 CYCLE = 2.0  # classes that change places must fit so many times better in their new ones
 LEAST_FIT = 0.6  # of class means: how far on the way from what any order reaches by chance (0) to a perfect fit (1)
 FAR = 0.6  # of class means: the order in use fits at most so much of what the other one does
@@ -119,7 +121,8 @@ def fit_of_predictions(counted: Ints, found: Ints, num_classes: int, likely: Seq
     gained, lost = int((held & ~right).sum()), int((right & ~held).sum())
     chance = 1 / num_classes
     reached = (held.mean() - chance) / (1 - chance)
-    if gained - lost <= DEVIATIONS * (gained + lost) ** 0.5 or reached < _least_reached(num_classes):
+    doubt = float(scipy.special.bdtrc(gained - 1, gained + lost, 0.5)) if gained else 1.0  # of as many gains among as many changes
+    if doubt > DOUBT or reached < _least_reached(num_classes):
         return plain
     order = _better_cycles(_counts(counted, found, num_classes))
     if (order == np.arange(num_classes)).all():

@@ -196,6 +196,17 @@ def _reach(data: Data) -> float:
     return max(float(part.abs().max()) for part in (*seen, data.train.images(some)))
 
 
+def named_pair(content: Any) -> list[Any] | None:
+    """[images, labels] of a dictionary that holds both under usual names; None for anything else."""
+    if not isinstance(content, Mapping):
+        return None
+    images = [content[name] for name in ("images", "image", "imgs", "x", "data") if name in content]
+    labels = [content[name] for name in ("labels", "label", "y", "targets", "target") if name in content]
+    if len(images) != 1 or len(labels) != 1 or not all(isinstance(part, Tensor) for part in (*images, *labels)):
+        return None
+    return [*images, *labels] if images[0].dim() == 4 and len(images[0]) == len(labels[0]) else None
+
+
 def is_pair(content: Any) -> bool:
     """Whether the content of a file is [images, labels] or a list of images for each class, as IDC and others write their sets."""
     if not isinstance(content, list | tuple) or len(content) < 2:

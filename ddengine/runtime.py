@@ -93,9 +93,13 @@ def available_memory(device: torch.device) -> int:
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     if sys.platform != "linux":
         return 2**62  # not known
-    lines = {line.split(":")[0]: line for line in Path("/proc/meminfo").read_text().splitlines()}
-    found = [int(lines["MemAvailable"].split()[1]) * 1024]
-    own = [line.split(":")[-1].strip("/") for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::")]
+    try:
+        lines = {line.split(":")[0]: line for line in Path("/proc/meminfo").read_text().splitlines()}
+        found = [int(lines["MemAvailable"].split()[1]) * 1024]
+        groups = Path("/proc/self/cgroup").read_text()
+    except (OSError, KeyError):
+        return 2**62  # not known
+    own = [line.split(":")[-1].strip("/") for line in groups.splitlines() if line.startswith("0::")]
     for group in {Path("/sys/fs/cgroup"), *(Path("/sys/fs/cgroup") / path for path in own)}:
         most, now = _number(group / "memory.max"), _number(group / "memory.current")
         if most is not None and now is not None:

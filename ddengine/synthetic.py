@@ -263,6 +263,7 @@ def load(folder: Path, device: torch.device) -> tuple[SyntheticSet, dict[str, An
     return syn, meta
 
 
+LARGEST = 1e6  # of a stored value; pixels are at most 1, and networks see at most some thousands of what they are trained on
 AGAIN = "restore the file, or distil or import the set again"
 
 
@@ -274,6 +275,9 @@ def _check_numbers(folder: Path, tensors: Mapping[str, Tensor], num_classes: int
             wrong = int((~tensor.isfinite()).sum())
             raise UserError(f"{path} is damaged: {wrong} of the {tensor.numel()} numbers in {name!r} are not finite; {AGAIN}.")
     path = folder / "data.safetensors"
+    largest = float(tensors["images"].abs().max()) if tensors["images"].is_floating_point() and tensors["images"].numel() else 0.0
+    if largest > LARGEST:
+        raise UserError(f"{path} holds values up to {largest:.3g} in 'images', which no image has; {AGAIN}.")
     if "lr" in tensors and not (tensors["lr"].numel() == 1 and float(tensors["lr"]) > 0):
         said = f"{float(tensors['lr']):g}" if tensors["lr"].numel() == 1 else f"{tensors['lr'].numel()} numbers"
         raise UserError(f"{path} says a learned learning rate of {said}, and a rate is one positive number; {AGAIN}.")

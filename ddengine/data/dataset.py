@@ -20,7 +20,7 @@ from ddengine.recipe import DataConfig
 from ddengine.rng import generator, scoped
 
 OWN = "own"  # data.name of what has no name: a dataset that was given as one
-AT_ONCE = 256  # examples that are read at a time
+AT_ONCE = 32  # examples that are read at a time
 NO_IMAGES = Part(np.empty(0, np.int64), lambda index: np.empty((len(index), 1, 1, 1), np.uint8))
 
 
@@ -127,17 +127,30 @@ class _Images:
         self._dataset, self._config, self._scales, self._notes, self._known = dataset, config, scales, notes, known
         self._ground = ImageColor.getrgb(config.background)[:3]
         self._kept: dict[int, np.ndarray | Wide] = {}  # read already, and not yet handed out
+        self._alike: np.ndarray | None = None  # all images, where these were read already and are of one shape
 
     def all_labels(self) -> np.ndarray:
         """The labels where the dataset does not list them. To learn them everything is read, so it is kept until it is asked for."""
-        labels = []
-        for i, (values, label) in zip(range(len(self._dataset)), self._examples(range(len(self._dataset))), strict=True):
-            self._kept[i] = values
+        labels, num = [], len(self._dataset)
+        for i, (image, label) in zip(range(num), self._examples(range(num)), strict=True):
             labels.append(label)
+            if i == 0 and isinstance(image, np.ndarray):
+                self._alike = np.empty((num, *image.shape), np.uint8)
+            if self._alike is not None and (isinstance(image, Wide) or image.shape != self._alike.shape[1:]):
+                self._kept, self._alike = dict(enumerate(self._alike[:i])), None
+            if self._alike is None:
+                self._kept[i] = image
+            else:
+                self._alike[i] = image  # type: ignore[assignment]
         return np.array(labels, np.int64)
 
     def fetch(self, index: np.ndarray) -> np.ndarray:
         """(B, C, H, W) uint8: colour if any image is; of one size, to which they are resized if they differ. Allocated once."""
+        if self._alike is not None and len(index) == len(self._alike) and self._config.size in (None, self._alike.shape[2:]):
+            images, self._alike = reordered(self._alike, index), None
+            return images
+        if self._alike is not None:
+            self._kept, self._alike = dict(enumerate(self._alike)), None
         colour = any(len(image) == 3 for i in index.tolist() if isinstance(image := self._kept.get(i), np.ndarray))
         while True:
             try:
@@ -160,7 +173,7 @@ class _Images:
     def _stacked(self, order: list[int], colour: bool) -> np.ndarray:
         pixels = np.empty((0, 0, 0, 0), np.uint8)
         for k, (i, values) in enumerate(zip(order, self._values(order), strict=True)):
-            image = self._as_bytes(values)
+            image = self._as_bytes(values, i)
             if k == 0:
                 colour = colour or len(image) == 3
                 pixels = np.empty((len(order), 3 if colour else 1, *(self._config.size or image.shape[1:])), np.uint8)
@@ -176,11 +189,12 @@ class _Images:
                 image = resize(torch.tensor(image)[None], self._config)[0].numpy()
             pixels[k] = image  # grey into all channels
             self._kept.pop(i, None)
+        self._notes += [note for note in self._scales.said() if note not in self._notes]
         return pixels
 
-    def _as_bytes(self, image: np.ndarray | Wide) -> np.ndarray:
+    def _as_bytes(self, image: np.ndarray | Wide, i: int) -> np.ndarray:
         """(C, H, W) uint8."""
-        return np.asarray(self._scales.applied(image, self._ground))[None] if isinstance(image, Wide) else image
+        return np.asarray(self._scales.applied(image, self._ground, f"image {i} of the dataset"))[None] if isinstance(image, Wide) else image
 
     def _settle(self, order: list[int]) -> None:
         """Choose the scale of values that are not of 8 bits among the images at `order`."""
@@ -198,6 +212,20 @@ class _Images:
             with scoped(generator(0, "dataset", start)):
                 read = [_example(self._dataset, i, self._ground) for i in order[start : start + AT_ONCE]]
             yield from read
+
+
+def reordered(images: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """images[order] of a permutation, in the memory that the images have: a copy would take as much again."""
+    moved = np.zeros(len(order), bool)
+    for start in range(len(order)):
+        if moved[start]:
+            continue
+        first, at = images[start].copy(), start
+        while order[at] != start:
+            images[at], moved[at] = images[order[at]], True
+            at = int(order[at])
+        images[at], moved[at] = first, True
+    return images
 
 
 def _known_labels(dataset: Any) -> np.ndarray | None:

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from ddengine.data.images import Decoder
-from ddengine.data.listing import LeftOut, has_images, images_below, subfolders
+from ddengine.data.listing import LeftOut, files_below, has_images, images_below, subfolders
 from ddengine.data.source import Part, Source
-from ddengine.data.splits import STAND_INS, TEST, TRAIN, class_order, composed, listed, split_word
+from ddengine.data.splits import STAND_INS, TEST, TRAIN, composed, listed, sorted_classes, split_word, split_word_in
 from ddengine.errors import UserError
 from ddengine.recipe import DataConfig
 
@@ -17,15 +17,30 @@ def _names(folders: list[Path]) -> list[str]:
     return [composed(folder.name) for folder in folders]
 
 
-def _training_folder(root: Path) -> tuple[Path, list[Path], list[str]]:
-    """(the folder whose subfolders are the training classes, these subfolders, what to say of it).
+def _split_folders(folders: list[Path]) -> dict[Path, str]:
+    """The word of a split that each of these folders is named after, of those that are.
+
+    A name with more words, such as seg_train, counts where all folders have a word, or where two that have one hold the same classes: classes
+    have such names too (train_station).
+    """
+    exact = {folder: word for folder in folders if (word := split_word(folder.name))}
+    if any(word in TRAIN and subfolders(folder) for folder, word in exact.items()):
+        return exact
+    loose = {folder: word for folder in folders if (word := split_word_in(folder.name))}
+    trains = [set(_names(subfolders(folder))) for folder, word in loose.items() if word in TRAIN]
+    others = [set(_names(subfolders(folder))) for folder, word in loose.items() if word not in TRAIN]
+    shared = any(len(train & other) > 1 for train in trains for other in others)
+    return loose if any(trains) and (shared or len(loose) == len(folders)) else exact
+
+
+def _training_folder(root: Path, words: dict[Path, str]) -> tuple[Path, list[Path], list[str]]:
+    """(the folder whose subfolders are the training classes, these subfolders, what to say of it); `words` are those of folders of splits.
 
     Raises UserError where the folders are named as splits and none holds the training classes.
     """
     folders = subfolders(root)
-    words = [folder for folder in folders if split_word(folder.name)]
     others = [folder for folder in folders if folder not in words]
-    trains = [folder for folder in words if split_word(folder.name) in TRAIN and subfolders(folder)]
+    trains = [folder for folder, word in words.items() if word in TRAIN and subfolders(folder)]
     if len(trains) > 1:
         raise UserError(f"{root} has the folders {listed(_names(trains))}, which both mean the training images; keep one of them.")
     if trains:
@@ -33,40 +48,43 @@ def _training_folder(root: Path) -> tuple[Path, list[Path], list[str]]:
         return trains[0], subfolders(trains[0]), said
     bare = [folder.name for folder in words if not subfolders(folder)]
     if words and (not others or len(bare) > 1):
-        what = f"{listed(bare)}, which hold images and no class folders" if bare else f"{listed(_names(words))}, and no train"
+        what = f"{listed(bare)}, which hold images and no class folders" if bare else f"{listed(_names(list(words)))}, and no train"
         raise UserError(f"{root} has the folders {what}; put the training images into one folder per class, such as train/cat and train/dog.")
     # classes and splits side by side: a split is what holds the classes once more
-    classes = {folder.name for folder in others}
+    classes = set(_names(others))
     held = [folder for folder in words if classes & set(_names(subfolders(folder)))]
     named = [folder.name for folder in words if folder not in held]
     said = [f"the folder{'s' if len(named) > 1 else ''} {listed(named)} beside other classes {'are classes' if len(named) > 1 else 'is a class'}"]
     return root, [folder for folder in folders if folder not in held], said if named else []
 
 
-def _test_folder(train: Path, root: Path, classes: tuple[str, ...]) -> tuple[Path | None, list[str]]:
+def _test_folder(train: Path, root: Path, classes: tuple[str, ...], words: dict[Path, str]) -> tuple[Path | None, list[str]]:
     """(the folder of the test images, what to say of it and of those that are not used).
 
     Raises UserError for a test folder with other classes than those of training.
     """
-    words = (*TEST, *STAND_INS)
-    splits = [folder for folder in subfolders(root) if split_word(folder.name) in words]
+    order = (*TEST, *STAND_INS)
+    splits = [folder for folder, word in words.items() if word in order]
     if train == root:  # beside classes, a folder of such a name can be a class too
         splits = [folder for folder in splits if set(_names(subfolders(folder))) & set(classes)]
     chosen, said = None, []
-    for folder in sorted(splits, key=lambda folder: words.index(split_word(folder.name) or "")):
+    for folder in sorted(splits, key=lambda folder: order.index(words[folder])):
+        inner = [part for part in subfolders(folder) if composed(part.name) in classes or any(True for _ in files_below(part))]
         if chosen is not None:
             said.append(f"not used: {folder.name}, because {chosen.name} holds the test images")
-        elif not subfolders(folder):
+        elif not inner:
             said.append(f"{folder.name} is skipped: it holds no class folders, so its images have no labels")
         else:
-            if strange := sorted(set(_names(subfolders(folder))) - set(classes)):
+            if strange := sorted(set(_names(inner)) - set(classes)):
                 raise UserError(
                     f"The class folders of {folder} are not those of {train}: {listed(strange)} {'is' if len(strange) == 1 else 'are'} "
                     "not among the training classes; give both the same names."
                 )
             chosen = folder
-            if split_word(folder.name) in STAND_INS:
+            if words[folder] in STAND_INS:
                 said.append(f"{folder.name} stands in for the test split, which is missing")
+            if has_images(folder):
+                said.append(f"images that lie in {folder.name} itself, beside the class folders, are not used")
     return chosen, said
 
 
@@ -78,7 +96,9 @@ def _part(folder: Path, classes: tuple[str, ...], root: Path, decoder: Decoder, 
     for label, name in enumerate(classes):
         found = images_below(folder_of[name], left_out) if name in folder_of else []
         if whole and not found:
-            raise UserError(f"The class folder {folder / name} has no images; add some or remove it.")
+            left = sum(path.is_relative_to(folder_of[name]) for path in left_out.paths) if name in folder_of else 0
+            why = f", only {left} other file{'s' if left > 1 else ''}" if left else ""
+            raise UserError(f"The class folder {folder / name} has no images{why}; add some or remove it.")
         paths += found
         labels += [label] * len(found)
     fetch = decoder.fetch_of(lambda i: paths[i], lambda i: str(paths[i]), len(paths))
@@ -86,19 +106,20 @@ def _part(folder: Path, classes: tuple[str, ...], root: Path, decoder: Decoder, 
 
 
 def read(config: DataConfig) -> Source:
-    """The folder data.root; classes in the order of `class_order`, matched by name between the splits."""
+    """The folder data.root; classes in the order of `sorted_classes`, matched by name between the splits."""
     if config.root is None:
         raise UserError("data.name folder needs data.root, the folder whose subfolders are the classes.")
     root = Path(config.root)
     if not root.is_dir():
         raise UserError(f"data.root {root} is not a folder; set it to the folder whose subfolders are the classes.")
-    train, folders, notes = _training_folder(root)
-    classes = class_order(_names(folders))
+    words = _split_folders(subfolders(root))
+    train, folders, notes = _training_folder(root, words)
+    classes = sorted_classes(_names(folders))
     if len(classes) < 2:
         inner = folders[0] if len(folders) == 1 and len(subfolders(folders[0])) > 1 else None
         mend = "data.root must hold one folder per class" if inner is None else f"perhaps data.root should be {inner}"
         raise UserError(f"{train} has {len(classes)} class folder{'s' * (len(classes) != 1)} and at least 2 are needed; {mend}.")
-    test, said = _test_folder(train, root, classes)
+    test, said = _test_folder(train, root, classes, words)
     notes += said
     if has_images(train):
         notes.append(f"images that lie in {train.name or train} itself, beside the class folders, are not used")

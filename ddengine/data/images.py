@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageColor, ImageFile, ImageOps
+from PIL import Image, ImageColor, ImageFile, ImageOps, TiffImagePlugin
 
 from ddengine.errors import UserError
 from ddengine.recipe import DataConfig
@@ -73,13 +73,17 @@ def open_image(
         if _has_more(image):  # to be asked before the pixels are read, as is how they are stored
             on_several(name)
         deep = any(mode.startswith(DEEP) for mode in _raw_modes(image))
+        if any(mode.startswith("LA;16") for mode in _raw_modes(image)):
+            raise UserError(
+                f"{name} has grey values of 16 bits with transparency, of which Pillow reads 8; save the images of this dataset with 8 bits."
+            )
         image.load()
     low = _low_bytes(source, name) if deep else None
     turn = _turn_of(image) if upright else None
     if turn is not None:
         image, low = image.transpose(turn), low and low.transpose(turn)
     if low is not None:
-        return Wide(np.asarray(image).astype(np.uint16) * 256 + np.asarray(low), WHOLE)
+        return Wide(_keyed(np.asarray(image).astype(np.uint16) * 256 + np.asarray(low), image), WHOLE)
     return plain(image, ground)
 
 
@@ -88,12 +92,23 @@ def plain(image: Image.Image, ground: tuple[int, int, int] = (255, 255, 255)) ->
     if image.mode in ("L", "RGB") and "transparency" not in image.info:
         return image
     if image.mode.startswith("I") or image.mode == "F":
-        return Wide(np.asarray(image), FLOATS if image.mode == "F" else WHOLE)
+        return Wide(_keyed(np.asarray(image), image), FLOATS if image.mode == "F" else WHOLE)
     if image.has_transparency_data:
         return _on_ground(image, ground)
     return image.convert("L" if image.mode == "1" else "RGB")
 
 
+def _keyed(values: np.ndarray, image: Image.Image) -> np.ndarray:
+    """Values with a fourth channel, which says what is transparent, where an image has a transparent colour."""
+    key = image.info.get("transparency")
+    if not isinstance(key, int | tuple) or values.shape[-1:] == (4,):
+        return values
+    colour = values if values.ndim == 3 else np.dstack([values] * 3)
+    hidden = (colour == np.asarray(key)).all(2)
+    return np.dstack([colour, np.where(hidden, 0, OPAQUE)])
+
+
+OPAQUE = 65535  # white on every scale
 DEEP = ("RGB;16", "RGBA;16")  # raw modes of 16 bits a channel
 LOW = {"16B": "16L", "16L": "16B", "16N": "16B" if sys.byteorder == "little" else "16L"}  # the raw mode that takes the other byte
 
@@ -132,7 +147,28 @@ def _reading(source: Stored, name: str) -> Iterator[ImageFile.ImageFile]:
     try:
         yield Image.open(source if isinstance(source, Path) else io.BytesIO(source))
     except FAILURES as error:
-        raise Unreadable(name, error) from None
+        raise Unreadable(name, _tiff_of(source) or error) from None
+
+
+def _tiff_of(source: Stored) -> str | None:
+    """What values a TIFF holds that Pillow cannot read, in words; None for another file."""
+    try:
+        with source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as file:
+            head = file.read(8)
+            if head[:4] not in (b"II*\0", b"MM\0*"):
+                return None
+            directory = TiffImagePlugin.ImageFileDirectory_v2(head)
+            file.seek(directory.next)
+            directory.load(file)
+            bits, kinds = directory.get(BITS, (1,)), directory.get(SAMPLES, (1,))
+    except (*FAILURES, struct.error, KeyError, TypeError, IndexError):
+        return None
+    kind = {1: "whole numbers", 2: "whole numbers", 3: "floats"}.get(kinds[0], "values")
+    channels = f" in {len(bits)} channels" if len(bits) > 1 else ""
+    return f"a TIFF of {kind} of {bits[0]} bits{channels}, of a kind or compression that Pillow does not read, or damaged"
+
+
+BITS, SAMPLES = 258, 339  # the tags of TIFF that say how many bits a value has, and of what kind it is
 
 
 def _check(source: Stored, name: str) -> None:
@@ -191,6 +227,7 @@ class Scales:
     """What is white, of each kind of values that are not of 8 bits: one number for a dataset, settled by the training images."""
 
     white: dict[str, int] = field(default_factory=dict)
+    cut: dict[str, float] = field(default_factory=dict)  # images with values beyond white, and how far they go
 
     def settle(self, arrays: list[tuple[str, str, np.ndarray]]) -> list[str]:
         """Choose for the kinds among `arrays`, (kind, name, values) each, that have no scale yet; returns what to say of it.
@@ -220,14 +257,24 @@ class Scales:
             said.append(f"{images} {kind}, from {lowest[1]:.4g} to {highest[2]:.4g}: {white} is taken as white in the whole dataset")
         return said
 
-    def applied(self, image: Image.Image | Wide, ground: tuple[int, int, int]) -> Image.Image:
+    def applied(self, image: Image.Image | Wide, ground: tuple[int, int, int], name: str) -> Image.Image:
         """An image in mode L or RGB; values are cut where they leave the range. Raises NeedsScale for a kind that is not settled."""
         if not isinstance(image, Wide):
             return image
         if image.kind not in self.white:
             raise NeedsScale
+        if (highest := float(extremes(image.values)[1])) > self.white[image.kind] * (1 + OVERSHOOT):
+            self.cut[name] = highest
         pixels = Image.fromarray(np.rint(image.values.astype(np.float64) * (255 / self.white[image.kind])).clip(0, 255).astype(np.uint8))
         return _on_ground(pixels, ground) if pixels.mode == "RGBA" else pixels
+
+    def said(self) -> list[str]:
+        """A warning of what was cut; none where nothing was."""
+        if not self.cut:
+            return []
+        name = max(self.cut, key=lambda one: self.cut[one])
+        images = "1 image has" if len(self.cut) == 1 else f"{len(self.cut)} images have"
+        return [f"warning: {images} values above the white of the training images, up to {self.cut[name]:.4g} in {name}, and they are cut there"]
 
 
 def extremes(values: np.ndarray) -> np.ndarray:
@@ -289,13 +336,13 @@ class Decoder:
                 except Unreadable as error:
                     raise (self._all_unreadable(error) if self.own else error) from None
                 finally:
-                    self._say_several()
+                    self._say_found()
 
         return fetch
 
     def _open(self, source_at: Callable[[int], Stored], name_at: Callable[[int], str], i: int) -> Image.Image:
         """Image i as it will be stacked, in mode L or RGB."""
-        image = self.scales.applied(self._stored(source_at, name_at, i), self.ground)
+        image = self.scales.applied(self._stored(source_at, name_at, i), self.ground, name_at(i).removeprefix(f"{self.root}{os.sep}"))
         return image if self.size is None else in_form(image, self.size, self.fit, self.ground)
 
     def _stored(self, source_at: Callable[[int], Stored], name_at: Callable[[int], str], i: int) -> Image.Image | Wide:
@@ -337,7 +384,8 @@ class Decoder:
             found = [entry for entries in pool.map(looked_at, order) for entry in entries]
         self.notes += self.scales.settle(found)
 
-    def _say_several(self) -> None:
+    def _say_found(self) -> None:
+        self.notes += [note for note in self.scales.said() if note not in self.notes]
         if self._several and not self._said_several:
             self._said_several = True
             count = len(self._several)

@@ -10,7 +10,7 @@ from PIL import Image
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jfif", ".jpe"}
 # What Pillow can recognise by content and decode without another program; others it recognises it cannot always decode.
 FORMATS = ("PNG", "JPEG", "MPO", "JPEG2000", "GIF", "BMP", "DIB", "TIFF", "WEBP", "PPM", "AVIF")
-NOT_DATA = {"@eaDir", "__MACOSX", "$RECYCLE.BIN", "System Volume Information", "lost+found"}  # beside all hidden ones
+NOT_DATA = {"@eaDir", "__MACOSX", "$RECYCLE.BIN", "System Volume Information", "lost+found", "__pycache__"}  # beside all hidden ones
 
 
 def is_data(name: str) -> bool:

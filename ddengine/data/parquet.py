@@ -1,7 +1,7 @@
 """Parquet with a column of images, as Hugging Face `datasets` writes it, or any other program."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +12,7 @@ import numpy as np
 from ddengine.data.images import Decoder, Stored, Unreadable
 from ddengine.data.listing import files_below
 from ddengine.data.source import Part, Source
-from ddengine.data.splits import STAND_INS, TEST, TRAIN, class_order, composed, listed, split_word_in
+from ddengine.data.splits import STAND_INS, TEST, TRAIN, composed, listed, sorted_classes, split_word_in
 from ddengine.errors import UserError
 from ddengine.recipe import DataConfig
 
@@ -31,7 +31,7 @@ ASK_IMAGE, ASK_LABEL = "name it with data.image_column", "name it with data.labe
 
 def files(root: Path) -> list[Path]:
     """All parquet files below a folder."""
-    return sorted(Path(path) for path, regular in files_below(root) if regular and path.endswith(".parquet"))
+    return sorted(Path(path) for path, regular in files_below(root) if regular and path.lower().endswith((".parquet", ".pq")))
 
 
 def split_of(path: Path, root: Path) -> str | None:
@@ -102,16 +102,22 @@ def image_column(file: File, asked: str | None) -> str:
     """The column of images: the one asked for; else by feature, by name, by type. Raises UserError where it cannot be told."""
     import pyarrow as pa
 
-    if asked is not None:
-        return _there(file, asked, "data.image_column")
-
     def holds_bytes(kind: "pa.DataType") -> bool:
         inner = [child.name for child in kind] if pa.types.is_struct(kind) else []
         return "bytes" in inner or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
+    def is_text(kind: "pa.DataType") -> bool:
+        return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+    if asked is not None:
+        kind = file.fields[_there(file, asked, "data.image_column")]
+        if not (holds_bytes(kind) or is_text(kind)):
+            raise UserError(f"The column {asked!r} of {file.path}, which data.image_column names, has values of type {kind}, and images are bytes.")
+        return asked
     of_bytes = [column for column, kind in file.fields.items() if holds_bytes(kind)]
     declared = [column for column in of_bytes if _is_kind(file, column, "Image")]
-    pool = declared or of_bytes
+    named = [column for column in declared if not any(word in column.lower() for word in NO_PICTURES)]
+    pool = declared if named else of_bytes
     pictures = [column for column in pool if not any(word in column.lower() for word in NO_PICTURES)]
     if found := _by_name(pool, IMAGE_NAMES):
         return found
@@ -119,7 +125,7 @@ def image_column(file: File, asked: str | None) -> str:
         return (pictures or pool)[0]
     if pool:
         raise UserError(f"{file.path} has the columns {listed(pool)}, and each could be the images; {ASK_IMAGE}.")
-    texts = [column for column, kind in file.fields.items() if pa.types.is_string(kind) or pa.types.is_large_string(kind)]
+    texts = [column for column, kind in file.fields.items() if is_text(kind)]
     if found := _by_name(texts, PATH_NAMES):
         return found
     raise UserError(f"{file.path} has the columns {listed(list(file.fields), 20)}, and none holds images (bytes or paths of files); {ASK_IMAGE}.")
@@ -189,7 +195,8 @@ def read_labels(file: File, column: str) -> Labels:
         raise UserError(f"{path} has rows without a label in {column!r}; give every image its class, or leave these rows out.")
     kind = stored.type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_boolean(kind):
-        return Labels(file, np.array(stored.to_pylist()).astype(str), None)
+        texts = np.array(stored.to_pylist()).astype(str)
+        return Labels(file, texts if (texts != "").any() else np.empty(0, np.int64), None)
     values = stored.to_numpy() if pa.types.is_integer(kind) or pa.types.is_floating(kind) else None
     if values is None or not np.isfinite(values).all() or (values != np.rint(values)).any():
         what = f"values of type {kind}" if values is None else "numbers that are not whole"
@@ -202,6 +209,8 @@ def read_labels(file: File, column: str) -> Labels:
     names = file.features.get(column, {}).get("names")
     if not names:
         return Labels(file, numbers, None)
+    if len(set(map(composed, names))) < len(names):
+        raise UserError(f"The metadata of {path} name a class twice in {column!r}; write the file again, with a name of its own for every class.")
     if numbers.max() >= len(names):
         raise UserError(f"{path} has label {numbers.max()}, and its metadata name {len(names)} classes, from 0 on; correct the file.")
     return Labels(file, np.array(names)[numbers], tuple(map(composed, names)))
@@ -210,13 +219,13 @@ def read_labels(file: File, column: str) -> Labels:
 def classes_of(labels: Sequence[Labels]) -> tuple[str, ...]:
     """The names of all classes of the training files, in their order.
 
-    As the files' metadata name them; else texts in the order of `class_order`, and all numbers from the smallest to the largest. Raises UserError
+    As the files' metadata name them; else texts in the order of `sorted_classes`, and all numbers from the smallest to the largest. Raises UserError
     for numbers that cannot count classes.
     """
     if any(of.names for of in labels):
         return tuple(dict.fromkeys(name for of in labels for name in of.names or np.unique(of.named()).tolist()))
     if any(of.values.dtype.kind == "U" for of in labels):
-        return class_order(np.unique(np.concatenate([of.named() for of in labels])).tolist())
+        return sorted_classes(np.unique(np.concatenate([of.named() for of in labels])).tolist())
     numbers = np.unique(np.concatenate([of.values for of in labels]))
     if numbers[-1] - numbers[0] >= 2 * len(numbers):
         raise UserError(
@@ -323,9 +332,12 @@ def _contents(path: Path, column: str) -> tuple[Any, Any]:
 def _beside(file: Path, root: Path, path: str | None) -> Path | None:
     """The file that a path in a parquet file names, beside it or below data.root: a dataset may name its own files and no others."""
     for folder in (file.parent, root):
-        found = (folder / (path or "")).resolve()
-        if path and found.is_relative_to(root.resolve()) and found.is_file():
-            return found
+        try:
+            found = (folder / (path or "")).resolve()
+            if path and found.is_relative_to(root.resolve()) and found.is_file():
+                return found
+        except (OSError, ValueError):  # a text that is no path
+            return None
     return None
 
 
@@ -340,10 +352,20 @@ def _split(paths: Sequence[Path], config: DataConfig, like: File | None) -> tupl
     like = like or opened[0]
     image = image_column(like, config.image_column)
     label = label_column(like, config.label_column, image)
+    if config.label_column is None and not any(label in file.fields for file in opened):
+        label = _own_label(opened[0], image) or label
     for file in opened:
         if image not in file.fields:
             raise UserError(f"{file.path} has no column {image!r}, which {like.path.name} has its images in; give all files the same columns.")
     return image, label, [read_labels(file, label) if label in file.fields else Labels(file, np.empty(0, np.int64), None) for file in opened]
+
+
+def _own_label(file: File, image: str) -> str | None:
+    """The column of classes of a file that does not have that of the training files; None where it has none that is known."""
+    try:
+        return label_column(file, None, image)
+    except UserError:
+        return None
 
 
 def _part(labels: Sequence[Labels], classes: tuple[str, ...], column: str, root: Path, decoder: Decoder) -> Part:
@@ -361,11 +383,39 @@ def _no_labels(labels: Sequence[Labels], label: str) -> bool:
     return bool(bare)
 
 
+def by_split(found: Sequence[Path], root: Path) -> dict[str | None, list[Path]]:
+    """Files by the word of their split; those without are under None."""
+    words: dict[str | None, list[Path]] = {}
+    for path in found:
+        words.setdefault(split_of(path, root), []).append(path)
+    return words
+
+
+def training_files(by_word: Mapping[str | None, list[Path]]) -> tuple[list[Path], list[str]]:
+    """(files of training images, what to say of it): those that a word calls so, else those without a word, else those of the only split.
+
+    Raises UserError where there are several other splits.
+    """
+    train = [path for word in TRAIN for path in by_word.get(word, [])]
+    bare = by_word.get(None, [])
+    if train:
+        return train, [f"not used: {listed([path.name for path in bare])}, which no word calls training or test images"] if bare else []
+    if bare:
+        return bare, [f"{listed([path.name for path in bare])} without a word of a split: training images"] if len(by_word) > 1 else []
+    if len(by_word) == 1:
+        ((word, only),) = by_word.items()
+        return only, [f"there are {word} files only, which are taken for training images"]
+    raise UserError(
+        f"There are parquet files of {listed([str(word) for word in by_word])} and none of training images; "
+        "add them, or name them so, such as train-00000.parquet."
+    )
+
+
 def read(config: DataConfig) -> Source:
     """The parquet files below data.root.
 
-    The split is a word in a file's name (train-00000.parquet) or in that of the folder it lies in (train/0000.parquet); without either it is
-    train. Validation files stand in for test files where there are none with labels. Labels of all files are matched by name.
+    The split is a word in a file's name (train-00000.parquet) or in that of the folder it lies in (train/0000.parquet); for files without
+    either see `training_files`. Validation files stand in for test files where there are none with labels. Labels of all files are matched by name.
     """
     if config.root is None or not Path(config.root).is_dir():
         raise UserError(f"data.name parquet needs data.root, a folder with parquet files; got {config.root}.")
@@ -373,18 +423,16 @@ def read(config: DataConfig) -> Source:
     found = files(root)
     if not found:
         raise UserError(f"{root} holds no parquet files; set data.root to the folder that does.")
-    by_word: dict[str | None, list[Path]] = {}
-    for path in found:
-        by_word.setdefault(split_of(path, root), []).append(path)
-    train_paths = [path for word in (*TRAIN, None) for path in by_word.get(word, [])]
-    held_words = [word for word in (*TEST, *STAND_INS) if word in by_word] if train_paths else []
-    image, label, train = _split(train_paths or found, config, None)
+    by_word = by_split(found, root)
+    train_paths, notes = training_files(by_word)
+    held_words = [word for word in (*TEST, *STAND_INS) if word in by_word and by_word[word] != train_paths]
+    image, label, train = _split(train_paths, config, None)
     if _no_labels(train, label):
         raise UserError(f"{train[0].file.path} has no labels in {label!r}, only missing or negative ones; give every training image its class.")
     classes = classes_of(train)
     if len(classes) < 2:
         raise UserError(f"{train[0].file.path} has {len(classes)} class in {label!r} and at least 2 are needed; {ASK_LABEL}.")
-    notes = [f"columns: images from {image!r}, classes from {label!r}"]
+    notes += [f"columns: images from {image!r}, classes from {label!r}"]
     decoder = Decoder(config, notes, own=True)
     part = _part(train, classes, image, root, decoder)
     chosen, held = None, None

@@ -4,19 +4,20 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 
-TRAIN = ("train", "training")
-TEST = ("test", "testing")
+TRAIN = ("train", "training", "trainval")
+TEST = ("test", "testing", "eval", "evaluation")
 STAND_INS = ("validation", "valid", "val", "dev")  # for a missing test split, in this order
 WORDS = (*TRAIN, *TEST, *STAND_INS)
 
 
 def split_word(name: str) -> str | None:
-    """The word of a split that a name is, in lower case; None for any other name."""
-    return name.lower() if name.lower() in WORDS else None
+    """The word of a split that a name is, in lower case and without "set" (trainset); None for any other name."""
+    word = name.lower().removesuffix("set")
+    return word if word in WORDS else None
 
 
 def split_word_in(name: str) -> str | None:
-    """The first word of a split in a file name such as flowers-train-00000-of-00002, whose words dots, dashes, underscores and digits part."""
+    """The first word of a split in a name such as flowers-train-00000-of-00002, whose words dots, dashes, underscores and digits part."""
     return next(filter(None, map(split_word, re.split(r"[-._ 0-9]+", name))), None)
 
 
@@ -25,7 +26,7 @@ def composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def class_order(names: Iterable[str]) -> tuple[str, ...]:
+def sorted_classes(names: Iterable[str]) -> tuple[str, ...]:
     """Names of classes in their order: that of the numbers where all names are whole numbers, alphabetical otherwise."""
     every = sorted(names)
     numbers = all(re.fullmatch(r"-?[0-9]+", name) for name in every)

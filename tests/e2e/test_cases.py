@@ -13,6 +13,8 @@ from ddengine import synthetic
 from ddengine.data import load_data
 from ddengine.recipe import DataConfig
 
+pytestmark = pytest.mark.usefixtures("no_chart")
+
 # What must be said of each case, beside what right.json lets be checked by number.
 SAID = {
     "capital_splits": [],

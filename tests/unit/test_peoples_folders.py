@@ -15,8 +15,8 @@ from helpers import CPU
 from PIL import Image
 
 from ddengine.data import fit_preprocess, load_data, preprocess
-from ddengine.data.dataset import data_of, own_config
-from ddengine.data.splits import class_order, split_word_in
+from ddengine.data.dataset import data_of, own_config, reordered
+from ddengine.data.splits import sorted_classes, split_word_in
 from ddengine.errors import UserError
 from ddengine.recipe import DataConfig
 from ddengine.rng import generator
@@ -62,6 +62,37 @@ def test_splits_in_every_spelling(tmp_path, train, test):
     stands_in = test.lower() not in ("test", "testing")
     assert any("stands in for the test split" in note for note in data.notes) == stands_in
     assert data.split_names["test"] == "the test split of the dataset"
+
+
+@pytest.mark.parametrize(
+    "train, test",
+    [("seg_train", "seg_test"), ("training_set", "test_set"), ("train-images", "val-images"), ("trainset", "testset"), ("trainval", "test")],
+)
+def test_splits_whose_names_have_more_words(tmp_path, train, test):
+    """As widespread datasets have them."""
+    classes(tmp_path / train, num=4)
+    classes(tmp_path / test, num=3, first=20)
+    for more in ("", "annotations"):  # also beside a folder that is no split
+        (tmp_path / more).mkdir(exist_ok=True)
+        data = load(tmp_path)
+        assert data.class_names == ("cat", "dog") and data.counts == {"train": 8, "validation": 0, "test": 6} and not data.held_out
+
+
+def test_classes_whose_names_have_the_word_of_a_split(tmp_path):
+    """Images of theirs may lie in folders."""
+    for name in ("bus_station", "train_station", "test_site"):
+        classes(tmp_path / "flat", (name,))
+        classes(tmp_path / "deep" / name, ("2019" if name == "test_site" else name,))
+    for kind in ("flat", "deep"):
+        assert load(tmp_path / kind).class_names == ("bus_station", "test_site", "train_station")
+
+
+def test_empty_folders_in_a_test_split_are_no_classes(tmp_path):
+    classes(tmp_path / "train")
+    classes(tmp_path / "test", first=20)
+    (tmp_path / "test" / "leftover").mkdir()
+    write(tmp_path / "test" / "__pycache__" / "x.png", 9)
+    assert load(tmp_path).counts["test"] == 8
 
 
 def test_what_is_not_used_is_said(tmp_path):
@@ -129,9 +160,9 @@ def test_a_class_may_have_the_name_of_a_split(tmp_path):
 
 
 def test_names_that_are_numbers_are_in_their_order():
-    assert class_order(["10", "9", "0"]) == ("0", "9", "10")
-    assert class_order(["-1", "1", "0"]) == ("-1", "0", "1") and class_order(["01", "00", "10"]) == ("00", "01", "10")
-    assert class_order(["10", "9", "x"]) == ("10", "9", "x")
+    assert sorted_classes(["10", "9", "0"]) == ("0", "9", "10")
+    assert sorted_classes(["-1", "1", "0"]) == ("-1", "0", "1") and sorted_classes(["01", "00", "10"]) == ("00", "01", "10")
+    assert sorted_classes(["10", "9", "x"]) == ("10", "9", "x")
 
 
 def test_words_in_file_names():
@@ -243,7 +274,7 @@ def png_of_16_bits(values):
 
     height, width, channels = values.shape
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    head = struct.pack(">IIBBBBB", width, height, 16, {3: 2, 4: 6}[channels], 0, 0, 0)
+    head = struct.pack(">IIBBBBB", width, height, 16, {2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
@@ -292,6 +323,41 @@ def test_the_scale_is_that_of_the_training_images(tmp_path):
     assert any("from 50 to 1052: 4095" in note for note in data.notes)
     assert (data.train.pixels == 77).flatten(1).all(1).sum() == 2
     assert data.test.pixels[:, 0, 0, 0].tolist() == [round(512 * 255 / 4095), round(3512 * 255 / 4095)]
+
+
+def test_test_images_beyond_the_scale_are_warned_of(tmp_path):
+    for c, name in enumerate(("cat", "dog")):
+        for i in range(3):
+            write(tmp_path / "train" / name / f"{i}.png", np.arange(36, dtype=np.uint16).reshape(6, 6) * 5 + c + i)
+            write(tmp_path / "test" / name / f"{i}.png", np.arange(36, dtype=np.uint16).reshape(6, 6) * 1500 + i)
+    said = [note for note in load(tmp_path).notes if "white of the training images" in note]
+    assert len(said) == 1 and said[0].startswith("warning: 6 images have values above") and "up to 5.25e+04 in test/" in said[0]
+
+
+def test_a_transparent_colour_of_16_bits_shows_the_ground(tmp_path):
+    """A grey and a coloured one, and grey with alpha, which Pillow cannot read whole."""
+    for c, name in enumerate(("cat", "dog")):
+        for i in range(3):
+            grey = np.full((6, 6), 3000 + 100 * i, np.uint16)
+            grey[:, 3:] = 100 + c
+            (tmp_path / "a" / name).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(grey).save(tmp_path / "a" / name / f"{i}.png", transparency=100 + c)
+    pixels = load(tmp_path / "a").train.pixels
+    assert (pixels[:, :, :, 3:] == 255).all() and (pixels[:, :, :, :3] < 255).all()
+    classes(tmp_path / "b")
+    with_alpha = np.dstack([np.full((6, 6), 150, np.uint16), np.full((6, 6), 65535, np.uint16)])
+    (tmp_path / "b" / "cat" / "x.png").write_bytes(png_of_16_bits(with_alpha))
+    assert "cat/x.png has grey values of 16 bits with transparency" in refused(tmp_path / "b")
+
+
+def test_a_tiff_that_cannot_be_read_is_refused_by_its_kind(tmp_path):
+    """Half floats in three channels."""
+    classes(tmp_path)
+    values = np.ones((6, 6, 3), np.float16)
+    entries = [(256, 6), (257, 6), (258, 16), (259, 1), (262, 2), (273, 8 + 2 + 12 * 10 + 4), (277, 3), (278, 6), (279, values.nbytes), (339, 3)]
+    directory = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries) + b"\0" * 4
+    (tmp_path / "cat" / "x.tif").write_bytes(b"II*\0" + struct.pack("<I", 8) + directory + values.tobytes())
+    assert "cat/x.tif cannot be read as an image (a TIFF of floats of 16 bits" in refused(tmp_path)
 
 
 def test_the_ground_under_what_is_transparent(tmp_path):
@@ -379,8 +445,12 @@ def test_every_class_of_two_images_has_a_test_image(tmp_path):
 # Memory
 
 
-def test_fitting_takes_little_more_memory_than_the_pixels():
-    """In a process of its own: all pixels as numbers of 64 bits would be eight times as many bytes."""
+@pytest.mark.parametrize("dataset", ["(images, labels)", "Plain()"])
+def test_fitting_takes_little_more_memory_than_the_pixels(dataset):
+    """In a process of its own: all pixels as numbers of 64 bits would be eight times as many bytes.
+
+    `Plain` does not list its labels, so all of it is read to learn them.
+    """
     code = """
 import torch
 from pathlib import Path
@@ -389,12 +459,24 @@ from ddengine.recipe import DataConfig
 images, labels = torch.randint(0, 256, (8000, 3, 64, 64), dtype=torch.uint8), torch.arange(8000) % 2
 Path("/proc/self/clear_refs").write_text("5")
 status = lambda key: next(int(l.split()[1]) * 1024 for l in Path("/proc/self/status").read_text().splitlines() if l.startswith(key))
+class Plain:
+    __len__ = lambda self: len(labels)
+    __getitem__ = lambda self, i: (images[i], labels[i])
 before = status("VmRSS")
-data_of((images, labels), own_config(DataConfig(name="own")), torch.device("cpu"))
+data_of(DATASET, own_config(DataConfig(name="own")), torch.device("cpu"))
 print((status("VmHWM") - before) / images.numel())
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2], check=True)
-    assert float(done.stdout.splitlines()[-1]) < 2
+    done = subprocess.run(
+        [sys.executable, "-c", code.replace("DATASET", dataset)], capture_output=True, text=True, cwd=Path(__file__).parents[2], check=True
+    )
+    assert float(done.stdout.splitlines()[-1]) < 1.8
+
+
+def test_images_are_put_into_another_order_in_their_own_memory():
+    for num in (1, 2, 7, 50):
+        images, order = np.arange(3 * num).reshape(num, 3), np.random.default_rng(num).permutation(num)
+        wanted = images[order].copy()
+        assert np.array_equal(reordered(images, order), wanted)
 
 
 def test_mean_and_std_are_those_of_all_pixels():

@@ -267,3 +267,49 @@ def test_files_that_are_no_data(tmp_path):
     for name, pixels in zip(data.split_names["test"], data.test.pixels, strict=True):
         stored = Image.open(io.BytesIO(rows[int(name.rsplit(" ", 1)[1])].as_py()["bytes"]))
         assert np.array_equal(np.asarray(stored), pixels[0].numpy())
+
+
+# What was found by review: the same kinds, elsewhere
+
+
+def test_test_images_are_never_training_images_for_want_of_a_word(tmp_path):
+    """Neither where no file is called training, nor by other words for test."""
+    for i, name in enumerate(("validation", "test")):
+        write(tmp_path / "a" / f"{name}.parquet", {"image": struct(pictures(NUMBERS, i)), "label": WORDS})
+    assert "none of training images" in refused(tmp_path / "a")
+    for i, (train, test) in enumerate((("train", "eval"), ("trainset", "testset"), ("x-training-0", "evaluation"))):
+        for name, first in ((train, 0), (test, 3)):
+            write(tmp_path / f"b{i}" / f"{name}.parquet", {"image": struct(pictures(NUMBERS, first)), "label": WORDS})
+        assert load(tmp_path / f"b{i}").counts == {"train": 18, "validation": 0, "test": 18}
+    write(tmp_path / "b0" / "more.parquet", {"image": struct(pictures(NUMBERS, 6)), "label": WORDS})
+    data = load(tmp_path / "b0")
+    assert data.counts["train"] == 18 and any("not used: more.parquet" in note for note in data.notes)
+    write(tmp_path / "c" / "test.PARQUET", {"image": struct(pictures(NUMBERS)), "label": WORDS})
+    data = load(tmp_path / "c")
+    assert data.held_out and "there are test files only, which are taken for training images" in data.notes
+
+
+def test_columns_that_are_no_images(tmp_path):
+    text = ["iVBORw0KGgo" * 60] * 18  # images as text, which is no path
+    write(tmp_path / "a" / "0.parquet", {"image": text, "label": WORDS})
+    assert "stores no bytes of its images" in refused(tmp_path / "a")
+    write(tmp_path / "b" / "0.parquet", {"image": struct(pictures(NUMBERS)), "label": WORDS, "w": range(18)})
+    assert "data.image_column names, has values of type int64" in refused(tmp_path / "b", image_column="w")
+    columns = {"mask": struct([png(200)] * 18), "image": struct(pictures(NUMBERS)), "label": WORDS}
+    write(tmp_path / "c" / "0.parquet", columns, {"mask": {"_type": "Image"}})
+    check(load(tmp_path / "c"))
+
+
+def test_a_name_for_two_classes_is_refused(tmp_path):
+    write(tmp_path / "0.parquet", {"image": struct(pictures(NUMBERS)), "label": NUMBERS}, {"label": class_label(("cat", "cat", "owl"))})
+    assert "name a class twice in 'label'" in refused(tmp_path)
+
+
+def test_a_split_may_call_its_labels_otherwise(tmp_path):
+    write(tmp_path / "train.parquet", {"image": struct(pictures(NUMBERS)), "label": WORDS})
+    write(tmp_path / "test.parquet", {"image": struct(pictures(NUMBERS, 3)), "labels": WORDS})
+    data = load(tmp_path)
+    check(data)
+    assert not data.held_out and data.counts["test"] == 18
+    write(tmp_path / "test.parquet", {"image": struct(pictures(NUMBERS, 3)), "label": [""] * 18})
+    assert load(tmp_path).held_out
