@@ -191,9 +191,9 @@ def test_backprop_policies_agree_on_the_objective(world):
     recipe = shrunk(METHODS["mtt"], backprop="replay")
     reference = shrunk(METHODS["mtt"], backprop="full")
     (losses, grads), (wanted, exact) = (one_step(*build(r, world), r) for r in (recipe, reference))
-    assert losses == pytest.approx(wanted, rel=1e-5)
+    assert losses == pytest.approx(wanted, rel=1e-4)
     for name in recipe.outer.optim:
-        assert torch.allclose(grads[name], exact[name], rtol=1e-3, atol=1e-5 * float(exact[name].abs().max()))
+        assert (grads[name] - exact[name]).norm() <= 1e-2 * exact[name].norm()
 
 
 @pytest.mark.parametrize("name", CODECS)

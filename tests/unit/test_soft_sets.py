@@ -184,10 +184,10 @@ def by_hand(world, config, syn, targets_of, seed=0):
 
 def assert_same_step(ours, wanted):
     """Loss, and gradients relative to their size."""
-    assert ours[0] == pytest.approx(wanted[0], rel=1e-4)
+    assert ours[0] == pytest.approx(wanted[0], rel=1e-3)
     for name, grad in wanted[1].items():
         if grad is not None:
-            assert (ours[1][name] - grad).norm() <= 1e-3 * grad.norm() and grad.norm() > 0, name
+            assert (ours[1][name] - grad).norm() <= 1e-2 * grad.norm() and grad.norm() > 0, name
 
 
 @pytest.mark.parametrize("backprop", ["full", "replay"])
