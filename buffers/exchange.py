@@ -20,7 +20,7 @@ from buffers.store import ExpertStore
 from ddengine import files, log
 from ddengine.data import Data
 from ddengine.errors import UserError
-from ddengine.exchange import described, is_plain, refuse_existing, save_pt, sha256, shape_of
+from ddengine.exchange import described, is_plain, save_pt, sha256, shape_of
 from ddengine.recipe import BufferConfig, DataConfig, digest
 
 FILE = "replay_buffer_{}.pt"
@@ -218,7 +218,7 @@ def export_experts(folder: Path, out: Path, per_file: int = 10) -> list[Path]:
         raise UserError(f"The shapes in {folder / 'manifest.json'} are not those of its experts; make the store again with the buffer command.")
     groups = [range(first, min(first + per_file, source.num_experts)) for first in range(0, source.num_experts, per_file)]
     paths = [out / FILE.format(i) for i in range(len(groups))]
-    refuse_existing(paths)
+    files.refuse_existing(paths)
     files.make_folder(out)
     with log.progress("export", len(paths)) as bar:
         for path, group in zip(paths, groups, strict=True):

@@ -239,7 +239,7 @@ def bring_in_experts(options: Options, paths: list[Path]) -> None:
     runs.check_folder(folder)
     count = import_experts(paths, imported, folder, data, recipe.data, recipe.buffer, model, network)
     log.say(f"{count} experts of {recipe.buffer.epochs} epochs in {folder}, taken as {model} on {seen(recipe)}")
-    log.say(f"classes as the files count them: {class_order.listed(data.class_names)}")
+    log.say(f"classes as the files count them: {class_order.with_numbers(data.class_names)}")
     store, flat = ExpertStore(folder), FlatModel(network)
     last = [store.snapshots(i, store.epochs[-1:])[0] for i in range(min(count, class_order.NETWORKS))]
     fit, num = class_order.fit_of_networks([partial(flat, theta) for theta in last], data.train, data.class_names)
@@ -280,7 +280,7 @@ def bring_in_networks(options: Options, paths: list[Path]) -> None:
     builders = [partial(build_model, model, data.image_shape, data.num_classes) for model in models]
     # all are read before anything is written, so that nothing is when one does not fit
     read = [[state_dicts.read(path, model, builder) for path in mine] for (model, _, mine), builder in zip(stores, builders, strict=True)]
-    log.say(f"classes as the files count them: {class_order.listed(data.class_names)}")
+    log.say(f"classes as the files count them: {class_order.with_numbers(data.class_names)}")
     for (model, place, _), teachers in zip(stores, read, strict=True):
         state_dicts.import_networks(teachers, place, data, recipe.data, recipe.buffer, model)
         for teacher in teachers:
@@ -338,7 +338,7 @@ def bring_in_set(options: Options, kind: Kind, paths: list[Path], content: Any) 
     labels = "classes" if syn.target_kind == "class" else "soft labels"
     log.say(f"{len(syn.classes)} images with {labels} in {folder}, taken as {_taken_as(syn, recipe)}")
     log.say(f"{recipe.data.name}: {data.said()}")
-    log.say(f"classes as {'the files count them' if kind == 'images' else 'they are numbered'}: {class_order.listed(data.class_names)}")
+    log.say(f"classes as {'the files count them' if kind == 'images' else 'they are numbered'}: {class_order.with_numbers(data.class_names)}")
     fit, compared = class_order.fit_of_set(syn, data.train)
     say_fit(fit, compared, data, recipe)
     images = syn.tensors["images"]

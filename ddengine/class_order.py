@@ -5,7 +5,7 @@ says for each class of the file which class of the dataset it is.
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from ddengine.data import RealSet
+from ddengine.data.splits import listed
 from ddengine.errors import UserError
 from ddengine.synthetic import SyntheticSet
 
@@ -44,7 +45,7 @@ class Fit:
     order: tuple[int, ...] | None = None  # order[k]: the class that is counted as k, among those of the data; None: no order fits far better
 
 
-def listed(names: Sequence[str]) -> str:
+def with_numbers(names: Sequence[str]) -> str:
     """'NUMBER NAME, ...' of all classes or of the first and the last ones."""
     numbered = [f"{number} {name}" for number, name in enumerate(names)]
     return ", ".join(numbered if len(numbered) <= SHOWN else [*numbered[:EDGE], "...", *numbered[-EDGE:]])
@@ -68,23 +69,18 @@ def resolve(words: Sequence[str], names: Sequence[str], numbers: Sequence[int]) 
             wrong.append(word)
     complaints = []
     if wrong:
-        complaints.append(f"knows no class {_some(wrong)}")
+        complaints.append(f"knows no class {listed(list(map(repr, wrong)))}")
     if missing := [names[position] for position in range(len(names)) if position not in set(positions)]:
-        complaints.append(f"leaves out {_some(missing)}")
+        complaints.append(f"leaves out {listed(list(map(repr, missing)))}")
     if twice := [names[position] for position in sorted(set(positions)) if positions.count(position) > 1]:
-        complaints.append(f"names {_some(twice)} more than once")
+        complaints.append(f"names {listed(list(map(repr, twice)))} more than once")
     if complaints:
         joined = " and ".join([", ".join(complaints[:-1]), complaints[-1]] if complaints[1:] else complaints)
         raise UserError(
             f"--class_order {joined}; name each of the {len(names)} classes once, by name or number, in the order in which the file counts them "
-            f"({listed(names)})."
+            f"({with_numbers(names)})."
         )
     return tuple(positions)
-
-
-def _some(words: Iterable[str]) -> str:
-    every = list(map(repr, words))
-    return ", ".join(every[:5]) + (f" and {len(every) - 5} others" if len(every) > 5 else "")
 
 
 def in_order(names: Sequence[str], numbers: Sequence[int], order: Sequence[int]) -> list[str]:
@@ -95,8 +91,8 @@ def in_order(names: Sequence[str], numbers: Sequence[int], order: Sequence[int])
 def likely_orders(names: Sequence[str]) -> list[Ints]:
     """Orders in which programs count classes of these names: sorted as words, without regard to capitals, and with numbers in them as numbers."""
     positions = range(len(names))
-    with_numbers = [[(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name)] for name in names]
-    ways = [names, [name.casefold() for name in names], with_numbers]
+    numbers_as_such = [[(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name)] for name in names]
+    ways = [names, [name.casefold() for name in names], numbers_as_such]
     orders = [tuple(sorted(positions, key=way.__getitem__)) for way in ways]
     return [np.array(order) for order in dict.fromkeys(orders) if order != tuple(positions)]
 

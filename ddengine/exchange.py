@@ -10,7 +10,7 @@ Image and parquet files are read in finished.py. What comes in has been read fro
 import hashlib
 import io
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -346,13 +346,6 @@ def folder_sha256(folder: Path) -> str:
     return whole.hexdigest()
 
 
-def refuse_existing(paths: Iterable[Path]) -> None:
-    """Raise UserError for the first of these files that exists."""
-    for path in paths:
-        if path.exists():
-            raise UserError(f"{path} exists already; name another folder with --out.")
-
-
 def save_pt(path: Path, value: Any) -> None:
     """A file of torch.save. It is made in memory first: a full disk is then an error of writing like any other."""
     content = io.BytesIO()
@@ -372,7 +365,7 @@ def export_set(syn: SyntheticSet, name: str, out: Path) -> list[Path]:
         images, targets = syn.batch(torch.arange(len(syn)))
     contents = {"images": images, "labels": targets} | ({"lr": syn.tensors["lr"]} if "lr" in syn.tensors else {})
     paths = {out / f"{kind}_{name}.pt": tensor.detach().cpu().clone() for kind, tensor in contents.items()}
-    refuse_existing(paths)
+    files.refuse_existing(paths)
     files.make_folder(out)
     for path, tensor in paths.items():
         save_pt(path, tensor)

@@ -5,7 +5,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,13 @@ def make_folder(path: Path) -> Path:
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror}); choose another folder with --out.") from None
     return path
+
+
+def refuse_existing(paths: Iterable[Path]) -> None:
+    """Raise UserError for the first of these files that exists."""
+    for path in paths:
+        if path.exists():
+            raise UserError(f"{path} exists already; name another folder with --out.")
 
 
 def clean(folder: Path) -> None:

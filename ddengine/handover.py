@@ -377,26 +377,30 @@ def card(syn: "SyntheticSet", meta: Mapping[str, Any], export: Exported) -> str:
 
 def results_table(evaluation: Mapping[str, Any]) -> str:
     """The rows of evaluation.json as a Markdown table, in percent, with what the numbers mean below it."""
-    lines = ["| set | network | test accuracy % | 95 % interval | networks |", "|---|---|---|---|---|"]
+    balanced = report.uneven(evaluation) and all("balanced_accuracy_mean" in row for row in evaluation["rows"])
+    heads = ["set", "network", "test accuracy %", "95 % interval", *(["balanced accuracy %"] if balanced else []), "networks"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for row in evaluation["rows"]:
         spread = "" if row.get("accuracy_std") is None else f" ± {100 * row['accuracy_std']:.1f}"
         interval = row.get("ci95")
         between = f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f}" if interval else "-"
         networks = str(row.get("n", "-")) + (f", {row['diverged']} diverged" if row.get("diverged") else "")
-        cells = (plain(row["set"]), plain(row["model"]), report.percent(row["accuracy_mean"]) + spread, between, networks)
+        cells = (plain(row["set"]), plain(row["model"]), report.percent(row["accuracy_mean"]) + spread, between)
+        cells += ((report.percent(row["balanced_accuracy_mean"]),) if balanced else ()) + (networks,)
         lines.append(f"| {' | '.join(cells)} |")
     protocol = _at(evaluation, "protocol", "protocol")
-    start = f" (protocol {plain(protocol)} as a start)" if protocol else ""
+    start = f" (protocol {plain(protocol)})" if protocol else ""
     tested = _at(evaluation, "num_images", "test")
     on = f" on {tested} test images" if isinstance(tested, int) else ""
     lines += [
         "",
-        f"Measured by this project{on}, by the settings of evaluation.json{start}: "
-        "mean ± standard deviation over so many networks, each trained anew"
+        f"Measured{on} by the settings of evaluation.json{start}: mean ± standard deviation over that many networks, each trained anew"
         + (f"; 95 % intervals of the mean by {report.interval_of(evaluation)}." if any(row.get("ci95") for row in evaluation["rows"]) else "."),
     ]
     if any(row["set"] == "distilled_8bit" for row in evaluation["rows"]):
         lines.append("`distilled_8bit` is what the 8-bit export gives, `distilled` the exact tensors.")
+    if balanced:
+        lines.append("Balanced accuracy is the mean over the classes, of which the test split holds unequal numbers of images.")
     return "\n".join(lines)
 
 
@@ -483,12 +487,6 @@ def _add_protocol(folder: Path, evaluation: Mapping[str, Any]) -> dict[str, Any]
 # Other formats
 
 
-def _check_new(paths: Sequence[Path]) -> None:
-    for path in paths:
-        if path.exists():
-            raise UserError(f"{path} exists already; name another folder with --out.")
-
-
 def _members(export: Exported, logits: Tensor | None, part: range) -> Iterator[tuple[str, bytes]]:
     """(name in the tar, content) of the examples of a shard."""
     for i in part:
@@ -512,7 +510,7 @@ def write_webdataset(syn: "SyntheticSet", path: Path, per_shard: int = PER_SHARD
     parts = [range(i, min(i + per_shard, len(syn))) for i in range(0, len(syn), per_shard)]
     tars = [path] if len(parts) <= 1 else [path.with_name(f"{path.stem}-{example_name(i, len(parts))}{path.suffix}") for i in range(len(parts))]
     index = path.with_suffix(".json")
-    _check_new([*tars, index])
+    files.refuse_existing([*tars, index])
     files.make_folder(path.parent)
     export, logits = exported(syn), example_logits(syn)
     for tar, part in zip(tars, parts, strict=True):

@@ -8,7 +8,7 @@ import torch
 from helpers import CPU, DIGITS, MODEL, new_model, tiny_data
 
 from ddengine import class_order
-from ddengine.class_order import fit_of_means, fit_of_networks, fit_of_predictions, fit_of_set, in_order, likely_orders, listed, resolve
+from ddengine.class_order import fit_of_means, fit_of_networks, fit_of_predictions, fit_of_set, in_order, likely_orders, resolve, with_numbers
 from ddengine.codec import Identity
 from ddengine.coreset import random_index
 from ddengine.data import load_data
@@ -28,9 +28,9 @@ BACK = (0, 1, 7, 8, 9, 2, 3, 4, 5, 6)  # the class that the file counts as 0, 1,
 
 def test_the_numbering_in_words():
     """All of up to twenty classes, then the first and the last."""
-    assert listed(ANIMALS) == "0 cat, 1 dog, 2 owl, 3 sea lion"
-    assert listed([f"c{i}" for i in range(20)]).count(",") == 19
-    many = listed([f"c{i}" for i in range(1000)])
+    assert with_numbers(ANIMALS) == "0 cat, 1 dog, 2 owl, 3 sea lion"
+    assert with_numbers([f"c{i}" for i in range(20)]).count(",") == 19
+    many = with_numbers([f"c{i}" for i in range(1000)])
     assert many.startswith("0 c0, 1 c1,") and many.endswith("998 c998, 999 c999") and "..." in many and len(many) < 200
 
 

@@ -326,8 +326,8 @@ def test_the_card_names_the_files_there_are_and_counts_right(tmp_path):
 
 def test_results_say_on_what_they_were_measured():
     found = handover.results_table({"rows": [ROW], "protocol": {"protocol": "fast"}, "num_images": {"train": 10, "test": 360}})
-    assert "on 360 test images, by the settings of evaluation.json (protocol fast as a start): mean" in found and "under the protocol" not in found
-    assert "Measured by this project, by the settings of evaluation.json: mean" in handover.results_table({"rows": [ROW]})
+    assert "on 360 test images by the settings of evaluation.json (protocol fast): mean" in found and "under the protocol" not in found
+    assert "Measured by the settings of evaluation.json: mean" in handover.results_table({"rows": [ROW]})
 
 
 def test_names_cannot_break_the_card(tmp_path):
@@ -441,3 +441,11 @@ def test_the_codecs_of_this_file_are_all():
     assert {name for name in vars(codecs) if isinstance(getattr(codecs, name), type) and hasattr(getattr(codecs, name), "loader")} == {
         "Codec", "Identity", "Pixels", "MultiFormation", "Compensated"
     }  # fmt: skip
+
+
+def test_the_card_says_balanced_accuracy_of_uneven_test_classes():
+    row = ROW | {"balanced_accuracy_mean": 0.125, "balanced_accuracy_std": 0.0, "per_class": {"cat": 0.25, "dog": 0.0}}
+    uneven = handover.results_table({"rows": [row], "test_images_per_class": {"cat": 30, "dog": 5}})
+    assert "| balanced accuracy % | networks |" in uneven and " | 12.5 | " in uneven and "Balanced accuracy is the mean over the classes" in uneven
+    even = handover.results_table({"rows": [row], "test_images_per_class": {"cat": 30, "dog": 30}})
+    assert "alanced" not in even
