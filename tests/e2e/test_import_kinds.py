@@ -193,7 +193,7 @@ def test_orders_that_do_not_go(work, data, capsys):
     torch.save([pixels, classes], "data_best.pt")
     order = [*SET, "--files", "data_best.pt", "--class_order"]
     assert "knows no class 'boat' and leaves out 'sea lion'" in refused(capsys, *order, *CLASSES[:5], "boat")
-    assert "leaves out 'owl', 'pig', 'sea lion'" in refused(capsys, *order, *CLASSES[:3])
+    assert "leaves out 'owl', 'pig' and 'sea lion'" in refused(capsys, *order, *CLASSES[:3])
     out = refused(capsys, *order, "0", "2", "--data.classes", "0", "2", "3")
     assert "leaves out 'owl'" in out
     some = classes < 3
