@@ -30,6 +30,7 @@ CYCLE = 2.0  # classes that change places must fit so many times better in their
 LEAST_FIT = 0.6  # of class means: how far on the way from what any order reaches by chance (0) to a perfect fit (1)
 FAR = 0.6  # of class means: the order in use fits at most so much of what the other one does
 AS_WELL = 0.9  # of the fit of the best order an order must reach that programs are likely to count in, to be named in its place
+FEW, FEW_CLASSES, DRAWS = 4, 100, 5000  # images a class, and classes, up to which an order is compared with this many draws of chance
 FEWEST_MEANS = 5  # classes; of fewer some order always fits their means well
 
 Ints = NDArray[np.int64]
@@ -118,13 +119,34 @@ def fit_of_predictions(counted: Ints, found: Ints, num_classes: int, likely: Seq
     chance = 1 / num_classes
     reached = (held.mean() - chance) / (1 - chance)
     doubt = float(scipy.special.bdtrc(gained - 1, gained + lost, 0.5)) if gained else 1.0  # of as many gains among as many changes
-    if doubt > DOUBT or reached < _least_reached(num_classes):
+    halves_agree = doubt <= DOUBT and reached >= _least_reached(num_classes)
+    if not halves_agree and not _beyond_chance(counted, found, num_classes):
         return plain
     order = _better_cycles(_counts(counted, found, num_classes))
     if (order == np.arange(num_classes)).all():
         return plain
     share, order = _likeliest(order, likely, lambda one: float((one[counted] == found).mean()))
     return Fit(plain.as_numbered, share, tuple(order.tolist()))
+
+
+def _beyond_chance(counted: Ints, found: Ints, num_classes: int) -> bool:
+    """Whether some order fits so few images (N,) that no half can be spared far better than theirs, and than any order fits classes found at random.
+
+    With one image a class nothing is left to judge an order by; but that ten images look like ten different classes happens in 4 of 10,000 cases.
+    """
+    if len(counted) > FEW * num_classes or num_classes > FEW_CLASSES:
+        return False
+
+    def best(of: Ints) -> float:
+        counts = _counts(counted, of, num_classes)
+        return float(counts[linear_sum_assignment(-counts)].sum())
+
+    reached = best(found)
+    if reached < CYCLE * (counted == found).sum():
+        return False
+    rng = np.random.default_rng(0)
+    as_good = sum(best(rng.integers(num_classes, size=len(found))) >= reached for _ in range(DRAWS))
+    return (1 + as_good) / (1 + DRAWS) <= DOUBT
 
 
 def _likeliest(best: Ints, likely: Sequence[Ints], fit: Callable[[Ints], float]) -> tuple[float, Ints]:
