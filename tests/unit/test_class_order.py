@@ -124,8 +124,8 @@ def test_no_alarm_without_reason():
     assert fit_of_predictions(np.where(nines, 4, np.where(fours, 9, true)), true, 10).order is None
     few = np.arange(4)
     assert fit_of_predictions((few + 1) % 4, few, 4).order is None
-    for _ in range(100):  # one image a class, which looks like any
-        assert fit_of_predictions(np.arange(10), rng.integers(10, size=10), 10).order is None
+    looks = [rng.integers(10, size=10) for _ in range(200)]  # one image a class, which looks like any; ten different ones are rare, and an alarm
+    assert sum(fit_of_predictions(np.arange(10), found, 10).order is not None for found in looks) <= 2
 
 
 def test_one_image_a_class_shows_another_order_of_many_classes():
