@@ -227,7 +227,7 @@ class Scales:
     """What is white, of each kind of values that are not of 8 bits: one number for a dataset, settled by the training images."""
 
     white: dict[str, int] = field(default_factory=dict)
-    cut: dict[str, float] = field(default_factory=dict)  # images with values beyond white, and how far they go
+    cut: dict[str, float] = field(default_factory=dict)  # images with values beyond black or white, and the highest of each
 
     def settle(self, arrays: list[tuple[str, str, np.ndarray]]) -> list[str]:
         """Choose for the kinds among `arrays`, (kind, name, values) each, that have no scale yet; returns what to say of it.
@@ -263,9 +263,12 @@ class Scales:
             return image
         if image.kind not in self.white:
             raise NeedsScale
-        if (highest := float(extremes(image.values)[1])) > self.white[image.kind] * (1 + OVERSHOOT):
-            self.cut[name] = highest
-        pixels = Image.fromarray(np.rint(image.values.astype(np.float64) * (255 / self.white[image.kind])).clip(0, 255).astype(np.uint8))
+        white, (low, high) = self.white[image.kind], map(float, extremes(image.values))
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise UserError(f"{name} has {image.kind} that are not finite; repair or remove it.")
+        if high > white * (1 + OVERSHOOT) or low < -white * OVERSHOOT:
+            self.cut[name] = high
+        pixels = Image.fromarray(np.rint(image.values.astype(np.float64) * (255 / white)).clip(0, 255).astype(np.uint8))
         return _on_ground(pixels, ground) if pixels.mode == "RGBA" else pixels
 
     def said(self) -> list[str]:
@@ -274,13 +277,13 @@ class Scales:
             return []
         name = max(self.cut, key=lambda one: self.cut[one])
         images = "1 image has" if len(self.cut) == 1 else f"{len(self.cut)} images have"
-        return [f"warning: {images} values above the white of the training images, up to {self.cut[name]:.4g} in {name}, and they are cut there"]
+        return [f"warning: {images} values outside the range of the training images, up to {self.cut[name]:.4g} in {name}, which are cut there"]
 
 
 def extremes(values: np.ndarray) -> np.ndarray:
     """(lowest, highest) of the values of an image; what is transparent plays no role."""
-    seen = values[..., :3] if values.ndim == 3 else values
-    return np.array([seen.min(), seen.max()])
+    seen = values[..., :3][values[..., 3] > 0] if values.ndim == 3 and values.shape[2] == 4 else values
+    return np.array([seen.min(), seen.max()] if seen.size else [0, 0])
 
 
 # Many images

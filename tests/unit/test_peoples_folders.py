@@ -284,6 +284,7 @@ def test_colour_of_16_bits_keeps_its_values(tmp_path, white):
     colours = np.linspace(0, white, 6 * 6 * 3).reshape(6, 6, 3).astype(np.uint16)
     clear = np.dstack([colours, np.full((6, 6), 65535 if white == 65535 else white, np.uint16)])
     clear[:3, :, 3] = 0
+    clear[:3, :, :3] = 65535  # hidden, so no part of the range
     for name, values in (("a", colours), ("b", clear)):
         (tmp_path / name).mkdir()
         for i in range(3):
@@ -330,8 +331,16 @@ def test_test_images_beyond_the_scale_are_warned_of(tmp_path):
         for i in range(3):
             write(tmp_path / "train" / name / f"{i}.png", np.arange(36, dtype=np.uint16).reshape(6, 6) * 5 + c + i)
             write(tmp_path / "test" / name / f"{i}.png", np.arange(36, dtype=np.uint16).reshape(6, 6) * 1500 + i)
-    said = [note for note in load(tmp_path).notes if "white of the training images" in note]
-    assert len(said) == 1 and said[0].startswith("warning: 6 images have values above") and "up to 5.25e+04 in test/" in said[0]
+    said = [note for note in load(tmp_path).notes if "outside the range of the training images" in note]
+    assert len(said) == 1 and said[0].startswith("warning: 6 images have values") and "up to 5.25e+04 in test/" in said[0]
+
+
+def test_test_images_that_are_no_numbers_are_refused(tmp_path):
+    """Also where only test images are such."""
+    for name in ("cat", "dog"):
+        write(tmp_path / "train" / name / "0.tif", np.linspace(0, 1, 36, dtype=np.float32).reshape(6, 6))
+        write(tmp_path / "test" / name / "0.tif", np.array([0, np.nan] * 18, np.float32).reshape(6, 6))
+    assert "test/cat/0.tif has floats that are not finite" in refused(tmp_path)
 
 
 def test_a_transparent_colour_of_16_bits_shows_the_ground(tmp_path):
