@@ -8,7 +8,7 @@ import numpy as np
 from ddengine.data.images import Decoder
 from ddengine.data.listing import LeftOut, files_below, has_images, images_below, subfolders
 from ddengine.data.source import Part, Source
-from ddengine.data.splits import STAND_INS, TEST, TRAIN, composed, listed, sorted_classes, split_word, split_word_in
+from ddengine.data.splits import STAND_INS, TEST, TRAIN, composed, listed, rest_of, sorted_classes, split_word, split_word_in
 from ddengine.errors import UserError
 from ddengine.recipe import DataConfig
 
@@ -17,20 +17,35 @@ def _names(folders: list[Path]) -> list[str]:
     return [composed(folder.name) for folder in folders]
 
 
-def _split_folders(folders: list[Path]) -> dict[Path, str]:
-    """The word of a split that each of these folders is named after, of those that are.
+def _classes(folder: Path) -> set[str]:
+    """Names of the folders in a folder."""
+    return set(_names(subfolders(folder)))
 
-    A name with more words, such as seg_train, counts where all folders have a word, or where two that have one hold the same classes: classes
-    have such names too (train_station).
+
+def _unwrapped(folder: Path) -> Path:
+    """A folder, or the one of the same name that is all it holds, as archives are unpacked (seg_train/seg_train)."""
+    inner = subfolders(folder)
+    return inner[0] if len(inner) == 1 and inner[0].name == folder.name else folder
+
+
+def _split_folders(root: Path) -> dict[Path, str]:
+    """The folders of splits, and the word each is named after.
+
+    A name with more words, such as seg_train, counts where another one differs from it by the word alone, and beside others where it holds the
+    same classes: classes have such names too (train_station).
     """
-    exact = {folder: word for folder in folders if (word := split_word(folder.name))}
-    if any(word in TRAIN and subfolders(folder) for folder, word in exact.items()):
-        return exact
-    loose = {folder: word for folder in folders if (word := split_word_in(folder.name))}
-    trains = [set(_names(subfolders(folder))) for folder, word in loose.items() if word in TRAIN]
-    others = [set(_names(subfolders(folder))) for folder, word in loose.items() if word not in TRAIN]
-    shared = any(len(train & other) > 1 for train in trains for other in others)
-    return loose if any(trains) and (shared or len(loose) == len(folders)) else exact
+    folders = subfolders(root)
+    exact = {_unwrapped(folder): word for folder in folders if (word := split_word(folder.name))}
+    loose = {_unwrapped(folder): word for folder in folders if (word := split_word_in(folder.name)) and not split_word(folder.name)}
+    train = next((folder for folder, word in exact.items() if word in TRAIN and subfolders(folder)), None)
+    if train is not None:
+        return exact | {folder: word for folder, word in loose.items() if word not in TRAIN and len(_classes(folder) & _classes(train)) > 1}
+    for train in (folder for folder, word in loose.items() if word in TRAIN):
+        alike = {folder: word for folder, word in loose.items() if rest_of(folder.name) == rest_of(train.name)}
+        if len(set(alike.values())) > 1:
+            return exact | alike
+    beside = {composed(folder.name) for folder in folders}
+    return exact | {folder: word for folder, word in loose.items() if len(_classes(folder) & beside) > 1}
 
 
 def _training_folder(root: Path, words: dict[Path, str]) -> tuple[Path, list[Path], list[str]]:
@@ -39,11 +54,17 @@ def _training_folder(root: Path, words: dict[Path, str]) -> tuple[Path, list[Pat
     Raises UserError where the folders are named as splits and none holds the training classes.
     """
     folders = subfolders(root)
-    others = [folder for folder in folders if folder not in words]
+    others = [folder for folder in folders if _unwrapped(folder) not in words]
     trains = [folder for folder, word in words.items() if word in TRAIN and subfolders(folder)]
     if len(trains) > 1:
         raise UserError(f"{root} has the folders {listed(_names(trains))}, which both mean the training images; keep one of them.")
     if trains:
+        same = [folder for folder in others if len(_classes(folder) & _classes(trains[0])) > 1]
+        if same and len(words) == 1:  # without any other split it may be a class beside others
+            raise UserError(
+                f"{root} has the folder {trains[0].name} beside {listed(_names(same))}, which hold the same folders, "
+                "so it may be a split or a class; rename it, or move the others away."
+            )
         said = [f"not used: {listed(_names(others))}, beside {trains[0].name}"] if others else []
         return trains[0], subfolders(trains[0]), said
     bare = [folder.name for folder in words if not subfolders(folder)]
@@ -112,7 +133,7 @@ def read(config: DataConfig) -> Source:
     root = Path(config.root)
     if not root.is_dir():
         raise UserError(f"data.root {root} is not a folder; set it to the folder whose subfolders are the classes.")
-    words = _split_folders(subfolders(root))
+    words = _split_folders(root)
     train, folders, notes = _training_folder(root, words)
     classes = sorted_classes(_names(folders))
     if len(classes) < 2:

@@ -227,7 +227,7 @@ class Scales:
     """What is white, of each kind of values that are not of 8 bits: one number for a dataset, settled by the training images."""
 
     white: dict[str, int] = field(default_factory=dict)
-    cut: dict[str, float] = field(default_factory=dict)  # images with values beyond black or white, and the highest of each
+    cut: dict[str, float] = field(default_factory=dict)  # images with values beyond black or white, and one such value of each
 
     def settle(self, arrays: list[tuple[str, str, np.ndarray]]) -> list[str]:
         """Choose for the kinds among `arrays`, (kind, name, values) each, that have no scale yet; returns what to say of it.
@@ -267,17 +267,21 @@ class Scales:
         if not (math.isfinite(low) and math.isfinite(high)):
             raise UserError(f"{name} has {image.kind} that are not finite; repair or remove it.")
         if high > white * (1 + OVERSHOOT) or low < -white * OVERSHOOT:
-            self.cut[name] = high
-        pixels = Image.fromarray(np.rint(image.values.astype(np.float64) * (255 / white)).clip(0, 255).astype(np.uint8))
+            self.cut[name] = high if high > white else low
+        scaled = image.values.astype(np.float64) * (255 / white)
+        if image.values.shape[2:] == (4,):  # what is opaque has a white of its own
+            alpha = image.values[..., 3]
+            scaled[..., 3] = alpha * (255 / next(most for most in WHITES[1:] if most >= min(alpha.max(), OPAQUE)))
+        pixels = Image.fromarray(np.rint(scaled).clip(0, 255).astype(np.uint8))
         return _on_ground(pixels, ground) if pixels.mode == "RGBA" else pixels
 
     def said(self) -> list[str]:
         """A warning of what was cut; none where nothing was."""
         if not self.cut:
             return []
-        name = max(self.cut, key=lambda one: self.cut[one])
+        name = max(self.cut, key=lambda one: abs(self.cut[one]))
         images = "1 image has" if len(self.cut) == 1 else f"{len(self.cut)} images have"
-        return [f"warning: {images} values outside the range of the training images, up to {self.cut[name]:.4g} in {name}, which are cut there"]
+        return [f"warning: {images} values outside the range of the training images, such as {self.cut[name]:.4g} in {name}, which are cut there"]
 
 
 def extremes(values: np.ndarray) -> np.ndarray:

@@ -74,7 +74,8 @@ def _is_image(path: str) -> bool:
 
 def subfolders(folder: Path) -> list[Path]:
     """The folders in a folder that can belong to a dataset, sorted by name; links to folders among them."""
-    return sorted(path for path in folder.iterdir() if is_data(path.name) and path.is_dir())
+    inner = [path for path in folder.iterdir() if is_data(path.name) and path.is_dir()]
+    return sorted(path for path in inner if not (path.is_symlink() and folder.resolve().is_relative_to(path.resolve())))  # no loops
 
 
 def has_images(folder: Path) -> bool:

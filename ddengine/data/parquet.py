@@ -1,6 +1,7 @@
 """Parquet with a column of images, as Hugging Face `datasets` writes it, or any other program."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +13,7 @@ import numpy as np
 from ddengine.data.images import Decoder, Stored, Unreadable
 from ddengine.data.listing import files_below
 from ddengine.data.source import Part, Source
-from ddengine.data.splits import STAND_INS, TEST, TRAIN, composed, listed, sorted_classes, split_word_in
+from ddengine.data.splits import STAND_INS, TEST, TRAIN, composed, listed, sorted_classes, split_word, split_word_in
 from ddengine.errors import UserError
 from ddengine.recipe import DataConfig
 
@@ -35,8 +36,14 @@ def files(root: Path) -> list[Path]:
 
 
 def split_of(path: Path, root: Path) -> str | None:
-    """The word of a split in a file's name, or else in the nearest folder that has one; None without any."""
-    return next(filter(None, map(split_word_in, reversed(path.relative_to(root).with_suffix("").parts))), None)
+    """The word of a split that a file belongs to: its name, or the word before its number, or the nearest folder of such a name, or a word in those.
+
+    None without any.
+    """
+    name, *folders = reversed(path.relative_to(root).with_suffix("").parts)
+    numbered = re.fullmatch(r"(?:.*[-._ ])?([A-Za-z]+)[-._ ]?\d+(?:[-._ ]of[-._ ]\d+)?", name)
+    found = [split_word(name), split_word(numbered[1]) if numbered else None, *map(split_word, folders), *map(split_word_in, (name, *folders))]
+    return next(filter(None, found), None)
 
 
 # Which columns
@@ -396,10 +403,11 @@ def training_files(by_word: Mapping[str | None, list[Path]]) -> tuple[list[Path]
 
     Raises UserError where there are several other splits.
     """
-    train = [path for word in TRAIN for path in by_word.get(word, [])]
+    trains = [word for word in TRAIN if word in by_word]
     bare = by_word.get(None, [])
-    if train:
-        return train, [f"not used: {listed([path.name for path in bare])}, which no word calls training or test images"] if bare else []
+    if trains:
+        notes = [f"not used: {listed([path.name for path in bare])}, which no word calls training or test images"] if bare else []
+        return by_word[trains[0]], notes + [f"not used: {word}, beside {trains[0]}" for word in trains[1:]]
     if bare:
         return bare, [f"{listed([path.name for path in bare])} without a word of a split: training images"] if len(by_word) > 1 else []
     if len(by_word) == 1:
@@ -432,6 +440,11 @@ def read(config: DataConfig) -> Source:
     classes = classes_of(train)
     if len(classes) < 2:
         raise UserError(f"{train[0].file.path} has {len(classes)} class in {label!r} and at least 2 are needed; {ASK_LABEL}.")
+    places = sorted({path.parent.relative_to(root).as_posix() for path in train_paths if not split_word(path.parent.name)})
+    if len(places) > 1:
+        notes.append(
+            f"warning: training files of {len(places)} folders are taken together ({listed(places)}); set data.root to one of them otherwise"
+        )
     notes += [f"columns: images from {image!r}, classes from {label!r}"]
     decoder = Decoder(config, notes, own=True)
     part = _part(train, classes, image, root, decoder)
@@ -439,6 +452,9 @@ def read(config: DataConfig) -> Source:
     for word in held_words:
         if chosen is not None:
             notes.append(f"not used: {word}, because {chosen} holds the test images")
+            continue
+        if not any(_open(path).rows for path in by_word[word]):
+            notes.append(f"{word} is skipped: its files have no rows")
             continue
         *_, labels = _split(by_word[word], config, train[0].file)
         if _no_labels(labels, label):

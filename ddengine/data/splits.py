@@ -17,8 +17,18 @@ def split_word(name: str) -> str | None:
 
 
 def split_word_in(name: str) -> str | None:
-    """The first word of a split in a name such as flowers-train-00000-of-00002, whose words dots, dashes, underscores and digits part."""
-    return next(filter(None, map(split_word, re.split(r"[-._ 0-9]+", name))), None)
+    """The last word of a split in a name such as seg_train or TestImages; None without any."""
+    return next(filter(None, map(split_word, reversed(words_of(name)))), None)
+
+
+def words_of(name: str) -> list[str]:
+    """The words of a name, which dots, dashes, underscores, spaces, digits and capitals part."""
+    return [word for word in re.split(r"[-._ 0-9]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)) if word]
+
+
+def rest_of(name: str) -> tuple[str, ...]:
+    """The other words of a name, in lower case: splits of one dataset have them in common (seg_train, seg_test), classes do not."""
+    return tuple(word.lower() for word in words_of(name) if not split_word(word))
 
 
 def composed(name: str) -> str:

@@ -78,8 +78,37 @@ def test_splits_whose_names_have_more_words(tmp_path, train, test):
         assert data.class_names == ("cat", "dog") and data.counts == {"train": 8, "validation": 0, "test": 6} and not data.held_out
 
 
+def test_splits_in_folders_of_their_own_name_and_beside_others(tmp_path):
+    """As archives are unpacked; beside exact words; beside classes; and without class folders."""
+    for i, name in enumerate(("seg_train", "seg_test")):
+        classes(tmp_path / "a" / name / name, first=20 * i)
+    for i in range(3):
+        write(tmp_path / "a" / "seg_pred" / "seg_pred" / f"{i}.png", i)
+    data = load(tmp_path / "a")
+    assert data.class_names == ("cat", "dog") and data.counts["test"] == 8 and any("not used: seg_pred" in note for note in data.notes)
+    classes(tmp_path / "b" / "train")
+    classes(tmp_path / "b" / "validation_set", first=20)
+    classes(tmp_path / "c")
+    classes(tmp_path / "c" / "my_test", first=20)
+    for kind in ("b", "c"):
+        data = load(tmp_path / kind)
+        assert data.class_names == ("cat", "dog") and data.counts == {"train": 8, "validation": 0, "test": 8} and not data.held_out
+    classes(tmp_path / "d", ("train_images", "test_images"))
+    assert "hold images and no class folders" in refused(tmp_path / "d")
+    classes(tmp_path / "e", ("TrainData", "TestData"))
+    assert "hold images and no class folders" in refused(tmp_path / "e")
+    for name in ("car", "plane", "train"):
+        classes(tmp_path / "f" / name, ("2019", "2020"))
+    assert "may be a split or a class" in refused(tmp_path / "f")
+
+
 def test_classes_whose_names_have_the_word_of_a_split(tmp_path):
     """Images of theirs may lie in folders."""
+    for name in ("bus_stop", "train_station", "test_track"):
+        classes(tmp_path / "years" / name, ("day", "night"))
+    assert load(tmp_path / "years").class_names == ("bus_stop", "test_track", "train_station")
+    (tmp_path / "years" / "loop").symlink_to(tmp_path / "years")
+    assert len(load(tmp_path / "years").class_names) == 3
     for name in ("bus_station", "train_station", "test_site"):
         classes(tmp_path / "flat", (name,))
         classes(tmp_path / "deep" / name, ("2019" if name == "test_site" else name,))
@@ -166,7 +195,15 @@ def test_names_that_are_numbers_are_in_their_order():
 
 
 def test_words_in_file_names():
-    words = {"train-00000-of-00001": "train", "flowers-Test-0": "test", "my_validation_2": "validation", "data.dev": "dev", "testament": None}
+    words = {
+        "seg_train": "train",
+        "TestImages": "test",
+        "train-00000-of-00001": "train",
+        "flowers-Test-0": "test",
+        "my_validation_2": "validation",
+        "data.dev": "dev",
+        "testament": None,
+    }
     assert {name: split_word_in(name) for name in words} == words
 
 
@@ -294,6 +331,10 @@ def test_colour_of_16_bits_keeps_its_values(tmp_path, white):
     first, last = data.train.pixels[0].double(), data.train.pixels[-1].double()
     assert torch.equal(first, wanted) and torch.equal(last[:, 3:], wanted[:, 3:]) and (last[:, :3] == 255).all()
     assert any(f"{white} is taken as white" in note for note in data.notes)
+    half = np.dstack([np.full((6, 6, 3), white // 2), np.full((6, 6), 32768)]).astype(np.uint16)
+    for i in range(3):
+        (tmp_path / "b" / f"{i}.png").write_bytes(png_of_16_bits(half))
+    assert (load(tmp_path).train.pixels[-1].float() - 191).abs().max() <= 2  # half of a middle grey, and half of the white ground
 
 
 @pytest.mark.parametrize(
@@ -332,7 +373,7 @@ def test_test_images_beyond_the_scale_are_warned_of(tmp_path):
             write(tmp_path / "train" / name / f"{i}.png", np.arange(36, dtype=np.uint16).reshape(6, 6) * 5 + c + i)
             write(tmp_path / "test" / name / f"{i}.png", np.arange(36, dtype=np.uint16).reshape(6, 6) * 1500 + i)
     said = [note for note in load(tmp_path).notes if "outside the range of the training images" in note]
-    assert len(said) == 1 and said[0].startswith("warning: 6 images have values") and "up to 5.25e+04 in test/" in said[0]
+    assert len(said) == 1 and said[0].startswith("warning: 6 images have values") and "such as 5.25e+04 in test/" in said[0]
 
 
 def test_test_images_that_are_no_numbers_are_refused(tmp_path):

@@ -12,6 +12,7 @@ from helpers import CPU
 from PIL import Image
 
 from ddengine.data import load_data
+from ddengine.data.parquet import split_of
 from ddengine.errors import UserError
 from ddengine.recipe import DataConfig
 
@@ -258,9 +259,8 @@ def test_files_that_are_no_data(tmp_path):
     for place in (".ipynb_checkpoints/test.parquet", "__MACOSX/train.parquet", "@eaDir/x.parquet"):
         write(tmp_path / place, {"image": struct([png(0)]), "label": ["emu"]})
     write(tmp_path / "test.parquet", {"image": pa.array([], struct([]).type), "label": pa.array([], pa.string())})
-    assert "test.parquet has no rows" in refused(tmp_path)
-    (tmp_path / "test.parquet").unlink()
     data = load(tmp_path)
+    assert "test is skipped: its files have no rows" in data.notes
     check(data)
     assert all(name.startswith("train.parquet row ") for name in data.split_names["test"])
     rows = pq.read_table(tmp_path / "train.parquet").column("image")
@@ -287,6 +287,27 @@ def test_test_images_are_never_training_images_for_want_of_a_word(tmp_path):
     write(tmp_path / "c" / "test.PARQUET", {"image": struct(pictures(NUMBERS)), "label": WORDS})
     data = load(tmp_path / "c")
     assert data.held_out and "there are test files only, which are taken for training images" in data.notes
+
+
+@pytest.mark.parametrize(
+    "name, split",
+    [
+        ("test_of_time-train-0", "train"), ("test_of_time-test-00000-of-00001", "test"), ("train/cats-dev", "train"), ("test/cats-dev", "test"),
+        ("data/train-00000-of-00001-abc123", "train"), ("default/test/0000", "test"), ("cats-validation", "validation"), ("a/b", None),
+    ],
+)  # fmt: skip
+def test_which_word_names_the_split(tmp_path, name, split):
+    assert split_of(tmp_path / f"{name}.parquet", tmp_path) == split
+
+
+def test_training_files_that_hold_others_and_several_folders(tmp_path):
+    for i, name in enumerate(("train", "trainval", "test")):
+        write(tmp_path / "a" / f"{name}.parquet", {"image": struct(pictures(NUMBERS, i)), "label": WORDS})
+    data = load(tmp_path / "a")
+    assert data.counts["train"] == 18 and "not used: trainval, beside train" in data.notes
+    for i, name in enumerate(("small", "full")):
+        write(tmp_path / "b" / name / "train-00000-of-00001.parquet", {"image": struct(pictures(NUMBERS, i)), "label": WORDS})
+    assert any("training files of 2 folders are taken together (full and small)" in note for note in load(tmp_path / "b").notes)
 
 
 def test_columns_that_are_no_images(tmp_path):
