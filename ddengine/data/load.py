@@ -11,7 +11,7 @@ from PIL import ImageColor
 
 from ddengine import log
 from ddengine.data import digits, folder, imagenet, named, parquet, tiny_imagenet
-from ddengine.data.preprocess import Preprocess, fit_preprocess
+from ddengine.data.preprocess import Preprocess, fit_preprocess, pieces
 from ddengine.data.realset import RealSet, images_digest
 from ddengine.data.source import Part, Source, hold_out, stratified
 from ddengine.data.splits import listed
@@ -30,7 +30,6 @@ DATASETS: dict[str, Callable[[DataConfig], Source]] = {
 }
 
 TEST_FRACTION = 0.2  # of a dataset without an official test split
-AT_ONCE = 2**24  # pixel values that are turned into floats, or looked at, at a time
 
 
 @dataclass(frozen=True)
@@ -74,8 +73,7 @@ def resize(pixels: torch.Tensor, config: DataConfig) -> torch.Tensor:
     """Images (B, C, H, W) uint8 at data.size, as data.fit says. Array-backed readers hand out stored sizes; file-backed ones have resized already."""
     if config.size is None or tuple(pixels.shape[2:]) == config.size:
         return pixels
-    pieces = pixels.split(max(1, AT_ONCE // pixels[0].numel()))
-    return torch.cat([_resized(piece, config.size, config.fit, config.background) for piece in pieces])
+    return torch.cat([_resized(piece, config.size, config.fit, config.background) for piece in pieces(pixels)])
 
 
 def _resized(pixels: torch.Tensor, size: tuple[int, int], fit: str, background: str) -> torch.Tensor:
@@ -280,8 +278,7 @@ def _like(images: torch.Tensor, others: torch.Tensor, config: DataConfig) -> tor
     if images.shape[1] < others.shape[1]:  # grey test images beside colour training images
         images = images.expand(-1, others.shape[1], -1, -1)
     elif images.shape[1] > others.shape[1]:
-        pieces = images.split(max(1, AT_ONCE // images[0].numel()))
-        images = torch.cat([piece.float().mean(1, keepdim=True).round().to(torch.uint8) for piece in pieces])
+        images = torch.cat([piece.float().mean(1, keepdim=True).round().to(torch.uint8) for piece in pieces(images)])
     images = resize(images, config)
     if images.shape[1:] != others.shape[1:]:
         raise UserError(
@@ -302,8 +299,7 @@ def constant(parts: Mapping[str, torch.Tensor], train_labels: np.ndarray, names:
 
 def _is_flat(images: torch.Tensor) -> torch.Tensor:
     """(N,) bool: whether an image has one value in each channel."""
-    pieces = images.split(max(1, AT_ONCE // images[0].numel()))
-    return torch.cat([(piece.flatten(2).amax(2) == piece.flatten(2).amin(2)).all(1) for piece in pieces])
+    return torch.cat([(piece.flatten(2).amax(2) == piece.flatten(2).amin(2)).all(1) for piece in pieces(images)])
 
 
 def image_digests(images: torch.Tensor) -> list[bytes]:

@@ -11,7 +11,7 @@ from ddengine.runtime import available_memory, exact_matmul
 ZCA_EPS = 0.1  # added to the eigenvalues, as in MTT
 ZCA_MAX_DIM = 12288  # 64x64x3: a covariance of 0.6 GB
 ZCA_MEMORY, ZCA_MATRICES = 8, 16  # while it is fitted: bytes a pixel value, and matrices of the covariance's size (measured)
-AT_ONCE = 2**24  # pixel values that are counted at a time
+AT_ONCE = 2**24  # pixel values that are looked at, counted or turned into floats at a time
 
 
 @dataclass(frozen=True)
@@ -104,11 +104,16 @@ def fit_preprocess(pixels: Tensor, *, zca: bool, mean: tuple[float, ...] | None 
     return Preprocess(mean=means.float().to(pixels.device), std=stds.float().to(pixels.device))
 
 
+def pieces(images: Tensor, values: int = AT_ONCE) -> tuple[Tensor, ...]:
+    """Images (N, C, H, W), N at least 1, in parts of at most so many values, or of one image."""
+    return images.split(max(1, values // images[0].numel()))
+
+
 def histogram(pixels: Tensor) -> Tensor:
     """(C, 256) int64 on the CPU: how often each channel of pixels (N, C, H, W) uint8 has each value. A piece is in memory at a time."""
     channels = pixels.shape[1]
     counts = torch.zeros(channels, 256, dtype=torch.int64, device=pixels.device)
-    for part in pixels.split(max(1, AT_ONCE // pixels[0].numel())):
+    for part in pieces(pixels):
         for channel in range(channels):
             counts[channel] += torch.bincount(part[:, channel].flatten(), minlength=256)
     return counts.cpu()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ddengine import files
-from ddengine.data.preprocess import ZCA_EPS, Preprocess
+from ddengine.data.preprocess import ZCA_EPS, Preprocess, pieces
 from ddengine.errors import UserError
 from ddengine.rng import generator
 from ddengine.runtime import exact_matmul
@@ -159,5 +159,5 @@ def _unlike_whitened(preprocess: Preprocess, pixels: Tensor) -> str | None:
 
 def _mean(pixels: Tensor, dims: tuple[int, ...], of: Callable[[Tensor], Tensor] = lambda part: part) -> Tensor:
     """The mean over `dims`, the first among them, of a function of pixels (N, C, H, W) as values in [0, 1]: float64, part by part."""
-    total = torch.stack([of(part.double() / 255).sum(dims) for part in pixels.split(max(1, AT_ONCE // pixels[0].numel()))]).sum(0)
+    total = torch.stack([of(part.double() / 255).sum(dims) for part in pieces(pixels, AT_ONCE)]).sum(0)
     return total / (pixels.numel() / max(1, total.numel()))
