@@ -20,19 +20,30 @@ from torch import nn
 
 from buffers.exchange import export_experts
 from buffers.experts import generate
-from buffers.store import ExpertStore, StoreGroup, check_identity, finished, identity, imported_digest, stored_preprocess, teacher_folder
+from buffers.store import (
+    ExpertStore,
+    StoreGroup,
+    check_identity,
+    finished,
+    identity,
+    imported_digest,
+    stored_preprocess,
+    teacher_folder,
+)
 from buffers.train import train_expert
-from ddengine import api, cli, describe, dist, exchange, files, handover, intervals, log, report, runs, runtime, scores, synthetic, training
-from ddengine import distill as outer
-from ddengine import estimate as costs
+from ddengine import api
+from ddengine import loop as outer
 from ddengine.api import ASKS_EXPERTS, buffer_models, check_networks, reads_experts
-from ddengine.codec import Identity, Pixels
-from ddengine.continual import ContinualConfig
+from ddengine.artefact import describe, exchange, handover, runs
+from ddengine.commands import cli
 from ddengine.data import Data, Preprocess, load_data
-from ddengine.errors import UserError, unknown
-from ddengine.evaluate import PROTOCOLS, adapted, evaluate, set_digest, validate
-from ddengine.init import SELECTIONS, selected_index
+from ddengine.evaluation import intervals, scores
+from ddengine.evaluation.evaluate import PROTOCOLS, adapted, evaluate, set_digest, validate
+from ddengine.learning import training
+from ddengine.learning.teachers import load_all
 from ddengine.models import build_model, middle
+from ddengine.pages import report
+from ddengine.plan import estimate as costs
 from ddengine.recipe import (
     BufferT,
     CodecT,
@@ -47,10 +58,15 @@ from ddengine.recipe import (
     resolved,
     to_dict,
 )  # fmt: skip
-from ddengine.rng import generator
-from ddengine.runtime import Precision
-from ddengine.teachers import load_all
+from ddengine.sets import synthetic
+from ddengine.sets.codec import Identity, Pixels
+from ddengine.sets.start import SELECTIONS, selected_index
+from ddengine.system import dist, files, log, runtime
+from ddengine.system.errors import UserError, unknown
+from ddengine.system.rng import generator
+from ddengine.system.runtime import Precision
 from ddengine.types import Objective
+from ddengine.uses.continual import ContinualConfig
 from synth.recipes import RECIPES, find, take
 from synth.recipes.cite import bibtex
 
@@ -254,7 +270,7 @@ def prepare(
 
 
 def distill(options: Options[Recipe], root: Path = EXPERTS) -> Path:
-    """Distil the recipe's dataset; returns the run's folder. Continues an unfinished run."""
+    """Distill the recipe's dataset; returns the run's folder. Continues an unfinished run."""
     recipe, seed, precision = options.recipe, options.seed, options.precision
     if options.out is not None:
         runs.check_folder(options.out)
@@ -418,7 +434,7 @@ def set_defaults(path: Path, args: list[str]) -> tuple[Path, dict[str, Any], Eva
     _, meta = synthetic.load(folder, torch.device("cpu"))
     recipe = meta.get("recipe", {})
     if not {"name", "model", "data", "evaluation"} <= recipe.keys():
-        raise UserError(f"{folder / 'meta.json'} does not say the recipe of the set, so it cannot be evaluated; distil it again.")
+        raise UserError(f"{folder / 'meta.json'} does not say the recipe of the set, so it cannot be evaluated; distill it again.")
     data_config = from_dict(DataConfig, runs.data_of(path) if folder != path else recipe["data"])
     protocol = named_protocol(args, "--protocol") or from_dict(EvalConfig, recipe["evaluation"])
     if meta["target_kind"] == "logits" and "random" in protocol.baselines and "random_soft" not in protocol.baselines:
@@ -563,7 +579,7 @@ def score(path: Path, args: list[str]) -> None:
 
 def rank(path: Path, args: list[str]) -> None:
     """Do networks trained on the set come in the order they have on the full data? ranking.json and ranking.png."""
-    from ddengine import ranking  # scipy.stats takes a second to import
+    from ddengine.evaluation import ranking  # scipy.stats takes a second to import
 
     folder, meta, options = set_options(path, args, "rank")
     out, config = options.out or path, options.evaluation
@@ -597,7 +613,7 @@ class PrivacyOptions:
 
 def privacy_of(path: Path, args: list[str]) -> None:
     """Which real images the distilled ones are nearest to, and whether membership shows: privacy.json and privacy.png."""
-    from ddengine import privacy
+    from ddengine.uses import privacy
 
     folder, meta, defaults = set_defaults(path, [])
     model, config = meta["recipe"]["model"], defaults.evaluation
@@ -647,7 +663,7 @@ class ContinualOptions(Generic[RecipeT]):
 
 def learn_continually(args: list[str]) -> None:
     """Class-incremental learning with memories of equal bytes: continual.json and continual.png; the same command continues."""
-    from ddengine import continual
+    from ddengine.uses import continual
 
     options: ContinualOptions[Recipe] = options_of("continual", args, flags=ContinualOptions)
     recipe, config = options.recipe, options.continual
@@ -677,11 +693,11 @@ def learn_continually(args: list[str]) -> None:
         log.say(f"{folder / 'continual.json'} is there; --restart begins anew")
     else:
 
-        def distil(of: Data, small: Recipe, seed: int, name: str) -> synthetic.SyntheticSet:
-            return api.distil_data(of, small, seed=seed, device=device, precision=options.precision)
+        def distill(of: Data, small: Recipe, seed: int, name: str) -> synthetic.SyntheticSet:
+            return api.distill_data(of, small, seed=seed, device=device, precision=options.precision)
 
         result = continual.run(
-            data, recipe, config, distil, seed=options.seed, device=device, precision=options.precision, memo_path=folder / "continual.partial.jsonl"
+            data, recipe, config, distill, seed=options.seed, device=device, precision=options.precision, memo_path=folder / "continual.partial.jsonl"
         )
         files.write_json(folder / "continual.json", result)
     continual.plot(folder / "continual.png", result)
@@ -700,7 +716,7 @@ class MergeOptions:
 
 def merge_sets(args: list[str]) -> None:
     """Make one distilled folder of several of one dataset; classes are matched by name."""
-    from ddengine import merge
+    from ddengine.sets import merge
 
     paths = paths_of(args, "merge", "the folders of runs or distilled sets")
     options = cli.parse(MergeOptions, args[len(paths) :], MergeOptions(), "run.py merge SET SET ...")
@@ -755,7 +771,7 @@ class ReportOptions:
 
 def report_on(args: list[str]) -> None:
     """One page about one or several runs."""
-    from ddengine import page
+    from ddengine.pages import page
 
     paths = paths_of(args, "report", "the folder of a run or of a distilled set")
     options = cli.parse(ReportOptions, args[len(paths) :], ReportOptions(), "run.py report RUN ...")
@@ -869,7 +885,7 @@ def set_name(folder: Path, meta: dict[str, Any]) -> str:
     try:
         return str(int(meta["recipe"]["outer"]["steps"]))
     except (KeyError, TypeError, ValueError):
-        raise UserError(f"{folder / 'meta.json'} does not say the recipe of the set, so its files have no name; distil it again.") from None
+        raise UserError(f"{folder / 'meta.json'} does not say the recipe of the set, so its files have no name; distill it again.") from None
 
 
 def recipes(args: list[str]) -> None:
@@ -906,7 +922,7 @@ USAGE = f"""usage: run.py COMMAND [arguments]
   demo                        digits, one image per class: experts, distillation, evaluation, report (minutes on a CPU)
   estimate RECIPE [flags]     what buffer, distill and evaluate will cost here: time, memory, disk (a minute for small recipes); --json PATH
   buffer RECIPE [flags]       train and store the expert trajectories of a recipe
-  distill RECIPE [flags]      distil; the same command continues an unfinished run
+  distill RECIPE [flags]      distill; the same command continues an unfinished run
   select RECIPE [flags]       no distillation: the real images that --init.kind chooses, as such a set
 
   evaluate SET... [flags]     train networks on distilled sets beside random, herding and full data

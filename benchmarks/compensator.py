@@ -14,12 +14,12 @@ import common
 import torch
 import tyro
 
-from ddengine import rng, runtime
-from ddengine.codec import Compensated
 from ddengine.data import Preprocess, RealSet
-from ddengine.flat import FlatModel
+from ddengine.learning.flat import FlatModel
 from ddengine.models import build_model
-from ddengine.synthetic import coded
+from ddengine.sets.codec import Compensated
+from ddengine.sets.synthetic import coded
+from ddengine.system import rng, runtime
 from ddengine.types import Env
 from synth.compensator import BaseSets
 from synth.statistics import AT_ONCE, StatisticsMatching, StatisticsObjective

@@ -18,11 +18,12 @@ import tyro
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from ddengine import augment, rng, runtime, training
 from ddengine.data import Preprocess, RealSet
-from ddengine.flat import flatten
+from ddengine.learning import augment, training
+from ddengine.learning.flat import flatten
 from ddengine.models import build_model
 from ddengine.recipe import EvalConfig
+from ddengine.system import rng, runtime
 
 SHAPE, CLASSES, LR = (1, 28, 28), 10, 0.01
 CONFIG = EvalConfig(protocol="benchmark")

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import common
 
-from ddengine import intervals
+from ddengine.evaluation import intervals
 
 CASES = ((0.5, 0.02), (0.5, 0.15), (0.8, 0.02), (0.8, 0.1), (0.95, 0.01), (0.95, 0.04), (0.95, 0.1), (0.99, 0.005), (0.99, 0.02), (0.1, 0.05))
 NETWORKS = (2, 3, 5)

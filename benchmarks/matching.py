@@ -14,11 +14,11 @@ import common
 import torch
 import tyro
 
-from ddengine import rng, runtime
 from ddengine.data import Preprocess, RealSet
-from ddengine.flat import FlatModel
+from ddengine.learning.flat import FlatModel
 from ddengine.models import build_model
-from ddengine.synthetic import SyntheticSet
+from ddengine.sets.synthetic import SyntheticSet
+from ddengine.system import rng, runtime
 from ddengine.types import Env
 from synth import classes
 from synth.networks import OnReal, OnSynthetic

@@ -19,7 +19,7 @@ import torch
 import tyro
 
 from buffers import store
-from ddengine.rng import generator
+from ddengine.system.rng import generator
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from ddengine import files, report
+from ddengine.pages import report
+from ddengine.system import files
 
 ROOT = Path(__file__).resolve().parent.parent
 RIVALS = ("random", "random_soft", "random_coded", "herding", "k_centre", "k_means")

@@ -16,9 +16,10 @@ import torch
 import tyro
 
 import run as program
-from ddengine import distill, files, runtime
-from ddengine.rng import generator
-from ddengine.synthetic import SyntheticSet
+from ddengine import loop
+from ddengine.sets.synthetic import SyntheticSet
+from ddengine.system import files, runtime
+from ddengine.system.rng import generator
 from ddengine.types import Objective
 
 
@@ -67,7 +68,7 @@ def follow(settings: Settings, policy: str) -> list[dict[str, Any]]:
     for name in ("replay", "detached"):
         recipe = replace(options.recipe, objective=replace(options.recipe.objective, backprop=name))
         syn, policies[name], _ = program.prepare(replace(options, recipe=recipe), data, device)
-    state = distill.State({k: v.clone() for k, v in syn.tensors.items()}, {}, {}, {})
+    state = loop.State({k: v.clone() for k, v in syn.tensors.items()}, {}, {}, {})
     rows = []
     while state.step < settings.steps:
         if state.step % settings.every == 0:
@@ -76,7 +77,7 @@ def follow(settings: Settings, policy: str) -> list[dict[str, Any]]:
             rows.append({"run": policy, "step": state.step, **compare(found["detached"], found["replay"]), "rate": float(now.tensors["lr"])})
             print(rows[-1])
             sys.stdout.flush()
-        distill.outer_step(syn, policies[policy], options.recipe.outer, state, 0)
+        loop.outer_step(syn, policies[policy], options.recipe.outer, state, 0)
     return rows
 
 

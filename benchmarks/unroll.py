@@ -22,10 +22,10 @@ import torch
 import tyro
 from torch.nn import functional
 
-from ddengine import rng, runtime
-from ddengine.flat import FlatModel, flatten
+from ddengine.learning.flat import FlatModel, flatten
+from ddengine.learning.unroll import compiled_gradient, eager_gradient, unroll
 from ddengine.models import build_model
-from ddengine.unroll import compiled_gradient, eager_gradient, unroll
+from ddengine.system import rng, runtime
 
 POLICIES = ("full", "full compiled", "replay", "detached")
 CUDA_POLICIES = (*POLICIES, "replay compiled", "replay compiled, CUDA graphs")

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from buffers import store
 from buffers.store import ExpertStore
-from ddengine import files, log
+from ddengine.artefact.exchange import described, is_plain, save_pt, sha256, shape_of
 from ddengine.data import Data
-from ddengine.errors import UserError
-from ddengine.exchange import described, is_plain, save_pt, sha256, shape_of
 from ddengine.recipe import BufferConfig, DataConfig, digest
+from ddengine.system import files, log
+from ddengine.system.errors import UserError
 
 FILE = "replay_buffer_{}.pt"
 

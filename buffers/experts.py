@@ -9,12 +9,13 @@ from torch import Generator, nn
 from buffers import store
 from buffers.pretrained import Pretrained
 from buffers.train import Trajectory, train_expert
-from ddengine import dist, log, training
 from ddengine.data import Data
-from ddengine.flat import flatten, flatten_buffers
+from ddengine.learning import training
+from ddengine.learning.flat import flatten, flatten_buffers
 from ddengine.recipe import BufferConfig, DataConfig, require
-from ddengine.rng import generator
-from ddengine.runtime import Precision
+from ddengine.system import dist, log
+from ddengine.system.rng import generator
+from ddengine.system.runtime import Precision
 
 
 def generate(

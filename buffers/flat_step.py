@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from buffers.steps import Sgd, Step, statistics_kept
-from ddengine.flat import flatten, unflatten_into
+from ddengine.learning.flat import flatten, unflatten_into
 from ddengine.recipe import require
 
 EPS = 1e-12

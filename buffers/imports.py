@@ -2,8 +2,8 @@
 
 replay_buffer_*.pt, or their folder                     experts: a store
 state dicts, plain or in checkpoints, or safetensors    networks, teachers or last snapshots: a store, with teachers one each
-images_X.pt, results of DC, pairs as IDC writes them    a distilled folder (ddengine/exchange.py)
-a folder of class folders of images, parquet            a distilled folder (ddengine/finished.py)
+images_X.pt, results of DC, pairs as IDC writes them    a distilled folder (ddengine/artefact/exchange.py)
+a folder of class folders of images, parquet            a distilled folder (ddengine/artefact/finished.py)
 """
 
 import shlex
@@ -22,19 +22,21 @@ from PIL import Image
 from buffers import state_dicts
 from buffers.exchange import expand, files_digest, import_experts, load_pt
 from buffers.store import ExpertStore, teacher_folder
-from ddengine import class_order, cli, exchange, files, finished, log, runs, runtime
 from ddengine.api import buffer_models, check_networks
-from ddengine.codec import MultiFormation
+from ddengine.artefact import class_order, exchange, finished, runs
+from ddengine.commands import cli
 from ddengine.data import Data, load_data, parquet
 from ddengine.data.listing import files_below
 from ddengine.data.splits import listed
 from ddengine.data.subset import class_subset
-from ddengine.errors import UserError
-from ddengine.flat import FlatModel
+from ddengine.learning.flat import FlatModel
 from ddengine.models import build_model
 from ddengine.recipe import Recipe, digest, to_dict
-from ddengine.rng import generator
-from ddengine.synthetic import SyntheticSet
+from ddengine.sets.codec import MultiFormation
+from ddengine.sets.synthetic import SyntheticSet
+from ddengine.system import files, log, runtime
+from ddengine.system.errors import UserError
+from ddengine.system.rng import generator
 
 EXPERTS = Path("experts")
 CHANCE = 1.5  # times what guessing reaches: a network that others published as a teacher and that reaches less was trained on other images

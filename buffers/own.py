@@ -1,4 +1,4 @@
-"""Experts of a dataset of one's own, for ddengine.distil."""
+"""Experts of a dataset of one's own, for ddengine.distill."""
 
 from functools import partial
 from pathlib import Path
@@ -6,13 +6,13 @@ from typing import Any
 
 from buffers import experts, store
 from buffers.store import ExpertStore, StoreGroup
-from ddengine import runtime
 from ddengine.api import buffer_models, check_precision
 from ddengine.data.dataset import OWN, data_of, own_config
-from ddengine.errors import UserError
 from ddengine.models import build_model
 from ddengine.recipe import BufferConfig, DataConfig, Recipe, digest
-from ddengine.runtime import Precision
+from ddengine.system import runtime
+from ddengine.system.errors import UserError
+from ddengine.system.runtime import Precision
 
 EXPERTS = Path("experts")
 
@@ -28,10 +28,10 @@ def generate(
     device: str = "auto",
     precision: Precision = "fp32",
 ) -> ExpertStore | StoreGroup:
-    """Train and store the experts that ddengine.distil(dataset, recipe, experts) reads; those that are stored already are left alone.
+    """Train and store the experts that ddengine.distill(dataset, recipe, experts) reads; those that are stored already are left alone.
 
     Args:
-        dataset: as ddengine.distil takes it.
+        dataset: as ddengine.distill takes it.
         buffer: the whole recipe, which says everything; or only its buffer, with `model` and `data` beside it.
         model: network of the experts; None: that of the buffer or recipe, of a recipe with teachers one store each.
         data: size, limit, validation, split_seed and zca, as the recipe has them; None: the recipe's, or of a buffer the usual ones.
@@ -46,7 +46,7 @@ def generate(
     check_precision(precision)
     config = buffer.buffer if isinstance(buffer, Recipe) else buffer
     if isinstance(buffer, Recipe) and config is None:
-        raise UserError(f"The recipe {buffer.name} needs no experts; call ddengine.distil without.")
+        raise UserError(f"The recipe {buffer.name} needs no experts; call ddengine.distill without.")
     if not isinstance(config, BufferConfig):
         raise UserError(f"buffers.generate was given a {type(buffer).__name__}; give it a Recipe, or its buffer.")
     if isinstance(buffer, Recipe):

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from buffers.exchange import load_pt
-from ddengine.errors import UserError
-from ddengine.exchange import is_plain, sha256
+from ddengine.artefact.exchange import is_plain, sha256
 from ddengine.models.torchvision_models import TorchvisionClassifier
+from ddengine.system.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ class Pretrained:
 
     def _url(self, network: str) -> str:
         """Where torchvision publishes these weights."""
-        from ddengine.compat import torchvision  # seconds to import, and rarely needed
+        from ddengine.system.compat import torchvision  # seconds to import, and rarely needed
 
         known = {weights.name: weights for weights in torchvision.models.get_model_weights(network)}
         if self.weights not in known:

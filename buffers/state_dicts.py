@@ -13,13 +13,14 @@ from torch import Generator, Tensor, nn
 
 from buffers import store
 from buffers.exchange import files_digest, load_pt
-from ddengine import files, log, training
+from ddengine.artefact.exchange import described, is_plain, is_state, sha256, shape_of
 from ddengine.data import Data
-from ddengine.errors import UserError
-from ddengine.exchange import described, is_plain, is_state, sha256, shape_of
-from ddengine.flat import flatten, flatten_buffers
+from ddengine.learning import training
+from ddengine.learning.flat import flatten, flatten_buffers
 from ddengine.recipe import BufferConfig, DataConfig
-from ddengine.rng import generator
+from ddengine.system import files, log
+from ddengine.system.errors import UserError
+from ddengine.system.rng import generator
 
 KEYS = ("state_dict", "model", "net", "model_state_dict", "network", "state_dict_ema", "model_ema")  # of checkpoints, the likeliest first
 COUNTER = "num_batches_tracked"  # of BatchNorm, which older files are without and nothing here reads

@@ -15,12 +15,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Generator, Tensor, nn
 
-from ddengine import files
 from ddengine.data import Preprocess
 from ddengine.data.stored import read_preprocess
-from ddengine.errors import UserError
-from ddengine.flat import unflatten_into
+from ddengine.learning.flat import unflatten_into
 from ddengine.recipe import BufferConfig, DataConfig, digest, to_dict
+from ddengine.system import files
+from ddengine.system.errors import UserError
 
 FORMAT = 1
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

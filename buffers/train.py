@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ddengine import augment, training
 from ddengine.data import Data
-from ddengine.errors import UserError
-from ddengine.flat import flatten, flatten_buffers, is_dropout
+from ddengine.learning import augment, training
+from ddengine.learning.flat import flatten, flatten_buffers, is_dropout
 from ddengine.recipe import BufferConfig
-from ddengine.rng import generator, scoped
-from ddengine.runtime import Precision, autocast
+from ddengine.system.errors import UserError
+from ddengine.system.rng import generator, scoped
+from ddengine.system.runtime import Precision, autocast
 
 
 @dataclass(frozen=True)

@@ -11,19 +11,23 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from ddengine import dist, distill, files, labels, log, report, runs, runtime, synthetic
-from ddengine.codec import Compensated
+from ddengine import loop
+from ddengine.artefact import runs
 from ddengine.data import Data, Preprocess
 from ddengine.data.dataset import data_of, named_classes, own_config
-from ddengine.errors import UserError, unknown
-from ddengine.evaluate import validate
-from ddengine.flat import FlatModel
+from ddengine.evaluation.evaluate import validate
+from ddengine.learning.flat import FlatModel
+from ddengine.learning.teachers import load_all
 from ddengine.models import build_model, middle
+from ddengine.pages import report
 from ddengine.recipe import Recipe, digest, to_dict
-from ddengine.rng import generator
-from ddengine.runtime import Precision
-from ddengine.synthetic import SyntheticSet
-from ddengine.teachers import load_all
+from ddengine.sets import labels, synthetic
+from ddengine.sets.codec import Compensated
+from ddengine.sets.synthetic import SyntheticSet
+from ddengine.system import dist, files, log, runtime
+from ddengine.system.errors import UserError, unknown
+from ddengine.system.rng import generator
+from ddengine.system.runtime import Precision
 from ddengine.types import Env, Experts, Objective
 
 ASKS_EXPERTS = ("correct", "representative", "patches")  # kinds of init that look through experts
@@ -103,7 +107,7 @@ def meta_of(recipe: Recipe, data: Data, experts: Any, device: torch.device, *, s
     }
 
 
-def distil(
+def distill(
     dataset: Any,
     recipe: Recipe,
     experts: Experts | None = None,
@@ -115,7 +119,7 @@ def distil(
     classes: Sequence[Any] | None = None,
     images: Tensor | None = None,
 ) -> SyntheticSet:
-    """Distil a dataset of (image, label) pairs, which `ddengine.data.dataset.data_of` describes, all of which is training data.
+    """Distill a dataset of (image, label) pairs, which `ddengine.data.dataset.data_of` describes, all of which is training data.
 
     Of `recipe.data` size, limit, validation, split_seed and zca count, and not the name: what is kept says "own", of which no licence and no
     published figure is known. Equal arguments give equal sets, and torch's random
@@ -153,7 +157,7 @@ def distil(
     return _distilled(data, recipe, experts, seed, where, precision, folder, images, names or data.class_names)
 
 
-def distil_data(
+def distill_data(
     data: Data,
     recipe: Recipe,
     *,
@@ -164,7 +168,7 @@ def distil_data(
     folder: Path | str | None = None,
     images: Tensor | None = None,
 ) -> SyntheticSet:
-    """`distil` on data that are loaded and split already and lie on `device`, which `runtime.setup` has prepared."""
+    """`distill` on data that are loaded and split already and lie on `device`, which `runtime.setup` has prepared."""
     _check_recipe(recipe, experts)
     check_precision(precision)
     _check_folder(folder)
@@ -184,7 +188,7 @@ def _distilled(
 ) -> SyntheticSet:
     """The set of `data` whose classes are named among all of `names`."""
     if dist.num_ranks() > 1:
-        raise UserError(f"distil works in one process, and this is a group of {dist.num_ranks()}; call it outside the group, or use run.py distill.")
+        raise UserError(f"distill works in one process, and this is a group of {dist.num_ranks()}; call it outside the group, or use run.py distill.")
     if experts is not None and not reads_experts(recipe):
         log.say(f"warning: the recipe {recipe.name} reads no experts, so those given are ignored")
         experts = None
@@ -195,7 +199,7 @@ def _distilled(
             quiet = replace(recipe.outer, checkpoint_every=max(1, recipe.outer.steps), evaluate_every=0, picture_every=0)  # nobody could read these
             syn, objective = prepare(recipe, data, device, experts, seed=seed, precision=precision, images=images)
             finish = partial(shipped, recipe=recipe, experts=experts)
-            return _among(distill.distill(syn, objective, quiet, Path(temporary), seed=seed, finish=finish)[0], names)
+            return _among(loop.distill(syn, objective, quiet, Path(temporary), seed=seed, finish=finish)[0], names)
     return _kept(data, recipe, experts, seed, device, precision, Path(folder), images, names)
 
 
@@ -226,16 +230,16 @@ def _kept(
     began = time.perf_counter()
     syn, objective = prepare(recipe, data, device, experts, seed=seed, precision=precision, images=images)
     initial_seconds = round(time.perf_counter() - began, 2)
-    distill.check(syn, objective, recipe.outer)  # before the folder is there
+    loop.check(syn, objective, recipe.outer)  # before the folder is there
     runs.begin(folder, recipe, wanted)
     teachers = load_all(experts, device) if recipe.evaluation.labels == "dynamic" else []
-    result, counters = distill.distill(
+    result, counters = loop.distill(
         syn, objective, recipe.outer, folder, seed=seed,
         finish=partial(shipped, recipe=recipe, experts=experts),
         validate=lambda s: validate(s, data, recipe.evaluation, recipe.model, seed=seed, device=device, precision=precision, teachers=teachers),
         picture=lambda s, step: report.grid(folder / "progress" / f"step_{step:06d}.png", s),
     )  # fmt: skip
-    cost = distill.summary(counters) | {"initial_seconds": initial_seconds}
+    cost = loop.summary(counters) | {"initial_seconds": initial_seconds}
     result = _among(result, names)
     meta = meta_of(recipe, data, experts, device, seed=seed, precision=precision, distillation=cost)
     result.save(folder / "distilled", meta, data.split_names)

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar
 
-from ddengine.errors import UserError, unknown
+from ddengine.system.errors import UserError, unknown
 
 StepT = TypeVar("StepT")
 BufferT = TypeVar("BufferT")

@@ -15,8 +15,8 @@ from torch import Generator, Tensor, nn
 
 if TYPE_CHECKING:
     from ddengine.data import RealSet
-    from ddengine.flat import FlatModel
-    from ddengine.synthetic import SyntheticSet
+    from ddengine.learning.flat import FlatModel
+    from ddengine.sets.synthetic import SyntheticSet
 
 TargetKind = Literal["class", "logits", "features"]  # int64 (N,) | float (N, K) | float (N, D)
 Backprop = Literal["full", "replay", "detached"]

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ddengine.codec import Compensated
-from ddengine.synthetic import SyntheticSet
+from ddengine.sets.codec import Compensated
+from ddengine.sets.synthetic import SyntheticSet
 from synth.statistics import Group, OnePerClass
 
 

@@ -16,10 +16,10 @@ from typing import Generic, TypeVar
 import torch
 from torch import Generator, Tensor
 
-from ddengine import augment
-from ddengine.errors import UserError
+from ddengine.learning import augment
 from ddengine.recipe import AugmentConfig
-from ddengine.synthetic import SyntheticSet
+from ddengine.sets.synthetic import SyntheticSet
+from ddengine.system.errors import UserError
 from ddengine.types import Env
 from synth.classes import check_batches, class_members, parts, pays, say_small_classes
 from synth.networks import Networks, training_gradient

@@ -17,13 +17,13 @@ from typing import Generic, Literal, TypeVar
 import torch
 from torch import Generator, Tensor
 
-from ddengine import augment
-from ddengine.errors import UserError
-from ddengine.losses import task_loss
+from ddengine.learning import augment
+from ddengine.learning.losses import task_loss
+from ddengine.learning.unroll import eager_gradient
 from ddengine.recipe import AugmentConfig, require
-from ddengine.synthetic import SyntheticSet
+from ddengine.sets.synthetic import SyntheticSet
+from ddengine.system.errors import UserError
 from ddengine.types import Env
-from ddengine.unroll import eager_gradient
 from synth.classes import check_batches, class_members, parts, pays, say_small_classes
 from synth.networks import Networks, training_gradient
 

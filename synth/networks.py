@@ -12,15 +12,15 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from ddengine import augment
-from ddengine.distill import sgd_step
-from ddengine.flat import flatten
-from ddengine.losses import mixed_loss
+from ddengine.learning import augment
+from ddengine.learning.flat import flatten
+from ddengine.learning.losses import mixed_loss
+from ddengine.learning.unroll import compiled_gradient, eager_gradient
+from ddengine.loop import sgd_step
 from ddengine.recipe import AugmentConfig, OptimConfig, require
-from ddengine.rng import on_device
-from ddengine.synthetic import SyntheticSet
+from ddengine.sets.synthetic import SyntheticSet
+from ddengine.system.rng import on_device
 from ddengine.types import Env
-from ddengine.unroll import compiled_gradient, eager_gradient
 
 Gradient = Callable[..., Tensor]  # (theta (P,), images, targets, CutMix draw or None) -> (P,)
 State = dict[str, Tensor]

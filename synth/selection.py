@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Generator, Tensor
 
-from ddengine.synthetic import SyntheticSet
+from ddengine.sets.synthetic import SyntheticSet
 from ddengine.types import Env
 
 

@@ -25,13 +25,13 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
-from ddengine import augment
-from ddengine.errors import UserError
-from ddengine.flat import flatten
+from ddengine.learning import augment
+from ddengine.learning.flat import flatten
+from ddengine.learning.teachers import load_all
 from ddengine.recipe import AugmentConfig, require
-from ddengine.runtime import autocast
-from ddengine.synthetic import SyntheticSet
-from ddengine.teachers import load_all
+from ddengine.sets.synthetic import SyntheticSet
+from ddengine.system.errors import UserError
+from ddengine.system.runtime import autocast
 from ddengine.types import Env
 from synth.classes import class_members
 

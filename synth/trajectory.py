@@ -19,14 +19,14 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 import torch
 from torch import Generator, Tensor
 
-from ddengine import augment
-from ddengine.errors import UserError
-from ddengine.losses import task_loss
+from ddengine.learning import augment
+from ddengine.learning.losses import task_loss
+from ddengine.learning.teachers import predict
+from ddengine.learning.unroll import compiled_gradient, eager_gradient, unroll
 from ddengine.recipe import AugmentConfig, require
-from ddengine.synthetic import SyntheticSet
-from ddengine.teachers import predict
+from ddengine.sets.synthetic import SyntheticSet
+from ddengine.system.errors import UserError
 from ddengine.types import Backprop, Env
-from ddengine.unroll import compiled_gradient, eager_gradient, unroll
 
 
 class Window(Protocol):
@@ -130,7 +130,7 @@ class TrajectoryMatching(Generic[WindowT, PerturbT, LossScaleT, MilestonesT]):
         if env.experts.num_params != env.model.num_params:
             raise UserError(
                 f"The experts have {env.experts.num_params} parameters and the model {env.model.num_params}; "
-                "distil with the network of the experts, or make a store for this one."
+                "distill with the network of the experts, or make a store for this one."
             )
         early = self.milestones(self.inner_steps, self.expert_epochs) if self.milestones else ()
         if any(not 1 <= step < self.inner_steps for step, _, _ in early) or sorted({s for s, _, _ in early}) != [s for s, _, _ in early]:

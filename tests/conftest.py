@@ -9,7 +9,7 @@ import pytest
 import torch
 from tyro import _docstrings
 
-from ddengine import runtime
+from ddengine.system import runtime
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 runtime.keep_freed_memory()
@@ -29,5 +29,5 @@ def cpu() -> torch.device:
 def no_chart():
     """Commands do not draw the picture of a run, which takes as long as all else in a tiny one; test_pipeline.py looks at it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ddengine.report.real_vs_distilled", lambda path, real, syn, evaluation: path.write_bytes(b"a picture"))
+        patch.setattr("ddengine.pages.report.real_vs_distilled", lambda path, real, syn, evaluation: path.write_bytes(b"a picture"))
         yield

@@ -13,15 +13,15 @@ from torch import Generator, Tensor
 from buffers.experts import generate
 from buffers.steps import Sgd
 from buffers.store import ExpertStore
-from ddengine import cli
-from ddengine.codec import Identity
-from ddengine.coreset import random_index
+from ddengine.commands import cli
 from ddengine.data import Data, load_data
-from ddengine.flat import FlatModel
+from ddengine.learning.flat import FlatModel
 from ddengine.models import build_model
 from ddengine.recipe import BufferConfig, DataConfig
-from ddengine.rng import generator
-from ddengine.synthetic import SyntheticSet
+from ddengine.sets.codec import Identity
+from ddengine.sets.coreset import random_index
+from ddengine.sets.synthetic import SyntheticSet
+from ddengine.system.rng import generator
 from ddengine.types import Env
 
 CPU = torch.device("cpu")

@@ -3,13 +3,13 @@
 import torch
 from torch.nn import functional
 
-from ddengine import augment
-from ddengine.codec import Identity
 from ddengine.data import Preprocess, RealSet
-from ddengine.flat import FlatModel
+from ddengine.learning import augment
+from ddengine.learning.flat import FlatModel
 from ddengine.models import build_model
-from ddengine.rng import generator
-from ddengine.synthetic import SyntheticSet
+from ddengine.sets.codec import Identity
+from ddengine.sets.synthetic import SyntheticSet
+from ddengine.system.rng import generator
 from ddengine.types import Env
 
 CPU = torch.device("cpu")

@@ -15,9 +15,9 @@ from ddengine.data.load import Data, data_from, resize
 from ddengine.data.preprocess import Preprocess
 from ddengine.data.source import Part, Source
 from ddengine.data.splits import listed
-from ddengine.errors import UserError
 from ddengine.recipe import DataConfig
-from ddengine.rng import generator, scoped
+from ddengine.system.errors import UserError
+from ddengine.system.rng import generator, scoped
 
 OWN = "own"  # data.name of what has no name: a dataset that was given as one
 AT_ONCE = 32  # examples that are read at a time

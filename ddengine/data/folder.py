@@ -8,9 +8,19 @@ import numpy as np
 from ddengine.data.images import Decoder
 from ddengine.data.listing import LeftOut, files_below, has_images, images_below, subfolders
 from ddengine.data.source import Part, Source
-from ddengine.data.splits import STAND_INS, TEST, TRAIN, composed, listed, rest_of, sorted_classes, split_word, split_word_in
-from ddengine.errors import UserError
+from ddengine.data.splits import (
+    STAND_INS,
+    TEST,
+    TRAIN,
+    composed,
+    listed,
+    rest_of,
+    sorted_classes,
+    split_word,
+    split_word_in,
+)
 from ddengine.recipe import DataConfig
+from ddengine.system.errors import UserError
 
 
 def _names(folders: list[Path]) -> list[str]:

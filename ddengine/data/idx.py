@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ddengine.data.source import Part, part_of_array
-from ddengine.errors import UserError
+from ddengine.system.errors import UserError
 
 
 def read_idx(path: Path) -> np.ndarray:

@@ -10,8 +10,8 @@ import numpy as np
 from ddengine.data.images import Decoder
 from ddengine.data.listing import SUFFIXES, files_below
 from ddengine.data.source import Part, Source
-from ddengine.errors import UserError
 from ddengine.recipe import DataConfig
+from ddengine.system.errors import UserError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 NUM_CLASSES = 1000

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageColor, ImageFile, ImageOps, TiffImagePlugin
 
-from ddengine.errors import UserError
 from ddengine.recipe import DataConfig
+from ddengine.system.errors import UserError
 
 CHUNK = 64  # images a thread takes at a time
 THREADS = 8  # at most

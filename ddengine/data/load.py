@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from PIL import ImageColor
 
-from ddengine import log
 from ddengine.data import digits, folder, imagenet, named, parquet, tiny_imagenet
 from ddengine.data.preprocess import Preprocess, fit_preprocess, pieces
 from ddengine.data.realset import RealSet, images_digest
@@ -17,8 +16,9 @@ from ddengine.data.source import Part, Source, hold_out, stratified
 from ddengine.data.splits import listed
 from ddengine.data.stored import check_stored
 from ddengine.data.subset import check_classes
-from ddengine.errors import UserError, unknown
 from ddengine.recipe import DataConfig
+from ddengine.system import log
+from ddengine.system.errors import UserError, unknown
 
 DATASETS: dict[str, Callable[[DataConfig], Source]] = {
     "digits": digits.read,

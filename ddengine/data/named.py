@@ -9,8 +9,8 @@ import numpy as np
 
 from ddengine.data import idx, parquet
 from ddengine.data.source import Part, Source, part_of_array
-from ddengine.errors import UserError
 from ddengine.recipe import DataConfig
+from ddengine.system.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def _torchvision_part(dataset: object) -> Part:
 
 
 def _from_torchvision(name: str, known: Known, config: DataConfig) -> tuple[Part, Part, tuple[str, ...]]:
-    from ddengine.compat import torchvision
+    from ddengine.system.compat import torchvision
 
     root = Path(config.root or "data")
     make: Callable[..., object] = getattr(torchvision.datasets, known.torchvision)

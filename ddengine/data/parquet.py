@@ -13,9 +13,18 @@ import numpy as np
 from ddengine.data.images import Decoder, Stored, Unreadable
 from ddengine.data.listing import files_below
 from ddengine.data.source import Part, Source
-from ddengine.data.splits import STAND_INS, TEST, TRAIN, composed, listed, sorted_classes, split_word, split_word_in
-from ddengine.errors import UserError
+from ddengine.data.splits import (
+    STAND_INS,
+    TEST,
+    TRAIN,
+    composed,
+    listed,
+    sorted_classes,
+    split_word,
+    split_word_in,
+)
 from ddengine.recipe import DataConfig
+from ddengine.system.errors import UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ddengine.errors import UserError
-from ddengine.runtime import available_memory, exact_matmul
+from ddengine.system.errors import UserError
+from ddengine.system.runtime import available_memory, exact_matmul
 
 ZCA_EPS = 0.1  # added to the eigenvalues, as in MTT
 ZCA_MAX_DIM = 12288  # 64x64x3: a covariance of 0.6 GB

@@ -7,9 +7,9 @@ import torch
 from torch import Generator, Tensor
 
 from ddengine.data.preprocess import Preprocess
-from ddengine.errors import UserError
-from ddengine.files import tensor_digest
-from ddengine.rng import on_device
+from ddengine.system.errors import UserError
+from ddengine.system.files import tensor_digest
+from ddengine.system.rng import on_device
 from ddengine.types import Batch
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ddengine.errors import UserError
+from ddengine.system.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ddengine import files
 from ddengine.data.preprocess import ZCA_EPS, Preprocess, pieces
-from ddengine.errors import UserError
-from ddengine.rng import generator
-from ddengine.runtime import exact_matmul
+from ddengine.system import files
+from ddengine.system.errors import UserError
+from ddengine.system.rng import generator
+from ddengine.system.runtime import exact_matmul
 
 MEAN_RANGE = (-0.01, 1.01)  # pixels lie in [0, 1], and so do their means, up to rounding
 STD_RANGE = (1e-4, 2.0)  # that of pixels is at most 0.5

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ddengine.data.realset import RealSet
-from ddengine.errors import UserError
+from ddengine.system.errors import UserError
 
 if TYPE_CHECKING:
     from ddengine.data.load import Data

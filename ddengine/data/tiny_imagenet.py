@@ -6,8 +6,8 @@ from pathlib import Path
 from ddengine.data.imagenet import MEAN, STD, part_of_files, part_of_folders
 from ddengine.data.images import Decoder
 from ddengine.data.source import Part, Source
-from ddengine.errors import UserError
 from ddengine.recipe import DataConfig
+from ddengine.system.errors import UserError
 
 FOLDER = "tiny-imagenet-200"  # what the archive unpacks to
 

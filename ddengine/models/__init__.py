@@ -8,10 +8,10 @@ from typing import Literal
 
 from torch import Generator, nn
 
-from ddengine import rng as streams
-from ddengine.errors import UserError, unknown
 from ddengine.models import classic, convnet, mobile, resnet, timm_models, torchvision_models
 from ddengine.models.middle import middle, middle_channels
+from ddengine.system import rng as streams
+from ddengine.system.errors import UserError, unknown
 
 ImageShape = tuple[int, int, int]
 

@@ -38,7 +38,7 @@ def build_mobilenet_v2(options: list[str], image_shape: tuple[int, int, int], nu
     convolution in the first block, and convolutions on the shortcuts of blocks that change nothing but the width, where this has no shortcut
     (2.30M parameters for 2.24M here, at 10 classes).
     """
-    from ddengine.compat import torchvision  # seconds to import, and rarely needed
+    from ddengine.system.compat import torchvision  # seconds to import, and rarely needed
 
     scale = _percent("mobilenet_v2", options) / 100
     # expansion, maps, blocks, stride of the first
@@ -53,7 +53,7 @@ def build_efficientnet_b0(options: list[str], image_shape: tuple[int, int, int],
 
     The field's own form has no last 1x1 convolution to 1280 maps, and one more in the first block (3.60M parameters for 4.02M here, at 10 classes).
     """
-    from ddengine.compat import torchvision
+    from ddengine.system.compat import torchvision
 
     scale = _percent("efficientnet_b0", options) / 100
     # expansion, kernel, stride of the first, maps before, maps, blocks

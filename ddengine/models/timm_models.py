@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ddengine import rng as streams
-from ddengine.errors import UserError
-from ddengine.flat import is_dropout
+from ddengine.learning.flat import is_dropout
 from ddengine.models.classic import pad_to_32, padded_shape
 from ddengine.models.convnet import OptionError
 from ddengine.models.torchvision_models import SMALL, adapt_stem, replace
+from ddengine.system import rng as streams
+from ddengine.system.errors import UserError
 
 # patches along the shorter side of a small image
 ONE_RESOLUTION = 8  # of networks that keep their patches to the end (ViT, MLP-Mixer), as of torchvision's
@@ -37,7 +37,7 @@ def names() -> list[str]:
 
 def _timm() -> Any:
     """The package. By importlib, because type checkers need not find it."""
-    importlib.import_module("ddengine.compat")  # timm imports torchvision
+    importlib.import_module("ddengine.system.compat")  # timm imports torchvision
     return importlib.import_module("timm")
 
 

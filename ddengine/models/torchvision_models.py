@@ -6,16 +6,16 @@ import re
 import torch
 from torch import Tensor, nn
 
-from ddengine.errors import UserError
 from ddengine.models.classic import pad_to_32, padded_shape
 from ddengine.models.convnet import OptionError
+from ddengine.system.errors import UserError
 
 SMALL = 64  # pixels; up to here the first convolution loses its stride and the first pooling is dropped
 
 
 def names() -> list[str]:
     """Names of torchvision's image classifiers."""
-    from ddengine.compat import torchvision  # seconds to import, and rarely needed
+    from ddengine.system.compat import torchvision  # seconds to import, and rarely needed
 
     return torchvision.models.list_models(module=torchvision.models)
 
@@ -106,7 +106,7 @@ def adapt_stem(network: nn.Module, channels: int, small: bool) -> None:
 
 def build(options: list[str], image_shape: tuple[int, int, int], num_classes: int) -> TorchvisionClassifier:
     """`torchvision/NAME`. Vision transformers get patches of an eighth of the image."""
-    from ddengine.compat import torchvision
+    from ddengine.system.compat import torchvision
 
     name = "-".join(options)
     if name not in names():

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
-from ddengine.errors import UserError, unknown
 from ddengine.recipe import PARTS, Recipe
+from ddengine.system.errors import UserError, unknown
 from synth.recipes import ast, datm, dc, dm, ftd, idc, infer, mtt, rded, sre2l, tesla
 
 RECIPES: dict[str, Recipe] = {

@@ -8,7 +8,7 @@ experts, their clipping loss and their gradient penalty are those that its READM
 from dataclasses import replace
 
 from buffers.smooth import Smooth
-from ddengine.evaluate import PROTOCOLS
+from ddengine.evaluation.evaluate import PROTOCOLS
 from ddengine.recipe import BufferConfig, InitConfig, OptimConfig, Recipe
 from synth.ast import BalancedLoss, IntermediateMatching, WeightNoise
 from synth.recipes import mtt

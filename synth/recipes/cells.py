@@ -3,9 +3,19 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ddengine.codec import Identity
-from ddengine.evaluate import PROTOCOLS
-from ddengine.recipe import BufferConfig, DataConfig, EvalConfig, InitConfig, OptimConfig, OuterConfig, Published, Recipe, TargetConfig
+from ddengine.evaluation.evaluate import PROTOCOLS
+from ddengine.recipe import (
+    BufferConfig,
+    DataConfig,
+    EvalConfig,
+    InitConfig,
+    OptimConfig,
+    OuterConfig,
+    Published,
+    Recipe,
+    TargetConfig,
+)
+from ddengine.sets.codec import Identity
 from synth.trajectory import TrajectoryMatching
 
 SUBSETS = ("imagenette", "imagewoof", "imagefruit", "imagemeow", "imagesquawk", "imageyellow")

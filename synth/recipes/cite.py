@@ -8,8 +8,8 @@ from typing import Any
 
 from ddengine.data import DATASETS
 from ddengine.data.imagenet import NAMES as IMAGENET
-from ddengine.errors import unknown
 from ddengine.recipe import AugmentConfig, Recipe
+from ddengine.system.errors import unknown
 
 AUGMENTATION = "zhao2021dsa"
 USUAL = ("crop", "flip", "roll", "resized_crop", "shuffle")  # operations that need no reference where they are always applied

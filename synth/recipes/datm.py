@@ -9,7 +9,7 @@ random images.
 from dataclasses import replace
 
 from buffers.flat_step import Gsam
-from ddengine.evaluate import PROTOCOLS
+from ddengine.evaluation.evaluate import PROTOCOLS
 from ddengine.recipe import BufferConfig, InitConfig, OptimConfig, Recipe, TargetConfig
 from synth.datm import GrowingWindow
 from synth.recipes import mtt

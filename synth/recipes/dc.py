@@ -15,7 +15,7 @@ each, evaluated at the end; here a run is one set. The released sets of DC and D
 
 from dataclasses import replace
 
-from ddengine.evaluate import PROTOCOLS
+from ddengine.evaluation.evaluate import PROTOCOLS
 from ddengine.recipe import AugmentConfig, EvalConfig, InitConfig, Recipe
 from synth.gradient import GradientMatching
 from synth.networks import OnSynthetic, loop_counts

@@ -8,7 +8,7 @@ evaluated at the end; here a run is one set. The authors publish no cell of Fash
 
 from dataclasses import replace
 
-from ddengine.evaluate import PROTOCOLS
+from ddengine.evaluation.evaluate import PROTOCOLS
 from ddengine.recipe import Recipe
 from synth.distribution import DistributionMatching
 from synth.networks import Untrained

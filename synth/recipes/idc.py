@@ -12,9 +12,9 @@ per network; CIFAR-100 is normalised with its own mean and deviation, not with C
 
 from dataclasses import replace
 
-from ddengine.codec import MultiFormation
-from ddengine.evaluate import PROTOCOLS
+from ddengine.evaluation.evaluate import PROTOCOLS
 from ddengine.recipe import AugmentConfig, EvalConfig, Recipe
+from ddengine.sets.codec import MultiFormation
 from synth.gradient import GradientMatching, Metric
 from synth.networks import OnReal
 from synth.recipes.matching import NO_FLIP, cell, small

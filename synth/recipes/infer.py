@@ -23,9 +23,9 @@ tables 1 and 2 of the paper, mean and deviation as printed. Those of 100 images 
 
 from dataclasses import replace
 
-from ddengine.codec import Compensated
-from ddengine.evaluate import PROTOCOLS
+from ddengine.evaluation.evaluate import PROTOCOLS
 from ddengine.recipe import AugmentConfig, EvalConfig, InitConfig, Recipe
+from ddengine.sets.codec import Compensated
 from synth.compensator import BaseSets
 from synth.recipes.soft import (
     BYTES,

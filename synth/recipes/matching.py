@@ -3,9 +3,19 @@
 from dataclasses import replace
 from typing import Any
 
-from ddengine.codec import Codec, Identity
-from ddengine.evaluate import PROTOCOLS
-from ddengine.recipe import DSA_OPS, AugmentConfig, DataConfig, EvalConfig, InitConfig, OptimConfig, OuterConfig, Published, Recipe
+from ddengine.evaluation.evaluate import PROTOCOLS
+from ddengine.recipe import (
+    DSA_OPS,
+    AugmentConfig,
+    DataConfig,
+    EvalConfig,
+    InitConfig,
+    OptimConfig,
+    OuterConfig,
+    Published,
+    Recipe,
+)
+from ddengine.sets.codec import Codec, Identity
 from synth.recipes.cells import FILES
 
 Figure = tuple[float, float | None] | None  # mean and deviation in %, as printed; None where nothing was read

@@ -8,9 +8,9 @@ Outer loop in all cells: 5000 updates (the released loop makes 5001), SGD with m
 from dataclasses import replace
 
 from buffers.steps import Sgd
-from ddengine.codec import Identity
-from ddengine.evaluate import PROTOCOLS
+from ddengine.evaluation.evaluate import PROTOCOLS
 from ddengine.recipe import BufferConfig, DataConfig, OptimConfig, OuterConfig, Recipe
+from ddengine.sets.codec import Identity
 from synth.recipes.cells import cell, figure
 from synth.trajectory import TrajectoryMatching, UniformWindow
 

@@ -12,10 +12,19 @@ images. Figures: one is in the README; of the paper's table, three were confirme
 
 from dataclasses import replace
 
-from ddengine.codec import Identity
-from ddengine.evaluate import PROTOCOLS
+from ddengine.evaluation.evaluate import PROTOCOLS
 from ddengine.recipe import AugmentConfig, BufferConfig, EvalConfig, InitConfig, Recipe
-from synth.recipes.soft import PRETRAINED, RECALLED_TEACHERS, SQUEEZE, SQUEEZE_LARGE, Figure, cell, differs, small
+from ddengine.sets.codec import Identity
+from synth.recipes.soft import (
+    PRETRAINED,
+    RECALLED_TEACHERS,
+    SQUEEZE,
+    SQUEEZE_LARGE,
+    Figure,
+    cell,
+    differs,
+    small,
+)
 from synth.selection import NoObjective
 
 CITES = ("sun2024rded",)

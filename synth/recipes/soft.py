@@ -6,8 +6,7 @@ from typing import Any
 
 from buffers.pretrained import Pretrained
 from buffers.steps import Sgd
-from ddengine.codec import Codec, Compensated, Identity
-from ddengine.evaluate import PROTOCOLS
+from ddengine.evaluation.evaluate import PROTOCOLS
 from ddengine.recipe import (
     AugmentConfig,
     BufferConfig,
@@ -20,6 +19,7 @@ from ddengine.recipe import (
     Recipe,
     TargetConfig,
 )
+from ddengine.sets.codec import Codec, Compensated, Identity
 from synth.recipes.cells import CLASS_FOLDERS, FILES, SUBSETS
 
 Figure = tuple[float, float | None]  # mean and deviation in %, as printed

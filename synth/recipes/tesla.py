@@ -8,7 +8,7 @@ has; 10000 outer steps, 3 networks.
 from dataclasses import replace
 
 from buffers.steps import Sgd
-from ddengine.evaluate import PROTOCOLS
+from ddengine.evaluation.evaluate import PROTOCOLS
 from ddengine.recipe import BufferConfig, Recipe, TargetConfig
 from synth.recipes import mtt
 from synth.recipes.cells import cell, figure

@@ -93,14 +93,14 @@ def dependency_direction(path: str, tree: ast.AST) -> Iterator[str]:
 
 
 def distributed_in_one_place(path: str, tree: ast.AST) -> Iterator[str]:
-    """torch.distributed only in ddengine/dist.py."""
-    if path != "ddengine/dist.py":
+    """torch.distributed only in ddengine/system/dist.py."""
+    if path != "ddengine/system/dist.py":
         yield from (f"{line}: {name}" for name, line in names(tree, path) if below(name, "torch.distributed"))
 
 
 def print_in_two_places(path: str, tree: ast.AST) -> Iterator[str]:
-    """print only in run.py and ddengine/log.py."""
-    if path not in ("run.py", "ddengine/log.py"):
+    """print only in run.py and ddengine/system/log.py."""
+    if path not in ("run.py", "ddengine/system/log.py"):
         yield from (f"{line}: {name}" for name, line in names(tree, path) if name == "print")
 
 
@@ -117,18 +117,18 @@ def no_pickle(path: str, tree: ast.AST) -> Iterator[str]:
 
 
 def torchvision_through_compat(path: str, tree: ast.AST) -> Iterator[str]:
-    """torchvision is imported by ddengine.compat alone."""
-    if path != "ddengine/compat.py":
+    """torchvision is imported by ddengine.system.compat alone."""
+    if path != "ddengine/system/compat.py":
         yield from (f"{line}: {name}" for name, _, line in imported(tree, path) if below(name, "torchvision"))
 
 
 def no_global_generators(path: str, tree: ast.AST) -> Iterator[str]:
-    """Every random number comes from a generator that was handed in; only ddengine/rng.py seeds the global ones."""
+    """Every random number comes from a generator that was handed in; only ddengine/system/rng.py seeds the global ones."""
     for name, call in calls(tree, path):
         last = name.split(".")[-1]
         given = any(k.arg == "generator" for k in call.keywords)
         if name in ("torch.manual_seed", "torch.seed", "torch.random.manual_seed", "torch.cuda.manual_seed", "torch.cuda.manual_seed_all"):
-            if path != "ddengine/rng.py":
+            if path != "ddengine/system/rng.py":
                 yield f"{call.lineno}: {name}"
         elif name.startswith("torch.") and name.count(".") == 1 and (last in RANDOM_LIKE or (last in RANDOM and not given)):
             yield f"{call.lineno}: {name} without a generator"
@@ -169,7 +169,7 @@ def test_rule(rule):
 
 def test_the_rules_look_at_the_whole_program():
     assert len(SOURCES) > 35
-    for path in ("run.py", "ddengine/dist.py", "ddengine/data/load.py", "buffers/store.py", "synth/recipes/mtt.py"):
+    for path in ("run.py", "ddengine/system/dist.py", "ddengine/data/load.py", "buffers/store.py", "synth/recipes/mtt.py"):
         assert path in SOURCES
 
 
@@ -218,7 +218,7 @@ def test_a_rule_bites(rule, path, source):
     ("path", "source"),
     [
         ("ddengine/new.py", '"""A."""\nimport torch\nx = torch.rand(3, generator=g)'),
-        ("ddengine/new.py", '"""A."""\nfrom ddengine.compat import torchvision\ntorchvision.utils.save_image(x)'),
+        ("ddengine/new.py", '"""A."""\nfrom ddengine.system.compat import torchvision\ntorchvision.utils.save_image(x)'),
         ("synth/recipes/new.py", '"""A."""\nfrom buffers.steps import Sgd\nfrom ddengine.recipe import Recipe\nfrom synth import trajectory'),
         ("buffers/new.py", '"""A."""\nimport numpy as np\nimport torch\nnp.random.default_rng(3).permutation(4)\ntorch.load("a", weights_only=True)'),
         ("ddengine/new.py", '"""A."""\n\ndef _f():\n    def g():\n        pass\n\nx.uniform_(generator=g)\n"print(1)"'),

@@ -11,11 +11,19 @@ from helpers import DIGITS, MODEL, TINY_CROSS, run, tiny_data, tiny_env, tiny_st
 from buffers.flat_step import Gsam
 from buffers.smooth import Smooth
 from buffers.steps import Sgd
-from ddengine import distill as outer
-from ddengine import synthetic
-from ddengine.labels import label
-from ddengine.recipe import InitConfig, OptimConfig, OuterConfig, Recipe, TargetConfig, digest, resolved
-from ddengine.rng import generator
+from ddengine import loop as outer
+from ddengine.recipe import (
+    InitConfig,
+    OptimConfig,
+    OuterConfig,
+    Recipe,
+    TargetConfig,
+    digest,
+    resolved,
+)
+from ddengine.sets import synthetic
+from ddengine.sets.labels import label
+from ddengine.system.rng import generator
 from synth.ast import BalancedLoss, IntermediateMatching, WeightNoise
 from synth.datm import GrowingWindow
 from synth.recipes import RECIPES, take

@@ -11,15 +11,15 @@ from loops import for_each
 
 from buffers.steps import Sgd
 from buffers.store import StoreGroup
-from ddengine import distill as outer
-from ddengine.codec import Codec
+from ddengine import loop as outer
 from ddengine.data import DATASETS, Preprocess
-from ddengine.flat import FlatModel
-from ddengine.labels import label
+from ddengine.learning.flat import FlatModel
 from ddengine.models import build_model
 from ddengine.recipe import InitConfig, OptimConfig, Recipe
-from ddengine.rng import generator
-from ddengine.synthetic import CODECS, initial, load
+from ddengine.sets.codec import Codec
+from ddengine.sets.labels import label
+from ddengine.sets.synthetic import CODECS, initial, load
+from ddengine.system.rng import generator
 from ddengine.types import Env
 from synth.datm import GrowingWindow
 from synth.recipes import RECIPES

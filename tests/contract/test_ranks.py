@@ -10,8 +10,9 @@ import torch
 from helpers import CPU, Pull, tiny_data, tiny_set, tiny_store
 from safetensors.torch import load_file
 
-from ddengine import dist, distill
+from ddengine import loop
 from ddengine.recipe import OptimConfig, OuterConfig
+from ddengine.system import dist
 
 TESTS = Path(__file__).resolve().parents[1]
 PROGRAM = f"""
@@ -39,7 +40,7 @@ def work(folder: Path, draws: int) -> None:
     dist.start(CPU)
     data = tiny_data()
     config = OuterConfig(steps=6, draws=draws, optim={"images": OptimConfig(lr=0.1)}, checkpoint_every=6)
-    result, _ = distill.distill(tiny_set(data), Stateless(noise=1.0), config, folder / f"rank{dist.rank()}", seed=0)
+    result, _ = loop.distill(tiny_set(data), Stateless(noise=1.0), config, folder / f"rank{dist.rank()}", seed=0)
     tiny_store(folder / "store", data, num_experts=3, epochs=1)
     torch.save(result.tensors["images"], folder / f"images{dist.rank()}.pt")
 

@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import run
-from ddengine import cli
+from ddengine.commands import cli
 
 RECIPE = "mtt/digits_ipc1"
 NETWORK = "convnet-d2-w8-in"
@@ -28,7 +28,7 @@ TINY = (
     " --outer.steps 3 --evaluation.epochs 1 --evaluation.full_steps 10"
 )
 SETTINGS = f"{RECIPE} --model {NETWORK} {TINY}"
-SAME = f"{SETTINGS} --experts store"  # distils from the store of the fixture
+SAME = f"{SETTINGS} --experts store"  # distills from the store of the fixture
 DATM, AST = "datm/fashion_mnist_ipc1_small", "ast/fashion_mnist_ipc1_small"
 LATE = f"{RECIPE} {TINY} --buffer.model convnet-d1-w8-in --buffer.keep 1 2"  # another network, epochs 1 and 2 only
 
@@ -212,7 +212,7 @@ def unfinished(work: Path) -> None:
 
 
 COMMANDS = [
-    case("unknown-command", "distil", "command 'distil'", "nearest: distill"),
+    case("unknown-command", "distill", "command 'distill'", "nearest: distill"),
     case("no-recipe", "distill", "name of a recipe", RECIPE, "run.py recipes"),
     case("flag-before-recipe", f"buffer --ipc 2 {RECIPE}", "name of a recipe first", RECIPE),
     case("unknown-recipe", "distill mtt/digit_ipc1", "recipe 'mtt/digit_ipc1'", RECIPE),

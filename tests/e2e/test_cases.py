@@ -9,9 +9,9 @@ import torch
 from cases import make
 from helpers import CPU, run
 
-from ddengine import synthetic
 from ddengine.data import load_data
 from ddengine.recipe import DataConfig
+from ddengine.sets import synthetic
 
 pytestmark = pytest.mark.usefixtures("no_chart")
 

@@ -11,11 +11,11 @@ from helpers import CPU, run
 from safetensors.torch import load_file
 
 from buffers.store import ExpertStore
-from ddengine import synthetic
 from ddengine.data import load_data
+from ddengine.learning.teachers import ensemble_logits
 from ddengine.models import build_model
 from ddengine.recipe import DataConfig
-from ddengine.teachers import ensemble_logits
+from ddengine.sets import synthetic
 from synth.statistics import StatisticsObjective
 
 RECIPE = "infer/fashion_mnist_ipc10_small"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from helpers import MODEL, TINY, run
 
-from ddengine import estimate
+from ddengine.plan import estimate
 
 RECIPE = "mtt/digits_ipc1"
 FLAGS = [*TINY, "--outer.evaluate_every", "4", "--evaluation.epochs", "5", "--evaluation.num_networks", "3", "--evaluation.full_steps", "5"]

@@ -27,12 +27,13 @@ from torch.nn.functional import cross_entropy
 from buffers import imports
 from buffers.exchange import load_pt
 from buffers.store import ExpertStore
-from ddengine import cli, synthetic
-from ddengine.codec import MultiFormation, Pixels
+from ddengine.commands import cli
 from ddengine.data import Data, load_data
 from ddengine.models import build_model
 from ddengine.recipe import DataConfig
-from ddengine.rng import generator
+from ddengine.sets import synthetic
+from ddengine.sets.codec import MultiFormation, Pixels
+from ddengine.system.rng import generator
 
 CLASSES = ("cat", "dog", "hen", "owl", "pig", "sea lion")  # of the digits 0 to 5
 ROOT = "my images"
@@ -445,7 +446,7 @@ def test_images_that_cannot_be_images(work, data, capsys):
 
 
 def test_teachers(work, data, capsys):
-    """State dicts in all their wrappings become the store of each network, statistics included, and the printed command distils from them."""
+    """State dicts in all their wrappings become the store of each network, statistics included, and the printed command distills from them."""
     networks = [trained(data, name)[0] for name in TEACHERS]
     first, second = (network.state_dict() for network in networks)
     torch.save(first, "plain.pt")

@@ -7,7 +7,8 @@ import torch
 from helpers import MODEL, run
 from safetensors.torch import load_file
 
-from ddengine import dist, synthetic
+from ddengine.sets import synthetic
+from ddengine.system import dist
 from synth.distribution import DistributionObjective
 from synth.gradient import GradientObjective
 

@@ -13,9 +13,10 @@ import torch
 from helpers import CPU, TINY, run
 from safetensors.torch import load_file
 
-from ddengine import report, synthetic
 from ddengine.data import load_data
+from ddengine.pages import report
 from ddengine.recipe import DataConfig
+from ddengine.sets import synthetic
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = "mtt/digits_ipc1"
@@ -77,7 +78,7 @@ def test_zca_set_round_trip(tmp_path):
     """A whitened set ships its matrix: load.py whitens like the engine, and pictures are pixels again."""
     data = load_data(DataConfig(name="digits", limit=300, zca=True), CPU)
     images = data.train.images(torch.arange(10))
-    from ddengine.codec import Identity
+    from ddengine.sets.codec import Identity
 
     syn = synthetic.SyntheticSet({"images": images}, torch.arange(10), data.class_names, Identity(), data.train.preprocess)
     syn.save(tmp_path / "set", {})
@@ -270,7 +271,7 @@ def test_killed_buffer_and_distill_end_bit_identical(tmp_path, monkeypatch):
 
 def test_interrupted_evaluation_goes_on(done, tmp_path, monkeypatch):
     """The trainings that were finished are not repeated, and the result is that of an uninterrupted evaluation."""
-    from ddengine import evaluate as module
+    from ddengine.evaluation import evaluate as module
 
     args = ["evaluate", str(done / "runs/a"), *QUICK, "--lr_grid", "0.01", "0.03"]
     assert run(*args, "--out", str(tmp_path / "whole")) == 0
@@ -296,8 +297,8 @@ def test_interrupted_evaluation_goes_on(done, tmp_path, monkeypatch):
 
 def test_pictures_of_colour_and_many_images(tmp_path):
     """Grids and comparison for colour images, several per class, more classes than are shown."""
-    from ddengine.codec import Identity
     from ddengine.data import Preprocess, RealSet
+    from ddengine.sets.codec import Identity
 
     preprocess = Preprocess(mean=torch.full((3,), 0.5), std=torch.full((3,), 0.25))
     names = tuple(f"class {i}" for i in range(25))

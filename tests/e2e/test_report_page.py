@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from helpers import TINY, run, tiny_data
 
-from ddengine import page, report
+from ddengine.pages import page, report
 
 sync_api = pytest.importorskip("playwright.sync_api")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

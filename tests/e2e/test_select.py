@@ -7,10 +7,10 @@ import pytest
 import torch
 from helpers import CPU, TINY, run
 
-from ddengine import synthetic
 from ddengine.data import load_data
 from ddengine.recipe import DataConfig
-from ddengine.rng import generator
+from ddengine.sets import synthetic
+from ddengine.system.rng import generator
 
 pytestmark = pytest.mark.usefixtures("no_chart")
 

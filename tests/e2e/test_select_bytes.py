@@ -11,12 +11,15 @@ from helpers import CPU, TINY, run
 from PIL import Image
 from safetensors.torch import load_file
 
-from ddengine import files, handover, report, synthetic
-from ddengine.codec import Identity, Pixels
+from ddengine.artefact import handover
 from ddengine.data import load_data
 from ddengine.data.realset import Subset
+from ddengine.pages import report
 from ddengine.recipe import DataConfig
-from ddengine.synthetic import SyntheticSet
+from ddengine.sets import synthetic
+from ddengine.sets.codec import Identity, Pixels
+from ddengine.sets.synthetic import SyntheticSet
+from ddengine.system import files
 
 RECIPE = "mtt/digits_ipc1"
 SMALL = ["--data.limit", "200", "--model", "convnet-d1-w4-in", "--ipc", "2", "--init.embedding", "pixels"]
@@ -131,7 +134,7 @@ def test_an_older_selection_still_loads(work):
 
 
 SELECTS = [
-    ["--data.validation", "0"],  # the recipe looks at a validation split while it distils
+    ["--data.validation", "0"],  # the recipe looks at a validation split while it distills
     ["--data.validation", "0", "--outer.evaluate_every", "7"],
     ["--evaluation.protocol", "rded"],  # whose labels teachers make, and the recipe has none
     ["--buffer.epochs", "1", "--objective.window.high", "9", "--targets.kind", "logits"],  # no segment would fit
@@ -161,7 +164,7 @@ def test_distill_still_refuses_what_does_not_fit(work, capsys):
 def test_the_names_of_experts_are_sorted_by_number(tmp_path):
     """From the 10,000th on they have a digit more."""
     from buffers.store import finished, shard_path
-    from ddengine import describe
+    from ddengine.artefact import describe
 
     numbers = [3, 9_999, 10_000, 100_000]
     for number in reversed(numbers):

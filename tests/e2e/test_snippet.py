@@ -64,7 +64,7 @@ def test_the_snippet_reaches_what_evaluate_reports(tmp_path, monkeypatch):
 def test_what_the_readme_says_of_the_demo_is_in_it():
     """The network of the snippet is that of the demo's recipe: as many parameters, of the same shapes."""
     from ddengine.models import build_model
-    from ddengine.rng import generator
+    from ddengine.system.rng import generator
 
     text = block("from load import load, train", "python")
     network = eval(re.search(r"network = (torch\.nn\.Sequential\(.*?\n\))", text, re.DOTALL)[1])  # type: ignore[index]

@@ -9,7 +9,7 @@ import torch
 from helpers import run
 from PIL import Image
 
-from ddengine import cli
+from ddengine.commands import cli
 
 pytestmark = pytest.mark.usefixtures("no_chart")
 

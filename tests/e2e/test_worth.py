@@ -11,9 +11,9 @@ from helpers import CPU, MODEL, run
 from PIL import Image
 from safetensors.torch import load_file
 
-from ddengine import synthetic
 from ddengine.data import load_data
 from ddengine.recipe import DataConfig
+from ddengine.sets import synthetic
 
 DM = "dm/fashion_mnist_ipc1_small"
 DIGITS = [

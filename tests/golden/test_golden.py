@@ -14,21 +14,21 @@ from torch.nn import functional
 from buffers.flat_step import Gsam, perturbation
 from buffers.smooth import Smooth, gradient_penalty
 from buffers.steps import Sgd
-from ddengine import augment
-from ddengine import distill as outer
-from ddengine.augment import MixUp
-from ddengine.codec import Compensated, Identity, MultiFormation
+from ddengine import loop as outer
 from ddengine.data import Preprocess, RealSet
 from ddengine.data.preprocess import fit_zca
-from ddengine.errors import UserError
-from ddengine.flat import FlatModel, flatten, unflatten_into
-from ddengine.losses import kl, mixed_logits, nkd, task_loss
+from ddengine.learning import augment
+from ddengine.learning.augment import MixUp
+from ddengine.learning.flat import FlatModel, flatten, unflatten_into
+from ddengine.learning.losses import kl, mixed_logits, nkd, task_loss
+from ddengine.learning.training import schedule, teacher_logits
+from ddengine.learning.unroll import eager_gradient, unroll
 from ddengine.models.convnet import ConvNet
 from ddengine.recipe import AugmentConfig, EvalConfig, OptimConfig, OuterConfig
-from ddengine.synthetic import SyntheticSet
-from ddengine.training import schedule, teacher_logits
+from ddengine.sets.codec import Compensated, Identity, MultiFormation
+from ddengine.sets.synthetic import SyntheticSet
+from ddengine.system.errors import UserError
 from ddengine.types import Env
-from ddengine.unroll import eager_gradient, unroll
 from synth.ast import BalancedLoss, IntermediateMatching, perturbed
 from synth.compensator import BaseSets
 from synth.datm import GrowingWindow

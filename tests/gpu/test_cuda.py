@@ -10,16 +10,16 @@ from helpers import TINY, TINY_CROSS, Pull, run, tiny_data, tiny_set
 from safetensors.torch import load_file
 from torch.nn import functional
 
-from ddengine import augment, training
-from ddengine import distill as outer
+from ddengine import loop as outer
 from ddengine.data import Subset, load_data
-from ddengine.flat import FlatModel, flatten
+from ddengine.learning import augment, training
+from ddengine.learning.flat import FlatModel, flatten
+from ddengine.learning.unroll import compiled_gradient, eager_gradient, unroll
 from ddengine.models import build_model
 from ddengine.recipe import DSA_OPS, AugmentConfig, DataConfig, EvalConfig, OptimConfig, OuterConfig
-from ddengine.rng import generator
-from ddengine.synthetic import initial
+from ddengine.sets.synthetic import initial
+from ddengine.system.rng import generator
 from ddengine.types import Env
-from ddengine.unroll import compiled_gradient, eager_gradient, unroll
 from synth.recipes import find
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]

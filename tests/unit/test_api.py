@@ -21,11 +21,11 @@ import buffers
 import ddengine
 from buffers.store import StoreGroup
 from ddengine import api
-from ddengine import distill as outer
+from ddengine import loop as outer
 from ddengine.data import load_data
 from ddengine.data.dataset import data_of
-from ddengine.errors import UserError
 from ddengine.recipe import BufferConfig, DataConfig
+from ddengine.system.errors import UserError
 from synth.recipes import find
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -246,20 +246,20 @@ def test_distil_equals_the_command_line(digits, tmp_path, monkeypatch):
     recipe = replace(MTT, data=config)
     store = buffers.generate(dataset, recipe.buffer, model=recipe.model, data=config, folder="own")
     shipped = load_file("mtt/distilled/data.safetensors")
-    syn = ddengine.distil(dataset, recipe, store)
+    syn = ddengine.distill(dataset, recipe, store)
     assert {"images", "lr"} <= syn.tensors.keys() and all(torch.equal(v, shipped[k]) for k, v in syn.tensors.items())
     assert torch.equal(syn.classes, shipped["classes"])
     flags = ["--data.name", "digits", "--data.limit", "200", "--model", MODEL, "--objective.real_batch", "10"]
     steps = ["--outer.steps", "6", "--outer.evaluate_every", "0"]
     assert run("distill", DM.name, *flags, *steps, "--out", "dm", "--seed", "5") == 0
-    syn = ddengine.distil(dataset, replace(DM, data=config), seed=5)
+    syn = ddengine.distill(dataset, replace(DM, data=config), seed=5)
     assert torch.equal(syn.tensors["images"], load_file("dm/distilled/data.safetensors")["images"])
 
 
 def test_distil_data_is_the_core_of_distil(digits):
     data = data_of(digits, OWN, CPU)
-    assert same(ddengine.distil(digits, DM, device="cpu"), api.distil_data(data, DM, device=CPU))
-    assert not same(ddengine.distil(digits, DM, seed=1), api.distil_data(data, DM, device=CPU))
+    assert same(ddengine.distill(digits, DM, device="cpu"), api.distill_data(data, DM, device=CPU))
+    assert not same(ddengine.distill(digits, DM, seed=1), api.distill_data(data, DM, device=CPU))
 
 
 def test_nothing_is_left_and_the_global_generator_is_as_it_was(digits, experts, tmp_path, monkeypatch):
@@ -267,15 +267,15 @@ def test_nothing_is_left_and_the_global_generator_is_as_it_was(digits, experts, 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     before = torch.get_rng_state()
     numbers = np.random.get_state()[1].copy()  # noqa: NPY002
-    ddengine.distil(digits, DM)
-    ddengine.distil(digits, MTT, experts)
+    ddengine.distill(digits, DM)
+    ddengine.distill(digits, MTT, experts)
     assert torch.equal(torch.get_rng_state(), before) and (np.random.get_state()[1] == numbers).all()  # noqa: NPY002
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_interrupted_folder_resumes_to_the_bit(digits, tmp_path, monkeypatch):
     """Stopped after four steps, continued, read when finished; other settings are refused."""
-    folder, wanted = tmp_path / "run", ddengine.distil(digits, DM)
+    folder, wanted = tmp_path / "run", ddengine.distill(digits, DM)
     step, stops = outer.outer_step, iter([False] * 5 + [True])
 
     def stopping(*args):
@@ -286,22 +286,22 @@ def test_an_interrupted_folder_resumes_to_the_bit(digits, tmp_path, monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr(outer, "outer_step", stopping)
         with pytest.raises(KeyboardInterrupt):
-            ddengine.distil(digits, DM, folder=folder)
+            ddengine.distill(digits, DM, folder=folder)
     assert not (folder / "distilled").exists()
     made = []
     monkeypatch.setattr(outer, "outer_step", lambda *args: made.append(args[3].step) or step(*args))
-    assert same(ddengine.distil(digits, DM, folder=str(folder)), wanted) and made == [4, 5]
-    assert same(ddengine.distil(digits, DM, folder=folder), wanted) and made == [4, 5]
+    assert same(ddengine.distill(digits, DM, folder=str(folder)), wanted) and made == [4, 5]
+    assert same(ddengine.distill(digits, DM, folder=folder), wanted) and made == [4, 5]
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6] and "validation_accuracy" in lines[2]
     assert len(list((folder / "progress").glob("*.png"))) == 3
     assert same(ddengine.load(folder), wanted) and same(ddengine.load(folder / "distilled"), wanted)
     with pytest.raises(UserError, match="other settings; name another folder, or delete this one"):
-        ddengine.distil(digits, DM, seed=1, folder=folder)
+        ddengine.distill(digits, DM, seed=1, folder=folder)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter.txt").write_text("dear")
     with pytest.raises(UserError, match="not empty and not a run"):
-        ddengine.distil(digits, DM, folder=tmp_path / "full")
+        ddengine.distill(digits, DM, folder=tmp_path / "full")
 
 
 def test_a_client_with_two_classes(digits, tmp_path):
@@ -309,40 +309,40 @@ def test_a_client_with_two_classes(digits, tmp_path):
     pixels, labels = digits
     mine = (labels == 3) | (labels == 7)
     client = TensorDataset(pixels[mine], labels[mine])
-    alone = ddengine.distil(client, DM)
+    alone = ddengine.distill(client, DM)
     assert alone.class_names == ("3", "7") and alone.classes.tolist() == [0, 1]
     names = [f"digit {i}" for i in range(10)]
-    syn = ddengine.distil(client, DM, classes=names)
+    syn = ddengine.distill(client, DM, classes=names)
     assert syn.class_names == tuple(names) and syn.classes.tolist() == [3, 7] and torch.equal(syn.tensors["images"], alone.tensors["images"])
     assert syn.batch(torch.arange(2)).targets.tolist() == [3, 7]
     soft = replace(MTT, targets=replace(MTT.targets, kind="logits", experts="all", relabel=True))
     store = buffers.generate(client, soft, folder=tmp_path / "store")
     with pytest.raises(UserError, match="2 of the 10 classes"):
-        ddengine.distil(client, soft, store, classes=names)
+        ddengine.distill(client, soft, store, classes=names)
     for twice in (["same"] * 10, [*"0123456789", 3]):
         with pytest.raises(UserError, match="names a class twice"):
-            ddengine.distil(object(), DM, classes=twice)  # before the dataset is looked at
+            ddengine.distill(object(), DM, classes=twice)  # before the dataset is looked at
     with pytest.raises(UserError, match="give a list of names"):
-        ddengine.distil(client, DM, classes="0123456789")
-    assert ddengine.distil(client, DM, classes=range(10)).class_names == tuple("0123456789")
+        ddengine.distill(client, DM, classes="0123456789")
+    assert ddengine.distill(client, DM, classes=range(10)).class_names == tuple("0123456789")
 
 
 def test_the_folder_has_the_ids_of_the_set_that_is_returned(digits, tmp_path):
     pixels, labels = digits
     mine = (labels == 3) | (labels == 7)
     client, folder = TensorDataset(pixels[mine], labels[mine]), tmp_path / "run"
-    syn = ddengine.distil(client, DM, classes=range(10), folder=folder)
-    for other in (ddengine.load(folder), ddengine.distil(client, DM, classes=range(10), folder=folder)):
+    syn = ddengine.distill(client, DM, classes=range(10), folder=folder)
+    for other in (ddengine.load(folder), ddengine.distill(client, DM, classes=range(10), folder=folder)):
         assert same(other, syn) and other.classes.tolist() == syn.classes.tolist() == [3, 7] and other.class_names == syn.class_names
     with pytest.raises(UserError, match="other settings"):
-        ddengine.distil(client, DM, folder=folder)
+        ddengine.distill(client, DM, folder=folder)
     assert sorted(p.name for p in (folder / "distilled" / "images").iterdir()) == ["0003_3", "0007_7"]
 
 
 def test_what_is_kept_does_not_say_the_dataset_of_the_recipe(digits, tmp_path, capsys):
     """Nor its licence, nor its published figure; and sets of such data have no classes that could be matched."""
     fashion = replace(DM, data=DataConfig(name="fashion_mnist", root="somewhere"), published=find("dm/fashion_mnist_ipc1_small").published)
-    ddengine.distil(digits, fashion, folder=tmp_path / "run")
+    ddengine.distill(digits, fashion, folder=tmp_path / "run")
     for path in ("recipe.json", "distilled/meta.json"):
         recipe = json.loads((tmp_path / "run" / path).read_text())["recipe"]
         assert recipe["data"]["name"] == "own" and recipe["data"]["root"] is None and recipe["published"] is None
@@ -358,10 +358,10 @@ def test_settings_that_do_not_go_are_a_sentence(digits, tmp_path):
     (tmp_path / "file").write_text("dear")
     few = replace(DM, data=replace(OWN, classes=(3, 7)))
     for call, words in (
-        (lambda: ddengine.distil(digits, few), r"data.classes 3 7 .*torch\.utils\.data\.Subset"),
+        (lambda: ddengine.distill(digits, few), r"data.classes 3 7 .*torch\.utils\.data\.Subset"),
         (lambda: buffers.generate(digits, replace(MTT, data=few.data), folder=tmp_path / "s"), r"data.classes 3 7"),
-        (lambda: ddengine.distil(object(), DM, folder=tmp_path / "file"), "is a file; name a folder"),
-        (lambda: ddengine.distil(object(), DM, precision="fp16"), "Unknown precision 'fp16'.*bf16"),
+        (lambda: ddengine.distill(object(), DM, folder=tmp_path / "file"), "is a file; name a folder"),
+        (lambda: ddengine.distill(object(), DM, precision="fp16"), "Unknown precision 'fp16'.*bf16"),
         (lambda: buffers.generate(object(), MTT, precision="half"), "Unknown precision 'half'.*bf16"),
     ):
         with pytest.raises(UserError, match=words) as error:
@@ -373,11 +373,11 @@ def test_start_from_given_images(digits):
     """With no steps they come back; their form is checked."""
     still = replace(DM, ipc=2, outer=replace(DM.outer, steps=0))
     images = torch.rand(20, 1, 8, 8, generator=Generator().manual_seed(1))
-    syn = ddengine.distil(digits, still, images=images)
+    syn = ddengine.distill(digits, still, images=images)
     assert torch.allclose(syn.pixels(), images, atol=1e-6) and syn.classes.tolist() == [c for c in range(10) for _ in range(2)]
     for wrong, words in ((images[:10], "shape"), (images * 2, r"in \[0, 1\]"), ((images * 255).byte(), "torch.uint8")):
         with pytest.raises(UserError, match=words):
-            ddengine.distil(digits, still, images=wrong)
+            ddengine.distill(digits, still, images=wrong)
 
 
 SNIPPET = """\
@@ -395,13 +395,13 @@ dataset = TensorDataset(torch.tensor(digits.images / 16), torch.tensor(digits.ta
 
 recipe = find("dm/fashion_mnist_ipc1_small")
 recipe = replace(recipe, model="convnet-d1-w16-in", data=replace(recipe.data, limit=None), outer=replace(recipe.outer, steps=50))
-syn = ddengine.distil(dataset, recipe)
+syn = ddengine.distill(dataset, recipe)
 images, labels = syn.batch(torch.arange(len(syn)))  # ready to train on; syn.pixels() are to look at
 
 recipe = find("mtt/digits_ipc1")  # needs experts
 recipe = replace(recipe, model="mlp", outer=replace(recipe.outer, steps=20), buffer=replace(recipe.buffer, num_experts=2))
 experts = buffers.generate(dataset, recipe)  # stored in experts/, trained once
-syn = ddengine.distil(dataset, recipe, experts)
+syn = ddengine.distill(dataset, recipe, experts)
 """
 
 
@@ -413,7 +413,7 @@ def test_the_snippet_of_the_readme(tmp_path, monkeypatch):
     assert space["images"].shape == (10, 1, 8, 8) and space["labels"].tolist() == list(range(10))
     assert space["syn"].lr is not None and len(space["syn"]) == 10
     readme = (ROOT / "README.md").read_text()
-    assert "ddengine.distil(" not in readme or SNIPPET in readme
+    assert "ddengine.distill(" not in readme or SNIPPET in readme
 
 
 # Experts
@@ -421,9 +421,9 @@ def test_the_snippet_of_the_readme(tmp_path, monkeypatch):
 
 def test_experts_are_asked_for(digits):
     with pytest.raises(UserError, match=r"needs experts.*buffers\.generate\(dataset, recipe\)"):
-        ddengine.distil(digits, MTT)
+        ddengine.distill(digits, MTT)
     with pytest.raises(UserError, match="is a str"):
-        ddengine.distil(digits, "dm/cifar10_ipc1")
+        ddengine.distill(digits, "dm/cifar10_ipc1")
 
 
 def test_experts_of_something_else_are_refused(digits, experts):
@@ -436,10 +436,10 @@ def test_experts_of_something_else_are_refused(digits, experts):
     ]
     for dataset, recipe, words in refused:
         with pytest.raises(UserError, match=words):
-            ddengine.distil(dataset, recipe, experts)
+            ddengine.distill(dataset, recipe, experts)
     data = data_of(digits, OWN, CPU, stored=lambda digest: ddengine_shifted(experts.preprocess))
     with pytest.raises(UserError, match="another preprocessing"):
-        api.distil_data(data, MTT, experts=experts, device=CPU)
+        api.distill_data(data, MTT, experts=experts, device=CPU)
 
 
 def ddengine_shifted(preprocess):
@@ -453,15 +453,15 @@ def test_the_preprocessing_of_experts_is_kept(digits, experts, tmp_path):
     folder.mkdir()
     for path in experts.folder.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
-    from ddengine import files
+    from ddengine.system import files
 
     files.write_tensors(folder / "preprocess.safetensors", ddengine_shifted(experts.preprocess).tensors())
     store = buffers.generate(digits, MTT, folder=folder)
-    assert torch.equal(ddengine.distil(digits, MTT, store).preprocess.mean, experts.preprocess.mean + 0.1)
+    assert torch.equal(ddengine.distill(digits, MTT, store).preprocess.mean, experts.preprocess.mean + 0.1)
 
 
 def test_experts_that_nobody_reads_are_ignored(digits, experts, capsys):
-    assert same(ddengine.distil(digits, DM, experts), ddengine.distil(digits, DM))
+    assert same(ddengine.distill(digits, DM, experts), ddengine.distill(digits, DM))
     assert "reads no experts" in capsys.readouterr().out
 
 
@@ -493,9 +493,9 @@ def test_teachers_are_a_group(digits, tmp_path):
     )  # fmt: skip
     group = buffers.generate(digits, recipe, folder=tmp_path / "teachers")
     assert isinstance(group, StoreGroup) and sorted(p.name for p in (tmp_path / "teachers").iterdir()) == [MODEL, "mlp"]
-    assert len(ddengine.distil(digits, recipe, group)) == 10
+    assert len(ddengine.distill(digits, recipe, group)) == 10
     with pytest.raises(UserError, match="recipe wants"):
-        ddengine.distil(digits, recipe, group.stores[0])
+        ddengine.distill(digits, recipe, group.stores[0])
 
 
 # The package
@@ -503,10 +503,10 @@ def test_teachers_are_a_group(digits, tmp_path):
 
 def test_importing_a_part_does_not_import_the_whole():
     program = (
-        "import sys, ddengine, buffers, ddengine.errors, buffers.steps; print([m for m in ('ddengine.api', 'ddengine.synthetic', 'torchvision', "
-        "'kornia', 'buffers.own', 'ddengine.evaluate') if m in sys.modules]); assert not hasattr(ddengine, 'no_such_name')\n"
-        "from ddengine import Recipe, UserError, distil, load; from ddengine import distill; from buffers import generate, store\n"
-        "assert callable(distil) and callable(generate) and callable(distill.distill) and 'torchvision' not in sys.modules"
+        "import sys, ddengine, buffers, ddengine.system.errors, buffers.steps; print([m for m in ('ddengine.api', 'ddengine.sets.synthetic', 'torchvision', "
+        "'kornia', 'buffers.own', 'ddengine.evaluation.evaluate') if m in sys.modules]); assert not hasattr(ddengine, 'no_such_name')\n"
+        "from ddengine import Recipe, UserError, distill, load, loop; from buffers import generate, store\n"
+        "assert callable(distill) and callable(generate) and callable(loop.distill) and 'torchvision' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, env=dict(os.environ))
     assert done.returncode == 0 and done.stdout.strip() == "[]", done.stderr

@@ -10,13 +10,13 @@ import scipy.stats
 import torch
 from torch.nn import functional
 
-from ddengine import augment
-from ddengine.augment import AugmentDraw
-from ddengine.compat import torchvision
-from ddengine.errors import UserError
-from ddengine.losses import mixed_loss, task_loss
+from ddengine.learning import augment
+from ddengine.learning.augment import AugmentDraw
+from ddengine.learning.losses import mixed_loss, task_loss
 from ddengine.recipe import DSA_OPS, OPS, AugmentConfig
-from ddengine.rng import generator
+from ddengine.system.compat import torchvision
+from ddengine.system.errors import UserError
+from ddengine.system.rng import generator
 
 F64 = torch.float64
 ALL = AugmentConfig()

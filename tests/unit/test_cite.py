@@ -11,10 +11,10 @@ import pytest
 from loops import for_each
 
 from buffers.steps import Sgd
-from ddengine.codec import Identity
 from ddengine.data import DATASETS
-from ddengine.errors import UserError
 from ddengine.recipe import AugmentConfig
+from ddengine.sets.codec import Identity
+from ddengine.system.errors import UserError
 from synth.recipes import RECIPES, find
 from synth.recipes.cite import DATASET_CITES, bibtex, entries, keys
 

@@ -7,15 +7,24 @@ import pytest
 import torch
 from helpers import CPU, DIGITS, MODEL, new_model, tiny_data
 
-from ddengine import class_order
-from ddengine.class_order import fit_of_means, fit_of_networks, fit_of_predictions, fit_of_set, in_order, likely_orders, resolve, with_numbers
-from ddengine.codec import Identity
-from ddengine.coreset import random_index
+from ddengine.artefact import class_order
+from ddengine.artefact.class_order import (
+    fit_of_means,
+    fit_of_networks,
+    fit_of_predictions,
+    fit_of_set,
+    in_order,
+    likely_orders,
+    resolve,
+    with_numbers,
+)
 from ddengine.data import load_data
 from ddengine.data.subset import class_subset
-from ddengine.errors import UserError
-from ddengine.rng import generator
-from ddengine.synthetic import SyntheticSet
+from ddengine.sets.codec import Identity
+from ddengine.sets.coreset import random_index
+from ddengine.sets.synthetic import SyntheticSet
+from ddengine.system.errors import UserError
+from ddengine.system.rng import generator
 
 ANIMALS = ("cat", "dog", "owl", "sea lion")
 AS_WORDS = tuple(sorted(map(str, range(12))))  # 0, 1, 10, 11, 2 ...

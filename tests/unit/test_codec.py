@@ -14,16 +14,16 @@ from matching import tiny_world
 from safetensors.torch import load_file
 from torch.nn import functional
 
-from ddengine import synthetic
-from ddengine.codec import PADDING, Identity, MultiFormation, resize
+from ddengine.artefact.exchange import export_set
 from ddengine.data import Preprocess, load_data
-from ddengine.errors import UserError
-from ddengine.exchange import export_set
-from ddengine.flat import unflatten_into
-from ddengine.labels import label
+from ddengine.learning.flat import unflatten_into
 from ddengine.recipe import AugmentConfig, DataConfig, TargetConfig
-from ddengine.rng import generator
-from ddengine.synthetic import SyntheticSet, coded
+from ddengine.sets import synthetic
+from ddengine.sets.codec import PADDING, Identity, MultiFormation, resize
+from ddengine.sets.labels import label
+from ddengine.sets.synthetic import SyntheticSet, coded
+from ddengine.system.errors import UserError
+from ddengine.system.rng import generator
 from synth.trajectory import TrajectoryMatching, UniformWindow
 
 F64 = torch.float64

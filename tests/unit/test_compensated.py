@@ -10,14 +10,14 @@ import torch
 from helpers import CPU, shipped_loader, tiny_data
 from safetensors.torch import load_file
 
-from ddengine import synthetic
-from ddengine.codec import Compensated, Identity, Pixels
-from ddengine.coreset import random_index
 from ddengine.data import Preprocess, load_data
-from ddengine.errors import UserError
 from ddengine.recipe import DataConfig
-from ddengine.rng import generator
-from ddengine.synthetic import SyntheticSet, coded
+from ddengine.sets import synthetic
+from ddengine.sets.codec import Compensated, Identity, Pixels
+from ddengine.sets.coreset import random_index
+from ddengine.sets.synthetic import SyntheticSet, coded
+from ddengine.system.errors import UserError
+from ddengine.system.rng import generator
 
 
 @pytest.fixture(scope="module")

@@ -7,15 +7,24 @@ import pytest
 import torch
 from rich.console import Console
 
-from ddengine import continual, files, training
-from ddengine.codec import Identity, MultiFormation
-from ddengine.continual import ContinualConfig, class_order, forgetting, image_bytes, images_per_class, kept
 from ddengine.data import load_data
-from ddengine.errors import UserError
+from ddengine.learning import training
 from ddengine.models import build_model
 from ddengine.recipe import AugmentConfig, DataConfig, TargetConfig
-from ddengine.rng import generator
-from ddengine.synthetic import SyntheticSet
+from ddengine.sets.codec import Identity, MultiFormation
+from ddengine.sets.synthetic import SyntheticSet
+from ddengine.system import files
+from ddengine.system.errors import UserError
+from ddengine.system.rng import generator
+from ddengine.uses import continual
+from ddengine.uses.continual import (
+    ContinualConfig,
+    class_order,
+    forgetting,
+    image_bytes,
+    images_per_class,
+    kept,
+)
 from synth.recipes import RECIPES
 
 CPU = torch.device("cpu")
@@ -44,8 +53,8 @@ def means(data, recipe, seed, name):
     return SyntheticSet({"images": torch.stack(images), "lr": torch.tensor(0.1)}, classes, data.class_names, Identity(), data.train.preprocess)
 
 
-def run(data, config=SMALL, distil=means, recipe=RECIPE, **settings):
-    return continual.run(data, recipe, config, distil, seed=0, device=CPU, **settings)
+def run(data, config=SMALL, distill=means, recipe=RECIPE, **settings):
+    return continual.run(data, recipe, config, distill, seed=0, device=CPU, **settings)
 
 
 def timeless(result):
@@ -103,7 +112,7 @@ def test_what_cannot_be_run_is_refused_before_any_work(digits):
 
     for recipe in (replace(RECIPE, codec=MultiFormation()), replace(RECIPE, targets=TargetConfig(kind="logits", experts="all", relabel=True))):
         with pytest.raises(UserError, match="a memory keeps plain images"):
-            run(digits, distil=never, recipe=recipe)
+            run(digits, distill=never, recipe=recipe)
     with pytest.raises(UserError, match="set stages to at most 5"):
         run(digits, replace(SMALL, stages=6), never)
     for change, message in [({"stages": 1}, "at least 2"), ({"memories": ()}, "at least one"), ({"memories": ("rndom",)}, "nearest: random")]:
@@ -126,13 +135,13 @@ def test_orders_differ_between_repeats_and_are_equal_between_memories(digits):
 
 def test_every_memory_sees_the_images_of_its_stage_only(digits, monkeypatch):
     seen = []
-    real_selection = continual.init.selected_index
+    real_selection = continual.start.selected_index
 
     def watched(real, num, names, *rest, **settings):
         seen.append(("chosen", names, real.digest))
         return real_selection(real, num, names, *rest, **settings)
 
-    def distil(data, recipe, seed, name):
+    def distill(data, recipe, seed, name):
         assert data.test is None and recipe.ipc == 2 and len(data.validation) < len(digits.validation)
         assert recipe.data.classes == tuple(digits.class_names.index(n) for n in data.class_names)
         assert data.train.preprocess is digits.train.preprocess
@@ -140,7 +149,7 @@ def test_every_memory_sees_the_images_of_its_stage_only(digits, monkeypatch):
         return means(data, recipe, seed, name)
 
     monkeypatch.setattr(continual.init, "selected_index", watched)
-    result = run(digits, replace(SMALL, memories=("distilled", "random", "herding"), repeats=1), distil)
+    result = run(digits, replace(SMALL, memories=("distilled", "random", "herding"), repeats=1), distill)
     stages = [tuple(names) for names in result["stages"][0]]
     assert [s[:2] for s in seen] == [("distilled", n) for n in stages] + [("chosen", n) for n in stages] * 2
     own = {names: digest for kind, names, digest in seen if kind == "distilled"}
@@ -270,15 +279,15 @@ def test_a_lost_network_is_made_again(digits, tmp_path, monkeypatch):
 def test_stored_pieces_of_another_seed_are_not_taken(digits, tmp_path):
     names = []
 
-    def distil(data, recipe, seed, name):
+    def distill(data, recipe, seed, name):
         names.append((name, seed))
         return means(data, recipe, seed, name)
 
     config = replace(SMALL, repeats=1, memories=("distilled",))
-    run(digits, config, distil, work=tmp_path)
-    run(digits, replace(config, strategy="replay"), distil, work=tmp_path)
+    run(digits, config, distill, work=tmp_path)
+    run(digits, replace(config, strategy="replay"), distill, work=tmp_path)
     assert len(names) == 2  # the strategy does not matter
-    continual.run(digits, RECIPE, config, distil, seed=1, device=CPU, work=tmp_path)
+    continual.run(digits, RECIPE, config, distill, seed=1, device=CPU, work=tmp_path)
     assert len(names) == 4 and len({seed for _, seed in names}) == 4
 
 
@@ -326,10 +335,10 @@ def test_a_plot_and_a_table_of_a_result_that_went_through_json(digits, tmp_path)
 
 
 def test_the_true_objective_fills_a_memory(digits):
-    from ddengine.api import distil_data
+    from ddengine.api import distill_data
 
-    def distil(data, recipe, seed, name):
-        return distil_data(data, recipe, seed=seed, device=CPU)
+    def distill(data, recipe, seed, name):
+        return distill_data(data, recipe, seed=seed, device=CPU)
 
-    result = run(digits, replace(SMALL, repeats=1, memories=("distilled",)), distil)
+    result = run(digits, replace(SMALL, repeats=1, memories=("distilled",)), distill)
     assert result["memories"]["distilled"]["images_per_class"] == 2 and result["memories"]["distilled"]["final"]["mean"] > 0.15

@@ -8,14 +8,24 @@ import pytest
 import torch
 from torch import nn
 
-from ddengine import coreset, training
-from ddengine.coreset import Forgetting, el2n_index, el2n_scores, forgetting_index, forgetting_scores, k_centre_index, k_means_index, ranked_index
 from ddengine.data import Preprocess, RealSet
-from ddengine.errors import UserError
-from ddengine.init import INITIALISERS, SELECTIONS, selected_index
+from ddengine.learning import training
 from ddengine.models import build_model
 from ddengine.recipe import BASELINES, InitConfig
-from ddengine.rng import generator
+from ddengine.sets import coreset
+from ddengine.sets.coreset import (
+    Forgetting,
+    el2n_index,
+    el2n_scores,
+    forgetting_index,
+    forgetting_scores,
+    k_centre_index,
+    k_means_index,
+    ranked_index,
+)
+from ddengine.sets.start import INITIALISERS, SELECTIONS, selected_index
+from ddengine.system.errors import UserError
+from ddengine.system.rng import generator
 
 SHAPE, NAMES = (1, 8, 8), ("ant", "bee", "cat")
 PLAIN = Preprocess(mean=torch.tensor([0.0]), std=torch.tensor([1.0]))

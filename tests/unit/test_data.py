@@ -18,9 +18,9 @@ from ddengine.data.load import data_from
 from ddengine.data.preprocess import fit_zca
 from ddengine.data.realset import Subset
 from ddengine.data.source import Source, hold_out, part_of_array
-from ddengine.errors import UserError
 from ddengine.recipe import DataConfig
-from ddengine.rng import generator
+from ddengine.system.errors import UserError
+from ddengine.system.rng import generator
 
 CPU = torch.device("cpu")
 PLAIN = Preprocess(mean=torch.zeros(1), std=torch.ones(1))  # pixels as they are

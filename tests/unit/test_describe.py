@@ -12,13 +12,13 @@ from rich.console import Console
 
 from buffers.experts import generate
 from buffers.steps import Sgd
-from ddengine import describe as describe_module
-from ddengine import files, log
-from ddengine.describe import Part, describe, shown
-from ddengine.distill import Counters, State, save_checkpoint
-from ddengine.errors import UserError
+from ddengine.artefact import describe as describe_module
+from ddengine.artefact.describe import Part, describe, shown
+from ddengine.loop import Counters, State, save_checkpoint
 from ddengine.recipe import BufferConfig
-from ddengine.rng import generator
+from ddengine.system import files, log
+from ddengine.system.errors import UserError
+from ddengine.system.rng import generator
 
 RECIPE = {"name": "dm/digits", "model": MODEL, "ipc": 2, "data": {"name": "digits"}, "outer": {"steps": 50}, "objective": {"type": "DM"}}
 ROWS = [
@@ -233,7 +233,7 @@ def test_no_such_folder(tmp_path):
 def test_nothing_slow_is_imported(world):
     """Inspecting takes as long as importing torch."""
     code = (
-        "import sys; from pathlib import Path; from ddengine.describe import describe, shown; shown(describe(Path(sys.argv[1])));"
+        "import sys; from pathlib import Path; from ddengine.artefact.describe import describe, shown; shown(describe(Path(sys.argv[1])));"
         "print([m for m in ('torchvision', 'matplotlib', 'sklearn', 'pyarrow', 'datasets', 'buffers') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code, str(world / "runs/done")], capture_output=True, text=True, check=True)

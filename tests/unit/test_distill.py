@@ -9,10 +9,10 @@ import pytest
 import torch
 from helpers import Pull, tiny_data, tiny_set
 
-from ddengine import distill as outer
-from ddengine.errors import UserError
-from ddengine.files import read_tensors
+from ddengine import loop as outer
 from ddengine.recipe import OptimConfig, OuterConfig
+from ddengine.system.errors import UserError
+from ddengine.system.files import read_tensors
 
 
 @pytest.fixture(scope="module")

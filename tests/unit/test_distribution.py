@@ -6,12 +6,12 @@ import pytest
 import torch
 from matching import close, draws_of, ours, own_examples, tiny_world
 
-from ddengine import augment
-from ddengine.codec import MultiFormation
 from ddengine.data import RealSet
-from ddengine.errors import UserError
+from ddengine.learning import augment
 from ddengine.recipe import AugmentConfig
-from ddengine.rng import generator
+from ddengine.sets.codec import MultiFormation
+from ddengine.system.errors import UserError
+from ddengine.system.rng import generator
 from synth.distribution import DistributionMatching, distance
 from synth.networks import OnReal, OnSynthetic, Untrained
 

@@ -9,11 +9,13 @@ import torch
 from helpers import CPU, DIGITS, MODEL, new_model, tiny_data, tiny_set
 from torch import nn
 
-from ddengine import estimate, runtime, training
 from ddengine.data import load_data
-from ddengine.errors import UserError
-from ddengine.evaluate import PROTOCOLS, evaluate, validate
-from ddengine.rng import generator
+from ddengine.evaluation.evaluate import PROTOCOLS, evaluate, validate
+from ddengine.learning import training
+from ddengine.plan import estimate
+from ddengine.system import runtime
+from ddengine.system.errors import UserError
+from ddengine.system.rng import generator
 from synth.recipes import find
 
 TINY_EVALUATION = replace(

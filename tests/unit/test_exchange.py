@@ -13,12 +13,12 @@ from helpers import DIGITS, MODEL, new_model, tiny_data, tiny_store
 from buffers import exchange, store
 from buffers.steps import Sgd
 from buffers.store import ExpertStore
-from ddengine import exchange as sets
-from ddengine.codec import Identity
-from ddengine.errors import UserError
+from ddengine.artefact import exchange as sets
 from ddengine.recipe import BufferConfig
-from ddengine.rng import generator
-from ddengine.synthetic import SyntheticSet
+from ddengine.sets.codec import Identity
+from ddengine.sets.synthetic import SyntheticSet
+from ddengine.system.errors import UserError
+from ddengine.system.rng import generator
 
 CONFIG = BufferConfig(step=Sgd(lr=0.05), num_experts=2, epochs=3, batch=64)
 

@@ -11,8 +11,8 @@ from PIL import Image
 
 from ddengine.data import load_data
 from ddengine.data.images import open_image
-from ddengine.errors import UserError
 from ddengine.recipe import DataConfig
+from ddengine.system.errors import UserError
 
 
 def load(root, name="folder", **settings):

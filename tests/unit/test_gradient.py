@@ -5,14 +5,22 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from matching import close, cross_entropy, ours, own_examples, plain_distance, plain_gradient_matching, tiny_world
+from matching import (
+    close,
+    cross_entropy,
+    ours,
+    own_examples,
+    plain_distance,
+    plain_gradient_matching,
+    tiny_world,
+)
 
-from ddengine.codec import MultiFormation
 from ddengine.data import RealSet
-from ddengine.errors import UserError
-from ddengine.flat import FlatModel
+from ddengine.learning.flat import FlatModel
 from ddengine.recipe import AugmentConfig
-from ddengine.rng import generator
+from ddengine.sets.codec import MultiFormation
+from ddengine.system.errors import UserError
+from ddengine.system.rng import generator
 from synth.classes import pays
 from synth.gradient import GradientMatching, distance
 from synth.networks import OnReal, OnSynthetic, Untrained
@@ -174,7 +182,7 @@ def test_both_sides_of_a_class_are_augmented_alike(form):
 
 def test_classes_have_draws_of_their_own(monkeypatch):
     """Ten groups with one set of numbers each, of which no two are equal."""
-    from ddengine import augment
+    from ddengine.learning import augment
 
     draws = []
     original = augment.sample

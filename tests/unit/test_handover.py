@@ -13,14 +13,15 @@ import torch
 from helpers import shipped_loader
 from PIL import Image
 
-from ddengine import codec as codecs
-from ddengine import files, handover
-from ddengine.codec import Compensated, Identity, MultiFormation, Pixels
-from ddengine.compat import torchvision
+from ddengine.artefact import handover
 from ddengine.data import Preprocess
-from ddengine.errors import UserError
-from ddengine.rng import generator
-from ddengine.synthetic import SyntheticSet, load
+from ddengine.sets import codec as codecs
+from ddengine.sets.codec import Compensated, Identity, MultiFormation, Pixels
+from ddengine.sets.synthetic import SyntheticSet, load
+from ddengine.system import files
+from ddengine.system.compat import torchvision
+from ddengine.system.errors import UserError
+from ddengine.system.rng import generator
 
 CPU = torch.device("cpu")
 ODD = ('say "cheese"', "a: b # c", "线 é 🐈", "two\nlines", "x\u2028\x7f | <!-- /results --> `y` ---")

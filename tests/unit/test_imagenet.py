@@ -10,12 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from ddengine.compat import torchvision
 from ddengine.data import imagenet, images, load_data
 from ddengine.data.images import Decoder
 from ddengine.data.load import DATASETS
-from ddengine.errors import UserError
 from ddengine.recipe import DataConfig
+from ddengine.system.compat import torchvision
+from ddengine.system.errors import UserError
 from synth.recipes import mtt
 
 CPU = torch.device("cpu")

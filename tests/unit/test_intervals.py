@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from ddengine import continual, intervals, page, report, scores
-from ddengine.intervals import interval, within
+from ddengine.evaluation import intervals, scores
+from ddengine.evaluation.intervals import interval, within
+from ddengine.pages import page, report
+from ddengine.uses import continual
 
 
 def plain(values):

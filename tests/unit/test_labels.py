@@ -9,16 +9,17 @@ from helpers import MODEL, tiny_data, tiny_set, tiny_store
 from torch import nn
 from torch.nn import functional
 
-from ddengine import augment, synthetic
-from ddengine.codec import Identity
 from ddengine.data import Preprocess, RealSet
-from ddengine.errors import UserError
-from ddengine.init import INITIALISERS, correct_index, representative_index
-from ddengine.labels import expert_epochs, label
+from ddengine.learning import augment
+from ddengine.learning.teachers import BATCH, predict
 from ddengine.recipe import AugmentConfig, InitConfig, TargetConfig
-from ddengine.rng import generator
-from ddengine.synthetic import SyntheticSet
-from ddengine.teachers import BATCH, predict
+from ddengine.sets import synthetic
+from ddengine.sets.codec import Identity
+from ddengine.sets.labels import expert_epochs, label
+from ddengine.sets.start import INITIALISERS, correct_index, representative_index
+from ddengine.sets.synthetic import SyntheticSet
+from ddengine.system.errors import UserError
+from ddengine.system.rng import generator
 
 NAMES = ("ant", "bee", "cat")
 PLAIN = Preprocess(mean=torch.zeros(1), std=torch.ones(1))

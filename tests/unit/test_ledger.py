@@ -8,16 +8,17 @@ import torch
 from helpers import CPU, tiny_set
 from safetensors import safe_open
 
-from ddengine import report, training
-from ddengine.codec import Compensated, Identity, MultiFormation
-from ddengine.coreset import random_index
 from ddengine.data import load_data
-from ddengine.errors import UserError
-from ddengine.evaluate import evaluate, label_bytes
+from ddengine.evaluation.evaluate import evaluate, label_bytes
+from ddengine.learning import training
 from ddengine.models import build_model
+from ddengine.pages import report
 from ddengine.recipe import AugmentConfig, DataConfig, EvalConfig
-from ddengine.rng import generator
-from ddengine.synthetic import coded
+from ddengine.sets.codec import Compensated, Identity, MultiFormation
+from ddengine.sets.coreset import random_index
+from ddengine.sets.synthetic import coded
+from ddengine.system.errors import UserError
+from ddengine.system.rng import generator
 
 MODEL = "convnet-d1-w4-bn"
 ROWS = EvalConfig(

@@ -7,10 +7,19 @@ import pytest
 import torch
 from torch.nn import functional
 
-from ddengine.augment import CutMix, MixUp
-from ddengine.losses import kl, logit_mse, mixed_logits, mixed_loss, nkd, soft_loss, task_loss, uskd
+from ddengine.learning.augment import CutMix, MixUp
+from ddengine.learning.losses import (
+    kl,
+    logit_mse,
+    mixed_logits,
+    mixed_loss,
+    nkd,
+    soft_loss,
+    task_loss,
+    uskd,
+)
 from ddengine.recipe import EvalConfig
-from ddengine.rng import generator
+from ddengine.system.rng import generator
 
 F64 = torch.float64
 NUM, CLASSES = 6, 5

@@ -10,12 +10,12 @@ import torch
 from helpers import CPU, MODEL, run, tiny_data
 from loops import for_each
 
-from ddengine.codec import Identity, MultiFormation
-from ddengine.flat import FlatModel
+from ddengine.learning.flat import FlatModel
 from ddengine.models import build_model
 from ddengine.recipe import AugmentConfig, OptimConfig
-from ddengine.rng import generator
-from ddengine.synthetic import initial
+from ddengine.sets.codec import Identity, MultiFormation
+from ddengine.sets.synthetic import initial
+from ddengine.system.rng import generator
 from ddengine.types import Env
 from synth.distribution import DistributionMatching
 from synth.gradient import GradientMatching, Metric

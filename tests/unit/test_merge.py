@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ddengine.codec import Compensated, Identity, MultiFormation, Pixels
 from ddengine.data import Preprocess, load_data
 from ddengine.data.subset import class_subset, of_classes
-from ddengine.errors import UserError
-from ddengine.merge import class_ids, class_maps, merge, same_data, whole_data
 from ddengine.recipe import DataConfig
-from ddengine.synthetic import SyntheticSet
+from ddengine.sets.codec import Compensated, Identity, MultiFormation, Pixels
+from ddengine.sets.merge import class_ids, class_maps, merge, same_data, whole_data
+from ddengine.sets.synthetic import SyntheticSet
+from ddengine.system.errors import UserError
 
 CPU = torch.device("cpu")
 PLAIN = Preprocess(mean=torch.tensor([0.25]), std=torch.tensor([0.5]))
@@ -161,7 +161,7 @@ def test_sets_of_other_images_are_not_merged(settings):
 
 def test_a_limit_takes_other_images_for_each_choice_of_classes():
     same_data([config(limit=100, classes=(7, 2)), config(limit=100, classes=(7, 2))])
-    with pytest.raises(UserError, match=r"distil them with data\.limit None"):
+    with pytest.raises(UserError, match=r"distill them with data\.limit None"):
         same_data([config(limit=100, classes=(7, 2)), config(limit=100, classes=(2, 0, 5))])
 
 

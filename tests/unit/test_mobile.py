@@ -7,10 +7,10 @@ import torch
 from matching import close
 from torch import nn
 
-from ddengine.errors import UserError
-from ddengine.flat import flatten, is_dropout
+from ddengine.learning.flat import flatten, is_dropout
 from ddengine.models import build_model, middle, middle_channels
-from ddengine.rng import generator
+from ddengine.system.errors import UserError
+from ddengine.system.rng import generator
 
 FAMILIES = ("mobilenet_v2", "efficientnet_b0", "shufflenet_g2")
 SHAPE = (3, 32, 32)

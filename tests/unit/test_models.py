@@ -7,9 +7,9 @@ import torch
 from matching import close
 from torch import nn
 
-from ddengine.errors import UserError
 from ddengine.models import EXAMPLES, build_model
-from ddengine.rng import generator
+from ddengine.system.errors import UserError
+from ddengine.system.rng import generator
 
 NAMES = (*EXAMPLES, "torchvision/resnet18", "torchvision/mobilenet_v2", "torchvision/shufflenet_v2_x0_5", "torchvision/efficientnet_b0")
 SHAPES = ((3, 32, 32), (1, 28, 28))

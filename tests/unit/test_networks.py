@@ -6,14 +6,21 @@ import pytest
 import torch
 from matching import child, close, cross_entropy, tiny_world
 
-from ddengine import augment
-from ddengine.codec import MultiFormation
-from ddengine.errors import UserError
-from ddengine.flat import flatten, flatten_buffers
+from ddengine.learning import augment
+from ddengine.learning.flat import flatten, flatten_buffers
 from ddengine.recipe import AugmentConfig, OptimConfig
-from ddengine.rng import generator
+from ddengine.sets.codec import MultiFormation
+from ddengine.system.errors import UserError
+from ddengine.system.rng import generator
 from synth.gradient import GradientMatching
-from synth.networks import PUBLISHED_EPOCHS, OnReal, OnSynthetic, Untrained, loop_counts, training_gradient
+from synth.networks import (
+    PUBLISHED_EPOCHS,
+    OnReal,
+    OnSynthetic,
+    Untrained,
+    loop_counts,
+    training_gradient,
+)
 
 F64 = torch.float64
 NONE = AugmentConfig(ops=())

@@ -15,20 +15,27 @@ from torch import nn
 
 import ddengine
 from buffers.store import ExpertStore, stored_preprocess
-from ddengine import continual, describe, distill, files, handover, log, page, privacy, ranking, report, scores, synthetic, training
-from ddengine import evaluate as evaluation
-from ddengine.codec import Compensated, Identity
-from ddengine.coreset import random_index
+from ddengine import loop
+from ddengine.artefact import describe, handover
 from ddengine.data import Preprocess, load_data
 from ddengine.data.preprocess import fit_zca
 from ddengine.data.stored import check_stored, flaw, unlike
-from ddengine.errors import UserError
-from ddengine.estimate import noting
-from ddengine.evaluate import Memo, best_rate, evaluate, validate
+from ddengine.evaluation import evaluate as evaluation
+from ddengine.evaluation import ranking, scores
+from ddengine.evaluation.evaluate import Memo, best_rate, evaluate, validate
+from ddengine.learning import training
 from ddengine.models import build_model
+from ddengine.pages import page, report
+from ddengine.plan.estimate import noting
 from ddengine.recipe import EvalConfig, OptimConfig, OuterConfig
-from ddengine.rng import generator
-from ddengine.synthetic import coded
+from ddengine.sets import synthetic
+from ddengine.sets.codec import Compensated, Identity
+from ddengine.sets.coreset import random_index
+from ddengine.sets.synthetic import coded
+from ddengine.system import files, log
+from ddengine.system.errors import UserError
+from ddengine.system.rng import generator
+from ddengine.uses import continual, privacy
 
 SHORT = EvalConfig(protocol="fast", epochs=3, batch=32, num_networks=3, full_steps=3, baselines=("random", "full"), lr_grid=(0.01,))
 META = {"recipe": {"data": {"name": "digits"}, "model": MODEL}}
@@ -350,7 +357,7 @@ def test_validation_of_a_network_that_diverged(data, some_diverge, tmp_path, cap
     assert validate(tiny_set(data), data, config, MODEL, seed=0, device=CPU, precision="fp32") is None
     assert validate(tiny_set(data, lr=0.01), data, config, MODEL, seed=0, device=CPU, precision="fp32") > 0
     outer = OuterConfig(steps=4, optim={"images": OptimConfig(lr=0.01)}, evaluate_every=2, checkpoint_every=2)
-    distill.distill(tiny_set(data), Pull(), outer, tmp_path, seed=0, validate=lambda syn: None)
+    loop.distill(tiny_set(data), Pull(), outer, tmp_path, seed=0, validate=lambda syn: None)
     events = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [e.get("validation_accuracy", "none") for e in events] == ["none", None, "none", None]
     assert "set of step 2 diverged" in capsys.readouterr().out
@@ -493,7 +500,7 @@ class Sometimes(Pull):
 def test_skipped_updates_are_said_at_the_end_and_the_log_is_json(data, tmp_path, capsys):
     """Also where they are few; metrics.jsonl has null in place of NaN, and its readers go on."""
     outer = OuterConfig(steps=20, optim={"images": OptimConfig(lr=0.001)}, max_loss=1e8, checkpoint_every=5)
-    distill.distill(tiny_set(data), Sometimes(), outer, tmp_path, seed=0)
+    loop.distill(tiny_set(data), Sometimes(), outer, tmp_path, seed=0)
     last = capsys.readouterr().out.splitlines()[-2:]
     assert last[0].startswith("warning: 2 of 20 updates were skipped because the loss or its gradient was not finite")
     assert last[1].startswith("1 of 20 updates were skipped because the loss was above outer.max_loss 1e+08")
@@ -503,7 +510,7 @@ def test_skipped_updates_are_said_at_the_end_and_the_log_is_json(data, tmp_path,
     (tmp_path / "recipe.json").write_text(json.dumps({"recipe": {"name": "mtt/digits"}}))
     assert "Loss of the distillation" in page.write([tmp_path], tmp_path / "report.html").read_text()
     assert "at step 20" in dict(describe.describe(tmp_path)[0].rows)["last loss"]
-    distill.distill(tiny_set(data), Pull(), replace(outer, max_loss=math.inf), tmp_path / "none", seed=0)
+    loop.distill(tiny_set(data), Pull(), replace(outer, max_loss=math.inf), tmp_path / "none", seed=0)
     assert "skipped" not in capsys.readouterr().out
 
 

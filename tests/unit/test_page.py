@@ -12,8 +12,9 @@ import torch
 from helpers import tiny_data, tiny_set
 from PIL import Image
 
-from ddengine import files, page, report
-from ddengine.errors import UserError
+from ddengine.pages import page, report
+from ddengine.system import files
+from ddengine.system.errors import UserError
 
 NASTY = '<b>bold</b> & "quoted" $x$'
 
@@ -242,7 +243,7 @@ def test_several_runs(folder, tmp_path):
     assert "alpha: distilled" in reader.text and "beta: random" in reader.text
     overlaid = re.search(r"<figure class=\"plot\">(.*?)</figure>", content, re.DOTALL)[1]
     assert "var(--c0)" in overlaid and "var(--c1)" in overlaid
-    pytest.importorskip("ddengine.scores")
+    pytest.importorskip("ddengine.evaluation.scores")
     split = re.search(r"Variance between distillations.*?<tbody>(.*?)</tbody>", content, re.DOTALL)[1]
     cells = re.findall(r"<td[^>]*>(.*?)</td>", split)
     assert cells[:4] == ["mlp", "75.0", "7.1", "1.0"] and cells[4:6] == ["2", "3"]  # sqrt(0.015 / 3), the networks move together
@@ -339,8 +340,8 @@ def test_progress_loses_only_its_enlargement(folder, made):
 @pytest.mark.parametrize("classes", [1, 20, 25])
 def test_numbers_of_classes(folder, classes):
     """One to twenty are shown, and how many more there are is said."""
-    from ddengine.codec import Identity
-    from ddengine.synthetic import SyntheticSet
+    from ddengine.sets.codec import Identity
+    from ddengine.sets.synthetic import SyntheticSet
 
     base = tiny_set(tiny_data())
     images = torch.randn(classes, 1, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -17,9 +17,9 @@ from PIL import Image
 from ddengine.data import fit_preprocess, load_data, preprocess
 from ddengine.data.dataset import data_of, own_config, reordered
 from ddengine.data.splits import sorted_classes, split_word_in
-from ddengine.errors import UserError
 from ddengine.recipe import DataConfig
-from ddengine.rng import generator
+from ddengine.system.errors import UserError
+from ddengine.system.rng import generator
 
 
 def load(root, **settings):

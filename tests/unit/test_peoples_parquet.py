@@ -13,8 +13,8 @@ from PIL import Image
 
 from ddengine.data import load_data
 from ddengine.data.parquet import split_of
-from ddengine.errors import UserError
 from ddengine.recipe import DataConfig
+from ddengine.system.errors import UserError
 
 THREE = ("cat", "dog", "owl")
 

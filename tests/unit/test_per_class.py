@@ -11,11 +11,12 @@ from helpers import CPU, DIGITS, MODEL, tiny_set
 from rich.console import Console
 from torch import nn
 
-from ddengine import evaluate as evaluation
-from ddengine import page, report, training
 from ddengine.data import Preprocess, RealSet, load_data
 from ddengine.data.subset import of_classes
-from ddengine.evaluate import by_class, distinct, evaluate
+from ddengine.evaluation import evaluate as evaluation
+from ddengine.evaluation.evaluate import by_class, distinct, evaluate
+from ddengine.learning import training
+from ddengine.pages import page, report
 from ddengine.recipe import EvalConfig
 
 SHORT = EvalConfig(protocol="fast", epochs=2, batch=32, num_networks=2, full_steps=3, baselines=("full",), lr_grid=(0.01,), search_networks=1)

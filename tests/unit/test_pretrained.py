@@ -14,14 +14,14 @@ from buffers.experts import generate
 from buffers.pretrained import Pretrained
 from buffers.steps import Sgd
 from buffers.store import ExpertStore
-from ddengine import training
-from ddengine.compat import torchvision
+from ddengine.artefact.exchange import sha256
 from ddengine.data import load_data
-from ddengine.errors import UserError
-from ddengine.exchange import sha256
+from ddengine.learning import training
 from ddengine.models import build_model
 from ddengine.recipe import BufferConfig, DataConfig
-from ddengine.rng import generator, scoped
+from ddengine.system.compat import torchvision
+from ddengine.system.errors import UserError
+from ddengine.system.rng import generator, scoped
 
 NAME = "shufflenet_v2_x0_5"  # the smallest
 FILE = "shufflenetv2_x0.5-f707e7126e.pth"

@@ -10,17 +10,17 @@ from PIL import Image
 from rich.console import Console
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from ddengine import privacy
-from ddengine.codec import Identity, MultiFormation, Pixels
 from ddengine.data import Data, load_data
 from ddengine.data.preprocess import fit_preprocess
 from ddengine.data.realset import RealSet
-from ddengine.errors import UserError
+from ddengine.learning.training import train_networks
 from ddengine.models import build_model
 from ddengine.recipe import DataConfig, EvalConfig
-from ddengine.rng import generator
-from ddengine.synthetic import SyntheticSet, coded
-from ddengine.training import train_networks
+from ddengine.sets.codec import Identity, MultiFormation, Pixels
+from ddengine.sets.synthetic import SyntheticSet, coded
+from ddengine.system.errors import UserError
+from ddengine.system.rng import generator
+from ddengine.uses import privacy
 
 CPU = torch.device("cpu")
 NETWORK = build_model("mlp", (1, 8, 8), 10, generator(0)).eval()

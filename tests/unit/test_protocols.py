@@ -8,15 +8,16 @@ import torch
 from helpers import CPU, MODEL, tiny_set
 from rich.console import Console
 
-from ddengine import report, training
-from ddengine.codec import MultiFormation
-from ddengine.coreset import random_index
 from ddengine.data import load_data
-from ddengine.errors import UserError
-from ddengine.evaluate import PROTOCOLS, Bench, evaluate
+from ddengine.evaluation.evaluate import PROTOCOLS, Bench, evaluate
+from ddengine.learning import training
+from ddengine.pages import report
 from ddengine.recipe import DSA_OPS, AugmentConfig, DataConfig, EvalConfig
-from ddengine.rng import generator
-from ddengine.synthetic import coded
+from ddengine.sets.codec import MultiFormation
+from ddengine.sets.coreset import random_index
+from ddengine.sets.synthetic import coded
+from ddengine.system.errors import UserError
+from ddengine.system.rng import generator
 
 DIGITS = DataConfig(name="digits", limit=400)
 SHORT = EvalConfig(

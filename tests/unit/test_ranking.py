@@ -7,10 +7,10 @@ import scipy.stats
 import torch
 from rich.console import Console
 
-from ddengine import ranking
-from ddengine.errors import UserError
+from ddengine.evaluation import ranking
 from ddengine.models import build_model
-from ddengine.rng import generator
+from ddengine.system.errors import UserError
+from ddengine.system.rng import generator
 
 FULL = (0.50, 0.55, 0.60, 0.65, 0.70, 0.75, 0.80, 0.85, 0.90, 0.95)
 

@@ -15,12 +15,10 @@ from loops import for_each
 from published import NUM_CLASSES, SHAPES
 
 from buffers.pretrained import Pretrained
-from ddengine import cli, recipe
-from ddengine.codec import Compensated
+from ddengine import recipe
+from ddengine.commands import cli
 from ddengine.data import DATASETS
-from ddengine.errors import UserError
-from ddengine.flat import FlatModel, flatten
-from ddengine.init import INITIALISERS
+from ddengine.learning.flat import FlatModel, flatten
 from ddengine.models import build_model
 from ddengine.recipe import (
     PARTS,
@@ -36,9 +34,27 @@ from ddengine.recipe import (
     resolved,
     to_dict,
 )
-from ddengine.rng import generator
+from ddengine.sets.codec import Compensated
+from ddengine.sets.start import INITIALISERS
+from ddengine.system.errors import UserError
+from ddengine.system.rng import generator
 from ddengine.types import Env
-from synth.recipes import RECIPES, ast, datm, dc, dm, find, ftd, idc, infer, mtt, rded, sre2l, take, tesla
+from synth.recipes import (
+    RECIPES,
+    ast,
+    datm,
+    dc,
+    dm,
+    find,
+    ftd,
+    idc,
+    infer,
+    mtt,
+    rded,
+    sre2l,
+    take,
+    tesla,
+)
 
 DIGITS = RECIPES["mtt/digits_ipc1"]
 CIFAR = RECIPES["mtt/cifar10_ipc10"]

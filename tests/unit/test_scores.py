@@ -8,13 +8,14 @@ import pytest
 import torch
 from helpers import CPU, MODEL, tiny_set
 
-from ddengine import evaluate as module
-from ddengine import scores, training
 from ddengine.data import load_data
-from ddengine.errors import UserError
-from ddengine.evaluate import _freeze as freeze
-from ddengine.evaluate import adapted, eight_bit, evaluate, forward_flops
+from ddengine.evaluation import evaluate as module
+from ddengine.evaluation import scores
+from ddengine.evaluation.evaluate import _freeze as freeze
+from ddengine.evaluation.evaluate import adapted, eight_bit, evaluate, forward_flops
+from ddengine.learning import training
 from ddengine.recipe import AugmentConfig, DataConfig, EvalConfig
+from ddengine.system.errors import UserError
 
 SHORT = EvalConfig(protocol="test", epochs=3, batch=32, augment=AugmentConfig(ops=("flip",)), num_networks=3, lr_grid=(0.05,), full_steps=6)
 

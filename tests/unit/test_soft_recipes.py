@@ -13,14 +13,14 @@ from safetensors import safe_open
 
 from buffers.pretrained import Pretrained
 from buffers.steps import Sgd
-from ddengine.codec import Compensated, Identity
 from ddengine.data import load_data
-from ddengine.errors import UserError
-from ddengine.flat import FlatModel
+from ddengine.learning.flat import FlatModel
 from ddengine.models import build_model
 from ddengine.recipe import AugmentConfig, BufferConfig, InitConfig, OptimConfig, TargetConfig
-from ddengine.rng import generator
-from ddengine.synthetic import initial
+from ddengine.sets.codec import Compensated, Identity
+from ddengine.sets.synthetic import initial
+from ddengine.system.errors import UserError
+from ddengine.system.rng import generator
 from ddengine.types import Env
 from synth.compensator import BaseSets
 from synth.recipes import RECIPES, find

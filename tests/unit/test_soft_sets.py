@@ -7,25 +7,39 @@ from itertools import pairwise
 
 import pytest
 import torch
-from helpers import CPU, DIGITS, MODEL, TINY, Pull, new_model, run, shipped_loader, tiny_data, tiny_env, tiny_set, tiny_store
+from helpers import (
+    CPU,
+    DIGITS,
+    MODEL,
+    TINY,
+    Pull,
+    new_model,
+    run,
+    shipped_loader,
+    tiny_data,
+    tiny_env,
+    tiny_set,
+    tiny_store,
+)
 from torch.nn import functional
 
 from buffers.store import StoreGroup
-from ddengine import distill as outer
-from ddengine import evaluate as evaluation
-from ddengine import files, training
-from ddengine.codec import Compensated, Identity
-from ddengine.coreset import random_index
+from ddengine import loop as outer
 from ddengine.data import Preprocess, load_data
-from ddengine.errors import UserError
-from ddengine.evaluate import evaluate, validate
-from ddengine.labels import label
-from ddengine.losses import task_loss
+from ddengine.evaluation import evaluate as evaluation
+from ddengine.evaluation.evaluate import evaluate, validate
+from ddengine.learning import training
+from ddengine.learning.losses import task_loss
+from ddengine.learning.teachers import predict
 from ddengine.models import build_model
 from ddengine.recipe import AugmentConfig, EvalConfig, OptimConfig, OuterConfig, TargetConfig
-from ddengine.rng import generator
-from ddengine.synthetic import SyntheticSet, coded, load
-from ddengine.teachers import predict
+from ddengine.sets.codec import Compensated, Identity
+from ddengine.sets.coreset import random_index
+from ddengine.sets.labels import label
+from ddengine.sets.synthetic import SyntheticSet, coded, load
+from ddengine.system import files
+from ddengine.system.errors import UserError
+from ddengine.system.rng import generator
 from synth.trajectory import TrajectoryMatching, UniformWindow, student_batches
 
 RELABEL = TargetConfig(kind="logits", experts="all", epochs=(1, 2), relabel=True)
@@ -268,7 +282,7 @@ def test_a_rate_for_labels_that_are_not_there(world, tmp_path):
 
 
 def relabelled(world, folder, *, steps=8, stop_at=None, validate=None, ema=None, picture=None):
-    """Distil by an objective that moves the images, and label the result by the experts."""
+    """Distill by an objective that moves the images, and label the result by the experts."""
     data, store = world
     syn = label(tiny_set(data), store, RELABEL)
 

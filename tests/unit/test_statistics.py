@@ -12,17 +12,17 @@ from matching import close, set_statistics
 from torch import nn
 from torch.nn import functional
 
-from ddengine import augment
-from ddengine import distill as outer
-from ddengine.codec import Compensated, Identity, MultiFormation
+from ddengine import loop as outer
 from ddengine.data import Preprocess, RealSet
-from ddengine.errors import UserError
-from ddengine.files import read_tensors
-from ddengine.flat import FlatModel, flatten
+from ddengine.learning import augment
+from ddengine.learning.flat import FlatModel, flatten
 from ddengine.models import build_model
 from ddengine.recipe import AugmentConfig, OptimConfig, OuterConfig
-from ddengine.rng import generator
-from ddengine.synthetic import SyntheticSet
+from ddengine.sets.codec import Compensated, Identity, MultiFormation
+from ddengine.sets.synthetic import SyntheticSet
+from ddengine.system.errors import UserError
+from ddengine.system.files import read_tensors
+from ddengine.system.rng import generator
 from ddengine.types import Env
 from synth.compensator import BaseSets
 from synth.statistics import OnePerClass, StatisticsMatching, crop_at

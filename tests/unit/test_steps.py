@@ -16,11 +16,11 @@ from buffers.flat_step import Gsam, perturbation
 from buffers.smooth import Smooth, gradient_penalty
 from buffers.steps import Sgd, statistics_kept
 from buffers.train import train_expert
-from ddengine.errors import UserError
 from ddengine.models import build_model
 from ddengine.recipe import BufferConfig, digest
-from ddengine.rng import generator
-from ddengine.runtime import autocast
+from ddengine.system.errors import UserError
+from ddengine.system.rng import generator
+from ddengine.system.runtime import autocast
 
 SHAPE, CLASSES = (1, 8, 8), 10
 BN = "convnet-d1-w4-bn"

@@ -13,12 +13,12 @@ from buffers.experts import generate
 from buffers.steps import Sgd
 from buffers.store import ExpertStore, StoreGroup
 from buffers.train import train_expert
-from ddengine import augment, training
-from ddengine.errors import UserError
-from ddengine.flat import flatten
+from ddengine.learning import augment, training
+from ddengine.learning.flat import flatten
+from ddengine.learning.teachers import ensemble_logits, load_all, predict
 from ddengine.recipe import AugmentConfig, BufferConfig
-from ddengine.rng import generator
-from ddengine.teachers import ensemble_logits, load_all, predict
+from ddengine.system.errors import UserError
+from ddengine.system.rng import generator
 
 NO_AUGMENT = AugmentConfig(ops=())
 

@@ -10,8 +10,8 @@ from published import NUM_CLASSES, SUBSETS
 from buffers.flat_step import Gsam
 from buffers.smooth import Smooth
 from buffers.steps import Sgd
-from ddengine.errors import UserError
 from ddengine.recipe import OptimConfig, TargetConfig, parametrised, to_dict
+from ddengine.system.errors import UserError
 from synth.ast import BalancedLoss, IntermediateMatching, WeightNoise
 from synth.datm import GrowingWindow
 from synth.recipes import RECIPES, find, take

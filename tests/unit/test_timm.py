@@ -7,13 +7,13 @@ import torch
 from matching import close
 from torch import nn
 
-from ddengine import training
 from ddengine.data import Preprocess, RealSet
-from ddengine.errors import UserError
-from ddengine.flat import FlatModel, flatten
+from ddengine.learning import training
+from ddengine.learning.flat import FlatModel, flatten
 from ddengine.models import build_model, timm_models, usual_optimiser
 from ddengine.recipe import EvalConfig
-from ddengine.rng import generator
+from ddengine.system.errors import UserError
+from ddengine.system.rng import generator
 
 CLASSES = 7
 FAMILIES = ("resnet10t", "vit_tiny_patch16_224", "convnext_atto", "mobilenetv3_small_050", "gmlp_ti16_224")

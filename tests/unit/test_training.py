@@ -16,15 +16,15 @@ import torch
 from helpers import assert_same_move
 from torch import nn
 
-from ddengine import augment, training
-from ddengine.coreset import herding_index, random_index
 from ddengine.data import Preprocess, RealSet
 from ddengine.data.realset import Subset
-from ddengine.evaluate import Memo, interval
-from ddengine.losses import uskd
+from ddengine.evaluation.evaluate import Memo, interval
+from ddengine.learning import augment, training
+from ddengine.learning.losses import uskd
 from ddengine.models import build_model
 from ddengine.recipe import AugmentConfig, EvalConfig
-from ddengine.rng import generator, scoped
+from ddengine.sets.coreset import herding_index, random_index
+from ddengine.system.rng import generator, scoped
 from ddengine.types import Batch
 
 CPU = torch.device("cpu")

@@ -6,10 +6,10 @@ import pytest
 import torch
 from helpers import tiny_data, tiny_env, tiny_set, tiny_store
 
-from ddengine import unroll as unrolling
-from ddengine.errors import UserError
+from ddengine.learning import unroll as unrolling
 from ddengine.recipe import AugmentConfig, to_dict
-from ddengine.rng import generator
+from ddengine.system.errors import UserError
+from ddengine.system.rng import generator
 from synth.trajectory import TrajectoryMatching, UniformWindow, student_batches
 
 BASE = TrajectoryMatching(inner_steps=4, expert_epochs=2, window=UniformWindow(high=2), batch=7, lr=0.05, augment=AugmentConfig(ops=()))

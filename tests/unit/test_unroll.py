@@ -5,12 +5,12 @@ import pytest
 import torch
 from torch.nn import functional
 
-from ddengine import augment
-from ddengine.flat import FlatModel, flatten
+from ddengine.learning import augment
+from ddengine.learning.flat import FlatModel, flatten
+from ddengine.learning.unroll import compiled_gradient, eager_gradient, unroll
 from ddengine.models import build_model
 from ddengine.recipe import AugmentConfig
-from ddengine.rng import generator
-from ddengine.unroll import compiled_gradient, eager_gradient, unroll
+from ddengine.system.rng import generator
 
 F64 = torch.float64
 SHAPE, CLASSES = (1, 8, 8), 3

@@ -1,0 +1,372 @@
+"""Distilled sets in the files of the published programs <-> `SyntheticSet`.
+
+MTT, FTD, TESLA, DATM   images_X.pt (S, C, H, W) as networks see them; labels_X.pt (S,) classes or (S, K) logits or probabilities; lr_X.pt
+DC, DSA, DM             res_*.pt: {"data": [[images, labels], ...], "accs_all_exps": ...}, one pair an experiment
+IDC, DREAM              data_best.pt: [images, labels], pixels in [0, 1]; an image may hold several small ones (a codec with a factor)
+
+Image and parquet files are read in finished.py. What comes in has been read from a file of somebody else: nothing about it is taken for granted.
+"""
+
+import hashlib
+import io
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ddengine.data import Data
+from ddengine.sets.codec import Codec, Identity, MultiFormation, Pixels, as_pixels
+from ddengine.sets.synthetic import SyntheticSet
+from ddengine.system import files, log
+from ddengine.system.errors import UserError
+
+SMALLEST_PROBABILITY = 1e-8  # stands for 0 where the logarithm of a probability is stored
+REACH = 1000  # times the largest value that pixels have in the space of the images is the largest that is taken for a value of an image
+PIXEL_SHARE = 0.8  # of the values of a pair must lie in the range of pixels, or nearly, for its images to be taken as pixels
+PIXEL_MARGIN = 0.1  # how far beyond [0, 1] optimisation may have moved pixels that the program does not clamp
+
+Space = Literal["pixel", "model"]
+
+
+def sha256(path: Path) -> str:
+    """The hexadecimal digest of a file. Raises UserError when it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); check --files.") from None
+
+
+def is_plain(value: Any) -> bool:
+    """Whether something out of a file is an ordinary tensor of real numbers: not sparse, nested, quantised, complex or without a storage."""
+    if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_nested or value.is_quantized:
+        return False
+    return value.device.type == "cpu" and not value.is_complex() and value.dtype != torch.bool
+
+
+def shape_of(value: Any) -> str:
+    """What something out of a file is, for a sentence."""
+    if isinstance(value, Mapping):
+        return f"a dict with {_keys(list(value))}" if value else "an empty dict"
+    if not isinstance(value, Tensor):
+        return f"a value of type {type(value).__name__}"
+    layout = "" if value.layout == torch.strided else "sparse "
+    return f"a {layout}tensor of shape {tuple(value.shape)} ({str(value.dtype).removeprefix('torch.')})"
+
+
+def described(value: Any, depth: int = 2) -> str:
+    """What something out of a file is, with what lies in it, for a sentence."""
+    if is_state(value):
+        return f"a state dict of {len(value)} tensors ({_some(list(value))})"
+    if isinstance(value, list | tuple):
+        kind = type(value).__name__
+        if not value:
+            return f"an empty {kind}"
+        inner = f"{shape_of(value[0])}" if depth == 0 else described(value[0], depth - 1)
+        return f"a {kind} of {len(value)}, {'which is' if len(value) == 1 else 'the first'} {inner}"
+    return shape_of(value)
+
+
+def is_state(value: Any) -> bool:
+    """Whether something out of a file is a state dict: tensors by name."""
+    return isinstance(value, Mapping) and len(value) > 0 and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
+
+
+def _some(words: Sequence[Any]) -> str:
+    return ", ".join(map(str, words[:4])) + (", ..." if len(words) > 4 else "")
+
+
+def _keys(keys: Sequence[Any]) -> str:
+    return f"the key {keys[0]}" if len(keys) == 1 else f"the keys {_some(keys)}"
+
+
+def beside(path: Path, kind: str) -> Path | None:
+    """labels_X.pt or lr_X.pt beside images_X.pt; None where there is none."""
+    other = path.with_name(kind + path.name.removeprefix("images"))
+    return other if path.name.startswith("images_") and other.is_file() else None
+
+
+def read_set(
+    path: Path,
+    content: Any,
+    load: Callable[[Path], Any],
+    data: Data,
+    *,
+    labels: Path | None = None,
+    lr: float | None = None,
+    experiment: int | None = None,
+    space: Space | None = None,
+    codec: Codec | None = None,
+) -> tuple[SyntheticSet, list[Path]]:
+    """(distilled set, the files it came from) of a file of images, a pair of images and labels or a result of DC, whose `content` is there already.
+
+    `load` reads the files beside it. Labels: `labels`, else the file's own, else labels_X.pt, else `data`'s classes in order, as many images
+    each. Learned rate: `lr`, else lr_X.pt, else none. `space` says what the values are; None: what the program that writes such files puts
+    there, pixels in a pair and what networks see in others. Pixels are decoded by `codec` where it holds several images in one, and else are images
+    as they are. Raises UserError for whatever does not fit the images and classes of `data`.
+    """
+    images, own, pair = _images(path, content, experiment)
+    if tuple(images.shape[1:]) != data.image_shape:
+        raise UserError(
+            f"The images in {path} are {tuple(images.shape[1:])} (channels, height, width) and those of data.name are {data.image_shape}; "
+            "name the recipe of their dataset, or set data.size."
+        )
+    images = as_pixels(images).float()
+    if not images.isfinite().all():
+        raise UserError(f"{path} holds images with numbers that are not finite; get another file, their distillation diverged.")
+    if space is None:
+        space = "pixel" if pair and _are_pixels(images) else "model"
+        if pair and space == "model":
+            log.say(
+                f"warning: the values in {path} go from {float(images.min()):.3g} to {float(images.max()):.3g}, which are no pixels in [0, 1], "
+                "so they are taken as networks see them; --space pixel takes them as pixels"
+            )
+    check_values(path, images, data, space)
+    if own is not None and labels is not None:
+        raise UserError(f"{path} holds labels of its own, and --labels names others; leave --labels out.")
+    used = [path]
+    found = labels or (beside(path, "labels") if own is None else None)
+    if found is not None:
+        own = load(found)
+        used.append(found)
+    classes, logits = _targets(f"in {found or path}", own, len(images), data.num_classes)
+    tensors = {"images": images.contiguous()}
+    if logits is not None:
+        tensors["logits"] = logits
+    rate_file = beside(path, "lr") if lr is None else None
+    if rate_file is not None:
+        used.append(rate_file)
+    rate = lr if rate_file is None else _rate(rate_file, load(rate_file))
+    if rate is not None:
+        tensors["lr"] = learned_rate(rate, str(rate_file or "--lr"))
+    kind = "class" if logits is None else "logits"
+    reader = pixel_codec(codec, data) if space == "pixel" else Identity()
+    return SyntheticSet(tensors, classes, data.class_names, reader, data.train.preprocess, kind, space=space), used
+
+
+def learned_rate(rate: float, where: str) -> Tensor:
+    """A learned rate as it is stored. Raises UserError for what is none."""
+    if not 0 < rate < math.inf:
+        raise UserError(f"{where} says a learning rate of {rate:g}, which must be positive and finite; give a usable one with --lr.")
+    return torch.tensor(rate)
+
+
+def pixel_codec(codec: Codec | None, data: Data) -> Codec:
+    """What decodes imported pixels: the recipe's codec where it holds several images in one, else none. Raises UserError where it cannot."""
+    if not isinstance(codec, MultiFormation):
+        return Pixels()
+    codec.pack(torch.zeros(codec.per_item, *data.image_shape), data.num_classes, data.train.preprocess)  # refuses a factor that does not go
+    return codec
+
+
+def _are_pixels(images: Tensor) -> bool:
+    """Whether nearly all values lie where pixels in [0, 1] do that were optimised without clamping."""
+    inside = (images >= -PIXEL_MARGIN) & (images <= 1 + PIXEL_MARGIN)
+    return float(inside.float().mean()) >= PIXEL_SHARE
+
+
+def check_values(path: Path, images: Tensor, data: Data, space: Space) -> None:
+    """Raise UserError where finite values are too large for images, and warn of values that hardly can be what they are taken for."""
+    reach = 1.0 if space == "pixel" else _reach(data)
+    low, high = float(images.min()) + 0.0, float(images.max()) + 0.0  # -0 becomes 0
+    largest = max(-low, high)
+    if largest > REACH * reach:
+        seen = "pixels are at most 1" if space == "pixel" else f"the training images reach {reach:.3g} as networks see them"
+        raise UserError(
+            f"{path} holds values up to {largest:.3g}, which no image has: {seen}, and nothing above {REACH * reach:.3g} is taken; "
+            "get another file, its distillation diverged."
+        )
+    flat = images.flatten(1)
+    if (flat.amax(1) == flat.amin(1)).all():
+        say = f"are all {low:g}" if low == high else "are the same within each image"
+        log.say(f"warning: the values in {path} {say}, so there is nothing in these images")
+    elif low >= 0 and 32 < high <= 255:
+        log.say(f"warning: the values in {path} go from {low:g} to {high:g}, as pixels of 8 bits do; divide such by 255, and say --space pixel")
+
+
+def _reach(data: Data) -> float:
+    """The largest value that pixels have as networks see them: of black, of white, and of some training images."""
+    shape = (1, *data.image_shape)
+    some = torch.arange(0, len(data.train), max(1, len(data.train) // 100))
+    device = data.train.device
+    seen = [data.train.preprocess.forward(torch.full(shape, value, device=device)) for value in (0.0, 1.0)]
+    return max(float(part.abs().max()) for part in (*seen, data.train.images(some)))
+
+
+def named_pair(content: Any) -> list[Any] | None:
+    """[images, labels] of a dictionary that holds both under usual names; None for anything else."""
+    if not isinstance(content, Mapping):
+        return None
+    images = [content[name] for name in ("images", "image", "imgs", "x", "data") if name in content]
+    labels = [content[name] for name in ("labels", "label", "y", "targets", "target") if name in content]
+    if len(images) != 1 or len(labels) != 1 or not all(isinstance(part, Tensor) for part in (*images, *labels)):
+        return None
+    return [*images, *labels] if images[0].dim() == 4 and len(images[0]) == len(labels[0]) else None
+
+
+def is_pair(content: Any) -> bool:
+    """Whether the content of a file is [images, labels] or a list of images for each class, as IDC and others write their sets."""
+    if not isinstance(content, list | tuple) or len(content) < 2:
+        return False
+    if all(isinstance(part, Tensor) and part.dim() == 4 for part in content) and len({part.shape[1:] for part in content}) == 1:
+        return True
+    return len(content) == 2 and _joined(content[0], 4) is not None and _joined(content[1], 2, 1) is not None
+
+
+def _joined(part: Any, *dims: int) -> Tensor | None:
+    """A tensor of one of these numbers of dimensions, of such a tensor, of a list of them for each class, or of numbers; None of anything else."""
+    if isinstance(part, Tensor):
+        return part if part.dim() in dims else None
+    if not isinstance(part, list | tuple) or not part:
+        return None
+    if all(isinstance(value, int) and not isinstance(value, bool) for value in part):
+        return torch.tensor(part) if 1 in dims else None
+    inner = [_joined(value, *dims, *([3] if 4 in dims else []), *([0] if 1 in dims else [])) for value in part]
+    tensors = [value for value in inner if value is not None]
+    if len(tensors) < len(part) or len({value.dtype for value in tensors}) > 1 or not all(map(is_plain, tensors)):
+        return None
+    raised = [value[None] if value.dim() in (0, 3) else value for value in tensors]  # of single images, and of single classes
+    if len({value.shape[1:] for value in raised}) > 1:
+        return None
+    return torch.cat(raised)
+
+
+def _images(path: Path, content: Any, experiment: int | None) -> tuple[Tensor, Any, bool]:
+    """(images (S, C, H, W), the labels that lie with them or None, whether they are a pair as IDC writes it) in the content of a file."""
+    pair = is_pair(content)
+    if experiment is not None and not (isinstance(content, dict) and "data" in content):
+        raise UserError(f"--experiment {experiment} chooses from a result of DC, DSA or DM, which {path} is not; leave --experiment out.")
+    if pair and all(isinstance(part, Tensor) and part.dim() == 4 for part in content):
+        counts = torch.tensor([len(part) for part in content])
+        images, labels = _joined(content, 4), torch.arange(len(content)).repeat_interleave(counts)
+    elif pair:
+        images, labels = _joined(content[0], 4), _joined(content[1], 2, 1)
+    elif isinstance(content, dict) and "data" in content:
+        pairs = content["data"]
+        if not isinstance(pairs, list | tuple) or not pairs:
+            raise UserError(f"The data in {path} is {shape_of(pairs)} and not a list of experiments; get a result that DC, DSA or DM wrote.")
+        number = len(pairs) - 1 if experiment is None else experiment
+        if not 0 <= number < len(pairs):
+            raise UserError(f"--experiment {number} is not in {path}, which holds experiments 0 to {len(pairs) - 1}; choose one of those.")
+        one = pairs[number]
+        if not isinstance(one, list | tuple) or len(one) != 2 or not all(isinstance(part, Tensor) for part in one):
+            raise UserError(
+                f"Experiment {number} in {path} is not a pair of images and labels, it is {described(one)}; get a result that DC, DSA or DM wrote."
+            )
+        images, labels = one
+    else:
+        images, labels = content, None
+    bytes_in_pair = pair and isinstance(images, Tensor) and images.dtype == torch.uint8
+    if not isinstance(images, Tensor) or not is_plain(images) or images.dim() != 4 or len(images) == 0:
+        raise UserError(_no_images(path, images))
+    if not images.is_floating_point() and not bytes_in_pair:
+        raise UserError(_no_images(path, images))
+    return images.detach(), labels, pair
+
+
+def _no_images(path: Path, found: Any) -> str:
+    return (
+        f"{path} holds {described(found)} and not images, which are a float tensor (S, channels, height, width); "
+        "give an images_X.pt, a pair of images and labels, a result of DC, a folder of images, or replay_buffer files."
+    )
+
+
+def _targets(where: str, labels: Any, size: int, num_classes: int) -> tuple[Tensor, Tensor | None]:
+    """(classes (S,), logits (S, K) or None) from the labels of a file; labels None: the classes in order."""
+    even, logits = size % num_classes == 0, None
+    if labels is None:
+        if not even:
+            raise UserError(f"{size} images {where} are not as many for each of {num_classes} classes; give their labels with --labels.")
+        log.say(f"no labels {where}: the classes in order, {size // num_classes} images each")
+        return torch.arange(num_classes).repeat_interleave(size // num_classes), None
+    if not is_plain(labels):
+        raise UserError(f"The labels {where} are {shape_of(labels)} and not a tensor of numbers; give other labels with --labels.")
+    wanted = (size, num_classes) if labels.is_floating_point() else (size,)
+    if tuple(labels.shape) != wanted:
+        kind = "one number for each class" if labels.is_floating_point() else "one class"
+        raise UserError(
+            f"The labels {where} have shape {tuple(labels.shape)}, and {size} images of {num_classes} classes need {wanted}, {kind} an image; "
+            "give the labels of these images with --labels."
+        )
+    if labels.is_floating_point():
+        logits = _logits(where, labels.detach().float())
+        # the published programs keep their images sorted by class, and a soft label need not be right about its image
+        classes = torch.arange(num_classes).repeat_interleave(size // num_classes) if even else logits.argmax(1)
+    else:
+        classes = labels.detach().long()
+        if classes.min() < 0 or classes.max() >= num_classes:
+            raise UserError(
+                f"The labels {where} go from {int(classes.min())} to {int(classes.max())}, and the classes from 0 to {num_classes - 1}; "
+                "name the recipe of their dataset, or give other labels with --labels."
+            )
+    missing = sorted({*range(num_classes)} - {*classes.tolist()})
+    if missing:
+        raise UserError(f"The labels {where} leave class {missing[0]} of 0 to {num_classes - 1} without an image; give all labels with --labels.")
+    return classes, logits
+
+
+def _logits(where: str, labels: Tensor) -> Tensor:
+    """Soft labels (S, K) as logits: raw ones as they are, of probabilities (TESLA) the logarithm."""
+    if not labels.isfinite().all():
+        raise UserError(f"The labels {where} hold numbers that are not finite; give other labels with --labels.")
+    if (labels >= 0).all() and torch.allclose(labels.sum(1), torch.ones(len(labels)), atol=1e-3):
+        return labels.clamp(min=SMALLEST_PROBABILITY).log()
+    return labels.contiguous()
+
+
+def _rate(path: Path, value: Any) -> float:
+    """The learning rate in a file."""
+    if isinstance(value, float):
+        return value
+    if not is_plain(value) or value.numel() != 1:
+        raise UserError(f"{path} holds {described(value)} and not one learning rate; move it away, or give the rate with --lr.")
+    return float(value.detach())
+
+
+def provenance(paths: Sequence[Path], **options: Any) -> dict[str, Any]:
+    """Names and digests of the files, or folders of files, that something was imported from, and the options that were set."""
+    digests = {path.resolve().name: folder_sha256(path) if path.is_dir() else sha256(path) for path in paths}
+    return {
+        "files": [path.resolve().name for path in paths],
+        "sha256": digests,
+        **{name: value for name, value in options.items() if value is not None},
+    }
+
+
+def folder_sha256(folder: Path) -> str:
+    """The hexadecimal digest of the names and contents of all files below a folder, but hidden ones."""
+    whole = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and not any(part.startswith(".") for part in name.split("/")):
+            whole.update(f"{sha256(path)} {name}\n".encode())
+    return whole.hexdigest()
+
+
+def save_pt(path: Path, value: Any) -> None:
+    """A file of torch.save. It is made in memory first: a full disk is then an error of writing like any other."""
+    content = io.BytesIO()
+    torch.save(value, content)
+    with files.replacing(path) as temporary:
+        temporary.write_bytes(content.getbuffer())
+
+
+def export_set(syn: SyntheticSet, name: str, out: Path) -> list[Path]:
+    """Write images_NAME.pt, labels_NAME.pt and, with a learned rate, lr_NAME.pt into `out`; returns the files.
+
+    Images are decoded and preprocessed, labels are classes (S,) or raw logits (S, K). Raises UserError when one of the files exists.
+    """
+    if syn.target_kind == "features":
+        raise UserError("The labels of this set are features, which the published programs have no file for; export a set with classes or logits.")
+    with torch.no_grad():
+        images, targets = syn.batch(torch.arange(len(syn)))
+    contents = {"images": images, "labels": targets} | ({"lr": syn.tensors["lr"]} if "lr" in syn.tensors else {})
+    paths = {out / f"{kind}_{name}.pt": tensor.detach().cpu().clone() for kind, tensor in contents.items()}
+    files.refuse_existing(paths)
+    files.make_folder(out)
+    for path, tensor in paths.items():
+        save_pt(path, tensor)
+    return list(paths)

@@ -1,0 +1,102 @@
+"""The folder of a run: whose it is, whether it is finished, how it is begun anew.
+
+runs/<recipe>-<hash of the resolved recipe and seed>/
+    recipe.json   metrics.jsonl   checkpoint/state.safetensors   progress/step_*.png
+    distilled/    real_vs_distilled.png   evaluation.json
+"""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ddengine.recipe import Recipe, digest, resolved, to_dict
+from ddengine.system import files
+from ddengine.system.errors import UserError
+
+MARK = "recipe.json"
+
+
+def identity(recipe: Recipe, images: str, **options: Any) -> dict[str, Any]:
+    """What makes two runs the same run: the recipe, the digest of the training images, and the options that decide numbers."""
+    return {"resolved": digest(resolved(recipe)), "images": images, **options}
+
+
+def default_folder(recipe: Recipe, wanted: dict[str, Any]) -> Path:
+    """runs/<recipe>-<hash>."""
+    return Path("runs") / f"{recipe.name.replace('/', '-')}-{digest(wanted)}"
+
+
+def check_folder(folder: Path) -> None:
+    """Raise UserError for a file."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; name a folder with --out.")
+
+
+def check_own(folder: Path, mark: str, beside: str = "") -> None:
+    """Raise UserError for a file, or a folder that holds something but `beside` and not `mark`, so was not written by this program."""
+    check_folder(folder)
+    if folder.exists() and any(p.name != beside for p in folder.iterdir()) and not (folder / mark).exists():
+        raise UserError(f"--restart would delete {folder}, which this program did not write; name another folder with --out.")
+
+
+def delete(folder: Path, mark: str, beside: str = "") -> None:
+    """Delete a folder that this program wrote. Raises UserError for any other."""
+    check_own(folder, mark, beside)
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
+def is_finished(folder: Path, wanted: dict[str, Any], *, beside: str = "") -> bool:
+    """Whether the run of that identity is done. Raises UserError when the folder belongs to something else.
+
+    `beside` may lie in the folder before the run begins.
+    """
+    if (folder / MARK).exists():
+        try:
+            there = files.read_json(folder / MARK, "recipe", *wanted)
+        except UserError as error:
+            raise UserError(f"{str(error).split(';')[0]}; name another folder with --out, or begin anew with --restart.") from None
+        if any(there[k] != v for k, v in wanted.items()):
+            raise UserError(
+                f"{folder} holds a run of {there['recipe']['name']} with other settings; "
+                "name another folder with --out, or begin anew with --restart."
+            )
+    elif folder.exists() and (any(p.name != beside and not p.name.startswith(files.TEMPORARY) for p in folder.iterdir())):
+        raise UserError(f"{folder} is not empty and not a run of this program; name another folder with --out.")
+    return (folder / "distilled" / "meta.json").exists()
+
+
+def begin(folder: Path, recipe: Recipe, wanted: dict[str, Any], command: Sequence[str] = ()) -> None:
+    """Make the folder and write what the run is and, with `command`, by which words it was asked for; leaves an unfinished run's files alone."""
+    files.make_folder(folder)
+    files.clean(folder)
+    said = {"command": ["python", "run.py", *command]} if command else {}
+    files.write_json(folder / MARK, {"recipe": to_dict(recipe), **wanted, **said})
+    files.make_folder(folder / "progress")
+
+
+def set_folder(path: Path) -> Path:
+    """The distilled folder of a run; of anything else, such as a distilled folder itself, the path as it is."""
+    return path / "distilled" if (path / "distilled").is_dir() else path
+
+
+def data_of(folder: Path) -> dict[str, Any]:
+    """The data part of a run's recipe, with the root that its artefact leaves out."""
+    recipe = files.read_json(folder / MARK, "recipe")["recipe"]
+    if "data" not in recipe:
+        raise UserError(f"{folder / MARK} was not written by this version of the engine; distill it again.")
+    return recipe["data"]
+
+
+def claim(folder: Path, mark: str, content: dict[str, Any]) -> None:
+    """Make a folder that says in `mark` what it is of, or check that one says the same. Raises UserError when it belongs to something else."""
+    check_folder(folder)
+    if (folder / mark).is_file():
+        if files.read_json(folder / mark) != content:
+            raise UserError(f"{folder} was made with other settings; name another folder with --out, or begin anew with --restart.")
+        return
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty and not a folder of this command; name another folder with --out.")
+    files.make_folder(folder)
+    files.write_json(folder / mark, content)

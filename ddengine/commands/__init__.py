@@ -1,0 +1,1 @@
+"""The command line: each command is its options and one call."""

@@ -1,0 +1,143 @@
+"""Writing files and folders so that a kill leaves the old or the new one, never half of one."""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from ddengine.system.errors import UserError
+
+TEMPORARY = ".writing-"  # prefix of what is not finished
+
+
+def make_folder(path: Path) -> Path:
+    """Create a folder and its parents. Raises UserError when that is not possible."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f"{TEMPORARY}probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}); choose another folder with --out.") from None
+    return path
+
+
+def refuse_existing(paths: Iterable[Path]) -> None:
+    """Raise UserError for the first of these files that exists."""
+    for path in paths:
+        if path.exists():
+            raise UserError(f"{path} exists already; name another folder with --out.")
+
+
+def clean(folder: Path) -> None:
+    """Remove what a killed process left unfinished."""
+    for path in folder.glob(f"{TEMPORARY}*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, a file or a folder, that takes its place when the block succeeds.
+
+    Raises UserError, and leaves `path` as it is, where a file would take the place of a folder or a folder that of a file.
+    """
+    temporary = path.with_name(TEMPORARY + path.name)
+    if temporary.is_dir():
+        shutil.rmtree(temporary)
+    try:
+        yield temporary
+        if path.exists() and path.is_dir() != temporary.is_dir():
+            raise UserError(f"{path} is a folder; name a file." if path.is_dir() else f"{path} is a file; name a folder.")
+        if path.is_dir():  # a folder cannot be renamed onto a full one
+            old = path.with_name(f"{TEMPORARY}old-{path.name}")
+            path.rename(old)
+            temporary.rename(path)
+            shutil.rmtree(old)
+        else:
+            os.replace(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True) if temporary.is_dir() else temporary.unlink(missing_ok=True)
+        raise
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """JSON text of plain data. Numbers that are not finite, which JSON does not have, become null."""
+    return json.dumps(_without_nan(value), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _without_nan(part) for key, part in value.items()}
+    return [_without_nan(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+def write_text(path: Path, text: str) -> None:
+    """Text in UTF-8, its lines ended as they are."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """JSON with a final newline; see `to_json`."""
+    with replacing(path) as temporary:
+        temporary.write_text(to_json(value, indent=1) + "\n")
+
+
+def read_json(path: Path, *keys: str) -> Any:
+    """The content of a JSON file. Raises UserError when it is missing, damaged, or not an object with these keys."""
+    try:
+        content = json.loads(path.read_text())
+        if keys and not (isinstance(content, dict) and content.keys() >= set(keys)):
+            raise ValueError(f"it lacks {', '.join(k for k in keys if not isinstance(content, dict) or k not in content)}")
+        return content
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; check the path.") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); restore it or run the command that wrote it again.") from None
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """A safetensors file."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, dict(metadata or {})))
+
+
+@contextmanager
+def reading_tensors(path: Path) -> Iterator[Any]:
+    """The open safetensors file. Raises UserError when it is missing, truncated or damaged."""
+    try:
+        with safe_open(path, "pt") as file:
+            yield file
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; check the path.") from None
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is damaged ({error}); delete it and run the command that wrote it again.") from None
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors of a safetensors file, and its metadata."""
+    with reading_tensors(path) as file:
+        return {k: file.get_tensor(k) for k in file.keys()}, file.metadata() or {}
+
+
+def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
+    """12 hexadecimal digits that identify named tensors to the bit."""
+    sha = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        sha.update(repr((name, tensor.dtype, tuple(tensor.shape))).encode())
+        plain = tensor.detach().cpu().contiguous()
+        plain = plain.view(torch.int16) if plain.dtype == torch.bfloat16 else plain  # which numpy does not know
+        sha.update(memoryview(plain.numpy()))  # type: ignore[arg-type]
+    return sha.hexdigest()[:12]

@@ -1,0 +1,153 @@
+"""Progress for a person, one JSON line per event for a program."""
+
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from ddengine.system import files
+from ddengine.system.errors import UserError
+
+if hasattr(sys.stdout, "reconfigure"):
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal without UTF-8 gets question marks, not a traceback
+console = Console(highlight=False, markup=False, soft_wrap=True)
+
+PLAIN_EVERY = 20.0  # seconds between lines where the output is not a terminal
+
+
+class Bar:
+    """A counter with an estimate of the time left: a live bar on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, title: str, total: int, done: int = 0):
+        self.title, self.total, self.done, self.note = title, total, done, ""
+        self._start, self._first, self._last = time.monotonic(), done, time.monotonic()
+        self._live: Progress | None = None
+        if console.is_terminal and os.environ.get("RANK", "0") == "0":
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+            )
+            self._live = Progress(*columns, TextColumn("{task.fields[note]}"), console=console, transient=True)
+            self._task = self._live.add_task(title, total=total, completed=done, note="")
+            self._live.start()
+
+    def advance(self, note: str = "") -> None:
+        """One more is done."""
+        self.done += 1
+        self.note = note or self.note
+        if self._live is not None:
+            self._live.update(self._task, completed=self.done, note=self.note)
+        elif time.monotonic() - self._last > PLAIN_EVERY:
+            self._last = time.monotonic()
+            left = (self._last - self._start) / (self.done - self._first) * (self.total - self.done)
+            console.print(f"{self.title}: {self.done}/{self.total}, about {duration(left)} left {self.note}".rstrip())
+
+    def stop(self) -> None:
+        """Remove the bar."""
+        if self._live is not None:
+            self._live.stop()
+
+
+@contextmanager
+def progress(title: str, total: int, done: int = 0) -> Iterator[Bar]:
+    """A Bar that is removed at the end."""
+    bar = Bar(title, total, done)
+    try:
+        yield bar
+    finally:
+        bar.stop()
+
+
+def say(message: str) -> None:
+    """A line for the person at the terminal; of several ranks the first speaks."""
+    if os.environ.get("RANK", "0") == "0":
+        console.print(message)
+
+
+def complain(message: str) -> None:
+    """A line on standard error, as it is."""
+    print(message, file=sys.stderr)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as 12 s, 3 min or 2.5 h."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+class Board:
+    """The numbers of a run as TensorBoard files, beside its metrics.jsonl."""
+
+    def __init__(self, folder: Path):
+        """Files in `folder`, from the first number on. Raises UserError where tensorboard is not installed."""
+        try:
+            from torch.utils.tensorboard import (
+                SummaryWriter,  # seconds to import, and few runs want it
+            )
+        except ImportError:
+            raise UserError("--tensorboard needs the package tensorboard, which is not installed; pip install tensorboard.") from None
+        self._new, self._folder, self._writer = SummaryWriter, folder, None
+
+    def write(self, step: int, numbers: Mapping[str, float]) -> None:
+        """The numbers of a step. The first after a resume takes back what an interrupted run had written from its step on."""
+        writer = self._open(step)
+        for name, number in numbers.items():
+            writer.add_scalar(name, number, step)
+        writer.flush()  # what is not flushed is lost when the run is killed
+
+    def picture(self, step: int, path: Path) -> None:
+        """The picture of a step, from its PNG file."""
+        writer = self._open(step)
+        with Image.open(path) as image:
+            writer.add_image(path.parent.name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
+        writer.flush()
+
+    def _open(self, step: int) -> Any:
+        if self._writer is None:
+            self._writer = self._new(str(self._folder), purge_step=step)
+        return self._writer
+
+
+class EventLog:
+    """metrics.jsonl: one JSON object per line, cut back to a checkpoint on resume; with a board its numbers go there too."""
+
+    def __init__(self, path: Path, keep: int = 0, board: Board | None = None):
+        """Open `path` for appending after its first `keep` bytes."""
+        self.path, self._board = path, board
+        self._file = path.open("ab")
+        os.truncate(path, min(keep, path.stat().st_size))
+
+    def write(self, **event: Any) -> None:
+        """Append one event; numbers in it that are not finite become null."""
+        self._file.write(files.to_json(event).encode() + b"\n")
+        self._file.flush()
+        if self._board is not None and "step" in event:
+            self._board.write(event["step"], {k: float(v) for k, v in event.items() if k != "step" and isinstance(v, int | float)})
+
+    def size(self) -> int:
+        """Bytes written so far, for the checkpoint."""
+        return self.path.stat().st_size
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
