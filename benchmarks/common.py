@@ -1,4 +1,6 @@
-"""What the benchmarks share: readings of time and memory, and result files that say where they were made."""
+"""What the benchmarks share: readings of time and memory, and result files that say where they were
+made.
+"""
 
 import ctypes
 import multiprocessing as mp
@@ -36,7 +38,9 @@ def reset_peak() -> None:
 
 def peak() -> int:
     """Highest resident memory since `reset_peak`, in bytes (Linux)."""
-    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
+    line = next(
+        x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM")
+    )
     return int(line.split()[1]) * 1024
 
 
@@ -76,10 +80,16 @@ def turns(steps: dict[str, Callable[[int], None]], repeats: int) -> dict[str, fl
     return {name: statistics.median(times[1:]) for name, times in found.items()}
 
 
-def write(name: str, device: torch.device, settings: dict[str, Any], rows: list[dict[str, Any]]) -> Path:
+def write(
+    name: str, device: torch.device, settings: dict[str, Any], rows: list[dict[str, Any]]
+) -> Path:
     """benchmarks/results/NAME-DEVICE.json."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}-{device.type}.json"
-    where = {"machine": runtime.machine(device), "versions": runtime.versions(), "commit": runtime.commit()}
+    where = {
+        "machine": runtime.machine(device),
+        "versions": runtime.versions(),
+        "commit": runtime.commit(),
+    }
     files.write_json(path, {"settings": settings, "rows": rows, **where})
     return path

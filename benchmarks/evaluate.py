@@ -1,11 +1,16 @@
-"""What does training the networks of an evaluation in one computation gain? Updates a second, against one after another and a plain loop.
+"""What does training the networks of an evaluation in one computation gain?
 
-    python benchmarks/evaluate.py [--device cuda] [--models convnet-d3-w16-in convnet-d3-w128-in] [--quick]
+Updates a second, against one after another and a plain loop.
 
-Networks are trained on noise of one channel and 28 x 28 pixels in ten classes, with DSA and SGD, as an evaluation trains them on a distilled set of
-that many images; a batch is the whole set, as in published evaluations of so few images. Three forms take turns in one process: all networks in one
-computation, the engine's one after another, and what reference repositories do: TensorDataset, DataLoader, optimiser, one network after another.
-The engine's two forms start alike and must reach the same networks; the plain loop draws other random numbers.
+    python benchmarks/evaluate.py [--device cuda] [--models convnet-d3-w16-in convnet-d3-w128-in]
+    [--quick]
+
+Networks are trained on noise of one channel and 28 x 28 pixels in ten classes, with DSA and SGD, as
+an evaluation trains them on a distilled set of that many images; a batch is the whole set, as in
+published evaluations of so few images. Three forms take turns in one process: all networks in one
+computation, the engine's one after another, and what reference repositories do: TensorDataset,
+DataLoader, optimiser, one network after another. The engine's two forms start alike and must reach
+the same networks; the plain loop draws other random numbers.
 """
 
 import dataclasses
@@ -28,7 +33,8 @@ from ddengine.system import rng, runtime
 SHAPE, CLASSES, LR = (1, 28, 28), 10, 0.01
 CONFIG = EvalConfig(protocol="benchmark")
 AGREE = 1e-4  # how far parameters may be apart, of rounding in another order
-ENGINE = {"together": 10**9, "one by one": 0}  # on a CPU: sets below this many images are trained in one computation
+# on a CPU: sets below this many images are trained in one computation
+ENGINE = {"together": 10**9, "one by one": 0}
 
 
 @dataclass(frozen=True)
@@ -47,33 +53,51 @@ class Settings:
 
 def noise(num: int, device: torch.device) -> RealSet:
     """Pixels of no meaning, every class as often."""
-    pixels = torch.randint(0, 256, (num, *SHAPE), generator=rng.generator(0, "pixels"), dtype=torch.uint8)
+    pixels = torch.randint(
+        0, 256, (num, *SHAPE), generator=rng.generator(0, "pixels"), dtype=torch.uint8
+    )
     preprocess = Preprocess(mean=torch.full((1,), 0.5), std=torch.full((1,), 0.25))
-    return RealSet(pixels.to(device), (torch.arange(num) % CLASSES).to(device), CLASSES, preprocess.to(device))
+    return RealSet(
+        pixels.to(device), (torch.arange(num) % CLASSES).to(device), CLASSES, preprocess.to(device)
+    )
 
 
-def by_engine(form: str, name: str, real: RealSet, settings: Settings, device: torch.device) -> list[nn.Module]:
+def by_engine(
+    form: str, name: str, real: RealSet, settings: Settings, device: torch.device
+) -> list[nn.Module]:
     """Networks trained by the engine, the threshold that decides on the form moved and put back."""
     usual = training.BATCHED_BELOW, training.MOST_PIXELS
     training.BATCHED_BELOW, training.MOST_PIXELS = ENGINE[form], 2**62 if ENGINE[form] else 0
     seeds = list(range(settings.networks))
     try:
         build = lambda r: build_model(name, SHAPE, CLASSES, r)  # noqa: E731
-        return training.train_networks(build, [real] * len(seeds), seeds, CONFIG, LR, device, steps=settings.updates)
+        return training.train_networks(
+            build, [real] * len(seeds), seeds, CONFIG, LR, device, steps=settings.updates
+        )
     finally:
         training.BATCHED_BELOW, training.MOST_PIXELS = usual
 
 
-def by_plain_loop(name: str, real: RealSet, settings: Settings, device: torch.device) -> list[nn.Module]:
+def by_plain_loop(
+    name: str, real: RealSet, settings: Settings, device: torch.device
+) -> list[nn.Module]:
     """Networks trained as reference repositories do it; their sets, too, lie on the device."""
     images, labels = real.batch(torch.arange(len(real)))
     networks = []
     for seed in range(settings.networks):
         stream = rng.generator(seed, "plain")
         network = build_model(name, SHAPE, CLASSES, stream).to(device).train()
-        optimiser = torch.optim.SGD(network.parameters(), LR, CONFIG.momentum, weight_decay=CONFIG.weight_decay)
+        optimiser = torch.optim.SGD(
+            network.parameters(), LR, CONFIG.momentum, weight_decay=CONFIG.weight_decay
+        )
         criterion = nn.CrossEntropyLoss()
-        loader = DataLoader(TensorDataset(images, labels), batch_size=CONFIG.batch, shuffle=True, num_workers=0, generator=stream)
+        loader = DataLoader(
+            TensorDataset(images, labels),
+            batch_size=CONFIG.batch,
+            shuffle=True,
+            num_workers=0,
+            generator=stream,
+        )
         done = 0
         while done < settings.updates:
             for batch, targets in loader:
@@ -90,15 +114,22 @@ def by_plain_loop(name: str, real: RealSet, settings: Settings, device: torch.de
 
 
 def apart_by(name: str, real: RealSet, settings: Settings, device: torch.device) -> float:
-    """The largest difference between parameters of the engine's two forms after two updates, because rounding grows with more.
+    """The largest difference between parameters of the engine's two forms after two updates,
+    because rounding grows with more.
 
     Raises RuntimeError when they are other networks.
     """
     settings = dataclasses.replace(settings, updates=2)
-    forms = [torch.stack([flatten(network) for network in by_engine(form, name, real, settings, device)]) for form in ENGINE]
+    forms = [
+        torch.stack([flatten(network) for network in by_engine(form, name, real, settings, device)])
+        for form in ENGINE
+    ]
     found = (forms[0] - forms[1]).abs().max().item()
     if not found <= AGREE:
-        raise RuntimeError(f"{name} on {len(real)} images: trained together and one by one, parameters differ by up to {found:.2g}")
+        raise RuntimeError(
+            f"{name} on {len(real)} images: trained together and one by one, parameters differ by "
+            f"up to {found:.2g}"
+        )
     return found
 
 
@@ -109,7 +140,11 @@ def seconds(pipe: Any, name: str, num: int, settings: Settings) -> None:
 
     def timed(form: str) -> Any:
         def once(_: int) -> None:
-            networks = by_engine(form, name, real, settings, device) if form in ENGINE else by_plain_loop(name, real, settings, device)
+            networks = (
+                by_engine(form, name, real, settings, device)
+                if form in ENGINE
+                else by_plain_loop(name, real, settings, device)
+            )
             assert len(networks) == settings.networks
             if device.type == "cuda":
                 torch.cuda.synchronize()
@@ -124,8 +159,19 @@ def main(settings: Settings) -> None:
     """Measure, print, write the JSON; a quick run writes none."""
     device = runtime.setup(settings.device)
     if settings.quick:
-        settings = Settings(settings.device, settings.models, settings.images, networks=2, updates=2, repeats=1, quick=True)
-    models = settings.models or ("convnet-d3-w16-in", *(("convnet-d3-w128-in",) if device.type == "cuda" else ()))
+        settings = Settings(
+            settings.device,
+            settings.models,
+            settings.images,
+            networks=2,
+            updates=2,
+            repeats=1,
+            quick=True,
+        )
+    models = settings.models or (
+        "convnet-d3-w16-in",
+        *(("convnet-d3-w128-in",) if device.type == "cuda" else ()),
+    )
     rows = []
     for name in models:
         for num in settings.images:
@@ -141,9 +187,19 @@ def main(settings: Settings) -> None:
                     "faster": times["plain loop"] / taken,
                 }
                 rows.append(row | ({"apart": difference} if form == "together" else {}))
-                print(f"{name:20} {num:4} images {form:12}: {taken:8.3f} s, {rate:9.1f} updates/s, {row['faster']:5.2f} x the plain loop", flush=True)
+                print(
+                    (
+                        f"{name:20} {num:4} images {form:12}: {taken:8.3f} s, {rate:9.1f} "
+                        f"updates/s, {row['faster']:5.2f} x the plain loop"
+                    ),
+                    flush=True,
+                )
             print(
-                f"{'':20} {num:4} images together is {times['one by one'] / times['together']:.2f} x one by one; apart by {difference:.1e}",
+                (
+                    f"{'':20} {num:4} images together is "
+                    f"{times['one by one'] / times['together']:.2f} x one by one; apart by "
+                    f"{difference:.1e}"
+                ),
                 flush=True,
             )
     if not settings.quick:

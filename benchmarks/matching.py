@@ -1,10 +1,14 @@
-"""What does computing several classes in one pass gain? Seconds per outer step and added peak memory of DC, DSA, DM and IDC.
+"""What does computing several classes in one pass gain?
+
+Seconds per outer step and added peak memory of DC, DSA, DM and IDC.
 
     python benchmarks/matching.py [--device cuda] [--widths 16 128]
 
-One outer step on images of Fashion-MNIST's shape, forward and back, in a fresh network, of three forms: class by class, all ten classes in one
-pass, and the default, which takes as many classes as pay on the device. The network's own training between steps is the same in all forms and not
-counted. Each form runs in a process of its own for its memory; times are of one process that takes turns between the forms.
+One outer step on images of Fashion-MNIST's shape, forward and back, in a fresh network, of three
+forms: class by class, all ten classes in one pass, and the default, which takes as many classes as
+pay on the device. The network's own training between steps is the same in all forms and not
+counted. Each form runs in a process of its own for its memory; times are of one process that takes
+turns between the forms.
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -37,7 +41,9 @@ class Settings:
     widths: tuple[int, ...] = (16, 128)
     ipc: tuple[int, ...] = (1, 10, 50)
     methods: tuple[str, ...] = ("dc", "dsa", "dm", "idc")
-    real_batch: int | None = None  # real images per class; None: the published number on a GPU; on a CPU 64, and 16 for wide networks
+    # real images per class; None: the published number on a GPU; on a CPU 64, and 16 for wide
+    # networks
+    real_batch: int | None = None
     repeats: int = 3  # turns, after one that is not counted
     name: str = "matching"  # of the result's file
 
@@ -51,18 +57,35 @@ def step(method: str, width: int, ipc: int, settings: Settings, form: int | None
     def new_model(r: torch.Generator) -> torch.nn.Module:
         return build_model(f"convnet-d3-w{width}-in", SHAPE, CLASSES, r)
 
-    pixels = torch.randint(0, 256, (CLASSES * PER_CLASS, *SHAPE), generator=stream, dtype=torch.uint8).to(device)
+    pixels = torch.randint(
+        0, 256, (CLASSES * PER_CLASS, *SHAPE), generator=stream, dtype=torch.uint8
+    ).to(device)
     preprocess = Preprocess(mean=torch.zeros(1), std=torch.ones(1)).to(device)
-    real = RealSet(pixels, torch.arange(CLASSES, device=device).repeat_interleave(PER_CLASS), CLASSES, preprocess)
+    real = RealSet(
+        pixels,
+        torch.arange(CLASSES, device=device).repeat_interleave(PER_CLASS),
+        CLASSES,
+        preprocess,
+    )
     env = Env(real, new_model, FlatModel(new_model(stream)).to(device), None, device)
-    real_batch = settings.real_batch or (recipe.objective.real_batch if device.type == "cuda" else 64 if width < 64 else 16)
+    real_batch = settings.real_batch or (
+        recipe.objective.real_batch if device.type == "cuda" else 64 if width < 64 else 16
+    )
     objective: Any = replace(recipe.objective, real_batch=real_batch, classes_at_once=None)
     if isinstance(objective.networks, OnSynthetic | OnReal):
-        objective = replace(objective, networks=replace(objective.networks, steps=1))  # a new network each step, as untrained ones are
+        # a new network each step, as untrained ones are
+        objective = replace(objective, networks=replace(objective.networks, steps=1))
     built = objective.build(env)
     images = torch.rand(CLASSES * ipc, *SHAPE, generator=stream).to(device)
     labels = torch.arange(CLASSES, device=device).repeat_interleave(ipc)
-    syn = SyntheticSet({"images": images.requires_grad_()}, labels, tuple(map(str, range(10))), recipe.codec, preprocess, space=recipe.codec.space)
+    syn = SyntheticSet(
+        {"images": images.requires_grad_()},
+        labels,
+        tuple(map(str, range(10))),
+        recipe.codec,
+        preprocess,
+        space=recipe.codec.space,
+    )
 
     def once(number: int) -> None:
         images.grad, classes.AT_ONCE[device.type] = None, at_once
@@ -81,7 +104,12 @@ def memory(pipe: Any, *args: Any) -> None:
 
 def seconds(pipe: Any, method: str, width: int, ipc: int, settings: Settings) -> None:
     """Send the median seconds of each form."""
-    pipe.send(common.turns({name: step(method, width, ipc, settings, form) for name, form in FORMS.items()}, settings.repeats))
+    pipe.send(
+        common.turns(
+            {name: step(method, width, ipc, settings, form) for name, form in FORMS.items()},
+            settings.repeats,
+        )
+    )
 
 
 def main(settings: Settings) -> None:
@@ -93,10 +121,21 @@ def main(settings: Settings) -> None:
                 times = common.apart(seconds, method, width, ipc, settings)
                 for name, form in FORMS.items():
                     gain = times["class by class"] / times[name]
-                    row = {"method": method, "width": width, "ipc": ipc, "form": name, "seconds": times[name], "faster": gain}
-                    rows.append(row | {"peak_bytes": common.apart(memory, method, width, ipc, settings, form)})
+                    row = {
+                        "method": method,
+                        "width": width,
+                        "ipc": ipc,
+                        "form": name,
+                        "seconds": times[name],
+                        "faster": gain,
+                    }
+                    rows.append(
+                        row
+                        | {"peak_bytes": common.apart(memory, method, width, ipc, settings, form)}
+                    )
                     print(
-                        f"width {width:4} {method:4} ipc {ipc:3} {name:15}: {times[name]:8.4f} s, {gain:5.2f} x, "
+                        f"width {width:4} {method:4} ipc {ipc:3} {name:15}: {times[name]:8.4f} s, "
+                        f"{gain:5.2f} x, "
                         f"added peak {rows[-1]['peak_bytes'] / 1e9:6.2f} GB", flush=True,
                     )  # fmt: skip
                 common.write(settings.name, runtime.setup(settings.device), asdict(settings), rows)

@@ -1,9 +1,12 @@
-"""How long does drawing one segment from an expert store take? A store of 1 GB, warm and cold page cache, and the memory it costs.
+"""How long does drawing one segment from an expert store take?
+
+A store of 1 GB, warm and cold page cache, and the memory it costs.
 
     python benchmarks/store.py [--gigabytes 1] [--draws 300]
 
-A segment is two snapshots of one expert (start and target), as trajectory matching draws them at every outer step. Cold: the shard's pages
-are dropped before each draw (posix_fadvise). Beside it, what the published code does: torch.load of the whole file.
+A segment is two snapshots of one expert (start and target), as trajectory matching draws them at
+every outer step. Cold: the shard's pages are dropped before each draw (posix_fadvise). Beside it,
+what the published code does: torch.load of the whole file.
 """
 
 import json
@@ -37,7 +40,9 @@ def fill(folder: Path, settings: Settings) -> int:
     """Write random experts up to the size asked for; returns how many."""
     rows = settings.epochs + 1
     num = max(1, round(settings.gigabytes * 1e9 / (rows * settings.num_params * 4)))
-    (folder / "manifest.json").write_text(json.dumps({"fingerprint": "random", "identity": {}, "epochs": list(range(rows))}))
+    (folder / "manifest.json").write_text(
+        json.dumps({"fingerprint": "random", "identity": {}, "epochs": list(range(rows))})
+    )
     for expert in range(num):
         params = torch.randn(rows, settings.num_params, generator=generator(0, expert))
         store.write_expert(folder, expert, params, None, "float32", {})
@@ -75,7 +80,8 @@ def main(settings: Settings) -> None:
         cold = []
         for i in range(30):
             drop_pages(folder)
-            cold.append(draw(store.ExpertStore(folder), settings, i))  # a mapping that is open would keep its pages
+            # a mapping that is open would keep its pages
+            cold.append(draw(store.ExpertStore(folder), settings, i))
         reader = store.ExpertStore(folder)
         for i in range(settings.draws):  # every page into the cache
             draw(reader, settings, i)
@@ -84,22 +90,39 @@ def main(settings: Settings) -> None:
         growth = _anonymous() - before
         for label, times in (("cold", cold), ("warm", warm)):
             quartiles = statistics.quantiles(times, n=20)
-            rows.append({"cache": label, "median_s": statistics.median(times), "p95_s": quartiles[18], "draws": len(times)})
-            print(f"{label}: median {rows[-1]['median_s'] * 1e3:.2f} ms, 95 % below {quartiles[18] * 1e3:.2f} ms, {len(times)} draws")
+            rows.append(
+                {
+                    "cache": label,
+                    "median_s": statistics.median(times),
+                    "p95_s": quartiles[18],
+                    "draws": len(times),
+                }
+            )
+            print(
+                f"{label}: median {rows[-1]['median_s'] * 1e3:.2f} ms, 95 % below "
+                f"{quartiles[18] * 1e3:.2f} ms, {len(times)} draws"
+            )
         rows.append({"anonymous_growth_bytes": growth, "store_bytes": size})
-        print(f"memory of the process's own over {settings.draws} warm draws: {growth / 1e6:+.1f} MB")
+        print(
+            f"memory of the process's own over {settings.draws} warm draws: {growth / 1e6:+.1f} MB"
+        )
         whole = folder / "whole.pt"
         torch.save([list(reader.snapshots(0, [e])) for e in range(settings.epochs + 1)], whole)
         began = time.perf_counter()
         torch.load(whole, weights_only=True)
         rows.append({"one_expert_torch_load_s": time.perf_counter() - began})
-        print(f"torch.load of one expert as a file: {rows[-1]['one_expert_torch_load_s'] * 1e3:.0f} ms")
+        print(
+            f"torch.load of one expert as a file: {rows[-1]['one_expert_torch_load_s'] * 1e3:.0f} "
+            "ms"
+        )
     common.write("store", torch.device("cpu"), asdict(settings), rows)
 
 
 def _anonymous() -> int:
     """Bytes of this process that are not backed by files."""
-    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("RssAnon"))
+    line = next(
+        x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("RssAnon")
+    )
     return int(line.split()[1]) * 1024
 
 

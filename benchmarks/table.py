@@ -1,11 +1,14 @@
-"""Result tables: runs buffer, distill and evaluate of each row, and writes what came out. The same command resumes.
+"""Result tables: runs buffer, distill and evaluate of each row, and writes what came out.
+
+The same command resumes.
 
     python benchmarks/table.py NAME [--jobs 2]              a table of this file
     python benchmarks/table.py NAME RECIPE [RECIPE ...]     one row a recipe, each with its own baselines
 
-Writes docs/results/NAME.md, docs/results/NAME.json (every evaluation.json, with cost, machine, versions and commit) and, of runs that
-validated while they distilled, docs/results/NAME.png (accuracy against time). Runs go to runs/NAME.
-With several jobs that many processes share the cores, each with its part of the threads.
+Writes docs/results/NAME.md, docs/results/NAME.json (every evaluation.json, with cost, machine,
+versions and commit) and, of runs that validated while they distilled, docs/results/NAME.png
+(accuracy against time). Runs go to runs/NAME. With several jobs that many processes share the
+cores, each with its part of the threads.
 """
 
 import json
@@ -26,7 +29,8 @@ from ddengine.system import files
 
 ROOT = Path(__file__).resolve().parent.parent
 RIVALS = ("random", "random_soft", "random_coded", "herding", "k_centre", "k_means")
-OWN_ROWS = ("distilled", "raw", "distilled_same_steps", "random_coded", "base", "distilled_hard")  # named after the run, not its group
+# named after the run, not its group
+OWN_ROWS = ("distilled", "raw", "distilled_same_steps", "random_coded", "base", "distilled_hard")
 CONTROLS = ("random_coded", "base", "distilled_hard")  # of those, what is not meant to win
 COLUMNS = (
     "row",
@@ -54,7 +58,8 @@ class Row:
     flags: tuple[str, ...] = ()
     baselines: tuple[str, ...] | None = ()  # trained beside it; None: the recipe's
     group: str = ""  # rows of a group are compared with the baselines of any of them
-    of: str = ""  # label of the row whose set is evaluated, with the flags; none: an own distillation
+    # label of the row whose set is evaluated, with the flags; none: an own distillation
+    of: str = ""
 
     @property
     def folder(self) -> str:
@@ -63,7 +68,10 @@ class Row:
 
 
 EXPERTS = ("--buffer.num_experts", "4", "--buffer.epochs", "8")
-STEPS = {1: ("--outer.steps", "200", "--objective.inner_steps", "20"), 10: ("--outer.steps", "150", "--objective.inner_steps", "20")}
+STEPS = {
+    1: ("--outer.steps", "200", "--objective.inner_steps", "20"),
+    10: ("--outer.steps", "150", "--objective.inner_steps", "20"),
+}
 WINDOW = {1: ("--objective.window.high", "4"), 10: ("--objective.window.high", "6")}
 OWN = {  # what follows from the shorter run and window
     ("datm", 1): ("--objective.window.first", "2", "--objective.window.grow", "100"),
@@ -94,30 +102,55 @@ def _methods() -> list[Row]:
 
 def _parts() -> list[Row]:
     def row(label: str, *flags: str, method: str) -> Row:
-        return Row(label=label, recipe=f"{method}/fashion_mnist_ipc1_small", flags=(*small(method, 1), *flags))
+        return Row(
+            label=label,
+            recipe=f"{method}/fashion_mnist_ipc1_small",
+            flags=(*small(method, 1), *flags),
+        )
 
     ast = [
         ("AST, all parts", ()),
-        ("AST without heavy ball (rate x 10)", ("--objective.momentum", "0", "--objective.lr", "0.1")),
+        (
+            "AST without heavy ball (rate x 10)",
+            ("--objective.momentum", "0", "--objective.lr", "0.1"),
+        ),
         ("AST without balanced loss", ("--take", f"objective.loss_scale={NONE}")),
         ("AST without intermediate matching", ("--take", f"objective.milestones={NONE}")),
         ("AST without weight perturbation", ("--take", f"objective.perturb={NONE}")),
         ("AST without representative start", ("--init.kind", "real")),
         ("AST experts without clipping loss", ("--buffer.step.clip", "1")),
         ("AST experts without gradient penalty", ("--buffer.step.penalty", "0")),
-        ("AST experts without momentum (rate x 10)", ("--buffer.step.sgd.momentum", "0", "--buffer.step.sgd.lr", "0.03")),
+        (
+            "AST experts without momentum (rate x 10)",
+            ("--buffer.step.sgd.momentum", "0", "--buffer.step.sgd.lr", "0.03"),
+        ),
     ]
     datm = [
         ("DATM, all parts", ()),
         ("DATM without growing window", ("--objective.window.first", "4")),
-        ("DATM without correct start (labels by all)", ("--init.kind", "real", "--targets.experts", "all")),
+        (
+            "DATM without correct start (labels by all)",
+            ("--init.kind", "real", "--targets.experts", "all"),
+        ),
         ("DATM without learning the labels", ("--outer.optim.logits.lr", "0")),
-        ("DATM with hard labels", ("--take", f"targets={NONE}", "--take", "outer.optim=mtt/fashion_mnist_ipc1_small")),
+        (
+            "DATM with hard labels",
+            ("--take", f"targets={NONE}", "--take", "outer.optim=mtt/fashion_mnist_ipc1_small"),
+        ),
         ("DATM without update gate", ("--outer.max_loss", "inf")),
         ("DATM with MTT's experts", ("--take", "buffer=mtt/fashion_mnist_ipc1_small")),
         ("DATM with AST's experts", ("--take", "buffer=ast/fashion_mnist_ipc1_small")),
     ]
-    soft = ("--objective.labels", "target", "--targets.kind", "logits", "--targets.experts", "all", "--targets.relabel", "True")
+    soft = (
+        "--objective.labels",
+        "target",
+        "--targets.kind",
+        "logits",
+        "--targets.experts",
+        "all",
+        "--targets.relabel",
+        "True",
+    )
     return [
         *(row(label, *flags, method="ast") for label, flags in ast),
         *(row(label, *flags, method="datm") for label, flags in datm),
@@ -126,7 +159,9 @@ def _parts() -> list[Row]:
 
 
 def _matching() -> list[Row]:
-    """The methods that need no experts, MTT beside them, and the coresets, by the protocol of the small recipes, at IPC 10 half as long."""
+    """The methods that need no experts, MTT beside them, and the coresets, by the protocol of the
+    small recipes, at IPC 10 half as long.
+    """
     half = {1: (), 10: ("--evaluation.epochs", "150")}
     chosen = ("random", "herding", "k_centre", "k_means")
     mtt = {ipc: (*small("mtt", ipc), "--outer.evaluate_every", "30") for ipc in (1, 10)}
@@ -136,7 +171,11 @@ def _matching() -> list[Row]:
             label=f"{method.upper()}, IPC {ipc}",
             recipe=f"{method}/fashion_mnist_ipc{ipc}_small",
             flags=(*(mtt[ipc] if method == "mtt" else ()), *half[ipc]),
-            baselines=(*chosen, "full") if (method, ipc) == ("dm", 1) else chosen if method == "dm" else (),
+            baselines=(*chosen, "full")
+            if (method, ipc) == ("dm", 1)
+            else chosen
+            if method == "dm"
+            else (),
             group=f"IPC {ipc}",
         )
         for ipc in (1, 10)
@@ -144,13 +183,37 @@ def _matching() -> list[Row]:
     ]
 
 
-NETWORKS = ("convnet-d3-w16-in", "convnet-d2-w16-bn", "mlp", "lenet", "resnet18-bn-x12", "shufflenet_g2-x25")
+NETWORKS = (
+    "convnet-d3-w16-in",
+    "convnet-d2-w16-bn",
+    "mlp",
+    "lenet",
+    "resnet18-bn-x12",
+    "shufflenet_g2-x25",
+)
 
 
 def _cross() -> list[Row]:
-    """Sets that one network distilled or chose, on six; baselines are shared out so that two jobs take equally long."""
-    shown = ("--evaluation.models", *NETWORKS, "--evaluation.epochs", "120", "--evaluation.num_networks", "3")
-    chosen = ("--evaluation.lr_grid", "0.003", "0.01", "0.03", "0.1", "--evaluation.full_steps", "120")
+    """Sets that one network distilled or chose, on six; baselines are shared out so that two jobs
+    take equally long.
+    """
+    shown = (
+        "--evaluation.models",
+        *NETWORKS,
+        "--evaluation.epochs",
+        "120",
+        "--evaluation.num_networks",
+        "3",
+    )
+    chosen = (
+        "--evaluation.lr_grid",
+        "0.003",
+        "0.01",
+        "0.03",
+        "0.1",
+        "--evaluation.full_steps",
+        "120",
+    )
     budget = {"mtt": (*small("mtt", 10), "--outer.steps", "120"), "dm": ()}
     baselines = {"mtt": ("full",), "dm": ("random", "herding")}
     return [
@@ -166,7 +229,9 @@ DEAR = ("--labels", "dynamic", "--num_networks", "3")  # teachers look at every 
 
 
 def _compensator() -> list[Row]:
-    """INFER, SRe2L and RDED with the same teachers and students, each with labels that are stored and with labels made on the fly."""
+    """INFER, SRe2L and RDED with the same teachers and students, each with labels that are stored
+    and with labels made on the fly.
+    """
     rows = []
     for ipc in (10, 50):
         for method in ("infer", "sre2l", "rded"):
@@ -174,7 +239,11 @@ def _compensator() -> list[Row]:
             row = Row(
                 label=f"{method.upper()}, IPC {ipc}, static",
                 recipe=f"{method}/fashion_mnist_ipc{ipc}_small",
-                baselines=("hard_labels", *(("random", "random_soft") if first else ()), *(("full",) if first and ipc == 10 else ())),
+                baselines=(
+                    "hard_labels",
+                    *(("random", "random_soft") if first else ()),
+                    *(("full",) if first and ipc == 10 else ()),
+                ),
                 group=f"IPC {ipc}, static",
             )
             dynamic = replace(
@@ -197,7 +266,9 @@ TABLES = {
 def command(threads: int, *args: str) -> str:
     """The output of run.py with these arguments; what it says goes on to the terminal."""
     env = os.environ | {"OMP_NUM_THREADS": str(threads)}
-    done = subprocess.run([sys.executable, "run.py", *args], cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        [sys.executable, "run.py", *args], cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True
+    )
     if done.returncode:
         sys.exit(f"run.py {' '.join(args)} ended with {done.returncode}:\n{done.stdout}")
     return done.stdout
@@ -209,9 +280,24 @@ def collect(run: Path, folder: Path, row: Row) -> dict[str, Any]:
     evaluation = json.loads((folder / "evaluation.json").read_text())
     cost = meta["distillation"] | {"machine": meta["machine"], "commit": meta["commit"]}
     events = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    curve = [[e["step"], e["seconds"], e["validation_accuracy"]] for e in events if e.get("validation_accuracy") is not None]
-    said = {"row": row.label, "experts": meta.get("experts"), "group": row.group, "flags": row.flags, "recipe": meta["recipe"]["name"]}
-    return said | {"seed": meta["seed"], "distillation": cost, "validation": curve, "evaluation": evaluation}
+    curve = [
+        [e["step"], e["seconds"], e["validation_accuracy"]]
+        for e in events
+        if e.get("validation_accuracy") is not None
+    ]
+    said = {
+        "row": row.label,
+        "experts": meta.get("experts"),
+        "group": row.group,
+        "flags": row.flags,
+        "recipe": meta["recipe"]["name"],
+    }
+    return said | {
+        "seed": meta["seed"],
+        "distillation": cost,
+        "validation": curve,
+        "evaluation": evaluation,
+    }
 
 
 def _line(cells: Sequence[str]) -> str:
@@ -227,24 +313,51 @@ def _accuracy(row: dict[str, Any]) -> str:
 
 
 def _ends(row: dict[str, Any]) -> list[float]:
-    """The interval; of networks that diverged nothing is known, and of one network it is its accuracy."""
+    """The interval; of networks that diverged nothing is known, and of one network it is its
+    accuracy.
+    """
     return [0.0, 1.0] if row["accuracy_mean"] is None else row["ci95"] or [row["accuracy_mean"]] * 2
 
 
 def markdown(runs: list[dict[str, Any]]) -> str:
-    """One line per row and set; a distilled set that does not beat the baselines of its group by more than both intervals is marked."""
+    """One line per row and set; a distilled set that does not beat the baselines of its group by
+    more than both intervals is marked.
+    """
     lines = [_line(COLUMNS), _line(["---"] * len(COLUMNS))]
     for run in runs:
-        cost, group = run["distillation"], [r for other in runs if other["group"] == run["group"] for r in other["evaluation"]["rows"]]
+        cost, group = (
+            run["distillation"],
+            [
+                r
+                for other in runs
+                if other["group"] == run["group"]
+                for r in other["evaluation"]["rows"]
+            ],
+        )
         for row in run["evaluation"]["rows"]:
             spread = "" if row["accuracy_std"] is None else f" ± {100 * row['accuracy_std']:.1f}"
-            shown = _accuracy(row).replace(" (", f"{spread} (", 1) if row["ci95"] else _accuracy(row) + spread
+            shown = (
+                _accuracy(row).replace(" (", f"{spread} (", 1)
+                if row["ci95"]
+                else _accuracy(row) + spread
+            )
             mine = row["set"] in OWN_ROWS
-            rivals = [r for r in group if r["model"] == row["model"] and r["set"] in RIVALS and r["accuracy_mean"] is not None]
+            rivals = [
+                r
+                for r in group
+                if r["model"] == row["model"]
+                and r["set"] in RIVALS
+                and r["accuracy_mean"] is not None
+            ]
             beaten = all(_ends(row)[0] > _ends(r)[1] for r in rivals)
-            mark = "" if not mine or beaten or row["set"] in CONTROLS else " **not clearly above the baselines**"
+            mark = (
+                ""
+                if not mine or beaten or row["set"] in CONTROLS
+                else " **not clearly above the baselines**"
+            )
             experts = f"{run['experts']['seconds'] / 60:.1f} min" if run["experts"] else "-"
-            minutes = (cost["seconds"] + cost.get("initial_seconds", 0)) / 60  # the initial images are all that some methods make
+            # the initial images are all that some methods make
+            minutes = (cost["seconds"] + cost.get("initial_seconds", 0)) / 60
             costs = [f"{minutes:.1f} min", f"{cost['peak_memory_bytes'] / 1e9:.2f} GB", experts]
             spent = costs if row["set"] == "distilled" else ["-"] * 3
             evaluation = [
@@ -256,15 +369,31 @@ def markdown(runs: list[dict[str, Any]]) -> str:
                 str(row["steps"]),
                 f"{row['seconds'] / 60:.1f} min",
             ]
-            lines.append(_line([run["row"] if mine else run["group"] or run["row"], row["set"] + mark, shown, *evaluation, *spent]))
+            lines.append(
+                _line(
+                    [
+                        run["row"] if mine else run["group"] or run["row"],
+                        row["set"] + mark,
+                        shown,
+                        *evaluation,
+                        *spent,
+                    ]
+                )
+            )
     return "".join(lines)
 
 
 def crossed(runs: list[dict[str, Any]]) -> str:
-    """One line per set and one column per network, mean and 95 % interval; each set's loss against the network it was made with."""
+    """One line per set and one column per network, mean and 95 % interval; each set's loss against
+    the network it was made with.
+    """
     models = list(dict.fromkeys(row["model"] for run in runs for row in run["evaluation"]["rows"]))
     lines = [_line(["set", *models, "mean over the others"]), _line(["---"] * (len(models) + 2))]
-    named = [(run["row"] if row["set"] in OWN_ROWS else row["set"], row) for run in runs for row in run["evaluation"]["rows"]]
+    named = [
+        (run["row"] if row["set"] in OWN_ROWS else row["set"], row)
+        for run in runs
+        for row in run["evaluation"]["rows"]
+    ]
     labels = list(dict.fromkeys(label for label, _ in named))
     for label in sorted(labels, key=lambda name: name == "full"):  # last
         cells = {row["model"]: row for name, row in named if name == label}
@@ -275,7 +404,9 @@ def crossed(runs: list[dict[str, Any]]) -> str:
 
 
 def plot(path: Path, runs: list[dict[str, Any]]) -> None:
-    """Accuracy on the validation split against the time of the experts and of the distillation, a panel for each group of rows."""
+    """Accuracy on the validation split against the time of the experts and of the distillation, a
+    panel for each group of rows.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -283,23 +414,47 @@ def plot(path: Path, runs: list[dict[str, Any]]) -> None:
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     groups = list(dict.fromkeys(run["group"] for run in runs))
-    figure, axes = pyplot.subplots(1, len(groups), figsize=(5.5 * len(groups), 4), squeeze=False, layout="constrained")
+    figure, axes = pyplot.subplots(
+        1, len(groups), figsize=(5.5 * len(groups), 4), squeeze=False, layout="constrained"
+    )
     for axis, group in zip(axes[0], groups, strict=True):
         for run in (r for r in runs if r["group"] == group):
             before = run["experts"]["seconds"] if run["experts"] else 0.0
-            label = run["row"].removesuffix(f", {group}") + (" (with its experts)" if before else "")
+            label = run["row"].removesuffix(f", {group}") + (
+                " (with its experts)" if before else ""
+            )
             axis.plot(
-                [before + s for _, s, _ in run["validation"]], [100 * a for _, _, a in run["validation"]], marker="o", markersize=3, label=label
+                [before + s for _, s, _ in run["validation"]],
+                [100 * a for _, _, a in run["validation"]],
+                marker="o",
+                markersize=3,
+                label=label,
             )
             levels: dict[float, list[str]] = {}  # equal selections share a line
             for row in run["evaluation"]["rows"]:
-                if row["set"] in ("random", "herding", "k_centre", "k_means") and row["accuracy_mean"] is not None:
+                if (
+                    row["set"] in ("random", "herding", "k_centre", "k_means")
+                    and row["accuracy_mean"] is not None
+                ):
                     levels.setdefault(100 * row["accuracy_mean"], []).append(row["set"])
             for level, names in levels.items():
                 axis.axhline(level, linewidth=0.8, linestyle=":", color="0.6")
                 said = f"{', '.join(names)} (test)"
-                axis.annotate(said, (0.99, level), xycoords=axis.get_yaxis_transform(), ha="right", va="bottom", fontsize=7, color="0.4")
-        axis.set(title=group, xlabel="seconds", ylabel="validation accuracy of one network, %", xscale="log")
+                axis.annotate(
+                    said,
+                    (0.99, level),
+                    xycoords=axis.get_yaxis_transform(),
+                    ha="right",
+                    va="bottom",
+                    fontsize=7,
+                    color="0.4",
+                )
+        axis.set(
+            title=group,
+            xlabel="seconds",
+            ylabel="validation accuracy of one network, %",
+            xscale="log",
+        )
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axis.xaxis.set_minor_formatter(NullFormatter())
@@ -311,12 +466,20 @@ def plot(path: Path, runs: list[dict[str, Any]]) -> None:
 def places(name: str, rows: list[Row], row: Row) -> tuple[Path, Path]:
     """Folders of the run and of the evaluation of a row."""
     own = ROOT / "runs" / name / row.folder
-    return (own if not row.of else ROOT / "runs" / name / next(r.folder for r in rows if r.label == row.of)), own
+    return (
+        own
+        if not row.of
+        else ROOT / "runs" / name / next(r.folder for r in rows if r.label == row.of)
+    ), own
 
 
 def write(name: str, rows: list[Row], said: str) -> None:
     """The table of the rows that are done."""
-    runs = [collect(*places(name, rows, row), row) for row in rows if (places(name, rows, row)[1] / "evaluation.json").exists()]
+    runs = [
+        collect(*places(name, rows, row), row)
+        for row in rows
+        if (places(name, rows, row)[1] / "evaluation.json").exists()
+    ]
     out = ROOT / "docs" / "results"
     out.mkdir(parents=True, exist_ok=True)
     files.write_json(out / f"{name}.json", {"command": said, "runs": runs})
@@ -333,10 +496,20 @@ def main(args: list[str]) -> None:
     jobs = int(args[args.index("--jobs") + 1]) if "--jobs" in args else 1
     names = args[: args.index("--jobs")] if "--jobs" in args else args
     if not names or (len(names) == 1 and names[0] not in TABLES):
-        sys.exit(f"usage: python benchmarks/table.py NAME RECIPE [RECIPE ...], or one of {', '.join(TABLES)} [--jobs N]")
+        sys.exit(
+            "usage: python benchmarks/table.py NAME RECIPE [RECIPE ...], or one of "
+            f"{', '.join(TABLES)} [--jobs N]"
+        )
     name, *recipes = names
-    rows = [Row(label=r, recipe=r, baselines=None, group=r) for r in recipes] if recipes else TABLES[name]()
-    said, threads = " ".join(["python benchmarks/table.py", *args]), max(1, (os.cpu_count() or 1) // jobs)
+    rows = (
+        [Row(label=r, recipe=r, baselines=None, group=r) for r in recipes]
+        if recipes
+        else TABLES[name]()
+    )
+    said, threads = (
+        " ".join(["python benchmarks/table.py", *args]),
+        max(1, (os.cpu_count() or 1) // jobs),
+    )
     writing = Lock()  # of the result files
     stores = {}  # rows that share experts must not train them at the same time
     for row in rows:
@@ -344,19 +517,31 @@ def main(args: list[str]) -> None:
             continue
         recipe = json.loads(command(threads, "distill", row.recipe, *row.flags, "--print_config"))
         if recipe["buffer"] is not None:
-            stores.setdefault(json.dumps([recipe["data"], recipe["buffer"], recipe["teachers"]]), row)
+            stores.setdefault(
+                json.dumps([recipe["data"], recipe["buffer"], recipe["teachers"]]), row
+            )
 
     def run(row: Row) -> None:
         folder, out = (str(p.relative_to(ROOT)) for p in places(name, rows, row))
         if not row.of:
             command(threads, "distill", row.recipe, *row.flags, "--out", folder)
         flags = (*row.flags, "--out", out) if row.of else ()
-        command(threads, "evaluate", folder, *flags, *(() if row.baselines is None else ("--baselines", *row.baselines)))
+        command(
+            threads,
+            "evaluate",
+            folder,
+            *flags,
+            *(() if row.baselines is None else ("--baselines", *row.baselines)),
+        )
         with writing:
             write(name, rows, said)
 
     with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(lambda row: command(threads, "buffer", row.recipe, *row.flags), stores.values()))
+        list(
+            pool.map(
+                lambda row: command(threads, "buffer", row.recipe, *row.flags), stores.values()
+            )
+        )
         list(pool.map(run, [row for row in rows if not row.of]))
         list(pool.map(run, [row for row in rows if row.of]))  # whose sets are there now
 

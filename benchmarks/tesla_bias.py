@@ -1,9 +1,12 @@
-"""How far is TESLA's gradient from the exact one? Both at the same segments, along two real runs: one that follows each.
+"""How far is TESLA's gradient from the exact one?
 
-    python benchmarks/tesla_bias.py [--recipe tesla/fashion_mnist_ipc1_small] [--steps 200] [--every 10] [--experts FOLDER]
+Both at the same segments, along two real runs: one that follows each.
 
-Needs the recipe's experts. Every so many outer steps the gradients of images and learning rate are computed by both policies from the same
-draw. Writes docs/results/tesla_bias.md and .json.
+    python benchmarks/tesla_bias.py [--recipe tesla/fashion_mnist_ipc1_small] [--steps 200] [--every
+    10] [--experts FOLDER]
+
+Needs the recipe's experts. Every so many outer steps the gradients of images and learning rate are
+computed by both policies from the same draw. Writes docs/results/tesla_bias.md and .json.
 """
 
 import sys
@@ -38,7 +41,9 @@ class Settings:
 def gradients(objective: Objective, syn: SyntheticSet, step: int) -> dict[str, torch.Tensor]:
     """Of images and learning rate, for the draw that a run with seed 0 makes at this step."""
     leaves = {k: syn.tensors[k].clone().requires_grad_() for k in ("images", "lr")}
-    for loss in objective.losses(syn.with_tensors(leaves), {}, step, generator(0, "losses", step, 0)):
+    for loss in objective.losses(
+        syn.with_tensors(leaves), {}, step, generator(0, "losses", step, 0)
+    ):
         loss.backward()
     return {k: v.grad for k, v in leaves.items() if v.grad is not None}
 
@@ -58,7 +63,14 @@ def compare(ours: dict[str, torch.Tensor], exact: dict[str, torch.Tensor]) -> di
 
 def follow(settings: Settings, policy: str) -> list[dict[str, Any]]:
     """Measurements along a run that steps by `policy`."""
-    flags = [settings.recipe, "--device", settings.device, "--outer.steps", str(settings.steps), *settings.flags.split()]
+    flags = [
+        settings.recipe,
+        "--device",
+        settings.device,
+        "--outer.steps",
+        str(settings.steps),
+        *settings.flags.split(),
+    ]
     if settings.experts:
         flags += ["--experts", str(settings.experts)]
     options = program.options_of("distill", flags)
@@ -73,8 +85,17 @@ def follow(settings: Settings, policy: str) -> list[dict[str, Any]]:
     while state.step < settings.steps:
         if state.step % settings.every == 0:
             now = syn.with_tensors(state.tensors)
-            found = {name: gradients(objective, now, state.step) for name, objective in policies.items()}
-            rows.append({"run": policy, "step": state.step, **compare(found["detached"], found["replay"]), "rate": float(now.tensors["lr"])})
+            found = {
+                name: gradients(objective, now, state.step) for name, objective in policies.items()
+            }
+            rows.append(
+                {
+                    "run": policy,
+                    "step": state.step,
+                    **compare(found["detached"], found["replay"]),
+                    "rate": float(now.tensors["lr"]),
+                }
+            )
             print(rows[-1])
             sys.stdout.flush()
         loop.outer_step(syn, policies[policy], options.recipe.outer, state, 0)
@@ -84,7 +105,10 @@ def follow(settings: Settings, policy: str) -> list[dict[str, Any]]:
 def table(rows: list[dict[str, Any]], steps: int) -> str:
     """Means over quarters of each run."""
     lines = [
-        "| the run follows | outer steps | angle, degrees | norm over exact | relative error | d lr over exact | learned rate |",
+        (
+            "| the run follows | outer steps | angle, degrees | norm over exact | relative error "
+            "| d lr over exact | learned rate |"
+        ),
         "|---" * 7 + "|",
     ]
     for policy in ("detached", "replay"):
@@ -97,7 +121,14 @@ def table(rows: list[dict[str, Any]], steps: int) -> str:
                 return sum(r[name] for r in part) / len(part)
 
             ratio = sorted(r["lr"] / r["lr_exact"] for r in part)[len(part) // 2]
-            cells = [policy, f"{low} to {high - 1}", f"{mean('angle'):.1f}", f"{mean('norm_ratio'):.2f}", f"{mean('error'):.2f}", f"{ratio:.2f}"]
+            cells = [
+                policy,
+                f"{low} to {high - 1}",
+                f"{mean('angle'):.1f}",
+                f"{mean('norm_ratio'):.2f}",
+                f"{mean('error'):.2f}",
+                f"{ratio:.2f}",
+            ]
             lines.append(f"| {' | '.join(cells)} | {mean('rate'):.4f} |")
     return "\n".join(lines) + "\n"
 
@@ -108,8 +139,17 @@ def main(settings: Settings) -> None:
     text = table(rows, settings.steps)
     print(text)
     out = common.ROOT / "docs" / "results"
-    where = {"machine": runtime.machine(runtime.setup(settings.device)), "versions": runtime.versions(), "commit": runtime.commit()}
-    said = {"recipe": settings.recipe, "steps": settings.steps, "every": settings.every, "flags": settings.flags}
+    where = {
+        "machine": runtime.machine(runtime.setup(settings.device)),
+        "versions": runtime.versions(),
+        "commit": runtime.commit(),
+    }
+    said = {
+        "recipe": settings.recipe,
+        "steps": settings.steps,
+        "every": settings.every,
+        "flags": settings.flags,
+    }
     files.write_json(out / "tesla_bias.json", {"settings": said, "rows": rows, **where})
     (out / "tesla_bias.md").write_text(text)
 

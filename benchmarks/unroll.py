@@ -1,10 +1,13 @@
-"""What does the gradient through T inner steps cost? Time and added peak memory of each policy, ConvNet-D3, 32x32x3.
+"""What does the gradient through T inner steps cost?
+
+Time and added peak memory of each policy, ConvNet-D3, 32x32x3.
 
     python benchmarks/unroll.py [--device cuda] [--steps 4 8 16 32] [--runs 5]
 
-Time: median over runs that take turns (policy A, B, C, ... then again), after one uncounted run each; every policy keeps a process of its
-own. Memory: highest resident (CUDA: allocated) memory during one call above the level before it, in a fresh process per case, after a
-call of one step that compiles and loads the kernels, and after what that call freed was given back to the system.
+Time: median over runs that take turns (policy A, B, C, ... then again), after one uncounted run
+each; every policy keeps a process of its own. Memory: highest resident (CUDA: allocated) memory
+during one call above the level before it, in a fresh process per case, after a call of one step
+that compiles and loads the kernels, and after what that call freed was given back to the system.
 """
 
 import multiprocessing as mp
@@ -15,7 +18,8 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
-os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # its worker pool does not start inside a process of a pool
+# its worker pool does not start inside a process of a pool
+os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
 
 import common
 import torch
@@ -52,7 +56,9 @@ class Case:
         if settings.threads:
             torch.set_num_threads(settings.threads)
         stream = rng.generator(0, "benchmark")
-        net = build_model(f"convnet-d3-w{settings.width}-in", (3, 32, 32), 10, stream).to(self.device)
+        net = build_model(f"convnet-d3-w{settings.width}-in", (3, 32, 32), 10, stream).to(
+            self.device
+        )
         model = FlatModel(net)
         self.theta = flatten(net)
         self.images = torch.randn(settings.batch, 3, 32, 32, generator=stream).to(self.device)
@@ -62,12 +68,15 @@ class Case:
             return functional.cross_entropy(model(theta, images), labels)
 
         options = {"mode": "reduce-overhead"} if "graphs" in policy else {}
-        self.gradient = compiled_gradient(loss, **options) if "compiled" in policy else eager_gradient(loss)
+        self.gradient = (
+            compiled_gradient(loss, **options) if "compiled" in policy else eager_gradient(loss)
+        )
 
     def __call__(self, num_steps: int, give_back: bool) -> dict[str, float]:
         """Seconds and added peak bytes of one forward and backward through `num_steps` inner steps.
 
-        `give_back`: return freed memory first, so that the peak can be seen; timed runs keep it, as runs of the engine do.
+        `give_back`: return freed memory first, so that the peak can be seen; timed runs keep it, as
+        runs of the engine do.
         """
         cuda = self.device.type == "cuda"
         images = self.images.clone().requires_grad_()
@@ -89,7 +98,10 @@ class Case:
             torch.cuda.synchronize()
         seconds = time.perf_counter() - start
         assert images.grad is not None and images.grad.isfinite().all()
-        return {"seconds": seconds, "peak_bytes": (torch.cuda.max_memory_allocated() if cuda else common.peak()) - before}
+        return {
+            "seconds": seconds,
+            "peak_bytes": (torch.cuda.max_memory_allocated() if cuda else common.peak()) - before,
+        }
 
 
 def serve(pipe: Any, policy: str, settings: Settings) -> None:
@@ -124,7 +136,10 @@ def main(settings: Settings) -> None:
     device = runtime.setup(settings.device)
     policies = settings.policies or (CUDA_POLICIES if device.type == "cuda" else POLICIES)
     rows = []
-    print(f"{'T':>3} {'policy':30} {'median s':>9} {'min':>7} {'max':>7} {'of full':>8} {'added peak MB':>14}")
+    print(
+        f"{'T':>3} {'policy':30} {'median s':>9} {'min':>7} {'max':>7} {'of full':>8} "
+        f"{'added peak MB':>14}"
+    )
     for num_steps in settings.steps:
         servers = {p: Server(p, settings) for p in policies}
         seconds: dict[str, list[float]] = {p: [] for p in policies}
@@ -141,14 +156,33 @@ def main(settings: Settings) -> None:
             memory = fresh(num_steps, give_back=True)["peak_bytes"]
             fresh.stop()
             took = seconds[policy]
-            row = {"T": num_steps, "policy": policy, "median_s": statistics.median(took), "runs_s": took, "peak_bytes": memory}
+            row = {
+                "T": num_steps,
+                "policy": policy,
+                "median_s": statistics.median(took),
+                "runs_s": took,
+                "peak_bytes": memory,
+            }
             rows.append(row)
-            ratio = row["median_s"] / statistics.median(seconds["full"]) if "full" in seconds else float("nan")
-            print(f"{num_steps:3} {policy:30} {row['median_s']:9.3f} {min(took):7.3f} {max(took):7.3f} {ratio:8.2f} {memory / 1e6:14.0f}")
+            ratio = (
+                row["median_s"] / statistics.median(seconds["full"])
+                if "full" in seconds
+                else float("nan")
+            )
+            print(
+                f"{num_steps:3} {policy:30} {row['median_s']:9.3f} {min(took):7.3f} "
+                f"{max(took):7.3f} {ratio:8.2f} {memory / 1e6:14.0f}"
+            )
             sys.stdout.flush()
             common.write("unroll", device, asdict(settings), rows)
-    first, last = (next(r for r in rows if r["policy"] == "replay" and r["T"] == t) for t in (settings.steps[0], settings.steps[-1]))
-    print(f"replay's added peak at T = {last['T']} over T = {first['T']}: {last['peak_bytes'] / first['peak_bytes']:.2f}")
+    first, last = (
+        next(r for r in rows if r["policy"] == "replay" and r["T"] == t)
+        for t in (settings.steps[0], settings.steps[-1])
+    )
+    print(
+        f"replay's added peak at T = {last['T']} over T = {first['T']}: "
+        f"{last['peak_bytes'] / first['peak_bytes']:.2f}"
+    )
 
 
 if __name__ == "__main__":

@@ -33,17 +33,28 @@ STEPS = {
         ("privacy", "{folder}/random", "--full_steps", "300"),
     ),
 }  # fmt: skip
-WRITTEN = {"continual": ("continual/continual",), "ranking": ("dm/ranking",), "privacy": ("dm/privacy", "random/privacy")}
+WRITTEN = {
+    "continual": ("continual/continual",),
+    "ranking": ("dm/ranking",),
+    "privacy": ("dm/privacy", "random/privacy"),
+}
 
 
 def continual(result: dict[str, Any]) -> list[str]:
     """One line for each memory."""
     seen = result["classes_seen"]
-    lines = [f"| memory | images per class | bytes | {' | '.join(f'{n} classes' for n in seen)} | forgetting |", "|" + " --- |" * (len(seen) + 4)]
+    lines = [
+        (
+            f"| memory | images per class | bytes | {' | '.join(f'{n} classes' for n in seen)} | "
+            "forgetting |"
+        ),
+        "|" + " --- |" * (len(seen) + 4),
+    ]
     for name, memory in result["memories"].items():
         cells = [shown(stage) for stage in memory["accuracy"]]
         lines.append(
-            f"| {name} | {memory['images_per_class'] or '-'} | {memory['bytes'] or '-'} | {' | '.join(cells)} | {shown(memory['forgetting'])} |"
+            f"| {name} | {memory['images_per_class'] or '-'} | {memory['bytes'] or '-'} | "
+            f"{' | '.join(cells)} | {shown(memory['forgetting'])} |"
         )
     return lines
 
@@ -51,13 +62,19 @@ def continual(result: dict[str, Any]) -> list[str]:
 def ranking(result: dict[str, Any]) -> list[str]:
     """One line for each set."""
     lines = [
-        "| set | Kendall's tau (95 % interval) | Spearman's rho | tau of the better half | accuracy lost by its choice, points |",
+        (
+            "| set | Kendall's tau (95 % interval) | Spearman's rho | tau of the better half | "
+            "accuracy lost by its choice, points |"
+        ),
         "|" + " --- |" * 5,
     ]
     for s in result["sets"]:
         low, high = s["kendall_ci95"]
         top = "-" if s["top_kendall"] is None else f"{s['top_kendall']:.2f}"
-        lines.append(f"| {s['set']} | {s['kendall']:.2f} ({low:.2f} to {high:.2f}) | {s['spearman']:.2f} | {top} | {100 * s['regret']:.1f} |")
+        lines.append(
+            f"| {s['set']} | {s['kendall']:.2f} ({low:.2f} to {high:.2f}) | {s['spearman']:.2f} | "
+            f"{top} | {100 * s['regret']:.1f} |"
+        )
     return [*lines, "", result["note"]]
 
 
@@ -65,7 +82,11 @@ def shown(value: dict[str, Any]) -> str:
     """Mean and 95 % interval, in points."""
     if value["mean"] is None:
         return "diverged"
-    between = "" if value["ci95"] is None else f" ({100 * value['ci95'][0]:.1f} to {100 * value['ci95'][1]:.1f})"
+    between = (
+        ""
+        if value["ci95"] is None
+        else f" ({100 * value['ci95'][0]:.1f} to {100 * value['ci95'][1]:.1f})"
+    )
     return f"{100 * value['mean']:.1f}{between}"
 
 
@@ -81,10 +102,15 @@ def main(args: list[str]) -> None:
         made = FOLDER / path
         label = f"{name}_small" if len(WRITTEN[name]) == 1 else f"{name}_{Path(path).parent}_small"
         result = json.loads(made.with_suffix(".json").read_text())
-        files.write_json(out / f"{label}.json", {"command": f"python benchmarks/uses.py {name}", "result": result})
+        files.write_json(
+            out / f"{label}.json",
+            {"command": f"python benchmarks/uses.py {name}", "result": result},
+        )
         shutil.copy(made.with_suffix(".png"), out / f"{label}.png")
         if name in ("continual", "ranking"):
-            (out / f"{label}.md").write_text("\n".join({"continual": continual, "ranking": ranking}[name](result)) + "\n")
+            (out / f"{label}.md").write_text(
+                "\n".join({"continual": continual, "ranking": ranking}[name](result)) + "\n"
+            )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""Expert trajectories: training and storing them. `generate` trains experts on a dataset of one's own."""
+"""Expert trajectories: training and storing them.
+
+`generate` trains experts on a dataset of one's own.
+"""
 
 from typing import TYPE_CHECKING, Any
 

@@ -1,7 +1,9 @@
-"""Replay buffers of the published programs <-> expert stores, and the one door through which such files come in.
+"""Replay buffers of the published programs <-> expert stores, and the one door through which such
+files come in.
 
-replay_buffer_0.pt, replay_buffer_1.pt, ...: a list of experts, each a list of E+1 snapshots, each a list of the network's parameters in the
-order of `module.parameters()`. A row of a store is the same numbers in the same order, so nothing is computed on the way.
+replay_buffer_0.pt, replay_buffer_1.pt, ...: a list of experts, each a list of E+1 snapshots, each a
+list of the network's parameters in the order of `module.parameters()`. A row of a store is the same
+numbers in the same order, so nothing is computed on the way.
 """
 
 import itertools
@@ -27,7 +29,9 @@ FILE = "replay_buffer_{}.pt"
 
 
 class _Forgotten:
-    """Stands where a file has a number of numpy or its type, the arguments of a command line or a path, and forgets it: nothing imported is one."""
+    """Stands where a file has a number of numpy or its type, the arguments of a command line or a
+    path, and forgets it: nothing imported is one.
+    """
 
     def __init__(self, *args: Any):
         pass
@@ -36,10 +40,11 @@ class _Forgotten:
         pass
 
 
-# DC, DSA and DM keep their accuracies as numpy numbers beside the images, and checkpoints of networks the arguments of their training beside the
-# state dict. These are the names under which pickle asks for the functions and classes that make such things; a file that asks gets the class
-# above instead. So the names are harmless whatever the file passes to them: no code of numpy runs, which a type crafted in the file could
-# otherwise lead to wrong memory.
+# DC, DSA and DM keep their accuracies as numpy numbers beside the images, and checkpoints of
+# networks the arguments of their training beside the state dict. These are the names under which
+# pickle asks for the functions and classes that make such things; a file that asks gets the class
+# above instead. So the names are harmless whatever the file passes to them: no code of numpy runs,
+# which a type crafted in the file could otherwise lead to wrong memory.
 STAND_INS = [
     (_Forgotten, name)
     for name in (
@@ -50,7 +55,9 @@ STAND_INS = [
 
 
 def load_pt(path: Path) -> Any:
-    """The content of a file of torch.save: tensors on the CPU, in lists, tuples and dicts. Nothing in the file is ever run.
+    """The content of a file of torch.save: tensors on the CPU, in lists, tuples and dicts.
+
+    Nothing in the file is ever run.
 
     Raises UserError when the file is missing or damaged, or asks for anything beyond that.
     """
@@ -70,14 +77,20 @@ def load_pt(path: Path) -> Any:
         if wanted := re.search(r"GLOBAL ([\w.]+)", str(error)):
             name = wanted[1].rstrip(".")
             raise UserError(
-                f"{path} asks for {name} to be run while it is read, as files of tensors never need and harmful ones do, "
+                f"{path} asks for {name} to be run while it is read, as files of tensors never "
+                "need and harmful ones do, "
                 f"so it was not read; {_instead(name)}."
             ) from None
-        raise UserError(f"{path} is damaged or was not written by torch.save ({type(error).__name__}); get the file again.") from None
+        raise UserError(
+            f"{path} is damaged or was not written by torch.save ({type(error).__name__}); get "
+            "the file again."
+        ) from None
 
 
 def _detached(value: Any) -> Any:
-    """The same without gradients: parameters become plain tensors, which read without a warning of torch."""
+    """The same without gradients: parameters become plain tensors, which read without a warning of
+    torch.
+    """
     if isinstance(value, Tensor):
         return value.detach() if value.requires_grad or isinstance(value, nn.Parameter) else value
     if type(value) in (list, tuple):
@@ -97,13 +110,23 @@ def _instead(name: str) -> str:
 
 
 def expand(given: Sequence[Path]) -> list[Path]:
-    """The files, with a folder replaced by its replay_buffer_*.pt in numeric order. Raises UserError for what is not there."""
+    """The files, with a folder replaced by its replay_buffer_*.pt in numeric order.
+
+    Raises UserError for what is not there.
+    """
     paths: list[Path] = []
     for path in given:
         if path.is_dir():
-            numbered = {int(m[1]): p for p in path.iterdir() if (m := re.fullmatch(r"replay_buffer_(\d+)\.pt", p.name))}
+            numbered = {
+                int(m[1]): p
+                for p in path.iterdir()
+                if (m := re.fullmatch(r"replay_buffer_(\d+)\.pt", p.name))
+            }
             if not numbered:
-                raise UserError(f"The folder {path} holds no replay_buffer_*.pt; give the files themselves with --files.")
+                raise UserError(
+                    f"The folder {path} holds no replay_buffer_*.pt; give the files themselves "
+                    "with --files."
+                )
             paths += [numbered[n] for n in sorted(numbered)]
         elif path.is_file():
             paths.append(path)
@@ -127,10 +150,12 @@ def import_experts(
     model: str,
     network: nn.Module,
 ) -> int:
-    """Make the store in `folder` of the experts in these files and return how many there are; `imported` is the digest of the files.
+    """Make the store in `folder` of the experts in these files and return how many there are;
+    `imported` is the digest of the files.
 
-    One file is in memory at a time. The folder appears when all are written; a store of the same files and settings is left alone.
-    Raises UserError when a file does not hold experts of `network` trained for `config.epochs` epochs, or the folder holds something else.
+    One file is in memory at a time. The folder appears when all are written; a store of the same
+    files and settings is left alone. Raises UserError when a file does not hold experts of
+    `network` trained for `config.epochs` epochs, or the folder holds something else.
     """
     content = store.imported_identity(data.train.digest, data_config, config, model, imported)
     preprocess, shapes = data.train.preprocess, store.shapes_of(network)
@@ -138,10 +163,13 @@ def import_experts(
         return ExpertStore(folder).num_experts
     with log.progress("import", len(paths)) as bar:
         experts = _read(paths, network, model, config, bar.advance)
-        first = next(experts)  # files that do not fit are mostly refused here, before anything is written
+        # files that do not fit are mostly refused here, before anything is written
+        first = next(experts)
         files.make_folder(folder.parent)
         with files.replacing(folder) as temporary:
-            store.open_for_writing(temporary, content, config.kept_epochs(), preprocess, shapes=shapes)
+            store.open_for_writing(
+                temporary, content, config.kept_epochs(), preprocess, shapes=shapes
+            )
             count = 0
             for name, params in itertools.chain([first], experts):
                 store.write_expert(temporary, count, params, None, config.dtype, {"file": name})
@@ -150,83 +178,145 @@ def import_experts(
 
 
 def _read(
-    paths: Sequence[Path], network: nn.Module, model: str, config: BufferConfig, on_file: Callable[[str], None]
+    paths: Sequence[Path],
+    network: nn.Module,
+    model: str,
+    config: BufferConfig,
+    on_file: Callable[[str], None],
 ) -> Iterator[tuple[str, Tensor]]:
     """(name of the file, parameters (kept epochs, P)) of each expert."""
     for path in paths:
-        yield from _read_file(path, network, model, config)  # a frame of its own: a file is let go before the next is read
+        # a frame of its own: a file is let go before the next is read
+        yield from _read_file(path, network, model, config)
         on_file(path.name)
 
 
-def _read_file(path: Path, network: nn.Module, model: str, config: BufferConfig) -> Iterator[tuple[str, Tensor]]:
+def _read_file(
+    path: Path, network: nn.Module, model: str, config: BufferConfig
+) -> Iterator[tuple[str, Tensor]]:
     experts = load_pt(path)
     if not isinstance(experts, list | tuple) or not experts:
         raise UserError(
-            f"{path} holds {described(experts)} and not a list of experts; several --files must be the replay_buffer files of one buffer."
+            f"{path} holds {described(experts)} and not a list of experts; several --files must "
+            "be the replay_buffer files of one buffer."
         )
     names, shapes = zip(*((name, p.shape) for name, p in network.named_parameters()), strict=True)
     for number, expert in enumerate(experts):
         which = f"Expert {number} of {path}"
-        if not isinstance(expert, list | tuple) or not all(isinstance(snapshot, list | tuple) for snapshot in expert):
+        if not isinstance(expert, list | tuple) or not all(
+            isinstance(snapshot, list | tuple) for snapshot in expert
+        ):
             raise UserError(
-                f"{which} is not a list of snapshots that are lists of tensors, it is {described(expert)}; "
+                f"{which} is not a list of snapshots that are lists of tensors, it is "
+                f"{described(expert)}; "
                 "give the replay_buffer files of one buffer."
             )
         if len(expert) != config.epochs + 1:
             raise UserError(
-                f"{which} has {len(expert)} snapshots, and buffer.epochs {config.epochs} makes {config.epochs + 1} with the initialisation; "
-                + (f"set buffer.epochs {len(expert) - 1}." if len(expert) > 1 else "give the replay_buffer files of one buffer.")
+                f"{which} has {len(expert)} snapshots, and buffer.epochs {config.epochs} makes "
+                f"{config.epochs + 1} with the initialisation; "
+                + (
+                    f"set buffer.epochs {len(expert) - 1}."
+                    if len(expert) > 1
+                    else "give the replay_buffer files of one buffer."
+                )
             )
         for epoch, snapshot in enumerate(expert):
             _check(which, epoch, snapshot, names, shapes, model)
-        rows = [torch.cat([part.detach().float().flatten() for part in expert[epoch]]) for epoch in (0, *config.kept_epochs(), config.epochs)]
+        rows = [
+            torch.cat([part.detach().float().flatten() for part in expert[epoch]])
+            for epoch in (0, *config.kept_epochs(), config.epochs)
+        ]
         if torch.equal(rows[0], rows[-1]):
             raise UserError(
-                f"{which} does not move, all its snapshots are the same (the published program writes such files on a machine without a GPU); "
+                f"{which} does not move, all its snapshots are the same (the published program "
+                "writes such files on a machine without a GPU); "
                 "train experts with the buffer command."
             )
         yield path.name, torch.stack(rows[1:-1])
 
 
-def _check(which: str, epoch: int, snapshot: Sequence[Any], names: Sequence[str], shapes: Sequence[torch.Size], model: str) -> None:
-    """Raise UserError, naming the first parameter that differs, unless a snapshot is one of this network."""
+def _check(
+    which: str,
+    epoch: int,
+    snapshot: Sequence[Any],
+    names: Sequence[str],
+    shapes: Sequence[torch.Size],
+    model: str,
+) -> None:
+    """Raise UserError, naming the first parameter that differs, unless a snapshot is one of this
+    network.
+    """
     advice = "name their network with --model or --buffer.model, and their images with --data.name and --data.size"
     for name, wanted, part in zip(names, shapes, snapshot, strict=False):
         if not is_plain(part) or not part.is_floating_point() or part.shape != wanted:
             there = f"its {name} is {shape_of(part)} and should be a float tensor of shape {tuple(wanted)}"
             raise UserError(f"{which} is not of {model}, {there}; {advice}.")
         if not part.float().isfinite().all():
-            raise UserError(f"{which} has numbers that are not finite in {name} of snapshot {epoch}; its training diverged, get another file.")
+            raise UserError(
+                f"{which} has numbers that are not finite in {name} of snapshot {epoch}; its "
+                "training diverged, get another file."
+            )
     if len(snapshot) != len(names):
-        where = f"{names[len(snapshot)]} is missing" if len(snapshot) < len(names) else f"nothing follows {names[-1]} there"
-        raise UserError(f"{which} is not of {model}, it has {len(snapshot)} parameter tensors for {len(names)} ({where}); {advice}.")
+        where = (
+            f"{names[len(snapshot)]} is missing"
+            if len(snapshot) < len(names)
+            else f"nothing follows {names[-1]} there"
+        )
+        raise UserError(
+            f"{which} is not of {model}, it has {len(snapshot)} parameter tensors for "
+            f"{len(names)} ({where}); {advice}."
+        )
 
 
 def export_experts(folder: Path, out: Path, per_file: int = 10) -> list[Path]:
-    """Write the experts of a store into `out` as replay_buffer_0.pt, ..., `per_file` experts a file, float32; returns the files.
+    """Write the experts of a store into `out` as replay_buffer_0.pt, ..., `per_file` experts a
+    file, float32; returns the files.
 
-    Raises UserError when the store does not say the shapes of its parameters, or one of the files exists.
+    Raises UserError when the store does not say the shapes of its parameters, or one of the files
+    exists.
     """
     if per_file < 1:
-        raise UserError(f"--per_file must be at least 1, got {per_file}; the published programs put 10 experts into a file.")
+        raise UserError(
+            f"--per_file must be at least 1, got {per_file}; the published programs put 10 "
+            "experts into a file."
+        )
     source = ExpertStore(folder)
     shapes = source.manifest.get("shapes")
     if shapes is None:
-        raise UserError(f"The expert store {folder} was made before stores kept the shapes of parameters; make it again with the buffer command.")
+        raise UserError(
+            f"The expert store {folder} was made before stores kept the shapes of parameters; "
+            "make it again with the buffer command."
+        )
     shapes = [torch.Size(shape) for shape in shapes]
     if sum(shape.numel() for shape in shapes) != source.num_params:
-        raise UserError(f"The shapes in {folder / 'manifest.json'} are not those of its experts; make the store again with the buffer command.")
-    groups = [range(first, min(first + per_file, source.num_experts)) for first in range(0, source.num_experts, per_file)]
+        raise UserError(
+            f"The shapes in {folder / 'manifest.json'} are not those of its experts; make the "
+            "store again with the buffer command."
+        )
+    groups = [
+        range(first, min(first + per_file, source.num_experts))
+        for first in range(0, source.num_experts, per_file)
+    ]
     paths = [out / FILE.format(i) for i in range(len(groups))]
     files.refuse_existing(paths)
     files.make_folder(out)
     with log.progress("export", len(paths)) as bar:
         for path, group in zip(paths, groups, strict=True):
-            save_pt(path, [[_parameters(row, shapes) for row in source.snapshots(expert, source.epochs)] for expert in group])
+            save_pt(
+                path,
+                [
+                    [_parameters(row, shapes) for row in source.snapshots(expert, source.epochs)]
+                    for expert in group
+                ],
+            )
             bar.advance(path.name)
     return paths
 
 
 def _parameters(row: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
     """One flat row (P,) as parameter tensors that each own their numbers."""
-    return [part.clone().view(shape) for part, shape in zip(row.split([s.numel() for s in shapes]), shapes, strict=True)]
+    return [
+        part.clone().view(shape)
+        for part, shape in zip(row.split([s.numel() for s in shapes]), shapes, strict=True)
+    ]

@@ -29,21 +29,35 @@ def generate(
     seed: int,
     precision: Precision = "fp32",
 ) -> None:
-    """Fill the store in `folder` with `config.num_experts` experts, leaving finished ones alone; with torchrun each rank trains its share.
+    """Fill the store in `folder` with `config.num_experts` experts, leaving finished ones alone;
+    with torchrun each rank trains its share.
 
-    `model` is the network's name, `new_model` builds it. Raises UserError when the folder holds a store of other settings.
+    `model` is the network's name, `new_model` builds it. Raises UserError when the folder holds a
+    store of other settings.
     """
     pretrained = isinstance(config.step, Pretrained)
     if isinstance(config.step, Pretrained):
         require(
-            config.num_experts == 1, f"Pretrained weights make one expert, and buffer.num_experts is {config.num_experts}; set buffer.num_experts 1."
+            config.num_experts == 1,
+            (
+                "Pretrained weights make one expert, and buffer.num_experts is "
+                f"{config.num_experts}; set buffer.num_experts 1."
+            ),
         )
-        require(config.keep == "last", f"Pretrained weights have no trajectory, and buffer.keep is {config.keep}; set buffer.keep last.")
+        require(
+            config.keep == "last",
+            (
+                f"Pretrained weights have no trajectory, and buffer.keep is {config.keep}; set "
+                "buffer.keep last."
+            ),
+        )
         config.step.find(new_model(generator(seed, "shapes")), model)  # before there is a folder
     content = store.identity(data.train.digest, data_config, config, model, seed, precision)
     if dist.rank() == 0:
         shapes = store.shapes_of(new_model(generator(seed, "shapes")))
-        store.open_for_writing(folder, content, config.kept_epochs(), data.train.preprocess, shapes=shapes)
+        store.open_for_writing(
+            folder, content, config.kept_epochs(), data.train.preprocess, shapes=shapes
+        )
     dist.barrier()
     done = store.finished(folder)
     mine = [i for i in dist.my_share(range(config.num_experts)) if i not in done]
@@ -59,16 +73,28 @@ def generate(
                 trajectory = _pretrained(network, data, config.step, model, precision)
                 bar.advance(f"expert {expert}")
             else:
-                trajectory = train_expert(network, data, config, seed, expert, precision, bar.advance)
+                trajectory = train_expert(
+                    network, data, config, seed, expert, precision, bar.advance
+                )
             metrics = trajectory.metrics | {"seconds": round(time.perf_counter() - start, 2)}
-            store.write_expert(folder, expert, trajectory.params, trajectory.buffers, config.dtype, metrics)
+            store.write_expert(
+                folder, expert, trajectory.params, trajectory.buffers, config.dtype, metrics
+            )
     dist.barrier()
 
 
-def _pretrained(network: nn.Module, data: Data, step: Pretrained, model: str, precision: Precision) -> Trajectory:
+def _pretrained(
+    network: nn.Module, data: Data, step: Pretrained, model: str, precision: Precision
+) -> Trajectory:
     """The expert that comes out of a file: one snapshot, nothing trained."""
     facts = step.load(network, model)
-    accuracies = [training.accuracy(network, data.validation, precision)] if data.validation is not None else []
+    accuracies = (
+        [training.accuracy(network, data.validation, precision)]
+        if data.validation is not None
+        else []
+    )
     buffers = flatten_buffers(network)
     metrics = {"validation_accuracy": accuracies, "train_loss": []} | facts
-    return Trajectory(flatten(network).cpu()[None], None if buffers is None else buffers.cpu()[None], metrics)
+    return Trajectory(
+        flatten(network).cpu()[None], None if buffers is None else buffers.cpu()[None], metrics
+    )

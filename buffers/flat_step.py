@@ -1,7 +1,8 @@
 """Experts that end in flat minima: GSAM, the training step of FTD and DATM.
 
-Zhuang et al., Surrogate Gap Minimization Improves Sharpness-Aware Training, ICLR 2022; used for experts by Du et al., Minimizing the
-Accumulated Trajectory Error to Improve Dataset Distillation, CVPR 2023, arXiv 2211.11004.
+Zhuang et al., Surrogate Gap Minimization Improves Sharpness-Aware Training, ICLR 2022; used for
+experts by Du et al., Minimizing the Accumulated Trajectory Error to Improve Dataset Distillation,
+CVPR 2023, arXiv 2211.11004.
 """
 
 from dataclasses import dataclass, field
@@ -18,23 +19,30 @@ EPS = 1e-12
 
 
 def perturbation(w: Tensor, g: Tensor, rho: float, adaptive: bool) -> Tensor:
-    """Towards the worst point nearby: rho g / |g|, adaptive: rho w^2 g / |w g|; weights w and their gradient g (P,), products elementwise."""
+    """Towards the worst point nearby: rho g / |g|, adaptive: rho w^2 g / |w g|; weights w and their
+    gradient g (P,), products elementwise.
+    """
     if not adaptive:
         return rho / (g.norm() + EPS) * g
     return rho / ((w * g).norm() + EPS) * w.square() * g
 
 
 def direction(g: Tensor, perturbed: Tensor, alpha: float) -> Tensor:
-    """The step g' - alpha (g - (<g, g'> / |g'|^2) g'): the gradient there, against the part of the one here that is orthogonal to it; all (P,)."""
+    """The step g' - alpha (g - (<g, g'> / |g'|^2) g'): the gradient there, against the part of the
+    one here that is orthogonal to it; all (P,).
+    """
     along = torch.dot(g, perturbed) / (perturbed.square().sum() + EPS**2)
     return perturbed - alpha * (g - along * perturbed)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gsam:
-    """Sharpness-aware SGD: two gradients a step, on the same batch. Alpha is part of the store's fingerprint (the released one forgets it).
+    """Sharpness-aware SGD: two gradients a step, on the same batch.
 
-    Train such experts in float32: with bfloat16 the rounding of the two gradients is of the size of their difference.
+    Alpha is part of the store's fingerprint (the released one forgets it).
+
+    Train such experts in float32: with bfloat16 the rounding of the two gradients is of the size of
+    their difference.
     """
 
     cites: ClassVar[tuple[str, ...]] = ("zhuang2022gsam",)
@@ -44,21 +52,32 @@ class Gsam:
     adaptive: bool = True  # scale the neighbourhood by the weights (ASAM)
 
     def __post_init__(self) -> None:
-        require(0 <= self.rho < float("inf"), f"buffer.step.rho must be finite and not negative, got {self.rho}; 0 is plain SGD.")
-        require(0 <= self.alpha < float("inf"), f"buffer.step.alpha must be finite and not negative, got {self.alpha}; 0 is SAM.")
+        require(
+            0 <= self.rho < float("inf"),
+            f"buffer.step.rho must be finite and not negative, got {self.rho}; 0 is plain SGD.",
+        )
+        require(
+            0 <= self.alpha < float("inf"),
+            f"buffer.step.alpha must be finite and not negative, got {self.alpha}; 0 is SAM.",
+        )
 
     def build(self, model: nn.Module, epochs: int) -> Step:
-        """The step on `model` for a training of `epochs` epochs; dropout, if any, draws new masks for the second gradient."""
+        """The step on `model` for a training of `epochs` epochs; dropout, if any, draws new masks
+        for the second gradient.
+        """
         params, update = list(model.parameters()), self.sgd.update(model, epochs)
         sizes = [p.numel() for p in params]
 
         def gradient(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
             loss = nn.functional.cross_entropy(model(images), labels)
-            return loss.detach(), torch.cat([g.flatten() for g in torch.autograd.grad(loss, params)])
+            return loss.detach(), torch.cat(
+                [g.flatten() for g in torch.autograd.grad(loss, params)]
+            )
 
         def move_to(w: Tensor) -> None:
             unflatten_into(model, w)
-            torch.clear_autocast_cache()  # under autocast the casts of other weights would be used again
+            # under autocast the casts of other weights would be used again
+            torch.clear_autocast_cache()
 
         def step(images: Tensor, labels: Tensor, plain: Tensor, epoch: int) -> Tensor:
             w = flatten(model)
@@ -70,7 +89,10 @@ class Gsam:
             with torch.no_grad():
                 move_to(w)
                 made = direction(g, perturbed, self.alpha)
-                update([part.view_as(p) for p, part in zip(params, made.split(sizes), strict=True)], epoch)
+                update(
+                    [part.view_as(p) for p, part in zip(params, made.split(sizes), strict=True)],
+                    epoch,
+                )
             return loss
 
         return step

@@ -21,33 +21,52 @@ class Pretrained:
     folder: str | None = None  # where the .pth files lie; None: torch hub's cache
 
     def load(self, network: nn.Module, name: str) -> dict[str, Any]:
-        """Put the weights into `network`, built as `name` (torchvision/NAME), and say which file they came from. Nothing is downloaded.
+        """Put the weights into `network`, built as `name` (torchvision/NAME), and say which file
+        they came from. Nothing is downloaded.
 
-        Raises UserError for another network, unknown weights, a file that is not there, or weights that do not fit.
+        Raises UserError for another network, unknown weights, a file that is not there, or weights
+        that do not fit.
         """
         path, url = self.find(network, name)
         assert isinstance(network, TorchvisionClassifier)  # find refuses others
         state = load_pt(path)
-        if not isinstance(state, dict) or not all(isinstance(key, str) and is_plain(tensor) for key, tensor in state.items()):
-            raise UserError(f"{path} does not hold the weights of a network, tensors by name; download {url} in its place.")
+        if not isinstance(state, dict) or not all(
+            isinstance(key, str) and is_plain(tensor) for key, tensor in state.items()
+        ):
+            raise UserError(
+                f"{path} does not hold the weights of a network, tensors by name; download {url} "
+                "in its place."
+            )
         digest = sha256(path)
         if not is_published(path, digest):
-            raise UserError(f"{path} is not the file that torchvision publishes under this name; download {url} in its place.")
+            raise UserError(
+                f"{path} is not the file that torchvision publishes under this name; download "
+                f"{url} in its place."
+            )
         network.load_torchvision(state)
         return {"file": path.name, "sha256": digest}
 
     def find(self, network: nn.Module, name: str) -> tuple[Path, str]:
-        """(the file, where torchvision publishes it). Raises UserError for another network, unknown weights, and a file that is not there."""
+        """(the file, where torchvision publishes it).
+
+        Raises UserError for another network, unknown weights, and a file that is not there.
+        """
         if not isinstance(network, TorchvisionClassifier):
             raise UserError(
-                f"There are pretrained weights of torchvision's networks only, and {name} is none; choose one, such as torchvision/resnet18."
+                f"There are pretrained weights of torchvision's networks only, and {name} is "
+                "none; choose one, such as torchvision/resnet18."
             )
         url = self._url(network.name)
-        folder = Path(torch.hub.get_dir()) / "checkpoints" if self.folder is None else Path(self.folder).expanduser()
+        folder = (
+            Path(torch.hub.get_dir()) / "checkpoints"
+            if self.folder is None
+            else Path(self.folder).expanduser()
+        )
         path = folder / url.rpartition("/")[2]
         if not path.is_file():
             raise UserError(
-                f"The weights of {name} are not in {folder}; download {url} and put the file there, or name its folder with buffer.step.folder."
+                f"The weights of {name} are not in {folder}; download {url} and put the file "
+                "there, or name its folder with buffer.step.folder."
             )
         return path, url
 
@@ -57,10 +76,15 @@ class Pretrained:
 
         known = {weights.name: weights for weights in torchvision.models.get_model_weights(network)}
         if self.weights not in known:
-            raise UserError(f"torchvision has no weights {self.weights} of {network}; set buffer.step.weights to {' or '.join(known) or 'nothing'}.")
+            raise UserError(
+                f"torchvision has no weights {self.weights} of {network}; set buffer.step.weights "
+                f"to {' or '.join(known) or 'nothing'}."
+            )
         return known[self.weights].url
 
 
 def is_published(path: Path, digest: str) -> bool:
-    """Whether a file is what its name says: torchvision's names end in the first digits of the content's SHA-256."""
+    """Whether a file is what its name says: torchvision's names end in the first digits of the
+    content's SHA-256.
+    """
     return digest.startswith(path.stem.rpartition("-")[2])

@@ -1,4 +1,6 @@
-"""Smooth and high-quality experts: momentum, clipping loss, gradient penalty (AST, Shen et al., arXiv 2310.10541)."""
+"""Smooth and high-quality experts: momentum, clipping loss, gradient penalty (AST, Shen et al.,
+arXiv 2310.10541).
+"""
 
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -11,10 +13,11 @@ from ddengine.recipe import require
 
 
 def gradient_penalty(model: nn.Module, images: Tensor, weight: float) -> Tensor:
-    """Compute weight * mean over images, rows and columns of (|q| - 1)^2, q being the gradient of the sum of all logits in images (N, C, H, W).
+    """Compute weight * mean over images, rows and columns of (|q| - 1)^2, q being the gradient of
+    the sum of all logits in images (N, C, H, W).
 
-    The norm is over the channels of a pixel only, as the released code has it, and not over the image as in WGAN-GP. Differentiable in
-    the parameters of `model`.
+    The norm is over the channels of a pixel only, as the released code has it, and not over the
+    image as in WGAN-GP. Differentiable in the parameters of `model`.
     """
     leaf = images.detach().requires_grad_()
     q = torch.autograd.grad(model(leaf).float().sum(), leaf, create_graph=True)[0]
@@ -26,15 +29,34 @@ class Smooth:
     """SGD with momentum on the clipping loss plus gradient penalty."""
 
     cites: ClassVar[tuple[str, ...]] = ("shen2023ast",)
-    sgd: Sgd = field(default_factory=lambda: Sgd(lr=0.003, momentum=0.9, weight_decay=1e-3, decay=0.6))
-    clip: float = 0.5  # factor on the cross-entropy in the first epoch, rising linearly; 1: no clipping loss
+    sgd: Sgd = field(
+        default_factory=lambda: Sgd(lr=0.003, momentum=0.9, weight_decay=1e-3, decay=0.6)
+    )
+    # factor on the cross-entropy in the first epoch, rising linearly; 1: no clipping loss
+    clip: float = 0.5
     clip_epochs: int = 10  # epochs until the factor is 1
-    penalty: float = 2.0  # weight of the gradient penalty, on the images before augmentation; 0: none
+    # weight of the gradient penalty, on the images before augmentation; 0: none
+    penalty: float = 2.0
 
     def __post_init__(self) -> None:
-        require(0 < self.clip <= 1, f"buffer.step.clip must be above 0 and at most 1, got {self.clip}; 1 switches the clipping loss off.")
-        require(self.clip_epochs >= 1, f"buffer.step.clip_epochs must be at least 1, got {self.clip_epochs}.")
-        require(0 <= self.penalty < float("inf"), f"buffer.step.penalty must be finite and not negative, got {self.penalty}; 0 switches it off.")
+        require(
+            0 < self.clip <= 1,
+            (
+                f"buffer.step.clip must be above 0 and at most 1, got {self.clip}; 1 switches the "
+                "clipping loss off."
+            ),
+        )
+        require(
+            self.clip_epochs >= 1,
+            f"buffer.step.clip_epochs must be at least 1, got {self.clip_epochs}.",
+        )
+        require(
+            0 <= self.penalty < float("inf"),
+            (
+                f"buffer.step.penalty must be finite and not negative, got {self.penalty}; 0 "
+                "switches it off."
+            ),
+        )
 
     def coefficient(self, epoch: int) -> float:
         """Factor on the cross-entropy in an epoch, counted from 0."""

@@ -27,26 +27,52 @@ class Sgd:
     cosine: bool = False  # the rate falls to 0 along half a cosine, epoch by epoch
 
     def __post_init__(self) -> None:
-        require(0 < self.lr < float("inf"), f"buffer.step.lr must be positive and finite, got {self.lr}.")
-        require(0 <= self.momentum < 1, f"buffer.step.momentum must be at least 0 and below 1, got {self.momentum}.")
-        require(self.weight_decay >= 0, f"buffer.step.weight_decay must not be negative, got {self.weight_decay}.")
-        require(0 < self.decay <= 1, f"buffer.step.decay must be above 0 and at most 1, got {self.decay}.")
-        require(not (self.cosine and self.decay < 1), f"buffer.step.cosine and buffer.step.decay {self.decay} both lower the rate; set decay to 1.")
+        require(
+            0 < self.lr < float("inf"),
+            f"buffer.step.lr must be positive and finite, got {self.lr}.",
+        )
+        require(
+            0 <= self.momentum < 1,
+            f"buffer.step.momentum must be at least 0 and below 1, got {self.momentum}.",
+        )
+        require(
+            self.weight_decay >= 0,
+            f"buffer.step.weight_decay must not be negative, got {self.weight_decay}.",
+        )
+        require(
+            0 < self.decay <= 1,
+            f"buffer.step.decay must be above 0 and at most 1, got {self.decay}.",
+        )
+        require(
+            not (self.cosine and self.decay < 1),
+            (
+                f"buffer.step.cosine and buffer.step.decay {self.decay} both lower the rate; set "
+                "decay to 1."
+            ),
+        )
 
     def update(self, model: nn.Module, epochs: int) -> Update:
-        """The optimiser alone, for a training of `epochs` epochs: steps that make their own gradients share it."""
+        """The optimiser alone, for a training of `epochs` epochs: steps that make their own
+        gradients share it.
+        """
         parameters = list(model.parameters())
-        optimiser = torch.optim.SGD(parameters, self.lr, self.momentum, weight_decay=self.weight_decay)
+        optimiser = torch.optim.SGD(
+            parameters, self.lr, self.momentum, weight_decay=self.weight_decay
+        )
         dropped = False
 
         def update(grads: Sequence[Tensor], epoch: int) -> None:
             nonlocal optimiser, dropped
             if self.decay < 1 and not dropped and epoch >= epochs // 2 + 2:
                 # a new optimiser, as published: the momentum starts again
-                optimiser = torch.optim.SGD(parameters, self.lr * self.decay, self.momentum, weight_decay=self.weight_decay)
+                optimiser = torch.optim.SGD(
+                    parameters, self.lr * self.decay, self.momentum, weight_decay=self.weight_decay
+                )
                 dropped = True
             if self.cosine:
-                optimiser.param_groups[0]["lr"] = self.lr * (1 + math.cos(math.pi * epoch / epochs)) / 2
+                optimiser.param_groups[0]["lr"] = (
+                    self.lr * (1 + math.cos(math.pi * epoch / epochs)) / 2
+                )
             for parameter, grad in zip(parameters, grads, strict=True):
                 parameter.grad = grad
             optimiser.step()
@@ -67,8 +93,14 @@ class Sgd:
 
 @contextmanager
 def statistics_kept(model: nn.Module) -> Iterator[None]:
-    """BatchNorm normalises with the batch and leaves its running statistics alone: for a second forward of a training step."""
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    """BatchNorm normalises with the batch and leaves its running statistics alone: for a second
+    forward of a training step.
+    """
+    norms = [
+        m
+        for m in model.modules()
+        if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats
+    ]
     for norm in norms:
         norm.track_running_stats = False
     try:

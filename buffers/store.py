@@ -1,4 +1,5 @@
-"""The store of expert trajectories: one safetensors shard an expert, and a manifest that says what decides their content.
+"""The store of expert trajectories: one safetensors shard an expert, and a manifest that says what
+decides their content.
 
 experts/<fingerprint>/
     manifest.json            fingerprint, configuration, kept epochs, shapes of the parameters that a row of "params" holds
@@ -26,10 +27,20 @@ FORMAT = 1
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def identity(images: str, data_config: DataConfig, buffer: BufferConfig, model: str, seed: int, precision: str) -> dict[str, Any]:
-    """Everything that decides the content of a store. How many experts there are is left out: a store can grow.
+def identity(
+    images: str,
+    data_config: DataConfig,
+    buffer: BufferConfig,
+    model: str,
+    seed: int,
+    precision: str,
+) -> dict[str, Any]:
+    """Everything that decides the content of a store.
 
-    `images` is the digest of the training split, so it stands for root, size, limit, validation and split_seed too.
+    How many experts there are is left out: a store can grow.
+
+    `images` is the digest of the training split, so it stands for root, size, limit, validation and
+    split_seed too.
     """
     config = to_dict(buffer)
     for key in ("num_experts", "model"):  # the model is named below, resolved
@@ -69,46 +80,90 @@ def shapes_of(network: nn.Module) -> list[list[int]]:
     return [list(p.shape) for p in network.parameters()]
 
 
-def open_for_writing(folder: Path, content: dict[str, Any], kept: Sequence[int], preprocess: Preprocess, *, shapes: list[list[int]]) -> None:
-    """Create a store, or check that the one in `folder` has this identity. Raises UserError when it has another.
+def open_for_writing(
+    folder: Path,
+    content: dict[str, Any],
+    kept: Sequence[int],
+    preprocess: Preprocess,
+    *,
+    shapes: list[list[int]],
+) -> None:
+    """Create a store, or check that the one in `folder` has this identity.
 
-    `shapes` are those of the network's parameters. Imported experts come from exactly their files, and no others are put beside them.
+    Raises UserError when it has another.
+
+    `shapes` are those of the network's parameters. Imported experts come from exactly their files,
+    and no others are put beside them.
     """
     allowed = ("preprocess.safetensors", files.TEMPORARY)
-    if folder.is_dir() and not (folder / "manifest.json").exists() and any(not p.name.startswith(allowed) for p in folder.iterdir()):
-        raise UserError(f"{folder} is not empty and not an expert store; name another folder with --out.")
+    if (
+        folder.is_dir()
+        and not (folder / "manifest.json").exists()
+        and any(not p.name.startswith(allowed) for p in folder.iterdir())
+    ):
+        raise UserError(
+            f"{folder} is not empty and not an expert store; name another folder with --out."
+        )
     files.make_folder(folder)
     files.clean(folder)
     if (folder / "manifest.json").exists():
         check_identity(folder, content)
         if imported_digest(folder) != content.get("imported"):
             raise UserError(
-                f"The expert store {folder} was imported from files, and nothing else can be put into it; name another folder with --out."
+                f"The expert store {folder} was imported from files, and nothing else can be put "
+                "into it; name another folder with --out."
             )
         return
     files.write_tensors(folder / "preprocess.safetensors", preprocess.tensors())
-    manifest = {"format": FORMAT, "fingerprint": digest(content), "identity": content, "epochs": list(kept), "shapes": shapes}
+    manifest = {
+        "format": FORMAT,
+        "fingerprint": digest(content),
+        "identity": content,
+        "epochs": list(kept),
+        "shapes": shapes,
+    }
     files.write_json(folder / "manifest.json", manifest)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a store. Raises UserError when there is no store."""
     if not (folder / "manifest.json").is_file():
-        raise UserError(f"There is no expert store in {folder}; make it with the buffer command, or name another with --experts.")
+        raise UserError(
+            f"There is no expert store in {folder}; make it with the buffer command, or name "
+            "another with --experts."
+        )
     return files.read_json(folder / "manifest.json", "epochs", "fingerprint", "identity")
 
 
 def imported_digest(folder: Path) -> str | None:
     """The digest of the files a store was imported from; None for a store of this program, or none."""
-    return read_manifest(folder)["identity"].get("imported") if (folder / "manifest.json").is_file() else None
+    return (
+        read_manifest(folder)["identity"].get("imported")
+        if (folder / "manifest.json").is_file()
+        else None
+    )
 
 
-def imported_identity(images: str, data_config: DataConfig, buffer: BufferConfig, model: str, imported: str) -> dict[str, Any]:
-    """The identity of a store of what others have trained: as the recipe declares it, with the digest of the files in place of seed and precision."""
-    return identity(images, data_config, buffer, model, 0, "fp32") | {"seed": None, "precision": None, "imported": imported}
+def imported_identity(
+    images: str, data_config: DataConfig, buffer: BufferConfig, model: str, imported: str
+) -> dict[str, Any]:
+    """The identity of a store of what others have trained: as the recipe declares it, with the
+    digest of the files in place of seed and precision.
+    """
+    return identity(images, data_config, buffer, model, 0, "fp32") | {
+        "seed": None,
+        "precision": None,
+        "imported": imported,
+    }
 
 
-def is_new(folder: Path, content: dict[str, Any], buffer: BufferConfig, preprocess: Preprocess, shapes: list[list[int]]) -> bool:
+def is_new(
+    folder: Path,
+    content: dict[str, Any],
+    buffer: BufferConfig,
+    preprocess: Preprocess,
+    shapes: list[list[int]],
+) -> bool:
     """Whether a store of this identity is still to be written into `folder`, as a whole.
 
     Raises UserError when the folder holds a store of another one, or anything else.
@@ -117,22 +172,28 @@ def is_new(folder: Path, content: dict[str, Any], buffer: BufferConfig, preproce
         open_for_writing(folder, content, buffer.kept_epochs(), preprocess, shapes=shapes)
         return False
     if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder} is not empty and not an expert store; name another folder with --out.")
+        raise UserError(
+            f"{folder} is not empty and not an expert store; name another folder with --out."
+        )
     return True
 
 
 def check_identity(folder: Path, content: dict[str, Any]) -> None:
     """Raise UserError, naming what differs, unless the store in `folder` has this identity.
 
-    Of imported experts nobody knows seed and precision: these are as the store says, and everything else must agree.
+    Of imported experts nobody knows seed and precision: these are as the store says, and everything
+    else must agree.
     """
     manifest = read_manifest(folder)
     if "imported" in manifest["identity"]:
-        content = content | {key: manifest["identity"].get(key) for key in ("imported", "seed", "precision")}
+        content = content | {
+            key: manifest["identity"].get(key) for key in ("imported", "seed", "precision")
+        }
     if manifest.get("fingerprint") != digest(content):
         differing = _differences(manifest.get("identity", {}), content)
         raise UserError(
-            f"The expert store {folder} was made with other settings ({'; '.join(differing) or 'unknown'}); "
+            f"The expert store {folder} was made with other settings "
+            f"({'; '.join(differing) or 'unknown'}); "
             "name another folder, or give the settings it was made with."
         )
 
@@ -149,15 +210,33 @@ def _differences(stored: dict[str, Any], wanted: dict[str, Any], prefix: str = "
     return found
 
 
-def write_expert(folder: Path, expert: int, params: Tensor, buffers: Tensor | None, dtype: str, metrics: dict[str, Any]) -> None:
-    """Write one finished expert into an open store: params (kept epochs, P), buffers (kept epochs, Q)."""
-    tensors = {"params": params.to(DTYPES[dtype])} | ({} if buffers is None else {"buffers": buffers})
+def write_expert(
+    folder: Path,
+    expert: int,
+    params: Tensor,
+    buffers: Tensor | None,
+    dtype: str,
+    metrics: dict[str, Any],
+) -> None:
+    """Write one finished expert into an open store: params (kept epochs, P), buffers (kept epochs,
+    Q).
+    """
+    tensors = {"params": params.to(DTYPES[dtype])} | (
+        {} if buffers is None else {"buffers": buffers}
+    )
     fingerprint = files.read_json(folder / "manifest.json", "fingerprint")["fingerprint"]
-    files.write_tensors(shard_path(folder, expert), tensors, {"fingerprint": fingerprint, "metrics": files.to_json(metrics)})
+    files.write_tensors(
+        shard_path(folder, expert),
+        tensors,
+        {"fingerprint": fingerprint, "metrics": files.to_json(metrics)},
+    )
 
 
 def stored_preprocess(folder: Path) -> Preprocess | None:
-    """What the experts of a store saw their images through; None where there is no store. Raises UserError for impossible numbers."""
+    """What the experts of a store saw their images through; None where there is no store.
+
+    Raises UserError for impossible numbers.
+    """
     path = folder / "preprocess.safetensors"
     return read_preprocess(path) if path.exists() else None
 
@@ -165,11 +244,19 @@ def stored_preprocess(folder: Path) -> Preprocess | None:
 class ExpertStore:
     """Memory-mapped reader of a store; an `Experts` for objectives."""
 
-    def __init__(self, folder: Path, new_model: Callable[[Generator], nn.Module] | None = None, num_experts: int | None = None):
-        """Open a store, checking every shard's header. `new_model` builds the networks that `load` fills.
+    def __init__(
+        self,
+        folder: Path,
+        new_model: Callable[[Generator], nn.Module] | None = None,
+        num_experts: int | None = None,
+    ):
+        """Open a store, checking every shard's header.
 
-        With `num_experts` exactly the first so many are used, whatever else the store has grown to: what is drawn from it must not change.
-        Raises UserError when there is no store, too few experts, or a shard is damaged or of another store.
+        `new_model` builds the networks that `load` fills.
+
+        With `num_experts` exactly the first so many are used, whatever else the store has grown to:
+        what is drawn from it must not change. Raises UserError when there is no store, too few
+        experts, or a shard is damaged or of another store.
         """
         self.folder = folder
         self.manifest = read_manifest(folder)
@@ -178,19 +265,31 @@ class ExpertStore:
         self._new_model = new_model
         self._open: dict[int, Any] = {}
         there = finished(folder)
-        self.experts = there if num_experts is None else [i for i in range(num_experts) if i in there]
+        self.experts = (
+            there if num_experts is None else [i for i in range(num_experts) if i in there]
+        )
         if not there:
-            raise UserError(f"The expert store {folder} has no finished expert; run the buffer command again to go on.")
+            raise UserError(
+                f"The expert store {folder} has no finished expert; run the buffer command again "
+                "to go on."
+            )
         if num_experts is not None and len(self.experts) < num_experts:
             raise UserError(
-                f"The expert store {folder} has {len(self.experts)} of the {num_experts} experts asked for; "
+                f"The expert store {folder} has {len(self.experts)} of the {num_experts} experts "
+                "asked for; "
                 "run the buffer command for the rest, or lower buffer.num_experts."
             )
         self.num_params: int = self._slice(0, "params").get_shape()[1]
         for i, number in enumerate(self.experts):
             metadata, shape = self._file(i).metadata() or {}, self._slice(i, "params").get_shape()
-            if metadata.get("fingerprint") != self.manifest["fingerprint"] or shape != [len(self.epochs), self.num_params]:
-                raise UserError(f"The shard {shard_path(folder, number)} belongs to another store; delete it and run the buffer command again.")
+            if metadata.get("fingerprint") != self.manifest["fingerprint"] or shape != [
+                len(self.epochs),
+                self.num_params,
+            ]:
+                raise UserError(
+                    f"The shard {shard_path(folder, number)} belongs to another store; delete it "
+                    "and run the buffer command again."
+                )
 
     @property
     def num_experts(self) -> int:
@@ -209,38 +308,54 @@ class ExpertStore:
                 # kept open: only the header is read, rows come through the memory map
                 self._open[expert] = safe_open(path, "pt").__enter__()
             except (SafetensorError, OSError) as error:
-                raise UserError(f"The shard {path} is damaged ({error}); delete it and run the buffer command again.") from None
+                raise UserError(
+                    f"The shard {path} is damaged ({error}); delete it and run the buffer command "
+                    "again."
+                ) from None
         return self._open[expert]
 
     def _slice(self, expert: int, name: str) -> Any:
         try:
             return self._file(expert).get_slice(name)
         except SafetensorError:
-            raise UserError(f"The shard {shard_path(self.folder, self.experts[expert])} has no {name!r}; delete it and run buffer again.") from None
+            raise UserError(
+                f"The shard {shard_path(self.folder, self.experts[expert])} has no {name!r}; "
+                "delete it and run buffer again."
+            ) from None
 
     def snapshots(self, expert: int, epochs: Sequence[int]) -> Tensor:
-        """Parameters (len(epochs), P), float32, reading those rows only. Raises UserError for a row with numbers that are not finite."""
+        """Parameters (len(epochs), P), float32, reading those rows only.
+
+        Raises UserError for a row with numbers that are not finite.
+        """
         rows = self._slice(expert, "params")
         return torch.stack([self._sound(rows[self._row[e]], expert, e) for e in epochs]).float()
 
     def _sound(self, row: Tensor, expert: int, epoch: int) -> Tensor:
-        """The row, which is finite: an update made of another would be skipped, so half of a damaged store would pass for a slow run."""
+        """The row, which is finite: an update made of another would be skipped, so half of a
+        damaged store would pass for a slow run.
+        """
         if not row.isfinite().all():
             raise UserError(
-                f"The shard {shard_path(self.folder, self.experts[expert])} is damaged: epoch {epoch} holds numbers that are not finite; "
+                f"The shard {shard_path(self.folder, self.experts[expert])} is damaged: epoch "
+                f"{epoch} holds numbers that are not finite; "
                 "delete it and run the buffer command again."
             )
         return row
 
     def load(self, expert: int, epoch: int) -> nn.Module:
-        """The network of that snapshot, BatchNorm buffers included, in evaluation mode. Raises UserError for a damaged row, as `snapshots` does."""
+        """The network of that snapshot, BatchNorm buffers included, in evaluation mode.
+
+        Raises UserError for a damaged row, as `snapshots` does.
+        """
         assert self._new_model is not None, "the store was opened without new_model"
         network = self._new_model(Generator())
         stored = self._slice(expert, "buffers") if "buffers" in self._file(expert).keys() else None
         buffers = None if stored is None else self._sound(stored[self._row[epoch]], expert, epoch)
         if buffers is None and any("running_" in name for name, _ in network.named_buffers()):
             raise UserError(
-                f"The experts in {self.folder} were imported without BatchNorm statistics, so they cannot look at images; "
+                f"The experts in {self.folder} were imported without BatchNorm statistics, so "
+                "they cannot look at images; "
                 "use experts of the buffer command, or a network without BatchNorm."
             )
         unflatten_into(network, self.snapshots(expert, [epoch])[0], buffers)
@@ -249,7 +364,10 @@ class ExpertStore:
     def summary(self) -> dict[str, Any]:
         """Fingerprint, number and training time of the experts in use, for meta.json."""
         seconds = [self.metrics(i).get("seconds", 0.0) for i in range(self.num_experts)]
-        facts = {"model": self.manifest["identity"].get("model"), "fingerprint": self.manifest["fingerprint"]}
+        facts = {
+            "model": self.manifest["identity"].get("model"),
+            "fingerprint": self.manifest["fingerprint"],
+        }
         return facts | {"num": self.num_experts, "seconds": round(sum(seconds), 2)}
 
     def metrics(self, expert: int) -> dict[str, Any]:
@@ -258,7 +376,9 @@ class ExpertStore:
 
 
 class StoreGroup:
-    """Several stores, of networks of different kinds, as one: the teachers, those of the first store first. No trajectories of one network."""
+    """Several stores, of networks of different kinds, as one: the teachers, those of the first
+    store first. No trajectories of one network.
+    """
 
     def __init__(self, stores: Sequence[ExpertStore]):
         """At least one store. Raises UserError when they have no epoch in common."""
@@ -266,9 +386,14 @@ class StoreGroup:
         self._of = [(store, expert) for store in self.stores for expert in range(store.num_experts)]
         self.num_experts = len(self._of)
         self.num_params = self.stores[0].num_params
-        self.epochs: Sequence[int] = tuple(e for e in self.stores[0].epochs if all(e in store.epochs for store in self.stores))
+        self.epochs: Sequence[int] = tuple(
+            e for e in self.stores[0].epochs if all(e in store.epochs for store in self.stores)
+        )
         if not self.epochs:
-            raise UserError("The stores of the teachers have no epoch in common; make them with one buffer.epochs and buffer.keep.")
+            raise UserError(
+                "The stores of the teachers have no epoch in common; make them with one "
+                "buffer.epochs and buffer.keep."
+            )
 
     def snapshots(self, expert: int, epochs: Sequence[int]) -> Tensor:
         """Parameters (len(epochs), P) of a network, whose P is its own."""
@@ -283,4 +408,8 @@ class StoreGroup:
     def summary(self) -> dict[str, Any]:
         """Number and training time of the networks in use, and each store's own, for meta.json."""
         stores = [store.summary() for store in self.stores]
-        return {"num": self.num_experts, "seconds": round(sum(s["seconds"] for s in stores), 2), "stores": stores}
+        return {
+            "num": self.num_experts,
+            "seconds": round(sum(s["seconds"] for s in stores), 2),
+            "stores": stores,
+        }

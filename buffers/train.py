@@ -37,7 +37,8 @@ def train_expert(
 ) -> Trajectory:
     """Train `model` in place and return its snapshots, independent of later training.
 
-    Order and augmentation of expert i, epoch e follow from (seed, i, e) alone. Raises UserError when the loss stops being finite.
+    Order and augmentation of expert i, epoch e follow from (seed, i, e) alone. Raises UserError
+    when the loss stops being finite.
     """
     model.train()
     step = config.step.build(model, config.epochs)
@@ -56,24 +57,43 @@ def train_expert(
     snapshot(0)
     for epoch in range(config.epochs):
         total = torch.zeros((), device=device)
-        for i, index in enumerate(training.epoch_batches(len(data.train), config.batch, generator(seed, "expert", expert, "order", epoch))):
+        for i, index in enumerate(
+            training.epoch_batches(
+                len(data.train), config.batch, generator(seed, "expert", expert, "order", epoch)
+            )
+        ):
             images, labels = data.train.batch(index)
-            draw = augment.sample(config.augment, len(index), generator(seed, "expert", expert, "augment", epoch, i)).to(device)
+            draw = augment.sample(
+                config.augment, len(index), generator(seed, "expert", expert, "augment", epoch, i)
+            ).to(device)
             augmented = augment.apply(config.augment, images, draw)
-            own_stream = scoped(generator(seed, "expert", expert, "dropout", epoch, i)) if dropout else nullcontext()
+            own_stream = (
+                scoped(generator(seed, "expert", expert, "dropout", epoch, i))
+                if dropout
+                else nullcontext()
+            )
             with autocast(device, precision), own_stream:
                 total += step(augmented, labels, images, epoch) * len(index)
         losses.append(float(total) / len(data.train))
         if not torch.isfinite(total) or not flatten(model).isfinite().all():
-            raise UserError(f"The loss of expert {expert} was not finite in epoch {epoch + 1}; lower the learning rate in buffer.step.")
+            raise UserError(
+                f"The loss of expert {expert} was not finite in epoch {epoch + 1}; lower the "
+                "learning rate in buffer.step."
+            )
         snapshot(epoch + 1)
         if data.validation is not None:
             accuracy = training.accuracy(model, data.validation, precision)
             if accuracy is None:
-                raise UserError(f"Expert {expert} says nothing finite of validation images after epoch {epoch + 1}; lower the rate in buffer.step.")
+                raise UserError(
+                    f"Expert {expert} says nothing finite of validation images after epoch "
+                    f"{epoch + 1}; lower the rate in buffer.step."
+                )
             accuracies.append(accuracy)
             model.train()
         if on_epoch is not None:
-            on_epoch(f"expert {expert}: loss {losses[-1]:.3f}" + (f", validation {accuracies[-1]:.3f}" if accuracies else ""))
+            on_epoch(
+                f"expert {expert}: loss {losses[-1]:.3f}"
+                + (f", validation {accuracies[-1]:.3f}" if accuracies else "")
+            )
     metrics = {"validation_accuracy": accuracies, "train_loss": losses}
     return Trajectory(torch.stack(params), torch.stack(buffers) if buffers else None, metrics)

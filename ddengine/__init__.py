@@ -1,4 +1,6 @@
-"""Dataset distillation: `distill` a dataset by a Recipe into a small set, `load` one that was kept in a folder.
+"""Dataset distillation:
+
+`distill` a dataset by a Recipe into a small set, `load` one that was kept in a folder.
 
 Loaded when they are asked for, so that a part of the engine can be imported without the whole.
 """
@@ -18,7 +20,10 @@ __all__ = ["Recipe", "UserError", "distill", "load"]
 
 
 def load(folder: "Path | str", device: str = "cpu") -> "SyntheticSet":
-    """The distilled set in a folder, or in that of its run, on `device`. Raises UserError for a folder that is not one."""
+    """The distilled set in a folder, or in that of its run, on `device`.
+
+    Raises UserError for a folder that is not one.
+    """
     import torch
 
     from ddengine.artefact import runs

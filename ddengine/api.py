@@ -1,4 +1,7 @@
-"""Distillation as a function call: a dataset and a recipe in, the distilled set out. The command line goes the same way."""
+"""Distillation as a function call: a dataset and a recipe in, the distilled set out.
+
+The command line goes the same way.
+"""
 
 import tempfile
 import time
@@ -39,19 +42,32 @@ def buffer_models(recipe: Recipe) -> tuple[str, ...]:
 
 
 def reads_experts(recipe: Recipe) -> bool:
-    """Whether a distillation reads the store of the recipe, and not only its buffer command makes one."""
-    by_objective = hasattr(recipe.objective, "check") or getattr(recipe.objective, "reads_experts", False)
-    return by_objective or recipe.init.kind in ASKS_EXPERTS or recipe.targets.kind == "logits" or recipe.evaluation.labels == "dynamic"
+    """Whether a distillation reads the store of the recipe, and not only its buffer command makes
+    one.
+    """
+    by_objective = hasattr(recipe.objective, "check") or getattr(
+        recipe.objective, "reads_experts", False
+    )
+    return (
+        by_objective
+        or recipe.init.kind in ASKS_EXPERTS
+        or recipe.targets.kind == "logits"
+        or recipe.evaluation.labels == "dynamic"
+    )
 
 
 def check_networks(recipe: Recipe, data: Data) -> None:
-    """Build every network of the recipe once, and fit the codec to its budget, so that what does not go fails before any work."""
+    """Build every network of the recipe once, and fit the codec to its budget, so that what does
+    not go fails before any work.
+    """
     recipe.codec.fit(recipe.ipc, data.num_classes)
     for name in {recipe.model, *buffer_models(recipe), *recipe.evaluation.models}:
         network = build_model(name, data.image_shape, data.num_classes, generator(0))
         if name in recipe.teachers and hasattr(recipe.objective, "check_teacher"):
             recipe.objective.check_teacher(name, network)
-        if recipe.evaluation.loss == "uskd" and name in (recipe.evaluation.models or (recipe.model,)):
+        if recipe.evaluation.loss == "uskd" and name in (
+            recipe.evaluation.models or (recipe.model,)
+        ):
             middle(network, data.image_shape)
 
 
@@ -68,29 +84,65 @@ def prepare(
 ) -> tuple[SyntheticSet, Objective]:
     """What a distillation starts from: the labelled initial set, and the objective.
 
-    `images` are pixels in [0, 1] to start from in place of `recipe.init`, all those of a class in a row (classes x images per class, C, H, W).
+    `images` are pixels in [0, 1] to start from in place of `recipe.init`, all those of a class in a
+    row (classes x images per class, C, H, W).
     """
     new_model = partial(build_model, recipe.model, data.image_shape, data.num_classes)
     model = FlatModel(new_model(generator(0)), precision).to(device)
     objective = recipe.objective.build(Env(data.train, new_model, model, experts, device, compile))
-    codec, networks = recipe.codec, len(recipe.teachers) * (recipe.buffer.num_experts if recipe.buffer else 0)
-    if recipe.teachers and isinstance(codec, Compensated) and codec.base is None and codec.compensators is None and codec.per_set != networks:
-        log.say(f"warning: codec.per_set {codec.per_set} is not the number of teachers, {networks}, so not every set has a compensator of each")
-    syn = synthetic.initial(recipe, data, generator(seed, "init"), experts) if images is None else _started(recipe, data, images)
-    makes, reads = (getattr(recipe.objective, name, default) for name, default in (("makes_labels", False), ("reads_labels", True)))
+    codec, networks = (
+        recipe.codec,
+        len(recipe.teachers) * (recipe.buffer.num_experts if recipe.buffer else 0),
+    )
+    if (
+        recipe.teachers
+        and isinstance(codec, Compensated)
+        and codec.base is None
+        and codec.compensators is None
+        and codec.per_set != networks
+    ):
+        log.say(
+            f"warning: codec.per_set {codec.per_set} is not the number of teachers, {networks}, "
+            "so not every set has a compensator of each"
+        )
+    syn = (
+        synthetic.initial(recipe, data, generator(seed, "init"), experts)
+        if images is None
+        else _started(recipe, data, images)
+    )
+    makes, reads = (
+        getattr(recipe.objective, name, default)
+        for name, default in (("makes_labels", False), ("reads_labels", True))
+    )
     if recipe.targets.kind == "logits" and reads and not makes:
         syn = labels.label(syn, experts, recipe.targets)
-    dist.from_first(syn.tensors.values())  # networks have chosen and labelled the images, and ranks need not agree to the last bit
+    # networks have chosen and labelled the images, and ranks need not agree to the last bit
+    dist.from_first(syn.tensors.values())
     return syn, objective
 
 
 def shipped(syn: SyntheticSet, recipe: Recipe, experts: Experts | None) -> SyntheticSet:
     """The set as it is shipped: by its codec, and labelled anew where the recipe says so."""
-    return labels.label(syn.shipped(), experts, recipe.targets) if recipe.targets.relabel else syn.shipped()
+    return (
+        labels.label(syn.shipped(), experts, recipe.targets)
+        if recipe.targets.relabel
+        else syn.shipped()
+    )
 
 
-def meta_of(recipe: Recipe, data: Data, experts: Any, device: torch.device, *, seed: int, precision: Precision, **more: Any) -> dict[str, Any]:
-    """What meta.json says of a set beside what the set says itself; `experts` may have a `summary()`."""
+def meta_of(
+    recipe: Recipe,
+    data: Data,
+    experts: Any,
+    device: torch.device,
+    *,
+    seed: int,
+    precision: Precision,
+    **more: Any,
+) -> dict[str, Any]:
+    """What meta.json says of a set beside what the set says itself; `experts` may have a
+    `summary()`.
+    """
     return {
         "recipe": to_dict(replace(recipe, data=replace(recipe.data, root=None))),
         "seed": seed,
@@ -119,42 +171,62 @@ def distill(
     classes: Sequence[Any] | None = None,
     images: Tensor | None = None,
 ) -> SyntheticSet:
-    """Distill a dataset of (image, label) pairs, which `ddengine.data.dataset.data_of` describes, all of which is training data.
+    """Distill a dataset of (image, label) pairs, which `ddengine.data.dataset.data_of` describes,
+    all of which is training data.
 
-    Of `recipe.data` size, limit, validation, split_seed and zca count, and not the name: what is kept says "own", of which no licence and no
-    published figure is known. Equal arguments give equal sets, and torch's random
-    numbers are left alone; the device is set up as the command line does it (deterministic kernels on CUDA).
+    Of `recipe.data` size, limit, validation, split_seed and zca count, and not the name: what is
+    kept says "own", of which no licence and no published figure is known. Equal arguments give
+    equal sets, and torch's random numbers are left alone; the device is set up as the command line
+    does it (deterministic kernels on CUDA).
 
     Args:
-        dataset: map-style torch Dataset, list of (image, label), or pair of tensors (images, labels).
-        recipe: what to do; those of synth.recipes, with `dataclasses.replace` for what should differ.
+        dataset: map-style torch Dataset, list of (image, label), or pair of tensors (images,
+            labels).
+        recipe: what to do; those of synth.recipes, with `dataclasses.replace` for what should
+            differ.
         experts: what buffers.generate(dataset, recipe) returns, for recipes that read experts.
         seed: decides every random draw.
         device: auto, cpu, cuda or cuda:N.
         precision: fp32, tf32 or bf16.
-        folder: where the run is kept, as the command line keeps one: the same call continues an unfinished run and reads a finished one.
-            None: nothing is left behind.
-        classes: names (or numbers) of all classes where the dataset has only some, such as one client's: label i is class i of the set that is
-            returned and of that in the folder. None: the set has the classes that occur, numbered anew; its `class_names` say which they are.
-        images: pixels in [0, 1] to start from in place of recipe.init, all those of a class in a row (classes x images per class, C, H, W).
+        folder: where the run is kept, as the command line keeps one: the same call continues an
+            unfinished run and reads a finished one. None: nothing is left behind.
+        classes: names (or numbers) of all classes where the dataset has only some, such as one
+            client's: label i is class i of the set that is returned and of that in the folder.
+            None: the set has the classes that occur, numbered anew; its `class_names` say which
+            they are.
+        images: pixels in [0, 1] to start from in place of recipe.init, all those of a class in a
+            row (classes x images per class, C, H, W).
 
     Raises:
-        UserError: experts that are missing, or were made for other images; a folder of something else; data or settings that do not go.
+        UserError: experts that are missing, or were made for other images; a folder of something
+            else; data or settings that do not go.
     """
     _check_recipe(recipe, experts)
     check_precision(precision)
     _check_folder(folder)
     names = None if classes is None else named_classes(classes)
     recipe = replace(
-        recipe, data=own_config(recipe.data), published=None, note=f"{recipe.name} on images of another source, for which nothing is published."
+        recipe,
+        data=own_config(recipe.data),
+        published=None,
+        note=f"{recipe.name} on images of another source, for which nothing is published.",
     )
     where = runtime.setup(device, precision)
-    data = data_of(dataset, recipe.data, where, classes=names, stored=lambda digest: _seen_through(experts, digest))
+    data = data_of(
+        dataset,
+        recipe.data,
+        where,
+        classes=names,
+        stored=lambda digest: _seen_through(experts, digest),
+    )
     if names is not None and len(data.class_names) < len(names) and recipe.targets.kind == "logits":
         raise UserError(
-            f"The dataset has {data.num_classes} of the {len(names)} classes, and targets.kind logits is for those only; leave classes out."
+            f"The dataset has {data.num_classes} of the {len(names)} classes, and targets.kind "
+            "logits is for those only; leave classes out."
         )
-    return _distilled(data, recipe, experts, seed, where, precision, folder, images, names or data.class_names)
+    return _distilled(
+        data, recipe, experts, seed, where, precision, folder, images, names or data.class_names
+    )
 
 
 def distill_data(
@@ -168,11 +240,15 @@ def distill_data(
     folder: Path | str | None = None,
     images: Tensor | None = None,
 ) -> SyntheticSet:
-    """`distill` on data that are loaded and split already and lie on `device`, which `runtime.setup` has prepared."""
+    """`distill` on data that are loaded and split already and lie on `device`, which
+    `runtime.setup` has prepared.
+    """
     _check_recipe(recipe, experts)
     check_precision(precision)
     _check_folder(folder)
-    return _distilled(data, recipe, experts, seed, device, precision, folder, images, data.class_names)
+    return _distilled(
+        data, recipe, experts, seed, device, precision, folder, images, data.class_names
+    )
 
 
 def _distilled(
@@ -188,7 +264,10 @@ def _distilled(
 ) -> SyntheticSet:
     """The set of `data` whose classes are named among all of `names`."""
     if dist.num_ranks() > 1:
-        raise UserError(f"distill works in one process, and this is a group of {dist.num_ranks()}; call it outside the group, or use run.py distill.")
+        raise UserError(
+            f"distill works in one process, and this is a group of {dist.num_ranks()}; call it "
+            "outside the group, or use run.py distill."
+        )
     if experts is not None and not reads_experts(recipe):
         log.say(f"warning: the recipe {recipe.name} reads no experts, so those given are ignored")
         experts = None
@@ -196,10 +275,21 @@ def _distilled(
     _check_experts(recipe, data, experts)
     if folder is None:
         with tempfile.TemporaryDirectory() as temporary:
-            quiet = replace(recipe.outer, checkpoint_every=max(1, recipe.outer.steps), evaluate_every=0, picture_every=0)  # nobody could read these
-            syn, objective = prepare(recipe, data, device, experts, seed=seed, precision=precision, images=images)
+            # nobody could read these
+            quiet = replace(
+                recipe.outer,
+                checkpoint_every=max(1, recipe.outer.steps),
+                evaluate_every=0,
+                picture_every=0,
+            )
+            syn, objective = prepare(
+                recipe, data, device, experts, seed=seed, precision=precision, images=images
+            )
             finish = partial(shipped, recipe=recipe, experts=experts)
-            return _among(loop.distill(syn, objective, quiet, Path(temporary), seed=seed, finish=finish)[0], names)
+            return _among(
+                loop.distill(syn, objective, quiet, Path(temporary), seed=seed, finish=finish)[0],
+                names,
+            )
     return _kept(data, recipe, experts, seed, device, precision, Path(folder), images, names)
 
 
@@ -215,7 +305,9 @@ def _kept(
     names: tuple[str, ...],
 ) -> SyntheticSet:
     """A distillation whose run lies in `folder`, which continues it."""
-    stores = [store.manifest["fingerprint"] for store in _stores(experts) if hasattr(store, "manifest")]
+    stores = [
+        store.manifest["fingerprint"] for store in _stores(experts) if hasattr(store, "manifest")
+    ]
     start = None if images is None else files.tensor_digest({"images": images})
     wanted = runs.identity(
         recipe, data.train.digest, seed=seed, precision=precision, compile=False, experts=", ".join(stores) or None, start=start,
@@ -224,11 +316,15 @@ def _kept(
     try:
         finished = runs.is_finished(folder, wanted)
     except UserError as error:
-        raise UserError(f"{str(error).split(';')[0]}; name another folder, or delete this one.") from None
+        raise UserError(
+            f"{str(error).split(';')[0]}; name another folder, or delete this one."
+        ) from None
     if finished:
         return synthetic.load(folder / "distilled", device)[0]
     began = time.perf_counter()
-    syn, objective = prepare(recipe, data, device, experts, seed=seed, precision=precision, images=images)
+    syn, objective = prepare(
+        recipe, data, device, experts, seed=seed, precision=precision, images=images
+    )
     initial_seconds = round(time.perf_counter() - began, 2)
     loop.check(syn, objective, recipe.outer)  # before the folder is there
     runs.begin(folder, recipe, wanted)
@@ -255,13 +351,24 @@ def _among(syn: SyntheticSet, names: tuple[str, ...]) -> SyntheticSet:
 
 
 def _started(recipe: Recipe, data: Data, images: Tensor) -> SyntheticSet:
-    """The set before the first step that holds given images, pixels in [0, 1], all of a class in a row."""
+    """The set before the first step that holds given images, pixels in [0, 1], all of a class in a
+    row.
+    """
     codec, items = recipe.codec.fit(recipe.ipc, data.num_classes)
-    wanted, device = (data.num_classes * items * codec.per_item, *data.image_shape), data.train.device
+    wanted, device = (
+        (data.num_classes * items * codec.per_item, *data.image_shape),
+        data.train.device,
+    )
     if tuple(images.shape) != wanted or not images.is_floating_point():
-        raise UserError(f"images is {images.dtype} of shape {tuple(images.shape)}, and the recipe starts from floats of shape {wanted}.")
+        raise UserError(
+            f"images is {images.dtype} of shape {tuple(images.shape)}, and the recipe starts from "
+            f"floats of shape {wanted}."
+        )
     if not (images.min() >= 0 and images.max() <= 1):
-        raise UserError(f"images has values from {float(images.min()):.4g} to {float(images.max()):.4g}; give pixels in [0, 1].")
+        raise UserError(
+            f"images has values from {float(images.min()):.4g} to {float(images.max()):.4g}; give "
+            "pixels in [0, 1]."
+        )
     scalars = {k: torch.tensor(v, device=device) for k, v in recipe.objective.initial().items()}
     classes = torch.arange(data.num_classes, device=device).repeat_interleave(items)
     seen = data.train.preprocess.forward(images.detach().float().to(device))
@@ -274,7 +381,9 @@ def _stores(experts: Any) -> list[Any]:
 
 
 def _seen_through(experts: Any, digest: str) -> Preprocess | None:
-    """The preprocessing that experts of these images have, so that published constants they were trained with are kept."""
+    """The preprocessing that experts of these images have, so that published constants they were
+    trained with are kept.
+    """
     for store in _stores(experts):
         if hasattr(store, "manifest") and store.manifest["identity"]["images"] == digest:
             return store.preprocess
@@ -296,13 +405,20 @@ def _check_folder(folder: Path | str | None) -> None:
 def _check_recipe(recipe: Any, experts: Experts | None) -> None:
     """Raise UserError for what is no recipe, or a recipe that needs experts and has none."""
     if not isinstance(recipe, Recipe):
-        raise UserError(f"The recipe is a {type(recipe).__name__}; give a Recipe, such as synth.recipes.find({str(recipe)[:40]!r}) returns.")
+        raise UserError(
+            f"The recipe is a {type(recipe).__name__}; give a Recipe, such as "
+            f"synth.recipes.find({str(recipe)[:40]!r}) returns."
+        )
     if experts is None and reads_experts(recipe):
-        raise UserError(f"The recipe {recipe.name} needs experts, and none were given; pass experts=buffers.generate(dataset, recipe).")
+        raise UserError(
+            f"The recipe {recipe.name} needs experts, and none were given; pass "
+            "experts=buffers.generate(dataset, recipe)."
+        )
 
 
 def _check_experts(recipe: Recipe, data: Data, experts: Any) -> None:
-    """Raise UserError for experts that were trained on other images, seen through another preprocessing, or are other networks.
+    """Raise UserError for experts that were trained on other images, seen through another
+    preprocessing, or are other networks.
 
     Experts that are not of a store say nothing of this, and are taken as they are.
     """
@@ -310,13 +426,35 @@ def _check_experts(recipe: Recipe, data: Data, experts: Any) -> None:
     advice = "make them with buffers.generate(dataset, recipe)"
     for identity in found:
         if identity["images"] != data.train.digest:
-            raise UserError(f"The experts were trained on other images than this dataset and recipe.data give; {advice}.")
+            raise UserError(
+                "The experts were trained on other images than this dataset and recipe.data "
+                f"give; {advice}."
+            )
         if identity["zca"] != recipe.data.zca:
-            raise UserError(f"The experts were trained with data.zca {identity['zca']}, and the recipe has data.zca {recipe.data.zca}; {advice}.")
+            raise UserError(
+                f"The experts were trained with data.zca {identity['zca']}, and the recipe has "
+                f"data.zca {recipe.data.zca}; {advice}."
+            )
     for store in _stores(experts):
-        own, ours = (p and p.to(torch.device("cpu")).tensors() for p in (getattr(store, "preprocess", None), data.train.preprocess))
-        if own and ours and (own.keys() != ours.keys() or not all(torch.allclose(own[k], ours[k], rtol=1e-3, atol=1e-5) for k in own)):
-            raise UserError(f"The experts saw their images through another preprocessing than these data have; {advice}.")
+        own, ours = (
+            p and p.to(torch.device("cpu")).tensors()
+            for p in (getattr(store, "preprocess", None), data.train.preprocess)
+        )
+        if (
+            own
+            and ours
+            and (
+                own.keys() != ours.keys()
+                or not all(torch.allclose(own[k], ours[k], rtol=1e-3, atol=1e-5) for k in own)
+            )
+        ):
+            raise UserError(
+                "The experts saw their images through another preprocessing than these data "
+                f"have; {advice}."
+            )
     models = {identity["model"] for identity in found}
     if found and models != set(buffer_models(recipe)):
-        raise UserError(f"The experts are {', '.join(sorted(models))}, and the recipe wants {', '.join(sorted(buffer_models(recipe)))}; {advice}.")
+        raise UserError(
+            f"The experts are {', '.join(sorted(models))}, and the recipe wants "
+            f"{', '.join(sorted(buffer_models(recipe)))}; {advice}."
+        )

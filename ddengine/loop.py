@@ -20,9 +20,11 @@ from ddengine.types import Objective
 SMALLEST_LR = 1e-6  # a learned learning rate is held at or above this; SGD has no meaning below
 WARN_AFTER = 20  # steps without any update, all above max_loss
 MOST_SKIPPED = 10  # non-finite updates in a row after which none is made any more and the run stops
-READ_EVERY = {"cpu": 1, "cuda": 10}  # steps between readings of what they gave: each reading waits for the device
+# steps between readings of what they gave: each reading waits for the device
+READ_EVERY = {"cpu": 1, "cuda": 10}
 ADAM_EPS = 1e-8
-COUNTS = ("not_finite_in_a_row", "not_finite", "above_max_loss", "lr_held")  # those of Counters that the guard keeps on the device
+# those of Counters that the guard keeps on the device
+COUNTS = ("not_finite_in_a_row", "not_finite", "above_max_loss", "lr_held")
 
 
 @dataclass
@@ -69,57 +71,93 @@ class State:
 
 def save_checkpoint(path: Path, state: State, log_bytes: int) -> None:
     """Write the state as one file."""
-    tensors = {f"{group}/{name}": t for group, named in state.groups().items() for name, t in named.items()}
+    tensors = {
+        f"{group}/{name}": t for group, named in state.groups().items() for name, t in named.items()
+    }
     meta = {"step": state.step, "counters": vars(state.counters), "log_bytes": log_bytes}
     files.write_tensors(path, tensors, {"state": files.to_json(meta)})
 
 
 def load_checkpoint(path: Path, device: torch.device) -> tuple[State, int]:
-    """The state of a checkpoint, and the length the log had then. Raises UserError for a damaged file."""
+    """The state of a checkpoint, and the length the log had then.
+
+    Raises UserError for a damaged file.
+    """
     tensors, metadata = files.read_tensors(path)
-    groups: dict[str, dict[str, Tensor]] = {group: {} for group in ("tensors", "momentum", "square", "count", "ema", "objective")}
+    groups: dict[str, dict[str, Tensor]] = {
+        group: {} for group in ("tensors", "momentum", "square", "count", "ema", "objective")
+    }
     for key, tensor in tensors.items():
         group, _, name = key.partition("/")
         groups[group][name] = tensor.to(device)
     if "state" not in metadata:
         raise UserError(f"{path} is not a checkpoint of this program; begin anew with --restart.")
     meta = json.loads(metadata["state"])
-    return State(**groups, step=meta["step"], counters=Counters(**meta["counters"])), meta["log_bytes"]
+    return State(**groups, step=meta["step"], counters=Counters(**meta["counters"])), meta[
+        "log_bytes"
+    ]
 
 
-def sgd_step(tensor: Tensor, grad: Tensor, momentum: Tensor, config: OptimConfig, lr: float) -> tuple[Tensor, Tensor]:
-    """One SGD update as torch.optim.SGD does it: the new tensor and the new momentum, which starts at zero."""
+def sgd_step(
+    tensor: Tensor, grad: Tensor, momentum: Tensor, config: OptimConfig, lr: float
+) -> tuple[Tensor, Tensor]:
+    """One SGD update as torch.optim.SGD does it: the new tensor and the new momentum, which starts
+    at zero.
+    """
     grad = grad.add(tensor, alpha=config.weight_decay) if config.weight_decay else grad
     momentum = momentum.mul(config.momentum).add_(grad)
     return tensor.sub(momentum, alpha=lr), momentum
 
 
 def adam_step(
-    tensor: Tensor, grad: Tensor, mean: Tensor, square: Tensor, count: Tensor, config: OptimConfig, lr: float
+    tensor: Tensor,
+    grad: Tensor,
+    mean: Tensor,
+    square: Tensor,
+    count: Tensor,
+    config: OptimConfig,
+    lr: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """One Adam update as torch.optim.Adam does it: the new tensor, the new means, which start at zero, and how many updates there were."""
+    """One Adam update as torch.optim.Adam does it: the new tensor, the new means, which start at
+    zero, and how many updates there were.
+    """
     grad = grad.add(tensor, alpha=config.weight_decay) if config.weight_decay else grad
     count = count + 1
     mean = mean.lerp(grad, 1 - config.momentum)
     square = square.mul(config.beta2).addcmul_(grad, grad, value=1 - config.beta2)
     step = (lr / (1 - config.momentum**count)).to(tensor)
-    return tensor - step * mean / ((square / (1 - config.beta2**count)).sqrt() + ADAM_EPS).to(tensor), mean, square, count
+    return (
+        tensor - step * mean / ((square / (1 - config.beta2**count)).sqrt() + ADAM_EPS).to(tensor),
+        mean,
+        square,
+        count,
+    )
 
 
 def check(syn: SyntheticSet, objective: Objective, config: OuterConfig) -> None:
-    """Raise UserError for what `distill` cannot do: a name that is not stored, several draws or ranks for an objective that keeps state."""
+    """Raise UserError for what `distill` cannot do: a name that is not stored, several draws or
+    ranks for an objective that keeps state.
+    """
     for what, names in (("outer.optim", config.optim), ("outer.ema", config.ema)):
         for name in names:
             if name not in syn.tensors:
                 raise UserError(
-                    f"{what} names {name!r}, and the stored tensors are {', '.join(sorted(syn.tensors))}; "
-                    "correct the name, or take outer from a recipe of this objective (--take outer=RECIPE)."
+                    f"{what} names {name!r}, and the stored tensors are "
+                    f"{', '.join(sorted(syn.tensors))}; "
+                    "correct the name, or take outer from a recipe of this objective (--take "
+                    "outer=RECIPE)."
                 )
     keeps = bool(objective.init(generator(0)))
     if dist.num_ranks() > 1 and (keeps or config.step_after == "each"):
-        raise UserError("This method keeps state between steps or steps after each loss, and so runs in one process; start it without torchrun.")
+        raise UserError(
+            "This method keeps state between steps or steps after each loss, and so runs in one "
+            "process; start it without torchrun."
+        )
     if keeps and config.draws > 1:
-        raise UserError(f"This method keeps state between steps, which each draw would advance; set outer.draws, now {config.draws}, to 1.")
+        raise UserError(
+            "This method keeps state between steps, which each draw would advance; set "
+            f"outer.draws, now {config.draws}, to 1."
+        )
 
 
 def _hint(state: State, config: OuterConfig, step: int) -> str:
@@ -129,7 +167,11 @@ def _hint(state: State, config: OuterConfig, step: int) -> str:
     if state.objective:  # a network that is trained between steps may have diverged
         rate = ", or the learning rate of objective.networks" + rate
     images = config.optim.get("images")
-    return f"lower --outer.optim.images.lr (now {images.lr:g})" + rate if images else "lower the learning rates in outer.optim" + rate
+    return (
+        f"lower --outer.optim.images.lr (now {images.lr:g})" + rate
+        if images
+        else "lower the learning rates in outer.optim" + rate
+    )
 
 
 def distill(
@@ -144,16 +186,19 @@ def distill(
     picture: Callable[[SyntheticSet, int], None] | None = None,
     board: log.Board | None = None,
 ) -> tuple[SyntheticSet, Counters]:
-    """Minimise the objective over the tensors that `config.optim` names, and return the set that is to be shipped.
+    """Minimise the objective over the tensors that `config.optim` names, and return the set that is
+    to be shipped.
 
-    Writes `folder`/checkpoint/state.safetensors and `folder`/metrics.jsonl; continues from the checkpoint when there is one. A resumed run is
-    bit-identical to an uninterrupted one on the same device: every random draw follows from (seed, step, draw). With running averages, the
-    returned set holds them, and the last iterate as `raw.NAME`. `finish` makes what is validated and shipped of the tensors reached, for
-    example by labelling them. The numbers of metrics.jsonl go to `board` too.
+    Writes `folder`/checkpoint/state.safetensors and `folder`/metrics.jsonl; continues from the
+    checkpoint when there is one. A resumed run is bit-identical to an uninterrupted one on the same
+    device: every random draw follows from (seed, step, draw). With running averages, the returned
+    set holds them, and the last iterate as `raw.NAME`. `finish` makes what is validated and shipped
+    of the tensors reached, for example by labelling them. The numbers of metrics.jsonl go to
+    `board` too.
 
     Raises:
-        UserError: a name in `config.optim` that is not stored; several draws or ranks for an objective that keeps state; a loss or gradient that
-            stayed non-finite.
+        UserError: a name in `config.optim` that is not stored; several draws or ranks for an
+            objective that keeps state; a loss or gradient that stayed non-finite.
     """
     check(syn, objective, config)
     device = syn.classes.device
@@ -174,25 +219,56 @@ def distill(
         picture(syn, 0)
     pending: list[Tensor] = []
     # the same on every rank, with and without validation: ranks that stop, stop together
-    stops = [n for n in (READ_EVERY[device.type], config.checkpoint_every, config.evaluate_every, config.picture_every) if n]
+    stops = [
+        n
+        for n in (
+            READ_EVERY[device.type],
+            config.checkpoint_every,
+            config.evaluate_every,
+            config.picture_every,
+        )
+        if n
+    ]
     with log.progress("distill", config.steps, state.step) as bar:
-
-        def report() -> None:  # a step with validation, picture or checkpoint is always the last of those read
+        # a step with validation, picture or checkpoint is always the last of those read
+        def report() -> None:
             for event in _read(pending, config, state):
                 done = int(event["step"])
-                if validate is not None and config.evaluate_every and done % config.evaluate_every == 0:
+                if (
+                    validate is not None
+                    and config.evaluate_every
+                    and done % config.evaluate_every == 0
+                ):
                     accuracy = validate(finish(_current(syn, state)))
-                    event |= {"validation_accuracy": accuracy, "seconds": round(state.counters.seconds, 2)}
+                    event |= {
+                        "validation_accuracy": accuracy,
+                        "seconds": round(state.counters.seconds, 2),
+                    }
                     if accuracy is None:
-                        log.say(f"warning: the network that was trained on the set of step {done} diverged, so it has no validation accuracy")
-                if picture is not None and config.picture_every and done % config.picture_every == 0:
+                        log.say(
+                            f"warning: the network that was trained on the set of step {done} "
+                            "diverged, so it has no validation accuracy"
+                        )
+                if (
+                    picture is not None
+                    and config.picture_every
+                    and done % config.picture_every == 0
+                ):
                     picture(_current(syn, state), done)
                 if events is not None:
                     events.write(**event)
                 if done == WARN_AFTER and state.counters.above_max_loss == done:
-                    log.say(f"warning: none of {done} updates was made, all losses were above outer.max_loss {config.max_loss:g}; raise it")
-                bar.advance(f"loss {event['loss']:.4g}" + (f" lr {event['lr']:.4g}" if "lr" in event else ""))
-                if events is not None and (done % config.checkpoint_every == 0 or done == config.steps):
+                    log.say(
+                        f"warning: none of {done} updates was made, all losses were above "
+                        f"outer.max_loss {config.max_loss:g}; raise it"
+                    )
+                bar.advance(
+                    f"loss {event['loss']:.4g}"
+                    + (f" lr {event['lr']:.4g}" if "lr" in event else "")
+                )
+                if events is not None and (
+                    done % config.checkpoint_every == 0 or done == config.steps
+                ):
                     save_checkpoint(checkpoint, state, events.size())
 
         while state.step < config.steps:
@@ -200,10 +276,14 @@ def distill(
             try:
                 pending.append(outer_step(syn, objective, config, state, seed))
             except BaseException:
-                report()  # the log tells of every step that was made, and a stop of the guard explains what came after it
+                # the log tells of every step that was made, and a stop of the guard explains what
+                # came after it
+                report()
                 raise
             state.counters.seconds += time.perf_counter() - start
-            state.counters.peak_memory = max(state.counters.peak_memory, runtime.peak_memory(device))
+            state.counters.peak_memory = max(
+                state.counters.peak_memory, runtime.peak_memory(device)
+            )
             if state.step == config.steps or any(state.step % n == 0 for n in stops):
                 report()
     if events is not None:
@@ -214,31 +294,53 @@ def distill(
     for line in skipped(state.counters, config):  # last, where they are seen
         log.say(line)
     if state.counters.lr_held:
-        log.say(f"warning: the learned learning rate was held at {SMALLEST_LR:g} {state.counters.lr_held} times; lower outer.optim.lr.lr")
+        log.say(
+            f"warning: the learned learning rate was held at {SMALLEST_LR:g} "
+            f"{state.counters.lr_held} times; lower outer.optim.lr.lr"
+        )
     if not config.ema:
         return final, state.counters
-    last = finish(syn.with_tensors({k: v.detach().clone() for k, v in state.tensors.items()})).tensors
-    return final.with_tensors({f"raw.{k}": v for k, v in last.items() if k in config.ema or not torch.equal(v, final.tensors[k])}), state.counters
+    last = finish(
+        syn.with_tensors({k: v.detach().clone() for k, v in state.tensors.items()})
+    ).tensors
+    return final.with_tensors(
+        {
+            f"raw.{k}": v
+            for k, v in last.items()
+            if k in config.ema or not torch.equal(v, final.tensors[k])
+        }
+    ), state.counters
 
 
 def _current(syn: SyntheticSet, state: State) -> SyntheticSet:
     """The set as it would be shipped now."""
-    return syn.with_tensors({k: v.detach().clone() for k, v in {**state.tensors, **state.ema}.items()})
+    return syn.with_tensors(
+        {k: v.detach().clone() for k, v in {**state.tensors, **state.ema}.items()}
+    )
 
 
-def outer_step(syn: SyntheticSet, objective: Objective, config: OuterConfig, state: State, seed: int) -> Tensor:
-    """One outer step on `state`, in place, without waiting for the device; returns the loss, whether every update was made, COUNTS and the rate.
+def outer_step(
+    syn: SyntheticSet, objective: Objective, config: OuterConfig, state: State, seed: int
+) -> Tensor:
+    """One outer step on `state`, in place, without waiting for the device; returns the loss,
+    whether every update was made, COUNTS and the rate.
 
-    The loss of a draw is the sum of what the objective yields. With several draws or ranks, losses and gradients are averaged over them.
+    The loss of a draw is the sum of what the objective yields. With several draws or ranks, losses
+    and gradients are averaged over them.
     """
-    leaves = {k: v.clone().requires_grad_() if k in config.optim else v for k, v in state.tensors.items()}
+    leaves = {
+        k: v.clone().requires_grad_() if k in config.optim else v for k, v in state.tensors.items()
+    }
     learned = {k: v for k, v in leaves.items() if k in config.optim}
     share = syn.with_tensors(leaves)
     losses: list[Tensor] = []
     flags: list[Tensor] = []
-    running = state.guard[0] < MOST_SKIPPED  # once false it stays so: nothing changes any more, however late the host reads it
+    # once false it stays so: nothing changes any more, however late the host reads it
+    running = state.guard[0] < MOST_SKIPPED
     for draw in range(dist.rank(), config.draws * dist.num_ranks(), dist.num_ranks()):
-        for loss in objective.losses(share, state.objective, state.step, generator(seed, "losses", state.step, draw)):
+        for loss in objective.losses(
+            share, state.objective, state.step, generator(seed, "losses", state.step, draw)
+        ):
             (loss / config.draws).backward()
             losses.append(loss.detach().double())
             if config.step_after == "each":
@@ -252,18 +354,33 @@ def outer_step(syn: SyntheticSet, objective: Objective, config: OuterConfig, sta
     finite, small, held = torch.stack(flags).unbind(1)
     in_a_row, not_finite, above, lr_held = state.guard
     bad = ~finite.all()
-    counts = torch.stack([(in_a_row + 1) * bad, not_finite + bad, above + (~bad & ~small.all()), lr_held + held.any()])
+    counts = torch.stack(
+        [
+            (in_a_row + 1) * bad,
+            not_finite + bad,
+            above + (~bad & ~small.all()),
+            lr_held + held.any(),
+        ]
+    )
     state.guard = torch.where(running, counts, state.guard)
     state.step += 1
     rate = [state.tensors["lr"]] if "lr" in state.tensors else []
     return torch.stack([total, running & finite.all() & small.all(), *state.guard, *rate])
 
 
-def _update(config: OuterConfig, state: State, learned: Mapping[str, Tensor], loss: Tensor, syn: SyntheticSet, running: Tensor) -> Tensor:
-    """The guard, then the optimisers; returns (3,) whether all was finite, the loss not above max_loss, the rate held.
+def _update(
+    config: OuterConfig,
+    state: State,
+    learned: Mapping[str, Tensor],
+    loss: Tensor,
+    syn: SyntheticSet,
+    running: Tensor,
+) -> Tensor:
+    """The guard, then the optimisers; returns (3,) whether all was finite, the loss not above
+    max_loss, the rate held.
 
-    `loss` becomes its mean over the ranks, by which they all decide. The host cannot branch on what it has not read, so the update is always
-    computed, and taken where the guard allows it.
+    `loss` becomes its mean over the ranks, by which they all decide. The host cannot branch on what
+    it has not read, so the update is always computed, and taken where the guard allows it.
     """
     grads = {k: torch.zeros_like(v) if v.grad is None else v.grad for k, v in learned.items()}
     dist.mean([loss, *grads.values()])
@@ -272,10 +389,18 @@ def _update(config: OuterConfig, state: State, learned: Mapping[str, Tensor], lo
     applied, held = running & finite & small, torch.zeros_like(finite)
     with torch.no_grad():
         for name, grad in grads.items():
-            optim, old, lr = config.optim[name], state.tensors[name], config.optim[name].lr_at(state.step, config.steps)
-            mean, square = (named.get(name, torch.zeros_like(old)) for named in (state.momentum, state.square))
+            optim, old, lr = (
+                config.optim[name],
+                state.tensors[name],
+                config.optim[name].lr_at(state.step, config.steps),
+            )
+            mean, square = (
+                named.get(name, torch.zeros_like(old)) for named in (state.momentum, state.square)
+            )
             if optim.kind == "adam":
-                count = state.count.get(name, torch.zeros((), device=old.device, dtype=torch.float64))
+                count = state.count.get(
+                    name, torch.zeros((), device=old.device, dtype=torch.float64)
+                )
                 new, *moved = adam_step(old, grad, mean, square, count, optim, lr)
                 kept = [(state.momentum, mean), (state.square, square), (state.count, count)]
             else:
@@ -289,12 +414,15 @@ def _update(config: OuterConfig, state: State, learned: Mapping[str, Tensor], lo
             state.tensors["lr"].masked_fill_(held, SMALLEST_LR)
         syn.codec.project(state.tensors, syn.preprocess)
         for name, decay in config.ema.items():
-            state.ema[name] = torch.where(applied, state.ema[name].lerp(state.tensors[name], 1 - decay), state.ema[name])
+            state.ema[name] = torch.where(
+                applied, state.ema[name].lerp(state.tensors[name], 1 - decay), state.ema[name]
+            )
     return torch.stack([finite, small, held])
 
 
 def _read(pending: list[Tensor], config: OuterConfig, state: State) -> Iterator[dict[str, Any]]:
-    """What is logged of the steps whose results are `pending`, in order, with `state.counters` as after each; waits for the device.
+    """What is logged of the steps whose results are `pending`, in order, with `state.counters` as
+    after each; waits for the device.
 
     Raises:
         UserError: at the step at which the guard stopped.
@@ -308,7 +436,10 @@ def _read(pending: list[Tensor], config: OuterConfig, state: State) -> Iterator[
             setattr(state.counters, name, int(count))
         if state.counters.not_finite_in_a_row >= MOST_SKIPPED:
             hint = _hint(state, config, step)
-            raise UserError(f"The loss or its gradient was not finite for {MOST_SKIPPED} steps in a row, up to step {step}; {hint}.")
+            raise UserError(
+                f"The loss or its gradient was not finite for {MOST_SKIPPED} steps in a row, up "
+                f"to step {step}; {hint}."
+            )
         event: dict[str, Any] = {"step": step, "loss": loss, "applied": bool(applied)}
         if "lr" in state.tensors:
             event["lr"] = rest[-1]
@@ -321,10 +452,12 @@ def skipped(counters: Counters, config: OuterConfig) -> list[str]:
     lines = []
     if bad:
         lines.append(
-            f"warning: {bad} of {config.steps} updates were skipped because the loss or its gradient was not finite; lower the learning rates"
+            f"warning: {bad} of {config.steps} updates were skipped because the loss or its "
+            "gradient was not finite; lower the learning rates"
         )
     if high:
-        much = 2 * (bad + high) > config.steps  # a gate that closes now and then does what it is meant to do
+        # a gate that closes now and then does what it is meant to do
+        much = 2 * (bad + high) > config.steps
         lines.append(
             ("warning: " if much else "")
             + f"{high} of {config.steps} updates were skipped because the loss was above outer.max_loss {config.max_loss:g}"

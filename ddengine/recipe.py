@@ -1,7 +1,8 @@
 """A whole run as one printable value: the recipe and the configurations of the core's parts.
 
-Frozen, keyword-only, checked on construction. A trailing comment on a field is its help on the command line. Parts that come in kinds
-(expert training step, codec, objective) are type parameters, so that `parametrised` can tell the command line which flags exist.
+Frozen, keyword-only, checked on construction. A trailing comment on a field is its help on the
+command line. Parts that come in kinds (expert training step, codec, objective) are type parameters,
+so that `parametrised` can tell the command line which flags exist.
 """
 
 import dataclasses
@@ -21,7 +22,18 @@ BufferT = TypeVar("BufferT")
 CodecT = TypeVar("CodecT")
 ObjectiveT = TypeVar("ObjectiveT")
 
-BASELINES = ("random", "herding", "full", "random_soft", "hard_labels", "eight_bit", "k_centre", "k_means", "forgetting", "el2n")
+BASELINES = (
+    "random",
+    "herding",
+    "full",
+    "random_soft",
+    "hard_labels",
+    "eight_bit",
+    "k_centre",
+    "k_means",
+    "forgetting",
+    "el2n",
+)
 DSA_OPS = ("color", "crop", "cutout", "flip", "scale", "rotate")
 OPS = (*DSA_OPS, "roll", "resized_crop", "shuffle")
 
@@ -56,40 +68,73 @@ class Published:
 class DataConfig:
     """Which images, how many of them, and how they are split and preprocessed."""
 
-    # digits | mnist | fashion_mnist | svhn | cifar10 | cifar100 | tiny_imagenet | imagenet | imagenette (or another subset) | folder | parquet
+    # digits | mnist | fashion_mnist | svhn | cifar10 | cifar100 | tiny_imagenet | imagenet |
+    # imagenette (or another subset) | folder | parquet
     name: str
     root: str | None = None  # folder of the files; None: the dataset's usual place
     download: bool = False  # let torchvision download the dataset into root
     size: tuple[int, int] | None = None  # resize to (height, width); None: as stored
-    fit: Literal["squash", "crop", "pad"] = "squash"  # of images of another shape than size: change it | cut the middle out | add ground around it
-    background: str = "white"  # ground under what is transparent, and around padded images: a name, or #rrggbb
+    # of images of another shape than size: change it | cut the middle out | add ground around it
+    fit: Literal["squash", "crop", "pad"] = "squash"
+    # ground under what is transparent, and around padded images: a name, or #rrggbb
+    background: str = "white"
     image_column: str | None = None  # of parquet files; None: found by its type and name
     label_column: str | None = None  # of parquet files; None: found by its type and name
-    classes: tuple[int, ...] | None = None  # use only these classes, in this order, numbered anew; None: all
-    limit: int | None = None  # use a fixed stratified subset of this many training images (before the validation split)
+    # use only these classes, in this order, numbered anew; None: all
+    classes: tuple[int, ...] | None = None
+    # use a fixed stratified subset of this many training images (before the validation split)
+    limit: int | None = None
     validation: float = 0.1  # fraction of the training images held out for selection; 0: none
-    split_seed: int = 0  # decides validation split, subset, and the test split of datasets without one
+    # decides validation split, subset, and the test split of datasets without one
+    split_seed: int = 0
     zca: bool = False  # ZCA whitening (eps 0.1) instead of mean/std normalisation
 
     def __post_init__(self) -> None:
-        require(0 <= self.validation < 1, f"data.validation must be at least 0 and below 1, got {self.validation}; 0.1 is usual.")
-        require(self.limit is None or self.limit > 0, f"data.limit must be positive, got {self.limit}; leave it out for all images.")
         require(
-            self.classes is None or (len(self.classes) == len(set(self.classes)) >= 2 and min(self.classes) >= 0),
-            f"data.classes must be at least two different class numbers, counted from 0, got {self.classes}; leave it out for all classes.",
+            0 <= self.validation < 1,
+            f"data.validation must be at least 0 and below 1, got {self.validation}; 0.1 is usual.",
         )
-        require(self.split_seed >= 0, f"data.split_seed must not be negative, got {self.split_seed}.")
-        require(self.size is None or min(self.size) > 0, f"data.size must be a positive height and width, got {self.size}.")
-        require(self.fit in ("squash", "crop", "pad"), f"data.fit must be squash, crop or pad, got {self.fit}.")
-        require(is_colour(self.background), f"data.background {self.background!r} is no colour; give a name such as white, or #rrggbb.")
+        require(
+            self.limit is None or self.limit > 0,
+            f"data.limit must be positive, got {self.limit}; leave it out for all images.",
+        )
+        require(
+            self.classes is None
+            or (len(self.classes) == len(set(self.classes)) >= 2 and min(self.classes) >= 0),
+            (
+                "data.classes must be at least two different class numbers, counted from 0, got "
+                f"{self.classes}; leave it out for all classes."
+            ),
+        )
+        require(
+            self.split_seed >= 0, f"data.split_seed must not be negative, got {self.split_seed}."
+        )
+        require(
+            self.size is None or min(self.size) > 0,
+            f"data.size must be a positive height and width, got {self.size}.",
+        )
+        require(
+            self.fit in ("squash", "crop", "pad"),
+            f"data.fit must be squash, crop or pad, got {self.fit}.",
+        )
+        require(
+            is_colour(self.background),
+            (
+                f"data.background {self.background!r} is no colour; give a name such as white, or "
+                "#rrggbb."
+            ),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """Differentiable augmentation (DSA): one operation drawn per batch, its parameters per image; others may be applied always."""
+    """Differentiable augmentation (DSA): one operation drawn per batch, its parameters per image;
+    others may be applied always.
+    """
 
     ops: tuple[str, ...] = DSA_OPS  # one is drawn from these; none: only what is applied always
-    always: tuple[str, ...] = ()  # applied to every image, in this order, before the drawn one; cutout after it
+    # applied to every image, in this order, before the drawn one; cutout after it
+    always: tuple[str, ...] = ()
     brightness: float = 1.0  # range of the added value
     saturation: float = 2.0  # range of the factor
     contrast: float = 0.5  # smallest factor, the largest is 1 more
@@ -99,19 +144,41 @@ class AugmentConfig:
     scale: float = 1.2  # largest factor, the smallest is its inverse
     rotate: float = 15.0  # largest angle, degrees
     roll: int = 4  # largest cyclic shift, pixels; down and to the right only (as published)
-    area: float = 0.08  # smallest area of a resized crop, fraction of the image; the largest is all of it
-    ratio: float = 4 / 3  # largest ratio of the sides of a resized crop, the smallest is its inverse; 1: square
+    # smallest area of a resized crop, fraction of the image; the largest is all of it
+    area: float = 0.08
+    # largest ratio of the sides of a resized crop, the smallest is its inverse; 1: square
+    ratio: float = 4 / 3
     patches: int = 2  # strips along each side, 1 to 4, that shuffle puts in another order
 
     def __post_init__(self) -> None:
         for op in (*self.ops, *self.always):
             if op not in OPS:
                 raise unknown("augmentation", op, OPS)
-        require(self.roll >= 0, f"augment.roll must not be negative, got {self.roll}; 0 moves nothing.")
-        require(0 < self.area <= 1, f"augment.area is a fraction of the image and must be above 0 and at most 1, got {self.area}.")
-        require(1 <= self.ratio < math.inf, f"augment.ratio must be at least 1 and finite, got {self.ratio}; 1 crops squares.")
-        require(1 <= self.patches <= 4, f"augment.patches must lie within 1 and 4, got {self.patches}; 1 leaves images as they are.")
-        require(self.scale > 0, f"augment.scale must be positive, got {self.scale}; 1 leaves the size as it is.")
+        require(
+            self.roll >= 0, f"augment.roll must not be negative, got {self.roll}; 0 moves nothing."
+        )
+        require(
+            0 < self.area <= 1,
+            (
+                "augment.area is a fraction of the image and must be above 0 and at most 1, got "
+                f"{self.area}."
+            ),
+        )
+        require(
+            1 <= self.ratio < math.inf,
+            f"augment.ratio must be at least 1 and finite, got {self.ratio}; 1 crops squares.",
+        )
+        require(
+            1 <= self.patches <= 4,
+            (
+                f"augment.patches must lie within 1 and 4, got {self.patches}; 1 leaves images as "
+                "they are."
+            ),
+        )
+        require(
+            self.scale > 0,
+            f"augment.scale must be positive, got {self.scale}; 1 leaves the size as it is.",
+        )
 
     @property
     def any(self) -> bool:
@@ -129,17 +196,24 @@ class BufferConfig(Generic[StepT]):
     epochs: int = 50  # epochs of training each
     batch: int = 256  # images per training step
     augment: AugmentConfig = AugmentConfig()
-    keep: Literal["all", "last"] | tuple[int, int] = "all"  # epochs whose snapshots are stored (0 is the initialisation); two numbers: from, to
+    # epochs whose snapshots are stored (0 is the initialisation); two numbers: from, to
+    keep: Literal["all", "last"] | tuple[int, int] = "all"
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the stored snapshots
 
     def __post_init__(self) -> None:
         for name in ("num_experts", "epochs", "batch"):
-            require(getattr(self, name) >= 1, f"buffer.{name} must be at least 1, got {getattr(self, name)}.")
+            require(
+                getattr(self, name) >= 1,
+                f"buffer.{name} must be at least 1, got {getattr(self, name)}.",
+            )
         if not isinstance(self.keep, str):
             low, high = self.keep
             require(
                 0 <= low <= high <= self.epochs,
-                f"buffer.keep {low} {high} must lie within 0 and buffer.epochs = {self.epochs}; widen buffer.epochs or narrow buffer.keep.",
+                (
+                    f"buffer.keep {low} {high} must lie within 0 and buffer.epochs = "
+                    f"{self.epochs}; widen buffer.epochs or narrow buffer.keep."
+                ),
             )
 
     def kept_epochs(self) -> list[int]:
@@ -153,19 +227,37 @@ class BufferConfig(Generic[StepT]):
 class InitConfig:
     """Where the synthetic images start."""
 
-    # random real images of the class | standard normal noise | real images an expert classifies correctly | representative ones, by k-means |
-    # coresets: a running mean near the class mean | far from each other | centres of k-means | by forgetting events | by the error of early networks
-    # crops of real images that a teacher is most sure of (RDED)
-    kind: Literal["real", "noise", "correct", "representative", "herding", "k_centre", "k_means", "forgetting", "el2n", "patches"] = "real"
+    # random real images of the class | standard normal noise | real images an expert classifies
+    # correctly | representative ones, by k-means | coresets: a running mean near the class mean |
+    # far from each other | centres of k-means | by forgetting events | by the error of early
+    # networks crops of real images that a teacher is most sure of (RDED)
+    kind: Literal[
+        "real",
+        "noise",
+        "correct",
+        "representative",
+        "herding",
+        "k_centre",
+        "k_means",
+        "forgetting",
+        "el2n",
+        "patches",
+    ] = "real"
     clusters: int = 10  # most clusters per class of `representative`
-    embedding: Literal["network", "pixels"] = "network"  # what herding, k_centre and k_means see: features of a trained network, or pixels
-    steps: int = 1000  # updates of the network that embeds (herding, k_centre, k_means) or scores (forgetting; el2n, after a tenth of them)
+    # what herding, k_centre and k_means see: features of a trained network, or pixels
+    embedding: Literal["network", "pixels"] = "network"
+    # updates of the network that embeds (herding, k_centre, k_means) or scores (forgetting; el2n,
+    # after a tenth of them)
+    steps: int = 1000
     lr: float = 0.01  # learning rate of these updates, which have momentum 0.9
     networks: int = 3  # networks whose scores forgetting and el2n average
-    order: Literal["hardest", "easiest"] = "hardest"  # forgetting and el2n take these; hardest as published, for large sets; easiest for a few
-    candidates: int = 300  # real images per class that patches are cut from; at most as many as there are
+    # forgetting and el2n take these; hardest as published, for large sets; easiest for a few
+    order: Literal["hardest", "easiest"] = "hardest"
+    # real images per class that patches are cut from; at most as many as there are
+    candidates: int = 300
     crops: int = 5  # random resized crops of each of them, of which patches keeps the best
-    factor: int = 1  # patches along each side of an image; published: 1 for images of 32 pixels, 2 for larger ones
+    # patches along each side of an image; published: 1 for images of 32 pixels, 2 for larger ones
+    factor: int = 1
 
     @property
     def cites(self) -> tuple[str, ...]:
@@ -182,21 +274,31 @@ class InitConfig:
 
     def __post_init__(self) -> None:
         for name in ("clusters", "steps", "networks", "candidates", "crops", "factor"):
-            require(getattr(self, name) >= 1, f"init.{name} must be at least 1, got {getattr(self, name)}.")
+            require(
+                getattr(self, name) >= 1,
+                f"init.{name} must be at least 1, got {getattr(self, name)}.",
+            )
         require(0 < self.lr < math.inf, f"init.lr must be positive and finite, got {self.lr}.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TargetConfig:
-    """What the synthetic images are labelled with: their class, or logits that experts give them and `outer.optim` may learn."""
+    """What the synthetic images are labelled with: their class, or logits that experts give them
+    and `outer.optim` may learn.
+    """
 
     kind: Literal["class", "logits"] = "class"
     # whose logits are averaged: of those that are right about the image, of all, of the first
     experts: Literal["correct", "all", "first"] = "correct"
-    epochs: tuple[int, int] | None = None  # expert epochs whose logits are averaged, from and to; None: the last stored
-    relabel: bool = False  # label the final images anew the same way, for labels that are not learned
-    dtype: Literal["float32", "float16"] = "float32"  # of the labels that are shipped; learned ones stay float32
-    top: int | None = None  # ship so many largest logits of each image, and the mean of the others; None, or where that would save nothing: all
+    # expert epochs whose logits are averaged, from and to; None: the last stored
+    epochs: tuple[int, int] | None = None
+    # label the final images anew the same way, for labels that are not learned
+    relabel: bool = False
+    # of the labels that are shipped; learned ones stay float32
+    dtype: Literal["float32", "float16"] = "float32"
+    # ship so many largest logits of each image, and the mean of the others; None, or where that
+    # would save nothing: all
+    top: int | None = None
 
     @property
     def cites(self) -> tuple[str, ...]:
@@ -206,17 +308,35 @@ class TargetConfig:
     def __post_init__(self) -> None:
         require(
             self.epochs is None or 0 <= self.epochs[0] <= self.epochs[1],
-            f"targets.epochs must be two ascending epochs, got {self.epochs}; leave it out for the last stored one.",
+            (
+                f"targets.epochs must be two ascending epochs, got {self.epochs}; leave it out "
+                "for the last stored one."
+            ),
         )
-        require(self.top is None or self.top >= 1, f"targets.top must be at least 1, got {self.top}; leave it out for all logits.")
+        require(
+            self.top is None or self.top >= 1,
+            f"targets.top must be at least 1, got {self.top}; leave it out for all logits.",
+        )
         require(
             self.relabel or (self.dtype == "float32" and self.top is None),
-            "targets.dtype and targets.top say how labels are shipped that are made of the final images; set targets.relabel True.",
+            (
+                "targets.dtype and targets.top say how labels are shipped that are made of the "
+                "final images; set targets.relabel True."
+            ),
         )
-        require(not (self.relabel and self.kind == "class"), "targets.relabel makes logits anew, and targets.kind is class; set targets.kind logits.")
+        require(
+            not (self.relabel and self.kind == "class"),
+            (
+                "targets.relabel makes logits anew, and targets.kind is class; set targets.kind "
+                "logits."
+            ),
+        )
         require(
             not (self.relabel and self.experts == "correct"),
-            "targets.relabel with targets.experts correct could end at images that no expert is right about; set targets.experts all.",
+            (
+                "targets.relabel with targets.experts correct could end at images that no expert "
+                "is right about; set targets.experts all."
+            ),
         )
 
 
@@ -229,13 +349,26 @@ class OptimConfig:
     weight_decay: float = 0.0
     kind: Literal["sgd", "adam"] = "sgd"  # adam: with bias correction and eps 1e-8
     beta2: float = 0.9  # of Adam: decay of the mean of squared gradients
-    schedule: Literal["constant", "cosine", "linear"] = "constant"  # of the step size, over all steps, down to 0
+    # of the step size, over all steps, down to 0
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
 
     def __post_init__(self) -> None:
-        require(self.lr >= 0 and math.isfinite(self.lr), f"A learning rate in outer.optim must be finite and not negative, got {self.lr}.")
-        require(0 <= self.momentum < 1, f"A momentum in outer.optim must be at least 0 and below 1, got {self.momentum}.")
-        require(self.weight_decay >= 0, f"A weight decay in outer.optim must not be negative, got {self.weight_decay}.")
-        require(0 <= self.beta2 < 1, f"A beta2 in outer.optim must be at least 0 and below 1, got {self.beta2}.")
+        require(
+            self.lr >= 0 and math.isfinite(self.lr),
+            f"A learning rate in outer.optim must be finite and not negative, got {self.lr}.",
+        )
+        require(
+            0 <= self.momentum < 1,
+            f"A momentum in outer.optim must be at least 0 and below 1, got {self.momentum}.",
+        )
+        require(
+            self.weight_decay >= 0,
+            f"A weight decay in outer.optim must not be negative, got {self.weight_decay}.",
+        )
+        require(
+            0 <= self.beta2 < 1,
+            f"A beta2 in outer.optim must be at least 0 and below 1, got {self.beta2}.",
+        )
 
     def lr_at(self, step: int, steps: int) -> float:
         """Step size of update `step` of `steps`."""
@@ -252,8 +385,10 @@ class OuterConfig:
     optim: Mapping[str, OptimConfig]  # stored tensor -> its optimiser; tensors not named stay fixed
     step_after: Literal["all", "each"] = "all"  # update after all losses of a step, or after each
     draws: int = 1  # losses of this many independent draws are averaged per step
-    max_loss: float = math.inf  # skip the update when the loss of the step, with milestones their sum, is above this
-    ema: Mapping[str, float] = field(default_factory=dict)  # stored tensor -> decay of its running average; the average is shipped
+    # skip the update when the loss of the step, with milestones their sum, is above this
+    max_loss: float = math.inf
+    # stored tensor -> decay of its running average; the average is shipped
+    ema: Mapping[str, float] = field(default_factory=dict)
     checkpoint_every: int = 100  # steps between checkpoints
     evaluate_every: int = 0  # steps between evaluations on the validation split; 0: none
     picture_every: int = 0  # steps between pictures of the images; 0: none but first and last
@@ -264,33 +399,64 @@ class OuterConfig:
         return ("du2023ftd",) if "images" in self.ema else ()
 
     def __post_init__(self) -> None:
-        require(self.steps >= 0, f"outer.steps must not be negative, got {self.steps}; 0 leaves the initial images as they are.")
+        require(
+            self.steps >= 0,
+            (
+                f"outer.steps must not be negative, got {self.steps}; 0 leaves the initial images "
+                "as they are."
+            ),
+        )
         require(self.draws >= 1, f"outer.draws must be at least 1, got {self.draws}.")
         require(
             self.draws == 1 or self.step_after == "all",
-            f"outer.draws {self.draws} averages draws before a step, and outer.step_after each steps after every loss; set one of them back.",
+            (
+                f"outer.draws {self.draws} averages draws before a step, and outer.step_after "
+                "each steps after every loss; set one of them back."
+            ),
         )
-        require(not math.isnan(self.max_loss), "outer.max_loss must be a number, got nan; inf skips no update.")
-        require(self.checkpoint_every >= 1, f"outer.checkpoint_every must be at least 1, got {self.checkpoint_every}.")
-        require(self.evaluate_every >= 0, f"outer.evaluate_every must not be negative, got {self.evaluate_every}; 0 means never.")
-        require(self.picture_every >= 0, f"outer.picture_every must not be negative, got {self.picture_every}; 0 means first and last only.")
+        require(
+            not math.isnan(self.max_loss),
+            "outer.max_loss must be a number, got nan; inf skips no update.",
+        )
+        require(
+            self.checkpoint_every >= 1,
+            f"outer.checkpoint_every must be at least 1, got {self.checkpoint_every}.",
+        )
+        require(
+            self.evaluate_every >= 0,
+            f"outer.evaluate_every must not be negative, got {self.evaluate_every}; 0 means never.",
+        )
+        require(
+            self.picture_every >= 0,
+            (
+                f"outer.picture_every must not be negative, got {self.picture_every}; 0 means "
+                "first and last only."
+            ),
+        )
         for name, decay in self.ema.items():
-            require(0 <= decay < 1, f"outer.ema of {name!r} must be at least 0 and below 1, got {decay}.")
+            require(
+                0 <= decay < 1,
+                f"outer.ema of {name!r} must be at least 0 and below 1, got {decay}.",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
     """An evaluation protocol: how networks are trained on a set, and what it is compared with."""
 
-    # the named protocol these values start from: mtt | datm | ast | dc | dsa | idc | fast | infer-static | infer-dynamic | sre2l | rded
+    # the named protocol these values start from: mtt | datm | ast | dc | dsa | idc | fast |
+    # infer-static | infer-dynamic | sre2l | rded
     protocol: str
     epochs: int = 1000  # E, passes over the set
     batch: int = 256  # images per update
     optimiser: Literal["sgd", "adamw"] = "sgd"  # adamw has betas 0.9 and 0.999
-    adapt: bool = True  # where optimiser is sgd, networks that it trains badly from scratch (transformers, ConvNeXt) have AdamW and rates to suit
+    # where optimiser is sgd, networks that it trains badly from scratch (transformers, ConvNeXt)
+    # have AdamW and rates to suit
+    adapt: bool = True
     momentum: float = 0.9  # of SGD, until the (first) drop
-    # half: E + 1 epochs run, after epoch E // 2 + 1 the rate drops and the optimiser starts anew | thirds: E epochs run, the rate drops after
-    # 2 E // 3 and 5 E // 6 of them | cosine: E epochs run, epoch t at half of 1 + cos(pi t / (stretch E)) of the rate
+    # half: E + 1 epochs run, after epoch E // 2 + 1 the rate drops and the optimiser starts anew |
+    # thirds: E epochs run, the rate drops after 2 E // 3 and 5 E // 6 of them | cosine: E epochs
+    # run, epoch t at half of 1 + cos(pi t / (stretch E)) of the rate
     schedule: Literal["half", "thirds", "cosine"] = "half"
     stretch: float = 1.0  # of cosine: 2 ends at half the rate
     momentum_after: float = 0.9  # after the (first) drop
@@ -300,68 +466,129 @@ class EvalConfig:
     augment: AugmentConfig = AugmentConfig()
     cutmix: float = 0.0  # probability that a batch is mixed by CutMix
     mixup: float = 0.0  # every batch is mixed by mixup with a ratio of Beta(mixup, mixup); 0: none
-    mix_labels: Literal["logits", "probabilities"] = "logits"  # what is mixed of soft labels, of loss kl
-    # own: the labels that a set has | hard: its classes | dynamic: what the teachers say of each batch as the network sees it
+    # what is mixed of soft labels, of loss kl
+    mix_labels: Literal["logits", "probabilities"] = "logits"
+    # own: the labels that a set has | hard: its classes | dynamic: what the teachers say of each
+    # batch as the network sees it
     labels: Literal["own", "hard", "dynamic"] = "own"
-    teacher_mode: Literal["eval", "train"] = "eval"  # of dynamic labels; train normalises by the batch, as SRe2L's code does on CIFAR
-    # with soft labels z, outputs s, class c: ce: cross-entropy with softmax(z) | kl: KL of softmax(z / T) from softmax(s / T) | mse: of the logits
-    # nkd: normalised distillation and cross-entropy with c | uskd: without a teacher, of c alone. Hard labels always have ce, or uskd
+    # of dynamic labels; train normalises by the batch, as SRe2L's code does on CIFAR
+    teacher_mode: Literal["eval", "train"] = "eval"
+    # with soft labels z, outputs s, class c: ce: cross-entropy with softmax(z) | kl: KL of
+    # softmax(z / T) from softmax(s / T) | mse: of the logits nkd: normalised distillation and
+    # cross-entropy with c | uskd: without a teacher, of c alone. Hard labels always have ce, or
+    # uskd
     loss: Literal["ce", "kl", "mse", "nkd", "uskd"] = "ce"
     temperature: float = 1.0  # T of kl and nkd; published for nkd: 1
     squared: bool = False  # kl is multiplied by T squared
-    hard_weight: float = 0.0  # weight of the cross-entropy with the class that is added to kl and mse
+    # weight of the cross-entropy with the class that is added to kl and mse
+    hard_weight: float = 0.0
     models: tuple[str, ...] = ()  # networks to train; none: the recipe's
-    num_networks: int = 5  # networks per row, each with its own seed; random: each with its own draw of images
-    # where learning rates come from | validation: for each set and network the best of lr_grid, and on the recipe's network the learned one, by the
-    # validation split; without such a split as learned | learned: of the set on the recipe's network the learned one, elsewhere lr
+    # networks per row, each with its own seed; random: each with its own draw of images
+    num_networks: int = 5
+    # where learning rates come from | validation: for each set and network the best of lr_grid, and
+    # on the recipe's network the learned one, by the validation split; without such a split as
+    # learned | learned: of the set on the recipe's network the learned one, elsewhere lr
     rate: Literal["validation", "learned"] = "validation"
     lr: float = 0.01  # learning rate where none is chosen and none was learned
     lr_grid: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03, 0.1)
     search_networks: int = 1  # networks per learning rate tried
-    # random | random_soft (with the labels of the set: of its teachers, else of a network trained on the full data) | hard_labels (the set with its
-    # classes) | eight_bit (the set as its PNG files say it) | herding | k_centre | k_means | forgetting | el2n | full
+    # random | random_soft (with the labels of the set: of its teachers, else of a network trained
+    # on the full data) | hard_labels (the set with its classes) | eight_bit (the set as its PNG
+    # files say it) | herding | k_centre | k_means | forgetting | el2n | full
     baselines: tuple[str, ...] = ("random", "herding", "full", "eight_bit")
-    baseline_steps: Literal["epochs", "updates"] = "epochs"  # all baselines but full have as many epochs as the set, or as many updates
-    full_steps: int = 5000  # most updates of a network on the full data; with baseline_steps updates, those of the set where they are more
+    # all baselines but full have as many epochs as the set, or as many updates
+    baseline_steps: Literal["epochs", "updates"] = "epochs"
+    # most updates of a network on the full data; with baseline_steps updates, those of the set
+    # where they are more
+    full_steps: int = 5000
 
     @property
     def cites(self) -> tuple[str, ...]:
         """Works to cite for the options in use."""
-        found = {"yun2019cutmix": self.cutmix, "zhang2018mixup": self.mixup, "yang2023nkd": self.loss in ("nkd", "uskd")}
+        found = {
+            "yun2019cutmix": self.cutmix,
+            "zhang2018mixup": self.mixup,
+            "yang2023nkd": self.loss in ("nkd", "uskd"),
+        }
         return tuple(key for key, used in found.items() if used)
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch", "num_networks", "search_networks", "full_steps"):
-            require(getattr(self, name) >= 1, f"evaluation.{name} must be at least 1, got {getattr(self, name)}.")
-        require(len(self.lr_grid) > 0, "evaluation.lr_grid must hold at least one learning rate, got none.")
-        rates = [("lr", self.lr), ("lr_drop", self.lr_drop), *(("lr_grid", rate) for rate in self.lr_grid)]
+            require(
+                getattr(self, name) >= 1,
+                f"evaluation.{name} must be at least 1, got {getattr(self, name)}.",
+            )
+        require(
+            len(self.lr_grid) > 0,
+            "evaluation.lr_grid must hold at least one learning rate, got none.",
+        )
+        rates = [
+            ("lr", self.lr),
+            ("lr_drop", self.lr_drop),
+            *(("lr_grid", rate) for rate in self.lr_grid),
+        ]
         for name, value in rates:
-            require(0 < value < math.inf, f"evaluation.{name} must be positive and finite, got {value}.")
+            require(
+                0 < value < math.inf, f"evaluation.{name} must be positive and finite, got {value}."
+            )
         for name in ("momentum", "momentum_after"):
-            require(0 <= getattr(self, name) < 1, f"evaluation.{name} must be at least 0 and below 1, got {getattr(self, name)}.")
-        require(0 <= self.cutmix <= 1, f"evaluation.cutmix is a probability and must lie within 0 and 1, got {self.cutmix}; 0 mixes no batch.")
-        require(self.mixup >= 0, f"evaluation.mixup must not be negative, got {self.mixup}; 0 mixes no batch.")
+            require(
+                0 <= getattr(self, name) < 1,
+                f"evaluation.{name} must be at least 0 and below 1, got {getattr(self, name)}.",
+            )
+        require(
+            0 <= self.cutmix <= 1,
+            (
+                "evaluation.cutmix is a probability and must lie within 0 and 1, got "
+                f"{self.cutmix}; 0 mixes no batch."
+            ),
+        )
+        require(
+            self.mixup >= 0,
+            f"evaluation.mixup must not be negative, got {self.mixup}; 0 mixes no batch.",
+        )
         require(
             not (self.mixup and self.cutmix),
-            f"evaluation.mixup {self.mixup} and evaluation.cutmix {self.cutmix} would both mix a batch; set one of them to 0.",
+            (
+                f"evaluation.mixup {self.mixup} and evaluation.cutmix {self.cutmix} would both "
+                "mix a batch; set one of them to 0."
+            ),
         )
-        require(self.temperature > 0, f"evaluation.temperature must be positive, got {self.temperature}.")
-        require(self.hard_weight >= 0, f"evaluation.hard_weight must not be negative, got {self.hard_weight}.")
-        require(0.5 <= self.stretch < math.inf, f"evaluation.stretch must be at least 0.5 and finite, got {self.stretch}; 1 ends at rate 0.")
-        require(self.weight_decay >= 0, f"evaluation.weight_decay must not be negative, got {self.weight_decay}.")
+        require(
+            self.temperature > 0,
+            f"evaluation.temperature must be positive, got {self.temperature}.",
+        )
+        require(
+            self.hard_weight >= 0,
+            f"evaluation.hard_weight must not be negative, got {self.hard_weight}.",
+        )
+        require(
+            0.5 <= self.stretch < math.inf,
+            (
+                f"evaluation.stretch must be at least 0.5 and finite, got {self.stretch}; 1 ends "
+                "at rate 0."
+            ),
+        )
+        require(
+            self.weight_decay >= 0,
+            f"evaluation.weight_decay must not be negative, got {self.weight_decay}.",
+        )
         for name in self.baselines:
             if name not in BASELINES:
                 raise unknown("baseline", name, BASELINES)
         require(
             not {"random", "random_soft"} & set(self.baselines) or self.num_networks >= 3,
-            f"evaluation.num_networks must be at least 3 to draw 3 random sets, got {self.num_networks}; "
+            "evaluation.num_networks must be at least 3 to draw 3 random sets, got "
+            f"{self.num_networks}; "
             "raise it or leave random out of evaluation.baselines.",
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Generic[BufferT, CodecT, ObjectiveT]):
-    """A whole run: data, experts, initial images, parametrisation, objective, outer loop, evaluation."""
+    """A whole run: data, experts, initial images, parametrisation, objective, outer loop,
+    evaluation.
+    """
 
     name: str
     cites: tuple[str, ...]  # keys of the works it reproduces
@@ -371,7 +598,8 @@ class Recipe(Generic[BufferT, CodecT, ObjectiveT]):
     model: str  # network used while distilling, e.g. convnet-d3-w128-in
     ipc: int  # stored images per class, or the budget of a codec that stores something beside them
     buffer: BufferT  # experts; None for methods without
-    teachers: tuple[str, ...] = ()  # networks, each with a store of its own as buffer says; none: one store, of buffer.model
+    # networks, each with a store of its own as buffer says; none: one store, of buffer.model
+    teachers: tuple[str, ...] = ()
     init: InitConfig = InitConfig()
     codec: CodecT
     targets: TargetConfig = TargetConfig()
@@ -384,63 +612,99 @@ class Recipe(Generic[BufferT, CodecT, ObjectiveT]):
         learned = "logits" in self.outer.optim
         require(
             not self.teachers or self.buffer is not None,
-            "teachers needs the settings of their training in buffer, which is empty; take it from a recipe.",
+            (
+                "teachers needs the settings of their training in buffer, which is empty; take it "
+                "from a recipe."
+            ),
         )
         require(
             not self.teachers or self.buffer is None or getattr(self.buffer, "model", None) is None,
-            "teachers and buffer.model both name the networks of the experts; leave buffer.model out.",
+            (
+                "teachers and buffer.model both name the networks of the experts; leave "
+                "buffer.model out."
+            ),
         )
         require(
             self.evaluation.labels != "dynamic" or bool(self.teachers),
-            "evaluation.labels dynamic asks teachers about every batch, and teachers names none; name them, or set evaluation.labels own.",
+            (
+                "evaluation.labels dynamic asks teachers about every batch, and teachers names "
+                "none; name them, or set evaluation.labels own."
+            ),
         )
         require(
-            self.targets.kind == "class" or self.targets.relabel or getattr(self.objective, "reads_labels", True),
-            "targets.kind logits labels the initial images, and this objective makes other ones of them; set targets.relabel True.",
+            self.targets.kind == "class"
+            or self.targets.relabel
+            or getattr(self.objective, "reads_labels", True),
+            (
+                "targets.kind logits labels the initial images, and this objective makes other "
+                "ones of them; set targets.relabel True."
+            ),
         )
         require(
             self.outer.steps == 0 or getattr(self.objective, "optimises", True),
-            f"outer.steps {self.outer.steps} has nothing to minimise with this objective; set outer.steps 0, or take another objective.",
+            (
+                f"outer.steps {self.outer.steps} has nothing to minimise with this objective; set "
+                "outer.steps 0, or take another objective."
+            ),
         )
         require(
             not self.teachers or not hasattr(self.objective, "check"),
-            f"teachers names {len(self.teachers)} networks, and this objective follows the trajectories of one; leave teachers out.",
+            (
+                f"teachers names {len(self.teachers)} networks, and this objective follows the "
+                "trajectories of one; leave teachers out."
+            ),
         )
         require(
-            len(set(self.teachers)) == len(self.teachers), "teachers names a network twice; name each once, and raise buffer.num_experts for more."
+            len(set(self.teachers)) == len(self.teachers),
+            (
+                "teachers names a network twice; name each once, and raise buffer.num_experts for "
+                "more."
+            ),
         )
         require(
             self.outer.step_after == "all" or not getattr(self.objective, "parts_by_device", False),
-            "outer.step_after each steps after every loss, and how many losses a step has is left to the device; "
+            "outer.step_after each steps after every loss, and how many losses a step has is left "
+            "to the device; "
             "set outer.step_after all, or objective.classes_at_once 1 where the objective has it.",
         )
         require(
             not getattr(self.objective, "makes_labels", False) or self.targets.relabel,
-            "The objective trains on labels that it makes anew at each step (objective.labels target), and targets would ship others; "
+            "The objective trains on labels that it makes anew at each step (objective.labels "
+            "target), and targets would ship others; "
             "set targets.kind logits, targets.experts all and targets.relabel True.",
         )
         require(
             not learned or self.targets.kind == "logits",
-            "outer.optim has a rate for 'logits', and targets.kind class stores none; take both from one recipe (--take targets=...).",
+            (
+                "outer.optim has a rate for 'logits', and targets.kind class stores none; take "
+                "both from one recipe (--take targets=...)."
+            ),
         )
         require(
             not (learned and self.targets.relabel),
-            "targets.relabel would replace the logits that outer.optim learns; set targets.relabel False, or take outer.optim from a recipe without.",
+            (
+                "targets.relabel would replace the logits that outer.optim learns; set "
+                "targets.relabel False, or take outer.optim from a recipe without."
+            ),
         )
         require(
             self.outer.evaluate_every == 0 or self.data.validation > 0,
-            "outer.evaluate_every needs a validation split, and data.validation is 0; set data.validation to 0.1 or outer.evaluate_every to 0.",
+            (
+                "outer.evaluate_every needs a validation split, and data.validation is 0; set "
+                "data.validation to 0.1 or outer.evaluate_every to 0."
+            ),
         )
 
 
-PARTS = ("data", "buffer", "init", "codec", "targets", "objective", "outer", "evaluation")  # what --take can take
+# what --take can take
+PARTS = ("data", "buffer", "init", "codec", "targets", "objective", "outer", "evaluation")
 
 
 def parametrised(value: Any) -> Any:
     """The type of a dataclass with its type parameters filled in from its own values, recursively.
 
-    `Recipe(objective=TrajectoryMatching(...), ...)` -> `Recipe[..., TrajectoryMatching]`. Each type parameter must be the whole
-    annotation of one field.
+    `Recipe(objective=TrajectoryMatching(...), ...)` -> `Recipe[..., TrajectoryMatching]`. Each type
+    parameter must be the whole annotation of one field.
     """
     cls: Any = type(value)
     parameters = getattr(cls, "__parameters__", ())
@@ -451,12 +715,18 @@ def parametrised(value: Any) -> Any:
 
 
 def to_dict(value: Any) -> Any:
-    """A configuration as JSON data; a part that comes in kinds (fills a type parameter) says its type."""
+    """A configuration as JSON data; a part that comes in kinds (fills a type parameter) says its
+    type.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         data = {}
         for f in dataclasses.fields(value):
             part = getattr(value, f.name)
-            kind = {"type": type(part).__name__} if isinstance(f.type, TypeVar) and dataclasses.is_dataclass(part) else {}
+            kind = (
+                {"type": type(part).__name__}
+                if isinstance(f.type, TypeVar) and dataclasses.is_dataclass(part)
+                else {}
+            )
             data[f.name] = kind | to_dict(part) if kind else to_dict(part)
         return data
     if isinstance(value, Mapping):
@@ -469,14 +739,26 @@ def to_dict(value: Any) -> Any:
 
 
 def from_dict(cls: Any, data: Any) -> Any:
-    """The inverse of `to_dict` for the configurations of the core whose type is known. Raises UserError on data that do not fit."""
+    """The inverse of `to_dict` for the configurations of the core whose type is known.
+
+    Raises UserError on data that do not fit.
+    """
     origin = typing.get_origin(cls)
     if dataclasses.is_dataclass(cls):
         hints = typing.get_type_hints(cls)
         try:
-            return cls(**{f.name: from_dict(hints[f.name], data[f.name]) for f in dataclasses.fields(cls) if f.name in data})  # type: ignore[operator]
+            return cls(
+                **{
+                    f.name: from_dict(hints[f.name], data[f.name])
+                    for f in dataclasses.fields(cls)
+                    if f.name in data
+                }
+            )  # type: ignore[operator]
         except TypeError as error:
-            raise UserError(f"The stored {getattr(cls, '__name__', cls)} does not fit this version of the engine: {error}.") from None
+            raise UserError(
+                f"The stored {getattr(cls, '__name__', cls)} does not fit this version of the "
+                f"engine: {error}."
+            ) from None
     if origin in (typing.Union, types.UnionType):
         if data is None:
             return None
@@ -496,7 +778,8 @@ def resolved(recipe: Recipe) -> dict[str, Any]:
     data = to_dict(recipe)
     for key in ("cites", "published", "note"):
         data.pop(key)
-    for key in ("root", "download", "fit", "background", "image_column", "label_column"):  # the digest of the images says what came of these
+    # the digest of the images says what came of these
+    for key in ("root", "download", "fit", "background", "image_column", "label_column"):
         data["data"].pop(key)
     if data["buffer"] is not None:
         data["buffer"]["step"].pop("folder", None)  # of published weights

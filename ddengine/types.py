@@ -24,11 +24,16 @@ Backprop = Literal["full", "replay", "detached"]
 
 @dataclass(frozen=True)
 class Batch:
-    """Training examples ready for a network. Unpacks into images and targets, which is all that most want."""
+    """Training examples ready for a network.
+
+    Unpacks into images and targets, which is all that most want.
+    """
 
     images: Tensor  # (B, C, H, W), preprocessed
     targets: Tensor  # (B,) int64 classes, or (B, K) logits
-    classes: Tensor | None = None  # (B,) int64, what hard terms of a loss use beside soft targets; None: the targets are classes, or none are known
+    # (B,) int64, what hard terms of a loss use beside soft targets; None: the targets are classes,
+    # or none are known
+    classes: Tensor | None = None
 
     def __iter__(self) -> Iterator[Tensor]:
         """Images and targets."""
@@ -93,6 +98,11 @@ class Objective(Protocol):
         """Everything kept between steps (a network, a pool). Checkpointed; {} for most."""
         ...
 
-    def losses(self, syn: "SyntheticSet", state: dict[str, Tensor], step: int, rng: Generator) -> Iterator[Tensor]:
-        """Scalar losses of one step. The loop calls backward() on each at once, so only one graph is alive."""
+    def losses(
+        self, syn: "SyntheticSet", state: dict[str, Tensor], step: int, rng: Generator
+    ) -> Iterator[Tensor]:
+        """Scalar losses of one step.
+
+        The loop calls backward() on each at once, so only one graph is alive.
+        """
         ...

@@ -1,7 +1,8 @@
 """AST: alignment with smooth and high-quality expert trajectories. Shen et al., arXiv 2310.10541.
 
-What it adds to trajectory matching: three functions for the slots of the objective, here; the heavy-ball student is `objective.momentum`;
-`init.kind` representative; experts of `buffers.smooth`. Each can be left out alone (`--take objective.perturb=mtt/cifar10_ipc10`).
+What it adds to trajectory matching: three functions for the slots of the objective, here; the
+heavy-ball student is `objective.momentum`; `init.kind` representative; experts of `buffers.smooth`.
+Each can be left out alone (`--take objective.perturb=mtt/cifar10_ipc10`).
 """
 
 import math
@@ -20,13 +21,18 @@ CITES = ("shen2023ast",)
 
 @dataclass(frozen=True, kw_only=True)
 class WeightNoise:
-    """Weight perturbation: every convolution weight W of the start becomes W (1 + alpha d / |d|) with d normal, anew for each segment."""
+    """Weight perturbation: every convolution weight W of the start becomes W (1 + alpha d / |d|)
+    with d normal, anew for each segment.
+    """
 
     cites: ClassVar[tuple[str, ...]] = CITES
     alpha: float = 1.0
 
     def __post_init__(self) -> None:
-        require(0 <= self.alpha < math.inf, f"objective.perturb.alpha must be finite and not negative, got {self.alpha}.")
+        require(
+            0 <= self.alpha < math.inf,
+            f"objective.perturb.alpha must be finite and not negative, got {self.alpha}.",
+        )
 
     def __call__(self, theta: Tensor, shapes: tuple[torch.Size, ...], rng: Generator) -> Tensor:
         """The perturbed start (P,)."""
@@ -35,10 +41,14 @@ class WeightNoise:
 
 
 def perturbed(theta: Tensor, shapes: Sequence[torch.Size], normal: Tensor, alpha: float) -> Tensor:
-    """Weights W (1 + alpha d / |d|) of the 4-D tensors in `theta` (P,): d are their parts of `normal`, in order; other tensors stay."""
+    """Weights W (1 + alpha d / |d|) of the 4-D tensors in `theta` (P,): d are their parts of
+    `normal`, in order; other tensors stay.
+    """
     noise = iter(normal.split([shape.numel() for shape in shapes if len(shape) == 4]))
     parts = []
-    for weights, shape in zip(theta.split([shape.numel() for shape in shapes]), shapes, strict=True):
+    for weights, shape in zip(
+        theta.split([shape.numel() for shape in shapes]), shapes, strict=True
+    ):
         if len(shape) == 4:
             d = next(noise)
             weights = weights * (1 + alpha * d / d.norm())
@@ -50,24 +60,34 @@ def perturbed(theta: Tensor, shapes: Sequence[torch.Size], normal: Tensor, alpha
 class BalancedLoss:
     """Balanced inner-loop loss: late segments weigh more.
 
-    With h = floor(T+ / 2), times log_5(t - h + 8) for start epochs t from h on, divided by log_5(h - t + 8) before.
+    With h = floor(T+ / 2), times log_5(t - h + 8) for start epochs t from h on, divided by log_5(h
+    - t + 8) before.
     """
 
     cites: ClassVar[tuple[str, ...]] = CITES
 
     def __call__(self, start: int, end: int) -> float:
-        """Factor on the inner loss of a segment that starts at epoch `start`; segments start before epoch `end`, T+."""
+        """Factor on the inner loss of a segment that starts at epoch `start`; segments start before
+        epoch `end`, T+.
+        """
         half = end // 2
         return math.log(start - half + 8, 5) if start >= half else 1 / math.log(half - start + 8, 5)
 
 
 @dataclass(frozen=True, kw_only=True)
 class IntermediateMatching:
-    """Intermediate matching loss: after floor(N / M) j inner steps the student is compared with the expert's epoch t + j, j = 1..M-1."""
+    """Intermediate matching loss: after floor(N / M) j inner steps the student is compared with the
+    expert's epoch t + j, j = 1..M-1.
+    """
 
     cites: ClassVar[tuple[str, ...]] = CITES
     weights: Literal["equal", "rising"] = "equal"  # 1 for each, or j / M
 
     def __call__(self, num_steps: int, length: int) -> Milestones:
-        """((inner step, expert epochs after the start, weight), ...) of `num_steps` inner steps and `length` expert epochs."""
-        return tuple((num_steps // length * j, j, 1.0 if self.weights == "equal" else j / length) for j in range(1, length))
+        """((inner step, expert epochs after the start, weight), ...) of `num_steps` inner steps and
+        `length` expert epochs.
+        """
+        return tuple(
+            (num_steps // length * j, j, 1.0 if self.weights == "equal" else j / length)
+            for j in range(1, length)
+        )

@@ -1,4 +1,6 @@
-"""Batches class by class, for objectives that compare the classes of real and synthetic images one with one."""
+"""Batches class by class, for objectives that compare the classes of real and synthetic images one
+with one.
+"""
 
 from collections.abc import Iterator
 
@@ -13,8 +15,9 @@ from ddengine.system import log
 from ddengine.system.rng import on_device
 from ddengine.types import Env
 
-# Images of 32 x 32 in one pass. On a GPU about 3 MB each for a graph of second order (ConvNet, width 128); on a CPU larger passes only leave
-# the cache, and fewer classes than FEWEST are slower together than one by one (benchmarks/matching.py).
+# Images of 32 x 32 in one pass. On a GPU about 3 MB each for a graph of second order (ConvNet,
+# width 128); on a CPU larger passes only leave the cache, and fewer classes than FEWEST are slower
+# together than one by one (benchmarks/matching.py).
 AT_ONCE = {"cuda": 2048, "cpu": 100}
 FEWEST = {"cuda": 2, "cpu": 4}
 GRADIENT_BYTES = 2**28  # of the gradients, one for each class, that are alive together
@@ -22,32 +25,53 @@ GRADIENT_BYTES = 2**28  # of the gradients, one for each class, that are alive t
 
 def check_batches(real_batch: int, syn_batch: int | None, classes_at_once: int | None) -> None:
     """Raise UserError for a size of an objective's configuration that is not positive."""
-    for name, value in (("real_batch", real_batch), ("syn_batch", syn_batch), ("classes_at_once", classes_at_once)):
+    for name, value in (
+        ("real_batch", real_batch),
+        ("syn_batch", syn_batch),
+        ("classes_at_once", classes_at_once),
+    ):
         require(value is None or value >= 1, f"objective.{name} must be at least 1, got {value}.")
 
 
 def say_small_classes(real: RealSet, batch: int) -> None:
-    """Say which classes have fewer training images than a real batch, which therefore holds some of them more than once."""
-    small = [f"{real.called(class_)} ({len(members)})" for class_, members in enumerate(real.members) if len(members) < batch]
+    """Say which classes have fewer training images than a real batch, which therefore holds some of
+    them more than once.
+    """
+    small = [
+        f"{real.called(class_)} ({len(members)})"
+        for class_, members in enumerate(real.members)
+        if len(members) < batch
+    ]
     if small:
         log.say(
-            f"objective.real_batch {batch} is more than the training images of class {listed(small)}, so the batch of such a class is all of its "
+            f"objective.real_batch {batch} is more than the training images of class "
+            f"{listed(small)}, so the batch of such a class is all of its "
             "images, some of them again"
         )
 
 
 def class_members(syn: SyntheticSet, most: int | None, rng: Generator) -> Tensor:
-    """Indices (K, n) of the decoded examples of every class, which all have equally many; with more than `most`, so many drawn at random."""
+    """Indices (K, n) of the decoded examples of every class, which all have equally many; with more
+    than `most`, so many drawn at random.
+    """
     num_classes = len(syn.class_names)
-    members = torch.argsort(syn.classes.index_select(0, syn.source), stable=True).view(num_classes, -1)
+    members = torch.argsort(syn.classes.index_select(0, syn.source), stable=True).view(
+        num_classes, -1
+    )
     if most is None or members.shape[1] <= most:
         return members
-    keys = torch.rand(members.shape, generator=on_device(rng, members.device), device=members.device, dtype=torch.float64)
+    keys = torch.rand(
+        members.shape,
+        generator=on_device(rng, members.device),
+        device=members.device,
+        dtype=torch.float64,
+    )
     return members.gather(1, keys.topk(most).indices)
 
 
 def pays(env: Env, images: int, device: str | None = None) -> int:
-    """Classes of so many images each that are worth computing in one pass: many where launches cost, few where arithmetic or memory does.
+    """Classes of so many images each that are worth computing in one pass: many where launches
+    cost, few where arithmetic or memory does.
 
     `device` is the kind of device where it is not that of `env`.
     """

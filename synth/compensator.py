@@ -1,11 +1,13 @@
 """INFER: universal feature compensators (Zhang, Du, Liu & Zhou, ICLR 2025, arXiv 2408.06927).
 
-A compensator u_k, one image-shaped tensor shared by all classes, is added to a set of natural images, one of every class (codec `Compensated`). It
-minimises the loss of `synth.statistics` over that set in one trained network m(k):
+A compensator u_k, one image-shaped tensor shared by all classes, is added to a set of natural
+images, one of every class (codec `Compensated`). It minimises the loss of `synth.statistics` over
+that set in one trained network m(k):
 
     u_k = argmin of CE(f_m(x + u), y) + alpha (BatchNorm statistics of the x + u, one of every class),       u_k = 0 at first
 
-so the M compensators of a set each see another architecture. All of one architecture share a forward pass, with statistics of each alone.
+so the M compensators of a set each see another architecture. All of one architecture share a
+forward pass, with statistics of each alone.
 """
 
 import itertools
@@ -20,10 +22,12 @@ from synth.statistics import Group, OnePerClass
 
 @dataclass(frozen=True, kw_only=True)
 class BaseSets:
-    """The images under one compensator together; of K compensators the first K / M are of teacher 0, the next of teacher 1, and so on.
+    """The images under one compensator together; of K compensators the first K / M are of teacher
+    0, the next of teacher 1, and so on.
 
-    So with K = M n, as published, each set has one compensator of each teacher. With more some pairs have several, which see different
-    augmentations. Under a codec without compensators the j-th images of all classes are together, as in SRe2L.
+    So with K = M n, as published, each set has one compensator of each teacher. With more some
+    pairs have several, which see different augmentations. Under a codec without compensators the
+    j-th images of all classes are together, as in SRe2L.
     """
 
     def groups(self, syn: SyntheticSet, num_teachers: int) -> list[Group]:
@@ -31,7 +35,11 @@ class BaseSets:
         if not isinstance(syn.codec, Compensated):
             return OnePerClass(classes=len(syn.class_names)).groups(syn, num_teachers)
         first = syn.codec.natural(syn.tensors)
-        index = torch.arange(first, len(syn), device=syn.classes.device).view(-1, len(syn.class_names))  # (K, C)
-        bounds = [-(-m * len(index) // num_teachers) for m in range(num_teachers + 1)]  # compensator k has teacher k M // K
+        # (K, C)
+        index = torch.arange(first, len(syn), device=syn.classes.device).view(
+            -1, len(syn.class_names)
+        )
+        # compensator k has teacher k M // K
+        bounds = [-(-m * len(index) // num_teachers) for m in range(num_teachers + 1)]
         shares = index.split([end - start for start, end in itertools.pairwise(bounds)])
         return [(m, share) for m, share in enumerate(shares) if len(share)]

@@ -1,7 +1,8 @@
 """DATM: difficulty-aligned trajectory matching. Guo et al., ICLR 2024, arXiv 2310.05773.
 
-What it adds to trajectory matching, and where: the growing window here; `init.kind` correct; `targets.kind` logits, learned by `outer.optim`;
-the update gate `outer.max_loss`; experts of `buffers.flat_step`.
+What it adds to trajectory matching, and where: the growing window here; `init.kind` correct;
+`targets.kind` logits, learned by `outer.optim`; the update gate `outer.max_loss`; experts of
+`buffers.flat_step`.
 """
 
 from dataclasses import dataclass
@@ -12,7 +13,9 @@ from ddengine.recipe import require
 
 @dataclass(frozen=True, kw_only=True)
 class GrowingWindow:
-    """Sequential generation: the end of the window moves from `first` to `high` over `grow` outer steps, easy segments first (section 3.2)."""
+    """Sequential generation: the end of the window moves from `first` to `high` over `grow` outer
+    steps, easy segments first (section 3.2).
+    """
 
     cites: ClassVar[tuple[str, ...]] = ("guo2024datm",)
     low: int = 0  # T-, first start epoch
@@ -23,9 +26,18 @@ class GrowingWindow:
     def __post_init__(self) -> None:
         require(
             0 <= self.low < self.first <= self.high,
-            f"objective.window must have 0 <= low < first <= high, got low {self.low}, first {self.first} and high {self.high}.",
+            (
+                f"objective.window must have 0 <= low < first <= high, got low {self.low}, first "
+                f"{self.first} and high {self.high}."
+            ),
         )
-        require(self.grow >= 1, f"objective.window.grow must be at least 1, got {self.grow}; first = high does not grow.")
+        require(
+            self.grow >= 1,
+            (
+                f"objective.window.grow must be at least 1, got {self.grow}; first = high does "
+                "not grow."
+            ),
+        )
 
     def __call__(self, step: int) -> tuple[int, int]:
         """(low, high) at an outer step."""

@@ -1,11 +1,13 @@
 """Distribution matching: DM (Zhao & Bilen, WACV 2023, arXiv 2110.04181).
 
-The mean embedding of a class's synthetic images should be that of its real images, in networks of random weights:
+The mean embedding of a class's synthetic images should be that of its real images, in networks of
+random weights:
 
     loss = sum over classes c of | mean of psi(A(B_c, w_c)) - mean of psi(A(S_c, w_c)) |^2        (eq. 6)
 
-with psi the input of the network's last linear layer, a batch B_c of real images and the same augmentation w_c on both sides. No network is
-trained; a slot takes other ways of handling it. Networks with BatchNorm see the images of all classes in one batch, as published: with 100 classes
+with psi the input of the network's last linear layer, a batch B_c of real images and the same
+augmentation w_c on both sides. No network is trained; a slot takes other ways of handling it.
+Networks with BatchNorm see the images of all classes in one batch, as published: with 100 classes
 or more that is a large one, so lower `real_batch` there.
 """
 
@@ -65,7 +67,8 @@ class DistributionMatching(Generic[NetworksT]):
         say_small_classes(env.real, self.real_batch)
         if env.model.normed is not None and self.classes_at_once is not None:
             raise UserError(
-                f"objective.classes_at_once {self.classes_at_once} parts the classes, and the BatchNorm of the model sees all of them in one batch; "
+                f"objective.classes_at_once {self.classes_at_once} parts the classes, and the "
+                "BatchNorm of the model sees all of them in one batch; "
                 "leave objective.classes_at_once out."
             )
         return DistributionObjective(self, env)
@@ -83,20 +86,36 @@ class DistributionObjective:
         """What the networks keep."""
         return self.config.networks.state(self.env)
 
-    def losses(self, syn: SyntheticSet, state: dict[str, Tensor], step: int, rng: Generator) -> Iterator[Tensor]:
+    def losses(
+        self, syn: SyntheticSet, state: dict[str, Tensor], step: int, rng: Generator
+    ) -> Iterator[Tensor]:
         """One loss for each part of the classes that is computed together; their sum is the step's."""
         config, env = self.config, self.env
         theta = config.networks.next(env, self.train, syn, state, step, config.augment, rng)
         index = env.real.draw_each(config.real_batch, rng)
         members = class_members(syn, config.syn_batch, rng)
-        draw = augment.sample(config.augment, 1, rng, groups=len(members), shared=True).to(env.device)
+        draw = augment.sample(config.augment, 1, rng, groups=len(members), shared=True).to(
+            env.device
+        )
         everything = slice(0, len(members))
-        joined = len(members) if env.model.normed is not None else None  # by the statistics of the batch
-        for classes in parts(everything, joined or config.classes_at_once or pays(env, members.shape[1])):
+        # by the statistics of the batch
+        joined = len(members) if env.model.normed is not None else None
+        for classes in parts(
+            everything, joined or config.classes_at_once or pays(env, members.shape[1])
+        ):
             with torch.no_grad():
                 real = []
                 for part in parts(classes, joined or pays(env, index.shape[1])):
-                    images = augment.apply(config.augment, env.real.images(index[part].flatten()), draw.part(part))
-                    real.append(self.embed(theta, images).unflatten(0, (-1, index.shape[1])).mean(1))
-            images = augment.apply(config.augment, syn.batch(members[classes].flatten()).images, draw.part(classes))
-            yield distance(torch.cat(real), self.embed(theta, images).unflatten(0, (-1, members.shape[1])).mean(1))
+                    images = augment.apply(
+                        config.augment, env.real.images(index[part].flatten()), draw.part(part)
+                    )
+                    real.append(
+                        self.embed(theta, images).unflatten(0, (-1, index.shape[1])).mean(1)
+                    )
+            images = augment.apply(
+                config.augment, syn.batch(members[classes].flatten()).images, draw.part(classes)
+            )
+            yield distance(
+                torch.cat(real),
+                self.embed(theta, images).unflatten(0, (-1, members.shape[1])).mean(1),
+            )

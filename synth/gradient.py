@@ -1,12 +1,16 @@
-"""Gradient matching: DC (Zhao et al., ICLR 2021, arXiv 2006.05929), DSA (2102.08259), DCC (Lee et al., ICML 2022) and IDC's loss (2205.14959).
+"""Gradient matching:
+
+DC (Zhao et al., ICLR 2021, arXiv 2006.05929), DSA (2102.08259), DCC (Lee et al., ICML 2022) and
+IDC's loss (2205.14959).
 
 The gradient that a network gets from synthetic images should be the one it gets from real images:
 
     loss = sum over classes c of D(grad l(A(S_c, w_c); theta), grad l(A(B_c, w_c); theta))        (DC eq. 9, DSA eq. 4)
 
-with a batch B_c of real images of the class and the same augmentation w_c on both sides. DCC sums the gradients over classes before the
-distance. Differs from the released code: networks and real batches follow from the seed, the gradients of several classes are computed in one
-pass, and BatchNorm layers get the statistics of 16 real images per class themselves, not a tenth of them.
+with a batch B_c of real images of the class and the same augmentation w_c on both sides. DCC sums
+the gradients over classes before the distance. Differs from the released code: networks and real
+batches follow from the seed, the gradients of several classes are computed in one pass, and
+BatchNorm layers get the statistics of 16 real images per class themselves, not a tenth of them.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -36,11 +40,14 @@ EPS = 1e-6  # beside the product of norms
 NORM_BATCH = 16  # real images per class for the statistics of BatchNorm layers
 
 
-def distance(real: Tensor, syn: Tensor, shapes: Sequence[torch.Size], metric: Metric, tensors: Tensors) -> Tensor:
+def distance(
+    real: Tensor, syn: Tensor, shapes: Sequence[torch.Size], metric: Metric, tensors: Tensors
+) -> Tensor:
     """Distances (G,) between gradients real and syn (G, P), whose parameters have these shapes.
 
-    "layerwise" (DC eq. 10): the sum over rows (output channels, classes) of 1 - cosine. "mse" and "l1": sums, not means, of squared and
-    absolute differences. "cos": 1 - cosine of all numbers as one vector.
+    "layerwise" (DC eq. 10): the sum over rows (output channels, classes) of 1 - cosine. "mse" and
+    "l1": sums, not means, of squared and absolute differences. "cos": 1 - cosine of all numbers as
+    one vector.
     """
     sizes = [prod(shape) for shape in shapes]
     chosen = [
@@ -49,7 +56,12 @@ def distance(real: Tensor, syn: Tensor, shapes: Sequence[torch.Size], metric: Me
         if len(shape) >= FEWEST_DIMS[tensors]
     ]  # fmt: skip
     if metric == "layerwise":
-        return torch.stack([_rows(r.unflatten(1, (shape[0], -1)), s.unflatten(1, (shape[0], -1))).sum(1) for r, s, shape in chosen]).sum(0)
+        return torch.stack(
+            [
+                _rows(r.unflatten(1, (shape[0], -1)), s.unflatten(1, (shape[0], -1))).sum(1)
+                for r, s, shape in chosen
+            ]
+        ).sum(0)
     a, b = torch.cat([r for r, _, _ in chosen], 1), torch.cat([s for _, s, _ in chosen], 1)
     if metric == "cos":
         return _rows(a, b)
@@ -66,16 +78,19 @@ class GradientMatching(Generic[NetworksT]):
     """Gradients of real and synthetic images, class by class or summed over classes."""
 
     networks: NetworksT  # in which networks gradients are compared
-    # layerwise: 1 - cosine, summed over output channels | mse, l1: sums of squared or absolute differences | cos: 1 - cosine of all as one vector
+    # layerwise: 1 - cosine, summed over output channels | mse, l1: sums of squared or absolute
+    # differences | cos: 1 - cosine of all as one vector
     metric: Metric = "layerwise"
     tensors: Tensors = "weights"  # parameters of at least two dimensions | at least three | all
     real_batch: int = 256  # real images per class and step
     syn_batch: int | None = None  # most decoded images per class and step, drawn anew; None: all
     augment: AugmentConfig = AugmentConfig()
-    classes: Literal["each", "sum"] = "each"  # a distance for each class, or one between sums over classes (DCC)
+    # a distance for each class, or one between sums over classes (DCC)
+    classes: Literal["each", "sum"] = "each"
     warmup_networks: int = 0  # for so many networks `sum` begins with `each` ...
     warmup_steps: int = 0  # ... for so many of their steps
-    # classes in one loss; None: as many as pay on the device. 1 with outer.step_after each steps after every class
+    # classes in one loss; None: as many as pay on the device. 1 with outer.step_after each steps
+    # after every class
     classes_at_once: int | None = None
 
     def __post_init__(self) -> None:
@@ -83,12 +98,16 @@ class GradientMatching(Generic[NetworksT]):
         warmup = (self.warmup_networks, self.warmup_steps)
         require(
             warmup == (0, 0) or (self.classes == "sum" and min(warmup) >= 1),
-            f"objective.warmup_networks {warmup[0]} and warmup_steps {warmup[1]} are for how long objective.classes sum begins class by class, and "
+            f"objective.warmup_networks {warmup[0]} and warmup_steps {warmup[1]} are for how long "
+            "objective.classes sum begins class by class, and "
             f"classes is {self.classes}; set both to at least 1 with sum, or both to 0.",
         )
         require(
             self.metric != "layerwise" or self.tensors != "all",
-            "objective.metric layerwise compares the rows of tensors, and objective.tensors all has tensors without; set objective.tensors weights.",
+            (
+                "objective.metric layerwise compares the rows of tensors, and objective.tensors "
+                "all has tensors without; set objective.tensors weights."
+            ),
         )
 
     @property
@@ -110,7 +129,8 @@ class GradientMatching(Generic[NetworksT]):
         say_small_classes(env.real, self.real_batch)
         if not any(len(shape) >= FEWEST_DIMS[self.tensors] for shape in env.model.shapes):
             raise UserError(
-                f"objective.tensors {self.tensors} compares parameters of {FEWEST_DIMS[self.tensors]} dimensions or more, and the model has none; "
+                f"objective.tensors {self.tensors} compares parameters of "
+                f"{FEWEST_DIMS[self.tensors]} dimensions or more, and the model has none; "
                 "set objective.tensors weights."
             )
         return GradientObjective(self, env)
@@ -123,7 +143,9 @@ class GradientObjective:
         self.config, self.env = config, env
         self.train = training_gradient(env)
 
-        def loss(theta: Tensor, images: Tensor, targets: Tensor, statistics: dict[str, Tensor] | None) -> Tensor:
+        def loss(
+            theta: Tensor, images: Tensor, targets: Tensor, statistics: dict[str, Tensor] | None
+        ) -> Tensor:
             return task_loss(env.model(theta, images, statistics), targets)
 
         self.one = eager_gradient(loss)
@@ -134,41 +156,62 @@ class GradientObjective:
         """What the networks keep."""
         return self.config.networks.state(self.env)
 
-    def gradients(self, theta: Tensor, images: Tensor, targets: Tensor, statistics: dict[str, Tensor] | None) -> Tensor:
-        """The gradient of each group (G, P) of images (G, B, C, H, W) and targets (G, B) or (G, B, K), differentiable in the images."""
+    def gradients(
+        self, theta: Tensor, images: Tensor, targets: Tensor, statistics: dict[str, Tensor] | None
+    ) -> Tensor:
+        """The gradient of each group (G, P) of images (G, B, C, H, W) and targets (G, B) or (G, B,
+        K), differentiable in the images.
+        """
         # batch_norm under vmap wants one type of number, which bfloat16 autocast does not give it
         if len(images) == 1 or (statistics is not None and self.env.model.precision == "bf16"):
-            return torch.stack([self.one(theta, *group, statistics) for group in zip(images, targets, strict=True)])
+            return torch.stack(
+                [self.one(theta, *group, statistics) for group in zip(images, targets, strict=True)]
+            )
         return self.several(theta, images, targets, statistics)
 
-    def losses(self, syn: SyntheticSet, state: dict[str, Tensor], step: int, rng: Generator) -> Iterator[Tensor]:
+    def losses(
+        self, syn: SyntheticSet, state: dict[str, Tensor], step: int, rng: Generator
+    ) -> Iterator[Tensor]:
         """One loss for each part of the classes that is computed together; their sum is the step's."""
         config, env = self.config, self.env
         theta = config.networks.next(env, self.train, syn, state, step, config.augment, rng)
         statistics = batch_statistics(env, theta, rng)
         real = env.real.draw_each(config.real_batch, rng)
         members = class_members(syn, config.syn_batch, rng)
-        draw = augment.sample(config.augment, 1, rng, groups=len(members), shared=True).to(env.device)
+        draw = augment.sample(config.augment, 1, rng, groups=len(members), shared=True).to(
+            env.device
+        )
 
         def synthetic(classes: slice) -> tuple[Tensor, Tensor]:
             images, targets = syn.batch(members[classes].flatten())
             return augment.apply(config.augment, images, draw.part(classes)), targets
 
         everything, (network, seen) = slice(0, len(members)), config.networks.round(syn, step)
-        if config.classes == "sum" and not (network < config.warmup_networks and seen < config.warmup_steps):
+        if config.classes == "sum" and not (
+            network < config.warmup_networks and seen < config.warmup_steps
+        ):
 
             def share(classes: slice) -> Tensor:
                 """What some classes add to the mean gradient (P,)."""
                 images, targets = synthetic(classes)
-                return self.one(theta, images, targets, statistics) * (classes.stop - classes.start) / len(members)
+                return (
+                    self.one(theta, images, targets, statistics)
+                    * (classes.stop - classes.start)
+                    / len(members)
+                )
 
-            target = torch.stack(list(self._real(theta, real, draw, everything, statistics, joint=True))).sum(0)
+            target = torch.stack(
+                list(self._real(theta, real, draw, everything, statistics, joint=True))
+            ).sum(0)
             # several blocks cost a pass more, so their number follows from memory alone
-            blocks = list(parts(everything, config.classes_at_once or pays(env, members.shape[1], "cuda")))
+            blocks = list(
+                parts(everything, config.classes_at_once or pays(env, members.shape[1], "cuda"))
+            )
             yield from self._summed(target, share, blocks)
             return
         at_once = config.classes_at_once or pays(env, members.shape[1])
-        # real gradients do not depend on the images, so they are computed for several losses together where that pays
+        # real gradients do not depend on the images, so they are computed for several losses
+        # together where that pays
         for block in parts(everything, at_once * max(1, pays(env, real.shape[1]) // at_once)):
             target = torch.cat(list(self._real(theta, real, draw, block, statistics)))
             for classes in parts(block, at_once):
@@ -178,26 +221,47 @@ class GradientObjective:
 
     @torch.no_grad()
     def _real(
-        self, theta: Tensor, index: Tensor, draw: augment.AugmentDraw, classes: slice, statistics: dict[str, Tensor] | None, joint: bool = False
+        self,
+        theta: Tensor,
+        index: Tensor,
+        draw: augment.AugmentDraw,
+        classes: slice,
+        statistics: dict[str, Tensor] | None,
+        joint: bool = False,
     ) -> Iterator[Tensor]:
-        """The real gradients of some classes, in parts: (G, P), or `joint` what a part adds to the mean over all classes (P,); index (K, B)."""
+        """The real gradients of some classes, in parts: (G, P), or `joint` what a part adds to the
+        mean over all classes (P,); index (K, B).
+        """
         for part in parts(classes, pays(self.env, index.shape[1])):
             images, targets = self.env.real.batch(index[part].flatten())
-            images, num = augment.apply(self.config.augment, images, draw.part(part)), part.stop - part.start
+            images, num = (
+                augment.apply(self.config.augment, images, draw.part(part)),
+                part.stop - part.start,
+            )
             if joint:
                 yield self.one(theta, images, targets, statistics) * num / len(index)
             else:
                 yield self.gradients(theta, *grouped(num, images, targets), statistics)
 
-    def _summed(self, target: Tensor, share: Callable[[slice], Tensor], blocks: list[slice]) -> Iterator[Tensor]:
-        """The distance of the mean over all classes of the synthetic gradients to `target` (P,); one graph alive for each block of classes.
+    def _summed(
+        self, target: Tensor, share: Callable[[slice], Tensor], blocks: list[slice]
+    ) -> Iterator[Tensor]:
+        """The distance of the mean over all classes of the synthetic gradients to `target` (P,);
+        one graph alive for each block of classes.
 
-        With several blocks: the mean g without a graph first, v = d distance / d g, and then <v, the block's share of g>, whose gradients in the
-        images add up to those of the distance; constants make the losses add up to the distance itself.
+        With several blocks: the mean g without a graph first, v = d distance / d g, and then <v,
+        the block's share of g>, whose gradients in the images add up to those of the distance;
+        constants make the losses add up to the distance itself.
         """
 
         def compare(mean: Tensor) -> Tensor:
-            return distance(target[None], mean[None], self.env.model.shapes, self.config.metric, self.config.tensors).sum()
+            return distance(
+                target[None],
+                mean[None],
+                self.env.model.shapes,
+                self.config.metric,
+                self.config.tensors,
+            ).sum()
 
         if len(blocks) == 1:
             yield compare(share(blocks[0]))
@@ -217,7 +281,11 @@ def grouped(num: int, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def batch_statistics(env: Env, theta: Tensor, rng: Generator) -> dict[str, Tensor] | None:
-    """What BatchNorm layers see in real images of all classes; None for networks without, for which nothing is drawn."""
+    """What BatchNorm layers see in real images of all classes; None for networks without, for which
+    nothing is drawn.
+    """
     if env.model.normed is None:
         return None
-    return env.model.statistics(theta, env.real.images(env.real.draw_each(NORM_BATCH, rng).flatten()))
+    return env.model.statistics(
+        theta, env.real.images(env.real.draw_each(NORM_BATCH, rng).flatten())
+    )

@@ -1,7 +1,9 @@
-"""The networks in which real and synthetic images are compared: never trained, trained on the synthetic images, or trained on real ones.
+"""The networks in which real and synthetic images are compared: never trained, trained on the
+synthetic images, or trained on real ones.
 
-What a network has become lies in the objective's state, so that it is checkpointed. All training happens on one flat parameter vector in
-one loop: batches are indexed on the device, nothing is read back.
+What a network has become lies in the objective's state, so that it is checkpointed. All training
+happens on one flat parameter vector in one loop: batches are indexed on the device, nothing is read
+back.
 """
 
 from collections.abc import Callable
@@ -33,8 +35,20 @@ class Networks(Protocol):
         """What is kept between steps, before the first; {} for nothing."""
         ...
 
-    def next(self, env: Env, gradient: Gradient, syn: SyntheticSet, state: State, step: int, config: AugmentConfig, rng: Generator) -> Tensor:
-        """The parameters (P,) for an outer step; updates the state. `config` is the augmentation of the objective."""
+    def next(
+        self,
+        env: Env,
+        gradient: Gradient,
+        syn: SyntheticSet,
+        state: State,
+        step: int,
+        config: AugmentConfig,
+        rng: Generator,
+    ) -> Tensor:
+        """The parameters (P,) for an outer step; updates the state.
+
+        `config` is the augmentation of the objective.
+        """
         ...
 
     def round(self, syn: SyntheticSet, step: int) -> tuple[int, int]:
@@ -43,20 +57,26 @@ class Networks(Protocol):
 
 
 def training_gradient(env: Env) -> Gradient:
-    """The gradient that networks are trained with; compiled where the run asks for it, but for mixed batches, each of which has other constants."""
+    """The gradient that networks are trained with; compiled where the run asks for it, but for
+    mixed batches, each of which has other constants.
+    """
 
     def loss(theta: Tensor, images: Tensor, targets: Tensor, mix: augment.CutMix | None) -> Tensor:
         return mixed_loss(env.model(theta, images), targets, mix)
 
     eager = eager_gradient(loss)
     compiled = compiled_gradient(loss) if env.compile else eager
-    return lambda theta, images, targets, mix=None: (compiled if mix is None else eager)(theta, images, targets, mix)
+    return lambda theta, images, targets, mix=None: (compiled if mix is None else eager)(
+        theta, images, targets, mix
+    )
 
 
 def fresh(env: Env, rng: Generator) -> Tensor:
     """The parameters (P,) of a new network."""
     theta = flatten(env.new_model(rng))
-    return theta.pin_memory().to(env.device, non_blocking=True) if env.device.type == "cuda" else theta
+    return (
+        theta.pin_memory().to(env.device, non_blocking=True) if env.device.type == "cuda" else theta
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +87,16 @@ class Untrained:
         """Nothing."""
         return {}
 
-    def next(self, env: Env, gradient: Gradient, syn: SyntheticSet, state: State, step: int, config: AugmentConfig, rng: Generator) -> Tensor:
+    def next(
+        self,
+        env: Env,
+        gradient: Gradient,
+        syn: SyntheticSet,
+        state: State,
+        step: int,
+        config: AugmentConfig,
+        rng: Generator,
+    ) -> Tensor:
         """A new network."""
         return fresh(env, rng)
 
@@ -76,38 +105,51 @@ class Untrained:
         return step, 0
 
 
-# Images per class -> epochs on the synthetic images between two outer steps, as published; outer steps per network are the images per class
+# Images per class -> epochs on the synthetic images between two outer steps, as published; outer
+# steps per network are the images per class
 PUBLISHED_EPOCHS = {1: 1, 10: 50, 20: 25, 30: 20, 40: 15, 50: 10}
 
 
 def loop_counts(ipc: int) -> tuple[int, int]:
-    """(outer steps per network, epochs of its training between them) for any number of stored images per class.
+    """(outer steps per network, epochs of its training between them) for any number of stored
+    images per class.
 
-    The published table where it has an entry (1, 10, 20, 30, 40, 50; the released code refuses all others). Elsewhere as many steps as
-    images, at most 50, and epochs by linear interpolation of the table, rounded; above 50 as at 50.
+    The published table where it has an entry (1, 10, 20, 30, 40, 50; the released code refuses all
+    others). Elsewhere as many steps as images, at most 50, and epochs by linear interpolation of
+    the table, rounded; above 50 as at 50.
     """
-    return min(ipc, 50), round(float(np.interp(ipc, list(PUBLISHED_EPOCHS), list(PUBLISHED_EPOCHS.values()))))
+    return min(ipc, 50), round(
+        float(np.interp(ipc, list(PUBLISHED_EPOCHS), list(PUBLISHED_EPOCHS.values())))
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class OnSynthetic:
-    """A network that is trained on the synthetic images between outer steps, and replaced by a new one after `steps` (DC, DSA, DCC).
+    """A network that is trained on the synthetic images between outer steps, and replaced by a new
+    one after `steps` (DC, DSA, DCC).
 
-    SGD without momentum or weight decay, with the augmentation of the objective. The released code seeds networks by the clock.
+    SGD without momentum or weight decay, with the augmentation of the objective. The released code
+    seeds networks by the clock.
     """
 
     steps: int | None = None  # outer steps per network; None: the images per class, at most 50
-    epochs: int | None = None  # passes over the synthetic images between outer steps; None: by the images per class, as published
+    # passes over the synthetic images between outer steps; None: by the images per class, as
+    # published
+    epochs: int | None = None
     batch: int = 256  # synthetic examples per update
     lr: float = 0.01  # of the network
 
     def __post_init__(self) -> None:
         for name in ("steps", "epochs"):
             require(
-                getattr(self, name) is None or getattr(self, name) >= 1, f"objective.networks.{name} must be at least 1, got {getattr(self, name)}."
+                getattr(self, name) is None or getattr(self, name) >= 1,
+                f"objective.networks.{name} must be at least 1, got {getattr(self, name)}.",
             )
         require(self.batch >= 1, f"objective.networks.batch must be at least 1, got {self.batch}.")
-        require(0 < self.lr < float("inf"), f"objective.networks.lr must be positive and finite, got {self.lr}.")
+        require(
+            0 < self.lr < float("inf"),
+            f"objective.networks.lr must be positive and finite, got {self.lr}.",
+        )
 
     def counts(self, syn: SyntheticSet) -> tuple[int, int]:
         """(outer steps per network, epochs between them)."""
@@ -116,13 +158,26 @@ class OnSynthetic:
 
     def state(self, env: Env) -> State:
         """The network, unless `steps` says that each serves a single one."""
-        return {} if self.steps == 1 else {"theta": torch.zeros(env.model.num_params, device=env.device)}
+        return (
+            {}
+            if self.steps == 1
+            else {"theta": torch.zeros(env.model.num_params, device=env.device)}
+        )
 
     def round(self, syn: SyntheticSet, step: int) -> tuple[int, int]:
         """(which network, how many steps it has seen)."""
         return divmod(step, self.counts(syn)[0])
 
-    def next(self, env: Env, gradient: Gradient, syn: SyntheticSet, state: State, step: int, config: AugmentConfig, rng: Generator) -> Tensor:
+    def next(
+        self,
+        env: Env,
+        gradient: Gradient,
+        syn: SyntheticSet,
+        state: State,
+        step: int,
+        config: AugmentConfig,
+        rng: Generator,
+    ) -> Tensor:
         """A new network, or the last step's after its training on what the images have become."""
         steps, epochs = self.counts(syn)
         if step % steps == 0:
@@ -133,9 +188,13 @@ class OnSynthetic:
                 images, targets = syn.batch(torch.arange(len(syn), device=env.device))
                 source = on_device(rng, env.device)
                 for _ in range(epochs):
-                    for index in torch.randperm(len(syn), generator=source, device=env.device).split(self.batch):
+                    for index in torch.randperm(
+                        len(syn), generator=source, device=env.device
+                    ).split(self.batch):
                         draw = augment.sample(config, len(index), rng).to(env.device)
-                        theta = theta - self.lr * gradient(theta, augment.apply(config, images[index], draw), targets[index])
+                        theta = theta - self.lr * gradient(
+                            theta, augment.apply(config, images[index], draw), targets[index]
+                        )
         if steps > 1:
             state["theta"] = theta
         return theta
@@ -143,7 +202,9 @@ class OnSynthetic:
 
 @dataclass(frozen=True, kw_only=True)
 class OnReal:
-    """A network that is trained on real images between outer steps, and replaced by a new one after `steps` (IDC)."""
+    """A network that is trained on real images between outer steps, and replaced by a new one after
+    `steps` (IDC).
+    """
 
     steps: int = 100  # outer steps per network
     images: int = 500  # real images it is trained on between two of them
@@ -154,12 +215,21 @@ class OnReal:
 
     def __post_init__(self) -> None:
         for name in ("steps", "images", "batch"):
-            require(getattr(self, name) >= 1, f"objective.networks.{name} must be at least 1, got {getattr(self, name)}.")
+            require(
+                getattr(self, name) >= 1,
+                f"objective.networks.{name} must be at least 1, got {getattr(self, name)}.",
+            )
         require(
             self.optim.schedule == "constant",
-            f"objective.networks.optim.schedule {self.optim.schedule} has no end to fall to, as networks come and go; set it to constant.",
+            (
+                f"objective.networks.optim.schedule {self.optim.schedule} has no end to fall to, "
+                "as networks come and go; set it to constant."
+            ),
         )
-        require(0 <= self.cutmix <= 1, f"objective.networks.cutmix is a probability, got {self.cutmix}; set it to 0..1.")
+        require(
+            0 <= self.cutmix <= 1,
+            f"objective.networks.cutmix is a probability, got {self.cutmix}; set it to 0..1.",
+        )
 
     @property
     def cites(self) -> tuple[str, ...]:
@@ -168,13 +238,29 @@ class OnReal:
 
     def state(self, env: Env) -> State:
         """The network and the momentum of its training."""
-        return {name: torch.zeros(env.model.num_params, device=env.device) for name in ("theta", "momentum")} if self.steps > 1 else {}
+        return (
+            {
+                name: torch.zeros(env.model.num_params, device=env.device)
+                for name in ("theta", "momentum")
+            }
+            if self.steps > 1
+            else {}
+        )
 
     def round(self, syn: SyntheticSet, step: int) -> tuple[int, int]:
         """(which network, how many steps it has seen)."""
         return divmod(step, self.steps)
 
-    def next(self, env: Env, gradient: Gradient, syn: SyntheticSet, state: State, step: int, config: AugmentConfig, rng: Generator) -> Tensor:
+    def next(
+        self,
+        env: Env,
+        gradient: Gradient,
+        syn: SyntheticSet,
+        state: State,
+        step: int,
+        config: AugmentConfig,
+        rng: Generator,
+    ) -> Tensor:
         """A new network, or the last step's after its training on real images."""
         if step % self.steps == 0:
             theta = fresh(env, rng)
@@ -183,19 +269,29 @@ class OnReal:
         else:
             theta = state["theta"]
             with torch.no_grad():
-                chosen = torch.randperm(len(env.real), generator=on_device(rng, env.device), device=env.device)[: self.images]
+                chosen = torch.randperm(
+                    len(env.real), generator=on_device(rng, env.device), device=env.device
+                )[: self.images]
                 for index in chosen.split(self.batch):
                     grad = self._gradient(env, gradient, theta, index, rng)
-                    theta, state["momentum"] = sgd_step(theta, grad, state["momentum"], self.optim, self.optim.lr)
+                    theta, state["momentum"] = sgd_step(
+                        theta, grad, state["momentum"], self.optim, self.optim.lr
+                    )
         if self.steps > 1:
             state["theta"] = theta
         return theta
 
-    def _gradient(self, env: Env, gradient: Gradient, theta: Tensor, index: Tensor, rng: Generator) -> Tensor:
+    def _gradient(
+        self, env: Env, gradient: Gradient, theta: Tensor, index: Tensor, rng: Generator
+    ) -> Tensor:
         """The gradient (P,) of one batch."""
         images, targets = env.real.batch(index)
-        images = augment.apply(self.augment, images, augment.sample(self.augment, len(index), rng).to(env.device))
-        mix = augment.sample_cutmix(self.cutmix, len(index), (images.shape[2], images.shape[3]), rng)
+        images = augment.apply(
+            self.augment, images, augment.sample(self.augment, len(index), rng).to(env.device)
+        )
+        mix = augment.sample_cutmix(
+            self.cutmix, len(index), (images.shape[2], images.shape[3]), rng
+        )
         if mix is not None:
             mix = mix.to(env.device)
             images = augment.cutmix(images, mix)

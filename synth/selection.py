@@ -1,4 +1,6 @@
-"""Sets that are chosen and not optimised (RDED; Sun et al., CVPR 2024, arXiv 2312.03526): what `init` chooses is the result."""
+"""Sets that are chosen and not optimised (RDED; Sun et al., CVPR 2024, arXiv 2312.03526): what
+`init` chooses is the result.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,6 +31,8 @@ class NoObjective:
         """Nothing is kept."""
         return {}
 
-    def losses(self, syn: SyntheticSet, state: dict[str, Tensor], step: int, rng: Generator) -> Iterator[Tensor]:
+    def losses(
+        self, syn: SyntheticSet, state: dict[str, Tensor], step: int, rng: Generator
+    ) -> Iterator[Tensor]:
         """None."""
         yield from ()

@@ -1,17 +1,22 @@
-"""Statistics matching: SRe2L (Yin, Xing & Shen, NeurIPS 2023, arXiv 2306.13092), and the loss that INFER shares with it.
+"""Statistics matching:
 
-Images are optimised in batches of one image of every class, in a trained network in evaluation mode, whose BatchNorm layers l know the mean mu_l
-and the variance s_l of their inputs on the real images:
+SRe2L (Yin, Xing & Shen, NeurIPS 2023, arXiv 2306.13092), and the loss that INFER shares with it.
+
+Images are optimised in batches of one image of every class, in a trained network in evaluation
+mode, whose BatchNorm layers l know the mean mu_l and the variance s_l of their inputs on the real
+images:
 
     loss = CE(f(x), y) + alpha sum over l of w_l (|mu_l - mean_l(x)| + r |s_l - var_l(x)|)
 
-with plain Euclidean norms over channels, biased variances over batch and space, w = `first` in the first layer that a forward pass meets and 1 in
-the others, r = 1 (DWA: 11). In evaluation mode batches do not see each other, so any number of them shares a forward pass, with statistics of each
-batch alone: the same gradients as one by one. A batch that does not fit is split exactly: a first pass adds up the statistics of the whole batch, a
-second one computes gradients part by part, in which the loss is linear in the parts' sums.
+with plain Euclidean norms over channels, biased variances over batch and space, w = `first` in the
+first layer that a forward pass meets and 1 in the others, r = 1 (DWA: 11). In evaluation mode
+batches do not see each other, so any number of them shares a forward pass, with statistics of each
+batch alone: the same gradients as one by one. A batch that does not fit is split exactly: a first
+pass adds up the statistics of the whole batch, a second one computes gradients part by part, in
+which the loss is linear in the parts' sums.
 
-Options: CDA's curriculum of crops (Yin & Shen, TMLR 2024, arXiv 2311.18838), `crop_until`; DWA's directed weight adjustment (Du et al., NeurIPS 2024,
-arXiv 2409.17612), `adjust`.
+Options: CDA's curriculum of crops (Yin & Shen, TMLR 2024, arXiv 2311.18838), `crop_until`; DWA's
+directed weight adjustment (Du et al., NeurIPS 2024, arXiv 2409.17612), `adjust`.
 """
 
 import math
@@ -36,7 +41,8 @@ from ddengine.types import Env
 from synth.classes import class_members
 
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
-AT_ONCE = {"cpu": 128, "cuda": 2048}  # images of 32 x 32 in one forward pass, but a whole batch at least
+# images of 32 x 32 in one forward pass, but a whole batch at least
+AT_ONCE = {"cpu": 128, "cuda": 2048}
 
 Group = tuple[int, Tensor]  # a teacher, and decoded examples (G, B) int64: G batches of B
 
@@ -51,17 +57,27 @@ class Batches(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class OnePerClass:
-    """The j-th image of every class together, in batches of `classes` classes (SRe2L). Several teachers take turns."""
+    """The j-th image of every class together, in batches of `classes` classes (SRe2L).
+
+    Several teachers take turns.
+    """
 
     classes: int = 100  # most of a batch
 
     def __post_init__(self) -> None:
-        require(self.classes >= 1, f"objective.batches.classes must be at least 1, got {self.classes}.")
+        require(
+            self.classes >= 1, f"objective.batches.classes must be at least 1, got {self.classes}."
+        )
 
     def groups(self, syn: SyntheticSet, num_teachers: int) -> list[Group]:
         """By the number of the image, then by class."""
         members = class_members(syn, None, Generator()).T  # (examples per class, classes)
-        return [(m, part) for m in range(num_teachers) for part in members[m::num_teachers].split(self.classes, 1) if len(part)]
+        return [
+            (m, part)
+            for m in range(num_teachers)
+            for part in members[m::num_teachers].split(self.classes, 1)
+            if len(part)
+        ]
 
 
 BatchesT = TypeVar("BatchesT", bound=Batches)
@@ -69,7 +85,10 @@ BatchesT = TypeVar("BatchesT", bound=Batches)
 
 @dataclass(frozen=True, kw_only=True)
 class StatisticsMatching(Generic[BatchesT]):
-    """See the module. The step size is that of `outer.optim`; published: Adam with betas 0.5 and 0.9, a cosine."""
+    """See the module. The step size is that of `outer.optim`; published:
+
+    Adam with betas 0.5 and 0.9, a cosine.
+    """
 
     reads_experts: ClassVar[bool] = True
     reads_labels: ClassVar[bool] = False  # but classes
@@ -78,29 +97,53 @@ class StatisticsMatching(Generic[BatchesT]):
     alpha: float = 0.01  # weight of the statistics
     first: float = 10.0  # weight of the first layer's
     variance: float = 1.0  # weight of variances beside means
-    augment: AugmentConfig = AugmentConfig(ops=(), always=("roll",))  # one draw for a batch; published on CIFAR: cyclic shifts only
-    crop_until: int = 0  # steps over which the smallest resized crop falls from the whole image to augment.area; 0: no curriculum
+    # one draw for a batch; published on CIFAR: cyclic shifts only
+    augment: AugmentConfig = AugmentConfig(ops=(), always=("roll",))
+    # steps over which the smallest resized crop falls from the whole image to augment.area; 0: no
+    # curriculum
+    crop_until: int = 0
     curriculum: Literal["cosine", "linear", "step"] = "cosine"  # how it falls
-    adjust: float = 0.0  # how far the weights of the teacher are moved up the loss of each batch before the first step (DWA: 0.015)
+    # how far the weights of the teacher are moved up the loss of each batch before the first step
+    # (DWA: 0.015)
+    adjust: float = 0.0
     adjust_steps: int = 12  # in so many steps
-    # most images in one forward pass: below the size of a batch, it is split exactly; None: as many whole batches as pay on the device
+    # most images in one forward pass: below the size of a batch, it is split exactly; None: as many
+    # whole batches as pay on the device
     images_at_once: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("alpha", "first", "variance", "adjust"):
-            require(0 <= getattr(self, name) < math.inf, f"objective.{name} must be finite and not negative, got {getattr(self, name)}.")
-        require(self.crop_until >= 0, f"objective.crop_until must not be negative, got {self.crop_until}; 0 is without a curriculum.")
+            require(
+                0 <= getattr(self, name) < math.inf,
+                f"objective.{name} must be finite and not negative, got {getattr(self, name)}.",
+            )
+        require(
+            self.crop_until >= 0,
+            (
+                f"objective.crop_until must not be negative, got {self.crop_until}; 0 is without "
+                "a curriculum."
+            ),
+        )
         require(
             not self.crop_until or "resized_crop" in self.augment.always,
-            "objective.crop_until changes resized crops, and objective.augment.always has none; add resized_crop or set objective.crop_until 0.",
+            (
+                "objective.crop_until changes resized crops, and objective.augment.always has "
+                "none; add resized_crop or set objective.crop_until 0."
+            ),
         )
         for name in ("adjust_steps", "images_at_once"):
-            require(getattr(self, name) is None or getattr(self, name) >= 1, f"objective.{name} must be at least 1, got {getattr(self, name)}.")
+            require(
+                getattr(self, name) is None or getattr(self, name) >= 1,
+                f"objective.{name} must be at least 1, got {getattr(self, name)}.",
+            )
 
     @property
     def cites(self) -> tuple[str, ...]:
         """Works to cite for the options in use."""
-        return (*(("yin2024cda",) if self.crop_until else ()), *(("du2024dwa",) if self.adjust else ()))
+        return (
+            *(("yin2024cda",) if self.crop_until else ()),
+            *(("du2024dwa",) if self.adjust else ()),
+        )
 
     def initial(self) -> dict[str, float]:
         """Nothing is learned beside the images."""
@@ -112,9 +155,15 @@ class StatisticsMatching(Generic[BatchesT]):
             check_norms(name, teacher)
 
     def build(self, env: Env) -> "StatisticsObjective":
-        """The objective. Raises UserError without teachers, for one of other classes, and for one without BatchNorm."""
+        """The objective.
+
+        Raises UserError without teachers, for one of other classes, and for one without BatchNorm.
+        """
         if env.experts is None:
-            raise UserError("This objective needs teachers; name their networks with --teachers and take their training with --take buffer=RECIPE.")
+            raise UserError(
+                "This objective needs teachers; name their networks with --teachers and take "
+                "their training with --take buffer=RECIPE."
+            )
         return StatisticsObjective(self, env, load_all(env.experts, env.device))
 
 
@@ -125,33 +174,61 @@ class StatisticsObjective:
         self.config, self.env, self.teachers = config, env, teachers
         check_teachers(teachers, env, statistics=config.alpha > 0)
         _, height, width = env.real.image_shape
-        self.at_once = config.images_at_once or AT_ONCE[env.device.type] * 32 * 32 // (height * width)
+        self.at_once = config.images_at_once or AT_ONCE[env.device.type] * 32 * 32 // (
+            height * width
+        )
 
     def init(self, rng: Generator) -> dict[str, Tensor]:
-        """The weights of each batch's own teacher, once they are adjusted, by teacher; at first none."""
+        """The weights of each batch's own teacher, once they are adjusted, by teacher; at first
+        none.
+        """
         if not self.config.adjust:
             return {}
-        return {f"theta.{m}": torch.zeros(0, device=self.env.device) for m in range(len(self.teachers))}
+        return {
+            f"theta.{m}": torch.zeros(0, device=self.env.device) for m in range(len(self.teachers))
+        }
 
-    def losses(self, syn: SyntheticSet, state: dict[str, Tensor], step: int, rng: Generator) -> Iterator[Tensor]:
+    def losses(
+        self, syn: SyntheticSet, state: dict[str, Tensor], step: int, rng: Generator
+    ) -> Iterator[Tensor]:
         """The sum over batches of the loss, in as many parts as share a forward pass."""
         config, groups = self.config, self.config.batches.groups(syn, len(self.teachers))
         if config.adjust and step == 0:
             for m, teacher in enumerate(self.teachers):
-                own = [self._adjusted(teacher, *_look(syn, row)) for number, index in groups if number == m for row in index]
+                own = [
+                    self._adjusted(teacher, *_look(syn, row))
+                    for number, index in groups
+                    if number == m
+                    for row in index
+                ]
                 state[f"theta.{m}"] = torch.stack(own) if own else state[f"theta.{m}"]
         current, first, seen = crop_at(config, step), 0, [0] * len(self.teachers)
-        draw = augment.sample(current, 1, rng, groups=sum(len(index) for _, index in groups), shared=True).to(self.env.device)
+        draw = augment.sample(
+            current, 1, rng, groups=sum(len(index) for _, index in groups), shared=True
+        ).to(self.env.device)
         for teacher, index in groups:
             together = 1 if config.adjust else max(1, self.at_once // index.shape[1])
             for rows in index.split(together):
                 own = draw.part(slice(first, first + len(rows)))
-                network = self._forward(self.teachers[teacher], state[f"theta.{teacher}"][seen[teacher]] if config.adjust else None)
+                network = self._forward(
+                    self.teachers[teacher],
+                    state[f"theta.{teacher}"][seen[teacher]] if config.adjust else None,
+                )
                 first, seen[teacher] = first + len(rows), seen[teacher] + len(rows)
                 parts = rows.split(config.images_at_once or rows.shape[1], 1)
-                looks = [partial(_look, syn, part, lambda images, own=own: augment.apply(current, images, own)) for part in parts]
+                looks = [
+                    partial(
+                        _look,
+                        syn,
+                        part,
+                        lambda images, own=own: augment.apply(current, images, own),
+                    )
+                    for part in parts
+                ]
                 if len(looks) == 1:
-                    yield batch_losses(network, self.teachers[teacher], *looks[0](), len(rows), config).sum()
+                    yield batch_losses(
+                        network, self.teachers[teacher], *looks[0](), len(rows), config
+                    ).sum()
                 else:
                     yield from part_losses(network, self.teachers[teacher], looks, config)
 
@@ -162,30 +239,45 @@ class StatisticsObjective:
             with autocast(images.device, self.env.model.precision):
                 if theta is None:
                     return teacher(images).to(images.dtype)
-                return torch.func.functional_call(teacher, views(teacher, theta), (images,)).to(images.dtype)
+                return torch.func.functional_call(teacher, views(teacher, theta), (images,)).to(
+                    images.dtype
+                )
 
         return forward
 
     def _adjusted(self, teacher: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
-        """The weights (P,) of DWA: each step goes adjust / adjust_steps along the normalised gradient of the batch's cross-entropy (its eq. 9)."""
+        """The weights (P,) of DWA: each step goes adjust / adjust_steps along the normalised
+        gradient of the batch's cross-entropy (its eq. 9).
+        """
         theta = flatten(teacher)
         for _ in range(self.config.adjust_steps):
             theta.requires_grad_()
             loss = functional.cross_entropy(self._forward(teacher, theta)(images.detach()), classes)
             (grad,) = torch.autograd.grad(loss, theta)
-            theta = (theta + self.config.adjust / self.config.adjust_steps * grad / grad.norm().clamp(min=1e-12)).detach()
+            theta = (
+                theta
+                + self.config.adjust
+                / self.config.adjust_steps
+                * grad
+                / grad.norm().clamp(min=1e-12)
+            ).detach()
         return theta
 
 
 def check_teachers(teachers: Sequence[nn.Module], env: Env, *, statistics: bool) -> None:
-    """Raise UserError for a teacher of other classes, or without BatchNorm where its statistics are to be matched."""
+    """Raise UserError for a teacher of other classes, or without BatchNorm where its statistics are
+    to be matched.
+    """
     for number, teacher in enumerate(teachers):
-        images = torch.zeros(1, *env.real.image_shape, device=env.device, dtype=next(teacher.parameters()).dtype)
+        images = torch.zeros(
+            1, *env.real.image_shape, device=env.device, dtype=next(teacher.parameters()).dtype
+        )
         with torch.no_grad():
             classes = teacher(images).shape[1]
         if classes != env.real.num_classes:
             raise UserError(
-                f"Teacher {number} tells {classes} classes apart, and the data have {env.real.num_classes}; train teachers on these data."
+                f"Teacher {number} tells {classes} classes apart, and the data have "
+                f"{env.real.num_classes}; train teachers on these data."
             )
         if statistics:
             check_norms(type(teacher).__name__, teacher)
@@ -196,26 +288,41 @@ def check_norms(name: str, teacher: nn.Module) -> None:
     if not any(isinstance(m, BATCH_NORM) and m.track_running_stats for m in teacher.modules()):
         raise UserError(
             f"The teacher {name} has no BatchNorm, whose statistics this objective matches; "
-            "name networks with BatchNorm in --teachers, such as convnet-d3-w128-bn, or set objective.alpha 0."
+            "name networks with BatchNorm in --teachers, such as convnet-d3-w128-bn, or set "
+            "objective.alpha 0."
         )
 
 
 def crop_at(config: StatisticsMatching, step: int) -> AugmentConfig:
-    """The augmentation of a step: CDA's curriculum goes from whole images to crops of augment.area (its section 3)."""
+    """The augmentation of a step:
+
+    CDA's curriculum goes from whole images to crops of augment.area (its section 3).
+    """
     if not config.crop_until:
         return config.augment
     done = min(1.0, step / config.crop_until)
-    left = {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done, "step": float(done < 1)}[config.curriculum]
+    left = {
+        "cosine": 0.5 * (1 + math.cos(math.pi * done)),
+        "linear": 1 - done,
+        "step": float(done < 1),
+    }[config.curriculum]
     return replace(config.augment, area=config.augment.area + (1 - config.augment.area) * left)
 
 
 def views(network: nn.Module, theta: Tensor) -> dict[str, Tensor]:
     """A flat vector (P,) as the network's parameters."""
     named = dict(network.named_parameters())
-    return {n: t.view_as(p) for (n, p), t in zip(named.items(), theta.split([p.numel() for p in named.values()]), strict=True)}
+    return {
+        n: t.view_as(p)
+        for (n, p), t in zip(
+            named.items(), theta.split([p.numel() for p in named.values()]), strict=True
+        )
+    }
 
 
-def _look(syn: SyntheticSet, index: Tensor, seen: Callable[[Tensor], Tensor] = lambda images: images) -> tuple[Tensor, Tensor]:
+def _look(
+    syn: SyntheticSet, index: Tensor, seen: Callable[[Tensor], Tensor] = lambda images: images
+) -> tuple[Tensor, Tensor]:
     """The examples (G, B) as (images (G B, C, H, W), classes (G B,))."""
     batch = syn.batch(index.flatten())
     assert batch.classes is not None
@@ -224,9 +331,14 @@ def _look(syn: SyntheticSet, index: Tensor, seen: Callable[[Tensor], Tensor] = l
 
 @contextmanager
 def inputs_of_norms(network: nn.Module, see: Callable[[nn.Module, Tensor], None]) -> Iterator[None]:
-    """While a forward pass runs, `see` gets every BatchNorm layer with its input, in the order of the pass."""
+    """While a forward pass runs, `see` gets every BatchNorm layer with its input, in the order of
+    the pass.
+    """
     norms = [m for m in network.modules() if isinstance(m, BATCH_NORM) and m.track_running_stats]
-    hooks = [norm.register_forward_pre_hook(lambda module, inputs: see(module, inputs[0])) for norm in norms]
+    hooks = [
+        norm.register_forward_pre_hook(lambda module, inputs: see(module, inputs[0]))
+        for norm in norms
+    ]
     try:
         yield
     finally:
@@ -236,18 +348,31 @@ def inputs_of_norms(network: nn.Module, see: Callable[[nn.Module, Tensor], None]
 
 def distance(norm: nn.Module, mean: Tensor, var: Tensor, variance: float) -> Tensor:
     """|mu - mean| + variance |s - var|, norms over the last dimension, the channels."""
-    return (norm.running_mean - mean).norm(dim=-1) + variance * (norm.running_var - var).norm(dim=-1)  # type: ignore[operator]
+    return (norm.running_mean - mean).norm(dim=-1) + variance * (norm.running_var - var).norm(
+        dim=-1
+    )  # type: ignore[operator]
 
 
 def weighted(terms: Sequence[Tensor], first: float) -> Tensor:
     """Sum over layers, the first times `first`."""
-    return first * terms[0] + sum(terms[1:], start=torch.zeros_like(terms[0])) if terms else torch.zeros(())
+    return (
+        first * terms[0] + sum(terms[1:], start=torch.zeros_like(terms[0]))
+        if terms
+        else torch.zeros(())
+    )
 
 
 def batch_losses(
-    forward: Callable[[Tensor], Tensor], network: nn.Module, images: Tensor, classes: Tensor, num: int, config: StatisticsMatching
+    forward: Callable[[Tensor], Tensor],
+    network: nn.Module,
+    images: Tensor,
+    classes: Tensor,
+    num: int,
+    config: StatisticsMatching,
 ) -> Tensor:
-    """Losses (G,) of `num` batches, images (G B, C, H, W), in one forward pass of `network`, each with statistics of its own."""
+    """Losses (G,) of `num` batches, images (G B, C, H, W), in one forward pass of `network`, each
+    with statistics of its own.
+    """
     terms: list[Tensor] = []
 
     def see(norm: nn.Module, x: Tensor) -> None:
@@ -262,13 +387,19 @@ def batch_losses(
 
 
 def part_losses(
-    forward: Callable[[Tensor], Tensor], network: nn.Module, looks: Sequence[Callable[[], tuple[Tensor, Tensor]]], config: StatisticsMatching
+    forward: Callable[[Tensor], Tensor],
+    network: nn.Module,
+    looks: Sequence[Callable[[], tuple[Tensor, Tensor]]],
+    config: StatisticsMatching,
 ) -> Iterator[Tensor]:
-    """The loss of one batch in parts, with one part's graph alive: their gradients add up to the batch's, and so do their values.
+    """The loss of one batch in parts, with one part's graph alive: their gradients add up to the
+    batch's, and so do their values.
 
-    The statistics of the whole batch come from sums over parts, about the running mean, so that nothing is lost to rounding.
+    The statistics of the whole batch come from sums over parts, about the running mean, so that
+    nothing is lost to rounding.
     """
-    sums: list[tuple[nn.Module, Tensor, Tensor, int]] = []  # of each layer: sum, sum of squares, numbers a channel
+    # of each layer: sum, sum of squares, numbers a channel
+    sums: list[tuple[nn.Module, Tensor, Tensor, int]] = []
     layer = 0
 
     def centred(norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, int]:
@@ -292,8 +423,12 @@ def part_losses(
             images, _ = look()
             number += len(images)
             forward(images)
-    shifts = [(total / count).requires_grad_() for _, total, _, count in sums]  # of the mean, from the running one
-    vars_ = [(squares / count - shift.detach().square()).requires_grad_() for (_, _, squares, count), shift in zip(sums, shifts, strict=True)]
+    # of the mean, from the running one
+    shifts = [(total / count).requires_grad_() for _, total, _, count in sums]
+    vars_ = [
+        (squares / count - shift.detach().square()).requires_grad_()
+        for (_, _, squares, count), shift in zip(sums, shifts, strict=True)
+    ]
     terms = [
         distance(norm, norm.running_mean.double() + shift, var, config.variance)  # type: ignore[union-attr,operator]
         for (norm, *_), shift, var in zip(sums, shifts, vars_, strict=True)
@@ -302,7 +437,8 @@ def part_losses(
     slopes = torch.autograd.grad(statistics, [*shifts, *vars_]) if sums else ()
     linear = torch.zeros(())
 
-    def slope(norm: nn.Module, x: Tensor) -> None:  # the loss is linear in a part's sums: d var = d (squares / count) - 2 shift d (total / count)
+    # the loss is linear in a part's sums: d var = d (squares / count) - 2 shift d (total / count)
+    def slope(norm: nn.Module, x: Tensor) -> None:
         nonlocal layer, linear
         total, squares, _ = centred(norm, x)
         count, shift = sums[layer][3], shifts[layer].detach()
@@ -316,6 +452,6 @@ def part_losses(
         linear = linear.to(images.device)
         with inputs_of_norms(network, slope):
             logits = forward(images)
-        yield functional.cross_entropy(logits, classes, reduction="sum") / number + (linear - linear.detach() + statistics.detach() / len(looks)).to(
-            images.dtype
-        )
+        yield functional.cross_entropy(logits, classes, reduction="sum") / number + (
+            linear - linear.detach() + statistics.detach() / len(looks)
+        ).to(images.dtype)

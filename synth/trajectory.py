@@ -1,15 +1,21 @@
-"""Trajectory matching: MTT (Cazenavette et al., CVPR 2022, arXiv 2203.11932), and what FTD, TESLA, DATM and AST build on it.
+"""Trajectory matching:
 
-A student starts at an expert's snapshot, trains N steps on the synthetic images, and should arrive where the expert was M epochs later:
+MTT (Cazenavette et al., CVPR 2022, arXiv 2203.11932), and what FTD, TESLA, DATM and AST build on
+it.
+
+A student starts at an expert's snapshot, trains N steps on the synthetic images, and should arrive
+where the expert was M epochs later:
 
     loss = |theta_N - theta*_{t+M}|^2 / |theta*_t - theta*_{t+M}|^2       (eq. 2)
 
-The four slots hold what later methods change: where segments start, what happens to the start, a factor on the inner loss, and at which steps
-the student is compared. Differs from the released code: expert and start epoch are independent uniform draws (the released loader walks
-through shuffled files), and every random number follows from the seed.
+The four slots hold what later methods change: where segments start, what happens to the start, a
+factor on the inner loss, and at which steps the student is compared. Differs from the released
+code: expert and start epoch are independent uniform draws (the released loader walks through
+shuffled files), and every random number follows from the seed.
 
-TESLA (Cui et al., ICML 2023, arXiv 2211.10586) is `backprop` detached, which is biased although its paper calls it exact, and for ImageNet-1K
-`labels` target: each segment trains on the labels that the expert gives the images at the segment's end.
+TESLA (Cui et al., ICML 2023, arXiv 2211.10586) is `backprop` detached, which is biased although its
+paper calls it exact, and for ImageNet-1K `labels` target: each segment trains on the labels that
+the expert gives the images at the segment's end.
 """
 
 from collections.abc import Iterator, Sequence
@@ -43,9 +49,12 @@ class Window(Protocol):
 
 
 WindowT = TypeVar("WindowT", bound=Window)
-PerturbT = TypeVar("PerturbT", bound=Any)  # None or Callable[[Tensor, list[torch.Size], Generator], Tensor]: start (P,) -> start
-LossScaleT = TypeVar("LossScaleT", bound=Any)  # None or Callable[[int, int], float]: (start epoch, one past the last start) -> factor on the loss
-MilestonesT = TypeVar("MilestonesT", bound=Any)  # None or Callable[[int, int], ...]: (N, M) -> ((inner step, expert epoch, weight), ...)
+# None or Callable[[Tensor, list[torch.Size], Generator], Tensor]: start (P,) -> start
+PerturbT = TypeVar("PerturbT", bound=Any)
+# None or Callable[[int, int], float]: (start epoch, one past the last start) -> factor on the loss
+LossScaleT = TypeVar("LossScaleT", bound=Any)
+# None or Callable[[int, int], ...]: (N, M) -> ((inner step, expert epoch, weight), ...)
+MilestonesT = TypeVar("MilestonesT", bound=Any)
 
 EMPTY: Any = None  # a slot without a part; parts are frozen dataclasses
 Milestones = tuple[tuple[int, int, float], ...]
@@ -59,7 +68,10 @@ class UniformWindow:
     high: int  # one past the last start epoch (MTT's max_start_epoch)
 
     def __post_init__(self) -> None:
-        require(0 <= self.low < self.high, f"objective.window must have 0 <= low < high, got low {self.low} and high {self.high}.")
+        require(
+            0 <= self.low < self.high,
+            f"objective.window must have 0 <= low < high, got low {self.low} and high {self.high}.",
+        )
 
     def __call__(self, step: int) -> tuple[int, int]:
         """(low, high) at an outer step."""
@@ -82,23 +94,42 @@ class TrajectoryMatching(Generic[WindowT, PerturbT, LossScaleT, MilestonesT]):
     momentum: float = 0.0  # heavy-ball coefficient of the student
     lr: float = 0.01  # where the learned student learning rate starts
     augment: AugmentConfig = AugmentConfig()
-    backprop: Backprop = "replay"  # full and replay are exact, replay in flat memory; detached is TESLA's biased form
-    labels: Literal["stored", "target"] = "stored"  # the set's own, or the logits of the network that the segment leads to
+    # full and replay are exact, replay in flat memory; detached is TESLA's biased form
+    backprop: Backprop = "replay"
+    # the set's own, or the logits of the network that the segment leads to
+    labels: Literal["stored", "target"] = "stored"
     perturb: PerturbT = EMPTY  # what happens to the start of a segment
     loss_scale: LossScaleT = EMPTY  # factor on the inner loss, by the segment's start
     milestones: MilestonesT = EMPTY  # comparisons before the last step
 
     def __post_init__(self) -> None:
-        require(self.inner_steps >= 1, f"objective.inner_steps must be at least 1, got {self.inner_steps}.")
-        require(self.expert_epochs >= 1, f"objective.expert_epochs must be at least 1, got {self.expert_epochs}.")
-        require(self.batch is None or self.batch >= 1, f"objective.batch must be at least 1, got {self.batch}; None means all.")
-        require(0 <= self.momentum < 1, f"objective.momentum must be at least 0 and below 1, got {self.momentum}.")
-        require(0 < self.lr < float("inf"), f"objective.lr must be positive and finite, got {self.lr}.")
+        require(
+            self.inner_steps >= 1,
+            f"objective.inner_steps must be at least 1, got {self.inner_steps}.",
+        )
+        require(
+            self.expert_epochs >= 1,
+            f"objective.expert_epochs must be at least 1, got {self.expert_epochs}.",
+        )
+        require(
+            self.batch is None or self.batch >= 1,
+            f"objective.batch must be at least 1, got {self.batch}; None means all.",
+        )
+        require(
+            0 <= self.momentum < 1,
+            f"objective.momentum must be at least 0 and below 1, got {self.momentum}.",
+        )
+        require(
+            0 < self.lr < float("inf"), f"objective.lr must be positive and finite, got {self.lr}."
+        )
 
     @property
     def cites(self) -> tuple[str, ...]:
         """Works to cite for the parts in use, as each part says its own."""
-        return ("cazenavette2022mtt", *(("cui2023tesla",) if self.backprop == "detached" or self.labels == "target" else ()))
+        return (
+            "cazenavette2022mtt",
+            *(("cui2023tesla",) if self.backprop == "detached" or self.labels == "target" else ()),
+        )
 
     @property
     def makes_labels(self) -> bool:
@@ -118,24 +149,36 @@ class TrajectoryMatching(Generic[WindowT, PerturbT, LossScaleT, MilestonesT]):
         """Raise UserError unless these expert epochs cover the window."""
         if missing := sorted(set(self.epochs()) - set(stored)):
             raise UserError(
-                f"Segments of {self.expert_epochs} epochs starting at {self.window(0)[0]} to {self.window.last} need expert epochs up to "
-                f"{self.epochs()[-1]}, and epoch {missing[0]} is not among the {stored[0]} to {stored[-1]} there are; lower objective.window.high or "
+                f"Segments of {self.expert_epochs} epochs starting at {self.window(0)[0]} to "
+                f"{self.window.last} need expert epochs up to "
+                f"{self.epochs()[-1]}, and epoch {missing[0]} is not among the {stored[0]} to "
+                f"{stored[-1]} there are; lower objective.window.high or "
                 "objective.expert_epochs, or train longer experts (buffer.epochs, buffer.keep)."
             )
 
     def build(self, env: Env) -> "TrajectoryObjective":
-        """The objective. Raises UserError when there are no experts, or their epochs do not cover the window."""
+        """The objective.
+
+        Raises UserError when there are no experts, or their epochs do not cover the window.
+        """
         if env.experts is None:
-            raise UserError("Trajectory matching needs experts; give the recipe a buffer (--take buffer=RECIPE) and run the buffer command.")
+            raise UserError(
+                "Trajectory matching needs experts; give the recipe a buffer (--take "
+                "buffer=RECIPE) and run the buffer command."
+            )
         if env.experts.num_params != env.model.num_params:
             raise UserError(
-                f"The experts have {env.experts.num_params} parameters and the model {env.model.num_params}; "
+                f"The experts have {env.experts.num_params} parameters and the model "
+                f"{env.model.num_params}; "
                 "distill with the network of the experts, or make a store for this one."
             )
         early = self.milestones(self.inner_steps, self.expert_epochs) if self.milestones else ()
-        if any(not 1 <= step < self.inner_steps for step, _, _ in early) or sorted({s for s, _, _ in early}) != [s for s, _, _ in early]:
+        if any(not 1 <= step < self.inner_steps for step, _, _ in early) or sorted(
+            {s for s, _, _ in early}
+        ) != [s for s, _, _ in early]:
             raise UserError(
-                f"objective.milestones must be at ascending steps before the last of {self.inner_steps}, got {[s for s, _, _ in early]}; "
+                "objective.milestones must be at ascending steps before the last of "
+                f"{self.inner_steps}, got {[s for s, _, _ in early]}; "
                 "raise objective.inner_steps."
             )
         self.check(env.experts.epochs)
@@ -157,7 +200,9 @@ class TrajectoryObjective:
         """Nothing is kept between steps."""
         return {}
 
-    def losses(self, syn: SyntheticSet, state: dict[str, Tensor], step: int, rng: Generator) -> Iterator[Tensor]:
+    def losses(
+        self, syn: SyntheticSet, state: dict[str, Tensor], step: int, rng: Generator
+    ) -> Iterator[Tensor]:
         """One loss: of one segment of one expert."""
         config, experts = self.config, self.env.experts
         assert experts is not None
@@ -165,19 +210,37 @@ class TrajectoryObjective:
         expert = int(torch.randint(experts.num_experts, (1,), generator=rng))
         start = int(torch.randint(low, high, (1,), generator=rng))
         last = (config.inner_steps, config.expert_epochs, 1.0)
-        milestones: Milestones = (*(config.milestones(config.inner_steps, config.expert_epochs) if config.milestones else ()), last)
-        snapshots = experts.snapshots(expert, [start, *(start + epoch for _, epoch, _ in milestones)]).to(self.env.device)
+        milestones: Milestones = (
+            *(
+                config.milestones(config.inner_steps, config.expert_epochs)
+                if config.milestones
+                else ()
+            ),
+            last,
+        )
+        snapshots = experts.snapshots(
+            expert, [start, *(start + epoch for _, epoch, _ in milestones)]
+        ).to(self.env.device)
         theta, ends = snapshots[0], snapshots[1:]
         if config.perturb:
             theta = config.perturb(theta, self.env.model.shapes, rng)
-        factor = torch.tensor(config.loss_scale(start, config.window.last + 1) if config.loss_scale else 1.0, device=self.env.device)
+        factor = torch.tensor(
+            config.loss_scale(start, config.window.last + 1) if config.loss_scale else 1.0,
+            device=self.env.device,
+        )
         batches = student_batches(len(syn), config.batch or len(syn), config.inner_steps, rng)
-        batches = torch.cat(batches).to(self.env.device).split([len(index) for index in batches])  # one copy, not one in each inner step
+        # one copy, not one in each inner step
+        batches = torch.cat(batches).to(self.env.device).split([len(index) for index in batches])
         used, given = torch.cat(batches).unique(), None
         if config.labels == "target":
             with torch.no_grad():
-                given = predict(experts.load(expert, start + config.expert_epochs).to(self.env.device), syn.batch(used).images)
-        draws = [augment.sample(config.augment, len(index), rng).to(self.env.device) for index in batches]
+                given = predict(
+                    experts.load(expert, start + config.expert_epochs).to(self.env.device),
+                    syn.batch(used).images,
+                )
+        draws = [
+            augment.sample(config.augment, len(index), rng).to(self.env.device) for index in batches
+        ]
 
         def batch(tensors, k: int) -> tuple[Tensor, Tensor, Tensor]:
             images, targets = syn.with_tensors(tensors).batch(batches[k])
@@ -195,13 +258,17 @@ class TrajectoryObjective:
 
 
 def matching_loss(reached: Tensor, targets: Tensor, start: Tensor, weights: list[float]) -> Tensor:
-    """Sum over milestones of weight * |reached - target|^2 / |start - target|^2; reached, targets (J, P), start (P,)."""
+    """Sum over milestones of weight * |reached - target|^2 / |start - target|^2; reached, targets
+    (J, P), start (P,).
+    """
     distance = (reached - targets).square().sum(1) / (start - targets).square().sum(1)
     return (distance * torch.tensor(weights, device=distance.device, dtype=distance.dtype)).sum()
 
 
 def student_batches(num: int, batch: int, num_steps: int, rng: Generator) -> list[Tensor]:
-    """Indices of each student update: a random order of all examples in chunks, taken from the end (a ragged chunk comes first); then a new order."""
+    """Indices of each student update: a random order of all examples in chunks, taken from the end
+    (a ragged chunk comes first); then a new order.
+    """
     chunks: list[Tensor] = []
     batches = []
     for _ in range(num_steps):

@@ -1,4 +1,6 @@
-"""Shared by all tests: the number of threads (one a process, because the suite runs on all cores), and what makes them quick."""
+"""Shared by all tests: the number of threads (one a process, because the suite runs on all cores),
+and what makes them quick.
+"""
 
 import functools
 import os
@@ -14,9 +16,14 @@ from ddengine.system import runtime
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 runtime.keep_freed_memory()
 
-# tyro reads the source of every class anew for every command line, a third of the time of a small command; here once is enough
-if hasattr(_docstrings, "_ClassTokenization") and hasattr(_docstrings._ClassTokenization.make, "__wrapped__"):
-    _docstrings._ClassTokenization.make = staticmethod(functools.cache(_docstrings._ClassTokenization.make.__wrapped__))
+# tyro reads the source of every class anew for every command line, a third of the time of a small
+# command; here once is enough
+if hasattr(_docstrings, "_ClassTokenization") and hasattr(
+    _docstrings._ClassTokenization.make, "__wrapped__"
+):
+    _docstrings._ClassTokenization.make = staticmethod(
+        functools.cache(_docstrings._ClassTokenization.make.__wrapped__)
+    )
 
 
 @pytest.fixture
@@ -27,7 +34,12 @@ def cpu() -> torch.device:
 
 @pytest.fixture(scope="module")
 def no_chart():
-    """Commands do not draw the picture of a run, which takes as long as all else in a tiny one; test_pipeline.py looks at it."""
+    """Commands do not draw the picture of a run, which takes as long as all else in a tiny one;
+    test_pipeline.py looks at it.
+    """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ddengine.pages.report.real_vs_distilled", lambda path, real, syn, evaluation: path.write_bytes(b"a picture"))
+        patch.setattr(
+            "ddengine.pages.report.real_vs_distilled",
+            lambda path, real, syn, evaluation: path.write_bytes(b"a picture"),
+        )
         yield

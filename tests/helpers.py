@@ -35,7 +35,8 @@ TINY = [
     "--outer.steps", "8", "--outer.checkpoint_every", "2", "--outer.evaluate_every", "0",
 ]  # fmt: skip
 
-# DATM with AST's experts and intermediate losses at its smallest: soft labels, learned, on experts that are hardly trained.
+# DATM with AST's experts and intermediate losses at its smallest: soft labels, learned, on experts
+# that are hardly trained.
 TINY_CROSS = [
     "datm/cifar10_ipc10", "--take", "buffer=ast/cifar10_ipc10", "--take", "objective.milestones=ast/cifar10_ipc10",
     "--data.name", "digits", "--data.limit", "200", "--data.zca", "False", "--data.validation", "0.1", "--model", MODEL,
@@ -68,7 +69,9 @@ def tiny_store(
     batch: int = 64,
     keep: Any = "all",
 ) -> ExpertStore:
-    """A store of a few short experts; at a rate of 0.3 and batches of 16 they get most digits right."""
+    """A store of a few short experts; at a rate of 0.3 and batches of 16 they get most digits
+    right.
+    """
     config = BufferConfig(step=step, num_experts=num_experts, epochs=epochs, batch=batch, keep=keep)
     build = new_model(data, model)
     generate(data, DIGITS, config, model, build, folder, seed=0)
@@ -88,7 +91,9 @@ def tiny_env(data: Data, store: ExpertStore | None, model: str = MODEL) -> Env:
 
 def tiny_set(data: Data, ipc: int = 2, **scalars: float) -> SyntheticSet:
     """Random real images as a set to be distilled."""
-    images = data.train.images(random_index(data.train, ipc, data.class_names, generator(0, "init")))
+    images = data.train.images(
+        random_index(data.train, ipc, data.class_names, generator(0, "init"))
+    )
     classes = torch.arange(data.num_classes).repeat_interleave(ipc)
     tensors = {"images": images} | {k: torch.tensor(v) for k, v in scalars.items()}
     return SyntheticSet(tensors, classes, data.class_names, Identity(), data.train.preprocess)
@@ -98,7 +103,13 @@ def shipped_loader(folder: Path) -> Any:
     """The load.py of a distilled set as a module; it imports nothing of this program."""
     source = (folder / "load.py").read_text(encoding="utf-8")
     for node in ast.walk(ast.parse(source)):
-        names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        names = (
+            [a.name for a in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module or ""]
+            if isinstance(node, ast.ImportFrom)
+            else []
+        )
         assert not {name.split(".")[0] for name in names} & {"ddengine", "buffers", "synth", "run"}
     spec = importlib.util.spec_from_file_location("shipped_loader", folder / "load.py")
     assert spec is not None and spec.loader is not None
@@ -107,11 +118,17 @@ def shipped_loader(folder: Path) -> Any:
     return module
 
 
-def assert_same_move(start: dict[str, Tensor], reached: dict[str, Tensor], wanted: dict[str, Tensor], tolerance: float) -> None:
-    """From `start` the tensors moved to `reached` as to `wanted`, up to a part of the size of the whole move.
+def assert_same_move(
+    start: dict[str, Tensor],
+    reached: dict[str, Tensor],
+    wanted: dict[str, Tensor],
+    tolerance: float,
+) -> None:
+    """From `start` the tensors moved to `reached` as to `wanted`, up to a part of the size of the
+    whole move.
 
-    Not tensor by tensor: one whose true gradient is zero, such as a bias before a normalisation, moves by rounding alone, and that
-    differs between processors.
+    Not tensor by tensor: one whose true gradient is zero, such as a bias before a normalisation,
+    moves by rounding alone, and that differs between processors.
     """
     assert start.keys() == reached.keys() == wanted.keys()
     apart = {k: float((reached[k].double() - wanted[k].double()).norm()) for k in start}
@@ -119,11 +136,15 @@ def assert_same_move(start: dict[str, Tensor], reached: dict[str, Tensor], wante
     error, move = (math.hypot(*sizes.values()) for sizes in (apart, moved))
     assert move > 0, "nothing moved"
     worst = max(apart, key=lambda name: apart[name])
-    assert error <= tolerance * move, f"{error / move:.3g} of the move apart, allowed {tolerance:g}; most in {worst}"
+    assert error <= tolerance * move, (
+        f"{error / move:.3g} of the move apart, allowed {tolerance:g}; most in {worst}"
+    )
 
 
 class Pull:
-    """An objective whose loss is known: half the squared distance of the images to a target, moved a little by each draw."""
+    """An objective whose loss is known: half the squared distance of the images to a target, moved
+    a little by each draw.
+    """
 
     def __init__(self, target: float = 0.0, noise: float = 0.0, num_losses: int = 1):
         """`num_losses` parts that sum to the whole."""
@@ -133,7 +154,9 @@ class Pull:
         """A counter that is checkpointed."""
         return {"calls": torch.zeros(())}
 
-    def losses(self, syn: SyntheticSet, state: dict[str, Tensor], step: int, rng: Generator) -> Iterator[Tensor]:
+    def losses(
+        self, syn: SyntheticSet, state: dict[str, Tensor], step: int, rng: Generator
+    ) -> Iterator[Tensor]:
         """One loss a part."""
         state["calls"] += 1
         shift = self.noise * torch.randn(syn.tensors["images"].shape, generator=rng)

@@ -1,4 +1,6 @@
-"""What the tests of gradient and distribution matching share: small worlds of any dtype, and plain references that use nn.Module alone."""
+"""What the tests of gradient and distribution matching share: small worlds of any dtype, and plain
+references that use nn.Module alone.
+"""
 
 import torch
 from torch.nn import functional
@@ -16,14 +18,29 @@ CPU = torch.device("cpu")
 NETWORK = "convnet-d2-w4-in"
 
 
-def tiny_world(dtype=torch.float64, *, model=NETWORK, num_classes=10, shape=(1, 8, 8), ipc=2, per_class=20, codec=Identity()):
-    """(env, set): random images whose classes are of different sizes and not in order, and a set of noise."""
+def tiny_world(
+    dtype=torch.float64,
+    *,
+    model=NETWORK,
+    num_classes=10,
+    shape=(1, 8, 8),
+    ipc=2,
+    per_class=20,
+    codec=Identity(),
+):
+    """(env, set): random images whose classes are of different sizes and not in order, and a set of
+    noise.
+    """
     g = torch.Generator().manual_seed(0)
     labels = torch.cat([torch.full((per_class + c % 3,), c) for c in range(num_classes)])
     labels = labels[torch.randperm(len(labels), generator=g)]
     pixels = torch.randint(0, 256, (len(labels), *shape), generator=g, dtype=torch.uint8)
-    pixels = (pixels.float() * 0.5 + labels.view(-1, 1, 1, 1) * 12).to(torch.uint8)  # the classes differ
-    preprocess = Preprocess(mean=torch.linspace(0.4, 0.5, shape[0]).to(dtype), std=torch.linspace(0.3, 0.25, shape[0]).to(dtype))
+    # the classes differ
+    pixels = (pixels.float() * 0.5 + labels.view(-1, 1, 1, 1) * 12).to(torch.uint8)
+    preprocess = Preprocess(
+        mean=torch.linspace(0.4, 0.5, shape[0]).to(dtype),
+        std=torch.linspace(0.3, 0.25, shape[0]).to(dtype),
+    )
     real = RealSet(pixels, labels, num_classes, preprocess)
 
     def new_model(rng):
@@ -33,7 +50,14 @@ def tiny_world(dtype=torch.float64, *, model=NETWORK, num_classes=10, shape=(1, 
     images = torch.rand(num_classes * ipc, *shape, generator=g).to(dtype)
     images = images if codec.space == "pixel" else preprocess.forward(images)
     classes = torch.arange(num_classes).repeat_interleave(ipc)
-    return env, SyntheticSet({"images": images}, classes, tuple(map(str, range(num_classes))), codec, preprocess, space=codec.space)
+    return env, SyntheticSet(
+        {"images": images},
+        classes,
+        tuple(map(str, range(num_classes))),
+        codec,
+        preprocess,
+        space=codec.space,
+    )
 
 
 def ours(objective, syn, *, state=None, step=0, rng=None):
@@ -41,7 +65,9 @@ def ours(objective, syn, *, state=None, step=0, rng=None):
     images = syn.tensors["images"].detach().clone().requires_grad_()
     state = objective.init(generator(0)) if state is None else state
     losses = []
-    for loss in objective.losses(syn.with_tensors({"images": images}), state, step, rng or generator(1, "losses")):
+    for loss in objective.losses(
+        syn.with_tensors({"images": images}), state, step, rng or generator(1, "losses")
+    ):
         assert loss.shape == ()
         loss.backward()
         losses.append(loss.detach())
@@ -52,7 +78,9 @@ def close(a, b, relative):
     """Equal up to a part of the largest number."""
     a, b = a.detach(), b.detach()
     assert a.shape == b.shape
-    assert float((a - b).abs().max()) <= relative * float(b.abs().max()), f"{float((a - b).abs().max() / b.abs().max()):.3g}"
+    assert float((a - b).abs().max()) <= relative * float(b.abs().max()), (
+        f"{float((a - b).abs().max() / b.abs().max()):.3g}"
+    )
 
 
 def own_examples(syn, class_):
@@ -80,7 +108,11 @@ def plain_distance(real, syn, metric, tensors):
 
 def cross_entropy(logits, targets):
     """With classes or the softmax of logits, written out."""
-    shares = targets.softmax(1) if targets.is_floating_point() else functional.one_hot(targets, logits.shape[1]).to(logits)
+    shares = (
+        targets.softmax(1)
+        if targets.is_floating_point()
+        else functional.one_hot(targets, logits.shape[1]).to(logits)
+    )
     return -(shares * logits.log_softmax(1)).sum(1).mean()
 
 
@@ -96,14 +128,19 @@ def set_statistics(network, images):
 
 
 def draws_of(config, env, syn, network, rng):
-    """The random numbers of a step, in their order: statistics, real images, synthetic examples, augmentation."""
+    """The random numbers of a step, in their order: statistics, real images, synthetic examples,
+    augmentation.
+    """
     if any(isinstance(m, torch.nn.BatchNorm2d) for m in network.modules()):
         set_statistics(network, env.real.images(env.real.draw_each(16, rng).flatten()))
     real = env.real.draw_each(config.real_batch, rng)
     members = [own_examples(syn, c) for c in range(env.real.num_classes)]
     if config.syn_batch is not None and config.syn_batch < len(members[0]):
         keys = torch.rand(len(members), len(members[0]), generator=child(rng), dtype=torch.float64)
-        members = [[m[i] for i in row.argsort(descending=True)[: config.syn_batch].tolist()] for m, row in zip(members, keys, strict=True)]
+        members = [
+            [m[i] for i in row.argsort(descending=True)[: config.syn_batch].tolist()]
+            for m, row in zip(members, keys, strict=True)
+        ]
     draw = augment.sample(config.augment, 1, rng, groups=len(members), shared=True)
     return real, members, draw
 
@@ -130,7 +167,9 @@ def plain_gradient_matching(config, env, syn, network, rng, *, together=False):
         targets.append(batch.targets)
     if together:
         mean = [torch.stack(parts).mean(0) for parts in zip(*theirs, strict=True)]
-        mine = torch.autograd.grad(cross_entropy(network(torch.cat(images)), torch.cat(targets)), params, create_graph=True)
+        mine = torch.autograd.grad(
+            cross_entropy(network(torch.cat(images)), torch.cat(targets)), params, create_graph=True
+        )
         loss = plain_distance(mean, mine, config.metric, config.tensors)
     else:
         loss = 0.0

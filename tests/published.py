@@ -1,7 +1,17 @@
 """What the tests know of the published datasets, in one place."""
 
-SUBSETS = ("imagenette", "imagewoof", "imagefruit", "imagemeow", "imagesquawk", "imageyellow")  # of ImageNet, ten classes each
-NUM_CLASSES = {"digits": 10, "mnist": 10, "fashion_mnist": 10, "svhn": 10, "cifar10": 10, "cifar100": 100, "tiny_imagenet": 200, "imagenet": 1000}
+# of ImageNet, ten classes each
+SUBSETS = ("imagenette", "imagewoof", "imagefruit", "imagemeow", "imagesquawk", "imageyellow")
+NUM_CLASSES = {
+    "digits": 10,
+    "mnist": 10,
+    "fashion_mnist": 10,
+    "svhn": 10,
+    "cifar10": 10,
+    "cifar100": 100,
+    "tiny_imagenet": 200,
+    "imagenet": 1000,
+}
 NUM_CLASSES |= dict.fromkeys(SUBSETS, 10)
 
 # of the images as they come; those of ImageNet and its subsets have the size that a recipe says

@@ -4,7 +4,8 @@ MTT, FTD, TESLA, DATM   images_X.pt (S, C, H, W) as networks see them; labels_X.
 DC, DSA, DM             res_*.pt: {"data": [[images, labels], ...], "accs_all_exps": ...}, one pair an experiment
 IDC, DREAM              data_best.pt: [images, labels], pixels in [0, 1]; an image may hold several small ones (a codec with a factor)
 
-Image and parquet files are read in finished.py. What comes in has been read from a file of somebody else: nothing about it is taken for granted.
+Image and parquet files are read in finished.py. What comes in has been read from a file of somebody
+else: nothing about it is taken for granted.
 """
 
 import hashlib
@@ -24,9 +25,14 @@ from ddengine.system import files, log
 from ddengine.system.errors import UserError
 
 SMALLEST_PROBABILITY = 1e-8  # stands for 0 where the logarithm of a probability is stored
-REACH = 1000  # times the largest value that pixels have in the space of the images is the largest that is taken for a value of an image
-PIXEL_SHARE = 0.8  # of the values of a pair must lie in the range of pixels, or nearly, for its images to be taken as pixels
-PIXEL_MARGIN = 0.1  # how far beyond [0, 1] optimisation may have moved pixels that the program does not clamp
+# times the largest value that pixels have in the space of the images is the largest that is taken
+# for a value of an image
+REACH = 1000
+# of the values of a pair must lie in the range of pixels, or nearly, for its images to be taken as
+# pixels
+PIXEL_SHARE = 0.8
+# how far beyond [0, 1] optimisation may have moved pixels that the program does not clamp
+PIXEL_MARGIN = 0.1
 
 Space = Literal["pixel", "model"]
 
@@ -41,8 +47,15 @@ def sha256(path: Path) -> str:
 
 
 def is_plain(value: Any) -> bool:
-    """Whether something out of a file is an ordinary tensor of real numbers: not sparse, nested, quantised, complex or without a storage."""
-    if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_nested or value.is_quantized:
+    """Whether something out of a file is an ordinary tensor of real numbers: not sparse, nested,
+    quantised, complex or without a storage.
+    """
+    if (
+        not isinstance(value, Tensor)
+        or value.layout != torch.strided
+        or value.is_nested
+        or value.is_quantized
+    ):
         return False
     return value.device.type == "cpu" and not value.is_complex() and value.dtype != torch.bool
 
@@ -72,7 +85,11 @@ def described(value: Any, depth: int = 2) -> str:
 
 def is_state(value: Any) -> bool:
     """Whether something out of a file is a state dict: tensors by name."""
-    return isinstance(value, Mapping) and len(value) > 0 and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
+    return (
+        isinstance(value, Mapping)
+        and len(value) > 0
+        and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
+    )
 
 
 def _some(words: Sequence[Any]) -> str:
@@ -101,32 +118,42 @@ def read_set(
     space: Space | None = None,
     codec: Codec | None = None,
 ) -> tuple[SyntheticSet, list[Path]]:
-    """(distilled set, the files it came from) of a file of images, a pair of images and labels or a result of DC, whose `content` is there already.
+    """(distilled set, the files it came from) of a file of images, a pair of images and labels or a
+    result of DC, whose `content` is there already.
 
-    `load` reads the files beside it. Labels: `labels`, else the file's own, else labels_X.pt, else `data`'s classes in order, as many images
-    each. Learned rate: `lr`, else lr_X.pt, else none. `space` says what the values are; None: what the program that writes such files puts
-    there, pixels in a pair and what networks see in others. Pixels are decoded by `codec` where it holds several images in one, and else are images
-    as they are. Raises UserError for whatever does not fit the images and classes of `data`.
+    `load` reads the files beside it. Labels: `labels`, else the file's own, else labels_X.pt, else
+    `data`'s classes in order, as many images each. Learned rate: `lr`, else lr_X.pt, else none.
+    `space` says what the values are; None: what the program that writes such files puts there,
+    pixels in a pair and what networks see in others. Pixels are decoded by `codec` where it holds
+    several images in one, and else are images as they are. Raises UserError for whatever does not
+    fit the images and classes of `data`.
     """
     images, own, pair = _images(path, content, experiment)
     if tuple(images.shape[1:]) != data.image_shape:
         raise UserError(
-            f"The images in {path} are {tuple(images.shape[1:])} (channels, height, width) and those of data.name are {data.image_shape}; "
+            f"The images in {path} are {tuple(images.shape[1:])} (channels, height, width) and "
+            f"those of data.name are {data.image_shape}; "
             "name the recipe of their dataset, or set data.size."
         )
     images = as_pixels(images).float()
     if not images.isfinite().all():
-        raise UserError(f"{path} holds images with numbers that are not finite; get another file, their distillation diverged.")
+        raise UserError(
+            f"{path} holds images with numbers that are not finite; get another file, their "
+            "distillation diverged."
+        )
     if space is None:
         space = "pixel" if pair and _are_pixels(images) else "model"
         if pair and space == "model":
             log.say(
-                f"warning: the values in {path} go from {float(images.min()):.3g} to {float(images.max()):.3g}, which are no pixels in [0, 1], "
+                f"warning: the values in {path} go from {float(images.min()):.3g} to "
+                f"{float(images.max()):.3g}, which are no pixels in [0, 1], "
                 "so they are taken as networks see them; --space pixel takes them as pixels"
             )
     check_values(path, images, data, space)
     if own is not None and labels is not None:
-        raise UserError(f"{path} holds labels of its own, and --labels names others; leave --labels out.")
+        raise UserError(
+            f"{path} holds labels of its own, and --labels names others; leave --labels out."
+        )
     used = [path]
     found = labels or (beside(path, "labels") if own is None else None)
     if found is not None:
@@ -144,21 +171,31 @@ def read_set(
         tensors["lr"] = learned_rate(rate, str(rate_file or "--lr"))
     kind = "class" if logits is None else "logits"
     reader = pixel_codec(codec, data) if space == "pixel" else Identity()
-    return SyntheticSet(tensors, classes, data.class_names, reader, data.train.preprocess, kind, space=space), used
+    return SyntheticSet(
+        tensors, classes, data.class_names, reader, data.train.preprocess, kind, space=space
+    ), used
 
 
 def learned_rate(rate: float, where: str) -> Tensor:
     """A learned rate as it is stored. Raises UserError for what is none."""
     if not 0 < rate < math.inf:
-        raise UserError(f"{where} says a learning rate of {rate:g}, which must be positive and finite; give a usable one with --lr.")
+        raise UserError(
+            f"{where} says a learning rate of {rate:g}, which must be positive and finite; give a "
+            "usable one with --lr."
+        )
     return torch.tensor(rate)
 
 
 def pixel_codec(codec: Codec | None, data: Data) -> Codec:
-    """What decodes imported pixels: the recipe's codec where it holds several images in one, else none. Raises UserError where it cannot."""
+    """What decodes imported pixels: the recipe's codec where it holds several images in one, else
+    none. Raises UserError where it cannot.
+    """
     if not isinstance(codec, MultiFormation):
         return Pixels()
-    codec.pack(torch.zeros(codec.per_item, *data.image_shape), data.num_classes, data.train.preprocess)  # refuses a factor that does not go
+    # refuses a factor that does not go
+    codec.pack(
+        torch.zeros(codec.per_item, *data.image_shape), data.num_classes, data.train.preprocess
+    )
     return codec
 
 
@@ -169,14 +206,21 @@ def _are_pixels(images: Tensor) -> bool:
 
 
 def check_values(path: Path, images: Tensor, data: Data, space: Space) -> None:
-    """Raise UserError where finite values are too large for images, and warn of values that hardly can be what they are taken for."""
+    """Raise UserError where finite values are too large for images, and warn of values that hardly
+    can be what they are taken for.
+    """
     reach = 1.0 if space == "pixel" else _reach(data)
     low, high = float(images.min()) + 0.0, float(images.max()) + 0.0  # -0 becomes 0
     largest = max(-low, high)
     if largest > REACH * reach:
-        seen = "pixels are at most 1" if space == "pixel" else f"the training images reach {reach:.3g} as networks see them"
+        seen = (
+            "pixels are at most 1"
+            if space == "pixel"
+            else f"the training images reach {reach:.3g} as networks see them"
+        )
         raise UserError(
-            f"{path} holds values up to {largest:.3g}, which no image has: {seen}, and nothing above {REACH * reach:.3g} is taken; "
+            f"{path} holds values up to {largest:.3g}, which no image has: {seen}, and nothing "
+            f"above {REACH * reach:.3g} is taken; "
             "get another file, its distillation diverged."
         )
     flat = images.flatten(1)
@@ -184,15 +228,23 @@ def check_values(path: Path, images: Tensor, data: Data, space: Space) -> None:
         say = f"are all {low:g}" if low == high else "are the same within each image"
         log.say(f"warning: the values in {path} {say}, so there is nothing in these images")
     elif low >= 0 and 32 < high <= 255:
-        log.say(f"warning: the values in {path} go from {low:g} to {high:g}, as pixels of 8 bits do; divide such by 255, and say --space pixel")
+        log.say(
+            f"warning: the values in {path} go from {low:g} to {high:g}, as pixels of 8 bits do; "
+            "divide such by 255, and say --space pixel"
+        )
 
 
 def _reach(data: Data) -> float:
-    """The largest value that pixels have as networks see them: of black, of white, and of some training images."""
+    """The largest value that pixels have as networks see them: of black, of white, and of some
+    training images.
+    """
     shape = (1, *data.image_shape)
     some = torch.arange(0, len(data.train), max(1, len(data.train) // 100))
     device = data.train.device
-    seen = [data.train.preprocess.forward(torch.full(shape, value, device=device)) for value in (0.0, 1.0)]
+    seen = [
+        data.train.preprocess.forward(torch.full(shape, value, device=device))
+        for value in (0.0, 1.0)
+    ]
     return max(float(part.abs().max()) for part in (*seen, data.train.images(some)))
 
 
@@ -201,44 +253,74 @@ def named_pair(content: Any) -> list[Any] | None:
     if not isinstance(content, Mapping):
         return None
     images = [content[name] for name in ("images", "image", "imgs", "x", "data") if name in content]
-    labels = [content[name] for name in ("labels", "label", "y", "targets", "target") if name in content]
-    if len(images) != 1 or len(labels) != 1 or not all(isinstance(part, Tensor) for part in (*images, *labels)):
+    labels = [
+        content[name] for name in ("labels", "label", "y", "targets", "target") if name in content
+    ]
+    if (
+        len(images) != 1
+        or len(labels) != 1
+        or not all(isinstance(part, Tensor) for part in (*images, *labels))
+    ):
         return None
     return [*images, *labels] if images[0].dim() == 4 and len(images[0]) == len(labels[0]) else None
 
 
 def is_pair(content: Any) -> bool:
-    """Whether the content of a file is [images, labels] or a list of images for each class, as IDC and others write their sets."""
+    """Whether the content of a file is [images, labels] or a list of images for each class, as IDC
+    and others write their sets.
+    """
     if not isinstance(content, list | tuple) or len(content) < 2:
         return False
-    if all(isinstance(part, Tensor) and part.dim() == 4 for part in content) and len({part.shape[1:] for part in content}) == 1:
+    if (
+        all(isinstance(part, Tensor) and part.dim() == 4 for part in content)
+        and len({part.shape[1:] for part in content}) == 1
+    ):
         return True
-    return len(content) == 2 and _joined(content[0], 4) is not None and _joined(content[1], 2, 1) is not None
+    return (
+        len(content) == 2
+        and _joined(content[0], 4) is not None
+        and _joined(content[1], 2, 1) is not None
+    )
 
 
 def _joined(part: Any, *dims: int) -> Tensor | None:
-    """A tensor of one of these numbers of dimensions, of such a tensor, of a list of them for each class, or of numbers; None of anything else."""
+    """A tensor of one of these numbers of dimensions, of such a tensor, of a list of them for each
+    class, or of numbers; None of anything else.
+    """
     if isinstance(part, Tensor):
         return part if part.dim() in dims else None
     if not isinstance(part, list | tuple) or not part:
         return None
     if all(isinstance(value, int) and not isinstance(value, bool) for value in part):
         return torch.tensor(part) if 1 in dims else None
-    inner = [_joined(value, *dims, *([3] if 4 in dims else []), *([0] if 1 in dims else [])) for value in part]
+    inner = [
+        _joined(value, *dims, *([3] if 4 in dims else []), *([0] if 1 in dims else []))
+        for value in part
+    ]
     tensors = [value for value in inner if value is not None]
-    if len(tensors) < len(part) or len({value.dtype for value in tensors}) > 1 or not all(map(is_plain, tensors)):
+    if (
+        len(tensors) < len(part)
+        or len({value.dtype for value in tensors}) > 1
+        or not all(map(is_plain, tensors))
+    ):
         return None
-    raised = [value[None] if value.dim() in (0, 3) else value for value in tensors]  # of single images, and of single classes
+    # of single images, and of single classes
+    raised = [value[None] if value.dim() in (0, 3) else value for value in tensors]
     if len({value.shape[1:] for value in raised}) > 1:
         return None
     return torch.cat(raised)
 
 
 def _images(path: Path, content: Any, experiment: int | None) -> tuple[Tensor, Any, bool]:
-    """(images (S, C, H, W), the labels that lie with them or None, whether they are a pair as IDC writes it) in the content of a file."""
+    """(images (S, C, H, W), the labels that lie with them or None, whether they are a pair as IDC
+    writes it) in the content of a file.
+    """
     pair = is_pair(content)
     if experiment is not None and not (isinstance(content, dict) and "data" in content):
-        raise UserError(f"--experiment {experiment} chooses from a result of DC, DSA or DM, which {path} is not; leave --experiment out.")
+        raise UserError(
+            f"--experiment {experiment} chooses from a result of DC, DSA or DM, which {path} is "
+            "not; leave --experiment out."
+        )
     if pair and all(isinstance(part, Tensor) and part.dim() == 4 for part in content):
         counts = torch.tensor([len(part) for part in content])
         images, labels = _joined(content, 4), torch.arange(len(content)).repeat_interleave(counts)
@@ -247,20 +329,36 @@ def _images(path: Path, content: Any, experiment: int | None) -> tuple[Tensor, A
     elif isinstance(content, dict) and "data" in content:
         pairs = content["data"]
         if not isinstance(pairs, list | tuple) or not pairs:
-            raise UserError(f"The data in {path} is {shape_of(pairs)} and not a list of experiments; get a result that DC, DSA or DM wrote.")
+            raise UserError(
+                f"The data in {path} is {shape_of(pairs)} and not a list of experiments; get a "
+                "result that DC, DSA or DM wrote."
+            )
         number = len(pairs) - 1 if experiment is None else experiment
         if not 0 <= number < len(pairs):
-            raise UserError(f"--experiment {number} is not in {path}, which holds experiments 0 to {len(pairs) - 1}; choose one of those.")
-        one = pairs[number]
-        if not isinstance(one, list | tuple) or len(one) != 2 or not all(isinstance(part, Tensor) for part in one):
             raise UserError(
-                f"Experiment {number} in {path} is not a pair of images and labels, it is {described(one)}; get a result that DC, DSA or DM wrote."
+                f"--experiment {number} is not in {path}, which holds experiments 0 to "
+                f"{len(pairs) - 1}; choose one of those."
+            )
+        one = pairs[number]
+        if (
+            not isinstance(one, list | tuple)
+            or len(one) != 2
+            or not all(isinstance(part, Tensor) for part in one)
+        ):
+            raise UserError(
+                f"Experiment {number} in {path} is not a pair of images and labels, it is "
+                f"{described(one)}; get a result that DC, DSA or DM wrote."
             )
         images, labels = one
     else:
         images, labels = content, None
     bytes_in_pair = pair and isinstance(images, Tensor) and images.dtype == torch.uint8
-    if not isinstance(images, Tensor) or not is_plain(images) or images.dim() != 4 or len(images) == 0:
+    if (
+        not isinstance(images, Tensor)
+        or not is_plain(images)
+        or images.dim() != 4
+        or len(images) == 0
+    ):
         raise UserError(_no_images(path, images))
     if not images.is_floating_point() and not bytes_in_pair:
         raise UserError(_no_images(path, images))
@@ -269,49 +367,71 @@ def _images(path: Path, content: Any, experiment: int | None) -> tuple[Tensor, A
 
 def _no_images(path: Path, found: Any) -> str:
     return (
-        f"{path} holds {described(found)} and not images, which are a float tensor (S, channels, height, width); "
-        "give an images_X.pt, a pair of images and labels, a result of DC, a folder of images, or replay_buffer files."
+        f"{path} holds {described(found)} and not images, which are a float tensor (S, channels, "
+        "height, width); "
+        "give an images_X.pt, a pair of images and labels, a result of DC, a folder of images, or "
+        "replay_buffer files."
     )
 
 
 def _targets(where: str, labels: Any, size: int, num_classes: int) -> tuple[Tensor, Tensor | None]:
-    """(classes (S,), logits (S, K) or None) from the labels of a file; labels None: the classes in order."""
+    """(classes (S,), logits (S, K) or None) from the labels of a file; labels None: the classes in
+    order.
+    """
     even, logits = size % num_classes == 0, None
     if labels is None:
         if not even:
-            raise UserError(f"{size} images {where} are not as many for each of {num_classes} classes; give their labels with --labels.")
+            raise UserError(
+                f"{size} images {where} are not as many for each of {num_classes} classes; give "
+                "their labels with --labels."
+            )
         log.say(f"no labels {where}: the classes in order, {size // num_classes} images each")
         return torch.arange(num_classes).repeat_interleave(size // num_classes), None
     if not is_plain(labels):
-        raise UserError(f"The labels {where} are {shape_of(labels)} and not a tensor of numbers; give other labels with --labels.")
+        raise UserError(
+            f"The labels {where} are {shape_of(labels)} and not a tensor of numbers; give other "
+            "labels with --labels."
+        )
     wanted = (size, num_classes) if labels.is_floating_point() else (size,)
     if tuple(labels.shape) != wanted:
         kind = "one number for each class" if labels.is_floating_point() else "one class"
         raise UserError(
-            f"The labels {where} have shape {tuple(labels.shape)}, and {size} images of {num_classes} classes need {wanted}, {kind} an image; "
+            f"The labels {where} have shape {tuple(labels.shape)}, and {size} images of "
+            f"{num_classes} classes need {wanted}, {kind} an image; "
             "give the labels of these images with --labels."
         )
     if labels.is_floating_point():
         logits = _logits(where, labels.detach().float())
-        # the published programs keep their images sorted by class, and a soft label need not be right about its image
-        classes = torch.arange(num_classes).repeat_interleave(size // num_classes) if even else logits.argmax(1)
+        # the published programs keep their images sorted by class, and a soft label need not be
+        # right about its image
+        classes = (
+            torch.arange(num_classes).repeat_interleave(size // num_classes)
+            if even
+            else logits.argmax(1)
+        )
     else:
         classes = labels.detach().long()
         if classes.min() < 0 or classes.max() >= num_classes:
             raise UserError(
-                f"The labels {where} go from {int(classes.min())} to {int(classes.max())}, and the classes from 0 to {num_classes - 1}; "
+                f"The labels {where} go from {int(classes.min())} to {int(classes.max())}, and "
+                f"the classes from 0 to {num_classes - 1}; "
                 "name the recipe of their dataset, or give other labels with --labels."
             )
     missing = sorted({*range(num_classes)} - {*classes.tolist()})
     if missing:
-        raise UserError(f"The labels {where} leave class {missing[0]} of 0 to {num_classes - 1} without an image; give all labels with --labels.")
+        raise UserError(
+            f"The labels {where} leave class {missing[0]} of 0 to {num_classes - 1} without an "
+            "image; give all labels with --labels."
+        )
     return classes, logits
 
 
 def _logits(where: str, labels: Tensor) -> Tensor:
     """Soft labels (S, K) as logits: raw ones as they are, of probabilities (TESLA) the logarithm."""
     if not labels.isfinite().all():
-        raise UserError(f"The labels {where} hold numbers that are not finite; give other labels with --labels.")
+        raise UserError(
+            f"The labels {where} hold numbers that are not finite; give other labels with --labels."
+        )
     if (labels >= 0).all() and torch.allclose(labels.sum(1), torch.ones(len(labels)), atol=1e-3):
         return labels.clamp(min=SMALLEST_PROBABILITY).log()
     return labels.contiguous()
@@ -322,13 +442,21 @@ def _rate(path: Path, value: Any) -> float:
     if isinstance(value, float):
         return value
     if not is_plain(value) or value.numel() != 1:
-        raise UserError(f"{path} holds {described(value)} and not one learning rate; move it away, or give the rate with --lr.")
+        raise UserError(
+            f"{path} holds {described(value)} and not one learning rate; move it away, or give "
+            "the rate with --lr."
+        )
     return float(value.detach())
 
 
 def provenance(paths: Sequence[Path], **options: Any) -> dict[str, Any]:
-    """Names and digests of the files, or folders of files, that something was imported from, and the options that were set."""
-    digests = {path.resolve().name: folder_sha256(path) if path.is_dir() else sha256(path) for path in paths}
+    """Names and digests of the files, or folders of files, that something was imported from, and
+    the options that were set.
+    """
+    digests = {
+        path.resolve().name: folder_sha256(path) if path.is_dir() else sha256(path)
+        for path in paths
+    }
     return {
         "files": [path.resolve().name for path in paths],
         "sha256": digests,
@@ -337,7 +465,9 @@ def provenance(paths: Sequence[Path], **options: Any) -> dict[str, Any]:
 
 
 def folder_sha256(folder: Path) -> str:
-    """The hexadecimal digest of the names and contents of all files below a folder, but hidden ones."""
+    """The hexadecimal digest of the names and contents of all files below a folder, but hidden
+    ones.
+    """
     whole = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
@@ -347,7 +477,10 @@ def folder_sha256(folder: Path) -> str:
 
 
 def save_pt(path: Path, value: Any) -> None:
-    """A file of torch.save. It is made in memory first: a full disk is then an error of writing like any other."""
+    """A file of torch.save.
+
+    It is made in memory first: a full disk is then an error of writing like any other.
+    """
     content = io.BytesIO()
     torch.save(value, content)
     with files.replacing(path) as temporary:
@@ -355,16 +488,26 @@ def save_pt(path: Path, value: Any) -> None:
 
 
 def export_set(syn: SyntheticSet, name: str, out: Path) -> list[Path]:
-    """Write images_NAME.pt, labels_NAME.pt and, with a learned rate, lr_NAME.pt into `out`; returns the files.
+    """Write images_NAME.pt, labels_NAME.pt and, with a learned rate, lr_NAME.pt into `out`; returns
+    the files.
 
-    Images are decoded and preprocessed, labels are classes (S,) or raw logits (S, K). Raises UserError when one of the files exists.
+    Images are decoded and preprocessed, labels are classes (S,) or raw logits (S, K). Raises
+    UserError when one of the files exists.
     """
     if syn.target_kind == "features":
-        raise UserError("The labels of this set are features, which the published programs have no file for; export a set with classes or logits.")
+        raise UserError(
+            "The labels of this set are features, which the published programs have no file for; "
+            "export a set with classes or logits."
+        )
     with torch.no_grad():
         images, targets = syn.batch(torch.arange(len(syn)))
-    contents = {"images": images, "labels": targets} | ({"lr": syn.tensors["lr"]} if "lr" in syn.tensors else {})
-    paths = {out / f"{kind}_{name}.pt": tensor.detach().cpu().clone() for kind, tensor in contents.items()}
+    contents = {"images": images, "labels": targets} | (
+        {"lr": syn.tensors["lr"]} if "lr" in syn.tensors else {}
+    )
+    paths = {
+        out / f"{kind}_{name}.pt": tensor.detach().cpu().clone()
+        for kind, tensor in contents.items()
+    }
     files.refuse_existing(paths)
     files.make_folder(out)
     for path, tensor in paths.items():

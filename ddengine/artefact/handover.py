@@ -1,6 +1,8 @@
-"""A distilled set for those who have no engine: parquet and a dataset card beside its tensors, WebDataset shards, folders of images.
+"""A distilled set for those who have no engine: parquet and a dataset card beside its tensors,
+WebDataset shards, folders of images.
 
-All of these hold pixels of 8 bits. The exact tensors are in data.safetensors; the card says how far the two are apart.
+All of these hold pixels of 8 bits. The exact tensors are in data.safetensors; the card says how far
+the two are apart.
 """
 
 import io
@@ -36,19 +38,34 @@ EVALUATION = "evaluation.json"
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
 PROTOCOL_BEGIN, PROTOCOL_END = "<!-- protocol -->", "<!-- /protocol -->"
 
-# The licences of source images that are known, as Hugging Face writes them, and in words. All others are said to be unknown.
+# The licences of source images that are known, as Hugging Face writes them, and in words. All
+# others are said to be unknown.
 LICENCES = {
-    "digits": ("cc-by-4.0", "The source images, Optical Recognition of Handwritten Digits of the UCI repository, are under CC BY 4.0."),
+    "digits": (
+        "cc-by-4.0",
+        (
+            "The source images, Optical Recognition of Handwritten Digits of the UCI repository, "
+            "are under CC BY 4.0."
+        ),
+    ),
     "fashion_mnist": ("mit", "The source images, Fashion-MNIST, are under the MIT licence."),
 }
-UNKNOWN = ("unknown", "The licence of the source images is not known to the program that wrote this; find it out before passing the set on.")
+UNKNOWN = (
+    "unknown",
+    (
+        "The licence of the source images is not known to the program that wrote this; find it "
+        "out before passing the set on."
+    ),
+)
 
 
 # Pixels of 8 bits
 
 
 def eight_bit(pixels: Tensor) -> Tensor:
-    """Pixel values, of any shape, as uint8: clamped to [0, 1], times 255, rounded as torchvision.utils.save_image does (halves up)."""
+    """Pixel values, of any shape, as uint8: clamped to [0, 1], times 255, rounded as
+    torchvision.utils.save_image does (halves up).
+    """
     return as_bytes(pixels)
 
 
@@ -56,23 +73,31 @@ def png(image: Tensor) -> bytes:
     """The PNG file of an image (C, H, W) uint8 with 1 (grey), 3 (RGB) or 4 (RGBA) channels."""
     array = image.cpu().permute(1, 2, 0).numpy()
     buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(array[:, :, 0] if array.shape[2] == 1 else array)).save(buffer, format="png")
+    Image.fromarray(np.ascontiguousarray(array[:, :, 0] if array.shape[2] == 1 else array)).save(
+        buffer, format="png"
+    )
     return buffer.getvalue()
 
 
 def padded(number: int, num: int, least: int) -> str:
-    """A number of 0 to num - 1 with as many digits as the last one has, at least `least`, so that names sort like their numbers."""
+    """A number of 0 to num - 1 with as many digits as the last one has, at least `least`, so that
+    names sort like their numbers.
+    """
     return f"{number:0{max(least, len(str(num - 1)))}d}"
 
 
 def class_folder(syn: "SyntheticSet", label: int) -> str:
-    """The folder name of a class: its number, by which folders sort, and what of its name is safe in a path."""
+    """The folder name of a class: its number, by which folders sort, and what of its name is safe
+    in a path.
+    """
     name = "".join(ch if ch.isalnum() or ch in "-_" else "_" for ch in syn.class_names[label])
     return f"{padded(label, len(syn.class_names), 4)}_{name[:LONGEST_NAME]}"
 
 
 def example_name(i: int, num: int) -> str:
-    """The name of example i of `num` in files, without a suffix: its number, six digits or as many as it takes."""
+    """The name of example i of `num` in files, without a suffix: its number, six digits or as many
+    as it takes.
+    """
     return padded(i, num, 6)
 
 
@@ -82,7 +107,8 @@ class Exported:
 
     pngs: list[bytes]  # N files
     classes: list[int]  # N
-    clamped: float  # fraction of the pixel values that lie outside [0, 1] by more than half a step, so were clamped
+    # fraction of the pixel values that lie outside [0, 1] by more than half a step, so were clamped
+    clamped: float
     largest_error: float  # of any pixel value in [0, 1]-units, clamping included
 
     @property
@@ -92,7 +118,10 @@ class Exported:
 
 
 def exported(syn: "SyntheticSet") -> Exported:
-    """All N decoded examples as PNG files. A part at a time is decoded, so that memory holds the files and little else."""
+    """All N decoded examples as PNG files.
+
+    A part at a time is decoded, so that memory holds the files and little else.
+    """
     pngs: list[bytes] = []
     outside, values, error = 0, 0, 0.0
     for index in torch.arange(len(syn)).split(max(1, AT_ONCE // syn.tensors["images"][0].numel())):
@@ -107,7 +136,9 @@ def exported(syn: "SyntheticSet") -> Exported:
 
 
 def example_logits(syn: "SyntheticSet") -> Tensor | None:
-    """Soft labels (N, K) float32 of the decoded examples; None for a set with classes, or with another number of labels, which `load` refuses."""
+    """Soft labels (N, K) float32 of the decoded examples; None for a set with classes, or with
+    another number of labels, which `load` refuses.
+    """
     if syn.target_kind != "logits":
         return None
     logits = syn.logits.detach()
@@ -120,29 +151,42 @@ def example_logits(syn: "SyntheticSet") -> Tensor | None:
 
 
 def write(folder: Path, syn: "SyntheticSet", meta: Mapping[str, Any]) -> None:
-    """Put images/, the parquet file and the card into an existing folder. `meta` is the content of meta.json; the card says what is in it."""
+    """Put images/, the parquet file and the card into an existing folder.
+
+    `meta` is the content of meta.json; the card says what is in it.
+    """
     export = exported(syn)
-    natural = syn.codec.natural(syn.tensors)  # where there are such, sums with them are not written as images
+    # where there are such, sums with them are not written as images
+    natural = syn.codec.natural(syn.tensors)
     if natural:
         (folder / "images" / "compensators").mkdir(parents=True)
         added = 0.5 + syn.tensors["compensators"].float() * syn.tensors["unit"].view(-1, 1, 1)
         for i, image in enumerate(added):
-            (folder / "images" / "compensators" / f"{example_name(i, len(added))}.png").write_bytes(png(eight_bit(image)))
+            (folder / "images" / "compensators" / f"{example_name(i, len(added))}.png").write_bytes(
+                png(eight_bit(image))
+            )
     _write_classes(folder / "images", syn, export.pngs[: natural or None], export.classes)
     write_parquet(folder / PARQUET, syn, export)
     (folder / CARD).write_bytes(card(syn, meta, export).encode())
 
 
-def _write_classes(folder: Path, syn: "SyntheticSet", pngs: Sequence[bytes], classes: Sequence[int]) -> None:
+def _write_classes(
+    folder: Path, syn: "SyntheticSet", pngs: Sequence[bytes], classes: Sequence[int]
+) -> None:
     """folder/CLASS/000000.png of each; the number is that of the example."""
     for c in sorted(set(classes[: len(pngs)])):
         (folder / class_folder(syn, c)).mkdir(parents=True, exist_ok=True)
     for i, (content, c) in enumerate(zip(pngs, classes, strict=False)):
-        (folder / class_folder(syn, c) / f"{example_name(i, len(classes))}.png").write_bytes(content)
+        (folder / class_folder(syn, c) / f"{example_name(i, len(classes))}.png").write_bytes(
+            content
+        )
 
 
 def unique_names(names: Sequence[str]) -> list[str]:
-    """Class names as ClassLabel wants them: none twice. A later one of the same name gets its number."""
+    """Class names as ClassLabel wants them: none twice.
+
+    A later one of the same name gets its number.
+    """
     seen: set[str] = set()
     found = []
     for i, name in enumerate(names):
@@ -156,24 +200,37 @@ def unique_names(names: Sequence[str]) -> list[str]:
 def write_parquet(path: Path, syn: "SyntheticSet", export: Exported) -> None:
     """The decoded examples as a table that the `datasets` library reads with its features.
 
-    Columns: `image` (struct of PNG bytes and a file name), `label` int64 and, with soft labels, `logits` list<float32> (K).
+    Columns: `image` (struct of PNG bytes and a file name), `label` int64 and, with soft labels,
+    `logits` list<float32> (K).
     """
     import pyarrow as pa  # slow to import
     import pyarrow.parquet as pq
 
-    features: dict[str, Any] = {"image": {"_type": "Image"}, "label": {"names": unique_names(syn.class_names), "_type": "ClassLabel"}}
+    features: dict[str, Any] = {
+        "image": {"_type": "Image"},
+        "label": {"names": unique_names(syn.class_names), "_type": "ClassLabel"},
+    }
     paths = [f"{example_name(i, len(export.pngs))}.png" for i in range(len(export.pngs))]
     columns: dict[str, pa.Array] = {
-        "image": pa.StructArray.from_arrays([pa.array(export.pngs, pa.binary()), pa.array(paths, pa.string())], ["bytes", "path"]),
+        "image": pa.StructArray.from_arrays(
+            [pa.array(export.pngs, pa.binary()), pa.array(paths, pa.string())], ["bytes", "path"]
+        ),
         "label": pa.array(export.classes, pa.int64()),
     }
     logits = example_logits(syn)
     if logits is not None:
         offsets = pa.array(np.arange(len(logits) + 1, dtype=np.int32) * logits.shape[1])
-        columns["logits"] = pa.ListArray.from_arrays(offsets, pa.array(logits.flatten().numpy(), pa.float32()))
+        columns["logits"] = pa.ListArray.from_arrays(
+            offsets, pa.array(logits.flatten().numpy(), pa.float32())
+        )
         # versions of `datasets` below 4 know no List, and later ones read Sequence as one
-        features["logits"] = {"feature": {"dtype": "float32", "_type": "Value"}, "_type": "Sequence"}
-    table = pa.table(columns).replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+        features["logits"] = {
+            "feature": {"dtype": "float32", "_type": "Value"},
+            "_type": "Sequence",
+        }
+    table = pa.table(columns).replace_schema_metadata(
+        {"huggingface": json.dumps({"info": {"features": features}})}
+    )
     pq.write_table(table, path, compression="zstd", row_group_size=1000)
 
 
@@ -181,9 +238,15 @@ def write_parquet(path: Path, syn: "SyntheticSet", export: Exported) -> None:
 
 
 def quoted(text: str) -> str:
-    """A string as a YAML (and JSON) scalar in double quotes, whatever is in it; it cannot hold a mark of `add_results` either."""
+    """A string as a YAML (and JSON) scalar in double quotes, whatever is in it; it cannot hold a
+    mark of `add_results` either.
+    """
     scalar = json.dumps(text, ensure_ascii=False)
-    return re.sub("[<\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]", lambda found: f"\\u{ord(found[0]):04x}", scalar)
+    return re.sub(
+        "[<\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]",
+        lambda found: f"\\u{ord(found[0]):04x}",
+        scalar,
+    )
 
 
 def plain(value: Any) -> str:
@@ -202,17 +265,31 @@ def _at(meta: Any, *keys: str) -> Any:
 def _table(rows: Sequence[tuple[str, Any]]) -> list[str]:
     """A Markdown table of what is known."""
     known = [(name, value) for name, value in rows if value is not None]
-    return ["| | |", "|---|---|", *(f"| {name} | {plain(value)} |" for name, value in known)] if known else []
+    return (
+        ["| | |", "|---|---|", *(f"| {name} | {plain(value)} |" for name, value in known)]
+        if known
+        else []
+    )
 
 
 def size_category(num: int) -> str:
     """Hugging Face's word for so many examples."""
-    steps = [(10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M")]
+    steps = [
+        (10**3, "n<1K"),
+        (10**4, "1K<n<10K"),
+        (10**5, "10K<n<100K"),
+        (10**6, "100K<n<1M"),
+        (10**7, "1M<n<10M"),
+    ]
     return next((name for limit, name in steps if num < limit), "10M<n<100M")
 
 
 def card(syn: "SyntheticSet", meta: Mapping[str, Any], export: Exported) -> str:
-    """The dataset card: YAML that makes `datasets.load_dataset(folder)` read the parquet file, then what meta.json says, in words."""
+    """The dataset card:
+
+    YAML that makes `datasets.load_dataset(folder)` read the parquet file, then what meta.json says,
+    in words.
+    """
     from ddengine.pages.report import size  # imports synthetic.py
 
     source, recipe = _at(meta, "recipe", "data", "name"), _at(meta, "recipe", "name")
@@ -224,7 +301,9 @@ def card(syn: "SyntheticSet", meta: Mapping[str, Any], export: Exported) -> str:
     kind = "Selected" if selected else "Distilled"
     title = f"{kind} {source}" if isinstance(source, str) else f"{kind} set"
     if num_merged:
-        title = f"Merged from {num_merged} sets" + (f" of {source}" if isinstance(source, str) else "")
+        title = f"Merged from {num_merged} sets" + (
+            f" of {source}" if isinstance(source, str) else ""
+        )
     per_class = f"{syn.images_per_class():.4g}"
     title += f", {per_class} image{'' if per_class == '1' else 's'} per class"
     images = syn.tensors["images"]
@@ -261,24 +340,36 @@ def card(syn: "SyntheticSet", meta: Mapping[str, Any], export: Exported) -> str:
     facts = _table(
         [
             ("recipe", recipe),
-            ("method", _at(meta, "recipe", "objective", "type") if not (selected or imported) else None),
+            (
+                "method",
+                _at(meta, "recipe", "objective", "type") if not (selected or imported) else None,
+            ),
             ("source images", source),
             ("images per class (budget)", _at(meta, "recipe", "ipc")),
             ("network", _at(meta, "recipe", "model")),
-            ("outer steps", _at(meta, "recipe", "outer", "steps") if not (selected or imported) else None),
+            (
+                "outer steps",
+                _at(meta, "recipe", "outer", "steps") if not (selected or imported) else None,
+            ),
             ("learned learning rate", f"{syn.lr:.6g}" if syn.lr is not None else None),
             (
                 "stored as",
-                f"{type(syn.codec).__name__}, {len(images)} images" + (f" and {len(syn.tensors['compensators'])} others" if natural else ""),
+                f"{type(syn.codec).__name__}, {len(images)} images"
+                + (f" and {len(syn.tensors['compensators'])} others" if natural else ""),
             ),
             ("training examples", f"{len(syn)} of {shape} (channels x height x width)"),
             ("labels", labels),
         ]
     )
-    names = ", ".join(plain(name) for name in syn.class_names[:SHOWN_CLASSES]) + (", ..." if num_classes > SHOWN_CLASSES else "")
+    names = ", ".join(plain(name) for name in syn.class_names[:SHOWN_CLASSES]) + (
+        ", ..." if num_classes > SHOWN_CLASSES else ""
+    )
     std = syn.preprocess.std
     if std is not None:
-        mean, deviation = ([float(f"{v:.6g}") for v in values.flatten().tolist()] for values in (syn.preprocess.mean, std))
+        mean, deviation = (
+            [float(f"{v:.6g}") for v in values.flatten().tolist()]
+            for values in (syn.preprocess.mean, std)
+        )
         normalise = f"Networks see `(pixels - mean) / std` with pixels in [0, 1], mean {mean} and std {deviation}, real test images too."
     else:
         normalise = "Networks see whitened pixels: bring real test images into that form with `info['preprocess']`, and these too."
@@ -286,21 +377,27 @@ def card(syn: "SyntheticSet", meta: Mapping[str, Any], export: Exported) -> str:
         apart = "The 8-bit pixels of the parquet file and of images/ are those of data.safetensors."
     else:
         apart = (
-            "The 8-bit pixels of the parquet file and of images/ are an approximation of data.safetensors: "
+            "The 8-bit pixels of the parquet file and of images/ are an approximation of "
+            "data.safetensors: "
             f"{100 * export.clamped:.3g} % of the values lie outside [0, 1] and were cut there, "
-            f"and the largest change is {255 * export.largest_error:.3g} of 255 steps; what that costs is the row distilled_8bit under Accuracy."
+            f"and the largest change is {255 * export.largest_error:.3g} of 255 steps; what that "
+            "costs is the row distilled_8bit under Accuracy."
         )
     use = [
         "```python",
         "from load import load  # in this folder; needs torch and safetensors",
         "",
-        "images, targets, info = load()  # exact, as a network should see them; targets as torch's cross_entropy takes them",
+        (
+            "images, targets, info = load()  # exact, as a network should see them; targets as "
+            "torch's cross_entropy takes them"
+        ),
         "```",
         "",
         "```python",
         "from datasets import load_dataset",
         "",
-        'examples = load_dataset("PATH/OF/THIS/FOLDER", split="train")  # 8-bit images, label' + (", logits" if syn.target_kind == "logits" else ""),
+        'examples = load_dataset("PATH/OF/THIS/FOLDER", split="train")  # 8-bit images, label'
+        + (", logits" if syn.target_kind == "logits" else ""),
         "```",
         "",
         f"{apart} {normalise}",
@@ -308,29 +405,52 @@ def card(syn: "SyntheticSet", meta: Mapping[str, Any], export: Exported) -> str:
     trained = _at(meta, "protocol")
     trained = trained_section(trained) if isinstance(trained, Mapping) else []
     if syn.target_kind == "logits":
-        use += ["", "`logits` are soft labels before the softmax; `label` is the class an image was made for."]
+        use += [
+            "",
+            (
+                "`logits` are soft labels before the softmax; `label` is the class an image was "
+                "made for."
+            ),
+        ]
     sizes = syn.nbytes()
-    parts = ", ".join(f"{part} {size(sizes[part])}" for part in ("images", "compensators", "labels", "other") if sizes[part])
-    holders = "data.safetensors" + (" and labels.safetensors" if syn.target_kind == "logits" else "")
+    parts = ", ".join(
+        f"{part} {size(sizes[part])}"
+        for part in ("images", "compensators", "labels", "other")
+        if sizes[part]
+    )
+    holders = "data.safetensors" + (
+        " and labels.safetensors" if syn.target_kind == "logits" else ""
+    )
     stored = f"{size(sizes['total'])} in {holders}: {parts}."
     raw, whole = _at(meta, "raw_bytes"), _at(meta, "dataset_bytes")
     if isinstance(raw, int) and raw > 0:
         stored += f" The training images they were made from are {size(raw)}"
-        stored += f", the whole training split {size(whole)}." if isinstance(whole, int) and whole != raw else "."
+        stored += (
+            f", the whole training split {size(whole)}."
+            if isinstance(whole, int) and whole != raw
+            else "."
+        )
     network = _at(meta, "recipe", "model")
     limits = [
-        "- Fitted to one family of networks" + (f" (`{plain(network)}`)" if network else "") + ": others may learn less from it, so measure first.",
+        "- Fitted to one family of networks"
+        + (f" (`{plain(network)}`)" if network else "")
+        + ": others may learn less from it, so measure first.",
         "- The 8-bit export is not the exact tensors."
         if not export.exact
         else "- Only the pixels are exact in 8 bits; use load.py for preprocessing.",
-        "- Not a benchmark result: nothing here says how it compares with other methods under their protocols.",
+        (
+            "- Not a benchmark result: nothing here says how it compares with other methods under "
+            "their protocols."
+        ),
     ]
     if selected:
         anonymous = "- **Not anonymous**: these are real images as they are."
     else:
         anonymous = (
-            "- **Distilled is not anonymous**: the images were computed from real ones and may start from them, nothing bounds what they "
-            "show of a single one, and what may not be passed on of the source images may not be passed on of these without a check."
+            "- **Distilled is not anonymous**: the images were computed from real ones and may "
+            "start from them, nothing bounds what they "
+            "show of a single one, and what may not be passed on of the source images may not be "
+            "passed on of these without a check."
         )
         if natural:
             anonymous += f" {natural} of them are real images, stored as they are."
@@ -349,8 +469,18 @@ def card(syn: "SyntheticSet", meta: Mapping[str, Any], export: Exported) -> str:
             ("precision", _at(meta, "precision")),
             ("digest of the training images", _at(meta, "images")),
             ("commit", _at(meta, "commit")),
-            ("machine", ", ".join(f"{k} {v}" for k, v in machine.items()) if isinstance(machine, Mapping) else None),
-            ("versions", ", ".join(f"{k} {v}" for k, v in versions.items()) if isinstance(versions, Mapping) else None),
+            (
+                "machine",
+                ", ".join(f"{k} {v}" for k, v in machine.items())
+                if isinstance(machine, Mapping)
+                else None,
+            ),
+            (
+                "versions",
+                ", ".join(f"{k} {v}" for k, v in versions.items())
+                if isinstance(versions, Mapping)
+                else None,
+            ),
             ("seconds of distillation", _at(meta, "distillation", "seconds")),
         ]
     )
@@ -363,31 +493,56 @@ def card(syn: "SyntheticSet", meta: Mapping[str, Any], export: Exported) -> str:
         (
             "Intended use",
             [
-                "Research on dataset distillation, and quick training runs (tests, teaching, searches) where a rough network is enough. "
-                "Not for deciding about people, and not in place of the source images where accuracy matters."
+                "Research on dataset distillation, and quick training runs (tests, teaching, "
+                "searches) where a rough network is enough. "
+                "Not for deciding about people, and not in place of the source images where "
+                "accuracy matters."
             ],
         ),
         ("Limits", [*limits, anonymous]),
         ("Licence", [f"What is derived from images stays under their licence. {in_words}"]),
         ("Citation", citation),
-        ("Reproducibility", [*made, *([""] if made else []), "meta.json holds everything that was set."]),
+        (
+            "Reproducibility",
+            [*made, *([""] if made else []), "meta.json holds everything that was set."],
+        ),
     ]
     body = [line for name, lines in sections if lines for line in ("", f"## {name}", "", *lines)]
     return "\n".join([*head, "", f"# {plain(title)}", *body]) + "\n"
 
 
 def results_table(evaluation: Mapping[str, Any]) -> str:
-    """The rows of evaluation.json as a Markdown table, in percent, with what the numbers mean below it."""
-    balanced = report.uneven(evaluation) and all("balanced_accuracy_mean" in row for row in evaluation["rows"])
-    heads = ["set", "network", "test accuracy %", "95 % interval", *(["balanced accuracy %"] if balanced else []), "networks"]
+    """The rows of evaluation.json as a Markdown table, in percent, with what the numbers mean below
+    it.
+    """
+    balanced = report.uneven(evaluation) and all(
+        "balanced_accuracy_mean" in row for row in evaluation["rows"]
+    )
+    heads = [
+        "set",
+        "network",
+        "test accuracy %",
+        "95 % interval",
+        *(["balanced accuracy %"] if balanced else []),
+        "networks",
+    ]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for row in evaluation["rows"]:
         spread = "" if row.get("accuracy_std") is None else f" ± {100 * row['accuracy_std']:.1f}"
         interval = row.get("ci95")
         between = f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f}" if interval else "-"
-        networks = str(row.get("n", "-")) + (f", {row['diverged']} diverged" if row.get("diverged") else "")
-        cells = (plain(row["set"]), plain(row["model"]), report.percent(row["accuracy_mean"]) + spread, between)
-        cells += ((report.percent(row["balanced_accuracy_mean"]),) if balanced else ()) + (networks,)
+        networks = str(row.get("n", "-")) + (
+            f", {row['diverged']} diverged" if row.get("diverged") else ""
+        )
+        cells = (
+            plain(row["set"]),
+            plain(row["model"]),
+            report.percent(row["accuracy_mean"]) + spread,
+            between,
+        )
+        cells += ((report.percent(row["balanced_accuracy_mean"]),) if balanced else ()) + (
+            networks,
+        )
         lines.append(f"| {' | '.join(cells)} |")
     protocol = _at(evaluation, "protocol", "protocol")
     start = f" (protocol {plain(protocol)})" if protocol else ""
@@ -395,18 +550,30 @@ def results_table(evaluation: Mapping[str, Any]) -> str:
     on = f" on {tested} test images" if isinstance(tested, int) else ""
     lines += [
         "",
-        f"Measured{on} by the settings of evaluation.json{start}: mean ± standard deviation over that many networks, each trained anew"
-        + (f"; 95 % intervals of the mean by {report.interval_of(evaluation)}." if any(row.get("ci95") for row in evaluation["rows"]) else "."),
+        f"Measured{on} by the settings of evaluation.json{start}: mean ± standard deviation over "
+        "that many networks, each trained anew"
+        + (
+            f"; 95 % intervals of the mean by {report.interval_of(evaluation)}."
+            if any(row.get("ci95") for row in evaluation["rows"])
+            else "."
+        ),
     ]
     if any(row["set"] == "distilled_8bit" for row in evaluation["rows"]):
-        lines.append("`distilled_8bit` is what the 8-bit export gives, `distilled` the exact tensors.")
+        lines.append(
+            "`distilled_8bit` is what the 8-bit export gives, `distilled` the exact tensors."
+        )
     if balanced:
-        lines.append("Balanced accuracy is the mean over the classes, of which the test split holds unequal numbers of images.")
+        lines.append(
+            "Balanced accuracy is the mean over the classes, of which the test split holds "
+            "unequal numbers of images."
+        )
     return "\n".join(lines)
 
 
 def trained_section(protocol: Mapping[str, Any]) -> list[str]:
-    """Lines of the card that say by which protocol networks are trained on the set, within marks by which they are found again."""
+    """Lines of the card that say by which protocol networks are trained on the set, within marks by
+    which they are found again.
+    """
     from ddengine.artefact import loader  # imports synthetic.py, which imports this module
     from ddengine.evaluation.protocol import words
 
@@ -414,21 +581,27 @@ def trained_section(protocol: Mapping[str, Any]) -> list[str]:
     if loader.trainable(protocol):
         how += " `train(network)` of load.py does all of it; without the augmentation, or at another rate, expect other accuracies."
     else:
-        how += (
-            " load.py cannot train so, because the labels or the loss are not in this folder: expect other accuracies of what is trained on it alone."
-        )
+        how += " load.py cannot train so, because the labels or the loss are not in this folder: expect other accuracies of what is trained on it alone."
     return [PROTOCOL_BEGIN, *_table(words(protocol)), "", how, PROTOCOL_END]
 
 
 def _put(text: str, begin: str, end: str, heading: str, section: str) -> str:
-    """The card with `section`, which has the marks around it, in its place; where there is no such place, at the end under a heading."""
+    """The card with `section`, which has the marks around it, in its place; where there is no such
+    place, at the end under a heading.
+    """
     before, found, rest = text.partition(begin)
     _, closed, after = rest.partition(end)
-    return f"{before}{section}{after}" if found and closed else f"{text.rstrip()}\n\n## {heading}\n\n{section}\n"
+    return (
+        f"{before}{section}{after}"
+        if found and closed
+        else f"{text.rstrip()}\n\n## {heading}\n\n{section}\n"
+    )
 
 
 def without_paths(command: Sequence[Any]) -> list[str]:
-    """The words of a command, in which paths of this machine, those from its root or a home, keep their last part only."""
+    """The words of a command, in which paths of this machine, those from its root or a home, keep
+    their last part only.
+    """
     kept = []
     for word in map(str, command):
         flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
@@ -439,12 +612,14 @@ def without_paths(command: Sequence[Any]) -> list[str]:
 
 
 def add_results(folder: Path, evaluation: Mapping[str, Any]) -> None:
-    """Put an evaluation into a distilled folder, in place of an earlier one: what is said there of accuracies is then about this one.
+    """Put an evaluation into a distilled folder, in place of an earlier one: what is said there of
+    accuracies is then about this one.
 
-    The card gets the accuracies and the protocol; meta.json and load.py get the protocol, with the learning rate that was
-    chosen for the set; evaluation.json is copied, without the paths of this machine. Each file is old or new, never half of
-    one, and the same call again mends what a kill has left. Where the card has lost its places for them they go to its end.
-    A folder without a card, written before there were cards, is left as it is.
+    The card gets the accuracies and the protocol; meta.json and load.py get the protocol, with the
+    learning rate that was chosen for the set; evaluation.json is copied, without the paths of this
+    machine. Each file is old or new, never half of one, and the same call again mends what a kill
+    has left. Where the card has lost its places for them they go to its end. A folder without a
+    card, written before there were cards, is left as it is.
 
     Args:
         folder: a distilled folder.
@@ -459,18 +634,31 @@ def add_results(folder: Path, evaluation: Mapping[str, Any]) -> None:
     try:
         section = f"{BEGIN}\n{results_table(evaluation)}\n{END}"
     except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise UserError(f"The evaluation of {folder} lacks what its card says ({error!r}); evaluate again with --restart.") from None
+        raise UserError(
+            f"The evaluation of {folder} lacks what its card says ({error!r}); evaluate again "
+            "with --restart."
+        ) from None
     text = path.read_bytes().decode(errors="replace")
     trained = _add_protocol(folder, evaluation)
     if trained is not None:
-        text = _put(text, PROTOCOL_BEGIN, PROTOCOL_END, "How it was trained on", "\n".join(trained_section(trained)))
-    copied = dict(evaluation) | ({"command": without_paths(evaluation["command"])} if "command" in evaluation else {})
+        text = _put(
+            text,
+            PROTOCOL_BEGIN,
+            PROTOCOL_END,
+            "How it was trained on",
+            "\n".join(trained_section(trained)),
+        )
+    copied = dict(evaluation) | (
+        {"command": without_paths(evaluation["command"])} if "command" in evaluation else {}
+    )
     files.write_json(folder / EVALUATION, copied)
     files.write_text(path, _put(text, BEGIN, END, "Accuracy", section))
 
 
 def _add_protocol(folder: Path, evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Write the protocol of an evaluation into meta.json and load.py, and return it; None where folder or evaluation do not say enough for that."""
+    """Write the protocol of an evaluation into meta.json and load.py, and return it; None where
+    folder or evaluation do not say enough for that.
+    """
     from ddengine.evaluation import protocol
     from ddengine.sets import synthetic
 
@@ -478,7 +666,9 @@ def _add_protocol(folder: Path, evaluation: Mapping[str, Any]) -> dict[str, Any]
         return None
     syn, meta = synthetic.load(folder, torch.device("cpu"))
     model = _at(meta, "recipe", "model")
-    trained = protocol.of_evaluation(evaluation, model, soft=syn.target_kind == "logits", learned=syn.lr)
+    trained = protocol.of_evaluation(
+        evaluation, model, soft=syn.target_kind == "logits", learned=syn.lr
+    )
     if trained is None:
         return None
     files.write_text(folder / "load.py", syn.load_py(trained))
@@ -502,32 +692,54 @@ def _members(export: Exported, logits: Tensor | None, part: range) -> Iterator[t
 
 
 def write_webdataset(syn: "SyntheticSet", path: Path, per_shard: int = PER_SHARD) -> list[Path]:
-    """Write the decoded examples as a WebDataset, and return its files: one tar `path`, or X-000000.tar, X-000001.tar ... for a `path` X.tar.
+    """Write the decoded examples as a WebDataset, and return its files: one tar `path`, or
+    X-000000.tar, X-000001.tar ... for a `path` X.tar.
 
-    An example i is the members 00000i.png (8 bits), 00000i.cls (its class as text) and, with soft labels, 00000i.logits.npy ((K,) float32). The
-    names of the classes and the numbers of examples are in X.json beside the tars. Same set, same bytes. Raises UserError when a file exists.
+    An example i is the members 00000i.png (8 bits), 00000i.cls (its class as text) and, with soft
+    labels, 00000i.logits.npy ((K,) float32). The names of the classes and the numbers of examples
+    are in X.json beside the tars. Same set, same bytes. Raises UserError when a file exists.
     """
     if per_shard < 1:
         raise UserError(f"per_shard must be at least 1, got {per_shard}.")
     parts = [range(i, min(i + per_shard, len(syn))) for i in range(0, len(syn), per_shard)]
-    tars = [path] if len(parts) <= 1 else [path.with_name(f"{path.stem}-{example_name(i, len(parts))}{path.suffix}") for i in range(len(parts))]
+    tars = (
+        [path]
+        if len(parts) <= 1
+        else [
+            path.with_name(f"{path.stem}-{example_name(i, len(parts))}{path.suffix}")
+            for i in range(len(parts))
+        ]
+    )
     index = path.with_suffix(".json")
     files.refuse_existing([*tars, index])
     files.make_folder(path.parent)
     export, logits = exported(syn), example_logits(syn)
     for tar, part in zip(tars, parts, strict=True):
-        with files.replacing(tar) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as archive:
+        with (
+            files.replacing(tar) as temporary,
+            tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as archive,
+        ):
             for name, content in _members(export, logits, part):
-                info = tarfile.TarInfo(name)  # mtime, uid and gid 0, no names: nothing of this machine
+                # mtime, uid and gid 0, no names: nothing of this machine
+                info = tarfile.TarInfo(name)
                 info.size, info.mode = len(content), 0o644
                 archive.addfile(info, io.BytesIO(content))
     counts = {tar.name: len(part) for tar, part in zip(tars, parts, strict=True)}
-    files.write_json(index, {"class_names": list(syn.class_names), "examples": len(syn), "shards": counts, "logits": logits is not None})
+    files.write_json(
+        index,
+        {
+            "class_names": list(syn.class_names),
+            "examples": len(syn),
+            "shards": counts,
+            "logits": logits is not None,
+        },
+    )
     return [*tars, index]
 
 
 def write_image_folder(syn: "SyntheticSet", folder: Path) -> Path:
-    """Write the decoded examples as folder/CLASS/000000.png, whose folders sort like the classes; returns the folder.
+    """Write the decoded examples as folder/CLASS/000000.png, whose folders sort like the classes;
+    returns the folder.
 
     Classes only: soft labels have no place there. Raises UserError when the folder holds anything.
     """

@@ -1,4 +1,6 @@
-"""The `load.py` of a shipped set, written of what that set needs: reading it, and training on it as it was evaluated, in plain torch."""
+"""The `load.py` of a shipped set, written of what that set needs: reading it, and training on it as
+it was evaluated, in plain torch.
+"""
 
 import ast
 import inspect
@@ -94,11 +96,21 @@ SCHEDULES = {"drops": plain.drop_rate, "cosine": plain.cosine_rate}
 
 
 def trainable(protocol: Mapping[str, Any]) -> bool:
-    """Whether `load.py` can train as the protocol says: the labels are in the folder, and the loss is one of those above or cross-entropy."""
+    """Whether `load.py` can train as the protocol says: the labels are in the folder, and the loss
+    is one of those above or cross-entropy.
+    """
     return protocol["labels"] != "teachers" and protocol["loss"] in ("cross_entropy", *LOSSES)
 
 
-def source(*, decode: str, pixels: bool, whitened: bool, soft: bool, per_item: bool, protocol: Mapping[str, Any] | None) -> str:
+def source(
+    *,
+    decode: str,
+    pixels: bool,
+    whitened: bool,
+    soft: bool,
+    per_item: bool,
+    protocol: Mapping[str, Any] | None,
+) -> str:
     """The text of `load.py`.
 
     Args:
@@ -107,15 +119,20 @@ def source(*, decode: str, pixels: bool, whitened: bool, soft: bool, per_item: b
         whitened: preprocessing is ZCA whitening, not mean and standard deviation.
         soft: the set has soft labels.
         per_item: soft labels belong to stored items, not to what is decoded of them.
-        protocol: what `protocol.facts` returns; None: the set does not say how networks are trained on it, so `load.py` cannot.
+        protocol: what `protocol.facts` returns; None: the set does not say how networks are trained
+            on it, so `load.py` cannot.
     """
     load = ["    images = preprocess(images, tensors)"] if pixels else []
-    load += [SOFT % ("[item]" if per_item else "") if soft else '    targets = tensors["classes"][item]']
+    load += [
+        SOFT % ("[item]" if per_item else "") if soft else '    targets = tensors["classes"][item]'
+    ]
     info = ['"protocol": meta.get("protocol"),']
     functions = [LOGITS] if soft else []
     train = ""
     if protocol is not None:
-        operations = list(dict.fromkeys((*protocol["augment"]["one_of"], *protocol["augment"]["always"])))
+        operations = list(
+            dict.fromkeys((*protocol["augment"]["one_of"], *protocol["augment"]["always"]))
+        )
         augment = "images"
         if operations:
             load.append('    settings = meta["protocol"]["augment"]')
@@ -123,18 +140,28 @@ def source(*, decode: str, pixels: bool, whitened: bool, soft: bool, per_item: b
         info.append(f'"augment": lambda images, generator=None: {augment},')
         classes = 'tensors["classes"][item]'
         info += ['"logits": logits,', f'"image_classes": {classes},'] if soft else []
-        info.append(f'"labels": {classes if soft and protocol["labels"] == "classes" else "targets"},  # for train')
+        info.append(
+            f'"labels": {classes if soft and protocol["labels"] == "classes" else "targets"},  # for train'
+        )
         texts = _texts(operations, _training(protocol))
         train = texts.pop("train") + "\n\n"
         functions += [f"{text}\n\n" for text in texts.values()]
-        functions += [f"OPERATIONS = {{op.__name__: op for op in [{', '.join(operations)}]}}\n\n\n"] if operations else []
+        functions += (
+            [f"OPERATIONS = {{op.__name__: op for op in [{', '.join(operations)}]}}\n\n\n"]
+            if operations
+            else []
+        )
     can_train = protocol is not None and trainable(protocol)
     body = "".join(functions)
     return TEMPLATE.format(
         and_train=", train" if can_train else "",
         usage=USAGE if can_train else "",
         facts="" if protocol is None else FACTS,
-        imports="\n".join(f"import {name}" for name in ("itertools", "json", "math") if name == "json" or f"{name}." in body),
+        imports="\n".join(
+            f"import {name}"
+            for name in ("itertools", "json", "math")
+            if name == "json" or f"{name}." in body
+        ),
         safe_open=" import safe_open\nfrom safetensors" if soft else "",
         decode=decode,
         preprocess=WHITEN if whitened else NORMALISE,
@@ -146,33 +173,55 @@ def source(*, decode: str, pixels: bool, whitened: bool, soft: bool, per_item: b
 
 
 def _training(protocol: Mapping[str, Any]) -> dict[str, FunctionType]:
-    """The functions for training as the protocol says, by the names under which they call each other."""
+    """The functions for training as the protocol says, by the names under which they call each
+    other.
+    """
     if not trainable(protocol):
         return {"train": plain.refuse}
-    mixed = plain.cutmix if protocol["cutmix_probability"] else plain.mixup if protocol["mixup_beta"] else plain.unmixed
+    mixed = (
+        plain.cutmix
+        if protocol["cutmix_probability"]
+        else plain.mixup
+        if protocol["mixup_beta"]
+        else plain.unmixed
+    )
     chosen = {
         "mixed_by": mixed,
-        "batch_loss": plain.cross_entropy_of_batch if mixed is plain.unmixed else plain.cross_entropy_of_mixed_batch,
-        "optimiser_of": OPTIMISERS[protocol["optimiser"]][not protocol["weight_decay_on_biases_and_norms"]],
+        "batch_loss": plain.cross_entropy_of_batch
+        if mixed is plain.unmixed
+        else plain.cross_entropy_of_mixed_batch,
+        "optimiser_of": OPTIMISERS[protocol["optimiser"]][
+            not protocol["weight_decay_on_biases_and_norms"]
+        ],
         "set_rate": SCHEDULES[protocol["schedule"]],
         "train": plain.train,
     }
     if protocol["loss"] in LOSSES:
         chosen |= {"batch_loss": plain.soft_loss_of_batch, "soft_loss": LOSSES[protocol["loss"]]}
-        chosen |= {"mixed_logits": plain.blended_probabilities if protocol.get("mixed_labels") == "probabilities" else plain.blended_logits}
+        chosen |= {
+            "mixed_logits": plain.blended_probabilities
+            if protocol.get("mixed_labels") == "probabilities"
+            else plain.blended_logits
+        }
     return chosen
 
 
 @cache
 def _functions() -> dict[str, FunctionType]:
     """All functions of plain.py by name, in their order."""
-    return {name: value for name, value in vars(plain).items() if isinstance(value, FunctionType) and value.__module__ == plain.__name__}
+    return {
+        name: value
+        for name, value in vars(plain).items()
+        if isinstance(value, FunctionType) and value.__module__ == plain.__name__
+    }
 
 
 def _texts(operations: Sequence[str], roles: Mapping[str, FunctionType]) -> dict[str, str]:
-    """Sources by name, in the order of plain.py: of operations and what applies them, of roles, and of what all these call.
+    """Sources by name, in the order of plain.py: of operations and what applies them, of roles, and
+    of what all these call.
 
-    `roles` are functions by the names under which others call them; a role that nothing calls is left out.
+    `roles` are functions by the names under which others call them; a role that nothing calls is
+    left out.
     """
     todo = [*operations, *(("sample", "apply") if operations else ()), "train"]
     needed = dict[str, str]()  # the name in plain.py -> that in the written file

@@ -1,8 +1,11 @@
-"""Plain torch that is copied into the `load.py` of a shipped set, function by function: what the protocol of that set uses.
+"""Plain torch that is copied into the `load.py` of a shipped set, function by function: what the
+protocol of that set uses.
 
-Nothing here may import the engine, because whoever has the folder need not have it. `protocol` is what `protocol.facts` returns, `settings` its
-"augment", `u` are uniform numbers in [0, 1), of shape (B, 3 or 4), of which each operation makes its parameters. The functions do what augment.py,
-losses.py and training.py do, in fewer words and without their speed; tests hold both against each other.
+Nothing here may import the engine, because whoever has the folder need not have it. `protocol` is
+what `protocol.facts` returns, `settings` its "augment", `u` are uniform numbers in [0, 1), of shape
+(B, 3 or 4), of which each operation makes its parameters. The functions do what augment.py,
+losses.py and training.py do, in fewer words and without their speed; tests hold both against each
+other.
 """
 
 import itertools
@@ -11,7 +14,8 @@ from typing import Any
 
 import torch
 
-# What stands in the place of functions that the written file has, so that this file can be read and tested as it is.
+# What stands in the place of functions that the written file has, so that this file can be read and
+# tested as it is.
 OPERATIONS: dict[str, Any] = {}
 load: Any = None
 FOLDER: Any = None
@@ -26,17 +30,25 @@ def whole(u, low, high):
 
 
 def picked(images, rows, columns):
-    """Image b has at (r, c) what it had at (rows[b, r], columns[b, c]); zero where that lies outside."""
+    """Image b has at (r, c) what it had at (rows[b, r], columns[b, c]); zero where that lies
+    outside.
+    """
     height, width = images.shape[2:]
-    inside = ((rows >= 0) & (rows < height))[:, None, :, None] & ((columns >= 0) & (columns < width))[:, None, None, :]
+    inside = ((rows >= 0) & (rows < height))[:, None, :, None] & (
+        (columns >= 0) & (columns < width)
+    )[:, None, None, :]
     b = torch.arange(len(images), device=images.device)[:, None, None]
-    found = images[b, :, rows.clamp(0, height - 1)[:, :, None], columns.clamp(0, width - 1)[:, None, :]]
+    found = images[
+        b, :, rows.clamp(0, height - 1)[:, :, None], columns.clamp(0, width - 1)[:, None, :]
+    ]
     return found.permute(0, 3, 1, 2) * inside
 
 
 def warped(images, matrix):
     """Bilinear: the pixel at (x, y), corners at -1 and 1, is read at matrix (x, y); zero outside."""
-    grid = torch.nn.functional.affine_grid(torch.nn.functional.pad(matrix, (0, 1)), list(images.shape), align_corners=True)
+    grid = torch.nn.functional.affine_grid(
+        torch.nn.functional.pad(matrix, (0, 1)), list(images.shape), align_corners=True
+    )
     return torch.nn.functional.grid_sample(images, grid, align_corners=True)
 
 
@@ -65,7 +77,9 @@ def cutout(images, u, settings):
     for k, side in enumerate(images.shape[2:]):
         size, line = int(side * settings["cutout"] + 0.5), torch.arange(side, device=u.device)
         first = whole(u[:, k], 0, side - size % 2)[:, None] - size // 2
-        hidden.append((line >= first.clamp(0, side - 1)) & (line <= (first + size - 1).clamp(0, side - 1)))
+        hidden.append(
+            (line >= first.clamp(0, side - 1)) & (line <= (first + size - 1).clamp(0, side - 1))
+        )
     return images * ~(hidden[0][:, None, :, None] & hidden[1][:, None, None, :])
 
 
@@ -91,7 +105,10 @@ def roll(images, u, settings):
     """Shifted cyclically, down and to the right."""
     lines = []
     for k, side in enumerate(images.shape[2:]):
-        lines.append((torch.arange(side, device=u.device) - whole(u[:, k], 0, settings["roll"])[:, None]) % side)
+        lines.append(
+            (torch.arange(side, device=u.device) - whole(u[:, k], 0, settings["roll"])[:, None])
+            % side
+        )
     return picked(images, *lines)
 
 
@@ -114,14 +131,18 @@ def shuffle(images, u, settings):
     lines, patches = [], settings["patches"]
     for k, side in enumerate(images.shape[2:]):
         size = side // patches
-        strips = torch.arange(side, device=u.device).split([size] * (patches - 1) + [side - size * (patches - 1)])
+        strips = torch.arange(side, device=u.device).split(
+            [size] * (patches - 1) + [side - size * (patches - 1)]
+        )
         orders = torch.stack([torch.cat(order) for order in itertools.permutations(strips)])
         lines.append(orders[whole(u[:, 1 - k], 0, len(orders) - 1)])
     return picked(images, *lines)
 
 
 def sample(num, settings, generator=None):
-    """A draw for `num` images: one operation for all, its numbers, and those of what is always applied."""
+    """A draw for `num` images: one operation for all, its numbers, and those of what is always
+    applied.
+    """
     one_of, always = settings["one_of"] or [None], settings["always"]
     numbers = 4 if "resized_crop" in one_of + always else 3
     name = one_of[int(torch.randint(len(one_of), (1,), generator=generator))]
@@ -133,7 +154,8 @@ def apply(images, settings, draw):
     """Images (B, C, H, W), in the form that `load` gives them, under a draw."""
     name, u, always = draw
     steps = [*zip(settings["always"], always.unbind(1), strict=True), (name, u)]
-    for name, u in sorted(steps, key=lambda step: step[0] == "cutout"):  # last, so that what it hides is not moved
+    # last, so that what it hides is not moved
+    for name, u in sorted(steps, key=lambda step: step[0] == "cutout"):
         images = OPERATIONS[name](images, u.to(images), settings) if name else images
     return images
 
@@ -142,7 +164,9 @@ def apply(images, settings, draw):
 
 
 def sample_cutmix(num, height, width, protocol, generator=None):
-    """(each image's partner, share of own pixels, rows and columns of the box that the partner gives)."""
+    """(each image's partner, share of own pixels, rows and columns of the box that the partner
+    gives).
+    """
     use, covered, *centre = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
     partner = torch.randperm(num, generator=generator)
     if use >= protocol["cutmix_probability"]:
@@ -184,12 +208,15 @@ def unmixed(images, protocol, generator):
     return images, torch.arange(len(images)), 1.0
 
 
-# Training. Of functions that stand for the same thing the written file has one, under the name that `train` uses.
+# Training. Of functions that stand for the same thing the written file has one, under the name that
+# `train` uses.
 
 
 def cross_entropy_of_batch(network, images, index, info, generator):
     """The loss of a batch."""
-    return torch.nn.functional.cross_entropy(network(images), info["labels"][index].to(images.device))
+    return torch.nn.functional.cross_entropy(
+        network(images), info["labels"][index].to(images.device)
+    )
 
 
 def cross_entropy_of_mixed_batch(network, images, index, info, generator):
@@ -209,7 +236,9 @@ def soft_loss_of_batch(network, images, index, info, generator):
     loss = soft_loss(outputs, wanted, protocol)
     if weight := protocol["class_loss_weight"]:
         for part, of in ((share, classes), (1 - share, classes[partner])):
-            loss = loss + weight * part * torch.nn.functional.cross_entropy(outputs, of.to(images.device))
+            loss = loss + weight * part * torch.nn.functional.cross_entropy(
+                outputs, of.to(images.device)
+            )
     return loss
 
 
@@ -246,7 +275,9 @@ def sgd(network, lr, protocol):
 
 def adamw(network, lr, protocol):
     """The optimiser."""
-    return torch.optim.AdamW(network.parameters(), lr, tuple(protocol["betas"]), weight_decay=protocol["weight_decay"])
+    return torch.optim.AdamW(
+        network.parameters(), lr, tuple(protocol["betas"]), weight_decay=protocol["weight_decay"]
+    )
 
 
 def sgd_sparing(network, lr, protocol):
@@ -262,12 +293,21 @@ def adamw_sparing(network, lr, protocol):
 def decayed(network, protocol):
     """Parameters in two groups: biases and those of normalisation layers have no weight decay."""
     layers = (torch.nn.LayerNorm, torch.nn.GroupNorm, torch.nn.modules.batchnorm._NormBase)
-    norms = {id(p) for m in network.modules() if isinstance(m, layers) for p in m.parameters(recurse=False)}
+    norms = {
+        id(p)
+        for m in network.modules()
+        if isinstance(m, layers)
+        for p in m.parameters(recurse=False)
+    }
     groups = {True: [], False: []}
     for p in network.parameters():
         groups[p.dim() <= 1 or id(p) in norms].append(p)
     decay = {True: 0.0, False: protocol["weight_decay"]}
-    return [{"params": found, "weight_decay": decay[spared]} for spared, found in groups.items() if found]
+    return [
+        {"params": found, "weight_decay": decay[spared]}
+        for spared, found in groups.items()
+        if found
+    ]
 
 
 def drop_rate(optimiser, lr, epoch, protocol):
@@ -283,7 +323,11 @@ def drop_rate(optimiser, lr, epoch, protocol):
 def cosine_rate(optimiser, lr, epoch, protocol):
     """The learning rate of an epoch, counted from 0."""
     for group in optimiser.param_groups:
-        group["lr"] = lr * (1 + math.cos(math.pi * epoch / (protocol["cosine_stretch"] * protocol["epochs"]))) / 2
+        group["lr"] = (
+            lr
+            * (1 + math.cos(math.pi * epoch / (protocol["cosine_stretch"] * protocol["epochs"])))
+            / 2
+        )
 
 
 def train(network, folder=FOLDER, lr=None, generator=None):
@@ -308,8 +352,12 @@ def train(network, folder=FOLDER, lr=None, generator=None):
 
 
 def refuse(network, folder=FOLDER, lr=None, generator=None):
-    """Networks were trained on this set by a loss or with labels that this file does not have: see info["protocol"]."""
-    raise NotImplementedError('this set was trained on by a loss or labels that are not in this folder; see info["protocol"]')
+    """Networks were trained on this set by a loss or with labels that this file does not have: see
+    info["protocol"].
+    """
+    raise NotImplementedError(
+        'this set was trained on by a loss or labels that are not in this folder; see info["protocol"]'
+    )
 
 
 mixed_by: Any = unmixed

@@ -18,7 +18,9 @@ MARK = "recipe.json"
 
 
 def identity(recipe: Recipe, images: str, **options: Any) -> dict[str, Any]:
-    """What makes two runs the same run: the recipe, the digest of the training images, and the options that decide numbers."""
+    """What makes two runs the same run: the recipe, the digest of the training images, and the
+    options that decide numbers.
+    """
     return {"resolved": digest(resolved(recipe)), "images": images, **options}
 
 
@@ -34,10 +36,19 @@ def check_folder(folder: Path) -> None:
 
 
 def check_own(folder: Path, mark: str, beside: str = "") -> None:
-    """Raise UserError for a file, or a folder that holds something but `beside` and not `mark`, so was not written by this program."""
+    """Raise UserError for a file, or a folder that holds something but `beside` and not `mark`, so
+    was not written by this program.
+    """
     check_folder(folder)
-    if folder.exists() and any(p.name != beside for p in folder.iterdir()) and not (folder / mark).exists():
-        raise UserError(f"--restart would delete {folder}, which this program did not write; name another folder with --out.")
+    if (
+        folder.exists()
+        and any(p.name != beside for p in folder.iterdir())
+        and not (folder / mark).exists()
+    ):
+        raise UserError(
+            f"--restart would delete {folder}, which this program did not write; name another "
+            "folder with --out."
+        )
 
 
 def delete(folder: Path, mark: str, beside: str = "") -> None:
@@ -48,7 +59,9 @@ def delete(folder: Path, mark: str, beside: str = "") -> None:
 
 
 def is_finished(folder: Path, wanted: dict[str, Any], *, beside: str = "") -> bool:
-    """Whether the run of that identity is done. Raises UserError when the folder belongs to something else.
+    """Whether the run of that identity is done.
+
+    Raises UserError when the folder belongs to something else.
 
     `beside` may lie in the folder before the run begins.
     """
@@ -56,19 +69,30 @@ def is_finished(folder: Path, wanted: dict[str, Any], *, beside: str = "") -> bo
         try:
             there = files.read_json(folder / MARK, "recipe", *wanted)
         except UserError as error:
-            raise UserError(f"{str(error).split(';')[0]}; name another folder with --out, or begin anew with --restart.") from None
+            raise UserError(
+                f"{str(error).split(';')[0]}; name another folder with --out, or begin anew with "
+                "--restart."
+            ) from None
         if any(there[k] != v for k, v in wanted.items()):
             raise UserError(
                 f"{folder} holds a run of {there['recipe']['name']} with other settings; "
                 "name another folder with --out, or begin anew with --restart."
             )
-    elif folder.exists() and (any(p.name != beside and not p.name.startswith(files.TEMPORARY) for p in folder.iterdir())):
-        raise UserError(f"{folder} is not empty and not a run of this program; name another folder with --out.")
+    elif folder.exists() and (
+        any(p.name != beside and not p.name.startswith(files.TEMPORARY) for p in folder.iterdir())
+    ):
+        raise UserError(
+            f"{folder} is not empty and not a run of this program; name another folder with --out."
+        )
     return (folder / "distilled" / "meta.json").exists()
 
 
-def begin(folder: Path, recipe: Recipe, wanted: dict[str, Any], command: Sequence[str] = ()) -> None:
-    """Make the folder and write what the run is and, with `command`, by which words it was asked for; leaves an unfinished run's files alone."""
+def begin(
+    folder: Path, recipe: Recipe, wanted: dict[str, Any], command: Sequence[str] = ()
+) -> None:
+    """Make the folder and write what the run is and, with `command`, by which words it was asked
+    for; leaves an unfinished run's files alone.
+    """
     files.make_folder(folder)
     files.clean(folder)
     said = {"command": ["python", "run.py", *command]} if command else {}
@@ -77,7 +101,9 @@ def begin(folder: Path, recipe: Recipe, wanted: dict[str, Any], command: Sequenc
 
 
 def set_folder(path: Path) -> Path:
-    """The distilled folder of a run; of anything else, such as a distilled folder itself, the path as it is."""
+    """The distilled folder of a run; of anything else, such as a distilled folder itself, the path
+    as it is.
+    """
     return path / "distilled" if (path / "distilled").is_dir() else path
 
 
@@ -85,18 +111,29 @@ def data_of(folder: Path) -> dict[str, Any]:
     """The data part of a run's recipe, with the root that its artefact leaves out."""
     recipe = files.read_json(folder / MARK, "recipe")["recipe"]
     if "data" not in recipe:
-        raise UserError(f"{folder / MARK} was not written by this version of the engine; distill it again.")
+        raise UserError(
+            f"{folder / MARK} was not written by this version of the engine; distill it again."
+        )
     return recipe["data"]
 
 
 def claim(folder: Path, mark: str, content: dict[str, Any]) -> None:
-    """Make a folder that says in `mark` what it is of, or check that one says the same. Raises UserError when it belongs to something else."""
+    """Make a folder that says in `mark` what it is of, or check that one says the same.
+
+    Raises UserError when it belongs to something else.
+    """
     check_folder(folder)
     if (folder / mark).is_file():
         if files.read_json(folder / mark) != content:
-            raise UserError(f"{folder} was made with other settings; name another folder with --out, or begin anew with --restart.")
+            raise UserError(
+                f"{folder} was made with other settings; name another folder with --out, or begin "
+                "anew with --restart."
+            )
         return
     if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder} is not empty and not a folder of this command; name another folder with --out.")
+        raise UserError(
+            f"{folder} is not empty and not a folder of this command; name another folder with "
+            "--out."
+        )
     files.make_folder(folder)
     files.write_json(folder / mark, content)

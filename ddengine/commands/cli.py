@@ -1,4 +1,6 @@
-"""The command line: typed flags from dataclasses (tyro), and one sentence with exit code 2 for every mistake of the user."""
+"""The command line: typed flags from dataclasses (tyro), and one sentence with exit code 2 for
+every mistake of the user.
+"""
 
 import contextlib
 import errno
@@ -22,15 +24,22 @@ def as_typed(*words: str) -> str:
     """A command of this program as it can be typed where it was started, quoted for a shell."""
     python, here = Path(sys.executable), Path.cwd()
     script = sys.argv[0] if Path(sys.argv[0]).name == "run.py" else "run.py"
-    return shlex.join([str(python.relative_to(here) if python.is_relative_to(here) else python), script, *words])
+    return shlex.join(
+        [str(python.relative_to(here) if python.is_relative_to(here) else python), script, *words]
+    )
 
 
 def parse(cls: Any, args: list[str], default: Any = tyro.MISSING, prog: str = "run.py") -> Any:
-    """An instance of the dataclass `cls` from flags. Raises UserError with tyro's complaint in one sentence."""
+    """An instance of the dataclass `cls` from flags.
+
+    Raises UserError with tyro's complaint in one sentence.
+    """
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(cls, args=args, default=default, prog=prog, config=TYRO, use_underscores=True)
+            return tyro.cli(
+                cls, args=args, default=default, prog=prog, config=TYRO, use_underscores=True
+            )
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
@@ -44,7 +53,8 @@ def sentence(complaint: str, prog: str) -> str:
     lines = [line.strip().strip("|").strip() for line in plain.splitlines()[1:-1]]
     body = next((part for part in re.split(r"-{5,}", "\n".join(lines)) if part.strip()), "")
     wrong = " ".join(body.split()).rstrip(".").replace("Error parsing ", "")
-    wrong = re.sub(r"^(?:recipe\.)?([\w.]+): (?=\1\b)", "", wrong).removeprefix("recipe.")  # our own sentences already name the field
+    # our own sentences already name the field
+    wrong = re.sub(r"^(?:recipe\.)?([\w.]+): (?=\1\b)", "", wrong).removeprefix("recipe.")
     wrong = re.sub(r"\. ([A-Z])", lambda m: f"; {m[1].lower()}", wrong.split(". Got errors")[0])
     flags = [m for line in lines if (m := re.match(r"--\w[\w.-]*", line)) and "help" not in line]
     near = sorted({m.group() for m in flags} - set(wrong.split()))[:3]
@@ -53,7 +63,9 @@ def sentence(complaint: str, prog: str) -> str:
 
 
 def run(command: Callable[[], None]) -> int:
-    """Run a command and return its exit code: 2 and one sentence for a user's mistake, never a traceback for one."""
+    """Run a command and return its exit code: 2 and one sentence for a user's mistake, never a
+    traceback for one.
+    """
     try:
         command()
     except UserError as error:
@@ -68,6 +80,9 @@ def run(command: Callable[[], None]) -> int:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
             raise
-        log.complain(f"error: {error.filename or 'a file'} could not be written ({error.strerror}); free space or choose another folder with --out.")
+        log.complain(
+            f"error: {error.filename or 'a file'} could not be written ({error.strerror}); free "
+            "space or choose another folder with --out."
+        )
         return 2
     return 0

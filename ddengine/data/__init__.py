@@ -5,4 +5,15 @@ from ddengine.data.preprocess import Preprocess, fit_preprocess
 from ddengine.data.realset import RealSet, Subset
 from ddengine.data.source import Part, Source, stratified
 
-__all__ = ["DATASETS", "Data", "Part", "Preprocess", "RealSet", "Source", "Subset", "fit_preprocess", "load_data", "stratified"]
+__all__ = [
+    "DATASETS",
+    "Data",
+    "Part",
+    "Preprocess",
+    "RealSet",
+    "Source",
+    "Subset",
+    "fit_preprocess",
+    "load_data",
+    "stratified",
+]

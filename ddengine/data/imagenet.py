@@ -1,4 +1,6 @@
-"""ImageNet (ILSVRC2012) in class folders, and the ten-class subsets that trajectory matching is reported on."""
+"""ImageNet (ILSVRC2012) in class folders, and the ten-class subsets that trajectory matching is
+reported on.
+"""
 
 import os
 import re
@@ -18,7 +20,8 @@ NUM_CLASSES = 1000
 DISTRIBUTED = Path("ILSVRC", "Data", "CLS-LOC")  # where the official archive has train and val
 FLAT = re.compile(r"ILSVRC2012_val_\d+\.JPEG", re.IGNORECASE)
 
-# WordNet id and name of each class. The position is the label: the order of MTT's lists, not that of the ids.
+# WordNet id and name of each class. The position is the label: the order of MTT's lists, not that
+# of the ids.
 SUBSETS: dict[str, tuple[tuple[str, str], ...]] = {
     "imagenette": (
         ("n01440764", "tench"),
@@ -103,17 +106,26 @@ def part_of_files(paths: list[str], labels: list[int], root: Path, decoder: Deco
 
 
 def part_of_folders(folder: Path, wnids: tuple[str, ...], root: Path, decoder: Decoder) -> Part:
-    """All images below folder/WNID, at any depth; label i is wnids[i]. Raises UserError naming a folder that is missing or has no images."""
+    """All images below folder/WNID, at any depth; label i is wnids[i].
+
+    Raises UserError naming a folder that is missing or has no images.
+    """
     paths: list[str] = []
     labels: list[int] = []
     for label, wnid in enumerate(wnids):
         if not (folder / wnid).is_dir():
-            raise UserError(f"The class folder {folder / wnid} is missing; put the images of {wnid} there.")
+            raise UserError(
+                f"The class folder {folder / wnid} is missing; put the images of {wnid} there."
+            )
         found = sorted(
-            path for path, regular in files_below(folder / wnid) if regular and os.path.splitext(path)[1].lower() in SUFFIXES
+            path
+            for path, regular in files_below(folder / wnid)
+            if regular and os.path.splitext(path)[1].lower() in SUFFIXES
         )  # strings: a Path for each of a million files takes its time
         if not found:
-            raise UserError(f"The class folder {folder / wnid} has no images; put the images of {wnid} there.")
+            raise UserError(
+                f"The class folder {folder / wnid} has no images; put the images of {wnid} there."
+            )
         paths += found
         labels += [label] * len(found)
     return part_of_files(paths, labels, root, decoder)
@@ -122,45 +134,69 @@ def part_of_folders(folder: Path, wnids: tuple[str, ...], root: Path, decoder: D
 def _folder_with_train(name: str, config: DataConfig) -> Path:
     """The folder that holds train and val. Raises UserError when data.root leads to none."""
     if config.root is None:
-        raise UserError(f"data.name {name} needs data.root, the folder with train/WNID/*.JPEG and val/WNID/*.JPEG (WNID: such as n01440764).")
+        raise UserError(
+            f"data.name {name} needs data.root, the folder with train/WNID/*.JPEG and "
+            "val/WNID/*.JPEG (WNID: such as n01440764)."
+        )
     root = Path(config.root)
     for folder in (root, root / DISTRIBUTED):
         if (folder / "train").is_dir():
             if (folder / "val").is_dir():
                 return folder
-            raise UserError(f"{folder} has no folder val for data.name {name}; put the validation images there, in class folders.")
-    raise UserError(f"data.root {root} has no folder train for data.name {name}; set it to the folder with train/WNID/*.JPEG and val/WNID/*.JPEG.")
+            raise UserError(
+                f"{folder} has no folder val for data.name {name}; put the validation images "
+                "there, in class folders."
+            )
+    raise UserError(
+        f"data.root {root} has no folder train for data.name {name}; set it to the folder with "
+        "train/WNID/*.JPEG and val/WNID/*.JPEG."
+    )
 
 
 def reader(name: str) -> Callable[[DataConfig], Source]:
-    """The reader of "imagenet" or of a subset: train/WNID/* for training, val/WNID/* as the test split.
+    """The reader of "imagenet" or of a subset: train/WNID/* for training, val/WNID/* as the test
+    split.
 
-    data.root is ILSVRC2012 in class folders (all of them or the ones needed), or the folder with ILSVRC/Data/CLS-LOC, or fastai's imagenette2 or
-    imagewoof2, whose split of train and val is another one than that of ILSVRC2012. Raises UserError on missing folders and without data.size.
+    data.root is ILSVRC2012 in class folders (all of them or the ones needed), or the folder with
+    ILSVRC/Data/CLS-LOC, or fastai's imagenette2 or imagewoof2, whose split of train and val is
+    another one than that of ILSVRC2012. Raises UserError on missing folders and without data.size.
     """
 
     def read(config: DataConfig) -> Source:
         if config.size is None:
             raise UserError(
-                f"data.name {name} has images of many sizes and data.size is not set; set data.size to a height and width, such as 128 128."
+                f"data.name {name} has images of many sizes and data.size is not set; set "
+                "data.size to a height and width, such as 128 128."
             )
         folder = _folder_with_train(name, config)
         if name in SUBSETS:
             wnids, names = zip(*SUBSETS[name], strict=True)
         else:
-            wnids = names = tuple(sorted(p.name for p in (folder / "train").iterdir() if re.fullmatch(r"n\d{8}", p.name) and p.is_dir()))
+            wnids = names = tuple(
+                sorted(
+                    p.name
+                    for p in (folder / "train").iterdir()
+                    if re.fullmatch(r"n\d{8}", p.name) and p.is_dir()
+                )
+            )
             if len(wnids) != NUM_CLASSES:
                 raise UserError(
-                    f"{folder / 'train'} has {len(wnids)} class folders and data.name imagenet needs {NUM_CLASSES}; add the missing ones."
+                    f"{folder / 'train'} has {len(wnids)} class folders and data.name imagenet "
+                    f"needs {NUM_CLASSES}; add the missing ones."
                 )
         test = folder / "val"
-        if not any((test / wnid).is_dir() for wnid in wnids) and any(FLAT.fullmatch(p.name) for p in test.iterdir()):
+        if not any((test / wnid).is_dir() for wnid in wnids) and any(
+            FLAT.fullmatch(p.name) for p in test.iterdir()
+        ):
             raise UserError(
-                f"{test} holds the validation images without class folders; sort them into folders by class, {test / wnids[0]} and so on."
+                f"{test} holds the validation images without class folders; sort them into "
+                f"folders by class, {test / wnids[0]} and so on."
             )
         notes: list[str] = []
         decoder = Decoder(config, notes, own=False)
-        train, held = (part_of_folders(split, wnids, folder, decoder) for split in (folder / "train", test))
+        train, held = (
+            part_of_folders(split, wnids, folder, decoder) for split in (folder / "train", test)
+        )
         return Source(train, held, names, MEAN, STD, notes)
 
     return read

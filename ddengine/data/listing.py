@@ -7,10 +7,32 @@ from pathlib import Path
 
 from PIL import Image
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jfif", ".jpe"}
-# What Pillow can recognise by content and decode without another program; others it recognises it cannot always decode.
+SUFFIXES = {
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".bmp",
+    ".webp",
+    ".gif",
+    ".tif",
+    ".tiff",
+    ".ppm",
+    ".pgm",
+    ".jfif",
+    ".jpe",
+}
+# What Pillow can recognise by content and decode without another program; others it recognises it
+# cannot always decode.
 FORMATS = ("PNG", "JPEG", "MPO", "JPEG2000", "GIF", "BMP", "DIB", "TIFF", "WEBP", "PPM", "AVIF")
-NOT_DATA = {"@eaDir", "__MACOSX", "$RECYCLE.BIN", "System Volume Information", "lost+found", "__pycache__"}  # beside all hidden ones
+# beside all hidden ones
+NOT_DATA = {
+    "@eaDir",
+    "__MACOSX",
+    "$RECYCLE.BIN",
+    "System Volume Information",
+    "lost+found",
+    "__pycache__",
+}
 
 
 def is_data(name: str) -> bool:
@@ -29,18 +51,26 @@ class LeftOut:
         if not self.paths:
             return []
         named = ", ".join(os.path.relpath(path, root) for path in self.paths[:3])
-        files = "1 file that is no image was" if len(self.paths) == 1 else f"{len(self.paths)} files that are no images were"
+        files = (
+            "1 file that is no image was"
+            if len(self.paths) == 1
+            else f"{len(self.paths)} files that are no images were"
+        )
         return [f"{files} left out ({named}{', ...' if len(self.paths) > 3 else ''})"]
 
 
 def files_below(folder: str | Path) -> Iterator[tuple[str, bool]]:
-    """(path, whether it is a regular file) of everything below a folder but folders, at any depth, sorted by name within each folder.
+    """(path, whether it is a regular file) of everything below a folder but folders, at any depth,
+    sorted by name within each folder.
 
-    What `is_data` refuses is left out with all below it. Links to files are followed, links to folders are not. Paths are text: of a million
-    files Path objects take their time, and the kind of each is read from the folder rather than asked for.
+    What `is_data` refuses is left out with all below it. Links to files are followed, links to
+    folders are not. Paths are text: of a million files Path objects take their time, and the kind
+    of each is read from the folder rather than asked for.
     """
     with os.scandir(folder) as entries:
-        every = sorted((entry for entry in entries if is_data(entry.name)), key=lambda entry: entry.name)
+        every = sorted(
+            (entry for entry in entries if is_data(entry.name)), key=lambda entry: entry.name
+        )
     for entry in every:
         if entry.is_dir(follow_symlinks=False):
             yield from files_below(entry.path)
@@ -49,7 +79,8 @@ def files_below(folder: str | Path) -> Iterator[tuple[str, bool]]:
 
 
 def images_below(folder: str | Path, left_out: LeftOut) -> list[Path]:
-    """The images below a folder, sorted: files with the suffix of one, and of the others those that are images by content.
+    """The images below a folder, sorted: files with the suffix of one, and of the others those that
+    are images by content.
 
     What is none is added to `left_out`. Pipes and sockets are never opened.
     """
@@ -73,12 +104,22 @@ def _is_image(path: str) -> bool:
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """The folders in a folder that can belong to a dataset, sorted by name; links to folders among them."""
+    """The folders in a folder that can belong to a dataset, sorted by name; links to folders among
+    them.
+    """
     inner = [path for path in folder.iterdir() if is_data(path.name) and path.is_dir()]
-    return sorted(path for path in inner if not (path.is_symlink() and folder.resolve().is_relative_to(path.resolve())))  # no loops
+    # no loops
+    return sorted(
+        path
+        for path in inner
+        if not (path.is_symlink() and folder.resolve().is_relative_to(path.resolve()))
+    )
 
 
 def has_images(folder: Path) -> bool:
     """Whether images lie in a folder itself, not only below it."""
     with os.scandir(folder) as entries:
-        return any(is_data(e.name) and e.is_file() and os.path.splitext(e.name)[1].lower() in SUFFIXES for e in entries)
+        return any(
+            is_data(e.name) and e.is_file() and os.path.splitext(e.name)[1].lower() in SUFFIXES
+            for e in entries
+        )

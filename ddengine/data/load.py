@@ -43,10 +43,14 @@ class Data:
     bytes: int  # size of the training images in use, one byte a value
     dataset_bytes: int  # of the whole training split, at the same image size
     num_test: int = 0  # test images, whether or not they are loaded
-    held_out: bool = False  # whether they were held out of the training images, for want of a test split
+    # whether they were held out of the training images, for want of a test split
+    held_out: bool = False
     notes: tuple[str, ...] = ()  # what was said of how the images were read
-    train_names: tuple[Any, ...] = ()  # what each training image is called below data.root, else its index in the dataset's training split
-    split_names: Mapping[str, Any] = field(default_factory=dict)  # which images are validation and test images, for a file beside the set
+    # what each training image is called below data.root, else its index in the dataset's training
+    # split
+    train_names: tuple[Any, ...] = ()
+    # which images are validation and test images, for a file beside the set
+    split_names: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def num_classes(self) -> int:
@@ -61,7 +65,11 @@ class Data:
     @property
     def counts(self) -> dict[str, int]:
         """Images of each split."""
-        return {"train": len(self.train), "validation": len(self.validation or ()), "test": self.num_test}
+        return {
+            "train": len(self.train),
+            "validation": len(self.validation or ()),
+            "test": self.num_test,
+        }
 
     def said(self) -> str:
         """The splits in words."""
@@ -70,13 +78,20 @@ class Data:
 
 
 def resize(pixels: torch.Tensor, config: DataConfig) -> torch.Tensor:
-    """Images (B, C, H, W) uint8 at data.size, as data.fit says. Array-backed readers hand out stored sizes; file-backed ones have resized already."""
+    """Images (B, C, H, W) uint8 at data.size, as data.fit says.
+
+    Array-backed readers hand out stored sizes; file-backed ones have resized already.
+    """
     if config.size is None or tuple(pixels.shape[2:]) == config.size:
         return pixels
-    return torch.cat([_resized(piece, config.size, config.fit, config.background) for piece in pieces(pixels)])
+    return torch.cat(
+        [_resized(piece, config.size, config.fit, config.background) for piece in pieces(pixels)]
+    )
 
 
-def _resized(pixels: torch.Tensor, size: tuple[int, int], fit: str, background: str) -> torch.Tensor:
+def _resized(
+    pixels: torch.Tensor, size: tuple[int, int], fit: str, background: str
+) -> torch.Tensor:
     """The same of a few images."""
     (height, width), (rows, columns) = pixels.shape[2:], size
     inner = size
@@ -88,7 +103,9 @@ def _resized(pixels: torch.Tensor, size: tuple[int, int], fit: str, background: 
     elif fit == "pad":
         zoom = min(rows / height, columns / width)
         inner = (max(1, round(height * zoom)), max(1, round(width * zoom)))
-    resized = torch.nn.functional.interpolate(pixels.float(), inner, mode="bilinear", antialias=True, align_corners=False)
+    resized = torch.nn.functional.interpolate(
+        pixels.float(), inner, mode="bilinear", antialias=True, align_corners=False
+    )
     resized = resized.round().clamp(0, 255).to(torch.uint8)
     if inner == size:
         return resized
@@ -115,7 +132,8 @@ def load_data(
     test: bool = False,
     stored: Callable[[str], Preprocess | None] = lambda digest: None,
 ) -> Data:
-    """The training and validation split on `device`, and the test split when asked for, of the dataset that `config` names.
+    """The training and validation split on `device`, and the test split when asked for, of the
+    dataset that `config` names.
 
     What a person should know of how the images were read is said.
     """
@@ -127,8 +145,16 @@ def load_data(
     if config.name not in DATASETS:
         raise unknown("dataset", config.name, DATASETS)
     for flag in ("image_column", "label_column"):
-        if getattr(config, flag) is not None and config.name in ("digits", "folder", "tiny_imagenet", *imagenet.NAMES):
-            raise UserError(f"data.{flag} names a column of parquet files, and data.name is {config.name}; leave data.{flag} out.")
+        if getattr(config, flag) is not None and config.name in (
+            "digits",
+            "folder",
+            "tiny_imagenet",
+            *imagenet.NAMES,
+        ):
+            raise UserError(
+                f"data.{flag} names a column of parquet files, and data.name is {config.name}; "
+                f"leave data.{flag} out."
+            )
     return data_from(DATASETS[config.name](config), config, device, test=test, stored=stored)
 
 
@@ -140,13 +166,16 @@ def data_from(
     test: bool = False,
     stored: Callable[[str], Preprocess | None] = lambda digest: None,
 ) -> Data:
-    """The splits of `source` on `device`, the test split when asked for; where the images come from is not looked at.
+    """The splits of `source` on `device`, the test split when asked for; where the images come from
+    is not looked at.
 
-    The limit takes a stratified subset of the official training images, then validation is held out of it, both by data.split_seed.
-    With data.classes all splits hold these classes only. Which of their images are test and, without a limit, validation images is what it is with
-    all classes, so that a set distilled of some classes has seen no test image of the whole. Every class with two images or more has a test image.
-    Preprocessing is fitted on the training split, unless `stored` has it for the digest of that split; what is stored is refused where it cannot be
-    that of these images.
+    The limit takes a stratified subset of the official training images, then validation is held out
+    of it, both by data.split_seed. With data.classes all splits hold these classes only. Which of
+    their images are test and, without a limit, validation images is what it is with all classes, so
+    that a set distilled of some classes has seen no test image of the whole. Every class with two
+    images or more has a test image. Preprocessing is fitted on the training split, unless `stored`
+    has it for the digest of that split; what is stored is refused where it cannot be that of these
+    images.
     """
     splits = _split(source, config)
     part, held_part, names = splits.part, splits.held_part, splits.names
@@ -155,10 +184,16 @@ def data_from(
     notes.say(_untested(part.labels[train_index], held_part.labels[held_index], names))
 
     # one fetch for train and validation, so that both agree on colour or grey
-    pixels = resize(torch.from_numpy(np.ascontiguousarray(part.fetch(np.concatenate((train_index, val_index))))), config)
+    pixels = resize(
+        torch.from_numpy(
+            np.ascontiguousarray(part.fetch(np.concatenate((train_index, val_index))))
+        ),
+        config,
+    )
     if source.mean is not None and len(source.mean) != pixels.shape[1]:
         raise UserError(
-            f"The images in {config.root} have {pixels.shape[1]} channels and {config.name} has {len(source.mean)}; "
+            f"The images in {config.root} have {pixels.shape[1]} channels and {config.name} has "
+            f"{len(source.mean)}; "
             "correct data.root, or name them folder or parquet."
         )
     labels = torch.from_numpy(part.labels[train_index])
@@ -173,15 +208,26 @@ def data_from(
     preprocess = preprocess.to(device)
 
     def real(images: torch.Tensor, owner: Part, chosen: np.ndarray) -> RealSet:
-        return RealSet(images.to(device), torch.from_numpy(owner.labels[chosen]).to(device), len(names), preprocess, class_names=names)
+        return RealSet(
+            images.to(device),
+            torch.from_numpy(owner.labels[chosen]).to(device),
+            len(names),
+            preprocess,
+            class_names=names,
+        )
 
     train = RealSet(train_pixels, labels.to(device), len(names), preprocess, digest, names)
     validation = real(parts["validation"], part, val_index) if len(val_index) else None
     test_set = None
     if test:
         if len(held_index) == 0:
-            raise UserError(f"There are no test images: {config.name} has no test split and too few images to hold any out; add images.")
-        parts["test"] = _like(torch.from_numpy(np.ascontiguousarray(held_part.fetch(held_index))), pixels, config)
+            raise UserError(
+                f"There are no test images: {config.name} has no test split and too few images to "
+                "hold any out; add images."
+            )
+        parts["test"] = _like(
+            torch.from_numpy(np.ascontiguousarray(held_part.fetch(held_index))), pixels, config
+        )
         test_set = real(parts["test"], held_part, held_index)
     notes.say(constant(parts, part.labels[train_index], names) + repeated(parts))
     return Data(
@@ -228,10 +274,16 @@ class Splits:
 
 
 def _split(source: Source, config: DataConfig) -> Splits:
-    """The splits of a source. Raises UserError for a class that is not there, or has no training images."""
+    """The splits of a source.
+
+    Raises UserError for a class that is not there, or has no training images.
+    """
     part, held = source.train, source.test
     if part.labels.max(initial=0) >= len(source.class_names):
-        raise UserError(f"The labels go up to {part.labels.max()} and only {len(source.class_names)} class names are given; correct the file.")
+        raise UserError(
+            f"The labels go up to {part.labels.max()} and only {len(source.class_names)} class "
+            "names are given; correct the file."
+        )
     index = np.arange(len(part.labels))
     if held is None:
         index, held_index = hold_out(part.labels, TEST_FRACTION, config.split_seed, at_least=1)
@@ -250,18 +302,27 @@ def _split(source: Source, config: DataConfig) -> Splits:
         index = among(part, index)
         index = index[stratified(part.labels[index], config.limit, config.split_seed)]
     kept, out = hold_out(part.labels[index], config.validation, config.split_seed)
-    train_index, val_index, held_index = among(part, index[kept]), among(part, index[out]), among(held_part, held_index)
+    train_index, val_index, held_index = (
+        among(part, index[kept]),
+        among(part, index[out]),
+        among(held_part, held_index),
+    )
     if chosen is not None:
         names = tuple(names[c] for c in chosen)
         part, held_part = _renumbered(part, chosen), _renumbered(held_part, chosen)
     present = np.unique(part.labels[train_index])
     if len(present) < len(names):
         missing = next(c for c in range(len(names)) if c not in present)
-        raise UserError(f"Class {names[missing]!r} has no training images; add some, raise data.limit, or leave it out of data.classes.")
+        raise UserError(
+            f"Class {names[missing]!r} has no training images; add some, raise data.limit, or "
+            "leave it out of data.classes."
+        )
     return Splits(part, held_part, names, train_index, val_index, held_index, whole)
 
 
-def _untested(train_labels: np.ndarray, test_labels: np.ndarray, names: tuple[str, ...]) -> list[str]:
+def _untested(
+    train_labels: np.ndarray, test_labels: np.ndarray, names: tuple[str, ...]
+) -> list[str]:
     """A warning that names the classes without a test image."""
     if len(test_labels) == 0:
         return []
@@ -270,7 +331,10 @@ def _untested(train_labels: np.ndarray, test_labels: np.ndarray, names: tuple[st
         return []
     counts = np.bincount(train_labels, minlength=len(names))
     missing = [f"{names[c]!r} (training images: {counts[c]})" for c in np.flatnonzero(~tested)]
-    return [f"warning: there is no test image of class {listed(missing)}, so test accuracies say nothing about it"]
+    return [
+        f"warning: there is no test image of class {listed(missing)}, so test accuracies say "
+        "nothing about it"
+    ]
 
 
 def _like(images: torch.Tensor, others: torch.Tensor, config: DataConfig) -> torch.Tensor:
@@ -278,37 +342,65 @@ def _like(images: torch.Tensor, others: torch.Tensor, config: DataConfig) -> tor
     if images.shape[1] < others.shape[1]:  # grey test images beside colour training images
         images = images.expand(-1, others.shape[1], -1, -1)
     elif images.shape[1] > others.shape[1]:
-        images = torch.cat([piece.float().mean(1, keepdim=True).round().to(torch.uint8) for piece in pieces(images)])
+        images = torch.cat(
+            [
+                piece.float().mean(1, keepdim=True).round().to(torch.uint8)
+                for piece in pieces(images)
+            ]
+        )
     images = resize(images, config)
     if images.shape[1:] != others.shape[1:]:
         raise UserError(
-            f"Test images are {tuple(images.shape[1:])} and training images {tuple(others.shape[1:])} (channels, height, width); set data.size."
+            f"Test images are {tuple(images.shape[1:])} and training images "
+            f"{tuple(others.shape[1:])} (channels, height, width); set data.size."
         )
     return images
 
 
-def constant(parts: Mapping[str, torch.Tensor], train_labels: np.ndarray, names: tuple[str, ...]) -> list[str]:
-    """Warnings of splits, and classes of the training split, whose images (N, C, H, W) uint8 all have one value each."""
+def constant(
+    parts: Mapping[str, torch.Tensor], train_labels: np.ndarray, names: tuple[str, ...]
+) -> list[str]:
+    """Warnings of splits, and classes of the training split, whose images (N, C, H, W) uint8 all
+    have one value each.
+    """
     flat = {name: _is_flat(images).numpy() for name, images in parts.items() if len(images)}
     splits = [name for name, found in flat.items() if found.all()]
     if splits:
-        return [f"warning: every image of the {listed(splits)} split is of a single colour; look at the files"]
-    classes = [names[c] for c in np.unique(train_labels) if flat["training"][train_labels == c].all()]
-    return [f"warning: every training image of class {listed(list(map(repr, classes)))} is of a single colour; look at the files"] if classes else []
+        return [
+            f"warning: every image of the {listed(splits)} split is of a single colour; look at "
+            "the files"
+        ]
+    classes = [
+        names[c] for c in np.unique(train_labels) if flat["training"][train_labels == c].all()
+    ]
+    return (
+        [
+            f"warning: every training image of class {listed(list(map(repr, classes)))} is of a "
+            "single colour; look at the files"
+        ]
+        if classes
+        else []
+    )
 
 
 def _is_flat(images: torch.Tensor) -> torch.Tensor:
     """(N,) bool: whether an image has one value in each channel."""
-    return torch.cat([(piece.flatten(2).amax(2) == piece.flatten(2).amin(2)).all(1) for piece in pieces(images)])
+    return torch.cat(
+        [(piece.flatten(2).amax(2) == piece.flatten(2).amin(2)).all(1) for piece in pieces(images)]
+    )
 
 
 def image_digests(images: torch.Tensor) -> list[bytes]:
     """What identifies each of the images (N, C, H, W) uint8."""
-    return [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in images.cpu().numpy()]
+    return [
+        hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in images.cpu().numpy()
+    ]
 
 
 def repeated(parts: Mapping[str, torch.Tensor]) -> list[str]:
-    """Warnings that count the images (N, C, H, W) uint8 of a split that are, pixel for pixel, images of one before it."""
+    """Warnings that count the images (N, C, H, W) uint8 of a split that are, pixel for pixel,
+    images of one before it.
+    """
     seen: dict[bytes, str] = {}
     counts: dict[tuple[str, str], int] = {}
     for name, images in parts.items():
@@ -319,18 +411,35 @@ def repeated(parts: Mapping[str, torch.Tensor]) -> list[str]:
         for digest in digests:
             seen.setdefault(digest, name)
     return [
-        f"warning: {num} image{'s' if num > 1 else ''} of the {later} split {'are' if num > 1 else 'is'} in the {first} split too, pixel for pixel"
+        f"warning: {num} image{'s' if num > 1 else ''} of the {later} split "
+        f"{'are' if num > 1 else 'is'} in the {first} split too, pixel for pixel"
         for (first, later), num in counts.items()
     ]
 
 
 def _split_names(splits: Splits, *, official: bool) -> dict[str, Any]:
-    """Which images were held out, so that others can select and test on the same ones: names below data.root, else indices from 0."""
-    by = "indices into the training split, from 0" if splits.part.name_of is None else "names below data.root"
-    test = "the test split of the dataset" if official else list(_named(splits.held_part, splits.test))
-    return {"named_by": by, "validation": list(_named(splits.part, splits.validation)), "test": test}
+    """Which images were held out, so that others can select and test on the same ones: names below
+    data.root, else indices from 0.
+    """
+    by = (
+        "indices into the training split, from 0"
+        if splits.part.name_of is None
+        else "names below data.root"
+    )
+    test = (
+        "the test split of the dataset" if official else list(_named(splits.held_part, splits.test))
+    )
+    return {
+        "named_by": by,
+        "validation": list(_named(splits.part, splits.validation)),
+        "test": test,
+    }
 
 
 def _named(part: Part, index: np.ndarray) -> tuple[Any, ...]:
     """What images are called: by their reader, or their indices."""
-    return tuple(index.tolist()) if part.name_of is None else tuple(part.name_of(int(i)) for i in index)
+    return (
+        tuple(index.tolist())
+        if part.name_of is None
+        else tuple(part.name_of(int(i)) for i in index)
+    )

@@ -30,10 +30,22 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 IMAGE_NAMES = ("image", "img", "images", "picture", "photo", "pixel_values")
-PATH_NAMES = (*IMAGE_NAMES, "file_name", "filename", "image_path", "file_path", "filepath", "path")  # of columns of text
-NO_PICTURES = ("mask", "segmentation", "depth", "annotation")  # in names of columns that are images of something else
+# of columns of text
+PATH_NAMES = (*IMAGE_NAMES, "file_name", "filename", "image_path", "file_path", "filepath", "path")
+# in names of columns that are images of something else
+NO_PICTURES = ("mask", "segmentation", "depth", "annotation")
 LABEL_NAMES = (
-    *("label", "labels", "class", "classes", "category", "categories", "target", "targets", "species"),
+    *(
+        "label",
+        "labels",
+        "class",
+        "classes",
+        "category",
+        "categories",
+        "target",
+        "targets",
+        "species",
+    ),
     *("fine_label", "fine_labels", "coarse_label", "coarse_labels"),
 )
 ASK_IMAGE, ASK_LABEL = "name it with data.image_column", "name it with data.label_column"
@@ -41,17 +53,27 @@ ASK_IMAGE, ASK_LABEL = "name it with data.image_column", "name it with data.labe
 
 def files(root: Path) -> list[Path]:
     """All parquet files below a folder."""
-    return sorted(Path(path) for path, regular in files_below(root) if regular and path.lower().endswith((".parquet", ".pq")))
+    return sorted(
+        Path(path)
+        for path, regular in files_below(root)
+        if regular and path.lower().endswith((".parquet", ".pq"))
+    )
 
 
 def split_of(path: Path, root: Path) -> str | None:
-    """The word of a split that a file belongs to: its name, or the word before its number, or the nearest folder of such a name, or a word in those.
+    """The word of a split that a file belongs to: its name, or the word before its number, or the
+    nearest folder of such a name, or a word in those.
 
     None without any.
     """
     name, *folders = reversed(path.relative_to(root).with_suffix("").parts)
     numbered = re.fullmatch(r"(?:.*[-._ ])?([A-Za-z]+)[-._ ]?\d+(?:[-._ ]of[-._ ]\d+)?", name)
-    found = [split_word(name), split_word(numbered[1]) if numbered else None, *map(split_word, folders), *map(split_word_in, (name, *folders))]
+    found = [
+        split_word(name),
+        split_word(numbered[1]) if numbered else None,
+        *map(split_word, folders),
+        *map(split_word_in, (name, *folders)),
+    ]
     return next(filter(None, found), None)
 
 
@@ -69,7 +91,10 @@ class File:
 
 
 def _open(path: Path) -> File:
-    """The head of a file. Raises UserError for one that is damaged, or whose metadata are not as Hugging Face writes them."""
+    """The head of a file.
+
+    Raises UserError for one that is damaged, or whose metadata are not as Hugging Face writes them.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -78,7 +103,12 @@ def _open(path: Path) -> File:
         schema = head.schema.to_arrow_schema()
     except (pa.ArrowInvalid, OSError) as error:
         raise _unreadable(path, error) from None
-    return File(path, head.num_rows, {field.name: field.type for field in schema}, _features(path, schema.metadata or {}))
+    return File(
+        path,
+        head.num_rows,
+        {field.name: field.type for field in schema},
+        _features(path, schema.metadata or {}),
+    )
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:
@@ -93,13 +123,21 @@ def _features(path: Path, metadata: dict[bytes, bytes]) -> dict[str, Any]:
         content = json.loads(metadata[b"huggingface"])
         info = content.get("info", {})
         features = {} if info is None else info.get("features")
-        named = {column: feature for column, feature in (features if features is not None else {}).items() if isinstance(feature, dict)}
+        named = {
+            column: feature
+            for column, feature in (features if features is not None else {}).items()
+            if isinstance(feature, dict)
+        }
         lists = [feature["names"] for feature in named.values() if feature.get("names") is not None]
-        if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists):
+        if not all(
+            isinstance(names, list) and all(isinstance(name, str) for name in names)
+            for names in lists
+        ):
             raise ValueError("class names that are no list of texts")
     except (ValueError, AttributeError, TypeError) as error:
         raise UserError(
-            f"The metadata of {path} are not as Hugging Face writes them ({error}); write the file again, with them or without."
+            f"The metadata of {path} are not as Hugging Face writes them ({error}); write the "
+            "file again, with them or without."
         ) from None
     return named
 
@@ -115,7 +153,10 @@ def _by_name(columns: Sequence[str], names: Sequence[str]) -> str | None:
 
 
 def image_column(file: File, asked: str | None) -> str:
-    """The column of images: the one asked for; else by feature, by name, by type. Raises UserError where it cannot be told."""
+    """The column of images: the one asked for; else by feature, by name, by type.
+
+    Raises UserError where it cannot be told.
+    """
     import pyarrow as pa
 
     def holds_bytes(kind: "pa.DataType") -> bool:
@@ -128,41 +169,67 @@ def image_column(file: File, asked: str | None) -> str:
     if asked is not None:
         kind = file.fields[_there(file, asked, "data.image_column")]
         if not (holds_bytes(kind) or is_text(kind)):
-            raise UserError(f"The column {asked!r} of {file.path}, which data.image_column names, has values of type {kind}, and images are bytes.")
+            raise UserError(
+                f"The column {asked!r} of {file.path}, which data.image_column names, has values "
+                f"of type {kind}, and images are bytes."
+            )
         return asked
     of_bytes = [column for column, kind in file.fields.items() if holds_bytes(kind)]
     declared = [column for column in of_bytes if _is_kind(file, column, "Image")]
-    named = [column for column in declared if not any(word in column.lower() for word in NO_PICTURES)]
+    named = [
+        column for column in declared if not any(word in column.lower() for word in NO_PICTURES)
+    ]
     pool = declared if named else of_bytes
-    pictures = [column for column in pool if not any(word in column.lower() for word in NO_PICTURES)]
+    pictures = [
+        column for column in pool if not any(word in column.lower() for word in NO_PICTURES)
+    ]
     if found := _by_name(pool, IMAGE_NAMES):
         return found
     if len(pictures or pool) == 1:
         return (pictures or pool)[0]
     if pool:
-        raise UserError(f"{file.path} has the columns {listed(pool)}, and each could be the images; {ASK_IMAGE}.")
+        raise UserError(
+            f"{file.path} has the columns {listed(pool)}, and each could be the images; "
+            f"{ASK_IMAGE}."
+        )
     texts = [column for column, kind in file.fields.items() if is_text(kind)]
     if found := _by_name(texts, PATH_NAMES):
         return found
-    raise UserError(f"{file.path} has the columns {listed(list(file.fields), 20)}, and none holds images (bytes or paths of files); {ASK_IMAGE}.")
+    raise UserError(
+        f"{file.path} has the columns {listed(list(file.fields), 20)}, and none holds images "
+        f"(bytes or paths of files); {ASK_IMAGE}."
+    )
 
 
 def label_column(file: File, asked: str | None, image: str) -> str:
-    """The column of classes: the one asked for; else by feature, then by name. Raises UserError where it cannot be told."""
+    """The column of classes: the one asked for; else by feature, then by name.
+
+    Raises UserError where it cannot be told.
+    """
     if asked is not None:
         return _there(file, asked, "data.label_column")
     columns = [column for column in file.fields if column != image]
     declared = [column for column in columns if _is_kind(file, column, "ClassLabel")]
-    found = _by_name(declared, LABEL_NAMES) or (declared[0] if len(declared) == 1 else None) or _by_name(columns, LABEL_NAMES)
+    found = (
+        _by_name(declared, LABEL_NAMES)
+        or (declared[0] if len(declared) == 1 else None)
+        or _by_name(columns, LABEL_NAMES)
+    )
     if found is None:
         others = listed(columns, 20) or "none"
-        raise UserError(f"{file.path} has no column that is known to be the label (beside {image!r}: {others}); {ASK_LABEL}, or call it label.")
+        raise UserError(
+            f"{file.path} has no column that is known to be the label (beside {image!r}: "
+            f"{others}); {ASK_LABEL}, or call it label."
+        )
     return found
 
 
 def _there(file: File, column: str, flag: str) -> str:
     if column not in file.fields:
-        raise UserError(f"{file.path} has no column {column!r}, which {flag} names; its columns are {listed(list(file.fields), 20)}.")
+        raise UserError(
+            f"{file.path} has no column {column!r}, which {flag} names; its columns are "
+            f"{listed(list(file.fields), 20)}."
+        )
     return column
 
 
@@ -179,7 +246,9 @@ class Labels:
 
     @property
     def unlabelled(self) -> bool:
-        """Whether there is no label at all: every value is missing or negative, as in test splits whose labels are kept back."""
+        """Whether there is no label at all: every value is missing or negative, as in test splits
+        whose labels are kept back.
+        """
         return len(self.values) == 0
 
     def named(self) -> np.ndarray:
@@ -194,7 +263,10 @@ def _composed(names: np.ndarray) -> np.ndarray:
 
 
 def read_labels(file: File, column: str) -> Labels:
-    """The labels of a file. Raises UserError for values that are no classes, or are missing of some images."""
+    """The labels of a file.
+
+    Raises UserError for values that are no classes, or are missing of some images.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -208,7 +280,10 @@ def read_labels(file: File, column: str) -> Labels:
     if len(stored) == stored.null_count:
         return Labels(file, np.empty(0, np.int64), None)
     if stored.null_count:
-        raise UserError(f"{path} has rows without a label in {column!r}; give every image its class, or leave these rows out.")
+        raise UserError(
+            f"{path} has rows without a label in {column!r}; give every image its class, or leave "
+            "these rows out."
+        )
     kind = stored.type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_boolean(kind):
         texts = np.array(stored.to_pylist()).astype(str)
@@ -216,50 +291,72 @@ def read_labels(file: File, column: str) -> Labels:
     values = stored.to_numpy() if pa.types.is_integer(kind) or pa.types.is_floating(kind) else None
     if values is None or not np.isfinite(values).all() or (values != np.rint(values)).any():
         what = f"values of type {kind}" if values is None else "numbers that are not whole"
-        raise UserError(f"The column {column!r} of {path} has {what}, and a class is a text or a whole number; {ASK_LABEL}.")
+        raise UserError(
+            f"The column {column!r} of {path} has {what}, and a class is a text or a whole "
+            f"number; {ASK_LABEL}."
+        )
     numbers = values.astype(np.int64)
     if (numbers < 0).all():
         return Labels(file, np.empty(0, np.int64), None)
     if numbers.min() < 0:
-        raise UserError(f"{path} has negative labels beside others in {column!r}; give every image its class, or leave these rows out.")
+        raise UserError(
+            f"{path} has negative labels beside others in {column!r}; give every image its class, "
+            "or leave these rows out."
+        )
     names = file.features.get(column, {}).get("names")
     if not names:
         return Labels(file, numbers, None)
     if len(set(map(composed, names))) < len(names):
-        raise UserError(f"The metadata of {path} name a class twice in {column!r}; write the file again, with a name of its own for every class.")
+        raise UserError(
+            f"The metadata of {path} name a class twice in {column!r}; write the file again, with "
+            "a name of its own for every class."
+        )
     if numbers.max() >= len(names):
-        raise UserError(f"{path} has label {numbers.max()}, and its metadata name {len(names)} classes, from 0 on; correct the file.")
+        raise UserError(
+            f"{path} has label {numbers.max()}, and its metadata name {len(names)} classes, from "
+            "0 on; correct the file."
+        )
     return Labels(file, np.array(names)[numbers], tuple(map(composed, names)))
 
 
 def classes_of(labels: Sequence[Labels]) -> tuple[str, ...]:
     """The names of all classes of the training files, in their order.
 
-    As the files' metadata name them; else texts in the order of `sorted_classes`, and all numbers from the smallest to the largest. Raises UserError
-    for numbers that cannot count classes.
+    As the files' metadata name them; else texts in the order of `sorted_classes`, and all numbers
+    from the smallest to the largest. Raises UserError for numbers that cannot count classes.
     """
     if any(of.names for of in labels):
-        return tuple(dict.fromkeys(name for of in labels for name in of.names or np.unique(of.named()).tolist()))
+        return tuple(
+            dict.fromkeys(
+                name for of in labels for name in of.names or np.unique(of.named()).tolist()
+            )
+        )
     if any(of.values.dtype.kind == "U" for of in labels):
         return sorted_classes(np.unique(np.concatenate([of.named() for of in labels])).tolist())
     numbers = np.unique(np.concatenate([of.values for of in labels]))
     if numbers[-1] - numbers[0] >= 2 * len(numbers):
         raise UserError(
-            f"The labels of {labels[0].file.path} go up to {numbers[-1]}, and only {len(numbers)} of these numbers occur, "
-            "so they do not count classes; name another column with data.label_column, or store the classes as texts."
+            f"The labels of {labels[0].file.path} go up to {numbers[-1]}, and only {len(numbers)} "
+            "of these numbers occur, "
+            "so they do not count classes; name another column with data.label_column, or store "
+            "the classes as texts."
         )
     return tuple(map(str, range(numbers[0], numbers[-1] + 1)))
 
 
 def _number(labels: Sequence[Labels], classes: tuple[str, ...]) -> np.ndarray:
-    """(N,) int64: the number in `classes` of every label, matched by name. Raises UserError for a name that is not there."""
+    """(N,) int64: the number in `classes` of every label, matched by name.
+
+    Raises UserError for a name that is not there.
+    """
     number_of = {name: number for number, name in enumerate(classes)}
     found = []
     for of in labels:
         names, inverse = np.unique(of.named(), return_inverse=True)
         if strange := [name for name in names.tolist() if name not in number_of]:
             raise UserError(
-                f"{of.file.path} has the classes {listed(strange)}, which are not among those of the training files ({listed(classes)}); "
+                f"{of.file.path} has the classes {listed(strange)}, which are not among those of "
+                f"the training files ({listed(classes)}); "
                 "give all files the same names."
             )
         found.append(np.array([number_of[name] for name in names.tolist()], np.int64)[inverse])
@@ -270,7 +367,10 @@ def _number(labels: Sequence[Labels], classes: tuple[str, ...]) -> np.ndarray:
 
 
 class Rows:
-    """The rows of several files, numbered through: the image of each, and what it is called. Images are loaded when the first is asked for."""
+    """The rows of several files, numbered through: the image of each, and what it is called.
+
+    Images are loaded when the first is asked for.
+    """
 
     def __init__(self, files: Sequence[File], counts: Sequence[int], column: str, root: Path):
         """`counts`: rows of each file."""
@@ -297,7 +397,10 @@ class Rows:
         return f"{self.files[file].path.relative_to(self.root).as_posix()} row {row}"
 
     def source(self, i: int) -> Stored:
-        """The bytes of an image, or the file that holds it. Raises Unreadable where there is neither."""
+        """The bytes of an image, or the file that holds it.
+
+        Raises Unreadable where there is neither.
+        """
         file, row = self._at(i)
         contents, paths = self._columns[file]
         if contents is not None and (content := contents[row].as_py()):
@@ -306,19 +409,34 @@ class Rows:
         found = _beside(self.files[file].path, self.root, path)
         if found is None:
             why = (
-                f"no bytes are stored, and there is no file {path} beside {self.files[file].path.name}" if path else "no bytes and no path are stored"
+                f"no bytes are stored, and there is no file {path} beside "
+                f"{self.files[file].path.name}"
+                if path
+                else "no bytes and no path are stored"
             )
             raise Unreadable(self.called(i), why)
         return found
 
     @cached_property
     def _columns(self) -> list[tuple[Any, Any]]:
-        """(bytes, paths) of every file; None for what it does not have. Raises UserError for a file of paths that lead nowhere."""
+        """(bytes, paths) of every file; None for what it does not have.
+
+        Raises UserError for a file of paths that lead nowhere.
+        """
         found = [_contents(file.path, self.column) for file in self.files]
         for file, (contents, paths) in zip(self.files, found, strict=True):
             no_bytes = contents is None or contents.null_count == len(contents)
-            if no_bytes and (paths is None or not any(_beside(file.path, self.root, path) for path in paths.slice(0, 10).to_pylist())):
-                such_as = "" if paths is None else f", only paths such as {paths[0].as_py()}, which are not beside it"
+            if no_bytes and (
+                paths is None
+                or not any(
+                    _beside(file.path, self.root, path) for path in paths.slice(0, 10).to_pylist()
+                )
+            ):
+                such_as = (
+                    ""
+                    if paths is None
+                    else f", only paths such as {paths[0].as_py()}, which are not beside it"
+                )
                 raise UserError(
                     f"{file.path} stores no bytes of its images in {self.column!r}{such_as}; "
                     "put the image files there, or write the bytes into the file."
@@ -341,12 +459,16 @@ def _contents(path: Path, column: str) -> tuple[Any, Any]:
         of_text = pa.types.is_string(stored.type) or pa.types.is_large_string(stored.type)
         return (None, stored) if of_text else (stored, None)
     inner = [child.name for child in stored.type]
-    contents, paths = (compute.struct_field(stored, name) if name in inner else None for name in ("bytes", "path"))  # type: ignore[attr-defined]
+    contents, paths = (
+        compute.struct_field(stored, name) if name in inner else None for name in ("bytes", "path")
+    )  # type: ignore[attr-defined]
     return contents, paths
 
 
 def _beside(file: Path, root: Path, path: str | None) -> Path | None:
-    """The file that a path in a parquet file names, beside it or below data.root: a dataset may name its own files and no others."""
+    """The file that a path in a parquet file names, beside it or below data.root: a dataset may
+    name its own files and no others.
+    """
     for folder in (file.parent, root):
         try:
             found = (folder / (path or "")).resolve()
@@ -360,11 +482,17 @@ def _beside(file: Path, root: Path, path: str | None) -> Path | None:
 # All together
 
 
-def _split(paths: Sequence[Path], config: DataConfig, like: File | None) -> tuple[str, str, list[Labels]]:
-    """(column of images, column of labels, labels of every file) of a split; its columns are those of `like`, or of its own first file."""
+def _split(
+    paths: Sequence[Path], config: DataConfig, like: File | None
+) -> tuple[str, str, list[Labels]]:
+    """(column of images, column of labels, labels of every file) of a split; its columns are those
+    of `like`, or of its own first file.
+    """
     opened = [file for file in map(_open, paths) if file.rows]
     if not opened:
-        raise UserError(f"{paths[0]} has no rows; give every split images with labels, or move the file away.")
+        raise UserError(
+            f"{paths[0]} has no rows; give every split images with labels, or move the file away."
+        )
     like = like or opened[0]
     image = image_column(like, config.image_column)
     label = label_column(like, config.label_column, image)
@@ -372,29 +500,51 @@ def _split(paths: Sequence[Path], config: DataConfig, like: File | None) -> tupl
         label = _own_label(opened[0], image) or label
     for file in opened:
         if image not in file.fields:
-            raise UserError(f"{file.path} has no column {image!r}, which {like.path.name} has its images in; give all files the same columns.")
-    return image, label, [read_labels(file, label) if label in file.fields else Labels(file, np.empty(0, np.int64), None) for file in opened]
+            raise UserError(
+                f"{file.path} has no column {image!r}, which {like.path.name} has its images in; "
+                "give all files the same columns."
+            )
+    return (
+        image,
+        label,
+        [
+            read_labels(file, label)
+            if label in file.fields
+            else Labels(file, np.empty(0, np.int64), None)
+            for file in opened
+        ],
+    )
 
 
 def _own_label(file: File, image: str) -> str | None:
-    """The column of classes of a file that does not have that of the training files; None where it has none that is known."""
+    """The column of classes of a file that does not have that of the training files; None where it
+    has none that is known.
+    """
     try:
         return label_column(file, None, image)
     except UserError:
         return None
 
 
-def _part(labels: Sequence[Labels], classes: tuple[str, ...], column: str, root: Path, decoder: Decoder) -> Part:
+def _part(
+    labels: Sequence[Labels], classes: tuple[str, ...], column: str, root: Path, decoder: Decoder
+) -> Part:
     rows = Rows([of.file for of in labels], [len(of.values) for of in labels], column, root)
-    return Part(_number(labels, classes), decoder.fetch_of(rows.source, rows.called, len(rows)), rows.named)
+    return Part(
+        _number(labels, classes), decoder.fetch_of(rows.source, rows.called, len(rows)), rows.named
+    )
 
 
 def _no_labels(labels: Sequence[Labels], label: str) -> bool:
-    """Whether a split has no labels. Raises UserError where some of its files have and some have not."""
+    """Whether a split has no labels.
+
+    Raises UserError where some of its files have and some have not.
+    """
     bare = [of.file.path for of in labels if of.unlabelled]
     if bare and len(bare) < len(labels):
         raise UserError(
-            f"{bare[0]} has no labels in {label!r}, and other files of the split have; give every image its class, or move the file away."
+            f"{bare[0]} has no labels in {label!r}, and other files of the split have; give every "
+            "image its class, or move the file away."
         )
     return bool(bare)
 
@@ -408,22 +558,35 @@ def by_split(found: Sequence[Path], root: Path) -> dict[str | None, list[Path]]:
 
 
 def training_files(by_word: Mapping[str | None, list[Path]]) -> tuple[list[Path], list[str]]:
-    """(files of training images, what to say of it): those that a word calls so, else those without a word, else those of the only split.
+    """(files of training images, what to say of it): those that a word calls so, else those without
+    a word, else those of the only split.
 
     Raises UserError where there are several other splits.
     """
     trains = [word for word in TRAIN if word in by_word]
     bare = by_word.get(None, [])
     if trains:
-        notes = [f"not used: {listed([path.name for path in bare])}, which no word calls training or test images"] if bare else []
-        return by_word[trains[0]], notes + [f"not used: {word}, beside {trains[0]}" for word in trains[1:]]
+        notes = (
+            [
+                f"not used: {listed([path.name for path in bare])}, which no word calls training "
+                "or test images"
+            ]
+            if bare
+            else []
+        )
+        return by_word[trains[0]], notes + [
+            f"not used: {word}, beside {trains[0]}" for word in trains[1:]
+        ]
     if bare:
-        return bare, [f"{listed([path.name for path in bare])} without a word of a split: training images"] if len(by_word) > 1 else []
+        return bare, [
+            f"{listed([path.name for path in bare])} without a word of a split: training images"
+        ] if len(by_word) > 1 else []
     if len(by_word) == 1:
         ((word, only),) = by_word.items()
         return only, [f"there are {word} files only, which are taken for training images"]
     raise UserError(
-        f"There are parquet files of {listed([str(word) for word in by_word])} and none of training images; "
+        f"There are parquet files of {listed([str(word) for word in by_word])} and none of "
+        "training images; "
         "add them, or name them so, such as train-00000.parquet."
     )
 
@@ -431,28 +594,46 @@ def training_files(by_word: Mapping[str | None, list[Path]]) -> tuple[list[Path]
 def read(config: DataConfig) -> Source:
     """The parquet files below data.root.
 
-    The split is a word in a file's name (train-00000.parquet) or in that of the folder it lies in (train/0000.parquet); for files without
-    either see `training_files`. Validation files stand in for test files where there are none with labels. Labels of all files are matched by name.
+    The split is a word in a file's name (train-00000.parquet) or in that of the folder it lies in
+    (train/0000.parquet); for files without either see `training_files`. Validation files stand in
+    for test files where there are none with labels. Labels of all files are matched by name.
     """
     if config.root is None or not Path(config.root).is_dir():
-        raise UserError(f"data.name parquet needs data.root, a folder with parquet files; got {config.root}.")
+        raise UserError(
+            f"data.name parquet needs data.root, a folder with parquet files; got {config.root}."
+        )
     root = Path(config.root)
     found = files(root)
     if not found:
         raise UserError(f"{root} holds no parquet files; set data.root to the folder that does.")
     by_word = by_split(found, root)
     train_paths, notes = training_files(by_word)
-    held_words = [word for word in (*TEST, *STAND_INS) if word in by_word and by_word[word] != train_paths]
+    held_words = [
+        word for word in (*TEST, *STAND_INS) if word in by_word and by_word[word] != train_paths
+    ]
     image, label, train = _split(train_paths, config, None)
     if _no_labels(train, label):
-        raise UserError(f"{train[0].file.path} has no labels in {label!r}, only missing or negative ones; give every training image its class.")
+        raise UserError(
+            f"{train[0].file.path} has no labels in {label!r}, only missing or negative ones; "
+            "give every training image its class."
+        )
     classes = classes_of(train)
     if len(classes) < 2:
-        raise UserError(f"{train[0].file.path} has {len(classes)} class in {label!r} and at least 2 are needed; {ASK_LABEL}.")
-    places = sorted({path.parent.relative_to(root).as_posix() for path in train_paths if not split_word(path.parent.name)})
+        raise UserError(
+            f"{train[0].file.path} has {len(classes)} class in {label!r} and at least 2 are "
+            f"needed; {ASK_LABEL}."
+        )
+    places = sorted(
+        {
+            path.parent.relative_to(root).as_posix()
+            for path in train_paths
+            if not split_word(path.parent.name)
+        }
+    )
     if len(places) > 1:
         notes.append(
-            f"warning: training files of {len(places)} folders are taken together ({listed(places)}); set data.root to one of them otherwise"
+            f"warning: training files of {len(places)} folders are taken together "
+            f"({listed(places)}); set data.root to one of them otherwise"
         )
     notes += [f"columns: images from {image!r}, classes from {label!r}"]
     decoder = Decoder(config, notes, own=True)

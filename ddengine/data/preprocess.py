@@ -1,4 +1,6 @@
-"""Preprocessing: per-channel mean and standard deviation, or ZCA whitening; fitted once, stored with what depends on it, invertible."""
+"""Preprocessing: per-channel mean and standard deviation, or ZCA whitening; fitted once, stored
+with what depends on it, invertible.
+"""
 
 from dataclasses import dataclass
 
@@ -10,7 +12,8 @@ from ddengine.system.runtime import available_memory, exact_matmul
 
 ZCA_EPS = 0.1  # added to the eigenvalues, as in MTT
 ZCA_MAX_DIM = 12288  # 64x64x3: a covariance of 0.6 GB
-ZCA_MEMORY, ZCA_MATRICES = 8, 16  # while it is fitted: bytes a pixel value, and matrices of the covariance's size (measured)
+# while it is fitted: bytes a pixel value, and matrices of the covariance's size (measured)
+ZCA_MEMORY, ZCA_MATRICES = 8, 16
 AT_ONCE = 2**24  # pixel values that are looked at, counted or turned into floats at a time
 
 
@@ -18,8 +21,9 @@ AT_ONCE = 2**24  # pixel values that are looked at, counted or turned into float
 class Preprocess:
     """An invertible map from pixel values in [0, 1] to what networks see.
 
-    Mean/std: (x - mean) / std with mean, std (C,). ZCA: (flatten(x) - mean) matrix with mean (D,), matrix and inverse (D, D),
-    D = CHW, on pixels as they are. `origin` is the file it was read from, empty where it was fitted.
+    Mean/std: (x - mean) / std with mean, std (C,). ZCA: (flatten(x) - mean) matrix with mean (D,),
+    matrix and inverse (D, D), D = CHW, on pixels as they are. `origin` is the file it was read
+    from, empty where it was fitted.
     """
 
     mean: Tensor
@@ -45,10 +49,14 @@ class Preprocess:
             return (images.flatten(1) @ self.inverse + self.mean).view_as(images)
 
     def clamp(self, images: Tensor) -> Tensor:
-        """Network input (B, C, H, W) moved to what pixels in [0, 1] can be, channel by channel; not for whitened images."""
+        """Network input (B, C, H, W) moved to what pixels in [0, 1] can be, channel by channel; not
+        for whitened images.
+        """
         assert self.std is not None
         low, high = -self.mean / self.std, (1 - self.mean) / self.std
-        return torch.maximum(torch.minimum(images, high.to(images).view(-1, 1, 1)), low.to(images).view(-1, 1, 1))
+        return torch.maximum(
+            torch.minimum(images, high.to(images).view(-1, 1, 1)), low.to(images).view(-1, 1, 1)
+        )
 
     def tensors(self) -> dict[str, Tensor]:
         """Its numbers by name, for files."""
@@ -57,26 +65,43 @@ class Preprocess:
 
     @staticmethod
     def from_tensors(tensors: dict[str, Tensor], origin: str = "") -> "Preprocess":
-        """The inverse of `tensors`; other names are ignored. What is read from a file is to be checked by data/stored.py."""
-        return Preprocess(tensors["preprocess.mean"], *(tensors.get(f"preprocess.{name}") for name in ("std", "matrix", "inverse")), origin=origin)
+        """The inverse of `tensors`; other names are ignored.
+
+        What is read from a file is to be checked by data/stored.py.
+        """
+        return Preprocess(
+            tensors["preprocess.mean"],
+            *(tensors.get(f"preprocess.{name}") for name in ("std", "matrix", "inverse")),
+            origin=origin,
+        )
 
     def to(self, device: torch.device) -> "Preprocess":
         """The same on `device`."""
-        return Preprocess.from_tensors({k: v.to(device) for k, v in self.tensors().items()}, self.origin)
+        return Preprocess.from_tensors(
+            {k: v.to(device) for k, v in self.tensors().items()}, self.origin
+        )
 
 
 def fit_zca(pixels: Tensor, eps: float = ZCA_EPS) -> Preprocess:
-    """ZCA whitening fitted on pixels (N, C, H, W), floats in [0, 1] or uint8, eps added to the eigenvalues of the unbiased covariance.
+    """ZCA whitening fitted on pixels (N, C, H, W), floats in [0, 1] or uint8, eps added to the
+    eigenvalues of the unbiased covariance.
 
     Raises UserError for images that are too large, and where there is not enough memory.
     """
     dim = pixels[0].numel()
     if dim > ZCA_MAX_DIM:
-        raise UserError(f"data.zca needs a {dim} x {dim} matrix for images of this size; use data.zca False, or data.size of at most 64 64.")
-    needed, there = ZCA_MEMORY * pixels.numel() + ZCA_MATRICES * 4 * dim**2, available_memory(pixels.device)
+        raise UserError(
+            f"data.zca needs a {dim} x {dim} matrix for images of this size; use data.zca False, "
+            "or data.size of at most 64 64."
+        )
+    needed, there = (
+        ZCA_MEMORY * pixels.numel() + ZCA_MATRICES * 4 * dim**2,
+        available_memory(pixels.device),
+    )
     if needed > there:
         raise UserError(
-            f"data.zca needs about {needed / 1e9:.1f} GB of memory to be fitted to {len(pixels)} images, and {there / 1e9:.1f} GB are available; "
+            f"data.zca needs about {needed / 1e9:.1f} GB of memory to be fitted to {len(pixels)} "
+            f"images, and {there / 1e9:.1f} GB are available; "
             "set data.zca False, or lower data.limit or data.size."
         )
     import kornia  # a second to import, and only ZCA needs it
@@ -84,17 +109,37 @@ def fit_zca(pixels: Tensor, eps: float = ZCA_EPS) -> Preprocess:
     values = pixels.float().div_(255) if pixels.dtype == torch.uint8 else pixels
     with exact_matmul():
         zca = kornia.enhance.ZCAWhitening(dim=0, eps=eps, compute_inv=True).fit(values.flatten(1))
-    assert isinstance(zca.mean_vector, Tensor) and isinstance(zca.transform_matrix, Tensor) and isinstance(zca.transform_inv, Tensor)
+    assert (
+        isinstance(zca.mean_vector, Tensor)
+        and isinstance(zca.transform_matrix, Tensor)
+        and isinstance(zca.transform_inv, Tensor)
+    )
     # kornia computes (x - mean) matrix^T; its matrices are symmetric up to rounding
-    return Preprocess(mean=zca.mean_vector.flatten(), matrix=zca.transform_matrix.T.contiguous(), inverse=zca.transform_inv.T.contiguous())
+    return Preprocess(
+        mean=zca.mean_vector.flatten(),
+        matrix=zca.transform_matrix.T.contiguous(),
+        inverse=zca.transform_inv.T.contiguous(),
+    )
 
 
-def fit_preprocess(pixels: Tensor, *, zca: bool, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None) -> Preprocess:
-    """Preprocessing for training pixels (N, C, H, W) uint8: ZCA, or the given published constants, or the images' own mean and std."""
+def fit_preprocess(
+    pixels: Tensor,
+    *,
+    zca: bool,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+) -> Preprocess:
+    """Preprocessing for training pixels (N, C, H, W) uint8:
+
+    ZCA, or the given published constants, or the images' own mean and std.
+    """
     if zca:
         return fit_zca(pixels)
     if mean is not None and std is not None and len(mean) == pixels.shape[1]:
-        return Preprocess(mean=torch.tensor(mean, device=pixels.device), std=torch.tensor(std, device=pixels.device))
+        return Preprocess(
+            mean=torch.tensor(mean, device=pixels.device),
+            std=torch.tensor(std, device=pixels.device),
+        )
     counts = histogram(pixels).double()
     values = torch.arange(256, dtype=torch.float64) / 255
     num = counts[0].sum()
@@ -110,7 +155,9 @@ def pieces(images: Tensor, values: int = AT_ONCE) -> tuple[Tensor, ...]:
 
 
 def histogram(pixels: Tensor) -> Tensor:
-    """(C, 256) int64 on the CPU: how often each channel of pixels (N, C, H, W) uint8 has each value. A piece is in memory at a time."""
+    """(C, 256) int64 on the CPU: how often each channel of pixels (N, C, H, W) uint8 has each
+    value. A piece is in memory at a time.
+    """
     channels = pixels.shape[1]
     counts = torch.zeros(channels, 256, dtype=torch.int64, device=pixels.device)
     for part in pieces(pixels):

@@ -19,7 +19,10 @@ def images_digest(pixels: Tensor, labels: Tensor) -> str:
 
 
 class RealSet:
-    """A whole split as uint8 on the device, preprocessed when drawn. Nothing is done image by image in Python."""
+    """A whole split as uint8 on the device, preprocessed when drawn.
+
+    Nothing is done image by image in Python.
+    """
 
     def __init__(
         self,
@@ -30,8 +33,16 @@ class RealSet:
         digest: str | None = None,
         class_names: Sequence[str] = (),
     ):
-        """Pixels (N, C, H, W) uint8 and labels (N,) int64, on one device; `digest` when it is known already, `class_names` for messages."""
-        self.pixels, self.labels, self.num_classes, self.preprocess, self._digest = pixels, labels, num_classes, preprocess, digest
+        """Pixels (N, C, H, W) uint8 and labels (N,) int64, on one device; `digest` when it is known
+        already, `class_names` for messages.
+        """
+        self.pixels, self.labels, self.num_classes, self.preprocess, self._digest = (
+            pixels,
+            labels,
+            num_classes,
+            preprocess,
+            digest,
+        )
         self.class_names = tuple(class_names)
 
     def __len__(self) -> int:
@@ -50,7 +61,9 @@ class RealSet:
 
     def images(self, index: Tensor) -> Tensor:
         """(B,) -> (B, C, H, W), preprocessed."""
-        return self.preprocess.forward(self.pixels.index_select(0, index.to(self.device)).float() / 255)
+        return self.preprocess.forward(
+            self.pixels.index_select(0, index.to(self.device)).float() / 255
+        )
 
     def batch(self, index: Tensor) -> Batch:
         """The examples at `index` (B,)."""
@@ -68,31 +81,44 @@ class RealSet:
         return tuple((labels == c).nonzero().flatten() for c in range(self.num_classes))
 
     def draw_index(self, class_: int, num: int, rng: Generator) -> Tensor:
-        """Indices (num,) of random images of a class, without repetition. Raises UserError when it has fewer."""
+        """Indices (num,) of random images of a class, without repetition.
+
+        Raises UserError when it has fewer.
+        """
         members = self.members[class_]
         if num > len(members):
             raise UserError(
-                f"{num} images of class {self.called(class_)} were asked for, which has {len(members)} training images; lower ipc or the batch."
+                f"{num} images of class {self.called(class_)} were asked for, which has "
+                f"{len(members)} training images; lower ipc or the batch."
             )
         return members[torch.randperm(len(members), generator=rng)[:num]]
 
     @cached_property
     def _table(self) -> tuple[Tensor, Tensor]:
-        """Members of all classes (K, longest) on the device, rows filled up, and which places are filled up."""
-        table = torch.nn.utils.rnn.pad_sequence(list(self.members), batch_first=True, padding_value=-1).to(self.device)
+        """Members of all classes (K, longest) on the device, rows filled up, and which places are
+        filled up.
+        """
+        table = torch.nn.utils.rnn.pad_sequence(
+            list(self.members), batch_first=True, padding_value=-1
+        ).to(self.device)
         return table, table < 0
 
     def draw_each(self, num: int, rng: Generator) -> Tensor:
-        """Indices (K, n) of random images of every class, drawn on the device and lying there; n is `num`, or the largest class if that is smaller.
+        """Indices (K, n) of random images of every class, drawn on the device and lying there; n is
+        `num`, or the largest class if that is smaller.
 
-        No image comes twice, but in classes of fewer than n images: there all come equally often, up to one. The draw follows from `rng`, and
-        differs between kinds of device and models of GPU.
+        No image comes twice, but in classes of fewer than n images: there all come equally often,
+        up to one. The draw follows from `rng`, and differs between kinds of device and models of
+        GPU.
         """
         table, missing = self._table
         source = on_device(rng, self.device)
-        keys = torch.rand(table.shape, generator=source, device=self.device, dtype=torch.float64).masked_fill_(missing, 2.0)
+        keys = torch.rand(
+            table.shape, generator=source, device=self.device, dtype=torch.float64
+        ).masked_fill_(missing, 2.0)
         num = min(num, table.shape[1])
-        order = keys.topk(num, largest=False).indices  # where a class has fewer than num, its own come first
+        # where a class has fewer than num, its own come first
+        order = keys.topk(num, largest=False).indices
         have = (~missing).sum(1, keepdim=True)
         return table.gather(1, order.gather(1, torch.arange(num, device=self.device) % have))
 

@@ -13,8 +13,10 @@ class Part:
     """One split as stored: all labels, and images read when asked for."""
 
     labels: np.ndarray  # (N,) int64
-    fetch: Callable[[np.ndarray], np.ndarray]  # indices (B,) -> (B, C, H, W) uint8; decodes only these
-    name_of: Callable[[int], str] | None = None  # what image i is called, below data.root; None: it has no name but its index
+    # indices (B,) -> (B, C, H, W) uint8; decodes only these
+    fetch: Callable[[np.ndarray], np.ndarray]
+    # what image i is called, below data.root; None: it has no name but its index
+    name_of: Callable[[int], str] | None = None
 
 
 @dataclass(frozen=True)
@@ -24,9 +26,11 @@ class Source:
     train: Part
     test: Part | None  # None: there is no official test split
     class_names: tuple[str, ...]
-    mean: tuple[float, ...] | None = None  # published normalisation constants per channel; None: fitted
+    # published normalisation constants per channel; None: fitted
+    mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
-    notes: list[str] = field(default_factory=list)  # what a person should know of how it was read; decoding adds to it
+    # what a person should know of how it was read; decoding adds to it
+    notes: list[str] = field(default_factory=list)
 
 
 def part_of_array(images: np.ndarray, labels: np.ndarray) -> Part:
@@ -35,20 +39,25 @@ def part_of_array(images: np.ndarray, labels: np.ndarray) -> Part:
 
 
 def stratified(labels: np.ndarray, num: int, seed: int) -> np.ndarray:
-    """Sorted indices of `num` examples with every class in its proportion (largest remainders), at least one of each class if num allows.
+    """Sorted indices of `num` examples with every class in its proportion (largest remainders), at
+    least one of each class if num allows.
 
     Depends on the labels and the seed alone.
     """
     classes, counts = np.unique(labels, return_counts=True)
     if num > len(labels):
-        raise UserError(f"data.limit {num} is more than the {len(labels)} training images; lower it, or take all with --data.limit None.")
+        raise UserError(
+            f"data.limit {num} is more than the {len(labels)} training images; lower it, or take "
+            "all with --data.limit None."
+        )
     share = counts * num / len(labels)
     take = np.floor(share).astype(int)
     if num >= len(classes):
         take = np.maximum(take, 1)
     order = np.argsort(share - take, kind="stable")[::-1]
     step = 0
-    while take.sum() != num:  # hand out the remainder, or take back what the minimum of one gave too much
+    # hand out the remainder, or take back what the minimum of one gave too much
+    while take.sum() != num:
         c = order[step % len(order)]
         if take.sum() < num and take[c] < counts[c]:
             take[c] += 1
@@ -56,12 +65,18 @@ def stratified(labels: np.ndarray, num: int, seed: int) -> np.ndarray:
             take[np.argmax(take)] -= 1
         step += 1
     rng = np.random.default_rng(seed)
-    chosen = [rng.permutation(np.flatnonzero(labels == c))[:n] for c, n in zip(classes, take, strict=True)]
+    chosen = [
+        rng.permutation(np.flatnonzero(labels == c))[:n] for c, n in zip(classes, take, strict=True)
+    ]
     return np.sort(np.concatenate(chosen))
 
 
-def hold_out(labels: np.ndarray, fraction: float, seed: int, *, at_least: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """(kept, held out) indices, both sorted; of each class max(at_least, round(fraction * count)) are held out, but never the last one."""
+def hold_out(
+    labels: np.ndarray, fraction: float, seed: int, *, at_least: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """(kept, held out) indices, both sorted; of each class max(at_least, round(fraction * count))
+    are held out, but never the last one.
+    """
     rng = np.random.default_rng(seed)
     held = []
     for c in np.unique(labels):

@@ -1,4 +1,6 @@
-"""Which split a folder or a file belongs to, by the words that people name them with, and in which order classes come."""
+"""Which split a folder or a file belongs to, by the words that people name them with, and in which
+order classes come.
+"""
 
 import re
 import unicodedata
@@ -11,7 +13,9 @@ WORDS = (*TRAIN, *TEST, *STAND_INS)
 
 
 def split_word(name: str) -> str | None:
-    """The word of a split that a name is, in lower case and without "set" (trainset); None for any other name."""
+    """The word of a split that a name is, in lower case and without "set" (trainset); None for any
+    other name.
+    """
     word = name.lower().removesuffix("set")
     return word if word in WORDS else None
 
@@ -23,21 +27,29 @@ def split_word_in(name: str) -> str | None:
 
 def words_of(name: str) -> list[str]:
     """The words of a name, which dots, dashes, underscores, spaces, digits and capitals part."""
-    return [word for word in re.split(r"[-._ 0-9]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)) if word]
+    return [
+        word for word in re.split(r"[-._ 0-9]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)) if word
+    ]
 
 
 def rest_of(name: str) -> tuple[str, ...]:
-    """The other words of a name, in lower case: splits of one dataset have them in common (seg_train, seg_test), classes do not."""
+    """The other words of a name, in lower case: splits of one dataset have them in common
+    (seg_train, seg_test), classes do not.
+    """
     return tuple(word.lower() for word in words_of(name) if not split_word(word))
 
 
 def composed(name: str) -> str:
-    """A name with its accents in one form: file systems differ in whether an accent is a letter of its own."""
+    """A name with its accents in one form: file systems differ in whether an accent is a letter of
+    its own.
+    """
     return unicodedata.normalize("NFC", name)
 
 
 def sorted_classes(names: Iterable[str]) -> tuple[str, ...]:
-    """Names of classes in their order: that of the numbers where all names are whole numbers, alphabetical otherwise."""
+    """Names of classes in their order: that of the numbers where all names are whole numbers,
+    alphabetical otherwise.
+    """
     every = sorted(names)
     numbers = all(re.fullmatch(r"-?[0-9]+", name) for name in every)
     return tuple(sorted(every, key=int) if numbers else every)

@@ -1,7 +1,8 @@
-"""Preprocessing that was read from a file: can any images, and can these images, have been fitted to its numbers?
+"""Preprocessing that was read from a file: can any images, and can these images, have been fitted
+to its numbers?
 
-Real images are seen through what a distilled set or an expert store says. Numbers of a damaged file would make every network useless, those on real
-images too, so that the comparison would look fair.
+Real images are seen through what a distilled set or an expert store says. Numbers of a damaged file
+would make every network useless, those on real images too, so that the comparison would look fair.
 """
 
 import math
@@ -19,20 +20,32 @@ from ddengine.system.runtime import exact_matmul
 
 MEAN_RANGE = (-0.01, 1.01)  # pixels lie in [0, 1], and so do their means, up to rounding
 STD_RANGE = (1e-4, 2.0)  # that of pixels is at most 0.5
-MOST_OFF = 0.25  # of a mean from that of the real images; published constants of a dataset are off by a few hundredths
-MOST_TIMES = 6.0  # that a standard deviation is larger, or smaller, than that of the real images: 1, "not divided", is about 5 times theirs
+# of a mean from that of the real images; published constants of a dataset are off by a few
+# hundredths
+MOST_OFF = 0.25
+# that a standard deviation is larger, or smaller, than that of the real images: 1, "not divided",
+# is about 5 times theirs
+MOST_TIMES = 6.0
 SMALLEST_STD = 1e-3  # of the real images; a smaller one is fitted as this
 INVERSE_OFF = 0.05  # relative error of whitening and its inverse; in float32 it is about 1e-4
 LOOKED_AT = 1000  # real images at most that the numbers are compared with
-AT_ONCE = 2**22  # pixel values that are turned into numbers of 64 bits at a time; sixteen times as many are compared with at most
+# pixel values that are turned into numbers of 64 bits at a time; sixteen times as many are compared
+# with at most
+AT_ONCE = 2**22
 PROBES = 8  # vectors that whitening and its inverse are tried on
 
 
 def read_preprocess(path: Path) -> Preprocess:
-    """The preprocessing in a safetensors file. Raises UserError for one without, or with numbers that no images can be fitted to."""
+    """The preprocessing in a safetensors file.
+
+    Raises UserError for one without, or with numbers that no images can be fitted to.
+    """
     tensors, _ = files.read_tensors(path)
     if "preprocess.mean" not in tensors:
-        raise UserError(f"{path} holds no preprocessing (preprocess.mean is missing); restore it, or make it again with the command that wrote it.")
+        raise UserError(
+            f"{path} holds no preprocessing (preprocess.mean is missing); restore it, or make it "
+            "again with the command that wrote it."
+        )
     preprocess = Preprocess.from_tensors(tensors, str(path))
     check_numbers(preprocess)
     return preprocess
@@ -44,13 +57,25 @@ def check_numbers(preprocess: Preprocess, image_shape: tuple[int, ...] | None = 
         raise _refusal(preprocess, wrong)
 
 
-def check_stored(preprocess: Preprocess, pixels: Tensor, mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> None:
-    """Raise UserError unless a preprocessing out of a file can be that of training pixels (N, C, H, W) uint8.
+def check_stored(
+    preprocess: Preprocess,
+    pixels: Tensor,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> None:
+    """Raise UserError unless a preprocessing out of a file can be that of training pixels (N, C, H,
+    W) uint8.
 
-    `mean` and `std` are the published constants of the dataset, if it has any: these are right whatever the images at hand look like.
+    `mean` and `std` are the published constants of the dataset, if it has any: these are right
+    whatever the images at hand look like.
     """
     check_numbers(preprocess, tuple(pixels.shape[1:]))
-    published = mean is not None and std is not None and preprocess.matrix is None and preprocess.std is not None
+    published = (
+        mean is not None
+        and std is not None
+        and preprocess.matrix is None
+        and preprocess.std is not None
+    )
     if published and _same(preprocess.mean, mean) and _same(preprocess.std, std):  # type: ignore[arg-type]
         return
     if (wrong := unlike(preprocess, pixels)) is not None:
@@ -59,19 +84,28 @@ def check_stored(preprocess: Preprocess, pixels: Tensor, mean: Sequence[float] |
 
 def _refusal(preprocess: Preprocess, wrong: str) -> UserError:
     where = preprocess.origin or "the set or the experts"
-    return UserError(f"The preprocessing in {where} is impossible: {wrong}; restore the file, or make it again with the command that wrote it.")
+    return UserError(
+        f"The preprocessing in {where} is impossible: {wrong}; restore the file, or make it again "
+        "with the command that wrote it."
+    )
 
 
 def _same(own: Tensor, constants: Sequence[float]) -> bool:
-    return len(own) == len(constants) and torch.allclose(own.cpu().double(), torch.tensor(constants, dtype=torch.float64), atol=1e-3)
+    return len(own) == len(constants) and torch.allclose(
+        own.cpu().double(), torch.tensor(constants, dtype=torch.float64), atol=1e-3
+    )
 
 
 # The numbers alone.
 
 
 def flaw(preprocess: Preprocess, image_shape: tuple[int, ...] | None = None) -> str | None:
-    """Why no images (C, H, W), or with None no images at all, can be fitted to these numbers, in words; None where they can."""
-    named = {name.removeprefix("preprocess."): tensor for name, tensor in preprocess.tensors().items()}
+    """Why no images (C, H, W), or with None no images at all, can be fitted to these numbers, in
+    words; None where they can.
+    """
+    named = {
+        name.removeprefix("preprocess."): tensor for name, tensor in preprocess.tensors().items()
+    }
     for name, tensor in named.items():
         if not tensor.is_floating_point():
             return f"{name} is of type {str(tensor.dtype).removeprefix('torch.')}"
@@ -96,12 +130,17 @@ def flaw(preprocess: Preprocess, image_shape: tuple[int, ...] | None = None) -> 
             said = {"mean": "mean", "std": "standard deviation"}[name]
             return f"it says a {said} of {least if least < low else most:.4g}, and pixels lie within 0 and 1"
     if whitens and not (off := _inverse_error(named["matrix"], named["inverse"])) <= INVERSE_OFF:
-        return f"matrix and inverse do not undo each other (a vector comes back {100 * off:.3g} % off)"
+        return (
+            f"matrix and inverse do not undo each other (a vector comes back {100 * off:.3g} % off)"
+        )
     return None
 
 
 def _inverse_error(matrix: Tensor, inverse: Tensor) -> float:
-    """|v matrix inverse - v| / |v|, the largest of a few fixed vectors v. The product of both matrices would take minutes for large images."""
+    """|v matrix inverse - v| / |v|, the largest of a few fixed vectors v.
+
+    The product of both matrices would take minutes for large images.
+    """
     probes = torch.randn(PROBES, len(matrix), generator=generator(0, "whitening")).to(matrix)
     with exact_matmul():
         back = (probes @ matrix) @ inverse
@@ -112,9 +151,11 @@ def _inverse_error(matrix: Tensor, inverse: Tensor) -> float:
 
 
 def unlike(preprocess: Preprocess, pixels: Tensor) -> str | None:
-    """Why numbers without a flaw cannot be those of training pixels (N, C, H, W) uint8, in words; None where they can.
+    """Why numbers without a flaw cannot be those of training pixels (N, C, H, W) uint8, in words;
+    None where they can.
 
-    Some images are looked at, spread over all; where these seem not to fit, all of them, because a few may be unlike the others.
+    Some images are looked at, spread over all; where these seem not to fit, all of them, because a
+    few may be unlike the others.
     """
     compare = _unlike_scaled if preprocess.matrix is None else _unlike_whitened
     num = max(1, min(LOOKED_AT, 16 * AT_ONCE // pixels[0].numel()))
@@ -144,20 +185,30 @@ def _unlike_scaled(preprocess: Preprocess, pixels: Tensor) -> str | None:
 
 
 def _unlike_whitened(preprocess: Preprocess, pixels: Tensor) -> str | None:
-    """A direction with variance v is whitened to v / (v + ZCA_EPS), so by a factor between 1 / (the sum of all v + ZCA_EPS) and 1 / ZCA_EPS."""
+    """A direction with variance v is whitened to v / (v + ZCA_EPS), so by a factor between 1 / (the
+    sum of all v + ZCA_EPS) and 1 / ZCA_EPS.
+    """
     own = preprocess.mean.double().view(1, *pixels.shape[1:])
     off = float((own - _mean(pixels, (0,))).square().mean().sqrt())
     if off > MOST_OFF:
         return f"its mean image is {off:.3g} off that of the training images (root mean square)"
     before = float(_mean(pixels, (0, 1, 2, 3), lambda part: (part - own).square()))
-    after = float(_mean(pixels, (0, 1, 2, 3), lambda part: preprocess.forward(part.float()).double().square()))
+    after = float(
+        _mean(pixels, (0, 1, 2, 3), lambda part: preprocess.forward(part.float()).double().square())
+    )
     low, high = (before / (own.numel() * before + ZCA_EPS)) ** 0.5, (before / ZCA_EPS) ** 0.5
     if low / MOST_TIMES <= after**0.5 <= high * MOST_TIMES:
         return None
     return f"it brings the training images to a root mean square of {after**0.5:.3g}, and whitening to one between {low:.3g} and {high:.3g}"
 
 
-def _mean(pixels: Tensor, dims: tuple[int, ...], of: Callable[[Tensor], Tensor] = lambda part: part) -> Tensor:
-    """The mean over `dims`, the first among them, of a function of pixels (N, C, H, W) as values in [0, 1]: float64, part by part."""
-    total = torch.stack([of(part.double() / 255).sum(dims) for part in pieces(pixels, AT_ONCE)]).sum(0)
+def _mean(
+    pixels: Tensor, dims: tuple[int, ...], of: Callable[[Tensor], Tensor] = lambda part: part
+) -> Tensor:
+    """The mean over `dims`, the first among them, of a function of pixels (N, C, H, W) as values in
+    [0, 1]: float64, part by part.
+    """
+    total = torch.stack(
+        [of(part.double() / 255).sum(dims) for part in pieces(pixels, AT_ONCE)]
+    ).sum(0)
     return total / (pixels.numel() / max(1, total.numel()))

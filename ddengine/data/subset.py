@@ -14,17 +14,28 @@ if TYPE_CHECKING:
 
 
 def of_classes(real: RealSet, classes: Sequence[int]) -> RealSet:
-    """The images of `classes` in their order, with the labels they have; `num_classes` stays that of the whole."""
+    """The images of `classes` in their order, with the labels they have; `num_classes` stays that
+    of the whole.
+    """
     chosen = torch.isin(real.labels, torch.tensor(list(classes), device=real.device))
-    return RealSet(real.pixels[chosen], real.labels[chosen], real.num_classes, real.preprocess, class_names=real.class_names)
+    return RealSet(
+        real.pixels[chosen],
+        real.labels[chosen],
+        real.num_classes,
+        real.preprocess,
+        class_names=real.class_names,
+    )
 
 
 def class_subset(data: "Data", classes: Sequence[int]) -> "Data":
-    """The splits of `data` restricted to `classes`, numbered anew: the class `classes[i]` becomes i. Images keep their order.
+    """The splits of `data` restricted to `classes`, numbered anew: the class `classes[i]` becomes
+    i. Images keep their order.
 
-    The preprocessing stays that of the whole, so that sets distilled from several subsets agree on what networks see. In class-incremental
-    learning it is thus fixed before the first class is seen, as published constants are. `bytes` are those of the images that remain;
-    `dataset_bytes` stay those of the whole training split. Raises UserError for a class that there is not, is named twice, or has no training images.
+    The preprocessing stays that of the whole, so that sets distilled from several subsets agree on
+    what networks see. In class-incremental learning it is thus fixed before the first class is
+    seen, as published constants are. `bytes` are those of the images that remain; `dataset_bytes`
+    stay those of the whole training split. Raises UserError for a class that there is not, is named
+    twice, or has no training images.
     """
     check_classes(classes, data.num_classes, "classes")
     number = torch.full((data.num_classes,), -1, dtype=torch.long, device=data.train.device)
@@ -32,13 +43,17 @@ def class_subset(data: "Data", classes: Sequence[int]) -> "Data":
 
     def restricted(real: RealSet) -> RealSet:
         kept = of_classes(real, classes)
-        return RealSet(kept.pixels, number[kept.labels], len(classes), kept.preprocess, class_names=names)
+        return RealSet(
+            kept.pixels, number[kept.labels], len(classes), kept.preprocess, class_names=names
+        )
 
     names = tuple(data.class_names[c] for c in classes)
     train = restricted(data.train)
     for name, members in zip(names, train.members, strict=True):
         if len(members) == 0:
-            raise UserError(f"Class {name!r} has no training images; leave it out, or raise data.limit.")
+            raise UserError(
+                f"Class {name!r} has no training images; leave it out, or raise data.limit."
+            )
     return replace(
         data,
         train=train,
@@ -51,9 +66,16 @@ def class_subset(data: "Data", classes: Sequence[int]) -> "Data":
 
 
 def check_classes(classes: Sequence[int], num_classes: int, what: str) -> None:
-    """Raise UserError unless `classes`, which are called `what`, are distinct ids of a dataset with `num_classes` classes."""
+    """Raise UserError unless `classes`, which are called `what`, are distinct ids of a dataset with
+    `num_classes` classes.
+    """
     if len(set(classes)) < len(classes):
-        raise UserError(f"{what} {' '.join(map(str, classes))} names a class twice; name each once.")
+        raise UserError(
+            f"{what} {' '.join(map(str, classes))} names a class twice; name each once."
+        )
     for c in classes:
         if not 0 <= c < num_classes:
-            raise UserError(f"{what} names class {c}, and the dataset has classes 0 to {num_classes - 1}; choose among these.")
+            raise UserError(
+                f"{what} names class {c}, and the dataset has classes 0 to {num_classes - 1}; "
+                "choose among these."
+            )

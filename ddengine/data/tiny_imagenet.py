@@ -1,4 +1,6 @@
-"""Tiny ImageNet: 200 classes of 64x64 images, as it is distributed, or with the validation images sorted into class folders."""
+"""Tiny ImageNet: 200 classes of 64x64 images, as it is distributed, or with the validation images
+sorted into class folders.
+"""
 
 import os
 from pathlib import Path
@@ -15,18 +17,30 @@ FOLDER = "tiny-imagenet-200"  # what the archive unpacks to
 def _lines(path: Path) -> list[str]:
     """The lines of a text file that are not empty. Raises UserError when it is not there."""
     if not path.is_file():
-        raise UserError(f"{path} is missing; set data.root to the folder {FOLDER} as the archive unpacks it.")
-    return [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+        raise UserError(
+            f"{path} is missing; set data.root to the folder {FOLDER} as the archive unpacks it."
+        )
+    return [
+        line
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines()
+        if line.strip()
+    ]
 
 
 def _class_names(path: Path, wnids: tuple[str, ...]) -> tuple[str, ...]:
-    """The first synonym of each class in words.txt, or its WordNet id where the file does not say one."""
-    words = dict(line.split("\t", 1) for line in _lines(path) if "\t" in line) if path.is_file() else {}
+    """The first synonym of each class in words.txt, or its WordNet id where the file does not say
+    one.
+    """
+    words = (
+        dict(line.split("\t", 1) for line in _lines(path) if "\t" in line) if path.is_file() else {}
+    )
     return tuple(words.get(wnid, "").split(",")[0].strip() or wnid for wnid in wnids)
 
 
 def _validation(folder: Path, wnids: tuple[str, ...], root: Path, decoder: Decoder) -> Part:
-    """The images of val: in class folders below val/images or val where any of those is there, else as val_annotations.txt labels them."""
+    """The images of val: in class folders below val/images or val where any of those is there, else
+    as val_annotations.txt labels them.
+    """
     for base in (folder / "images", folder):
         if any((base / wnid).is_dir() for wnid in wnids):
             return part_of_folders(base, wnids, root, decoder)
@@ -37,26 +51,42 @@ def _validation(folder: Path, wnids: tuple[str, ...], root: Path, decoder: Decod
     for line in _lines(annotations):
         name, wnid = [*line.split("\t"), ""][:2]
         if wnid not in label_of:
-            raise UserError(f"{annotations} gives {name} the class {wnid!r}, which is not in wnids.txt; unpack the archive again.")
+            raise UserError(
+                f"{annotations} gives {name} the class {wnid!r}, which is not in wnids.txt; "
+                "unpack the archive again."
+            )
         if name not in present:
-            raise UserError(f"{folder / 'images' / name} is missing, which {annotations.name} lists; unpack the archive again.")
+            raise UserError(
+                f"{folder / 'images' / name} is missing, which {annotations.name} lists; unpack "
+                "the archive again."
+            )
         paths.append(str(folder / "images" / name))
         labels.append(label_of[wnid])
     return part_of_files(paths, labels, root, decoder)
 
 
 def read(config: DataConfig) -> Source:
-    """The folder data.root, or tiny-imagenet-200 in it; val is the test split, the official test images have no labels.
+    """The folder data.root, or tiny-imagenet-200 in it; val is the test split, the official test
+    images have no labels.
 
-    The classes are in the order of their WordNet ids, as in torchvision's ImageFolder. Raises UserError on missing files.
+    The classes are in the order of their WordNet ids, as in torchvision's ImageFolder. Raises
+    UserError on missing files.
     """
     if config.root is None:
-        raise UserError(f"data.name tiny_imagenet needs data.root, the folder {FOLDER} as the archive unpacks it.")
+        raise UserError(
+            f"data.name tiny_imagenet needs data.root, the folder {FOLDER} as the archive unpacks "
+            "it."
+        )
     root = Path(config.root)
-    folder = root if (root / "wnids.txt").is_file() or not (root / FOLDER).is_dir() else root / FOLDER
+    folder = (
+        root if (root / "wnids.txt").is_file() or not (root / FOLDER).is_dir() else root / FOLDER
+    )
     wnids = tuple(sorted({line.strip() for line in _lines(folder / "wnids.txt")}))
     if len(wnids) < 2:
-        raise UserError(f"{folder / 'wnids.txt'} lists {len(wnids)} classes and at least 2 are needed; unpack the archive again.")
+        raise UserError(
+            f"{folder / 'wnids.txt'} lists {len(wnids)} classes and at least 2 are needed; unpack "
+            "the archive again."
+        )
     notes: list[str] = []
     decoder = Decoder(config, notes, own=False)
     train = part_of_folders(folder / "train", wnids, folder, decoder)

@@ -1,9 +1,12 @@
-"""Differentiable siamese augmentation (DSA; Zhao & Bilen, ICML 2021, arXiv 2102.08259), CutMix and mixup, sampling apart from applying.
+"""Differentiable siamese augmentation (DSA; Zhao & Bilen, ICML 2021, arXiv 2102.08259), CutMix and
+mixup, sampling apart from applying.
 
-A draw names one operation per group of images (a batch, a class, a network) and holds a few uniform numbers per image (or per group),
-from which each operation makes its parameters; operations that are always applied have as many of their own each. So one draw can be applied
-twice (siamese), to batches of different sizes too, and an unrolled step can be replayed. Everything is differentiable in the images as
-often as wanted, works in the images' own units (normalised or whitened, no clamp) and has no loop over images.
+A draw names one operation per group of images (a batch, a class, a network) and holds a few uniform
+numbers per image (or per group), from which each operation makes its parameters; operations that
+are always applied have as many of their own each. So one draw can be applied twice (siamese), to
+batches of different sizes too, and an unrolled step can be replayed. Everything is differentiable
+in the images as often as wanted, works in the images' own units (normalised or whitened, no clamp)
+and has no loop over images.
 """
 
 import itertools
@@ -25,8 +28,12 @@ class AugmentDraw:
     """One operation per group, and uniform numbers in [0, 1)."""
 
     ops: tuple[str, ...]  # one a group; "none" where there is nothing to draw from
-    uniform: Tensor  # (groups, images per group | 1, numbers); 3 numbers, or 4 where an operation of the configuration needs so many
-    always: Tensor | None = None  # (groups, images per group | 1, operations applied always, numbers); None without such operations
+    # (groups, images per group | 1, numbers); 3 numbers, or 4 where an operation of the
+    # configuration needs so many
+    uniform: Tensor
+    # (groups, images per group | 1, operations applied always, numbers); None without such
+    # operations
+    always: Tensor | None = None
 
     def to(self, device: torch.device) -> "AugmentDraw":
         """The same draw with its numbers on `device`."""
@@ -35,32 +42,56 @@ class AugmentDraw:
 
     def part(self, groups: slice) -> "AugmentDraw":
         """The draw of some of its groups."""
-        return AugmentDraw(self.ops[groups], self.uniform[groups], None if self.always is None else self.always[groups])
+        return AugmentDraw(
+            self.ops[groups],
+            self.uniform[groups],
+            None if self.always is None else self.always[groups],
+        )
 
 
-def sample(config: AugmentConfig, num: int, rng: Generator, *, groups: int = 1, shared: bool = False) -> AugmentDraw:
-    """A draw for `groups` groups of `num` images each. `shared`: one parameter set per group, for any number of images."""
+def sample(
+    config: AugmentConfig, num: int, rng: Generator, *, groups: int = 1, shared: bool = False
+) -> AugmentDraw:
+    """A draw for `groups` groups of `num` images each.
+
+    `shared`: one parameter set per group, for any number of images.
+    """
     per_group = 1 if shared else num
-    numbers = 4 if "resized_crop" in (*config.ops, *config.always) else 3  # the fourth only where it is used, which keeps older streams
+    # the fourth only where it is used, which keeps older streams
+    numbers = 4 if "resized_crop" in (*config.ops, *config.always) else 3
     ops, uniform = ("none",) * groups, torch.zeros(groups, 1, numbers)
     if config.ops:
-        ops = tuple(config.ops[i] for i in torch.randint(len(config.ops), (groups,), generator=rng).tolist())
+        ops = tuple(
+            config.ops[i] for i in torch.randint(len(config.ops), (groups,), generator=rng).tolist()
+        )
         uniform = torch.rand(groups, per_group, numbers, generator=rng)
-    always = torch.rand(groups, per_group, len(config.always), numbers, generator=rng) if config.always else None
+    always = (
+        torch.rand(groups, per_group, len(config.always), numbers, generator=rng)
+        if config.always
+        else None
+    )
     return AugmentDraw(ops, uniform, always)
 
 
 def concatenate(draws: list[AugmentDraw]) -> AugmentDraw:
-    """One draw of all groups of `draws`, which must be of one configuration and have equally many images a group."""
+    """One draw of all groups of `draws`, which must be of one configuration and have equally many
+    images a group.
+    """
     always = [d.always for d in draws if d.always is not None]
-    return AugmentDraw(tuple(op for d in draws for op in d.ops), torch.cat([d.uniform for d in draws]), torch.cat(always) if always else None)
+    return AugmentDraw(
+        tuple(op for d in draws for op in d.ops),
+        torch.cat([d.uniform for d in draws]),
+        torch.cat(always) if always else None,
+    )
 
 
 def apply(config: AugmentConfig, images: Tensor, draw: AugmentDraw) -> Tensor:
     """Augmented images (B, C, H, W). B is split evenly over the groups of the draw, in order."""
     groups = len(draw.ops)
     per_group = images.shape[0] // groups
-    assert per_group * groups == len(images), f"{len(images)} images do not split into {groups} groups"
+    assert per_group * groups == len(images), (
+        f"{len(images)} images do not split into {groups} groups"
+    )
     if draw.always is None:
         return _apply_drawn(config, images, draw)
     always = draw.always.to(images).expand(groups, per_group, -1, -1).flatten(0, 1)
@@ -83,9 +114,15 @@ def _apply_drawn(config: AugmentConfig, images: Tensor, draw: AugmentDraw) -> Te
         return OPS[draw.ops[0]](config, images, uniform)
     out = torch.empty_like(images)
     for op in sorted(set(draw.ops)):  # at most one call per kind of operation, however many groups
-        chosen = torch.tensor([i for i, o in enumerate(draw.ops) if o == op]).to(images.device, non_blocking=True)
-        index = (chosen[:, None] * per_group + torch.arange(per_group, device=images.device)).flatten()
-        out = out.index_copy(0, index, OPS[op](config, images.index_select(0, index), uniform.index_select(0, index)))
+        chosen = torch.tensor([i for i, o in enumerate(draw.ops) if o == op]).to(
+            images.device, non_blocking=True
+        )
+        index = (
+            chosen[:, None] * per_group + torch.arange(per_group, device=images.device)
+        ).flatten()
+        out = out.index_copy(
+            0, index, OPS[op](config, images.index_select(0, index), uniform.index_select(0, index))
+        )
     return out
 
 
@@ -95,18 +132,23 @@ class CutMix:
 
     partner: Tensor  # (B,) int64, a permutation
     box: tuple[int, int, int, int]  # rows from, to, columns from, to; the ends excluded
-    share: float  # of the pixels that stay, exactly: 1 less the part of the image that the box covers
+    # of the pixels that stay, exactly: 1 less the part of the image that the box covers
+    share: float
 
     def to(self, device: torch.device) -> "CutMix":
         """The same draw with its permutation on `device`."""
         return CutMix(self.partner.to(device, non_blocking=True), self.box, self.share)
 
 
-def sample_cutmix(probability: float, num: int, size: tuple[int, int], rng: Generator) -> CutMix | None:
-    """With `probability` a draw for a batch of `num` images of `size` (height, width), else None (CutMix; Yun et al., ICCV 2019).
+def sample_cutmix(
+    probability: float, num: int, size: tuple[int, int], rng: Generator
+) -> CutMix | None:
+    """With `probability` a draw for a batch of `num` images of `size` (height, width), else None
+    (CutMix; Yun et al., ICCV 2019).
 
-    The ratio that stays is Beta(1, 1), which is uniform (as IDC takes it). The box has the image's proportions and a uniform centre, and is
-    cut off at the border; the share is counted after that. All numbers are drawn on the CPU, so nothing waits for a device.
+    The ratio that stays is Beta(1, 1), which is uniform (as IDC takes it). The box has the image's
+    proportions and a uniform centre, and is cut off at the border; the share is counted after that.
+    All numbers are drawn on the CPU, so nothing waits for a device.
     """
     use, covered, row, column = torch.rand(4, generator=rng, dtype=torch.float64).tolist()
     if use >= probability:
@@ -121,10 +163,14 @@ def sample_cutmix(probability: float, num: int, size: tuple[int, int], rng: Gene
 
 
 def cutmix(images: Tensor, draw: CutMix) -> Tensor:
-    """Images (B, C, H, W) with the box of each taken from its partner; the given ones stay as they are."""
+    """Images (B, C, H, W) with the box of each taken from its partner; the given ones stay as they
+    are.
+    """
     top, bottom, left, right = draw.box
     mixed = images.clone()
-    mixed[:, :, top:bottom, left:right] = images[:, :, top:bottom, left:right].index_select(0, draw.partner)
+    mixed[:, :, top:bottom, left:right] = images[:, :, top:bottom, left:right].index_select(
+        0, draw.partner
+    )
     return mixed
 
 
@@ -144,16 +190,21 @@ Mix = CutMix | MixUp
 
 
 def sample_mixup(alpha: float, num: int, rng: Generator) -> MixUp:
-    """A draw for a batch of `num` images, its share Beta(alpha, alpha) (mixup; Zhang et al., ICLR 2018).
+    """A draw for a batch of `num` images, its share Beta(alpha, alpha) (mixup; Zhang et al., ICLR
+    2018).
 
     The share is the quantile of one uniform number, because torch's own Beta takes no generator.
     """
     at = torch.rand((), generator=rng, dtype=torch.float64).item()
-    return MixUp(torch.randperm(num, generator=rng), float(scipy.special.betaincinv(alpha, alpha, at)))
+    return MixUp(
+        torch.randperm(num, generator=rng), float(scipy.special.betaincinv(alpha, alpha, at))
+    )
 
 
 def mix(images: Tensor, draw: Mix) -> Tensor:
-    """Images (B, C, H, W) mixed with their partners: by `cutmix`, or share x + (1 - share) x[partner]."""
+    """Images (B, C, H, W) mixed with their partners: by `cutmix`, or share x + (1 - share)
+    x[partner].
+    """
     if isinstance(draw, CutMix):
         return cutmix(images, draw)
     return draw.share * images + (1 - draw.share) * images.index_select(0, draw.partner)
@@ -184,13 +235,17 @@ def contrast(images: Tensor, factor: Tensor) -> Tensor:
 
 
 def _gather_pixels(images: Tensor, rows: Tensor, columns: Tensor, weights: Tensor) -> Tensor:
-    """Sum over taps of weight * x[row, column], zero outside. rows, columns: int64 (taps, B, H, W), weights (taps, B, H, W)."""
+    """Sum over taps of weight * x[row, column], zero outside. rows, columns: int64 (taps, B, H, W),
+    weights (taps, B, H, W).
+    """
     num, channels, height, width = images.shape
     inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
     index = rows.clamp(0, height - 1) * width + columns.clamp(0, width - 1)
     flat, out = images.flatten(2), None
     for tap_index, tap_weight in zip(index, weights * inside, strict=True):
-        tap = flat.gather(2, tap_index.view(num, 1, -1).expand(-1, channels, -1)) * tap_weight.view(num, 1, -1)
+        tap = flat.gather(2, tap_index.view(num, 1, -1).expand(-1, channels, -1)) * tap_weight.view(
+            num, 1, -1
+        )
         out = tap if out is None else out + tap
     assert out is not None
     return out.view_as(images)
@@ -199,9 +254,15 @@ def _gather_pixels(images: Tensor, rows: Tensor, columns: Tensor, weights: Tenso
 def crop(images: Tensor, shift_rows: Tensor, shift_columns: Tensor) -> Tensor:
     """out[r, c] = x[r + shift_rows, c + shift_columns], zero outside; shifts int64."""
     num, _, height, width = images.shape
-    rows = (torch.arange(height, device=images.device) + shift_rows[:, None])[:, :, None].expand(num, height, width)
-    columns = (torch.arange(width, device=images.device) + shift_columns[:, None])[:, None, :].expand(num, height, width)
-    return _gather_pixels(images, rows[None], columns[None], torch.ones(1, device=images.device, dtype=images.dtype))
+    rows = (torch.arange(height, device=images.device) + shift_rows[:, None])[:, :, None].expand(
+        num, height, width
+    )
+    columns = (torch.arange(width, device=images.device) + shift_columns[:, None])[
+        :, None, :
+    ].expand(num, height, width)
+    return _gather_pixels(
+        images, rows[None], columns[None], torch.ones(1, device=images.device, dtype=images.dtype)
+    )
 
 
 def rearrange(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -218,10 +279,14 @@ def roll(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return rearrange(images, (down - rows[:, None]) % height, (right - columns[:, None]) % width)
 
 
-def resized_crop(images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor) -> Tensor:
-    """The box of each image (int64, inside it) stretched to the whole: bilinear, half-pixel centres, the edge of the box repeated.
+def resized_crop(
+    images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor
+) -> Tensor:
+    """The box of each image (int64, inside it) stretched to the whole: bilinear, half-pixel
+    centres, the edge of the box repeated.
 
-    Two batched matrix products, whose backward is deterministic on CUDA as that of functional.interpolate is not.
+    Two batched matrix products, whose backward is deterministic on CUDA as that of
+    functional.interpolate is not.
     """
 
     def weights(first: Tensor, side: Tensor, length: int) -> Tensor:
@@ -232,38 +297,56 @@ def resized_crop(images: Tensor, top: Tensor, left: Tensor, height: Tensor, widt
         return (1 - (at[:, :, None] - line).abs()).clamp(min=0)[:, None]
 
     with exact_matmul():
-        return weights(top, height, images.shape[2]) @ images @ weights(left, width, images.shape[3]).mT
+        return (
+            weights(top, height, images.shape[2])
+            @ images
+            @ weights(left, width, images.shape[3]).mT
+        )
 
 
 @cache
 def _strip_orders(length: int, patches: int) -> Tensor:
-    """(patches!, length) int64: the lines of one side, cut into strips, in each order of the strips; the last strip takes what is left over."""
+    """(patches!, length) int64: the lines of one side, cut into strips, in each order of the
+    strips; the last strip takes what is left over.
+    """
     size = length // patches
     strips = torch.arange(length).split([size] * (patches - 1) + [length - size * (patches - 1)])
-    return torch.stack([torch.cat([strips[i] for i in order]) for order in itertools.permutations(range(patches))])
+    return torch.stack(
+        [torch.cat([strips[i] for i in order]) for order in itertools.permutations(range(patches))]
+    )
 
 
 def shuffle(images: Tensor, patches: int, row_order: Tensor, column_order: Tensor) -> Tensor:
     """Put `patches` vertical strips in another order, then as many horizontal ones.
 
-    Orders (B,) int64 count the permutations of 0..patches-1 in lexicographic order: place i gets strip permutation[i].
+    Orders (B,) int64 count the permutations of 0..patches-1 in lexicographic order: place i gets
+    strip permutation[i].
     """
-    rows, columns = (_strip_orders(length, patches).to(images.device, non_blocking=True) for length in images.shape[2:])
+    rows, columns = (
+        _strip_orders(length, patches).to(images.device, non_blocking=True)
+        for length in images.shape[2:]
+    )
     return rearrange(images, rows.index_select(0, row_order), columns.index_select(0, column_order))
 
 
-def cutout(images: Tensor, centre_rows: Tensor, centre_columns: Tensor, size: tuple[int, int]) -> Tensor:
+def cutout(
+    images: Tensor, centre_rows: Tensor, centre_columns: Tensor, size: tuple[int, int]
+) -> Tensor:
     """Zero a rectangle of `size` around each centre (int64), truncated at the border."""
 
     def covered(centre: Tensor, side: int, length: int) -> Tensor:
-        # indices are clamped to the image one by one, so a square beyond the border still covers the border's line
+        # indices are clamped to the image one by one, so a square beyond the border still covers
+        # the border's line
         first = (centre - side // 2).clamp(0, length - 1)
         last = (centre - side // 2 + side - 1).clamp(0, length - 1)
         line = torch.arange(length, device=images.device)
         return (line >= first[:, None]) & (line <= last[:, None])
 
     height, width = images.shape[2:]
-    hidden = covered(centre_rows, size[0], height)[:, :, None] & covered(centre_columns, size[1], width)[:, None, :]
+    hidden = (
+        covered(centre_rows, size[0], height)[:, :, None]
+        & covered(centre_columns, size[1], width)[:, None, :]
+    )
     return images * ~hidden[:, None]
 
 
@@ -273,21 +356,27 @@ def flip(images: Tensor, mirrored: Tensor) -> Tensor:
 
 
 def warp(images: Tensor, matrix: Tensor) -> Tensor:
-    """Bilinear resampling: the output pixel at (X = columns, Y = rows) in [-1, 1], corners at -1 and 1, reads at matrix (X, Y); zero outside.
+    """Bilinear resampling: the output pixel at (X = columns, Y = rows) in [-1, 1], corners at -1
+    and 1, reads at matrix (X, Y); zero outside.
 
-    matrix: (B, 2, 2). On CUDA made of `gather`, because the backward of grid_sample has no deterministic kernel there and a resumed run
-    must repeat itself; on a CPU grid_sample is deterministic and twice as fast.
+    matrix: (B, 2, 2). On CUDA made of `gather`, because the backward of grid_sample has no
+    deterministic kernel there and a resumed run must repeat itself; on a CPU grid_sample is
+    deterministic and twice as fast.
     """
     if images.is_cuda:
         return warp_by_gather(images, matrix)
-    grid = functional.affine_grid(functional.pad(matrix, (0, 1)), list(images.shape), align_corners=True)
+    grid = functional.affine_grid(
+        functional.pad(matrix, (0, 1)), list(images.shape), align_corners=True
+    )
     return functional.grid_sample(images, grid, align_corners=True)
 
 
 def warp_by_gather(images: Tensor, matrix: Tensor) -> Tensor:
     """`warp` as a weighted sum of four gathered neighbours."""
     height, width = images.shape[2:]
-    y = torch.linspace(-1, 1, height, device=images.device, dtype=images.dtype)[:, None].expand(height, width)
+    y = torch.linspace(-1, 1, height, device=images.device, dtype=images.dtype)[:, None].expand(
+        height, width
+    )
     x = torch.linspace(-1, 1, width, device=images.device, dtype=images.dtype).expand(height, width)
     m = matrix[:, :, :, None, None]
     column = (m[:, 0, 0] * x + m[:, 0, 1] * y + 1) * (width - 1) / 2
@@ -296,7 +385,9 @@ def warp_by_gather(images: Tensor, matrix: Tensor) -> Tensor:
     down, right = row - top, column - left
     rows = torch.stack((top, top, top + 1, top + 1)).long()
     columns = torch.stack((left, left + 1, left, left + 1)).long()
-    weights = torch.stack(((1 - down) * (1 - right), (1 - down) * right, down * (1 - right), down * right))
+    weights = torch.stack(
+        ((1 - down) * (1 - right), (1 - down) * right, down * (1 - right), down * right)
+    )
     return _gather_pixels(images, rows, columns, weights)
 
 
@@ -367,13 +458,21 @@ def _roll(config: AugmentConfig, images: Tensor, u: Tensor) -> Tensor:
 
 
 def _resized_crop(config: AugmentConfig, images: Tensor, u: Tensor) -> Tensor:
-    """As torchvision draws it, but that a side longer than the image's is cut to that, where torchvision draws area and ratio again."""
+    """As torchvision draws it, but that a side longer than the image's is cut to that, where
+    torchvision draws area and ratio again.
+    """
     height, width = images.shape[2:]
     area = height * width * (config.area + u[:, 0] * (1 - config.area))
     ratio = ((2 * u[:, 1] - 1) * math.log(config.ratio)).exp()  # of width to height
     box_width = (area * ratio).sqrt().round().clamp(1, width).long()
     box_height = (area / ratio).sqrt().round().clamp(1, height).long()
-    return resized_crop(images, _offset(u[:, 2], height - box_height), _offset(u[:, 3], width - box_width), box_height, box_width)
+    return resized_crop(
+        images,
+        _offset(u[:, 2], height - box_height),
+        _offset(u[:, 3], width - box_width),
+        box_height,
+        box_width,
+    )
 
 
 def _shuffle(config: AugmentConfig, images: Tensor, u: Tensor) -> Tensor:

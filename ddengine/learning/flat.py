@@ -9,12 +9,16 @@ from ddengine.system.runtime import Precision, autocast
 
 
 def flatten(module: nn.Module) -> Tensor:
-    """The parameters of `module` in definition order, as one detached vector (P,) that shares no memory with them."""
+    """The parameters of `module` in definition order, as one detached vector (P,) that shares no
+    memory with them.
+    """
     return torch.cat([p.detach().flatten() for p in module.parameters()])
 
 
 def flatten_buffers(module: nn.Module) -> Tensor | None:
-    """The buffers of `module` (BatchNorm statistics) as one float32 vector (Q,), None when it has none."""
+    """The buffers of `module` (BatchNorm statistics) as one float32 vector (Q,), None when it has
+    none.
+    """
     buffers = [b.detach().flatten().float() for b in module.buffers()]
     return torch.cat(buffers) if buffers else None
 
@@ -28,7 +32,9 @@ def unflatten_into(module: nn.Module, theta: Tensor, buffers: Tensor | None = No
 
 
 def is_dropout(module: nn.Module) -> bool:
-    """Whether a module draws random numbers while training (from the global generator: modules take no other)."""
+    """Whether a module draws random numbers while training (from the global generator: modules take
+    no other).
+    """
     return "Drop" in type(module).__name__ or type(module).__name__ == "StochasticDepth"
 
 
@@ -45,10 +51,12 @@ class _Embed(nn.Module):
 
 
 class FlatModel:
-    """`module` as a function (theta (P,), images (B, C, H, W)) -> logits (B, K), differentiable in both as often as wanted.
+    """`module` as a function (theta (P,), images (B, C, H, W)) -> logits (B, K), differentiable in
+    both as often as wanted.
 
-    BatchNorm normalises with the statistics of the batch, or with frozen ones that are given, and its running ones are never touched.
-    Dropout is off, because a replayed step must repeat itself. The module itself is not changed.
+    BatchNorm normalises with the statistics of the batch, or with frozen ones that are given, and
+    its running ones are never touched. Dropout is off, because a replayed step must repeat itself.
+    The module itself is not changed.
     """
 
     def __init__(self, module: nn.Module, precision: Precision = "fp32"):
@@ -74,40 +82,62 @@ class FlatModel:
         return self
 
     def _views(self, theta: Tensor, prefix: str = "") -> dict[str, Tensor]:
-        # split, not slices: its backward is one concatenation instead of a zero-filled vector of P numbers per tensor
-        return {prefix + n: t.view(s) for n, t, s in zip(self.names, theta.split(self.sizes), self.shapes, strict=True)}
+        # split, not slices: its backward is one concatenation instead of a zero-filled vector of P
+        # numbers per tensor
+        return {
+            prefix + n: t.view(s)
+            for n, t, s in zip(self.names, theta.split(self.sizes), self.shapes, strict=True)
+        }
 
-    def __call__(self, theta: Tensor, images: Tensor, statistics: dict[str, Tensor] | None = None) -> Tensor:
-        """Logits (B, K) of the network with parameters `theta` (P,); BatchNorm uses `statistics` where they are given."""
+    def __call__(
+        self, theta: Tensor, images: Tensor, statistics: dict[str, Tensor] | None = None
+    ) -> Tensor:
+        """Logits (B, K) of the network with parameters `theta` (P,); BatchNorm uses `statistics`
+        where they are given.
+        """
         module, buffers = (self.module, {}) if statistics is None else (self.normed, statistics)
         assert module is not None
         with autocast(images.device, self.precision):
-            return torch.func.functional_call(module, {**self._views(theta), **buffers}, (images,)).to(theta.dtype)
+            return torch.func.functional_call(
+                module, {**self._views(theta), **buffers}, (images,)
+            ).to(theta.dtype)
 
     def embed(self, theta: Tensor, images: Tensor) -> Tensor:
         """The input of the last linear layer (B, D)."""
         with autocast(images.device, self.precision):
-            return torch.func.functional_call(self._embed, self._views(theta, "network."), (images,)).to(theta.dtype)
+            return torch.func.functional_call(
+                self._embed, self._views(theta, "network."), (images,)
+            ).to(theta.dtype)
 
     @torch.no_grad()
     def statistics(self, theta: Tensor, images: Tensor) -> dict[str, Tensor] | None:
-        """The statistics that BatchNorm layers see in a batch, None for a network without such layers."""
+        """The statistics that BatchNorm layers see in a batch, None for a network without such
+        layers.
+        """
         if self.normed is None:
             return None
         buffers = {name: b.detach().clone() for name, b in self.normed.named_buffers()}
-        norms = [part for part in self.normed.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+        norms = [
+            part
+            for part in self.normed.modules()
+            if isinstance(part, nn.modules.batchnorm._BatchNorm)
+        ]
         try:
             for norm in norms:
                 norm.train()
             with autocast(images.device, self.precision):
-                torch.func.functional_call(self.normed, {**self._views(theta), **buffers}, (images,))
+                torch.func.functional_call(
+                    self.normed, {**self._views(theta), **buffers}, (images,)
+                )
         finally:
             self.normed.eval()
         return buffers
 
 
 def _with_statistics(module: nn.Module) -> nn.Module | None:
-    """A copy whose BatchNorm layers use running statistics, which one batch in training mode replaces; None without such layers."""
+    """A copy whose BatchNorm layers use running statistics, which one batch in training mode
+    replaces; None without such layers.
+    """
     norms = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
     if not any(part.track_running_stats for part in norms):
         return None

@@ -10,10 +10,18 @@ from ddengine.types import Experts
 BATCH = 256
 
 
-def load_all(experts: Experts, device: torch.device, epochs: Sequence[int] | None = None) -> list[nn.Module]:
-    """Every expert after each of `epochs`, None: the last stored one; in evaluation mode and not to be trained."""
+def load_all(
+    experts: Experts, device: torch.device, epochs: Sequence[int] | None = None
+) -> list[nn.Module]:
+    """Every expert after each of `epochs`, None: the last stored one; in evaluation mode and not to
+    be trained.
+    """
     chosen = epochs or [experts.epochs[-1]]
-    return [experts.load(i, epoch).to(device).requires_grad_(False) for i in range(experts.num_experts) for epoch in chosen]
+    return [
+        experts.load(i, epoch).to(device).requires_grad_(False)
+        for i in range(experts.num_experts)
+        for epoch in chosen
+    ]
 
 
 @torch.no_grad()
@@ -23,5 +31,7 @@ def predict(network: nn.Module, images: Tensor) -> Tensor:
 
 
 def ensemble_logits(teachers: Sequence[nn.Module], images: Tensor) -> Tensor:
-    """The mean of the teachers' logits (N, K), which is what an ensemble says of images (N, C, H, W) (INFER; its released code)."""
+    """The mean of the teachers' logits (N, K), which is what an ensemble says of images (N, C, H,
+    W) (INFER; its released code).
+    """
     return torch.stack([predict(teacher, images) for teacher in teachers]).mean(0)

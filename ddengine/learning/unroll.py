@@ -1,15 +1,19 @@
-r"""Inner training as a differentiable function: theta_{k+1} = theta_k - lr b_k with b_k = momentum b_{k-1} + g_k (heavy ball, b_0 = g_0).
+r"""Inner training as a differentiable function: theta_{k+1} = theta_k - lr b_k with b_k = momentum
+b_{k-1} + g_k (heavy ball, b_0 = g_0).
 
 How its gradient is computed is a part of its own:
 
 * ``full`` keeps the graph of all T steps (MTT, Cazenavette et al., 2022).
-* ``replay`` is the exact reverse pass with one step's graph alive: it stores theta_0..theta_T, and on the way back builds the graph of one
-  step at a time from the stored theta_k. Graph memory does not grow with T.
-* ``detached`` is the same pass without the derivative of g_k in theta_k (TESLA, Cui et al., 2023, eq. 4-6). It is biased, although its
-  paper calls it exact: the error grows with the inner step size.
+* ``replay`` is the exact reverse pass with one step's graph alive: it stores theta_0..theta_T, and
+  on the way back builds the graph of one step at a time from the stored theta_k. Graph memory does
+  not grow with T.
+* ``detached`` is the same pass without the derivative of g_k in theta_k (TESLA, Cui et al., 2023,
+  eq. 4-6). It is biased, although its paper calls it exact: the error grows with the inner step
+  size.
 
-The reverse pass, with p the gradient of the result in theta_{k+1}, starting from p = r = 0: add to p what arrives at theta_{k+1} from
-outside; r = p + momentum r; with c = <r, g_k(theta_k)>: d inputs -= lr dc/dinputs, d lr -= c, p -= lr dc/dtheta_k (not for ``detached``).
+The reverse pass, with p the gradient of the result in theta_{k+1}, starting from p = r = 0: add to
+p what arrives at theta_{k+1} from outside; r = p + momentum r; with c = <r, g_k(theta_k)>: d inputs
+-= lr dc/dinputs, d lr -= c, p -= lr dc/dtheta_k (not for ``detached``).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -40,10 +44,13 @@ def eager_gradient(loss: LossFn) -> GradientFn:
 
 
 def compiled_gradient(loss: LossFn, **options: Any) -> GradientFn:
-    """The same, compiled. Built on torch.func.grad, so that the outer backward is first order through the compiled code.
+    """The same, compiled.
 
-    Differentiating twice through a compiled *forward* is an error in PyTorch; compiling the whole inner gradient is not. Compile once
-    and reuse: decoding and augmentation stay outside, because they change from step to step.
+    Built on torch.func.grad, so that the outer backward is first order through the compiled code.
+
+    Differentiating twice through a compiled *forward* is an error in PyTorch; compiling the whole
+    inner gradient is not. Compile once and reuse: decoding and augmentation stay outside, because
+    they change from step to step.
     """
     return torch.compile(torch.func.grad(loss), fullgraph=True, **options)
 
@@ -63,19 +70,23 @@ def unroll(
     """Parameters after the steps in `keep`, then after the last of `num_steps` of inner training.
 
     Args:
-        gradient: (theta, *batch) -> the inner gradient (P,); from `eager_gradient` or `compiled_gradient`.
-        batch: (inputs, k) -> the tensors of inner step k (decode, augment with draw k). Called again for the same k by `replay` and
-            `detached`, so it must repeat itself.
+        gradient: (theta, *batch) -> the inner gradient (P,); from `eager_gradient` or
+            `compiled_gradient`.
+        batch: (inputs, k) -> the tensors of inner step k (decode, augment with draw k). Called
+            again for the same k by `replay` and `detached`, so it must repeat itself.
         theta: start (P,).
-        inputs: the tensors that gradients reach, by name; a tensor that `gradient` or `batch` capture instead is a constant.
+        inputs: the tensors that gradients reach, by name; a tensor that `gradient` or `batch`
+            capture instead is a constant.
         num_steps: T >= 1.
         lr: inner step size, a scalar tensor when it is learned.
         momentum: heavy-ball coefficient, 0 <= momentum < 1.
-        keep: numbers of finished steps, ascending, each in 1..T; the parameters after them are returned too.
+        keep: numbers of finished steps, ascending, each in 1..T; the parameters after them are
+            returned too.
         backprop: "full" | "replay" | "detached", see the module.
 
     Returns:
-        (len(keep) + 1, P), differentiable once in `theta`, `lr` and `inputs` ("full": as often as wanted).
+        (len(keep) + 1, P), differentiable once in `theta`, `lr` and `inputs` ("full": as often as
+        wanted).
 
     Raises:
         ValueError: for an unknown policy, num_steps < 1 or `keep` out of order or range.
@@ -105,7 +116,14 @@ class _Call:
     """What one `_Replay` needs beside its tensors."""
 
     def __init__(
-        self, gradient: GradientFn, batch: BatchFn, names: tuple[str, ...], num_steps: int, momentum: float, out: tuple[int, ...], exact: bool
+        self,
+        gradient: GradientFn,
+        batch: BatchFn,
+        names: tuple[str, ...],
+        num_steps: int,
+        momentum: float,
+        out: tuple[int, ...],
+        exact: bool,
     ):
         self.gradient, self.batch, self.names, self.num_steps = gradient, batch, names, num_steps
         self.momentum, self.out, self.exact = momentum, out, exact
@@ -123,7 +141,8 @@ class _Replay(torch.autograd.Function):
             velocity = g if velocity is None or call.momentum == 0 else call.momentum * velocity + g
             thetas.append(thetas[-1] - lr * velocity)
         ctx.call = call
-        ctx.thetas = thetas  # not inputs or outputs of this function, so holding them makes no reference cycle
+        # not inputs or outputs of this function, so holding them makes no reference cycle
+        ctx.thetas = thetas
         ctx.save_for_backward(lr, *values)
         return torch.stack([thetas[k] for k in call.out])
 
@@ -148,7 +167,13 @@ class _Replay(torch.autograd.Function):
                 g = call.gradient(theta, *call.batch(inputs, k))
                 grad_lr -= torch.dot(r, g.detach())
                 sought = ([theta] if call.exact else []) + learned
-                parts = list(torch.autograd.grad(g, sought, r, allow_unused=True, materialize_grads=True)) if sought else []
+                parts = (
+                    list(
+                        torch.autograd.grad(g, sought, r, allow_unused=True, materialize_grads=True)
+                    )
+                    if sought
+                    else []
+                )
             if call.exact:
                 p = p - lr * parts.pop(0)
             for total, part in zip(grads, parts, strict=True):

@@ -1,6 +1,7 @@
 """Networks by name. Every network has `embed(images)`: the input (B, D) of its last linear layer.
 
-Names are a family and options in any order, joined by hyphens: `convnet-d3-w128-in`, `resnet18-bn`, `torchvision/mobilenet_v2`.
+Names are a family and options in any order, joined by hyphens: `convnet-d3-w128-in`, `resnet18-bn`,
+`torchvision/mobilenet_v2`.
 """
 
 from collections.abc import Callable
@@ -32,7 +33,8 @@ MODELS: dict[str, Callable[[list[str], ImageShape, int], nn.Module]] = {
 
 LIBRARIES = ("torchvision/", "timm/")  # behind these the name is theirs
 
-# parts of names, of torchvision and timm; "vit" is also in maxvit, mobilevit, levit, crossvit, davit
+# parts of names, of torchvision and timm; "vit" is also in maxvit, mobilevit, levit, crossvit,
+# davit
 ADAMW_FAMILIES = (
     "vit", "deit", "swin", "beit", "eva", "cait", "xcit", "pit_", "tnt_", "twins", "pvt", "coat", "volo", "former", "sequencer", "nest_", "maxxvit",
     "hiera", "focalnet", "convnext", "edgenext", "convmixer", "mixer", "resmlp", "gmlp",
@@ -48,7 +50,8 @@ EXAMPLES = (
 def build_model(name: str, image_shape: ImageShape, num_classes: int, rng: Generator) -> nn.Module:
     """A freshly initialised network for images (C, H, W). Global generators are left as they were.
 
-    Raises UserError for an unknown name (the nearest are named) or an image the network cannot take.
+    Raises UserError for an unknown name (the nearest are named) or an image the network cannot
+    take.
     """
     family, _, rest = name.partition("/" if name.startswith(LIBRARIES) else "-")
     if family not in MODELS:
@@ -63,24 +66,42 @@ def build_model(name: str, image_shape: ImageShape, num_classes: int, rng: Gener
 
 
 def _known(name: str) -> tuple[str, ...]:
-    """The names that `name` may have been meant to be; those of timm only where it asks for them, because they are more than all others."""
+    """The names that `name` may have been meant to be; those of timm only where it asks for them,
+    because they are more than all others.
+    """
     theirs = [f"timm/{n}" for n in timm_models.names()] if name.startswith("timm") else []
     return (*EXAMPLES, *(f"torchvision/{n}" for n in torchvision_models.names()), *theirs)
 
 
 def usual_optimiser(name: str) -> Literal["sgd", "adamw"]:
-    """The optimiser, of the two, that published recipes train a network of this name with from scratch.
+    """The optimiser, of the two, that published recipes train a network of this name with from
+    scratch.
 
-    AdamW for the networks of torchvision and timm with attention (ViT, DeiT, Swin, MaxViT, CoAtNet, BEiT, XCiT, ...), for MLP-Mixer and its kin and
-    for ConvNeXt: the papers of DeiT, Swin, MaxViT and ConvNeXt train with it, those of ViT and MLP-Mixer with Adam. Their LayerNorm and
-    attention make gradients whose sizes differ much between layers, so that SGD's one rate fits few of them.
-    SGD with momentum for all others. The papers of AlexNet, VGG, ResNet, ResNeXt, DenseNet, MobileNetV2, ShuffleNetV2 and RegNet train with it, and
-    so do the published evaluations of distilled sets for the engine's own networks, whatever their family. EfficientNet, MobileNetV3 and MNASNet
-    were published with RMSProp, whose rate and decay neither of the two has; BatchNorm behind each convolution lets SGD train them
-    (torchvision's EfficientNetV2 and timm's EfficientNets have recipes with SGD).
+    AdamW for the networks of torchvision and timm with attention (ViT, DeiT, Swin, MaxViT, CoAtNet,
+    BEiT, XCiT, ...), for MLP-Mixer and its kin and for ConvNeXt: the papers of DeiT, Swin, MaxViT
+    and ConvNeXt train with it, those of ViT and MLP-Mixer with Adam. Their LayerNorm and attention
+    make gradients whose sizes differ much between layers, so that SGD's one rate fits few of them.
+    SGD with momentum for all others. The papers of AlexNet, VGG, ResNet, ResNeXt, DenseNet,
+    MobileNetV2, ShuffleNetV2 and RegNet train with it, and so do the published evaluations of
+    distilled sets for the engine's own networks, whatever their family. EfficientNet, MobileNetV3
+    and MNASNet were published with RMSProp, whose rate and decay neither of the two has; BatchNorm
+    behind each convolution lets SGD train them (torchvision's EfficientNetV2 and timm's
+    EfficientNets have recipes with SGD).
     """
     library, _, network = name.partition("/")
-    return "adamw" if f"{library}/" in LIBRARIES and any(family in network for family in ADAMW_FAMILIES) else "sgd"
+    return (
+        "adamw"
+        if f"{library}/" in LIBRARIES and any(family in network for family in ADAMW_FAMILIES)
+        else "sgd"
+    )
 
 
-__all__ = ["EXAMPLES", "MODELS", "ImageShape", "build_model", "middle", "middle_channels", "usual_optimiser"]
+__all__ = [
+    "EXAMPLES",
+    "MODELS",
+    "ImageShape",
+    "build_model",
+    "middle",
+    "middle_channels",
+    "usual_optimiser",
+]

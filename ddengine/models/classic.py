@@ -1,4 +1,6 @@
-"""MLP, LeNet, AlexNet and VGG11 in the 32-pixel forms of the field (Dataset Condensation's networks)."""
+"""MLP, LeNet, AlexNet and VGG11 in the 32-pixel forms of the field (Dataset Condensation's
+networks).
+"""
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +24,9 @@ def pad_to_32(images: Tensor) -> Tensor:
 class Classifier(nn.Module):
     """Features, then one linear layer. `pad`: zero-pad images smaller than 32 pixels first."""
 
-    def __init__(self, features: nn.Module, num_features: int, num_classes: int, *, pad: bool = True):
+    def __init__(
+        self, features: nn.Module, num_features: int, num_classes: int, *, pad: bool = True
+    ):
         super().__init__()
         self.features = features
         self.classifier = nn.Linear(num_features, num_classes)
@@ -42,15 +46,25 @@ def _no_options(family: str, options: list[str]) -> None:
         raise OptionError(f"{family} has no options, got {'-'.join(options)!r}")
 
 
-def build_mlp(options: list[str], image_shape: tuple[int, int, int], num_classes: int) -> Classifier:
+def build_mlp(
+    options: list[str], image_shape: tuple[int, int, int], num_classes: int
+) -> Classifier:
     """Two hidden layers of 128."""
     _no_options("mlp", options)
     channels, height, width = image_shape
-    features = nn.Sequential(nn.Flatten(), nn.Linear(channels * height * width, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU())
+    features = nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(channels * height * width, 128),
+        nn.ReLU(),
+        nn.Linear(128, 128),
+        nn.ReLU(),
+    )
     return Classifier(features, 128, num_classes, pad=False)
 
 
-def build_lenet(options: list[str], image_shape: tuple[int, int, int], num_classes: int) -> Classifier:
+def build_lenet(
+    options: list[str], image_shape: tuple[int, int, int], num_classes: int
+) -> Classifier:
     """6 and 16 maps of 5x5, 120, 84."""
     _no_options("lenet", options)
     channels, height, width = padded_shape(image_shape)
@@ -66,7 +80,9 @@ def _lenet_side(side: int) -> int:
     return ((side - 4) // 2 - 4) // 2
 
 
-def build_alexnet(options: list[str], image_shape: tuple[int, int, int], num_classes: int) -> Classifier:
+def build_alexnet(
+    options: list[str], image_shape: tuple[int, int, int], num_classes: int
+) -> Classifier:
     """Five convolutions, three 2x2 max poolings, no dropout, one linear layer."""
     _no_options("alexnet", options)
     channels, height, width = padded_shape(image_shape)
@@ -79,8 +95,12 @@ def build_alexnet(options: list[str], image_shape: tuple[int, int, int], num_cla
     return Classifier(features, 192 * (height // 8) * (width // 8), num_classes)
 
 
-def build_vgg11(options: list[str], image_shape: tuple[int, int, int], num_classes: int) -> Classifier:
-    """Eight convolutions with a norm each (in, the field's default, or bn), five 2x2 max poolings, one linear layer."""
+def build_vgg11(
+    options: list[str], image_shape: tuple[int, int, int], num_classes: int
+) -> Classifier:
+    """Eight convolutions with a norm each (in, the field's default, or bn), five 2x2 max poolings,
+    one linear layer.
+    """
     norm = options[0] if options else "in"
     if norm not in ("in", "bn") or len(options) > 1:
         raise OptionError(f"vgg11 has the options in and bn, got {'-'.join(options)!r}")

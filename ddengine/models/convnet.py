@@ -1,6 +1,7 @@
 """The ConvNet of the field (Gidaris & Komodakis, 2018, as Dataset Condensation uses it).
 
-`depth` blocks of [3x3 convolution with bias, stride 1, padding 1; normalisation; activation; 2x2 pooling], flatten, linear.
+`depth` blocks of [3x3 convolution with bias, stride 1, padding 1; normalisation; activation; 2x2
+pooling], flatten, linear.
 """
 
 from collections.abc import Callable
@@ -20,7 +21,11 @@ NORMS: dict[str, Callable[[int, int, int], nn.Module | None]] = {
     "gn": lambda c, h, w: nn.GroupNorm(4, c),
     "nn": lambda c, h, w: None,
 }
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid, "leaky": lambda: nn.LeakyReLU(0.01)}
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "sigmoid": nn.Sigmoid,
+    "leaky": lambda: nn.LeakyReLU(0.01),
+}
 POOLS: dict[str, Callable[[], nn.Module | None]] = {
     "ap": lambda: nn.AvgPool2d(2, 2),
     "mp": lambda: nn.MaxPool2d(2, 2),
@@ -29,7 +34,11 @@ POOLS: dict[str, Callable[[], nn.Module | None]] = {
 
 
 class ConvNet(nn.Module):
-    """See the module. Parameters in definition order: per block convolution weight and bias, norm weight and bias; classifier."""
+    """See the module.
+
+    Parameters in definition order: per block convolution weight and bias, norm weight and bias;
+    classifier.
+    """
 
     def __init__(
         self,
@@ -55,7 +64,10 @@ class ConvNet(nn.Module):
             if pool != "np":
                 height, width_px = height // 2, width_px // 2
             if min(height, width_px) < 1:
-                raise OptionError(f"{depth} poolings leave nothing of a {image_shape[1]}x{image_shape[2]} image, use a smaller depth")
+                raise OptionError(
+                    f"{depth} poolings leave nothing of a {image_shape[1]}x{image_shape[2]} "
+                    "image, use a smaller depth"
+                )
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Linear(channels * height * width_px, num_classes)
 
@@ -69,16 +81,30 @@ class ConvNet(nn.Module):
 
 
 def build(options: list[str], image_shape: tuple[int, int, int], num_classes: int) -> ConvNet:
-    """From `d1`..`d8`, `w<width>`, a norm (in|bn|ln|gn|nn), a pooling (ap|mp|np), an activation (relu|sigmoid|leaky), in any order."""
+    """From `d1`..`d8`, `w<width>`, a norm (in|bn|ln|gn|nn), a pooling (ap|mp|np), an activation
+    (relu|sigmoid|leaky), in any order.
+    """
     chosen: dict[str, str | int] = {}
     for option in options:
         if option[:1] in ("d", "w") and option[1:].isdigit():
-            key, value = ("depth", int(option[1:])) if option[0] == "d" else ("width", int(option[1:]))
+            key, value = (
+                ("depth", int(option[1:])) if option[0] == "d" else ("width", int(option[1:]))
+            )
         else:
-            key = next((k for k, table in (("norm", NORMS), ("act", ACTIVATIONS), ("pool", POOLS)) if option in table), "")
+            key = next(
+                (
+                    k
+                    for k, table in (("norm", NORMS), ("act", ACTIVATIONS), ("pool", POOLS))
+                    if option in table
+                ),
+                "",
+            )
             value = option
         if not key:
-            raise OptionError(f"{option!r} is not an option of convnet; they are d1..d8, w<width>, {', '.join((*NORMS, *POOLS, *ACTIVATIONS))}")
+            raise OptionError(
+                f"{option!r} is not an option of convnet; they are d1..d8, w<width>, "
+                f"{', '.join((*NORMS, *POOLS, *ACTIVATIONS))}"
+            )
         if key in chosen:
             raise OptionError(f"{option!r} sets the {key} a second time")
         chosen[key] = value

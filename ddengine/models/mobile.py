@@ -1,6 +1,8 @@
-"""MobileNetV2, EfficientNet-B0 and ShuffleNet in the 32-pixel forms of the field: small strides, so that 4x4 or 2x2 maps are left of 32 pixels.
+"""MobileNetV2, EfficientNet-B0 and ShuffleNet in the 32-pixel forms of the field: small strides, so
+that 4x4 or 2x2 maps are left of 32 pixels.
 
-`x<percent>` scales all widths (`mobilenet_v2-x25`). Weights start at torch's defaults, as in the rest of the field's networks.
+`x<percent>` scales all widths (`mobilenet_v2-x25`). Weights start at torch's defaults, as in the
+rest of the field's networks.
 """
 
 import torch
@@ -19,7 +21,9 @@ def _percent(family: str, options: list[str]) -> int:
 
 
 def _finish(body: nn.Sequential, image_shape: tuple[int, int, int]) -> nn.Sequential:
-    """The body of a torchvision network for these images: the stem takes their channels with stride 1, all weights start at torch's defaults."""
+    """The body of a torchvision network for these images: the stem takes their channels with stride
+    1, all weights start at torch's defaults.
+    """
     stem = body[0]
     assert isinstance(stem, nn.Sequential)
     first = stem[0]
@@ -31,27 +35,44 @@ def _finish(body: nn.Sequential, image_shape: tuple[int, int, int]) -> nn.Sequen
     return body
 
 
-def build_mobilenet_v2(options: list[str], image_shape: tuple[int, int, int], num_classes: int) -> Classifier:
+def build_mobilenet_v2(
+    options: list[str], image_shape: tuple[int, int, int], num_classes: int
+) -> Classifier:
     """The blocks of torchvision with stride 1 in the stem and in the 24 maps, and no dropout.
 
-    As its authors have it, the last 1280 maps do not become fewer below x100. The field's own form has ReLU where this has ReLU6, one more 1x1
-    convolution in the first block, and convolutions on the shortcuts of blocks that change nothing but the width, where this has no shortcut
-    (2.30M parameters for 2.24M here, at 10 classes).
+    As its authors have it, the last 1280 maps do not become fewer below x100. The field's own form
+    has ReLU where this has ReLU6, one more 1x1 convolution in the first block, and convolutions on
+    the shortcuts of blocks that change nothing but the width, where this has no shortcut (2.30M
+    parameters for 2.24M here, at 10 classes).
     """
     from ddengine.system.compat import torchvision  # seconds to import, and rarely needed
 
     scale = _percent("mobilenet_v2", options) / 100
     # expansion, maps, blocks, stride of the first
-    stages = [[1, 16, 1, 1], [6, 24, 2, 1], [6, 32, 3, 2], [6, 64, 4, 2], [6, 96, 3, 1], [6, 160, 3, 2], [6, 320, 1, 1]]
+    stages = [
+        [1, 16, 1, 1],
+        [6, 24, 2, 1],
+        [6, 32, 3, 2],
+        [6, 64, 4, 2],
+        [6, 96, 3, 1],
+        [6, 160, 3, 2],
+        [6, 320, 1, 1],
+    ]
     network = torchvision.models.MobileNetV2(width_mult=scale, inverted_residual_setting=stages)
     body = _finish(network.features, image_shape)
-    return Classifier(nn.Sequential(body, nn.AdaptiveAvgPool2d(1)), network.last_channel, num_classes)
+    return Classifier(
+        nn.Sequential(body, nn.AdaptiveAvgPool2d(1)), network.last_channel, num_classes
+    )
 
 
-def build_efficientnet_b0(options: list[str], image_shape: tuple[int, int, int], num_classes: int) -> Classifier:
-    """The blocks of torchvision with stride 1 in the stem: squeeze-and-excitation to a quarter, dropout 0.2, stochastic depth up to 0.2.
+def build_efficientnet_b0(
+    options: list[str], image_shape: tuple[int, int, int], num_classes: int
+) -> Classifier:
+    """The blocks of torchvision with stride 1 in the stem: squeeze-and-excitation to a quarter,
+    dropout 0.2, stochastic depth up to 0.2.
 
-    The field's own form has no last 1x1 convolution to 1280 maps, and one more in the first block (3.60M parameters for 4.02M here, at 10 classes).
+    The field's own form has no last 1x1 convolution to 1280 maps, and one more in the first block
+    (3.60M parameters for 4.02M here, at 10 classes).
     """
     from ddengine.system.compat import torchvision
 
@@ -61,23 +82,35 @@ def build_efficientnet_b0(options: list[str], image_shape: tuple[int, int, int],
         (1, 3, 1, 32, 16, 1), (6, 3, 2, 16, 24, 2), (6, 5, 2, 24, 40, 2), (6, 3, 2, 40, 80, 3), (6, 5, 1, 80, 112, 3), (6, 5, 2, 112, 192, 4),
         (6, 3, 1, 192, 320, 1),
     )  # fmt: skip
-    setting = [torchvision.models.efficientnet.MBConvConfig(*stage, width_mult=scale) for stage in stages]
+    setting = [
+        torchvision.models.efficientnet.MBConvConfig(*stage, width_mult=scale) for stage in stages
+    ]
     network = torchvision.models.EfficientNet(setting, dropout=0.2, stochastic_depth_prob=0.2)
     body = _finish(network.features, image_shape)
-    return Classifier(nn.Sequential(body, nn.AdaptiveAvgPool2d(1), nn.Dropout(0.2)), 4 * setting[-1].out_channels, num_classes)
+    return Classifier(
+        nn.Sequential(body, nn.AdaptiveAvgPool2d(1), nn.Dropout(0.2)),
+        4 * setting[-1].out_channels,
+        num_classes,
+    )
 
 
 class ShuffleUnit(nn.Module):
-    """1x1 group convolution, channel shuffle, 3x3 depthwise convolution, 1x1 group convolution; then the shortcut.
+    """1x1 group convolution, channel shuffle, 3x3 depthwise convolution, 1x1 group convolution;
+    then the shortcut.
 
-    `channels` maps in, `out` maps out. With stride 2 the shortcut is an average pooling, and its maps are among those that come out.
+    `channels` maps in, `out` maps out. With stride 2 the shortcut is an average pooling, and its
+    maps are among those that come out.
     """
 
     def __init__(self, channels: int, out: int, stride: int, groups: int, first_groups: int):
         super().__init__()
         made = out - channels if stride == 2 else out
         narrow = made // 4
-        self.enter = nn.Sequential(nn.Conv2d(channels, narrow, 1, groups=first_groups, bias=False), nn.BatchNorm2d(narrow), nn.ReLU())
+        self.enter = nn.Sequential(
+            nn.Conv2d(channels, narrow, 1, groups=first_groups, bias=False),
+            nn.BatchNorm2d(narrow),
+            nn.ReLU(),
+        )
         self.shuffle = nn.ChannelShuffle(first_groups)
         self.leave = nn.Sequential(
             nn.Conv2d(narrow, narrow, 3, stride, padding=1, groups=narrow, bias=False), nn.BatchNorm2d(narrow), nn.ReLU(),
@@ -89,20 +122,31 @@ class ShuffleUnit(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, channels, H, W) -> (B, out, H / stride, W / stride)."""
         made = self.leave(self.shuffle(self.enter(images)))
-        return self.relu(images + made if self.pool is None else torch.cat([made, self.pool(images)], 1))
+        return self.relu(
+            images + made if self.pool is None else torch.cat([made, self.pool(images)], 1)
+        )
 
 
-def build_shufflenet_g2(options: list[str], image_shape: tuple[int, int, int], num_classes: int) -> Classifier:
-    """ShuffleNet v1 of two groups: a 1x1 stem of 24 maps without stride, stages of 4, 8 and 4 units with 200, 400 and 800 maps.
+def build_shufflenet_g2(
+    options: list[str], image_shape: tuple[int, int, int], num_classes: int
+) -> Classifier:
+    """ShuffleNet v1 of two groups: a 1x1 stem of 24 maps without stride, stages of 4, 8 and 4 units
+    with 200, 400 and 800 maps.
 
-    As in the field's own form, there is a ReLU behind the depthwise convolution, which the paper has not.
+    As in the field's own form, there is a ReLU behind the depthwise convolution, which the paper
+    has not.
     """
     percent = _percent("shufflenet_g2", options)
     # multiples of 8: a quarter of them, and of what they differ by, divides into two groups
     channels, *widths = (max(8, (maps * percent + 400) // 800 * 8) for maps in (24, 200, 400, 800))
-    layers: list[nn.Module] = [nn.Conv2d(image_shape[0], channels, 1, bias=False), nn.BatchNorm2d(channels), nn.ReLU()]
+    layers: list[nn.Module] = [
+        nn.Conv2d(image_shape[0], channels, 1, bias=False),
+        nn.BatchNorm2d(channels),
+        nn.ReLU(),
+    ]
     for stage, (out, units) in enumerate(zip(widths, (4, 8, 4), strict=True)):
-        layers.append(ShuffleUnit(channels, out, 2, 2, 1 if stage == 0 else 2))  # the few maps of the stem are not divided
+        # the few maps of the stem are not divided
+        layers.append(ShuffleUnit(channels, out, 2, 2, 1 if stage == 0 else 2))
         layers += [ShuffleUnit(out, out, 1, 2, 2) for _ in range(units - 1)]
         channels = out
     return Classifier(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1)), channels, num_classes)

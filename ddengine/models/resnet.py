@@ -1,4 +1,5 @@
-"""ResNet18 in the 32-pixel forms of the field: 3x3 stem without pooling; instance norm, BatchNorm, or average pooling for strides.
+"""ResNet18 in the 32-pixel forms of the field: 3x3 stem without pooling; instance norm, BatchNorm,
+or average pooling for strides.
 
 `x<percent>` scales all widths (`resnet18-bn-x25` starts with 16 maps instead of 64).
 """
@@ -18,7 +19,10 @@ def _norm(kind: str, channels: int) -> nn.Module:
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions with a shortcut. `average`: a stride becomes a 2x2 average pooling, after the activation in the body."""
+    """Two 3x3 convolutions with a shortcut.
+
+    `average`: a stride becomes a 2x2 average pooling, after the activation in the body.
+    """
 
     def __init__(self, channels: int, out: int, stride: int, norm: str, average: bool):
         super().__init__()
@@ -28,7 +32,9 @@ class BasicBlock(nn.Module):
             nn.Conv2d(channels, out, 3, step, padding=1, bias=False), _norm(norm, out), nn.ReLU(), *pool,
             nn.Conv2d(out, out, 3, padding=1, bias=False), _norm(norm, out),
         )  # fmt: skip
-        project = nn.Sequential(nn.Conv2d(channels, out, 1, step, bias=False), *pool, _norm(norm, out))
+        project = nn.Sequential(
+            nn.Conv2d(channels, out, 1, step, bias=False), *pool, _norm(norm, out)
+        )
         self.shortcut = project if stride > 1 or channels != out else nn.Identity()
         self.relu = nn.ReLU()
 
@@ -38,7 +44,10 @@ class BasicBlock(nn.Module):
 
 
 def split_percent(options: list[str]) -> tuple[int, list[str]]:
-    """(percent of an option x<percent>, 100 without one; the other options). Raises OptionError for a second one, or one out of range."""
+    """(percent of an option x<percent>, 100 without one; the other options).
+
+    Raises OptionError for a second one, or one out of range.
+    """
     given = [option for option in options if re.fullmatch(r"x[0-9]+", option)]
     if len(given) > 1:
         raise OptionError(f"{given[1]!r} sets the width a second time")
@@ -49,19 +58,32 @@ def split_percent(options: list[str]) -> tuple[int, list[str]]:
 
 
 def build(options: list[str], image_shape: tuple[int, int, int], num_classes: int) -> Classifier:
-    """Options: in (default), bn, or ap (instance norm, average pooling for strides, no global pooling), and x<percent>, in any order."""
+    """Options: in (default), bn, or ap (instance norm, average pooling for strides, no global
+    pooling), and x<percent>, in any order.
+    """
     percent, rest = split_percent(options)
     kind = rest[0] if rest else "in"
     if kind not in ("in", "bn", "ap") or len(rest) > 1:
-        raise OptionError(f"resnet18 has the options in, bn and ap, and x<percent>, got {'-'.join(rest)!r}")
+        raise OptionError(
+            f"resnet18 has the options in, bn and ap, and x<percent>, got {'-'.join(rest)!r}"
+        )
     norm, average = ("bn" if kind == "bn" else "in"), kind == "ap"
     channels, height, width = padded_shape(image_shape)
     first = round(64 * percent / 100)
-    layers: list[nn.Module] = [nn.Conv2d(channels, first, 3, padding=1, bias=False), _norm(norm, first), nn.ReLU()]
+    layers: list[nn.Module] = [
+        nn.Conv2d(channels, first, 3, padding=1, bias=False),
+        _norm(norm, first),
+        nn.ReLU(),
+    ]
     channels = first
     for out, stride in ((first, 1), (2 * first, 2), (4 * first, 2), (8 * first, 2)):
-        layers += [BasicBlock(channels, out, stride, norm, average), BasicBlock(out, out, 1, norm, average)]
+        layers += [
+            BasicBlock(channels, out, stride, norm, average),
+            BasicBlock(out, out, 1, norm, average),
+        ]
         channels = out
     if average:
-        return Classifier(nn.Sequential(*layers), channels * (height // 8) * (width // 8), num_classes)
+        return Classifier(
+            nn.Sequential(*layers), channels * (height // 8) * (width // 8), num_classes
+        )
     return Classifier(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1)), channels, num_classes)

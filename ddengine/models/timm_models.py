@@ -1,4 +1,6 @@
-"""Any classifier of timm by name, made for small images. timm is optional and imported only here, when a name asks for it."""
+"""Any classifier of timm by name, made for small images. timm is optional and imported only here,
+when a name asks for it.
+"""
 
 import importlib
 import importlib.util
@@ -19,10 +21,13 @@ from ddengine.system import rng as streams
 from ddengine.system.errors import UserError
 
 # patches along the shorter side of a small image
-ONE_RESOLUTION = 8  # of networks that keep their patches to the end (ViT, MLP-Mixer), as of torchvision's
+# of networks that keep their patches to the end (ViT, MLP-Mixer), as of torchvision's
+ONE_RESOLUTION = 8
 SEVERAL_RESOLUTIONS = 16  # of those that halve the sides three times after it (Swin, ConvNeXt)
-FAILURES = (AssertionError, RuntimeError, ValueError, IndexError, ZeroDivisionError)  # of networks whose images are of a wrong size
-LARGE_PATCH = 8  # pixels; patches of networks of one resolution are as large by default, those of the others are not
+# of networks whose images are of a wrong size
+FAILURES = (AssertionError, RuntimeError, ValueError, IndexError, ZeroDivisionError)
+# pixels; patches of networks of one resolution are as large by default, those of the others are not
+LARGE_PATCH = 8
 
 
 def installed() -> bool:
@@ -63,14 +68,19 @@ class TimmClassifier(nn.Module):
         return self.head(self.embed(images))
 
 
-def build(options: list[str], image_shape: tuple[int, int, int], num_classes: int) -> TimmClassifier:
+def build(
+    options: list[str], image_shape: tuple[int, int, int], num_classes: int
+) -> TimmClassifier:
     """`timm/NAME`, its weights drawn from torch's global generator.
 
     Small images get a stem to suit: smaller patches, or a first convolution without stride.
     """
     name = "-".join(options)
     if not installed():
-        raise UserError(f"timm/{name} needs the package timm; pip install timm, or name a network of torchvision, such as torchvision/resnet18.")
+        raise UserError(
+            f"timm/{name} needs the package timm; pip install timm, or name a network of "
+            "torchvision, such as torchvision/resnet18."
+        )
     if name not in names():
         raise OptionError("timm has no such classifier")
     shape = padded_shape(image_shape)
@@ -88,7 +98,9 @@ class _Plan:
 
 def _make(name: str, shape: tuple[int, int, int], num_classes: int, plan: _Plan) -> TimmClassifier:
     """A new network, its classifier split off."""
-    network: nn.Module = _timm().create_model(name, pretrained=False, num_classes=num_classes, in_chans=shape[0], **dict(plan.settings))
+    network: nn.Module = _timm().create_model(
+        name, pretrained=False, num_classes=num_classes, in_chans=shape[0], **dict(plan.settings)
+    )
     if plan.stem:
         adapt_stem(network, shape[0], True)
     if plan.patch is not None:
@@ -96,21 +108,26 @@ def _make(name: str, shape: tuple[int, int, int], num_classes: int, plan: _Plan)
         patches.proj = nn.Conv2d(shape[0], patches.proj.out_channels, plan.patch, plan.patch)
         patches.img_size, patches.patch_size = shape[1:], (plan.patch, plan.patch)
     for path, module in list(network.named_modules()):
-        if getattr(module, "fused_attn", False):  # the fused kernels have no second derivative, and no deterministic first one on CUDA
+        # the fused kernels have no second derivative, and no deterministic first one on CUDA
+        if getattr(module, "fused_attn", False):
             module.fused_attn = False  # type: ignore[assignment]
-        if is_dropout(module) and not getattr(module, "p", getattr(module, "drop_prob", 1)):  # nothing is dropped: so nobody need look out for it
+        # nothing is dropped: so nobody need look out for it
+        if is_dropout(module) and not getattr(module, "p", getattr(module, "drop_prob", 1)):
             replace(network, path, _Keep())
     head = network.get_classifier()  # type: ignore[operator]
     path = next((path for path, module in network.named_modules() if module is head), None)
     if path is None or not isinstance(head, nn.Linear) or head.out_features != num_classes:
-        raise UserError(f"timm/{name} does not end in one linear layer and cannot be used; timm/resnet18 can.")
+        raise UserError(
+            f"timm/{name} does not end in one linear layer and cannot be used; timm/resnet18 can."
+        )
     replace(network, path, nn.Identity())
     return TimmClassifier(network, head).train()
 
 
 @lru_cache
 def _plan(name: str, shape: tuple[int, int, int]) -> _Plan:
-    """How the network takes images (C, H, W): found by trying, once for each name and shape, so that one made later costs no more than itself.
+    """How the network takes images (C, H, W): found by trying, once for each name and shape, so
+    that one made later costs no more than itself.
 
     Raises UserError where it cannot take them at all.
     """
@@ -149,7 +166,8 @@ def _adapted(network: TimmClassifier, shape: tuple[int, int, int], plain: _Plan)
     side = min(shape[1:]) // (ONE_RESOLUTION if large else SEVERAL_RESOLUTIONS)
     yield replaced(plain, settings=(*plain.settings, ("patch_size", side)))
     stem = getattr(network.body, "stem", None)
-    if hasattr(stem, "patch_size") and getattr(stem, "proj", None) is first:  # MLP-Mixer and its kin: as many patches of the usual size, made smaller
+    # MLP-Mixer and its kin: as many patches of the usual size, made smaller
+    if hasattr(stem, "patch_size") and getattr(stem, "proj", None) is first:
         scaled = tuple(length // side * first.stride[0] for length in shape[1:])
         yield _Plan((("img_size", scaled),), patch=side)
 
@@ -166,14 +184,22 @@ def _is_patches(first: nn.Conv2d) -> bool:
 def _refusal(network: TimmClassifier, shape: tuple[int, int, int]) -> str | None:
     """Why a network cannot classify images (C, H, W); None where it can."""
     first = _first(network)
-    if first is not None and _is_patches(first) and (shape[1] % first.stride[0] or shape[2] % first.stride[1]):
+    if (
+        first is not None
+        and _is_patches(first)
+        and (shape[1] % first.stride[0] or shape[2] % first.stride[1])
+    ):
         return f"the sides are no multiples of its patches of {first.stride[0]} pixels"
     try:
         with torch.no_grad():
             embedded = network.eval().embed(torch.zeros(2, *shape))
     except FAILURES as error:
         return _reason(error)
-    return None if embedded.shape == (2, network.head.in_features) else f"its features are {tuple(embedded.shape[1:])}"
+    return (
+        None
+        if embedded.shape == (2, network.head.in_features)
+        else f"its features are {tuple(embedded.shape[1:])}"
+    )
 
 
 def _reason(error: Exception) -> str:
@@ -182,4 +208,7 @@ def _reason(error: Exception) -> str:
 
 
 def _unfit(name: str, shape: tuple[int, int, int], reason: str) -> UserError:
-    return UserError(f"timm/{name} cannot take images of {shape[1]}x{shape[2]} ({reason}); set data.size, such as 224 224.")
+    return UserError(
+        f"timm/{name} cannot take images of {shape[1]}x{shape[2]} ({reason}); set data.size, such "
+        "as 224 224."
+    )

@@ -1,4 +1,7 @@
-"""The report page: one HTML file that shows runs, and needs nothing beside it. What a folder lacks is left out."""
+"""The report page: one HTML file that shows runs, and needs nothing beside it.
+
+What a folder lacks is left out.
+"""
 
 import base64
 import io
@@ -25,8 +28,11 @@ from ddengine.system.errors import UserError
 SHOWN_CLASSES, SHOWN_PER_CLASS = 20, 10
 LARGEST = 96  # pixels; larger images are made smaller
 SHOWN_PIXELS = 56  # about how large images are shown
-VALUES = 1_500_000  # pixel values that the pictures of real and distilled images of a page may have together, which bounds its size
-FRAMES, FRAME_BYTES = 25, 900_000  # pictures of the run's progress: how many of a run at most, and their bytes in a page
+# pixel values that the pictures of real and distilled images of a page may have together, which
+# bounds its size
+VALUES = 1_500_000
+# pictures of the run's progress: how many of a run at most, and their bytes in a page
+FRAMES, FRAME_BYTES = 25, 900_000
 BINS = 150  # of a long curve; of each its smallest and largest value are drawn
 CHARTS = 6  # networks with a chart of their own; with more of them the heat map says it all
 OPTIONAL = ("scores.json", "ranking.json", "privacy.json")
@@ -67,7 +73,14 @@ class Run:
 
     def fact(self, key: str) -> Any:
         """What the set says, else the run, else its evaluation."""
-        return next((part[key] for part in (self.meta, self.own, self.evaluation) if part.get(key) is not None), None)
+        return next(
+            (
+                part[key]
+                for part in (self.meta, self.own, self.evaluation)
+                if part.get(key) is not None
+            ),
+            None,
+        )
 
 
 MARK = '<meta name="generator" content="ddengine report">'  # near the beginning of every page
@@ -76,15 +89,17 @@ MARK = '<meta name="generator" content="ddengine report">'  # near the beginning
 def write(runs: Sequence[Path], out: Path) -> Path:
     """Write the page of `runs` to the file `out` and return it.
 
-    Each is the folder of a run, a distilled folder, or a folder that holds an evaluation. Raises UserError for any other, for damaged files, and
-    for an `out` that cannot be written.
+    Each is the folder of a run, a distilled folder, or a folder that holds an evaluation. Raises
+    UserError for any other, for damaged files, and for an `out` that cannot be written.
     """
     if not runs:
         raise UserError("A report needs a run to show; give the folder of one.")
     if out.is_dir():
         raise UserError(f"{out} is a folder, and a report is one file; name a file with --out.")
     if out.is_file() and MARK.encode() not in out.read_bytes()[:500]:
-        raise UserError(f"{out} is there and no report, so it is left alone; name another file with --out.")
+        raise UserError(
+            f"{out} is there and no report, so it is left alone; name another file with --out."
+        )
     shown = _named([read(path) for path in runs])
     html = _render(shown)
     files.make_folder(out.parent)
@@ -97,30 +112,64 @@ def write(runs: Sequence[Path], out: Path) -> Path:
 
 
 def read(path: Path) -> Run:
-    """What the folder of a run, a distilled folder or a folder of an evaluation says. Raises UserError for others and for damaged files."""
+    """What the folder of a run, a distilled folder or a folder of an evaluation says.
+
+    Raises UserError for others and for damaged files.
+    """
     if not path.is_dir():
         raise UserError(f"{path} is no folder of a run; check the path.")
     folder = next((f for f in (path / "distilled", path) if (f / "meta.json").is_file()), None)
     names = ("recipe.json", "evaluation.json", *OPTIONAL)
     content = {name: _object(path / name) for name in names if (path / name).is_file()}
     if folder is None and not content:
-        raise UserError(f"{path} is neither a run nor a distilled set nor an evaluation; give the folder that distill, select or evaluate wrote.")
+        raise UserError(
+            f"{path} is neither a run nor a distilled set nor an evaluation; give the folder that "
+            "distill, select or evaluate wrote."
+        )
     syn, meta = synthetic.load(folder, torch.device("cpu")) if folder else (None, {})
     own, evaluation = content.pop("recipe.json", {}), content.pop("evaluation.json", {})
     _check_rows(path / "evaluation.json", evaluation)
     recipe = meta.get("recipe") or own.pop("recipe", None) or {}
-    if isinstance(recipe.get("data"), dict):  # where the files of a machine lie is no part of what was done
-        recipe = recipe | {"data": {k: v for k, v in recipe["data"].items() if k not in ("root", "download")}}
-    pictures = sorted((int(p.stem[5:]), p) for p in path.glob("progress/step_*.png") if p.stem[5:].isdigit())
-    samples = files.read_tensors(path / "samples.safetensors")[0] if (path / "samples.safetensors").is_file() else {}
+    # where the files of a machine lie is no part of what was done
+    if isinstance(recipe.get("data"), dict):
+        recipe = recipe | {
+            "data": {k: v for k, v in recipe["data"].items() if k not in ("root", "download")}
+        }
+    pictures = sorted(
+        (int(p.stem[5:]), p) for p in path.glob("progress/step_*.png") if p.stem[5:].isdigit()
+    )
+    samples = (
+        files.read_tensors(path / "samples.safetensors")[0]
+        if (path / "samples.safetensors").is_file()
+        else {}
+    )
     if samples and not (
         {"pixels", "labels"} <= samples.keys() and samples["pixels"].ndim == 4 and samples["pixels"].dtype == torch.uint8
     ):  # fmt: skip
-        raise UserError(f"{path / 'samples.safetensors'} does not hold images and labels; delete it, and the page leaves the real images out.")
+        raise UserError(
+            f"{path / 'samples.safetensors'} does not hold images and labels; delete it, and the "
+            "page leaves the real images out."
+        )
     extra = {name.removesuffix(".json"): value for name, value in content.items()}
     name = path.resolve().name
-    name = path.resolve().parent.name if name == "distilled" and (path.resolve().parent / "recipe.json").is_file() else name
-    return Run(name, path, recipe, own, meta, syn, evaluation, _events(path / "metrics.jsonl"), pictures, samples, extra)
+    name = (
+        path.resolve().parent.name
+        if name == "distilled" and (path.resolve().parent / "recipe.json").is_file()
+        else name
+    )
+    return Run(
+        name,
+        path,
+        recipe,
+        own,
+        meta,
+        syn,
+        evaluation,
+        _events(path / "metrics.jsonl"),
+        pictures,
+        samples,
+        extra,
+    )
 
 
 def _object(path: Path) -> Any:
@@ -131,17 +180,25 @@ def _object(path: Path) -> Any:
 
 
 def _check_rows(path: Path, evaluation: dict[str, Any]) -> None:
-    """Raise UserError where an evaluation that is there has no rows, or rows without what is always shown."""
+    """Raise UserError where an evaluation that is there has no rows, or rows without what is always
+    shown.
+    """
     needed = {"set", "model", "accuracy_mean"}
     rows = evaluation.get("rows", [])
 
     def fits(row: Any) -> bool:
         # networks that all diverged have no accuracy
-        return isinstance(row, dict) and needed <= row.keys() and (isinstance(row["accuracy_mean"], float | int) or bool(row.get("diverged")))
+        return (
+            isinstance(row, dict)
+            and needed <= row.keys()
+            and (isinstance(row["accuracy_mean"], float | int) or bool(row.get("diverged")))
+        )
 
     fine = isinstance(rows, list) and all(map(fits, rows))
     if evaluation and not (fine and rows):
-        raise UserError(f"{path} has no rows with {', '.join(sorted(needed))}; evaluate again with --restart.")
+        raise UserError(
+            f"{path} has no rows with {', '.join(sorted(needed))}; evaluate again with --restart."
+        )
 
 
 def _events(path: Path) -> list[dict[str, Any]]:
@@ -150,18 +207,36 @@ def _events(path: Path) -> list[dict[str, Any]]:
         return []
     content = path.read_bytes()
     try:
-        events = [json.loads(line) for line in content[: content.rfind(b"\n") + 1].splitlines() if line.strip()]
+        events = [
+            json.loads(line)
+            for line in content[: content.rfind(b"\n") + 1].splitlines()
+            if line.strip()
+        ]
     except ValueError:
-        raise UserError(f"{path} is damaged; restore it, or delete it and the page leaves the curves out.") from None
-    return [event for event in events if isinstance(event, dict) and isinstance(event.get("step"), int)]
+        raise UserError(
+            f"{path} is damaged; restore it, or delete it and the page leaves the curves out."
+        ) from None
+    return [
+        event for event in events if isinstance(event, dict) and isinstance(event.get("step"), int)
+    ]
 
 
 def _named(runs: list[Run]) -> list[Run]:
-    """The runs with names of their own: the folder's, with its parent's where two are called the same, and a number where that is not enough."""
+    """The runs with names of their own: the folder's, with its parent's where two are called the
+    same, and a number where that is not enough.
+    """
     names = [run.name for run in runs]
     if len(set(names)) < len(names):
-        names = [f"{run.path.resolve().parent.name}/{run.name}" if names.count(run.name) > 1 else run.name for run in runs]
-    return [replace(run, name=f"{name} ({i + 1})" if names.count(name) > 1 else name) for i, (run, name) in enumerate(zip(runs, names, strict=True))]
+        names = [
+            f"{run.path.resolve().parent.name}/{run.name}"
+            if names.count(run.name) > 1
+            else run.name
+            for run in runs
+        ]
+    return [
+        replace(run, name=f"{name} ({i + 1})" if names.count(name) > 1 else name)
+        for i, (run, name) in enumerate(zip(runs, names, strict=True))
+    ]
 
 
 # Numbers in words.
@@ -195,7 +270,13 @@ def _plain(value: Any) -> str:
         return f"{value:.4g}"
     if isinstance(value, list | tuple):
         return ", ".join(map(_plain, value)) or "none"
-    return "none" if value is None or value == {} else {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+    return (
+        "none"
+        if value is None or value == {}
+        else {True: "yes", False: "no"}[value]
+        if isinstance(value, bool)
+        else str(value)
+    )
 
 
 def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -224,17 +305,25 @@ def _method(run: Run) -> str:
     if "selected" in run.meta:
         return f"real images, chosen by {run.meta['selected'].get('kind', 'a selection')}"
     method = str(run.recipe.get("name", "")).split("/")[0]
-    return method and method + (" (imported)" if "imported" in run.meta else " (merged)" if "merged" in run.meta else "")
+    return method and method + (
+        " (imported)" if "imported" in run.meta else " (merged)" if "merged" in run.meta else ""
+    )
 
 
 def _facts(run: Run) -> list[tuple[str, str]]:
     """What was done and with what."""
     recipe, data = run.recipe, run.recipe.get("data") or {}
-    options = [f"{key} {_plain(data[key])}" for key in ("limit", "size", "zca", "validation") if data.get(key)]
+    options = [
+        f"{key} {_plain(data[key])}"
+        for key in ("limit", "size", "zca", "validation")
+        if data.get(key)
+    ]
     published = recipe.get("published")
     figure = ""
     if isinstance(published, dict) and "accuracy" in published:
-        figure = f"{_percent(published['accuracy'])} %" + (f" ± {_percent(published['std'])}" if published.get("std") is not None else "")
+        figure = f"{_percent(published['accuracy'])} %" + (
+            f" ± {_percent(published['std'])}" if published.get("std") is not None else ""
+        )
     names = run.meta.get("class_names") or []
     facts = [
         ("Recipe", recipe.get("name")),
@@ -244,7 +333,12 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         ("Network", recipe.get("model")),
         ("Teachers", ", ".join(recipe.get("teachers") or ())),
         ("Images per class", _plain(recipe["ipc"]) if "ipc" in recipe else None),
-        ("Stored images", f"{len(run.syn.tensors['images'])}, which train as {len(run.syn)} examples" if run.syn else None),
+        (
+            "Stored images",
+            f"{len(run.syn.tensors['images'])}, which train as {len(run.syn)} examples"
+            if run.syn
+            else None,
+        ),
         ("Seed", None if run.fact("seed") is None else str(run.fact("seed"))),
         ("Precision", run.fact("precision")),
         ("Published accuracy", figure),
@@ -253,7 +347,12 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         ("Commit", run.fact("commit")),
     ]
     if run.meta:
-        theirs = (("Machine", "machine", _machine), ("Versions", "versions", _versions), ("Commit", "commit", str), ("Seed", "seed", str))
+        theirs = (
+            ("Machine", "machine", _machine),
+            ("Versions", "versions", _versions),
+            ("Commit", "commit", str),
+            ("Seed", "seed", str),
+        )
         facts += [
             (f"{title} of the evaluation", text(run.evaluation[key]))
             for title, key, text in theirs
@@ -266,7 +365,11 @@ def _cost(run: Run) -> list[tuple[str, str]]:
     """Time, memory, and updates that were skipped."""
     done, experts, found = run.meta.get("distillation") or {}, run.meta.get("experts") or {}, []
     stores = experts.get("stores") or [experts]
-    seconds = [s["seconds"] for s in stores if isinstance(s, dict) and isinstance(s.get("seconds"), float | int)]
+    seconds = [
+        s["seconds"]
+        for s in stores
+        if isinstance(s, dict) and isinstance(s.get("seconds"), float | int)
+    ]
     entries = [
         ("Training the experts", sum(seconds) if seconds else None, _duration),
         ("Making the initial set", done.get("initial_seconds"), _duration),
@@ -275,22 +378,35 @@ def _cost(run: Run) -> list[tuple[str, str]]:
         ("Peak memory of the distillation", done.get("peak_memory_bytes"), report.size),
         ("Updates skipped, not finite", done.get("updates_skipped_not_finite") or None, str),
         ("Updates skipped, loss too high", done.get("updates_skipped_max_loss") or None, str),
-        ("Learned rate held at its smallest", done.get("learned_lr_held") or None, lambda n: f"{n} times"),
+        (
+            "Learned rate held at its smallest",
+            done.get("learned_lr_held") or None,
+            lambda n: f"{n} times",
+        ),
     ]
     for name, value, text in entries:
         if value is not None:
             found.append((name, text(value)))
-    for name, key in (("Training of all reported networks", "training_flops"), ("Examples these saw", "examples_seen")):
-        known = [row[key] * row.get("n", 1) for row in run.rows if isinstance(row.get(key), float | int)]
+    for name, key in (
+        ("Training of all reported networks", "training_flops"),
+        ("Examples these saw", "examples_seen"),
+    ):
+        known = [
+            row[key] * row.get("n", 1) for row in run.rows if isinstance(row.get(key), float | int)
+        ]
         if known:
             found.append((name, _count(sum(known)) + ("FLOP" if key == "training_flops" else "")))
     return found
 
 
 def _ledger(run: Run) -> dict[str, Any]:
-    """Rows (part, bytes, percentage of the training images) and a note; empty where bytes are not known."""
+    """Rows (part, bytes, percentage of the training images) and a note; empty where bytes are not
+    known.
+    """
     row = run.result or {}
-    sizes = run.meta.get("bytes") or ({**row["ledger"], "total": row["bytes"]} if "ledger" in row and "bytes" in row else None)
+    sizes = run.meta.get("bytes") or (
+        {**row["ledger"], "total": row["bytes"]} if "ledger" in row and "bytes" in row else None
+    )
     if not sizes or "total" not in sizes:
         return {}
     raw, dataset = run.fact("raw_bytes"), run.fact("dataset_bytes")
@@ -298,7 +414,10 @@ def _ledger(run: Run) -> dict[str, Any]:
     def line(name: str, num: float) -> tuple[str, str, str]:
         return name, report.size(num), f"{100 * num / raw:.3g} %" if raw else ""
 
-    lines = [line(part.capitalize(), sizes.get(part, 0)) for part in ("images", "compensators", "labels", "other")]
+    lines = [
+        line(part.capitalize(), sizes.get(part, 0))
+        for part in ("images", "compensators", "labels", "other")
+    ]
     lines.append(line("In all", sizes["total"]))
     if raw:
         lines.append(line("Training images in use", raw))
@@ -306,7 +425,8 @@ def _ledger(run: Run) -> dict[str, Any]:
         lines.append(line("Whole training split", dataset))
     counted = {r["labels_counted"] for r in run.rows if "labels_counted" in r}
     note = (
-        f"Labels made during the training are counted as {' or '.join(sorted(counted))}, whichever is less; see the bytes of the rows."
+        f"Labels made during the training are counted as {' or '.join(sorted(counted))}, "
+        "whichever is less; see the bytes of the rows."
         if counted
         else ""
     )
@@ -320,7 +440,12 @@ def _accuracies(run: Run) -> dict[str, Any]:
         ("Accuracy %", lambda r: report.percent(r["accuracy_mean"])),
         ("95 % interval", _interval),
         ("Std", lambda r: _percent(r.get("accuracy_std"))),
-        ("Balanced %", lambda r: report.percent(r["balanced_accuracy_mean"]) if "balanced_accuracy_mean" in r else ""),
+        (
+            "Balanced %",
+            lambda r: (
+                report.percent(r["balanced_accuracy_mean"]) if "balanced_accuracy_mean" in r else ""
+            ),
+        ),
         ("n", lambda r: _plain(r["n"]) if "n" in r else ""),
         ("Diverged", lambda r: str(r["diverged"]) if r.get("diverged") else ""),
         ("Images", lambda r: _plain(r["images"]) if "images" in r else ""),
@@ -337,32 +462,53 @@ def _accuracies(run: Run) -> dict[str, Any]:
     cells = [(title, texts) for title, texts in cells if any(texts)]
     own = run.rows[0]["set"] if run.rows else None
     several = len(run.models) > 1
-    rows = [{"set": r["set"], "model": r["model"], "own": r["set"] == own, "cells": [texts[i] for _, texts in cells]} for i, r in enumerate(run.rows)]
+    rows = [
+        {
+            "set": r["set"],
+            "model": r["model"],
+            "own": r["set"] == own,
+            "cells": [texts[i] for _, texts in cells],
+        }
+        for i, r in enumerate(run.rows)
+    ]
     return {
         "head": [title for title, _ in cells],
         "rows": rows,
         "several": several,
         "model": run.models[0] if run.models else "",
-        "interval": report.interval_of(run.evaluation) if any(row.get("ci95") for row in run.rows) else "",
+        "interval": report.interval_of(run.evaluation)
+        if any(row.get("ci95") for row in run.rows)
+        else "",
         "balanced": "Balanced %" in dict(cells),
     }
 
 
 def _classes(run: Run) -> dict[str, Any]:
-    """A line for each class and a column for each row: its mean accuracy; empty where no row says them."""
+    """A line for each class and a column for each row: its mean accuracy; empty where no row says
+    them.
+    """
     rows = [row for row in run.rows if isinstance(row.get("per_class"), dict)]
     if not rows:
         return {}
     counts = run.evaluation.get("test_images_per_class") or {}
     names = list(dict.fromkeys(name for row in rows for name in row["per_class"]))
     several = len(run.models) > 1
-    head = ["Class", *(["Test images"] if counts else []), *(f"{row['set']}, {row['model']}" if several else row["set"] for row in rows)]
+    head = [
+        "Class",
+        *(["Test images"] if counts else []),
+        *(f"{row['set']}, {row['model']}" if several else row["set"] for row in rows),
+    ]
 
     def cells(name: str) -> list[str]:
         shares = [row["per_class"].get(name) for row in rows]
         return [NONE if share is None else _percent(share) for share in shares]
 
-    return {"head": head, "rows": [[name, *([str(counts.get(name, ""))] if counts else []), *cells(name)] for name in names]}
+    return {
+        "head": head,
+        "rows": [
+            [name, *([str(counts.get(name, ""))] if counts else []), *cells(name)] for name in names
+        ],
+    }
 
 
 def _commands(run: Run) -> dict[str, Any]:
@@ -370,17 +516,29 @@ def _commands(run: Run) -> dict[str, Any]:
     recipe, name = run.recipe, run.recipe.get("name")
     commands, flags = [], []
     if name:
-        taken = re.match(re.escape(str(name)) + r" with parts of others \((.*?)\)", str(recipe.get("note", "")))
+        taken = re.match(
+            re.escape(str(name)) + r" with parts of others \((.*?)\)", str(recipe.get("note", ""))
+        )
         for part in taken[1].split(", ") if taken else []:
             flags += ["--take", part]
         data = recipe.get("data") or {}
-        for flag, value in (("--data.name", data.get("name")), ("--data.limit", data.get("limit")), ("--model", recipe.get("model"))):
+        for flag, value in (
+            ("--data.name", data.get("name")),
+            ("--data.limit", data.get("limit")),
+            ("--model", recipe.get("model")),
+        ):
             flags += [flag, _word(value)] if value is not None else []
         flags += ["--ipc", _word(recipe["ipc"])] if "ipc" in recipe else []
         for flag in ("seed", "precision"):
             value = run.meta.get(flag, run.own.get(flag))
             flags += [f"--{flag}", _word(value)] if value is not None else []
-        command = "select" if "selected" in run.meta else "import" if "imported" in run.meta else "distill"
+        command = (
+            "select"
+            if "selected" in run.meta
+            else "import"
+            if "imported" in run.meta
+            else "distill"
+        )
         if command == "import":
             flags = [word for word in flags if word not in ("--seed", "--precision")]
             flags += ["--files", "FILES"]
@@ -399,14 +557,32 @@ def _commands(run: Run) -> dict[str, Any]:
         for key in ("epochs", "num_networks", "full_steps", "search_networks", "labels", "rate"):
             flags += [f"--{key}", _word(protocol[key])] if key in protocol else []
         for key in ("seed", "precision"):
-            flags += [f"--{key}", _word(run.evaluation[key])] if run.evaluation.get(key) is not None else []
+            flags += (
+                [f"--{key}", _word(run.evaluation[key])]
+                if run.evaluation.get(key) is not None
+                else []
+            )
         commands.append(["evaluate", f"runs/{run.name}", *flags])
-    said, judged = run.own.get("command"), run.evaluation.get("command")  # as they were given; else as far as the stored facts say
+    # as they were given; else as far as the stored facts say
+    said, judged = run.own.get("command"), run.evaluation.get("command")
     if said:
         words = [str(word) for word in said]
-        before = [[*words[:2], "buffer", *_without(words[3:], "--out", "--restart", "--force", "--tensorboard")]] if run.meta.get("experts") else []
+        before = (
+            [
+                [
+                    *words[:2],
+                    "buffer",
+                    *_without(words[3:], "--out", "--restart", "--force", "--tensorboard"),
+                ]
+            ]
+            if run.meta.get("experts")
+            else []
+        )
         given = [*(before if words[2:3] == ["distill"] else []), words]
-        commands = [*given, *([["python", "run.py", *map(str, c)] for c in commands[-1:]] if run.rows else [])]
+        commands = [
+            *given,
+            *([["python", "run.py", *map(str, c)] for c in commands[-1:]] if run.rows else []),
+        ]
     else:
         commands = [["python", "run.py", *map(str, words)] for words in commands]
     if judged and run.rows:
@@ -466,7 +642,9 @@ def _image(pixels: Tensor) -> str:
     """(C, H, W) uint8, grey or colour, as a data URI; not larger than LARGEST."""
     from PIL import Image
 
-    array = pixels[0].numpy() if len(pixels) == 1 else pixels[:3].permute(1, 2, 0).contiguous().numpy()
+    array = (
+        pixels[0].numpy() if len(pixels) == 1 else pixels[:3].permute(1, 2, 0).contiguous().numpy()
+    )
     if max(array.shape[:2]) > LARGEST:
         small = Image.fromarray(array)
         small.thumbnail((LARGEST, LARGEST), Image.Resampling.BOX)
@@ -475,27 +653,41 @@ def _image(pixels: Tensor) -> str:
 
 
 def _learned(syn: synthetic.SyntheticSet) -> list[Tensor]:
-    """Indices of the decoded images of each shown class, without real ones that the codec keeps as they are, which show nothing new."""
+    """Indices of the decoded images of each shown class, without real ones that the codec keeps as
+    they are, which show nothing new.
+    """
     labels = syn.classes[syn.source].cpu()
     learned = torch.arange(len(labels)) >= syn.codec.natural(syn.tensors) % max(1, len(labels))
-    return [((labels == c) & learned).nonzero().flatten() for c in range(min(len(syn.class_names), SHOWN_CLASSES))]
+    return [
+        ((labels == c) & learned).nonzero().flatten()
+        for c in range(min(len(syn.class_names), SHOWN_CLASSES))
+    ]
 
 
 def _grids(run: Run, values: int) -> dict[str, Any]:
-    """Real and distilled images by class; `values` bounds how many pixel values are shown. Empty without a set."""
+    """Real and distilled images by class; `values` bounds how many pixel values are shown.
+
+    Empty without a set.
+    """
     if run.syn is None:
         return {}
     names, real, labels = run.syn.class_names, run.samples.get("pixels"), run.samples.get("labels")
     members = _learned(run.syn)
     none = torch.zeros(0, dtype=torch.long)
-    reals = [none if labels is None else (labels == c).nonzero().flatten() for c in range(len(members))]
+    reals = [
+        none if labels is None else (labels == c).nonzero().flatten() for c in range(len(members))
+    ]
     shape = run.syn.pixels(torch.zeros(1, dtype=torch.long)).shape[1:]
     each = shape[0] * min(shape[1], LARGEST) * min(shape[2], LARGEST)
     kinds = 1 + (real is not None)
     most = max(1, min(SHOWN_PER_CLASS, values // max(1, each * len(members) * kinds)))
     rows = []
     for c, (mine, theirs) in enumerate(zip(members, reals, strict=True)):
-        distilled = (run.syn.pixels(mine[:most]).clamp(0, 1) * 255).round().byte().cpu() if len(mine) else ()
+        distilled = (
+            (run.syn.pixels(mine[:most]).clamp(0, 1) * 255).round().byte().cpu()
+            if len(mine)
+            else ()
+        )
         rows.append({
             "name": names[c],
             "real": [_image(image) for image in (real[theirs[:most]] if real is not None else ())],
@@ -508,7 +700,10 @@ def _grids(run: Run, values: int) -> dict[str, Any]:
         "more": max(0, len(names) - len(members)),
         "classes": len(names),
         "width": min(LARGEST, shape[2]) * scale,
-        "columns": " ".join(f"minmax(0, {max(2, *(len(row[kind]) for row in rows), 0)}fr)" for kind in ("real", "distilled")),
+        "columns": " ".join(
+            f"minmax(0, {max(2, *(len(row[kind]) for row in rows), 0)}fr)"
+            for kind in ("real", "distilled")
+        ),
         "real": real is not None,
         "word": "chosen" if "selected" in run.meta else "distilled",
         "size": f"{shape[1]} \N{MULTIPLICATION SIGN} {shape[2]} pixels",
@@ -522,7 +717,9 @@ def _spread(num: int, most: int) -> list[int]:
 
 
 def _frame(path: Path, tile: tuple[int, int] | None) -> tuple[bytes, int]:
-    """(PNG, width at which it is shown) of a picture of the progress, without the enlargement that report.grid made, which the browser does."""
+    """(PNG, width at which it is shown) of a picture of the progress, without the enlargement that
+    report.grid made, which the browser does.
+    """
     from PIL import Image
 
     try:
@@ -535,12 +732,20 @@ def _frame(path: Path, tile: tuple[int, int] | None) -> tuple[bytes, int]:
         height_of, width_of = tile
         zoom = max(1, 64 // width_of)
         steps = height_of * zoom + 2, width_of * zoom + 2
-        if zoom > 1 and all((side - 2) % step == 0 for side, step in zip(array.shape, steps, strict=False)):
-            rows, columns = ((side - 2) // step for side, step in zip(array.shape, steps, strict=False))
-            small = np.full((rows * (height_of + 1) - 1, columns * (width_of + 1) - 1, 3), 255, np.uint8)
+        if zoom > 1 and all(
+            (side - 2) % step == 0 for side, step in zip(array.shape, steps, strict=False)
+        ):
+            rows, columns = (
+                (side - 2) // step for side, step in zip(array.shape, steps, strict=False)
+            )
+            small = np.full(
+                (rows * (height_of + 1) - 1, columns * (width_of + 1) - 1, 3), 255, np.uint8
+            )
             for r in range(rows):
                 for c in range(columns):
-                    part = array[2 + r * steps[0] :, 2 + c * steps[1] :][: height_of * zoom : zoom, : width_of * zoom : zoom]
+                    part = array[2 + r * steps[0] :, 2 + c * steps[1] :][
+                        : height_of * zoom : zoom, : width_of * zoom : zoom
+                    ]
                     small[r * (height_of + 1) :, c * (width_of + 1) :][:height_of, :width_of] = part
             array = small
     if (array == array[..., :1]).all():
@@ -549,7 +754,9 @@ def _frame(path: Path, tile: tuple[int, int] | None) -> tuple[bytes, int]:
 
 
 def _frames(run: Run, most_bytes: int) -> list[dict[str, Any]]:
-    """Pictures of the progress: step, data URI, width; so many as stay below `most_bytes`, the first and the last always."""
+    """Pictures of the progress: step, data URI, width; so many as stay below `most_bytes`, the
+    first and the last always.
+    """
     tile = None
     if run.syn is not None and len(run.syn):
         height, width = run.syn.pixels(torch.zeros(1, dtype=torch.long)).shape[-2:]
@@ -563,20 +770,31 @@ def _frames(run: Run, most_bytes: int) -> list[dict[str, Any]]:
             if total > most_bytes and most > 2:
                 break
         else:
-            return [{"step": run.progress[i][0], "src": _data_uri(made[i][0]), "width": made[i][1]} for i in chosen]
+            return [
+                {"step": run.progress[i][0], "src": _data_uri(made[i][0]), "width": made[i][1]}
+                for i in chosen
+            ]
     return []
 
 
 # Figures.
 
-INK, SERIES = "#010203", [f"#0102{i:02x}" for i in range(16, 24)]  # stand for currentColor and the page's colours --c0 to --c7
+# stand for currentColor and the page's colours --c0 to --c7
+INK, SERIES = "#010203", [f"#0102{i:02x}" for i in range(16, 24)]
 DASHES = ("-", "--", ":")
 
 
 def _svg(figure: Any, number: int, label: str) -> str:
-    """A figure as SVG that lies in the page: its colours and fonts are the page's, its ids are its own."""
+    """A figure as SVG that lies in the page: its colours and fonts are the page's, its ids are its
+    own.
+    """
     file = io.StringIO()
-    figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    figure.savefig(
+        file,
+        format="svg",
+        transparent=True,
+        metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
+    )
     text = file.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
@@ -611,7 +829,9 @@ STYLE: Any = {
 
 
 def thinned(steps: Sequence[float], values: Sequence[float]) -> tuple[list[float], list[float]]:
-    """A curve with at most two points for each of BINS parts: its smallest and its largest value there, in order. Values that are not finite go."""
+    """A curve with at most two points for each of BINS parts: its smallest and its largest value
+    there, in order. Values that are not finite go.
+    """
     points = [(s, v) for s, v in zip(steps, values, strict=True) if math.isfinite(v)]
     if len(points) > 2 * BINS:
         parts = np.array_split(np.arange(len(points)), BINS)
@@ -623,7 +843,11 @@ def thinned(steps: Sequence[float], values: Sequence[float]) -> tuple[list[float
     return [s for s, _ in points], [v for _, v in points]
 
 
-CURVES = (("loss", "Loss of the distillation"), ("lr", "Learned learning rate"), ("validation_accuracy", "Validation accuracy, %"))
+CURVES = (
+    ("loss", "Loss of the distillation"),
+    ("lr", "Learned learning rate"),
+    ("validation_accuracy", "Validation accuracy, %"),
+)
 
 
 def _curves(runs: Sequence[Run], count: Iterator[int]) -> list[dict[str, Any]]:
@@ -633,7 +857,15 @@ def _curves(runs: Sequence[Run], count: Iterator[int]) -> list[dict[str, Any]]:
     found = []
     for key, title in CURVES:
         logged = [
-            ([(e["step"], float(e[key])) for e in run.events if isinstance(e.get(key), float | int)], i % len(SERIES), DASHES[i // len(SERIES) % 3])
+            (
+                [
+                    (e["step"], float(e[key]))
+                    for e in run.events
+                    if isinstance(e.get(key), float | int)
+                ],
+                i % len(SERIES),
+                DASHES[i // len(SERIES) % 3],
+            )
             for i, run in enumerate(runs)
         ]
         if not any(points for points, *_ in logged):
@@ -646,8 +878,20 @@ def _curves(runs: Sequence[Run], count: Iterator[int]) -> list[dict[str, Any]]:
                 factor = 100 if key == "validation_accuracy" else 1
                 steps, values = thinned([s for s, _ in points], [factor * v for _, v in points])
                 thin |= len(points) > 2 * BINS
-                mark = "o" if len(values) == 1 or (len(values) < 30 and key == "validation_accuracy") else None
-                axes.plot(steps, values, color=SERIES[colour], linestyle=dash, linewidth=1.3, marker=mark, markersize=3)
+                mark = (
+                    "o"
+                    if len(values) == 1 or (len(values) < 30 and key == "validation_accuracy")
+                    else None
+                )
+                axes.plot(
+                    steps,
+                    values,
+                    color=SERIES[colour],
+                    linestyle=dash,
+                    linewidth=1.3,
+                    marker=mark,
+                    markersize=3,
+                )
                 drawn += values
             if key == "loss" and drawn and min(drawn) > 0 and max(drawn) > 30 * min(drawn):
                 axes.set_yscale("log")
@@ -656,7 +900,11 @@ def _curves(runs: Sequence[Run], count: Iterator[int]) -> list[dict[str, Any]]:
             axes.set_xlabel("step")
             axes.grid(True, alpha=0.15, linewidth=0.6)
             svg = _svg(figure, next(count), f"{title} by step")
-        note = " Of a long curve the smallest and largest values of each part are drawn." if thin else ""
+        note = (
+            " Of a long curve the smallest and largest values of each part are drawn."
+            if thin
+            else ""
+        )
         found.append({"svg": svg, "title": title, "caption": f"{title}.{note}"})
     return found
 
@@ -671,8 +919,21 @@ def _bars(run: Run, model: str, number: int) -> dict[str, Any]:
     own = run.rows[0]["set"]
     with matplotlib.rc_context(STYLE):
         figure, axes = _figure(0.65 + 0.27 * len(rows))
-        axes.barh(range(len(rows)), means, color=[SERIES[0] if row["set"] == own else SERIES[7] for row in rows], height=0.62)
-        axes.errorbar(means, range(len(rows)), xerr=errors, fmt="none", ecolor=INK, elinewidth=1.1, capsize=2.5)
+        axes.barh(
+            range(len(rows)),
+            means,
+            color=[SERIES[0] if row["set"] == own else SERIES[7] for row in rows],
+            height=0.62,
+        )
+        axes.errorbar(
+            means,
+            range(len(rows)),
+            xerr=errors,
+            fmt="none",
+            ecolor=INK,
+            elinewidth=1.1,
+            capsize=2.5,
+        )
         for i, mean in enumerate(means):
             axes.text(max(mean + errors[1][i], 0) + 1.5, i, shown[i], va="center")
         axes.set_yticks(range(len(rows)), [_short(row["set"]) for row in rows])
@@ -686,7 +947,11 @@ def _bars(run: Run, model: str, number: int) -> dict[str, Any]:
     counts = {row["n"] for row in rows if "n" in row}
     n = f" of {counts.pop()} networks" if len(counts) == 1 else ""
     by = f" by {report.interval_of(run.evaluation)}" if any(row.get("ci95") for row in rows) else ""
-    return {"svg": svg, "title": model, "caption": f"Mean test accuracy{n} {model} on each set; lines are 95 % intervals of the mean{by}."}
+    return {
+        "svg": svg,
+        "title": model,
+        "caption": f"Mean test accuracy{n} {model} on each set; lines are 95 % intervals of the mean{by}.",
+    }
 
 
 def _is_number(value: Any) -> bool:
@@ -698,7 +963,9 @@ def _short(name: str) -> str:
 
 
 def _heat(rows: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
-    """Accuracies as a table of (row name, evaluation row) x network, with colours that a colour-blind reader tells apart and legible numbers."""
+    """Accuracies as a table of (row name, evaluation row) x network, with colours that a
+    colour-blind reader tells apart and legible numbers.
+    """
     import matplotlib
 
     scale = matplotlib.colormaps["cividis"]
@@ -712,16 +979,28 @@ def _heat(rows: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
         rgb = [round(255 * v) for v in scale(share)[:3]]
         linear = [v / 255 / 12.92 if v <= 10 else ((v / 255 + 0.055) / 1.055) ** 2.4 for v in rgb]
         light = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-        return "#" + "".join(f"{v:02x}" for v in rgb), "#000" if (light + 0.05) / 0.05 > 1.05 / (light + 0.05) else "#fff"
+        return "#" + "".join(f"{v:02x}" for v in rgb), "#000" if (light + 0.05) / 0.05 > 1.05 / (
+            light + 0.05
+        ) else "#fff"
 
     def cell(name: str, model: str) -> dict[str, str] | None:
         row = at.get((name, model))
         if row is not None and row.get("diverged") and row["accuracy_mean"] is None:
-            return {"text": report.DIVERGED, "title": "all networks diverged", "back": "transparent", "ink": "inherit"}
+            return {
+                "text": report.DIVERGED,
+                "title": "all networks diverged",
+                "back": "transparent",
+                "ink": "inherit",
+            }
         if row is None or not _is_number(row["accuracy_mean"]):
             return None
         back, ink = colour((row["accuracy_mean"] - low) / (high - low) if high > low else 0.5)
-        return {"text": _percent(row["accuracy_mean"]), "title": f"95 % interval {_interval(row)}", "back": back, "ink": ink}
+        return {
+            "text": _percent(row["accuracy_mean"]),
+            "title": f"95 % interval {_interval(row)}",
+            "back": back,
+            "ink": ink,
+        }
 
     return {
         "models": models,
@@ -740,7 +1019,9 @@ def _comparison(runs: Sequence[Run]) -> dict[str, Any]:
 
     def cells(run: Run) -> dict[str, str]:
         row, recipe, ledger = run.result or {}, run.recipe, _ledger(run)
-        whole = next((line for line in ledger.get("lines", []) if line[0] == "In all"), ("", "", ""))
+        whole = next(
+            (line for line in ledger.get("lines", []) if line[0] == "In all"), ("", "", "")
+        )
         seconds = (run.meta.get("distillation") or {}).get("seconds")
         return {
             "Method": _method(run),
@@ -757,13 +1038,23 @@ def _comparison(runs: Sequence[Run]) -> dict[str, Any]:
 
     found = [cells(run) for run in runs]
     head = [key for key in found[0] if any(row[key] for row in found)]
-    named = sorted({report.interval_of(run.evaluation) for run in runs if run.rows and run.rows[0].get("ci95")})
+    named = sorted(
+        {report.interval_of(run.evaluation) for run in runs if run.rows and run.rows[0].get("ci95")}
+    )
     by = f"; 95 % intervals by {' or, of older ones, '.join(named)}" if named else ""
-    return {"by": by, "head": ["Run", *head], "rows": [[run.name, *(row[key] for key in head)] for run, row in zip(runs, found, strict=True)]}
+    return {
+        "by": by,
+        "head": ["Run", *head],
+        "rows": [
+            [run.name, *(row[key] for key in head)] for run, row in zip(runs, found, strict=True)
+        ],
+    }
 
 
 def _variance(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Of runs of one recipe with several seeds: how accuracies vary between distillations and between networks, for each network that all know."""
+    """Of runs of one recipe with several seeds: how accuracies vary between distillations and
+    between networks, for each network that all know.
+    """
     shown = []
     for found in scores.splits([(run.name, run.meta, run.evaluation) for run in runs]):
         split = found["split"]
@@ -771,7 +1062,14 @@ def _variance(runs: Sequence[Run]) -> list[dict[str, Any]]:
             *(_percent(split[k]) for k in ("mean", "between_std", "within_std")),
             *(_plain(split[k]) for k in ("num_distillations", "num_networks")),
         ]
-        shown.append({"recipe": found["recipe"], "model": found["model"], "runs": ", ".join(found["runs"]), "cells": cells})
+        shown.append(
+            {
+                "recipe": found["recipe"],
+                "model": found["model"],
+                "runs": ", ".join(found["runs"]),
+                "cells": cells,
+            }
+        )
     return shown
 
 
@@ -793,33 +1091,64 @@ def _scores(content: Any) -> list[dict[str, Any]]:
         for name, value in made.items():
             value = value if isinstance(value, dict) else {"mean": value}
             ci95 = value.get("ci95")
-            between = f"{_number(ci95[0])} to {_number(ci95[1])}" if isinstance(ci95, list | tuple) and len(ci95) == 2 else NONE
+            between = (
+                f"{_number(ci95[0])} to {_number(ci95[1])}"
+                if isinstance(ci95, list | tuple) and len(ci95) == 2
+                else NONE
+            )
             title = scores.SHOWN.get(name, str(name).replace("_", " ")).capitalize()
-            mean = report.DIVERGED if entry.get("diverged") and value.get("mean") is None else _number(value.get("mean"))
+            mean = (
+                report.DIVERGED
+                if entry.get("diverged") and value.get("mean") is None
+                else _number(value.get("mean"))
+            )
             rows.append([title, mean, between, _plain(value["n"]) if "n" in value else ""])
         title = f"on {entry['model']}" if entry.get("model") else ""
-        title += f"; 95 % intervals of the mean by {report.interval_of(content)}" if any(row[2] != NONE for row in rows) else ""
+        title += (
+            f"; 95 % intervals of the mean by {report.interval_of(content)}"
+            if any(row[2] != NONE for row in rows)
+            else ""
+        )
         tables.append({"title": title, "rows": rows})
     return tables
 
 
 def _ranking(content: dict[str, Any]) -> dict[str, Any]:
     """Rank correlations of ranking.json by set."""
-    sets = [entry for entry in content.get("sets", []) if isinstance(entry, dict)] if isinstance(content.get("sets"), list) else []
+    sets = (
+        [entry for entry in content.get("sets", []) if isinstance(entry, dict)]
+        if isinstance(content.get("sets"), list)
+        else []
+    )
     rows = []
     for entry in sets:
         cells = [str(entry.get("set", ""))]
         for key in ("kendall", "spearman"):
             ci95 = entry.get(f"{key}_ci95")
             cells.append(_number(entry[key]) if entry.get(key) is not None else NONE)
-            cells.append(f"{_number(ci95[0])} to {_number(ci95[1])}" if isinstance(ci95, list) and len(ci95) == 2 else NONE)
+            cells.append(
+                f"{_number(ci95[0])} to {_number(ci95[1])}"
+                if isinstance(ci95, list) and len(ci95) == 2
+                else NONE
+            )
         rows.append(cells)
-    others = [(k, v) for k, v in content.items() if k not in ("sets", "note") and isinstance(v, str | int | float)]
-    return {"rows": rows, "note": str(content.get("note") or ""), "others": [(k.replace("_", " "), _number(v)) for k, v in others]}
+    others = [
+        (k, v)
+        for k, v in content.items()
+        if k not in ("sets", "note") and isinstance(v, str | int | float)
+    ]
+    return {
+        "rows": rows,
+        "note": str(content.get("note") or ""),
+        "others": [(k.replace("_", " "), _number(v)) for k, v in others],
+    }
 
 
 def _privacy(run: Run) -> dict[str, Any]:
-    """The note, the numbers and the picture of a privacy check. Raises UserError for a file that it did not write."""
+    """The note, the numbers and the picture of a privacy check.
+
+    Raises UserError for a file that it did not write.
+    """
     content = run.extra.get("privacy")
     if content is None:
         return {}
@@ -829,7 +1158,10 @@ def _privacy(run: Run) -> dict[str, Any]:
         rows = privacy.lines(content)
         title, note = privacy.title(content), str(content["note"])
     except (KeyError, TypeError, ValueError, AttributeError):
-        raise UserError(f"{run.path / 'privacy.json'} does not hold what the privacy command writes; run it again.") from None
+        raise UserError(
+            f"{run.path / 'privacy.json'} does not hold what the privacy command writes; run it "
+            "again."
+        ) from None
     picture = run.path / "privacy.png"
     return {
         "note": note,
@@ -848,7 +1180,11 @@ def _section(run: Run, shares: int, count: Iterator[int], key: str) -> dict[str,
     from markupsafe import Markup
 
     curves = _curves([run], count)
-    charts = [_bars(run, model, next(count)) for model in run.models] if len(run.models) <= CHARTS else []
+    charts = (
+        [_bars(run, model, next(count)) for model in run.models]
+        if len(run.models) <= CHARTS
+        else []
+    )
     for figure in (*curves, *charts):
         figure["svg"] = Markup(figure["svg"])
     overview = run.path / "real_vs_distilled.png"
@@ -859,16 +1195,21 @@ def _section(run: Run, shares: int, count: Iterator[int], key: str) -> dict[str,
         "name": run.name,
         "facts": _facts(run),
         "note": run.recipe.get("note") or "",
-        "recipe": list(_flat({k: v for k, v in run.recipe.items() if k not in ("note", "cites", "published")})),
+        "recipe": list(
+            _flat({k: v for k, v in run.recipe.items() if k not in ("note", "cites", "published")})
+        ),
         "grids": grids,
-        "overview": _data_uri(overview.read_bytes()) if overview.is_file() and not grids.get("real") else "",
+        "overview": _data_uri(overview.read_bytes())
+        if overview.is_file() and not grids.get("real")
+        else "",
         "frames": _frames(run, FRAME_BYTES // shares) if run.progress else [],
         "pictures": len(run.progress),
         "curves": curves,
         "charts": charts,
         "accuracies": _accuracies(run) if run.rows else {},
         "classes": _classes(run),
-        "chosen": not run.recipe or (bool(validated) and (run.evaluation.get("protocol") or {}).get("rate") != "learned"),
+        "chosen": not run.recipe
+        or (bool(validated) and (run.evaluation.get("protocol") or {}).get("rate") != "learned"),
         "heat": _heat([(row["set"], row) for row in run.rows]) if len(run.models) > 1 else {},
         "ledger": _ledger(run),
         "cost": _cost(run),
@@ -885,7 +1226,13 @@ def _template() -> Any:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     folder = FileSystemLoader(Path(__file__).with_name("templates"))
-    return Environment(loader=folder, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined).get_template("report.html")
+    return Environment(
+        loader=folder,
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    ).get_template("report.html")
 
 
 def _render(runs: Sequence[Run]) -> str:
@@ -896,7 +1243,11 @@ def _render(runs: Sequence[Run]) -> str:
     overlaid = _curves(runs, numbers) if several else []
     for figure in overlaid:
         figure["svg"] = Markup(figure["svg"])
-    legend = [(run.name, i % len(SERIES), DASHES[i // len(SERIES) % 3]) for i, run in enumerate(runs) if run.events]
+    legend = [
+        (run.name, i % len(SERIES), DASHES[i // len(SERIES) % 3])
+        for i, run in enumerate(runs)
+        if run.events
+    ]
     pairs = [(f"{run.name}: {row['set']}", row) for run in runs for row in run.rows]
     return _template().render(
         title=f"{len(runs)} runs" if several else runs[0].name,

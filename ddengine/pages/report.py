@@ -17,7 +17,8 @@ from ddengine.system import files
 
 SHOWN_CLASSES, SHOWN_PER_CLASS = 20, 10
 DIVERGED = "diverged"  # in place of the accuracy of networks that all did
-UNEVEN = 1.1  # times as many test images in one class as in another: then balanced accuracy is shown
+# times as many test images in one class as in another: then balanced accuracy is shown
+UNEVEN = 1.1
 TABLE_WIDTH = 80  # characters of a terminal
 
 
@@ -25,10 +26,15 @@ def _thumbnails(syn: SyntheticSet) -> tuple[Tensor, int, int]:
     """(images in class-major order, classes, images per class) of as many as fit a picture."""
     labels = syn.classes[syn.source].cpu()
     classes = list(range(min(len(syn.class_names), SHOWN_CLASSES)))
-    learned = torch.arange(len(labels)) >= syn.codec.natural(syn.tensors) % len(labels)  # natural images that are kept as they are show nothing new
+    # natural images that are kept as they are show nothing new
+    learned = torch.arange(len(labels)) >= syn.codec.natural(syn.tensors) % len(labels)
     members = [((labels == c) & learned).nonzero().flatten() for c in classes]
     per_class = min(SHOWN_PER_CLASS, *(len(m) for m in members))
-    return syn.pixels(torch.cat([m[:per_class] for m in members])).clamp(0, 1).cpu(), len(classes), per_class
+    return (
+        syn.pixels(torch.cat([m[:per_class] for m in members])).clamp(0, 1).cpu(),
+        len(classes),
+        per_class,
+    )
 
 
 def grid(path: Path, syn: SyntheticSet) -> None:
@@ -42,11 +48,17 @@ def grid(path: Path, syn: SyntheticSet) -> None:
     images = torch.nn.functional.interpolate(images, scale_factor=zoom, mode="nearest")
     order = torch.arange(classes * per_class).view(classes, per_class).T.flatten()
     with files.replacing(path) as temporary:
-        torchvision.utils.save_image(images[order], temporary, nrow=classes, padding=2, pad_value=1.0, format="png")
+        torchvision.utils.save_image(
+            images[order], temporary, nrow=classes, padding=2, pad_value=1.0, format="png"
+        )
 
 
-def real_vs_distilled(path: Path, real: RealSet, syn: SyntheticSet, evaluation: dict[str, Any] | None) -> None:
-    """One picture of a run: real images above the distilled ones, class by class, and the accuracies beside them."""
+def real_vs_distilled(
+    path: Path, real: RealSet, syn: SyntheticSet, evaluation: dict[str, Any] | None
+) -> None:
+    """One picture of a run: real images above the distilled ones, class by class, and the
+    accuracies beside them.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -54,16 +66,28 @@ def real_vs_distilled(path: Path, real: RealSet, syn: SyntheticSet, evaluation: 
 
     images, classes, per_class = _thumbnails(syn)
     rows = min(per_class, 3)
-    reals = [real.pixels[m[:rows].to(real.device)].float().cpu() / 255 for m in real.members[:classes]]
-    bars = [r for r in evaluation["rows"] if r["model"] == evaluation["rows"][0]["model"]] if evaluation else []
-    figure = pyplot.figure(figsize=(1.0 * classes + (4.2 if bars else 0), 2.1 * rows + 0.9), layout="constrained")
-    parts: Any = figure.subfigures(1, 2 if bars else 1, squeeze=False, width_ratios=[classes, 4.2] if bars else None)[0]
+    reals = [
+        real.pixels[m[:rows].to(real.device)].float().cpu() / 255 for m in real.members[:classes]
+    ]
+    bars = (
+        [r for r in evaluation["rows"] if r["model"] == evaluation["rows"][0]["model"]]
+        if evaluation
+        else []
+    )
+    figure = pyplot.figure(
+        figsize=(1.0 * classes + (4.2 if bars else 0), 2.1 * rows + 0.9), layout="constrained"
+    )
+    parts: Any = figure.subfigures(
+        1, 2 if bars else 1, squeeze=False, width_ratios=[classes, 4.2] if bars else None
+    )[0]
     axes = parts[0].subplots(2 * rows, classes, squeeze=False)
     for c in range(classes):
         for r in range(rows):
             shown = (reals[c][min(r, len(reals[c]) - 1)], images[c * per_class + r])
             for axis, image in zip((axes[r, c], axes[rows + r, c]), shown, strict=True):
-                axis.imshow(image.permute(1, 2, 0).expand(-1, -1, 3).numpy(), interpolation="nearest")
+                axis.imshow(
+                    image.permute(1, 2, 0).expand(-1, -1, 3).numpy(), interpolation="nearest"
+                )
                 axis.set_xticks([])
                 axis.set_yticks([])
         axes[0, c].set_title(syn.class_names[c], fontsize=9)
@@ -74,11 +98,28 @@ def real_vs_distilled(path: Path, real: RealSet, syn: SyntheticSet, evaluation: 
         colours = {"distilled": "#1b6ca8", "full": "#9a9a9a"}
         means = [100 * (r["accuracy_mean"] or 0.0) for r in bars]
         names = [r["set"] for r in bars]
-        drawn = axis.barh(names, means, xerr=error_bars(bars), color=[colours.get(n, "#d9a441") for n in names], capsize=3)
-        axis.bar_label(drawn, labels=[f" {percent(r['accuracy_mean'])}" for r in bars], label_type="edge", padding=4)
+        drawn = axis.barh(
+            names,
+            means,
+            xerr=error_bars(bars),
+            color=[colours.get(n, "#d9a441") for n in names],
+            capsize=3,
+        )
+        axis.bar_label(
+            drawn,
+            labels=[f" {percent(r['accuracy_mean'])}" for r in bars],
+            label_type="edge",
+            padding=4,
+        )
         axis.invert_yaxis()
         axis.set_xlim(0, 112)
-        axis.set_xlabel(f"test accuracy, %, n = {max(r['n'] for r in bars)}\n95 % interval by {interval_of(evaluation or {})}", fontsize=8)
+        axis.set_xlabel(
+            (
+                f"test accuracy, %, n = {max(r['n'] for r in bars)}\n95 % interval by "
+                f"{interval_of(evaluation or {})}"
+            ),
+            fontsize=8,
+        )
         axis.spines[["top", "right"]].set_visible(False)
     with files.replacing(path) as temporary:
         figure.savefig(temporary, dpi=130, format="png")
@@ -86,21 +127,35 @@ def real_vs_distilled(path: Path, real: RealSet, syn: SyntheticSet, evaluation: 
 
 
 def save_samples(path: Path, real: RealSet) -> None:
-    """Write the real images that the report page shows: the first 10 training images, by index, of each of the first 20 classes.
+    """Write the real images that the report page shows: the first 10 training images, by index, of
+    each of the first 20 classes.
 
-    The safetensors file holds "pixels" (M, C, H, W) uint8, class by class, and "labels" (M,) int64; a class with fewer images gives all it has.
+    The safetensors file holds "pixels" (M, C, H, W) uint8, class by class, and "labels" (M,) int64;
+    a class with fewer images gives all it has.
     """
-    index = torch.cat([members[:SHOWN_PER_CLASS] for members in real.members[:SHOWN_CLASSES]]).to(real.device)
-    files.write_tensors(path, {"pixels": real.pixels.index_select(0, index), "labels": real.labels.index_select(0, index)})
+    index = torch.cat([members[:SHOWN_PER_CLASS] for members in real.members[:SHOWN_CLASSES]]).to(
+        real.device
+    )
+    files.write_tensors(
+        path,
+        {
+            "pixels": real.pixels.index_select(0, index),
+            "labels": real.labels.index_select(0, index),
+        },
+    )
 
 
 def ledger(sizes: dict[str, int], raw: int, dataset: int) -> str:
-    """Bytes of the parts of a set in one line, beside those of the training images in use and of the whole training split."""
-    parts = [f"{part} {size(sizes[part])}" for part in ("images", "compensators", "labels", "other") if sizes[part]]
+    """Bytes of the parts of a set in one line, beside those of the training images in use and of
+    the whole training split.
+    """
+    parts = [
+        f"{part} {size(sizes[part])}"
+        for part in ("images", "compensators", "labels", "other")
+        if sizes[part]
+    ]
     whole = f", the whole split {size(dataset)}" if dataset != raw else ""
-    return (
-        f"stored: {', '.join(parts)}; {size(sizes['total'])} in all, {100 * sizes['total'] / raw:.3g} % of the training images ({size(raw)}{whole})"
-    )
+    return f"stored: {', '.join(parts)}; {size(sizes['total'])} in all, {100 * sizes['total'] / raw:.3g} % of the training images ({size(raw)}{whole})"
 
 
 def size(num: float) -> str:
@@ -123,13 +178,22 @@ def interval_of(content: Mapping[str, Any]) -> str:
 
 
 def error_bars(rows: Sequence[Mapping[str, Any]], mean: str = "accuracy_mean") -> list[list[float]]:
-    """How far the intervals of rows reach below and above their means, in points of percent; 0 where a row has none."""
-    known = [(100 * row[mean], 100 * np.array(row["ci95"])) if row.get("ci95") else (0.0, np.zeros(2)) for row in rows]
-    return [[max(0.0, middle - float(ends[0])) for middle, ends in known], [max(0.0, float(ends[1]) - middle) for middle, ends in known]]
+    """How far the intervals of rows reach below and above their means, in points of percent; 0
+    where a row has none.
+    """
+    known = [
+        (100 * row[mean], 100 * np.array(row["ci95"])) if row.get("ci95") else (0.0, np.zeros(2))
+        for row in rows
+    ]
+    return [
+        [max(0.0, middle - float(ends[0])) for middle, ends in known],
+        [max(0.0, float(ends[1]) - middle) for middle, ends in known],
+    ]
 
 
 def sorted_rows(rows: list[dict[str, Any]], by: str) -> list[dict[str, Any]]:
-    """Rows of an evaluation by accuracy, or by accuracy per stored byte, the best first; dynamic labels count by the smaller of both ways.
+    """Rows of an evaluation by accuracy, or by accuracy per stored byte, the best first; dynamic
+    labels count by the smaller of both ways.
 
     Rows without accuracy, of networks that diverged, come last.
     """
@@ -138,19 +202,27 @@ def sorted_rows(rows: list[dict[str, Any]], by: str) -> list[dict[str, Any]]:
 
     def merit(row: dict[str, Any]) -> float:
         accuracy = row["accuracy_mean"]
-        return -1.0 if accuracy is None else accuracy / (row["bytes"] if by == "accuracy_per_byte" else 1)
+        return (
+            -1.0
+            if accuracy is None
+            else accuracy / (row["bytes"] if by == "accuracy_per_byte" else 1)
+        )
 
     return sorted(rows, key=merit, reverse=True)
 
 
 def uneven(evaluation: Mapping[str, Any]) -> bool:
-    """Whether the classes differ in their number of test images, so that accuracy and balanced accuracy do; not known of older evaluations."""
+    """Whether the classes differ in their number of test images, so that accuracy and balanced
+    accuracy do; not known of older evaluations.
+    """
     counts = (evaluation.get("test_images_per_class") or {}).values()
     return bool(counts) and max(counts) > UNEVEN * min(counts)
 
 
 def notes(evaluation: Mapping[str, Any]) -> list[str]:
-    """What is to be said below the table of an evaluation: how the intervals are made, networks that diverged, the set's worst class."""
+    """What is to be said below the table of an evaluation: how the intervals are made, networks
+    that diverged, the set's worst class.
+    """
     rows, lines = evaluation["rows"], []
     if any(row.get("ci95") for row in rows):
         lines.append(f"95 % intervals are of the mean over networks, by {interval_of(evaluation)}")
@@ -158,19 +230,28 @@ def notes(evaluation: Mapping[str, Any]) -> list[str]:
     for row in rows:
         where = f"{row['set']} on {row['model']}" if several else row["set"]
         if num := row.get("diverged"):
-            lines.append(f"warning: {num} of {num + row['n']} networks trained on {where} diverged and do not count")
+            lines.append(
+                f"warning: {num} of {num + row['n']} networks trained on {where} diverged and do "
+                "not count"
+            )
     own = rows[0]
-    known = {name: share for name, share in (own.get("per_class") or {}).items() if share is not None}
+    known = {
+        name: share for name, share in (own.get("per_class") or {}).items() if share is not None
+    }
     if known:
         name = min(known, key=lambda name: known[name])
         tested = (evaluation.get("test_images_per_class") or {}).get(name)
         of = f" of its {tested} test images" if tested is not None else ""
-        lines.append(f"worst class of {own['set']} on {own['model']}: {name!r}, {percent(known[name])} %{of}")
+        lines.append(
+            f"worst class of {own['set']} on {own['model']}: {name!r}, {percent(known[name])} %{of}"
+        )
     return lines
 
 
 def table(evaluation: dict[str, Any], title: str, sort: str = "none") -> Table:
-    """evaluation.json as a table for the terminal, with the columns that 80 characters have room for; `notes` belong below it."""
+    """evaluation.json as a table for the terminal, with the columns that 80 characters have room
+    for; `notes` belong below it.
+    """
     rows = sorted_rows(evaluation["rows"], sort)
     models = {row["model"] for row in rows}
     balanced = uneven(evaluation) and all("balanced_accuracy_mean" in row for row in rows)
@@ -178,11 +259,26 @@ def table(evaluation: dict[str, Any], title: str, sort: str = "none") -> Table:
         "set": [row["set"] for row in rows],
         "network": [row["model"] for row in rows],
         "accuracy %": [
-            percent(row["accuracy_mean"]) + ("" if row["accuracy_std"] is None else f" ± {100 * row['accuracy_std']:.1f}") for row in rows
+            percent(row["accuracy_mean"])
+            + ("" if row["accuracy_std"] is None else f" ± {100 * row['accuracy_std']:.1f}")
+            for row in rows
         ],
-        "95 % interval": ["-" if row["ci95"] is None else f"{100 * row['ci95'][0]:.1f} to {100 * row['ci95'][1]:.1f}" for row in rows],
-        **({"balanced %": [percent(row["balanced_accuracy_mean"]) for row in rows]} if balanced else {}),
-        **({"stored": [size(row["bytes"]) for row in rows]} if all("bytes" in row for row in rows) else {}),
+        "95 % interval": [
+            "-"
+            if row["ci95"] is None
+            else f"{100 * row['ci95'][0]:.1f} to {100 * row['ci95'][1]:.1f}"
+            for row in rows
+        ],
+        **(
+            {"balanced %": [percent(row["balanced_accuracy_mean"]) for row in rows]}
+            if balanced
+            else {}
+        ),
+        **(
+            {"stored": [size(row["bytes"]) for row in rows]}
+            if all("bytes" in row for row in rows)
+            else {}
+        ),
         "lr": [f"{row['lr']:.4g}" for row in rows],
         "n": [str(row["n"]) for row in rows],
         "updates": [str(row["steps"]) for row in rows],
@@ -191,49 +287,83 @@ def table(evaluation: dict[str, Any], title: str, sort: str = "none") -> Table:
     several = len(models) > 1
     for name in ("n", "updates", "time") if several else ("network",):
         del cells[name]
-    for name in ("time", "n", "stored" if several else "lr", "lr", "updates", "stored", "balanced %"):  # long names leave no room for them
-        if sum(max(map(len, [head, *column])) + 3 for head, column in cells.items()) + 1 > TABLE_WIDTH:
+    # long names leave no room for them
+    for name in (
+        "time",
+        "n",
+        "stored" if several else "lr",
+        "lr",
+        "updates",
+        "stored",
+        "balanced %",
+    ):
+        if (
+            sum(max(map(len, [head, *column])) + 3 for head, column in cells.items()) + 1
+            > TABLE_WIDTH
+        ):
             cells.pop(name, None)
     shown = Table(title=title + ("" if several else f", {models.pop()}"), title_justify="left")
     for name in cells:
-        shown.add_column(name, justify="left" if name in ("set", "network") else "right", no_wrap=True)
+        shown.add_column(
+            name, justify="left" if name in ("set", "network") else "right", no_wrap=True
+        )
     for row_cells in zip(*cells.values(), strict=True):
         shown.add_row(*row_cells)
     return shown
 
 
 def cross_table(evaluations: list[tuple[str, dict[str, Any]]]) -> Table:
-    """Of several evaluations the mean accuracy of every set on every network, in percent; what baselines say twice is shown for each evaluation."""
-    models = list(dict.fromkeys(row["model"] for _, evaluation in evaluations for row in evaluation["rows"]))
+    """Of several evaluations the mean accuracy of every set on every network, in percent; what
+    baselines say twice is shown for each evaluation.
+    """
+    models = list(
+        dict.fromkeys(row["model"] for _, evaluation in evaluations for row in evaluation["rows"])
+    )
     shown = Table(title="test accuracy, %", title_justify="left")
     for head in ("evaluation", "set", *models):
         shown.add_column(head, justify="right" if head in models else "left")
     for label, evaluation in evaluations:
         sets = list(dict.fromkeys(row["set"] for row in evaluation["rows"]))
         for name in sets:
-            cells = {row["model"]: percent(row["accuracy_mean"]) for row in evaluation["rows"] if row["set"] == name}
-            shown.add_row(label if name == sets[0] else "", name, *(cells.get(model, "-") for model in models))
+            cells = {
+                row["model"]: percent(row["accuracy_mean"])
+                for row in evaluation["rows"]
+                if row["set"] == name
+            }
+            shown.add_row(
+                label if name == sets[0] else "", name, *(cells.get(model, "-") for model in models)
+            )
     return shown
 
 
 def heat_map(path: Path, evaluations: list[tuple[str, dict[str, Any]]]) -> None:
-    """Mean accuracy of every set (rows) on every network (columns) as a picture; where all networks diverged it says so."""
+    """Mean accuracy of every set (rows) on every network (columns) as a picture; where all networks
+    diverged it says so.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    models = list(dict.fromkeys(row["model"] for _, evaluation in evaluations for row in evaluation["rows"]))
+    models = list(
+        dict.fromkeys(row["model"] for _, evaluation in evaluations for row in evaluation["rows"])
+    )
     several = len(evaluations) > 1
     named: dict[str, dict[str, float]] = {}
     for label, evaluation in evaluations:
         for row in evaluation["rows"]:
             accuracy = math.inf if row["accuracy_mean"] is None else 100 * row["accuracy_mean"]
-            named.setdefault(f"{label}: {row['set']}" if several else row["set"], {})[row["model"]] = accuracy
+            named.setdefault(f"{label}: {row['set']}" if several else row["set"], {})[
+                row["model"]
+            ] = accuracy
     cells = np.array([[known.get(model, np.nan) for model in models] for known in named.values()])
     values = np.where(np.isfinite(cells), cells, np.nan)
-    low, high = (np.nanmin(values), np.nanmax(values)) if np.isfinite(values).any() else (0.0, 100.0)
-    figure, axis = pyplot.subplots(figsize=(2.5 + 1.1 * len(models), 1.8 + 0.42 * len(named)), layout="constrained")
+    low, high = (
+        (np.nanmin(values), np.nanmax(values)) if np.isfinite(values).any() else (0.0, 100.0)
+    )
+    figure, axis = pyplot.subplots(
+        figsize=(2.5 + 1.1 * len(models), 1.8 + 0.42 * len(named)), layout="constrained"
+    )
     axis.imshow(values, cmap="cividis", aspect="auto", vmin=low, vmax=high)
     axis.set_xticks(range(len(models)), models, rotation=30, ha="right", fontsize=8)
     axis.set_yticks(range(len(named)), list(named), fontsize=8)
@@ -242,7 +372,15 @@ def heat_map(path: Path, evaluations: list[tuple[str, dict[str, Any]]]) -> None:
         if np.isinf(value):
             axis.text(x, y, DIVERGED, ha="center", va="center", fontsize=8, color="black")
         elif not np.isnan(value):
-            axis.text(x, y, f"{value:.1f}", ha="center", va="center", fontsize=8, color="black" if value > middle else "white")
+            axis.text(
+                x,
+                y,
+                f"{value:.1f}",
+                ha="center",
+                va="center",
+                fontsize=8,
+                color="black" if value > middle else "white",
+            )
     axis.set_title("test accuracy, %", fontsize=9, loc="left")
     with files.replacing(path) as temporary:
         figure.savefig(temporary, dpi=130, format="png")

@@ -1,6 +1,8 @@
-"""Selections of real images: where synthetic images start, baselines of an evaluation, and what `run.py select` writes.
+"""Selections of real images: where synthetic images start, baselines of an evaluation, and what
+`run.py select` writes.
 
-All return indices (K * ipc,) int64 on the CPU, class by class, and raise UserError when a class has fewer than `ipc` images.
+All return indices (K * ipc,) int64 on the CPU, class by class, and raise UserError when a class has
+fewer than `ipc` images.
 """
 
 from collections.abc import Callable
@@ -10,16 +12,17 @@ import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
-from ddengine.learning import training
 from ddengine.data import RealSet
-from ddengine.system.errors import UserError
+from ddengine.learning import training
 from ddengine.recipe import AugmentConfig, EvalConfig
+from ddengine.system.errors import UserError
 
 Embed = Callable[[Tensor], Tensor]  # images (B, C, H, W) -> features (B, D)
 NewModel = Callable[[Generator], nn.Module]
 Order = Literal["hardest", "easiest"]
 
-# How the networks that look at images are trained: on the images as they are, as long as `steps` says. The rate drops half-way.
+# How the networks that look at images are trained: on the images as they are, as long as `steps`
+# says. The rate drops half-way.
 LOOKING = EvalConfig(protocol="coreset", epochs=10**9, augment=AugmentConfig(ops=()))
 
 
@@ -27,7 +30,10 @@ def check_ipc(real: RealSet, ipc: int, class_names: tuple[str, ...]) -> None:
     """Raise UserError naming a class that has fewer than `ipc` images."""
     for name, members in zip(class_names, real.members, strict=True):
         if ipc > len(members):
-            raise UserError(f"ipc {ipc} is more than the {len(members)} training images of class {name!r}; lower ipc or raise data.limit.")
+            raise UserError(
+                f"ipc {ipc} is more than the {len(members)} training images of class {name!r}; "
+                "lower ipc or raise data.limit."
+            )
 
 
 def random_index(real: RealSet, ipc: int, class_names: tuple[str, ...], rng: Generator) -> Tensor:
@@ -50,8 +56,12 @@ def _features(real: RealSet, members: Tensor, embed: Embed, batch: int) -> Tenso
     return torch.cat([embed(real.images(part)) for part in members.split(batch)]).double()
 
 
-def herding_index(real: RealSet, ipc: int, class_names: tuple[str, ...], embed: Embed, batch: int = 1000) -> Tensor:
-    """The images whose running mean stays nearest the class mean in embedding space (Welling, 2009; iCaRL, 2017)."""
+def herding_index(
+    real: RealSet, ipc: int, class_names: tuple[str, ...], embed: Embed, batch: int = 1000
+) -> Tensor:
+    """The images whose running mean stays nearest the class mean in embedding space (Welling, 2009;
+    iCaRL, 2017).
+    """
     check_ipc(real, ipc, class_names)
     chosen = []
     for members in real.members:
@@ -67,10 +77,14 @@ def herding_index(real: RealSet, ipc: int, class_names: tuple[str, ...], embed: 
     return torch.cat(chosen)
 
 
-def k_centre_index(real: RealSet, ipc: int, class_names: tuple[str, ...], embed: Embed, batch: int = 1000) -> Tensor:
-    """Greedy k-centre in embedding space: always the image farthest from those chosen of its class (Sener & Savarese, ICLR 2018; Wolf, 2011).
+def k_centre_index(
+    real: RealSet, ipc: int, class_names: tuple[str, ...], embed: Embed, batch: int = 1000
+) -> Tensor:
+    """Greedy k-centre in embedding space: always the image farthest from those chosen of its class
+    (Sener & Savarese, ICLR 2018; Wolf, 2011).
 
-    The first one, which the algorithm leaves open, is the image nearest to the class mean, so nothing is random.
+    The first one, which the algorithm leaves open, is the image nearest to the class mean, so
+    nothing is random.
     """
     check_ipc(real, ipc, class_names)
     chosen = []
@@ -89,12 +103,17 @@ def k_centre_index(real: RealSet, ipc: int, class_names: tuple[str, ...], embed:
 def near_centres(features: np.ndarray, num: int, clusters: int, rng: Generator) -> list[int]:
     """Rows of `features` (n, D), `num` different ones, nearest to the centres that k-means finds.
 
-    As many rows for each of the `clusters` centres; what does not divide goes to the largest clusters.
+    As many rows for each of the `clusters` centres; what does not divide goes to the largest
+    clusters.
     """
     from sklearn.cluster import KMeans  # slow to import
 
-    fit = KMeans(clusters, n_init="auto", random_state=int(torch.randint(2**31, (1,), generator=rng))).fit(features)
-    largest_first = np.argsort(-np.bincount(fit.predict(features), minlength=clusters), kind="stable")
+    fit = KMeans(
+        clusters, n_init="auto", random_state=int(torch.randint(2**31, (1,), generator=rng))
+    ).fit(features)
+    largest_first = np.argsort(
+        -np.bincount(fit.predict(features), minlength=clusters), kind="stable"
+    )
     distance, free, taken = fit.transform(features), np.ones(len(features), bool), []
     for rank, centre in enumerate(largest_first):
         share = num // clusters + (rank < num % clusters)
@@ -105,55 +124,95 @@ def near_centres(features: np.ndarray, num: int, clusters: int, rng: Generator) 
     return taken
 
 
-def k_means_index(real: RealSet, ipc: int, class_names: tuple[str, ...], embed: Embed, rng: Generator, batch: int = 1000) -> Tensor:
-    """The image nearest to each of the `ipc` centres that k-means finds in a class, those of large clusters first."""
+def k_means_index(
+    real: RealSet,
+    ipc: int,
+    class_names: tuple[str, ...],
+    embed: Embed,
+    rng: Generator,
+    batch: int = 1000,
+) -> Tensor:
+    """The image nearest to each of the `ipc` centres that k-means finds in a class, those of large
+    clusters first.
+    """
     check_ipc(real, ipc, class_names)
-    chosen = [m[torch.tensor(near_centres(_features(real, m, embed, batch).cpu().numpy(), ipc, ipc, rng))] for m in real.members]
+    chosen = [
+        m[torch.tensor(near_centres(_features(real, m, embed, batch).cpu().numpy(), ipc, ipc, rng))]
+        for m in real.members
+    ]
     return torch.cat(chosen)
 
 
 # Selections by a score.
 
 
-def ranked_index(real: RealSet, ipc: int, class_names: tuple[str, ...], scores: Tensor, order: Order, rng: Generator) -> Tensor:
-    """The images of the highest (hardest) or lowest (easiest) of scores (N,); among equal ones `rng` draws."""
+def ranked_index(
+    real: RealSet,
+    ipc: int,
+    class_names: tuple[str, ...],
+    scores: Tensor,
+    order: Order,
+    rng: Generator,
+) -> Tensor:
+    """The images of the highest (hardest) or lowest (easiest) of scores (N,); among equal ones
+    `rng` draws.
+    """
     check_ipc(real, ipc, class_names)
     chosen = []
     for members in real.members:
         drawn = members[torch.randperm(len(members), generator=rng)]
-        chosen.append(drawn[scores[drawn].argsort(descending=order == "hardest", stable=True)[:ipc]])
+        chosen.append(
+            drawn[scores[drawn].argsort(descending=order == "hardest", stable=True)[:ipc]]
+        )
     return torch.cat(chosen)
 
 
 class Forgetting:
-    """Forgetting events of N samples while a network trains: right when last seen, wrong now (Toneva et al., ICLR 2019)."""
+    """Forgetting events of N samples while a network trains: right when last seen, wrong now
+    (Toneva et al., ICLR 2019).
+    """
 
     def __init__(self, num: int):
-        self.events, self.shown = torch.zeros(num, dtype=torch.long), torch.zeros(num, dtype=torch.long)
-        self.right, self.learnt = torch.zeros(num, dtype=torch.bool), torch.zeros(num, dtype=torch.bool)
+        self.events, self.shown = (
+            torch.zeros(num, dtype=torch.long),
+            torch.zeros(num, dtype=torch.long),
+        )
+        self.right, self.learnt = (
+            torch.zeros(num, dtype=torch.bool),
+            torch.zeros(num, dtype=torch.bool),
+        )
 
     def see(self, index: Tensor, right: Tensor) -> None:
-        """Samples `index` (B,), without repetition, were shown, and classified correctly where `right` (B,) says so."""
+        """Samples `index` (B,), without repetition, were shown, and classified correctly where
+        `right` (B,) says so.
+        """
         self.events[index] += (self.right[index] & ~right).long()
         self.shown[index] += 1
         self.right[index] = right
         self.learnt[index] |= right
 
     def scores(self) -> Tensor:
-        """(N,) float64: the events; for samples that were never right the most showings of any, which is more than events can be."""
+        """(N,) float64: the events; for samples that were never right the most showings of any,
+        which is more than events can be.
+        """
         return torch.where(self.learnt, self.events, self.shown.max()).double()
 
 
-def forgetting_scores(real: RealSet, new_model: NewModel, rng: Generator, *, steps: int, lr: float, networks: int = 1) -> Tensor:
-    """(N,) float64: the mean over networks of what `Forgetting` counts in the batches of their training.
+def forgetting_scores(
+    real: RealSet, new_model: NewModel, rng: Generator, *, steps: int, lr: float, networks: int = 1
+) -> Tensor:
+    """(N,) float64: the mean over networks of what `Forgetting` counts in the batches of their
+    training.
 
     Raises UserError when no image is shown twice, so that none can be forgotten.
     """
     needed = 2 * -(-len(real) // LOOKING.batch)
     if steps < needed:
         raise UserError(
-            f"forgetting counts images that are unlearned between two showings, and {steps} updates with {LOOKING.batch} of {len(real)} images "
-            f"are fewer than two epochs; raise init.steps (evaluation.full_steps for a baseline) to {needed} at least."
+            f"forgetting counts images that are unlearned between two showings, and {steps} "
+            f"updates with {LOOKING.batch} of {len(real)} images "
+            "are fewer than two epochs; raise init.steps (evaluation.full_steps for a baseline) "
+            f"to {needed} at least."
         )
     total = torch.zeros(len(real), dtype=torch.float64)
     labels = real.labels.cpu()
@@ -170,12 +229,20 @@ def forgetting_scores(real: RealSet, new_model: NewModel, rng: Generator, *, ste
 
 @torch.no_grad()
 def el2n_scores(real: RealSet, trained: list[nn.Module], batch: int = 1000) -> Tensor:
-    """(N,) float64: the mean over networks of the length of softmax(logits) - one-hot(class) (Paul et al., NeurIPS 2021)."""
+    """(N,) float64: the mean over networks of the length of softmax(logits) - one-hot(class) (Paul
+    et al., NeurIPS 2021).
+    """
     parts = []
     for part in torch.arange(len(real)).split(batch):
         images, labels = real.batch(part)
         one_hot = nn.functional.one_hot(labels, real.num_classes)
-        parts.append(torch.stack([(network(images).double().softmax(1) - one_hot).norm(dim=1) for network in trained]).mean(0).cpu())
+        parts.append(
+            torch.stack(
+                [(network(images).double().softmax(1) - one_hot).norm(dim=1) for network in trained]
+            )
+            .mean(0)
+            .cpu()
+        )
     return torch.cat(parts)
 
 
@@ -183,19 +250,30 @@ def forgetting_index(
     real: RealSet, ipc: int, class_names: tuple[str, ...], new_model: NewModel, rng: Generator,
     *, steps: int, lr: float, networks: int = 3, order: Order = "hardest",
 ) -> Tensor:  # fmt: skip
-    """The images that networks forget most often in `steps` updates, or (easiest) least often (Toneva et al., ICLR 2019).
+    """The images that networks forget most often in `steps` updates, or (easiest) least often
+    (Toneva et al., ICLR 2019).
 
-    Images that are never learnt count as forgotten most often. Equally often forgotten ones, which are many, are drawn from `rng`.
+    Images that are never learnt count as forgotten most often. Equally often forgotten ones, which
+    are many, are drawn from `rng`.
     """
     check_ipc(real, ipc, class_names)
-    return ranked_index(real, ipc, class_names, forgetting_scores(real, new_model, rng, steps=steps, lr=lr, networks=networks), order, rng)
+    return ranked_index(
+        real,
+        ipc,
+        class_names,
+        forgetting_scores(real, new_model, rng, steps=steps, lr=lr, networks=networks),
+        order,
+        rng,
+    )
 
 
 def el2n_index(
     real: RealSet, ipc: int, class_names: tuple[str, ...], new_model: NewModel, rng: Generator,
     *, steps: int, lr: float, networks: int = 3, order: Order = "hardest",
 ) -> Tensor:  # fmt: skip
-    """The images with the largest (easiest: smallest) error after `steps` updates, which are meant to be few (Paul et al., NeurIPS 2021)."""
+    """The images with the largest (easiest: smallest) error after `steps` updates, which are meant
+    to be few (Paul et al., NeurIPS 2021).
+    """
     check_ipc(real, ipc, class_names)
     trained = [train(real, new_model, rng, steps=steps, lr=lr) for _ in range(networks)]
     return ranked_index(real, ipc, class_names, el2n_scores(real, trained), order, rng)
@@ -220,8 +298,8 @@ def choose(
 ) -> Tensor:
     """Indices (K * ipc,) of the images that one of KINDS chooses.
 
-    `embed` makes the embedding, for kinds that need one. For kinds that score, networks of `new_model` have `steps` updates at rate `lr`, and a
-    tenth of them for el2n, which looks early.
+    `embed` makes the embedding, for kinds that need one. For kinds that score, networks of
+    `new_model` have `steps` updates at rate `lr`, and a tenth of them for el2n, which looks early.
     """
     if kind == "herding":
         return herding_index(real, ipc, class_names, embed())
@@ -230,19 +308,35 @@ def choose(
     if kind == "k_means":
         return k_means_index(real, ipc, class_names, embed(), rng)
     assert new_model is not None, "a network is needed for this kind"
-    score, steps = (forgetting_index, steps) if kind == "forgetting" else (el2n_index, max(1, steps // 10))
-    return score(real, ipc, class_names, new_model, rng, steps=steps, lr=lr, networks=networks, order=order)
+    score, steps = (
+        (forgetting_index, steps) if kind == "forgetting" else (el2n_index, max(1, steps // 10))
+    )
+    return score(
+        real, ipc, class_names, new_model, rng, steps=steps, lr=lr, networks=networks, order=order
+    )
 
 
 def train(
-    real: RealSet, new_model: NewModel, rng: Generator, *, steps: int, lr: float, observe: Callable[[Tensor, Tensor], None] | None = None
+    real: RealSet,
+    new_model: NewModel,
+    rng: Generator,
+    *,
+    steps: int,
+    lr: float,
+    observe: Callable[[Tensor, Tensor], None] | None = None,
 ) -> nn.Module:
     """A network after `steps` updates on the training images as they are, in evaluation mode.
 
-    `observe` gets the indices (B,) and logits (B, K) of every update. Raises UserError when the network is not finite in the end.
+    `observe` gets the indices (B,) and logits (B, K) of every update. Raises UserError when the
+    network is not finite in the end.
     """
     seed = int(torch.randint(2**31, (1,), generator=rng))
-    (network,) = training.train_networks(new_model, [real], [seed], LOOKING, lr, real.device, steps=steps, observe=observe)
+    (network,) = training.train_networks(
+        new_model, [real], [seed], LOOKING, lr, real.device, steps=steps, observe=observe
+    )
     if not all(bool(p.isfinite().all()) for p in network.parameters()):
-        raise UserError(f"The network that looks at the training images is not finite after {steps} updates at rate {lr:g}; lower init.lr.")
+        raise UserError(
+            f"The network that looks at the training images is not finite after {steps} updates "
+            f"at rate {lr:g}; lower init.lr."
+        )
     return network

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import torch
 
-from ddengine.system.errors import UserError
+from ddengine.learning.teachers import BATCH
 from ddengine.recipe import TargetConfig
 from ddengine.sets.synthetic import SyntheticSet
-from ddengine.learning.teachers import BATCH
+from ddengine.system.errors import UserError
 from ddengine.types import Experts
 
 
@@ -18,31 +18,43 @@ def expert_epochs(config: TargetConfig, stored: Sequence[int]) -> list[int]:
     wanted = list(range(config.epochs[0], config.epochs[1] + 1))
     if missing := sorted(set(wanted) - set(stored)):
         raise UserError(
-            f"targets.epochs {config.epochs[0]} {config.epochs[1]} needs expert epoch {missing[0]}, and the store has {stored[0]} to {stored[-1]}; "
+            f"targets.epochs {config.epochs[0]} {config.epochs[1]} needs expert epoch "
+            f"{missing[0]}, and the store has {stored[0]} to {stored[-1]}; "
             "lower targets.epochs or train longer experts (buffer.epochs, buffer.keep)."
         )
     return wanted
 
 
 def label(syn: SyntheticSet, experts: Experts | None, config: TargetConfig) -> SyntheticSet:
-    """The set with soft labels: "logits" (N, K), the mean of what experts say of the images as they are.
+    """The set with soft labels: "logits" (N, K), the mean of what experts say of the images as they
+    are.
 
-    `config.experts` "correct" averages over those experts whose answer is right (DATM, Guo et al., ICLR 2024, section 3.3).
+    `config.experts` "correct" averages over those experts whose answer is right (DATM, Guo et al.,
+    ICLR 2024, section 3.3).
 
     Raises:
-        UserError: no experts; an epoch that is not stored; an image about which no expert is right, naming its class.
+        UserError: no experts; an epoch that is not stored; an image about which no expert is right,
+            naming its class.
     """
     if experts is None:
-        raise UserError("targets.kind logits needs experts that label; give the recipe a buffer, or set targets.kind class.")
+        raise UserError(
+            "targets.kind logits needs experts that label; give the recipe a buffer, or set "
+            "targets.kind class."
+        )
     classes = syn.classes[syn.source]
-    total, count = torch.zeros(len(syn), len(syn.class_names), device=classes.device), torch.zeros(len(syn), 1, device=classes.device)
+    total, count = (
+        torch.zeros(len(syn), len(syn.class_names), device=classes.device),
+        torch.zeros(len(syn), 1, device=classes.device),
+    )
     for expert in range(1 if config.experts == "first" else experts.num_experts):
         for epoch in expert_epochs(config, experts.epochs):
             network = experts.load(expert, epoch).to(classes.device)
-            for index in torch.arange(len(syn), device=classes.device).split(BATCH):  # decoded part by part: all may be more than fits
+            # decoded part by part: all may be more than fits
+            for index in torch.arange(len(syn), device=classes.device).split(BATCH):
                 with torch.no_grad():
                     logits = network(syn.batch(index).images)
-                counted = logits.isfinite().all(1, keepdim=True)  # an imported expert may have diverged
+                # an imported expert may have diverged
+                counted = logits.isfinite().all(1, keepdim=True)
                 if config.experts == "correct":
                     counted &= (logits.argmax(1) == classes[index])[:, None]
                 total[index] += torch.where(counted, logits, 0)
@@ -50,9 +62,13 @@ def label(syn: SyntheticSet, experts: Experts | None, config: TargetConfig) -> S
     if bool((count == 0).any()):
         lost = classes[count[:, 0] == 0]
         if config.experts != "correct":
-            raise UserError("The experts that label give no finite logits, because they diverged in training; take others with --experts.")
+            raise UserError(
+                "The experts that label give no finite logits, because they diverged in training; "
+                "take others with --experts."
+            )
         raise UserError(
-            f"No expert is right about {int((lost == lost[0]).sum())} of the images of class {syn.class_names[int(lost[0])]!r}, so targets.experts "
+            f"No expert is right about {int((lost == lost[0]).sum())} of the images of class "
+            f"{syn.class_names[int(lost[0])]!r}, so targets.experts "
             "correct has no logits for them; set targets.experts all, or init.kind correct."
         )
     return syn.with_labels(total / count, getattr(torch, config.dtype), config.top)

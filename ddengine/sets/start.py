@@ -1,4 +1,6 @@
-"""Where synthetic images start: noise, real images chosen at random, by experts, or as a coreset, or patches of real images."""
+"""Where synthetic images start: noise, real images chosen at random, by experts, or as a coreset,
+or patches of real images.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,20 +8,29 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from ddengine.data import RealSet
 from ddengine.learning import augment
+from ddengine.learning.teachers import ensemble_logits, load_all
+from ddengine.recipe import AugmentConfig, InitConfig
 from ddengine.sets import codec, coreset
 from ddengine.sets.coreset import NewModel, check_ipc, near_centres, random_index
-from ddengine.data import RealSet
 from ddengine.system.errors import UserError
-from ddengine.recipe import AugmentConfig, InitConfig
-from ddengine.learning.teachers import ensemble_logits, load_all
 from ddengine.types import Experts
 
 
-def correct_index(real: RealSet, ipc: int, class_names: tuple[str, ...], rng: Generator, experts: Experts, batch: int = 256) -> Tensor:
-    """Indices (K * ipc,) of random real images that an expert classifies correctly after its last epoch (DATM, Guo et al., ICLR 2024).
+def correct_index(
+    real: RealSet,
+    ipc: int,
+    class_names: tuple[str, ...],
+    rng: Generator,
+    experts: Experts,
+    batch: int = 256,
+) -> Tensor:
+    """Indices (K * ipc,) of random real images that an expert classifies correctly after its last
+    epoch (DATM, Guo et al., ICLR 2024).
 
-    The first expert chooses; where it leaves a class short the next ones go on. Raises UserError naming a class that stays short.
+    The first expert chooses; where it leaves a class short the next ones go on. Raises UserError
+    naming a class that stays short.
     """
     check_ipc(real, ipc, class_names)
     left = [members[torch.randperm(len(members), generator=rng)] for members in real.members]
@@ -40,46 +51,83 @@ def correct_index(real: RealSet, ipc: int, class_names: tuple[str, ...], rng: Ge
     for name, taken in zip(class_names, chosen, strict=True):
         if len(taken) < ipc:
             raise UserError(
-                f"init.kind correct found {len(taken)} images of class {name!r} that an expert classifies correctly, and ipc is {ipc}; "
+                f"init.kind correct found {len(taken)} images of class {name!r} that an expert "
+                f"classifies correctly, and ipc is {ipc}; "
                 "lower ipc, train longer or more experts, or set init.kind real."
             )
     return torch.tensor(chosen).flatten()
 
 
-def representative_index(real: RealSet, ipc: int, class_names: tuple[str, ...], rng: Generator, experts: Experts, clusters: int) -> Tensor:
-    """Indices (K * ipc,) of the images nearest to k-means centres of a class's logits under a random expert (AST, Shen et al., 2023).
+def representative_index(
+    real: RealSet,
+    ipc: int,
+    class_names: tuple[str, ...],
+    rng: Generator,
+    experts: Experts,
+    clusters: int,
+) -> Tensor:
+    """Indices (K * ipc,) of the images nearest to k-means centres of a class's logits under a
+    random expert (AST, Shen et al., 2023).
 
-    min(clusters, ipc) centres, as many images for each; what does not divide goes to the largest clusters. The released code takes 10
-    centres and floor(ipc / 10) images, so nothing below 10 images per class.
+    min(clusters, ipc) centres, as many images for each; what does not divide goes to the largest
+    clusters. The released code takes 10 centres and floor(ipc / 10) images, so nothing below 10
+    images per class.
     """
     check_ipc(real, ipc, class_names)
-    network = experts.load(int(torch.randint(experts.num_experts, (1,), generator=rng)), experts.epochs[-1]).to(real.device)
+    network = experts.load(
+        int(torch.randint(experts.num_experts, (1,), generator=rng)), experts.epochs[-1]
+    ).to(real.device)
     chosen = []
     for members in real.members:
         with torch.no_grad():
-            logits = torch.cat([network(real.images(part)) for part in members.split(1000)]).double().cpu().numpy()
+            logits = (
+                torch.cat([network(real.images(part)) for part in members.split(1000)])
+                .double()
+                .cpu()
+                .numpy()
+            )
         chosen.append(members[torch.tensor(near_centres(logits, ipc, min(clusters, ipc), rng))])
     return torch.cat(chosen)
 
 
-def patches(real: RealSet, ipc: int, class_names: tuple[str, ...], rng: Generator, config: InitConfig, experts: Experts | None, *rest: Any) -> Tensor:
-    """Images (K * ipc, C, H, W) tiled of the crops that a teacher is most sure of (RDED; Sun et al., CVPR 2024, section 4).
+def patches(
+    real: RealSet,
+    ipc: int,
+    class_names: tuple[str, ...],
+    rng: Generator,
+    config: InitConfig,
+    experts: Experts | None,
+    *rest: Any,
+) -> Tensor:
+    """Images (K * ipc, C, H, W) tiled of the crops that a teacher is most sure of (RDED; Sun et
+    al., CVPR 2024, section 4).
 
-    Of each of `config.candidates` random images of a class, `config.crops` random square crops are shrunk to a tile, and the one of lowest
-    cross-entropy stays; of those the `ipc * factor^2` best fill the images, tile by tile: the best `ipc` lie in the first tile of all images.
-    (The published crops keep no ratio of their own: 1:1.) A teacher sees a tile in the middle of an image of zeros. Raises UserError when there
-    are no teachers, too few images, or the factor does not divide the sides.
+    Of each of `config.candidates` random images of a class, `config.crops` random square crops are
+    shrunk to a tile, and the one of lowest cross-entropy stays; of those the `ipc * factor^2` best
+    fill the images, tile by tile: the best `ipc` lie in the first tile of all images. (The
+    published crops keep no ratio of their own: 1:1.) A teacher sees a tile in the middle of an
+    image of zeros. Raises UserError when there are no teachers, too few images, or the factor does
+    not divide the sides.
     """
     teachers = _needed(experts, config.kind)
     factor, (_, height, width) = config.factor, real.image_shape
     if height % factor or width % factor:
-        raise UserError(f"init.factor {factor} does not divide the {height} x {width} pixels of an image; set init.factor to a divisor of both.")
+        raise UserError(
+            f"init.factor {factor} does not divide the {height} x {width} pixels of an image; set "
+            "init.factor to a divisor of both."
+        )
     needed = ipc * factor**2
     check_ipc(real, needed, class_names)
     if config.candidates < needed:
-        raise UserError(f"init.candidates {config.candidates} are fewer than the {needed} patches of a class; raise init.candidates.")
+        raise UserError(
+            f"init.candidates {config.candidates} are fewer than the {needed} patches of a class; "
+            "raise init.candidates."
+        )
     networks = load_all(teachers, real.device)
-    tile, crop = (height // factor, width // factor), AugmentConfig(ops=(), always=("resized_crop",), ratio=1.0)
+    tile, crop = (
+        (height // factor, width // factor),
+        AugmentConfig(ops=(), always=("resized_crop",), ratio=1.0),
+    )
     above, left = (height - tile[0]) // 2, (width - tile[1]) // 2
     around = (left, width - tile[1] - left, above, height - tile[0] - above)
     chosen = []
@@ -92,7 +140,9 @@ def patches(real: RealSet, ipc: int, class_names: tuple[str, ...], rng: Generato
             cut = augment.apply(crop, images, draw)
             cut = cut if factor == 1 else codec.resize(cut, tile)
             said = ensemble_logits(networks, torch.nn.functional.pad(cut, around))
-            loss = torch.nn.functional.cross_entropy(said, torch.full_like(said[:, 0], c, dtype=torch.long), reduction="none")
+            loss = torch.nn.functional.cross_entropy(
+                said, torch.full_like(said[:, 0], c, dtype=torch.long), reduction="none"
+            )
             best = loss.view(len(part), -1).argmin(1)
             rows = torch.arange(len(part), device=best.device) * config.crops + best
             kept.append(cut[rows])
@@ -105,11 +155,15 @@ def patches(real: RealSet, ipc: int, class_names: tuple[str, ...], rng: Generato
 
 def _needed(experts: Experts | None, kind: str) -> Experts:
     if experts is None:
-        raise UserError(f"init.kind {kind} needs experts; give the recipe a buffer, or set init.kind real.")
+        raise UserError(
+            f"init.kind {kind} needs experts; give the recipe a buffer, or set init.kind real."
+        )
     return experts
 
 
-def _embedded(real: RealSet, rng: Generator, config: InitConfig, new_model: NewModel | None) -> coreset.Embed:
+def _embedded(
+    real: RealSet, rng: Generator, config: InitConfig, new_model: NewModel | None
+) -> coreset.Embed:
     if config.embedding == "pixels":
         return coreset.pixels
     assert new_model is not None, "a network is needed to embed"
@@ -127,8 +181,9 @@ def selected_index(
 ) -> Tensor:
     """Indices (K * ipc,) of the real images that `config.kind` chooses, class by class.
 
-    `new_model` builds the network that embeds or scores; kinds that look at images with a network need it, others with `experts`.
-    Raises UserError for a kind that chooses none (noise), for experts that are not there, and for a class with fewer than `ipc` images.
+    `new_model` builds the network that embeds or scores; kinds that look at images with a network
+    need it, others with `experts`. Raises UserError for a kind that chooses none (noise), for
+    experts that are not there, and for a class with fewer than `ipc` images.
     """
     kind = config.kind
     check_ipc(real, ipc, class_names)  # before any network is trained
@@ -137,16 +192,22 @@ def selected_index(
     if kind == "correct":
         return correct_index(real, ipc, class_names, rng, _needed(experts, kind))
     if kind == "representative":
-        return representative_index(real, ipc, class_names, rng, _needed(experts, kind), config.clusters)
+        return representative_index(
+            real, ipc, class_names, rng, _needed(experts, kind), config.clusters
+        )
     if kind in coreset.KINDS:
         return coreset.choose(
             kind, real, ipc, class_names, rng, embed=lambda: _embedded(real, rng, config, new_model), new_model=new_model,
             steps=config.steps, lr=config.lr, networks=config.networks, order=config.order,
         )  # fmt: skip
-    raise UserError(f"init.kind {kind} chooses no real images; set init.kind to one of {', '.join(SELECTIONS)}.")
+    raise UserError(
+        f"init.kind {kind} chooses no real images; set init.kind to one of {', '.join(SELECTIONS)}."
+    )
 
 
-def _noise(real: RealSet, ipc: int, class_names: tuple[str, ...], rng: Generator, *rest: Any) -> Tensor:
+def _noise(
+    real: RealSet, ipc: int, class_names: tuple[str, ...], rng: Generator, *rest: Any
+) -> Tensor:
     return torch.randn(real.num_classes * ipc, *real.image_shape, generator=rng).to(real.device)
 
 
@@ -155,5 +216,10 @@ def _selected(real: RealSet, *args: Any) -> Tensor:
 
 
 SELECTIONS = ("real", "correct", "representative", *coreset.KINDS)  # kinds that choose real images
-# the arguments of selected_index -> the images (K * ipc, C, H, W) that the synthetic ones start from, preprocessed
-INITIALISERS: dict[str, Callable[..., Tensor]] = {"noise": _noise, "patches": patches, **dict.fromkeys(SELECTIONS, _selected)}
+# the arguments of selected_index -> the images (K * ipc, C, H, W) that the synthetic ones start
+# from, preprocessed
+INITIALISERS: dict[str, Callable[..., Tensor]] = {
+    "noise": _noise,
+    "patches": patches,
+    **dict.fromkeys(SELECTIONS, _selected),
+}

@@ -1,11 +1,13 @@
 """torchvision, importable also where its compiled operators do not match the installed torch.
 
-A torchvision wheel built for CUDA beside a CPU build of torch cannot load its C++ library, and its import then fails because it
-registers Python kernels for two operators (`nms`, `qnms`) that nobody declared. Nothing here uses those operators, so declaring them
-is enough. On a matching install the library loads (torchvision would load the same file) and nothing is declared.
+A torchvision wheel built for CUDA beside a CPU build of torch cannot load its C++ library, and its
+import then fails because it registers Python kernels for two operators (`nms`, `qnms`) that nobody
+declared. Nothing here uses those operators, so declaring them is enough. On a matching install the
+library loads (torchvision would load the same file) and nothing is declared.
 
-Import torchvision only through this module: `from ddengine.system.compat import torchvision`. The declaration is made when the engine is imported, so that a
-program that imports torchvision itself, after it, works too; torchvision, which takes seconds to import, is imported when it is asked for.
+Import torchvision only through this module: `from ddengine.system.compat import torchvision`. The
+declaration is made when the engine is imported, so that a program that imports torchvision itself,
+after it, works too; torchvision, which takes seconds to import, is imported when it is asked for.
 """
 
 import importlib

@@ -1,4 +1,7 @@
-"""The only user of torch.distributed: what several ranks share. With one rank everything here is the identity."""
+"""The only user of torch.distributed: what several ranks share.
+
+With one rank everything here is the identity.
+"""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -16,7 +19,9 @@ def start(device: torch.device) -> None:
     """Join the group that torchrun describes in the environment; nothing without one."""
     if "RANK" in os.environ and not td.is_initialized():
         # ranks wait for each other while one trains a longer share or validates
-        td.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=1))
+        td.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=1)
+        )
 
 
 def rank() -> int:

@@ -28,7 +28,9 @@ def make_folder(path: Path) -> Path:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}); choose another folder with --out.") from None
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}); choose another folder with --out."
+        ) from None
     return path
 
 
@@ -47,9 +49,11 @@ def clean(folder: Path) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, a file or a folder, that takes its place when the block succeeds.
+    """A temporary path beside `path`, a file or a folder, that takes its place when the block
+    succeeds.
 
-    Raises UserError, and leaves `path` as it is, where a file would take the place of a folder or a folder that of a file.
+    Raises UserError, and leaves `path` as it is, where a file would take the place of a folder or a
+    folder that of a file.
     """
     temporary = path.with_name(TEMPORARY + path.name)
     if temporary.is_dir():
@@ -57,7 +61,11 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         if path.exists() and path.is_dir() != temporary.is_dir():
-            raise UserError(f"{path} is a folder; name a file." if path.is_dir() else f"{path} is a file; name a folder.")
+            raise UserError(
+                f"{path} is a folder; name a file."
+                if path.is_dir()
+                else f"{path} is a file; name a folder."
+            )
         if path.is_dir():  # a folder cannot be renamed onto a full one
             old = path.with_name(f"{TEMPORARY}old-{path.name}")
             path.rename(old)
@@ -66,7 +74,9 @@ def replacing(path: Path) -> Iterator[Path]:
         else:
             os.replace(temporary, path)
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True) if temporary.is_dir() else temporary.unlink(missing_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True) if temporary.is_dir() else temporary.unlink(
+            missing_ok=True
+        )
         raise
 
 
@@ -96,22 +106,35 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path, *keys: str) -> Any:
-    """The content of a JSON file. Raises UserError when it is missing, damaged, or not an object with these keys."""
+    """The content of a JSON file.
+
+    Raises UserError when it is missing, damaged, or not an object with these keys.
+    """
     try:
         content = json.loads(path.read_text())
         if keys and not (isinstance(content, dict) and content.keys() >= set(keys)):
-            raise ValueError(f"it lacks {', '.join(k for k in keys if not isinstance(content, dict) or k not in content)}")
+            raise ValueError(
+                f"it lacks {', '.join(k for k in keys if not isinstance(content, dict) or k not in content)}"
+            )
         return content
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; check the path.") from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); restore it or run the command that wrote it again.") from None
+        raise UserError(
+            f"{path} cannot be read ({error}); restore it or run the command that wrote it again."
+        ) from None
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
     """A safetensors file."""
     with replacing(path) as temporary:
-        temporary.write_bytes(save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, dict(metadata or {})))
+        temporary.write_bytes(
+            save(
+                {k: v.detach().cpu().contiguous() for k, v in tensors.items()}, dict(metadata or {})
+            )
+        )
 
 
 @contextmanager
@@ -123,7 +146,9 @@ def reading_tensors(path: Path) -> Iterator[Any]:
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; check the path.") from None
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is damaged ({error}); delete it and run the command that wrote it again.") from None
+        raise UserError(
+            f"{path} is damaged ({error}); delete it and run the command that wrote it again."
+        ) from None
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -138,6 +163,7 @@ def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
     for name, tensor in sorted(tensors.items()):
         sha.update(repr((name, tensor.dtype, tuple(tensor.shape))).encode())
         plain = tensor.detach().cpu().contiguous()
-        plain = plain.view(torch.int16) if plain.dtype == torch.bfloat16 else plain  # which numpy does not know
+        # which numpy does not know
+        plain = plain.view(torch.int16) if plain.dtype == torch.bfloat16 else plain
         sha.update(memoryview(plain.numpy()))  # type: ignore[arg-type]
     return sha.hexdigest()[:12]

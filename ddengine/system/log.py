@@ -31,7 +31,9 @@ PLAIN_EVERY = 20.0  # seconds between lines where the output is not a terminal
 
 
 class Bar:
-    """A counter with an estimate of the time left: a live bar on a terminal, a line now and then elsewhere."""
+    """A counter with an estimate of the time left: a live bar on a terminal, a line now and then
+    elsewhere.
+    """
 
     def __init__(self, title: str, total: int, done: int = 0):
         self.title, self.total, self.done, self.note = title, total, done, ""
@@ -46,7 +48,9 @@ class Bar:
                 TextColumn("left"),
                 TimeRemainingColumn(),
             )
-            self._live = Progress(*columns, TextColumn("{task.fields[note]}"), console=console, transient=True)
+            self._live = Progress(
+                *columns, TextColumn("{task.fields[note]}"), console=console, transient=True
+            )
             self._task = self._live.add_task(title, total=total, completed=done, note="")
             self._live.start()
 
@@ -59,7 +63,9 @@ class Bar:
         elif time.monotonic() - self._last > PLAIN_EVERY:
             self._last = time.monotonic()
             left = (self._last - self._start) / (self.done - self._first) * (self.total - self.done)
-            console.print(f"{self.title}: {self.done}/{self.total}, about {duration(left)} left {self.note}".rstrip())
+            console.print(
+                f"{self.title}: {self.done}/{self.total}, about {duration(left)} left {self.note}".rstrip()
+            )
 
     def stop(self) -> None:
         """Remove the bar."""
@@ -99,17 +105,26 @@ class Board:
     """The numbers of a run as TensorBoard files, beside its metrics.jsonl."""
 
     def __init__(self, folder: Path):
-        """Files in `folder`, from the first number on. Raises UserError where tensorboard is not installed."""
+        """Files in `folder`, from the first number on.
+
+        Raises UserError where tensorboard is not installed.
+        """
         try:
             from torch.utils.tensorboard import (
                 SummaryWriter,  # seconds to import, and few runs want it
             )
         except ImportError:
-            raise UserError("--tensorboard needs the package tensorboard, which is not installed; pip install tensorboard.") from None
+            raise UserError(
+                "--tensorboard needs the package tensorboard, which is not installed; pip install "
+                "tensorboard."
+            ) from None
         self._new, self._folder, self._writer = SummaryWriter, folder, None
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
-        """The numbers of a step. The first after a resume takes back what an interrupted run had written from its step on."""
+        """The numbers of a step.
+
+        The first after a resume takes back what an interrupted run had written from its step on.
+        """
         writer = self._open(step)
         for name, number in numbers.items():
             writer.add_scalar(name, number, step)
@@ -119,7 +134,9 @@ class Board:
         """The picture of a step, from its PNG file."""
         writer = self._open(step)
         with Image.open(path) as image:
-            writer.add_image(path.parent.name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
+            writer.add_image(
+                path.parent.name, np.asarray(image.convert("RGB")), step, dataformats="HWC"
+            )
         writer.flush()
 
     def _open(self, step: int) -> Any:
@@ -129,7 +146,9 @@ class Board:
 
 
 class EventLog:
-    """metrics.jsonl: one JSON object per line, cut back to a checkpoint on resume; with a board its numbers go there too."""
+    """metrics.jsonl: one JSON object per line, cut back to a checkpoint on resume; with a board its
+    numbers go there too.
+    """
 
     def __init__(self, path: Path, keep: int = 0, board: Board | None = None):
         """Open `path` for appending after its first `keep` bytes."""
@@ -142,7 +161,14 @@ class EventLog:
         self._file.write(files.to_json(event).encode() + b"\n")
         self._file.flush()
         if self._board is not None and "step" in event:
-            self._board.write(event["step"], {k: float(v) for k, v in event.items() if k != "step" and isinstance(v, int | float)})
+            self._board.write(
+                event["step"],
+                {
+                    k: float(v)
+                    for k, v in event.items()
+                    if k != "step" and isinstance(v, int | float)
+                },
+            )
 
     def size(self) -> int:
         """Bytes written so far, for the checkpoint."""

@@ -20,40 +20,56 @@ Precision = Literal["fp32", "tf32", "bf16"]
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc to keep large freed blocks instead of returning them to the kernel (Linux, CPU work only).
+    """Tell glibc to keep large freed blocks instead of returning them to the kernel (Linux, CPU
+    work only).
 
-    Half of the time of a training step on a CPU can be page faults on the same activations, step after step: ConvNet-D3 of width 128
-    at batch 100 went from 0.65 s to 0.39 s a gradient. Does nothing where there is no mallopt.
+    Half of the time of a training step on a CPU can be page faults on the same activations, step
+    after step: ConvNet-D3 of width 128 at batch 100 went from 0.65 s to 0.39 s a gradient. Does
+    nothing where there is no mallopt.
     """
     if sys.platform != "linux":
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        for option, value in ((-3, 2**31 - 1), (-1, 2**31 - 1), (-2, 2**28)):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD
+        # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD
+        for option, value in ((-3, 2**31 - 1), (-1, 2**31 - 1), (-2, 2**28)):
             mallopt(option, value)
 
 
 def setup(device: str = "auto", precision: Precision = "fp32") -> torch.device:
-    """Prepare this process for `device` ("auto", "cpu", "cuda", "cuda:N") and return it. Raises UserError when it is not there."""
+    """Prepare this process for `device` ("auto", "cpu", "cuda", "cuda:N") and return it.
+
+    Raises UserError when it is not there.
+    """
     if device == "auto":
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
     try:
         chosen = torch.device(device)
     except RuntimeError:
-        raise UserError(f"--device {device!r} is not a device; use auto, cpu, cuda or cuda:N.") from None
+        raise UserError(
+            f"--device {device!r} is not a device; use auto, cpu, cuda or cuda:N."
+        ) from None
     if chosen.type not in ("cpu", "cuda"):
         raise UserError(f"--device {device!r} is not supported; use auto, cpu, cuda or cuda:N.")
     if chosen.type == "cuda" and chosen.index is None:
         chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-    if chosen.type == "cuda" and (not torch.cuda.is_available() or (chosen.index or 0) >= torch.cuda.device_count()):
-        raise UserError(f"--device {device!r} was asked for, but torch sees {torch.cuda.device_count()} CUDA devices; use --device cpu.")
+    if chosen.type == "cuda" and (
+        not torch.cuda.is_available() or (chosen.index or 0) >= torch.cuda.device_count()
+    ):
+        raise UserError(
+            f"--device {device!r} was asked for, but torch sees {torch.cuda.device_count()} CUDA "
+            "devices; use --device cpu."
+        )
     if chosen.type == "cpu":
         if precision == "tf32":
-            raise UserError("--precision tf32 exists only on CUDA devices; use fp32 or bf16 with --device cpu.")
+            raise UserError(
+                "--precision tf32 exists only on CUDA devices; use fp32 or bf16 with --device cpu."
+            )
         keep_freed_memory()
     else:
         torch.cuda.set_device(chosen)
-        # Resuming bit-identically needs the deterministic kernels; cuBLAS wants its workspace fixed for that.
+        # Resuming bit-identically needs the deterministic kernels; cuBLAS wants its workspace fixed
+        # for that.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.backends.cudnn.benchmark = False
@@ -65,7 +81,9 @@ def setup(device: str = "auto", precision: Precision = "fp32") -> torch.device:
 
 @contextmanager
 def exact_matmul() -> Iterator[None]:
-    """Matrix products in full float32 also where TF32 is allowed: whitening must not depend on --precision."""
+    """Matrix products in full float32 also where TF32 is allowed: whitening must not depend on
+    --precision.
+    """
     allowed = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = False
     try:
@@ -88,13 +106,21 @@ def peak_memory(device: torch.device) -> int:
 
 
 def available_memory(device: torch.device) -> int:
-    """Bytes that can still be had: free on the device (CUDA), else what the system says, less where a limit of this process's group is lower."""
+    """Bytes that can still be had: free on the device (CUDA), else what the system says, less where
+    a limit of this process's group is lower.
+    """
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return (
+            torch.cuda.mem_get_info(device)[0]
+            + torch.cuda.memory_reserved(device)
+            - torch.cuda.memory_allocated(device)
+        )
     if sys.platform != "linux":
         return 2**62  # not known
     try:
-        lines = {line.split(":")[0]: line for line in Path("/proc/meminfo").read_text().splitlines()}
+        lines = {
+            line.split(":")[0]: line for line in Path("/proc/meminfo").read_text().splitlines()
+        }
         found = [int(lines["MemAvailable"].split()[1]) * 1024]
         groups = Path("/proc/self/cgroup").read_text()
     except (OSError, KeyError):
@@ -118,28 +144,54 @@ def _number(path: Path) -> int | None:
 def _reclaimable(group: Path) -> int:
     """Bytes of files in memory that would be given up."""
     try:
-        return next((int(line.split()[1]) for line in (group / "memory.stat").read_text().splitlines() if line.startswith("inactive_file ")), 0)
+        return next(
+            (
+                int(line.split()[1])
+                for line in (group / "memory.stat").read_text().splitlines()
+                if line.startswith("inactive_file ")
+            ),
+            0,
+        )
     except OSError:
         return 0
 
 
 def machine(device: torch.device) -> dict[str, str | int]:
     """Device name, processor count and operating system, for result files."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU {platform.machine()}"
-    return {"device": name, "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1, "system": platform.system()}
+    name = (
+        torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU {platform.machine()}"
+    )
+    return {
+        "device": name,
+        "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1,
+        "system": platform.system(),
+    }
 
 
 def versions() -> dict[str, str]:
     """Versions of everything that can change a number."""
     packages = ("torch", "torchvision", "kornia", "numpy", "scipy", "scikit-learn", "safetensors")
-    return {"python": platform.python_version()} | {name: metadata.version(name) for name in packages}
+    return {"python": platform.python_version()} | {
+        name: metadata.version(name) for name in packages
+    }
 
 
 def commit() -> str | None:
-    """The git commit of this engine's checkout ("-dirty" appended when it has local changes), None outside one."""
+    """The git commit of this engine's checkout ("-dirty" appended when it has local changes), None
+    outside one.
+    """
     root = Path(__file__).resolve().parent.parent.parent
     try:
-        command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+        command = [
+            "git",
+            "-C",
+            str(root),
+            "describe",
+            "--always",
+            "--dirty",
+            "--abbrev=12",
+            "--exclude=*",
+        ]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None

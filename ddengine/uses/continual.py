@@ -1,8 +1,11 @@
-"""Class-incremental learning with a memory of a fixed number of bytes: distilled images beside real ones that are drawn or chosen.
+"""Class-incremental learning with a memory of a fixed number of bytes: distilled images beside real
+ones that are drawn or chosen.
 
-The classes come in stages. After each, a memory of the stage's images joins that of earlier stages, and a network is tested on the test images of all
-classes seen so far; it is not told the stage of an image, and its last layer has all classes from the start. What is made at a stage, distilled
-images as well as choices of real ones, is made of the training images of that stage alone. Preprocessing is that of the whole, fixed before.
+The classes come in stages. After each, a memory of the stage's images joins that of earlier stages,
+and a network is tested on the test images of all classes seen so far; it is not told the stage of
+an image, and its last layer has all classes from the start. What is made at a stage, distilled
+images as well as choices of real ones, is made of the training images of that stage alone.
+Preprocessing is that of the whole, fixed before.
 """
 
 import copy
@@ -37,27 +40,35 @@ from ddengine.system.rng import generator
 from ddengine.system.runtime import Precision
 from ddengine.types import Batch, TrainingSet
 
-MEMO = 2  # form of what is remembered of an interrupted run; what an older program left is computed again
+# form of what is remembered of an interrupted run; what an older program left is computed again
+MEMO = 2
 CLASS_BYTES = 8  # of the class of an image, as everywhere in the engine
-CHOSEN = ("random", "herding", "k_centre", "k_means", "forgetting", "el2n")  # memories of real images
+# memories of real images
+CHOSEN = ("random", "herding", "k_centre", "k_means", "forgetting", "el2n")
 MEMORIES = ("distilled", *CHOSEN)
 JOINT = "joint"  # all real images of the classes seen so far
 COLOURS = {"distilled": "#1b6ca8", "random": "#d9a441", "herding": "#b5533c", JOINT: "#9a9a9a"}
 
-Distill = Callable[[Data, Recipe, int, str], SyntheticSet]  # (data of some classes, recipe, seed, name of the piece) -> set
+# (data of some classes, recipe, seed, name of the piece) -> set
+Distill = Callable[[Data, Recipe, int, str], SyntheticSet]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ContinualConfig:
     """Class-incremental learning: stages, the memory, what is compared."""
 
-    stages: int = 5  # the classes come in so many groups; where they do not divide, earlier ones are larger by one
-    budget: int = 100_000  # bytes of the whole memory in the end; each class has an equal share from the start
-    memories: tuple[str, ...] = ("distilled", "random", "herding")  # distilled | random | herding | k_centre | k_means | forgetting | el2n
-    # memory: after each stage a new network is trained on the memory alone (GDumb, Prabhu et al., ECCV 2020; so in the papers of DC and DM)
-    # replay: one network goes on, trained on the real images of the stage and the memory of earlier ones, each class of equal weight
+    # the classes come in so many groups; where they do not divide, earlier ones are larger by one
+    stages: int = 5
+    # bytes of the whole memory in the end; each class has an equal share from the start
+    budget: int = 100_000
+    # distilled | random | herding | k_centre | k_means | forgetting | el2n
+    memories: tuple[str, ...] = ("distilled", "random", "herding")
+    # memory: after each stage a new network is trained on the memory alone (GDumb, Prabhu et al.,
+    # ECCV 2020; so in the papers of DC and DM) replay: one network goes on, trained on the real
+    # images of the stage and the memory of earlier ones, each class of equal weight
     strategy: Literal["memory", "replay"] = "memory"
-    # how a distilled image is kept | uint8: 8 bits a value, as real ones are, so also cut to what pixels can be | float32: exactly, 4 bytes a value
+    # how a distilled image is kept | uint8: 8 bits a value, as real ones are, so also cut to what
+    # pixels can be | float32: exactly, 4 bytes a value
     store: Literal["uint8", "float32"] = "uint8"
     repeats: int = 3  # each with another order of the classes, other images and other networks
     order_seed: int | None = None  # decides the orders of the classes; None: the seed of the run
@@ -68,66 +79,102 @@ class ContinualConfig:
         require(self.budget >= 1, f"budget must be positive, got {self.budget}.")
         require(
             0 < len(self.memories) == len(set(self.memories)),
-            f"memories must name at least one memory, each once, got {', '.join(self.memories) or 'none'}.",
+            (
+                "memories must name at least one memory, each once, got "
+                f"{', '.join(self.memories) or 'none'}."
+            ),
         )
         for name in self.memories:
             if name not in MEMORIES:
                 raise unknown("memory", name, MEMORIES)
 
 
-def image_bytes(memory: str, shape: tuple[int, int, int], recipe: Recipe, config: ContinualConfig) -> int:
-    """Bytes of one image (C, H, W) of a memory, with its class. Recipes that ship bytes are not made larger by store float32."""
+def image_bytes(
+    memory: str, shape: tuple[int, int, int], recipe: Recipe, config: ContinualConfig
+) -> int:
+    """Bytes of one image (C, H, W) of a memory, with its class.
+
+    Recipes that ship bytes are not made larger by store float32.
+    """
     wide = memory == "distilled" and config.store == "float32" and not _ships_bytes(recipe)
     return int(np.prod(shape)) * (4 if wide else 1) + CLASS_BYTES
 
 
 def images_per_class(memory: str, data: Data, recipe: Recipe, config: ContinualConfig) -> int:
-    """How many images the share of a class holds. Raises UserError for a budget below one, or above what the smallest class has."""
+    """How many images the share of a class holds.
+
+    Raises UserError for a budget below one, or above what the smallest class has.
+    """
     smallest = min(range(data.num_classes), key=lambda c: len(data.train.members[c]))
-    cost, fewest = image_bytes(memory, data.image_shape, recipe, config), len(data.train.members[smallest])
+    cost, fewest = (
+        image_bytes(memory, data.image_shape, recipe, config),
+        len(data.train.members[smallest]),
+    )
     num = config.budget // data.num_classes // cost
     if num < 1:
         raise UserError(
-            f"budget {config.budget} is less than one image of {cost} bytes for each of {data.num_classes} classes (memory {memory}); "
+            f"budget {config.budget} is less than one image of {cost} bytes for each of "
+            f"{data.num_classes} classes (memory {memory}); "
             f"set budget to {cost * data.num_classes} at least."
         )
     if num > fewest:
         raise UserError(
-            f"budget {config.budget} holds {num} images per class (memory {memory}), and class {data.class_names[smallest]!r} has {fewest} "
+            f"budget {config.budget} holds {num} images per class (memory {memory}), and class "
+            f"{data.class_names[smallest]!r} has {fewest} "
             f"training images; set budget to less than {(fewest + 1) * cost * data.num_classes}."
         )
     return num
 
 
-def class_order(num_classes: int, config: ContinualConfig, seed: int, repeat: int) -> list[list[int]]:
+def class_order(
+    num_classes: int, config: ContinualConfig, seed: int, repeat: int
+) -> list[list[int]]:
     """The classes of each stage, in the order of a repeat; the same for all memories."""
-    order = torch.randperm(num_classes, generator=generator(seed if config.order_seed is None else config.order_seed, "class order", repeat))
+    order = torch.randperm(
+        num_classes,
+        generator=generator(
+            seed if config.order_seed is None else config.order_seed, "class order", repeat
+        ),
+    )
     return [part.tolist() for part in np.array_split(order.numpy(), config.stages)]
 
 
 def forgetting(matrix: Sequence[Sequence[float | None]]) -> float | None:
-    """Mean over earlier stages of how far the accuracy on their classes fell from its best; negative where it rose.
+    """Mean over earlier stages of how far the accuracy on their classes fell from its best;
+    negative where it rose.
 
-    matrix[t][s], s <= t: accuracy after stage t on the classes of stage s. The best is that of all stages before the last
-    (Chaudhry et al., ECCV 2018). None where the network of a stage diverged, and so has no accuracies.
+    matrix[t][s], s <= t: accuracy after stage t on the classes of stage s. The best is that of all
+    stages before the last (Chaudhry et al., ECCV 2018). None where the network of a stage diverged,
+    and so has no accuracies.
     """
     if any(None in line for line in matrix):
         return None
     last = len(matrix) - 1
-    return float(np.mean([max(matrix[t][s] for t in range(s, last)) - matrix[last][s] for s in range(last)]))  # type: ignore[operator,type-var]
+    return float(
+        np.mean([max(matrix[t][s] for t in range(s, last)) - matrix[last][s] for s in range(last)])
+    )  # type: ignore[operator,type-var]
 
 
 def kept(syn: SyntheticSet, store: Literal["uint8", "float32"]) -> SyntheticSet:
-    """A plain distilled set as a memory keeps it: images and classes, nothing else (a learned rate is not used here).
+    """A plain distilled set as a memory keeps it: images and classes, nothing else (a learned rate
+    is not used here).
 
-    "uint8": pixels in [0, 1] as bytes; "float32": as networks see them, exactly; what is bytes already stays so. Raises UserError for sets whose
-    images are not stored one by one, and for soft labels.
+    "uint8": pixels in [0, 1] as bytes; "float32": as networks see them, exactly; what is bytes
+    already stays so. Raises UserError for sets whose images are not stored one by one, and for soft
+    labels.
     """
     if not isinstance(syn.codec, Identity | Pixels) or syn.target_kind != "class":
-        raise UserError("A memory keeps plain images with their classes, and the set has soft labels or another codec; use codec Identity or Pixels.")
+        raise UserError(
+            "A memory keeps plain images with their classes, and the set has soft labels or "
+            "another codec; use codec Identity or Pixels."
+        )
     images = syn.tensors["images"].detach()
     if store == "uint8" or images.dtype == torch.uint8:
-        bytes_ = images if images.dtype == torch.uint8 and syn.space == "pixel" else as_bytes(syn.pixels())
+        bytes_ = (
+            images
+            if images.dtype == torch.uint8 and syn.space == "pixel"
+            else as_bytes(syn.pixels())
+        )
         return replace(syn, tensors={"images": bytes_}, codec=Pixels(), space="pixel")
     exact = syn.batch(torch.arange(len(syn))).images.detach().float()
     return replace(syn, tensors={"images": exact}, codec=Identity(), space="model")
@@ -145,35 +192,71 @@ def run(
     memo_path: Path | None = None,
     work: Path | None = None,
 ) -> dict[str, Any]:
-    """Compare memories of equal bytes in class-incremental learning; returns the content of continual.json (accuracies are fractions).
+    """Compare memories of equal bytes in class-incremental learning; returns the content of
+    continual.json (accuracies are fractions).
 
-    `distill` gets the data of a stage's classes (numbered anew, with the preprocessing of `data`, without test images), the recipe with the ipc that
-    the budget allows, a seed, and a name for the piece. Networks are `recipe.model`, trained with hard labels as `recipe.evaluation` says: one for
-    each stage, memory and repeat, all memories from equal seeds. The learning rate is chosen anew at each stage, from one grid for all memories, by
-    other networks on the validation images of the classes seen so far; without a validation split, or with evaluation.rate learned, it is
-    evaluation.lr. The row "joint" is trained anew on all real images seen so far, with at most `evaluation.full_steps` updates, which also bound the
-    updates of a stage with strategy replay.
+    `distill` gets the data of a stage's classes (numbered anew, with the preprocessing of `data`,
+    without test images), the recipe with the ipc that the budget allows, a seed, and a name for the
+    piece. Networks are `recipe.model`, trained with hard labels as `recipe.evaluation` says: one
+    for each stage, memory and repeat, all memories from equal seeds. The learning rate is chosen
+    anew at each stage, from one grid for all memories, by other networks on the validation images
+    of the classes seen so far; without a validation split, or with evaluation.rate learned, it is
+    evaluation.lr. The row "joint" is trained anew on all real images seen so far, with at most
+    `evaluation.full_steps` updates, which also bound the updates of a stage with strategy replay.
 
-    `memo_path` remembers finished trainings of an interrupted run; it is removed in the end. `work` (None: beside it) keeps the distilled pieces,
-    which a later run with the same recipe, seed and order takes from there, and until the end the networks that go on.
-    Raises UserError for what cannot be compared: too many stages, a budget below one image, recipes with soft labels or packed images.
+    `memo_path` remembers finished trainings of an interrupted run; it is removed in the end. `work`
+    (None: beside it) keeps the distilled pieces, which a later run with the same recipe, seed and
+    order takes from there, and until the end the networks that go on. Raises UserError for what
+    cannot be compared: too many stages, a budget below one image, recipes with soft labels or
+    packed images.
     """
     start = time.perf_counter()
     stages = check(data, recipe, config)
     orders = [class_order(data.num_classes, config, seed, r) for r in range(config.repeats)]
     protocol = adapted(recipe.evaluation, recipe.model)
-    identity = digest([MEMO, to_dict(config), resolved(recipe), seed, precision, data.train.digest, list(data.class_names)])
+    identity = digest(
+        [
+            MEMO,
+            to_dict(config),
+            resolved(recipe),
+            seed,
+            precision,
+            data.train.digest,
+            list(data.class_names),
+        ]
+    )
     work = memo_path.parent / "work" if work is None and memo_path is not None else work
     memo = Memo(memo_path, identity)
-    rates = candidates(protocol, None) if data.validation is not None and protocol.rate == "validation" else [protocol.lr]
+    rates = (
+        candidates(protocol, None)
+        if data.validation is not None and protocol.rate == "validation"
+        else [protocol.lr]
+    )
     if data.validation is None:
         log.say(f"no validation split: all networks are trained at rate {protocol.lr:g}")
     names = [*config.memories, JOINT]
     trainings = 1 + (len(rates) if len(rates) > 1 else 0)
     total = config.repeats * config.stages * (len(names) * trainings + len(config.memories))
     with log.progress("continual", total) as bar:
-        whole = _Run(data, recipe, config, protocol, distill, seed, device, precision, memo, bar.advance, work, identity, tuple(rates))
-        rows = {name: [_stages(whole, name, r, order) for r, order in enumerate(orders)] for name in names}
+        whole = _Run(
+            data,
+            recipe,
+            config,
+            protocol,
+            distill,
+            seed,
+            device,
+            precision,
+            memo,
+            bar.advance,
+            work,
+            identity,
+            tuple(rates),
+        )
+        rows = {
+            name: [_stages(whole, name, r, order) for r, order in enumerate(orders)]
+            for name in names
+        }
     memo.clear()
     if work is not None:
         shutil.rmtree(work / NETWORKS, ignore_errors=True)
@@ -184,7 +267,8 @@ def run(
         "model": recipe.model,
         "classes": list(data.class_names),
         "interval": NAME,  # of every ci95
-        "stages": [[[data.class_names[c] for c in part] for part in order] for order in orders],  # of each repeat
+        # of each repeat
+        "stages": [[[data.class_names[c] for c in part] for part in order] for order in orders],
         "orders": orders,
         "classes_seen": np.cumsum(stages).tolist(),
         "memories": {name: _summary(whole, name, found, orders) for name, found in rows.items()},
@@ -202,21 +286,28 @@ NETWORKS = "networks"  # folder in the work folder
 
 
 def _ships_bytes(recipe: Recipe) -> bool:
-    return isinstance(recipe.codec, Pixels) or (isinstance(recipe.codec, Identity) and recipe.codec.bounded)
+    return isinstance(recipe.codec, Pixels) or (
+        isinstance(recipe.codec, Identity) and recipe.codec.bounded
+    )
 
 
 def check(data: Data, recipe: Recipe, config: ContinualConfig) -> list[int]:
-    """How many classes come in each stage. Raises UserError for what cannot be run, before any work."""
+    """How many classes come in each stage.
+
+    Raises UserError for what cannot be run, before any work.
+    """
     assert data.test is not None, "load the data with test=True"
     if config.stages * 2 > data.num_classes:
         raise UserError(
-            f"stages {config.stages} leave a stage with fewer than 2 of the {data.num_classes} classes; "
+            f"stages {config.stages} leave a stage with fewer than 2 of the {data.num_classes} "
+            "classes; "
             f"set stages to at most {data.num_classes // 2}."
         )
     plain = isinstance(recipe.codec, Identity | Pixels) and recipe.targets.kind == "class"
     if "distilled" in config.memories and not plain:
         raise UserError(
-            f"{recipe.name} packs several examples into an image or has soft labels, and a memory keeps plain images with their classes; "
+            f"{recipe.name} packs several examples into an image or has soft labels, and a memory "
+            "keeps plain images with their classes; "
             "set codec to Identity or Pixels and targets.kind class."
         )
     for name in config.memories:
@@ -225,7 +316,8 @@ def check(data: Data, recipe: Recipe, config: ContinualConfig) -> list[int]:
         for c, members in enumerate(real.members if real is not None else ()):
             if not len(members):
                 raise UserError(
-                    f"Class {data.class_names[c]!r} has no {part} images, so nothing can be measured on it; leave it out of data.classes."
+                    f"Class {data.class_names[c]!r} has no {part} images, so nothing can be "
+                    "measured on it; leave it out of data.classes."
                 )
     return [len(part) for part in np.array_split(np.arange(data.num_classes), config.stages)]
 
@@ -248,7 +340,9 @@ class _Run:
     identity: str
     rates: tuple[float, ...]
 
-    def remember(self, key: str, label: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    def remember(
+        self, key: str, label: str, compute: Callable[[], dict[str, Any]]
+    ) -> dict[str, Any]:
         """The result under `key` with the seconds it took, computed when new."""
 
         def timed() -> dict[str, Any]:
@@ -262,11 +356,17 @@ class _Run:
         """A seed for one thing, the same for all memories."""
         return int(torch.randint(2**31, (1,), generator=generator(self.seed, "continual", *names)))
 
-    def train(self, on: TrainingSet, lr: float, seed: int, steps: int | None, start: nn.Module | None) -> nn.Module:
+    def train(
+        self, on: TrainingSet, lr: float, seed: int, steps: int | None, start: nn.Module | None
+    ) -> nn.Module:
         """A network trained on a set: new, or going on from `start`, which stays as it is."""
 
         def new_model(rng: Generator) -> nn.Module:
-            return build_model(self.recipe.model, self.data.image_shape, self.data.num_classes, rng) if start is None else copy.deepcopy(start)
+            return (
+                build_model(self.recipe.model, self.data.image_shape, self.data.num_classes, rng)
+                if start is None
+                else copy.deepcopy(start)
+            )
 
         return training.train_networks(
             new_model, [on], [seed], self.protocol, lr, self.device, steps=steps, precision=self.precision, labels="hard"
@@ -274,7 +374,8 @@ class _Run:
 
 
 def _stages(whole: _Run, memory: str, repeat: int, order: list[list[int]]) -> dict[str, Any]:
-    """One repeat with one memory: after each stage the test images that are classified correctly of each class, by its name; rates; seconds.
+    """One repeat with one memory: after each stage the test images that are classified correctly of
+    each class, by its name; rates; seconds.
 
     None in place of the images where the network of a stage diverged.
     """
@@ -296,11 +397,27 @@ def _stages(whole: _Run, memory: str, repeat: int, order: list[list[int]]) -> di
             so_far = _joined(piece, classes, before, data)
             seconds, size = seconds + took, so_far.nbytes()["total"]
         on, steps = _training_set(whole, replay, classes, seen, before if replay else so_far)
-        lr, took = _choose_lr(whole, where, label, on, steps, network if replay else None, repeat, stage, seen)
+        lr, took = _choose_lr(
+            whole, where, label, on, steps, network if replay else None, repeat, stage, seen
+        )
         trained: list[nn.Module] = []
-        compute = partial(_tested, whole, where, on, lr, steps, network if replay else None, repeat, stage, seen, replay, trained)
+        compute = partial(
+            _tested,
+            whole,
+            where,
+            on,
+            lr,
+            steps,
+            network if replay else None,
+            repeat,
+            stage,
+            seen,
+            replay,
+            trained,
+        )
         found = whole.remember(f"final/{where}", label, compute)
-        if replay and stage + 1 < len(order):  # a remembered training has left its network in the work folder; else it is made again
+        # a remembered training has left its network in the work folder; else it is made again
+        if replay and stage + 1 < len(order):
             network = trained[0] if trained else _load_network(whole, where)
             if network is None:
                 compute()
@@ -315,7 +432,8 @@ def _tested(
     whole: _Run, where: str, on: TrainingSet, lr: float, steps: int | None, start: nn.Module | None, repeat: int, stage: int, seen: list[int],
     keep: bool, trained: list[nn.Module],
 ) -> dict[str, Any]:  # fmt: skip
-    """Train the network of a stage, and count its correct test images of each class; the network is put into `trained`, and stored to `keep` it.
+    """Train the network of a stage, and count its correct test images of each class; the network is
+    put into `trained`, and stored to `keep` it.
 
     Of a network that diverged nothing is counted: None.
     """
@@ -325,7 +443,11 @@ def _tested(
     if keep:
         _save_network(whole, where, network)
     found = training.classified(network, of_classes(whole.data.test, seen), whole.precision)
-    return {"right": None if found.diverged else {whole.data.class_names[c]: found.right[c] for c in seen}}
+    return {
+        "right": None
+        if found.diverged
+        else {whole.data.class_names[c]: found.right[c] for c in seen}
+    }
 
 
 def _training_set(
@@ -341,8 +463,12 @@ def _training_set(
     return on, min(training.num_updates(len(on), whole.protocol), whole.protocol.full_steps)
 
 
-def _piece(whole: _Run, memory: str, repeat: int, stage: int, classes: list[int]) -> tuple[SyntheticSet, float]:
-    """(the memory of a stage's classes, numbered from 0, the seconds it took); only training images of these classes are looked at."""
+def _piece(
+    whole: _Run, memory: str, repeat: int, stage: int, classes: list[int]
+) -> tuple[SyntheticSet, float]:
+    """(the memory of a stage's classes, numbered from 0, the seconds it took); only training images
+    of these classes are looked at.
+    """
     config, recipe = whole.config, whole.recipe
     num = images_per_class(memory, whole.data, recipe, config)
     subset = replace(class_subset(whole.data, classes), test=None)
@@ -354,25 +480,44 @@ def _piece(whole: _Run, memory: str, repeat: int, stage: int, classes: list[int]
 
     def choose() -> dict[str, Any]:
         how = replace(recipe.init, kind=kind)
-        return {"index": start.selected_index(subset.train, num, subset.class_names, rng, how, new_model=new_model).tolist()}
+        return {
+            "index": start.selected_index(
+                subset.train, num, subset.class_names, rng, how, new_model=new_model
+            ).tolist()
+        }
 
-    found = whole.remember(f"piece/{memory}/{repeat}/{stage}", f"{memory}, repeat {repeat + 1}, stage {stage + 1}: choosing images", choose)
+    found = whole.remember(
+        f"piece/{memory}/{repeat}/{stage}",
+        f"{memory}, repeat {repeat + 1}, stage {stage + 1}: choosing images",
+        choose,
+    )
     index = torch.tensor(found["index"], device=subset.train.device)
     tensors = {"images": subset.train.pixels[index]}
-    chosen = SyntheticSet(tensors, subset.train.labels[index], subset.class_names, Pixels(), subset.train.preprocess, space="pixel")
+    chosen = SyntheticSet(
+        tensors,
+        subset.train.labels[index],
+        subset.class_names,
+        Pixels(),
+        subset.train.preprocess,
+        space="pixel",
+    )
     return chosen, found["seconds"]
 
 
 def _distilled(
     whole: _Run, subset: Data, num: int, repeat: int, stage: int, classes: list[int]
 ) -> tuple[SyntheticSet, float]:  # fmt: skip
-    """The distilled images of a stage as they are kept: from the work folder where they lie, else distilled and put there."""
+    """The distilled images of a stage as they are kept: from the work folder where they lie, else
+    distilled and put there.
+    """
     recipe, store = whole.recipe, whole.config.store
     ids = classes if recipe.data.classes is None else [recipe.data.classes[c] for c in classes]
     own = replace(recipe, ipc=num, data=replace(recipe.data, classes=tuple(ids)))
     name, seed = f"repeat{repeat}_stage{stage}", whole.seed_of("distill", repeat, stage)
     preprocess = files.tensor_digest(subset.train.preprocess.tensors())
-    identity = digest([resolved(own), seed, store, whole.precision, subset.train.digest, preprocess])
+    identity = digest(
+        [resolved(own), seed, store, whole.precision, subset.train.digest, preprocess]
+    )
     folder = None if whole.work is None else whole.work / name
     whole.advance(f"distilled, repeat {repeat + 1}, stage {stage + 1}: distilling")
     if folder is not None and (folder / "meta.json").is_file():
@@ -383,35 +528,56 @@ def _distilled(
     syn = whole.distill(subset, own, seed, name)
     counts = torch.bincount(syn.classes.cpu(), minlength=subset.num_classes).tolist()
     if counts != [num] * subset.num_classes:
-        raise UserError(f"The distilled set of a stage has {counts} images of its classes, and the budget is made for {num} each; use a plain codec.")
+        raise UserError(
+            f"The distilled set of a stage has {counts} images of its classes, and the budget is "
+            f"made for {num} each; use a plain codec."
+        )
     syn = kept(syn, store)
     seconds = time.perf_counter() - start
     if folder is not None:
         files.make_folder(folder.parent)
-        facts = {"recipe": to_dict(replace(own, data=replace(own.data, root=None))), "seed": seed, "identity": identity, "seconds": seconds}
+        facts = {
+            "recipe": to_dict(replace(own, data=replace(own.data, root=None))),
+            "seed": seed,
+            "identity": identity,
+            "seconds": seconds,
+        }
         syn.save(folder, facts)
     return syn, seconds
 
 
-def _joined(piece: SyntheticSet, classes: list[int], before: SyntheticSet | None, data: Data) -> SyntheticSet:
+def _joined(
+    piece: SyntheticSet, classes: list[int], before: SyntheticSet | None, data: Data
+) -> SyntheticSet:
     """The memory so far, with the class numbers of the whole."""
     everything = list(range(data.num_classes))
-    sets, maps = ([piece], [classes]) if before is None else ([before, piece], [everything, classes])
+    sets, maps = (
+        ([piece], [classes]) if before is None else ([before, piece], [everything, classes])
+    )
     return merge(sets, maps, data.class_names)
 
 
 def _decoded(syn: SyntheticSet) -> SyntheticSet:
     """The same examples, preprocessed once."""
-    return replace(syn, tensors={"images": syn.batch(torch.arange(len(syn))).images.detach()}, codec=Identity(), space="model")
+    return replace(
+        syn,
+        tensors={"images": syn.batch(torch.arange(len(syn))).images.detach()},
+        codec=Identity(),
+        space="model",
+    )
 
 
 class _Balanced:
-    """Real images of a stage, and a memory that is repeated until its classes have as many examples as the stage's, on average and about."""
+    """Real images of a stage, and a memory that is repeated until its classes have as many examples
+    as the stage's, on average and about.
+    """
 
     def __init__(self, real: RealSet, num_new: int, memory: TrainingSet, num_old: int):
         times = max(1, round(len(real) / num_new / (len(memory) / num_old)))
         self.real, self.memory = real, memory
-        self.index = torch.cat([torch.arange(len(real)), len(real) + torch.arange(len(memory)).repeat(times)])
+        self.index = torch.cat(
+            [torch.arange(len(real)), len(real) + torch.arange(len(memory)).repeat(times)]
+        )
 
     def __len__(self) -> int:
         return len(self.index)
@@ -420,7 +586,9 @@ class _Balanced:
         """The examples at `index` (B,), those of the stage first."""
         index = self.index[index]
         new, old = index[index < len(self.real)], index[index >= len(self.real)] - len(self.real)
-        parts = [part.batch(own) for part, own in ((self.real, new), (self.memory, old)) if len(own)]
+        parts = [
+            part.batch(own) for part, own in ((self.real, new), (self.memory, old)) if len(own)
+        ]
         return Batch(torch.cat([p.images for p in parts]), torch.cat([p.targets for p in parts]))
 
 
@@ -434,23 +602,41 @@ def _choose_lr(
     validation = of_classes(whole.data.validation, seen)
     tried: list[tuple[float, list[float | None]]] = []
     seconds = 0.0
-    seeds = [whole.seed_of("search", repeat, stage, i) for i in range(whole.protocol.search_networks)]
+    seeds = [
+        whole.seed_of("search", repeat, stage, i) for i in range(whole.protocol.search_networks)
+    ]
     for lr in whole.rates:
 
         def search(lr: float = lr) -> dict[str, Any]:
-            return {"accuracies": [training.accuracy(whole.train(on, lr, s, steps, start), validation, whole.precision) for s in seeds]}
+            return {
+                "accuracies": [
+                    training.accuracy(
+                        whole.train(on, lr, s, steps, start), validation, whole.precision
+                    )
+                    for s in seeds
+                ]
+            }
 
-        found = whole.remember(f"search/{where}/{lr!r}", f"{label}, trying learning rate {lr:g}", search)
+        found = whole.remember(
+            f"search/{where}/{lr!r}", f"{label}, trying learning rate {lr:g}", search
+        )
         seconds += found["seconds"]
         tried.append((lr, found["accuracies"]))
     lr, diverged = best_rate(tried)
     if diverged:
-        log.say(f"warning: {label}: networks diverged at every learning rate that was tried, so {lr:g} is only the least bad")
+        log.say(
+            f"warning: {label}: networks diverged at every learning rate that was tried, so "
+            f"{lr:g} is only the least bad"
+        )
     return lr, seconds
 
 
 def _network_path(whole: _Run, where: str) -> Path | None:
-    return None if whole.work is None else whole.work / NETWORKS / f"{where.replace('/', '_')}.safetensors"
+    return (
+        None
+        if whole.work is None
+        else whole.work / NETWORKS / f"{where.replace('/', '_')}.safetensors"
+    )
 
 
 def _save_network(whole: _Run, where: str, network: nn.Module) -> None:
@@ -468,39 +654,72 @@ def _load_network(whole: _Run, where: str) -> nn.Module | None:
     state, metadata = files.read_tensors(path)
     if metadata.get("identity") != whole.identity:
         return None
-    network = build_model(whole.recipe.model, whole.data.image_shape, whole.data.num_classes, generator(0))
+    network = build_model(
+        whole.recipe.model, whole.data.image_shape, whole.data.num_classes, generator(0)
+    )
     network.load_state_dict(state)
     return network.to(whole.device).eval()
 
 
-def _statistics(values: Sequence[float | None], low: float = 0.0, high: float = 1.0) -> dict[str, Any]:
-    """Of values within `low` and `high`, one a repeat; those of networks that diverged are None, and do not count."""
+def _statistics(
+    values: Sequence[float | None], low: float = 0.0, high: float = 1.0
+) -> dict[str, Any]:
+    """Of values within `low` and `high`, one a repeat; those of networks that diverged are None,
+    and do not count.
+    """
     finite = counted(values)
     mean, std, ci95 = interval(finite, low, high)
     shown = [None if v is None else float(v) for v in values]
-    return {"mean": mean, "std": std, "ci95": ci95 and list(ci95), "diverged": len(values) - len(finite), "values": shown}
+    return {
+        "mean": mean,
+        "std": std,
+        "ci95": ci95 and list(ci95),
+        "diverged": len(values) - len(finite),
+        "values": shown,
+    }
 
 
-def _summary(whole: _Run, memory: str, found: list[dict[str, Any]], orders: list[list[list[int]]]) -> dict[str, Any]:
+def _summary(
+    whole: _Run, memory: str, found: list[dict[str, Any]], orders: list[list[list[int]]]
+) -> dict[str, Any]:
     """What continual.json says of a memory."""
     data = whole.data
     assert data.test is not None
-    tested = {name: len(members) for name, members in zip(data.class_names, data.test.members, strict=True)}
+    tested = {
+        name: len(members)
+        for name, members in zip(data.class_names, data.test.members, strict=True)
+    }
 
     def accuracy(right: Mapping[str, int] | None, names: Sequence[str]) -> float | None:
-        return None if right is None else sum(right[n] for n in names) / sum(tested[n] for n in names)
+        return (
+            None if right is None else sum(right[n] for n in names) / sum(tested[n] for n in names)
+        )
 
-    by_stage = [[accuracy(repeat["right"][t], list(repeat["right"][t] or ())) for repeat in found] for t in range(whole.config.stages)]
+    by_stage = [
+        [accuracy(repeat["right"][t], list(repeat["right"][t] or ())) for repeat in found]
+        for t in range(whole.config.stages)
+    ]
     matrices = []
     for repeat, order in zip(found, orders, strict=True):
         parts = [[data.class_names[c] for c in part] for part in order]
-        matrices.append([[accuracy(right, parts[s]) for s in range(t + 1)] for t, right in enumerate(repeat["right"])])
-    last = {name: _statistics([accuracy(repeat["right"][-1], [name]) for repeat in found]) for name in data.class_names}
+        matrices.append(
+            [
+                [accuracy(right, parts[s]) for s in range(t + 1)]
+                for t, right in enumerate(repeat["right"])
+            ]
+        )
+    last = {
+        name: _statistics([accuracy(repeat["right"][-1], [name]) for repeat in found])
+        for name in data.class_names
+    }
     num = None if memory == JOINT else images_per_class(memory, data, whole.recipe, whole.config)
     return {
         "images_per_class": num,
-        "bytes": data.bytes + CLASS_BYTES * len(data.train) if memory == JOINT else found[0]["bytes"],
-        "accuracy": [_statistics(values) for values in by_stage],  # after each stage, on all classes seen so far
+        "bytes": data.bytes + CLASS_BYTES * len(data.train)
+        if memory == JOINT
+        else found[0]["bytes"],
+        # after each stage, on all classes seen so far
+        "accuracy": [_statistics(values) for values in by_stage],
         "final": _statistics(by_stage[-1]),
         "final_by_class": last,
         "by_stage": matrices,  # of each repeat: after stage t on the classes of stage s
@@ -520,19 +739,47 @@ def plot(path: Path, result: Mapping[str, Any]) -> None:
     figure, axis = pyplot.subplots(figsize=(6.4, 4.2), layout="constrained")
     seen = np.array(result["classes_seen"], float)
     for i, (name, found) in enumerate(result["memories"].items()):
-        means = np.array([np.nan if stage["mean"] is None else 100 * stage["mean"] for stage in found["accuracy"]])
+        means = np.array(
+            [
+                np.nan if stage["mean"] is None else 100 * stage["mean"]
+                for stage in found["accuracy"]
+            ]
+        )
         errors = report.error_bars(found["accuracy"], "mean")
-        shift = 0.02 * (seen[-1] - seen[0]) / max(1, len(seen) - 1) * (i - len(result["memories"]) / 2)  # so that bars do not hide each other
+        # so that bars do not hide each other
+        shift = (
+            0.02 * (seen[-1] - seen[0]) / max(1, len(seen) - 1) * (i - len(result["memories"]) / 2)
+        )
         style = "--" if name == JOINT else "-"
-        of = "all real images" if found["images_per_class"] is None else f"{found['images_per_class']} per class"
-        axis.errorbar(seen + shift, means, errors, label=f"{name}, {of}", capsize=3, marker="o", linestyle=style, color=COLOURS.get(name))
+        of = (
+            "all real images"
+            if found["images_per_class"] is None
+            else f"{found['images_per_class']} per class"
+        )
+        axis.errorbar(
+            seen + shift,
+            means,
+            errors,
+            label=f"{name}, {of}",
+            capsize=3,
+            marker="o",
+            linestyle=style,
+            color=COLOURS.get(name),
+        )
     axis.set_xticks(seen)
     axis.set_ylim(0, 102)
     axis.set_xlabel("classes seen")
     repeats = result["config"]["repeats"]
     by = f"s,\n95 % interval by {report.interval_of(result)}" if repeats > 1 else ""
     axis.set_ylabel(f"test accuracy on them, %, {repeats} order{by}", fontsize=9)
-    axis.set_title(f"memory of {report.size(result['config']['budget'])}, strategy {result['config']['strategy']}", loc="left", fontsize=10)
+    axis.set_title(
+        (
+            f"memory of {report.size(result['config']['budget'])}, strategy "
+            f"{result['config']['strategy']}"
+        ),
+        loc="left",
+        fontsize=10,
+    )
     axis.legend(frameon=False, fontsize=9)
     axis.spines[["top", "right"]].set_visible(False)
     with files.replacing(path) as temporary:
@@ -541,13 +788,16 @@ def plot(path: Path, result: Mapping[str, Any]) -> None:
 
 
 def table(result: Mapping[str, Any]) -> Table:
-    """continual.json as a table for the terminal; ± is the sample standard deviation over repeats, mean that of all stages.
+    """continual.json as a table for the terminal; ± is the sample standard deviation over repeats,
+    mean that of all stages.
 
     Repeats whose network diverged do not count; where none is left, the table says so.
     """
 
     def percent(found: Mapping[str, Any]) -> str:
-        return report.percent(found["mean"]) + ("" if found["std"] is None else f" ± {100 * found['std']:.1f}")
+        return report.percent(found["mean"]) + (
+            "" if found["std"] is None else f" ± {100 * found['std']:.1f}"
+        )
 
     config = result["config"]
     title = f"class-incremental, {config['stages']} stages, {config['repeats']} orders, {config['strategy']}, {result['model']}"
@@ -558,17 +808,32 @@ def table(result: Mapping[str, Any]) -> Table:
         means = [stage["mean"] for stage in found["accuracy"]]
         stages = report.percent(None if None in means else float(np.mean(means)))
         num = "all" if found["images_per_class"] is None else str(found["images_per_class"])
-        shown.add_row(name, num, report.size(found["bytes"]), percent(found["final"]), stages, percent(found["forgetting"]))
+        shown.add_row(
+            name,
+            num,
+            report.size(found["bytes"]),
+            percent(found["final"]),
+            stages,
+            percent(found["forgetting"]),
+        )
     return shown
 
 
 def notes(result: Mapping[str, Any]) -> list[str]:
-    """What is to be said below the table: how the intervals of continual.json are made, and networks that diverged."""
+    """What is to be said below the table: how the intervals of continual.json are made, and
+    networks that diverged.
+    """
     repeats, lines = result["config"]["repeats"], []
     if repeats > 1:
-        lines.append(f"95 % intervals, in continual.json and its picture, are of the mean over orders, by {report.interval_of(result)}")
+        lines.append(
+            "95 % intervals, in continual.json and its picture, are of the mean over orders, by "
+            f"{report.interval_of(result)}"
+        )
     for name, found in result["memories"].items():
         for stage, entry in enumerate(found["accuracy"]):
             if num := entry.get("diverged"):
-                lines.append(f"warning: {num} of {repeats} networks of memory {name} diverged at stage {stage + 1} and do not count")
+                lines.append(
+                    f"warning: {num} of {repeats} networks of memory {name} diverged at stage "
+                    f"{stage + 1} and do not count"
+                )
     return lines

@@ -1,6 +1,8 @@
-"""What a distilled set gives away of the images that it was made from: its nearest real images, and a simple membership inference.
+"""What a distilled set gives away of the images that it was made from: its nearest real images, and
+a simple membership inference.
 
-Real images that nothing was trained on are measured the same way beside it, so that the numbers have something to be compared with.
+Real images that nothing was trained on are measured the same way beside it, so that the numbers
+have something to be compared with.
 """
 
 from collections.abc import Callable
@@ -23,13 +25,17 @@ from ddengine.system.rng import generator
 
 SENTENCE = "Distilled is not anonymous: nothing in distillation limits what a set gives away of the images that it was made from."
 CAUTION = (
-    "An AUC near 0.5 for attacks as simple as these is no proof of privacy: it is a mean over all members, in which a few copied ones hardly count; "
-    "stronger attacks (many shadow networks, the history of the distillation) may find members where these do not; and only a formal guarantee such "
+    "An AUC near 0.5 for attacks as simple as these is no proof of privacy: it is a mean over all "
+    "members, in which a few copied ones hardly count; "
+    "stronger attacks (many shadow networks, the history of the distillation) may find members "
+    "where these do not; and only a formal guarantee such "
     "as differential privacy bounds what any of them finds."
 )
 
-NEAR_COPY = 0.02  # root mean square of the pixel differences, of 1: 5 of 255 grey levels, which eyes hardly see
-MUCH_NEARER = 0.5  # nearest training image at less than this share of the distance of the nearest held-out one
+# root mean square of the pixel differences, of 1: 5 of 255 grey levels, which eyes hardly see
+NEAR_COPY = 0.02
+# nearest training image at less than this share of the distance of the nearest held-out one
+MUCH_NEARER = 0.5
 DRAWS = 10  # random halves of equal size, training and held-out, for the balanced comparison
 SAME = 1e-6  # distances that differ by less are equal
 CONTROL_SHARE = 5  # at most one in so many held-out images of a class becomes a control image
@@ -45,7 +51,9 @@ Rows = Callable[[Tensor], Tensor]  # indices (B,) -> points (B, D) float64
 
 @dataclass(frozen=True)
 class Near:
-    """Nearest pool images of each point, and nearest points of each pool image; all on the CPU, distances Euclidean in float64."""
+    """Nearest pool images of each point, and nearest points of each pool image; all on the CPU,
+    distances Euclidean in float64.
+    """
 
     index: Tensor  # (P,) int64
     distance: Tensor  # (P,)
@@ -55,11 +63,22 @@ class Near:
 
 
 @torch.no_grad()
-def neighbours(points: Rows, num: int, pool: Rows, size: int, draws: Tensor, own: int, *, block: int | None = None, chunk: int | None = None) -> Near:
-    """All distances between `num` points and `size` pool images, never more than a block of them in memory.
+def neighbours(
+    points: Rows,
+    num: int,
+    pool: Rows,
+    size: int,
+    draws: Tensor,
+    own: int,
+    *,
+    block: int | None = None,
+    chunk: int | None = None,
+) -> Near:
+    """All distances between `num` points and `size` pool images, never more than a block of them in
+    memory.
 
-    Distances come from a float64 matrix product, exact to about 1e-7 per root of a value; those of the nearest are computed once more from
-    differences, so that a copy is at distance 0.
+    Distances come from a float64 matrix product, exact to about 1e-7 per root of a value; those of
+    the nearest are computed once more from differences, so that a copy is at distance 0.
 
     Args:
         points: of indices within [0, num) their rows (B, D) float64.
@@ -73,13 +92,21 @@ def neighbours(points: Rows, num: int, pool: Rows, size: int, draws: Tensor, own
     """
     dim = points(torch.arange(1)).shape[1]
     chunk = chunk or max(1, MOST_POINTS // dim)
-    index, drawn = torch.zeros(num, dtype=torch.long), torch.full((len(draws), num), torch.inf, dtype=torch.float64)
-    distance, exact = torch.full((num,), torch.inf, dtype=torch.float64), torch.zeros(num, dtype=torch.float64)
+    index, drawn = (
+        torch.zeros(num, dtype=torch.long),
+        torch.full((len(draws), num), torch.inf, dtype=torch.float64),
+    )
+    distance, exact = (
+        torch.full((num,), torch.inf, dtype=torch.float64),
+        torch.zeros(num, dtype=torch.float64),
+    )
     to_own, to_rest = (torch.full((size,), torch.inf, dtype=torch.float64) for _ in range(2))
     for part in torch.arange(num).split(chunk):
         here, mine = points(part), int((part < own).sum())
         lengths = here.square().sum(1)
-        for place in torch.arange(size).split(block or max(1, min(CELLS // max(dim, len(part)), 8192))):
+        for place in torch.arange(size).split(
+            block or max(1, min(CELLS // max(dim, len(part)), 8192))
+        ):
             there = pool(place)
             squared = torch.addmm(lengths[:, None] + there.square().sum(1), here, there.T, alpha=-2)
             found = squared.clamp_(min=0).sqrt_().cpu()
@@ -105,20 +132,28 @@ def _unit(features: Tensor) -> Tensor:
 
 
 def _finite(features: Tensor) -> Tensor:
-    """The features. Raises UserError where they are not finite, because distances between such say nothing."""
+    """The features.
+
+    Raises UserError where they are not finite, because distances between such say nothing.
+    """
     if not features.isfinite().all():
         raise UserError(
-            "The network that embeds the images says nothing finite of some, because its training diverged; choose another with --model, "
+            "The network that embeds the images says nothing finite of some, because its training "
+            "diverged; choose another with --model, "
             "or fewer updates with --full_steps."
         )
     return features
 
 
-def _spaces(syn: SyntheticSet, data: Data, test: RealSet, control: Tensor, embed: Callable[[Tensor], Tensor]) -> dict[str, tuple[Rows, Rows, Rows]]:
-    """Of "pixels" and "embedding" the rows of points (the set, then control images of `test`), of training images, and of test images.
+def _spaces(
+    syn: SyntheticSet, data: Data, test: RealSet, control: Tensor, embed: Callable[[Tensor], Tensor]
+) -> dict[str, tuple[Rows, Rows, Rows]]:
+    """Of "pixels" and "embedding" the rows of points (the set, then control images of `test`), of
+    training images, and of test images.
 
-    Pixels are divided by the root of their number, so that distances are root mean squares; set pixels are clamped to what an image can be,
-    which moves them away from no real image. Embeddings have length 1: distances are the root of 2 - 2 cos, 0 to 2.
+    Pixels are divided by the root of their number, so that distances are root mean squares; set
+    pixels are clamped to what an image can be, which moves them away from no real image. Embeddings
+    have length 1: distances are the root of 2 - 2 cos, 0 to 2.
     """
     num, device = len(syn), data.train.device
 
@@ -134,10 +169,14 @@ def _spaces(syn: SyntheticSet, data: Data, test: RealSet, control: Tensor, embed
         return values.to(device).flatten(1).double() / values[0].numel() ** 0.5
 
     def of_real_pixels(real: RealSet) -> Rows:
-        return lambda index: pixel_rows(real.pixels.index_select(0, index.to(real.device)).double() / 255)
+        return lambda index: pixel_rows(
+            real.pixels.index_select(0, index.to(real.device)).double() / 255
+        )
 
     def features(images: Rows) -> Rows:
-        return lambda index: torch.cat([_unit(_finite(embed(images(few)))) for few in index.split(BATCH)])
+        return lambda index: torch.cat(
+            [_unit(_finite(embed(images(few)))) for few in index.split(BATCH)]
+        )
 
     set_features = features(lambda index: syn.batch(index).images.to(device))
     return {
@@ -151,7 +190,9 @@ def _spaces(syn: SyntheticSet, data: Data, test: RealSet, control: Tensor, embed
 # Which images are compared.
 
 
-def _by_class(labels: Tensor, counts: list[int], among: Tensor, *names: str | int, seed: int) -> Tensor:
+def _by_class(
+    labels: Tensor, counts: list[int], among: Tensor, *names: str | int, seed: int
+) -> Tensor:
     """Random indices of `labels` (N,), `counts[c]` of class c, from where `among` (N,) is true."""
     rng = generator(seed, "privacy", *names)
     chosen = []
@@ -178,8 +219,9 @@ def auc(members: np.ndarray, others: np.ndarray) -> dict[str, Any]:
         others: (m,) scores.
 
     Returns:
-        {"auc": probability that a member scores higher, ties half; "ci95" by Hanley & McNeil (1982), of no width at an AUC of 0 or 1;
-        "tpr_at_1_fpr": share of members above the threshold that at most 1 % of the others reach; "n": [n, m]}.
+        {"auc": probability that a member scores higher, ties half; "ci95" by Hanley & McNeil
+        (1982), of no width at an AUC of 0 or 1; "tpr_at_1_fpr": share of members above the
+        threshold that at most 1 % of the others reach; "n": [n, m]}.
     """
     n, m = len(members), len(others)
     ranks = scipy.stats.rankdata(np.concatenate((members, others)))
@@ -190,18 +232,27 @@ def auc(members: np.ndarray, others: np.ndarray) -> dict[str, Any]:
     # the score that just too many others reach: only what lies above it counts
     threshold = np.sort(others)[::-1][m // 100]
     tpr = float((members > threshold).mean())
-    return {"auc": area, "ci95": [max(0.0, area - half), min(1.0, area + half)], "tpr_at_1_fpr": tpr, "n": [n, m]}
+    return {
+        "auc": area,
+        "ci95": [max(0.0, area - half), min(1.0, area + half)],
+        "tpr_at_1_fpr": tpr,
+        "n": [n, m],
+    }
 
 
 @torch.no_grad()
 def _losses(network: nn.Module, real: RealSet, index: Tensor) -> np.ndarray:
-    """Cross-entropy of the network, in evaluation mode, with the classes of images at `index`: (n,)."""
+    """Cross-entropy of the network, in evaluation mode, with the classes of images at `index`:
+    (n,).
+    """
     training = network.training
     network.eval()
     parts = []
     for few in index.split(BATCH):
         images, labels = real.batch(few)
-        parts.append(nn.functional.cross_entropy(network(images).double(), labels, reduction="none").cpu())
+        parts.append(
+            nn.functional.cross_entropy(network(images).double(), labels, reduction="none").cpu()
+        )
     network.train(training)
     return torch.cat(parts).numpy()
 
@@ -218,13 +269,22 @@ def _ratio(train: Tensor, held: Tensor) -> Tensor:
     return torch.where((train <= SAME) & (held <= SAME), 1.0, train / held)
 
 
-def _statistics(train: Near, held: Near, which: slice, expected: float, rng: np.random.Generator, *, pixels: bool) -> dict[str, Any]:
+def _statistics(
+    train: Near,
+    held: Near,
+    which: slice,
+    expected: float,
+    rng: np.random.Generator,
+    *,
+    pixels: bool,
+) -> dict[str, Any]:
     """Medians and counts of the points `which`."""
     near, far = train.distance[which], held.distance[which]
     ratio = _ratio(near, far)
     first = torch.where((near - far).abs() <= SAME, 0.5, (near < far).double())
     draws = train.drawn[:, which] - held.drawn[:, which]
-    each = torch.where(draws.abs() <= SAME, 0.5, (draws < 0).double()).mean(0).numpy()  # of each point, over the draws
+    # of each point, over the draws
+    each = torch.where(draws.abs() <= SAME, 0.5, (draws < 0).double()).mean(0).numpy()
     means = np.array([each[rng.integers(len(each), size=len(each))].mean() for _ in range(1000)])
     found: dict[str, Any] = {
         "images": len(near),
@@ -252,64 +312,96 @@ def measure(
     block: int | None = None,
     chunk: int | None = None,
 ) -> dict[str, Any]:
-    """How near a set is to the images it was made from, and how well members can be told from others by it; the content of privacy.json.
+    """How near a set is to the images it was made from, and how well members can be told from
+    others by it; the content of privacy.json.
 
-    Members are the images of `data.train`; held out are those of `data.test`, which neither distillation nor `embed` may have seen (the validation
-    split is left alone). Some held-out images, as many as the set has of each class but at most one in 5, are taken out and treated as
-    if they were the set: the control. What its numbers differ from chance by is not the doing of the set: the two splits differ, or `embed`
-    remembers its own training images.
+    Members are the images of `data.train`; held out are those of `data.test`, which neither
+    distillation nor `embed` may have seen (the validation split is left alone). Some held-out
+    images, as many as the set has of each class but at most one in 5, are taken out and treated as
+    if they were the set: the control. What its numbers differ from chance by is not the doing of
+    the set: the two splits differ, or `embed` remembers its own training images.
 
-    Nearest images: distances in pixels are root mean squares of differences of values in [0, 1]; those in the embedding are between vectors of
-    length 1, the root of 2 - 2 cos. A near copy is a distilled image at less than 0.02 from a training image; it is "much nearer" when
-    its nearest training image is at less than half the distance of the nearest held-out one. The share of images whose nearest real image is a
-    training image is given among all, where chance is the share of training images, and balanced: among equally many training and held-out images
-    of each class, the mean over 10 random draws, with a 95 % bootstrap interval over the distilled images. Equal distances count half. Where there
-    are fewer held-out images than members, draws leave most copied members out: the share among all is then the one that shows copies.
+    Nearest images: distances in pixels are root mean squares of differences of values in [0, 1];
+    those in the embedding are between vectors of length 1, the root of 2 - 2 cos. A near copy is a
+    distilled image at less than 0.02 from a training image; it is "much nearer" when its nearest
+    training image is at less than half the distance of the nearest held-out one. The share of
+    images whose nearest real image is a training image is given among all, where chance is the
+    share of training images, and balanced: among equally many training and held-out images of each
+    class, the mean over 10 random draws, with a 95 % bootstrap interval over the distilled images.
+    Equal distances count half. Where there are fewer held-out images than members, draws leave most
+    copied members out: the share among all is then the one that shows copies.
 
-    Membership inference: the negative distance to the nearest distilled image, in pixels and in the embedding, and the negative loss of
-    `network_on_set` (Yeom et al., CSF 2018), on equally many members and others of each class; 0.5 is chance. The control attack is the same one by
-    the distance to control images.
+    Membership inference: the negative distance to the nearest distilled image, in pixels and in the
+    embedding, and the negative loss of `network_on_set` (Yeom et al., CSF 2018), on equally many
+    members and others of each class; 0.5 is chance. The control attack is the same one by the
+    distance to control images.
 
     Args:
         syn: the set, for images of the shape of the data.
         data: with its test split, on one device with the set.
-        embed: preprocessed images (B, C, H, W) -> features (B, D), of a network in evaluation mode trained on `data.train`.
-        network_on_set: a network trained on the set, as it came out; None leaves out that attack, as does one that diverged.
+        embed: preprocessed images (B, C, H, W) -> features (B, D), of a network in evaluation mode
+            trained on `data.train`.
+        network_on_set: a network trained on the set, as it came out; None leaves out that attack,
+            as does one that diverged.
         seed: decides all draws.
         shown: distilled images that are listed one by one, those nearest to a training image first.
         block: real images compared at a time; None: as many as suit the memory.
         chunk: distilled images compared at a time.
 
     Raises:
-        UserError: no test split, images of another shape or number of classes, or an embedding that is not finite.
+        UserError: no test split, images of another shape or number of classes, or an embedding that
+            is not finite.
     """
     test = data.test
     if test is None:
         raise UserError(
-            "The privacy picture compares with images that distillation has not seen, and no test split is loaded; load the data with it."
+            "The privacy picture compares with images that distillation has not seen, and no test "
+            "split is loaded; load the data with it."
         )
     shape = tuple(syn.pixels(torch.arange(1)).shape[1:])
     if shape != data.image_shape or len(syn.class_names) != data.num_classes:
         raise UserError(
-            f"The set has images of {shape} in {len(syn.class_names)} classes and the data have {data.image_shape} in {data.num_classes}; "
+            f"The set has images of {shape} in {len(syn.class_names)} classes and the data have "
+            f"{data.image_shape} in {data.num_classes}; "
             "name the data that the set was distilled from."
         )
     num, classes = len(syn), syn.classes[syn.source].cpu()
     train_labels, test_labels = data.train.labels.cpu(), test.labels.cpu()
-    every, in_test = torch.ones(len(train_labels), dtype=torch.bool), test_labels.bincount(minlength=data.num_classes).tolist()
-    wanted = [min(w, t // CONTROL_SHARE) for w, t in zip(classes.bincount(minlength=data.num_classes).tolist(), in_test, strict=True)]
-    control = _by_class(test_labels, wanted, torch.ones(len(test_labels), dtype=torch.bool), "control", seed=seed)
+    every, in_test = (
+        torch.ones(len(train_labels), dtype=torch.bool),
+        test_labels.bincount(minlength=data.num_classes).tolist(),
+    )
+    wanted = [
+        min(w, t // CONTROL_SHARE)
+        for w, t in zip(classes.bincount(minlength=data.num_classes).tolist(), in_test, strict=True)
+    ]
+    control = _by_class(
+        test_labels, wanted, torch.ones(len(test_labels), dtype=torch.bool), "control", seed=seed
+    )
     held = (~_mask(control, len(test_labels))).nonzero().flatten()  # indices of what stays held out
     free, held_labels = torch.ones(len(held), dtype=torch.bool), test_labels[held]
     if len(held) == 0:
-        raise UserError("The test split is empty, and the privacy picture compares with images that distillation has not seen; give it some.")
+        raise UserError(
+            "The test split is empty, and the privacy picture compares with images that "
+            "distillation has not seen; give it some."
+        )
 
-    pairs = zip(train_labels.bincount(minlength=data.num_classes), held_labels.bincount(minlength=data.num_classes), strict=True)
+    pairs = zip(
+        train_labels.bincount(minlength=data.num_classes),
+        held_labels.bincount(minlength=data.num_classes),
+        strict=True,
+    )
     equal = [int(min(a, b)) for a, b in pairs]
     if sum(equal) == 0:
-        raise UserError("No class has both training and test images, so members cannot be compared with others; check the labels of the splits.")
+        raise UserError(
+            "No class has both training and test images, so members cannot be compared with "
+            "others; check the labels of the splits."
+        )
     draws = [
-        (_by_class(train_labels, equal, every, "train", i, seed=seed), _by_class(held_labels, equal, free, "held out", i, seed=seed))
+        (
+            _by_class(train_labels, equal, every, "train", i, seed=seed),
+            _by_class(held_labels, equal, free, "held out", i, seed=seed),
+        )
         for i in range(DRAWS)
     ]
     members, others = draws[0]  # of membership inference
@@ -323,29 +415,67 @@ def measure(
     membership: list[dict[str, Any]] = []
     for space, (points, of_train, of_test) in _spaces(syn, data, test, control, embed).items():
         total = num + len(control)
-        a = neighbours(points, total, of_train, len(train_labels), in_train, num, block=block, chunk=chunk)
-        b = neighbours(points, total, lambda index, rows=of_test: rows(held[index]), len(held), in_held, num, block=block, chunk=chunk)
+        a = neighbours(
+            points, total, of_train, len(train_labels), in_train, num, block=block, chunk=chunk
+        )
+        b = neighbours(
+            points,
+            total,
+            lambda index, rows=of_test: rows(held[index]),
+            len(held),
+            in_held,
+            num,
+            block=block,
+            chunk=chunk,
+        )
         near[space] = a, b
-        rng = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator(seed, "privacy", "bootstrap", space))))
-        statistics[space] = {name: _statistics(a, b, which, expected, rng, pixels=space == "pixels") for name, which in groups.items()}
-        attack: dict[str, Any] = {"score": f"distance, {space}", **auc(-a.to_own[members].numpy(), -b.to_own[others].numpy()), "control": None}
+        rng = np.random.default_rng(
+            int(
+                torch.randint(2**62, (1,), generator=generator(seed, "privacy", "bootstrap", space))
+            )
+        )
+        statistics[space] = {
+            name: _statistics(a, b, which, expected, rng, pixels=space == "pixels")
+            for name, which in groups.items()
+        }
+        attack: dict[str, Any] = {
+            "score": f"distance, {space}",
+            **auc(-a.to_own[members].numpy(), -b.to_own[others].numpy()),
+            "control": None,
+        }
         if len(control):
             attack["control"] = auc(-a.to_rest[members].numpy(), -b.to_rest[others].numpy())
         membership.append(attack)
     if network_on_set is not None:
-        of_members, of_others = _losses(network_on_set, data.train, members), _losses(network_on_set, test, held[others])
+        of_members, of_others = (
+            _losses(network_on_set, data.train, members),
+            _losses(network_on_set, test, held[others]),
+        )
         if np.isfinite(of_members).all() and np.isfinite(of_others).all():
-            membership.append({"score": "loss of the network", **auc(-of_members, -of_others), "control": None})
+            membership.append(
+                {"score": "loss of the network", **auc(-of_members, -of_others), "control": None}
+            )
         else:
-            say("warning: the network that was trained on the set diverged, so the attack by its loss is left out")
+            say(
+                "warning: the network that was trained on the set diverged, so the attack by its "
+                "loss is left out"
+            )
 
     def listed(i: int) -> dict[str, Any]:
         found: dict[str, Any] = {"image": i, "class": int(classes[i])}
         for space, (a, b) in near.items():
             at, away = int(a.index[i]), int(held[b.index[i]])
             found[space] = {
-                "train": {"index": at, "class": int(train_labels[at]), "distance": float(a.distance[i])},
-                "held_out": {"index": away, "class": int(test_labels[away]), "distance": float(b.distance[i])},
+                "train": {
+                    "index": at,
+                    "class": int(train_labels[at]),
+                    "distance": float(a.distance[i]),
+                },
+                "held_out": {
+                    "index": away,
+                    "class": int(test_labels[away]),
+                    "distance": float(b.distance[i]),
+                },
                 "ratio": _number(float(_ratio(a.distance[i], b.distance[i]))),
             }
         return found
@@ -370,10 +500,14 @@ def measure(
 # Shown.
 
 
-def picture(path: Path, syn: SyntheticSet, data: Data, result: dict[str, Any], most: int = 10) -> None:
-    """A PNG with a column for each of the distilled images nearest to training images, at most `most`: it, and its nearest real images below.
+def picture(
+    path: Path, syn: SyntheticSet, data: Data, result: dict[str, Any], most: int = 10
+) -> None:
+    """A PNG with a column for each of the distilled images nearest to training images, at most
+    `most`: it, and its nearest real images below.
 
-    Rows: distilled; nearest training image in pixels; in the embedding; nearest held-out image in pixels. Distances are written below.
+    Rows: distilled; nearest training image in pixels; in the embedding; nearest held-out image in
+    pixels. Distances are written below.
     """
     import matplotlib
 
@@ -394,12 +528,20 @@ def picture(path: Path, syn: SyntheticSet, data: Data, result: dict[str, Any], m
         for line, (_, real, (space, split)) in enumerate(rows):
             axis = axes[line, column]
             if real is None:
-                image, text = syn.pixels(torch.tensor([entry["image"]]))[0].clamp(0, 1).cpu(), data.class_names[entry["class"]]
+                image, text = (
+                    syn.pixels(torch.tensor([entry["image"]]))[0].clamp(0, 1).cpu(),
+                    data.class_names[entry["class"]],
+                )
             else:
                 found = entry[space][split]
                 image = real.pixels[found["index"]].float().cpu() / 255
                 text = f"{data.class_names[found['class']]}, {found['distance']:.3f}"
-            axis.imshow(image.permute(1, 2, 0).expand(-1, -1, 3).numpy(), interpolation="nearest", vmin=0, vmax=1)
+            axis.imshow(
+                image.permute(1, 2, 0).expand(-1, -1, 3).numpy(),
+                interpolation="nearest",
+                vmin=0,
+                vmax=1,
+            )
             axis.set_xlabel(text, fontsize=7)
             axis.set_xticks([])
             axis.set_yticks([])
@@ -414,7 +556,9 @@ HEADS = ("", "distilled", "control", "by chance")
 
 
 def lines(result: dict[str, Any]) -> list[tuple[str, str, str, str]]:
-    """What `measure` returns in words and numbers, under HEADS: a line a number, beside it the control and what chance would give."""
+    """What `measure` returns in words and numbers, under HEADS: a line a number, beside it the
+    control and what chance would give.
+    """
     found: list[tuple[str, str, str, str]] = []
 
     def line(name: str, own: str, control: str = "-", chance: str = "-") -> None:
@@ -424,24 +568,55 @@ def lines(result: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     for space, both in result["neighbours"].items():
         own, control = both["distilled"], both.get("control")
 
-        def cells(key: str, form: Callable[[Any], str], own: dict[str, Any] = own, control: dict[str, Any] | None = control) -> tuple[str, str]:
-            return tuple("-" if of is None or of[key] is None else form(of[key]) for of in (own, control))  # type: ignore[return-value]
+        def cells(
+            key: str,
+            form: Callable[[Any], str],
+            own: dict[str, Any] = own,
+            control: dict[str, Any] | None = control,
+        ) -> tuple[str, str]:
+            return tuple(
+                "-" if of is None or of[key] is None else form(of[key]) for of in (own, control)
+            )  # type: ignore[return-value]
 
-        line(f"nearest images, {space}", f"{own['images']} images", f"{control['images']} images" if control else "-", "")
+        line(
+            f"nearest images, {space}",
+            f"{own['images']} images",
+            f"{control['images']} images" if control else "-",
+            "",
+        )
         if "near_copies" in own:
             line(f"  near copies (RMS < {result['near_copy_rms']:g})", *cells("near_copies", str))
         line("  much nearer to train", *cells("much_nearer", str))
         line("  median distance to train", *cells("median_train", number))
         line("  median distance to held out", *cells("median_held_out", number))
-        line("  nearest is in train", *cells("nearest_in_train", percent), percent(own["nearest_in_train_by_chance"]))
+        line(
+            "  nearest is in train",
+            *cells("nearest_in_train", percent),
+            percent(own["nearest_in_train_by_chance"]),
+        )
         low, high = own["balanced_ci95"]
         of_set, of_control = cells("balanced_nearest_in_train", percent)
-        line("  the same, balanced", f"{of_set} ({100 * low:.0f} to {100 * high:.0f})", of_control, percent(own["balanced_by_chance"]))
+        line(
+            "  the same, balanced",
+            f"{of_set} ({100 * low:.0f} to {100 * high:.0f})",
+            of_control,
+            percent(own["balanced_by_chance"]),
+        )
     for attack in result["membership"]:
         low, high = attack["ci95"]
         other = attack["control"]
-        line(f"AUC, {attack['score']}", f"{attack['auc']:.2f} ({low:.2f} to {high:.2f})", f"{other['auc']:.2f}" if other else "-", "0.50")
-        line("  found at 1 % false alarms", f"{attack['tpr_at_1_fpr']:.1%}", f"{other['tpr_at_1_fpr']:.1%}" if other else "-", "1.0%")
+        line(
+            f"AUC, {attack['score']}",
+            f"{attack['auc']:.2f} ({low:.2f} to {high:.2f})",
+            f"{other['auc']:.2f}" if other else "-",
+            "0.50",
+        )
+        line(
+            "  found at 1 % false alarms",
+            f"{attack['tpr_at_1_fpr']:.1%}",
+            f"{other['tpr_at_1_fpr']:.1%}" if other else "-",
+            "1.0%",
+        )
     return found
 
 
@@ -452,7 +627,9 @@ def title(result: dict[str, Any]) -> str:
 
 def table(result: dict[str, Any]) -> Table:
     """`lines` for the terminal, the note below."""
-    shown = Table(title=title(result), title_justify="left", caption=result["note"], caption_justify="left")
+    shown = Table(
+        title=title(result), title_justify="left", caption=result["note"], caption_justify="left"
+    )
     for head in HEADS:
         shown.add_column(head, justify="right" if head else "left", no_wrap=True)
     for cells in lines(result):

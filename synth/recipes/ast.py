@@ -1,8 +1,9 @@
 """AST: alignment with smooth and high-quality expert trajectories. Shen et al., arXiv 2310.10541.
 
-Values: distill.sh and the README of the released repository, the six cells they have. Its published accuracies were not found. The released code
-reports the maximum over test evaluations during training; the protocol "ast" keeps its schedule and reports the last. The optimiser of the
-experts, their clipping loss and their gradient penalty are those that its README recommends.
+Values: distill.sh and the README of the released repository, the six cells they have. Its published
+accuracies were not found. The released code reports the maximum over test evaluations during
+training; the protocol "ast" keeps its schedule and reports the last. The optimiser of the experts,
+their clipping loss and their gradient penalty are those that its README recommends.
 """
 
 from dataclasses import replace
@@ -42,7 +43,9 @@ def _cell(
 
 def _published() -> list[Recipe]:
     script = "From distill.sh; the README's command for this cell differs, see the variant _readme."
-    readme = "From the README; distill.sh has other values for this cell, see the one without _readme."
+    readme = (
+        "From the README; distill.sh has other values for this cell, see the one without _readme."
+    )
     either = "The two sources give pixel rate 100 or 1000 and learning rate's rate 1e-6 or 1e-5; the smaller ones are taken."
     return [
         _cell(
@@ -68,7 +71,8 @@ def _published() -> list[Recipe]:
 def _small() -> list[Recipe]:
     """MTT's small cells with all of this method's parts.
 
-    The clipping loss takes the same share of the shorter training; the learned rate moves slower, because the heavy ball multiplies its gradient.
+    The clipping loss takes the same share of the shorter training; the learned rate moves slower,
+    because the heavy ball multiplies its gradient.
     """
     return [
         replace(

@@ -19,10 +19,19 @@ from ddengine.sets.codec import Identity
 from synth.trajectory import TrajectoryMatching
 
 SUBSETS = ("imagenette", "imagewoof", "imagefruit", "imagemeow", "imagesquawk", "imageyellow")
-DEPTH = {"cifar10": 3, "cifar100": 3, "tiny_imagenet": 4, "imagenet": 4, **dict.fromkeys(SUBSETS, 5)}  # of the ConvNet
+# of the ConvNet
+DEPTH = {
+    "cifar10": 3,
+    "cifar100": 3,
+    "tiny_imagenet": 4,
+    "imagenet": 4,
+    **dict.fromkeys(SUBSETS, 5),
+}
 SIZE = {"imagenet": (64, 64), **dict.fromkeys(SUBSETS, (128, 128))}
 CLASS_FOLDERS = "Give --data.root a folder with train/WNID/* and val/WNID/*, which are ILSVRC2012's class folders (all, or those of the ten classes)."
-RESIZED = "The released pipeline squashes images without antialiasing; this engine squashes them with it."
+RESIZED = (
+    "The released pipeline squashes images without antialiasing; this engine squashes them with it."
+)
 FILES = {
     "tiny_imagenet": "Give --data.root the folder tiny-imagenet-200 as it is distributed.",
     **dict.fromkeys(("imagenet", *SUBSETS), f"{CLASS_FOLDERS} {RESIZED}"),
@@ -31,7 +40,11 @@ FILES = {
 
 def figure(mean_std: tuple[float, float] | None, source: str) -> Published | None:
     """A figure in % as a fraction; None where there is none."""
-    return Published(accuracy=mean_std[0] / 100, std=mean_std[1] / 100, source=source) if mean_std else None
+    return (
+        Published(accuracy=mean_std[0] / 100, std=mean_std[1] / 100, source=source)
+        if mean_std
+        else None
+    )
 
 
 def cell(
@@ -55,7 +68,9 @@ def cell(
     note: str = "",
     **outer: Any,
 ) -> Recipe:
-    """A published cell: the whole training split, ConvNet of width 128, SGD on pixels and learning rate."""
+    """A published cell: the whole training split, ConvNet of width 128, SGD on pixels and learning
+    rate.
+    """
     return Recipe(
         name=f"{method}/{dataset}_ipc{ipc}{variant}",
         cites=cites,

@@ -1,9 +1,10 @@
 """DATM: difficulty-aligned trajectory matching. Guo et al., ICLR 2024, arXiv 2310.05773.
 
-Values: the released configurations (configs/*.yaml): 10000 outer steps, ZCA everywhere, experts of 100 epochs with GSAM (rho 0.01, alpha 0.3),
-learned labels with momentum 0.9, update gate. The authors refer to the paper's table where it differs. The decay of running averages in every
-released configuration is dead and left out. A set carries 10 to 200 soft labels per image: the row "random_soft" is what such labels do for
-random images.
+Values: the released configurations (configs/*.yaml): 10000 outer steps, ZCA everywhere, experts of
+100 epochs with GSAM (rho 0.01, alpha 0.3), learned labels with momentum 0.9, update gate. The
+authors refer to the paper's table where it differs. The decay of running averages in every released
+configuration is dead and left out. A set carries 10 to 200 soft labels per image: the row
+"random_soft" is what such labels do for random images.
 """
 
 from dataclasses import replace
@@ -67,7 +68,9 @@ def _published() -> list[Recipe]:
 
 
 def _small() -> list[Recipe]:
-    """MTT's small cells with this method's parts; the window doubles over the first half of the run."""
+    """MTT's small cells with this method's parts; the window doubles over the first half of the
+    run.
+    """
     small = []
     for recipe in mtt.fashion():
         high, steps = recipe.objective.window.high, recipe.outer.steps
@@ -80,10 +83,16 @@ def _small() -> list[Recipe]:
                 buffer=replace(recipe.buffer, step=Gsam(sgd=recipe.buffer.step)),
                 init=CORRECT,
                 targets=LABELS,
-                objective=replace(recipe.objective, window=GrowingWindow(first=high // 2, high=high, grow=steps // 2)),
+                objective=replace(
+                    recipe.objective,
+                    window=GrowingWindow(first=high // 2, high=high, grow=steps // 2),
+                ),
                 outer=replace(
                     recipe.outer,
-                    optim={**recipe.outer.optim, "logits": OptimConfig(lr=5.0 if one else 2.0, momentum=0.9)},
+                    optim={
+                        **recipe.outer.optim,
+                        "logits": OptimConfig(lr=5.0 if one else 2.0, momentum=0.9),
+                    },
                     max_loss=1.1 if one else 1.0,
                 ),
             )

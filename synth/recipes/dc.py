@@ -1,16 +1,22 @@
 """DC, DSA, DCC and DSAC: gradient matching.
 
-DC: Zhao et al., ICLR 2021, arXiv 2006.05929. DSA, which is DC with siamese augmentation: Zhao & Bilen, ICML 2021, arXiv 2102.08259. DCC and
-DSAC, which are the two with gradients summed over classes: Lee et al., ICML 2022.
+DC: Zhao et al., ICLR 2021, arXiv 2006.05929. DSA, which is DC with siamese augmentation: Zhao &
+Bilen, ICML 2021, arXiv 2102.08259. DCC and DSAC, which are the two with gradients summed over
+classes: Lee et al., ICML 2022.
 
-Values: the authors' code and README (github.com/VICO-UoE/DatasetCondensation, main.py; github.com/Saehyung-Lee/DCC). All cells: 1000 networks (DC's
-released loop makes 1001), 256 real images per class, SGD with rate 0.1 and momentum 0.5 on normalised pixels. Steps per network and epochs between
-them are left to synth.networks.loop_counts, which is the published table, so that they follow another --ipc, while --outer.steps must be given with
-it. DCC and DSAC have a row of their own for one image per class, whose networks are trained, and begin class by class in the first 250 networks.
+Values: the authors' code and README (github.com/VICO-UoE/DatasetCondensation, main.py;
+github.com/Saehyung-Lee/DCC). All cells: 1000 networks (DC's released loop makes 1001), 256 real
+images per class, SGD with rate 0.1 and momentum 0.5 on normalised pixels. Steps per network and
+epochs between them are left to synth.networks.loop_counts, which is the published table, so that
+they follow another --ipc, while --outer.steps must be given with it. DCC and DSAC have a row of
+their own for one image per class, whose networks are trained, and begin class by class in the first
+250 networks.
 
-Differs from the released code: networks and batches follow from the seed, not from the clock. The evaluation of DC on MNIST shifts, scales or
-rotates, by one of them per batch, not per image, and scales by 1 / 1.2 to 1.2, not by 0.8 to 1.2. Figures: mean ± std over 5 sets of 20 networks
-each, evaluated at the end; here a run is one set. The released sets of DC and DSA are one network newer than their figures.
+Differs from the released code: networks and batches follow from the seed, not from the clock. The
+evaluation of DC on MNIST shifts, scales or rotates, by one of them per batch, not per image, and
+scales by 1 / 1.2 to 1.2, not by 0.8 to 1.2. Figures: mean ± std over 5 sets of 20 networks each,
+evaluated at the end; here a run is one set. The released sets of DC and DSA are one network newer
+than their figures.
 """
 
 from dataclasses import replace
@@ -29,7 +35,8 @@ DSAC_CITES = ("zhao2021dc", "zhao2021dsa", "lee2022dcc")
 NETWORKS = 1000
 README = "the authors' README (means) and KIP's table 1"
 FOLLOWS = "With another --ipc the steps per network follow; --outer.steps is 1000 times those."
-FIGURES: dict[str, dict[str, tuple[Figure, Figure, Figure]]] = {  # for 1, 10 and 50 images per class
+# for 1, 10 and 50 images per class
+FIGURES: dict[str, dict[str, tuple[Figure, Figure, Figure]]] = {
     "dc": {
         "mnist": ((91.7, 0.5), (97.4, 0.2), (98.8, 0.1)),
         "fashion_mnist": ((70.5, 0.6), (82.3, 0.4), (83.6, 0.4)),
@@ -44,12 +51,22 @@ FIGURES: dict[str, dict[str, tuple[Figure, Figure, Figure]]] = {  # for 1, 10 an
         "cifar10": ((28.8, 0.7), (52.1, 0.5), (60.6, 0.5)),
         "cifar100": ((13.9, 0.3), (32.3, 0.3), (42.8, 0.4)),
     },
-    "dcc": {"cifar10": ((32.9, 0.8), (49.4, 0.5), (61.6, 0.4)), "cifar100": ((13.3, 0.3), (30.6, 0.4), (40.0, 0.3))},
-    "dsac": {"cifar10": ((34.0, 0.7), (54.5, 0.5), (64.2, 0.4)), "cifar100": ((14.6, 0.3), None, (39.3, 0.4))},
+    "dcc": {
+        "cifar10": ((32.9, 0.8), (49.4, 0.5), (61.6, 0.4)),
+        "cifar100": ((13.3, 0.3), (30.6, 0.4), (40.0, 0.3)),
+    },
+    "dsac": {
+        "cifar10": ((34.0, 0.7), (54.5, 0.5), (64.2, 0.4)),
+        "cifar100": ((14.6, 0.3), None, (39.3, 0.4)),
+    },
 }
 MISSING = {
     ("dc", "cifar100", 50): "No published figure: the tables leave this cell empty.",
-    ("dsac", "cifar100", 10): "No published figure: the table that was read repeats the figure for one image per class here, by mistake.",
+    (
+        "dsac",
+        "cifar100",
+        10,
+    ): "No published figure: the table that was read repeats the figure for one image per class here, by mistake.",
 }
 
 
@@ -57,21 +74,34 @@ def _evaluation(method: str, dataset: str) -> EvalConfig:
     if method in ("dsa", "dsac"):
         return replace(PROTOCOLS["dsa"], augment=strategy(dataset))
     if dataset == "mnist":
-        return replace(PROTOCOLS["dc"], epochs=1000, augment=AugmentConfig(ops=("crop", "scale", "rotate"), rotate=45.0))
+        return replace(
+            PROTOCOLS["dc"],
+            epochs=1000,
+            augment=AugmentConfig(ops=("crop", "scale", "rotate"), rotate=45.0),
+        )
     return PROTOCOLS["dc"]
 
 
 def _published() -> list[Recipe]:
     cells = []
-    for method, cites in (("dc", CITES), ("dsa", DSA_CITES), ("dcc", DCC_CITES), ("dsac", DSAC_CITES)):
+    for method, cites in (
+        ("dc", CITES),
+        ("dsa", DSA_CITES),
+        ("dcc", DCC_CITES),
+        ("dsac", DSAC_CITES),
+    ):
         summed, augmented = method in ("dcc", "dsac"), method in ("dsa", "dsac")
         for dataset, figures in FIGURES[method].items():
             for ipc, published in zip((1, 10, 50), figures, strict=True):
                 own = summed and ipc == 1
                 networks = OnSynthetic(steps=10, epochs=5) if own else OnSynthetic()
-                objective = GradientMatching(networks=networks, augment=strategy(dataset) if augmented else NONE)
+                objective = GradientMatching(
+                    networks=networks, augment=strategy(dataset) if augmented else NONE
+                )
                 if summed:
-                    objective = replace(objective, classes="sum", warmup_networks=250, warmup_steps=10)
+                    objective = replace(
+                        objective, classes="sum", warmup_networks=250, warmup_steps=10
+                    )
                 cells.append(
                     cell(
                         method, cites, dataset, ipc, objective=objective, steps=NETWORKS * (networks.steps or loop_counts(ipc)[0]), lr_img=0.1,
@@ -96,7 +126,17 @@ def _small() -> list[Recipe]:
             ("dcc", DCC_CITES, dcc, InitConfig()),
             ("dsac", DSAC_CITES, replace(dcc, augment=dsa.augment), InitConfig()),
         ):
-            cells.append(small(method, cites, ipc, objective=replace(objective, networks=networks), steps=steps, lr_img=lr, init=init))
+            cells.append(
+                small(
+                    method,
+                    cites,
+                    ipc,
+                    objective=replace(objective, networks=networks),
+                    steps=steps,
+                    lr_img=lr,
+                    init=init,
+                )
+            )
     return cells
 
 

@@ -1,9 +1,11 @@
 """DM: distribution matching. Zhao & Bilen, WACV 2023, arXiv 2110.04181.
 
-Values: the authors' code and README (github.com/VICO-UoE/DatasetCondensation, main_DM.py): 20,000 updates (the released loop makes 20,001), each
-in a new random network, 256 real images per class, SGD with momentum 0.5 on normalised pixels at rate 1, at 10 from 100 images per class on.
-Differs from the released code: networks and batches follow from the seed, not from the clock. Figures: mean ± std over 5 sets of 5 networks each,
-evaluated at the end; here a run is one set. The authors publish no cell of Fashion-MNIST; its settings are those of the other datasets.
+Values: the authors' code and README (github.com/VICO-UoE/DatasetCondensation, main_DM.py): 20,000
+updates (the released loop makes 20,001), each in a new random network, 256 real images per class,
+SGD with momentum 0.5 on normalised pixels at rate 1, at 10 from 100 images per class on. Differs
+from the released code: networks and batches follow from the seed, not from the clock. Figures: mean
+± std over 5 sets of 5 networks each, evaluated at the end; here a run is one set. The authors
+publish no cell of Fashion-MNIST; its settings are those of the other datasets.
 """
 
 from dataclasses import replace
@@ -26,7 +28,10 @@ FIGURES: dict[str, dict[int, tuple[Figure, str]]] = {  # images per class: figur
     "cifar10": {
         1: ((26.0, 0.8), ""),
         10: ((48.9, 0.6), ""),
-        50: ((63.0, 0.4), "Users of the released code report 57 % (issue 34 of the repository, open)."),
+        50: (
+            (63.0, 0.4),
+            "Users of the released code report 57 % (issue 34 of the repository, open).",
+        ),
         100: ((67.0, 0.3), ""),
         200: ((71.2, 0.4), ""),
         500: ((76.1, 0.3), PAD.format("75.1 ± 0.3")),
@@ -55,7 +60,9 @@ def _published() -> list[Recipe]:
 
 
 def _small() -> list[Recipe]:
-    objective = DistributionMatching(networks=Untrained(), augment=strategy("fashion_mnist"), real_batch=128)
+    objective = DistributionMatching(
+        networks=Untrained(), augment=strategy("fashion_mnist"), real_batch=128
+    )
     return [small("dm", CITES, ipc, objective=objective, steps=400, lr_img=10.0) for ipc in (1, 10)]
 
 

@@ -1,8 +1,11 @@
-"""FTD: experts in flat minima, and running averages of the images. Du et al., CVPR 2023, arXiv 2211.11004.
+"""FTD: experts in flat minima, and running averages of the images.
 
-Values: the table of the released repository (docs/parameters.png, the paper's Table 7) and, for the ImageNet subsets, the authors' answer in its
-issue 3. 100 experts of 50 epochs in all cells, rho 0.01. Figures are of the averaged images, in the released code on networks that were trained on
-the plain images first; here each set has networks of its own, and the row "raw" is the last iterate.
+Du et al., CVPR 2023, arXiv 2211.11004.
+
+Values: the table of the released repository (docs/parameters.png, the paper's Table 7) and, for the
+ImageNet subsets, the authors' answer in its issue 3. 100 experts of 50 epochs in all cells, rho
+0.01. Figures are of the averaged images, in the released code on networks that were trained on the
+plain images first; here each set has networks of its own, and the row "raw" is the last iterate.
 """
 
 from dataclasses import replace
@@ -35,25 +38,177 @@ def _published() -> list[Recipe]:
     scripts = "ZCA as in the released script."
     #  dataset, ipc, N, M, T+, batch, zca, lr pixel, lr lr, lr, alpha, decay, figure, note
     rows = [
-        ("cifar10", 1, 50, 2, 2, None, True, 100, 1e-7, 0.01, 0.3, 0.9999, (46.8, 0.3), f"{ZCA_AS_MTT} {listed.format('46.0 ± 0.4')}"),
-        ("cifar10", 10, 30, 2, 20, None, True, 100, 1e-5, 0.001, 0.3, 0.9995, (66.6, 0.3), f"{scripts} {listed.format('65.3 ± 0.4')}"),
-        ("cifar10", 50, 30, 2, 40, None, False, 1000, 1e-5, 0.01, 1.0, 0.999, (73.8, 0.2), f"{ZCA_AS_MTT} {listed.format('73.2 ± 0.2')}"),
-        ("cifar100", 1, 40, 3, 20, None, True, 1000, 1e-5, 0.01, 1.0, 0.9995, (25.2, 0.2), f"{ZCA_AS_MTT} {listed.format('24.4 ± 0.4')}"),
-        ("cifar100", 10, 20, 2, 40, None, True, 1000, 1e-5, 0.01, 1.0, 0.9995, (43.4, 0.3), f"{scripts} {listed.format('42.5 ± 0.2')}"),
-        ("cifar100", 50, 80, 2, 40, 1000, True, 1000, 1e-5, 0.01, 1.0, 0.999, (50.7, 0.3), f"{ZCA_AS_MTT} {listed.format('48.5 ± 0.3')}"),
-        ("tiny_imagenet", 1, 30, 2, 10, None, False, 1e4, 1e-4, 0.01, 1.0, 0.999, (10.4, 0.3), f"{ZCA_AS_MTT} {listed.format('10.5 ± 0.2')}"),
-        ("tiny_imagenet", 10, 20, 2, 40, 500, False, 1e4, 1e-4, 0.01, 1.0, 0.999, (24.5, 0.2), f"{ZCA_AS_MTT} {listed.format('23.4 ± 0.3')}"),
+        (
+            "cifar10",
+            1,
+            50,
+            2,
+            2,
+            None,
+            True,
+            100,
+            1e-7,
+            0.01,
+            0.3,
+            0.9999,
+            (46.8, 0.3),
+            f"{ZCA_AS_MTT} {listed.format('46.0 ± 0.4')}",
+        ),
+        (
+            "cifar10",
+            10,
+            30,
+            2,
+            20,
+            None,
+            True,
+            100,
+            1e-5,
+            0.001,
+            0.3,
+            0.9995,
+            (66.6, 0.3),
+            f"{scripts} {listed.format('65.3 ± 0.4')}",
+        ),
+        (
+            "cifar10",
+            50,
+            30,
+            2,
+            40,
+            None,
+            False,
+            1000,
+            1e-5,
+            0.01,
+            1.0,
+            0.999,
+            (73.8, 0.2),
+            f"{ZCA_AS_MTT} {listed.format('73.2 ± 0.2')}",
+        ),
+        (
+            "cifar100",
+            1,
+            40,
+            3,
+            20,
+            None,
+            True,
+            1000,
+            1e-5,
+            0.01,
+            1.0,
+            0.9995,
+            (25.2, 0.2),
+            f"{ZCA_AS_MTT} {listed.format('24.4 ± 0.4')}",
+        ),
+        (
+            "cifar100",
+            10,
+            20,
+            2,
+            40,
+            None,
+            True,
+            1000,
+            1e-5,
+            0.01,
+            1.0,
+            0.9995,
+            (43.4, 0.3),
+            f"{scripts} {listed.format('42.5 ± 0.2')}",
+        ),
+        (
+            "cifar100",
+            50,
+            80,
+            2,
+            40,
+            1000,
+            True,
+            1000,
+            1e-5,
+            0.01,
+            1.0,
+            0.999,
+            (50.7, 0.3),
+            f"{ZCA_AS_MTT} {listed.format('48.5 ± 0.3')}",
+        ),
+        (
+            "tiny_imagenet",
+            1,
+            30,
+            2,
+            10,
+            None,
+            False,
+            1e4,
+            1e-4,
+            0.01,
+            1.0,
+            0.999,
+            (10.4, 0.3),
+            f"{ZCA_AS_MTT} {listed.format('10.5 ± 0.2')}",
+        ),
+        (
+            "tiny_imagenet",
+            10,
+            20,
+            2,
+            40,
+            500,
+            False,
+            1e4,
+            1e-4,
+            0.01,
+            1.0,
+            0.999,
+            (24.5, 0.2),
+            f"{ZCA_AS_MTT} {listed.format('23.4 ± 0.3')}",
+        ),
     ]
     figures = {
         "imagenette": ((52.2, 1.0), (67.7, 0.7)), "imagewoof": ((30.1, 1.0), (38.8, 1.4)),
         "imagefruit": ((29.1, 0.9), (44.9, 1.5)), "imagemeow": ((33.8, 1.5), (43.3, 0.6)),
     }  # fmt: skip
     for name in SUBSETS:
-        for ipc, lr, printed in zip((1, 10), (0.01, 0.001), figures.get(name, (None, None)), strict=True):
+        for ipc, lr, printed in zip(
+            (1, 10), (0.01, 0.001), figures.get(name, (None, None)), strict=True
+        ):
             note = "The authors' answer gives the starting rate as 0.01/0.001, read as IPC 1/10."
             note += "" if printed else " No published figure: none was found for this subset."
-            rows.append((name, ipc, 20, 2, 10, None if ipc == 1 else 64, False, 1e4, 1e-4, lr, 1.0, 0.999, printed, note))
-    names = ("steps", "epochs", "window", "batch", "zca", "lr_img", "lr_lr", "lr", "alpha", "ema", "published", "note")
+            rows.append(
+                (
+                    name,
+                    ipc,
+                    20,
+                    2,
+                    10,
+                    None if ipc == 1 else 64,
+                    False,
+                    1e4,
+                    1e-4,
+                    lr,
+                    1.0,
+                    0.999,
+                    printed,
+                    note,
+                )
+            )
+    names = (
+        "steps",
+        "epochs",
+        "window",
+        "batch",
+        "zca",
+        "lr_img",
+        "lr_lr",
+        "lr",
+        "alpha",
+        "ema",
+        "published",
+        "note",
+    )
     return [_cell(row[0], row[1], **dict(zip(names, row[2:], strict=True))) for row in rows]  # type: ignore[arg-type]
 
 

@@ -1,13 +1,18 @@
-"""IDC: gradient matching on multi-formation images, in networks trained on real data. Kim et al., ICML 2022, arXiv 2205.14959.
+"""IDC: gradient matching on multi-formation images, in networks trained on real data.
 
-Values: the authors' code (github.com/snu-mllab/Efficient-Dataset-Condensation, misc/reproduce.py and argument.py) and README. `idc_i` is the
-same with one tile per image: the images themselves, as pixels in [0, 1]. Two thousand networks of 100 sweeps over the classes, an update after
-every class; the README says that this is far past convergence and may be stopped early. Rates are in units of pixels and grow with what is
-stored: a base rate times IPC / 10 times (side / base side) squared, where the base side is 28 for MNIST and 32 for all others, so that
-Fashion-MNIST, of 28 pixels, has 0.77 of MNIST's. With another --ipc set --outer.optim.images.lr too.
+Kim et al., ICML 2022, arXiv 2205.14959.
 
-Differs from the released code: tiles start from random real images, not from the first of a class; pixels are clamped after each update, not once
-per network; CIFAR-100 is normalised with its own mean and deviation, not with CIFAR-10's. Figures: means without a deviation.
+Values: the authors' code (github.com/snu-mllab/Efficient-Dataset-Condensation, misc/reproduce.py
+and argument.py) and README. `idc_i` is the same with one tile per image: the images themselves, as
+pixels in [0, 1]. Two thousand networks of 100 sweeps over the classes, an update after every class;
+the README says that this is far past convergence and may be stopped early. Rates are in units of
+pixels and grow with what is stored: a base rate times IPC / 10 times (side / base side) squared,
+where the base side is 28 for MNIST and 32 for all others, so that Fashion-MNIST, of 28 pixels, has
+0.77 of MNIST's. With another --ipc set --outer.optim.images.lr too.
+
+Differs from the released code: tiles start from random real images, not from the first of a class;
+pixels are clamped after each update, not once per network; CIFAR-100 is normalised with its own
+mean and deviation, not with CIFAR-10's. Figures: means without a deviation.
 """
 
 from dataclasses import replace
@@ -26,7 +31,8 @@ MATCHING = AugmentConfig(always=("color", "crop", "cutout"), ops=())
 NETWORKS = 2000
 SOURCE = "IDC's README"
 FACTORS = {"idc": 2, "idc_i": 1}
-# metric, base rate, real images a network is trained on after each sweep; {images per class: (idc, idc_i)}
+# metric, base rate, real images a network is trained on after each sweep; {images per class: (idc,
+# idc_i)}
 CELLS: dict[str, tuple[Metric, float, int, dict[int, tuple[float, float]]]] = {
     "mnist": ("l1", 1e-4, 500, {1: (94.2, 88.9), 10: (98.4, 98.0), 50: (99.1, 98.8)}),
     "fashion_mnist": ("l1", 1e-4, 500, {1: (81.0, 70.7), 10: (86.0, 85.3), 50: (86.2, 89.1)}),
@@ -44,11 +50,15 @@ def pixel_rate(dataset: str, base: float, ipc: int) -> float:
 
 
 def _evaluation(dataset: str, factor: int, ipc: int) -> EvalConfig:
-    """The protocol with what the released settings change for a dataset: digits are not mirrored, and two cells are not mixed."""
+    """The protocol with what the released settings change for a dataset: digits are not mirrored,
+    and two cells are not mixed.
+    """
     config = PROTOCOLS["idc"]
     always = ("color",) if dataset in NO_FLIP else config.augment.always
     if dataset == "svhn" and factor == 1 and ipc == 1:
-        return replace(config, cutmix=0.0, augment=replace(config.augment, always=(*always, "cutout")))
+        return replace(
+            config, cutmix=0.0, augment=replace(config.augment, always=(*always, "cutout"))
+        )
     cutmix = 0.0 if dataset == "mnist" and factor > 1 else config.cutmix
     return replace(config, cutmix=cutmix, augment=replace(config.augment, always=always))
 
@@ -80,7 +90,16 @@ def _small() -> list[Recipe]:
         networks=OnReal(steps=25, images=250), metric="l1", tensors="convolutions", real_batch=64, syn_batch=128, augment=MATCHING, classes_at_once=1,
     )  # fmt: skip
     return [
-        small(method, CITES, ipc, objective=objective, steps=steps, lr_img=lr, codec=MultiFormation(factor=factor), step_after="each")
+        small(
+            method,
+            CITES,
+            ipc,
+            objective=objective,
+            steps=steps,
+            lr_img=lr,
+            codec=MultiFormation(factor=factor),
+            step_after="each",
+        )
         for method, factor in FACTORS.items()
         for ipc, steps, lr in ((1, 300, 0.01), (10, 150, 0.05))
     ]

@@ -18,7 +18,8 @@ from ddengine.recipe import (
 from ddengine.sets.codec import Codec, Identity
 from synth.recipes.cells import FILES
 
-Figure = tuple[float, float | None] | None  # mean and deviation in %, as printed; None where nothing was read
+# mean and deviation in %, as printed; None where nothing was read
+Figure = tuple[float, float | None] | None
 NCFM = "NCFM's table 1"
 RECALLED = "No published figure: the one known was recalled, not read."
 
@@ -49,11 +50,17 @@ def cell(
     note: str = "",
     **outer: Any,
 ) -> Recipe:
-    """A published cell: the whole training split, ConvNet of width 128, no experts, SGD with momentum 0.5 on the images."""
+    """A published cell: the whole training split, ConvNet of width 128, no experts, SGD with
+    momentum 0.5 on the images.
+    """
     return Recipe(
         name=f"{method}/{dataset}_ipc{ipc}",
         cites=cites,
-        published=None if published is None else Published(accuracy=published[0] / 100, std=published[1] and published[1] / 100, source=source),
+        published=None
+        if published is None
+        else Published(
+            accuracy=published[0] / 100, std=published[1] and published[1] / 100, source=source
+        ),
         note=" ".join(filter(None, (note, FILES.get(dataset, "")))),
         data=DataConfig(name=dataset, validation=0.0),
         model=f"convnet-d{DEPTH.get(dataset, 3)}-w128-in",
@@ -62,7 +69,12 @@ def cell(
         init=init,
         codec=codec,
         objective=objective,
-        outer=OuterConfig(steps=steps, optim={"images": OptimConfig(lr=lr_img)}, picture_every=steps // 10, **outer),
+        outer=OuterConfig(
+            steps=steps,
+            optim={"images": OptimConfig(lr=lr_img)},
+            picture_every=steps // 10,
+            **outer,
+        ),
         evaluation=evaluation,
     )
 
@@ -74,7 +86,9 @@ def small(
     method: str, cites: tuple[str, ...], ipc: int, *, objective: Any, steps: int, lr_img: float, init: InitConfig = InitConfig(),
     codec: Codec = Identity(), **outer: Any,
 ) -> Recipe:  # fmt: skip
-    """A cell of this project for a CPU: 10,000 images of Fashion-MNIST, a narrow network, settings chosen on the validation split."""
+    """A cell of this project for a CPU: 10,000 images of Fashion-MNIST, a narrow network, settings
+    chosen on the validation split.
+    """
     return Recipe(
         name=f"{method}/fashion_mnist_ipc{ipc}_small",
         cites=cites,

@@ -1,8 +1,10 @@
 """MTT: every published cell, and small recipes for a CPU.
 
-Values: the authors' commands as DC-Bench collected them (github.com/justincui03/dc_benchmark, methods/tm/readme.md) where they exist.
-Outer loop in all cells: 5000 updates (the released loop makes 5001), SGD with momentum 0.5 on pixels and learning rate. Experts in all cells:
-100, 50 epochs, SGD 0.01 without momentum, batch 256, DSA. Figures: mean ± std over 5 networks of the best iterate on the test set (so optimistic).
+Values: the authors' commands as DC-Bench collected them (github.com/justincui03/dc_benchmark,
+methods/tm/readme.md) where they exist. Outer loop in all cells: 5000 updates (the released loop
+makes 5001), SGD with momentum 0.5 on pixels and learning rate. Experts in all cells: 100, 50
+epochs, SGD 0.01 without momentum, batch 256, DSA. Figures: mean ± std over 5 networks of the best
+iterate on the test set (so optimistic).
 """
 
 from dataclasses import replace
@@ -52,7 +54,11 @@ def _cifar() -> list[Recipe]:
 
 
 def _imagenet() -> list[Recipe]:
-    tiny = [(1, 10, 10, None, (8.8, 0.3)), (10, 20, 40, 200, (23.2, 0.2)), (50, 20, 40, 300, (28.0, 0.3))]
+    tiny = [
+        (1, 10, 10, None, (8.8, 0.3)),
+        (10, 20, 40, 200, (23.2, 0.2)),
+        (50, 20, 40, 300, (28.0, 0.3)),
+    ]
     subsets: dict[str, tuple[tuple[float, float] | None, tuple[float, float]]] = {
         "imagenette": ((47.7, 0.9), (63.0, 1.3)),
         "imagewoof": ((28.6, 0.8), (35.8, 1.8)),
@@ -71,7 +77,12 @@ def _imagenet() -> list[Recipe]:
     for name, printed in subsets.items():
         recalled = "the paper's table is recalled as 1e4 with a rate of {} for the learning rate."
         for ipc, batch, one, note in (
-            (1, None, printed[0], f"The released command has pixel rate 1000; {recalled.format('1e-8')}"),
+            (
+                1,
+                None,
+                printed[0],
+                f"The released command has pixel rate 1000; {recalled.format('1e-8')}",
+            ),
             (10, 20, printed[1], f"Elsewhere {recalled.format('1e-4')}"),
         ):
             cells.append(
@@ -84,10 +95,22 @@ def _imagenet() -> list[Recipe]:
 
 
 def _small() -> list[Recipe]:
-    """Cells of this project for a CPU: narrow networks, few experts, settings chosen on validation splits."""
+    """Cells of this project for a CPU: narrow networks, few experts, settings chosen on validation
+    splits.
+    """
 
     def cell(
-        name: str, data: DataConfig, model: str, ipc: int, window: int, *, inner_steps: int, steps: int, lr_img: float, epochs: int, full_steps: int
+        name: str,
+        data: DataConfig,
+        model: str,
+        ipc: int,
+        window: int,
+        *,
+        inner_steps: int,
+        steps: int,
+        lr_img: float,
+        epochs: int,
+        full_steps: int,
     ) -> Recipe:
         return Recipe(
             name=f"mtt/{name}",
@@ -110,15 +133,61 @@ def _small() -> list[Recipe]:
     digits, fashion = DataConfig(name="digits"), DataConfig(name="fashion_mnist", limit=10000)
     d2, d3 = "convnet-d2-w32-in", "convnet-d3-w16-in"
     return [
-        cell("digits_ipc1", digits, d2, 1, 4, inner_steps=20, steps=250, lr_img=10.0, epochs=150, full_steps=300),
-        cell("digits_ipc10", digits, d2, 10, 8, inner_steps=20, steps=250, lr_img=10.0, epochs=150, full_steps=300),
-        cell("fashion_mnist_ipc1_small", fashion, d3, 1, 4, inner_steps=30, steps=400, lr_img=100.0, epochs=300, full_steps=300),
-        cell("fashion_mnist_ipc10_small", fashion, d3, 10, 8, inner_steps=20, steps=200, lr_img=100.0, epochs=300, full_steps=300),
+        cell(
+            "digits_ipc1",
+            digits,
+            d2,
+            1,
+            4,
+            inner_steps=20,
+            steps=250,
+            lr_img=10.0,
+            epochs=150,
+            full_steps=300,
+        ),
+        cell(
+            "digits_ipc10",
+            digits,
+            d2,
+            10,
+            8,
+            inner_steps=20,
+            steps=250,
+            lr_img=10.0,
+            epochs=150,
+            full_steps=300,
+        ),
+        cell(
+            "fashion_mnist_ipc1_small",
+            fashion,
+            d3,
+            1,
+            4,
+            inner_steps=30,
+            steps=400,
+            lr_img=100.0,
+            epochs=300,
+            full_steps=300,
+        ),
+        cell(
+            "fashion_mnist_ipc10_small",
+            fashion,
+            d3,
+            10,
+            8,
+            inner_steps=20,
+            steps=200,
+            lr_img=100.0,
+            epochs=300,
+            full_steps=300,
+        ),
     ]
 
 
 def fashion() -> list[Recipe]:
-    """The small cells on Fashion-MNIST, which the other methods of the family change a part or two of."""
+    """The small cells on Fashion-MNIST, which the other methods of the family change a part or two
+    of.
+    """
     return [recipe for recipe in _small() if recipe.data.name == "fashion_mnist"]
 
 

@@ -1,13 +1,17 @@
 """RDED: crops of real images, chosen by a teacher. Sun, Shi, Yu & Lin, CVPR 2024, arXiv 2312.03526.
 
-Values: the authors' code (github.com/LINs-lab/RDED): of 300 random images of a class five crops each, the best of each image, tiled two by two where
-images are larger than 32 pixels; nothing is optimised. Students ask the teacher at each step (dynamic labels), see the tiles in another order, crops
-of at least 1 / factor of the image (with one tile: the whole of it) and flips, mixed by CutMix, at a rate that ends at half. Batches: 10, 50 and 100
-at 1, 10 and 50 images per class, twice that with 100 or 1000 classes, and 100 on Tiny ImageNet.
+Values: the authors' code (github.com/LINs-lab/RDED): of 300 random images of a class five crops
+each, the best of each image, tiled two by two where images are larger than 32 pixels; nothing is
+optimised. Students ask the teacher at each step (dynamic labels), see the tiles in another order,
+crops of at least 1 / factor of the image (with one tile: the whole of it) and flips, mixed by
+CutMix, at a rate that ends at half. Batches: 10, 50 and 100 at 1, 10 and 50 images per class, twice
+that with 100 or 1000 classes, and 100 on Tiny ImageNet.
 
-Differs from the released code: it lets the student look at the plain images before each update, which moves its running statistics, here nothing
-does; it normalises by ImageNet's constants everywhere, here each dataset has its own; it reports the best of the last fifth of epochs on the test
-images. Figures: one is in the README; of the paper's table, three were confirmed by a public summary, and the others were recalled, not read.
+Differs from the released code: it lets the student look at the plain images before each update,
+which moves its running statistics, here nothing does; it normalises by ImageNet's constants
+everywhere, here each dataset has its own; it reports the best of the last fifth of epochs on the
+test images. Figures: one is in the README; of the paper's table, three were confirmed by a public
+summary, and the others were recalled, not read.
 """
 
 from dataclasses import replace
@@ -38,16 +42,30 @@ FIGURES: dict[tuple[str, int], tuple[Figure, str]] = {
     ("imagenette", 10): ((61.4, None), SUMMARY),
 }
 IPC = (1, 10, 50)
-# dataset: network, its training, accuracy of the released teacher in %, patches along a side, batches by images per class
+# dataset: network, its training, accuracy of the released teacher in %, patches along a side,
+# batches by images per class
 DATASETS: dict[str, tuple[str, BufferConfig, str, int, tuple[int, int, int]]] = {
     "cifar10": ("resnet18-bn", SQUEEZE, "93.86", 1, (10, 50, 100)),
     "cifar100": ("resnet18-bn", SQUEEZE, "72.27", 1, (20, 100, 200)),
     "tiny_imagenet": ("resnet18-bn", SQUEEZE_LARGE, "61.98", 2, (100, 100, 100)),
     "imagenet": ("torchvision/resnet18", PRETRAINED, "", 2, (20, 100, 200)),
-    "imagenette": ("torchvision/resnet18", replace(SQUEEZE_LARGE, epochs=200, batch=128), "90.0", 2, (10, 50, 100)),
-    "imagewoof": ("torchvision/resnet18", replace(SQUEEZE_LARGE, epochs=200, batch=128), "75.0", 2, (10, 50, 100)),
+    "imagenette": (
+        "torchvision/resnet18",
+        replace(SQUEEZE_LARGE, epochs=200, batch=128),
+        "90.0",
+        2,
+        (10, 50, 100),
+    ),
+    "imagewoof": (
+        "torchvision/resnet18",
+        replace(SQUEEZE_LARGE, epochs=200, batch=128),
+        "75.0",
+        2,
+        (10, 50, 100),
+    ),
 }
-# of ImageNet: 50 images per class take 200 patches, each of another image; 10 take 40, for which 100,000 are enough
+# of ImageNet: 50 images per class take 200 patches, each of another image; 10 take 40, for which
+# 100,000 are enough
 LIMIT = {"imagenet": 400_000}
 OTHERS = {("cifar100", 10): "56.9", ("cifar100", 50): "66.8"}  # a later evaluation by others
 
@@ -55,7 +73,9 @@ OTHERS = {("cifar100", 10): "56.9", ("cifar100", 50): "66.8"}  # a later evaluat
 def _evaluation(factor: int, batch: int) -> EvalConfig:
     """The protocol; with several tiles their order changes and crops are smaller."""
     whole = AugmentConfig(always=("flip",), ops=())
-    tiles = AugmentConfig(always=("shuffle", "resized_crop", "flip"), ops=(), area=1 / factor, patches=factor)
+    tiles = AugmentConfig(
+        always=("shuffle", "resized_crop", "flip"), ops=(), area=1 / factor, patches=factor
+    )
     return replace(PROTOCOLS["rded"], batch=batch, augment=whole if factor == 1 else tiles)
 
 
@@ -67,9 +87,15 @@ def _published() -> list[Recipe]:
             other = OTHERS.get((dataset, ipc), "")
             notes = (
                 "" if figure else RECALLED,
-                f"A later evaluation of it by others is quoted with {other}, under another protocol." if other else "",
-                f"The released teacher is {accuracy} % right. {RECALLED_TEACHERS}" if accuracy else "",
-                "A teacher sees up to 300 images of a class, at 60 GB for all; below 50 images per class --data.limit 100000 is enough."
+                f"A later evaluation of it by others is quoted with {other}, under another "
+                "protocol."
+                if other
+                else "",
+                f"The released teacher is {accuracy} % right. {RECALLED_TEACHERS}"
+                if accuracy
+                else "",
+                "A teacher sees up to 300 images of a class, at 60 GB for all; below 50 images "
+                "per class --data.limit 100000 is enough."
                 if dataset in LIMIT
                 else "",
                 differs(
@@ -77,7 +103,9 @@ def _published() -> list[Recipe]:
                     "crops that are shrunk to tiles are interpolated twice",
                     "accuracies are of the last epoch, not of the best of many",
                 ),
-                "" if network.startswith("torchvision") else "Each dataset has its own mean and deviation, where the released code has ImageNet's.",
+                ""
+                if network.startswith("torchvision")
+                else "Each dataset has its own mean and deviation, where the released code has ImageNet's.",
             )
             cells.append(
                 cell(
@@ -91,7 +119,16 @@ def _published() -> list[Recipe]:
 
 def _small() -> list[Recipe]:
     return [
-        small("rded", CITES, ipc, objective=NoObjective(), optim={}, steps=0, init=InitConfig(kind="patches"), codec=Identity(bounded=True))
+        small(
+            "rded",
+            CITES,
+            ipc,
+            objective=NoObjective(),
+            optim={},
+            steps=0,
+            init=InitConfig(kind="patches"),
+            codec=Identity(bounded=True),
+        )
         for ipc in (10, 50)
     ]
 

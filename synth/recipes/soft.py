@@ -24,26 +24,41 @@ from synth.recipes.cells import CLASS_FOLDERS, FILES, SUBSETS
 
 Figure = tuple[float, float | None]  # mean and deviation in %, as printed
 
-STATIC = TargetConfig(kind="logits", experts="all", relabel=True, dtype="float16")  # what every such set ships
+# what every such set ships
+STATIC = TargetConfig(kind="logits", experts="all", relabel=True, dtype="float16")
 NONE = AugmentConfig(ops=())
 SHIFT_FLIP = AugmentConfig(always=("crop", "flip"), ops=())  # shifts of up to an eighth of the side
 CROP_FLIP = AugmentConfig(always=("resized_crop", "flip"), ops=())
-# The published training of teachers on CIFAR (DWA's script, which INFER's README names; SRe2L's is the same)
+# The published training of teachers on CIFAR (DWA's script, which INFER's README names; SRe2L's is
+# the same)
 SQUEEZE = BufferConfig(
-    step=Sgd(lr=0.1, momentum=0.9, weight_decay=5e-4, cosine=True), num_experts=1, epochs=200, batch=128, augment=SHIFT_FLIP, keep="last"
+    step=Sgd(lr=0.1, momentum=0.9, weight_decay=5e-4, cosine=True),
+    num_experts=1,
+    epochs=200,
+    batch=128,
+    augment=SHIFT_FLIP,
+    keep="last",
 )
-# That of Tiny ImageNet, as recalled: SRe2L has 50 epochs; the file that DWA's validation reads is of epoch 100
+# That of Tiny ImageNet, as recalled: SRe2L has 50 epochs; the file that DWA's validation reads is
+# of epoch 100
 SQUEEZE_LARGE = BufferConfig(
-    step=Sgd(lr=0.2, momentum=0.9, weight_decay=1e-4, cosine=True), num_experts=1, epochs=50, batch=256, augment=CROP_FLIP, keep="last"
+    step=Sgd(lr=0.2, momentum=0.9, weight_decay=1e-4, cosine=True),
+    num_experts=1,
+    epochs=50,
+    batch=256,
+    augment=CROP_FLIP,
+    keep="last",
 )
-PRETRAINED = BufferConfig(step=Pretrained(), num_experts=1, epochs=1, augment=NONE, keep="last")  # torchvision's weights
+# torchvision's weights
+PRETRAINED = BufferConfig(step=Pretrained(), num_experts=1, epochs=1, augment=NONE, keep="last")
 RECALLED_TEACHERS = "How the teachers are trained was recalled or assumed, not read."
 
 SIDE = {"imagenet": 224, **dict.fromkeys(SUBSETS, 224)}  # to which images are resized
 SQUASHED = "Images are squashed to 224 x 224, those of the test too, where the field takes a crop of the centre."
 WEIGHTS = "Teachers are torchvision's, whose files must be there."
 SUBSET = (
-    "Training images are a fixed subset of {:,}, because at this size all of them do not fit into memory: images are drawn from it, and the row full "
+    "Training images are a fixed subset of {:,}, because at this size all of them do not fit into "
+    "memory: images are drawn from it, and the row full "
     "is of it."
 )
 # What differs from the released programs, by where it matters
@@ -63,8 +78,20 @@ def adam(lr: float) -> OptimConfig:
 
 
 def cutmix(base: EvalConfig, **changes: Any) -> EvalConfig:
-    """The protocol as published for ImageNet: CutMix always, resized crops, T = 20, no weight decay on biases and normalisation, 300 epochs."""
-    fixed = replace(base, epochs=300, batch=128, mixup=0.0, cutmix=1.0, temperature=20.0, decay_norms=False, augment=CROP_FLIP)
+    """The protocol as published for ImageNet:
+
+    CutMix always, resized crops, T = 20, no weight decay on biases and normalisation, 300 epochs.
+    """
+    fixed = replace(
+        base,
+        epochs=300,
+        batch=128,
+        mixup=0.0,
+        cutmix=1.0,
+        temperature=20.0,
+        decay_norms=False,
+        augment=CROP_FLIP,
+    )
     return replace(fixed, **changes)
 
 
@@ -90,7 +117,9 @@ def cell(
     limit: int | None = None,
     notes: tuple[str, ...],
 ) -> Recipe:
-    """A published cell: the whole training split (of ImageNet a subset), static labels shipped, checkpoints ten times a run."""
+    """A published cell: the whole training split (of ImageNet a subset), static labels shipped,
+    checkpoints ten times a run.
+    """
     large = dataset in SIDE
     where = (
         (CLASS_FOLDERS if large else FILES.get(dataset, "")),
@@ -101,9 +130,17 @@ def cell(
     return Recipe(
         name=f"{method}/{dataset}_ipc{ipc}{variant}",
         cites=cites,
-        published=published and Published(accuracy=published[0] / 100, std=published[1] and published[1] / 100, source=source),
+        published=published
+        and Published(
+            accuracy=published[0] / 100, std=published[1] and published[1] / 100, source=source
+        ),
         note=" ".join(filter(None, (*notes, *where))),
-        data=DataConfig(name=dataset, validation=0.0, size=(SIDE[dataset], SIDE[dataset]) if large else None, limit=limit),
+        data=DataConfig(
+            name=dataset,
+            validation=0.0,
+            size=(SIDE[dataset], SIDE[dataset]) if large else None,
+            limit=limit,
+        ),
         model=model,
         ipc=ipc,
         buffer=buffer,
@@ -112,7 +149,9 @@ def cell(
         codec=codec,
         targets=STATIC,
         objective=objective,
-        outer=OuterConfig(steps=steps, optim=optim, checkpoint_every=checkpoint_every or max(1, steps // 10)),
+        outer=OuterConfig(
+            steps=steps, optim=optim, checkpoint_every=checkpoint_every or max(1, steps // 10)
+        ),
         evaluation=evaluation,
     )
 
@@ -127,7 +166,13 @@ def small_evaluation(examples: int) -> EvalConfig:
     base = PROTOCOLS["infer-static"]
     epochs = SMALL_UPDATES // -(-examples // base.batch)
     baselines = ("random", "random_soft", "hard_labels", "full")
-    return replace(base, epochs=epochs, full_steps=SMALL_UPDATES, lr_grid=(0.001, 0.003, 0.01), baselines=baselines)
+    return replace(
+        base,
+        epochs=epochs,
+        full_steps=SMALL_UPDATES,
+        lr_grid=(0.001, 0.003, 0.01),
+        baselines=baselines,
+    )
 
 
 def small(

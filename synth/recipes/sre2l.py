@@ -1,15 +1,21 @@
-"""SRe2L: statistics matching of images, from noise. Yin, Xing & Shen, NeurIPS 2023, arXiv 2306.13092.
+"""SRe2L: statistics matching of images, from noise.
 
-Two methods change a part of it: `_cda`, a curriculum of crops (Yin & Shen, TMLR 2024, arXiv 2311.18838), and `_dwa`, real images, a teacher with
-weights of its own for each batch and a heavier variance (Du et al., NeurIPS 2024, arXiv 2409.17612); `_dwa_convnet` trains ConvNet128 on its sets.
+Yin, Xing & Shen, NeurIPS 2023, arXiv 2306.13092.
 
-Values: the authors' code (github.com/VILA-Lab/SRe2L, github.com/AngusDujw/Diversity-Driven-Synthesis). Students have dynamic labels: the teacher
-looks at each augmented and mixed batch. SRe2L's script of CIFAR-100 is assumed for CIFAR-10. Of SRe2L's evaluation on Tiny ImageNet the 100 epochs
-are recalled; the rest is what DWA made of it, but for its five epochs of warm-up, which this engine does not have.
+Two methods change a part of it: `_cda`, a curriculum of crops (Yin & Shen, TMLR 2024, arXiv
+2311.18838), and `_dwa`, real images, a teacher with weights of its own for each batch and a heavier
+variance (Du et al., NeurIPS 2024, arXiv 2409.17612); `_dwa_convnet` trains ConvNet128 on its sets.
 
-Differs from the released code: see the notes. All images of a set are optimised at once, not one batch after another, and no batch sees another;
-of each value four bytes are kept three times. Figures: tables in the repositories, without a deviation where none is printed; those of SRe2L on CIFAR
-are quotes. With ResNet18 as student, as teacher too.
+Values: the authors' code (github.com/VILA-Lab/SRe2L,
+github.com/AngusDujw/Diversity-Driven-Synthesis). Students have dynamic labels: the teacher looks at
+each augmented and mixed batch. SRe2L's script of CIFAR-100 is assumed for CIFAR-10. Of SRe2L's
+evaluation on Tiny ImageNet the 100 epochs are recalled; the rest is what DWA made of it, but for
+its five epochs of warm-up, which this engine does not have.
+
+Differs from the released code: see the notes. All images of a set are optimised at once, not one
+batch after another, and no batch sees another; of each value four bytes are kept three times.
+Figures: tables in the repositories, without a deviation where none is printed; those of SRe2L on
+CIFAR are quotes. With ResNet18 as student, as teacher too.
 """
 
 from dataclasses import dataclass, field, replace
@@ -48,9 +54,14 @@ ON_TINY = cutmix(
 ON_IMAGENET = cutmix(PROTOCOLS["sre2l"], batch=1024)
 
 QUOTED = "INFER's table 1, which quotes it"
-TABLE = {"": "SRe2L's table of results", "_cda": "CDA's table of results", "_dwa": "DWA's table of results"}
+TABLE = {
+    "": "SRe2L's table of results",
+    "_cda": "CDA's table of results",
+    "_dwa": "DWA's table of results",
+}
 SECOND_HAND = "a public summary of CDA's table"
-LIMITS = {10: 100_000, 50: 100_000, 100: 200_000, 200: 400_000}  # of ImageNet: so that the smallest class has an image for each of a random set
+# of ImageNet: so that the smallest class has an image for each of a random set
+LIMITS = {10: 100_000, 50: 100_000, 100: 200_000, 200: 400_000}
 
 
 @dataclass(frozen=True)
@@ -69,16 +80,29 @@ class Setting:
 
 
 def _figures(source: str, by_ipc: dict[int, Figure | float]) -> dict[int, tuple[Figure, str]]:
-    return {ipc: (value if isinstance(value, tuple) else (value, None), source) for ipc, value in by_ipc.items()}
+    return {
+        ipc: (value if isinstance(value, tuple) else (value, None), source)
+        for ipc, value in by_ipc.items()
+    }
 
 
 TRAINING_MODE = "The teacher of dynamic labels is left in training mode, as in the released code."
-TINY_STUDENTS = "The student's {} epochs, SGD at 0.2, batches of {} and CutMix are {}; warm-up is left out."
+TINY_STUDENTS = (
+    "The student's {} epochs, SGD at 0.2, batches of {} and CutMix are {}; warm-up is left out."
+)
 IMAGENET_MEMORY = "All images are optimised at once, which takes 1.8 GB for each image per class; the released code has them batch by batch."
-TINY_NOTES = (RECALLED_TEACHERS, differs("roll goes down and to the right, not both ways", CROPS, BYTES))
+TINY_NOTES = (
+    RECALLED_TEACHERS,
+    differs("roll goes down and to the right, not both ways", CROPS, BYTES),
+)
 IMAGENET_NOTES = (
     IMAGENET_MEMORY,
-    differs("labels are made when they are needed, not stored in half precision", CROPS, BYTES, "batches of students are drawn anew each epoch"),
+    differs(
+        "labels are made when they are needed, not stored in half precision",
+        CROPS,
+        BYTES,
+        "batches of students are drawn anew each epoch",
+    ),
 )
 CDA_BATCH = "The student's batch of 128 is recalled, not read."
 ASSUMED_CIFAR10 = "The script of CIFAR-100 is assumed for CIFAR-10."
@@ -91,7 +115,10 @@ def _matching(**changes: float | AugmentConfig | OnePerClass) -> StatisticsMatch
 _ON_TINY = _matching(alpha=1.0, augment=TINY_ROLL, images_at_once=400)
 _ON_LARGE = _matching(augment=LARGE_ROLL, images_at_once=100)
 _ADJUSTED = {"adjust": 0.015, "adjust_steps": 12, "variance": 11.0}
-_DWA_CIFAR_NOTES = (TRAINING_MODE, differs(SHIFTS, BYTES, "real images are random, not a stored draw"))
+_DWA_CIFAR_NOTES = (
+    TRAINING_MODE,
+    differs(SHIFTS, BYTES, "real images are random, not a stored draw"),
+)
 
 SETTINGS: dict[tuple[str, str], Setting] = {
     ("cifar10", ""): Setting(
@@ -166,9 +193,19 @@ def _cells(dataset: str, variant: str, of: Setting, suffix: str, model: str) -> 
 def _published() -> list[Recipe]:
     found = []
     for (dataset, variant), of in SETTINGS.items():
-        found += _cells(dataset, variant, of, "", "torchvision/resnet18" if dataset == "imagenet" else "resnet18-bn")
+        found += _cells(
+            dataset,
+            variant,
+            of,
+            "",
+            "torchvision/resnet18" if dataset == "imagenet" else "resnet18-bn",
+        )
         if variant == "_dwa" and dataset in CONVNET:
-            convnet = replace(of, figures=_figures(TABLE["_dwa"], dict(CONVNET[dataset])), notes=(CONVNET_NOTE, *of.notes))
+            convnet = replace(
+                of,
+                figures=_figures(TABLE["_dwa"], dict(CONVNET[dataset])),
+                notes=(CONVNET_NOTE, *of.notes),
+            )
             found += _cells(dataset, variant, convnet, "_convnet", "convnet-d3-w128-bn")
     return found
 

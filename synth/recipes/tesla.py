@@ -1,8 +1,11 @@
-"""TESLA: trajectory matching with a truncated gradient in constant memory. Cui et al., ICML 2023, arXiv 2211.10586.
+"""TESLA: trajectory matching with a truncated gradient in constant memory.
 
-Its gradient drops how early steps move later ones; the paper calls it exact and it is not (docs/results/tesla_bias.md measures the angle along a
-run). `_exact` is the same recipe with the exact gradient, in the same memory. Values: the README of the released repository, the three cells it
-has; 10000 outer steps, 3 networks.
+Cui et al., ICML 2023, arXiv 2211.10586.
+
+Its gradient drops how early steps move later ones; the paper calls it exact and it is not
+(docs/results/tesla_bias.md measures the angle along a run). `_exact` is the same recipe with the
+exact gradient, in the same memory. Values: the README of the released repository, the three cells
+it has; 10000 outer steps, 3 networks.
 """
 
 from dataclasses import replace
@@ -49,7 +52,8 @@ def exact(recipe: Recipe) -> Recipe:
 
 def _published() -> list[Recipe]:
     relabelled = (
-        "Each segment trains on the labels of the expert it follows; the shipped labels are the mean over all experts and target epochs, where the "
+        "Each segment trains on the labels of the expert it follows; the shipped labels are the "
+        "mean over all experts and target epochs, where the "
         "released program keeps those of its last random segment."
     )
     cells = [
@@ -66,7 +70,12 @@ def _published() -> list[Recipe]:
 def _small() -> list[Recipe]:
     """MTT's small cells with this method's gradient."""
     return [
-        replace(recipe, name=recipe.name.replace("mtt/", "tesla/"), cites=CITES, objective=replace(recipe.objective, backprop="detached"))
+        replace(
+            recipe,
+            name=recipe.name.replace("mtt/", "tesla/"),
+            cites=CITES,
+            objective=replace(recipe.objective, backprop="detached"),
+        )
         for recipe in mtt.fashion()
     ]
 

@@ -1,4 +1,7 @@
-"""The rules of the architecture, held by walking the syntax tree of every module. Each rule is also shown a file that breaks it."""
+"""The rules of the architecture, held by walking the syntax tree of every module.
+
+Each rule is also shown a file that breaks it.
+"""
 
 import ast
 from collections.abc import Iterator
@@ -8,12 +11,22 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-FILES = [*(p for folder in ("ddengine", "buffers", "synth") for p in sorted((ROOT / folder).rglob("*.py"))), ROOT / "run.py"]
+FILES = [
+    *(
+        p
+        for folder in ("ddengine", "buffers", "synth")
+        for p in sorted((ROOT / folder).rglob("*.py"))
+    ),
+    ROOT / "run.py",
+]
 SOURCES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in FILES}
 PACKAGES = {"ddengine", "buffers", "synth", "run", "tests", "benchmarks"}
-STEP_CONFIGS = {"buffers.steps", "buffers.flat_step", "buffers.smooth", "buffers.pretrained"}  # what recipes may name of buffers
-RANDOM = {"rand", "randn", "randint", "randperm", "normal", "bernoulli", "multinomial", "poisson"}  # of torch
-RANDOM_LIKE = {"rand_like", "randn_like", "randint_like", "dropout"}  # of torch, without a generator
+# what recipes may name of buffers
+STEP_CONFIGS = {"buffers.steps", "buffers.flat_step", "buffers.smooth", "buffers.pretrained"}
+# of torch
+RANDOM = {"rand", "randn", "randint", "randperm", "normal", "bernoulli", "multinomial", "poisson"}
+# of torch, without a generator
+RANDOM_LIKE = {"rand_like", "randn_like", "randint_like", "dropout"}
 RANDOM_METHODS = {
     "bernoulli", "multinomial", "normal_", "uniform_", "bernoulli_", "random_", "exponential_", "log_normal_", "cauchy_", "geometric_"
 }  # fmt: skip
@@ -32,14 +45,18 @@ def parsed(path: str) -> ast.AST:
 
 
 def dotted(node: ast.AST) -> str:
-    """`a.b.c` of a name or attribute, `?.c` for an attribute of any other expression, "" for anything else."""
+    """`a.b.c` of a name or attribute, `?.c` for an attribute of any other expression, "" for
+    anything else.
+    """
     if isinstance(node, ast.Name):
         return node.id
     return f"{dotted(node.value) or '?'}.{node.attr}" if isinstance(node, ast.Attribute) else ""
 
 
 def imported(tree: ast.AST, path: str) -> Iterator[tuple[str, str, int]]:
-    """(full name, name it goes by, line) of everything imported; `from a import b` gives a.b, and relative imports are resolved."""
+    """(full name, name it goes by, line) of everything imported; `from a import b` gives a.b, and
+    relative imports are resolved.
+    """
     package = path.split("/")[:-1]
     for node in nodes(tree):
         if isinstance(node, ast.Import):
@@ -47,11 +64,16 @@ def imported(tree: ast.AST, path: str) -> Iterator[tuple[str, str, int]]:
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
             module = ".".join([*base, *([node.module] if node.module else [])])
-            yield from ((f"{module}.{alias.name}", alias.asname or alias.name, node.lineno) for alias in node.names)
+            yield from (
+                (f"{module}.{alias.name}", alias.asname or alias.name, node.lineno)
+                for alias in node.names
+            )
 
 
 def used(tree: ast.AST, path: str) -> Iterator[tuple[str, ast.AST]]:
-    """(full name, node) of every name and attribute in the code, imports written out: after `import a.b as c`, c.d is a.b.d."""
+    """(full name, node) of every name and attribute in the code, imports written out: after `import
+    a.b as c`, c.d is a.b.d.
+    """
     full = {alias: name for name, alias, _ in imported(tree, path) if alias}
     for node in nodes(tree):
         if name := dotted(node):
@@ -80,14 +102,18 @@ def below(name: str, module: str) -> bool:
 
 
 def dependency_direction(path: str, tree: ast.AST) -> Iterator[str]:
-    """The core stands alone, buffers and synth stand on it; recipes may name the step configurations of buffers."""
+    """The core stands alone, buffers and synth stand on it; recipes may name the step
+    configurations of buffers.
+    """
     package = path.split("/")[0].removesuffix(".py")
     allowed = {"run": {"ddengine", "buffers", "synth"}}.get(package, {"ddengine", package})
     for name, _, line in imported(tree, path):
         ours = name.split(".")[0]
         if ours not in PACKAGES or ours in allowed:
             continue
-        if path.startswith("synth/recipes/") and any(below(name, module) for module in STEP_CONFIGS):
+        if path.startswith("synth/recipes/") and any(
+            below(name, module) for module in STEP_CONFIGS
+        ):
             continue
         yield f"{line}: {package} imports {name}"
 
@@ -95,7 +121,11 @@ def dependency_direction(path: str, tree: ast.AST) -> Iterator[str]:
 def distributed_in_one_place(path: str, tree: ast.AST) -> Iterator[str]:
     """torch.distributed only in ddengine/system/dist.py."""
     if path != "ddengine/system/dist.py":
-        yield from (f"{line}: {name}" for name, line in names(tree, path) if below(name, "torch.distributed"))
+        yield from (
+            f"{line}: {name}"
+            for name, line in names(tree, path)
+            if below(name, "torch.distributed")
+        )
 
 
 def print_in_two_places(path: str, tree: ast.AST) -> Iterator[str]:
@@ -105,38 +135,68 @@ def print_in_two_places(path: str, tree: ast.AST) -> Iterator[str]:
 
 
 def no_pickle(path: str, tree: ast.AST) -> Iterator[str]:
-    """Nothing that unpickles: files of users must not run code. Only an importer in buffers may, with weights_only=True."""
+    """Nothing that unpickles: files of users must not run code.
+
+    Only an importer in buffers may, with weights_only=True.
+    """
     for name, line in names(tree, path):
-        if name in ("torch.load", "numpy.load") or any(below(name, m) for m in ("pickle", "cloudpickle", "joblib", "dill")):
+        if name in ("torch.load", "numpy.load") or any(
+            below(name, m) for m in ("pickle", "cloudpickle", "joblib", "dill")
+        ):
             if path.startswith("buffers/") and name == "torch.load":
                 continue
             yield f"{line}: {name}"
     for name, call in calls(tree, path):
-        if name == "torch.load" and not any(k.arg == "weights_only" and getattr(k.value, "value", None) is True for k in call.keywords):
+        if name == "torch.load" and not any(
+            k.arg == "weights_only" and getattr(k.value, "value", None) is True
+            for k in call.keywords
+        ):
             yield f"{call.lineno}: torch.load without weights_only=True"
 
 
 def torchvision_through_compat(path: str, tree: ast.AST) -> Iterator[str]:
     """torchvision is imported by ddengine.system.compat alone."""
     if path != "ddengine/system/compat.py":
-        yield from (f"{line}: {name}" for name, _, line in imported(tree, path) if below(name, "torchvision"))
+        yield from (
+            f"{line}: {name}"
+            for name, _, line in imported(tree, path)
+            if below(name, "torchvision")
+        )
 
 
 def no_global_generators(path: str, tree: ast.AST) -> Iterator[str]:
-    """Every random number comes from a generator that was handed in; only ddengine/system/rng.py seeds the global ones."""
+    """Every random number comes from a generator that was handed in; only ddengine/system/rng.py
+    seeds the global ones.
+    """
     for name, call in calls(tree, path):
         last = name.split(".")[-1]
         given = any(k.arg == "generator" for k in call.keywords)
-        if name in ("torch.manual_seed", "torch.seed", "torch.random.manual_seed", "torch.cuda.manual_seed", "torch.cuda.manual_seed_all"):
+        if name in (
+            "torch.manual_seed",
+            "torch.seed",
+            "torch.random.manual_seed",
+            "torch.cuda.manual_seed",
+            "torch.cuda.manual_seed_all",
+        ):
             if path != "ddengine/system/rng.py":
                 yield f"{call.lineno}: {name}"
-        elif name.startswith("torch.") and name.count(".") == 1 and (last in RANDOM_LIKE or (last in RANDOM and not given)):
+        elif (
+            name.startswith("torch.")
+            and name.count(".") == 1
+            and (last in RANDOM_LIKE or (last in RANDOM and not given))
+        ):
             yield f"{call.lineno}: {name} without a generator"
         elif last in RANDOM_METHODS and not given:
             yield f"{call.lineno}: {name} without a generator"
-        elif name.startswith("numpy.random.") and (last not in ("default_rng", "Generator") or not call.args):
+        elif name.startswith("numpy.random.") and (
+            last not in ("default_rng", "Generator") or not call.args
+        ):
             yield f"{call.lineno}: {name}"
-    yield from (f"{line}: the module {name}" for name, _, line in imported(tree, path) if below(name, "random"))
+    yield from (
+        f"{line}: the module {name}"
+        for name, _, line in imported(tree, path)
+        if below(name, "random")
+    )
 
 
 def docstrings(path: str, tree: ast.AST) -> Iterator[str]:
@@ -147,7 +207,9 @@ def docstrings(path: str, tree: ast.AST) -> Iterator[str]:
 
     def walk(body: list[ast.stmt], owner: str) -> Iterator[str]:
         for node in body:
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            if isinstance(
+                node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+            ) and not node.name.startswith("_"):
                 if not ast.get_docstring(node):
                     yield f"{node.lineno}: {owner}{node.name} has no docstring"
                 if isinstance(node, ast.ClassDef):
@@ -169,7 +231,13 @@ def test_rule(rule):
 
 def test_the_rules_look_at_the_whole_program():
     assert len(SOURCES) > 35
-    for path in ("run.py", "ddengine/system/dist.py", "ddengine/data/load.py", "buffers/store.py", "synth/recipes/mtt.py"):
+    for path in (
+        "run.py",
+        "ddengine/system/dist.py",
+        "ddengine/data/load.py",
+        "buffers/store.py",
+        "synth/recipes/mtt.py",
+    ):
         assert path in SOURCES
 
 
@@ -204,7 +272,11 @@ BROKEN = [
     (no_global_generators, "ddengine/new.py", "import numpy as np\nnp.random.default_rng()"),
     (no_global_generators, "run.py", "import random"),
     (docstrings, "ddengine/new.py", '"""A."""\ndef f():\n    pass'),
-    (docstrings, "ddengine/new.py", '"""A."""\nclass A:\n    """A."""\n    def f(self):\n        pass'),
+    (
+        docstrings,
+        "ddengine/new.py",
+        '"""A."""\nclass A:\n    """A."""\n    def f(self):\n        pass',
+    ),
     (docstrings, "ddengine/new.py", "a = 1"),
 ]
 
@@ -218,10 +290,22 @@ def test_a_rule_bites(rule, path, source):
     ("path", "source"),
     [
         ("ddengine/new.py", '"""A."""\nimport torch\nx = torch.rand(3, generator=g)'),
-        ("ddengine/new.py", '"""A."""\nfrom ddengine.system.compat import torchvision\ntorchvision.utils.save_image(x)'),
-        ("synth/recipes/new.py", '"""A."""\nfrom buffers.steps import Sgd\nfrom ddengine.recipe import Recipe\nfrom synth import trajectory'),
-        ("buffers/new.py", '"""A."""\nimport numpy as np\nimport torch\nnp.random.default_rng(3).permutation(4)\ntorch.load("a", weights_only=True)'),
-        ("ddengine/new.py", '"""A."""\n\ndef _f():\n    def g():\n        pass\n\nx.uniform_(generator=g)\n"print(1)"'),
+        (
+            "ddengine/new.py",
+            '"""A."""\nfrom ddengine.system.compat import torchvision\ntorchvision.utils.save_image(x)',
+        ),
+        (
+            "synth/recipes/new.py",
+            '"""A."""\nfrom buffers.steps import Sgd\nfrom ddengine.recipe import Recipe\nfrom synth import trajectory',
+        ),
+        (
+            "buffers/new.py",
+            '"""A."""\nimport numpy as np\nimport torch\nnp.random.default_rng(3).permutation(4)\ntorch.load("a", weights_only=True)',
+        ),
+        (
+            "ddengine/new.py",
+            '"""A."""\n\ndef _f():\n    def g():\n        pass\n\nx.uniform_(generator=g)\n"print(1)"',
+        ),
     ],
 )
 def test_what_is_allowed_passes(path, source):

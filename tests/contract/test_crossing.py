@@ -1,4 +1,6 @@
-"""The parts of trajectory matching are orthogonal: any experts, window, slots, labels and gradient policy go together."""
+"""The parts of trajectory matching are orthogonal: any experts, window, slots, labels and gradient
+policy go together.
+"""
 
 from dataclasses import replace
 from itertools import cycle, product
@@ -29,13 +31,27 @@ from synth.datm import GrowingWindow
 from synth.recipes import RECIPES, take
 from synth.trajectory import TrajectoryMatching, UniformWindow
 
-STEPS: dict[str, Any] = {"sgd": Sgd(lr=0.3), "gsam": Gsam(sgd=Sgd(lr=0.3)), "smooth": Smooth(sgd=Sgd(lr=0.03, momentum=0.9))}
-WINDOWS: dict[str, Any] = {"uniform": UniformWindow(high=2), "growing": GrowingWindow(first=1, high=2, grow=2)}
+STEPS: dict[str, Any] = {
+    "sgd": Sgd(lr=0.3),
+    "gsam": Gsam(sgd=Sgd(lr=0.3)),
+    "smooth": Smooth(sgd=Sgd(lr=0.03, momentum=0.9)),
+}
+WINDOWS: dict[str, Any] = {
+    "uniform": UniformWindow(high=2),
+    "growing": GrowingWindow(first=1, high=2, grow=2),
+}
 SLOTS: dict[str, dict[str, Any]] = {
     "plain": {},
-    "ast": {"momentum": 0.9, "lr": 0.005, "perturb": WeightNoise(), "loss_scale": BalancedLoss(), "milestones": IntermediateMatching()},
+    "ast": {
+        "momentum": 0.9,
+        "lr": 0.005,
+        "perturb": WeightNoise(),
+        "loss_scale": BalancedLoss(),
+        "milestones": IntermediateMatching(),
+    },
 }
-LABELS: dict[str, tuple[TargetConfig, str, bool]] = {  # targets, the objective's labels, whether logits are learned
+# targets, the objective's labels, whether logits are learned
+LABELS: dict[str, tuple[TargetConfig, str, bool]] = {
     "class": (TargetConfig(), "stored", False),
     "learned": (TargetConfig(kind="logits", experts="all"), "stored", True),
     "target": (TargetConfig(kind="logits", experts="all", relabel=True), "target", False),
@@ -56,35 +72,68 @@ def world(tmp_path_factory):
     """Digits, and a store of each kind of expert."""
     data, stores = tiny_data(), {}
     for name, step in STEPS.items():
-        stores[name] = tiny_store(tmp_path_factory.mktemp(name), data, epochs=4, step=step, batch=16)
+        stores[name] = tiny_store(
+            tmp_path_factory.mktemp(name), data, epochs=4, step=step, batch=16
+        )
     return data, stores
 
 
 @pytest.mark.parametrize(("window", "slots", "labels", "backprop", "steps", "init"), CASES)
 def test_parts_go_together(window, slots, labels, backprop, steps, init, world, tmp_path):
-    """Three outer steps: finite, everything learned moves, everything else stays, and the shipped set is labelled as it says."""
+    """Three outer steps: finite, everything learned moves, everything else stays, and the shipped
+    set is labelled as it says.
+    """
     data, stores = world
     targets, of, learned = LABELS[labels]
     objective = TrajectoryMatching(
-        **{"inner_steps": 4, "expert_epochs": 2, "window": WINDOWS[window], "batch": 7, "lr": 0.02, "backprop": backprop, "labels": of} | SLOTS[slots]
+        **{
+            "inner_steps": 4,
+            "expert_epochs": 2,
+            "window": WINDOWS[window],
+            "batch": 7,
+            "lr": 0.02,
+            "backprop": backprop,
+            "labels": of,
+        }
+        | SLOTS[slots]
     )
-    optim = {"images": OptimConfig(lr=1.0), "lr": OptimConfig(lr=1e-5)} | ({"logits": OptimConfig(lr=1.0)} if learned else {})
+    optim = {"images": OptimConfig(lr=1.0), "lr": OptimConfig(lr=1e-5)} | (
+        {"logits": OptimConfig(lr=1.0)} if learned else {}
+    )
     config = OuterConfig(steps=3, optim=optim, ema={"images": 0.5})
     store = stores[steps]
     recipe = replace(
-        RECIPES["mtt/digits_ipc1"], data=DIGITS, model=MODEL, ipc=2, init=InitConfig(kind=init), targets=targets, objective=objective, outer=config
+        RECIPES["mtt/digits_ipc1"],
+        data=DIGITS,
+        model=MODEL,
+        ipc=2,
+        init=InitConfig(kind=init),
+        targets=targets,
+        objective=objective,
+        outer=config,
     )
     syn = synthetic.initial(recipe, data, generator(0), store)
     if targets.kind == "logits":
         syn = label(syn, store, targets)
     result, counters = outer.distill(
-        syn, objective.build(tiny_env(data, store)), config, tmp_path, seed=0, finish=lambda s: label(s, store, targets) if targets.relabel else s
+        syn,
+        objective.build(tiny_env(data, store)),
+        config,
+        tmp_path,
+        seed=0,
+        finish=lambda s: label(s, store, targets) if targets.relabel else s,
     )
     assert counters.not_finite == 0
-    assert set(result.tensors) == {*syn.tensors, "raw.images", *(["raw.logits"] if targets.relabel else [])}
+    assert set(result.tensors) == {
+        *syn.tensors,
+        "raw.images",
+        *(["raw.logits"] if targets.relabel else []),
+    }
     for name, tensor in result.tensors.items():
         assert tensor.isfinite().all()
-        moved = name in ("images", "lr", "raw.images") or (name.endswith("logits") and (learned or targets.relabel))
+        moved = name in ("images", "lr", "raw.images") or (
+            name.endswith("logits") and (learned or targets.relabel)
+        )
         assert torch.equal(tensor, syn.tensors[name.removeprefix("raw.")]) != moved
     assert result.batch(torch.tensor([0])).targets.is_floating_point() == (targets.kind == "logits")
 
@@ -116,26 +165,64 @@ def test_crosses_by_configuration(name):
         for attribute in path.split("."):
             part = getattr(part, attribute)
         assert part == value
-    untouched = {"data", "init", "codec", "targets", "objective", "outer", "buffer", "evaluation"} - {t.split("=")[0].split(".")[0] for t in taken}
+    untouched = {
+        "data",
+        "init",
+        "codec",
+        "targets",
+        "objective",
+        "outer",
+        "buffer",
+        "evaluation",
+    } - {t.split("=")[0].split(".")[0] for t in taken}
     assert all(getattr(recipe, part) == getattr(RECIPES[start], part) for part in untouched)
 
 
 def test_a_cross_runs_from_the_command_line(tmp_path, monkeypatch, capsys):
-    """A published recipe with another's experts and losses, at its smallest: buffer, distill, evaluate with every baseline."""
+    """A published recipe with another's experts and losses, at its smallest: buffer, distill,
+    evaluate with every baseline.
+    """
     monkeypatch.chdir(tmp_path)
     assert run("buffer", *TINY_CROSS) == 0
     assert run("distill", *TINY_CROSS, "--out", "cross") == 0
-    assert run("evaluate", "cross", "--epochs", "2", "--num_networks", "3", "--full_steps", "5", "--lr_grid", "0.01") == 0
+    assert (
+        run(
+            "evaluate",
+            "cross",
+            "--epochs",
+            "2",
+            "--num_networks",
+            "3",
+            "--full_steps",
+            "5",
+            "--lr_grid",
+            "0.01",
+        )
+        == 0
+    )
     shown = capsys.readouterr().out
     assert all(name in shown for name in ("distilled", "random_soft", "herding", "full"))
 
 
 def test_resolved_recipe_keeps_its_kinds():
-    """Every recipe says its parts' kinds, so that two of them never share a run folder or a store by accident."""
+    """Every recipe says its parts' kinds, so that two of them never share a run folder or a store
+    by accident.
+    """
     seen = {}
     for recipe in RECIPES.values():
         assert isinstance(recipe, Recipe)
-        key = repr((recipe.buffer, recipe.codec, recipe.objective, recipe.data, recipe.outer, recipe.ipc, recipe.init, recipe.targets))
+        key = repr(
+            (
+                recipe.buffer,
+                recipe.codec,
+                recipe.objective,
+                recipe.data,
+                recipe.outer,
+                recipe.ipc,
+                recipe.init,
+                recipe.targets,
+            )
+        )
         if recipe.teachers:  # cells that share a set differ in how it is evaluated
             key += repr((recipe.teachers, recipe.model, recipe.evaluation))
         assert key not in seen, f"{recipe.name} is {seen.get(key)}"

@@ -1,4 +1,7 @@
-"""Several processes: R ranks with one draw each equal one rank with R draws, and experts are shared out."""
+"""Several processes:
+
+R ranks with one draw each equal one rank with R draws, and experts are shared out.
+"""
 
 import json
 import os
@@ -39,8 +42,12 @@ def work(folder: Path, draws: int) -> None:
     """What every rank does: six steps of a distillation, and its share of three experts."""
     dist.start(CPU)
     data = tiny_data()
-    config = OuterConfig(steps=6, draws=draws, optim={"images": OptimConfig(lr=0.1)}, checkpoint_every=6)
-    result, _ = loop.distill(tiny_set(data), Stateless(noise=1.0), config, folder / f"rank{dist.rank()}", seed=0)
+    config = OuterConfig(
+        steps=6, draws=draws, optim={"images": OptimConfig(lr=0.1)}, checkpoint_every=6
+    )
+    result, _ = loop.distill(
+        tiny_set(data), Stateless(noise=1.0), config, folder / f"rank{dist.rank()}", seed=0
+    )
     tiny_store(folder / "store", data, num_experts=3, epochs=1)
     torch.save(result.tensors["images"], folder / f"images{dist.rank()}.pt")
 
@@ -49,8 +56,17 @@ def work_together(folder: Path, draws: int, ranks: int, port: int) -> None:
     """The same in a process a rank."""
     processes = []
     for rank in range(ranks):
-        several = {"RANK": str(rank), "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        processes.append(subprocess.Popen([sys.executable, "-c", PROGRAM, str(folder), str(draws)], env=os.environ | several))
+        several = {
+            "RANK": str(rank),
+            "WORLD_SIZE": str(ranks),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, "-c", PROGRAM, str(folder), str(draws)], env=os.environ | several
+            )
+        )
     assert [p.wait(timeout=120) for p in processes] == [0] * ranks
 
 
@@ -69,7 +85,10 @@ def test_two_ranks_equal_one_rank_with_two_draws(tmp_path):
         (tmp_path / name).mkdir()
     work(tmp_path / "one", draws=2)
     work_together(tmp_path / "two", draws=1, ranks=2, port=free_port())
-    images = [torch.load(tmp_path / name, weights_only=True) for name in ("one/images0.pt", "two/images0.pt", "two/images1.pt")]
+    images = [
+        torch.load(tmp_path / name, weights_only=True)
+        for name in ("one/images0.pt", "two/images0.pt", "two/images1.pt")
+    ]
     assert torch.equal(images[1], images[2])
     assert torch.allclose(images[0], images[1], atol=1e-6)
     shards = [sorted((tmp_path / name / "store").glob("expert_*")) for name in ("one", "two")]
@@ -77,5 +96,7 @@ def test_two_ranks_equal_one_rank_with_two_draws(tmp_path):
     for a, b in zip(*shards, strict=True):
         assert torch.equal(load_file(a)["params"], load_file(b)["params"])
     assert len((tmp_path / "two/rank0/metrics.jsonl").read_text().splitlines()) == 6
-    assert not (tmp_path / "two/rank1").exists() or not any((tmp_path / "two/rank1").rglob("*.jsonl"))
+    assert not (tmp_path / "two/rank1").exists() or not any(
+        (tmp_path / "two/rank1").rglob("*.jsonl")
+    )
     assert json.loads((tmp_path / "two/store/manifest.json").read_text())["epochs"] == [0, 1]

@@ -1,4 +1,6 @@
-"""Mistakes of a user, given to the command line: exit code 2, one sentence that helps, nothing half-written."""
+"""Mistakes of a user, given to the command line: exit code 2, one sentence that helps, nothing
+half-written.
+"""
 
 import gzip
 import io
@@ -24,18 +26,21 @@ from ddengine.commands import cli
 RECIPE = "mtt/digits_ipc1"
 NETWORK = "convnet-d2-w8-in"
 TINY = (
-    "--data.limit 200 --buffer.num_experts 1 --buffer.epochs 3 --objective.window.high 1 --objective.expert_epochs 1 --objective.inner_steps 2"
+    "--data.limit 200 --buffer.num_experts 1 --buffer.epochs 3 --objective.window.high 1 "
+    "--objective.expert_epochs 1 --objective.inner_steps 2"
     " --outer.steps 3 --evaluation.epochs 1 --evaluation.full_steps 10"
 )
 SETTINGS = f"{RECIPE} --model {NETWORK} {TINY}"
 SAME = f"{SETTINGS} --experts store"  # distills from the store of the fixture
 DATM, AST = "datm/fashion_mnist_ipc1_small", "ast/fashion_mnist_ipc1_small"
-LATE = f"{RECIPE} {TINY} --buffer.model convnet-d1-w8-in --buffer.keep 1 2"  # another network, epochs 1 and 2 only
+# another network, epochs 1 and 2 only
+LATE = f"{RECIPE} {TINY} --buffer.model convnet-d1-w8-in --buffer.keep 1 2"
 
 Prepare = Callable[[Path], object]
 
 pytestmark = [
-    pytest.mark.filterwarnings("error::RuntimeWarning"),  # outside pytest it would be a second line on standard error
+    # outside pytest it would be a second line on standard error
+    pytest.mark.filterwarnings("error::RuntimeWarning"),
     pytest.mark.usefixtures("no_chart"),
 ]
 
@@ -46,7 +51,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("made")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        for command in (f"buffer {SETTINGS} --out store", f"buffer {LATE} --out late", f"distill {SAME} --out run"):
+        for command in (
+            f"buffer {SETTINGS} --out store",
+            f"buffer {LATE} --out late",
+            f"distill {SAME} --out run",
+        ):
             assert cli.run(lambda command=command: run.main(command.split())) == 0
     return folder
 
@@ -61,17 +70,31 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def filled(made: Path, work: Path) -> Path:
     """The working directory with a copy of what `made` holds, pictures left out."""
-    shutil.copytree(made, work, dirs_exist_ok=True, ignore=shutil.ignore_patterns("images", "*.png"))
+    shutil.copytree(
+        made, work, dirs_exist_ok=True, ignore=shutil.ignore_patterns("images", "*.png")
+    )
     return work
 
 
 def contents(folder: Path) -> dict[str, bytes | None]:
     """Every path below `folder` with its bytes, None for a folder."""
-    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
+    return {
+        str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None
+        for p in folder.rglob("*")
+    }
 
 
-def refuse(command: str, words: tuple[str, ...], work: Path, capsys: pytest.CaptureFixture[str], *, untouched: bool = True) -> None:
-    """Run a command line that must be refused in one sentence with these words; `untouched`: before anything is written or deleted."""
+def refuse(
+    command: str,
+    words: tuple[str, ...],
+    work: Path,
+    capsys: pytest.CaptureFixture[str],
+    *,
+    untouched: bool = True,
+) -> None:
+    """Run a command line that must be refused in one sentence with these words; `untouched`: before
+    anything is written or deleted.
+    """
     before = contents(work)
     capsys.readouterr()
     code = cli.run(lambda: run.main(command.split()))
@@ -79,7 +102,9 @@ def refuse(command: str, words: tuple[str, ...], work: Path, capsys: pytest.Capt
     assert code == 2, said
     assert re.fullmatch(r"error: [^\n]*[^\s.]\.\n", said), said
     assert not re.search(r"[.!?]\)? +[A-Z]|Traceback|\x1b|[│╭╮╰╯─]|-----|\[bold\]", said), said
-    assert not said.startswith("error: recipe."), f"the flags of a recipe do not start with recipe.: {said}"
+    assert not said.startswith("error: recipe."), (
+        f"the flags of a recipe do not start with recipe.: {said}"
+    )
     for word in words:
         assert word in said, said
     after = contents(work)
@@ -148,7 +173,9 @@ def pictures(folder: str, *, count: int = 6, side: int = 8) -> Prepare:
     def prepare(work: Path) -> None:
         (work / folder).mkdir(parents=True)
         for i in range(count):
-            Image.fromarray(np.full((side, side), 20 * i, np.uint8)).save(work / folder / f"{side}px_{i}.png")
+            Image.fromarray(np.full((side, side), 20 * i, np.uint8)).save(
+                work / folder / f"{side}px_{i}.png"
+            )
 
     return prepare
 
@@ -163,7 +190,10 @@ def idx(images: int = 20, labels: int = 20) -> Prepare:
     def prepare(work: Path) -> None:
         (work / "idx").mkdir()
         for split in ("train", "t10k"):
-            for kind, array in (("images-idx3", np.zeros((images, 8, 8), np.uint8)), ("labels-idx1", np.arange(labels, dtype=np.uint8) % 10)):
+            for kind, array in (
+                ("images-idx3", np.zeros((images, 8, 8), np.uint8)),
+                ("labels-idx1", np.arange(labels, dtype=np.uint8) % 10),
+            ):
                 header = bytes((0, 0, 8, array.ndim)) + np.array(array.shape, ">i4").tobytes()
                 with gzip.open(work / "idx" / f"{split}-{kind}-ubyte.gz", "wb") as file:
                     file.write(header + array.tobytes())
@@ -178,14 +208,19 @@ def png(value: int) -> bytes:
     return file.getvalue()
 
 
-def table(labels: list[int | None], broken: dict[int, bytes | None] | None = None, name: str = "train-0") -> Prepare:
+def table(
+    labels: list[int | None], broken: dict[int, bytes | None] | None = None, name: str = "train-0"
+) -> Prepare:
     """Writes a parquet file of images into `pq`; `broken` replaces the bytes of some rows."""
 
     def prepare(work: Path) -> None:
         (work / "pq").mkdir(exist_ok=True)
         images = [{"bytes": (broken or {}).get(i, png(i))} for i in range(len(labels))]
         typed = pa.array(images, pa.struct([("bytes", pa.binary())]))
-        pq.write_table(pa.table({"image": typed, "label": pa.array(labels, pa.int64())}), work / "pq" / f"{name}.parquet")
+        pq.write_table(
+            pa.table({"image": typed, "label": pa.array(labels, pa.int64())}),
+            work / "pq" / f"{name}.parquet",
+        )
 
     return prepare
 
@@ -217,20 +252,66 @@ COMMANDS = [
     case("flag-before-recipe", f"buffer --ipc 2 {RECIPE}", "name of a recipe first", RECIPE),
     case("unknown-recipe", "distill mtt/digit_ipc1", "recipe 'mtt/digit_ipc1'", RECIPE),
     case("recipes-takes-nothing", "recipes mtt", "recipes takes no arguments", "mtt"),
-    case("unknown-flag", f"distill {RECIPE} --outer.stepps 3", "--outer.stepps", "did you mean --outer.steps"),
-    case("unknown-flag-of-demo", "demo --outer.stepps 3", "--outer.stepps", "did you mean --outer.steps", "run.py demo --help"),
-    case("unknown-tensor", f"distill {RECIPE} --outer.optim.image.lr 3", "--outer.optim.image.lr", "did you mean", "--outer.optim.images.lr"),
+    case(
+        "unknown-flag",
+        f"distill {RECIPE} --outer.stepps 3",
+        "--outer.stepps",
+        "did you mean --outer.steps",
+    ),
+    case(
+        "unknown-flag-of-demo",
+        "demo --outer.stepps 3",
+        "--outer.stepps",
+        "did you mean --outer.steps",
+        "run.py demo --help",
+    ),
+    case(
+        "unknown-tensor",
+        f"distill {RECIPE} --outer.optim.image.lr 3",
+        "--outer.optim.image.lr",
+        "did you mean",
+        "--outer.optim.images.lr",
+    ),
     case("stray-word", f"distill {RECIPE} quickly", "quickly", "--help"),
     case("value-missing", f"distill {RECIPE} --outer.steps", "--outer.steps", "value"),
-    case("take-no-equals-sign", f"distill {RECIPE} --take buffer", "--take 'buffer'", "PART=RECIPE", "e.g. buffer="),
+    case(
+        "take-no-equals-sign",
+        f"distill {RECIPE} --take buffer",
+        "--take 'buffer'",
+        "PART=RECIPE",
+        "e.g. buffer=",
+    ),
     case("take-nothing", f"distill {RECIPE} --take", "--take", "PART=RECIPE"),
-    case("take-unknown-part", f"distill {RECIPE} --take bufer={RECIPE}", "part in --take 'bufer'", "buffer"),
-    case("take-unknown-recipe", f"distill {RECIPE} --take buffer=mtt/digit_ipc1", "recipe 'mtt/digit_ipc1'", RECIPE),
+    case(
+        "take-unknown-part",
+        f"distill {RECIPE} --take bufer={RECIPE}",
+        "part in --take 'bufer'",
+        "buffer",
+    ),
+    case(
+        "take-unknown-recipe",
+        f"distill {RECIPE} --take buffer=mtt/digit_ipc1",
+        "recipe 'mtt/digit_ipc1'",
+        RECIPE,
+    ),
     case("evaluate-what", "evaluate --protocol fast", "evaluate needs the folder", "distilled set"),
     case("device-word", f"distill {RECIPE} --device foo", "--device 'foo'", "cpu", "cuda:N"),
-    case("device-unsupported", f"buffer {RECIPE} --device meta", "--device 'meta'", "cpu", "cuda:N"),
-    case("device-not-there", f"buffer {RECIPE} --device cuda:99", "--device 'cuda:99'", "--device cpu"),
-    case("tf32-on-cpu", f"buffer {RECIPE} --device cpu --precision tf32", "--precision tf32", "fp32", "--device cpu"),
+    case(
+        "device-unsupported", f"buffer {RECIPE} --device meta", "--device 'meta'", "cpu", "cuda:N"
+    ),
+    case(
+        "device-not-there",
+        f"buffer {RECIPE} --device cuda:99",
+        "--device 'cuda:99'",
+        "--device cpu",
+    ),
+    case(
+        "tf32-on-cpu",
+        f"buffer {RECIPE} --device cpu --precision tf32",
+        "--precision tf32",
+        "fp32",
+        "--device cpu",
+    ),
 ]
 
 
@@ -258,11 +339,31 @@ VALUES = [
     case("student-lr-negative", "--objective.lr -1", "objective.lr", "positive"),
     case("student-lr-infinite", "--objective.lr inf", "objective.lr", "inf"),
     case("window-upside-down", "--objective.window.low 5", "objective.window", "low 5", "high 4"),
-    case("image-lr-negative", "--outer.optim.images.lr -1", "outer.optim.images", "learning rate", "not negative"),
-    case("image-lr-nan", "--outer.optim.images.lr nan", "outer.optim.images", "learning rate", "finite"),
-    case("image-momentum-one", "--outer.optim.images.momentum 1", "outer.optim.images", "momentum", "below 1"),
+    case(
+        "image-lr-negative",
+        "--outer.optim.images.lr -1",
+        "outer.optim.images",
+        "learning rate",
+        "not negative",
+    ),
+    case(
+        "image-lr-nan",
+        "--outer.optim.images.lr nan",
+        "outer.optim.images",
+        "learning rate",
+        "finite",
+    ),
+    case(
+        "image-momentum-one",
+        "--outer.optim.images.momentum 1",
+        "outer.optim.images",
+        "momentum",
+        "below 1",
+    ),
     case("max-loss-nan", "--outer.max_loss nan", "outer.max_loss", "nan"),
-    case("validate-without-split", "--data.validation 0", "outer.evaluate_every", "data.validation"),
+    case(
+        "validate-without-split", "--data.validation 0", "outer.evaluate_every", "data.validation"
+    ),
     case("expert-lr-zero", "--buffer.step.lr 0", "buffer.step.lr", "positive"),
     case("expert-lr-infinite", "--buffer.step.lr inf", "buffer.step.lr", "inf"),
     case("expert-decay", "--buffer.step.decay 2", "buffer.step.decay", "at most 1"),
@@ -274,31 +375,103 @@ VALUES = [
     case("augmentation-scale-zero", "--buffer.augment.scale 0", "augment.scale", "0"),
     case("baseline-unknown", "--evaluation.baselines randm", "baseline 'randm'", "nearest: random"),
     case("protocol-unknown", "--evaluation.protocol quick", "protocol 'quick'", "fast"),
-    case("too-few-networks", "--evaluation.num_networks 2", "evaluation.num_networks", "at least 3", "evaluation.baselines"),
+    case(
+        "too-few-networks",
+        "--evaluation.num_networks 2",
+        "evaluation.num_networks",
+        "at least 3",
+        "evaluation.baselines",
+    ),
     case("dataset-unknown", "--data.name digit", "dataset 'digit'", "nearest: digits"),
     case("limit-above-set", "--data.limit 5000", "data.limit 5000", "1438", "lower"),
     case("limit-below-classes", "--data.limit 5", "no training images", "data.limit"),
-    case("relabel-classes", "--targets.relabel True", "targets.relabel", "targets.kind is class", "targets.kind logits"),
-    case("relabel-by-right-experts", "--targets.kind logits --targets.relabel True", "targets.relabel", "no expert is right", "targets.experts all"),
-    case("labels-of-targets-not-shipped", "--objective.labels target", "objective.labels target", "targets.relabel True"),
-    case("take-of-an-empty-slot", f"--take objective.perturb.alpha={RECIPE}", "objective.perturb is empty", "whole"),
+    case(
+        "relabel-classes",
+        "--targets.relabel True",
+        "targets.relabel",
+        "targets.kind is class",
+        "targets.kind logits",
+    ),
+    case(
+        "relabel-by-right-experts",
+        "--targets.kind logits --targets.relabel True",
+        "targets.relabel",
+        "no expert is right",
+        "targets.experts all",
+    ),
+    case(
+        "labels-of-targets-not-shipped",
+        "--objective.labels target",
+        "objective.labels target",
+        "targets.relabel True",
+    ),
+    case(
+        "take-of-an-empty-slot",
+        f"--take objective.perturb.alpha={RECIPE}",
+        "objective.perturb is empty",
+        "whole",
+    ),
     case("label-epochs-backwards", "--targets.epochs 5 2", "targets.epochs", "ascending"),
     case("clusters-zero", "--init.clusters 0", "init.clusters", "at least 1"),
-    case("labels-not-stored", f"--take outer.optim={DATM}", "outer.optim", "'logits'", "targets.kind class"),
+    case(
+        "labels-not-stored",
+        f"--take outer.optim={DATM}",
+        "outer.optim",
+        "'logits'",
+        "targets.kind class",
+    ),
     case(
         "labels-learned-and-made-anew",
-        f"--take outer.optim={DATM} --take targets={DATM} --targets.relabel True --targets.experts all",
+        (
+            f"--take outer.optim={DATM} --take targets={DATM} --targets.relabel True "
+            "--targets.experts all"
+        ),
         "targets.relabel",
         "learns",
     ),
-    case("growth-backwards", f"--take objective.window={DATM} --objective.window.high 1", "low < first <= high", "first 2"),
-    case("growth-in-no-steps", f"--take objective.window={DATM} --objective.window.grow 0", "objective.window.grow", "at least 1"),
-    case("perturbation-negative", f"--take objective.perturb={AST} --objective.perturb.alpha -1", "objective.perturb.alpha", "not negative"),
-    case("flat-radius-negative", f"--take buffer={DATM} --buffer.step.rho -1", "buffer.step.rho", "not negative"),
-    case("flat-alpha-infinite", f"--take buffer={DATM} --buffer.step.alpha inf", "buffer.step.alpha", "finite"),
+    case(
+        "growth-backwards",
+        f"--take objective.window={DATM} --objective.window.high 1",
+        "low < first <= high",
+        "first 2",
+    ),
+    case(
+        "growth-in-no-steps",
+        f"--take objective.window={DATM} --objective.window.grow 0",
+        "objective.window.grow",
+        "at least 1",
+    ),
+    case(
+        "perturbation-negative",
+        f"--take objective.perturb={AST} --objective.perturb.alpha -1",
+        "objective.perturb.alpha",
+        "not negative",
+    ),
+    case(
+        "flat-radius-negative",
+        f"--take buffer={DATM} --buffer.step.rho -1",
+        "buffer.step.rho",
+        "not negative",
+    ),
+    case(
+        "flat-alpha-infinite",
+        f"--take buffer={DATM} --buffer.step.alpha inf",
+        "buffer.step.alpha",
+        "finite",
+    ),
     case("clip-zero", f"--take buffer={AST} --buffer.step.clip 0", "buffer.step.clip", "above 0"),
-    case("penalty-negative", f"--take buffer={AST} --buffer.step.penalty -2", "buffer.step.penalty", "not negative"),
-    case("take-no-such-field", f"--take objective.windw={DATM}", "'objective.windw'", "nearest: objective.window"),
+    case(
+        "penalty-negative",
+        f"--take buffer={AST} --buffer.step.penalty -2",
+        "buffer.step.penalty",
+        "not negative",
+    ),
+    case(
+        "take-no-such-field",
+        f"--take objective.windw={DATM}",
+        "'objective.windw'",
+        "nearest: objective.window",
+    ),
 ]
 
 
@@ -309,14 +482,32 @@ def test_values(flags, words, prepare, work, capsys):
 
 
 NETWORKS = [
-    case("network-unknown", "--model covnet-d3-w8-in", "network 'covnet-d3-w8-in'", "nearest: convnet"),
-    case("network-option", "--model convnet-d2-w8-xx", "network 'convnet-d2-w8-xx'", "'xx' is not an option"),
-    case("network-too-deep", "--model convnet-d4-w8-in", "'convnet-d4-w8-in'", "8x8 image", "smaller depth"),
+    case(
+        "network-unknown",
+        "--model covnet-d3-w8-in",
+        "network 'covnet-d3-w8-in'",
+        "nearest: convnet",
+    ),
+    case(
+        "network-option",
+        "--model convnet-d2-w8-xx",
+        "network 'convnet-d2-w8-xx'",
+        "'xx' is not an option",
+    ),
+    case(
+        "network-too-deep",
+        "--model convnet-d4-w8-in",
+        "'convnet-d4-w8-in'",
+        "8x8 image",
+        "smaller depth",
+    ),
     case("network-wants-colour", "--model torchvision/vit_b_16", "torchvision/vit_b_16", "colour"),
 ]
 
 
-@pytest.mark.parametrize("command", [pytest.param("buffer", id="buffer"), pytest.param("distill", id="distill")])
+@pytest.mark.parametrize(
+    "command", [pytest.param("buffer", id="buffer"), pytest.param("distill", id="distill")]
+)
 @pytest.mark.parametrize(("flags", "words", "prepare"), NETWORKS)
 def test_network(command, flags, words, prepare, work, capsys):
     """Networks that are not there or cannot take the images, whatever stores there are."""
@@ -324,43 +515,167 @@ def test_network(command, flags, words, prepare, work, capsys):
 
 
 FOLDER, IDX, PARQUET = "folder --data.root pics", "mnist --data.root idx", "parquet --data.root pq"
-BAD, IMAGES, LABELS = "pics/dog/bad.png", "idx/train-images-idx3-ubyte.gz", "idx/train-labels-idx1-ubyte.gz"
-RAW = [f"mn/MNIST/raw/{split}-{kind}-ubyte" for split in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
+BAD, IMAGES, LABELS = (
+    "pics/dog/bad.png",
+    "idx/train-images-idx3-ubyte.gz",
+    "idx/train-labels-idx1-ubyte.gz",
+)
+RAW = [
+    f"mn/MNIST/raw/{split}-{kind}-ubyte"
+    for split in ("train", "t10k")
+    for kind in ("images-idx3", "labels-idx1")
+]
 DATA = [
     case("root-not-given", "folder", "data.root", "subfolders are the classes"),
     case("root-not-there", FOLDER, "data.root pics", "not a folder"),
     case("root-is-a-file", FOLDER, "data.root pics", "not a folder", prepare=text("pics", "cats")),
-    case("one-class", FOLDER, "1 class folder", "at least 2", "data.root", prepare=pictures("pics/cat")),
-    case("class-without-images", FOLDER, "pics/bird", "no images", prepare=all_of(CATS_DOGS, text("pics/bird/note.txt", "later"))),
-    case("image-corrupt", FOLDER, BAD, "repair or remove", prepare=all_of(CATS_DOGS, text(BAD, "no"))),
+    case(
+        "one-class",
+        FOLDER,
+        "1 class folder",
+        "at least 2",
+        "data.root",
+        prepare=pictures("pics/cat"),
+    ),
+    case(
+        "class-without-images",
+        FOLDER,
+        "pics/bird",
+        "no images",
+        prepare=all_of(CATS_DOGS, text("pics/bird/note.txt", "later")),
+    ),
+    case(
+        "image-corrupt", FOLDER, BAD, "repair or remove", prepare=all_of(CATS_DOGS, text(BAD, "no"))
+    ),
     case("image-empty", FOLDER, BAD, "repair or remove", prepare=all_of(CATS_DOGS, text(BAD, ""))),
-    case("image-truncated", FOLDER, "pics/dog/8px_1.png", "repair or remove", prepare=all_of(CATS_DOGS, cut("pics/dog/8px_1.png", 0.7))),
-    case("sizes-differ", FOLDER, "9x9", "8x8", "data.size", prepare=all_of(CATS_DOGS, pictures("pics/bird", side=9))),
-    case("test-classes-differ", FOLDER, "pics/test", "the same names", prepare=all_of(TRAIN, pictures("pics/test/cow"))),
+    case(
+        "image-truncated",
+        FOLDER,
+        "pics/dog/8px_1.png",
+        "repair or remove",
+        prepare=all_of(CATS_DOGS, cut("pics/dog/8px_1.png", 0.7)),
+    ),
+    case(
+        "sizes-differ",
+        FOLDER,
+        "9x9",
+        "8x8",
+        "data.size",
+        prepare=all_of(CATS_DOGS, pictures("pics/bird", side=9)),
+    ),
+    case(
+        "test-classes-differ",
+        FOLDER,
+        "pics/test",
+        "the same names",
+        prepare=all_of(TRAIN, pictures("pics/test/cow")),
+    ),
     case("idx-truncated", IDX, IMAGES, "again", prepare=all_of(idx(), cut(IMAGES))),
     case("idx-no-gzip", IDX, LABELS, "gzip", prepare=all_of(idx(), text(LABELS, "no"))),
     case("idx-too-many-labels", IDX, "20", "30", "labels", prepare=idx(labels=30)),
     case("idx-too-few-labels", IDX, "20", "30", "labels", prepare=idx(images=30)),
-    case("idx-swapped", IDX, "idx/", "images", "again", prepare=all_of(idx(), copied(LABELS, IMAGES))),
-    case("cifar-not-there", "cifar10", "CIFAR10", "data.root", "data.download True"),
-    case("cifar-root-not-there", "cifar10 --data.root nowhere", "data.root nowhere", "not a folder", "cifar10"),
-    case("cifar-damaged", "cifar10 --data.root cf", "CIFAR10", "cf", "data.download True", prepare=text("cf/cifar-10-batches-py/data_batch_1", "no")),
-    case("mnist-damaged", "mnist --data.root mn", "MNIST in mn", "data.download True", prepare=all_of(*(text(p, "not a dataset") for p in RAW))),
-    case("parquet-root-not-given", "parquet", "data.root", "parquet files"),
-    case("parquet-none", PARQUET, "pq", "no parquet files", "data.root", prepare=text("pq/readme.txt", "empty")),
-    case("parquet-corrupt", PARQUET, "train-1.parquet", "again", prepare=all_of(table([0, 1] * 4), text("pq/train-1.parquet", "no"))),
-    case("parquet-truncated", PARQUET, "train-0.parquet", "again", prepare=all_of(table([0, 1] * 4), cut("pq/train-0.parquet"))),
-    case("parquet-no-image", PARQUET, "columns text and label", "none holds images", prepare=columns(text=["a", "b"], label=[0, 1])),
-    case("parquet-no-label", PARQUET, "beside 'image': text", "data.label_column", prepare=columns(image=[png(0), png(1)], text=["a", "b"])),
-    case("parquet-no-rows", PARQUET, "train-0.parquet", "no rows", prepare=table([])),
-    case("parquet-negative-label", PARQUET, "train-0.parquet", "negative labels", prepare=table([-1, 0, 1, 0, 1])),
-    case("parquet-label-missing", PARQUET, "train-0.parquet", "label", prepare=table([None, 0, 1, 0, 1])),
-    case("parquet-class-missing", PARQUET, "Class '1'", "no training images", prepare=table([0, 2] * 4)),
-    case("parquet-image-corrupt", PARQUET, "of train-0.parquet", "repair", prepare=table([0, 1] * 4, {i: b"no" for i in range(8)})),
     case(
-        "parquet-image-missing", PARQUET, "train-0.parquet stores no bytes", "write the bytes", prepare=table([0, 1] * 4, {i: None for i in range(8)})
+        "idx-swapped", IDX, "idx/", "images", "again", prepare=all_of(idx(), copied(LABELS, IMAGES))
     ),
-    case("zca-of-large-images", "digits --data.zca True --data.size 112 112", "data.zca", "data.size"),
+    case("cifar-not-there", "cifar10", "CIFAR10", "data.root", "data.download True"),
+    case(
+        "cifar-root-not-there",
+        "cifar10 --data.root nowhere",
+        "data.root nowhere",
+        "not a folder",
+        "cifar10",
+    ),
+    case(
+        "cifar-damaged",
+        "cifar10 --data.root cf",
+        "CIFAR10",
+        "cf",
+        "data.download True",
+        prepare=text("cf/cifar-10-batches-py/data_batch_1", "no"),
+    ),
+    case(
+        "mnist-damaged",
+        "mnist --data.root mn",
+        "MNIST in mn",
+        "data.download True",
+        prepare=all_of(*(text(p, "not a dataset") for p in RAW)),
+    ),
+    case("parquet-root-not-given", "parquet", "data.root", "parquet files"),
+    case(
+        "parquet-none",
+        PARQUET,
+        "pq",
+        "no parquet files",
+        "data.root",
+        prepare=text("pq/readme.txt", "empty"),
+    ),
+    case(
+        "parquet-corrupt",
+        PARQUET,
+        "train-1.parquet",
+        "again",
+        prepare=all_of(table([0, 1] * 4), text("pq/train-1.parquet", "no")),
+    ),
+    case(
+        "parquet-truncated",
+        PARQUET,
+        "train-0.parquet",
+        "again",
+        prepare=all_of(table([0, 1] * 4), cut("pq/train-0.parquet")),
+    ),
+    case(
+        "parquet-no-image",
+        PARQUET,
+        "columns text and label",
+        "none holds images",
+        prepare=columns(text=["a", "b"], label=[0, 1]),
+    ),
+    case(
+        "parquet-no-label",
+        PARQUET,
+        "beside 'image': text",
+        "data.label_column",
+        prepare=columns(image=[png(0), png(1)], text=["a", "b"]),
+    ),
+    case("parquet-no-rows", PARQUET, "train-0.parquet", "no rows", prepare=table([])),
+    case(
+        "parquet-negative-label",
+        PARQUET,
+        "train-0.parquet",
+        "negative labels",
+        prepare=table([-1, 0, 1, 0, 1]),
+    ),
+    case(
+        "parquet-label-missing",
+        PARQUET,
+        "train-0.parquet",
+        "label",
+        prepare=table([None, 0, 1, 0, 1]),
+    ),
+    case(
+        "parquet-class-missing",
+        PARQUET,
+        "Class '1'",
+        "no training images",
+        prepare=table([0, 2] * 4),
+    ),
+    case(
+        "parquet-image-corrupt",
+        PARQUET,
+        "of train-0.parquet",
+        "repair",
+        prepare=table([0, 1] * 4, {i: b"no" for i in range(8)}),
+    ),
+    case(
+        "parquet-image-missing",
+        PARQUET,
+        "train-0.parquet stores no bytes",
+        "write the bytes",
+        prepare=table([0, 1] * 4, {i: None for i in range(8)}),
+    ),
+    case(
+        "zca-of-large-images", "digits --data.zca True --data.size 112 112", "data.zca", "data.size"
+    ),
 ]
 
 
@@ -372,7 +687,9 @@ def test_data(data, words, prepare, work, capsys):
     refuse(f"distill {RECIPE} --data.name {data}", words, work, capsys)
 
 
-@pytest.mark.parametrize("name", [pytest.param("cifar10", id="cifar10"), pytest.param("mnist", id="mnist")])
+@pytest.mark.parametrize(
+    "name", [pytest.param("cifar10", id="cifar10"), pytest.param("mnist", id="mnist")]
+)
 def test_download_without_network(name, work, capsys, monkeypatch):
     """A download that was asked for and cannot be made."""
 
@@ -380,42 +697,185 @@ def test_download_without_network(name, work, capsys, monkeypatch):
         raise URLError("no route")
 
     monkeypatch.setattr(urllib.request, "urlopen", offline)
-    refuse(f"buffer {RECIPE} --data.name {name} --data.download True", ("could not be downloaded", "network"), work, capsys, untouched=False)
+    refuse(
+        f"buffer {RECIPE} --data.name {name} --data.download True",
+        ("could not be downloaded", "network"),
+        work,
+        capsys,
+        untouched=False,
+    )
 
 
 GROWING = f"{SAME} --take objective.window={DATM}"
 SHARD, SHARD_BEST = (f"store/expert_{name}.safetensors" for name in ("0000", "best"))
 STORES = [
-    case("no-store", f"distill {SETTINGS}", "no expert store in experts", "buffer command", "--experts"),
-    case("named-store-not-there", f"distill {SETTINGS} --experts nowhere", "no expert store in nowhere", "buffer command"),
-    case("named-store-is-a-file", f"distill {SETTINGS} --experts note", "no expert store in note", prepare=text("note", "no store")),
-    case("window-beyond-epochs", f"distill {SAME} --objective.window.high 4", "objective.window.high", "0 to 3", "buffer.epochs"),
-    case("segment-beyond-epochs", f"distill {SAME} --objective.expert_epochs 9", "objective.expert_epochs", "0 to 3"),
-    case("window-before-kept-epochs", f"distill {LATE} --model convnet-d1-w8-in --experts late", "1 to 2", "objective.window", "buffer.keep"),
-    case("store-of-another-network", f"distill {LATE} --model {NETWORK} --experts late", "parameters", "network of the experts"),
-    case("store-of-another-model", f"distill {SAME} --model mlp", "expert store store", f"model is {NETWORK} there and mlp here"),
-    case("store-of-another-recipe", f"distill {RECIPE} --experts store", "expert store store", "buffer.epochs is 3 there and 10 here"),
-    case("store-of-another-seed", f"distill {SAME} --seed 1", "expert store store", "seed is 0 there and 1 here"),
-    case("store-to-grow", f"buffer {SETTINGS} --buffer.epochs 4 --out store", "expert store store", "buffer.epochs is 3 there and 4 here"),
-    case("shard-truncated", f"distill {SAME}", SHARD, "damaged", "buffer command", prepare=cut(SHARD)),
-    case("shard-empty", f"distill {SAME}", SHARD, "damaged", "buffer command", prepare=cut(SHARD, 0)),
-    case("shard-truncated-buffer", f"buffer {SETTINGS} --out store", SHARD, "damaged", "delete", prepare=cut(SHARD)),
-    case("shard-name", f"distill {SAME}", SHARD_BEST, prepare=copied(SHARD, SHARD_BEST)),
-    case("shard-of-another-store", f"distill {SAME}", SHARD, "another store", "delete", prepare=copied("late/expert_0000.safetensors", SHARD)),
-    case("store-empty", f"distill {SAME}", "store", "no finished expert", "buffer command", prepare=gone(SHARD)),
-    case("manifest-broken", f"distill {SAME}", "store/manifest.json", "cannot be read", prepare=cut("store/manifest.json")),
-    case("manifest-incomplete", f"distill {SAME}", "store/manifest.json", prepare=without("store/manifest.json", "epochs")),
-    case("manifest-list", f"distill {SAME}", "store/manifest.json", prepare=text("store/manifest.json", "[]")),
-    case("preprocess-truncated", f"distill {SAME}", "store/preprocess.safetensors", "damaged", prepare=cut("store/preprocess.safetensors")),
-    case("ipc-above-class", f"distill {SAME} --ipc 500", "ipc 500", "class '0'", "lower ipc"),
-    case("smooth-asked-plain-there", f"distill {SAME} --take buffer={AST}", "expert store store", "buffer.step is Sgd there and Smooth here"),
-    case("growing-window-beyond-epochs", f"distill {GROWING} --objective.window.high 9", "0 to 8", "objective.window.high", "buffer.epochs"),
     case(
-        "milestones-without-steps", f"distill {SAME} --take objective.milestones={AST} --objective.expert_epochs 3", "objective.milestones", "raise"
+        "no-store",
+        f"distill {SETTINGS}",
+        "no expert store in experts",
+        "buffer command",
+        "--experts",
     ),
-    case("label-epochs-beyond", f"distill {SAME} --targets.kind logits --targets.epochs 2 9", "targets.epochs 2 9", "epoch 4", "0 to 3"),
-    case("no-right-expert", f"distill {SAME} --init.kind noise --targets.kind logits", "No expert is right", "of class '", "targets.experts all"),
-    case("no-correct-images", f"distill {SAME} --init.kind correct --ipc 14", "init.kind correct", "of class '", "lower ipc"),
+    case(
+        "named-store-not-there",
+        f"distill {SETTINGS} --experts nowhere",
+        "no expert store in nowhere",
+        "buffer command",
+    ),
+    case(
+        "named-store-is-a-file",
+        f"distill {SETTINGS} --experts note",
+        "no expert store in note",
+        prepare=text("note", "no store"),
+    ),
+    case(
+        "window-beyond-epochs",
+        f"distill {SAME} --objective.window.high 4",
+        "objective.window.high",
+        "0 to 3",
+        "buffer.epochs",
+    ),
+    case(
+        "segment-beyond-epochs",
+        f"distill {SAME} --objective.expert_epochs 9",
+        "objective.expert_epochs",
+        "0 to 3",
+    ),
+    case(
+        "window-before-kept-epochs",
+        f"distill {LATE} --model convnet-d1-w8-in --experts late",
+        "1 to 2",
+        "objective.window",
+        "buffer.keep",
+    ),
+    case(
+        "store-of-another-network",
+        f"distill {LATE} --model {NETWORK} --experts late",
+        "parameters",
+        "network of the experts",
+    ),
+    case(
+        "store-of-another-model",
+        f"distill {SAME} --model mlp",
+        "expert store store",
+        f"model is {NETWORK} there and mlp here",
+    ),
+    case(
+        "store-of-another-recipe",
+        f"distill {RECIPE} --experts store",
+        "expert store store",
+        "buffer.epochs is 3 there and 10 here",
+    ),
+    case(
+        "store-of-another-seed",
+        f"distill {SAME} --seed 1",
+        "expert store store",
+        "seed is 0 there and 1 here",
+    ),
+    case(
+        "store-to-grow",
+        f"buffer {SETTINGS} --buffer.epochs 4 --out store",
+        "expert store store",
+        "buffer.epochs is 3 there and 4 here",
+    ),
+    case(
+        "shard-truncated", f"distill {SAME}", SHARD, "damaged", "buffer command", prepare=cut(SHARD)
+    ),
+    case(
+        "shard-empty", f"distill {SAME}", SHARD, "damaged", "buffer command", prepare=cut(SHARD, 0)
+    ),
+    case(
+        "shard-truncated-buffer",
+        f"buffer {SETTINGS} --out store",
+        SHARD,
+        "damaged",
+        "delete",
+        prepare=cut(SHARD),
+    ),
+    case("shard-name", f"distill {SAME}", SHARD_BEST, prepare=copied(SHARD, SHARD_BEST)),
+    case(
+        "shard-of-another-store",
+        f"distill {SAME}",
+        SHARD,
+        "another store",
+        "delete",
+        prepare=copied("late/expert_0000.safetensors", SHARD),
+    ),
+    case(
+        "store-empty",
+        f"distill {SAME}",
+        "store",
+        "no finished expert",
+        "buffer command",
+        prepare=gone(SHARD),
+    ),
+    case(
+        "manifest-broken",
+        f"distill {SAME}",
+        "store/manifest.json",
+        "cannot be read",
+        prepare=cut("store/manifest.json"),
+    ),
+    case(
+        "manifest-incomplete",
+        f"distill {SAME}",
+        "store/manifest.json",
+        prepare=without("store/manifest.json", "epochs"),
+    ),
+    case(
+        "manifest-list",
+        f"distill {SAME}",
+        "store/manifest.json",
+        prepare=text("store/manifest.json", "[]"),
+    ),
+    case(
+        "preprocess-truncated",
+        f"distill {SAME}",
+        "store/preprocess.safetensors",
+        "damaged",
+        prepare=cut("store/preprocess.safetensors"),
+    ),
+    case("ipc-above-class", f"distill {SAME} --ipc 500", "ipc 500", "class '0'", "lower ipc"),
+    case(
+        "smooth-asked-plain-there",
+        f"distill {SAME} --take buffer={AST}",
+        "expert store store",
+        "buffer.step is Sgd there and Smooth here",
+    ),
+    case(
+        "growing-window-beyond-epochs",
+        f"distill {GROWING} --objective.window.high 9",
+        "0 to 8",
+        "objective.window.high",
+        "buffer.epochs",
+    ),
+    case(
+        "milestones-without-steps",
+        f"distill {SAME} --take objective.milestones={AST} --objective.expert_epochs 3",
+        "objective.milestones",
+        "raise",
+    ),
+    case(
+        "label-epochs-beyond",
+        f"distill {SAME} --targets.kind logits --targets.epochs 2 9",
+        "targets.epochs 2 9",
+        "epoch 4",
+        "0 to 3",
+    ),
+    case(
+        "no-right-expert",
+        f"distill {SAME} --init.kind noise --targets.kind logits",
+        "No expert is right",
+        "of class '",
+        "targets.experts all",
+    ),
+    case(
+        "no-correct-images",
+        f"distill {SAME} --init.kind correct --ipc 14",
+        "init.kind correct",
+        "of class '",
+        "lower ipc",
+    ),
 ]
 
 
@@ -431,33 +891,153 @@ FOREIGN = text("photos/cat.png", "precious")
 NOTE = text("note", "a file")
 CHECKPOINT = "run/checkpoint/state.safetensors"
 OUTPUTS = [
-    case("run-of-other-settings", f"distill {SAME} --out run --outer.steps 4", "run", "other settings", "--out", "--restart"),
-    case("run-of-another-recipe", "distill mtt/digits_ipc10 --out run", "run", f"a run of {RECIPE}", "--out", "--restart"),
-    case("run-is-foreign", f"distill {SAME} --out photos", "photos", "not a run", "--out", prepare=FOREIGN),
+    case(
+        "run-of-other-settings",
+        f"distill {SAME} --out run --outer.steps 4",
+        "run",
+        "other settings",
+        "--out",
+        "--restart",
+    ),
+    case(
+        "run-of-another-recipe",
+        "distill mtt/digits_ipc10 --out run",
+        "run",
+        f"a run of {RECIPE}",
+        "--out",
+        "--restart",
+    ),
+    case(
+        "run-is-foreign",
+        f"distill {SAME} --out photos",
+        "photos",
+        "not a run",
+        "--out",
+        prepare=FOREIGN,
+    ),
     case("run-is-a-file", f"distill {SAME} --out note", "note", "--out", prepare=NOTE),
-    case("run-below-a-file", f"distill {SAME} --out note/run", "note/run", "cannot be written", "--out", prepare=NOTE),
-    case("run-recipe-broken", f"distill {SAME} --out run", "run/recipe.json", "cannot be read", prepare=cut("run/recipe.json")),
-    case("run-recipe-foreign", f"distill {SAME} --out run", "recipe.json", "--out", prepare=text("run/recipe.json", '{"soup": 1}')),
-    case("checkpoint-truncated", f"distill {SAME} --out run", CHECKPOINT, "damaged", prepare=all_of(unfinished, cut(CHECKPOINT))),
-    case("store-is-foreign", f"buffer {SETTINGS} --out photos", "photos", "not", "--out", prepare=FOREIGN),
-    case("store-is-a-file", f"buffer {SETTINGS} --out note", "note", "cannot be written", "--out", prepare=NOTE),
-    case("store-below-a-file", f"buffer {SETTINGS} --out note/store", "note/store", "cannot be written", "--out", prepare=NOTE),
-    case("demo-is-foreign", f"demo {SETTINGS.removeprefix(RECIPE)} --out photos", "photos", "not a run", "--out", prepare=FOREIGN),
-    case("demo-network-unknown", f"demo {SETTINGS.removeprefix(RECIPE)} --evaluation.models covnet-d3", "network 'covnet-d3'", "convnet-d3"),
-    case("restart-of-foreign-run", f"distill {SAME} --out photos --restart", "--restart", "photos", prepare=FOREIGN),
-    case("restart-of-foreign-store", f"buffer {SETTINGS} --out photos --restart", "--restart", "photos", prepare=FOREIGN),
-    case("restart-of-foreign-demo", "demo --out photos --restart", "--restart", "photos", prepare=FOREIGN),
-    case("restart-of-a-file", f"distill {SAME} --out note --restart", "note", "--out", prepare=NOTE),
-    case("restart-of-a-file-buffer", f"buffer {SETTINGS} --out note --restart", "note", "--out", prepare=NOTE),
-    case("restart-on-no-device", f"distill {SAME} --out run --restart --device cuda:99", "--device 'cuda:99'"),
-    case("restart-without-experts", f"distill {SETTINGS} --experts nowhere --out run --restart", "no expert store in nowhere"),
-    case("restart-with-unknown-network", f"buffer {RECIPE} --model covnet-d3 --out store --restart", "network 'covnet-d3'", "convnet-d3"),
+    case(
+        "run-below-a-file",
+        f"distill {SAME} --out note/run",
+        "note/run",
+        "cannot be written",
+        "--out",
+        prepare=NOTE,
+    ),
+    case(
+        "run-recipe-broken",
+        f"distill {SAME} --out run",
+        "run/recipe.json",
+        "cannot be read",
+        prepare=cut("run/recipe.json"),
+    ),
+    case(
+        "run-recipe-foreign",
+        f"distill {SAME} --out run",
+        "recipe.json",
+        "--out",
+        prepare=text("run/recipe.json", '{"soup": 1}'),
+    ),
+    case(
+        "checkpoint-truncated",
+        f"distill {SAME} --out run",
+        CHECKPOINT,
+        "damaged",
+        prepare=all_of(unfinished, cut(CHECKPOINT)),
+    ),
+    case(
+        "store-is-foreign",
+        f"buffer {SETTINGS} --out photos",
+        "photos",
+        "not",
+        "--out",
+        prepare=FOREIGN,
+    ),
+    case(
+        "store-is-a-file",
+        f"buffer {SETTINGS} --out note",
+        "note",
+        "cannot be written",
+        "--out",
+        prepare=NOTE,
+    ),
+    case(
+        "store-below-a-file",
+        f"buffer {SETTINGS} --out note/store",
+        "note/store",
+        "cannot be written",
+        "--out",
+        prepare=NOTE,
+    ),
+    case(
+        "demo-is-foreign",
+        f"demo {SETTINGS.removeprefix(RECIPE)} --out photos",
+        "photos",
+        "not a run",
+        "--out",
+        prepare=FOREIGN,
+    ),
+    case(
+        "demo-network-unknown",
+        f"demo {SETTINGS.removeprefix(RECIPE)} --evaluation.models covnet-d3",
+        "network 'covnet-d3'",
+        "convnet-d3",
+    ),
+    case(
+        "restart-of-foreign-run",
+        f"distill {SAME} --out photos --restart",
+        "--restart",
+        "photos",
+        prepare=FOREIGN,
+    ),
+    case(
+        "restart-of-foreign-store",
+        f"buffer {SETTINGS} --out photos --restart",
+        "--restart",
+        "photos",
+        prepare=FOREIGN,
+    ),
+    case(
+        "restart-of-foreign-demo",
+        "demo --out photos --restart",
+        "--restart",
+        "photos",
+        prepare=FOREIGN,
+    ),
+    case(
+        "restart-of-a-file", f"distill {SAME} --out note --restart", "note", "--out", prepare=NOTE
+    ),
+    case(
+        "restart-of-a-file-buffer",
+        f"buffer {SETTINGS} --out note --restart",
+        "note",
+        "--out",
+        prepare=NOTE,
+    ),
+    case(
+        "restart-on-no-device",
+        f"distill {SAME} --out run --restart --device cuda:99",
+        "--device 'cuda:99'",
+    ),
+    case(
+        "restart-without-experts",
+        f"distill {SETTINGS} --experts nowhere --out run --restart",
+        "no expert store in nowhere",
+    ),
+    case(
+        "restart-with-unknown-network",
+        f"buffer {RECIPE} --model covnet-d3 --out store --restart",
+        "network 'covnet-d3'",
+        "convnet-d3",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("command", "words", "prepare"), OUTPUTS)
 def test_output(command, words, prepare, filled, capsys):
-    """Folders to write that belong to something else; nothing of theirs is deleted, nor a run before its command is known to be sound."""
+    """Folders to write that belong to something else; nothing of theirs is deleted, nor a run
+    before its command is known to be sound.
+    """
     if prepare:
         prepare(filled)
     refuse(command, words, filled, capsys)
@@ -471,37 +1051,128 @@ EVALUATIONS = [
     case("a-recipe", f"evaluate {RECIPE}", RECIPE, "not a distilled set"),
     case("unfinished-run", "evaluate run", "run", "not a distilled set", prepare=unfinished),
     case("data-truncated", "evaluate run", "data.safetensors", "damaged", prepare=cut(TENSORS)),
-    case("data-missing", "evaluate run", "data.safetensors", "does not exist", prepare=gone(TENSORS)),
-    case("data-without-images", "evaluate run", "run/distilled", "'images'", "again", prepare=lost_images),
+    case(
+        "data-missing", "evaluate run", "data.safetensors", "does not exist", prepare=gone(TENSORS)
+    ),
+    case(
+        "data-without-images",
+        "evaluate run",
+        "run/distilled",
+        "'images'",
+        "again",
+        prepare=lost_images,
+    ),
     case("meta-broken", "evaluate run", "meta.json", "cannot be read", prepare=cut(META)),
     case("meta-empty", "evaluate run", "run/distilled", "again", prepare=text(META, "{}")),
     case("meta-list", "evaluate run", "run/distilled", "again", prepare=text(META, "[]")),
-    case("meta-without-recipe", "evaluate run", "run/distilled", "again", prepare=without(META, "recipe")),
-    case("meta-without-protocol", "evaluate run", "run/distilled", "again", prepare=without(META, "recipe", "evaluation")),
-    case("recipe-missing", "evaluate run", "run/recipe.json", "does not exist", prepare=gone("run/recipe.json")),
-    case("recipe-incomplete", "evaluate run", "run/recipe.json", prepare=without("run/recipe.json", "recipe", "data")),
+    case(
+        "meta-without-recipe",
+        "evaluate run",
+        "run/distilled",
+        "again",
+        prepare=without(META, "recipe"),
+    ),
+    case(
+        "meta-without-protocol",
+        "evaluate run",
+        "run/distilled",
+        "again",
+        prepare=without(META, "recipe", "evaluation"),
+    ),
+    case(
+        "recipe-missing",
+        "evaluate run",
+        "run/recipe.json",
+        "does not exist",
+        prepare=gone("run/recipe.json"),
+    ),
+    case(
+        "recipe-incomplete",
+        "evaluate run",
+        "run/recipe.json",
+        prepare=without("run/recipe.json", "recipe", "data"),
+    ),
     case("protocol-unknown", "evaluate run --protocol fats", "protocol 'fats'", "nearest: fast"),
-    case("protocol-unknown-equals", "evaluate run --protocol=fats", "protocol 'fats'", "nearest: fast"),
+    case(
+        "protocol-unknown-equals",
+        "evaluate run --protocol=fats",
+        "protocol 'fats'",
+        "nearest: fast",
+    ),
     case("protocol-without-value", "evaluate run --protocol", "--protocol"),
     case("flag-unknown", "evaluate run --modles mlp", "--modles", "did you mean --models"),
-    case("baseline-unknown", "evaluate run --baselines herdin", "baseline 'herdin'", "nearest: herding"),
-    case("network-unknown", "evaluate run --models covnet-d3-w8-in", "network 'covnet-d3-w8-in'", "nearest: convnet"),
-    case("network-too-deep", "evaluate run --models mlp convnet-d4-w8-in", "'convnet-d4-w8-in'", "8x8 image", "smaller depth"),
+    case(
+        "baseline-unknown",
+        "evaluate run --baselines herdin",
+        "baseline 'herdin'",
+        "nearest: herding",
+    ),
+    case(
+        "network-unknown",
+        "evaluate run --models covnet-d3-w8-in",
+        "network 'covnet-d3-w8-in'",
+        "nearest: convnet",
+    ),
+    case(
+        "network-too-deep",
+        "evaluate run --models mlp convnet-d4-w8-in",
+        "'convnet-d4-w8-in'",
+        "8x8 image",
+        "smaller depth",
+    ),
     case("epochs-zero", "evaluate run --epochs 0", "epochs", "at least 1"),
-    case("too-few-networks", "evaluate run --num_networks 2", "num_networks", "at least 3", "baselines"),
+    case(
+        "too-few-networks",
+        "evaluate run --num_networks 2",
+        "num_networks",
+        "at least 3",
+        "baselines",
+    ),
     case("grid-empty", "evaluate run --lr_grid", "lr_grid"),
     case("grid-negative", "evaluate run --lr_grid 0.1 -1", "lr_grid", "-1"),
     case("lr-negative", "evaluate run --data.validation 0 --lr -1", "lr", "-1"),
     case("momentum-negative", "evaluate run --momentum -1", "momentum", "-1"),
     case("weight-decay-negative", "evaluate run --weight_decay -1", "weight_decay", "-1"),
     case("other-images", "evaluate run --data.size 9 9", "run/distilled", "other images", "data"),
-    case("other-classes", f"evaluate run --data.limit 8 --data.name {FOLDER}", "run/distilled", "data.name folder", prepare=CATS_DOGS),
+    case(
+        "other-classes",
+        f"evaluate run --data.limit 8 --data.name {FOLDER}",
+        "run/distilled",
+        "data.name folder",
+        prepare=CATS_DOGS,
+    ),
     case("limit-above-set", "evaluate run --data.limit 5000", "data.limit 5000", "1438"),
     case("device-not-there", "evaluate run --device cuda:99", "--device 'cuda:99'", "--device cpu"),
-    case("out-below-a-file", "evaluate run --out note/there", "note/there", "cannot be written", "--out", prepare=NOTE),
-    case("out-is-a-file", "evaluate run --out note", "note", "cannot be written", "--out", prepare=NOTE),
-    case("evaluation-broken", "evaluate run", "run/evaluation.json", "--restart", prepare=text("run/evaluation.json", "{")),
-    case("evaluation-incomplete", "evaluate run", "run/evaluation.json", "--restart", prepare=text("run/evaluation.json", "{}")),
+    case(
+        "out-below-a-file",
+        "evaluate run --out note/there",
+        "note/there",
+        "cannot be written",
+        "--out",
+        prepare=NOTE,
+    ),
+    case(
+        "out-is-a-file",
+        "evaluate run --out note",
+        "note",
+        "cannot be written",
+        "--out",
+        prepare=NOTE,
+    ),
+    case(
+        "evaluation-broken",
+        "evaluate run",
+        "run/evaluation.json",
+        "--restart",
+        prepare=text("run/evaluation.json", "{"),
+    ),
+    case(
+        "evaluation-incomplete",
+        "evaluate run",
+        "run/evaluation.json",
+        "--restart",
+        prepare=text("run/evaluation.json", "{}"),
+    ),
 ]
 
 
@@ -515,9 +1186,27 @@ def test_evaluate(command, words, prepare, filled, capsys):
 
 NEW = f"distill {SAME} --out new --outer.steps 30"
 DIVERGING = [
-    case("experts", f"buffer {SETTINGS} --out new --buffer.step.lr 1e30", "expert 0", "not finite", "lower the learning rate in buffer.step"),
-    case("images", f"{NEW} --outer.optim.images.lr 1e30", "not finite for 10 steps in a row", "lower --outer.optim.images.lr", "1e+30"),
-    case("student", f"{NEW} --objective.lr 1e30", "not finite for 10 steps in a row", "objective.lr", "1e+30"),
+    case(
+        "experts",
+        f"buffer {SETTINGS} --out new --buffer.step.lr 1e30",
+        "expert 0",
+        "not finite",
+        "lower the learning rate in buffer.step",
+    ),
+    case(
+        "images",
+        f"{NEW} --outer.optim.images.lr 1e30",
+        "not finite for 10 steps in a row",
+        "lower --outer.optim.images.lr",
+        "1e+30",
+    ),
+    case(
+        "student",
+        f"{NEW} --objective.lr 1e30",
+        "not finite for 10 steps in a row",
+        "objective.lr",
+        "1e+30",
+    ),
 ]
 
 
@@ -549,9 +1238,15 @@ TERMINALS = [
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        pytest.param("--outer.stepps 3", ("error: Unrecognized options: --outer.stepps", "did you mean --outer.steps"), id="unknown-flag"),
+        pytest.param(
+            "--outer.stepps 3",
+            ("error: Unrecognized options: --outer.stepps", "did you mean --outer.steps"),
+            id="unknown-flag",
+        ),
         pytest.param("--outer.steps abc", ("error: --outer.steps", "'abc'"), id="wrong-type"),
-        pytest.param("--data.validation 1.5", ("error: data.validation must be", "1.5"), id="out-of-range"),
+        pytest.param(
+            "--data.validation 1.5", ("error: data.validation must be", "1.5"), id="out-of-range"
+        ),
     ],
 )
 def test_terminal(stream, encoding, width, flags, words, work, capsys, monkeypatch):

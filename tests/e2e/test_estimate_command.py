@@ -10,7 +10,17 @@ from helpers import MODEL, TINY, run
 from ddengine.plan import estimate
 
 RECIPE = "mtt/digits_ipc1"
-FLAGS = [*TINY, "--outer.evaluate_every", "4", "--evaluation.epochs", "5", "--evaluation.num_networks", "3", "--evaluation.full_steps", "5"]
+FLAGS = [
+    *TINY,
+    "--outer.evaluate_every",
+    "4",
+    "--evaluation.epochs",
+    "5",
+    "--evaluation.num_networks",
+    "3",
+    "--evaluation.full_steps",
+    "5",
+]
 
 
 @pytest.fixture
@@ -25,14 +35,28 @@ def work(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_estimate_and_truth(work, capsys, monkeypatch):
-    """Nothing is left behind; the disk is right to a tenth; then distill checks before it writes, and --force does not."""
+    """Nothing is left behind; the disk is right to a tenth; then distill checks before it writes,
+    and --force does not.
+    """
     assert run("estimate", RECIPE, *FLAGS, "--json", "said/estimate.json") == 0
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    assert "about" in shown and "2 experts of 3 epochs" in shown and "8 steps" in shown and "2 validations" in shown and "available" in shown
-    assert [p.name for p in Path().iterdir()] == ["said"] and list((work / "temporary").iterdir()) == []
-    said = {part["name"]: part for part in json.loads(Path("said/estimate.json").read_text())["parts"]}
+    assert (
+        "about" in shown
+        and "2 experts of 3 epochs" in shown
+        and "8 steps" in shown
+        and "2 validations" in shown
+        and "available" in shown
+    )
+    assert [p.name for p in Path().iterdir()] == ["said"] and list(
+        (work / "temporary").iterdir()
+    ) == []
+    said = {
+        part["name"]: part for part in json.loads(Path("said/estimate.json").read_text())["parts"]
+    }
     assert list(said) == ["buffer", "distill", "evaluate"]
-    assert all(0 < part["seconds"] < 600 and 10**8 < part["memory"] < 10**10 for part in said.values())
+    assert all(
+        0 < part["seconds"] < 600 and 10**8 < part["memory"] < 10**10 for part in said.values()
+    )
 
     assert run("buffer", RECIPE, *FLAGS) == 0
     assert said["buffer"]["disk"] == pytest.approx(estimate.tree_bytes(Path("experts")), rel=0.1)
@@ -41,19 +65,31 @@ def test_estimate_and_truth(work, capsys, monkeypatch):
         patch.setattr(estimate, "free_disk", lambda path: 1000)
         assert run("distill", RECIPE, *FLAGS, "--out", "runs/a") == 2
     error = capsys.readouterr().err
-    assert "of disk and 1 kB are free where runs/a lies" in error and "--force" in error and error.count("\n") == 1
+    assert (
+        "of disk and 1 kB are free where runs/a lies" in error
+        and "--force" in error
+        and error.count("\n") == 1
+    )
     assert not Path("runs").exists()
     monkeypatch.setattr(estimate, "available_memory", lambda device: 1000)
-    assert run("distill", RECIPE, *FLAGS, "--out", "runs/a") == 2  # a step is tried, in a process that gets nothing
+    # a step is tried, in a process that gets nothing
+    assert run("distill", RECIPE, *FLAGS, "--out", "runs/a") == 2
     error = capsys.readouterr().err
-    assert "of memory beyond what the images take, and 1 kB are available" in error and "--force" in error and error.count("\n") == 1
+    assert (
+        "of memory beyond what the images take, and 1 kB are available" in error
+        and "--force" in error
+        and error.count("\n") == 1
+    )
     assert not Path("runs").exists()
     assert run("distill", RECIPE, *FLAGS, "--out", "runs/a", "--force") == 0
     assert said["distill"]["disk"] == pytest.approx(estimate.tree_bytes(Path("runs")), rel=0.1)
 
     before = estimate.tree_bytes(Path("runs"))
     assert run("evaluate", "runs/a") == 0
-    assert said["evaluate"]["disk"] == pytest.approx(estimate.tree_bytes(Path("runs")) - before, rel=0.25)  # the card's lines are not counted
+    # the card's lines are not counted
+    assert said["evaluate"]["disk"] == pytest.approx(
+        estimate.tree_bytes(Path("runs")) - before, rel=0.25
+    )
 
 
 def test_estimate_refuses_in_a_sentence(work, capsys, monkeypatch):
@@ -68,7 +104,17 @@ def test_estimate_refuses_in_a_sentence(work, capsys, monkeypatch):
         error = capsys.readouterr().err
         assert words in error and error.count("\n") == 1 and "--json" in error
     assert (work / "full" / "letter.txt").read_text() == "dear"
-    plain = ["dm/fashion_mnist_ipc1_small", "--data.name", "digits", "--data.limit", "200", "--model", MODEL, "--objective.real_batch", "8"]
+    plain = [
+        "dm/fashion_mnist_ipc1_small",
+        "--data.name",
+        "digits",
+        "--data.limit",
+        "200",
+        "--model",
+        MODEL,
+        "--objective.real_batch",
+        "8",
+    ]
     assert run("estimate", *plain, "--ipc", "500") == 2
     error = capsys.readouterr().err
     assert "ipc 500 is more than" in error and error.count("\n") == 1

@@ -1,4 +1,6 @@
-"""import and export on the command line: files of the published programs to stores and folders and back, and what is refused."""
+"""import and export on the command line: files of the published programs to stores and folders and
+back, and what is refused.
+"""
 
 import json
 import os
@@ -55,22 +57,52 @@ def only(pattern: str) -> Path:
 
 
 def test_experts_out_and_in(work, capsys):
-    """The files of a folder become a store of the same numbers, with a name of its own, and distillation from it gives the same images."""
-    assert [p.name for p in sorted((work / "pt").iterdir())] == ["replay_buffer_0.pt", "replay_buffer_1.pt"]
+    """The files of a folder become a store of the same numbers, with a name of its own, and
+    distillation from it gives the same images.
+    """
+    assert [p.name for p in sorted((work / "pt").iterdir())] == [
+        "replay_buffer_0.pt",
+        "replay_buffer_1.pt",
+    ]
     assert run(*IMPORT, "--files", "pt") == 0
     folder = only("experts/imported-*")
-    assert re.fullmatch(r"imported-[0-9a-f]{12}", folder.name) and "2 experts of 3 epochs" in capsys.readouterr().out
-    assert all(torch.equal(a, b) for a, b in zip(shards(folder), shards(Path("store")), strict=True))
+    assert (
+        re.fullmatch(r"imported-[0-9a-f]{12}", folder.name)
+        and "2 experts of 3 epochs" in capsys.readouterr().out
+    )
+    assert all(
+        torch.equal(a, b) for a, b in zip(shards(folder), shards(Path("store")), strict=True)
+    )
     times = {p: p.stat().st_mtime_ns for p in folder.iterdir()}
-    assert run(*IMPORT, "--files", "pt/replay_buffer_0.pt", "pt/replay_buffer_1.pt") == 0  # the same files by name: nothing to do
+    # the same files by name: nothing to do
+    assert run(*IMPORT, "--files", "pt/replay_buffer_0.pt", "pt/replay_buffer_1.pt") == 0
     assert {p: p.stat().st_mtime_ns for p in folder.iterdir()} == times
 
     assert run("distill", RECIPE, *TINY, "--experts", str(folder), "--out", "again") == 0
-    first, second = (load_file(Path(name) / "distilled/data.safetensors") for name in ("run", "again"))
+    first, second = (
+        load_file(Path(name) / "distilled/data.safetensors") for name in ("run", "again")
+    )
     assert all(torch.equal(first[k], second[k]) for k in first)
-    assert run("distill", RECIPE, *TINY, "--experts", str(folder), "--seed", "1", "--out", "seed1") == 0  # their seed is nobody's
+    # their seed is nobody's
+    assert (
+        run("distill", RECIPE, *TINY, "--experts", str(folder), "--seed", "1", "--out", "seed1")
+        == 0
+    )
     capsys.readouterr()
-    assert run("distill", RECIPE, *TINY, "--experts", str(folder), "--buffer.batch", "32", "--out", "other") == 2
+    assert (
+        run(
+            "distill",
+            RECIPE,
+            *TINY,
+            "--experts",
+            str(folder),
+            "--buffer.batch",
+            "32",
+            "--out",
+            "other",
+        )
+        == 2
+    )
     assert "buffer.batch is 64 there and 32 here" in capsys.readouterr().err
 
 
@@ -81,24 +113,49 @@ def test_number_of_experts_is_not_the_recipes(work, capsys):
     assert torch.equal(shards(Path("one"))[0], shards(Path("store"))[1])
     assert run("distill", RECIPE, *TINY, "--experts", "one", "--out", "new") == 2
     assert "1 of the 2 experts" in capsys.readouterr().err
-    assert run("distill", RECIPE, *TINY, "--experts", "one", "--buffer.num_experts", "1", "--out", "new") == 0
+    assert (
+        run(
+            "distill",
+            RECIPE,
+            *TINY,
+            "--experts",
+            "one",
+            "--buffer.num_experts",
+            "1",
+            "--out",
+            "new",
+        )
+        == 0
+    )
 
 
 def test_set_out_and_in(work, capsys):
-    """A run as images_8.pt and its labels and rate; imported again it evaluates to the same accuracies, and goes out as the same bits."""
+    """A run as images_8.pt and its labels and rate; imported again it evaluates to the same
+    accuracies, and goes out as the same bits.
+    """
     assert run("export", "run", "--format", "mtt", "--out", "sets") == 0
     assert {p.name for p in Path("sets").iterdir()} == {"images_8.pt", "labels_8.pt", "lr_8.pt"}
     assert run(*IMPORT, "--files", "sets/images_8.pt") == 0
     folder = only("runs/imported-*")
     meta = json.loads((folder / "meta.json").read_text())
-    assert meta["imported"]["files"] == ["images_8.pt", "labels_8.pt", "lr_8.pt"] and len(meta["imported"]["sha256"]["lr_8.pt"]) == 64
+    assert (
+        meta["imported"]["files"] == ["images_8.pt", "labels_8.pt", "lr_8.pt"]
+        and len(meta["imported"]["sha256"]["lr_8.pt"]) == 64
+    )
     assert meta["recipe"]["ipc"] == 1 and meta["recipe"]["data"]["root"] is None
     assert {"seed", "images", "raw_bytes", "versions", "machine", "commit"} <= meta.keys()
     assert str(work) not in (folder / "meta.json").read_text()
     accuracies = []
     for path in ("run", str(folder)):
         assert run("evaluate", path, *QUICK, "--out", f"evaluation-{Path(path).name}") == 0
-        accuracies.append([r["accuracies"] for r in json.loads(only(f"evaluation-{Path(path).name}/evaluation.json").read_text())["rows"]])
+        accuracies.append(
+            [
+                r["accuracies"]
+                for r in json.loads(
+                    only(f"evaluation-{Path(path).name}/evaluation.json").read_text()
+                )["rows"]
+            ]
+        )
     assert accuracies[0] == accuracies[1]
     capsys.readouterr()
     assert run(*IMPORT, "--files", "sets/images_8.pt") == 0
@@ -115,18 +172,32 @@ def test_soft_labels(work, labels):
     torch.save(labels, "labels_best.pt")
     assert run(*IMPORT, "--files", "images_best.pt", "--lr", "0.03", "--out", "soft") == 0
     meta = json.loads(Path("soft/meta.json").read_text())
-    assert meta["target_kind"] == "logits" and meta["recipe"]["ipc"] == 2 and meta["imported"]["lr"] == 0.03
+    assert (
+        meta["target_kind"] == "logits"
+        and meta["recipe"]["ipc"] == 2
+        and meta["imported"]["lr"] == 0.03
+    )
     assert run("evaluate", "soft", *QUICK, "--baselines", "random") == 0
-    assert [r["set"] for r in json.loads(Path("soft/evaluation.json").read_text())["rows"]] == ["distilled", "random"]
+    assert [r["set"] for r in json.loads(Path("soft/evaluation.json").read_text())["rows"]] == [
+        "distilled",
+        "random",
+    ]
     assert run("export", "soft", "--out", "pt2") == 0
-    assert torch.allclose(torch.load("pt2/labels_imported.pt").softmax(1), LOGITS.softmax(1), atol=1e-6)
-    assert torch.equal(torch.load("pt2/images_imported.pt"), IMAGES) and float(torch.load("pt2/lr_imported.pt")) == pytest.approx(0.03)
+    assert torch.allclose(
+        torch.load("pt2/labels_imported.pt").softmax(1), LOGITS.softmax(1), atol=1e-6
+    )
+    assert torch.equal(torch.load("pt2/images_imported.pt"), IMAGES) and float(
+        torch.load("pt2/lr_imported.pt")
+    ) == pytest.approx(0.03)
 
 
 def test_result_of_dc(work, capsys):
     """The experiment asked for, with accuracies of numpy beside it; another one is another set."""
     pairs = [[IMAGES + i, CLASSES] for i in range(2)]
-    torch.save({"data": pairs, "accs_all_exps": {"ConvNet": [np.float64(0.5)]}}, "res_DC_digits_ConvNet_2ipc.pt")
+    torch.save(
+        {"data": pairs, "accs_all_exps": {"ConvNet": [np.float64(0.5)]}},
+        "res_DC_digits_ConvNet_2ipc.pt",
+    )
     args = [*IMPORT, "--files", "res_DC_digits_ConvNet_2ipc.pt"]
     for extra, wanted in (([], 1), (["--experiment", "0"], 0)):
         assert run(*args, *extra, "--out", f"dc{wanted}") == 0
@@ -145,8 +216,14 @@ class Command:
 
 
 def contents() -> dict[Path, bytes | None]:
-    """Everything in the working directory, but the bare folder of stores: experts are checked while they are written."""
-    return {p: p.read_bytes() if p.is_file() else None for p in Path().rglob("*") if p != Path("experts")}
+    """Everything in the working directory, but the bare folder of stores: experts are checked while
+    they are written.
+    """
+    return {
+        p: p.read_bytes() if p.is_file() else None
+        for p in Path().rglob("*")
+        if p != Path("experts")
+    }
 
 
 def refuse(args: list[str], words: tuple[str, ...], capsys) -> None:
@@ -168,39 +245,121 @@ REFUSED = {
     "no-files": (IMPORT, "--files"),
     "not-there": ([*IMPORT, "--files", "nowhere"], "nowhere does not exist"),
     "empty-folder": ([*IMPORT, "--files", "empty"], "empty", "no replay_buffer_*.pt"),
-    "own-run": ([*IMPORT, "--files", "run"], "run holds a distilled set of this program already", "needs no import"),
-    "own-set": ([*IMPORT, "--files", "run/distilled"], "distilled holds a distilled set of this program already", "needs no import"),
-    "own-store": ([*IMPORT, "--files", "store"], "store is an expert store of this program already", "--experts store"),
-    "malicious": ([*IMPORT, "--files", "bad.pt"], "bad.pt asks for posix.system to be run", "was not read"),
-    "malicious-labels": ([*IMPORT, "--files", "images_1.pt", "--labels", "bad.pt"], "bad.pt asks for posix.system"),
+    "own-run": (
+        [*IMPORT, "--files", "run"],
+        "run holds a distilled set of this program already",
+        "needs no import",
+    ),
+    "own-set": (
+        [*IMPORT, "--files", "run/distilled"],
+        "distilled holds a distilled set of this program already",
+        "needs no import",
+    ),
+    "own-store": (
+        [*IMPORT, "--files", "store"],
+        "store is an expert store of this program already",
+        "--experts store",
+    ),
+    "malicious": (
+        [*IMPORT, "--files", "bad.pt"],
+        "bad.pt asks for posix.system to be run",
+        "was not read",
+    ),
+    "malicious-labels": (
+        [*IMPORT, "--files", "images_1.pt", "--labels", "bad.pt"],
+        "bad.pt asks for posix.system",
+    ),
     "malicious-second": ([*IMPORT, "--files", "pt", "bad.pt"], "bad.pt asks for posix.system"),
     "text": ([*IMPORT, "--files", "note.pt"], "note.pt is damaged"),
     "truncated": ([*IMPORT, "--files", "half.pt"], "half.pt is damaged"),
-    "epochs": ([*IMPORT, "--buffer.epochs", "5", "--files", "pt"], "replay_buffer_0.pt has 4 snapshots", "set buffer.epochs 3"),
+    "epochs": (
+        [*IMPORT, "--buffer.epochs", "5", "--files", "pt"],
+        "replay_buffer_0.pt has 4 snapshots",
+        "set buffer.epochs 3",
+    ),
     "network": ([*IMPORT, "--model", "mlp", "--files", "pt"], "is not of mlp", "--model"),
-    "images": ([*IMPORT, "--files", "images_1.pt", "--data.size", "9", "9"], "(1, 8, 8)", "(1, 9, 9)", "data.size"),
+    "images": (
+        [*IMPORT, "--files", "images_1.pt", "--data.size", "9", "9"],
+        "(1, 8, 8)",
+        "(1, 9, 9)",
+        "data.size",
+    ),
     "several-sets": ([*IMPORT, "--files", "images_1.pt", "images_1.pt"], "one file with --files"),
-    "set-among-experts": ([*IMPORT, "--files", "pt", "images_1.pt"], "images_1.pt holds a tensor", "not a list of experts"),
-    "labels-of-experts": ([*IMPORT, "--files", "pt", "--labels", "images_1.pt"], "holds experts", "leave --labels out"),
+    "set-among-experts": (
+        [*IMPORT, "--files", "pt", "images_1.pt"],
+        "images_1.pt holds a tensor",
+        "not a list of experts",
+    ),
+    "labels-of-experts": (
+        [*IMPORT, "--files", "pt", "--labels", "images_1.pt"],
+        "holds experts",
+        "leave --labels out",
+    ),
     "lr-of-experts": ([*IMPORT, "--files", "pt", "--lr", "0.1"], "leave --lr out"),
-    "labels-not-there": ([*IMPORT, "--files", "images_1.pt", "--labels", "nowhere"], "nowhere is not a file"),
-    "labels-wrong": ([*IMPORT, "--files", "images_1.pt", "--labels", "images_1.pt"], "shape (20, 1, 8, 8)", "(20, 10)", "--labels"),
+    "labels-not-there": (
+        [*IMPORT, "--files", "images_1.pt", "--labels", "nowhere"],
+        "nowhere is not a file",
+    ),
+    "labels-wrong": (
+        [*IMPORT, "--files", "images_1.pt", "--labels", "images_1.pt"],
+        "shape (20, 1, 8, 8)",
+        "(20, 10)",
+        "--labels",
+    ),
     "lr-zero": ([*IMPORT, "--files", "images_1.pt", "--lr", "0"], "--lr says a learning rate of 0"),
     "experiment": ([*IMPORT, "--files", "images_1.pt", "--experiment", "1"], "--experiment 1"),
-    "out-is-foreign": ([*IMPORT, "--files", "images_1.pt", "--out", "photos"], "photos is not empty", "--out"),
-    "out-is-foreign-store": ([*IMPORT, "--files", "pt", "--out", "photos"], "photos is not empty", "--out"),
-    "out-is-a-file": ([*IMPORT, "--files", "images_1.pt", "--out", "note.pt"], "note.pt is a file", "--out"),
-    "out-is-a-store": ([*IMPORT, "--files", "pt", "--out", "store"], "expert store store", "imported"),
-    "out-is-a-run": ([*IMPORT, "--files", "images_1.pt", "--out", "run/distilled"], "run/distilled is not empty", "--out"),
-    "out-below-a-file": ([*IMPORT, "--files", "pt", "--out", "note.pt/a"], "cannot be written", "--out"),
+    "out-is-foreign": (
+        [*IMPORT, "--files", "images_1.pt", "--out", "photos"],
+        "photos is not empty",
+        "--out",
+    ),
+    "out-is-foreign-store": (
+        [*IMPORT, "--files", "pt", "--out", "photos"],
+        "photos is not empty",
+        "--out",
+    ),
+    "out-is-a-file": (
+        [*IMPORT, "--files", "images_1.pt", "--out", "note.pt"],
+        "note.pt is a file",
+        "--out",
+    ),
+    "out-is-a-store": (
+        [*IMPORT, "--files", "pt", "--out", "store"],
+        "expert store store",
+        "imported",
+    ),
+    "out-is-a-run": (
+        [*IMPORT, "--files", "images_1.pt", "--out", "run/distilled"],
+        "run/distilled is not empty",
+        "--out",
+    ),
+    "out-below-a-file": (
+        [*IMPORT, "--files", "pt", "--out", "note.pt/a"],
+        "cannot be written",
+        "--out",
+    ),
     "unknown-flag": ([*IMPORT, "--file", "pt"], "did you mean --files"),
     "export-what": (["export", "--format", "mtt"], "export needs the folder"),
     "export-where": (["export", "run", "--format", "mtt"], "--out"),
     "export-format": (["export", "run", "--format", "dc", "--out", "new"], "--format", "mtt"),
-    "export-nothing": (["export", "photos", "--out", "new"], "photos is neither an expert store nor a distilled set"),
-    "export-existing": (["export", "store", "--out", "pt"], "replay_buffer_0.pt exists already", "--out"),
-    "export-per-file": (["export", "store", "--per_file", "0", "--out", "new"], "--per_file must be at least 1"),
-    "export-below-a-file": (["export", "store", "--out", "note.pt/a"], "cannot be written", "--out"),
+    "export-nothing": (
+        ["export", "photos", "--out", "new"],
+        "photos is neither an expert store nor a distilled set",
+    ),
+    "export-existing": (
+        ["export", "store", "--out", "pt"],
+        "replay_buffer_0.pt exists already",
+        "--out",
+    ),
+    "export-per-file": (
+        ["export", "store", "--per_file", "0", "--out", "new"],
+        "--per_file must be at least 1",
+    ),
+    "export-below-a-file": (
+        ["export", "store", "--out", "note.pt/a"],
+        "cannot be written",
+        "--out",
+    ),
 }
 
 
@@ -220,18 +379,32 @@ def test_refused(args, work, capsys):
 
 
 def test_damaged_meta_is_refused(work, capsys):
-    """What is there already is not taken for an import, and a set that does not say its recipe has no name."""
+    """What is there already is not taken for an import, and a set that does not say its recipe has
+    no name.
+    """
     torch.save(IMAGES, "images_1.pt")
     assert run(*IMPORT, "--files", "images_1.pt", "--out", "set") == 0
     meta = json.loads(Path("set/meta.json").read_text())
-    Path("set/meta.json").write_text(json.dumps({k: v for k, v in meta.items() if k not in ("imported", "recipe")}))
-    refuse([*IMPORT, "--files", "images_1.pt", "--out", "set"], ("set is not empty", "--out"), capsys)
+    Path("set/meta.json").write_text(
+        json.dumps({k: v for k, v in meta.items() if k not in ("imported", "recipe")})
+    )
+    refuse(
+        [*IMPORT, "--files", "images_1.pt", "--out", "set"], ("set is not empty", "--out"), capsys
+    )
     refuse(["export", "set", "--out", "new"], ("set/meta.json", "recipe"), capsys)
     Path("set/meta.json").write_text("{")
-    refuse([*IMPORT, "--files", "images_1.pt", "--out", "set"], ("set/meta.json cannot be read",), capsys)
+    refuse(
+        [*IMPORT, "--files", "images_1.pt", "--out", "set"],
+        ("set/meta.json cannot be read",),
+        capsys,
+    )
 
 
 def test_imported_experts_are_not_grown(work, capsys):
     """buffer refuses to train experts beside them."""
     assert run(*IMPORT, "--files", "pt", "--out", "in") == 0
-    refuse(["buffer", RECIPE, *TINY, "--buffer.num_experts", "3", "--out", "in"], ("imported from files", "--out"), capsys)
+    refuse(
+        ["buffer", RECIPE, *TINY, "--buffer.num_experts", "3", "--out", "in"],
+        ("imported from files", "--out"),
+        capsys,
+    )

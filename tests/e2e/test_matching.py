@@ -1,4 +1,6 @@
-"""DC, DM and IDC through the command line: the same bytes twice, the same after an interruption, and mistakes that are refused."""
+"""DC, DM and IDC through the command line: the same bytes twice, the same after an interruption,
+and mistakes that are refused.
+"""
 
 import re
 
@@ -17,16 +19,36 @@ SMALL = [
     "--outer.steps", "7", "--outer.checkpoint_every", "2", "--outer.evaluate_every", "0", "--outer.picture_every", "0",
 ]  # fmt: skip
 METHODS = {
-    "dc": ["dc/fashion_mnist_ipc10_small", *SMALL, "--objective.networks.epochs", "2", "--objective.networks.steps", "3"],
+    "dc": [
+        "dc/fashion_mnist_ipc10_small",
+        *SMALL,
+        "--objective.networks.epochs",
+        "2",
+        "--objective.networks.steps",
+        "3",
+    ],
     "dm": ["dm/fashion_mnist_ipc10_small", *SMALL],
-    "idc": ["idc/fashion_mnist_ipc10_small", *SMALL, "--objective.networks.steps", "5", "--objective.networks.images", "40"],
+    "idc": [
+        "idc/fashion_mnist_ipc10_small",
+        *SMALL,
+        "--objective.networks.steps",
+        "5",
+        "--objective.networks.images",
+        "40",
+    ],
 }
 KEPT = {"dc": {"theta"}, "dm": set(), "idc": {"theta", "momentum"}}
 CASES = [("dc", "all"), ("dc", "each"), ("dm", "all"), ("dm", "each"), ("idc", "each")]
 
 
 def flags(method, step_after):
-    return [*METHODS[method], "--outer.step_after", step_after, "--objective.classes_at_once", "4" if method != "idc" else "1"]
+    return [
+        *METHODS[method],
+        "--outer.step_after",
+        step_after,
+        "--objective.classes_at_once",
+        "4" if method != "idc" else "1",
+    ]
 
 
 pytestmark = pytest.mark.usefixtures("no_chart")
@@ -54,7 +76,9 @@ def state(folder):
 
 def assert_same_run(a, b):
     """Shipped bytes, the checkpoint with what the objective keeps, and the log."""
-    assert (a / "distilled/data.safetensors").read_bytes() == (b / "distilled/data.safetensors").read_bytes()
+    assert (a / "distilled/data.safetensors").read_bytes() == (
+        b / "distilled/data.safetensors"
+    ).read_bytes()
     first, second = state(a), state(b)
     assert first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
     assert (a / "metrics.jsonl").read_text() == (b / "metrics.jsonl").read_text()
@@ -67,13 +91,27 @@ def test_twice_gives_equal_bytes(method, step_after, alone, tmp_path):
     assert run("distill", *flags(method, step_after), "--out", str(tmp_path / "again")) == 0
     assert_same_run(first, tmp_path / "again")
     if method == "dc":
-        assert run("distill", *flags(method, step_after), "--out", str(tmp_path / "other"), "--seed", "1") == 0
-        assert (tmp_path / "other/distilled/data.safetensors").read_bytes() != (first / "distilled/data.safetensors").read_bytes()
+        assert (
+            run(
+                "distill",
+                *flags(method, step_after),
+                "--out",
+                str(tmp_path / "other"),
+                "--seed",
+                "1",
+            )
+            == 0
+        )
+        assert (tmp_path / "other/distilled/data.safetensors").read_bytes() != (
+            first / "distilled/data.safetensors"
+        ).read_bytes()
 
 
 @pytest.mark.parametrize(("method", "step_after"), CASES)
 def test_an_interrupted_run_ends_bit_identical(method, step_after, alone, tmp_path, monkeypatch):
-    """Stopped at step 4 before its first loss, then at step 6 after one of its losses; both times a step after a checkpoint."""
+    """Stopped at step 4 before its first loss, then at step 6 after one of its losses; both times a
+    step after a checkpoint.
+    """
     whole, broken = alone(method, step_after), tmp_path / "run"
     kind = DistributionObjective if method == "dm" else GradientObjective
     original = kind.losses
@@ -102,12 +140,17 @@ def test_an_interrupted_run_ends_bit_identical(method, step_after, alone, tmp_pa
 @pytest.mark.parametrize("method", ["dc", "dm"])
 def test_step_after_matters(method, alone):
     """Stepping after each part is another computation, and is logged as the same number of steps."""
-    texts = [(alone(method, after) / "distilled/data.safetensors").read_bytes() for after in ("all", "each")]
+    texts = [
+        (alone(method, after) / "distilled/data.safetensors").read_bytes()
+        for after in ("all", "each")
+    ]
     assert texts[0] != texts[1]
 
 
 def test_the_networks_of_idc_are_trained(alone):
-    """The checkpoint is of step 7 of networks that serve 5: the network has been trained once, and has momentum."""
+    """The checkpoint is of step 7 of networks that serve 5: the network has been trained once, and
+    has momentum.
+    """
     kept = state(alone("idc", "each"))
     assert kept["objective/momentum"].any()
 
@@ -120,7 +163,20 @@ def test_idc_ships_pixels_and_decodes_four_to_each(alone):
 
 
 def test_an_idc_set_is_evaluated(alone, tmp_path):
-    args = ["--epochs", "2", "--num_networks", "3", "--lr_grid", "0.01", "--baselines", "random", "--out", str(tmp_path / "out"), "--device", "cpu"]
+    args = [
+        "--epochs",
+        "2",
+        "--num_networks",
+        "3",
+        "--lr_grid",
+        "0.01",
+        "--baselines",
+        "random",
+        "--out",
+        str(tmp_path / "out"),
+        "--device",
+        "cpu",
+    ]
     assert run("evaluate", str(alone("idc", "each")), *args) == 0
 
 
@@ -142,14 +198,36 @@ def refused(capsys, work, args, *words):
     assert contents(work) == []
 
 
-TRAJECTORY = ["dm/fashion_mnist_ipc10_small", "--take", "objective=mtt/digits_ipc1", "--data.name", "digits", "--data.limit", "200", "--model", MODEL]
+TRAJECTORY = [
+    "dm/fashion_mnist_ipc10_small",
+    "--take",
+    "objective=mtt/digits_ipc1",
+    "--data.name",
+    "digits",
+    "--data.limit",
+    "200",
+    "--model",
+    MODEL,
+]
 BAD = {
-    "factor": (["distill", *METHODS["idc"], "--codec.factor", "9", "--ipc", "1", "--init.kind", "noise"], "codec.factor 9 is more than the 8 pixels"),
-    "factor 0": (["distill", *METHODS["idc"], "--codec.factor", "0"], "codec.factor must be at least 1"),
+    "factor": (
+        ["distill", *METHODS["idc"], "--codec.factor", "9", "--ipc", "1", "--init.kind", "noise"],
+        "codec.factor 9 is more than the 8 pixels",
+    ),
+    "factor 0": (
+        ["distill", *METHODS["idc"], "--codec.factor", "0"],
+        "codec.factor must be at least 1",
+    ),
     "no experts": (["distill", *TRAJECTORY, "--outer.optim.images.lr", "1"], "needs experts"),
     "buffer": (["buffer", *METHODS["dc"]], "needs no experts"),
-    "layerwise": (["distill", *METHODS["dc"], "--objective.tensors", "all"], "objective.metric layerwise"),
-    "no steps": (["distill", *METHODS["dc"], "--objective.networks.steps", "0"], "objective.networks.steps"),
+    "layerwise": (
+        ["distill", *METHODS["dc"], "--objective.tensors", "all"],
+        "objective.metric layerwise",
+    ),
+    "no steps": (
+        ["distill", *METHODS["dc"], "--objective.networks.steps", "0"],
+        "objective.networks.steps",
+    ),
     "draws each": (["distill", *METHODS["idc"], "--outer.draws", "2"], "outer.draws"),
 }
 
@@ -179,7 +257,9 @@ def test_several_ranks_are_refused(method, step_after, two_ranks, capsys, tmp_pa
     """A method with state, and one that steps after each loss."""
     assert run("distill", *flags(method, step_after), "--out", str(tmp_path / "run")) == 2
     said = capsys.readouterr().err
-    assert re.fullmatch(r"error: This method keeps state between steps[^\n]*without torchrun\.\n", said), said
+    assert re.fullmatch(
+        r"error: This method keeps state between steps[^\n]*without torchrun\.\n", said
+    ), said
 
 
 def test_refused_ranks_write_nothing(two_ranks, capsys, tmp_path, monkeypatch):
@@ -188,7 +268,19 @@ def test_refused_ranks_write_nothing(two_ranks, capsys, tmp_path, monkeypatch):
 
 
 def test_experts_of_a_recipe_whose_objective_reads_none(tmp_path, monkeypatch):
-    """A recipe with a buffer into which DM's objective is taken: its store can still be made, or is refused in a sentence."""
+    """A recipe with a buffer into which DM's objective is taken: its store can still be made, or is
+    refused in a sentence.
+    """
     monkeypatch.chdir(tmp_path)
-    args = ["mtt/digits_ipc1", "--take", "objective=dm/fashion_mnist_ipc10_small", "--data.limit", "200", "--model", MODEL]
-    assert run("buffer", *args, "--buffer.num_experts", "1", "--buffer.epochs", "1", "--device", "cpu") in (0, 2)
+    args = [
+        "mtt/digits_ipc1",
+        "--take",
+        "objective=dm/fashion_mnist_ipc10_small",
+        "--data.limit",
+        "200",
+        "--model",
+        MODEL,
+    ]
+    assert run(
+        "buffer", *args, "--buffer.num_experts", "1", "--buffer.epochs", "1", "--device", "cpu"
+    ) in (0, 2)

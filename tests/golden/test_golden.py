@@ -39,13 +39,17 @@ from synth.trajectory import matching_loss
 
 GOLDEN = Path(os.environ.get("DDENGINE_GOLDEN", Path(__file__).parent))
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
-# of gradients in float32: another processor's rounding may put a unit on the other side of its kink; float64 holds the formula
+# of gradients in float32: another processor's rounding may put a unit on the other side of its
+# kink; float64 holds the formula
 KINKS = 1e-2
 
 
 def load(name: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """A golden file with its floating-point tensors in `dtype`."""
-    return {k: v.to(dtype) if v.is_floating_point() else v for k, v in load_file(GOLDEN / f"{name}.safetensors").items()}
+    return {
+        k: v.to(dtype) if v.is_floating_point() else v
+        for k, v in load_file(GOLDEN / f"{name}.safetensors").items()
+    }
 
 
 def assert_close(ours: torch.Tensor, stored: torch.Tensor, tolerance: float) -> None:
@@ -62,15 +66,21 @@ def dtype(request) -> torch.dtype:
 
 
 @pytest.mark.parametrize("file", ["convnet_rgb32", "convnet_gray28"])
-@pytest.mark.parametrize(("norm", "width", "suffix"), [("in", 16, ""), ("nn", 8, "_nonorm"), ("bn", 8, "_bn")])
+@pytest.mark.parametrize(
+    ("norm", "width", "suffix"), [("in", 16, ""), ("nn", 8, "_nonorm"), ("bn", 8, "_bn")]
+)
 def test_convnet(file, norm, width, suffix, dtype):
-    """Logits and embedding of the ConvNet; for instance norm the cross-entropy and the flat form too."""
+    """Logits and embedding of the ConvNet; for instance norm the cross-entropy and the flat form
+    too.
+    """
     golden, tolerance = load(file, dtype), {torch.float64: 1e-12, torch.float32: 1e-5}[dtype]
     net = ConvNet(tuple(golden["x"].shape[1:]), 10, width=width, norm=norm).to(dtype).eval()
     unflatten_into(net, golden[f"params{suffix}"])
     if norm == "bn":
         layers = [m for m in net.modules() if isinstance(m, torch.nn.BatchNorm2d)]
-        for layer, mean, var in zip(layers, golden["bn_running_mean"], golden["bn_running_var"], strict=True):
+        for layer, mean, var in zip(
+            layers, golden["bn_running_mean"], golden["bn_running_var"], strict=True
+        ):
             layer.running_mean.copy_(mean)
             layer.running_var.copy_(var)
     assert_close(net(golden["x"]), golden[f"logits{suffix}"], tolerance)
@@ -82,7 +92,9 @@ def test_convnet(file, norm, width, suffix, dtype):
 
 
 def inner_loss(shape, num_classes, dtype):
-    """The student's loss on golden inputs: width-8 ConvNet, classes or label logits as targets, and a factor."""
+    """The student's loss on golden inputs: width-8 ConvNet, classes or label logits as targets, and
+    a factor.
+    """
     model = FlatModel(ConvNet(shape, num_classes, width=8).to(dtype))
 
     def loss(theta, images, targets, factor):
@@ -92,8 +104,12 @@ def inner_loss(shape, num_classes, dtype):
 
 
 def student(golden, backprop, dtype, *, logits=None):
-    """(loss, gradients of x, lr and label logits, end) of the four-step student of mtt_step, tesla_step and datm_step."""
-    leaves = {"x": golden["x"].clone().requires_grad_()} | ({"z": logits.clone().requires_grad_()} if logits is not None else {})
+    """(loss, gradients of x, lr and label logits, end) of the four-step student of mtt_step,
+    tesla_step and datm_step.
+    """
+    leaves = {"x": golden["x"].clone().requires_grad_()} | (
+        {"z": logits.clone().requires_grad_()} if logits is not None else {}
+    )
     lr = golden["lr"].clone().requires_grad_()
 
     def batch(inputs, k):
@@ -120,7 +136,10 @@ def test_mtt_step(backprop, dtype):
 
 def test_tesla_step(dtype):
     """`detached` is TESLA's formula, which is 20-35 % away from the exact gradient here."""
-    golden, tolerance = load("tesla_step", dtype), {torch.float64: 1e-10, torch.float32: KINKS}[dtype]
+    golden, tolerance = (
+        load("tesla_step", dtype),
+        {torch.float64: 1e-10, torch.float32: KINKS}[dtype],
+    )
     loss, (grad_x, grad_lr), _ = student(golden, "detached", dtype)
     assert_close(loss, golden["loss"], tolerance)
     assert_close(grad_x, golden["grad_x"], tolerance)
@@ -133,9 +152,16 @@ def test_tesla_step(dtype):
 
 @pytest.mark.parametrize("backprop", ["full", "replay", "detached"])
 def test_datm_step(backprop, dtype):
-    """The same step with learned label logits: gradients reach them too, in the exact and the truncated form."""
-    golden, tolerance = load("datm_step", dtype), {torch.float64: 1e-10, torch.float32: KINKS}[dtype]
-    loss, (grad_x, grad_z, grad_lr), end = student(golden, backprop, dtype, logits=golden["label_logits"])
+    """The same step with learned label logits: gradients reach them too, in the exact and the
+    truncated form.
+    """
+    golden, tolerance = (
+        load("datm_step", dtype),
+        {torch.float64: 1e-10, torch.float32: KINKS}[dtype],
+    )
+    loss, (grad_x, grad_z, grad_lr), end = student(
+        golden, backprop, dtype, logits=golden["label_logits"]
+    )
     assert_close(loss, golden["loss"], tolerance)
     assert_close(end, golden["theta_end"], tolerance)
     if backprop == "detached":
@@ -151,15 +177,24 @@ def test_datm_step(backprop, dtype):
 @pytest.mark.parametrize("backprop", ["full", "replay"])
 @pytest.mark.parametrize("case", ["agg", "adaptive", "final_only", "balanced"])
 def test_heavy_ball_and_intermediate_losses(case, backprop, dtype):
-    """Momentum, ragged batches, losses after steps 2 and 4 of 7, and a factor on the inner loss (AST's student)."""
-    golden, tolerance = load("ast_terms", dtype), {torch.float64: 1e-10, torch.float32: KINKS}[dtype]
+    """Momentum, ragged batches, losses after steps 2 and 4 of 7, and a factor on the inner loss
+    (AST's student).
+    """
+    golden, tolerance = (
+        load("ast_terms", dtype),
+        {torch.float64: 1e-10, torch.float32: KINKS}[dtype],
+    )
     num_steps, length = int(golden["hb_steps"]), int(golden["hb_expert_epochs"])
     start = int(golden["hb_balanced_start_epoch"]) if case == "balanced" else 0
     high = int(golden["hb_balanced_max_start"])
     factor = torch.tensor(BalancedLoss()(start, high) if case == "balanced" else 1.0, dtype=dtype)
     weights: Literal["equal", "rising"] = "rising" if case == "adaptive" else "equal"
     last = (num_steps, length, 1.0)
-    milestones = (last,) if case == "final_only" else (*IntermediateMatching(weights=weights)(num_steps, length), last)
+    milestones = (
+        (last,)
+        if case == "final_only"
+        else (*IntermediateMatching(weights=weights)(num_steps, length), last)
+    )
     x, lr = golden["hb_x"].clone().requires_grad_(), golden["hb_lr"].clone().requires_grad_()
 
     def batch(inputs, k):
@@ -171,20 +206,29 @@ def test_heavy_ball_and_intermediate_losses(case, backprop, dtype):
         lr=lr, momentum=float(golden["hb_momentum"]), keep=[k for k, _, _ in milestones[:-1]], backprop=backprop,
     )  # fmt: skip
     targets = golden["hb_snapshots"][[start + j for _, j, _ in milestones]]
-    loss = matching_loss(reached, targets, golden["hb_snapshots"][start], [weight for _, _, weight in milestones])
+    loss = matching_loss(
+        reached, targets, golden["hb_snapshots"][start], [weight for _, _, weight in milestones]
+    )
     grad_x, grad_lr = torch.autograd.grad(loss, [x, lr])
     assert_close(loss, golden[f"hb_{case}_loss"], tolerance)
     assert_close(grad_x, golden[f"hb_{case}_grad_x"], tolerance)
     assert_close(grad_lr, golden[f"hb_{case}_grad_lr"], tolerance)
     if case == "agg":
         assert_close(reached[-1], golden["hb_thetas"][-1], tolerance)
-        middle = (reached[:-1] - targets[:-1]).square().sum(1) / (golden["hb_snapshots"][start] - targets[:-1]).square().sum(1)
+        middle = (reached[:-1] - targets[:-1]).square().sum(1) / (
+            golden["hb_snapshots"][start] - targets[:-1]
+        ).square().sum(1)
         assert_close(middle, golden["hb_middle_losses"], tolerance)
 
 
 def test_gradient_penalty(dtype):
-    """The penalty, the expert's loss with a clipping coefficient, and its gradient in the parameters: a second derivative of the network."""
-    golden, tolerance = load("ast_terms", dtype), {torch.float64: 1e-10, torch.float32: KINKS}[dtype]
+    """The penalty, the expert's loss with a clipping coefficient, and its gradient in the
+    parameters: a second derivative of the network.
+    """
+    golden, tolerance = (
+        load("ast_terms", dtype),
+        {torch.float64: 1e-10, torch.float32: KINKS}[dtype],
+    )
     net = ConvNet((3, 32, 32), 10, width=8).to(dtype)
     unflatten_into(net, golden["gp_params"])
     penalty = gradient_penalty(net, golden["gp_x"], 2.0)
@@ -199,15 +243,23 @@ def test_gradient_penalty(dtype):
 
 def test_smooth_step(dtype):
     """One step of the expert is SGD on that total."""
-    golden, tolerance = load("ast_terms", dtype), {torch.float64: 1e-10, torch.float32: KINKS}[dtype]
+    golden, tolerance = (
+        load("ast_terms", dtype),
+        {torch.float64: 1e-10, torch.float32: KINKS}[dtype],
+    )
     net = ConvNet((3, 32, 32), 10, width=8).to(dtype)
     unflatten_into(net, golden["gp_params"])
     coefficients = golden["clip_coefficients"].tolist()
-    epoch = min(range(len(coefficients)), key=lambda e: abs(coefficients[e] - float(golden["gp_coefficient"])))
+    epoch = min(
+        range(len(coefficients)),
+        key=lambda e: abs(coefficients[e] - float(golden["gp_coefficient"])),
+    )
     step = Smooth(sgd=Sgd(lr=0.1)).build(net, 50)
     loss = step(golden["gp_x"], golden["gp_labels"], golden["gp_x"], epoch)
     assert_close(loss, golden["gp_total"], tolerance)
-    assert_close(flatten(net), golden["gp_params"] - 0.1 * golden["gp_total_grad_params"], tolerance)
+    assert_close(
+        flatten(net), golden["gp_params"] - 0.1 * golden["gp_total_grad_params"], tolerance
+    )
 
 
 def test_clipping_coefficients():
@@ -220,9 +272,13 @@ def test_clipping_coefficients():
 def test_balanced_loss():
     """By window and start epoch; starts beyond the window are not defined."""
     golden = load("ast_terms", torch.float64)
-    for high, factors in zip(golden["balance_max_start"].tolist(), golden["balance_factor"], strict=True):
+    for high, factors in zip(
+        golden["balance_max_start"].tolist(), golden["balance_factor"], strict=True
+    ):
         inside = golden["balance_start_epoch"] < high
-        ours = [BalancedLoss()(start, high) for start in golden["balance_start_epoch"][inside].tolist()]
+        ours = [
+            BalancedLoss()(start, high) for start in golden["balance_start_epoch"][inside].tolist()
+        ]
         assert_close(torch.tensor(ours, dtype=torch.float64), factors[inside], 1e-12)
 
 
@@ -230,7 +286,9 @@ def test_weight_perturbation(dtype):
     """4-D weights by their draws, all others untouched."""
     golden, tolerance = load("ast_terms", dtype), {torch.float64: 1e-12, torch.float32: 1e-5}[dtype]
     shapes = FlatModel(ConvNet((1, 28, 28), 5, width=8)).shapes
-    ours = perturbed(golden["perturb_weights"], shapes, golden["perturb_normal"], float(golden["perturb_alpha"]))
+    ours = perturbed(
+        golden["perturb_weights"], shapes, golden["perturb_normal"], float(golden["perturb_alpha"])
+    )
     assert_close(ours, golden["perturb_result"], tolerance)
 
 
@@ -241,13 +299,23 @@ def test_gsam_step(case, dtype):
     net = ConvNet((3, 32, 32), 10, width=8).to(dtype)
     unflatten_into(net, golden["params"])
     params = list(net.parameters())
-    rho, alpha, adaptive = float(golden[f"{case}_rho"]), float(golden[f"{case}_alpha"]), bool(golden[f"{case}_adaptive"])
-    grads = torch.autograd.grad(functional.cross_entropy(net(golden["x"]), golden["labels"]), params)
+    rho, alpha, adaptive = (
+        float(golden[f"{case}_rho"]),
+        float(golden[f"{case}_alpha"]),
+        bool(golden[f"{case}_adaptive"]),
+    )
+    grads = torch.autograd.grad(
+        functional.cross_entropy(net(golden["x"]), golden["labels"]), params
+    )
     assert_close(torch.cat([g.flatten() for g in grads]), golden["grad"], tolerance)
     if f"{case}_perturbation" in golden:
-        moved = perturbation(golden["params"], torch.cat([g.flatten() for g in grads]), rho, adaptive)
+        moved = perturbation(
+            golden["params"], torch.cat([g.flatten() for g in grads]), rho, adaptive
+        )
         assert_close(moved, golden[f"{case}_perturbation"], tolerance)
-    step = Gsam(sgd=Sgd(lr=float(golden["lr"])), rho=rho, alpha=alpha, adaptive=adaptive).build(net, 50)
+    step = Gsam(sgd=Sgd(lr=float(golden["lr"])), rho=rho, alpha=alpha, adaptive=adaptive).build(
+        net, 50
+    )
     loss = step(golden["x"], golden["labels"], golden["x"], 0)
     assert_close(loss, golden[f"{case}_loss"], tolerance)
     assert_close(flatten(net), golden[f"{case}_params_after"], tolerance)
@@ -259,9 +327,13 @@ def test_gsam_step(case, dtype):
 def test_growing_window():
     """The end of the start epochs by iteration."""
     golden = load("datm_step", torch.float64)
-    for (first, high, grow), bounds in zip(golden["bound_config"].tolist(), golden["bound_value"].tolist(), strict=True):
+    for (first, high, grow), bounds in zip(
+        golden["bound_config"].tolist(), golden["bound_value"].tolist(), strict=True
+    ):
         window = GrowingWindow(first=first, high=high, grow=grow)
-        assert [window(step) for step in golden["bound_iteration"].tolist()] == [(0, bound) for bound in bounds]
+        assert [window(step) for step in golden["bound_iteration"].tolist()] == [
+            (0, bound) for bound in bounds
+        ]
 
 
 DSA = {
@@ -270,7 +342,9 @@ DSA = {
     "contrast": lambda x, p: augment.contrast(x, p("u") + 0.5),
     "color": lambda x, p: augment.OPS["color"](AugmentConfig(), x, p("u").T),
     "crop": lambda x, p: augment.crop(x, p("shift_rows"), p("shift_cols")),
-    "cutout": lambda x, p: augment.cutout(x, p("centre_row"), p("centre_col"), (int(p("size")), int(p("size")))),
+    "cutout": lambda x, p: augment.cutout(
+        x, p("centre_row"), p("centre_col"), (int(p("size")), int(p("size")))
+    ),
     "flip": lambda x, p: augment.flip(x, p("u") < 0.5),
     "scale": lambda x, p: augment.scale(x, p("sx"), p("sy")),
     "rotate": lambda x, p: augment.rotate(x, p("angle")),
@@ -301,14 +375,20 @@ def test_zca(dtype):
 
 
 SCHEDULE = json.loads((GOLDEN / "eval_schedule.json").read_text())
-CASES = [(method, i) for method in ("mtt", "tesla", "dc_dsa_dm", "ast") for i in range(len(SCHEDULE[method]))]
+CASES = [
+    (method, i)
+    for method in ("mtt", "tesla", "dc_dsa_dm", "ast")
+    for i in range(len(SCHEDULE[method]))
+]
 
 
 @pytest.mark.parametrize(("method", "i"), CASES)
 def test_eval_schedule(method, i):
     """Learning rate, momentum and new optimisers by epoch; AST's values as fields."""
     case = SCHEDULE[method][i]
-    values = {"lr_drop": 0.5, "momentum_after": 0.8, "weight_decay": 1e-3} if method == "ast" else {}
+    values = (
+        {"lr_drop": 0.5, "momentum_after": 0.8, "weight_decay": 1e-3} if method == "ast" else {}
+    )
     config = EvalConfig(protocol="mtt", epochs=case["argument_epochs"], **values)
     assert config.epochs + 1 == case["epochs_run"]
     points = schedule(config, case["lr_initial"])
@@ -323,14 +403,23 @@ def test_eval_schedule(method, i):
 @pytest.mark.parametrize("metric", ["layerwise", "mse", "cos"])
 def test_dc_distance(metric, dtype):
     """The three distances between two lists of gradients, and their gradients."""
-    golden, tolerance = load("dc_distance", dtype), {torch.float64: 1e-12, torch.float32: 1e-5}[dtype]
-    real, syn = ([golden[k] for k in sorted(golden) if k.startswith(f"{side}.")] for side in ("real", "syn"))
+    golden, tolerance = (
+        load("dc_distance", dtype),
+        {torch.float64: 1e-12, torch.float32: 1e-5}[dtype],
+    )
+    real, syn = (
+        [golden[k] for k in sorted(golden) if k.startswith(f"{side}.")] for side in ("real", "syn")
+    )
     flat = [torch.cat([t.flatten() for t in side])[None] for side in (real, syn)]
     flat[1].requires_grad_()
-    loss = gradient_distance(*flat, [t.shape for t in real], metric, "weights" if metric == "layerwise" else "all")
+    loss = gradient_distance(
+        *flat, [t.shape for t in real], metric, "weights" if metric == "layerwise" else "all"
+    )
     name = "ours" if metric == "layerwise" else metric
     assert_close(loss[0], golden[f"distance_{name}"], tolerance)
-    assert_close(torch.autograd.grad(loss.sum(), flat[1])[0][0], golden[f"grad_syn_{name}"], tolerance)
+    assert_close(
+        torch.autograd.grad(loss.sum(), flat[1])[0][0], golden[f"grad_syn_{name}"], tolerance
+    )
 
 
 def test_dm_loss(dtype):
@@ -338,7 +427,10 @@ def test_dm_loss(dtype):
     golden, tolerance = load("dm_loss", dtype), {torch.float64: 1e-11, torch.float32: KINKS}[dtype]
     model = FlatModel(ConvNet((1, 28, 28), 10, width=16).to(dtype))
     x_syn = golden["x_syn"].clone().requires_grad_()
-    real, syn = (model.embed(golden["params"], x.flatten(0, 1)).unflatten(0, x.shape[:2]) for x in (golden["x_real"], x_syn))
+    real, syn = (
+        model.embed(golden["params"], x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        for x in (golden["x_real"], x_syn)
+    )
     assert_close(real, golden["features_real"], tolerance)
     assert_close(syn, golden["features_syn"], tolerance)
     loss = distribution_distance(real.mean(1), syn.mean(1))
@@ -346,15 +438,24 @@ def test_dm_loss(dtype):
     assert_close(torch.autograd.grad(loss, x_syn)[0], golden["grad_x_syn"], tolerance)
 
 
-@pytest.mark.parametrize("case", ["rgb32_f2", "rgb20_f3", "gray28_f2", "gray28_f3", "gray27_f3", "gray29_f2"])
+@pytest.mark.parametrize(
+    "case", ["rgb32_f2", "rgb20_f3", "gray28_f2", "gray28_f3", "gray27_f3", "gray29_f2"]
+)
 def test_idc_decode(case, dtype):
-    """Decoding where the factor divides the image and where it does not, by the codec and by the source that is shipped."""
-    golden, tolerance = load("idc_decode", dtype), {torch.float64: 1e-11, torch.float32: 1e-4}[dtype]
+    """Decoding where the factor divides the image and where it does not, by the codec and by the
+    source that is shipped.
+    """
+    golden, tolerance = (
+        load("idc_decode", dtype),
+        {torch.float64: 1e-11, torch.float32: 1e-4}[dtype],
+    )
     codec = MultiFormation(factor=int(case[-1]))
     tensors = {"images": golden[f"{case}.stored"]}
     source = codec.source(tensors)
     assert torch.equal(source, golden[f"{case}.source_image"])
-    assert_close(codec.decode(tensors, torch.arange(len(source))), golden[f"{case}.decoded"], tolerance)
+    assert_close(
+        codec.decode(tensors, torch.arange(len(source))), golden[f"{case}.decoded"], tolerance
+    )
     shipped: dict = {}
     exec("import torch\n" + codec.loader(), shipped)
     images, item = shipped["decode"](tensors)
@@ -364,26 +465,48 @@ def test_idc_decode(case, dtype):
 
 @pytest.mark.parametrize("metric", ["mse", "l1"])
 def test_idc_matching(metric, dtype):
-    """Gradients of a real and a synthetic batch, their distance over convolution weights, and its gradient in the images."""
-    golden, tolerance = load("idc_decode", dtype), {torch.float64: 1e-11, torch.float32: KINKS}[dtype]
+    """Gradients of a real and a synthetic batch, their distance over convolution weights, and its
+    gradient in the images.
+    """
+    golden, tolerance = (
+        load("idc_decode", dtype),
+        {torch.float64: 1e-11, torch.float32: KINKS}[dtype],
+    )
     model = FlatModel(ConvNet((1, 28, 28), 10, width=8).to(dtype))
-    gradient = eager_gradient(lambda theta, images, targets: task_loss(model(theta, images), targets))
+    gradient = eager_gradient(
+        lambda theta, images, targets: task_loss(model(theta, images), targets)
+    )
     x_syn = golden["match.x_syn"].clone().requires_grad_()
-    grads = [gradient(golden["match.params"], x, golden[f"match.y_{side}"]) for side, x in (("real", golden["match.x_real"]), ("syn", x_syn))]
+    grads = [
+        gradient(golden["match.params"], x, golden[f"match.y_{side}"])
+        for side, x in (("real", golden["match.x_real"]), ("syn", x_syn))
+    ]
     for side, flat in zip(("real", "syn"), grads, strict=True):
         for i, (part, shape) in enumerate(zip(flat.split(model.sizes), model.shapes, strict=True)):
-            stored, absolute = golden[f"match.{side}.{i:02d}"], {torch.float64: 1e-12, torch.float32: 1e-5}[dtype]
-            if len(shape) == 1:  # the gradient of a bias before a normalisation is nothing but rounding
-                assert (part.detach() - stored).abs().max() <= max(absolute, tolerance * stored.abs().max())
+            stored, absolute = (
+                golden[f"match.{side}.{i:02d}"],
+                {torch.float64: 1e-12, torch.float32: 1e-5}[dtype],
+            )
+            # the gradient of a bias before a normalisation is nothing but rounding
+            if len(shape) == 1:
+                assert (part.detach() - stored).abs().max() <= max(
+                    absolute, tolerance * stored.abs().max()
+                )
             else:
                 assert_close(part.detach().view(shape), stored, tolerance)
-    loss = gradient_distance(grads[0].detach()[None], grads[1][None], model.shapes, metric, "convolutions")[0]
+    loss = gradient_distance(
+        grads[0].detach()[None], grads[1][None], model.shapes, metric, "convolutions"
+    )[0]
     assert_close(loss, golden[f"match.distance_{metric}"], tolerance)
-    assert_close(torch.autograd.grad(loss, x_syn)[0], golden[f"match.grad_x_syn_{metric}"], tolerance)
+    assert_close(
+        torch.autograd.grad(loss, x_syn)[0], golden[f"match.grad_x_syn_{metric}"], tolerance
+    )
 
 
 def test_infer_labels(dtype):
-    """Static labels: the teachers' mean logits, mixed as logits; the divergence at T = 30 and its gradient in the student's logits."""
+    """Static labels: the teachers' mean logits, mixed as logits; the divergence at T = 30 and its
+    gradient in the student's logits.
+    """
     golden, tolerance = load("infer_bn", dtype), {torch.float64: 1e-10, torch.float32: 1e-4}[dtype]
     stored = golden["label_teacher_logits"]
     index = torch.arange(stored.shape[1])
@@ -409,22 +532,34 @@ def test_infer_labels(dtype):
 
 
 def infer_world(golden, dtype, monkeypatch, *, u, roll, **fields):
-    """(objective, set): one compensator under the golden network, of pixels within [0, 1], each step shifted by its own roll."""
+    """(objective, set): one compensator under the golden network, of pixels within [0, 1], each
+    step shifted by its own roll.
+    """
     std = golden["clip_std"] * 2 / golden["x"].abs().max()
     preprocess = Preprocess(mean=golden["clip_mean"], std=std)
     network = ConvNet((3, 32, 32), 10, width=8, norm="bn").eval()
     real = RealSet(torch.zeros(10, 3, 32, 32, dtype=torch.uint8), golden["labels"], 10, preprocess)
-    experts = SimpleNamespace(num_experts=1, num_params=0, epochs=(0,), load=lambda expert, epoch: network)
+    experts = SimpleNamespace(
+        num_experts=1, num_params=0, epochs=(0,), load=lambda expert, epoch: network
+    )
     env = Env(real, lambda rng: network, FlatModel(network), experts, torch.device("cpu"))  # type: ignore[arg-type]
     alpha = fields.pop("alpha", golden["alpha"].item())
-    objective = StatisticsMatching(batches=BaseSets(), alpha=alpha, first=golden["first_bn_multiplier"].item(), **fields).build(env)
+    objective = StatisticsMatching(
+        batches=BaseSets(), alpha=alpha, first=golden["first_bn_multiplier"].item(), **fields
+    ).build(env)
     network.to(dtype)
     unflatten_into(network, golden["params"])
     norms = [m for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d)]
-    for norm, mean, var in zip(norms, golden["bn_running_mean"], golden["bn_running_var"], strict=True):
+    for norm, mean, var in zip(
+        norms, golden["bn_running_mean"], golden["bn_running_var"], strict=True
+    ):
         norm.running_mean.copy_(mean)
         norm.running_var.copy_(var)
-    tensors = {"images": preprocess.backward(golden["x"]), "compensators": u, "unit": preprocess.std}
+    tensors = {
+        "images": preprocess.backward(golden["x"]),
+        "compensators": u,
+        "unit": preprocess.std,
+    }
     syn = SyntheticSet(
         tensors, golden["labels"], tuple(map(str, range(10))), Compensated(base=1, compensators=1), preprocess, space="pixel"
     )  # fmt: skip
@@ -440,24 +575,38 @@ def infer_world(golden, dtype, monkeypatch, *, u, roll, **fields):
 
 @pytest.mark.parametrize("at_once", [None, 4])
 def test_infer_objective(at_once, dtype, monkeypatch):
-    """Cross-entropy, terms, total, and its gradient in the compensator, in one pass and in three parts of a batch."""
+    """Cross-entropy, terms, total, and its gradient in the compensator, in one pass and in three
+    parts of a batch.
+    """
     golden, tolerance = load("infer_bn", dtype), {torch.float64: 1e-10, torch.float32: KINKS}[dtype]
-    fields = {"u": golden["u"].clone().requires_grad_(), "roll": golden["roll"].expand(2, 2), "images_at_once": at_once}
+    fields = {
+        "u": golden["u"].clone().requires_grad_(),
+        "roll": golden["roll"].expand(2, 2),
+        "images_at_once": at_once,
+    }
     objective, syn = infer_world(golden, dtype, monkeypatch, **fields)
     losses = list(objective.losses(syn, {}, 0, torch.Generator()))
     assert len(losses) == (3 if at_once else 1)
     assert_close(sum(losses).detach(), golden["total"], tolerance)
-    assert_close(torch.autograd.grad(sum(losses), syn.tensors["compensators"])[0], golden["grad_u"], tolerance)
+    assert_close(
+        torch.autograd.grad(sum(losses), syn.tensors["compensators"])[0],
+        golden["grad_u"],
+        tolerance,
+    )
     terms = []
 
     def see(norm, x):
-        terms.append(distance(norm, x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0), 1.0).detach())
+        terms.append(
+            distance(norm, x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0), 1.0).detach()
+        )
 
     with inputs_of_norms(objective.teachers[0], see):
         images = syn.batch(torch.arange(10, 20)).images.roll(golden["roll"].tolist(), (2, 3))
         objective.teachers[0](images)
     assert_close(torch.stack(terms), golden["bn_terms"], tolerance)
-    assert_close(weighted(terms, golden["first_bn_multiplier"].item()), golden["bn_term"], tolerance)
+    assert_close(
+        weighted(terms, golden["first_bn_multiplier"].item()), golden["bn_term"], tolerance
+    )
     plain, syn = infer_world(golden, dtype, monkeypatch, **fields, alpha=0.0)
     assert_close(sum(plain.losses(syn, {}, 0, torch.Generator())).detach(), golden["ce"], tolerance)
 
@@ -465,12 +614,26 @@ def test_infer_objective(at_once, dtype, monkeypatch):
 def test_infer_run(dtype, monkeypatch, tmp_path):
     """Five steps of the outer loop's Adam from nothing, with its cosine and the stored rolls."""
     golden, tolerance = load("infer_bn", dtype), {torch.float64: 1e-10, torch.float32: KINKS}[dtype]
-    objective, syn = infer_world(golden, dtype, monkeypatch, u=torch.zeros_like(golden["u"]), roll=golden["run_rolls"])
+    objective, syn = infer_world(
+        golden, dtype, monkeypatch, u=torch.zeros_like(golden["u"]), roll=golden["run_rolls"]
+    )
     momentum, beta2 = golden["run_beta1"].item(), golden["run_beta2"].item()
-    optim = OptimConfig(kind="adam", lr=golden["run_lr"].item(), momentum=round(momentum, 6), beta2=round(beta2, 6), schedule="cosine")
+    optim = OptimConfig(
+        kind="adam",
+        lr=golden["run_lr"].item(),
+        momentum=round(momentum, 6),
+        beta2=round(beta2, 6),
+        schedule="cosine",
+    )
     assert golden["run_eps"].item() == pytest.approx(outer.ADAM_EPS, rel=1e-6)
-    assert_close(torch.tensor([optim.lr_at(step, 5) for step in range(5)], dtype=torch.float64), golden["run_lr_per_step"], 1e-6)
-    result, _ = outer.distill(syn, objective, OuterConfig(steps=5, optim={"compensators": optim}), tmp_path, seed=0)
+    assert_close(
+        torch.tensor([optim.lr_at(step, 5) for step in range(5)], dtype=torch.float64),
+        golden["run_lr_per_step"],
+        1e-6,
+    )
+    result, _ = outer.distill(
+        syn, objective, OuterConfig(steps=5, optim={"compensators": optim}), tmp_path, seed=0
+    )
     assert_close(result.tensors["compensators"], golden["run_u_final"], tolerance)
 
 
@@ -485,7 +648,10 @@ def test_infer_clip(dtype):
 
 
 def test_infer_budget():
-    """Base images, compensators, examples; 0 is refused. Where binary fractions fall short of a whole number, the exact one."""
+    """Base images, compensators, examples; 0 is refused.
+
+    Where binary fractions fall short of a whole number, the exact one.
+    """
     golden = load("infer_bn", torch.float64)
     for ipc, num_classes, per_set, n, count, num in golden["budget"].tolist():
         if n:
@@ -504,6 +670,14 @@ def test_nkd(temperature, dtype):
     student, gamma = golden["student_logits"].clone().requires_grad_(), golden["gamma"].item()
     loss = nkd(student, golden["teacher_logits"], golden["targets"], gamma, float(temperature))
     assert_close(loss, golden[f"loss_t{temperature}"], tolerance)
-    assert_close(torch.autograd.grad(loss, student)[0], golden[f"grad_student_t{temperature}"], tolerance)
-    soft = nkd(student, golden["teacher_logits"], golden["soft_targets"].argmax(1), gamma, float(temperature))
+    assert_close(
+        torch.autograd.grad(loss, student)[0], golden[f"grad_student_t{temperature}"], tolerance
+    )
+    soft = nkd(
+        student,
+        golden["teacher_logits"],
+        golden["soft_targets"].argmax(1),
+        gamma,
+        float(temperature),
+    )
     assert_close(soft, golden[f"loss_soft_t{temperature}"], tolerance)

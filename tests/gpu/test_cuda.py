@@ -22,7 +22,10 @@ from ddengine.system.rng import generator
 from ddengine.types import Env
 from synth.recipes import find
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
 CUDA = torch.device("cuda")
 
 
@@ -33,7 +36,12 @@ def problem(width=128, batch=50):
     model = FlatModel(net)
     images = torch.randn(batch, 3, 32, 32, generator=stream).to(CUDA)
     labels = torch.randint(10, (batch,), generator=stream).to(CUDA)
-    return (lambda theta, x, y: functional.cross_entropy(model(theta, x), y)), flatten(net), images, labels
+    return (
+        (lambda theta, x, y: functional.cross_entropy(model(theta, x), y)),
+        flatten(net),
+        images,
+        labels,
+    )
 
 
 def cost(backprop, num_steps):
@@ -43,7 +51,15 @@ def cost(backprop, num_steps):
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    end = unroll(eager_gradient(loss), lambda i, k: (i["x"], labels), theta, {"x": leaf}, num_steps, lr=0.01, backprop=backprop)
+    end = unroll(
+        eager_gradient(loss),
+        lambda i, k: (i["x"], labels),
+        theta,
+        {"x": leaf},
+        num_steps,
+        lr=0.01,
+        backprop=backprop,
+    )
     end.square().sum().backward()
     torch.cuda.synchronize()
     return torch.cuda.max_memory_allocated() - before, leaf.grad
@@ -63,7 +79,9 @@ def test_compiled_equals_eager():
     grads = []
     for gradient in (eager_gradient(loss), compiled_gradient(loss)):
         leaf = images.clone().requires_grad_()
-        unroll(gradient, lambda i, k: (i["x"], labels), theta, {"x": leaf}, 3, lr=0.01).square().sum().backward()
+        unroll(
+            gradient, lambda i, k: (i["x"], labels), theta, {"x": leaf}, 3, lr=0.01
+        ).square().sum().backward()
         grads.append(leaf.grad)
     assert (grads[0] - grads[1]).norm() / grads[0].norm() < 1e-3
 
@@ -88,9 +106,15 @@ def test_networks_trained_together_equal_networks_trained_alone():
         return build_model("convnet-d2-w16-in", data.image_shape, 10, rng)
 
     together = training.train_networks(new_model, sets, [0, 1, 2], config, 0.01, CUDA)
-    alone = [training.train_networks(new_model, [s], [i], config, 0.01, CUDA)[0] for i, s in enumerate(sets)]
+    alone = [
+        training.train_networks(new_model, [s], [i], config, 0.01, CUDA)[0]
+        for i, s in enumerate(sets)
+    ]
     for a, b in zip(together, alone, strict=True):
-        assert abs(training.accuracy(a, data.validation) - training.accuracy(b, data.validation)) < 0.03
+        assert (
+            abs(training.accuracy(a, data.validation) - training.accuracy(b, data.validation))
+            < 0.03
+        )
 
 
 class Shrink(Pull):
@@ -104,8 +128,15 @@ class Shrink(Pull):
 def on_device(device):
     """A set and the loop's settings, with everything the guard and the optimisers do."""
     syn = tiny_set(tiny_data(), lr=0.01)
-    syn = replace(syn, tensors={k: v.to(device) for k, v in syn.tensors.items()}, classes=syn.classes.to(device))
-    optim = {"images": OptimConfig(lr=0.1, momentum=0.5, weight_decay=0.01), "lr": OptimConfig(lr=0.002)}
+    syn = replace(
+        syn,
+        tensors={k: v.to(device) for k, v in syn.tensors.items()},
+        classes=syn.classes.to(device),
+    )
+    optim = {
+        "images": OptimConfig(lr=0.1, momentum=0.5, weight_decay=0.01),
+        "lr": OptimConfig(lr=0.002),
+    }
     return syn, OuterConfig(steps=15, optim=optim, ema={"images": 0.9}, max_loss=1e6)
 
 
@@ -129,8 +160,17 @@ def test_results_read_every_ten_steps_are_those_of_the_cpu(tmp_path):
     for device in (CUDA, torch.device("cpu")):
         syn, config = on_device(device)
         result, counters = outer.distill(syn, Shrink(), config, tmp_path / device.type, seed=0)
-        log = [json.loads(line) for line in (tmp_path / device.type / "metrics.jsonl").read_text().splitlines()]
-        found.append((result.tensors["images"].cpu(), [(e["step"], e["applied"]) for e in log], [getattr(counters, n) for n in outer.COUNTS]))
+        log = [
+            json.loads(line)
+            for line in (tmp_path / device.type / "metrics.jsonl").read_text().splitlines()
+        ]
+        found.append(
+            (
+                result.tensors["images"].cpu(),
+                [(e["step"], e["applied"]) for e in log],
+                [getattr(counters, n) for n in outer.COUNTS],
+            )
+        )
     assert torch.allclose(found[0][0], found[1][0], atol=1e-5) and found[0][1:] == found[1][1:]
 
 
@@ -141,15 +181,31 @@ def test_runs_repeat_themselves_to_the_bit(tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path / name)
         assert run("buffer", "mtt/digits_ipc1", *TINY, "--device", "cuda") == 0
         assert run("distill", "mtt/digits_ipc1", *TINY, "--device", "cuda", "--out", "run") == 0
-    first, second = (load_file(tmp_path / name / "run/distilled/data.safetensors") for name in ("a", "b"))
+    first, second = (
+        load_file(tmp_path / name / "run/distilled/data.safetensors") for name in ("a", "b")
+    )
     assert all(torch.equal(first[k], second[k]) for k in first)
 
 
 @pytest.mark.parametrize("init", ["real", "correct", "representative"])
 def test_a_cross_runs_on_the_device(init, tmp_path, monkeypatch):
-    """Smooth experts, every start, learned labels, intermediate losses, and evaluation with soft labels."""
+    """Smooth experts, every start, learned labels, intermediate losses, and evaluation with soft
+    labels.
+    """
     monkeypatch.chdir(tmp_path)
-    flags = [*TINY_CROSS, "--device", "cuda", "--buffer.epochs", "8", "--buffer.step.sgd.lr", "0.03", "--buffer.batch", "16", "--init.kind", init]
+    flags = [
+        *TINY_CROSS,
+        "--device",
+        "cuda",
+        "--buffer.epochs",
+        "8",
+        "--buffer.step.sgd.lr",
+        "0.03",
+        "--buffer.batch",
+        "16",
+        "--init.kind",
+        init,
+    ]
     assert run("buffer", *flags) == 0
     assert run("distill", *flags, "--out", "cross") == 0
     few = ["--epochs", "2", "--num_networks", "3", "--full_steps", "5", "--lr_grid", "0.01"]
@@ -159,9 +215,32 @@ def test_a_cross_runs_on_the_device(init, tmp_path, monkeypatch):
 def test_expert_made_labels_on_the_device(tmp_path, monkeypatch):
     """TESLA's labels, made anew of the shipped images."""
     monkeypatch.chdir(tmp_path)
-    soft = ["--objective.labels", "target", "--targets.kind", "logits", "--targets.experts", "all", "--targets.relabel", "True"]
+    soft = [
+        "--objective.labels",
+        "target",
+        "--targets.kind",
+        "logits",
+        "--targets.experts",
+        "all",
+        "--targets.relabel",
+        "True",
+    ]
     assert run("buffer", "mtt/digits_ipc1", *TINY, "--device", "cuda") == 0
-    assert run("distill", "mtt/digits_ipc1", *TINY, *soft, "--objective.backprop", "detached", "--device", "cuda", "--out", "run") == 0
+    assert (
+        run(
+            "distill",
+            "mtt/digits_ipc1",
+            *TINY,
+            *soft,
+            "--objective.backprop",
+            "detached",
+            "--device",
+            "cuda",
+            "--out",
+            "run",
+        )
+        == 0
+    )
     assert load_file("run/distilled/data.safetensors")["logits"].isfinite().all()
 
 
@@ -207,7 +286,11 @@ def test_classes_together_are_classes_one_by_one_on_the_device(method):
     for at_once in (1, 3, None):
         objective, syn, _ = matching(method, classes_at_once=at_once)
         images = syn.tensors["images"].clone().requires_grad_()
-        losses = list(objective.losses(syn.with_tensors({"images": images}), objective.init(generator(0)), 0, generator(1)))
+        losses = list(
+            objective.losses(
+                syn.with_tensors({"images": images}), objective.init(generator(0)), 0, generator(1)
+            )
+        )
         found.append((sum(losses), torch.autograd.grad(sum(losses), images)[0]))
     for loss, grad in found[1:]:
         assert torch.allclose(loss, found[0][0], rtol=1e-4)
@@ -230,7 +313,9 @@ TAUGHT = {"infer": "compensators", "sre2l": "images"}  # what each method learns
 
 
 def taught(method, **objective):
-    """(objective, set, outer configuration) of a small recipe with two teachers on digits of 32 x 32, on the device."""
+    """(objective, set, outer configuration) of a small recipe with two teachers on digits of 32 x
+    32, on the device.
+    """
     recipe = find(f"{method}/fashion_mnist_ipc10_small")
     names = ("convnet-d2-w32-bn", "resnet18-bn-x12")
     recipe = replace(
@@ -240,7 +325,9 @@ def taught(method, **objective):
     data = load_data(recipe.data, CUDA)
 
     def network(number, epoch=0):
-        return build_model(names[number], data.image_shape, data.num_classes, generator(number)).eval()
+        return build_model(
+            names[number], data.image_shape, data.num_classes, generator(number)
+        ).eval()
 
     experts = SimpleNamespace(num_experts=2, num_params=0, epochs=(0,), load=network)
     env = Env(data.train, lambda rng: network(0), FlatModel(network(0)).to(CUDA), experts, CUDA)
@@ -269,7 +356,9 @@ def test_batches_together_are_batches_one_by_one_on_the_device(method):
     for at_once in (10**6, 10, 3):
         objective, syn, _ = taught(method, images_at_once=at_once)
         learned = syn.tensors[TAUGHT[method]].clone().requires_grad_()
-        for loss in objective.losses(syn.with_tensors({TAUGHT[method]: learned}), {}, 0, generator(1)):
+        for loss in objective.losses(
+            syn.with_tensors({TAUGHT[method]: learned}), {}, 0, generator(1)
+        ):
             loss.backward()
         found.append(learned.grad)
     for grad in found[1:]:
@@ -280,7 +369,11 @@ def test_batches_together_are_batches_one_by_one_on_the_device(method):
 def test_statistics_matching_repeats_itself_to_the_bit(method, tmp_path):
     """Deterministic kernels, and a resumed run is the uninterrupted one, Adam's means included."""
     objective, syn, config = taught(method)
-    config = replace(config, optim={name: replace(own, schedule="constant") for name, own in config.optim.items()})  # of any number of steps
+    # of any number of steps
+    config = replace(
+        config,
+        optim={name: replace(own, schedule="constant") for name, own in config.optim.items()},
+    )
     whole, _ = outer.distill(syn, objective, config, tmp_path / "whole", seed=0)
     outer.distill(syn, objective, replace(config, steps=3), tmp_path / "parts", seed=0)
     again, _ = outer.distill(syn, objective, config, tmp_path / "parts", seed=0)

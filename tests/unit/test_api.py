@@ -1,4 +1,6 @@
-"""The library call: any dataset in, the set out; the same numbers as the command line's; experts that fit; nothing left behind."""
+"""The library call: any dataset in, the set out; the same numbers as the command line's; experts
+that fit; nothing left behind.
+"""
 
 import json
 import os
@@ -67,12 +69,16 @@ def digits():
 @pytest.fixture(scope="module")
 def experts(digits, tmp_path_factory):
     """The experts of MTT on them."""
-    return buffers.generate(TensorDataset(*digits), MTT, folder=tmp_path_factory.mktemp("experts") / "store")
+    return buffers.generate(
+        TensorDataset(*digits), MTT, folder=tmp_path_factory.mktemp("experts") / "store"
+    )
 
 
 def same(a, b):
     """Whether two sets are equal to the bit."""
-    return a.tensors.keys() == b.tensors.keys() and all(torch.equal(v, b.tensors[k]) for k, v in a.tensors.items())
+    return a.tensors.keys() == b.tensors.keys() and all(
+        torch.equal(v, b.tensors[k]) for k, v in a.tensors.items()
+    )
 
 
 # Datasets
@@ -99,12 +105,19 @@ def forms(pixels, labels):
         "PIL": Examples(list(zip(pil, numbers, strict=True))),
         "PIL with targets": Examples(list(zip(pil, numbers, strict=True)), targets=numbers),
         "numpy": Examples([(image, np.int64(n)) for image, n in zip(last, numbers, strict=True)]),
-        "float numpy": Examples([(image.astype(np.float64) / 255, n) for image, n in zip(last, numbers, strict=True)]),
-        "subset": Subset(TensorDataset(pixels.flip(0), labels.flip(0)), list(range(len(pixels)))[::-1]),
+        "float numpy": Examples(
+            [(image.astype(np.float64) / 255, n) for image, n in zip(last, numbers, strict=True)]
+        ),
+        "subset": Subset(
+            TensorDataset(pixels.flip(0), labels.flip(0)), list(range(len(pixels)))[::-1]
+        ),
         "one-element labels": TensorDataset(pixels, labels[:, None]),
     }
     if grey:
-        found |= {"(H, W) tensors": TensorDataset(pixels[:, 0], labels), "(H, W) arrays": (last[..., 0], labels.numpy())}
+        found |= {
+            "(H, W) tensors": TensorDataset(pixels[:, 0], labels),
+            "(H, W) arrays": (last[..., 0], labels.numpy()),
+        }
     return found
 
 
@@ -113,10 +126,14 @@ def test_every_form_gives_the_same_data(channels):
     pixels, labels = noise(channels=channels)
     for name, dataset in forms(pixels, labels).items():
         data = data_of(dataset, replace(OWN, validation=0.0), CPU)
-        assert torch.equal(data.train.pixels, pixels) and torch.equal(data.train.labels, labels), name
+        assert torch.equal(data.train.pixels, pixels) and torch.equal(data.train.labels, labels), (
+            name
+        )
         assert data.class_names == ("0", "1", "2") and data.validation is None and data.test is None
     config = replace(OWN, validation=0.25, limit=9, size=(5, 5))
-    digests = {data_of(dataset, config, CPU).train.digest for dataset in forms(pixels, labels).values()}
+    digests = {
+        data_of(dataset, config, CPU).train.digest for dataset in forms(pixels, labels).values()
+    }
     assert len(digests) == 1
     nearest = data_of([(torch.full((channels, 2, 2), 99.7 / 255), 0)], OWN, CPU).train.pixels
     assert nearest.unique().tolist() == [100]
@@ -124,28 +141,49 @@ def test_every_form_gives_the_same_data(channels):
 
 def test_splits_are_those_of_load_data(digits):
     """The same images by name and as a dataset: the same splits, preprocessing and digest."""
-    named, own = DataConfig(name="digits", validation=0.2, limit=150, split_seed=3), replace(OWN, validation=0.2, split_seed=3)
+    named, own = (
+        DataConfig(name="digits", validation=0.2, limit=150, split_seed=3),
+        replace(OWN, validation=0.2, split_seed=3),
+    )
     first = load_data(replace(named, validation=0.0), CPU, test=True)
     for zca in (False, True):
         one = load_data(replace(named, zca=zca), CPU)
-        two = data_of((first.train.pixels, first.train.labels), replace(own, zca=zca), CPU, test=(first.test.pixels, first.test.labels))
-        assert one.train.digest == two.train.digest and torch.equal(one.validation.pixels, two.validation.pixels)
-        assert torch.equal(two.test.pixels, first.test.pixels) and torch.equal(two.test.labels, first.test.labels)
+        two = data_of(
+            (first.train.pixels, first.train.labels),
+            replace(own, zca=zca),
+            CPU,
+            test=(first.test.pixels, first.test.labels),
+        )
+        assert one.train.digest == two.train.digest and torch.equal(
+            one.validation.pixels, two.validation.pixels
+        )
+        assert torch.equal(two.test.pixels, first.test.pixels) and torch.equal(
+            two.test.labels, first.test.labels
+        )
         tensors = (one.train.preprocess.tensors(), two.train.preprocess.tensors())
         assert all(torch.equal(tensors[0][k], tensors[1][k]) for k in tensors[0])
 
 
 def test_labels_are_renumbered_and_names_kept():
-    """A client's classes: ascending, from 0; the names are those of classes=, of the dataset, or the numbers."""
+    """A client's classes: ascending, from 0; the names are those of classes=, of the dataset, or
+    the numbers.
+    """
     pixels, _ = noise(9)
     labels = torch.tensor([7, 3, 9] * 3)
     data = data_of((pixels, labels), replace(OWN, validation=0.0), CPU)
     assert data.class_names == ("3", "7", "9") and data.train.labels.tolist() == [1, 0, 2] * 3
     letters = [*"abcdefghij"]
-    examples = Examples([(p, int(n)) for p, n in zip(pixels, labels, strict=True)], classes=[(letter, "other") for letter in letters])
+    examples = Examples(
+        [(p, int(n)) for p, n in zip(pixels, labels, strict=True)],
+        classes=[(letter, "other") for letter in letters],
+    )
     assert data_of(examples, OWN, CPU).class_names == ("d", "h", "j")
     assert data_of(Subset(examples, [0, 1, 3]), OWN, CPU).class_names == ("d", "h")
-    assert data_of(examples, OWN, CPU, classes=[f"class {i}" for i in range(10)]).class_names == ("class 3", "class 7", "class 9")
+    assert data_of(examples, OWN, CPU, classes=[f"class {i}" for i in range(10)]).class_names == (
+        "class 3",
+        "class 7",
+        "class 9",
+    )
     examples.classes = ["a", "b"]  # too few to be of these labels
     assert data_of(examples, OWN, CPU).class_names == ("3", "7", "9")
     test = data_of((pixels, labels), OWN, CPU, test=(pixels[:2], labels[:2])).test
@@ -153,7 +191,9 @@ def test_labels_are_renumbered_and_names_kept():
 
 
 def test_listed_targets_spare_decoding_and_are_checked():
-    """With a limit only the chosen images are asked for; a list of targets that is not what the dataset gives is refused."""
+    """With a limit only the chosen images are asked for; a list of targets that is not what the
+    dataset gives is refused.
+    """
     pixels, labels = noise(30)
     asked = []
 
@@ -167,19 +207,26 @@ def test_listed_targets_spare_decoding_and_are_checked():
     assert len(asked) == 6
     with pytest.raises(UserError, match="list of targets"):
         data_of(Watched(examples, targets=labels.flip(0).tolist()), OWN, CPU)
-    moved = Watched([(p, n + 1) for p, n in examples], targets=labels.tolist(), target_transform=lambda n: n + 1)
+    moved = Watched(
+        [(p, n + 1) for p, n in examples], targets=labels.tolist(), target_transform=lambda n: n + 1
+    )
     assert data_of(moved, OWN, CPU).class_names == ("1", "2", "3")
 
 
 def test_colour_and_grey_and_sizes():
     """One image in colour makes all colour; sizes that differ want a size."""
-    grey, colour = torch.full((4, 4), 100, dtype=torch.uint8), torch.full((3, 4, 4), 50, dtype=torch.uint8)
+    grey, colour = (
+        torch.full((4, 4), 100, dtype=torch.uint8),
+        torch.full((3, 4, 4), 50, dtype=torch.uint8),
+    )
     data = data_of([(grey, 0), (colour, 1)], replace(OWN, validation=0.0), CPU)
     assert data.image_shape == (3, 4, 4) and data.train.pixels[0].unique().tolist() == [100]
     mixed = [(grey, 0), (torch.full((6, 5), 9, dtype=torch.uint8), 1)]
     with pytest.raises(UserError, match="differ in size, such as 4x4 and 6x5"):
         data_of(mixed, OWN, CPU)
-    assert data_of(mixed, replace(OWN, size=(3, 3), validation=0.0), CPU).train.pixels.flatten(1).unique(dim=1).tolist() == [[100], [9]]
+    assert data_of(mixed, replace(OWN, size=(3, 3), validation=0.0), CPU).train.pixels.flatten(
+        1
+    ).unique(dim=1).tolist() == [[100], [9]]
 
 
 P = torch.zeros(3, 4, 4, dtype=torch.uint8)
@@ -238,7 +285,8 @@ def test_random_transforms_leave_the_global_generator_alone():
 def test_distil_equals_the_command_line(digits, tmp_path, monkeypatch):
     """Digits as a TensorDataset, dm and mtt: the tensors that run.py ships for these images."""
     monkeypatch.chdir(tmp_path)
-    first = load_data(DataConfig(name="digits", validation=0.0), CPU).train  # what is left when the test images are held out
+    # what is left when the test images are held out
+    first = load_data(DataConfig(name="digits", validation=0.0), CPU).train
     dataset = TensorDataset(first.pixels.float() / 255, first.labels)
     config = replace(OWN, limit=200)
     assert run("buffer", "mtt/digits_ipc1", *TINY) == 0
@@ -247,9 +295,20 @@ def test_distil_equals_the_command_line(digits, tmp_path, monkeypatch):
     store = buffers.generate(dataset, recipe.buffer, model=recipe.model, data=config, folder="own")
     shipped = load_file("mtt/distilled/data.safetensors")
     syn = ddengine.distill(dataset, recipe, store)
-    assert {"images", "lr"} <= syn.tensors.keys() and all(torch.equal(v, shipped[k]) for k, v in syn.tensors.items())
+    assert {"images", "lr"} <= syn.tensors.keys() and all(
+        torch.equal(v, shipped[k]) for k, v in syn.tensors.items()
+    )
     assert torch.equal(syn.classes, shipped["classes"])
-    flags = ["--data.name", "digits", "--data.limit", "200", "--model", MODEL, "--objective.real_batch", "10"]
+    flags = [
+        "--data.name",
+        "digits",
+        "--data.limit",
+        "200",
+        "--model",
+        MODEL,
+        "--objective.real_batch",
+        "10",
+    ]
     steps = ["--outer.steps", "6", "--outer.evaluate_every", "0"]
     assert run("distill", DM.name, *flags, *steps, "--out", "dm", "--seed", "5") == 0
     syn = ddengine.distill(dataset, replace(DM, data=config), seed=5)
@@ -262,14 +321,18 @@ def test_distil_data_is_the_core_of_distil(digits):
     assert not same(ddengine.distill(digits, DM, seed=1), api.distill_data(data, DM, device=CPU))
 
 
-def test_nothing_is_left_and_the_global_generator_is_as_it_was(digits, experts, tmp_path, monkeypatch):
+def test_nothing_is_left_and_the_global_generator_is_as_it_was(
+    digits, experts, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     before = torch.get_rng_state()
     numbers = np.random.get_state()[1].copy()  # noqa: NPY002
     ddengine.distill(digits, DM)
     ddengine.distill(digits, MTT, experts)
-    assert torch.equal(torch.get_rng_state(), before) and (np.random.get_state()[1] == numbers).all()  # noqa: NPY002
+    assert (
+        torch.equal(torch.get_rng_state(), before) and (np.random.get_state()[1] == numbers).all()
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -293,7 +356,14 @@ def test_an_interrupted_folder_resumes_to_the_bit(digits, tmp_path, monkeypatch)
     assert same(ddengine.distill(digits, DM, folder=str(folder)), wanted) and made == [4, 5]
     assert same(ddengine.distill(digits, DM, folder=folder), wanted) and made == [4, 5]
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6] and "validation_accuracy" in lines[2]
+    assert [line["step"] for line in lines] == [
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+    ] and "validation_accuracy" in lines[2]
     assert len(list((folder / "progress").glob("*.png"))) == 3
     assert same(ddengine.load(folder), wanted) and same(ddengine.load(folder / "distilled"), wanted)
     with pytest.raises(UserError, match="other settings; name another folder, or delete this one"):
@@ -305,7 +375,9 @@ def test_an_interrupted_folder_resumes_to_the_bit(digits, tmp_path, monkeypatch)
 
 
 def test_a_client_with_two_classes(digits, tmp_path):
-    """Alone it has classes 0 and 1, called 3 and 7; with classes= the ids of all, and the same images."""
+    """Alone it has classes 0 and 1, called 3 and 7; with classes= the ids of all, and the same
+    images.
+    """
     pixels, labels = digits
     mine = (labels == 3) | (labels == 7)
     client = TensorDataset(pixels[mine], labels[mine])
@@ -313,7 +385,11 @@ def test_a_client_with_two_classes(digits, tmp_path):
     assert alone.class_names == ("3", "7") and alone.classes.tolist() == [0, 1]
     names = [f"digit {i}" for i in range(10)]
     syn = ddengine.distill(client, DM, classes=names)
-    assert syn.class_names == tuple(names) and syn.classes.tolist() == [3, 7] and torch.equal(syn.tensors["images"], alone.tensors["images"])
+    assert (
+        syn.class_names == tuple(names)
+        and syn.classes.tolist() == [3, 7]
+        and torch.equal(syn.tensors["images"], alone.tensors["images"])
+    )
     assert syn.batch(torch.arange(2)).targets.tolist() == [3, 7]
     soft = replace(MTT, targets=replace(MTT.targets, kind="logits", experts="all", relabel=True))
     store = buffers.generate(client, soft, folder=tmp_path / "store")
@@ -332,25 +408,53 @@ def test_the_folder_has_the_ids_of_the_set_that_is_returned(digits, tmp_path):
     mine = (labels == 3) | (labels == 7)
     client, folder = TensorDataset(pixels[mine], labels[mine]), tmp_path / "run"
     syn = ddengine.distill(client, DM, classes=range(10), folder=folder)
-    for other in (ddengine.load(folder), ddengine.distill(client, DM, classes=range(10), folder=folder)):
-        assert same(other, syn) and other.classes.tolist() == syn.classes.tolist() == [3, 7] and other.class_names == syn.class_names
+    for other in (
+        ddengine.load(folder),
+        ddengine.distill(client, DM, classes=range(10), folder=folder),
+    ):
+        assert (
+            same(other, syn)
+            and other.classes.tolist() == syn.classes.tolist() == [3, 7]
+            and other.class_names == syn.class_names
+        )
     with pytest.raises(UserError, match="other settings"):
         ddengine.distill(client, DM, folder=folder)
-    assert sorted(p.name for p in (folder / "distilled" / "images").iterdir()) == ["0003_3", "0007_7"]
+    assert sorted(p.name for p in (folder / "distilled" / "images").iterdir()) == [
+        "0003_3",
+        "0007_7",
+    ]
 
 
 def test_what_is_kept_does_not_say_the_dataset_of_the_recipe(digits, tmp_path, capsys):
-    """Nor its licence, nor its published figure; and sets of such data have no classes that could be matched."""
-    fashion = replace(DM, data=DataConfig(name="fashion_mnist", root="somewhere"), published=find("dm/fashion_mnist_ipc1_small").published)
+    """Nor its licence, nor its published figure; and sets of such data have no classes that could
+    be matched.
+    """
+    fashion = replace(
+        DM,
+        data=DataConfig(name="fashion_mnist", root="somewhere"),
+        published=find("dm/fashion_mnist_ipc1_small").published,
+    )
     ddengine.distill(digits, fashion, folder=tmp_path / "run")
     for path in ("recipe.json", "distilled/meta.json"):
         recipe = json.loads((tmp_path / "run" / path).read_text())["recipe"]
-        assert recipe["data"]["name"] == "own" and recipe["data"]["root"] is None and recipe["published"] is None
+        assert (
+            recipe["data"]["name"] == "own"
+            and recipe["data"]["root"] is None
+            and recipe["published"] is None
+        )
     card = (tmp_path / "run/distilled/README.md").read_text()
     assert "license: unknown" in card and "Fashion-MNIST" not in card
-    assert run("merge", str(tmp_path / "run"), str(tmp_path / "run"), "--out", str(tmp_path / "both")) == 2
-    assert "of a dataset without a name" in capsys.readouterr().err and not (tmp_path / "both").exists()
-    store = buffers.generate(digits, replace(MTT, data=DataConfig(name="fashion_mnist")), folder=tmp_path / "store")
+    assert (
+        run("merge", str(tmp_path / "run"), str(tmp_path / "run"), "--out", str(tmp_path / "both"))
+        == 2
+    )
+    assert (
+        "of a dataset without a name" in capsys.readouterr().err
+        and not (tmp_path / "both").exists()
+    )
+    store = buffers.generate(
+        digits, replace(MTT, data=DataConfig(name="fashion_mnist")), folder=tmp_path / "store"
+    )
     assert store.manifest["identity"]["dataset"] == "own"
 
 
@@ -359,10 +463,22 @@ def test_settings_that_do_not_go_are_a_sentence(digits, tmp_path):
     few = replace(DM, data=replace(OWN, classes=(3, 7)))
     for call, words in (
         (lambda: ddengine.distill(digits, few), r"data.classes 3 7 .*torch\.utils\.data\.Subset"),
-        (lambda: buffers.generate(digits, replace(MTT, data=few.data), folder=tmp_path / "s"), r"data.classes 3 7"),
-        (lambda: ddengine.distill(object(), DM, folder=tmp_path / "file"), "is a file; name a folder"),
-        (lambda: ddengine.distill(object(), DM, precision="fp16"), "Unknown precision 'fp16'.*bf16"),
-        (lambda: buffers.generate(object(), MTT, precision="half"), "Unknown precision 'half'.*bf16"),
+        (
+            lambda: buffers.generate(digits, replace(MTT, data=few.data), folder=tmp_path / "s"),
+            r"data.classes 3 7",
+        ),
+        (
+            lambda: ddengine.distill(object(), DM, folder=tmp_path / "file"),
+            "is a file; name a folder",
+        ),
+        (
+            lambda: ddengine.distill(object(), DM, precision="fp16"),
+            "Unknown precision 'fp16'.*bf16",
+        ),
+        (
+            lambda: buffers.generate(object(), MTT, precision="half"),
+            "Unknown precision 'half'.*bf16",
+        ),
     ):
         with pytest.raises(UserError, match=words) as error:
             call()
@@ -374,8 +490,14 @@ def test_start_from_given_images(digits):
     still = replace(DM, ipc=2, outer=replace(DM.outer, steps=0))
     images = torch.rand(20, 1, 8, 8, generator=Generator().manual_seed(1))
     syn = ddengine.distill(digits, still, images=images)
-    assert torch.allclose(syn.pixels(), images, atol=1e-6) and syn.classes.tolist() == [c for c in range(10) for _ in range(2)]
-    for wrong, words in ((images[:10], "shape"), (images * 2, r"in \[0, 1\]"), ((images * 255).byte(), "torch.uint8")):
+    assert torch.allclose(syn.pixels(), images, atol=1e-6) and syn.classes.tolist() == [
+        c for c in range(10) for _ in range(2)
+    ]
+    for wrong, words in (
+        (images[:10], "shape"),
+        (images * 2, r"in \[0, 1\]"),
+        ((images * 255).byte(), "torch.uint8"),
+    ):
         with pytest.raises(UserError, match=words):
             ddengine.distill(digits, still, images=wrong)
 
@@ -455,9 +577,13 @@ def test_the_preprocessing_of_experts_is_kept(digits, experts, tmp_path):
         (folder / path.name).write_bytes(path.read_bytes())
     from ddengine.system import files
 
-    files.write_tensors(folder / "preprocess.safetensors", ddengine_shifted(experts.preprocess).tensors())
+    files.write_tensors(
+        folder / "preprocess.safetensors", ddengine_shifted(experts.preprocess).tensors()
+    )
     store = buffers.generate(digits, MTT, folder=folder)
-    assert torch.equal(ddengine.distill(digits, MTT, store).preprocess.mean, experts.preprocess.mean + 0.1)
+    assert torch.equal(
+        ddengine.distill(digits, MTT, store).preprocess.mean, experts.preprocess.mean + 0.1
+    )
 
 
 def test_experts_that_nobody_reads_are_ignored(digits, experts, capsys):
@@ -466,7 +592,9 @@ def test_experts_that_nobody_reads_are_ignored(digits, experts, capsys):
 
 
 def test_generate_by_recipe_and_by_buffer(digits, experts, tmp_path, monkeypatch):
-    """Both ways the same store, under the name that the command line gives it; what is missing is said."""
+    """Both ways the same store, under the name that the command line gives it; what is missing is
+    said.
+    """
     monkeypatch.chdir(tmp_path)
     one = buffers.generate(digits, MTT)
     two = buffers.generate(digits, MTT.buffer, model=MTT.model)
@@ -492,7 +620,9 @@ def test_teachers_are_a_group(digits, tmp_path):
         init=replace(recipe.init, factor=1, candidates=5, crops=1), evaluation=replace(recipe.evaluation, models=()),
     )  # fmt: skip
     group = buffers.generate(digits, recipe, folder=tmp_path / "teachers")
-    assert isinstance(group, StoreGroup) and sorted(p.name for p in (tmp_path / "teachers").iterdir()) == [MODEL, "mlp"]
+    assert isinstance(group, StoreGroup) and sorted(
+        p.name for p in (tmp_path / "teachers").iterdir()
+    ) == [MODEL, "mlp"]
     assert len(ddengine.distill(digits, recipe, group)) == 10
     with pytest.raises(UserError, match="recipe wants"):
         ddengine.distill(digits, recipe, group.stores[0])
@@ -503,12 +633,22 @@ def test_teachers_are_a_group(digits, tmp_path):
 
 def test_importing_a_part_does_not_import_the_whole():
     program = (
-        "import sys, ddengine, buffers, ddengine.system.errors, buffers.steps; print([m for m in ('ddengine.api', 'ddengine.sets.synthetic', 'torchvision', "
-        "'kornia', 'buffers.own', 'ddengine.evaluation.evaluate') if m in sys.modules]); assert not hasattr(ddengine, 'no_such_name')\n"
-        "from ddengine import Recipe, UserError, distill, load, loop; from buffers import generate, store\n"
-        "assert callable(distill) and callable(generate) and callable(loop.distill) and 'torchvision' not in sys.modules"
+        "import sys, ddengine, buffers, ddengine.system.errors, buffers.steps; print([m for m in "
+        "('ddengine.api', 'ddengine.sets.synthetic', 'torchvision', "
+        "'kornia', 'buffers.own', 'ddengine.evaluation.evaluate') if m in sys.modules]); assert "
+        "not hasattr(ddengine, 'no_such_name')\n"
+        "from ddengine import Recipe, UserError, distill, load, loop; from buffers import "
+        "generate, store\n"
+        "assert callable(distill) and callable(generate) and callable(loop.distill) and "
+        "'torchvision' not in sys.modules"
     )
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, env=dict(os.environ))
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=dict(os.environ),
+    )
     assert done.returncode == 0 and done.stdout.strip() == "[]", done.stderr
 
 
@@ -517,7 +657,9 @@ def test_importing_a_part_does_not_import_the_whole():
 
 def scalars(folder, tag):
     """(step, value) of what TensorBoard would show, after files of interrupted runs are taken back."""
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator").EventAccumulator(str(folder))
+    accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator"
+    ).EventAccumulator(str(folder))
     accumulator.Reload()
     return [(event.step, event.value) for event in accumulator.Scalars(tag)], accumulator
 
@@ -527,7 +669,9 @@ QUICK = ["dm/fashion_mnist_ipc1_small", "--data.name", "digits", "--data.limit",
 
 
 def test_tensorboard_shows_what_metrics_jsonl_says(tmp_path, monkeypatch):
-    """Interrupted between checkpoints and resumed: each step once; without the flag no file and the same metrics."""
+    """Interrupted between checkpoints and resumed: each step once; without the flag no file and the
+    same metrics.
+    """
     pytest.importorskip("tensorboard")
     monkeypatch.chdir(tmp_path)
     step, stops = outer.outer_step, iter([False] * 5 + [True])
@@ -548,7 +692,9 @@ def test_tensorboard_shows_what_metrics_jsonl_says(tmp_path, monkeypatch):
     assert run("distill", *QUICK, "--out", "a", "--tensorboard") == 0
     lines = [json.loads(line) for line in Path("a/metrics.jsonl").read_text().splitlines()]
     shown, accumulator = scalars("a/tensorboard", "loss")
-    assert [s for s, _ in shown] == [1, 2, 3, 4, 5, 6] and np.allclose([v for _, v in shown], [line["loss"] for line in lines])
+    assert [s for s, _ in shown] == [1, 2, 3, 4, 5, 6] and np.allclose(
+        [v for _, v in shown], [line["loss"] for line in lines]
+    )
     assert [s for s, _ in scalars("a/tensorboard", "validation_accuracy")[0]] == [3, 6]
     assert {event.step for event in accumulator.Images("progress")} == {0, 3, 6}
     assert run("distill", *QUICK, "--out", "b") == 0
@@ -557,7 +703,9 @@ def test_tensorboard_shows_what_metrics_jsonl_says(tmp_path, monkeypatch):
     assert [line["loss"] for line in plain] == [line["loss"] for line in lines]
 
 
-def test_tensorboard_that_is_not_installed_is_said_before_the_first_step(tmp_path, monkeypatch, capsys):
+def test_tensorboard_that_is_not_installed_is_said_before_the_first_step(
+    tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     for name in ("torch.utils.tensorboard", "tensorboard"):
         monkeypatch.setitem(sys.modules, name, None)
@@ -568,6 +716,22 @@ def test_tensorboard_that_is_not_installed_is_said_before_the_first_step(tmp_pat
 def test_every_run_has_its_metrics(tmp_path, monkeypatch):
     """Empty where there is no step: of a selection, and of a set that stays as it starts."""
     monkeypatch.chdir(tmp_path)
-    assert run("select", "mtt/digits_ipc1", *TINY, "--init.kind", "k_means", "--init.embedding", "pixels", "--out", "a") == 0
-    assert run("distill", *QUICK, "--outer.steps", "0", "--outer.evaluate_every", "0", "--out", "b") == 0
+    assert (
+        run(
+            "select",
+            "mtt/digits_ipc1",
+            *TINY,
+            "--init.kind",
+            "k_means",
+            "--init.embedding",
+            "pixels",
+            "--out",
+            "a",
+        )
+        == 0
+    )
+    assert (
+        run("distill", *QUICK, "--outer.steps", "0", "--outer.evaluate_every", "0", "--out", "b")
+        == 0
+    )
     assert Path("a/metrics.jsonl").read_bytes() == Path("b/metrics.jsonl").read_bytes() == b""

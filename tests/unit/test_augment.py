@@ -1,4 +1,6 @@
-"""Differentiable augmentation: one draw for many groups, the same draw twice, gradients of gradients, and the ranges of the parameters."""
+"""Differentiable augmentation: one draw for many groups, the same draw twice, gradients of
+gradients, and the ranges of the parameters.
+"""
 
 import itertools
 import math
@@ -49,7 +51,10 @@ def test_groups_get_what_each_would_get_alone():
     assert set(draw.ops) == set(DSA_OPS)
     images = noise(36, 3, 8, 6, dtype=F64)
     together = augment.apply(ALL, images, draw)
-    alone = [augment.apply(ALL, images[3 * i : 3 * i + 3], AugmentDraw((op,), draw.uniform[i : i + 1])) for i, op in enumerate(draw.ops)]
+    alone = [
+        augment.apply(ALL, images[3 * i : 3 * i + 3], AugmentDraw((op,), draw.uniform[i : i + 1]))
+        for i, op in enumerate(draw.ops)
+    ]
     assert equal(together, torch.cat(alone))
     assert not equal(together, images)
 
@@ -79,7 +84,12 @@ def test_concatenated_draws_act_as_each_does():
     draws = [augment.sample(ALL, 4, generator(seed)) for seed in range(8)]
     images = noise(32, 3, 6, 6, dtype=F64)
     together = augment.apply(ALL, images, augment.concatenate(draws))
-    assert equal(together, torch.cat([augment.apply(ALL, part, d) for part, d in zip(images.split(4), draws, strict=True)]))
+    assert equal(
+        together,
+        torch.cat(
+            [augment.apply(ALL, part, d) for part, d in zip(images.split(4), draws, strict=True)]
+        ),
+    )
 
 
 # The same draw twice
@@ -90,7 +100,10 @@ def test_a_shared_draw_has_one_parameter_set_a_group_for_batches_of_any_size(op)
     config = AugmentConfig(ops=(op,))
     draw = augment.sample(config, 2, generator(7), groups=3, shared=True)
     first = noise(1, 3, 8, 8, dtype=F64)
-    few, many = (augment.apply(config, first.expand(3 * num, 3, 8, 8), draw).view(3, num, 3, 8, 8) for num in (2, 5))
+    few, many = (
+        augment.apply(config, first.expand(3 * num, 3, 8, 8), draw).view(3, num, 3, 8, 8)
+        for num in (2, 5)
+    )
     for group in range(3):
         for out in (*few[group], *many[group]):
             assert equal(out, few[group, 0])
@@ -98,7 +111,11 @@ def test_a_shared_draw_has_one_parameter_set_a_group_for_batches_of_any_size(op)
 
 def test_a_shared_draw_differs_between_groups():
     config = AugmentConfig(ops=("color",))
-    out = augment.apply(config, noise(1, 3, 4, 4).expand(3, 3, 4, 4), augment.sample(config, 1, generator(0), groups=3, shared=True))
+    out = augment.apply(
+        config,
+        noise(1, 3, 4, 4).expand(3, 3, 4, 4),
+        augment.sample(config, 1, generator(0), groups=3, shared=True),
+    )
     assert not torch.equal(out[0], out[1]) and not torch.equal(out[1], out[2])
 
 
@@ -124,7 +141,9 @@ def test_one_generator_one_draw_and_no_global_generator():
 def test_no_operations_is_the_identity():
     images = noise(6, 3, 5, 5)
     for groups, shared in ((1, False), (3, False), (2, True)):
-        draw = augment.sample(AugmentConfig(ops=()), 6 // groups, generator(0), groups=groups, shared=shared)
+        draw = augment.sample(
+            AugmentConfig(ops=()), 6 // groups, generator(0), groups=groups, shared=shared
+        )
         assert torch.equal(augment.apply(AugmentConfig(ops=()), images, draw), images)
 
 
@@ -155,19 +174,27 @@ def test_second_derivatives_of_the_warp_by_gather():
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_three_numbers_are_drawn_as_ever_and_four_only_for_a_resized_crop(shared):
-    """What older runs drew stays: the operations, three numbers an image, three for each that is always applied."""
+    """What older runs drew stays: the operations, three numbers an image, three for each that is
+    always applied.
+    """
     num = 1 if shared else 5
     for always, ops, numbers in (
         (("flip", "color"), DSA_OPS, 3), ((), ("crop", "flip"), 3), (("roll",), ("shuffle", "roll"), 3),
         (("flip", "color"), ("resized_crop", "color"), 4), (("resized_crop", "roll"), ("color",), 4), (("resized_crop",), (), 4),
     ):  # fmt: skip
-        draw = augment.sample(AugmentConfig(always=always, ops=ops), 5, generator(6), groups=9, shared=shared)
+        draw = augment.sample(
+            AugmentConfig(always=always, ops=ops), 5, generator(6), groups=9, shared=shared
+        )
         by_hand = generator(6)
         if ops:
-            assert draw.ops == tuple(ops[i] for i in torch.randint(len(ops), (9,), generator=by_hand).tolist())
+            assert draw.ops == tuple(
+                ops[i] for i in torch.randint(len(ops), (9,), generator=by_hand).tolist()
+            )
             assert torch.equal(draw.uniform, torch.rand(9, num, numbers, generator=by_hand))
         if always:
-            assert torch.equal(draw.always, torch.rand(9, num, len(always), numbers, generator=by_hand))
+            assert torch.equal(
+                draw.always, torch.rand(9, num, len(always), numbers, generator=by_hand)
+            )
         else:
             assert draw.always is None
 
@@ -200,8 +227,14 @@ def boxes_by_hand(area, uniform, height, width):
     """Boxes of a resized crop one by one: (top, left, height, width)."""
     boxes = []
     for a, r, row, column in uniform.double().tolist():
-        pixels, ratio = height * width * (area + a * (1 - area)), math.exp(math.log(3 / 4) + r * (math.log(4 / 3) - math.log(3 / 4)))
-        w, h = (min(max(round(math.sqrt(side)), 1), most) for side, most in ((pixels * ratio, width), (pixels / ratio, height)))
+        pixels, ratio = (
+            height * width * (area + a * (1 - area)),
+            math.exp(math.log(3 / 4) + r * (math.log(4 / 3) - math.log(3 / 4))),
+        )
+        w, h = (
+            min(max(round(math.sqrt(side)), 1), most)
+            for side, most in ((pixels * ratio, width), (pixels / ratio, height))
+        )
         boxes.append((int(row * (height - h + 1)), int(column * (width - w + 1)), h, w))
     return boxes
 
@@ -216,7 +249,9 @@ def test_resized_crop_is_torchvisions(height, width):
     assert len(set(boxes)) > 30
     for image, found, (top, left, h, w) in zip(images, out, boxes, strict=True):
         for antialias in (False, True):  # which changes nothing where nothing shrinks
-            wanted = torchvision.transforms.functional.resized_crop(image, top, left, h, w, [height, width], antialias=antialias)
+            wanted = torchvision.transforms.functional.resized_crop(
+                image, top, left, h, w, [height, width], antialias=antialias
+            )
             assert torch.allclose(found, wanted, atol=1e-5)
 
 
@@ -231,23 +266,35 @@ def test_resized_crop_of_explicit_boxes_and_of_everything():
 
 
 def test_drawn_boxes_are_those_of_torchvision_but_for_the_longest():
-    """Area uniform, ratio log-uniform, everywhere equally likely; where torchvision draws again, a side is as long as the image.
+    """Area uniform, ratio log-uniform, everywhere equally likely; where torchvision draws again, a
+    side is as long as the image.
 
-    In an image of coordinates the corners of the result are those of the box, because its edge is repeated.
+    In an image of coordinates the corners of the result are those of the box, because its edge is
+    repeated.
     """
     side = 96
     line = torch.arange(float(side))
-    out = apply_many("resized_crop", torch.stack(torch.meshgrid(line, line, indexing="ij")), 2000, area=0.25)
+    out = apply_many(
+        "resized_crop", torch.stack(torch.meshgrid(line, line, indexing="ij")), 2000, area=0.25
+    )
     first, last = out[:, :, 0, 0].round(), out[:, :, -1, -1].round()
-    assert torch.allclose(first, out[:, :, 0, 0], atol=1e-3) and 0 <= first.min() and last.max() < side
+    assert (
+        torch.allclose(first, out[:, :, 0, 0], atol=1e-3) and 0 <= first.min() and last.max() < side
+    )
     height, width = (last - first + 1).T
     free = (height < side) & (width < side)
     assert 0.6 < free.float().mean() < 0.95
     ratio = (width / height)[free]
-    assert 0.73 < ratio.min() < 0.77 and 1.30 < ratio.max() < 1.37 and abs(ratio.log().mean()) < 0.02
+    assert (
+        0.73 < ratio.min() < 0.77 and 1.30 < ratio.max() < 1.37 and abs(ratio.log().mean()) < 0.02
+    )
     area = (height * width) / side**2
     small = area < 0.5  # a box of so little area is never too long, so none is missing
-    assert 0.24 < area.min() < 0.26 and abs(area[small].mean() - 0.375) < 0.01 and abs(small.float().mean() - 1 / 3) < 0.03
+    assert (
+        0.24 < area.min() < 0.26
+        and abs(area[small].mean() - 0.375) < 0.01
+        and abs(small.float().mean() - 1 / 3) < 0.03
+    )
     for axis, length in enumerate((height, width)):
         at = (first[:, axis] / (side - length))[length < side - 20]
         assert at.min() == 0 and at.max() == 1 and abs(at.mean() - 0.5) < 0.025
@@ -255,7 +302,9 @@ def test_drawn_boxes_are_those_of_torchvision_but_for_the_longest():
 
 
 def strips_by_hand(image, patches, row_order, column_order):
-    """One image (C, H, W), cut and put together with concatenations: vertical strips, then horizontal ones."""
+    """One image (C, H, W), cut and put together with concatenations: vertical strips, then
+    horizontal ones.
+    """
     for axis, order in ((2, column_order), (1, row_order)):
         length = image.shape[axis]
         ends = [*(i * (length // patches) for i in range(patches)), length]
@@ -264,9 +313,14 @@ def strips_by_hand(image, patches, row_order, column_order):
     return image
 
 
-@pytest.mark.parametrize(("patches", "height", "width"), [(1, 4, 4), (2, 6, 8), (2, 5, 7), (3, 9, 6), (3, 8, 10), (4, 8, 4), (4, 7, 11), (4, 3, 5)])
+@pytest.mark.parametrize(
+    ("patches", "height", "width"),
+    [(1, 4, 4), (2, 6, 8), (2, 5, 7), (3, 9, 6), (3, 8, 10), (4, 8, 4), (4, 7, 11), (4, 3, 5)],
+)
 def test_shuffle_is_strips_in_another_order(patches, height, width):
-    """Where the strips are equal, where the last is wider, and where there are more of them than pixels."""
+    """Where the strips are equal, where the last is wider, and where there are more of them than
+    pixels.
+    """
     orders = list(itertools.permutations(range(patches)))
     images = noise(30, 2, height, width)
     rows, columns = torch.randint(len(orders), (2, 30), generator=generator(0))
@@ -282,8 +336,11 @@ def test_every_order_of_strips_is_drawn_about_equally_often(patches):
     number = math.factorial(patches)
     for line in (out[:, 0] % 4, out[:, :, 0] // 4):
         orders, counts = line.unique(dim=0, return_counts=True)
-        assert len(orders) == number and (counts - 6000 / number).abs().max() <= 5 * math.sqrt(6000 / number)
-    assert len(out.flatten(1).unique(dim=0)) == number**2 or patches == 4  # rows and columns independently
+        assert len(orders) == number and (counts - 6000 / number).abs().max() <= 5 * math.sqrt(
+            6000 / number
+        )
+    # rows and columns independently
+    assert len(out.flatten(1).unique(dim=0)) == number**2 or patches == 4
 
 
 @pytest.mark.parametrize("shape", [(6, 3, 8, 8), (6, 1, 5, 9)])
@@ -291,13 +348,19 @@ def test_warp_is_grid_sample_with_aligned_corners_and_so_is_its_gathered_form(sh
     """Random matrices, images that are not square too; values and gradients."""
     images = noise(*shape, dtype=F64).requires_grad_()
     matrix = torch.eye(2, dtype=F64) + 0.4 * noise(6, 2, 2, seed=1, dtype=F64)
-    grid = functional.affine_grid(torch.cat((matrix, torch.zeros(6, 2, 1, dtype=F64)), 2), list(shape), align_corners=True)
-    expected = functional.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=True)
+    grid = functional.affine_grid(
+        torch.cat((matrix, torch.zeros(6, 2, 1, dtype=F64)), 2), list(shape), align_corners=True
+    )
+    expected = functional.grid_sample(
+        images, grid, mode="bilinear", padding_mode="zeros", align_corners=True
+    )
     weights = noise(*shape, seed=2, dtype=F64)
     (gradient,) = torch.autograd.grad((expected * weights).sum(), images)
     for warped in (augment.warp(images, matrix), augment.warp_by_gather(images, matrix)):
         assert torch.allclose(warped, expected, atol=1e-12)
-        assert torch.allclose(torch.autograd.grad((warped * weights).sum(), images)[0], gradient, atol=1e-12)
+        assert torch.allclose(
+            torch.autograd.grad((warped * weights).sum(), images)[0], gradient, atol=1e-12
+        )
 
 
 def test_saturation_of_one_channel_is_the_identity():
@@ -318,7 +381,9 @@ def test_operations_are_drawn_about_equally():
     ops = augment.sample(ALL, 1, generator(0), groups=6000).ops
     for op in DSA_OPS:
         assert abs(ops.count(op) - 1000) < 150  # 5 standard deviations
-    assert set(augment.sample(AugmentConfig(ops=("flip", "crop")), 1, generator(0), groups=50).ops) == {"flip", "crop"}
+    assert set(
+        augment.sample(AugmentConfig(ops=("flip", "crop")), 1, generator(0), groups=50).ops
+    ) == {"flip", "crop"}
 
 
 def test_uniform_numbers_fill_the_unit_interval():
@@ -344,7 +409,9 @@ def test_crop_shifts_cover_minus_s_to_s(height, width):
 
 @pytest.mark.parametrize("side", [32, 10])
 def test_cutout_centres_cover_the_image(side):
-    """Half of the side, centred uniformly in 0..side for an even square and 0..side - 1 for an odd one, truncated at the border."""
+    """Half of the side, centred uniformly in 0..side for an even square and 0..side - 1 for an odd
+    one, truncated at the border.
+    """
     num, size = 6000, int(side / 2 + 0.5)
     out = apply_many("cutout", torch.ones(1, side, side), num)[:, 0]
     hidden = out == 0
@@ -352,7 +419,8 @@ def test_cutout_centres_cover_the_image(side):
     for axis in (1, 2):
         lines = hidden.any(3 - axis)
         first, last = lines.int().argmax(1), side - 1 - lines.flip(1).int().argmax(1)
-        assert torch.equal(hidden.sum((1, 2)), lines.sum(1) * hidden.any(axis).sum(1))  # one rectangle
+        # one rectangle
+        assert torch.equal(hidden.sum((1, 2)), lines.sum(1) * hidden.any(axis).sum(1))
         for span in zip(first.tolist(), last.tolist(), strict=True):
             spans[span] = spans.get(span, 0) + 1
     centres = range(side + 1 - size % 2)
@@ -374,7 +442,9 @@ def test_flip_mirrors_columns_as_often_as_asked(probability):
 
 
 def coordinates(side=33):
-    """An image (2, H, W) whose channels are the horizontal and the vertical position in [-1, 1], and the index of +1/2."""
+    """An image (2, H, W) whose channels are the horizontal and the vertical position in [-1, 1],
+    and the index of +1/2.
+    """
     line = torch.linspace(-1, 1, side)
     return torch.stack(torch.meshgrid(line, line, indexing="xy")), side // 4 * 3
 
@@ -383,7 +453,10 @@ def test_scale_factors_lie_between_the_inverse_and_the_factor():
     image, half = coordinates()
     out = apply_many("scale", image, 4000)[:, :, half, half] / 0.5
     for factors in out.T:
-        assert 1 / 1.2 - 1e-4 <= factors.min() < 1 / 1.2 + 0.002 and 1.2 - 0.002 < factors.max() <= 1.2 + 1e-4
+        assert (
+            1 / 1.2 - 1e-4 <= factors.min() < 1 / 1.2 + 0.002
+            and 1.2 - 0.002 < factors.max() <= 1.2 + 1e-4
+        )
         assert abs(factors.mean() - (1.2 + 1 / 1.2) / 2) < 0.01
     assert abs(np.corrcoef(out.T.numpy())[0, 1]) < 0.1  # columns and rows independently
     assert (apply_many("scale", image, 50, scale=1.5)[:, 0, half, half] / 0.5).max() > 1.25
@@ -393,14 +466,17 @@ def test_rotation_angles_lie_within_fifteen_degrees():
     image, half = coordinates()
     middle = 16
     out = apply_many("rotate", image, 4000)[:, :, middle, half]
-    assert torch.allclose(out.norm(dim=1), torch.tensor(0.5), atol=1e-4)  # a rotation and nothing else
+    # a rotation and nothing else
+    assert torch.allclose(out.norm(dim=1), torch.tensor(0.5), atol=1e-4)
     degrees = torch.rad2deg(torch.atan2(out[:, 1], out[:, 0]))
     assert -15.01 <= degrees.min() < -14.9 and 14.9 < degrees.max() <= 15.01
     assert abs(degrees.mean()) < 0.7 and abs(degrees.std() - 15 / math.sqrt(3)) < 0.3
 
 
 def test_colour_changes_brightness_saturation_and_contrast_in_that_order():
-    """Two pixels of three channels: the mean of all shows the brightness, the pixels' distance the contrast, the channels' the saturation."""
+    """Two pixels of three channels: the mean of all shows the brightness, the pixels' distance the
+    contrast, the channels' the saturation.
+    """
     channels = torch.tensor([-1.0, 0.0, 1.0])
     image = torch.stack((3 + channels, 7 + channels), 1)[:, None]  # pixel means 3 and 7
     out = apply_many("color", image, 4000)[:, :, 0]  # (num, channel, pixel)
@@ -411,7 +487,10 @@ def test_colour_changes_brightness_saturation_and_contrast_in_that_order():
     for values, low, high in ((shift, -0.5, 0.5), (saturation, 0.0, 2.0), (contrast, 0.5, 1.5)):
         assert low - 1e-4 <= values.min() < low + 0.01 and high - 0.01 < values.max() <= high + 1e-4
         assert abs(values.mean() - (low + high) / 2) < 0.04 * (high - low)
-    assert np.abs(np.corrcoef(torch.stack((shift, saturation, contrast)).numpy()) - np.eye(3)).max() < 0.1
+    assert (
+        np.abs(np.corrcoef(torch.stack((shift, saturation, contrast)).numpy()) - np.eye(3)).max()
+        < 0.1
+    )
 
 
 # Operations that are always applied
@@ -429,7 +508,12 @@ def test_always_operations_come_in_order_before_the_drawn_one_and_cutout_after_i
     draw = augment.sample(config, 4, generator(3), shared=shared)
     assert draw.always.shape == (1, 1 if shared else 4, 3, 3)
     by_hand = images
-    for op, uniform in (("color", draw.always[:, :, 0]), ("flip", draw.always[:, :, 2]), ("crop", draw.uniform), ("cutout", draw.always[:, :, 1])):
+    for op, uniform in (
+        ("color", draw.always[:, :, 0]),
+        ("flip", draw.always[:, :, 2]),
+        ("crop", draw.uniform),
+        ("cutout", draw.always[:, :, 1]),
+    ):
         by_hand = augment.OPS[op](config, by_hand, numbers(uniform, 4).double())
     assert equal(augment.apply(config, images, draw), by_hand)
 
@@ -437,18 +521,27 @@ def test_always_operations_come_in_order_before_the_drawn_one_and_cutout_after_i
 def test_the_order_of_always_matters():
     """A crop first moves zeros in, which colour then changes."""
     images = noise(4, 3, 8, 8)
-    orders = [AugmentConfig(always=always, ops=()) for always in (("color", "crop"), ("crop", "color"))]
+    orders = [
+        AugmentConfig(always=always, ops=()) for always in (("color", "crop"), ("crop", "color"))
+    ]
     draw = augment.sample(orders[0], 4, generator(1))
     swapped = AugmentDraw(draw.ops, draw.uniform, draw.always.flip(2))
-    assert not torch.allclose(augment.apply(orders[0], images, draw), augment.apply(orders[1], images, swapped))
+    assert not torch.allclose(
+        augment.apply(orders[0], images, draw), augment.apply(orders[1], images, swapped)
+    )
 
 
 def test_always_without_a_drawn_operation_is_siamese_for_batches_of_any_size():
-    """As IDC matches: colour, crop, cutout with the same numbers for real and synthetic images of a class."""
+    """As IDC matches: colour, crop, cutout with the same numbers for real and synthetic images of a
+    class.
+    """
     config = AugmentConfig(always=("color", "crop", "cutout"), ops=())
     draw = augment.sample(config, 1, generator(4), groups=2, shared=True)
     image = noise(1, 3, 8, 8, dtype=F64)
-    few, many = (augment.apply(config, image.expand(2 * num, 3, 8, 8), draw).view(2, num, 3, 8, 8) for num in (2, 5))
+    few, many = (
+        augment.apply(config, image.expand(2 * num, 3, 8, 8), draw).view(2, num, 3, 8, 8)
+        for num in (2, 5)
+    )
     for group in range(2):
         for out in (*few[group], *many[group]):
             assert equal(out, few[group, 0])
@@ -457,8 +550,14 @@ def test_always_without_a_drawn_operation_is_siamese_for_batches_of_any_size():
 
 def test_always_leaves_the_drawn_operation_as_it_was():
     with_always = AugmentConfig(always=("color", "flip"))
-    plain, extended = (augment.sample(config, 5, generator(6), groups=9) for config in (ALL, with_always))
-    assert plain.always is None and plain.ops == extended.ops and torch.equal(plain.uniform, extended.uniform)
+    plain, extended = (
+        augment.sample(config, 5, generator(6), groups=9) for config in (ALL, with_always)
+    )
+    assert (
+        plain.always is None
+        and plain.ops == extended.ops
+        and torch.equal(plain.uniform, extended.uniform)
+    )
 
 
 def test_concatenated_draws_with_always_act_as_each_does():
@@ -467,7 +566,9 @@ def test_concatenated_draws_with_always_act_as_each_does():
     assert {op for d in draws for op in d.ops} == {"crop", "scale", "rotate"}
     images = noise(48, 3, 6, 6, dtype=F64)
     together = augment.apply(config, images, augment.concatenate(draws).to(torch.device("cpu")))
-    alone = torch.cat([augment.apply(config, part, d) for part, d in zip(images.split(4), draws, strict=True)])
+    alone = torch.cat(
+        [augment.apply(config, part, d) for part, d in zip(images.split(4), draws, strict=True)]
+    )
     assert equal(together, alone)
 
 
@@ -519,10 +620,14 @@ def test_cutmix_takes_the_box_of_the_partner_and_counts_its_pixels(height, width
 
 
 def test_cutmix_ratio_is_uniform_before_the_border_cuts_the_box():
-    """Of boxes that lie inside, the side is 2 floor(length sqrt(1 - ratio) / 2); centres are uniform."""
+    """Of boxes that lie inside, the side is 2 floor(length sqrt(1 - ratio) / 2); centres are
+    uniform.
+    """
     draws = [augment.sample_cutmix(1.0, 1, (1000, 1000), generator(7, i)) for i in range(2000)]
     sides = torch.tensor([(d.box[1] - d.box[0], d.box[3] - d.box[2]) for d in draws]).double()
-    inside = torch.tensor([d.box[0] > 0 and d.box[1] < 1000 and d.box[2] > 0 and d.box[3] < 1000 for d in draws])
+    inside = torch.tensor(
+        [d.box[0] > 0 and d.box[1] < 1000 and d.box[2] > 0 and d.box[3] < 1000 for d in draws]
+    )
     assert torch.equal(sides[inside, 0], sides[inside, 1])
     # a box of covered part c lies inside with probability (1 - sqrt(c))^2: E over uniform c is 1/6
     assert abs(inside.double().mean() - 1 / 6) < 0.03
@@ -532,7 +637,9 @@ def test_cutmix_ratio_is_uniform_before_the_border_cuts_the_box():
 
 @pytest.mark.parametrize("probability", [0.0, 0.3, 1.0])
 def test_cutmix_is_drawn_as_often_as_asked(probability):
-    drawn = [augment.sample_cutmix(probability, 2, (4, 4), generator(i)) is not None for i in range(1000)]
+    drawn = [
+        augment.sample_cutmix(probability, 2, (4, 4), generator(i)) is not None for i in range(1000)
+    ]
     assert abs(np.mean(drawn) - probability) <= (0.06 if 0 < probability < 1 else 0)
 
 
@@ -565,7 +672,9 @@ def test_mixup_shares_are_beta_distributed(alpha):
     draws = [augment.sample_mixup(alpha, 5, generator(7, i)) for i in range(3000)]
     shares = np.array([d.share for d in draws])
     assert scipy.stats.kstest(shares, scipy.stats.beta(alpha, alpha).cdf).pvalue > 1e-3
-    assert abs(shares.mean() - 0.5) < 0.03 and shares.var() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.1)
+    assert abs(shares.mean() - 0.5) < 0.03 and shares.var() == pytest.approx(
+        1 / (4 * (2 * alpha + 1)), rel=0.1
+    )
     assert all(sorted(d.partner.tolist()) == list(range(5)) for d in draws[:50])
     assert len({tuple(d.partner.tolist()) for d in draws}) == 120
 
@@ -574,7 +683,12 @@ def test_mixup_is_the_weighted_sum_of_partners_and_mix_takes_either_draw():
     images = noise(4, 3, 5, 6)
     before = images.clone()
     draw = augment.sample_mixup(0.8, 4, generator(2)).to(torch.device("cpu"))
-    wanted = torch.stack([draw.share * images[i] + (1 - draw.share) * images[p] for i, p in enumerate(draw.partner.tolist())])
+    wanted = torch.stack(
+        [
+            draw.share * images[i] + (1 - draw.share) * images[p]
+            for i, p in enumerate(draw.partner.tolist())
+        ]
+    )
     assert torch.equal(augment.mix(images, draw), wanted)
     box = augment.sample_cutmix(1.0, 4, (5, 6), generator(2))
     assert torch.equal(augment.mix(images, box), augment.cutmix(images, box))

@@ -1,4 +1,6 @@
-"""What `run.py cite` prints: entries that BibTeX can read, of everything a recipe uses and of nothing else."""
+"""What `run.py cite` prints: entries that BibTeX can read, of everything a recipe uses and of
+nothing else.
+"""
 
 import re
 import subprocess
@@ -43,7 +45,9 @@ def printed(text):
 
 
 def fields(entry):
-    """{field: value} of an entry whose fields are name = {value}; fails where braces do not pair or anything is left over."""
+    """{field: value} of an entry whose fields are name = {value}; fails where braces do not pair or
+    anything is left over.
+    """
     inside, pos, found = re.fullmatch(r"@\w+\{\w+,\n(.*)\n\}", entry, flags=re.DOTALL)[1], 0, {}
     while pos < len(inside):
         start = re.compile(r"\s*(\w+)\s*=\s*\{").match(inside, pos)
@@ -76,7 +80,12 @@ def test_entries_parse_and_say_what_is_needed(key):
     assert {"title", "author", "year"} <= found.keys()
     assert all(value.strip() for value in found.values())
     kind = re.match(r"@(\w+)", entries()[key])[1]
-    assert {"inproceedings": "booktitle", "article": "journal", "techreport": "institution", "misc": "howpublished"}[kind] in found
+    assert {
+        "inproceedings": "booktitle",
+        "article": "journal",
+        "techreport": "institution",
+        "misc": "howpublished",
+    }[kind] in found
     assert found["year"] in key and re.fullmatch(r"\d{4}", found["year"])
     first = found["author"].split(",")[0]
     assert key.startswith(first.lower())  # the key names the first author
@@ -99,35 +108,76 @@ def test_mtt_on_cifar10_cites_mtt_dsa_and_cifar():
 
 def test_parts_in_use_are_cited_once_and_in_order():
     recipe = replace(IPC1, codec=CitedCodec(), buffer=replace(IPC1.buffer, step=CitedStep()))
-    assert keys(recipe) == ["cazenavette2022mtt", "zhuang2022gsam", "cui2023tesla", "guo2024datm", "zhao2021dsa", "krizhevsky2009cifar"]
+    assert keys(recipe) == [
+        "cazenavette2022mtt",
+        "zhuang2022gsam",
+        "cui2023tesla",
+        "guo2024datm",
+        "zhao2021dsa",
+        "krizhevsky2009cifar",
+    ]
     assert printed(bibtex(recipe)) == keys(recipe)
 
 
 def test_augmentation_is_cited_when_any_part_augments():
-    parts = {name: replace(getattr(IPC1, name), augment=PLAIN) for name in ("objective", "buffer", "evaluation")}
+    parts = {
+        name: replace(getattr(IPC1, name), augment=PLAIN)
+        for name in ("objective", "buffer", "evaluation")
+    }
     assert keys(replace(IPC1, **parts)) == ["cazenavette2022mtt", "krizhevsky2009cifar"]
     for name in parts:
         assert "zhao2021dsa" in keys(replace(IPC1, **{k: v for k, v in parts.items() if k != name}))
-    assert keys(replace(IPC1, **(parts | {"buffer": None}))) == ["cazenavette2022mtt", "krizhevsky2009cifar"]  # a method without experts
+    # a method without experts
+    assert keys(replace(IPC1, **(parts | {"buffer": None}))) == [
+        "cazenavette2022mtt",
+        "krizhevsky2009cifar",
+    ]
 
 
 def test_what_everybody_does_to_images_is_not_cited():
     """Shifts, flips and crops that are always applied; colours are DSA's."""
     usual = AugmentConfig(always=("crop", "flip", "roll", "resized_crop", "shuffle"), ops=())
-    parts = {name: replace(getattr(IPC1, name), augment=usual) for name in ("objective", "buffer", "evaluation")}
+    parts = {
+        name: replace(getattr(IPC1, name), augment=usual)
+        for name in ("objective", "buffer", "evaluation")
+    }
     assert keys(replace(IPC1, **parts)) == ["cazenavette2022mtt", "krizhevsky2009cifar"]
     for augment in (AugmentConfig(always=("color",), ops=()), AugmentConfig(ops=("flip",))):
-        assert "zhao2021dsa" in keys(replace(IPC1, **(parts | {"evaluation": replace(IPC1.evaluation, augment=augment)})))
+        assert "zhao2021dsa" in keys(
+            replace(IPC1, **(parts | {"evaluation": replace(IPC1.evaluation, augment=augment)}))
+        )
 
 
 def test_methods_of_soft_labels_are_cited_with_what_they_use():
-    """SRe2L where its loss is used, its variants by the options that make them, mixing as the evaluation does it."""
+    """SRe2L where its loss is used, its variants by the options that make them, mixing as the
+    evaluation does it.
+    """
     cited = {
-        "infer/cifar10_ipc10": {"zhang2025infer", "yin2023sre2l", "zhang2018mixup", "krizhevsky2009cifar"},
-        "infer/imagenet_ipc10": {"zhang2025infer", "yin2023sre2l", "yun2019cutmix", "deng2009imagenet"},
+        "infer/cifar10_ipc10": {
+            "zhang2025infer",
+            "yin2023sre2l",
+            "zhang2018mixup",
+            "krizhevsky2009cifar",
+        },
+        "infer/imagenet_ipc10": {
+            "zhang2025infer",
+            "yin2023sre2l",
+            "yun2019cutmix",
+            "deng2009imagenet",
+        },
         "sre2l/cifar100_ipc10": {"yin2023sre2l", "zhang2018mixup", "krizhevsky2009cifar"},
-        "sre2l/tiny_imagenet_ipc50_cda": {"yin2023sre2l", "yin2024cda", "yun2019cutmix", "le2015tiny"},
-        "sre2l/cifar10_ipc10_dwa": {"yin2023sre2l", "du2024dwa", "zhang2018mixup", "krizhevsky2009cifar"},
+        "sre2l/tiny_imagenet_ipc50_cda": {
+            "yin2023sre2l",
+            "yin2024cda",
+            "yun2019cutmix",
+            "le2015tiny",
+        },
+        "sre2l/cifar10_ipc10_dwa": {
+            "yin2023sre2l",
+            "du2024dwa",
+            "zhang2018mixup",
+            "krizhevsky2009cifar",
+        },
         "rded/imagenette_ipc10": {"sun2024rded", "yun2019cutmix", "deng2009imagenet"},
     }
     assert {name: set(keys(find(name))) for name in cited} == cited
@@ -135,7 +185,10 @@ def test_methods_of_soft_labels_are_cited_with_what_they_use():
 
 def test_datasets_of_ones_own_are_not_cited_and_unknown_ones_are_refused():
     for name in ("folder", "parquet"):
-        assert keys(replace(IPC1, data=replace(IPC1.data, name=name))) == ["cazenavette2022mtt", "zhao2021dsa"]
+        assert keys(replace(IPC1, data=replace(IPC1.data, name=name))) == [
+            "cazenavette2022mtt",
+            "zhao2021dsa",
+        ]
     with pytest.raises(UserError, match=r"'cifar11'.*cifar10"):
         keys(replace(IPC1, data=replace(IPC1.data, name="cifar11")))
 
@@ -147,8 +200,23 @@ def test_a_key_without_an_entry_is_an_error_of_the_program():
 
 def test_command_line_prints_plain_text_with_flags_and_parts_taken():
     """What goes into a file is byte for byte the entries, however narrow the terminal is."""
-    command = [sys.executable, "run.py", "cite", "mtt/cifar10_ipc1", "--take", "data=mtt/imagewoof_ipc1", "--buffer.num_experts", "3"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, env={"COLUMNS": "40", "OMP_NUM_THREADS": "1"}, timeout=120)
+    command = [
+        sys.executable,
+        "run.py",
+        "cite",
+        "mtt/cifar10_ipc1",
+        "--take",
+        "data=mtt/imagewoof_ipc1",
+        "--buffer.num_experts",
+        "3",
+    ]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        capture_output=True,
+        env={"COLUMNS": "40", "OMP_NUM_THREADS": "1"},
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     expected = bibtex(replace(IPC1, data=find("mtt/imagewoof_ipc1").data))
     assert done.stdout.decode() == expected and printed(expected)[-1] == "deng2009imagenet"

@@ -1,4 +1,6 @@
-"""The order in which files count the classes: what a user names, and when networks and images say that another one fits far better."""
+"""The order in which files count the classes: what a user names, and when networks and images say
+that another one fits far better.
+"""
 
 from dataclasses import replace
 
@@ -40,18 +42,43 @@ def test_the_numbering_in_words():
     assert with_numbers(ANIMALS) == "0 cat, 1 dog, 2 owl, 3 sea lion"
     assert with_numbers([f"c{i}" for i in range(20)]).count(",") == 19
     many = with_numbers([f"c{i}" for i in range(1000)])
-    assert many.startswith("0 c0, 1 c1,") and many.endswith("998 c998, 999 c999") and "..." in many and len(many) < 200
+    assert (
+        many.startswith("0 c0, 1 c1,")
+        and many.endswith("998 c998, 999 c999")
+        and "..." in many
+        and len(many) < 200
+    )
 
 
 def test_orders_by_name_and_by_number():
-    """Names come first, also where they are numerals in another order; numbers are those of the dataset."""
+    """Names come first, also where they are numerals in another order; numbers are those of the
+    dataset.
+    """
     assert resolve(["owl", "cat", "sea lion", "dog"], ANIMALS, range(4)) == (2, 0, 3, 1)
     assert resolve(["2", "0", "3", "1"], ANIMALS, range(4)) == (2, 0, 3, 1)
     assert resolve(["2", "cat", "3", "dog"], ANIMALS, range(4)) == (2, 0, 3, 1)
     assert resolve(["70", "cat", "10", "owl"], ANIMALS, (50, 70, 90, 10)) == (1, 0, 3, 2)
-    assert resolve([str(i) for i in range(12)], AS_WORDS, range(12)) == (0, 1, 4, 5, 6, 7, 8, 9, 10, 11, 2, 3)
-    assert resolve(["1", "0", "2"], ("crane", "crane", "owl"), range(3)) == (1, 0, 2)  # a name that two classes share says nothing
-    for names, numbers in ((ANIMALS, (50, 70, 90, 10)), (AS_WORDS, range(12)), (("crane", "crane", "-owl"), range(3))):
+    assert resolve([str(i) for i in range(12)], AS_WORDS, range(12)) == (
+        0,
+        1,
+        4,
+        5,
+        6,
+        7,
+        8,
+        9,
+        10,
+        11,
+        2,
+        3,
+    )
+    # a name that two classes share says nothing
+    assert resolve(["1", "0", "2"], ("crane", "crane", "owl"), range(3)) == (1, 0, 2)
+    for names, numbers in (
+        (ANIMALS, (50, 70, 90, 10)),
+        (AS_WORDS, range(12)),
+        (("crane", "crane", "-owl"), range(3)),
+    ):
         order = tuple(np.random.default_rng(0).permutation(len(names)).tolist())
         assert resolve(in_order(names, numbers, order), names, numbers) == order
 
@@ -71,19 +98,33 @@ def test_orders_that_are_none(words, complaint):
     """What is unknown, missing and named twice is said, and what the classes are."""
     with pytest.raises(UserError) as refused:
         resolve(words, ANIMALS, range(4))
-    assert complaint in str(refused.value) and "0 cat, 1 dog, 2 owl, 3 sea lion" in str(refused.value)
+    assert complaint in str(refused.value) and "0 cat, 1 dog, 2 owl, 3 sea lion" in str(
+        refused.value
+    )
 
 
 def test_an_order_is_what_data_classes_makes_of_it():
-    """Loaded data in another order are those that data.classes reads, to the digest, so that later commands agree."""
+    """Loaded data in another order are those that data.classes reads, to the digest, so that later
+    commands agree.
+    """
     subset, read = class_subset(tiny_data(), BACK), load_data(replace(DIGITS, classes=BACK), CPU)
-    assert subset.class_names == read.class_names and subset.train.digest == read.train.digest != tiny_data().train.digest
-    assert torch.equal(subset.train.labels, read.train.labels) and torch.equal(subset.train.preprocess.mean, read.train.preprocess.mean)
+    assert (
+        subset.class_names == read.class_names
+        and subset.train.digest == read.train.digest != tiny_data().train.digest
+    )
+    assert torch.equal(subset.train.labels, read.train.labels) and torch.equal(
+        subset.train.preprocess.mean, read.train.preprocess.mean
+    )
 
 
 def test_likely_orders():
-    """As words, without regard to capitals, and by the numbers in the names; the order in use is not among them."""
-    assert [order.tolist() for order in likely_orders(AS_WORDS)] == [[0, 1, 4, 5, 6, 7, 8, 9, 10, 11, 2, 3]]  # 0, 1, 2 ...
+    """As words, without regard to capitals, and by the numbers in the names; the order in use is
+    not among them.
+    """
+    # 0, 1, 2 ...
+    assert [order.tolist() for order in likely_orders(AS_WORDS)] == [
+        [0, 1, 4, 5, 6, 7, 8, 9, 10, 11, 2, 3]
+    ]
     numbers = [str(i) for i in range(12)]
     assert [[numbers[k] for k in order] for order in likely_orders(numbers)] == [list(AS_WORDS)]
     names = ["img10", "Img2", "b", "img3"]
@@ -97,9 +138,13 @@ def test_likely_orders():
 
 
 def predictions(num, num_classes, accuracy, rng):
-    """(predicted, true) classes of images, class by class, that a network gets right so often, with other classes at random."""
+    """(predicted, true) classes of images, class by class, that a network gets right so often, with
+    other classes at random.
+    """
     true = np.repeat(np.arange(num_classes), num // num_classes)
-    return np.where(rng.random(len(true)) < accuracy, true, rng.integers(0, num_classes, len(true))), true
+    return np.where(
+        rng.random(len(true)) < accuracy, true, rng.integers(0, num_classes, len(true))
+    ), true
 
 
 def test_another_order_is_found():
@@ -108,7 +153,10 @@ def test_another_order_is_found():
     predicted, true = predictions(500, 10, 0.9, rng)
     fit = fit_of_predictions(SHIFT[predicted], true, 10)
     assert fit.order == BACK
-    assert fit.reordered == (predicted == true).mean() and fit.as_numbered == (SHIFT[predicted] == true).mean() < 0.3
+    assert (
+        fit.reordered == (predicted == true).mean()
+        and fit.as_numbered == (SHIFT[predicted] == true).mean() < 0.3
+    )
     predicted, true = predictions(4000, 100, 0.8, rng)
     swapped = np.arange(100)
     swapped[[17, 63]] = 63, 17
@@ -118,7 +166,9 @@ def test_another_order_is_found():
 
 
 def test_no_alarm_without_reason():
-    """Right orders, guesses, networks that see one class or mix up similar ones, and few images: nothing is said but the accuracy."""
+    """Right orders, guesses, networks that see one class or mix up similar ones, and few images:
+    nothing is said but the accuracy.
+    """
     rng = np.random.default_rng(1)
     for num_classes in (2, 3, 10, 100):
         for accuracy in (0.0, 0.1, 0.3, 0.6, 1.0):
@@ -128,17 +178,23 @@ def test_no_alarm_without_reason():
     true = np.repeat(np.arange(10), 20)
     assert fit_of_predictions(np.full(200, 4), true, 10).order is None
     assert fit_of_predictions(true // 2 * 2, true, 10).order is None  # 1 looks like 0, 3 like 2 ...
-    assert fit_of_predictions(np.where(true == 9, 4, true), true, 10).order is None  # every 9 looks like a 4
+    # every 9 looks like a 4
+    assert fit_of_predictions(np.where(true == 9, 4, true), true, 10).order is None
     nines, fours = (true == 9) & (rng.random(200) < 0.7), (true == 4) & (rng.random(200) < 0.4)
     assert fit_of_predictions(np.where(nines, 4, np.where(fours, 9, true)), true, 10).order is None
     few = np.arange(4)
     assert fit_of_predictions((few + 1) % 4, few, 4).order is None
-    looks = [rng.integers(10, size=10) for _ in range(200)]  # one image a class, which looks like any; ten different ones are rare, and an alarm
-    assert sum(fit_of_predictions(np.arange(10), found, 10).order is not None for found in looks) <= 2
+    # one image a class, which looks like any; ten different ones are rare, and an alarm
+    looks = [rng.integers(10, size=10) for _ in range(200)]
+    assert (
+        sum(fit_of_predictions(np.arange(10), found, 10).order is not None for found in looks) <= 2
+    )
 
 
 def test_one_image_a_class_shows_another_order_of_many_classes():
-    """That so many images look like as many different classes is no chance; folders 0 to 11 sorted as words are 16.7 % right."""
+    """That so many images look like as many different classes is no chance; folders 0 to 11 sorted
+    as words are 16.7 % right.
+    """
     names = list(map(str, range(12)))
     counted_as = np.array([sorted(names).index(name) for name in names])
     fit = fit_of_predictions(counted_as, np.arange(12), 12, likely_orders(names))
@@ -152,15 +208,27 @@ def test_untrained_networks_raise_no_alarm():
     """Their outputs tell classes apart in some order, as random features do."""
     data = tiny_data()
     for seed in range(12):
-        fit, num = fit_of_networks([new_model(data, model)(generator(seed)).eval() for model in (MODEL, "mlp")], data.train, data.class_names)
-        assert fit.order is None and 0 <= fit.as_numbered < 0.5 and num == len(class_order.sample(data.train, 1000))
+        fit, num = fit_of_networks(
+            [new_model(data, model)(generator(seed)).eval() for model in (MODEL, "mlp")],
+            data.train,
+            data.class_names,
+        )
+        assert (
+            fit.order is None
+            and 0 <= fit.as_numbered < 0.5
+            and num == len(class_order.sample(data.train, 1000))
+        )
 
 
 def test_the_sample_is_bounded_and_holds_every_class():
     """Evenly from each class."""
     data = tiny_data()
     index = class_order.sample(data.train, 50)
-    assert len(index) == 50 and torch.bincount(data.train.labels[index]).tolist() == [5] * 10 and len(set(index.tolist())) == 50
+    assert (
+        len(index) == 50
+        and torch.bincount(data.train.labels[index]).tolist() == [5] * 10
+        and len(set(index.tolist())) == 50
+    )
     assert len(class_order.sample(data.train, 10**6)) in (len(data.train), len(data.train) - 1)
 
 
@@ -172,20 +240,30 @@ def class_means(images, labels, num_classes=10):
 
 
 def test_class_means_find_the_order():
-    """At any contrast, with noise as strong as distilled images have; a set in the right order, or of noise, raises no alarm."""
+    """At any contrast, with noise as strong as distilled images have; a set in the right order, or
+    of noise, raises no alarm.
+    """
     data = tiny_data()
-    pixels, labels = data.train.images(torch.arange(len(data.train))).flatten(1).double().numpy(), data.train.labels.numpy()
+    pixels, labels = (
+        data.train.images(torch.arange(len(data.train))).flatten(1).double().numpy(),
+        data.train.labels.numpy(),
+    )
     real = class_means(pixels, labels)
     rng = np.random.default_rng(0)
     for contrast, noise in ((1.0, 0.0), (20.0, 5.0), (0.1, 0.02)):
         own = contrast * (real - real.mean(0)) + noise * rng.normal(size=real.shape)
         right, wrong = fit_of_means(own, real), fit_of_means(own[np.argsort(SHIFT)], real)
         assert right.order is None and right.as_numbered > 0.8
-        assert wrong.order == BACK and wrong.reordered == pytest.approx(right.as_numbered) and wrong.as_numbered < 0.3
+        assert (
+            wrong.order == BACK
+            and wrong.reordered == pytest.approx(right.as_numbered)
+            and wrong.as_numbered < 0.3
+        )
     assert fit_of_means(real, real).as_numbered > 0.99
     for _ in range(20):
         assert fit_of_means(rng.normal(size=real.shape), real).order is None
-        assert fit_of_means(rng.normal(size=(10, 1)) * np.ones(64), real).order is None  # nothing but brightness
+        # nothing but brightness
+        assert fit_of_means(rng.normal(size=(10, 1)) * np.ones(64), real).order is None
     assert fit_of_means(np.zeros_like(real), real) == class_order.Fit(0.0)
     half = real.copy()  # of a weak set half of the classes are noise
     half[5:] = real.mean(0) + rng.normal(size=(5, 64))
@@ -193,7 +271,9 @@ def test_class_means_find_the_order():
 
 
 def test_a_likely_order_is_named_where_it_fits_as_well():
-    """Of a few images similar classes change places for no reason; an order that programs count in is the better guess, unless it fits worse."""
+    """Of a few images similar classes change places for no reason; an order that programs count in
+    is the better guess, unless it fits worse.
+    """
     rng = np.random.default_rng(0)
     real = rng.normal(size=(12, 64))
     real[9] = real[5] + 0.3 * rng.normal(size=64)
@@ -202,14 +282,18 @@ def test_a_likely_order_is_named_where_it_fits_as_well():
     muddled[[5, 9]] = words[[9, 5]]
     means = real[np.argsort(words)]  # of the dataset, which has its folders as words
     assert fit_of_means(means[muddled], means).order == tuple(muddled.tolist())
-    assert fit_of_means(means[muddled], means, likely_orders(AS_WORDS)).order == tuple(words.tolist())
+    assert fit_of_means(means[muddled], means, likely_orders(AS_WORDS)).order == tuple(
+        words.tolist()
+    )
     other = rng.permutation(12)
     assert fit_of_means(means[other], means, likely_orders(AS_WORDS)).order == tuple(other.tolist())
     counted = np.repeat(np.arange(12), 20)
     found = np.where(rng.random(240) < 0.05, 0, muddled[counted])
     found[(counted == 5) & (np.arange(240) % 3 > 0)] = words[5]
     found[(counted == 9) & (np.arange(240) % 3 > 0)] = words[9]
-    assert fit_of_predictions(counted, found, 12, likely_orders(AS_WORDS)).order == tuple(words.tolist())
+    assert fit_of_predictions(counted, found, 12, likely_orders(AS_WORDS)).order == tuple(
+        words.tolist()
+    )
 
 
 def random_set(data, ipc, renumbered=None):
@@ -217,11 +301,19 @@ def random_set(data, ipc, renumbered=None):
     index = random_index(data.train, ipc, data.class_names, generator(0, "set"))
     classes = data.train.labels[index]
     classes = classes if renumbered is None else torch.from_numpy(renumbered)[classes]
-    return SyntheticSet({"images": data.train.images(index)}, classes, data.class_names, Identity(), data.train.preprocess)
+    return SyntheticSet(
+        {"images": data.train.images(index)},
+        classes,
+        data.class_names,
+        Identity(),
+        data.train.preprocess,
+    )
 
 
 def test_sets_of_real_images():
-    """By class means, with one image of a class too; of few classes and of two that are swapped image by image."""
+    """By class means, with one image of a class too; of few classes and of two that are swapped
+    image by image.
+    """
     data = tiny_data()
     for ipc in (1, 10):
         assert fit_of_set(random_set(data, ipc), data.train)[0].order is None
@@ -233,4 +325,5 @@ def test_sets_of_real_images():
     cycle = np.array([1, 2, 0])
     assert fit_of_set(random_set(few, 12), few.train)[0].order is None
     assert fit_of_set(random_set(few, 12, cycle), few.train)[0].order == (2, 0, 1)
-    assert fit_of_set(random_set(few, 1, cycle), few.train)[0].order is None  # three images prove nothing
+    # three images prove nothing
+    assert fit_of_set(random_set(few, 1, cycle), few.train)[0].order is None

@@ -1,4 +1,6 @@
-"""Class-incremental learning: budgets, what each memory sees, orders, forgetting, resuming, the network that goes on."""
+"""Class-incremental learning: budgets, what each memory sees, orders, forgetting, resuming, the
+network that goes on.
+"""
 
 import json
 from dataclasses import replace
@@ -36,7 +38,14 @@ RECIPE = replace(
     init=replace(BASE.init, steps=3),
     objective=replace(BASE.objective, real_batch=8),
     outer=replace(BASE.outer, steps=2, evaluate_every=0),
-    evaluation=replace(BASE.evaluation, epochs=2, full_steps=4, augment=AugmentConfig(ops=()), lr_grid=(0.01, 0.1), search_networks=1),
+    evaluation=replace(
+        BASE.evaluation,
+        epochs=2,
+        full_steps=4,
+        augment=AugmentConfig(ops=()),
+        lr_grid=(0.01, 0.1),
+        search_networks=1,
+    ),
 )
 SMALL = ContinualConfig(stages=2, repeats=2, budget=2 * 720, memories=("distilled", "random"))
 
@@ -47,10 +56,22 @@ def digits():
 
 
 def means(data, recipe, seed, name):
-    """A distillation that takes no time: the class mean, each image a little darker than the one before."""
-    images = [data.train.images(members).mean(0) * 0.9**i for members in data.train.members for i in range(recipe.ipc)]
+    """A distillation that takes no time: the class mean, each image a little darker than the one
+    before.
+    """
+    images = [
+        data.train.images(members).mean(0) * 0.9**i
+        for members in data.train.members
+        for i in range(recipe.ipc)
+    ]
     classes = torch.arange(data.num_classes).repeat_interleave(recipe.ipc)
-    return SyntheticSet({"images": torch.stack(images), "lr": torch.tensor(0.1)}, classes, data.class_names, Identity(), data.train.preprocess)
+    return SyntheticSet(
+        {"images": torch.stack(images), "lr": torch.tensor(0.1)},
+        classes,
+        data.class_names,
+        Identity(),
+        data.train.preprocess,
+    )
 
 
 def run(data, config=SMALL, distill=means, recipe=RECIPE, **settings):
@@ -70,7 +91,10 @@ def timeless(result):
 def test_a_budget_is_exact_and_a_byte_below_the_smallest_is_refused(digits):
     assert image_bytes("random", (3, 32, 32), RECIPE, SMALL) == 3 * 1024 + 8
     exact = replace(SMALL, store="float32")
-    assert image_bytes("distilled", (3, 32, 32), RECIPE, exact) == 4 * 3 * 1024 + 8 and image_bytes("herding", (3, 32, 32), RECIPE, exact) == 3080
+    assert (
+        image_bytes("distilled", (3, 32, 32), RECIPE, exact) == 4 * 3 * 1024 + 8
+        and image_bytes("herding", (3, 32, 32), RECIPE, exact) == 3080
+    )
     bounded = replace(RECIPE, codec=Identity(bounded=True))  # ships bytes anyway
     assert image_bytes("distilled", (3, 32, 32), bounded, exact) == 3080
     assert images_per_class("random", digits, RECIPE, replace(SMALL, budget=720)) == 1
@@ -80,7 +104,9 @@ def test_a_budget_is_exact_and_a_byte_below_the_smallest_is_refused(digits):
     with pytest.raises(UserError, match="set budget to 2640 at least"):
         run(digits, replace(exact, budget=2639))
     fewest = min(len(m) for m in digits.train.members)
-    with pytest.raises(UserError, match=f"holds {fewest + 1} images per class .* less than {(fewest + 1) * 720}"):
+    with pytest.raises(
+        UserError, match=f"holds {fewest + 1} images per class .* less than {(fewest + 1) * 720}"
+    ):
         run(digits, replace(SMALL, budget=(fewest + 1) * 720))
 
 
@@ -88,7 +114,10 @@ def test_a_budget_is_exact_and_a_byte_below_the_smallest_is_refused(digits):
 def test_what_is_kept_is_what_the_budget_counts(digits, store, each):
     config = replace(SMALL, store=store, repeats=1, budget=10 * 5 * 72 + 71)
     result = run(digits, config)["memories"]
-    assert result["distilled"]["images_per_class"] == each and result["random"]["images_per_class"] == 5
+    assert (
+        result["distilled"]["images_per_class"] == each
+        and result["random"]["images_per_class"] == 5
+    )
     assert result["distilled"]["bytes"] == 10 * each * (72 if store == "uint8" else 264)
     assert result["random"]["bytes"] == 3600 <= config.budget
     assert result["joint"]["bytes"] == len(digits.train) * 72
@@ -97,11 +126,19 @@ def test_what_is_kept_is_what_the_budget_counts(digits, store, each):
 def test_kept_images_are_quantised_pixels_or_exact(digits):
     syn = means(digits, replace(RECIPE, ipc=1), 0, "")
     small, exact = kept(syn, "uint8"), kept(syn, "float32")
-    assert small.tensors.keys() == {"images"} and small.tensors["images"].dtype == torch.uint8 and small.nbytes()["total"] == 720
+    assert (
+        small.tensors.keys() == {"images"}
+        and small.tensors["images"].dtype == torch.uint8
+        and small.nbytes()["total"] == 720
+    )
     assert (small.pixels() - syn.pixels().clamp(0, 1)).abs().max() <= 0.5 / 255 + 1e-6
-    assert torch.equal(exact.tensors["images"], syn.tensors["images"]) and exact.nbytes()["total"] == 2640
+    assert (
+        torch.equal(exact.tensors["images"], syn.tensors["images"])
+        and exact.nbytes()["total"] == 2640
+    )
     again = kept(small, "float32")
-    assert torch.equal(again.tensors["images"], small.tensors["images"])  # bytes are not made larger
+    # bytes are not made larger
+    assert torch.equal(again.tensors["images"], small.tensors["images"])
     with pytest.raises(UserError, match="soft labels"):
         kept(syn.with_labels(torch.zeros(10, 10)), "uint8")
 
@@ -110,12 +147,19 @@ def test_what_cannot_be_run_is_refused_before_any_work(digits):
     def never(*args):
         raise AssertionError("work was done")
 
-    for recipe in (replace(RECIPE, codec=MultiFormation()), replace(RECIPE, targets=TargetConfig(kind="logits", experts="all", relabel=True))):
+    for recipe in (
+        replace(RECIPE, codec=MultiFormation()),
+        replace(RECIPE, targets=TargetConfig(kind="logits", experts="all", relabel=True)),
+    ):
         with pytest.raises(UserError, match="a memory keeps plain images"):
             run(digits, distill=never, recipe=recipe)
     with pytest.raises(UserError, match="set stages to at most 5"):
         run(digits, replace(SMALL, stages=6), never)
-    for change, message in [({"stages": 1}, "at least 2"), ({"memories": ()}, "at least one"), ({"memories": ("rndom",)}, "nearest: random")]:
+    for change, message in [
+        ({"stages": 1}, "at least 2"),
+        ({"memories": ()}, "at least one"),
+        ({"memories": ("rndom",)}, "nearest: random"),
+    ]:
         with pytest.raises(UserError, match=message):
             ContinualConfig(**change)
 
@@ -125,8 +169,14 @@ def test_what_cannot_be_run_is_refused_before_any_work(digits):
 
 def test_orders_differ_between_repeats_and_are_equal_between_memories(digits):
     orders = [class_order(10, SMALL, 0, r) for r in range(3)]
-    assert orders[0] != orders[1] != orders[2] and all(sorted(order[0] + order[1]) == list(range(10)) for order in orders)
-    assert class_order(10, replace(SMALL, order_seed=5), 0, 0) == class_order(10, SMALL, 5, 0) != orders[0]
+    assert orders[0] != orders[1] != orders[2] and all(
+        sorted(order[0] + order[1]) == list(range(10)) for order in orders
+    )
+    assert (
+        class_order(10, replace(SMALL, order_seed=5), 0, 0)
+        == class_order(10, SMALL, 5, 0)
+        != orders[0]
+    )
     assert [len(part) for part in class_order(10, replace(SMALL, stages=4), 0, 0)] == [3, 3, 2, 2]
     result = run(digits)
     assert result["orders"] == orders[:2] and result["classes_seen"] == [5, 10]
@@ -142,40 +192,58 @@ def test_every_memory_sees_the_images_of_its_stage_only(digits, monkeypatch):
         return real_selection(real, num, names, *rest, **settings)
 
     def distill(data, recipe, seed, name):
-        assert data.test is None and recipe.ipc == 2 and len(data.validation) < len(digits.validation)
+        assert (
+            data.test is None and recipe.ipc == 2 and len(data.validation) < len(digits.validation)
+        )
         assert recipe.data.classes == tuple(digits.class_names.index(n) for n in data.class_names)
         assert data.train.preprocess is digits.train.preprocess
         seen.append(("distilled", data.class_names, data.train.digest))
         return means(data, recipe, seed, name)
 
     monkeypatch.setattr(continual.init, "selected_index", watched)
-    result = run(digits, replace(SMALL, memories=("distilled", "random", "herding"), repeats=1), distill)
+    result = run(
+        digits, replace(SMALL, memories=("distilled", "random", "herding"), repeats=1), distill
+    )
     stages = [tuple(names) for names in result["stages"][0]]
-    assert [s[:2] for s in seen] == [("distilled", n) for n in stages] + [("chosen", n) for n in stages] * 2
+    assert [s[:2] for s in seen] == [("distilled", n) for n in stages] + [
+        ("chosen", n) for n in stages
+    ] * 2
     own = {names: digest for kind, names, digest in seen if kind == "distilled"}
     assert all(digest == own[names] for _, names, digest in seen)
 
 
 @pytest.mark.parametrize(
     ("model", "optimiser", "decay", "rates"),
-    [("torchvision/vit_b_16", "adamw", 0.05, {0.0003, 0.001, 0.003}), ("convnet-d1-w4-in", "sgd", RECIPE.evaluation.weight_decay, {0.01, 0.1})],
+    [
+        ("torchvision/vit_b_16", "adamw", 0.05, {0.0003, 0.001, 0.003}),
+        ("convnet-d1-w4-in", "sgd", RECIPE.evaluation.weight_decay, {0.01, 0.1}),
+    ],
 )
-def test_networks_are_trained_by_the_optimiser_they_need(digits, monkeypatch, model, optimiser, decay, rates):
+def test_networks_are_trained_by_the_optimiser_they_need(
+    digits, monkeypatch, model, optimiser, decay, rates
+):
     """As an evaluation trains them: AdamW with its own rates where SGD trains a network badly."""
     asked = []
 
     def watched(new_model, on, seeds, config, lr, *args, **settings):
         asked.append((config.optimiser, config.weight_decay, lr))
-        return [build_model("mlp", digits.image_shape, digits.num_classes, generator(seed)) for seed in seeds]
+        return [
+            build_model("mlp", digits.image_shape, digits.num_classes, generator(seed))
+            for seed in seeds
+        ]
 
     monkeypatch.setattr(training, "train_networks", watched)
     result = run(digits, replace(SMALL, repeats=1), recipe=replace(RECIPE, model=model))
     assert {(kind, weight) for kind, weight, _ in asked} == {(optimiser, decay)}
-    assert {lr for *_, lr in asked} == rates and all(lr in rates for row in result["memories"].values() for found in row["lr"] for lr in found)
+    assert {lr for *_, lr in asked} == rates and all(
+        lr in rates for row in result["memories"].values() for found in row["lr"] for lr in found
+    )
 
 
 def test_a_memory_trains_with_the_class_numbers_of_the_whole(digits, monkeypatch):
-    """After each stage the set that is trained on has all classes seen so far, each image with its own class."""
+    """After each stage the set that is trained on has all classes seen so far, each image with its
+    own class.
+    """
     sets = []
     real_training = training.train_networks
 
@@ -199,32 +267,50 @@ def test_a_memory_trains_with_the_class_numbers_of_the_whole(digits, monkeypatch
 
 
 def test_forgetting_of_a_matrix_made_by_hand():
-    assert forgetting([[0.9], [0.7, 0.8], [0.5, 0.85, 0.6]]) == pytest.approx(((0.9 - 0.5) + (0.8 - 0.85)) / 2)
-    assert forgetting([[0.4], [0.6, 0.9], [0.5, 0.9, 1.0]]) == pytest.approx(0.05)  # best after the second stage
+    assert forgetting([[0.9], [0.7, 0.8], [0.5, 0.85, 0.6]]) == pytest.approx(
+        ((0.9 - 0.5) + (0.8 - 0.85)) / 2
+    )
+    # best after the second stage
+    assert forgetting([[0.4], [0.6, 0.9], [0.5, 0.9, 1.0]]) == pytest.approx(0.05)
 
 
 def test_accuracies_agree_with_each_other(digits):
     found = run(digits)["memories"]["distilled"]
     tested = {n: len(m) for n, m in zip(digits.class_names, digits.test.members, strict=True)}
     for repeat in range(2):
-        of_classes = sum(found["final_by_class"][n]["values"][repeat] * tested[n] for n in tested) / len(digits.test)
+        of_classes = sum(
+            found["final_by_class"][n]["values"][repeat] * tested[n] for n in tested
+        ) / len(digits.test)
         assert found["final"]["values"][repeat] == pytest.approx(of_classes)
-        assert found["by_stage"][repeat][0][0] == pytest.approx(found["accuracy"][0]["values"][repeat])
-        assert found["forgetting"]["values"][repeat] == pytest.approx(forgetting(found["by_stage"][repeat]))
-    assert found["accuracy"][1] == found["final"] and found["final"]["ci95"][0] < found["final"]["mean"] and len(found["lr"][0]) == 2
+        assert found["by_stage"][repeat][0][0] == pytest.approx(
+            found["accuracy"][0]["values"][repeat]
+        )
+        assert found["forgetting"]["values"][repeat] == pytest.approx(
+            forgetting(found["by_stage"][repeat])
+        )
+    assert (
+        found["accuracy"][1] == found["final"]
+        and found["final"]["ci95"][0] < found["final"]["mean"]
+        and len(found["lr"][0]) == 2
+    )
     assert all(set(lrs) <= {0.01, 0.1} for lrs in found["lr"])
 
 
 def test_without_a_validation_split_the_rate_is_the_protocols(digits):
     result = run(replace(digits, validation=None), replace(SMALL, repeats=1))
-    assert result["memories"]["random"]["lr"] == [[RECIPE.evaluation.lr] * 2] and result["memories"]["random"]["final"]["ci95"] is None
+    assert (
+        result["memories"]["random"]["lr"] == [[RECIPE.evaluation.lr] * 2]
+        and result["memories"]["random"]["final"]["ci95"] is None
+    )
 
 
 # Resuming
 
 
 @pytest.mark.parametrize("strategy", ["memory", "replay"])
-def test_a_resumed_run_gives_what_an_uninterrupted_one_gives(digits, tmp_path, monkeypatch, strategy):
+def test_a_resumed_run_gives_what_an_uninterrupted_one_gives(
+    digits, tmp_path, monkeypatch, strategy
+):
     config = replace(SMALL, strategy=strategy, repeats=1)
     whole = run(digits, config)
     real_training, counted, most = training.train_networks, [], [7]
@@ -251,11 +337,16 @@ def test_a_resumed_run_gives_what_an_uninterrupted_one_gives(digits, tmp_path, m
     resumed = run(digits, config, never, memo_path=path)
     assert timeless(resumed) == timeless(whole)
     assert len(counted) == 18 - 7 + 1  # the line that was cut off
-    assert not path.exists() and sorted(p.name for p in (tmp_path / "work").iterdir()) == ["repeat0_stage0", "repeat0_stage1"]
+    assert not path.exists() and sorted(p.name for p in (tmp_path / "work").iterdir()) == [
+        "repeat0_stage0",
+        "repeat0_stage1",
+    ]
 
 
 def test_a_lost_network_is_made_again(digits, tmp_path, monkeypatch):
-    """A replay run stopped between stages whose network is gone, or is of another run, trains it anew and ends alike."""
+    """A replay run stopped between stages whose network is gone, or is of another run, trains it
+    anew and ends alike.
+    """
     config = replace(SMALL, strategy="replay", repeats=1, memories=("random",))
     whole = run(digits, config)
     real_save = continual._save_network
@@ -294,7 +385,9 @@ def test_stored_pieces_of_another_seed_are_not_taken(digits, tmp_path):
 # Replay
 
 
-def test_replay_goes_on_with_its_network_and_sees_stage_and_memory_in_equal_parts(digits, monkeypatch):
+def test_replay_goes_on_with_its_network_and_sees_stage_and_memory_in_equal_parts(
+    digits, monkeypatch
+):
     starts, sets, ends = [], [], []
     real_training = training.train_networks
 
@@ -306,16 +399,25 @@ def test_replay_goes_on_with_its_network_and_sees_stage_and_memory_in_equal_part
         return [network]
 
     monkeypatch.setattr(training, "train_networks", watched)
-    run(replace(digits, validation=None), replace(SMALL, strategy="replay", repeats=1, memories=("random",)))
+    run(
+        replace(digits, validation=None),
+        replace(SMALL, strategy="replay", repeats=1, memories=("random",)),
+    )
     first, second, *joint = range(4)
     assert all(torch.equal(v, ends[first][k]) for k, v in starts[second].items())
-    assert not all(torch.equal(v, ends[second][k]) for k, v in starts[joint[1]].items())  # joint begins anew
+    # joint begins anew
+    assert not all(torch.equal(v, ends[second][k]) for k, v in starts[joint[1]].items())
     order = class_order(10, SMALL, 0, 0)
-    assert sorted(sets[first].batch(torch.arange(len(sets[first]))).targets.unique().tolist()) == sorted(order[0])
+    assert sorted(
+        sets[first].batch(torch.arange(len(sets[first]))).targets.unique().tolist()
+    ) == sorted(order[0])
     targets = sets[second].batch(torch.arange(len(sets[second]))).targets
     counts = torch.bincount(targets, minlength=10)
     assert counts[order[1]].tolist() == [len(digits.train.members[c]) for c in order[1]]
-    assert len(set(counts[order[0]].tolist())) == 1 and abs(counts[order[0][0]] - counts[order[1]].float().mean()) <= 1
+    assert (
+        len(set(counts[order[0]].tolist())) == 1
+        and abs(counts[order[0][0]] - counts[order[1]].float().mean()) <= 1
+    )
     mixed = torch.tensor([len(targets) - 1, 0, 5])
     assert sorted(sets[second].batch(mixed).targets.tolist()) == sorted(targets[mixed].tolist())
 
@@ -326,7 +428,9 @@ def test_replay_goes_on_with_its_network_and_sees_stage_and_memory_in_equal_part
 def test_a_plot_and_a_table_of_a_result_that_went_through_json(digits, tmp_path):
     result = json.loads(json.dumps(run(digits)))
     continual.plot(tmp_path / "continual.png", result)
-    assert (tmp_path / "continual.png").read_bytes().startswith(b"\x89PNG") and len(list(tmp_path.iterdir())) == 1
+    assert (tmp_path / "continual.png").read_bytes().startswith(b"\x89PNG") and len(
+        list(tmp_path.iterdir())
+    ) == 1
     console = Console(width=80, record=True, quiet=True)
     with console.capture():
         console.print(continual.table(result))
@@ -341,4 +445,7 @@ def test_the_true_objective_fills_a_memory(digits):
         return distill_data(data, recipe, seed=seed, device=CPU)
 
     result = run(digits, replace(SMALL, repeats=1, memories=("distilled",)), distill)
-    assert result["memories"]["distilled"]["images_per_class"] == 2 and result["memories"]["distilled"]["final"]["mean"] > 0.15
+    assert (
+        result["memories"]["distilled"]["images_per_class"] == 2
+        and result["memories"]["distilled"]["final"]["mean"] > 0.15
+    )

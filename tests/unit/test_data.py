@@ -39,7 +39,9 @@ def save(path, array):
 
 def load(name="folder", root=None, *, validation=0.0, test=True, **settings):
     """load_data with everything in the training split unless said otherwise."""
-    config = DataConfig(name=name, root=None if root is None else str(root), validation=validation, **settings)
+    config = DataConfig(
+        name=name, root=None if root is None else str(root), validation=validation, **settings
+    )
     return load_data(config, CPU, test=test)
 
 
@@ -61,7 +63,9 @@ def make_folder(root, classes=("ant", "bee"), each=5, size=(6, 4), seed=0):
 
 
 def test_flat_folder_is_read_exactly_and_its_test_split_is_cut_from_it(tmp_path):
-    """Non-square images keep height and width; classes in alphabetical order; a fifth of each class is the test split."""
+    """Non-square images keep height and width; classes in alphabetical order; a fifth of each class
+    is the test split.
+    """
     arrays = make_folder(tmp_path, classes=("bee", "ant"))
     data = load(root=tmp_path)
     assert data.class_names == ("ant", "bee")
@@ -103,9 +107,13 @@ def test_grey_files_give_one_channel_and_one_colour_file_gives_three_to_all(tmp_
     colour = random_pixels(1, 5, 5, 3)
     save(tmp_path / "train" / "b" / "6.png", colour)
     data = load(root=tmp_path, validation=0.3)
-    assert data.train.image_shape == data.validation.image_shape == data.test.image_shape == (3, 5, 5)
+    assert (
+        data.train.image_shape == data.validation.image_shape == data.test.image_shape == (3, 5, 5)
+    )
     assert torch.equal(data.test.pixels[0], torch.from_numpy(grey[0, 0]).expand(3, 5, 5))
-    assert np.ascontiguousarray(colour.transpose(2, 0, 1)).tobytes() in rows(data.train, data.validation)
+    assert np.ascontiguousarray(colour.transpose(2, 0, 1)).tobytes() in rows(
+        data.train, data.validation
+    )
 
 
 def test_images_of_different_sizes_need_data_size_which_is_height_and_width(tmp_path):
@@ -116,12 +124,15 @@ def test_images_of_different_sizes_need_data_size_which_is_height_and_width(tmp_
         load(root=tmp_path)
     data = load(root=tmp_path, size=(4, 7))
     assert data.image_shape == data.test.image_shape == (3, 4, 7)
-    values = sorted(int(p.unique().item()) for s in (data.train, data.test) for p in s.pixels)  # one value an image survives a resize
+    # one value an image survives a resize
+    values = sorted(int(p.unique().item()) for s in (data.train, data.test) for p in s.pixels)
     assert values == sorted([0, 40, 80, 120, 160] * 2)
 
 
 def test_palette_and_alpha(tmp_path):
-    """A palette image shows its palette's colours also among its own kind, alpha 255 changes nothing, grey with alpha stays grey."""
+    """A palette image shows its palette's colours also among its own kind, alpha 255 changes
+    nothing, grey with alpha stays grey.
+    """
     index = random_pixels(0, 4, 4) % 2
     table = np.array([[250, 10, 20], [0, 200, 100]], np.uint8)
     palette = Image.fromarray(index).convert("P")
@@ -129,10 +140,15 @@ def test_palette_and_alpha(tmp_path):
     for name in ("a", "b"):
         for i in range(2):
             save(tmp_path / "colour" / name / f"rgb{i}.png", table[index])
-            save(tmp_path / "colour" / name / f"rgba{i}.png", np.dstack((table[index], np.full((4, 4), 255, np.uint8))))
+            save(
+                tmp_path / "colour" / name / f"rgba{i}.png",
+                np.dstack((table[index], np.full((4, 4), 255, np.uint8))),
+            )
             (tmp_path / "palette" / name).mkdir(parents=True, exist_ok=True)
             palette.save(tmp_path / "palette" / name / f"p{i}.png")
-            palette.save(tmp_path / "palette" / name / f"opaque{i}.png", transparency=bytes([255, 255]))
+            palette.save(
+                tmp_path / "palette" / name / f"opaque{i}.png", transparency=bytes([255, 255])
+            )
     for kind in ("colour", "palette"):
         data = load(root=tmp_path / kind)
         assert len(data.train) + len(data.test) == 8
@@ -141,7 +157,10 @@ def test_palette_and_alpha(tmp_path):
     grey = random_pixels(3, 4, 4)
     for name in ("c", "d"):
         for i in range(3):
-            save(tmp_path / "grey" / name / f"{i}.png", np.dstack((grey, np.full((4, 4), 255, np.uint8))))
+            save(
+                tmp_path / "grey" / name / f"{i}.png",
+                np.dstack((grey, np.full((4, 4), 255, np.uint8))),
+            )
     assert torch.equal(load(root=tmp_path / "grey").train.pixels[0, 0], torch.from_numpy(grey))
 
 
@@ -168,21 +187,42 @@ def png(array):
 def write_parquet(path, arrays, labels, *, label="label", image="image", names=None, struct=True):
     """A file as Hugging Face `datasets` writes it (struct), or with a plain column of bytes."""
     content = [png(a) for a in arrays]
-    column = pa.array([{"bytes": b, "path": None} for b in content]) if struct else pa.array(content, pa.binary())
+    column = (
+        pa.array([{"bytes": b, "path": None} for b in content])
+        if struct
+        else pa.array(content, pa.binary())
+    )
     table = pa.table({image: column, label: pa.array(labels, pa.int64())})
     if names:
         features = {image: {"_type": "Image"}, label: {"names": list(names), "_type": "ClassLabel"}}
-        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+        table = table.replace_schema_metadata(
+            {"huggingface": json.dumps({"info": {"features": features}})}
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, path)
 
 
 def test_parquet_of_hugging_face_with_names_shards_and_test_split(tmp_path):
     arrays, labels = random_pixels(0, 9, 5, 4, 3), [0, 1, 2] * 3
-    write_parquet(tmp_path / "data" / "train-00000-of-00002.parquet", arrays[:6], labels[:6], names=("cat", "dog", "eel"))
-    write_parquet(tmp_path / "data" / "train-00001-of-00002.parquet", arrays[6:], labels[6:], names=("cat", "dog", "eel"))
+    write_parquet(
+        tmp_path / "data" / "train-00000-of-00002.parquet",
+        arrays[:6],
+        labels[:6],
+        names=("cat", "dog", "eel"),
+    )
+    write_parquet(
+        tmp_path / "data" / "train-00001-of-00002.parquet",
+        arrays[6:],
+        labels[6:],
+        names=("cat", "dog", "eel"),
+    )
     held = random_pixels(1, 4, 5, 4, 3)
-    write_parquet(tmp_path / "data" / "test-00000-of-00001.parquet", held, [2, 0, 1, 1], names=("cat", "dog", "eel"))
+    write_parquet(
+        tmp_path / "data" / "test-00000-of-00001.parquet",
+        held,
+        [2, 0, 1, 1],
+        names=("cat", "dog", "eel"),
+    )
     data = load("parquet", tmp_path)
     assert data.class_names == ("cat", "dog", "eel")
     assert data.train.labels.tolist() == labels and data.test.labels.tolist() == [2, 0, 1, 1]
@@ -203,7 +243,13 @@ def test_parquet_with_a_plain_column_and_no_test_split(tmp_path):
 def test_parquet_takes_the_fine_label_of_cifar100(tmp_path):
     """Columns img, fine_label and coarse_label, as CIFAR-100 has them."""
     arrays = random_pixels(0, 6, 4, 4, 3)
-    table = pa.table({"coarse_label": [0] * 6, "img": pa.array([{"bytes": png(a), "path": "x"} for a in arrays]), "fine_label": [0, 1, 2] * 2})
+    table = pa.table(
+        {
+            "coarse_label": [0] * 6,
+            "img": pa.array([{"bytes": png(a), "path": "x"} for a in arrays]),
+            "fine_label": [0, 1, 2] * 2,
+        }
+    )
     pq.write_table(table, tmp_path / "train.parquet")
     pq.write_table(table, tmp_path / "test.parquet")
     assert load("parquet", tmp_path).train.labels.tolist() == [0, 1, 2] * 2
@@ -232,7 +278,9 @@ def test_mnist_from_gzip_idx_files(tmp_path):
     images, labels = make_idx(tmp_path)
     data = load("mnist", tmp_path)
     assert data.class_names == tuple("0123456789")
-    assert np.array_equal(data.train.pixels[:, 0].numpy(), images) and np.array_equal(data.train.labels.numpy(), labels)
+    assert np.array_equal(data.train.pixels[:, 0].numpy(), images) and np.array_equal(
+        data.train.labels.numpy(), labels
+    )
     assert np.array_equal(data.test.pixels[:, 0].numpy(), images[:10] ^ 255)
     assert load("mnist", tmp_path, size=(14, 16)).train.image_shape == (1, 14, 16)
 
@@ -246,7 +294,12 @@ def test_published_normalisation_constants(tmp_path):
     assert fashion.class_names[9] == "Ankle boot"
     folder = tmp_path / "cifar"
     for split in ("train", "test"):
-        write_parquet(folder / f"{split}.parquet", random_pixels(0, 4, 32, 32, 3), [0, 1, 0, 1], names=("airplane", "automobile"))
+        write_parquet(
+            folder / f"{split}.parquet",
+            random_pixels(0, 4, 32, 32, 3),
+            [0, 1, 0, 1],
+            names=("airplane", "automobile"),
+        )
     for name in ("cifar10", "cifar100"):
         preprocess = load(name, folder).train.preprocess
         assert preprocess.mean.tolist() == pytest.approx([0.4914, 0.4822, 0.4465])
@@ -257,7 +310,8 @@ def test_digits():
     data = load("digits", validation=0.1)
     assert data.image_shape == (1, 8, 8) and data.class_names == tuple("0123456789")
     assert len(data.train) + len(data.validation) + len(data.test) == 1797
-    assert data.train.pixels.max() == 255 and data.train.pixels.min() == 0  # the whole range of a byte is used
+    # the whole range of a byte is used
+    assert data.train.pixels.max() == 255 and data.train.pixels.min() == 0
 
 
 # Index arithmetic
@@ -267,7 +321,9 @@ def test_digits():
 def test_stratified_is_exact_complete_and_proportional(num):
     labels = np.random.default_rng(0).permutation(np.repeat([0, 1, 2, 3], [150, 90, 50, 10]))
     index = stratified(labels, num, seed=3)
-    assert len(index) == num and len(np.unique(index)) == num and np.array_equal(index, np.sort(index))
+    assert (
+        len(index) == num and len(np.unique(index)) == num and np.array_equal(index, np.sort(index))
+    )
     taken = np.bincount(labels[index], minlength=4)
     assert taken.min() >= 1
     if num >= 30:  # no class is below one by its share alone
@@ -304,7 +360,10 @@ def test_splits_are_disjoint_and_stratified_and_have_the_right_sizes():
     parts = [set(rows(s)) for s in (data.train, data.validation, data.test)]
     assert sum(len(p) for p in parts) == 1797  # all digits differ
     assert not (parts[0] & parts[1] or parts[0] & parts[2] or parts[1] & parts[2])
-    train, validation, test = (np.bincount(s.labels.numpy(), minlength=10) for s in (data.train, data.validation, data.test))
+    train, validation, test = (
+        np.bincount(s.labels.numpy(), minlength=10)
+        for s in (data.train, data.validation, data.test)
+    )
     total = train + validation + test
     assert np.abs(test - 0.2 * total).max() <= 0.5
     assert np.abs(validation - 0.1 * (train + validation)).max() <= 0.5
@@ -318,18 +377,36 @@ def test_splits_follow_split_seed_alone():
     again = load_data(config, CPU, test=True)
     other = load_data(replace(config, split_seed=1), CPU, test=True)
     for name in ("train", "validation", "test"):
-        assert getattr(first, name).digest == getattr(again, name).digest != getattr(other, name).digest
+        assert (
+            getattr(first, name).digest
+            == getattr(again, name).digest
+            != getattr(other, name).digest
+        )
 
 
 @pytest.mark.parametrize(
     ("official", "settings", "drawn"),
-    [(False, {"validation": 0.0}, "test"), (True, {"validation": 0.0, "limit": 40}, "train"), (True, {"validation": 0.3}, "validation")],
+    [
+        (False, {"validation": 0.0}, "test"),
+        (True, {"validation": 0.0, "limit": 40}, "train"),
+        (True, {"validation": 0.3}, "validation"),
+    ],
 )
 def test_each_draw_of_a_split_follows_split_seed(official, settings, drawn):
-    """One at a time: the test split where there is no official one, the limit, and the validation split."""
-    numbered = part_of_array(np.arange(100, dtype=np.uint8).reshape(100, 1, 1, 1), np.arange(100) % 4)
+    """One at a time: the test split where there is no official one, the limit, and the validation
+    split.
+    """
+    numbered = part_of_array(
+        np.arange(100, dtype=np.uint8).reshape(100, 1, 1, 1), np.arange(100) % 4
+    )
     source = Source(numbered, numbered if official else None, tuple("abcd"))
-    splits = [getattr(data_from(source, DataConfig(name="own", split_seed=s, **settings), CPU, test=True), drawn) for s in (0, 0, 1)]
+    splits = [
+        getattr(
+            data_from(source, DataConfig(name="own", split_seed=s, **settings), CPU, test=True),
+            drawn,
+        )
+        for s in (0, 0, 1)
+    ]
     first, again, other = (set(split.pixels.flatten().tolist()) for split in splits)
     assert first == again != other and len(first) == len(other)
 
@@ -376,9 +453,13 @@ def test_mean_std_is_fitted_on_the_training_split_alone():
 
 
 def test_mean_std_are_by_channel():
-    pixels = torch.from_numpy(random_pixels(0, 50, 3, 4, 4) // np.array([1, 2, 4], np.uint8)[:, None, None])
+    pixels = torch.from_numpy(
+        random_pixels(0, 50, 3, 4, 4) // np.array([1, 2, 4], np.uint8)[:, None, None]
+    )
     images = fit_preprocess(pixels, zca=False).forward(pixels.float() / 255)
-    assert images.mean((0, 2, 3)).abs().max() < 1e-5 and (images.std((0, 2, 3)) - 1).abs().max() < 1e-5
+    assert (
+        images.mean((0, 2, 3)).abs().max() < 1e-5 and (images.std((0, 2, 3)) - 1).abs().max() < 1e-5
+    )
 
 
 @pytest.mark.parametrize("zca", [False, True])
@@ -392,17 +473,23 @@ def test_backward_is_the_inverse_of_forward_also_after_storage(zca):
     noise = torch.randn(6, 3, 4, 5, generator=generator(0))
     assert torch.allclose(fitted.forward(fitted.backward(noise)), noise, atol=1e-4)
     again = Preprocess.from_tensors(fitted.tensors() | {"images": noise})
-    assert torch.equal(again.forward(values), images) and torch.equal(again.backward(images), fitted.backward(images))
+    assert torch.equal(again.forward(values), images) and torch.equal(
+        again.backward(images), fitted.backward(images)
+    )
 
 
 def correlated(num):
     """Grey 3x3 images in [0, 1] whose pixels correlate."""
     rng = generator(4)
-    return torch.sigmoid(torch.randn(num, 9, generator=rng) @ torch.randn(9, 9, generator=rng)).view(num, 1, 3, 3)
+    return torch.sigmoid(
+        torch.randn(num, 9, generator=rng) @ torch.randn(9, 9, generator=rng)
+    ).view(num, 1, 3, 3)
 
 
 def test_zca_whitens_the_training_covariance_apart_from_eps():
-    """Eigenvalues s of the covariance become s / (s + eps), on the same axes; with a small eps that is the identity."""
+    """Eigenvalues s of the covariance become s / (s + eps), on the same axes; with a small eps that
+    is the identity.
+    """
     pixels = correlated(600)
     for eps in (0.1, 1e-5):
         white = fit_zca(pixels, eps).forward(pixels).flatten(1).double()
@@ -414,7 +501,9 @@ def test_zca_whitens_the_training_covariance_apart_from_eps():
 
 
 def test_zca_turns_nothing_around():
-    """ZCA, unlike other whitenings, has a symmetric matrix, so that images stay images; the default eps is 0.1."""
+    """ZCA, unlike other whitenings, has a symmetric matrix, so that images stay images; the default
+    eps is 0.1.
+    """
     fitted = fit_zca(correlated(200))
     assert torch.allclose(fitted.matrix, fitted.matrix.T, atol=1e-5)
     assert torch.linalg.eigvalsh(fitted.matrix).max() <= 0.1**-0.5 + 1e-4
@@ -438,7 +527,9 @@ def test_a_stored_preprocess_is_used_instead_of_a_fit():
     data = load_data(DataConfig(name="digits"), CPU, test=True, stored=stored)
     assert asked == [data.train.digest]
     for part in (data.train, data.validation, data.test):
-        assert torch.allclose(part.images(torch.tensor([3])), (part.pixels[3:4].float() / 255 - 0.25) / 2)
+        assert torch.allclose(
+            part.images(torch.tensor([3])), (part.pixels[3:4].float() / 255 - 0.25) / 2
+        )
 
 
 # Sets on the device
@@ -447,7 +538,12 @@ def test_a_stored_preprocess_is_used_instead_of_a_fit():
 def small_set():
     """12 images of 3 classes; every pixel of image i is i."""
     labels = torch.tensor([0, 1, 2, 0, 1, 2, 0, 0, 1, 2, 0, 0])
-    return RealSet(torch.arange(12, dtype=torch.uint8).view(12, 1, 1, 1).expand(12, 1, 2, 2).clone(), labels, 3, PLAIN)
+    return RealSet(
+        torch.arange(12, dtype=torch.uint8).view(12, 1, 1, 1).expand(12, 1, 2, 2).clone(),
+        labels,
+        3,
+        PLAIN,
+    )
 
 
 def test_draw_is_without_repetition_and_of_the_right_class():
@@ -487,6 +583,10 @@ def test_digest_changes_with_one_pixel_one_label_and_the_order():
     pixels[7, 0, 1, 1] += 1
     labels[3] = 2
     swapped = torch.tensor([1, 0, *range(2, 12)])
-    digests = {real.digest, RealSet(pixels, real.labels, 3, PLAIN).digest, RealSet(real.pixels, labels, 3, PLAIN).digest}
+    digests = {
+        real.digest,
+        RealSet(pixels, real.labels, 3, PLAIN).digest,
+        RealSet(real.pixels, labels, 3, PLAIN).digest,
+    }
     digests.add(RealSet(real.pixels[swapped], real.labels[swapped], 3, PLAIN).digest)
     assert len(digests) == 4

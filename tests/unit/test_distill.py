@@ -22,7 +22,16 @@ def data():
 
 def config(**fields):
     """20 steps of plain SGD on the images."""
-    return OuterConfig(**({"steps": 20, "optim": {"images": OptimConfig(lr=0.1, momentum=0.0)}, "checkpoint_every": 5} | fields))
+    return OuterConfig(
+        **(
+            {
+                "steps": 20,
+                "optim": {"images": OptimConfig(lr=0.1, momentum=0.0)},
+                "checkpoint_every": 5,
+            }
+            | fields
+        )
+    )
 
 
 class Stateless(Pull):
@@ -46,13 +55,19 @@ def bits(tensors):
 
 
 def test_steps_equal_torch_sgd(data, tmp_path):
-    """Momentum, weight decay and cosine schedule, against torch.optim on the same gradients, as changes from the start."""
+    """Momentum, weight decay and cosine schedule, against torch.optim on the same gradients, as
+    changes from the start.
+    """
     syn = tiny_set(data)
     optim = OptimConfig(lr=0.05, momentum=0.9, weight_decay=0.01, schedule="cosine")
-    result, _ = outer.distill(syn, Pull(target=3.0), config(optim={"images": optim}), tmp_path, seed=0)
+    result, _ = outer.distill(
+        syn, Pull(target=3.0), config(optim={"images": optim}), tmp_path, seed=0
+    )
     theirs = syn.tensors["images"].clone().requires_grad_()
     sgd = torch.optim.SGD([theirs], 0.05, momentum=0.9, weight_decay=0.01)
-    cosine = torch.optim.lr_scheduler.LambdaLR(sgd, lambda step: 0.5 * (1 + math.cos(math.pi * step / 20)))
+    cosine = torch.optim.lr_scheduler.LambdaLR(
+        sgd, lambda step: 0.5 * (1 + math.cos(math.pi * step / 20))
+    )
     for _ in range(20):
         sgd.zero_grad()
         (0.5 * (theirs - 3.0).square().sum()).backward()
@@ -63,7 +78,9 @@ def test_steps_equal_torch_sgd(data, tmp_path):
     assert torch.allclose(result.tensors["images"] - syn.tensors["images"], change, atol=1e-5)
 
 
-ADAM = OptimConfig(kind="adam", lr=0.05, momentum=0.5, beta2=0.9, weight_decay=0.02, schedule="cosine")
+ADAM = OptimConfig(
+    kind="adam", lr=0.05, momentum=0.5, beta2=0.9, weight_decay=0.02, schedule="cosine"
+)
 
 
 class Scaled(Pull):
@@ -75,15 +92,29 @@ class Scaled(Pull):
 
     def losses(self, syn, state, step, rng):
         for loss in super().losses(syn, state, step, rng):
-            yield (loss * 10.0 ** (step % 4 - 2)) * (math.nan if step in self.bad else 1.0) + (1e9 if step in self.high else 0.0)
+            yield (loss * 10.0 ** (step % 4 - 2)) * (math.nan if step in self.bad else 1.0) + (
+                1e9 if step in self.high else 0.0
+            )
 
 
 def torch_adam(start, steps, made, optim=ADAM):
-    """(images, state) after the updates of the steps `made` of `steps`, by torch.optim.Adam with the rate of the step."""
+    """(images, state) after the updates of the steps `made` of `steps`, by torch.optim.Adam with
+    the rate of the step.
+    """
     theirs = start.clone().requires_grad_()
-    adam = torch.optim.Adam([theirs], optim.lr, betas=(optim.momentum, optim.beta2), eps=1e-8, weight_decay=optim.weight_decay)
+    adam = torch.optim.Adam(
+        [theirs],
+        optim.lr,
+        betas=(optim.momentum, optim.beta2),
+        eps=1e-8,
+        weight_decay=optim.weight_decay,
+    )
     for step in made:
-        rate = {"cosine": 0.5 * (1 + math.cos(math.pi * step / steps)), "linear": 1 - step / steps, "constant": 1.0}[optim.schedule]
+        rate = {
+            "cosine": 0.5 * (1 + math.cos(math.pi * step / steps)),
+            "linear": 1 - step / steps,
+            "constant": 1.0,
+        }[optim.schedule]
         adam.param_groups[0]["lr"] = optim.lr * rate
         adam.zero_grad()
         (0.5 * (theirs - 3.0).square().sum() * 10.0 ** (step % 4 - 2)).backward()
@@ -94,14 +125,21 @@ def torch_adam(start, steps, made, optim=ADAM):
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_steps_equal_torch_adam(data, tmp_path, dtype, schedule):
-    """Both means, bias correction, weight decay and schedule, over 20 steps, as changes from the start."""
+    """Both means, bias correction, weight decay and schedule, over 20 steps, as changes from the
+    start.
+    """
     syn, optim = tiny_set(data), replace(ADAM, schedule=schedule)
     syn = syn.with_tensors({"images": syn.tensors["images"].to(dtype)})
     result, _ = outer.distill(syn, Scaled(), config(optim={"images": optim}), tmp_path, seed=0)
     start = syn.tensors["images"]
     theirs, state = torch_adam(start, 20, range(20), optim)
     assert (theirs - start).abs().max() > 0.2 and result.tensors["images"].dtype == dtype
-    assert torch.allclose(result.tensors["images"] - start, theirs - start, rtol=0, atol=1e-5 if dtype == torch.float32 else 1e-12)
+    assert torch.allclose(
+        result.tensors["images"] - start,
+        theirs - start,
+        rtol=0,
+        atol=1e-5 if dtype == torch.float32 else 1e-12,
+    )
     kept, _ = read_tensors(tmp_path / "checkpoint/state.safetensors")
     assert float(kept["count/images"]) == 20 == float(state["step"])
     for group, name in (("momentum", "exp_avg"), ("square", "exp_avg_sq")):
@@ -110,7 +148,9 @@ def test_steps_equal_torch_adam(data, tmp_path, dtype, schedule):
 
 
 def test_skipped_steps_do_not_count_for_adam(data, tmp_path):
-    """Neither in the bias correction nor in the means, whether not finite or above max_loss; the schedule goes on."""
+    """Neither in the bias correction nor in the means, whether not finite or above max_loss; the
+    schedule goes on.
+    """
     syn, bad, high = tiny_set(data), {0, 1, 7}, {4, 12}
     fields = {"optim": {"images": ADAM}, "max_loss": 1e8}
     result, counters = outer.distill(syn, Scaled(bad, high), config(**fields), tmp_path, seed=0)
@@ -122,13 +162,19 @@ def test_skipped_steps_do_not_count_for_adam(data, tmp_path):
     kept, _ = read_tensors(tmp_path / "checkpoint/state.safetensors")
     assert float(kept["count/images"]) == 15 and kept["square/images"].isfinite().all()
     assert torch.allclose(kept["square/images"], state["exp_avg_sq"], rtol=1e-3, atol=1e-6)
-    assert (torch_adam(start, 20, range(5, 20))[0] - theirs).abs().max() > 1e-3  # other steps would be seen
+    # other steps would be seen
+    assert (torch_adam(start, 20, range(5, 20))[0] - theirs).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("stop_at", [1, 5, 7, 13])
 def test_adam_resumes_to_the_bit(data, tmp_path, stop_at):
-    """Interrupted and killed, with the means and the count of the checkpoint; SGD on a second tensor beside it."""
-    fields = {"optim": {"images": ADAM, "lr": OptimConfig(lr=1e-4, momentum=0.5)}, "ema": {"images": 0.9}}
+    """Interrupted and killed, with the means and the count of the checkpoint; SGD on a second
+    tensor beside it.
+    """
+    fields = {
+        "optim": {"images": ADAM, "lr": OptimConfig(lr=1e-4, momentum=0.5)},
+        "ema": {"images": 0.9},
+    }
     syn = tiny_set(data, lr=0.02)
 
     class Both(Scaled):
@@ -145,40 +191,70 @@ def test_adam_resumes_to_the_bit(data, tmp_path, stop_at):
 
     whole, _ = outer.distill(syn, Both(bad={3, 6}), config(**fields), tmp_path / "whole", seed=3)
     with pytest.raises(KeyboardInterrupt):
-        outer.distill(syn, Interrupted(bad={3, 6}), config(**fields), tmp_path / "interrupted", seed=3)
+        outer.distill(
+            syn, Interrupted(bad={3, 6}), config(**fields), tmp_path / "interrupted", seed=3
+        )
     expected, _ = read_tensors(tmp_path / "whole/checkpoint/state.safetensors")
-    assert {"square/images", "count/images", "momentum/images", "momentum/lr"} <= expected.keys() and "square/lr" not in expected
+    assert {
+        "square/images",
+        "count/images",
+        "momentum/images",
+        "momentum/lr",
+    } <= expected.keys() and "square/lr" not in expected
     for name in ("interrupted", "killed"):
         again, _ = outer.distill(syn, Both(bad={3, 6}), config(**fields), tmp_path / name, seed=3)
         assert bits(again.tensors) == bits(whole.tensors)
-        assert bits(read_tensors(tmp_path / name / "checkpoint/state.safetensors")[0]) == bits(expected)
+        assert bits(read_tensors(tmp_path / name / "checkpoint/state.safetensors")[0]) == bits(
+            expected
+        )
 
 
 def test_adam_with_an_update_after_each_loss(data, tmp_path):
     """Every part is an update of its own: two a step."""
     syn = tiny_set(data)
-    fields = {"optim": {"images": replace(ADAM, schedule="constant")}, "step_after": "each", "steps": 3}
+    fields = {
+        "optim": {"images": replace(ADAM, schedule="constant")},
+        "step_after": "each",
+        "steps": 3,
+    }
     outer.distill(syn, Pull(num_losses=2), config(**fields), tmp_path, seed=0)
     assert float(read_tensors(tmp_path / "checkpoint/state.safetensors")[0]["count/images"]) == 6
 
 
-@pytest.mark.parametrize("fields", [{"beta2": 1.0}, {"beta2": -0.1}, {"lr": math.inf}, {"momentum": 1.0}, {"weight_decay": -1.0}])
+@pytest.mark.parametrize(
+    "fields",
+    [{"beta2": 1.0}, {"beta2": -0.1}, {"lr": math.inf}, {"momentum": 1.0}, {"weight_decay": -1.0}],
+)
 def test_optimisers_that_mean_nothing(fields):
     with pytest.raises(UserError, match=r"in outer\.optim must"):
         OptimConfig(**({"lr": 0.1, "kind": "adam"} | fields))
 
 
 def test_step_after_each_loss(data, tmp_path):
-    """Two parts of the images, each with its own update, take momentum of zero where the other part is."""
+    """Two parts of the images, each with its own update, take momentum of zero where the other part
+    is.
+    """
     syn = tiny_set(data)
     both, _ = outer.distill(syn, Pull(num_losses=2), config(steps=1), tmp_path / "all", seed=0)
-    each, _ = outer.distill(syn, Pull(num_losses=2), config(steps=1, step_after="each"), tmp_path / "each", seed=0)
-    assert torch.allclose(both.tensors["images"], each.tensors["images"], atol=1e-6)  # plain SGD: the parts do not overlap
+    each, _ = outer.distill(
+        syn, Pull(num_losses=2), config(steps=1, step_after="each"), tmp_path / "each", seed=0
+    )
+    # plain SGD: the parts do not overlap
+    assert torch.allclose(both.tensors["images"], each.tensors["images"], atol=1e-6)
     momentum = {"optim": {"images": OptimConfig(lr=0.1, momentum=0.5)}}
-    both, _ = outer.distill(syn, Pull(num_losses=2), config(steps=1, **momentum), tmp_path / "all2", seed=0)
-    each, _ = outer.distill(syn, Pull(num_losses=2), config(steps=1, step_after="each", **momentum), tmp_path / "each2", seed=0)
+    both, _ = outer.distill(
+        syn, Pull(num_losses=2), config(steps=1, **momentum), tmp_path / "all2", seed=0
+    )
+    each, _ = outer.distill(
+        syn,
+        Pull(num_losses=2),
+        config(steps=1, step_after="each", **momentum),
+        tmp_path / "each2",
+        seed=0,
+    )
     first = slice(0, 10)
-    expected = syn.tensors["images"][first] * (1 - 0.1) - 0.05 * syn.tensors["images"][first]  # the second update repeats half of the first
+    # the second update repeats half of the first
+    expected = syn.tensors["images"][first] * (1 - 0.1) - 0.05 * syn.tensors["images"][first]
     assert torch.allclose(each.tensors["images"][first], expected, atol=1e-6)
     assert not torch.allclose(both.tensors["images"], each.tensors["images"], atol=1e-3)
 
@@ -189,13 +265,17 @@ def test_draws_are_averaged(data, tmp_path):
     result, _ = outer.distill(syn, Stateless(noise=1.0), config(steps=1, draws=2), tmp_path, seed=0)
     moves = []
     for draw in range(2):
-        state = outer.State({"images": syn.tensors["images"].clone()}, {}, {}, {"calls": torch.zeros(())})
+        state = outer.State(
+            {"images": syn.tensors["images"].clone()}, {}, {}, {"calls": torch.zeros(())}
+        )
         rng_losses = list(Pull(noise=1.0).losses(leaf := syn.with_tensors({"images": state.tensors["images"].requires_grad_()}), state.objective, 0,
                                                  outer.generator(0, "losses", 0, draw)))  # fmt: skip
         rng_losses[0].backward()
         moves.append(leaf.tensors["images"].grad)
     assert not torch.allclose(moves[0], moves[1])
-    assert torch.allclose(result.tensors["images"], syn.tensors["images"] - 0.1 * (moves[0] + moves[1]) / 2, atol=1e-6)
+    assert torch.allclose(
+        result.tensors["images"], syn.tensors["images"] - 0.1 * (moves[0] + moves[1]) / 2, atol=1e-6
+    )
 
 
 def test_state_and_several_draws_are_refused(data, tmp_path):
@@ -210,7 +290,13 @@ def test_the_loss_of_a_step_is_the_sum_of_its_parts(data, tmp_path):
     syn = tiny_set(data)
 
     def first(name, objective=Stateless, **fields):
-        outer.distill(syn, objective(noise=1.0, num_losses=fields.pop("parts", 1)), config(steps=1, **fields), tmp_path / name, seed=0)
+        outer.distill(
+            syn,
+            objective(noise=1.0, num_losses=fields.pop("parts", 1)),
+            config(steps=1, **fields),
+            tmp_path / name,
+            seed=0,
+        )
         return log_of(tmp_path / name)[0]
 
     whole = first("whole")
@@ -222,11 +308,14 @@ def test_the_loss_of_a_step_is_the_sum_of_its_parts(data, tmp_path):
     between = {"parts": 4, "max_loss": 0.5 * whole["loss"]}  # above every part, below their sum
     assert not first("skipped", **between)["applied"]
     each = first("each", step_after="each", **between)
-    assert each["applied"] and each["loss"] == pytest.approx(whole["loss"])  # the parts do not overlap
+    # the parts do not overlap
+    assert each["applied"] and each["loss"] == pytest.approx(whole["loss"])
 
 
 def test_running_average(data, tmp_path):
-    """The average starts at the initial images and is what is shipped; the last iterate is kept as raw."""
+    """The average starts at the initial images and is what is shipped; the last iterate is kept as
+    raw.
+    """
     syn = tiny_set(data)
     result, _ = outer.distill(syn, Pull(), config(steps=2, ema={"images": 0.9}), tmp_path, seed=0)
     x = syn.tensors["images"]
@@ -239,12 +328,17 @@ def test_running_average(data, tmp_path):
 @pytest.mark.parametrize("objective, draws", [(Pull, 1), (Stateless, 2)])
 @pytest.mark.parametrize("stop_at", [1, 7, 10, 13])
 def test_resume_is_bit_identical(data, tmp_path, monkeypatch, stop_at, objective, draws, interval):
-    """A run broken off after any step ends with the same tensors, momentum, state and log as one that was not.
+    """A run broken off after any step ends with the same tensors, momentum, state and log as one
+    that was not.
 
     Interrupted, with the log of every step made; and killed, with what lies on the disk just then.
     """
     monkeypatch.setitem(outer.READ_EVERY, "cpu", interval)
-    fields = {"optim": {"images": OptimConfig(lr=0.1, momentum=0.5)}, "ema": {"images": 0.9}, "draws": draws}
+    fields = {
+        "optim": {"images": OptimConfig(lr=0.1, momentum=0.5)},
+        "ema": {"images": 0.9},
+        "draws": draws,
+    }
     syn = tiny_set(data)
 
     class Watched(objective):
@@ -261,16 +355,24 @@ def test_resume_is_bit_identical(data, tmp_path, monkeypatch, stop_at, objective
 
     whole, _ = outer.distill(syn, Watched(noise=1.0), config(**fields), tmp_path / "whole", seed=3)
     with pytest.raises(KeyboardInterrupt):
-        outer.distill(syn, Interrupted(noise=1.0), config(**fields), tmp_path / "interrupted", seed=3)
+        outer.distill(
+            syn, Interrupted(noise=1.0), config(**fields), tmp_path / "interrupted", seed=3
+        )
     assert [e["step"] for e in log_of(tmp_path / "interrupted")] == list(range(1, stop_at + 1))
     assert [e["step"] for e in log_of(tmp_path / "whole")] == list(range(1, 21))
     expected, _ = read_tensors(tmp_path / "whole/checkpoint/state.safetensors")
     assert ("objective/calls" in expected) == (objective is Pull)
     for name in ("interrupted", "killed"):
-        again, _ = outer.distill(syn, objective(noise=1.0), config(**fields), tmp_path / name, seed=3)
+        again, _ = outer.distill(
+            syn, objective(noise=1.0), config(**fields), tmp_path / name, seed=3
+        )
         assert bits(again.tensors) == bits(whole.tensors)
-        assert bits(read_tensors(tmp_path / name / "checkpoint/state.safetensors")[0]) == bits(expected)
-        assert (tmp_path / name / "metrics.jsonl").read_text() == (tmp_path / "whole/metrics.jsonl").read_text()
+        assert bits(read_tensors(tmp_path / name / "checkpoint/state.safetensors")[0]) == bits(
+            expected
+        )
+        assert (tmp_path / name / "metrics.jsonl").read_text() == (
+            tmp_path / "whole/metrics.jsonl"
+        ).read_text()
 
 
 class Sometimes(Pull):
@@ -313,12 +415,16 @@ def test_a_loss_of_exactly_max_loss_is_taken(data, tmp_path):
     outer.distill(tiny_set(data), Pull(), config(steps=1), tmp_path / "free", seed=0)
     loss = json.loads((tmp_path / "free/metrics.jsonl").read_text())["loss"]
     for bound, skipped in ((loss, 0), (loss * (1 - 1e-6), 1)):
-        _, counters = outer.distill(tiny_set(data), Pull(), config(steps=1, max_loss=bound), tmp_path / str(skipped), seed=0)
+        _, counters = outer.distill(
+            tiny_set(data), Pull(), config(steps=1, max_loss=bound), tmp_path / str(skipped), seed=0
+        )
         assert counters.above_max_loss == skipped
 
 
 class Rough(Pull):
-    """Everything the guard knows: parts that are not finite, parts far above the others, and a learned rate that falls below zero."""
+    """Everything the guard knows: parts that are not finite, parts far above the others, and a
+    learned rate that falls below zero.
+    """
 
     def losses(self, syn, state, step, rng):
         for i, part in enumerate(super().losses(syn, state, step, rng)):
@@ -328,7 +434,13 @@ class Rough(Pull):
             yield loss + 1e6 if i == 0 and step in (1, 3, 9, 17) else loss
 
 
-ROUGH = {"optim": {"images": OptimConfig(lr=0.1, momentum=0.5, weight_decay=0.01), "lr": OptimConfig(lr=0.002, momentum=0.0)}, "max_loss": 1e5}
+ROUGH = {
+    "optim": {
+        "images": OptimConfig(lr=0.1, momentum=0.5, weight_decay=0.01),
+        "lr": OptimConfig(lr=0.002, momentum=0.0),
+    },
+    "max_loss": 1e5,
+}
 
 
 def seen(counters):
@@ -339,7 +451,9 @@ def seen(counters):
 def test_what_is_skipped_leaves_no_trace(data, tmp_path):
     """Images, momentum and running average go on as if the skipped steps had not been."""
     syn = tiny_set(data, lr=0.01)
-    _, counters = outer.distill(syn, Rough(num_losses=2), config(**ROUGH, ema={"images": 0.8}), tmp_path, seed=0)
+    _, counters = outer.distill(
+        syn, Rough(num_losses=2), config(**ROUGH, ema={"images": 0.8}), tmp_path, seed=0
+    )
     x = syn.tensors["images"].clone().requires_grad_()
     average = x.detach().clone()
     sgd = torch.optim.SGD([x], 0.1, momentum=0.5, weight_decay=0.01)
@@ -350,51 +464,100 @@ def test_what_is_skipped_leaves_no_trace(data, tmp_path):
         sgd.step()
         average.lerp_(x.detach(), 0.2)
     reached, _ = read_tensors(tmp_path / "checkpoint/state.safetensors")
-    theirs = {"tensors/images": x.detach(), "momentum/images": sgd.state[x]["momentum_buffer"], "ema/images": average}
+    theirs = {
+        "tensors/images": x.detach(),
+        "momentum/images": sgd.state[x]["momentum_buffer"],
+        "ema/images": average,
+    }
     assert all(torch.allclose(reached[k], v, atol=1e-5) for k, v in theirs.items())
     assert [e["step"] - 1 for e in log_of(tmp_path) if e["applied"]] == made
     # both parts push the rate down by 0.002, so that it is held from the third update on
-    assert seen(counters) == {"not_finite_in_a_row": 0, "not_finite": 5, "above_max_loss": 3, "lr_held": len(made) - 2}
+    assert seen(counters) == {
+        "not_finite_in_a_row": 0,
+        "not_finite": 5,
+        "above_max_loss": 3,
+        "lr_held": len(made) - 2,
+    }
 
 
 @pytest.mark.parametrize("step_after", ["all", "each"])
 @pytest.mark.parametrize("ema", [{}, {"images": 0.9, "lr": 0.5}])
 def test_read_late_is_read_the_same(data, tmp_path, monkeypatch, capsys, step_after, ema):
-    """Tensors, checkpoint, log, counters and warnings do not depend on when the host reads the results."""
+    """Tensors, checkpoint, log, counters and warnings do not depend on when the host reads the
+    results.
+    """
     found, reads = [], []
     original = outer._read
-    monkeypatch.setattr(outer.time, "perf_counter", lambda: 0.0)  # the log tells the seconds at each validation
-    monkeypatch.setattr(outer, "_read", lambda pending, *rest: (reads.append(len(pending)), original(pending, *rest))[1])
+    # the log tells the seconds at each validation
+    monkeypatch.setattr(outer.time, "perf_counter", lambda: 0.0)
+    monkeypatch.setattr(
+        outer,
+        "_read",
+        lambda pending, *rest: (reads.append(len(pending)), original(pending, *rest))[1],
+    )
     fields = config(**ROUGH, ema=ema, step_after=step_after, checkpoint_every=16, evaluate_every=9)
     for interval in (1, 7):
         monkeypatch.setitem(outer.READ_EVERY, "cpu", interval)
         syn, folder = tiny_set(data, lr=0.01), tmp_path / str(interval)
-        result, counters = outer.distill(syn, Rough(num_losses=2), fields, folder, seed=0, validate=lambda s: float(s.tensors["images"].mean()))
+        result, counters = outer.distill(
+            syn,
+            Rough(num_losses=2),
+            fields,
+            folder,
+            seed=0,
+            validate=lambda s: float(s.tensors["images"].mean()),
+        )
         checkpoint, metadata = read_tensors(folder / "checkpoint/state.safetensors")
         saved = json.loads(metadata["state"])
         assert {k: saved["counters"][k] for k in outer.COUNTS} == seen(counters)
         text = (folder / "metrics.jsonl").read_text()
-        found.append((bits(result.tensors), bits(checkpoint), text, seen(counters), saved["step"], saved["log_bytes"], capsys.readouterr().out))
+        found.append(
+            (
+                bits(result.tensors),
+                bits(checkpoint),
+                text,
+                seen(counters),
+                saved["step"],
+                saved["log_bytes"],
+                capsys.readouterr().out,
+            )
+        )
     assert reads == [1] * 20 + [7, 2, 5, 2, 2, 2]  # at 7, 9, 14, 16, 18, 20
     assert found[0] == found[1]
     assert found[0][3]["not_finite"] and found[0][3]["above_max_loss"] and found[0][3]["lr_held"]
 
 
 def test_the_warning_of_the_first_steps_when_read_late(data, tmp_path, monkeypatch, capsys):
-    """That all were above max_loss is said of step 20, although the guard had counted on when it was read."""
+    """That all were above max_loss is said of step 20, although the guard had counted on when it
+    was read.
+    """
     monkeypatch.setitem(outer.READ_EVERY, "cpu", 7)
-    outer.distill(tiny_set(data), Pull(), config(steps=40, max_loss=1e-9, checkpoint_every=100), tmp_path, seed=0)
+    outer.distill(
+        tiny_set(data),
+        Pull(),
+        config(steps=40, max_loss=1e-9, checkpoint_every=100),
+        tmp_path,
+        seed=0,
+    )
     assert "none of 20 updates" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("step_after, stops", [("all", 15), ("each", 15)])
 @pytest.mark.parametrize("interval", [1, 7])
-def test_a_stop_read_late_is_a_stop_at_its_step(data, tmp_path, monkeypatch, interval, step_after, stops):
-    """Steps after the stop are finite again, and must change nothing before the host has read of it."""
+def test_a_stop_read_late_is_a_stop_at_its_step(
+    data, tmp_path, monkeypatch, interval, step_after, stops
+):
+    """Steps after the stop are finite again, and must change nothing before the host has read of
+    it.
+    """
     monkeypatch.setitem(outer.READ_EVERY, "cpu", interval)
     states, step = [], outer.outer_step
     monkeypatch.setattr(outer, "outer_step", lambda *args: (states.append(args[3]), step(*args))[1])
-    fields = {"step_after": step_after, "optim": {"images": OptimConfig(lr=0.1, momentum=0.5)}, "ema": {"images": 0.9}}
+    fields = {
+        "step_after": step_after,
+        "optim": {"images": OptimConfig(lr=0.1, momentum=0.5)},
+        "ema": {"images": 0.9},
+    }
     fields |= {"steps": 30, "checkpoint_every": 50}
     objective = Sometimes(set(range(5, stops)))
     objective.num_losses = 2
@@ -402,10 +565,20 @@ def test_a_stop_read_late_is_a_stop_at_its_step(data, tmp_path, monkeypatch, int
         outer.distill(tiny_set(data), objective, config(**fields), tmp_path / "stopped", seed=0)
     assert states[0].step == (stops if interval == 1 else -(-stops // 7) * 7)
     assert [e["step"] for e in log_of(tmp_path / "stopped")] == list(range(1, stops))
-    outer.distill(tiny_set(data), Pull(num_losses=2), config(**fields | {"steps": 5}), tmp_path / "five", seed=0)
+    outer.distill(
+        tiny_set(data),
+        Pull(num_losses=2),
+        config(**fields | {"steps": 5}),
+        tmp_path / "five",
+        seed=0,
+    )
     before, _ = read_tensors(tmp_path / "five/checkpoint/state.safetensors")
     groups = states[0].groups()
-    reached = {f"{kind}/{name}": v for kind in ("tensors", "momentum", "ema") for name, v in groups[kind].items()}
+    reached = {
+        f"{kind}/{name}": v
+        for kind in ("tensors", "momentum", "ema")
+        for name, v in groups[kind].items()
+    }
     assert bits(reached) == {k: v for k, v in bits(before).items() if k != "objective/calls"}
 
 
@@ -420,26 +593,41 @@ def test_a_stop_before_an_error_is_told(data, tmp_path, monkeypatch):
             return super().losses(syn, state, step, rng)
 
     with pytest.raises(UserError, match="up to step 15"):
-        outer.distill(tiny_set(data), Fails(set(range(5, 30))), config(checkpoint_every=50), tmp_path, seed=0)
+        outer.distill(
+            tiny_set(data), Fails(set(range(5, 30))), config(checkpoint_every=50), tmp_path, seed=0
+        )
 
 
 @pytest.mark.parametrize("step_after", ["all", "each"])
 def test_a_step_reads_nothing_from_the_device(data, monkeypatch, step_after):
-    """No tensor becomes a number; and on the meta device, where there are no numbers to read, a step runs all the same."""
+    """No tensor becomes a number; and on the meta device, where there are no numbers to read, a
+    step runs all the same.
+    """
     syn = tiny_set(data, lr=0.01)
     fields = config(**ROUGH, step_after=step_after, ema={"images": 0.9})
     reads = []
     for name in ("item", "__bool__", "__float__", "__int__", "__index__", "tolist", "cpu", "numpy"):
         method = getattr(torch.Tensor, name)
-        monkeypatch.setattr(torch.Tensor, name, lambda *args, name=name, method=method: (reads.append(name), method(*args))[1])
-    state = outer.State({k: v.clone() for k, v in syn.tensors.items()}, {}, {"images": syn.tensors["images"].clone()}, {"calls": torch.zeros(())})
+        monkeypatch.setattr(
+            torch.Tensor,
+            name,
+            lambda *args, name=name, method=method: (reads.append(name), method(*args))[1],
+        )
+    state = outer.State(
+        {k: v.clone() for k, v in syn.tensors.items()},
+        {},
+        {"images": syn.tensors["images"].clone()},
+        {"calls": torch.zeros(())},
+    )
     for _ in range(5):
         outer.outer_step(syn, Rough(num_losses=2), fields, state, 0)
     assert reads == [] and state.step == 5
     assert not torch.equal(state.tensors["images"], syn.tensors["images"])
     assert float(state.tensors["lr"]) < 0.01 and reads  # now one was read: the count counts
     meta = {k: v.to("meta") for k, v in syn.tensors.items()}
-    state = outer.State(dict(meta), {}, {"images": meta["images"].clone()}, {"calls": torch.zeros(())})
+    state = outer.State(
+        dict(meta), {}, {"images": meta["images"].clone()}, {"calls": torch.zeros(())}
+    )
 
     class OnMeta(Rough):
         def losses(self, syn, state, step, rng):
@@ -458,7 +646,9 @@ class Down(Pull):
 
 def test_learned_rate_stays_positive(data, tmp_path, capsys):
     """Held at 1e-6, with a warning; published runs crash there."""
-    result, counters = outer.distill(tiny_set(data, lr=0.01), Down(), config(optim={"lr": OptimConfig(lr=0.1)}), tmp_path, seed=0)
+    result, counters = outer.distill(
+        tiny_set(data, lr=0.01), Down(), config(optim={"lr": OptimConfig(lr=0.1)}), tmp_path, seed=0
+    )
     assert result.lr == pytest.approx(outer.SMALLEST_LR)
     assert counters.lr_held > 0 and "learning rate was held" in capsys.readouterr().out
 
@@ -466,4 +656,6 @@ def test_learned_rate_stays_positive(data, tmp_path, capsys):
 def test_unknown_tensor_is_refused(data, tmp_path):
     """Before the first step, naming the tensors there are."""
     with pytest.raises(UserError, match=r"outer\.optim names 'imges'.*images"):
-        outer.distill(tiny_set(data), Pull(), config(optim={"imges": OptimConfig(lr=1.0)}), tmp_path, seed=0)
+        outer.distill(
+            tiny_set(data), Pull(), config(optim={"imges": OptimConfig(lr=1.0)}), tmp_path, seed=0
+        )

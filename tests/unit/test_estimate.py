@@ -1,4 +1,6 @@
-"""The estimate: its accounting is what an evaluation does, its processes fail in a sentence, its check refuses with numbers."""
+"""The estimate: its accounting is what an evaluation does, its processes fail in a sentence, its
+check refuses with numbers.
+"""
 
 import os
 from dataclasses import replace
@@ -43,7 +45,9 @@ def failing(began: float, how: str) -> str:
 
 
 def test_noted_trainings_are_those_of_the_evaluation(monkeypatch):
-    """Updates of every network, counted by the augmentation draws of a real evaluation: one a network and update."""
+    """Updates of every network, counted by the augmentation draws of a real evaluation: one a
+    network and update.
+    """
     data, syn = load_data(DIGITS, CPU, test=True), tiny_set(tiny_data(), lr=0.02)
     done = []
     sample = training.augment.sample
@@ -52,16 +56,26 @@ def test_noted_trainings_are_those_of_the_evaluation(monkeypatch):
         real = evaluate(syn, data, TINY_EVALUATION, "mlp", seed=0, device=CPU)
     with estimate.noting() as calls:
         noted = evaluate(syn, data, TINY_EVALUATION, "mlp", seed=0, device=CPU)
-    assert [(r["set"], r["steps"], r["n"]) for r in noted["rows"]] == [(r["set"], r["steps"], r["n"]) for r in real["rows"]]
-    assert sum(len(asked["seeds"]) * estimate.updates(asked) for asked in calls.trainings) == len(done) > 500
+    assert [(r["set"], r["steps"], r["n"]) for r in noted["rows"]] == [
+        (r["set"], r["steps"], r["n"]) for r in real["rows"]
+    ]
+    assert (
+        sum(len(asked["seeds"]) * estimate.updates(asked) for asked in calls.trainings)
+        == len(done)
+        > 500
+    )
 
 
 def test_noting_trains_nothing_and_ends(monkeypatch):
     data, syn = tiny_data(), tiny_set(tiny_data(), lr=0.02)
     train, test = training.train_networks, training.accuracy
     with estimate.noting() as calls:
-        assert validate(syn, data, TINY_EVALUATION, MODEL, seed=0, device=CPU, precision="fp32") == 0.5
-    assert len(calls.trainings) == len(calls.tests) == 1 and estimate.updates(calls.trainings[0]) == training.num_updates(20, TINY_EVALUATION)
+        assert (
+            validate(syn, data, TINY_EVALUATION, MODEL, seed=0, device=CPU, precision="fp32") == 0.5
+        )
+    assert len(calls.trainings) == len(calls.tests) == 1 and estimate.updates(
+        calls.trainings[0]
+    ) == training.num_updates(20, TINY_EVALUATION)
     assert estimate.seconds_of(calls) > 0
     with pytest.raises(ValueError), estimate.noting():
         raise ValueError
@@ -69,7 +83,9 @@ def test_noting_trains_nothing_and_ends(monkeypatch):
 
 
 def test_seconds_follow_the_updates(monkeypatch):
-    """On a clock that ticks once an update: exactly the updates, whatever is timed, and networks that are trained alone each count."""
+    """On a clock that ticks once an update: exactly the updates, whatever is timed, and networks
+    that are trained alone each count.
+    """
     now = [0.0]
 
     def train(*, seeds, steps, sets, config, **rest):
@@ -78,7 +94,15 @@ def test_seconds_follow_the_updates(monkeypatch):
         return []
 
     data = tiny_data()
-    asked = dict(new_model=new_model(data), sets=[data.train] * 3, seeds=[0, 1, 2], config=TINY_EVALUATION, lr=0.01, device=CPU, steps=500)
+    asked = dict(
+        new_model=new_model(data),
+        sets=[data.train] * 3,
+        seeds=[0, 1, 2],
+        config=TINY_EVALUATION,
+        lr=0.01,
+        device=CPU,
+        steps=500,
+    )
     large = asked | {"config": replace(TINY_EVALUATION, batch=64), "steps": 90}
     monkeypatch.setattr(training, "train_networks", train)
     monkeypatch.setattr(estimate.time, "perf_counter", lambda: now[0])
@@ -88,12 +112,29 @@ def test_seconds_follow_the_updates(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("steps", "every", "pictures", "left"), [(250, 50, 7, 6), (240, 50, 6, 6), (10, 0, 2, 2), (0, 5, 2, 1), (3, 5, 2, 2), (5, 5, 3, 2)]
+    ("steps", "every", "pictures", "left"),
+    [(250, 50, 7, 6), (240, 50, 6, 6), (10, 0, 2, 2), (0, 5, 2, 1), (3, 5, 2, 2), (5, 5, 3, 2)],
 )
 def test_counts_of_a_distillation(steps, every, pictures, left):
     recipe = find("mtt/digits_ipc1")
-    often = estimate.counts(replace(recipe, outer=replace(recipe.outer, steps=steps, picture_every=every, evaluate_every=30, checkpoint_every=40)))
-    assert often == {"validations": steps // 30, "checkpoints": -(-steps // 40), "pictures": pictures, "files": left}
+    often = estimate.counts(
+        replace(
+            recipe,
+            outer=replace(
+                recipe.outer,
+                steps=steps,
+                picture_every=every,
+                evaluate_every=30,
+                checkpoint_every=40,
+            ),
+        )
+    )
+    assert often == {
+        "validations": steps // 30,
+        "checkpoints": -(-steps // 40),
+        "pictures": pictures,
+        "files": left,
+    }
 
 
 # Processes of their own.
@@ -121,7 +162,13 @@ def test_saved_bytes_are_the_input_and_the_hidden_layer():
 
 def job(**outer):
     recipe = find("dm/fashion_mnist_ipc1_small")
-    recipe = replace(recipe, data=DIGITS, model=MODEL, objective=replace(recipe.objective, real_batch=8), outer=replace(recipe.outer, **outer))
+    recipe = replace(
+        recipe,
+        data=DIGITS,
+        model=MODEL,
+        objective=replace(recipe.objective, real_batch=8),
+        outer=replace(recipe.outer, **outer),
+    )
     return estimate.Job(recipe=recipe, device="cpu", load=load)
 
 
@@ -134,7 +181,10 @@ def test_a_small_run_passes_at_once(monkeypatch):
 def test_too_little_disk_is_refused_with_numbers(monkeypatch):
     monkeypatch.setattr(estimate, "free_disk", lambda path: 5000)
     data = tiny_data()
-    with pytest.raises(UserError, match=r"needs about .*MB of disk and 5 kB are free where runs/x lies; .*--force\."):
+    with pytest.raises(
+        UserError,
+        match=r"needs about .*MB of disk and 5 kB are free where runs/x lies; .*--force\.",
+    ):
         estimate.check(job(), tiny_set(data), data, Path("runs/x"), CPU)
 
 
@@ -153,7 +203,8 @@ def test_too_little_memory_is_refused_with_numbers(monkeypatch, needed):
     data = tiny_data()
     words = "about 1e[+]03 GB" if needed else "more than 300 kB"
     with pytest.raises(
-        UserError, match=rf"needs {words} of memory beyond .* and 300 kB are available; lower objective.real_batch \(now 8\) or .*--force\."
+        UserError,
+        match=rf"needs {words} of memory beyond .* and 300 kB are available; lower objective.real_batch \(now 8\) or .*--force\.",
     ):
         estimate.check(job(), tiny_set(data), data, Path("runs/x"), CPU)
 
@@ -161,7 +212,9 @@ def test_too_little_memory_is_refused_with_numbers(monkeypatch, needed):
 def test_a_trial_that_fits_is_enough(monkeypatch):
     tried = []
     monkeypatch.setattr(estimate, "available_memory", lambda device: 300_000)
-    monkeypatch.setattr(estimate, "apart", lambda target, *args, limit: tried.append(target) or 200_000)
+    monkeypatch.setattr(
+        estimate, "apart", lambda target, *args, limit: tried.append(target) or 200_000
+    )
     data = tiny_data()
     estimate.check(job(), tiny_set(data), data, Path("runs/x"), CPU)
     assert tried == [estimate._trial]
@@ -172,7 +225,10 @@ def test_the_bound_follows_the_images_of_a_step():
     small, large = ({"real_batch": n} for n in (8, 15))
     data, recipe = tiny_data(), job(evaluate_every=0).recipe
     bounds = [
-        estimate.memory_bound(replace(recipe, objective=replace(recipe.objective, **more)), tiny_set(data), data, CPU) for more in (small, large)
+        estimate.memory_bound(
+            replace(recipe, objective=replace(recipe.objective, **more)), tiny_set(data), data, CPU
+        )
+        for more in (small, large)
     ]
     assert 1.5 < (bounds[1] - estimate.FIRST_USE) / (bounds[0] - estimate.FIRST_USE) < 2.1
 
@@ -180,24 +236,41 @@ def test_the_bound_follows_the_images_of_a_step():
 def test_a_limit_of_the_group_counts(monkeypatch):
     whole = estimate.available_memory(CPU)
     assert 10**8 < whole < 10**14
-    monkeypatch.setattr(runtime, "_number", lambda path: {"memory.max": 3 * 10**8, "memory.current": 2 * 10**8}[path.name])
+    monkeypatch.setattr(
+        runtime,
+        "_number",
+        lambda path: {"memory.max": 3 * 10**8, "memory.current": 2 * 10**8}[path.name],
+    )
     monkeypatch.setattr(runtime, "_reclaimable", lambda group: 1000)
     assert estimate.available_memory(CPU) == 10**8 + 1000
 
 
 def test_free_disk_is_of_the_folder_that_is_there(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(estimate.shutil, "disk_usage", lambda path: asked.append(path) or type("Usage", (), {"free": 7})())
+    monkeypatch.setattr(
+        estimate.shutil,
+        "disk_usage",
+        lambda path: asked.append(path) or type("Usage", (), {"free": 7})(),
+    )
     assert estimate.free_disk(tmp_path / "runs" / "a") == 7 and asked == [tmp_path]
 
 
 @pytest.mark.parametrize(("keep", "kept"), [("all", 8), ("last", 1), ((2, 5), 4)])
 def test_snapshots_of_an_expert_count_three_times(tmp_path, monkeypatch, keep, kept):
-    """They lie in memory until it is done, and twice more while they are written; the calibration itself keeps only the last."""
+    """They lie in memory until it is done, and twice more while they are written; the calibration
+    itself keeps only the last.
+    """
     recipe = find("mtt/digits_ipc1")
-    recipe = replace(recipe, data=DIGITS, model="convnet-d1-w4-bn", buffer=replace(recipe.buffer, epochs=7, keep=keep))
+    recipe = replace(
+        recipe,
+        data=DIGITS,
+        model="convnet-d1-w4-bn",
+        buffer=replace(recipe.buffer, epochs=7, keep=keep),
+    )
     network = new_model(tiny_data(), recipe.model)(generator(0))
-    numbers = sum(t.numel() for t in network.parameters()) + sum(t.numel() for t in network.buffers())
+    numbers = sum(t.numel() for t in network.parameters()) + sum(
+        t.numel() for t in network.buffers()
+    )
     monkeypatch.setattr(estimate, "peak_memory", lambda device: 1000)
     job = estimate.Job(recipe=recipe, device="cpu", load=load, train_expert=lambda *args: None)
     found = estimate._buffer(0.0, job, tmp_path, {recipe.model: 2})
@@ -209,9 +282,20 @@ def test_snapshots_of_an_expert_count_three_times(tmp_path, monkeypatch, keep, k
 
 def test_stand_ins_have_the_shapes_of_the_store(tmp_path):
     recipe, data = find("mtt/digits_ipc1"), tiny_data()
-    start, end = (estimate.flatten(new_model(data, recipe.model)(generator(seed))) for seed in (0, 1))
+    start, end = (
+        estimate.flatten(new_model(data, recipe.model)(generator(seed))) for seed in (0, 1)
+    )
     estimate.files.write_tensors(tmp_path / "0.safetensors", {"start": start, "end": end})
     experts = estimate.StandIns(recipe, tmp_path, data)
-    assert list(experts.epochs) == list(range(11)) and experts.num_params == len(start) and experts.num_experts == 3
-    assert torch.equal(experts.snapshots(1, [0, 10])[0], start) and torch.allclose(experts.snapshots(1, [0, 10])[1], end)
-    assert torch.allclose(estimate.flatten(experts.load(0, 10)), end) and not experts.load(0, 10).training
+    assert (
+        list(experts.epochs) == list(range(11))
+        and experts.num_params == len(start)
+        and experts.num_experts == 3
+    )
+    assert torch.equal(experts.snapshots(1, [0, 10])[0], start) and torch.allclose(
+        experts.snapshots(1, [0, 10])[1], end
+    )
+    assert (
+        torch.allclose(estimate.flatten(experts.load(0, 10)), end)
+        and not experts.load(0, 10).training
+    )

@@ -1,4 +1,6 @@
-"""Files of the published programs: what is read from them, what is refused, and that nothing in them runs."""
+"""Files of the published programs: what is read from them, what is refused, and that nothing in
+them runs.
+"""
 
 import io
 import os
@@ -37,7 +39,9 @@ def made(data, tmp_path_factory):
 def take_in(paths, folder, data, config=CONFIG, model=MODEL):
     """The files as a store."""
     network = new_model(data, model)(generator(0))
-    count = exchange.import_experts(paths, exchange.files_digest(paths), folder, data, DIGITS, config, model, network)
+    count = exchange.import_experts(
+        paths, exchange.files_digest(paths), folder, data, DIGITS, config, model, network
+    )
     opened = ExpertStore(folder, new_model(data, model))
     assert count == opened.num_experts
     return opened
@@ -58,16 +62,26 @@ class Command:
         self.marker, self.function = marker, function
 
     def __reduce__(self):
-        return self.function, (f"touch {self.marker}" if self.function is os.system else f"open({str(self.marker)!r}, 'w')",)
+        return self.function, (
+            f"touch {self.marker}"
+            if self.function is os.system
+            else f"open({str(self.marker)!r}, 'w')",
+        )
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 @pytest.mark.parametrize("function", [os.system, eval, exec], ids=["system", "eval", "exec"])
 def test_a_file_never_runs_anything(tmp_path, function, zipped):
-    """Refused with the name of what it wanted, wherever in the file it stands; a plain load would have run it."""
+    """Refused with the name of what it wanted, wherever in the file it stands; a plain load would
+    have run it.
+    """
     path, marker = tmp_path / "replay_buffer_0.pt", tmp_path / "ran"
-    torch.save([[[torch.zeros(3)]], Command(marker, function)], path, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(UserError, match=rf"replay_buffer_0.pt asks for [\w.]*{function.__name__} .*not read") as refused:
+    torch.save(
+        [[[torch.zeros(3)]], Command(marker, function)], path, _use_new_zipfile_serialization=zipped
+    )
+    with pytest.raises(
+        UserError, match=rf"replay_buffer_0.pt asks for [\w.]*{function.__name__} .*not read"
+    ) as refused:
         exchange.load_pt(path)
     assert not marker.exists() and "\n" not in str(refused.value)
     torch.load(path, weights_only=False)
@@ -101,7 +115,9 @@ def test_numpy_names_of_older_versions(tmp_path):
             content = old.read(name)
             if name.endswith("data.pkl"):
                 assert content.count(b"numpy._core.multiarray") == 1
-                content = content.replace(b"numpy._core.multiarray", b"numpy.core.multiarray").replace(b"f8", b"O8")
+                content = content.replace(
+                    b"numpy._core.multiarray", b"numpy.core.multiarray"
+                ).replace(b"f8", b"O8")
             new.writestr(name, content)
     assert not isinstance(exchange.load_pt(tmp_path / "a.pt")[0], float | np.generic)
 
@@ -160,12 +176,20 @@ def test_store_round_trip(data, made, tmp_path):
     again = take_in(paths, tmp_path / "store", data)
     assert again.num_experts == 3 and again.epochs == made.epochs
     for expert in range(3):
-        assert torch.equal(again.snapshots(expert, again.epochs), made.snapshots(expert, made.epochs))
-    assert again.manifest["shapes"] == made.manifest["shapes"] == store.shapes_of(new_model(data)(generator(0)))
+        assert torch.equal(
+            again.snapshots(expert, again.epochs), made.snapshots(expert, made.epochs)
+        )
+    assert (
+        again.manifest["shapes"]
+        == made.manifest["shapes"]
+        == store.shapes_of(new_model(data)(generator(0)))
+    )
 
 
 def test_exported_layout(made, tmp_path):
-    """Experts > snapshots > parameters in the order of `parameters()`, float32, each owning its numbers; the published programs can load it."""
+    """Experts > snapshots > parameters in the order of `parameters()`, float32, each owning its
+    numbers; the published programs can load it.
+    """
     content = torch.load(exchange.export_experts(made.folder, tmp_path)[0], weights_only=True)
     assert [len(content), len(content[0])] == [3, 4]
     for expert, epoch in ((0, 0), (2, 3)):
@@ -179,9 +203,14 @@ def test_exported_layout(made, tmp_path):
 
 @pytest.mark.parametrize(("keep", "epochs"), [("last", [3]), ((1, 2), [1, 2])])
 def test_keep_and_dtype(data, made, tmp_path, keep, epochs):
-    """Only the kept epochs are stored, rounded as the recipe says; tensors on the way in may be of any float type and be parameters."""
+    """Only the kept epochs are stored, rounded as the recipe says; tensors on the way in may be of
+    any float type and be parameters.
+    """
     paths = exchange.export_experts(made.folder, tmp_path / "pt")
-    content = [[[torch.nn.Parameter(p.double()) for p in snapshot] for snapshot in expert] for expert in torch.load(paths[0])]
+    content = [
+        [[torch.nn.Parameter(p.double()) for p in snapshot] for snapshot in expert]
+        for expert in torch.load(paths[0])
+    ]
     config = BufferConfig(step=Sgd(lr=0.05), epochs=3, batch=64, keep=keep, dtype="bfloat16")
     part = take_in([saved(tmp_path / "double.pt", content)], tmp_path / "store", data, config)
     assert list(part.epochs) == epochs
@@ -189,13 +218,17 @@ def test_keep_and_dtype(data, made, tmp_path, keep, epochs):
 
 
 def test_identity_of_imported_experts(data, made, tmp_path):
-    """Seed and precision are as the store says; images, network, training and files decide, and nobody adds to it."""
+    """Seed and precision are as the store says; images, network, training and files decide, and
+    nobody adds to it.
+    """
     paths = exchange.export_experts(made.folder, tmp_path / "pt", per_file=2)
     folder = take_in(paths, tmp_path / "store", data).folder
     given = store.read_manifest(folder)["identity"]
     assert given["imported"] == exchange.files_digest(paths) and given["seed"] is None
     for seed, precision in ((0, "fp32"), (5, "bf16")):
-        store.check_identity(folder, store.identity(data.train.digest, DIGITS, CONFIG, MODEL, seed, precision))
+        store.check_identity(
+            folder, store.identity(data.train.digest, DIGITS, CONFIG, MODEL, seed, precision)
+        )
     other = BufferConfig(step=Sgd(lr=0.01), epochs=3, batch=64)
     for content in (
         store.identity("abc", DIGITS, CONFIG, MODEL, 0, "fp32"),
@@ -272,7 +305,12 @@ def test_networks_with_batchnorm(data, made, tmp_path):
     """The files hold parameters only: matching works on them, looking at images is refused."""
     model = "convnet-d1-w4-bn"
     whole = tiny_store(tmp_path / "own", data, model=model)
-    again = take_in(exchange.export_experts(whole.folder, tmp_path / "pt"), tmp_path / "store", data, model=model)
+    again = take_in(
+        exchange.export_experts(whole.folder, tmp_path / "pt"),
+        tmp_path / "store",
+        data,
+        model=model,
+    )
     assert torch.equal(again.snapshots(1, [2]), whole.snapshots(1, [2]))
     whole.load(0, 3)
     with pytest.raises(UserError, match="without BatchNorm statistics"):
@@ -290,9 +328,14 @@ def test_export_refusals(data, made, tmp_path):
     with pytest.raises(UserError, match="--per_file"):
         exchange.export_experts(folder, tmp_path / "new", per_file=0)
     manifest = store.read_manifest(folder)
-    for shapes, words in (([[3]], "not those of its experts"), (None, "before stores kept the shapes")):
+    for shapes, words in (
+        ([[3]], "not those of its experts"),
+        (None, "before stores kept the shapes"),
+    ):
         manifest["shapes"] = shapes
-        store.files.write_json(folder / "manifest.json", {k: v for k, v in manifest.items() if v is not None})
+        store.files.write_json(
+            folder / "manifest.json", {k: v for k, v in manifest.items() if v is not None}
+        )
         with pytest.raises(UserError, match=words):
             exchange.export_experts(folder, tmp_path / "new")
     assert not (tmp_path / "new").exists()
@@ -300,9 +343,19 @@ def test_export_refusals(data, made, tmp_path):
 
 def test_folders_stand_for_their_files(tmp_path):
     """In numeric order, and nothing else of the folder."""
-    for name in ("replay_buffer_10.pt", "replay_buffer_2.pt", "replay_buffer_0.pt", "replay_buffer_x.pt", "images_best.pt"):
+    for name in (
+        "replay_buffer_10.pt",
+        "replay_buffer_2.pt",
+        "replay_buffer_0.pt",
+        "replay_buffer_x.pt",
+        "images_best.pt",
+    ):
         (tmp_path / name).touch()
-    assert [p.name for p in exchange.expand([tmp_path])] == ["replay_buffer_0.pt", "replay_buffer_2.pt", "replay_buffer_10.pt"]
+    assert [p.name for p in exchange.expand([tmp_path])] == [
+        "replay_buffer_0.pt",
+        "replay_buffer_2.pt",
+        "replay_buffer_10.pt",
+    ]
     assert exchange.expand([tmp_path / "images_best.pt"]) == [tmp_path / "images_best.pt"]
     with pytest.raises(UserError, match="does not exist"):
         exchange.expand([tmp_path / "nowhere"])
@@ -334,15 +387,23 @@ LOGITS = torch.randn(20, 10, generator=torch.Generator().manual_seed(1)) * 3
 def test_classes_and_learned_rate(data, tmp_path):
     """The numbers of the files, as networks see them."""
     shuffled = CLASSES.flip(0)
-    syn = read(files_of(tmp_path, IMAGES.clone().requires_grad_(), shuffled, torch.tensor(0.02)), data)
+    syn = read(
+        files_of(tmp_path, IMAGES.clone().requires_grad_(), shuffled, torch.tensor(0.02)), data
+    )
     assert torch.equal(syn.tensors["images"], IMAGES) and not syn.tensors["images"].requires_grad
-    assert torch.equal(syn.batch(torch.arange(20)).targets, shuffled) and syn.target_kind == "class" and syn.space == "model"
+    assert (
+        torch.equal(syn.batch(torch.arange(20)).targets, shuffled)
+        and syn.target_kind == "class"
+        and syn.space == "model"
+    )
     assert syn.lr == pytest.approx(0.02) and syn.class_names == data.class_names
     assert read(tmp_path / "images_best.pt", data, lr=0.5).lr == 0.5
 
 
 def test_labels_are_found(data, tmp_path, capsys):
-    """--labels, else those beside, else classes in order, which is said; those of another step are not taken."""
+    """--labels, else those beside, else classes in order, which is said; those of another step are
+    not taken.
+    """
     path = files_of(tmp_path, IMAGES, CLASSES.flip(0), name="100")
     other = saved(tmp_path / "mine.pt", CLASSES.roll(2))
     assert torch.equal(read(path, data, labels=other).classes, CLASSES.roll(2))
@@ -354,10 +415,20 @@ def test_labels_are_found(data, tmp_path, capsys):
 
 
 def test_logits_and_probabilities(data, tmp_path):
-    """DATM's raw logits stay, TESLA's probabilities become logits of the same softmax, also where they are 0 and 1."""
+    """DATM's raw logits stay, TESLA's probabilities become logits of the same softmax, also where
+    they are 0 and 1.
+    """
     syn = read(files_of(tmp_path, IMAGES, LOGITS), data)
-    assert syn.target_kind == "logits" and torch.equal(syn.batch(torch.arange(20)).targets, LOGITS) and torch.equal(syn.classes, CLASSES)
-    for given in (LOGITS.softmax(1), LOGITS.softmax(1).double(), torch.eye(10).repeat_interleave(2, 0)):
+    assert (
+        syn.target_kind == "logits"
+        and torch.equal(syn.batch(torch.arange(20)).targets, LOGITS)
+        and torch.equal(syn.classes, CLASSES)
+    )
+    for given in (
+        LOGITS.softmax(1),
+        LOGITS.softmax(1).double(),
+        torch.eye(10).repeat_interleave(2, 0),
+    ):
         again = read(files_of(tmp_path, IMAGES, given), data).tensors["logits"]
         assert again.dtype == torch.float32 and again.isfinite().all()
         assert torch.allclose(again.softmax(1), given.float(), atol=1e-6)
@@ -375,10 +446,15 @@ def test_soft_labels_of_an_uneven_set(data, tmp_path):
 def test_results_of_dc(data, tmp_path):
     """The last experiment, or the one asked for."""
     pairs = [[IMAGES + i, CLASSES.roll(2 * i)] for i in range(3)]
-    path = saved(tmp_path / "res_DC.pt", {"data": pairs, "accs_all_exps": {"ConvNet": [np.float64(0.5), np.float32(0.25)]}})
+    path = saved(
+        tmp_path / "res_DC.pt",
+        {"data": pairs, "accs_all_exps": {"ConvNet": [np.float64(0.5), np.float32(0.25)]}},
+    )
     for experiment, wanted in ((None, 2), (0, 0), (1, 1), (2, 2)):
         syn = read(path, data, experiment=experiment)
-        assert torch.equal(syn.tensors["images"], pairs[wanted][0]) and torch.equal(syn.classes, pairs[wanted][1])
+        assert torch.equal(syn.tensors["images"], pairs[wanted][0]) and torch.equal(
+            syn.classes, pairs[wanted][1]
+        )
         assert syn.lr is None
     with pytest.raises(UserError, match=r"--experiment 3 is not in .* 0 to 2"):
         read(path, data, experiment=3)
@@ -437,18 +513,27 @@ def small_set(data, **scalars):
 
 
 def test_set_round_trip(data, tmp_path):
-    """Out and in again: classes and rate, then logits; and a set of pixels comes out as networks see it."""
+    """Out and in again: classes and rate, then logits; and a set of pixels comes out as networks
+    see it.
+    """
     syn = small_set(data, lr=0.03)
     paths = sets.export_set(syn, "8", tmp_path)
     assert [p.name for p in paths] == ["images_8.pt", "labels_8.pt", "lr_8.pt"]
-    assert torch.load(paths[1], weights_only=True).dtype == torch.int64 and torch.load(paths[2], weights_only=True).shape == ()
+    assert (
+        torch.load(paths[1], weights_only=True).dtype == torch.int64
+        and torch.load(paths[2], weights_only=True).shape == ()
+    )
     again = read(paths[0], data)
-    assert all(torch.equal(again.tensors[k], syn.tensors[k]) for k in ("images", "lr")) and torch.equal(again.classes, syn.classes)
+    assert all(
+        torch.equal(again.tensors[k], syn.tensors[k]) for k in ("images", "lr")
+    ) and torch.equal(again.classes, syn.classes)
 
     soft = syn.with_labels(LOGITS)
     paths = sets.export_set(soft, "soft", tmp_path)
     again = read(paths[0], data)
-    assert torch.equal(again.tensors["logits"], LOGITS) and torch.equal(again.batch(torch.arange(20)).targets, LOGITS)
+    assert torch.equal(again.tensors["logits"], LOGITS) and torch.equal(
+        again.batch(torch.arange(20)).targets, LOGITS
+    )
 
     syn.space, syn.tensors = "pixel", {"images": syn.pixels()}
     paths = sets.export_set(syn, "pixel", tmp_path)

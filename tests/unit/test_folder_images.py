@@ -17,7 +17,11 @@ from ddengine.system.errors import UserError
 
 def load(root, name="folder", **settings):
     """All in the training split."""
-    return load_data(DataConfig(name=name, root=str(root), validation=0.0, **settings), torch.device("cpu"), test=True)
+    return load_data(
+        DataConfig(name=name, root=str(root), validation=0.0, **settings),
+        torch.device("cpu"),
+        test=True,
+    )
 
 
 def save(path, image, **options):
@@ -35,7 +39,9 @@ def pictures(root, side=8, num=3):
 
 def noise(height, width):
     """A JPEG worth cutting."""
-    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+    return Image.fromarray(
+        np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    )
 
 
 def cut(path):
@@ -57,7 +63,9 @@ def test_one_unreadable_file_is_named(tmp_path):
     pictures(tmp_path)
     (tmp_path / "dog" / "3.png").write_text("no image")
     said = refused(tmp_path)
-    assert said.startswith(f"{tmp_path}/dog/3.png cannot be read as an image (") and said.endswith("; repair or remove it.")
+    assert said.startswith(f"{tmp_path}/dog/3.png cannot be read as an image (") and said.endswith(
+        "; repair or remove it."
+    )
 
 
 def test_all_unreadable_files_are_named_at_once(tmp_path):
@@ -70,22 +78,32 @@ def test_all_unreadable_files_are_named_at_once(tmp_path):
     cut(tmp_path / "train/cat/5.jpg")
     cut(tmp_path / "train/dog/1.png")
     said = refused(tmp_path)
-    names = ", ".join(f"{tmp_path}/train/{name}" for name in ("cat/4.png", "cat/5.jpg", "dog/1.png"))
+    names = ", ".join(
+        f"{tmp_path}/train/{name}" for name in ("cat/4.png", "cat/5.jpg", "dog/1.png")
+    )
     assert said.startswith(f"5 files cannot be read as images: {names} and 2 more (the first: ")
     assert said.endswith("; repair or remove them.") and "test/cat" not in said
     for name in ("train/cat/4.png", "train/cat/5.jpg", "train/dog/3.gif"):
         (tmp_path / name).unlink()
     said = refused(tmp_path)
-    assert said.startswith(f"2 files cannot be read as images: {tmp_path}/train/dog/1.png, {tmp_path}/test/cat/9.png (the first: ")
+    assert said.startswith(
+        f"2 files cannot be read as images: {tmp_path}/train/dog/1.png, {tmp_path}/test/cat/9.png "
+        "(the first: "
+    )
 
 
 def test_rows_of_parquet_that_cannot_be_read_are_named_at_once(tmp_path):
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8)).save(buffer, "PNG")
-    images = [{"bytes": b"no image" if i in (1, 4) else buffer.getvalue(), "path": None} for i in range(6)]
+    images = [
+        {"bytes": b"no image" if i in (1, 4) else buffer.getvalue(), "path": None} for i in range(6)
+    ]
     pq.write_table(pa.table({"image": images, "label": [0, 1] * 3}), tmp_path / "train.parquet")
     said = refused(tmp_path, "parquet")
-    assert said.startswith("2 files cannot be read as images: Row 1 of train.parquet, Row 4 of train.parquet (the first: ")
+    assert said.startswith(
+        "2 files cannot be read as images: Row 1 of train.parquet, Row 4 of train.parquet (the "
+        "first: "
+    )
 
 
 # Sizes
@@ -104,7 +122,9 @@ def test_images_of_different_sizes_are_told_a_size(tmp_path, sizes, suggested):
         for name in ("cat", "dog"):
             save(tmp_path / name / f"{i}.png", Image.new("RGB", (width, height)))
     said = refused(tmp_path)
-    assert said.endswith(f"; set data.size to a height and width for all, such as --data.size {suggested}.")
+    assert said.endswith(
+        f"; set data.size to a height and width for all, such as --data.size {suggested}."
+    )
     height, width = map(int, suggested.split())
     assert load(tmp_path, size=(height, width)).image_shape == (3, height, width)
 
@@ -189,7 +209,9 @@ def of_colour(mode, **options):
     ],
     ids=["palette", "gif", "cmyk", "rgba", "ycbcr"],
 )
-def test_every_mode_of_colour_shows_its_colour_beside_grey_images(tmp_path, image, suffix, tolerance):
+def test_every_mode_of_colour_shows_its_colour_beside_grey_images(
+    tmp_path, image, suffix, tolerance
+):
     for name in ("cat", "dog"):
         for i in range(2):
             save(tmp_path / name / f"a{i}.{suffix}", image)
@@ -202,7 +224,11 @@ def test_every_mode_of_colour_shows_its_colour_beside_grey_images(tmp_path, imag
     found = rows[:, :, 0].tolist()
     grey = [pixel for pixel in found if pixel == [GREY] * 3]
     assert len(grey) == 4 and len(found) == 8
-    assert all(np.abs(np.subtract(pixel, COLOUR)).max() <= tolerance for pixel in found if pixel not in grey)
+    assert all(
+        np.abs(np.subtract(pixel, COLOUR)).max() <= tolerance
+        for pixel in found
+        if pixel not in grey
+    )
 
 
 def test_what_is_transparent_shows_the_ground_and_never_its_hidden_colour(tmp_path):
@@ -223,10 +249,17 @@ def test_what_is_transparent_shows_the_ground_and_never_its_hidden_colour(tmp_pa
         seen = open_image(tmp_path / f"{name}.png", name)
         assert seen.mode == ("L" if "grey" in name else "RGB"), name
         assert np.all(np.asarray(seen) == 255), name
-        assert np.all(np.asarray(open_image(tmp_path / f"{name}.png", name, ground=(0, 0, 9))) == (0, 0, 9)), name
+        assert np.all(
+            np.asarray(open_image(tmp_path / f"{name}.png", name, ground=(0, 0, 9))) == (0, 0, 9)
+        ), name
     half = Image.new("RGBA", (4, 4), (200, 60, 20, 51))  # a fifth
     save(tmp_path / "half.png", half)
-    assert np.abs(np.asarray(open_image(tmp_path / "half.png", "half")).astype(int) - (244, 216, 208)).max() <= 1
+    assert (
+        np.abs(
+            np.asarray(open_image(tmp_path / "half.png", "half")).astype(int) - (244, 216, 208)
+        ).max()
+        <= 1
+    )
 
 
 @pytest.mark.parametrize(("train", "test"), [("RGB", "L"), ("L", "RGB")])
@@ -234,7 +267,10 @@ def test_the_test_split_gets_the_channels_of_the_training_split(tmp_path, train,
     for split, mode in (("train", train), ("test", test)):
         for name in ("cat", "dog"):
             for i in range(2):
-                save(tmp_path / split / name / f"{i}.png", Image.new(mode, (8, 8), GREY if mode == "L" else (30, 60, 90)))
+                save(
+                    tmp_path / split / name / f"{i}.png",
+                    Image.new(mode, (8, 8), GREY if mode == "L" else (30, 60, 90)),
+                )
     data = load(tmp_path)
     assert data.train.image_shape == data.test.image_shape == (3 if train == "RGB" else 1, 8, 8)
     assert data.test.pixels.unique().tolist() == [GREY if test == "L" else 60]

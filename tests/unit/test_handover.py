@@ -24,13 +24,26 @@ from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 
 CPU = torch.device("cpu")
-ODD = ('say "cheese"', "a: b # c", "线 é 🐈", "two\nlines", "x\u2028\x7f | <!-- /results --> `y` ---")
+ODD = (
+    'say "cheese"',
+    "a: b # c",
+    "线 é 🐈",
+    "two\nlines",
+    "x\u2028\x7f | <!-- /results --> `y` ---",
+)
 META = {
     "recipe": {"name": "dm/tiny", "cites": ["zhao2023dm"], "model": "mlp", "ipc": 2, "data": {"name": "fashion_mnist"}, "outer": {"steps": 7}},
     "seed": 3, "precision": "fp32", "raw_bytes": 1_000_000, "dataset_bytes": 2_000_000, "commit": "abc", "bibtex": "@article{zhao2023dm,\n}",
     "machine": {"device": "CPU"}, "versions": {"torch": "2"},
 }  # fmt: skip
-ROW = {"set": "distilled", "model": "mlp", "accuracy_mean": 0.5, "accuracy_std": 0.1, "ci95": [0.4, 0.6], "n": 5}
+ROW = {
+    "set": "distilled",
+    "model": "mlp",
+    "accuracy_mean": 0.5,
+    "accuracy_std": 0.1,
+    "ci95": [0.4, 0.6],
+    "n": 5,
+}
 
 
 def a_set(names=("a", "b"), channels=1, ipc=2, side=6, codec=None, **tensors):
@@ -41,19 +54,26 @@ def a_set(names=("a", "b"), channels=1, ipc=2, side=6, codec=None, **tensors):
     preprocess = Preprocess(torch.full((channels,), 0.4), torch.full((channels,), 0.3))
     images = pixels.clamp(0, 1) if codec.space == "pixel" else preprocess.forward(pixels)
     classes = torch.arange(len(names)).repeat_interleave(ipc)
-    return SyntheticSet({"images": images} | tensors, classes, tuple(names), codec, preprocess, space=codec.space)
+    return SyntheticSet(
+        {"images": images} | tensors, classes, tuple(names), codec, preprocess, space=codec.space
+    )
 
 
 def compensated():
     """2 base images of 2 classes and 3 compensators, shipped: 4 natural examples and 6 sums."""
     syn = a_set(channels=3, codec=Compensated(base=2, compensators=3))
-    extra = {"compensators": 0.3 * torch.randn(3, 3, 6, 6, generator=generator(1)), "unit": torch.full((3,), 0.3)}
+    extra = {
+        "compensators": 0.3 * torch.randn(3, 3, 6, 6, generator=generator(1)),
+        "unit": torch.full((3,), 0.3),
+    }
     return replace(syn, tensors=syn.tensors | extra).shipped()
 
 
 def soft(syn, top=None):
     """With logits of each decoded example."""
-    return syn.with_labels(torch.randn(len(syn), len(syn.class_names), generator=generator(2)), top=top)
+    return syn.with_labels(
+        torch.randn(len(syn), len(syn.class_names), generator=generator(2)), top=top
+    )
 
 
 @pytest.fixture
@@ -75,7 +95,13 @@ def front(folder):
 
 def test_eight_bits_are_those_of_save_image(tmp_path):
     """Also at every half step, below 0 and above 1."""
-    values = torch.cat([torch.linspace(-0.3, 1.3, 4000), (torch.arange(255) + 0.5) / 255, torch.rand(845, generator=generator(0))])
+    values = torch.cat(
+        [
+            torch.linspace(-0.3, 1.3, 4000),
+            (torch.arange(255) + 0.5) / 255,
+            torch.rand(845, generator=generator(0)),
+        ]
+    )
     image = values.view(3, 17, 100)
     torchvision.utils.save_image(image.clamp(0, 1), tmp_path / "theirs.png")
     theirs = np.asarray(Image.open(tmp_path / "theirs.png"))
@@ -85,27 +111,51 @@ def test_eight_bits_are_those_of_save_image(tmp_path):
 
 
 def test_stored_bytes_are_exported_as_they_are():
-    """A codec that ships bytes loses nothing, and the card may say so; free values lose what it says."""
+    """A codec that ships bytes loses nothing, and the card may say so; free values lose what it
+    says.
+    """
     syn = a_set(codec=Pixels(), channels=3).shipped()
     export = handover.exported(syn)
-    shown = np.stack([np.asarray(Image.open(io.BytesIO(p))) for p in export.pngs]).transpose(0, 3, 1, 2)
-    assert np.array_equal(shown, syn.tensors["images"].numpy()) and export.exact and export.clamped == 0
+    shown = np.stack([np.asarray(Image.open(io.BytesIO(p))) for p in export.pngs]).transpose(
+        0, 3, 1, 2
+    )
+    assert (
+        np.array_equal(shown, syn.tensors["images"].numpy())
+        and export.exact
+        and export.clamped == 0
+    )
     syn = a_set()
     export = handover.exported(syn)
     pixels = syn.pixels()
     beyond = ((pixels < -0.5 / 255) | (pixels > 1 + 0.5 / 255)).float().mean()
-    assert not export.exact and export.clamped == pytest.approx(float(beyond), abs=0.01) and 0.15 < export.largest_error < 0.21
+    assert (
+        not export.exact
+        and export.clamped == pytest.approx(float(beyond), abs=0.01)
+        and 0.15 < export.largest_error < 0.21
+    )
 
 
 def test_parts_are_the_whole(monkeypatch):
-    """Decoding a few at a time changes nothing; a value that lies between two of the 256 may be rounded to either."""
+    """Decoding a few at a time changes nothing; a value that lies between two of the 256 may be
+    rounded to either.
+    """
     syn = a_set(codec=MultiFormation(factor=2), ipc=3)
     whole = handover.exported(syn)
     monkeypatch.setattr(handover, "AT_ONCE", 5 * 36)
     parts = handover.exported(syn)
-    shown, again = (np.stack([np.asarray(Image.open(io.BytesIO(p))) for p in export.pngs]).astype(int) for export in (whole, parts))
-    assert parts.classes == whole.classes and len(shown) == len(again) == 24 and np.abs(shown - again).max() <= 1 and (shown == again).mean() > 0.99
-    assert (parts.clamped, parts.largest_error) == pytest.approx((whole.clamped, whole.largest_error), rel=1e-3)
+    shown, again = (
+        np.stack([np.asarray(Image.open(io.BytesIO(p))) for p in export.pngs]).astype(int)
+        for export in (whole, parts)
+    )
+    assert (
+        parts.classes == whole.classes
+        and len(shown) == len(again) == 24
+        and np.abs(shown - again).max() <= 1
+        and (shown == again).mean() > 0.99
+    )
+    assert (parts.clamped, parts.largest_error) == pytest.approx(
+        (whole.clamped, whole.largest_error), rel=1e-3
+    )
 
 
 def test_there_is_one_rounding():
@@ -130,20 +180,34 @@ def test_a_file_does_not_take_the_place_of_a_folder_nor_a_folder_that_of_a_file(
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_load_dataset_reads_the_folder(tmp_path, hub, channels):
-    """Split train with its features; pixels are those of images/, labels those of the set; images/ is not taken for the data."""
+    """Split train with its features; pixels are those of images/, labels those of the set; images/
+    is not taken for the data.
+    """
     syn = a_set(ODD, channels)
     syn.save(tmp_path / "set", META)
     found = hub(tmp_path / "set")
-    assert list(found) == ["train"] and len(found["train"]) == 10 and set(found["train"].features) == {"image", "label"}
-    assert type(found["train"].features["image"]).__name__ == "Image" and found["train"].features["label"].names == list(ODD)
+    assert (
+        list(found) == ["train"]
+        and len(found["train"]) == 10
+        and set(found["train"].features) == {"image", "label"}
+    )
+    assert type(found["train"].features["image"]).__name__ == "Image" and found["train"].features[
+        "label"
+    ].names == list(ODD)
     assert found["train"]["label"][:] == syn.classes.tolist()
     expected = handover.eight_bit(syn.pixels()).numpy()
     paths = sorted((tmp_path / "set/images").rglob("*.png"), key=lambda p: p.name)
     assert len(paths) == 10 and {p.parent.name[:4] for p in paths} == {f"{c:04d}" for c in range(5)}
     for i, row in enumerate(found["train"]):
         shown = np.asarray(row["image"])
-        assert np.array_equal(shown, np.asarray(Image.open(paths[i]))) and int(paths[i].parent.name[:4]) == row["label"]
-        assert np.array_equal(shown if channels == 1 else shown.transpose(2, 0, 1), expected[i][0] if channels == 1 else expected[i])
+        assert (
+            np.array_equal(shown, np.asarray(Image.open(paths[i])))
+            and int(paths[i].parent.name[:4]) == row["label"]
+        )
+        assert np.array_equal(
+            shown if channels == 1 else shown.transpose(2, 0, 1),
+            expected[i][0] if channels == 1 else expected[i],
+        )
 
 
 @pytest.mark.parametrize("top", [None, 1])
@@ -163,24 +227,42 @@ def test_one_label_for_all_tiles_of_an_item(tmp_path):
     """Labels of stored items are repeated for what is decoded of them."""
     syn = a_set(codec=MultiFormation(factor=2))
     logits = torch.randn(4, 2, generator=generator(3))
-    syn = replace(syn, tensors=syn.tensors | {"logits": logits}, target_kind="logits", label_of="stored")
+    syn = replace(
+        syn, tensors=syn.tensors | {"logits": logits}, target_kind="logits", label_of="stored"
+    )
     syn.save(tmp_path / "set", {})
-    assert torch.equal(torch.tensor(pq.read_table(tmp_path / "set" / handover.PARQUET)["logits"].to_pylist()), logits.repeat(4, 1))
+    assert torch.equal(
+        torch.tensor(pq.read_table(tmp_path / "set" / handover.PARQUET)["logits"].to_pylist()),
+        logits.repeat(4, 1),
+    )
 
 
 def test_sums_are_in_the_parquet_file_and_not_in_images(tmp_path):
-    """Of a set with compensators: natural images and compensators as pictures, all examples in the table."""
+    """Of a set with compensators: natural images and compensators as pictures, all examples in the
+    table.
+    """
     syn = compensated()
     syn.save(tmp_path / "set", META)
     table = pq.read_table(tmp_path / "set" / handover.PARQUET)
-    assert table.num_rows == len(syn) == 10 and table["label"].to_pylist() == syn.classes[syn.source].tolist()
+    assert (
+        table.num_rows == len(syn) == 10
+        and table["label"].to_pylist() == syn.classes[syn.source].tolist()
+    )
     folders = {p.name: len(list(p.iterdir())) for p in (tmp_path / "set/images").iterdir()}
     assert folders == {"0000_a": 2, "0001_b": 2, "compensators": 3}
-    shown = np.asarray(Image.open(io.BytesIO(table["image"][7]["bytes"].as_py()))).transpose(2, 0, 1)
+    shown = np.asarray(Image.open(io.BytesIO(table["image"][7]["bytes"].as_py()))).transpose(
+        2, 0, 1
+    )
     assert np.array_equal(shown, handover.eight_bit(syn.pixels(torch.tensor([7])))[0].numpy())
-    assert "4 of them are real images, stored as they are" in (tmp_path / "set/README.md").read_text()
-    first = np.asarray(Image.open(tmp_path / "set/images/compensators/000000.png")).transpose(2, 0, 1)
-    assert np.array_equal(first, handover.eight_bit(0.5 + 0.3 * syn.tensors["compensators"][0].float()).numpy())
+    assert (
+        "4 of them are real images, stored as they are" in (tmp_path / "set/README.md").read_text()
+    )
+    first = np.asarray(Image.open(tmp_path / "set/images/compensators/000000.png")).transpose(
+        2, 0, 1
+    )
+    assert np.array_equal(
+        first, handover.eight_bit(0.5 + 0.3 * syn.tensors["compensators"][0].float()).numpy()
+    )
 
 
 def test_the_shipped_loader_still_gives_the_exact_tensors(tmp_path):
@@ -188,7 +270,11 @@ def test_the_shipped_loader_still_gives_the_exact_tensors(tmp_path):
     syn = soft(a_set(ODD))
     syn.save(tmp_path / "set", {})
     images, targets, info = shipped_loader(tmp_path / "set").load()
-    assert torch.equal(images, syn.tensors["images"]) and torch.allclose(targets, syn.logits.softmax(1)) and tuple(info["classes"]) == ODD
+    assert (
+        torch.equal(images, syn.tensors["images"])
+        and torch.allclose(targets, syn.logits.softmax(1))
+        and tuple(info["classes"]) == ODD
+    )
     again, _ = load(tmp_path / "set", CPU)
     assert torch.equal(again.tensors["images"], syn.tensors["images"]) and again.class_names == ODD
 
@@ -198,19 +284,28 @@ def test_same_set_same_parquet(tmp_path):
     syn = soft(a_set(ODD))
     for name in ("one", "two", "one"):
         syn.save(tmp_path / name, META)
-    assert (tmp_path / "one" / handover.PARQUET).read_bytes() == (tmp_path / "two" / handover.PARQUET).read_bytes()
+    assert (tmp_path / "one" / handover.PARQUET).read_bytes() == (
+        tmp_path / "two" / handover.PARQUET
+    ).read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["one", "two"]
 
 
 def test_equal_class_names_get_numbers(tmp_path, hub):
     """ClassLabel refuses them; the set keeps its own."""
-    assert handover.unique_names(["crane", "crane", "crane (1)", "dog"]) == ["crane", "crane (1)", "crane (1) (2)", "dog"]
+    assert handover.unique_names(["crane", "crane", "crane (1)", "dog"]) == [
+        "crane",
+        "crane (1)",
+        "crane (1) (2)",
+        "dog",
+    ]
     a_set(("crane", "crane")).save(tmp_path / "set", {})
     assert hub(tmp_path / "set")["train"].features["label"].names == ["crane", "crane (1)"]
 
 
 def test_saving_is_fast(tmp_path):
-    """10 small images in milliseconds beside imports; of the processor's time, because a clock also counts what others do."""
+    """10 small images in milliseconds beside imports; of the processor's time, because a clock also
+    counts what others do.
+    """
     syn = a_set(tuple("abcde"), channels=3, side=32)
     export = handover.exported(syn)
     handover.write_parquet(tmp_path / "warm.parquet", syn, export)
@@ -227,7 +322,14 @@ def test_saving_is_fast(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "licence"), [("fashion_mnist", "mit"), ("digits", "cc-by-4.0"), ("cifar10", "unknown"), (None, "unknown"), (["x"], "unknown")]
+    ("name", "licence"),
+    [
+        ("fashion_mnist", "mit"),
+        ("digits", "cc-by-4.0"),
+        ("cifar10", "unknown"),
+        (None, "unknown"),
+        (["x"], "unknown"),
+    ],
 )
 def test_the_licence_is_that_of_the_source(tmp_path, name, licence):
     """Where it is known."""
@@ -238,7 +340,9 @@ def test_the_licence_is_that_of_the_source(tmp_path, name, licence):
 
 
 def test_the_size_category_is_the_hubs_of_the_decoded_examples(tmp_path):
-    """Each of its words from its first number to its last; a codec that decodes four of one counts the four."""
+    """Each of its words from its first number to its last; a codec that decodes four of one counts
+    the four.
+    """
     words = {
         "n<1K": (1, 999),
         "1K<n<10K": (1000, 9999),
@@ -246,19 +350,24 @@ def test_the_size_category_is_the_hubs_of_the_decoded_examples(tmp_path):
         "100K<n<1M": (10**5, 10**6 - 1),
         "1M<n<10M": (10**6, 10**7 - 1),
     }
-    assert {word: (handover.size_category(first), handover.size_category(last)) for word, (first, last) in words.items()} == {
-        word: (word, word) for word in words
-    }
+    assert {
+        word: (handover.size_category(first), handover.size_category(last))
+        for word, (first, last) in words.items()
+    } == {word: (word, word) for word in words}
     assert handover.size_category(10**7) == "10M<n<100M"
     names = tuple(map(str, range(125)))
     for codec, word in ((Pixels(), "n<1K"), (MultiFormation(factor=2), "1K<n<10K")):
         syn = a_set(names, side=4, codec=codec)
         export = handover.Exported([b""] * len(syn), [0] * len(syn), 0.0, 0.0)
-        assert len(syn.classes) == 250 and f"size_categories:\n- {word}\n" in handover.card(syn, META, export), codec
+        assert len(syn.classes) == 250 and f"size_categories:\n- {word}\n" in handover.card(
+            syn, META, export
+        ), codec
 
 
 def test_the_card_says_what_meta_says(tmp_path):
-    """Recipe, data, budget, network, steps, rate, bytes, seed, BibTeX; the YAML is what the Hub wants."""
+    """Recipe, data, budget, network, steps, rate, bytes, seed, BibTeX; the YAML is what the Hub
+    wants.
+    """
     a_set(ODD, lr=torch.tensor(0.025)).save(tmp_path / "set", META)
     text = (tmp_path / "set/README.md").read_text(encoding="utf-8")
     for word in (
@@ -272,18 +381,36 @@ def test_the_card_says_what_meta_says(tmp_path):
         "2 MB",
     ):
         assert word in text, word
-    assert "```bibtex\n@article{zhao2023dm,\n}\n```" in text and "**Distilled is not anonymous**" in text and "`zhao2023dm`" in text
-    assert "are an approximation" in text and "mean [0.4] and std [0.3]" in text and "Not measured yet" in text
+    assert (
+        "```bibtex\n@article{zhao2023dm,\n}\n```" in text
+        and "**Distilled is not anonymous**" in text
+        and "`zhao2023dm`" in text
+    )
+    assert (
+        "are an approximation" in text
+        and "mean [0.4] and std [0.3]" in text
+        and "Not measured yet" in text
+    )
     yaml = front(tmp_path / "set")
-    assert yaml["configs"] == [{"config_name": "default", "data_files": [{"split": "train", "path": handover.PARQUET}]}]
-    assert yaml["task_categories"] == ["image-classification"] and yaml["size_categories"] == ["n<1K"]
+    assert yaml["configs"] == [
+        {"config_name": "default", "data_files": [{"split": "train", "path": handover.PARQUET}]}
+    ]
+    assert yaml["task_categories"] == ["image-classification"] and yaml["size_categories"] == [
+        "n<1K"
+    ]
     assert yaml["pretty_name"] == "Distilled fashion_mnist, 2 images per class"
 
 
 ALMOST_NOTHING = (
     {},
     {"recipe": None},
-    {"recipe": {"data": "digits", "cites": 3}, "machine": [1], "distillation": 4, "bibtex": None, "raw_bytes": "x"},
+    {
+        "recipe": {"data": "digits", "cites": 3},
+        "machine": [1],
+        "distillation": 4,
+        "bibtex": None,
+        "raw_bytes": "x",
+    },
 )
 
 
@@ -292,7 +419,11 @@ def test_an_almost_empty_meta_gives_a_card(tmp_path, meta):
     """Nothing is said that is not known."""
     a_set().save(tmp_path / "set", meta)
     text = (tmp_path / "set/README.md").read_text()
-    assert "None" not in text and "## Citation" not in text and front(tmp_path / "set")["pretty_name"] == "Distilled set, 2 images per class"
+    assert (
+        "None" not in text
+        and "## Citation" not in text
+        and front(tmp_path / "set")["pretty_name"] == "Distilled set, 2 images per class"
+    )
 
 
 def test_chosen_and_imported_sets_are_not_called_distilled_by_us(tmp_path):
@@ -305,13 +436,19 @@ def test_chosen_and_imported_sets_are_not_called_distilled_by_us(tmp_path):
         and "real images as they are" in text
     )
     a_set().save(tmp_path / "set", META | {"imported": {"files": ["images_best.pt"]}})
-    assert "by another program, imported from images\\_best.pt" in (tmp_path / "set/README.md").read_text()
+    assert (
+        "by another program, imported from images\\_best.pt"
+        in (tmp_path / "set/README.md").read_text()
+    )
 
 
 def test_a_merged_set_says_so(tmp_path):
     a_set().save(tmp_path / "set", META | {"merged": ["few", "more", "most"]})
     text = (tmp_path / "set/README.md").read_text()
-    assert "# Merged from 3 sets of fashion\\_mnist, 2 images per class" in text and "Merged from 3 sets, which were made one by one" in text
+    assert (
+        "# Merged from 3 sets of fashion\\_mnist, 2 images per class" in text
+        and "Merged from 3 sets, which were made one by one" in text
+    )
 
 
 def test_the_card_names_the_files_there_are_and_counts_right(tmp_path):
@@ -319,22 +456,38 @@ def test_the_card_names_the_files_there_are_and_counts_right(tmp_path):
     text = (tmp_path / "hard/README.md").read_text()
     assert "in data.safetensors: images" in text and "labels.safetensors" not in text
     assert "# Distilled fashion\\_mnist, 1 image per class" in text
-    assert "of the values lie outside [0, 1] and were cut there" in text and "what that costs is the row distilled_8bit under Accuracy" in text
+    assert (
+        "of the values lie outside [0, 1] and were cut there" in text
+        and "what that costs is the row distilled_8bit under Accuracy" in text
+    )
     soft(a_set()).save(tmp_path / "soft", META)
     text = (tmp_path / "soft/README.md").read_text()
-    assert "in data.safetensors and labels.safetensors: images" in text and (tmp_path / "soft/labels.safetensors").is_file()
+    assert (
+        "in data.safetensors and labels.safetensors: images" in text
+        and (tmp_path / "soft/labels.safetensors").is_file()
+    )
 
 
 def test_results_say_on_what_they_were_measured():
-    found = handover.results_table({"rows": [ROW], "protocol": {"protocol": "fast"}, "num_images": {"train": 10, "test": 360}})
-    assert "on 360 test images by the settings of evaluation.json (protocol fast): mean" in found and "under the protocol" not in found
-    assert "Measured by the settings of evaluation.json: mean" in handover.results_table({"rows": [ROW]})
+    found = handover.results_table(
+        {"rows": [ROW], "protocol": {"protocol": "fast"}, "num_images": {"train": 10, "test": 360}}
+    )
+    assert (
+        "on 360 test images by the settings of evaluation.json (protocol fast): mean" in found
+        and "under the protocol" not in found
+    )
+    assert "Measured by the settings of evaluation.json: mean" in handover.results_table(
+        {"rows": [ROW]}
+    )
 
 
 def test_names_cannot_break_the_card(tmp_path):
     """Dataset names with everything in them; a BibTeX text with fences in it."""
     for name in ODD:
-        a_set(ODD).save(tmp_path / "set", {"recipe": {"data": {"name": name}, "name": name}, "bibtex": "@a{b,\n```\n}"})
+        a_set(ODD).save(
+            tmp_path / "set",
+            {"recipe": {"data": {"name": name}, "name": name}, "bibtex": "@a{b,\n```\n}"},
+        )
         assert front(tmp_path / "set")["pretty_name"] == f"Distilled {name}, 2 images per class"
         text = (tmp_path / "set/README.md").read_text(encoding="utf-8")
         assert text.count(handover.BEGIN) == text.count(handover.END) == 1 and "````bibtex" in text
@@ -344,7 +497,9 @@ def test_names_cannot_break_the_card(tmp_path):
 def test_whitened_pixels_send_the_reader_to_the_loader(tmp_path):
     """There is no mean and standard deviation to print."""
     eye = torch.eye(36)
-    replace(a_set(), preprocess=Preprocess(torch.zeros(36), None, eye, eye.clone())).save(tmp_path / "set", {})
+    replace(a_set(), preprocess=Preprocess(torch.zeros(36), None, eye, eye.clone())).save(
+        tmp_path / "set", {}
+    )
     assert "info['preprocess']" in (tmp_path / "set/README.md").read_text()
 
 
@@ -352,27 +507,47 @@ def test_results_come_into_the_card_and_replace_earlier_ones(tmp_path, hub):
     """A table in percent; what is around it stays; the folder can still be read."""
     a_set().save(tmp_path / "set", META)
     before = (tmp_path / "set/README.md").read_text()
-    rows = [ROW, ROW | {"set": "distilled_8bit", "accuracy_mean": 0.45}, ROW | {"set": "full", "accuracy_std": None, "ci95": None, "n": 1}]
+    rows = [
+        ROW,
+        ROW | {"set": "distilled_8bit", "accuracy_mean": 0.45},
+        ROW | {"set": "full", "accuracy_std": None, "ci95": None, "n": 1},
+    ]
     handover.add_results(tmp_path / "set", {"rows": rows, "protocol": {"protocol": "fast"}})
     text = (tmp_path / "set/README.md").read_text()
-    assert "| distilled | mlp | 50.0 ± 10.0 | 40.0 to 60.0 | 5 |" in text and "| full | mlp | 50.0 | - | 1 |" in text
-    assert "| distilled\\_8bit | mlp | 45.0" in text and "what the 8-bit export gives" in text and "Not measured yet" not in text
+    assert (
+        "| distilled | mlp | 50.0 ± 10.0 | 40.0 to 60.0 | 5 |" in text
+        and "| full | mlp | 50.0 | - | 1 |" in text
+    )
+    assert (
+        "| distilled\\_8bit | mlp | 45.0" in text
+        and "what the 8-bit export gives" in text
+        and "Not measured yet" not in text
+    )
     handover.add_results(tmp_path / "set", {"rows": [ROW | {"accuracy_mean": 0.7}]})
     text = (tmp_path / "set/README.md").read_text()
     assert "| 70.0 ± 10.0 |" in text and "50.0" not in text and "8-bit export gives" not in text
-    assert text.split(handover.BEGIN)[0] == before.split(handover.BEGIN)[0] and text.split(handover.END)[1] == before.split(handover.END)[1]
-    assert len(hub(tmp_path / "set")["train"]) == 4 and not list((tmp_path / "set").glob(".writing*"))
+    assert (
+        text.split(handover.BEGIN)[0] == before.split(handover.BEGIN)[0]
+        and text.split(handover.END)[1] == before.split(handover.END)[1]
+    )
+    assert len(hub(tmp_path / "set")["train"]) == 4 and not list(
+        (tmp_path / "set").glob(".writing*")
+    )
 
 
 def test_results_where_the_card_is_another(tmp_path):
-    """Without the place they go to the end, and then have one; without a card nothing happens; a broken evaluation is a sentence."""
+    """Without the place they go to the end, and then have one; without a card nothing happens; a
+    broken evaluation is a sentence.
+    """
     handover.add_results(tmp_path, {"rows": [ROW]})
     assert not list(tmp_path.iterdir())
     (tmp_path / "README.md").write_text("# Mine\n")
     for _ in range(2):
         handover.add_results(tmp_path, {"rows": [ROW]})
     text = (tmp_path / "README.md").read_text()
-    assert text.startswith("# Mine\n") and text.count("## Accuracy") == text.count("50.0 ± 10.0") == 1
+    assert (
+        text.startswith("# Mine\n") and text.count("## Accuracy") == text.count("50.0 ± 10.0") == 1
+    )
     with pytest.raises(UserError, match="accuracy_mean"):
         handover.add_results(tmp_path, {"rows": [{"set": "a", "model": "b"}]})
     assert (tmp_path / "README.md").read_text() == text
@@ -382,18 +557,29 @@ def test_results_where_the_card_is_another(tmp_path):
 
 
 def test_a_webdataset_holds_everything(tmp_path):
-    """PNG, class and logits of each example, names beside it; same set, same bytes, and nothing of this machine."""
+    """PNG, class and logits of each example, names beside it; same set, same bytes, and nothing of
+    this machine.
+    """
     syn = soft(a_set(ODD))
     written = handover.write_webdataset(syn, tmp_path / "a" / "set.tar")
     assert written == [tmp_path / "a/set.tar", tmp_path / "a/set.json"]
     with tarfile.open(written[0]) as archive:
         members = archive.getmembers()
         content = {m.name: archive.extractfile(m).read() for m in members}  # type: ignore[union-attr]
-    assert [m.name for m in members[:3]] == ["000000.png", "000000.cls", "000000.logits.npy"] and len(members) == 30
+    assert [m.name for m in members[:3]] == [
+        "000000.png",
+        "000000.cls",
+        "000000.logits.npy",
+    ] and len(members) == 30
     assert {(m.mtime, m.uid, m.gid, m.uname, m.gname) for m in members} == {(0, 0, 0, "", "")}
     assert content["000009.cls"] == b"4" and content["000003.png"] == handover.exported(syn).pngs[3]
     assert np.array_equal(np.load(io.BytesIO(content["000007.logits.npy"])), syn.logits[7].numpy())
-    assert files.read_json(written[1]) == {"class_names": list(ODD), "examples": 10, "shards": {"set.tar": 10}, "logits": True}
+    assert files.read_json(written[1]) == {
+        "class_names": list(ODD),
+        "examples": 10,
+        "shards": {"set.tar": 10},
+        "logits": True,
+    }
     again = handover.write_webdataset(syn, tmp_path / "b" / "set.tar")
     assert again[0].read_bytes() == written[0].read_bytes()
     with pytest.raises(UserError, match=r"set\.tar exists already"):
@@ -403,10 +589,19 @@ def test_a_webdataset_holds_everything(tmp_path):
 def test_shards(tmp_path):
     """Examples keep their numbers, so that no key is there twice."""
     written = handover.write_webdataset(a_set(ODD), tmp_path / "set.tar", per_shard=4)
-    assert [p.name for p in written] == ["set-000000.tar", "set-000001.tar", "set-000002.tar", "set.json"]
+    assert [p.name for p in written] == [
+        "set-000000.tar",
+        "set-000001.tar",
+        "set-000002.tar",
+        "set.json",
+    ]
     names = [name for p in written[:-1] for name in tarfile.open(p).getnames()]
     assert names == [f"{i:06d}.{end}" for i in range(10) for end in ("png", "cls")]
-    assert files.read_json(written[-1])["shards"] == {"set-000000.tar": 4, "set-000001.tar": 4, "set-000002.tar": 2}
+    assert files.read_json(written[-1])["shards"] == {
+        "set-000000.tar": 4,
+        "set-000001.tar": 4,
+        "set-000002.tar": 2,
+    }
     with pytest.raises(UserError, match="per_shard"):
         handover.write_webdataset(a_set(), tmp_path / "other.tar", per_shard=0)
 
@@ -417,9 +612,14 @@ def test_datasets_reads_the_webdataset(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     syn = soft(a_set(ODD, channels=3))
     tar = handover.write_webdataset(syn, tmp_path / "set.tar")[0]
-    rows = list(datasets.load_dataset("webdataset", data_files=str(tar), split="train", streaming=True))
+    rows = list(
+        datasets.load_dataset("webdataset", data_files=str(tar), split="train", streaming=True)
+    )
     assert len(rows) == 10 and [int(row["cls"]) for row in rows] == syn.classes.tolist()
-    assert np.array_equal(np.asarray(rows[2]["png"]).transpose(2, 0, 1), handover.eight_bit(syn.pixels(torch.tensor([2])))[0].numpy())
+    assert np.array_equal(
+        np.asarray(rows[2]["png"]).transpose(2, 0, 1),
+        handover.eight_bit(syn.pixels(torch.tensor([2])))[0].numpy(),
+    )
     assert np.allclose(rows[2]["logits.npy"], syn.logits[2].numpy())
 
 
@@ -432,7 +632,9 @@ def test_an_image_folder_is_read_by_torchvision(tmp_path):
     assert sorted(found.targets) == sorted(syn.classes[syn.source].tolist())
     i = next(i for i, (path, _) in enumerate(found.samples) if path.endswith("000013.png"))
     expected = handover.eight_bit(syn.pixels(torch.tensor([13])))[0, 0].numpy()
-    assert np.array_equal(np.asarray(found[i][0])[:, :, 0], expected) and found.targets[i] == int(syn.classes[syn.source][13])
+    assert np.array_equal(np.asarray(found[i][0])[:, :, 0], expected) and found.targets[i] == int(
+        syn.classes[syn.source][13]
+    )
     with pytest.raises(UserError, match="exists already"):
         handover.write_image_folder(syn, folder)
 
@@ -445,8 +647,16 @@ def test_the_codecs_of_this_file_are_all():
 
 
 def test_the_card_says_balanced_accuracy_of_uneven_test_classes():
-    row = ROW | {"balanced_accuracy_mean": 0.125, "balanced_accuracy_std": 0.0, "per_class": {"cat": 0.25, "dog": 0.0}}
+    row = ROW | {
+        "balanced_accuracy_mean": 0.125,
+        "balanced_accuracy_std": 0.0,
+        "per_class": {"cat": 0.25, "dog": 0.0},
+    }
     uneven = handover.results_table({"rows": [row], "test_images_per_class": {"cat": 30, "dog": 5}})
-    assert "| balanced accuracy % | networks |" in uneven and " | 12.5 | " in uneven and "Balanced accuracy is the mean over the classes" in uneven
+    assert (
+        "| balanced accuracy % | networks |" in uneven
+        and " | 12.5 | " in uneven
+        and "Balanced accuracy is the mean over the classes" in uneven
+    )
     even = handover.results_table({"rows": [row], "test_images_per_class": {"cat": 30, "dog": 30}})
     assert "alanced" not in even

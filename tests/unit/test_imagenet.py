@@ -1,4 +1,6 @@
-"""Tiny ImageNet, ImageNet and its ten-class subsets on folders made here, and the decoding that they share with the other readers."""
+"""Tiny ImageNet, ImageNet and its ten-class subsets on folders made here, and the decoding that
+they share with the other readers.
+"""
 
 import io
 import shutil
@@ -20,7 +22,8 @@ from synth.recipes import mtt
 
 CPU = torch.device("cpu")
 
-# Class numbers of ImageNet, whose order is that of the sorted WordNet ids, in the order of the lists of MTT.
+# Class numbers of ImageNet, whose order is that of the sorted WordNet ids, in the order of the
+# lists of MTT.
 IDS = {
     "imagenette": (0, 217, 482, 491, 497, 566, 569, 571, 574, 701),
     "imagewoof": (193, 182, 258, 162, 155, 167, 159, 273, 207, 229),
@@ -39,7 +42,13 @@ def save(path, value, size=(6, 4), grey=False):
 
 def load(name, root, *, test=True, validation=0.0, **settings):
     """load_data with everything in the training split unless said otherwise."""
-    return load_data(DataConfig(name=name, root=None if root is None else str(root), validation=validation, **settings), CPU, test=test)
+    return load_data(
+        DataConfig(
+            name=name, root=None if root is None else str(root), validation=validation, **settings
+        ),
+        CPU,
+        test=test,
+    )
 
 
 def refused(*words, name, root, **settings):
@@ -55,7 +64,9 @@ def refused(*words, name, root, **settings):
 def values(part):
     """(label, value) of every image of one value."""
     assert all(len(p.unique()) == 1 for p in part.pixels)
-    return [(label, int(p.max())) for label, p in zip(part.labels.tolist(), part.pixels, strict=True)]
+    return [
+        (label, int(p.max())) for label, p in zip(part.labels.tolist(), part.pixels, strict=True)
+    ]
 
 
 # Tiny ImageNet
@@ -65,7 +76,9 @@ NAMES = ("ant", "n02000001", "crane")  # in sorted order; words.txt has no line 
 
 
 def make_tiny(root):
-    """The archive with 3 classes of 2 training images and 2 validation images, 64 x 64; image values say which is which."""
+    """The archive with 3 classes of 2 training images and 2 validation images, 64 x 64; image
+    values say which is which.
+    """
     for c, wnid in enumerate(sorted(TINY)):
         for i in range(2):
             save(root / "train" / wnid / "images" / f"{wnid}_{i}.JPEG", 10 * c + i, (64, 64))
@@ -76,7 +89,9 @@ def make_tiny(root):
     lines = [f"val_{i}.JPEG\t{sorted(TINY)[c]}\t0\t32\t44\t62" for i, c in enumerate(order)]
     (root / "val" / "val_annotations.txt").write_text("\n".join(lines) + "\n")
     (root / "wnids.txt").write_text("\n".join(TINY) + "\n")
-    (root / "words.txt").write_text("n00000001\tentity\nn01000002\tant, emmet, pismire\nn03000003\tcrane\n")
+    (root / "words.txt").write_text(
+        "n00000001\tentity\nn01000002\tant, emmet, pismire\nn03000003\tcrane\n"
+    )
     save(root / "test" / "images" / "test_0.JPEG", 255, (64, 64))
     return order
 
@@ -88,7 +103,8 @@ def test_tiny_imagenet_as_distributed(tmp_path, below):
     assert data.class_names == NAMES
     assert data.image_shape == (3, 64, 64)  # as stored
     assert values(data.train) == [(c, 10 * c + i) for c in range(3) for i in range(2)]
-    assert values(data.test) == [(c, 100 + 10 * c + i) for i, c in enumerate(order)]  # val; the official test images are not read
+    # val; the official test images are not read
+    assert values(data.test) == [(c, 100 + 10 * c + i) for i, c in enumerate(order)]
     assert data.train.preprocess.mean.tolist() == pytest.approx([0.485, 0.456, 0.406])
     assert data.train.preprocess.std.tolist() == pytest.approx([0.229, 0.224, 0.225])
     assert load("tiny_imagenet", tmp_path, size=(8, 6)).test.image_shape == (3, 8, 6)
@@ -105,7 +121,9 @@ def test_tiny_imagenet_with_validation_images_in_class_folders(tmp_path, layout,
         (tmp_path / "val" / "images" / f"val_{i}.JPEG").rename(to / f"val_{i}.JPEG")
     if not annotations:
         (tmp_path / "val" / "val_annotations.txt").unlink()
-    assert values(load("tiny_imagenet", tmp_path).test) == sorted((c, 100 + 10 * c + i) for i, c in enumerate(order))
+    assert values(load("tiny_imagenet", tmp_path).test) == sorted(
+        (c, 100 + 10 * c + i) for i, c in enumerate(order)
+    )
 
 
 def test_tiny_imagenet_has_the_labels_of_image_folder(tmp_path):
@@ -135,17 +153,31 @@ def test_tiny_imagenet_refusals(tmp_path):
     refused(str(tmp_path / "wnids.txt"), "data.root", name="tiny_imagenet", root=tmp_path)
     make_tiny(tmp_path / "a")
     shutil.rmtree(tmp_path / "a" / "train" / TINY[2])
-    refused(str(tmp_path / "a" / "train" / TINY[2]), "missing", name="tiny_imagenet", root=tmp_path / "a")
+    refused(
+        str(tmp_path / "a" / "train" / TINY[2]),
+        "missing",
+        name="tiny_imagenet",
+        root=tmp_path / "a",
+    )
     make_tiny(tmp_path / "b")
     (tmp_path / "b" / "val" / "images" / "val_3.JPEG").unlink()
-    refused("val_3.JPEG", "missing", "val_annotations.txt", name="tiny_imagenet", root=tmp_path / "b")
+    refused(
+        "val_3.JPEG", "missing", "val_annotations.txt", name="tiny_imagenet", root=tmp_path / "b"
+    )
     make_tiny(tmp_path / "c")
-    (tmp_path / "c" / "val" / "val_annotations.txt").write_text("val_0.JPEG\tn09999999\t0\t0\t1\t1\n")
+    (tmp_path / "c" / "val" / "val_annotations.txt").write_text(
+        "val_0.JPEG\tn09999999\t0\t0\t1\t1\n"
+    )
     refused("n09999999", "val_0.JPEG", "wnids.txt", name="tiny_imagenet", root=tmp_path / "c")
     (tmp_path / "c" / "val" / "val_annotations.txt").unlink()
     refused("val_annotations.txt", "missing", name="tiny_imagenet", root=tmp_path / "c")
     (tmp_path / "c" / "val" / TINY[0]).mkdir()  # sorting was begun and not finished
-    refused(str(tmp_path / "c" / "val" / sorted(TINY)[0]), "missing", name="tiny_imagenet", root=tmp_path / "c")
+    refused(
+        str(tmp_path / "c" / "val" / sorted(TINY)[0]),
+        "missing",
+        name="tiny_imagenet",
+        root=tmp_path / "c",
+    )
     (tmp_path / "c" / "wnids.txt").write_text("n01000002\n")
     refused("wnids.txt", "at least 2", name="tiny_imagenet", root=tmp_path / "c")
 
@@ -154,7 +186,9 @@ def test_tiny_imagenet_refusals(tmp_path):
 
 
 def test_tables_of_the_subsets_fit_the_class_numbers_of_imagenet():
-    """Names by number as torchvision has them; ids ascend with the numbers, over all subsets at once."""
+    """Names by number as torchvision has them; ids ascend with the numbers, over all subsets at
+    once.
+    """
     assert imagenet.SUBSETS.keys() == IDS.keys()
     categories = torchvision.models.get_weight("ResNet18_Weights.DEFAULT").meta["categories"]
     wnid_of = {}
@@ -167,7 +201,9 @@ def test_tables_of_the_subsets_fit_the_class_numbers_of_imagenet():
 
 
 def make_imagenet(root, wnids, val=True):
-    """train/WNID and val/WNID with 2 and 1 images of different sizes; the value is 10 times the position (train) or 1 more (val)."""
+    """train/WNID and val/WNID with 2 and 1 images of different sizes; the value is 10 times the
+    position (train) or 1 more (val).
+    """
     for c, wnid in enumerate(wnids):
         save(root / "train" / wnid / f"{wnid}_7.JPEG", 10 * c, (9, 5))
         save(root / "train" / wnid / f"{wnid}_8.JPEG", 10 * c, (12, 12), grey=c == 3)
@@ -196,11 +232,20 @@ def test_imagenet_takes_all_class_folders_in_order(tmp_path, monkeypatch):
     make_imagenet(tmp_path, wnids)
     (tmp_path / "train" / "n01440764.tar").write_bytes(b"")
     (tmp_path / "train" / "notes").mkdir()
-    refused("3 class folders", "1000", str(tmp_path / "train"), name="imagenet", root=tmp_path, size=(4, 4))
+    refused(
+        "3 class folders",
+        "1000",
+        str(tmp_path / "train"),
+        name="imagenet",
+        root=tmp_path,
+        size=(4, 4),
+    )
     monkeypatch.setattr(imagenet, "NUM_CLASSES", 3)
     data = load("imagenet", tmp_path, size=(4, 4))
     assert data.class_names == wnids
-    assert values(data.train) == [(0, 0), (0, 0), (1, 10), (1, 10), (2, 20), (2, 20)] and values(data.test) == [(0, 1), (1, 11), (2, 21)]
+    assert values(data.train) == [(0, 0), (0, 0), (1, 10), (1, 10), (2, 20), (2, 20)] and values(
+        data.test
+    ) == [(0, 1), (1, 11), (2, 21)]
 
 
 def test_subset_refusals(tmp_path):
@@ -211,15 +256,32 @@ def test_subset_refusals(tmp_path):
     make_imagenet(tmp_path, wnids, val=False)
     refused(str(tmp_path), "no folder val", name="imagewoof", root=tmp_path, size=(4, 4))
     save(tmp_path / "val" / "ILSVRC2012_val_00000293.JPEG", 0)
-    refused(str(tmp_path / "val"), "sort them into folders by class", wnids[0], name="imagewoof", root=tmp_path, size=(4, 4))
+    refused(
+        str(tmp_path / "val"),
+        "sort them into folders by class",
+        wnids[0],
+        name="imagewoof",
+        root=tmp_path,
+        size=(4, 4),
+    )
     make_imagenet(tmp_path, wnids)
     shutil.rmtree(tmp_path / "val" / wnids[6])
-    refused(str(tmp_path / "val" / wnids[6]), "missing", name="imagewoof", root=tmp_path, size=(4, 4))
+    refused(
+        str(tmp_path / "val" / wnids[6]), "missing", name="imagewoof", root=tmp_path, size=(4, 4)
+    )
     shutil.rmtree(tmp_path / "train" / wnids[4])
-    refused(str(tmp_path / "train" / wnids[4]), "missing", name="imagewoof", root=tmp_path, size=(4, 4))
+    refused(
+        str(tmp_path / "train" / wnids[4]), "missing", name="imagewoof", root=tmp_path, size=(4, 4)
+    )
     (tmp_path / "train" / wnids[4]).mkdir()
     save(tmp_path / "train" / wnids[4] / ".hidden.JPEG", 0)
-    refused(str(tmp_path / "train" / wnids[4]), "no images", name="imagewoof", root=tmp_path, size=(4, 4))
+    refused(
+        str(tmp_path / "train" / wnids[4]),
+        "no images",
+        name="imagewoof",
+        root=tmp_path,
+        size=(4, 4),
+    )
 
 
 def test_recipes_name_datasets_that_are_there():
@@ -241,7 +303,9 @@ def png(image):
 
 def fetch_of(source_at, num, size=None):
     """A fetch of images that are called by their numbers."""
-    return Decoder(DataConfig(name="folder", size=size), [], own=False).fetch_of(source_at, str, num)
+    return Decoder(DataConfig(name="folder", size=size), [], own=False).fetch_of(
+        source_at, str, num
+    )
 
 
 def test_decoding_keeps_order_and_channels_over_many_chunks(monkeypatch):
@@ -259,7 +323,11 @@ def test_decoding_keeps_order_and_channels_over_many_chunks(monkeypatch):
     expected = np.where(grey[:, None, None, None], pixels[..., :1], pixels).transpose(0, 3, 1, 2)
     index = np.random.default_rng(1).permutation(40)[:31]
     found = fetch(index)
-    assert found.dtype == np.uint8 and found.flags.c_contiguous and np.array_equal(found, expected[index])
+    assert (
+        found.dtype == np.uint8
+        and found.flags.c_contiguous
+        and np.array_equal(found, expected[index])
+    )
     only_grey = fetch(np.flatnonzero(grey))
     assert only_grey.flags.c_contiguous and np.array_equal(only_grey, expected[grey][:, :1])
     assert threading.get_ident() in threads  # the first image decides the size
@@ -273,7 +341,9 @@ def test_decoding_keeps_order_and_channels_over_many_chunks(monkeypatch):
         (False, None, r"^93 is 5x4 and others are 4x4; set data\.size"),
     ],
 )
-def test_the_first_bad_image_in_order_is_named_and_what_follows_is_dropped(monkeypatch, unreadable, size, message):
+def test_the_first_bad_image_in_order_is_named_and_what_follows_is_dropped(
+    monkeypatch, unreadable, size, message
+):
     """Also where a later one fails sooner."""
     monkeypatch.setattr(images, "CHUNK", 2)
     monkeypatch.setattr(images, "THREADS", 4)
@@ -286,8 +356,14 @@ def test_the_first_bad_image_in_order_is_named_and_what_follows_is_dropped(monke
         elif i == 92:
             later_one.set()
         else:
-            time.sleep(0.01)  # so that nowhere near all have begun when the error is seen, however many threads there are
-        return b"no image" if i in bad and unreadable else png(Image.new("RGB", (4, 5 if i in bad else 4)))
+            # so that nowhere near all have begun when the error is seen, however many threads there
+            # are
+            time.sleep(0.01)
+        return (
+            b"no image"
+            if i in bad and unreadable
+            else png(Image.new("RGB", (4, 5 if i in bad else 4)))
+        )
 
     index = np.array([99, 98, 97, 93, 96, 95, 92, *range(92), 94])
     with pytest.raises(UserError, match=message):

@@ -1,4 +1,6 @@
-"""95 % intervals of accuracies: within 0 and 1, honest about skewed ones, and the plain ones where these are right."""
+"""95 % intervals of accuracies: within 0 and 1, honest about skewed ones, and the plain ones where
+these are right.
+"""
 
 import json
 
@@ -14,18 +16,29 @@ from ddengine.uses import continual
 
 def plain(values):
     """Student's t interval."""
-    return scipy.stats.t.interval(0.95, len(values) - 1, loc=np.mean(values), scale=scipy.stats.sem(values))
+    return scipy.stats.t.interval(
+        0.95, len(values) - 1, loc=np.mean(values), scale=scipy.stats.sem(values)
+    )
 
 
 def test_the_interval_stays_within_the_bounds_and_holds_the_mean():
     """Random accuracies, also of networks that are always or never right."""
     rng = np.random.default_rng(0)
-    cases = [[0.1, 1.0], [0.0, 1.0], [0.0, 0.0, 1e-9], [1.0, 1.0, 0.999], [1e-12, 2e-12], [0.1, 0.574 * 2 - 0.1]]
+    cases = [
+        [0.1, 1.0],
+        [0.0, 1.0],
+        [0.0, 0.0, 1e-9],
+        [1.0, 1.0, 0.999],
+        [1e-12, 2e-12],
+        [0.1, 0.574 * 2 - 0.1],
+    ]
     cases += [rng.uniform(0, 1, n).tolist() for n in (2, 3, 5, 20) for _ in range(50)]
     cases += [(1 - rng.beta(0.2, 5, n)).tolist() for n in (2, 3, 5) for _ in range(50)]
     for values in cases:
         mean, std, ends = interval(values)
-        assert mean == pytest.approx(np.mean(values)) and std == pytest.approx(np.std(values, ddof=1))
+        assert mean == pytest.approx(np.mean(values)) and std == pytest.approx(
+            np.std(values, ddof=1)
+        )
         assert 0 <= ends[0] <= mean <= ends[1] <= 1, values
         assert ends[0] < ends[1], values
 
@@ -52,7 +65,9 @@ def test_it_covers_skewed_accuracies_more_often_than_the_plain_one():
         drawn = rng.beta(0.95 * 28, 0.05 * 28, (2000, n))
         ours = np.array([interval(list(values))[2] for values in drawn])
         cut = np.array([plain(values) for values in drawn]).clip(0, 1)
-        covers = [float(((ends[:, 0] <= 0.95) & (0.95 <= ends[:, 1])).mean()) for ends in (ours, cut)]
+        covers = [
+            float(((ends[:, 0] <= 0.95) & (0.95 <= ends[:, 1])).mean()) for ends in (ours, cut)
+        ]
         assert covers[0] > least and covers[0] > covers[1] + 0.01, (n, covers)
 
 
@@ -64,7 +79,9 @@ def test_equal_values_one_value_and_none():
 
 
 def test_differences_have_bounds_of_their_own():
-    """Improvements lie within -1 and 1: negative ends are right there, and the interval is symmetric around 0."""
+    """Improvements lie within -1 and 1: negative ends are right there, and the interval is
+    symmetric around 0.
+    """
     low, high = interval([-0.1, 0.1], -1.0, 1.0)[2]
     assert low == pytest.approx(-high) and -1 < low < -0.5
     assert within(0.0, 0.2, -1.0, 1.0) == pytest.approx((-np.tanh(0.2), np.tanh(0.2)))
@@ -73,13 +90,20 @@ def test_differences_have_bounds_of_their_own():
 
 
 def evaluations(sets):
-    return {"rows": [{"set": s, "model": "mlp", "accuracies": [{"accuracy": a} for a in values]} for s, values in sets.items()]}
+    return {
+        "rows": [
+            {"set": s, "model": "mlp", "accuracies": [{"accuracy": a} for a in values]}
+            for s, values in sets.items()
+        ]
+    }
 
 
 def test_scores_and_splits_stay_within_their_bounds():
     """Two networks, as far apart as can be."""
     augmented = evaluations({"distilled": [0.05, 0.99], "random": [0.1, 0.2], "full": [0.99, 1.0]})
-    made = scores.of(augmented, evaluations({"distilled": [0.05, 0.99], "random": [0.2, 0.1]}))[0]["scores"]
+    made = scores.of(augmented, evaluations({"distilled": [0.05, 0.99], "random": [0.2, 0.1]}))[0][
+        "scores"
+    ]
     for name, found in made.items():
         floor = 0 if name in scores.BOUNDS else -1
         assert floor <= found["ci95"][0] <= found["mean"] <= found["ci95"][1] <= 1, name
@@ -91,8 +115,22 @@ def test_scores_and_splits_stay_within_their_bounds():
 
 
 ROWS = [
-    {"set": "distilled", "model": "mlp", "accuracy_mean": 0.9, "accuracy_std": 0.1, "ci95": [0.4, 0.99], "n": 3},
-    {"set": "full", "model": "mlp", "accuracy_mean": 0.95, "accuracy_std": None, "ci95": None, "n": 1},
+    {
+        "set": "distilled",
+        "model": "mlp",
+        "accuracy_mean": 0.9,
+        "accuracy_std": 0.1,
+        "ci95": [0.4, 0.99],
+        "n": 3,
+    },
+    {
+        "set": "full",
+        "model": "mlp",
+        "accuracy_mean": 0.95,
+        "accuracy_std": None,
+        "ci95": None,
+        "n": 1,
+    },
 ]
 
 

@@ -1,4 +1,6 @@
-"""Bytes: what a set stores part by part, what each row of an evaluation stores, and the order of rows by what they are worth."""
+"""Bytes: what a set stores part by part, what each row of an evaluation stores, and the order of
+rows by what they are worth.
+"""
 
 import math
 from dataclasses import replace
@@ -35,7 +37,11 @@ def data():
 
 
 def teacher(data, seed=0):
-    return build_model(MODEL, data.image_shape, data.num_classes, generator(seed)).eval().requires_grad_(False)
+    return (
+        build_model(MODEL, data.image_shape, data.num_classes, generator(seed))
+        .eval()
+        .requires_grad_(False)
+    )
 
 
 def compensated(data, soft=True, dtype=torch.float16, top=None):
@@ -44,7 +50,9 @@ def compensated(data, soft=True, dtype=torch.float16, top=None):
     images = data.train.images(random_index(data.train, 2, data.class_names, generator(0, "init")))
     syn = coded(codec, images, torch.arange(20) // 2, data.class_names, data.train.preprocess)
     noise = 0.1 * torch.randn(syn.tensors["compensators"].shape, generator=generator(1))
-    syn = syn.with_tensors({k: v.clone() for k, v in syn.tensors.items()} | {"compensators": noise}).shipped()
+    syn = syn.with_tensors(
+        {k: v.clone() for k, v in syn.tensors.items()} | {"compensators": noise}
+    ).shipped()
     return syn.with_labels(torch.randn(80, 10, generator=generator(2)), dtype, top) if soft else syn
 
 
@@ -70,18 +78,40 @@ def kinds(data):
     return {
         "classes": own,
         "learned rate": tiny_set(data, lr=0.02),
-        "bytes": coded(Identity(bounded=True), own.tensors["images"], own.classes, data.class_names, data.train.preprocess).shipped(),
+        "bytes": coded(
+            Identity(bounded=True),
+            own.tensors["images"],
+            own.classes,
+            data.class_names,
+            data.train.preprocess,
+        ).shipped(),
         "soft": own.with_labels(logits[:20]),
         "tiles": tiles.with_labels(logits, torch.float16, 4),
         "compensated": compensated(data),
         "compensated, top": compensated(data, top=2),
-        "average": compensated(data).with_tensors({"raw.compensators": torch.zeros(6, 1, 8, 8), "raw.logits": torch.zeros(80, 10)}),
+        "average": compensated(data).with_tensors(
+            {"raw.compensators": torch.zeros(6, 1, 8, 8), "raw.logits": torch.zeros(80, 10)}
+        ),
     }
 
 
-@pytest.mark.parametrize("kind", ["classes", "learned rate", "bytes", "soft", "tiles", "compensated", "compensated, top", "average"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "classes",
+        "learned rate",
+        "bytes",
+        "soft",
+        "tiles",
+        "compensated",
+        "compensated, top",
+        "average",
+    ],
+)
 def test_the_ledger_is_what_the_files_hold(data, tmp_path, kind):
-    """Images, compensators, labels and other are the tensors in the files, each once; preprocessing and last iterates are counted apart."""
+    """Images, compensators, labels and other are the tensors in the files, each once; preprocessing
+    and last iterates are counted apart.
+    """
     syn = kinds(data)[kind]
     syn.save(tmp_path / "set", {})
     found = dict.fromkeys((*PARTS, "preprocess", "raw"), 0)
@@ -94,11 +124,17 @@ def test_the_ledger_is_what_the_files_hold(data, tmp_path, kind):
         with safe_open(path, "pt") as file:
             total = 0
             for key in file.keys():
-                num = math.prod(file.get_slice(key).get_shape()) * sizes[str(file.get_slice(key).get_dtype())]
-                part = key.split(".")[0] if key.split(".")[0] in ("preprocess", "raw") else None
-                part = part or {"images": "images", "compensators": "compensators", "classes": "labels", "logits": "labels"}.get(
-                    key.split(".")[0], "other"
+                num = (
+                    math.prod(file.get_slice(key).get_shape())
+                    * sizes[str(file.get_slice(key).get_dtype())]
                 )
+                part = key.split(".")[0] if key.split(".")[0] in ("preprocess", "raw") else None
+                part = part or {
+                    "images": "images",
+                    "compensators": "compensators",
+                    "classes": "labels",
+                    "logits": "labels",
+                }.get(key.split(".")[0], "other")
                 found[part] += num
                 total += num
         header = int.from_bytes(path.read_bytes()[:8], "little")
@@ -108,19 +144,34 @@ def test_the_ledger_is_what_the_files_hold(data, tmp_path, kind):
     assert (ledger["raw"] > 0) == (kind == "average") and ledger["preprocess"] == 8
     assert (ledger["compensators"] > 0) == (kind[:4] in ("comp", "aver"))
     shown = report.ledger(ledger, data.bytes, data.dataset_bytes)
-    assert all((f"{part} " in shown) == (ledger[part] > 0) for part in PARTS) and f"{100 * ledger['total'] / data.bytes:.3g} %" in shown
+    assert (
+        all((f"{part} " in shown) == (ledger[part] > 0) for part in PARTS)
+        and f"{100 * ledger['total'] / data.bytes:.3g} %" in shown
+    )
 
 
 def test_bytes_in_words():
-    assert [report.size(n) for n in (0, 999, 1000, 12_345, 7_200_000, 3.6e9)] == ["0 B", "999 B", "1 kB", "12.3 kB", "7.2 MB", "3.6 GB"]
+    assert [report.size(n) for n in (0, 999, 1000, 12_345, 7_200_000, 3.6e9)] == [
+        "0 B",
+        "999 B",
+        "1 kB",
+        "12.3 kB",
+        "7.2 MB",
+        "3.6 GB",
+    ]
 
 
 # Of rows
 
 
-@pytest.mark.parametrize(("dtype", "top", "each"), [(torch.float16, None, 20), (torch.float32, None, 40), (torch.float16, 2, 8)])
+@pytest.mark.parametrize(
+    ("dtype", "top", "each"),
+    [(torch.float16, None, 20), (torch.float32, None, 40), (torch.float16, 2, 8)],
+)
 def test_rows_with_static_labels(data, dtype, top, each):
-    """Each row's parts by hand: 80 labels of the set, 20 of its natural images, as many bytes a label for random images, none for classes."""
+    """Each row's parts by hand: 80 labels of the set, 20 of its natural images, as many bytes a
+    label for random images, none for classes.
+    """
     syn = compensated(data, dtype=dtype, top=top)
     assert label_bytes(syn) == each
     rows = rows_of(syn, data, teachers=[teacher(data)])
@@ -139,14 +190,24 @@ def test_rows_with_static_labels(data, dtype, top, each):
     }  # fmt: skip
     assert not any("dynamic_labels" in row for row in rows.values())
     steps = {name: row["steps"] for name, row in rows.items()}
-    assert steps["distilled"] == steps["base"] == steps["distilled_hard"] == 3 * 3 and steps["random"] == steps["random_soft"] == 3
+    assert (
+        steps["distilled"] == steps["base"] == steps["distilled_hard"] == 3 * 3
+        and steps["random"] == steps["random_soft"] == 3
+    )
 
 
 def test_baselines_with_as_many_updates(data):
     """The full data too, but for what their epochs are fewer of; else with as many epochs."""
-    rows = rows_of(compensated(data), data, replace(ROWS, baseline_steps="updates"), teachers=[teacher(data)])
+    rows = rows_of(
+        compensated(data), data, replace(ROWS, baseline_steps="updates"), teachers=[teacher(data)]
+    )
     assert {row["steps"] for row in rows.values()} == {9}
-    longer = rows_of(compensated(data), data, replace(ROWS, baseline_steps="updates", full_steps=12), teachers=[teacher(data)])
+    longer = rows_of(
+        compensated(data),
+        data,
+        replace(ROWS, baseline_steps="updates", full_steps=12),
+        teachers=[teacher(data)],
+    )
     assert longer["full"]["steps"] == 12 and longer["random"]["steps"] == 9
 
 
@@ -166,17 +227,30 @@ def test_the_base_row_is_natural_images_with_their_own_labels(data):
         return build_model(MODEL, data.image_shape, 10, rng)
 
     for seed, told in enumerate(row["accuracies"]):
-        (network,) = training.train_networks(new_model, [Base()], [seed], ROWS, row["lr"], CPU, steps=9)
+        (network,) = training.train_networks(
+            new_model, [Base()], [seed], ROWS, row["lr"], CPU, steps=9
+        )
         assert training.accuracy(network, data.test) == told["accuracy"]
 
 
 def test_sets_of_classes(data):
-    """No soft labels are counted, nothing is compared with its own classes, and soft labels of random images count four bytes a class."""
+    """No soft labels are counted, nothing is compared with its own classes, and soft labels of
+    random images count four bytes a class.
+    """
     rows = rows_of(compensated(data, soft=False), data)
-    assert "distilled_hard" not in rows and rows["distilled"]["ledger"]["labels"] == rows["base"]["ledger"]["labels"] == 160
-    assert rows["random_soft"]["ledger"]["labels"] == 30 * 8 + 30 * 40 and rows["random"]["ledger"]["labels"] == 240
+    assert (
+        "distilled_hard" not in rows
+        and rows["distilled"]["ledger"]["labels"] == rows["base"]["ledger"]["labels"] == 160
+    )
+    assert (
+        rows["random_soft"]["ledger"]["labels"] == 30 * 8 + 30 * 40
+        and rows["random"]["ledger"]["labels"] == 240
+    )
     hard = rows_of(compensated(data), data, replace(ROWS, labels="hard"))
-    assert "distilled_hard" not in hard and hard["distilled"]["ledger"]["labels"] == hard["base"]["ledger"]["labels"] == 160
+    assert (
+        "distilled_hard" not in hard
+        and hard["distilled"]["ledger"]["labels"] == hard["base"]["ledger"]["labels"] == 160
+    )
 
 
 def seen_in(steps, num, batch):
@@ -188,11 +262,20 @@ def seen_in(steps, num, batch):
 @pytest.mark.parametrize("updates", ["epochs", "updates"])
 @pytest.mark.parametrize(("epochs", "smaller"), [(0, "stored"), (12, "teachers")])
 def test_dynamic_labels_count_by_the_smaller_of_both_ways(data, epochs, smaller, updates):
-    """The weights and statistics of all teachers, or two bytes a class for each example ever seen; beside classes, without static labels."""
+    """The weights and statistics of all teachers, or two bytes a class for each example ever seen;
+    beside classes, without static labels.
+    """
     teachers = [teacher(data, seed) for seed in (0, 1)]
     weights = sum(v.numel() * v.element_size() for t in teachers for v in t.state_dict().values())
     assert weights == 2 * (4 * sum(p.numel() for p in teachers[0].parameters()) + 4 * 4 * 2 + 8)
-    config = replace(ROWS, labels="dynamic", epochs=max(1, epochs), baseline_steps=updates, schedule="cosine", full_steps=2)
+    config = replace(
+        ROWS,
+        labels="dynamic",
+        epochs=max(1, epochs),
+        baseline_steps=updates,
+        schedule="cosine",
+        full_steps=2,
+    )
     rows = rows_of(compensated(data), data, config, teachers=teachers)
     assert {"distilled", "base", "random", "random_soft", "distilled_hard"} <= rows.keys()
     for name, num, classes in (("distilled", 80, 160), ("base", 20, 160), ("random_soft", 30, 240)):
@@ -204,17 +287,27 @@ def test_dynamic_labels_count_by_the_smaller_of_both_ways(data, epochs, smaller,
     both = rows["distilled"]["dynamic_labels"]
     assert min(both, key=both.get) == smaller
     assert all("dynamic_labels" not in rows[name] for name in ("random", "distilled_hard", "full"))
-    assert rows["distilled_hard"]["ledger"]["labels"] == 160 and rows["random"]["ledger"]["labels"] == 240
+    assert (
+        rows["distilled_hard"]["ledger"]["labels"] == 160
+        and rows["random"]["ledger"]["labels"] == 240
+    )
 
 
 def test_dynamic_labels_need_teachers(data):
     with pytest.raises(UserError, match=r"labels dynamic needs the teachers.*--experts"):
-        evaluate(compensated(data), data, replace(ROWS, labels="dynamic"), MODEL, seed=0, device=CPU)
+        evaluate(
+            compensated(data), data, replace(ROWS, labels="dynamic"), MODEL, seed=0, device=CPU
+        )
 
 
 def test_order_of_rows():
-    """By accuracy, or by accuracy per byte, the best first; as they are without a wish; rows of one order stay in theirs."""
-    rows = [{"set": n, "accuracy_mean": a, "bytes": b} for n, a, b in (("a", 0.5, 1000), ("b", 0.9, 9000), ("c", 0.2, 100), ("d", 0.5, 1000))]
+    """By accuracy, or by accuracy per byte, the best first; as they are without a wish; rows of one
+    order stay in theirs.
+    """
+    rows = [
+        {"set": n, "accuracy_mean": a, "bytes": b}
+        for n, a, b in (("a", 0.5, 1000), ("b", 0.9, 9000), ("c", 0.2, 100), ("d", 0.5, 1000))
+    ]
     assert [r["set"] for r in report.sorted_rows(rows, "none")] == ["a", "b", "c", "d"]
     assert [r["set"] for r in report.sorted_rows(rows, "accuracy")] == ["b", "a", "d", "c"]
     assert [r["set"] for r in report.sorted_rows(rows, "accuracy_per_byte")] == ["c", "a", "d", "b"]

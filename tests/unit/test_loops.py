@@ -35,7 +35,11 @@ def test_all_that_fail_are_named_with_line_and_reason():
     with pytest.raises(AssertionError) as error:
         check()
     lines = str(error.value).splitlines()
-    assert lines[0].startswith("3 of 5 failed") and [line.split(":")[0] for line in lines[1:]] == ["1", "2", "4"]
+    assert lines[0].startswith("3 of 5 failed") and [line.split(":")[0] for line in lines[1:]] == [
+        "1",
+        "2",
+        "4",
+    ]
     assert "one is not wanted" in lines[1] and "KeyError" in lines[2] and "four" in lines[3]
 
 

@@ -1,4 +1,6 @@
-"""Every published recipe of gradient and distribution matching beside the tables it was written from."""
+"""Every published recipe of gradient and distribution matching beside the tables it was written
+from.
+"""
 
 import subprocess
 import sys
@@ -75,13 +77,28 @@ FIGURES = {
     },
 }  # fmt: skip
 
-ALL = {f"{method}/{dataset}_ipc{ipc}": (method, dataset, ipc) for method in METHODS for dataset, row in FIGURES[method].items() for ipc in row}
-OF = {method: [name for name, cell in ALL.items() if cell[0] in method.split()] for method in ("dc", "dsa", "dcc dsac", "dm", "idc idc_i")}
+ALL = {
+    f"{method}/{dataset}_ipc{ipc}": (method, dataset, ipc)
+    for method in METHODS
+    for dataset, row in FIGURES[method].items()
+    for ipc in row
+}
+OF = {
+    method: [name for name, cell in ALL.items() if cell[0] in method.split()]
+    for method in ("dc", "dsa", "dcc dsac", "dm", "idc idc_i")
+}
 
 NOTHING = AugmentConfig(ops=())
 SIX = AugmentConfig(ops=("color", "crop", "cutout", "flip", "scale", "rotate"))
 FIVE = AugmentConfig(ops=("color", "crop", "cutout", "scale", "rotate"))  # digits are not mirrored
-DSA_OF = {"mnist": FIVE, "svhn": FIVE, "fashion_mnist": SIX, "cifar10": SIX, "cifar100": SIX, "tiny_imagenet": SIX}
+DSA_OF = {
+    "mnist": FIVE,
+    "svhn": FIVE,
+    "fashion_mnist": SIX,
+    "cifar10": SIX,
+    "cifar100": SIX,
+    "tiny_imagenet": SIX,
+}
 
 
 def test_every_recipe_is_in_the_tables():
@@ -92,24 +109,48 @@ def test_every_recipe_is_in_the_tables():
 
 @for_each("name", ALL)
 def test_figures_and_what_all_have_in_common(name):
-    """The whole training split, ConvNet of width 128, momentum 0.5; a figure as printed, or the reason why there is none."""
+    """The whole training split, ConvNet of width 128, momentum 0.5; a figure as printed, or the
+    reason why there is none.
+    """
     recipe, (method, dataset, ipc) = find(name), ALL[name]
     assert (recipe.name, recipe.data.name, recipe.ipc, recipe.buffer) == (name, dataset, ipc, None)
-    assert (recipe.data.validation, recipe.data.limit, recipe.data.zca, recipe.data.size) == (0, None, False, None)
-    assert recipe.model == ("convnet-d4-w128-in" if dataset == "tiny_imagenet" else "convnet-d3-w128-in")
-    assert recipe.targets.kind == "class" and recipe.init.kind == ("noise" if method == "dc" else "real")
+    assert (recipe.data.validation, recipe.data.limit, recipe.data.zca, recipe.data.size) == (
+        0,
+        None,
+        False,
+        None,
+    )
+    assert recipe.model == (
+        "convnet-d4-w128-in" if dataset == "tiny_imagenet" else "convnet-d3-w128-in"
+    )
+    assert recipe.targets.kind == "class" and recipe.init.kind == (
+        "noise" if method == "dc" else "real"
+    )
     optim = recipe.outer.optim["images"]
     assert set(recipe.outer.optim) == {"images"} and optim == OptimConfig(lr=optim.lr, momentum=0.5)
-    assert (recipe.outer.draws, recipe.outer.ema, recipe.outer.max_loss, recipe.outer.evaluate_every) == (1, {}, float("inf"), 0)
+    assert (
+        recipe.outer.draws,
+        recipe.outer.ema,
+        recipe.outer.max_loss,
+        recipe.outer.evaluate_every,
+    ) == (1, {}, float("inf"), 0)
     figure = FIGURES[method][dataset][ipc]
     if figure is None:
         assert recipe.published is None and "No published figure" in recipe.note
     else:
-        assert recipe.published is not None and recipe.published.accuracy == pytest.approx(figure[0] / 100)
-        assert recipe.published.std == (None if figure[1] is None else pytest.approx(figure[1] / 100))
+        assert recipe.published is not None and recipe.published.accuracy == pytest.approx(
+            figure[0] / 100
+        )
+        assert recipe.published.std == (
+            None if figure[1] is None else pytest.approx(figure[1] / 100)
+        )
         assert recipe.published.source and "No published figure" not in recipe.note
     evaluation = recipe.evaluation
-    assert (evaluation.lr, evaluation.momentum, evaluation.weight_decay) == (0.01, 0.9, 5e-4) and evaluation.models == ()
+    assert (evaluation.lr, evaluation.momentum, evaluation.weight_decay) == (
+        0.01,
+        0.9,
+        5e-4,
+    ) and evaluation.models == ()
 
 
 # images per class: outer steps per network, epochs between them
@@ -133,12 +174,25 @@ def test_loops_in_between_and_beyond():
 def test_dc(name):
     """No augmentation, 300 epochs; on MNIST 1000 with shifts, scales and rotations."""
     recipe, (_, dataset, ipc) = find(name), ALL[name]
-    assert recipe.objective == GradientMatching(networks=OnSynthetic(steps=None, epochs=None, batch=256, lr=0.01), real_batch=256, augment=NOTHING)
+    assert recipe.objective == GradientMatching(
+        networks=OnSynthetic(steps=None, epochs=None, batch=256, lr=0.01),
+        real_batch=256,
+        augment=NOTHING,
+    )
     assert recipe.outer.steps == 1000 * LOOPS[ipc][0] and recipe.outer.optim["images"].lr == 0.1
-    assert recipe.codec == Identity() and (recipe.outer.step_after, recipe.evaluation.protocol) == ("all", "dc")
+    assert recipe.codec == Identity() and (recipe.outer.step_after, recipe.evaluation.protocol) == (
+        "all",
+        "dc",
+    )
     shifts = AugmentConfig(ops=("crop", "scale", "rotate"), crop=4 / 32, scale=1.2, rotate=45)
-    assert (recipe.evaluation.epochs, recipe.evaluation.augment) == ((1000, shifts) if dataset == "mnist" else (300, NOTHING))
-    assert recipe.objective.metric == "layerwise" and recipe.objective.tensors == "weights" and recipe.objective.classes == "each"
+    assert (recipe.evaluation.epochs, recipe.evaluation.augment) == (
+        (1000, shifts) if dataset == "mnist" else (300, NOTHING)
+    )
+    assert (
+        recipe.objective.metric == "layerwise"
+        and recipe.objective.tensors == "weights"
+        and recipe.objective.classes == "each"
+    )
 
 
 @for_each("name", OF["dsa"])
@@ -147,30 +201,56 @@ def test_dsa(name):
     recipe, (_, dataset, ipc) = find(name), ALL[name]
     assert recipe.objective == replace(find("dc/cifar10_ipc10").objective, augment=DSA_OF[dataset])
     assert recipe.outer.steps == 1000 * LOOPS[ipc][0] and recipe.outer.optim["images"].lr == 0.1
-    assert recipe.codec == Identity() and (recipe.outer.step_after, recipe.evaluation.protocol) == ("all", "dsa")
+    assert recipe.codec == Identity() and (recipe.outer.step_after, recipe.evaluation.protocol) == (
+        "all",
+        "dsa",
+    )
     assert (recipe.evaluation.epochs, recipe.evaluation.augment) == (1000, DSA_OF[dataset])
 
 
 @for_each("name", OF["dcc dsac"])
 def test_dcc(name):
-    """Sums over classes after the warm-up; ten steps per network and five epochs at one image per class."""
+    """Sums over classes after the warm-up; ten steps per network and five epochs at one image per
+    class.
+    """
     recipe, (method, _, ipc) = find(name), ALL[name]
     augment = SIX if method == "dsac" else NOTHING
     networks = OnSynthetic(steps=10, epochs=5) if ipc == 1 else OnSynthetic()
     assert recipe.objective == replace(
-        find("dc/cifar10_ipc10").objective, networks=networks, augment=augment, classes="sum", warmup_networks=250, warmup_steps=10
+        find("dc/cifar10_ipc10").objective,
+        networks=networks,
+        augment=augment,
+        classes="sum",
+        warmup_networks=250,
+        warmup_steps=10,
     )
-    assert recipe.outer.steps == 1000 * max(ipc, 10) and recipe.outer.optim["images"].lr == 0.1 and recipe.codec == Identity()
-    assert recipe.evaluation == find(f"{'dsa' if method == 'dsac' else 'dc'}/cifar10_ipc10").evaluation
+    assert (
+        recipe.outer.steps == 1000 * max(ipc, 10)
+        and recipe.outer.optim["images"].lr == 0.1
+        and recipe.codec == Identity()
+    )
+    assert (
+        recipe.evaluation == find(f"{'dsa' if method == 'dsac' else 'dc'}/cifar10_ipc10").evaluation
+    )
 
 
 @for_each("name", OF["dm"])
 def test_dm(name):
     """Fresh networks; ten times the rate from 100 images per class on."""
     recipe, (_, dataset, ipc) = find(name), ALL[name]
-    assert recipe.objective == DistributionMatching(networks=Untrained(), real_batch=256, augment=DSA_OF[dataset])
-    assert recipe.outer.steps == 20000 and recipe.outer.optim["images"].lr == (10 if ipc >= 100 else 1) and recipe.codec == Identity()
-    assert (recipe.evaluation.protocol, recipe.evaluation.epochs, recipe.evaluation.augment) == ("dsa", 1000, DSA_OF[dataset])
+    assert recipe.objective == DistributionMatching(
+        networks=Untrained(), real_batch=256, augment=DSA_OF[dataset]
+    )
+    assert (
+        recipe.outer.steps == 20000
+        and recipe.outer.optim["images"].lr == (10 if ipc >= 100 else 1)
+        and recipe.codec == Identity()
+    )
+    assert (recipe.evaluation.protocol, recipe.evaluation.epochs, recipe.evaluation.augment) == (
+        "dsa",
+        1000,
+        DSA_OF[dataset],
+    )
 
 
 # dataset: metric, real images between sweeps, {images per class: rate of the pixels}
@@ -181,7 +261,8 @@ IDC: dict[str, tuple[Metric, int, dict[int, float]]] = {
     "cifar10":       ("mse", 2000, {1: 5e-4, 10: 5e-3, 50: 2.5e-2}),
     "cifar100":      ("mse", 2000, {10: 5e-3, 20: 1e-2}),
 }  # fmt: skip
-# probability of mixing, and what is always applied, where it is not the protocol's 0.5 with flip and colour
+# probability of mixing, and what is always applied, where it is not the protocol's 0.5 with flip
+# and colour
 IDC_EVALUATION = {
     "idc/mnist": (0.0, ("color",)), "idc_i/mnist": (0.5, ("color",)), "idc/svhn": (0.5, ("color",)), "idc_i/svhn": (0.5, ("color",)),
     "idc_i/svhn_ipc1": (0.0, ("color", "cutout")),
@@ -190,7 +271,9 @@ IDC_EVALUATION = {
 
 @for_each("name", OF["idc idc_i"])
 def test_idc(name):
-    """Convolutions in networks trained on real images, 100 sweeps each, an update after every class."""
+    """Convolutions in networks trained on real images, 100 sweeps each, an update after every
+    class.
+    """
     recipe, (method, dataset, ipc) = find(name), ALL[name]
     metric, images, rates = IDC[dataset]
     bare = (method, dataset) == ("idc", "mnist")  # neither cutout nor CutMix
@@ -203,13 +286,26 @@ def test_idc(name):
         networks=networks, metric=metric, tensors="convolutions", real_batch=64, syn_batch=128, classes_at_once=1,
         augment=AugmentConfig(always=always, ops=()),
     )  # fmt: skip
-    assert recipe.codec == MultiFormation(factor=2 if method == "idc" else 1) and recipe.codec.space == "pixel"
+    assert (
+        recipe.codec == MultiFormation(factor=2 if method == "idc" else 1)
+        and recipe.codec.space == "pixel"
+    )
     assert (recipe.outer.steps, recipe.outer.step_after) == (200_000, "each")
     assert recipe.outer.optim["images"].lr == pytest.approx(rates[ipc], rel=1e-3)
     evaluation = recipe.evaluation
-    assert (evaluation.protocol, evaluation.epochs, evaluation.batch, evaluation.schedule, evaluation.lr_drop) == ("idc", 1000, 64, "thirds", 0.2)
-    cutmix, always = IDC_EVALUATION.get(name, IDC_EVALUATION.get(f"{method}/{dataset}", (0.5, ("flip", "color"))))
-    assert evaluation.cutmix == cutmix and evaluation.augment == AugmentConfig(always=always, ops=("crop", "scale", "rotate"))
+    assert (
+        evaluation.protocol,
+        evaluation.epochs,
+        evaluation.batch,
+        evaluation.schedule,
+        evaluation.lr_drop,
+    ) == ("idc", 1000, 64, "thirds", 0.2)
+    cutmix, always = IDC_EVALUATION.get(
+        name, IDC_EVALUATION.get(f"{method}/{dataset}", (0.5, ("flip", "color")))
+    )
+    assert evaluation.cutmix == cutmix and evaluation.augment == AugmentConfig(
+        always=always, ops=("crop", "scale", "rotate")
+    )
 
 
 # They run
@@ -233,14 +329,21 @@ def test_every_objective_builds_and_has_a_loss(name, world):
     recipe = replace(find(name), model=MODEL, ipc=2)
     syn = initial(recipe, data, generator(0, "init"), None)
     objective = replace(recipe.objective, real_batch=8).build(env)
-    losses = [float(loss.detach()) for loss in objective.losses(syn, objective.init(generator(0)), 0, generator(0, "losses"))]
+    losses = [
+        float(loss.detach())
+        for loss in objective.losses(syn, objective.init(generator(0)), 0, generator(0, "losses"))
+    ]
     assert losses and torch.tensor(losses).isfinite().all() and sum(losses) > 0
 
 
 def program(*args, columns="80"):
     """What a command line prints."""
     done = subprocess.run(
-        [sys.executable, "run.py", *args], cwd=ROOT, capture_output=True, env={"COLUMNS": columns, "OMP_NUM_THREADS": "1"}, timeout=120
+        [sys.executable, "run.py", *args],
+        cwd=ROOT,
+        capture_output=True,
+        env={"COLUMNS": columns, "OMP_NUM_THREADS": "1"},
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.decode()
@@ -252,7 +355,11 @@ def test_the_list_fits_into_80_columns():
     assert max(map(len, rows.values())) <= 80
     for name, (method, dataset, ipc) in ALL.items():
         figure = FIGURES[method][dataset][ipc]
-        printed = "-" if figure is None else f"{figure[0]}" + (f" ± {figure[1]}" if figure[1] is not None else "")
+        printed = (
+            "-"
+            if figure is None
+            else f"{figure[0]}" + (f" ± {figure[1]}" if figure[1] is not None else "")
+        )
         assert f"  {printed}  " in rows[name] and rows[name].split()[-1] == find(name).model
 
 
@@ -274,11 +381,15 @@ def test_cite(capsys):
         recipe = find(f"{method}/cifar10_ipc10")
         assert sorted(keys(recipe)) == sorted([*CITED[method], "krizhevsky2009cifar"]), method
         assert run("cite", recipe.name) == 0
-        assert capsys.readouterr().out == "\n\n".join(entries()[key] for key in keys(recipe)) + "\n", method
+        assert (
+            capsys.readouterr().out == "\n\n".join(entries()[key] for key in keys(recipe)) + "\n"
+        ), method
 
 
 def test_cutmix_is_cited_where_anything_is_mixed():
     """In the evaluation or in the training of the networks."""
-    assert "yun2019cutmix" not in keys(find("idc/mnist_ipc10")) and "yun2019cutmix" in keys(find("idc_i/svhn_ipc1"))
+    assert "yun2019cutmix" not in keys(find("idc/mnist_ipc10")) and "yun2019cutmix" in keys(
+        find("idc_i/svhn_ipc1")
+    )
     plain = find("dm/cifar10_ipc10")
     assert "yun2019cutmix" in keys(replace(plain, evaluation=replace(plain.evaluation, cutmix=0.5)))

@@ -28,7 +28,14 @@ def made(names, *, each=2, seed=0, codec=None, preprocess=PLAIN, **scalars):
     images = torch.rand(len(names) * each, 1, 4, 4, generator=torch.Generator().manual_seed(seed))
     tensors = {"images": images} | {k: torch.tensor(v) for k, v in scalars.items()}
     codec = codec or Identity()
-    return SyntheticSet(tensors, torch.arange(len(names)).repeat_interleave(each), tuple(names), codec, preprocess, space=codec.space)
+    return SyntheticSet(
+        tensors,
+        torch.arange(len(names)).repeat_interleave(each),
+        tuple(names),
+        codec,
+        preprocess,
+        space=codec.space,
+    )
 
 
 def test_a_merged_set_has_the_classes_of_the_maps_and_all_images_in_order():
@@ -37,7 +44,12 @@ def test_a_merged_set_has_the_classes_of_the_maps_and_all_images_in_order():
     assert syn.classes.tolist() == [7, 7, 2, 2, 3, 0] and syn.class_names == NAMES and len(syn) == 6
     batch = syn.batch(torch.tensor([4, 0, 5]))
     assert batch.targets.tolist() == [3, 7, 0]
-    assert torch.equal(batch.images, torch.cat([other.tensors["images"][:1], one.tensors["images"][:1], other.tensors["images"][1:]]))
+    assert torch.equal(
+        batch.images,
+        torch.cat(
+            [other.tensors["images"][:1], one.tensors["images"][:1], other.tensors["images"][1:]]
+        ),
+    )
     assert syn.nbytes()["total"] == one.nbytes()["total"] + other.nbytes()["total"]
 
 
@@ -53,19 +65,29 @@ def test_a_learned_rate_is_the_mean_where_all_have_one():
 
 def test_soft_labels_keep_their_probabilities_and_say_nothing_of_other_classes():
     logits = torch.randn(2, 4, 2, generator=torch.Generator().manual_seed(5))
-    one, other = (made(names, seed=i).with_labels(logits[i], dtype=torch.float16) for i, names in enumerate(("hc", "da")))
+    one, other = (
+        made(names, seed=i).with_labels(logits[i], dtype=torch.float16)
+        for i, names in enumerate(("hc", "da"))
+    )
     syn = merge([one, other], [[7, 2], [3, 0]], NAMES)
     assert syn.tensors["logits"].shape == (8, 8) and syn.tensors["logits"].dtype == torch.float16
     for temperature in (1, 30):
         said = (syn.batch(torch.arange(8)).targets / temperature).softmax(1)
-        assert said[:4][:, [7, 2]].allclose((one.logits / temperature).softmax(1)) and said[:4].sum(1).allclose(torch.ones(4))
-        assert said[4:][:, [3, 0]].allclose((other.logits / temperature).softmax(1)) and said[4:, [1, 2, 4, 5, 6, 7]].max() == 0
+        assert said[:4][:, [7, 2]].allclose((one.logits / temperature).softmax(1)) and said[:4].sum(
+            1
+        ).allclose(torch.ones(4))
+        assert (
+            said[4:][:, [3, 0]].allclose((other.logits / temperature).softmax(1))
+            and said[4:, [1, 2, 4, 5, 6, 7]].max() == 0
+        )
 
 
 def test_labels_of_decoded_examples_follow_them():
     """IDC decodes tile by tile over all items, so the examples of two sets interleave."""
     sets = [
-        made(names, seed=i, codec=MultiFormation(factor=2)).with_labels(100.0 * i + torch.arange(32.0).view(16, 2))
+        made(names, seed=i, codec=MultiFormation(factor=2)).with_labels(
+            100.0 * i + torch.arange(32.0).view(16, 2)
+        )
         for i, names in enumerate(("hc", "da"))
     ]
     assert sets[0].label_of == "decoded"
@@ -77,7 +99,11 @@ def test_labels_of_decoded_examples_follow_them():
         images.append(decoded.images)
         labels += [(own, target) for target in decoded.targets]
     nearest = torch.cdist(batch.images.flatten(1).double(), torch.cat(images).flatten(1).double())
-    assert nearest.shape == (32, 32) and sorted(nearest.argmin(1).tolist()) == list(range(32)) and nearest.amin(1).max() < 1e-5
+    assert (
+        nearest.shape == (32, 32)
+        and sorted(nearest.argmin(1).tolist()) == list(range(32))
+        and nearest.amin(1).max() < 1e-5
+    )
     for target, place in zip(batch.targets, nearest.argmin(1).tolist(), strict=True):
         own, said = labels[place]
         assert torch.equal(target[own], said)
@@ -85,7 +111,9 @@ def test_labels_of_decoded_examples_follow_them():
 
 def test_labels_of_some_largest_logits_are_written_out():
     sets = [
-        made(names, seed=i).with_labels(torch.randn(8, 4, generator=torch.Generator().manual_seed(i)), top=1)
+        made(names, seed=i).with_labels(
+            torch.randn(8, 4, generator=torch.Generator().manual_seed(i)), top=1
+        )
         for i, names in enumerate(("abcd", "efgh"))
     ]
     assert "logits.index" in sets[0].tensors
@@ -101,7 +129,11 @@ def test_another_preprocessing_is_refused_or_images_are_brought_under_one():
     syn = merge(sets, [[0, 1], [2, 3]], "abcd", PLAIN)
     assert syn.pixels()[4:].allclose(sets[1].pixels()) and syn.preprocess is PLAIN
     stored = [made("ab", codec=Pixels()), made("cd", codec=Pixels(), preprocess=other)]
-    assert merge(stored, [[0, 1], [2, 3]], "abcd", PLAIN).batch(torch.tensor([4])).images.allclose(PLAIN.forward(stored[1].pixels()[:1]))
+    assert (
+        merge(stored, [[0, 1], [2, 3]], "abcd", PLAIN)
+        .batch(torch.tensor([4]))
+        .images.allclose(PLAIN.forward(stored[1].pixels()[:1]))
+    )
 
 
 @pytest.mark.parametrize(
@@ -150,10 +182,15 @@ def config(**settings):
     return DataConfig(name="digits", **settings)
 
 
-@pytest.mark.parametrize("settings", [{"validation": 0.2}, {"limit": 200}, {"split_seed": 1}, {"zca": True}, {"size": (9, 9)}])
+@pytest.mark.parametrize(
+    "settings",
+    [{"validation": 0.2}, {"limit": 200}, {"split_seed": 1}, {"zca": True}, {"size": (9, 9)}],
+)
 def test_sets_of_other_images_are_not_merged(settings):
     """Test images of one may be training images of the other."""
-    with pytest.raises(UserError, match=f"Set 2 was made with data.{next(iter(settings))} ") as error:
+    with pytest.raises(
+        UserError, match=f"Set 2 was made with data.{next(iter(settings))} "
+    ) as error:
         same_data([config(classes=(7, 2)), config(classes=(3, 4), **settings)])
     assert str(error.value).count(". ") == 0
     same_data([config(classes=(7, 2)), config(classes=(3, 4), root="elsewhere", download=True)])
@@ -166,7 +203,9 @@ def test_a_limit_takes_other_images_for_each_choice_of_classes():
 
 
 def test_ids_of_classes_are_not_invented():
-    """Known where all sets say them and agree; a set that says nothing has all classes of the dataset, or is not believed."""
+    """Known where all sets say them and agree; a set that says nothing has all classes of the
+    dataset, or is not believed.
+    """
     maps = [[0, 1], [1, 2]]
     assert class_ids(maps, [config(classes=(7, 2)), config(classes=(2, 5))], 3) == [7, 2, 5]
     assert class_ids(maps, [config(), config(classes=(2, 5))], 3) is None
@@ -177,18 +216,33 @@ def test_ids_of_classes_are_not_invented():
 
 
 def test_the_images_of_the_whole_are_those_of_the_parts(capsys):
-    """Their digest is known where every set saw its part of them; a set that saw others is refused; what cannot be checked is said."""
+    """Their digest is known where every set saw its part of them; a set that saw others is refused;
+    what cannot be checked is said.
+    """
     configs, whole = [config(classes=(7, 2)), config(classes=(2, 5))], config(classes=(7, 2, 5))
-    metas = [{"class_names": list(names), "images": load_data(c, CPU).train.digest} for names, c in zip(("72", "25"), configs, strict=True)]
+    metas = [
+        {"class_names": list(names), "images": load_data(c, CPU).train.digest}
+        for names, c in zip(("72", "25"), configs, strict=True)
+    ]
     found = whole_data(configs, metas, whole, PLAIN)
-    assert found is not None and found.train.digest == load_data(whole, CPU).train.digest and capsys.readouterr().out == ""
+    assert (
+        found is not None
+        and found.train.digest == load_data(whole, CPU).train.digest
+        and capsys.readouterr().out == ""
+    )
     with pytest.raises(UserError, match="Set 2 was distilled from other images"):
         whole_data(configs, [metas[0], metas[1] | {"images": "0" * 12}], whole, PLAIN)
     assert whole_data(configs, [metas[0], {"class_names": ["2", "5"]}], whole, PLAIN) is None
     assert "do not all say which images" in capsys.readouterr().out
-    assert whole_data(configs, metas, None, PLAIN) is None and "do not say which classes" in capsys.readouterr().out
+    assert (
+        whole_data(configs, metas, None, PLAIN) is None
+        and "do not say which classes" in capsys.readouterr().out
+    )
     gone = [replace(c, name="cifar10", root="/nowhere") for c in configs]
-    assert whole_data(gone, metas, gone[0], PLAIN) is None and "cannot be read" in capsys.readouterr().out
+    assert (
+        whole_data(gone, metas, gone[0], PLAIN) is None
+        and "cannot be read" in capsys.readouterr().out
+    )
 
 
 # Some classes of a dataset
@@ -197,9 +251,16 @@ def test_the_images_of_the_whole_are_those_of_the_parts(capsys):
 def test_a_subset_of_loaded_data_is_numbered_anew_under_the_preprocessing_of_the_whole(digits):
     data = class_subset(digits, [7, 2])
     assert data.class_names == ("7", "2") and data.num_classes == 2 and data.train.num_classes == 2
-    for part, whole in ((data.train, digits.train), (data.validation, digits.validation), (data.test, digits.test)):
+    for part, whole in (
+        (data.train, digits.train),
+        (data.validation, digits.validation),
+        (data.test, digits.test),
+    ):
         assert [len(m) for m in part.members] == [len(whole.members[7]), len(whole.members[2])]
-        assert torch.equal(part.pixels[part.members[0]], whole.pixels[whole.members[7]]) and part.preprocess is whole.preprocess
+        assert (
+            torch.equal(part.pixels[part.members[0]], whole.pixels[whole.members[7]])
+            and part.preprocess is whole.preprocess
+        )
     assert data.bytes == len(data.train) * 64 and data.dataset_bytes == digits.dataset_bytes
     assert class_subset(digits, [2, 7]).train.digest != data.train.digest != digits.train.digest
     with pytest.raises(UserError, match="twice"):
@@ -210,7 +271,9 @@ def test_a_subset_of_loaded_data_is_numbered_anew_under_the_preprocessing_of_the
 
 def test_images_of_classes_keep_their_labels(digits):
     real = of_classes(digits.test, [3, 8])
-    assert real.labels.unique().tolist() == [3, 8] and len(real) == len(digits.test.members[3]) + len(digits.test.members[8])
+    assert real.labels.unique().tolist() == [3, 8] and len(real) == len(
+        digits.test.members[3]
+    ) + len(digits.test.members[8])
 
 
 def loaded(**settings):
@@ -220,16 +283,25 @@ def loaded(**settings):
 def test_data_classes_restricts_all_splits_to_the_images_they_have_of_these_classes(digits):
     data, subset = loaded(classes=(7, 2)), class_subset(digits, [7, 2])
     assert data.class_names == ("7", "2")
-    for mine, same in ((data.train, subset.train), (data.validation, subset.validation), (data.test, subset.test)):
+    for mine, same in (
+        (data.train, subset.train),
+        (data.validation, subset.validation),
+        (data.test, subset.test),
+    ):
         assert torch.equal(mine.pixels, same.pixels) and torch.equal(mine.labels, same.labels)
     flat = data.train.pixels.double().flatten() / 255
-    assert data.train.preprocess.mean.item() == pytest.approx(flat.mean().item())  # fitted on what remains
+    # fitted on what remains
+    assert data.train.preprocess.mean.item() == pytest.approx(flat.mean().item())
     assert data.train.preprocess.mean.item() != digits.train.preprocess.mean.item()
 
 
 def test_a_limit_counts_images_of_these_classes():
     data = loaded(classes=(0, 9, 4), limit=60)
-    assert len(data.train) + len(data.validation) == 60 and data.test.labels.unique().tolist() == [0, 1, 2]
+    assert len(data.train) + len(data.validation) == 60 and data.test.labels.unique().tolist() == [
+        0,
+        1,
+        2,
+    ]
     whole = loaded()
     tested = {p.numpy().tobytes() for p in whole.test.pixels}
     assert not tested & {p.numpy().tobytes() for p in data.train.pixels}
@@ -246,5 +318,7 @@ def test_data_classes_are_checked(classes):
 
 
 def test_a_class_that_the_dataset_has_not_is_named():
-    with pytest.raises(UserError, match=r"data.classes names class 12, and the dataset has classes 0 to 9"):
+    with pytest.raises(
+        UserError, match=r"data.classes names class 12, and the dataset has classes 0 to 9"
+    ):
         loaded(classes=(1, 12))

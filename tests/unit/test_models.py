@@ -11,7 +11,13 @@ from ddengine.models import EXAMPLES, build_model
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 
-NAMES = (*EXAMPLES, "torchvision/resnet18", "torchvision/mobilenet_v2", "torchvision/shufflenet_v2_x0_5", "torchvision/efficientnet_b0")
+NAMES = (
+    *EXAMPLES,
+    "torchvision/resnet18",
+    "torchvision/mobilenet_v2",
+    "torchvision/shufflenet_v2_x0_5",
+    "torchvision/efficientnet_b0",
+)
 SHAPES = ((3, 32, 32), (1, 28, 28))
 CLASSES = 7
 
@@ -23,7 +29,9 @@ def new(name, shape=(3, 32, 32), classes=CLASSES, seed=0):
 
 @lru_cache
 def network(name, shape=(3, 32, 32)):
-    """The same network for several tests: no dropout, BatchNorm on the batch (a new network's running statistics leave nothing of the image)."""
+    """The same network for several tests: no dropout, BatchNorm on the batch (a new network's
+    running statistics leave nothing of the image).
+    """
     model = new(name, shape).eval()
     for norm in modules(model, nn.BatchNorm2d):
         norm.train().momentum = 0.0
@@ -58,9 +66,20 @@ def test_published_parameter_counts(name, side, classes, parameters):
 
 
 def test_alexnet_vgg_and_resnet_end_in_one_linear_layer_of_the_published_width():
-    for name, width in (("alexnet", 192 * 4 * 4), ("vgg11-in", 512), ("resnet18-in", 512), ("resnet18-ap", 512 * 4 * 4), ("lenet", 84), ("mlp", 128)):
+    for name, width in (
+        ("alexnet", 192 * 4 * 4),
+        ("vgg11-in", 512),
+        ("resnet18-in", 512),
+        ("resnet18-ap", 512 * 4 * 4),
+        ("lenet", 84),
+        ("mlp", 128),
+    ):
         assert modules(network(name), nn.Linear)[-1].in_features == width
-    assert len(modules(network("alexnet"), nn.Linear)) == len(modules(network("vgg11-in"), nn.Linear)) == 1
+    assert (
+        len(modules(network("alexnet"), nn.Linear))
+        == len(modules(network("vgg11-in"), nn.Linear))
+        == 1
+    )
     assert not modules(network("alexnet"), nn.Dropout)
 
 
@@ -87,7 +106,13 @@ def test_convnet_width(width):
 
 @pytest.mark.parametrize(
     ("option", "kind", "groups"),
-    [("in", nn.GroupNorm, 8), ("gn", nn.GroupNorm, 4), ("bn", nn.BatchNorm2d, None), ("ln", nn.LayerNorm, None), ("nn", None, None)],
+    [
+        ("in", nn.GroupNorm, 8),
+        ("gn", nn.GroupNorm, 4),
+        ("bn", nn.BatchNorm2d, None),
+        ("ln", nn.LayerNorm, None),
+        ("nn", None, None),
+    ],
 )
 def test_convnet_norm(option, kind, groups):
     norms = modules(new(f"convnet-d2-w8-{option}"), nn.GroupNorm | nn.BatchNorm2d | nn.LayerNorm)
@@ -98,7 +123,9 @@ def test_convnet_norm(option, kind, groups):
         assert [tuple(n.normalized_shape) for n in norms] == [(8, 32, 32), (8, 16, 16)]
 
 
-@pytest.mark.parametrize(("option", "kind"), [("relu", nn.ReLU), ("sigmoid", nn.Sigmoid), ("leaky", nn.LeakyReLU)])
+@pytest.mark.parametrize(
+    ("option", "kind"), [("relu", nn.ReLU), ("sigmoid", nn.Sigmoid), ("leaky", nn.LeakyReLU)]
+)
 def test_convnet_activation(option, kind):
     found = modules(new(f"convnet-d2-w8-{option}"), nn.ReLU | nn.Sigmoid | nn.LeakyReLU)
     assert [type(m) for m in found] == [kind] * 2
@@ -106,16 +133,30 @@ def test_convnet_activation(option, kind):
         assert found[0].negative_slope == 0.01
 
 
-@pytest.mark.parametrize(("option", "kind", "width"), [("ap", nn.AvgPool2d, 8 * 64), ("mp", nn.MaxPool2d, 8 * 64), ("np", None, 8 * 1024)])
+@pytest.mark.parametrize(
+    ("option", "kind", "width"),
+    [("ap", nn.AvgPool2d, 8 * 64), ("mp", nn.MaxPool2d, 8 * 64), ("np", None, 8 * 1024)],
+)
 def test_convnet_pooling(option, kind, width):
     model = new(f"convnet-d2-w8-{option}")
-    assert [type(m) for m in modules(model, nn.AvgPool2d | nn.MaxPool2d)] == ([kind] * 2 if kind else [])
+    assert [type(m) for m in modules(model, nn.AvgPool2d | nn.MaxPool2d)] == (
+        [kind] * 2 if kind else []
+    )
     assert model.classifier.in_features == width
 
 
 def test_convnet_defaults_and_order_of_options():
-    usual, bare, mixed = new("convnet-d3-w128-in-relu-ap"), new("convnet"), new("convnet-ap-in-w128-relu-d3")
-    for a, b, c in zip(usual.state_dict().values(), bare.state_dict().values(), mixed.state_dict().values(), strict=True):
+    usual, bare, mixed = (
+        new("convnet-d3-w128-in-relu-ap"),
+        new("convnet"),
+        new("convnet-ap-in-w128-relu-d3"),
+    )
+    for a, b, c in zip(
+        usual.state_dict().values(),
+        bare.state_dict().values(),
+        mixed.state_dict().values(),
+        strict=True,
+    ):
         assert torch.equal(a, b) and torch.equal(a, c)
     assert str(usual) == str(bare) == str(mixed)
 
@@ -124,11 +165,21 @@ def test_convnet_block_order():
     """Convolution with bias, norm, activation, pooling."""
     block = list(new("convnet-d1-w8").features)
     assert [type(m) for m in block] == [nn.Conv2d, nn.GroupNorm, nn.ReLU, nn.AvgPool2d]
-    assert block[0].bias is not None and block[0].stride == (1, 1) and block[0].kernel_size == (3, 3)
+    assert (
+        block[0].bias is not None and block[0].stride == (1, 1) and block[0].kernel_size == (3, 3)
+    )
 
 
 @pytest.mark.parametrize(
-    ("shape", "padding"), [((1, 28, 28), 3), ((3, 28, 28), 1), ((1, 32, 32), 1), ((1, 28, 32), 1), ((1, 27, 28), 1), ((1, 8, 8), 1)]
+    ("shape", "padding"),
+    [
+        ((1, 28, 28), 3),
+        ((3, 28, 28), 1),
+        ((1, 32, 32), 1),
+        ((1, 28, 32), 1),
+        ((1, 27, 28), 1),
+        ((1, 8, 8), 1),
+    ],
 )
 def test_first_convolution_pads_one_channel_28_to_32_and_nothing_else(shape, padding):
     model = new("convnet-d2-w8-ln", shape)
@@ -181,14 +232,21 @@ def test_a_generator_decides_the_parameters_and_global_generators_do_not(name):
     assert torch.equal(torch.get_rng_state(), before)
     assert again.training and all(p.requires_grad for p in again.parameters())
     other = new(name, seed=1)
-    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), network(name).parameters(), strict=True))
-    assert not all(torch.equal(a, b) for a, b in zip(again.parameters(), other.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(again.parameters(), network(name).parameters(), strict=True)
+    )
+    assert not all(
+        torch.equal(a, b) for a, b in zip(again.parameters(), other.parameters(), strict=True)
+    )
 
 
 def test_the_norm_option_of_vgg_and_resnet():
     for family, layers in (("vgg11", 8), ("resnet18", 20)):
         assert len(modules(network(f"{family}-in"), nn.GroupNorm)) == layers
-        assert all(m.num_groups == m.num_channels for m in modules(network(f"{family}-in"), nn.GroupNorm))
+        assert all(
+            m.num_groups == m.num_channels for m in modules(network(f"{family}-in"), nn.GroupNorm)
+        )
         assert len(modules(network(f"{family}-bn"), nn.BatchNorm2d)) == layers
         assert not modules(network(f"{family}-bn"), nn.GroupNorm)
 
@@ -204,7 +262,9 @@ def test_resnet18_ap_pools_where_resnet18_strides():
 # torchvision
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "shufflenet_v2_x0_5", "efficientnet_b0"])
+@pytest.mark.parametrize(
+    "name", ["resnet18", "mobilenet_v2", "shufflenet_v2_x0_5", "efficientnet_b0"]
+)
 def test_small_images_meet_a_stem_without_stride_and_max_pooling(name):
     for model in (network(f"torchvision/{name}"), new(f"torchvision/{name}", (3, 64, 64))):
         stem = modules(model, nn.Conv2d)[0]
@@ -215,7 +275,12 @@ def test_small_images_meet_a_stem_without_stride_and_max_pooling(name):
 def test_large_images_meet_the_stem_as_it_is():
     model = new("torchvision/resnet18", (1, 96, 96))
     stem = modules(model, nn.Conv2d)[0]
-    assert (stem.in_channels, stem.kernel_size, stem.stride, stem.padding) == (1, (7, 7), (2, 2), (3, 3))
+    assert (stem.in_channels, stem.kernel_size, stem.stride, stem.padding) == (
+        1,
+        (7, 7),
+        (2, 2),
+        (3, 3),
+    )
     assert len(modules(model, nn.MaxPool2d)) == 1
 
 

@@ -1,4 +1,6 @@
-"""Numbers that are none: damaged sets, stores and preprocessing are refused, networks that diverged are marked, files stay JSON."""
+"""Numbers that are none: damaged sets, stores and preprocessing are refused, networks that diverged
+are marked, files stay JSON.
+"""
 
 import json
 import math
@@ -37,7 +39,15 @@ from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 from ddengine.uses import continual, privacy
 
-SHORT = EvalConfig(protocol="fast", epochs=3, batch=32, num_networks=3, full_steps=3, baselines=("random", "full"), lr_grid=(0.01,))
+SHORT = EvalConfig(
+    protocol="fast",
+    epochs=3,
+    batch=32,
+    num_networks=3,
+    full_steps=3,
+    baselines=("random", "full"),
+    lr_grid=(0.01,),
+)
 META = {"recipe": {"data": {"name": "digits"}, "model": MODEL}}
 
 
@@ -73,7 +83,9 @@ def change(folder, name, value, file="data.safetensors"):
     metadata = None
     if file == "labels.safetensors":  # as a program that wrote it would have
         metadata = {"digest": files.tensor_digest(tensors)}
-        meta = json.loads((folder / "meta.json").read_text()) | {"labels_digest": metadata["digest"]}
+        meta = json.loads((folder / "meta.json").read_text()) | {
+            "labels_digest": metadata["digest"]
+        }
         (folder / "meta.json").write_text(json.dumps(meta))
     save_file(tensors, folder / file, metadata)
 
@@ -113,7 +125,10 @@ def test_a_set_with_numbers_that_are_none_is_refused_when_read(folder):
             assert "data.safetensors" in str(found.value), name
         assert "data.safetensors" in dict(describe.describe(folder)[0].rows)["damaged"], name
         (folder / "data.safetensors").write_bytes(sound)
-    for name, value, words in (("logits", math.inf, "'logits' are not finite"), ("logits.index", 200, "classes 0 to 200 in 'logits.index'")):
+    for name, value, words in (
+        ("logits", math.inf, "'logits' are not finite"),
+        ("logits.index", 200, "classes 0 to 200 in 'logits.index'"),
+    ):
         change(folder, name, value, "labels.safetensors")
         with pytest.raises(UserError, match=f"labels.safetensors.*{words}"):
             synthetic.load(folder, CPU)
@@ -122,10 +137,19 @@ def test_a_set_with_numbers_that_are_none_is_refused_when_read(folder):
 
 def test_compensators_and_their_units_are_checked(data, tmp_path):
     images = data.train.images(random_index(data.train, 2, data.class_names, generator(0, "init")))
-    syn = coded(Compensated(base=2, compensators=6), images, torch.arange(20) // 2, data.class_names, data.train.preprocess).shipped()
+    syn = coded(
+        Compensated(base=2, compensators=6),
+        images,
+        torch.arange(20) // 2,
+        data.class_names,
+        data.train.preprocess,
+    ).shipped()
     syn.save(tmp_path / "set", META)
     synthetic.load(tmp_path / "set", CPU)
-    for name, value, words in (("compensators", math.nan, "'compensators' are not finite"), ("unit", 0.0, "units of")):
+    for name, value, words in (
+        ("compensators", math.nan, "'compensators' are not finite"),
+        ("unit", 0.0, "units of"),
+    ):
         sound = (tmp_path / "set/data.safetensors").read_bytes()
         change(tmp_path / "set", name, value)
         with pytest.raises(UserError, match=words):
@@ -159,13 +183,22 @@ def test_whitening_that_is_none_has_a_flaw(data, whitened):
 
 
 def test_preprocessing_is_compared_with_the_training_images(data, whitened):
-    """Constants that are a little off pass, as do published ones of any size; others are of other images."""
+    """Constants that are a little off pass, as do published ones of any size; others are of other
+    images.
+    """
     own, pixels = data.train.preprocess, data.train.pixels
     for off, times in ((0.0, 1.0), (0.1, 0.6), (-0.2, 1.5)):
         check_stored(replace(own, mean=own.mean + off, std=own.std * times), pixels)
-    far = Preprocess(mean=torch.tensor([0.9]), std=torch.tensor([0.02]), origin="somewhere/preprocess.safetensors")
+    far = Preprocess(
+        mean=torch.tensor([0.9]),
+        std=torch.tensor([0.02]),
+        origin="somewhere/preprocess.safetensors",
+    )
     check_stored(far, pixels, (0.9,), (0.02,))
-    with pytest.raises(UserError, match=r"somewhere/preprocess.safetensors is impossible.*mean of 0.9 in channel 0.*images is 0.3"):
+    with pytest.raises(
+        UserError,
+        match=r"somewhere/preprocess.safetensors is impossible.*mean of 0.9 in channel 0.*images is 0.3",
+    ):
         check_stored(far, pixels)
     with pytest.raises(UserError, match=r"standard deviation of 0.02"):
         check_stored(replace(far, mean=own.mean), pixels)
@@ -211,27 +244,47 @@ def test_a_damaged_store_names_shard_and_epoch(tmp_path):
     tensors = load_file(shard)
     with files.reading_tensors(shard) as file:
         metadata = file.metadata()
-    for key, epoch, value in (("params", 2, math.nan), ("params", 0, math.inf), ("buffers", 3, math.nan)):
+    for key, epoch, value in (
+        ("params", 2, math.nan),
+        ("params", 0, math.inf),
+        ("buffers", 3, math.nan),
+    ):
         broken = {k: v.clone() for k, v in tensors.items()}
         broken[key][epoch, -1] = value
         save_file(broken, shard, metadata)
         store = ExpertStore(tmp_path, new_model(data, name), 2)
-        assert store.snapshots(0, [0, 1, 2, 3]).isfinite().all() and store.snapshots(1, [1]).isfinite().all()
+        assert (
+            store.snapshots(0, [0, 1, 2, 3]).isfinite().all()
+            and store.snapshots(1, [1]).isfinite().all()
+        )
         store.load(1, 1)
-        with pytest.raises(UserError, match=rf"expert_0001.safetensors is damaged: epoch {epoch} holds"):
+        with pytest.raises(
+            UserError, match=rf"expert_0001.safetensors is damaged: epoch {epoch} holds"
+        ):
             store.load(1, epoch)
         if key == "params":
-            with pytest.raises(UserError, match=rf"expert_0001.safetensors is damaged: epoch {epoch} holds"):
+            with pytest.raises(
+                UserError, match=rf"expert_0001.safetensors is damaged: epoch {epoch} holds"
+            ):
                 store.snapshots(1, [1, epoch])
 
 
 def test_a_store_with_impossible_preprocessing_is_refused(tmp_path):
     tiny_store(tmp_path, tiny_data())
     path = tmp_path / "preprocess.safetensors"
-    assert stored_preprocess(tmp_path).origin == str(path) and stored_preprocess(tmp_path / "none") is None
+    assert (
+        stored_preprocess(tmp_path).origin == str(path)
+        and stored_preprocess(tmp_path / "none") is None
+    )
     for tensors, words in (
-        ({"preprocess.mean": torch.tensor([0.3]), "preprocess.std": torch.tensor([0.0])}, "standard deviation of 0"),
-        ({"preprocess.mean": torch.tensor([1e6]), "preprocess.std": torch.tensor([0.3])}, "mean of 1e"),
+        (
+            {"preprocess.mean": torch.tensor([0.3]), "preprocess.std": torch.tensor([0.0])},
+            "standard deviation of 0",
+        ),
+        (
+            {"preprocess.mean": torch.tensor([1e6]), "preprocess.std": torch.tensor([0.3])},
+            "mean of 1e",
+        ),
         ({"mean": torch.tensor([0.3])}, "preprocess.mean is missing"),
     ):
         save_file(tensors, path)
@@ -244,7 +297,9 @@ def test_a_store_with_impossible_preprocessing_is_refused(tmp_path):
 
 
 class Broken(nn.Module):
-    """A network that is right about nothing but class 0, with a parameter, a buffer or an answer that is not finite."""
+    """A network that is right about nothing but class 0, with a parameter, a buffer or an answer
+    that is not finite.
+    """
 
     def __init__(self, parameter=0.0, buffer=0.0, answer=0.0):
         super().__init__()
@@ -261,14 +316,26 @@ class Broken(nn.Module):
 
 def test_what_counts_as_diverged(data):
     assert not training.diverged(Broken()) and training.accuracy(Broken(), data.test) > 0
-    for wrong in (Broken(parameter=math.nan), Broken(parameter=math.inf), Broken(buffer=math.nan), Broken(answer=math.nan), Broken(answer=-math.inf)):
+    for wrong in (
+        Broken(parameter=math.nan),
+        Broken(parameter=math.inf),
+        Broken(buffer=math.nan),
+        Broken(answer=math.nan),
+        Broken(answer=-math.inf),
+    ):
         found = training.classified(wrong, data.test)
-        assert found.diverged and found.accuracy is None and training.accuracy(wrong, data.test) is None
+        assert (
+            found.diverged
+            and found.accuracy is None
+            and training.accuracy(wrong, data.test) is None
+        )
 
 
 @pytest.fixture
 def some_diverge(monkeypatch):
-    """Networks trained at a rate above 1 diverge, and at 0.5 those of the given seeds; by their own parameters, as in truth."""
+    """Networks trained at a rate above 1 diverge, and at 0.5 those of the given seeds; by their own
+    parameters, as in truth.
+    """
     real, lost = training.train_networks, set()
 
     def train_networks(new_model, sets, seeds, config, lr, device, **options):
@@ -287,21 +354,39 @@ def test_true_divergence_is_marked(data):
     for batch in (8, 64):
         config = replace(SHORT, batch=batch, rate="learned", lr=1e20, baselines=())
         (row,) = evaluate(tiny_set(data), data, config, MODEL, seed=0, device=CPU)["rows"]
-        assert (row["accuracy_mean"], row["accuracy_std"], row["ci95"], row["n"], row["diverged"]) == (None, None, None, 0, 3)
-        assert row["accuracies"] == [{"seed": i, "draw": 0, "accuracy": None, "diverged": True} for i in range(3)]
+        assert (
+            row["accuracy_mean"],
+            row["accuracy_std"],
+            row["ci95"],
+            row["n"],
+            row["diverged"],
+        ) == (None, None, None, 0, 3)
+        assert row["accuracies"] == [
+            {"seed": i, "draw": 0, "accuracy": None, "diverged": True} for i in range(3)
+        ]
         assert set(row["per_class"].values()) == {None} and row["balanced_accuracy_mean"] is None
         json.dumps(row, allow_nan=False)
 
 
 def test_a_row_averages_the_networks_that_count(data, some_diverge, tmp_path):
-    """One of three diverged: mean, interval and classes are of the other two; a resumed evaluation says the same."""
+    """One of three diverged: mean, interval and classes are of the other two; a resumed evaluation
+    says the same.
+    """
     some_diverge |= {1}
     config, syn = replace(SHORT, rate="learned", lr=0.5), tiny_set(data)
     found = evaluate(syn, data, config, MODEL, seed=0, device=CPU, memo_path=tmp_path / "memo")
     for row in found["rows"]:
         known = [a["accuracy"] for a in row["accuracies"]]
-        assert known[1] is None and row["accuracies"][1]["diverged"] and row["n"] == 2 and row["diverged"] == 1
-        assert row["accuracy_mean"] == pytest.approx((known[0] + known[2]) / 2) and 0 <= row["ci95"][0] <= row["ci95"][1] <= 1
+        assert (
+            known[1] is None
+            and row["accuracies"][1]["diverged"]
+            and row["n"] == 2
+            and row["diverged"] == 1
+        )
+        assert (
+            row["accuracy_mean"] == pytest.approx((known[0] + known[2]) / 2)
+            and 0 <= row["ci95"][0] <= row["ci95"][1] <= 1
+        )
     lines = report.notes(found)
     assert "warning: 1 of 3 networks trained on distilled diverged and do not count" in lines
     original, times = evaluation.Bench.accuracies, []
@@ -335,14 +420,23 @@ def test_a_rate_at_which_networks_diverge_is_not_chosen():
     assert best_rate([(0.1, [0.0]), (1.0, [None])]) == (0.1, False)
 
 
-def test_the_search_passes_over_rates_that_diverge_and_says_where_all_do(data, some_diverge, capsys):
+def test_the_search_passes_over_rates_that_diverge_and_says_where_all_do(
+    data, some_diverge, capsys
+):
     config = replace(SHORT, num_networks=1, baselines=(), lr_grid=(0.01, 5.0))
     (row,) = evaluate(tiny_set(data), data, config, MODEL, seed=0, device=CPU)["rows"]
     assert row["lr"] == 0.01 and row["n"] == 1 and "diverged" not in capsys.readouterr().out
-    (row,) = evaluate(tiny_set(data), data, replace(config, lr_grid=(5.0, 7.0)), MODEL, seed=0, device=CPU)["rows"]
+    (row,) = evaluate(
+        tiny_set(data), data, replace(config, lr_grid=(5.0, 7.0)), MODEL, seed=0, device=CPU
+    )["rows"]
     assert row["lr"] == 5.0 and row["diverged"] == 1
     said = capsys.readouterr().out
-    assert said.count("distilled on convnet-d1-w4-in: networks diverged at every learning rate that was tried") == 1
+    assert (
+        said.count(
+            "distilled on convnet-d1-w4-in: networks diverged at every learning rate that was tried"
+        )
+        == 1
+    )
 
 
 def test_a_network_that_chooses_images_and_diverged_is_named(data, some_diverge):
@@ -354,9 +448,16 @@ def test_a_network_that_chooses_images_and_diverged_is_named(data, some_diverge)
 def test_validation_of_a_network_that_diverged(data, some_diverge, tmp_path, capsys):
     """None, null in the log, and a warning; never chance."""
     config = replace(SHORT, lr=5.0)
-    assert validate(tiny_set(data), data, config, MODEL, seed=0, device=CPU, precision="fp32") is None
-    assert validate(tiny_set(data, lr=0.01), data, config, MODEL, seed=0, device=CPU, precision="fp32") > 0
-    outer = OuterConfig(steps=4, optim={"images": OptimConfig(lr=0.01)}, evaluate_every=2, checkpoint_every=2)
+    assert (
+        validate(tiny_set(data), data, config, MODEL, seed=0, device=CPU, precision="fp32") is None
+    )
+    assert (
+        validate(tiny_set(data, lr=0.01), data, config, MODEL, seed=0, device=CPU, precision="fp32")
+        > 0
+    )
+    outer = OuterConfig(
+        steps=4, optim={"images": OptimConfig(lr=0.01)}, evaluate_every=2, checkpoint_every=2
+    )
     loop.distill(tiny_set(data), Pull(), outer, tmp_path, seed=0, validate=lambda syn: None)
     events = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [e.get("validation_accuracy", "none") for e in events] == ["none", None, "none", None]
@@ -366,14 +467,39 @@ def test_validation_of_a_network_that_diverged(data, some_diverge, tmp_path, cap
 def told(name, model="mlp", accuracies=(0.5, 0.6), **more):
     """A row as evaluation.json has it."""
     finite = [a for a in accuracies if a is not None]
-    entries = [{"seed": i, "draw": 0, "accuracy": a, **({"diverged": True} if a is None else {})} for i, a in enumerate(accuracies)]
+    entries = [
+        {"seed": i, "draw": 0, "accuracy": a, **({"diverged": True} if a is None else {})}
+        for i, a in enumerate(accuracies)
+    ]
     mean = float(np.mean(finite)) if finite else None
-    facts = {"accuracy_mean": mean, "accuracy_std": None, "ci95": None, "n": len(finite), "diverged": len(accuracies) - len(finite)}
-    plain = {"set": name, "model": model, "lr": 0.1, "steps": 3, "seconds": 1.0, "bytes": 10, **facts, "accuracies": entries}
+    facts = {
+        "accuracy_mean": mean,
+        "accuracy_std": None,
+        "ci95": None,
+        "n": len(finite),
+        "diverged": len(accuracies) - len(finite),
+    }
+    plain = {
+        "set": name,
+        "model": model,
+        "lr": 0.1,
+        "steps": 3,
+        "seconds": 1.0,
+        "bytes": 10,
+        **facts,
+        "accuracies": entries,
+    }
     return plain | {"per_class": {"cat": mean, "dog": mean}} | more
 
 
-LOST = {"rows": [told("distilled", accuracies=(None, None)), told("random"), told("distilled", "lenet"), told("random", "lenet", (None, 0.4))]}
+LOST = {
+    "rows": [
+        told("distilled", accuracies=(None, None)),
+        told("random"),
+        told("distilled", "lenet"),
+        told("random", "lenet", (None, 0.4)),
+    ]
+}
 
 
 def test_rows_without_accuracy_are_shown(tmp_path):
@@ -389,9 +515,16 @@ def test_rows_without_accuracy_are_shown(tmp_path):
     report.heat_map(tmp_path / "none.png", [("a", {"rows": LOST["rows"][:1]})])
     (tmp_path / "evaluation.json").write_text(json.dumps(LOST, allow_nan=False))
     text = page.write([tmp_path, tmp_path], tmp_path / "report.html").read_text()
-    assert "distilled diverged" in text and 'title="all networks diverged"' in text and "<td>diverged</td>" in text
+    assert (
+        "distilled diverged" in text
+        and 'title="all networks diverged"' in text
+        and "<td>diverged</td>" in text
+    )
     table = handover.results_table(LOST)
-    assert "| distilled | mlp | diverged | - | 0, 2 diverged |" in table and "| 40.0 | - | 1, 1 diverged |" in table
+    assert (
+        "| distilled | mlp | diverged | - | 0, 2 diverged |" in table
+        and "| 40.0 | - | 1, 1 diverged |" in table
+    )
     assert any("diverged" in cell for row in describe.describe(tmp_path)[1].rows for cell in row)
     with pytest.raises(UserError, match="has no rows"):
         page.write([bad(tmp_path)], tmp_path / "other.html")
@@ -412,11 +545,22 @@ def test_the_picture_of_a_run_shows_rows_without_accuracy(data, tmp_path):
 
 def test_scores_leave_out_seeds_that_diverged():
     augmented = {
-        "rows": [told("distilled", accuracies=(0.5, None, 0.6)), told("random", accuracies=(0.4, 0.4, 0.4)), told("full", accuracies=(0.9,) * 3)]
+        "rows": [
+            told("distilled", accuracies=(0.5, None, 0.6)),
+            told("random", accuracies=(0.4, 0.4, 0.4)),
+            told("full", accuracies=(0.9,) * 3),
+        ]
     }
-    plain = {"rows": [told("distilled", accuracies=(0.5, 0.5, 0.6)), told("random", accuracies=(0.3, 0.3, None))]}
+    plain = {
+        "rows": [
+            told("distilled", accuracies=(0.5, 0.5, 0.6)),
+            told("random", accuracies=(0.3, 0.3, None)),
+        ]
+    }
     (found,) = scores.of(augmented, plain)
-    assert found["diverged"] == 2 and found["scores"]["improvement_over_random"]["mean"] == pytest.approx(0.1)
+    assert found["diverged"] == 2 and found["scores"]["improvement_over_random"][
+        "mean"
+    ] == pytest.approx(0.1)
     augmented["rows"][0] = told("distilled", accuracies=(None,) * 3)
     (none,) = scores.of(augmented, plain)
     assert none["scores"]["label_robust_score"] == {"mean": None, "std": None, "ci95": None, "n": 0}
@@ -430,7 +574,10 @@ def test_splits_leave_out_networks_that_diverged():
     """Crossed where seeds are the same: a seed that diverged in one run counts in none."""
     recipe = {"name": "mtt/digits", "model": "mlp"}
     lists = [(0.5, 0.6, 0.7), (0.4, None, 0.6)]
-    runs = [(f"r{i}", {"recipe": recipe, "seed": i}, {"rows": [told("distilled", accuracies=a)]}) for i, a in enumerate(lists)]
+    runs = [
+        (f"r{i}", {"recipe": recipe, "seed": i}, {"rows": [told("distilled", accuracies=a)]})
+        for i, a in enumerate(lists)
+    ]
     (found,) = scores.splits(runs)
     assert found["split"] == scores.variance_split([[0.5, 0.7], [0.4, 0.6]], paired=True)
     runs[1][2]["rows"][0] = told("distilled", accuracies=(None, None, 0.6))
@@ -439,38 +586,76 @@ def test_splits_leave_out_networks_that_diverged():
 
 def test_ranking_leaves_out_networks_that_diverged():
     models = ("a", "b", "c", "d")
-    rows = [told(s, m, (0.1 * i + 0.1, 0.1 * i + 0.12)) for s in ("distilled", "full") for i, m in enumerate(models)]
+    rows = [
+        told(s, m, (0.1 * i + 0.1, 0.1 * i + 0.12))
+        for s in ("distilled", "full")
+        for i, m in enumerate(models)
+    ]
     rows[1] = told("distilled", "b", (None, 0.2))
     rows[3] = told("distilled", "d", (None, None))
     found = ranking.correlations({"rows": rows}, seed=0, resamples=50)
-    assert found["networks"] == ["a", "b", "c"] and found["diverged"] == ["d"] and found["sets"][0]["kendall"] == pytest.approx(1)
+    assert (
+        found["networks"] == ["a", "b", "c"]
+        and found["diverged"] == ["d"]
+        and found["sets"][0]["kendall"] == pytest.approx(1)
+    )
     assert "d." in found["note"] and "diverged" in found["note"]
     json.dumps(found, allow_nan=False)
     rows[0] = told("distilled", "a", (None,))
-    with pytest.raises(UserError, match=r"2 networks on all sets .without a, d, which diverged on a set."):
+    with pytest.raises(
+        UserError, match=r"2 networks on all sets .without a, d, which diverged on a set."
+    ):
         ranking.correlations({"rows": rows}, seed=0)
 
 
 def test_continual_learning_marks_stages_that_diverged(tmp_path):
-    """Statistics, forgetting, table, picture and notes of repeats of which one diverged, and of a memory with none left."""
-    assert continual.forgetting([[0.9], [0.5, 0.8]]) == pytest.approx(0.4) and continual.forgetting([[0.9], [None, None]]) is None
+    """Statistics, forgetting, table, picture and notes of repeats of which one diverged, and of a
+    memory with none left.
+    """
+    assert (
+        continual.forgetting([[0.9], [0.5, 0.8]]) == pytest.approx(0.4)
+        and continual.forgetting([[0.9], [None, None]]) is None
+    )
     some, none = (continual._statistics(values) for values in ([0.5, None, 0.6], [None] * 3))
-    assert some["mean"] == pytest.approx(0.55) and some["diverged"] == 1 and some["values"] == [0.5, None, 0.6]
+    assert (
+        some["mean"] == pytest.approx(0.55)
+        and some["diverged"] == 1
+        and some["values"] == [0.5, None, 0.6]
+    )
     assert none["mean"] is None and none["ci95"] is None and none["diverged"] == 3
-    memory = {"accuracy": [some, some], "final": some, "forgetting": some, "images_per_class": 3, "bytes": 100}
+    memory = {
+        "accuracy": [some, some],
+        "final": some,
+        "forgetting": some,
+        "images_per_class": 3,
+        "bytes": 100,
+    }
     lost = memory | {"accuracy": [some, none], "final": none, "forgetting": none}
     config = {"repeats": 3, "stages": 2, "strategy": "memory", "budget": 1000}
-    result = {"config": config, "model": "mlp", "classes_seen": [5, 10], "memories": {"distilled": lost, "random": memory}}
+    result = {
+        "config": config,
+        "model": "mlp",
+        "classes_seen": [5, 10],
+        "memories": {"distilled": lost, "random": memory},
+    }
     console = Console(width=100, record=True)
     console.print(continual.table(result))
     assert console.export_text().count("diverged") == 3
     continual.plot(tmp_path / "continual.png", result)
-    assert "warning: 3 of 3 networks of memory distilled diverged at stage 2 and do not count" in continual.notes(result)
+    assert (
+        "warning: 3 of 3 networks of memory distilled diverged at stage 2 and do not count"
+        in continual.notes(result)
+    )
 
 
 def test_privacy_through_networks_that_diverged(data, capsys):
-    """An embedding that is not finite is refused; a network on the set that is not loses its attack, said."""
-    syn, network = tiny_set(data), build_model(MODEL, data.image_shape, data.num_classes, generator(0))
+    """An embedding that is not finite is refused; a network on the set that is not loses its
+    attack, said.
+    """
+    syn, network = (
+        tiny_set(data),
+        build_model(MODEL, data.image_shape, data.num_classes, generator(0)),
+    )
     with pytest.raises(UserError, match="says nothing finite of some"):
         privacy.measure(syn, data, lambda images: images.flatten(1) * math.nan, None, seed=0)
     next(network.parameters()).data.fill_(math.nan)
@@ -481,7 +666,10 @@ def test_privacy_through_networks_that_diverged(data, capsys):
 
 def test_an_estimate_still_counts_its_tests(data):
     with noting() as calls:
-        assert validate(tiny_set(data), data, SHORT, MODEL, seed=0, device=CPU, precision="fp32") == 0.5
+        assert (
+            validate(tiny_set(data), data, SHORT, MODEL, seed=0, device=CPU, precision="fp32")
+            == 0.5
+        )
         rows = evaluate(tiny_set(data), data, SHORT, MODEL, seed=0, device=CPU)["rows"]
     assert len(calls.tests) == 1 + 3 * (1 + 3) and {row["accuracy_mean"] for row in rows} == {0.5}
 
@@ -499,29 +687,50 @@ class Sometimes(Pull):
 
 def test_skipped_updates_are_said_at_the_end_and_the_log_is_json(data, tmp_path, capsys):
     """Also where they are few; metrics.jsonl has null in place of NaN, and its readers go on."""
-    outer = OuterConfig(steps=20, optim={"images": OptimConfig(lr=0.001)}, max_loss=1e8, checkpoint_every=5)
+    outer = OuterConfig(
+        steps=20, optim={"images": OptimConfig(lr=0.001)}, max_loss=1e8, checkpoint_every=5
+    )
     loop.distill(tiny_set(data), Sometimes(), outer, tmp_path, seed=0)
     last = capsys.readouterr().out.splitlines()[-2:]
-    assert last[0].startswith("warning: 2 of 20 updates were skipped because the loss or its gradient was not finite")
-    assert last[1].startswith("1 of 20 updates were skipped because the loss was above outer.max_loss 1e+08")
+    assert last[0].startswith(
+        "warning: 2 of 20 updates were skipped because the loss or its gradient was not finite"
+    )
+    assert last[1].startswith(
+        "1 of 20 updates were skipped because the loss was above outer.max_loss 1e+08"
+    )
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     events = [json.loads(line, parse_constant=pytest.fail) for line in lines]
     assert [e["step"] for e in events if e["loss"] is None] == [2, 5] and len(events) == 20
     (tmp_path / "recipe.json").write_text(json.dumps({"recipe": {"name": "mtt/digits"}}))
-    assert "Loss of the distillation" in page.write([tmp_path], tmp_path / "report.html").read_text()
+    assert (
+        "Loss of the distillation" in page.write([tmp_path], tmp_path / "report.html").read_text()
+    )
     assert "at step 20" in dict(describe.describe(tmp_path)[0].rows)["last loss"]
-    loop.distill(tiny_set(data), Pull(), replace(outer, max_loss=math.inf), tmp_path / "none", seed=0)
+    loop.distill(
+        tiny_set(data), Pull(), replace(outer, max_loss=math.inf), tmp_path / "none", seed=0
+    )
     assert "skipped" not in capsys.readouterr().out
 
 
-NOT_JSON = {"a": math.nan, "b": [1.0, math.inf, (-math.inf, {"c": np.float64("nan")})], "d": None, "e": True, "f": "NaN", "é": 3}
+NOT_JSON = {
+    "a": math.nan,
+    "b": [1.0, math.inf, (-math.inf, {"c": np.float64("nan")})],
+    "d": None,
+    "e": True,
+    "f": "NaN",
+    "é": 3,
+}
 CLEAN = {"a": None, "b": [1.0, None, [None, {"c": None}]], "d": None, "e": True, "f": "NaN", "é": 3}
 
 
 def test_every_json_file_is_json(tmp_path):
     """Whole files, lines of a log, what a memo remembers; a board gets the numbers alone."""
     files.write_json(tmp_path / "file.json", NOT_JSON)
-    assert json.loads((tmp_path / "file.json").read_text(), parse_constant=pytest.fail) == CLEAN == files.read_json(tmp_path / "file.json")
+    assert (
+        json.loads((tmp_path / "file.json").read_text(), parse_constant=pytest.fail)
+        == CLEAN
+        == files.read_json(tmp_path / "file.json")
+    )
     written = []
 
     class Board:
@@ -531,21 +740,35 @@ def test_every_json_file_is_json(tmp_path):
     events = log.EventLog(tmp_path / "metrics.jsonl", board=Board())
     events.write(step=1, loss=math.nan, validation_accuracy=None)
     events.close()
-    assert json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=pytest.fail) == {"step": 1, "loss": None, "validation_accuracy": None}
-    assert written[0][0] == 1 and set(written[0][1]) == {"loss"} and math.isnan(written[0][1]["loss"])
+    assert json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=pytest.fail) == {
+        "step": 1,
+        "loss": None,
+        "validation_accuracy": None,
+    }
+    assert (
+        written[0][0] == 1 and set(written[0][1]) == {"loss"} and math.isnan(written[0][1]["loss"])
+    )
     memo = Memo(tmp_path / "memo", "me")
     memo("a", lambda: {"accuracies": [0.5, math.nan]})
-    assert json.loads((tmp_path / "memo").read_text(), parse_constant=pytest.fail)["value"] == {"accuracies": [0.5, None]}
+    assert json.loads((tmp_path / "memo").read_text(), parse_constant=pytest.fail)["value"] == {
+        "accuracies": [0.5, None]
+    }
 
 
 def test_a_set_that_is_not_plain_is_read_as_before(data, tmp_path):
-    """Real preprocessing of every kind passes: mean and deviation, whitening, one image set in bytes."""
+    """Real preprocessing of every kind passes: mean and deviation, whitening, one image set in
+    bytes.
+    """
     whitening = fit_zca(data.train.pixels.float() / 255)
     images = whitening.forward(data.train.pixels[:20].float() / 255)
-    syn = synthetic.SyntheticSet({"images": images}, torch.arange(20) % 10, data.class_names, Identity(), whitening)
+    syn = synthetic.SyntheticSet(
+        {"images": images}, torch.arange(20) % 10, data.class_names, Identity(), whitening
+    )
     syn.save(tmp_path / "whitened", META)
     again, _ = synthetic.load(tmp_path / "whitened", CPU)
-    assert torch.equal(again.preprocess.matrix, whitening.matrix) and again.preprocess.origin.endswith("data.safetensors")
+    assert torch.equal(
+        again.preprocess.matrix, whitening.matrix
+    ) and again.preprocess.origin.endswith("data.safetensors")
     check_stored(again.preprocess, data.train.pixels)
     bounded = replace(tiny_set(data), codec=Identity(bounded=True)).shipped()
     bounded.save(tmp_path / "bytes", META)

@@ -1,4 +1,6 @@
-"""Folders of images as people have them: names of splits, files that are no data, values of more than 8 bits, transparency, shapes."""
+"""Folders of images as people have them: names of splits, files that are no data, values of more
+than 8 bits, transparency, shapes.
+"""
 
 import os
 import socket
@@ -24,7 +26,11 @@ from ddengine.system.rng import generator
 
 def load(root, **settings):
     """All splits, nothing held out for validation."""
-    return load_data(DataConfig(**({"name": "folder", "root": str(root), "validation": 0.0} | settings)), CPU, test=True)
+    return load_data(
+        DataConfig(**({"name": "folder", "root": str(root), "validation": 0.0} | settings)),
+        CPU,
+        test=True,
+    )
 
 
 def refused(root, **settings):
@@ -37,7 +43,11 @@ def refused(root, **settings):
 def write(path, value, **options):
     """An image file: of one colour, or of an array."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    image = Image.fromarray(value) if isinstance(value, np.ndarray) else Image.new("RGB", (6, 6), (value,) * 3)
+    image = (
+        Image.fromarray(value)
+        if isinstance(value, np.ndarray)
+        else Image.new("RGB", (6, 6), (value,) * 3)
+    )
     image.save(path, **options)
 
 
@@ -45,20 +55,35 @@ def classes(folder, names=("cat", "dog"), num=4, first=0):
     """Class folders; every image of a dataset differs from the others when `first` does."""
     for c, name in enumerate(names):
         for i in range(num):
-            write(folder / name / f"{i}.png", np.full((6, 6), 100 * c + first + i, np.uint8) + np.eye(6, dtype=np.uint8))
+            write(
+                folder / name / f"{i}.png",
+                np.full((6, 6), 100 * c + first + i, np.uint8) + np.eye(6, dtype=np.uint8),
+            )
 
 
 # Splits
 
 
 @pytest.mark.parametrize(
-    "train, test", [("train", "test"), ("TRAIN", "Test"), ("Training", "Testing"), ("train", "VAL"), ("training", "dev"), ("Train", "Validation")]
+    "train, test",
+    [
+        ("train", "test"),
+        ("TRAIN", "Test"),
+        ("Training", "Testing"),
+        ("train", "VAL"),
+        ("training", "dev"),
+        ("Train", "Validation"),
+    ],
 )
 def test_splits_in_every_spelling(tmp_path, train, test):
     classes(tmp_path / train, num=4)
     classes(tmp_path / test, num=3, first=20)
     data = load(tmp_path)
-    assert data.class_names == ("cat", "dog") and data.counts == {"train": 8, "validation": 0, "test": 6} and not data.held_out
+    assert (
+        data.class_names == ("cat", "dog")
+        and data.counts == {"train": 8, "validation": 0, "test": 6}
+        and not data.held_out
+    )
     stands_in = test.lower() not in ("test", "testing")
     assert any("stands in for the test split" in note for note in data.notes) == stands_in
     assert data.split_names["test"] == "the test split of the dataset"
@@ -66,7 +91,13 @@ def test_splits_in_every_spelling(tmp_path, train, test):
 
 @pytest.mark.parametrize(
     "train, test",
-    [("seg_train", "seg_test"), ("training_set", "test_set"), ("train-images", "val-images"), ("trainset", "testset"), ("trainval", "test")],
+    [
+        ("seg_train", "seg_test"),
+        ("training_set", "test_set"),
+        ("train-images", "val-images"),
+        ("trainset", "testset"),
+        ("trainval", "test"),
+    ],
 )
 def test_splits_whose_names_have_more_words(tmp_path, train, test):
     """As widespread datasets have them."""
@@ -75,7 +106,11 @@ def test_splits_whose_names_have_more_words(tmp_path, train, test):
     for more in ("", "annotations"):  # also beside a folder that is no split
         (tmp_path / more).mkdir(exist_ok=True)
         data = load(tmp_path)
-        assert data.class_names == ("cat", "dog") and data.counts == {"train": 8, "validation": 0, "test": 6} and not data.held_out
+        assert (
+            data.class_names == ("cat", "dog")
+            and data.counts == {"train": 8, "validation": 0, "test": 6}
+            and not data.held_out
+        )
 
 
 def test_splits_in_folders_of_their_own_name_and_beside_others(tmp_path):
@@ -85,14 +120,22 @@ def test_splits_in_folders_of_their_own_name_and_beside_others(tmp_path):
     for i in range(3):
         write(tmp_path / "a" / "seg_pred" / "seg_pred" / f"{i}.png", i)
     data = load(tmp_path / "a")
-    assert data.class_names == ("cat", "dog") and data.counts["test"] == 8 and any("not used: seg_pred" in note for note in data.notes)
+    assert (
+        data.class_names == ("cat", "dog")
+        and data.counts["test"] == 8
+        and any("not used: seg_pred" in note for note in data.notes)
+    )
     classes(tmp_path / "b" / "train")
     classes(tmp_path / "b" / "validation_set", first=20)
     classes(tmp_path / "c")
     classes(tmp_path / "c" / "my_test", first=20)
     for kind in ("b", "c"):
         data = load(tmp_path / kind)
-        assert data.class_names == ("cat", "dog") and data.counts == {"train": 8, "validation": 0, "test": 8} and not data.held_out
+        assert (
+            data.class_names == ("cat", "dog")
+            and data.counts == {"train": 8, "validation": 0, "test": 8}
+            and not data.held_out
+        )
     classes(tmp_path / "d", ("train_images", "test_images"))
     assert "hold images and no class folders" in refused(tmp_path / "d")
     classes(tmp_path / "e", ("TrainData", "TestData"))
@@ -142,17 +185,27 @@ def test_test_images_without_labels_are_skipped(tmp_path):
     for i in range(3):
         write(tmp_path / "test" / f"{i}.png", i)
     data = load(tmp_path)
-    assert data.held_out and data.counts["test"] == 2 and any("test is skipped" in note for note in data.notes)
+    assert (
+        data.held_out
+        and data.counts["test"] == 2
+        and any("test is skipped" in note for note in data.notes)
+    )
     classes(tmp_path / "val", first=20)
     data = load(tmp_path)
-    assert not data.held_out and data.counts["test"] == 8 and any("val stands in" in note for note in data.notes)
+    assert (
+        not data.held_out
+        and data.counts["test"] == 8
+        and any("val stands in" in note for note in data.notes)
+    )
 
 
 def test_classes_of_the_test_split_are_matched_by_name(tmp_path):
     classes(tmp_path / "train", ("cat", "dog", "owl"))
     classes(tmp_path / "test", ("dog", "owl"), first=20)
     data = load(tmp_path)
-    assert data.test.labels.tolist() == [1] * 4 + [2] * 4 and any("no test image of class 'cat' (training images: 4)" in note for note in data.notes)
+    assert data.test.labels.tolist() == [1] * 4 + [2] * 4 and any(
+        "no test image of class 'cat' (training images: 4)" in note for note in data.notes
+    )
     classes(tmp_path / "test", ("fox",))
     assert "fox is not among the training classes" in refused(tmp_path)
 
@@ -162,7 +215,11 @@ def test_an_accent_is_one_letter_on_every_file_system(tmp_path):
     classes(tmp_path / "train", ("caf\u00e9", "dog"))
     classes(tmp_path / "test", ("cafe\u0301", "dog"), first=20)
     data = load(tmp_path)
-    assert data.class_names == ("caf\u00e9", "dog") and data.counts == {"train": 8, "validation": 0, "test": 8}
+    assert data.class_names == ("caf\u00e9", "dog") and data.counts == {
+        "train": 8,
+        "validation": 0,
+        "test": 8,
+    }
 
 
 def test_splits_that_are_not_class_folders_are_refused(tmp_path):
@@ -190,7 +247,9 @@ def test_a_class_may_have_the_name_of_a_split(tmp_path):
 
 def test_names_that_are_numbers_are_in_their_order():
     assert sorted_classes(["10", "9", "0"]) == ("0", "9", "10")
-    assert sorted_classes(["-1", "1", "0"]) == ("-1", "0", "1") and sorted_classes(["01", "00", "10"]) == ("00", "01", "10")
+    assert sorted_classes(["-1", "1", "0"]) == ("-1", "0", "1") and sorted_classes(
+        ["01", "00", "10"]
+    ) == ("00", "01", "10")
     assert sorted_classes(["10", "9", "x"]) == ("10", "9", "x")
 
 
@@ -211,14 +270,22 @@ class Named(list):
     """A dataset of pairs that names its classes, as torchvision's do."""
 
     def __init__(self, classes):
-        super().__init__((torch.full((1, 4, 4), 0.1 * c + 0.01 * i), c) for c in range(2) for i in range(3))
+        super().__init__(
+            (torch.full((1, 4, 4), 0.1 * c + 0.01 * i), c) for c in range(2) for i in range(3)
+        )
         self.classes = classes
 
 
 def test_test_datasets_that_count_their_classes_otherwise_are_refused():
     config = own_config(DataConfig(name="own", validation=0.0))
-    assert data_of(Named(["cat", "dog"]), config, CPU, test=Named(["cat", "dog"])).class_names == ("cat", "dog")
-    with pytest.raises(UserError, match=r"\(dog and cat\) are not those of the training images in their order \(cat and dog\)"):
+    assert data_of(Named(["cat", "dog"]), config, CPU, test=Named(["cat", "dog"])).class_names == (
+        "cat",
+        "dog",
+    )
+    with pytest.raises(
+        UserError,
+        match=r"\(dog and cat\) are not those of the training images in their order \(cat and dog\)",
+    ):
         data_of(Named(["cat", "dog"]), config, CPU, test=Named(["dog", "cat"]))
 
 
@@ -227,7 +294,15 @@ def test_test_datasets_that_count_their_classes_otherwise_are_refused():
 
 def test_what_systems_and_editors_leave_is_not_read(tmp_path):
     classes(tmp_path, num=5)
-    for place in (".hidden/cat", "@eaDir/cat", "__MACOSX/cat", "cat/.ipynb_checkpoints", "cat/@eaDir", "dog/__MACOSX/deep", "cat/sub/.cache"):
+    for place in (
+        ".hidden/cat",
+        "@eaDir/cat",
+        "__MACOSX/cat",
+        "cat/.ipynb_checkpoints",
+        "cat/@eaDir",
+        "dog/__MACOSX/deep",
+        "cat/sub/.cache",
+    ):
         write(tmp_path / place / "9.png", 250)
     write(tmp_path / "cat" / "._0.png", 250)
     data = load(tmp_path)
@@ -245,7 +320,9 @@ def test_images_of_odd_names_are_read_and_others_counted(tmp_path):
         (tmp_path / "dog" / name).write_text("" if name == "empty" else "%!PS-Adobe words")
     data = load(tmp_path)
     assert data.counts["train"] + data.counts["test"] == 8
-    assert any(note.startswith("3 files that are no images were left out (dog/") for note in data.notes)
+    assert any(
+        note.startswith("3 files that are no images were left out (dog/") for note in data.notes
+    )
 
 
 def test_pipes_and_sockets_are_not_opened(tmp_path, monkeypatch):
@@ -257,7 +334,10 @@ def test_pipes_and_sockets_are_not_opened(tmp_path, monkeypatch):
         listening.bind("socket.png")
         (tmp_path / "dog" / "gone.png").symlink_to(tmp_path / "nothing.png")
         data = load(tmp_path)
-    assert data.counts["train"] + data.counts["test"] == 6 and "3 files that are no images" in data.notes[0]
+    assert (
+        data.counts["train"] + data.counts["test"] == 6
+        and "3 files that are no images" in data.notes[0]
+    )
 
 
 def test_images_in_two_splits_are_counted(tmp_path):
@@ -265,8 +345,14 @@ def test_images_in_two_splits_are_counted(tmp_path):
     classes(tmp_path / "test", num=4, first=20)
     assert load(tmp_path).notes == ()
     for i in range(3):
-        write(tmp_path / "test" / "dog" / f"copy{i}.png", np.asarray(Image.open(tmp_path / "train" / "cat" / f"{i}.png")))
-    assert any(note.startswith("warning: 3 images of the test split are in the training split too") for note in load(tmp_path).notes)
+        write(
+            tmp_path / "test" / "dog" / f"copy{i}.png",
+            np.asarray(Image.open(tmp_path / "train" / "cat" / f"{i}.png")),
+        )
+    assert any(
+        note.startswith("warning: 3 images of the test split are in the training split too")
+        for note in load(tmp_path).notes
+    )
 
 
 # Values and colours
@@ -298,21 +384,37 @@ def test_values_of_more_than_8_bits_have_one_scale(tmp_path, kind, low, high, wh
         wanted = torch.from_numpy(expected[name].astype(kind).astype(np.float64) * 255 / white)
         assert (pixels - wanted).abs().max() <= 0.5 + 1e-9
     assert any(f"{white} is taken as white in the whole dataset" in note for note in data.notes)
-    own = [(Image.fromarray(expected[name].astype(kind)), c) for c, name in enumerate(("dark", "full")) for _ in range(2)]
+    own = [
+        (Image.fromarray(expected[name].astype(kind)), c)
+        for c, name in enumerate(("dark", "full"))
+        for _ in range(2)
+    ]
     as_dataset = data_of(own, own_config(DataConfig(name="own", validation=0.0)), CPU)
-    assert torch.equal(as_dataset.train.pixels[-1], data.train.pixels[-1]) and torch.equal(as_dataset.train.pixels[0], data.train.pixels[0])
+    assert torch.equal(as_dataset.train.pixels[-1], data.train.pixels[-1]) and torch.equal(
+        as_dataset.train.pixels[0], data.train.pixels[0]
+    )
 
 
 def png_of_16_bits(values):
     """The bytes of a PNG of values (H, W, 3 or 4) of 16 bits a channel, which Pillow cannot write."""
 
     def chunk(kind, content):
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        return (
+            struct.pack(">I", len(content))
+            + kind
+            + content
+            + struct.pack(">I", zlib.crc32(kind + content))
+        )
 
     height, width, channels = values.shape
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
     head = struct.pack(">IIBBBBB", width, height, 16, {2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", head)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
 
 
 @pytest.mark.parametrize("white", [255, 4095, 65535])
@@ -329,12 +431,17 @@ def test_colour_of_16_bits_keeps_its_values(tmp_path, white):
     data = load(tmp_path)
     wanted = torch.from_numpy(np.rint(colours * (255 / white))).permute(2, 0, 1)
     first, last = data.train.pixels[0].double(), data.train.pixels[-1].double()
-    assert torch.equal(first, wanted) and torch.equal(last[:, 3:], wanted[:, 3:]) and (last[:, :3] == 255).all()
+    assert (
+        torch.equal(first, wanted)
+        and torch.equal(last[:, 3:], wanted[:, 3:])
+        and (last[:, :3] == 255).all()
+    )
     assert any(f"{white} is taken as white" in note for note in data.notes)
     half = np.dstack([np.full((6, 6, 3), white // 2), np.full((6, 6), 32768)]).astype(np.uint16)
     for i in range(3):
         (tmp_path / "b" / f"{i}.png").write_bytes(png_of_16_bits(half))
-    assert (load(tmp_path).train.pixels[-1].float() - 191).abs().max() <= 2  # half of a middle grey, and half of the white ground
+    # half of a middle grey, and half of the white ground
+    assert (load(tmp_path).train.pixels[-1].float() - 191).abs().max() <= 2
 
 
 @pytest.mark.parametrize(
@@ -344,7 +451,10 @@ def test_colour_of_16_bits_keeps_its_values(tmp_path, white):
         (np.array([0, np.nan] * 18, np.float32), "floats that are not finite"),
         (np.linspace(0, 1e6, 36, dtype=np.float32), "floats from 0 to 1e+06"),
         (np.arange(-5, 31, dtype=np.int32), "whole numbers of more than 8 bits from -5 to 30"),
-        (np.arange(36, dtype=np.int32) * 10000, "whole numbers of more than 8 bits from 0 to 3.5e+05"),
+        (
+            np.arange(36, dtype=np.int32) * 10000,
+            "whole numbers of more than 8 bits from 0 to 3.5e+05",
+        ),
     ],
 )
 def test_values_that_no_scale_fits_are_refused(tmp_path, array, words):
@@ -358,29 +468,52 @@ def test_the_scale_is_that_of_the_training_images(tmp_path):
     """Test images are cut there; 8-bit files beside others keep their values."""
     for c, name in enumerate(("cat", "dog")):
         for i in range(3):
-            write(tmp_path / "train" / name / f"{i}.png", np.full((6, 6), 1000 * c + 50 + i, np.uint16))
+            write(
+                tmp_path / "train" / name / f"{i}.png",
+                np.full((6, 6), 1000 * c + 50 + i, np.uint16),
+            )
         write(tmp_path / "train" / name / "eight.png", np.full((6, 6), 77, np.uint8))
         write(tmp_path / "test" / name / "0.png", np.full((6, 6), 3000 * c + 512, np.uint16))
     data = load(tmp_path)
     assert any("from 50 to 1052: 4095" in note for note in data.notes)
     assert (data.train.pixels == 77).flatten(1).all(1).sum() == 2
-    assert data.test.pixels[:, 0, 0, 0].tolist() == [round(512 * 255 / 4095), round(3512 * 255 / 4095)]
+    assert data.test.pixels[:, 0, 0, 0].tolist() == [
+        round(512 * 255 / 4095),
+        round(3512 * 255 / 4095),
+    ]
 
 
 def test_test_images_beyond_the_scale_are_warned_of(tmp_path):
     for c, name in enumerate(("cat", "dog")):
         for i in range(3):
-            write(tmp_path / "train" / name / f"{i}.png", np.arange(36, dtype=np.uint16).reshape(6, 6) * 5 + c + i)
-            write(tmp_path / "test" / name / f"{i}.png", np.arange(36, dtype=np.uint16).reshape(6, 6) * 1500 + i)
-    said = [note for note in load(tmp_path).notes if "outside the range of the training images" in note]
-    assert len(said) == 1 and said[0].startswith("warning: 6 images have values") and "such as 5.25e+04 in test/" in said[0]
+            write(
+                tmp_path / "train" / name / f"{i}.png",
+                np.arange(36, dtype=np.uint16).reshape(6, 6) * 5 + c + i,
+            )
+            write(
+                tmp_path / "test" / name / f"{i}.png",
+                np.arange(36, dtype=np.uint16).reshape(6, 6) * 1500 + i,
+            )
+    said = [
+        note for note in load(tmp_path).notes if "outside the range of the training images" in note
+    ]
+    assert (
+        len(said) == 1
+        and said[0].startswith("warning: 6 images have values")
+        and "such as 5.25e+04 in test/" in said[0]
+    )
 
 
 def test_test_images_that_are_no_numbers_are_refused(tmp_path):
     """Also where only test images are such."""
     for name in ("cat", "dog"):
-        write(tmp_path / "train" / name / "0.tif", np.linspace(0, 1, 36, dtype=np.float32).reshape(6, 6))
-        write(tmp_path / "test" / name / "0.tif", np.array([0, np.nan] * 18, np.float32).reshape(6, 6))
+        write(
+            tmp_path / "train" / name / "0.tif",
+            np.linspace(0, 1, 36, dtype=np.float32).reshape(6, 6),
+        )
+        write(
+            tmp_path / "test" / name / "0.tif", np.array([0, np.nan] * 18, np.float32).reshape(6, 6)
+        )
     assert "test/cat/0.tif has floats that are not finite" in refused(tmp_path)
 
 
@@ -404,9 +537,26 @@ def test_a_tiff_that_cannot_be_read_is_refused_by_its_kind(tmp_path):
     """Half floats in three channels."""
     classes(tmp_path)
     values = np.ones((6, 6, 3), np.float16)
-    entries = [(256, 6), (257, 6), (258, 16), (259, 1), (262, 2), (273, 8 + 2 + 12 * 10 + 4), (277, 3), (278, 6), (279, values.nbytes), (339, 3)]
-    directory = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries) + b"\0" * 4
-    (tmp_path / "cat" / "x.tif").write_bytes(b"II*\0" + struct.pack("<I", 8) + directory + values.tobytes())
+    entries = [
+        (256, 6),
+        (257, 6),
+        (258, 16),
+        (259, 1),
+        (262, 2),
+        (273, 8 + 2 + 12 * 10 + 4),
+        (277, 3),
+        (278, 6),
+        (279, values.nbytes),
+        (339, 3),
+    ]
+    directory = (
+        struct.pack("<H", len(entries))
+        + b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries)
+        + b"\0" * 4
+    )
+    (tmp_path / "cat" / "x.tif").write_bytes(
+        b"II*\0" + struct.pack("<I", 8) + directory + values.tobytes()
+    )
     assert "cat/x.tif cannot be read as an image (a TIFF of floats of 16 bits" in refused(tmp_path)
 
 
@@ -420,7 +570,9 @@ def test_the_ground_under_what_is_transparent(tmp_path):
         pixels = load(tmp_path, background=ground).train.pixels[0, 0]
         assert (pixels[:, :3] == 0).all() and (pixels[:, 3:] == value).all()
     own = [(Image.open(tmp_path / "a" / "0.png"), 0), (Image.open(tmp_path / "b" / "0.png"), 1)] * 2
-    assert data_of(own, own_config(DataConfig(name="own", validation=0.0)), CPU).train.pixels[0, 0, 0].tolist() == [0, 0, 0, 255, 255, 255]
+    assert data_of(own, own_config(DataConfig(name="own", validation=0.0)), CPU).train.pixels[
+        0, 0, 0
+    ].tolist() == [0, 0, 0, 255, 255, 255]
     with pytest.raises(UserError, match="'nothing' is no colour"):
         DataConfig(name="folder", background="nothing")
 
@@ -430,7 +582,9 @@ def test_the_first_of_several_frames_is_read_and_said_once(tmp_path):
     for name in ("a", "b"):
         for i, suffix in enumerate(("gif", "tif", "gif")):
             (tmp_path / name).mkdir(exist_ok=True)
-            frames[0].save(tmp_path / name / f"{i}.{suffix}", save_all=True, append_images=frames[1:])
+            frames[0].save(
+                tmp_path / name / f"{i}.{suffix}", save_all=True, append_images=frames[1:]
+            )
     data = load(tmp_path, split_seed=3)
     assert (data.train.pixels == 30).all() and (data.test.pixels == 30).all()
     assert sum("several frames" in note for note in data.notes) == 1
@@ -439,11 +593,20 @@ def test_the_first_of_several_frames_is_read_and_said_once(tmp_path):
 def test_images_of_one_colour_are_warned_of(tmp_path):
     for i in range(4):
         write(tmp_path / "blank" / f"{i}.png", 9)
-        write(tmp_path / "dog" / f"{i}.png", np.random.default_rng(i).integers(0, 255, (6, 6, 3), np.uint8))
-    assert any("every training image of class 'blank' is of a single colour" in note for note in load(tmp_path).notes)
+        write(
+            tmp_path / "dog" / f"{i}.png",
+            np.random.default_rng(i).integers(0, 255, (6, 6, 3), np.uint8),
+        )
+    assert any(
+        "every training image of class 'blank' is of a single colour" in note
+        for note in load(tmp_path).notes
+    )
     for i in range(4):
         write(tmp_path / "dog" / f"{i}.png", 8)
-    assert any("every image of the training and test split is of a single colour" in note for note in load(tmp_path).notes)
+    assert any(
+        "every image of the training and test split is of a single colour" in note
+        for note in load(tmp_path).notes
+    )
 
 
 # Shapes
@@ -465,8 +628,12 @@ def test_how_other_shapes_are_brought_into_form(tmp_path, grey, turned):
         pixels = load(tmp_path, size=(8, 8), fit=fit, background="black").train.pixels
         assert pixels.shape == (2, 1 if grey else 3, 8, 8)
         assert pixels.float().mean().item() == pytest.approx(mean, abs=2)
-        config = own_config(DataConfig(name="own", size=(8, 8), fit=fit, background="black", validation=0.0))
-        assert data_of(own, config, CPU).train.pixels.float().mean().item() == pytest.approx(mean, abs=2)
+        config = own_config(
+            DataConfig(name="own", size=(8, 8), fit=fit, background="black", validation=0.0)
+        )
+        assert data_of(own, config, CPU).train.pixels.float().mean().item() == pytest.approx(
+            mean, abs=2
+        )
     padded = load(tmp_path, size=(8, 8), fit="pad", background="red").train.pixels[0]
     assert padded[:, 0, 0].tolist() == [255, 0, 0]
 
@@ -477,18 +644,27 @@ def test_how_other_shapes_are_brought_into_form(tmp_path, grey, turned):
 def test_every_class_of_two_images_has_a_test_image(tmp_path):
     for name, num in (("many", 30), ("three", 3), ("two", 2), ("one", 1)):
         for i in range(num):
-            write(tmp_path / name / f"{i}.png", np.random.default_rng(i + 100 * num).integers(0, 255, (6, 6), np.uint8))
+            write(
+                tmp_path / name / f"{i}.png",
+                np.random.default_rng(i + 100 * num).integers(0, 255, (6, 6), np.uint8),
+            )
     data = load(tmp_path, validation=0.1)
     tested = torch.bincount(data.test.labels, minlength=4).tolist()
     assert data.class_names == ("many", "one", "three", "two") and tested == [6, 0, 1, 1]
     assert torch.bincount(data.validation.labels, minlength=4).tolist() == [2, 0, 0, 0]
     assert torch.bincount(data.train.labels, minlength=4).tolist() == [22, 1, 2, 1]
     assert [note for note in data.notes if "no test image" in note] == [
-        "warning: there is no test image of class 'one' (training images: 1), so test accuracies say nothing about it"
+        "warning: there is no test image of class 'one' (training images: 1), so test accuracies "
+        "say nothing about it"
     ]
     names = data.split_names
-    assert len(names["test"]) == 8 and len(names["validation"]) == 2 and not set(names["test"]) & set(names["validation"])
-    for name, pixels in zip(names["test"], data.test.pixels, strict=True):  # who tests on these files tests on the same images
+    assert (
+        len(names["test"]) == 8
+        and len(names["validation"]) == 2
+        and not set(names["test"]) & set(names["validation"])
+    )
+    # who tests on these files tests on the same images
+    for name, pixels in zip(names["test"], data.test.pixels, strict=True):
         assert np.array_equal(np.asarray(Image.open(tmp_path / name)), pixels[0].numpy())
 
 
@@ -517,14 +693,21 @@ data_of(DATASET, own_config(DataConfig(name="own")), torch.device("cpu"))
 print((status("VmHWM") - before) / images.numel())
 """
     done = subprocess.run(
-        [sys.executable, "-c", code.replace("DATASET", dataset)], capture_output=True, text=True, cwd=Path(__file__).parents[2], check=True
+        [sys.executable, "-c", code.replace("DATASET", dataset)],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        check=True,
     )
     assert float(done.stdout.splitlines()[-1]) < 1.8
 
 
 def test_images_are_put_into_another_order_in_their_own_memory():
     for num in (1, 2, 7, 50):
-        images, order = np.arange(3 * num).reshape(num, 3), np.random.default_rng(num).permutation(num)
+        images, order = (
+            np.arange(3 * num).reshape(num, 3),
+            np.random.default_rng(num).permutation(num),
+        )
         wanted = images[order].copy()
         assert np.array_equal(reordered(images, order), wanted)
 

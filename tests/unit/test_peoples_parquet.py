@@ -1,4 +1,6 @@
-"""Parquet files as people have them: which columns, whose numbering of the classes, which splits, and what is no dataset."""
+"""Parquet files as people have them: which columns, whose numbering of the classes, which splits,
+and what is no dataset.
+"""
 
 import io
 import json
@@ -27,13 +29,18 @@ def png(value, side=6):
 
 
 def pictures(classes, first=0):
-    """One image a class number, from which the number can be read back: 20, 40, 60 ...; with `first` all differ from others."""
+    """One image a class number, from which the number can be read back: 20, 40, 60 ...; with
+    `first` all differ from others.
+    """
     return [png(20 * (c + 1) + (i + first) % 9) for i, c in enumerate(classes)]
 
 
 def struct(contents, paths=None):
     """A column of images as Hugging Face stores it."""
-    return pa.StructArray.from_arrays([pa.array(contents, pa.binary()), pa.array(paths or [None] * len(contents), pa.string())], ["bytes", "path"])
+    return pa.StructArray.from_arrays(
+        [pa.array(contents, pa.binary()), pa.array(paths or [None] * len(contents), pa.string())],
+        ["bytes", "path"],
+    )
 
 
 def write(path, columns, features=None, metadata=None):
@@ -42,7 +49,10 @@ def write(path, columns, features=None, metadata=None):
     table = pa.table(columns)
     if features is not None:
         metadata = json.dumps({"info": {"features": features}})
-    pq.write_table(table if metadata is None else table.replace_schema_metadata({"huggingface": metadata}), path)
+    pq.write_table(
+        table if metadata is None else table.replace_schema_metadata({"huggingface": metadata}),
+        path,
+    )
 
 
 def class_label(names):
@@ -52,7 +62,9 @@ def class_label(names):
 
 def load(root, **settings):
     """All splits, nothing held out for validation."""
-    return load_data(DataConfig(name="parquet", root=str(root), validation=0.0, **settings), CPU, test=True)
+    return load_data(
+        DataConfig(name="parquet", root=str(root), validation=0.0, **settings), CPU, test=True
+    )
 
 
 def refused(root, **settings):
@@ -78,10 +90,26 @@ WORDS = [THREE[c] for c in NUMBERS]
 
 
 @pytest.mark.parametrize(
-    "label", ["label", "Labels", "class", "category", "categories", "TARGET", "targets", "species", "fine_label", "fine_labels", "coarse_label"]
+    "label",
+    [
+        "label",
+        "Labels",
+        "class",
+        "category",
+        "categories",
+        "TARGET",
+        "targets",
+        "species",
+        "fine_label",
+        "fine_labels",
+        "coarse_label",
+    ],
 )
 def test_known_names_of_labels_of_any_case(tmp_path, label):
-    write(tmp_path / "train.parquet", {"fold": range(18), "image": struct(pictures(NUMBERS)), label: WORDS, "width": [6] * 18})
+    write(
+        tmp_path / "train.parquet",
+        {"fold": range(18), "image": struct(pictures(NUMBERS)), label: WORDS, "width": [6] * 18},
+    )
     data = load(tmp_path)
     check(data)
     assert data.notes[0] == f"columns: images from 'image', classes from {label!r}"
@@ -109,7 +137,12 @@ def test_labels_of_every_type(tmp_path, values, names):
 
 
 @pytest.mark.parametrize(
-    "values, words", [([0.5] * 18, "numbers that are not whole"), ([[1]] * 18, "values of type list"), ([None, *WORDS[1:]], "rows without a label")]
+    "values, words",
+    [
+        ([0.5] * 18, "numbers that are not whole"),
+        ([[1]] * 18, "values of type list"),
+        ([None, *WORDS[1:]], "rows without a label"),
+    ],
 )
 def test_labels_that_are_no_classes_are_refused(tmp_path, values, words):
     write(tmp_path / "0.parquet", {"label": values, "image": struct(pictures(NUMBERS))})
@@ -117,37 +150,76 @@ def test_labels_that_are_no_classes_are_refused(tmp_path, values, words):
 
 
 def test_features_come_before_names(tmp_path):
-    """A ClassLabel of any name before a column that only sounds like a label, and an Image before other bytes."""
-    columns = {"thumb": pa.array([png(0)] * 18, pa.binary()), "shot": struct(pictures(NUMBERS)), "class": range(18), "animal": NUMBERS}
-    write(tmp_path / "0.parquet", columns, {"shot": {"_type": "Image"}, "animal": class_label(THREE), "class": {"_type": "Value", "dtype": "int64"}})
+    """A ClassLabel of any name before a column that only sounds like a label, and an Image before
+    other bytes.
+    """
+    columns = {
+        "thumb": pa.array([png(0)] * 18, pa.binary()),
+        "shot": struct(pictures(NUMBERS)),
+        "class": range(18),
+        "animal": NUMBERS,
+    }
+    write(
+        tmp_path / "0.parquet",
+        columns,
+        {
+            "shot": {"_type": "Image"},
+            "animal": class_label(THREE),
+            "class": {"_type": "Value", "dtype": "int64"},
+        },
+    )
     data = load(tmp_path)
     check(data)
     assert data.notes[0] == "columns: images from 'shot', classes from 'animal'"
 
 
 def test_fine_labels_before_coarse_ones(tmp_path):
-    columns = {"img": struct(pictures(NUMBERS)), "coarse_label": [c // 2 for c in NUMBERS], "fine_label": NUMBERS}
-    write(tmp_path / "0.parquet", columns, {"fine_label": class_label(THREE), "coarse_label": class_label("ab")})
+    columns = {
+        "img": struct(pictures(NUMBERS)),
+        "coarse_label": [c // 2 for c in NUMBERS],
+        "fine_label": NUMBERS,
+    }
+    write(
+        tmp_path / "0.parquet",
+        columns,
+        {"fine_label": class_label(THREE), "coarse_label": class_label("ab")},
+    )
     check(load(tmp_path))
 
 
 def test_a_mask_is_not_the_image(tmp_path):
     masks = struct([png(200)] * 18)
-    write(tmp_path / "a" / "0.parquet", {"mask": masks, "image": struct(pictures(NUMBERS)), "label": WORDS})
+    write(
+        tmp_path / "a" / "0.parquet",
+        {"mask": masks, "image": struct(pictures(NUMBERS)), "label": WORDS},
+    )
     check(load(tmp_path / "a"))
-    write(tmp_path / "b" / "0.parquet", {"mask": masks, "shot": struct(pictures(NUMBERS)), "label": WORDS})
+    write(
+        tmp_path / "b" / "0.parquet",
+        {"mask": masks, "shot": struct(pictures(NUMBERS)), "label": WORDS},
+    )
     check(load(tmp_path / "b"))
-    write(tmp_path / "c" / "0.parquet", {"left": masks, "right": struct(pictures(NUMBERS)), "label": WORDS})
-    assert "left and right" in refused(tmp_path / "c") and "data.image_column" in refused(tmp_path / "c")
+    write(
+        tmp_path / "c" / "0.parquet",
+        {"left": masks, "right": struct(pictures(NUMBERS)), "label": WORDS},
+    )
+    assert "left and right" in refused(tmp_path / "c") and "data.image_column" in refused(
+        tmp_path / "c"
+    )
     check(load(tmp_path / "c", image_column="right"))
 
 
 def test_another_integer_column_is_never_the_label(tmp_path):
-    write(tmp_path / "0.parquet", {"image_id": range(18), "image": struct(pictures(NUMBERS)), "fold": NUMBERS})
+    write(
+        tmp_path / "0.parquet",
+        {"image_id": range(18), "image": struct(pictures(NUMBERS)), "fold": NUMBERS},
+    )
     said = refused(tmp_path)
     assert "image_id and fold" in said and "data.label_column" in said
     check(load(tmp_path, label_column="fold"), ("0", "1", "2"))
-    assert "no column 'folds', which data.label_column names" in refused(tmp_path, label_column="folds")
+    assert "no column 'folds', which data.label_column names" in refused(
+        tmp_path, label_column="folds"
+    )
     assert "no column 'x', which data.image_column names" in refused(tmp_path, image_column="x")
 
 
@@ -161,9 +233,16 @@ def test_flags_of_columns_are_for_parquet(tmp_path):
 
 def test_names_of_every_file_and_shard_are_matched(tmp_path):
     """Three files, three orders, one of them with a class of its own."""
-    orders = {"train-0.parquet": THREE, "train-1.parquet": ("owl", "cat", "dog"), "test-0.parquet": ("dog", "owl", "cat")}
+    orders = {
+        "train-0.parquet": THREE,
+        "train-1.parquet": ("owl", "cat", "dog"),
+        "test-0.parquet": ("dog", "owl", "cat"),
+    }
     for i, (name, order) in enumerate(orders.items()):
-        columns = {"image": struct(pictures(NUMBERS, i)), "label": [order.index(word) for word in WORDS]}
+        columns = {
+            "image": struct(pictures(NUMBERS, i)),
+            "label": [order.index(word) for word in WORDS],
+        }
         write(tmp_path / name, columns, {"label": class_label(order)})
     data = load(tmp_path)
     check(data)
@@ -184,14 +263,22 @@ def test_other_names_in_the_test_files_are_refused(tmp_path):
 
 def test_test_labels_that_are_kept_back_are_skipped(tmp_path):
     """All -1, all missing, or no column at all; validation stands in."""
-    write(tmp_path / "train.parquet", {"image": struct(pictures(NUMBERS)), "label": NUMBERS}, {"label": class_label(THREE)})
+    write(
+        tmp_path / "train.parquet",
+        {"image": struct(pictures(NUMBERS)), "label": NUMBERS},
+        {"label": class_label(THREE)},
+    )
     images = struct(pictures(NUMBERS, 3))
     for labels in ({"label": [-1] * 18}, {"label": pa.array([None] * 18, pa.int64())}, {}):
         write(tmp_path / "data" / "test-00000-of-00001.parquet", {"image": images} | labels)
         data = load(tmp_path)
         check(data)
         assert data.held_out and "test is skipped: its images have no labels" in data.notes
-    write(tmp_path / "data" / "dev-0.parquet", {"image": images, "label": NUMBERS}, {"label": class_label(THREE)})
+    write(
+        tmp_path / "data" / "dev-0.parquet",
+        {"image": images, "label": NUMBERS},
+        {"label": class_label(THREE)},
+    )
     data = load(tmp_path)
     check(data)
     assert not data.held_out and "dev stands in for the test split, which is missing" in data.notes
@@ -199,16 +286,24 @@ def test_test_labels_that_are_kept_back_are_skipped(tmp_path):
 
 def test_what_is_not_used_is_said(tmp_path):
     for i, split in enumerate(("training", "Testing", "validation")):
-        write(tmp_path / split / "0.parquet", {"image": struct(pictures(NUMBERS, i)), "label": WORDS})
+        write(
+            tmp_path / split / "0.parquet", {"image": struct(pictures(NUMBERS, i)), "label": WORDS}
+        )
     data = load(tmp_path)
     check(data)
-    assert data.counts == {"train": 18, "validation": 0, "test": 18} and "not used: validation, because testing holds the test images" in data.notes
+    assert (
+        data.counts == {"train": 18, "validation": 0, "test": 18}
+        and "not used: validation, because testing holds the test images" in data.notes
+    )
 
 
 def test_training_images_without_labels_are_refused(tmp_path):
     write(tmp_path / "train.parquet", {"image": struct(pictures(NUMBERS)), "label": [-1] * 18})
     assert "no labels in 'label'" in refused(tmp_path)
-    write(tmp_path / "train.parquet", {"image": struct(pictures(NUMBERS)), "label": [-1, *NUMBERS[1:]]})
+    write(
+        tmp_path / "train.parquet",
+        {"image": struct(pictures(NUMBERS)), "label": [-1, *NUMBERS[1:]]},
+    )
     assert "negative labels beside others" in refused(tmp_path)
 
 
@@ -230,7 +325,9 @@ def test_images_beside_the_file(tmp_path):
 def test_paths_that_lead_nowhere_are_refused(tmp_path, path):
     """Nor is a file read that lies elsewhere: who wrote the dataset must not choose it."""
     (tmp_path / "secret.png").write_bytes(png(0))
-    write(tmp_path / "data" / "0.parquet", {"image": struct([None] * 18, [path] * 18), "label": WORDS})
+    write(
+        tmp_path / "data" / "0.parquet", {"image": struct([None] * 18, [path] * 18), "label": WORDS}
+    )
     assert "stores no bytes of its images in 'image'" in refused(tmp_path / "data")
 
 
@@ -240,17 +337,36 @@ def test_one_class_is_refused(tmp_path):
 
 
 def test_labels_that_cannot_count_classes_are_refused_at_once(tmp_path):
-    write(tmp_path / "0.parquet", {"image": struct(pictures(NUMBERS)), "label": [2**40, *NUMBERS[1:]]})
+    write(
+        tmp_path / "0.parquet", {"image": struct(pictures(NUMBERS)), "label": [2**40, *NUMBERS[1:]]}
+    )
     assert str(2**40) in refused(tmp_path)
-    write(tmp_path / "0.parquet", {"image": struct(pictures(NUMBERS)), "label": [2**40, *NUMBERS[1:]]}, {"label": class_label(THREE)})
+    write(
+        tmp_path / "0.parquet",
+        {"image": struct(pictures(NUMBERS)), "label": [2**40, *NUMBERS[1:]]},
+        {"label": class_label(THREE)},
+    )
     assert str(2**40) in refused(tmp_path)
 
 
 @pytest.mark.parametrize(
-    "metadata", ["{no json", "[]", '"text"', '{"info": 3}', '{"info": {"features": []}}', '{"info": {"features": {"label": {"names": 5}}}}', "\x00"]
+    "metadata",
+    [
+        "{no json",
+        "[]",
+        '"text"',
+        '{"info": 3}',
+        '{"info": {"features": []}}',
+        '{"info": {"features": {"label": {"names": 5}}}}',
+        "\x00",
+    ],
 )
 def test_metadata_of_another_form_are_a_sentence(tmp_path, metadata):
-    write(tmp_path / "0.parquet", {"image": struct(pictures(NUMBERS)), "label": NUMBERS}, metadata=metadata)
+    write(
+        tmp_path / "0.parquet",
+        {"image": struct(pictures(NUMBERS)), "label": NUMBERS},
+        metadata=metadata,
+    )
     assert "metadata" in refused(tmp_path) and "0.parquet" in refused(tmp_path)
 
 
@@ -258,7 +374,10 @@ def test_files_that_are_no_data(tmp_path):
     write(tmp_path / "train.parquet", {"image": struct(pictures(NUMBERS)), "label": WORDS})
     for place in (".ipynb_checkpoints/test.parquet", "__MACOSX/train.parquet", "@eaDir/x.parquet"):
         write(tmp_path / place, {"image": struct([png(0)]), "label": ["emu"]})
-    write(tmp_path / "test.parquet", {"image": pa.array([], struct([]).type), "label": pa.array([], pa.string())})
+    write(
+        tmp_path / "test.parquet",
+        {"image": pa.array([], struct([]).type), "label": pa.array([], pa.string())},
+    )
     data = load(tmp_path)
     assert "test is skipped: its files have no rows" in data.notes
     check(data)
@@ -275,18 +394,31 @@ def test_files_that_are_no_data(tmp_path):
 def test_test_images_are_never_training_images_for_want_of_a_word(tmp_path):
     """Neither where no file is called training, nor by other words for test."""
     for i, name in enumerate(("validation", "test")):
-        write(tmp_path / "a" / f"{name}.parquet", {"image": struct(pictures(NUMBERS, i)), "label": WORDS})
+        write(
+            tmp_path / "a" / f"{name}.parquet",
+            {"image": struct(pictures(NUMBERS, i)), "label": WORDS},
+        )
     assert "none of training images" in refused(tmp_path / "a")
-    for i, (train, test) in enumerate((("train", "eval"), ("trainset", "testset"), ("x-training-0", "evaluation"))):
+    for i, (train, test) in enumerate(
+        (("train", "eval"), ("trainset", "testset"), ("x-training-0", "evaluation"))
+    ):
         for name, first in ((train, 0), (test, 3)):
-            write(tmp_path / f"b{i}" / f"{name}.parquet", {"image": struct(pictures(NUMBERS, first)), "label": WORDS})
+            write(
+                tmp_path / f"b{i}" / f"{name}.parquet",
+                {"image": struct(pictures(NUMBERS, first)), "label": WORDS},
+            )
         assert load(tmp_path / f"b{i}").counts == {"train": 18, "validation": 0, "test": 18}
     write(tmp_path / "b0" / "more.parquet", {"image": struct(pictures(NUMBERS, 6)), "label": WORDS})
     data = load(tmp_path / "b0")
-    assert data.counts["train"] == 18 and any("not used: more.parquet" in note for note in data.notes)
+    assert data.counts["train"] == 18 and any(
+        "not used: more.parquet" in note for note in data.notes
+    )
     write(tmp_path / "c" / "test.PARQUET", {"image": struct(pictures(NUMBERS)), "label": WORDS})
     data = load(tmp_path / "c")
-    assert data.held_out and "there are test files only, which are taken for training images" in data.notes
+    assert (
+        data.held_out
+        and "there are test files only, which are taken for training images" in data.notes
+    )
 
 
 @pytest.mark.parametrize(
@@ -302,27 +434,45 @@ def test_which_word_names_the_split(tmp_path, name, split):
 
 def test_training_files_that_hold_others_and_several_folders(tmp_path):
     for i, name in enumerate(("train", "trainval", "test")):
-        write(tmp_path / "a" / f"{name}.parquet", {"image": struct(pictures(NUMBERS, i)), "label": WORDS})
+        write(
+            tmp_path / "a" / f"{name}.parquet",
+            {"image": struct(pictures(NUMBERS, i)), "label": WORDS},
+        )
     data = load(tmp_path / "a")
     assert data.counts["train"] == 18 and "not used: trainval, beside train" in data.notes
     for i, name in enumerate(("small", "full")):
-        write(tmp_path / "b" / name / "train-00000-of-00001.parquet", {"image": struct(pictures(NUMBERS, i)), "label": WORDS})
-    assert any("training files of 2 folders are taken together (full and small)" in note for note in load(tmp_path / "b").notes)
+        write(
+            tmp_path / "b" / name / "train-00000-of-00001.parquet",
+            {"image": struct(pictures(NUMBERS, i)), "label": WORDS},
+        )
+    assert any(
+        "training files of 2 folders are taken together (full and small)" in note
+        for note in load(tmp_path / "b").notes
+    )
 
 
 def test_columns_that_are_no_images(tmp_path):
     text = ["iVBORw0KGgo" * 60] * 18  # images as text, which is no path
     write(tmp_path / "a" / "0.parquet", {"image": text, "label": WORDS})
     assert "stores no bytes of its images" in refused(tmp_path / "a")
-    write(tmp_path / "b" / "0.parquet", {"image": struct(pictures(NUMBERS)), "label": WORDS, "w": range(18)})
-    assert "data.image_column names, has values of type int64" in refused(tmp_path / "b", image_column="w")
+    write(
+        tmp_path / "b" / "0.parquet",
+        {"image": struct(pictures(NUMBERS)), "label": WORDS, "w": range(18)},
+    )
+    assert "data.image_column names, has values of type int64" in refused(
+        tmp_path / "b", image_column="w"
+    )
     columns = {"mask": struct([png(200)] * 18), "image": struct(pictures(NUMBERS)), "label": WORDS}
     write(tmp_path / "c" / "0.parquet", columns, {"mask": {"_type": "Image"}})
     check(load(tmp_path / "c"))
 
 
 def test_a_name_for_two_classes_is_refused(tmp_path):
-    write(tmp_path / "0.parquet", {"image": struct(pictures(NUMBERS)), "label": NUMBERS}, {"label": class_label(("cat", "cat", "owl"))})
+    write(
+        tmp_path / "0.parquet",
+        {"image": struct(pictures(NUMBERS)), "label": NUMBERS},
+        {"label": class_label(("cat", "cat", "owl"))},
+    )
     assert "name a class twice in 'label'" in refused(tmp_path)
 
 

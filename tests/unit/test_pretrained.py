@@ -34,7 +34,9 @@ def images(shape=SHAPE, num=2):
 
 
 def settled(network, shape=SHAPE):
-    """With the running statistics of a few images, without which nothing is left of them, in evaluation mode."""
+    """With the running statistics of a few images, without which nothing is left of them, in
+    evaluation mode.
+    """
     norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
     for norm in norms:
         norm.momentum = 1.0
@@ -80,7 +82,15 @@ def agree(one, other):
 # The weights of torchvision's networks
 
 
-@pytest.mark.parametrize(("name", "head"), [(NAME, "fc"), ("resnet18", "fc"), ("densenet121", "classifier"), ("mnasnet0_5", "classifier.1")])
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [
+        (NAME, "fc"),
+        ("resnet18", "fc"),
+        ("densenet121", "classifier"),
+        ("mnasnet0_5", "classifier.1"),
+    ],
+)
 def test_weights_of_torchvision_make_its_network(name, head):
     network, source = ours(name), theirs(name)
     assert network.head_path == head
@@ -92,7 +102,11 @@ def test_weights_of_torchvision_make_its_network(name, head):
 def test_files_of_old():
     """Without the counters of BatchNorm; and the layers of DenseNet had other names."""
     source = theirs("densenet121")
-    state = {re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", k): v for k, v in source.state_dict().items() if "num_batches" not in k}
+    state = {
+        re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", k): v
+        for k, v in source.state_dict().items()
+        if "num_batches" not in k
+    }
     assert "features.denseblock1.denselayer1.norm.1.weight" in state
     network = ours("densenet121")
     network.load_torchvision(state)
@@ -143,9 +157,21 @@ def test_data_that_the_weights_are_not_for(settings, says):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda s: s.pop("conv5.0.weight"), r"body\.conv5\.0\.weight is not there in the file and \(1024, 192, 1, 1\) in the network"),
-        (lambda s: s.update({"aux.weight": torch.zeros(2)}), r"body\.aux\.weight is \(2,\) in the file and not there in the network"),
-        (lambda s: s.update({"fc.weight": torch.zeros(1000, 3)}), r"head\.weight is \(1000, 3\) in the file and \(1000, 1024\)"),
+        (
+            lambda s: s.pop("conv5.0.weight"),
+            (
+                r"body\.conv5\.0\.weight is not there in the file and \(1024, 192, 1, 1\) in the "
+                r"network"
+            ),
+        ),
+        (
+            lambda s: s.update({"aux.weight": torch.zeros(2)}),
+            r"body\.aux\.weight is \(2,\) in the file and not there in the network",
+        ),
+        (
+            lambda s: s.update({"fc.weight": torch.zeros(1000, 3)}),
+            r"head\.weight is \(1000, 3\) in the file and \(1000, 1024\)",
+        ),
     ],
 )
 def test_weights_of_another_network(change, says):
@@ -159,13 +185,22 @@ def test_other_networks_weights_and_files(folder, tmp_path):
     """In one sentence each, that says what to do."""
     name = f"torchvision/{NAME}"
     plain = build_model("convnet-d1-w4", (3, 32, 32), 10, generator(0))
-    with pytest.raises(UserError, match=r"convnet-d1-w4 is none; choose one, such as torchvision/resnet18"):
+    with pytest.raises(
+        UserError, match=r"convnet-d1-w4 is none; choose one, such as torchvision/resnet18"
+    ):
         Pretrained(folder=str(folder)).load(plain, "convnet-d1-w4")
-    with pytest.raises(UserError, match=r"no weights V9 of resnet18; set buffer\.step\.weights to IMAGENET1K_V1\.$"):
+    with pytest.raises(
+        UserError, match=r"no weights V9 of resnet18; set buffer\.step\.weights to IMAGENET1K_V1\.$"
+    ):
         Pretrained(weights="V9", folder=str(folder)).load(ours("resnet18"), "torchvision/resnet18")
     with pytest.raises(UserError, match="IMAGENET1K_V1 or IMAGENET1K_V2"):
-        Pretrained(weights="DEFAULT", folder=str(folder)).load(ours("mobilenet_v2"), "torchvision/mobilenet_v2")  # means another with each version
-    with pytest.raises(UserError, match=rf"not in {tmp_path}; download https://\S+/{FILE} .*buffer\.step\.folder"):
+        # means another with each version
+        Pretrained(weights="DEFAULT", folder=str(folder)).load(
+            ours("mobilenet_v2"), "torchvision/mobilenet_v2"
+        )
+    with pytest.raises(
+        UserError, match=rf"not in {tmp_path}; download https://\S+/{FILE} .*buffer\.step\.folder"
+    ):
         Pretrained(folder=str(tmp_path)).load(ours(), name)
     for content in ([torch.zeros(2)], {"fc.weight": 3.0}, {1: torch.zeros(2)}):
         torch.save(content, tmp_path / FILE)
@@ -180,7 +215,9 @@ def test_other_networks_weights_and_files(folder, tmp_path):
 
 
 def digits_and_weights(folder):
-    """(digits of 80 pixels, their configuration, a builder, a network), with the network's weights in the place of torchvision's."""
+    """(digits of 80 pixels, their configuration, a builder, a network), with the network's weights
+    in the place of torchvision's.
+    """
     with scoped(generator(3)):
         network = torchvision.models.get_model_builder(NAME)(weights=None, num_classes=10)
         network.conv1[0] = nn.Conv2d(1, network.conv1[0].out_channels, 3, 2, 1, bias=False)
@@ -188,13 +225,22 @@ def digits_and_weights(folder):
     torch.save(network.state_dict(), folder / FILE)
     config = DataConfig(name="digits", limit=60, size=(80, 80))
     data = load_data(config, CPU)
-    return data, config, lambda rng: build_model(f"torchvision/{NAME}", data.image_shape, 10, rng), network
+    return (
+        data,
+        config,
+        lambda rng: build_model(f"torchvision/{NAME}", data.image_shape, 10, rng),
+        network,
+    )
 
 
 def test_a_store_of_pretrained_weights(tmp_path):
-    """One expert, one snapshot, running statistics included; what is measured, and where it came from."""
+    """One expert, one snapshot, running statistics included; what is measured, and where it came
+    from.
+    """
     data, config, build, network = digits_and_weights(tmp_path)
-    buffer = BufferConfig(step=Pretrained(folder=str(tmp_path)), num_experts=1, keep="last", epochs=1)
+    buffer = BufferConfig(
+        step=Pretrained(folder=str(tmp_path)), num_experts=1, keep="last", epochs=1
+    )
     generate(data, config, buffer, f"torchvision/{NAME}", build, tmp_path / "store", seed=0)
     experts = ExpertStore(tmp_path / "store", build)
     assert list(experts.epochs) == [1] and experts.num_experts == 1
@@ -203,7 +249,9 @@ def test_a_store_of_pretrained_weights(tmp_path):
         loaded, wanted = experts.load(0, 1)(sample), network(sample)
     assert (loaded - wanted).abs().max() < 1e-3 * (wanted[0] - wanted[1]).abs().max()
     metrics = experts.metrics(0)
-    assert metrics["validation_accuracy"] == [pytest.approx(training.accuracy(network, data.validation))]
+    assert metrics["validation_accuracy"] == [
+        pytest.approx(training.accuracy(network, data.validation))
+    ]
     assert metrics["train_loss"] == [] and metrics["seconds"] > 0
     assert (metrics["file"], metrics["sha256"]) == (FILE, sha256(tmp_path / FILE))
     assert str(tmp_path) not in json.dumps(experts.manifest["identity"])
@@ -212,26 +260,51 @@ def test_a_store_of_pretrained_weights(tmp_path):
 def test_where_the_files_lie_is_no_part_of_a_store_and_the_weights_are():
     """The fingerprint of other steps says all there is."""
     steps = (Pretrained(), Pretrained(folder="elsewhere"), Pretrained(weights="IMAGENET1K_V2"))
-    one, moved, other = (store.identity("images", DIGITS, BufferConfig(step=step), NAME, 0, "fp32") for step in steps)
+    one, moved, other = (
+        store.identity("images", DIGITS, BufferConfig(step=step), NAME, 0, "fp32") for step in steps
+    )
     assert one == moved != other
     assert one["buffer"]["step"] == {"type": "Pretrained", "weights": "IMAGENET1K_V1"}
-    assert len(store.identity("images", DIGITS, BufferConfig(step=Sgd()), NAME, 0, "fp32")["buffer"]["step"]) > 4
+    assert (
+        len(
+            store.identity("images", DIGITS, BufferConfig(step=Sgd()), NAME, 0, "fp32")["buffer"][
+                "step"
+            ]
+        )
+        > 4
+    )
 
 
 @pytest.mark.parametrize(
     ("fields", "says"),
-    [({"num_experts": 2, "keep": "last"}, r"set buffer\.num_experts 1"), ({"num_experts": 1}, r"set buffer\.keep last")],
+    [
+        ({"num_experts": 2, "keep": "last"}, r"set buffer\.num_experts 1"),
+        ({"num_experts": 1}, r"set buffer\.keep last"),
+    ],
 )
 def test_settings_that_make_no_sense_are_refused_before_anything_is_written(tmp_path, fields, says):
     data = load_data(DIGITS, CPU)
     buffer = BufferConfig(step=Pretrained(folder=str(tmp_path)), **fields)
     with pytest.raises(UserError, match=says):
-        generate(data, DIGITS, buffer, f"torchvision/{NAME}", lambda rng: ours(), tmp_path / "store", seed=0)
+        generate(
+            data,
+            DIGITS,
+            buffer,
+            f"torchvision/{NAME}",
+            lambda rng: ours(),
+            tmp_path / "store",
+            seed=0,
+        )
     assert not (tmp_path / "store").exists()
 
 
 def test_only_files_as_published_are_read(folder):
     """Another file under the name would make the same store of other teachers."""
-    with pytest.raises(UserError, match=rf"{FILE} is not the file that torchvision publishes .* download https://.*{FILE}"):
+    with pytest.raises(
+        UserError,
+        match=rf"{FILE} is not the file that torchvision publishes .* download https://.*{FILE}",
+    ):
         Pretrained(folder=str(folder)).load(ours(), f"torchvision/{NAME}")
-    assert pretrained.is_published(folder / FILE, "f707e7126e" + "0" * 54) and not pretrained.is_published(folder / FILE, "0" * 64)
+    assert pretrained.is_published(
+        folder / FILE, "f707e7126e" + "0" * 54
+    ) and not pretrained.is_published(folder / FILE, "0" * 64)

@@ -33,12 +33,20 @@ def data() -> Data:
 
 def set_of(data, pixels, classes):
     """A set in the codec without codec."""
-    return SyntheticSet({"images": data.train.preprocess.forward(pixels)}, classes, data.class_names, Identity(), data.train.preprocess)
+    return SyntheticSet(
+        {"images": data.train.preprocess.forward(pixels)},
+        classes,
+        data.class_names,
+        Identity(),
+        data.train.preprocess,
+    )
 
 
 def noise_set(data, ipc=2):
     classes = torch.arange(data.num_classes).repeat_interleave(ipc)
-    return set_of(data, torch.rand(len(classes), *data.image_shape, generator=generator(3)), classes)
+    return set_of(
+        data, torch.rand(len(classes), *data.image_shape, generator=generator(3)), classes
+    )
 
 
 def of_train(data, index):
@@ -68,17 +76,27 @@ def test_planted_copy_is_found(data):
     syn = noise_set(data)
     planted = syn.tensors["images"].clone()
     planted[7] = data.train.images(torch.tensor([123]))[0]
-    result = privacy.measure(syn.with_tensors({"images": planted}), data, NETWORK.embed, None, seed=0)
+    result = privacy.measure(
+        syn.with_tensors({"images": planted}), data, NETWORK.embed, None, seed=0
+    )
     first = result["shown"][0]
     assert (first["image"], first["class"]) == (7, 3)
     for space in ("pixels", "embedding"):
         found = first[space]["train"]
-        assert found["index"] == 123 and found["class"] == int(data.train.labels[123]) and found["distance"] < 1e-4
+        assert (
+            found["index"] == 123
+            and found["class"] == int(data.train.labels[123])
+            and found["distance"] < 1e-4
+        )
         assert first[space]["ratio"] < 1e-3 and first[space]["held_out"]["distance"] > 0.01
     own = result["neighbours"]["pixels"]["distilled"]
     assert own["near_copies"] == 1 and own["much_nearer"] == 1
     clean = privacy.measure(syn, data, NETWORK.embed, None, seed=0)
-    assert clean["neighbours"]["pixels"]["distilled"]["near_copies"] == clean["neighbours"]["pixels"]["distilled"]["much_nearer"] == 0
+    assert (
+        clean["neighbours"]["pixels"]["distilled"]["near_copies"]
+        == clean["neighbours"]["pixels"]["distilled"]["much_nearer"]
+        == 0
+    )
     assert clean["shown"][0]["pixels"]["train"]["distance"] > 0.1
 
 
@@ -86,7 +104,11 @@ def test_distances_by_brute_force(data):
     syn = noise_set(data, ipc=1)
     result = privacy.measure(syn, data, NETWORK.embed, None, seed=0, shown=100)
     assert sorted(entry["image"] for entry in result["shown"]) == list(range(10))
-    pixels, real, test = syn.pixels().double(), data.train.pixels.double() / 255, data.test.pixels.double() / 255
+    pixels, real, test = (
+        syn.pixels().double(),
+        data.train.pixels.double() / 255,
+        data.test.pixels.double() / 255,
+    )
     with torch.no_grad():
         mine, features = (
             torch.nn.functional.normalize(NETWORK.embed(x).double(), dim=1)
@@ -99,21 +121,40 @@ def test_distances_by_brute_force(data):
         assert entry["pixels"]["train"]["distance"] == pytest.approx(float(rms.min()), abs=1e-7)
         chord = (2 - 2 * features @ mine[i]).clamp(min=0).sqrt()
         assert entry["embedding"]["train"]["index"] == int(chord.argmin())
-        assert entry["embedding"]["train"]["distance"] == pytest.approx(float(chord.min()), abs=1e-6)
+        assert entry["embedding"]["train"]["distance"] == pytest.approx(
+            float(chord.min()), abs=1e-6
+        )
         away = entry["pixels"]["held_out"]
-        assert away["distance"] == pytest.approx(float((test[away["index"]] - pixels[i]).square().mean().sqrt()), abs=1e-7)
+        assert away["distance"] == pytest.approx(
+            float((test[away["index"]] - pixels[i]).square().mean().sqrt()), abs=1e-7
+        )
         assert away["class"] == int(data.test.labels[away["index"]])
-        assert entry["pixels"]["ratio"] == pytest.approx(entry["pixels"]["train"]["distance"] / away["distance"])
+        assert entry["pixels"]["ratio"] == pytest.approx(
+            entry["pixels"]["train"]["distance"] / away["distance"]
+        )
 
 
 def test_near_copies_and_much_nearer_images_are_counted_by_their_bounds(data):
-    """Images on the way from a training image to a test image, and training images whose pixels are all moved by the same amount."""
+    """Images on the way from a training image to a test image, and training images whose pixels are
+    all moved by the same amount.
+    """
     own, other = (real.pixels[:10].double() / 255 for real in (data.train, data.test))
-    between = torch.cat([(other * r + own) / (1 + r) for r in (0.42, 0.45, 0.48, 0.52, 0.55, 0.58)])  # ratios of the distances to the two ends
-    result = privacy.measure(set_of(data, between.float(), data.train.labels[:10].repeat(6)), data, flat, None, seed=0, shown=60)
+    # ratios of the distances to the two ends
+    between = torch.cat([(other * r + own) / (1 + r) for r in (0.42, 0.45, 0.48, 0.52, 0.55, 0.58)])
+    result = privacy.measure(
+        set_of(data, between.float(), data.train.labels[:10].repeat(6)),
+        data,
+        flat,
+        None,
+        seed=0,
+        shown=60,
+    )
     ratios = [entry["pixels"]["ratio"] for entry in result["shown"]]
-    assert sum(0.41 < r < 0.5 for r in ratios) >= 5 <= sum(0.5 < r < 0.6 for r in ratios)  # both sides of the bound are tried
-    assert result["neighbours"]["pixels"]["distilled"]["much_nearer"] == sum(r < 0.5 for r in ratios)
+    # both sides of the bound are tried
+    assert sum(0.41 < r < 0.5 for r in ratios) >= 5 <= sum(0.5 < r < 0.6 for r in ratios)
+    assert result["neighbours"]["pixels"]["distilled"]["much_nearer"] == sum(
+        r < 0.5 for r in ratios
+    )
     moves = torch.tensor([0.019, 0.021] * 5).view(-1, 1, 1, 1)
     moved = own.float() + torch.where(own < 0.5, moves, -moves)
     result = privacy.measure(set_of(data, moved, data.train.labels[:10]), data, flat, None, seed=0)
@@ -124,8 +165,13 @@ def test_pixels_beyond_the_range_are_clamped(data):
     black = data.train.pixels[5].float() / 255
     stretched = black.clone()
     stretched[black == 0] = -3.0
-    result = privacy.measure(set_of(data, stretched[None], data.train.labels[5:6]), data, flat, None, seed=0)
-    assert result["shown"][0]["pixels"]["train"]["index"] == 5 and result["neighbours"]["pixels"]["distilled"]["near_copies"] == 1
+    result = privacy.measure(
+        set_of(data, stretched[None], data.train.labels[5:6]), data, flat, None, seed=0
+    )
+    assert (
+        result["shown"][0]["pixels"]["train"]["index"] == 5
+        and result["neighbours"]["pixels"]["distilled"]["near_copies"] == 1
+    )
 
 
 def test_members_themselves_have_auc_one(data):
@@ -136,7 +182,11 @@ def test_members_themselves_have_auc_one(data):
         assert entry["control"]["auc"] < 0.7
     for space in ("pixels", "embedding"):
         own = result["neighbours"][space]["distilled"]
-        assert own["nearest_in_train"] == 1 and own["median_train"] < 1e-6 and own["balanced_nearest_in_train"] > 0.6
+        assert (
+            own["nearest_in_train"] == 1
+            and own["median_train"] < 1e-6
+            and own["balanced_nearest_in_train"] > 0.6
+        )
     assert result["neighbours"]["pixels"]["distilled"]["near_copies"] == len(every)
     assert result["neighbours"]["pixels"]["control"]["near_copies"] == 0
 
@@ -146,15 +196,21 @@ def test_noise_tells_nothing():
     shares = []
     for seed in range(8):
         data = random_data(seed=seed)
-        syn = set_of(data, torch.rand(20, 3, 6, 5, generator=generator(seed, "own")), torch.arange(20) % 2)
+        syn = set_of(
+            data, torch.rand(20, 3, 6, 5, generator=generator(seed, "own")), torch.arange(20) % 2
+        )
         result = privacy.measure(syn, data, flat, None, seed=seed)
         for name, values in found.items():
             values.append(attack(result, name)["auc"])
             low, high = attack(result, name)["ci95"]
             assert low - 0.08 < 0.5 < high + 0.08
         own = result["neighbours"]["pixels"]["distilled"]
-        assert own["near_copies"] == 0 and own["nearest_in_train_by_chance"] == pytest.approx(120 / (120 + 80))
-        assert own["balanced_ci95"][0] <= own["balanced_nearest_in_train"] <= own["balanced_ci95"][1]
+        assert own["near_copies"] == 0 and own["nearest_in_train_by_chance"] == pytest.approx(
+            120 / (120 + 80)
+        )
+        assert (
+            own["balanced_ci95"][0] <= own["balanced_nearest_in_train"] <= own["balanced_ci95"][1]
+        )
         shares.append((own["nearest_in_train"], own["balanced_nearest_in_train"]))
     assert all(abs(np.mean(values) - 0.5) < 0.05 for values in found.values())
     assert np.mean(shares, axis=0) == pytest.approx((0.6, 0.5), abs=0.09)
@@ -162,10 +218,18 @@ def test_noise_tells_nothing():
 
 def test_control_images_are_held_out_and_excluded():
     data = random_data()
-    syn = set_of(data, torch.rand(10, 3, 6, 5, generator=generator(1)), torch.tensor([0] * 7 + [1] * 3))
+    syn = set_of(
+        data, torch.rand(10, 3, 6, 5, generator=generator(1)), torch.tensor([0] * 7 + [1] * 3)
+    )
     result = privacy.measure(syn, data, flat, None, seed=0)
     assert (result["control"], result["held_out"], result["train"]) == (10, 90, 120)
-    few = privacy.measure(set_of(data, torch.rand(80, 3, 6, 5, generator=generator(80)), torch.arange(80) % 2), data, flat, None, seed=0)
+    few = privacy.measure(
+        set_of(data, torch.rand(80, 3, 6, 5, generator=generator(80)), torch.arange(80) % 2),
+        data,
+        flat,
+        None,
+        seed=0,
+    )
     assert few["control"] == 20  # a fifth
     assert few["neighbours"]["pixels"]["control"]["median_held_out"] > 0.1  # not at itself
     assert attack(result, "pixels")["n"] == [90, 90]
@@ -174,11 +238,29 @@ def test_control_images_are_held_out_and_excluded():
 def test_classes_are_balanced():
     data = random_data(num_train=30, num_test=100)
     data.train.labels[:] = torch.tensor([0] * 25 + [1] * 5)
-    result = privacy.measure(set_of(data, torch.rand(2, 3, 6, 5, generator=generator(2)), torch.tensor([0, 1])), data, flat, None, seed=0)
+    result = privacy.measure(
+        set_of(data, torch.rand(2, 3, 6, 5, generator=generator(2)), torch.tensor([0, 1])),
+        data,
+        flat,
+        None,
+        seed=0,
+    )
     assert attack(result, "pixels")["n"] == [30, 30]  # all members, and as many others: 25 and 5
-    data = replace(data, test=RealSet(data.test.pixels[:20], torch.tensor([0] * 10 + [1] * 10), 2, data.test.preprocess))
+    data = replace(
+        data,
+        test=RealSet(
+            data.test.pixels[:20], torch.tensor([0] * 10 + [1] * 10), 2, data.test.preprocess
+        ),
+    )
     assert attack(
-        privacy.measure(set_of(data, torch.rand(2, 3, 6, 5, generator=generator(2)), torch.tensor([0, 1])), data, flat, None, seed=0), "pixels"
+        privacy.measure(
+            set_of(data, torch.rand(2, 3, 6, 5, generator=generator(2)), torch.tensor([0, 1])),
+            data,
+            flat,
+            None,
+            seed=0,
+        ),
+        "pixels",
     )["n"] == [14, 14]
 
 
@@ -202,25 +284,46 @@ def _nearly(a, b):
 def test_one_channel_zca_without_validation():
     data = load_data(DataConfig(name="digits", limit=300, validation=0.0, zca=True), CPU, test=True)
     assert data.validation is None
-    result = privacy.measure(of_train(data, torch.tensor([4, 40, 200])), data, NETWORK.embed, None, seed=0)
-    assert sorted((entry["image"], entry["pixels"]["train"]["index"]) for entry in result["shown"]) == [(0, 4), (1, 40), (2, 200)]
-    assert all(entry["pixels"]["train"]["distance"] < 1e-4 and entry["embedding"]["train"]["distance"] < 1e-3 for entry in result["shown"])
+    result = privacy.measure(
+        of_train(data, torch.tensor([4, 40, 200])), data, NETWORK.embed, None, seed=0
+    )
+    assert sorted(
+        (entry["image"], entry["pixels"]["train"]["index"]) for entry in result["shown"]
+    ) == [(0, 4), (1, 40), (2, 200)]
+    assert all(
+        entry["pixels"]["train"]["distance"] < 1e-4
+        and entry["embedding"]["train"]["distance"] < 1e-3
+        for entry in result["shown"]
+    )
     assert result["neighbours"]["pixels"]["distilled"]["near_copies"] == 3
 
 
 def test_soft_labels_and_multi_formation(data):
     index = torch.tensor([[int(m[i]) for i in range(4)] for m in data.train.members]).flatten()
-    syn = coded(MultiFormation(factor=2), data.train.images(index), torch.arange(10), data.class_names, data.train.preprocess)
+    syn = coded(
+        MultiFormation(factor=2),
+        data.train.images(index),
+        torch.arange(10),
+        data.class_names,
+        data.train.preprocess,
+    )
     assert len(syn) == 40
     soft = syn.with_labels(torch.randn(40, 10, generator=generator(0)))
     a, b = (privacy.measure(s, data, NETWORK.embed, None, seed=0, shown=40) for s in (syn, soft))
     assert a == b and a["images"] == 40
-    assert {(e["image"], e["class"]) for e in a["shown"]} == {(i, i % 10) for i in range(40)}  # tile by tile
+    # tile by tile
+    assert {(e["image"], e["class"]) for e in a["shown"]} == {(i, i % 10) for i in range(40)}
 
 
 def test_stored_bytes_are_exact_copies(data):
     index = torch.tensor([int(m[0]) for m in data.train.members])
-    syn = coded(Pixels(), data.train.images(index), torch.arange(10), data.class_names, data.train.preprocess).shipped()
+    syn = coded(
+        Pixels(),
+        data.train.images(index),
+        torch.arange(10),
+        data.class_names,
+        data.train.preprocess,
+    ).shipped()
     result = privacy.measure(syn, data, NETWORK.embed, None, seed=0)
     assert all(entry["pixels"]["train"]["distance"] < 1e-6 for entry in result["shown"])
 
@@ -230,7 +333,9 @@ def test_loss_of_a_network_that_learnt_members_by_heart():
     every = of_train(data, torch.arange(120))
     config = EvalConfig(protocol="dc", epochs=30, batch=32)
     config = replace(config, augment=replace(config.augment, ops=()))
-    network = train_networks(lambda rng: build_model("mlp", (3, 6, 5), 2, rng), [every], [0], config, 0.05, CPU)[0]
+    network = train_networks(
+        lambda rng: build_model("mlp", (3, 6, 5), 2, rng), [every], [0], config, 0.05, CPU
+    )[0]
     result = privacy.measure(every, data, flat, network.train(), seed=0)
     assert network.training  # as it came
     loss = attack(result, "loss")
@@ -248,10 +353,19 @@ def test_auc_agrees_with_scikit_learn():
     found = privacy.auc(members, others)
     assert found["auc"] == pytest.approx(roc_auc_score(labels, scores))
     fpr, tpr, _ = roc_curve(labels, scores, drop_intermediate=False)
-    assert found["tpr_at_1_fpr"] == pytest.approx(max(tpr[fpr <= 0.01])) and found["n"] == [500, 400]
+    assert found["tpr_at_1_fpr"] == pytest.approx(max(tpr[fpr <= 0.01])) and found["n"] == [
+        500,
+        400,
+    ]
     truth = 0.6897  # Phi(0.7 / sqrt 2)
-    assert found["ci95"][0] < truth < found["ci95"][1] and 0.05 < found["ci95"][1] - found["ci95"][0] < 0.08
-    assert privacy.auc(np.zeros(5), np.zeros(5))["auc"] == 0.5 and privacy.auc(np.zeros(5), np.zeros(5))["tpr_at_1_fpr"] == 0
+    assert (
+        found["ci95"][0] < truth < found["ci95"][1]
+        and 0.05 < found["ci95"][1] - found["ci95"][0] < 0.08
+    )
+    assert (
+        privacy.auc(np.zeros(5), np.zeros(5))["auc"] == 0.5
+        and privacy.auc(np.zeros(5), np.zeros(5))["tpr_at_1_fpr"] == 0
+    )
     assert privacy.auc(np.zeros(5), np.ones(5))["auc"] == 0
 
 
@@ -271,7 +385,10 @@ def test_seed_alone_decides(data):
     before = torch.get_rng_state()
     assert privacy.measure(syn, data, NETWORK.embed, NETWORK, seed=5) == first
     assert torch.equal(torch.get_rng_state(), before)
-    assert privacy.measure(syn, data, NETWORK.embed, NETWORK, seed=6)["membership"] != first["membership"]
+    assert (
+        privacy.measure(syn, data, NETWORK.embed, NETWORK, seed=6)["membership"]
+        != first["membership"]
+    )
     json.dumps(first, allow_nan=False)
     assert first["note"].startswith(privacy.SENTENCE) and "no proof of privacy" in first["note"]
 
@@ -293,7 +410,18 @@ def test_picture_and_table(data, tmp_path):
     out = io.StringIO()
     Console(file=out, width=80).print(privacy.table(result))
     text = out.getvalue()
-    assert "near copies" in text and f"{attack(result, 'loss')['auc']:.2f}" in text and "Distilled is not anonymous" in " ".join(text.split())
+    assert (
+        "near copies" in text
+        and f"{attack(result, 'loss')['auc']:.2f}" in text
+        and "Distilled is not anonymous" in " ".join(text.split())
+    )
     colour = random_data()
-    painted = set_of(colour, torch.rand(3, 3, 6, 5, generator=generator(3)), torch.tensor([0, 1, 0]))
-    privacy.picture(tmp_path / "colour.png", painted, colour, privacy.measure(painted, colour, flat, None, seed=0))
+    painted = set_of(
+        colour, torch.rand(3, 3, 6, 5, generator=generator(3)), torch.tensor([0, 1, 0])
+    )
+    privacy.picture(
+        tmp_path / "colour.png",
+        painted,
+        colour,
+        privacy.measure(painted, colour, flat, None, seed=0),
+    )

@@ -1,4 +1,6 @@
-"""Protocols as published, and what an evaluation says of sets whose codec decodes more examples than it stores."""
+"""Protocols as published, and what an evaluation says of sets whose codec decodes more examples
+than it stores.
+"""
 
 import io
 from dataclasses import replace
@@ -21,7 +23,14 @@ from ddengine.system.rng import generator
 
 DIGITS = DataConfig(name="digits", limit=400)
 SHORT = EvalConfig(
-    protocol="test", epochs=3, batch=32, augment=AugmentConfig(ops=()), baselines=("random",), num_networks=3, lr_grid=(0.05,), full_steps=6
+    protocol="test",
+    epochs=3,
+    batch=32,
+    augment=AugmentConfig(ops=()),
+    baselines=("random",),
+    num_networks=3,
+    lr_grid=(0.05,),
+    full_steps=6,
 )
 
 
@@ -37,12 +46,16 @@ def tiled(data, ipc=2, factor=2, **scalars):
     index = random_index(data.train, ipc * factor**2, data.class_names, generator(0, "init"))
     classes = torch.arange(data.num_classes).repeat_interleave(ipc)
     learned = {k: torch.tensor(v) for k, v in scalars.items()}
-    return coded(codec, data.train.images(index), classes, data.class_names, data.train.preprocess, learned)
+    return coded(
+        codec, data.train.images(index), classes, data.class_names, data.train.preprocess, learned
+    )
 
 
 def rows_of(syn, data, config=SHORT):
     """By name."""
-    return {row["set"]: row for row in evaluate(syn, data, config, MODEL, seed=0, device=CPU)["rows"]}
+    return {
+        row["set"]: row for row in evaluate(syn, data, config, MODEL, seed=0, device=CPU)["rows"]
+    }
 
 
 # Protocols
@@ -57,23 +70,46 @@ def rows_of(syn, data, config=SHORT):
         ("idc", 1000, 64, 0.2, "thirds", 0.5, ("flip", "color"), ("crop", "scale", "rotate")),
     ],
 )
-def test_protocols_hold_the_published_numbers(name, epochs, batch, lr_drop, schedule, cutmix, always, ops):
+def test_protocols_hold_the_published_numbers(
+    name, epochs, batch, lr_drop, schedule, cutmix, always, ops
+):
     config = PROTOCOLS[name]
     assert config.protocol == name
-    assert (config.epochs, config.batch, config.lr_drop, config.schedule, config.cutmix) == (epochs, batch, lr_drop, schedule, cutmix)
+    assert (config.epochs, config.batch, config.lr_drop, config.schedule, config.cutmix) == (
+        epochs,
+        batch,
+        lr_drop,
+        schedule,
+        cutmix,
+    )
     assert (config.augment.always, config.augment.ops) == (always, ops)
-    assert (config.lr, config.momentum, config.momentum_after, config.weight_decay) == (0.01, 0.9, 0.9, 5e-4)
+    assert (config.lr, config.momentum, config.momentum_after, config.weight_decay) == (
+        0.01,
+        0.9,
+        0.9,
+        5e-4,
+    )
 
 
 def test_when_the_published_rates_drop():
-    points = {name: [(p.epoch, pytest.approx(p.lr)) for p in training.schedule(PROTOCOLS[name], 0.01)] for name in ("dc", "dsa", "idc")}
-    assert points == {"dc": [(0, 0.01), (152, 0.001)], "dsa": [(0, 0.01), (502, 0.001)], "idc": [(0, 0.01), (666, 0.002), (833, 0.0004)]}
+    points = {
+        name: [(p.epoch, pytest.approx(p.lr)) for p in training.schedule(PROTOCOLS[name], 0.01)]
+        for name in ("dc", "dsa", "idc")
+    }
+    assert points == {
+        "dc": [(0, 0.01), (152, 0.001)],
+        "dsa": [(0, 0.01), (502, 0.001)],
+        "idc": [(0, 0.01), (666, 0.002), (833, 0.0004)],
+    }
     assert [training.num_updates(100, PROTOCOLS[name]) for name in points] == [301, 1001, 2000]
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.5, float("nan")])
 def test_a_probability_that_is_none_is_refused_in_a_sentence(value):
-    with pytest.raises(UserError, match=r"evaluation\.cutmix is a probability and must lie within 0 and 1, got .*; 0 mixes no batch\."):
+    with pytest.raises(
+        UserError,
+        match=r"evaluation\.cutmix is a probability and must lie within 0 and 1, got .*; 0 mixes no batch\.",
+    ):
         replace(PROTOCOLS["idc"], cutmix=value)
 
 
@@ -81,7 +117,9 @@ def test_a_probability_that_is_none_is_refused_in_a_sentence(value):
 
 
 def test_rows_say_what_is_stored(data):
-    """Digits are 64 bytes and 8 of a class; a distilled value is 4, its learned rate 4 more; logits 4 a class."""
+    """Digits are 64 bytes and 8 of a class; a distilled value is 4, its learned rate 4 more; logits
+    4 a class.
+    """
     config = replace(SHORT, baselines=("random", "random_soft", "full"))
     rows = rows_of(tiny_set(data, ipc=2, lr=0.05), data, config)
     num = len(data.train)
@@ -102,18 +140,26 @@ def test_a_set_of_tiles_is_also_trained_for_the_steps_of_a_plain_set_and_beside_
         "distilled": (80, 12), "distilled_same_steps": (80, 4), "random_coded": (80, 12), "random": (20, 4)
     }  # fmt: skip
     plain = 20 * (64 * 4 + 8)
-    assert [rows[name]["bytes"] for name in ("distilled", "distilled_same_steps", "random_coded")] == [plain + 4, plain + 4, plain]
+    assert [
+        rows[name]["bytes"] for name in ("distilled", "distilled_same_steps", "random_coded")
+    ] == [plain + 4, plain + 4, plain]
     assert [a["draw"] for a in rows["random_coded"]["accuracies"]] == [0, 1, 2]
 
 
 def test_a_plain_set_and_one_of_equal_steps_have_no_such_rows(data):
     assert list(rows_of(tiny_set(data), data)) == ["distilled", "random"]
-    assert list(rows_of(tiled(data), data, replace(SHORT, batch=128))) == ["distilled", "random_coded", "random"]
+    assert list(rows_of(tiled(data), data, replace(SHORT, batch=128))) == [
+        "distilled",
+        "random_coded",
+        "random",
+    ]
     assert list(rows_of(tiled(data, factor=1), data)) == ["distilled", "random"]
 
 
 def test_random_tiles_are_what_the_codec_makes_of_random_images(data):
-    """The networks of the row are those trained on random images that were packed by hand, each on its own draw."""
+    """The networks of the row are those trained on random images that were packed by hand, each on
+    its own draw.
+    """
     config = replace(SHORT, baselines=(), epochs=20)
     row = rows_of(tiled(data), data, config)["random_coded"]
     for i, found in enumerate(row["accuracies"]):
@@ -122,9 +168,14 @@ def test_random_tiles_are_what_the_codec_makes_of_random_images(data):
         pixels = data.train.pixels[index].float() / 255
         small = pixels[:, :, ::2, ::2]  # the nearest pixels of half as many
         quarters = small.view(20, 4, 1, 4, 4)
-        upper, lower = torch.cat((quarters[:, 0], quarters[:, 1]), 3), torch.cat((quarters[:, 2], quarters[:, 3]), 3)
+        upper, lower = (
+            torch.cat((quarters[:, 0], quarters[:, 1]), 3),
+            torch.cat((quarters[:, 2], quarters[:, 3]), 3),
+        )
         syn = syn.with_tensors({"images": torch.cat((upper, lower), 2)})
-        again = evaluate(syn, data, replace(config, num_networks=i + 1), MODEL, seed=0, device=CPU)["rows"][0]
+        again = evaluate(syn, data, replace(config, num_networks=i + 1), MODEL, seed=0, device=CPU)[
+            "rows"
+        ][0]
         assert abs(again["accuracies"][i]["accuracy"] - found["accuracy"]) < 0.02
     assert row["accuracy_mean"] > 0.3
 
@@ -171,9 +222,19 @@ def shown(*rows):
 
 def test_the_table_has_the_columns_that_80_characters_have_room_for():
     usual = shown(row_of("full"), row_of("random_soft"))
-    assert all(text in usual for text in ("71.2 ± 2.1", "69.1 to 73.3", "0.03", "5000", "5.28 kB", "random_soft"))
+    assert all(
+        text in usual
+        for text in ("71.2 ± 2.1", "69.1 to 73.3", "0.03", "5000", "5.28 kB", "random_soft")
+    )
     long = shown(row_of("full"), row_of("distilled_same_steps"))
-    assert "12 s" not in usual + long and all(text in long for text in ("71.2 ± 2.1", "69.1 to 73.3", "0.03", "5000", "distilled_same_steps"))
+    assert "12 s" not in usual + long and all(
+        text in long
+        for text in ("71.2 ± 2.1", "69.1 to 73.3", "0.03", "5000", "distilled_same_steps")
+    )
     several = shown(row_of("distilled_same_steps"), row_of("full", model="convnet-d3-w128-in"))
-    assert "5000" not in several and "5.28" not in several and all(text in several for text in ("71.2 ± 2.1", "69.1 to 73.3", "convnet-d3-w128-in"))
+    assert (
+        "5000" not in several
+        and "5.28" not in several
+        and all(text in several for text in ("71.2 ± 2.1", "69.1 to 73.3", "convnet-d3-w128-in"))
+    )
     assert "…" not in usual + long + several

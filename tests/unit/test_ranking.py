@@ -41,40 +41,58 @@ def printed(table, width=80):
 def noisy(scale, *, seeds=4, networks=40, seed=0):
     rng = np.random.default_rng(seed)
     truth = np.linspace(0.4, 0.9, networks)
-    return [tuple(t + rng.normal(0, scale, seeds)) for t in truth], [tuple(t + rng.normal(0, 0.01, seeds)) for t in truth]
+    return [tuple(t + rng.normal(0, scale, seeds)) for t in truth], [
+        tuple(t + rng.normal(0, 0.01, seeds)) for t in truth
+    ]
 
 
 def test_perfect_and_reversed_orders():
     same = tuple(x**3 for x in FULL)  # another scale, the same order
-    result = ranking.correlations(evaluation(distilled=same, random=same[::-1]), seed=0, resamples=200)
+    result = ranking.correlations(
+        evaluation(distilled=same, random=same[::-1]), seed=0, resamples=200
+    )
     best, worst = of(result, "distilled"), of(result, "random")
-    assert [entry["set"] for entry in result["sets"]] == ["distilled", "random"] and len(result["networks"]) == 10
+    assert [entry["set"] for entry in result["sets"]] == ["distilled", "random"] and len(
+        result["networks"]
+    ) == 10
     for key in ("kendall", "spearman", "top_kendall", "top_spearman"):
         assert best[key] == pytest.approx(1) and worst[key] == pytest.approx(-1)
-    assert best["kendall_ci95"] == pytest.approx([1, 1]) and worst["spearman_ci95"] == pytest.approx([-1, -1])
+    assert best["kendall_ci95"] == pytest.approx([1, 1]) and worst[
+        "spearman_ci95"
+    ] == pytest.approx([-1, -1])
     assert best["regret"] == 0 and worst["regret"] == pytest.approx(0.45)
-    assert result["differences"][0]["kendall"] == pytest.approx(2) and result["differences"][0]["kendall_ci95"] == pytest.approx([2, 2])
+    assert result["differences"][0]["kendall"] == pytest.approx(2) and result["differences"][0][
+        "kendall_ci95"
+    ] == pytest.approx([2, 2])
 
 
 def test_top_half_is_by_full_accuracy():
     upside_down_above = (*FULL[:5], *FULL[5:][::-1])
-    entry = of(ranking.correlations(evaluation(distilled=upside_down_above), seed=0, resamples=50), "distilled")
+    entry = of(
+        ranking.correlations(evaluation(distilled=upside_down_above), seed=0, resamples=50),
+        "distilled",
+    )
     assert entry["top_kendall"] == pytest.approx(-1) and entry["top_spearman"] == pytest.approx(-1)
     assert entry["kendall"] == pytest.approx((45 - 2 * 10) / 45)
     assert entry["regret"] == pytest.approx(0.2)  # it takes the fifth best
 
 
 def test_ties_by_hand_and_regret_of_tied_networks():
-    result = ranking.correlations(evaluation(distilled=(0.1, 0.3, 0.3, 0.2), full=(0.5, 0.7, 0.9, 0.6)), seed=0, resamples=50)
+    result = ranking.correlations(
+        evaluation(distilled=(0.1, 0.3, 0.3, 0.2), full=(0.5, 0.7, 0.9, 0.6)), seed=0, resamples=50
+    )
     entry = of(result, "distilled")
-    assert entry["kendall"] == pytest.approx(5 / np.sqrt(5 * 6))  # 5 pairs in order, one tied on the set
+    # 5 pairs in order, one tied on the set
+    assert entry["kendall"] == pytest.approx(5 / np.sqrt(5 * 6))
     assert entry["regret"] == pytest.approx(0.9 - 0.8)  # either of the two
 
 
 def test_means_that_differ_by_rounding_only_are_tied():
     a, b = (0.1, 0.2, 0.3), (0.3, 0.2, 0.1)
     assert np.mean(a) != np.mean(b) or sum(a) != sum(b)
-    result = ranking.correlations(evaluation(distilled=(a, b, 0.5), full=(0.1, 0.2, 0.3)), seed=0, resamples=50)
+    result = ranking.correlations(
+        evaluation(distilled=(a, b, 0.5), full=(0.1, 0.2, 0.3)), seed=0, resamples=50
+    )
     assert of(result, "distilled")["kendall"] == pytest.approx(2 / np.sqrt(2 * 3))
 
 
@@ -99,7 +117,10 @@ def test_rows_in_parts(monkeypatch):
 
 def test_results_agree_with_scipy():
     distilled, full = noisy(0.2)
-    entry = of(ranking.correlations(evaluation(distilled=distilled, full=full), seed=0, resamples=100), "distilled")
+    entry = of(
+        ranking.correlations(evaluation(distilled=distilled, full=full), seed=0, resamples=100),
+        "distilled",
+    )
     means = [np.mean(v) for v in distilled], [np.mean(v) for v in full]
     assert entry["kendall"] == pytest.approx(scipy.stats.kendalltau(*means).statistic)
     assert entry["spearman"] == pytest.approx(scipy.stats.spearmanr(*means).statistic)
@@ -110,8 +131,15 @@ def test_interval_contains_the_truth_and_narrows_with_networks():
     truth, hits, widths = 2 / np.pi * np.arcsin(0.6), 0, {}
     for networks in (12, 60):
         for trial in range(20):
-            x, y = np.random.default_rng(trial).multivariate_normal((0.7, 0.6), [[0.01, 0.006], [0.006, 0.01]], networks).T
-            low, high = of(ranking.correlations(evaluation(distilled=x, full=y), seed=trial, resamples=300), "distilled")["kendall_ci95"]
+            x, y = (
+                np.random.default_rng(trial)
+                .multivariate_normal((0.7, 0.6), [[0.01, 0.006], [0.006, 0.01]], networks)
+                .T
+            )
+            low, high = of(
+                ranking.correlations(evaluation(distilled=x, full=y), seed=trial, resamples=300),
+                "distilled",
+            )["kendall_ci95"]
             hits += low <= truth <= high
             widths.setdefault(networks, []).append(high - low)
     assert 33 <= hits <= 40  # of 40
@@ -121,7 +149,9 @@ def test_interval_contains_the_truth_and_narrows_with_networks():
 def test_interval_counts_the_noise_of_seeds():
     steady = evaluation(distilled=[(x, x) for x in FULL])
     shaky = evaluation(distilled=[(x - 0.2, x + 0.2) for x in FULL])
-    a, b = (of(ranking.correlations(e, seed=0, resamples=300), "distilled") for e in (steady, shaky))
+    a, b = (
+        of(ranking.correlations(e, seed=0, resamples=300), "distilled") for e in (steady, shaky)
+    )
     assert a["kendall"] == b["kendall"] == pytest.approx(1)
     assert a["kendall_ci95"][0] == pytest.approx(1) and b["kendall_ci95"][0] < 0.8
 
@@ -133,39 +163,83 @@ def test_seed_alone_decides():
     first = ranking.correlations(content, seed=3, resamples=100)
     torch.manual_seed(2), np.random.seed(2)  # noqa: NPY002
     assert ranking.correlations(content, seed=3, resamples=100) == first
-    assert of(ranking.correlations(content, seed=4, resamples=100), "distilled")["kendall_ci95"] != of(first, "distilled")["kendall_ci95"]
+    assert (
+        of(ranking.correlations(content, seed=4, resamples=100), "distilled")["kendall_ci95"]
+        != of(first, "distilled")["kendall_ci95"]
+    )
     alone = ranking.correlations(evaluation(distilled=distilled, full=full), seed=3, resamples=100)
     assert of(alone, "distilled") == of(first, "distilled")  # whatever other sets there are
 
 
 def test_constant_accuracies_are_none_with_a_reason():
-    result = ranking.correlations(evaluation(distilled=[0.1] * 10, random=FULL), seed=0, resamples=50)
+    result = ranking.correlations(
+        evaluation(distilled=[0.1] * 10, random=FULL), seed=0, resamples=50
+    )
     entry = of(result, "distilled")
-    assert all(entry[k] is None for k in ("kendall", "kendall_ci95", "spearman", "spearman_ci95", "top_kendall", "top_spearman"))
+    assert all(
+        entry[k] is None
+        for k in (
+            "kendall",
+            "kendall_ci95",
+            "spearman",
+            "spearman_ci95",
+            "top_kendall",
+            "top_spearman",
+        )
+    )
     assert "same accuracy on distilled" in entry["reason"] and entry["resamples"] == 0
     assert entry["regret"] == pytest.approx(0.225)  # any of them
     assert of(result, "random")["reason"] is None and result["differences"] == []
     assert "nothing can be said of distilled" in result["note"]
     json.dumps(result, allow_nan=False)
-    flat = ranking.correlations(evaluation(distilled=FULL, full=[(0.5, 0.5)] * 10), seed=0, resamples=50)
-    assert "on full" in of(flat, "distilled")["reason"] and "on full" in flat["ceiling"]["reason"] and flat["ceiling"]["kendall"] is None
+    flat = ranking.correlations(
+        evaluation(distilled=FULL, full=[(0.5, 0.5)] * 10), seed=0, resamples=50
+    )
+    assert (
+        "on full" in of(flat, "distilled")["reason"]
+        and "on full" in flat["ceiling"]["reason"]
+        and flat["ceiling"]["kendall"] is None
+    )
 
 
 def test_no_interval_where_most_resamples_have_no_order():
-    rare = (0.1, 0.1, 0.1, 0.1, 0.1, 0.7)  # drawn in two resamples of three, as is the network that has it
-    result = ranking.correlations(evaluation(distilled=(0.1, 0.1, rare), full=(0.1, 0.2, 0.3)), seed=0, resamples=400)
+    # drawn in two resamples of three, as is the network that has it
+    rare = (0.1, 0.1, 0.1, 0.1, 0.1, 0.7)
+    result = ranking.correlations(
+        evaluation(distilled=(0.1, 0.1, rare), full=(0.1, 0.2, 0.3)), seed=0, resamples=400
+    )
     entry = of(result, "distilled")
-    assert entry["kendall"] == pytest.approx(2 / np.sqrt(2 * 3)) and entry["kendall_ci95"] is None and 100 < entry["resamples"] < 200
-    assert "3 networks are too few to show anything" in result["note"] and "more than by chance" not in result["note"]
+    assert (
+        entry["kendall"] == pytest.approx(2 / np.sqrt(2 * 3))
+        and entry["kendall_ci95"] is None
+        and 100 < entry["resamples"] < 200
+    )
+    assert (
+        "3 networks are too few to show anything" in result["note"]
+        and "more than by chance" not in result["note"]
+    )
 
 
 def test_ceiling():
     full = [(x, x, x, x) for x in FULL]
-    steady = ranking.correlations(evaluation(distilled=FULL, full=full), seed=0, resamples=50)["ceiling"]
-    assert steady["kendall"] == pytest.approx(1) and steady["seeds_per_half"] == 2 and steady["reason"] is None
+    steady = ranking.correlations(evaluation(distilled=FULL, full=full), seed=0, resamples=50)[
+        "ceiling"
+    ]
+    assert (
+        steady["kendall"] == pytest.approx(1)
+        and steady["seeds_per_half"] == 2
+        and steady["reason"] is None
+    )
     rng = np.random.default_rng(0)
     noise = [tuple(rng.random(4)) for _ in range(40)]
-    assert abs(ranking.correlations(evaluation(distilled=range(40), full=noise), seed=0, resamples=50)["ceiling"]["spearman"]) < 0.25
+    assert (
+        abs(
+            ranking.correlations(evaluation(distilled=range(40), full=noise), seed=0, resamples=50)[
+                "ceiling"
+            ]["spearman"]
+        )
+        < 0.25
+    )
     one = ranking.correlations(evaluation(distilled=FULL), seed=0, resamples=50)["ceiling"]
     assert one["kendall"] is None and "num_networks" in one["reason"]
 
@@ -179,7 +253,10 @@ def test_note_follows_the_facts():
 
     agreeing = note(distilled=good, random=chance, herding=good)
     assert ranking.CAUTION in agreeing and "does not contain 0" in agreeing
-    assert "clearly above that of random" in agreeing and "not clearly above that of herding" in agreeing
+    assert (
+        "clearly above that of random" in agreeing
+        and "not clearly above that of herding" in agreeing
+    )
     none = note(distilled=chance, random=good)
     assert "contains 0: it is not shown" in none and "clearly below that of random" in none
     assert "lies below 0" in note(distilled=good[::-1])
@@ -188,13 +265,19 @@ def test_note_follows_the_facts():
 
 def test_networks_that_lack_a_set_are_left_out():
     content = evaluation(distilled=FULL, random=FULL)
-    content["rows"] = [row for row in content["rows"] if (row["set"], row["model"]) != ("random", "net4")]
-    assert ranking.correlations(content, seed=0, resamples=50)["networks"] == [f"net{j}" for j in range(10) if j != 4]
+    content["rows"] = [
+        row for row in content["rows"] if (row["set"], row["model"]) != ("random", "net4")
+    ]
+    assert ranking.correlations(content, seed=0, resamples=50)["networks"] == [
+        f"net{j}" for j in range(10) if j != 4
+    ]
 
 
 def test_errors():
     with pytest.raises(UserError, match="no row of the full data"):
-        ranking.correlations({"rows": [r for r in evaluation(distilled=FULL)["rows"] if r["set"] != "full"]}, seed=0)
+        ranking.correlations(
+            {"rows": [r for r in evaluation(distilled=FULL)["rows"] if r["set"] != "full"]}, seed=0
+        )
     with pytest.raises(UserError, match="no set but full"):
         ranking.correlations(evaluation(), seed=0)
     with pytest.raises(UserError, match="2 networks"):
@@ -220,7 +303,13 @@ def test_table_and_plot(tmp_path):
     content = evaluation(distilled=distilled, random=[0.1] * 12, herding=distilled[::-1], full=full)
     result = ranking.correlations(content, seed=0, resamples=100)
     text = printed(ranking.table(result))
-    assert "distilled" in text and f"{of(result, 'distilled')['kendall']:.2f}" in text and "half seeds" in text
+    assert (
+        "distilled" in text
+        and f"{of(result, 'distilled')['kendall']:.2f}" in text
+        and "half seeds" in text
+    )
     assert "often does not" in " ".join(text.split())
     ranking.plot(tmp_path / "ranking.png", content, result)
-    assert [p.name for p in tmp_path.iterdir()] == ["ranking.png"] and (tmp_path / "ranking.png").stat().st_size > 5000
+    assert [p.name for p in tmp_path.iterdir()] == ["ranking.png"] and (
+        tmp_path / "ranking.png"
+    ).stat().st_size > 5000

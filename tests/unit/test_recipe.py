@@ -1,4 +1,6 @@
-"""Recipes as values: stored, parsed from flags, combined, identified; and every recipe that is shipped."""
+"""Recipes as values: stored, parsed from flags, combined, identified; and every recipe that is
+shipped.
+"""
 
 import json
 import math
@@ -100,9 +102,16 @@ def test_a_recipe_is_json_and_its_shared_parts_come_back(name):
 
 
 def test_every_part_that_comes_in_kinds_says_its_kind():
-    """Two codecs (steps, objectives, windows) without options must not look the same in a stored recipe."""
+    """Two codecs (steps, objectives, windows) without options must not look the same in a stored
+    recipe.
+    """
     data = to_dict(DIGITS)
-    parts = {"codec": data["codec"], "objective": data["objective"], "window": data["objective"]["window"], "step": data["buffer"]["step"]}
+    parts = {
+        "codec": data["codec"],
+        "objective": data["objective"],
+        "window": data["objective"]["window"],
+        "step": data["buffer"]["step"],
+    }
     assert {key: part.get("type") for key, part in parts.items()} == {
         "codec": "Identity", "objective": "TrajectoryMatching", "window": "UniformWindow", "step": "Sgd"
     }  # fmt: skip
@@ -118,7 +127,9 @@ def parsed(value, *flags):
 
 def test_parametrised_fills_every_type_parameter():
     def open_parameters(kind):
-        return getattr(kind, "__parameters__", ()) + tuple(p for a in typing.get_args(kind) for p in open_parameters(a))
+        return getattr(kind, "__parameters__", ()) + tuple(
+            p for a in typing.get_args(kind) for p in open_parameters(a)
+        )
 
     for value in RECIPES.values():
         kind = parametrised(value)
@@ -131,22 +142,44 @@ def test_parametrised_fills_every_type_parameter():
     ("flags", "change"),
     [
         ([], lambda r: r),
-        (["--objective.window.high", "3"], lambda r: replace(r, objective=replace(r.objective, window=replace(r.objective.window, high=3)))),
+        (
+            ["--objective.window.high", "3"],
+            lambda r: replace(
+                r, objective=replace(r.objective, window=replace(r.objective.window, high=3))
+            ),
+        ),
         (
             ["--outer.optim.images.lr", "5"],
-            lambda r: replace(r, outer=replace(r.outer, optim={**r.outer.optim, "images": replace(r.outer.optim["images"], lr=5.0)})),
+            lambda r: replace(
+                r,
+                outer=replace(
+                    r.outer,
+                    optim={**r.outer.optim, "images": replace(r.outer.optim["images"], lr=5.0)},
+                ),
+            ),
         ),
-        (["--buffer.step.lr", "0.5"], lambda r: replace(r, buffer=replace(r.buffer, step=replace(r.buffer.step, lr=0.5)))),
+        (
+            ["--buffer.step.lr", "0.5"],
+            lambda r: replace(r, buffer=replace(r.buffer, step=replace(r.buffer.step, lr=0.5))),
+        ),
         (["--buffer.keep", "0", "5"], lambda r: replace(r, buffer=replace(r.buffer, keep=(0, 5)))),
         (["--buffer.keep", "last"], lambda r: replace(r, buffer=replace(r.buffer, keep="last"))),
         (["--data.size", "16", "24"], lambda r: replace(r, data=replace(r.data, size=(16, 24)))),
         (["--data.zca"], lambda r: replace(r, data=replace(r.data, zca=True))),
-        (["--objective.batch", "10", "--ipc", "2"], lambda r: replace(r, ipc=2, objective=replace(r.objective, batch=10))),
+        (
+            ["--objective.batch", "10", "--ipc", "2"],
+            lambda r: replace(r, ipc=2, objective=replace(r.objective, batch=10)),
+        ),
         (
             ["--objective.augment.ops", "flip", "crop"],
-            lambda r: replace(r, objective=replace(r.objective, augment=AugmentConfig(ops=("flip", "crop")))),
+            lambda r: replace(
+                r, objective=replace(r.objective, augment=AugmentConfig(ops=("flip", "crop")))
+            ),
         ),
-        (["--evaluation.models", "mlp", "lenet"], lambda r: replace(r, evaluation=replace(r.evaluation, models=("mlp", "lenet")))),
+        (
+            ["--evaluation.models", "mlp", "lenet"],
+            lambda r: replace(r, evaluation=replace(r.evaluation, models=("mlp", "lenet"))),
+        ),
         (["--init.kind", "noise"], lambda r: replace(r, init=replace(r.init, kind="noise"))),
         (["--outer.max_loss", "1.5"], lambda r: replace(r, outer=replace(r.outer, max_loss=1.5))),
     ],
@@ -174,7 +207,10 @@ def test_a_wrong_flag_is_a_sentence(flags, says):
 
 
 def test_no_recipe_hides_another():
-    assert len(RECIPES) == sum(len(method.recipes()) for method in (mtt, ftd, tesla, datm, ast, dc, dm, idc, infer, sre2l, rded))
+    assert len(RECIPES) == sum(
+        len(method.recipes())
+        for method in (mtt, ftd, tesla, datm, ast, dc, dm, idc, infer, sre2l, rded)
+    )
     assert all(value.name == name for name, value in RECIPES.items())
 
 
@@ -198,7 +234,9 @@ def built(model, shape, classes):
 
 @every
 def test_a_recipe_builds_its_objects(name):
-    """Network, and with experts of just the epochs the recipe stores the training step and the objective; without experts the objective elsewhere."""
+    """Network, and with experts of just the epochs the recipe stores the training step and the
+    objective; without experts the objective elsewhere.
+    """
     value = RECIPES[name]
     assert value.data.name in DATASETS and value.init.kind in INITIALISERS
     shape = (3, *value.data.size) if value.data.size else SHAPES[value.data.name]
@@ -211,17 +249,29 @@ def test_a_recipe_builds_its_objects(name):
     model = FlatModel(network)
     assert model.num_params == len(flatten(network))
     stored = "compensators" if isinstance(value.codec, Compensated) else "images"
-    learned = {stored, *value.objective.initial(), *(["logits"] if value.targets.kind == "logits" and not value.targets.relabel else [])}
+    learned = {
+        stored,
+        *value.objective.initial(),
+        *(["logits"] if value.targets.kind == "logits" and not value.targets.relabel else []),
+    }
     assert set(value.outer.optim) == (learned if value.outer.steps else set())
     assert all(isinstance(o, OptimConfig) for o in value.outer.optim.values())
     if value.buffer is None:
         return
     for teacher in value.teachers or (value.model,):
         of = built(teacher, shape, classes)
-        assert teacher.startswith("torchvision/") if isinstance(value.buffer.step, Pretrained) else value.buffer.step.build(of, value.buffer.epochs)
+        assert (
+            teacher.startswith("torchvision/")
+            if isinstance(value.buffer.step, Pretrained)
+            else value.buffer.step.build(of, value.buffer.epochs)
+        )
     if value.teachers:
         return  # its objective wants them trained: test_soft_recipes
-    experts = SimpleNamespace(num_experts=value.buffer.num_experts, num_params=model.num_params, epochs=value.buffer.kept_epochs())
+    experts = SimpleNamespace(
+        num_experts=value.buffer.num_experts,
+        num_params=model.num_params,
+        epochs=value.buffer.kept_epochs(),
+    )
     objective = value.objective.build(Env(None, new_model, model, experts, torch.device("cpu")))
     assert objective.init(generator(0)) == {}
     assert value.objective.batch is None or value.objective.batch <= value.ipc * classes
@@ -233,9 +283,12 @@ def test_a_recipe_builds_its_objects(name):
 def test_take_takes_whole_parts():
     for part in PARTS:
         donor = "mtt/cifar100_ipc1" if part == "outer" else "mtt/digits_ipc1"
-        assert take(CIFAR, [f"{part}={donor}"]) == replace(CIFAR, **{part: getattr(RECIPES[donor], part)})
+        assert take(CIFAR, [f"{part}={donor}"]) == replace(
+            CIFAR, **{part: getattr(RECIPES[donor], part)}
+        )
     with pytest.raises(UserError, match="validation split"):
-        take(CIFAR, ["outer=mtt/digits_ipc1"])  # evaluates while distilling, and a published cell holds nothing out
+        # evaluates while distilling, and a published cell holds nothing out
+        take(CIFAR, ["outer=mtt/digits_ipc1"])
     both = take(DIGITS, ["buffer=mtt/cifar10_ipc10", "outer=mtt/cifar100_ipc1"])
     assert both == replace(DIGITS, buffer=CIFAR.buffer, outer=RECIPES["mtt/cifar100_ipc1"].outer)
     assert take(DIGITS, []) == DIGITS
@@ -244,7 +297,12 @@ def test_take_takes_whole_parts():
 
 @pytest.mark.parametrize(
     ("assignment", "says"),
-    [("bufer=mtt/cifar10_ipc10", "buffer"), ("buffer=mtt/cifar10_ipc11", "mtt/cifar10_ipc1"), ("buffer", "PART=RECIPE"), ("name=x", "part")],
+    [
+        ("bufer=mtt/cifar10_ipc10", "buffer"),
+        ("buffer=mtt/cifar10_ipc11", "mtt/cifar10_ipc1"),
+        ("buffer", "PART=RECIPE"),
+        ("name=x", "part"),
+    ],
 )
 def test_take_of_what_is_not_there(assignment, says):
     with pytest.raises(UserError, match=says):
@@ -254,12 +312,30 @@ def test_take_of_what_is_not_there(assignment, says):
 def test_take_on_the_command_line():
     import run
 
-    options = run.options_of("distill", ["mtt/digits_ipc1", "--take", "buffer=mtt/cifar10_ipc10", "--seed", "4", "--data.zca", "True"])
+    options = run.options_of(
+        "distill",
+        [
+            "mtt/digits_ipc1",
+            "--take",
+            "buffer=mtt/cifar10_ipc10",
+            "--seed",
+            "4",
+            "--data.zca",
+            "True",
+        ],
+    )
     assert options.seed == 4
     note = options.recipe.note
-    assert options.recipe == replace(DIGITS, buffer=CIFAR.buffer, data=replace(DIGITS.data, zca=True), note=note)
+    assert options.recipe == replace(
+        DIGITS, buffer=CIFAR.buffer, data=replace(DIGITS.data, zca=True), note=note
+    )
     assert "buffer=mtt/cifar10_ipc10" in note and "nothing is published" in note
-    assert run.options_of("distill", ["datm/cifar10_ipc10", "--take", "buffer=ast/cifar10_ipc10"]).recipe.published is None
+    assert (
+        run.options_of(
+            "distill", ["datm/cifar10_ipc10", "--take", "buffer=ast/cifar10_ipc10"]
+        ).recipe.published
+        is None
+    )
 
 
 def test_find_names_the_nearest():
@@ -270,7 +346,8 @@ def test_find_names_the_nearest():
 
 # Identity
 
-# What the digest of the images says already, which is beside that of the recipe in the identity of a run.
+# What the digest of the images says already, which is beside that of the recipe in the identity of
+# a run.
 READ = {"data.fit", "data.background", "data.image_column", "data.label_column"}
 PROSE = {"cites", "published", "note", "data.root", "data.download", *READ}
 
@@ -284,7 +361,13 @@ def other_value(path, value, kind):
     if isinstance(value, int):
         return value + 1
     if isinstance(value, float):
-        return 1.0 if math.isinf(value) else value + 1 if path.endswith(".ratio") else value / 2 or 0.25
+        return (
+            1.0
+            if math.isinf(value)
+            else value + 1
+            if path.endswith(".ratio")
+            else value / 2 or 0.25
+        )
     if isinstance(value, str):
         return {"buffer.keep": "last", "data.background": "black"}.get(path, value + "x")
     if isinstance(value, tuple):
@@ -292,10 +375,16 @@ def other_value(path, value, kind):
     if isinstance(value, Mapping):
         return {**value, "more": 0.5}
     assert value is None
-    return {"data.size": (5, 5), "buffer.model": "mlp", "targets.epochs": (1, 2), "data.classes": (1, 2)}.get(path, 7)
+    return {
+        "data.size": (5, 5),
+        "buffer.model": "mlp",
+        "targets.epochs": (1, 2),
+        "data.classes": (1, 2),
+    }.get(path, 7)
 
 
-TOGETHER = ("objective.labels", "targets.dtype", "targets.top", "teachers")  # can only be changed with other fields
+# can only be changed with other fields
+TOGETHER = ("objective.labels", "targets.dtype", "targets.top", "teachers")
 
 
 def variants(value, prefix=""):
@@ -306,7 +395,11 @@ def variants(value, prefix=""):
         if is_dataclass(inner):
             changes = variants(inner, f"{path}.")
         elif isinstance(inner, Mapping) and any(is_dataclass(v) for v in inner.values()):
-            changes = ((p, {**inner, k: v}) for k, part in inner.items() for p, v in variants(part, f"{path}.{k}."))
+            changes = (
+                (p, {**inner, k: v})
+                for k, part in inner.items()
+                for p, v in variants(part, f"{path}.{k}.")
+            )
         else:
             changes = [(path, other_value(path, inner, hints[field.name]))]
         for where, changed in changes:
@@ -329,11 +422,26 @@ def test_the_digest_changes_with_every_field_but_prose_and_places():
         assert found not in seen, (path, seen.get(found))
         seen[found] = path
     target = replace(soft, targets=replace(soft.targets, relabel=True))
-    assert digest(resolved(target)) != digest(resolved(replace(target, objective=replace(soft.objective, labels="target"))))
-    shipped = [replace(target, targets=replace(target.targets, **change)) for change in ({}, {"dtype": "float16"}, {"top": 5})]
-    taught = [replace(RECIPES["sre2l/fashion_mnist_ipc10_small"], teachers=names) for names in ((), ("resnet18-bn",), ("resnet18-bn", "vgg11-bn"))]
+    assert digest(resolved(target)) != digest(
+        resolved(replace(target, objective=replace(soft.objective, labels="target")))
+    )
+    shipped = [
+        replace(target, targets=replace(target.targets, **change))
+        for change in ({}, {"dtype": "float16"}, {"top": 5})
+    ]
+    taught = [
+        replace(RECIPES["sre2l/fashion_mnist_ipc10_small"], teachers=names)
+        for names in ((), ("resnet18-bn",), ("resnet18-bn", "vgg11-bn"))
+    ]
     assert len({digest(resolved(changed)) for changed in (*shipped, *taught)}) == 6
-    assert {"data.limit", "objective.window.high", "outer.optim.images.lr", "buffer.step.momentum", "buffer.augment.scale", "ipc"} <= set(paths)
+    assert {
+        "data.limit",
+        "objective.window.high",
+        "outer.optim.images.lr",
+        "buffer.step.momentum",
+        "buffer.augment.scale",
+        "ipc",
+    } <= set(paths)
     assert len(paths) > 70
 
 
@@ -352,7 +460,11 @@ def test_the_digest_changes_with_the_kind_of_a_part():
 
 
 def test_the_digest_depends_on_no_order_and_resolving_changes_nothing():
-    assert digest({"a": 1, "b": [1, 2]}) == digest({"b": [1, 2], "a": 1}) != digest({"a": 1, "b": [2, 1]})
+    assert (
+        digest({"a": 1, "b": [1, 2]})
+        == digest({"b": [1, 2], "a": 1})
+        != digest({"a": 1, "b": [2, 1]})
+    )
     before = to_dict(DIGITS)
     resolved(DIGITS)
     assert to_dict(DIGITS) == before and recipe.digest(before) == recipe.digest(to_dict(DIGITS))

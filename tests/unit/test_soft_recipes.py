@@ -90,7 +90,13 @@ FIGURES = {
         "imagewoof":     {1: NONE, 10: NONE, 50: NONE},
     },
 }  # fmt: skip
-SECOND_HAND = {"rded/tiny_imagenet_ipc10", "rded/imagenet_ipc50", "rded/imagenette_ipc10", "sre2l/imagenet_ipc10_cda"}  # not read in the table itself
+# not read in the table itself
+SECOND_HAND = {
+    "rded/tiny_imagenet_ipc10",
+    "rded/imagenet_ipc50",
+    "rded/imagenette_ipc10",
+    "sre2l/imagenet_ipc10_cda",
+}
 
 ALL = {
     f"{which.split()[0]}/{dataset}_ipc{ipc}{which.partition(' ')[2]}": (which, dataset, ipc)
@@ -114,21 +120,39 @@ SIZES = {"imagenet": (224, 224), "imagenette": (224, 224), "imagewoof": (224, 22
 
 @for_each("name", ALL)
 def test_figures_and_what_all_have_in_common(name):
-    """A figure as printed or the reason why there is none; the whole training split, of ImageNet a subset; the labels of all teachers are shipped."""
+    """A figure as printed or the reason why there is none; the whole training split, of ImageNet a
+    subset; the labels of all teachers are shipped.
+    """
     recipe, (which, dataset, ipc) = find(name), ALL[name]
     assert (recipe.name, recipe.data.name, recipe.ipc) == (name, dataset, ipc)
-    assert (recipe.data.validation, recipe.data.zca, recipe.data.size) == (0, False, SIZES.get(dataset))
+    assert (recipe.data.validation, recipe.data.zca, recipe.data.size) == (
+        0,
+        False,
+        SIZES.get(dataset),
+    )
     assert (recipe.data.limit is not None) == (dataset == "imagenet")
-    assert recipe.targets == TargetConfig(kind="logits", experts="all", relabel=True, dtype="float16")
+    assert recipe.targets == TargetConfig(
+        kind="logits", experts="all", relabel=True, dtype="float16"
+    )
     figure = FIGURES[which][dataset][ipc]
     if figure is None:
-        assert recipe.published is None and "No published figure" in recipe.note and "recalled" in recipe.note
+        assert (
+            recipe.published is None
+            and "No published figure" in recipe.note
+            and "recalled" in recipe.note
+        )
     else:
         mean, std = figure if isinstance(figure, tuple) else (figure, None)
-        assert recipe.published is not None and recipe.published.accuracy == pytest.approx(mean / 100)
+        assert recipe.published is not None and recipe.published.accuracy == pytest.approx(
+            mean / 100
+        )
         assert recipe.published.std == (None if std is None else pytest.approx(std / 100))
-        assert ("summary" in recipe.published.source) == (name in SECOND_HAND) and "No published figure" not in recipe.note
-    assert "Differs from the released code: " in recipe.note and not re.search(r"\.\.|  |\{|\}", recipe.note)
+        assert ("summary" in recipe.published.source) == (
+            name in SECOND_HAND
+        ) and "No published figure" not in recipe.note
+    assert "Differs from the released code: " in recipe.note and not re.search(
+        r"\.\.|  |\{|\}", recipe.note
+    )
     assert set(keys(recipe)) <= entries().keys()
     if dataset == "imagenet":
         assert f"{recipe.data.limit:,}" in recipe.note and "squashed" in recipe.note
@@ -137,7 +161,9 @@ def test_figures_and_what_all_have_in_common(name):
 # The budget
 
 
-BUDGET = [  # C, M, ipc: base images a class, compensators, examples a class; stored images a class, bytes of labels in half precision
+# C, M, ipc: base images a class, compensators, examples a class; stored images a class, bytes of
+# labels in half precision
+BUDGET = [
     ("cifar10",       10,   4, 10,  7,  28,  35,  9.80,   7.0e3),
     ("cifar10",       10,   4, 50,  35, 140, 175, 49.0,   35e3),
     ("cifar100",      100,  4, 10,  9,  36,  45,  9.36,   0.9e6),
@@ -152,7 +178,9 @@ BUDGET = [  # C, M, ipc: base images a class, compensators, examples a class; st
 
 
 @for_each("dataset, classes, per_set, ipc, n, k, examples, effective, label_bytes", BUDGET)
-def test_the_published_budget(dataset, classes, per_set, ipc, n, k, examples, effective, label_bytes):
+def test_the_published_budget(
+    dataset, classes, per_set, ipc, n, k, examples, effective, label_bytes
+):
     """Row by row, through the codec of the recipes."""
     named = [name for name in OF["infer"] if ALL[name][1:] == (dataset, ipc)]
     assert named or (dataset, ipc) == ("imagenet", 100)  # whose figure was not read
@@ -168,7 +196,10 @@ def test_the_published_budget(dataset, classes, per_set, ipc, n, k, examples, ef
 def test_the_budget_of_the_released_code():
     """Its rows; where it is a rounding error below a whole number, the codec has the whole number."""
     with safe_open(GOLDEN, "pt") as file:
-        rows, rounding = file.get_tensor("budget").tolist(), file.get_tensor("budget_rounding").tolist()
+        rows, rounding = (
+            file.get_tensor("budget").tolist(),
+            file.get_tensor("budget_rounding").tolist(),
+        )
     for ipc, classes, per_set, n, k, examples in rows:
         if n:
             assert Compensated(per_set=per_set).budget(ipc, classes) == (n, k, examples)
@@ -177,7 +208,9 @@ def test_the_budget_of_the_released_code():
                 Compensated(per_set=per_set).budget(ipc, classes)
     assert len(rows) > 10 and rounding
     for ipc, classes, per_set, released, exact in rounding:
-        assert released == exact - 1 and Compensated(per_set=per_set).budget(ipc, classes)[0] == exact
+        assert (
+            released == exact - 1 and Compensated(per_set=per_set).budget(ipc, classes)[0] == exact
+        )
 
 
 # Settings
@@ -193,7 +226,12 @@ ROLL = AugmentConfig(always=("roll",), ops=(), roll=4)
 CROP_ROLL = AugmentConfig(always=("resized_crop", "flip", "roll"), ops=(), area=0.08, roll=4)
 CROP_ROLL_32 = AugmentConfig(always=("resized_crop", "flip", "roll"), ops=(), area=0.08, roll=32)
 SQUEEZE = BufferConfig(
-    step=Sgd(lr=0.1, momentum=0.9, weight_decay=5e-4, cosine=True), num_experts=1, epochs=200, batch=128, augment=SHIFT_FLIP, keep="last"
+    step=Sgd(lr=0.1, momentum=0.9, weight_decay=5e-4, cosine=True),
+    num_experts=1,
+    epochs=200,
+    batch=128,
+    augment=SHIFT_FLIP,
+    keep="last",
 )
 
 
@@ -203,10 +241,17 @@ def check_teachers(recipe, dataset, networks, tiny_epochs):
     if dataset.startswith("cifar"):
         assert recipe.buffer == SQUEEZE
     elif dataset == "imagenet":
-        assert recipe.buffer.step == Pretrained(weights="IMAGENET1K_V1") and not recipe.buffer.augment.any
+        assert (
+            recipe.buffer.step == Pretrained(weights="IMAGENET1K_V1")
+            and not recipe.buffer.augment.any
+        )
     elif dataset == "tiny_imagenet":
         assert recipe.buffer.step == Sgd(lr=0.2, momentum=0.9, weight_decay=1e-4, cosine=True)
-        assert (recipe.buffer.epochs, recipe.buffer.batch, recipe.buffer.augment) == (tiny_epochs, 256, CROP_FLIP)
+        assert (recipe.buffer.epochs, recipe.buffer.batch, recipe.buffer.augment) == (
+            tiny_epochs,
+            256,
+            CROP_FLIP,
+        )
         assert "recalled" in recipe.note
     assert (recipe.buffer.num_experts, recipe.buffer.keep, recipe.buffer.model) == (1, "last", None)
 
@@ -233,27 +278,71 @@ MATCHING = {  # updates, rate, weight of the statistics, augmentation
 
 @for_each("name", OF["infer"])
 def test_infer(name):
-    """All compensators from nothing; the evaluation with static labels, or with dynamic ones for 1 / (M + 1) of the epochs."""
+    """All compensators from nothing; the evaluation with static labels, or with dynamic ones for 1
+    / (M + 1) of the epochs.
+    """
     recipe, (which, dataset, _) = find(name), ALL[name]
     steps, lr, alpha, augment = MATCHING[dataset]
     large = dataset == "imagenet"
-    objective = StatisticsMatching(batches=BaseSets(), alpha=alpha, first=10.0, variance=1.0, augment=augment, adjust=0.0, crop_until=0)
+    objective = StatisticsMatching(
+        batches=BaseSets(),
+        alpha=alpha,
+        first=10.0,
+        variance=1.0,
+        augment=augment,
+        adjust=0.0,
+        crop_until=0,
+    )
     assert replace(recipe.objective, images_at_once=None) == objective
     assert recipe.objective.images_at_once == {"imagenet": 250, "tiny_imagenet": 400}.get(dataset)
     assert recipe.outer.steps == steps and recipe.outer.optim == {"compensators": adam(lr)}
-    assert recipe.init == InitConfig(kind="real") and recipe.codec == Compensated(per_set=3 if large else 4, clamp=False)
+    assert recipe.init == InitConfig(kind="real") and recipe.codec == Compensated(
+        per_set=3 if large else 4, clamp=False
+    )
     check_teachers(recipe, dataset, THREE if large else FOUR, 100)
     convnet = C128_4 if dataset == "tiny_imagenet" else C128
     assert recipe.model == (convnet if "_convnet" in which else LARGE if large else R18)
     dynamic, evaluation = "_dyn" in which, recipe.evaluation
-    assert (evaluation.protocol, evaluation.labels) == (("infer-dynamic", "dynamic") if dynamic else ("infer-static", "own"))
+    assert (evaluation.protocol, evaluation.labels) == (
+        ("infer-dynamic", "dynamic") if dynamic else ("infer-static", "own")
+    )
     assert evaluation.teacher_mode == "eval"
     if large:
-        assert protocol(evaluation) == (75 if dynamic else 300, 128, "adamw", 1e-3, 0.01, "cosine", 1.0, "kl", 20.0, False, 0.0, False)
+        assert protocol(evaluation) == (
+            75 if dynamic else 300,
+            128,
+            "adamw",
+            1e-3,
+            0.01,
+            "cosine",
+            1.0,
+            "kl",
+            20.0,
+            False,
+            0.0,
+            False,
+        )
         assert evaluation.augment == CROP_FLIP and mixing(evaluation) == (0.0, 1.0, "logits")
-        assert recipe.data.limit == 100_000 and "ResNet101" in recipe.note and "not released" in recipe.note
+        assert (
+            recipe.data.limit == 100_000
+            and "ResNet101" in recipe.note
+            and "not released" in recipe.note
+        )
     else:
-        assert protocol(evaluation) == (80 if dynamic else 400, 64, "adamw", 1e-3, 0.01, "cosine", 1.0, "kl", 30.0, False, 0.0, True)
+        assert protocol(evaluation) == (
+            80 if dynamic else 400,
+            64,
+            "adamw",
+            1e-3,
+            0.01,
+            "cosine",
+            1.0,
+            "kl",
+            30.0,
+            False,
+            0.0,
+            True,
+        )
         assert evaluation.augment == SHIFT_FLIP and mixing(evaluation) == (0.8, 0.0, "logits")
     assert ("ssumed" in recipe.note) == (dataset != "cifar100")
 
@@ -289,34 +378,85 @@ def test_sre2l(name):
     suffix = which.partition(" ")[2]
     variant, large = suffix.removesuffix("_convnet"), dataset == "imagenet"
     steps, lr, objective = RECOVER[variant, dataset]
-    assert replace(recipe.objective, images_at_once=None) == objective and (objective.first, objective.curriculum) == (10.0, "cosine")
+    assert replace(recipe.objective, images_at_once=None) == objective and (
+        objective.first,
+        objective.curriculum,
+    ) == (10.0, "cosine")
     assert recipe.objective.images_at_once == {"imagenet": 100, "tiny_imagenet": 400}.get(dataset)
     assert recipe.outer.steps == steps and recipe.outer.optim == {"images": adam(lr)}
     assert recipe.outer.checkpoint_every == (steps // 4 if variant == "_dwa" else steps // 10)
-    assert recipe.codec == Identity(bounded=True) and recipe.init.kind == ("real" if variant == "_dwa" else "noise")
+    assert recipe.codec == Identity(bounded=True) and recipe.init.kind == (
+        "real" if variant == "_dwa" else "noise"
+    )
     check_teachers(recipe, dataset, (LARGE if large else R18,), 100 if variant == "_dwa" else 50)
     assert recipe.model == (C128 if suffix.endswith("_convnet") else LARGE if large else R18)
-    assert recipe.data.limit == ({10: 100_000, 50: 100_000, 100: 200_000, 200: 400_000}[ipc] if large else None)
+    assert recipe.data.limit == (
+        {10: 100_000, 50: 100_000, 100: 200_000, 200: 400_000}[ipc] if large else None
+    )
     evaluation, (epochs, batch, large_batch) = recipe.evaluation, STUDENTS[variant]
     assert (evaluation.protocol, evaluation.labels) == ("sre2l", "dynamic")
     if dataset.startswith("cifar"):
-        assert protocol(evaluation) == (400, 128, "adamw", 1e-3, 0.01, "cosine", 1.0, "kl", 30.0, False, 0.0, True)
-        assert evaluation.augment == SHIFT_FLIP and mixing(evaluation) == (0.8, 0.0, "logits") and evaluation.teacher_mode == "train"
+        assert protocol(evaluation) == (
+            400,
+            128,
+            "adamw",
+            1e-3,
+            0.01,
+            "cosine",
+            1.0,
+            "kl",
+            30.0,
+            False,
+            0.0,
+            True,
+        )
+        assert (
+            evaluation.augment == SHIFT_FLIP
+            and mixing(evaluation) == (0.8, 0.0, "logits")
+            and evaluation.teacher_mode == "train"
+        )
         assert "training mode" in recipe.note
         return
-    assert evaluation.augment == CROP_FLIP and mixing(evaluation) == (0.0, 1.0, "logits") and evaluation.teacher_mode == "eval"
+    assert (
+        evaluation.augment == CROP_FLIP
+        and mixing(evaluation) == (0.0, 1.0, "logits")
+        and evaluation.teacher_mode == "eval"
+    )
     if large:
-        assert protocol(evaluation) == (300, large_batch, "adamw", 1e-3, 0.01, "cosine", 1.0, "kl", 20.0, False, 0.0, False)
+        assert protocol(evaluation) == (
+            300,
+            large_batch,
+            "adamw",
+            1e-3,
+            0.01,
+            "cosine",
+            1.0,
+            "kl",
+            20.0,
+            False,
+            0.0,
+            False,
+        )
     else:
-        assert protocol(evaluation) == (epochs, batch, "sgd", 0.2, 1e-4, "cosine", 1.0, "kl", 20.0, True, 0.0, True) and evaluation.momentum == 0.9
+        assert (
+            protocol(evaluation)
+            == (epochs, batch, "sgd", 0.2, 1e-4, "cosine", 1.0, "kl", 20.0, True, 0.0, True)
+            and evaluation.momentum == 0.9
+        )
     assert ("batch of 128 is recalled" in recipe.note) == (variant == "_cda")
 
 
 def test_where_quotes_of_sre2l_disagree():
     """The note says what others print."""
-    assert "52.2" in find("sre2l/cifar100_ipc50").note and "50.2" in find("sre2l/cifar100_ipc50").note
+    assert (
+        "52.2" in find("sre2l/cifar100_ipc50").note and "50.2" in find("sre2l/cifar100_ipc50").note
+    )
     assert "27.0" in find("sre2l/cifar100_ipc10").note
-    assert all("INFER" in find(f"sre2l/{dataset}_ipc{ipc}").published.source for dataset in ("cifar10", "cifar100") for ipc in (10, 50))
+    assert all(
+        "INFER" in find(f"sre2l/{dataset}_ipc{ipc}").published.source
+        for dataset in ("cifar10", "cifar100")
+        for ipc in (10, 50)
+    )
 
 
 BATCHES = {
@@ -332,20 +472,47 @@ def test_rded(name):
     """Nothing is optimised; one patch an image on CIFAR, four on larger ones."""
     recipe, (_, dataset, ipc) = find(name), ALL[name]
     factor = 1 if dataset.startswith("cifar") else 2
-    assert recipe.init == InitConfig(kind="patches", candidates=300, crops=5, factor=factor) and recipe.codec == Identity(bounded=True)
+    assert recipe.init == InitConfig(
+        kind="patches", candidates=300, crops=5, factor=factor
+    ) and recipe.codec == Identity(bounded=True)
     assert recipe.objective == NoObjective() and (recipe.outer.steps, recipe.outer.optim) == (0, {})
     network = LARGE if dataset in SIZES else R18
     check_teachers(recipe, dataset, (network,), 50)
-    assert recipe.model == network and recipe.data.limit == (400_000 if dataset == "imagenet" else None)
+    assert recipe.model == network and recipe.data.limit == (
+        400_000 if dataset == "imagenet" else None
+    )
     evaluation = recipe.evaluation
-    assert (evaluation.protocol, evaluation.labels, evaluation.teacher_mode) == ("rded", "dynamic", "eval")
-    assert protocol(evaluation) == (300, BATCHES[dataset][ipc], "adamw", 1e-3, 0.01, "cosine", 2.0, "kl", 20.0, False, 0.0, False)
-    assert evaluation.augment == (TILES if factor == 2 else WHOLE) and mixing(evaluation) == (0.0, 1.0, "logits")
+    assert (evaluation.protocol, evaluation.labels, evaluation.teacher_mode) == (
+        "rded",
+        "dynamic",
+        "eval",
+    )
+    assert protocol(evaluation) == (
+        300,
+        BATCHES[dataset][ipc],
+        "adamw",
+        1e-3,
+        0.01,
+        "cosine",
+        2.0,
+        "kl",
+        20.0,
+        False,
+        0.0,
+        False,
+    )
+    assert evaluation.augment == (TILES if factor == 2 else WHOLE) and mixing(evaluation) == (
+        0.0,
+        1.0,
+        "logits",
+    )
     assert ("mean and deviation" in recipe.note) == (network == R18)
 
 
 def test_a_subset_of_imagenet_holds_what_is_drawn():
-    """The smallest class has 732 of 1,281,167 images, and a subset takes each class in its proportion."""
+    """The smallest class has 732 of 1,281,167 images, and a subset takes each class in its
+    proportion.
+    """
     for name, (_, dataset, ipc) in ALL.items():
         recipe = find(name)
         if dataset == "imagenet":
@@ -367,7 +534,12 @@ def world():
         return new_model(generator(expert)).eval()
 
     first = FlatModel(new_model(generator(0)))
-    return data, {m: Env(data.train, new_model, first, SimpleNamespace(num_experts=m, epochs=[1], load=load), CPU) for m in (1, 3, 4)}
+    return data, {
+        m: Env(
+            data.train, new_model, first, SimpleNamespace(num_experts=m, epochs=[1], load=load), CPU
+        )
+        for m in (1, 3, 4)
+    }
 
 
 @for_each("name", ALL)
@@ -379,10 +551,18 @@ def test_every_recipe_starts_and_has_a_loss(name, world):
     syn = initial(recipe, data, generator(0, "init"), env.experts)
     objective = recipe.objective.build(env)
     leaves = {key: syn.tensors[key].clone().requires_grad_() for key in recipe.outer.optim}
-    losses = list(objective.losses(syn.with_tensors(leaves), objective.init(generator(0)), 0, generator(0, "losses")))
+    losses = list(
+        objective.losses(
+            syn.with_tensors(leaves), objective.init(generator(0)), 0, generator(0, "losses")
+        )
+    )
     if not leaves:
         assert losses == [] and len(syn) == 20
         return
     total = torch.stack(losses).sum()
     grads = torch.autograd.grad(total, list(leaves.values()))
-    assert total.isfinite() and total > 0 and all(grad.isfinite().all() and grad.any() for grad in grads)
+    assert (
+        total.isfinite()
+        and total > 0
+        and all(grad.isfinite().all() and grad.any() for grad in grads)
+    )

@@ -1,4 +1,6 @@
-"""Statistics matching against plain loops with modules: batches together and in parts, groups, curriculum, adjusted weights."""
+"""Statistics matching against plain loops with modules: batches together and in parts, groups,
+curriculum, adjusted weights.
+"""
 
 import copy
 import math
@@ -36,17 +38,44 @@ ROLL = AugmentConfig(ops=(), always=("roll",), roll=3)
 def teacher_of(name, num_classes, number=0, shape=SHAPE):
     """A network whose BatchNorm layers know statistics that noise does not have."""
     network = build_model(name, shape, num_classes, generator(number, name))
-    images = torch.randn(60, *shape, generator=generator(number, "images")) * 1.5 + torch.linspace(-1, 1, shape[0]).view(-1, 1, 1)
+    images = torch.randn(60, *shape, generator=generator(number, "images")) * 1.5 + torch.linspace(
+        -1, 1, shape[0]
+    ).view(-1, 1, 1)
     return set_statistics(network, images)
 
 
-def world(config, names=NARROW, *, num_classes=5, dtype=F64, codec=None, sets=2, compensators=4, shape=SHAPE):
-    """(objective, set, teachers): natural images with compensators that are not 0, or plain images of another codec."""
+def world(
+    config,
+    names=NARROW,
+    *,
+    num_classes=5,
+    dtype=F64,
+    codec=None,
+    sets=2,
+    compensators=4,
+    shape=SHAPE,
+):
+    """(objective, set, teachers): natural images with compensators that are not 0, or plain images
+    of another codec.
+    """
     g = generator(0, "world")
-    preprocess = Preprocess(mean=torch.linspace(0.4, 0.5, shape[0]).to(dtype), std=torch.linspace(0.3, 0.2, shape[0]).to(dtype))
-    real = RealSet(torch.zeros(num_classes, *shape, dtype=torch.uint8), torch.arange(num_classes), num_classes, preprocess)
+    preprocess = Preprocess(
+        mean=torch.linspace(0.4, 0.5, shape[0]).to(dtype),
+        std=torch.linspace(0.3, 0.2, shape[0]).to(dtype),
+    )
+    real = RealSet(
+        torch.zeros(num_classes, *shape, dtype=torch.uint8),
+        torch.arange(num_classes),
+        num_classes,
+        preprocess,
+    )
     teachers = [teacher_of(name, num_classes, i, shape) for i, name in enumerate(names)]
-    experts = SimpleNamespace(num_experts=len(teachers), num_params=0, epochs=(0, 4), load=lambda i, epoch: {4: teachers[i]}[epoch])
+    experts = SimpleNamespace(
+        num_experts=len(teachers),
+        num_params=0,
+        epochs=(0, 4),
+        load=lambda i, epoch: {4: teachers[i]}[epoch],
+    )
     env = Env(real, lambda rng: teachers[0], FlatModel(teachers[0]), experts, CPU)
     objective = config.build(env)
     for teacher in teachers:
@@ -55,11 +84,25 @@ def world(config, names=NARROW, *, num_classes=5, dtype=F64, codec=None, sets=2,
     tensors = {"images": pixels}
     codec = codec or Compensated(base=sets, compensators=compensators)
     if isinstance(codec, Compensated):
-        tensors |= {"compensators": torch.randn(compensators, *shape, generator=g).to(dtype) * 0.5, "unit": preprocess.std}
+        tensors |= {
+            "compensators": torch.randn(compensators, *shape, generator=g).to(dtype) * 0.5,
+            "unit": preprocess.std,
+        }
     elif codec.space == "model":
         tensors = {"images": preprocess.forward(pixels)}
     classes = torch.arange(num_classes).repeat_interleave(sets)
-    return objective, SyntheticSet(tensors, classes, tuple("abcdefghij"[:num_classes]), codec, preprocess, space=codec.space), teachers
+    return (
+        objective,
+        SyntheticSet(
+            tensors,
+            classes,
+            tuple("abcdefghij"[:num_classes]),
+            codec,
+            preprocess,
+            space=codec.space,
+        ),
+        teachers,
+    )
 
 
 def ours(objective, syn, learned="compensators", state=None, step=0, seed=1):
@@ -67,7 +110,9 @@ def ours(objective, syn, learned="compensators", state=None, step=0, seed=1):
     leaf = syn.tensors[learned].clone().requires_grad_()
     state = objective.init(generator(0)) if state is None else state
     losses = []
-    for loss in objective.losses(syn.with_tensors({learned: leaf}), state, step, generator(seed, "losses")):
+    for loss in objective.losses(
+        syn.with_tensors({learned: leaf}), state, step, generator(seed, "losses")
+    ):
         loss.backward()
         losses.append(loss.detach())
     return losses, leaf.grad
@@ -77,7 +122,10 @@ def plain_loss(network, images, classes, config):
     """Of one batch, with hooks of its own, layer by layer."""
     inputs = []
     norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
-    hooks = [norm.register_forward_hook(lambda module, args, out: inputs.append((module, args[0]))) for norm in norms]
+    hooks = [
+        norm.register_forward_hook(lambda module, args, out: inputs.append((module, args[0])))
+        for norm in norms
+    ]
     loss = functional.cross_entropy(network(images), classes)
     for hook in hooks:
         hook.remove()
@@ -85,7 +133,9 @@ def plain_loss(network, images, classes, config):
     for number, (norm, x) in enumerate(inputs):
         mean = x.mean(dim=(0, 2, 3))
         var = (x - mean[None, :, None, None]).pow(2).mean(dim=(0, 2, 3))
-        term = (norm.running_mean - mean).pow(2).sum().sqrt() + config.variance * (norm.running_var - var).pow(2).sum().sqrt()
+        term = (norm.running_mean - mean).pow(2).sum().sqrt() + config.variance * (
+            norm.running_var - var
+        ).pow(2).sum().sqrt()
         loss = loss + config.alpha * (config.first if number == 0 else 1.0) * term
     return loss
 
@@ -104,7 +154,11 @@ def one_by_one(syn, teachers, config, seed=1):
     for k, shift in enumerate(shifts_of(num, config, seed)):
         base = torch.stack([natural[c * sets + k % sets] for c in range(num_classes)])
         images = torch.roll(base + leaf[k], shift, (2, 3))
-        losses.append(plain_loss(teachers[(k // sets) % len(teachers)], images, torch.arange(num_classes), config))
+        losses.append(
+            plain_loss(
+                teachers[(k // sets) % len(teachers)], images, torch.arange(num_classes), config
+            )
+        )
         losses[-1].backward()
     return [loss.detach() for loss in losses], leaf.grad
 
@@ -113,26 +167,52 @@ def one_by_one(syn, teachers, config, seed=1):
 
 
 @pytest.mark.parametrize("dtype", [F32, F64])
-@pytest.mark.parametrize(("names", "at_once"), [(NARROW, None), (NARROW, 5), (("resnet18-bn-x12",), None)], ids=["convnet", "two passes", "resnet"])
+@pytest.mark.parametrize(
+    ("names", "at_once"),
+    [(NARROW, None), (NARROW, 5), (("resnet18-bn-x12",), None)],
+    ids=["convnet", "two passes", "resnet"],
+)
 def test_compensators_together_equal_one_by_one(names, at_once, dtype):
-    """Losses and gradients, each compensator with the statistics of its own batch; teachers stay as they are."""
-    config = StatisticsMatching(batches=BaseSets(), alpha=0.7, first=10.0, variance=3.0, augment=ROLL, images_at_once=at_once)
+    """Losses and gradients, each compensator with the statistics of its own batch; teachers stay as
+    they are.
+    """
+    config = StatisticsMatching(
+        batches=BaseSets(),
+        alpha=0.7,
+        first=10.0,
+        variance=3.0,
+        augment=ROLL,
+        images_at_once=at_once,
+    )
     objective, syn, teachers = world(config, names, dtype=dtype)
     before = [{k: v.clone() for k, v in t.state_dict().items()} for t in teachers]
     losses, grad = ours(objective, syn)
-    assert all(torch.equal(v, old[k]) for t, old in zip(teachers, before, strict=True) for k, v in t.state_dict().items())
-    assert not any(m._forward_pre_hooks or m._forward_hooks or m.training for t in teachers for m in t.modules())
+    assert all(
+        torch.equal(v, old[k])
+        for t, old in zip(teachers, before, strict=True)
+        for k, v in t.state_dict().items()
+    )
+    assert not any(
+        m._forward_pre_hooks or m._forward_hooks or m.training
+        for t in teachers
+        for m in t.modules()
+    )
     wanted, theirs = one_by_one(syn, teachers, config)
     assert len(losses) == (4 if at_once else len(names))
-    assert float(sum(losses)) == pytest.approx(float(sum(wanted)), rel=1e-4 if dtype == F32 else 1e-12)
+    assert float(sum(losses)) == pytest.approx(
+        float(sum(wanted)), rel=1e-4 if dtype == F32 else 1e-12
+    )
     assert theirs.flatten(1).norm(dim=1).min() > 1e-3
-    tolerance = 1e-10 if dtype == F64 else 3e-2  # in float32 rounding may put a unit on the other side of its kink
+    # in float32 rounding may put a unit on the other side of its kink
+    tolerance = 1e-10 if dtype == F64 else 3e-2
     for mine, other in zip(grad, theirs, strict=True):
         assert (mine - other).norm() <= tolerance * other.norm()
 
 
 def test_batches_do_not_see_each_other():
-    """What another compensator is does not change a gradient; that of merged statistics would differ."""
+    """What another compensator is does not change a gradient; that of merged statistics would
+    differ.
+    """
     config = StatisticsMatching(batches=BaseSets(), alpha=1.0, augment=ROLL)
     objective, syn, _ = world(config, NARROW[:1])
     _, grad = ours(objective, syn)
@@ -158,14 +238,20 @@ def test_parts_equal_one_batch(name, size):
 
 
 def test_parts_lose_nothing_to_rounding():
-    """Means a thousand times the deviation, in float32: sums about the running mean keep the variance."""
+    """Means a thousand times the deviation, in float32: sums about the running mean keep the
+    variance.
+    """
     config = StatisticsMatching(batches=BaseSets(), alpha=1.0, augment=AugmentConfig(ops=()))
     small = {"num_classes": 6, "sets": 1, "compensators": 1, "shape": (3, 8, 8)}
     found = {}
     for dtype, size in ((F32, 2), (F64, None)):
-        objective, syn, (teacher,) = world(replace(config, images_at_once=size), ("convnet-d2-w4-bn",), dtype=dtype, **small)
+        objective, syn, (teacher,) = world(
+            replace(config, images_at_once=size), ("convnet-d2-w4-bn",), dtype=dtype, **small
+        )
         first = next(m for m in teacher.modules() if isinstance(m, nn.BatchNorm2d))
-        teacher.get_submodule(next(n for n, m in teacher.named_modules() if isinstance(m, nn.Conv2d))).bias.data += 1000
+        teacher.get_submodule(
+            next(n for n, m in teacher.named_modules() if isinstance(m, nn.Conv2d))
+        ).bias.data += 1000
         first.running_mean += 1000
         found[dtype] = float(sum(ours(objective, syn)[0])), ours(objective, syn)[1]
     assert found[F32][0] == pytest.approx(found[F64][0], rel=1e-3)
@@ -174,15 +260,21 @@ def test_parts_lose_nothing_to_rounding():
 
 @pytest.mark.parametrize("at_once", [None, 2])
 def test_images_of_a_plain_set_one_per_class(at_once):
-    """SRe2L: the j-th image of every class, in batches of three and two classes, by plain loops; each has a gradient of its own batch alone."""
-    config = StatisticsMatching(batches=OnePerClass(classes=3), alpha=0.3, augment=ROLL, images_at_once=at_once)
+    """SRe2L: the j-th image of every class, in batches of three and two classes, by plain loops;
+    each has a gradient of its own batch alone.
+    """
+    config = StatisticsMatching(
+        batches=OnePerClass(classes=3), alpha=0.3, augment=ROLL, images_at_once=at_once
+    )
     objective, syn, teachers = world(config, codec=Identity(), sets=3)
     losses, grad = ours(objective, syn, "images")
     leaf, wanted, batches = syn.tensors["images"].clone().requires_grad_(), [], []
     for m in range(2):
         for classes in ((0, 1, 2), (3, 4)):
             batches += [(m, j, classes) for j in range(3) if j % 2 == m]
-    order = [(m, j, c) for m in range(2) for c in ((0, 1, 2), (3, 4)) for j in range(3) if j % 2 == m]
+    order = [
+        (m, j, c) for m in range(2) for c in ((0, 1, 2), (3, 4)) for j in range(3) if j % 2 == m
+    ]
     assert sorted(batches) == sorted(order)
     for (m, j, classes), shift in zip(order, shifts_of(6, config), strict=True):
         images = torch.roll(torch.stack([leaf[c * 3 + j] for c in classes]), shift, (2, 3))
@@ -194,21 +286,30 @@ def test_images_of_a_plain_set_one_per_class(at_once):
 
 
 def test_weights_of_the_terms():
-    """alpha 0 is cross-entropy alone, whatever the network; the rest is linear in alpha and in the first layer's weight."""
+    """alpha 0 is cross-entropy alone, whatever the network; the rest is linear in alpha and in the
+    first layer's weight.
+    """
     base = StatisticsMatching(batches=BaseSets(), alpha=0.0, augment=ROLL)
 
     def level(**fields):
         objective, syn, _ = world(replace(base, **fields), NARROW[:1])
         return float(sum(ours(objective, syn)[0]))
 
-    none, ten, one, zero = level(), level(alpha=1.0), level(alpha=1.0, first=1.0), level(alpha=1.0, first=0.0)
+    none, ten, one, zero = (
+        level(),
+        level(alpha=1.0),
+        level(alpha=1.0, first=1.0),
+        level(alpha=1.0, first=0.0),
+    )
     assert ten - zero == pytest.approx(10 * (one - zero)) and one > zero > none
     assert level(alpha=0.5) - none == pytest.approx((ten - none) / 2)
     objective, syn, (teacher,) = world(base, ("convnet-d2-w4-in",))
     natural, u = syn.preprocess.forward(syn.tensors["images"]), syn.tensors["compensators"]
     wanted = 0.0
     for k, shift in enumerate(shifts_of(4, base)):
-        wanted += functional.cross_entropy(teacher(torch.roll(natural[k % 2 :: 2] + u[k], shift, (2, 3))), torch.arange(5))
+        wanted += functional.cross_entropy(
+            teacher(torch.roll(natural[k % 2 :: 2] + u[k], shift, (2, 3))), torch.arange(5)
+        )
     assert float(sum(ours(objective, syn)[0])) == pytest.approx(float(wanted.detach()))
 
 
@@ -218,7 +319,9 @@ def test_several_hundred_updates_lower_the_loss(tmp_path):
     objective, syn, _ = world(config, dtype=F32, shape=(3, 8, 8))
     syn = syn.with_tensors({"compensators": torch.zeros_like(syn.tensors["compensators"])})
     optim = OptimConfig(kind="adam", lr=0.25, momentum=0.5, beta2=0.9, schedule="cosine")
-    result, counters = outer.distill(syn, objective, OuterConfig(steps=100, optim={"compensators": optim}), tmp_path, seed=0)
+    result, counters = outer.distill(
+        syn, objective, OuterConfig(steps=100, optim={"compensators": optim}), tmp_path, seed=0
+    )
     levels = [float(sum(ours(objective, s)[0])) for s in (syn, result)]
     assert levels[1] < 0.6 * levels[0] and counters.not_finite == 0
     assert torch.equal(result.tensors["images"], syn.tensors["images"])
@@ -227,18 +330,38 @@ def test_several_hundred_updates_lower_the_loss(tmp_path):
 # Groups
 
 
-@pytest.mark.parametrize(("sets", "compensators", "num_teachers"), [(2, 4, 2), (3, 12, 4), (2, 8, 2), (3, 7, 2), (4, 3, 2), (1, 5, 3), (2, 4, 1)])
+@pytest.mark.parametrize(
+    ("sets", "compensators", "num_teachers"),
+    [(2, 4, 2), (3, 12, 4), (2, 8, 2), (3, 7, 2), (4, 3, 2), (1, 5, 3), (2, 4, 1)],
+)
 def test_compensators_meet_their_images_and_teachers(sets, compensators, num_teachers):
-    """Compensator k: image k mod n of every class, in order, and teacher k M // K, which is k // n as published; brute force over all examples."""
-    _, syn, _ = world(StatisticsMatching(batches=BaseSets(), alpha=0.0), NARROW[:1], sets=sets, compensators=compensators, shape=(3, 8, 8))
-    found = [(m, row.tolist()) for m, index in BaseSets().groups(syn, num_teachers) for row in index]
+    """Compensator k: image k mod n of every class, in order, and teacher k M // K, which is k // n
+    as published; brute force over all examples.
+    """
+    _, syn, _ = world(
+        StatisticsMatching(batches=BaseSets(), alpha=0.0),
+        NARROW[:1],
+        sets=sets,
+        compensators=compensators,
+        shape=(3, 8, 8),
+    )
+    found = [
+        (m, row.tolist()) for m, index in BaseSets().groups(syn, num_teachers) for row in index
+    ]
     assert len(found) == compensators
     for k, (m, row) in enumerate(found):
-        assert m == k * num_teachers // compensators and (compensators != sets * num_teachers or m == k // sets)
-        images, classes = syn.codec.decode(syn.tensors, torch.tensor(row)), syn.batch(torch.tensor(row)).classes
+        assert m == k * num_teachers // compensators and (
+            compensators != sets * num_teachers or m == k // sets
+        )
+        images, classes = (
+            syn.codec.decode(syn.tensors, torch.tensor(row)),
+            syn.batch(torch.tensor(row)).classes,
+        )
         assert classes.tolist() == list(range(5))
         for c in range(5):
-            wanted = syn.tensors["images"][c * sets + k % sets] + syn.tensors["compensators"][k] * syn.tensors["unit"].view(-1, 1, 1)
+            wanted = syn.tensors["images"][c * sets + k % sets] + syn.tensors["compensators"][
+                k
+            ] * syn.tensors["unit"].view(-1, 1, 1)
             assert torch.allclose(images[c], wanted, rtol=0, atol=1e-12)
     everyone = sorted(i for _, row in found for i in row)
     assert everyone == list(range(5 * sets, 5 * (sets + compensators)))
@@ -247,8 +370,12 @@ def test_compensators_meet_their_images_and_teachers(sets, compensators, num_tea
 @pytest.mark.parametrize("codec", [Identity(), MultiFormation(factor=2)])
 @pytest.mark.parametrize(("most", "num_teachers"), [(100, 1), (5, 2), (2, 1), (3, 3), (1, 2)])
 def test_one_of_each_class(codec, most, num_teachers):
-    """Every decoded example once, in batches of the same number of different classes; teachers take turns image by image."""
-    _, syn, _ = world(StatisticsMatching(batches=BaseSets(), alpha=0.0), NARROW[:1], codec=codec, sets=3)
+    """Every decoded example once, in batches of the same number of different classes; teachers take
+    turns image by image.
+    """
+    _, syn, _ = world(
+        StatisticsMatching(batches=BaseSets(), alpha=0.0), NARROW[:1], codec=codec, sets=3
+    )
     classes = syn.classes[syn.source].tolist()
     members = [[i for i, c in enumerate(classes) if c == wanted] for wanted in range(5)]
     groups = OnePerClass(classes=most).groups(syn, num_teachers)
@@ -257,11 +384,17 @@ def test_one_of_each_class(codec, most, num_teachers):
         for row in index.tolist():
             found = [classes[i] for i in row]
             number = {members[c].index(i) for i, c in zip(row, found, strict=True)}
-            assert len(number) == 1 and found == list(range(found[0], found[0] + len(found))) and len(found) <= most
+            assert (
+                len(number) == 1
+                and found == list(range(found[0], found[0] + len(found)))
+                and len(found) <= most
+            )
             assert found[0] % most == 0 and next(iter(number)) % num_teachers == m
             seen += row
     assert sorted(seen) == list(range(len(syn)))
-    assert [g.tolist() for _, g in BaseSets().groups(syn, 1)] == [g.tolist() for _, g in OnePerClass(classes=5).groups(syn, 1)]
+    assert [g.tolist() for _, g in BaseSets().groups(syn, 1)] == [
+        g.tolist() for _, g in OnePerClass(classes=5).groups(syn, 1)
+    ]
 
 
 # Curriculum
@@ -270,7 +403,17 @@ def test_one_of_each_class(codec, most, num_teachers):
 @pytest.mark.parametrize(
     ("kind", "wanted"),
     [
-        ("cosine", [1.0, 0.08 + 0.92 * (1 + math.sqrt(0.5)) / 2, 0.54, 0.08 + 0.92 * (1 - math.sqrt(0.5)) / 2, 0.08, 0.08]),
+        (
+            "cosine",
+            [
+                1.0,
+                0.08 + 0.92 * (1 + math.sqrt(0.5)) / 2,
+                0.54,
+                0.08 + 0.92 * (1 - math.sqrt(0.5)) / 2,
+                0.08,
+                0.08,
+            ],
+        ),
         ("linear", [1.0, 0.77, 0.54, 0.31, 0.08, 0.08]),
         ("step", [1.0, 1.0, 1.0, 1.0, 0.08, 0.08]),
     ],
@@ -278,8 +421,12 @@ def test_one_of_each_class(codec, most, num_teachers):
 def test_curriculum_of_crops(kind, wanted):
     """Lower bound of the area at 0, 1/4, 1/2, 3/4 and all of the milestone, and after it."""
     crops = AugmentConfig(ops=(), always=("resized_crop", "flip"), area=0.08)
-    config = StatisticsMatching(batches=OnePerClass(), augment=crops, crop_until=400, curriculum=kind)
-    assert [crop_at(config, step).area for step in (0, 100, 200, 300, 400, 999)] == pytest.approx(wanted, abs=1e-12)
+    config = StatisticsMatching(
+        batches=OnePerClass(), augment=crops, crop_until=400, curriculum=kind
+    )
+    assert [crop_at(config, step).area for step in (0, 100, 200, 300, 400, 999)] == pytest.approx(
+        wanted, abs=1e-12
+    )
     assert crop_at(replace(config, crop_until=0), 100) is crops
     assert replace(crop_at(config, 100), area=0.08) == crops
 
@@ -287,11 +434,19 @@ def test_curriculum_of_crops(kind, wanted):
 def test_the_curriculum_is_what_images_are_cut_by(monkeypatch):
     """Sampling and applying see the area of the step."""
     crops = AugmentConfig(ops=(), always=("resized_crop",), area=0.5)
-    config = StatisticsMatching(batches=BaseSets(), alpha=0.1, augment=crops, crop_until=10, curriculum="linear")
+    config = StatisticsMatching(
+        batches=BaseSets(), alpha=0.1, augment=crops, crop_until=10, curriculum="linear"
+    )
     objective, syn, _ = world(config, NARROW[:1])
     seen, apply, sample = [], augment.apply, augment.sample
-    monkeypatch.setattr(augment, "apply", lambda c, *rest: (seen.append(c.area), apply(c, *rest))[1])
-    monkeypatch.setattr(augment, "sample", lambda c, *rest, **more: (seen.append(c.area), sample(c, *rest, **more))[1])
+    monkeypatch.setattr(
+        augment, "apply", lambda c, *rest: (seen.append(c.area), apply(c, *rest))[1]
+    )
+    monkeypatch.setattr(
+        augment,
+        "sample",
+        lambda c, *rest, **more: (seen.append(c.area), sample(c, *rest, **more))[1],
+    )
     for step, area in ((0, 1.0), (4, 0.8), (10, 0.5)):
         seen.clear()
         ours(objective, syn, step=step)
@@ -305,7 +460,9 @@ def adjusted(teacher, images, classes, config):
     """DWA's ascent on a copy of the module."""
     network = copy.deepcopy(teacher).requires_grad_(True).eval()
     for _ in range(config.adjust_steps):
-        grads = torch.autograd.grad(functional.cross_entropy(network(images), classes), list(network.parameters()))
+        grads = torch.autograd.grad(
+            functional.cross_entropy(network(images), classes), list(network.parameters())
+        )
         norm = math.sqrt(sum(float(g.pow(2).sum()) for g in grads))
         with torch.no_grad():
             for parameter, grad in zip(network.parameters(), grads, strict=True):
@@ -315,7 +472,9 @@ def adjusted(teacher, images, classes, config):
 
 @pytest.mark.parametrize("at_once", [None, 2])
 def test_weights_are_adjusted_for_each_batch(at_once):
-    """Once, before the first step, without augmentation, each batch from the teacher as it is; the loss is that of these weights."""
+    """Once, before the first step, without augmentation, each batch from the teacher as it is; the
+    loss is that of these weights.
+    """
     config = StatisticsMatching(
         batches=OnePerClass(), alpha=0.4, variance=11.0, augment=ROLL, adjust=0.3, adjust_steps=3, images_at_once=at_once
     )  # fmt: skip
@@ -334,17 +493,24 @@ def test_weights_are_adjusted_for_each_batch(at_once):
         wanted[-1].backward()
     assert [len(v) for v in state.values()] == [2, 1]
     for (m, _), row, found in zip(order, rows, torch.cat(list(state.values())), strict=True):
-        assert torch.allclose(found, row, rtol=0, atol=1e-12) and 0.05 < (row - flatten(teachers[m])).norm() < 0.31
+        assert (
+            torch.allclose(found, row, rtol=0, atol=1e-12)
+            and 0.05 < (row - flatten(teachers[m])).norm() < 0.31
+        )
     assert float(sum(losses)) == pytest.approx(float(sum(wanted).detach()), rel=1e-9)
     close(grad, leaf.grad, 1e-9)
     kept = {k: v.clone() for k, v in state.items()}
-    ours(objective, syn.with_tensors({"images": syn.tensors["images"] * 2}), "images", state, step=1)
+    ours(
+        objective, syn.with_tensors({"images": syn.tensors["images"] * 2}), "images", state, step=1
+    )
     assert all(torch.equal(state[k], v) for k, v in kept.items())
 
 
 def test_teachers_of_different_kinds_are_adjusted():
     """Their weights are not equally many."""
-    config = StatisticsMatching(batches=BaseSets(), alpha=0.4, augment=ROLL, adjust=0.3, adjust_steps=2)
+    config = StatisticsMatching(
+        batches=BaseSets(), alpha=0.4, augment=ROLL, adjust=0.3, adjust_steps=2
+    )
     objective, syn, teachers = world(config)
     assert len(flatten(teachers[0])) != len(flatten(teachers[1]))
     losses, _ = ours(objective, syn)
@@ -352,14 +518,23 @@ def test_teachers_of_different_kinds_are_adjusted():
     natural, u = syn.preprocess.forward(syn.tensors["images"]), syn.tensors["compensators"]
     for k, shift in enumerate(shifts_of(4, config)):
         images, classes = natural[k % 2 :: 2] + u[k], torch.arange(5)
-        wanted += plain_loss(adjusted(teachers[k // 2], images, classes, config), torch.roll(images, shift, (2, 3)), classes, config)
+        wanted += plain_loss(
+            adjusted(teachers[k // 2], images, classes, config),
+            torch.roll(images, shift, (2, 3)),
+            classes,
+            config,
+        )
     assert float(sum(losses)) == pytest.approx(float(wanted.detach()), rel=1e-9)
 
 
 def test_adjusted_weights_survive_a_stop(tmp_path):
     """They are state: a run that goes on at step 3 does not adjust anew to images that have moved."""
-    config = StatisticsMatching(batches=OnePerClass(), alpha=0.1, augment=ROLL, adjust=0.3, adjust_steps=3)
-    objective, syn, _ = world(config, NARROW[:1], codec=Identity(bounded=True), dtype=F32, shape=(3, 8, 8))
+    config = StatisticsMatching(
+        batches=OnePerClass(), alpha=0.1, augment=ROLL, adjust=0.3, adjust_steps=3
+    )
+    objective, syn, _ = world(
+        config, NARROW[:1], codec=Identity(bounded=True), dtype=F32, shape=(3, 8, 8)
+    )
     optim = OptimConfig(kind="adam", lr=0.1, momentum=0.5, beta2=0.9, schedule="cosine")
     settings = OuterConfig(steps=6, optim={"images": optim}, checkpoint_every=3)
 
@@ -375,11 +550,21 @@ def test_adjusted_weights_survive_a_stop(tmp_path):
     whole, _ = outer.distill(syn, objective, settings, tmp_path / "whole", seed=0)
     with pytest.raises(KeyboardInterrupt):
         outer.distill(syn, Stop(), settings, tmp_path / "broken", seed=0)
-    assert read_tensors(tmp_path / "broken/checkpoint/state.safetensors")[0]["objective/theta.0"].shape[0] == 2
+    assert (
+        read_tensors(tmp_path / "broken/checkpoint/state.safetensors")[0][
+            "objective/theta.0"
+        ].shape[0]
+        == 2
+    )
     again, _ = outer.distill(syn, objective, settings, tmp_path / "broken", seed=0)
     assert torch.equal(whole.tensors["images"], again.tensors["images"])
-    ends = [read_tensors(tmp_path / name / "checkpoint/state.safetensors")[0] for name in ("whole", "broken")]
-    assert ends[0].keys() == ends[1].keys() and all(torch.equal(ends[0][k], ends[1][k]) for k in ends[0])
+    ends = [
+        read_tensors(tmp_path / name / "checkpoint/state.safetensors")[0]
+        for name in ("whole", "broken")
+    ]
+    assert ends[0].keys() == ends[1].keys() and all(
+        torch.equal(ends[0][k], ends[1][k]) for k in ends[0]
+    )
 
 
 # Refusals
@@ -393,8 +578,15 @@ def test_teachers_that_cannot_be_used():
     assert "\n" not in str(error.value)
     world(replace(config, alpha=0.0), ("convnet-d1-w4-in",))  # looks at no statistics
     network = teacher_of("convnet-d1-w4-bn", 4)
-    real = RealSet(torch.zeros(5, *SHAPE, dtype=torch.uint8), torch.arange(5), 5, Preprocess(mean=torch.zeros(3), std=torch.ones(3)))
-    experts = SimpleNamespace(num_experts=1, num_params=0, epochs=(1,), load=lambda i, epoch: network)
+    real = RealSet(
+        torch.zeros(5, *SHAPE, dtype=torch.uint8),
+        torch.arange(5),
+        5,
+        Preprocess(mean=torch.zeros(3), std=torch.ones(3)),
+    )
+    experts = SimpleNamespace(
+        num_experts=1, num_params=0, epochs=(1,), load=lambda i, epoch: network
+    )
     env = Env(real, lambda rng: network, FlatModel(network), experts, CPU)
     with pytest.raises(UserError, match="tells 4 classes apart, and the data have 5"):
         config.build(env)

@@ -1,4 +1,7 @@
-"""Training steps of experts: GSAM and the smooth step beside plain SGD, written out once more in float64 where it matters."""
+"""Training steps of experts:
+
+GSAM and the smooth step beside plain SGD, written out once more in float64 where it matters.
+"""
 
 import copy
 import math
@@ -48,8 +51,13 @@ def after(step_config, name=MODEL, epochs=1, total=1, dtype=torch.float32):
 
 
 def same(a, b):
-    """Whether two networks of float64 hold the same, running statistics included, up to the rounding of two ways to compute it."""
-    return all(torch.allclose(a.state_dict()[k], b.state_dict()[k], rtol=0, atol=1e-12) for k in a.state_dict())
+    """Whether two networks of float64 hold the same, running statistics included, up to the
+    rounding of two ways to compute it.
+    """
+    return all(
+        torch.allclose(a.state_dict()[k], b.state_dict()[k], rtol=0, atol=1e-12)
+        for k in a.state_dict()
+    )
 
 
 def flat(tensors):
@@ -64,7 +72,9 @@ def flat(tensors):
 @pytest.mark.parametrize("adaptive", [True, False])
 def test_gsam_of_no_radius_and_no_alpha_is_sgd(name, adaptive):
     """Over six epochs, with momentum, weight decay and the new optimiser after the drop."""
-    ours, losses = after(Gsam(sgd=HEAVY, rho=0.0, alpha=0.0, adaptive=adaptive), name, 6, 6, torch.float64)
+    ours, losses = after(
+        Gsam(sgd=HEAVY, rho=0.0, alpha=0.0, adaptive=adaptive), name, 6, 6, torch.float64
+    )
     plain, wanted = after(HEAVY, name, 6, 6, torch.float64)
     assert same(ours, plain) and losses == pytest.approx(wanted, rel=1e-12)
     assert not same(ours, network(name, torch.float64))
@@ -101,10 +111,18 @@ def test_smooth_without_clipping_and_penalty_is_sgd(name):
     ],
 )
 def test_every_setting_changes_the_expert_and_the_store(one, other):
-    """Its weights by more than rounding, and the fingerprint, so that experts of different settings never mix."""
-    a, b, start = (flat(net.parameters()) for net in (after(one, epochs=2)[0], after(other, epochs=2)[0], network()))
+    """Its weights by more than rounding, and the fingerprint, so that experts of different settings
+    never mix.
+    """
+    a, b, start = (
+        flat(net.parameters())
+        for net in (after(one, epochs=2)[0], after(other, epochs=2)[0], network())
+    )
     assert (a - b).norm() > 1e-3 * (a - start).norm()
-    prints = [digest(store.identity("images", DIGITS, BufferConfig(step=step), MODEL, 0, "fp32")) for step in (one, other)]
+    prints = [
+        digest(store.identity("images", DIGITS, BufferConfig(step=step), MODEL, 0, "fp32"))
+        for step in (one, other)
+    ]
     assert prints[0] != prints[1]
 
 
@@ -114,7 +132,9 @@ def test_every_setting_changes_the_expert_and_the_store(one, other):
 @pytest.mark.parametrize("adaptive", [True, False])
 @pytest.mark.parametrize("name", [MODEL, BN])
 def test_gsam_by_its_equations(name, adaptive):
-    """Gradient, perturbed gradient (BatchNorm on the batch), orthogonal part, step: in float64, with functional calls instead of moved weights."""
+    """Gradient, perturbed gradient (BatchNorm on the batch), orthogonal part, step: in float64,
+    with functional calls instead of moved weights.
+    """
     rho, alpha, lr = 0.3, 0.7, 0.1
     images, labels, plain = batch(dtype=torch.float64)
     net = network(name, torch.float64)
@@ -123,9 +143,13 @@ def test_gsam_by_its_equations(name, adaptive):
 
     def gradient(weights):
         leaves = {k: v.clone().requires_grad_() for k, v in weights.items()}
-        out = torch.func.functional_call(net, leaves | {k: v.clone() for k, v in buffers.items()}, (images,))
+        out = torch.func.functional_call(
+            net, leaves | {k: v.clone() for k, v in buffers.items()}, (images,)
+        )
         value = functional.cross_entropy(out, labels)
-        return value, dict(zip(leaves, torch.autograd.grad(value, list(leaves.values())), strict=True))
+        return value, dict(
+            zip(leaves, torch.autograd.grad(value, list(leaves.values())), strict=True)
+        )
 
     value, g = gradient(params)
     if adaptive:
@@ -138,16 +162,27 @@ def test_gsam_by_its_equations(name, adaptive):
     _, p = gradient({k: params[k] + e[k] for k in g})
     a, b = flat(g.values()), flat(p.values())
     orthogonal = a - (a @ b) / (b @ b) * b
-    assert abs(float(orthogonal @ b)) < 1e-10 * float(a.norm() * b.norm()) and orthogonal.norm() > 1e-3 * a.norm()
+    assert (
+        abs(float(orthogonal @ b)) < 1e-10 * float(a.norm() * b.norm())
+        and orthogonal.norm() > 1e-3 * a.norm()
+    )
     step = Gsam(sgd=Sgd(lr=lr), rho=rho, alpha=alpha, adaptive=adaptive).build(net, 5)
     loss = step(images, labels, plain, 0)
-    assert float(loss) == pytest.approx(float(value.detach()), rel=1e-12)  # of the weights before the step
-    assert torch.allclose(flat(net.parameters()), flat(params.values()) - lr * (b - alpha * orthogonal), rtol=0, atol=1e-11)
+    # of the weights before the step
+    assert float(loss) == pytest.approx(float(value.detach()), rel=1e-12)
+    assert torch.allclose(
+        flat(net.parameters()),
+        flat(params.values()) - lr * (b - alpha * orthogonal),
+        rtol=0,
+        atol=1e-11,
+    )
 
 
 @pytest.mark.parametrize("adaptive", [True, False])
 def test_gsam_steps_from_the_weights_it_left(adaptive):
-    """A radius at which w + e - e is far from w in float32: the step is the old weights minus rate times direction, to the bit."""
+    """A radius at which w + e - e is far from w in float32: the step is the old weights minus rate
+    times direction, to the bit.
+    """
     net = network()
     before = [p.detach().clone() for p in net.parameters()]
     Gsam(sgd=Sgd(lr=0.01), rho=1e4, alpha=0.3, adaptive=adaptive).build(net, 5)(*batch(), 0)
@@ -166,12 +201,15 @@ def test_gsam_of_a_zero_gradient_is_finite():
     for p in net.parameters():
         nn.init.zeros_(p)
     images, labels, _ = batch(num=CLASSES)
-    Gsam(rho=0.5, alpha=1.0).build(net, 5)(torch.zeros_like(images), labels, images, 0)  # balanced classes, no image: every gradient is zero
+    # balanced classes, no image: every gradient is zero
+    Gsam(rho=0.5, alpha=1.0).build(net, 5)(torch.zeros_like(images), labels, images, 0)
     assert flat(net.parameters()).isfinite().all()
 
 
 def test_gsam_perturbs_under_autocast_too():
-    """Experts in bfloat16: the second gradient belongs to the moved weights, and is not that of remembered casts of the old ones."""
+    """Experts in bfloat16: the second gradient belongs to the moved weights, and is not that of
+    remembered casts of the old ones.
+    """
     reached = []
     for rho in (0.0, 0.5):
         net = network("mlp")
@@ -246,10 +284,16 @@ def test_penalty_of_a_linear_network(shape):
     """The norm is over the channels of a pixel: with one channel it is the absolute value."""
     weights = torch.randn(CLASSES, *shape, generator=generator(0), dtype=torch.float64)
     q = weights.sum(0)
-    by_pixel = [(math.sqrt(sum(float(q[c, h, w]) ** 2 for c in range(shape[0]))) - 1) ** 2 for h in range(4) for w in range(5)]
+    by_pixel = [
+        (math.sqrt(sum(float(q[c, h, w]) ** 2 for c in range(shape[0]))) - 1) ** 2
+        for h in range(4)
+        for w in range(5)
+    ]
     images = torch.randn(6, *shape, generator=generator(1), dtype=torch.float64)
     for weight in (2.0, 0.5):
-        assert float(gradient_penalty(linear(shape, weights), images, weight).detach()) == pytest.approx(weight * sum(by_pixel) / 20, rel=1e-12)
+        assert float(
+            gradient_penalty(linear(shape, weights), images, weight).detach()
+        ) == pytest.approx(weight * sum(by_pixel) / 20, rel=1e-12)
     assert not images.requires_grad and images.grad is None
 
 
@@ -259,11 +303,16 @@ def test_gradient_of_the_penalty_by_finite_differences(shape):
     net = network(SMOOTH_NETWORK, torch.float64, shape)
     images = torch.randn(5, *shape, generator=generator(2), dtype=torch.float64)
     params = list(net.parameters())
-    grads = torch.autograd.grad(gradient_penalty(net, images, 2.0), params, allow_unused=True, materialize_grads=True)
+    grads = torch.autograd.grad(
+        gradient_penalty(net, images, 2.0), params, allow_unused=True, materialize_grads=True
+    )
     assert flat(grads).norm() > 1e-3
     h = 1e-5
     for seed in range(3):
-        v = [torch.randn(p.shape, generator=generator(seed, "direction"), dtype=torch.float64) for p in params]
+        v = [
+            torch.randn(p.shape, generator=generator(seed, "direction"), dtype=torch.float64)
+            for p in params
+        ]
         values = []
         for sign in (1, -1):
             with torch.no_grad():
@@ -278,11 +327,15 @@ def test_gradient_of_the_penalty_by_finite_differences(shape):
 
 
 def test_penalty_of_a_network_that_ignores_its_images():
-    """Zero gradients in the images: the penalty is its weight, and neither it nor its gradient is NaN; the same for some pixels only."""
+    """Zero gradients in the images: the penalty is its weight, and neither it nor its gradient is
+    NaN; the same for some pixels only.
+    """
     net = linear((3, 4, 4), torch.zeros(CLASSES, 3, 4, 4))
     penalty = gradient_penalty(net, torch.ones(2, 3, 4, 4), 2.0)
     assert float(penalty.detach()) == pytest.approx(2.0)
-    grads = torch.autograd.grad(penalty, list(net.parameters()), allow_unused=True, materialize_grads=True)
+    grads = torch.autograd.grad(
+        penalty, list(net.parameters()), allow_unused=True, materialize_grads=True
+    )
     assert all(g.isfinite().all() for g in grads)
     dead = network(MODEL)
     with torch.no_grad():
@@ -295,7 +348,9 @@ def test_smooth_penalises_the_images_before_augmentation():
     """Its loss and its update, by hand: c CE(augmented) + 2 penalty(plain)."""
     net, reference = network(SMOOTH_NETWORK, torch.float64), network(SMOOTH_NETWORK, torch.float64)
     images, labels, plain = batch(dtype=torch.float64)
-    total = 0.75 * functional.cross_entropy(reference(images), labels) + gradient_penalty(reference, plain, 2.0)
+    total = 0.75 * functional.cross_entropy(reference(images), labels) + gradient_penalty(
+        reference, plain, 2.0
+    )
     grads = torch.autograd.grad(total, list(reference.parameters()))
     loss = Smooth(sgd=Sgd(lr=0.1)).build(net, 50)(images, labels, plain, 5)
     assert float(loss) == pytest.approx(float(total.detach()), rel=1e-12)
@@ -317,10 +372,21 @@ def test_clipping_rises_linearly_and_ends():
 # The drop of the rate
 
 
-@pytest.mark.parametrize("make", [lambda sgd: sgd, lambda sgd: Gsam(sgd=sgd, rho=0.0, alpha=0.0), lambda sgd: Smooth(sgd=sgd, clip=1.0, penalty=0.0)])
-@pytest.mark.parametrize(("total", "first_low"), [(2, None), (3, None), (4, None), (5, 4), (6, 5), (7, 5)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda sgd: sgd,
+        lambda sgd: Gsam(sgd=sgd, rho=0.0, alpha=0.0),
+        lambda sgd: Smooth(sgd=sgd, clip=1.0, penalty=0.0),
+    ],
+)
+@pytest.mark.parametrize(
+    ("total", "first_low"), [(2, None), (3, None), (4, None), (5, 4), (6, 5), (7, 5)]
+)
 def test_rate_and_momentum_after_the_drop(make, total, first_low):
-    """After epoch E // 2 + 1 the rate is multiplied once and the momentum starts again; trainings of up to four epochs never get there."""
+    """After epoch E // 2 + 1 the rate is multiplied once and the momentum starts again; trainings
+    of up to four epochs never get there.
+    """
     sgd = Sgd(lr=0.05, momentum=0.9, weight_decay=0.01, decay=0.5)
     ours, _ = after(make(sgd), epochs=total, total=total, dtype=torch.float64)
     reference = network(dtype=torch.float64)
@@ -338,9 +404,18 @@ def test_rate_and_momentum_after_the_drop(make, total, first_low):
     assert torch.allclose(flat(ours.parameters()), flat(reference.parameters()), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("make", [lambda sgd: sgd, lambda sgd: Gsam(sgd=sgd, rho=0.0, alpha=0.0), lambda sgd: Smooth(sgd=sgd, clip=1.0, penalty=0.0)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda sgd: sgd,
+        lambda sgd: Gsam(sgd=sgd, rho=0.0, alpha=0.0),
+        lambda sgd: Smooth(sgd=sgd, clip=1.0, penalty=0.0),
+    ],
+)
 def test_cosine_is_torchs_schedule(make):
-    """Rate by epoch, two updates each; the momentum is kept, and the last epoch still has a rate above 0."""
+    """Rate by epoch, two updates each; the momentum is kept, and the last epoch still has a rate
+    above 0.
+    """
     epochs = 5
     ours = network(dtype=torch.float64)
     step = make(Sgd(lr=0.05, momentum=0.9, weight_decay=0.01, cosine=True)).build(ours, epochs)
@@ -356,7 +431,9 @@ def test_cosine_is_torchs_schedule(make):
             functional.cross_entropy(theirs(images), labels).backward()
             optimiser.step()
         schedule.step()
-        assert torch.allclose(flat(ours.parameters()), flat(theirs.parameters()), rtol=0, atol=1e-12)
+        assert torch.allclose(
+            flat(ours.parameters()), flat(theirs.parameters()), rtol=0, atol=1e-12
+        )
         assert (flat(ours.parameters()) - before).norm() > 1e-4
     assert schedule.get_last_lr()[0] == pytest.approx(0, abs=1e-9)
 
@@ -364,13 +441,20 @@ def test_cosine_is_torchs_schedule(make):
 # Whole experts, and what is refused
 
 
-@pytest.mark.parametrize("step", [Gsam(sgd=Sgd(lr=0.05)), Smooth(sgd=replace(Smooth().sgd, lr=0.02), clip_epochs=1)])
+@pytest.mark.parametrize(
+    "step", [Gsam(sgd=Sgd(lr=0.05)), Smooth(sgd=replace(Smooth().sgd, lr=0.02), clip_epochs=1)]
+)
 @pytest.mark.parametrize("name", [MODEL, BN])
 def test_experts_of_every_step_learn(step, name):
-    """Finite, different after every epoch, the same again from the same seed, and better than guessing."""
+    """Finite, different after every epoch, the same again from the same seed, and better than
+    guessing.
+    """
     data = tiny_data()
     config = BufferConfig(step=step, num_experts=1, epochs=4, batch=16)
-    ours, again = (train_expert(build_model(name, data.image_shape, 10, generator(0)), data, config, 0, 0) for _ in range(2))
+    ours, again = (
+        train_expert(build_model(name, data.image_shape, 10, generator(0)), data, config, 0, 0)
+        for _ in range(2)
+    )
     assert ours.params.isfinite().all() and torch.equal(ours.params, again.params)
     assert all((a - b).norm() > 1e-3 for a, b in pairwise(ours.params))
     assert ours.metrics["validation_accuracy"][-1] > 0.3

@@ -29,7 +29,9 @@ def data():
 
 
 def buffer_config(**fields):
-    return BufferConfig(**({"step": Sgd(lr=0.05), "num_experts": 2, "epochs": 3, "batch": 64} | fields))
+    return BufferConfig(
+        **({"step": Sgd(lr=0.05), "num_experts": 2, "epochs": 3, "batch": 64} | fields)
+    )
 
 
 def fill(folder, data, model=MODEL, **fields):
@@ -49,18 +51,26 @@ def test_snapshots_are_independent_of_later_training(data, tmp_path):
 
 
 def test_expert_equals_a_plain_loop(data):
-    """The changes of one epoch against torch.optim.SGD written out, with the same order and augmentation."""
+    """The changes of one epoch against torch.optim.SGD written out, with the same order and
+    augmentation.
+    """
     config = buffer_config(epochs=1, step=Sgd(lr=0.05, momentum=0.9, weight_decay=1e-3))
     network = new_model(data)(generator(5))
     start = flatten(network)
     trajectory = train_expert(network, data, config, seed=7, expert=1)
     theirs = new_model(data)(generator(5))
     sgd = torch.optim.SGD(theirs.parameters(), 0.05, momentum=0.9, weight_decay=1e-3)
-    for i, index in enumerate(training.epoch_batches(len(data.train), 64, generator(7, "expert", 1, "order", 0))):
-        draw = augment.sample(config.augment, len(index), generator(7, "expert", 1, "augment", 0, i))
+    for i, index in enumerate(
+        training.epoch_batches(len(data.train), 64, generator(7, "expert", 1, "order", 0))
+    ):
+        draw = augment.sample(
+            config.augment, len(index), generator(7, "expert", 1, "augment", 0, i)
+        )
         images, labels = data.train.batch(index)
         sgd.zero_grad()
-        torch.nn.functional.cross_entropy(theirs(augment.apply(config.augment, images, draw)), labels).backward()
+        torch.nn.functional.cross_entropy(
+            theirs(augment.apply(config.augment, images, draw)), labels
+        ).backward()
         sgd.step()
     assert (flatten(theirs) - start).norm() > 0.01
     assert torch.allclose(trajectory.params[1] - start, flatten(theirs) - start, atol=1e-6)
@@ -74,7 +84,9 @@ def test_experts_learn_and_say_so(data, tmp_path):
     assert metrics["seconds"] > 0
 
 
-@pytest.mark.parametrize(("keep", "epochs"), [("last", [3]), ((1, 2), [1, 2]), ("all", [0, 1, 2, 3])])
+@pytest.mark.parametrize(
+    ("keep", "epochs"), [("last", [3]), ((1, 2), [1, 2]), ("all", [0, 1, 2, 3])]
+)
 def test_keep(data, tmp_path, keep, epochs):
     """Only the epochs asked for are stored, with their own numbers."""
     full, part = fill(tmp_path / "all", data), fill(tmp_path / "part", data, keep=keep)
@@ -84,9 +96,27 @@ def test_keep(data, tmp_path, keep, epochs):
 
 def test_decay_lowers_the_rate_after_the_middle(data):
     """MTT's --decay: epochs 0..E//2+1 are as without it, later ones smaller."""
-    runs = [train_expert(new_model(data)(generator(5)), data, buffer_config(epochs=4, step=Sgd(lr=0.05, decay=d)), 0, 0).params for d in (1.0, 0.1)]
+    runs = [
+        train_expert(
+            new_model(data)(generator(5)),
+            data,
+            buffer_config(epochs=4, step=Sgd(lr=0.05, decay=d)),
+            0,
+            0,
+        ).params
+        for d in (1.0, 0.1)
+    ]
     assert torch.equal(runs[0][:5], runs[1][:5])  # E = 4: the drop would come in epoch 4
-    runs = [train_expert(new_model(data)(generator(5)), data, buffer_config(epochs=5, step=Sgd(lr=0.05, decay=d)), 0, 0).params for d in (1.0, 0.1)]
+    runs = [
+        train_expert(
+            new_model(data)(generator(5)),
+            data,
+            buffer_config(epochs=5, step=Sgd(lr=0.05, decay=d)),
+            0,
+            0,
+        ).params
+        for d in (1.0, 0.1)
+    ]
     assert torch.equal(runs[0][:5], runs[1][:5])
     moves = [(r[5] - r[4]).norm() for r in runs]
     assert moves[1] < 0.3 * moves[0]
@@ -115,7 +145,9 @@ def test_batchnorm_buffers_travel(data, tmp_path):
 
 
 def test_finished_experts_are_not_trained_again(data, tmp_path):
-    """A second call leaves the files alone, a larger number adds to them, and a lost one is made the same."""
+    """A second call leaves the files alone, a larger number adds to them, and a lost one is made
+    the same.
+    """
     first = fill(tmp_path, data)
     times = {p: p.stat().st_mtime_ns for p in tmp_path.glob("expert_*")}
     wanted = first.snapshots(0, [3])
@@ -130,11 +162,20 @@ def test_finished_experts_are_not_trained_again(data, tmp_path):
 
 @pytest.mark.parametrize(
     "change",
-    [{"epochs": 4}, {"batch": 32}, {"step": Sgd(lr=0.04)}, {"augment": NO_AUGMENT}, {"keep": "last"}, {"dtype": "bfloat16"}],
+    [
+        {"epochs": 4},
+        {"batch": 32},
+        {"step": Sgd(lr=0.04)},
+        {"augment": NO_AUGMENT},
+        {"keep": "last"},
+        {"dtype": "bfloat16"},
+    ],
     ids=lambda c: next(iter(c)),
 )
 def test_other_settings_are_another_store(data, tmp_path, change):
-    """Everything that decides the content is in the fingerprint, and the refusal names what differs."""
+    """Everything that decides the content is in the fingerprint, and the refusal names what
+    differs.
+    """
     tiny_store(tmp_path, data)
     with pytest.raises(UserError, match=f"buffer.*{next(iter(change))}"):
         fill(tmp_path, data, **change)
@@ -144,8 +185,15 @@ def test_a_different_image_seed_or_network_is_another_store():
     """Images, how they are seen, seed and network decide too; the number of experts does not."""
     base = store.identity("abc", DIGITS, buffer_config(), MODEL, 0, "fp32")
     assert base == store.identity("abc", DIGITS, buffer_config(num_experts=9), MODEL, 0, "fp32")
-    others = [("abd", MODEL, 0, "fp32"), ("abc", "mlp", 0, "fp32"), ("abc", MODEL, 1, "fp32"), ("abc", MODEL, 0, "bf16")]
-    assert all(store.identity(images, DIGITS, buffer_config(), *rest) != base for images, *rest in others)
+    others = [
+        ("abd", MODEL, 0, "fp32"),
+        ("abc", "mlp", 0, "fp32"),
+        ("abc", MODEL, 1, "fp32"),
+        ("abc", MODEL, 0, "bf16"),
+    ]
+    assert all(
+        store.identity(images, DIGITS, buffer_config(), *rest) != base for images, *rest in others
+    )
     for seen in (replace(DIGITS, zca=True), replace(DIGITS, name="mnist")):
         assert store.identity("abc", seen, buffer_config(), MODEL, 0, "fp32") != base
 
@@ -162,7 +210,9 @@ def test_a_shard_of_another_store_is_refused(data, tmp_path):
     """Same network, other settings: the fingerprint in the shard tells."""
     fill(tmp_path / "a", data)
     fill(tmp_path / "b", data, batch=32)
-    store.shard_path(tmp_path / "a", 1).write_bytes(store.shard_path(tmp_path / "b", 1).read_bytes())
+    store.shard_path(tmp_path / "a", 1).write_bytes(
+        store.shard_path(tmp_path / "b", 1).read_bytes()
+    )
     with pytest.raises(UserError, match=r"expert_0001.*another store"):
         ExpertStore(tmp_path / "a")
 
@@ -179,7 +229,9 @@ def test_truncated_shard_is_named(data, tmp_path):
 def test_only_the_rows_asked_for_are_read(tmp_path):
     """Drawing a segment from a 200 MB shard does not bring the file into memory."""
     epochs, num_params = 50, 1_000_000
-    (tmp_path / "manifest.json").write_text(json.dumps({"fingerprint": "x", "identity": {}, "epochs": list(range(epochs))}))
+    (tmp_path / "manifest.json").write_text(
+        json.dumps({"fingerprint": "x", "identity": {}, "epochs": list(range(epochs))})
+    )
     values = torch.arange(epochs, dtype=torch.float32)[:, None].expand(-1, num_params).contiguous()
     store.write_expert(tmp_path, 0, values, None, "float32", {})
     reader = ExpertStore(tmp_path)
@@ -212,7 +264,9 @@ def test_preprocess_is_stored(data, tmp_path):
 
 
 def test_a_group_is_its_stores_in_order(data, tmp_path):
-    """Networks of different kinds, those of the first store first, each with its own weights and statistics."""
+    """Networks of different kinds, those of the first store first, each with its own weights and
+    statistics.
+    """
     a = tiny_store(tmp_path / "a", data, model="convnet-d1-w4-bn", num_experts=2, keep="last")
     b = tiny_store(tmp_path / "b", data, model="convnet-d2-w8-bn", num_experts=1, keep="last")
     group = StoreGroup([a, b])
@@ -226,7 +280,9 @@ def test_a_group_is_its_stores_in_order(data, tmp_path):
     summary = group.summary()
     assert summary["num"] == 3 and summary["stores"] == [a.summary(), b.summary()]
     assert [s["model"] for s in summary["stores"]] == ["convnet-d1-w4-bn", "convnet-d2-w8-bn"]
-    assert summary["seconds"] == pytest.approx(sum(s["seconds"] for s in summary["stores"]), abs=0.011)
+    assert summary["seconds"] == pytest.approx(
+        sum(s["seconds"] for s in summary["stores"]), abs=0.011
+    )
     assert [s["num"] for s in StoreGroup([b, a]).summary()["stores"]] == [1, 2]
     assert torch.equal(StoreGroup([b, a]).load(0, 3)(images), b.load(0, 3)(images))
 
@@ -234,18 +290,34 @@ def test_a_group_is_its_stores_in_order(data, tmp_path):
 def test_the_epochs_of_a_group_are_those_of_all(data, tmp_path):
     """Ascending; none in common is refused with the flags."""
     whole, part = tiny_store(tmp_path / "a", data), tiny_store(tmp_path / "b", data, keep=(1, 2))
-    last, fewer = tiny_store(tmp_path / "c", data, keep="last"), tiny_store(tmp_path / "d", data, epochs=2, keep="last")
-    assert list(StoreGroup([whole, part]).epochs) == list(StoreGroup([part, whole]).epochs) == [1, 2]
-    assert list(StoreGroup([whole, last]).epochs) == [3] and list(StoreGroup([whole]).epochs) == [0, 1, 2, 3]
+    last, fewer = (
+        tiny_store(tmp_path / "c", data, keep="last"),
+        tiny_store(tmp_path / "d", data, epochs=2, keep="last"),
+    )
+    assert (
+        list(StoreGroup([whole, part]).epochs) == list(StoreGroup([part, whole]).epochs) == [1, 2]
+    )
+    assert list(StoreGroup([whole, last]).epochs) == [3] and list(StoreGroup([whole]).epochs) == [
+        0,
+        1,
+        2,
+        3,
+    ]
     with pytest.raises(UserError, match=r"no epoch in common.*buffer\.epochs.*buffer\.keep"):
         StoreGroup([last, fewer])
 
 
 def test_teachers_are_loaded_after_their_last_epoch(data, tmp_path):
     """Frozen and in evaluation mode; what they say together is the mean of their logits."""
-    stores = [tiny_store(tmp_path / name, data, model=name, num_experts=1) for name in ("convnet-d1-w4-bn", "convnet-d2-w8-bn")]
+    stores = [
+        tiny_store(tmp_path / name, data, model=name, num_experts=1)
+        for name in ("convnet-d1-w4-bn", "convnet-d2-w8-bn")
+    ]
     teachers = load_all(StoreGroup(stores), CPU)
-    assert not any(t.training or any(p.requires_grad for p in t.parameters()) for t in teachers) and len(teachers) == 2
+    assert (
+        not any(t.training or any(p.requires_grad for p in t.parameters()) for t in teachers)
+        and len(teachers) == 2
+    )
     images = data.train.images(torch.arange(150).repeat(4))  # in several parts
     with torch.no_grad():
         wanted = [store_.load(0, 3)(images) for store_ in stores]

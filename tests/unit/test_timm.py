@@ -16,7 +16,13 @@ from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 
 CLASSES = 7
-FAMILIES = ("resnet10t", "vit_tiny_patch16_224", "convnext_atto", "mobilenetv3_small_050", "gmlp_ti16_224")
+FAMILIES = (
+    "resnet10t",
+    "vit_tiny_patch16_224",
+    "convnext_atto",
+    "mobilenetv3_small_050",
+    "gmlp_ti16_224",
+)
 needs_timm = pytest.mark.skipif(not timm_models.installed(), reason="timm is optional")
 
 
@@ -55,7 +61,8 @@ def test_logits_come_from_embed_and_the_last_linear_layer(name, shape):
     last = [m for m in model.modules() if isinstance(m, nn.Linear)][-1]
     assert logits.shape == (2, CLASSES) and features.shape == (2, last.in_features)
     close(last(features), logits, 1e-3)  # rounding through deep networks
-    (gradient,) = torch.autograd.grad(features.square().sum(), batch)  # not of the logits: gMLP's and MLP-Mixer's last layer begins at zero
+    # not of the logits: gMLP's and MLP-Mixer's last layer begins at zero
+    (gradient,) = torch.autograd.grad(features.square().sum(), batch)
     assert gradient.isfinite().all() and (gradient.flatten(1).abs().amax(1) > 0).all()
 
 
@@ -68,8 +75,13 @@ def test_a_generator_decides_the_parameters_and_global_generators_do_not(name):
     first, second, other = new(name), new(name), new(name, seed=1)
     assert torch.equal(torch.get_rng_state(), before)
     assert first.training and all(p.requires_grad for p in first.parameters())
-    assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True))
-    assert not all(torch.equal(a, b) for a, b in zip(first.parameters(), other.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    )
+    assert not all(
+        torch.equal(a, b) for a, b in zip(first.parameters(), other.parameters(), strict=True)
+    )
 
 
 @needs_timm
@@ -100,15 +112,23 @@ def test_resnet18_loses_its_first_pooling_on_small_images():
 def test_networks_trained_together_are_those_trained_one_by_one(name, monkeypatch):
     labels = torch.arange(8) % CLASSES
     pixels = torch.randint(0, 256, (8, 1, 8, 8), generator=generator(2), dtype=torch.uint8)
-    real = RealSet(pixels, labels, CLASSES, Preprocess(mean=torch.tensor([0.5]), std=torch.tensor([0.3])))
+    real = RealSet(
+        pixels, labels, CLASSES, Preprocess(mean=torch.tensor([0.5]), std=torch.tensor([0.3]))
+    )
     config = EvalConfig(protocol="test", epochs=1, batch=8)
     reached = []
     for below in (0, 10**9):
         monkeypatch.setattr(training, "BATCHED_BELOW", below)
         build = lambda rng: build_model(f"timm/{name}", real.image_shape, CLASSES, rng)  # noqa: E731
-        reached.append(training.train_networks(build, [real] * 2, [0, 1], config, 0.001, torch.device("cpu"), steps=1))
+        reached.append(
+            training.train_networks(
+                build, [real] * 2, [0, 1], config, 0.001, torch.device("cpu"), steps=1
+            )
+        )
     for alone, together in zip(*reached, strict=True):
-        assert (flatten(alone) - flatten(together)).norm() <= 1e-4 * (flatten(alone) - flatten(new(name, real.image_shape))).norm()
+        assert (flatten(alone) - flatten(together)).norm() <= 1e-4 * (
+            flatten(alone) - flatten(new(name, real.image_shape))
+        ).norm()
     assert not torch.equal(flatten(reached[0][0]), flatten(reached[0][1]))
 
 
@@ -116,7 +136,10 @@ def test_networks_trained_together_are_those_trained_one_by_one(name, monkeypatc
 def test_attention_has_second_derivatives():
     """What gradient and trajectory matching need of a network."""
     model = FlatModel(network("vit_tiny_patch16_224"))
-    theta, batch = flatten(network("vit_tiny_patch16_224")).requires_grad_(), images((3, 32, 32)).requires_grad_()
+    theta, batch = (
+        flatten(network("vit_tiny_patch16_224")).requires_grad_(),
+        images((3, 32, 32)).requires_grad_(),
+    )
     (gradient,) = torch.autograd.grad(model(theta, batch).square().sum(), theta, create_graph=True)
     (second,) = torch.autograd.grad(gradient.square().sum(), batch)
     assert second.isfinite().all() and second.abs().max() > 0
@@ -130,7 +153,11 @@ def test_attention_has_second_derivatives():
     ("name", "shape", "says"),
     [
         ("vit_tiny_patch16_224", (3, 36, 33), r"33.*data\.size"),
-        ("vit_tiny_patch16_224", (3, 100, 100), r"100x100.*multiples of its patches of 16 pixels.*data\.size"),
+        (
+            "vit_tiny_patch16_224",
+            (3, 100, 100),
+            r"100x100.*multiples of its patches of 16 pixels.*data\.size",
+        ),
         ("levit_128s", (3, 32, 32), "does not end in one linear layer"),
     ],
 )
@@ -142,7 +169,12 @@ def test_what_cannot_be_used_says_why(name, shape, says):
 
 @needs_timm
 @pytest.mark.parametrize(
-    ("name", "nearest"), [("resnt18", "timm/resnet18"), ("resnet18.a1_in1k", "timm/resnet18"), ("vit_tiny_patch16_225", "timm/vit_tiny_patch16_224")]
+    ("name", "nearest"),
+    [
+        ("resnt18", "timm/resnet18"),
+        ("resnet18.a1_in1k", "timm/resnet18"),
+        ("vit_tiny_patch16_225", "timm/vit_tiny_patch16_224"),
+    ],
 )
 def test_an_unknown_name_names_the_nearest(name, nearest):
     with pytest.raises(UserError) as error:
@@ -152,7 +184,9 @@ def test_an_unknown_name_names_the_nearest(name, nearest):
 
 def test_without_the_package_a_sentence_says_what_to_install(monkeypatch):
     monkeypatch.setattr(timm_models, "installed", lambda: False)
-    with pytest.raises(UserError, match=r"^timm/resnet18 needs the package timm; pip install timm, or name .*\.$"):
+    with pytest.raises(
+        UserError, match=r"^timm/resnet18 needs the package timm; pip install timm, or name .*\.$"
+    ):
         new("resnet18")
 
 
@@ -164,10 +198,25 @@ def test_without_the_package_a_sentence_says_what_to_install(monkeypatch):
     [
         (
             "adamw",
-            "torchvision/vit_b_16 torchvision/swin_t torchvision/maxvit_t torchvision/convnext_tiny timm/deit_tiny_patch16_224 timm/mixer_s32_224",
+            (
+                "torchvision/vit_b_16 torchvision/swin_t torchvision/maxvit_t "
+                "torchvision/convnext_tiny timm/deit_tiny_patch16_224 timm/mixer_s32_224"
+            ),
         ),
-        ("sgd", "convnet-d3-w128-in mlp lenet alexnet vgg11-in resnet18-bn mobilenet_v2 efficientnet_b0 shufflenet_g2"),
-        ("sgd", "torchvision/resnet18 torchvision/mobilenet_v3_small torchvision/shufflenet_v2_x0_5 timm/resnet10t timm/mobilenetv3_small_050"),
+        (
+            "sgd",
+            (
+                "convnet-d3-w128-in mlp lenet alexnet vgg11-in resnet18-bn mobilenet_v2 "
+                "efficientnet_b0 shufflenet_g2"
+            ),
+        ),
+        (
+            "sgd",
+            (
+                "torchvision/resnet18 torchvision/mobilenet_v3_small "
+                "torchvision/shufflenet_v2_x0_5 timm/resnet10t timm/mobilenetv3_small_050"
+            ),
+        ),
     ],
 )
 def test_usual_optimiser(optimiser, networks):

@@ -1,7 +1,8 @@
 """Training and measuring networks, and the selections and statistics of an evaluation.
 
-Images and networks are float64, so that two computations of the same thing differ by the rounding of the float32 logits alone: a parameter
-whose true gradient is zero then stays where it is, instead of wandering by rounding that Adam makes as large as any step.
+Images and networks are float64, so that two computations of the same thing differ by the rounding
+of the float32 logits alone: a parameter whose true gradient is zero then stays where it is, instead
+of wandering by rounding that Adam makes as large as any step.
 """
 
 import copy
@@ -31,7 +32,15 @@ CPU = torch.device("cpu")
 SHAPE, CLASSES = (1, 8, 8), 3
 IN, BN = "convnet-d2-w4-in", "convnet-d2-w4-bn"
 NN = "convnet-d2-w4-nn"
-CONFIG = EvalConfig(protocol="test", epochs=4, batch=8, momentum=0.9, momentum_after=0.5, weight_decay=0.01, lr_drop=0.2)
+CONFIG = EvalConfig(
+    protocol="test",
+    epochs=4,
+    batch=8,
+    momentum=0.9,
+    momentum_after=0.5,
+    weight_decay=0.01,
+    lr_drop=0.2,
+)
 LR = 0.05
 
 
@@ -40,7 +49,12 @@ def real_set(num=21, seed=0):
     labels = torch.arange(num) % CLASSES
     noise = torch.randint(0, 80, (num, *SHAPE), generator=generator(seed, "pixels"))
     pixels = (noise + 80 * labels.view(-1, 1, 1, 1)).to(torch.uint8)
-    return RealSet(pixels, labels, CLASSES, Preprocess(mean=torch.tensor([0.5]).double(), std=torch.tensor([0.3]).double()))
+    return RealSet(
+        pixels,
+        labels,
+        CLASSES,
+        Preprocess(mean=torch.tensor([0.5]).double(), std=torch.tensor([0.3]).double()),
+    )
 
 
 def maker(name):
@@ -50,7 +64,9 @@ def maker(name):
 
 def train(name, seeds, sets=None, config=CONFIG, **more):
     """train_networks at the usual rate."""
-    return training.train_networks(maker(name), sets or [real_set()] * len(seeds), seeds, config, LR, CPU, **more)
+    return training.train_networks(
+        maker(name), sets or [real_set()] * len(seeds), seeds, config, LR, CPU, **more
+    )
 
 
 def state(network):
@@ -59,8 +75,12 @@ def state(network):
 
 
 def assert_same_change(name, seed, network, expected, tolerance):
-    """Both moved alike from the start of that seed, running statistics included; and every weight moved."""
-    start, reached, wanted = (state(n) for n in (maker(name)(generator(seed, "network")), network, expected))
+    """Both moved alike from the start of that seed, running statistics included; and every weight
+    moved.
+    """
+    start, reached, wanted = (
+        state(n) for n in (maker(name)(generator(seed, "network")), network, expected)
+    )
     assert_same_move(start, reached, wanted, tolerance)
     still = [key for key in start if start[key].dim() > 1 and torch.equal(start[key], reached[key])]
     assert not still, f"{still} did not move"
@@ -80,7 +100,10 @@ def batched(monkeypatch):
 
 
 def plain_loop(name, real, config, lr, seed):
-    """The published evaluation loop, written down once more: E + 1 epochs, after epoch E // 2 + 1 a new optimiser with a smaller rate."""
+    """The published evaluation loop, written down once more:
+
+    E + 1 epochs, after epoch E // 2 + 1 a new optimiser with a smaller rate.
+    """
     network = maker(name)(generator(seed, "network")).train()
     sgd, decay = torch.optim.SGD, config.weight_decay
     optimiser = sgd(network.parameters(), lr=lr, momentum=config.momentum, weight_decay=decay)
@@ -88,13 +111,20 @@ def plain_loop(name, real, config, lr, seed):
         order = torch.randperm(len(real), generator=generator(seed, "order", epoch))
         for step, begin in enumerate(range(0, len(real), config.batch)):
             index = order[begin : begin + config.batch]
-            draw = augment.sample(config.augment, len(index), generator(seed, "augment", epoch, step))
+            draw = augment.sample(
+                config.augment, len(index), generator(seed, "augment", epoch, step)
+            )
             images = augment.apply(config.augment, real.images(index), draw)
             optimiser.zero_grad()
             nn.CrossEntropyLoss()(network(images).float(), real.labels[index]).backward()
             optimiser.step()
         if epoch == config.epochs // 2 + 1:
-            optimiser = sgd(network.parameters(), lr=lr * config.lr_drop, momentum=config.momentum_after, weight_decay=decay)
+            optimiser = sgd(
+                network.parameters(),
+                lr=lr * config.lr_drop,
+                momentum=config.momentum_after,
+                weight_decay=decay,
+            )
     return network
 
 
@@ -109,7 +139,9 @@ def test_one_network_is_trained_as_by_a_plain_loop(name):
 
 @pytest.mark.parametrize("epochs", [1, 2, 5])
 def test_the_rate_drops_where_the_plain_loop_drops_it(epochs):
-    config = EvalConfig(protocol="test", epochs=epochs, batch=32, lr_drop=0.01, augment=AugmentConfig(ops=()))
+    config = EvalConfig(
+        protocol="test", epochs=epochs, batch=32, lr_drop=0.01, augment=AugmentConfig(ops=())
+    )
     (network,) = train(IN, [0], config=config)
     assert_same_change(IN, 0, network, plain_loop(IN, real_set(), config, LR, 0), 1e-5)
 
@@ -154,25 +186,40 @@ MIXED = EvalConfig(
 
 
 def mixing_loop(real, config, lr, seed):
-    """IDC's evaluation loop, with torch's own schedule: E epochs, the rate drops at two thirds and five sixths, batches are mixed or not."""
+    """IDC's evaluation loop, with torch's own schedule:
+
+    E epochs, the rate drops at two thirds and five sixths, batches are mixed or not.
+    """
     network = maker(IN)(generator(seed, "network")).train()
-    optimiser = torch.optim.SGD(network.parameters(), lr=lr, momentum=config.momentum, weight_decay=config.weight_decay)
-    drops = torch.optim.lr_scheduler.MultiStepLR(optimiser, [2 * config.epochs // 3, 5 * config.epochs // 6], config.lr_drop)
+    optimiser = torch.optim.SGD(
+        network.parameters(), lr=lr, momentum=config.momentum, weight_decay=config.weight_decay
+    )
+    drops = torch.optim.lr_scheduler.MultiStepLR(
+        optimiser, [2 * config.epochs // 3, 5 * config.epochs // 6], config.lr_drop
+    )
     mixed = 0
     for epoch in range(config.epochs):
         order = torch.randperm(len(real), generator=generator(seed, "order", epoch))
         for step, begin in enumerate(range(0, len(real), config.batch)):
             index = order[begin : begin + config.batch]
             images, labels = real.images(index), real.labels[index]
-            images = augment.apply(config.augment, images, augment.sample(config.augment, len(index), generator(seed, "augment", epoch, step)))
+            images = augment.apply(
+                config.augment,
+                images,
+                augment.sample(config.augment, len(index), generator(seed, "augment", epoch, step)),
+            )
             cross_entropy = nn.CrossEntropyLoss()
-            draw = augment.sample_cutmix(config.cutmix, len(index), SHAPE[1:], generator(seed, "cutmix", epoch, step))
+            draw = augment.sample_cutmix(
+                config.cutmix, len(index), SHAPE[1:], generator(seed, "cutmix", epoch, step)
+            )
             if draw is None:
                 loss = cross_entropy(network(images).float(), labels)
             else:
                 mixed += 1
                 outputs = network(augment.cutmix(images, draw)).float()
-                loss = cross_entropy(outputs, labels) * draw.share + cross_entropy(outputs, labels[draw.partner]) * (1 - draw.share)
+                loss = cross_entropy(outputs, labels) * draw.share + cross_entropy(
+                    outputs, labels[draw.partner]
+                ) * (1 - draw.share)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -200,7 +247,9 @@ def test_networks_trained_together_mix_each_its_own(monkeypatch):
 def test_thirds_are_torchs_multi_step_schedule(epochs):
     config = EvalConfig(protocol="test", epochs=epochs, lr_drop=0.2, schedule="thirds")
     optimiser = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=LR)
-    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimiser, [2 * epochs // 3, 5 * epochs // 6], 0.2)
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(
+        optimiser, [2 * epochs // 3, 5 * epochs // 6], 0.2
+    )
     points = training.schedule(config, LR)
     assert [p.fresh for p in points] == [True, False, False]
     for epoch in range(epochs):
@@ -215,7 +264,9 @@ def test_thirds_of_one_epoch_never_drop():
     assert [(p.epoch, p.lr) for p in training.schedule(MIXED, LR, epochs=1)] == [(0, LR)]
 
 
-@pytest.mark.parametrize(("max_steps", "updates"), [(None, 15), (15, 15), (14, 14), (9, 9), (4, 4), (1, 1)])
+@pytest.mark.parametrize(
+    ("max_steps", "updates"), [(None, 15), (15, 15), (14, 14), (9, 9), (4, 4), (1, 1)]
+)
 def test_updates_of_thirds_respect_max_steps(max_steps, updates):
     """21 images in batches of 8 are 3 updates an epoch, of E = 5 epochs."""
     counting = Counting(real_set())
@@ -269,9 +320,13 @@ class Counting:
         return self.real.batch(index)
 
 
-@pytest.mark.parametrize(("max_steps", "updates"), [(None, 15), (1000, 15), (15, 15), (14, 14), (9, 9), (4, 4), (1, 1)])
+@pytest.mark.parametrize(
+    ("max_steps", "updates"), [(None, 15), (1000, 15), (15, 15), (14, 14), (9, 9), (4, 4), (1, 1)]
+)
 def test_updates_respect_max_steps(max_steps, updates):
-    """21 images in batches of 8 are 3 updates an epoch, E + 1 = 5 epochs; the last epoch may be cut short."""
+    """21 images in batches of 8 are 3 updates an epoch, E + 1 = 5 epochs; the last epoch may be cut
+    short.
+    """
     counting = Counting(real_set())
     steps = max_steps and min(training.num_updates(21, CONFIG), max_steps)
     train(IN, [0], [counting], steps=steps)
@@ -287,7 +342,9 @@ def test_shortened_training_drops_its_rate_in_its_own_middle():
 @pytest.mark.parametrize("schedule", ["half", "thirds", "cosine"])
 @pytest.mark.parametrize("steps", [1, 2, 3, 11, 12, 13, 40])
 def test_exactly_so_many_updates_are_made(schedule, steps):
-    """Fewer and more than the 12 (half: 15) of 4 epochs; the schedule is that of a protocol of as many epochs, wherever the last one ends."""
+    """Fewer and more than the 12 (half: 15) of 4 epochs; the schedule is that of a protocol of as
+    many epochs, wherever the last one ends.
+    """
     config, counting = replace(CONFIG, schedule=schedule), Counting(real_set())
     (network,) = train(IN, [0], [counting], config=config, steps=steps)
     assert counting.batches == steps
@@ -295,12 +352,18 @@ def test_exactly_so_many_updates_are_made(schedule, steps):
     assert epochs + (schedule == "half") == math.ceil(steps / 3)
     if epochs > 0 and steps % 3 == 0:
         (natural,) = train(IN, [0], config=replace(config, epochs=epochs))
-        assert all(torch.equal(a, b) for a, b in zip(network.parameters(), natural.parameters(), strict=True))
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(network.parameters(), natural.parameters(), strict=True)
+        )
 
 
 def test_the_natural_number_of_updates_changes_nothing():
     for config in (CONFIG, replace(CONFIG, schedule="cosine")):
-        a, b = (train(IN, [0], config=config, steps=steps)[0] for steps in (None, training.num_updates(21, config)))
+        a, b = (
+            train(IN, [0], config=config, steps=steps)[0]
+            for steps in (None, training.num_updates(21, config))
+        )
         assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
 
 
@@ -310,7 +373,9 @@ def test_the_natural_number_of_updates_changes_nothing():
 @pytest.mark.parametrize("epochs", [1, 2, 7, 400])
 @pytest.mark.parametrize("stretch", [1.0, 2.0])
 def test_cosine_is_torchs_annealing(epochs, stretch):
-    """Torch's own, set after each epoch, down to 0 after `stretch` times as many; one optimiser throughout."""
+    """Torch's own, set after each epoch, down to 0 after `stretch` times as many; one optimiser
+    throughout.
+    """
     config = EvalConfig(protocol="test", epochs=epochs, schedule="cosine", stretch=stretch)
     optimiser = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=LR)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, int(stretch * epochs))
@@ -329,12 +394,22 @@ def test_cosine_is_torchs_annealing(epochs, stretch):
 
 def spared_by_hand(network):
     """Biases and the parameters of normalisation layers, by their names."""
-    norms = {name for name, m in network.named_modules() if isinstance(m, nn.GroupNorm | nn.BatchNorm2d | nn.LayerNorm)}
-    return {name for name, _ in network.named_parameters() if name.endswith("bias") or name.rpartition(".")[0] in norms}
+    norms = {
+        name
+        for name, m in network.named_modules()
+        if isinstance(m, nn.GroupNorm | nn.BatchNorm2d | nn.LayerNorm)
+    }
+    return {
+        name
+        for name, _ in network.named_parameters()
+        if name.endswith("bias") or name.rpartition(".")[0] in norms
+    }
 
 
 def modern_loop(name, real, config, lr, seed, loss):
-    """AdamW or SGD with torch's cosine schedule; `loss` of the logits, the indices and the images that the network saw."""
+    """AdamW or SGD with torch's cosine schedule; `loss` of the logits, the indices and the images
+    that the network saw.
+    """
     network = maker(name)(generator(seed, "network")).train()
     named = dict(network.named_parameters())
     spared = set() if config.decay_norms else spared_by_hand(network)
@@ -343,18 +418,28 @@ def modern_loop(name, real, config, lr, seed, loss):
         {"params": [p for n, p in named.items() if n in spared], "weight_decay": 0.0},
     ]
     if config.optimiser == "adamw":
-        optimiser = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.999), weight_decay=config.weight_decay)
+        optimiser = torch.optim.AdamW(
+            groups, lr=lr, betas=(0.9, 0.999), weight_decay=config.weight_decay
+        )
     else:
-        optimiser = torch.optim.SGD(groups, lr=lr, momentum=config.momentum, weight_decay=config.weight_decay)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda t: (1 + math.cos(math.pi * t / (config.stretch * config.epochs))) / 2)
+        optimiser = torch.optim.SGD(
+            groups, lr=lr, momentum=config.momentum, weight_decay=config.weight_decay
+        )
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda t: (1 + math.cos(math.pi * t / (config.stretch * config.epochs))) / 2
+    )
     for epoch in range(config.epochs):
         order = torch.randperm(len(real), generator=generator(seed, "order", epoch))
         for step, begin in enumerate(range(0, len(real), config.batch)):
             index = order[begin : begin + config.batch]
-            draw = augment.sample(config.augment, len(index), generator(seed, "augment", epoch, step))
+            draw = augment.sample(
+                config.augment, len(index), generator(seed, "augment", epoch, step)
+            )
             images, mixing = augment.apply(config.augment, real.images(index), draw), None
             if config.mixup:
-                mixing = augment.sample_mixup(config.mixup, len(index), generator(seed, "mixup", epoch, step))
+                mixing = augment.sample_mixup(
+                    config.mixup, len(index), generator(seed, "mixup", epoch, step)
+                )
                 images = mixing.share * images + (1 - mixing.share) * images[mixing.partner]
             optimiser.zero_grad()
             loss(network(images).float(), index, images, mixing).backward()
@@ -376,7 +461,9 @@ def test_optimisers_and_cosine_are_a_plain_loop(name, optimiser, decay_norms):
     """A weight decay strong enough that one too many shows."""
     config, real = replace(MODERN, optimiser=optimiser, decay_norms=decay_norms), real_set()
     (network,) = train(name, [5], [real], config=config)
-    wanted = modern_loop(name, real, config, LR, 5, lambda s, index, *_: nn.CrossEntropyLoss()(s, real.labels[index]))
+    wanted = modern_loop(
+        name, real, config, LR, 5, lambda s, index, *_: nn.CrossEntropyLoss()(s, real.labels[index])
+    )
     assert_same_change(name, 5, network, wanted, 1e-5)
     (other,) = train(name, [5], [real], config=replace(config, decay_norms=not decay_norms))
     assert not torch.allclose(network.classifier.bias, other.classifier.bias, rtol=1e-3)
@@ -402,9 +489,16 @@ def test_stacked_scales_of_normalisation_are_spared_as_well(monkeypatch):
     (single,) = train(BN, [3], config=config)
     batched(monkeypatch)
     together = train(BN, [3, 1], config=config)[0]
-    for key in ("features.0.weight", "features.1.weight", "features.1.bias", "classifier.bias", "features.0.bias"):
+    for key in (
+        "features.0.weight",
+        "features.1.weight",
+        "features.1.bias",
+        "classifier.bias",
+        "features.0.bias",
+    ):
         assert torch.allclose(together.state_dict()[key], single.state_dict()[key], atol=1e-5), key
-    assert (single.features[1].weight - 1).abs().max() < 0.3  # which that much decay would have brought near 0
+    # which that much decay would have brought near 0
+    assert (single.features[1].weight - 1).abs().max() < 0.3
 
 
 # Labels and losses
@@ -415,7 +509,12 @@ class Soft:
 
     def __init__(self, real, teachers, classes=True):
         self.real, self.classes = real, classes
-        self.logits = torch.stack([teacher.eval()(real.images(torch.arange(len(real)))).detach().float() for teacher in teachers]).mean(0)
+        self.logits = torch.stack(
+            [
+                teacher.eval()(real.images(torch.arange(len(real)))).detach().float()
+                for teacher in teachers
+            ]
+        ).mean(0)
 
     def __len__(self):
         return len(self.real)
@@ -449,25 +548,42 @@ def test_static_labels_are_infers_loop():
     soft = Soft(real, TEACHERS)
 
     def loss(said, index, images, mixing):
-        wanted = mixing.share * soft.logits[index] + (1 - mixing.share) * soft.logits[index][mixing.partner]
-        return nn.functional.kl_div((said / 30).log_softmax(1), (wanted / 30).softmax(1), reduction="batchmean")
+        wanted = (
+            mixing.share * soft.logits[index]
+            + (1 - mixing.share) * soft.logits[index][mixing.partner]
+        )
+        return nn.functional.kl_div(
+            (said / 30).log_softmax(1), (wanted / 30).softmax(1), reduction="batchmean"
+        )
 
     (network,) = train(NN, [5], [soft], config=INFER)
     assert_same_change(NN, 5, network, modern_loop(NN, real, INFER, LR, 5, loss), 1e-4)
-    sgd = replace(INFER, optimiser="sgd", squared=True)  # whose steps, unlike Adam's, are as small as the gradient
+    # whose steps, unlike Adam's, are as small as the gradient
+    sgd = replace(INFER, optimiser="sgd", squared=True)
     (network,) = train(NN, [5], [soft], config=sgd)
-    assert_same_change(NN, 5, network, modern_loop(NN, real, sgd, LR, 5, lambda *a: 900 * loss(*a)), 1e-4)
+    assert_same_change(
+        NN, 5, network, modern_loop(NN, real, sgd, LR, 5, lambda *a: 900 * loss(*a)), 1e-4
+    )
 
 
 @pytest.mark.parametrize("mode", ["eval", "train"])
 def test_dynamic_labels_are_what_teachers_say_of_the_batch_as_it_is_seen(mode):
-    real, config = real_set(), replace(INFER, labels="dynamic", teacher_mode=mode, optimiser="sgd", loss="mse", hard_weight=0.2)
+    real, config = (
+        real_set(),
+        replace(
+            INFER, labels="dynamic", teacher_mode=mode, optimiser="sgd", loss="mse", hard_weight=0.2
+        ),
+    )
 
     def loss(said, index, images, mixing):
         with torch.no_grad():
-            wanted = torch.stack([copy.deepcopy(t).train(mode == "train")(images).float() for t in TEACHERS]).mean(0)
+            wanted = torch.stack(
+                [copy.deepcopy(t).train(mode == "train")(images).float() for t in TEACHERS]
+            ).mean(0)
         cross_entropy, classes = nn.CrossEntropyLoss(), real.labels[index]
-        hard = mixing.share * cross_entropy(said, classes) + (1 - mixing.share) * cross_entropy(said, classes[mixing.partner])
+        hard = mixing.share * cross_entropy(said, classes) + (1 - mixing.share) * cross_entropy(
+            said, classes[mixing.partner]
+        )
         return ((said - wanted) ** 2).mean() + 0.2 * hard
 
     for given in (real, Soft(real, [TEACHERS[0]])):  # whatever labels of its own the set has
@@ -477,15 +593,33 @@ def test_dynamic_labels_are_what_teachers_say_of_the_batch_as_it_is_seen(mode):
 
 @pytest.mark.parametrize("loss", ["kl", "ce", "mse", "nkd"])
 @pytest.mark.parametrize("together", [False, True])
-def test_static_and_dynamic_labels_are_the_same_where_images_stay_as_they_are(monkeypatch, loss, together):
+def test_static_and_dynamic_labels_are_the_same_where_images_stay_as_they_are(
+    monkeypatch, loss, together
+):
     """Without augmentation and mixing a teacher says of a batch what it said of its images."""
     (batched if together else one_after_another)(monkeypatch)
-    config = EvalConfig(protocol="test", epochs=5, batch=8, loss=loss, temperature=4.0, schedule="cosine", augment=AugmentConfig(ops=()))
+    config = EvalConfig(
+        protocol="test",
+        epochs=5,
+        batch=8,
+        loss=loss,
+        temperature=4.0,
+        schedule="cosine",
+        augment=AugmentConfig(ops=()),
+    )
     seeds, real = [4, 5], real_set()
     seen = []
     for given, labels in ((Soft(real, TEACHERS), "own"), (real, "dynamic")):
         told = []
-        networks = train(IN, seeds, [given] * 2, config=config, teachers=TEACHERS, labels=labels, observe=lambda i, s, told=told: told.append(s))
+        networks = train(
+            IN,
+            seeds,
+            [given] * 2,
+            config=config,
+            teachers=TEACHERS,
+            labels=labels,
+            observe=lambda i, s, told=told: told.append(s),
+        )
         seen.append((networks, torch.stack([t for t in told if len(t) == 8])))
     (static, of_static), (dynamic, of_dynamic) = seen
     assert (of_static - of_dynamic).abs().max() < 1e-5
@@ -508,9 +642,19 @@ def test_teachers_stay_as_they_are(mode):
 @pytest.mark.parametrize("mode", ["eval", "train"])
 @pytest.mark.parametrize("loss", ["kl", "nkd"])
 def test_dynamic_labels_of_networks_trained_together_are_each_its_own(monkeypatch, mode, loss):
-    """In training mode a teacher normalises by the batch of one network, not by all of them at once."""
+    """In training mode a teacher normalises by the batch of one network, not by all of them at
+    once.
+    """
     config = replace(
-        INFER, labels="dynamic", teacher_mode=mode, loss=loss, temperature=2.0, optimiser="sgd", mixup=0.0, cutmix=0.7, decay_norms=False
+        INFER,
+        labels="dynamic",
+        teacher_mode=mode,
+        loss=loss,
+        temperature=2.0,
+        optimiser="sgd",
+        mixup=0.0,
+        cutmix=0.7,
+        decay_norms=False,
     )
     seeds, sets = [3, 1, 2], [real_set(seed=i) for i in range(3)]
     one_after_another(monkeypatch)
@@ -528,7 +672,10 @@ def test_dropout_of_a_teacher_is_off_in_either_mode():
         config = replace(INFER, labels="dynamic", teacher_mode=mode)
         (with_dropout,) = train(IN, [0], config=config, teachers=[dropping])
         (without,) = train(IN, [0], config=config, teachers=[teacher(100)])
-        assert all(torch.equal(a, b) for a, b in zip(with_dropout.parameters(), without.parameters(), strict=True))
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(with_dropout.parameters(), without.parameters(), strict=True)
+        )
 
 
 def test_hard_labels_are_the_classes_beside_soft_ones():
@@ -555,7 +702,9 @@ def test_dynamic_labels_need_teachers():
 @pytest.mark.parametrize("mixup", [0.0, 0.8])
 @pytest.mark.parametrize("soft", [False, True])
 def test_uskd_trains_a_weak_head_beside_the_network(mixup, soft):
-    """By a plain loop with a second linear layer on the first of two blocks; labels other than the classes are not looked at."""
+    """By a plain loop with a second linear layer on the first of two blocks; labels other than the
+    classes are not looked at.
+    """
     config = replace(MODERN, loss="uskd", mixup=mixup, optimiser="sgd", weight_decay=0.05)
     real = real_set()
     with scoped(generator(5, "weak head")):
@@ -574,17 +723,27 @@ def test_uskd_trains_a_weak_head_beside_the_network(mixup, soft):
         for step, begin in enumerate(range(0, 21, 8)):
             index = order[begin : begin + 8]
             images = augment.apply(
-                config.augment, real.images(index), augment.sample(config.augment, len(index), generator(5, "augment", epoch, step))
+                config.augment,
+                real.images(index),
+                augment.sample(config.augment, len(index), generator(5, "augment", epoch, step)),
             )
             pairs = [(1.0, real.labels[index])]
             if mixup:
                 draw = augment.sample_mixup(mixup, len(index), generator(5, "mixup", epoch, step))
                 images = augment.mix(images, draw)
-                pairs = [(draw.share, real.labels[index]), (1 - draw.share, real.labels[index][draw.partner])]
+                pairs = [
+                    (draw.share, real.labels[index]),
+                    (1 - draw.share, real.labels[index][draw.partner]),
+                ]
             early = network.features[:3](images)
-            weak, said = head(early.float().mean((2, 3))), network.classifier(network.features[3:](early).flatten(1)).float()
+            weak, said = (
+                head(early.float().mean((2, 3))),
+                network.classifier(network.features[3:](early).flatten(1)).float(),
+            )
             optimiser.zero_grad()
-            sum(share * (nn.CrossEntropyLoss()(said, c) + uskd(said, weak, c)) for share, c in pairs).backward()
+            sum(
+                share * (nn.CrossEntropyLoss()(said, c) + uskd(said, weak, c)) for share, c in pairs
+            ).backward()
             optimiser.step()
     (found,) = train(IN, [5], [Soft(real, TEACHERS) if soft else real], config=config)
     assert_same_change(IN, 5, found, network, 1e-5)
@@ -598,7 +757,9 @@ def test_networks_with_a_weak_head_are_trained_one_after_another(monkeypatch):
     pair = train(BN, [3, 1], config=config)
     assert torch.equal(torch.get_rng_state(), before)
     (alone,) = train(BN, [1], config=config)
-    assert all(torch.equal(value, pair[1].state_dict()[key]) for key, value in alone.state_dict().items())
+    assert all(
+        torch.equal(value, pair[1].state_dict()[key]) for key, value in alone.state_dict().items()
+    )
     (other,) = train(BN, [1], config=replace(config, loss="ce"))
     assert not torch.equal(other.classifier.bias, alone.classifier.bias)
 
@@ -617,13 +778,22 @@ class Answers(nn.Module):
         """(B, 1, 1, 1) -> one-hot logits (B, K)."""
         self.modes.add(self.training)
         told = (images[:, 0, 0, 0] * 255).round().long()
-        return nn.functional.one_hot(told if self.constant is None else torch.full_like(told, self.constant), CLASSES).float()
+        return nn.functional.one_hot(
+            told if self.constant is None else torch.full_like(told, self.constant), CLASSES
+        ).float()
 
 
 def test_accuracy_of_a_perfect_and_of_constant_networks():
     """2,300 images, more than two batches of a test."""
-    labels = torch.cat((torch.zeros(1150), torch.ones(230), torch.full((920,), 2))).long()[torch.randperm(2300, generator=generator(0))]
-    real = RealSet(labels.to(torch.uint8).view(-1, 1, 1, 1), labels, CLASSES, Preprocess(mean=torch.zeros(1), std=torch.ones(1)))
+    labels = torch.cat((torch.zeros(1150), torch.ones(230), torch.full((920,), 2))).long()[
+        torch.randperm(2300, generator=generator(0))
+    ]
+    real = RealSet(
+        labels.to(torch.uint8).view(-1, 1, 1, 1),
+        labels,
+        CLASSES,
+        Preprocess(mean=torch.zeros(1), std=torch.ones(1)),
+    )
     perfect = Answers().train()
     assert training.accuracy(perfect, real) == 1.0
     assert perfect.modes == {False}
@@ -637,8 +807,12 @@ def test_accuracy_of_a_perfect_and_of_constant_networks():
 def test_interval_is_students_on_the_logit_scale():
     for values in ([0.3, 0.5], [0.61, 0.58, 0.66, 0.6, 0.7], list(np.linspace(0.2, 0.4, 30))):
         mean, std, (low, high) = interval(values)
-        assert mean == pytest.approx(np.mean(values)) and std == pytest.approx(np.std(values, ddof=1))
-        plain = np.array(scipy.stats.t.interval(0.95, len(values) - 1, loc=mean, scale=scipy.stats.sem(values)))
+        assert mean == pytest.approx(np.mean(values)) and std == pytest.approx(
+            np.std(values, ddof=1)
+        )
+        plain = np.array(
+            scipy.stats.t.interval(0.95, len(values) - 1, loc=mean, scale=scipy.stats.sem(values))
+        )
         logit = np.log(mean / (1 - mean)) + (plain - mean) / (mean * (1 - mean))
         assert (low, high) == pytest.approx(1 / (1 + np.exp(-logit)))
 
@@ -657,7 +831,9 @@ def features_of(real):
 
     def embed(images):
         flat = images.flatten(1)
-        return torch.stack((flat[:, :30].sum(1), flat[:, 30:].sum(1) * 0.5, flat[:, 3] * flat[:, 40]), 1)
+        return torch.stack(
+            (flat[:, :30].sum(1), flat[:, 30:].sum(1) * 0.5, flat[:, 3] * flat[:, 40]), 1
+        )
 
     return embed, embed(real.images(torch.arange(len(real)))).double().numpy()
 
@@ -672,7 +848,11 @@ def test_herding_is_the_greedy_choice(batch):
         members, chosen = np.flatnonzero(real.labels.numpy() == c).tolist(), []
         centre = features[members].mean(0)
         while len(chosen) < 4:
-            distance = {i: np.linalg.norm(centre - features[[*chosen, i]].mean(0)) for i in members if i not in chosen}
+            distance = {
+                i: np.linalg.norm(centre - features[[*chosen, i]].mean(0))
+                for i in members
+                if i not in chosen
+            }
             chosen.append(min(distance, key=distance.get))
         wanted += chosen
     assert herding_index(real, 4, names, embed, batch=batch).tolist() == wanted
@@ -717,7 +897,9 @@ def known(path, identity, key):
 def test_memo_computes_once_and_resumes(tmp_path):
     path, compute = tmp_path / "memo.jsonl", Once({"accuracies": [0.1, 0.30000000000000004]})
     memo = Memo(path, "me")
-    assert memo("a", compute) == memo("a", compute) == Memo(path, "me")("a", compute) == compute.value
+    assert (
+        memo("a", compute) == memo("a", compute) == Memo(path, "me")("a", compute) == compute.value
+    )
     assert compute.calls == 1
     assert Memo(path, "me")("b", Once(2)) == 2 and known(path, "me", "a") == compute.value
 

@@ -1,4 +1,6 @@
-"""The slots of the trajectory objective, each through the objective itself, and the order of the student's batches."""
+"""The slots of the trajectory objective, each through the objective itself, and the order of the
+student's batches.
+"""
 
 from dataclasses import dataclass, replace
 
@@ -12,7 +14,14 @@ from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 from synth.trajectory import TrajectoryMatching, UniformWindow, student_batches
 
-BASE = TrajectoryMatching(inner_steps=4, expert_epochs=2, window=UniformWindow(high=2), batch=7, lr=0.05, augment=AugmentConfig(ops=()))
+BASE = TrajectoryMatching(
+    inner_steps=4,
+    expert_epochs=2,
+    window=UniformWindow(high=2),
+    batch=7,
+    lr=0.05,
+    augment=AugmentConfig(ops=()),
+)
 
 
 @pytest.fixture(scope="module")
@@ -66,29 +75,51 @@ def test_loss_is_the_normalised_distance(world):
     images, labels = syn.batch(torch.arange(len(syn)))
     for _ in range(4):
         leaf = theta.clone().requires_grad_()
-        theta = theta - 0.05 * torch.autograd.grad(torch.nn.functional.cross_entropy(env.model(leaf, images), labels), leaf)[0]
+        theta = (
+            theta
+            - 0.05
+            * torch.autograd.grad(
+                torch.nn.functional.cross_entropy(env.model(leaf, images), labels), leaf
+            )[0]
+        )
     expected = float((theta - target).square().sum() / (start - target).square().sum())
     assert loss(world, config) == pytest.approx(expected, rel=1e-4)
 
 
 def test_scaling_the_inner_loss_is_scaling_the_step(world):
     """A factor of 2 on the loss moves plain SGD as twice the rate does."""
-    assert loss(world, replace(BASE, loss_scale=Scale(2.0))) == pytest.approx(loss(world, BASE, lr=0.1), rel=1e-4)
-    assert loss(world, replace(BASE, loss_scale=Scale(2.0))) != pytest.approx(loss(world, BASE), rel=1e-4)
+    assert loss(world, replace(BASE, loss_scale=Scale(2.0))) == pytest.approx(
+        loss(world, BASE, lr=0.1), rel=1e-4
+    )
+    assert loss(world, replace(BASE, loss_scale=Scale(2.0))) != pytest.approx(
+        loss(world, BASE), rel=1e-4
+    )
 
 
 def test_milestones_add_weighted_distances(world):
-    """Weight 0 adds nothing, weights add linearly, and a milestone is the loss of a shorter segment."""
-    plain, none, one, two = (loss(world, replace(BASE, milestones=At(((2, 1, w),)) if w is not None else None)) for w in (None, 0.0, 1.0, 2.0))
-    assert none == pytest.approx(plain, rel=1e-6) and two - plain == pytest.approx(2 * (one - plain), rel=1e-4)
+    """Weight 0 adds nothing, weights add linearly, and a milestone is the loss of a shorter
+    segment.
+    """
+    plain, none, one, two = (
+        loss(world, replace(BASE, milestones=At(((2, 1, w),)) if w is not None else None))
+        for w in (None, 0.0, 1.0, 2.0)
+    )
+    assert none == pytest.approx(plain, rel=1e-6) and two - plain == pytest.approx(
+        2 * (one - plain), rel=1e-4
+    )
     short = replace(BASE, inner_steps=2, expert_epochs=1, batch=None)
     long = replace(BASE, batch=None, milestones=At(((2, 1, 1.0),)))
-    assert loss(world, long) - loss(world, replace(BASE, batch=None)) == pytest.approx(loss(world, short), rel=1e-3)
+    assert loss(world, long) - loss(world, replace(BASE, batch=None)) == pytest.approx(
+        loss(world, short), rel=1e-3
+    )
 
 
 def test_perturbation_moves_the_start_and_the_reference(world):
-    """It draws from the step's stream; a large one makes start and target far apart, so the loss goes to 1."""
-    assert loss(world, replace(BASE, perturb=Move(0.0))) != pytest.approx(loss(world, BASE))  # batches come after its draws
+    """It draws from the step's stream; a large one makes start and target far apart, so the loss
+    goes to 1.
+    """
+    # batches come after its draws
+    assert loss(world, replace(BASE, perturb=Move(0.0))) != pytest.approx(loss(world, BASE))
     assert loss(world, replace(BASE, perturb=Move(100.0))) == pytest.approx(1.0, abs=0.05)
 
 
@@ -96,9 +127,15 @@ def test_starts_stay_in_the_window(world):
     """All of it, and nothing else."""
     data, store = world
     seen, original = set(), store.snapshots
-    watched = type("Watched", (), {"num_experts": 2, "num_params": store.num_params, "epochs": store.epochs})()
-    watched.snapshots = lambda expert, epochs: seen.add((expert, *epochs)) or original(expert, epochs)
-    objective = replace(BASE, expert_epochs=1, window=UniformWindow(low=1, high=3)).build(tiny_env(data, watched))
+    watched = type(
+        "Watched", (), {"num_experts": 2, "num_params": store.num_params, "epochs": store.epochs}
+    )()
+    watched.snapshots = lambda expert, epochs: (
+        seen.add((expert, *epochs)) or original(expert, epochs)
+    )
+    objective = replace(BASE, expert_epochs=1, window=UniformWindow(low=1, high=3)).build(
+        tiny_env(data, watched)
+    )
     syn = tiny_set(data, lr=0.05)
     for step in range(40):
         list(objective.losses(syn, {}, step, generator(step)))
@@ -114,7 +151,10 @@ def test_impossible_milestones_are_refused(world, steps):
 
 def test_slots_are_part_of_the_configuration(world):
     """A filled slot says its kind and its values, so it decides the run's identity."""
-    assert to_dict(replace(BASE, loss_scale=Scale(2.0)))["loss_scale"] == {"type": "Scale", "factor": 2.0}
+    assert to_dict(replace(BASE, loss_scale=Scale(2.0)))["loss_scale"] == {
+        "type": "Scale",
+        "factor": 2.0,
+    }
     assert to_dict(BASE)["loss_scale"] is None
 
 
@@ -122,7 +162,10 @@ def test_momentum_reaches_the_student(world, monkeypatch):
     """The heavy-ball coefficient of the configuration is what unroll is given."""
     given = {}
     original = unrolling.unroll
-    monkeypatch.setattr("synth.trajectory.unroll", lambda *args, **kwargs: given.update(kwargs) or original(*args, **kwargs))
+    monkeypatch.setattr(
+        "synth.trajectory.unroll",
+        lambda *args, **kwargs: given.update(kwargs) or original(*args, **kwargs),
+    )
     loss(world, replace(BASE, momentum=0.7, backprop="full"))
     assert given["momentum"] == 0.7 and given["backprop"] == "full"
 
@@ -132,7 +175,9 @@ def test_student_batches(num, batch):
     """Every example once per round; a ragged chunk comes first; rounds differ."""
     per_round = -(-num // batch)
     batches = student_batches(num, batch, 3 * per_round, generator(0))
-    rounds = [torch.cat(batches[i : i + per_round]).tolist() for i in range(0, len(batches), per_round)]
+    rounds = [
+        torch.cat(batches[i : i + per_round]).tolist() for i in range(0, len(batches), per_round)
+    ]
     assert all(sorted(r) == list(range(num)) for r in rounds)
     assert len(batches[0]) == (num % batch or min(batch, num))
     assert num < 4 or rounds[0] != rounds[1]

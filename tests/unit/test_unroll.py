@@ -1,4 +1,6 @@
-"""Gradients through inner training: policies against each other, against finite differences and against `higher`."""
+"""Gradients through inner training: policies against each other, against finite differences and
+against `higher`.
+"""
 
 import higher
 import pytest
@@ -22,9 +24,14 @@ def network(name="convnet-d1-w4-in"):
 
 
 def problem(num_steps, name="convnet-d1-w4-in", augmented=True):
-    """(loss, batch, start, inputs): images with labels as logits, augmented with draws that are fixed per step."""
+    """(loss, batch, start, inputs): images with labels as logits, augmented with draws that are
+    fixed per step.
+    """
     rng = generator(2, "problem")
-    inputs = {"images": torch.randn(6, *SHAPE, generator=rng, dtype=F64), "logits": torch.randn(6, CLASSES, generator=rng, dtype=F64)}
+    inputs = {
+        "images": torch.randn(6, *SHAPE, generator=rng, dtype=F64),
+        "logits": torch.randn(6, CLASSES, generator=rng, dtype=F64),
+    }
     config = AugmentConfig() if augmented else AugmentConfig(ops=())
     index = [torch.randperm(6, generator=rng)[:4] for _ in range(num_steps)]
     draws = [augment.sample(config, 4, rng) for _ in range(num_steps)]
@@ -32,7 +39,9 @@ def problem(num_steps, name="convnet-d1-w4-in", augmented=True):
     model = FlatModel(net)
 
     def batch(tensors, k):
-        return augment.apply(config, tensors["images"][index[k]], draws[k]), tensors["logits"][index[k]].softmax(1)
+        return augment.apply(config, tensors["images"][index[k]], draws[k]), tensors["logits"][
+            index[k]
+        ].softmax(1)
 
     def loss(theta, images, targets):
         return functional.cross_entropy(model(theta, images), targets)
@@ -45,10 +54,22 @@ def gradients(policy, num_steps=5, momentum=0.9, keep=(2, 4), lr=0.05, **kwargs)
     loss, batch, theta, inputs = problem(num_steps, **kwargs)
     theta, rate = theta.requires_grad_(), torch.tensor(lr, dtype=F64, requires_grad=True)
     leaves = {k: v.requires_grad_() for k, v in inputs.items()}
-    out = unroll(eager_gradient(loss), batch, theta, leaves, num_steps, lr=rate, momentum=momentum, keep=keep, backprop=policy)
+    out = unroll(
+        eager_gradient(loss),
+        batch,
+        theta,
+        leaves,
+        num_steps,
+        lr=rate,
+        momentum=momentum,
+        keep=keep,
+        backprop=policy,
+    )
     assert out.shape == (len(keep) + 1, theta.numel())
     weights = torch.linspace(-1, 1, out.numel(), dtype=F64).view_as(out)
-    return out.detach(), torch.autograd.grad((out * weights).sum() + out.square().sum(), [theta, rate, *leaves.values()])
+    return out.detach(), torch.autograd.grad(
+        (out * weights).sum() + out.square().sum(), [theta, rate, *leaves.values()]
+    )
 
 
 def relative(ours, theirs):
@@ -70,17 +91,34 @@ def test_replay_equals_full(momentum, name):
 @pytest.mark.parametrize("policy", ["full", "replay"])
 @pytest.mark.parametrize("momentum", [0.0, 0.8])
 def test_gradients_equal_finite_differences(policy, momentum):
-    """torch's gradcheck in float64, in start, lr, images and label logits, with intermediate results."""
+    """torch's gradcheck in float64, in start, lr, images and label logits, with intermediate
+    results.
+    """
     loss, batch, theta, inputs = problem(3)
 
     def function(start, rate, images, logits):
         out = unroll(
-            eager_gradient(loss), batch, start, {"images": images, "logits": logits}, 3, lr=rate, momentum=momentum, keep=(1,), backprop=policy
+            eager_gradient(loss),
+            batch,
+            start,
+            {"images": images, "logits": logits},
+            3,
+            lr=rate,
+            momentum=momentum,
+            keep=(1,),
+            backprop=policy,
         )
         return out.square().sum(1)
 
     leaves = [theta, torch.tensor(0.1, dtype=F64), inputs["images"], inputs["logits"]]
-    assert torch.autograd.gradcheck(function, [t.requires_grad_() for t in leaves], eps=1e-6, atol=1e-6, rtol=1e-4, fast_mode=True)
+    assert torch.autograd.gradcheck(
+        function,
+        [t.requires_grad_() for t in leaves],
+        eps=1e-6,
+        atol=1e-6,
+        rtol=1e-4,
+        fast_mode=True,
+    )
 
 
 @pytest.mark.parametrize("policy", ["full", "replay"])
@@ -93,7 +131,9 @@ def test_gradients_equal_higher(policy, momentum):
     net = network()
     leaves = {k: v.requires_grad_() for k, v in inputs.items()}
     rate = torch.tensor(lr, dtype=F64, requires_grad=True)
-    with higher.innerloop_ctx(net, torch.optim.SGD(net.parameters(), lr, momentum=momentum), override={"lr": [rate]}) as (stepped, optimiser):
+    with higher.innerloop_ctx(
+        net, torch.optim.SGD(net.parameters(), lr, momentum=momentum), override={"lr": [rate]}
+    ) as (stepped, optimiser):
         for k in range(num_steps):
             images, targets = batch(leaves, k)
             optimiser.step(functional.cross_entropy(stepped(images), targets))
@@ -112,7 +152,10 @@ def test_detached_is_biased_and_the_bias_grows_with_the_step_size():
     """TESLA's form equals the exact gradient only as lr goes to 0."""
     errors = []
     for lr in (0.001, 0.01, 0.1):
-        exact, ours = gradients("full", lr=lr, momentum=0.0)[1], gradients("detached", lr=lr, momentum=0.0)[1]
+        exact, ours = (
+            gradients("full", lr=lr, momentum=0.0)[1],
+            gradients("detached", lr=lr, momentum=0.0)[1],
+        )
         errors.append(relative(ours[2], exact[2]))
     assert errors[0] < errors[1] < errors[2]
     assert errors[0] < 0.05 < errors[2]
@@ -128,7 +171,9 @@ def test_detached_is_exact_for_one_step():
 def test_inner_sgd_equals_torch_optim():
     """Changes of the parameters, not parameters, so that doing nothing cannot pass."""
     loss, batch, theta, inputs = problem(6)
-    ours = unroll(eager_gradient(loss), batch, theta, inputs, 6, lr=0.05, momentum=0.9, backprop="full")[0]
+    ours = unroll(
+        eager_gradient(loss), batch, theta, inputs, 6, lr=0.05, momentum=0.9, backprop="full"
+    )[0]
     net = network()
     optimiser = torch.optim.SGD(net.parameters(), 0.05, momentum=0.9)
     for k in range(6):
@@ -149,7 +194,10 @@ def test_inputs_that_do_not_require_gradients_cost_nothing():
     assert inputs["logits"].grad is None
 
 
-@pytest.mark.parametrize(("change", "words"), [({"backprop": "exact"}, "backprop"), ({"keep": (3, 2)}, "keep"), ({"keep": (9,)}, "keep")])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [({"backprop": "exact"}, "backprop"), ({"keep": (3, 2)}, "keep"), ({"keep": (9,)}, "keep")],
+)
 def test_refuses(change, words):
     """Unknown policies and impossible intermediate steps."""
     loss, batch, theta, inputs = problem(4)
@@ -160,7 +208,9 @@ def test_refuses(change, words):
 
 
 def test_compiled_step_equals_eager():
-    """The compiled inner gradient, differentiated from outside, whichever way. aot_eager: what Inductor would be given."""
+    """The compiled inner gradient, differentiated from outside, whichever way. aot_eager: what
+    Inductor would be given.
+    """
     torch._dynamo.reset()
     loss, batch, theta, inputs = problem(3)
     compiled_once = compiled_gradient(loss, backend="aot_eager")
@@ -170,7 +220,9 @@ def test_compiled_step_equals_eager():
             leaves = {k: v.clone().requires_grad_() for k, v in inputs.items()}
             rate = torch.tensor(0.05, dtype=F64, requires_grad=True)
             out = unroll(gradient, batch, theta, leaves, 3, lr=rate, momentum=0.5, backprop=policy)
-            results.append([out, *torch.autograd.grad(out.square().sum(), [rate, *leaves.values()])])
+            results.append(
+                [out, *torch.autograd.grad(out.square().sum(), [rate, *leaves.values()])]
+            )
         for eager, compiled in zip(*results, strict=True):
             assert relative(compiled, eager) < 1e-9, policy
 
