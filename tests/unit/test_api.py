@@ -331,7 +331,7 @@ def test_nothing_is_left_and_the_global_generator_is_as_it_was(
     ddengine.distill(digits, DM)
     ddengine.distill(digits, MTT, experts)
     assert (
-        torch.equal(torch.get_rng_state(), before) and (np.random.get_state()[1] == numbers).all()
+        torch.equal(torch.get_rng_state(), before) and (np.random.get_state()[1] == numbers).all()  # noqa: NPY002
     )
     assert list(tmp_path.iterdir()) == []
 
