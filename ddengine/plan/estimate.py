@@ -521,7 +521,7 @@ def _epoch_seconds(job: Job, network: nn.Module, data: Data, config: BufferConfi
                 0,
                 job.precision,
             ),
-        )[0]
+        )[0]  # type: ignore[misc]
 
     run(1)  # slower than the others
     num = min(3, per_epoch)
@@ -536,8 +536,9 @@ def _epoch_seconds(job: Job, network: nn.Module, data: Data, config: BufferConfi
     some = replace(config, epochs=epochs, keep="last")
     train = job.train_expert
     assert train is not None
-    seconds = _timed(device, lambda: train(network, data, some, job.seed, 0, job.precision))[0]
-    return seconds / epochs
+    return (
+        _timed(device, lambda: train(network, data, some, job.seed, 0, job.precision))[0] / epochs
+    )
 
 
 def counts(recipe: Recipe) -> dict[str, int]:
