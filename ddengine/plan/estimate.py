@@ -513,7 +513,7 @@ def _epoch_seconds(job: Job, network: nn.Module, data: Data, config: BufferConfi
         short = replace(config, epochs=1, keep="last")
         return _timed(
             device,
-            lambda: job.train_expert(
+            lambda: job.train_expert(  # type: ignore[misc]
                 network,
                 replace(data, train=some, validation=None),
                 short,
@@ -521,7 +521,7 @@ def _epoch_seconds(job: Job, network: nn.Module, data: Data, config: BufferConfi
                 0,
                 job.precision,
             ),
-        )[0]  # type: ignore[misc]
+        )[0]
 
     run(1)  # slower than the others
     num = min(3, per_epoch)
@@ -534,10 +534,11 @@ def _epoch_seconds(job: Job, network: nn.Module, data: Data, config: BufferConfi
         return run(num) / num * per_epoch + _testing_seconds(calls)
     epochs = max(1, min(config.epochs, int(STEPPING / (rough * per_epoch))))
     some = replace(config, epochs=epochs, keep="last")
-    return (
-        _timed(device, lambda: job.train_expert(network, data, some, job.seed, 0, job.precision))[0]
-        / epochs
-    )  # type: ignore[misc]
+    seconds, _ = _timed(
+        device,
+        lambda: job.train_expert(network, data, some, job.seed, 0, job.precision),  # type: ignore[misc]
+    )
+    return seconds / epochs
 
 
 def counts(recipe: Recipe) -> dict[str, int]:

@@ -151,8 +151,8 @@ def forgetting(matrix: Sequence[Sequence[float | None]]) -> float | None:
         return None
     last = len(matrix) - 1
     return float(
-        np.mean([max(matrix[t][s] for t in range(s, last)) - matrix[last][s] for s in range(last)])
-    )  # type: ignore[operator,type-var]
+        np.mean([max(matrix[t][s] for t in range(s, last)) - matrix[last][s] for s in range(last)])  # type: ignore[operator,type-var]
+    )
 
 
 def kept(syn: SyntheticSet, store: Literal["uint8", "float32"]) -> SyntheticSet:
