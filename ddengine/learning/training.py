@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Generator, Tensor, nn
@@ -161,11 +161,11 @@ def train_networks(
     dropout = any(map(is_dropout, first.modules()))
     # the middle of a stacked network is out of reach
     if len(seeds) > 1 and (not together or dropout or config.loss == "uskd"):
-        rest: dict[str, Any] = dict(
+        rest = dict(
             steps=steps, precision=precision, observe=observe, teachers=teachers, labels=labels
         )
         return [
-            train_networks(new_model, [s], [seed], config, lr, device, **rest)[0]
+            train_networks(new_model, [s], [seed], config, lr, device, **rest)[0]  # type: ignore[arg-type]
             for s, seed in zip(sets, seeds, strict=True)
         ]
     assert teachers or labels != "dynamic", "dynamic labels need teachers"
