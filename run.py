@@ -67,8 +67,8 @@ from ddengine.system.rng import generator
 from ddengine.system.runtime import Precision
 from ddengine.types import Objective
 from ddengine.uses.continual import ContinualConfig
-from synth.recipes import RECIPES, find, take
-from synth.recipes.cite import bibtex
+from synth.catalogue import RECIPES, find, take
+from synth.cite import bibtex
 
 DEMO = "mtt/digits_ipc1"
 EXPERTS = Path("experts")

@@ -23,8 +23,8 @@ from ddengine.sets.labels import label
 from ddengine.sets.synthetic import CODECS, initial, load
 from ddengine.system.rng import generator
 from ddengine.types import Env
+from synth.catalogue import RECIPES
 from synth.datm import GrowingWindow
-from synth.recipes import RECIPES
 from synth.trajectory import UniformWindow
 
 METHODS: dict[str, Recipe] = {}

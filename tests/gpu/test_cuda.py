@@ -20,7 +20,7 @@ from ddengine.recipe import DSA_OPS, AugmentConfig, DataConfig, EvalConfig, Opti
 from ddengine.sets.synthetic import initial
 from ddengine.system.rng import generator
 from ddengine.types import Env
-from synth.recipes import find
+from synth.catalogue import find
 
 pytestmark = [
     pytest.mark.gpu,

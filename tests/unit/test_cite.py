@@ -17,8 +17,8 @@ from ddengine.data import DATASETS
 from ddengine.recipe import AugmentConfig
 from ddengine.sets.codec import Identity
 from ddengine.system.errors import UserError
-from synth.recipes import RECIPES, find
-from synth.recipes.cite import DATASET_CITES, bibtex, entries, keys
+from synth.catalogue import RECIPES, find
+from synth.cite import DATASET_CITES, bibtex, entries, keys
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAIN = AugmentConfig(ops=())

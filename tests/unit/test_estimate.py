@@ -18,7 +18,7 @@ from ddengine.plan import estimate
 from ddengine.system import runtime
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
-from synth.recipes import find
+from synth.catalogue import find
 
 TINY_EVALUATION = replace(
     PROTOCOLS["fast"], epochs=3, batch=16, num_networks=3, lr_grid=(0.01, 0.03), full_steps=14, search_networks=2,

@@ -41,22 +41,8 @@ from ddengine.sets.start import INITIALISERS
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 from ddengine.types import Env
-from synth.recipes import (
-    RECIPES,
-    ast,
-    datm,
-    dc,
-    dm,
-    find,
-    ftd,
-    idc,
-    infer,
-    mtt,
-    rded,
-    sre2l,
-    take,
-    tesla,
-)
+from synth.catalogue import RECIPES, find, take
+from synth.recipes import ast, datm, dc, dm, ftd, idc, infer, mtt, rded, sre2l, tesla
 
 DIGITS = RECIPES["mtt/digits_ipc1"]
 CIFAR = RECIPES["mtt/cifar10_ipc10"]

@@ -15,8 +15,8 @@ from buffers.steps import Sgd
 from ddengine.recipe import OptimConfig, TargetConfig, parametrised, to_dict
 from ddengine.system.errors import UserError
 from synth.ast import BalancedLoss, IntermediateMatching, WeightNoise
+from synth.catalogue import RECIPES, find, take
 from synth.datm import GrowingWindow
-from synth.recipes import RECIPES, find, take
 from synth.trajectory import UniformWindow
 
 MTT, FTD, DATM, AST = (
