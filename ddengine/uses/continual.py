@@ -150,9 +150,12 @@ def forgetting(matrix: Sequence[Sequence[float | None]]) -> float | None:
     if any(None in line for line in matrix):
         return None
     last = len(matrix) - 1
+    numbers: Any = matrix
     return float(
-        np.mean([max(matrix[t][s] for t in range(s, last)) - matrix[last][s] for s in range(last)])
-    )  # type: ignore[operator,type-var]
+        np.mean(
+            [max(numbers[t][s] for t in range(s, last)) - numbers[last][s] for s in range(last)]
+        )
+    )
 
 
 def kept(syn: SyntheticSet, store: Literal["uint8", "float32"]) -> SyntheticSet:
