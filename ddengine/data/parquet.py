@@ -462,7 +462,7 @@ def _contents(path: Path, column: str) -> tuple[Any, Any]:
     contents, paths = (
         compute.struct_field(stored, name) if name in inner else None  # type: ignore[attr-defined]
         for name in ("bytes", "path")
-    )
+    )  # type: ignore[attr-defined]
     return contents, paths
 
 

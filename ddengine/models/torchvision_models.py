@@ -2,7 +2,6 @@
 
 import inspect
 import re
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -115,8 +114,14 @@ def adapt_stem(network: nn.Module, channels: int, small: bool) -> None:
     padding = 1 if kernel == 3 else first.padding
     stride = 1 if small else first.stride
     assert isinstance(padding, int | tuple)
-    sizes: Any = (kernel, stride, padding)
-    stem = nn.Conv2d(channels, first.out_channels, *sizes, bias=first.bias is not None)
+    stem = nn.Conv2d(
+        channels,
+        first.out_channels,
+        kernel,  # type: ignore[arg-type]
+        stride,  # type: ignore[arg-type]
+        padding,  # type: ignore[arg-type]
+        bias=first.bias is not None,
+    )
     replace(network, path, stem)
     pool = next((n for n, m in network.named_modules() if isinstance(m, nn.MaxPool2d)), None)
     convolutions_before = [
