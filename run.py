@@ -2,6 +2,8 @@
 
 import time
 
+from ddengine.evaluation import tables
+
 STARTED = time.perf_counter()  # before the imports, which take seconds
 
 import itertools
@@ -769,8 +771,8 @@ def evaluate_path(path: Path, args: list[str]) -> dict[str, Any]:
         handover.add_results(folder, evaluation)
     name = meta["recipe"]["name"]
     on = f" on {evaluation['num_images']['test']} images" if "num_images" in evaluation else ""
-    log.console.print(report.table(evaluation, f"{name}, test accuracy{on}", options.sort))
-    for line in report.notes(evaluation):
+    log.console.print(tables.table(evaluation, f"{name}, test accuracy{on}", options.sort))
+    for line in tables.notes(evaluation):
         log.say(line)
     if len({row["model"] for row in evaluation["rows"]}) > 1:
         report.heat_map(out / "heat_map.png", [(name, evaluation)])
