@@ -2,6 +2,8 @@
 
 import time
 
+from ddengine.evaluation import tables
+
 STARTED = time.perf_counter()  # before the imports, which take seconds
 
 import itertools
@@ -43,6 +45,7 @@ from ddengine.evaluation.rates import adapted
 from ddengine.learning import training
 from ddengine.learning.teachers import load_all
 from ddengine.models import build_model, middle
+from ddengine.objective import Objective
 from ddengine.pages import report
 from ddengine.plan import estimate as costs
 from ddengine.recipe import (
@@ -66,7 +69,6 @@ from ddengine.system import dist, files, log, runtime
 from ddengine.system.errors import UserError, unknown
 from ddengine.system.rng import generator
 from ddengine.system.runtime import Precision
-from ddengine.types import Objective
 from ddengine.uses.continual import ContinualConfig
 from synth.catalogue import RECIPES, find, take
 from synth.cite import bibtex
@@ -275,8 +277,7 @@ def buffer(options: Options[Recipe], root: Path = EXPERTS) -> None:
     )
     check_networks(recipe, data)
     try:
-        if hasattr(recipe.objective, "check"):  # not of objectives that read no experts
-            recipe.objective.check(recipe.buffer.kept_epochs())
+        recipe.objective.check(recipe.buffer.kept_epochs())
     except UserError as error:  # the store is still good for other recipes
         log.say(f"warning: {error}")
     if options.restart:
@@ -770,8 +771,8 @@ def evaluate_path(path: Path, args: list[str]) -> dict[str, Any]:
         handover.add_results(folder, evaluation)
     name = meta["recipe"]["name"]
     on = f" on {evaluation['num_images']['test']} images" if "num_images" in evaluation else ""
-    log.console.print(report.table(evaluation, f"{name}, test accuracy{on}", options.sort))
-    for line in report.notes(evaluation):
+    log.console.print(tables.table(evaluation, f"{name}, test accuracy{on}", options.sort))
+    for line in tables.notes(evaluation):
         log.say(line)
     if len({row["model"] for row in evaluation["rows"]}) > 1:
         report.heat_map(out / "heat_map.png", [(name, evaluation)])

@@ -17,6 +17,7 @@ from ddengine import loop as outer
 from ddengine.data import DATASETS, Preprocess
 from ddengine.learning.flat import FlatModel
 from ddengine.models import build_model
+from ddengine.objective import Env
 from ddengine.recipe import InitConfig, OptimConfig, Recipe
 from ddengine.sets.codec import Codec
 from ddengine.sets.labels import label

@@ -14,6 +14,7 @@ from loops import for_each
 
 from ddengine.learning.flat import FlatModel
 from ddengine.models import build_model
+from ddengine.objective import Env
 from ddengine.recipe import AugmentConfig, OptimConfig
 from ddengine.sets.codec import Identity, MultiFormation
 from ddengine.sets.synthetic import initial

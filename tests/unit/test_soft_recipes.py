@@ -16,6 +16,7 @@ from buffers.steps import Sgd
 from ddengine.data import load_data
 from ddengine.learning.flat import FlatModel
 from ddengine.models import build_model
+from ddengine.objective import Env
 from ddengine.recipe import AugmentConfig, BufferConfig, InitConfig, OptimConfig, TargetConfig
 from ddengine.sets.codec import Compensated, Identity
 from ddengine.sets.synthetic import initial
