@@ -25,9 +25,7 @@ from ddengine.models import build_model
 from ddengine.objective import Env
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system import rng, runtime
-from ddengine.types import Env
 from synth.catalogue import find
-from synth.recipes import find
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,6 @@ from ddengine.sets.codec import Codec
 from ddengine.sets.labels import label
 from ddengine.sets.synthetic import CODECS, initial, load
 from ddengine.system.rng import generator
-from ddengine.types import Env
 from synth.catalogue import RECIPES
 from synth.datm import GrowingWindow
 from synth.trajectory import UniformWindow

@@ -20,9 +20,7 @@ from ddengine.objective import Env
 from ddengine.recipe import DSA_OPS, AugmentConfig, DataConfig, EvalConfig, OptimConfig, OuterConfig
 from ddengine.sets.synthetic import initial
 from ddengine.system.rng import generator
-from ddengine.types import Env
 from synth.catalogue import find
-from synth.recipes import find
 
 pytestmark = [
     pytest.mark.gpu,

@@ -19,7 +19,6 @@ from ddengine.recipe import AugmentConfig, OptimConfig
 from ddengine.sets.codec import Identity, MultiFormation
 from ddengine.sets.synthetic import initial
 from ddengine.system.rng import generator
-from ddengine.types import Env
 from synth.catalogue import RECIPES, find
 from synth.cite import entries, keys
 from synth.distribution import DistributionMatching

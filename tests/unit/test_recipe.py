@@ -42,28 +42,8 @@ from ddengine.sets.codec import Compensated
 from ddengine.sets.start import INITIALISERS
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
-<<<<<<< HEAD
-from ddengine.types import Env
 from synth.catalogue import RECIPES, find, take
 from synth.recipes import ast, datm, dc, dm, ftd, idc, infer, mtt, rded, sre2l, tesla
-=======
-from synth.recipes import (
-    RECIPES,
-    ast,
-    datm,
-    dc,
-    dm,
-    find,
-    ftd,
-    idc,
-    infer,
-    mtt,
-    rded,
-    sre2l,
-    take,
-    tesla,
-)
->>>>>>> main
 
 DIGITS = RECIPES["mtt/digits_ipc1"]
 CIFAR = RECIPES["mtt/cifar10_ipc10"]

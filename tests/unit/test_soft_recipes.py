@@ -22,7 +22,6 @@ from ddengine.sets.codec import Compensated, Identity
 from ddengine.sets.synthetic import initial
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
-from ddengine.types import Env
 from synth.catalogue import RECIPES, find
 from synth.cite import entries, keys
 from synth.compensator import BaseSets
