@@ -22,6 +22,7 @@ from synth.catalogue import modules
 AUGMENTATION = "zhao2021dsa"
 # operations that need no reference where they are always applied
 USUAL = ("crop", "flip", "roll", "resized_crop", "shuffle")
+# a user's own images have none
 DATASET_CITES: dict[str, tuple[str, ...]] = {
     "digits": ("alpaydin1998digits",),
     "mnist": ("lecun1998mnist",),
@@ -31,9 +32,6 @@ DATASET_CITES: dict[str, tuple[str, ...]] = {
     "cifar100": ("krizhevsky2009cifar",),
     "tiny_imagenet": ("le2015tiny",),
     **dict.fromkeys(IMAGENET, ("deng2009imagenet",)),
-    "folder": (),
-    "parquet": (),
-    "hub": (),
 }
 
 
@@ -66,7 +64,7 @@ def keys(recipe: Recipe) -> list[str]:
         asked.extend(getattr(part, "cites", ()))
     if any(map(_augments, parts(recipe))):
         asked.append(AUGMENTATION)
-    return list(dict.fromkeys([*asked, *DATASET_CITES[recipe.data.name]]))
+    return list(dict.fromkeys([*asked, *DATASET_CITES.get(recipe.data.name, ())]))
 
 
 def parts(part: Any) -> Iterator[Any]:
