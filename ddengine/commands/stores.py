@@ -18,13 +18,10 @@ from buffers.store import (
 )
 from ddengine.api import buffer_models
 from ddengine.artefact import runs
-from ddengine.commands.evaluate import EvaluateOptions
-from ddengine.commands.options import Options
 from ddengine.data import Data, Preprocess, load_data
 from ddengine.learning.teachers import load_all
 from ddengine.models import build_model
 from ddengine.recipe import (
-    Recipe,
     digest,
 )  # fmt: skip
 from ddengine.system import log
@@ -34,7 +31,7 @@ EXPERTS = Path("experts")
 
 
 def store_folders(
-    options: Options[Recipe], images: str, root: Path = EXPERTS
+    options: Any, images: str, root: Path = EXPERTS
 ) -> list[tuple[str, Path, dict[str, Any]]]:
     """(network, folder, identity) of each expert store of a recipe on these images."""
     recipe, found = options.recipe, []
@@ -49,7 +46,7 @@ def store_folders(
     return found
 
 
-def load_for(options: Options[Recipe], device: torch.device, root: Path = EXPERTS) -> Data:
+def load_for(options: Any, device: torch.device, root: Path = EXPERTS) -> Data:
     """The recipe's data, preprocessed as its expert store has it, where there is one."""
 
     def stored(images: str) -> Preprocess | None:
@@ -69,7 +66,7 @@ def load_for(options: Options[Recipe], device: torch.device, root: Path = EXPERT
     return load_data(options.recipe.data, device, stored=stored)
 
 
-def run_identity(options: Options[Recipe], images: str, root: Path = EXPERTS) -> dict[str, Any]:
+def run_identity(options: Any, images: str, root: Path = EXPERTS) -> dict[str, Any]:
     """What makes two runs the same; experts of this program follow from recipe and seed, imported
     ones have a digest.
     """
@@ -84,9 +81,7 @@ def run_identity(options: Options[Recipe], images: str, root: Path = EXPERTS) ->
     )  # fmt: skip
 
 
-def open_store(
-    options: Options[Recipe], data: Data, root: Path = EXPERTS
-) -> ExpertStore | StoreGroup | None:
+def open_store(options: Any, data: Data, root: Path = EXPERTS) -> ExpertStore | StoreGroup | None:
     """The expert stores of a recipe, None for a recipe without experts.
 
     Raises UserError for one that is not there or was made differently.
@@ -107,7 +102,7 @@ def teachers_of(store: ExpertStore | StoreGroup | None, device: torch.device) ->
 
 
 def teachers_for(
-    options: EvaluateOptions, meta: dict[str, Any], data: Data, device: torch.device
+    options: Any, meta: dict[str, Any], data: Data, device: torch.device
 ) -> list[nn.Module]:
     """The teachers of a set, which label on the fly and label random images; none where the set has
     none.
