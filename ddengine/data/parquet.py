@@ -460,7 +460,8 @@ def _contents(path: Path, column: str) -> tuple[Any, Any]:
         return (None, stored) if of_text else (stored, None)
     inner = [child.name for child in stored.type]
     contents, paths = (
-        compute.struct_field(stored, name) if name in inner else None for name in ("bytes", "path")
+        compute.struct_field(stored, name) if name in inner else None  # type: ignore[attr-defined]
+        for name in ("bytes", "path")
     )  # type: ignore[attr-defined]
     return contents, paths
 

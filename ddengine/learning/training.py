@@ -165,9 +165,9 @@ def train_networks(
             steps=steps, precision=precision, observe=observe, teachers=teachers, labels=labels
         )
         return [
-            train_networks(new_model, [s], [seed], config, lr, device, **rest)[0]
+            train_networks(new_model, [s], [seed], config, lr, device, **rest)[0]  # type: ignore[arg-type]
             for s, seed in zip(sets, seeds, strict=True)
-        ]  # type: ignore[arg-type]
+        ]
     assert teachers or labels != "dynamic", "dynamic labels need teachers"
     epochs = num_epochs(num, config, steps)  # E
     # where two fall on one epoch, the later one

@@ -115,8 +115,13 @@ def adapt_stem(network: nn.Module, channels: int, small: bool) -> None:
     stride = 1 if small else first.stride
     assert isinstance(padding, int | tuple)
     stem = nn.Conv2d(
-        channels, first.out_channels, kernel, stride, padding, bias=first.bias is not None
-    )  # type: ignore[arg-type]
+        channels,
+        first.out_channels,
+        kernel,  # type: ignore[arg-type]
+        stride,  # type: ignore[arg-type]
+        padding,  # type: ignore[arg-type]
+        bias=first.bias is not None,
+    )
     replace(network, path, stem)
     pool = next((n for n, m in network.named_modules() if isinstance(m, nn.MaxPool2d)), None)
     convolutions_before = [

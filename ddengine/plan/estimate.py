@@ -513,7 +513,7 @@ def _epoch_seconds(job: Job, network: nn.Module, data: Data, config: BufferConfi
         short = replace(config, epochs=1, keep="last")
         return _timed(
             device,
-            lambda: job.train_expert(
+            lambda: job.train_expert(  # type: ignore[misc]
                 network,
                 replace(data, train=some, validation=None),
                 short,
@@ -534,10 +534,11 @@ def _epoch_seconds(job: Job, network: nn.Module, data: Data, config: BufferConfi
         return run(num) / num * per_epoch + _testing_seconds(calls)
     epochs = max(1, min(config.epochs, int(STEPPING / (rough * per_epoch))))
     some = replace(config, epochs=epochs, keep="last")
+    train = job.train_expert
+    assert train is not None
     return (
-        _timed(device, lambda: job.train_expert(network, data, some, job.seed, 0, job.precision))[0]
-        / epochs
-    )  # type: ignore[misc]
+        _timed(device, lambda: train(network, data, some, job.seed, 0, job.precision))[0] / epochs
+    )
 
 
 def counts(recipe: Recipe) -> dict[str, int]:

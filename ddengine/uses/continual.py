@@ -24,8 +24,8 @@ from torch import Generator, Tensor, nn
 
 from ddengine.data import Data, RealSet
 from ddengine.data.subset import class_subset, of_classes
-from ddengine.evaluation.evaluate import Memo, adapted, best_rate, candidates
 from ddengine.evaluation.intervals import NAME, counted, interval
+from ddengine.evaluation.rates import adapted, best_rate, candidates
 from ddengine.learning import training
 from ddengine.models import build_model
 from ddengine.pages import report
@@ -36,6 +36,7 @@ from ddengine.sets.merge import merge
 from ddengine.sets.synthetic import SyntheticSet, load
 from ddengine.system import files, log, runtime
 from ddengine.system.errors import UserError, unknown
+from ddengine.system.memo import Memo
 from ddengine.system.rng import generator
 from ddengine.system.runtime import Precision
 from ddengine.types import Batch, TrainingSet
@@ -150,9 +151,11 @@ def forgetting(matrix: Sequence[Sequence[float | None]]) -> float | None:
     if any(None in line for line in matrix):
         return None
     last = len(matrix) - 1
-    return float(
-        np.mean([max(matrix[t][s] for t in range(s, last)) - matrix[last][s] for s in range(last)])
-    )  # type: ignore[operator,type-var]
+    losses = [
+        max(matrix[t][s] for t in range(s, last)) - matrix[last][s]  # type: ignore[operator,type-var]
+        for s in range(last)
+    ]
+    return float(np.mean(losses))
 
 
 def kept(syn: SyntheticSet, store: Literal["uint8", "float32"]) -> SyntheticSet:
