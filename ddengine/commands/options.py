@@ -8,7 +8,6 @@ from typing import Annotated, Any, Generic, TypeVar
 import tyro
 
 from ddengine.commands import cli
-from ddengine.evaluation.evaluate import PROTOCOLS
 from ddengine.recipe import (
     BufferT,
     CodecT,
@@ -24,6 +23,7 @@ from ddengine.system import log, program
 from ddengine.system.errors import UserError, unknown
 from ddengine.system.runtime import Precision
 from synth.recipes import find, take
+from synth.recipes.protocols import PROTOCOLS
 
 DEMO = "mtt/digits_ipc1"
 

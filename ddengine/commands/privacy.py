@@ -10,7 +10,7 @@ import tyro
 from ddengine.commands import cli
 from ddengine.commands.evaluate import open_set, set_defaults
 from ddengine.commands.options import SET, paths_of
-from ddengine.evaluation.evaluate import adapted
+from ddengine.evaluation.rates import adapted
 from ddengine.learning import training
 from ddengine.models import build_model
 from ddengine.recipe import (
