@@ -18,10 +18,11 @@ from rich.table import Table
 from rich.text import Text
 
 from ddengine.data.stored import read_preprocess
-from ddengine.pages.report import notes, size, table
+from ddengine.evaluation.tables import notes, table
 from ddengine.sets import synthetic
 from ddengine.system import files, log
 from ddengine.system.errors import UserError
+from ddengine.system.log import size
 
 PARQUET = "*.parquet"
 CPU = torch.device("cpu")
