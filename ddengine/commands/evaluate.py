@@ -16,7 +16,7 @@ from ddengine.commands.options import named_protocol, paths_of
 from ddengine.commands.process import one_process
 from ddengine.commands.stores import teachers_for
 from ddengine.data import Data, load_data
-from ddengine.evaluation import scores
+from ddengine.evaluation import scores, tables
 from ddengine.evaluation.evaluate import evaluate, set_digest
 from ddengine.models import build_model, middle
 from ddengine.pages import report
@@ -208,8 +208,8 @@ def evaluate_path(path: Path, args: list[str]) -> dict[str, Any]:
         handover.add_results(folder, evaluation)
     name = meta["recipe"]["name"]
     on = f" on {evaluation['num_images']['test']} images" if "num_images" in evaluation else ""
-    log.console.print(report.table(evaluation, f"{name}, test accuracy{on}", options.sort))
-    for line in report.notes(evaluation):
+    log.console.print(tables.table(evaluation, f"{name}, test accuracy{on}", options.sort))
+    for line in tables.notes(evaluation):
         log.say(line)
     if len({row["model"] for row in evaluation["rows"]}) > 1:
         report.heat_map(out / "heat_map.png", [(name, evaluation)])
