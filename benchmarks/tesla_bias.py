@@ -23,10 +23,10 @@ from ddengine.commands.distill import prepare
 from ddengine.commands.options import options_of
 from ddengine.commands.process import start
 from ddengine.commands.stores import load_for
+from ddengine.objective import Objective
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system import files, runtime
 from ddengine.system.rng import generator
-from ddengine.types import Objective
 
 
 @dataclass(frozen=True)
