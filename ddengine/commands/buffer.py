@@ -37,8 +37,7 @@ def buffer(options: Options[Recipe], root: Path = EXPERTS) -> None:
     )
     check_networks(recipe, data)
     try:
-        if hasattr(recipe.objective, "check"):  # not of objectives that read no experts
-            recipe.objective.check(recipe.buffer.kept_epochs())
+        recipe.objective.check(recipe.buffer.kept_epochs())
     except UserError as error:  # the store is still good for other recipes
         log.say(f"warning: {error}")
     if options.restart:

@@ -20,6 +20,7 @@ from ddengine.commands.process import on_first_rank, start
 from ddengine.commands.stores import EXPERTS, load_for, open_store, run_identity, teachers_of
 from ddengine.data import Data
 from ddengine.evaluation.evaluate import validate
+from ddengine.objective import Objective
 from ddengine.pages import report
 from ddengine.plan import estimate as costs
 from ddengine.recipe import (
@@ -27,7 +28,6 @@ from ddengine.recipe import (
 )  # fmt: skip
 from ddengine.sets import synthetic
 from ddengine.system import dist, log
-from ddengine.types import Objective
 from synth.recipes.cite import bibtex
 
 
