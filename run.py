@@ -2,6 +2,9 @@
 
 import time
 
+from ddengine.artefact import folder as set_folders
+from ddengine.artefact import results
+
 STARTED = time.perf_counter()  # before the imports, which take seconds
 
 import itertools
@@ -416,7 +419,7 @@ def distill(options: Options[Recipe], root: Path = EXPERTS) -> Path:
         )
         report.real_vs_distilled(folder / "real_vs_distilled.png", data.train, result, None)
         report.save_samples(folder / "samples.safetensors", data.train)
-        result.save(folder / "distilled", meta, data.split_names)
+        set_folders.save(result, folder / "distilled", meta, data.split_names)
         stored = len(result.classes)
         tiles = "" if stored == len(result) else f", which decode to {len(result)},"
         log.say(
@@ -586,7 +589,7 @@ def select(options: Options[Recipe]) -> Path:
         "names": [data.train_names[i] for i in index.tolist()],
     }
     meta = meta_of(options, recipe, data, store, device, selected=selected)
-    syn.save(folder / "distilled", meta, data.split_names)
+    set_folders.save(syn, folder / "distilled", meta, data.split_names)
     if kind in ("herding", "k_centre", "k_means") and recipe.ipc == 1:
         log.say(f"{kind} with one image per class takes the image nearest to the class mean")
     log.say(f"{len(syn)} images chosen by init.kind {kind}: {folder / 'distilled'}")
@@ -615,7 +618,7 @@ def set_defaults(path: Path, args: list[str]) -> tuple[Path, dict[str, Any], Eva
     the protocol that the flags may name.
     """
     folder = runs.set_folder(path)
-    _, meta = synthetic.load(folder, torch.device("cpu"))
+    _, meta = set_folders.load(folder, torch.device("cpu"))
     recipe = meta.get("recipe", {})
     if not {"name", "model", "data", "evaluation"} <= recipe.keys():
         raise UserError(
@@ -665,7 +668,7 @@ def open_set(
     Raises UserError where they do not belong together, or a network does not fit.
     """
     device = one_process(options, command)
-    syn, _ = synthetic.load(folder, device)
+    syn, _ = set_folders.load(folder, device)
     data = load_data(options.data, device, test=True, stored=lambda images: syn.preprocess)
     if data.class_names != syn.class_names or data.image_shape != tuple(
         syn.pixels(torch.zeros(1, dtype=torch.long)).shape[1:]
@@ -719,7 +722,7 @@ def evaluation_in(
         wanted = to_dict(replace(options.evaluation, models=options.evaluation.models or (model,)))
         if (
             evaluation.get(
-                "set_digest", own := set_digest(synthetic.load(folder, torch.device("cpu"))[0])
+                "set_digest", own := set_digest(set_folders.load(folder, torch.device("cpu"))[0])
             )
             != own
         ):
@@ -765,7 +768,7 @@ def evaluate_path(path: Path, args: list[str]) -> dict[str, Any]:
         out, folder, meta, options, ("evaluate", str(path), *args), strict=decides
     )
     if options.out is None:
-        handover.add_results(folder, evaluation)
+        results.add_results(folder, evaluation)
     name = meta["recipe"]["name"]
     on = f" on {evaluation['num_images']['test']} images" if "num_images" in evaluation else ""
     log.console.print(report.table(evaluation, f"{name}, test accuracy{on}", options.sort))
@@ -862,7 +865,7 @@ def rank(path: Path, args: list[str]) -> None:
     folder, meta, options = set_options(path, args, "rank")
     out, config = options.out or path, options.evaluation
     channels, height, width = (
-        synthetic.load(folder, torch.device("cpu"))[0]
+        set_folders.load(folder, torch.device("cpu"))[0]
         .pixels(torch.zeros(1, dtype=torch.long))
         .shape[1:]
     )
@@ -1080,7 +1083,7 @@ def merge_sets(args: list[str]) -> None:
     if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
         raise UserError(f"{options.out} exists already; name another folder with --out.")
     folders = [runs.set_folder(path) for path in paths]
-    loaded = [synthetic.load(folder, torch.device("cpu")) for folder in folders]
+    loaded = [set_folders.load(folder, torch.device("cpu")) for folder in folders]
     metas = [meta for _, meta in loaded]
     maps, names = merge.class_maps(metas)
     # a run knows where its files lie, which a set does not say
@@ -1126,7 +1129,8 @@ def merge_sets(args: list[str]) -> None:
             )
         facts["selected"] = {"kind": " and ".join(kinds)}
     files.make_folder(options.out.parent)
-    merged.save(
+    set_folders.save(
+        merged,
         options.out,
         {
             "recipe": recipe,
@@ -1305,7 +1309,7 @@ def export(path: Path, args: list[str]) -> None:
                 f"{path} is neither an expert store nor a distilled set; give the folder that "
                 "buffer, distill or import wrote."
             )
-        syn, meta = synthetic.load(folder, torch.device("cpu"))
+        syn, meta = set_folders.load(folder, torch.device("cpu"))
         if options.format == "webdataset":
             files.make_folder(options.out)
             written = handover.write_webdataset(syn, options.out / "train.tar", options.per_shard)

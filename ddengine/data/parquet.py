@@ -459,9 +459,8 @@ def _contents(path: Path, column: str) -> tuple[Any, Any]:
         of_text = pa.types.is_string(stored.type) or pa.types.is_large_string(stored.type)
         return (None, stored) if of_text else (stored, None)
     inner = [child.name for child in stored.type]
-    contents, paths = (
-        compute.struct_field(stored, name) if name in inner else None for name in ("bytes", "path")
-    )  # type: ignore[attr-defined]
+    field = compute.struct_field  # type: ignore[attr-defined]
+    contents, paths = (field(stored, k) if k in inner else None for k in ("bytes", "path"))
     return contents, paths
 
 

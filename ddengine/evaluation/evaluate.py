@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ddengine.artefact import handover
 from ddengine.data import Data, RealSet, Subset
 from ddengine.data.load import image_digests
 from ddengine.evaluation.intervals import NAME, counted, interval
@@ -848,7 +847,7 @@ def eight_bit(syn: SyntheticSet, distilled: _Decoded, device: torch.device) -> _
     None where that changes nothing.
     """
     pixels = syn.pixels()
-    rounded = handover.eight_bit(pixels).float() / 255
+    rounded = as_bytes(pixels).float() / 255
     if (rounded - pixels).abs().max() < EIGHT_BIT:
         return None
     ledger = distilled.ledger | {"images": pixels.numel(), "compensators": 0}

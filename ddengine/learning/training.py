@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Generator, Tensor, nn
@@ -161,13 +161,13 @@ def train_networks(
     dropout = any(map(is_dropout, first.modules()))
     # the middle of a stacked network is out of reach
     if len(seeds) > 1 and (not together or dropout or config.loss == "uskd"):
-        rest = dict(
+        rest: dict[str, Any] = dict(
             steps=steps, precision=precision, observe=observe, teachers=teachers, labels=labels
         )
         return [
             train_networks(new_model, [s], [seed], config, lr, device, **rest)[0]
             for s, seed in zip(sets, seeds, strict=True)
-        ]  # type: ignore[arg-type]
+        ]
     assert teachers or labels != "dynamic", "dynamic labels need teachers"
     epochs = num_epochs(num, config, steps)  # E
     # where two fall on one epoch, the later one

@@ -30,6 +30,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from ddengine import api, loop
+from ddengine.artefact import folder as folders
 from ddengine.data import Data, RealSet, load_data
 from ddengine.evaluation.evaluate import evaluate, validate
 from ddengine.learning import training
@@ -38,7 +39,6 @@ from ddengine.learning.teachers import load_all
 from ddengine.models import build_model
 from ddengine.pages import report
 from ddengine.recipe import BufferConfig, EvalConfig, Recipe, to_dict
-from ddengine.sets import synthetic
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system import dist, files, log, runtime
 from ddengine.system.errors import UserError
@@ -513,7 +513,7 @@ def _epoch_seconds(job: Job, network: nn.Module, data: Data, config: BufferConfi
         short = replace(config, epochs=1, keep="last")
         return _timed(
             device,
-            lambda: job.train_expert(
+            lambda: job.train_expert(  # type: ignore[misc]
                 network,
                 replace(data, train=some, validation=None),
                 short,
@@ -521,7 +521,7 @@ def _epoch_seconds(job: Job, network: nn.Module, data: Data, config: BufferConfi
                 0,
                 job.precision,
             ),
-        )[0]  # type: ignore[misc]
+        )[0]
 
     run(1)  # slower than the others
     num = min(3, per_epoch)
@@ -534,10 +534,11 @@ def _epoch_seconds(job: Job, network: nn.Module, data: Data, config: BufferConfi
         return run(num) / num * per_epoch + _testing_seconds(calls)
     epochs = max(1, min(config.epochs, int(STEPPING / (rough * per_epoch))))
     some = replace(config, epochs=epochs, keep="last")
-    return (
-        _timed(device, lambda: job.train_expert(network, data, some, job.seed, 0, job.precision))[0]
-        / epochs
-    )  # type: ignore[misc]
+    seconds, _ = _timed(
+        device,
+        lambda: job.train_expert(network, data, some, job.seed, 0, job.precision),  # type: ignore[misc]
+    )
+    return seconds / epochs
 
 
 def counts(recipe: Recipe) -> dict[str, int]:
@@ -665,7 +666,7 @@ def _distill(began: float, job: Job, folder: Path, stand_ins: Path | None) -> di
         "versions": runtime.versions(),
         "commit": runtime.commit(),
     }
-    saving, _ = _timed(device, lambda: result.save(folder / "distilled", meta | more))
+    saving, _ = _timed(device, lambda: folders.save(result, folder / "distilled", meta | more))
     line = (
         len(
             json.dumps(
@@ -700,7 +701,7 @@ def _evaluate(began: float, job: Job, folder: Path, stand_ins: Path | None) -> d
     """The evaluation of the set in `folder`/distilled, whose trainings are noted and then timed."""
     recipe = job.recipe
     device = runtime.setup(job.device, job.precision)
-    syn, _ = synthetic.load(folder / "distilled", device)
+    syn, _ = folders.load(folder / "distilled", device)
     data = load_data(recipe.data, device, test=True, stored=lambda images: syn.preprocess)
     experts = _experts(job, data, stand_ins) if recipe.teachers else None
     teachers = [] if experts is None else load_all(experts, device)

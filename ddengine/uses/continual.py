@@ -22,6 +22,8 @@ import torch
 from rich.table import Table
 from torch import Generator, Tensor, nn
 
+from ddengine.artefact import folder as folders
+from ddengine.artefact.folder import load
 from ddengine.data import Data, RealSet
 from ddengine.data.subset import class_subset, of_classes
 from ddengine.evaluation.evaluate import Memo, adapted, best_rate, candidates
@@ -33,7 +35,7 @@ from ddengine.recipe import EvalConfig, Recipe, digest, require, resolved, to_di
 from ddengine.sets import start
 from ddengine.sets.codec import Identity, Pixels, as_bytes
 from ddengine.sets.merge import merge
-from ddengine.sets.synthetic import SyntheticSet, load
+from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system import files, log, runtime
 from ddengine.system.errors import UserError, unknown
 from ddengine.system.rng import generator
@@ -150,9 +152,11 @@ def forgetting(matrix: Sequence[Sequence[float | None]]) -> float | None:
     if any(None in line for line in matrix):
         return None
     last = len(matrix) - 1
-    return float(
-        np.mean([max(matrix[t][s] for t in range(s, last)) - matrix[last][s] for s in range(last)])
-    )  # type: ignore[operator,type-var]
+    lost = [
+        max(matrix[t][s] for t in range(s, last)) - matrix[last][s]  # type: ignore[operator,type-var]
+        for s in range(last)
+    ]
+    return float(np.mean(lost))
 
 
 def kept(syn: SyntheticSet, store: Literal["uint8", "float32"]) -> SyntheticSet:
@@ -542,7 +546,7 @@ def _distilled(
             "identity": identity,
             "seconds": seconds,
         }
-        syn.save(folder, facts)
+        folders.save(syn, folder, facts)
     return syn, seconds
 
 
