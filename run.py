@@ -41,7 +41,8 @@ from ddengine.artefact import describe, exchange, handover, runs
 from ddengine.commands import cli
 from ddengine.data import Data, Preprocess, load_data
 from ddengine.evaluation import intervals, scores
-from ddengine.evaluation.evaluate import PROTOCOLS, adapted, evaluate, set_digest, validate
+from ddengine.evaluation.evaluate import evaluate, set_digest, validate
+from ddengine.evaluation.rates import adapted
 from ddengine.learning import training
 from ddengine.learning.teachers import load_all
 from ddengine.models import build_model, middle
@@ -72,6 +73,7 @@ from ddengine.types import Objective
 from ddengine.uses.continual import ContinualConfig
 from synth.recipes import RECIPES, find, take
 from synth.recipes.cite import bibtex
+from synth.recipes.protocols import PROTOCOLS
 
 DEMO = "mtt/digits_ipc1"
 EXPERTS = Path("experts")

@@ -349,8 +349,7 @@ def inputs_of_norms(network: nn.Module, see: Callable[[nn.Module, Tensor], None]
 def distance(norm: nn.Module, mean: Tensor, var: Tensor, variance: float) -> Tensor:
     """|mu - mean| + variance |s - var|, norms over the last dimension, the channels."""
     of_mean = (norm.running_mean - mean).norm(dim=-1)  # type: ignore[operator]
-    of_var = (norm.running_var - var).norm(dim=-1)  # type: ignore[operator]
-    return of_mean + variance * of_var
+    return of_mean + variance * (norm.running_var - var).norm(dim=-1)  # type: ignore[operator]
 
 
 def weighted(terms: Sequence[Tensor], first: float) -> Tensor:

@@ -459,8 +459,10 @@ def _contents(path: Path, column: str) -> tuple[Any, Any]:
         of_text = pa.types.is_string(stored.type) or pa.types.is_large_string(stored.type)
         return (None, stored) if of_text else (stored, None)
     inner = [child.name for child in stored.type]
-    field = compute.struct_field  # type: ignore[attr-defined]
-    contents, paths = (field(stored, k) if k in inner else None for k in ("bytes", "path"))
+    contents, paths = (
+        compute.struct_field(stored, name) if name in inner else None  # type: ignore[attr-defined]
+        for name in ("bytes", "path")
+    )  # type: ignore[attr-defined]
     return contents, paths
 
 

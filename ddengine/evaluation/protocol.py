@@ -5,7 +5,7 @@ card, and `load()` of the shipped folder.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ddengine.evaluation.evaluate import adapted, candidates
+from ddengine.evaluation.rates import adapted, candidates
 from ddengine.learning import training
 from ddengine.recipe import AugmentConfig, EvalConfig, from_dict, to_dict
 from ddengine.system.errors import UserError

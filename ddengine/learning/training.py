@@ -165,7 +165,7 @@ def train_networks(
             steps=steps, precision=precision, observe=observe, teachers=teachers, labels=labels
         )
         return [
-            train_networks(new_model, [s], [seed], config, lr, device, **rest)[0]
+            train_networks(new_model, [s], [seed], config, lr, device, **rest)[0]  # type: ignore[arg-type]
             for s, seed in zip(sets, seeds, strict=True)
         ]
     assert teachers or labels != "dynamic", "dynamic labels need teachers"

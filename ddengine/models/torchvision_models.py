@@ -114,8 +114,14 @@ def adapt_stem(network: nn.Module, channels: int, small: bool) -> None:
     padding = 1 if kernel == 3 else first.padding
     stride = 1 if small else first.stride
     assert isinstance(padding, int | tuple)
-    bias = first.bias is not None
-    stem = nn.Conv2d(channels, first.out_channels, kernel, stride, padding, bias=bias)  # type: ignore[arg-type]
+    stem = nn.Conv2d(
+        channels,
+        first.out_channels,
+        kernel,  # type: ignore[arg-type]
+        stride,  # type: ignore[arg-type]
+        padding,  # type: ignore[arg-type]
+        bias=first.bias is not None,
+    )
     replace(network, path, stem)
     pool = next((n for n, m in network.named_modules() if isinstance(m, nn.MaxPool2d)), None)
     convolutions_before = [

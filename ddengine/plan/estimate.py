@@ -521,7 +521,7 @@ def _epoch_seconds(job: Job, network: nn.Module, data: Data, config: BufferConfi
                 0,
                 job.precision,
             ),
-        )[0]
+        )[0]  # type: ignore[misc]
 
     run(1)  # slower than the others
     num = min(3, per_epoch)
@@ -534,11 +534,11 @@ def _epoch_seconds(job: Job, network: nn.Module, data: Data, config: BufferConfi
         return run(num) / num * per_epoch + _testing_seconds(calls)
     epochs = max(1, min(config.epochs, int(STEPPING / (rough * per_epoch))))
     some = replace(config, epochs=epochs, keep="last")
-    seconds, _ = _timed(
-        device,
-        lambda: job.train_expert(network, data, some, job.seed, 0, job.precision),  # type: ignore[misc]
+    train = job.train_expert
+    assert train is not None
+    return (
+        _timed(device, lambda: train(network, data, some, job.seed, 0, job.precision))[0] / epochs
     )
-    return seconds / epochs
 
 
 def counts(recipe: Recipe) -> dict[str, int]:

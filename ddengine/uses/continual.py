@@ -26,8 +26,8 @@ from ddengine.artefact import folder as folders
 from ddengine.artefact.folder import load
 from ddengine.data import Data, RealSet
 from ddengine.data.subset import class_subset, of_classes
-from ddengine.evaluation.evaluate import Memo, adapted, best_rate, candidates
 from ddengine.evaluation.intervals import NAME, counted, interval
+from ddengine.evaluation.rates import adapted, best_rate, candidates
 from ddengine.learning import training
 from ddengine.models import build_model
 from ddengine.pages import report
@@ -38,6 +38,7 @@ from ddengine.sets.merge import merge
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system import files, log, runtime
 from ddengine.system.errors import UserError, unknown
+from ddengine.system.memo import Memo
 from ddengine.system.rng import generator
 from ddengine.system.runtime import Precision
 from ddengine.types import Batch, TrainingSet
@@ -152,11 +153,11 @@ def forgetting(matrix: Sequence[Sequence[float | None]]) -> float | None:
     if any(None in line for line in matrix):
         return None
     last = len(matrix) - 1
-    lost = [
+    losses = [
         max(matrix[t][s] for t in range(s, last)) - matrix[last][s]  # type: ignore[operator,type-var]
         for s in range(last)
     ]
-    return float(np.mean(lost))
+    return float(np.mean(losses))
 
 
 def kept(syn: SyntheticSet, store: Literal["uint8", "float32"]) -> SyntheticSet:

@@ -9,11 +9,11 @@ their clipping loss and their gradient penalty are those that its README recomme
 from dataclasses import replace
 
 from buffers.smooth import Smooth
-from ddengine.evaluation.evaluate import PROTOCOLS
 from ddengine.recipe import BufferConfig, InitConfig, OptimConfig, Recipe
 from synth.ast import BalancedLoss, IntermediateMatching, WeightNoise
 from synth.recipes import mtt
 from synth.recipes.cells import cell
+from synth.recipes.protocols import PROTOCOLS
 from synth.trajectory import TrajectoryMatching, UniformWindow
 
 CITES = ("shen2023ast",)

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ddengine.evaluation.evaluate import PROTOCOLS
 from ddengine.recipe import (
     BufferConfig,
     DataConfig,
@@ -16,6 +15,7 @@ from ddengine.recipe import (
     TargetConfig,
 )
 from ddengine.sets.codec import Identity
+from synth.recipes.protocols import PROTOCOLS
 from synth.trajectory import TrajectoryMatching
 
 SUBSETS = ("imagenette", "imagewoof", "imagefruit", "imagemeow", "imagesquawk", "imageyellow")

@@ -10,11 +10,11 @@ configuration is dead and left out. A set carries 10 to 200 soft labels per imag
 from dataclasses import replace
 
 from buffers.flat_step import Gsam
-from ddengine.evaluation.evaluate import PROTOCOLS
 from ddengine.recipe import BufferConfig, InitConfig, OptimConfig, Recipe, TargetConfig
 from synth.datm import GrowingWindow
 from synth.recipes import mtt
 from synth.recipes.cells import cell, figure
+from synth.recipes.protocols import PROTOCOLS
 from synth.trajectory import TrajectoryMatching, UniformWindow
 
 CITES = ("guo2024datm",)

@@ -21,11 +21,11 @@ than their figures.
 
 from dataclasses import replace
 
-from ddengine.evaluation.evaluate import PROTOCOLS
 from ddengine.recipe import AugmentConfig, EvalConfig, InitConfig, Recipe
 from synth.gradient import GradientMatching
 from synth.networks import OnSynthetic, loop_counts
 from synth.recipes.matching import NCFM, NONE, Figure, cell, small, strategy
+from synth.recipes.protocols import PROTOCOLS
 
 CITES = ("zhao2021dc",)
 DSA_CITES = ("zhao2021dc", "zhao2021dsa")

@@ -10,11 +10,11 @@ publish no cell of Fashion-MNIST; its settings are those of the other datasets.
 
 from dataclasses import replace
 
-from ddengine.evaluation.evaluate import PROTOCOLS
 from ddengine.recipe import Recipe
 from synth.distribution import DistributionMatching
 from synth.networks import Untrained
 from synth.recipes.matching import NCFM, RECALLED, Figure, cell, small, strategy
+from synth.recipes.protocols import PROTOCOLS
 
 CITES = ("zhao2023dm",)
 

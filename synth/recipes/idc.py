@@ -17,12 +17,12 @@ mean and deviation, not with CIFAR-10's. Figures: means without a deviation.
 
 from dataclasses import replace
 
-from ddengine.evaluation.evaluate import PROTOCOLS
 from ddengine.recipe import AugmentConfig, EvalConfig, Recipe
 from ddengine.sets.codec import MultiFormation
 from synth.gradient import GradientMatching, Metric
 from synth.networks import OnReal
 from synth.recipes.matching import NO_FLIP, cell, small
+from synth.recipes.protocols import PROTOCOLS
 
 CITES = ("kim2022idc",)
 MATCHING = AugmentConfig(always=("color", "crop", "cutout"), ops=())

@@ -26,10 +26,10 @@ printed. Those of 100 images a class on ImageNet were not read.
 
 from dataclasses import replace
 
-from ddengine.evaluation.evaluate import PROTOCOLS
 from ddengine.recipe import AugmentConfig, EvalConfig, InitConfig, Recipe
 from ddengine.sets.codec import Compensated
 from synth.compensator import BaseSets
+from synth.recipes.protocols import PROTOCOLS
 from synth.recipes.soft import (
     BYTES,
     CROP_FLIP,

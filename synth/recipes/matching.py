@@ -3,7 +3,6 @@
 from dataclasses import replace
 from typing import Any
 
-from ddengine.evaluation.evaluate import PROTOCOLS
 from ddengine.recipe import (
     DSA_OPS,
     AugmentConfig,
@@ -17,6 +16,7 @@ from ddengine.recipe import (
 )
 from ddengine.sets.codec import Codec, Identity
 from synth.recipes.cells import FILES
+from synth.recipes.protocols import PROTOCOLS
 
 # mean and deviation in %, as printed; None where nothing was read
 Figure = tuple[float, float | None] | None

@@ -10,10 +10,10 @@ iterate on the test set (so optimistic).
 from dataclasses import replace
 
 from buffers.steps import Sgd
-from ddengine.evaluation.evaluate import PROTOCOLS
 from ddengine.recipe import BufferConfig, DataConfig, OptimConfig, OuterConfig, Recipe
 from ddengine.sets.codec import Identity
 from synth.recipes.cells import cell, figure
+from synth.recipes.protocols import PROTOCOLS
 from synth.trajectory import TrajectoryMatching, UniformWindow
 
 CITES = ("cazenavette2022mtt",)

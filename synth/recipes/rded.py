@@ -16,9 +16,9 @@ summary, and the others were recalled, not read.
 
 from dataclasses import replace
 
-from ddengine.evaluation.evaluate import PROTOCOLS
 from ddengine.recipe import AugmentConfig, BufferConfig, EvalConfig, InitConfig, Recipe
 from ddengine.sets.codec import Identity
+from synth.recipes.protocols import PROTOCOLS
 from synth.recipes.soft import (
     PRETRAINED,
     RECALLED_TEACHERS,

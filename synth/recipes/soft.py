@@ -6,7 +6,6 @@ from typing import Any
 
 from buffers.pretrained import Pretrained
 from buffers.steps import Sgd
-from ddengine.evaluation.evaluate import PROTOCOLS
 from ddengine.recipe import (
     AugmentConfig,
     BufferConfig,
@@ -21,6 +20,7 @@ from ddengine.recipe import (
 )
 from ddengine.sets.codec import Codec, Compensated, Identity
 from synth.recipes.cells import CLASS_FOLDERS, FILES, SUBSETS
+from synth.recipes.protocols import PROTOCOLS
 
 Figure = tuple[float, float | None]  # mean and deviation in %, as printed
 

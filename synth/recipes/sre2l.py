@@ -20,9 +20,9 @@ CIFAR are quotes. With ResNet18 as student, as teacher too.
 
 from dataclasses import dataclass, field, replace
 
-from ddengine.evaluation.evaluate import PROTOCOLS
 from ddengine.recipe import AugmentConfig, BufferConfig, EvalConfig, InitConfig, Recipe
 from ddengine.sets.codec import Identity
+from synth.recipes.protocols import PROTOCOLS
 from synth.recipes.soft import (
     BYTES,
     CROP_FLIP,

@@ -11,10 +11,10 @@ it has; 10000 outer steps, 3 networks.
 from dataclasses import replace
 
 from buffers.steps import Sgd
-from ddengine.evaluation.evaluate import PROTOCOLS
 from ddengine.recipe import BufferConfig, Recipe, TargetConfig
 from synth.recipes import mtt
 from synth.recipes.cells import cell, figure
+from synth.recipes.protocols import PROTOCOLS
 from synth.trajectory import TrajectoryMatching, UniformWindow
 
 CITES = ("cui2023tesla",)

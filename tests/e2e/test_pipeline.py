@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from ddengine.artefact import folder as folders
 from ddengine.data import load_data
+from ddengine.evaluation import bench
 from ddengine.pages import report
 from ddengine.recipe import DataConfig
 from ddengine.sets import synthetic
@@ -378,11 +379,10 @@ def test_interrupted_evaluation_goes_on(done, tmp_path, monkeypatch):
     """The trainings that were finished are not repeated, and the result is that of an uninterrupted
     evaluation.
     """
-    from ddengine.evaluation import evaluate as module
 
     args = ["evaluate", str(done / "runs/a"), *QUICK, "--lr_grid", "0.01", "0.03"]
     assert run(*args, "--out", str(tmp_path / "whole")) == 0
-    calls, original = [], module.Bench.accuracies
+    calls, original = [], bench.Bench.accuracies
 
     def stop_at(limit):
         def accuracies(self, who, model, lr, seeds, on):
@@ -393,9 +393,9 @@ def test_interrupted_evaluation_goes_on(done, tmp_path, monkeypatch):
 
         return accuracies
 
-    monkeypatch.setattr(module.Bench, "accuracies", stop_at(5))
+    monkeypatch.setattr(bench.Bench, "accuracies", stop_at(5))
     assert run(*args, "--out", str(tmp_path / "broken")) == 130
-    monkeypatch.setattr(module.Bench, "accuracies", stop_at(-1))
+    monkeypatch.setattr(bench.Bench, "accuracies", stop_at(-1))
     assert run(*args, "--out", str(tmp_path / "broken")) == 0
     assert len(calls) == len(set(calls)), "a finished training was repeated"
     rows = [

@@ -12,13 +12,14 @@ from helpers import CPU, DIGITS, MODEL, new_model, tiny_data, tiny_set
 from torch import nn
 
 from ddengine.data import load_data
-from ddengine.evaluation.evaluate import PROTOCOLS, evaluate, validate
+from ddengine.evaluation.evaluate import evaluate, validate
 from ddengine.learning import training
 from ddengine.plan import estimate
 from ddengine.system import runtime
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 from synth.recipes import find
+from synth.recipes.protocols import PROTOCOLS
 
 TINY_EVALUATION = replace(
     PROTOCOLS["fast"], epochs=3, batch=16, num_networks=3, lr_grid=(0.01, 0.03), full_steps=14, search_networks=2,

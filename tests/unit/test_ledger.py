@@ -12,7 +12,8 @@ from safetensors import safe_open
 
 from ddengine.artefact import folder as folders
 from ddengine.data import load_data
-from ddengine.evaluation.evaluate import evaluate, label_bytes
+from ddengine.evaluation.evaluate import evaluate
+from ddengine.evaluation.ledger import label_bytes
 from ddengine.learning import training
 from ddengine.models import build_model
 from ddengine.pages import report

@@ -19,7 +19,6 @@ from ddengine.artefact import handover, results
 from ddengine.data import Preprocess
 from ddengine.data.preprocess import fit_zca
 from ddengine.evaluation import protocol
-from ddengine.evaluation.evaluate import PROTOCOLS
 from ddengine.learning import augment, losses, training
 from ddengine.learning.augment import CutMix, MixUp
 from ddengine.recipe import DSA_OPS, OPS, AugmentConfig, EvalConfig, to_dict
@@ -27,6 +26,7 @@ from ddengine.sets import codec
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system import files
 from ddengine.system.rng import generator
+from synth.recipes.protocols import PROTOCOLS
 
 SHAPES = ((1, 8, 8), (3, 32, 32), (3, 9, 14), (1, 28, 28), (2, 5, 4))
 MODEL = "convnet-d1-w4-in"

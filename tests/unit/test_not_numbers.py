@@ -23,9 +23,9 @@ from ddengine.artefact import folder as folders
 from ddengine.data import Preprocess, load_data
 from ddengine.data.preprocess import fit_zca
 from ddengine.data.stored import check_stored, flaw, unlike
-from ddengine.evaluation import evaluate as evaluation
-from ddengine.evaluation import ranking, scores
-from ddengine.evaluation.evaluate import Memo, best_rate, evaluate, validate
+from ddengine.evaluation import bench, ranking, scores
+from ddengine.evaluation.evaluate import evaluate, validate
+from ddengine.evaluation.rates import best_rate
 from ddengine.learning import training
 from ddengine.models import build_model
 from ddengine.pages import page, report
@@ -37,6 +37,7 @@ from ddengine.sets.coreset import random_index
 from ddengine.sets.synthetic import coded
 from ddengine.system import files, log
 from ddengine.system.errors import UserError
+from ddengine.system.memo import Memo
 from ddengine.system.rng import generator
 from ddengine.uses import continual, privacy
 
@@ -392,7 +393,7 @@ def test_a_row_averages_the_networks_that_count(data, some_diverge, tmp_path):
         )
     lines = report.notes(found)
     assert "warning: 1 of 3 networks trained on distilled diverged and do not count" in lines
-    original, times = evaluation.Bench.accuracies, []
+    original, times = bench.Bench.accuracies, []
 
     def until(limit):
         def accuracies(self, *args):
@@ -404,10 +405,10 @@ def test_a_row_averages_the_networks_that_count(data, some_diverge, tmp_path):
         return accuracies
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation.Bench, "accuracies", until(2))
+        patch.setattr(bench.Bench, "accuracies", until(2))
         with pytest.raises(KeyboardInterrupt):
             evaluate(syn, data, config, MODEL, seed=0, device=CPU, memo_path=tmp_path / "memo")
-        patch.setattr(evaluation.Bench, "accuracies", until(-1))
+        patch.setattr(bench.Bench, "accuracies", until(-1))
         again = evaluate(syn, data, config, MODEL, seed=0, device=CPU, memo_path=tmp_path / "memo")
     assert len(times) == 3
     assert [r["accuracies"] for r in again["rows"]] == [r["accuracies"] for r in found["rows"]]

@@ -13,8 +13,9 @@ from torch import nn
 
 from ddengine.data import Preprocess, RealSet, load_data
 from ddengine.data.subset import of_classes
-from ddengine.evaluation import evaluate as evaluation
-from ddengine.evaluation.evaluate import by_class, distinct, evaluate
+from ddengine.evaluation import bench
+from ddengine.evaluation.evaluate import evaluate
+from ddengine.evaluation.rows import by_class, distinct
 from ddengine.learning import training
 from ddengine.pages import page, report
 from ddengine.recipe import EvalConfig
@@ -182,7 +183,7 @@ def test_an_interrupted_evaluation_keeps_the_classes(long_tail, tmp_path, monkey
     """What an older program left is computed again; what this one left is taken as it is."""
     syn, memo = tiny_set(long_tail), tmp_path / "memo.jsonl"
     whole = evaluate(syn, long_tail, SHORT, MODEL, seed=0, device=CPU)["rows"]
-    original, left = evaluation.Bench.accuracies, []
+    original, left = bench.Bench.accuracies, []
 
     def stopping(self, *args):
         if len(left) == 2:
@@ -196,10 +197,10 @@ def test_an_interrupted_evaluation_keeps_the_classes(long_tail, tmp_path, monkey
         "value": {"accuracies": [0.1, 0.2], "seconds": 1.0},
     }
     memo.write_text(json.dumps(old) + "\n")
-    monkeypatch.setattr(evaluation.Bench, "accuracies", stopping)
+    monkeypatch.setattr(bench.Bench, "accuracies", stopping)
     with pytest.raises(KeyboardInterrupt):
         evaluate(syn, long_tail, SHORT, MODEL, seed=0, device=CPU, memo_path=memo)
-    monkeypatch.setattr(evaluation.Bench, "accuracies", original)
+    monkeypatch.setattr(bench.Bench, "accuracies", original)
     again = evaluate(syn, long_tail, SHORT, MODEL, seed=0, device=CPU, memo_path=memo)["rows"]
     for a, b in zip(again, whole, strict=True):
         assert {k: v for k, v in a.items() if k != "seconds"} == {

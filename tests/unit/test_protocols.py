@@ -11,7 +11,8 @@ from helpers import CPU, MODEL, tiny_set
 from rich.console import Console
 
 from ddengine.data import load_data
-from ddengine.evaluation.evaluate import PROTOCOLS, Bench, evaluate
+from ddengine.evaluation.bench import Bench
+from ddengine.evaluation.evaluate import evaluate
 from ddengine.learning import training
 from ddengine.pages import report
 from ddengine.recipe import DSA_OPS, AugmentConfig, DataConfig, EvalConfig
@@ -20,6 +21,7 @@ from ddengine.sets.coreset import random_index
 from ddengine.sets.synthetic import coded
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
+from synth.recipes.protocols import PROTOCOLS
 
 DIGITS = DataConfig(name="digits", limit=400)
 SHORT = EvalConfig(

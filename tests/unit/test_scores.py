@@ -13,9 +13,12 @@ from helpers import CPU, MODEL, tiny_set
 from ddengine.artefact import folder as folders
 from ddengine.data import load_data
 from ddengine.evaluation import evaluate as module
+from ddengine.evaluation import rates as of_rates
 from ddengine.evaluation import scores
-from ddengine.evaluation.evaluate import _freeze as freeze
-from ddengine.evaluation.evaluate import adapted, eight_bit, evaluate, forward_flops
+from ddengine.evaluation.decoded import eight_bit, freeze
+from ddengine.evaluation.evaluate import evaluate
+from ddengine.evaluation.ledger import forward_flops
+from ddengine.evaluation.rates import adapted
 from ddengine.learning import training
 from ddengine.recipe import AugmentConfig, DataConfig, EvalConfig
 from ddengine.system.errors import UserError
@@ -432,15 +435,15 @@ def test_uskd_uses_no_soft_labels():
 
 
 def test_a_learned_rate_is_none_of_a_network_that_needs_adamw(data, monkeypatch):
-    monkeypatch.setattr(module, "usual_optimiser", lambda name: "adamw")
+    monkeypatch.setattr(of_rates, "usual_optimiser", lambda name: "adamw")
     seen, chosen = rates(data, monkeypatch, (MODEL,), rate="learned", lr=0.02)
-    assert set(chosen.values()) == {module.ADAMW["lr"]} and {
+    assert set(chosen.values()) == {of_rates.ADAMW["lr"]} and {
         optimiser for optimiser, _ in seen
     } == {"adamw"}
 
 
 def test_the_network_that_herding_looks_through_has_the_optimiser_of_its_rate(data, monkeypatch):
-    monkeypatch.setattr(module, "usual_optimiser", lambda name: "adamw")
+    monkeypatch.setattr(of_rates, "usual_optimiser", lambda name: "adamw")
     seen, train = [], training.train_networks
     monkeypatch.setattr(
         module.training,

@@ -30,7 +30,7 @@ from ddengine import loop as outer
 from ddengine.artefact import folder as folders
 from ddengine.artefact.folder import load
 from ddengine.data import Preprocess, load_data
-from ddengine.evaluation import evaluate as evaluation
+from ddengine.evaluation import bench
 from ddengine.evaluation.evaluate import evaluate, validate
 from ddengine.learning import training
 from ddengine.learning.losses import task_loss
@@ -710,9 +710,7 @@ def test_random_soft_is_random_with_the_labels_of_a_trained_network(tested, monk
     calls = spied(monkeypatch)
     rows = rows_of(tiny_set(tested, lr=0.05), replace(tested, validation=None), SOFT)
     assert list(rows) == ["distilled", "random", "random_soft", "herding", "full"]
-    teachers = [
-        networks[0] for _, seeds, networks in calls if seeds == [2 * evaluation.SEARCH_SEED]
-    ]
+    teachers = [networks[0] for _, seeds, networks in calls if seeds == [2 * bench.SEARCH_SEED]]
     assert len(teachers) == 1 and not teachers[0].training
     # in the order of the rows
     _, random_sets, soft_sets, *_ = [sets for sets, _, _ in calls if len(sets) == 3]
@@ -759,7 +757,7 @@ def test_an_interrupted_evaluation_with_random_soft(tested, tmp_path, monkeypatc
     config = replace(SHORT, baselines=("random", "random_soft", "full"), lr_grid=(0.02, 0.1))
     syn = tiny_set(tested, lr=0.05)
     whole = rows_of(syn, tested, config)
-    calls, original = [], evaluation.Bench.accuracies
+    calls, original = [], bench.Bench.accuracies
 
     def until(limit):
         def accuracies(self, who, model, lr, seeds, on):
@@ -772,11 +770,11 @@ def test_an_interrupted_evaluation_with_random_soft(tested, tmp_path, monkeypatc
         return accuracies
 
     memo = tmp_path / "memo.jsonl"
-    monkeypatch.setattr(evaluation.Bench, "accuracies", until(stop_at))
+    monkeypatch.setattr(bench.Bench, "accuracies", until(stop_at))
     with pytest.raises(KeyboardInterrupt):
         rows_of(syn, tested, config, memo_path=memo)
     assert memo.read_bytes().count(b"\n") == stop_at
-    monkeypatch.setattr(evaluation.Bench, "accuracies", until(-1))
+    monkeypatch.setattr(bench.Bench, "accuracies", until(-1))
     again = rows_of(syn, tested, config, memo_path=memo)
     assert list(again) == list(whole) and all(
         result_of(again[k]) == result_of(whole[k]) for k in whole

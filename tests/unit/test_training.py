@@ -19,12 +19,13 @@ from torch import nn
 
 from ddengine.data import Preprocess, RealSet
 from ddengine.data.realset import Subset
-from ddengine.evaluation.evaluate import Memo, interval
+from ddengine.evaluation.intervals import interval
 from ddengine.learning import augment, training
 from ddengine.learning.losses import uskd
 from ddengine.models import build_model
 from ddengine.recipe import AugmentConfig, EvalConfig
 from ddengine.sets.coreset import herding_index, random_index
+from ddengine.system.memo import Memo
 from ddengine.system.rng import generator, scoped
 from ddengine.types import Batch
 

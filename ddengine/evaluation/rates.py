@@ -1,0 +1,44 @@
+"""Learning rates of networks that are trained on a set: which are tried, and which one is chosen."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from ddengine.evaluation.intervals import counted
+from ddengine.models import usual_optimiser
+from ddengine.recipe import EvalConfig
+
+# of networks that SGD trains badly
+ADAMW = {"optimiser": "adamw", "weight_decay": 0.05, "lr": 0.001, "lr_grid": (0.0003, 0.001, 0.003)}
+
+
+def adapted(config: EvalConfig, model: str) -> EvalConfig:
+    """The protocol for a network: the optimiser it needs in place of SGD, where `config.adapt`
+    allows that and SGD trains it badly.
+    """
+    needs = config.adapt and config.optimiser == "sgd" and usual_optimiser(model) == "adamw"
+    return replace(config, **ADAMW) if needs else config  # type: ignore[arg-type]
+
+
+def candidates(config: EvalConfig, learned_lr: float | None) -> list[float]:
+    """The learning rates tried for every set on a network, ascending; the learned one is open to
+    all sets.
+    """
+    return sorted({*config.lr_grid, *([learned_lr] if learned_lr else [])})
+
+
+def best_rate(tried: Sequence[tuple[float, Sequence[float | None]]]) -> tuple[float, bool]:
+    """(the learning rate that its networks recommend, whether networks diverged even there).
+
+    `tried`: rates, ascending, and the accuracies of their networks, None where one diverged. A rate
+    at which a network diverged is chosen only where that is so at all rates, then one where fewest
+    did; otherwise the highest mean counts, of equal ones the smallest rate.
+    """
+
+    def merit(entry: tuple[float, Sequence[float | None]]) -> tuple[int, float]:
+        finite = counted(entry[1])
+        return len(finite) - len(entry[1]), float(np.mean(finite)) if finite else 0.0
+
+    best = max(tried, key=merit)  # the first of equal ones
+    return best[0], None in best[1]

@@ -1,0 +1,60 @@
+"""Evaluation protocols named after the papers that used them, as data."""
+
+from dataclasses import replace
+
+from ddengine.recipe import AugmentConfig, EvalConfig
+
+_INFER = EvalConfig(
+    protocol="infer-static",
+    epochs=400,
+    batch=64,
+    optimiser="adamw",
+    weight_decay=0.01,
+    schedule="cosine",
+    augment=AugmentConfig(always=("crop", "flip"), ops=()),
+    mixup=0.8,
+    loss="kl",
+    temperature=30.0,
+    lr=0.001,
+    lr_grid=(0.0003, 0.001, 0.003),
+    baselines=("random", "random_soft", "hard_labels", "herding", "full"),
+    baseline_steps="updates",
+)
+
+# Published protocols as data; `fast` is for small work. All report the last epoch (the released
+# programs of `ast` and `idc` report the best on the test images too; those of `infer` print both).
+# What a dataset has of its own (no flips of digits, no CutMix) is set by recipes.
+PROTOCOLS: dict[str, EvalConfig] = {
+    "mtt": EvalConfig(protocol="mtt"),
+    "datm": EvalConfig(protocol="datm", batch=128),
+    "ast": EvalConfig(protocol="ast", weight_decay=1e-3, lr_drop=0.5, momentum_after=0.8),
+    "dc": EvalConfig(protocol="dc", epochs=300, augment=AugmentConfig(ops=())),
+    "dsa": EvalConfig(protocol="dsa"),
+    "idc": EvalConfig(
+        protocol="idc",
+        batch=64,
+        lr_drop=0.2,
+        schedule="thirds",
+        cutmix=0.5,
+        augment=AugmentConfig(always=("flip", "color"), ops=("crop", "scale", "rotate")),
+    ),
+    "infer-static": _INFER,
+    "infer-dynamic": replace(_INFER, protocol="infer-dynamic", epochs=80, labels="dynamic"),
+    # on CIFAR; SRe2L's code leaves the teacher in training mode there (teacher_mode train)
+    "sre2l": replace(_INFER, protocol="sre2l", batch=128, labels="dynamic"),
+    "rded": replace(
+        _INFER,
+        protocol="rded",
+        epochs=300,
+        batch=50,
+        temperature=20.0,
+        stretch=2.0,
+        decay_norms=False,
+        # of untiled images; see the recipes for others
+        augment=AugmentConfig(always=("flip",), ops=()),
+        mixup=0.0,
+        cutmix=1.0,
+        labels="dynamic",
+    ),
+    "fast": EvalConfig(protocol="fast", epochs=300, num_networks=5, full_steps=1000),
+}
