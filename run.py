@@ -2,9 +2,6 @@
 
 import time
 
-from ddengine.artefact import folder as set_folders
-from ddengine.artefact import results
-
 STARTED = time.perf_counter()  # before the imports, which take seconds
 
 import itertools
@@ -37,10 +34,11 @@ from buffers.train import train_expert
 from ddengine import api
 from ddengine import loop as outer
 from ddengine.api import ASKS_EXPERTS, buffer_models, check_networks, reads_experts
-from ddengine.artefact import describe, exchange, handover, runs
+from ddengine.artefact import describe, exchange, handover, results, runs
+from ddengine.artefact import folder as set_folders
 from ddengine.commands import cli
 from ddengine.data import Data, Preprocess, load_data
-from ddengine.evaluation import intervals, scores
+from ddengine.evaluation import intervals, scores, tables
 from ddengine.evaluation.evaluate import evaluate, set_digest, validate
 from ddengine.evaluation.rates import adapted
 from ddengine.learning import training
@@ -773,8 +771,8 @@ def evaluate_path(path: Path, args: list[str]) -> dict[str, Any]:
         results.add_results(folder, evaluation)
     name = meta["recipe"]["name"]
     on = f" on {evaluation['num_images']['test']} images" if "num_images" in evaluation else ""
-    log.console.print(report.table(evaluation, f"{name}, test accuracy{on}", options.sort))
-    for line in report.notes(evaluation):
+    log.console.print(tables.table(evaluation, f"{name}, test accuracy{on}", options.sort))
+    for line in tables.notes(evaluation):
         log.say(line)
     if len({row["model"] for row in evaluation["rows"]}) > 1:
         report.heat_map(out / "heat_map.png", [(name, evaluation)])

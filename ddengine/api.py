@@ -18,7 +18,7 @@ from ddengine import loop
 from ddengine.artefact import folder as folders
 from ddengine.artefact import runs
 from ddengine.data import Data, Preprocess
-from ddengine.data.dataset import data_of, named_classes, own_config
+from ddengine.data.torch_dataset import data_of, named_classes, own_config
 from ddengine.evaluation.evaluate import validate
 from ddengine.learning.flat import FlatModel
 from ddengine.learning.teachers import load_all
@@ -172,7 +172,7 @@ def distill(
     classes: Sequence[Any] | None = None,
     images: Tensor | None = None,
 ) -> SyntheticSet:
-    """Distill a dataset of (image, label) pairs, which `ddengine.data.dataset.data_of` describes,
+    """Distill a dataset of (image, label) pairs, which `ddengine.data.torch_dataset.data_of` describes,
     all of which is training data.
 
     Of `recipe.data` size, limit, validation, split_seed and zca count, and not the name: what is

@@ -19,9 +19,10 @@ from rich.text import Text
 
 from ddengine.artefact import folder as folders
 from ddengine.data.stored import read_preprocess
-from ddengine.pages.report import notes, size, table
+from ddengine.evaluation.tables import notes, table
 from ddengine.system import files, log
 from ddengine.system.errors import UserError
+from ddengine.system.log import size
 
 PARQUET = "*.parquet"
 CPU = torch.device("cpu")

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ddengine.pages import report
+from ddengine.evaluation import tables
 from ddengine.sets.codec import as_bytes
 from ddengine.system import files
 from ddengine.system.errors import UserError
@@ -290,7 +290,7 @@ def card(syn: "SyntheticSet", meta: Mapping[str, Any], export: Exported) -> str:
     YAML that makes `datasets.load_dataset(folder)` read the parquet file, then what meta.json says,
     in words.
     """
-    from ddengine.pages.report import size  # imports synthetic.py
+    from ddengine.system.log import size  # imports synthetic.py
 
     source, recipe = _at(meta, "recipe", "data", "name"), _at(meta, "recipe", "name")
     licence, in_words = LICENCES.get(source, UNKNOWN) if isinstance(source, str) else UNKNOWN
@@ -515,7 +515,7 @@ def results_table(evaluation: Mapping[str, Any]) -> str:
     """The rows of evaluation.json as a Markdown table, in percent, with what the numbers mean below
     it.
     """
-    balanced = report.uneven(evaluation) and all(
+    balanced = tables.uneven(evaluation) and all(
         "balanced_accuracy_mean" in row for row in evaluation["rows"]
     )
     heads = [
@@ -537,10 +537,10 @@ def results_table(evaluation: Mapping[str, Any]) -> str:
         cells = (
             plain(row["set"]),
             plain(row["model"]),
-            report.percent(row["accuracy_mean"]) + spread,
+            tables.percent(row["accuracy_mean"]) + spread,
             between,
         )
-        cells += ((report.percent(row["balanced_accuracy_mean"]),) if balanced else ()) + (
+        cells += ((tables.percent(row["balanced_accuracy_mean"]),) if balanced else ()) + (
             networks,
         )
         lines.append(f"| {' | '.join(cells)} |")
@@ -553,7 +553,7 @@ def results_table(evaluation: Mapping[str, Any]) -> str:
         f"Measured{on} by the settings of evaluation.json{start}: mean ± standard deviation over "
         "that many networks, each trained anew"
         + (
-            f"; 95 % intervals of the mean by {report.interval_of(evaluation)}."
+            f"; 95 % intervals of the mean by {tables.interval_of(evaluation)}."
             if any(row.get("ci95") for row in evaluation["rows"])
             else "."
         ),

@@ -827,8 +827,8 @@ def table(parts: Sequence[Part], title: str) -> Table:
         cells = (
             (
                 f"about {log.duration(part.seconds)}",
-                report.size(part.memory),
-                report.size(part.disk),
+                log.size(part.memory),
+                log.size(part.disk),
             )
             if needed
             else ("0 s", "-", "0 B")
@@ -839,8 +839,8 @@ def table(parts: Sequence[Part], title: str) -> Table:
     shown.add_row(
         "in all",
         f"about {log.duration(total)}",
-        report.size(max(p.memory for p in parts)),
-        report.size(sum(p.disk for p in parts)),
+        log.size(max(p.memory for p in parts)),
+        log.size(sum(p.disk for p in parts)),
         "",
     )
     return shown
@@ -879,17 +879,16 @@ def show(
         )
     )
     log.say(
-        f"available: about {report.size(memory)} of memory, {report.size(min(free.values()))} of "
-        "disk"
+        f"available: about {log.size(memory)} of memory, {log.size(min(free.values()))} of disk"
     )
     if (most := max(parts, key=lambda part: part.memory)).memory > memory:
         log.say(
-            f"warning: {most.name} needs about {report.size(most.memory)} of memory, which is "
+            f"warning: {most.name} needs about {log.size(most.memory)} of memory, which is "
             "more than there is"
         )
     if (needed := sum(part.disk for part in parts)) > min(free.values()):
         log.say(
-            f"warning: about {report.size(needed)} of disk are needed, which is more than there is"
+            f"warning: about {log.size(needed)} of disk are needed, which is more than there is"
         )
     if path is not None:
         files.make_folder(path.parent)
@@ -1057,7 +1056,7 @@ def check(job: Job, syn: SyntheticSet, data: Data, folder: Path, device: torch.d
     wanted, free = disk_bytes(job.recipe, syn), free_disk(folder)
     if wanted > free:
         raise UserError(
-            f"The run needs about {report.size(wanted)} of disk and {report.size(free)} are free "
+            f"The run needs about {log.size(wanted)} of disk and {log.size(free)} are free "
             f"where {folder} lies; "
             "free space, name another folder with --out, or start with --force."
         )
@@ -1065,7 +1064,7 @@ def check(job: Job, syn: SyntheticSet, data: Data, folder: Path, device: torch.d
     if bound <= there:
         return
     log.say(
-        f"a step may need up to {report.size(bound)} of memory, and {report.size(there)} are "
+        f"a step may need up to {log.size(bound)} of memory, and {log.size(there)} are "
         "available: trying one in a process of its own"
     )
     try:
@@ -1077,8 +1076,8 @@ def check(job: Job, syn: SyntheticSet, data: Data, folder: Path, device: torch.d
         if needed <= there:
             return
     raise UserError(
-        f"A step of {job.recipe.name} needs {about}{report.size(needed or there)} of memory "
-        f"beyond what the images take, and {report.size(there)} "
+        f"A step of {job.recipe.name} needs {about}{log.size(needed or there)} of memory "
+        f"beyond what the images take, and {log.size(there)} "
         f"are available; {_advice(job.recipe)} or start with --force."
     )
 

@@ -23,7 +23,7 @@ from ddengine.artefact import folder as folders
 from ddengine.data import Preprocess, load_data
 from ddengine.data.preprocess import fit_zca
 from ddengine.data.stored import check_stored, flaw, unlike
-from ddengine.evaluation import bench, ranking, scores
+from ddengine.evaluation import bench, ranking, scores, tables
 from ddengine.evaluation.evaluate import evaluate, validate
 from ddengine.evaluation.rates import best_rate
 from ddengine.learning import training
@@ -391,7 +391,7 @@ def test_a_row_averages_the_networks_that_count(data, some_diverge, tmp_path):
             row["accuracy_mean"] == pytest.approx((known[0] + known[2]) / 2)
             and 0 <= row["ci95"][0] <= row["ci95"][1] <= 1
         )
-    lines = report.notes(found)
+    lines = tables.notes(found)
     assert "warning: 1 of 3 networks trained on distilled diverged and do not count" in lines
     original, times = bench.Bench.accuracies, []
 
@@ -510,9 +510,9 @@ def test_rows_without_accuracy_are_shown(tmp_path):
     """Table, sorting, cross table, heat map, page, card, inspect."""
     console = Console(width=100, record=True)
     for sort in ("none", "accuracy", "accuracy_per_byte"):
-        assert len(report.sorted_rows(LOST["rows"], sort)) == 4
-        assert sort == "none" or report.sorted_rows(LOST["rows"], sort)[-1]["accuracy_mean"] is None
-    console.print(report.table(LOST, "digits"))
+        assert len(tables.sorted_rows(LOST["rows"], sort)) == 4
+        assert sort == "none" or tables.sorted_rows(LOST["rows"], sort)[-1]["accuracy_mean"] is None
+    console.print(tables.table(LOST, "digits"))
     console.print(report.cross_table([("a", LOST)]))
     assert console.export_text().count("diverged") == 2
     report.heat_map(tmp_path / "heat_map.png", [("a", LOST)])

@@ -14,7 +14,7 @@ from PIL import Image
 
 from ddengine.artefact import folder as folders
 from ddengine.pages import page, report
-from ddengine.system import files
+from ddengine.system import files, log
 from ddengine.system.errors import UserError
 
 NASTY = '<b>bold</b> & "quoted" $x$'
@@ -168,7 +168,7 @@ def test_page_says_what_was_done(made, whole):
         for k, v in json.loads((made / "distilled/meta.json").read_text())["bytes"].items()
         if k == "total"
     )
-    assert f"In all {report.size(total)} {100 * total / 11520:.3g} %" in reader.text
+    assert f"In all {log.size(total)} {100 * total / 11520:.3g} %" in reader.text
     assert content.count("real images of class") == content.count("distilled images of class") == 10
     assert (
         'aria-label="10 real images of class 7"' in content
