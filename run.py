@@ -44,6 +44,7 @@ from ddengine.evaluation.rates import adapted
 from ddengine.learning import training
 from ddengine.learning.teachers import load_all
 from ddengine.models import build_model, middle
+from ddengine.objective import Objective
 from ddengine.pages import report
 from ddengine.plan import estimate as costs
 from ddengine.recipe import (
@@ -67,7 +68,6 @@ from ddengine.system import dist, files, log, runtime
 from ddengine.system.errors import UserError, unknown
 from ddengine.system.rng import generator
 from ddengine.system.runtime import Precision
-from ddengine.types import Objective
 from ddengine.uses.continual import ContinualConfig
 from synth.recipes import RECIPES, find, take
 from synth.recipes.cite import bibtex
@@ -276,8 +276,7 @@ def buffer(options: Options[Recipe], root: Path = EXPERTS) -> None:
     )
     check_networks(recipe, data)
     try:
-        if hasattr(recipe.objective, "check"):  # not of objectives that read no experts
-            recipe.objective.check(recipe.buffer.kept_epochs())
+        recipe.objective.check(recipe.buffer.kept_epochs())
     except UserError as error:  # the store is still good for other recipes
         log.say(f"warning: {error}")
     if options.restart:

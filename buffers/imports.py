@@ -365,7 +365,7 @@ def bring_in_networks(options: Options, paths: list[Path]) -> None:
             f"{paths[0]} holds a network and the recipe {recipe.name} needs none; name a recipe "
             "with teachers or experts."
         )
-    if hasattr(recipe.objective, "check"):
+    if recipe.objective.follows_experts:
         raise UserError(
             f"{paths[0]} holds one network after its training, and the recipe {recipe.name} "
             "follows experts through theirs; "

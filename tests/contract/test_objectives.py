@@ -19,12 +19,12 @@ from ddengine.artefact.folder import load
 from ddengine.data import DATASETS, Preprocess
 from ddengine.learning.flat import FlatModel
 from ddengine.models import build_model
+from ddengine.objective import Env
 from ddengine.recipe import InitConfig, OptimConfig, Recipe
 from ddengine.sets.codec import CODECS, Codec
 from ddengine.sets.labels import label
 from ddengine.sets.synthetic import initial
 from ddengine.system.rng import generator
-from ddengine.types import Env
 from synth.datm import GrowingWindow
 from synth.recipes import RECIPES
 from synth.trajectory import UniformWindow
