@@ -25,6 +25,7 @@ from buffers.exchange import expand, files_digest, import_experts, load_pt
 from buffers.store import ExpertStore, teacher_folder
 from ddengine.api import buffer_models, check_networks
 from ddengine.artefact import class_order, exchange, finished, runs
+from ddengine.artefact import folder as folders
 from ddengine.data import Data, load_data, parquet
 from ddengine.data.listing import files_below
 from ddengine.data.splits import listed
@@ -488,7 +489,8 @@ def bring_in_set(options: Options, kind: Kind, paths: list[Path], content: Any) 
         "machine": runtime.machine(device),
         "versions": runtime.versions(),
     }
-    syn.save(
+    folders.save(
+        syn,
         folder,
         own | {"seed": None, "precision": None} | facts | {"commit": runtime.commit()},
         data.split_names,
