@@ -14,6 +14,7 @@ from buffers.store import (
 from ddengine import api
 from ddengine import loop as outer
 from ddengine.api import check_networks, reads_experts
+from ddengine.artefact import folder as set_folders
 from ddengine.artefact import runs
 from ddengine.commands.options import Options, of_recipe
 from ddengine.commands.process import on_first_rank, start
@@ -124,7 +125,7 @@ def distill(options: Options[Recipe], root: Path = EXPERTS) -> Path:
         )
         report.real_vs_distilled(folder / "real_vs_distilled.png", data.train, result, None)
         report.save_samples(folder / "samples.safetensors", data.train)
-        result.save(folder / "distilled", meta, data.split_names)
+        set_folders.save(result, folder / "distilled", meta, data.split_names)
         stored = len(result.classes)
         tiles = "" if stored == len(result) else f", which decode to {len(result)},"
         log.say(

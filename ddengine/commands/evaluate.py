@@ -10,7 +10,8 @@ import torch
 import tyro
 
 from ddengine import commands
-from ddengine.artefact import handover, runs
+from ddengine.artefact import folder as set_folders
+from ddengine.artefact import results, runs
 from ddengine.commands import cli
 from ddengine.commands.options import named_protocol, paths_of
 from ddengine.commands.process import one_process
@@ -55,7 +56,7 @@ def set_defaults(path: Path, args: list[str]) -> tuple[Path, dict[str, Any], Eva
     the protocol that the flags may name.
     """
     folder = runs.set_folder(path)
-    _, meta = synthetic.load(folder, torch.device("cpu"))
+    _, meta = set_folders.load(folder, torch.device("cpu"))
     recipe = meta.get("recipe", {})
     if not {"name", "model", "data", "evaluation"} <= recipe.keys():
         raise UserError(
@@ -105,7 +106,7 @@ def open_set(
     Raises UserError where they do not belong together, or a network does not fit.
     """
     device = one_process(options, command)
-    syn, _ = synthetic.load(folder, device)
+    syn, _ = set_folders.load(folder, device)
     data = load_data(options.data, device, test=True, stored=lambda images: syn.preprocess)
     if data.class_names != syn.class_names or data.image_shape != tuple(
         syn.pixels(torch.zeros(1, dtype=torch.long)).shape[1:]
@@ -159,7 +160,7 @@ def evaluation_in(
         wanted = to_dict(replace(options.evaluation, models=options.evaluation.models or (model,)))
         if (
             evaluation.get(
-                "set_digest", own := set_digest(synthetic.load(folder, torch.device("cpu"))[0])
+                "set_digest", own := set_digest(set_folders.load(folder, torch.device("cpu"))[0])
             )
             != own
         ):
@@ -205,7 +206,7 @@ def evaluate_path(path: Path, args: list[str]) -> dict[str, Any]:
         out, folder, meta, options, ("evaluate", str(path), *args), strict=decides
     )
     if options.out is None:
-        handover.add_results(folder, evaluation)
+        results.add_results(folder, evaluation)
     name = meta["recipe"]["name"]
     on = f" on {evaluation['num_images']['test']} images" if "num_images" in evaluation else ""
     log.console.print(tables.table(evaluation, f"{name}, test accuracy{on}", options.sort))

@@ -8,9 +8,9 @@ import torch
 
 from buffers.exchange import export_experts
 from ddengine.artefact import exchange, handover, runs
+from ddengine.artefact import folder as set_folders
 from ddengine.commands import cli
 from ddengine.commands.options import paths_of
-from ddengine.sets import synthetic
 from ddengine.system import files, log, program
 from ddengine.system.errors import UserError
 
@@ -48,7 +48,7 @@ def export(path: Path, args: list[str]) -> None:
                 f"{path} is neither an expert store nor a distilled set; give the folder that "
                 "buffer, distill or import wrote."
             )
-        syn, meta = synthetic.load(folder, torch.device("cpu"))
+        syn, meta = set_folders.load(folder, torch.device("cpu"))
         if options.format == "webdataset":
             files.make_folder(options.out)
             written = handover.write_webdataset(syn, options.out / "train.tar", options.per_shard)

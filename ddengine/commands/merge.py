@@ -5,10 +5,10 @@ from pathlib import Path
 
 import torch
 
+from ddengine.artefact import folder as set_folders
 from ddengine.artefact import runs
 from ddengine.commands import cli
 from ddengine.commands.options import paths_of
-from ddengine.sets import synthetic
 from ddengine.system import files, log, program, runtime
 from ddengine.system.errors import UserError
 
@@ -31,7 +31,7 @@ def main(args: list[str]) -> None:
     if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
         raise UserError(f"{options.out} exists already; name another folder with --out.")
     folders = [runs.set_folder(path) for path in paths]
-    loaded = [synthetic.load(folder, torch.device("cpu")) for folder in folders]
+    loaded = [set_folders.load(folder, torch.device("cpu")) for folder in folders]
     metas = [meta for _, meta in loaded]
     maps, names = merge.class_maps(metas)
     # a run knows where its files lie, which a set does not say
@@ -77,7 +77,8 @@ def main(args: list[str]) -> None:
             )
         facts["selected"] = {"kind": " and ".join(kinds)}
     files.make_folder(options.out.parent)
-    merged.save(
+    set_folders.save(
+        merged,
         options.out,
         {
             "recipe": recipe,

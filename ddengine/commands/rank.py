@@ -5,9 +5,9 @@ from pathlib import Path
 
 import torch
 
+from ddengine.artefact import folder as set_folders
 from ddengine.commands.evaluate import evaluation_in, set_options
 from ddengine.commands.options import SET, paths_of
-from ddengine.sets import synthetic
 from ddengine.system import files, log
 from ddengine.system.errors import UserError
 
@@ -21,7 +21,7 @@ def rank(path: Path, args: list[str]) -> None:
     folder, meta, options = set_options(path, args, "rank")
     out, config = options.out or path, options.evaluation
     channels, height, width = (
-        synthetic.load(folder, torch.device("cpu"))[0]
+        set_folders.load(folder, torch.device("cpu"))[0]
         .pixels(torch.zeros(1, dtype=torch.long))
         .shape[1:]
     )

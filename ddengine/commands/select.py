@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from ddengine.api import ASKS_EXPERTS, check_networks
+from ddengine.artefact import folder as set_folders
 from ddengine.artefact import runs
 from ddengine.commands.distill import meta_of
 from ddengine.commands.options import Options, of_recipe
@@ -112,7 +113,7 @@ def select(options: Options[Recipe]) -> Path:
         "names": [data.train_names[i] for i in index.tolist()],
     }
     meta = meta_of(options, recipe, data, store, device, selected=selected)
-    syn.save(folder / "distilled", meta, data.split_names)
+    set_folders.save(syn, folder / "distilled", meta, data.split_names)
     if kind in ("herding", "k_centre", "k_means") and recipe.ipc == 1:
         log.say(f"{kind} with one image per class takes the image nearest to the class mean")
     log.say(f"{len(syn)} images chosen by init.kind {kind}: {folder / 'distilled'}")
