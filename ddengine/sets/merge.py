@@ -118,9 +118,7 @@ def _under(syn: SyntheticSet, preprocess: Preprocess) -> SyntheticSet:
     return replace(syn.with_tensors({"images": images}), preprocess=preprocess)
 
 
-def _check_map(
-    syn: SyntheticSet, classes: Sequence[int], num_classes: int, number: int
-) -> None:
+def _check_map(syn: SyntheticSet, classes: Sequence[int], num_classes: int, number: int) -> None:
     """Raise UserError unless each class of set `number` becomes another one of `num_classes`."""
     possible = all(0 <= c < num_classes for c in classes)
     if not possible or len(classes) != len(syn.class_names) or len(set(classes)) < len(classes):
@@ -142,7 +140,9 @@ def _check_tensors(syn: SyntheticSet, number: int) -> None:
         )
     for name in sorted(syn.tensors):
         if name not in ("images", "lr", *LABELS) and not name.startswith("raw."):
-            raise UserError(f"Set {number} holds {name}, which cannot be merged; merge sets without.")
+            raise UserError(
+                f"Set {number} holds {name}, which cannot be merged; merge sets without."
+            )
 
 
 def _check_agreement(syn: SyntheticSet, first: SyntheticSet, number: int) -> None:
