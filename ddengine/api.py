@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ddengine import loop
+from ddengine.artefact import folder as folders
 from ddengine.artefact import runs
 from ddengine.data import Data, Preprocess
 from ddengine.data.torch_dataset import data_of, named_classes, own_config
@@ -315,7 +316,7 @@ def _kept(
             f"{str(error).split(';')[0]}; name another folder, or delete this one."
         ) from None
     if finished:
-        return synthetic.load(folder / "distilled", device)[0]
+        return folders.load(folder / "distilled", device)[0]
     began = time.perf_counter()
     syn, objective = prepare(
         recipe, data, device, experts, seed=seed, precision=precision, images=images
@@ -333,7 +334,7 @@ def _kept(
     cost = loop.summary(counters) | {"initial_seconds": initial_seconds}
     result = _among(result, names)
     meta = meta_of(recipe, data, experts, device, seed=seed, precision=precision, distillation=cost)
-    result.save(folder / "distilled", meta, data.split_names)
+    folders.save(result, folder / "distilled", meta, data.split_names)
     return result
 
 

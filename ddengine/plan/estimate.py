@@ -30,6 +30,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from ddengine import api, loop
+from ddengine.artefact import folder as folders
 from ddengine.data import Data, RealSet, load_data
 from ddengine.evaluation.evaluate import evaluate, validate
 from ddengine.learning import training
@@ -39,7 +40,6 @@ from ddengine.models import build_model
 from ddengine.objective import Objective
 from ddengine.pages import report
 from ddengine.recipe import BufferConfig, EvalConfig, Recipe, to_dict
-from ddengine.sets import synthetic
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system import dist, files, log, runtime
 from ddengine.system.errors import UserError
@@ -667,7 +667,7 @@ def _distill(began: float, job: Job, folder: Path, stand_ins: Path | None) -> di
         "versions": runtime.versions(),
         "commit": runtime.commit(),
     }
-    saving, _ = _timed(device, lambda: result.save(folder / "distilled", meta | more))
+    saving, _ = _timed(device, lambda: folders.save(result, folder / "distilled", meta | more))
     line = (
         len(
             json.dumps(
@@ -702,7 +702,7 @@ def _evaluate(began: float, job: Job, folder: Path, stand_ins: Path | None) -> d
     """The evaluation of the set in `folder`/distilled, whose trainings are noted and then timed."""
     recipe = job.recipe
     device = runtime.setup(job.device, job.precision)
-    syn, _ = synthetic.load(folder / "distilled", device)
+    syn, _ = folders.load(folder / "distilled", device)
     data = load_data(recipe.data, device, test=True, stored=lambda images: syn.preprocess)
     experts = _experts(job, data, stand_ins) if recipe.teachers else None
     teachers = [] if experts is None else load_all(experts, device)
