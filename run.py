@@ -2,6 +2,8 @@
 
 import time
 
+from ddengine.artefact import image_folder, tars
+
 STARTED = time.perf_counter()  # before the imports, which take seconds
 
 import itertools
@@ -34,7 +36,7 @@ from buffers.train import train_expert
 from ddengine import api
 from ddengine import loop as outer
 from ddengine.api import ASKS_EXPERTS, buffer_models, check_networks, reads_experts
-from ddengine.artefact import describe, exchange, handover, results, runs
+from ddengine.artefact import describe, exchange, results, runs
 from ddengine.artefact import folder as set_folders
 from ddengine.commands import cli
 from ddengine.data import Data, Preprocess, load_data
@@ -1311,9 +1313,9 @@ def export(path: Path, args: list[str]) -> None:
         syn, meta = set_folders.load(folder, torch.device("cpu"))
         if options.format == "webdataset":
             files.make_folder(options.out)
-            written = handover.write_webdataset(syn, options.out / "train.tar", options.per_shard)
+            written = tars.write_webdataset(syn, options.out / "train.tar", options.per_shard)
         elif options.format == "imagefolder":
-            written = [handover.write_image_folder(syn, options.out)]
+            written = [image_folder.write_image_folder(syn, options.out)]
         else:
             written = exchange.export_set(syn, set_name(folder, meta), options.out)
         if options.format == "mtt" and len(syn) > len(syn.classes):
