@@ -267,5 +267,5 @@ def test_the_command_line_reads_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     root = str(write(tmp_path / "set", {"train": rows(30), "test": rows(6, 30)}))
     assert run("select", "dm/fashion_mnist_ipc1_small", "--data.name", "hub", "--data.root", root,
-               "--data.limit", "None", "--device", "cpu", "--out", "selected") == 0  # fmt: skip
+               "--data.limit", "None", "--data.size", "8", "8", "--device", "cpu", "--out", "selected") == 0  # fmt: skip
     assert (tmp_path / "selected" / "distilled" / "meta.json").is_file()
