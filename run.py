@@ -3,6 +3,7 @@
 import time
 
 from ddengine.evaluation import tables
+from ddengine.pages import figures, of_continual, of_privacy, overview
 
 STARTED = time.perf_counter()  # before the imports, which take seconds
 
@@ -45,7 +46,6 @@ from ddengine.evaluation.rates import adapted
 from ddengine.learning import training
 from ddengine.learning.teachers import load_all
 from ddengine.models import build_model, middle
-from ddengine.pages import report
 from ddengine.plan import estimate as costs
 from ddengine.recipe import (
     BufferT,
@@ -397,7 +397,7 @@ def distill(options: Options[Recipe], root: Path = EXPERTS) -> Path:
 
     def picture(syn: synthetic.SyntheticSet, step: int) -> None:
         path = folder / "progress" / f"step_{step:06d}.png"
-        report.grid(path, syn)
+        figures.grid(path, syn)
         if board is not None:
             board.picture(step, path)
 
@@ -418,8 +418,8 @@ def distill(options: Options[Recipe], root: Path = EXPERTS) -> Path:
             device,
             distillation=outer.summary(counters) | {"initial_seconds": initial_seconds},
         )
-        report.real_vs_distilled(folder / "real_vs_distilled.png", data.train, result, None)
-        report.save_samples(folder / "samples.safetensors", data.train)
+        figures.real_vs_distilled(folder / "real_vs_distilled.png", data.train, result, None)
+        figures.save_samples(folder / "samples.safetensors", data.train)
         result.save(folder / "distilled", meta, data.split_names)
         stored = len(result.classes)
         tiles = "" if stored == len(result) else f", which decode to {len(result)},"
@@ -427,7 +427,7 @@ def distill(options: Options[Recipe], root: Path = EXPERTS) -> Path:
             f"distilled {stored} images{tiles} in "
             f"{log.duration(counters.seconds + initial_seconds)}: {folder / 'distilled'}"
         )
-        log.say(report.ledger(result.nbytes(), data.bytes, data.dataset_bytes))
+        log.say(overview.ledger(result.nbytes(), data.bytes, data.dataset_bytes))
     return folder
 
 
@@ -582,8 +582,8 @@ def select(options: Options[Recipe]) -> Path:
         data.train.preprocess,
         space=recipe.codec.space,
     )
-    report.real_vs_distilled(folder / "real_vs_distilled.png", data.train, syn, None)
-    report.save_samples(folder / "samples.safetensors", data.train)
+    figures.real_vs_distilled(folder / "real_vs_distilled.png", data.train, syn, None)
+    figures.save_samples(folder / "samples.safetensors", data.train)
     selected = {
         "kind": kind,
         "index": index.tolist(),
@@ -752,7 +752,7 @@ def evaluation_in(
     )  # fmt: skip
     evaluation["command"] = ["python", "run.py", *words]
     files.write_json(out / "evaluation.json", evaluation)
-    report.real_vs_distilled(out / "real_vs_distilled.png", data.train, syn, evaluation)
+    figures.real_vs_distilled(out / "real_vs_distilled.png", data.train, syn, evaluation)
     return evaluation
 
 
@@ -776,7 +776,7 @@ def evaluate_path(path: Path, args: list[str]) -> dict[str, Any]:
     for line in tables.notes(evaluation):
         log.say(line)
     if len({row["model"] for row in evaluation["rows"]}) > 1:
-        report.heat_map(out / "heat_map.png", [(name, evaluation)])
+        figures.heat_map(out / "heat_map.png", [(name, evaluation)])
         log.say(f"accuracy of every set on every network: {out / 'heat_map.png'}")
     return evaluation
 
@@ -796,7 +796,7 @@ def evaluate_paths(args: list[str]) -> None:
             "evaluate them one by one."
         )
     evaluations = [(str(path), evaluate_path(path, rest)) for path in paths]
-    log.console.print(report.cross_table(evaluations))
+    log.console.print(overview.cross_table(evaluations))
     metas = [files.read_json(runs.set_folder(path) / "meta.json") for path in paths]
     for found in scores.splits(
         [
@@ -977,8 +977,8 @@ def privacy_of(path: Path, args: list[str]) -> None:
         "commit": runtime.commit(),
     }
     files.write_json(out / "privacy.json", found)
-    privacy.picture(out / "privacy.png", syn, data, found)
-    log.console.print(privacy.table(found))
+    of_privacy.picture(out / "privacy.png", syn, data, found)
+    log.console.print(of_privacy.table(found))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -1057,9 +1057,9 @@ def learn_continually(args: list[str]) -> None:
             memo_path=folder / "continual.partial.jsonl",
         )
         files.write_json(folder / "continual.json", result)
-    continual.plot(folder / "continual.png", result)
-    log.console.print(continual.table(result))
-    for line in continual.notes(result):
+    of_continual.plot(folder / "continual.png", result)
+    log.console.print(of_continual.table(result))
+    for line in of_continual.notes(result):
         log.say(line)
     log.say(f"accuracy after each stage: {folder / 'continual.png'}")
 
