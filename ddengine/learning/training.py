@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Generator, Tensor, nn
@@ -161,7 +161,7 @@ def train_networks(
     dropout = any(map(is_dropout, first.modules()))
     # the middle of a stacked network is out of reach
     if len(seeds) > 1 and (not together or dropout or config.loss == "uskd"):
-        rest = dict(
+        rest: dict[str, Any] = dict(
             steps=steps, precision=precision, observe=observe, teachers=teachers, labels=labels
         )
         return [

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddengine.artefact import folder as folders
 from ddengine.evaluation import scores, tables
 from ddengine.pages import figures, of_privacy
 from ddengine.sets import synthetic
@@ -126,7 +127,7 @@ def read(path: Path) -> Run:
             f"{path} is neither a run nor a distilled set nor an evaluation; give the folder that "
             "distill, select or evaluate wrote."
         )
-    syn, meta = synthetic.load(folder, torch.device("cpu")) if folder else (None, {})
+    syn, meta = folders.load(folder, torch.device("cpu")) if folder else (None, {})
     own, evaluation = content.pop("recipe.json", {}), content.pop("evaluation.json", {})
     _check_rows(path / "evaluation.json", evaluation)
     recipe = meta.get("recipe") or own.pop("recipe", None) or {}

@@ -21,6 +21,8 @@ import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
+from ddengine.artefact import folder as folders
+from ddengine.artefact.folder import load
 from ddengine.data import Data, RealSet
 from ddengine.data.subset import class_subset, of_classes
 from ddengine.evaluation.intervals import NAME, counted, interval
@@ -31,7 +33,7 @@ from ddengine.recipe import EvalConfig, Recipe, digest, require, resolved, to_di
 from ddengine.sets import start
 from ddengine.sets.codec import Identity, Pixels, as_bytes
 from ddengine.sets.merge import merge
-from ddengine.sets.synthetic import SyntheticSet, load
+from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system import files, log, runtime
 from ddengine.system.errors import UserError, unknown
 from ddengine.system.memo import Memo
@@ -542,7 +544,7 @@ def _distilled(
             "identity": identity,
             "seconds": seconds,
         }
-        syn.save(folder, facts)
+        folders.save(syn, folder, facts)
     return syn, seconds
 
 

@@ -10,6 +10,7 @@ import torch
 from helpers import CPU, tiny_set
 from safetensors import safe_open
 
+from ddengine.artefact import folder as folders
 from ddengine.data import load_data
 from ddengine.evaluation import tables
 from ddengine.evaluation.evaluate import evaluate
@@ -116,7 +117,7 @@ def test_the_ledger_is_what_the_files_hold(data, tmp_path, kind):
     and last iterates are counted apart.
     """
     syn = kinds(data)[kind]
-    syn.save(tmp_path / "set", {})
+    folders.save(syn, tmp_path / "set", {})
     found = dict.fromkeys((*PARTS, "preprocess", "raw"), 0)
     sizes = {"F32": 4, "F16": 2, "U8": 1, "I64": 8, "I16": 2}
     for name in ("data", "labels"):

@@ -12,6 +12,7 @@ import torch
 from helpers import tiny_data, tiny_set
 from PIL import Image
 
+from ddengine.artefact import folder as folders
 from ddengine.pages import figures, page
 from ddengine.system import files, log
 from ddengine.system.errors import UserError
@@ -70,7 +71,7 @@ def made(tmp_path_factory) -> Path:
         "machine": {"device": "CPU toy", "cores": 2},
         "versions": {"torch": "9.9"},
     }
-    syn.save(folder / "distilled", {"recipe": recipe, **facts, **cost})
+    folders.save(syn, folder / "distilled", {"recipe": recipe, **facts, **cost})
     files.write_json(folder / "recipe.json", {"recipe": recipe, "seed": 3})
     for step in (0, 20, 40):
         figures.grid(folder / "progress" / f"step_{step:06d}.png", syn)
@@ -509,9 +510,10 @@ def test_numbers_of_classes(folder, classes):
     base = tiny_set(tiny_data())
     images = torch.randn(classes, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     names = tuple(f"kind-{i}" for i in range(classes))
-    SyntheticSet(
+    syn = SyntheticSet(
         {"images": images}, torch.arange(classes), names, Identity(), base.preprocess
-    ).save(folder / "distilled", {})
+    )
+    folders.save(syn, folder / "distilled", {})
     figures.save_samples(folder / "samples.safetensors", tiny_data().train)
     content = html(folder)
     assert content.count("distilled images of class kind-") == min(classes, 20)
