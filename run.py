@@ -34,15 +34,17 @@ from buffers.train import train_expert
 from ddengine import api
 from ddengine import loop as outer
 from ddengine.api import ASKS_EXPERTS, buffer_models, check_networks, reads_experts
-from ddengine.artefact import describe, exchange, handover, runs
+from ddengine.artefact import describe, exchange, handover, results, runs
+from ddengine.artefact import folder as set_folders
 from ddengine.commands import cli
 from ddengine.data import Data, Preprocess, load_data
-from ddengine.evaluation import intervals, scores
+from ddengine.evaluation import intervals, scores, tables
 from ddengine.evaluation.evaluate import evaluate, set_digest, validate
 from ddengine.evaluation.rates import adapted
 from ddengine.learning import training
 from ddengine.learning.teachers import load_all
 from ddengine.models import build_model, middle
+from ddengine.objective import Objective
 from ddengine.pages import report
 from ddengine.plan import estimate as costs
 from ddengine.recipe import (
@@ -66,7 +68,6 @@ from ddengine.system import dist, files, log, runtime
 from ddengine.system.errors import UserError, unknown
 from ddengine.system.rng import generator
 from ddengine.system.runtime import Precision
-from ddengine.types import Objective
 from ddengine.uses.continual import ContinualConfig
 from synth.recipes import RECIPES, find, take
 from synth.recipes.cite import bibtex
@@ -275,8 +276,7 @@ def buffer(options: Options[Recipe], root: Path = EXPERTS) -> None:
     )
     check_networks(recipe, data)
     try:
-        if hasattr(recipe.objective, "check"):  # not of objectives that read no experts
-            recipe.objective.check(recipe.buffer.kept_epochs())
+        recipe.objective.check(recipe.buffer.kept_epochs())
     except UserError as error:  # the store is still good for other recipes
         log.say(f"warning: {error}")
     if options.restart:
@@ -418,7 +418,7 @@ def distill(options: Options[Recipe], root: Path = EXPERTS) -> Path:
         )
         report.real_vs_distilled(folder / "real_vs_distilled.png", data.train, result, None)
         report.save_samples(folder / "samples.safetensors", data.train)
-        result.save(folder / "distilled", meta, data.split_names)
+        set_folders.save(result, folder / "distilled", meta, data.split_names)
         stored = len(result.classes)
         tiles = "" if stored == len(result) else f", which decode to {len(result)},"
         log.say(
@@ -588,7 +588,7 @@ def select(options: Options[Recipe]) -> Path:
         "names": [data.train_names[i] for i in index.tolist()],
     }
     meta = meta_of(options, recipe, data, store, device, selected=selected)
-    syn.save(folder / "distilled", meta, data.split_names)
+    set_folders.save(syn, folder / "distilled", meta, data.split_names)
     if kind in ("herding", "k_centre", "k_means") and recipe.ipc == 1:
         log.say(f"{kind} with one image per class takes the image nearest to the class mean")
     log.say(f"{len(syn)} images chosen by init.kind {kind}: {folder / 'distilled'}")
@@ -617,7 +617,7 @@ def set_defaults(path: Path, args: list[str]) -> tuple[Path, dict[str, Any], Eva
     the protocol that the flags may name.
     """
     folder = runs.set_folder(path)
-    _, meta = synthetic.load(folder, torch.device("cpu"))
+    _, meta = set_folders.load(folder, torch.device("cpu"))
     recipe = meta.get("recipe", {})
     if not {"name", "model", "data", "evaluation"} <= recipe.keys():
         raise UserError(
@@ -667,7 +667,7 @@ def open_set(
     Raises UserError where they do not belong together, or a network does not fit.
     """
     device = one_process(options, command)
-    syn, _ = synthetic.load(folder, device)
+    syn, _ = set_folders.load(folder, device)
     data = load_data(options.data, device, test=True, stored=lambda images: syn.preprocess)
     if data.class_names != syn.class_names or data.image_shape != tuple(
         syn.pixels(torch.zeros(1, dtype=torch.long)).shape[1:]
@@ -721,7 +721,7 @@ def evaluation_in(
         wanted = to_dict(replace(options.evaluation, models=options.evaluation.models or (model,)))
         if (
             evaluation.get(
-                "set_digest", own := set_digest(synthetic.load(folder, torch.device("cpu"))[0])
+                "set_digest", own := set_digest(set_folders.load(folder, torch.device("cpu"))[0])
             )
             != own
         ):
@@ -767,11 +767,11 @@ def evaluate_path(path: Path, args: list[str]) -> dict[str, Any]:
         out, folder, meta, options, ("evaluate", str(path), *args), strict=decides
     )
     if options.out is None:
-        handover.add_results(folder, evaluation)
+        results.add_results(folder, evaluation)
     name = meta["recipe"]["name"]
     on = f" on {evaluation['num_images']['test']} images" if "num_images" in evaluation else ""
-    log.console.print(report.table(evaluation, f"{name}, test accuracy{on}", options.sort))
-    for line in report.notes(evaluation):
+    log.console.print(tables.table(evaluation, f"{name}, test accuracy{on}", options.sort))
+    for line in tables.notes(evaluation):
         log.say(line)
     if len({row["model"] for row in evaluation["rows"]}) > 1:
         report.heat_map(out / "heat_map.png", [(name, evaluation)])
@@ -864,7 +864,7 @@ def rank(path: Path, args: list[str]) -> None:
     folder, meta, options = set_options(path, args, "rank")
     out, config = options.out or path, options.evaluation
     channels, height, width = (
-        synthetic.load(folder, torch.device("cpu"))[0]
+        set_folders.load(folder, torch.device("cpu"))[0]
         .pixels(torch.zeros(1, dtype=torch.long))
         .shape[1:]
     )
@@ -1082,7 +1082,7 @@ def merge_sets(args: list[str]) -> None:
     if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
         raise UserError(f"{options.out} exists already; name another folder with --out.")
     folders = [runs.set_folder(path) for path in paths]
-    loaded = [synthetic.load(folder, torch.device("cpu")) for folder in folders]
+    loaded = [set_folders.load(folder, torch.device("cpu")) for folder in folders]
     metas = [meta for _, meta in loaded]
     maps, names = merge.class_maps(metas)
     # a run knows where its files lie, which a set does not say
@@ -1128,7 +1128,8 @@ def merge_sets(args: list[str]) -> None:
             )
         facts["selected"] = {"kind": " and ".join(kinds)}
     files.make_folder(options.out.parent)
-    merged.save(
+    set_folders.save(
+        merged,
         options.out,
         {
             "recipe": recipe,
@@ -1307,7 +1308,7 @@ def export(path: Path, args: list[str]) -> None:
                 f"{path} is neither an expert store nor a distilled set; give the folder that "
                 "buffer, distill or import wrote."
             )
-        syn, meta = synthetic.load(folder, torch.device("cpu"))
+        syn, meta = set_folders.load(folder, torch.device("cpu"))
         if options.format == "webdataset":
             files.make_folder(options.out)
             written = handover.write_webdataset(syn, options.out / "train.tar", options.per_shard)

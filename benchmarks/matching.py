@@ -21,9 +21,9 @@ import tyro
 from ddengine.data import Preprocess, RealSet
 from ddengine.learning.flat import FlatModel
 from ddengine.models import build_model
+from ddengine.objective import Env
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system import rng, runtime
-from ddengine.types import Env
 from synth import classes
 from synth.networks import OnReal, OnSynthetic
 from synth.recipes import find

@@ -25,7 +25,7 @@ from PIL import Image
 from torch.utils.data import TensorDataset
 
 from ddengine.data import load_data
-from ddengine.data.dataset import data_of, own_config
+from ddengine.data.torch_dataset import data_of, own_config
 from ddengine.recipe import DataConfig
 
 CPU = torch.device("cpu")

@@ -20,10 +20,10 @@ import tyro
 
 import run as program
 from ddengine import loop
+from ddengine.objective import Objective
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system import files, runtime
 from ddengine.system.rng import generator
-from ddengine.types import Objective
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from buffers.exchange import expand, files_digest, import_experts, load_pt
 from buffers.store import ExpertStore, teacher_folder
 from ddengine.api import buffer_models, check_networks
 from ddengine.artefact import class_order, exchange, finished, runs
+from ddengine.artefact import folder as folders
 from ddengine.commands import cli
 from ddengine.data import Data, load_data, parquet
 from ddengine.data.listing import files_below
@@ -364,7 +365,7 @@ def bring_in_networks(options: Options, paths: list[Path]) -> None:
             f"{paths[0]} holds a network and the recipe {recipe.name} needs none; name a recipe "
             "with teachers or experts."
         )
-    if hasattr(recipe.objective, "check"):
+    if recipe.objective.follows_experts:
         raise UserError(
             f"{paths[0]} holds one network after its training, and the recipe {recipe.name} "
             "follows experts through theirs; "
@@ -489,7 +490,8 @@ def bring_in_set(options: Options, kind: Kind, paths: list[Path], content: Any) 
         "machine": runtime.machine(device),
         "versions": runtime.versions(),
     }
-    syn.save(
+    folders.save(
+        syn,
         folder,
         own | {"seed": None, "precision": None} | facts | {"commit": runtime.commit()},
         data.split_names,

@@ -7,7 +7,7 @@ from typing import Any
 from buffers import experts, store
 from buffers.store import ExpertStore, StoreGroup
 from ddengine.api import buffer_models, check_precision
-from ddengine.data.dataset import OWN, data_of, own_config
+from ddengine.data.torch_dataset import OWN, data_of, own_config
 from ddengine.models import build_model
 from ddengine.recipe import BufferConfig, DataConfig, Recipe, digest
 from ddengine.system import runtime

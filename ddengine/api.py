@@ -15,13 +15,15 @@ import torch
 from torch import Tensor
 
 from ddengine import loop
+from ddengine.artefact import folder as folders
 from ddengine.artefact import runs
 from ddengine.data import Data, Preprocess
-from ddengine.data.dataset import data_of, named_classes, own_config
+from ddengine.data.torch_dataset import data_of, named_classes, own_config
 from ddengine.evaluation.evaluate import validate
 from ddengine.learning.flat import FlatModel
 from ddengine.learning.teachers import load_all
 from ddengine.models import build_model, middle
+from ddengine.objective import Env, Objective
 from ddengine.pages import report
 from ddengine.recipe import Recipe, digest, to_dict
 from ddengine.sets import labels, synthetic
@@ -31,7 +33,7 @@ from ddengine.system import dist, files, log, runtime
 from ddengine.system.errors import UserError, unknown
 from ddengine.system.rng import generator
 from ddengine.system.runtime import Precision
-from ddengine.types import Env, Experts, Objective
+from ddengine.types import Experts
 
 ASKS_EXPERTS = ("correct", "representative", "patches")  # kinds of init that look through experts
 
@@ -45,11 +47,8 @@ def reads_experts(recipe: Recipe) -> bool:
     """Whether a distillation reads the store of the recipe, and not only its buffer command makes
     one.
     """
-    by_objective = hasattr(recipe.objective, "check") or getattr(
-        recipe.objective, "reads_experts", False
-    )
     return (
-        by_objective
+        recipe.objective.reads_experts
         or recipe.init.kind in ASKS_EXPERTS
         or recipe.targets.kind == "logits"
         or recipe.evaluation.labels == "dynamic"
@@ -63,7 +62,7 @@ def check_networks(recipe: Recipe, data: Data) -> None:
     recipe.codec.fit(recipe.ipc, data.num_classes)
     for name in {recipe.model, *buffer_models(recipe), *recipe.evaluation.models}:
         network = build_model(name, data.image_shape, data.num_classes, generator(0))
-        if name in recipe.teachers and hasattr(recipe.objective, "check_teacher"):
+        if name in recipe.teachers:
             recipe.objective.check_teacher(name, network)
         if recipe.evaluation.loss == "uskd" and name in (
             recipe.evaluation.models or (recipe.model,)
@@ -110,11 +109,8 @@ def prepare(
         if images is None
         else _started(recipe, data, images)
     )
-    makes, reads = (
-        getattr(recipe.objective, name, default)
-        for name, default in (("makes_labels", False), ("reads_labels", True))
-    )
-    if recipe.targets.kind == "logits" and reads and not makes:
+    starts_labelled = recipe.objective.reads_labels and not recipe.objective.makes_labels
+    if recipe.targets.kind == "logits" and starts_labelled:
         syn = labels.label(syn, experts, recipe.targets)
     # networks have chosen and labelled the images, and ranks need not agree to the last bit
     dist.from_first(syn.tensors.values())
@@ -171,7 +167,7 @@ def distill(
     classes: Sequence[Any] | None = None,
     images: Tensor | None = None,
 ) -> SyntheticSet:
-    """Distill a dataset of (image, label) pairs, which `ddengine.data.dataset.data_of` describes,
+    """Distill a dataset of (image, label) pairs, which `ddengine.data.torch_dataset.data_of` describes,
     all of which is training data.
 
     Of `recipe.data` size, limit, validation, split_seed and zca count, and not the name: what is
@@ -320,7 +316,7 @@ def _kept(
             f"{str(error).split(';')[0]}; name another folder, or delete this one."
         ) from None
     if finished:
-        return synthetic.load(folder / "distilled", device)[0]
+        return folders.load(folder / "distilled", device)[0]
     began = time.perf_counter()
     syn, objective = prepare(
         recipe, data, device, experts, seed=seed, precision=precision, images=images
@@ -338,7 +334,7 @@ def _kept(
     cost = loop.summary(counters) | {"initial_seconds": initial_seconds}
     result = _among(result, names)
     meta = meta_of(recipe, data, experts, device, seed=seed, precision=precision, distillation=cost)
-    result.save(folder / "distilled", meta, data.split_names)
+    folders.save(result, folder / "distilled", meta, data.split_names)
     return result
 
 

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ddengine.objective import Objective
 from ddengine.recipe import OptimConfig, OuterConfig
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system import dist, files, log, runtime
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
-from ddengine.types import Objective
 
 SMALLEST_LR = 1e-6  # a learned learning rate is held at or above this; SGD has no meaning below
 WARN_AFTER = 20  # steps without any update, all above max_loss

@@ -24,10 +24,10 @@ from torch import Generator, Tensor
 from ddengine.learning import augment
 from ddengine.learning.losses import task_loss
 from ddengine.learning.unroll import eager_gradient
+from ddengine.objective import Env, Objective, ObjectiveConfig
 from ddengine.recipe import AugmentConfig, require
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system.errors import UserError
-from ddengine.types import Env
 from synth.classes import check_batches, class_members, parts, pays, say_small_classes
 from synth.networks import Networks, training_gradient
 
@@ -74,7 +74,7 @@ def _rows(a: Tensor, b: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GradientMatching(Generic[NetworksT]):
+class GradientMatching(ObjectiveConfig, Generic[NetworksT]):
     """Gradients of real and synthetic images, class by class or summed over classes."""
 
     networks: NetworksT  # in which networks gradients are compared
@@ -120,10 +120,6 @@ class GradientMatching(Generic[NetworksT]):
         """Whether it is left to the device into how many losses a step falls."""
         return self.classes_at_once is None and self.classes == "each"
 
-    def initial(self) -> dict[str, float]:
-        """Nothing is learned beside the images."""
-        return {}
-
     def build(self, env: Env) -> "GradientObjective":
         """The objective. Raises UserError when the network has nothing to compare."""
         say_small_classes(env.real, self.real_batch)
@@ -136,7 +132,7 @@ class GradientMatching(Generic[NetworksT]):
         return GradientObjective(self, env)
 
 
-class GradientObjective:
+class GradientObjective(Objective):
     """See the module."""
 
     def __init__(self, config: GradientMatching, env: Env):

@@ -19,10 +19,10 @@ from ddengine.learning.flat import flatten
 from ddengine.learning.losses import mixed_loss
 from ddengine.learning.unroll import compiled_gradient, eager_gradient
 from ddengine.loop import sgd_step
+from ddengine.objective import Env
 from ddengine.recipe import AugmentConfig, OptimConfig, require
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system.rng import on_device
-from ddengine.types import Env
 
 Gradient = Callable[..., Tensor]  # (theta (P,), images, targets, CutMix draw or None) -> (P,)
 State = dict[str, Tensor]

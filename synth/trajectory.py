@@ -29,10 +29,11 @@ from ddengine.learning import augment
 from ddengine.learning.losses import task_loss
 from ddengine.learning.teachers import predict
 from ddengine.learning.unroll import compiled_gradient, eager_gradient, unroll
+from ddengine.objective import Env, Objective, ObjectiveConfig
 from ddengine.recipe import AugmentConfig, require
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system.errors import UserError
-from ddengine.types import Backprop, Env
+from ddengine.types import Backprop
 
 
 class Window(Protocol):
@@ -84,7 +85,7 @@ class UniformWindow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrajectoryMatching(Generic[WindowT, PerturbT, LossScaleT, MilestonesT]):
+class TrajectoryMatching(ObjectiveConfig, Generic[WindowT, PerturbT, LossScaleT, MilestonesT]):
     """Configuration of the objective."""
 
     inner_steps: int  # N, student updates per segment
@@ -130,6 +131,16 @@ class TrajectoryMatching(Generic[WindowT, PerturbT, LossScaleT, MilestonesT]):
             "cazenavette2022mtt",
             *(("cui2023tesla",) if self.backprop == "detached" or self.labels == "target" else ()),
         )
+
+    @property
+    def reads_experts(self) -> bool:
+        """Whose segments are matched."""
+        return True
+
+    @property
+    def follows_experts(self) -> bool:
+        """From the start of a segment to its end."""
+        return True
 
     @property
     def makes_labels(self) -> bool:
@@ -185,7 +196,7 @@ class TrajectoryMatching(Generic[WindowT, PerturbT, LossScaleT, MilestonesT]):
         return TrajectoryObjective(self, env)
 
 
-class TrajectoryObjective:
+class TrajectoryObjective(Objective):
     """See the module."""
 
     def __init__(self, config: TrajectoryMatching, env: Env):
@@ -195,10 +206,6 @@ class TrajectoryObjective:
             return task_loss(env.model(theta, images), targets) * factor
 
         self.gradient = compiled_gradient(loss) if env.compile else eager_gradient(loss)
-
-    def init(self, rng: Generator) -> dict[str, Tensor]:
-        """Nothing is kept between steps."""
-        return {}
 
     def losses(
         self, syn: SyntheticSet, state: dict[str, Tensor], step: int, rng: Generator

@@ -17,12 +17,12 @@ from ddengine.commands import cli
 from ddengine.data import Data, load_data
 from ddengine.learning.flat import FlatModel
 from ddengine.models import build_model
+from ddengine.objective import Env
 from ddengine.recipe import BufferConfig, DataConfig
 from ddengine.sets.codec import Identity
 from ddengine.sets.coreset import random_index
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system.rng import generator
-from ddengine.types import Env
 
 CPU = torch.device("cpu")
 MODEL = "convnet-d1-w4-in"

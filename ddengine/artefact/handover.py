@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ddengine.pages import report
+from ddengine.evaluation import tables
 from ddengine.sets.codec import as_bytes
 from ddengine.system import files
 from ddengine.system.errors import UserError
@@ -290,7 +290,7 @@ def card(syn: "SyntheticSet", meta: Mapping[str, Any], export: Exported) -> str:
     YAML that makes `datasets.load_dataset(folder)` read the parquet file, then what meta.json says,
     in words.
     """
-    from ddengine.pages.report import size  # imports synthetic.py
+    from ddengine.system.log import size  # imports synthetic.py
 
     source, recipe = _at(meta, "recipe", "data", "name"), _at(meta, "recipe", "name")
     licence, in_words = LICENCES.get(source, UNKNOWN) if isinstance(source, str) else UNKNOWN
@@ -515,7 +515,7 @@ def results_table(evaluation: Mapping[str, Any]) -> str:
     """The rows of evaluation.json as a Markdown table, in percent, with what the numbers mean below
     it.
     """
-    balanced = report.uneven(evaluation) and all(
+    balanced = tables.uneven(evaluation) and all(
         "balanced_accuracy_mean" in row for row in evaluation["rows"]
     )
     heads = [
@@ -537,10 +537,10 @@ def results_table(evaluation: Mapping[str, Any]) -> str:
         cells = (
             plain(row["set"]),
             plain(row["model"]),
-            report.percent(row["accuracy_mean"]) + spread,
+            tables.percent(row["accuracy_mean"]) + spread,
             between,
         )
-        cells += ((report.percent(row["balanced_accuracy_mean"]),) if balanced else ()) + (
+        cells += ((tables.percent(row["balanced_accuracy_mean"]),) if balanced else ()) + (
             networks,
         )
         lines.append(f"| {' | '.join(cells)} |")
@@ -553,7 +553,7 @@ def results_table(evaluation: Mapping[str, Any]) -> str:
         f"Measured{on} by the settings of evaluation.json{start}: mean ± standard deviation over "
         "that many networks, each trained anew"
         + (
-            f"; 95 % intervals of the mean by {report.interval_of(evaluation)}."
+            f"; 95 % intervals of the mean by {tables.interval_of(evaluation)}."
             if any(row.get("ci95") for row in evaluation["rows"])
             else "."
         ),
@@ -609,71 +609,6 @@ def without_paths(command: Sequence[Any]) -> list[str]:
             value = re.split(r"[/\\]", value.rstrip("/\\"))[-1]
         kept.append(flag + equals + value)
     return kept
-
-
-def add_results(folder: Path, evaluation: Mapping[str, Any]) -> None:
-    """Put an evaluation into a distilled folder, in place of an earlier one: what is said there of
-    accuracies is then about this one.
-
-    The card gets the accuracies and the protocol; meta.json and load.py get the protocol, with the
-    learning rate that was chosen for the set; evaluation.json is copied, without the paths of this
-    machine. Each file is old or new, never half of one, and the same call again mends what a kill
-    has left. Where the card has lost its places for them they go to its end. A folder without a
-    card, written before there were cards, is left as it is.
-
-    Args:
-        folder: a distilled folder.
-        evaluation: the content of evaluation.json (accuracies are fractions).
-
-    Raises:
-        UserError: an evaluation without rows.
-    """
-    path = folder / CARD
-    if not path.is_file():
-        return
-    try:
-        section = f"{BEGIN}\n{results_table(evaluation)}\n{END}"
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise UserError(
-            f"The evaluation of {folder} lacks what its card says ({error!r}); evaluate again "
-            "with --restart."
-        ) from None
-    text = path.read_bytes().decode(errors="replace")
-    trained = _add_protocol(folder, evaluation)
-    if trained is not None:
-        text = _put(
-            text,
-            PROTOCOL_BEGIN,
-            PROTOCOL_END,
-            "How it was trained on",
-            "\n".join(trained_section(trained)),
-        )
-    copied = dict(evaluation) | (
-        {"command": without_paths(evaluation["command"])} if "command" in evaluation else {}
-    )
-    files.write_json(folder / EVALUATION, copied)
-    files.write_text(path, _put(text, BEGIN, END, "Accuracy", section))
-
-
-def _add_protocol(folder: Path, evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Write the protocol of an evaluation into meta.json and load.py, and return it; None where
-    folder or evaluation do not say enough for that.
-    """
-    from ddengine.evaluation import protocol
-    from ddengine.sets import synthetic
-
-    if not (folder / "meta.json").is_file():
-        return None
-    syn, meta = synthetic.load(folder, torch.device("cpu"))
-    model = _at(meta, "recipe", "model")
-    trained = protocol.of_evaluation(
-        evaluation, model, soft=syn.target_kind == "logits", learned=syn.lr
-    )
-    if trained is None:
-        return None
-    files.write_text(folder / "load.py", syn.load_py(trained))
-    files.write_json(folder / "meta.json", meta | {"protocol": trained})
-    return trained
 
 
 # Other formats

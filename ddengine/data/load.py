@@ -2,79 +2,42 @@
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import ImageColor
 
-from ddengine.data import digits, folder, imagenet, named, parquet, tiny_imagenet
+from ddengine.data.digits import read as read_digits
+from ddengine.data.folder import read as read_folder
+from ddengine.data.imagenet import NAMES as IMAGENET_NAMES
+from ddengine.data.imagenet import reader as imagenet_reader
+from ddengine.data.loaded import Data
+from ddengine.data.named import KNOWN
+from ddengine.data.named import reader as known_reader
+from ddengine.data.parquet import read as read_parquet
 from ddengine.data.preprocess import Preprocess, fit_preprocess, pieces
 from ddengine.data.realset import RealSet, images_digest
 from ddengine.data.source import Part, Source, hold_out, stratified
 from ddengine.data.splits import listed
 from ddengine.data.stored import check_stored
 from ddengine.data.subset import check_classes
+from ddengine.data.tiny_imagenet import read as read_tiny_imagenet
 from ddengine.recipe import DataConfig
 from ddengine.system import log
 from ddengine.system.errors import UserError, unknown
 
 DATASETS: dict[str, Callable[[DataConfig], Source]] = {
-    "digits": digits.read,
-    "folder": folder.read,
-    "parquet": parquet.read,
-    **{name: named.reader(name) for name in named.KNOWN},
-    "tiny_imagenet": tiny_imagenet.read,
-    **{name: imagenet.reader(name) for name in imagenet.NAMES},
+    "digits": read_digits,
+    "folder": read_folder,
+    "parquet": read_parquet,
+    **{name: known_reader(name) for name in KNOWN},
+    "tiny_imagenet": read_tiny_imagenet,
+    **{name: imagenet_reader(name) for name in IMAGENET_NAMES},
 }
 
 TEST_FRACTION = 0.2  # of a dataset without an official test split
-
-
-@dataclass(frozen=True)
-class Data:
-    """The splits of a dataset. `test` is None unless it was asked for: distillation never sees it."""
-
-    train: RealSet
-    validation: RealSet | None
-    test: RealSet | None
-    class_names: tuple[str, ...]
-    bytes: int  # size of the training images in use, one byte a value
-    dataset_bytes: int  # of the whole training split, at the same image size
-    num_test: int = 0  # test images, whether or not they are loaded
-    # whether they were held out of the training images, for want of a test split
-    held_out: bool = False
-    notes: tuple[str, ...] = ()  # what was said of how the images were read
-    # what each training image is called below data.root, else its index in the dataset's training
-    # split
-    train_names: tuple[Any, ...] = ()
-    # which images are validation and test images, for a file beside the set
-    split_names: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def num_classes(self) -> int:
-        """K."""
-        return len(self.class_names)
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W)."""
-        return self.train.image_shape
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Images of each split."""
-        return {
-            "train": len(self.train),
-            "validation": len(self.validation or ()),
-            "test": self.num_test,
-        }
-
-    def said(self) -> str:
-        """The splits in words."""
-        held = " (held out, there is no test split)" if self.held_out else ""
-        return ", ".join(f"{num} {name}" for name, num in self.counts.items()) + f" images{held}"
 
 
 def resize(pixels: torch.Tensor, config: DataConfig) -> torch.Tensor:
@@ -149,7 +112,7 @@ def load_data(
             "digits",
             "folder",
             "tiny_imagenet",
-            *imagenet.NAMES,
+            *IMAGENET_NAMES,
         ):
             raise UserError(
                 f"data.{flag} names a column of parquet files, and data.name is {config.name}; "

@@ -9,7 +9,9 @@ from urllib.error import URLError
 
 import numpy as np
 
-from ddengine.data import idx, parquet
+from ddengine.data.idx import find_idx
+from ddengine.data.parquet import files as parquet_files
+from ddengine.data.parquet import read as read_parquet
 from ddengine.data.source import Part, Source, part_of_array
 from ddengine.recipe import DataConfig
 from ddengine.system.errors import UserError
@@ -113,8 +115,8 @@ def reader(name: str) -> Callable[[DataConfig], Source]:
             raise UserError(
                 f"data.root {config.root} is not a folder; set it to the folder that holds {name}."
             )
-        if config.root is not None and parquet.files(Path(config.root)):
-            source = parquet.read(config)
+        if config.root is not None and parquet_files(Path(config.root)):
+            source = read_parquet(config)
             return replace(
                 source,
                 class_names=known.class_names or source.class_names,
@@ -122,7 +124,7 @@ def reader(name: str) -> Callable[[DataConfig], Source]:
                 std=known.std,
             )
         for folder in (config.root, known.installed):
-            parts = idx.find_idx(Path(folder)) if folder else None
+            parts = find_idx(Path(folder)) if folder else None
             if parts and known.class_names:
                 return Source(*parts, known.class_names, known.mean, known.std)
         train, test, names = _from_torchvision(name, known, config)

@@ -2,15 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 
+from ddengine.data.loaded import Data
 from ddengine.data.realset import RealSet
 from ddengine.system.errors import UserError
-
-if TYPE_CHECKING:
-    from ddengine.data.load import Data
 
 
 def of_classes(real: RealSet, classes: Sequence[int]) -> RealSet:
@@ -27,7 +24,7 @@ def of_classes(real: RealSet, classes: Sequence[int]) -> RealSet:
     )
 
 
-def class_subset(data: "Data", classes: Sequence[int]) -> "Data":
+def class_subset(data: Data, classes: Sequence[int]) -> Data:
     """The splits of `data` restricted to `classes`, numbered anew: the class `classes[i]` becomes
     i. Images keep their order.
 

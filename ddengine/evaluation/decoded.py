@@ -7,8 +7,8 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from ddengine.artefact import handover
 from ddengine.learning.teachers import BATCH, ensemble_logits
+from ddengine.sets.codec import as_bytes
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.types import Batch, TrainingSet
 
@@ -59,7 +59,7 @@ def eight_bit(syn: SyntheticSet, distilled: Decoded, device: torch.device) -> De
     None where that changes nothing.
     """
     pixels = syn.pixels()
-    rounded = handover.eight_bit(pixels).float() / 255
+    rounded = as_bytes(pixels).float() / 255
     if (rounded - pixels).abs().max() < EIGHT_BIT:
         return None
     ledger = distilled.ledger | {"images": pixels.numel(), "compensators": 0}

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddengine.evaluation import scores
+from ddengine.artefact import folder as folders
+from ddengine.evaluation import scores, tables
 from ddengine.pages import report
 from ddengine.sets import synthetic
 from ddengine.system import files, log
@@ -126,7 +127,7 @@ def read(path: Path) -> Run:
             f"{path} is neither a run nor a distilled set nor an evaluation; give the folder that "
             "distill, select or evaluate wrote."
         )
-    syn, meta = synthetic.load(folder, torch.device("cpu")) if folder else (None, {})
+    syn, meta = folders.load(folder, torch.device("cpu")) if folder else (None, {})
     own, evaluation = content.pop("recipe.json", {}), content.pop("evaluation.json", {})
     _check_rows(path / "evaluation.json", evaluation)
     recipe = meta.get("recipe") or own.pop("recipe", None) or {}
@@ -375,7 +376,7 @@ def _cost(run: Run) -> list[tuple[str, str]]:
         ("Making the initial set", done.get("initial_seconds"), _duration),
         ("Distillation", done.get("seconds"), _duration),
         ("Evaluation", run.evaluation.get("seconds"), _duration),
-        ("Peak memory of the distillation", done.get("peak_memory_bytes"), report.size),
+        ("Peak memory of the distillation", done.get("peak_memory_bytes"), log.size),
         ("Updates skipped, not finite", done.get("updates_skipped_not_finite") or None, str),
         ("Updates skipped, loss too high", done.get("updates_skipped_max_loss") or None, str),
         (
@@ -412,7 +413,7 @@ def _ledger(run: Run) -> dict[str, Any]:
     raw, dataset = run.fact("raw_bytes"), run.fact("dataset_bytes")
 
     def line(name: str, num: float) -> tuple[str, str, str]:
-        return name, report.size(num), f"{100 * num / raw:.3g} %" if raw else ""
+        return name, log.size(num), f"{100 * num / raw:.3g} %" if raw else ""
 
     lines = [
         line(part.capitalize(), sizes.get(part, 0))
@@ -437,19 +438,19 @@ def _accuracies(run: Run) -> dict[str, Any]:
     """Head and rows of the table of accuracies; columns that no row has are left out."""
     raw = run.fact("raw_bytes")
     columns: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
-        ("Accuracy %", lambda r: report.percent(r["accuracy_mean"])),
+        ("Accuracy %", lambda r: tables.percent(r["accuracy_mean"])),
         ("95 % interval", _interval),
         ("Std", lambda r: _percent(r.get("accuracy_std"))),
         (
             "Balanced %",
             lambda r: (
-                report.percent(r["balanced_accuracy_mean"]) if "balanced_accuracy_mean" in r else ""
+                tables.percent(r["balanced_accuracy_mean"]) if "balanced_accuracy_mean" in r else ""
             ),
         ),
         ("n", lambda r: _plain(r["n"]) if "n" in r else ""),
         ("Diverged", lambda r: str(r["diverged"]) if r.get("diverged") else ""),
         ("Images", lambda r: _plain(r["images"]) if "images" in r else ""),
-        ("Bytes", lambda r: report.size(r["bytes"]) if "bytes" in r else ""),
+        ("Bytes", lambda r: log.size(r["bytes"]) if "bytes" in r else ""),
         ("% of images", lambda r: f"{100 * r['bytes'] / raw:.3g}" if raw and "bytes" in r else ""),
         ("Optimiser", lambda r: str(r.get("optimiser", ""))),
         ("Rate", lambda r: f"{r['lr']:.4g}" if "lr" in r else ""),
@@ -476,7 +477,7 @@ def _accuracies(run: Run) -> dict[str, Any]:
         "rows": rows,
         "several": several,
         "model": run.models[0] if run.models else "",
-        "interval": report.interval_of(run.evaluation)
+        "interval": tables.interval_of(run.evaluation)
         if any(row.get("ci95") for row in run.rows)
         else "",
         "balanced": "Balanced %" in dict(cells),
@@ -915,7 +916,7 @@ def _bars(run: Run, model: str, number: int) -> dict[str, Any]:
 
     rows = [row for row in run.rows if row["model"] == model]
     means = [100 * (row["accuracy_mean"] or 0.0) for row in rows]
-    shown, errors = [report.percent(row["accuracy_mean"]) for row in rows], report.error_bars(rows)
+    shown, errors = [tables.percent(row["accuracy_mean"]) for row in rows], report.error_bars(rows)
     own = run.rows[0]["set"]
     with matplotlib.rc_context(STYLE):
         figure, axes = _figure(0.65 + 0.27 * len(rows))
@@ -946,7 +947,7 @@ def _bars(run: Run, model: str, number: int) -> dict[str, Any]:
         svg = _svg(figure, number, f"Test accuracy in percent on {model}: {said}")
     counts = {row["n"] for row in rows if "n" in row}
     n = f" of {counts.pop()} networks" if len(counts) == 1 else ""
-    by = f" by {report.interval_of(run.evaluation)}" if any(row.get("ci95") for row in rows) else ""
+    by = f" by {tables.interval_of(run.evaluation)}" if any(row.get("ci95") for row in rows) else ""
     return {
         "svg": svg,
         "title": model,
@@ -987,7 +988,7 @@ def _heat(rows: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
         row = at.get((name, model))
         if row is not None and row.get("diverged") and row["accuracy_mean"] is None:
             return {
-                "text": report.DIVERGED,
+                "text": tables.DIVERGED,
                 "title": "all networks diverged",
                 "back": "transparent",
                 "ink": "inherit",
@@ -1029,7 +1030,7 @@ def _comparison(runs: Sequence[Run]) -> dict[str, Any]:
             "ipc": _plain(recipe["ipc"]) if "ipc" in recipe else "",
             "Seed": "" if run.fact("seed") is None else str(run.fact("seed")),
             "Network": str(row.get("model", "")),
-            "Accuracy %": report.percent(row["accuracy_mean"]) if row else "",
+            "Accuracy %": tables.percent(row["accuracy_mean"]) if row else "",
             "95 % interval": _interval(row) if row else "",
             "Bytes": whole[1],
             "% of images": whole[2].removesuffix(" %"),
@@ -1039,7 +1040,7 @@ def _comparison(runs: Sequence[Run]) -> dict[str, Any]:
     found = [cells(run) for run in runs]
     head = [key for key in found[0] if any(row[key] for row in found)]
     named = sorted(
-        {report.interval_of(run.evaluation) for run in runs if run.rows and run.rows[0].get("ci95")}
+        {tables.interval_of(run.evaluation) for run in runs if run.rows and run.rows[0].get("ci95")}
     )
     by = f"; 95 % intervals by {' or, of older ones, '.join(named)}" if named else ""
     return {
@@ -1082,7 +1083,7 @@ def _number(value: Any) -> str:
 
 def _scores(content: Any) -> list[dict[str, Any]]:
     """Small tables of scores.json, one for each network."""
-    tables = []
+    drawn = []
     for entry in content.get("scores") or []:
         made = entry.get("scores") if isinstance(entry, dict) else None
         if not isinstance(made, dict):
@@ -1098,19 +1099,19 @@ def _scores(content: Any) -> list[dict[str, Any]]:
             )
             title = scores.SHOWN.get(name, str(name).replace("_", " ")).capitalize()
             mean = (
-                report.DIVERGED
+                tables.DIVERGED
                 if entry.get("diverged") and value.get("mean") is None
                 else _number(value.get("mean"))
             )
             rows.append([title, mean, between, _plain(value["n"]) if "n" in value else ""])
         title = f"on {entry['model']}" if entry.get("model") else ""
         title += (
-            f"; 95 % intervals of the mean by {report.interval_of(content)}"
+            f"; 95 % intervals of the mean by {tables.interval_of(content)}"
             if any(row[2] != NONE for row in rows)
             else ""
         )
-        tables.append({"title": title, "rows": rows})
-    return tables
+        drawn.append({"title": title, "rows": rows})
+    return drawn
 
 
 def _ranking(content: dict[str, Any]) -> dict[str, Any]:

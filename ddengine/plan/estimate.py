@@ -30,21 +30,22 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from ddengine import api, loop
+from ddengine.artefact import folder as folders
 from ddengine.data import Data, RealSet, load_data
 from ddengine.evaluation.evaluate import evaluate, validate
 from ddengine.learning import training
 from ddengine.learning.flat import flatten, flatten_buffers, unflatten_into
 from ddengine.learning.teachers import load_all
 from ddengine.models import build_model
+from ddengine.objective import Objective
 from ddengine.pages import report
 from ddengine.recipe import BufferConfig, EvalConfig, Recipe, to_dict
-from ddengine.sets import synthetic
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system import dist, files, log, runtime
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 from ddengine.system.runtime import Precision, available_memory
-from ddengine.types import Experts, Objective, TrainingSet
+from ddengine.types import Experts, TrainingSet
 
 PARTS = ("buffer", "distill", "evaluate")
 # seconds of calibration: of experts and outer steps, and of each kind of training in an evaluation
@@ -463,7 +464,7 @@ def _buffer(began: float, job: Job, folder: Path, missing: dict[str, int]) -> di
             0 if (flat := flatten_buffers(network)) is None else flat.numel(),
         )
         saved = {"start": flatten(network).clone()}
-        if hasattr(config.step, "find"):  # published weights are read, nothing is trained
+        if not config.step.trains:  # published weights are read, nothing is trained
             each = 0.0
         else:
             each = _epoch_seconds(job, network, data, config)
@@ -499,7 +500,8 @@ def _epoch_seconds(job: Job, network: nn.Module, data: Data, config: BufferConfi
     are short, else of some batches.
     """
     device, per_epoch = data.train.device, math.ceil(len(data.train) / config.batch)
-    assert job.train_expert is not None
+    train_expert = job.train_expert
+    assert train_expert is not None
 
     def run(updates: int) -> float:
         """Seconds of so many updates on the first images; without validation."""
@@ -513,7 +515,7 @@ def _epoch_seconds(job: Job, network: nn.Module, data: Data, config: BufferConfi
         short = replace(config, epochs=1, keep="last")
         return _timed(
             device,
-            lambda: job.train_expert(  # type: ignore[misc]
+            lambda: train_expert(
                 network,
                 replace(data, train=some, validation=None),
                 short,
@@ -521,7 +523,7 @@ def _epoch_seconds(job: Job, network: nn.Module, data: Data, config: BufferConfi
                 0,
                 job.precision,
             ),
-        )[0]  # type: ignore[misc]
+        )[0]
 
     run(1)  # slower than the others
     num = min(3, per_epoch)
@@ -534,10 +536,9 @@ def _epoch_seconds(job: Job, network: nn.Module, data: Data, config: BufferConfi
         return run(num) / num * per_epoch + _testing_seconds(calls)
     epochs = max(1, min(config.epochs, int(STEPPING / (rough * per_epoch))))
     some = replace(config, epochs=epochs, keep="last")
-    train = job.train_expert
-    assert train is not None
     return (
-        _timed(device, lambda: train(network, data, some, job.seed, 0, job.precision))[0] / epochs
+        _timed(device, lambda: train_expert(network, data, some, job.seed, 0, job.precision))[0]
+        / epochs
     )
 
 
@@ -666,7 +667,7 @@ def _distill(began: float, job: Job, folder: Path, stand_ins: Path | None) -> di
         "versions": runtime.versions(),
         "commit": runtime.commit(),
     }
-    saving, _ = _timed(device, lambda: result.save(folder / "distilled", meta | more))
+    saving, _ = _timed(device, lambda: folders.save(result, folder / "distilled", meta | more))
     line = (
         len(
             json.dumps(
@@ -701,7 +702,7 @@ def _evaluate(began: float, job: Job, folder: Path, stand_ins: Path | None) -> d
     """The evaluation of the set in `folder`/distilled, whose trainings are noted and then timed."""
     recipe = job.recipe
     device = runtime.setup(job.device, job.precision)
-    syn, _ = synthetic.load(folder / "distilled", device)
+    syn, _ = folders.load(folder / "distilled", device)
     data = load_data(recipe.data, device, test=True, stored=lambda images: syn.preprocess)
     experts = _experts(job, data, stand_ins) if recipe.teachers else None
     teachers = [] if experts is None else load_all(experts, device)
@@ -761,7 +762,7 @@ def estimate(job: Job, missing: dict[str, int]) -> list[Part]:
             cost = _of("buffer", _buffer, job, experts, missing)
             assert recipe.buffer is not None
             what = f"{sum(missing.values())} experts of {recipe.buffer.epochs} epochs of {_short(cost['epoch'])}"
-            if hasattr(recipe.buffer.step, "find"):
+            if not recipe.buffer.step.trains:
                 what = "published weights, which are read"
             found.append(Part("buffer", cost["seconds"], cost["memory"], cost["disk"], what))
         else:
@@ -827,8 +828,8 @@ def table(parts: Sequence[Part], title: str) -> Table:
         cells = (
             (
                 f"about {log.duration(part.seconds)}",
-                report.size(part.memory),
-                report.size(part.disk),
+                log.size(part.memory),
+                log.size(part.disk),
             )
             if needed
             else ("0 s", "-", "0 B")
@@ -839,8 +840,8 @@ def table(parts: Sequence[Part], title: str) -> Table:
     shown.add_row(
         "in all",
         f"about {log.duration(total)}",
-        report.size(max(p.memory for p in parts)),
-        report.size(sum(p.disk for p in parts)),
+        log.size(max(p.memory for p in parts)),
+        log.size(sum(p.disk for p in parts)),
         "",
     )
     return shown
@@ -879,17 +880,16 @@ def show(
         )
     )
     log.say(
-        f"available: about {report.size(memory)} of memory, {report.size(min(free.values()))} of "
-        "disk"
+        f"available: about {log.size(memory)} of memory, {log.size(min(free.values()))} of disk"
     )
     if (most := max(parts, key=lambda part: part.memory)).memory > memory:
         log.say(
-            f"warning: {most.name} needs about {report.size(most.memory)} of memory, which is "
+            f"warning: {most.name} needs about {log.size(most.memory)} of memory, which is "
             "more than there is"
         )
     if (needed := sum(part.disk for part in parts)) > min(free.values()):
         log.say(
-            f"warning: about {report.size(needed)} of disk are needed, which is more than there is"
+            f"warning: about {log.size(needed)} of disk are needed, which is more than there is"
         )
     if path is not None:
         files.make_folder(path.parent)
@@ -1057,7 +1057,7 @@ def check(job: Job, syn: SyntheticSet, data: Data, folder: Path, device: torch.d
     wanted, free = disk_bytes(job.recipe, syn), free_disk(folder)
     if wanted > free:
         raise UserError(
-            f"The run needs about {report.size(wanted)} of disk and {report.size(free)} are free "
+            f"The run needs about {log.size(wanted)} of disk and {log.size(free)} are free "
             f"where {folder} lies; "
             "free space, name another folder with --out, or start with --force."
         )
@@ -1065,7 +1065,7 @@ def check(job: Job, syn: SyntheticSet, data: Data, folder: Path, device: torch.d
     if bound <= there:
         return
     log.say(
-        f"a step may need up to {report.size(bound)} of memory, and {report.size(there)} are "
+        f"a step may need up to {log.size(bound)} of memory, and {log.size(there)} are "
         "available: trying one in a process of its own"
     )
     try:
@@ -1077,8 +1077,8 @@ def check(job: Job, syn: SyntheticSet, data: Data, folder: Path, device: torch.d
         if needed <= there:
             return
     raise UserError(
-        f"A step of {job.recipe.name} needs {about}{report.size(needed or there)} of memory "
-        f"beyond what the images take, and {report.size(there)} "
+        f"A step of {job.recipe.name} needs {about}{log.size(needed or there)} of memory "
+        f"beyond what the images take, and {log.size(there)} "
         f"are available; {_advice(job.recipe)} or start with --force."
     )
 

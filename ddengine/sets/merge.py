@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ddengine.data import Data, Preprocess, load_data
-from ddengine.data.dataset import OWN
+from ddengine.data.torch_dataset import OWN
 from ddengine.recipe import DataConfig, from_dict
 from ddengine.sets.codec import Compensated, Identity
 from ddengine.sets.synthetic import LABELS, SyntheticSet

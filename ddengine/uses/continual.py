@@ -22,8 +22,11 @@ import torch
 from rich.table import Table
 from torch import Generator, Tensor, nn
 
+from ddengine.artefact import folder as folders
+from ddengine.artefact.folder import load
 from ddengine.data import Data, RealSet
 from ddengine.data.subset import class_subset, of_classes
+from ddengine.evaluation import tables
 from ddengine.evaluation.intervals import NAME, counted, interval
 from ddengine.evaluation.rates import adapted, best_rate, candidates
 from ddengine.learning import training
@@ -33,7 +36,7 @@ from ddengine.recipe import EvalConfig, Recipe, digest, require, resolved, to_di
 from ddengine.sets import start
 from ddengine.sets.codec import Identity, Pixels, as_bytes
 from ddengine.sets.merge import merge
-from ddengine.sets.synthetic import SyntheticSet, load
+from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system import files, log, runtime
 from ddengine.system.errors import UserError, unknown
 from ddengine.system.memo import Memo
@@ -545,7 +548,7 @@ def _distilled(
             "identity": identity,
             "seconds": seconds,
         }
-        syn.save(folder, facts)
+        folders.save(syn, folder, facts)
     return syn, seconds
 
 
@@ -773,11 +776,11 @@ def plot(path: Path, result: Mapping[str, Any]) -> None:
     axis.set_ylim(0, 102)
     axis.set_xlabel("classes seen")
     repeats = result["config"]["repeats"]
-    by = f"s,\n95 % interval by {report.interval_of(result)}" if repeats > 1 else ""
+    by = f"s,\n95 % interval by {tables.interval_of(result)}" if repeats > 1 else ""
     axis.set_ylabel(f"test accuracy on them, %, {repeats} order{by}", fontsize=9)
     axis.set_title(
         (
-            f"memory of {report.size(result['config']['budget'])}, strategy "
+            f"memory of {log.size(result['config']['budget'])}, strategy "
             f"{result['config']['strategy']}"
         ),
         loc="left",
@@ -798,7 +801,7 @@ def table(result: Mapping[str, Any]) -> Table:
     """
 
     def percent(found: Mapping[str, Any]) -> str:
-        return report.percent(found["mean"]) + (
+        return tables.percent(found["mean"]) + (
             "" if found["std"] is None else f" ± {100 * found['std']:.1f}"
         )
 
@@ -809,12 +812,12 @@ def table(result: Mapping[str, Any]) -> Table:
         shown.add_column(head, justify="left" if head == "memory" else "right")
     for name, found in result["memories"].items():
         means = [stage["mean"] for stage in found["accuracy"]]
-        stages = report.percent(None if None in means else float(np.mean(means)))
+        stages = tables.percent(None if None in means else float(np.mean(means)))
         num = "all" if found["images_per_class"] is None else str(found["images_per_class"])
         shown.add_row(
             name,
             num,
-            report.size(found["bytes"]),
+            log.size(found["bytes"]),
             percent(found["final"]),
             stages,
             percent(found["forgetting"]),
@@ -830,7 +833,7 @@ def notes(result: Mapping[str, Any]) -> list[str]:
     if repeats > 1:
         lines.append(
             "95 % intervals, in continual.json and its picture, are of the mean over orders, by "
-            f"{report.interval_of(result)}"
+            f"{tables.interval_of(result)}"
         )
     for name, found in result["memories"].items():
         for stage, entry in enumerate(found["accuracy"]):

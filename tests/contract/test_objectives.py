@@ -14,15 +14,17 @@ from loops import for_each
 from buffers.steps import Sgd
 from buffers.store import StoreGroup
 from ddengine import loop as outer
+from ddengine.artefact import folder as folders
+from ddengine.artefact.folder import load
 from ddengine.data import DATASETS, Preprocess
 from ddengine.learning.flat import FlatModel
 from ddengine.models import build_model
+from ddengine.objective import Env
 from ddengine.recipe import InitConfig, OptimConfig, Recipe
-from ddengine.sets.codec import Codec
+from ddengine.sets.codec import CODECS, Codec
 from ddengine.sets.labels import label
-from ddengine.sets.synthetic import CODECS, initial, load
+from ddengine.sets.synthetic import initial
 from ddengine.system.rng import generator
-from ddengine.types import Env
 from synth.datm import GrowingWindow
 from synth.recipes import RECIPES
 from synth.trajectory import UniformWindow
@@ -192,7 +194,7 @@ def test_every_codec_ships_under_every_method(method, codec, world, tmp_path):
     result, _ = outer.distill(
         syn, objective, config, tmp_path, seed=0, finish=lambda s: s.shipped()
     )
-    result.save(tmp_path / "set", {})
+    folders.save(result, tmp_path / "set", {})
     again, meta = load(tmp_path / "set", CPU)
     assert (
         again.codec == result.codec

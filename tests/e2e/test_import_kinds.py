@@ -29,6 +29,7 @@ from torch.nn.functional import cross_entropy
 from buffers import imports
 from buffers.exchange import load_pt
 from buffers.store import ExpertStore
+from ddengine.artefact import folder as folders
 from ddengine.commands import cli
 from ddengine.data import Data, load_data
 from ddengine.models import build_model
@@ -150,7 +151,7 @@ def printed(out: str) -> list[str]:
 
 
 def loaded(folder: str = "set") -> tuple[synthetic.SyntheticSet, dict]:
-    return synthetic.load(Path(folder), CPU)
+    return folders.load(Path(folder), CPU)
 
 
 def pixels_of(data: Data, each: int) -> tuple[torch.Tensor, torch.Tensor]:

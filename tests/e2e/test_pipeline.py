@@ -15,6 +15,7 @@ import torch
 from helpers import CPU, TINY, run
 from safetensors.torch import load_file
 
+from ddengine.artefact import folder as folders
 from ddengine.data import load_data
 from ddengine.evaluation import bench
 from ddengine.pages import report
@@ -87,7 +88,7 @@ def test_load_py_needs_no_engine_and_equals_the_engine(done, tmp_path):
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     subprocess.run([sys.executable, "-c", program], cwd=copy, env=environment, check=True)
     images, targets, lr, quarter, names = torch.load(copy / "out.pt", weights_only=True)
-    syn, _ = synthetic.load(copy, CPU)
+    syn, _ = folders.load(copy, CPU)
     batch = syn.batch(torch.arange(len(syn)))
     assert torch.allclose(images, batch.images, atol=1e-6) and torch.equal(targets, batch.targets)
     assert lr == pytest.approx(syn.lr) and list(names) == list(syn.class_names)
@@ -107,8 +108,8 @@ def test_zca_set_round_trip(tmp_path):
     syn = synthetic.SyntheticSet(
         {"images": images}, torch.arange(10), data.class_names, Identity(), data.train.preprocess
     )
-    syn.save(tmp_path / "set", {})
-    again, _ = synthetic.load(tmp_path / "set", CPU)
+    folders.save(syn, tmp_path / "set", {})
+    again, _ = folders.load(tmp_path / "set", CPU)
     assert torch.equal(again.tensors["images"], images)
     assert torch.allclose(again.pixels(), data.train.pixels[:10].float() / 255, atol=1e-4)
     space: dict = {}

@@ -9,9 +9,9 @@ import pytest
 import torch
 from helpers import CPU, TINY, run
 
+from ddengine.artefact import folder as folders
 from ddengine.data import load_data
 from ddengine.recipe import DataConfig
-from ddengine.sets import synthetic
 from ddengine.system.rng import generator
 
 pytestmark = pytest.mark.usefixtures("no_chart")
@@ -81,7 +81,7 @@ def work(done, monkeypatch):
 
 def images(folder: str) -> torch.Tensor:
     """The images as networks see them."""
-    syn, _ = synthetic.load(Path(folder) / "distilled", CPU)
+    syn, _ = folders.load(Path(folder) / "distilled", CPU)
     return syn.batch(torch.arange(len(syn))).images
 
 
@@ -104,7 +104,7 @@ def test_every_kind_writes_what_distill_would_start_from(work, kind):
     ]
     flags = [*SMALL, "--init.kind", kind, *(asks if kind in ("correct", "representative") else [])]
     assert run("select", RECIPE, *flags, "--out", f"runs/{kind}") == 0
-    syn, meta = synthetic.load(Path(f"runs/{kind}/distilled"), CPU)
+    syn, meta = folders.load(Path(f"runs/{kind}/distilled"), CPU)
     data = load_data(DataConfig(name="digits", limit=200), CPU)
     assert meta["selected"]["kind"] == kind and len(set(meta["selected"]["index"])) == 20
     assert torch.equal(

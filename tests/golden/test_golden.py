@@ -24,11 +24,11 @@ from ddengine.learning.losses import kl, mixed_logits, nkd, task_loss
 from ddengine.learning.training import schedule, teacher_logits
 from ddengine.learning.unroll import eager_gradient, unroll
 from ddengine.models.convnet import ConvNet
+from ddengine.objective import Env
 from ddengine.recipe import AugmentConfig, EvalConfig, OptimConfig, OuterConfig
 from ddengine.sets.codec import Compensated, Identity, MultiFormation
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system.errors import UserError
-from ddengine.types import Env
 from synth.ast import BalancedLoss, IntermediateMatching, perturbed
 from synth.compensator import BaseSets
 from synth.datm import GrowingWindow

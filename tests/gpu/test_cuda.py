@@ -16,10 +16,10 @@ from ddengine.learning import augment, training
 from ddengine.learning.flat import FlatModel, flatten
 from ddengine.learning.unroll import compiled_gradient, eager_gradient, unroll
 from ddengine.models import build_model
+from ddengine.objective import Env
 from ddengine.recipe import DSA_OPS, AugmentConfig, DataConfig, EvalConfig, OptimConfig, OuterConfig
 from ddengine.sets.synthetic import initial
 from ddengine.system.rng import generator
-from ddengine.types import Env
 from synth.recipes import find
 
 pytestmark = [

@@ -25,7 +25,7 @@ from buffers.store import StoreGroup
 from ddengine import api
 from ddengine import loop as outer
 from ddengine.data import load_data
-from ddengine.data.dataset import data_of
+from ddengine.data.torch_dataset import data_of
 from ddengine.recipe import BufferConfig, DataConfig
 from ddengine.system.errors import UserError
 from synth.recipes import find

@@ -13,11 +13,13 @@ import torch
 from helpers import shipped_loader
 from PIL import Image
 
-from ddengine.artefact import handover
+from ddengine.artefact import folder as folders
+from ddengine.artefact import handover, results
+from ddengine.artefact.folder import load
 from ddengine.data import Preprocess
 from ddengine.sets import codec as codecs
 from ddengine.sets.codec import Compensated, Identity, MultiFormation, Pixels
-from ddengine.sets.synthetic import SyntheticSet, load
+from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system import files
 from ddengine.system.compat import torchvision
 from ddengine.system.errors import UserError
@@ -170,7 +172,7 @@ def test_a_file_does_not_take_the_place_of_a_folder_nor_a_folder_that_of_a_file(
     with pytest.raises(UserError, match="full is a folder; name a file"):
         files.write_json(tmp_path / "full", {})
     with pytest.raises(UserError, match=r"letter\.txt is a file; name a folder"):
-        a_set().save(tmp_path / "full" / "letter.txt", META)
+        folders.save(a_set(), tmp_path / "full" / "letter.txt", META)
     assert (tmp_path / "full" / "letter.txt").read_text() == "dear"
     assert [p.name for p in tmp_path.rglob("*")] == ["full", "letter.txt"]
 
@@ -184,7 +186,7 @@ def test_load_dataset_reads_the_folder(tmp_path, hub, channels):
     is not taken for the data.
     """
     syn = a_set(ODD, channels)
-    syn.save(tmp_path / "set", META)
+    folders.save(syn, tmp_path / "set", META)
     found = hub(tmp_path / "set")
     assert (
         list(found) == ["train"]
@@ -215,7 +217,7 @@ def test_load_dataset_reads_the_folder(tmp_path, hub, channels):
 def test_soft_labels_are_a_column(tmp_path, hub, codec, top):
     """One list of logits for each decoded example, which are what the set trains with."""
     syn = soft(a_set(ODD, codec=codec), top)
-    syn.save(tmp_path / "set", META)
+    folders.save(syn, tmp_path / "set", META)
     rows = hub(tmp_path / "set")["train"]
     assert len(rows) == len(syn) == (10 if codec is None else 40)
     found = torch.tensor(rows["logits"][:])
@@ -230,7 +232,7 @@ def test_one_label_for_all_tiles_of_an_item(tmp_path):
     syn = replace(
         syn, tensors=syn.tensors | {"logits": logits}, target_kind="logits", label_of="stored"
     )
-    syn.save(tmp_path / "set", {})
+    folders.save(syn, tmp_path / "set", {})
     assert torch.equal(
         torch.tensor(pq.read_table(tmp_path / "set" / handover.PARQUET)["logits"].to_pylist()),
         logits.repeat(4, 1),
@@ -242,14 +244,14 @@ def test_sums_are_in_the_parquet_file_and_not_in_images(tmp_path):
     table.
     """
     syn = compensated()
-    syn.save(tmp_path / "set", META)
+    folders.save(syn, tmp_path / "set", META)
     table = pq.read_table(tmp_path / "set" / handover.PARQUET)
     assert (
         table.num_rows == len(syn) == 10
         and table["label"].to_pylist() == syn.classes[syn.source].tolist()
     )
-    folders = {p.name: len(list(p.iterdir())) for p in (tmp_path / "set/images").iterdir()}
-    assert folders == {"0000_a": 2, "0001_b": 2, "compensators": 3}
+    counts = {p.name: len(list(p.iterdir())) for p in (tmp_path / "set/images").iterdir()}
+    assert counts == {"0000_a": 2, "0001_b": 2, "compensators": 3}
     shown = np.asarray(Image.open(io.BytesIO(table["image"][7]["bytes"].as_py()))).transpose(
         2, 0, 1
     )
@@ -268,7 +270,7 @@ def test_sums_are_in_the_parquet_file_and_not_in_images(tmp_path):
 def test_the_shipped_loader_still_gives_the_exact_tensors(tmp_path):
     """Not the 8 bits."""
     syn = soft(a_set(ODD))
-    syn.save(tmp_path / "set", {})
+    folders.save(syn, tmp_path / "set", {})
     images, targets, info = shipped_loader(tmp_path / "set").load()
     assert (
         torch.equal(images, syn.tensors["images"])
@@ -283,7 +285,7 @@ def test_same_set_same_parquet(tmp_path):
     """To the byte; and saving again replaces the folder."""
     syn = soft(a_set(ODD))
     for name in ("one", "two", "one"):
-        syn.save(tmp_path / name, META)
+        folders.save(syn, tmp_path / name, META)
     assert (tmp_path / "one" / handover.PARQUET).read_bytes() == (
         tmp_path / "two" / handover.PARQUET
     ).read_bytes()
@@ -298,7 +300,7 @@ def test_equal_class_names_get_numbers(tmp_path, hub):
         "crane (1) (2)",
         "dog",
     ]
-    a_set(("crane", "crane")).save(tmp_path / "set", {})
+    folders.save(a_set(("crane", "crane")), tmp_path / "set", {})
     assert hub(tmp_path / "set")["train"].features["label"].names == ["crane", "crane (1)"]
 
 
@@ -333,7 +335,7 @@ def test_saving_is_fast(tmp_path):
 )
 def test_the_licence_is_that_of_the_source(tmp_path, name, licence):
     """Where it is known."""
-    a_set().save(tmp_path / "set", {"recipe": {"data": {"name": name}}})
+    folders.save(a_set(), tmp_path / "set", {"recipe": {"data": {"name": name}}})
     assert front(tmp_path / "set")["license"] == licence
     text = (tmp_path / "set/README.md").read_text()
     assert ("not known to the program" in text) == (licence == "unknown")
@@ -368,7 +370,7 @@ def test_the_card_says_what_meta_says(tmp_path):
     """Recipe, data, budget, network, steps, rate, bytes, seed, BibTeX; the YAML is what the Hub
     wants.
     """
-    a_set(ODD, lr=torch.tensor(0.025)).save(tmp_path / "set", META)
+    folders.save(a_set(ODD, lr=torch.tensor(0.025)), tmp_path / "set", META)
     text = (tmp_path / "set/README.md").read_text(encoding="utf-8")
     for word in (
         "dm/tiny",
@@ -417,7 +419,7 @@ ALMOST_NOTHING = (
 @pytest.mark.parametrize("meta", ALMOST_NOTHING)
 def test_an_almost_empty_meta_gives_a_card(tmp_path, meta):
     """Nothing is said that is not known."""
-    a_set().save(tmp_path / "set", meta)
+    folders.save(a_set(), tmp_path / "set", meta)
     text = (tmp_path / "set/README.md").read_text()
     assert (
         "None" not in text
@@ -428,14 +430,14 @@ def test_an_almost_empty_meta_gives_a_card(tmp_path, meta):
 
 def test_chosen_and_imported_sets_are_not_called_distilled_by_us(tmp_path):
     """Selected ones are real images; imported ones name their files."""
-    a_set().save(tmp_path / "set", META | {"selected": {"kind": "herding", "index": [1]}})
+    folders.save(a_set(), tmp_path / "set", META | {"selected": {"kind": "herding", "index": [1]}})
     text = (tmp_path / "set/README.md").read_text()
     assert (
         "chosen by herding. Nothing was distilled" in text
         and "dataset-distillation" not in text.split("---")[1]
         and "real images as they are" in text
     )
-    a_set().save(tmp_path / "set", META | {"imported": {"files": ["images_best.pt"]}})
+    folders.save(a_set(), tmp_path / "set", META | {"imported": {"files": ["images_best.pt"]}})
     assert (
         "by another program, imported from images\\_best.pt"
         in (tmp_path / "set/README.md").read_text()
@@ -443,7 +445,7 @@ def test_chosen_and_imported_sets_are_not_called_distilled_by_us(tmp_path):
 
 
 def test_a_merged_set_says_so(tmp_path):
-    a_set().save(tmp_path / "set", META | {"merged": ["few", "more", "most"]})
+    folders.save(a_set(), tmp_path / "set", META | {"merged": ["few", "more", "most"]})
     text = (tmp_path / "set/README.md").read_text()
     assert (
         "# Merged from 3 sets of fashion\\_mnist, 2 images per class" in text
@@ -452,7 +454,7 @@ def test_a_merged_set_says_so(tmp_path):
 
 
 def test_the_card_names_the_files_there_are_and_counts_right(tmp_path):
-    a_set(ipc=1).save(tmp_path / "hard", META)
+    folders.save(a_set(ipc=1), tmp_path / "hard", META)
     text = (tmp_path / "hard/README.md").read_text()
     assert "in data.safetensors: images" in text and "labels.safetensors" not in text
     assert "# Distilled fashion\\_mnist, 1 image per class" in text
@@ -460,7 +462,7 @@ def test_the_card_names_the_files_there_are_and_counts_right(tmp_path):
         "of the values lie outside [0, 1] and were cut there" in text
         and "what that costs is the row distilled_8bit under Accuracy" in text
     )
-    soft(a_set()).save(tmp_path / "soft", META)
+    folders.save(soft(a_set()), tmp_path / "soft", META)
     text = (tmp_path / "soft/README.md").read_text()
     assert (
         "in data.safetensors and labels.safetensors: images" in text
@@ -484,7 +486,8 @@ def test_results_say_on_what_they_were_measured():
 def test_names_cannot_break_the_card(tmp_path):
     """Dataset names with everything in them; a BibTeX text with fences in it."""
     for name in ODD:
-        a_set(ODD).save(
+        folders.save(
+            a_set(ODD),
             tmp_path / "set",
             {"recipe": {"data": {"name": name}, "name": name}, "bibtex": "@a{b,\n```\n}"},
         )
@@ -497,22 +500,24 @@ def test_names_cannot_break_the_card(tmp_path):
 def test_whitened_pixels_send_the_reader_to_the_loader(tmp_path):
     """There is no mean and standard deviation to print."""
     eye = torch.eye(36)
-    replace(a_set(), preprocess=Preprocess(torch.zeros(36), None, eye, eye.clone())).save(
-        tmp_path / "set", {}
+    folders.save(
+        replace(a_set(), preprocess=Preprocess(torch.zeros(36), None, eye, eye.clone())),
+        tmp_path / "set",
+        {},
     )
     assert "info['preprocess']" in (tmp_path / "set/README.md").read_text()
 
 
 def test_results_come_into_the_card_and_replace_earlier_ones(tmp_path, hub):
     """A table in percent; what is around it stays; the folder can still be read."""
-    a_set().save(tmp_path / "set", META)
+    folders.save(a_set(), tmp_path / "set", META)
     before = (tmp_path / "set/README.md").read_text()
     rows = [
         ROW,
         ROW | {"set": "distilled_8bit", "accuracy_mean": 0.45},
         ROW | {"set": "full", "accuracy_std": None, "ci95": None, "n": 1},
     ]
-    handover.add_results(tmp_path / "set", {"rows": rows, "protocol": {"protocol": "fast"}})
+    results.add_results(tmp_path / "set", {"rows": rows, "protocol": {"protocol": "fast"}})
     text = (tmp_path / "set/README.md").read_text()
     assert (
         "| distilled | mlp | 50.0 ± 10.0 | 40.0 to 60.0 | 5 |" in text
@@ -523,7 +528,7 @@ def test_results_come_into_the_card_and_replace_earlier_ones(tmp_path, hub):
         and "what the 8-bit export gives" in text
         and "Not measured yet" not in text
     )
-    handover.add_results(tmp_path / "set", {"rows": [ROW | {"accuracy_mean": 0.7}]})
+    results.add_results(tmp_path / "set", {"rows": [ROW | {"accuracy_mean": 0.7}]})
     text = (tmp_path / "set/README.md").read_text()
     assert "| 70.0 ± 10.0 |" in text and "50.0" not in text and "8-bit export gives" not in text
     assert (
@@ -539,17 +544,17 @@ def test_results_where_the_card_is_another(tmp_path):
     """Without the place they go to the end, and then have one; without a card nothing happens; a
     broken evaluation is a sentence.
     """
-    handover.add_results(tmp_path, {"rows": [ROW]})
+    results.add_results(tmp_path, {"rows": [ROW]})
     assert not list(tmp_path.iterdir())
     (tmp_path / "README.md").write_text("# Mine\n")
     for _ in range(2):
-        handover.add_results(tmp_path, {"rows": [ROW]})
+        results.add_results(tmp_path, {"rows": [ROW]})
     text = (tmp_path / "README.md").read_text()
     assert (
         text.startswith("# Mine\n") and text.count("## Accuracy") == text.count("50.0 ± 10.0") == 1
     )
     with pytest.raises(UserError, match="accuracy_mean"):
-        handover.add_results(tmp_path, {"rows": [{"set": "a", "model": "b"}]})
+        results.add_results(tmp_path, {"rows": [{"set": "a", "model": "b"}]})
     assert (tmp_path / "README.md").read_text() == text
 
 

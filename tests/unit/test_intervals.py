@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from ddengine.evaluation import intervals, scores
+from ddengine.evaluation import intervals, scores, tables
 from ddengine.evaluation.intervals import interval, within
 from ddengine.pages import page, report
 from ddengine.uses import continual
@@ -145,13 +145,13 @@ def test_error_bars_reach_as_far_as_the_interval_on_each_side():
 def test_what_is_shown_names_the_interval(tmp_path):
     """Of an evaluation its own, of an older one plain Student's t; nothing where there is none."""
     new, old = {"rows": ROWS, "interval": intervals.NAME}, {"rows": ROWS}
-    assert any(intervals.NAME in line for line in report.notes(new))
-    assert any(line.endswith("by Student's t") for line in report.notes(old))
-    assert not any("interval" in line for line in report.notes({"rows": ROWS[1:]}))
+    assert any(intervals.NAME in line for line in tables.notes(new))
+    assert any(line.endswith("by Student's t") for line in tables.notes(old))
+    assert not any("interval" in line for line in tables.notes({"rows": ROWS[1:]}))
     for content in (new, old):
         (tmp_path / "evaluation.json").write_text(json.dumps(content))
         text = page.write([tmp_path], tmp_path / "report.html").read_text().replace("&#39;", "'")
-        assert f"95 % intervals of the mean over networks by {report.interval_of(content)}<" in text
+        assert f"95 % intervals of the mean over networks by {tables.interval_of(content)}<" in text
     stages = {"accuracy": [{"mean": 0.5, "ci95": [0.1, 0.9], "diverged": 0}]}
     result = {"config": {"repeats": 2}, "memories": {"random": stages}, "interval": intervals.NAME}
     assert intervals.NAME in continual.notes(result)[0]

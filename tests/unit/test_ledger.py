@@ -10,7 +10,9 @@ import torch
 from helpers import CPU, tiny_set
 from safetensors import safe_open
 
+from ddengine.artefact import folder as folders
 from ddengine.data import load_data
+from ddengine.evaluation import tables
 from ddengine.evaluation.evaluate import evaluate
 from ddengine.evaluation.ledger import label_bytes
 from ddengine.learning import training
@@ -20,6 +22,7 @@ from ddengine.recipe import AugmentConfig, DataConfig, EvalConfig
 from ddengine.sets.codec import Compensated, Identity, MultiFormation
 from ddengine.sets.coreset import random_index
 from ddengine.sets.synthetic import coded
+from ddengine.system import log
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 
@@ -114,7 +117,7 @@ def test_the_ledger_is_what_the_files_hold(data, tmp_path, kind):
     and last iterates are counted apart.
     """
     syn = kinds(data)[kind]
-    syn.save(tmp_path / "set", {})
+    folders.save(syn, tmp_path / "set", {})
     found = dict.fromkeys((*PARTS, "preprocess", "raw"), 0)
     sizes = {"F32": 4, "F16": 2, "U8": 1, "I64": 8, "I16": 2}
     for name in ("data", "labels"):
@@ -152,7 +155,7 @@ def test_the_ledger_is_what_the_files_hold(data, tmp_path, kind):
 
 
 def test_bytes_in_words():
-    assert [report.size(n) for n in (0, 999, 1000, 12_345, 7_200_000, 3.6e9)] == [
+    assert [log.size(n) for n in (0, 999, 1000, 12_345, 7_200_000, 3.6e9)] == [
         "0 B",
         "999 B",
         "1 kB",
@@ -309,7 +312,7 @@ def test_order_of_rows():
         {"set": n, "accuracy_mean": a, "bytes": b}
         for n, a, b in (("a", 0.5, 1000), ("b", 0.9, 9000), ("c", 0.2, 100), ("d", 0.5, 1000))
     ]
-    assert [r["set"] for r in report.sorted_rows(rows, "none")] == ["a", "b", "c", "d"]
-    assert [r["set"] for r in report.sorted_rows(rows, "accuracy")] == ["b", "a", "d", "c"]
-    assert [r["set"] for r in report.sorted_rows(rows, "accuracy_per_byte")] == ["c", "a", "d", "b"]
+    assert [r["set"] for r in tables.sorted_rows(rows, "none")] == ["a", "b", "c", "d"]
+    assert [r["set"] for r in tables.sorted_rows(rows, "accuracy")] == ["b", "a", "d", "c"]
+    assert [r["set"] for r in tables.sorted_rows(rows, "accuracy_per_byte")] == ["c", "a", "d", "b"]
     assert [r["set"] for r in rows] == ["a", "b", "c", "d"]

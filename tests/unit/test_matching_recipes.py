@@ -14,11 +14,11 @@ from loops import for_each
 
 from ddengine.learning.flat import FlatModel
 from ddengine.models import build_model
+from ddengine.objective import Env
 from ddengine.recipe import AugmentConfig, OptimConfig
 from ddengine.sets.codec import Identity, MultiFormation
 from ddengine.sets.synthetic import initial
 from ddengine.system.rng import generator
-from ddengine.types import Env
 from synth.distribution import DistributionMatching
 from synth.gradient import GradientMatching, Metric
 from synth.networks import OnReal, OnSynthetic, Untrained, loop_counts

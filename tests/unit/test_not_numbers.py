@@ -19,10 +19,11 @@ import ddengine
 from buffers.store import ExpertStore, stored_preprocess
 from ddengine import loop
 from ddengine.artefact import describe, handover
+from ddengine.artefact import folder as folders
 from ddengine.data import Preprocess, load_data
 from ddengine.data.preprocess import fit_zca
 from ddengine.data.stored import check_stored, flaw, unlike
-from ddengine.evaluation import bench, ranking, scores
+from ddengine.evaluation import bench, ranking, scores, tables
 from ddengine.evaluation.evaluate import evaluate, validate
 from ddengine.evaluation.rates import best_rate
 from ddengine.learning import training
@@ -70,7 +71,9 @@ def whitened(data):
 def folder(data, tmp_path):
     """A set with soft labels, a learned rate and a running average."""
     syn = tiny_set(data, lr=0.02).with_labels(torch.randn(20, 10, generator=generator(0)), top=3)
-    syn.with_tensors({"raw.images": syn.tensors["images"].clone()}).save(tmp_path / "set", META)
+    folders.save(
+        syn.with_tensors({"raw.images": syn.tensors["images"].clone()}), tmp_path / "set", META
+    )
     return tmp_path / "set"
 
 
@@ -115,12 +118,12 @@ NOT_SETS = [
 
 def test_a_set_with_numbers_that_are_none_is_refused_when_read(folder):
     """Every reader refuses it, naming file and number; the sound set is read."""
-    synthetic.load(folder, CPU)
+    folders.load(folder, CPU)
     assert not dict(describe.describe(folder)[0].rows).get("damaged")
     sound = (folder / "data.safetensors").read_bytes()
     for name, value, words in NOT_SETS:
         change(folder, name, value)
-        for read in (partial(synthetic.load, device=CPU), page.read, ddengine.load):
+        for read in (partial(folders.load, device=CPU), page.read, ddengine.load):
             with pytest.raises(UserError, match=words) as found:
                 read(folder)
             assert "data.safetensors" in str(found.value), name
@@ -132,7 +135,7 @@ def test_a_set_with_numbers_that_are_none_is_refused_when_read(folder):
     ):
         change(folder, name, value, "labels.safetensors")
         with pytest.raises(UserError, match=f"labels.safetensors.*{words}"):
-            synthetic.load(folder, CPU)
+            folders.load(folder, CPU)
         change(folder, name, 1, "labels.safetensors")
 
 
@@ -145,8 +148,8 @@ def test_compensators_and_their_units_are_checked(data, tmp_path):
         data.class_names,
         data.train.preprocess,
     ).shipped()
-    syn.save(tmp_path / "set", META)
-    synthetic.load(tmp_path / "set", CPU)
+    folders.save(syn, tmp_path / "set", META)
+    folders.load(tmp_path / "set", CPU)
     for name, value, words in (
         ("compensators", math.nan, "'compensators' are not finite"),
         ("unit", 0.0, "units of"),
@@ -154,7 +157,7 @@ def test_compensators_and_their_units_are_checked(data, tmp_path):
         sound = (tmp_path / "set/data.safetensors").read_bytes()
         change(tmp_path / "set", name, value)
         with pytest.raises(UserError, match=words):
-            synthetic.load(tmp_path / "set", CPU)
+            folders.load(tmp_path / "set", CPU)
         (tmp_path / "set/data.safetensors").write_bytes(sound)
 
 
@@ -388,7 +391,7 @@ def test_a_row_averages_the_networks_that_count(data, some_diverge, tmp_path):
             row["accuracy_mean"] == pytest.approx((known[0] + known[2]) / 2)
             and 0 <= row["ci95"][0] <= row["ci95"][1] <= 1
         )
-    lines = report.notes(found)
+    lines = tables.notes(found)
     assert "warning: 1 of 3 networks trained on distilled diverged and do not count" in lines
     original, times = bench.Bench.accuracies, []
 
@@ -507,9 +510,9 @@ def test_rows_without_accuracy_are_shown(tmp_path):
     """Table, sorting, cross table, heat map, page, card, inspect."""
     console = Console(width=100, record=True)
     for sort in ("none", "accuracy", "accuracy_per_byte"):
-        assert len(report.sorted_rows(LOST["rows"], sort)) == 4
-        assert sort == "none" or report.sorted_rows(LOST["rows"], sort)[-1]["accuracy_mean"] is None
-    console.print(report.table(LOST, "digits"))
+        assert len(tables.sorted_rows(LOST["rows"], sort)) == 4
+        assert sort == "none" or tables.sorted_rows(LOST["rows"], sort)[-1]["accuracy_mean"] is None
+    console.print(tables.table(LOST, "digits"))
     console.print(report.cross_table([("a", LOST)]))
     assert console.export_text().count("diverged") == 2
     report.heat_map(tmp_path / "heat_map.png", [("a", LOST)])
@@ -765,12 +768,12 @@ def test_a_set_that_is_not_plain_is_read_as_before(data, tmp_path):
     syn = synthetic.SyntheticSet(
         {"images": images}, torch.arange(20) % 10, data.class_names, Identity(), whitening
     )
-    syn.save(tmp_path / "whitened", META)
-    again, _ = synthetic.load(tmp_path / "whitened", CPU)
+    folders.save(syn, tmp_path / "whitened", META)
+    again, _ = folders.load(tmp_path / "whitened", CPU)
     assert torch.equal(
         again.preprocess.matrix, whitening.matrix
     ) and again.preprocess.origin.endswith("data.safetensors")
     check_stored(again.preprocess, data.train.pixels)
     bounded = replace(tiny_set(data), codec=Identity(bounded=True)).shipped()
-    bounded.save(tmp_path / "bytes", META)
-    assert synthetic.load(tmp_path / "bytes", CPU)[0].tensors["images"].dtype == torch.uint8
+    folders.save(bounded, tmp_path / "bytes", META)
+    assert folders.load(tmp_path / "bytes", CPU)[0].tensors["images"].dtype == torch.uint8

@@ -12,8 +12,9 @@ import torch
 from helpers import tiny_data, tiny_set
 from PIL import Image
 
+from ddengine.artefact import folder as folders
 from ddengine.pages import page, report
-from ddengine.system import files
+from ddengine.system import files, log
 from ddengine.system.errors import UserError
 
 NASTY = '<b>bold</b> & "quoted" $x$'
@@ -70,7 +71,7 @@ def made(tmp_path_factory) -> Path:
         "machine": {"device": "CPU toy", "cores": 2},
         "versions": {"torch": "9.9"},
     }
-    syn.save(folder / "distilled", {"recipe": recipe, **facts, **cost})
+    folders.save(syn, folder / "distilled", {"recipe": recipe, **facts, **cost})
     files.write_json(folder / "recipe.json", {"recipe": recipe, "seed": 3})
     for step in (0, 20, 40):
         report.grid(folder / "progress" / f"step_{step:06d}.png", syn)
@@ -167,7 +168,7 @@ def test_page_says_what_was_done(made, whole):
         for k, v in json.loads((made / "distilled/meta.json").read_text())["bytes"].items()
         if k == "total"
     )
-    assert f"In all {report.size(total)} {100 * total / 11520:.3g} %" in reader.text
+    assert f"In all {log.size(total)} {100 * total / 11520:.3g} %" in reader.text
     assert content.count("real images of class") == content.count("distilled images of class") == 10
     assert (
         'aria-label="10 real images of class 7"' in content
@@ -509,9 +510,10 @@ def test_numbers_of_classes(folder, classes):
     base = tiny_set(tiny_data())
     images = torch.randn(classes, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     names = tuple(f"kind-{i}" for i in range(classes))
-    SyntheticSet(
+    syn = SyntheticSet(
         {"images": images}, torch.arange(classes), names, Identity(), base.preprocess
-    ).save(folder / "distilled", {})
+    )
+    folders.save(syn, folder / "distilled", {})
     report.save_samples(folder / "samples.safetensors", tiny_data().train)
     content = html(folder)
     assert content.count("distilled images of class kind-") == min(classes, 20)

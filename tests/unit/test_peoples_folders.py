@@ -17,8 +17,8 @@ from helpers import CPU
 from PIL import Image
 
 from ddengine.data import fit_preprocess, load_data, preprocess
-from ddengine.data.dataset import data_of, own_config, reordered
 from ddengine.data.splits import sorted_classes, split_word_in
+from ddengine.data.torch_dataset import data_of, own_config, reordered
 from ddengine.recipe import DataConfig
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator

@@ -13,11 +13,11 @@ from torch import nn
 
 from ddengine.data import Preprocess, RealSet, load_data
 from ddengine.data.subset import of_classes
-from ddengine.evaluation import bench
+from ddengine.evaluation import bench, tables
 from ddengine.evaluation.evaluate import evaluate
 from ddengine.evaluation.rows import by_class, distinct
 from ddengine.learning import training
-from ddengine.pages import page, report
+from ddengine.pages import page
 from ddengine.recipe import EvalConfig
 
 SHORT = EvalConfig(
@@ -122,9 +122,9 @@ def test_an_evaluation_of_a_long_tail(long_tail, tmp_path):
             row["balanced_accuracy_mean"] == pytest.approx(np.mean(shares[:3]))
             and row["balanced_accuracy_std"] is not None
         )
-    assert report.uneven(found)
+    assert tables.uneven(found)
     console = Console(width=80, file=io.StringIO())
-    console.print(report.table(found, "digits"))
+    console.print(tables.table(found, "digits"))
     shown = console.file.getvalue()
     assert (
         "balanced %" in shown and f"{100 * found['rows'][0]['balanced_accuracy_mean']:.1f}" in shown
@@ -133,7 +133,7 @@ def test_an_evaluation_of_a_long_tail(long_tail, tmp_path):
     worst = min(
         (share, name) for name, share in found["rows"][0]["per_class"].items() if share is not None
     )
-    line = next(line for line in report.notes(found) if line.startswith("worst class of distilled"))
+    line = next(line for line in tables.notes(found) if line.startswith("worst class of distilled"))
     assert f"{100 * worst[0]:.1f} % of its" in line and any(
         repr(n) in line for n in long_tail.class_names[:3]
     )
@@ -152,7 +152,7 @@ def test_an_evaluation_of_a_long_tail(long_tail, tmp_path):
 def test_balanced_classes_have_no_column_and_old_files_are_shown(long_tail):
     """Up to a tenth more images of one class than of another; an evaluation without the fields."""
     even = {"rows": [], "test_images_per_class": {"a": 100, "b": 110}}
-    assert not report.uneven(even) and report.uneven(
+    assert not tables.uneven(even) and tables.uneven(
         {"test_images_per_class": {"a": 100, "b": 111}}
     )
     old = {
@@ -166,7 +166,7 @@ def test_balanced_classes_have_no_column_and_old_files_are_shown(long_tail):
         "steps": 1,
         "seconds": 1.0,
     }
-    drawn = report.table({"rows": [old]}, "")
+    drawn = tables.table({"rows": [old]}, "")
     assert [column.header for column in drawn.columns] == [
         "set",
         "accuracy %",
@@ -176,7 +176,7 @@ def test_balanced_classes_have_no_column_and_old_files_are_shown(long_tail):
         "updates",
         "time",
     ]
-    assert report.notes({"rows": [old]}) == []
+    assert tables.notes({"rows": [old]}) == []
 
 
 def test_an_interrupted_evaluation_keeps_the_classes(long_tail, tmp_path, monkeypatch):

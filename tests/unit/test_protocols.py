@@ -11,10 +11,10 @@ from helpers import CPU, MODEL, tiny_set
 from rich.console import Console
 
 from ddengine.data import load_data
+from ddengine.evaluation import tables
 from ddengine.evaluation.bench import Bench
 from ddengine.evaluation.evaluate import evaluate
 from ddengine.learning import training
-from ddengine.pages import report
 from ddengine.recipe import DSA_OPS, AugmentConfig, DataConfig, EvalConfig
 from ddengine.sets.codec import MultiFormation
 from ddengine.sets.coreset import random_index
@@ -218,7 +218,7 @@ def row_of(name, **more):
 def shown(*rows):
     """What a terminal of 80 characters shows."""
     console = Console(width=80, file=io.StringIO())
-    console.print(report.table({"rows": rows}, "title"))
+    console.print(tables.table({"rows": rows}, "title"))
     return console.file.getvalue()
 
 

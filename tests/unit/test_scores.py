@@ -10,6 +10,7 @@ import pytest
 import torch
 from helpers import CPU, MODEL, tiny_set
 
+from ddengine.artefact import folder as folders
 from ddengine.data import load_data
 from ddengine.evaluation import evaluate as module
 from ddengine.evaluation import rates as of_rates
@@ -259,7 +260,7 @@ def test_eight_bits_are_what_the_png_files_hold(data, tmp_path):
             * torch.randn(syn.tensors["images"].shape, generator=torch.Generator().manual_seed(0))
         }
     )
-    syn.save(tmp_path / "set", {})
+    folders.save(syn, tmp_path / "set", {})
     eight = eight_bit(syn, freeze(syn, CPU), CPU)
     assert eight is not None
     files = sorted((tmp_path / "set" / "images").rglob("*.png"), key=lambda p: p.name)
