@@ -39,8 +39,9 @@ from ddengine.artefact import folder as set_folders
 from ddengine.commands import cli
 from ddengine.data import Data, Preprocess, load_data
 from ddengine.evaluation import intervals, scores, tables
-from ddengine.evaluation.evaluate import evaluate, set_digest, validate
+from ddengine.evaluation.evaluate import evaluate, set_digest
 from ddengine.evaluation.rates import adapted
+from ddengine.evaluation.train import validate
 from ddengine.learning import training
 from ddengine.learning.teachers import load_all
 from ddengine.models import build_model, middle

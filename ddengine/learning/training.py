@@ -344,7 +344,7 @@ def _mix_draw(
 def _targets(task: _Task, batches: Sequence[Batch], images: Tensor) -> Sequence[Tensor]:
     """Of each network the targets of its images, which are given as it saw them."""
     if task.labels != "dynamic":
-        return [_target(batch, task.labels) for batch in batches]
+        return [target(batch, task.labels) for batch in batches]
     # a teacher in training mode normalises by the batch of one network
     apart = task.config.teacher_mode == "train"
     said = []
@@ -353,7 +353,8 @@ def _targets(task: _Task, batches: Sequence[Batch], images: Tensor) -> Sequence[
     return torch.cat(said).chunk(len(batches))
 
 
-def _target(batch: Batch, labels: Labels) -> Tensor:
+def target(batch: Batch, labels: Labels) -> Tensor:
+    """What a network is trained to say: the targets of a batch, or its classes."""
     if labels == "own" or batch.classes is None:
         return batch.targets
     return batch.classes
