@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 from buffers.experts import generate
 from buffers.steps import Sgd
 from buffers.store import ExpertStore
-from ddengine.commands import cli
+from ddengine import commands
 from ddengine.data import Data, load_data
 from ddengine.learning.flat import FlatModel
 from ddengine.models import build_model
@@ -48,9 +48,7 @@ TINY_CROSS = [
 
 def run(*args: str) -> int:
     """The exit code of a command line, run in this process."""
-    import run as program
-
-    return cli.run(lambda: program.main(list(args)))
+    return commands.main(list(args))
 
 
 def tiny_data() -> Data:

@@ -109,7 +109,7 @@ def data(work) -> Data:
 @cache
 def parsed(words: tuple[str, ...]) -> imports.ImportOptions:
     """The options of an import without files; parsing takes longer than an import."""
-    from run import options_of
+    from ddengine.commands.options import options_of
 
     return options_of("import", list(words[1:]), flags=imports.ImportOptions)
 
@@ -719,7 +719,8 @@ def test_teachers(work, data, capsys):
     said(capsys, *command, "--out", "run")
     assert loaded("run/distilled")[1]["experts"]["num"] == 2
 
-    from run import open_store, options_of  # as distill opens them
+    from ddengine.commands.options import options_of
+    from ddengine.commands.stores import open_store  # as distill opens them
 
     options = options_of("distill", command[1:])
     stores = open_store(options, data)

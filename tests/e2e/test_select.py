@@ -3,6 +3,7 @@ treats folders.
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -90,7 +91,8 @@ def test_every_kind_writes_what_distill_would_start_from(work, kind):
     """The images named in meta.json, which are those of the initial set of the same command; no
     learned rate, class labels.
     """
-    import run as program
+    from ddengine.commands.distill import prepare
+    from ddengine.commands.options import options_of
 
     asks = [
         "--experts",
@@ -113,9 +115,9 @@ def test_every_kind_writes_what_distill_would_start_from(work, kind):
     assert set(syn.tensors) == {"images"} and syn.classes.tolist() == [
         c for c in range(10) for _ in range(2)
     ]
-    options = program.options_of("distill", [RECIPE, *flags])
-    start, _, _ = program.prepare(
-        program.replace(options, experts=Path("store" if asks[0] in flags else "plain")), data, CPU
+    options = options_of("distill", [RECIPE, *flags])
+    start, _, _ = prepare(
+        replace(options, experts=Path("store" if asks[0] in flags else "plain")), data, CPU
     )
     assert torch.equal(start.tensors["images"], images(f"runs/{kind}"))
     assert (meta["experts"] is not None) == (kind in ("correct", "representative"))

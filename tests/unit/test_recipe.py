@@ -123,7 +123,7 @@ def test_every_part_that_comes_in_kinds_says_its_kind():
 
 def parsed(value, *flags):
     """The recipe after flags, as the command line parses it."""
-    return cli.parse(parametrised(value), list(flags), value)
+    return cli.parse(parametrised(value), list(flags), value, "")
 
 
 def test_parametrised_fills_every_type_parameter():
@@ -311,9 +311,9 @@ def test_take_of_what_is_not_there(assignment, says):
 
 
 def test_take_on_the_command_line():
-    import run
+    from ddengine.commands.options import options_of
 
-    options = run.options_of(
+    options = options_of(
         "distill",
         [
             "mtt/digits_ipc1",
@@ -332,7 +332,7 @@ def test_take_on_the_command_line():
     )
     assert "buffer=mtt/cifar10_ipc10" in note and "nothing is published" in note
     assert (
-        run.options_of(
+        options_of(
             "distill", ["datm/cifar10_ipc10", "--take", "buffer=ast/cifar10_ipc10"]
         ).recipe.published
         is None
