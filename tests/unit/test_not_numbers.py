@@ -18,7 +18,7 @@ from torch import nn
 import ddengine
 from buffers.store import ExpertStore, stored_preprocess
 from ddengine import loop
-from ddengine.artefact import describe, handover
+from ddengine.artefact import describe, results
 from ddengine.artefact import folder as folders
 from ddengine.data import Preprocess, load_data
 from ddengine.data.preprocess import fit_zca
@@ -525,7 +525,7 @@ def test_rows_without_accuracy_are_shown(tmp_path):
         and 'title="all networks diverged"' in text
         and "<td>diverged</td>" in text
     )
-    table = handover.results_table(LOST)
+    table = results.results_table(LOST)
     assert (
         "| distilled | mlp | diverged | - | 0, 2 diverged |" in table
         and "| 40.0 | - | 1, 1 diverged |" in table
