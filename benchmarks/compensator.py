@@ -21,10 +21,10 @@ import tyro
 from ddengine.data import Preprocess, RealSet
 from ddengine.learning.flat import FlatModel
 from ddengine.models import build_model
+from ddengine.objective import Env
 from ddengine.sets.codec import Compensated
 from ddengine.sets.synthetic import coded
 from ddengine.system import rng, runtime
-from ddengine.types import Env
 from synth.compensator import BaseSets
 from synth.statistics import AT_ONCE, StatisticsMatching, StatisticsObjective
 

@@ -22,10 +22,10 @@ import tyro
 from ddengine.data import Preprocess, RealSet
 from ddengine.learning.flat import FlatModel, flatten
 from ddengine.models import build_model
+from ddengine.objective import Env
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system import rng, runtime
-from ddengine.types import Env
-from synth.recipes import find
+from synth.catalogue import find
 
 
 @dataclass(frozen=True)

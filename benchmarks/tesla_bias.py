@@ -18,12 +18,15 @@ import common
 import torch
 import tyro
 
-import run as program
 from ddengine import loop
+from ddengine.commands.distill import prepare
+from ddengine.commands.options import options_of
+from ddengine.commands.process import start
+from ddengine.commands.stores import load_for
+from ddengine.objective import Objective
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system import files, runtime
 from ddengine.system.rng import generator
-from ddengine.types import Objective
 
 
 @dataclass(frozen=True)
@@ -73,13 +76,13 @@ def follow(settings: Settings, policy: str) -> list[dict[str, Any]]:
     ]
     if settings.experts:
         flags += ["--experts", str(settings.experts)]
-    options = program.options_of("distill", flags)
-    device = program.start(options)
-    data = program.load_for(options, device)
+    options = options_of("distill", flags)
+    device = start(options)
+    data = load_for(options, device)
     policies = {}
     for name in ("replay", "detached"):
         recipe = replace(options.recipe, objective=replace(options.recipe.objective, backprop=name))
-        syn, policies[name], _ = program.prepare(replace(options, recipe=recipe), data, device)
+        syn, policies[name], _ = prepare(replace(options, recipe=recipe), data, device)
     state = loop.State({k: v.clone() for k, v in syn.tensors.items()}, {}, {}, {})
     rows = []
     while state.step < settings.steps:

@@ -6,12 +6,11 @@ CVPR 2023, arXiv 2211.11004.
 """
 
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from buffers.steps import Sgd, Step, statistics_kept
+from buffers.steps import Sgd, Step, StepConfig, statistics_kept
 from ddengine.learning.flat import flatten, unflatten_into
 from ddengine.recipe import require
 
@@ -36,7 +35,7 @@ def direction(g: Tensor, perturbed: Tensor, alpha: float) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gsam:
+class Gsam(StepConfig):
     """Sharpness-aware SGD: two gradients a step, on the same batch.
 
     Alpha is part of the store's fingerprint (the released one forgets it).
@@ -45,11 +44,15 @@ class Gsam:
     their difference.
     """
 
-    cites: ClassVar[tuple[str, ...]] = ("zhuang2022gsam",)
     sgd: Sgd = field(default_factory=Sgd)
     rho: float = 0.01  # radius of the neighbourhood
     alpha: float = 0.3  # weight of the orthogonal part; 0 is SAM
     adaptive: bool = True  # scale the neighbourhood by the weights (ASAM)
+
+    @property
+    def cites(self) -> tuple[str, ...]:
+        """Works to cite."""
+        return ("zhuang2022gsam",)
 
     def __post_init__(self) -> None:
         require(

@@ -25,7 +25,7 @@ from buffers.exchange import expand, files_digest, import_experts, load_pt
 from buffers.store import ExpertStore, teacher_folder
 from ddengine.api import buffer_models, check_networks
 from ddengine.artefact import class_order, exchange, finished, runs
-from ddengine.commands import cli
+from ddengine.artefact import folder as folders
 from ddengine.data import Data, load_data, parquet
 from ddengine.data.listing import files_below
 from ddengine.data.splits import listed
@@ -35,7 +35,7 @@ from ddengine.models import build_model
 from ddengine.recipe import Recipe, digest, to_dict
 from ddengine.sets.codec import MultiFormation
 from ddengine.sets.synthetic import SyntheticSet
-from ddengine.system import files, log, runtime
+from ddengine.system import files, log, program, runtime
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 
@@ -174,7 +174,7 @@ def _refuse_own(folder: Path) -> None:
     ).is_file():
         raise UserError(
             f"{folder} holds a distilled set of this program already and needs no import; "
-            f"evaluate it with {cli.as_typed('evaluate', str(folder))}."
+            f"evaluate it with {program.as_typed('evaluate', str(folder))}."
         )
     if (folder / "manifest.json").is_file():
         raise UserError(
@@ -364,7 +364,7 @@ def bring_in_networks(options: Options, paths: list[Path]) -> None:
             f"{paths[0]} holds a network and the recipe {recipe.name} needs none; name a recipe "
             "with teachers or experts."
         )
-    if hasattr(recipe.objective, "check"):
+    if recipe.objective.follows_experts:
         raise UserError(
             f"{paths[0]} holds one network after its training, and the recipe {recipe.name} "
             "follows experts through theirs; "
@@ -489,7 +489,8 @@ def bring_in_set(options: Options, kind: Kind, paths: list[Path], content: Any) 
         "machine": runtime.machine(device),
         "versions": runtime.versions(),
     }
-    syn.save(
+    folders.save(
+        syn,
         folder,
         own | {"seed": None, "precision": None} | facts | {"commit": runtime.commit()},
         data.split_names,
@@ -614,7 +615,7 @@ def say_next(
         words = kept(options.command[1:], (*ONLY_IMPORT, *settled))
         for name, values in settled.items():
             words += [f"--{name}", *values]
-    log.say(f"{what} {cli.as_typed(command, *words)}")
+    log.say(f"{what} {program.as_typed(command, *words)}")
 
 
 def kept(words: Sequence[str], dropped: Sequence[str]) -> list[str]:

@@ -8,17 +8,27 @@ import torch
 from torch import nn
 
 from buffers.exchange import load_pt
+from buffers.steps import Step, StepConfig
 from ddengine.artefact.exchange import is_plain, sha256
 from ddengine.models.torchvision_models import TorchvisionClassifier
 from ddengine.system.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pretrained:
+class Pretrained(StepConfig):
     """No training: the one expert has torchvision's weights, out of a file that is there already."""
 
     weights: str = "IMAGENET1K_V1"  # torchvision's name of the weights
     folder: str | None = None  # where the .pth files lie; None: torch hub's cache
+
+    @property
+    def trains(self) -> bool:
+        """Nothing is."""
+        return False
+
+    def build(self, model: nn.Module, epochs: int) -> Step:
+        """Raise TypeError: there is no step. `load` fills the network."""
+        raise TypeError("published weights are read, not trained")
 
     def load(self, network: nn.Module, name: str) -> dict[str, Any]:
         """Put the weights into `network`, built as `name` (torchvision/NAME), and say which file

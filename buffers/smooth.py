@@ -3,12 +3,11 @@ arXiv 2310.10541).
 """
 
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from buffers.steps import Sgd, Step, statistics_kept
+from buffers.steps import Sgd, Step, StepConfig, statistics_kept
 from ddengine.recipe import require
 
 
@@ -25,10 +24,9 @@ def gradient_penalty(model: nn.Module, images: Tensor, weight: float) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Smooth:
+class Smooth(StepConfig):
     """SGD with momentum on the clipping loss plus gradient penalty."""
 
-    cites: ClassVar[tuple[str, ...]] = ("shen2023ast",)
     sgd: Sgd = field(
         default_factory=lambda: Sgd(lr=0.003, momentum=0.9, weight_decay=1e-3, decay=0.6)
     )
@@ -37,6 +35,11 @@ class Smooth:
     clip_epochs: int = 10  # epochs until the factor is 1
     # weight of the gradient penalty, on the images before augmentation; 0: none
     penalty: float = 2.0
+
+    @property
+    def cites(self) -> tuple[str, ...]:
+        """Works to cite."""
+        return ("shen2023ast",)
 
     def __post_init__(self) -> None:
         require(

@@ -4,11 +4,13 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ddengine.recipe import require
+from ddengine.types import ExpertStep
 
 # (augmented images, labels, the images before augmentation, epoch) -> loss before the step
 Step = Callable[[Tensor, Tensor, Tensor, int], Tensor]
@@ -16,8 +18,19 @@ Step = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 Update = Callable[[Sequence[Tensor], int], None]
 
 
+class StepConfig(ExpertStep, Protocol):
+    """The options of an expert's training step, as a frozen dataclass that subclasses this.
+
+    Only `build` has no default.
+    """
+
+    def build(self, model: nn.Module, epochs: int) -> Step:
+        """The step on `model` for a training of `epochs` epochs."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
-class Sgd:
+class Sgd(StepConfig):
     """SGD on the cross-entropy (MTT, Cazenavette et al., CVPR 2022)."""
 
     lr: float = 0.01

@@ -8,6 +8,7 @@ Loaded when they are asked for, so that a part of the engine can be imported wit
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ddengine.artefact import folder as folders
 from ddengine.system import compat as _compat  # noqa: F401  before anyone imports torchvision
 
 if TYPE_CHECKING:
@@ -27,9 +28,8 @@ def load(folder: "Path | str", device: str = "cpu") -> "SyntheticSet":
     import torch
 
     from ddengine.artefact import runs
-    from ddengine.sets import synthetic
 
-    return synthetic.load(runs.set_folder(Path(folder)), torch.device(device))[0]
+    return folders.load(runs.set_folder(Path(folder)), torch.device(device))[0]
 
 
 def __getattr__(name: str) -> Any:

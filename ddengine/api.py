@@ -15,14 +15,16 @@ import torch
 from torch import Tensor
 
 from ddengine import loop
+from ddengine.artefact import folder as folders
 from ddengine.artefact import runs
 from ddengine.data import Data, Preprocess
 from ddengine.data.torch_dataset import data_of, named_classes, own_config
-from ddengine.evaluation.evaluate import validate
+from ddengine.evaluation.train import validate
 from ddengine.learning.flat import FlatModel
 from ddengine.learning.teachers import load_all
 from ddengine.models import build_model, middle
-from ddengine.pages import report
+from ddengine.objective import Env, Objective
+from ddengine.pages import figures
 from ddengine.recipe import Recipe, digest, to_dict
 from ddengine.sets import labels, synthetic
 from ddengine.sets.codec import Compensated
@@ -31,7 +33,7 @@ from ddengine.system import dist, files, log, runtime
 from ddengine.system.errors import UserError, unknown
 from ddengine.system.rng import generator
 from ddengine.system.runtime import Precision
-from ddengine.types import Env, Experts, Objective
+from ddengine.types import Experts
 
 ASKS_EXPERTS = ("correct", "representative", "patches")  # kinds of init that look through experts
 
@@ -45,11 +47,8 @@ def reads_experts(recipe: Recipe) -> bool:
     """Whether a distillation reads the store of the recipe, and not only its buffer command makes
     one.
     """
-    by_objective = hasattr(recipe.objective, "check") or getattr(
-        recipe.objective, "reads_experts", False
-    )
     return (
-        by_objective
+        recipe.objective.reads_experts
         or recipe.init.kind in ASKS_EXPERTS
         or recipe.targets.kind == "logits"
         or recipe.evaluation.labels == "dynamic"
@@ -63,7 +62,7 @@ def check_networks(recipe: Recipe, data: Data) -> None:
     recipe.codec.fit(recipe.ipc, data.num_classes)
     for name in {recipe.model, *buffer_models(recipe), *recipe.evaluation.models}:
         network = build_model(name, data.image_shape, data.num_classes, generator(0))
-        if name in recipe.teachers and hasattr(recipe.objective, "check_teacher"):
+        if name in recipe.teachers:
             recipe.objective.check_teacher(name, network)
         if recipe.evaluation.loss == "uskd" and name in (
             recipe.evaluation.models or (recipe.model,)
@@ -110,11 +109,8 @@ def prepare(
         if images is None
         else _started(recipe, data, images)
     )
-    makes, reads = (
-        getattr(recipe.objective, name, default)
-        for name, default in (("makes_labels", False), ("reads_labels", True))
-    )
-    if recipe.targets.kind == "logits" and reads and not makes:
+    starts_labelled = recipe.objective.reads_labels and not recipe.objective.makes_labels
+    if recipe.targets.kind == "logits" and starts_labelled:
         syn = labels.label(syn, experts, recipe.targets)
     # networks have chosen and labelled the images, and ranks need not agree to the last bit
     dist.from_first(syn.tensors.values())
@@ -320,7 +316,7 @@ def _kept(
             f"{str(error).split(';')[0]}; name another folder, or delete this one."
         ) from None
     if finished:
-        return synthetic.load(folder / "distilled", device)[0]
+        return folders.load(folder / "distilled", device)[0]
     began = time.perf_counter()
     syn, objective = prepare(
         recipe, data, device, experts, seed=seed, precision=precision, images=images
@@ -333,12 +329,12 @@ def _kept(
         syn, objective, recipe.outer, folder, seed=seed,
         finish=partial(shipped, recipe=recipe, experts=experts),
         validate=lambda s: validate(s, data, recipe.evaluation, recipe.model, seed=seed, device=device, precision=precision, teachers=teachers),
-        picture=lambda s, step: report.grid(folder / "progress" / f"step_{step:06d}.png", s),
+        picture=lambda s, step: figures.grid(folder / "progress" / f"step_{step:06d}.png", s),
     )  # fmt: skip
     cost = loop.summary(counters) | {"initial_seconds": initial_seconds}
     result = _among(result, names)
     meta = meta_of(recipe, data, experts, device, seed=seed, precision=precision, distillation=cost)
-    result.save(folder / "distilled", meta, data.split_names)
+    folders.save(result, folder / "distilled", meta, data.split_names)
     return result
 
 
@@ -407,7 +403,7 @@ def _check_recipe(recipe: Any, experts: Experts | None) -> None:
     if not isinstance(recipe, Recipe):
         raise UserError(
             f"The recipe is a {type(recipe).__name__}; give a Recipe, such as "
-            f"synth.recipes.find({str(recipe)[:40]!r}) returns."
+            f"synth.catalogue.find({str(recipe)[:40]!r}) returns."
         )
     if experts is None and reads_experts(recipe):
         raise UserError(

@@ -16,11 +16,16 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar
 
 from ddengine.system.errors import UserError, unknown
+from ddengine.types import ExpertStep, Method
 
-StepT = TypeVar("StepT")
-BufferT = TypeVar("BufferT")
+StepT = TypeVar("StepT", bound=ExpertStep)
+BufferT = TypeVar("BufferT", bound="BufferConfig | None")
 CodecT = TypeVar("CodecT")
-ObjectiveT = TypeVar("ObjectiveT")
+ObjectiveT = TypeVar("ObjectiveT", bound=Method)
+
+# of a field that came later than the first stored recipes: it is left out of JSON data while it
+# holds its default, so that what was stored before still equals
+LATE: Mapping[str, Any] = {"late": True}
 
 BASELINES = (
     "random",
@@ -69,17 +74,19 @@ class DataConfig:
     """Which images, how many of them, and how they are split and preprocessed."""
 
     # digits | mnist | fashion_mnist | svhn | cifar10 | cifar100 | tiny_imagenet | imagenet |
-    # imagenette (or another subset) | folder | parquet
+    # imagenette (or another subset) | folder | parquet | hub
     name: str
-    root: str | None = None  # folder of the files; None: the dataset's usual place
+    # folder of the files; None: the dataset's usual place; of hub: user/name, user/name:configuration
+    # or a folder laid out so
+    root: str | None = None
     download: bool = False  # let torchvision download the dataset into root
     size: tuple[int, int] | None = None  # resize to (height, width); None: as stored
     # of images of another shape than size: change it | cut the middle out | add ground around it
     fit: Literal["squash", "crop", "pad"] = "squash"
     # ground under what is transparent, and around padded images: a name, or #rrggbb
     background: str = "white"
-    image_column: str | None = None  # of parquet files; None: found by its type and name
-    label_column: str | None = None  # of parquet files; None: found by its type and name
+    image_column: str | None = None  # of parquet and hub; None: found by its type and name
+    label_column: str | None = None  # of parquet and hub; None: found by its type and name
     # use only these classes, in this order, numbered anew; None: all
     classes: tuple[int, ...] | None = None
     # use a fixed stratified subset of this many training images (before the validation split)
@@ -342,15 +349,22 @@ class TargetConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """SGD or Adam on one stored tensor."""
+    """SGD, Adam or AdamW on one stored tensor."""
 
     lr: float  # step size, in units of the tensor
     momentum: float = 0.5  # of Adam: beta 1
     weight_decay: float = 0.0
-    kind: Literal["sgd", "adam"] = "sgd"  # adam: with bias correction and eps 1e-8
+    # adam: with bias correction and eps 1e-8 | adamw: the same, weight decay apart from the gradient
+    kind: Literal["sgd", "adam", "adamw"] = "sgd"
     beta2: float = 0.9  # of Adam: decay of the mean of squared gradients
     # of the step size, over all steps, down to 0
     schedule: Literal["constant", "cosine", "linear"] = "constant"
+    # largest norm of the gradient, which is made shorter to it; None: as it is
+    clip: float | None = field(default=None, metadata=LATE)
+    # largest norm of the gradient in units of the running average of norms; None: as it is
+    clip_average: float | None = field(default=None, metadata=LATE)
+    # decay of that average
+    clip_decay: float = field(default=0.9, metadata=LATE)
 
     def __post_init__(self) -> None:
         require(
@@ -368,6 +382,19 @@ class OptimConfig:
         require(
             0 <= self.beta2 < 1,
             f"A beta2 in outer.optim must be at least 0 and below 1, got {self.beta2}.",
+        )
+        require(
+            self.clip is None or self.clip > 0,
+            f"A clip in outer.optim must be positive, got {self.clip}; leave it out to clip nothing.",
+        )
+        require(
+            self.clip_average is None or self.clip_average > 0,
+            f"A clip_average in outer.optim must be positive, got {self.clip_average}; leave it "
+            "out to clip nothing.",
+        )
+        require(
+            0 <= self.clip_decay < 1,
+            f"A clip_decay in outer.optim must be at least 0 and below 1, got {self.clip_decay}.",
         )
 
     def lr_at(self, step: int, steps: int) -> float:
@@ -606,6 +633,8 @@ class Recipe(Generic[BufferT, CodecT, ObjectiveT]):
     objective: ObjectiveT
     outer: OuterConfig
     evaluation: EvalConfig
+    # parts that were taken from other recipes, each as PART=RECIPE
+    taken: tuple[str, ...] = field(default=(), metadata=LATE)
 
     def __post_init__(self) -> None:
         require(self.ipc >= 1, f"ipc must be at least 1, got {self.ipc}.")
@@ -618,7 +647,7 @@ class Recipe(Generic[BufferT, CodecT, ObjectiveT]):
             ),
         )
         require(
-            not self.teachers or self.buffer is None or getattr(self.buffer, "model", None) is None,
+            not self.teachers or self.buffer is None or self.buffer.model is None,
             (
                 "teachers and buffer.model both name the networks of the experts; leave "
                 "buffer.model out."
@@ -632,23 +661,21 @@ class Recipe(Generic[BufferT, CodecT, ObjectiveT]):
             ),
         )
         require(
-            self.targets.kind == "class"
-            or self.targets.relabel
-            or getattr(self.objective, "reads_labels", True),
+            self.targets.kind == "class" or self.targets.relabel or self.objective.reads_labels,
             (
                 "targets.kind logits labels the initial images, and this objective makes other "
                 "ones of them; set targets.relabel True."
             ),
         )
         require(
-            self.outer.steps == 0 or getattr(self.objective, "optimises", True),
+            self.outer.steps == 0 or self.objective.optimises,
             (
                 f"outer.steps {self.outer.steps} has nothing to minimise with this objective; set "
                 "outer.steps 0, or take another objective."
             ),
         )
         require(
-            not self.teachers or not hasattr(self.objective, "check"),
+            not self.teachers or not self.objective.follows_experts,
             (
                 f"teachers names {len(self.teachers)} networks, and this objective follows the "
                 "trajectories of one; leave teachers out."
@@ -662,13 +689,13 @@ class Recipe(Generic[BufferT, CodecT, ObjectiveT]):
             ),
         )
         require(
-            self.outer.step_after == "all" or not getattr(self.objective, "parts_by_device", False),
+            self.outer.step_after == "all" or not self.objective.parts_by_device,
             "outer.step_after each steps after every loss, and how many losses a step has is left "
             "to the device; "
             "set outer.step_after all, or objective.classes_at_once 1 where the objective has it.",
         )
         require(
-            not getattr(self.objective, "makes_labels", False) or self.targets.relabel,
+            not self.objective.makes_labels or self.targets.relabel,
             "The objective trains on labels that it makes anew at each step (objective.labels "
             "target), and targets would ship others; "
             "set targets.kind logits, targets.experts all and targets.relabel True.",
@@ -722,6 +749,8 @@ def to_dict(value: Any) -> Any:
         data = {}
         for f in dataclasses.fields(value):
             part = getattr(value, f.name)
+            if _is_left_out(f, part):
+                continue
             kind = (
                 {"type": type(part).__name__}
                 if isinstance(f.type, TypeVar) and dataclasses.is_dataclass(part)
@@ -736,6 +765,15 @@ def to_dict(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)  # JSON has no infinity
     return value
+
+
+def _is_left_out(f: dataclasses.Field, value: Any) -> bool:
+    """Whether a field came late and holds its default."""
+    if not f.metadata.get("late"):
+        return False
+    if f.default_factory is not dataclasses.MISSING:
+        return value == f.default_factory()
+    return value == f.default
 
 
 def from_dict(cls: Any, data: Any) -> Any:
@@ -778,6 +816,7 @@ def resolved(recipe: Recipe) -> dict[str, Any]:
     data = to_dict(recipe)
     for key in ("cites", "published", "note"):
         data.pop(key)
+    data.pop("taken", None)
     # the digest of the images says what came of these
     for key in ("root", "download", "fit", "background", "image_column", "label_column"):
         data["data"].pop(key)

@@ -6,17 +6,11 @@ Shape legend, used in every docstring (as a suffix where a function juggles seve
     T inner steps    E expert epochs (E+1 snapshots)   D features   M teachers   G compensator groups   R ranks
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal, Protocol
 
-import torch
-from torch import Generator, Tensor, nn
-
-if TYPE_CHECKING:
-    from ddengine.data import RealSet
-    from ddengine.learning.flat import FlatModel
-    from ddengine.sets.synthetic import SyntheticSet
+from torch import Tensor, nn
 
 TargetKind = Literal["class", "logits", "features"]  # int64 (N,) | float (N, K) | float (N, D)
 Backprop = Literal["full", "replay", "detached"]
@@ -79,30 +73,60 @@ class Experts(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Env:
-    """Everything an objective may touch. There is no validation and no test split in it."""
+class Method(Protocol):
+    """What a recipe asks of the configuration of an objective, which says otherwise where the
+    defaults are not true of it. The rest of that configuration is `objective.ObjectiveConfig`.
+    """
 
-    real: "RealSet"
-    new_model: Callable[[Generator], nn.Module]
-    model: "FlatModel"
-    experts: Experts | None
-    device: torch.device
-    compile: bool = False
+    @property
+    def cites(self) -> tuple[str, ...]:
+        """Keys of the works to cite for the options in use."""
+        return ()
 
+    @property
+    def reads_experts(self) -> bool:
+        """Whether the objective reads experts or teachers while it distills."""
+        return False
 
-class Objective(Protocol):
-    """A synthesizer: what the stored tensors should minimise."""
-
-    def init(self, rng: Generator) -> dict[str, Tensor]:
-        """Everything kept between steps (a network, a pool). Checkpointed; {} for most."""
-        ...
-
-    def losses(
-        self, syn: "SyntheticSet", state: dict[str, Tensor], step: int, rng: Generator
-    ) -> Iterator[Tensor]:
-        """Scalar losses of one step.
-
-        The loop calls backward() on each at once, so only one graph is alive.
+    @property
+    def follows_experts(self) -> bool:
+        """Whether it follows experts of one network through their training, and so reads several
+        epochs of each.
         """
-        ...
+        return False
+
+    @property
+    def reads_labels(self) -> bool:
+        """Whether the labels that lie beside the images take part in the loss."""
+        return True
+
+    @property
+    def makes_labels(self) -> bool:
+        """Whether examples are labelled anew at each step, so that the set must be in the end."""
+        return False
+
+    @property
+    def optimises(self) -> bool:
+        """Whether there is anything to minimise, so that outer steps make sense."""
+        return True
+
+    @property
+    def parts_by_device(self) -> bool:
+        """Whether it is left to the device into how many losses a step falls."""
+        return False
+
+
+class ExpertStep(Protocol):
+    """What a recipe asks of the configuration of an expert's training step. The rest of it belongs
+    to who trains experts.
+    """
+
+    @property
+    def cites(self) -> tuple[str, ...]:
+        """Keys of the works to cite for the options in use."""
+        return ()
+
+    @property
+    def trains(self) -> bool:
+        """Whether experts are trained; False for published weights, which are read."""
+        return True

@@ -9,11 +9,11 @@ from torch import Generator, Tensor
 
 from ddengine.data import RealSet
 from ddengine.data.splits import listed
+from ddengine.objective import Env
 from ddengine.recipe import require
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system import log
 from ddengine.system.rng import on_device
-from ddengine.types import Env
 
 # Images of 32 x 32 in one pass. On a GPU about 3 MB each for a graph of second order (ConvNet,
 # width 128); on a CPU larger passes only leave the cache, and fewer classes than FEWEST are slower

@@ -12,17 +12,17 @@ or more that is a large one, so lower `real_batch` there.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from dataclasses import dataclass, replace
+from typing import Generic, Self, TypeVar
 
 import torch
 from torch import Generator, Tensor
 
 from ddengine.learning import augment
+from ddengine.objective import Env, Objective, ObjectiveConfig
 from ddengine.recipe import AugmentConfig
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system.errors import UserError
-from ddengine.types import Env
 from synth.classes import check_batches, class_members, parts, pays, say_small_classes
 from synth.networks import Networks, training_gradient
 
@@ -35,7 +35,7 @@ def distance(real: Tensor, syn: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistributionMatching(Generic[NetworksT]):
+class DistributionMatching(ObjectiveConfig, Generic[NetworksT]):
     """Mean embeddings of real and synthetic images, class by class."""
 
     networks: NetworksT  # in which networks embeddings are compared
@@ -58,9 +58,9 @@ class DistributionMatching(Generic[NetworksT]):
         """Whether it is left to the device into how many losses a step falls."""
         return self.classes_at_once is None
 
-    def initial(self) -> dict[str, float]:
-        """Nothing is learned beside the images."""
-        return {}
+    def small(self) -> Self:
+        """With 8 real images a class."""
+        return replace(self, real_batch=8)
 
     def build(self, env: Env) -> "DistributionObjective":
         """The objective. Raises UserError when classes are to be parted that BatchNorm joins."""
@@ -74,7 +74,7 @@ class DistributionMatching(Generic[NetworksT]):
         return DistributionObjective(self, env)
 
 
-class DistributionObjective:
+class DistributionObjective(Objective):
     """See the module."""
 
     def __init__(self, config: DistributionMatching, env: Env):

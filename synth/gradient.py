@@ -14,20 +14,20 @@ BatchNorm layers get the statistics of 16 real images per class themselves, not 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
-from typing import Generic, Literal, TypeVar
+from typing import Generic, Literal, Self, TypeVar
 
 import torch
 from torch import Generator, Tensor
 
 from ddengine.learning import augment
+from ddengine.learning.inner import eager_gradient
 from ddengine.learning.losses import task_loss
-from ddengine.learning.unroll import eager_gradient
+from ddengine.objective import Env, Objective, ObjectiveConfig
 from ddengine.recipe import AugmentConfig, require
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system.errors import UserError
-from ddengine.types import Env
 from synth.classes import check_batches, class_members, parts, pays, say_small_classes
 from synth.networks import Networks, training_gradient
 
@@ -74,7 +74,7 @@ def _rows(a: Tensor, b: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GradientMatching(Generic[NetworksT]):
+class GradientMatching(ObjectiveConfig, Generic[NetworksT]):
     """Gradients of real and synthetic images, class by class or summed over classes."""
 
     networks: NetworksT  # in which networks gradients are compared
@@ -120,9 +120,9 @@ class GradientMatching(Generic[NetworksT]):
         """Whether it is left to the device into how many losses a step falls."""
         return self.classes_at_once is None and self.classes == "each"
 
-    def initial(self) -> dict[str, float]:
-        """Nothing is learned beside the images."""
-        return {}
+    def small(self) -> Self:
+        """With 8 real images a class."""
+        return replace(self, real_batch=8)
 
     def build(self, env: Env) -> "GradientObjective":
         """The objective. Raises UserError when the network has nothing to compare."""
@@ -136,7 +136,7 @@ class GradientMatching(Generic[NetworksT]):
         return GradientObjective(self, env)
 
 
-class GradientObjective:
+class GradientObjective(Objective):
     """See the module."""
 
     def __init__(self, config: GradientMatching, env: Env):

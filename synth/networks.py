@@ -16,13 +16,13 @@ from torch import Generator, Tensor
 
 from ddengine.learning import augment
 from ddengine.learning.flat import flatten
+from ddengine.learning.inner import compiled_gradient, eager_gradient
 from ddengine.learning.losses import mixed_loss
-from ddengine.learning.unroll import compiled_gradient, eager_gradient
-from ddengine.loop import sgd_step
+from ddengine.learning.optim import sgd_step
+from ddengine.objective import Env
 from ddengine.recipe import AugmentConfig, OptimConfig, require
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system.rng import on_device
-from ddengine.types import Env
 
 Gradient = Callable[..., Tensor]  # (theta (P,), images, targets, CutMix draw or None) -> (P,)
 State = dict[str, Tensor]

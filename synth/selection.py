@@ -4,32 +4,34 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Generator, Tensor
 
+from ddengine.objective import Env, Objective, ObjectiveConfig
 from ddengine.sets.synthetic import SyntheticSet
-from ddengine.types import Env
 
 
 @dataclass(frozen=True, kw_only=True)
-class NoObjective:
+class NoObjective(ObjectiveConfig):
     """Nothing to minimise: for `outer.steps` 0."""
 
-    reads_labels: ClassVar[bool] = False
-    optimises: ClassVar[bool] = False
+    @property
+    def reads_labels(self) -> bool:
+        """Nothing is read."""
+        return False
 
-    def initial(self) -> dict[str, float]:
-        """Nothing is learned."""
-        return {}
+    @property
+    def optimises(self) -> bool:
+        """Nothing is minimised."""
+        return False
 
-    def build(self, env: Env) -> "NoObjective":
-        """Itself."""
-        return self
+    def build(self, env: Env) -> "NoLosses":
+        """An objective without losses."""
+        return NoLosses()
 
-    def init(self, rng: Generator) -> dict[str, Tensor]:
-        """Nothing is kept."""
-        return {}
+
+class NoLosses(Objective):
+    """Yields no loss."""
 
     def losses(
         self, syn: SyntheticSet, state: dict[str, Tensor], step: int, rng: Generator

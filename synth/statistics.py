@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import ClassVar, Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import torch
 from torch import Generator, Tensor, nn
@@ -33,11 +33,11 @@ from torch.nn import functional
 from ddengine.learning import augment
 from ddengine.learning.flat import flatten
 from ddengine.learning.teachers import load_all
+from ddengine.objective import Env, Objective, ObjectiveConfig
 from ddengine.recipe import AugmentConfig, require
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system.errors import UserError
 from ddengine.system.runtime import autocast
-from ddengine.types import Env
 from synth.classes import class_members
 
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
@@ -84,15 +84,12 @@ BatchesT = TypeVar("BatchesT", bound=Batches)
 
 
 @dataclass(frozen=True, kw_only=True)
-class StatisticsMatching(Generic[BatchesT]):
+class StatisticsMatching(ObjectiveConfig, Generic[BatchesT]):
     """See the module. The step size is that of `outer.optim`; published:
 
     Adam with betas 0.5 and 0.9, a cosine.
     """
 
-    reads_experts: ClassVar[bool] = True
-    reads_labels: ClassVar[bool] = False  # but classes
-    parts_by_device: ClassVar[bool] = True
     batches: BatchesT  # which examples are optimised together
     alpha: float = 0.01  # weight of the statistics
     first: float = 10.0  # weight of the first layer's
@@ -145,9 +142,20 @@ class StatisticsMatching(Generic[BatchesT]):
             *(("du2024dwa",) if self.adjust else ()),
         )
 
-    def initial(self) -> dict[str, float]:
-        """Nothing is learned beside the images."""
-        return {}
+    @property
+    def reads_experts(self) -> bool:
+        """Teachers."""
+        return True
+
+    @property
+    def reads_labels(self) -> bool:
+        """Classes only."""
+        return False
+
+    @property
+    def parts_by_device(self) -> bool:
+        """As many batches share a forward pass as pay."""
+        return True
 
     def check_teacher(self, name: str, teacher: nn.Module) -> None:
         """Raise UserError for a network that cannot be a teacher, before it is trained."""
@@ -167,7 +175,7 @@ class StatisticsMatching(Generic[BatchesT]):
         return StatisticsObjective(self, env, load_all(env.experts, env.device))
 
 
-class StatisticsObjective:
+class StatisticsObjective(Objective):
     """See the module."""
 
     def __init__(self, config: StatisticsMatching, env: Env, teachers: Sequence[nn.Module]):
@@ -348,8 +356,9 @@ def inputs_of_norms(network: nn.Module, see: Callable[[nn.Module, Tensor], None]
 
 def distance(norm: nn.Module, mean: Tensor, var: Tensor, variance: float) -> Tensor:
     """|mu - mean| + variance |s - var|, norms over the last dimension, the channels."""
-    of_mean = (norm.running_mean - mean).norm(dim=-1)  # type: ignore[operator]
-    return of_mean + variance * (norm.running_var - var).norm(dim=-1)  # type: ignore[operator]
+    known: Any = norm
+    means = (known.running_mean - mean).norm(dim=-1)
+    return means + variance * (known.running_var - var).norm(dim=-1)
 
 
 def weighted(terms: Sequence[Tensor], first: float) -> Tensor:

@@ -13,16 +13,16 @@ from torch import Generator, Tensor
 from buffers.experts import generate
 from buffers.steps import Sgd
 from buffers.store import ExpertStore
-from ddengine.commands import cli
+from ddengine import commands
 from ddengine.data import Data, load_data
 from ddengine.learning.flat import FlatModel
 from ddengine.models import build_model
+from ddengine.objective import Env
 from ddengine.recipe import BufferConfig, DataConfig
 from ddengine.sets.codec import Identity
 from ddengine.sets.coreset import random_index
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system.rng import generator
-from ddengine.types import Env
 
 CPU = torch.device("cpu")
 MODEL = "convnet-d1-w4-in"
@@ -48,9 +48,7 @@ TINY_CROSS = [
 
 def run(*args: str) -> int:
     """The exit code of a command line, run in this process."""
-    import run as program
-
-    return cli.run(lambda: program.main(list(args)))
+    return commands.main(list(args))
 
 
 def tiny_data() -> Data:

@@ -9,10 +9,10 @@ from ddengine.data import Preprocess, RealSet
 from ddengine.learning import augment
 from ddengine.learning.flat import FlatModel
 from ddengine.models import build_model
+from ddengine.objective import Env
 from ddengine.sets.codec import Identity
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system.rng import generator
-from ddengine.types import Env
 
 CPU = torch.device("cpu")
 NETWORK = "convnet-d2-w4-in"

@@ -17,9 +17,9 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from ddengine.artefact import folder as folders
 from ddengine.data.stored import read_preprocess
 from ddengine.evaluation.tables import notes, table
-from ddengine.sets import synthetic
 from ddengine.system import files, log
 from ddengine.system.errors import UserError
 from ddengine.system.log import size
@@ -502,7 +502,7 @@ def _set(path: Path) -> list[Part]:
                 []
                 if lost
                 else _problem(
-                    path / "data.safetensors", lambda file: synthetic.load(file.parent, CPU)
+                    path / "data.safetensors", lambda file: folders.load(file.parent, CPU)
                 )
             )
             or None,

@@ -1,1 +1,89 @@
-"""The command line: each command is its options and one call."""
+"""The command line: one module a command, each imported when its command is called.
+
+A command parses its options, makes one call of the public API (ddengine, buffers, synth) and prints
+what came of it. This is the one room, beside contract, that may import buffers and synth.
+"""
+
+import time
+
+STARTED = time.perf_counter()  # before the imports, which take seconds
+
+import importlib
+import sys
+
+from ddengine.system import program
+from ddengine.system.errors import unknown
+
+DEMO = "mtt/digits_ipc1"
+# command -> the module of this package whose `main` takes its arguments
+COMMANDS = {
+    "demo": "demo",
+    "estimate": "estimate",
+    "buffer": "buffer",
+    "distill": "distill",
+    "select": "select",
+    "evaluate": "evaluate",
+    "score": "score",
+    "rank": "rank",
+    "privacy": "privacy",
+    "continual": "continual",
+    "report": "report",
+    "merge": "merge",
+    "import": "bring_in",
+    "export": "export",
+    "inspect": "inspect",
+    "recipes": "recipes",
+    "cite": "cite",
+}
+USAGE = f"""\
+usage: run.py COMMAND [arguments]
+
+  demo                        digits, one image per class: experts, distillation, evaluation, report (minutes on a CPU)
+  estimate RECIPE [flags]     what buffer, distill and evaluate will cost here: time, memory, disk (a minute for small recipes); --json PATH
+  buffer RECIPE [flags]       train and store the expert trajectories of a recipe
+  distill RECIPE [flags]      distill; the same command continues an unfinished run
+  select RECIPE [flags]       no distillation: the real images that --init.kind chooses, as such a set
+
+  evaluate SET... [flags]     train networks on distilled sets beside random, herding and full data
+  score SET [flags]           DD-Ranking's label-robust and augmentation-robust scores
+  rank SET [flags]            do many networks come in the same order on the set as on the full data?
+  privacy SET [flags]         the real images nearest to the distilled ones; does membership show?
+  continual RECIPE [flags]    class-incremental learning: distilled, random and herding memories of equal bytes
+  report SET... [--out FILE]  one HTML page about one or several runs
+
+  merge SET... --out FOLDER   sets of some classes each (--data.classes), or of the same, as one
+  import RECIPE --files PATH... [flags]                                  others' experts, networks or distilled sets: a store, or a set
+  export SET --format mtt | webdataset | imagefolder --out FOLDER        a set, or with mtt a store, as such files
+  inspect PATH                what a store, run, set or file is
+  recipes                     list the recipes with their published figures
+  cite RECIPE [flags]         BibTeX of the method, its parts and the dataset
+
+SET is the folder of a run, or of a distilled set. Every field of a recipe is a flag: run.py distill {DEMO} --help.
+--take PART=RECIPE takes a part from another recipe, for example buffer, targets or objective.window."""
+
+
+def usage() -> str:
+    """What the program can do, under the name that it was started by."""
+    return USAGE.replace("run.py", program.name())
+
+
+def run(args: list[str]) -> None:
+    """Dispatch a command line. Raises UserError for a command that does not exist."""
+    command, rest = (args[0], args[1:]) if args else ("--help", [])
+    if command in ("-h", "--help"):
+        print(usage())
+        return
+    if command == "--version":
+        print(program.version())
+        return
+    if command not in COMMANDS:
+        raise unknown("command", command, COMMANDS)
+    importlib.import_module(f"ddengine.commands.{COMMANDS[command]}").main(rest)
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run a command line, by default that of this process, and return its exit code."""
+    from ddengine.commands.cli import run as guarded  # after the clock has started
+
+    words = sys.argv[1:] if args is None else args
+    return guarded(lambda: run(words))

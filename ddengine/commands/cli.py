@@ -6,34 +6,24 @@ import contextlib
 import errno
 import io
 import re
-import shlex
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import tyro
 
-from ddengine.system import log
+from ddengine.system import log, program
 from ddengine.system.errors import UserError
 
 TYRO = (tyro.conf.AvoidSubcommands,)
 
 
-def as_typed(*words: str) -> str:
-    """A command of this program as it can be typed where it was started, quoted for a shell."""
-    python, here = Path(sys.executable), Path.cwd()
-    script = sys.argv[0] if Path(sys.argv[0]).name == "run.py" else "run.py"
-    return shlex.join(
-        [str(python.relative_to(here) if python.is_relative_to(here) else python), script, *words]
-    )
-
-
-def parse(cls: Any, args: list[str], default: Any = tyro.MISSING, prog: str = "run.py") -> Any:
-    """An instance of the dataclass `cls` from flags.
+def parse(cls: Any, args: list[str], default: Any, command: str) -> Any:
+    """An instance of the dataclass `cls` from the flags of a command.
 
     Raises UserError with tyro's complaint in one sentence.
     """
+    prog = f"{program.name()} {command}"
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):

@@ -30,21 +30,23 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from ddengine import api, loop
+from ddengine.artefact import folder as folders
 from ddengine.data import Data, RealSet, load_data
-from ddengine.evaluation.evaluate import evaluate, validate
+from ddengine.evaluation.evaluate import evaluate
+from ddengine.evaluation.train import validate
 from ddengine.learning import training
 from ddengine.learning.flat import flatten, flatten_buffers, unflatten_into
 from ddengine.learning.teachers import load_all
 from ddengine.models import build_model
-from ddengine.pages import report
+from ddengine.objective import Objective
+from ddengine.pages import figures
 from ddengine.recipe import BufferConfig, EvalConfig, Recipe, to_dict
-from ddengine.sets import synthetic
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system import dist, files, log, runtime
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 from ddengine.system.runtime import Precision, available_memory
-from ddengine.types import Experts, Objective, TrainingSet
+from ddengine.types import Experts, TrainingSet
 
 PARTS = ("buffer", "distill", "evaluate")
 # seconds of calibration: of experts and outer steps, and of each kind of training in an evaluation
@@ -463,7 +465,7 @@ def _buffer(began: float, job: Job, folder: Path, missing: dict[str, int]) -> di
             0 if (flat := flatten_buffers(network)) is None else flat.numel(),
         )
         saved = {"start": flatten(network).clone()}
-        if hasattr(config.step, "find"):  # published weights are read, nothing is trained
+        if not config.step.trains:  # published weights are read, nothing is trained
             each = 0.0
         else:
             each = _epoch_seconds(job, network, data, config)
@@ -499,7 +501,8 @@ def _epoch_seconds(job: Job, network: nn.Module, data: Data, config: BufferConfi
     are short, else of some batches.
     """
     device, per_epoch = data.train.device, math.ceil(len(data.train) / config.batch)
-    assert job.train_expert is not None
+    train_expert = job.train_expert
+    assert train_expert is not None
 
     def run(updates: int) -> float:
         """Seconds of so many updates on the first images; without validation."""
@@ -513,7 +516,7 @@ def _epoch_seconds(job: Job, network: nn.Module, data: Data, config: BufferConfi
         short = replace(config, epochs=1, keep="last")
         return _timed(
             device,
-            lambda: job.train_expert(  # type: ignore[misc]
+            lambda: train_expert(
                 network,
                 replace(data, train=some, validation=None),
                 short,
@@ -521,7 +524,7 @@ def _epoch_seconds(job: Job, network: nn.Module, data: Data, config: BufferConfi
                 0,
                 job.precision,
             ),
-        )[0]  # type: ignore[misc]
+        )[0]
 
     run(1)  # slower than the others
     num = min(3, per_epoch)
@@ -534,10 +537,9 @@ def _epoch_seconds(job: Job, network: nn.Module, data: Data, config: BufferConfi
         return run(num) / num * per_epoch + _testing_seconds(calls)
     epochs = max(1, min(config.epochs, int(STEPPING / (rough * per_epoch))))
     some = replace(config, epochs=epochs, keep="last")
-    train = job.train_expert
-    assert train is not None
     return (
-        _timed(device, lambda: train(network, data, some, job.seed, 0, job.precision))[0] / epochs
+        _timed(device, lambda: train_expert(network, data, some, job.seed, 0, job.precision))[0]
+        / epochs
     )
 
 
@@ -642,16 +644,16 @@ def _distill(began: float, job: Job, folder: Path, stand_ins: Path | None) -> di
                 device, lambda: validate(result, data, recipe.evaluation, recipe.model, **options)
             )
         validation += seconds_of(calls)
-    picture = partial(report.grid, _folder(folder / "progress") / "step.png", result)
+    picture = partial(figures.grid, _folder(folder / "progress") / "step.png", result)
     first, again = (_timed(device, picture)[0] for _ in range(2))  # the first waits for an import
     drawing = first + (often["pictures"] - 1) * again
     written, _ = _timed(
         device,
-        lambda: report.real_vs_distilled(
+        lambda: figures.real_vs_distilled(
             folder / "real_vs_distilled.png", data.train, result, None
         ),
     )
-    report.save_samples(folder / "samples.safetensors", data.train)
+    figures.save_samples(folder / "samples.safetensors", data.train)
     facts = replace(job.recipe, data=replace(job.recipe.data, root=None))
     meta = {
         "recipe": to_dict(facts),
@@ -666,7 +668,7 @@ def _distill(began: float, job: Job, folder: Path, stand_ins: Path | None) -> di
         "versions": runtime.versions(),
         "commit": runtime.commit(),
     }
-    saving, _ = _timed(device, lambda: result.save(folder / "distilled", meta | more))
+    saving, _ = _timed(device, lambda: folders.save(result, folder / "distilled", meta | more))
     line = (
         len(
             json.dumps(
@@ -701,7 +703,7 @@ def _evaluate(began: float, job: Job, folder: Path, stand_ins: Path | None) -> d
     """The evaluation of the set in `folder`/distilled, whose trainings are noted and then timed."""
     recipe = job.recipe
     device = runtime.setup(job.device, job.precision)
-    syn, _ = synthetic.load(folder / "distilled", device)
+    syn, _ = folders.load(folder / "distilled", device)
     data = load_data(recipe.data, device, test=True, stored=lambda images: syn.preprocess)
     experts = _experts(job, data, stand_ins) if recipe.teachers else None
     teachers = [] if experts is None else load_all(experts, device)
@@ -721,7 +723,7 @@ def _evaluate(began: float, job: Job, folder: Path, stand_ins: Path | None) -> d
     trained = seconds_of(calls)
     drawing, _ = _timed(
         device,
-        lambda: report.real_vs_distilled(
+        lambda: figures.real_vs_distilled(
             folder / "real_vs_distilled.png", data.train, syn, evaluation
         ),
     )
@@ -761,7 +763,7 @@ def estimate(job: Job, missing: dict[str, int]) -> list[Part]:
             cost = _of("buffer", _buffer, job, experts, missing)
             assert recipe.buffer is not None
             what = f"{sum(missing.values())} experts of {recipe.buffer.epochs} epochs of {_short(cost['epoch'])}"
-            if hasattr(recipe.buffer.step, "find"):
+            if not recipe.buffer.step.trains:
                 what = "published weights, which are read"
             found.append(Part("buffer", cost["seconds"], cost["memory"], cost["disk"], what))
         else:
@@ -1031,8 +1033,8 @@ def disk_bytes(recipe: Recipe, syn: SyntheticSet) -> int:
     tensors = sum(t.numel() * t.element_size() for t in syn.tensors.values())
     pixels = math.prod(syn.pixels(torch.zeros(1, dtype=torch.long)).shape[1:])
     shown = (
-        min(len(syn.class_names), report.SHOWN_CLASSES)
-        * report.SHOWN_PER_CLASS
+        min(len(syn.class_names), figures.SHOWN_CLASSES)
+        * figures.SHOWN_PER_CLASS
         * max(pixels, 64 * 64)
     )
     return (

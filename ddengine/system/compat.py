@@ -6,24 +6,26 @@ declared. Nothing here uses those operators, so declaring them is enough. On a m
 library loads (torchvision would load the same file) and nothing is declared.
 
 Import torchvision only through this module: `from ddengine.system.compat import torchvision`. The
-declaration is made when the engine is imported, so that a program that imports torchvision itself,
-after it, works too; torchvision, which takes seconds to import, is imported when it is asked for.
+declaration is made just before the first import of torchvision, also by a program that imports it
+itself after the engine: this module puts a finder in front of Python's own, which looks for that
+one name, declares, and finds nothing. Neither torch nor torchvision is imported before.
 """
 
 import importlib
 import importlib.util
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 if TYPE_CHECKING:
     import torchvision
 
-_declared: list[torch.library.Library] = []  # a Library undoes its declarations when collected
+_declared: list[Any] = []  # a Library undoes its declarations when collected
 
 
 def _declare_missing_operators() -> None:
+    import torch  # seconds to import
+
     spec = importlib.util.find_spec("torchvision")
     if spec is None or spec.origin is None:
         return
@@ -40,7 +42,18 @@ def _declare_missing_operators() -> None:
     _declared.append(library)
 
 
-_declare_missing_operators()
+class _BeforeTorchvision:
+    """A finder that finds nothing, and declares the operators when torchvision is looked for."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
+        """None, so that Python's own finders go on."""
+        if name == "torchvision" and self in sys.meta_path:
+            sys.meta_path.remove(self)
+            _declare_missing_operators()
+
+
+if "torchvision" not in sys.modules:
+    sys.meta_path.insert(0, _BeforeTorchvision())  # type: ignore[arg-type]
 
 
 def __getattr__(name: str) -> Any:

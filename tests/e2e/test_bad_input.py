@@ -20,8 +20,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-import run
-from ddengine.commands import cli
+from ddengine import commands
 
 RECIPE = "mtt/digits_ipc1"
 NETWORK = "convnet-d2-w8-in"
@@ -56,7 +55,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
             f"buffer {LATE} --out late",
             f"distill {SAME} --out run",
         ):
-            assert cli.run(lambda command=command: run.main(command.split())) == 0
+            assert commands.main(command.split()) == 0
     return folder
 
 
@@ -97,7 +96,7 @@ def refuse(
     """
     before = contents(work)
     capsys.readouterr()
-    code = cli.run(lambda: run.main(command.split()))
+    code = commands.main(command.split())
     said = capsys.readouterr().err
     assert code == 2, said
     assert re.fullmatch(r"error: [^\n]*[^\s.]\.\n", said), said

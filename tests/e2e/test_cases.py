@@ -11,9 +11,9 @@ import torch
 from cases import make
 from helpers import CPU, run
 
+from ddengine.artefact import folder as folders
 from ddengine.data import load_data
 from ddengine.recipe import DataConfig
-from ddengine.sets import synthetic
 
 pytestmark = pytest.mark.usefixtures("no_chart")
 
@@ -91,7 +91,7 @@ def test_case_is_read_rightly_or_refused(cases, case, tmp_path, capsys):
     else:
         assert train == [right["train"]] * len(names) and test == [right["test"]] * len(names)
     assert json.loads((out / "distilled" / "splits.json").read_text()) == data.split_names
-    syn, _ = synthetic.load(out / "distilled", CPU)
+    syn, _ = folders.load(out / "distilled", CPU)
     brightness = 255 * syn.pixels().flatten(1).mean(1)
     expected = torch.tensor([40 + 160 * k / (len(names) - 1) for k in range(len(names))])
     if "mean_of_255" in right:

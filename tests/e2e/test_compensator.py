@@ -13,11 +13,11 @@ from helpers import CPU, run
 from safetensors.torch import load_file
 
 from buffers.store import ExpertStore
+from ddengine.artefact import folder as folders
 from ddengine.data import load_data
 from ddengine.learning.teachers import ensemble_logits
 from ddengine.models import build_model
 from ddengine.recipe import DataConfig
-from ddengine.sets import synthetic
 from synth.statistics import StatisticsObjective
 
 RECIPE = "infer/fashion_mnist_ipc10_small"
@@ -96,7 +96,7 @@ def test_what_a_run_ships(made, data):
     """Real pixels to the byte, half-precision compensators that were optimised, and labels of what
     is shipped, within the budget of 10.
     """
-    syn, meta = synthetic.load(made / "run/distilled", CPU)
+    syn, meta = folders.load(made / "run/distilled", CPU)
     images, compensators, logits = (
         syn.tensors[name] for name in ("images", "compensators", "logits")
     )
@@ -260,9 +260,9 @@ def test_an_interrupted_run_ends_with_the_same_bytes(work, made, monkeypatch, st
 def test_small_labels_travel(work):
     """The largest logits and the mean of the others: shipped, evaluated, read by the folder itself."""
     assert run("distill", RECIPE, *SMALL, "--targets.top", "2", "--out", "top") == 0
-    syn, meta = synthetic.load(work / "top/distilled", CPU)
+    syn, meta = folders.load(work / "top/distilled", CPU)
     assert meta["bytes"]["labels"] == 640 + 240 * (3 * 2 + 2)
-    whole, _ = synthetic.load(work / "run/distilled", CPU)
+    whole, _ = folders.load(work / "run/distilled", CPU)
     assert torch.equal(syn.logits.argmax(1), whole.logits.argmax(1)) and torch.allclose(
         syn.logits.mean(1), whole.logits.mean(1), atol=5e-3
     )
@@ -284,7 +284,7 @@ def test_sre2l_and_dwa(work):
     ]
     assert run("distill", *flags, "--out", "noise") == 0
     assert run("distill", *flags, "--objective.adjust", "0.5", "--out", "adjusted") == 0
-    sets = [synthetic.load(work / name / "distilled", CPU)[0] for name in ("noise", "adjusted")]
+    sets = [folders.load(work / name / "distilled", CPU)[0] for name in ("noise", "adjusted")]
     assert all(
         s.tensors["images"].dtype == torch.uint8 and len(s) == 20 and s.space == "pixel"
         for s in sets
@@ -325,7 +325,7 @@ def test_rded(work):
         "2",
     ]
     assert run("distill", *flags, "--out", "crops") == 0
-    syn, meta = synthetic.load(work / "crops/distilled", CPU)
+    syn, meta = folders.load(work / "crops/distilled", CPU)
     assert len(syn) == 20 and syn.target_kind == "logits" and meta["distillation"]["seconds"] == 0
     assert (
         run(
@@ -365,7 +365,7 @@ def test_real_images_of_a_recipe_with_teachers(work):
         )
         == 0
     )
-    assert len(synthetic.load(work / "chosen/distilled", CPU)[0]) == 20
+    assert len(folders.load(work / "chosen/distilled", CPU)[0]) == 20
 
 
 # Mistakes

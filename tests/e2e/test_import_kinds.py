@@ -29,6 +29,7 @@ from torch.nn.functional import cross_entropy
 from buffers import imports
 from buffers.exchange import load_pt
 from buffers.store import ExpertStore
+from ddengine.artefact import folder as folders
 from ddengine.commands import cli
 from ddengine.data import Data, load_data
 from ddengine.models import build_model
@@ -108,7 +109,7 @@ def data(work) -> Data:
 @cache
 def parsed(words: tuple[str, ...]) -> imports.ImportOptions:
     """The options of an import without files; parsing takes longer than an import."""
-    from run import options_of
+    from ddengine.commands.options import options_of
 
     return options_of("import", list(words[1:]), flags=imports.ImportOptions)
 
@@ -150,7 +151,7 @@ def printed(out: str) -> list[str]:
 
 
 def loaded(folder: str = "set") -> tuple[synthetic.SyntheticSet, dict]:
-    return synthetic.load(Path(folder), CPU)
+    return folders.load(Path(folder), CPU)
 
 
 def pixels_of(data: Data, each: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -718,7 +719,8 @@ def test_teachers(work, data, capsys):
     said(capsys, *command, "--out", "run")
     assert loaded("run/distilled")[1]["experts"]["num"] == 2
 
-    from run import open_store, options_of  # as distill opens them
+    from ddengine.commands.options import options_of
+    from ddengine.commands.stores import open_store  # as distill opens them
 
     options = options_of("distill", command[1:])
     stores = open_store(options, data)

@@ -9,7 +9,7 @@ import torch
 from helpers import MODEL, run
 from safetensors.torch import load_file
 
-from ddengine.sets import synthetic
+from ddengine.artefact import folder as folders
 from ddengine.system import dist
 from synth.distribution import DistributionObjective
 from synth.gradient import GradientObjective
@@ -156,7 +156,7 @@ def test_the_networks_of_idc_are_trained(alone):
 
 
 def test_idc_ships_pixels_and_decodes_four_to_each(alone):
-    syn, meta = synthetic.load(alone("idc", "each") / "distilled", torch.device("cpu"))
+    syn, meta = folders.load(alone("idc", "each") / "distilled", torch.device("cpu"))
     assert len(syn) == 80 and syn.space == "pixel" and meta["images_per_class"] == 2
     assert 0 <= syn.tensors["images"].min() and syn.tensors["images"].max() <= 1
     assert len(list((alone("idc", "each") / "distilled/images").glob("*/*.png"))) == 80

@@ -15,9 +15,10 @@ import torch
 from helpers import CPU, TINY, run
 from safetensors.torch import load_file
 
+from ddengine.artefact import folder as folders
 from ddengine.data import load_data
 from ddengine.evaluation import bench
-from ddengine.pages import report
+from ddengine.pages import figures
 from ddengine.recipe import DataConfig
 from ddengine.sets import synthetic
 
@@ -87,7 +88,7 @@ def test_load_py_needs_no_engine_and_equals_the_engine(done, tmp_path):
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     subprocess.run([sys.executable, "-c", program], cwd=copy, env=environment, check=True)
     images, targets, lr, quarter, names = torch.load(copy / "out.pt", weights_only=True)
-    syn, _ = synthetic.load(copy, CPU)
+    syn, _ = folders.load(copy, CPU)
     batch = syn.batch(torch.arange(len(syn)))
     assert torch.allclose(images, batch.images, atol=1e-6) and torch.equal(targets, batch.targets)
     assert lr == pytest.approx(syn.lr) and list(names) == list(syn.class_names)
@@ -107,8 +108,8 @@ def test_zca_set_round_trip(tmp_path):
     syn = synthetic.SyntheticSet(
         {"images": images}, torch.arange(10), data.class_names, Identity(), data.train.preprocess
     )
-    syn.save(tmp_path / "set", {})
-    again, _ = synthetic.load(tmp_path / "set", CPU)
+    folders.save(syn, tmp_path / "set", {})
+    again, _ = folders.load(tmp_path / "set", CPU)
     assert torch.equal(again.tensors["images"], images)
     assert torch.allclose(again.pixels(), data.train.pixels[:10].float() / 255, atol=1e-4)
     space: dict = {}
@@ -245,11 +246,11 @@ def test_shipped_folder_alone_can_be_evaluated(done, tmp_path):
 
 def test_distillation_never_reads_the_test_split(done, monkeypatch):
     """Only evaluate asks for it."""
-    import run as program
+    from ddengine.commands import stores
 
     monkeypatch.chdir(done)
     asked = []
-    original = program.load_data
+    original = stores.load_data
 
     def watching(*args, **kwargs):
         asked.append(kwargs.get("test", False))
@@ -257,7 +258,7 @@ def test_distillation_never_reads_the_test_split(done, monkeypatch):
         assert kwargs.get("test", False) or data.test is None
         return data
 
-    monkeypatch.setattr(program, "load_data", watching)
+    monkeypatch.setattr(stores, "load_data", watching)
     assert (
         run(
             "distill",
@@ -416,6 +417,6 @@ def test_pictures_of_colour_and_many_images(tmp_path):
         {"images": torch.randn(100, 3, 6, 9)}, labels, names, Identity(), preprocess
     )
     real = RealSet(torch.randint(0, 256, (100, 3, 6, 9), dtype=torch.uint8), labels, 25, preprocess)
-    report.grid(tmp_path / "grid.png", syn)
-    report.real_vs_distilled(tmp_path / "both.png", real, syn, None)
+    figures.grid(tmp_path / "grid.png", syn)
+    figures.real_vs_distilled(tmp_path / "both.png", real, syn, None)
     assert all((tmp_path / name).stat().st_size > 1000 for name in ("grid.png", "both.png"))

@@ -3,15 +3,16 @@ treats folders.
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from helpers import CPU, TINY, run
 
+from ddengine.artefact import folder as folders
 from ddengine.data import load_data
 from ddengine.recipe import DataConfig
-from ddengine.sets import synthetic
 from ddengine.system.rng import generator
 
 pytestmark = pytest.mark.usefixtures("no_chart")
@@ -81,7 +82,7 @@ def work(done, monkeypatch):
 
 def images(folder: str) -> torch.Tensor:
     """The images as networks see them."""
-    syn, _ = synthetic.load(Path(folder) / "distilled", CPU)
+    syn, _ = folders.load(Path(folder) / "distilled", CPU)
     return syn.batch(torch.arange(len(syn))).images
 
 
@@ -90,7 +91,8 @@ def test_every_kind_writes_what_distill_would_start_from(work, kind):
     """The images named in meta.json, which are those of the initial set of the same command; no
     learned rate, class labels.
     """
-    import run as program
+    from ddengine.commands.distill import prepare
+    from ddengine.commands.options import options_of
 
     asks = [
         "--experts",
@@ -104,7 +106,7 @@ def test_every_kind_writes_what_distill_would_start_from(work, kind):
     ]
     flags = [*SMALL, "--init.kind", kind, *(asks if kind in ("correct", "representative") else [])]
     assert run("select", RECIPE, *flags, "--out", f"runs/{kind}") == 0
-    syn, meta = synthetic.load(Path(f"runs/{kind}/distilled"), CPU)
+    syn, meta = folders.load(Path(f"runs/{kind}/distilled"), CPU)
     data = load_data(DataConfig(name="digits", limit=200), CPU)
     assert meta["selected"]["kind"] == kind and len(set(meta["selected"]["index"])) == 20
     assert torch.equal(
@@ -113,9 +115,9 @@ def test_every_kind_writes_what_distill_would_start_from(work, kind):
     assert set(syn.tensors) == {"images"} and syn.classes.tolist() == [
         c for c in range(10) for _ in range(2)
     ]
-    options = program.options_of("distill", [RECIPE, *flags])
-    start, _, _ = program.prepare(
-        program.replace(options, experts=Path("store" if asks[0] in flags else "plain")), data, CPU
+    options = options_of("distill", [RECIPE, *flags])
+    start, _, _ = prepare(
+        replace(options, experts=Path("store" if asks[0] in flags else "plain")), data, CPU
     )
     assert torch.equal(start.tensors["images"], images(f"runs/{kind}"))
     assert (meta["experts"] is not None) == (kind in ("correct", "representative"))

@@ -11,12 +11,12 @@ from helpers import CPU, TINY, run
 from PIL import Image
 from safetensors.torch import load_file
 
-from ddengine.artefact import handover
+from ddengine.artefact import folder as folders
+from ddengine.artefact import parquet
 from ddengine.data import load_data
 from ddengine.data.realset import Subset
 from ddengine.pages import report
 from ddengine.recipe import DataConfig
-from ddengine.sets import synthetic
 from ddengine.sets.codec import Identity, Pixels
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system import files
@@ -69,7 +69,7 @@ def test_a_selection_stores_the_bytes_and_trains_as_the_images_do(work, name, zc
     load.py; PNGs and parquet hold the bytes.
     """
     data = load_data(DataConfig(name="digits", limit=200, zca=zca), CPU)
-    syn, meta = synthetic.load(Path(name, "distilled"), CPU)
+    syn, meta = folders.load(Path(name, "distilled"), CPU)
     index = torch.tensor(meta["selected"]["index"])
     assert load_file(Path(name, "distilled/data.safetensors"))["images"].dtype == torch.uint8
     assert (
@@ -88,7 +88,7 @@ def test_a_selection_stores_the_bytes_and_trains_as_the_images_do(work, name, zc
     )
     exec(text, space)
     assert torch.equal(space["load"]()[0], syn.batch(torch.arange(20)).images)
-    table = pq.read_table(Path(name, "distilled", handover.PARQUET))
+    table = pq.read_table(Path(name, "distilled", parquet.PARQUET))
     assert table.num_rows == 20
     pictures = sorted(Path(name, "distilled/images").rglob("*.png"), key=lambda p: p.name)
     for picture, pixels in zip(pictures, syn.tensors["images"], strict=True):
@@ -126,7 +126,7 @@ def test_everything_takes_such_a_set(work, capsys):
     folder of a run and into a set's own.
     """
     assert run("merge", "plain", "plain", "--out", "both") == 0
-    both, _ = synthetic.load(Path("both"), CPU)
+    both, _ = folders.load(Path("both"), CPU)
     assert both.tensors["images"].dtype == torch.uint8 and len(both) == 40
     evaluations = (
         ("plain", "plain/distilled", ["--baselines", "random"], 0),
@@ -147,7 +147,7 @@ def test_everything_takes_such_a_set(work, capsys):
             shipped == json.loads(Path(path, "evaluation.json").read_text())
             and shipped["seed"] == seed
         )
-        assert synthetic.load(Path(folder), CPU)[1]["protocol"]["epochs"] == 3
+        assert folders.load(Path(folder), CPU)[1]["protocol"]["epochs"] == 3
     for form in ("mtt", "webdataset", "imagefolder"):
         assert run("export", "plain", "--format", form, "--out", f"out/{form}") == 0
     assert run("report", "plain") == 0
@@ -171,7 +171,7 @@ def test_everything_takes_such_a_set(work, capsys):
 def test_an_older_selection_still_loads(work):
     """Of float32 images as networks see them."""
     data = load_data(DataConfig(name="digits", limit=200), CPU)
-    _, meta = synthetic.load(Path("plain/distilled"), CPU)
+    _, meta = folders.load(Path("plain/distilled"), CPU)
     index = torch.tensor(meta["selected"]["index"])
     old = SyntheticSet(
         {"images": data.train.images(index)},
@@ -181,14 +181,15 @@ def test_an_older_selection_still_loads(work):
         data.train.preprocess,
     )
     kept = ("recipe", "seed", "precision", "images", "selected")
-    old.save(
+    folders.save(
+        old,
         Path("old"),
         {k: meta[k] for k in kept} | {"recipe": meta["recipe"] | {"codec": {"type": "Identity"}}},
     )
     meta = files.read_json(Path("old/meta.json"))
     del meta["protocol"]
     files.write_json(Path("old/meta.json"), meta)
-    again, _ = synthetic.load(Path("old"), CPU)
+    again, _ = folders.load(Path("old"), CPU)
     assert torch.equal(again.tensors["images"], old.tensors["images"]) and again.codec == Identity()
     assert run("evaluate", "old", *QUICK, "--baselines", "random") == 0
     row = json.loads(Path("old/evaluation.json").read_text())["rows"][0]
@@ -209,7 +210,7 @@ def test_select_asks_for_nothing_that_only_distillation_needs(work, monkeypatch,
     monkeypatch.chdir(tmp_path)
     for i, flags in enumerate(SELECTS):
         assert run("select", RECIPE, *SMALL, *flags, "--out", str(i)) == 0, flags
-        syn, meta = synthetic.load(Path(str(i), "distilled"), CPU)
+        syn, meta = folders.load(Path(str(i), "distilled"), CPU)
         assert len(syn) == 20 and meta["recipe"]["codec"]["type"] == "Pixels"
     small = [
         "--data.name",

@@ -14,7 +14,7 @@ from helpers import CPU, run
 
 from ddengine.data import load_data
 from ddengine.recipe import DataConfig
-from synth.recipes import RECIPES
+from synth.catalogue import RECIPES
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -117,7 +117,7 @@ def test_the_flags_for_own_data_fit_every_trajectory_recipe():
     """They are parsed with each family, and the segments of each recipe lie within the epochs of
     its experts, which they leave alone.
     """
-    import run as program
+    from ddengine.commands.options import options_of
 
     text = re.search(r'flags="(--data\.name folder.*?)"', README, re.DOTALL)
     assert text is not None
@@ -140,7 +140,7 @@ def test_the_flags_for_own_data_fit_every_trajectory_recipe():
         "mtt/cifar10_ipc10",
         "tesla/fashion_mnist_ipc10_small",
     ):
-        recipe = program.options_of("distill", [name, *flags]).recipe
+        recipe = options_of("distill", [name, *flags]).recipe
         recipe.objective.check(recipe.buffer.kept_epochs())
         assert (
             recipe.data.limit is None

@@ -11,7 +11,7 @@ import torch
 from helpers import run
 from PIL import Image
 
-from ddengine.commands import cli
+from ddengine.system import program
 
 pytestmark = pytest.mark.usefixtures("no_chart")
 
@@ -205,7 +205,7 @@ def test_commands_are_printed_as_they_can_be_typed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.executable", str(tmp_path / ".venv" / "bin" / "python"))
     monkeypatch.setattr("sys.argv", ["run.py", "import"])
-    assert cli.as_typed("evaluate", "my set") == ".venv/bin/python run.py evaluate 'my set'"
+    assert program.as_typed("evaluate", "my set") == ".venv/bin/python run.py evaluate 'my set'"
     monkeypatch.setattr("sys.argv", ["/else where/run.py", "import"])
     monkeypatch.setattr("sys.executable", "/usr/bin/python3")
-    assert cli.as_typed("evaluate", "x") == "/usr/bin/python3 '/else where/run.py' evaluate x"
+    assert program.as_typed("evaluate", "x") == "/usr/bin/python3 '/else where/run.py' evaluate x"

@@ -11,9 +11,9 @@ from helpers import CPU, MODEL, run
 from PIL import Image
 from safetensors.torch import load_file
 
+from ddengine.artefact import folder as folders
 from ddengine.data import load_data
 from ddengine.recipe import DataConfig
-from ddengine.sets import synthetic
 
 DM = "dm/fashion_mnist_ipc1_small"
 DIGITS = [
@@ -184,9 +184,9 @@ def test_continual_learning_is_resumed_and_its_folder_is_its_own(work, capsys):
 
 def test_sets_of_some_classes_become_one(work, capsys):
     assert run("merge", "few", "more", "--out", "both") == 0
-    syn, meta = synthetic.load(Path("both"), CPU)
+    syn, meta = folders.load(Path("both"), CPU)
     assert syn.class_names == ("7", "2", "0", "5") and syn.classes.tolist() == [0, 1, 1, 2, 3]
-    few, _ = synthetic.load(Path("few/distilled"), CPU)
+    few, _ = folders.load(Path("few/distilled"), CPU)
     assert torch.allclose(syn.pixels()[:2], few.pixels(), atol=1e-5)
     assert meta["recipe"]["data"]["classes"] == [7, 2, 0, 5]
     assert (
@@ -253,7 +253,7 @@ def test_merged_sets_of_a_limit_have_the_same_classes(work):
 
 
 def test_some_classes_of_a_dataset(work, capsys):
-    syn, meta = synthetic.load(Path("few/distilled"), CPU)
+    syn, meta = folders.load(Path("few/distilled"), CPU)
     assert (
         syn.class_names == ("7", "2")
         and len(syn) == 2

@@ -16,11 +16,11 @@ from matching import tiny_world
 from safetensors.torch import load_file
 from torch.nn import functional
 
+from ddengine.artefact import folder as folders
 from ddengine.artefact.exchange import export_set
 from ddengine.data import Preprocess, load_data
 from ddengine.learning.flat import unflatten_into
 from ddengine.recipe import AugmentConfig, DataConfig, TargetConfig
-from ddengine.sets import synthetic
 from ddengine.sets.codec import PADDING, Identity, MultiFormation, resize
 from ddengine.sets.labels import label
 from ddengine.sets.synthetic import SyntheticSet, coded
@@ -287,8 +287,8 @@ def test_a_set_is_shipped_and_read_again(soft, factor, data, tmp_path):
     index = torch.tensor([num - 1, 1])
     assert torch.equal(syn.batch(index).targets, batch.targets[index])
 
-    syn.save(tmp_path / "set", {"own": 1})
-    again, meta = synthetic.load(tmp_path / "set", CPU)
+    folders.save(syn, tmp_path / "set", {"own": 1})
+    again, meta = folders.load(tmp_path / "set", CPU)
     assert (
         again.codec == syn.codec
         and again.space == "pixel"
@@ -344,7 +344,7 @@ def test_bytes_and_images_per_class_are_what_is_stored(data, tmp_path):
         and soft["labels"] == 30 * 8 + 120 * 10 * 4
         and soft["total"] == sum(soft[k] for k in ("images", "labels", "other"))
     )
-    syn.save(tmp_path / "set", {})
+    folders.save(syn, tmp_path / "set", {})
     meta = json.loads((tmp_path / "set/meta.json").read_text())
     assert meta["bytes"] == plain and meta["images_per_class"] == 3
     assert load_file(tmp_path / "set/data.safetensors")["images"].shape == (30, 1, 8, 8)
@@ -356,9 +356,9 @@ def test_labels_of_the_wrong_number_are_refused(data, tmp_path):
     wrong = replace(
         syn.with_tensors({"logits": torch.zeros(20, 10)}), target_kind="logits", label_of="decoded"
     )
-    wrong.save(tmp_path / "set", {})
+    folders.save(wrong, tmp_path / "set", {})
     with pytest.raises(UserError, match="for 80 images"):
-        synthetic.load(tmp_path / "set", CPU)
+        folders.load(tmp_path / "set", CPU)
 
 
 def test_soft_labels_of_stored_items_are_repeated(data, tmp_path):
@@ -368,9 +368,9 @@ def test_soft_labels_of_stored_items_are_repeated(data, tmp_path):
         tiles(data).with_tensors({"logits": logits}), target_kind="logits", label_of="stored"
     )
     assert torch.equal(syn.batch(torch.arange(80)).targets, logits.repeat(4, 1))
-    syn.save(tmp_path / "set", {})
+    folders.save(syn, tmp_path / "set", {})
     assert torch.equal(
-        synthetic.load(tmp_path / "set", CPU)[0].batch(torch.arange(80)).targets,
+        folders.load(tmp_path / "set", CPU)[0].batch(torch.arange(80)).targets,
         logits.repeat(4, 1),
     )
     assert torch.allclose(

@@ -12,9 +12,9 @@ import torch
 from helpers import CPU, shipped_loader, tiny_data
 from safetensors.torch import load_file
 
+from ddengine.artefact import folder as folders
 from ddengine.data import Preprocess, load_data
 from ddengine.recipe import DataConfig
-from ddengine.sets import synthetic
 from ddengine.sets.codec import Compensated, Identity, Pixels
 from ddengine.sets.coreset import random_index
 from ddengine.sets.synthetic import SyntheticSet, coded
@@ -350,7 +350,7 @@ def test_the_folder_reads_itself(data, tmp_path, labels):
             logits, torch.float32 if labels.endswith("32") else torch.float16, top
         )
         assert syn.label_of == "decoded" and ("logits.index" in syn.tensors) == (top in (1, 3))
-    syn.save(tmp_path / "set", {})
+    folders.save(syn, tmp_path / "set", {})
     data_file = load_file(tmp_path / "set/data.safetensors")
     assert {k for k in data_file if not k.startswith("preprocess.")} == {
         "images",
@@ -361,7 +361,7 @@ def test_the_folder_reads_itself(data, tmp_path, labels):
     assert (tmp_path / "set/labels.safetensors").exists() == (labels != "class")
     pictures = [path.parent.name for path in (tmp_path / "set/images").glob("*/*.png")]
     assert len(pictures) == 26 and pictures.count("compensators") == 6  # sums are nowhere written
-    again, meta = synthetic.load(tmp_path / "set", CPU)
+    again, meta = folders.load(tmp_path / "set", CPU)
     whole, repeat = syn.batch(torch.arange(80)), again.batch(torch.arange(80))
     assert (
         torch.equal(whole.images, repeat.images)
@@ -407,8 +407,8 @@ def test_a_set_that_was_never_optimised_is_written(data, tmp_path):
         data.class_names,
         data.train.preprocess,
     ).shipped()
-    syn.save(tmp_path / "set", {})
-    assert len(synthetic.load(tmp_path / "set", CPU)[0]) == 40
+    folders.save(syn, tmp_path / "set", {})
+    assert len(folders.load(tmp_path / "set", CPU)[0]) == 40
 
 
 def test_a_set_without_compensators_left(data, tmp_path):
@@ -471,8 +471,8 @@ def test_pixels_of_real_images_are_exact(data, tmp_path):
     ).shipped()
     assert torch.equal(syn.tensors["images"], data.train.pixels[index])
     assert torch.allclose(syn.batch(torch.arange(20)).images, images, atol=1e-6)
-    syn.save(tmp_path / "set", {})
-    again, _ = synthetic.load(tmp_path / "set", CPU)
+    folders.save(syn, tmp_path / "set", {})
+    again, _ = folders.load(tmp_path / "set", CPU)
     assert again.tensors["images"].dtype == torch.uint8 and torch.equal(
         again.tensors["images"], syn.tensors["images"]
     )

@@ -13,6 +13,7 @@ from rich.console import Console
 from buffers.experts import generate
 from buffers.steps import Sgd
 from ddengine.artefact import describe as describe_module
+from ddengine.artefact import folder as folders
 from ddengine.artefact.describe import Part, describe, shown
 from ddengine.loop import Counters, State, save_checkpoint
 from ddengine.recipe import BufferConfig
@@ -84,12 +85,14 @@ def world(tmp_path_factory):
             100,
         )
     soft = syn.with_labels(torch.randn(20, 10, generator=generator(0)))
-    soft.save(root / "runs/done/distilled", meta)
+    folders.save(soft, root / "runs/done/distilled", meta)
     files.write_json(
         root / "runs/done/evaluation.json",
         {"rows": ROWS, "protocol": {"protocol": "fast"}, "seed": 1, "seconds": 5},
     )
-    syn.save(root / "runs/brought", {"recipe": RECIPE, "imported": {"files": ["images_1.pt"]}})
+    folders.save(
+        syn, root / "runs/brought", {"recipe": RECIPE, "imported": {"files": ["images_1.pt"]}}
+    )
     return root
 
 

@@ -5,6 +5,7 @@ import json
 import tarfile
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,15 +14,28 @@ import torch
 from helpers import shipped_loader
 from PIL import Image
 
-from ddengine.artefact import handover
+from ddengine.artefact import (
+    card,
+    eight_bit,
+    handover,
+    image_folder,
+    markdown,
+    parquet,
+    results,
+    tars,
+)
+from ddengine.artefact import folder as folders
+from ddengine.artefact.folder import load
 from ddengine.data import Preprocess
+from ddengine.recipe import to_dict
 from ddengine.sets import codec as codecs
 from ddengine.sets.codec import Compensated, Identity, MultiFormation, Pixels
-from ddengine.sets.synthetic import SyntheticSet, load
+from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system import files
 from ddengine.system.compat import torchvision
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
+from synth.recipes import find
 
 CPU = torch.device("cpu")
 ODD = (
@@ -105,9 +119,9 @@ def test_eight_bits_are_those_of_save_image(tmp_path):
     image = values.view(3, 17, 100)
     torchvision.utils.save_image(image.clamp(0, 1), tmp_path / "theirs.png")
     theirs = np.asarray(Image.open(tmp_path / "theirs.png"))
-    ours = np.asarray(Image.open(io.BytesIO(handover.png(handover.eight_bit(image)))))
+    ours = np.asarray(Image.open(io.BytesIO(eight_bit.png(codecs.as_bytes(image)))))
     assert np.array_equal(ours, theirs) and ours.min() == 0 and ours.max() == 255
-    assert handover.eight_bit(torch.tensor([0.5 / 255, 1.5 / 255])).tolist() == [1, 2]
+    assert codecs.as_bytes(torch.tensor([0.5 / 255, 1.5 / 255])).tolist() == [1, 2]
 
 
 def test_stored_bytes_are_exported_as_they_are():
@@ -115,7 +129,7 @@ def test_stored_bytes_are_exported_as_they_are():
     says.
     """
     syn = a_set(codec=Pixels(), channels=3).shipped()
-    export = handover.exported(syn)
+    export = eight_bit.exported(syn)
     shown = np.stack([np.asarray(Image.open(io.BytesIO(p))) for p in export.pngs]).transpose(
         0, 3, 1, 2
     )
@@ -125,7 +139,7 @@ def test_stored_bytes_are_exported_as_they_are():
         and export.clamped == 0
     )
     syn = a_set()
-    export = handover.exported(syn)
+    export = eight_bit.exported(syn)
     pixels = syn.pixels()
     beyond = ((pixels < -0.5 / 255) | (pixels > 1 + 0.5 / 255)).float().mean()
     assert (
@@ -140,9 +154,9 @@ def test_parts_are_the_whole(monkeypatch):
     rounded to either.
     """
     syn = a_set(codec=MultiFormation(factor=2), ipc=3)
-    whole = handover.exported(syn)
-    monkeypatch.setattr(handover, "AT_ONCE", 5 * 36)
-    parts = handover.exported(syn)
+    whole = eight_bit.exported(syn)
+    monkeypatch.setattr(eight_bit, "AT_ONCE", 5 * 36)
+    parts = eight_bit.exported(syn)
     shown, again = (
         np.stack([np.asarray(Image.open(io.BytesIO(p))) for p in export.pngs]).astype(int)
         for export in (whole, parts)
@@ -160,8 +174,10 @@ def test_parts_are_the_whole(monkeypatch):
 
 def test_there_is_one_rounding():
     """Of what is shipped as bytes and of what is exported."""
-    values = torch.cat([(torch.arange(255) + 0.5) / 255, torch.linspace(-0.3, 1.3, 4000)])
-    assert torch.equal(codecs.as_bytes(values), handover.eight_bit(values))
+    syn = a_set(channels=3, ipc=20)
+    pngs = eight_bit.exported(syn).pngs
+    shown = np.stack([np.asarray(Image.open(io.BytesIO(content))) for content in pngs])
+    assert np.array_equal(shown.transpose(0, 3, 1, 2), codecs.as_bytes(syn.pixels()).numpy())
 
 
 def test_a_file_does_not_take_the_place_of_a_folder_nor_a_folder_that_of_a_file(tmp_path):
@@ -170,7 +186,7 @@ def test_a_file_does_not_take_the_place_of_a_folder_nor_a_folder_that_of_a_file(
     with pytest.raises(UserError, match="full is a folder; name a file"):
         files.write_json(tmp_path / "full", {})
     with pytest.raises(UserError, match=r"letter\.txt is a file; name a folder"):
-        a_set().save(tmp_path / "full" / "letter.txt", META)
+        folders.save(a_set(), tmp_path / "full" / "letter.txt", META)
     assert (tmp_path / "full" / "letter.txt").read_text() == "dear"
     assert [p.name for p in tmp_path.rglob("*")] == ["full", "letter.txt"]
 
@@ -184,7 +200,7 @@ def test_load_dataset_reads_the_folder(tmp_path, hub, channels):
     is not taken for the data.
     """
     syn = a_set(ODD, channels)
-    syn.save(tmp_path / "set", META)
+    folders.save(syn, tmp_path / "set", META)
     found = hub(tmp_path / "set")
     assert (
         list(found) == ["train"]
@@ -195,7 +211,7 @@ def test_load_dataset_reads_the_folder(tmp_path, hub, channels):
         "label"
     ].names == list(ODD)
     assert found["train"]["label"][:] == syn.classes.tolist()
-    expected = handover.eight_bit(syn.pixels()).numpy()
+    expected = codecs.as_bytes(syn.pixels()).numpy()
     paths = sorted((tmp_path / "set/images").rglob("*.png"), key=lambda p: p.name)
     assert len(paths) == 10 and {p.parent.name[:4] for p in paths} == {f"{c:04d}" for c in range(5)}
     for i, row in enumerate(found["train"]):
@@ -215,7 +231,7 @@ def test_load_dataset_reads_the_folder(tmp_path, hub, channels):
 def test_soft_labels_are_a_column(tmp_path, hub, codec, top):
     """One list of logits for each decoded example, which are what the set trains with."""
     syn = soft(a_set(ODD, codec=codec), top)
-    syn.save(tmp_path / "set", META)
+    folders.save(syn, tmp_path / "set", META)
     rows = hub(tmp_path / "set")["train"]
     assert len(rows) == len(syn) == (10 if codec is None else 40)
     found = torch.tensor(rows["logits"][:])
@@ -230,9 +246,9 @@ def test_one_label_for_all_tiles_of_an_item(tmp_path):
     syn = replace(
         syn, tensors=syn.tensors | {"logits": logits}, target_kind="logits", label_of="stored"
     )
-    syn.save(tmp_path / "set", {})
+    folders.save(syn, tmp_path / "set", {})
     assert torch.equal(
-        torch.tensor(pq.read_table(tmp_path / "set" / handover.PARQUET)["logits"].to_pylist()),
+        torch.tensor(pq.read_table(tmp_path / "set" / parquet.PARQUET)["logits"].to_pylist()),
         logits.repeat(4, 1),
     )
 
@@ -242,18 +258,18 @@ def test_sums_are_in_the_parquet_file_and_not_in_images(tmp_path):
     table.
     """
     syn = compensated()
-    syn.save(tmp_path / "set", META)
-    table = pq.read_table(tmp_path / "set" / handover.PARQUET)
+    folders.save(syn, tmp_path / "set", META)
+    table = pq.read_table(tmp_path / "set" / parquet.PARQUET)
     assert (
         table.num_rows == len(syn) == 10
         and table["label"].to_pylist() == syn.classes[syn.source].tolist()
     )
-    folders = {p.name: len(list(p.iterdir())) for p in (tmp_path / "set/images").iterdir()}
-    assert folders == {"0000_a": 2, "0001_b": 2, "compensators": 3}
+    counts = {p.name: len(list(p.iterdir())) for p in (tmp_path / "set/images").iterdir()}
+    assert counts == {"0000_a": 2, "0001_b": 2, "compensators": 3}
     shown = np.asarray(Image.open(io.BytesIO(table["image"][7]["bytes"].as_py()))).transpose(
         2, 0, 1
     )
-    assert np.array_equal(shown, handover.eight_bit(syn.pixels(torch.tensor([7])))[0].numpy())
+    assert np.array_equal(shown, codecs.as_bytes(syn.pixels(torch.tensor([7])))[0].numpy())
     assert (
         "4 of them are real images, stored as they are" in (tmp_path / "set/README.md").read_text()
     )
@@ -261,14 +277,14 @@ def test_sums_are_in_the_parquet_file_and_not_in_images(tmp_path):
         2, 0, 1
     )
     assert np.array_equal(
-        first, handover.eight_bit(0.5 + 0.3 * syn.tensors["compensators"][0].float()).numpy()
+        first, codecs.as_bytes(0.5 + 0.3 * syn.tensors["compensators"][0].float()).numpy()
     )
 
 
 def test_the_shipped_loader_still_gives_the_exact_tensors(tmp_path):
     """Not the 8 bits."""
     syn = soft(a_set(ODD))
-    syn.save(tmp_path / "set", {})
+    folders.save(syn, tmp_path / "set", {})
     images, targets, info = shipped_loader(tmp_path / "set").load()
     assert (
         torch.equal(images, syn.tensors["images"])
@@ -283,22 +299,22 @@ def test_same_set_same_parquet(tmp_path):
     """To the byte; and saving again replaces the folder."""
     syn = soft(a_set(ODD))
     for name in ("one", "two", "one"):
-        syn.save(tmp_path / name, META)
-    assert (tmp_path / "one" / handover.PARQUET).read_bytes() == (
-        tmp_path / "two" / handover.PARQUET
+        folders.save(syn, tmp_path / name, META)
+    assert (tmp_path / "one" / parquet.PARQUET).read_bytes() == (
+        tmp_path / "two" / parquet.PARQUET
     ).read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["one", "two"]
 
 
 def test_equal_class_names_get_numbers(tmp_path, hub):
     """ClassLabel refuses them; the set keeps its own."""
-    assert handover.unique_names(["crane", "crane", "crane (1)", "dog"]) == [
+    assert parquet.unique_names(["crane", "crane", "crane (1)", "dog"]) == [
         "crane",
         "crane (1)",
         "crane (1) (2)",
         "dog",
     ]
-    a_set(("crane", "crane")).save(tmp_path / "set", {})
+    folders.save(a_set(("crane", "crane")), tmp_path / "set", {})
     assert hub(tmp_path / "set")["train"].features["label"].names == ["crane", "crane (1)"]
 
 
@@ -307,8 +323,8 @@ def test_saving_is_fast(tmp_path):
     counts what others do.
     """
     syn = a_set(tuple("abcde"), channels=3, side=32)
-    export = handover.exported(syn)
-    handover.write_parquet(tmp_path / "warm.parquet", syn, export)
+    export = eight_bit.exported(syn)
+    parquet.write_parquet(tmp_path / "warm.parquet", syn, export)
     best = 1.0
     for i in range(3):
         start = time.process_time()
@@ -333,7 +349,7 @@ def test_saving_is_fast(tmp_path):
 )
 def test_the_licence_is_that_of_the_source(tmp_path, name, licence):
     """Where it is known."""
-    a_set().save(tmp_path / "set", {"recipe": {"data": {"name": name}}})
+    folders.save(a_set(), tmp_path / "set", {"recipe": {"data": {"name": name}}})
     assert front(tmp_path / "set")["license"] == licence
     text = (tmp_path / "set/README.md").read_text()
     assert ("not known to the program" in text) == (licence == "unknown")
@@ -351,15 +367,15 @@ def test_the_size_category_is_the_hubs_of_the_decoded_examples(tmp_path):
         "1M<n<10M": (10**6, 10**7 - 1),
     }
     assert {
-        word: (handover.size_category(first), handover.size_category(last))
+        word: (card.size_category(first), card.size_category(last))
         for word, (first, last) in words.items()
     } == {word: (word, word) for word in words}
-    assert handover.size_category(10**7) == "10M<n<100M"
+    assert card.size_category(10**7) == "10M<n<100M"
     names = tuple(map(str, range(125)))
     for codec, word in ((Pixels(), "n<1K"), (MultiFormation(factor=2), "1K<n<10K")):
         syn = a_set(names, side=4, codec=codec)
-        export = handover.Exported([b""] * len(syn), [0] * len(syn), 0.0, 0.0)
-        assert len(syn.classes) == 250 and f"size_categories:\n- {word}\n" in handover.card(
+        export = eight_bit.Exported([b""] * len(syn), [0] * len(syn), 0.0, 0.0)
+        assert len(syn.classes) == 250 and f"size_categories:\n- {word}\n" in card.card(
             syn, META, export
         ), codec
 
@@ -368,7 +384,7 @@ def test_the_card_says_what_meta_says(tmp_path):
     """Recipe, data, budget, network, steps, rate, bytes, seed, BibTeX; the YAML is what the Hub
     wants.
     """
-    a_set(ODD, lr=torch.tensor(0.025)).save(tmp_path / "set", META)
+    folders.save(a_set(ODD, lr=torch.tensor(0.025)), tmp_path / "set", META)
     text = (tmp_path / "set/README.md").read_text(encoding="utf-8")
     for word in (
         "dm/tiny",
@@ -393,12 +409,47 @@ def test_the_card_says_what_meta_says(tmp_path):
     )
     yaml = front(tmp_path / "set")
     assert yaml["configs"] == [
-        {"config_name": "default", "data_files": [{"split": "train", "path": handover.PARQUET}]}
+        {"config_name": "default", "data_files": [{"split": "train", "path": parquet.PARQUET}]}
     ]
     assert yaml["task_categories"] == ["image-classification"] and yaml["size_categories"] == [
         "n<1K"
     ]
     assert yaml["pretty_name"] == "Distilled fashion_mnist, 2 images per class"
+
+
+def test_the_cards_are_to_the_character_what_they_were(tmp_path):
+    """Of a set with compensators, a selection, one with a rate, a protocol and results, and one
+    whose names hold everything; the files were written before the card had a template.
+    """
+    mtt = META | {"recipe": to_dict(find("mtt/digits_ipc1")), "bytes": 3}
+    odd = {"data": {"name": ODD[4]}, "name": ODD[4], "model": ODD[3]}
+    sets = {
+        "compensated": (compensated(), META),
+        "selected": (
+            a_set(codec=Pixels(), channels=3).shipped(),
+            META | {"selected": {"kind": "herding_x", "index": [1]}},
+        ),
+        "trajectories": (a_set(lr=torch.tensor(0.02)), mtt),
+        "odd": (a_set(ODD), {"recipe": odd, "bibtex": "@a{b,\n````\n}", "seed": 0}),
+    }
+    more = {"accuracy_std": 0.1, "lr": 0.01, "steps": 12, "seconds": 3.0, "bytes": 1234}
+    rows = [
+        ROW | more,
+        ROW | {"set": "distilled_8bit", "accuracy_mean": 0.45} | more,
+        ROW | more | {"set": "full", "accuracy_std": None, "ci95": None, "n": 1},
+    ]
+    evaluation = {
+        "rows": rows,
+        "protocol": {"protocol": "fast"},
+        "num_images": {"train": 10, "test": 360},
+    }
+    for name, (syn, meta) in sets.items():
+        folders.save(syn, tmp_path / name, meta)
+        if name == "trajectories":
+            results.add_results(tmp_path / name, evaluation)
+        golden = Path(__file__).parents[1] / "golden" / "cards" / f"{name}.txt"
+        text = (tmp_path / name / "README.md").read_bytes().decode()
+        assert text == golden.read_bytes().decode(), name
 
 
 ALMOST_NOTHING = (
@@ -417,7 +468,7 @@ ALMOST_NOTHING = (
 @pytest.mark.parametrize("meta", ALMOST_NOTHING)
 def test_an_almost_empty_meta_gives_a_card(tmp_path, meta):
     """Nothing is said that is not known."""
-    a_set().save(tmp_path / "set", meta)
+    folders.save(a_set(), tmp_path / "set", meta)
     text = (tmp_path / "set/README.md").read_text()
     assert (
         "None" not in text
@@ -428,14 +479,14 @@ def test_an_almost_empty_meta_gives_a_card(tmp_path, meta):
 
 def test_chosen_and_imported_sets_are_not_called_distilled_by_us(tmp_path):
     """Selected ones are real images; imported ones name their files."""
-    a_set().save(tmp_path / "set", META | {"selected": {"kind": "herding", "index": [1]}})
+    folders.save(a_set(), tmp_path / "set", META | {"selected": {"kind": "herding", "index": [1]}})
     text = (tmp_path / "set/README.md").read_text()
     assert (
         "chosen by herding. Nothing was distilled" in text
         and "dataset-distillation" not in text.split("---")[1]
         and "real images as they are" in text
     )
-    a_set().save(tmp_path / "set", META | {"imported": {"files": ["images_best.pt"]}})
+    folders.save(a_set(), tmp_path / "set", META | {"imported": {"files": ["images_best.pt"]}})
     assert (
         "by another program, imported from images\\_best.pt"
         in (tmp_path / "set/README.md").read_text()
@@ -443,7 +494,7 @@ def test_chosen_and_imported_sets_are_not_called_distilled_by_us(tmp_path):
 
 
 def test_a_merged_set_says_so(tmp_path):
-    a_set().save(tmp_path / "set", META | {"merged": ["few", "more", "most"]})
+    folders.save(a_set(), tmp_path / "set", META | {"merged": ["few", "more", "most"]})
     text = (tmp_path / "set/README.md").read_text()
     assert (
         "# Merged from 3 sets of fashion\\_mnist, 2 images per class" in text
@@ -452,7 +503,7 @@ def test_a_merged_set_says_so(tmp_path):
 
 
 def test_the_card_names_the_files_there_are_and_counts_right(tmp_path):
-    a_set(ipc=1).save(tmp_path / "hard", META)
+    folders.save(a_set(ipc=1), tmp_path / "hard", META)
     text = (tmp_path / "hard/README.md").read_text()
     assert "in data.safetensors: images" in text and "labels.safetensors" not in text
     assert "# Distilled fashion\\_mnist, 1 image per class" in text
@@ -460,7 +511,7 @@ def test_the_card_names_the_files_there_are_and_counts_right(tmp_path):
         "of the values lie outside [0, 1] and were cut there" in text
         and "what that costs is the row distilled_8bit under Accuracy" in text
     )
-    soft(a_set()).save(tmp_path / "soft", META)
+    folders.save(soft(a_set()), tmp_path / "soft", META)
     text = (tmp_path / "soft/README.md").read_text()
     assert (
         "in data.safetensors and labels.safetensors: images" in text
@@ -469,14 +520,14 @@ def test_the_card_names_the_files_there_are_and_counts_right(tmp_path):
 
 
 def test_results_say_on_what_they_were_measured():
-    found = handover.results_table(
+    found = results.results_table(
         {"rows": [ROW], "protocol": {"protocol": "fast"}, "num_images": {"train": 10, "test": 360}}
     )
     assert (
         "on 360 test images by the settings of evaluation.json (protocol fast): mean" in found
         and "under the protocol" not in found
     )
-    assert "Measured by the settings of evaluation.json: mean" in handover.results_table(
+    assert "Measured by the settings of evaluation.json: mean" in results.results_table(
         {"rows": [ROW]}
     )
 
@@ -484,35 +535,38 @@ def test_results_say_on_what_they_were_measured():
 def test_names_cannot_break_the_card(tmp_path):
     """Dataset names with everything in them; a BibTeX text with fences in it."""
     for name in ODD:
-        a_set(ODD).save(
+        folders.save(
+            a_set(ODD),
             tmp_path / "set",
             {"recipe": {"data": {"name": name}, "name": name}, "bibtex": "@a{b,\n```\n}"},
         )
         assert front(tmp_path / "set")["pretty_name"] == f"Distilled {name}, 2 images per class"
         text = (tmp_path / "set/README.md").read_text(encoding="utf-8")
-        assert text.count(handover.BEGIN) == text.count(handover.END) == 1 and "````bibtex" in text
-        assert json.loads(handover.quoted(name)) == name
+        assert text.count(card.BEGIN) == text.count(card.END) == 1 and "````bibtex" in text
+        assert json.loads(markdown.quoted(name)) == name
 
 
 def test_whitened_pixels_send_the_reader_to_the_loader(tmp_path):
     """There is no mean and standard deviation to print."""
     eye = torch.eye(36)
-    replace(a_set(), preprocess=Preprocess(torch.zeros(36), None, eye, eye.clone())).save(
-        tmp_path / "set", {}
+    folders.save(
+        replace(a_set(), preprocess=Preprocess(torch.zeros(36), None, eye, eye.clone())),
+        tmp_path / "set",
+        {},
     )
     assert "info['preprocess']" in (tmp_path / "set/README.md").read_text()
 
 
 def test_results_come_into_the_card_and_replace_earlier_ones(tmp_path, hub):
     """A table in percent; what is around it stays; the folder can still be read."""
-    a_set().save(tmp_path / "set", META)
+    folders.save(a_set(), tmp_path / "set", META)
     before = (tmp_path / "set/README.md").read_text()
     rows = [
         ROW,
         ROW | {"set": "distilled_8bit", "accuracy_mean": 0.45},
         ROW | {"set": "full", "accuracy_std": None, "ci95": None, "n": 1},
     ]
-    handover.add_results(tmp_path / "set", {"rows": rows, "protocol": {"protocol": "fast"}})
+    results.add_results(tmp_path / "set", {"rows": rows, "protocol": {"protocol": "fast"}})
     text = (tmp_path / "set/README.md").read_text()
     assert (
         "| distilled | mlp | 50.0 ± 10.0 | 40.0 to 60.0 | 5 |" in text
@@ -523,12 +577,12 @@ def test_results_come_into_the_card_and_replace_earlier_ones(tmp_path, hub):
         and "what the 8-bit export gives" in text
         and "Not measured yet" not in text
     )
-    handover.add_results(tmp_path / "set", {"rows": [ROW | {"accuracy_mean": 0.7}]})
+    results.add_results(tmp_path / "set", {"rows": [ROW | {"accuracy_mean": 0.7}]})
     text = (tmp_path / "set/README.md").read_text()
     assert "| 70.0 ± 10.0 |" in text and "50.0" not in text and "8-bit export gives" not in text
     assert (
-        text.split(handover.BEGIN)[0] == before.split(handover.BEGIN)[0]
-        and text.split(handover.END)[1] == before.split(handover.END)[1]
+        text.split(card.BEGIN)[0] == before.split(card.BEGIN)[0]
+        and text.split(card.END)[1] == before.split(card.END)[1]
     )
     assert len(hub(tmp_path / "set")["train"]) == 4 and not list(
         (tmp_path / "set").glob(".writing*")
@@ -539,17 +593,17 @@ def test_results_where_the_card_is_another(tmp_path):
     """Without the place they go to the end, and then have one; without a card nothing happens; a
     broken evaluation is a sentence.
     """
-    handover.add_results(tmp_path, {"rows": [ROW]})
+    results.add_results(tmp_path, {"rows": [ROW]})
     assert not list(tmp_path.iterdir())
     (tmp_path / "README.md").write_text("# Mine\n")
     for _ in range(2):
-        handover.add_results(tmp_path, {"rows": [ROW]})
+        results.add_results(tmp_path, {"rows": [ROW]})
     text = (tmp_path / "README.md").read_text()
     assert (
         text.startswith("# Mine\n") and text.count("## Accuracy") == text.count("50.0 ± 10.0") == 1
     )
     with pytest.raises(UserError, match="accuracy_mean"):
-        handover.add_results(tmp_path, {"rows": [{"set": "a", "model": "b"}]})
+        results.add_results(tmp_path, {"rows": [{"set": "a", "model": "b"}]})
     assert (tmp_path / "README.md").read_text() == text
 
 
@@ -561,7 +615,7 @@ def test_a_webdataset_holds_everything(tmp_path):
     this machine.
     """
     syn = soft(a_set(ODD))
-    written = handover.write_webdataset(syn, tmp_path / "a" / "set.tar")
+    written = tars.write_webdataset(syn, tmp_path / "a" / "set.tar")
     assert written == [tmp_path / "a/set.tar", tmp_path / "a/set.json"]
     with tarfile.open(written[0]) as archive:
         members = archive.getmembers()
@@ -572,7 +626,9 @@ def test_a_webdataset_holds_everything(tmp_path):
         "000000.logits.npy",
     ] and len(members) == 30
     assert {(m.mtime, m.uid, m.gid, m.uname, m.gname) for m in members} == {(0, 0, 0, "", "")}
-    assert content["000009.cls"] == b"4" and content["000003.png"] == handover.exported(syn).pngs[3]
+    assert (
+        content["000009.cls"] == b"4" and content["000003.png"] == eight_bit.exported(syn).pngs[3]
+    )
     assert np.array_equal(np.load(io.BytesIO(content["000007.logits.npy"])), syn.logits[7].numpy())
     assert files.read_json(written[1]) == {
         "class_names": list(ODD),
@@ -580,15 +636,15 @@ def test_a_webdataset_holds_everything(tmp_path):
         "shards": {"set.tar": 10},
         "logits": True,
     }
-    again = handover.write_webdataset(syn, tmp_path / "b" / "set.tar")
+    again = tars.write_webdataset(syn, tmp_path / "b" / "set.tar")
     assert again[0].read_bytes() == written[0].read_bytes()
     with pytest.raises(UserError, match=r"set\.tar exists already"):
-        handover.write_webdataset(syn, tmp_path / "b" / "set.tar")
+        tars.write_webdataset(syn, tmp_path / "b" / "set.tar")
 
 
 def test_shards(tmp_path):
     """Examples keep their numbers, so that no key is there twice."""
-    written = handover.write_webdataset(a_set(ODD), tmp_path / "set.tar", per_shard=4)
+    written = tars.write_webdataset(a_set(ODD), tmp_path / "set.tar", per_shard=4)
     assert [p.name for p in written] == [
         "set-000000.tar",
         "set-000001.tar",
@@ -603,7 +659,7 @@ def test_shards(tmp_path):
         "set-000002.tar": 2,
     }
     with pytest.raises(UserError, match="per_shard"):
-        handover.write_webdataset(a_set(), tmp_path / "other.tar", per_shard=0)
+        tars.write_webdataset(a_set(), tmp_path / "other.tar", per_shard=0)
 
 
 def test_datasets_reads_the_webdataset(tmp_path, monkeypatch):
@@ -611,14 +667,14 @@ def test_datasets_reads_the_webdataset(tmp_path, monkeypatch):
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     syn = soft(a_set(ODD, channels=3))
-    tar = handover.write_webdataset(syn, tmp_path / "set.tar")[0]
+    tar = tars.write_webdataset(syn, tmp_path / "set.tar")[0]
     rows = list(
         datasets.load_dataset("webdataset", data_files=str(tar), split="train", streaming=True)
     )
     assert len(rows) == 10 and [int(row["cls"]) for row in rows] == syn.classes.tolist()
     assert np.array_equal(
         np.asarray(rows[2]["png"]).transpose(2, 0, 1),
-        handover.eight_bit(syn.pixels(torch.tensor([2])))[0].numpy(),
+        codecs.as_bytes(syn.pixels(torch.tensor([2])))[0].numpy(),
     )
     assert np.allclose(rows[2]["logits.npy"], syn.logits[2].numpy())
 
@@ -626,17 +682,17 @@ def test_datasets_reads_the_webdataset(tmp_path, monkeypatch):
 def test_an_image_folder_is_read_by_torchvision(tmp_path):
     """All decoded examples, the classes in their order although their names sort otherwise."""
     syn = a_set(("b", "a/..", "c" * 300), codec=MultiFormation(factor=2))
-    folder = handover.write_image_folder(syn, tmp_path / "deep" / "set")
+    folder = image_folder.write_image_folder(syn, tmp_path / "deep" / "set")
     found = torchvision.datasets.ImageFolder(str(folder))
     assert len(found) == 24 and [c[:6] for c in found.classes] == ["0000_b", "0001_a", "0002_c"]
     assert sorted(found.targets) == sorted(syn.classes[syn.source].tolist())
     i = next(i for i, (path, _) in enumerate(found.samples) if path.endswith("000013.png"))
-    expected = handover.eight_bit(syn.pixels(torch.tensor([13])))[0, 0].numpy()
+    expected = codecs.as_bytes(syn.pixels(torch.tensor([13])))[0, 0].numpy()
     assert np.array_equal(np.asarray(found[i][0])[:, :, 0], expected) and found.targets[i] == int(
         syn.classes[syn.source][13]
     )
     with pytest.raises(UserError, match="exists already"):
-        handover.write_image_folder(syn, folder)
+        image_folder.write_image_folder(syn, folder)
 
 
 def test_the_codecs_of_this_file_are_all():
@@ -652,11 +708,11 @@ def test_the_card_says_balanced_accuracy_of_uneven_test_classes():
         "balanced_accuracy_std": 0.0,
         "per_class": {"cat": 0.25, "dog": 0.0},
     }
-    uneven = handover.results_table({"rows": [row], "test_images_per_class": {"cat": 30, "dog": 5}})
+    uneven = results.results_table({"rows": [row], "test_images_per_class": {"cat": 30, "dog": 5}})
     assert (
         "| balanced accuracy % | networks |" in uneven
         and " | 12.5 | " in uneven
         and "Balanced accuracy is the mean over the classes" in uneven
     )
-    even = handover.results_table({"rows": [row], "test_images_per_class": {"cat": 30, "dog": 30}})
+    even = results.results_table({"rows": [row], "test_images_per_class": {"cat": 30, "dog": 30}})
     assert "alanced" not in even

@@ -10,13 +10,14 @@ import torch
 from helpers import CPU, tiny_set
 from safetensors import safe_open
 
+from ddengine.artefact import folder as folders
 from ddengine.data import load_data
 from ddengine.evaluation import tables
 from ddengine.evaluation.evaluate import evaluate
 from ddengine.evaluation.ledger import label_bytes
 from ddengine.learning import training
 from ddengine.models import build_model
-from ddengine.pages import report
+from ddengine.pages import overview
 from ddengine.recipe import AugmentConfig, DataConfig, EvalConfig
 from ddengine.sets.codec import Compensated, Identity, MultiFormation
 from ddengine.sets.coreset import random_index
@@ -116,7 +117,7 @@ def test_the_ledger_is_what_the_files_hold(data, tmp_path, kind):
     and last iterates are counted apart.
     """
     syn = kinds(data)[kind]
-    syn.save(tmp_path / "set", {})
+    folders.save(syn, tmp_path / "set", {})
     found = dict.fromkeys((*PARTS, "preprocess", "raw"), 0)
     sizes = {"F32": 4, "F16": 2, "U8": 1, "I64": 8, "I16": 2}
     for name in ("data", "labels"):
@@ -146,7 +147,7 @@ def test_the_ledger_is_what_the_files_hold(data, tmp_path, kind):
     assert ledger == found | {"total": sum(found[part] for part in PARTS)}
     assert (ledger["raw"] > 0) == (kind == "average") and ledger["preprocess"] == 8
     assert (ledger["compensators"] > 0) == (kind[:4] in ("comp", "aver"))
-    shown = report.ledger(ledger, data.bytes, data.dataset_bytes)
+    shown = overview.ledger(ledger, data.bytes, data.dataset_bytes)
     assert (
         all((f"{part} " in shown) == (ledger[part] > 0) for part in PARTS)
         and f"{100 * ledger['total'] / data.bytes:.3g} %" in shown

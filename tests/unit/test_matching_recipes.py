@@ -14,16 +14,16 @@ from loops import for_each
 
 from ddengine.learning.flat import FlatModel
 from ddengine.models import build_model
+from ddengine.objective import Env
 from ddengine.recipe import AugmentConfig, OptimConfig
 from ddengine.sets.codec import Identity, MultiFormation
 from ddengine.sets.synthetic import initial
 from ddengine.system.rng import generator
-from ddengine.types import Env
+from synth.catalogue import RECIPES, find
+from synth.cite import entries, keys
 from synth.distribution import DistributionMatching
 from synth.gradient import GradientMatching, Metric
 from synth.networks import OnReal, OnSynthetic, Untrained, loop_counts
-from synth.recipes import RECIPES, find
-from synth.recipes.cite import entries, keys
 
 ROOT = Path(__file__).resolve().parents[2]
 METHODS = ("dc", "dsa", "dcc", "dsac", "dm", "idc", "idc_i")

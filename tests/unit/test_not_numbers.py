@@ -18,16 +18,18 @@ from torch import nn
 import ddengine
 from buffers.store import ExpertStore, stored_preprocess
 from ddengine import loop
-from ddengine.artefact import describe, handover
+from ddengine.artefact import describe, results
+from ddengine.artefact import folder as folders
 from ddengine.data import Preprocess, load_data
 from ddengine.data.preprocess import fit_zca
 from ddengine.data.stored import check_stored, flaw, unlike
 from ddengine.evaluation import bench, ranking, scores, tables
-from ddengine.evaluation.evaluate import evaluate, validate
+from ddengine.evaluation.evaluate import evaluate
 from ddengine.evaluation.rates import best_rate
+from ddengine.evaluation.train import validate
 from ddengine.learning import training
 from ddengine.models import build_model
-from ddengine.pages import page, report
+from ddengine.pages import figures, of_continual, overview, page
 from ddengine.plan.estimate import noting
 from ddengine.recipe import EvalConfig, OptimConfig, OuterConfig
 from ddengine.sets import synthetic
@@ -70,7 +72,9 @@ def whitened(data):
 def folder(data, tmp_path):
     """A set with soft labels, a learned rate and a running average."""
     syn = tiny_set(data, lr=0.02).with_labels(torch.randn(20, 10, generator=generator(0)), top=3)
-    syn.with_tensors({"raw.images": syn.tensors["images"].clone()}).save(tmp_path / "set", META)
+    folders.save(
+        syn.with_tensors({"raw.images": syn.tensors["images"].clone()}), tmp_path / "set", META
+    )
     return tmp_path / "set"
 
 
@@ -115,12 +119,12 @@ NOT_SETS = [
 
 def test_a_set_with_numbers_that_are_none_is_refused_when_read(folder):
     """Every reader refuses it, naming file and number; the sound set is read."""
-    synthetic.load(folder, CPU)
+    folders.load(folder, CPU)
     assert not dict(describe.describe(folder)[0].rows).get("damaged")
     sound = (folder / "data.safetensors").read_bytes()
     for name, value, words in NOT_SETS:
         change(folder, name, value)
-        for read in (partial(synthetic.load, device=CPU), page.read, ddengine.load):
+        for read in (partial(folders.load, device=CPU), page.read, ddengine.load):
             with pytest.raises(UserError, match=words) as found:
                 read(folder)
             assert "data.safetensors" in str(found.value), name
@@ -132,7 +136,7 @@ def test_a_set_with_numbers_that_are_none_is_refused_when_read(folder):
     ):
         change(folder, name, value, "labels.safetensors")
         with pytest.raises(UserError, match=f"labels.safetensors.*{words}"):
-            synthetic.load(folder, CPU)
+            folders.load(folder, CPU)
         change(folder, name, 1, "labels.safetensors")
 
 
@@ -145,8 +149,8 @@ def test_compensators_and_their_units_are_checked(data, tmp_path):
         data.class_names,
         data.train.preprocess,
     ).shipped()
-    syn.save(tmp_path / "set", META)
-    synthetic.load(tmp_path / "set", CPU)
+    folders.save(syn, tmp_path / "set", META)
+    folders.load(tmp_path / "set", CPU)
     for name, value, words in (
         ("compensators", math.nan, "'compensators' are not finite"),
         ("unit", 0.0, "units of"),
@@ -154,7 +158,7 @@ def test_compensators_and_their_units_are_checked(data, tmp_path):
         sound = (tmp_path / "set/data.safetensors").read_bytes()
         change(tmp_path / "set", name, value)
         with pytest.raises(UserError, match=words):
-            synthetic.load(tmp_path / "set", CPU)
+            folders.load(tmp_path / "set", CPU)
         (tmp_path / "set/data.safetensors").write_bytes(sound)
 
 
@@ -510,10 +514,10 @@ def test_rows_without_accuracy_are_shown(tmp_path):
         assert len(tables.sorted_rows(LOST["rows"], sort)) == 4
         assert sort == "none" or tables.sorted_rows(LOST["rows"], sort)[-1]["accuracy_mean"] is None
     console.print(tables.table(LOST, "digits"))
-    console.print(report.cross_table([("a", LOST)]))
+    console.print(overview.cross_table([("a", LOST)]))
     assert console.export_text().count("diverged") == 2
-    report.heat_map(tmp_path / "heat_map.png", [("a", LOST)])
-    report.heat_map(tmp_path / "none.png", [("a", {"rows": LOST["rows"][:1]})])
+    figures.heat_map(tmp_path / "heat_map.png", [("a", LOST)])
+    figures.heat_map(tmp_path / "none.png", [("a", {"rows": LOST["rows"][:1]})])
     (tmp_path / "evaluation.json").write_text(json.dumps(LOST, allow_nan=False))
     text = page.write([tmp_path, tmp_path], tmp_path / "report.html").read_text()
     assert (
@@ -521,7 +525,7 @@ def test_rows_without_accuracy_are_shown(tmp_path):
         and 'title="all networks diverged"' in text
         and "<td>diverged</td>" in text
     )
-    table = handover.results_table(LOST)
+    table = results.results_table(LOST)
     assert (
         "| distilled | mlp | diverged | - | 0, 2 diverged |" in table
         and "| 40.0 | - | 1, 1 diverged |" in table
@@ -540,7 +544,7 @@ def bad(folder):
 
 
 def test_the_picture_of_a_run_shows_rows_without_accuracy(data, tmp_path):
-    report.real_vs_distilled(tmp_path / "picture.png", data.train, tiny_set(data), LOST)
+    figures.real_vs_distilled(tmp_path / "picture.png", data.train, tiny_set(data), LOST)
     assert (tmp_path / "picture.png").stat().st_size > 1000
 
 
@@ -640,12 +644,12 @@ def test_continual_learning_marks_stages_that_diverged(tmp_path):
         "memories": {"distilled": lost, "random": memory},
     }
     console = Console(width=100, record=True)
-    console.print(continual.table(result))
+    console.print(of_continual.table(result))
     assert console.export_text().count("diverged") == 3
-    continual.plot(tmp_path / "continual.png", result)
+    of_continual.plot(tmp_path / "continual.png", result)
     assert (
         "warning: 3 of 3 networks of memory distilled diverged at stage 2 and do not count"
-        in continual.notes(result)
+        in of_continual.notes(result)
     )
 
 
@@ -765,12 +769,12 @@ def test_a_set_that_is_not_plain_is_read_as_before(data, tmp_path):
     syn = synthetic.SyntheticSet(
         {"images": images}, torch.arange(20) % 10, data.class_names, Identity(), whitening
     )
-    syn.save(tmp_path / "whitened", META)
-    again, _ = synthetic.load(tmp_path / "whitened", CPU)
+    folders.save(syn, tmp_path / "whitened", META)
+    again, _ = folders.load(tmp_path / "whitened", CPU)
     assert torch.equal(
         again.preprocess.matrix, whitening.matrix
     ) and again.preprocess.origin.endswith("data.safetensors")
     check_stored(again.preprocess, data.train.pixels)
     bounded = replace(tiny_set(data), codec=Identity(bounded=True)).shipped()
-    bounded.save(tmp_path / "bytes", META)
-    assert synthetic.load(tmp_path / "bytes", CPU)[0].tensors["images"].dtype == torch.uint8
+    folders.save(bounded, tmp_path / "bytes", META)
+    assert folders.load(tmp_path / "bytes", CPU)[0].tensors["images"].dtype == torch.uint8

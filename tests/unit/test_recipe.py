@@ -7,7 +7,7 @@ import math
 import re
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from types import SimpleNamespace
 
@@ -22,7 +22,9 @@ from ddengine.commands import cli
 from ddengine.data import DATASETS
 from ddengine.learning.flat import FlatModel, flatten
 from ddengine.models import build_model
+from ddengine.objective import Env
 from ddengine.recipe import (
+    LATE,
     PARTS,
     AugmentConfig,
     DataConfig,
@@ -40,23 +42,8 @@ from ddengine.sets.codec import Compensated
 from ddengine.sets.start import INITIALISERS
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
-from ddengine.types import Env
-from synth.recipes import (
-    RECIPES,
-    ast,
-    datm,
-    dc,
-    dm,
-    find,
-    ftd,
-    idc,
-    infer,
-    mtt,
-    rded,
-    sre2l,
-    take,
-    tesla,
-)
+from synth.catalogue import RECIPES, find, take
+from synth.recipes import ast, datm, dc, dm, ftd, idc, infer, mtt, rded, sre2l, tesla
 
 DIGITS = RECIPES["mtt/digits_ipc1"]
 CIFAR = RECIPES["mtt/cifar10_ipc10"]
@@ -122,7 +109,7 @@ def test_every_part_that_comes_in_kinds_says_its_kind():
 
 def parsed(value, *flags):
     """The recipe after flags, as the command line parses it."""
-    return cli.parse(parametrised(value), list(flags), value)
+    return cli.parse(parametrised(value), list(flags), value, "")
 
 
 def test_parametrised_fills_every_type_parameter():
@@ -283,14 +270,15 @@ def test_a_recipe_builds_its_objects(name):
 def test_take_takes_whole_parts():
     for part in PARTS:
         donor = "mtt/cifar100_ipc1" if part == "outer" else "mtt/digits_ipc1"
-        assert take(CIFAR, [f"{part}={donor}"]) == replace(
-            CIFAR, **{part: getattr(RECIPES[donor], part)}
-        )
+        taken = take(CIFAR, [f"{part}={donor}"])
+        wanted = replace(CIFAR, **{part: getattr(RECIPES[donor], part)})
+        assert resolved(taken) == resolved(wanted) and taken.taken == (f"{part}={donor}",)
     with pytest.raises(UserError, match="validation split"):
         # evaluates while distilling, and a published cell holds nothing out
         take(CIFAR, ["outer=mtt/digits_ipc1"])
     both = take(DIGITS, ["buffer=mtt/cifar10_ipc10", "outer=mtt/cifar100_ipc1"])
-    assert both == replace(DIGITS, buffer=CIFAR.buffer, outer=RECIPES["mtt/cifar100_ipc1"].outer)
+    wanted = replace(DIGITS, buffer=CIFAR.buffer, outer=RECIPES["mtt/cifar100_ipc1"].outer)
+    assert resolved(both) == resolved(wanted)
     assert take(DIGITS, []) == DIGITS
     assert parsed(both, "--buffer.step.lr", "0.3").buffer.step.lr == 0.3
 
@@ -310,9 +298,9 @@ def test_take_of_what_is_not_there(assignment, says):
 
 
 def test_take_on_the_command_line():
-    import run
+    from ddengine.commands.options import options_of
 
-    options = run.options_of(
+    options = options_of(
         "distill",
         [
             "mtt/digits_ipc1",
@@ -325,13 +313,18 @@ def test_take_on_the_command_line():
         ],
     )
     assert options.seed == 4
-    note = options.recipe.note
+    note, taken = options.recipe.note, ("buffer=mtt/cifar10_ipc10",)
     assert options.recipe == replace(
-        DIGITS, buffer=CIFAR.buffer, data=replace(DIGITS.data, zca=True), note=note
+        DIGITS,
+        buffer=CIFAR.buffer,
+        data=replace(DIGITS.data, zca=True),
+        note=note,
+        taken=taken,
+        published=None,
     )
     assert "buffer=mtt/cifar10_ipc10" in note and "nothing is published" in note
     assert (
-        run.options_of(
+        options_of(
             "distill", ["datm/cifar10_ipc10", "--take", "buffer=ast/cifar10_ipc10"]
         ).recipe.published
         is None
@@ -349,7 +342,7 @@ def test_find_names_the_nearest():
 # What the digest of the images says already, which is beside that of the recipe in the identity of
 # a run.
 READ = {"data.fit", "data.background", "data.image_column", "data.label_column"}
-PROSE = {"cites", "published", "note", "data.root", "data.download", *READ}
+PROSE = {"cites", "published", "note", "taken", "data.root", "data.download", *READ}
 
 
 def other_value(path, value, kind):
@@ -390,8 +383,8 @@ TOGETHER = ("objective.labels", "targets.dtype", "targets.top", "teachers")
 def variants(value, prefix=""):
     """(path, the dataclass with that one leaf changed), for every leaf below a dataclass."""
     hints = typing.get_type_hints(type(value))
-    for field in fields(value):
-        path, inner = f"{prefix}{field.name}", getattr(value, field.name)
+    for one in fields(value):
+        path, inner = f"{prefix}{one.name}", getattr(value, one.name)
         if is_dataclass(inner):
             changes = variants(inner, f"{path}.")
         elif isinstance(inner, Mapping) and any(is_dataclass(v) for v in inner.values()):
@@ -401,10 +394,10 @@ def variants(value, prefix=""):
                 for p, v in variants(part, f"{path}.{k}.")
             )
         else:
-            changes = [(path, other_value(path, inner, hints[field.name]))]
+            changes = [(path, other_value(path, inner, hints[one.name]))]
         for where, changed in changes:
             if where not in TOGETHER:
-                yield where, replace(value, **{field.name: changed})
+                yield where, replace(value, **{one.name: changed})
 
 
 def test_the_digest_changes_with_every_field_but_prose_and_places():
@@ -443,6 +436,29 @@ def test_the_digest_changes_with_every_field_but_prose_and_places():
         "ipc",
     } <= set(paths)
     assert len(paths) > 70
+
+
+def test_late_fields_are_left_out_while_they_hold_their_default():
+    """Stored recipes and identities of before equal those of the same recipe now."""
+
+    @dataclass(frozen=True)
+    class Part:
+        old: int = 1
+        late: int = field(default=2, metadata=LATE)
+        many: tuple[str, ...] = field(default_factory=tuple, metadata=LATE)
+
+    assert to_dict(Part()) == {"old": 1}
+    assert to_dict(Part(late=3)) == {"old": 1, "late": 3}
+    assert to_dict(Part(many=("a",))) == {"old": 1, "many": ["a"]}
+    assert from_dict(Part, {"old": 1}) == Part()
+    assert from_dict(Part, to_dict(Part(2, 3, ("a",)))) == Part(2, 3, ("a",))
+
+
+def test_what_was_taken_is_stored_and_decides_nothing():
+    taken = replace(DIGITS, taken=("buffer=ast/cifar10_ipc10",))
+    assert "taken" not in to_dict(DIGITS)
+    assert to_dict(taken) == {**to_dict(DIGITS), "taken": ["buffer=ast/cifar10_ipc10"]}
+    assert resolved(taken) == resolved(DIGITS)
 
 
 def test_the_digest_changes_with_the_kind_of_a_part():

@@ -16,15 +16,15 @@ from buffers.steps import Sgd
 from ddengine.data import load_data
 from ddengine.learning.flat import FlatModel
 from ddengine.models import build_model
+from ddengine.objective import Env
 from ddengine.recipe import AugmentConfig, BufferConfig, InitConfig, OptimConfig, TargetConfig
 from ddengine.sets.codec import Compensated, Identity
 from ddengine.sets.synthetic import initial
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
-from ddengine.types import Env
+from synth.catalogue import RECIPES, find
+from synth.cite import entries, keys
 from synth.compensator import BaseSets
-from synth.recipes import RECIPES, find
-from synth.recipes.cite import entries, keys
 from synth.selection import NoObjective
 from synth.statistics import OnePerClass, StatisticsMatching
 

@@ -27,9 +27,12 @@ from torch.nn import functional
 
 from buffers.store import StoreGroup
 from ddengine import loop as outer
+from ddengine.artefact import folder as folders
+from ddengine.artefact.folder import load
 from ddengine.data import Preprocess, load_data
 from ddengine.evaluation import bench
-from ddengine.evaluation.evaluate import evaluate, validate
+from ddengine.evaluation.evaluate import evaluate
+from ddengine.evaluation.train import validate
 from ddengine.learning import training
 from ddengine.learning.losses import task_loss
 from ddengine.learning.teachers import predict
@@ -38,7 +41,7 @@ from ddengine.recipe import AugmentConfig, EvalConfig, OptimConfig, OuterConfig,
 from ddengine.sets.codec import Compensated, Identity
 from ddengine.sets.coreset import random_index
 from ddengine.sets.labels import label
-from ddengine.sets.synthetic import SyntheticSet, coded, load
+from ddengine.sets.synthetic import SyntheticSet, coded
 from ddengine.system import files
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
@@ -95,7 +98,7 @@ def test_soft_labels_survive_the_folder(world, tmp_path):
     """To the bit, with their kind; what is loaded trains with them."""
     data, _ = world
     syn = soft_set(data, lr=0.02)
-    syn.save(tmp_path / "set", {})
+    folders.save(syn, tmp_path / "set", {})
     again, meta = load(tmp_path / "set", CPU)
     assert again.target_kind == meta["target_kind"] == "logits" and again.lr == syn.lr
     assert again.tensors.keys() == syn.tensors.keys() and all(
@@ -113,7 +116,7 @@ def test_the_shipped_loader_gives_what_a_loss_wants(world, tmp_path, soft):
     """
     data, _ = world
     syn = soft_set(data, lr=0.02) if soft else tiny_set(data, lr=0.02)
-    syn.save(tmp_path / "set", {})
+    folders.save(syn, tmp_path / "set", {})
     images, targets, info = shipped_loader(tmp_path / "set").load()
     ours = syn.batch(torch.arange(20))
     assert torch.equal(images, ours.images) and info["lr"] == pytest.approx(0.02)
@@ -138,7 +141,7 @@ def test_labels_are_counted_in_bytes(world, tmp_path):
     assert hard["labels"] == 160 and soft["labels"] == 160 + 800
     assert soft["other"] == hard["other"] == 4 and soft["images"] == hard["images"] == 20 * 64 * 4
     assert soft["total"] == soft["images"] + soft["labels"] + 4 == hard["total"] + 800
-    soft_set(data, lr=0.02).save(tmp_path / "set", {})
+    folders.save(soft_set(data, lr=0.02), tmp_path / "set", {})
     assert json.loads((tmp_path / "set/meta.json").read_text())["bytes"] == soft
 
 
@@ -146,7 +149,7 @@ def test_labels_are_counted_in_bytes(world, tmp_path):
 def test_labels_of_a_wrong_shape_are_refused(world, tmp_path, shape):
     """Naming the shape, the images and the classes there are."""
     data, _ = world
-    soft_set(data).save(tmp_path / "set", {})
+    folders.save(soft_set(data), tmp_path / "set", {})
     tensors, of = files.read_tensors(tmp_path / "set/labels.safetensors")
     assert (
         tensors.keys() == {"logits"}
@@ -164,7 +167,7 @@ def test_labels_of_a_wrong_shape_are_refused(world, tmp_path, shape):
 def test_labels_that_are_missing_are_a_sentence(world, tmp_path):
     """A folder that says logits and has none."""
     data, _ = world
-    soft_set(data).save(tmp_path / "set", {})
+    folders.save(soft_set(data), tmp_path / "set", {})
     (tmp_path / "set/labels.safetensors").unlink()
     with pytest.raises(UserError, match=r"lost its soft labels, labels\.safetensors"):
         load(tmp_path / "set", CPU)
@@ -673,7 +676,7 @@ def test_a_distilled_average_brings_its_last_iterate(world, tested, tmp_path):
     result, _ = outer.distill(
         tiny_set(data, ipc=4, lr=0.04), Pull(noise=2.0), config, tmp_path / "run", seed=0
     )
-    result.save(tmp_path / "set", {})
+    folders.save(result, tmp_path / "set", {})
     again, _ = load(tmp_path / "set", CPU)
     rows = rows_of(again, tested, LONGER)
     alone = again.with_tensors({"images": again.tensors["raw.images"]})
@@ -771,7 +774,8 @@ def test_an_interrupted_evaluation_with_random_soft(tested, tmp_path, monkeypatc
     monkeypatch.setattr(bench.Bench, "accuracies", until(stop_at))
     with pytest.raises(KeyboardInterrupt):
         rows_of(syn, tested, config, memo_path=memo)
-    assert memo.read_bytes().count(b"\n") == stop_at
+    # and a line that says which networks are trained at once
+    assert memo.read_bytes().count(b"\n") == stop_at + 1
     monkeypatch.setattr(bench.Bench, "accuracies", until(-1))
     again = rows_of(syn, tested, config, memo_path=memo)
     assert list(again) == list(whole) and all(
@@ -875,7 +879,7 @@ def test_the_largest_logits_and_the_mean_of_the_others(world, tmp_path, top, dty
         assert syn.logits.sum(1) == pytest.approx(logits.sum(1), abs=0.1)  # the mean keeps the sum
     else:
         assert "logits.index" not in syn.tensors and syn.nbytes()["labels"] == 160 + 20 * size * 10
-    syn.save(tmp_path / "set", {})
+    folders.save(syn, tmp_path / "set", {})
     again, _ = load(tmp_path / "set", CPU)
     assert torch.equal(again.logits, syn.logits) and all(
         again.tensors[k].dtype == v.dtype for k, v in syn.tensors.items()
@@ -952,7 +956,7 @@ def test_labels_of_another_set_are_refused(world, tmp_path, name):
     syn = with_compensators(data).shipped()
     logits = torch.randn(80, 10, generator=generator(4))
     for folder, said in (("a", logits), ("b", logits.roll(1, 0))):
-        syn.with_labels(said, **kind).save(tmp_path / folder, {})
+        folders.save(syn.with_labels(said, **kind), tmp_path / folder, {})
     mine, theirs = (tmp_path / folder / "labels.safetensors" for folder in ("a", "b"))
     kept = mine.read_bytes()
     mine.write_bytes(theirs.read_bytes())

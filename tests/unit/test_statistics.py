@@ -19,13 +19,13 @@ from ddengine.data import Preprocess, RealSet
 from ddengine.learning import augment
 from ddengine.learning.flat import FlatModel, flatten
 from ddengine.models import build_model
+from ddengine.objective import Env
 from ddengine.recipe import AugmentConfig, OptimConfig, OuterConfig
 from ddengine.sets.codec import Compensated, Identity, MultiFormation
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system.errors import UserError
 from ddengine.system.files import read_tensors
 from ddengine.system.rng import generator
-from ddengine.types import Env
 from synth.compensator import BaseSets
 from synth.statistics import OnePerClass, StatisticsMatching, crop_at
 

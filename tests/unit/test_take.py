@@ -12,16 +12,27 @@ from published import NUM_CLASSES, SUBSETS
 from buffers.flat_step import Gsam
 from buffers.smooth import Smooth
 from buffers.steps import Sgd
-from ddengine.recipe import OptimConfig, TargetConfig, parametrised, to_dict
+from ddengine.recipe import OptimConfig, Recipe, TargetConfig, parametrised, to_dict
 from ddengine.system.errors import UserError
+from synth import catalogue
 from synth.ast import BalancedLoss, IntermediateMatching, WeightNoise
+from synth.catalogue import RECIPES, find
 from synth.datm import GrowingWindow
-from synth.recipes import RECIPES, find, take
 from synth.trajectory import UniformWindow
 
 MTT, FTD, DATM, AST = (
     RECIPES[f"{method}/cifar10_ipc10"] for method in ("mtt", "ftd", "datm", "ast")
 )
+
+
+def take(recipe: Recipe, assignments: list[str]) -> Recipe:
+    """What `catalogue.take` gives, with the figure and the prose of the recipe it started from."""
+    taken = catalogue.take(recipe, assignments)
+    assert taken.taken == (*recipe.taken, *assignments) and taken.published is None
+    assert "nothing is published" in taken.note
+    return replace(taken, taken=recipe.taken, published=recipe.published, note=recipe.note)
+
+
 TESLA = RECIPES["tesla/cifar10_ipc1"]
 SMALL = {
     method: RECIPES[f"{method}/fashion_mnist_ipc10_small"]
@@ -302,12 +313,12 @@ def test_targets_that_make_no_sense(fields, says):
 
 def test_taken_parts_have_flags():
     """On the command line: the slot's own flag exists after it was taken, and only then."""
-    import run
+    from ddengine.commands.options import options_of
 
     args = ["mtt/cifar10_ipc10", "--objective.perturb.alpha", "0.5"]
     with pytest.raises(UserError, match=r"objective\.perturb\.alpha"):
-        run.options_of("distill", args)
-    options = run.options_of(
+        options_of("distill", args)
+    options = options_of(
         "distill",
         [
             *args,
@@ -320,14 +331,14 @@ def test_taken_parts_have_flags():
         options.recipe.objective == replace(MTT.objective, perturb=WeightNoise(alpha=0.5))
         and options.recipe.buffer.step == FTD.buffer.step
     )
-    options = run.options_of(
+    options = options_of(
         "distill",
         ["datm/cifar10_ipc10", "--outer.optim.logits.lr", "7", "--targets.epochs", "90", "100"],
     )
     assert options.recipe.outer.optim["logits"] == OptimConfig(
         lr=7.0, momentum=0.9
     ) and options.recipe.targets.epochs == (90, 100)
-    options = run.options_of(
+    options = options_of(
         "buffer", ["ftd/cifar10_ipc10", "--buffer.step.sgd.lr", "0.5", "--buffer.step.alpha", "1"]
     )
     assert options.recipe.buffer.step == Gsam(sgd=Sgd(lr=0.5), rho=0.01, alpha=1.0)
@@ -336,10 +347,10 @@ def test_taken_parts_have_flags():
 @pytest.mark.parametrize("method", ["ftd", "ast", "datm"])
 def test_a_wrong_rate_of_the_inner_optimiser_says_where_it_is(method):
     """Their experts' rate is `buffer.step.sgd.lr`; a flag `buffer.step.lr` does not exist."""
-    import run
+    from ddengine.commands.options import options_of
 
     with pytest.raises(UserError, match=r"buffer\.step\.sgd.*lr.*-1"):
-        run.options_of("buffer", [SMALL[method].name, "--buffer.step.sgd.lr", "-1"])
+        options_of("buffer", [SMALL[method].name, "--buffer.step.sgd.lr", "-1"])
 
 
 # The small recipes: MTT's cell with exactly the parts that the method is

@@ -1,0 +1,186 @@
+"""Natural images and universal feature compensators (INFER)."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ddengine.data import Preprocess
+from ddengine.recipe import require
+from ddengine.sets.codec.protocol import Codec, Space, Tensors
+from ddengine.sets.codec.values import as_bytes, as_pixels
+from ddengine.system.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compensated:
+    """Natural images, and universal feature compensators that each are added to one image of every
+    class (INFER; Zhang et al., ICLR 2025, section 3).
+
+    With K compensators over n images of each of C classes there are C (n + K) training examples:
+    the natural images, then for each compensator k the images of base set k mod n (the image k mod
+    n of every class) plus the compensator. A budget of `ipc` images per class holds n + K / C <=
+    ipc; published: K = M n for M teachers, so n = floor(ipc C / (M + C)). (The released program
+    computes this in binary fractions and gets one image less where ipc C / (M + C) is whole and M /
+    C has no exact one.)
+
+    Stored: "images" (n C, C, H, W), pixels in [0, 1]; "compensators" (K, C, H, W), in units of
+    normalised pixels; "unit" (C,), how much of a pixel that is. What is shipped are bytes and
+    float16, and sums are clamped to [0, 1]: the sum is made when it is needed.
+    """
+
+    per_set: int = 4  # compensators for each set of base images, M; published: one for each teacher
+    # base images per class, n; None: as many as the budget holds with per_set compensators each
+    base: int | None = None
+    # K; None: per_set times n, or with base all that the budget holds
+    compensators: int | None = None
+    # clamp the sum also while compensators are optimised; without, only in the end (as the released
+    # program does)
+    clamp: bool = False
+
+    @property
+    def cites(self) -> tuple[str, ...]:
+        """Works to cite."""
+        return ("zhang2025infer",)
+
+    def __post_init__(self) -> None:
+        require(self.per_set >= 1, f"codec.per_set must be at least 1, got {self.per_set}.")
+        require(
+            self.base is None or self.base >= 1,
+            (
+                f"codec.base must be at least 1, got {self.base}; leave it out for the published "
+                "number."
+            ),
+        )
+        require(
+            self.compensators is None or self.compensators >= 1,
+            f"codec.compensators must be at least 1, got {self.compensators}.",
+        )
+
+    @property
+    def space(self) -> Space:
+        """Pixels."""
+        return "pixel"
+
+    @property
+    def per_item(self) -> int:
+        """One."""
+        return 1
+
+    def budget(self, ipc: int, num_classes: int) -> tuple[int, int, int]:
+        """(n, K, N): base images per class, compensators, training examples per class.
+
+        Raises UserError for what the budget does not hold.
+        """
+        free, n = self.compensators, self.base
+        if n is None:
+            # what the compensators leave
+            n = (
+                ipc * num_classes // (self.per_set + num_classes)
+                if free is None
+                else ipc - -(-free // num_classes)
+            )
+        if n < 1:
+            count = self.per_set if free is None else free
+            raise UserError(
+                f"ipc {ipc} leaves no whole base image: an image of each of {num_classes} classes "
+                f"and {count} compensators take "
+                f"{1 + count / num_classes:.3g} images per class; set ipc "
+                f"{-(-(count + num_classes) // num_classes)}, or fewer compensators with "
+                f"codec.{'per_set' if free is None else 'compensators'}."
+            )
+        count = free or (self.per_set * n if self.base is None else num_classes * (ipc - n))
+        if count < 1 or n * num_classes + count > ipc * num_classes:
+            taken = f"codec.base {n} and codec.compensators {count} take {n + count / num_classes:.4g} images per class, and ipc allows {ipc}"
+            full = f"codec.base {n} leaves no compensator within ipc {ipc}"
+            raise UserError(f"{taken if count > 0 else full}; lower them or raise ipc.")
+        return n, count, n + count
+
+    def fit(self, ipc: int, num_classes: int) -> tuple[Codec, int]:
+        """With the numbers of the budget in it."""
+        n, count, _ = self.budget(ipc, num_classes)
+        return replace(self, base=n, compensators=count), n
+
+    def natural(self, tensors: Tensors) -> int:
+        """The base images."""
+        return len(tensors["images"])
+
+    def pairs(self, tensors: Tensors) -> Tensor:
+        """Base images under each compensator, one of every class in order: (K, C) int64."""
+        assert self.base is not None, "the codec was not fitted to a budget"
+        device = tensors["images"].device
+        sets = torch.arange(len(tensors["compensators"]), device=device) % self.base
+        return sets[:, None] + torch.arange(0, len(tensors["images"]), self.base, device=device)
+
+    def source(self, tensors: Tensors) -> Tensor:
+        """The base image of each."""
+        return torch.cat(
+            [
+                torch.arange(len(tensors["images"]), device=tensors["images"].device),
+                self.pairs(tensors).flatten(),
+            ]
+        )
+
+    def decode(self, tensors: Tensors, index: Tensor) -> Tensor:
+        """Base image plus compensator; bytes become pixels first."""
+        images, compensators, unit = (
+            tensors["images"],
+            tensors["compensators"],
+            tensors["unit"].view(-1, 1, 1),
+        )
+        num, num_classes = len(images), len(images) // (self.base or 1)
+        chosen = as_pixels(images.index_select(0, self.source(tensors).index_select(0, index)))
+        if not len(compensators):
+            return chosen
+        added = (
+            compensators.to(chosen.dtype).index_select(
+                0, ((index - num) // num_classes).clamp(min=0)
+            )
+            * unit
+        )
+        summed = torch.where((index >= num).view(-1, 1, 1, 1), chosen + added, chosen)
+        return summed.clamp(0, 1) if self.clamp else summed
+
+    def pack(self, images: Tensor, num_classes: int, preprocess: Preprocess) -> dict[str, Tensor]:
+        """The images, and compensators of 0.
+
+        Whitened pixels have no unit of their own: there a compensator is in pixels.
+        """
+        unit = (
+            torch.ones(images.shape[1], device=images.device, dtype=images.dtype)
+            if preprocess.std is None
+            else preprocess.std.to(images).clone()
+        )
+        return {
+            "images": images,
+            "compensators": images.new_zeros(self.compensators or 0, *images.shape[1:]),
+            "unit": unit,
+        }
+
+    def project(self, tensors: Tensors, preprocess: Preprocess) -> None:
+        """Clamp the images, where they are learned; what is added has no bounds, sums are clamped
+        when they are made.
+        """
+        tensors["images"].clamp_(0, 1)
+
+    def ship(self, tensors: Tensors, preprocess: Preprocess) -> tuple[Codec, dict[str, Tensor]]:
+        """Bytes for what are pixels of real images, float16 for compensators; sums are clamped from
+        now on.
+        """
+        stored = {
+            "images": as_bytes(tensors["images"]),
+            "compensators": tensors["compensators"].half(),
+        }
+        return replace(self, clamp=True), {**tensors, **stored}
+
+    def loader(self) -> str:
+        """The sums, clamped where they are shipped so."""
+        clamped = ".clamp(0, 1)" if self.clamp else ""
+        return f"""def decode(tensors, n={self.base}):
+    images, compensators = tensors["images"], tensors["compensators"].float() * tensors["unit"].view(-1, 1, 1)
+    images = images.float() / 255 if images.dtype == torch.uint8 else images
+    first = torch.arange(0, len(images), n)  # of each class
+    item = [torch.arange(len(images)), *(first + k % n for k in range(len(compensators)))]
+    examples = [images, *(images[first + k % n] + compensator for k, compensator in enumerate(compensators))]
+    return torch.cat(examples){clamped}, torch.cat(item)
+"""

@@ -1,0 +1,46 @@
+"""How this program was started, so that sentences and printed commands can be typed as they are."""
+
+import shlex
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+CHECKOUT = "run.py"  # the script of a checkout, which sentences name where nothing else is known
+
+
+def name() -> str:
+    """The program as a sentence calls it: run.py, ddengine or python -m ddengine."""
+    started = Path(sys.argv[0]).name
+    if started == "__main__.py":
+        return "python -m ddengine"
+    if started in ("ddengine", "ddengine.exe"):
+        return "ddengine"
+    return CHECKOUT
+
+
+def words() -> list[str]:
+    """The words that start this program from the folder it was started in."""
+    program = name()
+    if program == "ddengine":
+        return [program]
+    python, here = Path(sys.executable), Path.cwd()
+    interpreter = str(python.relative_to(here) if python.is_relative_to(here) else python)
+    if program != CHECKOUT:
+        return [interpreter, "-m", "ddengine"]
+    script = sys.argv[0] if Path(sys.argv[0]).name == CHECKOUT else CHECKOUT
+    return [interpreter, script]
+
+
+def as_typed(*arguments: str) -> str:
+    """A command of this program as it can be typed where it was started, quoted for a shell."""
+    return shlex.join([*words(), *arguments])
+
+
+def version() -> str:
+    """The version of the engine: of the installed package, in a checkout that of pyproject.toml."""
+    try:
+        return metadata.version("ddengine")
+    except metadata.PackageNotFoundError:
+        settings = Path(__file__).resolve().parents[2] / "pyproject.toml"
+        return tomllib.loads(settings.read_text(encoding="utf-8"))["project"]["version"]
