@@ -18,14 +18,15 @@ from torch import nn
 import ddengine
 from buffers.store import ExpertStore, stored_preprocess
 from ddengine import loop
-from ddengine.artefact import describe, handover
+from ddengine.artefact import describe, results
 from ddengine.artefact import folder as folders
 from ddengine.data import Preprocess, load_data
 from ddengine.data.preprocess import fit_zca
 from ddengine.data.stored import check_stored, flaw, unlike
 from ddengine.evaluation import bench, ranking, scores, tables
-from ddengine.evaluation.evaluate import evaluate, validate
+from ddengine.evaluation.evaluate import evaluate
 from ddengine.evaluation.rates import best_rate
+from ddengine.evaluation.train import validate
 from ddengine.learning import training
 from ddengine.models import build_model
 from ddengine.pages import figures, of_continual, overview, page
@@ -524,7 +525,7 @@ def test_rows_without_accuracy_are_shown(tmp_path):
         and 'title="all networks diverged"' in text
         and "<td>diverged</td>" in text
     )
-    table = handover.results_table(LOST)
+    table = results.results_table(LOST)
     assert (
         "| distilled | mlp | diverged | - | 0, 2 diverged |" in table
         and "| 40.0 | - | 1, 1 diverged |" in table
