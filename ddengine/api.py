@@ -19,7 +19,7 @@ from ddengine.artefact import folder as folders
 from ddengine.artefact import runs
 from ddengine.data import Data, Preprocess
 from ddengine.data.torch_dataset import data_of, named_classes, own_config
-from ddengine.evaluation.evaluate import validate
+from ddengine.evaluation.train import validate
 from ddengine.learning.flat import FlatModel
 from ddengine.learning.teachers import load_all
 from ddengine.models import build_model, middle
