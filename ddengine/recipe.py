@@ -267,13 +267,6 @@ class InitConfig:
     factor: int = 1
 
     @property
-    def trains(self) -> bool:
-        """Whether networks are trained to choose the images, which have `steps` updates."""
-        if self.kind in ("forgetting", "el2n"):
-            return True
-        return self.kind in ("herding", "k_centre", "k_means") and self.embedding == "network"
-
-    @property
     def cites(self) -> tuple[str, ...]:
         """Works to cite for the kind in use."""
         return {

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from ddengine import api, loop
+from ddengine import loop
 from ddengine.data import Data
 from ddengine.learning.memory import PER_STEP, saved_bytes
 from ddengine.learning.training import TEST_BATCH
@@ -17,8 +17,9 @@ from ddengine.models import build_model
 from ddengine.objective import environment
 from ddengine.pages import figures
 from ddengine.plan.apart import FIRST_USE, apart, held, peak_memory
-from ddengine.plan.calibrate import Run, counts, prepared, with_init_steps
-from ddengine.plan.job import Job, experts_of, started, workable
+from ddengine.plan.calibrate import Run, counts, prepared
+from ddengine.plan.jobs import Job, experts_of, started, workable
+from ddengine.plan.trainings import Calls
 from ddengine.recipe import Recipe
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system import dist, log
@@ -59,9 +60,8 @@ def trial(began: float, job: Job) -> int:
     device, data, _ = started(began, job)
     recipe = workable(job.recipe)
     run = Run(job, recipe, data, device, experts_of(job, data, None), Path())
-    if recipe.init.trains:  # networks that choose images need not have learnt anything for this
-        recipe = with_init_steps(recipe, 1)
-    syn, objective = prepared(run, recipe)
+    # networks that choose images need not have learnt anything for this
+    syn, objective = prepared(run, recipe, Calls())
     state = loop.first_state(syn, objective, recipe.outer, job.seed)
     before = held(device)
     loop.outer_step(syn, objective, recipe.outer, state, job.seed).tolist()
@@ -88,9 +88,7 @@ def free_disk(path: Path) -> int:
     return shutil.disk_usage(next(p for p in (path, *path.parents) if p.exists())).free
 
 
-def check(
-    job: Job, syn: SyntheticSet, data: Data, folder: Path, device: torch.device
-) -> None:
+def check(job: Job, syn: SyntheticSet, data: Data, folder: Path, device: torch.device) -> None:
     """Raise UserError where a distillation into `folder` would run out of memory or disk.
 
     With the numbers. Cheap where a generous bound fits; else one step is tried in a process that

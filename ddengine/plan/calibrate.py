@@ -27,7 +27,7 @@ from ddengine.models import build_model
 from ddengine.objective import Objective
 from ddengine.pages import figures
 from ddengine.plan.apart import peak_memory, timed
-from ddengine.plan.job import Job, StandIns, experts_of, started, workable
+from ddengine.plan.jobs import Job, StandIns, experts_of, started, workable
 from ddengine.plan.trainings import Calls, seconds_of, testing_seconds
 from ddengine.recipe import BufferConfig, Recipe, to_dict
 from ddengine.sets.synthetic import SyntheticSet
@@ -37,8 +37,6 @@ from ddengine.types import Experts
 
 SECONDS = 5.0  # of calibration of experts and of outer steps
 PATIENCE = 60.0  # seconds after which an outer step is the only one that is timed
-# updates of networks that choose images, by which the time of one is told
-FEW, MORE = 20, 60
 STORES = 60  # bytes of header in a shard, and so many more an epoch for its metrics
 STORES_EPOCH = 54
 MANIFEST = 1250  # bytes of a store's manifest
@@ -161,8 +159,10 @@ class Run:
         return timed(self.device, action)
 
 
-def prepared(run: Run, recipe: Recipe) -> tuple[SyntheticSet, Objective]:
-    """The initial set and the objective of a recipe."""
+def prepared(run: Run, recipe: Recipe, calls: Calls) -> tuple[SyntheticSet, Objective]:
+    """The initial set and the objective of a recipe; networks that choose images are not trained,
+    but noted.
+    """
     job = run.job
     return api.prepare(
         recipe,
@@ -172,12 +172,8 @@ def prepared(run: Run, recipe: Recipe) -> tuple[SyntheticSet, Objective]:
         seed=job.seed,
         precision=job.precision,
         compile=job.compile,
+        train_networks=calls.train_networks,
     )
-
-
-def with_init_steps(recipe: Recipe, steps: int) -> Recipe:
-    """The recipe whose networks that choose images have so many updates."""
-    return replace(recipe, init=replace(recipe.init, steps=steps))
 
 
 def distill(began: float, job: Job, folder: Path, stand_ins: Path | None) -> dict[str, Any]:
@@ -186,8 +182,9 @@ def distill(began: float, job: Job, folder: Path, stand_ins: Path | None) -> dic
     recipe = job.recipe if stand_ins is None else workable(job.recipe)
     run = Run(job, recipe, data, device, experts_of(job, data, stand_ins), folder)
     often, labelling = counts(recipe), _labelling(run)
-    initial, (syn, objective) = _initial(run)
-    initial *= labelling
+    calls = Calls()
+    initial, (syn, objective) = run.timed(lambda: prepared(run, recipe, calls))
+    initial = labelling * initial + seconds_of(calls)
     state = loop.first_state(syn, objective, recipe.outer, job.seed)
     step = _step_seconds(run, syn, objective, state)
     path = _made(folder / "checkpoint") / "state.safetensors"
@@ -219,25 +216,7 @@ def _labelling(run: Run) -> float:
     return recipe.buffer.num_experts / experts.num_experts
 
 
-def _initial(run: Run) -> tuple[float, tuple[SyntheticSet, Objective]]:
-    """Seconds of what a distillation starts from, and that.
-
-    Networks that choose images are trained a little: what their updates take follows from two
-    numbers of them.
-    """
-    recipe = run.recipe
-    if not recipe.init.trains or recipe.init.steps <= MORE:
-        return run.timed(lambda: prepared(run, recipe))
-    prepared(run, with_init_steps(recipe, FEW))  # the first time is slower
-    few, _ = run.timed(lambda: prepared(run, with_init_steps(recipe, FEW)))
-    more, start = run.timed(lambda: prepared(run, with_init_steps(recipe, MORE)))
-    each = max(more - few, 0.0) / (MORE - FEW)
-    return more + each * (recipe.init.steps - MORE), start
-
-
-def _step_seconds(
-    run: Run, syn: SyntheticSet, objective: Objective, state: loop.State
-) -> float:
+def _step_seconds(run: Run, syn: SyntheticSet, objective: Objective, state: loop.State) -> float:
     """Seconds of an outer step, of some that change `state`."""
     config, times = run.recipe.outer, list[float]()
 

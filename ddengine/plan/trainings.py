@@ -43,10 +43,13 @@ class Training:
     def at_once(self) -> int:
         """Networks that may be trained in one computation.
 
-        Of larger batches on a CPU each is trained alone, and one is timed for all.
+        Where each is trained alone, one is timed for all.
         """
-        small = min(self.config.batch, len(self.sets[0])) < training.BATCHED_BELOW
-        return len(self.seeds) if small or self.device.type == "cuda" else 1
+        rule = self.options.get("at_once") or training.at_once_on(self.device)
+        images = min(self.config.batch, len(self.sets[0]))
+        height, width = self.sets[0].batch(torch.arange(1)).images.shape[2:]
+        num = len(self.seeds)
+        return num if rule.together(num, images, height * width) else 1
 
     @property
     def kind(self) -> tuple[Any, ...]:
@@ -61,11 +64,14 @@ class Training:
             options.get("precision"),
             len(options.get("teachers", ())),
             self.at_once,
+            options.get("observe") is not None,
         )
 
     def run(self, steps: int) -> list[nn.Module]:
         """Do it, with so many updates, for as many networks as are trained together."""
-        num, options = self.at_once, self.options | {"steps": steps}
+        num = self.at_once
+        options: dict[str, Any] = self.options | {"steps": steps}
+        options.pop("observe", None)
         return training.train_networks(
             self.new_model,
             self.sets[:num],
