@@ -405,7 +405,7 @@ def _check_recipe(recipe: Any, experts: Experts | None) -> None:
     if not isinstance(recipe, Recipe):
         raise UserError(
             f"The recipe is a {type(recipe).__name__}; give a Recipe, such as "
-            f"synth.recipes.find({str(recipe)[:40]!r}) returns."
+            f"synth.catalogue.find({str(recipe)[:40]!r}) returns."
         )
     if experts is None and reads_experts(recipe):
         raise UserError(

@@ -29,7 +29,7 @@ from ddengine.recipe import (
 )  # fmt: skip
 from ddengine.sets import synthetic
 from ddengine.system import dist, log
-from synth.recipes.cite import bibtex
+from synth.cite import bibtex
 
 
 def prepare(

@@ -11,7 +11,7 @@ from ddengine.learning.memory import PER_STEP, saved_bytes
 from ddengine.models import build_model
 from ddengine.objective import VECTORS, environment
 from ddengine.system.rng import generator
-from synth.recipes import find
+from synth.catalogue import find
 from synth.selection import NoObjective
 
 

@@ -20,7 +20,7 @@ from ddengine.plan import apart, bounds, calibrate, jobs, trainings
 from ddengine.system import files, runtime
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
-from synth.recipes import find
+from synth.catalogue import find
 from synth.recipes.protocols import PROTOCOLS
 
 TINY_EVALUATION = replace(
