@@ -28,7 +28,7 @@ from ddengine.uses.continual import (
     images_per_class,
     kept,
     memories,
-    networks,
+    stages,
 )
 from synth.catalogue import RECIPES
 
@@ -352,7 +352,7 @@ def test_a_lost_network_is_made_again(digits, tmp_path, monkeypatch):
     """
     config = replace(SMALL, strategy="replay", repeats=1, memories=("random",))
     whole = run(digits, config)
-    real_save = networks.save_network
+    real_save = stages.save_network
 
     def save_and_stop(context, stage, network):
         real_save(context, stage, network)
@@ -361,7 +361,7 @@ def test_a_lost_network_is_made_again(digits, tmp_path, monkeypatch):
 
     path = tmp_path / "memo.jsonl"
     with monkeypatch.context() as patch:
-        patch.setattr(networks, "save_network", save_and_stop)
+        patch.setattr(stages, "save_network", save_and_stop)
         with pytest.raises(KeyboardInterrupt):
             run(digits, config, memo_path=path)
     (stored,) = (tmp_path / "work" / "networks").glob("*_0.safetensors")
