@@ -25,7 +25,7 @@ from ddengine.uses.continual.summary import summary
 MEMO = 2
 
 
-def run(
+def run(  # long: half of it says what it takes
     data: Data,
     recipe: Recipe,
     config: ContinualConfig,
