@@ -167,6 +167,19 @@ def test_what_cannot_be_run_is_refused_before_any_work(digits):
             ContinualConfig(**change)
 
 
+def test_images_for_a_memory_of_bytes_are_distilled_within_pixels():
+    """And only those: neither for exact memories, nor whitened, nor what is bytes already."""
+    unbounded, whitened = replace(RECIPE, codec=Identity()), replace(RECIPE.data, zca=True)
+    bounded = continual.within_pixels(unbounded, SMALL)
+    assert bounded == replace(unbounded, codec=Identity(bounded=True))
+    assert continual.within_pixels(bounded, SMALL) is bounded
+    for recipe, config in (
+        (unbounded, replace(SMALL, store="float32")),
+        (replace(unbounded, data=whitened), SMALL),
+    ):
+        assert continual.within_pixels(recipe, config) is recipe
+
+
 # Orders and what is seen
 
 
