@@ -114,7 +114,8 @@ def _changed_value(present: Any, value: Any, hint: Any, walked: tuple[str, ...])
         shown = str(hint).replace("typing.", "")
         name = hint.__name__ if isinstance(hint, type) else shown
         raise UserError(f"{'.'.join(walked)} is of type {name}, and {value!r} is not; change it.")
-    return float(value) if hint is float else value
+    plain: Any = value
+    return float(plain) if hint is float else plain
 
 
 def _fits(value: Any, hint: Any) -> bool:
