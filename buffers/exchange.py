@@ -20,12 +20,16 @@ from torch import Tensor, nn
 from buffers import store
 from buffers.store import ExpertStore
 from ddengine.artefact.exchange import described, is_plain, save_pt, sha256, shape_of
+from ddengine.artefact.export import Format
+from ddengine.artefact.export import export as export_of_set
+from ddengine.artefact.tars import PER_SHARD
 from ddengine.data import Data
 from ddengine.recipe import BufferConfig, DataConfig, digest
 from ddengine.system import files, log
 from ddengine.system.errors import UserError
 
 FILE = "replay_buffer_{}.pt"
+PER_FILE = 10  # experts in a file, as the published programs write them
 
 
 class _Forgotten:
@@ -269,7 +273,41 @@ def _check(
         )
 
 
-def export_experts(folder: Path, out: Path, per_file: int = 10) -> list[Path]:
+def export(
+    path: Path,
+    format: Format,
+    out: Path,
+    *,
+    per_file: int = PER_FILE,
+    per_shard: int = PER_SHARD,
+) -> list[Path]:
+    """Write an expert store, a run or the folder of a set as files of other programs.
+
+    Args:
+        path: an expert store, a run or the folder of a set.
+        format: mtt, the files of MTT, FTD, TESLA and DATM; of a run or set also webdataset,
+            imagefolder and hub, which hold images of 8 bits.
+        out: the folder to write.
+        per_file: experts in a file of mtt.
+        per_shard: examples in a tar of webdataset.
+
+    Returns:
+        What was written.
+
+    Raises:
+        UserError: a path that holds neither, a format that does not go, and files that exist
+            already.
+    """
+    if not (path / "manifest.json").is_file():
+        return export_of_set(path, format, out, per_shard=per_shard)
+    if format != "mtt":
+        raise UserError(
+            f"{path} holds experts, and format {format} is one of images; set --format mtt."
+        )
+    return export_experts(path, out, per_file)
+
+
+def export_experts(folder: Path, out: Path, per_file: int = PER_FILE) -> list[Path]:
     """Write the experts of a store into `out` as replay_buffer_0.pt, ..., `per_file` experts a
     file, float32; returns the files.
 
