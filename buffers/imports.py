@@ -57,9 +57,8 @@ class Imported:
 
     kind: Kind  # of the files
     folder: Path  # a store, the folder of several stores, or the folder of a set
-    recipe: (
-        Recipe  # what was imported fits it: classes in the order of the files, number of experts
-    )
+    # what was imported fits it: classes in the order of the files, the number of experts
+    recipe: Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,7 +252,7 @@ def _of_networks(recipe: Recipe, paths: Sequence[Path]) -> Recipe:
 
 
 def _read_networks(recipe: Recipe, data: Data, folder: Path, paths: Sequence[Path]) -> list[_Place]:
-    """The networks in the files, which name as many for each of the recipe's, one after the other."""
+    """The networks in the files, as many for each of the recipe's, those of the first one first."""
     models = buffer_models(recipe)
     each = len(paths) // len(models)
     places = []

@@ -106,7 +106,7 @@ def _card_of(source: Path, syn: SyntheticSet, meta: Mapping[str, Any]) -> str:
 
 
 def _write_card(path: Path, text: str, info: Any) -> None:
-    """Write the card by `huggingface_hub`; its YAML says the features and where the examples are."""
+    """Write the card by `huggingface_hub`; its YAML says features and where the examples are."""
     hub = library("huggingface_hub")
     written = hub.DatasetCard(text.replace(" and of images/", ""), ignore_metadata_errors=True)
     written.data.configs = [
