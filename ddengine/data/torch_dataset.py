@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.utils.data import Subset, TensorDataset
 
 from ddengine.data.images import NeedsColour, NeedsScale, Scales, Wide, extremes, plain
-from ddengine.data.load import data_from, resize
+from ddengine.data.load import data_from
 from ddengine.data.loaded import Data
 from ddengine.data.preprocess import Preprocess
+from ddengine.data.resize import resize
 from ddengine.data.source import Part, Source
 from ddengine.data.splits import listed
 from ddengine.recipe import DataConfig

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ddengine.data import Data
-from ddengine.data.load import image_digests
+from ddengine.data.checks import image_digests
 from ddengine.evaluation.bench import SEARCH_SEED, Bench, Contender
 from ddengine.evaluation.contenders import baselines, has_soft_labels, of_codec, set_labels
 from ddengine.evaluation.decoded import eight_bit, freeze
