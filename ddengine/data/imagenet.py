@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ddengine.data.images import Decoder
+from ddengine.data.decoder import Decoder
 from ddengine.data.listing import SUFFIXES, files_below
 from ddengine.data.source import Part, Source
 from ddengine.recipe import DataConfig
@@ -193,7 +193,7 @@ def reader(name: str) -> Callable[[DataConfig], Source]:
                 f"folders by class, {test / wnids[0]} and so on."
             )
         notes: list[str] = []
-        decoder = Decoder(config, notes, own=False)
+        decoder = Decoder(config, notes, published=True)
         train, held = (
             part_of_folders(split, wnids, folder, decoder) for split in (folder / "train", test)
         )

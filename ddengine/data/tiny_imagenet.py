@@ -5,8 +5,8 @@ sorted into class folders.
 import os
 from pathlib import Path
 
+from ddengine.data.decoder import Decoder
 from ddengine.data.imagenet import MEAN, STD, part_of_files, part_of_folders
-from ddengine.data.images import Decoder
 from ddengine.data.source import Part, Source
 from ddengine.recipe import DataConfig
 from ddengine.system.errors import UserError
@@ -88,7 +88,7 @@ def read(config: DataConfig) -> Source:
             "the archive again."
         )
     notes: list[str] = []
-    decoder = Decoder(config, notes, own=False)
+    decoder = Decoder(config, notes, published=True)
     train = part_of_folders(folder / "train", wnids, folder, decoder)
     held = _validation(folder / "val", wnids, folder, decoder)
     return Source(train, held, _class_names(folder / "words.txt", wnids), MEAN, STD, notes)

@@ -12,11 +12,13 @@ from PIL import Image, ImageColor
 from torch import Tensor
 from torch.utils.data import Subset, TensorDataset
 
-from ddengine.data.images import NeedsColour, NeedsScale, Scales, Wide, extremes, plain
+from ddengine.data.decoder import NeedsColour
+from ddengine.data.images import plain
 from ddengine.data.load import data_from
 from ddengine.data.loaded import Data
 from ddengine.data.preprocess import Preprocess
 from ddengine.data.resize import resize
+from ddengine.data.scales import NeedsScale, Scales, Wide, extremes
 from ddengine.data.source import Part, Source
 from ddengine.data.splits import listed
 from ddengine.recipe import DataConfig
