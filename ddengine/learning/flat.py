@@ -31,13 +31,6 @@ def unflatten_into(module: nn.Module, theta: Tensor, buffers: Tensor | None = No
                 tensor.data.copy_(part.view_as(tensor))
 
 
-def is_dropout(module: nn.Module) -> bool:
-    """Whether a module draws random numbers while training (from the global generator: modules take
-    no other).
-    """
-    return "Drop" in type(module).__name__ or type(module).__name__ == "StochasticDepth"
-
-
 class _Embed(nn.Module):
     """The input of a network's last linear layer, as a forward pass."""
 
