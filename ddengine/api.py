@@ -19,12 +19,12 @@ from ddengine.artefact import folder as folders
 from ddengine.artefact import runs
 from ddengine.data import Data, Preprocess
 from ddengine.data.torch_dataset import data_of, named_classes, own_config
-from ddengine.evaluation.evaluate import validate
+from ddengine.evaluation.train import validate
 from ddengine.learning.flat import FlatModel
 from ddengine.learning.teachers import load_all
 from ddengine.models import build_model, middle
 from ddengine.objective import Env, Objective
-from ddengine.pages import report
+from ddengine.pages import figures
 from ddengine.recipe import Recipe, digest, to_dict
 from ddengine.sets import labels, synthetic
 from ddengine.sets.codec import Compensated
@@ -329,7 +329,7 @@ def _kept(
         syn, objective, recipe.outer, folder, seed=seed,
         finish=partial(shipped, recipe=recipe, experts=experts),
         validate=lambda s: validate(s, data, recipe.evaluation, recipe.model, seed=seed, device=device, precision=precision, teachers=teachers),
-        picture=lambda s, step: report.grid(folder / "progress" / f"step_{step:06d}.png", s),
+        picture=lambda s, step: figures.grid(folder / "progress" / f"step_{step:06d}.png", s),
     )  # fmt: skip
     cost = loop.summary(counters) | {"initial_seconds": initial_seconds}
     result = _among(result, names)
@@ -403,7 +403,7 @@ def _check_recipe(recipe: Any, experts: Experts | None) -> None:
     if not isinstance(recipe, Recipe):
         raise UserError(
             f"The recipe is a {type(recipe).__name__}; give a Recipe, such as "
-            f"synth.recipes.find({str(recipe)[:40]!r}) returns."
+            f"synth.catalogue.find({str(recipe)[:40]!r}) returns."
         )
     if experts is None and reads_experts(recipe):
         raise UserError(

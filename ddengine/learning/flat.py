@@ -5,6 +5,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from ddengine.models.dropout import is_dropout
 from ddengine.system.runtime import Precision, autocast
 
 

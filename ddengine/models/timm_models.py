@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ddengine.learning.flat import is_dropout
 from ddengine.models.classic import pad_to_32, padded_shape
 from ddengine.models.convnet import OptionError
+from ddengine.models.dropout import is_dropout
 from ddengine.models.torchvision_models import SMALL, adapt_stem, replace
 from ddengine.system import rng as streams
 from ddengine.system.errors import UserError
