@@ -21,6 +21,7 @@ from torch import Tensor
 from ddengine.data import Data
 from ddengine.sets.codec import Codec, Identity, MultiFormation, Pixels, as_pixels
 from ddengine.sets.synthetic import SyntheticSet
+from ddengine.sets.targets import Classes, Logits
 from ddengine.system import files, log
 from ddengine.system.errors import UserError
 
@@ -169,10 +170,10 @@ def read_set(
     rate = lr if rate_file is None else _rate(rate_file, load(rate_file))
     if rate is not None:
         tensors["lr"] = learned_rate(rate, str(rate_file or "--lr"))
-    kind = "class" if logits is None else "logits"
+    targets = Classes() if logits is None else Logits("stored")
     reader = pixel_codec(codec, data) if space == "pixel" else Identity()
     return SyntheticSet(
-        tensors, classes, data.class_names, reader, data.train.preprocess, kind, space=space
+        tensors, classes, data.class_names, reader, data.train.preprocess, targets, space=space
     ), used
 
 

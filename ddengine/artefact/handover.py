@@ -139,7 +139,7 @@ def example_logits(syn: "SyntheticSet") -> Tensor | None:
     """Soft labels (N, K) float32 of the decoded examples; None for a set with classes, or with
     another number of labels, which `load` refuses.
     """
-    if syn.target_kind != "logits":
+    if not syn.targets.soft:
         return None
     logits = syn.logits.detach()
     if len(logits) != (len(syn) if syn.label_of == "decoded" else len(syn.classes)):
@@ -336,7 +336,7 @@ def card(syn: "SyntheticSet", meta: Mapping[str, Any], export: Exported) -> str:
         what += "a network that is trained on them is meant to do what one does that was trained on many more real images."
     if num_merged:
         what += f" Merged from {num_merged} sets, which were made one by one; what is said of recipe, network and steps is said of the first."
-    labels = f"soft labels, {num_classes} logits each" if syn.target_kind == "logits" else "classes"
+    labels = f"soft labels, {num_classes} logits each" if syn.targets.soft else "classes"
     facts = _table(
         [
             ("recipe", recipe),
@@ -397,14 +397,14 @@ def card(syn: "SyntheticSet", meta: Mapping[str, Any], export: Exported) -> str:
         "from datasets import load_dataset",
         "",
         'examples = load_dataset("PATH/OF/THIS/FOLDER", split="train")  # 8-bit images, label'
-        + (", logits" if syn.target_kind == "logits" else ""),
+        + (", logits" if syn.targets.soft else ""),
         "```",
         "",
         f"{apart} {normalise}",
     ]
     trained = _at(meta, "protocol")
     trained = trained_section(trained) if isinstance(trained, Mapping) else []
-    if syn.target_kind == "logits":
+    if syn.targets.soft:
         use += [
             "",
             (
@@ -419,7 +419,7 @@ def card(syn: "SyntheticSet", meta: Mapping[str, Any], export: Exported) -> str:
         if sizes[part]
     )
     holders = "data.safetensors" + (
-        " and labels.safetensors" if syn.target_kind == "logits" else ""
+        " and labels.safetensors" if syn.targets.soft else ""
     )
     stored = f"{size(sizes['total'])} in {holders}: {parts}."
     raw, whole = _at(meta, "raw_bytes"), _at(meta, "dataset_bytes")

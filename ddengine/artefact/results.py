@@ -78,7 +78,7 @@ def _add_protocol(folder: Path, evaluation: Mapping[str, Any]) -> dict[str, Any]
     syn, meta = folders.load(folder, torch.device("cpu"))
     model = _at(meta, "recipe", "model")
     trained = protocol.of_evaluation(
-        evaluation, model, soft=syn.target_kind == "logits", learned=syn.lr
+        evaluation, model, soft=syn.targets.soft, learned=syn.lr
     )
     if trained is None:
         return None

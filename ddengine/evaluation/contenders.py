@@ -38,7 +38,7 @@ def of_codec(
     as the whole. Of other codecs `distilled_same_steps` has as many updates as a plain set of as
     many images, and `random_coded` are random real images in the same codec.
     """
-    stored, own = len(syn.tensors["images"]), training.num_updates(len(distilled), config)
+    stored, own = len(syn.classes), training.num_updates(len(distilled), config)
     if len(distilled) <= stored:
         return []
     if natural := syn.codec.natural(syn.tensors):

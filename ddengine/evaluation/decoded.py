@@ -43,13 +43,11 @@ def freeze(syn: SyntheticSet, device: torch.device) -> Decoded:
     with torch.no_grad():
         batch = syn.batch(torch.arange(len(syn)))
     assert batch.classes is not None
-    sizes = syn.nbytes()
-    ledger = {part: sizes[part] for part in ("images", "compensators", "labels", "other")}
     images, targets, classes = (
         t.detach().to(device) for t in (batch.images, batch.targets, batch.classes)
     )
     return Decoded(
-        images, targets, classes, ledger, syn.classes.numel() * syn.classes.element_size()
+        images, targets, classes, syn.parts(), syn.classes.nbytes
     )
 
 

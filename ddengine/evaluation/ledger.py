@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ddengine.evaluation.bench import Bench, Labels
 from ddengine.evaluation.decoded import Decoded, Labelled
 from ddengine.models import build_model
-from ddengine.sets.synthetic import LABELS, SyntheticSet
+from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system.rng import generator
 from ddengine.types import TrainingSet
 
@@ -73,8 +73,7 @@ def ledger_of(
 
 def label_bytes(syn: SyntheticSet) -> float:
     """Bytes of one soft label as the set stores them; of four-byte logits for a set without."""
-    if syn.target_kind == "class":
+    if not syn.targets.soft:
         return 4.0 * len(syn.class_names)
-    return sum(
-        syn.tensors[k].numel() * syn.tensors[k].element_size() for k in LABELS if k in syn.tensors
-    ) / len(syn.tensors["logits"])
+    stored = sum(syn.tensors[k].nbytes for k in syn.targets.names if k in syn.tensors)
+    return stored / len(syn.tensors["logits"])

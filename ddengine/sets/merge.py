@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ddengine.data import Preprocess
 from ddengine.sets.codec import Compensated, Identity
-from ddengine.sets.synthetic import LABELS, SyntheticSet
+from ddengine.sets.synthetic import SyntheticSet
+from ddengine.sets.targets import Classes, Logits
 from ddengine.system.errors import UserError
 
 # logit of a class that a label says nothing about: probability 0 at all usual temperatures, finite,
@@ -23,7 +24,7 @@ COMMON: dict[str, Callable[[SyntheticSet], Any]] = {
     "shape of images": lambda syn: tuple(syn.tensors["images"].shape[1:]),
     "type of images": lambda syn: syn.tensors["images"].dtype,
     "kind of labels": lambda syn: syn.target_kind,
-    "place of labels": lambda syn: syn.label_of if syn.target_kind == "logits" else None,
+    "place of labels": lambda syn: syn.label_of if syn.targets.soft else None,
 }
 
 
@@ -75,9 +76,9 @@ def merge(
         tensors=tensors,
         classes=torch.cat(numbers),
         class_names=tuple(class_names),
-        target_kind="class",
+        targets=Classes(),
     )
-    if first.target_kind == "class":
+    if not first.targets.soft:
         return merged
     logits = []
     for syn, classes in zip(sets, maps, strict=True):
@@ -139,7 +140,7 @@ def _check_tensors(syn: SyntheticSet, number: int) -> None:
             "sets of another codec."
         )
     for name in sorted(syn.tensors):
-        if name not in ("images", "lr", *LABELS) and not name.startswith("raw."):
+        if name not in ("images", "lr", *Logits().names) and not name.startswith("raw."):
             raise UserError(
                 f"Set {number} holds {name}, which cannot be merged; merge sets without."
             )

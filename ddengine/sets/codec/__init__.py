@@ -3,10 +3,13 @@
 One file a parametrisation. `CODECS` names them as `meta.json` does.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from ddengine.sets.codec.compensated import Compensated
 from ddengine.sets.codec.multiformation import PADDING, MultiFormation
 from ddengine.sets.codec.plain import Identity, Pixels
-from ddengine.sets.codec.protocol import Codec, Space, Tensors
+from ddengine.sets.codec.protocol import Codec, Loader, Space, Tensors
 from ddengine.sets.codec.resizing import resize
 from ddengine.sets.codec.values import as_bytes, as_pixels
 
@@ -17,17 +20,31 @@ CODECS = {
     "Compensated": Compensated,
 }
 
+
+def codec_of(stored: Mapping[str, Any]) -> Codec:
+    """The codec that a meta.json names, of those above or of the program that imported this package.
+
+    Raises KeyError for one that is not known, TypeError for a field that it does not have.
+    """
+    fields = dict(stored)
+    name = fields.pop("type")
+    others = {codec.__name__: codec for codec in Codec.__subclasses__()}
+    return (others | CODECS)[name](**fields)
+
+
 __all__ = [
     "CODECS",
     "PADDING",
     "Codec",
     "Compensated",
     "Identity",
+    "Loader",
     "MultiFormation",
     "Pixels",
     "Space",
     "Tensors",
     "as_bytes",
     "as_pixels",
+    "codec_of",
     "resize",
 ]
