@@ -24,7 +24,7 @@ from ddengine.learning.flat import FlatModel
 from ddengine.learning.teachers import load_all
 from ddengine.models import build_model, middle
 from ddengine.objective import Env, Objective
-from ddengine.pages import report
+from ddengine.pages import figures
 from ddengine.recipe import Recipe, digest, to_dict
 from ddengine.sets import labels, synthetic
 from ddengine.sets.codec import Compensated
@@ -329,7 +329,7 @@ def _kept(
         syn, objective, recipe.outer, folder, seed=seed,
         finish=partial(shipped, recipe=recipe, experts=experts),
         validate=lambda s: validate(s, data, recipe.evaluation, recipe.model, seed=seed, device=device, precision=precision, teachers=teachers),
-        picture=lambda s, step: report.grid(folder / "progress" / f"step_{step:06d}.png", s),
+        picture=lambda s, step: figures.grid(folder / "progress" / f"step_{step:06d}.png", s),
     )  # fmt: skip
     cost = loop.summary(counters) | {"initial_seconds": initial_seconds}
     result = _among(result, names)

@@ -74,17 +74,19 @@ class DataConfig:
     """Which images, how many of them, and how they are split and preprocessed."""
 
     # digits | mnist | fashion_mnist | svhn | cifar10 | cifar100 | tiny_imagenet | imagenet |
-    # imagenette (or another subset) | folder | parquet
+    # imagenette (or another subset) | folder | parquet | hub
     name: str
-    root: str | None = None  # folder of the files; None: the dataset's usual place
+    # folder of the files; None: the dataset's usual place; of hub: user/name, user/name:configuration
+    # or a folder laid out so
+    root: str | None = None
     download: bool = False  # let torchvision download the dataset into root
     size: tuple[int, int] | None = None  # resize to (height, width); None: as stored
     # of images of another shape than size: change it | cut the middle out | add ground around it
     fit: Literal["squash", "crop", "pad"] = "squash"
     # ground under what is transparent, and around padded images: a name, or #rrggbb
     background: str = "white"
-    image_column: str | None = None  # of parquet files; None: found by its type and name
-    label_column: str | None = None  # of parquet files; None: found by its type and name
+    image_column: str | None = None  # of parquet and hub; None: found by its type and name
+    label_column: str | None = None  # of parquet and hub; None: found by its type and name
     # use only these classes, in this order, numbered anew; None: all
     classes: tuple[int, ...] | None = None
     # use a fixed stratified subset of this many training images (before the validation split)

@@ -20,6 +20,7 @@ from rich.text import Text
 from ddengine.artefact import folder as folders
 from ddengine.data.stored import read_preprocess
 from ddengine.evaluation.tables import notes, table
+from ddengine.sets.synthetic import counted
 from ddengine.system import files, log
 from ddengine.system.errors import UserError
 from ddengine.system.log import size
@@ -537,11 +538,7 @@ def _trained(protocol: Any) -> list[tuple[str, Any]]:
 
 
 def _parts(sizes: Mapping[str, Any]) -> str:
-    return ", ".join(
-        f"{part} {size(sizes[part])}"
-        for part in ("images", "compensators", "labels", "other")
-        if sizes.get(part)
-    )
+    return ", ".join(f"{part} {size(num)}" for part, num in counted(sizes).items() if num)
 
 
 def _learned_lr(path: Path) -> str:

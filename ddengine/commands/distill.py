@@ -22,7 +22,7 @@ from ddengine.commands.stores import EXPERTS, load_for, open_store, run_identity
 from ddengine.data import Data
 from ddengine.evaluation.evaluate import validate
 from ddengine.objective import Objective
-from ddengine.pages import report
+from ddengine.pages import figures, overview
 from ddengine.plan import estimate as costs
 from ddengine.recipe import (
     Recipe,
@@ -102,7 +102,7 @@ def distill(options: Options[Recipe], root: Path = EXPERTS) -> Path:
 
     def picture(syn: synthetic.SyntheticSet, step: int) -> None:
         path = folder / "progress" / f"step_{step:06d}.png"
-        report.grid(path, syn)
+        figures.grid(path, syn)
         if board is not None:
             board.picture(step, path)
 
@@ -123,8 +123,8 @@ def distill(options: Options[Recipe], root: Path = EXPERTS) -> Path:
             device,
             distillation=outer.summary(counters) | {"initial_seconds": initial_seconds},
         )
-        report.real_vs_distilled(folder / "real_vs_distilled.png", data.train, result, None)
-        report.save_samples(folder / "samples.safetensors", data.train)
+        figures.real_vs_distilled(folder / "real_vs_distilled.png", data.train, result, None)
+        figures.save_samples(folder / "samples.safetensors", data.train)
         set_folders.save(result, folder / "distilled", meta, data.split_names)
         stored = len(result.classes)
         tiles = "" if stored == len(result) else f", which decode to {len(result)},"
@@ -132,7 +132,7 @@ def distill(options: Options[Recipe], root: Path = EXPERTS) -> Path:
             f"distilled {stored} images{tiles} in "
             f"{log.duration(counters.seconds + initial_seconds)}: {folder / 'distilled'}"
         )
-        log.say(report.ledger(result.nbytes(), data.bytes, data.dataset_bytes))
+        log.say(overview.ledger(result.nbytes(), data.bytes, data.dataset_bytes))
     return folder
 
 

@@ -12,7 +12,7 @@ from ddengine.commands.options import Options, of_recipe
 from ddengine.commands.process import one_process
 from ddengine.commands.stores import load_for, open_store, run_identity
 from ddengine.models import build_model
-from ddengine.pages import report
+from ddengine.pages import figures
 from ddengine.recipe import (
     Recipe,
     digest,
@@ -105,8 +105,8 @@ def select(options: Options[Recipe]) -> Path:
         data.train.preprocess,
         space=recipe.codec.space,
     )
-    report.real_vs_distilled(folder / "real_vs_distilled.png", data.train, syn, None)
-    report.save_samples(folder / "samples.safetensors", data.train)
+    figures.real_vs_distilled(folder / "real_vs_distilled.png", data.train, syn, None)
+    figures.save_samples(folder / "samples.safetensors", data.train)
     selected = {
         "kind": kind,
         "index": index.tolist(),

@@ -46,9 +46,7 @@ def freeze(syn: SyntheticSet, device: torch.device) -> Decoded:
     images, targets, classes = (
         t.detach().to(device) for t in (batch.images, batch.targets, batch.classes)
     )
-    return Decoded(
-        images, targets, classes, syn.parts(), syn.classes.nbytes
-    )
+    return Decoded(images, targets, classes, syn.parts(), syn.classes.nbytes)
 
 
 def eight_bit(syn: SyntheticSet, distilled: Decoded, device: torch.device) -> Decoded | None:

@@ -18,7 +18,7 @@ from ddengine.system.errors import UserError
 from ddengine.types import Batch, Experts, TargetKind
 
 RAW = "raw."  # before the name of a tensor: its last iterate, beside its running average
-PARTS = ("images", "compensators", "labels", "other")  # that every ledger has
+PARTS: tuple[str, ...] = ("images", "compensators", "labels", "other")  # that every ledger has
 NOT_PARTS = ("total", "preprocess", "raw")  # of a ledger
 
 Option = TypeVar("Option")
@@ -64,6 +64,13 @@ class SyntheticSet:
     def lr(self) -> float | None:
         """The learned learning rate, None without one."""
         return float(self.tensors["lr"]) if "lr" in self.tensors else None
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of a decoded example."""
+        with torch.no_grad():
+            channels, height, width = self.codec.decode(self.tensors, self.source[:1] * 0).shape[1:]
+        return channels, height, width
 
     @property
     def num_outputs(self) -> int:
@@ -194,8 +201,10 @@ def counted(nbytes: Mapping[str, int]) -> dict[str, int]:
     """Bytes of each part from what `nbytes` returned, as meta.json keeps it: without their total
     and what does not count. A part that is not there has none.
     """
-    parts = dict.fromkeys(PARTS, 0)
-    parts.update((part, size) for part, size in nbytes.items() if part not in NOT_PARTS)
+    parts: dict[str, int] = dict.fromkeys(PARTS, 0)  # type: ignore[arg-type]
+    for part, size in nbytes.items():
+        if part not in NOT_PARTS:
+            parts[part] = size
     return parts
 
 

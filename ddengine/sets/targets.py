@@ -109,7 +109,7 @@ class Logits(Targets):
     labels are as good as their logits, no other single number is nearer to what is left out.
     """
 
-    label_of: LabelOf = "decoded"
+    label_of: LabelOf = "stored"
 
     @property
     def kind(self) -> TargetKind:
@@ -175,7 +175,7 @@ class Features(Targets):
     says.
     """
 
-    label_of: LabelOf = "decoded"
+    label_of: LabelOf = "stored"
 
     @property
     def kind(self) -> TargetKind:

@@ -20,7 +20,7 @@ from ddengine.data import DATASETS, Preprocess
 from ddengine.learning.flat import FlatModel
 from ddengine.models import build_model
 from ddengine.objective import Env
-from ddengine.recipe import InitConfig, OptimConfig, Recipe
+from ddengine.recipe import InitConfig, OptimConfig, Recipe, to_dict
 from ddengine.sets.codec import CODECS, Codec
 from ddengine.sets.labels import label
 from ddengine.sets.synthetic import initial
@@ -267,7 +267,7 @@ def test_codec_contract(name):
     the images; the shipped source does the same.
     """
     unfitted: Codec = CODECS[name]()
-    codec, items = unfitted.fit(6, 2)  # of two classes
+    codec, items = unfitted.fit(6, (3, 8, 8), 2)  # of two classes
     stored = 2 * items
     packed = codec.pack(torch.rand(stored * codec.per_item, 3, 8, 8), 2, PLAIN)
     others = packed.get("compensators", torch.zeros(0, 3, 8, 8))
@@ -296,16 +296,13 @@ def test_codec_contract(name):
     for learned in {"images", "compensators"} & tensors.keys():
         grad = tensors[learned].grad
         assert grad is not None and (grad != 0).any()
-    space: dict = {}
-    exec("import torch\n" + codec.loader(), space)
-    images, item = space["decode"](tensors)
+    images, item = codec.loader()(tensors, to_dict(codec))
     assert torch.allclose(images, everything, atol=1e-6) and torch.equal(item, source)
     with torch.no_grad():
         codec.project(tensors, PLAIN)
         reader, shipped = codec.ship(tensors, PLAIN)
         images, item = reader.decode(shipped, torch.arange(len(source))), reader.source(shipped)
-        exec("import torch\n" + reader.loader(), space)
-        loaded, item_loaded = space["decode"](shipped)
+        loaded, item_loaded = reader.loader()(shipped, to_dict(reader))
     assert (
         torch.allclose(images, loaded, atol=1e-6)
         and torch.equal(item, item_loaded)
@@ -335,7 +332,7 @@ def test_recipes_are_complete(name):
     assert recipe.data.validation == 0 and recipe.outer.evaluate_every == 0
     assert recipe.data.limit is None or (recipe.teachers and recipe.data.name == "imagenet")
     assert all(0 < v.momentum < 1 for v in recipe.outer.optim.values())
-    items = recipe.codec.fit(recipe.ipc, 1000)[1]
+    items = recipe.codec.fit(recipe.ipc, (3, 32, 32), 1000)[1]
     assert 1 <= items <= recipe.ipc
     if recipe.buffer is None:
         syn: Any = SimpleNamespace(images_per_class=lambda: recipe.ipc)
