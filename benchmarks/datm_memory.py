@@ -26,7 +26,7 @@ from ddengine.objective import Env
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.sets.targets import Logits
 from ddengine.system import rng, runtime
-from synth.recipes import find
+from synth.catalogue import find
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from ddengine.artefact import folder as folders
 from ddengine.artefact import runs
 from ddengine.data import Data, Preprocess
 from ddengine.data.torch_dataset import data_of, named_classes, own_config
-from ddengine.evaluation.evaluate import validate
+from ddengine.evaluation.train import validate
 from ddengine.learning.flat import FlatModel
 from ddengine.learning.teachers import load_all
 from ddengine.models import build_model, middle
@@ -403,7 +403,7 @@ def _check_recipe(recipe: Any, experts: Experts | None) -> None:
     if not isinstance(recipe, Recipe):
         raise UserError(
             f"The recipe is a {type(recipe).__name__}; give a Recipe, such as "
-            f"synth.recipes.find({str(recipe)[:40]!r}) returns."
+            f"synth.catalogue.find({str(recipe)[:40]!r}) returns."
         )
     if experts is None and reads_experts(recipe):
         raise UserError(

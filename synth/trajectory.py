@@ -19,16 +19,18 @@ the expert gives the images at the segment's end.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, Generic, Literal, Protocol, Self, TypeVar
 
 import torch
 from torch import Generator, Tensor
 
 from ddengine.learning import augment
+from ddengine.learning.inner import inner_gradient
 from ddengine.learning.losses import task_loss
 from ddengine.learning.teachers import predict
-from ddengine.learning.unroll import compiled_gradient, eager_gradient, unroll
+from ddengine.learning.unroll import unroll
+from ddengine.learning.updates import HeavyBall, Sgd, Update
 from ddengine.objective import Env, Objective, ObjectiveConfig
 from ddengine.recipe import AugmentConfig, require
 from ddengine.sets.synthetic import SyntheticSet
@@ -46,6 +48,10 @@ class Window(Protocol):
     @property
     def last(self) -> int:
         """The latest start epoch over the whole run."""
+        ...
+
+    def small(self) -> "Window":
+        """The same window within the first two epochs."""
         ...
 
 
@@ -82,6 +88,10 @@ class UniformWindow:
     def last(self) -> int:
         """The latest start epoch over the whole run."""
         return self.high - 1
+
+    def small(self) -> "UniformWindow":
+        """The first two epochs."""
+        return UniformWindow(high=2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +161,10 @@ class TrajectoryMatching(ObjectiveConfig, Generic[WindowT, PerturbT, LossScaleT,
         """Scalars the objective learns beside the images, with their start."""
         return {"lr": self.lr}
 
+    def update(self) -> Update:
+        """How the student steps."""
+        return HeavyBall(momentum=self.momentum) if self.momentum else Sgd()
+
     def epochs(self) -> list[int]:
         """Expert epochs that a run may read."""
         starts = range(self.window(0)[0], self.window.last + 1)
@@ -166,6 +180,17 @@ class TrajectoryMatching(ObjectiveConfig, Generic[WindowT, PerturbT, LossScaleT,
                 f"{stored[-1]} there are; lower objective.window.high or "
                 "objective.expert_epochs, or train longer experts (buffer.epochs, buffer.keep)."
             )
+
+    def small(self) -> Self:
+        """Four inner steps of 8 images, towards experts two epochs later, at a rate to suit."""
+        return replace(
+            self,
+            inner_steps=4,
+            expert_epochs=2,
+            window=self.window.small(),
+            batch=8,
+            lr=0.3 * (1 - self.momentum),
+        )
 
     def build(self, env: Env) -> "TrajectoryObjective":
         """The objective.
@@ -205,7 +230,7 @@ class TrajectoryObjective(Objective):
         def loss(theta: Tensor, images: Tensor, targets: Tensor, factor: Tensor) -> Tensor:
             return task_loss(env.model(theta, images), targets) * factor
 
-        self.gradient = compiled_gradient(loss) if env.compile else eager_gradient(loss)
+        self.gradient = inner_gradient(loss, env.compile)
 
     def losses(
         self, syn: SyntheticSet, state: dict[str, Tensor], step: int, rng: Generator
@@ -259,7 +284,7 @@ class TrajectoryObjective(Objective):
         steps = [k for k, _, _ in milestones]
         reached = unroll(
             self.gradient, batch, theta, inputs, config.inner_steps,
-            lr=syn.tensors["lr"], momentum=config.momentum, keep=steps[:-1], backprop=config.backprop,
+            lr=syn.tensors["lr"], update=config.update(), keep=steps[:-1], backprop=config.backprop,
         )  # fmt: skip
         yield matching_loss(reached, ends, theta, [weight for _, _, weight in milestones])
 

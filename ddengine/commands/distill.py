@@ -20,7 +20,7 @@ from ddengine.commands.options import Options, of_recipe
 from ddengine.commands.process import on_first_rank, start
 from ddengine.commands.stores import EXPERTS, load_for, open_store, run_identity, teachers_of
 from ddengine.data import Data
-from ddengine.evaluation.evaluate import validate
+from ddengine.evaluation.train import validate
 from ddengine.objective import Objective
 from ddengine.pages import figures, overview
 from ddengine.plan import estimate as costs
@@ -29,7 +29,7 @@ from ddengine.recipe import (
 )  # fmt: skip
 from ddengine.sets import synthetic
 from ddengine.system import dist, log
-from synth.recipes.cite import bibtex
+from synth.cite import bibtex
 
 
 def prepare(

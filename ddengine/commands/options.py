@@ -22,7 +22,7 @@ from ddengine.recipe import (
 from ddengine.system import log, program
 from ddengine.system.errors import UserError, unknown
 from ddengine.system.runtime import Precision
-from synth.recipes import find, take
+from synth.catalogue import find, take
 from synth.recipes.protocols import PROTOCOLS
 
 DEMO = "mtt/digits_ipc1"
