@@ -28,6 +28,7 @@ from ddengine.pages import figures
 from ddengine.recipe import Recipe, digest, to_dict
 from ddengine.sets import labels, synthetic
 from ddengine.sets.codec import Compensated
+from ddengine.sets.coreset import TrainNetworks
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system import dist, files, log, runtime
 from ddengine.system.errors import UserError, unknown
@@ -80,6 +81,7 @@ def prepare(
     precision: Precision = "fp32",
     compile: bool = False,
     images: Tensor | None = None,
+    train_networks: TrainNetworks | None = None,
 ) -> tuple[SyntheticSet, Objective]:
     """What a distillation starts from: the labelled initial set, and the objective.
 
@@ -105,7 +107,7 @@ def prepare(
             "so not every set has a compensator of each"
         )
     syn = (
-        synthetic.initial(recipe, data, generator(seed, "init"), experts)
+        synthetic.initial(recipe, data, generator(seed, "init"), experts, train_networks)
         if images is None
         else _started(recipe, data, images)
     )

@@ -23,7 +23,7 @@ from ddengine.data import Data
 from ddengine.evaluation.train import validate
 from ddengine.objective import Objective
 from ddengine.pages import figures, overview
-from ddengine.plan import estimate as costs
+from ddengine.plan import bounds, jobs
 from ddengine.recipe import (
     Recipe,
 )  # fmt: skip
@@ -93,7 +93,7 @@ def distill(options: Options[Recipe], root: Path = EXPERTS) -> Path:
     initial_seconds = round(time.perf_counter() - began, 2)  # what a set that is only chosen costs
     outer.check(syn, objective, recipe.outer)  # before the folder is there
     if not options.force:
-        costs.check(costs.job(options, load_for, open_store, root), syn, data, folder, device)
+        bounds.check(jobs.job(options, load_for, open_store, root), syn, data, folder, device)
 
     def begin() -> None:
         if options.restart:

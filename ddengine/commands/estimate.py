@@ -15,7 +15,14 @@ from ddengine.commands.options import options_of, print_config
 from ddengine.commands.process import one_process
 from ddengine.commands.stores import EXPERTS, load_for, open_store, store_folders
 from ddengine.plan import estimate as costs
+from ddengine.plan import jobs
+from ddengine.recipe import EvalConfig
 from ddengine.system.errors import UserError
+
+
+def protocol_of(folder: Path) -> EvalConfig:
+    """The protocol by which the evaluate command looks at a distilled set."""
+    return set_options(folder, [])[2].evaluation
 
 
 def main(args: list[str]) -> None:
@@ -44,13 +51,13 @@ def main(args: list[str]) -> None:
     if recipe.buffer is not None:
         for model, folder, _ in store_folders(options, data.train.digest):
             missing[model] = max(0, recipe.buffer.num_experts - len(finished(folder)))
-    job = costs.job(
+    job = jobs.job(
         options,
         load_for,
         open_store,
         EXPERTS,
         train_expert=train_expert,
-        set_options=set_options,
+        protocol_of=protocol_of,
         parsing=parsing,
     )
     costs.show(
