@@ -84,10 +84,10 @@ def herding_index(
 def k_centre_index(
     real: RealSet, ipc: int, class_names: tuple[str, ...], embed: Embed, batch: int = 1000
 ) -> Tensor:
-    """Greedy k-centre in embedding space: always the image farthest from those of its class chosen.
+    """Greedy k-centre in embedding space: always the image farthest from those already chosen.
 
-    Sener & Savarese (ICLR 2018); Wolf (2011). The first one, which the algorithm leaves open, is the
-    image nearest to the class mean, so nothing is random.
+    Distances are those within a class (Sener & Savarese, ICLR 2018; Wolf, 2011). The first one,
+    which the algorithm leaves open, is the image nearest to the class mean, so nothing is random.
     """
     check_ipc(real, ipc, class_names)
     chosen = []
@@ -275,8 +275,8 @@ def forgetting_index(
 ) -> Tensor:
     """The images that networks forget most often in `steps` updates, or (easiest) least often.
 
-    Toneva et al. (ICLR 2019). Images that are never learnt count as forgotten most often. Equally often forgotten ones, which
-    are many, are drawn from `rng`.
+    Toneva et al. (ICLR 2019). Images that are never learnt count as forgotten most often. Equally
+    often forgotten ones, which are many, are drawn from `rng`.
     """
     check_ipc(real, ipc, class_names)
     scores = forgetting_scores(

@@ -32,12 +32,11 @@ def expert_epochs(config: TargetConfig, stored: Sequence[int]) -> list[int]:
 def label(syn: SyntheticSet, experts: Experts | None, config: TargetConfig) -> SyntheticSet:
     """The set with soft labels: "logits" (N, K), the mean of what experts say of its images.
 
-    The images are seen as they are. `config.experts` "correct" averages over those experts whose answer
-    is right (DATM, Guo et al., ICLR 2024, section 3.3).
+    The images are seen as they are. `config.experts` "correct" averages over those experts whose
+    answer is right (DATM, Guo et al., ICLR 2024, section 3.3).
 
-    Raises:
-        UserError: no experts; an epoch that is not stored; an image about which no expert is right,
-            naming its class.
+    Raises UserError: no experts; an epoch that is not stored; an image about which no expert is
+    right, naming its class.
     """
     if experts is None:
         raise UserError(

@@ -61,8 +61,9 @@ def correct_index(
 def _first_right(
     network: nn.Module, real: RealSet, members: Tensor, label: int, num: int, batch: int
 ) -> list[int]:
-    """The first `num` of the images `members` (n,) of a class that a network classifies correctly;
-    all of them, where there are fewer. It looks at no more batches than it needs.
+    """The first `num` of the images `members` (n,) of a class that a network classifies correctly.
+
+    They are all of these, where there are fewer. It looks at no more batches than it needs.
     """
     right: list[int] = []
     for part in members.split(batch):
@@ -110,12 +111,12 @@ def patches(
 ) -> Tensor:
     """Images (K * ipc, C, H, W) tiled of the crops that a teacher is most sure of.
 
-    This is RDED (Sun et al., CVPR 2024, section 4). Of each of `config.candidates` random images of a class, `config.crops` random square crops are
-    shrunk to a tile, and the one of lowest cross-entropy stays; of those the `ipc * factor^2` best
-    fill the images, tile by tile: the best `ipc` lie in the first tile of all images. (The
-    published crops keep no ratio of their own: 1:1.) A teacher sees a tile in the middle of an
-    image of zeros. Raises UserError when there are no teachers, too few images, or the factor does
-    not divide the sides.
+    This is RDED (Sun et al., CVPR 2024, section 4). Of each of `config.candidates` random images of
+    a class, `config.crops` random square crops are shrunk to a tile, and the one of lowest
+    cross-entropy stays; of those the `ipc * factor^2` best fill the images, tile by tile: the best
+    `ipc` lie in the first tile of all images. (The published crops have one ratio: 1:1.) A teacher
+    sees a tile in the middle of an image of zeros. Raises UserError when there are no teachers, too
+    few images, or the factor does not divide the sides.
     """
     teachers = _needed(experts, config.kind)
     factor, (_, height, width) = config.factor, real.image_shape
@@ -156,8 +157,10 @@ def _best_crops(
     tile: tuple[int, int],
     rng: Generator,
 ) -> tuple[Tensor, Tensor]:
-    """(tiles (n, C, h, w), losses (n,)): of so many random crops of each image at `index` (n,) of a
-    class the one of lowest cross-entropy, shrunk to a tile of that height and width.
+    """(tiles (n, C, h, w), losses (n,)) of the images at `index` (n,), which are of one class.
+
+    Of so many random crops of each the one of lowest cross-entropy is shrunk to a tile of that
+    height and width.
     """
     config = AugmentConfig(ops=(), always=("resized_crop",), ratio=1.0)
     images = real.images(index).repeat_interleave(crops, 0)
@@ -192,7 +195,7 @@ def _embedded(
     new_model: NewModel | None,
     train_networks: coreset.TrainNetworks | None,
 ) -> coreset.Embed:
-    """What embeds images for a coreset: the pixels themselves, or a network trained on all of them."""
+    """What embeds images for a coreset: their pixels, or a network trained on all of them."""
     if config.embedding == "pixels":
         return coreset.pixels
     assert new_model is not None, "a network is needed to embed"

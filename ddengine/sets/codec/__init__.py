@@ -24,9 +24,10 @@ CODECS = {
 
 
 def codec_of(stored: Mapping[str, Any]) -> Codec:
-    """The codec that a meta.json names, of those above or of the program that imported this package.
+    """The codec that a meta.json names.
 
-    Raises KeyError for one that is not known, and for a field that it does not have.
+    It is one of those above, or one of the program that imported this package. Raises KeyError for
+    one that is not known, and for a field that it does not have.
     """
     fields = dict(stored)
     name = fields.pop("type")
