@@ -65,29 +65,40 @@ def merge(
         _check_tensors(syn, i + 1)
         _check_agreement(syn, first, i + 1)
     device = first.classes.device
-    tensors = {"images": torch.cat([syn.tensors["images"].to(device) for syn in sets])}
-    if all("lr" in syn.tensors for syn in sets):
-        tensors["lr"] = torch.stack([syn.tensors["lr"].to(device) for syn in sets]).mean(0)
     numbers = []
     for syn, classes in zip(sets, maps, strict=True):
         numbers.append(torch.tensor(list(classes), device=device)[syn.classes.to(device)])
     merged = replace(
         first,
-        tensors=tensors,
+        tensors=_images_and_rate(sets, device),
         classes=torch.cat(numbers),
         class_names=tuple(class_names),
         targets=Classes(),
     )
     if not first.targets.soft:
         return merged
+    return merged.with_labels(_logits(sets, maps, merged), first.tensors["logits"].dtype)
+
+
+def _images_and_rate(sets: Sequence[SyntheticSet], device: torch.device) -> dict[str, Tensor]:
+    """All images, and the mean of the learned rates where all sets have one."""
+    tensors = {"images": torch.cat([syn.tensors["images"].to(device) for syn in sets])}
+    if all("lr" in syn.tensors for syn in sets):
+        tensors["lr"] = torch.stack([syn.tensors["lr"].to(device) for syn in sets]).mean(0)
+    return tensors
+
+
+def _logits(
+    sets: Sequence[SyntheticSet], maps: Sequence[Sequence[int]], merged: SyntheticSet
+) -> Tensor:
+    """The soft labels (N or S, K) of the merged set."""
+    num_classes, device = len(merged.class_names), merged.classes.device
     logits = []
     for syn, classes in zip(sets, maps, strict=True):
-        logits.append(_widened(syn.logits.to(device), classes, len(class_names)))
-    if first.label_of == "decoded":
-        joined = _by_example(sets, logits, merged)
-    else:
-        joined = torch.cat(logits)
-    return merged.with_labels(joined, first.tensors["logits"].dtype)
+        logits.append(_widened(syn.logits.to(device), classes, num_classes))
+    if sets[0].label_of == "decoded":
+        return _by_example(sets, logits, merged)
+    return torch.cat(logits)
 
 
 def _by_example(

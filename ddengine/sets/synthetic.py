@@ -173,7 +173,7 @@ class SyntheticSet:
         return self.codec.num_images(self.tensors) / len(self.class_names)
 
     def parts(self) -> dict[str, int]:
-        """Bytes of what counts: images, compensators, labels, other, and further parts of the codec.
+        """Bytes of what counts: images, compensators, labels, other, and what else the codec has.
 
         The codec says which tensors are in which part; what it does not name, and no label, is
         other.
