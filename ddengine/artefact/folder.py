@@ -77,8 +77,9 @@ def _facts(syn: SyntheticSet, labels_digest: str | None) -> dict[str, Any]:
 
 
 def load_py(syn: SyntheticSet, trained: Mapping[str, Any] | None) -> str:
-    """The text of the shipped load.py; `trained` is the protocol that meta.json says, None
-    where it says none.
+    """The text of the shipped load.py.
+
+    `trained` is the protocol that meta.json says, None where it says none.
     """
     shipped = loader.Shipped(
         decode=syn.codec.loader(),
@@ -185,8 +186,9 @@ def _set(
 def check_numbers_of_set(
     folder: Path, tensors: Mapping[str, Tensor], codec: Codec, num_classes: int
 ) -> None:
-    """Raise UserError unless what a set stores beside its preprocessing are numbers that can be
-    used.
+    """Raise UserError unless what a set stores are numbers that can be used.
+
+    Its preprocessing is checked elsewhere.
     """
     _check_finite(folder, tensors)
     path = folder / "data.safetensors"

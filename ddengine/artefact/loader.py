@@ -1,8 +1,8 @@
-"""The `load.py` of a shipped set, written of what that set needs: reading it, and training on it as
-it was evaluated, in plain torch.
+"""The `load.py` of a shipped set, written of what that set needs.
 
-Its functions are those of plain.py and of the set's codec, copied. Of functions that stand for the
-same thing one is copied, under the name by which the others call it.
+It reads the set, and trains on it as it was evaluated, in plain torch. Its functions are those of
+plain.py and of the set's codec, copied. Of functions that stand for the same thing one is copied,
+under the name by which the others call it.
 """
 
 import ast
@@ -16,10 +16,10 @@ from typing import Any
 
 from ddengine.artefact import plain
 
-TEMPLATE = '''"""The distilled set as ready-to-train tensors. Needs torch and safetensors, nothing else.
+TEMPLATE = '''"""The distilled set as ready-to-train tensors. Needs torch and safetensors only.
 
     from load import load{and_train}
-    images, targets, info = load()     # images as a network should see them, targets as the loss should
+    images, targets, info = load()     # as a network, and as the loss should see them
 {usage}
 info["lr"] is the learned learning rate (None without one), info["classes"] names the classes.
 info["preprocess"](pixels) brings real images with values in [0, 1], shape (B, C, H, W), into the
@@ -35,7 +35,8 @@ CODEC = {codec}  # settings of decode
 {functions}
 if __name__ == "__main__":
     images, targets, info = load()
-    print(tuple(images.shape), images.dtype, "images of", len(info["classes"]), "classes, learned lr", info["lr"])
+    print(tuple(images.shape), images.dtype, "images of", len(info["classes"]), "classes")
+    print("learned learning rate", info["lr"])
 '''
 
 USAGE = """    network = ...                      # any torch.nn.Module that takes such images
@@ -74,8 +75,9 @@ class Shipped:
 
 
 def trainable(protocol: Mapping[str, Any]) -> bool:
-    """Whether `load.py` can train as the protocol says: the labels are in the folder, and the loss
-    is one of those above or cross-entropy.
+    """Whether `load.py` can train as the protocol says.
+
+    It can where the labels are in the folder, and the loss is one of those above or cross-entropy.
     """
     return protocol["labels"] != "teachers" and protocol["loss"] in ("cross_entropy", *LOSSES)
 
@@ -119,7 +121,7 @@ def _reading(shipped: Shipped) -> Roles:
 
 
 def _training(protocol: Mapping[str, Any]) -> Roles:
-    """The functions for training as the protocol says, by the names under which others call them."""
+    """The functions for training as the protocol says, by the names under which they are called."""
     if not trainable(protocol):
         return {"train": plain.refuse}
     sparing = not protocol["weight_decay_on_biases_and_norms"]
@@ -161,11 +163,10 @@ def _functions(module: str) -> dict[str, FunctionType]:
 
 
 def _texts(first: Sequence[str], roles: Mapping[str, Callable[..., Any]]) -> dict[str, str]:
-    """Sources by name, in the order of their files: those of the names in `first`, and of what all
-    these call.
+    """Sources by name, in the order of their files.
 
-    `roles` are functions by the names under which others call them; a role that nothing calls is
-    left out.
+    They are those of the names in `first`, and of what all these call. `roles` are functions by the
+    names under which others call them; a role that nothing calls is left out.
     """
     todo = [(name, plain.__name__) for name in first]  # (name, module of who calls it)
     needed = dict[Callable[..., Any], str]()  # function -> its name in the written file

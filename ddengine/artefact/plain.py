@@ -1,11 +1,10 @@
-"""Plain torch that is copied into the `load.py` of a shipped set, function by function: what the
-protocol of that set uses.
+"""Plain torch that is copied into the `load.py` of a shipped set, function by function.
 
-Nothing here may import the engine, because whoever has the folder need not have it. `protocol` is
-what `protocol.facts` returns, `settings` its "augment", `u` are uniform numbers in [0, 1), of shape
-(B, 3 or 4), of which each operation makes its parameters. The functions do what augment.py,
-losses.py and training.py do, in fewer words and without their speed; tests hold both against each
-other.
+What the protocol of that set uses is copied. Nothing here may import the engine, because whoever
+has the folder need not have it. `protocol` is what `protocol.facts` returns, `settings` its
+"augment", `u` are uniform numbers in [0, 1), of shape (B, 3 or 4), of which each operation makes
+its parameters. The functions do what augment.py, losses.py and training.py do, in fewer words and
+without their speed; tests hold both against each other.
 """
 
 import itertools
@@ -74,9 +73,7 @@ def class_targets(classes, item, meta, folder):
 
 
 def logit_targets(classes, item, meta, folder):
-    """(targets, what they are): probabilities, which torch's cross_entropy takes in place of
-    classes.
-    """
+    """(targets, what they are): probabilities, which cross_entropy takes in place of classes."""
     logits = all_logits(stored_labels(meta, folder), len(meta["class_names"]))
     logits = logits[item] if meta["label_of"] == "stored" else logits
     targets = logits.softmax(1)
@@ -87,8 +84,9 @@ def logit_targets(classes, item, meta, folder):
 
 
 def feature_targets(classes, item, meta, folder):
-    """(targets, what they are): features, for the outputs of a network to come near to by squared
-    error.
+    """(targets, what they are): features.
+
+    The outputs of a network are to come near to them by squared error.
     """
     targets = stored_labels(meta, folder)["features"].float()
     targets = targets[item] if meta["label_of"] == "stored" else targets
@@ -131,8 +129,9 @@ def integers(u, low, high):
 
 
 def picked(images, rows, columns):
-    """Image b has at (r, c) what it had at (rows[b, r], columns[b, c]); zero where that lies
-    outside.
+    """Image b has at (r, c) what it had at (rows[b, r], columns[b, c]).
+
+    It is zero where that lies outside.
     """
     height, width = images.shape[2:]
     row_inside = ((rows >= 0) & (rows < height))[:, None, :, None]
@@ -144,7 +143,7 @@ def picked(images, rows, columns):
 
 
 def warped(images, matrix):
-    """Bilinear: the pixel at (x, y), corners at -1 and 1, is read at matrix (x, y); zero outside."""
+    """Bilinear: the pixel at (x, y) is read at matrix (x, y), zero outside; corners at -1 and 1."""
     grid = torch.nn.functional.affine_grid(
         torch.nn.functional.pad(matrix, (0, 1)), list(images.shape), align_corners=True
     )
@@ -239,9 +238,7 @@ def shuffle(images, u, settings):
 
 
 def sample(num, settings, generator=None):
-    """A draw for `num` images: one operation for all, its numbers, and those of what is always
-    applied.
-    """
+    """A draw for `num` images: one operation for all, its numbers, those of what always applies."""
     one_of, always = settings["one_of"] or [None], settings["always"]
     numbers = 4 if "resized_crop" in one_of + always else 3
     name = one_of[int(torch.randint(len(one_of), (1,), generator=generator))]
@@ -273,9 +270,7 @@ def augmented_by_nothing(images, settings, generator):
 
 
 def sample_cutmix(num, height, width, protocol, generator=None):
-    """(each image's partner, share of own pixels, rows and columns of the box that the partner
-    gives).
-    """
+    """(partner of each image, share of its own pixels, rows and columns of the partner's box)."""
     use, covered, *centre = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
     partner = torch.randperm(num, generator=generator)
     if use >= protocol["cutmix_probability"]:
@@ -298,7 +293,10 @@ def cutmix(images, protocol, generator):
 
 
 def sample_mixup(num, protocol, generator=None):
-    """(each image's partner, share of the image itself), the share of Beta(a, a) by Johnk's method."""
+    """(each image's partner, share of the image itself).
+
+    The share is of Beta(a, a), by Johnk's method.
+    """
     partner, x, y = torch.randperm(num, generator=generator), 1.0, 1.0
     while not 0 < x + y <= 1:
         uniform = torch.rand(2, generator=generator, dtype=torch.float64)
@@ -453,11 +451,13 @@ def train(network, folder=FOLDER, lr=None, generator=None):
 
 
 def refuse(network, folder=FOLDER, lr=None, generator=None):
-    """Networks were trained on this set by a loss or with labels that this file does not have: see
-    info["protocol"].
+    """Networks were trained on this set by a loss or with labels that this file does not have.
+
+    See info["protocol"].
     """
     raise NotImplementedError(
-        'this set was trained on by a loss or labels that are not in this folder; see info["protocol"]'
+        "this set was trained on by a loss or labels that are not in this folder; "
+        'see info["protocol"]'
     )
 
 

@@ -85,10 +85,10 @@ class SyntheticSet:
     def with_labels(
         self, logits: Tensor, dtype: torch.dtype = torch.float32, top: int | None = None
     ) -> "SyntheticSet":
-        """The same set with soft labels: logits (N, K) of each decoded example, or (S, K) of each
-        stored item.
+        """The same set with soft labels.
 
-        With `top`, only the so many largest of each are stored, and the mean of the others.
+        They are logits (N, K) of each decoded example, or (S, K) of each stored item. With `top`,
+        only the so many largest of each are stored, and the mean of the others.
         """
         return self._with_targets(Logits(self._whose(logits)), logits, dtype, top)
 
@@ -129,8 +129,9 @@ class SyntheticSet:
         return values
 
     def batch(self, index: Tensor) -> Batch:
-        """Decoded, preprocessed examples at `index` (B,) of N, differentiable in the tensors;
-        targets are classes, label logits or features.
+        """Decoded, preprocessed examples at `index` (B,) of N, differentiable in the tensors.
+
+        Targets are classes, label logits or features.
         """
         index = index.to(self.classes.device)
         images = self.codec.decode(self.tensors, index)
@@ -153,8 +154,9 @@ class SyntheticSet:
             return images if self.space == "pixel" else self.preprocess.backward(images)
 
     def by_tensor(self, options: Mapping[str, Option]) -> dict[str, Option]:
-        """Options by the name of a tensor, from options by the names of tensors or of the codec's
-        groups of tensors; a name of neither stays as it is.
+        """Options by the name of a tensor, from options by the names of tensors or of groups.
+
+        Groups are those of the codec; a name of neither stays as it is.
         """
         groups = self.codec.parameters(self.tensors)
         by_tensor = dict[str, Option]()
@@ -164,14 +166,17 @@ class SyntheticSet:
         return by_tensor
 
     def images_per_class(self) -> float:
-        """Stored image-sized items per class, compensators among them, or as many images as have
-        the values that the codec stores; labels are counted apart.
+        """Stored image-sized items per class, compensators among them; labels are counted apart.
+
+        Of a codec that stores no images, it is how many images have the values that it stores.
         """
         return self.codec.num_images(self.tensors) / len(self.class_names)
 
     def parts(self) -> dict[str, int]:
-        """Bytes of what counts: images, compensators, labels, other, and what parts the codec has
-        beside these.
+        """Bytes of what counts: images, compensators, labels, other, and what else the codec has.
+
+        The codec says which tensors are in which part; what it does not name, and no label, is
+        other.
         """
         parts = self.codec.bytes_by_part(self.tensors)
         labels = [self.tensors[name] for name in LABELS if name in self.tensors]
@@ -199,8 +204,9 @@ class SyntheticSet:
 
 
 def counted(nbytes: Mapping[str, int]) -> dict[str, int]:
-    """Bytes of each part from what `nbytes` returned, as meta.json keeps it: without their total
-    and what does not count. A part that is not there has none.
+    """Bytes of each part from what `nbytes` returned, as meta.json keeps it.
+
+    Their total and what does not count are left out. A part that does not occur has none.
     """
     parts: dict[str, int] = dict.fromkeys(PARTS, 0)  # type: ignore[arg-type]
     for part, size in nbytes.items():
@@ -256,8 +262,10 @@ def coded(
     scalars: Mapping[str, Tensor] = {},
     rng: Generator | None = None,
 ) -> SyntheticSet:
-    """A set of preprocessed images (S * codec.per_item, C, H, W), those of an item in a row, as the
-    codec, fitted to its budget, stores them; `rng` is for what in it starts at random.
+    """A set of preprocessed images (S * codec.per_item, C, H, W), as the codec stores them.
+
+    Those of an item lie in a row. The codec is fitted to its budget; `rng` is for what in it starts
+    at random.
     """
     values = preprocess.backward(images) if codec.space == "pixel" else images
     packed = codec.pack(values, len(class_names), preprocess, rng)

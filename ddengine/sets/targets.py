@@ -78,14 +78,16 @@ class Targets(Protocol):
     def evaluate(
         self, network: nn.Module, labelled: RealSet, on: RealSet, precision: Precision = "fp32"
     ) -> Classified:
-        """What a trained network makes of the classes of the images of `on`; `labelled` are real
-        training images, for networks that do not say classes by themselves.
+        """What a trained network makes of the classes of the images of `on`.
+
+        `labelled` are real training images, for networks that do not say classes by themselves.
         """
         return classified(network, on, precision)
 
     def flaw(self, tensors: Tensors, num: int, num_classes: int) -> str | None:
-        """What is wrong with stored targets for `num` examples or items, in words that follow the
-        name of their folder; None where nothing is.
+        """What is wrong with stored targets for `num` examples or items; None where nothing is.
+
+        The words follow the name of their folder.
         """
         return None
 
@@ -129,8 +131,9 @@ class Logits(Targets):
     def store(
         self, values: Tensor, num_classes: int, dtype: torch.dtype, top: int | None = None
     ) -> dict[str, Tensor]:
-        """All of them or, where that saves bytes, the `top` largest of each and the mean of the
-        others.
+        """All of them, or the `top` largest of each and the mean of the others.
+
+        The latter only where that saves bytes.
         """
         whose = index_dtype(num_classes)
         if top is None or (top + 1) * dtype.itemsize + top * whose.itemsize >= (
@@ -170,9 +173,10 @@ class Logits(Targets):
 
 @dataclass(frozen=True)
 class Features(Targets):
-    """Features (N or S, D), such as a self-supervised network's, to which a network of D outputs is
-    fitted by squared error. How good it is, a linear classifier of what lies before its last layer
-    says.
+    """Features (N or S, D), such as a self-supervised network's.
+
+    A network of D outputs is fitted to them by squared error. How good it is, a linear classifier
+    of what lies before its last layer says.
     """
 
     label_of: LabelOf = "stored"

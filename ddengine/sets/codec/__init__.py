@@ -3,9 +3,11 @@
 One file a parametrisation. `CODECS` names them as `meta.json` does.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from ddengine.recipe import from_dict
 from ddengine.sets.codec.compensated import Compensated
 from ddengine.sets.codec.multiformation import PADDING, MultiFormation
 from ddengine.sets.codec.plain import Identity, Pixels
@@ -22,14 +24,20 @@ CODECS = {
 
 
 def codec_of(stored: Mapping[str, Any]) -> Codec:
-    """The codec that a meta.json names, of those above or of the program that imported this package.
+    """The codec that a meta.json names.
 
-    Raises KeyError for one that is not known, TypeError for a field that it does not have.
+    It is one of those above, or one of the program that imported this package. Raises KeyError for
+    one that is not known, and for a field that it does not have.
     """
     fields = dict(stored)
     name = fields.pop("type")
     others = {codec.__name__: codec for codec in Codec.__subclasses__()}
-    return (others | CODECS)[name](**fields)
+    codec = (others | CODECS)[name]
+    known = {field.name for field in dataclasses.fields(codec)}  # type: ignore[arg-type]
+    for field in fields:
+        if field not in known:
+            raise KeyError(f"{name}.{field}")
+    return from_dict(codec, fields)
 
 
 __all__ = [

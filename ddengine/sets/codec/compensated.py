@@ -14,15 +14,14 @@ from ddengine.system.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Compensated(Codec):
-    """Natural images, and universal feature compensators that each are added to one image of every
-    class (INFER; Zhang et al., ICLR 2025, section 3).
+    """Natural images, and universal feature compensators added to one image of every class.
 
-    With K compensators over n images of each of C classes there are C (n + K) training examples:
-    the natural images, then for each compensator k the images of base set k mod n (the image k mod
-    n of every class) plus the compensator. A budget of `ipc` images per class holds n + K / C <=
-    ipc; published: K = M n for M teachers, so n = floor(ipc C / (M + C)). (The released program
-    computes this in binary fractions and gets one image less where ipc C / (M + C) is whole and M /
-    C has no exact one.)
+    This is INFER (Zhang et al., ICLR 2025, section 3). With K compensators over n images of each of
+    C classes there are C (n + K) training examples: the natural images, then for each compensator k
+    the images of base set k mod n (the image k mod n of every class) plus the compensator. A budget
+    of `ipc` images per class holds n + K / C <= ipc; published: K = M n for M teachers, so n =
+    floor(ipc C / (M + C)). (The released program computes this in binary fractions and gets one
+    image less where ipc C / (M + C) is an integer and M / C has no exact one.)
 
     Stored: "images" (n C, C, H, W), pixels in [0, 1]; "compensators" (K, C, H, W), in units of
     normalised pixels; "unit" (C,), how much of a pixel that is. What is shipped are bytes and
@@ -169,14 +168,16 @@ class Compensated(Codec):
         return summed.clamp(0, 1) if self.clamp else summed
 
     def project(self, tensors: Tensors, preprocess: Preprocess) -> None:
-        """Clamp the images, where they are learned; what is added has no bounds, sums are clamped
-        when they are made.
+        """Clamp the images, where they are learned.
+
+        What is added has no bounds, sums are clamped when they are made.
         """
         tensors["images"].clamp_(0, 1)
 
     def ship(self, tensors: Tensors, preprocess: Preprocess) -> tuple[Codec, dict[str, Tensor]]:
-        """Bytes for what are pixels of real images, float16 for compensators; sums are clamped from
-        now on.
+        """Bytes for what are pixels of real images, float16 for compensators.
+
+        Sums are clamped from now on.
         """
         stored = {
             "images": as_bytes(tensors["images"]),
@@ -204,8 +205,9 @@ class Compensated(Codec):
 
 
 def compensated_images(tensors, settings):
-    """(examples, the stored item of each): the images, then for each compensator k the image
-    k mod n of every class plus the compensator.
+    """(examples, the stored item of each): the images, and their sums with compensators.
+
+    For each compensator k these are the image k mod n of every class plus the compensator.
     """
     images, n = tensors["images"], settings["base"]
     compensators = tensors["compensators"].float() * tensors["unit"].view(-1, 1, 1)

@@ -20,13 +20,13 @@ PADDING = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class MultiFormation(Codec):
-    """Every stored image holds factor x factor tiles, each resized to a whole training example
-    (IDC; Kim et al., ICML 2022, section 4).
+    """Every stored image holds factor x factor tiles, each resized to a complete training example.
 
-    Where the factor does not divide the image, it is padded at the bottom and the right. Tiles are
-    resized bilinearly, with half-pixel centres, the edge repeated. Decoded examples come in the
-    order tile (0, 0) of all items, tile (0, 1) of all items, ..., row by row. The released code
-    clamps once per network; here the stored values are clamped to [0, 1] after each update.
+    This is IDC (Kim et al., ICML 2022, section 4). Where the factor does not divide the image, it
+    is padded at the bottom and the right. Tiles are resized bilinearly, with half-pixel centres,
+    the edge repeated. Decoded examples come in the order tile (0, 0) of all items, tile (0, 1) of
+    all items, ..., row by row. The released code clamps once per network; here the stored values
+    are clamped to [0, 1] after each update.
     """
 
     # tiles along each side; published: 2 for images of up to 32 pixels, 3 for larger ones
@@ -116,8 +116,9 @@ class MultiFormation(Codec):
 
 
 def tiles_of_images(tensors, settings):
-    """(examples, the stored item of each): every stored image holds n x n tiles, and each of them,
-    resized, is an example. What the tiles do not divide is padded with grey.
+    """(examples, the stored item of each): the tiles of every stored image, resized.
+
+    There are n x n of them. What they do not divide is padded with grey.
     """
     images, n = tensors["images"], settings["factor"]
     num, channels, height, width = images.shape

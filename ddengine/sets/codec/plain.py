@@ -13,7 +13,10 @@ from ddengine.system.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Identity(Codec):
-    """One stored image is one training example. Values are free, as mostly published, or bounded."""
+    """One stored image is one training example.
+
+    Values are free, as mostly published, or bounded.
+    """
 
     # clamp to what pixels can be after each update (SRe2L), and ship bytes; for mean and standard
     # deviation, not for whitened images
@@ -78,8 +81,9 @@ class Identity(Codec):
 
 @dataclass(frozen=True, kw_only=True)
 class Pixels(Codec):
-    """One stored image is one training example, in pixels, which are clamped to [0, 1] after each
-    update and shipped as bytes.
+    """One stored image is one training example, in pixels.
+
+    They are clamped to [0, 1] after each update and shipped as bytes.
     """
 
     def pack(

@@ -29,8 +29,9 @@ class Codec(Protocol):
 
     @property
     def space(self) -> Space:
-        """What decoded values are: pixels in [0, 1], preprocessed after decoding, or what networks
-        see.
+        """What decoded values are: pixels or what networks see.
+
+        Pixels lie in [0, 1] and are preprocessed after decoding.
         """
         return "pixel"
 
@@ -55,11 +56,11 @@ class Codec(Protocol):
         preprocess: Preprocess,
         rng: Generator | None = None,
     ) -> dict[str, Tensor]:
-        """The tensors to start from, made of `per_item` images for each stored item, those of an
-        item in a row: (S * per_item, C, H, W).
+        """The tensors to start from, made of images (S * per_item, C, H, W).
 
-        `rng` is for what starts at random, such as a network (None: a stream of the codec's own).
-        Raises UserError when the images do not suit the configuration.
+        Each stored item has `per_item` of them, in a row. `rng` is for what starts at random, such
+        as a network (None: a stream of the codec's own). Raises UserError when the images do not
+        suit the configuration.
         """
         ...
 
@@ -76,14 +77,16 @@ class Codec(Protocol):
         ...
 
     def decode(self, tensors: Tensors, index: Tensor) -> Tensor:
-        """Decoded examples (B, C, H, W) at `index` (B,) of N, differentiable in the tensors as
-        often as wanted.
+        """Decoded examples (B, C, H, W) at `index` (B,) of N.
+
+        They are differentiable in the tensors as often as wanted.
         """
         ...
 
     def natural(self, tensors: Tensors) -> int:
-        """How many of the decoded examples, the first ones, are images that are stored as they are,
-        beside others made of them; 0 where all are.
+        """How many of the decoded examples, the first ones, are images that are stored as they are.
+
+        Others are made of them; 0 where all are stored so.
         """
         return 0
 
@@ -91,20 +94,23 @@ class Codec(Protocol):
         """Move the tensors into their valid range, in place; called after each outer step."""
 
     def ship(self, tensors: Tensors, preprocess: Preprocess) -> "tuple[Codec, dict[str, Tensor]]":
-        """What is stored in the end, as small as it is meant to be, and the codec that reads it;
-        the same again for what is shipped already.
+        """What is stored in the end, as small as it is meant to be, and the codec that reads it.
+
+        It is the same again for what is shipped already.
         """
         return self, dict(tensors)
 
     def flaw(self, tensors: Tensors) -> str | None:
-        """What is wrong with the numbers of stored tensors, all of them finite, in words that follow
-        the name of their file; None where they can be used.
+        """What is wrong with the numbers of stored tensors; None where they can be used.
+
+        All of them are finite. The words follow the name of their file.
         """
         return None
 
     def bytes_by_part(self, tensors: Tensors) -> dict[str, int]:
-        """Bytes of each part that is stored, labels apart; the parts are the groups of
-        `parameters`. What is in no part is counted as "other".
+        """Bytes of each part that is stored, labels apart.
+
+        The parts are the groups of `parameters`. What is in no part is counted as "other".
         """
         sizes = dict[str, int]()
         for part, names in self.parameters(tensors).items():
@@ -121,10 +127,11 @@ class Codec(Protocol):
         return values / first.numel()
 
     def loader(self) -> Loader:
-        """The function decode(tensors, settings) -> (all N examples (N, C, H, W), their stored items
-        (N,)) whose text goes into the shipped `load.py`; `settings` are the fields of this codec.
+        """The function whose text goes into the shipped `load.py`.
 
-        Plain torch: of other names it may use `torch`, `math`, `itertools`, and functions of the
-        file it lies in, which are then shipped too.
+        It is decode(tensors, settings) -> (all N examples (N, C, H, W), their stored items (N,));
+        `settings` are the fields of this codec. It is plain torch: of other names it may use
+        `torch`, `math`, `itertools`, and functions of the file it lies in, which are then shipped
+        too.
         """
         ...

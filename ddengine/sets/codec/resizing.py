@@ -7,11 +7,10 @@ from ddengine.system.runtime import exact_matmul
 
 
 def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear resizing of (B, C, h, w) to (B, C, *size): half-pixel centres, the edge repeated, no
-    antialiasing.
+    """Bilinear resizing of (B, C, h, w) to (B, C, *size).
 
-    Two matrix products instead of functional.interpolate, whose backward has no deterministic
-    kernel on CUDA.
+    Centres are half pixels, the edge is repeated, and nothing is antialiased. These are two matrix
+    products instead of functional.interpolate, whose backward has no deterministic kernel on CUDA.
     """
     rows = _weights(images.shape[2], size[0], images)
     columns = _weights(images.shape[3], size[1], images)

@@ -14,8 +14,9 @@ def as_pixels(images: Tensor) -> Tensor:
 
 
 def as_bytes(images: Tensor) -> Tensor:
-    """Pixels, clamped to [0, 1], as bytes, rounded as torchvision.utils.save_image does (halves
-    up); bytes as they are.
+    """Pixels, clamped to [0, 1], as bytes; bytes as they are.
+
+    Rounding is that of torchvision.utils.save_image (halves up).
     """
     if images.dtype == torch.uint8:
         return images
