@@ -30,8 +30,9 @@ def _threads() -> ThreadPoolExecutor:
 
 
 def in_form(image: Image.Image, size: tuple[int, int], fit: str, ground: Colour) -> Image.Image:
-    """An image in mode L or RGB at `size` (height, width): squashed, cropped around its middle, or
-    padded with `ground`.
+    """An image in mode L or RGB at `size` (height, width).
+
+    It is squashed, cropped around its middle, or padded with `ground`, as `fit` says.
     """
     wanted = (size[1], size[0])
     if image.size == wanted:
@@ -62,8 +63,10 @@ class Decoder:
     """
 
     def __init__(self, config: DataConfig, notes: list[str], *, published: bool):
-        """`published`: images of a published set, which are read as its papers did. Others are
-        turned upright, and an error names all that are broken, and a size for all.
+        """`published` stands for the images of a published set, which are read as its papers did.
+
+        Others are turned upright, and an error names all of them that are broken, and a size for
+        all.
         """
         self.root, self.size, self.fit = config.root, config.size, config.fit
         self.notes, self.published = notes, published
@@ -76,12 +79,12 @@ class Decoder:
     def fetch_of(
         self, source_at: Callable[[int], Stored], name_at: Callable[[int], str], num: int
     ) -> Callable[[np.ndarray], np.ndarray]:
-        """The `fetch` of a split of `num` images: indices (B,) -> (B, C, H, W) uint8, in colour if
-        any of these images is.
+        """The `fetch` of a split of `num` images: indices (B,) -> (B, C, H, W) uint8.
 
-        `source_at` gives the file of image i or its content, and is called from several threads.
-        Sizes that differ are resized to data.size, or refused without one. The UserError is that of
-        the first image, in the order of the indices, that cannot be opened or differs in size.
+        They are in colour if any of these images is. `source_at` gives the file of image i or its
+        content, and is called from several threads. Sizes that differ are resized to data.size, or
+        refused without one. The UserError is that of the first image, in the order of the indices,
+        that cannot be opened or differs in size.
         """
         images = _Images(source_at, name_at, num)
         self._splits.append(images)
@@ -127,8 +130,8 @@ class Decoder:
     def _read(self, order: list[int], images: _Images, colour: bool) -> np.ndarray:
         """The images at `order`, (B, C, H, W) uint8, allocated once.
 
-        `colour` says that there are images in colour. Raises NeedsColour where there turn out to
-        be.
+        `colour` says that there are images in colour. Raises NeedsColour where it does not and
+        there are.
         """
         first = self._open(images, order[0])
         colour = colour or first.mode == "RGB"
@@ -184,9 +187,7 @@ class Decoder:
     # What an error says
 
     def _all_unreadable(self, first: Unreadable) -> UserError:
-        """The error that names every image of the dataset that cannot be read, so that all can be
-        mended at once.
-        """
+        """The error that names every image of the dataset that cannot be read."""
         with _threads() as pool:
             errors = [
                 error for error in pool.map(_broken, *zip(*self._every(), strict=True)) if error
@@ -220,9 +221,7 @@ class Decoder:
         return UserError(f"{which}; set data.size to a height and width for all{such_as}.")
 
     def _suggested_size(self) -> tuple[int, int] | None:
-        """The median height and width, in multiples of 8 up to LARGEST; None where no size can be
-        read.
-        """
+        """A height and a width that suit most images; None where no size can be read."""
         every = self._every()
         sizes = []
         for images, i in every[:: max(1, math.ceil(len(every) / SAMPLE))]:

@@ -1,7 +1,6 @@
-"""An image folder:
+"""An image folder: CLASS/*.png, or train/CLASS/* with test/CLASS/*.
 
-CLASS/*.png|jpg|..., or train/CLASS/* with test/CLASS/*, in the spellings that people have of these
-words.
+The words for splits may be spelled as people spell them.
 """
 
 import os
@@ -40,8 +39,9 @@ def _classes(folder: Path) -> set[str]:
 
 
 def _unwrapped(folder: Path) -> Path:
-    """A folder, or the one of the same name that is all it holds, as archives are unpacked
-    (seg_train/seg_train).
+    """A folder, or the one of the same name that is all it holds.
+
+    Archives are unpacked so (seg_train/seg_train).
     """
     inner = subfolders(folder)
     if len(inner) == 1 and inner[0].name == folder.name:
@@ -91,7 +91,7 @@ def _siblings(words: Words, train: Path) -> Words:
 
 
 def _holding(words: Words, classes: set[str], but: Sequence[str] = ()) -> Words:
-    """The folders that hold several of the classes, but for those named after the words in `but`."""
+    """The folders that hold several of the classes, without those named after words in `but`."""
     holding = {}
     for folder, word in words.items():
         if word not in but and len(_classes(folder) & classes) > 1:
@@ -103,10 +103,10 @@ def _holding(words: Words, classes: set[str], but: Sequence[str] = ()) -> Words:
 
 
 def _training_folder(root: Path, words: Words) -> tuple[Path, list[Path], list[str]]:
-    """(the folder whose subfolders are the training classes, these subfolders, what to say of it);
-    `words` are those of folders of splits.
+    """(folder of the training classes, the folders of these classes, what to say of it).
 
-    Raises UserError where the folders are named as splits and none holds the training classes.
+    `words` are those of folders of splits. Raises UserError where the folders are named as splits
+    and none holds the training classes.
     """
     others = [folder for folder in subfolders(root) if _unwrapped(folder) not in words]
     trains = [folder for folder, word in words.items() if word in TRAIN and subfolders(folder)]
@@ -154,8 +154,9 @@ def _check_not_only_splits(root: Path, others: list[Path], words: Words) -> None
 def _classes_beside_splits(
     root: Path, others: list[Path], words: Words
 ) -> tuple[Path, list[Path], list[str]]:
-    """What `_training_folder` says where classes and splits lie side by side: a split is what holds
-    the classes once more.
+    """What `_training_folder` says where classes and splits lie side by side.
+
+    A split is what holds the classes once more.
     """
     classes = set(_names(others))
     splits = [folder for folder in words if classes & _classes(folder)]
@@ -319,10 +320,10 @@ def _check_several(train: Path, folders: list[Path]) -> None:
 
 
 def read(config: DataConfig) -> Source:
-    """The folder data.root; classes in the order of `sorted_classes`, matched by name between the
-    splits.
+    """The folder data.root; classes are in the order of `sorted_classes`.
 
-    Raises UserError where folders of splits, classes or images cannot be told, or are not there.
+    Splits are matched by the names of the classes. Raises UserError where folders of splits,
+    classes or images cannot be told, or are missing.
     """
     root = _root(config)
     words = _split_folders(root)

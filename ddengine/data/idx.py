@@ -16,8 +16,9 @@ HEAD = 4  # bytes before the sizes; the last is their number
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """An IDX file of bytes (LeCun's format: two zero bytes, type 8, number of dimensions,
-    big-endian sizes, values).
+    """The values of an IDX file of bytes.
+
+    The format is LeCun's: two zero bytes, type 8, number of dimensions, big-endian sizes, values.
     """
     try:
         with gzip.open(path) as file:

@@ -84,8 +84,9 @@ def open_image(
 
 
 def plain(image: Image.Image, ground: Colour = (255, 255, 255)) -> Image.Image | Wide:
-    """A loaded image in mode L or RGB, on `ground` where it is transparent, or with values that
-    need a scale.
+    """A loaded image in mode L or RGB, or with values that need a scale.
+
+    Where it is transparent it shows `ground`.
     """
     if image.mode in ("L", "RGB") and "transparency" not in image.info:
         return image
@@ -107,8 +108,9 @@ def _deep(image: Image.Image, low: Image.Image, turn: Image.Transpose | None) ->
 
 
 def _keyed(values: np.ndarray, image: Image.Image) -> np.ndarray:
-    """Values with a fourth channel, which says what is transparent, where an image has a
-    transparent colour.
+    """Values with a fourth channel where an image has a transparent colour.
+
+    The channel says what is transparent.
     """
     key = image.info.get("transparency")
     if not isinstance(key, int | tuple) or values.shape[-1:] == (4,):
@@ -119,8 +121,9 @@ def _keyed(values: np.ndarray, image: Image.Image) -> np.ndarray:
 
 
 def _raw_modes(image: ImageFile.ImageFile) -> list[str]:
-    """How the pixels of a file that is not loaded yet are stored, tile by tile; empty text where
-    Pillow does not say.
+    """How the pixels of a file that is not loaded yet are stored, tile by tile.
+
+    An empty text stands for what Pillow does not say.
     """
     modes = []
     for tile in getattr(image, "tile", []):  # probe: not every format of Pillow has tiles
@@ -132,10 +135,9 @@ def _raw_modes(image: ImageFile.ImageFile) -> list[str]:
 
 
 def _low_bytes(source: Stored, name: str) -> Image.Image:
-    """The low bytes of an image in colour with 16 bits a channel, of which Pillow reads the high
-    ones.
+    """The low bytes of an image in colour with 16 bits a channel.
 
-    Read with the bytes in the other order, what is the low byte is taken for the high one.
+    Pillow reads the high ones. Read with the bytes in the other order, what is the low byte is taken for the high one.
     """
     with reading(source, name) as image:
         swapped = []
@@ -183,8 +185,9 @@ def _tiff_of(source: Stored) -> str | None:
 
 
 def check(source: Stored, name: str) -> None:
-    """Raise Unreadable for a broken file; a JPEG is looked at with an eighth of its sides, which
-    finds what is broken sooner.
+    """Raise Unreadable for a broken file.
+
+    A JPEG is looked at with an eighth of its sides, which finds what is broken sooner.
     """
     with reading(source, name) as image:
         image.draft("RGB", (1, 1))

@@ -308,8 +308,9 @@ def _grey(images: Tensor) -> Tensor:
 
 
 def _split_names(splits: Splits, *, official: bool) -> dict[str, Any]:
-    """Which images were held out, so that others can select and test on the same ones: names below
-    data.root, else indices from 0.
+    """Which images were held out, so that others can select and test on the same ones.
+
+    They are names below data.root, else indices from 0.
     """
     by = "names below data.root"
     if splits.labelled.name_of is None:

@@ -1,6 +1,4 @@
-"""The datasets of the field by name: their files where they are installed, else torchvision's
-readers.
-"""
+"""The datasets of the field by name: installed files, else torchvision's readers."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -21,8 +19,10 @@ from ddengine.system.errors import UserError
 
 @dataclass(frozen=True)
 class Known:
-    """What is fixed about a dataset: torchvision's class, class names, the normalisation constants
-    its papers use.
+    """What is fixed about a dataset.
+
+    That is torchvision's class, the names of the classes, and the constants that its papers
+    normalise by.
     """
 
     torchvision: str
@@ -124,7 +124,8 @@ def _read(name: str, config: DataConfig) -> Source:
 
 
 def reader(name: str) -> Callable[[DataConfig], Source]:
-    """The reader of a known dataset: parquet or IDX files in data.root, an installed package, or
-    torchvision's own layout.
+    """The reader of a known dataset.
+
+    It takes parquet or IDX files in data.root, an installed package, or torchvision's layout.
     """
     return partial(_read, name)

@@ -39,10 +39,10 @@ def files(root: Path) -> list[Path]:
 
 
 def split_of(path: Path, root: Path) -> str | None:
-    """The word of a split that a file belongs to: its name, or the word before its number, or the
-    nearest folder of such a name, or a word in those.
+    """The word of a split that a file belongs to; None without any.
 
-    None without any.
+    It is its name, or the word before its number, or the nearest folder of such a name, or a word
+    in those.
     """
     name, *folders = reversed(path.relative_to(root).with_suffix("").parts)
     numbered = NUMBERED.fullmatch(name)

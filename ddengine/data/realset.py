@@ -33,8 +33,9 @@ class RealSet:
         digest: str | None = None,
         class_names: Sequence[str] = (),
     ):
-        """Pixels (N, C, H, W) uint8 and labels (N,) int64, on one device; `digest` when it is known
-        already, `class_names` for messages.
+        """Pixels (N, C, H, W) uint8 and labels (N,) int64, on one device.
+
+        `digest` is given when it is known already, `class_names` for messages.
         """
         self.pixels, self.labels = pixels, labels
         self.num_classes, self.class_names = num_classes, tuple(class_names)
@@ -90,9 +91,7 @@ class RealSet:
 
     @cached_property
     def _table(self) -> tuple[Tensor, Tensor]:
-        """Members of all classes (K, longest) on the device, rows filled up, and which places are
-        filled up.
-        """
+        """(members of all classes (K, longest) on the device, which places are filled up)."""
         table = torch.nn.utils.rnn.pad_sequence(
             list(self.members), batch_first=True, padding_value=-1
         )
@@ -100,12 +99,11 @@ class RealSet:
         return table, table < 0
 
     def draw_each(self, num: int, rng: Generator) -> Tensor:
-        """Indices (K, n) of random images of every class, drawn on the device and lying there; n is
-        `num`, or the largest class if that is smaller.
+        """Indices (K, n) of random images of every class, drawn on the device and lying on it.
 
-        No image comes twice, but in classes of fewer than n images: there all come equally often,
-        up to one. The draw follows from `rng`, and differs between kinds of device and models of
-        GPU.
+        n is `num`, or the size of the largest class if that is smaller. No image comes twice, but
+        in classes of fewer than n images: of these all come equally often, up to one. The draw
+        follows from `rng`, and differs between kinds of device and models of GPU.
         """
         table, missing = self._table
         source = on_device(rng, self.device)

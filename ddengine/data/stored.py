@@ -1,5 +1,4 @@
-"""Preprocessing that was read from a file: can any images, and can these images, have been fitted
-to its numbers?
+"""Preprocessing that was read from a file: can images have been fitted to its numbers?
 
 Real images are seen through what a distilled set or an expert store says. Numbers of a damaged file
 would make every network useless, those on real images too, so that the comparison would look fair.
@@ -64,8 +63,7 @@ def check_stored(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> None:
-    """Raise UserError unless a preprocessing out of a file can be that of training pixels (N, C, H,
-    W) uint8.
+    """Raise UserError unless it can be the preprocessing of training pixels (N, C, H, W) uint8.
 
     `mean` and `std` are the published constants of the dataset, if it has any: these are right
     whatever the images at hand look like.
@@ -107,8 +105,9 @@ def _same(values: Tensor, constants: Sequence[float]) -> bool:
 
 
 def flaw(preprocess: Preprocess, image_shape: tuple[int, ...] | None = None) -> str | None:
-    """Why no images (C, H, W), or with None no images at all, can be fitted to these numbers, in
-    words; None where they can.
+    """Why no images (C, H, W) can be fitted to these numbers, in words; None where they can.
+
+    Without a shape of images those of any shape are meant.
     """
     named = {}
     for name, tensor in preprocess.tensors().items():
@@ -187,11 +186,10 @@ def _not_inverse(named: dict[str, Tensor]) -> str | None:
 
 
 def unlike(preprocess: Preprocess, pixels: Tensor) -> str | None:
-    """Why numbers without a flaw cannot be those of training pixels (N, C, H, W) uint8, in words;
-    None where they can.
+    """Why numbers without a flaw cannot be those of training pixels (N, C, H, W) uint8, in words.
 
-    Some images are looked at, spread over all; where these seem not to fit, all of them, because a
-    few may be unlike the others.
+    None where they can. Some images are looked at, spread over all; where these seem not to fit,
+    all of them, because a few may be unlike the others.
     """
     compare = _unlike_scaled if preprocess.matrix is None else _unlike_whitened
     num = max(1, min(LOOKED_AT, 16 * AT_ONCE // pixels[0].numel()))
@@ -253,8 +251,9 @@ def _unlike_whitened(preprocess: Preprocess, pixels: Tensor) -> str | None:
 def _mean(
     pixels: Tensor, dims: tuple[int, ...], of: Callable[[Tensor], Tensor] = lambda part: part
 ) -> Tensor:
-    """The mean over `dims`, the first among them, of a function of pixels (N, C, H, W) as values in
-    [0, 1]: float64, part by part.
+    """The mean over `dims`, the first among them, of a function of pixels (N, C, H, W).
+
+    The function sees them as values in [0, 1], float64, part by part.
     """
     sums = [of(part.double() / 255).sum(dims) for part in pieces(pixels, AT_ONCE)]
     total = torch.stack(sums).sum(0)

@@ -191,8 +191,9 @@ class Labels:
 
     @property
     def unlabelled(self) -> bool:
-        """Whether there is no label at all: every value is missing or negative, as in test splits
-        whose labels are kept back.
+        """Whether no image has a label.
+
+        In test splits whose labels are kept back every value is missing or negative.
         """
         return len(self.values) == 0
 
@@ -421,8 +422,7 @@ def _contents(stored: "pa.ChunkedArray") -> tuple[Any, Any]:
 
 
 def file_below(root: Path, folders: Iterable[Path], path: str) -> Path | None:
-    """The file that a path in a table names, taken from one of the folders; None where there is
-    none.
+    """The file that a path in a table names, in one of the folders; None where it names none.
 
     It must lie below `root`: a dataset may name its own files and no others.
     """
@@ -449,9 +449,9 @@ class _Split:
 
     @property
     def unlabelled(self) -> bool:
-        """Whether it has no labels.
+        """Whether no image has a label.
 
-        Raises UserError where some of its tables have and some have not.
+        In test splits whose labels are kept back every value is missing or negative.
         """
         bare = [part.table for part in self.labels if part.unlabelled]
         if bare and len(bare) < len(self.labels):

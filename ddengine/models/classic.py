@@ -1,5 +1,6 @@
-"""MLP, LeNet, AlexNet and VGG11 in the 32-pixel forms of the field (Dataset Condensation's
-networks).
+"""MLP, LeNet, AlexNet and VGG11 in the 32-pixel forms of the field.
+
+They are the networks of Dataset Condensation.
 """
 
 import torch
@@ -121,8 +122,9 @@ def build_alexnet(
 def build_vgg11(
     options: list[str], image_shape: tuple[int, int, int], num_classes: int
 ) -> Classifier:
-    """Eight convolutions with a norm each (in, the field's default, or bn), five 2x2 max poolings,
-    one linear layer.
+    """Eight convolutions with a norm each, five 2x2 max poolings, one linear layer.
+
+    The norm is an option: in, the field's default, or bn.
     """
     norm = options[0] if options else "in"
     if norm not in ("in", "bn") or len(options) > 1:

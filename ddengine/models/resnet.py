@@ -1,6 +1,6 @@
-"""ResNet18 in the 32-pixel forms of the field: 3x3 stem without pooling; instance norm, BatchNorm,
-or average pooling for strides.
+"""ResNet18 in the 32-pixel forms of the field.
 
+They have a 3x3 stem without pooling, and instance norm, BatchNorm, or average pooling for strides.
 `x<percent>` scales all widths (`resnet18-bn-x25` starts with 16 maps instead of 64).
 """
 
@@ -64,8 +64,9 @@ def split_percent(options: list[str]) -> tuple[int, list[str]]:
 
 
 def build(options: list[str], image_shape: tuple[int, int, int], num_classes: int) -> Classifier:
-    """Options: in (default), bn, or ap (instance norm, average pooling for strides, no global
-    pooling), and x<percent>, in any order.
+    """Options: in (default), bn, or ap, and x<percent>, in any order.
+
+    ap is instance norm with average pooling for strides, and no global pooling.
     """
     percent, rest = split_percent(options)
     kind = rest[0] if rest else "in"

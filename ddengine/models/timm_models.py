@@ -1,5 +1,6 @@
-"""Any classifier of timm by name, made for small images. timm is optional and imported only here,
-when a name asks for it.
+"""Any classifier of timm by name, made for small images.
+
+timm is optional and imported only here, when a name asks for it.
 """
 
 import importlib
@@ -147,10 +148,10 @@ def _path_of(wanted: object, network: nn.Module) -> str | None:
 
 @lru_cache
 def _plan(name: str, shape: tuple[int, int, int]) -> _Plan:
-    """How the network takes images (C, H, W): found by trying, once for each name and shape, so
-    that one made later costs no more than itself.
+    """How the network takes images (C, H, W).
 
-    Raises UserError where it cannot take them at all.
+    It is found by trying, once for each name and shape, so that one made later costs no more than
+    itself. Raises UserError where it cannot take them at all.
     """
     with streams.scoped(streams.generator(0, "timm")):
         plain = _Plan((("img_size", shape[1:]),))

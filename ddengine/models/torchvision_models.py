@@ -120,8 +120,9 @@ def first_convolution(network: nn.Module) -> tuple[str, nn.Conv2d]:
 
 
 def adapt_stem(network: nn.Module, channels: int, small: bool) -> None:
-    """The first convolution takes `channels` and, for small images, has stride 1; a max pooling
-    right behind it goes.
+    """Make the first convolution of a network take `channels`.
+
+    For small images it also loses its stride, and a max pooling right behind it goes.
     """
     path, first = first_convolution(network)
     kernel: Any = first.kernel_size
@@ -177,8 +178,9 @@ def build(
 def _vision_transformer(
     name: str, image_shape: tuple[int, int, int], num_classes: int
 ) -> nn.Module:
-    """A vision transformer with patches of an eighth of the image. Raises UserError for images that
-    are not square, not of whole patches, or not in colour.
+    """A vision transformer with patches of an eighth of the image.
+
+    Raises UserError for images that are not square, not of whole patches, or not in colour.
     """
     from ddengine.system.compat import torchvision
 
@@ -208,7 +210,10 @@ def _made(name: str, num_classes: int) -> nn.Module:
 
 
 def _last_linear(name: str, network: nn.Module, num_classes: int) -> tuple[str, nn.Linear]:
-    """(path, layer) of the last linear layer. Raises UserError where it does not give the logits."""
+    """(path, layer) of the last linear layer.
+
+    Raises UserError where it does not give the logits.
+    """
     linear = []
     for path, module in network.named_modules():
         if isinstance(module, nn.Linear):
@@ -224,8 +229,9 @@ def _last_linear(name: str, network: nn.Module, num_classes: int) -> tuple[str, 
 def _check_takes(
     name: str, model: nn.Module, shape: tuple[int, int, int], num_classes: int
 ) -> None:
-    """Raise UserError unless a network gives logits of images (C, H, W); it is left in evaluation
-    mode.
+    """Raise UserError unless a network gives logits of images (C, H, W).
+
+    It is left in evaluation mode.
     """
     hollow = {}  # a forward of nothing but shapes
     for key, tensor in model.state_dict().items():
