@@ -39,7 +39,12 @@ class Dataset:
     class_names: tuple[str, ...] | None = None
 
     @classmethod
-    def of(cls, dataset: Any, classes: Sequence[Any] | None = None, test: Any = None) -> "Dataset":
+    def of(
+        cls,
+        dataset: Any,
+        classes: Sequence[Any] | None = None,
+        test: Any = None,
+    ) -> "Dataset":
         """Images that Python holds, all of which are training images.
 
             Dataset.of(torchvision.datasets.CIFAR10("data"), test=CIFAR10("data", train=False))
@@ -76,7 +81,10 @@ class Dataset:
 
     @classmethod
     def parquet(
-        cls, path: Path | str, image_column: str | None = None, label_column: str | None = None
+        cls,
+        path: Path | str,
+        image_column: str | None = None,
+        label_column: str | None = None,
     ) -> "Dataset":
         """The parquet files below a folder.
 

@@ -29,7 +29,12 @@ def _threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1))
 
 
-def in_form(image: Image.Image, size: tuple[int, int], fit: str, ground: Colour) -> Image.Image:
+def in_form(
+    image: Image.Image,
+    size: tuple[int, int],
+    fit: str,
+    ground: Colour,
+) -> Image.Image:
     """An image in mode L or RGB at `size` (height, width).
 
     It is squashed, cropped around its middle, or padded with `ground`, as `fit` says.
@@ -62,7 +67,13 @@ class Decoder:
     What a person should know of them is added to `notes`.
     """
 
-    def __init__(self, config: DataConfig, notes: list[str], *, published: bool):
+    def __init__(
+        self,
+        config: DataConfig,
+        notes: list[str],
+        *,
+        published: bool,
+    ):
         """`published` stands for the images of a published set, which are read as its papers did.
 
         Others are turned upright, and an error names all of them that are broken, and a size for
@@ -77,7 +88,10 @@ class Decoder:
         self._splits: list[_Images] = []
 
     def fetch_of(
-        self, source_at: Callable[[int], Stored], name_at: Callable[[int], str], num: int
+        self,
+        source_at: Callable[[int], Stored],
+        name_at: Callable[[int], str],
+        num: int,
     ) -> Callable[[np.ndarray], np.ndarray]:
         """The `fetch` of a split of `num` images: indices (B,) -> (B, C, H, W) uint8.
 
@@ -127,7 +141,12 @@ class Decoder:
     def _below_root(self, name: str) -> str:
         return name.removeprefix(f"{self.root}{os.sep}")
 
-    def _read(self, order: list[int], images: _Images, colour: bool) -> np.ndarray:
+    def _read(
+        self,
+        order: list[int],
+        images: _Images,
+        colour: bool,
+    ) -> np.ndarray:
         """The images at `order`, (B, C, H, W) uint8, allocated once.
 
         `colour` says that there are images in colour. Raises NeedsColour where it does not and
@@ -189,9 +208,7 @@ class Decoder:
     def _all_unreadable(self, first: Unreadable) -> UserError:
         """The error that names every image of the dataset that cannot be read."""
         with _threads() as pool:
-            errors = [
-                error for error in pool.map(_broken, *zip(*self._every(), strict=True)) if error
-            ]
+            errors = list(filter(None, pool.map(_broken, *zip(*self._every(), strict=True))))
         names = [error.name for error in errors]
         reason = errors[0].reason if errors else first.reason
         if first.name not in names:  # only decoding in full finds it

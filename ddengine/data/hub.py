@@ -98,7 +98,12 @@ def _folders(root: str) -> list[Path]:
     return [Path(cache) for cache in caches]
 
 
-def _table(split: str, rows: "datasets.Dataset", root: str, folders: Sequence[Path]) -> Table:
+def _table(
+    split: str,
+    rows: "datasets.Dataset",
+    root: str,
+    folders: Sequence[Path],
+) -> Table:
     """A split as a table; its columns stay where they are until they are asked for."""
     declared: Any = rows.features.to_dict()
     features = {}
@@ -166,11 +171,9 @@ def read(config: DataConfig) -> Source:
             f"give one of them such a name ({listed(WORDS[:3])}), or use data.name parquet on its "
             "files."
         ) from None
-    notes += [
-        f"taken together as {word}: {listed(names)}"
-        for word, names in groups.items()
-        if word is not None and len(names) > 1
-    ]
+    for word, names in groups.items():
+        if word is not None and len(names) > 1:
+            notes.append(f"taken together as {word}: {listed(names)}")
     held_out = []
     for word in (*TEST, *STAND_INS):
         if word in groups and word != train_word:

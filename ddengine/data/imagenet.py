@@ -101,7 +101,12 @@ SUBSETS: dict[str, tuple[tuple[str, str], ...]] = {
 NAMES = (*SUBSETS, "imagenet")
 
 
-def part_of_files(paths: list[str], labels: list[int], root: Path, decoder: Decoder) -> Part:
+def part_of_files(
+    paths: list[str],
+    labels: list[int],
+    root: Path,
+    decoder: Decoder,
+) -> Part:
     """A split of image files below `root` with a label each, decoded when asked for."""
     fetch = decoder.fetch_of(lambda i: Path(paths[i]), lambda i: paths[i], len(paths))
     return Part(np.array(labels, np.int64), fetch, lambda i: os.path.relpath(paths[i], root))
@@ -119,7 +124,12 @@ def _images_below(folder: Path) -> list[str]:
     return sorted(images)
 
 
-def part_of_folders(folder: Path, wnids: tuple[str, ...], root: Path, decoder: Decoder) -> Part:
+def part_of_folders(
+    folder: Path,
+    wnids: tuple[str, ...],
+    root: Path,
+    decoder: Decoder,
+) -> Part:
     """All images below folder/WNID, at any depth; label i is wnids[i].
 
     Raises UserError naming a folder that is missing or has no images.

@@ -69,14 +69,14 @@ def open_image(
         if _has_more(image):  # to be asked before the pixels are read, as is how they are stored
             on_several(name)
         modes = _raw_modes(image)
-        if any(mode.startswith("LA;16") for mode in modes):
+        if _begins(modes, "LA;16"):
             raise UserError(
                 f"{name} has grey values of 16 bits with transparency, of which Pillow reads 8; "
                 "save the images of this dataset with 8 bits."
             )
         image.load()
     turn = TURNS.get(orientation(image)) if upright else None
-    if any(mode.startswith(DEEP) for mode in modes):
+    if _begins(modes, *DEEP):
         return _deep(image, _low_bytes(source, name), turn)
     if turn is not None:
         return plain(image.transpose(turn), ground)
@@ -99,7 +99,11 @@ def plain(image: Image.Image, ground: Colour = (255, 255, 255)) -> Image.Image |
     return image.convert("L" if image.mode == "1" else "RGB")
 
 
-def _deep(image: Image.Image, low: Image.Image, turn: Image.Transpose | None) -> Wide:
+def _deep(
+    image: Image.Image,
+    low: Image.Image,
+    turn: Image.Transpose | None,
+) -> Wide:
     """An image in colour of 16 bits, of its high bytes and its low bytes."""
     if turn is not None:
         image, low = image.transpose(turn), low.transpose(turn)
@@ -134,10 +138,16 @@ def _raw_modes(image: ImageFile.ImageFile) -> list[str]:
     return modes
 
 
+def _begins(modes: list[str], *beginnings: str) -> bool:
+    """Whether one of the modes begins so."""
+    return any(mode.startswith(beginnings) for mode in modes)
+
+
 def _low_bytes(source: Stored, name: str) -> Image.Image:
     """The low bytes of an image in colour with 16 bits a channel.
 
-    Pillow reads the high ones. Read with the bytes in the other order, what is the low byte is taken for the high one.
+    Pillow reads the high ones. Read with the bytes in the other order, what is the low byte is
+    taken for the high one.
     """
     with reading(source, name) as image:
         swapped = []

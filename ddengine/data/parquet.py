@@ -152,12 +152,14 @@ def training_files(by_word: Mapping[str | None, list[Path]]) -> tuple[list[Path]
 
     Raises UserError where there are several other splits.
     """
-    names = {word: [path.name for path in paths] for word, paths in by_word.items()}
+    names: dict[str | None, list[str]] = {}
+    for word, paths in by_word.items():
+        names[word] = [path.name for path in paths]
     try:
         word, notes = training_word(names, "files")
     except LookupError:
         raise UserError(
-            f"There are parquet files of {listed([str(word) for word in by_word])} and none of "
+            f"There are parquet files of {listed(list(map(str, by_word)))} and none of "
             "training images; "
             "add them, or name them so, such as train-00000.parquet."
         ) from None

@@ -76,7 +76,12 @@ class RealSet:
         labels = self.labels.cpu()
         return tuple((labels == c).nonzero().flatten() for c in range(self.num_classes))
 
-    def draw_index(self, class_: int, num: int, rng: Generator) -> Tensor:
+    def draw_index(
+        self,
+        class_: int,
+        num: int,
+        rng: Generator,
+    ) -> Tensor:
         """Indices (num,) of random images of a class, without repetition.
 
         Raises UserError when it has fewer.
@@ -116,7 +121,12 @@ class RealSet:
         repeating = torch.arange(num, device=self.device) % counts
         return table.gather(1, order.gather(1, repeating))
 
-    def draw(self, class_: int, num: int, rng: Generator) -> Tensor:
+    def draw(
+        self,
+        class_: int,
+        num: int,
+        rng: Generator,
+    ) -> Tensor:
         """Random preprocessed images (num, C, H, W) of a class, without repetition."""
         return self.images(self.draw_index(class_, num, rng))
 

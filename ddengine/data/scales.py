@@ -104,7 +104,12 @@ class Scales:
             )
         return notes
 
-    def applied(self, image: Image.Image | Wide, ground: Colour, name: str) -> Image.Image:
+    def applied(
+        self,
+        image: Image.Image | Wide,
+        ground: Colour,
+        name: str,
+    ) -> Image.Image:
         """An image in mode L or RGB; values are cut where they leave the range.
 
         Raises NeedsScale for a kind that is not settled.

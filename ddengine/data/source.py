@@ -38,7 +38,11 @@ def part_of_array(images: np.ndarray, labels: np.ndarray) -> Part:
     return Part(labels.astype(np.int64), lambda index: images[index])
 
 
-def stratified(labels: np.ndarray, num: int, seed: int) -> np.ndarray:
+def stratified(
+    labels: np.ndarray,
+    num: int,
+    seed: int,
+) -> np.ndarray:
     """Sorted indices of `num` examples with every class in its proportion (largest remainders).
 
     At least one of each class is among them if num allows. They depend on the labels and the seed
@@ -81,7 +85,11 @@ def _apportioned(counts: np.ndarray, num: int) -> np.ndarray:
 
 
 def hold_out(
-    labels: np.ndarray, fraction: float, seed: int, *, at_least: int = 0
+    labels: np.ndarray,
+    fraction: float,
+    seed: int,
+    *,
+    at_least: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(kept, held out) indices, both sorted.
 

@@ -77,7 +77,9 @@ def check_stored(
 
 
 def _is_published(
-    preprocess: Preprocess, mean: Sequence[float] | None, std: Sequence[float] | None
+    preprocess: Preprocess,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
 ) -> bool:
     """Whether it says the published constants of a dataset, where there are any."""
     if mean is None or std is None or preprocess.std is None or preprocess.matrix is not None:
@@ -141,7 +143,9 @@ def _missing(named: dict[str, Tensor], needed: tuple[str, ...]) -> str | None:
 
 
 def _wrong_shape(
-    named: dict[str, Tensor], needed: tuple[str, ...], image_shape: tuple[int, ...] | None
+    named: dict[str, Tensor],
+    needed: tuple[str, ...],
+    image_shape: tuple[int, ...] | None,
 ) -> str | None:
     """Which tensor has not the shape that images (C, H, W), or with None the mean, need."""
     size, needs = named["mean"].numel(), "its mean"
@@ -156,7 +160,11 @@ def _wrong_shape(
     return None
 
 
-def _out_of_range(name: str, values: Tensor, limits: tuple[float, float]) -> str | None:
+def _out_of_range(
+    name: str,
+    values: Tensor,
+    limits: tuple[float, float],
+) -> str | None:
     """Which mean or standard deviation no pixels can have, in words."""
     lowest, highest = float(values.min()), float(values.max())
     if limits[0] <= lowest <= highest <= limits[1]:
@@ -216,7 +224,12 @@ def _unlike_scaled(preprocess: Preprocess, pixels: Tensor) -> str | None:
     return None
 
 
-def _differs(what: str, channel: int, said: Tensor, real: Tensor) -> str:
+def _differs(
+    what: str,
+    channel: int,
+    said: Tensor,
+    real: Tensor,
+) -> str:
     return (
         f"it says a {what} of {float(said[channel]):.4g} in channel {channel}, "
         f"and that of the training images is {float(real[channel]):.4g}"
@@ -249,7 +262,9 @@ def _unlike_whitened(preprocess: Preprocess, pixels: Tensor) -> str | None:
 
 
 def _mean(
-    pixels: Tensor, dims: tuple[int, ...], of: Callable[[Tensor], Tensor] = lambda part: part
+    pixels: Tensor,
+    dims: tuple[int, ...],
+    of: Callable[[Tensor], Tensor] = lambda part: part,
 ) -> Tensor:
     """The mean over `dims`, the first among them, of a function of pixels (N, C, H, W).
 

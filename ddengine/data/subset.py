@@ -62,7 +62,11 @@ def class_subset(data: Data, classes: Sequence[int]) -> Data:
     )
 
 
-def check_classes(classes: Sequence[int], num_classes: int, what: str) -> None:
+def check_classes(
+    classes: Sequence[int],
+    num_classes: int,
+    what: str,
+) -> None:
     """Raise UserError unless `classes` are distinct numbers below `num_classes`.
 
     The error calls them `what`.

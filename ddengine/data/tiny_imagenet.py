@@ -34,7 +34,12 @@ def _class_names(path: Path, wnids: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(synonyms.get(wnid) or wnid for wnid in wnids)
 
 
-def _validation(folder: Path, wnids: tuple[str, ...], root: Path, decoder: Decoder) -> Part:
+def _validation(
+    folder: Path,
+    wnids: tuple[str, ...],
+    root: Path,
+    decoder: Decoder,
+) -> Part:
     """The images of val, in class folders or as val_annotations.txt labels them.
 
     Class folders may lie below val/images or val.
@@ -45,7 +50,12 @@ def _validation(folder: Path, wnids: tuple[str, ...], root: Path, decoder: Decod
     return _annotated(folder, wnids, root, decoder)
 
 
-def _annotated(folder: Path, wnids: tuple[str, ...], root: Path, decoder: Decoder) -> Part:
+def _annotated(
+    folder: Path,
+    wnids: tuple[str, ...],
+    root: Path,
+    decoder: Decoder,
+) -> Part:
     """The images of val as val_annotations.txt labels them.
 
     Raises UserError for a class that is not known, and an image that is missing.

@@ -117,7 +117,12 @@ def _check_no_classes(config: DataConfig) -> None:
         )
 
 
-def _check_test(dataset: Any, test: Any, labels: np.ndarray, present: np.ndarray) -> None:
+def _check_test(
+    dataset: Any,
+    test: Any,
+    labels: np.ndarray,
+    present: np.ndarray,
+) -> None:
     """Raise UserError where test labels are not among the training labels that are present.
 
     The same holds where both datasets name their classes differently.
@@ -149,7 +154,12 @@ def _is_pair(dataset: Any) -> bool:
     return all(isinstance(part, Tensor | np.ndarray) for part in dataset)
 
 
-def _part(dataset: Any, config: DataConfig, scales: Scales, notes: list[str]) -> Part:
+def _part(
+    dataset: Any,
+    config: DataConfig,
+    scales: Scales,
+    notes: list[str],
+) -> Part:
     """The labels as they are, and the images."""
     if _is_pair(dataset):
         images, labels = dataset
@@ -384,7 +394,11 @@ def _as_labels(values: Any) -> np.ndarray | None:
     return labels.astype(np.int64)
 
 
-def _example(dataset: Any, i: int, ground: Colour) -> tuple[np.ndarray | Wide, int]:
+def _example(
+    dataset: Any,
+    i: int,
+    ground: Colour,
+) -> tuple[np.ndarray | Wide, int]:
     """(image, label) of an example."""
     example = dataset[i]
     if not isinstance(example, tuple | list) or len(example) != 2:
@@ -412,7 +426,11 @@ def _shown(value: Any) -> str:
     return f"a {type(value).__name__}"
 
 
-def _image(image: Any, i: int, ground: Colour) -> np.ndarray | Wide:
+def _image(
+    image: Any,
+    i: int,
+    ground: Colour,
+) -> np.ndarray | Wide:
     """Image i in any of the forms: (C, H, W) uint8, or values that need a scale."""
     if not isinstance(image, Image.Image):
         return _pixels(image, i)
@@ -464,7 +482,11 @@ def _channels_first(image: Any, i: int) -> tuple[np.ndarray, str]:
     )
 
 
-def _names(dataset: Any, classes: tuple[str, ...] | None, present: np.ndarray) -> tuple[str, ...]:
+def _names(
+    dataset: Any,
+    classes: tuple[str, ...] | None,
+    present: np.ndarray,
+) -> tuple[str, ...]:
     """What the labels that occur are called: by `classes`, else by the dataset, else by number.
 
     Raises UserError for labels that are not numbers of `classes`.

@@ -86,7 +86,12 @@ EXAMPLES = (
 )
 
 
-def build_model(name: str, image_shape: ImageShape, num_classes: int, rng: Generator) -> nn.Module:
+def build_model(
+    name: str,
+    image_shape: ImageShape,
+    num_classes: int,
+    rng: Generator,
+) -> nn.Module:
     """A freshly initialised network for images (C, H, W). Global generators are left as they were.
 
     Raises UserError for an unknown name (the nearest are named) or an image the network cannot

@@ -94,7 +94,11 @@ def _setting(option: str) -> tuple[str, str | int]:
     )
 
 
-def build(options: list[str], image_shape: tuple[int, int, int], num_classes: int) -> ConvNet:
+def build(
+    options: list[str],
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+) -> ConvNet:
     """From `d1`..`d8`, `w<width>`, a norm, a pooling and an activation, in any order.
 
     The norms are in, bn, ln, gn and nn, the poolings ap, mp and np, the activations relu, sigmoid

@@ -102,7 +102,11 @@ def _calls(network: nn.Module, image_shape: tuple[int, int, int]) -> list[_Call]
     """What the modules of a network give for two images, in the order in which they end."""
     calls = []
 
-    def record(module: nn.Module, inputs: object, output: object) -> None:
+    def record(
+        module: nn.Module,
+        inputs: object,
+        output: object,
+    ) -> None:
         is_map = isinstance(output, Tensor) and output.dim() == 4
         calls.append(_Call(module, output.shape if is_map else None))  # type: ignore[union-attr]
 

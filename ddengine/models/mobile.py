@@ -37,7 +37,9 @@ def _finish(body: nn.Sequential, image_shape: tuple[int, int, int]) -> nn.Sequen
 
 
 def build_mobilenet_v2(
-    options: list[str], image_shape: tuple[int, int, int], num_classes: int
+    options: list[str],
+    image_shape: tuple[int, int, int],
+    num_classes: int,
 ) -> Classifier:
     """The blocks of torchvision with stride 1 in the stem and in the 24 maps, and no dropout.
 
@@ -67,7 +69,9 @@ def build_mobilenet_v2(
 
 
 def build_efficientnet_b0(
-    options: list[str], image_shape: tuple[int, int, int], num_classes: int
+    options: list[str],
+    image_shape: tuple[int, int, int],
+    num_classes: int,
 ) -> Classifier:
     """The blocks of torchvision with stride 1 in the stem.
 
@@ -105,7 +109,14 @@ class ShuffleUnit(nn.Module):
     stride 2 the shortcut is an average pooling, and its maps are among those that come out.
     """
 
-    def __init__(self, channels: int, out: int, stride: int, groups: int, first_groups: int):
+    def __init__(
+        self,
+        channels: int,
+        out: int,
+        stride: int,
+        groups: int,
+        first_groups: int,
+    ):
         super().__init__()
         made = out - channels if stride == 2 else out
         narrow = made // 4
@@ -142,7 +153,9 @@ def _maps(maps: int, percent: int) -> int:
 
 
 def build_shufflenet_g2(
-    options: list[str], image_shape: tuple[int, int, int], num_classes: int
+    options: list[str],
+    image_shape: tuple[int, int, int],
+    num_classes: int,
 ) -> Classifier:
     """ShuffleNet v1 of two groups.
 
