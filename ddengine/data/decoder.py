@@ -29,9 +29,15 @@ def _threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1))
 
 
-def in_form(image: Image.Image, size: tuple[int, int], fit: str, ground: Colour) -> Image.Image:
-    """An image in mode L or RGB at `size` (height, width): squashed, cropped around its middle, or
-    padded with `ground`.
+def in_form(
+    image: Image.Image,
+    size: tuple[int, int],
+    fit: str,
+    ground: Colour,
+) -> Image.Image:
+    """An image in mode L or RGB at `size` (height, width).
+
+    It is squashed, cropped around its middle, or padded with `ground`, as `fit` says.
     """
     wanted = (size[1], size[0])
     if image.size == wanted:
@@ -61,9 +67,17 @@ class Decoder:
     What a person should know of them is added to `notes`.
     """
 
-    def __init__(self, config: DataConfig, notes: list[str], *, published: bool):
-        """`published`: images of a published set, which are read as its papers did. Others are
-        turned upright, and an error names all that are broken, and a size for all.
+    def __init__(
+        self,
+        config: DataConfig,
+        notes: list[str],
+        *,
+        published: bool,
+    ):
+        """`published` stands for the images of a published set, which are read as its papers did.
+
+        Others are turned upright, and an error names all of them that are broken, and a size for
+        all.
         """
         self.root, self.size, self.fit = config.root, config.size, config.fit
         self.notes, self.published = notes, published
@@ -74,14 +88,17 @@ class Decoder:
         self._splits: list[_Images] = []
 
     def fetch_of(
-        self, source_at: Callable[[int], Stored], name_at: Callable[[int], str], num: int
+        self,
+        source_at: Callable[[int], Stored],
+        name_at: Callable[[int], str],
+        num: int,
     ) -> Callable[[np.ndarray], np.ndarray]:
-        """The `fetch` of a split of `num` images: indices (B,) -> (B, C, H, W) uint8, in colour if
-        any of these images is.
+        """The `fetch` of a split of `num` images: indices (B,) -> (B, C, H, W) uint8.
 
-        `source_at` gives the file of image i or its content, and is called from several threads.
-        Sizes that differ are resized to data.size, or refused without one. The UserError is that of
-        the first image, in the order of the indices, that cannot be opened or differs in size.
+        They are in colour if any of these images is. `source_at` gives the file of image i or its
+        content, and is called from several threads. Sizes that differ are resized to data.size, or
+        refused without one. The UserError is that of the first image, in the order of the indices,
+        that cannot be opened or differs in size.
         """
         images = _Images(source_at, name_at, num)
         self._splits.append(images)
@@ -124,11 +141,16 @@ class Decoder:
     def _below_root(self, name: str) -> str:
         return name.removeprefix(f"{self.root}{os.sep}")
 
-    def _read(self, order: list[int], images: _Images, colour: bool) -> np.ndarray:
+    def _read(
+        self,
+        order: list[int],
+        images: _Images,
+        colour: bool,
+    ) -> np.ndarray:
         """The images at `order`, (B, C, H, W) uint8, allocated once.
 
-        `colour` says that there are images in colour. Raises NeedsColour where there turn out to
-        be.
+        `colour` says that there are images in colour. Raises NeedsColour where it does not and
+        there are.
         """
         first = self._open(images, order[0])
         colour = colour or first.mode == "RGB"
@@ -184,13 +206,9 @@ class Decoder:
     # What an error says
 
     def _all_unreadable(self, first: Unreadable) -> UserError:
-        """The error that names every image of the dataset that cannot be read, so that all can be
-        mended at once.
-        """
+        """The error that names every image of the dataset that cannot be read."""
         with _threads() as pool:
-            errors = [
-                error for error in pool.map(_broken, *zip(*self._every(), strict=True)) if error
-            ]
+            errors = list(filter(None, pool.map(_broken, *zip(*self._every(), strict=True))))
         names = [error.name for error in errors]
         reason = errors[0].reason if errors else first.reason
         if first.name not in names:  # only decoding in full finds it
@@ -220,9 +238,7 @@ class Decoder:
         return UserError(f"{which}; set data.size to a height and width for all{such_as}.")
 
     def _suggested_size(self) -> tuple[int, int] | None:
-        """The median height and width, in multiples of 8 up to LARGEST; None where no size can be
-        read.
-        """
+        """A height and a width that suit most images; None where no size can be read."""
         every = self._every()
         sizes = []
         for images, i in every[:: max(1, math.ceil(len(every) / SAMPLE))]:

@@ -69,14 +69,14 @@ def open_image(
         if _has_more(image):  # to be asked before the pixels are read, as is how they are stored
             on_several(name)
         modes = _raw_modes(image)
-        if any(mode.startswith("LA;16") for mode in modes):
+        if _begins(modes, "LA;16"):
             raise UserError(
                 f"{name} has grey values of 16 bits with transparency, of which Pillow reads 8; "
                 "save the images of this dataset with 8 bits."
             )
         image.load()
     turn = TURNS.get(orientation(image)) if upright else None
-    if any(mode.startswith(DEEP) for mode in modes):
+    if _begins(modes, *DEEP):
         return _deep(image, _low_bytes(source, name), turn)
     if turn is not None:
         return plain(image.transpose(turn), ground)
@@ -84,8 +84,9 @@ def open_image(
 
 
 def plain(image: Image.Image, ground: Colour = (255, 255, 255)) -> Image.Image | Wide:
-    """A loaded image in mode L or RGB, on `ground` where it is transparent, or with values that
-    need a scale.
+    """A loaded image in mode L or RGB, or with values that need a scale.
+
+    Where it is transparent it shows `ground`.
     """
     if image.mode in ("L", "RGB") and "transparency" not in image.info:
         return image
@@ -98,7 +99,11 @@ def plain(image: Image.Image, ground: Colour = (255, 255, 255)) -> Image.Image |
     return image.convert("L" if image.mode == "1" else "RGB")
 
 
-def _deep(image: Image.Image, low: Image.Image, turn: Image.Transpose | None) -> Wide:
+def _deep(
+    image: Image.Image,
+    low: Image.Image,
+    turn: Image.Transpose | None,
+) -> Wide:
     """An image in colour of 16 bits, of its high bytes and its low bytes."""
     if turn is not None:
         image, low = image.transpose(turn), low.transpose(turn)
@@ -107,8 +112,9 @@ def _deep(image: Image.Image, low: Image.Image, turn: Image.Transpose | None) ->
 
 
 def _keyed(values: np.ndarray, image: Image.Image) -> np.ndarray:
-    """Values with a fourth channel, which says what is transparent, where an image has a
-    transparent colour.
+    """Values with a fourth channel where an image has a transparent colour.
+
+    The channel says what is transparent.
     """
     key = image.info.get("transparency")
     if not isinstance(key, int | tuple) or values.shape[-1:] == (4,):
@@ -119,8 +125,9 @@ def _keyed(values: np.ndarray, image: Image.Image) -> np.ndarray:
 
 
 def _raw_modes(image: ImageFile.ImageFile) -> list[str]:
-    """How the pixels of a file that is not loaded yet are stored, tile by tile; empty text where
-    Pillow does not say.
+    """How the pixels of a file that is not loaded yet are stored, tile by tile.
+
+    An empty text stands for what Pillow does not say.
     """
     modes = []
     for tile in getattr(image, "tile", []):  # probe: not every format of Pillow has tiles
@@ -131,11 +138,16 @@ def _raw_modes(image: ImageFile.ImageFile) -> list[str]:
     return modes
 
 
-def _low_bytes(source: Stored, name: str) -> Image.Image:
-    """The low bytes of an image in colour with 16 bits a channel, of which Pillow reads the high
-    ones.
+def _begins(modes: list[str], *beginnings: str) -> bool:
+    """Whether one of the modes begins so."""
+    return any(mode.startswith(beginnings) for mode in modes)
 
-    Read with the bytes in the other order, what is the low byte is taken for the high one.
+
+def _low_bytes(source: Stored, name: str) -> Image.Image:
+    """The low bytes of an image in colour with 16 bits a channel.
+
+    Pillow reads the high ones. Read with the bytes in the other order, what is the low byte is
+    taken for the high one.
     """
     with reading(source, name) as image:
         swapped = []
@@ -183,8 +195,9 @@ def _tiff_of(source: Stored) -> str | None:
 
 
 def check(source: Stored, name: str) -> None:
-    """Raise Unreadable for a broken file; a JPEG is looked at with an eighth of its sides, which
-    finds what is broken sooner.
+    """Raise Unreadable for a broken file.
+
+    A JPEG is looked at with an eighth of its sides, which finds what is broken sooner.
     """
     with reading(source, name) as image:
         image.draft("RGB", (1, 1))

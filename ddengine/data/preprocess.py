@@ -1,5 +1,6 @@
-"""Preprocessing: per-channel mean and standard deviation, or ZCA whitening; fitted once, stored
-with what depends on it, invertible.
+"""Preprocessing: mean and standard deviation of each channel, or ZCA whitening.
+
+It is fitted once, stored with what depends on it, and can be undone.
 """
 
 from dataclasses import dataclass
@@ -50,8 +51,9 @@ class Preprocess:
             return (images.flatten(1) @ self.inverse + self.mean).view_as(images)
 
     def clamp(self, images: Tensor) -> Tensor:
-        """Network input (B, C, H, W) moved to what pixels in [0, 1] can be, channel by channel; not
-        for whitened images.
+        """Network input (B, C, H, W) moved to what pixels in [0, 1] can be, channel by channel.
+
+        It is not for whitened images.
         """
         assert self.std is not None
         low = (-self.mean / self.std).to(images).view(-1, 1, 1)
@@ -101,10 +103,10 @@ def _check_memory(pixels: Tensor) -> None:
 
 
 def fit_zca(pixels: Tensor, eps: float = ZCA_EPS) -> Preprocess:
-    """ZCA whitening fitted on pixels (N, C, H, W), floats in [0, 1] or uint8, eps added to the
-    eigenvalues of the unbiased covariance.
+    """ZCA whitening fitted on pixels (N, C, H, W), floats in [0, 1] or uint8.
 
-    Raises UserError for images that are too large, and where there is not enough memory.
+    `eps` is added to the eigenvalues of the unbiased covariance. Raises UserError for images that
+    are too large, and where memory does not suffice.
     """
     dim = pixels[0].numel()
     if dim > ZCA_MAX_DIM:
@@ -158,8 +160,9 @@ def pieces(images: Tensor, values: int = AT_ONCE) -> tuple[Tensor, ...]:
 
 
 def histogram(pixels: Tensor) -> Tensor:
-    """(C, 256) int64 on the CPU: how often each channel of pixels (N, C, H, W) uint8 has each
-    value. A piece is in memory at a time.
+    """How often each channel of pixels (N, C, H, W) uint8 has each value.
+
+    Returns (C, 256) int64 on the CPU. A piece is in memory at a time.
     """
     channels = pixels.shape[1]
     counts = torch.zeros(channels, 256, dtype=torch.int64, device=pixels.device)

@@ -18,7 +18,11 @@ def resize(pixels: Tensor, config: DataConfig) -> Tensor:
     return torch.cat([_resized(piece, config.size, config) for piece in pieces(pixels)])
 
 
-def _resized(pixels: Tensor, size: tuple[int, int], config: DataConfig) -> Tensor:
+def _resized(
+    pixels: Tensor,
+    size: tuple[int, int],
+    config: DataConfig,
+) -> Tensor:
     """The same of a few images, which are not of `size` yet."""
     if config.fit == "crop":
         return _interpolated(_middle(pixels, size), size)
@@ -45,7 +49,11 @@ def _middle(pixels: Tensor, size: tuple[int, int]) -> Tensor:
     return pixels[:, :, top : top + rows, left : left + columns]
 
 
-def _padded(pixels: Tensor, size: tuple[int, int], background: str) -> Tensor:
+def _padded(
+    pixels: Tensor,
+    size: tuple[int, int],
+    background: str,
+) -> Tensor:
     """Images within (height, width), with the colour `background` around them."""
     height, width = pixels.shape[2:]
     zoom = min(size[0] / height, size[1] / width)

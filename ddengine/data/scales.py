@@ -75,8 +75,9 @@ def _check_finite(kind: str, image: _Range) -> None:
 
 @dataclass
 class Scales:
-    """What is white, of each kind of values that are not of 8 bits: one number for a dataset,
-    settled by the training images.
+    """What is white, of each kind of values that are not of 8 bits.
+
+    It is one number for a dataset, settled by the training images.
     """
 
     white: dict[str, int] = field(default_factory=dict)
@@ -84,10 +85,9 @@ class Scales:
     cut: dict[str, float] = field(default_factory=dict)
 
     def settle(self, arrays: list[tuple[str, str, np.ndarray]]) -> list[str]:
-        """Choose for the kinds among `arrays`, (kind, name, values) each, that have no scale yet;
-        returns what to say of it.
+        """Choose for the kinds among `arrays`, (kind, name, values) each, that have no scale yet.
 
-        Raises UserError, naming an image, for values that no scale fits.
+        Returns what to say of it. Raises UserError, naming an image, for values that no scale fits.
         """
         ranges: dict[str, list[_Range]] = defaultdict(list)
         for kind, name, array in arrays:
@@ -104,7 +104,12 @@ class Scales:
             )
         return notes
 
-    def applied(self, image: Image.Image | Wide, ground: Colour, name: str) -> Image.Image:
+    def applied(
+        self,
+        image: Image.Image | Wide,
+        ground: Colour,
+        name: str,
+    ) -> Image.Image:
         """An image in mode L or RGB; values are cut where they leave the range.
 
         Raises NeedsScale for a kind that is not settled.

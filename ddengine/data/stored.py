@@ -1,5 +1,4 @@
-"""Preprocessing that was read from a file: can any images, and can these images, have been fitted
-to its numbers?
+"""Preprocessing that was read from a file: can images have been fitted to its numbers?
 
 Real images are seen through what a distilled set or an expert store says. Numbers of a damaged file
 would make every network useless, those on real images too, so that the comparison would look fair.
@@ -64,8 +63,7 @@ def check_stored(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> None:
-    """Raise UserError unless a preprocessing out of a file can be that of training pixels (N, C, H,
-    W) uint8.
+    """Raise UserError unless it can be the preprocessing of training pixels (N, C, H, W) uint8.
 
     `mean` and `std` are the published constants of the dataset, if it has any: these are right
     whatever the images at hand look like.
@@ -79,7 +77,9 @@ def check_stored(
 
 
 def _is_published(
-    preprocess: Preprocess, mean: Sequence[float] | None, std: Sequence[float] | None
+    preprocess: Preprocess,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
 ) -> bool:
     """Whether it says the published constants of a dataset, where there are any."""
     if mean is None or std is None or preprocess.std is None or preprocess.matrix is not None:
@@ -107,8 +107,9 @@ def _same(values: Tensor, constants: Sequence[float]) -> bool:
 
 
 def flaw(preprocess: Preprocess, image_shape: tuple[int, ...] | None = None) -> str | None:
-    """Why no images (C, H, W), or with None no images at all, can be fitted to these numbers, in
-    words; None where they can.
+    """Why no images (C, H, W) can be fitted to these numbers, in words; None where they can.
+
+    Without a shape of images those of any shape are meant.
     """
     named = {}
     for name, tensor in preprocess.tensors().items():
@@ -142,7 +143,9 @@ def _missing(named: dict[str, Tensor], needed: tuple[str, ...]) -> str | None:
 
 
 def _wrong_shape(
-    named: dict[str, Tensor], needed: tuple[str, ...], image_shape: tuple[int, ...] | None
+    named: dict[str, Tensor],
+    needed: tuple[str, ...],
+    image_shape: tuple[int, ...] | None,
 ) -> str | None:
     """Which tensor has not the shape that images (C, H, W), or with None the mean, need."""
     size, needs = named["mean"].numel(), "its mean"
@@ -157,7 +160,11 @@ def _wrong_shape(
     return None
 
 
-def _out_of_range(name: str, values: Tensor, limits: tuple[float, float]) -> str | None:
+def _out_of_range(
+    name: str,
+    values: Tensor,
+    limits: tuple[float, float],
+) -> str | None:
     """Which mean or standard deviation no pixels can have, in words."""
     lowest, highest = float(values.min()), float(values.max())
     if limits[0] <= lowest <= highest <= limits[1]:
@@ -187,11 +194,10 @@ def _not_inverse(named: dict[str, Tensor]) -> str | None:
 
 
 def unlike(preprocess: Preprocess, pixels: Tensor) -> str | None:
-    """Why numbers without a flaw cannot be those of training pixels (N, C, H, W) uint8, in words;
-    None where they can.
+    """Why numbers without a flaw cannot be those of training pixels (N, C, H, W) uint8, in words.
 
-    Some images are looked at, spread over all; where these seem not to fit, all of them, because a
-    few may be unlike the others.
+    None where they can. Some images are looked at, spread over all; where these seem not to fit,
+    all of them, because a few may be unlike the others.
     """
     compare = _unlike_scaled if preprocess.matrix is None else _unlike_whitened
     num = max(1, min(LOOKED_AT, 16 * AT_ONCE // pixels[0].numel()))
@@ -218,7 +224,12 @@ def _unlike_scaled(preprocess: Preprocess, pixels: Tensor) -> str | None:
     return None
 
 
-def _differs(what: str, channel: int, said: Tensor, real: Tensor) -> str:
+def _differs(
+    what: str,
+    channel: int,
+    said: Tensor,
+    real: Tensor,
+) -> str:
     return (
         f"it says a {what} of {float(said[channel]):.4g} in channel {channel}, "
         f"and that of the training images is {float(real[channel]):.4g}"
@@ -251,10 +262,13 @@ def _unlike_whitened(preprocess: Preprocess, pixels: Tensor) -> str | None:
 
 
 def _mean(
-    pixels: Tensor, dims: tuple[int, ...], of: Callable[[Tensor], Tensor] = lambda part: part
+    pixels: Tensor,
+    dims: tuple[int, ...],
+    of: Callable[[Tensor], Tensor] = lambda part: part,
 ) -> Tensor:
-    """The mean over `dims`, the first among them, of a function of pixels (N, C, H, W) as values in
-    [0, 1]: float64, part by part.
+    """The mean over `dims`, the first among them, of a function of pixels (N, C, H, W).
+
+    The function sees them as values in [0, 1], float64, part by part.
     """
     sums = [of(part.double() / 255).sum(dims) for part in pieces(pixels, AT_ONCE)]
     total = torch.stack(sums).sum(0)

@@ -1,5 +1,6 @@
-"""Tiny ImageNet: 200 classes of 64x64 images, as it is distributed, or with the validation images
-sorted into class folders.
+"""Tiny ImageNet: 200 classes of 64x64 images.
+
+It is read as it is distributed, or with the validation images sorted into class folders.
 """
 
 import os
@@ -25,9 +26,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _class_names(path: Path, wnids: tuple[str, ...]) -> tuple[str, ...]:
-    """The first synonym of each class in words.txt, or its WordNet id where the file does not say
-    one.
-    """
+    """The first synonym of each class in words.txt, or its WordNet id where the file says none."""
     synonyms: dict[str, str] = {}
     for line in _lines(path) if path.is_file() else []:
         wnid, _, words = line.partition("\t")
@@ -35,9 +34,15 @@ def _class_names(path: Path, wnids: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(synonyms.get(wnid) or wnid for wnid in wnids)
 
 
-def _validation(folder: Path, wnids: tuple[str, ...], root: Path, decoder: Decoder) -> Part:
-    """The images of val: in class folders below val/images or val where any of those is there, else
-    as val_annotations.txt labels them.
+def _validation(
+    folder: Path,
+    wnids: tuple[str, ...],
+    root: Path,
+    decoder: Decoder,
+) -> Part:
+    """The images of val, in class folders or as val_annotations.txt labels them.
+
+    Class folders may lie below val/images or val.
     """
     for base in (folder / "images", folder):
         if any((base / wnid).is_dir() for wnid in wnids):
@@ -45,7 +50,12 @@ def _validation(folder: Path, wnids: tuple[str, ...], root: Path, decoder: Decod
     return _annotated(folder, wnids, root, decoder)
 
 
-def _annotated(folder: Path, wnids: tuple[str, ...], root: Path, decoder: Decoder) -> Part:
+def _annotated(
+    folder: Path,
+    wnids: tuple[str, ...],
+    root: Path,
+    decoder: Decoder,
+) -> Part:
     """The images of val as val_annotations.txt labels them.
 
     Raises UserError for a class that is not known, and an image that is missing.
@@ -72,11 +82,10 @@ def _annotated(folder: Path, wnids: tuple[str, ...], root: Path, decoder: Decode
 
 
 def read(config: DataConfig) -> Source:
-    """The folder data.root, or tiny-imagenet-200 in it; val is the test split, the official test
-    images have no labels.
+    """The folder data.root, or tiny-imagenet-200 in it; val is the test split.
 
-    The classes are in the order of their WordNet ids, as in torchvision's ImageFolder. Raises
-    UserError on missing files.
+    The official test images have no labels. The classes are in the order of their WordNet ids, as
+    in torchvision's ImageFolder. Raises UserError on missing files.
     """
     if config.root is None:
         raise UserError(

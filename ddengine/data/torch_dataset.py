@@ -1,5 +1,6 @@
-"""Any torch Dataset of (image, label) pairs as a Source, so that it gets the same splits and
-preprocessing as the datasets known by name.
+"""Any torch Dataset of (image, label) pairs as a Source.
+
+It gets the same splits and preprocessing as the datasets known by name.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -31,16 +32,14 @@ NO_IMAGES = Part(np.empty(0, np.int64), lambda index: np.empty((len(index), 1, 1
 
 
 def own_config(config: DataConfig) -> DataConfig:
-    """The settings that count for a dataset of one's own, without the name and the place of the
-    recipe's.
-    """
+    """The settings that count for a dataset of one's own: without the recipe's name and place."""
     return replace(config, name=OWN, root=None, download=False)
 
 
 def named_classes(classes: Iterable[Any]) -> tuple[str, ...]:
     """Names of classes, given as names or numbers, as text.
 
-    Raises UserError for a single text and for a name that is there twice.
+    Raises UserError for a single text and for a name that occurs twice.
     """
     if isinstance(classes, str):
         raise UserError(f"classes is the text {classes[:40]!r}; give a list of names.")
@@ -61,8 +60,9 @@ def data_of(
     stored: Callable[[str], Preprocess | None] = lambda digest: None,
     load_test: bool | None = None,
 ) -> Data:
-    """The splits of a dataset of one's own on `device`, as `load_data` makes them; all of it is
-    training data, and `test` another such dataset.
+    """The splits of a dataset of one's own on `device`, as `load_data` makes them.
+
+    All of it is training data, and `test` another such dataset.
 
     `dataset` has a length and gives (image, label) by index: a map-style torch Dataset, one of
     torchvision, a list; or it is a pair of tensors or arrays (images, labels). An image is a PIL
@@ -81,7 +81,7 @@ def data_of(
 
     Raises:
         UserError: normalised pixels, a form that is not known, labels that are no whole numbers or
-            beyond `classes`, sizes that differ, names in `classes` that are there twice, and
+            beyond `classes`, sizes that differ, names in `classes` that occur twice, and
             `config.classes`, whose numbers would be those of the dataset that the recipe names.
     """
     _check_no_classes(config)
@@ -117,9 +117,15 @@ def _check_no_classes(config: DataConfig) -> None:
         )
 
 
-def _check_test(dataset: Any, test: Any, labels: np.ndarray, present: np.ndarray) -> None:
-    """Raise UserError where the test labels are not among the training labels that are present, or
-    both datasets name their classes differently.
+def _check_test(
+    dataset: Any,
+    test: Any,
+    labels: np.ndarray,
+    present: np.ndarray,
+) -> None:
+    """Raise UserError where test labels are not among the training labels that are present.
+
+    The same holds where both datasets name their classes differently.
     """
     new = np.setdiff1d(labels, present)
     if len(new):
@@ -148,7 +154,12 @@ def _is_pair(dataset: Any) -> bool:
     return all(isinstance(part, Tensor | np.ndarray) for part in dataset)
 
 
-def _part(dataset: Any, config: DataConfig, scales: Scales, notes: list[str]) -> Part:
+def _part(
+    dataset: Any,
+    config: DataConfig,
+    scales: Scales,
+    notes: list[str],
+) -> Part:
     """The labels as they are, and the images."""
     if _is_pair(dataset):
         images, labels = dataset
@@ -224,8 +235,9 @@ class _Images:
         self._kept[i] = image
 
     def fetch(self, index: np.ndarray) -> np.ndarray:
-        """(B, C, H, W) uint8: colour if any image is; of one size, to which they are resized if
-        they differ. Allocated once.
+        """The images at `index`, (B, C, H, W) uint8, in colour if any image is. Allocated once.
+
+        They are of one size, to which they are resized if they differ.
         """
         if self._alike is not None:
             alike, self._alike = self._alike, None
@@ -335,8 +347,9 @@ def _sides(size: tuple[int, ...]) -> str:
 
 
 def reordered(images: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """images[order] of a permutation, in the memory that the images have: a copy would take as much
-    again.
+    """images[order] of a permutation, in the memory that the images have.
+
+    A copy would take as much again.
     """
     moved = np.zeros(len(order), bool)
     for start in range(len(order)):
@@ -351,8 +364,9 @@ def reordered(images: np.ndarray, order: np.ndarray) -> np.ndarray:
 
 
 def _listed_labels(dataset: Any) -> np.ndarray | None:
-    """The labels where a dataset lists them, so that no image need be decoded to learn them; None
-    where it must be asked for each.
+    """The labels where a dataset lists them; None where it must be asked for each.
+
+    So no image need be decoded to learn them.
     """
     if isinstance(dataset, Subset):
         labels = _listed_labels(dataset.dataset)
@@ -380,7 +394,11 @@ def _as_labels(values: Any) -> np.ndarray | None:
     return labels.astype(np.int64)
 
 
-def _example(dataset: Any, i: int, ground: Colour) -> tuple[np.ndarray | Wide, int]:
+def _example(
+    dataset: Any,
+    i: int,
+    ground: Colour,
+) -> tuple[np.ndarray | Wide, int]:
     """(image, label) of an example."""
     example = dataset[i]
     if not isinstance(example, tuple | list) or len(example) != 2:
@@ -408,7 +426,11 @@ def _shown(value: Any) -> str:
     return f"a {type(value).__name__}"
 
 
-def _image(image: Any, i: int, ground: Colour) -> np.ndarray | Wide:
+def _image(
+    image: Any,
+    i: int,
+    ground: Colour,
+) -> np.ndarray | Wide:
     """Image i in any of the forms: (C, H, W) uint8, or values that need a scale."""
     if not isinstance(image, Image.Image):
         return _pixels(image, i)
@@ -460,7 +482,11 @@ def _channels_first(image: Any, i: int) -> tuple[np.ndarray, str]:
     )
 
 
-def _names(dataset: Any, classes: tuple[str, ...] | None, present: np.ndarray) -> tuple[str, ...]:
+def _names(
+    dataset: Any,
+    classes: tuple[str, ...] | None,
+    present: np.ndarray,
+) -> tuple[str, ...]:
     """What the labels that occur are called: by `classes`, else by the dataset, else by number.
 
     Raises UserError for labels that are not numbers of `classes`.
@@ -478,7 +504,7 @@ def _names(dataset: Any, classes: tuple[str, ...] | None, present: np.ndarray) -
 
 
 def _class_list(dataset: Any) -> tuple[str, ...] | None:
-    """What a dataset calls its classes, in the order of their labels; None where it does not say."""
+    """What a dataset calls its classes, in the order of their labels; None without names."""
     while isinstance(dataset, Subset):
         dataset = dataset.dataset
     classes = getattr(dataset, "classes", None)  # probe: torchvision's name for them

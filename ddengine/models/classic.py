@@ -1,5 +1,6 @@
-"""MLP, LeNet, AlexNet and VGG11 in the 32-pixel forms of the field (Dataset Condensation's
-networks).
+"""MLP, LeNet, AlexNet and VGG11 in the 32-pixel forms of the field.
+
+They are the networks of Dataset Condensation.
 """
 
 import torch
@@ -30,7 +31,12 @@ class Classifier(nn.Module):
     """
 
     def __init__(
-        self, features: nn.Module, num_features: int, num_classes: int, *, pad: bool = True
+        self,
+        features: nn.Module,
+        num_features: int,
+        num_classes: int,
+        *,
+        pad: bool = True,
     ):
         super().__init__()
         self.features = features
@@ -52,7 +58,9 @@ def _no_options(family: str, options: list[str]) -> None:
 
 
 def build_mlp(
-    options: list[str], image_shape: tuple[int, int, int], num_classes: int
+    options: list[str],
+    image_shape: tuple[int, int, int],
+    num_classes: int,
 ) -> Classifier:
     """Two hidden layers of 128."""
     _no_options("mlp", options)
@@ -68,7 +76,9 @@ def build_mlp(
 
 
 def build_lenet(
-    options: list[str], image_shape: tuple[int, int, int], num_classes: int
+    options: list[str],
+    image_shape: tuple[int, int, int],
+    num_classes: int,
 ) -> Classifier:
     """6 and 16 maps of 5x5, 120, 84."""
     _no_options("lenet", options)
@@ -95,7 +105,9 @@ def _lenet_side(side: int) -> int:
 
 
 def build_alexnet(
-    options: list[str], image_shape: tuple[int, int, int], num_classes: int
+    options: list[str],
+    image_shape: tuple[int, int, int],
+    num_classes: int,
 ) -> Classifier:
     """Five convolutions, three 2x2 max poolings, no dropout, one linear layer."""
     _no_options("alexnet", options)
@@ -119,10 +131,13 @@ def build_alexnet(
 
 
 def build_vgg11(
-    options: list[str], image_shape: tuple[int, int, int], num_classes: int
+    options: list[str],
+    image_shape: tuple[int, int, int],
+    num_classes: int,
 ) -> Classifier:
-    """Eight convolutions with a norm each (in, the field's default, or bn), five 2x2 max poolings,
-    one linear layer.
+    """Eight convolutions with a norm each, five 2x2 max poolings, one linear layer.
+
+    The norm is an option: in, the field's default, or bn.
     """
     norm = options[0] if options else "in"
     if norm not in ("in", "bn") or len(options) > 1:

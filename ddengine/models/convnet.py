@@ -94,9 +94,15 @@ def _setting(option: str) -> tuple[str, str | int]:
     )
 
 
-def build(options: list[str], image_shape: tuple[int, int, int], num_classes: int) -> ConvNet:
-    """From `d1`..`d8`, `w<width>`, a norm (in|bn|ln|gn|nn), a pooling (ap|mp|np), an activation
-    (relu|sigmoid|leaky), in any order.
+def build(
+    options: list[str],
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+) -> ConvNet:
+    """From `d1`..`d8`, `w<width>`, a norm, a pooling and an activation, in any order.
+
+    The norms are in, bn, ln, gn and nn, the poolings ap, mp and np, the activations relu, sigmoid
+    and leaky.
     """
     chosen: dict[str, str | int] = {}
     for option in options:
