@@ -79,8 +79,11 @@ class Decoder:
         Others are turned upright, and an error names all of them that are broken, and a size for
         all.
         """
-        self.root, self.size, self.fit = config.root, config.size, config.fit
-        self.notes, self.published = notes, published
+        self.root = config.root
+        self.size = config.size
+        self.fit = config.fit
+        self.notes = notes
+        self.published = published
         self.ground = ImageColor.getrgb(config.background)[:3]
         self.scales = Scales()
         self._several: set[str] = set()  # names of images with several frames
@@ -104,7 +107,8 @@ class Decoder:
         self._splits.append(images)
 
         def fetch(index: np.ndarray) -> np.ndarray:
-            order, colour = index.tolist(), False
+            order = index.tolist()
+            colour = False
             while True:
                 try:
                     return self._read(order, images, colour)
@@ -200,7 +204,9 @@ class Decoder:
             self._said_several = True
             count = len(self._several)
             one = self._below_root(min(self._several))
-            files = f"{one} has" if count == 1 else f"{count} images, such as {one}, have"
+            files = f"{count} images, such as {one}, have"
+            if count == 1:
+                files = f"{one} has"
             self.notes.append(f"{files} several frames or pages, of which the first is used")
 
     # What an error says
@@ -208,7 +214,8 @@ class Decoder:
     def _all_unreadable(self, first: Unreadable) -> UserError:
         """The error that names every image of the dataset that cannot be read."""
         with _threads() as pool:
-            errors = list(filter(None, pool.map(_broken, *zip(*self._every(), strict=True))))
+            looked_at = pool.map(_broken, self._every())
+            errors = list(filter(None, looked_at))
         names = [error.name for error in errors]
         reason = errors[0].reason if errors else first.reason
         if first.name not in names:  # only decoding in full finds it
@@ -216,7 +223,9 @@ class Decoder:
             reason = first.reason
         if len(names) == 1:
             return first
-        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+        more = ""
+        if len(names) > NAMED:
+            more = f" and {len(names) - NAMED} more"
         return UserError(
             f"{len(names)} files cannot be read as images: {', '.join(names[:NAMED])}{more} (the "
             f"first: {reason}); repair or remove them."
@@ -262,8 +271,9 @@ def _rounded(side: float) -> int:
     return min(LARGEST, max(8, 8 * round(float(side) / 8)))
 
 
-def _broken(images: _Images, i: int) -> Unreadable | None:
-    """Why image i cannot be read; None where it can."""
+def _broken(image: tuple[_Images, int]) -> Unreadable | None:
+    """Why image i of a split cannot be read; None where it can."""
+    images, i = image
     try:
         check(images.source_at(i), images.name_at(i))
     except Unreadable as error:

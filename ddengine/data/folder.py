@@ -76,7 +76,8 @@ def _named_after_splits(root: Path) -> tuple[Words, Words]:
     exact: Words = {}
     loose: Words = {}
     for folder in subfolders(root):
-        word, word_in = split_word(folder.name), split_word_in(folder.name)
+        word = split_word(folder.name)
+        word_in = split_word_in(folder.name)
         if word:
             exact[_unwrapped(folder)] = word
         elif word_in:
@@ -87,7 +88,11 @@ def _named_after_splits(root: Path) -> tuple[Words, Words]:
 def _siblings(words: Words, train: Path) -> Words:
     """The folders whose names differ from that of `train` by the word of the split alone."""
     rest = rest_of(train.name)
-    return {folder: word for folder, word in words.items() if rest_of(folder.name) == rest}
+    siblings = {}
+    for folder, word in words.items():
+        if rest_of(folder.name) == rest:
+            siblings[folder] = word
+    return siblings
 
 
 def _holding(
@@ -113,7 +118,10 @@ def _training_folder(root: Path, words: Words) -> tuple[Path, list[Path], list[s
     and none holds the training classes.
     """
     others = [folder for folder in subfolders(root) if _unwrapped(folder) not in words]
-    trains = [folder for folder, word in words.items() if word in TRAIN and subfolders(folder)]
+    trains = []
+    for folder, word in words.items():
+        if word in TRAIN and subfolders(folder):
+            trains.append(folder)
     if len(trains) > 1:
         raise UserError(
             f"{root} has the folders {listed(_names(trains))}, which both mean the training "
@@ -137,7 +145,8 @@ def _check_no_class(
     words: Words,
 ) -> None:
     """Raise UserError where the only folder of a split may be a class beside the others."""
-    alike = [folder for folder in others if len(_classes(folder) & _classes(train)) > 1]
+    classes = _classes(train)
+    alike = [folder for folder in others if len(_classes(folder) & classes) > 1]
     if alike and len(words) == 1:
         raise UserError(
             f"{root} has the folder {train.name} beside {listed(_names(alike))}, which "
@@ -174,7 +183,8 @@ def _classes_beside_splits(
     A split is what holds the classes once more.
     """
     classes = set(_names(others))
-    splits, named = [], []
+    splits = []
+    named = []
     for folder in words:
         if classes & _classes(folder):
             splits.append(folder)
@@ -292,7 +302,8 @@ class _Files:
         classes: tuple[str, ...],
         left_out: LeftOut,
     ):
-        self.folder, self.left_out = folder, left_out
+        self.folder = folder
+        self.left_out = left_out
         self.paths: list[Path] = []
         self.labels: list[int] = []
         self.num_of: dict[str, int] = {}  # images of each class
@@ -376,7 +387,8 @@ def read(config: DataConfig) -> Source:
     notes += test_notes
     if has_images(train):
         notes.append(_lying_beside(train))
-    decoder, left_out = Decoder(config, notes, published=False), LeftOut()
+    decoder = Decoder(config, notes, published=False)
+    left_out = LeftOut()
     files = _Files(train, classes, left_out)
     files.check_every_class()
     part = files.part(root, decoder)

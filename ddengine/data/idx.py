@@ -56,8 +56,10 @@ def find_idx(folder: Path) -> tuple[Part, Part] | None:
 
 def _part(folder: Path, split: str) -> Part:
     """The images and labels of a split. Raises UserError where they do not fit."""
-    of_images, of_labels = f"{split}-{IMAGES}.gz", f"{split}-{LABELS}.gz"
-    images, labels = read_idx(folder / of_images), read_idx(folder / of_labels)
+    of_images = f"{split}-{IMAGES}.gz"
+    of_labels = f"{split}-{LABELS}.gz"
+    images = read_idx(folder / of_images)
+    labels = read_idx(folder / of_labels)
     if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
         raise UserError(
             f"{folder / of_images} and {of_labels} hold {len(images)} images and {len(labels)} "

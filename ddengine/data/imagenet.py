@@ -109,7 +109,11 @@ def part_of_files(
 ) -> Part:
     """A split of image files below `root` with a label each, decoded when asked for."""
     fetch = decoder.fetch_of(lambda i: Path(paths[i]), lambda i: paths[i], len(paths))
-    return Part(np.array(labels, np.int64), fetch, lambda i: os.path.relpath(paths[i], root))
+    return Part(
+        np.array(labels, np.int64),
+        fetch,
+        lambda i: os.path.relpath(paths[i], root),
+    )
 
 
 def _images_below(folder: Path) -> list[str]:

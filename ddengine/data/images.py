@@ -41,7 +41,8 @@ class Unreadable(UserError):
     def __init__(self, name: str, reason: Exception | str):
         """`reason`: Pillow's, or why nothing can be read at all."""
         super().__init__(f"{name} cannot be read as an image ({reason}); repair or remove it.")
-        self.name, self.reason = name, reason
+        self.name = name
+        self.reason = reason
 
 
 def open_image(
@@ -75,7 +76,9 @@ def open_image(
                 "save the images of this dataset with 8 bits."
             )
         image.load()
-    turn = TURNS.get(orientation(image)) if upright else None
+    turn = None
+    if upright:
+        turn = TURNS.get(orientation(image))
     if _begins(modes, *DEEP):
         return _deep(image, _low_bytes(source, name), turn)
     if turn is not None:
@@ -96,7 +99,9 @@ def plain(image: Image.Image, ground: Colour = (255, 255, 255)) -> Image.Image |
         return Wide(_keyed(np.asarray(image), image), WHOLE_NUMBERS)
     if image.has_transparency_data:
         return on_ground(image, ground)
-    return image.convert("L" if image.mode == "1" else "RGB")
+    if image.mode == "1":
+        return image.convert("L")
+    return image.convert("RGB")
 
 
 def _deep(
@@ -119,9 +124,12 @@ def _keyed(values: np.ndarray, image: Image.Image) -> np.ndarray:
     key = image.info.get("transparency")
     if not isinstance(key, int | tuple) or values.shape[-1:] == (4,):
         return values
-    colour = values if values.ndim == 3 else np.dstack([values] * 3)
+    colour = values
+    if values.ndim == 2:
+        colour = np.dstack([values, values, values])
     hidden = (colour == np.asarray(key)).all(2)
-    return np.dstack([colour, np.where(hidden, 0, OPAQUE)])
+    alpha = np.where(hidden, 0, OPAQUE)
+    return np.dstack([colour, alpha])
 
 
 def _raw_modes(image: ImageFile.ImageFile) -> list[str]:
@@ -134,7 +142,9 @@ def _raw_modes(image: ImageFile.ImageFile) -> list[str]:
         mode = tile.args
         if isinstance(mode, tuple) and mode:
             mode = mode[0]
-        modes.append(mode if isinstance(mode, str) else "")
+        if not isinstance(mode, str):
+            mode = ""
+        modes.append(mode)
     return modes
 
 
@@ -153,7 +163,9 @@ def _low_bytes(source: Stored, name: str) -> Image.Image:
         swapped = []
         for tile, mode in zip(image.tile, _raw_modes(image), strict=True):
             other = mode[:-3] + LOW[mode[-3:]]
-            args = (other, *tile.args[1:]) if isinstance(tile.args, tuple) else other
+            args = other
+            if isinstance(tile.args, tuple):
+                args = (other, *tile.args[1:])
             swapped.append(tile._replace(args=args))
         image.tile = swapped
         image.load()
@@ -170,7 +182,9 @@ def reading(source: Stored, name: str) -> Iterator[ImageFile.ImageFile]:
 
 
 def _file(source: Stored) -> Path | io.BytesIO:
-    return source if isinstance(source, Path) else io.BytesIO(source)
+    if isinstance(source, Path):
+        return source
+    return io.BytesIO(source)
 
 
 def _tiff_of(source: Stored) -> str | None:
@@ -183,11 +197,14 @@ def _tiff_of(source: Stored) -> str | None:
             directory = TiffImagePlugin.ImageFileDirectory_v2(head)
             file.seek(directory.next)
             directory.load(file)
-            bits, kinds = directory.get(BITS, (1,)), directory.get(SAMPLES, (1,))
+            bits = directory.get(BITS, (1,))
+            kinds = directory.get(SAMPLES, (1,))
     except (*FAILURES, struct.error, KeyError, TypeError, IndexError):
         return None
     kind = SAMPLE_KINDS.get(kinds[0], "values")
-    channels = f" in {len(bits)} channels" if len(bits) > 1 else ""
+    channels = ""
+    if len(bits) > 1:
+        channels = f" in {len(bits)} channels"
     return (
         f"a TIFF of {kind} of {bits[0]} bits{channels}, of a kind or compression that Pillow does "
         "not read, or damaged"
@@ -215,7 +232,9 @@ def size_of(source: Stored) -> tuple[int, int] | None:
             lies = orientation(image) >= 5  # such images lie on their side
     except FAILURES:
         return None
-    return (width, height) if lies else (height, width)
+    if lies:
+        return width, height
+    return height, width
 
 
 def _has_more(image: Image.Image) -> bool:

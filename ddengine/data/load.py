@@ -108,7 +108,8 @@ def data_from(
     Arguments and errors are those of `load_data`.
     """
     splits = _split(source, config)
-    names, train_labels = splits.class_names, splits.labelled.labels[splits.train]
+    names = splits.class_names
+    train_labels = splits.labelled.labels[splits.train]
     notes = Notes(source.notes)
     notes.say(untested(train_labels, splits.testing.labels[splits.test], names))
 
@@ -126,7 +127,8 @@ def data_from(
         on_device = torch.from_numpy(labels).to(device)
         return RealSet(pixels.to(device), on_device, len(names), preprocess, digest, names)
 
-    validation, test_set = None, None
+    validation = None
+    test_set = None
     if len(splits.validation):
         validation = real_set(images["validation"], splits.labelled.labels[splits.validation])
     if test:
@@ -153,7 +155,8 @@ class Notes:
 
     def __init__(self, growing: list[str]):
         """`growing`: the list to which the reader adds; what is in it is said at once."""
-        self._growing, self.said = growing, list[str]()
+        self._growing = growing
+        self.said = list[str]()
         self.say([])
 
     def say(self, more: list[str]) -> None:
@@ -185,7 +188,9 @@ def _split(source: Source, config: DataConfig) -> Splits:
 
     Raises UserError for a class that the source does not have, or that has no training images.
     """
-    labelled, testing, seed = source.train, source.test, config.split_seed
+    labelled = source.train
+    testing = source.test
+    seed = config.split_seed
     _check_labels(source)
     index = np.arange(len(labelled.labels))
     if testing is None:
@@ -226,7 +231,8 @@ def _in_classes(
 
 def _renumbered(part: Part, classes: tuple[int, ...]) -> Part:
     """The same images with the class `classes[i]` called i, and those of others -1."""
-    number = np.full(max(part.labels.max(initial=0), *classes) + 1, -1, np.int64)
+    largest = max(part.labels.max(initial=0), *classes)
+    number = np.full(largest + 1, -1, np.int64)
     number[list(classes)] = np.arange(len(classes))
     return replace(part, labels=number[part.labels])
 

@@ -83,9 +83,11 @@ def _from_torchvision(
     make = partial(make, str(root), download=config.download)
     try:
         if name == "svhn":
-            train, test = make(split="train"), make(split="test")
+            train = make(split="train")
+            test = make(split="test")
         else:
-            train, test = make(train=True), make(train=False)
+            train = make(train=True)
+            test = make(train=False)
     except (URLError, OSError, RuntimeError, AssertionError, ValueError, KeyError) as error:
         raise _refusal(known, root, config, error) from None
     names = known.class_names or tuple(train.classes)

@@ -38,7 +38,9 @@ class Preprocess:
         """[0, 1] pixels (B, C, H, W) -> network input, differentiable."""
         if self.matrix is None:
             assert self.std is not None
-            return (pixels - self.mean.view(-1, 1, 1)) / self.std.view(-1, 1, 1)
+            mean = self.mean.view(-1, 1, 1)
+            std = self.std.view(-1, 1, 1)
+            return (pixels - mean) / std
         with exact_matmul():
             return ((pixels.flatten(1) - self.mean) @ self.matrix).view_as(pixels)
 
@@ -46,7 +48,9 @@ class Preprocess:
         """Network input (B, C, H, W) -> pixels, within [0, 1] for real images."""
         if self.inverse is None:
             assert self.std is not None
-            return images * self.std.view(-1, 1, 1) + self.mean.view(-1, 1, 1)
+            mean = self.mean.view(-1, 1, 1)
+            std = self.std.view(-1, 1, 1)
+            return images * std + mean
         with exact_matmul():
             return (images.flatten(1) @ self.inverse + self.mean).view_as(images)
 
@@ -56,8 +60,10 @@ class Preprocess:
         It is not for whitened images.
         """
         assert self.std is not None
-        low = (-self.mean / self.std).to(images).view(-1, 1, 1)
-        high = ((1 - self.mean) / self.std).to(images).view(-1, 1, 1)
+        black = -self.mean / self.std
+        white = (1 - self.mean) / self.std
+        low = black.to(images).view(-1, 1, 1)
+        high = white.to(images).view(-1, 1, 1)
         return torch.maximum(torch.minimum(images, high), low)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -151,7 +157,10 @@ def fit_preprocess(
     means = counts @ values / num
     squares = (counts * (values - means[:, None]).square()).sum(1)
     stds = (squares / (num - 1).clamp(min=1)).sqrt().clamp(min=1e-3)
-    return Preprocess(mean=means.float().to(pixels.device), std=stds.float().to(pixels.device))
+    return Preprocess(
+        mean=means.float().to(pixels.device),
+        std=stds.float().to(pixels.device),
+    )
 
 
 def pieces(images: Tensor, values: int = AT_ONCE) -> tuple[Tensor, ...]:

@@ -37,8 +37,10 @@ class RealSet:
 
         `digest` is given when it is known already, `class_names` for messages.
         """
-        self.pixels, self.labels = pixels, labels
-        self.num_classes, self.class_names = num_classes, tuple(class_names)
+        self.pixels = pixels
+        self.labels = labels
+        self.num_classes = num_classes
+        self.class_names = tuple(class_names)
         self.preprocess = preprocess
         self._digest = digest
 
@@ -143,7 +145,8 @@ class Subset:
 
     def __init__(self, real: RealSet, index: Tensor):
         """Index (N,): the chosen images."""
-        self.real, self.index = real, index
+        self.real = real
+        self.index = index
 
     def __len__(self) -> int:
         """Number of images."""

@@ -92,15 +92,16 @@ class Scales:
         ranges: dict[str, list[_Range]] = defaultdict(list)
         for kind, name, array in arrays:
             if kind not in self.white:
-                ranges[kind].append(_Range(name, float(array.min()), float(array.max())))
+                low = float(array.min())
+                high = float(array.max())
+                ranges[kind].append(_Range(name, low, high))
         notes = []
         for kind, images in ranges.items():
             lowest, highest, white = _white_of(kind, images)
             self.white[kind] = white
-            some = "1 image has" if len(images) == 1 else f"{len(images)} images have"
             notes.append(
-                f"{some} {kind}, from {lowest:.4g} to {highest:.4g}: {white} is taken as "
-                "white in the whole dataset"
+                f"{_images_have(len(images))} {kind}, from {lowest:.4g} to {highest:.4g}: "
+                f"{white} is taken as white in the whole dataset"
             )
         return notes
 
@@ -118,7 +119,8 @@ class Scales:
             return image
         if image.kind not in self.white:
             raise NeedsScale
-        white, (low, high) = self.white[image.kind], map(float, extremes(image.values))
+        white = self.white[image.kind]
+        low, high = map(float, extremes(image.values))
         _check_finite(image.kind, _Range(name, low, high))
         if high > white * (1 + OVERSHOOT) or low < -white * OVERSHOOT:
             self.cut[name] = high if high > white else low
@@ -127,18 +129,25 @@ class Scales:
             alpha = image.values[..., 3]
             scaled[..., 3] = alpha * (255 / _opaque_of(alpha))
         pixels = Image.fromarray(np.rint(scaled).clip(0, 255).astype(np.uint8))
-        return on_ground(pixels, ground) if pixels.mode == "RGBA" else pixels
+        if pixels.mode == "RGBA":
+            return on_ground(pixels, ground)
+        return pixels
 
     def said(self) -> list[str]:
         """A warning of what was cut; none where nothing was."""
         if not self.cut:
             return []
         name = max(self.cut, key=lambda one: abs(self.cut[one]))
-        images = "1 image has" if len(self.cut) == 1 else f"{len(self.cut)} images have"
         return [
-            f"warning: {images} values outside the range of the training images, such as "
-            f"{self.cut[name]:.4g} in {name}, which are cut there"
+            f"warning: {_images_have(len(self.cut))} values outside the range of the training "
+            f"images, such as {self.cut[name]:.4g} in {name}, which are cut there"
         ]
+
+
+def _images_have(num: int) -> str:
+    if num == 1:
+        return "1 image has"
+    return f"{num} images have"
 
 
 def _white_of(kind: str, images: list[_Range]) -> tuple[float, float, int]:

@@ -13,7 +13,9 @@ WORDS = (*TRAIN, *TEST, *STAND_INS)
 def split_word(name: str) -> str | None:
     """The word of a split that a name is, in lower case, also with "set" (trainset); else None."""
     word = name.lower().removesuffix("set")
-    return word if word in WORDS else None
+    if word in WORDS:
+        return word
+    return None
 
 
 def split_word_in(name: str) -> str | None:
@@ -36,7 +38,11 @@ def rest_of(name: str) -> tuple[str, ...]:
 
     Splits of one dataset have them in common (seg_train, seg_test), classes do not.
     """
-    return tuple(word.lower() for word in words_of(name) if not split_word(word))
+    others = []
+    for word in words_of(name):
+        if not split_word(word):
+            others.append(word.lower())
+    return tuple(others)
 
 
 def composed(name: str) -> str:

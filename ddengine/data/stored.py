@@ -148,13 +148,16 @@ def _wrong_shape(
     image_shape: tuple[int, ...] | None,
 ) -> str | None:
     """Which tensor has not the shape that images (C, H, W), or with None the mean, need."""
-    size, needs = named["mean"].numel(), "its mean"
+    size = named["mean"].numel()
+    needs = "its mean"
     if image_shape is not None:
         size = math.prod(image_shape) if "matrix" in needed else image_shape[0]
         needs = f"images of shape {tuple(image_shape)}"
     for name in needed:
         shape = tuple(named[name].shape)
-        wanted = (size, size) if name in ("matrix", "inverse") else (size,)
+        wanted: tuple[int, ...] = (size,)
+        if name in ("matrix", "inverse"):
+            wanted = (size, size)
         if shape != wanted:
             return f"{name} has shape {shape}, and {needs} needs {wanted}"
     return None
@@ -166,10 +169,13 @@ def _out_of_range(
     limits: tuple[float, float],
 ) -> str | None:
     """Which mean or standard deviation no pixels can have, in words."""
-    lowest, highest = float(values.min()), float(values.max())
+    lowest = float(values.min())
+    highest = float(values.max())
     if limits[0] <= lowest <= highest <= limits[1]:
         return None
-    wrong = lowest if lowest < limits[0] else highest
+    wrong = highest
+    if lowest < limits[0]:
+        wrong = lowest
     what = {"mean": "mean", "std": "standard deviation"}[name]
     return f"it says a {what} of {wrong:.4g}, and pixels lie within 0 and 1"
 
@@ -180,11 +186,13 @@ def _not_inverse(named: dict[str, Tensor]) -> str | None:
     A few fixed vectors are brought there and back: the product of both matrices would take minutes
     for large images.
     """
-    matrix, inverse = named["matrix"], named["inverse"]
+    matrix = named["matrix"]
+    inverse = named["inverse"]
     probes = torch.randn(PROBES, len(matrix), generator=generator(0, "whitening")).to(matrix)
     with exact_matmul():
         back = (probes @ matrix) @ inverse
-    off = float(((back - probes).norm(dim=1) / probes.norm(dim=1)).max())
+    errors = (back - probes).norm(dim=1)
+    off = float((errors / probes.norm(dim=1)).max())
     if off <= INVERSE_OFF:
         return None
     return f"matrix and inverse do not undo each other (a vector comes back {100 * off:.3g} % off)"
@@ -214,7 +222,8 @@ def _unlike_scaled(preprocess: Preprocess, pixels: Tensor) -> str | None:
     mean = _mean(pixels, (0, 2, 3))
     variance = _mean(pixels, (0, 2, 3), lambda part: (part - mean.view(-1, 1, 1)).square())
     std = variance.sqrt().clamp(min=SMALLEST_STD)
-    said_mean, said_std = preprocess.mean.to(mean), preprocess.std.to(mean)
+    said_mean = preprocess.mean.to(mean)
+    said_std = preprocess.std.to(mean)
     worst = int((said_mean - mean).abs().argmax())
     if abs(float(said_mean[worst] - mean[worst])) > MOST_OFF:
         return _differs("mean", worst, said_mean, mean)
@@ -243,16 +252,19 @@ def _unlike_whitened(preprocess: Preprocess, pixels: Tensor) -> str | None:
     sum of all v + ZCA_EPS) and 1 / ZCA_EPS.
     """
     mean = preprocess.mean.double().view(1, *pixels.shape[1:])
-    off = float((mean - _mean(pixels, (0,))).square().mean().sqrt())
+    differences = mean - _mean(pixels, (0,))
+    off = float(differences.square().mean().sqrt())
     if off > MOST_OFF:
         return f"its mean image is {off:.3g} off that of the training images (root mean square)"
 
     def whitened_squares(part: Tensor) -> Tensor:
         return preprocess.forward(part.float()).double().square()
 
-    before = float(_mean(pixels, (0, 1, 2, 3), lambda part: (part - mean).square()))
-    after = float(_mean(pixels, (0, 1, 2, 3), whitened_squares))
-    low, high = (before / (mean.numel() * before + ZCA_EPS)) ** 0.5, (before / ZCA_EPS) ** 0.5
+    everything = (0, 1, 2, 3)
+    before = float(_mean(pixels, everything, lambda part: (part - mean).square()))
+    after = float(_mean(pixels, everything, whitened_squares))
+    low = (before / (mean.numel() * before + ZCA_EPS)) ** 0.5
+    high = (before / ZCA_EPS) ** 0.5
     if low / MOST_TIMES <= after**0.5 <= high * MOST_TIMES:
         return None
     return (

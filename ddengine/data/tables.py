@@ -305,7 +305,8 @@ def classes_of(labels: Sequence[Labels]) -> tuple[str, ...]:
     if any(part.names for part in labels):
         ordered: dict[str, None] = {}
         for part in labels:
-            ordered |= dict.fromkeys(part.names or np.unique(part.named()).tolist())
+            names = part.names or np.unique(part.named()).tolist()
+            ordered |= dict.fromkeys(names)
         return tuple(ordered)
     if any(part.values.dtype.kind == "U" for part in labels):
         texts = np.concatenate(list(map(Labels.named, labels)))
@@ -353,7 +354,8 @@ class Rows:
 
     def __init__(self, tables: Sequence[Table], column: str):
         """`column`: that of the images, which all tables have."""
-        self.tables, self.column = tables, column
+        self.tables = tables
+        self.column = column
         self.firsts = np.cumsum([0, *(table.rows for table in tables)])
 
     def __len__(self) -> int:

@@ -22,7 +22,7 @@ def _lines(path: Path) -> list[str]:
             f"{path} is missing; set data.root to the folder {FOLDER} as the archive unpacks it."
         )
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    return [line for line in lines if line.strip()]
+    return list(filter(str.strip, lines))
 
 
 def _class_names(path: Path, wnids: tuple[str, ...]) -> tuple[str, ...]:
@@ -62,8 +62,11 @@ def _annotated(
     """
     annotations = folder / "val_annotations.txt"
     label_of = {wnid: label for label, wnid in enumerate(wnids)}
-    present = set(os.listdir(folder / "images")) if (folder / "images").is_dir() else set()
-    paths, labels = [], []
+    present: set[str] = set()
+    if (folder / "images").is_dir():
+        present.update(os.listdir(folder / "images"))
+    paths = []
+    labels = []
     for line in _lines(annotations):
         name, wnid = [*line.split("\t"), ""][:2]
         if wnid not in label_of:
@@ -96,7 +99,7 @@ def read(config: DataConfig) -> Source:
     folder = root
     if not (root / "wnids.txt").is_file() and (root / FOLDER).is_dir():
         folder = root / FOLDER
-    wnids = tuple(sorted({line.strip() for line in _lines(folder / "wnids.txt")}))
+    wnids = tuple(sorted(set(map(str.strip, _lines(folder / "wnids.txt")))))
     if len(wnids) < 2:
         raise UserError(
             f"{folder / 'wnids.txt'} lists {len(wnids)} classes and at least 2 are needed; unpack "

@@ -28,7 +28,10 @@ from ddengine.system.rng import generator, scoped
 
 OWN = "own"  # data.name of what has no name: a dataset that was given as one
 AT_ONCE = 32  # examples that are read at a time
-NO_IMAGES = Part(np.empty(0, np.int64), lambda index: np.empty((len(index), 1, 1, 1), np.uint8))
+NO_IMAGES = Part(
+    np.empty(0, np.int64),
+    lambda index: np.empty((len(index), 1, 1, 1), np.uint8),
+)
 
 
 def own_config(config: DataConfig) -> DataConfig:
@@ -133,7 +136,8 @@ def _check_test(
             f"The test images have label {new[0]}, of which there are no training images; "
             "leave these out of test, or add some."
         )
-    classes, test_classes = _class_list(dataset), _class_list(test)
+    classes = _class_list(dataset)
+    test_classes = _class_list(test)
     if classes is not None and test_classes is not None and classes != test_classes:
         raise UserError(
             f"The classes of the test images ({listed(test_classes)}) are not those of the "
@@ -184,7 +188,8 @@ class _Pairs:
     """Images and labels side by side as a dataset."""
 
     def __init__(self, images: Any, labels: Any):
-        self.images, self.labels = images, labels
+        self.images = images
+        self.labels = labels
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -205,8 +210,12 @@ class _Images:
         labels: np.ndarray | None,
     ):
         """`labels`: those that the dataset lists, which must be those of its examples."""
-        self._dataset, self._labels, self._size = dataset, labels, config.size
-        self._config, self._scales, self._notes = config, scales, notes
+        self._dataset = dataset
+        self._labels = labels
+        self._size = config.size
+        self._config = config
+        self._scales = scales
+        self._notes = notes
         self._ground = ImageColor.getrgb(config.background)[:3]
         self._kept: dict[int, np.ndarray | Wide] = {}  # read already, and not yet handed out
         # all images, where these were read already and are of one shape
@@ -217,7 +226,8 @@ class _Images:
 
         To learn them everything is read, so it is kept until it is asked for.
         """
-        labels, num = [], len(self._dataset)
+        labels = []
+        num = len(self._dataset)
         for i, (image, label) in zip(range(num), self._examples(range(num)), strict=True):
             labels.append(label)
             if i == 0 and isinstance(image, np.ndarray):
@@ -231,7 +241,8 @@ class _Images:
             if isinstance(image, np.ndarray) and image.shape == self._alike.shape[1:]:
                 self._alike[i] = image
                 return
-            self._kept, self._alike = dict(enumerate(self._alike[:i])), None
+            self._kept = dict(enumerate(self._alike[:i]))
+            self._alike = None
         self._kept[i] = image
 
     def fetch(self, index: np.ndarray) -> np.ndarray:
@@ -355,11 +366,13 @@ def reordered(images: np.ndarray, order: np.ndarray) -> np.ndarray:
     for start in range(len(order)):
         if moved[start]:
             continue
-        first, at = images[start].copy(), start
+        first = images[start].copy()
+        at = start
         while order[at] != start:
             images[at], moved[at] = images[order[at]], True
             at = int(order[at])
-        images[at], moved[at] = first, True
+        images[at] = first
+        moved[at] = True
     return images
 
 
@@ -370,7 +383,9 @@ def _listed_labels(dataset: Any) -> np.ndarray | None:
     """
     if isinstance(dataset, Subset):
         labels = _listed_labels(dataset.dataset)
-        return None if labels is None else labels[np.asarray(dataset.indices, np.int64)]
+        if labels is None:
+            return None
+        return labels[np.asarray(dataset.indices, np.int64)]
     # probe: torchvision's datasets may change their labels on the way
     if getattr(dataset, "target_transform", None) is not None:
         return None
@@ -438,7 +453,9 @@ def _image(
     if isinstance(seen, Wide):
         return seen
     array = np.asarray(seen)
-    return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+    if array.ndim == 2:
+        return array[None]
+    return array.transpose(2, 0, 1)
 
 
 def _pixels(image: Any, i: int) -> np.ndarray:
@@ -456,7 +473,8 @@ def _pixels(image: Any, i: int) -> np.ndarray:
             f"Image {i} of the dataset is {_shown(image)}; give pixels as uint8 or as floats in "
             "[0, 1]."
         )
-    low, high = float(channels.min()), float(channels.max())
+    low = float(channels.min())
+    high = float(channels.max())
     if not (low >= 0 and high <= 1):  # also where they are not numbers
         raise UserError(
             f"Image {i} of the dataset has values from {low:.4g} to {high:.4g}; give pixels in "
@@ -472,10 +490,16 @@ def _channels_first(image: Any, i: int) -> tuple[np.ndarray, str]:
     """
     if isinstance(image, Tensor):
         values = image.detach().cpu()
-        array = (values.float() if values.is_floating_point() else values).numpy()
-        return (array[None] if array.ndim == 2 else array), "(C, H, W)"
+        if values.is_floating_point():
+            values = values.float()
+        array = values.numpy()
+        if array.ndim == 2:
+            array = array[None]
+        return array, "(C, H, W)"
     if isinstance(image, np.ndarray):
-        return (image[None] if image.ndim == 2 else np.moveaxis(image, -1, 0)), "(H, W, C)"
+        if image.ndim == 2:
+            return image[None], "(H, W, C)"
+        return np.moveaxis(image, -1, 0), "(H, W, C)"
     raise UserError(
         f"Image {i} of the dataset is {_shown(image)}; give PIL images, tensors (C, H, W) or "
         "numpy arrays (H, W, C)."

@@ -17,10 +17,12 @@ def padded_shape(image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
 def pad_to_32(images: Tensor) -> Tensor:
     """Zero-pad sides below 32 to 32, centred (28 -> 2 on each side)."""
     height, width = images.shape[2:]
-    rows, columns = max(0, 32 - height), max(0, 32 - width)
+    rows = max(0, 32 - height)
+    columns = max(0, 32 - width)
     if rows == 0 and columns == 0:
         return images
-    left, top = columns // 2, rows // 2
+    left = columns // 2
+    top = rows // 2
     return nn.functional.pad(images, [left, columns - left, top, rows - top])
 
 

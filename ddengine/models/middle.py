@@ -74,7 +74,9 @@ def _is_upright(call: _Call, image_shape: tuple[int, int, int]) -> bool:
     """
     assert call.shape is not None
     _, height, width = image_shape
-    return abs(call.shape[2] * width - call.shape[3] * height) <= 2 * max(height, width)
+    _, _, rows, columns = call.shape
+    off = abs(rows * width - columns * height)
+    return off <= 2 * max(height, width)
 
 
 def _trunk(network: nn.Module, image_shape: tuple[int, int, int]) -> list[_Call]:

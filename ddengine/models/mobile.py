@@ -176,5 +176,6 @@ def build_shufflenet_g2(
         layers.append(ShuffleUnit(channels, out, 2, 2, first_groups))
         for _ in range(units - 1):
             layers.append(ShuffleUnit(out, out, 1, 2, 2))
-        channels, first_groups = out, 2
+        channels = out
+        first_groups = 2
     return Classifier(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1)), channels, num_classes)

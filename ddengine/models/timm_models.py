@@ -58,7 +58,8 @@ class TimmClassifier(nn.Module):
 
     def __init__(self, body: nn.Module, head: nn.Linear):
         super().__init__()
-        self.body, self.head = body, head
+        self.body = body
+        self.head = head
 
     def embed(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, D), the last linear layer's input."""
@@ -114,7 +115,8 @@ def _make(
     if plan.patch is not None:
         patches: Any = network.stem
         patches.proj = nn.Conv2d(shape[0], patches.proj.out_channels, plan.patch, plan.patch)
-        patches.img_size, patches.patch_size = shape[1:], (plan.patch, plan.patch)
+        patches.img_size = shape[1:]
+        patches.patch_size = (plan.patch, plan.patch)
     _make_plain(network)
     head = network.get_classifier()  # type: ignore[operator]
     path = _path_of(head, network)

@@ -37,8 +37,11 @@ class TorchvisionClassifier(nn.Module):
         small: bool,
     ):
         super().__init__()
-        self.name, self.head_path, self.small = name, head_path, small
-        self.body, self.head = body, head
+        self.name = name
+        self.head_path = head_path
+        self.small = small
+        self.body = body
+        self.head = head
 
     def embed(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, D), the last linear layer's input."""
@@ -96,7 +99,8 @@ class TorchvisionClassifier(nn.Module):
         # files older than the counters of BatchNorm are without them
         needed = {key for key in tensors if not key.endswith("num_batches_tracked")}
         for key in sorted(needed | set(given)):
-            in_file, here = _shape_of(given, key), _shape_of(tensors, key)
+            in_file = _shape_of(given, key)
+            here = _shape_of(tensors, key)
             if in_file != here:
                 raise UserError(
                     f"The weights do not fit torchvision/{self.name}: its {key} is {in_file} in "
