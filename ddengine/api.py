@@ -60,7 +60,7 @@ def check_networks(recipe: Recipe, data: Data) -> None:
     """Build every network of the recipe once, and fit the codec to its budget, so that what does
     not go fails before any work.
     """
-    recipe.codec.fit(recipe.ipc, data.num_classes)
+    recipe.codec.fit(recipe.ipc, data.image_shape, data.num_classes)
     for name in {recipe.model, *buffer_models(recipe), *recipe.evaluation.models}:
         network = build_model(name, data.image_shape, data.num_classes, generator(0))
         if name in recipe.teachers:
@@ -352,7 +352,7 @@ def _started(recipe: Recipe, data: Data, images: Tensor) -> SyntheticSet:
     """The set before the first step that holds given images, pixels in [0, 1], all of a class in a
     row.
     """
-    codec, items = recipe.codec.fit(recipe.ipc, data.num_classes)
+    codec, items = recipe.codec.fit(recipe.ipc, data.image_shape, data.num_classes)
     wanted, device = (
         (data.num_classes * items * codec.per_item, *data.image_shape),
         data.train.device,
