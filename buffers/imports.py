@@ -23,7 +23,6 @@ from PIL import Image
 from buffers import state_dicts
 from buffers.exchange import expand, files_digest, import_experts, load_pt
 from buffers.store import ExpertStore, teacher_folder
-from ddengine.api import buffer_models, check_networks
 from ddengine.artefact import class_order, exchange, finished, runs
 from ddengine.artefact import folder as folders
 from ddengine.data import Data, load_data, parquet
@@ -32,6 +31,7 @@ from ddengine.data.splits import listed
 from ddengine.data.subset import class_subset
 from ddengine.learning.flat import FlatModel
 from ddengine.models import build_model
+from ddengine.prepare import buffer_models, check_networks
 from ddengine.recipe import Recipe, digest, to_dict
 from ddengine.sets.codec import MultiFormation
 from ddengine.sets.synthetic import SyntheticSet

@@ -6,12 +6,12 @@ from typing import Annotated, Generic
 
 import tyro
 
-from ddengine import api
-from ddengine.api import check_networks, reads_experts
+from ddengine.api.distill import distill_data
 from ddengine.artefact import runs
 from ddengine.commands.options import RecipeT, options_of, print_config
 from ddengine.commands.process import one_process
 from ddengine.data import Data, load_data
+from ddengine.prepare import check_networks, reads_experts
 from ddengine.recipe import (
     Recipe,
     digest,
@@ -86,9 +86,7 @@ def main(args: list[str]) -> None:
     else:
 
         def distill(of: Data, small: Recipe, seed: int, name: str) -> synthetic.SyntheticSet:
-            return api.distill_data(
-                of, small, seed=seed, device=device, precision=options.precision
-            )
+            return distill_data(of, small, seed=seed, device=device, precision=options.precision)
 
         result = continual.run(
             data,

@@ -1,20 +1,19 @@
 """Estimate."""
 
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from buffers.store import (
-    finished,
-)
+from buffers.open import EXPERTS
 from buffers.train import train_expert
-from ddengine.api import check_networks
+from ddengine.api.inputs import Source
 from ddengine.commands.evaluate import set_options
 from ddengine.commands.options import options_of, print_config
 from ddengine.commands.process import one_process
-from ddengine.commands.stores import EXPERTS, load_for, open_store, store_folders
 from ddengine.plan import estimate as costs
+from ddengine.prepare import check_networks
 from ddengine.system.errors import UserError
 
 
@@ -39,16 +38,18 @@ def main(args: list[str]) -> None:
     if path:
         costs.check_path(Path(path[0]))
     device = one_process(options, "estimate")
-    data, missing = load_for(options, torch.device("cpu")), {}
+    stores, source = options.stores(), Source(recipe.data)
+    data = source.load(torch.device("cpu"), stores.preprocess)
     check_networks(recipe, data)
-    if recipe.buffer is not None:
-        for model, folder, _ in store_folders(options, data.train.digest):
-            missing[model] = max(0, recipe.buffer.num_experts - len(finished(folder)))
-    job = costs.job(
-        options,
-        load_for,
-        open_store,
-        EXPERTS,
+    missing = stores.missing(data.train.digest)
+    job = costs.Job(
+        recipe=recipe,
+        seed=options.seed,
+        device=options.device,
+        precision=options.precision,
+        compile=options.compile,
+        load=partial(source.load, stored=stores.preprocess),
+        open_store=stores.open,
         train_expert=train_expert,
         set_options=set_options,
         parsing=parsing,

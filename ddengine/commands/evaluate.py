@@ -9,13 +9,13 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 
+from buffers.open import SetTeachers
 from ddengine import commands
 from ddengine.artefact import folder as set_folders
 from ddengine.artefact import results, runs
 from ddengine.commands import cli
 from ddengine.commands.options import named_protocol, paths_of
 from ddengine.commands.process import one_process
-from ddengine.commands.stores import teachers_for
 from ddengine.data import Data, load_data
 from ddengine.evaluation import scores, tables
 from ddengine.evaluation.evaluate import evaluate, set_digest
@@ -180,7 +180,8 @@ def evaluation_in(
         log.say(f"{out / 'evaluation.json'} is there; --restart evaluates again")
         return evaluation
     syn, data, device = open_set(folder, meta, options, command)
-    teachers = teachers_for(options, meta, data, device)
+    dynamic = options.evaluation.labels == "dynamic"
+    teachers = SetTeachers(options.experts).teachers(meta, data, device, dynamic=dynamic)
     files.make_folder(out)
     evaluation = evaluate(
         syn, data, options.evaluation, model, seed=options.seed, device=device, precision=options.precision,

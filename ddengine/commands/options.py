@@ -3,10 +3,11 @@
 import itertools
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar, cast
 
 import tyro
 
+from buffers.open import EXPERTS, Stores
 from ddengine.commands import cli
 from ddengine.recipe import (
     BufferT,
@@ -56,6 +57,11 @@ class Options(Generic[RecipeT]):
     print_config: bool = False  # print the resolved recipe and stop
     command: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()  # the command line
     recipe: Annotated[RecipeT, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff]
+
+    def stores(self, root: Path = EXPERTS) -> Stores:
+        """Where the experts of the recipe lie."""
+        where = {"seed": self.seed, "precision": self.precision, "folder": self.experts}
+        return Stores.of(cast(Recipe, self.recipe), root=root, **where)
 
 
 @dataclass(frozen=True, kw_only=True)

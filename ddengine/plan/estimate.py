@@ -29,7 +29,7 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
-from ddengine import api, loop
+from ddengine import loop, prepare
 from ddengine.artefact import folder as folders
 from ddengine.data import Data, RealSet, load_data
 from ddengine.evaluation.evaluate import evaluate, validate
@@ -377,7 +377,7 @@ class StandIns:
         self._data, self.epochs, models = (
             data,
             recipe.buffer.kept_epochs(),
-            api.buffer_models(recipe),
+            prepare.buffer_models(recipe),
         )
         each = (
             recipe.buffer.num_experts
@@ -409,7 +409,7 @@ class StandIns:
 
 
 def _experts(job: Job, data: Data, stand_ins: Path | None) -> Experts | None:
-    if not api.reads_experts(job.recipe):
+    if not prepare.reads_experts(job.recipe):
         return None
     if stand_ins is not None:
         return StandIns(job.recipe, stand_ins, data)
@@ -455,7 +455,7 @@ def _buffer(began: float, job: Job, folder: Path, missing: dict[str, int]) -> di
     config = job.recipe.buffer
     assert config is not None and job.train_expert is not None
     seconds, disk, most, epoch_seconds = start, 0, 0, 0.0
-    for i, model in enumerate(api.buffer_models(job.recipe)):
+    for i, model in enumerate(prepare.buffer_models(job.recipe)):
         network = build_model(
             model, data.image_shape, data.num_classes, generator(job.seed, "expert", 0, "network")
         ).to(device)
@@ -561,7 +561,7 @@ def counts(recipe: Recipe) -> dict[str, int]:
 def _prepared(
     job: Job, recipe: Recipe, data: Data, device: torch.device, experts: Experts | None
 ) -> tuple[SyntheticSet, Objective]:
-    return api.prepare(
+    return prepare.prepare(
         recipe, data, device, experts, seed=job.seed, precision=job.precision, compile=job.compile
     )
 
@@ -614,7 +614,7 @@ def _distill(began: float, job: Job, folder: Path, stand_ins: Path | None) -> di
             _folder(folder / "checkpoint") / "state.safetensors", state, 0
         ),
     )
-    finish = partial(api.shipped, recipe=recipe, experts=experts)
+    finish = partial(prepare.shipped, recipe=recipe, experts=experts)
     # from a checkpoint of its last step a distillation goes straight to its end
     ending, (result, _) = _timed(
         device,
@@ -775,7 +775,7 @@ def estimate(job: Job, missing: dict[str, int]) -> list[Part]:
                     "all experts lie in their store" if missing else "no experts are needed",
                 )
             )
-        stand_ins = experts if lacking and api.reads_experts(recipe) else None
+        stand_ins = experts if lacking and prepare.reads_experts(recipe) else None
         cost = _of("distill", _distill, job, run, stand_ins)
         often = counts(recipe)["validations"]
         what = f"{_short(cost['initial'])} for the initial set, {recipe.outer.steps} steps of {_short(cost['step'])}"
@@ -974,7 +974,7 @@ def memory_bound(recipe: Recipe, syn: SyntheticSet, data: Data, device: torch.de
         *(n for n in (getattr(objective, "images_at_once", 0),) if n),
     )
     steps = getattr(objective, "inner_steps", 1)
-    names = api.buffer_models(recipe) if recipe.teachers else (recipe.model,)
+    names = prepare.buffer_models(recipe) if recipe.teachers else (recipe.model,)
     networks = [
         build_model(name, data.image_shape, data.num_classes, generator(0)) for name in names
     ]

@@ -22,8 +22,8 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 import buffers
 import ddengine
 from buffers.store import StoreGroup
-from ddengine import api
 from ddengine import loop as outer
+from ddengine.api import distill
 from ddengine.data import load_data
 from ddengine.data.torch_dataset import data_of
 from ddengine.recipe import BufferConfig, DataConfig
@@ -317,8 +317,12 @@ def test_distil_equals_the_command_line(digits, tmp_path, monkeypatch):
 
 def test_distil_data_is_the_core_of_distil(digits):
     data = data_of(digits, OWN, CPU)
-    assert same(ddengine.distill(digits, DM, device="cpu"), api.distill_data(data, DM, device=CPU))
-    assert not same(ddengine.distill(digits, DM, seed=1), api.distill_data(data, DM, device=CPU))
+    assert same(
+        ddengine.distill(digits, DM, device="cpu"), distill.distill_data(data, DM, device=CPU)
+    )
+    assert not same(
+        ddengine.distill(digits, DM, seed=1), distill.distill_data(data, DM, device=CPU)
+    )
 
 
 def test_nothing_is_left_and_the_global_generator_is_as_it_was(
@@ -365,7 +369,7 @@ def test_an_interrupted_folder_resumes_to_the_bit(digits, tmp_path, monkeypatch)
     ] and "validation_accuracy" in lines[2]
     assert len(list((folder / "progress").glob("*.png"))) == 3
     assert same(ddengine.load(folder), wanted) and same(ddengine.load(folder / "distilled"), wanted)
-    with pytest.raises(UserError, match="other settings; name another folder, or delete this one"):
+    with pytest.raises(UserError, match="other settings; name another folder with --out, or begin anew"):
         ddengine.distill(digits, DM, seed=1, folder=folder)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter.txt").write_text("dear")
@@ -560,7 +564,7 @@ def test_experts_of_something_else_are_refused(digits, experts):
             ddengine.distill(dataset, recipe, experts)
     data = data_of(digits, OWN, CPU, stored=lambda digest: ddengine_shifted(experts.preprocess))
     with pytest.raises(UserError, match="another preprocessing"):
-        api.distill_data(data, MTT, experts=experts, device=CPU)
+        distill.distill_data(data, MTT, experts=experts, device=CPU)
 
 
 def ddengine_shifted(preprocess):
