@@ -22,9 +22,10 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from ddengine.pages import figures
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from ddengine.pages import report
 from ddengine.system import files
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -486,7 +487,7 @@ def write(name: str, rows: list[Row], said: str) -> None:
     several = any(len({row["model"] for row in run["evaluation"]["rows"]}) > 1 for run in runs)
     (out / f"{name}.md").write_text(crossed(runs) if several else markdown(runs))
     if several:
-        report.heat_map(out / f"{name}.png", [(run["row"], run["evaluation"]) for run in runs])
+        figures.heat_map(out / f"{name}.png", [(run["row"], run["evaluation"]) for run in runs])
     elif runs and all(run["validation"] for run in runs):
         plot(out / f"{name}.png", runs)
 

@@ -27,7 +27,8 @@ import tyro
 from torch.nn import functional
 
 from ddengine.learning.flat import FlatModel, flatten
-from ddengine.learning.unroll import compiled_gradient, eager_gradient, unroll
+from ddengine.learning.inner import compiled_gradient, eager_gradient
+from ddengine.learning.unroll import unroll
 from ddengine.models import build_model
 from ddengine.system import rng, runtime
 

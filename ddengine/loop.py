@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ddengine.learning.optim import updated
 from ddengine.objective import Objective
-from ddengine.recipe import OptimConfig, OuterConfig
+from ddengine.recipe import OuterConfig
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system import dist, files, log, runtime
 from ddengine.system.errors import UserError
@@ -22,9 +24,14 @@ WARN_AFTER = 20  # steps without any update, all above max_loss
 MOST_SKIPPED = 10  # non-finite updates in a row after which none is made any more and the run stops
 # steps between readings of what they gave: each reading waits for the device
 READ_EVERY = {"cpu": 1, "cuda": 10}
-ADAM_EPS = 1e-8
+CHECKPOINT = Path("checkpoint", "state.safetensors")  # in the folder of a run
+KEPT = ("momentum", "square", "count", "norm")  # what optimisers keep, as State calls it
 # those of Counters that the guard keeps on the device
 COUNTS = ("not_finite_in_a_row", "not_finite", "above_max_loss", "lr_held")
+
+Finish = Callable[[SyntheticSet], SyntheticSet]
+# (title, total, done) -> a context whose value counts
+Progress = Callable[[str, int, int], AbstractContextManager[log.Counter]]
 
 
 @dataclass
@@ -51,11 +58,21 @@ class State:
     counters: Counters = field(default_factory=Counters)
     square: dict[str, Tensor] = field(default_factory=dict)  # of Adam: the mean squared gradient
     count: dict[str, Tensor] = field(default_factory=dict)  # of Adam: updates made
+    norm: dict[str, Tensor] = field(default_factory=dict)  # of clipping: running average of norms
     guard: Tensor = field(init=False)  # COUNTS up to the step last made, int64, on the device
 
     def __post_init__(self) -> None:
         device = next(iter(self.tensors.values())).device
         self.guard = torch.tensor([getattr(self.counters, name) for name in COUNTS], device=device)
+
+    def optimiser(self, kind: str) -> dict[str, Tensor]:
+        """What optimisers keep, of one of KEPT, by stored tensor."""
+        return self.groups()[kind]
+
+    def kept_of(self, name: str) -> dict[str, Tensor]:
+        """What the optimiser keeps of a stored tensor, by kind."""
+        groups = self.groups()
+        return {kind: groups[kind][name] for kind in KEPT if name in groups[kind]}
 
     def groups(self) -> dict[str, dict[str, Tensor]]:
         """Its tensors by kind."""
@@ -64,6 +81,7 @@ class State:
             "momentum": self.momentum,
             "square": self.square,
             "count": self.count,
+            "norm": self.norm,
             "ema": self.ema,
             "objective": self.objective,
         }
@@ -84,54 +102,16 @@ def load_checkpoint(path: Path, device: torch.device) -> tuple[State, int]:
     Raises UserError for a damaged file.
     """
     tensors, metadata = files.read_tensors(path)
-    groups: dict[str, dict[str, Tensor]] = {
-        group: {} for group in ("tensors", "momentum", "square", "count", "ema", "objective")
-    }
+    names = ("tensors", *KEPT, "ema", "objective")
+    groups: dict[str, dict[str, Tensor]] = {group: {} for group in names}
     for key, tensor in tensors.items():
         group, _, name = key.partition("/")
         groups[group][name] = tensor.to(device)
     if "state" not in metadata:
         raise UserError(f"{path} is not a checkpoint of this program; begin anew with --restart.")
     meta = json.loads(metadata["state"])
-    return State(**groups, step=meta["step"], counters=Counters(**meta["counters"])), meta[
-        "log_bytes"
-    ]
-
-
-def sgd_step(
-    tensor: Tensor, grad: Tensor, momentum: Tensor, config: OptimConfig, lr: float
-) -> tuple[Tensor, Tensor]:
-    """One SGD update as torch.optim.SGD does it: the new tensor and the new momentum, which starts
-    at zero.
-    """
-    grad = grad.add(tensor, alpha=config.weight_decay) if config.weight_decay else grad
-    momentum = momentum.mul(config.momentum).add_(grad)
-    return tensor.sub(momentum, alpha=lr), momentum
-
-
-def adam_step(
-    tensor: Tensor,
-    grad: Tensor,
-    mean: Tensor,
-    square: Tensor,
-    count: Tensor,
-    config: OptimConfig,
-    lr: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """One Adam update as torch.optim.Adam does it: the new tensor, the new means, which start at
-    zero, and how many updates there were.
-    """
-    grad = grad.add(tensor, alpha=config.weight_decay) if config.weight_decay else grad
-    count = count + 1
-    mean = mean.lerp(grad, 1 - config.momentum)
-    square = square.mul(config.beta2).addcmul_(grad, grad, value=1 - config.beta2)
-    step = (lr / (1 - config.momentum**count)).to(tensor)
-    return (
-        tensor - step * mean / ((square / (1 - config.beta2**count)).sqrt() + ADAM_EPS).to(tensor),
-        mean,
-        square,
-        count,
-    )
+    state = State(**groups, step=meta["step"], counters=Counters(**meta["counters"]))
+    return state, meta["log_bytes"]
 
 
 def check(syn: SyntheticSet, objective: Objective, config: OuterConfig) -> None:
@@ -181,20 +161,34 @@ def distill(
     folder: Path,
     *,
     seed: int,
-    finish: Callable[[SyntheticSet], SyntheticSet] = lambda syn: syn,
+    finish: Finish = lambda syn: syn,
     validate: Callable[[SyntheticSet], float | None] | None = None,
     picture: Callable[[SyntheticSet, int], None] | None = None,
     board: log.Board | None = None,
+    progress: Progress = log.progress,
 ) -> tuple[SyntheticSet, Counters]:
-    """Minimise the objective over the tensors that `config.optim` names, and return the set that is
-    to be shipped.
+    """Minimise the objective over the tensors that `config.optim` names.
 
-    Writes `folder`/checkpoint/state.safetensors and `folder`/metrics.jsonl; continues from the
-    checkpoint when there is one. A resumed run is bit-identical to an uninterrupted one on the same
-    device: every random draw follows from (seed, step, draw). With running averages, the returned
-    set holds them, and the last iterate as `raw.NAME`. `finish` makes what is validated and shipped
-    of the tensors reached, for example by labelling them. The numbers of metrics.jsonl go to
-    `board` too.
+    Returns the set that is to be shipped. Writes `folder`/checkpoint/state.safetensors and
+    `folder`/metrics.jsonl; continues from the checkpoint when there is one. A resumed run is
+    bit-identical to an uninterrupted one on the same device: every random draw follows from (seed,
+    step, draw). With running averages, the returned set holds them, and the last iterate as
+    `raw.NAME`.
+
+    Args:
+        syn: the initial set.
+        objective: what is minimised.
+        config: steps, optimisers, guard, and how often what is done.
+        folder: of the run.
+        seed: decides every random draw.
+        finish: makes what is validated and shipped of the tensors reached, for example by labelling
+            them.
+        validate: the accuracy of a finished set on the validation split, None where the network
+            diverged.
+        picture: draws a set at a step.
+        board: where the numbers of metrics.jsonl go too.
+        progress: shows how far the run is: (title, steps, steps done) -> a context whose value has
+            `advance(note)`.
 
     Raises:
         UserError: a name in `config.optim` that is not stored; several draws or ranks for an
@@ -202,114 +196,155 @@ def distill(
     """
     check(syn, objective, config)
     device = syn.classes.device
-    checkpoint = folder / "checkpoint" / "state.safetensors"
-    if checkpoint.exists():
-        state, log_bytes = load_checkpoint(checkpoint, device)
-        log.say(f"continuing at step {state.step} of {config.steps}")
-    else:
-        tensors = {k: v.detach().clone() for k, v in syn.tensors.items()}
-        ema = {k: tensors[k].clone() for k in config.ema}
-        state, log_bytes = State(tensors, {}, ema, objective.init(generator(seed, "objective"))), 0
-        checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    state, log_bytes = _begin(syn, objective, config, folder, seed)
     first = dist.rank() == 0
     if not first:
         picture = validate = None
     events = log.EventLog(folder / "metrics.jsonl", log_bytes, board) if first else None
     if picture is not None and state.step == 0:
         picture(syn, 0)
-    pending: list[Tensor] = []
-    # the same on every rank, with and without validation: ranks that stop, stop together
-    stops = [
-        n
-        for n in (
-            READ_EVERY[device.type],
-            config.checkpoint_every,
-            config.evaluate_every,
-            config.picture_every,
-        )
-        if n
-    ]
-    with log.progress("distill", config.steps, state.step) as bar:
-        # a step with validation, picture or checkpoint is always the last of those read
-        def report() -> None:
-            for event in _read(pending, config, state):
-                done = int(event["step"])
-                if (
-                    validate is not None
-                    and config.evaluate_every
-                    and done % config.evaluate_every == 0
-                ):
-                    accuracy = validate(finish(_current(syn, state)))
-                    event |= {
-                        "validation_accuracy": accuracy,
-                        "seconds": round(state.counters.seconds, 2),
-                    }
-                    if accuracy is None:
-                        log.say(
-                            f"warning: the network that was trained on the set of step {done} "
-                            "diverged, so it has no validation accuracy"
-                        )
-                if (
-                    picture is not None
-                    and config.picture_every
-                    and done % config.picture_every == 0
-                ):
-                    picture(_current(syn, state), done)
-                if events is not None:
-                    events.write(**event)
-                if done == WARN_AFTER and state.counters.above_max_loss == done:
-                    log.say(
-                        f"warning: none of {done} updates was made, all losses were above "
-                        f"outer.max_loss {config.max_loss:g}; raise it"
-                    )
-                bar.advance(
-                    f"loss {event['loss']:.4g}"
-                    + (f" lr {event['lr']:.4g}" if "lr" in event else "")
-                )
-                if events is not None and (
-                    done % config.checkpoint_every == 0 or done == config.steps
-                ):
-                    save_checkpoint(checkpoint, state, events.size())
-
+    with progress("distill", config.steps, state.step) as bar:
+        after = _AfterSteps(syn, config, state, folder, finish, validate, picture, events, bar)
         while state.step < config.steps:
             start = time.perf_counter()
             try:
-                pending.append(outer_step(syn, objective, config, state, seed))
+                after.pending.append(outer_step(syn, objective, config, state, seed))
             except BaseException:
                 # the log tells of every step that was made, and a stop of the guard explains what
                 # came after it
-                report()
+                after.report()
                 raise
             state.counters.seconds += time.perf_counter() - start
-            state.counters.peak_memory = max(
-                state.counters.peak_memory, runtime.peak_memory(device)
-            )
-            if state.step == config.steps or any(state.step % n == 0 for n in stops):
-                report()
+            peak = runtime.peak_memory(device)
+            state.counters.peak_memory = max(state.counters.peak_memory, peak)
+            if after.is_due():
+                after.report()
     if events is not None:
         events.close()
     final = finish(_current(syn, state))
     if picture is not None:
         picture(final, config.steps)
-    for line in skipped(state.counters, config):  # last, where they are seen
+    for line in warnings(state.counters, config):  # last, where they are seen
         log.say(line)
-    if state.counters.lr_held:
-        log.say(
-            f"warning: the learned learning rate was held at {SMALLEST_LR:g} "
-            f"{state.counters.lr_held} times; lower outer.optim.lr.lr"
+    return _with_last_iterate(final, syn, state, config, finish), state.counters
+
+
+def _begin(
+    syn: SyntheticSet, objective: Objective, config: OuterConfig, folder: Path, seed: int
+) -> tuple[State, int]:
+    """The state that a run in `folder` starts or continues with, and the length of its log."""
+    checkpoint = folder / CHECKPOINT
+    if checkpoint.exists():
+        state, log_bytes = load_checkpoint(checkpoint, syn.classes.device)
+        log.say(f"continuing at step {state.step} of {config.steps}")
+        return state, log_bytes
+    state = first_state(syn, objective, config, seed)
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    return state, 0
+
+
+def first_state(syn: SyntheticSet, objective: Objective, config: OuterConfig, seed: int) -> State:
+    """What a run starts with."""
+    tensors = {name: tensor.detach().clone() for name, tensor in syn.tensors.items()}
+    ema = {name: tensors[name].clone() for name in config.ema}
+    return State(tensors, {}, ema, objective.init(generator(seed, "objective")))
+
+
+@dataclass
+class _AfterSteps:
+    """What is done of steps once their results are read: validation, picture, log, checkpoint.
+
+    A step with any of these but the log is always the last of those read.
+    """
+
+    syn: SyntheticSet
+    config: OuterConfig
+    state: State
+    folder: Path
+    finish: Finish
+    validate: Callable[[SyntheticSet], float | None] | None
+    picture: Callable[[SyntheticSet, int], None] | None
+    events: log.EventLog | None  # None on other ranks than the first
+    bar: log.Counter
+    pending: list[Tensor] = field(default_factory=list)  # results of steps that are not read yet
+
+    def is_due(self) -> bool:
+        """Whether results are read now.
+
+        The same on every rank, with and without validation: ranks that stop, stop together.
+        """
+        config, step = self.config, self.state.step
+        device = self.syn.classes.device
+        every = (
+            READ_EVERY[device.type],
+            config.checkpoint_every,
+            config.evaluate_every,
+            config.picture_every,
         )
+        return step == config.steps or any(falls_on(step, n) for n in every)
+
+    def report(self) -> None:
+        """Read the results of all pending steps, and do what is due at each."""
+        for event in _read(self.pending, self.config, self.state):
+            done = int(event["step"])
+            if self.validate is not None and falls_on(done, self.config.evaluate_every):
+                event |= self._validation(self.validate, done)
+            if self.picture is not None and falls_on(done, self.config.picture_every):
+                self.picture(_current(self.syn, self.state), done)
+            if self.events is not None:
+                self.events.write(**event)
+            self._warn_of_no_update(done)
+            rate = f" lr {event['lr']:.4g}" if "lr" in event else ""
+            self.bar.advance(f"loss {event['loss']:.4g}{rate}")
+            if self.events is not None and self._is_checkpoint(done):
+                save_checkpoint(self.folder / CHECKPOINT, self.state, self.events.size())
+
+    def _is_checkpoint(self, done: int) -> bool:
+        return done == self.config.steps or falls_on(done, self.config.checkpoint_every)
+
+    def _validation(
+        self, validate: Callable[[SyntheticSet], float | None], done: int
+    ) -> dict[str, Any]:
+        """What the log says of a validation."""
+        accuracy = validate(self.finish(_current(self.syn, self.state)))
+        if accuracy is None:
+            log.say(
+                f"warning: the network that was trained on the set of step {done} "
+                "diverged, so it has no validation accuracy"
+            )
+        seconds = round(self.state.counters.seconds, 2)
+        return {"validation_accuracy": accuracy, "seconds": seconds}
+
+    def _warn_of_no_update(self, done: int) -> None:
+        if done == WARN_AFTER and self.state.counters.above_max_loss == done:
+            log.say(
+                f"warning: none of {done} updates was made, all losses were above "
+                f"outer.max_loss {self.config.max_loss:g}; raise it"
+            )
+
+
+def falls_on(step: int, every: int) -> bool:
+    """Whether something happens at a step that happens every so many; 0 is never."""
+    return every > 0 and step % every == 0
+
+
+def _with_last_iterate(
+    final: SyntheticSet, syn: SyntheticSet, state: State, config: OuterConfig, finish: Finish
+) -> SyntheticSet:
+    """The set that is shipped; where it holds running averages, with the last iterate beside them.
+
+    So also what follows from the iterate, such as labels, where it differs.
+    """
     if not config.ema:
-        return final, state.counters
-    last = finish(
-        syn.with_tensors({k: v.detach().clone() for k, v in state.tensors.items()})
-    ).tensors
-    return final.with_tensors(
-        {
-            f"raw.{k}": v
-            for k, v in last.items()
-            if k in config.ema or not torch.equal(v, final.tensors[k])
-        }
-    ), state.counters
+        return final
+    tensors = {name: tensor.detach().clone() for name, tensor in state.tensors.items()}
+    last = finish(syn.with_tensors(tensors)).tensors
+    raw = {
+        f"raw.{name}": tensor
+        for name, tensor in last.items()
+        if name in config.ema or not torch.equal(tensor, final.tensors[name])
+    }
+    return final.with_tensors(raw)
 
 
 def _current(syn: SyntheticSet, state: State) -> SyntheticSet:
@@ -389,26 +424,13 @@ def _update(
     applied, held = running & finite & small, torch.zeros_like(finite)
     with torch.no_grad():
         for name, grad in grads.items():
-            optim, old, lr = (
-                config.optim[name],
-                state.tensors[name],
-                config.optim[name].lr_at(state.step, config.steps),
-            )
-            mean, square = (
-                named.get(name, torch.zeros_like(old)) for named in (state.momentum, state.square)
-            )
-            if optim.kind == "adam":
-                count = state.count.get(
-                    name, torch.zeros((), device=old.device, dtype=torch.float64)
-                )
-                new, *moved = adam_step(old, grad, mean, square, count, optim, lr)
-                kept = [(state.momentum, mean), (state.square, square), (state.count, count)]
-            else:
-                new, *moved = sgd_step(old, grad, mean, optim, lr)
-                kept = [(state.momentum, mean)]
-            state.tensors[name] = torch.where(applied, new, old)
-            for (named, past), present in zip(kept, moved, strict=True):
-                named[name] = torch.where(applied, present, past)
+            optim, old = config.optim[name], state.tensors[name]
+            kept = state.kept_of(name)
+            new = updated(old, grad, kept, optim, optim.lr_at(state.step, config.steps))
+            state.tensors[name] = torch.where(applied, new.tensor, old)
+            for kind, present in new.kept.items():
+                past = kept.get(kind, torch.zeros_like(present))
+                state.optimiser(kind)[name] = torch.where(applied, present, past)
         if "lr" in grads:
             held = applied & (state.tensors["lr"].double() < SMALLEST_LR)
             state.tensors["lr"].masked_fill_(held, SMALLEST_LR)
@@ -446,8 +468,10 @@ def _read(pending: list[Tensor], config: OuterConfig, state: State) -> Iterator[
         yield event
 
 
-def skipped(counters: Counters, config: OuterConfig) -> list[str]:
-    """What is to be said of updates that were not made; nothing where all were."""
+def warnings(counters: Counters, config: OuterConfig) -> list[str]:
+    """What is to be said of updates that were not made, and of a rate that was held; nothing where
+    all went well.
+    """
     bad, high = counters.not_finite, counters.above_max_loss
     lines = []
     if bad:
@@ -456,12 +480,18 @@ def skipped(counters: Counters, config: OuterConfig) -> list[str]:
             "gradient was not finite; lower the learning rates"
         )
     if high:
+        line = (
+            f"{high} of {config.steps} updates were skipped because the loss was above "
+            f"outer.max_loss {config.max_loss:g}"
+        )
         # a gate that closes now and then does what it is meant to do
-        much = 2 * (bad + high) > config.steps
+        if 2 * (bad + high) > config.steps:
+            line = f"warning: {line}; raise it, or lower the learning rates"
+        lines.append(line)
+    if counters.lr_held:
         lines.append(
-            ("warning: " if much else "")
-            + f"{high} of {config.steps} updates were skipped because the loss was above outer.max_loss {config.max_loss:g}"
-            + ("; raise it, or lower the learning rates" if much else "")
+            f"warning: the learned learning rate was held at {SMALLEST_LR:g} "
+            f"{counters.lr_held} times; lower outer.optim.lr.lr"
         )
     return lines
 

@@ -74,17 +74,19 @@ class DataConfig:
     """Which images, how many of them, and how they are split and preprocessed."""
 
     # digits | mnist | fashion_mnist | svhn | cifar10 | cifar100 | tiny_imagenet | imagenet |
-    # imagenette (or another subset) | folder | parquet
+    # imagenette (or another subset) | folder | parquet | hub
     name: str
-    root: str | None = None  # folder of the files; None: the dataset's usual place
+    # folder of the files; None: the dataset's usual place; of hub: user/name, user/name:configuration
+    # or a folder laid out so
+    root: str | None = None
     download: bool = False  # let torchvision download the dataset into root
     size: tuple[int, int] | None = None  # resize to (height, width); None: as stored
     # of images of another shape than size: change it | cut the middle out | add ground around it
     fit: Literal["squash", "crop", "pad"] = "squash"
     # ground under what is transparent, and around padded images: a name, or #rrggbb
     background: str = "white"
-    image_column: str | None = None  # of parquet files; None: found by its type and name
-    label_column: str | None = None  # of parquet files; None: found by its type and name
+    image_column: str | None = None  # of parquet and hub; None: found by its type and name
+    label_column: str | None = None  # of parquet and hub; None: found by its type and name
     # use only these classes, in this order, numbered anew; None: all
     classes: tuple[int, ...] | None = None
     # use a fixed stratified subset of this many training images (before the validation split)
@@ -347,15 +349,22 @@ class TargetConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """SGD or Adam on one stored tensor."""
+    """SGD, Adam or AdamW on one stored tensor."""
 
     lr: float  # step size, in units of the tensor
     momentum: float = 0.5  # of Adam: beta 1
     weight_decay: float = 0.0
-    kind: Literal["sgd", "adam"] = "sgd"  # adam: with bias correction and eps 1e-8
+    # adam: with bias correction and eps 1e-8 | adamw: the same, weight decay apart from the gradient
+    kind: Literal["sgd", "adam", "adamw"] = "sgd"
     beta2: float = 0.9  # of Adam: decay of the mean of squared gradients
     # of the step size, over all steps, down to 0
     schedule: Literal["constant", "cosine", "linear"] = "constant"
+    # largest norm of the gradient, which is made shorter to it; None: as it is
+    clip: float | None = field(default=None, metadata=LATE)
+    # largest norm of the gradient in units of the running average of norms; None: as it is
+    clip_average: float | None = field(default=None, metadata=LATE)
+    # decay of that average
+    clip_decay: float = field(default=0.9, metadata=LATE)
 
     def __post_init__(self) -> None:
         require(
@@ -373,6 +382,19 @@ class OptimConfig:
         require(
             0 <= self.beta2 < 1,
             f"A beta2 in outer.optim must be at least 0 and below 1, got {self.beta2}.",
+        )
+        require(
+            self.clip is None or self.clip > 0,
+            f"A clip in outer.optim must be positive, got {self.clip}; leave it out to clip nothing.",
+        )
+        require(
+            self.clip_average is None or self.clip_average > 0,
+            f"A clip_average in outer.optim must be positive, got {self.clip_average}; leave it "
+            "out to clip nothing.",
+        )
+        require(
+            0 <= self.clip_decay < 1,
+            f"A clip_decay in outer.optim must be at least 0 and below 1, got {self.clip_decay}.",
         )
 
     def lr_at(self, step: int, steps: int) -> float:

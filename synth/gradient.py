@@ -22,8 +22,8 @@ import torch
 from torch import Generator, Tensor
 
 from ddengine.learning import augment
+from ddengine.learning.inner import eager_gradient
 from ddengine.learning.losses import task_loss
-from ddengine.learning.unroll import eager_gradient
 from ddengine.objective import Env, Objective, ObjectiveConfig
 from ddengine.recipe import AugmentConfig, require
 from ddengine.sets.synthetic import SyntheticSet

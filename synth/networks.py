@@ -16,9 +16,9 @@ from torch import Generator, Tensor
 
 from ddengine.learning import augment
 from ddengine.learning.flat import flatten
+from ddengine.learning.inner import compiled_gradient, eager_gradient
 from ddengine.learning.losses import mixed_loss
-from ddengine.learning.unroll import compiled_gradient, eager_gradient
-from ddengine.loop import sgd_step
+from ddengine.learning.optim import sgd_step
 from ddengine.objective import Env
 from ddengine.recipe import AugmentConfig, OptimConfig, require
 from ddengine.sets.synthetic import SyntheticSet

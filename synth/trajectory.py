@@ -26,9 +26,11 @@ import torch
 from torch import Generator, Tensor
 
 from ddengine.learning import augment
+from ddengine.learning.inner import inner_gradient
 from ddengine.learning.losses import task_loss
 from ddengine.learning.teachers import predict
-from ddengine.learning.unroll import compiled_gradient, eager_gradient, unroll
+from ddengine.learning.unroll import unroll
+from ddengine.learning.updates import HeavyBall, Sgd, Update
 from ddengine.objective import Env, Objective, ObjectiveConfig
 from ddengine.recipe import AugmentConfig, require
 from ddengine.sets.synthetic import SyntheticSet
@@ -151,6 +153,10 @@ class TrajectoryMatching(ObjectiveConfig, Generic[WindowT, PerturbT, LossScaleT,
         """Scalars the objective learns beside the images, with their start."""
         return {"lr": self.lr}
 
+    def update(self) -> Update:
+        """How the student steps."""
+        return HeavyBall(momentum=self.momentum) if self.momentum else Sgd()
+
     def epochs(self) -> list[int]:
         """Expert epochs that a run may read."""
         starts = range(self.window(0)[0], self.window.last + 1)
@@ -205,7 +211,7 @@ class TrajectoryObjective(Objective):
         def loss(theta: Tensor, images: Tensor, targets: Tensor, factor: Tensor) -> Tensor:
             return task_loss(env.model(theta, images), targets) * factor
 
-        self.gradient = compiled_gradient(loss) if env.compile else eager_gradient(loss)
+        self.gradient = inner_gradient(loss, env.compile)
 
     def losses(
         self, syn: SyntheticSet, state: dict[str, Tensor], step: int, rng: Generator
@@ -259,7 +265,7 @@ class TrajectoryObjective(Objective):
         steps = [k for k, _, _ in milestones]
         reached = unroll(
             self.gradient, batch, theta, inputs, config.inner_steps,
-            lr=syn.tensors["lr"], momentum=config.momentum, keep=steps[:-1], backprop=config.backprop,
+            lr=syn.tensors["lr"], update=config.update(), keep=steps[:-1], backprop=config.backprop,
         )  # fmt: skip
         yield matching_loss(reached, ends, theta, [weight for _, _, weight in milestones])
 

@@ -39,7 +39,7 @@ def no_chart():
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "ddengine.pages.report.real_vs_distilled",
+            "ddengine.pages.figures.real_vs_distilled",
             lambda path, real, syn, evaluation: path.write_bytes(b"a picture"),
         )
         yield

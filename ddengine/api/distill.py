@@ -32,7 +32,7 @@ from ddengine.data import Data, Dataset
 from ddengine.evaluation.evaluate import validate
 from ddengine.learning.teachers import load_all
 from ddengine.objective import Objective
-from ddengine.pages import report
+from ddengine.pages import figures, overview
 from ddengine.plan import estimate as costs
 from ddengine.prepare import check_networks, prepare, reads_experts, shipped
 from ddengine.recipe import Recipe, digest
@@ -375,7 +375,7 @@ def _kept(job: Job, keep: Keep) -> Distilled:
 
     def picture(syn: SyntheticSet, step: int) -> None:
         path = folder / "progress" / f"step_{step:06d}.png"
-        report.grid(path, syn)
+        figures.grid(path, syn)
         if board is not None:
             board.picture(step, path)
 
@@ -417,4 +417,4 @@ def _say_what_came(syn: SyntheticSet, data: Data, meta: dict[str, Any], folder: 
     cost = meta["distillation"]
     took = log.duration(cost["seconds"] + cost["initial_seconds"])
     log.say(f"distilled {stored} images{tiles} in {took}: {folder / 'distilled'}")
-    log.say(report.ledger(syn.nbytes(), data.bytes, data.dataset_bytes))
+    log.say(overview.ledger(syn.nbytes(), data.bytes, data.dataset_bytes))

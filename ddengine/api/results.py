@@ -15,7 +15,7 @@ from torch import Tensor
 from ddengine.artefact import folder as folders
 from ddengine.artefact import runs
 from ddengine.data import Preprocess
-from ddengine.pages import report
+from ddengine.pages import figures
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system.errors import UserError
 from ddengine.types import Batch
@@ -118,7 +118,7 @@ class Distilled:
         """The grid as a notebook shows it."""
         with tempfile.TemporaryDirectory() as temporary:
             path = Path(temporary) / "grid.png"
-            report.grid(path, self.set)
+            figures.grid(path, self.set)
             return path.read_bytes()
 
     def __repr__(self) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 from ddengine.artefact import folder as folders
 from ddengine.data import Data
-from ddengine.pages import report
+from ddengine.pages import figures
 from ddengine.sets.synthetic import SyntheticSet
 
 
@@ -24,6 +24,6 @@ def write_run(
     classes numbered as the images have them; None: `syn`.
     """
     pictured = syn if shown is None else shown
-    report.real_vs_distilled(folder / "real_vs_distilled.png", data.train, pictured, None)
-    report.save_samples(folder / "samples.safetensors", data.train)
+    figures.real_vs_distilled(folder / "real_vs_distilled.png", data.train, pictured, None)
+    figures.save_samples(folder / "samples.safetensors", data.train)
     folders.save(syn, folder / "distilled", meta, data.split_names)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddengine.artefact import exchange, handover
+from ddengine.artefact import eight_bit, exchange
 from ddengine.data import Data, folder, parquet
 from ddengine.data.source import Source
 from ddengine.data.splits import listed
@@ -214,7 +214,7 @@ def _numbers(names: Sequence[str], where: str, data: Data) -> list[int]:
     for a class that the dataset has not.
     """
     known = list(data.class_names)
-    safe = [handover.class_folder(data, c).partition("_")[2] for c in range(len(known))]  # type: ignore[arg-type]  # which asks for names only
+    safe = [eight_bit.class_folder(known, c).partition("_")[2] for c in range(len(known))]
     by_number = _by_number(names, known)
     if by_number is not None:
         return by_number

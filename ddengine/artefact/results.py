@@ -1,39 +1,38 @@
 """An evaluation put into the folder of the set that it is of."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ddengine.artefact import folder as folders
-from ddengine.artefact.handover import (
+from ddengine.artefact.card import (
     BEGIN,
     CARD,
     END,
-    EVALUATION,
     PROTOCOL_BEGIN,
     PROTOCOL_END,
-    _at,
-    _put,
-    results_table,
     trained_section,
-    without_paths,
 )
-from ddengine.evaluation import protocol
+from ddengine.artefact.markdown import at, plain, row
+from ddengine.evaluation import protocol, tables
 from ddengine.system import files
 from ddengine.system.errors import UserError
 
+EVALUATION = "evaluation.json"
+
 
 def add_results(folder: Path, evaluation: Mapping[str, Any]) -> None:
-    """Put an evaluation into a distilled folder, in place of an earlier one: what is said there of
-    accuracies is then about this one.
+    """Put an evaluation into a distilled folder, in place of an earlier one.
 
-    The card gets the accuracies and the protocol; meta.json and load.py get the protocol, with the
-    learning rate that was chosen for the set; evaluation.json is copied, without the paths of this
-    machine. Each file is old or new, never half of one, and the same call again mends what a kill
-    has left. Where the card has lost its places for them they go to its end. A folder without a
-    card, written before there were cards, is left as it is.
+    What is said there of accuracies is then about this one: the card gets the accuracies and the
+    protocol; meta.json and load.py get the protocol, with the learning rate that was chosen for the
+    set; evaluation.json is copied, without the paths of this machine. Each file is old or new,
+    never half of one, and the same call again mends what a kill has left. Where the card has lost
+    its places for them they go to its end. A folder without a card, written before there were
+    cards, is left as it is.
 
     Args:
         folder: a distilled folder.
@@ -55,28 +54,24 @@ def add_results(folder: Path, evaluation: Mapping[str, Any]) -> None:
     text = path.read_bytes().decode(errors="replace")
     trained = _add_protocol(folder, evaluation)
     if trained is not None:
-        text = _put(
-            text,
-            PROTOCOL_BEGIN,
-            PROTOCOL_END,
-            "How it was trained on",
-            "\n".join(trained_section(trained)),
-        )
-    copied = dict(evaluation) | (
-        {"command": without_paths(evaluation["command"])} if "command" in evaluation else {}
-    )
-    files.write_json(folder / EVALUATION, copied)
-    files.write_text(path, _put(text, BEGIN, END, "Accuracy", section))
+        marks = (PROTOCOL_BEGIN, PROTOCOL_END)
+        text = _put(text, marks, "How it was trained on", trained_section(trained))
+    shipped = dict(evaluation)
+    if "command" in shipped:
+        shipped["command"] = without_paths(shipped["command"])
+    files.write_json(folder / EVALUATION, shipped)
+    files.write_text(path, _put(text, (BEGIN, END), "Accuracy", section))
 
 
 def _add_protocol(folder: Path, evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Write the protocol of an evaluation into meta.json and load.py, and return it; None where
-    folder or evaluation do not say enough for that.
+    """Write the protocol of an evaluation into meta.json and load.py, and return it.
+
+    None where folder or evaluation do not say enough for that.
     """
     if not (folder / "meta.json").is_file():
         return None
     syn, meta = folders.load(folder, torch.device("cpu"))
-    model = _at(meta, "recipe", "model")
+    model = at(meta, "recipe", "model")
     trained = protocol.of_evaluation(
         evaluation, model, soft=syn.target_kind == "logits", learned=syn.lr
     )
@@ -85,3 +80,104 @@ def _add_protocol(folder: Path, evaluation: Mapping[str, Any]) -> dict[str, Any]
     files.write_text(folder / "load.py", folders.load_py(syn, trained))
     files.write_json(folder / "meta.json", meta | {"protocol": trained})
     return trained
+
+
+def _put(text: str, marks: tuple[str, str], heading: str, section: str) -> str:
+    """The card with `section`, which has the marks around it, in its place.
+
+    Where there is no such place, the section goes to the end under a heading.
+    """
+    before, begin, rest = text.partition(marks[0])
+    _, end, after = rest.partition(marks[1])
+    if begin and end:
+        return f"{before}{section}{after}"
+    return f"{text.rstrip()}\n\n## {heading}\n\n{section}\n"
+
+
+def without_paths(command: Sequence[Any]) -> list[str]:
+    """The words of a command, without the folders of this machine that paths name.
+
+    A path from the root or from a home keeps its last part only.
+    """
+    words = []
+    for word in map(str, command):
+        flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        words.append(flag + equals + without_folders(value))
+    return words
+
+
+def without_folders(path: str) -> str:
+    """The last part of a path from the root or from a home; anything else as it is."""
+    if not re.match(r"[/\\~]|[A-Za-z]:[/\\]", path):
+        return path
+    return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
+
+
+# The table
+
+
+def _accuracy(of: Mapping[str, Any]) -> str:
+    spread = "" if of.get("accuracy_std") is None else f" ± {100 * of['accuracy_std']:.1f}"
+    return tables.percent(of["accuracy_mean"]) + spread
+
+
+def _interval(of: Mapping[str, Any]) -> str:
+    ends = of.get("ci95")
+    return f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f}" if ends else "-"
+
+
+def _networks(of: Mapping[str, Any]) -> str:
+    diverged = f", {of['diverged']} diverged" if of.get("diverged") else ""
+    return f"{of.get('n', '-')}{diverged}"
+
+
+BALANCED = "balanced accuracy %"
+# of the table: the head, and what is said of a row of the evaluation
+COLUMNS = {
+    "set": lambda of: plain(of["set"]),
+    "network": lambda of: plain(of["model"]),
+    "test accuracy %": _accuracy,
+    "95 % interval": _interval,
+    BALANCED: lambda of: tables.percent(of["balanced_accuracy_mean"]),
+    "networks": _networks,
+}
+
+
+def results_table(evaluation: Mapping[str, Any]) -> str:
+    """The rows of evaluation.json as a Markdown table, in percent.
+
+    What the numbers mean is said below it.
+    """
+    rows = evaluation["rows"]
+    balanced = tables.uneven(evaluation)
+    balanced = balanced and all("balanced_accuracy_mean" in of for of in rows)
+    heads = [head for head in COLUMNS if balanced or head != BALANCED]
+    lines = [row(heads), "|---" * len(heads) + "|"]
+    for of in rows:
+        lines.append(row([COLUMNS[head](of) for head in heads]))
+    lines += ["", _measured(evaluation)]
+    if any(of["set"] == "distilled_8bit" for of in rows):
+        lines.append(
+            "`distilled_8bit` is what the 8-bit export gives, `distilled` the exact tensors."
+        )
+    if balanced:
+        lines.append(
+            "Balanced accuracy is the mean over the classes, of which the test split holds "
+            "unequal numbers of images."
+        )
+    return "\n".join(lines)
+
+
+def _measured(evaluation: Mapping[str, Any]) -> str:
+    """On what, how and how often the accuracies were measured."""
+    name = at(evaluation, "protocol", "protocol")
+    tested = at(evaluation, "num_images", "test")
+    on = f" on {tested} test images" if isinstance(tested, int) else ""
+    by = f" (protocol {plain(name)})" if name else ""
+    text = (
+        f"Measured{on} by the settings of evaluation.json{by}: mean ± standard deviation over that "
+        "many networks, each trained anew"
+    )
+    if any(of.get("ci95") for of in evaluation["rows"]):
+        text += f"; 95 % intervals of the mean by {tables.interval_of(evaluation)}"
+    return f"{text}."

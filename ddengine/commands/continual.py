@@ -11,6 +11,7 @@ from ddengine.artefact import runs
 from ddengine.commands.options import RecipeT, options_of, print_config
 from ddengine.commands.process import one_process
 from ddengine.data import Data, load_data
+from ddengine.pages import of_continual
 from ddengine.prepare import check_networks, reads_experts
 from ddengine.recipe import (
     Recipe,
@@ -99,8 +100,8 @@ def main(args: list[str]) -> None:
             memo_path=folder / "continual.partial.jsonl",
         )
         files.write_json(folder / "continual.json", result)
-    continual.plot(folder / "continual.png", result)
-    log.console.print(continual.table(result))
-    for line in continual.notes(result):
+    of_continual.plot(folder / "continual.png", result)
+    log.console.print(of_continual.table(result))
+    for line in of_continual.notes(result):
         log.say(line)
     log.say(f"accuracy after each stage: {folder / 'continual.png'}")

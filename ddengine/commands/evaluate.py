@@ -20,7 +20,7 @@ from ddengine.data import Data, load_data
 from ddengine.evaluation import scores, tables
 from ddengine.evaluation.evaluate import evaluate, set_digest
 from ddengine.models import build_model, middle
-from ddengine.pages import report
+from ddengine.pages import figures, overview
 from ddengine.recipe import (
     DataConfig,
     EvalConfig,
@@ -190,7 +190,7 @@ def evaluation_in(
     )  # fmt: skip
     evaluation["command"] = ["python", "run.py", *words]
     files.write_json(out / "evaluation.json", evaluation)
-    report.real_vs_distilled(out / "real_vs_distilled.png", data.train, syn, evaluation)
+    figures.real_vs_distilled(out / "real_vs_distilled.png", data.train, syn, evaluation)
     return evaluation
 
 
@@ -214,7 +214,7 @@ def evaluate_path(path: Path, args: list[str]) -> dict[str, Any]:
     for line in tables.notes(evaluation):
         log.say(line)
     if len({row["model"] for row in evaluation["rows"]}) > 1:
-        report.heat_map(out / "heat_map.png", [(name, evaluation)])
+        figures.heat_map(out / "heat_map.png", [(name, evaluation)])
         log.say(f"accuracy of every set on every network: {out / 'heat_map.png'}")
     return evaluation
 
@@ -234,7 +234,7 @@ def main(args: list[str]) -> None:
             "evaluate them one by one."
         )
     evaluations = [(str(path), evaluate_path(path, rest)) for path in paths]
-    log.console.print(report.cross_table(evaluations))
+    log.console.print(overview.cross_table(evaluations))
     metas = [files.read_json(runs.set_folder(path) / "meta.json") for path in paths]
     for found in scores.splits(
         [

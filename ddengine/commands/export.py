@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 
 from buffers.exchange import export_experts
-from ddengine.artefact import exchange, handover, runs
+from ddengine.artefact import exchange, image_folder, runs, tars
 from ddengine.artefact import folder as set_folders
 from ddengine.commands import cli
 from ddengine.commands.options import paths_of
@@ -51,9 +51,9 @@ def export(path: Path, args: list[str]) -> None:
         syn, meta = set_folders.load(folder, torch.device("cpu"))
         if options.format == "webdataset":
             files.make_folder(options.out)
-            written = handover.write_webdataset(syn, options.out / "train.tar", options.per_shard)
+            written = tars.write_webdataset(syn, options.out / "train.tar", options.per_shard)
         elif options.format == "imagefolder":
-            written = [handover.write_image_folder(syn, options.out)]
+            written = [image_folder.write_image_folder(syn, options.out)]
         else:
             written = exchange.export_set(syn, set_name(folder, meta), options.out)
         if options.format == "mtt" and len(syn) > len(syn.classes):

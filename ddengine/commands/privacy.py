@@ -13,6 +13,7 @@ from ddengine.commands.options import SET, paths_of
 from ddengine.evaluation.rates import adapted
 from ddengine.learning import training
 from ddengine.models import build_model
+from ddengine.pages import of_privacy
 from ddengine.recipe import (
     DataConfig,
 )  # fmt: skip
@@ -96,8 +97,8 @@ def privacy_of(path: Path, args: list[str]) -> None:
         "commit": runtime.commit(),
     }
     files.write_json(out / "privacy.json", found)
-    privacy.picture(out / "privacy.png", syn, data, found)
-    log.console.print(privacy.table(found))
+    of_privacy.picture(out / "privacy.png", syn, data, found)
+    log.console.print(of_privacy.table(found))
 
 
 def main(args: list[str]) -> None:

@@ -88,17 +88,11 @@ class Dataset:
     @classmethod
     def hub(cls, name: str) -> "Dataset":
         """A dataset of the Hugging Face Hub, "user/name" or "user/name:configuration"; or a folder
-        that is laid out like one.
+        that is laid out like one. It needs the package datasets, `pip install ddengine[hub]`.
 
         Dataset.hub("ylecun/mnist")
-
-        Raises:
-            UserError: this version reads no datasets of the Hub.
         """
-        raise UserError(
-            f"Dataset.hub cannot read {name} yet; download its parquet files and use "
-            "Dataset.parquet."
-        )
+        return cls("hub", name)
 
     @classmethod
     def named(cls, name: str, root: Path | str | None = None) -> "Dataset":

@@ -11,6 +11,7 @@ from PIL import ImageColor
 
 from ddengine.data.digits import read as read_digits
 from ddengine.data.folder import read as read_folder
+from ddengine.data.hub import read as read_hub
 from ddengine.data.imagenet import NAMES as IMAGENET_NAMES
 from ddengine.data.imagenet import reader as imagenet_reader
 from ddengine.data.loaded import Data
@@ -32,6 +33,7 @@ DATASETS: dict[str, Callable[[DataConfig], Source]] = {
     "digits": read_digits,
     "folder": read_folder,
     "parquet": read_parquet,
+    "hub": read_hub,
     **{name: known_reader(name) for name in KNOWN},
     "tiny_imagenet": read_tiny_imagenet,
     **{name: imagenet_reader(name) for name in IMAGENET_NAMES},

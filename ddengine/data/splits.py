@@ -4,7 +4,7 @@ order classes come.
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 TRAIN = ("train", "training", "trainval")
 TEST = ("test", "testing", "eval", "evaluation")
@@ -60,3 +60,39 @@ def listed(names: Sequence[str], most: int = 5) -> str:
     if len(names) > most:
         return f"{', '.join(names[:most])} and {len(names) - most} more"
     return " and ".join([*([", ".join(names[:-1])] if names[1:] else []), *names[-1:]])
+
+
+def training_word(
+    names: Mapping[str | None, Sequence[str]], things: str
+) -> tuple[str | None, list[str]]:
+    """Which group holds the training images: that of a word for them, else that without a word,
+    else the only one.
+
+    Args:
+        names: what the members of each group are called, by the word of its split; None stands for
+            those without a word.
+        things: what the members are, in the plural.
+
+    Returns:
+        The key of the group, and what to say of the choice.
+
+    Raises:
+        LookupError: there are several groups and none can be told to be it.
+    """
+    trains = [word for word in TRAIN if word in names]
+    bare = names.get(None, [])
+    notes = []
+    if trains:
+        if bare:
+            notes.append(f"not used: {listed(bare)}, which no word calls training or test images")
+        for word in trains[1:]:
+            notes.append(f"not used: {word}, beside {trains[0]}")
+        return trains[0], notes
+    if bare:
+        if len(names) > 1:
+            notes.append(f"{listed(bare)} without a word of a split: training images")
+        return None, notes
+    if len(names) > 1:
+        raise LookupError
+    word = next(iter(names))
+    return word, [f"there are {word} {things} only, which are taken for training images"]

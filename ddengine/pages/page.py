@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ddengine.artefact import folder as folders
 from ddengine.evaluation import scores, tables
-from ddengine.pages import report
+from ddengine.pages import figures, of_privacy
 from ddengine.sets import synthetic
 from ddengine.system import files, log
 from ddengine.system.errors import UserError
@@ -719,7 +719,7 @@ def _spread(num: int, most: int) -> list[int]:
 
 def _frame(path: Path, tile: tuple[int, int] | None) -> tuple[bytes, int]:
     """(PNG, width at which it is shown) of a picture of the progress, without the enlargement that
-    report.grid made, which the browser does.
+    figures.grid made, which the browser does.
     """
     from PIL import Image
 
@@ -916,7 +916,7 @@ def _bars(run: Run, model: str, number: int) -> dict[str, Any]:
 
     rows = [row for row in run.rows if row["model"] == model]
     means = [100 * (row["accuracy_mean"] or 0.0) for row in rows]
-    shown, errors = [tables.percent(row["accuracy_mean"]) for row in rows], report.error_bars(rows)
+    shown, errors = [tables.percent(row["accuracy_mean"]) for row in rows], figures.error_bars(rows)
     own = run.rows[0]["set"]
     with matplotlib.rc_context(STYLE):
         figure, axes = _figure(0.65 + 0.27 * len(rows))
@@ -1153,11 +1153,10 @@ def _privacy(run: Run) -> dict[str, Any]:
     content = run.extra.get("privacy")
     if content is None:
         return {}
-    from ddengine.uses import privacy  # a second to import
 
     try:
-        rows = privacy.lines(content)
-        title, note = privacy.title(content), str(content["note"])
+        rows = of_privacy.lines(content)
+        title, note = of_privacy.title(content), str(content["note"])
     except (KeyError, TypeError, ValueError, AttributeError):
         raise UserError(
             f"{run.path / 'privacy.json'} does not hold what the privacy command writes; run it "
@@ -1167,7 +1166,7 @@ def _privacy(run: Run) -> dict[str, Any]:
     return {
         "note": note,
         "title": title,
-        "heads": ["Measure", *privacy.HEADS[1:]],
+        "heads": ["Measure", *of_privacy.HEADS[1:]],
         "rows": [list(cells) for cells in rows],
         "picture": _data_uri(picture.read_bytes()) if picture.is_file() else "",
     }

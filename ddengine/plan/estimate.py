@@ -38,7 +38,7 @@ from ddengine.learning.flat import flatten, flatten_buffers, unflatten_into
 from ddengine.learning.teachers import load_all
 from ddengine.models import build_model
 from ddengine.objective import Objective
-from ddengine.pages import report
+from ddengine.pages import figures
 from ddengine.recipe import BufferConfig, EvalConfig, Recipe, to_dict
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system import dist, files, log, runtime
@@ -643,16 +643,16 @@ def _distill(began: float, job: Job, folder: Path, stand_ins: Path | None) -> di
                 device, lambda: validate(result, data, recipe.evaluation, recipe.model, **options)
             )
         validation += seconds_of(calls)
-    picture = partial(report.grid, _folder(folder / "progress") / "step.png", result)
+    picture = partial(figures.grid, _folder(folder / "progress") / "step.png", result)
     first, again = (_timed(device, picture)[0] for _ in range(2))  # the first waits for an import
     drawing = first + (often["pictures"] - 1) * again
     written, _ = _timed(
         device,
-        lambda: report.real_vs_distilled(
+        lambda: figures.real_vs_distilled(
             folder / "real_vs_distilled.png", data.train, result, None
         ),
     )
-    report.save_samples(folder / "samples.safetensors", data.train)
+    figures.save_samples(folder / "samples.safetensors", data.train)
     facts = replace(job.recipe, data=replace(job.recipe.data, root=None))
     meta = {
         "recipe": to_dict(facts),
@@ -722,7 +722,7 @@ def _evaluate(began: float, job: Job, folder: Path, stand_ins: Path | None) -> d
     trained = seconds_of(calls)
     drawing, _ = _timed(
         device,
-        lambda: report.real_vs_distilled(
+        lambda: figures.real_vs_distilled(
             folder / "real_vs_distilled.png", data.train, syn, evaluation
         ),
     )
@@ -1032,8 +1032,8 @@ def disk_bytes(recipe: Recipe, syn: SyntheticSet) -> int:
     tensors = sum(t.numel() * t.element_size() for t in syn.tensors.values())
     pixels = math.prod(syn.pixels(torch.zeros(1, dtype=torch.long)).shape[1:])
     shown = (
-        min(len(syn.class_names), report.SHOWN_CLASSES)
-        * report.SHOWN_PER_CLASS
+        min(len(syn.class_names), figures.SHOWN_CLASSES)
+        * figures.SHOWN_PER_CLASS
         * max(pixels, 64 * 64)
     )
     return (

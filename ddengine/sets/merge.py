@@ -1,150 +1,30 @@
 """Several distilled sets as one: of different classes, or more images of the same ones."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ddengine.data import Data, Preprocess, load_data
-from ddengine.data.torch_dataset import OWN
-from ddengine.recipe import DataConfig, from_dict
+from ddengine.data import Preprocess
 from ddengine.sets.codec import Compensated, Identity
 from ddengine.sets.synthetic import LABELS, SyntheticSet
 from ddengine.system.errors import UserError
-from ddengine.system.log import say
 
 # logit of a class that a label says nothing about: probability 0 at all usual temperatures, finite,
 # and exact in float16
 NOT_SEEN = -1e4
 
-
-def class_maps(metas: Sequence[Mapping[str, Any]]) -> tuple[list[list[int]], tuple[str, ...]]:
-    """(maps, class names) for `merge`, from the meta.json of each set: names identify classes,
-    their order is that of first appearance.
-
-    Raises UserError for sets of different datasets, where equal names may mean different things, or
-    of datasets without a name, and for a set that has a name twice.
-    """
-    datasets = [(meta.get("recipe") or {}).get("data", {}).get("name") for meta in metas]
-    for i, dataset in enumerate(datasets):
-        if dataset is None or dataset == OWN:
-            raise UserError(
-                f"Set {i + 1} is of a dataset without a name, and classes of such sets cannot be "
-                "matched; "
-                "call ddengine.sets.merge.merge, which is told which class is which."
-            )
-        if dataset != datasets[0]:
-            raise UserError(
-                f"Set {i + 1} is of dataset {dataset} and set 1 of {datasets[0]}; merge sets of "
-                "one dataset."
-            )
-    names = [tuple(meta["class_names"]) for meta in metas]
-    for i, own in enumerate(names):
-        if twice := [n for n in own if own.count(n) > 1]:
-            raise UserError(
-                f"Set {i + 1} has two classes called {twice[0]!r}, and classes are matched by "
-                "name; give them different names."
-            )
-    union = tuple(dict.fromkeys(n for own in names for n in own))
-    return [[union.index(n) for n in own] for own in names], union
-
-
-def same_data(configs: Sequence[DataConfig]) -> None:
-    """Raise UserError unless the sets saw the same images up to their choice of classes, so that no
-    test image of one was shown to another.
-    """
-    first = configs[0]
-    for i, config in enumerate(configs):
-        for field in ("name", "size", "limit", "validation", "split_seed", "zca"):
-            own, wanted = getattr(config, field), getattr(first, field)
-            if own != wanted:
-                raise UserError(
-                    f"Set {i + 1} was made with data.{field} {own} and set 1 with {wanted}; merge "
-                    "sets of the same data settings."
-                )
-        if config.limit is not None and config.classes != first.classes:
-            raise UserError(
-                f"Sets 1 and {i + 1} are of different classes with data.limit {config.limit}, "
-                "which takes other images for each choice of classes; "
-                "distill them with data.limit None."
-            )
-
-
-def class_ids(
-    maps: Sequence[Sequence[int]], configs: Sequence[DataConfig], num_classes: int
-) -> list[int] | None:
-    """The ids in the dataset of the merged classes; None where the sets do not say them, or
-    contradict each other.
-    """
-    found: dict[int, int] = {}
-    for own, config in zip(maps, configs, strict=True):
-        # all classes of the dataset cannot be fewer than those of its parts
-        if config.classes is None and len(own) < num_classes:
-            return None
-        ids = range(len(own)) if config.classes is None else config.classes
-        if len(ids) != len(own) or any(
-            found.setdefault(new, old) != old for new, old in zip(own, ids, strict=True)
-        ):
-            return None
-    ids = [found[c] for c in range(num_classes)]
-    return ids if len(set(ids)) == len(ids) else None
-
-
-def whole_data(
-    configs: Sequence[DataConfig],
-    metas: Sequence[Mapping[str, Any]],
-    wanted: DataConfig | None,
-    preprocess: Preprocess,
-    load: Callable[..., Data] = load_data,
-) -> Data | None:
-    """The data of all merged classes, as `wanted` says them, when every set was distilled from its
-    part of them.
-
-    Then no set has seen a test image of the whole, and the digest of the training images, in the
-    merged meta.json, lets `evaluate` check that. None, with a warning, where the images cannot be
-    read or a set does not say which it saw. Raises UserError for a set that saw others.
-    """
-    if wanted is None or any(not isinstance(meta.get("images"), str) for meta in metas):
-        what = (
-            "do not say which classes of the dataset they have"
-            if wanted is None
-            else "do not all say which images they were distilled from"
-        )
-        say(f"warning: the sets {what}, so evaluate cannot check that no test image was seen")
-        return None
-
-    def read(config: DataConfig) -> Data:
-        return load(
-            replace(config, download=False), torch.device("cpu"), stored=lambda digest: preprocess
-        )
-
-    try:
-        known = {config: read(config) for config in dict.fromkeys((*configs, wanted))}
-    except (UserError, OSError) as error:
-        say(
-            f"warning: the images cannot be read ({str(error).split(';')[0].rstrip('.')}), so "
-            "evaluate cannot check that no test image was seen"
-        )
-        return None
-    for i, (config, meta) in enumerate(zip(configs, metas, strict=True)):
-        if known[config].train.digest != meta["images"] or known[config].class_names != tuple(
-            meta["class_names"]
-        ):
-            raise UserError(
-                f"Set {i + 1} was distilled from other images than data.name {config.name} gives "
-                "here; merge sets of the same images."
-            )
-    return known[wanted]
-
-
-def config_of(meta: Mapping[str, Any], data: Mapping[str, Any] | None = None) -> DataConfig:
-    """The data settings of a set from its meta.json, or from `data`, which its run has kept.
-
-    Raises UserError where they do not fit.
-    """
-    return from_dict(DataConfig, data or meta["recipe"]["data"])
+# what sets must have in common, each with what shows it
+COMMON: dict[str, Callable[[SyntheticSet], Any]] = {
+    "codec": lambda syn: syn.codec,
+    "space of values": lambda syn: syn.space,
+    "shape of images": lambda syn: tuple(syn.tensors["images"].shape[1:]),
+    "type of images": lambda syn: syn.tensors["images"].dtype,
+    "kind of labels": lambda syn: syn.target_kind,
+    "place of labels": lambda syn: syn.label_of if syn.target_kind == "logits" else None,
+}
 
 
 def merge(
@@ -179,47 +59,50 @@ def merge(
     if preprocess is not None:
         sets = [_under(syn, preprocess) for syn in sets]
     first = sets[0]
-    for i, (syn, own) in enumerate(zip(sets, maps, strict=True)):
-        _check(syn, first, own, len(class_names), i + 1)
+    for i, (syn, classes) in enumerate(zip(sets, maps, strict=True)):
+        _check_map(syn, classes, len(class_names), i + 1)
+        _check_tensors(syn, i + 1)
+        _check_agreement(syn, first, i + 1)
     device = first.classes.device
-    images = torch.cat([syn.tensors["images"].to(device) for syn in sets])
-    classes = torch.cat(
-        [
-            torch.tensor(list(own), device=device)[syn.classes.to(device)]
-            for syn, own in zip(sets, maps, strict=True)
-        ]
-    )
-    scalars = (
-        {"lr": torch.stack([syn.tensors["lr"].to(device) for syn in sets]).mean(0)}
-        if all("lr" in syn.tensors for syn in sets)
-        else {}
-    )
+    tensors = {"images": torch.cat([syn.tensors["images"].to(device) for syn in sets])}
+    if all("lr" in syn.tensors for syn in sets):
+        tensors["lr"] = torch.stack([syn.tensors["lr"].to(device) for syn in sets]).mean(0)
+    numbers = []
+    for syn, classes in zip(sets, maps, strict=True):
+        numbers.append(torch.tensor(list(classes), device=device)[syn.classes.to(device)])
     merged = replace(
         first,
-        tensors={"images": images, **scalars},
-        classes=classes,
+        tensors=tensors,
+        classes=torch.cat(numbers),
         class_names=tuple(class_names),
         target_kind="class",
     )
     if first.target_kind == "class":
         return merged
-    wide = [
-        _widened(syn.logits.to(device), own, len(class_names))
-        for syn, own in zip(sets, maps, strict=True)
-    ]
+    logits = []
+    for syn, classes in zip(sets, maps, strict=True):
+        logits.append(_widened(syn.logits.to(device), classes, len(class_names)))
     if first.label_of == "decoded":
-        # item by item, and the examples of an item in their order, all sets decode alike
-        by_item = torch.cat(
-            [
-                rows[syn.source.to(device).argsort(stable=True)]
-                for rows, syn in zip(wide, sets, strict=True)
-            ]
-        )
-        logits = torch.empty_like(by_item)
-        logits[merged.source.argsort(stable=True)] = by_item
+        joined = _by_example(sets, logits, merged)
     else:
-        logits = torch.cat(wide)
-    return merged.with_labels(logits, first.tensors["logits"].dtype)
+        joined = torch.cat(logits)
+    return merged.with_labels(joined, first.tensors["logits"].dtype)
+
+
+def _by_example(
+    sets: Sequence[SyntheticSet], logits: Sequence[Tensor], merged: SyntheticSet
+) -> Tensor:
+    """Logits (N, K) in the order in which the merged set decodes its examples.
+
+    Item by item, and the examples of an item in their order, all sets decode alike.
+    """
+    by_item = []
+    for rows, syn in zip(logits, sets, strict=True):
+        by_item.append(rows[syn.source.to(rows.device).argsort(stable=True)])
+    in_order = torch.cat(by_item)
+    joined = torch.empty_like(in_order)
+    joined[merged.source.argsort(stable=True)] = in_order
+    return joined
 
 
 def _under(syn: SyntheticSet, preprocess: Preprocess) -> SyntheticSet:
@@ -231,57 +114,48 @@ def _under(syn: SyntheticSet, preprocess: Preprocess) -> SyntheticSet:
             f"Images in codec {type(syn.codec).__name__} cannot be brought under another "
             "preprocessing; distill the sets with the same one."
         )
-    return replace(
-        syn.with_tensors(
-            {"images": preprocess.forward(syn.preprocess.backward(syn.tensors["images"]))}
-        ),
-        preprocess=preprocess,
-    )
+    images = preprocess.forward(syn.preprocess.backward(syn.tensors["images"]))
+    return replace(syn.with_tensors({"images": images}), preprocess=preprocess)
 
 
-def _check(
-    syn: SyntheticSet, first: SyntheticSet, own: Sequence[int], num_classes: int, number: int
-) -> None:
-    """Raise UserError unless set `number` can be merged with the first."""
-    if (
-        len(own) != len(syn.class_names)
-        or len(set(own)) < len(own)
-        or not all(0 <= c < num_classes for c in own)
-    ):
+def _check_map(syn: SyntheticSet, classes: Sequence[int], num_classes: int, number: int) -> None:
+    """Raise UserError unless each class of set `number` becomes another one of `num_classes`."""
+    possible = all(0 <= c < num_classes for c in classes)
+    if not possible or len(classes) != len(syn.class_names) or len(set(classes)) < len(classes):
         raise UserError(
-            f"The map of set {number}, {list(own)}, must name a different class from 0 to "
+            f"The map of set {number}, {list(classes)}, must name a different class from 0 to "
             f"{num_classes - 1} for each of its "
             f"{len(syn.class_names)} classes; correct it."
         )
+
+
+def _check_tensors(syn: SyntheticSet, number: int) -> None:
+    """Raise UserError unless the images of set `number` are independent of each other, and it holds
+    nothing else that would have to be merged.
+    """
     if isinstance(syn.codec, Compensated):
         raise UserError(
             f"Set {number} holds compensators, which belong to all its classes at once; merge "
             "sets of another codec."
         )
-    if unknown := sorted(
-        k for k in syn.tensors if k not in ("images", "lr", *LABELS) and not k.startswith("raw.")
-    ):
-        raise UserError(
-            f"Set {number} holds {unknown[0]}, which cannot be merged; merge sets without."
-        )
-    facts = {
-        "codec": lambda s: s.codec,
-        "space of values": lambda s: s.space,
-        "shape of images": lambda s: tuple(s.tensors["images"].shape[1:]),
-        "type of images": lambda s: s.tensors["images"].dtype,
-        "kind of labels": lambda s: s.target_kind,
-        "place of labels": lambda s: s.label_of if s.target_kind == "logits" else None,
-    }
-    for what, fact in facts.items():
-        if fact(syn) != fact(first):
+    for name in sorted(syn.tensors):
+        if name not in ("images", "lr", *LABELS) and not name.startswith("raw."):
             raise UserError(
-                f"Set {number} has another {what} ({fact(syn)}) than set 1 ({fact(first)}); "
+                f"Set {number} holds {name}, which cannot be merged; merge sets without."
+            )
+
+
+def _check_agreement(syn: SyntheticSet, first: SyntheticSet, number: int) -> None:
+    """Raise UserError unless set `number` is made as the first is."""
+    for what, of in COMMON.items():
+        if of(syn) != of(first):
+            raise UserError(
+                f"Set {number} has another {what} ({of(syn)}) than set 1 ({of(first)}); "
                 "distill both alike."
             )
     one, other = first.preprocess.tensors(), syn.preprocess.tensors()
-    if one.keys() != other.keys() or not all(
-        torch.equal(one[k].cpu(), other[k].cpu()) for k in one
-    ):
+    same = one.keys() == other.keys()
+    if not same or not all(torch.equal(one[name].cpu(), other[name].cpu()) for name in one):
         raise UserError(
             f"Set {number} has another preprocessing than set 1, so a network would see both "
             "differently; "
@@ -290,8 +164,8 @@ def _check(
         )
 
 
-def _widened(logits: Tensor, own: Sequence[int], num_classes: int) -> Tensor:
-    """Logits (N, len(own)) among `num_classes`."""
+def _widened(logits: Tensor, classes: Sequence[int], num_classes: int) -> Tensor:
+    """Logits (N, len(classes)) of these classes among `num_classes`."""
     wide = logits.new_full((len(logits), num_classes), NOT_SEEN)
-    wide[:, list(own)] = logits
+    wide[:, list(classes)] = logits
     return wide

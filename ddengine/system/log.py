@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
@@ -92,6 +92,23 @@ def shown(wanted: bool) -> Iterator[None]:
         yield
     finally:
         console.quiet = before
+
+
+class Counter(Protocol):
+    """What counts steps for a person."""
+
+    def advance(self, note: str = "") -> None:
+        """One more is done; `note` says what there is to say of it."""
+
+
+class Unseen(Counter):
+    """Counts for nobody."""
+
+
+@contextmanager
+def no_progress(title: str, total: int, done: int = 0) -> Iterator[Counter]:
+    """Nothing is shown."""
+    yield Unseen()
 
 
 def say(message: str) -> None:

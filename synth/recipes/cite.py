@@ -27,6 +27,7 @@ DATASET_CITES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(IMAGENET, ("deng2009imagenet",)),
     "folder": (),
     "parquet": (),
+    "hub": (),
 }
 
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from ddengine.artefact import folder as folders
 from ddengine.data import load_data
 from ddengine.evaluation import bench
-from ddengine.pages import report
+from ddengine.pages import figures
 from ddengine.recipe import DataConfig
 from ddengine.sets import synthetic
 
@@ -417,6 +417,6 @@ def test_pictures_of_colour_and_many_images(tmp_path):
         {"images": torch.randn(100, 3, 6, 9)}, labels, names, Identity(), preprocess
     )
     real = RealSet(torch.randint(0, 256, (100, 3, 6, 9), dtype=torch.uint8), labels, 25, preprocess)
-    report.grid(tmp_path / "grid.png", syn)
-    report.real_vs_distilled(tmp_path / "both.png", real, syn, None)
+    figures.grid(tmp_path / "grid.png", syn)
+    figures.real_vs_distilled(tmp_path / "both.png", real, syn, None)
     assert all((tmp_path / name).stat().st_size > 1000 for name in ("grid.png", "both.png"))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from helpers import TINY, run, tiny_data
 
-from ddengine.pages import page, report
+from ddengine.pages import figures, page
 
 sync_api = pytest.importorskip("playwright.sync_api")
 CHROMIUM = next(
@@ -54,7 +54,7 @@ def pages(tmp_path_factory) -> Path:
             == 0
         )
         assert run("evaluate", "runs/run-0", *QUICK, "--models", "convnet-d1-w4-in", "mlp") == 0
-        report.save_samples(Path("runs/run-0/samples.safetensors"), tiny_data().train)
+        figures.save_samples(Path("runs/run-0/samples.safetensors"), tiny_data().train)
         second = Path(shutil.copytree("runs/run-0", "runs/run-1"))  # stands for another seed
         meta = json.loads((second / "distilled/meta.json").read_text()) | {"seed": 1}
         (second / "distilled/meta.json").write_text(json.dumps(meta))

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from ddengine.artefact import folder as folders
-from ddengine.artefact import handover
+from ddengine.artefact import parquet
 from ddengine.data import load_data
 from ddengine.data.realset import Subset
 from ddengine.pages import report
@@ -88,7 +88,7 @@ def test_a_selection_stores_the_bytes_and_trains_as_the_images_do(work, name, zc
     )
     exec(text, space)
     assert torch.equal(space["load"]()[0], syn.batch(torch.arange(20)).images)
-    table = pq.read_table(Path(name, "distilled", handover.PARQUET))
+    table = pq.read_table(Path(name, "distilled", parquet.PARQUET))
     assert table.num_rows == 20
     pictures = sorted(Path(name, "distilled/images").rglob("*.png"), key=lambda p: p.name)
     for picture, pixels in zip(pictures, syn.tensors["images"], strict=True):

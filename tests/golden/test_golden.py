@@ -20,9 +20,12 @@ from ddengine.data.preprocess import fit_zca
 from ddengine.learning import augment
 from ddengine.learning.augment import MixUp
 from ddengine.learning.flat import FlatModel, flatten, unflatten_into
+from ddengine.learning.inner import eager_gradient, inner_gradient
 from ddengine.learning.losses import kl, mixed_logits, nkd, task_loss
+from ddengine.learning.optim import ADAM_EPS
 from ddengine.learning.training import schedule, teacher_logits
-from ddengine.learning.unroll import eager_gradient, unroll
+from ddengine.learning.unroll import unroll
+from ddengine.learning.updates import HeavyBall
 from ddengine.models.convnet import ConvNet
 from ddengine.objective import Env
 from ddengine.recipe import AugmentConfig, EvalConfig, OptimConfig, OuterConfig
@@ -117,7 +120,7 @@ def student(golden, backprop, dtype, *, logits=None):
         targets = inputs["z"][index] if "z" in inputs else golden["labels"][index]
         return inputs["x"][index], targets, torch.ones((), dtype=dtype)
 
-    gradient = eager_gradient(inner_loss((3, 32, 32), 10, dtype))
+    gradient = inner_gradient(inner_loss((3, 32, 32), 10, dtype))
     end = unroll(gradient, batch, golden["start"], leaves, 4, lr=lr, backprop=backprop)
     loss = matching_loss(end, golden["target"][None], golden["start"], [1.0])
     return loss, torch.autograd.grad(loss, [*leaves.values(), lr]), end[0]
@@ -202,8 +205,8 @@ def test_heavy_ball_and_intermediate_losses(case, backprop, dtype):
         return inputs["x"][index], golden["hb_labels"][index], factor
 
     reached = unroll(
-        eager_gradient(inner_loss((1, 28, 28), 5, dtype)), batch, golden["hb_snapshots"][start], {"x": x}, num_steps,
-        lr=lr, momentum=float(golden["hb_momentum"]), keep=[k for k, _, _ in milestones[:-1]], backprop=backprop,
+        inner_gradient(inner_loss((1, 28, 28), 5, dtype)), batch, golden["hb_snapshots"][start], {"x": x}, num_steps,
+        lr=lr, update=HeavyBall(momentum=float(golden["hb_momentum"])), keep=[k for k, _, _ in milestones[:-1]], backprop=backprop,
     )  # fmt: skip
     targets = golden["hb_snapshots"][[start + j for _, j, _ in milestones]]
     loss = matching_loss(
@@ -625,7 +628,7 @@ def test_infer_run(dtype, monkeypatch, tmp_path):
         beta2=round(beta2, 6),
         schedule="cosine",
     )
-    assert golden["run_eps"].item() == pytest.approx(outer.ADAM_EPS, rel=1e-6)
+    assert golden["run_eps"].item() == pytest.approx(ADAM_EPS, rel=1e-6)
     assert_close(
         torch.tensor([optim.lr_at(step, 5) for step in range(5)], dtype=torch.float64),
         golden["run_lr_per_step"],

@@ -14,7 +14,8 @@ from ddengine import loop as outer
 from ddengine.data import Subset, load_data
 from ddengine.learning import augment, training
 from ddengine.learning.flat import FlatModel, flatten
-from ddengine.learning.unroll import compiled_gradient, eager_gradient, unroll
+from ddengine.learning.inner import ByAutograd, compiled_gradient, eager_gradient
+from ddengine.learning.unroll import unroll
 from ddengine.models import build_model
 from ddengine.objective import Env
 from ddengine.recipe import DSA_OPS, AugmentConfig, DataConfig, EvalConfig, OptimConfig, OuterConfig
@@ -52,7 +53,7 @@ def cost(backprop, num_steps):
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     end = unroll(
-        eager_gradient(loss),
+        ByAutograd(eager_gradient(loss)),
         lambda i, k: (i["x"], labels),
         theta,
         {"x": leaf},
@@ -80,7 +81,7 @@ def test_compiled_equals_eager():
     for gradient in (eager_gradient(loss), compiled_gradient(loss)):
         leaf = images.clone().requires_grad_()
         unroll(
-            gradient, lambda i, k: (i["x"], labels), theta, {"x": leaf}, 3, lr=0.01
+            ByAutograd(gradient), lambda i, k: (i["x"], labels), theta, {"x": leaf}, 3, lr=0.01
         ).square().sum().backward()
         grads.append(leaf.grad)
     assert (grads[0] - grads[1]).norm() / grads[0].norm() < 1e-3

@@ -12,6 +12,7 @@ from rich.console import Console
 from ddengine.data import load_data
 from ddengine.learning import training
 from ddengine.models import build_model
+from ddengine.pages import of_continual
 from ddengine.recipe import AugmentConfig, DataConfig, TargetConfig
 from ddengine.sets.codec import Identity, MultiFormation
 from ddengine.sets.synthetic import SyntheticSet
@@ -200,7 +201,7 @@ def test_every_memory_sees_the_images_of_its_stage_only(digits, monkeypatch):
         seen.append(("distilled", data.class_names, data.train.digest))
         return means(data, recipe, seed, name)
 
-    monkeypatch.setattr(continual.init, "selected_index", watched)
+    monkeypatch.setattr(continual.start, "selected_index", watched)
     result = run(
         digits, replace(SMALL, memories=("distilled", "random", "herding"), repeats=1), distill
     )
@@ -427,15 +428,15 @@ def test_replay_goes_on_with_its_network_and_sees_stage_and_memory_in_equal_part
 
 def test_a_plot_and_a_table_of_a_result_that_went_through_json(digits, tmp_path):
     result = json.loads(json.dumps(run(digits)))
-    continual.plot(tmp_path / "continual.png", result)
+    of_continual.plot(tmp_path / "continual.png", result)
     assert (tmp_path / "continual.png").read_bytes().startswith(b"\x89PNG") and len(
         list(tmp_path.iterdir())
     ) == 1
     console = Console(width=80, record=True, quiet=True)
     with console.capture():
-        console.print(continual.table(result))
-    assert continual.table(result).row_count == 3
-    assert list(continual.table(result).columns[0].cells) == ["distilled", "random", "joint"]
+        console.print(of_continual.table(result))
+    assert of_continual.table(result).row_count == 3
+    assert list(of_continual.table(result).columns[0].cells) == ["distilled", "random", "joint"]
 
 
 def test_the_true_objective_fills_a_memory(digits):

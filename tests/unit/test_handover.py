@@ -5,6 +5,7 @@ import json
 import tarfile
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,10 +14,20 @@ import torch
 from helpers import shipped_loader
 from PIL import Image
 
+from ddengine.artefact import (
+    card,
+    eight_bit,
+    handover,
+    image_folder,
+    markdown,
+    parquet,
+    results,
+    tars,
+)
 from ddengine.artefact import folder as folders
-from ddengine.artefact import handover, results
 from ddengine.artefact.folder import load
 from ddengine.data import Preprocess
+from ddengine.recipe import to_dict
 from ddengine.sets import codec as codecs
 from ddengine.sets.codec import Compensated, Identity, MultiFormation, Pixels
 from ddengine.sets.synthetic import SyntheticSet
@@ -24,6 +35,7 @@ from ddengine.system import files
 from ddengine.system.compat import torchvision
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
+from synth.recipes import find
 
 CPU = torch.device("cpu")
 ODD = (
@@ -107,9 +119,9 @@ def test_eight_bits_are_those_of_save_image(tmp_path):
     image = values.view(3, 17, 100)
     torchvision.utils.save_image(image.clamp(0, 1), tmp_path / "theirs.png")
     theirs = np.asarray(Image.open(tmp_path / "theirs.png"))
-    ours = np.asarray(Image.open(io.BytesIO(handover.png(handover.eight_bit(image)))))
+    ours = np.asarray(Image.open(io.BytesIO(eight_bit.png(codecs.as_bytes(image)))))
     assert np.array_equal(ours, theirs) and ours.min() == 0 and ours.max() == 255
-    assert handover.eight_bit(torch.tensor([0.5 / 255, 1.5 / 255])).tolist() == [1, 2]
+    assert codecs.as_bytes(torch.tensor([0.5 / 255, 1.5 / 255])).tolist() == [1, 2]
 
 
 def test_stored_bytes_are_exported_as_they_are():
@@ -117,7 +129,7 @@ def test_stored_bytes_are_exported_as_they_are():
     says.
     """
     syn = a_set(codec=Pixels(), channels=3).shipped()
-    export = handover.exported(syn)
+    export = eight_bit.exported(syn)
     shown = np.stack([np.asarray(Image.open(io.BytesIO(p))) for p in export.pngs]).transpose(
         0, 3, 1, 2
     )
@@ -127,7 +139,7 @@ def test_stored_bytes_are_exported_as_they_are():
         and export.clamped == 0
     )
     syn = a_set()
-    export = handover.exported(syn)
+    export = eight_bit.exported(syn)
     pixels = syn.pixels()
     beyond = ((pixels < -0.5 / 255) | (pixels > 1 + 0.5 / 255)).float().mean()
     assert (
@@ -142,9 +154,9 @@ def test_parts_are_the_whole(monkeypatch):
     rounded to either.
     """
     syn = a_set(codec=MultiFormation(factor=2), ipc=3)
-    whole = handover.exported(syn)
-    monkeypatch.setattr(handover, "AT_ONCE", 5 * 36)
-    parts = handover.exported(syn)
+    whole = eight_bit.exported(syn)
+    monkeypatch.setattr(eight_bit, "AT_ONCE", 5 * 36)
+    parts = eight_bit.exported(syn)
     shown, again = (
         np.stack([np.asarray(Image.open(io.BytesIO(p))) for p in export.pngs]).astype(int)
         for export in (whole, parts)
@@ -162,8 +174,10 @@ def test_parts_are_the_whole(monkeypatch):
 
 def test_there_is_one_rounding():
     """Of what is shipped as bytes and of what is exported."""
-    values = torch.cat([(torch.arange(255) + 0.5) / 255, torch.linspace(-0.3, 1.3, 4000)])
-    assert torch.equal(codecs.as_bytes(values), handover.eight_bit(values))
+    syn = a_set(channels=3, ipc=20)
+    pngs = eight_bit.exported(syn).pngs
+    shown = np.stack([np.asarray(Image.open(io.BytesIO(content))) for content in pngs])
+    assert np.array_equal(shown.transpose(0, 3, 1, 2), codecs.as_bytes(syn.pixels()).numpy())
 
 
 def test_a_file_does_not_take_the_place_of_a_folder_nor_a_folder_that_of_a_file(tmp_path):
@@ -197,7 +211,7 @@ def test_load_dataset_reads_the_folder(tmp_path, hub, channels):
         "label"
     ].names == list(ODD)
     assert found["train"]["label"][:] == syn.classes.tolist()
-    expected = handover.eight_bit(syn.pixels()).numpy()
+    expected = codecs.as_bytes(syn.pixels()).numpy()
     paths = sorted((tmp_path / "set/images").rglob("*.png"), key=lambda p: p.name)
     assert len(paths) == 10 and {p.parent.name[:4] for p in paths} == {f"{c:04d}" for c in range(5)}
     for i, row in enumerate(found["train"]):
@@ -234,7 +248,7 @@ def test_one_label_for_all_tiles_of_an_item(tmp_path):
     )
     folders.save(syn, tmp_path / "set", {})
     assert torch.equal(
-        torch.tensor(pq.read_table(tmp_path / "set" / handover.PARQUET)["logits"].to_pylist()),
+        torch.tensor(pq.read_table(tmp_path / "set" / parquet.PARQUET)["logits"].to_pylist()),
         logits.repeat(4, 1),
     )
 
@@ -245,7 +259,7 @@ def test_sums_are_in_the_parquet_file_and_not_in_images(tmp_path):
     """
     syn = compensated()
     folders.save(syn, tmp_path / "set", META)
-    table = pq.read_table(tmp_path / "set" / handover.PARQUET)
+    table = pq.read_table(tmp_path / "set" / parquet.PARQUET)
     assert (
         table.num_rows == len(syn) == 10
         and table["label"].to_pylist() == syn.classes[syn.source].tolist()
@@ -255,7 +269,7 @@ def test_sums_are_in_the_parquet_file_and_not_in_images(tmp_path):
     shown = np.asarray(Image.open(io.BytesIO(table["image"][7]["bytes"].as_py()))).transpose(
         2, 0, 1
     )
-    assert np.array_equal(shown, handover.eight_bit(syn.pixels(torch.tensor([7])))[0].numpy())
+    assert np.array_equal(shown, codecs.as_bytes(syn.pixels(torch.tensor([7])))[0].numpy())
     assert (
         "4 of them are real images, stored as they are" in (tmp_path / "set/README.md").read_text()
     )
@@ -263,7 +277,7 @@ def test_sums_are_in_the_parquet_file_and_not_in_images(tmp_path):
         2, 0, 1
     )
     assert np.array_equal(
-        first, handover.eight_bit(0.5 + 0.3 * syn.tensors["compensators"][0].float()).numpy()
+        first, codecs.as_bytes(0.5 + 0.3 * syn.tensors["compensators"][0].float()).numpy()
     )
 
 
@@ -286,15 +300,15 @@ def test_same_set_same_parquet(tmp_path):
     syn = soft(a_set(ODD))
     for name in ("one", "two", "one"):
         folders.save(syn, tmp_path / name, META)
-    assert (tmp_path / "one" / handover.PARQUET).read_bytes() == (
-        tmp_path / "two" / handover.PARQUET
+    assert (tmp_path / "one" / parquet.PARQUET).read_bytes() == (
+        tmp_path / "two" / parquet.PARQUET
     ).read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["one", "two"]
 
 
 def test_equal_class_names_get_numbers(tmp_path, hub):
     """ClassLabel refuses them; the set keeps its own."""
-    assert handover.unique_names(["crane", "crane", "crane (1)", "dog"]) == [
+    assert parquet.unique_names(["crane", "crane", "crane (1)", "dog"]) == [
         "crane",
         "crane (1)",
         "crane (1) (2)",
@@ -309,8 +323,8 @@ def test_saving_is_fast(tmp_path):
     counts what others do.
     """
     syn = a_set(tuple("abcde"), channels=3, side=32)
-    export = handover.exported(syn)
-    handover.write_parquet(tmp_path / "warm.parquet", syn, export)
+    export = eight_bit.exported(syn)
+    parquet.write_parquet(tmp_path / "warm.parquet", syn, export)
     best = 1.0
     for i in range(3):
         start = time.process_time()
@@ -353,15 +367,15 @@ def test_the_size_category_is_the_hubs_of_the_decoded_examples(tmp_path):
         "1M<n<10M": (10**6, 10**7 - 1),
     }
     assert {
-        word: (handover.size_category(first), handover.size_category(last))
+        word: (card.size_category(first), card.size_category(last))
         for word, (first, last) in words.items()
     } == {word: (word, word) for word in words}
-    assert handover.size_category(10**7) == "10M<n<100M"
+    assert card.size_category(10**7) == "10M<n<100M"
     names = tuple(map(str, range(125)))
     for codec, word in ((Pixels(), "n<1K"), (MultiFormation(factor=2), "1K<n<10K")):
         syn = a_set(names, side=4, codec=codec)
-        export = handover.Exported([b""] * len(syn), [0] * len(syn), 0.0, 0.0)
-        assert len(syn.classes) == 250 and f"size_categories:\n- {word}\n" in handover.card(
+        export = eight_bit.Exported([b""] * len(syn), [0] * len(syn), 0.0, 0.0)
+        assert len(syn.classes) == 250 and f"size_categories:\n- {word}\n" in card.card(
             syn, META, export
         ), codec
 
@@ -395,12 +409,47 @@ def test_the_card_says_what_meta_says(tmp_path):
     )
     yaml = front(tmp_path / "set")
     assert yaml["configs"] == [
-        {"config_name": "default", "data_files": [{"split": "train", "path": handover.PARQUET}]}
+        {"config_name": "default", "data_files": [{"split": "train", "path": parquet.PARQUET}]}
     ]
     assert yaml["task_categories"] == ["image-classification"] and yaml["size_categories"] == [
         "n<1K"
     ]
     assert yaml["pretty_name"] == "Distilled fashion_mnist, 2 images per class"
+
+
+def test_the_cards_are_to_the_character_what_they_were(tmp_path):
+    """Of a set with compensators, a selection, one with a rate, a protocol and results, and one
+    whose names hold everything; the files were written before the card had a template.
+    """
+    mtt = META | {"recipe": to_dict(find("mtt/digits_ipc1")), "bytes": 3}
+    odd = {"data": {"name": ODD[4]}, "name": ODD[4], "model": ODD[3]}
+    sets = {
+        "compensated": (compensated(), META),
+        "selected": (
+            a_set(codec=Pixels(), channels=3).shipped(),
+            META | {"selected": {"kind": "herding_x", "index": [1]}},
+        ),
+        "trajectories": (a_set(lr=torch.tensor(0.02)), mtt),
+        "odd": (a_set(ODD), {"recipe": odd, "bibtex": "@a{b,\n````\n}", "seed": 0}),
+    }
+    more = {"accuracy_std": 0.1, "lr": 0.01, "steps": 12, "seconds": 3.0, "bytes": 1234}
+    rows = [
+        ROW | more,
+        ROW | {"set": "distilled_8bit", "accuracy_mean": 0.45} | more,
+        ROW | more | {"set": "full", "accuracy_std": None, "ci95": None, "n": 1},
+    ]
+    evaluation = {
+        "rows": rows,
+        "protocol": {"protocol": "fast"},
+        "num_images": {"train": 10, "test": 360},
+    }
+    for name, (syn, meta) in sets.items():
+        folders.save(syn, tmp_path / name, meta)
+        if name == "trajectories":
+            results.add_results(tmp_path / name, evaluation)
+        golden = Path(__file__).parents[1] / "golden" / "cards" / f"{name}.txt"
+        text = (tmp_path / name / "README.md").read_bytes().decode()
+        assert text == golden.read_bytes().decode(), name
 
 
 ALMOST_NOTHING = (
@@ -471,14 +520,14 @@ def test_the_card_names_the_files_there_are_and_counts_right(tmp_path):
 
 
 def test_results_say_on_what_they_were_measured():
-    found = handover.results_table(
+    found = results.results_table(
         {"rows": [ROW], "protocol": {"protocol": "fast"}, "num_images": {"train": 10, "test": 360}}
     )
     assert (
         "on 360 test images by the settings of evaluation.json (protocol fast): mean" in found
         and "under the protocol" not in found
     )
-    assert "Measured by the settings of evaluation.json: mean" in handover.results_table(
+    assert "Measured by the settings of evaluation.json: mean" in results.results_table(
         {"rows": [ROW]}
     )
 
@@ -493,8 +542,8 @@ def test_names_cannot_break_the_card(tmp_path):
         )
         assert front(tmp_path / "set")["pretty_name"] == f"Distilled {name}, 2 images per class"
         text = (tmp_path / "set/README.md").read_text(encoding="utf-8")
-        assert text.count(handover.BEGIN) == text.count(handover.END) == 1 and "````bibtex" in text
-        assert json.loads(handover.quoted(name)) == name
+        assert text.count(card.BEGIN) == text.count(card.END) == 1 and "````bibtex" in text
+        assert json.loads(markdown.quoted(name)) == name
 
 
 def test_whitened_pixels_send_the_reader_to_the_loader(tmp_path):
@@ -532,8 +581,8 @@ def test_results_come_into_the_card_and_replace_earlier_ones(tmp_path, hub):
     text = (tmp_path / "set/README.md").read_text()
     assert "| 70.0 ± 10.0 |" in text and "50.0" not in text and "8-bit export gives" not in text
     assert (
-        text.split(handover.BEGIN)[0] == before.split(handover.BEGIN)[0]
-        and text.split(handover.END)[1] == before.split(handover.END)[1]
+        text.split(card.BEGIN)[0] == before.split(card.BEGIN)[0]
+        and text.split(card.END)[1] == before.split(card.END)[1]
     )
     assert len(hub(tmp_path / "set")["train"]) == 4 and not list(
         (tmp_path / "set").glob(".writing*")
@@ -566,7 +615,7 @@ def test_a_webdataset_holds_everything(tmp_path):
     this machine.
     """
     syn = soft(a_set(ODD))
-    written = handover.write_webdataset(syn, tmp_path / "a" / "set.tar")
+    written = tars.write_webdataset(syn, tmp_path / "a" / "set.tar")
     assert written == [tmp_path / "a/set.tar", tmp_path / "a/set.json"]
     with tarfile.open(written[0]) as archive:
         members = archive.getmembers()
@@ -577,7 +626,9 @@ def test_a_webdataset_holds_everything(tmp_path):
         "000000.logits.npy",
     ] and len(members) == 30
     assert {(m.mtime, m.uid, m.gid, m.uname, m.gname) for m in members} == {(0, 0, 0, "", "")}
-    assert content["000009.cls"] == b"4" and content["000003.png"] == handover.exported(syn).pngs[3]
+    assert (
+        content["000009.cls"] == b"4" and content["000003.png"] == eight_bit.exported(syn).pngs[3]
+    )
     assert np.array_equal(np.load(io.BytesIO(content["000007.logits.npy"])), syn.logits[7].numpy())
     assert files.read_json(written[1]) == {
         "class_names": list(ODD),
@@ -585,15 +636,15 @@ def test_a_webdataset_holds_everything(tmp_path):
         "shards": {"set.tar": 10},
         "logits": True,
     }
-    again = handover.write_webdataset(syn, tmp_path / "b" / "set.tar")
+    again = tars.write_webdataset(syn, tmp_path / "b" / "set.tar")
     assert again[0].read_bytes() == written[0].read_bytes()
     with pytest.raises(UserError, match=r"set\.tar exists already"):
-        handover.write_webdataset(syn, tmp_path / "b" / "set.tar")
+        tars.write_webdataset(syn, tmp_path / "b" / "set.tar")
 
 
 def test_shards(tmp_path):
     """Examples keep their numbers, so that no key is there twice."""
-    written = handover.write_webdataset(a_set(ODD), tmp_path / "set.tar", per_shard=4)
+    written = tars.write_webdataset(a_set(ODD), tmp_path / "set.tar", per_shard=4)
     assert [p.name for p in written] == [
         "set-000000.tar",
         "set-000001.tar",
@@ -608,7 +659,7 @@ def test_shards(tmp_path):
         "set-000002.tar": 2,
     }
     with pytest.raises(UserError, match="per_shard"):
-        handover.write_webdataset(a_set(), tmp_path / "other.tar", per_shard=0)
+        tars.write_webdataset(a_set(), tmp_path / "other.tar", per_shard=0)
 
 
 def test_datasets_reads_the_webdataset(tmp_path, monkeypatch):
@@ -616,14 +667,14 @@ def test_datasets_reads_the_webdataset(tmp_path, monkeypatch):
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     syn = soft(a_set(ODD, channels=3))
-    tar = handover.write_webdataset(syn, tmp_path / "set.tar")[0]
+    tar = tars.write_webdataset(syn, tmp_path / "set.tar")[0]
     rows = list(
         datasets.load_dataset("webdataset", data_files=str(tar), split="train", streaming=True)
     )
     assert len(rows) == 10 and [int(row["cls"]) for row in rows] == syn.classes.tolist()
     assert np.array_equal(
         np.asarray(rows[2]["png"]).transpose(2, 0, 1),
-        handover.eight_bit(syn.pixels(torch.tensor([2])))[0].numpy(),
+        codecs.as_bytes(syn.pixels(torch.tensor([2])))[0].numpy(),
     )
     assert np.allclose(rows[2]["logits.npy"], syn.logits[2].numpy())
 
@@ -631,17 +682,17 @@ def test_datasets_reads_the_webdataset(tmp_path, monkeypatch):
 def test_an_image_folder_is_read_by_torchvision(tmp_path):
     """All decoded examples, the classes in their order although their names sort otherwise."""
     syn = a_set(("b", "a/..", "c" * 300), codec=MultiFormation(factor=2))
-    folder = handover.write_image_folder(syn, tmp_path / "deep" / "set")
+    folder = image_folder.write_image_folder(syn, tmp_path / "deep" / "set")
     found = torchvision.datasets.ImageFolder(str(folder))
     assert len(found) == 24 and [c[:6] for c in found.classes] == ["0000_b", "0001_a", "0002_c"]
     assert sorted(found.targets) == sorted(syn.classes[syn.source].tolist())
     i = next(i for i, (path, _) in enumerate(found.samples) if path.endswith("000013.png"))
-    expected = handover.eight_bit(syn.pixels(torch.tensor([13])))[0, 0].numpy()
+    expected = codecs.as_bytes(syn.pixels(torch.tensor([13])))[0, 0].numpy()
     assert np.array_equal(np.asarray(found[i][0])[:, :, 0], expected) and found.targets[i] == int(
         syn.classes[syn.source][13]
     )
     with pytest.raises(UserError, match="exists already"):
-        handover.write_image_folder(syn, folder)
+        image_folder.write_image_folder(syn, folder)
 
 
 def test_the_codecs_of_this_file_are_all():
@@ -657,11 +708,11 @@ def test_the_card_says_balanced_accuracy_of_uneven_test_classes():
         "balanced_accuracy_std": 0.0,
         "per_class": {"cat": 0.25, "dog": 0.0},
     }
-    uneven = handover.results_table({"rows": [row], "test_images_per_class": {"cat": 30, "dog": 5}})
+    uneven = results.results_table({"rows": [row], "test_images_per_class": {"cat": 30, "dog": 5}})
     assert (
         "| balanced accuracy % | networks |" in uneven
         and " | 12.5 | " in uneven
         and "Balanced accuracy is the mean over the classes" in uneven
     )
-    even = handover.results_table({"rows": [row], "test_images_per_class": {"cat": 30, "dog": 30}})
+    even = results.results_table({"rows": [row], "test_images_per_class": {"cat": 30, "dog": 30}})
     assert "alanced" not in even

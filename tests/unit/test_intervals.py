@@ -10,8 +10,7 @@ import scipy.stats
 
 from ddengine.evaluation import intervals, scores, tables
 from ddengine.evaluation.intervals import interval, within
-from ddengine.pages import page, report
-from ddengine.uses import continual
+from ddengine.pages import figures, of_continual, page
 
 
 def plain(values):
@@ -135,10 +134,10 @@ ROWS = [
 
 
 def test_error_bars_reach_as_far_as_the_interval_on_each_side():
-    below, above = report.error_bars(ROWS)
+    below, above = figures.error_bars(ROWS)
     assert below == pytest.approx([50.0, 0.0]) and above == pytest.approx([9.0, 0.0])
     stages = [{"mean": 0.9, "ci95": [0.4, 0.99]}, {"mean": None, "ci95": None}]
-    below, above = report.error_bars(stages, "mean")
+    below, above = figures.error_bars(stages, "mean")
     assert below == pytest.approx([50.0, 0.0]) and above == pytest.approx([9.0, 0.0])
 
 
@@ -154,4 +153,4 @@ def test_what_is_shown_names_the_interval(tmp_path):
         assert f"95 % intervals of the mean over networks by {tables.interval_of(content)}<" in text
     stages = {"accuracy": [{"mean": 0.5, "ci95": [0.1, 0.9], "diverged": 0}]}
     result = {"config": {"repeats": 2}, "memories": {"random": stages}, "interval": intervals.NAME}
-    assert intervals.NAME in continual.notes(result)[0]
+    assert intervals.NAME in of_continual.notes(result)[0]

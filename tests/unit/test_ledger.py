@@ -17,7 +17,7 @@ from ddengine.evaluation.evaluate import evaluate
 from ddengine.evaluation.ledger import label_bytes
 from ddengine.learning import training
 from ddengine.models import build_model
-from ddengine.pages import report
+from ddengine.pages import overview
 from ddengine.recipe import AugmentConfig, DataConfig, EvalConfig
 from ddengine.sets.codec import Compensated, Identity, MultiFormation
 from ddengine.sets.coreset import random_index
@@ -147,7 +147,7 @@ def test_the_ledger_is_what_the_files_hold(data, tmp_path, kind):
     assert ledger == found | {"total": sum(found[part] for part in PARTS)}
     assert (ledger["raw"] > 0) == (kind == "average") and ledger["preprocess"] == 8
     assert (ledger["compensators"] > 0) == (kind[:4] in ("comp", "aver"))
-    shown = report.ledger(ledger, data.bytes, data.dataset_bytes)
+    shown = overview.ledger(ledger, data.bytes, data.dataset_bytes)
     assert (
         all((f"{part} " in shown) == (ledger[part] > 0) for part in PARTS)
         and f"{100 * ledger['total'] / data.bytes:.3g} %" in shown

@@ -14,8 +14,8 @@ import pytest
 import torch
 from helpers import CPU, new_model, tiny_data
 
+from ddengine.artefact import eight_bit, image_folder, results
 from ddengine.artefact import folder as folders
-from ddengine.artefact import handover, results
 from ddengine.data import Preprocess
 from ddengine.data.preprocess import fit_zca
 from ddengine.evaluation import protocol
@@ -625,13 +625,13 @@ def test_names_sort_like_their_numbers(tmp_path):
         names = tuple(f"{num - c}" for c in range(num))  # which sort otherwise
         syn = replace(set_of(), class_names=names)
         some = sorted({0, 1, 2, 9, num // 2, num - 2, num - 1})
-        folders = [handover.class_folder(syn, c) for c in some]
+        folders = [eight_bit.class_folder(syn.class_names, c) for c in some]
         assert sorted(folders) == folders and all(
             f.split("_")[0] == f"{c:0{digits}d}" for f, c in zip(folders, some, strict=True)
         )
     for num, digits in ((1, 6), (1_000_000, 6), (1_000_001, 7)):
         some = [i for i in (0, 99, 999_999, 1_000_000) if i < num]
-        names = [handover.example_name(i, num) for i in some]
+        names = [eight_bit.example_name(i, num) for i in some]
         assert sorted(names) == names and {len(n) for n in names} == {digits}
     syn = set_of()
     wide = replace(
@@ -639,7 +639,7 @@ def test_names_sort_like_their_numbers(tmp_path):
         class_names=tuple(f"c{i}" for i in range(12_000)),
         classes=torch.tensor([0, 9_999, 10_000, 11_999, 2, 2]),
     )
-    folder = handover.write_image_folder(wide, tmp_path / "classes")
+    folder = image_folder.write_image_folder(wide, tmp_path / "classes")
     assert sorted(p.name for p in folder.iterdir()) == [
         "00000_c0",
         "00002_c2",

@@ -5,11 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from ddengine.artefact.merging import class_ids, class_maps, same_data, whole_data
 from ddengine.data import Preprocess, load_data
 from ddengine.data.subset import class_subset, of_classes
 from ddengine.recipe import DataConfig
 from ddengine.sets.codec import Compensated, Identity, MultiFormation, Pixels
-from ddengine.sets.merge import class_ids, class_maps, merge, same_data, whole_data
+from ddengine.sets.merge import merge
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system.errors import UserError
 

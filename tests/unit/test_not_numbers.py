@@ -18,7 +18,7 @@ from torch import nn
 import ddengine
 from buffers.store import ExpertStore, stored_preprocess
 from ddengine import loop
-from ddengine.artefact import describe, handover
+from ddengine.artefact import describe, results
 from ddengine.artefact import folder as folders
 from ddengine.data import Preprocess, load_data
 from ddengine.data.preprocess import fit_zca
@@ -28,7 +28,7 @@ from ddengine.evaluation.evaluate import evaluate, validate
 from ddengine.evaluation.rates import best_rate
 from ddengine.learning import training
 from ddengine.models import build_model
-from ddengine.pages import page, report
+from ddengine.pages import figures, of_continual, overview, page
 from ddengine.plan.estimate import noting
 from ddengine.recipe import EvalConfig, OptimConfig, OuterConfig
 from ddengine.sets import synthetic
@@ -513,10 +513,10 @@ def test_rows_without_accuracy_are_shown(tmp_path):
         assert len(tables.sorted_rows(LOST["rows"], sort)) == 4
         assert sort == "none" or tables.sorted_rows(LOST["rows"], sort)[-1]["accuracy_mean"] is None
     console.print(tables.table(LOST, "digits"))
-    console.print(report.cross_table([("a", LOST)]))
+    console.print(overview.cross_table([("a", LOST)]))
     assert console.export_text().count("diverged") == 2
-    report.heat_map(tmp_path / "heat_map.png", [("a", LOST)])
-    report.heat_map(tmp_path / "none.png", [("a", {"rows": LOST["rows"][:1]})])
+    figures.heat_map(tmp_path / "heat_map.png", [("a", LOST)])
+    figures.heat_map(tmp_path / "none.png", [("a", {"rows": LOST["rows"][:1]})])
     (tmp_path / "evaluation.json").write_text(json.dumps(LOST, allow_nan=False))
     text = page.write([tmp_path, tmp_path], tmp_path / "report.html").read_text()
     assert (
@@ -524,7 +524,7 @@ def test_rows_without_accuracy_are_shown(tmp_path):
         and 'title="all networks diverged"' in text
         and "<td>diverged</td>" in text
     )
-    table = handover.results_table(LOST)
+    table = results.results_table(LOST)
     assert (
         "| distilled | mlp | diverged | - | 0, 2 diverged |" in table
         and "| 40.0 | - | 1, 1 diverged |" in table
@@ -543,7 +543,7 @@ def bad(folder):
 
 
 def test_the_picture_of_a_run_shows_rows_without_accuracy(data, tmp_path):
-    report.real_vs_distilled(tmp_path / "picture.png", data.train, tiny_set(data), LOST)
+    figures.real_vs_distilled(tmp_path / "picture.png", data.train, tiny_set(data), LOST)
     assert (tmp_path / "picture.png").stat().st_size > 1000
 
 
@@ -643,12 +643,12 @@ def test_continual_learning_marks_stages_that_diverged(tmp_path):
         "memories": {"distilled": lost, "random": memory},
     }
     console = Console(width=100, record=True)
-    console.print(continual.table(result))
+    console.print(of_continual.table(result))
     assert console.export_text().count("diverged") == 3
-    continual.plot(tmp_path / "continual.png", result)
+    of_continual.plot(tmp_path / "continual.png", result)
     assert (
         "warning: 3 of 3 networks of memory distilled diverged at stage 2 and do not count"
-        in continual.notes(result)
+        in of_continual.notes(result)
     )
 
 

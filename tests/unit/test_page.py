@@ -13,7 +13,7 @@ from helpers import tiny_data, tiny_set
 from PIL import Image
 
 from ddengine.artefact import folder as folders
-from ddengine.pages import page, report
+from ddengine.pages import figures, page
 from ddengine.system import files, log
 from ddengine.system.errors import UserError
 
@@ -74,7 +74,7 @@ def made(tmp_path_factory) -> Path:
     folders.save(syn, folder / "distilled", {"recipe": recipe, **facts, **cost})
     files.write_json(folder / "recipe.json", {"recipe": recipe, "seed": 3})
     for step in (0, 20, 40):
-        report.grid(folder / "progress" / f"step_{step:06d}.png", syn)
+        figures.grid(folder / "progress" / f"step_{step:06d}.png", syn)
     events = [
         {
             "step": s,
@@ -85,7 +85,7 @@ def made(tmp_path_factory) -> Path:
         for s in range(1, 41)
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(e) + "\n" for e in events))
-    report.save_samples(folder / "samples.safetensors", data.train)
+    figures.save_samples(folder / "samples.safetensors", data.train)
     files.write_json(
         folder / "evaluation.json", evaluation([row("distilled"), row("random", mean=0.6)])
     )
@@ -419,7 +419,7 @@ def test_compute_and_optional_files(folder):
     }
     files.write_json(folder / "ranking.json", {"sets": [tau], "note": "Few networks."})
     files.write_json(folder / "privacy.json", privacy(note="Proves nothing."))
-    report.grid(folder / "privacy.png", tiny_set(tiny_data()))
+    figures.grid(folder / "privacy.png", tiny_set(tiny_data()))
     text = Reader(content := html(folder)).text
     for words in (
         "Training FLOP",
@@ -514,7 +514,7 @@ def test_numbers_of_classes(folder, classes):
         {"images": images}, torch.arange(classes), names, Identity(), base.preprocess
     )
     folders.save(syn, folder / "distilled", {})
-    report.save_samples(folder / "samples.safetensors", tiny_data().train)
+    figures.save_samples(folder / "samples.safetensors", tiny_data().train)
     content = html(folder)
     assert content.count("distilled images of class kind-") == min(classes, 20)
     assert ("and 5 more classes" in content) == (classes == 25) and (
@@ -525,7 +525,7 @@ def test_numbers_of_classes(folder, classes):
 def test_samples_are_the_first_training_images(tmp_path):
     """Ten of each class, fewer where it has fewer."""
     real = tiny_data().train
-    report.save_samples(tmp_path / "samples.safetensors", real)
+    figures.save_samples(tmp_path / "samples.safetensors", real)
     tensors, _ = files.read_tensors(tmp_path / "samples.safetensors")
     index = torch.cat([m[:10] for m in real.members])
     assert tensors["pixels"].dtype == torch.uint8 and torch.equal(

@@ -15,6 +15,7 @@ from ddengine.data.preprocess import fit_preprocess
 from ddengine.data.realset import RealSet
 from ddengine.learning.training import train_networks
 from ddengine.models import build_model
+from ddengine.pages import of_privacy
 from ddengine.recipe import DataConfig, EvalConfig
 from ddengine.sets.codec import Identity, MultiFormation, Pixels
 from ddengine.sets.synthetic import SyntheticSet, coded
@@ -403,12 +404,12 @@ def test_errors(data):
 def test_picture_and_table(data, tmp_path):
     syn = noise_set(data)
     result = privacy.measure(syn, data, NETWORK.embed, copy.deepcopy(NETWORK), seed=0)
-    privacy.picture(tmp_path / "privacy.png", syn, data, result)
+    of_privacy.picture(tmp_path / "privacy.png", syn, data, result)
     assert [p.name for p in tmp_path.iterdir()] == ["privacy.png"]
     image = np.asarray(Image.open(tmp_path / "privacy.png"))
     assert image.shape[1] > 1200 and image.std() > 10
     out = io.StringIO()
-    Console(file=out, width=80).print(privacy.table(result))
+    Console(file=out, width=80).print(of_privacy.table(result))
     text = out.getvalue()
     assert (
         "near copies" in text
@@ -419,7 +420,7 @@ def test_picture_and_table(data, tmp_path):
     painted = set_of(
         colour, torch.rand(3, 3, 6, 5, generator=generator(3)), torch.tensor([0, 1, 0])
     )
-    privacy.picture(
+    of_privacy.picture(
         tmp_path / "colour.png",
         painted,
         colour,

@@ -9,6 +9,7 @@ import torch
 from helpers import tiny_data, tiny_env, tiny_set, tiny_store
 
 from ddengine.learning import unroll as unrolling
+from ddengine.learning.updates import HeavyBall
 from ddengine.recipe import AugmentConfig, to_dict
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
@@ -167,7 +168,7 @@ def test_momentum_reaches_the_student(world, monkeypatch):
         lambda *args, **kwargs: given.update(kwargs) or original(*args, **kwargs),
     )
     loss(world, replace(BASE, momentum=0.7, backprop="full"))
-    assert given["momentum"] == 0.7 and given["backprop"] == "full"
+    assert given["update"] == HeavyBall(momentum=0.7) and given["backprop"] == "full"
 
 
 @pytest.mark.parametrize(("num", "batch"), [(20, 7), (20, 20), (5, 2), (3, 10)])

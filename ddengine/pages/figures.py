@@ -1,4 +1,4 @@
-"""Pictures and tables of a run."""
+"""Pictures of a run: grids of images, real ones above distilled ones, accuracies as a heat map."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,14 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.table import Table
 from torch import Tensor
 
 from ddengine.data import RealSet
 from ddengine.evaluation.tables import DIVERGED, interval_of, percent
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system import files
-from ddengine.system.log import size
 
 SHOWN_CLASSES, SHOWN_PER_CLASS = 20, 10
 
@@ -142,19 +140,6 @@ def save_samples(path: Path, real: RealSet) -> None:
     )
 
 
-def ledger(sizes: dict[str, int], raw: int, dataset: int) -> str:
-    """Bytes of the parts of a set in one line, beside those of the training images in use and of
-    the whole training split.
-    """
-    parts = [
-        f"{part} {size(sizes[part])}"
-        for part in ("images", "compensators", "labels", "other")
-        if sizes[part]
-    ]
-    whole = f", the whole split {size(dataset)}" if dataset != raw else ""
-    return f"stored: {', '.join(parts)}; {size(sizes['total'])} in all, {100 * sizes['total'] / raw:.3g} % of the training images ({size(raw)}{whole})"
-
-
 def error_bars(rows: Sequence[Mapping[str, Any]], mean: str = "accuracy_mean") -> list[list[float]]:
     """How far the intervals of rows reach below and above their means, in points of percent; 0
     where a row has none.
@@ -167,30 +152,6 @@ def error_bars(rows: Sequence[Mapping[str, Any]], mean: str = "accuracy_mean") -
         [max(0.0, middle - float(ends[0])) for middle, ends in known],
         [max(0.0, float(ends[1]) - middle) for middle, ends in known],
     ]
-
-
-def cross_table(evaluations: list[tuple[str, dict[str, Any]]]) -> Table:
-    """Of several evaluations the mean accuracy of every set on every network, in percent; what
-    baselines say twice is shown for each evaluation.
-    """
-    models = list(
-        dict.fromkeys(row["model"] for _, evaluation in evaluations for row in evaluation["rows"])
-    )
-    shown = Table(title="test accuracy, %", title_justify="left")
-    for head in ("evaluation", "set", *models):
-        shown.add_column(head, justify="right" if head in models else "left")
-    for label, evaluation in evaluations:
-        sets = list(dict.fromkeys(row["set"] for row in evaluation["rows"]))
-        for name in sets:
-            cells = {
-                row["model"]: percent(row["accuracy_mean"])
-                for row in evaluation["rows"]
-                if row["set"] == name
-            }
-            shown.add_row(
-                label if name == sets[0] else "", name, *(cells.get(model, "-") for model in models)
-            )
-    return shown
 
 
 def heat_map(path: Path, evaluations: list[tuple[str, dict[str, Any]]]) -> None:

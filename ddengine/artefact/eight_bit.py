@@ -1,0 +1,107 @@
+"""The decoded examples of a set as PNG files, pixels of 8 bits, and what they and their folders are
+called.
+
+All formats but data.safetensors hold these; `Exported` says how far they are from the exact values.
+"""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ddengine.sets.codec import as_bytes
+from ddengine.sets.synthetic import SyntheticSet
+
+AT_ONCE = 2**24  # pixel values that are decoded at a time
+LONGEST_NAME = 60  # characters of a class name in the name of a folder
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The decoded examples of a set in 8 bits."""
+
+    pngs: list[bytes]  # N files
+    classes: list[int]  # N
+    # fraction of the pixel values that lie outside [0, 1] by more than half a step, so were clamped
+    clamped: float
+    largest_error: float  # of any pixel value in [0, 1]-units, clamping included
+
+    @property
+    def exact(self) -> bool:
+        """Whether 8 bits hold everything, up to float rounding."""
+        return self.largest_error < 1e-5
+
+
+def exported(syn: SyntheticSet) -> Exported:
+    """All N decoded examples as PNG files.
+
+    A part at a time is decoded, so that memory holds the files and little else.
+    """
+    pngs: list[bytes] = []
+    outside, values, error = 0, 0, 0.0
+    for index in torch.arange(len(syn)).split(max(1, AT_ONCE // syn.tensors["images"][0].numel())):
+        pixels = syn.pixels(index).float()
+        stored = as_bytes(pixels)
+        distance = (pixels - stored.float() / 255).abs()
+        outside += int((distance > 0.501 / 255).sum())
+        values += pixels.numel()
+        error = max(error, float(distance.max()))
+        pngs += map(png, stored.cpu())
+    return Exported(pngs, syn.classes[syn.source].tolist(), outside / max(1, values), error)
+
+
+def png(image: Tensor) -> bytes:
+    """The PNG file of an image (C, H, W) uint8 with 1 (grey), 3 (RGB) or 4 (RGBA) channels."""
+    array = image.cpu().permute(1, 2, 0).numpy()
+    if array.shape[2] == 1:
+        array = array[:, :, 0]
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(array)).save(buffer, format="png")
+    return buffer.getvalue()
+
+
+def example_logits(syn: SyntheticSet) -> Tensor | None:
+    """Soft labels (N, K) float32 of the decoded examples.
+
+    None for a set with classes, or with another number of labels, which `load` refuses.
+    """
+    if syn.target_kind != "logits":
+        return None
+    logits = syn.logits.detach()
+    decoded = syn.label_of == "decoded"
+    if len(logits) != (len(syn) if decoded else len(syn.classes)):
+        return None
+    of_examples = logits if decoded else logits[syn.source]
+    return of_examples.float().cpu()
+
+
+# Names
+
+
+def padded(number: int, num: int, least: int) -> str:
+    """A number of 0 to num - 1 with leading zeros, so that names sort like their numbers.
+
+    It gets as many digits as the last number has, and at least `least`.
+    """
+    return f"{number:0{max(least, len(str(num - 1)))}d}"
+
+
+def class_folder(class_names: Sequence[str], label: int) -> str:
+    """The folder name of a class: its number, and what of its name is safe in a path.
+
+    Folders sort by the numbers.
+    """
+    letters = (ch if ch.isalnum() or ch in "-_" else "_" for ch in class_names[label])
+    return f"{padded(label, len(class_names), 4)}_{''.join(letters)[:LONGEST_NAME]}"
+
+
+def example_name(i: int, num: int) -> str:
+    """The name of example i of `num` in files, without a suffix.
+
+    It is the number, in six digits or as many as it takes.
+    """
+    return padded(i, num, 6)

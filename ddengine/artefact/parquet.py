@@ -1,0 +1,67 @@
+"""The decoded examples of a set as a parquet file that the `datasets` library reads."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ddengine.artefact.eight_bit import Exported, example_logits, example_name
+from ddengine.sets.synthetic import SyntheticSet
+
+PARQUET = "train-00000-of-00001.parquet"
+
+
+def unique_names(names: Sequence[str]) -> list[str]:
+    """Class names as ClassLabel wants them: none twice.
+
+    A later one of the same name gets its number.
+    """
+    seen: set[str] = set()
+    unique = []
+    for i, name in enumerate(names):
+        while name in seen:
+            name = f"{name} ({i})"
+        seen.add(name)
+        unique.append(name)
+    return unique
+
+
+def example_names(num: int) -> list[str]:
+    """The names of the image files of `num` examples."""
+    return [f"{example_name(i, num)}.png" for i in range(num)]
+
+
+def write_parquet(path: Path, syn: SyntheticSet, export: Exported) -> None:
+    """Write the decoded examples as a table that the `datasets` library reads with its features.
+
+    Columns: `image` (struct of PNG bytes and a file name), `label` int64 and, with soft labels,
+    `logits` list<float32> (K).
+    """
+    import pyarrow as pa  # slow to import
+    import pyarrow.parquet as pq
+
+    features: dict[str, Any] = {
+        "image": {"_type": "Image"},
+        "label": {"names": unique_names(syn.class_names), "_type": "ClassLabel"},
+    }
+    contents = pa.array(export.pngs, pa.binary())
+    names = pa.array(example_names(len(export.pngs)), pa.string())
+    columns: dict[str, pa.Array] = {
+        "image": pa.StructArray.from_arrays([contents, names], ["bytes", "path"]),
+        "label": pa.array(export.classes, pa.int64()),
+    }
+    logits = example_logits(syn)
+    if logits is not None:
+        offsets = pa.array(np.arange(len(logits) + 1, dtype=np.int32) * logits.shape[1])
+        values = pa.array(logits.flatten().numpy(), pa.float32())
+        columns["logits"] = pa.ListArray.from_arrays(offsets, values)
+        # versions of `datasets` below 4 know no List, and later ones read Sequence as one
+        features["logits"] = {
+            "feature": {"dtype": "float32", "_type": "Value"},
+            "_type": "Sequence",
+        }
+    info = json.dumps({"info": {"features": features}})
+    table = pa.table(columns).replace_schema_metadata({"huggingface": info})
+    pq.write_table(table, path, compression="zstd", row_group_size=1000)

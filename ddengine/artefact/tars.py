@@ -1,0 +1,78 @@
+"""The decoded examples of a set as a WebDataset: tar files of images, classes and soft labels."""
+
+import io
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from ddengine.artefact.eight_bit import Exported, example_logits, example_name, exported
+from ddengine.sets.synthetic import SyntheticSet
+from ddengine.system import files
+from ddengine.system.errors import UserError
+
+PER_SHARD = 10_000  # examples in a tar
+
+
+def write_webdataset(syn: SyntheticSet, path: Path, per_shard: int = PER_SHARD) -> list[Path]:
+    """Write the decoded examples as a WebDataset and return its files.
+
+    These are one tar `path`, or X-000000.tar, X-000001.tar ... for a `path` X.tar, and X.json
+    beside them with the names of the classes and the numbers of examples. An example i is the
+    members 00000i.png (8 bits), 00000i.cls (its class as text) and, with soft labels,
+    00000i.logits.npy ((K,) float32). Same set, same bytes.
+
+    Raises UserError when a file exists.
+    """
+    if per_shard < 1:
+        raise UserError(f"per_shard must be at least 1, got {per_shard}.")
+    starts = range(0, len(syn), per_shard)
+    parts = [range(start, min(start + per_shard, len(syn))) for start in starts]
+    tars = _names(path, len(parts))
+    index = path.with_suffix(".json")
+    files.refuse_existing([*tars, index])
+    files.make_folder(path.parent)
+    export, logits = exported(syn), example_logits(syn)
+    for tar, part in zip(tars, parts, strict=True):
+        with files.replacing(tar) as temporary:
+            _write_tar(temporary, _members(export, logits, part))
+    counts = {tar.name: len(part) for tar, part in zip(tars, parts, strict=True)}
+    content = {
+        "class_names": list(syn.class_names),
+        "examples": len(syn),
+        "shards": counts,
+        "logits": logits is not None,
+    }
+    files.write_json(index, content)
+    return [*tars, index]
+
+
+def _names(path: Path, num: int) -> list[Path]:
+    """The names of `num` tars of a WebDataset."""
+    if num <= 1:
+        return [path]
+    numbers = (example_name(i, num) for i in range(num))
+    return [path.with_name(f"{path.stem}-{number}{path.suffix}") for number in numbers]
+
+
+def _members(export: Exported, logits: Tensor | None, part: range) -> Iterator[tuple[str, bytes]]:
+    """(name in the tar, content) of the examples of a shard."""
+    for i in part:
+        name = example_name(i, len(export.pngs))
+        yield f"{name}.png", export.pngs[i]
+        yield f"{name}.cls", str(export.classes[i]).encode()
+        if logits is not None:
+            buffer = io.BytesIO()
+            np.save(buffer, logits[i].numpy())
+            yield f"{name}.logits.npy", buffer.getvalue()
+
+
+def _write_tar(path: Path, members: Iterator[tuple[str, bytes]]) -> None:
+    """A tar of these members, with nothing of this machine: times, users and groups are 0."""
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size, info.mode = len(content), 0o644
+            archive.addfile(info, io.BytesIO(content))

@@ -1,0 +1,95 @@
+"""Optimisers of single tensors as pure functions, so that an update can be taken or left."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ddengine.recipe import OptimConfig
+
+ADAM_EPS = 1e-8
+CLIP_EPS = 1e-6  # beside a norm that a gradient is divided by, as torch has it
+
+# What is kept of a tensor between updates, by kind: momentum (of Adam the mean gradient), square
+# (the mean squared gradient), count (updates made), norm (the running average of gradient norms).
+Kept = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Updated:
+    """What an update makes of a tensor, and what it keeps."""
+
+    tensor: Tensor
+    kept: dict[str, Tensor]
+
+
+def sgd_step(
+    tensor: Tensor, grad: Tensor, momentum: Tensor, config: OptimConfig, lr: float
+) -> tuple[Tensor, Tensor]:
+    """One SGD update as torch.optim.SGD does it.
+
+    Returns the new tensor and the new momentum, which starts at zero.
+    """
+    grad = grad.add(tensor, alpha=config.weight_decay) if config.weight_decay else grad
+    momentum = momentum.mul(config.momentum).add_(grad)
+    return tensor.sub(momentum, alpha=lr), momentum
+
+
+def adam_step(
+    tensor: Tensor,
+    grad: Tensor,
+    mean: Tensor,
+    square: Tensor,
+    count: Tensor,
+    config: OptimConfig,
+    lr: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One update as torch.optim.Adam does it, or for kind adamw as torch.optim.AdamW does.
+
+    Returns the new tensor, the new means, which start at zero, and how many updates there were.
+    """
+    if config.weight_decay and config.kind == "adamw":
+        tensor = tensor.mul(1 - lr * config.weight_decay)
+    elif config.weight_decay:
+        grad = grad.add(tensor, alpha=config.weight_decay)
+    count = count + 1
+    mean = mean.lerp(grad, 1 - config.momentum)
+    square = square.mul(config.beta2).addcmul_(grad, grad, value=1 - config.beta2)
+    step = (lr / (1 - config.momentum**count)).to(tensor)
+    root = (square / (1 - config.beta2**count)).sqrt()
+    return tensor - step * mean / (root + ADAM_EPS).to(tensor), mean, square, count
+
+
+def clipped(grad: Tensor, kept: Kept, config: OptimConfig) -> tuple[Tensor, dict[str, Tensor]]:
+    """The gradient, made shorter where the configuration says so, and the running average of norms.
+
+    As torch.nn.utils.clip_grad_norm_ does it. The average is of norms before clipping, and starts
+    as the first of them. A gradient is compared with the average of those before it, so the first
+    is as long as it is. By default nothing is clipped, and nothing kept.
+    """
+    if config.clip is None and config.clip_average is None:
+        return grad, {}
+    norm = grad.norm()
+    most = torch.full_like(norm, torch.inf if config.clip is None else config.clip)
+    averages: dict[str, Tensor] = {}
+    if config.clip_average is not None:
+        average = kept.get("norm", torch.zeros_like(norm))
+        first = average == 0
+        most = torch.where(first, most, torch.minimum(most, config.clip_average * average))
+        averages["norm"] = torch.where(first, norm, average.lerp(norm, 1 - config.clip_decay))
+    return grad * (most / (norm + CLIP_EPS)).clamp(max=1.0), averages
+
+
+def updated(tensor: Tensor, grad: Tensor, kept: Kept, config: OptimConfig, lr: float) -> Updated:
+    """One update of a stored tensor, at step size `lr`; what is not in `kept` yet starts at zero."""
+    grad, norms = clipped(grad, kept, config)
+    zero = torch.zeros_like(tensor)
+    mean = kept.get("momentum", zero)
+    if config.kind == "sgd":
+        new, mean = sgd_step(tensor, grad, mean, config, lr)
+        return Updated(new, {"momentum": mean, **norms})
+    none_made = torch.zeros((), device=tensor.device, dtype=torch.float64)
+    square, count = kept.get("square", zero), kept.get("count", none_made)
+    new, mean, square, count = adam_step(tensor, grad, mean, square, count, config, lr)
+    return Updated(new, {"momentum": mean, "square": square, "count": count, **norms})

@@ -1,0 +1,155 @@
+"""Updates of inner training: how parameters move by their gradient, and how gradients flow back
+through one update.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+State = tuple[Tensor, ...]  # what an update keeps between steps, each (P,)
+
+
+class Back(NamedTuple):
+    """Gradients of a function of what an update gives, in what it was given."""
+
+    r: Tensor  # (P,), with which the inner gradient is pulled back ...
+    scale: Tensor | float  # ... and the factor on what comes of that
+    theta: Tensor  # in the parameters before, apart from what the inner gradient adds
+    state: State  # in the state before
+    # in the step size; None: what `scale` is minus one times, so that it is -<r, g>
+    lr: Tensor | None = None
+
+
+class Update(Protocol):
+    """One step of inner training, a frozen dataclass that subclasses this.
+
+    A new one needs `step` alone, and `start` where it keeps something: `back` differentiates that
+    step exactly, for which the gradients and states of all steps are stored. An update that is
+    linear in the gradient says so in `linear` and has a `back` that needs neither.
+    """
+
+    @property
+    def linear(self) -> bool:
+        """Whether `back` needs neither the gradient nor the state, so that none is stored."""
+        return False
+
+    def start(self, theta: Tensor) -> State:
+        """What is kept before the first step; nothing for most."""
+        return ()
+
+    def step(
+        self, theta: Tensor, grad: Tensor, state: State, lr: Tensor, k: int
+    ) -> tuple[Tensor, State]:
+        """The parameters (P,) and the state after step k, counted from 0; differentiable."""
+        ...
+
+    def before_last(self, theta: Tensor) -> State:
+        """The gradient in the state after the last step, of which nothing is asked."""
+        return tuple(torch.zeros_like(kept) for kept in self.start(theta))
+
+    def back(
+        self, p: Tensor, adjoint: State, lr: Tensor, k: int, grad: Tensor | None, state: State
+    ) -> Back:
+        """The gradients before step k, of p (P,) in the parameters and `adjoint` in the state after
+        it; `grad` and `state` are what the step was given.
+        """
+        assert grad is not None
+        theta = torch.zeros_like(p).requires_grad_()
+        leaves = [t.detach().requires_grad_() for t in (grad, lr, *state)]
+        with torch.enable_grad():
+            moved, kept = self.step(theta, leaves[0], tuple(leaves[2:]), leaves[1], k)
+            by_theta, by_grad, by_lr, *by_state = torch.autograd.grad(
+                [moved, *kept],
+                [theta, *leaves],
+                [p, *adjoint],
+                allow_unused=True,
+                materialize_grads=True,
+            )
+        return Back(by_grad, 1.0, by_theta, tuple(by_state), by_lr)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sgd(Update):
+    """Plain gradient descent: theta - lr g."""
+
+    @property
+    def linear(self) -> bool:
+        """In the gradient."""
+        return True
+
+    def step(
+        self, theta: Tensor, grad: Tensor, state: State, lr: Tensor, k: int
+    ) -> tuple[Tensor, State]:
+        """The parameters (P,) after a step."""
+        return theta - lr * grad, ()
+
+    def back(
+        self, p: Tensor, adjoint: State, lr: Tensor, k: int, grad: Tensor | None, state: State
+    ) -> Back:
+        """With r = p."""
+        return Back(p, -lr, p, ())
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeavyBall(Update):
+    """Momentum as torch.optim.SGD has it: theta - lr b_k with b_k = momentum b_{k-1} + g_k and
+    b_0 = g_0.
+    """
+
+    momentum: float = 0.9  # 0 <= momentum < 1
+
+    @property
+    def linear(self) -> bool:
+        """In all gradients so far."""
+        return True
+
+    def step(
+        self, theta: Tensor, grad: Tensor, state: State, lr: Tensor, k: int
+    ) -> tuple[Tensor, State]:
+        """The parameters (P,) and the velocity after a step."""
+        velocity = self.momentum * state[0] + grad if state else grad
+        return theta - lr * velocity, (velocity,)
+
+    def before_last(self, theta: Tensor) -> State:
+        """The r of the step after, which there is none of."""
+        return (torch.zeros_like(theta),)
+
+    def back(
+        self, p: Tensor, adjoint: State, lr: Tensor, k: int, grad: Tensor | None, state: State
+    ) -> Back:
+        """With r_k = p + momentum r_{k+1}: the state's gradient is -lr momentum r_{k+1}, and r is
+        what is carried in its place.
+        """
+        r = p + self.momentum * adjoint[0]
+        return Back(r, -lr, p, (r,))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adam(Update):
+    """Adam with bias correction, as torch.optim.Adam has it: eps beside the corrected root."""
+
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+
+    def start(self, theta: Tensor) -> State:
+        """The means of gradients and of their squares, zero."""
+        return torch.zeros_like(theta), torch.zeros_like(theta)
+
+    def step(
+        self, theta: Tensor, grad: Tensor, state: State, lr: Tensor, k: int
+    ) -> tuple[Tensor, State]:
+        """The parameters (P,) and the two means after a step."""
+        mean = self.beta1 * state[0] + (1 - self.beta1) * grad
+        square = self.beta2 * state[1] + (1 - self.beta2) * grad.square()
+        root = _root(square / (1 - self.beta2 ** (k + 1)))
+        corrected = mean / (1 - self.beta1 ** (k + 1))
+        return theta - lr * corrected / (root + self.eps), (mean, square)
+
+
+def _root(square: Tensor) -> Tensor:
+    """The square root, with derivative 0 at 0, where the mean gradient that it divides is 0 too."""
+    positive = square > 0
+    return torch.where(positive, square, 1.0).sqrt() * positive
