@@ -370,7 +370,9 @@ def test_an_interrupted_folder_resumes_to_the_bit(digits, tmp_path, monkeypatch)
     ] and "validation_accuracy" in lines[2]
     assert len(list((folder / "progress").glob("*.png"))) == 3
     assert same(ddengine.load(folder), wanted) and same(ddengine.load(folder / "distilled"), wanted)
-    with pytest.raises(UserError, match="other settings; name another folder with --out, or begin anew"):
+    with pytest.raises(
+        UserError, match="other settings; name another folder with --out, or begin anew"
+    ):
         ddengine.distill(digits, DM, seed=1, folder=folder)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter.txt").write_text("dear")
