@@ -29,7 +29,7 @@ from ddengine.api.inputs import (
 from ddengine.api.results import Distilled, load
 from ddengine.artefact import runs
 from ddengine.data import Data, Dataset
-from ddengine.evaluation.evaluate import validate
+from ddengine.evaluation.train import validate
 from ddengine.learning.teachers import load_all
 from ddengine.objective import Objective
 from ddengine.pages import figures, overview

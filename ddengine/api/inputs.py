@@ -1,6 +1,8 @@
 """What the public functions are given: images, recipes, precisions, folders."""
 
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -96,3 +98,13 @@ def check_folder(folder: Path | str | None) -> None:
 def default_folder(name: str, identity: dict[str, Any]) -> Path:
     """runs/NAME-HASH: where the command line keeps what has this identity."""
     return Path("runs") / f"{name.replace('/', '-')}-{digest(identity)}"
+
+
+@contextmanager
+def folder_or_none(folder: Path | None) -> Iterator[Path]:
+    """The folder; without one a temporary folder, which is deleted in the end."""
+    if folder is not None:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="ddengine-") as temporary:
+        yield Path(temporary)

@@ -3,17 +3,17 @@
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import cache, partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
 
-from ddengine.data import Data, Subset
-from ddengine.evaluation.bench import SEARCH_SEED, Bench, Contender, Labels, choose_lr
-from ddengine.evaluation.decoded import Decoded, Labelled, freeze
+from ddengine.data import Subset
+from ddengine.evaluation.bench import SEARCH_SEED, Bench, Contender, Selection, choose_lr
+from ddengine.evaluation.decoded import Decoded, Labelled, eight_bit, freeze
 from ddengine.evaluation.rates import adapted
 from ddengine.learning import training
-from ddengine.models import build_model
+from ddengine.learning.training import Labels
 from ddengine.recipe import EvalConfig
 from ddengine.sets import coreset
 from ddengine.sets.coreset import random_index
@@ -21,151 +21,9 @@ from ddengine.sets.synthetic import SyntheticSet, coded
 from ddengine.system import log
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
+from ddengine.types import TrainingSet
 
-
-def of_codec(
-    syn: SyntheticSet,
-    distilled: Decoded,
-    data: Data,
-    config: EvalConfig,
-    seed: int,
-    device: torch.device,
-) -> list[Contender]:
-    """Beside a set whose codec decodes more examples than it stores: what the additional updates
-    are worth, and what the codec alone is.
-
-    `base` are the real images that a set keeps as they are, with their labels, for as many updates
-    as the whole. Of other codecs `distilled_same_steps` has as many updates as a plain set of as
-    many images, and `random_coded` are random real images in the same codec.
-    """
-    stored, own = len(syn.tensors["images"]), training.num_updates(len(distilled), config)
-    if len(distilled) <= stored:
-        return []
-    if natural := syn.codec.natural(syn.tensors):
-        share = natural / len(distilled)
-        ledger = distilled.ledger | {"compensators": 0}
-        ledger["labels"] = len(syn.classes) * 8 + round(
-            share * (ledger["labels"] - len(syn.classes) * 8)
-        )
-        base = replace(  # as if they had been distilled alone
-            distilled,
-            images=distilled.images[:natural],
-            targets=distilled.targets[:natural],
-            classes=distilled.classes[:natural],
-            ledger=ledger,
-        )
-        return [Contender("base", lambda draw: base, steps=own, labels=set_labels(config))]
-    found, steps = [], training.num_updates(stored, config)
-    if own != steps:
-        found.append(
-            Contender(
-                "distilled_same_steps",
-                lambda draw: distilled,
-                steps=steps,
-                labels=set_labels(config),
-                own=True,
-            )
-        )
-    train, names, per_item = data.train, data.class_names, syn.codec.per_item
-    if per_item * math.ceil(syn.images_per_class()) > min(
-        len(members) for members in train.members
-    ):
-        few = data.class_names[min(range(data.num_classes), key=lambda c: len(train.members[c]))]
-        log.say(
-            f"no row random_coded: class {few!r} has too few images to fill the codec with real "
-            "ones"
-        )
-        return found
-
-    def random_coded(draw: int) -> Decoded:
-        index = random_index(
-            train,
-            per_item * math.ceil(syn.images_per_class()),
-            names,
-            generator(seed, "random_coded", draw),
-        )
-        classes = train.labels[index.to(train.device)][::per_item]  # images come class by class
-        return freeze(
-            coded(syn.codec, train.images(index), classes, names, train.preprocess), device
-        )
-
-    return [*found, Contender("random_coded", random_coded, several_draws=True)]
-
-
-def baselines(bench: Bench, model: str, ipc: int, distilled: Decoded) -> Iterator[Contender]:
-    """The sets the distilled one is compared with; a network trained on the full data embeds for
-    coresets and labels where there are no teachers.
-    """
-    train, names, config = bench.data.train, bench.data.class_names, bench.config
-    build = partial(build_model, model, train.image_shape, train.num_classes)
-    own = training.num_updates(len(distilled), config)
-    equal = config.baseline_steps == "updates"
-    # the full data have no fewer updates than the set
-    most = max(config.full_steps, own) if equal else config.full_steps
-    full = Contender(
-        "full", lambda draw: train, steps=min(training.num_updates(len(train), config), most)
-    )
-    steps = own if equal else None
-
-    def random_draw(draw: int) -> Subset:
-        return Subset(train, random_index(train, ipc, names, generator(bench.seed, "random", draw)))
-
-    @cache
-    def eyes() -> nn.Module:
-        # whether or not full is a row, so that no row depends on which others there are
-        lr = choose_lr(bench, full, model)[0]
-        network = training.train_networks(
-            build,
-            [train],
-            [bench.seed + 2 * SEARCH_SEED],
-            adapted(config, model),
-            lr,
-            bench.device,
-            steps=full.steps,
-            precision=bench.precision,
-            labels="hard",
-        )[0]
-        if training.diverged(network):
-            raise UserError(
-                f"The network {model} that looks at the full data, to choose images and label "
-                f"random ones, diverged at rate {lr:g}; "
-                "lower evaluation.lr_grid (or evaluation.lr), or leave herding, k_centre, k_means "
-                "and random_soft out of evaluation.baselines."
-            )
-        return network
-
-    def choose(kind: str) -> list[int]:
-        rng = generator(bench.seed, "coreset", kind)
-        # coresets look through networks trained by SGD
-        lr = config.lr if adapted(config, model) != config else choose_lr(bench, full, model)[0]
-        return coreset.choose(
-            kind, train, ipc, names, rng, embed=lambda: eyes().embed, new_model=build, steps=config.full_steps, lr=lr,  # type: ignore[arg-type,return-value]
-        ).tolist()  # fmt: skip
-
-    if "random" in config.baselines:
-        yield Contender("random", random_draw, several_draws=True, steps=steps)
-    if "random_soft" in config.baselines and config.loss != "uskd":  # which uses no soft labels
-        if config.labels == "dynamic":
-            yield Contender(
-                "random_soft", random_draw, several_draws=True, steps=steps, labels="dynamic"
-            )
-        else:
-            yield Contender(
-                "random_soft", lambda draw: Labelled(random_draw(draw), lambda: bench.teachers or [eyes()], bench.as_labelled),
-                several_draws=True, steps=steps, labels="own",
-            )  # fmt: skip
-    if "hard_labels" in config.baselines and has_soft_labels(config, distilled.targets):
-        yield Contender(f"{bench.name}_hard", lambda draw: distilled, steps=steps, own=True)
-    for kind in coreset.KINDS:
-        if kind in config.baselines:
-            index = torch.tensor(
-                bench.remember(
-                    f"{kind}/{model}/{ipc}", f"{kind}: chosen by {model}", partial(choose, kind)
-                )
-            )
-            yield Contender(kind, lambda draw, index=index: Subset(train, index), steps=steps)
-    if "full" in config.baselines:
-        yield full
+EMBEDDING = ("herding", "k_centre", "k_means")  # coresets that look through a network
 
 
 def set_labels(config: EvalConfig) -> Labels:
@@ -175,6 +33,239 @@ def set_labels(config: EvalConfig) -> Labels:
 
 def has_soft_labels(config: EvalConfig, targets: Tensor) -> bool:
     """Whether hard labels are something else than what the set is trained with."""
-    return set_labels(config) == "dynamic" or (
-        set_labels(config) == "own" and targets.is_floating_point()
+    labels = set_labels(config)
+    return labels == "dynamic" or (labels == "own" and targets.is_floating_point())
+
+
+def always(of: TrainingSet, draw: int) -> TrainingSet:
+    """The same set for every network."""
+    return of
+
+
+# The set itself, in its forms.
+
+
+def of_the_set(bench: Bench, syn: SyntheticSet, distilled: Decoded) -> Iterator[Contender]:
+    """The set; its last iterate beside a running average; as its PNG files say it."""
+    labels = set_labels(bench.config)
+    first = Contender(bench.name, partial(always, distilled), labels=labels, distilled=True)
+    yield first
+    last_iterate = {}
+    for name, tensor in syn.tensors.items():
+        if name.startswith("raw."):
+            last_iterate[name.removeprefix("raw.")] = tensor
+    if last_iterate:
+        raw = freeze(syn.with_tensors(last_iterate), bench.device)
+        yield Contender("raw", partial(always, raw), labels=labels, distilled=True)
+    if "eight_bit" in bench.config.baselines:
+        rounded = eight_bit(syn, distilled, bench.device)
+        if rounded is not None:
+            yield Contender(
+                f"{bench.name}_8bit",
+                partial(always, rounded),
+                labels=labels,
+                distilled=True,
+                rate_of=first,
+            )
+
+
+def of_codec(bench: Bench, syn: SyntheticSet, distilled: Decoded) -> Iterator[Contender]:
+    """Beside a set whose codec decodes more examples than it stores.
+
+    They say what the additional updates are worth, and what the codec alone is. `base` are the real
+    images that a set keeps as they are, with their labels, for as many updates as all of it. Of
+    other codecs `distilled_same_steps` has as many updates as a plain set of as many images, and
+    `random_coded` are random real images in the same codec.
+    """
+    config, labels = bench.config, set_labels(bench.config)
+    stored, steps = len(syn.tensors["images"]), training.num_updates(len(distilled), config)
+    if len(distilled) <= stored:
+        return
+    if natural := syn.codec.natural(syn.tensors):
+        base = _base(syn, distilled, natural)
+        yield Contender("base", partial(always, base), steps=steps, labels=labels)
+        return
+    fewer = training.num_updates(stored, config)
+    if fewer != steps:
+        yield Contender(
+            "distilled_same_steps",
+            partial(always, distilled),
+            steps=fewer,
+            labels=labels,
+            distilled=True,
+        )
+    per_class = syn.codec.per_item * math.ceil(syn.images_per_class())
+    members = list(map(len, bench.data.train.members))
+    if per_class > min(members):
+        few = bench.data.class_names[members.index(min(members))]
+        log.say(
+            f"no row random_coded: class {few!r} has too few images to fill the codec with real "
+            "ones"
+        )
+        return
+    yield Contender("random_coded", partial(_coded, bench, syn, per_class), several_draws=True)
+
+
+def _base(syn: SyntheticSet, distilled: Decoded, natural: int) -> Decoded:
+    """The first `natural` examples of a set, as if they had been distilled alone."""
+    classes = len(syn.classes) * 8
+    share = natural / len(distilled)
+    ledger = distilled.ledger | {"compensators": 0}
+    ledger["labels"] = classes + round(share * (ledger["labels"] - classes))
+    return replace(
+        distilled,
+        images=distilled.images[:natural],
+        targets=distilled.targets[:natural],
+        classes=distilled.classes[:natural],
+        ledger=ledger,
     )
+
+
+def _coded(bench: Bench, syn: SyntheticSet, per_class: int, draw: int) -> Decoded:
+    """Random real images in the codec of a set."""
+    train, names = bench.data.train, bench.data.class_names
+    index = random_index(train, per_class, names, generator(bench.seed, "random_coded", draw))
+    # images come class by class
+    classes = train.labels[index.to(train.device)][:: syn.codec.per_item]
+    images = coded(syn.codec, train.images(index), classes, names, train.preprocess)
+    return freeze(images, bench.device)
+
+
+# Real images.
+
+
+class Looking:
+    """A network trained on the full data.
+
+    It looks at images for coresets, and labels them where there are no teachers. It is trained by
+    our loop whatever the reported networks are trained by, and whether or not the full data are a
+    row, so that no row depends on which others there are.
+    """
+
+    def __init__(self, bench: Bench, full: Contender):
+        """`full`: the full data, whose learning rate it has."""
+        self.bench, self.full = replace(bench, train=None), full
+
+    @property
+    def model(self) -> str:
+        """Its name: it is the network of the recipe."""
+        return self.bench.home
+
+    @cached_property
+    def network(self) -> nn.Module:
+        """In evaluation mode. Raises UserError where it diverged."""
+        bench = self.bench
+        lr, _ = choose_lr(bench, self.full, self.model)
+        (network,) = bench.means.train_networks(
+            bench.new_model(self.model),
+            [bench.data.train],
+            [bench.seed + 2 * SEARCH_SEED],
+            adapted(bench.config, self.model),
+            lr,
+            bench.device,
+            steps=self.full.steps,
+            precision=bench.precision,
+            labels="hard",
+            at_once=bench.at_once,
+        )
+        if training.diverged(network):
+            raise UserError(
+                f"The network {self.model} that looks at the full data, to choose images and label "
+                f"random ones, diverged at rate {lr:g}; "
+                "lower evaluation.lr_grid (or evaluation.lr), or leave herding, k_centre, k_means "
+                "and random_soft out of evaluation.baselines."
+            )
+        return network
+
+    @property
+    def choosing_needs_its_rate(self) -> bool:
+        """Whether coresets are chosen at the rate of the full data; else at the protocol's."""
+        return adapted(self.bench.config, self.model) == self.bench.config
+
+    def choose(self, kind: str, ipc: int) -> list[int]:
+        """Indices of `ipc` training images of each class, by a coreset."""
+        bench, lr = self.bench, self.bench.config.lr
+        # coresets look through networks trained by SGD
+        if self.choosing_needs_its_rate:
+            lr, _ = choose_lr(bench, self.full, self.model)
+        index = coreset.choose(
+            kind,
+            bench.data.train,
+            ipc,
+            bench.data.class_names,
+            generator(bench.seed, "coreset", kind),
+            embed=lambda: self.network.embed,  # type: ignore[arg-type,return-value]
+            new_model=bench.new_model(self.model),
+            steps=bench.config.full_steps,
+            lr=lr,
+        )
+        return index.tolist()
+
+    def selection(self, kind: str, ipc: int) -> Selection:
+        """What a coreset is remembered by."""
+        return Selection(
+            key=f"{kind}/{self.model}/{ipc}",
+            label=f"{kind}: chosen by {self.model}",
+            choose=partial(self.choose, kind, ipc),
+            looks=kind in EMBEDDING or self.choosing_needs_its_rate,
+        )
+
+    def labelled(self, of: TrainingSet) -> Labelled:
+        """A set with the labels of the teachers, or else of this network."""
+        return Labelled(of, lambda: self.bench.teachers or [self.network], self.bench.as_labelled)
+
+
+def full_data(bench: Bench, distilled: Decoded) -> Contender:
+    """All training images, for no fewer updates than the set where updates are to be equal."""
+    config, train = bench.config, bench.data.train
+    most = config.full_steps
+    if config.baseline_steps == "updates":
+        most = max(most, training.num_updates(len(distilled), config))
+    steps = min(training.num_updates(len(train), config), most)
+    return Contender("full", partial(always, train), steps=steps)
+
+
+def of_real_images(
+    bench: Bench, looking: Looking, ipc: int, distilled: Decoded
+) -> Iterator[Contender]:
+    """The baselines of the protocol, `ipc` real images a class, and the set with its classes."""
+    config, labels = bench.config, set_labels(bench.config)
+    steps = None
+    if config.baseline_steps == "updates":
+        steps = training.num_updates(len(distilled), config)
+    random = Contender("random", partial(_random, bench, ipc), several_draws=True, steps=steps)
+    if "random" in config.baselines:
+        yield random
+    if "random_soft" in config.baselines and config.loss != "uskd":  # which uses no soft labels
+        if labels == "dynamic":
+            yield replace(random, name="random_soft", labels="dynamic")
+        else:
+            yield replace(
+                random,
+                name="random_soft",
+                sets=lambda draw: looking.labelled(_random(bench, ipc, draw)),
+                labels="own",
+                looks=not bench.teachers,
+            )
+    if "hard_labels" in config.baselines and has_soft_labels(config, distilled.targets):
+        sets = partial(always, distilled)
+        yield Contender(f"{bench.name}_hard", sets, steps=steps, distilled=True)
+    for kind in coreset.KINDS:
+        if kind in config.baselines:
+            selection = looking.selection(kind, ipc)
+            sets = partial(_selected, bench, selection)
+            yield Contender(kind, sets, steps=steps, selection=selection)
+    if "full" in config.baselines:
+        yield looking.full
+
+
+def _random(bench: Bench, ipc: int, draw: int) -> Subset:
+    """As many random images of each class."""
+    train, rng = bench.data.train, generator(bench.seed, "random", draw)
+    return Subset(train, random_index(train, ipc, bench.data.class_names, rng))
+
+
+def _selected(bench: Bench, selection: Selection, draw: int) -> Subset:
+    """The images of a coreset, chosen when it is first asked for."""
+    index = bench.memo(selection.key, selection.choose)
+    return Subset(bench.data.train, torch.tensor(index))

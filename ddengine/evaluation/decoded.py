@@ -34,7 +34,9 @@ class Decoded:
         """The examples at `index` (B,)."""
         index = index.to(self.images.device)
         return Batch(
-            *(tensor.index_select(0, index) for tensor in (self.images, self.targets, self.classes))
+            self.images.index_select(0, index),
+            self.targets.index_select(0, index),
+            self.classes.index_select(0, index),
         )
 
 
@@ -44,12 +46,12 @@ def freeze(syn: SyntheticSet, device: torch.device) -> Decoded:
         batch = syn.batch(torch.arange(len(syn)))
     assert batch.classes is not None
     sizes = syn.nbytes()
-    ledger = {part: sizes[part] for part in ("images", "compensators", "labels", "other")}
-    images, targets, classes = (
-        t.detach().to(device) for t in (batch.images, batch.targets, batch.classes)
-    )
     return Decoded(
-        images, targets, classes, ledger, syn.classes.numel() * syn.classes.element_size()
+        images=batch.images.detach().to(device),
+        targets=batch.targets.detach().to(device),
+        classes=batch.classes.detach().to(device),
+        ledger={part: sizes[part] for part in ("images", "compensators", "labels", "other")},
+        hard_bytes=syn.classes.numel() * syn.classes.element_size(),
     )
 
 
@@ -67,10 +69,10 @@ def eight_bit(syn: SyntheticSet, distilled: Decoded, device: torch.device) -> De
 
 
 class Labelled:
-    """Images with the mean logits that teachers give them as they are, for targets; the teachers
-    are made when they are first needed.
+    """Images whose targets are the mean logits that teachers give them as they are.
 
-    `stored` brings the logits into the form in which labels are stored.
+    The teachers are made when they are first needed. `stored` brings the logits into the form in
+    which labels are stored.
     """
 
     def __init__(
@@ -87,12 +89,10 @@ class Labelled:
     @cached_property
     def logits(self) -> Tensor:
         """(N, K)."""
-        parts = torch.arange(len(self.of)).split(BATCH)
-        return self.stored(
-            torch.cat(
-                [ensemble_logits(self.teachers(), self.of.batch(part).images) for part in parts]
-            )
-        )
+        said = []
+        for part in torch.arange(len(self.of)).split(BATCH):
+            said.append(ensemble_logits(self.teachers(), self.of.batch(part).images))
+        return self.stored(torch.cat(said))
 
     def batch(self, index: Tensor) -> Batch:
         """The examples at `index` (B,)."""

@@ -4,11 +4,13 @@ import math
 from functools import cache
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ddengine.evaluation.bench import Bench, Labels
+from ddengine.evaluation.bench import Bench
 from ddengine.evaluation.decoded import Decoded, Labelled
-from ddengine.models import build_model
+from ddengine.learning.training import Labels
+from ddengine.models import ImageShape, build_model
 from ddengine.sets.synthetic import LABELS, SyntheticSet
 from ddengine.system.rng import generator
 from ddengine.types import TrainingSet
@@ -21,60 +23,64 @@ def examples_seen(num: int, steps: int, batch: int) -> int:
 
 
 @cache
-def forward_flops(model: str, image_shape: tuple[int, int, int], num_classes: int) -> int:
-    """Floating-point operations of matrix products and convolutions for one image through a
-    network; training takes about three times as many.
+def forward_flops(model: str, image_shape: ImageShape, num_classes: int) -> int:
+    """Floating-point operations for one image through a network, as `count_flops` counts them."""
+    return count_flops(build_model(model, image_shape, num_classes, generator(0)), image_shape)
+
+
+def count_flops(network: nn.Module, image_shape: ImageShape) -> int:
+    """Floating-point operations of matrix products and convolutions for one image.
+
+    Training takes about three times as many.
     """
-    network = build_model(model, image_shape, num_classes, generator(0)).eval()
+    network.eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(torch.zeros(1, *image_shape))
     return counter.get_total_flops()
 
 
-def ledger_of(
-    of: TrainingSet, labels: Labels, bench: Bench, steps: int
-) -> tuple[dict[str, int], dict[str, int]]:
-    """(what is stored of a set, in bytes of images, compensators, labels, other; both ways to count
-    dynamic labels).
+def ledger_of(of: TrainingSet, labels: Labels, bench: Bench) -> dict[str, int]:
+    """What is stored of a set, in bytes of images, compensators, labels and other.
 
-    Of a distilled one (and of real images in a codec) all tensors as they are shipped, but for
-    preprocessing, which can be fitted again; of real images a byte a value and 8 for the class,
-    with soft labels those of the distilled set for each. Dynamic labels are either the teachers,
-    who make them, or all that they ever say: 2 bytes for each class at each of the examples seen.
-    The smaller counts.
+    Of a distilled one (and of real images in a codec) all tensors count as they are shipped, but
+    for preprocessing, which can be fitted again. Real images count a byte a value and 8 for the
+    class, with soft labels those of the distilled set for each. Dynamic labels are counted by
+    `dynamic_labels`.
     """
     if isinstance(of, Decoded):
         ledger = dict(of.ledger)
         if labels != "own" and of.hard_bytes is not None:
             ledger["labels"] = of.hard_bytes
-    else:
-        num = len(of)
-        ledger = {
-            "images": num * math.prod(bench.data.image_shape),
-            "compensators": 0,
-            "labels": 8 * num,
-            "other": 0,
-        }
-        if isinstance(of, Labelled):
-            ledger["labels"] += round(bench.label_bytes * num)
-    if labels != "dynamic":
-        return ledger, {}
-    both = {
-        "teachers": sum(
-            t.numel() * t.element_size()
-            for network in bench.teachers
-            for t in network.state_dict().values()
-        ),
-        "stored": 2 * examples_seen(len(of), steps, bench.config.batch) * bench.data.num_classes,
+        return ledger
+    num = len(of)
+    soft = round(bench.label_bytes * num) if isinstance(of, Labelled) else 0
+    return {
+        "images": num * math.prod(bench.data.image_shape),
+        "compensators": 0,
+        "labels": 8 * num + soft,
+        "other": 0,
     }
-    ledger["labels"] += min(both.values())
-    return ledger, both
+
+
+def dynamic_labels(bench: Bench, examples: int) -> dict[str, int]:
+    """Both ways to count labels that teachers make, in bytes; the smaller counts.
+
+    They are either the teachers, or all that these ever say: 2 bytes for each class at each of the
+    examples seen.
+    """
+    teachers = 0
+    for network in bench.teachers:
+        for tensor in network.state_dict().values():
+            teachers += tensor.numel() * tensor.element_size()
+    return {"teachers": teachers, "stored": 2 * examples * bench.data.num_classes}
 
 
 def label_bytes(syn: SyntheticSet) -> float:
     """Bytes of one soft label as the set stores them; of four-byte logits for a set without."""
     if syn.target_kind == "class":
         return 4.0 * len(syn.class_names)
-    return sum(
-        syn.tensors[k].numel() * syn.tensors[k].element_size() for k in LABELS if k in syn.tensors
-    ) / len(syn.tensors["logits"])
+    stored = 0
+    for name in LABELS:
+        if name in syn.tensors:
+            stored += syn.tensors[name].numel() * syn.tensors[name].element_size()
+    return stored / len(syn.tensors["logits"])

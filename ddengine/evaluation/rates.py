@@ -1,4 +1,4 @@
-"""Learning rates of networks that are trained on a set: which are tried, and which one is chosen."""
+"""Learning rates of networks that are trained on a set: which are tried, and which is chosen."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,18 +14,25 @@ ADAMW = {"optimiser": "adamw", "weight_decay": 0.05, "lr": 0.001, "lr_grid": (0.
 
 
 def adapted(config: EvalConfig, model: str) -> EvalConfig:
-    """The protocol for a network: the optimiser it needs in place of SGD, where `config.adapt`
-    allows that and SGD trains it badly.
+    """The protocol for a network.
+
+    It has the optimiser that the network needs in place of SGD, where `config.adapt` allows that
+    and SGD trains it badly.
     """
-    needs = config.adapt and config.optimiser == "sgd" and usual_optimiser(model) == "adamw"
-    return replace(config, **ADAMW) if needs else config  # type: ignore[arg-type]
+    if config.adapt and config.optimiser == "sgd" and usual_optimiser(model) == "adamw":
+        return replace(config, **ADAMW)  # type: ignore[arg-type]
+    return config
 
 
 def candidates(config: EvalConfig, learned_lr: float | None) -> list[float]:
-    """The learning rates tried for every set on a network, ascending; the learned one is open to
-    all sets.
+    """The learning rates tried for every set on a network, ascending.
+
+    The learned one is open to all sets.
     """
-    return sorted({*config.lr_grid, *([learned_lr] if learned_lr else [])})
+    rates = set(config.lr_grid)
+    if learned_lr:
+        rates.add(learned_lr)
+    return sorted(rates)
 
 
 def best_rate(tried: Sequence[tuple[float, Sequence[float | None]]]) -> tuple[float, bool]:
@@ -35,10 +42,11 @@ def best_rate(tried: Sequence[tuple[float, Sequence[float | None]]]) -> tuple[fl
     at which a network diverged is chosen only where that is so at all rates, then one where fewest
     did; otherwise the highest mean counts, of equal ones the smallest rate.
     """
+    rate, accuracies = max(tried, key=_merit)  # the first of equal ones
+    return rate, None in accuracies
 
-    def merit(entry: tuple[float, Sequence[float | None]]) -> tuple[int, float]:
-        finite = counted(entry[1])
-        return len(finite) - len(entry[1]), float(np.mean(finite)) if finite else 0.0
 
-    best = max(tried, key=merit)  # the first of equal ones
-    return best[0], None in best[1]
+def _merit(entry: tuple[float, Sequence[float | None]]) -> tuple[int, float]:
+    finite = counted(entry[1])
+    mean = float(np.mean(finite)) if finite else 0.0
+    return len(finite) - len(entry[1]), mean

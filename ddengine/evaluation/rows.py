@@ -6,87 +6,144 @@ from typing import Any
 
 import numpy as np
 
-from ddengine.evaluation.bench import Bench, Contender, choose_lr, timed
+from ddengine.evaluation import brought
+from ddengine.evaluation.bench import Bench, Contender, choose_lr, final, reported_seeds
 from ddengine.evaluation.intervals import counted, interval
-from ddengine.evaluation.ledger import examples_seen, forward_flops, ledger_of
+from ddengine.evaluation.ledger import (
+    count_flops,
+    dynamic_labels,
+    examples_seen,
+    forward_flops,
+    ledger_of,
+)
 from ddengine.evaluation.rates import adapted
 from ddengine.learning import training
+from ddengine.learning.training import Labels
+from ddengine.system.rng import generator
+from ddengine.types import TrainingSet
 
 
 def row(bench: Bench, who: Contender, model: str) -> dict[str, Any]:
-    """One row of the table: choose the rate, train, test.
+    """One row of the table.
 
     Networks that diverged are counted, and left out of all means.
     """
     assert bench.data.test is not None
-    test = bench.data.test
     lr, seconds = choose_lr(bench, who, model)
-    seeds = [bench.seed + i for i in range(bench.config.num_networks)]
-    key = f"final/{who.name}/{model}/{lr!r}"
-    run = bench.remember(
-        key,
-        f"{who.name} on {model}",
-        lambda: timed(lambda: bench.accuracies(who, model, lr, seeds, test)),
-    )
+    run = final(bench, who, model)
     finite = counted(run["accuracies"])
     mean, std, ci95 = interval(finite)
     shown = who.sets(0)
-    steps = training.num_updates(len(shown), bench.config) if who.steps is None else who.steps
-    examples = examples_seen(len(shown), steps, bench.config.batch)
-    ledger, labels = ledger_of(shown, who.labels, bench, steps)
+    images = len(shown)
+    steps = training.num_updates(images, bench.config) if who.steps is None else who.steps
+    examples = examples_seen(images, steps, bench.config.batch)
+    tested = [len(members) for members in bench.data.test.members]
     return {
         "set": who.name,
         "model": model,
-        "images": len(shown),
-        "bytes": sum(ledger.values()),
-        "ledger": ledger,
-        **({"dynamic_labels": labels, "labels_counted": min(labels, key=lambda way: labels[way])} if labels else {}),
+        "images": images,
+        **_bytes(bench, shown, who.labels, examples),
         "accuracy_mean": mean,
         "accuracy_std": std,
         "ci95": ci95 and list(ci95),
         "n": len(finite),
         "diverged": len(run["accuracies"]) - len(finite),
-        **by_class(run, [len(members) for members in test.members], bench.data.class_names),
+        **by_class(run, tested, bench.data.class_names),
+        **_training(bench, model, lr, steps, examples),
+        "seconds": round(seconds + run["seconds"], 2),
+        "accuracies": _networks(bench, who, run["accuracies"]),
+    }
+
+
+def _bytes(bench: Bench, of: TrainingSet, labels: Labels, examples: int) -> dict[str, Any]:
+    """What is stored of a set; of dynamic labels both ways to count them, and the one that counts.
+
+    `examples`: so many are seen in a training.
+    """
+    ledger = ledger_of(of, labels, bench)
+    if labels != "dynamic":
+        return {"bytes": sum(ledger.values()), "ledger": ledger}
+    ways = dynamic_labels(bench, examples)
+    smaller = min(ways, key=lambda way: ways[way])
+    ledger["labels"] += ways[smaller]
+    return {
+        "bytes": sum(ledger.values()),
+        "ledger": ledger,
+        "dynamic_labels": ways,
+        "labels_counted": smaller,
+    }
+
+
+def _training(bench: Bench, model: str, lr: float, steps: int, examples: int) -> dict[str, Any]:
+    """How networks were trained.
+
+    What a training function of the user does with rate and updates is not known.
+    """
+    if bench.train is not None:
+        return {"trained_by": brought.name_of(bench.train), "lr": lr, "steps": steps}
+    shape, classes = bench.data.image_shape, bench.data.num_classes
+    if model in bench.factories:
+        flops = count_flops(bench.new_model(model)(generator(0)), shape)
+    else:
+        flops = forward_flops(model, shape, classes)
+    return {
         "optimiser": adapted(bench.config, model).optimiser,
         "lr": lr,
         "steps": steps,
         "examples_seen": examples,
-        "training_flops": 3 * examples * forward_flops(model, bench.data.image_shape, bench.data.num_classes),
-        "seconds": round(seconds + run["seconds"], 2),
-        "accuracies": [
-            {"seed": seed, "draw": i if who.several_draws else 0, "accuracy": a, **({"diverged": True} if a is None else {})}
-            for i, (seed, a) in enumerate(zip(seeds, run["accuracies"], strict=True))
-        ],
-    }  # fmt: skip
+        "training_flops": 3 * examples * flops,
+    }
+
+
+def _networks(
+    bench: Bench, who: Contender, accuracies: Sequence[float | None]
+) -> list[dict[str, Any]]:
+    """Of each network its seed, the draw of images it was trained on, and its accuracy."""
+    told = []
+    for i, (seed, accuracy) in enumerate(zip(reported_seeds(bench), accuracies, strict=True)):
+        entry = {"seed": seed, "draw": i if who.several_draws else 0, "accuracy": accuracy}
+        if accuracy is None:
+            entry["diverged"] = True
+        told.append(entry)
+    return told
 
 
 def by_class(
     run: Mapping[str, Any], images: Sequence[int], class_names: Sequence[str]
 ) -> dict[str, Any]:
-    """What a row says of the classes: the mean accuracy on each, and the balanced accuracy, the
-    mean over classes, with its deviation over networks.
+    """What a row says of the classes.
 
-    `run`: as `timed` returns it; `images`: test images of each class. A class without any has no
-    accuracy and does not count. Networks that diverged do not either.
+    That is the mean accuracy on each, and the balanced accuracy, the mean over classes, with its
+    deviation over networks. A class without test images has no accuracy and does not count.
+    Networks that diverged do not either.
+
+    Args:
+        run: "accuracies" of networks, None where one diverged, and "right", of each network the
+            images of each class that it is right about.
+        images: test images of each class.
+        class_names: of each class.
     """
-    right = [r for r, a in zip(run["right"], run["accuracies"], strict=True) if a is not None]
-    # (networks, classes with images)
-    shares = [[r / num for r, num in zip(own, images, strict=True) if num] for own in right]
-    mean, std, _ = interval([float(np.mean(own)) for own in shares])
-    known = iter(np.mean(shares, axis=0).tolist() if shares else ())
+    shares = []  # (networks, classes with images)
+    for right, accuracy in zip(run["right"], run["accuracies"], strict=True):
+        if accuracy is not None:
+            shares.append([r / num for r, num in zip(right, images, strict=True) if num])
+    mean, std, _ = interval([float(np.mean(share)) for share in shares])
+    names = distinct(class_names)
+    per_class: dict[str, float | None] = dict.fromkeys(names)
+    if shares:
+        tested = [name for name, num in zip(names, images, strict=True) if num]
+        per_class.update(zip(tested, np.mean(shares, axis=0).tolist(), strict=True))
     return {
         "balanced_accuracy_mean": mean,
         "balanced_accuracy_std": std,
-        "per_class": {
-            name: next(known, None) if num else None
-            for name, num in zip(distinct(class_names), images, strict=True)
-        },
+        "per_class": per_class,
     }
 
 
 def distinct(names: Sequence[str]) -> list[str]:
-    """The names of classes, with its number behind a name that several have (ImageNet has two
-    cranes).
+    """The names of classes, with its number behind a name that several have.
+
+    ImageNet has two cranes.
     """
     times = Counter(names)
     return [f"{name} ({i})" if times[name] > 1 else name for i, name in enumerate(names)]

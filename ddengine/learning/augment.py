@@ -210,6 +210,11 @@ def mix(images: Tensor, draw: Mix) -> Tensor:
     return draw.share * images + (1 - draw.share) * images.index_select(0, draw.partner)
 
 
+def mixed(images: Tensor, draw: Mix | None) -> Tensor:
+    """Images (B, C, H, W) mixed with their partners; as they are without a draw."""
+    return images if draw is None else mix(images, draw)
+
+
 # Operations with explicit parameters. Images (B, C, H, W), parameters (B,).
 
 

@@ -1,5 +1,6 @@
-"""Training networks on a set, and measuring them: what evaluation does n times, one network after
-another or all in one computation.
+"""Training networks on a set, and measuring them.
+
+This is what an evaluation does n times, one network after another or all in one computation.
 """
 
 import copy
@@ -9,14 +10,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Generator, Tensor, nn
 
-from ddengine import models
 from ddengine.data import RealSet
 from ddengine.learning import augment
+from ddengine.learning.ensemble import Ensemble, WeakHead
 from ddengine.learning.flat import is_dropout
 from ddengine.learning.losses import soft_loss
 from ddengine.recipe import EvalConfig
@@ -27,11 +28,45 @@ from ddengine.types import Batch, TrainingSet
 Labels = Literal["own", "hard", "dynamic"]
 
 TEST_BATCH = 1000
-# per step of networks in one computation on CUDA: 5 networks of 256 images of 224 x 224
+# pixels per update of networks in one computation on CUDA: 5 networks of 256 images of 224 x 224
 MOST_PIXELS = 2**26
-# images per step under which n networks in one computation are faster than one after another on a
-# CPU
+# images per update under which n networks in one computation are faster than one after another on
+# a CPU
 BATCHED_BELOW = 32
+
+
+# When networks are trained in one computation.
+
+
+@dataclass(frozen=True)
+class AtOnce:
+    """Which networks are trained in one computation, and which one after another."""
+
+    below: int  # together where an update of each has fewer images than that
+    pixels: int  # or where an update of all has at most so many pixels
+
+    def together(self, networks: int, images: int, pixels: int) -> bool:
+        """Whether so many networks are trained together.
+
+        Args:
+            networks: how many.
+            images: in an update of each.
+            pixels: of an image.
+        """
+        return images < self.below or networks * images * pixels <= self.pixels
+
+
+def at_once_on(device: torch.device) -> AtOnce:
+    """The rule that is fastest on a device; an evaluation keeps to the one it began with."""
+    return AtOnce(BATCHED_BELOW, MOST_PIXELS if device.type == "cuda" else 0)
+
+
+def _pixels(of: TrainingSet) -> int:
+    """Height times width of an image."""
+    return math.prod(of.batch(torch.arange(1)).images.shape[2:])
+
+
+# How long, and at which rates.
 
 
 @dataclass(frozen=True)
@@ -46,38 +81,63 @@ class ChangePoint:
 
 
 def schedule(config: EvalConfig, lr: float, epochs: int | None = None) -> list[ChangePoint]:
-    """When the rate changes, epochs counted from 0; `epochs` is E where it differs from the
-    protocol's.
+    """When the rate changes, epochs counted from 0.
 
-    "half": of E + 1 epochs, after epoch E // 2 + 1 (as in most published evaluations). "thirds": of
-    E epochs, from epochs 2 E // 3 and 5 E // 6 on, the momentum kept (as in IDC); never before the
-    first epoch is over. "cosine": in each of E epochs, all by one optimiser.
+    `epochs` is E where it differs from the protocol's. "half": of E + 1 epochs, after epoch
+    E // 2 + 1 (as in most published evaluations). "thirds": of E epochs, from epochs 2 E // 3 and
+    5 E // 6 on, the momentum kept (as in IDC); never before the first epoch is over. "cosine": in
+    each of E epochs, all by one optimiser.
     """
     last = config.epochs if epochs is None else epochs
     first = ChangePoint(0, lr, config.momentum, config.weight_decay)
     if config.schedule == "cosine":
-        later = [
-            replace(
-                first,
-                epoch=t,
-                lr=lr * (1 + math.cos(math.pi * t / (config.stretch * last))) / 2,
-                fresh=False,
-            )
-            for t in range(1, last)
-        ]
-        return [first, *later]
+        return [first, *_cosine(first, config.stretch, last)]
     if config.schedule == "thirds":
-        drops = [epoch for epoch in (2 * last // 3, 5 * last // 6) if epoch > 0]
-        rates = [lr * config.lr_drop ** (i + 1) for i in range(len(drops))]
-        later = [
-            ChangePoint(e, rate, config.momentum_after, config.weight_decay, fresh=False)
-            for e, rate in zip(drops, rates, strict=True)
-        ]
-        return [first, *later]
-    second = ChangePoint(
-        last // 2 + 2, lr * config.lr_drop, config.momentum_after, config.weight_decay
+        return [first, *_thirds(first, config, last)]
+    drop = replace(
+        first,
+        epoch=last // 2 + 2,
+        lr=lr * config.lr_drop,
+        momentum=config.momentum_after,
     )
-    return [first, second]
+    return [first, drop]
+
+
+def _cosine(first: ChangePoint, stretch: float, epochs: int) -> Iterator[ChangePoint]:
+    for epoch in range(1, epochs):
+        angle = math.pi * epoch / (stretch * epochs)
+        rate = first.lr * (1 + math.cos(angle)) / 2
+        yield replace(first, epoch=epoch, lr=rate, fresh=False)
+
+
+def _thirds(first: ChangePoint, config: EvalConfig, epochs: int) -> Iterator[ChangePoint]:
+    drops = 0
+    for epoch in (2 * epochs // 3, 5 * epochs // 6):
+        if epoch == 0:
+            continue
+        drops += 1
+        rate = first.lr * config.lr_drop**drops
+        yield replace(first, epoch=epoch, lr=rate, momentum=config.momentum_after, fresh=False)
+
+
+def _extra_epochs(config: EvalConfig) -> int:
+    """Epochs that run beyond E."""
+    return 1 if config.schedule == "half" else 0
+
+
+def num_epochs(num: int, config: EvalConfig, steps: int | None = None) -> int:
+    """E for a set of `num` examples: the protocol's, or as many as `steps` updates take.
+
+    The last epoch that runs may be cut short.
+    """
+    if steps is None:
+        return config.epochs
+    return math.ceil(steps / math.ceil(num / config.batch)) - _extra_epochs(config)
+
+
+def num_updates(num: int, config: EvalConfig) -> int:
+    """Updates of a network on a set of `num` examples, when all epochs of the protocol run."""
+    return (config.epochs + _extra_epochs(config)) * math.ceil(num / config.batch)
 
 
 def epoch_batches(num: int, batch: int, rng: Generator) -> Iterator[Tensor]:
@@ -85,44 +145,7 @@ def epoch_batches(num: int, batch: int, rng: Generator) -> Iterator[Tensor]:
     yield from torch.randperm(num, generator=rng).split(batch)
 
 
-class Ensemble:
-    """n networks of one architecture as one: (n, B, C, H, W) -> (n, B, K).
-
-    With n = 1 it is the plain network.
-    """
-
-    def __init__(self, networks: Sequence[nn.Module]):
-        self.networks = list(networks)
-        if len(self.networks) > 1:
-            self._params, self._buffers = torch.func.stack_module_state(self.networks)
-            self._skeleton = self.networks[0]
-
-    def parameters(self) -> dict[str, Tensor]:
-        """What an optimiser steps, by name; of several networks each is stacked."""
-        return (
-            dict(self.networks[0].named_parameters()) if len(self.networks) == 1 else self._params
-        )
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Logits of all networks, each on its own images."""
-        if len(self.networks) == 1:
-            return self.networks[0](images[0])[None]
-
-        def one(params: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor) -> Tensor:
-            return torch.func.functional_call(self._skeleton, (params, buffers), (x,))
-
-        return torch.vmap(one)(self._params, self._buffers, images)
-
-    def unstack(self) -> list[nn.Module]:
-        """The networks with the state reached so far."""
-        if len(self.networks) > 1:
-            with torch.no_grad():
-                for i, network in enumerate(self.networks):
-                    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
-                        tensor.copy_(
-                            (self._params if name in self._params else self._buffers)[name][i]
-                        )
-        return self.networks
+# Training.
 
 
 def train_networks(
@@ -138,110 +161,105 @@ def train_networks(
     observe: Callable[[Tensor, Tensor], None] | None = None,
     teachers: Sequence[nn.Module] = (),
     labels: Labels | None = None,
+    at_once: AtOnce | None = None,
+    foreign: bool = False,
 ) -> list[nn.Module]:
-    """Train one network per seed, network i on sets[i] (equally long), and return them in
-    evaluation mode.
+    """Train one network per seed, and return them in evaluation mode.
 
     Initialisation, order, augmentation and mixing of a network follow from its own seed alone, so
-    its neighbours do not matter. On CUDA, and on a CPU where the batches are tiny, all are trained
-    in one computation, else one after another. `steps`: exactly so many updates, over which the
-    schedule is shortened or stretched; None: as many as its epochs are. Loss, optimiser and
-    schedule are those of `config`. `labels` (None: config.labels): "own", the targets of the set;
-    "hard", its classes; "dynamic", the mean of the logits that `teachers` give each batch,
-    augmented and mixed; the teachers stay as they are. `observe` gets the indices (B,) and the
-    logits (B, K) of each network's batch at every update, before it.
+    its neighbours do not matter. Loss, optimiser and schedule are those of `config`.
+
+    Args:
+        new_model: makes a network, initialised from a generator.
+        sets: what each network is trained on, equally long.
+        seeds: of each network.
+        config: the protocol.
+        lr: learning rate.
+        device: where networks are trained.
+        steps: exactly so many updates, over which the schedule is shortened or stretched; None: as
+            many as its epochs are.
+        precision: of the forward pass.
+        observe: gets the indices (B,) and the logits (B, K) of each network's batch at every
+            update, before it.
+        teachers: give dynamic labels; they stay as they are.
+        labels: "own", the targets of the set; "hard", its classes; "dynamic", the mean of the
+            logits that `teachers` give each batch, augmented and mixed. None: config.labels.
+        at_once: which networks are trained in one computation; None: as is fastest on the device.
+        foreign: the network is not one of ours, and nothing is known of it: each is trained alone,
+            and has a random stream of its own in every update.
     """
-    num, labels = len(sets[0]), labels or config.labels
-    first = new_model(generator(seeds[0], "network"))
-    batch = min(config.batch, num)
-    together = batch < BATCHED_BELOW or (
-        device.type == "cuda" and len(seeds) * batch * _pixels(sets[0]) <= MOST_PIXELS
-    )
-    # masks of networks trained together would come from one stream
-    dropout = any(map(is_dropout, first.modules()))
-    # the middle of a stacked network is out of reach
-    if len(seeds) > 1 and (not together or dropout or config.loss == "uskd"):
-        rest: dict[str, Any] = dict(
-            steps=steps, precision=precision, observe=observe, teachers=teachers, labels=labels
-        )
-        return [
-            train_networks(new_model, [s], [seed], config, lr, device, **rest)[0]  # type: ignore[arg-type]
-            for s, seed in zip(sets, seeds, strict=True)
-        ]
+    labels = labels or config.labels
     assert teachers or labels != "dynamic", "dynamic labels need teachers"
-    epochs = num_epochs(num, config, steps)  # E
+    first = new_model(generator(seeds[0], "network"))
+    random = foreign or any(map(is_dropout, first.modules()))
+    size = 1
+    # Masks of networks trained together would come from one stream, and the middle of a stacked
+    # network, which uskd looks at, is out of reach.
+    if len(seeds) > 1 and not random and config.loss != "uskd":
+        rule = at_once or at_once_on(device)
+        if rule.together(len(seeds), min(config.batch, len(sets[0])), _pixels(sets[0])):
+            size = len(seeds)
+    models = _built(new_model, first, seeds)
+    networks: list[nn.Module] = []
+    for start in range(0, len(seeds), size):
+        task = _Task(
+            sets=sets[start : start + size],
+            seeds=seeds[start : start + size],
+            config=config,
+            device=device,
+            precision=precision,
+            observe=observe,
+            labels=labels,
+            teachers=_copies(teachers, config, device) if labels == "dynamic" else [],
+            random=random,
+        )
+        networks += _trained(task, list(itertools.islice(models, size)), lr, steps)
+    return networks
+
+
+def _built(
+    new_model: Callable[[Generator], nn.Module], first: nn.Module, seeds: Sequence[int]
+) -> Iterator[nn.Module]:
+    """The first network, and the others, each made when it is asked for."""
+    yield first
+    for seed in seeds[1:]:
+        yield new_model(generator(seed, "network"))
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What every update of networks in one computation reads."""
+
+    sets: Sequence[TrainingSet]
+    seeds: Sequence[int]
+    config: EvalConfig
+    device: torch.device
+    precision: Precision
+    observe: Callable[[Tensor, Tensor], None] | None
+    labels: Labels
+    teachers: Sequence[nn.Module]  # of dynamic labels, in the modes they label in
+    random: bool  # the networks draw random numbers of their own
+
+
+def _trained(
+    task: _Task, models: Sequence[nn.Module], lr: float, steps: int | None
+) -> list[nn.Module]:
+    """The given networks, which are new, trained in one computation."""
+    config, num = task.config, len(task.sets[0])
+    ensemble = Ensemble([network.to(task.device).train() for network in models])
+    head = _weak_head(task, models[0])
+    epochs = num_epochs(num, config, steps)
     # where two fall on one epoch, the later one
     points = {point.epoch: point for point in schedule(config, lr, epochs)}
-    networks = [first, *(new_model(generator(seed, "network")) for seed in seeds[1:])]
-    ensemble = Ensemble([network.to(device).train() for network in networks])
-    teaching = _copies(teachers, config, device) if labels == "dynamic" else []
-    head = (
-        WeakHead(first, sets[0].batch(torch.arange(1)).images, generator(seeds[0], "weak head"))
-        if config.loss == "uskd"
-        else None
-    )
     optimiser: torch.optim.Optimizer | None = None
     left = num_updates(num, config) if steps is None else steps
     for epoch in range(epochs + _extra_epochs(config)):
-        if point := points.get(epoch):
-            if optimiser is None or point.fresh:
-                optimiser = _optimiser(config, point, ensemble, head)
-            else:
-                _change(optimiser, config, point)
+        if epoch in points:
+            optimiser = _changed(optimiser, config, points[epoch], ensemble, head)
         assert optimiser is not None
-        orders = [
-            epoch_batches(num, config.batch, generator(seed, "order", epoch)) for seed in seeds
-        ]
-        for step, indices in enumerate(itertools.islice(zip(*orders, strict=True), left)):
+        for step, indices in enumerate(itertools.islice(_order(task, num, epoch), left)):
             left -= 1
-            batches = [s.batch(index) for s, index in zip(sets, indices, strict=True)]
-            images = torch.cat([b.images for b in batches])
-            draws = [
-                augment.sample(config.augment, len(i), generator(seed, "augment", epoch, step))
-                for seed, i in zip(seeds, indices, strict=True)
-            ]
-            with torch.no_grad():
-                images = augment.apply(
-                    config.augment, images, augment.concatenate(draws).to(device)
-                )
-                mixes = _mix_draws(config, seeds, epoch, step, images, device)
-                if any(mixes):
-                    parts = images.chunk(len(seeds))
-                    images = torch.cat(
-                        [
-                            part if draw is None else augment.mix(part, draw)
-                            for part, draw in zip(parts, mixes, strict=True)
-                        ]
-                    )
-            own_stream = (
-                scoped(generator(seeds[0], "dropout", epoch, step)) if dropout else nullcontext()
-            )
-            with autocast(device, precision), own_stream:
-                logits = ensemble(images.view(len(seeds), -1, *images.shape[1:])).float()
-            if observe is not None:
-                for index, said in zip(indices, logits.detach(), strict=True):
-                    observe(index, said)
-            targets: Sequence[Tensor]
-            if labels == "dynamic":
-                # a teacher in training mode normalises by the batch of one network
-                parts = images.chunk(len(seeds) if config.teacher_mode == "train" else 1)
-                targets = torch.cat(
-                    [teacher_logits(teaching, part, precision) for part in parts]
-                ).chunk(len(seeds))
-            else:
-                targets = [
-                    b.targets if labels == "own" or b.classes is None else b.classes
-                    for b in batches
-                ]
-            loss = _loss(
-                config,
-                logits,
-                targets,
-                [_classes(b) for b in batches],
-                mixes,
-                labels == "dynamic",
-                head,
-            )
+            loss = _step_loss(task, ensemble, head, indices, (epoch, step))
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             optimiser.step()
@@ -250,117 +268,183 @@ def train_networks(
     return [network.eval() for network in ensemble.unstack()]
 
 
-def _pixels(of: TrainingSet) -> int:
-    """Height times width of an image."""
-    return math.prod(of.batch(torch.arange(1)).images.shape[2:])
+def _weak_head(task: _Task, network: nn.Module) -> WeakHead | None:
+    """The second classifier where the loss needs one."""
+    if task.config.loss != "uskd":
+        return None
+    image = task.sets[0].batch(torch.arange(1)).images
+    return WeakHead(network, image, generator(task.seeds[0], "weak head"))
 
 
-def _mix_draws(
-    config: EvalConfig,
-    seeds: Sequence[int],
-    epoch: int,
-    step: int,
-    images: Tensor,
-    device: torch.device,
-) -> list[augment.Mix | None]:
-    """Of each network, its own."""
-    num, size = len(images) // len(seeds), (images.shape[2], images.shape[3])
-    draws: list[augment.Mix | None] = [None] * len(seeds)
+def _order(task: _Task, num: int, epoch: int) -> Iterator[tuple[Tensor, ...]]:
+    """For each update of an epoch the indices (B,) of each network."""
+    orders = []
+    for seed in task.seeds:
+        rng = generator(seed, "order", epoch)
+        orders.append(epoch_batches(num, task.config.batch, rng))
+    return zip(*orders, strict=True)
+
+
+def _step_loss(
+    task: _Task,
+    ensemble: Ensemble,
+    head: WeakHead | None,
+    indices: Sequence[Tensor],
+    at: tuple[int, int],
+) -> Tensor:
+    """The loss of one update, summed over networks; `at`: epoch, and step within it."""
+    batches = [of.batch(index) for of, index in zip(task.sets, indices, strict=True)]
+    images, mixes = _as_seen(task, batches, at)
+    stream = nullcontext()
+    if task.random:
+        stream = scoped(generator(task.seeds[0], "dropout", *at))
+    with autocast(task.device, task.precision), stream:
+        logits = ensemble(images.view(len(batches), -1, *images.shape[1:])).float()
+    if task.observe is not None:
+        for index, output in zip(indices, logits.detach(), strict=True):
+            task.observe(index, output)
+    targets = _targets(task, batches, images)
+    weak = None if head is None else head.logits()
+    return _loss(task, logits, targets, batches, mixes, weak)
+
+
+def _as_seen(
+    task: _Task, batches: Sequence[Batch], at: tuple[int, int]
+) -> tuple[Tensor, list[augment.Mix | None]]:
+    """The images of all networks (n B, C, H, W), augmented and mixed, and how each was mixed."""
+    config, images = task.config, torch.cat([batch.images for batch in batches])
+    draws, mixes = [], []
+    for seed, batch in zip(task.seeds, batches, strict=True):
+        rng = generator(seed, "augment", *at)
+        draws.append(augment.sample(config.augment, len(batch.images), rng))
+        mix = _mix_draw(config, seed, at, batch.images)
+        mixes.append(None if mix is None else mix.to(task.device))
+    with torch.no_grad():
+        draw = augment.concatenate(draws).to(task.device)
+        images = augment.apply(config.augment, images, draw)
+        if any(mixes):
+            parts = images.chunk(len(batches))
+            images = torch.cat(list(map(augment.mixed, parts, mixes)))
+    return images, mixes
+
+
+def _mix_draw(
+    config: EvalConfig, seed: int, at: tuple[int, int], images: Tensor
+) -> augment.Mix | None:
+    """How a network's images (B, C, H, W) of an update are mixed."""
     if config.cutmix:
-        draws = [
-            augment.sample_cutmix(config.cutmix, num, size, generator(seed, "cutmix", epoch, step))
-            for seed in seeds
-        ]
-    elif config.mixup:
-        draws = [
-            augment.sample_mixup(config.mixup, num, generator(seed, "mixup", epoch, step))
-            for seed in seeds
-        ]
-    return [None if draw is None else draw.to(device) for draw in draws]
+        size = (images.shape[2], images.shape[3])
+        rng = generator(seed, "cutmix", *at)
+        return augment.sample_cutmix(config.cutmix, len(images), size, rng)
+    if config.mixup:
+        return augment.sample_mixup(config.mixup, len(images), generator(seed, "mixup", *at))
+    return None
+
+
+def _targets(task: _Task, batches: Sequence[Batch], images: Tensor) -> Sequence[Tensor]:
+    """Of each network the targets of its images, which are given as it saw them."""
+    if task.labels != "dynamic":
+        return [target(batch, task.labels) for batch in batches]
+    # a teacher in training mode normalises by the batch of one network
+    apart = task.config.teacher_mode == "train"
+    said = []
+    for part in images.chunk(len(batches) if apart else 1):
+        said.append(teacher_logits(task.teachers, part, task.precision))
+    return torch.cat(said).chunk(len(batches))
+
+
+def target(batch: Batch, labels: Labels) -> Tensor:
+    """What a network is trained to say: the targets of a batch, or its classes."""
+    if labels == "own" or batch.classes is None:
+        return batch.targets
+    return batch.classes
 
 
 def _classes(batch: Batch) -> Tensor | None:
     """(B,) int64; None where a set does not say."""
-    return (
-        batch.targets
-        if batch.classes is None and not batch.targets.is_floating_point()
-        else batch.classes
-    )
+    if batch.classes is None and not batch.targets.is_floating_point():
+        return batch.targets
+    return batch.classes
 
 
 def _loss(
-    config: EvalConfig, logits: Tensor, targets: Sequence[Tensor], classes: Sequence[Tensor | None],
-    mixes: Sequence[augment.Mix | None], of_mixed: bool, head: "WeakHead | None",
-) -> Tensor:  # fmt: skip
-    """The mean over each network's own batch, summed over networks: each gets its own gradient.
-    logits (n, B, K).
+    task: _Task,
+    logits: Tensor,
+    targets: Sequence[Tensor],
+    batches: Sequence[Batch],
+    mixes: Sequence[augment.Mix | None],
+    weak: Tensor | None,
+) -> Tensor:
+    """The mean over each network's own batch, summed over networks.
+
+    So each network gets its own gradient. logits (n, B, K).
     """
-    loss = partial(
-        soft_loss, config, of_mixed=of_mixed, weak=None if head is None else head.logits()
-    )
+    loss = partial(soft_loss, task.config, of_mixed=task.labels == "dynamic", weak=weak)
+    classes = list(map(_classes, batches))
     if any(mixes):
-        return torch.stack(
-            [loss(*own) for own in zip(logits, targets, classes, mixes, strict=True)]
-        ).sum()
-    known = [c for c in classes if c is not None]
-    return loss(
-        logits.flatten(0, 1),
-        torch.cat(list(targets)),
-        torch.cat(known) if len(known) == len(classes) else None,
-        None,
-    ) * len(logits)
+        return torch.stack(list(map(loss, logits, targets, classes, mixes))).sum()
+    known = [one for one in classes if one is not None]
+    all_classes = torch.cat(known) if len(known) == len(classes) else None
+    return loss(logits.flatten(0, 1), torch.cat(list(targets)), all_classes, None) * len(logits)
 
 
 # What is optimised, and how.
 
 
 def _spared(network: nn.Module) -> set[str]:
-    """Names of the biases and of the parameters of normalisation layers: all of one dimension, and
-    those that layer normalisation has an image of.
+    """Names of the biases and of the parameters of normalisation layers.
+
+    That is all of one dimension, and those that layer normalisation has an image of.
     """
     norms = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
-    of_norms = {
-        id(p)
-        for module in network.modules()
-        if isinstance(module, norms)
-        for p in module.parameters(recurse=False)
-    }
+    of_norms = set()
+    for module in network.modules():
+        if isinstance(module, norms):
+            of_norms.update(map(id, module.parameters(recurse=False)))
     return {name for name, p in network.named_parameters() if p.dim() <= 1 or id(p) in of_norms}
 
 
 def _optimiser(
-    config: EvalConfig, point: ChangePoint, ensemble: Ensemble, head: "WeakHead | None"
+    config: EvalConfig, point: ChangePoint, ensemble: Ensemble, head: WeakHead | None
 ) -> torch.optim.Optimizer:
-    """A new one; its first group has the weight decay, a second one, where some parameters have
-    none, has not.
+    """A new one.
+
+    Its first group has the weight decay; a second one, where some parameters are spared, has none.
     """
-    named = ensemble.parameters()
     # by the dimensions in one network, which stacked parameters have one more than
     spared = set() if config.decay_norms else _spared(ensemble.networks[0])
-    groups = [
-        [p for name, p in named.items() if name not in spared],
-        [p for name, p in named.items() if name in spared],
-    ]
+    decayed: list[Tensor] = []
+    rest: list[Tensor] = []
+    for name, parameter in ensemble.parameters().items():
+        (rest if name in spared else decayed).append(parameter)
     if head is not None:
-        groups[0].append(head.linear.weight)
-        groups[0 if config.decay_norms else 1].append(head.linear.bias)
-    given = [
-        {"params": params, "weight_decay": decay}
-        for params, decay in zip(groups, (point.weight_decay, 0.0), strict=True)
-        if params
-    ]
+        decayed.append(head.linear.weight)
+        (decayed if config.decay_norms else rest).append(head.linear.bias)
+    groups = []
+    for parameters, decay in ((decayed, point.weight_decay), (rest, 0.0)):
+        if parameters:
+            groups.append({"params": parameters, "weight_decay": decay})
     if config.optimiser == "adamw":
-        return torch.optim.AdamW(given, point.lr, betas=(0.9, 0.999))
-    return torch.optim.SGD(given, point.lr, point.momentum)
+        return torch.optim.AdamW(groups, point.lr, betas=(0.9, 0.999))
+    return torch.optim.SGD(groups, point.lr, point.momentum)
 
 
-def _change(optimiser: torch.optim.Optimizer, config: EvalConfig, point: ChangePoint) -> None:
-    """Go on with other settings."""
+def _changed(
+    optimiser: torch.optim.Optimizer | None,
+    config: EvalConfig,
+    point: ChangePoint,
+    ensemble: Ensemble,
+    head: WeakHead | None,
+) -> torch.optim.Optimizer:
+    """The optimiser with the settings of a change point, or a new one."""
+    if optimiser is None or point.fresh:
+        return _optimiser(config, point, ensemble, head)
     for group in optimiser.param_groups:
         group["lr"] = point.lr
         if config.optimiser == "sgd":
             group["momentum"] = point.momentum
     optimiser.param_groups[0]["weight_decay"] = point.weight_decay
+    return optimiser
 
 
 # Teachers.
@@ -369,17 +453,16 @@ def _change(optimiser: torch.optim.Optimizer, config: EvalConfig, point: ChangeP
 def _copies(
     teachers: Sequence[nn.Module], config: EvalConfig, device: torch.device
 ) -> list[nn.Module]:
-    """Of the teachers, as config.teacher_mode says; so the given ones keep their modes and running
-    statistics.
+    """Copies of the teachers in the mode of config.teacher_mode.
 
-    In training mode BatchNorm normalises by the batch; dropout stays off, because a label must not
-    depend on a global generator.
+    So the given ones keep their modes and running statistics. In training mode BatchNorm normalises
+    by the batch; dropout stays off, because a label must not depend on a global generator.
     """
-    copied = [
-        copy.deepcopy(teacher).to(device).eval().requires_grad_(False) for teacher in teachers
-    ]
+    copied = []
+    for teacher in teachers:
+        copied.append(copy.deepcopy(teacher).to(device).eval().requires_grad_(False))
     if config.teacher_mode == "train":
-        for part in itertools.chain.from_iterable(teacher.modules() for teacher in copied):
+        for part in nn.ModuleList(copied).modules():
             if isinstance(part, nn.modules.batchnorm._BatchNorm):
                 part.train()
     return copied
@@ -389,71 +472,13 @@ def _copies(
 def teacher_logits(
     teachers: Sequence[nn.Module], images: Tensor, precision: Precision = "fp32"
 ) -> Tensor:
-    """(B, K) float32: the mean of what the teachers, in the modes they are in, say of images (B, C,
-    H, W).
+    """The mean of what the teachers say of images (B, C, H, W): (B, K) float32.
+
+    They stay in the modes they are in.
     """
     with autocast(images.device, precision):
         said = [teacher(images).float() for teacher in teachers]
     return torch.stack(said).mean(0)
-
-
-class WeakHead:
-    """USKD's second classifier, of what the middle of a network says, averaged over space; it is
-    trained with the network and then not used.
-    """
-
-    def __init__(self, network: nn.Module, images: Tensor, rng: Generator):
-        """The head is initialised from `rng`; the network looks at `images` (B, C, H, W) once,
-        which changes nothing in it.
-        """
-        image_shape = (images.shape[1], images.shape[2], images.shape[3])
-        self._seen: Tensor | None = None
-        self._hook = models.middle(network, image_shape).register_forward_hook(self._see)
-        mode = network.training
-        with torch.no_grad():
-            num_classes = network.eval()(images).shape[1]
-        network.train(mode)
-        assert self._seen is not None
-        with scoped(rng):
-            self.linear = nn.Linear(self._seen.shape[1], num_classes)
-        self.linear.to(images.device)
-
-    def _see(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        # averaged at once: what follows may change the output in place
-        self._seen = output.float().mean((2, 3))
-
-    def logits(self) -> Tensor:
-        """(B, K) of the batch that the network saw last."""
-        assert self._seen is not None
-        return self.linear(self._seen)
-
-    def remove(self) -> None:
-        """Let the network go."""
-        self._hook.remove()
-
-
-# How long.
-
-
-def _extra_epochs(config: EvalConfig) -> int:
-    """Epochs that run beyond E."""
-    return 1 if config.schedule == "half" else 0
-
-
-def num_epochs(num: int, config: EvalConfig, steps: int | None = None) -> int:
-    """E for a set of `num` examples: the protocol's, or as many as `steps` updates take; the last
-    epoch that runs may be cut short.
-    """
-    return (
-        config.epochs
-        if steps is None
-        else math.ceil(steps / math.ceil(num / config.batch)) - _extra_epochs(config)
-    )
-
-
-def num_updates(num: int, config: EvalConfig) -> int:
-    """Updates of a network on a set of `num` examples, when all epochs of the protocol run."""
-    return (config.epochs + _extra_epochs(config)) * math.ceil(num / config.batch)
 
 
 # How good.
@@ -476,11 +501,10 @@ class Classified:
 
 def diverged(network: nn.Module) -> bool:
     """Whether a parameter or a buffer of a network is not finite."""
-    return not all(
-        bool(t.isfinite().all())
-        for t in (*network.parameters(), *network.buffers())
-        if t.is_floating_point()
-    )
+    for tensor in (*network.parameters(), *network.buffers()):
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            return True
+    return False
 
 
 @torch.no_grad()
@@ -499,13 +523,35 @@ def classified(network: nn.Module, real: RealSet, precision: Precision = "fp32")
         finite &= logits.isfinite().all()
         hits.append(logits.argmax(1) == batch.targets)
     labels = real.labels.cpu()
-    right, images = (
-        torch.bincount(chosen, minlength=real.num_classes).tolist()
-        for chosen in (labels[torch.cat(hits).cpu()], labels)
-    )
-    return Classified(tuple(right), tuple(images), diverged=diverged(network) or not bool(finite))
+    right = torch.bincount(labels[torch.cat(hits).cpu()], minlength=real.num_classes)
+    images = torch.bincount(labels, minlength=real.num_classes)
+    lost = diverged(network) or not bool(finite)
+    return Classified(tuple(right.tolist()), tuple(images.tolist()), diverged=lost)
 
 
 def accuracy(network: nn.Module, real: RealSet, precision: Precision = "fp32") -> float | None:
-    """Fraction of images classified correctly, in evaluation mode; None of a network that diverged."""
+    """Fraction of images classified correctly, in evaluation mode.
+
+    None of a network that diverged.
+    """
     return classified(network, real, precision).accuracy
+
+
+# Both together, as an evaluation uses them.
+
+
+@dataclass(frozen=True)
+class Means:
+    """How networks are trained and judged.
+
+    Something else than this module stands in for it where that is wanted: an estimate of the time,
+    which only notes what it was asked for, or a training function of the user.
+    """
+
+    train_networks: Callable[..., list[nn.Module]]
+    classified: Callable[[nn.Module, RealSet, Precision], Classified]
+
+
+def usual_means() -> Means:
+    """The two functions of this module."""
+    return Means(train_networks, classified)

@@ -32,7 +32,8 @@ from torch import Tensor, nn
 from ddengine import loop, prepare
 from ddengine.artefact import folder as folders
 from ddengine.data import Data, RealSet, load_data
-from ddengine.evaluation.evaluate import evaluate, validate
+from ddengine.evaluation.evaluate import evaluate
+from ddengine.evaluation.train import validate
 from ddengine.learning import training
 from ddengine.learning.flat import flatten, flatten_buffers, unflatten_into
 from ddengine.learning.teachers import load_all

@@ -11,44 +11,54 @@ from ddengine.system.errors import UserError
 
 
 class Memo:
-    """Results of finished trainings, one JSON line each, so that an interrupted evaluation goes on
-    where it was.
+    """Results of finished trainings, one JSON line each.
+
+    So an interrupted evaluation goes on where it was.
     """
 
     def __init__(self, path: Path | None, identity: str):
         """Read back the lines of `path` that belong to `identity`; None keeps nothing."""
-        self._path, self._identity, self._known = path, identity, dict[str, Any]()
+        self._path = path
+        self._identity = identity
+        self._known: dict[str, Any] = {}
         if path is not None and path.exists():
-            content = path.read_bytes()
-            whole = content[: content.rfind(b"\n") + 1]  # without the line that a kill cut off
-            if len(whole) < len(content):
-                os.truncate(path, len(whole))
-            try:
-                for entry in map(json.loads, whole.splitlines()):
-                    if entry["identity"] == identity:
-                        self._known[entry["key"]] = entry["value"]
-            except (ValueError, KeyError, TypeError):
-                raise UserError(f"{path} is damaged; delete it and evaluate again.") from None
-        # of finished trainings
-        self.seconds_before = sum(
-            v.get("seconds", 0.0) for v in self._known.values() if isinstance(v, dict)
-        )
+            self._known = _lines_of(path, identity)
+        self.seconds_before = 0.0  # of finished trainings
+        for value in self._known.values():
+            if isinstance(value, dict):
+                self.seconds_before += value.get("seconds", 0.0)
 
-    def __call__(self, key: str, compute: Callable[[], Any]) -> Any:
-        """The value stored under `key`, computed and stored when new."""
+    def __call__(self, key: str, compute: Callable[[], Any], *, keep: bool = True) -> Any:
+        """The value stored under `key`, computed and stored when new.
+
+        What is not to be kept is remembered by this object, and not by the file.
+        """
         if key not in self._known:
             self._known[key] = compute()
-            if self._path is not None:
+            if keep and self._path is not None:
+                line = {"identity": self._identity, "key": key, "value": self._known[key]}
                 with self._path.open("a") as file:
-                    file.write(
-                        files.to_json(
-                            {"identity": self._identity, "key": key, "value": self._known[key]}
-                        )
-                        + "\n"
-                    )
+                    file.write(files.to_json(line) + "\n")
         return self._known[key]
 
     def clear(self) -> None:
         """Forget everything, the file too."""
         if self._path is not None:
             self._path.unlink(missing_ok=True)
+
+
+def _lines_of(path: Path, identity: str) -> dict[str, Any]:
+    """The values by their keys; a line that a kill cut off is taken away."""
+    content = path.read_bytes()
+    complete = content[: content.rfind(b"\n") + 1]
+    if len(complete) < len(content):
+        os.truncate(path, len(complete))
+    known: dict[str, Any] = {}
+    try:
+        for line in complete.splitlines():
+            entry = json.loads(line)
+            if entry["identity"] == identity:
+                known[entry["key"]] = entry["value"]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path} is damaged; delete it and evaluate again.") from None
+    return known

@@ -12,7 +12,8 @@ from helpers import CPU, DIGITS, MODEL, new_model, tiny_data, tiny_set
 from torch import nn
 
 from ddengine.data import load_data
-from ddengine.evaluation.evaluate import evaluate, validate
+from ddengine.evaluation.evaluate import evaluate
+from ddengine.evaluation.train import validate
 from ddengine.learning import training
 from ddengine.plan import estimate
 from ddengine.system import runtime

@@ -24,8 +24,9 @@ from ddengine.data import Preprocess, load_data
 from ddengine.data.preprocess import fit_zca
 from ddengine.data.stored import check_stored, flaw, unlike
 from ddengine.evaluation import bench, ranking, scores, tables
-from ddengine.evaluation.evaluate import evaluate, validate
+from ddengine.evaluation.evaluate import evaluate
 from ddengine.evaluation.rates import best_rate
+from ddengine.evaluation.train import validate
 from ddengine.learning import training
 from ddengine.models import build_model
 from ddengine.pages import figures, of_continual, overview, page

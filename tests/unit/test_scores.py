@@ -199,7 +199,7 @@ def rates(data, monkeypatch, models, **config):
         seen.append((used.optimiser, lr))
         return train(new_model, sets, seeds, used, lr, device, **rest)
 
-    monkeypatch.setattr(module.training, "train_networks", spy)
+    monkeypatch.setattr(training, "train_networks", spy)
     syn = tiny_set(data)
     syn = syn.with_tensors({"lr": torch.tensor(0.07)})
     found = evaluate(
@@ -290,7 +290,7 @@ def test_the_row_of_eight_bits_takes_the_rate_of_the_exact_set(data, monkeypatch
     syn = syn.with_tensors({"images": syn.tensors["images"] * 1.5})
     seen, train = [], training.train_networks
     monkeypatch.setattr(
-        module.training,
+        training,
         "train_networks",
         lambda *args, **rest: (seen.append(args[4]), train(*args, **rest))[1],
     )
@@ -446,7 +446,7 @@ def test_the_network_that_herding_looks_through_has_the_optimiser_of_its_rate(da
     monkeypatch.setattr(of_rates, "usual_optimiser", lambda name: "adamw")
     seen, train = [], training.train_networks
     monkeypatch.setattr(
-        module.training,
+        training,
         "train_networks",
         lambda *args, **rest: (seen.append((args[3].optimiser, args[4])), train(*args, **rest))[1],
     )

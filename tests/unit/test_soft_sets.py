@@ -31,7 +31,8 @@ from ddengine.artefact import folder as folders
 from ddengine.artefact.folder import load
 from ddengine.data import Preprocess, load_data
 from ddengine.evaluation import bench
-from ddengine.evaluation.evaluate import evaluate, validate
+from ddengine.evaluation.evaluate import evaluate
+from ddengine.evaluation.train import validate
 from ddengine.learning import training
 from ddengine.learning.losses import task_loss
 from ddengine.learning.teachers import predict
@@ -773,7 +774,8 @@ def test_an_interrupted_evaluation_with_random_soft(tested, tmp_path, monkeypatc
     monkeypatch.setattr(bench.Bench, "accuracies", until(stop_at))
     with pytest.raises(KeyboardInterrupt):
         rows_of(syn, tested, config, memo_path=memo)
-    assert memo.read_bytes().count(b"\n") == stop_at
+    # and a line that says which networks are trained at once
+    assert memo.read_bytes().count(b"\n") == stop_at + 1
     monkeypatch.setattr(bench.Bench, "accuracies", until(-1))
     again = rows_of(syn, tested, config, memo_path=memo)
     assert list(again) == list(whole) and all(

@@ -1,0 +1,139 @@
+"""Training a single network on a set, by a protocol."""
+
+import copy
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Generator, nn
+
+from ddengine.data import Data
+from ddengine.evaluation import brought
+from ddengine.evaluation.bench import SEARCH_SEED
+from ddengine.evaluation.brought import Factory
+from ddengine.evaluation.contenders import set_labels
+from ddengine.evaluation.decoded import freeze
+from ddengine.evaluation.rates import adapted
+from ddengine.learning.training import AtOnce, Labels, Means, usual_means
+from ddengine.models import ImageShape, build_model
+from ddengine.recipe import EvalConfig
+from ddengine.sets.synthetic import SyntheticSet
+from ddengine.system.runtime import Precision
+from ddengine.types import TrainingSet
+
+
+def train_one(
+    of: SyntheticSet | TrainingSet,
+    network: str | Factory | nn.Module,
+    config: EvalConfig,
+    *,
+    seed: int,
+    device: torch.device,
+    lr: float | None = None,
+    steps: int | None = None,
+    home: str = "",
+    num_classes: int | None = None,
+    precision: Precision = "fp32",
+    teachers: Sequence[nn.Module] = (),
+    labels: Labels | None = None,
+    at_once: AtOnce | None = None,
+    means: Means | None = None,
+) -> nn.Module:
+    """A network trained on a set by a protocol, in evaluation mode.
+
+    It is the network that an evaluation by the same protocol trains with that seed and rate, to the
+    bit where that trains networks one after another, to rounding where it trains several in one
+    computation.
+
+    Args:
+        of: a distilled set, or anything else that networks can be trained on.
+        network: the name of one of our networks, a function that makes a network of an image shape
+            (C, H, W) and a number of classes, or a network, of which a copy is trained.
+        config: the protocol.
+        seed: decides initialisation, order, augmentation and mixing.
+        device: where the network is trained.
+        lr: learning rate; None: the learned one of the set, where it has one for SGD and for this
+            network, else the usual one of the protocol.
+        steps: exactly so many updates; None: the epochs of the protocol.
+        home: the name of the network that the learned rate was learned for.
+        num_classes: K, of sets that do not say it.
+        precision: of the forward pass.
+        teachers: make dynamic labels.
+        labels: "own", "hard" or "dynamic"; None: those that the protocol gives to a set.
+        at_once: of the evaluation whose network this is to be.
+        means: what trains; None: our loop.
+    """
+    learned = None
+    if isinstance(of, SyntheticSet):
+        learned, num_classes = of.lr, len(of.class_names)
+        of = freeze(of, device)
+    name = network if isinstance(network, str) else ""
+    protocol = adapted(config, name)
+    if lr is None:
+        lr = protocol.lr
+        if learned and name and name == home and protocol.optimiser == "sgd":
+            lr = learned
+    image = of.batch(torch.arange(1)).images
+    shape = (image.shape[1], image.shape[2], image.shape[3])
+    foreign = {} if isinstance(network, str) else {"foreign": True}
+    (trained,) = (means or usual_means()).train_networks(
+        _maker(network, shape, num_classes),
+        [of],
+        [seed],
+        protocol,
+        lr,
+        device,
+        steps=steps,
+        precision=precision,
+        teachers=teachers,
+        labels=labels or set_labels(config),
+        at_once=at_once,
+        **foreign,
+    )
+    return trained
+
+
+def _maker(
+    network: str | Factory | nn.Module, shape: ImageShape, num_classes: int | None
+) -> Callable[[Generator], nn.Module]:
+    """What makes the network from a generator."""
+    if isinstance(network, nn.Module):
+        return lambda rng: copy.deepcopy(network)
+    assert num_classes is not None, "of a set that does not say its classes, give num_classes"
+    if isinstance(network, str):
+        return partial(build_model, network, shape, num_classes)
+    brought.check_factories({brought.name_of(network): network}, shape, num_classes)
+    return partial(brought.build, network, shape, num_classes)
+
+
+def validate(
+    syn: SyntheticSet,
+    data: Data,
+    config: EvalConfig,
+    model: str,
+    *,
+    seed: int,
+    device: torch.device,
+    precision: Precision,
+    teachers: Sequence[nn.Module] = (),
+    means: Means | None = None,
+) -> float | None:
+    """Accuracy on the validation split of one network trained on `syn`.
+
+    It has the learned rate of the set, or the protocol's usual one. None where it diverged.
+    """
+    assert data.validation is not None
+    means = means or usual_means()
+    network = train_one(
+        syn,
+        model,
+        config,
+        seed=seed + 3 * SEARCH_SEED,
+        device=device,
+        home=model,
+        precision=precision,
+        teachers=teachers,
+        labels=config.labels,
+        means=means,
+    )
+    return means.classified(network, data.validation, precision).accuracy

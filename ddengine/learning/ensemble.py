@@ -1,0 +1,84 @@
+"""Networks of one architecture as one computation, and the second classifier that USKD needs."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Generator, Tensor, nn
+
+from ddengine.models import middle
+from ddengine.system.rng import scoped
+
+
+class Ensemble:
+    """n networks of one architecture as one: (n, B, C, H, W) -> (n, B, K).
+
+    With n = 1 it is the plain network.
+    """
+
+    def __init__(self, networks: Sequence[nn.Module]):
+        self.networks = list(networks)
+        if len(self.networks) > 1:
+            self._params, self._buffers = torch.func.stack_module_state(self.networks)
+
+    def parameters(self) -> dict[str, Tensor]:
+        """What an optimiser steps, by name; of several networks each is stacked."""
+        if len(self.networks) == 1:
+            return dict(self.networks[0].named_parameters())
+        return self._params
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Logits of all networks, each on its own images."""
+        if len(self.networks) == 1:
+            return self.networks[0](images[0])[None]
+        return torch.vmap(self._one)(self._params, self._buffers, images)
+
+    def _one(self, params: dict[str, Tensor], buffers: dict[str, Tensor], images: Tensor) -> Tensor:
+        return torch.func.functional_call(self.networks[0], (params, buffers), (images,))
+
+    @torch.no_grad()
+    def unstack(self) -> list[nn.Module]:
+        """The networks with the state reached so far."""
+        if len(self.networks) == 1:
+            return self.networks
+        stacked = {**self._params, **self._buffers}
+        for i, network in enumerate(self.networks):
+            for name, tensor in (*network.named_parameters(), *network.named_buffers()):
+                tensor.copy_(stacked[name][i])
+        return self.networks
+
+
+class WeakHead:
+    """USKD's second classifier: it classifies by the output of the middle of a network.
+
+    That output is averaged over space. The head is trained with the network and then not used.
+    """
+
+    def __init__(self, network: nn.Module, images: Tensor, rng: Generator):
+        """Initialise the head from `rng`.
+
+        The network looks at `images` (B, C, H, W) once, which changes nothing in it.
+        """
+        image_shape = (images.shape[1], images.shape[2], images.shape[3])
+        self._seen: Tensor | None = None
+        self._hook = middle(network, image_shape).register_forward_hook(self._see)
+        mode = network.training
+        with torch.no_grad():
+            num_classes = network.eval()(images).shape[1]
+        network.train(mode)
+        assert self._seen is not None
+        with scoped(rng):
+            self.linear = nn.Linear(self._seen.shape[1], num_classes)
+        self.linear.to(images.device)
+
+    def _see(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        # averaged at once: what follows may change the output in place
+        self._seen = output.float().mean((2, 3))
+
+    def logits(self) -> Tensor:
+        """(B, K) of the batch that the network saw last."""
+        assert self._seen is not None
+        return self.linear(self._seen)
+
+    def remove(self) -> None:
+        """Let the network go."""
+        self._hook.remove()
