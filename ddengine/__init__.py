@@ -17,35 +17,66 @@ from typing import TYPE_CHECKING, Any
 from ddengine.system import compat as _compat  # noqa: F401  before anyone imports torchvision
 
 if TYPE_CHECKING:
+    from ddengine.api.continual import continual
+    from ddengine.api.describe import inspect
     from ddengine.api.distill import distill
+    from ddengine.api.evaluate import evaluate, train
+    from ddengine.api.merge import merge
+    from ddengine.api.outcomes import Outcome
+    from ddengine.api.privacy import privacy
+    from ddengine.api.report import report
     from ddengine.api.results import Distilled, load
+    from ddengine.api.score import rank, score
     from ddengine.api.select import select
     from ddengine.data import Dataset
     from ddengine.recipe import EvalConfig, Recipe
     from ddengine.system.errors import UserError
+    from ddengine.uses.continual import ContinualConfig
 
     __version__: str
 
-# name -> the module that it is defined in; no module of this package has a name of these
+# name -> the module that it is defined in; no module of this package has one of these names
 _PLACES = {
+    "ContinualConfig": "ddengine.uses.continual",
     "Dataset": "ddengine.data",
     "Distilled": "ddengine.api.results",
     "EvalConfig": "ddengine.recipe",
+    "Outcome": "ddengine.api.outcomes",
     "Recipe": "ddengine.recipe",
     "UserError": "ddengine.system.errors",
+    "continual": "ddengine.api.continual",
     "distill": "ddengine.api.distill",
+    "evaluate": "ddengine.api.evaluate",
+    "inspect": "ddengine.api.describe",
     "load": "ddengine.api.results",
+    "merge": "ddengine.api.merge",
+    "privacy": "ddengine.api.privacy",
+    "rank": "ddengine.api.score",
+    "report": "ddengine.api.report",
+    "score": "ddengine.api.score",
     "select": "ddengine.api.select",
+    "train": "ddengine.api.evaluate",
 }
 __all__ = [
+    "ContinualConfig",
     "Dataset",
     "Distilled",
     "EvalConfig",
+    "Outcome",
     "Recipe",
     "UserError",
+    "continual",
     "distill",
+    "evaluate",
+    "inspect",
     "load",
+    "merge",
+    "privacy",
+    "rank",
+    "report",
+    "score",
     "select",
+    "train",
 ]
 
 

@@ -31,7 +31,6 @@ from ddengine.system.runtime import Precision
 from ddengine.uses import continual as learning
 from ddengine.uses.continual import ContinualConfig
 
-
 MARK = "continual.recipe.json"
 
 
@@ -144,4 +143,4 @@ def _within_bytes(recipe: Recipe, config: ContinualConfig) -> Recipe:
 
 def _rows(content: dict[str, Any]) -> list[dict[str, Any]]:
     """One row a memory."""
-    return [dict(memory) for memory in content["memories"]]
+    return [{"memory": name, **facts} for name, facts in content["memories"].items()]

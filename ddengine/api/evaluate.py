@@ -1,6 +1,5 @@
 """What a set is worth: networks trained on it beside its baselines; and a single network."""
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,7 +23,7 @@ from ddengine.models import build_model, middle
 from ddengine.pages import figures
 from ddengine.recipe import DataConfig, EvalConfig, from_dict, to_dict
 from ddengine.sets.synthetic import SyntheticSet
-from ddengine.system import files, log, program, runtime
+from ddengine.system import files, log, runtime
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 from ddengine.system.runtime import Precision
@@ -141,6 +140,7 @@ def outcome(content: Mapping[str, Any], of: Distilled, out: Path | None) -> Outc
         partial(tables.table, dict(content), title, "none"),
         tuple(tables.notes(dict(content))),
         out,
+        title,
     )
 
 

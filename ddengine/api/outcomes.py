@@ -26,6 +26,7 @@ class Outcome:
     table: Callable[[], RenderableType]
     notes: tuple[str, ...] = ()  # what to know beside the table
     folder: Path | None = None  # where it was written; None: nowhere
+    title: str = ""  # of the table
 
     def to_pandas(self) -> Any:
         """The rows as a pandas DataFrame. Raises UserError where pandas is not installed."""

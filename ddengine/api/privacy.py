@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ddengine.api.evaluate import OpenSet, data_settings, open_set, protocol_of, source_of
+from ddengine.api.evaluate import OpenSet, open_set, protocol_of, source_of
 from ddengine.api.inputs import Images, check_precision
 from ddengine.api.outcomes import Outcome
 from ddengine.api.results import Distilled, opened
@@ -76,9 +76,8 @@ def privacy(
         if out is not None:
             files.write_json(out / "privacy.json", content)
             of_privacy.picture(out / "privacy.png", beside.syn, beside.data, content)
-        rows = [
-            dict(zip(of_privacy.HEADS, line, strict=True)) for line in of_privacy.lines(content)
-        ]
+        heads = [head or "measure" for head in of_privacy.HEADS]
+        rows = [dict(zip(heads, line, strict=True)) for line in of_privacy.lines(content)]
         return Outcome(content, rows, partial(of_privacy.table, content), (), out)
 
 

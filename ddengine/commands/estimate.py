@@ -6,14 +6,17 @@ from pathlib import Path
 
 import torch
 
+import ddengine
 from buffers.open import EXPERTS
 from buffers.train import train_expert
+from ddengine.api.evaluate import protocol_of
 from ddengine.api.inputs import Source
-from ddengine.commands.evaluate import set_options
 from ddengine.commands.options import options_of, print_config
 from ddengine.commands.process import one_process
+from ddengine.commands.words import taken_flag
 from ddengine.plan import estimate as costs
 from ddengine.prepare import check_networks
+from ddengine.recipe import EvalConfig
 from ddengine.system.errors import UserError
 
 
@@ -21,22 +24,18 @@ def main(args: list[str]) -> None:
     """Say what buffer, distill and evaluate of a recipe will cost on this machine, from a short
     calibration; --json PATH writes it too.
     """
-    words = [
-        word for arg in args for word in (arg.split("=", 1) if arg.startswith("--json=") else [arg])
-    ]
-    at = words.index("--json") if "--json" in words else len(words)
-    path, began = words[at + 1 : at + 2], time.perf_counter()
-    options, parsing = (
-        options_of("estimate", words[:at] + words[at + 2 :]),
-        time.perf_counter() - began,
-    )
-    if at < len(words) and not path:
+    began = time.perf_counter()
+    paths, words = taken_flag(args, "--json")
+    options = options_of("estimate", words)
+    parsing = time.perf_counter() - began
+    if "" in paths:
         raise UserError("--json needs the path of the file to write.")
+    path = Path(paths[-1]) if paths else None
     recipe = options.recipe
     if options.print_config:
         return print_config(recipe)
-    if path:
-        costs.check_path(Path(path[0]))
+    if path is not None:
+        costs.check_path(path)
     device = one_process(options, "estimate")
     stores, source = options.stores(), Source(recipe.data)
     data = source.load(torch.device("cpu"), stores.preprocess)
@@ -51,7 +50,7 @@ def main(args: list[str]) -> None:
         load=partial(source.load, stored=stores.preprocess),
         open_store=stores.open,
         train_expert=train_expert,
-        set_options=set_options,
+        protocol=protocol_of_folder,
         parsing=parsing,
     )
     costs.show(
@@ -61,5 +60,10 @@ def main(args: list[str]) -> None:
         device,
         experts=options.experts or EXPERTS,
         run=options.out or Path("runs"),
-        path=Path(path[0]) if path else None,
+        path=path,
     )
+
+
+def protocol_of_folder(folder: Path) -> EvalConfig:
+    """What the evaluate command takes for a distilled folder."""
+    return protocol_of(ddengine.load(folder))

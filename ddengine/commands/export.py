@@ -10,9 +10,14 @@ from buffers.exchange import export_experts
 from ddengine.artefact import exchange, image_folder, runs, tars
 from ddengine.artefact import folder as set_folders
 from ddengine.commands import cli
-from ddengine.commands.options import paths_of
+from ddengine.commands.options import is_set, path_of
 from ddengine.system import files, log, program
 from ddengine.system.errors import UserError
+
+
+def is_store(path: Path) -> bool:
+    """Whether a path is that of experts or of a set."""
+    return (path / "manifest.json").is_file() or is_set(path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +90,7 @@ def set_name(folder: Path, meta: dict[str, Any]) -> str:
 
 def main(args: list[str]) -> None:
     """The command."""
-    export(
-        paths_of(args[:1], "export", "the folder of an expert store, a run or a distilled set")[0],
-        args[1:],
+    path, flags = path_of(
+        args, "export", "the folder of an expert store, a run or a distilled set", is_store
     )
+    export(path, flags)
