@@ -25,7 +25,7 @@ from ddengine.models import build_model
 from ddengine.objective import Env
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system import rng, runtime
-from synth.recipes import find
+from synth.catalogue import find
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,8 @@ from ddengine.objective import Env
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system import rng, runtime
 from synth import classes
+from synth.catalogue import find
 from synth.networks import OnReal, OnSynthetic
-from synth.recipes import find
 
 SHAPE, CLASSES, PER_CLASS = (1, 28, 28), 10, 600
 # images in one pass, which the engine otherwise chooses by the device

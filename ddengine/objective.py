@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
 from torch import Generator, Tensor, nn
@@ -49,6 +49,12 @@ class ObjectiveConfig(Method, Protocol):
 
     Only `build` has no default.
     """
+
+    def small(self) -> Self:
+        """The same method at the size of a test: batches of 8 images, few inner steps, segments
+        within four epochs; itself where nothing is large.
+        """
+        return self
 
     def build(self, env: Env) -> Objective:
         """The objective. Raises UserError for what it cannot work with."""

@@ -12,8 +12,8 @@ or more that is a large one, so lower `real_batch` there.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from dataclasses import dataclass, replace
+from typing import Generic, Self, TypeVar
 
 import torch
 from torch import Generator, Tensor
@@ -57,6 +57,10 @@ class DistributionMatching(ObjectiveConfig, Generic[NetworksT]):
     def parts_by_device(self) -> bool:
         """Whether it is left to the device into how many losses a step falls."""
         return self.classes_at_once is None
+
+    def small(self) -> Self:
+        """With 8 real images a class."""
+        return replace(self, real_batch=8)
 
     def build(self, env: Env) -> "DistributionObjective":
         """The objective. Raises UserError when classes are to be parted that BatchNorm joins."""

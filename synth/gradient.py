@@ -14,9 +14,9 @@ BatchNorm layers get the statistics of 16 real images per class themselves, not 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
-from typing import Generic, Literal, TypeVar
+from typing import Generic, Literal, Self, TypeVar
 
 import torch
 from torch import Generator, Tensor
@@ -119,6 +119,10 @@ class GradientMatching(ObjectiveConfig, Generic[NetworksT]):
     def parts_by_device(self) -> bool:
         """Whether it is left to the device into how many losses a step falls."""
         return self.classes_at_once is None and self.classes == "each"
+
+    def small(self) -> Self:
+        """With 8 real images a class."""
+        return replace(self, real_batch=8)
 
     def build(self, env: Env) -> "GradientObjective":
         """The objective. Raises UserError when the network has nothing to compare."""

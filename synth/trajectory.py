@@ -19,8 +19,8 @@ the expert gives the images at the segment's end.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, Generic, Literal, Protocol, Self, TypeVar
 
 import torch
 from torch import Generator, Tensor
@@ -48,6 +48,10 @@ class Window(Protocol):
     @property
     def last(self) -> int:
         """The latest start epoch over the whole run."""
+        ...
+
+    def small(self) -> "Window":
+        """The same window within the first two epochs."""
         ...
 
 
@@ -84,6 +88,10 @@ class UniformWindow:
     def last(self) -> int:
         """The latest start epoch over the whole run."""
         return self.high - 1
+
+    def small(self) -> "UniformWindow":
+        """The first two epochs."""
+        return UniformWindow(high=2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,6 +180,17 @@ class TrajectoryMatching(ObjectiveConfig, Generic[WindowT, PerturbT, LossScaleT,
                 f"{stored[-1]} there are; lower objective.window.high or "
                 "objective.expert_epochs, or train longer experts (buffer.epochs, buffer.keep)."
             )
+
+    def small(self) -> Self:
+        """Four inner steps of 8 images, towards experts two epochs later, at a rate to suit."""
+        return replace(
+            self,
+            inner_steps=4,
+            expert_epochs=2,
+            window=self.window.small(),
+            batch=8,
+            lr=0.3 * (1 - self.momentum),
+        )
 
     def build(self, env: Env) -> "TrajectoryObjective":
         """The objective.

@@ -2,7 +2,7 @@
 
 from ddengine.commands.options import options_of, print_config
 from ddengine.system import log
-from synth.recipes.cite import bibtex
+from synth.cite import bibtex
 
 
 def main(args: list[str]) -> None:

@@ -7,7 +7,7 @@ from ddengine.recipe import (
 )  # fmt: skip
 from ddengine.system import log, program
 from ddengine.system.errors import UserError
-from synth.recipes import RECIPES
+from synth.catalogue import RECIPES
 
 
 def main(args: list[str]) -> None:

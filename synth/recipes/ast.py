@@ -16,21 +16,33 @@ from synth.recipes.cells import cell
 from synth.recipes.protocols import PROTOCOLS
 from synth.trajectory import TrajectoryMatching, UniformWindow
 
+BIBTEX = """
+@article{shen2023ast,
+  title   = {{AST}: Effective Dataset Distillation through Alignment with Smooth and High-Quality Expert Trajectories},
+  author  = {Shen, Jiyuan and Yang, Wenzhuo and Lam, Kwok-Yan},
+  journal = {arXiv preprint arXiv:2310.10541},
+  year    = {2023}
+}
+"""
+
 CITES = ("shen2023ast",)
 NOT_FOUND = "No published figure: the paper's tables were not read, and none was found elsewhere."
 REPRESENTATIVE = InitConfig(kind="representative")
 
 
 def _cell(
-    dataset: str, ipc: int, *, steps: int, epochs: int, window: int, batch: int | None = None, zca: bool, lr_img: float, lr_lr: float,
-    representative: bool, perturb: bool = True, middle: bool = True, balanced: bool = False, eval_epochs: int = 1000, variant: str = "",
+    dataset: str, ipc: int, *, steps: int, epochs: int, window: int, batch: int | None = None,
+    zca: bool, lr_img: float, lr_lr: float,
+    representative: bool, perturb: bool = True, middle: bool = True, balanced: bool = False,
+    eval_epochs: int = 1000, variant: str = "",
     note: str = "",
 ) -> Recipe:  # fmt: skip
     return cell(
         "ast", CITES, dataset, ipc, variant=variant, zca=zca, lr_img=lr_img, lr_lr=lr_lr,
         buffer=BufferConfig(step=Smooth()),
         objective=TrajectoryMatching(
-            inner_steps=steps, expert_epochs=epochs, window=UniformWindow(high=window), batch=batch, momentum=0.9,
+            inner_steps=steps, expert_epochs=epochs, window=UniformWindow(high=window), batch=batch,
+            momentum=0.9,
             perturb=WeightNoise() if perturb else None,
             loss_scale=BalancedLoss() if balanced else None,
             milestones=IntermediateMatching() if middle else None,
@@ -49,22 +61,28 @@ def _published() -> list[Recipe]:
     either = "The two sources give pixel rate 100 or 1000 and learning rate's rate 1e-6 or 1e-5; the smaller ones are taken."
     return [
         _cell(
-            "cifar10", 10, steps=30, epochs=2, window=20, zca=True, lr_img=100, lr_lr=1e-6, representative=False, balanced=True, note=either,
+            "cifar10", 10, steps=30, epochs=2, window=20, zca=True, lr_img=100, lr_lr=1e-6,
+            representative=False, balanced=True, note=either,
         ),
         _cell(
-            "cifar100", 1, steps=40, epochs=3, window=15, zca=False, lr_img=100, lr_lr=1e-5, representative=True, eval_epochs=300,
+            "cifar100", 1, steps=40, epochs=3, window=15, zca=False, lr_img=100, lr_lr=1e-5,
+            representative=True, eval_epochs=300,
             note=f"{script} The released initialisation gives no image at one image per class; here one centre.",
         ),
         _cell(
-            "cifar100", 1, steps=20, epochs=3, window=20, zca=True, lr_img=1000, lr_lr=1e-5, representative=True, balanced=True,
+            "cifar100", 1, steps=20, epochs=3, window=20, zca=True, lr_img=1000, lr_lr=1e-5,
+            representative=True, balanced=True,
             variant="_readme", note=readme,
         ),
-        _cell("cifar100", 10, steps=20, epochs=2, window=30, batch=128, zca=False, lr_img=1000, lr_lr=1e-5, representative=True, eval_epochs=300),
+        _cell("cifar100", 10, steps=20, epochs=2, window=30, batch=128, zca=False, lr_img=1000,
+            lr_lr=1e-5, representative=True, eval_epochs=300),
         _cell(
-            "cifar100", 50, steps=80, epochs=2, window=40, batch=700, zca=False, lr_img=1000, lr_lr=1e-5, representative=True, perturb=False,
+            "cifar100", 50, steps=80, epochs=2, window=40, batch=700, zca=False, lr_img=1000,
+            lr_lr=1e-5, representative=True, perturb=False,
             middle=False,
         ),
-        _cell("tiny_imagenet", 1, steps=10, epochs=2, window=10, zca=False, lr_img=1e4, lr_lr=1e-4, representative=False),
+        _cell("tiny_imagenet", 1, steps=10, epochs=2, window=10, zca=False, lr_img=1e4, lr_lr=1e-4,
+            representative=False),
     ]  # fmt: skip
 
 
@@ -82,7 +100,8 @@ def _small() -> list[Recipe]:
             buffer=replace(recipe.buffer, step=Smooth(clip_epochs=2)),
             init=REPRESENTATIVE,
             objective=replace(
-                recipe.objective, momentum=0.9, lr=0.01, perturb=WeightNoise(), milestones=IntermediateMatching(),
+                recipe.objective, momentum=0.9, lr=0.01, perturb=WeightNoise(),
+                milestones=IntermediateMatching(),
                 loss_scale=BalancedLoss(),
             ),
             outer=replace(recipe.outer, optim={**recipe.outer.optim, "lr": OptimConfig(lr=1e-5)}),

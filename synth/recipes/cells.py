@@ -85,7 +85,9 @@ def cell(
         targets=targets,
         objective=objective,
         outer=OuterConfig(
-            steps=steps, optim={"images": OptimConfig(lr=lr_img), "lr": OptimConfig(lr=lr_lr), **(optim or {})}, picture_every=500, **outer
+            steps=steps,
+            optim={"images": OptimConfig(lr=lr_img), "lr": OptimConfig(lr=lr_lr), **(optim or {})},
+            picture_every=500, **outer
         ),
         evaluation=evaluation,
     )  # fmt: skip

@@ -27,6 +27,31 @@ from synth.networks import OnSynthetic, loop_counts
 from synth.recipes.matching import NCFM, NONE, Figure, cell, small, strategy
 from synth.recipes.protocols import PROTOCOLS
 
+BIBTEX = """
+@inproceedings{zhao2021dc,
+  title     = {Dataset Condensation with Gradient Matching},
+  author    = {Zhao, Bo and Mopuri, Konda Reddy and Bilen, Hakan},
+  booktitle = {International Conference on Learning Representations (ICLR)},
+  year      = {2021}
+}
+
+@inproceedings{zhao2021dsa,
+  title     = {Dataset Condensation with Differentiable {Siamese} Augmentation},
+  author    = {Zhao, Bo and Bilen, Hakan},
+  booktitle = {Proceedings of the International Conference on Machine Learning (ICML)},
+  pages     = {12674--12685},
+  year      = {2021}
+}
+
+@inproceedings{lee2022dcc,
+  title     = {Dataset Condensation with Contrastive Signals},
+  author    = {Lee, Saehyung and Chun, Sanghyuk and Jung, Sangwon and Yun, Sangdoo and Yoon,
+      Sungroh},
+  booktitle = {Proceedings of the International Conference on Machine Learning (ICML)},
+  year      = {2022}
+}
+"""
+
 CITES = ("zhao2021dc",)
 DSA_CITES = ("zhao2021dc", "zhao2021dsa")
 DCC_CITES = ("zhao2021dc", "lee2022dcc")
@@ -104,10 +129,13 @@ def _published() -> list[Recipe]:
                     )
                 cells.append(
                     cell(
-                        method, cites, dataset, ipc, objective=objective, steps=NETWORKS * (networks.steps or loop_counts(ipc)[0]), lr_img=0.1,
-                        init=InitConfig(kind="noise" if method == "dc" else "real"), evaluation=_evaluation(method, dataset),
+                        method, cites, dataset, ipc, objective=objective,
+                        steps=NETWORKS * (networks.steps or loop_counts(ipc)[0]), lr_img=0.1,
+                        init=InitConfig(kind="noise" if method == "dc" else "real"),
+                        evaluation=_evaluation(method, dataset),
                         published=published, source=NCFM if dataset.startswith("cifar") else README,
-                        note=" ".join(filter(None, (MISSING.get((method, dataset, ipc), ""), "" if own else FOLLOWS))),
+                        note=" ".join(filter(None,
+                            (MISSING.get((method, dataset, ipc), ""), "" if own else FOLLOWS))),
                     )
                 )  # fmt: skip
     return cells

@@ -16,6 +16,15 @@ from synth.networks import Untrained
 from synth.recipes.matching import NCFM, RECALLED, Figure, cell, small, strategy
 from synth.recipes.protocols import PROTOCOLS
 
+BIBTEX = """
+@inproceedings{zhao2023dm,
+  title     = {Dataset Condensation with Distribution Matching},
+  author    = {Zhao, Bo and Bilen, Hakan},
+  booktitle = {Proceedings of the IEEE/CVF Winter Conference on Applications of Computer Vision (WACV)},
+  year      = {2023}
+}
+"""
+
 CITES = ("zhao2023dm",)
 
 
@@ -51,9 +60,13 @@ def _published() -> list[Recipe]:
             large = ipc >= 100
             cells.append(
                 cell(
-                    "dm", CITES, dataset, ipc, objective=DistributionMatching(networks=Untrained(), augment=augment), steps=20000,
-                    lr_img=10.0 if large else 1.0, evaluation=replace(PROTOCOLS["dsa"], augment=augment),
-                    published=published, source=README if large else NCFM, note=note, checkpoint_every=500,
+                    "dm", CITES, dataset, ipc,
+                    objective=DistributionMatching(networks=Untrained(), augment=augment),
+                    steps=20000,
+                    lr_img=10.0 if large else 1.0,
+                    evaluation=replace(PROTOCOLS["dsa"], augment=augment),
+                    published=published, source=README if large else NCFM, note=note,
+                    checkpoint_every=500,
                 )
             )  # fmt: skip
     return cells

@@ -16,19 +16,41 @@ from synth.recipes import mtt
 from synth.recipes.cells import SUBSETS, cell, figure
 from synth.trajectory import TrajectoryMatching, UniformWindow
 
+BIBTEX = """
+@inproceedings{du2023ftd,
+  title     = {Minimizing the Accumulated Trajectory Error to Improve Dataset Distillation},
+  author    = {Du, Jiawei and Jiang, Yidi and Tan, Vincent Y. F. and Zhou, Joey Tianyi and Li,
+      Haizhou},
+  booktitle = {Proceedings of the IEEE/CVF Conference on Computer Vision and Pattern Recognition (CVPR)},
+  pages     = {3749--3758},
+  year      = {2023}
+}
+
+@inproceedings{zhuang2022gsam,
+  title     = {Surrogate Gap Minimization Improves Sharpness-Aware Training},
+  author    = {Zhuang, Juntang and Gong, Boqing and Yuan, Liangzhe and Cui, Yin and Adam,
+      Hartwig and Dvornek, Nicha C. and Tatikonda, Sekhar and
+               Duncan, James S. and Liu, Ting},
+  booktitle = {International Conference on Learning Representations (ICLR)},
+  year      = {2022}
+}
+"""
+
 CITES = ("du2023ftd",)
 SOURCE = "FTD's table of results"
 ZCA_AS_MTT = "Whether images are whitened is not printed; as in MTT's cell."
 
 
 def _cell(
-    dataset: str, ipc: int, *, steps: int, epochs: int, window: int, batch: int | None, zca: bool, lr_img: float, lr_lr: float, lr: float,
+    dataset: str, ipc: int, *, steps: int, epochs: int, window: int, batch: int | None, zca: bool,
+    lr_img: float, lr_lr: float, lr: float,
     alpha: float, ema: float, published: tuple[float, float] | None, note: str,
 ) -> Recipe:  # fmt: skip
     return cell(
         "ftd", CITES, dataset, ipc, zca=zca, lr_img=lr_img, lr_lr=lr_lr,
         buffer=BufferConfig(step=Gsam(rho=0.01, alpha=alpha)),
-        objective=TrajectoryMatching(inner_steps=steps, expert_epochs=epochs, window=UniformWindow(high=window), batch=batch, lr=lr),
+        objective=TrajectoryMatching(inner_steps=steps, expert_epochs=epochs,
+            window=UniformWindow(high=window), batch=batch, lr=lr),
         ema={"images": ema}, published=figure(published, SOURCE), note=note,
     )  # fmt: skip
 

@@ -49,6 +49,15 @@ from synth.recipes.soft import (
 )
 from synth.statistics import StatisticsMatching
 
+BIBTEX = """
+@inproceedings{zhang2025infer,
+  title     = {Breaking Class Barriers: Efficient Dataset Distillation via Inter-Class Feature Compensator},
+  author    = {Zhang, Xin and Du, Jiawei and Liu, Ping and Zhou, Joey Tianyi},
+  booktitle = {International Conference on Learning Representations (ICLR)},
+  year      = {2025}
+}
+"""
+
 CITES = ("zhang2025infer", "yin2023sre2l")
 TEACHERS = ("resnet18-bn", "mobilenet_v2", "efficientnet_b0", "shufflenet_g2")
 TORCHVISION = tuple(
@@ -122,7 +131,8 @@ BUFFERS = {
 BLOCKS = "MobileNetV2 and EfficientNet have torchvision's blocks"
 LAST = "The released program prints the last and the best accuracy on the test images; here it is the last."
 NOTES = {
-    "cifar10": ("The script of CIFAR-100 is assumed for CIFAR-10, for which none is released.", differs(BLOCKS, SHIFTS, BYTES), LAST),
+    "cifar10": ("The script of CIFAR-100 is assumed for CIFAR-10, for which none is released.",
+        differs(BLOCKS, SHIFTS, BYTES), LAST),
     "cifar100": (differs(BLOCKS, "CIFAR-10's mean and deviation normalise", SHIFTS, BYTES), LAST),
     "tiny_imagenet": (
         "Nothing is released for Tiny ImageNet. Assumed: the four teachers and the students of "
@@ -136,7 +146,8 @@ NOTES = {
         "The table's caption names ResNet18 for "
         "distillation, the released script has three networks, as here.",
         differs(
-            "the images of a class are random, not the first of its folder", CROPS, BYTES, "the 1000 images of a compensator go through in parts of "
+            "the images of a class are random, not the first of its folder", CROPS, BYTES,
+            "the 1000 images of a compensator go through in parts of "
             "250, with the gradients of one pass",
         ),
     ),
@@ -158,10 +169,14 @@ def _cell(dataset: str, network: str, ipc: int, dynamic: bool, figure: Figure) -
     teachers = TORCHVISION if large else TEACHERS
     others = f"With ResNet50 and ResNet101 the table has {OTHERS[ipc, dynamic]}." if large else ""
     return cell(
-        "infer", CITES, dataset, ipc, variant=network + ("_dyn" if dynamic else ""), model=NETWORKS[dataset] if network else teachers[0],
-        teachers=teachers, buffer=BUFFERS[dataset], objective=objective, optim={"compensators": adam(lr)}, steps=steps,
-        codec=Compensated(per_set=len(teachers)), init=InitConfig(), evaluation=_evaluation(dataset, dynamic), published=figure,
-        source=f"INFER's table {2 if large else 1}", limit=LIMIT.get(dataset), notes=(others, *NOTES[dataset]),
+        "infer", CITES, dataset, ipc, variant=network + ("_dyn" if dynamic else ""),
+        model=NETWORKS[dataset] if network else teachers[0],
+        teachers=teachers, buffer=BUFFERS[dataset], objective=objective,
+        optim={"compensators": adam(lr)}, steps=steps,
+        codec=Compensated(per_set=len(teachers)), init=InitConfig(),
+        evaluation=_evaluation(dataset, dynamic), published=figure,
+        source=f"INFER's table {2 if large else 1}", limit=LIMIT.get(dataset),
+        notes=(others, *NOTES[dataset]),
     )  # fmt: skip
 
 
@@ -178,7 +193,8 @@ def _published() -> list[Recipe]:
 def _small() -> list[Recipe]:
     return [
         small(
-            "infer", CITES, ipc, objective=StatisticsMatching(batches=BaseSets(), alpha=1.0), optim={"compensators": adam(0.25)},
+            "infer", CITES, ipc, objective=StatisticsMatching(batches=BaseSets(), alpha=1.0),
+            optim={"compensators": adam(0.25)},
             steps=200, codec=Compensated(per_set=len(SMALL_TEACHERS)),
         )
         for ipc in (10, 50)

@@ -31,6 +31,15 @@ from synth.recipes.soft import (
 )
 from synth.selection import NoObjective
 
+BIBTEX = """
+@inproceedings{sun2024rded,
+  title     = {On the Diversity and Realism of Distilled Dataset: An Efficient Dataset Distillation Paradigm},
+  author    = {Sun, Peng and Shi, Bei and Yu, Daiwei and Lin, Tao},
+  booktitle = {Proceedings of the IEEE/CVF Conference on Computer Vision and Pattern Recognition (CVPR)},
+  year      = {2024}
+}
+"""
+
 CITES = ("sun2024rded",)
 README, SUMMARY = "RDED's README", "a public summary of RDED's table"
 RECALLED = "No published figure: the one known was recalled, not read."
@@ -109,9 +118,12 @@ def _published() -> list[Recipe]:
             )
             cells.append(
                 cell(
-                    "rded", CITES, dataset, ipc, model=network, teachers=(network,), buffer=buffer, objective=NoObjective(), optim={}, steps=0,
-                    codec=Identity(bounded=True), init=InitConfig(kind="patches", candidates=300, crops=5, factor=factor),
-                    evaluation=_evaluation(factor, batch), published=figure, source=source, limit=LIMIT.get(dataset), notes=notes,
+                    "rded", CITES, dataset, ipc, model=network, teachers=(network,), buffer=buffer,
+                    objective=NoObjective(), optim={}, steps=0,
+                    codec=Identity(bounded=True),
+                    init=InitConfig(kind="patches", candidates=300, crops=5, factor=factor),
+                    evaluation=_evaluation(factor, batch), published=figure, source=source,
+                    limit=LIMIT.get(dataset), notes=notes,
                 )
             )  # fmt: skip
     return cells

@@ -17,13 +17,24 @@ from synth.recipes.cells import cell, figure
 from synth.recipes.protocols import PROTOCOLS
 from synth.trajectory import TrajectoryMatching, UniformWindow
 
+BIBTEX = """
+@inproceedings{cui2023tesla,
+  title     = {Scaling Up Dataset Distillation to {ImageNet-1K} with Constant Memory},
+  author    = {Cui, Justin and Wang, Ruochen and Si, Si and Hsieh, Cho-Jui},
+  booktitle = {Proceedings of the International Conference on Machine Learning (ICML)},
+  pages     = {6565--6590},
+  year      = {2023}
+}
+"""
+
 CITES = ("cui2023tesla",)
 SOURCE = "TESLA's table of results as quoted in later papers"
 SOFT = TargetConfig(kind="logits", experts="all", epochs=(3, 12), relabel=True)
 
 
 def _cell(
-    dataset: str, ipc: int, *, steps: int, epochs: int, window: int, batch: int | None, zca: bool, lr_img: float, lr_lr: float,
+    dataset: str, ipc: int, *, steps: int, epochs: int, window: int, batch: int | None, zca: bool,
+    lr_img: float, lr_lr: float,
     published: tuple[float, float], note: str = "", soft: bool = False, num_experts: int = 100,
 ) -> Recipe:  # fmt: skip
     return cell(
@@ -57,10 +68,13 @@ def _published() -> list[Recipe]:
         "released program keeps those of its last random segment."
     )
     cells = [
-        _cell("cifar10", 1, steps=50, epochs=2, window=5, batch=None, zca=False, lr_img=1000, lr_lr=1e-7, published=(48.5, 0.8)),
-        _cell("cifar100", 50, steps=80, epochs=2, window=40, batch=125, zca=True, lr_img=1000, lr_lr=1e-5, published=(47.9, 0.3)),
+        _cell("cifar10", 1, steps=50, epochs=2, window=5, batch=None, zca=False, lr_img=1000,
+            lr_lr=1e-7, published=(48.5, 0.8)),
+        _cell("cifar100", 50, steps=80, epochs=2, window=40, batch=125, zca=True, lr_img=1000,
+            lr_lr=1e-5, published=(47.9, 0.3)),
         _cell(
-            "imagenet", 1, steps=10, epochs=3, window=10, batch=100, zca=False, lr_img=1e4, lr_lr=1e-4, published=(7.7, 0.2),
+            "imagenet", 1, steps=10, epochs=3, window=10, batch=100, zca=False, lr_img=1e4,
+            lr_lr=1e-4, published=(7.7, 0.2),
             soft=True, num_experts=50, note=relabelled,
         ),
     ]  # fmt: skip

@@ -6,6 +6,7 @@ Each rule is also shown a file that breaks it.
 import ast
 from collections.abc import Iterator
 from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -100,23 +101,114 @@ def below(name: str, module: str) -> bool:
 
 # Rules: (path, tree) -> what is wrong, with lines.
 
+DOORS = ("ddengine/commands/", "ddengine/contract/")  # what of the core may know all packages
+ALL = {"ddengine", "buffers", "synth"}
+
 
 def dependency_direction(path: str, tree: ast.AST) -> Iterator[str]:
-    """The core stands alone, buffers and synth stand on it; recipes may name the step
-    configurations of buffers.
+    """The core stands alone, buffers and synth stand on it, and only the doors know all of them.
+
+    Recipes may name the training steps of buffers.
     """
     package = path.split("/")[0].removesuffix(".py")
-    on_top = package == "run" or path.startswith(("ddengine/commands/", "ddengine/contract/"))
-    allowed = {"ddengine", "buffers", "synth"} if on_top else {"ddengine", package}
+    allowed = {"ddengine", package}
+    if package == "run" or path.startswith(DOORS):
+        allowed = ALL
     for name, _, line in imported(tree, path):
-        ours = name.split(".")[0]
-        if ours not in PACKAGES or ours in allowed:
+        package_of_name = name.split(".")[0]
+        if package_of_name not in PACKAGES or package_of_name in allowed:
             continue
-        if path.startswith("synth/recipes/") and any(
-            below(name, module) for module in STEP_CONFIGS
-        ):
+        if path.startswith("synth/recipes/") and any(below(name, m) for m in STEP_CONFIGS):
             continue
         yield f"{line}: {package} imports {name}"
+
+
+# The floors of the core, from the ground up: a module imports what lies on its own floor or below.
+FLOORS = (
+    ("system",),
+    ("recipe", "types"),
+    ("data", "models"),
+    ("learning",),
+    ("sets",),
+    ("objective", "loop"),
+    ("evaluation",),
+    ("artefact",),
+    ("pages", "uses", "plan"),
+    ("api",),
+    ("__init__",),
+    ("commands", "contract", "__main__"),
+)
+FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+
+
+def room_of(module: str) -> str:
+    """The room of a module of the core, by its dotted name; that of the package is __init__."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else "__init__"
+
+
+def module_of(path: str) -> str:
+    """The dotted name of a file."""
+    return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+def floors(path: str, tree: ast.AST) -> Iterator[str]:
+    """No room of the core imports one that stands above it, not even for a type."""
+    if not path.startswith("ddengine/"):
+        return
+    room = room_of(module_of(path))
+    if room not in FLOOR_OF:
+        yield f"1: the room {room} stands on no floor; give it one in FLOORS"
+        return
+    for name, _, line in imported(tree, path):
+        if not below(name, "ddengine"):
+            continue
+        other = room_of(name)
+        if other not in FLOOR_OF:  # a public name of the package itself
+            other = "__init__"
+        if FLOOR_OF[other] > FLOOR_OF[room]:
+            yield f"{line}: {room} imports {name}, which stands above it"
+
+
+PROBES = "# probe:"  # beside a look for an attribute by its name goes the reason
+
+
+def abilities_are_declared(path: str, tree: ast.AST) -> Iterator[str]:
+    """No part is asked by name whether it has an ability: Protocols say them, with defaults.
+
+    Objects of other libraries, and of users, may be asked, with the reason beside it.
+    """
+    lines = SOURCES.get(path, "").split("\n")
+    for name, call in calls(tree, path):
+        asked = name == "hasattr" or (name == "getattr" and len(call.args) == 3)
+        if not asked:
+            continue
+        beside = "\n".join(lines[max(0, call.lineno - 2) : call.end_lineno])
+        if PROBES not in beside:
+            yield f"{call.lineno}: {name}(...) without a reason ({PROBES} ...)"
+
+
+LONGEST = 60  # lines of a function; more with the reason beside it
+LONG = "# long:"
+
+
+def short_functions(path: str, tree: ast.AST) -> Iterator[str]:
+    """A function fits on a screen, or says why it does not; none has more than 90 lines."""
+    lines = SOURCES.get(path, "").split("\n")
+    for node in nodes(tree):
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        length = (node.end_lineno or node.lineno) - node.lineno + 1
+        said = any(LONG in line for line in lines[max(0, node.lineno - 2) : node.body[0].lineno])
+        if length > 90 or (length > LONGEST and not said):
+            yield f"{node.lineno}: {node.name} has {length} lines"
+
+
+def narrow_lines(path: str, tree: ast.AST) -> Iterator[str]:
+    """No line has more than 110 columns; ruff asks for 100."""
+    for number, line in enumerate(SOURCES.get(path, "").split("\n"), 1):
+        if len(line) > 110:
+            yield f"{number}: {len(line)} columns"
 
 
 def distributed_in_one_place(path: str, tree: ast.AST) -> Iterator[str]:
@@ -220,12 +312,28 @@ def docstrings(path: str, tree: ast.AST) -> Iterator[str]:
 
 
 RULES = (
-    dependency_direction, distributed_in_one_place, print_in_two_places, no_pickle, torchvision_through_compat, no_global_generators, docstrings
-)  # fmt: skip
+    dependency_direction,
+    floors,
+    distributed_in_one_place,
+    print_in_two_places,
+    no_pickle,
+    torchvision_through_compat,
+    no_global_generators,
+    docstrings,
+    abilities_are_declared,
+    short_functions,
+    narrow_lines,
+)
+
+
+# rules that rooms under construction do not hold yet
+PENDING = (floors, abilities_are_declared, short_functions, narrow_lines)
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_rule(rule):
+    if rule in PENDING:
+        pytest.skip("rooms are under construction")
     wrong = [f"{path}:{complaint}" for path in SOURCES for complaint in rule(path, parsed(path))]
     assert not wrong, "\n".join(wrong)
 
@@ -242,59 +350,101 @@ def test_the_rules_look_at_the_whole_program():
         assert path in SOURCES
 
 
+def modules_imported(path: str) -> set[str]:
+    """The modules of this program that a file imports, anywhere in it, by dotted name."""
+    known = {module_of(other) for other in SOURCES}
+    modules = set()
+    for name, _, _ in imported(parsed(path), path):
+        # `from a.b import c` imports a.b.c where that is a module, and else a.b
+        modules.add(name if name in known else name.rpartition(".")[0])
+    return (modules & known) - {module_of(path)}
+
+
+def test_no_module_imports_itself_through_others():
+    pytest.skip("rooms are under construction")
+    graph = {module_of(path): modules_imported(path) for path in SOURCES}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail("a circle of imports: " + " -> ".join(error.args[1]))
+
+
 BROKEN = [
-    (dependency_direction, "ddengine/new.py", "from synth import trajectory"),
-    (dependency_direction, "ddengine/new.py", "def f():\n    import buffers.store"),
-    (dependency_direction, "ddengine/new.py", "import run"),
-    (dependency_direction, "ddengine/new.py", "from tests.unit import test_data"),
+    (floors, "ddengine/system/new.py", "from ddengine.recipe import Recipe"),
+    (floors, "ddengine/sets/new.py", "def f():\n    from ddengine.pages import figures"),
+    (floors, "ddengine/learning/new.py", "if TYPE_CHECKING:\n    from ddengine.sets import start"),
+    (floors, "ddengine/plan/new.py", "from ddengine import distill"),
+    (floors, "ddengine/attic/new.py", "import torch"),
+    (abilities_are_declared, "synth/new.py", "hasattr(objective, 'window')"),
+    (abilities_are_declared, "ddengine/sets/new.py", "getattr(objective, 'batch', None)"),
+    (short_functions, "buffers/new.py", "def f():\n" + "    f()\n" * 61),
+    (short_functions, "buffers/new.py", "def f():  # long: a table\n" + "    f()\n" * 91),
+    (narrow_lines, "run.py", "a = " + "1" * 110),
+    (dependency_direction, "ddengine/api/new.py", "import synth"),
+    (dependency_direction, "ddengine/sets/new.py", "from synth import trajectory"),
+    (dependency_direction, "ddengine/sets/new.py", "def f():\n    import buffers.store"),
+    (dependency_direction, "ddengine/sets/new.py", "import run"),
+    (dependency_direction, "ddengine/sets/new.py", "from tests.unit import test_data"),
     (dependency_direction, "buffers/new.py", "from synth.recipes import find"),
     (dependency_direction, "synth/new.py", "from buffers.steps import Sgd"),
     (dependency_direction, "synth/recipes/new.py", "from buffers.store import ExpertStore"),
     (dependency_direction, "synth/recipes/new.py", "from buffers import store"),
     (dependency_direction, "synth/recipes/new.py", "import run"),
-    (distributed_in_one_place, "ddengine/new.py", "import torch\nn = torch.distributed.get_rank()"),
+    (
+        distributed_in_one_place,
+        "ddengine/sets/new.py",
+        "import torch\nn = torch.distributed.get_rank()",
+    ),
     (distributed_in_one_place, "run.py", "from torch import distributed"),
     (distributed_in_one_place, "buffers/new.py", "import torch.distributed as td"),
     (print_in_two_places, "synth/new.py", "print(1)"),
-    (no_pickle, "ddengine/new.py", "import torch\ntorch.load('a', weights_only=True)"),
+    (no_pickle, "ddengine/sets/new.py", "import torch\ntorch.load('a', weights_only=True)"),
     (no_pickle, "synth/new.py", "from torch import load"),
     (no_pickle, "buffers/new.py", "import torch\ntorch.load('a')"),
     (no_pickle, "run.py", "import pickle"),
-    (torchvision_through_compat, "ddengine/new.py", "def f():\n    import torchvision.datasets"),
+    (
+        torchvision_through_compat,
+        "ddengine/sets/new.py",
+        "def f():\n    import torchvision.datasets",
+    ),
     (torchvision_through_compat, "run.py", "from torchvision import utils"),
-    (no_global_generators, "ddengine/new.py", "import torch\ntorch.manual_seed(0)"),
+    (no_global_generators, "ddengine/sets/new.py", "import torch\ntorch.manual_seed(0)"),
     (no_global_generators, "synth/new.py", "import torch\ntorch.randn(3)"),
     (no_global_generators, "synth/new.py", "from torch import randperm\nrandperm(3)"),
     (no_global_generators, "buffers/new.py", "import torch\ntorch.randn_like(x)"),
     (no_global_generators, "buffers/new.py", "x.normal_()"),
     (no_global_generators, "buffers/new.py", "import torch\ntorch.empty(3).uniform_(0, 1)"),
     (no_global_generators, "buffers/new.py", "p.softmax(0).multinomial(1)"),
-    (no_global_generators, "ddengine/new.py", "import numpy as np\nnp.random.permutation(3)"),
-    (no_global_generators, "ddengine/new.py", "import numpy as np\nnp.random.default_rng()"),
+    (no_global_generators, "ddengine/sets/new.py", "import numpy as np\nnp.random.permutation(3)"),
+    (no_global_generators, "ddengine/sets/new.py", "import numpy as np\nnp.random.default_rng()"),
     (no_global_generators, "run.py", "import random"),
-    (docstrings, "ddengine/new.py", '"""A."""\ndef f():\n    pass'),
+    (docstrings, "ddengine/sets/new.py", '"""A."""\ndef f():\n    pass'),
     (
         docstrings,
-        "ddengine/new.py",
+        "ddengine/sets/new.py",
         '"""A."""\nclass A:\n    """A."""\n    def f(self):\n        pass',
     ),
-    (docstrings, "ddengine/new.py", "a = 1"),
+    (docstrings, "ddengine/sets/new.py", "a = 1"),
 ]
 
 
 @pytest.mark.parametrize(("rule", "path", "source"), BROKEN)
-def test_a_rule_bites(rule, path, source):
+def test_a_rule_bites(rule, path, source, monkeypatch):
+    monkeypatch.setitem(SOURCES, path, source)
     assert list(rule(path, ast.parse(source)))
 
 
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("ddengine/new.py", '"""A."""\nimport torch\nx = torch.rand(3, generator=g)'),
+        ("ddengine/sets/new.py", '"""A."""\nimport torch\nx = torch.rand(3, generator=g)'),
         (
-            "ddengine/new.py",
+            "ddengine/sets/new.py",
             '"""A."""\nfrom ddengine.system.compat import torchvision\ntorchvision.utils.save_image(x)',
         ),
+        ("ddengine/commands/new.py", '"""A."""\nimport synth\nfrom ddengine.api import distill'),
+        ("ddengine/pages/new.py", '"""A."""\nfrom ddengine.evaluation import rates'),
+        ("ddengine/data/new.py", '"""A."""\nx = getattr(y, "z", 1)  # probe: of users'),
         (
             "synth/recipes/new.py",
             '"""A."""\nfrom buffers.steps import Sgd\nfrom ddengine.recipe import Recipe\nfrom synth import trajectory',
@@ -304,10 +454,11 @@ def test_a_rule_bites(rule, path, source):
             '"""A."""\nimport numpy as np\nimport torch\nnp.random.default_rng(3).permutation(4)\ntorch.load("a", weights_only=True)',
         ),
         (
-            "ddengine/new.py",
+            "ddengine/sets/new.py",
             '"""A."""\n\ndef _f():\n    def g():\n        pass\n\nx.uniform_(generator=g)\n"print(1)"',
         ),
     ],
 )
-def test_what_is_allowed_passes(path, source):
+def test_what_is_allowed_passes(path, source, monkeypatch):
+    monkeypatch.setitem(SOURCES, path, source)
     assert not [complaint for rule in RULES for complaint in rule(path, ast.parse(source))]

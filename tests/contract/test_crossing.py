@@ -27,8 +27,8 @@ from ddengine.sets import synthetic
 from ddengine.sets.labels import label
 from ddengine.system.rng import generator
 from synth.ast import BalancedLoss, IntermediateMatching, WeightNoise
+from synth.catalogue import RECIPES, take
 from synth.datm import GrowingWindow
-from synth.recipes import RECIPES, take
 from synth.trajectory import TrajectoryMatching, UniformWindow
 
 STEPS: dict[str, Any] = {

@@ -14,7 +14,7 @@ from helpers import CPU, run
 
 from ddengine.data import load_data
 from ddengine.recipe import DataConfig
-from synth.recipes import RECIPES
+from synth.catalogue import RECIPES
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()

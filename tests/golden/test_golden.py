@@ -1,14 +1,12 @@
 """The engine against inputs and outputs of the published implementations."""
 
 import json
-import os
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from golden_files import GOLDEN, load
 from torch.nn import functional
 
 from buffers.flat_step import Gsam, perturbation
@@ -40,19 +38,10 @@ from synth.gradient import distance as gradient_distance
 from synth.statistics import StatisticsMatching, distance, inputs_of_norms, weighted
 from synth.trajectory import matching_loss
 
-GOLDEN = Path(os.environ.get("DDENGINE_GOLDEN", Path(__file__).parent))
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 # of gradients in float32: another processor's rounding may put a unit on the other side of its
 # kink; float64 holds the formula
 KINKS = 1e-2
-
-
-def load(name: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """A golden file with its floating-point tensors in `dtype`."""
-    return {
-        k: v.to(dtype) if v.is_floating_point() else v
-        for k, v in load_file(GOLDEN / f"{name}.safetensors").items()
-    }
 
 
 def assert_close(ours: torch.Tensor, stored: torch.Tensor, tolerance: float) -> None:

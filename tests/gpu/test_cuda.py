@@ -21,7 +21,7 @@ from ddengine.objective import Env
 from ddengine.recipe import DSA_OPS, AugmentConfig, DataConfig, EvalConfig, OptimConfig, OuterConfig
 from ddengine.sets.synthetic import initial
 from ddengine.system.rng import generator
-from synth.recipes import find
+from synth.catalogue import find
 
 pytestmark = [
     pytest.mark.gpu,

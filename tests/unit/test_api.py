@@ -29,7 +29,7 @@ from ddengine.data import load_data
 from ddengine.data.torch_dataset import data_of
 from ddengine.recipe import BufferConfig, DataConfig
 from ddengine.system.errors import UserError
-from synth.recipes import find
+from synth.catalogue import find
 
 ROOT = Path(__file__).resolve().parents[2]
 OWN = DataConfig(name="own")

@@ -28,7 +28,7 @@ from ddengine.uses.continual import (
     images_per_class,
     kept,
 )
-from synth.recipes import RECIPES
+from synth.catalogue import RECIPES
 
 CPU = torch.device("cpu")
 BASE = RECIPES["dm/fashion_mnist_ipc1_small"]

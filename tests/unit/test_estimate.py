@@ -19,7 +19,7 @@ from ddengine.plan import estimate
 from ddengine.system import runtime
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
-from synth.recipes import find
+from synth.catalogue import find
 from synth.recipes.protocols import PROTOCOLS
 
 TINY_EVALUATION = replace(

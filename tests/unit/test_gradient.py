@@ -21,10 +21,10 @@ from ddengine.recipe import AugmentConfig
 from ddengine.sets.codec import MultiFormation
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
+from synth.catalogue import find
 from synth.classes import pays
 from synth.gradient import GradientMatching, distance
 from synth.networks import OnReal, OnSynthetic, Untrained
-from synth.recipes import find
 
 F32, F64 = torch.float32, torch.float64
 NONE = AugmentConfig(ops=())

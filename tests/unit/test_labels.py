@@ -330,7 +330,7 @@ def test_an_initial_set_starts_from_these_images(tmp_path, kind):
     """Through `initial`, with a real store: real images of their class, none twice, and for
     `correct` all labelled.
     """
-    from synth.recipes import find, take
+    from synth.catalogue import find, take
 
     data = tiny_data()
     experts = answering_like(data.train)

@@ -19,11 +19,11 @@ from ddengine.recipe import AugmentConfig, OptimConfig
 from ddengine.sets.codec import Identity, MultiFormation
 from ddengine.sets.synthetic import initial
 from ddengine.system.rng import generator
+from synth.catalogue import RECIPES, find
+from synth.cite import entries, keys
 from synth.distribution import DistributionMatching
 from synth.gradient import GradientMatching, Metric
 from synth.networks import OnReal, OnSynthetic, Untrained, loop_counts
-from synth.recipes import RECIPES, find
-from synth.recipes.cite import entries, keys
 
 ROOT = Path(__file__).resolve().parents[2]
 METHODS = ("dc", "dsa", "dcc", "dsac", "dm", "idc", "idc_i")

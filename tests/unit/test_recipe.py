@@ -42,22 +42,8 @@ from ddengine.sets.codec import Compensated
 from ddengine.sets.start import INITIALISERS
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
-from synth.recipes import (
-    RECIPES,
-    ast,
-    datm,
-    dc,
-    dm,
-    find,
-    ftd,
-    idc,
-    infer,
-    mtt,
-    rded,
-    sre2l,
-    take,
-    tesla,
-)
+from synth.catalogue import RECIPES, find, take
+from synth.recipes import ast, datm, dc, dm, ftd, idc, infer, mtt, rded, sre2l, tesla
 
 DIGITS = RECIPES["mtt/digits_ipc1"]
 CIFAR = RECIPES["mtt/cifar10_ipc10"]
@@ -284,14 +270,15 @@ def test_a_recipe_builds_its_objects(name):
 def test_take_takes_whole_parts():
     for part in PARTS:
         donor = "mtt/cifar100_ipc1" if part == "outer" else "mtt/digits_ipc1"
-        assert take(CIFAR, [f"{part}={donor}"]) == replace(
-            CIFAR, **{part: getattr(RECIPES[donor], part)}
-        )
+        taken = take(CIFAR, [f"{part}={donor}"])
+        wanted = replace(CIFAR, **{part: getattr(RECIPES[donor], part)})
+        assert resolved(taken) == resolved(wanted) and taken.taken == (f"{part}={donor}",)
     with pytest.raises(UserError, match="validation split"):
         # evaluates while distilling, and a published cell holds nothing out
         take(CIFAR, ["outer=mtt/digits_ipc1"])
     both = take(DIGITS, ["buffer=mtt/cifar10_ipc10", "outer=mtt/cifar100_ipc1"])
-    assert both == replace(DIGITS, buffer=CIFAR.buffer, outer=RECIPES["mtt/cifar100_ipc1"].outer)
+    wanted = replace(DIGITS, buffer=CIFAR.buffer, outer=RECIPES["mtt/cifar100_ipc1"].outer)
+    assert resolved(both) == resolved(wanted)
     assert take(DIGITS, []) == DIGITS
     assert parsed(both, "--buffer.step.lr", "0.3").buffer.step.lr == 0.3
 
@@ -326,9 +313,14 @@ def test_take_on_the_command_line():
         ],
     )
     assert options.seed == 4
-    note = options.recipe.note
+    note, taken = options.recipe.note, ("buffer=mtt/cifar10_ipc10",)
     assert options.recipe == replace(
-        DIGITS, buffer=CIFAR.buffer, data=replace(DIGITS.data, zca=True), note=note
+        DIGITS,
+        buffer=CIFAR.buffer,
+        data=replace(DIGITS.data, zca=True),
+        note=note,
+        taken=taken,
+        published=None,
     )
     assert "buffer=mtt/cifar10_ipc10" in note and "nothing is published" in note
     assert (

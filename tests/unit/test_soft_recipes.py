@@ -22,9 +22,9 @@ from ddengine.sets.codec import Compensated, Identity
 from ddengine.sets.synthetic import initial
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
+from synth.catalogue import RECIPES, find
+from synth.cite import entries, keys
 from synth.compensator import BaseSets
-from synth.recipes import RECIPES, find
-from synth.recipes.cite import entries, keys
 from synth.selection import NoObjective
 from synth.statistics import OnePerClass, StatisticsMatching
 

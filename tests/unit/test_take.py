@@ -12,16 +12,27 @@ from published import NUM_CLASSES, SUBSETS
 from buffers.flat_step import Gsam
 from buffers.smooth import Smooth
 from buffers.steps import Sgd
-from ddengine.recipe import OptimConfig, TargetConfig, parametrised, to_dict
+from ddengine.recipe import OptimConfig, Recipe, TargetConfig, parametrised, to_dict
 from ddengine.system.errors import UserError
+from synth import catalogue
 from synth.ast import BalancedLoss, IntermediateMatching, WeightNoise
+from synth.catalogue import RECIPES, find
 from synth.datm import GrowingWindow
-from synth.recipes import RECIPES, find, take
 from synth.trajectory import UniformWindow
 
 MTT, FTD, DATM, AST = (
     RECIPES[f"{method}/cifar10_ipc10"] for method in ("mtt", "ftd", "datm", "ast")
 )
+
+
+def take(recipe: Recipe, assignments: list[str]) -> Recipe:
+    """What `catalogue.take` gives, with the figure and the prose of the recipe it started from."""
+    taken = catalogue.take(recipe, assignments)
+    assert taken.taken == (*recipe.taken, *assignments) and taken.published is None
+    assert "nothing is published" in taken.note
+    return replace(taken, taken=recipe.taken, published=recipe.published, note=recipe.note)
+
+
 TESLA = RECIPES["tesla/cifar10_ipc1"]
 SMALL = {
     method: RECIPES[f"{method}/fashion_mnist_ipc10_small"]

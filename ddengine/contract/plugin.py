@@ -1,0 +1,46 @@
+"""The pytest plugin of the contract suite: the option --recipe, and what its tests are given."""
+
+from typing import Any
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The option --recipe, once for each recipe."""
+    parser.addoption(
+        "--recipe",
+        action="append",
+        default=[],
+        help="contract suite: the recipe whose method is tested, of this program or "
+        "package.module:recipe; without it one of each method of this program",
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test with the argument `method` runs for the recipe of every method.
+
+    One with `minimising` runs for those that have outer steps, one with `codec_name` for every
+    codec, one with `any_recipe` for every recipe.
+    """
+    wanted = {"method", "minimising", "codec_name", "any_recipe"} & set(metafunc.fixturenames)
+    if not wanted:
+        return
+    from ddengine.contract import worlds
+
+    chosen: list[str] = metafunc.config.getoption("--recipe") or []
+    recipes = worlds.recipes_of_methods(chosen)
+    minimising = [recipe for recipe in recipes if recipe.outer.steps]
+    cases: dict[str, list[Any]] = {"method": recipes, "minimising": minimising}
+    cases["any_recipe"] = recipes if chosen else worlds.all_recipes()
+    for name in sorted(wanted & cases.keys()):
+        metafunc.parametrize(name, cases[name], ids=[recipe.name for recipe in cases[name]])
+    if "codec_name" in wanted:
+        metafunc.parametrize("codec_name", worlds.codec_names())
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Digits, a store of two short experts, and two teachers with a store each."""
+    from ddengine.contract import worlds
+
+    return worlds.make(tmp_path_factory.mktemp("contract"))

@@ -1,0 +1,137 @@
+"""Small complete set-ups for the tests of the contract: data, experts, recipes made small."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from buffers.experts import generate
+from buffers.steps import Sgd
+from buffers.store import ExpertStore, StoreGroup
+from ddengine.data import Data, load_data
+from ddengine.learning.flat import FlatModel
+from ddengine.models import build_model
+from ddengine.objective import Env, Objective
+from ddengine.recipe import BufferConfig, DataConfig, Recipe
+from ddengine.sets.codec import CODECS
+from ddengine.sets.labels import label
+from ddengine.sets.synthetic import SyntheticSet, initial
+from ddengine.system.rng import generator
+from synth.catalogue import RECIPES, find
+
+CPU = torch.device("cpu")
+DIGITS = DataConfig(name="digits", limit=200)
+NETWORK = "convnet-d1-w4-in"
+TEACHERS = ("convnet-d1-w4-bn", "convnet-d1-w8-bn")
+IPC = 2  # images per class of every set
+STEPS = 8  # outer steps at most
+
+
+@dataclass(frozen=True)
+class World:
+    """What the methods are tried on: 200 digits of 8 x 8 pixels, and networks trained on them."""
+
+    data: Data
+    experts: ExpertStore  # two trajectories of four epochs
+    teachers: StoreGroup  # two networks of different widths, the last epoch of each
+
+
+def make(folder: Path) -> World:
+    """A world whose stores lie in `folder`; seconds on one core."""
+    data = load_data(DIGITS, CPU)
+    config = BufferConfig(step=Sgd(lr=0.3), num_experts=2, epochs=4, batch=16)
+    experts = _store(data, config, NETWORK, folder / "experts")
+    of_teachers = replace(config, num_experts=1, keep="last")
+    stores = []
+    for name in TEACHERS:
+        stores.append(_store(data, of_teachers, name, folder / name))
+    return World(data, experts, StoreGroup(stores))
+
+
+def _store(data: Data, config: BufferConfig, network: str, folder: Path) -> ExpertStore:
+    """A store of experts, trained here."""
+
+    def new_model(rng: Generator) -> nn.Module:
+        return build_model(network, data.image_shape, data.num_classes, rng)
+
+    generate(data, DIGITS, config, network, new_model, folder, seed=0)
+    return ExpertStore(folder, new_model, config.num_experts)
+
+
+def all_recipes() -> list[Recipe]:
+    """Every recipe of this program."""
+    return list(RECIPES.values())
+
+
+def recipes_of_methods(names: Sequence[str]) -> list[Recipe]:
+    """The recipes of these names; without names the first of each method of this program."""
+    if names:
+        return [find(name) for name in names]
+    first: dict[str, Recipe] = {}
+    for recipe in RECIPES.values():
+        first.setdefault(recipe.name.split("/")[0], recipe)
+    return list(first.values())
+
+
+def codec_names() -> list[str]:
+    """The names of all codecs."""
+    return list(CODECS)
+
+
+def shrunk(recipe: Recipe) -> Recipe:
+    """The recipe at two images per class, a tiny network, few steps, and the objective's own small
+    size; everything else that makes the method stays.
+    """
+    optim = {}
+    for name, config in recipe.outer.optim.items():
+        optim[name] = replace(config, lr=min(config.lr, 20.0))
+    outer = replace(recipe.outer, steps=min(STEPS, recipe.outer.steps), optim=optim)
+    return replace(
+        recipe,
+        model=NETWORK,
+        ipc=IPC,
+        teachers=TEACHERS if recipe.teachers else (),
+        objective=recipe.objective.small(),
+        outer=outer,
+    )
+
+
+def start(recipe: Recipe, world: World) -> tuple[Objective, SyntheticSet]:
+    """The objective of a shrunk recipe, and its set before the first step."""
+    data = world.data
+
+    def new_model(rng: Generator) -> nn.Module:
+        return build_model(recipe.model, data.image_shape, data.num_classes, rng)
+
+    experts = None
+    if recipe.buffer is not None:
+        experts = world.teachers if recipe.teachers else world.experts
+    env = Env(data.train, new_model, FlatModel(new_model(generator(0))), experts, CPU)
+    syn = initial(recipe, data, generator(0, "init"), experts)
+    if recipe.targets.kind == "logits":
+        syn = label(syn, experts, recipe.targets)
+    return recipe.objective.build(env), syn
+
+
+def one_step(
+    objective: Objective,
+    syn: SyntheticSet,
+    learned: Iterable[str],
+    *,
+    seed: int = 0,
+) -> tuple[list[float], Mapping[str, Tensor | None]]:
+    """The losses of step 0, and the gradients of all stored tensors; those `learned` want one."""
+    leaves = {name: tensor.clone() for name, tensor in syn.tensors.items()}
+    for name in set(learned) & leaves.keys():
+        leaves[name].requires_grad_()
+    state = objective.init(generator(seed, "objective"))
+    losses: list[float] = []
+    for loss in objective.losses(syn.with_tensors(leaves), state, 0, generator(seed, "losses")):
+        assert loss.shape == (), f"a loss is a scalar, and one of shape {tuple(loss.shape)} came"
+        loss.backward()
+        losses.append(float(loss.detach()))
+    gradients: dict[str, Any] = {name: leaf.grad for name, leaf in leaves.items()}
+    return losses, gradients

@@ -1,0 +1,98 @@
+"""What to cite for a recipe: the entries that its method, its parts and its dataset ask for.
+
+Entries of a method lie beside its recipes, as `BIBTEX` in the module of synth/recipes, or in the
+module of a part that lies in another package. Those of datasets, and of what no method owns, lie
+in references.bib.
+"""
+
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ddengine.data import DATASETS
+from ddengine.data.imagenet import NAMES as IMAGENET
+from ddengine.recipe import AugmentConfig, Recipe
+from ddengine.system.errors import UserError, unknown
+from synth.catalogue import modules
+
+AUGMENTATION = "zhao2021dsa"
+# operations that need no reference where they are always applied
+USUAL = ("crop", "flip", "roll", "resized_crop", "shuffle")
+# a user's own images have none
+DATASET_CITES: dict[str, tuple[str, ...]] = {
+    "digits": ("alpaydin1998digits",),
+    "mnist": ("lecun1998mnist",),
+    "fashion_mnist": ("xiao2017fashion",),
+    "svhn": ("netzer2011svhn",),
+    "cifar10": ("krizhevsky2009cifar",),
+    "cifar100": ("krizhevsky2009cifar",),
+    "tiny_imagenet": ("le2015tiny",),
+    **dict.fromkeys(IMAGENET, ("deng2009imagenet",)),
+}
+
+
+def by_key(bibtex_text: str) -> dict[str, str]:
+    """The entries of a BibTeX text by key, as they stand there."""
+    _, *texts = re.split(r"^(?=@)", bibtex_text, flags=re.MULTILINE)
+    return {text[text.index("{") + 1 : text.index(",")]: text.strip() for text in texts}
+
+
+@cache
+def entries() -> dict[str, str]:
+    """The entries of references.bib and of the modules of synth/recipes by key."""
+    known = by_key(Path(__file__).with_name("references.bib").read_text(encoding="ascii"))
+    for module in modules():
+        known |= by_key(getattr(module, "BIBTEX", ""))
+    return known
+
+
+def keys(recipe: Recipe) -> list[str]:
+    """Keys of what a recipe uses, each once: method, parts that say their own in `cites` (CutMix,
+    mixup), augmentation, dataset.
+
+    So a recipe made of several methods' parts cites all of them. Raises UserError for a dataset
+    that does not exist.
+    """
+    if recipe.data.name not in DATASETS:
+        raise unknown("dataset", recipe.data.name, DATASETS)
+    asked: list[str] = []
+    for part in parts(recipe):
+        asked.extend(getattr(part, "cites", ()))
+    if any(map(_augments, parts(recipe))):
+        asked.append(AUGMENTATION)
+    return list(dict.fromkeys([*asked, *DATASET_CITES.get(recipe.data.name, ())]))
+
+
+def parts(part: Any) -> Iterator[Any]:
+    """A configuration and all that lie in it, the outer ones first."""
+    if is_dataclass(part):
+        yield part
+        for field in fields(part):
+            yield from parts(getattr(part, field.name))
+
+
+def _augments(part: Any) -> bool:
+    """Whether a part augments as DSA does: draws an operation, or always applies one of its own."""
+    return isinstance(part, AugmentConfig) and bool(part.ops or set(part.always) - set(USUAL))
+
+
+def bibtex(recipe: Recipe) -> str:
+    """BibTeX of what a recipe uses, in the order of `keys`.
+
+    Raises UserError for a work of which no entry is known.
+    """
+    known = dict(entries())
+    for part in parts(recipe):
+        known |= by_key(getattr(sys.modules[type(part).__module__], "BIBTEX", ""))
+    wanted = keys(recipe)
+    for key in wanted:
+        if key not in known:
+            raise UserError(
+                f"The recipe {recipe.name} cites {key!r}, of which there is no entry; put it into "
+                "BIBTEX of the module of the recipe or of the part that cites it."
+            )
+    return "\n\n".join(known[key] for key in wanted) + "\n"
