@@ -12,7 +12,7 @@ from ddengine.commands.options import options_of, print_config
 from ddengine.commands.process import one_process
 from ddengine.prepare import check_networks
 from ddengine.system import log
-from synth.recipes.cite import bibtex
+from synth.cite import bibtex
 
 
 def main(args: list[str]) -> None:

@@ -4,7 +4,7 @@ import ddengine
 from ddengine.artefact import runs
 from ddengine.commands.options import of_recipe
 from ddengine.commands.process import start
-from synth.recipes.cite import bibtex
+from synth.cite import bibtex
 
 
 def main(args: list[str]) -> None:

@@ -50,7 +50,7 @@ def main(args: list[str]) -> None:
         load=partial(source.load, stored=stores.preprocess),
         open_store=stores.open,
         train_expert=train_expert,
-        protocol=protocol_of_folder,
+        protocol_of=protocol_of_folder,
         parsing=parsing,
     )
     costs.show(

@@ -23,7 +23,7 @@ from ddengine.recipe import DataConfig, EvalConfig
 from ddengine.system import files, log, program
 from ddengine.system.errors import UserError
 from ddengine.system.runtime import Precision
-from synth.recipes import find
+from synth.catalogue import find
 
 # flags that decide no number: with these alone an evaluation that is there is shown as it is
 SHOWING = ("--sort", "--out", "--experts", "--device")

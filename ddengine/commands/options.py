@@ -18,14 +18,13 @@ from ddengine.recipe import (
     Recipe,
     parametrised,
     require,
-    resolved,
     to_dict,
 )  # fmt: skip
 from ddengine.system import log, program
 from ddengine.system.errors import UserError, unknown
 from ddengine.system.runtime import Precision
 from ddengine.uses.continual import ContinualConfig
-from synth.recipes import RECIPES, find, take
+from synth.catalogue import RECIPES, as_changed, find, take
 from synth.recipes.protocols import PROTOCOLS
 
 RecipeT = TypeVar("RecipeT")
@@ -110,19 +109,12 @@ def options_of(
     recipe = take(find(name), taken)
     if command == "select":
         recipe = Selection(**{part.name: getattr(recipe, part.name) for part in fields(recipe)})
-    if taken:
-        parts = ", ".join(taken)
-        note = f"{name} with parts of others ({parts}), for which nothing is published."
-        recipe = replace(recipe, published=None, note=note)
     named = named_protocol(rest, "--evaluation.protocol")
     if named is not None:
         recipe = replace(recipe, evaluation=named)
     kind = flags[parametrised(recipe)]
     options = cli.parse(kind, rest, kind(recipe=recipe), command if fixed else f"{command} {name}")
-    if options.recipe.published is not None and not same_cell(options.recipe, recipe):
-        note = f"{name} with other settings, for which nothing is published."
-        changed = replace(options.recipe, published=None, note=note)
-        options = replace(options, recipe=changed)
+    options = replace(options, recipe=as_changed(options.recipe, recipe))
     if flags is ContinualOptions:
         return options
     return replace(options, command=(command, *args))
@@ -143,19 +135,6 @@ def _without_recipe(command: str, args: list[str], flags: Any) -> NoReturn:
     kind = flags[NoRecipe]
     cli.parse(kind, ["--help"], kind(recipe=NoRecipe()), f"{command} RECIPE")
     raise SystemExit(0)
-
-
-def same_cell(recipe: Recipe, published: Recipe) -> bool:
-    """Whether nothing differs that decides what a published figure is of; how often is looked or
-    saved does not.
-    """
-
-    def deciding(of: Recipe) -> dict[str, Any]:
-        values = resolved(of)
-        outer = {k: v for k, v in values.pop("outer").items() if not k.endswith("_every")}
-        return {**values, "outer": outer, "evaluation": None}
-
-    return deciding(recipe) == deciding(published)
 
 
 def named_protocol(args: list[str], flag: str) -> EvalConfig | None:

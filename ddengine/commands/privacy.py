@@ -15,7 +15,7 @@ from ddengine.commands.words import asks_help, taken_paths
 from ddengine.recipe import DataConfig
 from ddengine.system import log
 from ddengine.system.runtime import Precision
-from synth.recipes import find
+from synth.catalogue import find
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from ddengine.artefact import runs
 from ddengine.commands.options import of_recipe
 from ddengine.commands.process import alone
 from ddengine.system import log
-from synth.recipes.cite import bibtex
+from synth.cite import bibtex
 
 
 def main(args: list[str]) -> None:

@@ -45,7 +45,7 @@ def taken_name(args: Sequence[str], known: Container[str]) -> tuple[str | None, 
         if word in known:
             return word, words[:place] + words[place + 1 :]
     for place in _free_places(words):
-        if "/" in words[place]:
+        if "/" in words[place] or ":" in words[place]:
             return words[place], words[:place] + words[place + 1 :]
     return None, words
 

@@ -78,7 +78,7 @@ class Job:
     open_store: Callable[[Data], Experts | None] | None = None
     train_expert: Callable[..., Any] | None = None  # buffers.train.train_expert
     # what the evaluate command takes for a distilled folder; None: the recipe's protocol
-    protocol: Callable[[Path], EvalConfig] | None = None
+    protocol_of: Callable[[Path], EvalConfig] | None = None
 
 
 def job(
@@ -708,7 +708,7 @@ def _evaluate(began: float, job: Job, folder: Path, stand_ins: Path | None) -> d
     experts = _experts(job, data, stand_ins) if recipe.teachers else None
     teachers = [] if experts is None else load_all(experts, device)
     start, before = job.parsing + time.time() - began, tree_bytes(folder)
-    config = recipe.evaluation if job.protocol is None else job.protocol(folder / "distilled")
+    config = recipe.evaluation if job.protocol_of is None else job.protocol_of(folder / "distilled")
     options: dict[str, Any] = dict(
         seed=job.seed, device=device, precision=job.precision, teachers=teachers
     )
