@@ -198,6 +198,7 @@ class Looking:
             new_model=bench.new_model(self.model),
             steps=bench.config.full_steps,
             lr=lr,
+            train_networks=bench.means.train_networks,
         )
         return index.tolist()
 

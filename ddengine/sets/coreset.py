@@ -20,6 +20,8 @@ from ddengine.system.errors import UserError
 Embed = Callable[[Tensor], Tensor]  # images (B, C, H, W) -> features (B, D)
 NewModel = Callable[[Generator], nn.Module]
 Order = Literal["hardest", "easiest"]
+# training.train_networks, or what stands in for it
+TrainNetworks = Callable[..., list[nn.Module]]
 
 # How the networks that look at images are trained: on the images as they are, as long as `steps`
 # says. The rate drops half-way.
@@ -199,7 +201,14 @@ class Forgetting:
 
 
 def forgetting_scores(
-    real: RealSet, new_model: NewModel, rng: Generator, *, steps: int, lr: float, networks: int = 1
+    real: RealSet,
+    new_model: NewModel,
+    rng: Generator,
+    *,
+    steps: int,
+    lr: float,
+    networks: int = 1,
+    train_networks: TrainNetworks | None = None,
 ) -> Tensor:
     """(N,) float64: the mean over networks of what `Forgetting` counts in the batches of their
     training.
@@ -222,7 +231,15 @@ def forgetting_scores(
         def see(index: Tensor, logits: Tensor, counter: Forgetting = counter) -> None:
             counter.see(index, logits.argmax(1).cpu() == labels[index])
 
-        train(real, new_model, rng, steps=steps, lr=lr, observe=see)
+        train(
+            real,
+            new_model,
+            rng,
+            steps=steps,
+            lr=lr,
+            observe=see,
+            train_networks=train_networks,
+        )
         total += counter.scores() / networks
     return total
 
@@ -249,6 +266,7 @@ def el2n_scores(real: RealSet, trained: list[nn.Module], batch: int = 1000) -> T
 def forgetting_index(
     real: RealSet, ipc: int, class_names: tuple[str, ...], new_model: NewModel, rng: Generator,
     *, steps: int, lr: float, networks: int = 3, order: Order = "hardest",
+    train_networks: TrainNetworks | None = None,
 ) -> Tensor:  # fmt: skip
     """The images that networks forget most often in `steps` updates, or (easiest) least often
     (Toneva et al., ICLR 2019).
@@ -257,25 +275,31 @@ def forgetting_index(
     are many, are drawn from `rng`.
     """
     check_ipc(real, ipc, class_names)
-    return ranked_index(
+    scores = forgetting_scores(
         real,
-        ipc,
-        class_names,
-        forgetting_scores(real, new_model, rng, steps=steps, lr=lr, networks=networks),
-        order,
+        new_model,
         rng,
+        steps=steps,
+        lr=lr,
+        networks=networks,
+        train_networks=train_networks,
     )
+    return ranked_index(real, ipc, class_names, scores, order, rng)
 
 
 def el2n_index(
     real: RealSet, ipc: int, class_names: tuple[str, ...], new_model: NewModel, rng: Generator,
     *, steps: int, lr: float, networks: int = 3, order: Order = "hardest",
+    train_networks: TrainNetworks | None = None,
 ) -> Tensor:  # fmt: skip
     """The images with the largest (easiest: smallest) error after `steps` updates, which are meant
     to be few (Paul et al., NeurIPS 2021).
     """
     check_ipc(real, ipc, class_names)
-    trained = [train(real, new_model, rng, steps=steps, lr=lr) for _ in range(networks)]
+    trained = [
+        train(real, new_model, rng, steps=steps, lr=lr, train_networks=train_networks)
+        for _ in range(networks)
+    ]
     return ranked_index(real, ipc, class_names, el2n_scores(real, trained), order, rng)
 
 
@@ -295,6 +319,7 @@ def choose(
     lr: float,
     networks: int = 3,
     order: Order = "hardest",
+    train_networks: TrainNetworks | None = None,
 ) -> Tensor:
     """Indices (K * ipc,) of the images that one of KINDS chooses.
 
@@ -308,11 +333,20 @@ def choose(
     if kind == "k_means":
         return k_means_index(real, ipc, class_names, embed(), rng)
     assert new_model is not None, "a network is needed for this kind"
-    score, steps = (
-        (forgetting_index, steps) if kind == "forgetting" else (el2n_index, max(1, steps // 10))
-    )
+    score = forgetting_index
+    if kind == "el2n":
+        score, steps = el2n_index, max(1, steps // 10)
     return score(
-        real, ipc, class_names, new_model, rng, steps=steps, lr=lr, networks=networks, order=order
+        real,
+        ipc,
+        class_names,
+        new_model,
+        rng,
+        steps=steps,
+        lr=lr,
+        networks=networks,
+        order=order,
+        train_networks=train_networks,
     )
 
 
@@ -324,14 +358,17 @@ def train(
     steps: int,
     lr: float,
     observe: Callable[[Tensor, Tensor], None] | None = None,
+    train_networks: TrainNetworks | None = None,
 ) -> nn.Module:
     """A network after `steps` updates on the training images as they are, in evaluation mode.
 
-    `observe` gets the indices (B,) and logits (B, K) of every update. Raises UserError when the
+    `observe` gets the indices (B,) and logits (B, K) of every update; `train_networks` stands in
+    for that of `training`. Raises UserError when the
     network is not finite in the end.
     """
     seed = int(torch.randint(2**31, (1,), generator=rng))
-    (network,) = training.train_networks(
+    made = training.train_networks if train_networks is None else train_networks
+    (network,) = made(
         new_model, [real], [seed], LOOKING, lr, real.device, steps=steps, observe=observe
     )
     if not all(bool(p.isfinite().all()) for p in network.parameters()):

@@ -162,12 +162,19 @@ def _needed(experts: Experts | None, kind: str) -> Experts:
 
 
 def _embedded(
-    real: RealSet, rng: Generator, config: InitConfig, new_model: NewModel | None
+    real: RealSet,
+    rng: Generator,
+    config: InitConfig,
+    new_model: NewModel | None,
+    train_networks: coreset.TrainNetworks | None,
 ) -> coreset.Embed:
     if config.embedding == "pixels":
         return coreset.pixels
     assert new_model is not None, "a network is needed to embed"
-    return coreset.train(real, new_model, rng, steps=config.steps, lr=config.lr).embed  # type: ignore[return-value]
+    network = coreset.train(
+        real, new_model, rng, steps=config.steps, lr=config.lr, train_networks=train_networks
+    )
+    return network.embed  # type: ignore[return-value]
 
 
 def selected_index(
@@ -178,6 +185,7 @@ def selected_index(
     config: InitConfig,
     experts: Experts | None = None,
     new_model: NewModel | None = None,
+    train_networks: coreset.TrainNetworks | None = None,
 ) -> Tensor:
     """Indices (K * ipc,) of the real images that `config.kind` chooses, class by class.
 
@@ -197,7 +205,8 @@ def selected_index(
         )
     if kind in coreset.KINDS:
         return coreset.choose(
-            kind, real, ipc, class_names, rng, embed=lambda: _embedded(real, rng, config, new_model), new_model=new_model,
+            kind, real, ipc, class_names, rng, embed=lambda: _embedded(real, rng, config, new_model, train_networks), new_model=new_model,
+            train_networks=train_networks,
             steps=config.steps, lr=config.lr, networks=config.networks, order=config.order,
         )  # fmt: skip
     raise UserError(

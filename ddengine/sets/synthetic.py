@@ -12,6 +12,7 @@ from ddengine.data import Data, Preprocess
 from ddengine.models import build_model
 from ddengine.recipe import Recipe
 from ddengine.sets.codec import Codec
+from ddengine.sets.coreset import TrainNetworks
 from ddengine.sets.start import INITIALISERS
 from ddengine.system.errors import UserError
 from ddengine.types import Batch, Experts, TargetKind
@@ -168,10 +169,16 @@ class SyntheticSet:
 
 
 def initial(
-    recipe: Recipe, data: Data, rng: Generator, experts: Experts | None = None
+    recipe: Recipe,
+    data: Data,
+    rng: Generator,
+    experts: Experts | None = None,
+    train_networks: TrainNetworks | None = None,
 ) -> SyntheticSet:
-    """The set before the first step, labelled with classes: initial images, and what the objective
-    learns beside them.
+    """The set before the first step, labelled with classes.
+
+    It holds initial images, and what the objective learns beside them. `train_networks` trains
+    networks that choose images, in place of that of `training`.
     """
     device = data.train.device
     new_model = partial(build_model, recipe.model, data.image_shape, data.num_classes)
@@ -185,7 +192,14 @@ def initial(
             "lower ipc or codec.factor, or raise data.limit."
         )
     images = INITIALISERS[recipe.init.kind](
-        data.train, per_class, data.class_names, rng, recipe.init, experts, new_model
+        data.train,
+        per_class,
+        data.class_names,
+        rng,
+        recipe.init,
+        experts,
+        new_model,
+        train_networks,
     )
     scalars = {k: torch.tensor(v, device=device) for k, v in recipe.objective.initial().items()}
     classes = torch.arange(data.num_classes, device=device).repeat_interleave(items)
