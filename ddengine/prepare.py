@@ -14,6 +14,7 @@ from ddengine.objective import Env, Objective
 from ddengine.recipe import Recipe
 from ddengine.sets import labels, synthetic
 from ddengine.sets.codec import Compensated
+from ddengine.sets.coreset import TrainNetworks
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system import dist, log
 from ddengine.system.errors import UserError
@@ -71,18 +72,20 @@ def prepare(
     precision: Precision = "fp32",
     compile: bool = False,
     images: Tensor | None = None,
+    train_networks: TrainNetworks | None = None,
 ) -> tuple[SyntheticSet, Objective]:
     """What a distillation starts from: the labelled initial set, and the objective.
 
     `images` are pixels in [0, 1] to start from in place of `recipe.init`, all those of a class in a
-    row (classes x images per class, C, H, W).
+    row (classes x images per class, C, H, W). `train_networks` takes the place of our training of
+    the networks that choose.
     """
     new_model = partial(build_model, recipe.model, data.image_shape, data.num_classes)
     model = FlatModel(new_model(generator(0)), precision).to(device)
     objective = recipe.objective.build(Env(data.train, new_model, model, experts, device, compile))
     _warn_of_unequal_compensators(recipe)
     if images is None:
-        syn = synthetic.initial(recipe, data, generator(seed, "init"), experts)
+        syn = synthetic.initial(recipe, data, generator(seed, "init"), experts, train_networks)
     else:
         syn = _started(recipe, data, images)
     starts_labelled = recipe.objective.reads_labels and not recipe.objective.makes_labels

@@ -33,7 +33,7 @@ from ddengine.evaluation.train import validate
 from ddengine.learning.teachers import load_all
 from ddengine.objective import Objective
 from ddengine.pages import figures, overview
-from ddengine.plan import estimate as costs
+from ddengine.plan import bounds, jobs
 from ddengine.prepare import check_networks, prepare, reads_experts, shipped
 from ddengine.recipe import Recipe, digest
 from ddengine.sets.synthetic import SyntheticSet
@@ -150,9 +150,9 @@ class Job:
             distillation=loop.summary(counters) | {"initial_seconds": initial_seconds},
         )
 
-    def costed(self) -> costs.Job:
+    def costed(self) -> jobs.Job:
         """The same distillation for a process that tries one step of it."""
-        return costs.Job(
+        return jobs.Job(
             recipe=self.recipe,
             seed=self.seed,
             device=str(self.device),
@@ -367,7 +367,7 @@ def _kept(job: Job, keep: Keep) -> Distilled:
     experts = job.experts()
     syn, objective, initial_seconds = job.start(experts)
     if not keep.force:
-        costs.check(job.costed(), syn, data, folder, job.device)
+        bounds.check(job.costed(), syn, data, folder, job.device)
     dist.on_first_rank(partial(keep.begin, recipe))
     teachers = []
     if recipe.evaluation.labels == "dynamic" and experts is not None:

@@ -15,6 +15,7 @@ from ddengine.commands.options import options_of, print_config
 from ddengine.commands.process import one_process
 from ddengine.commands.words import taken_flag
 from ddengine.plan import estimate as costs
+from ddengine.plan import jobs
 from ddengine.prepare import check_networks
 from ddengine.recipe import EvalConfig
 from ddengine.system.errors import UserError
@@ -41,7 +42,7 @@ def main(args: list[str]) -> None:
     data = source.load(torch.device("cpu"), stores.preprocess)
     check_networks(recipe, data)
     missing = stores.missing(data.train.digest)
-    job = costs.Job(
+    job = jobs.Job(
         recipe=recipe,
         seed=options.seed,
         device=options.device,

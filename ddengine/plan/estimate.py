@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from ddengine import api
+from ddengine import prepare
 from ddengine.plan import calibrate
 from ddengine.plan.apart import apart
 from ddengine.plan.bounds import free_disk
@@ -58,7 +58,7 @@ def estimate(job: Job, missing: dict[str, int]) -> list[Part]:
         else:
             what = "all experts lie in their store" if missing else "no experts are needed"
             buffer = Part("buffer", 0.0, 0, 0, what)
-        stand_ins = experts if lacking and api.reads_experts(recipe) else None
+        stand_ins = experts if lacking and prepare.reads_experts(recipe) else None
         return [buffer, _distill(job, run, stand_ins), _evaluate(job, run, stand_ins)]
 
 

@@ -344,13 +344,13 @@ def test_taken_parts_have_flags():
     assert options.recipe.buffer.step == Gsam(sgd=Sgd(lr=0.5), rho=0.01, alpha=1.0)
 
 
-@pytest.mark.parametrize("method", ["ftd", "ast", "datm"])
-def test_a_wrong_rate_of_the_inner_optimiser_says_where_it_is(method):
+@pytest.mark.parametrize("family", ["ftd", "ast", "datm"])
+def test_a_wrong_rate_of_the_inner_optimiser_says_where_it_is(family):
     """Their experts' rate is `buffer.step.sgd.lr`; a flag `buffer.step.lr` does not exist."""
     from ddengine.commands.options import options_of
 
     with pytest.raises(UserError, match=r"buffer\.step\.sgd.*lr.*-1"):
-        options_of("buffer", [SMALL[method].name, "--buffer.step.sgd.lr", "-1"])
+        options_of("buffer", [SMALL[family].name, "--buffer.step.sgd.lr", "-1"])
 
 
 # The small recipes: MTT's cell with exactly the parts that the method is
