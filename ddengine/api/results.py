@@ -128,7 +128,7 @@ class Distilled:
         name = self.meta.get("recipe", {}).get("name")
         by = "" if name is None else f" by {name}"
         where = "in memory" if self.run is None else f"in {self.run}"
-        size = sum(self.nbytes().values())
+        size = self.nbytes()["total"]
         return (
             f"{stored} images{decoded} of {len(self.class_names)} classes{by}, {size:,} bytes, "
             f"{where}"

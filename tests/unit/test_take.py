@@ -358,7 +358,7 @@ def test_a_wrong_rate_of_the_inner_optimiser_says_where_it_is(family):
 
 @pytest.mark.parametrize("ipc", [1, 10])
 @pytest.mark.parametrize(
-    ("method", "parts"),
+    ("family", "parts"),
     [
         ("ftd", ["buffer", "outer"]),
         ("tesla", ["objective"]),
@@ -366,19 +366,19 @@ def test_a_wrong_rate_of_the_inner_optimiser_says_where_it_is(family):
         ("ast", ["buffer", "init", "objective", "outer"]),
     ],
 )
-def test_small_recipes_differ_from_mtt_in_their_parts_only(method, parts, ipc):
+def test_small_recipes_differ_from_mtt_in_their_parts_only(family, parts, ipc):
     """So that a row of one table compares methods and nothing else: taking those parts from MTT's
     gives MTT's.
     """
     ours, base = (
-        RECIPES[f"{method}/fashion_mnist_ipc{ipc}_small"],
+        RECIPES[f"{family}/fashion_mnist_ipc{ipc}_small"],
         RECIPES[f"mtt/fashion_mnist_ipc{ipc}_small"],
     )
     back = take(ours, [f"{part}={base.name}" for part in parts])
     assert replace(back, name=base.name, cites=base.cites) == base
     for part in parts:
         assert getattr(ours, part) != getattr(base, part)
-    plain = {"ftd": lambda b: b.step.sgd, "datm": lambda b: b.step.sgd}.get(method)
+    plain = {"ftd": lambda b: b.step.sgd, "datm": lambda b: b.step.sgd}.get(family)
     if plain is not None:
         assert (
             plain(ours.buffer) == base.buffer.step
