@@ -1,6 +1,6 @@
 """Which stores belong to a recipe, where they lie, and opening them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -11,6 +11,7 @@ from torch import nn
 
 from buffers import store
 from buffers.store import ExpertStore, StoreGroup
+from buffers.train import train_expert
 from ddengine.data import Data, Preprocess
 from ddengine.learning.teachers import load_all
 from ddengine.models import build_model
@@ -95,6 +96,11 @@ class Stores:
         """
         digests = [store.imported_digest(place.folder) for place in self.places(images)]
         return ", ".join(digest for digest in digests if digest) or None
+
+    @property
+    def trainer(self) -> Callable[..., Any]:
+        """What trains an expert."""
+        return train_expert
 
     def missing(self, images: str) -> dict[str, int]:
         """How many experts the store of each network lacks."""

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from ddengine.api.continual import continual
     from ddengine.api.describe import inspect
     from ddengine.api.distill import distill
+    from ddengine.api.estimate import estimate
     from ddengine.api.evaluate import evaluate, train
+    from ddengine.api.export import export, push
     from ddengine.api.merge import merge
     from ddengine.api.outcomes import Outcome
     from ddengine.api.privacy import privacy
@@ -46,11 +48,14 @@ _PLACES = {
     "UserError": "ddengine.system.errors",
     "continual": "ddengine.api.continual",
     "distill": "ddengine.api.distill",
+    "estimate": "ddengine.api.estimate",
     "evaluate": "ddengine.api.evaluate",
+    "export": "ddengine.api.export",
     "inspect": "ddengine.api.describe",
     "load": "ddengine.api.results",
     "merge": "ddengine.api.merge",
     "privacy": "ddengine.api.privacy",
+    "push": "ddengine.api.export",
     "rank": "ddengine.api.score",
     "report": "ddengine.api.report",
     "score": "ddengine.api.score",
@@ -67,11 +72,14 @@ __all__ = [
     "UserError",
     "continual",
     "distill",
+    "estimate",
     "evaluate",
+    "export",
     "inspect",
     "load",
     "merge",
     "privacy",
+    "push",
     "rank",
     "report",
     "score",
