@@ -142,7 +142,7 @@ def test_evaluate_equals_the_command(work):
     assert {row["model"] for row in brought.rows} == {"tiny"}
     network = ddengine.train(result, "mlp", protocol=QUICK)
     assert network(result.batch(torch.arange(2)).images).shape == (2, 10)
-    with pytest.raises(UserError, match="'epoch'.*correct the name"):
+    with pytest.raises(UserError, match=r"'epoch'.*correct the name"):
         ddengine.evaluate(result, protocol={"epoch": 2})
 
 
