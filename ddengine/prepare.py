@@ -52,7 +52,7 @@ def check_networks(recipe: Recipe, data: Data, *, selection: bool = False) -> No
 
     Of a `selection` the objective has no say in what networks may look at real images.
     """
-    recipe.codec.fit(recipe.ipc, data.num_classes)
+    recipe.codec.fit(recipe.ipc, data.image_shape, data.num_classes)
     evaluated = recipe.evaluation.models or (recipe.model,)
     for name in {recipe.model, *buffer_models(recipe), *recipe.evaluation.models}:
         network = build_model(name, data.image_shape, data.num_classes, generator(0))
@@ -121,7 +121,7 @@ def _started(recipe: Recipe, data: Data, images: Tensor) -> SyntheticSet:
     """The set before the first step that holds given images, pixels in [0, 1], all of a class in a
     row.
     """
-    codec, items = recipe.codec.fit(recipe.ipc, data.num_classes)
+    codec, items = recipe.codec.fit(recipe.ipc, data.image_shape, data.num_classes)
     device = data.train.device
     wanted = (data.num_classes * items * codec.per_item, *data.image_shape)
     if tuple(images.shape) != wanted or not images.is_floating_point():

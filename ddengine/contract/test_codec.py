@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from ddengine.data import Preprocess
-from ddengine.sets.codec import CODECS
+from ddengine.recipe import to_dict
+from ddengine.sets.codec import CODECS, Codec
 
 PREPROCESS = Preprocess(mean=torch.full((3,), 0.5), std=torch.tensor([0.25, 0.3, 0.2]))
 SHAPE = (3, 8, 8)
@@ -12,11 +13,9 @@ CLASSES = 2
 BUDGET = 6  # images per class
 
 
-def shipped_decode(text: str, tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+def shipped_decode(codec: Codec, tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """What the decode function of a shipped load.py makes of the stored tensors."""
-    names: dict = {}
-    exec("import torch\n" + text, names)  # as the shipped file has it
-    return names["decode"](tensors)
+    return codec.loader()(tensors, to_dict(codec))
 
 
 def test_codec(codec_name: str) -> None:
@@ -25,7 +24,7 @@ def test_codec(codec_name: str) -> None:
     A part decodes as in the whole, the shipped source does the same, and shipping twice is
     shipping once.
     """
-    codec, items = CODECS[codec_name]().fit(BUDGET, CLASSES)
+    codec, items = CODECS[codec_name]().fit(BUDGET, SHAPE, CLASSES)
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(CLASSES * items * codec.per_item, *SHAPE, generator=generator)
     tensors = codec.pack(images, CLASSES, PREPROCESS)
@@ -43,16 +42,19 @@ def test_codec(codec_name: str) -> None:
     assert torch.equal(source[:natural], torch.arange(natural))
 
     everything.square().sum().backward()
-    gradient = tensors["images"].grad
-    assert gradient is not None and (gradient != 0).any()
-    decoded, items_of = shipped_decode(codec.loader(), tensors)
+    for names in codec.parameters(tensors).values():
+        for name in names:
+            gradient = tensors[name].grad
+            assert gradient is not None and (gradient != 0).any(), name
+    assert codec.num_images(tensors) <= BUDGET * CLASSES
+    decoded, items_of = shipped_decode(codec, tensors)
     assert torch.allclose(decoded, everything, atol=1e-6) and torch.equal(items_of, source)
 
     with torch.no_grad():
         codec.project(tensors, PREPROCESS)
         reader, shipped = codec.ship(tensors, PREPROCESS)
         read = reader.decode(shipped, torch.arange(len(source)))
-        decoded, items_of = shipped_decode(reader.loader(), shipped)
+        decoded, items_of = shipped_decode(reader, shipped)
     assert torch.allclose(decoded, read, atol=1e-6)
     assert torch.equal(items_of, source) and torch.equal(reader.source(shipped), source)
     once_more_reader, once_more = reader.ship(shipped, PREPROCESS)

@@ -158,7 +158,7 @@ def test_recipes_are_complete(any_recipe: Recipe) -> None:
     assert not recipe.teachers or recipe.buffer is not None
     if recipe.buffer is not None and not recipe.teachers:
         recipe.objective.check(recipe.buffer.kept_epochs())
-    assert 1 <= recipe.codec.fit(recipe.ipc, 1000)[1] <= recipe.ipc
+    assert 1 <= recipe.codec.fit(recipe.ipc, (3, 32, 32), 1000)[1] <= recipe.ipc
 
 
 def test_a_recipe_is_a_value(any_recipe: Recipe) -> None:
