@@ -3,7 +3,7 @@
 The same command resumes.
 
     python benchmarks/table.py NAME [--jobs 2]              a table of this file
-    python benchmarks/table.py NAME RECIPE [RECIPE ...]     one row a recipe, each with its own baselines
+    python benchmarks/table.py NAME RECIPE [RECIPE ...]    one row a recipe, each with its baselines
 
 Writes docs/results/NAME.md, docs/results/NAME.json (every evaluation.json, with cost, machine,
 versions and commit) and, of runs that validated while they distilled, docs/results/NAME.png
@@ -18,6 +18,7 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -217,13 +218,17 @@ def _cross() -> list[Row]:
     )
     budget = {"mtt": (*small("mtt", 10), "--outer.steps", "120"), "dm": ()}
     baselines = {"mtt": ("full",), "dm": ("random", "herding")}
-    return [
-        Row(
-            label=method.upper(), recipe=f"{method}/fashion_mnist_ipc10_small", flags=(*budget[method], *shown, *chosen), baselines=baselines[method],
+    rows = []
+    for method in ("mtt", "dm"):
+        row = Row(
+            label=method.upper(),
+            recipe=f"{method}/fashion_mnist_ipc10_small",
+            flags=(*budget[method], *shown, *chosen),
+            baselines=baselines[method],
             group="IPC 10",
         )
-        for method in ("mtt", "dm")
-    ]  # fmt: skip
+        rows.append(row)
+    return rows
 
 
 DEAR = ("--labels", "dynamic", "--num_networks", "3")  # teachers look at every batch
@@ -305,83 +310,89 @@ def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |\n"
 
 
-def _accuracy(row: dict[str, Any]) -> str:
-    """Mean and 95 % interval in percent."""
+def _accuracy(row: dict[str, Any], spread: str = "") -> str:
+    """Mean, what is said of its spread, and 95 % interval, in percent."""
     if row["accuracy_mean"] is None:
         return "diverged"
-    between = f" ({100 * row['ci95'][0]:.1f} to {100 * row['ci95'][1]:.1f})" if row["ci95"] else ""
-    return f"{100 * row['accuracy_mean']:.1f}{between}"
+    between = ""
+    if row["ci95"]:
+        low, high = row["ci95"]
+        between = f" ({100 * low:.1f} to {100 * high:.1f})"
+    return f"{100 * row['accuracy_mean']:.1f}{spread}{between}"
 
 
 def _ends(row: dict[str, Any]) -> list[float]:
-    """The interval; of networks that diverged nothing is known, and of one network it is its
-    accuracy.
+    """The interval.
+
+    Of networks that diverged nothing is known, and of one network it is its accuracy.
     """
-    return [0.0, 1.0] if row["accuracy_mean"] is None else row["ci95"] or [row["accuracy_mean"]] * 2
+    if row["accuracy_mean"] is None:
+        return [0.0, 1.0]
+    return row["ci95"] or [row["accuracy_mean"]] * 2
 
 
 def markdown(runs: list[dict[str, Any]]) -> str:
-    """One line per row and set; a distilled set that does not beat the baselines of its group by
-    more than both intervals is marked.
+    """One line per row and set.
+
+    A distilled set that does not beat the baselines of its group by more than both intervals is
+    marked.
     """
     lines = [_line(COLUMNS), _line(["---"] * len(COLUMNS))]
     for run in runs:
-        cost, group = (
-            run["distillation"],
-            [
-                r
-                for other in runs
-                if other["group"] == run["group"]
-                for r in other["evaluation"]["rows"]
-            ],
-        )
         for row in run["evaluation"]["rows"]:
-            spread = "" if row["accuracy_std"] is None else f" ± {100 * row['accuracy_std']:.1f}"
-            shown = (
-                _accuracy(row).replace(" (", f"{spread} (", 1)
-                if row["ci95"]
-                else _accuracy(row) + spread
-            )
-            mine = row["set"] in OWN_ROWS
-            rivals = [
-                r
-                for r in group
-                if r["model"] == row["model"]
-                and r["set"] in RIVALS
-                and r["accuracy_mean"] is not None
-            ]
-            beaten = all(_ends(row)[0] > _ends(r)[1] for r in rivals)
-            mark = (
-                ""
-                if not mine or beaten or row["set"] in CONTROLS
-                else " **not clearly above the baselines**"
-            )
-            experts = f"{run['experts']['seconds'] / 60:.1f} min" if run["experts"] else "-"
-            # the initial images are all that some methods make
-            minutes = (cost["seconds"] + cost.get("initial_seconds", 0)) / 60
-            costs = [f"{minutes:.1f} min", f"{cost['peak_memory_bytes'] / 1e9:.2f} GB", experts]
-            spent = costs if row["set"] == "distilled" else ["-"] * 3
-            evaluation = [
-                str(row["n"]),
-                str(row.get("images", "")),
-                str(row.get("bytes", "")),
-                str(row.get("ledger", {}).get("labels", "")),
-                f"{row['lr']:.4g}",
-                str(row["steps"]),
-                f"{row['seconds'] / 60:.1f} min",
-            ]
-            lines.append(
-                _line(
-                    [
-                        run["row"] if mine else run["group"] or run["row"],
-                        row["set"] + mark,
-                        shown,
-                        *evaluation,
-                        *spent,
-                    ]
-                )
-            )
+            label, name = run["group"] or run["row"], row["set"]
+            if row["set"] in OWN_ROWS:
+                label = run["row"]
+                if row["set"] not in CONTROLS and not _is_above(row, _rivals(runs, run, row)):
+                    name += " **not clearly above the baselines**"
+            std = row["accuracy_std"]
+            spread = "" if std is None else f" ± {100 * std:.1f}"
+            lines.append(_line([label, name, _accuracy(row, spread), *_costs(run, row)]))
     return "".join(lines)
+
+
+def _rivals(
+    runs: list[dict[str, Any]], run: dict[str, Any], row: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """The baselines of the group of a run, on the network of a row."""
+    rivals = []
+    for other in runs:
+        if other["group"] != run["group"]:
+            continue
+        for rival in other["evaluation"]["rows"]:
+            counts = rival["set"] in RIVALS and rival["accuracy_mean"] is not None
+            if counts and rival["model"] == row["model"]:
+                rivals.append(rival)
+    return rivals
+
+
+def _is_above(row: dict[str, Any], rivals: list[dict[str, Any]]) -> bool:
+    """Whether a row beats others by more than both intervals."""
+    return all(_ends(row)[0] > _ends(rival)[1] for rival in rivals)
+
+
+def _costs(run: dict[str, Any], row: dict[str, Any]) -> list[str]:
+    """What an evaluation cost; of a distilled set also its distillation and its experts."""
+    cells = [
+        str(row["n"]),
+        str(row.get("images", "")),
+        str(row.get("bytes", "")),
+        str(row.get("ledger", {}).get("labels", "")),
+        f"{row['lr']:.4g}",
+        str(row["steps"]),
+        f"{row['seconds'] / 60:.1f} min",
+    ]
+    if row["set"] != "distilled":
+        return [*cells, "-", "-", "-"]
+    cost, experts = run["distillation"], run["experts"]
+    # the initial images are all that some methods make
+    minutes = (cost["seconds"] + cost.get("initial_seconds", 0)) / 60
+    return [
+        *cells,
+        f"{minutes:.1f} min",
+        f"{cost['peak_memory_bytes'] / 1e9:.2f} GB",
+        f"{experts['seconds'] / 60:.1f} min" if experts else "-",
+    ]
 
 
 def crossed(runs: list[dict[str, Any]]) -> str:
@@ -494,57 +505,65 @@ def write(name: str, rows: list[Row], said: str) -> None:
 
 def main(args: list[str]) -> None:
     """Run, collect, write."""
-    jobs = int(args[args.index("--jobs") + 1]) if "--jobs" in args else 1
-    names = args[: args.index("--jobs")] if "--jobs" in args else args
+    names, jobs = args, 1
+    if "--jobs" in args:
+        place = args.index("--jobs")
+        names, jobs = args[:place], int(args[place + 1])
     if not names or (len(names) == 1 and names[0] not in TABLES):
         sys.exit(
             "usage: python benchmarks/table.py NAME RECIPE [RECIPE ...], or one of "
             f"{', '.join(TABLES)} [--jobs N]"
         )
     name, *recipes = names
-    rows = (
-        [Row(label=r, recipe=r, baselines=None, group=r) for r in recipes]
-        if recipes
-        else TABLES[name]()
-    )
-    said, threads = (
-        " ".join(["python benchmarks/table.py", *args]),
-        max(1, (os.cpu_count() or 1) // jobs),
-    )
+    rows = [Row(label=recipe, recipe=recipe, baselines=None, group=recipe) for recipe in recipes]
+    rows = rows or TABLES[name]()
+    said = " ".join(["python benchmarks/table.py", *args])
+    threads = max(1, (os.cpu_count() or 1) // jobs)
     writing = Lock()  # of the result files
-    stores = {}  # rows that share experts must not train them at the same time
+
+    def run(row: Row) -> None:
+        make(name, rows, row, threads)
+        with writing:
+            write(name, rows, said)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(partial(train_experts, threads), with_stores(rows, threads)))
+        list(pool.map(run, [row for row in rows if not row.of]))
+        list(pool.map(run, [row for row in rows if row.of]))  # whose sets are there now
+
+
+def with_stores(rows: list[Row], threads: int) -> list[Row]:
+    """A row for each store of experts.
+
+    Rows that share experts must not train them at the same time.
+    """
+    stores: dict[str, Row] = {}
     for row in rows:
         if row.of:
             continue
         recipe = json.loads(command(threads, "distill", row.recipe, *row.flags, "--print_config"))
         if recipe["buffer"] is not None:
-            stores.setdefault(
-                json.dumps([recipe["data"], recipe["buffer"], recipe["teachers"]]), row
-            )
+            decides = [recipe["data"], recipe["buffer"], recipe["teachers"]]
+            stores.setdefault(json.dumps(decides), row)
+    return list(stores.values())
 
-    def run(row: Row) -> None:
-        folder, out = (str(p.relative_to(ROOT)) for p in places(name, rows, row))
-        if not row.of:
-            command(threads, "distill", row.recipe, *row.flags, "--out", folder)
-        flags = (*row.flags, "--out", out) if row.of else ()
-        command(
-            threads,
-            "evaluate",
-            folder,
-            *flags,
-            *(() if row.baselines is None else ("--baselines", *row.baselines)),
-        )
-        with writing:
-            write(name, rows, said)
 
-    with ThreadPoolExecutor(jobs) as pool:
-        list(
-            pool.map(
-                lambda row: command(threads, "buffer", row.recipe, *row.flags), stores.values()
-            )
-        )
-        list(pool.map(run, [row for row in rows if not row.of]))
-        list(pool.map(run, [row for row in rows if row.of]))  # whose sets are there now
+def train_experts(threads: int, row: Row) -> None:
+    """The experts of a row."""
+    command(threads, "buffer", row.recipe, *row.flags)
+
+
+def make(name: str, rows: list[Row], row: Row, threads: int) -> None:
+    """Distill and evaluate the set of a row, or evaluate the set of another row otherwise."""
+    folder, out = (str(path.relative_to(ROOT)) for path in places(name, rows, row))
+    flags: list[str] = []
+    if row.of:
+        flags += [*row.flags, "--out", out]
+    else:
+        command(threads, "distill", row.recipe, *row.flags, "--out", folder)
+    if row.baselines is not None:
+        flags += ["--baselines", *row.baselines]
+    command(threads, "evaluate", folder, *flags)
 
 
 if __name__ == "__main__":

@@ -2,15 +2,23 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, Self
 
 import torch
 from torch import Generator, Tensor, nn
 
-from ddengine.data import RealSet
+from ddengine.data import Data, RealSet
 from ddengine.learning.flat import FlatModel
+from ddengine.learning.memory import step_bytes
+from ddengine.models import build_model
+from ddengine.recipe import Recipe
 from ddengine.sets.synthetic import SyntheticSet
+from ddengine.system.rng import generator
+from ddengine.system.runtime import Precision
 from ddengine.types import Experts, Method
+
+VECTORS = 13  # of the size of the parameters, that a step holds at most beside its graph
 
 
 @dataclass(frozen=True)
@@ -23,6 +31,21 @@ class Env:
     experts: Experts | None
     device: torch.device
     compile: bool = False
+
+
+def environment(
+    recipe: Recipe,
+    data: Data,
+    device: torch.device,
+    experts: Experts | None,
+    *,
+    precision: Precision = "fp32",
+    compile: bool = False,
+) -> Env:
+    """What the objective of a recipe may touch."""
+    new_model = partial(build_model, recipe.model, data.image_shape, data.num_classes)
+    model = FlatModel(new_model(generator(0)), precision).to(device)
+    return Env(data.train, new_model, model, experts, device, compile)
 
 
 class Objective(Protocol):
@@ -71,3 +94,23 @@ class ObjectiveConfig(Method, Protocol):
         """Raise UserError for a network, called `name`, that cannot be a teacher; it is not
         trained yet.
         """
+
+    def cost(self, env: Env, syn: SyntheticSet) -> int:
+        """Bytes that one step holds at most, beyond the set and the networks that lie there anyway.
+
+        By default of gradients through gradients of all decoded images, in the network of `env`.
+        """
+        return network_bytes(env, images=len(syn))
+
+    def advice(self, ipc: int) -> str:
+        """What to do where a step does not fit into memory; `ipc` is that of the recipe."""
+        return f"lower ipc (now {ipc})"
+
+
+def network_bytes(env: Env, *, images: int, vectors: int = VECTORS) -> int:
+    """Bytes that gradients of gradients hold at most, of so many images in the network of `env`.
+
+    `vectors` of the size of its parameters are alive beside.
+    """
+    network, shape = env.new_model(generator(0)), env.real.image_shape
+    return step_bytes(network, shape, env.device, images=images, vectors=vectors)

@@ -69,6 +69,12 @@ def class_members(syn: SyntheticSet, most: int | None, rng: Generator) -> Tensor
     return members.gather(1, keys.topk(most).indices)
 
 
+def images_per_class(syn: SyntheticSet, most: int | None) -> int:
+    """Decoded examples of a class that a step sees, at most `most`."""
+    each = len(syn) // len(syn.class_names)
+    return each if most is None else min(each, most)
+
+
 def pays(env: Env, images: int, device: str | None = None) -> int:
     """Classes of so many images each that are worth computing in one pass: many where launches
     cost, few where arithmetic or memory does.
@@ -77,8 +83,8 @@ def pays(env: Env, images: int, device: str | None = None) -> int:
     """
     kind, (_, height, width) = device or env.device.type, env.real.image_shape
     by_images = AT_ONCE[kind] * 32 * 32 // (images * height * width)
-    found = min(by_images, GRADIENT_BYTES // (4 * env.model.num_params))
-    return found if found >= FEWEST[kind] else 1
+    classes = min(by_images, GRADIENT_BYTES // (4 * env.model.num_params))
+    return classes if classes >= FEWEST[kind] else 1
 
 
 def parts(classes: slice, at_once: int) -> Iterator[slice]:

@@ -19,11 +19,18 @@ import torch
 from torch import Generator, Tensor
 
 from ddengine.learning import augment
-from ddengine.objective import Env, Objective, ObjectiveConfig
+from ddengine.objective import Env, Objective, ObjectiveConfig, network_bytes
 from ddengine.recipe import AugmentConfig
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system.errors import UserError
-from synth.classes import check_batches, class_members, parts, pays, say_small_classes
+from synth.classes import (
+    check_batches,
+    class_members,
+    images_per_class,
+    parts,
+    pays,
+    say_small_classes,
+)
 from synth.networks import Networks, training_gradient
 
 NetworksT = TypeVar("NetworksT", bound=Networks)
@@ -57,6 +64,26 @@ class DistributionMatching(ObjectiveConfig, Generic[NetworksT]):
     def parts_by_device(self) -> bool:
         """Whether it is left to the device into how many losses a step falls."""
         return self.classes_at_once is None
+
+    def cost(self, env: Env, syn: SyntheticSet) -> int:
+        """Bytes of the classes that are computed together, real and decoded."""
+        num_classes = len(syn.class_names)
+        if env.model.normed is not None:
+            at_once = real_at_once = num_classes
+        else:
+            at_once = self.classes_at_once or pays(env, self.images_per_class(syn))
+            real_at_once = pays(env, self.real_batch)
+        decoded = min(at_once, num_classes) * self.images_per_class(syn)
+        real = min(real_at_once, num_classes) * self.real_batch
+        return network_bytes(env, images=max(decoded, real, self.networks.images_at_once(syn)))
+
+    def images_per_class(self, syn: SyntheticSet) -> int:
+        """Decoded images of a class in a step."""
+        return images_per_class(syn, self.syn_batch)
+
+    def advice(self, ipc: int) -> str:
+        """Look at fewer real images."""
+        return f"lower objective.real_batch (now {self.real_batch})"
 
     def small(self) -> Self:
         """With 8 real images a class."""

@@ -24,11 +24,18 @@ from torch import Generator, Tensor
 from ddengine.learning import augment
 from ddengine.learning.inner import eager_gradient
 from ddengine.learning.losses import task_loss
-from ddengine.objective import Env, Objective, ObjectiveConfig
+from ddengine.objective import VECTORS, Env, Objective, ObjectiveConfig, network_bytes
 from ddengine.recipe import AugmentConfig, require
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system.errors import UserError
-from synth.classes import check_batches, class_members, parts, pays, say_small_classes
+from synth.classes import (
+    check_batches,
+    class_members,
+    images_per_class,
+    parts,
+    pays,
+    say_small_classes,
+)
 from synth.networks import Networks, training_gradient
 
 NetworksT = TypeVar("NetworksT", bound=Networks)
@@ -119,6 +126,28 @@ class GradientMatching(ObjectiveConfig, Generic[NetworksT]):
     def parts_by_device(self) -> bool:
         """Whether it is left to the device into how many losses a step falls."""
         return self.classes_at_once is None and self.classes == "each"
+
+    def cost(self, env: Env, syn: SyntheticSet) -> int:
+        """Bytes of the classes that are computed together, real and decoded, and of a gradient of
+        each.
+        """
+        num_classes, each = len(syn.class_names), images_per_class(syn, self.syn_batch)
+        device = "cuda" if self.classes == "sum" else None
+        at_once = min(self.classes_at_once or pays(env, each, device), num_classes)
+        real_at_once = min(pays(env, self.real_batch), num_classes)
+        images = max(
+            at_once * each,
+            real_at_once * self.real_batch,
+            num_classes * NORM_BATCH if env.model.normed is not None else 0,
+            self.networks.images_at_once(syn),
+        )
+        # real gradients of a block of classes, and the decoded ones with what their distance holds
+        vectors = VECTORS + max(at_once, real_at_once) + 4 * at_once
+        return network_bytes(env, images=images, vectors=vectors)
+
+    def advice(self, ipc: int) -> str:
+        """Look at fewer real images."""
+        return f"lower objective.real_batch (now {self.real_batch})"
 
     def small(self) -> Self:
         """With 8 real images a class."""

@@ -29,11 +29,20 @@ State = dict[str, Tensor]
 
 
 class Networks(Protocol):
-    """A frozen dataclass that says which network an outer step sees."""
+    """A frozen dataclass that subclasses this and says which network an outer step sees."""
+
+    @property
+    def cites(self) -> tuple[str, ...]:
+        """Works to cite."""
+        return ()
 
     def state(self, env: Env) -> State:
-        """What is kept between steps, before the first; {} for nothing."""
-        ...
+        """What is kept between steps, before the first; nothing by default."""
+        return {}
+
+    def images_at_once(self, syn: SyntheticSet) -> int:
+        """Images in an update of the network; 0 where it is not trained."""
+        return 0
 
     def next(
         self,
@@ -80,12 +89,8 @@ def fresh(env: Env, rng: Generator) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Untrained:
+class Untrained(Networks):
     """A new random network at each outer step (DM)."""
-
-    def state(self, env: Env) -> State:
-        """Nothing."""
-        return {}
 
     def next(
         self,
@@ -124,7 +129,7 @@ def loop_counts(ipc: int) -> tuple[int, int]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OnSynthetic:
+class OnSynthetic(Networks):
     """A network that is trained on the synthetic images between outer steps, and replaced by a new
     one after `steps` (DC, DSA, DCC).
 
@@ -150,6 +155,10 @@ class OnSynthetic:
             0 < self.lr < float("inf"),
             f"objective.networks.lr must be positive and finite, got {self.lr}.",
         )
+
+    def images_at_once(self, syn: SyntheticSet) -> int:
+        """A batch of decoded examples."""
+        return min(self.batch, len(syn))
 
     def counts(self, syn: SyntheticSet) -> tuple[int, int]:
         """(outer steps per network, epochs between them)."""
@@ -201,7 +210,7 @@ class OnSynthetic:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OnReal:
+class OnReal(Networks):
     """A network that is trained on real images between outer steps, and replaced by a new one after
     `steps` (IDC).
     """
@@ -235,6 +244,10 @@ class OnReal:
     def cites(self) -> tuple[str, ...]:
         """Works to cite."""
         return ("kim2022idc", *(("yun2019cutmix",) if self.cutmix else ()))
+
+    def images_at_once(self, syn: SyntheticSet) -> int:
+        """A batch of real images."""
+        return min(self.batch, self.images)
 
     def state(self, env: Env) -> State:
         """The network and the momentum of its training."""

@@ -25,6 +25,10 @@ class NoObjective(ObjectiveConfig):
         """Nothing is minimised."""
         return False
 
+    def cost(self, env: Env, syn: SyntheticSet) -> int:
+        """There is no step."""
+        return 0
+
     def build(self, env: Env) -> "NoLosses":
         """An objective without losses."""
         return NoLosses()

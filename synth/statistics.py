@@ -32,8 +32,9 @@ from torch.nn import functional
 
 from ddengine.learning import augment
 from ddengine.learning.flat import flatten
+from ddengine.learning.memory import step_bytes
 from ddengine.learning.teachers import load_all
-from ddengine.objective import Env, Objective, ObjectiveConfig
+from ddengine.objective import VECTORS, Env, Objective, ObjectiveConfig
 from ddengine.recipe import AugmentConfig, require
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system.errors import UserError
@@ -162,6 +163,44 @@ class StatisticsMatching(ObjectiveConfig, Generic[BatchesT]):
         if self.alpha:
             check_norms(name, teacher)
 
+    def cost(self, env: Env, syn: SyntheticSet) -> int:
+        """Bytes of the batches that share a forward pass, in the largest teacher, and with `adjust`
+        of the weights of each batch.
+        """
+        assert env.experts is not None
+        num_teachers, last = env.experts.num_experts, env.experts.epochs[-1]
+        groups = self.batches.groups(syn, num_teachers)
+        images = max(self.images_together(env, index) for _, index in groups)
+        most = 0
+        for number in range(num_teachers):
+            vectors = VECTORS * num_teachers
+            if self.adjust:  # the weights of each batch, while they are put together twice
+                vectors += 2 * sum(len(index) for m, index in groups if m == number)
+            teacher, shape = env.experts.load(number, last), env.real.image_shape
+            of_one = step_bytes(teacher, shape, env.device, images=images, vectors=vectors)
+            most = max(most, of_one)
+        return most
+
+    def images_together(self, env: Env, index: Tensor) -> int:
+        """Images of a group (G, B) of batches that share a forward pass."""
+        num_batches, batch = index.shape
+        together = 1 if self.adjust else max(1, self.at_once(env) // batch)
+        part = batch if self.images_at_once is None else min(batch, self.images_at_once)
+        return min(together, num_batches) * part
+
+    def at_once(self, env: Env) -> int:
+        """Images that share a forward pass where batches allow it."""
+        if self.images_at_once is not None:
+            return self.images_at_once
+        _, height, width = env.real.image_shape
+        return AT_ONCE[env.device.type] * 32 * 32 // (height * width)
+
+    def advice(self, ipc: int) -> str:
+        """Share forward passes among fewer images."""
+        if self.images_at_once is not None:
+            return f"lower objective.images_at_once (now {self.images_at_once})"
+        return "set objective.images_at_once"
+
     def build(self, env: Env) -> "StatisticsObjective":
         """The objective.
 
@@ -181,10 +220,7 @@ class StatisticsObjective(Objective):
     def __init__(self, config: StatisticsMatching, env: Env, teachers: Sequence[nn.Module]):
         self.config, self.env, self.teachers = config, env, teachers
         check_teachers(teachers, env, statistics=config.alpha > 0)
-        _, height, width = env.real.image_shape
-        self.at_once = config.images_at_once or AT_ONCE[env.device.type] * 32 * 32 // (
-            height * width
-        )
+        self.at_once = config.at_once(env)
 
     def init(self, rng: Generator) -> dict[str, Tensor]:
         """The weights of each batch's own teacher, once they are adjusted, by teacher; at first

@@ -31,7 +31,7 @@ from ddengine.learning.losses import task_loss
 from ddengine.learning.teachers import predict
 from ddengine.learning.unroll import unroll
 from ddengine.learning.updates import HeavyBall, Sgd, Update
-from ddengine.objective import Env, Objective, ObjectiveConfig
+from ddengine.objective import Env, Objective, ObjectiveConfig, network_bytes
 from ddengine.recipe import AugmentConfig, require
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system.errors import UserError
@@ -180,6 +180,23 @@ class TrajectoryMatching(ObjectiveConfig, Generic[WindowT, PerturbT, LossScaleT,
                 f"{stored[-1]} there are; lower objective.window.high or "
                 "objective.expert_epochs, or train longer experts (buffer.epochs, buffer.keep)."
             )
+
+    def cost(self, env: Env, syn: SyntheticSet) -> int:
+        """Bytes of the graph of one inner step, or of all that are kept, and of a parameter vector
+        of each.
+        """
+        images = len(syn) if self.batch is None else min(self.batch, len(syn))
+        graphs = self.inner_steps if self.backprop == "full" else 1
+        vectors = 3 * self.inner_steps + 10
+        return network_bytes(env, images=images * graphs, vectors=vectors)
+
+    def advice(self, ipc: int) -> str:
+        """Keep one graph, or train on fewer images at once."""
+        if self.backprop == "full":
+            return "set objective.backprop replay"
+        if self.batch is not None:
+            return f"lower objective.batch (now {self.batch})"
+        return f"lower ipc (now {ipc}) or set objective.batch"
 
     def small(self) -> Self:
         """Four inner steps of 8 images, towards experts two epochs later, at a rate to suit."""

@@ -14,7 +14,7 @@ from ddengine.artefact.eight_bit import Exported
 from ddengine.artefact.markdown import at
 from ddengine.artefact.parquet import PARQUET
 from ddengine.evaluation import protocol as protocols
-from ddengine.sets.synthetic import SyntheticSet
+from ddengine.sets.synthetic import SyntheticSet, counted
 from ddengine.system.log import size
 
 CARD = "README.md"
@@ -118,7 +118,7 @@ def facts_of(syn: SyntheticSet, meta: Mapping[str, Any], export: Exported) -> Fa
         natural=syn.codec.natural(syn.tensors),
         num_classes=len(syn.class_names),
         classes=syn.class_names[:SHOWN_CLASSES],
-        soft=syn.target_kind == "logits",
+        soft=syn.targets.soft,
         network=at(meta, "recipe", "model"),
         about=_about(syn, meta),
         mean=mean,
@@ -148,9 +148,9 @@ def size_category(num: int) -> str:
 def bytes_by_part(sizes: Mapping[str, Any]) -> str:
     """What the tensors of a set take, part by part, without parts that it does not have."""
     parts = []
-    for part in ("images", "compensators", "labels", "other"):
-        if sizes.get(part):
-            parts.append(f"{part} {size(sizes[part])}")
+    for part, num in counted(sizes).items():
+        if num:
+            parts.append(f"{part} {size(num)}")
     return ", ".join(parts)
 
 
@@ -192,27 +192,30 @@ def _title(syn: SyntheticSet, meta: Mapping[str, Any], source: str | None) -> st
             title += f" of {source}"
     else:
         kind = "Selected" if at(meta, "selected", "kind") else "Distilled"
-        title = f"{kind} {'set' if source is None else source}"
+        title = f"{kind} set" if source is None else f"{kind} {source}"
     per_class = f"{syn.images_per_class():.4g}"
-    return f"{title}, {per_class} image{'' if per_class == '1' else 's'} per class"
+    if per_class == "1":
+        return f"{title}, 1 image per class"
+    return f"{title}, {per_class} images per class"
 
 
 def _about(syn: SyntheticSet, meta: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
     """The table of what the set is and how it was made."""
-    distilled_here = not (at(meta, "selected", "kind") or at(meta, "imported", "files"))
-    method = at(meta, "recipe", "objective", "type")
-    steps = at(meta, "recipe", "outer", "steps")
+    method = steps = None
+    if not at(meta, "selected", "kind") and not at(meta, "imported", "files"):
+        method = at(meta, "recipe", "objective", "type")
+        steps = at(meta, "recipe", "outer", "steps")
     shape = "x".join(map(str, syn.pixels(torch.zeros(1, dtype=torch.long)).shape[1:]))
     labels = "classes"
-    if syn.target_kind == "logits":
+    if syn.targets.soft:
         labels = f"soft labels, {len(syn.class_names)} logits each"
     return (
         ("recipe", at(meta, "recipe", "name")),
-        ("method", method if distilled_here else None),
+        ("method", method),
         ("source images", at(meta, "recipe", "data", "name")),
         ("images per class (budget)", at(meta, "recipe", "ipc")),
         ("network", at(meta, "recipe", "model")),
-        ("outer steps", steps if distilled_here else None),
+        ("outer steps", steps),
         ("learned learning rate", None if syn.lr is None else f"{syn.lr:.6g}"),
         ("stored as", _stored_as(syn)),
         ("training examples", f"{len(syn)} of {shape} (channels x height x width)"),
@@ -222,7 +225,7 @@ def _about(syn: SyntheticSet, meta: Mapping[str, Any]) -> tuple[tuple[str, Any],
 
 def _stored_as(syn: SyntheticSet) -> str:
     """The parametrisation, and how many tensors of images it keeps."""
-    stored = f"{type(syn.codec).__name__}, {len(syn.tensors['images'])} images"
+    stored = f"{type(syn.codec).__name__}, {len(syn.classes)} images"
     if syn.codec.natural(syn.tensors):
         stored += f" and {len(syn.tensors['compensators'])} others"
     return stored
@@ -240,7 +243,7 @@ def _six_digits(values: torch.Tensor) -> list[float]:
 
 
 def _bytes_of_source(meta: Mapping[str, Any]) -> tuple[str | None, str | None]:
-    """(bytes of the training images in use, those of the whole training split where they differ)."""
+    """(bytes of the training images in use, of the whole training split where they differ)."""
     raw, split = at(meta, "raw_bytes"), at(meta, "dataset_bytes")
     if not isinstance(raw, int) or raw <= 0:
         return None, None

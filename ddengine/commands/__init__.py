@@ -31,6 +31,7 @@ COMMANDS = {
     "merge": "merge",
     "import": "bring_in",
     "export": "export",
+    "push": "push",
     "inspect": "inspect",
     "recipes": "recipes",
     "cite": "cite",
@@ -53,7 +54,8 @@ usage: run.py COMMAND [arguments]
 
   merge SET... --out FOLDER   sets of some classes each (--data.classes), or of the same, as one
   import RECIPE --files PATH... [flags]                                  others' experts, networks or distilled sets: a store, or a set
-  export SET --format mtt | webdataset | imagefolder --out FOLDER        a set, or with mtt a store, as such files
+  export SET --format mtt | webdataset | imagefolder | hub --out FOLDER  a set, or with mtt a store, as such files
+  push SET --repo USER/NAME                                              a set to the Hugging Face Hub
   inspect PATH                what a store, run, set or file is
   recipes                     list the recipes with their published figures
   cite RECIPE [flags]         BibTeX of the method, its parts and the dataset
@@ -69,13 +71,7 @@ def usage() -> str:
 
 def run(args: list[str]) -> None:
     """Dispatch a command line. Raises UserError for a command that does not exist."""
-    command, rest = (args[0], args[1:]) if args else ("--help", [])
-    if command in ("-h", "--help"):
-        print(usage())
-        return
-    if command == "--version":
-        print(program.version())
-        return
+    command, rest = args[0], args[1:]
     if command not in COMMANDS:
         raise unknown("command", command, COMMANDS)
     importlib.import_module(f"ddengine.commands.{COMMANDS[command]}").main(rest)
@@ -83,7 +79,13 @@ def run(args: list[str]) -> None:
 
 def main(args: list[str] | None = None) -> int:
     """Run a command line, by default that of this process, and return its exit code."""
-    from ddengine.commands.cli import run as guarded  # after the clock has started
-
     words = sys.argv[1:] if args is None else args
+    if not words or words[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    if words[0] == "--version":
+        print(program.version())
+        return 0
+    from ddengine.commands.cli import run as guarded  # torch takes seconds to import
+
     return guarded(lambda: run(words))

@@ -1,5 +1,6 @@
-"""scikit-learn's digits: 1,797 real 8x8 scans, inside the wheel, so that everything can be tried
-without a download.
+"""scikit-learn's digits: 1,797 real 8x8 scans.
+
+They lie inside the wheel, so that everything can be tried without a download.
 """
 
 from typing import Any
@@ -16,4 +17,4 @@ def read(config: DataConfig) -> Source:
 
     digits: Any = load_digits()
     pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)[:, None]  # stored as 0..16
-    return Source(part_of_array(pixels, digits.target), None, tuple(str(d) for d in range(10)))
+    return Source(part_of_array(pixels, digits.target), None, tuple(map(str, range(10))))

@@ -38,11 +38,15 @@ def part_of_array(images: np.ndarray, labels: np.ndarray) -> Part:
     return Part(labels.astype(np.int64), lambda index: images[index])
 
 
-def stratified(labels: np.ndarray, num: int, seed: int) -> np.ndarray:
-    """Sorted indices of `num` examples with every class in its proportion (largest remainders), at
-    least one of each class if num allows.
+def stratified(
+    labels: np.ndarray,
+    num: int,
+    seed: int,
+) -> np.ndarray:
+    """Sorted indices of `num` examples with every class in its proportion (largest remainders).
 
-    Depends on the labels and the seed alone.
+    At least one of each class is among them if num allows. They depend on the labels and the seed
+    alone. Raises UserError for more than there are.
     """
     classes, counts = np.unique(labels, return_counts=True)
     if num > len(labels):
@@ -50,37 +54,53 @@ def stratified(labels: np.ndarray, num: int, seed: int) -> np.ndarray:
             f"data.limit {num} is more than the {len(labels)} training images; lower it, or take "
             "all with --data.limit None."
         )
-    share = counts * num / len(labels)
-    take = np.floor(share).astype(int)
-    if num >= len(classes):
-        take = np.maximum(take, 1)
-    order = np.argsort(share - take, kind="stable")[::-1]
-    step = 0
-    # hand out the remainder, or take back what the minimum of one gave too much
-    while take.sum() != num:
-        c = order[step % len(order)]
-        if take.sum() < num and take[c] < counts[c]:
-            take[c] += 1
-        elif take.sum() > num:
-            take[np.argmax(take)] -= 1
-        step += 1
     rng = np.random.default_rng(seed)
-    chosen = [
-        rng.permutation(np.flatnonzero(labels == c))[:n] for c, n in zip(classes, take, strict=True)
-    ]
+    chosen = []
+    for class_, wanted in zip(classes, _apportioned(counts, num), strict=True):
+        members = rng.permutation(np.flatnonzero(labels == class_))
+        chosen.append(members[:wanted])
     return np.sort(np.concatenate(chosen))
 
 
+def _apportioned(counts: np.ndarray, num: int) -> np.ndarray:
+    """How many examples of each class (K,) are taken, `num` in all.
+
+    They are in proportion to its `counts` by largest remainders, and at least one if num allows.
+    """
+    exact = counts * num / counts.sum()
+    take = np.floor(exact).astype(int)
+    if num >= len(counts):
+        take = np.maximum(take, 1)
+    order = np.argsort(exact - take, kind="stable")[::-1]
+    step = 0
+    # hand out the remainder, or take back what the minimum of one gave too much
+    while take.sum() != num:
+        class_ = order[step % len(order)]
+        if take.sum() < num and take[class_] < counts[class_]:
+            take[class_] += 1
+        elif take.sum() > num:
+            take[np.argmax(take)] -= 1
+        step += 1
+    return take
+
+
 def hold_out(
-    labels: np.ndarray, fraction: float, seed: int, *, at_least: int = 0
+    labels: np.ndarray,
+    fraction: float,
+    seed: int,
+    *,
+    at_least: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(kept, held out) indices, both sorted; of each class max(at_least, round(fraction * count))
-    are held out, but never the last one.
+    """(kept, held out) indices, both sorted.
+
+    Of each class max(at_least, round(fraction * count)) are held out, but never the last one.
     """
     rng = np.random.default_rng(seed)
-    held = []
-    for c in np.unique(labels):
-        index = rng.permutation(np.flatnonzero(labels == c))
-        held.append(index[: min(max(at_least, round(fraction * len(index))), len(index) - 1)])
-    out = np.sort(np.concatenate(held)) if held else np.empty(0, np.int64)
-    return np.setdiff1d(np.arange(len(labels)), out), out
+    by_class = [np.empty(0, np.int64)]
+    for class_ in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == class_))
+        num = max(at_least, round(fraction * len(members)))
+        by_class.append(members[: min(num, len(members) - 1)])
+    held_out = np.sort(np.concatenate(by_class))
+    kept = np.setdiff1d(np.arange(len(labels)), held_out)
+    return kept, held_out

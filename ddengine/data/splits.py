@@ -1,6 +1,4 @@
-"""Which split a folder or a file belongs to, by the words that people name them with, and in which
-order classes come.
-"""
+"""Which split a folder or a file belongs to, by its name, and in which order classes come."""
 
 import re
 import unicodedata
@@ -13,60 +11,74 @@ WORDS = (*TRAIN, *TEST, *STAND_INS)
 
 
 def split_word(name: str) -> str | None:
-    """The word of a split that a name is, in lower case and without "set" (trainset); None for any
-    other name.
-    """
+    """The word of a split that a name is, in lower case, also with "set" (trainset); else None."""
     word = name.lower().removesuffix("set")
-    return word if word in WORDS else None
+    if word in WORDS:
+        return word
+    return None
 
 
 def split_word_in(name: str) -> str | None:
     """The last word of a split in a name such as seg_train or TestImages; None without any."""
-    return next(filter(None, map(split_word, reversed(words_of(name)))), None)
+    for part in reversed(words_of(name)):
+        word = split_word(part)
+        if word is not None:
+            return word
+    return None
 
 
 def words_of(name: str) -> list[str]:
     """The words of a name, which dots, dashes, underscores, spaces, digits and capitals part."""
-    return [
-        word for word in re.split(r"[-._ 0-9]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)) if word
-    ]
+    apart = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
+    return list(filter(None, re.split(r"[-._ 0-9]+", apart)))
 
 
 def rest_of(name: str) -> tuple[str, ...]:
-    """The other words of a name, in lower case: splits of one dataset have them in common
-    (seg_train, seg_test), classes do not.
+    """The other words of a name, in lower case.
+
+    Splits of one dataset have them in common (seg_train, seg_test), classes do not.
     """
-    return tuple(word.lower() for word in words_of(name) if not split_word(word))
+    others = []
+    for word in words_of(name):
+        if not split_word(word):
+            others.append(word.lower())
+    return tuple(others)
 
 
 def composed(name: str) -> str:
-    """A name with its accents in one form: file systems differ in whether an accent is a letter of
-    its own.
+    """A name with its accents in one form.
+
+    File systems differ in whether an accent is a letter for itself.
     """
     return unicodedata.normalize("NFC", name)
 
 
 def sorted_classes(names: Iterable[str]) -> tuple[str, ...]:
-    """Names of classes in their order: that of the numbers where all names are whole numbers,
-    alphabetical otherwise.
+    """Names of classes in their order.
+
+    It is that of the numbers where all names are whole numbers, and alphabetical otherwise.
     """
-    every = sorted(names)
-    numbers = all(re.fullmatch(r"-?[0-9]+", name) for name in every)
-    return tuple(sorted(every, key=int) if numbers else every)
+    alphabetical = sorted(names)
+    if all(re.fullmatch(r"-?[0-9]+", name) for name in alphabetical):
+        return tuple(sorted(alphabetical, key=int))
+    return tuple(alphabetical)
 
 
 def listed(names: Sequence[str], most: int = 5) -> str:
     """Names in a sentence: all of them, or the first ones and how many more there are."""
     if len(names) > most:
         return f"{', '.join(names[:most])} and {len(names) - most} more"
-    return " and ".join([*([", ".join(names[:-1])] if names[1:] else []), *names[-1:]])
+    if len(names) < 2:
+        return "".join(names)
+    return f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def training_word(
     names: Mapping[str | None, Sequence[str]], things: str
 ) -> tuple[str | None, list[str]]:
-    """Which group holds the training images: that of a word for them, else that without a word,
-    else the only one.
+    """Which group holds the training images, and what to say of the choice.
+
+    It is that of a word for them, else that without a word, else the only one.
 
     Args:
         names: what the members of each group are called, by the word of its split; None stands for

@@ -1,12 +1,13 @@
-"""Tiny ImageNet: 200 classes of 64x64 images, as it is distributed, or with the validation images
-sorted into class folders.
+"""Tiny ImageNet: 200 classes of 64x64 images.
+
+It is read as it is distributed, or with the validation images sorted into class folders.
 """
 
 import os
 from pathlib import Path
 
+from ddengine.data.decoder import Decoder
 from ddengine.data.imagenet import MEAN, STD, part_of_files, part_of_folders
-from ddengine.data.images import Decoder
 from ddengine.data.source import Part, Source
 from ddengine.recipe import DataConfig
 from ddengine.system.errors import UserError
@@ -20,34 +21,52 @@ def _lines(path: Path) -> list[str]:
         raise UserError(
             f"{path} is missing; set data.root to the folder {FOLDER} as the archive unpacks it."
         )
-    return [
-        line
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines()
-        if line.strip()
-    ]
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return list(filter(str.strip, lines))
 
 
 def _class_names(path: Path, wnids: tuple[str, ...]) -> tuple[str, ...]:
-    """The first synonym of each class in words.txt, or its WordNet id where the file does not say
-    one.
-    """
-    words = (
-        dict(line.split("\t", 1) for line in _lines(path) if "\t" in line) if path.is_file() else {}
-    )
-    return tuple(words.get(wnid, "").split(",")[0].strip() or wnid for wnid in wnids)
+    """The first synonym of each class in words.txt, or its WordNet id where the file says none."""
+    synonyms: dict[str, str] = {}
+    for line in _lines(path) if path.is_file() else []:
+        wnid, _, words = line.partition("\t")
+        synonyms[wnid] = words.split(",")[0].strip()
+    return tuple(synonyms.get(wnid) or wnid for wnid in wnids)
 
 
-def _validation(folder: Path, wnids: tuple[str, ...], root: Path, decoder: Decoder) -> Part:
-    """The images of val: in class folders below val/images or val where any of those is there, else
-    as val_annotations.txt labels them.
+def _validation(
+    folder: Path,
+    wnids: tuple[str, ...],
+    root: Path,
+    decoder: Decoder,
+) -> Part:
+    """The images of val, in class folders or as val_annotations.txt labels them.
+
+    Class folders may lie below val/images or val.
     """
     for base in (folder / "images", folder):
         if any((base / wnid).is_dir() for wnid in wnids):
             return part_of_folders(base, wnids, root, decoder)
+    return _annotated(folder, wnids, root, decoder)
+
+
+def _annotated(
+    folder: Path,
+    wnids: tuple[str, ...],
+    root: Path,
+    decoder: Decoder,
+) -> Part:
+    """The images of val as val_annotations.txt labels them.
+
+    Raises UserError for a class that is not known, and an image that is missing.
+    """
     annotations = folder / "val_annotations.txt"
     label_of = {wnid: label for label, wnid in enumerate(wnids)}
-    present = set(os.listdir(folder / "images")) if (folder / "images").is_dir() else set()
-    paths, labels = [], []
+    present: set[str] = set()
+    if (folder / "images").is_dir():
+        present.update(os.listdir(folder / "images"))
+    paths = []
+    labels = []
     for line in _lines(annotations):
         name, wnid = [*line.split("\t"), ""][:2]
         if wnid not in label_of:
@@ -66,11 +85,10 @@ def _validation(folder: Path, wnids: tuple[str, ...], root: Path, decoder: Decod
 
 
 def read(config: DataConfig) -> Source:
-    """The folder data.root, or tiny-imagenet-200 in it; val is the test split, the official test
-    images have no labels.
+    """The folder data.root, or tiny-imagenet-200 in it; val is the test split.
 
-    The classes are in the order of their WordNet ids, as in torchvision's ImageFolder. Raises
-    UserError on missing files.
+    The official test images have no labels. The classes are in the order of their WordNet ids, as
+    in torchvision's ImageFolder. Raises UserError on missing files.
     """
     if config.root is None:
         raise UserError(
@@ -78,17 +96,17 @@ def read(config: DataConfig) -> Source:
             "it."
         )
     root = Path(config.root)
-    folder = (
-        root if (root / "wnids.txt").is_file() or not (root / FOLDER).is_dir() else root / FOLDER
-    )
-    wnids = tuple(sorted({line.strip() for line in _lines(folder / "wnids.txt")}))
+    folder = root
+    if not (root / "wnids.txt").is_file() and (root / FOLDER).is_dir():
+        folder = root / FOLDER
+    wnids = tuple(sorted(set(map(str.strip, _lines(folder / "wnids.txt")))))
     if len(wnids) < 2:
         raise UserError(
             f"{folder / 'wnids.txt'} lists {len(wnids)} classes and at least 2 are needed; unpack "
             "the archive again."
         )
     notes: list[str] = []
-    decoder = Decoder(config, notes, own=False)
+    decoder = Decoder(config, notes, published=True)
     train = part_of_folders(folder / "train", wnids, folder, decoder)
-    held = _validation(folder / "val", wnids, folder, decoder)
-    return Source(train, held, _class_names(folder / "words.txt", wnids), MEAN, STD, notes)
+    test = _validation(folder / "val", wnids, folder, decoder)
+    return Source(train, test, _class_names(folder / "words.txt", wnids), MEAN, STD, notes)

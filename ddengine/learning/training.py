@@ -18,8 +18,8 @@ from torch import Generator, Tensor, nn
 from ddengine.data import RealSet
 from ddengine.learning import augment
 from ddengine.learning.ensemble import Ensemble, WeakHead
-from ddengine.learning.flat import is_dropout
 from ddengine.learning.losses import soft_loss
+from ddengine.models.dropout import is_dropout
 from ddengine.recipe import EvalConfig
 from ddengine.system.rng import generator, scoped
 from ddengine.system.runtime import Precision, autocast
@@ -148,7 +148,7 @@ def epoch_batches(num: int, batch: int, rng: Generator) -> Iterator[Tensor]:
 # Training.
 
 
-def train_networks(
+def train_networks(  # long: half of it is what the arguments are
     new_model: Callable[[Generator], nn.Module],
     sets: Sequence[TrainingSet],
     seeds: Sequence[int],

@@ -36,24 +36,69 @@ LIBRARIES = ("torchvision/", "timm/")  # behind these the name is theirs
 # parts of names, of torchvision and timm; "vit" is also in maxvit, mobilevit, levit, crossvit,
 # davit
 ADAMW_FAMILIES = (
-    "vit", "deit", "swin", "beit", "eva", "cait", "xcit", "pit_", "tnt_", "twins", "pvt", "coat", "volo", "former", "sequencer", "nest_", "maxxvit",
-    "hiera", "focalnet", "convnext", "edgenext", "convmixer", "mixer", "resmlp", "gmlp",
-)  # fmt: skip
+    "vit",
+    "deit",
+    "swin",
+    "beit",
+    "eva",
+    "cait",
+    "xcit",
+    "pit_",
+    "tnt_",
+    "twins",
+    "pvt",
+    "coat",
+    "volo",
+    "former",
+    "sequencer",
+    "nest_",
+    "maxxvit",
+    "hiera",
+    "focalnet",
+    "convnext",
+    "edgenext",
+    "convmixer",
+    "mixer",
+    "resmlp",
+    "gmlp",
+)
 
 EXAMPLES = (
-    "convnet-d3-w128-in", "convnet-d4-w128-in", "convnet-d3-w128-bn", "convnet-d3-w128-nn", "mlp", "lenet", "alexnet",
-    "vgg11-in", "vgg11-bn", "resnet18-in", "resnet18-bn", "resnet18-ap", "resnet18-bn-x25",
-    "mobilenet_v2", "mobilenet_v2-x25", "efficientnet_b0", "efficientnet_b0-x25", "shufflenet_g2", "shufflenet_g2-x25",
-)  # fmt: skip
+    "convnet-d3-w128-in",
+    "convnet-d4-w128-in",
+    "convnet-d3-w128-bn",
+    "convnet-d3-w128-nn",
+    "mlp",
+    "lenet",
+    "alexnet",
+    "vgg11-in",
+    "vgg11-bn",
+    "resnet18-in",
+    "resnet18-bn",
+    "resnet18-ap",
+    "resnet18-bn-x25",
+    "mobilenet_v2",
+    "mobilenet_v2-x25",
+    "efficientnet_b0",
+    "efficientnet_b0-x25",
+    "shufflenet_g2",
+    "shufflenet_g2-x25",
+)
 
 
-def build_model(name: str, image_shape: ImageShape, num_classes: int, rng: Generator) -> nn.Module:
+def build_model(
+    name: str,
+    image_shape: ImageShape,
+    num_classes: int,
+    rng: Generator,
+) -> nn.Module:
     """A freshly initialised network for images (C, H, W). Global generators are left as they were.
 
     Raises UserError for an unknown name (the nearest are named) or an image the network cannot
     take.
     """
-    family, _, rest = name.partition("/" if name.startswith(LIBRARIES) else "-")
+    separator = "/" if name.startswith(LIBRARIES) else "-"
+    family, _, rest = name.partition(separator)
     if family not in MODELS:
         raise unknown("network", name, _known(name))
     options = rest.split("-") if rest else []
@@ -66,34 +111,40 @@ def build_model(name: str, image_shape: ImageShape, num_classes: int, rng: Gener
 
 
 def _known(name: str) -> tuple[str, ...]:
-    """The names that `name` may have been meant to be; those of timm only where it asks for them,
-    because they are more than all others.
+    """The names that `name` may have been meant to be.
+
+    Those of timm are among them only where it asks for one, because they are more than all others.
     """
-    theirs = [f"timm/{n}" for n in timm_models.names()] if name.startswith("timm") else []
-    return (*EXAMPLES, *(f"torchvision/{n}" for n in torchvision_models.names()), *theirs)
+    known: list[str] = [*EXAMPLES]
+    for network in torchvision_models.names():
+        known.append(f"torchvision/{network}")
+    if name.startswith("timm"):
+        for network in timm_models.names():
+            known.append(f"timm/{network}")
+    return tuple(known)
 
 
 def usual_optimiser(name: str) -> Literal["sgd", "adamw"]:
-    """The optimiser, of the two, that published recipes train a network of this name with from
-    scratch.
+    """The optimiser that published recipes train a network of this name with from scratch.
 
     AdamW for the networks of torchvision and timm with attention (ViT, DeiT, Swin, MaxViT, CoAtNet,
     BEiT, XCiT, ...), for MLP-Mixer and its kin and for ConvNeXt: the papers of DeiT, Swin, MaxViT
     and ConvNeXt train with it, those of ViT and MLP-Mixer with Adam. Their LayerNorm and attention
     make gradients whose sizes differ much between layers, so that SGD's one rate fits few of them.
+
     SGD with momentum for all others. The papers of AlexNet, VGG, ResNet, ResNeXt, DenseNet,
     MobileNetV2, ShuffleNetV2 and RegNet train with it, and so do the published evaluations of
-    distilled sets for the engine's own networks, whatever their family. EfficientNet, MobileNetV3
-    and MNASNet were published with RMSProp, whose rate and decay neither of the two has; BatchNorm
+    distilled sets for the engine's networks, whatever their family. EfficientNet, MobileNetV3 and
+    MNASNet were published with RMSProp, whose rate and decay neither of the two has; BatchNorm
     behind each convolution lets SGD train them (torchvision's EfficientNetV2 and timm's
     EfficientNets have recipes with SGD).
     """
     library, _, network = name.partition("/")
-    return (
-        "adamw"
-        if f"{library}/" in LIBRARIES and any(family in network for family in ADAMW_FAMILIES)
-        else "sgd"
-    )
+    if f"{library}/" not in LIBRARIES:
+        return "sgd"
+    if any(family in network for family in ADAMW_FAMILIES):
+        return "adamw"
+    return "sgd"
 
 
 __all__ = [

@@ -1,5 +1,6 @@
-"""MLP, LeNet, AlexNet and VGG11 in the 32-pixel forms of the field (Dataset Condensation's
-networks).
+"""MLP, LeNet, AlexNet and VGG11 in the 32-pixel forms of the field.
+
+They are the networks of Dataset Condensation.
 """
 
 import torch
@@ -15,17 +16,29 @@ def padded_shape(image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
 
 def pad_to_32(images: Tensor) -> Tensor:
     """Zero-pad sides below 32 to 32, centred (28 -> 2 on each side)."""
-    missing = [max(0, 32 - side) for side in images.shape[:1:-1]]
-    if not any(missing):
+    height, width = images.shape[2:]
+    rows = max(0, 32 - height)
+    columns = max(0, 32 - width)
+    if rows == 0 and columns == 0:
         return images
-    return nn.functional.pad(images, [part for m in missing for part in (m // 2, m - m // 2)])
+    left = columns // 2
+    top = rows // 2
+    return nn.functional.pad(images, [left, columns - left, top, rows - top])
 
 
 class Classifier(nn.Module):
-    """Features, then one linear layer. `pad`: zero-pad images smaller than 32 pixels first."""
+    """Features, then one linear layer.
+
+    With `pad` images smaller than 32 pixels are zero-padded first.
+    """
 
     def __init__(
-        self, features: nn.Module, num_features: int, num_classes: int, *, pad: bool = True
+        self,
+        features: nn.Module,
+        num_features: int,
+        num_classes: int,
+        *,
+        pad: bool = True,
     ):
         super().__init__()
         self.features = features
@@ -47,7 +60,9 @@ def _no_options(family: str, options: list[str]) -> None:
 
 
 def build_mlp(
-    options: list[str], image_shape: tuple[int, int, int], num_classes: int
+    options: list[str],
+    image_shape: tuple[int, int, int],
+    num_classes: int,
 ) -> Classifier:
     """Two hidden layers of 128."""
     _no_options("mlp", options)
@@ -63,16 +78,27 @@ def build_mlp(
 
 
 def build_lenet(
-    options: list[str], image_shape: tuple[int, int, int], num_classes: int
+    options: list[str],
+    image_shape: tuple[int, int, int],
+    num_classes: int,
 ) -> Classifier:
     """6 and 16 maps of 5x5, 120, 84."""
     _no_options("lenet", options)
     channels, height, width = padded_shape(image_shape)
     flat = 16 * _lenet_side(height) * _lenet_side(width)
     features = nn.Sequential(
-        nn.Conv2d(channels, 6, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Flatten(), nn.Linear(flat, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(),
-    )  # fmt: skip
+        nn.Conv2d(channels, 6, 5),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(6, 16, 5),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(flat, 120),
+        nn.ReLU(),
+        nn.Linear(120, 84),
+        nn.ReLU(),
+    )
     return Classifier(features, 84, num_classes)
 
 
@@ -81,25 +107,39 @@ def _lenet_side(side: int) -> int:
 
 
 def build_alexnet(
-    options: list[str], image_shape: tuple[int, int, int], num_classes: int
+    options: list[str],
+    image_shape: tuple[int, int, int],
+    num_classes: int,
 ) -> Classifier:
     """Five convolutions, three 2x2 max poolings, no dropout, one linear layer."""
     _no_options("alexnet", options)
     channels, height, width = padded_shape(image_shape)
     features = nn.Sequential(
-        nn.Conv2d(channels, 128, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(128, 192, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(192, 256, 3, padding=1), nn.ReLU(), nn.Conv2d(256, 192, 3, padding=1), nn.ReLU(),
-        nn.Conv2d(192, 192, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-    )  # fmt: skip
+        nn.Conv2d(channels, 128, 5, padding=2),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(128, 192, 5, padding=2),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(192, 256, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(256, 192, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(192, 192, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+    )
     return Classifier(features, 192 * (height // 8) * (width // 8), num_classes)
 
 
 def build_vgg11(
-    options: list[str], image_shape: tuple[int, int, int], num_classes: int
+    options: list[str],
+    image_shape: tuple[int, int, int],
+    num_classes: int,
 ) -> Classifier:
-    """Eight convolutions with a norm each (in, the field's default, or bn), five 2x2 max poolings,
-    one linear layer.
+    """Eight convolutions with a norm each, five 2x2 max poolings, one linear layer.
+
+    The norm is an option: in, the field's default, or bn.
     """
     norm = options[0] if options else "in"
     if norm not in ("in", "bn") or len(options) > 1:

@@ -34,10 +34,10 @@ POOLS: dict[str, Callable[[], nn.Module | None]] = {
 
 
 class ConvNet(nn.Module):
-    """See the module.
+    """Blocks of convolution, normalisation, activation and pooling, then one linear layer.
 
-    Parameters in definition order: per block convolution weight and bias, norm weight and bias;
-    classifier.
+    The parameters are, in this order, of each block the weight and bias of the convolution and of
+    the normalisation; then those of the linear layer.
     """
 
     def __init__(
@@ -58,11 +58,18 @@ class ConvNet(nn.Module):
             # one-channel 28x28 becomes 32x32 in the first convolution, as in the published code
             padding = 3 if block == 0 and image_shape == (1, 28, 28) else 1
             layers.append(nn.Conv2d(channels, width, 3, padding=padding))
-            channels, height, width_px = width, height + 2 * padding - 2, width_px + 2 * padding - 2
-            parts = (NORMS[norm](channels, height, width_px), ACTIVATIONS[act](), POOLS[pool]())
-            layers += [part for part in parts if part is not None]
-            if pool != "np":
-                height, width_px = height // 2, width_px // 2
+            channels = width
+            height += 2 * padding - 2
+            width_px += 2 * padding - 2
+            normalisation = NORMS[norm](channels, height, width_px)
+            if normalisation is not None:
+                layers.append(normalisation)
+            layers.append(ACTIVATIONS[act]())
+            pooling = POOLS[pool]()
+            if pooling is not None:
+                layers.append(pooling)
+                height //= 2
+                width_px //= 2
             if min(height, width_px) < 1:
                 raise OptionError(
                     f"{depth} poolings leave nothing of a {image_shape[1]}x{image_shape[2]} "
@@ -80,31 +87,33 @@ class ConvNet(nn.Module):
         return self.classifier(self.embed(images))
 
 
-def build(options: list[str], image_shape: tuple[int, int, int], num_classes: int) -> ConvNet:
-    """From `d1`..`d8`, `w<width>`, a norm (in|bn|ln|gn|nn), a pooling (ap|mp|np), an activation
-    (relu|sigmoid|leaky), in any order.
+def _setting(option: str) -> tuple[str, str | int]:
+    """The argument of ConvNet that an option sets, and its value. Raises OptionError."""
+    size = {"d": "depth", "w": "width"}.get(option[:1])
+    if size is not None and option[1:].isdigit():
+        return size, int(option[1:])
+    for argument, values in (("norm", NORMS), ("act", ACTIVATIONS), ("pool", POOLS)):
+        if option in values:
+            return argument, option
+    raise OptionError(
+        f"{option!r} is not an option of convnet; they are d1..d8, w<width>, "
+        f"{', '.join((*NORMS, *POOLS, *ACTIVATIONS))}"
+    )
+
+
+def build(
+    options: list[str],
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+) -> ConvNet:
+    """From `d1`..`d8`, `w<width>`, a norm, a pooling and an activation, in any order.
+
+    The norms are in, bn, ln, gn and nn, the poolings ap, mp and np, the activations relu, sigmoid
+    and leaky.
     """
     chosen: dict[str, str | int] = {}
     for option in options:
-        if option[:1] in ("d", "w") and option[1:].isdigit():
-            key, value = (
-                ("depth", int(option[1:])) if option[0] == "d" else ("width", int(option[1:]))
-            )
-        else:
-            key = next(
-                (
-                    k
-                    for k, table in (("norm", NORMS), ("act", ACTIVATIONS), ("pool", POOLS))
-                    if option in table
-                ),
-                "",
-            )
-            value = option
-        if not key:
-            raise OptionError(
-                f"{option!r} is not an option of convnet; they are d1..d8, w<width>, "
-                f"{', '.join((*NORMS, *POOLS, *ACTIVATIONS))}"
-            )
+        key, value = _setting(option)
         if key in chosen:
             raise OptionError(f"{option!r} sets the {key} a second time")
         chosen[key] = value

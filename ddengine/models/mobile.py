@@ -1,8 +1,8 @@
-"""MobileNetV2, EfficientNet-B0 and ShuffleNet in the 32-pixel forms of the field: small strides, so
-that 4x4 or 2x2 maps are left of 32 pixels.
+"""MobileNetV2, EfficientNet-B0 and ShuffleNet in the 32-pixel forms of the field.
 
-`x<percent>` scales all widths (`mobilenet_v2-x25`). Weights start at torch's defaults, as in the
-rest of the field's networks.
+Their strides are small, so that 4x4 or 2x2 maps are left of 32 pixels. `x<percent>` scales all
+widths (`mobilenet_v2-x25`). Weights start at torch's defaults, as in the rest of the field's
+networks.
 """
 
 import torch
@@ -21,8 +21,9 @@ def _percent(family: str, options: list[str]) -> int:
 
 
 def _finish(body: nn.Sequential, image_shape: tuple[int, int, int]) -> nn.Sequential:
-    """The body of a torchvision network for these images: the stem takes their channels with stride
-    1, all weights start at torch's defaults.
+    """The body of a torchvision network for these images.
+
+    The stem takes their channels with stride 1, and all weights start at torch's defaults.
     """
     stem = body[0]
     assert isinstance(stem, nn.Sequential)
@@ -36,7 +37,9 @@ def _finish(body: nn.Sequential, image_shape: tuple[int, int, int]) -> nn.Sequen
 
 
 def build_mobilenet_v2(
-    options: list[str], image_shape: tuple[int, int, int], num_classes: int
+    options: list[str],
+    image_shape: tuple[int, int, int],
+    num_classes: int,
 ) -> Classifier:
     """The blocks of torchvision with stride 1 in the stem and in the 24 maps, and no dropout.
 
@@ -66,24 +69,29 @@ def build_mobilenet_v2(
 
 
 def build_efficientnet_b0(
-    options: list[str], image_shape: tuple[int, int, int], num_classes: int
+    options: list[str],
+    image_shape: tuple[int, int, int],
+    num_classes: int,
 ) -> Classifier:
-    """The blocks of torchvision with stride 1 in the stem: squeeze-and-excitation to a quarter,
-    dropout 0.2, stochastic depth up to 0.2.
+    """The blocks of torchvision with stride 1 in the stem.
 
-    The field's own form has no last 1x1 convolution to 1280 maps, and one more in the first block
-    (3.60M parameters for 4.02M here, at 10 classes).
+    Squeeze-and-excitation is to a quarter, dropout 0.2, stochastic depth up to 0.2. The field's
+    form has no last 1x1 convolution to 1280 maps, and one more in the first block (3.60M parameters
+    for 4.02M here, at 10 classes).
     """
     from ddengine.system.compat import torchvision
 
     scale = _percent("efficientnet_b0", options) / 100
+    block = torchvision.models.efficientnet.MBConvConfig
     # expansion, kernel, stride of the first, maps before, maps, blocks
-    stages = (
-        (1, 3, 1, 32, 16, 1), (6, 3, 2, 16, 24, 2), (6, 5, 2, 24, 40, 2), (6, 3, 2, 40, 80, 3), (6, 5, 1, 80, 112, 3), (6, 5, 2, 112, 192, 4),
-        (6, 3, 1, 192, 320, 1),
-    )  # fmt: skip
     setting = [
-        torchvision.models.efficientnet.MBConvConfig(*stage, width_mult=scale) for stage in stages
+        block(1, 3, 1, 32, 16, 1, width_mult=scale),
+        block(6, 3, 2, 16, 24, 2, width_mult=scale),
+        block(6, 5, 2, 24, 40, 2, width_mult=scale),
+        block(6, 3, 2, 40, 80, 3, width_mult=scale),
+        block(6, 5, 1, 80, 112, 3, width_mult=scale),
+        block(6, 5, 2, 112, 192, 4, width_mult=scale),
+        block(6, 3, 1, 192, 320, 1, width_mult=scale),
     ]
     network = torchvision.models.EfficientNet(setting, dropout=0.2, stochastic_depth_prob=0.2)
     body = _finish(network.features, image_shape)
@@ -95,14 +103,20 @@ def build_efficientnet_b0(
 
 
 class ShuffleUnit(nn.Module):
-    """1x1 group convolution, channel shuffle, 3x3 depthwise convolution, 1x1 group convolution;
-    then the shortcut.
+    """Two 1x1 group convolutions around a 3x3 depthwise one, beside a shortcut.
 
-    `channels` maps in, `out` maps out. With stride 2 the shortcut is an average pooling, and its
-    maps are among those that come out.
+    Channels are shuffled behind the first. `channels` maps come in, `out` maps come out. With
+    stride 2 the shortcut is an average pooling, and its maps are among those that come out.
     """
 
-    def __init__(self, channels: int, out: int, stride: int, groups: int, first_groups: int):
+    def __init__(
+        self,
+        channels: int,
+        out: int,
+        stride: int,
+        groups: int,
+        first_groups: int,
+    ):
         super().__init__()
         made = out - channels if stride == 2 else out
         narrow = made // 4
@@ -113,40 +127,55 @@ class ShuffleUnit(nn.Module):
         )
         self.shuffle = nn.ChannelShuffle(first_groups)
         self.leave = nn.Sequential(
-            nn.Conv2d(narrow, narrow, 3, stride, padding=1, groups=narrow, bias=False), nn.BatchNorm2d(narrow), nn.ReLU(),
-            nn.Conv2d(narrow, made, 1, groups=groups, bias=False), nn.BatchNorm2d(made),
-        )  # fmt: skip
+            nn.Conv2d(narrow, narrow, 3, stride, padding=1, groups=narrow, bias=False),
+            nn.BatchNorm2d(narrow),
+            nn.ReLU(),
+            nn.Conv2d(narrow, made, 1, groups=groups, bias=False),
+            nn.BatchNorm2d(made),
+        )
         self.pool = nn.AvgPool2d(3, 2, padding=1) if stride == 2 else None
         self.relu = nn.ReLU()
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, channels, H, W) -> (B, out, H / stride, W / stride)."""
         made = self.leave(self.shuffle(self.enter(images)))
-        return self.relu(
-            images + made if self.pool is None else torch.cat([made, self.pool(images)], 1)
-        )
+        if self.pool is None:
+            return self.relu(images + made)
+        return self.relu(torch.cat([made, self.pool(images)], 1))
+
+
+def _maps(maps: int, percent: int) -> int:
+    """A share of maps in multiples of 8.
+
+    A quarter of these, and of what they differ by, divides into two groups.
+    """
+    return max(8, (maps * percent + 400) // 800 * 8)
 
 
 def build_shufflenet_g2(
-    options: list[str], image_shape: tuple[int, int, int], num_classes: int
+    options: list[str],
+    image_shape: tuple[int, int, int],
+    num_classes: int,
 ) -> Classifier:
-    """ShuffleNet v1 of two groups: a 1x1 stem of 24 maps without stride, stages of 4, 8 and 4 units
-    with 200, 400 and 800 maps.
+    """ShuffleNet v1 of two groups.
 
-    As in the field's own form, there is a ReLU behind the depthwise convolution, which the paper
-    has not.
+    Behind a 1x1 stem of 24 maps without stride come stages of 4, 8 and 4 units with 200, 400 and
+    800 maps. As in the field's form, there is a ReLU behind the depthwise convolution, which the
+    paper has not.
     """
     percent = _percent("shufflenet_g2", options)
-    # multiples of 8: a quarter of them, and of what they differ by, divides into two groups
-    channels, *widths = (max(8, (maps * percent + 400) // 800 * 8) for maps in (24, 200, 400, 800))
+    channels = _maps(24, percent)
     layers: list[nn.Module] = [
         nn.Conv2d(image_shape[0], channels, 1, bias=False),
         nn.BatchNorm2d(channels),
         nn.ReLU(),
     ]
-    for stage, (out, units) in enumerate(zip(widths, (4, 8, 4), strict=True)):
-        # the few maps of the stem are not divided
-        layers.append(ShuffleUnit(channels, out, 2, 2, 1 if stage == 0 else 2))
-        layers += [ShuffleUnit(out, out, 1, 2, 2) for _ in range(units - 1)]
+    first_groups = 1  # the few maps of the stem are not divided
+    for maps, units in ((200, 4), (400, 8), (800, 4)):
+        out = _maps(maps, percent)
+        layers.append(ShuffleUnit(channels, out, 2, 2, first_groups))
+        for _ in range(units - 1):
+            layers.append(ShuffleUnit(out, out, 1, 2, 2))
         channels = out
+        first_groups = 2
     return Classifier(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1)), channels, num_classes)

@@ -1,6 +1,6 @@
-"""ResNet18 in the 32-pixel forms of the field: 3x3 stem without pooling; instance norm, BatchNorm,
-or average pooling for strides.
+"""ResNet18 in the 32-pixel forms of the field.
 
+They have a 3x3 stem without pooling, and instance norm, BatchNorm, or average pooling for strides.
 `x<percent>` scales all widths (`resnet18-bn-x25` starts with 16 maps instead of 64).
 """
 
@@ -24,18 +24,31 @@ class BasicBlock(nn.Module):
     `average`: a stride becomes a 2x2 average pooling, after the activation in the body.
     """
 
-    def __init__(self, channels: int, out: int, stride: int, norm: str, average: bool):
+    def __init__(
+        self,
+        channels: int,
+        out: int,
+        stride: int,
+        norm: str,
+        average: bool,
+    ):
         super().__init__()
         pool = [nn.AvgPool2d(2)] if average and stride > 1 else []
         step = 1 if average else stride
         self.body = nn.Sequential(
-            nn.Conv2d(channels, out, 3, step, padding=1, bias=False), _norm(norm, out), nn.ReLU(), *pool,
-            nn.Conv2d(out, out, 3, padding=1, bias=False), _norm(norm, out),
-        )  # fmt: skip
-        project = nn.Sequential(
+            nn.Conv2d(channels, out, 3, step, padding=1, bias=False),
+            _norm(norm, out),
+            nn.ReLU(),
+            *pool,
+            nn.Conv2d(out, out, 3, padding=1, bias=False),
+            _norm(norm, out),
+        )
+        # made where it is not needed too: its weights are drawn, and what is drawn after them stays
+        self.shortcut: nn.Module = nn.Sequential(
             nn.Conv2d(channels, out, 1, step, bias=False), *pool, _norm(norm, out)
         )
-        self.shortcut = project if stride > 1 or channels != out else nn.Identity()
+        if stride == 1 and channels == out:
+            self.shortcut = nn.Identity()
         self.relu = nn.ReLU()
 
     def forward(self, images: Tensor) -> Tensor:
@@ -51,15 +64,22 @@ def split_percent(options: list[str]) -> tuple[int, list[str]]:
     given = [option for option in options if re.fullmatch(r"x[0-9]+", option)]
     if len(given) > 1:
         raise OptionError(f"{given[1]!r} sets the width a second time")
-    percent = int(given[0][1:]) if given else 100
+    if not given:
+        return 100, options
+    percent = int(given[0][1:])
     if not 10 <= percent <= 400:
         raise OptionError(f"the width must be x10 to x400, got {given[0]!r}")
     return percent, [option for option in options if option not in given]
 
 
-def build(options: list[str], image_shape: tuple[int, int, int], num_classes: int) -> Classifier:
-    """Options: in (default), bn, or ap (instance norm, average pooling for strides, no global
-    pooling), and x<percent>, in any order.
+def build(
+    options: list[str],
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+) -> Classifier:
+    """Options: in (default), bn, or ap, and x<percent>, in any order.
+
+    ap is instance norm with average pooling for strides, and no global pooling.
     """
     percent, rest = split_percent(options)
     kind = rest[0] if rest else "in"
@@ -67,7 +87,8 @@ def build(options: list[str], image_shape: tuple[int, int, int], num_classes: in
         raise OptionError(
             f"resnet18 has the options in, bn and ap, and x<percent>, got {'-'.join(rest)!r}"
         )
-    norm, average = ("bn" if kind == "bn" else "in"), kind == "ap"
+    average = kind == "ap"
+    norm = "in" if average else kind
     channels, height, width = padded_shape(image_shape)
     first = round(64 * percent / 100)
     layers: list[nn.Module] = [
@@ -77,13 +98,10 @@ def build(options: list[str], image_shape: tuple[int, int, int], num_classes: in
     ]
     channels = first
     for out, stride in ((first, 1), (2 * first, 2), (4 * first, 2), (8 * first, 2)):
-        layers += [
-            BasicBlock(channels, out, stride, norm, average),
-            BasicBlock(out, out, 1, norm, average),
-        ]
+        layers.append(BasicBlock(channels, out, stride, norm, average))
+        layers.append(BasicBlock(out, out, 1, norm, average))
         channels = out
     if average:
-        return Classifier(
-            nn.Sequential(*layers), channels * (height // 8) * (width // 8), num_classes
-        )
+        num_features = channels * (height // 8) * (width // 8)
+        return Classifier(nn.Sequential(*layers), num_features, num_classes)
     return Classifier(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1)), channels, num_classes)

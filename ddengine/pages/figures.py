@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,28 +15,45 @@ from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system import files
 
 SHOWN_CLASSES, SHOWN_PER_CLASS = 20, 10
+REAL_ROWS = 3  # images per class, at most, above as many distilled ones
+BAR_WIDTH = 4.2  # inches of the accuracies beside the images
+COLOURS = {"distilled": "#1b6ca8", "full": "#9a9a9a"}
+OTHER_COLOUR = "#d9a441"
+DPI = 130
+
+# (what stands before the names of its sets, evaluation.json)
+Named = tuple[str, dict[str, Any]]
 
 
-def _thumbnails(syn: SyntheticSet) -> tuple[Tensor, int, int]:
-    """(images in class-major order, classes, images per class) of as many as fit a picture."""
+class Thumbnails(NamedTuple):
+    """As many distilled images as fit into a picture."""
+
+    images: Tensor  # (classes * per_class, C, H, W) in [0, 1] on the CPU, class by class
+    classes: int
+    per_class: int
+
+
+def learned_by_class(syn: SyntheticSet) -> list[Tensor]:
+    """Indices of the decoded images of each shown class.
+
+    Real images that the codec keeps as they are show nothing new, and are left out.
+    """
     labels = syn.classes[syn.source].cpu()
-    classes = list(range(min(len(syn.class_names), SHOWN_CLASSES)))
-    # natural images that are kept as they are show nothing new
-    learned = torch.arange(len(labels)) >= syn.codec.natural(syn.tensors) % len(labels)
-    members = [((labels == c) & learned).nonzero().flatten() for c in classes]
-    per_class = min(SHOWN_PER_CLASS, *(len(m) for m in members))
-    return (
-        syn.pixels(torch.cat([m[:per_class] for m in members])).clamp(0, 1).cpu(),
-        len(classes),
-        per_class,
-    )
+    learned = torch.arange(len(labels)) >= syn.codec.natural(syn.tensors) % max(1, len(labels))
+    classes = range(min(len(syn.class_names), SHOWN_CLASSES))
+    return [((labels == c) & learned).nonzero().flatten() for c in classes]
+
+
+def _thumbnails(syn: SyntheticSet) -> Thumbnails:
+    members = learned_by_class(syn)
+    per_class = min(SHOWN_PER_CLASS, *map(len, members))
+    index = torch.cat([index[:per_class] for index in members])
+    return Thumbnails(syn.pixels(index).clamp(0, 1).cpu(), len(members), per_class)
 
 
 def grid(path: Path, syn: SyntheticSet) -> None:
-    """The distilled images as a PNG, one class per column (per row for one image per class)."""
-    from ddengine.system.compat import (
-        torchvision,  # seconds to import, and most commands draw nothing
-    )
+    """Draw the distilled images as a PNG, one class a column (a row for one image per class)."""
+    from ddengine.system.compat import torchvision  # seconds to import, and few commands draw
 
     images, classes, per_class = _thumbnails(syn)
     zoom = max(1, 64 // images.shape[-1])
@@ -48,158 +65,164 @@ def grid(path: Path, syn: SyntheticSet) -> None:
         )
 
 
+def pyplot() -> Any:
+    """Return matplotlib's pyplot, which takes a second to import, drawing to files alone."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a figure of pyplot as a PNG and close it."""
+    with files.replacing(path) as temporary:
+        figure.savefig(temporary, dpi=DPI, format="png")
+    pyplot().close(figure)
+
+
+def show_image(axis: Any, image: Tensor, **settings: Any) -> None:
+    """Draw an image (C, H, W) in [0, 1], grey or colour, into an axis without ticks."""
+    array = image.permute(1, 2, 0).expand(-1, -1, 3).numpy()
+    axis.imshow(array, interpolation="nearest", **settings)
+    axis.set_xticks([])
+    axis.set_yticks([])
+
+
 def real_vs_distilled(
     path: Path, real: RealSet, syn: SyntheticSet, evaluation: dict[str, Any] | None
 ) -> None:
-    """One picture of a run: real images above the distilled ones, class by class, and the
-    accuracies beside them.
+    """Draw one picture of a run: real images above the distilled ones, class by class.
+
+    The accuracies of the first network of an evaluation stand beside them.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    images, classes, per_class = _thumbnails(syn)
-    rows = min(per_class, 3)
-    reals = [
-        real.pixels[m[:rows].to(real.device)].float().cpu() / 255 for m in real.members[:classes]
-    ]
-    bars = (
-        [r for r in evaluation["rows"] if r["model"] == evaluation["rows"][0]["model"]]
-        if evaluation
-        else []
-    )
-    figure = pyplot.figure(
-        figsize=(1.0 * classes + (4.2 if bars else 0), 2.1 * rows + 0.9), layout="constrained"
-    )
-    parts: Any = figure.subfigures(
-        1, 2 if bars else 1, squeeze=False, width_ratios=[classes, 4.2] if bars else None
-    )[0]
-    axes = parts[0].subplots(2 * rows, classes, squeeze=False)
-    for c in range(classes):
-        for r in range(rows):
-            shown = (reals[c][min(r, len(reals[c]) - 1)], images[c * per_class + r])
-            for axis, image in zip((axes[r, c], axes[rows + r, c]), shown, strict=True):
-                axis.imshow(
-                    image.permute(1, 2, 0).expand(-1, -1, 3).numpy(), interpolation="nearest"
-                )
-                axis.set_xticks([])
-                axis.set_yticks([])
-        axes[0, c].set_title(syn.class_names[c], fontsize=9)
-    axes[0, 0].set_ylabel("real", fontsize=10)
-    axes[rows, 0].set_ylabel("distilled", fontsize=10)
+    shown = _thumbnails(syn)
+    num_rows = min(shown.per_class, REAL_ROWS)
+    bars, widths = [], [1.0 * shown.classes]
+    if evaluation:
+        model = evaluation["rows"][0]["model"]
+        bars = [row for row in evaluation["rows"] if row["model"] == model]
+        widths.append(BAR_WIDTH)
+    size = (sum(widths), 2.1 * num_rows + 0.9)
+    figure = pyplot().figure(figsize=size, layout="constrained")
+    parts: Any = figure.subfigures(1, len(widths), squeeze=False, width_ratios=widths)[0]
+    _draw_classes(parts[0], real, shown, syn.class_names, num_rows)
     if bars:
-        axis = parts[1].subplots()
-        colours = {"distilled": "#1b6ca8", "full": "#9a9a9a"}
-        means = [100 * (r["accuracy_mean"] or 0.0) for r in bars]
-        names = [r["set"] for r in bars]
-        drawn = axis.barh(
-            names,
-            means,
-            xerr=error_bars(bars),
-            color=[colours.get(n, "#d9a441") for n in names],
-            capsize=3,
-        )
-        axis.bar_label(
-            drawn,
-            labels=[f" {percent(r['accuracy_mean'])}" for r in bars],
-            label_type="edge",
-            padding=4,
-        )
-        axis.invert_yaxis()
-        axis.set_xlim(0, 112)
-        axis.set_xlabel(
-            (
-                f"test accuracy, %, n = {max(r['n'] for r in bars)}\n95 % interval by "
-                f"{interval_of(evaluation or {})}"
-            ),
-            fontsize=8,
-        )
-        axis.spines[["top", "right"]].set_visible(False)
-    with files.replacing(path) as temporary:
-        figure.savefig(temporary, dpi=130, format="png")
-    pyplot.close(figure)
+        _draw_accuracies(parts[1].subplots(), bars, interval_of(evaluation or {}))
+    save_figure(figure, path)
+
+
+def _draw_classes(
+    part: Any, real: RealSet, shown: Thumbnails, names: Sequence[str], num_rows: int
+) -> None:
+    """Draw `num_rows` rows of real images and as many distilled ones below, a class a column."""
+    axes = part.subplots(2 * num_rows, shown.classes, squeeze=False)
+    for c in range(shown.classes):
+        index = real.members[c][:num_rows].to(real.device)
+        of_class = real.pixels[index].float().cpu() / 255
+        for r in range(num_rows):
+            show_image(axes[r, c], of_class[min(r, len(of_class) - 1)])
+            show_image(axes[num_rows + r, c], shown.images[c * shown.per_class + r])
+        axes[0, c].set_title(names[c], fontsize=9)
+    axes[0, 0].set_ylabel("real", fontsize=10)
+    axes[num_rows, 0].set_ylabel("distilled", fontsize=10)
+
+
+def _draw_accuracies(axis: Any, rows: Sequence[Mapping[str, Any]], interval: str) -> None:
+    """Draw the mean accuracies of rows of one network as bars with their intervals."""
+    names, means, colours, labels = [], [], [], []
+    for row in rows:
+        names.append(row["set"])
+        means.append(100 * (row["accuracy_mean"] or 0.0))
+        colours.append(COLOURS.get(row["set"], OTHER_COLOUR))
+        labels.append(f" {percent(row['accuracy_mean'])}")
+    drawn = axis.barh(names, means, xerr=error_bars(rows), color=colours, capsize=3)
+    axis.bar_label(drawn, labels=labels, label_type="edge", padding=4)
+    axis.invert_yaxis()
+    axis.set_xlim(0, 112)
+    most = max(row["n"] for row in rows)
+    axis.set_xlabel(f"test accuracy, %, n = {most}\n95 % interval by {interval}", fontsize=8)
+    axis.spines[["top", "right"]].set_visible(False)
 
 
 def save_samples(path: Path, real: RealSet) -> None:
-    """Write the real images that the report page shows: the first 10 training images, by index, of
-    each of the first 20 classes.
+    """Write the real images that the report page shows, the first of each of the first classes.
 
-    The safetensors file holds "pixels" (M, C, H, W) uint8, class by class, and "labels" (M,) int64;
-    a class with fewer images gives all it has.
+    The safetensors file holds the first 10 training images, by index, of each of the first 20
+    classes: "pixels" (M, C, H, W) uint8, class by class, and "labels" (M,) int64; a class with
+    fewer images gives all it has.
     """
-    index = torch.cat([members[:SHOWN_PER_CLASS] for members in real.members[:SHOWN_CLASSES]]).to(
-        real.device
-    )
-    files.write_tensors(
-        path,
-        {
-            "pixels": real.pixels.index_select(0, index),
-            "labels": real.labels.index_select(0, index),
-        },
-    )
+    members = [members[:SHOWN_PER_CLASS] for members in real.members[:SHOWN_CLASSES]]
+    index = torch.cat(members).to(real.device)
+    pixels, labels = real.pixels.index_select(0, index), real.labels.index_select(0, index)
+    files.write_tensors(path, {"pixels": pixels, "labels": labels})
 
 
 def error_bars(rows: Sequence[Mapping[str, Any]], mean: str = "accuracy_mean") -> list[list[float]]:
-    """How far the intervals of rows reach below and above their means, in points of percent; 0
-    where a row has none.
+    """How far the intervals of rows reach below and above their means, in points of percent.
+
+    `mean` is the key of a row's mean. A row without an interval has 0 and 0.
     """
-    known = [
-        (100 * row[mean], 100 * np.array(row["ci95"])) if row.get("ci95") else (0.0, np.zeros(2))
-        for row in rows
-    ]
-    return [
-        [max(0.0, middle - float(ends[0])) for middle, ends in known],
-        [max(0.0, float(ends[1]) - middle) for middle, ends in known],
-    ]
+    below, above = [], []
+    for row in rows:
+        low = high = middle = 0.0
+        if row.get("ci95"):
+            middle = 100 * row[mean]
+            low, high = 100 * row["ci95"][0], 100 * row["ci95"][1]
+        below.append(max(0.0, middle - low))
+        above.append(max(0.0, high - middle))
+    return [below, above]
 
 
-def heat_map(path: Path, evaluations: list[tuple[str, dict[str, Any]]]) -> None:
-    """Mean accuracy of every set (rows) on every network (columns) as a picture; where all networks
-    diverged it says so.
+def heat_map(path: Path, evaluations: Sequence[Named]) -> None:
+    """Draw the mean accuracy of every set (rows) on every network (columns), in percent.
+
+    Where all networks diverged the picture says so.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    models = list(
-        dict.fromkeys(row["model"] for _, evaluation in evaluations for row in evaluation["rows"])
-    )
-    several = len(evaluations) > 1
-    named: dict[str, dict[str, float]] = {}
-    for label, evaluation in evaluations:
-        for row in evaluation["rows"]:
-            accuracy = math.inf if row["accuracy_mean"] is None else 100 * row["accuracy_mean"]
-            named.setdefault(f"{label}: {row['set']}" if several else row["set"], {})[
-                row["model"]
-            ] = accuracy
-    cells = np.array([[known.get(model, np.nan) for model in models] for known in named.values()])
+    names, models, cells = _accuracies(evaluations)
+    finite = cells[np.isfinite(cells)]
+    low, high = 0.0, 100.0
+    if len(finite):
+        low, high = finite.min(), finite.max()
+    size = (2.5 + 1.1 * len(models), 1.8 + 0.42 * len(names))
+    figure, axis = pyplot().subplots(figsize=size, layout="constrained")
     values = np.where(np.isfinite(cells), cells, np.nan)
-    low, high = (
-        (np.nanmin(values), np.nanmax(values)) if np.isfinite(values).any() else (0.0, 100.0)
-    )
-    figure, axis = pyplot.subplots(
-        figsize=(2.5 + 1.1 * len(models), 1.8 + 0.42 * len(named)), layout="constrained"
-    )
     axis.imshow(values, cmap="cividis", aspect="auto", vmin=low, vmax=high)
     axis.set_xticks(range(len(models)), models, rotation=30, ha="right", fontsize=8)
-    axis.set_yticks(range(len(named)), list(named), fontsize=8)
+    axis.set_yticks(range(len(names)), names, fontsize=8)
     middle = (low + high) / 2
     for (y, x), value in np.ndenumerate(cells):
+        if np.isnan(value):
+            continue
+        text, colour = f"{value:.1f}", "white"
         if np.isinf(value):
-            axis.text(x, y, DIVERGED, ha="center", va="center", fontsize=8, color="black")
-        elif not np.isnan(value):
-            axis.text(
-                x,
-                y,
-                f"{value:.1f}",
-                ha="center",
-                va="center",
-                fontsize=8,
-                color="black" if value > middle else "white",
-            )
+            text = DIVERGED
+        if value > middle:
+            colour = "black"
+        axis.text(x, y, text, ha="center", va="center", fontsize=8, color=colour)
     axis.set_title("test accuracy, %", fontsize=9, loc="left")
-    with files.replacing(path) as temporary:
-        figure.savefig(temporary, dpi=130, format="png")
-    pyplot.close(figure)
+    save_figure(figure, path)
+
+
+def _accuracies(evaluations: Sequence[Named]) -> tuple[list[str], list[str], np.ndarray]:
+    """(names of the sets, networks, mean accuracies in percent).
+
+    An accuracy is NaN where a set was not evaluated on a network, and infinite where all networks
+    diverged.
+    """
+    accuracies: dict[str, dict[str, float]] = {}
+    models: dict[str, None] = {}
+    for label, evaluation in evaluations:
+        for row in evaluation["rows"]:
+            name = f"{label}: {row['set']}" if len(evaluations) > 1 else row["set"]
+            percent_right = math.inf
+            if row["accuracy_mean"] is not None:
+                percent_right = 100 * row["accuracy_mean"]
+            accuracies.setdefault(name, {})[row["model"]] = percent_right
+            models[row["model"]] = None
+    cells = np.full((len(accuracies), len(models)), np.nan)
+    for y, of_set in enumerate(accuracies.values()):
+        for x, model in enumerate(models):
+            cells[y, x] = of_set.get(model, math.nan)
+    return list(accuracies), list(models), cells

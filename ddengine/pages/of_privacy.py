@@ -1,6 +1,6 @@
 """The picture and the table of privacy.json."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,144 +8,143 @@ import torch
 from rich.table import Table
 
 from ddengine.data import Data
+from ddengine.pages.figures import pyplot, save_figure, show_image
 from ddengine.sets.synthetic import SyntheticSet
-from ddengine.system import files
+
+HEADS = ("", "distilled", "control", "by chance")
+NONE = "-"  # where there is no number
+# rows of the picture below the distilled images: (title, where distances are measured, split)
+NEAREST = (
+    ("nearest in train,\npixels", "pixels", "train"),
+    ("nearest in train,\nembedding", "embedding", "train"),
+    ("nearest held out,\npixels", "pixels", "held_out"),
+)
+
+Line = tuple[str, str, str, str]  # the cells under HEADS
 
 
 def picture(
-    path: Path, syn: SyntheticSet, data: Data, result: dict[str, Any], most: int = 10
+    path: Path, syn: SyntheticSet, data: Data, result: Mapping[str, Any], most: int = 10
 ) -> None:
-    """A PNG with a column for each of the distilled images nearest to training images, at most
-    `most`: it, and its nearest real images below.
+    """Draw a PNG with a column for each of the distilled images nearest to training images.
 
-    Rows: distilled; nearest training image in pixels; in the embedding; nearest held-out image in
-    pixels. Distances are written below.
+    At most `most` images are shown, each above its nearest real images: the training image nearest
+    in pixels, the one nearest in the embedding, and the held-out image nearest in pixels. Their
+    classes and distances are written below them.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     assert data.test is not None
+    splits = {"train": data.train, "held_out": data.test}
     entries = result["shown"][:most]
-    rows = (
-        ("distilled", None, ("", "")),
-        ("nearest in train,\npixels", data.train, ("pixels", "train")),
-        ("nearest in train,\nembedding", data.train, ("embedding", "train")),
-        ("nearest held out,\npixels", data.test, ("pixels", "held_out")),
-    )
-    figure = pyplot.figure(figsize=(1.15 * len(entries) + 1.3, 5.6), layout="constrained")
-    axes: Any = figure.subplots(len(rows), len(entries), squeeze=False)
+    size = (1.15 * len(entries) + 1.3, 5.6)
+    figure = pyplot().figure(figsize=size, layout="constrained")
+    axes: Any = figure.subplots(1 + len(NEAREST), len(entries), squeeze=False)
     for column, entry in enumerate(entries):
-        for line, (_, real, (space, split)) in enumerate(rows):
-            axis = axes[line, column]
-            if real is None:
-                image, text = (
-                    syn.pixels(torch.tensor([entry["image"]]))[0].clamp(0, 1).cpu(),
-                    data.class_names[entry["class"]],
-                )
-            else:
-                found = entry[space][split]
-                image = real.pixels[found["index"]].float().cpu() / 255
-                text = f"{data.class_names[found['class']]}, {found['distance']:.3f}"
-            axis.imshow(
-                image.permute(1, 2, 0).expand(-1, -1, 3).numpy(),
-                interpolation="nearest",
-                vmin=0,
-                vmax=1,
-            )
-            axis.set_xlabel(text, fontsize=7)
-            axis.set_xticks([])
-            axis.set_yticks([])
-    for line, (text, _, _) in enumerate(rows):
+        image = syn.pixels(torch.tensor([entry["image"]]))[0].clamp(0, 1).cpu()
+        _draw(axes[0, column], image, data.class_names[entry["class"]])
+        for line, (_, space, split) in enumerate(NEAREST, start=1):
+            near = entry[space][split]
+            image = splits[split].pixels[near["index"]].float().cpu() / 255
+            text = f"{data.class_names[near['class']]}, {near['distance']:.3f}"
+            _draw(axes[line, column], image, text)
+    for line, text in enumerate(("distilled", *(title for title, _, _ in NEAREST))):
         axes[line, 0].set_ylabel(text, fontsize=8)
-    with files.replacing(path) as temporary:
-        figure.savefig(temporary, dpi=130, format="png")
-    pyplot.close(figure)
+    save_figure(figure, path)
 
 
-HEADS = ("", "distilled", "control", "by chance")
+def _draw(axis: Any, image: torch.Tensor, text: str) -> None:
+    show_image(axis, image, vmin=0, vmax=1)
+    axis.set_xlabel(text, fontsize=7)
 
 
-def lines(result: dict[str, Any]) -> list[tuple[str, str, str, str]]:
-    """What `measure` returns in words and numbers, under HEADS: a line a number, beside it the
-    control and what chance would give.
-    """
-    found: list[tuple[str, str, str, str]] = []
-
-    def line(name: str, own: str, control: str = "-", chance: str = "-") -> None:
-        found.append((name, own, control, chance))
-
-    number, percent = "{:.3f}".format, "{:.0%}".format
-    for space, both in result["neighbours"].items():
-        own, control = both["distilled"], both.get("control")
-
-        def cells(
-            key: str,
-            form: Callable[[Any], str],
-            own: dict[str, Any] = own,
-            control: dict[str, Any] | None = control,
-        ) -> tuple[str, str]:
-            return tuple(
-                "-" if of is None or of[key] is None else form(of[key]) for of in (own, control)
-            )  # type: ignore[return-value]
-
-        line(
-            f"nearest images, {space}",
-            f"{own['images']} images",
-            f"{control['images']} images" if control else "-",
-            "",
-        )
-        if "near_copies" in own:
-            line(f"  near copies (RMS < {result['near_copy_rms']:g})", *cells("near_copies", str))
-        line("  much nearer to train", *cells("much_nearer", str))
-        line("  median distance to train", *cells("median_train", number))
-        line("  median distance to held out", *cells("median_held_out", number))
-        line(
-            "  nearest is in train",
-            *cells("nearest_in_train", percent),
-            percent(own["nearest_in_train_by_chance"]),
-        )
-        low, high = own["balanced_ci95"]
-        of_set, of_control = cells("balanced_nearest_in_train", percent)
-        line(
-            "  the same, balanced",
-            f"{of_set} ({100 * low:.0f} to {100 * high:.0f})",
-            of_control,
-            percent(own["balanced_by_chance"]),
-        )
-    for attack in result["membership"]:
-        low, high = attack["ci95"]
-        other = attack["control"]
-        line(
-            f"AUC, {attack['score']}",
-            f"{attack['auc']:.2f} ({low:.2f} to {high:.2f})",
-            f"{other['auc']:.2f}" if other else "-",
-            "0.50",
-        )
-        line(
-            "  found at 1 % false alarms",
-            f"{attack['tpr_at_1_fpr']:.1%}",
-            f"{other['tpr_at_1_fpr']:.1%}" if other else "-",
-            "1.0%",
-        )
-    return found
-
-
-def title(result: dict[str, Any]) -> str:
+def title(result: Mapping[str, Any]) -> str:
     """How many images are compared."""
-    return f"{result['images']} distilled images beside {result['train']} training and {result['held_out']} held-out ones"
+    return (
+        f"{result['images']} distilled images beside {result['train']} training and "
+        f"{result['held_out']} held-out ones"
+    )
 
 
-def table(result: dict[str, Any]) -> Table:
+def table(result: Mapping[str, Any]) -> Table:
     """`lines` for the terminal, the note below."""
     shown = Table(
         title=title(result), title_justify="left", caption=result["note"], caption_justify="left"
     )
-    for head in HEADS:
-        shown.add_column(head, justify="right" if head else "left", no_wrap=True)
+    shown.add_column(HEADS[0], no_wrap=True)
+    for head in HEADS[1:]:
+        shown.add_column(head, justify="right", no_wrap=True)
     for cells in lines(result):
         if not cells[0].startswith(" "):
             shown.add_section()
         shown.add_row(*cells)
     return shown
+
+
+def lines(result: Mapping[str, Any]) -> list[Line]:
+    """What privacy.json says in words and numbers, a line for each number, as cells under HEADS.
+
+    Beside a number stand that of the control and what chance would give.
+    """
+    shown: list[Line] = []
+    for space, groups in result["neighbours"].items():
+        shown += _neighbour_lines(space, groups, result["near_copy_rms"])
+    for attack in result["membership"]:
+        shown += _attack_lines(attack)
+    return shown
+
+
+def _neighbour_lines(space: str, groups: Mapping[str, Any], near_copy: float) -> list[Line]:
+    """The lines about the nearest images in "pixels" or in the "embedding"."""
+    of_set, of_control = groups["distilled"], groups.get("control")
+
+    def line(name: str, key: str, in_words: Callable[[Any], str], chance: str = NONE) -> Line:
+        return name, _cell(of_set, key, in_words), _cell(of_control, key, in_words), chance
+
+    images = "{} images".format
+    heading = f"nearest images, {space}"
+    shown = [line(heading, "images", images, chance="")]
+    if "near_copies" in of_set:
+        shown.append(line(f"  near copies (RMS < {near_copy:g})", "near_copies", str))
+    shown += [
+        line("  much nearer to train", "much_nearer", str),
+        line("  median distance to train", "median_train", _number),
+        line("  median distance to held out", "median_held_out", _number),
+    ]
+    chance = _percent(of_set["nearest_in_train_by_chance"])
+    shown.append(line("  nearest is in train", "nearest_in_train", _percent, chance))
+    low, high = of_set["balanced_ci95"]
+    key, chance = "balanced_nearest_in_train", _percent(of_set["balanced_by_chance"])
+    name, share, other, _ = line("  the same, balanced", key, _percent)
+    shown.append((name, f"{share} ({100 * low:.0f} to {100 * high:.0f})", other, chance))
+    return shown
+
+
+def _attack_lines(attack: Mapping[str, Any]) -> list[Line]:
+    """The lines about one way of membership inference."""
+    low, high = attack["ci95"]
+    control = attack["control"] or None
+    area = f"{attack['auc']:.2f} ({low:.2f} to {high:.2f})"
+    key = "tpr_at_1_fpr"
+    return [
+        (f"AUC, {attack['score']}", area, _cell(control, "auc", "{:.2f}".format), "0.50"),
+        (
+            "  found at 1 % false alarms",
+            _cell(attack, key, "{:.1%}".format),
+            _cell(control, key, "{:.1%}".format),
+            "1.0%",
+        ),
+    ]
+
+
+def _cell(statistics: Mapping[str, Any] | None, key: str, in_words: Callable[[Any], str]) -> str:
+    """A number in words, a dash where there are no statistics or no number."""
+    if statistics is None or statistics[key] is None:
+        return NONE
+    return in_words(statistics[key])
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}"
+
+
+def _percent(fraction: float) -> str:
+    return f"{fraction:.0%}"

@@ -1,45 +1,52 @@
-"""Tables for the terminal that say several evaluations, and the bytes of a set in a line."""
+"""Several evaluations in a table for the terminal, and the bytes of a set in a line."""
 
 from typing import Any
 
 from rich.table import Table
 
 from ddengine.evaluation.tables import percent
+from ddengine.sets.synthetic import counted
 from ddengine.system.log import size
 
 
 def cross_table(evaluations: list[tuple[str, dict[str, Any]]]) -> Table:
-    """Of several evaluations the mean accuracy of every set on every network, in percent; what
-    baselines say twice is shown for each evaluation.
+    """The mean accuracy of every set of several evaluations on every network, in percent.
+
+    Baselines that several evaluations have are shown for each of them.
     """
-    models = list(
-        dict.fromkeys(row["model"] for _, evaluation in evaluations for row in evaluation["rows"])
-    )
+    models: dict[str, None] = {}  # in the order of the evaluations
+    for _, evaluation in evaluations:
+        for row in evaluation["rows"]:
+            models[row["model"]] = None
     shown = Table(title="test accuracy, %", title_justify="left")
-    for head in ("evaluation", "set", *models):
-        shown.add_column(head, justify="right" if head in models else "left")
+    for head in ("evaluation", "set"):
+        shown.add_column(head)
+    for model in models:
+        shown.add_column(model, justify="right")
     for label, evaluation in evaluations:
-        sets = list(dict.fromkeys(row["set"] for row in evaluation["rows"]))
-        for name in sets:
-            cells = {
-                row["model"]: percent(row["accuracy_mean"])
-                for row in evaluation["rows"]
-                if row["set"] == name
-            }
-            shown.add_row(
-                label if name == sets[0] else "", name, *(cells.get(model, "-") for model in models)
-            )
+        for name, accuracies in _by_set(evaluation).items():
+            shown.add_row(label, name, *(accuracies.get(model, "-") for model in models))
+            label = ""  # stands beside the first set alone
     return shown
 
 
+def _by_set(evaluation: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """The accuracies of an evaluation in words, by set and network."""
+    by_set: dict[str, dict[str, str]] = {}
+    for row in evaluation["rows"]:
+        by_set.setdefault(row["set"], {})[row["model"]] = percent(row["accuracy_mean"])
+    return by_set
+
+
 def ledger(sizes: dict[str, int], raw: int, dataset: int) -> str:
-    """Bytes of the parts of a set in one line, beside those of the training images in use and of
-    the whole training split.
+    """The bytes of the parts of a set in one line, beside those of the real images.
+
+    `sizes` are the bytes of each part and their "total", `raw` those of the training images in use,
+    `dataset` those of the complete training split.
     """
-    parts = [
-        f"{part} {size(sizes[part])}"
-        for part in ("images", "compensators", "labels", "other")
-        if sizes[part]
-    ]
-    whole = f", the whole split {size(dataset)}" if dataset != raw else ""
-    return f"stored: {', '.join(parts)}; {size(sizes['total'])} in all, {100 * sizes['total'] / raw:.3g} % of the training images ({size(raw)}{whole})"
+    parts = ", ".join(f"{part} {size(num)}" for part, num in counted(sizes).items() if num)
+    real = size(raw)
+    if dataset != raw:
+        real += f", the whole split {size(dataset)}"
+    share = f"{100 * sizes['total'] / raw:.3g} % of the training images ({real})"
+    return f"stored: {parts}; {size(sizes['total'])} in all, {share}"

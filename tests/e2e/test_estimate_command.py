@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from helpers import MODEL, TINY, run
 
-from ddengine.plan import estimate
+from ddengine.plan import calibrate, estimate
 
 RECIPE = "mtt/digits_ipc1"
 FLAGS = [
@@ -59,7 +59,7 @@ def test_estimate_and_truth(work, capsys, monkeypatch):
     )
 
     assert run("buffer", RECIPE, *FLAGS) == 0
-    assert said["buffer"]["disk"] == pytest.approx(estimate.tree_bytes(Path("experts")), rel=0.1)
+    assert said["buffer"]["disk"] == pytest.approx(calibrate.tree_bytes(Path("experts")), rel=0.1)
 
     with monkeypatch.context() as patch:
         patch.setattr(estimate, "free_disk", lambda path: 1000)
@@ -82,13 +82,13 @@ def test_estimate_and_truth(work, capsys, monkeypatch):
     )
     assert not Path("runs").exists()
     assert run("distill", RECIPE, *FLAGS, "--out", "runs/a", "--force") == 0
-    assert said["distill"]["disk"] == pytest.approx(estimate.tree_bytes(Path("runs")), rel=0.1)
+    assert said["distill"]["disk"] == pytest.approx(calibrate.tree_bytes(Path("runs")), rel=0.1)
 
-    before = estimate.tree_bytes(Path("runs"))
+    before = calibrate.tree_bytes(Path("runs"))
     assert run("evaluate", "runs/a") == 0
     # the card's lines are not counted
     assert said["evaluate"]["disk"] == pytest.approx(
-        estimate.tree_bytes(Path("runs")) - before, rel=0.25
+        calibrate.tree_bytes(Path("runs")) - before, rel=0.25
     )
 
 

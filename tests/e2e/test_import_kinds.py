@@ -30,6 +30,7 @@ from buffers import imports
 from buffers.exchange import load_pt
 from buffers.store import ExpertStore
 from ddengine.artefact import folder as folders
+from ddengine.commands import bring_in as command
 from ddengine.commands import cli
 from ddengine.data import Data, load_data
 from ddengine.models import build_model
@@ -107,11 +108,11 @@ def data(work) -> Data:
 
 
 @cache
-def parsed(words: tuple[str, ...]) -> imports.ImportOptions:
+def parsed(words: tuple[str, ...]) -> command.ImportOptions:
     """The options of an import without files; parsing takes longer than an import."""
     from ddengine.commands.options import options_of
 
-    return options_of("import", list(words[1:]), flags=imports.ImportOptions)
+    return options_of("import", list(words[1:]), flags=command.ImportOptions)
 
 
 def bring_in(words: Sequence[str], *given: str, out: str | None = None, **fields: Any) -> int:
@@ -122,7 +123,7 @@ def bring_in(words: Sequence[str], *given: str, out: str | None = None, **fields
         out=None if out is None else Path(out),
         **fields,
     )
-    return cli.run(lambda: imports.bring_in(options))
+    return cli.run(lambda: command.run(options))
 
 
 def said(capsys, *args: str, do: Callable[..., int] = run, **fields: Any) -> str:
@@ -183,6 +184,20 @@ def trained(
         if step < steps:
             optimiser.step()
     return network.eval(), snapshots
+
+
+def test_an_import_is_one_call_from_python(work, data):
+    """It says what was made, as a recipe that fits; the same call again finds it there."""
+    pixels, labels = pixels_of(data, 1)
+    torch.save([pixels, SHIFT[labels]], "pair.pt")
+    recipe = parsed(tuple(SET)).recipe
+    for _ in range(2):
+        made = imports.bring_in(recipe, [Path("pair.pt")], class_order=BACK, out=Path("set"))
+        assert (made.kind, made.folder) == ("images", Path("set"))
+        assert made.recipe.data.classes == (0, 4, 5, 1, 2, 3) and made.recipe.data.root == ROOT
+    syn, meta = loaded()
+    assert meta["recipe"]["data"]["classes"] == [0, 4, 5, 1, 2, 3]
+    assert meta["recipe"]["data"]["root"] is None and made.recipe.codec == syn.codec
 
 
 # The order of the classes
@@ -720,10 +735,9 @@ def test_teachers(work, data, capsys):
     assert loaded("run/distilled")[1]["experts"]["num"] == 2
 
     from ddengine.commands.options import options_of
-    from ddengine.commands.stores import open_store  # as distill opens them
 
     options = options_of("distill", command[1:])
-    stores = open_store(options, data)
+    stores = options.stores().open(data)  # as distill opens them
     for store, network in zip(stores.stores, networks, strict=True):
         stored = store.load(0, store.epochs[-1]).state_dict()
         differing = [

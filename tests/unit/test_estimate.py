@@ -14,9 +14,10 @@ from torch import nn
 from ddengine.data import load_data
 from ddengine.evaluation.evaluate import evaluate
 from ddengine.evaluation.train import validate
-from ddengine.learning import training
-from ddengine.plan import estimate
-from ddengine.system import runtime
+from ddengine.learning import memory, training
+from ddengine.learning.flat import flatten
+from ddengine.plan import apart, bounds, calibrate, jobs, trainings
+from ddengine.system import files, runtime
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 from synth.catalogue import find
@@ -56,32 +57,23 @@ def test_noted_trainings_are_those_of_the_evaluation(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(training.augment, "sample", lambda *args: done.append(1) or sample(*args))
         real = evaluate(syn, data, TINY_EVALUATION, "mlp", seed=0, device=CPU)
-    with estimate.noting() as calls:
-        noted = evaluate(syn, data, TINY_EVALUATION, "mlp", seed=0, device=CPU)
+    calls = trainings.Calls()
+    noted = evaluate(syn, data, TINY_EVALUATION, "mlp", seed=0, device=CPU, means=calls.means)
     assert [(r["set"], r["steps"], r["n"]) for r in noted["rows"]] == [
         (r["set"], r["steps"], r["n"]) for r in real["rows"]
     ]
-    assert (
-        sum(len(asked["seeds"]) * estimate.updates(asked) for asked in calls.trainings)
-        == len(done)
-        > 500
+    assert calls.num_updates() == len(done) > 500
+    assert calls.num_networks() == sum(len(asked.seeds) for asked in calls.trainings)
+
+
+def test_noting_trains_nothing():
+    data, syn, calls = tiny_data(), tiny_set(tiny_data(), lr=0.02), trainings.Calls()
+    accuracy = validate(
+        syn, data, TINY_EVALUATION, MODEL, seed=0, device=CPU, precision="fp32", means=calls.means
     )
-
-
-def test_noting_trains_nothing_and_ends(monkeypatch):
-    data, syn = tiny_data(), tiny_set(tiny_data(), lr=0.02)
-    train, test = training.train_networks, training.accuracy
-    with estimate.noting() as calls:
-        assert (
-            validate(syn, data, TINY_EVALUATION, MODEL, seed=0, device=CPU, precision="fp32") == 0.5
-        )
-    assert len(calls.trainings) == len(calls.tests) == 1 and estimate.updates(
-        calls.trainings[0]
-    ) == training.num_updates(20, TINY_EVALUATION)
-    assert estimate.seconds_of(calls) > 0
-    with pytest.raises(ValueError), estimate.noting():
-        raise ValueError
-    assert (training.train_networks, training.accuracy) == (train, test)
+    assert accuracy == 0.5 and len(calls.trainings) == len(calls.tests) == 1
+    assert calls.trainings[0].updates == training.num_updates(20, TINY_EVALUATION)
+    assert trainings.seconds_of(calls) > 0
 
 
 def test_seconds_follow_the_updates(monkeypatch):
@@ -90,27 +82,38 @@ def test_seconds_follow_the_updates(monkeypatch):
     """
     now = [0.0]
 
-    def train(*, seeds, steps, sets, config, **rest):
+    def train(new_model, sets, seeds, config, lr, device, *, steps):
         small = min(config.batch, len(sets[0])) < training.BATCHED_BELOW
         now[0] += steps * (1 if small else len(seeds))  # together they take the time of one
         return []
 
     data = tiny_data()
-    asked = dict(
-        new_model=new_model(data),
-        sets=[data.train] * 3,
-        seeds=[0, 1, 2],
-        config=TINY_EVALUATION,
-        lr=0.01,
-        device=CPU,
-        steps=500,
+    asked = trainings.Training(
+        new_model(data), [data.train] * 3, [0, 1, 2], TINY_EVALUATION, 0.01, CPU, {"steps": 500}
     )
-    large = asked | {"config": replace(TINY_EVALUATION, batch=64), "steps": 90}
+    large = replace(asked, config=replace(TINY_EVALUATION, batch=64), options={"steps": 90})
+    fewer = replace(asked, options={"steps": 7})
     monkeypatch.setattr(training, "train_networks", train)
-    monkeypatch.setattr(estimate.time, "perf_counter", lambda: now[0])
-    assert estimate.seconds_of(estimate.Calls([asked])) == 500
-    assert estimate.seconds_of(estimate.Calls([large])) == 270
-    assert estimate.seconds_of(estimate.Calls([asked, asked | {"steps": 7}, large])) == 777
+    monkeypatch.setattr(apart.time, "perf_counter", lambda: now[0])
+    assert trainings.seconds_of(trainings.Calls([asked])) == 500
+    assert trainings.seconds_of(trainings.Calls([large])) == 270
+    assert trainings.seconds_of(trainings.Calls([asked, fewer, large])) == 777
+
+
+@pytest.mark.parametrize(
+    ("kind", "networks", "updates"), [("herding", 1, 100), ("forgetting", 3, 300), ("el2n", 3, 30)]
+)
+def test_networks_that_choose_images_are_noted(tmp_path, kind, networks, updates):
+    """And not trained."""
+    data, recipe = tiny_data(), find("dm/fashion_mnist_ipc1_small")
+    init = replace(recipe.init, kind=kind, steps=100)
+    recipe = replace(recipe, data=DIGITS, model=MODEL, init=init)
+    job = jobs.Job(recipe=recipe, device="cpu", load=load)
+    calls = trainings.Calls()
+    run = calibrate.Run(job, recipe, data, CPU, None, tmp_path)
+    syn, _ = calibrate.prepared(run, recipe, calls)
+    assert len(syn.tensors["images"]) == 10
+    assert (calls.num_networks(), calls.num_updates()) == (networks, updates)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +122,7 @@ def test_seconds_follow_the_updates(monkeypatch):
 )
 def test_counts_of_a_distillation(steps, every, pictures, left):
     recipe = find("mtt/digits_ipc1")
-    often = estimate.counts(
+    often = calibrate.counts(
         replace(
             recipe,
             outer=replace(
@@ -145,13 +148,13 @@ def test_counts_of_a_distillation(steps, every, pictures, left):
 @pytest.mark.parametrize(("how", "words"), [("bug", "ValueError: no"), ("dies", "code 3")])
 def test_what_goes_wrong_in_a_process_is_one_sentence(how, words):
     with pytest.raises(UserError, match=words) as caught:
-        estimate.apart(failing, how)
+        apart.apart(failing, how)
     assert "\n" not in str(caught.value) and str(caught.value).count(". ") == 0
 
 
 def test_a_limit_stops_a_process():
     with pytest.raises(MemoryError):
-        estimate.apart(failing, "memory", limit=10**9)
+        apart.apart(failing, "memory", limit=10**9)
 
 
 # The check.
@@ -159,7 +162,7 @@ def test_a_limit_stops_a_process():
 
 def test_saved_bytes_are_the_input_and_the_hidden_layer():
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
-    assert estimate.saved_bytes(network, (1, 8, 8), CPU) == 4 * (64 + 32)
+    assert memory.saved_bytes(network, (1, 8, 8), CPU) == 4 * (64 + 32)
 
 
 def job(**outer):
@@ -171,23 +174,23 @@ def job(**outer):
         objective=replace(recipe.objective, real_batch=8),
         outer=replace(recipe.outer, **outer),
     )
-    return estimate.Job(recipe=recipe, device="cpu", load=load)
+    return jobs.Job(recipe=recipe, device="cpu", load=load)
 
 
 def test_a_small_run_passes_at_once(monkeypatch):
-    monkeypatch.setattr(estimate, "apart", None)  # no process is started
+    monkeypatch.setattr(bounds, "apart", None)  # no process is started
     data = tiny_data()
-    estimate.check(job(), tiny_set(data), data, Path("runs/x"), CPU)
+    bounds.check(job(), tiny_set(data), data, Path("runs/x"), CPU)
 
 
 def test_too_little_disk_is_refused_with_numbers(monkeypatch):
-    monkeypatch.setattr(estimate, "free_disk", lambda path: 5000)
+    monkeypatch.setattr(bounds, "free_disk", lambda path: 5000)
     data = tiny_data()
     with pytest.raises(
         UserError,
         match=r"needs about .*MB of disk and 5 kB are free where runs/x lies; .*--force\.",
     ):
-        estimate.check(job(), tiny_set(data), data, Path("runs/x"), CPU)
+        bounds.check(job(), tiny_set(data), data, Path("runs/x"), CPU)
 
 
 @pytest.mark.parametrize("needed", [10**12, None])
@@ -200,43 +203,47 @@ def test_too_little_memory_is_refused_with_numbers(monkeypatch, needed):
             raise MemoryError
         return needed
 
-    monkeypatch.setattr(estimate, "available_memory", lambda device: 300_000)
-    monkeypatch.setattr(estimate, "apart", trial)
+    monkeypatch.setattr(bounds, "available_memory", lambda device: 300_000)
+    monkeypatch.setattr(bounds, "apart", trial)
     data = tiny_data()
     words = "about 1e[+]03 GB" if needed else "more than 300 kB"
     with pytest.raises(
         UserError,
         match=rf"needs {words} of memory beyond .* and 300 kB are available; lower objective.real_batch \(now 8\) or .*--force\.",
     ):
-        estimate.check(job(), tiny_set(data), data, Path("runs/x"), CPU)
+        bounds.check(job(), tiny_set(data), data, Path("runs/x"), CPU)
 
 
 def test_a_trial_that_fits_is_enough(monkeypatch):
     tried = []
-    monkeypatch.setattr(estimate, "available_memory", lambda device: 300_000)
+    monkeypatch.setattr(bounds, "available_memory", lambda device: 300_000)
     monkeypatch.setattr(
-        estimate, "apart", lambda target, *args, limit: tried.append(target) or 200_000
+        bounds, "apart", lambda target, *args, limit: tried.append(target) or 200_000
     )
     data = tiny_data()
-    estimate.check(job(), tiny_set(data), data, Path("runs/x"), CPU)
-    assert tried == [estimate._trial]
+    bounds.check(job(), tiny_set(data), data, Path("runs/x"), CPU)
+    assert tried == [bounds.trial]
 
 
 def test_the_bound_follows_the_images_of_a_step():
     """Real images a class count for every class."""
     small, large = ({"real_batch": n} for n in (8, 15))
     data, recipe = tiny_data(), job(evaluate_every=0).recipe
-    bounds = [
-        estimate.memory_bound(
-            replace(recipe, objective=replace(recipe.objective, **more)), tiny_set(data), data, CPU
+    found = [
+        bounds.memory_bound(
+            replace(recipe, objective=replace(recipe.objective, **more)),
+            tiny_set(data),
+            data,
+            CPU,
+            None,
         )
         for more in (small, large)
     ]
-    assert 1.5 < (bounds[1] - estimate.FIRST_USE) / (bounds[0] - estimate.FIRST_USE) < 2.1
+    assert 1.5 < (found[1] - apart.FIRST_USE) / (found[0] - apart.FIRST_USE) < 2.1
 
 
 def test_a_limit_of_the_group_counts(monkeypatch):
-    whole = estimate.available_memory(CPU)
+    whole = runtime.available_memory(CPU)
     assert 10**8 < whole < 10**14
     monkeypatch.setattr(
         runtime,
@@ -244,17 +251,17 @@ def test_a_limit_of_the_group_counts(monkeypatch):
         lambda path: {"memory.max": 3 * 10**8, "memory.current": 2 * 10**8}[path.name],
     )
     monkeypatch.setattr(runtime, "_reclaimable", lambda group: 1000)
-    assert estimate.available_memory(CPU) == 10**8 + 1000
+    assert runtime.available_memory(CPU) == 10**8 + 1000
 
 
 def test_free_disk_is_of_the_folder_that_is_there(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        estimate.shutil,
+        bounds.shutil,
         "disk_usage",
         lambda path: asked.append(path) or type("Usage", (), {"free": 7})(),
     )
-    assert estimate.free_disk(tmp_path / "runs" / "a") == 7 and asked == [tmp_path]
+    assert bounds.free_disk(tmp_path / "runs" / "a") == 7 and asked == [tmp_path]
 
 
 @pytest.mark.parametrize(("keep", "kept"), [("all", 8), ("last", 1), ((2, 5), 4)])
@@ -273,9 +280,9 @@ def test_snapshots_of_an_expert_count_three_times(tmp_path, monkeypatch, keep, k
     numbers = sum(t.numel() for t in network.parameters()) + sum(
         t.numel() for t in network.buffers()
     )
-    monkeypatch.setattr(estimate, "peak_memory", lambda device: 1000)
-    job = estimate.Job(recipe=recipe, device="cpu", load=load, train_expert=lambda *args: None)
-    found = estimate._buffer(0.0, job, tmp_path, {recipe.model: 2})
+    monkeypatch.setattr(calibrate, "peak_memory", lambda device: 1000)
+    given = jobs.Job(recipe=recipe, device="cpu", load=load, train_expert=lambda *args: None)
+    found = calibrate.buffer(0.0, given, tmp_path, {recipe.model: 2})
     assert found["memory"] == 1000 + 3 * kept * numbers * 4
 
 
@@ -284,11 +291,9 @@ def test_snapshots_of_an_expert_count_three_times(tmp_path, monkeypatch, keep, k
 
 def test_stand_ins_have_the_shapes_of_the_store(tmp_path):
     recipe, data = find("mtt/digits_ipc1"), tiny_data()
-    start, end = (
-        estimate.flatten(new_model(data, recipe.model)(generator(seed))) for seed in (0, 1)
-    )
-    estimate.files.write_tensors(tmp_path / "0.safetensors", {"start": start, "end": end})
-    experts = estimate.StandIns(recipe, tmp_path, data)
+    start, end = (flatten(new_model(data, recipe.model)(generator(seed))) for seed in (0, 1))
+    files.write_tensors(tmp_path / "0.safetensors", {"start": start, "end": end})
+    experts = jobs.StandIns(recipe, tmp_path, data)
     assert (
         list(experts.epochs) == list(range(11))
         and experts.num_params == len(start)
@@ -297,7 +302,4 @@ def test_stand_ins_have_the_shapes_of_the_store(tmp_path):
     assert torch.equal(experts.snapshots(1, [0, 10])[0], start) and torch.allclose(
         experts.snapshots(1, [0, 10])[1], end
     )
-    assert (
-        torch.allclose(estimate.flatten(experts.load(0, 10)), end)
-        and not experts.load(0, 10).training
-    )
+    assert torch.allclose(flatten(experts.load(0, 10)), end) and not experts.load(0, 10).training

@@ -13,7 +13,7 @@ from helpers import tiny_data, tiny_set
 from PIL import Image
 
 from ddengine.artefact import folder as folders
-from ddengine.pages import figures, page
+from ddengine.pages import charts, figures, page, pictures
 from ddengine.system import files, log
 from ddengine.system.errors import UserError
 
@@ -465,7 +465,7 @@ def test_many_steps_stay_small(folder):
     assert (
         steps[0] == 0
         and steps[-1] == 1990
-        and 2 <= len(steps) <= page.FRAMES
+        and 2 <= len(steps) <= pictures.FRAMES
         and steps == sorted(steps)
     )
     assert f"The set at {len(steps)} of 200 moments" in Reader(content).text
@@ -478,19 +478,19 @@ def test_thinned_curves_keep_extremes():
     """
     steps, values = list(range(10_000)), [float(i % 7) for i in range(10_000)]
     values[1234], values[4321], values[5000] = 99.0, -99.0, float("nan")
-    kept_steps, kept = page.thinned(steps, values)
-    assert len(kept) <= 2 * page.BINS + 2 and kept_steps[0] == 0 and kept_steps[-1] == 9999
+    kept_steps, kept = charts.thinned(steps, values)
+    assert len(kept) <= 2 * charts.BINS + 2 and kept_steps[0] == 0 and kept_steps[-1] == 9999
     assert (
         kept[kept_steps.index(1234)] == 99.0
         and kept[kept_steps.index(4321)] == -99.0
         and kept_steps == sorted(kept_steps)
     )
-    assert page.thinned([1, 2, 3], [1.0, float("inf"), 3.0]) == ([1, 3], [1.0, 3.0])
+    assert charts.thinned([1, 2, 3], [1.0, float("inf"), 3.0]) == ([1, 3], [1.0, 3.0])
 
 
 def test_progress_loses_only_its_enlargement(folder, made):
     """A frame is the picture of the run at the images' own size."""
-    frame, width = page._frame(made / "progress/step_000020.png", (8, 8))
+    frame, width = pictures._frame(made / "progress/step_000020.png", (8, 8))
     import io
 
     small = np.asarray(Image.open(io.BytesIO(frame)))
@@ -574,3 +574,32 @@ def test_paths_that_are_no_runs(tmp_path):
         page.write([], tmp_path / "report.html")
     with pytest.raises(UserError, match="is a folder"):
         page.write([tmp_path / "empty"], tmp_path)
+
+
+def change_meta(folder: Path, recipe=None, **facts) -> None:
+    """Let the set of a run say something else."""
+    path = folder / "distilled/meta.json"
+    meta = json.loads(path.read_text()) | facts
+    meta["recipe"] |= recipe or {}
+    files.write_json(path, meta)
+
+
+def test_parts_taken_come_from_the_recipe(folder):
+    """What was taken is flags of the command; the prose of an older run is shown and not parsed."""
+    change_meta(folder, {"taken": ["codec=dc/other", "init=mtt/other"]})
+    text = Reader(html(folder)).text
+    assert "distill dm/tiny --take codec=dc/other --take init=mtt/other --data.name digits" in text
+    note = "dm/tiny with parts of others (codec=dc/other), for which nothing is published."
+    change_meta(folder, {"taken": [], "note": note})
+    text = Reader(html(folder)).text
+    assert note in text and "--take" not in text
+
+
+def test_command_of_an_imported_set(folder):
+    """Neither flags that import does not know nor their values."""
+    change_meta(folder, imported="images.pt")
+    text = Reader(html(folder)).text
+    assert (
+        "import dm/tiny --data.name digits --data.limit 200 --model mlp --ipc 2 --files FILES"
+        in text
+    )

@@ -1,0 +1,28 @@
+"""`push SET --repo user/name`: a set as a dataset of the Hugging Face Hub."""
+
+from dataclasses import dataclass
+
+import ddengine
+from ddengine.commands import cli
+from ddengine.commands.options import SET, path_of
+from ddengine.system import log, program
+from ddengine.system.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class PushOptions:
+    """Flags of push."""
+
+    repo: str | None = None  # user/name: the dataset of the Hugging Face Hub to write
+    private: bool = False  # a repository that is made is for its owners only
+
+
+def main(args: list[str]) -> None:
+    """Upload a run, a distilled folder, or one that export wrote with --format hub, to the Hub."""
+    path, flags = path_of(args, "push", SET)
+    options = cli.parse(PushOptions, flags, PushOptions(), f"push {path}")
+    if options.repo is None:
+        raise UserError(
+            f"{program.name()} push needs the repository to write; name it with --repo user/name."
+        )
+    log.say(f"uploaded to {ddengine.push(path, options.repo, private=options.private)}")

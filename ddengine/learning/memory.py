@@ -1,0 +1,49 @@
+"""What a network holds in memory while gradients flow through it."""
+
+import torch
+from torch import Tensor, nn
+
+# bytes of a step's graph, double backward and gradients, for a byte that one forward pass saves: an
+# upper bound
+PER_STEP = 6.0
+
+
+def saved_bytes(
+    network: nn.Module, image_shape: tuple[int, int, int], device: torch.device
+) -> float:
+    """Bytes that one forward pass keeps for the backward pass, an image."""
+    parameters = {p.data_ptr() for p in network.parameters()}
+    seen: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            seen[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    images = torch.zeros(2, *image_shape, device=device)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        network.to(device).train()(images).sum()
+    return sum(seen.values()) / 2
+
+
+def step_bytes(
+    network: nn.Module,
+    image_shape: tuple[int, int, int],
+    device: torch.device,
+    *,
+    images: int,
+    vectors: int,
+) -> int:
+    """Bytes that gradients of gradients in a network hold at most.
+
+    Args:
+        network: the network, whose statistics a forward pass changes.
+        image_shape: (C, H, W).
+        device: where it runs.
+        images: whose graphs are alive together.
+        vectors: of the size of its parameters, float32, that are alive beside.
+    """
+    parameters = sum(p.numel() for p in network.parameters())
+    graph = PER_STEP * saved_bytes(network, image_shape, device) * images
+    return int(graph + 4 * parameters * vectors)

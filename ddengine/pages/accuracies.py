@@ -1,0 +1,170 @@
+"""The accuracies of one run and of several, as the tables of a page."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ddengine.evaluation import scores
+from ddengine.evaluation.tables import interval_of, percent
+from ddengine.pages import facts
+from ddengine.pages.reading import Run
+from ddengine.pages.words import (
+    NONE,
+    cell,
+    cells_of,
+    count,
+    duration,
+    filled,
+    in_percent,
+    interval,
+    plain,
+)
+from ddengine.system.log import size
+
+BALANCED = "Balanced %"
+
+
+def accuracies(run: Run) -> dict[str, Any]:
+    """Head and rows of the table of accuracies, for the template; empty without an evaluation.
+
+    Columns that no row has are left out.
+    """
+    if not run.rows:
+        return {}
+    raw = run.fact("raw_bytes")
+    lines = [_columns(row, raw) for row in run.rows]
+    head = filled(lines)
+    rows = []
+    for row, line in zip(run.rows, lines, strict=True):
+        rows.append({
+            "set": row["set"],
+            "model": row["model"],
+            "own": row["set"] == run.result["set"],
+            "cells": cells_of(line, head),
+        })  # fmt: skip
+    return {
+        "head": head,
+        "rows": rows,
+        "several": len(run.models) > 1,
+        "model": run.models[0],
+        "interval": interval_of(run.evaluation) if run.has_intervals else "",
+        "balanced": BALANCED in head,
+    }
+
+
+def _columns(row: Mapping[str, Any], raw_bytes: int | None) -> dict[str, str]:
+    """What a row says, by the title of the column; nothing where it does not say it."""
+    share = ""
+    if raw_bytes and "bytes" in row:
+        share = f"{100 * row['bytes'] / raw_bytes:.3g}"
+    return {
+        "Accuracy %": percent(row["accuracy_mean"]),
+        "95 % interval": interval(row),
+        "Std": in_percent(row.get("accuracy_std")),
+        BALANCED: cell(row, "balanced_accuracy_mean", percent),
+        "n": cell(row, "n"),
+        "Diverged": str(row.get("diverged") or ""),
+        "Images": cell(row, "images"),
+        "Bytes": cell(row, "bytes", size),
+        "% of images": share,
+        "Optimiser": str(row.get("optimiser", "")),
+        "Rate": cell(row, "lr", "{:.4g}".format),
+        "Updates": cell(row, "steps"),
+        "Examples seen": count(row.get("examples_seen")),
+        "Training FLOP": count(row.get("training_flops")),
+        "Time": cell(row, "seconds", duration),
+    }
+
+
+def classes(run: Run) -> dict[str, Any]:
+    """A line for each class and a column for each row: its mean accuracy, for the template.
+
+    Empty where no row says the accuracy on each class.
+    """
+    counts = run.evaluation.get("test_images_per_class") or {}
+    head = ["Class"]
+    if counts:
+        head.append("Test images")
+    names: dict[str, None] = {}  # in the order of the rows
+    columns = []
+    for row in run.rows:
+        if isinstance(row.get("per_class"), dict):
+            head.append(_set_and_network(run, row))
+            columns.append(row["per_class"])
+            names |= dict.fromkeys(row["per_class"])
+    if not columns:
+        return {}
+    lines = []
+    for name in names:
+        tested = [str(counts.get(name, ""))] if counts else []
+        lines.append([name, *tested, *(in_percent(shares.get(name)) or NONE for shares in columns)])
+    return {"head": head, "rows": lines}
+
+
+def _set_and_network(run: Run, row: Mapping[str, Any]) -> str:
+    """The set of a row, and its network where the evaluation has several."""
+    return f"{row['set']}, {row['model']}" if len(run.models) > 1 else row["set"]
+
+
+def rates_were_chosen(run: Run) -> bool:
+    """Whether rates were chosen on a validation split, or nothing is known of it."""
+    rate = (run.evaluation.get("protocol") or {}).get("rate")
+    return not run.recipe or (bool(run.data.get("validation")) and rate != "learned")
+
+
+def comparison(runs: Sequence[Run]) -> dict[str, Any]:
+    """Head and rows of the table of runs, for the template; empty columns are left out."""
+    lines = list(map(_compared, runs))
+    head = filled(lines)
+    rows, names = [], set()
+    for run, line in zip(runs, lines, strict=True):
+        rows.append([run.name, *cells_of(line, head)])
+        if run.result.get("ci95"):
+            names.add(interval_of(run.evaluation))
+    by = "; 95 % intervals by " + " or, of older ones, ".join(sorted(names)) if names else ""
+    return {"by": by, "head": ["Run", *head], "rows": rows}
+
+
+def _compared(run: Run) -> dict[str, str]:
+    """What the table of runs says of one, by the title of the column."""
+    num_bytes, share = facts.bytes_in_all(run)
+    took, between = "", ""
+    if run.distillation.get("seconds") is not None:
+        took = duration(run.distillation["seconds"])
+    if run.result:
+        between = interval(run.result)
+    return {
+        "Method": facts.method(run),
+        "Data": str(run.data.get("name", "")),
+        "ipc": facts.images_per_class(run),
+        "Seed": facts.seed(run),
+        "Network": str(run.result.get("model", "")),
+        "Accuracy %": cell(run.result, "accuracy_mean", percent),
+        "95 % interval": between,
+        "Bytes": num_bytes,
+        "% of images": share,
+        "Distillation": took,
+    }
+
+
+def variance(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """How accuracies vary between distillations and between networks, for the template.
+
+    One entry for each recipe of which there are runs of several seeds, and each network that all of
+    them know.
+    """
+    entries = []
+    for group in scores.splits([(run.name, run.meta, run.evaluation) for run in runs]):
+        split = group["split"]
+        entries.append({
+            "recipe": group["recipe"],
+            "model": group["model"],
+            "runs": ", ".join(group["runs"]),
+            "cells": [
+                in_percent(split["mean"]),
+                in_percent(split["between_std"]),
+                in_percent(split["within_std"]),
+                plain(split["num_distillations"]),
+                plain(split["num_networks"]),
+            ],
+        })  # fmt: skip
+    return entries

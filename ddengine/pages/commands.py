@@ -1,0 +1,153 @@
+"""The commands that make a run again."""
+
+import json
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ddengine.pages.reading import Run
+
+PROGRAM = ["python", "run.py"]
+WIDTH = 100  # characters of a line
+# what buffer does not take of the words of distill
+NOT_OF_BUFFER = ("--restart", "--force", "--tensorboard")
+OF_PROTOCOL = ("epochs", "num_networks", "full_steps", "search_networks", "labels", "rate")
+
+
+def commands(run: Run) -> dict[str, Any]:
+    """The commands that make the run again as far as its files say, for the template.
+
+    They are as they were given where the run says that, and else made of its stored facts; "exact"
+    says which. Beside them stand the recipe and the protocol of the evaluation as JSON.
+    """
+    making, evaluating = _making(run), _evaluating(run)
+    typed = bool(run.settings.get("command"))
+    evaluation_typed = bool(run.evaluation.get("command")) or not run.rows
+    return {
+        "text": "\n".join(map(_shell, [*making, *evaluating])),
+        "exact": typed and evaluation_typed,
+        "json": _json(run.recipe),
+        "protocol": _json(run.evaluation.get("protocol")),
+    }
+
+
+def _json(content: Any) -> str:
+    if not content:
+        return ""
+    return json.dumps(content, indent=1, ensure_ascii=False)
+
+
+def _making(run: Run) -> list[list[str]]:
+    """The commands that made the set, and its experts before it."""
+    typed = _typed(run.settings)
+    if not typed:
+        return _making_by_facts(run)
+    if typed[2:3] == ["distill"] and run.meta.get("experts"):
+        return [[*typed[:2], "buffer", *_of_buffer(typed[3:])], typed]
+    return [typed]
+
+
+def _evaluating(run: Run) -> list[list[str]]:
+    """The command that evaluated the set; none where the command that made it did."""
+    if not run.rows:
+        return []
+    typed = _typed(run.evaluation)
+    if not typed:
+        return [_evaluating_by_facts(run)]
+    if _typed(run.settings)[2:3] == ["demo"]:
+        return []
+    return [typed]
+
+
+def _typed(content: Mapping[str, Any]) -> list[str]:
+    """The words of the command that wrote a file, as they were given; empty where it has none."""
+    return list(map(str, content.get("command") or ()))
+
+
+def _of_buffer(words: Sequence[str]) -> Iterator[str]:
+    """Those of the words of distill that buffer takes too: not --out and its value, for example."""
+    is_value = False
+    for word in words:
+        if is_value:
+            is_value = False
+        elif word == "--out":
+            is_value = True
+        elif word not in NOT_OF_BUFFER and not word.startswith("--out="):
+            yield word
+
+
+def _making_by_facts(run: Run) -> list[list[str]]:
+    recipe, name = run.recipe, run.recipe.get("name")
+    if not name:
+        return []
+    of_recipe = _recipe_flags(run)
+    of_process = [
+        *_flag("seed", _stated(run, "seed")),
+        *_flag("precision", _stated(run, "precision")),
+    ]
+    flags = [*of_recipe, *of_process]
+    out = ["--out", f"runs/{run.name}"]
+    made = []
+    if recipe.get("buffer") and run.meta.get("experts"):
+        made.append([*PROGRAM, "buffer", name, *flags])
+    if "selected" in run.meta:
+        kind = str(run.meta["selected"].get("kind"))
+        made.append([*PROGRAM, "select", name, *flags, "--init.kind", kind, *out])
+    elif "imported" in run.meta:
+        made.append([*PROGRAM, "import", name, *of_recipe, "--files", "FILES", *out])
+    else:
+        steps = _flag("outer.steps", (recipe.get("outer") or {}).get("steps"))
+        made.append([*PROGRAM, "distill", name, *flags, *steps, *out])
+    return made
+
+
+def _stated(run: Run, key: str) -> Any:
+    """What the set says under `key`, be it None, else what recipe.json beside it says."""
+    return run.meta.get(key, run.settings.get(key))
+
+
+def _recipe_flags(run: Run) -> list[str]:
+    flags = []
+    for taken in run.recipe.get("taken") or ():  # "PART=RECIPE"
+        flags += ["--take", str(taken)]
+    flags += _flag("data.name", run.data.get("name"))
+    flags += _flag("data.limit", run.data.get("limit"))
+    flags += _flag("model", run.recipe.get("model"))
+    flags += _flag("ipc", run.recipe.get("ipc"))
+    return flags
+
+
+def _flag(name: str, value: Any) -> list[str]:
+    """A flag with its value, nothing for None."""
+    if value is None:
+        return []
+    return [f"--{name}", str(value)]
+
+
+def _evaluating_by_facts(run: Run) -> list[str]:
+    protocol = run.evaluation.get("protocol") or {}
+    words = [*PROGRAM, "evaluate", f"runs/{run.name}"]
+    if "protocol" in protocol:
+        words += ["--protocol", str(protocol["protocol"])]
+    for key in ("models", "baselines"):
+        if protocol.get(key):
+            words += [f"--{key}", *map(str, protocol[key])]
+    for key in OF_PROTOCOL:
+        if key in protocol:
+            words += [f"--{key}", str(protocol[key])]
+    words += _flag("seed", run.evaluation.get("seed"))
+    words += _flag("precision", run.evaluation.get("precision"))
+    return words
+
+
+def _shell(words: Sequence[str]) -> str:
+    """A command line for a shell; a long one in several lines, which begin with flags."""
+    lines = [""]
+    for word in map(shlex.quote, words):
+        is_full = bool(lines[-1].strip()) and len(lines[-1]) + len(word) > WIDTH
+        if is_full and word.startswith("--"):
+            lines.append("   ")
+        if lines[-1]:
+            lines[-1] += " "
+        lines[-1] += word
+    return " \\\n".join(lines)

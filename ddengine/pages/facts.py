@@ -1,0 +1,211 @@
+"""What was done in a run and with what, what it took, and the bytes of its set."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ddengine.pages.reading import Run
+from ddengine.pages.words import cell, count, duration, in_percent, plain
+from ddengine.sets.synthetic import counted
+from ddengine.system.log import size
+
+IN_ALL = "In all"
+DATA_OPTIONS = ("limit", "size", "zca", "validation")
+
+
+def method(run: Run) -> str:
+    """The method of a run, or how its real images were chosen."""
+    if "selected" in run.meta:
+        return f"real images, chosen by {run.meta['selected'].get('kind', 'a selection')}"
+    name = str(run.recipe.get("name", "")).split("/")[0]
+    for origin in ("imported", "merged"):
+        if name and origin in run.meta:
+            return f"{name} ({origin})"
+    return name
+
+
+def images_per_class(run: Run) -> str:
+    """The images per class that the recipe says."""
+    return cell(run.recipe, "ipc")
+
+
+def seed(run: Run) -> str:
+    """The seed of a run in words, nothing where it has none."""
+    value = run.fact("seed")
+    if value is None:
+        return ""
+    return str(value)
+
+
+def facts(run: Run) -> list[tuple[str, str]]:
+    """(title, text) of what was done and with what; what is not known is left out."""
+    recipe, names = run.recipe, run.meta.get("class_names") or []
+    pairs = [
+        ("Recipe", recipe.get("name")),
+        ("Method", method(run)),
+        ("Data", _data(run.data)),
+        ("Classes", len(names)),
+        ("Network", recipe.get("model")),
+        ("Teachers", ", ".join(recipe.get("teachers") or ())),
+        ("Images per class", images_per_class(run)),
+        ("Stored images", _stored_images(run)),
+        ("Seed", seed(run)),
+        ("Precision", run.fact("precision")),
+        ("Published accuracy", _published(recipe.get("published"))),
+        ("Machine", _machine(run.fact("machine"))),
+        ("Versions", _versions(run.fact("versions"))),
+        ("Commit", run.fact("commit")),
+        *_facts_of_evaluation(run),
+    ]
+    return [(title, str(value)) for title, value in pairs if value]
+
+
+def _data(data: Mapping[str, Any]) -> str:
+    parts = []
+    if data.get("name"):
+        parts.append(data["name"])
+    for key in DATA_OPTIONS:
+        if data.get(key):
+            parts.append(f"{key} {plain(data[key])}")
+    return ", ".join(parts)
+
+
+def _stored_images(run: Run) -> str:
+    if not run.syn:
+        return ""
+    return f"{len(run.syn.tensors['images'])}, which train as {len(run.syn)} examples"
+
+
+def _published(published: Any) -> str:
+    if not isinstance(published, dict) or "accuracy" not in published:
+        return ""
+    accuracy = f"{in_percent(published['accuracy'])} %"
+    if published.get("std") is None:
+        return accuracy
+    return f"{accuracy} ± {in_percent(published['std'])}"
+
+
+def _machine(machine: Mapping[str, Any] | None) -> str:
+    if not machine:
+        return ""
+    device = machine.get("device")
+    cores = cell(machine, "cores", "{} cores".format)
+    return ", ".join(map(str, filter(None, (device, cores, machine.get("system")))))
+
+
+def _versions(versions: Mapping[str, Any] | None) -> str:
+    return ", ".join(f"{name} {version}" for name, version in (versions or {}).items())
+
+
+def _facts_of_evaluation(run: Run) -> list[tuple[str, str]]:
+    """Where and by what the set was evaluated, as far as that differs from its distillation."""
+    if not run.meta:
+        return []
+    pairs = []
+    for title, key, in_words in (
+        ("Machine", "machine", _machine),
+        ("Versions", "versions", _versions),
+        ("Commit", "commit", str),
+        ("Seed", "seed", str),
+    ):
+        value = run.evaluation.get(key)
+        if value is not None and value != run.meta.get(key):
+            pairs.append((f"{title} of the evaluation", in_words(value)))
+    return pairs
+
+
+def cost(run: Run) -> list[tuple[str, str]]:
+    """(title, text) of time, memory, computation, and updates that were skipped."""
+    done = run.distillation
+    entries = [
+        ("Training the experts", _expert_seconds(run), duration),
+        ("Making the initial set", done.get("initial_seconds"), duration),
+        ("Distillation", done.get("seconds"), duration),
+        ("Evaluation", run.evaluation.get("seconds"), duration),
+        ("Peak memory of the distillation", done.get("peak_memory_bytes"), size),
+        ("Updates skipped, not finite", done.get("updates_skipped_not_finite") or None, str),
+        ("Updates skipped, loss too high", done.get("updates_skipped_max_loss") or None, str),
+        (
+            "Learned rate held at its smallest",
+            done.get("learned_lr_held") or None,
+            "{} times".format,
+        ),
+        ("Training of all reported networks", _of_all(run, "training_flops"), _flops),
+        ("Examples these saw", _of_all(run, "examples_seen"), count),
+    ]
+    return [(title, in_words(value)) for title, value, in_words in entries if value is not None]
+
+
+def _flops(value: float) -> str:
+    return f"{count(value)}FLOP"
+
+
+def _expert_seconds(run: Run) -> float | None:
+    experts = run.meta.get("experts") or {}
+    stores = experts.get("stores") or [experts]
+    seconds = []
+    for store in stores:
+        if isinstance(store, dict) and isinstance(store.get("seconds"), float | int):
+            seconds.append(store["seconds"])
+    if not seconds:
+        return None
+    return sum(seconds)
+
+
+def _of_all(run: Run, key: str) -> float | None:
+    """The sum over all networks of the evaluation of what one network of a row has under `key`."""
+    known = []
+    for row in run.rows:
+        if isinstance(row.get(key), float | int):
+            known.append(row[key] * row.get("n", 1))
+    if not known:
+        return None
+    return sum(known)
+
+
+def ledger(run: Run) -> dict[str, Any]:
+    """The bytes of the set, for the template: lines (part, bytes, share of the images), and a note.
+
+    Empty where bytes are not known.
+    """
+    sizes = _sizes(run)
+    if sizes is None:
+        return {}
+    raw, dataset = run.fact("raw_bytes"), run.fact("dataset_bytes")
+    entries = {part.capitalize(): num for part, num in counted(sizes).items()}
+    entries[IN_ALL] = sizes["total"]
+    if raw:
+        entries["Training images in use"] = raw
+    if dataset and dataset != raw:
+        entries["Whole training split"] = dataset
+    lines = []
+    for name, num in entries.items():
+        lines.append((name, size(num), f"{100 * num / raw:.3g} %" if raw else ""))
+    return {"lines": lines, "note": _how_labels_count(run)}
+
+
+def bytes_in_all(run: Run) -> tuple[str, str]:
+    """(bytes of the set, percentage of the training images), both empty where not known."""
+    for name, num, share in ledger(run).get("lines", []):
+        if name == IN_ALL:
+            return num, share.removesuffix(" %")
+    return "", ""
+
+
+def _sizes(run: Run) -> dict[str, int] | None:
+    """The bytes of each part of the set and their "total"; None where they are not known."""
+    sizes, row = run.meta.get("bytes"), run.result
+    if not sizes and "ledger" in row and "bytes" in row:
+        sizes = {**row["ledger"], "total": row["bytes"]}
+    if not sizes or "total" not in sizes:
+        return None
+    return sizes
+
+
+def _how_labels_count(run: Run) -> str:
+    counted = {row["labels_counted"] for row in run.rows if "labels_counted" in row}
+    if not counted:
+        return ""
+    return (
+        f"Labels made during the training are counted as {' or '.join(sorted(counted))}, "
+        "whichever is less; see the bytes of the rows."
+    )

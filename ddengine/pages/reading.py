@@ -1,0 +1,248 @@
+"""What the folder of a run says: everything that a page shows is read here."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddengine.artefact import folder as set_folders
+from ddengine.sets.synthetic import SyntheticSet
+from ddengine.system import files
+from ddengine.system.errors import UserError
+
+OPTIONAL = ("scores.json", "ranking.json", "privacy.json")
+ALWAYS_SHOWN = {"set", "model", "accuracy_mean"}  # what every row of an evaluation must say
+OF_A_MACHINE = ("root", "download")  # where files lie is no part of what was done
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is known of a run; None and empty where its folder does not say it."""
+
+    name: str  # as it is shown
+    path: Path
+    recipe: dict[str, Any]
+    settings: dict[str, Any]  # recipe.json but for the recipe: seed, precision, the command
+    meta: dict[str, Any]
+    syn: SyntheticSet | None
+    evaluation: dict[str, Any]
+    events: list[dict[str, Any]]
+    progress: list[tuple[int, Path]]  # (step, picture), ascending
+    samples: dict[str, Tensor]
+    extra: dict[str, Any]  # the contents of scores.json, ranking.json, privacy.json
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The data settings of the recipe."""
+        return self.recipe.get("data") or {}
+
+    @property
+    def distillation(self) -> dict[str, Any]:
+        """What the set says of its distillation."""
+        return self.meta.get("distillation") or {}
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of the evaluation."""
+        return self.evaluation.get("rows", [])
+
+    @property
+    def models(self) -> list[str]:
+        """The networks of the evaluation, in its order."""
+        return list(dict.fromkeys(row["model"] for row in self.rows))
+
+    def rows_of(self, model: str) -> list[dict[str, Any]]:
+        """The rows of the evaluation on a network."""
+        return [row for row in self.rows if row["model"] == model]
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """The first row of the evaluation, the set itself on the first network; {} without one."""
+        if not self.rows:
+            return {}
+        return self.rows[0]
+
+    @property
+    def has_intervals(self) -> bool:
+        """Whether any row of the evaluation has a 95 % interval."""
+        return any(row.get("ci95") for row in self.rows)
+
+    def fact(self, key: str) -> Any:
+        """What the set says under a key, else the run, else its evaluation."""
+        for part in (self.meta, self.settings, self.evaluation):
+            if part.get(key) is not None:
+                return part[key]
+        return None
+
+
+def read(path: Path) -> Run:
+    """Read the folder of a run, a distilled folder or a folder of an evaluation.
+
+    Raises UserError for other folders and for damaged files.
+    """
+    if not path.is_dir():
+        raise UserError(f"{path} is no folder of a run; check the path.")
+    folder = _set_folder(path)
+    content = _contents(path)
+    if folder is None and not content:
+        raise UserError(
+            f"{path} is neither a run nor a distilled set nor an evaluation; give the folder that "
+            "distill, select or evaluate wrote."
+        )
+    syn, meta = None, {}
+    if folder is not None:
+        syn, meta = set_folders.load(folder, torch.device("cpu"))
+    settings, evaluation = content.pop("recipe.json", {}), content.pop("evaluation.json", {})
+    _check_rows(path / "evaluation.json", evaluation)
+    recipe = meta.get("recipe") or settings.pop("recipe", None) or {}
+    samples = _samples(path / "samples.safetensors")
+    extra = {}
+    for name, value in content.items():
+        extra[name.removesuffix(".json")] = value
+    return Run(
+        name=_folder_name(path),
+        path=path,
+        recipe=_without_places(recipe),
+        settings=settings,
+        meta=meta,
+        syn=syn,
+        evaluation=evaluation,
+        events=_events(path / "metrics.jsonl"),
+        progress=_progress(path / "progress"),
+        samples=samples,
+        extra=extra,
+    )
+
+
+def named(runs: Sequence[Run]) -> list[Run]:
+    """Give each of the runs a name that no other has.
+
+    It is the folder's name, with its parent's where two folders are called the same, and a number
+    where that is not enough.
+    """
+    times = Counter(run.name for run in runs)
+    with_parents = []
+    for run in runs:
+        if times[run.name] > 1:
+            run = replace(run, name=f"{run.path.resolve().parent.name}/{run.name}")
+        with_parents.append(run)
+    times = Counter(run.name for run in with_parents)
+    numbered = []
+    for number, run in enumerate(with_parents, start=1):
+        if times[run.name] > 1:
+            run = replace(run, name=f"{run.name} ({number})")
+        numbered.append(run)
+    return numbered
+
+
+def _set_folder(path: Path) -> Path | None:
+    for folder in (path / "distilled", path):
+        if (folder / "meta.json").is_file():
+            return folder
+    return None
+
+
+def _folder_name(path: Path) -> str:
+    """The name of a run's folder, also where its distilled folder was given."""
+    folder = path.resolve()
+    if folder.name == "distilled" and (folder.parent / "recipe.json").is_file():
+        return folder.parent.name
+    return folder.name
+
+
+def _contents(path: Path) -> dict[str, Any]:
+    """The JSON files of a run that are there, by their names."""
+    content = {}
+    for name in ("recipe.json", "evaluation.json", *OPTIONAL):
+        if (path / name).is_file():
+            content[name] = _object(path / name)
+    return content
+
+
+def _object(path: Path) -> dict[str, Any]:
+    content = files.read_json(path)
+    if isinstance(content, dict):
+        return content
+    raise UserError(f"{path} is no JSON object; restore it or run the command that wrote it again.")
+
+
+def _without_places(recipe: dict[str, Any]) -> dict[str, Any]:
+    data = recipe.get("data")
+    if not isinstance(data, dict):
+        return recipe
+    kept = dict(data)
+    for key in OF_A_MACHINE:
+        kept.pop(key, None)
+    return recipe | {"data": kept}
+
+
+def _check_rows(path: Path, evaluation: dict[str, Any]) -> None:
+    """Raise UserError where an evaluation has no rows, or rows without what is always shown."""
+    if not evaluation:
+        return
+    rows = evaluation.get("rows", [])
+    if isinstance(rows, list) and rows and all(map(_can_be_shown, rows)):
+        return
+    raise UserError(
+        f"{path} has no rows with {', '.join(sorted(ALWAYS_SHOWN))}; evaluate again with --restart."
+    )
+
+
+def _can_be_shown(row: Any) -> bool:
+    if not isinstance(row, dict) or not row.keys() >= ALWAYS_SHOWN:
+        return False
+    # networks that all diverged have no accuracy
+    return isinstance(row["accuracy_mean"], float | int) or bool(row.get("diverged"))
+
+
+def _events(path: Path) -> list[dict[str, Any]]:
+    """The events of metrics.jsonl that have a step; a line that a kill cut off is left out."""
+    if not path.is_file():
+        return []
+    content = path.read_bytes()
+    complete = content[: content.rfind(b"\n") + 1]
+    events = []
+    for line in filter(bytes.strip, complete.splitlines()):
+        try:
+            event = json.loads(line)
+        except ValueError:
+            raise UserError(
+                f"{path} is damaged; restore it, or delete it and the page leaves the curves out."
+            ) from None
+        if isinstance(event, dict) and isinstance(event.get("step"), int):
+            events.append(event)
+    return events
+
+
+def _progress(folder: Path) -> list[tuple[int, Path]]:
+    """(step, picture) of the pictures step_000020.png and so on, ascending."""
+    pictures = []
+    for picture in folder.glob("step_*.png"):
+        step = picture.stem.removeprefix("step_")
+        if step.isdigit():
+            pictures.append((int(step), picture))
+    return sorted(pictures)
+
+
+def _are_images(samples: dict[str, Tensor]) -> bool:
+    if "pixels" not in samples or "labels" not in samples:
+        return False
+    return samples["pixels"].ndim == 4 and samples["pixels"].dtype == torch.uint8
+
+
+def _samples(path: Path) -> dict[str, Tensor]:
+    """The real images beside a run: "pixels" (M, C, H, W) uint8 and "labels" (M,), or nothing."""
+    if not path.is_file():
+        return {}
+    samples = files.read_tensors(path)[0]
+    if samples and not _are_images(samples):
+        raise UserError(
+            f"{path} does not hold images and labels; delete it, and the "
+            "page leaves the real images out."
+        )
+    return samples

@@ -1,0 +1,135 @@
+"""Processes of their own, so that what is measured in them is that of one command, and clocks and
+memory as they are read there.
+"""
+
+import multiprocessing as mp
+import resource
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from ddengine.system import log, runtime
+from ddengine.system.errors import UserError
+
+FIRST_USE = 10**8  # bytes that libraries take when they are first used
+SHORT_OF_MEMORY = ("allocate memory", "start new thread")  # in what libraries say without it
+
+T = TypeVar("T")
+
+
+def apart(target: Callable[..., Any], *args: Any, limit: int | None = None) -> Any:
+    """What `target(began, *args)` returns, from a new process that was started at `began`.
+
+    `limit` is how many bytes it may take on a CPU beyond what importing takes. Raises UserError for
+    what went wrong there, in one sentence, and MemoryError where memory did not suffice.
+    """
+    context = mp.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    given = (sender, time.time(), limit, target, args)
+    process = context.Process(target=_child, args=given, daemon=True)
+    process.start()
+    sender.close()  # so that a process that dies ends the waiting
+    try:
+        kind, value = receiver.recv()
+    except EOFError:
+        kind, value = "died", None
+    finally:
+        receiver.close()
+    process.join()
+    # libraries may abort where they get no memory
+    killed = process.exitcode == -9 or limit is not None
+    if kind == "memory" or (kind == "died" and killed):
+        raise MemoryError(value or "the process was killed")
+    if kind == "user":
+        raise UserError(value)
+    if kind != "result":
+        what = value or f"its process ended with code {process.exitcode}"
+        raise UserError(
+            f"The calibration of {target.__name__.strip('_')} failed ({what}); run the command "
+            "itself to see why."
+        )
+    return value
+
+
+def _child(
+    sender: Connection,
+    began: float,
+    limit: int | None,
+    target: Callable[..., Any],
+    args: tuple[Any, ...],
+) -> None:
+    """Run `target` and send what comes of it, with a word for its kind."""
+    log.console.quiet = True
+    try:
+        if limit is not None and sys.platform == "linux":
+            most = max(limit - status("VmRSS"), 0) + status("VmData") + FIRST_USE
+            resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+        sender.send(("result", target(began, *args)))
+    except MemoryError as error:
+        sender.send(("memory", str(error)))
+    except UserError as error:
+        sender.send(("user", str(error)))
+    except BaseException as error:
+        sender.send(_failure(error))
+
+
+def _failure(error: BaseException) -> tuple[str, str]:
+    """(kind, one line) of an error that is no sentence for a user."""
+    text = str(error).strip()
+    first = text.splitlines()[0] if text else ""
+    short = isinstance(error, torch.OutOfMemoryError) or any(w in text for w in SHORT_OF_MEMORY)
+    return "memory" if short else "failed", f"{type(error).__name__}: {first}"
+
+
+def status(name: str) -> int:
+    """Bytes that /proc/self/status says (Linux)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    line = next(line for line in lines if line.startswith(f"{name}:"))
+    return int(line.split()[1]) * 1024
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes this process has held so far.
+
+    Not the system's own count of it on Linux, which a child has from its parent.
+    """
+    if device.type == "cpu" and sys.platform == "linux":
+        return status("VmHWM")
+    return runtime.peak_memory(device)
+
+
+def held(device: torch.device) -> int:
+    """Bytes that this process holds now.
+
+    A new high-water mark starts here where the system has one to start.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    if sys.platform != "linux":
+        return runtime.peak_memory(device)
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return status("VmHWM")
+    return status("VmRSS")
+
+
+def wait(device: torch.device) -> None:
+    """Wait until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def timed(device: torch.device, action: Callable[[], T]) -> tuple[float, T]:
+    """(seconds, result)."""
+    wait(device)
+    start = time.perf_counter()
+    result = action()
+    wait(device)
+    return time.perf_counter() - start, result

@@ -1,0 +1,192 @@
+"""Trainings of networks: noted instead of done, then timed by kind."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Generator, nn
+
+from ddengine.data import RealSet
+from ddengine.learning import training
+from ddengine.learning.training import Classified, Means
+from ddengine.plan.apart import timed
+from ddengine.recipe import EvalConfig
+from ddengine.system.rng import generator
+from ddengine.system.runtime import Precision
+from ddengine.types import TrainingSet
+
+SECONDS = 1.0  # of calibration of each kind of training
+TESTED = 2000  # images on which testing is timed
+
+
+@dataclass(frozen=True)
+class Training:
+    """What `training.train_networks` was asked for."""
+
+    new_model: Callable[[Generator], nn.Module]
+    sets: Sequence[TrainingSet]
+    seeds: Sequence[int]
+    config: EvalConfig
+    lr: float
+    device: torch.device
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def updates(self) -> int:
+        """Of each network."""
+        steps = self.options.get("steps")
+        return training.num_updates(len(self.sets[0]), self.config) if steps is None else steps
+
+    @property
+    def at_once(self) -> int:
+        """Networks that may be trained in one computation.
+
+        Where each is trained alone, one is timed for all.
+        """
+        rule = self.options.get("at_once") or training.at_once_on(self.device)
+        images = min(self.config.batch, len(self.sets[0]))
+        height, width = self.sets[0].batch(torch.arange(1)).images.shape[2:]
+        num = len(self.seeds)
+        return num if rule.together(num, images, height * width) else 1
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """Equal for trainings whose updates cost the same."""
+        examples, options = self.sets[0], self.options
+        return (
+            network_kind(self.new_model),
+            type(examples),
+            len(examples),
+            self.config,
+            options.get("labels"),
+            options.get("precision"),
+            len(options.get("teachers", ())),
+            self.at_once,
+            options.get("observe") is not None,
+        )
+
+    def run(self, steps: int) -> list[nn.Module]:
+        """Do it, with so many updates, for as many networks as are trained together."""
+        num = self.at_once
+        options: dict[str, Any] = self.options | {"steps": steps}
+        options.pop("observe", None)
+        return training.train_networks(
+            self.new_model,
+            self.sets[:num],
+            self.seeds[:num],
+            self.config,
+            self.lr,
+            self.device,
+            **options,
+        )
+
+
+def network_kind(new_model: Any) -> Any:
+    """Equal for functions that make networks of one kind."""
+    return (new_model.func, new_model.args) if isinstance(new_model, partial) else new_model
+
+
+@dataclass
+class Calls:
+    """The trainings and tests that a piece of the program asked for, none of which was made.
+
+    Its `means` stand in for those of `learning.training`: networks stay as they are made, and a
+    half of every class is right.
+    """
+
+    trainings: list[Training] = field(default_factory=list)
+    tests: list[tuple[nn.Module, RealSet, Precision]] = field(default_factory=list)
+    networks: dict[Any, nn.Module] = field(default_factory=dict)  # one of each kind, for all
+
+    @property
+    def means(self) -> Means:
+        """What an evaluation trains and judges by, so that its calls are noted."""
+        return Means(self.train_networks, self.classified)
+
+    def train_networks(
+        self,
+        new_model: Callable[[Generator], nn.Module],
+        sets: Sequence[TrainingSet],
+        seeds: Sequence[int],
+        config: EvalConfig,
+        lr: float,
+        device: torch.device,
+        **options: Any,
+    ) -> list[nn.Module]:
+        """Note a training."""
+        asked = Training(new_model, list(sets), list(seeds), config, lr, device, options)
+        self.trainings.append(asked)
+        kind = network_kind(new_model)
+        # one of a kind stands for all, so that none is built that the timing builds again
+        if kind not in self.networks:
+            network = new_model(generator(seeds[0], "network"))
+            self.networks[kind] = network.to(device).eval()
+        return [self.networks[kind]] * len(seeds)
+
+    def classified(
+        self, network: nn.Module, real: RealSet, precision: Precision = "fp32"
+    ) -> Classified:
+        """Note a test."""
+        self.tests.append((network, real, precision))
+        images = tuple(len(members) for members in real.members)
+        return Classified(tuple(num / 2 for num in images), images)
+
+    def num_networks(self) -> int:
+        """Of all trainings."""
+        return sum(len(asked.seeds) for asked in self.trainings)
+
+    def num_updates(self) -> int:
+        """Of all networks of all trainings."""
+        return sum(len(asked.seeds) * asked.updates for asked in self.trainings)
+
+
+def seconds_of(calls: Calls) -> float:
+    """Seconds of everything noted.
+
+    Each kind of training is timed for some updates, each kind of network for some images.
+    """
+    kinds: dict[Any, list[Training]] = {}
+    for asked in calls.trainings:
+        kinds.setdefault(asked.kind, []).append(asked)
+    return sum(_training_seconds(alike) for alike in kinds.values()) + testing_seconds(calls)
+
+
+def _training_seconds(alike: Sequence[Training]) -> float:
+    """Seconds of trainings whose updates cost the same."""
+    asked = alike[0]
+    num, most = asked.at_once, max(training.updates for training in alike)
+    if most == 0:
+        return 0.0
+
+    def run(steps: int) -> float:
+        return timed(asked.device, lambda: asked.run(steps))[0]
+
+    building = num * timed(asked.device, lambda: asked.new_model(generator(0, "network")))[0]
+    first = min(2, most)
+    each = rough = run(first) / first  # with all that happens only once
+    if rough * most > SECONDS / 20:
+        steps = max(1, min(most, int(SECONDS / rough)))
+        each = max(run(steps) - building, 0.0) / steps
+    return sum(len(one.seeds) / num * (building + one.updates * each) for one in alike)
+
+
+def testing_seconds(calls: Calls) -> float:
+    """Seconds of the tests."""
+    each: dict[Any, float] = {}  # seconds an image, by network
+    total = 0.0
+    for network, real, precision in calls.tests:
+        key = (id(network), precision)
+        if key not in each:
+            each[key] = _seconds_an_image(network, real, precision)
+        total += each[key] * len(real)
+    return total
+
+
+def _seconds_an_image(network: nn.Module, real: RealSet, precision: Precision) -> float:
+    pixels, labels = real.pixels[:TESTED], real.labels[:TESTED]
+    some = RealSet(pixels, labels, real.num_classes, real.preprocess)
+    test = partial(training.accuracy, network, some, precision)
+    test()  # the first time is slower
+    return timed(real.device, test)[0] / len(some)
