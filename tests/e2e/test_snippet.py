@@ -17,7 +17,8 @@ from ddengine.recipe import DataConfig
 from synth.catalogue import RECIPES
 
 ROOT = Path(__file__).resolve().parents[2]
-README = (ROOT / "README.md").read_text()
+PAGES = ("README.md", "docs/files.md", "docs/data.md")
+README = "\n".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
 NETWORKS = 6
 
 
