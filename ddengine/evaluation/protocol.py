@@ -1,5 +1,6 @@
-"""How networks are trained on a set, as plain facts that go with it: into meta.json, the dataset
-card, and `load()` of the shipped folder.
+"""How networks are trained on a set, as plain facts that go with it.
+
+They go into meta.json, the dataset card, and `load()` of the shipped folder.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,11 +31,10 @@ LOSSES = {
     "uskd": "uskd",
 }
 LABELS = {"own": "stored", "hard": "classes", "dynamic": "teachers"}
-LEARNED, USUAL, CHOSEN = (
-    "learned with the set",
-    "the usual one of the protocol",
-    "the best on the validation split",
-)
+# how the learning rate was chosen
+LEARNED = "learned with the set"
+USUAL = "the usual one of the protocol"
+CHOSEN = "the best on the validation split"
 
 
 def facts(
@@ -46,23 +46,21 @@ def facts(
     learned: float | None = None,
     lr: float | None = None,
 ) -> dict[str, Any]:
-    """A protocol as JSON data whose names say what the values are, for a network of the name
-    `model` on `num` training examples.
+    """A protocol as JSON data whose names say what the values are.
 
-    `soft`: the set has soft labels. `learned`: its learned learning rate. `lr`: the rate with which
-    the set was evaluated, so that it is known; None: not evaluated yet, and the rate is the learned
-    one, or the protocol's usual one.
+    Args:
+        config: the protocol.
+        model: the name of the network that is trained.
+        num: training examples.
+        soft: the set has soft labels.
+        learned: its learned learning rate.
+        lr: the rate with which the set was evaluated, so that it is known; None: not evaluated yet,
+            and the rate is the learned one, or the protocol's usual one.
     """
     of_network = adapted(config, model)
-    own = learned if of_network.optimiser == "sgd" else None
-    labels = LABELS[config.labels] if soft or config.labels == "dynamic" else "classes"
-    labels = "classes" if config.loss == "uskd" else labels
+    labels = _labels(config, soft)
     loss = "ce" if labels == "classes" and config.loss != "uskd" else config.loss
-    searched = lr is not None and config.rate == "validation"
-    if lr is None:
-        lr, chosen_by = (own, LEARNED) if own else (of_network.lr, USUAL)
-    else:
-        chosen_by = CHOSEN if searched else LEARNED if lr == own else USUAL
+    updates = training.num_updates(num, of_network)
     return {
         "name": config.protocol,
         "network": model,
@@ -70,33 +68,67 @@ def facts(
         # stored: the soft labels of the set; teachers: they say a label at each update
         "labels": labels,
         "loss": LOSSES[loss],
-        **({"temperature": config.temperature} if loss in ("kl", "nkd") else {}),
-        **({"times_temperature_squared": config.squared} if loss == "kl" else {}),
-        **({"class_loss_weight": config.hard_weight} if loss in ("kl", "mse") else {}),
+        **_of_loss(config, loss),
         "optimiser": of_network.optimiser,
-        "lr": lr,
-        "lr_chosen_by": chosen_by,
-        **({"lr_tried": candidates(of_network, own)} if searched else {}),
-        **(
-            {"momentum": of_network.momentum}
-            if of_network.optimiser == "sgd"
-            else {"betas": [0.9, 0.999]}
-        ),
+        **_rate(config, of_network, learned, lr),
+        **_momentum(of_network),
         "weight_decay": of_network.weight_decay,
         "weight_decay_on_biases_and_norms": of_network.decay_norms,
-        "epochs": training.num_updates(num, of_network) // -(-num // config.batch),
+        "epochs": updates // -(-num // config.batch),
         "images_per_update": config.batch,
-        "updates": training.num_updates(num, of_network),
+        "updates": updates,
         **_schedule(of_network, num),
         "augment": _augment(config.augment),
         "cutmix_probability": config.cutmix,
         "mixup_beta": config.mixup,
-        **(
-            {"mixed_labels": config.mix_labels}
-            if loss == "kl" and (config.cutmix or config.mixup)
-            else {}
-        ),
+        **_mixed_labels(config, loss),
     }
+
+
+def _labels(config: EvalConfig, soft: bool) -> str:
+    if config.loss == "uskd" or not (soft or config.labels == "dynamic"):
+        return "classes"
+    return LABELS[config.labels]
+
+
+def _of_loss(config: EvalConfig, loss: str) -> dict[str, Any]:
+    """The settings that a loss has."""
+    settings: dict[str, Any] = {}
+    if loss in ("kl", "nkd"):
+        settings["temperature"] = config.temperature
+    if loss == "kl":
+        settings["times_temperature_squared"] = config.squared
+    if loss in ("kl", "mse"):
+        settings["class_loss_weight"] = config.hard_weight
+    return settings
+
+
+def _rate(
+    config: EvalConfig, of_network: EvalConfig, learned: float | None, lr: float | None
+) -> dict[str, Any]:
+    """The learning rate, and how it was chosen."""
+    if of_network.optimiser != "sgd":
+        learned = None
+    if lr is None:
+        if learned:
+            return {"lr": learned, "lr_chosen_by": LEARNED}
+        return {"lr": of_network.lr, "lr_chosen_by": USUAL}
+    if config.rate == "validation":
+        tried = candidates(of_network, learned)
+        return {"lr": lr, "lr_chosen_by": CHOSEN, "lr_tried": tried}
+    return {"lr": lr, "lr_chosen_by": LEARNED if lr == learned else USUAL}
+
+
+def _momentum(config: EvalConfig) -> dict[str, Any]:
+    if config.optimiser == "sgd":
+        return {"momentum": config.momentum}
+    return {"betas": [0.9, 0.999]}
+
+
+def _mixed_labels(config: EvalConfig, loss: str) -> dict[str, Any]:
+    if loss == "kl" and (config.cutmix or config.mixup):
+        return {"mixed_labels": config.mix_labels}
+    return {}
 
 
 def _schedule(config: EvalConfig, num: int) -> dict[str, Any]:
@@ -106,52 +138,45 @@ def _schedule(config: EvalConfig, num: int) -> dict[str, Any]:
     last = training.num_updates(num, config) // -(-num // config.batch)
     # where two fall on one epoch, the later one
     points = {point.epoch: point for point in training.schedule(config, 1.0)}
-    drops = [
-        {
-            "epoch": point.epoch,
-            "lr_factor": point.lr,
-            "momentum": point.momentum if config.optimiser == "sgd" else None,
-            "optimiser_restarts": point.fresh,
-        }
-        for point in points.values()
-        if 0 < point.epoch < last
-    ]
+    drops = []
+    for epoch, point in points.items():
+        if 0 < epoch < last:
+            drop = {
+                "epoch": epoch,
+                "lr_factor": point.lr,
+                "momentum": point.momentum if config.optimiser == "sgd" else None,
+                "optimiser_restarts": point.fresh,
+            }
+            drops.append(drop)
     return {"schedule": "drops", "drops": drops}
 
 
 def _augment(config: AugmentConfig) -> dict[str, Any]:
-    """One of these operations for each update, those that are always applied, and the settings of
-    both.
-    """
-    names = dict.fromkeys(name for op in (*config.ops, *config.always) for name in SETTINGS[op])
-    return {
-        "one_of": list(config.ops),
-        "always": list(config.always),
-        **{name: to_dict(getattr(config, name)) for name in names},
-    }
+    """One of these operations for each update, those that always happen, and their settings."""
+    said: dict[str, Any] = {"one_of": list(config.ops), "always": list(config.always)}
+    settings = to_dict(config)
+    for op in (*config.ops, *config.always):
+        for name in SETTINGS[op]:
+            said[name] = settings[name]
+    return said
 
 
 def of_set(
     meta: Mapping[str, Any], num: int, *, soft: bool, learned: float | None
 ) -> dict[str, Any] | None:
-    """The protocol that the recipe in a meta.json names, before any evaluation; None where there is
-    none that is known.
+    """The protocol that the recipe in a meta.json names, before any evaluation.
+
+    None where there is none that is known.
     """
     recipe = meta.get("recipe")
-    if (
-        not isinstance(recipe, Mapping)
-        or not isinstance(recipe.get("evaluation"), Mapping)
-        or not isinstance(recipe.get("model"), str)
-    ):
+    if not isinstance(recipe, Mapping):
+        return None
+    evaluation, model = recipe.get("evaluation"), recipe.get("model")
+    if not isinstance(evaluation, Mapping) or not isinstance(model, str):
         return None
     try:
-        return facts(
-            from_dict(EvalConfig, recipe["evaluation"]),
-            recipe["model"],
-            num,
-            soft=soft,
-            learned=learned,
-        )
+        config = from_dict(EvalConfig, evaluation)
+        return facts(config, model, num, soft=soft, learned=learned)
     except UserError:  # written by another version of the engine
         return None
 
@@ -159,93 +184,103 @@ def of_set(
 def of_evaluation(
     evaluation: Mapping[str, Any], model: str | None, *, soft: bool, learned: float | None
 ) -> dict[str, Any] | None:
-    """The protocol by which the set was evaluated, with the rate of the set's row, the first, on
-    `model` or else its first network.
+    """The protocol by which the set was evaluated.
 
-    None for an evaluation that does not say it.
+    The rate is that of the set's row, the first, on `model` or else its first network. None for an
+    evaluation that does not say it, and for one by a training function of the user.
     """
-    rows, config = evaluation.get("rows"), evaluation.get("protocol")
-    if (
-        not isinstance(rows, Sequence)
-        or not rows
-        or not isinstance(config, Mapping)
-        or not {"lr", "images", "model"} <= rows[0].keys()
-    ):
+    if not _says_protocol(evaluation):
         return None
-    row = next(
-        (row for row in rows if row["set"] == rows[0]["set"] and row["model"] == model), rows[0]
-    )
+    row = _row_on(evaluation["rows"], model)
     try:
-        config = from_dict(EvalConfig, config)
+        config = from_dict(EvalConfig, evaluation["protocol"])
     except UserError:
         return None
-    found = facts(
-        config,
-        row["model"],
-        row["images"],
-        soft=soft,
-        learned=learned if row["model"] == model else None,
-        lr=row["lr"],
-    )
-    if found["lr_chosen_by"] == CHOSEN and not (evaluation.get("num_images") or {}).get(
-        "validation"
-    ):
-        found["lr_chosen_by"] = LEARNED if row["lr"] == learned else USUAL
-        del found["lr_tried"]
-    return found
+    on_model = learned if row["model"] == model else None
+    protocol = facts(config, row["model"], row["images"], soft=soft, learned=on_model, lr=row["lr"])
+    images = evaluation.get("num_images") or {}
+    if protocol["lr_chosen_by"] == CHOSEN and not images.get("validation"):
+        protocol["lr_chosen_by"] = LEARNED if row["lr"] == learned else USUAL
+        del protocol["lr_tried"]
+    return protocol
+
+
+def _says_protocol(evaluation: Mapping[str, Any]) -> bool:
+    rows = evaluation.get("rows")
+    if not isinstance(rows, Sequence) or not rows:
+        return False
+    if "trained_by" in rows[0] or not {"lr", "images", "model"} <= rows[0].keys():
+        return False
+    return isinstance(evaluation.get("protocol"), Mapping)
+
+
+def _row_on(rows: Sequence[Mapping[str, Any]], model: str | None) -> Mapping[str, Any]:
+    """The row of the set, the first, on a network, or else its first one."""
+    for row in rows:
+        if row["set"] == rows[0]["set"] and row["model"] == model:
+            return row
+    return rows[0]
 
 
 def words(protocol: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(name, value) of what a protocol says, for people."""
-    augment = protocol["augment"]
-    changed = (
-        [f"one of {', '.join(augment['one_of'])} for each update"] if augment["one_of"] else []
-    )
-    changed += [f"always {', '.join(augment['always'])}"] if augment["always"] else []
-    if protocol["cutmix_probability"]:
-        changed.append(f"CutMix of {100 * protocol['cutmix_probability']:g} % of the batches")
-    if protocol["mixup_beta"]:
-        changed.append(f"mixup with Beta({protocol['mixup_beta']:g}, {protocol['mixup_beta']:g})")
-    rate = [f"{protocol['lr']:.6g}, {protocol['lr_chosen_by']}"]
-    rate += [
-        f"times {drop['lr_factor']:.4g} from epoch {drop['epoch'] + 1} on"
-        for drop in protocol.get("drops", ())
+    return [
+        ("protocol", protocol["name"]),
+        ("network", protocol["network"]),
+        ("optimiser", _optimiser_in_words(protocol)),
+        ("learning rate", _rate_in_words(protocol)),
+        (
+            "training",
+            f"{protocol['epochs']} epochs, {protocol['updates']} updates of at most "
+            f"{protocol['images_per_update']} images",
+        ),
+        ("augmentation", _augmentation_in_words(protocol)),
+        ("loss", _loss_in_words(protocol)),
     ]
-    rate += ["cosine over all epochs"] if protocol["schedule"] == "cosine" else []
-    of_optimiser = (
-        f"momentum {protocol['momentum']:g}"
-        if "momentum" in protocol
-        else f"betas {protocol['betas'][0]} and {protocol['betas'][1]}"
-    )
-    spared = (
-        ""
-        if protocol["weight_decay_on_biases_and_norms"]
-        else " but on biases and normalisation layers"
-    )
-    at = f" at temperature {protocol['temperature']:g}" if "temperature" in protocol else ""
+
+
+def _optimiser_in_words(protocol: Mapping[str, Any]) -> str:
+    if "momentum" in protocol:
+        settings = f"momentum {protocol['momentum']:g}"
+    else:
+        settings = f"betas {protocol['betas'][0]} and {protocol['betas'][1]}"
+    spared = " but on biases and normalisation layers"
+    if protocol["weight_decay_on_biases_and_norms"]:
+        spared = ""
+    name, decay = protocol["optimiser"].upper(), protocol["weight_decay"]
+    return f"{name}, {settings}, weight decay {decay:g}{spared}"
+
+
+def _rate_in_words(protocol: Mapping[str, Any]) -> str:
+    parts = [f"{protocol['lr']:.6g}, {protocol['lr_chosen_by']}"]
+    for drop in protocol.get("drops", ()):
+        parts.append(f"times {drop['lr_factor']:.4g} from epoch {drop['epoch'] + 1} on")
+    if protocol["schedule"] == "cosine":
+        parts.append("cosine over all epochs")
+    return "; ".join(parts)
+
+
+def _augmentation_in_words(protocol: Mapping[str, Any]) -> str:
+    augment, beta = protocol["augment"], protocol["mixup_beta"]
+    parts = []
+    if augment["one_of"]:
+        parts.append(f"one of {', '.join(augment['one_of'])} for each update")
+    if augment["always"]:
+        parts.append(f"always {', '.join(augment['always'])}")
+    if protocol["cutmix_probability"]:
+        parts.append(f"CutMix of {100 * protocol['cutmix_probability']:g} % of the batches")
+    if beta:
+        parts.append(f"mixup with Beta({beta:g}, {beta:g})")
+    return "; ".join(parts) or "none"
+
+
+def _loss_in_words(protocol: Mapping[str, Any]) -> str:
     labels = {
         "stored": "the soft labels of the set",
         "classes": "classes",
         "teachers": "what teachers say of each batch",
-    }[protocol["labels"]]
-    return [
-        ("protocol", protocol["name"]),
-        ("network", protocol["network"]),
-        (
-            "optimiser",
-            (
-                f"{protocol['optimiser'].upper()}, {of_optimiser}, weight decay "
-                f"{protocol['weight_decay']:g}{spared}"
-            ),
-        ),
-        ("learning rate", "; ".join(rate)),
-        (
-            "training",
-            (
-                f"{protocol['epochs']} epochs, {protocol['updates']} updates of at most "
-                f"{protocol['images_per_update']} images"
-            ),
-        ),
-        ("augmentation", "; ".join(changed) or "none"),
-        ("loss", f"{protocol['loss'].replace('_', ' ')}{at}, with {labels}"),
-    ]
+    }
+    loss = protocol["loss"].replace("_", " ")
+    if "temperature" in protocol:
+        loss += f" at temperature {protocol['temperature']:g}"
+    return f"{loss}, with {labels[protocol['labels']]}"

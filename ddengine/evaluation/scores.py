@@ -1,11 +1,9 @@
-"""What an accuracy says beyond itself:
+"""What an accuracy says beyond itself.
 
-DD-Ranking's scores, and how much of its spread is the distillation's.
+That is DD-Ranking's scores, and how much of its spread is the distillation's. DD-Ranking (Li et al.
+2025, arXiv:2505.13300), with every accuracy a fraction, so that both scores lie in [0, 1]:
 
-DD-Ranking (Li et al. 2025, arXiv:2505.13300), with every accuracy a fraction, so that both scores
-lie in [0, 1]:
-
-    hard-label recovery      HLR = Acc(full data, classes) - Acc(set, classes)         lower is better
+    hard-label recovery      HLR = Acc(full data, classes) - Acc(set, classes)     lower is better
     improvement over random  IOR = Acc(set) - Acc(random images), same protocol
     label-robust score       LRS = f(w IOR - (1 - w) HLR),  f(a) = (e^a - 1/e) / (e - 1/e)
     augmentation-robust      ARS = f(g IOR + (1 - g) IOR without augmentation)
@@ -14,10 +12,12 @@ The released package takes percentages and the best accuracy over checkpoints, c
 images; here accuracies are of the last epoch and rates are chosen on the validation split.
 """
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.special
@@ -74,9 +74,9 @@ def _check(*differences: float) -> None:
 
 
 def protocols(config: EvalConfig, soft: bool) -> tuple[EvalConfig, EvalConfig]:
-    """The two evaluations that the scores are made of: as `config` says beside random and full
-    data, and without augmentation and mixing.
+    """The two evaluations that the scores are made of.
 
+    One is as `config` says beside random and full data, the other without augmentation and mixing.
     `soft`: whether the set has soft labels; then random images have such labels too, and the set is
     also trained with its classes.
     """
@@ -102,57 +102,80 @@ def of(
     diverged on one of the sets are counted in "diverged" and left out; without any others means are
     None.
     """
-    found = []
+    scores = []
     for model in dict.fromkeys(row["model"] for row in augmented["rows"]):
-        values, without = _accuracies(augmented, model), _accuracies(plain, model)
-        rival = "random_soft" if "random_soft" in values else "random"
-        if not {name, rival, "full"} <= values.keys() or not {name, rival} <= without.keys():
-            raise UserError(
-                f"The scores of {name} need rows of it, {rival} and full, and the evaluation "
-                "lacks one; evaluate with --restart."
-            )
-        needed = (
-            values[name],
-            values[rival],
-            values["full"],
-            values.get(f"{name}_hard", values[name]),
-            without[name],
-            without[rival],
+        needed = _needed(_accuracies(augmented, model), _accuracies(plain, model), name)
+        finite = [seed for seed in needed if None not in seed]
+        made = {}
+        for key, numbers in _scores(finite).items():
+            made[key] = summary(numbers, *BOUNDS.get(key, (-1.0, 1.0)))
+        diverged = len(needed) - len(finite)
+        scores.append({"model": model, "diverged": diverged, "scores": made})
+    return scores
+
+
+class _Seed(NamedTuple):
+    """Accuracies of the networks of one seed, None where one diverged."""
+
+    distilled: Any
+    random: Any
+    full: Any
+    hard: Any  # on the set with its classes
+    distilled_plain: Any  # without augmentation
+    random_plain: Any
+
+
+def _needed(
+    values: Mapping[str, Sequence[float | None]],
+    without: Mapping[str, Sequence[float | None]],
+    name: str,
+) -> list[_Seed]:
+    """What the scores of a set are made of, from its accuracies with and without augmentation."""
+    random = "random_soft" if "random_soft" in values else "random"
+    if not {name, random, "full"} <= values.keys() or not {name, random} <= without.keys():
+        raise UserError(
+            f"The scores of {name} need rows of it, {random} and full, and the evaluation "
+            "lacks one; evaluate with --restart."
         )
-        finite = [seed for seed in zip(*needed, strict=True) if None not in seed]
-        improvement = [own - other for own, other, *_ in finite]
-        recovery = [full - hard for _, _, full, hard, *_ in finite]
-        bare = [own - other for *_, own, other in finite]
-        each = {
-            "label_robust_score": [
-                label_robust_score(i, r) for i, r in zip(improvement, recovery, strict=True)
-            ],
-            "augmentation_robust_score": [
-                augmentation_robust_score(i, b) for i, b in zip(improvement, bare, strict=True)
-            ],
-            "hard_label_recovery": recovery,
-            "improvement_over_random": improvement,
-            "improvement_without_augmentation": bare,
-        }
-        made = {
-            key: summary(numbers, *BOUNDS.get(key, (-1.0, 1.0))) for key, numbers in each.items()
-        }
-        found.append({"model": model, "diverged": len(needed[0]) - len(finite), "scores": made})
-    return found
+    columns = (
+        values[name],
+        values[random],
+        values["full"],
+        values.get(f"{name}_hard", values[name]),
+        without[name],
+        without[random],
+    )
+    return list(itertools.starmap(_Seed, zip(*columns, strict=True)))
+
+
+def _scores(seeds: Sequence[_Seed]) -> dict[str, list[float]]:
+    """Every score, seed by seed."""
+    made: dict[str, list[float]] = {key: [] for key in SHOWN}
+    for seed in seeds:
+        improvement = seed.distilled - seed.random
+        recovery = seed.full - seed.hard
+        bare = seed.distilled_plain - seed.random_plain
+        made["label_robust_score"].append(label_robust_score(improvement, recovery))
+        made["augmentation_robust_score"].append(augmentation_robust_score(improvement, bare))
+        made["hard_label_recovery"].append(recovery)
+        made["improvement_over_random"].append(improvement)
+        made["improvement_without_augmentation"].append(bare)
+    return made
 
 
 def _accuracies(evaluation: Mapping[str, Any], model: str) -> dict[str, list[float | None]]:
     """Of each set the accuracies of its networks, None where one diverged."""
-    return {
-        row["set"]: [a["accuracy"] for a in row["accuracies"]]
-        for row in evaluation["rows"]
-        if row["model"] == model
-    }
+    accuracies = {}
+    for row in evaluation["rows"]:
+        if row["model"] == model:
+            accuracies[row["set"]] = [told["accuracy"] for told in row["accuracies"]]
+    return accuracies
 
 
 def summary(values: Sequence[float], low: float = 0.0, high: float = 1.0) -> dict[str, Any]:
-    """Mean, sample standard deviation and 95 % interval of the mean of values within `low` and
-    `high`.
+    """Mean, sample standard deviation and 95 % interval of the mean of values.
+
+    They lie within `low` and `high`.
     """
     mean, std, ci95 = interval(values, low, high)
     return {"mean": mean, "std": std, "ci95": ci95 and list(ci95), "n": len(values)}
@@ -162,60 +185,71 @@ def table(scores: Sequence[Mapping[str, Any]], title: str) -> Table:
     """The scores for the terminal."""
     several = len(scores) > 1
     of_model = "" if several else f", {scores[0]['model']}"
-    shown = Table(
-        title=f"{title}{of_model}, n = {scores[0]['scores']['label_robust_score']['n']}",
-        title_justify="left",
-    )
-    for head in ("score", *(["network"] if several else []), "mean", "95 % interval"):
-        shown.add_column(
-            head, justify="left" if head in ("score", "network") else "right", no_wrap=True
-        )
+    networks = scores[0]["scores"]["label_robust_score"]["n"]
+    shown = Table(title=f"{title}{of_model}, n = {networks}", title_justify="left")
+    shown.add_column("score", no_wrap=True)
+    if several:
+        shown.add_column("network", no_wrap=True)
+    shown.add_column("mean", justify="right", no_wrap=True)
+    shown.add_column("95 % interval", justify="right", no_wrap=True)
     for entry in scores:
         for key, label in SHOWN.items():
-            s = entry["scores"][key]
-            low_high = "-" if s["ci95"] is None else f"{s['ci95'][0]:.3f} to {s['ci95'][1]:.3f}"
-            mean = "diverged" if s["mean"] is None else f"{s['mean']:.3f}"
-            shown.add_row(label, *([entry["model"]] if several else []), mean, low_high)
+            names = [label, entry["model"]] if several else [label]
+            shown.add_row(*names, *_cells(entry["scores"][key]))
     return shown
 
 
-def variance_split(groups: Sequence[Sequence[float]], *, paired: bool = False) -> dict[str, Any]:
-    """How much of the spread of accuracies lies between distillations and how much between networks
-    trained on one of them.
+def _cells(score: Mapping[str, Any]) -> tuple[str, str]:
+    """Mean and interval in words."""
+    mean = "diverged" if score["mean"] is None else f"{score['mean']:.3f}"
+    if score["ci95"] is None:
+        return mean, "-"
+    return mean, f"{score['ci95'][0]:.3f} to {score['ci95'][1]:.3f}"
 
-    `groups`: of each distillation (the same recipe, another seed) the accuracies of its networks;
-    at least two of two each. By the mean squares of random effects, 0 where these would be
-    negative: `between_std` is the standard deviation of the sets' true means, `within_std` that of
-    networks on one set. `paired`: network j has the same seed on every set, as evaluations of one
-    seed have it, and so shares its initialisation and order; then sets and networks are crossed,
-    and `network_std` is the part of `within_std` that a network takes from set to set. The 95 %
-    interval is that of the mean over sets and networks: by Student's t of the sets' means, or where
-    paired of the mean squares of both (Satterthwaite 1946), on the logit scale, which keeps it
-    within 0 and 1.
+
+def variance_split(groups: Sequence[Sequence[float]], *, paired: bool = False) -> dict[str, Any]:
+    """How much of the spread of accuracies lies between distillations.
+
+    The rest lies between networks trained on one of them. It is split by the mean squares of random
+    effects, 0 where these would be negative: `between_std` is the standard deviation of the sets'
+    true means, `within_std` that of networks on one set. The 95 % interval is that of the mean over
+    sets and networks: by Student's t of the sets' means, or where paired of the mean squares of
+    both (Satterthwaite 1946), on the logit scale, which keeps it within 0 and 1.
+
+    Args:
+        groups: of each distillation (the same recipe, another seed) the accuracies of its networks;
+            at least two of two each.
+        paired: network j has the same seed on every set, as evaluations of one seed have it, and so
+            shares its initialisation and order. Then sets and networks are crossed, and
+            `network_std` is the part of `within_std` that a network takes from set to set.
     """
-    if len(groups) < 2 or min(map(len, groups)) < 2:
+    sizes = list(map(len, groups))
+    if len(groups) < 2 or min(sizes) < 2:
         raise UserError(
             f"The spread of {len(groups)} distillations with at least "
-            f"{min(map(len, groups), default=0)} networks each cannot be split; "
+            f"{min(sizes, default=0)} networks each cannot be split; "
             "give two distillations with two networks each, or more."
         )
     if paired:
         return _crossed(np.array(groups, float))
-    means, sizes = [float(np.mean(g)) for g in groups], [len(g) for g in groups]
-    total = sum(sizes)
-    grand = sum(m * n for m, n in zip(means, sizes, strict=True)) / total
-    within = sum(float(np.var(g)) * len(g) for g in groups) / (total - len(groups))
-    between = sum(n * (m - grand) ** 2 for m, n in zip(means, sizes, strict=True)) / (
-        len(groups) - 1
-    )
+    means = [float(np.mean(group)) for group in groups]
+    total, freedom = sum(sizes), len(groups) - 1
+    grand = sum(map(operator.mul, means, sizes)) / total
+    squares_within = squares_between = squared_sizes = 0.0
+    for group, mean, size in zip(groups, means, sizes, strict=True):
+        squares_within += float(np.var(group)) * size
+        squares_between += size * (mean - grand) ** 2
+        squared_sizes += size * size
+    within_square = squares_within / (total - len(groups))
+    between_square = squares_between / freedom
     # networks a set, where numbers differ their weighted mean
-    per_group = (total - sum(n * n for n in sizes) / total) / (len(groups) - 1)
+    per_group = (total - squared_sizes / total) / freedom
     mean, _, ci95 = interval(means)
     return {
         "mean": mean,
         "ci95": ci95 and list(ci95),
-        "between_std": math.sqrt(max(0.0, (between - within) / per_group)),
-        "within_std": math.sqrt(within),
+        "between_std": math.sqrt(max(0.0, (between_square - within_square) / per_group)),
+        "within_std": math.sqrt(within_square),
         "num_distillations": len(groups),
         "num_networks": sizes if len(set(sizes)) > 1 else sizes[0],
     }
@@ -234,13 +268,11 @@ def _crossed(y: np.ndarray) -> dict[str, Any]:
     network = max(0.0, (ms_networks - ms_rest) / sets)
     # of the mean; not below what either alone gives
     square = max(ms_sets + ms_networks - ms_rest, ms_sets, ms_networks)
-    degrees = (
-        square**2
-        / (ms_sets**2 / (sets - 1) + ms_networks**2 / (networks - 1) + ms_rest**2 / freedom)
-        if square
-        else 1.0
-    )
-    half = float(scipy.special.stdtrit(max(1.0, degrees), 0.975)) * math.sqrt(square / y.size)
+    degrees = 1.0
+    if square:
+        parts = ms_sets**2 / (sets - 1) + ms_networks**2 / (networks - 1) + ms_rest**2 / freedom
+        degrees = max(1.0, square**2 / parts)
+    half = float(scipy.special.stdtrit(degrees, 0.975)) * math.sqrt(square / y.size)
     return {
         "mean": mean,
         "ci95": list(within(mean, half)),
@@ -252,103 +284,106 @@ def _crossed(y: np.ndarray) -> dict[str, Any]:
     }
 
 
+class _Run(NamedTuple):
+    """A run that was evaluated: its name, meta.json and evaluation.json."""
+
+    name: str
+    meta: Mapping[str, Any]
+    evaluation: Mapping[str, Any]
+
+
 def splits(
     runs: Sequence[tuple[str, Mapping[str, Any], Mapping[str, Any]]],
 ) -> list[dict[str, Any]]:
-    """`variance_split` of the runs, (name, meta.json, evaluation.json), that are one recipe with
-    several seeds, on each network.
+    """`variance_split` of the runs that are one recipe with several seeds, on each network.
 
-    Recipe (but for its evaluation and prose), precision, training images and protocol (but for its
-    networks) must be equal; of runs with one seed the first counts, and networks that diverged do
-    not. Each entry says "recipe", "model", "runs" (names) and "split"; groups without two such runs
-    with two networks each are left out.
+    Runs are (name, meta.json, evaluation.json). Recipe (but for its evaluation and prose),
+    precision, training images and protocol (but for its networks) must be equal; of runs with one
+    seed the first counts, and networks that diverged do not. Each entry says "recipe", "model",
+    "runs" (names) and "split"; groups without two such runs with two networks each are left out.
     """
-    groups: dict[str, list[tuple[str, Mapping[str, Any], Mapping[str, Any]]]] = {}
-    for run in runs:
-        _, meta, evaluation = run
-        recipe = meta.get("recipe")
-        if (
-            recipe
-            and evaluation.get("rows")
-            and meta.get("seed") is not None
-            and "selected" not in meta
-        ):
-            parts = {
-                k: v
-                for k, v in recipe.items()
-                if k not in ("cites", "note", "published", "evaluation")
-            }
-            protocol = {
-                k: v
-                for k, v in (evaluation.get("protocol") or {}).items()
-                if k not in ("models", "baselines")
-            }
-            group = groups.setdefault(
-                digest(
-                    [
-                        parts,
-                        meta.get("precision"),
-                        meta.get("images"),
-                        protocol,
-                        evaluation.get("precision"),
-                    ]
-                ),
-                [],
+    entries = []
+    for group in _groups(itertools.starmap(_Run, runs)):
+        first = group[0]
+        rows = first.evaluation["rows"]
+        for model in dict.fromkeys(row["model"] for row in rows):
+            names, told = _told(group, model, rows[0]["set"])
+            if len(told) < 2:
+                continue
+            accuracies, paired = _comparable(told)
+            entries.append(
+                {
+                    "recipe": first.meta["recipe"].get("name", ""),
+                    "model": model,
+                    "runs": names,
+                    "split": variance_split(accuracies, paired=paired),
+                }
             )
-            group += [] if any(other[1]["seed"] == meta["seed"] for other in group) else [run]
-    found = []
-    for group in groups.values():
-        own = group[0][2]["rows"][0]["set"]
-        for model in dict.fromkeys(row["model"] for row in group[0][2]["rows"]):
-            rows = [
-                next((r for r in e["rows"] if (r["model"], r["set"]) == (model, own)), {})
-                for _, _, e in group
-            ]
-            known = [
-                (run, row["accuracies"])
-                for run, row in zip(group, rows, strict=True)
-                if len(_finite(row.get("accuracies", ()))) >= 2
-            ]
-            if len(known) >= 2:
-                accuracies, paired = _comparable([told for _, told in known])
-                split = variance_split(accuracies, paired=paired)
-                names = [name for (name, _, _), _ in known]
-                found.append(
-                    {
-                        "recipe": group[0][1]["recipe"].get("name", ""),
-                        "model": model,
-                        "runs": names,
-                        "split": split,
-                    }
-                )
-    return found
+    return entries
 
 
-def _finite(told: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The entries of "accuracies" in a row whose networks did not diverge."""
-    return [entry for entry in told if entry["accuracy"] is not None]
+def _groups(runs: Iterable[_Run]) -> Iterable[list[_Run]]:
+    """Runs that differ in their seed alone, one a seed."""
+    groups: dict[str, dict[int, _Run]] = {}
+    for run in runs:
+        if not run.meta.get("recipe") or not run.evaluation.get("rows"):
+            continue
+        if run.meta.get("seed") is None or "selected" in run.meta:
+            continue
+        groups.setdefault(_but_for_the_seed(run), {}).setdefault(run.meta["seed"], run)
+    return [list(group.values()) for group in groups.values()]
+
+
+def _but_for_the_seed(run: _Run) -> str:
+    """What identifies runs that may be compared."""
+    recipe = dict(run.meta["recipe"])
+    for name in ("cites", "note", "published", "evaluation"):
+        recipe.pop(name, None)
+    protocol = dict(run.evaluation.get("protocol") or {})
+    for name in ("models", "baselines"):
+        protocol.pop(name, None)
+    precisions = (run.meta.get("precision"), run.evaluation.get("precision"))
+    return digest([recipe, precisions[0], run.meta.get("images"), protocol, precisions[1]])
+
+
+def _told(
+    group: Sequence[_Run], model: str, of_set: str
+) -> tuple[list[str], list[Sequence[Mapping[str, Any]]]]:
+    """(names of runs, what each says of its networks on a set), where at least two count."""
+    names, told = [], []
+    for run in group:
+        for row in run.evaluation["rows"]:
+            if (row["model"], row["set"]) != (model, of_set):
+                continue
+            accuracies = row.get("accuracies", ())
+            if np.isfinite(_values(accuracies)).sum() >= 2:
+                names.append(run.name)
+                told.append(accuracies)
+            break
+    return names, told
+
+
+def _values(told: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """The accuracies of a row, NaN where a network diverged."""
+    return np.array([entry["accuracy"] for entry in told], float)
 
 
 def _comparable(told: Sequence[Sequence[Mapping[str, Any]]]) -> tuple[list[list[float]], bool]:
-    """(the accuracies of several rows, whether they are paired), of networks that did not diverge:
-    where paired, not with any of the sets.
+    """(the accuracies of several rows, whether they are paired), of networks that did not diverge.
+
+    Where they are paired, a network that diverged on one set counts for none.
     """
-    finite = [_finite(row) for row in told]
-    paired = all(
-        [entry.get("seed") for entry in row] == [entry.get("seed") for entry in told[0]]
-        for row in told
-    )
-    if paired:
-        shared = [
-            place
-            for place in range(len(told[0]))
-            if all(row[place]["accuracy"] is not None for row in told)
-        ]
-        if len(shared) >= 2:
-            return [[row[place]["accuracy"] for place in shared] for row in told], True
-    return [[entry["accuracy"] for entry in row] for row in finite], paired and all(
-        len(f) == len(r) for f, r in zip(finite, told, strict=True)
-    )
+    rows = list(map(_values, told))
+    if all(_seeds(row) == _seeds(told[0]) for row in told):
+        accuracies = np.stack(rows)
+        counts = np.isfinite(accuracies).all(0)
+        if counts.sum() >= 2:
+            return accuracies[:, counts].tolist(), True
+    return [row[np.isfinite(row)].tolist() for row in rows], False
+
+
+def _seeds(row: Sequence[Mapping[str, Any]]) -> list[int | None]:
+    return [entry.get("seed") for entry in row]
 
 
 def said(entry: Mapping[str, Any]) -> str:

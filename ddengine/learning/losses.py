@@ -18,40 +18,42 @@ from ddengine.recipe import EvalConfig
 
 
 def task_loss(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy of outputs (B, K) with classes (B,) int64, or with the softmax of logits
-    (B, K) at temperature 1.
+    """Mean cross-entropy of outputs (B, K) with targets.
+
+    These are classes (B,) int64, or logits (B, K) whose softmax at temperature 1 is meant.
     """
-    return functional.cross_entropy(
-        outputs, targets.softmax(1) if targets.is_floating_point() else targets
-    )
+    if targets.is_floating_point():
+        targets = targets.softmax(1)
+    return functional.cross_entropy(outputs, targets)
 
 
 def mixed_loss(outputs: Tensor, targets: Tensor, draw: Mix | None) -> Tensor:
-    """`task_loss` of a batch that was mixed: with the own targets by the share of own pixels, with
-    the partners' by the rest; None: not mixed.
+    """`task_loss` of a batch that was mixed; None: not mixed.
+
+    Each image counts with its target by the share of its own pixels, with its partner's by the
+    rest.
     """
     return _of_both(partial(task_loss, outputs), targets, draw)
 
 
 def _of_both(loss: Callable[[Tensor], Tensor], targets: Tensor, draw: Mix | None) -> Tensor:
-    """`loss` of the own targets and of the partners', by their shares of the images."""
+    """`loss` of each image's target and of its partner's, by their shares of the image."""
     if draw is None:
         return loss(targets)
-    return draw.share * loss(targets) + (1 - draw.share) * loss(
-        targets.index_select(0, draw.partner)
-    )
+    partners = targets.index_select(0, draw.partner)
+    return draw.share * loss(targets) + (1 - draw.share) * loss(partners)
 
 
 def kl(
     outputs: Tensor, logits: Tensor, temperature: float = 1.0, *, squared: bool = False
 ) -> Tensor:
-    """KL(softmax(z / T) || softmax(s / T)), summed over classes, times T^2 if `squared` (Hinton et
-    al., arXiv 1503.02531).
+    """KL(softmax(z / T) || softmax(s / T)), summed over classes (Hinton et al., arXiv 1503.02531).
 
-    At a high temperature it is nearly |s - z|^2 / (2 K T^2) of centred logits. Probabilities p are
-    the logits T log p.
+    It is multiplied by T^2 if `squared`. At a high temperature it is nearly |s - z|^2 / (2 K T^2)
+    of centred logits. Probabilities p are the logits T log p.
     """
-    said, wanted = (outputs / temperature).log_softmax(1), (logits / temperature).log_softmax(1)
+    said = (outputs / temperature).log_softmax(1)
+    wanted = (logits / temperature).log_softmax(1)
     # the target as logarithms, because at a high temperature both are nearly uniform and only their
     # difference says anything
     loss = functional.kl_div(said, wanted, reduction="batchmean", log_target=True)
@@ -64,7 +66,7 @@ def logit_mse(outputs: Tensor, logits: Tensor) -> Tensor:
 
 
 def _others(logits: Tensor, classes: Tensor) -> Tensor:
-    """(B, K - 1): the logits of all classes but the example's own, in their order."""
+    """The logits of all classes but that of the example, in their order: (B, K - 1)."""
     line = torch.arange(logits.shape[1] - 1, device=logits.device)
     return logits.gather(1, line + (line >= classes[:, None]))
 
@@ -72,18 +74,18 @@ def _others(logits: Tensor, classes: Tensor) -> Tensor:
 def nkd(
     outputs: Tensor, logits: Tensor, classes: Tensor, gamma: float = 1.5, temperature: float = 1.0
 ) -> Tensor:
-    """Normalised distillation (NKD; Yang et al., ICCV 2023), without the ordinary cross-entropy
-    that is trained beside it.
+    """Normalised distillation (NKD; Yang et al., ICCV 2023).
 
+    Without the ordinary cross-entropy that is trained beside it. It is
     -softmax(z)_c log softmax(s)_c - gamma T^2 sum over i != c of N(z)_i log N(s)_i, where N is the
     softmax at T of all logits but that of c. So normalised, the second term is least where student
     and teacher agree about the other classes, whatever they give to c.
     """
-    own = classes[:, None]
-    target = logits.softmax(1).gather(1, own) * outputs.log_softmax(1).gather(1, own)
-    others = (_others(logits, classes) / temperature).softmax(1) * (
-        _others(outputs, classes) / temperature
-    ).log_softmax(1)
+    column = classes[:, None]
+    target = logits.softmax(1).gather(1, column) * outputs.log_softmax(1).gather(1, column)
+    wanted = (_others(logits, classes) / temperature).softmax(1)
+    said = (_others(outputs, classes) / temperature).log_softmax(1)
+    others = wanted * said
     return -(target.sum(1) + gamma * temperature**2 * others.sum(1)).mean()
 
 
@@ -96,9 +98,9 @@ def uskd(
     mu: float = 0.005,
     smoothing: float = 0.1,
 ) -> Tensor:
-    """Self-distillation without a teacher (USKD; Yang et al., ICCV 2023), without the ordinary
-    cross-entropy; `weak` (B, K): logits w of a weak head.
+    """Self-distillation without a teacher (USKD; Yang et al., ICCV 2023).
 
+    Without the ordinary cross-entropy. `weak` (B, K) are logits w of a weak head. It is
     -alpha P log S_c - beta sum over i != c of Z_i log N(s)_i + mu CE(w, c smoothed by `smoothing`),
     with S = softmax(s) and N the softmax of all logits but that of c. P = 1 + S_c^2 - the mean of
     S_c^2 over the batch. Z_i is 1 / rank of i, normalised, where the largest of N(w)_i + N(s)_i has
@@ -110,17 +112,15 @@ def uskd(
     with torch.no_grad():
         squares = said.exp().square()
         weight = 1 + squares - squares.mean()
-        order = (_others(weak, classes).softmax(1) + others.softmax(1)).argsort(
-            dim=1, descending=True, stable=True
-        )
+        both = _others(weak, classes).softmax(1) + others.softmax(1)
+        order = both.argsort(dim=1, descending=True, stable=True)
         zipf = 1 / torch.arange(1, others.shape[1] + 1, device=others.device, dtype=others.dtype)
-        share = torch.empty_like(others).scatter_(1, order, (zipf / zipf.sum()).expand_as(others))
-    target, rest = -(weight * said).mean(), -(share * others.log_softmax(1)).sum(1).mean()
-    return (
-        alpha * target
-        + beta * rest
-        + mu * functional.cross_entropy(weak, classes, label_smoothing=smoothing)
-    )
+        by_rank = (zipf / zipf.sum()).expand_as(others)
+        wanted = torch.empty_like(others).scatter_(1, order, by_rank)
+    target = -(weight * said).mean()
+    rest = -(wanted * others.log_softmax(1)).sum(1).mean()
+    of_weak = functional.cross_entropy(weak, classes, label_smoothing=smoothing)
+    return alpha * target + beta * rest + mu * of_weak
 
 
 def mixed_logits(
@@ -129,16 +129,20 @@ def mixed_logits(
     kind: Literal["logits", "probabilities"] = "logits",
     temperature: float = 1.0,
 ) -> Tensor:
-    """Logits (B, K) of a mixed batch from those of its images: share z + (1 - share) z[partner], or
-    those whose softmax at T is mixed so.
+    """Logits (B, K) of a mixed batch from those of its images.
+
+    They are share z + (1 - share) z[partner], or those whose softmax at T is mixed so.
     """
     if kind == "logits":
         return draw.share * logits + (1 - draw.share) * logits.index_select(0, draw.partner)
-    own = (logits / temperature).log_softmax(1)
-    shares = [log(share) if share > 0 else -inf for share in (draw.share, 1 - draw.share)]
-    return temperature * torch.logaddexp(
-        own + shares[0], own.index_select(0, draw.partner) + shares[1]
-    )
+    said = (logits / temperature).log_softmax(1)
+    of_image = said + _log(draw.share)
+    of_partner = said.index_select(0, draw.partner) + _log(1 - draw.share)
+    return temperature * torch.logaddexp(of_image, of_partner)
+
+
+def _log(share: float) -> float:
+    return log(share) if share > 0 else -inf
 
 
 def soft_loss(
@@ -151,48 +155,59 @@ def soft_loss(
     of_mixed: bool = False,
     weak: Tensor | None = None,
 ) -> Tensor:
-    """The loss of a batch of a student as `config.loss` says, the ordinary cross-entropy of nkd and
-    uskd among it.
+    """The loss of a batch of a student as `config.loss` says.
 
-    targets: logits (B, K), or classes (B,), whose loss is cross-entropy (or uskd). `classes`: of
-    hard terms beside logits. `draw`: how the batch was mixed; then the targets are of its images
-    and are mixed here, unless they are what was said of the mixed batch (`of_mixed`). Hard terms
-    count by the share of each class either way. `weak`: logits of the weak head of uskd.
+    The ordinary cross-entropy of nkd and uskd is part of it.
+
+    Args:
+        config: the protocol.
+        outputs: (B, K) of the student.
+        targets: logits (B, K), or classes (B,), whose loss is cross-entropy (or uskd).
+        classes: (B,), of hard terms beside logits.
+        draw: how the batch was mixed. The targets are of its images and are mixed here, unless they
+            are what was said of the mixed batch. Hard terms count by the share of each class
+            either way.
+        of_mixed: the targets were said of the mixed batch.
+        weak: logits (B, K) of the weak head of uskd.
     """
     soft = targets.is_floating_point()
-    known = classes if soft else targets
-    needs_classes = config.loss in ("nkd", "uskd") or (
-        soft and config.loss in ("kl", "mse") and config.hard_weight > 0
-    )
-    assert known is not None or not needs_classes, "soft targets without classes have no hard terms"
+    hard = partial(_hard_terms, classes if soft else targets, draw)
     if config.loss == "uskd":
-        assert known is not None and weak is not None
-        return _of_both(lambda c: task_loss(outputs, c) + uskd(outputs, weak, c), known, draw)
-    if not soft or config.loss == "ce":
-        return mixed_loss(outputs, targets, None if soft and of_mixed else draw)
+        assert weak is not None
+        return hard(lambda c: task_loss(outputs, c) + uskd(outputs, weak, c))
+    if not soft:
+        return mixed_loss(outputs, targets, draw)
+    if config.loss == "ce":
+        return mixed_loss(outputs, targets, None if of_mixed else draw)
     logits = targets
     if draw is not None and not of_mixed:
-        logits = mixed_logits(
-            targets,
-            draw,
-            config.mix_labels if config.loss == "kl" else "logits",
-            config.temperature,
-        )
+        kind = config.mix_labels if config.loss == "kl" else "logits"
+        logits = mixed_logits(targets, draw, kind, config.temperature)
+    return _of_logits(config, outputs, logits, hard)
+
+
+def _of_logits(
+    config: EvalConfig,
+    outputs: Tensor,
+    logits: Tensor,
+    hard: Callable[[Callable[[Tensor], Tensor]], Tensor],
+) -> Tensor:
+    """The loss with the logits of the batch as it was mixed; `hard` gives it the classes."""
     if config.loss == "nkd":
-        assert known is not None
-        return _of_both(
-            lambda c: (
-                task_loss(outputs, c) + nkd(outputs, logits, c, temperature=config.temperature)
-            ),
-            known,
-            draw,
-        )
-    loss = (
-        kl(outputs, logits, config.temperature, squared=config.squared)
-        if config.loss == "kl"
-        else logit_mse(outputs, logits)
-    )
+        beside = partial(nkd, outputs, logits, temperature=config.temperature)
+        return hard(lambda c: task_loss(outputs, c) + beside(c))
+    if config.loss == "kl":
+        loss = kl(outputs, logits, config.temperature, squared=config.squared)
+    else:
+        loss = logit_mse(outputs, logits)
     if config.hard_weight:
-        assert known is not None
-        loss = loss + config.hard_weight * _of_both(partial(task_loss, outputs), known, draw)
+        loss = loss + config.hard_weight * hard(partial(task_loss, outputs))
     return loss
+
+
+def _hard_terms(
+    classes: Tensor | None, draw: Mix | None, loss: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """What a loss says of the classes."""
+    assert classes is not None, "soft targets without classes have no hard terms"
+    return _of_both(loss, classes, draw)
