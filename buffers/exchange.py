@@ -1,5 +1,4 @@
-"""Replay buffers of the published programs <-> expert stores, and the one door through which such
-files come in.
+"""Replay buffers of the published programs <-> expert stores, and the door for files of others.
 
 replay_buffer_0.pt, replay_buffer_1.pt, ...: a list of experts, each a list of E+1 snapshots, each a
 list of the network's parameters in the order of `module.parameters()`. A row of a store is the same
@@ -10,7 +9,7 @@ import itertools
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +19,23 @@ from torch import Tensor, nn
 from buffers import store
 from buffers.store import ExpertStore
 from ddengine.artefact.exchange import described, is_plain, save_pt, sha256, shape_of
+from ddengine.artefact.export import Format
+from ddengine.artefact.export import export as export_of_set
+from ddengine.artefact.tars import PER_SHARD
 from ddengine.data import Data
 from ddengine.recipe import BufferConfig, DataConfig, digest
 from ddengine.system import files, log
 from ddengine.system.errors import UserError
 
 FILE = "replay_buffer_{}.pt"
+PER_FILE = 10  # experts in a file, as the published programs write them
 
 
 class _Forgotten:
-    """Stands where a file has a number of numpy or its type, the arguments of a command line or a
-    path, and forgets it: nothing imported is one.
+    """Stands in for what a file holds beside tensors, and forgets it.
+
+    That is numbers of numpy and their types, arguments of a command line, and paths: nothing
+    imported is one.
     """
 
     def __init__(self, *args: Any):
@@ -45,13 +50,17 @@ class _Forgotten:
 # pickle asks for the functions and classes that make such things; a file that asks gets the class
 # above instead. So the names are harmless whatever the file passes to them: no code of numpy runs,
 # which a type crafted in the file could otherwise lead to wrong memory.
-STAND_INS = [
-    (_Forgotten, name)
-    for name in (
-        "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype",
-        "argparse.Namespace", "pathlib.PosixPath", "pathlib.WindowsPath", "pathlib._local.PosixPath", "pathlib._local.WindowsPath",
-    )
-]  # fmt: skip
+HARMLESS = (
+    "numpy.core.multiarray.scalar",
+    "numpy._core.multiarray.scalar",
+    "numpy.dtype",
+    "argparse.Namespace",
+    "pathlib.PosixPath",
+    "pathlib.WindowsPath",
+    "pathlib._local.PosixPath",
+    "pathlib._local.WindowsPath",
+)
+STAND_INS = [(_Forgotten, name) for name in HARMLESS]
 
 
 def load_pt(path: Path) -> Any:
@@ -64,37 +73,51 @@ def load_pt(path: Path) -> Any:
     if not path.is_file():
         raise UserError(f"{path} is not a file; check the path.")
     try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                if damaged := archive.testzip():  # torch.load does not look at the checksums
-                    raise UserError(f"{path} is damaged in {damaged!r}; get the file again.")
+        _check_sums(path)
         with torch.serialization.safe_globals(STAND_INS), warnings.catch_warnings():  # type: ignore[arg-type]
             warnings.simplefilter("ignore")
             return _detached(torch.load(path, map_location="cpu", weights_only=True))
     except UserError:
         raise
     except Exception as error:  # damage shows in any way: KeyError, EOFError, RuntimeError ...
-        if wanted := re.search(r"GLOBAL ([\w.]+)", str(error)):
-            name = wanted[1].rstrip(".")
-            raise UserError(
-                f"{path} asks for {name} to be run while it is read, as files of tensors never "
-                "need and harmful ones do, "
-                f"so it was not read; {_instead(name)}."
-            ) from None
-        raise UserError(
+        raise _unreadable(path, error) from None
+
+
+def _check_sums(path: Path) -> None:
+    """Raise UserError for a damaged part of a zip file; torch.load does not look at the sums."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged:
+        raise UserError(f"{path} is damaged in {damaged!r}; get the file again.")
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    """What to say of a file that torch.load refused."""
+    asked = re.search(r"GLOBAL ([\w.]+)", str(error))
+    if asked is None:
+        return UserError(
             f"{path} is damaged or was not written by torch.save ({type(error).__name__}); get "
             "the file again."
-        ) from None
+        )
+    name = asked[1].rstrip(".")
+    return UserError(
+        f"{path} asks for {name} to be run while it is read, as files of tensors never "
+        "need and harmful ones do, "
+        f"so it was not read; {_instead(name)}."
+    )
 
 
 def _detached(value: Any) -> Any:
-    """The same without gradients: parameters become plain tensors, which read without a warning of
-    torch.
+    """The same without gradients, and with plain tensors in place of parameters.
+
+    These read without a warning of torch.
     """
     if isinstance(value, Tensor):
         return value.detach() if value.requires_grad or isinstance(value, nn.Parameter) else value
     if type(value) in (list, tuple):
-        return type(value)(_detached(part) for part in value)
+        return type(value)(map(_detached, value))
     if isinstance(value, dict):
         return {key: _detached(part) for key, part in value.items()}
     return value
@@ -105,7 +128,8 @@ def _instead(name: str) -> str:
     if name.startswith("numpy"):
         return "it holds a numpy array, of which torch.from_numpy(...) saved by torch.save is read"
     if name.startswith(("torch.nn", "torchvision.", "timm.", "__main__.", "models.", "networks.")):
-        return f"it holds a whole object ({name.rpartition('.')[2]}), of a network save network.state_dict() instead"
+        kind = name.rpartition(".")[2]
+        return f"it holds a whole object ({kind}), of a network save network.state_dict() instead"
     return "ask its authors for a file of tensors only"
 
 
@@ -117,22 +141,27 @@ def expand(given: Sequence[Path]) -> list[Path]:
     paths: list[Path] = []
     for path in given:
         if path.is_dir():
-            numbered = {
-                int(m[1]): p
-                for p in path.iterdir()
-                if (m := re.fullmatch(r"replay_buffer_(\d+)\.pt", p.name))
-            }
-            if not numbered:
-                raise UserError(
-                    f"The folder {path} holds no replay_buffer_*.pt; give the files themselves "
-                    "with --files."
-                )
-            paths += [numbered[n] for n in sorted(numbered)]
+            paths += _replay_buffers(path)
         elif path.is_file():
             paths.append(path)
         else:
             raise UserError(f"{path} does not exist; check --files.")
     return paths
+
+
+def _replay_buffers(folder: Path) -> list[Path]:
+    """The replay_buffer_*.pt of a folder in numeric order."""
+    numbered = {}
+    for path in folder.iterdir():
+        match = re.fullmatch(r"replay_buffer_(\d+)\.pt", path.name)
+        if match:
+            numbered[int(match[1])] = path
+    if not numbered:
+        raise UserError(
+            f"The folder {folder} holds no replay_buffer_*.pt; give the files themselves "
+            "with --files."
+        )
+    return [numbered[number] for number in sorted(numbered)]
 
 
 def files_digest(paths: Sequence[Path]) -> str:
@@ -150,12 +179,12 @@ def import_experts(
     model: str,
     network: nn.Module,
 ) -> int:
-    """Make the store in `folder` of the experts in these files and return how many there are;
-    `imported` is the digest of the files.
+    """Make the store in `folder` of the experts in these files, and return how many they are.
 
-    One file is in memory at a time. The folder appears when all are written; a store of the same
-    files and settings is left alone. Raises UserError when a file does not hold experts of
-    `network` trained for `config.epochs` epochs, or the folder holds something else.
+    `imported` is the digest of the files. One file is in memory at a time. The folder appears when
+    all are written; a store of the same files and settings is left alone. Raises UserError when a
+    file does not hold experts of `network` trained for `config.epochs` epochs, or the folder holds
+    something else.
     """
     content = store.imported_identity(data.train.digest, data_config, config, model, imported)
     preprocess, shapes = data.train.preprocess, store.shapes_of(network)
@@ -194,87 +223,129 @@ def _read(
 def _read_file(
     path: Path, network: nn.Module, model: str, config: BufferConfig
 ) -> Iterator[tuple[str, Tensor]]:
+    """(name of the file, parameters (kept epochs, P)) of each expert in a file."""
     experts = load_pt(path)
     if not isinstance(experts, list | tuple) or not experts:
         raise UserError(
             f"{path} holds {described(experts)} and not a list of experts; several --files must "
             "be the replay_buffer files of one buffer."
         )
-    names, shapes = zip(*((name, p.shape) for name, p in network.named_parameters()), strict=True)
+    shapes = {name: parameter.shape for name, parameter in network.named_parameters()}
     for number, expert in enumerate(experts):
         which = f"Expert {number} of {path}"
-        if not isinstance(expert, list | tuple) or not all(
-            isinstance(snapshot, list | tuple) for snapshot in expert
-        ):
-            raise UserError(
-                f"{which} is not a list of snapshots that are lists of tensors, it is "
-                f"{described(expert)}; "
-                "give the replay_buffer files of one buffer."
-            )
-        if len(expert) != config.epochs + 1:
-            raise UserError(
-                f"{which} has {len(expert)} snapshots, and buffer.epochs {config.epochs} makes "
-                f"{config.epochs + 1} with the initialisation; "
-                + (
-                    f"set buffer.epochs {len(expert) - 1}."
-                    if len(expert) > 1
-                    else "give the replay_buffer files of one buffer."
-                )
-            )
+        _check_length(which, expert, config)
         for epoch, snapshot in enumerate(expert):
-            _check(which, epoch, snapshot, names, shapes, model)
-        rows = [
-            torch.cat([part.detach().float().flatten() for part in expert[epoch]])
-            for epoch in (0, *config.kept_epochs(), config.epochs)
-        ]
-        if torch.equal(rows[0], rows[-1]):
+            _check(which, epoch, snapshot, shapes, model)
+        first, last = _row(expert[0]), _row(expert[config.epochs])
+        if torch.equal(first, last):
             raise UserError(
                 f"{which} does not move, all its snapshots are the same (the published program "
                 "writes such files on a machine without a GPU); "
                 "train experts with the buffer command."
             )
-        yield path.name, torch.stack(rows[1:-1])
+        yield path.name, torch.stack([_row(expert[epoch]) for epoch in config.kept_epochs()])
+
+
+def _row(snapshot: Sequence[Tensor]) -> Tensor:
+    """The parameters of a snapshot as one flat row (P,) of float32."""
+    return torch.cat([part.detach().float().flatten() for part in snapshot])
+
+
+def _check_length(which: str, expert: Any, config: BufferConfig) -> None:
+    """Raise UserError unless an expert is a list of as many snapshots as the recipe says."""
+    is_list = isinstance(expert, list | tuple)
+    if not is_list or not all(isinstance(snapshot, list | tuple) for snapshot in expert):
+        raise UserError(
+            f"{which} is not a list of snapshots that are lists of tensors, it is "
+            f"{described(expert)}; "
+            "give the replay_buffer files of one buffer."
+        )
+    if len(expert) != config.epochs + 1:
+        advice = "give the replay_buffer files of one buffer."
+        if len(expert) > 1:
+            advice = f"set buffer.epochs {len(expert) - 1}."
+        raise UserError(
+            f"{which} has {len(expert)} snapshots, and buffer.epochs {config.epochs} makes "
+            f"{config.epochs + 1} with the initialisation; {advice}"
+        )
 
 
 def _check(
     which: str,
     epoch: int,
     snapshot: Sequence[Any],
-    names: Sequence[str],
-    shapes: Sequence[torch.Size],
+    shapes: Mapping[str, torch.Size],
     model: str,
 ) -> None:
-    """Raise UserError, naming the first parameter that differs, unless a snapshot is one of this
-    network.
+    """Raise UserError, naming the first parameter that differs, unless a snapshot fits the network.
+
+    `shapes` are those of its parameters, by name, in their order.
     """
-    advice = "name their network with --model or --buffer.model, and their images with --data.name and --data.size"
-    for name, wanted, part in zip(names, shapes, snapshot, strict=False):
+    advice = (
+        "name their network with --model or --buffer.model, and their images with --data.name and "
+        "--data.size"
+    )
+    for (name, wanted), part in zip(shapes.items(), snapshot, strict=False):
         if not is_plain(part) or not part.is_floating_point() or part.shape != wanted:
-            there = f"its {name} is {shape_of(part)} and should be a float tensor of shape {tuple(wanted)}"
-            raise UserError(f"{which} is not of {model}, {there}; {advice}.")
+            raise UserError(
+                f"{which} is not of {model}, its {name} is {shape_of(part)} and should be a float "
+                f"tensor of shape {tuple(wanted)}; {advice}."
+            )
         if not part.float().isfinite().all():
             raise UserError(
                 f"{which} has numbers that are not finite in {name} of snapshot {epoch}; its "
                 "training diverged, get another file."
             )
+    names = list(shapes)
     if len(snapshot) != len(names):
-        where = (
-            f"{names[len(snapshot)]} is missing"
-            if len(snapshot) < len(names)
-            else f"nothing follows {names[-1]} there"
-        )
+        where = f"nothing follows {names[-1]} there"
+        if len(snapshot) < len(names):
+            where = f"{names[len(snapshot)]} is missing"
         raise UserError(
             f"{which} is not of {model}, it has {len(snapshot)} parameter tensors for "
             f"{len(names)} ({where}); {advice}."
         )
 
 
-def export_experts(folder: Path, out: Path, per_file: int = 10) -> list[Path]:
-    """Write the experts of a store into `out` as replay_buffer_0.pt, ..., `per_file` experts a
-    file, float32; returns the files.
+def export(
+    path: Path,
+    format: Format,
+    out: Path,
+    *,
+    per_file: int = PER_FILE,
+    per_shard: int = PER_SHARD,
+) -> list[Path]:
+    """Write an expert store, a run or the folder of a set as files of other programs.
 
-    Raises UserError when the store does not say the shapes of its parameters, or one of the files
-    exists.
+    Args:
+        path: an expert store, a run or the folder of a set.
+        format: mtt, the files of MTT, FTD, TESLA and DATM; of a run or set also webdataset,
+            imagefolder and hub, which hold images of 8 bits.
+        out: the folder to write.
+        per_file: experts in a file of mtt.
+        per_shard: examples in a tar of webdataset.
+
+    Returns:
+        What was written.
+
+    Raises:
+        UserError: a path that holds neither, a format that does not go, and files that exist
+            already.
+    """
+    if not (path / "manifest.json").is_file():
+        return export_of_set(path, format, out, per_shard=per_shard)
+    if format != "mtt":
+        raise UserError(
+            f"{path} holds experts, and format {format} is one of images; set --format mtt."
+        )
+    return export_experts(path, out, per_file)
+
+
+def export_experts(folder: Path, out: Path, per_file: int = PER_FILE) -> list[Path]:
+    """Write the experts of a store into `out` as replay_buffer_0.pt, replay_buffer_1.pt ...
+
+    `per_file` experts lie in a file, as float32. Returns the files. Raises UserError when the store
+    does not say the shapes of its parameters, or one of the files exists.
     """
     if per_file < 1:
         raise UserError(
@@ -282,18 +353,7 @@ def export_experts(folder: Path, out: Path, per_file: int = 10) -> list[Path]:
             "experts into a file."
         )
     source = ExpertStore(folder)
-    shapes = source.manifest.get("shapes")
-    if shapes is None:
-        raise UserError(
-            f"The expert store {folder} was made before stores kept the shapes of parameters; "
-            "make it again with the buffer command."
-        )
-    shapes = [torch.Size(shape) for shape in shapes]
-    if sum(shape.numel() for shape in shapes) != source.num_params:
-        raise UserError(
-            f"The shapes in {folder / 'manifest.json'} are not those of its experts; make the "
-            "store again with the buffer command."
-        )
+    shapes = _shapes(source)
     groups = [
         range(first, min(first + per_file, source.num_experts))
         for first in range(0, source.num_experts, per_file)
@@ -303,20 +363,33 @@ def export_experts(folder: Path, out: Path, per_file: int = 10) -> list[Path]:
     files.make_folder(out)
     with log.progress("export", len(paths)) as bar:
         for path, group in zip(paths, groups, strict=True):
-            save_pt(
-                path,
-                [
-                    [_parameters(row, shapes) for row in source.snapshots(expert, source.epochs)]
-                    for expert in group
-                ],
-            )
+            experts = []
+            for expert in group:
+                rows = source.snapshots(expert, source.epochs)
+                experts.append([_parameters(row, shapes) for row in rows])
+            save_pt(path, experts)
             bar.advance(path.name)
     return paths
 
 
+def _shapes(source: ExpertStore) -> list[torch.Size]:
+    """The shapes of the parameters of the experts of a store, in their order."""
+    shapes = source.manifest.get("shapes")
+    if shapes is None:
+        raise UserError(
+            f"The expert store {source.folder} was made before stores kept the shapes of "
+            "parameters; make it again with the buffer command."
+        )
+    shapes = [torch.Size(shape) for shape in shapes]
+    if sum(shape.numel() for shape in shapes) != source.num_params:
+        raise UserError(
+            f"The shapes in {source.folder / 'manifest.json'} are not those of its experts; make "
+            "the store again with the buffer command."
+        )
+    return shapes
+
+
 def _parameters(row: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
-    """One flat row (P,) as parameter tensors that each own their numbers."""
-    return [
-        part.clone().view(shape)
-        for part, shape in zip(row.split([s.numel() for s in shapes]), shapes, strict=True)
-    ]
+    """One flat row (P,) as parameter tensors, each of which holds numbers of its own."""
+    parts = row.split([shape.numel() for shape in shapes])
+    return [part.clone().view(shape) for part, shape in zip(parts, shapes, strict=True)]

@@ -9,14 +9,14 @@ from torch import nn
 
 from buffers.exchange import load_pt
 from buffers.steps import Step, StepConfig
-from ddengine.artefact.exchange import is_plain, sha256
+from ddengine.artefact.exchange import is_plain, is_state, sha256
 from ddengine.models.torchvision_models import TorchvisionClassifier
 from ddengine.system.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pretrained(StepConfig):
-    """No training: the one expert has torchvision's weights, out of a file that is there already."""
+    """No training: the one expert has torchvision's weights, out of a file that is on disk."""
 
     weights: str = "IMAGENET1K_V1"  # torchvision's name of the weights
     folder: str | None = None  # where the .pth files lie; None: torch hub's cache
@@ -31,18 +31,15 @@ class Pretrained(StepConfig):
         raise TypeError("published weights are read, not trained")
 
     def load(self, network: nn.Module, name: str) -> dict[str, Any]:
-        """Put the weights into `network`, built as `name` (torchvision/NAME), and say which file
-        they came from. Nothing is downloaded.
+        """Put the weights into `network`, and say which file they came from.
 
-        Raises UserError for another network, unknown weights, a file that is not there, or weights
-        that do not fit.
+        The network was built as `name` (torchvision/NAME). Nothing is downloaded. Raises UserError
+        for another network, unknown weights, a file that is not there, or weights that do not fit.
         """
         path, url = self.find(network, name)
         assert isinstance(network, TorchvisionClassifier)  # find refuses others
         state = load_pt(path)
-        if not isinstance(state, dict) or not all(
-            isinstance(key, str) and is_plain(tensor) for key, tensor in state.items()
-        ):
+        if not is_state(state) or not all(map(is_plain, state.values())):
             raise UserError(
                 f"{path} does not hold the weights of a network, tensors by name; download {url} "
                 "in its place."
@@ -67,11 +64,9 @@ class Pretrained(StepConfig):
                 "none; choose one, such as torchvision/resnet18."
             )
         url = self._url(network.name)
-        folder = (
-            Path(torch.hub.get_dir()) / "checkpoints"
-            if self.folder is None
-            else Path(self.folder).expanduser()
-        )
+        folder = Path(torch.hub.get_dir()) / "checkpoints"
+        if self.folder is not None:
+            folder = Path(self.folder).expanduser()
         path = folder / url.rpartition("/")[2]
         if not path.is_file():
             raise UserError(
@@ -94,7 +89,8 @@ class Pretrained(StepConfig):
 
 
 def is_published(path: Path, digest: str) -> bool:
-    """Whether a file is what its name says: torchvision's names end in the first digits of the
-    content's SHA-256.
+    """Whether a file is what its name says.
+
+    torchvision's names end in the first digits of the content's SHA-256.
     """
     return digest.startswith(path.stem.rpartition("-")[2])

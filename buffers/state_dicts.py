@@ -1,9 +1,9 @@
-"""Networks that others have trained, as the last snapshots of an expert store: state dicts of
-torch, and safetensors files.
+"""Networks that others have trained, as the last snapshots of an expert store.
 
-A state dict lies in a file alone or in a checkpoint, under a key such as state_dict, model or net.
-Its names may have prefixes that wrappers put before them (module., _orig_mod., model.), or be those
-of another implementation of the same network, which are then matched in their order.
+They come as state dicts of torch, or safetensors files. A state dict lies in a file alone or in a
+checkpoint, under a key such as state_dict, model or net. Its names may have prefixes that wrappers
+put before them (module., _orig_mod., model.), or be those of another implementation of the same
+network, which are then matched in their order.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +19,7 @@ from ddengine.artefact.exchange import described, is_plain, is_state, sha256, sh
 from ddengine.data import Data
 from ddengine.learning import training
 from ddengine.learning.flat import flatten, flatten_buffers
+from ddengine.models.torchvision_models import TorchvisionClassifier
 from ddengine.recipe import BufferConfig, DataConfig
 from ddengine.system import files, log
 from ddengine.system.errors import UserError
@@ -28,20 +29,24 @@ from ddengine.system.rng import generator
 KEYS = ("state_dict", "model", "net", "model_state_dict", "network", "state_dict_ema", "model_ema")
 # of BatchNorm, which older files are without and nothing here reads
 COUNTER = "num_batches_tracked"
+ADVICE = (
+    "name the network with --model or --teachers, and the images with --data.name and --data.size"
+)
 
 
 def find(content: Any) -> Mapping[str, Tensor] | None:
-    """The state dict in the content of a file, alone or in a checkpoint; None where there is none,
-    or several of unknown purpose.
+    """The state dict in the content of a file, alone or in a checkpoint.
+
+    None where there is none, or several of unknown purpose.
     """
     if is_state(content):
         return content
     if not isinstance(content, Mapping):
         return None
     states = {key: value for key, value in content.items() if is_state(value)}
-    known = [key for key in KEYS if key in states]
-    if known:
-        return states[known[0]]
+    for key in KEYS:
+        if key in states:
+            return states[key]
     return next(iter(states.values())) if len(states) == 1 else None
 
 
@@ -67,44 +72,60 @@ def read(path: Path, model: str, new_model: Callable[[Generator], nn.Module]) ->
             "network.state_dict() with torch.save."
         )
     network = new_model(generator(0))
-    own = network.state_dict()
-    needed = [name for name in own if not name.endswith(COUNTER)]
-    given = _named(
-        network,
-        {name: tensor for name, tensor in state.items() if not name.endswith(COUNTER)},
-        needed,
-    )
-    by_name = given is not None
-    if given is None:
-        given = _in_order(state, own, needed)
-    if given is None:
-        raise UserError(_mismatch(path, model, network, state, own, needed))
-    for name in needed:
-        tensor = given[name]
-        if not is_plain(tensor) or not tensor.is_floating_point():
-            raise UserError(
-                f"The network in {path} is not one of {model}, its {name} is {shape_of(tensor)}; "
-                "save its state dict as floats."
-            )
-        if tuple(tensor.shape) != tuple(own[name].shape):
-            raise UserError(
-                f"The network in {path} is not {model} for these images: its {name} is "
-                f"{shape_of(tensor)}, and {tuple(own[name].shape)} is needed; "
-                "name the network with --model or --teachers, and the images with --data.name and "
-                "--data.size."
-            )
-        if not tensor.float().isfinite().all():
-            raise UserError(
-                f"The network in {path} has numbers that are not finite in {name}; its training "
-                "diverged, get another file."
-            )
-        if name.endswith("running_var") and bool((tensor < 0).any()):
-            raise UserError(
-                f"The network in {path} has negative variances in {name}, which no training "
-                "leaves behind; get another file."
-            )
-        own[name].copy_(tensor.detach())
+    wanted = Wanted.of(network)
+    given = {name: tensor for name, tensor in state.items() if not name.endswith(COUNTER)}
+    fitting = _named(network, given, wanted)
+    by_name = fitting is not None
+    if fitting is None:
+        fitting = _in_order(given, wanted)
+    if fitting is None:
+        raise UserError(
+            f"The network in {path} is not {model}{_difference(given, wanted)}; {ADVICE}."
+        )
+    for name in wanted.names:
+        _check(path, model, name, fitting[name], wanted.tensors[name])
+        wanted.tensors[name].copy_(fitting[name].detach())
     return Teacher(path, network.eval(), by_name)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The tensors that a network needs."""
+
+    tensors: Mapping[
+        str, Tensor
+    ]  # those of the network itself, so what is copied there stays there
+    names: Sequence[str]  # without counters, in their order
+
+    @classmethod
+    def of(cls, network: nn.Module) -> "Wanted":
+        """Those of a network."""
+        tensors = network.state_dict()
+        return cls(tensors, [name for name in tensors if not name.endswith(COUNTER)])
+
+
+def _check(path: Path, model: str, name: str, tensor: Any, wanted: Tensor) -> None:
+    """Raise UserError for a tensor that cannot be the one of this name."""
+    if not is_plain(tensor) or not tensor.is_floating_point():
+        raise UserError(
+            f"The network in {path} is not one of {model}, its {name} is {shape_of(tensor)}; "
+            "save its state dict as floats."
+        )
+    if tuple(tensor.shape) != tuple(wanted.shape):
+        raise UserError(
+            f"The network in {path} is not {model} for these images: its {name} is "
+            f"{shape_of(tensor)}, and {tuple(wanted.shape)} is needed; {ADVICE}."
+        )
+    if not tensor.float().isfinite().all():
+        raise UserError(
+            f"The network in {path} has numbers that are not finite in {name}; its training "
+            "diverged, get another file."
+        )
+    if name.endswith("running_var") and bool((tensor < 0).any()):
+        raise UserError(
+            f"The network in {path} has negative variances in {name}, which no training "
+            "leaves behind; get another file."
+        )
 
 
 def load_any(path: Path) -> Any:
@@ -116,93 +137,91 @@ def is_safetensors(path: Path) -> bool:
     """Whether a file begins as safetensors files do: eight bytes of length, then JSON."""
     with path.open("rb") as file:
         head = file.read(9)
-    return (
-        len(head) == 9
-        and head[8:] == b"{"
-        and int.from_bytes(head[:8], "little") < path.stat().st_size
-    )
+    if len(head) < 9 or head[8:] != b"{":
+        return False
+    return int.from_bytes(head[:8], "little") < path.stat().st_size
 
 
 def _named(
-    network: nn.Module, state: Mapping[str, Tensor], needed: Sequence[str]
+    network: nn.Module, given: Mapping[str, Tensor], wanted: Wanted
 ) -> dict[str, Tensor] | None:
-    """The tensors by the network's own names: as they are, without a prefix that all have, or by
-    the names of torchvision; None where none fit.
+    """The tensors by the network's own names; None where none fit.
+
+    The names fit as they are, without a prefix that all have, or as those of torchvision.
     """
-    names = list(state)
-    parts = [name.split(".") for name in names]
+    parts = [name.split(".") for name in given]
     shared = 0
     while all(len(part) > shared + 1 and part[shared] == parts[0][shared] for part in parts):
         shared += 1
-    wanted = set(needed)
+    needed = set(wanted.names)
     for cut in range(shared + 1):
-        plain = {".".join(part[cut:]): state[name] for name, part in zip(names, parts, strict=True)}
-        if set(plain) == wanted:
+        names = [".".join(part[cut:]) for part in parts]
+        plain = dict(zip(names, given.values(), strict=True))
+        if set(plain) == needed:
             return plain
-        # of torchvision's networks, whose last layer lies apart
-        if (path := getattr(network, "head_path", None)) is not None:
-            split = {
-                f"head.{name.removeprefix(f'{path}.')}"
-                if name.startswith(f"{path}.")
-                else f"body.{name}": plain[name]
-                for name in plain
-            }
-            if set(split) == wanted:
+        if isinstance(network, TorchvisionClassifier):
+            split = {_of_torchvision(name, network.head_path): plain[name] for name in plain}
+            if set(split) == needed:
                 return split
     return None
 
 
-def _in_order(
-    state: Mapping[str, Tensor], own: Mapping[str, Tensor], needed: Sequence[str]
-) -> dict[str, Tensor] | None:
-    """The tensors in their order, where kind (weight, bias, running mean ...) and shape of all
-    agree and hardly a name does; else None.
+def _of_torchvision(name: str, head_path: str) -> str:
+    """The name of a tensor of one of torchvision's networks, whose last layer lies apart here."""
+    if name.startswith(f"{head_path}."):
+        return f"head.{name.removeprefix(f'{head_path}.')}"
+    return f"body.{name}"
+
+
+def _in_order(given: Mapping[str, Tensor], wanted: Wanted) -> dict[str, Tensor] | None:
+    """The tensors in their order, where all agree in kind and shape and hardly any in name.
+
+    The kind is the last part of the name: weight, bias, running mean ... None where they do not.
     """
-    names = [name for name in state if not name.endswith(COUNTER)]
-    if len(names) != len(needed) or 2 * len(_stripped(names) & set(needed)) > len(needed):
+    if len(given) != len(wanted.names):
         return None
-    same = (
-        there.rpartition(".")[2] == here.rpartition(".")[2]
-        and state[there].shape == own[here].shape
-        for there, here in zip(names, needed, strict=True)
-    )
-    return dict(zip(needed, (state[name] for name in names), strict=True)) if all(same) else None
+    if 2 * len(_stripped(list(given)) & set(wanted.names)) > len(wanted.names):
+        return None
+    for name, needed in zip(given, wanted.names, strict=True):
+        if not _alike(name, given[name], needed, wanted):
+            return None
+    return dict(zip(wanted.names, given.values(), strict=True))
+
+
+def _alike(name: str, tensor: Tensor, needed: str, wanted: Wanted) -> bool:
+    """Whether a tensor agrees in kind and shape with the one that is needed."""
+    same_kind = name.rpartition(".")[2] == needed.rpartition(".")[2]
+    return same_kind and tensor.shape == wanted.tensors[needed].shape
 
 
 def _stripped(names: Sequence[str]) -> set[str]:
-    """Names, and what is left of them without their first parts."""
-    parts = [name.split(".") for name in names]
-    return {".".join(part[cut:]) for part in parts for cut in range(min(3, len(part)))}
+    """Names, and what is left of them without their first one or two parts."""
+    stripped = set()
+    for name in names:
+        parts = name.split(".")
+        for cut in range(min(3, len(parts))):
+            stripped.add(".".join(parts[cut:]))
+    return stripped
 
 
-def _mismatch(
-    path: Path,
-    model: str,
-    network: nn.Module,
-    state: Mapping[str, Tensor],
-    own: Mapping[str, Tensor],
-    needed: Sequence[str],
-) -> str:
-    """What differs first, in words."""
-    names = [name for name in state if not name.endswith(COUNTER)]
+def _difference(given: Mapping[str, Tensor], wanted: Wanted) -> str:
+    """What differs first between the tensors of a file and those of the network, in words."""
+    names = list(given)
     plain = _stripped(names)
-    advice = "name the network with --model or --teachers, and the images with --data.name and --data.size"
-    if missing := [name for name in needed if name not in plain]:
-        if len(missing) < len(needed):
-            return f"The network in {path} is not {model}, its {missing[0]} is missing; {advice}."
-        for there, here in zip(names, needed, strict=False):
-            if (
-                there.rpartition(".")[2] != here.rpartition(".")[2]
-                or state[there].shape != own[here].shape
-            ):
-                return (
-                    f"The network in {path} is not {model}: {there}, {shape_of(state[there])}, "
-                    f"stands where {here}, a tensor of shape "
-                    f"{tuple(own[here].shape)}, should; {advice}."
-                )
-        return f"The network in {path} is not {model}, it has {len(names)} tensors for {len(needed)}; {advice}."
-    extra = [name for name in names if not _stripped([name]) & set(needed)]
-    return f"The network in {path} is not {model}, which has no {extra[0] if extra else names[-1]}; {advice}."
+    missing = [name for name in wanted.names if name not in plain]
+    if not missing:
+        needed = set(wanted.names)
+        extra = [name for name in names if not _stripped([name]) & needed]
+        return f", which has no {extra[0] if extra else names[-1]}"
+    if len(missing) < len(wanted.names):
+        return f", its {missing[0]} is missing"
+    for name, needed_name in zip(names, wanted.names, strict=False):
+        if not _alike(name, given[name], needed_name, wanted):
+            return (
+                f": {name}, {shape_of(given[name])}, stands where {needed_name}, a tensor of shape "
+                f"{tuple(wanted.tensors[needed_name].shape)}, should"
+            )
+    return f", it has {len(names)} tensors for {len(wanted.names)}"
 
 
 def import_networks(
@@ -213,33 +232,22 @@ def import_networks(
     config: BufferConfig,
     model: str,
 ) -> None:
-    """Make the store in `folder` of networks built as `model`, one expert each with its last
-    snapshot alone, BatchNorm statistics included.
+    """Make the store in `folder` of networks built as `model`, one expert each.
 
-    The folder appears when all are written; a store of the same files and settings is left alone.
-    Raises UserError where the folder holds something else.
+    An expert is its last snapshot alone, BatchNorm statistics included. The folder appears when all
+    are written; a store of the same files and settings is left alone. Raises UserError where the
+    folder holds something else.
     """
     imported = files_digest([teacher.path for teacher in teachers])
     content = store.imported_identity(data.train.digest, data_config, config, model, imported)
     shapes = store.shapes_of(teachers[0].network)
-    if not store.is_new(folder, content, config, data.train.preprocess, shapes):
+    preprocess = data.train.preprocess
+    if not store.is_new(folder, content, config, preprocess, shapes):
         return
     files.make_folder(folder.parent)
     with files.replacing(folder) as temporary:
-        store.open_for_writing(
-            temporary, content, config.kept_epochs(), data.train.preprocess, shapes=shapes
-        )
+        store.open_for_writing(temporary, content, config.kept_epochs(), preprocess, shapes=shapes)
         for i, teacher in enumerate(teachers):
-            metrics: dict[str, Any] = {
-                "file": teacher.path.name,
-                "sha256": sha256(teacher.path),
-                "train_loss": [],
-            }
-            metrics["validation_accuracy"] = (
-                []
-                if data.validation is None
-                else [training.accuracy(teacher.network, data.validation)]
-            )
             buffers = flatten_buffers(teacher.network)
             store.write_expert(
                 temporary,
@@ -247,10 +255,24 @@ def import_networks(
                 flatten(teacher.network)[None],
                 None if buffers is None else buffers[None],
                 config.dtype,
-                metrics,
+                _metrics(teacher, data),
             )
-    if not all(teacher.by_name for teacher in teachers):
+    in_order = [teacher.path.name for teacher in teachers if not teacher.by_name]
+    if in_order:
         log.say(
-            f"the names in {', '.join(t.path.name for t in teachers if not t.by_name)} are not "
-            f"those of {model}; tensors were matched in order"
+            f"the names in {', '.join(in_order)} are not those of {model}; tensors were matched in "
+            "order"
         )
+
+
+def _metrics(teacher: Teacher, data: Data) -> dict[str, Any]:
+    """What a store says of an expert: where it is from, and how good it is."""
+    accuracies = []
+    if data.validation is not None:
+        accuracies.append(training.accuracy(teacher.network, data.validation))
+    return {
+        "file": teacher.path.name,
+        "sha256": sha256(teacher.path),
+        "train_loss": [],
+        "validation_accuracy": accuracies,
+    }

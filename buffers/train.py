@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from ddengine.data import Data
 from ddengine.learning import augment, training
-from ddengine.learning.flat import flatten, flatten_buffers, is_dropout
+from ddengine.learning.flat import flatten, flatten_buffers
+from ddengine.models.dropout import is_dropout
 from ddengine.recipe import BufferConfig
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator, scoped

@@ -240,7 +240,7 @@ def _six_digits(values: torch.Tensor) -> list[float]:
 
 
 def _bytes_of_source(meta: Mapping[str, Any]) -> tuple[str | None, str | None]:
-    """(bytes of the training images in use, those of the whole training split where they differ)."""
+    """(bytes of the training images in use, of the whole training split where they differ)."""
     raw, split = at(meta, "raw_bytes"), at(meta, "dataset_bytes")
     if not isinstance(raw, int) or raw <= 0:
         return None, None

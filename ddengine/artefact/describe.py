@@ -1,12 +1,11 @@
-"""What lies in a folder or a file: expert stores, runs, distilled sets, evaluations, tensors.
-
-For `run.py inspect`.
+"""What lies in a folder or a file, for `inspect`: stores, runs, sets, evaluations, tensors.
 
 Reads headers and small JSON files, and the numbers of small sets to say whether they can be used;
 never a large tensor.
 """
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,11 @@ from rich.table import Table
 from rich.text import Text
 
 from ddengine.artefact import folder as folders
+from ddengine.artefact import markdown
+from ddengine.artefact.card import bytes_by_part
+from ddengine.artefact.markdown import at
 from ddengine.data.stored import read_preprocess
+from ddengine.evaluation.protocol import words
 from ddengine.evaluation.tables import notes, table
 from ddengine.system import files, log
 from ddengine.system.errors import UserError
@@ -26,9 +29,14 @@ from ddengine.system.log import size
 
 PARQUET = "*.parquet"
 CPU = torch.device("cpu")
+Shapes = Mapping[str, tuple[list[int], str]]  # shape and type of each tensor by name
 SHOWN = 60  # rows of a long list
 LONGEST = 60  # characters of a value out of a file's metadata
 UNREADABLE = "cannot be read"
+RUN_HEAD = ("name", "recipe", "images, ipc", "state", "last loss", "accuracy %", "size")
+STORE_HEAD = ("name", "network", "dataset", "experts", "epochs", "validation %", "size")
+SHOWN_CLASSES = 10  # names of classes
+LABELS = {"class": "classes", "logits": "soft labels"}  # target_kind of meta.json in words
 # bytes of the largest file whose numbers are looked at, to say whether they can be used
 CHECKED = 2**28
 
@@ -48,34 +56,36 @@ def describe(path: Path) -> list[Part]:
         raise UserError(f"{path} does not exist; check the path.")
     if path.is_file():
         return _file(path)
-    if (path / "manifest.json").is_file():
-        return _store(path)
-    if (path / "recipe.json").is_file():
-        return _run(path)
-    if (path / "meta.json").is_file():
-        return _set(path)
+    for name, read in OF_FOLDERS.items():
+        if (path / name).is_file():
+            return read(path)
     if (path / "evaluation.json").is_file():
         return _evaluation(path / "evaluation.json")
-    folders = sorted(
-        p for p in path.iterdir() if p.is_dir() and not p.name.startswith(files.TEMPORARY)
-    )
-    parts = []
-    if found := [
-        p for p in folders if (p / "recipe.json").is_file() or (p / "meta.json").is_file()
-    ]:
-        head = ("name", "recipe", "images, ipc", "state", "last loss", "accuracy %", "size")
-        parts.append(Part(f"Runs in {path}: {len(found)}", [_run_row(p) for p in found], head))
-    if found := [p for p in folders if (p / "manifest.json").is_file()]:
-        head = ("name", "network", "dataset", "experts", "epochs", "validation %", "size")
-        parts.append(
-            Part(f"Expert stores in {path}: {len(found)}", [_store_row(p) for p in found], head)
-        )
+    parts = _folder_of_folders(path)
     if parts:
         return parts
     raise UserError(
         f"{path} is no expert store, run, distilled set or folder of such; "
         "give a folder that buffer, distill, select or import wrote, or a file in one."
     )
+
+
+def _folder_of_folders(path: Path) -> list[Part]:
+    """Tables of the runs and of the stores in a folder; none of what it does not hold."""
+    runs, stores = [], []
+    for folder in sorted(path.iterdir()):
+        if not folder.is_dir() or folder.name.startswith(files.TEMPORARY):
+            continue
+        if (folder / "recipe.json").is_file() or (folder / "meta.json").is_file():
+            runs.append(_run_row(folder))
+        if (folder / "manifest.json").is_file():
+            stores.append(_store_row(folder))
+    parts = []
+    if runs:
+        parts.append(Part(f"Runs in {path}: {len(runs)}", runs, RUN_HEAD))
+    if stores:
+        parts.append(Part(f"Expert stores in {path}: {len(stores)}", stores, STORE_HEAD))
+    return parts
 
 
 def shown(parts: Iterable[Part]) -> Group:
@@ -93,21 +103,17 @@ def shown(parts: Iterable[Part]) -> Group:
         for i, name in enumerate(part.head or ("", "")):
             drawing.add_column(Text(name), overflow="fold", no_wrap=not part.head and i == 0)
         for row in part.rows:
-            # it may come from anywhere
-            drawing.add_row(
-                *(Text("".join(ch if ch.isprintable() else "?" for ch in cell)) for cell in row)
-            )
+            drawing.add_row(*map(_printable, row))
         drawn += [drawing, ""]
     return Group(*drawn[:-1])
 
 
+def _printable(cell: str) -> Text:
+    """A cell, which may come from anywhere, without what moves the cursor of a terminal."""
+    return Text("".join(ch if ch.isprintable() else "?" for ch in cell))
+
+
 # Facts
-
-
-def _at(value: Any, *keys: str) -> Any:
-    for key in keys:
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return value
 
 
 def _rows(*pairs: tuple[str, Any]) -> list[tuple[str, ...]]:
@@ -136,62 +142,74 @@ def _maybe(path: Path) -> dict[str, Any]:
 
 def _bytes_of(path: Path) -> int:
     """Bytes on disk of a file, or of all files in a folder."""
-    return (
-        path.stat().st_size
-        if path.is_file()
-        else sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
-    )
+    if path.is_file():
+        return path.stat().st_size
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
 
 
 def _percent(value: Any) -> str | None:
-    return f"{100 * value:.1f}" if isinstance(value, int | float) else None
+    """A fraction in percent; None for what is no number."""
+    return f"{100 * value:.1f}" if _is_number(value) else None
+
+
+def _duration(value: Any) -> str | None:
+    """A number of seconds in words; None for what is no number."""
+    return log.duration(value) if _is_number(value) else None
+
+
+def _size(value: Any) -> str | None:
+    """A number of bytes in words; None for what is no number."""
+    return size(value) if _is_number(value) else None
 
 
 def _ordered(values: Sequence[Any]) -> str:
     """Whole numbers in short: 0 to 10, or 0, 5, 10."""
     if len(values) > 2 and list(values) == list(range(values[0], values[0] + len(values))):
         return f"{values[0]} to {values[-1]}"
-    return ", ".join(map(str, values[:SHOWN])) + (", ..." if len(values) > SHOWN else "")
-
-
-def _words(value: Any) -> str | None:
-    return ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, Mapping) else None
+    more = ", ..." if len(values) > SHOWN else ""
+    return ", ".join(map(str, values[:SHOWN])) + more
 
 
 # Expert stores
 
 
-def _header(path: Path) -> tuple[dict[str, str], dict[str, tuple[list[int], str]]]:
+def _header(path: Path) -> tuple[dict[str, str], Shapes]:
     """(metadata, shape and type of each tensor) of a safetensors file."""
+    shapes = {}
     with files.reading_tensors(path) as file:
-        slices = {name: file.get_slice(name) for name in file.keys()}
-        return file.metadata() or {}, {
-            name: (part.get_shape(), part.get_dtype()) for name, part in slices.items()
-        }
+        for name in file.keys():
+            part = file.get_slice(name)
+            shapes[name] = (part.get_shape(), part.get_dtype())
+        return file.metadata() or {}, shapes
 
 
 def _metrics(path: Path) -> dict[str, Any] | None:
     """What was measured while an expert was trained; None for a damaged shard."""
     try:
-        found = json.loads(_header(path)[0].get("metrics", "{}"))
+        metrics = json.loads(_header(path)[0].get("metrics", "{}"))
     except (UserError, ValueError):
         return None
-    return found if isinstance(found, dict) else None
+    return metrics if isinstance(metrics, dict) else None
 
 
 def _last_accuracy(metrics: Iterable[dict[str, Any] | None]) -> list[float]:
     """Validation accuracy after the last epoch, of the experts that have one."""
-    last = [
-        found["validation_accuracy"][-1]
-        for found in metrics
-        if found and found.get("validation_accuracy")
-    ]
-    return [accuracy for accuracy in last if accuracy is not None]
+    last = []
+    for measured in metrics:
+        accuracies = (measured or {}).get("validation_accuracy")
+        if accuracies and accuracies[-1] is not None:
+            last.append(accuracies[-1])
+    return last
 
 
 def _shards(path: Path) -> list[Path]:
-    """The files of the experts of a store, in the order of their numbers, which have more digits
-    from the 10,000th on.
+    """The files of the experts of a store, in the order of their numbers.
+
+    The numbers have more digits from the 10,000th on.
     """
     return sorted(
         path.glob("expert_*.safetensors"), key=lambda shard: (len(shard.name), shard.name)
@@ -199,6 +217,7 @@ def _shards(path: Path) -> list[Path]:
 
 
 def _store(path: Path) -> list[Part]:
+    """An expert store."""
     manifest = _object(path / "manifest.json")
     identity, epochs = manifest.get("identity"), manifest.get("epochs")
     if not isinstance(identity, dict) or not isinstance(epochs, list):
@@ -207,92 +226,85 @@ def _store(path: Path) -> list[Part]:
             "buffer wrote."
         )
     shards = _shards(path)
-    metrics = {shard: _metrics(shard) for shard in shards}
-    damaged = [shard.name for shard, found in metrics.items() if found is None]
+    metrics = {shard.name: _metrics(shard) for shard in shards}
+    damaged = [name for name, measured in metrics.items() if measured is None]
     damaged += _problem(path / "preprocess.safetensors", read_preprocess)
     last = _last_accuracy(metrics.values())
-    seconds = sum(found.get("seconds", 0.0) for found in metrics.values() if found)
-    numbers = sum(_product(shape) for shape in manifest.get("shapes", []))
-    step = _at(identity, "buffer", "step")
+    seconds = sum((measured or {}).get("seconds", 0.0) for measured in metrics.values())
+    numbers = sum(math.prod(shape) for shape in manifest.get("shapes", []))
     rows = _rows(
-        ("network", _at(identity, "model")),
-        ("dataset", _at(identity, "dataset")),
-        ("whitened (ZCA)", _at(identity, "zca")),
+        ("network", at(identity, "model")),
+        ("dataset", at(identity, "dataset")),
+        ("whitened (ZCA)", at(identity, "zca")),
         ("experts", len(shards)),
-        ("epochs of training", _at(identity, "buffer", "epochs")),
-        ("epochs kept", _ordered(epochs) if epochs else None),
+        ("epochs of training", at(identity, "buffer", "epochs")),
+        ("epochs kept", _ordered(epochs)),
         ("parameters", f"{numbers:,}" if numbers else None),
-        (
-            "training step",
-            f"{step.get('type', 'Sgd')}, lr {step['lr']:g}"
-            if isinstance(step, Mapping) and "lr" in step
-            else _at(step, "type"),
-        ),
+        ("training step", _step(at(identity, "buffer", "step"))),
         (
             "validation accuracy %, last epoch",
             f"{_span(last)} ({len(last)} experts)" if last else None,
         ),
         ("training time", log.duration(seconds) if seconds else None),
-        ("seed", _at(identity, "seed")),
-        ("precision", _at(identity, "precision")),
-        ("digest of the images", _at(identity, "images")),
-        ("imported from files of digest", _at(identity, "imported")),
+        ("seed", at(identity, "seed")),
+        ("precision", at(identity, "precision")),
+        ("digest of the images", at(identity, "images")),
+        ("imported from files of digest", at(identity, "imported")),
         ("fingerprint", manifest.get("fingerprint")),
-        (
-            "size on disk",
-            f"{size(_bytes_of(path))}, {size(_bytes_of(shards[0]))} an expert"
-            if shards
-            else size(_bytes_of(path)),
-        ),
-        ("damaged", ", ".join(damaged) or None),
+        ("size on disk", _size_of_store(path, shards)),
+        ("damaged", ", ".join(damaged)),
     )
     return [Part(f"Expert store {path}", rows)]
 
 
-def _product(shape: Sequence[int]) -> int:
-    number = 1
-    for side in shape:
-        number *= side
-    return number
+def _step(step: Any) -> str | None:
+    """The training step of the experts, with its rate where it says one."""
+    if isinstance(step, Mapping) and "lr" in step:
+        return f"{step.get('type', 'Sgd')}, lr {step['lr']:g}"
+    return at(step, "type")
+
+
+def _size_of_store(path: Path, shards: Sequence[Path]) -> str:
+    """Bytes on disk in all, and of an expert."""
+    total = size(_bytes_of(path))
+    return f"{total}, {size(_bytes_of(shards[0]))} an expert" if shards else total
 
 
 def _span(values: Sequence[float]) -> str:
     """Mean and range of fractions, in percent."""
     mean = f"{100 * sum(values) / len(values):.1f}"
-    return (
-        mean
-        if len(values) == 1
-        else f"{mean}, from {100 * min(values):.1f} to {100 * max(values):.1f}"
-    )
+    if len(values) == 1:
+        return mean
+    return f"{mean}, from {100 * min(values):.1f} to {100 * max(values):.1f}"
 
 
 def _store_row(path: Path) -> tuple[str, ...]:
-    manifest = _maybe(path / "manifest.json")
-    identity, shards = manifest.get("identity"), _shards(path)
-    last = _last_accuracy(map(_metrics, shards))
+    """A line of a table of expert stores."""
+    manifest, shards = _maybe(path / "manifest.json"), _shards(path)
     if not manifest:
         return (path.name, UNREADABLE, "", str(len(shards)), "", "", size(_bytes_of(path)))
-    facts = (
-        _at(identity, "model"),
-        _at(identity, "dataset"),
-        len(shards),
-        _at(identity, "buffer", "epochs"),
-    )
+    identity = manifest.get("identity")
+    last = _last_accuracy(map(_metrics, shards))
     return (
         path.name,
-        *(str("-" if fact is None else fact) for fact in facts),
+        _or_dash(at(identity, "model")),
+        _or_dash(at(identity, "dataset")),
+        str(len(shards)),
+        _or_dash(at(identity, "buffer", "epochs")),
         _span(last) if last else "-",
         size(_bytes_of(path)),
     )
+
+
+def _or_dash(fact: Any) -> str:
+    return "-" if fact is None else str(fact)
 
 
 # Runs
 
 
 def _last_event(path: Path, key: str) -> tuple[Any, Any]:
-    """(step, value) of the last line of metrics.jsonl that has `key`; (None, None) where no line
-    has.
-    """
+    """(step, value) of the last line of metrics.jsonl that has `key`; (None, None) without one."""
     try:
         lines = path.read_bytes().splitlines()
     except OSError:
@@ -302,7 +314,7 @@ def _last_event(path: Path, key: str) -> tuple[Any, Any]:
             event = json.loads(line)
         except ValueError:  # the line that a kill cut off
             continue
-        if _at(event, key) is not None:
+        if at(event, key) is not None:
             return event.get("step"), event[key]
     return None, None
 
@@ -322,53 +334,44 @@ def _state(run: Path, recipe: Any) -> str:
     """Whether a run is finished, and how far it got."""
     if (run / "distilled" / "meta.json").is_file() or (run / "meta.json").is_file():
         return "finished"
-    step, steps = _checkpoint_step(run), _at(recipe, "outer", "steps")
-    return "unfinished, " + (
-        "before its first checkpoint"
-        if step is None
-        else f"at step {step}" + (f" of {steps}" if steps is not None else "")
-    )
+    step, steps = _checkpoint_step(run), at(recipe, "outer", "steps")
+    if step is None:
+        return "unfinished, before its first checkpoint"
+    of_steps = "" if steps is None else f" of {steps}"
+    return f"unfinished, at step {step}{of_steps}"
 
 
 def _origin(meta: Mapping[str, Any]) -> str | None:
     """How a set was made, where it was not distilled here."""
-    if kind := _at(meta, "selected", "kind"):
+    kind, merged = at(meta, "selected", "kind"), meta.get("merged")
+    if kind:
         return f"selected by {kind}"
-    if isinstance(merged := meta.get("merged"), list):
+    if isinstance(merged, list):
         return f"merged from {len(merged)} sets"
     return "imported" if "imported" in meta else None
 
 
 def _run(path: Path) -> list[Part]:
+    """A run, and the set that it ended with."""
     content = _object(path / "recipe.json")
     recipe = content.get("recipe", {})
     meta = _maybe(path / "distilled" / "meta.json")
-    step, loss = _last_event(path / "metrics.jsonl", "loss")
-    at, validation = _last_event(path / "metrics.jsonl", "validation_accuracy")
-    seconds = _at(meta, "distillation", "seconds")
-    peak = _at(meta, "distillation", "peak_memory_bytes")
-    there = sorted(
-        f"{p.name}/" if p.is_dir() else p.name for p in path.iterdir() if not p.name.startswith(".")
-    )
+    origin = _origin(meta)
     rows = _rows(
         ("state", _state(path, recipe)),
-        ("recipe", _at(recipe, "name")),
-        ("origin", _origin(meta)),
-        ("dataset", _at(recipe, "data", "name")),
-        ("images per class", _at(recipe, "ipc")),
-        ("network", _at(recipe, "model")),
-        ("objective", _at(recipe, "objective", "type") if not _origin(meta) else None),
+        ("recipe", at(recipe, "name")),
+        ("origin", origin),
+        ("dataset", at(recipe, "data", "name")),
+        ("images per class", at(recipe, "ipc")),
+        ("network", at(recipe, "model")),
+        ("objective", None if origin else at(recipe, "objective", "type")),
         ("seed", content.get("seed")),
         ("precision", content.get("precision")),
         ("checkpoint at step", _checkpoint_step(path)),
-        ("last loss", f"{loss:.6g} at step {step}" if isinstance(loss, int | float) else None),
-        (
-            "last validation accuracy %",
-            f"{_percent(validation)} at step {at}" if validation is not None else None,
-        ),
-        ("time of the steps", log.duration(seconds) if isinstance(seconds, int | float) else None),
-        ("peak memory", size(peak) if isinstance(peak, int | float) else None),
-        ("files", ", ".join(there)),
+        *_progress(path / "metrics.jsonl"),
+        ("time of the steps", _duration(at(meta, "distillation", "seconds"))),
+        ("peak memory", _size(at(meta, "distillation", "peak_memory_bytes"))),
+        ("files", ", ".join(_names(path))),
         ("size on disk", size(_bytes_of(path))),
     )
     parts = [Part(f"Run {path}", rows)]
@@ -377,30 +380,52 @@ def _run(path: Path) -> list[Part]:
     return parts
 
 
+def _progress(metrics: Path) -> list[tuple[str, Any]]:
+    """The last loss and the last validation accuracy of a run, with their steps."""
+    step, loss = _last_event(metrics, "loss")
+    tested, validation = _last_event(metrics, "validation_accuracy")
+    facts = []
+    if _is_number(loss):
+        facts.append(("last loss", f"{loss:.6g} at step {step}"))
+    if validation is not None:
+        accuracy = f"{_percent(validation)} at step {tested}"
+        facts.append(("last validation accuracy %", accuracy))
+    return facts
+
+
+def _names(folder: Path) -> list[str]:
+    """What lies in a folder, but hidden files; folders end with a slash."""
+    names = []
+    for path in folder.iterdir():
+        if not path.name.startswith("."):
+            names.append(f"{path.name}/" if path.is_dir() else path.name)
+    return sorted(names)
+
+
 def _run_row(path: Path) -> tuple[str, ...]:
     """A line of a table of runs; of imported sets, which are a folder without a run, too."""
-    content, meta = (
-        _maybe(path / "recipe.json"),
-        _maybe(path / "distilled" / "meta.json") or _maybe(path / "meta.json"),
-    )
+    content = _maybe(path / "recipe.json")
+    meta = _maybe(path / "distilled" / "meta.json") or _maybe(path / "meta.json")
     if not content and not meta:
         return (path.name, UNREADABLE, "", "", "", "", size(_bytes_of(path)))
     recipe = content.get("recipe") or meta.get("recipe")
     _, loss = _last_event(path / "metrics.jsonl", "loss")
-    row = _own_row(_maybe(path / "evaluation.json"))
+    row = _row_of_set(_maybe(path / "evaluation.json"))
+    accuracy = "diverged" if at(row, "diverged") else "-"
     origin = _origin(meta)
+    name = str(at(recipe, "name") or "-")
     return (
         path.name,
-        str(_at(recipe, "name") or "-") + (f" ({origin})" if origin else ""),
-        f"{_at(recipe, 'data', 'name') or '-'}, {_at(recipe, 'ipc') or '-'}",
+        f"{name} ({origin})" if origin else name,
+        f"{at(recipe, 'data', 'name') or '-'}, {at(recipe, 'ipc') or '-'}",
         _state(path, recipe),
-        f"{loss:.4g}" if isinstance(loss, int | float) else "-",
-        _percent(_at(row, "accuracy_mean")) or ("diverged" if _at(row, "diverged") else "-"),
+        f"{loss:.4g}" if _is_number(loss) else "-",
+        _percent(at(row, "accuracy_mean")) or accuracy,
         size(_bytes_of(path)),
     )
 
 
-def _own_row(evaluation: Mapping[str, Any]) -> Any:
+def _row_of_set(evaluation: Mapping[str, Any]) -> Any:
     """The row of the set itself, which is the first."""
     rows = evaluation.get("rows")
     return rows[0] if isinstance(rows, list) and rows else None
@@ -410,110 +435,133 @@ def _own_row(evaluation: Mapping[str, Any]) -> Any:
 
 
 def _set(path: Path) -> list[Part]:
+    """The folder of a set."""
     meta = _object(path / "meta.json")
     if "codec" not in meta and "class_names" not in meta:
         raise UserError(
             f"{path / 'meta.json'} is not that of a distilled set; give the folder that distill "
             "wrote, or the run that holds it."
         )
-    recipe, names = meta.get("recipe"), meta.get("class_names")
-    names = names if isinstance(names, list) else []
-    tensors = _header(path / "data.safetensors")[1] if (path / "data.safetensors").is_file() else {}
-    labels = (
-        _header(path / "labels.safetensors")[1] if (path / "labels.safetensors").is_file() else {}
-    )
-    images = tensors.get("images")
-    codec = meta.get("codec")
-    options = {k: v for k, v in codec.items() if k != "type"} if isinstance(codec, Mapping) else {}
-    kind = {"class": "classes", "logits": "soft labels"}.get(
-        str(meta.get("target_kind")), meta.get("target_kind")
-    )
-    own = [
-        p
-        for p in (path.parent, path)
-        if (p / "evaluation.json").is_file() and (p == path or path.name == "distilled")
-    ]
-    row = _own_row(_maybe(own[0] / "evaluation.json")) if own else None
-    measured = None
-    if _at(row, "diverged") and _at(row, "accuracy_mean") is None:
-        measured = f"all networks diverged, with {_at(row, 'model')}"
-    elif mean := _percent(_at(row, "accuracy_mean")):
-        spread = _percent(_at(row, "accuracy_std"))
-        measured = f"{mean}{f' ± {spread}' if spread else ''} with {_at(row, 'model')}, n = {_at(row, 'n')}"
-    lost = [
-        name
-        for name in (
-            "data.safetensors",
-            *(["labels.safetensors"] if meta.get("labels_digest") else []),
-        )
-        if not (path / name).is_file()
-    ]
-    parquet = sorted(p.name for p in path.glob(PARQUET))
-    total = _at(meta, "bytes", "total")
+    recipe = meta.get("recipe")
+    tensors = _shapes(path / "data.safetensors")
+    labels = _shapes(path / "labels.safetensors")
+    lost = _lost(path, meta)
+    # of a folder that lacks files the rest is described all the same
+    damaged = [] if lost else _problem(path / "data.safetensors", _load_beside)
     rows = _rows(
-        ("recipe", _at(recipe, "name")),
+        ("recipe", at(recipe, "name")),
         ("origin", _origin(meta)),
-        ("dataset", _at(recipe, "data", "name")),
-        (
-            "classes",
-            f"{len(names)}: {', '.join(map(str, names[:10]))}{', ...' if len(names) > 10 else ''}",
-        ),
-        (
-            "stored images",
-            f"{images[0][0]} of {'x'.join(map(str, images[0][1:]))}, {images[1]}"
-            if images
-            else None,
-        ),
-        (
-            "images per class",
-            f"{meta['images_per_class']:g}"
-            if isinstance(meta.get("images_per_class"), int | float)
-            else None,
-        ),
+        ("dataset", at(recipe, "data", "name")),
+        ("classes", _classes(meta.get("class_names"))),
+        ("stored images", _stored_images(tensors)),
+        ("images per class", _short(meta.get("images_per_class"))),
         ("space", meta.get("space")),
-        ("codec", " ".join([str(_at(codec, "type")), *(f"{k}={v}" for k, v in options.items())])),
-        ("labels", kind),
+        ("codec", _codec(meta.get("codec"))),
+        ("labels", LABELS.get(str(meta.get("target_kind")), meta.get("target_kind"))),
         ("learned lr", _learned_lr(path) if "lr" in tensors else None),
-        (
-            "bytes",
-            f"{size(total)} in all: {_parts(meta['bytes'])}" if isinstance(total, int) else None,
-        ),
-        (
-            "of the training images",
-            size(meta["raw_bytes"]) if isinstance(meta.get("raw_bytes"), int) else None,
-        ),
-        ("parquet", ", ".join(parquet) or "none: written before sets had one"),
+        ("bytes", _bytes_in_all(meta.get("bytes"))),
+        ("of the training images", _size(meta.get("raw_bytes"))),
+        ("parquet", ", ".join(_parquet(path)) or "none: written before sets had one"),
         *_trained(meta.get("protocol")),
-        ("accuracy %", measured or "not evaluated"),
-        (
-            "evaluation",
-            "evaluation.json, shipped with the set"
-            if (path / "evaluation.json").is_file()
-            else None,
-        ),
+        ("accuracy %", _measured(path) or "not evaluated"),
+        ("evaluation", _shipped_evaluation(path)),
         ("seed", meta.get("seed")),
-        ("versions", _words(meta.get("versions"))),
-        ("machine", _words(meta.get("machine"))),
+        ("versions", markdown.words(meta.get("versions"))),
+        ("machine", markdown.words(meta.get("machine"))),
         ("commit", meta.get("commit")),
-        ("missing", ", ".join(lost) or None),
-        (
-            "damaged",
-            "; ".join(
-                []
-                if lost
-                else _problem(
-                    path / "data.safetensors", lambda file: folders.load(file.parent, CPU)
-                )
-            )
-            or None,
-        ),
+        ("missing", ", ".join(lost)),
+        ("damaged", "; ".join(damaged)),
     )
     return [Part(f"Distilled set {path}", rows), *_tensors({**tensors, **labels})]
 
 
+def _shapes(path: Path) -> Shapes:
+    """Shape and type of each tensor of a file; none where there is no file."""
+    return _header(path)[1] if path.is_file() else {}
+
+
+def _lost(path: Path, meta: Mapping[str, Any]) -> list[str]:
+    """Files that the folder of a set should hold and does not."""
+    needed = ["data.safetensors"]
+    if meta.get("labels_digest"):
+        needed.append("labels.safetensors")
+    return [name for name in needed if not (path / name).is_file()]
+
+
+def _load_beside(tensors: Path) -> None:
+    """Load the set that a file of tensors belongs to, which raises UserError where it cannot be."""
+    folders.load(tensors.parent, CPU)
+
+
+def _classes(names: Any) -> str:
+    """How many classes there are, and the first names."""
+    names = names if isinstance(names, list) else []
+    more = ", ..." if len(names) > SHOWN_CLASSES else ""
+    return f"{len(names)}: {', '.join(map(str, names[:SHOWN_CLASSES]))}{more}"
+
+
+def _stored_images(tensors: Shapes) -> str | None:
+    """Number, shape and type of the images that are stored."""
+    if "images" not in tensors:
+        return None
+    (num, *shape), dtype = tensors["images"]
+    return f"{num} of {'x'.join(map(str, shape))}, {dtype}"
+
+
+def _short(value: Any) -> str | None:
+    return f"{value:g}" if _is_number(value) else None
+
+
+def _codec(codec: Any) -> str:
+    """The parametrisation with its settings."""
+    parts = [str(at(codec, "type"))]
+    if isinstance(codec, Mapping):
+        parts += [f"{name}={value}" for name, value in codec.items() if name != "type"]
+    return " ".join(parts)
+
+
+def _bytes_in_all(sizes: Any) -> str | None:
+    """What the set takes, in all and part by part."""
+    total = at(sizes, "total")
+    return f"{size(total)} in all: {bytes_by_part(sizes)}" if isinstance(total, int) else None
+
+
+def _parquet(path: Path) -> list[str]:
+    return sorted(file.name for file in path.glob(PARQUET))
+
+
+def _measured(path: Path) -> str | None:
+    """The accuracy of the set, by the evaluation of its run or the one that lies in its folder."""
+    evaluations = [path / "evaluation.json"]
+    if path.name == "distilled":
+        evaluations.insert(0, path.parent / "evaluation.json")
+    for evaluation in evaluations:
+        if evaluation.is_file():
+            return _accuracy(_row_of_set(_maybe(evaluation)))
+    return None
+
+
+def _accuracy(row: Any) -> str | None:
+    """The accuracy that a row of an evaluation says, in words."""
+    mean, spread = _percent(at(row, "accuracy_mean")), _percent(at(row, "accuracy_std"))
+    model = at(row, "model")
+    if at(row, "diverged") and at(row, "accuracy_mean") is None:
+        return f"all networks diverged, with {model}"
+    if not mean:
+        return None
+    accuracy = f"{mean} ± {spread}" if spread else mean
+    return f"{accuracy} with {model}, n = {at(row, 'n')}"
+
+
+def _shipped_evaluation(path: Path) -> str | None:
+    shipped = (path / "evaluation.json").is_file()
+    return "evaluation.json, shipped with the set" if shipped else None
+
+
 def _problem(path: Path, read: Callable[[Path], Any]) -> list[str]:
-    """What reading a file, which may be absent or too large to be read here, complains about: one
-    sentence or none.
+    """What reading a file complains about: one sentence or none.
+
+    The file may be absent, or too large to be read here.
     """
     if not path.is_file() or path.stat().st_size > CHECKED:
         return []
@@ -525,65 +573,37 @@ def _problem(path: Path, read: Callable[[Path], Any]) -> list[str]:
 
 
 def _trained(protocol: Any) -> list[tuple[str, Any]]:
-    """How networks were trained on the set; nothing where its meta.json does not say it as this
-    program does.
-    """
-    from ddengine.evaluation.protocol import words
-
+    """How networks were trained on the set; nothing where meta.json does not say it as we do."""
     try:
         return [(name, value) for name, value in words(protocol) if name != "network"]
     except (KeyError, TypeError, ValueError, AttributeError):
         return []
 
 
-def _parts(sizes: Mapping[str, Any]) -> str:
-    return ", ".join(
-        f"{part} {size(sizes[part])}"
-        for part in ("images", "compensators", "labels", "other")
-        if sizes.get(part)
-    )
-
-
 def _learned_lr(path: Path) -> str:
-    """The one number that is read."""
+    """The learned rates, the only numbers that are read to be shown."""
     with files.reading_tensors(path / "data.safetensors") as file:
         rates = file.get_tensor("lr").flatten().tolist()
     return ", ".join(f"{rate:.6g}" for rate in rates)
 
 
 def _evaluation(path: Path) -> list[Part]:
+    """An evaluation.json, with its rows as a table."""
     evaluation = _object(path)
     if not isinstance(evaluation.get("rows"), list):
         raise UserError(
             f"{path} is not an evaluation (it has no rows); evaluate again with --restart."
         )
     rows = _rows(
-        ("protocol", _at(evaluation, "protocol", "protocol")),
+        ("protocol", at(evaluation, "protocol", "protocol")),
         ("seed", evaluation.get("seed")),
         ("precision", evaluation.get("precision")),
-        (
-            "time",
-            log.duration(evaluation["seconds"])
-            if isinstance(evaluation.get("seconds"), int | float)
-            else None,
-        ),
-        ("versions", _words(evaluation.get("versions"))),
-        ("machine", _words(evaluation.get("machine"))),
+        ("time", _duration(evaluation.get("seconds"))),
+        ("versions", markdown.words(evaluation.get("versions"))),
+        ("machine", markdown.words(evaluation.get("machine"))),
         ("commit", evaluation.get("commit")),
     )
-    try:
-        drawn = table(evaluation, "") if evaluation["rows"] else None
-        head = tuple(str(column.header) for column in drawn.columns) if drawn else ()
-        cells = (
-            list(zip(*(map(str, column.cells) for column in drawn.columns), strict=True))
-            if drawn
-            else []
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{path} was not written by this version of the engine ({error!r} is missing); "
-            "evaluate again with --restart."
-        ) from None
+    head, cells = _cells(path, evaluation)
     if evaluation["rows"]:
         rows += _rows(("notes", "; ".join(notes(evaluation))))
     models = sorted({str(row["model"]) for row in evaluation["rows"]})
@@ -593,35 +613,41 @@ def _evaluation(path: Path) -> list[Part]:
     ]
 
 
+def _cells(path: Path, evaluation: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """(head, rows) of the table of an evaluation; empty ones where it has no rows."""
+    if not evaluation["rows"]:
+        return (), []
+    try:
+        columns = table(evaluation, "").columns
+        cells = [list(map(str, column.cells)) for column in columns]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path} was not written by this version of the engine ({error!r} is missing); "
+            "evaluate again with --restart."
+        ) from None
+    return tuple(str(column.header) for column in columns), list(zip(*cells, strict=True))
+
+
 # Files
 
 
-def _tensors(tensors: Mapping[str, tuple[list[int], str]]) -> list[Part]:
-    rows = [
-        (name, "x".join(map(str, shape)) or "one number", dtype)
-        for name, (shape, dtype) in sorted(tensors.items())
-    ]
-    more = [(f"... {len(rows) - SHOWN} more", "", "")] if len(rows) > SHOWN else []
-    return (
-        [Part(f"Tensors: {len(rows)}", rows[:SHOWN] + more, ("tensor", "shape", "type"))]
-        if rows
-        else []
-    )
+def _tensors(tensors: Shapes) -> list[Part]:
+    """The tensors of a file as a table, which of many shows the first."""
+    if not tensors:
+        return []
+    rows = []
+    for name, (shape, dtype) in sorted(tensors.items()):
+        rows.append((name, "x".join(map(str, shape)) or "one number", dtype))
+    shown = rows[:SHOWN]
+    if len(rows) > SHOWN:
+        shown.append((f"... {len(rows) - SHOWN} more", "", ""))
+    return [Part(f"Tensors: {len(rows)}", shown, ("tensor", "shape", "type"))]
 
 
 def _file(path: Path) -> list[Part]:
     """A file that this program writes."""
     if path.suffix == ".safetensors":
-        metadata, tensors = _header(path)
-        short = [
-            (name, value if len(value) <= LONGEST else f"{value[:LONGEST]}...")
-            for name, value in sorted(metadata.items())
-        ]
-        facts = [
-            ("size on disk", size(_bytes_of(path))),
-            *((name, " ".join(value.split())) for name, value in short),
-        ]
-        return [Part(f"File {path}", facts), *_tensors(tensors)]
+        return _file_of_tensors(path)
     if path.suffix in (".pt", ".pth"):
         raise UserError(
             f"{path} is a file of another program, which may ask for code to be run; bring it in "
@@ -631,10 +657,23 @@ def _file(path: Path) -> list[Part]:
         content = _object(path)
         if "rows" in content and "protocol" in content:
             return _evaluation(path)
-        for name, mark in (("manifest.json", _store), ("recipe.json", _run), ("meta.json", _set)):
-            if path.name == name:
-                return mark(path.parent)
+        if path.name in OF_FOLDERS:
+            return OF_FOLDERS[path.name](path.parent)
     raise UserError(
         f"{path} is not a file that inspect reads; give a .safetensors, an evaluation.json, or "
         "the folder of a store, run or distilled set."
     )
+
+
+def _file_of_tensors(path: Path) -> list[Part]:
+    """A file of tensors, with what its metadata say."""
+    metadata, tensors = _header(path)
+    facts = [("size on disk", size(_bytes_of(path)))]
+    for name, value in sorted(metadata.items()):
+        short = value if len(value) <= LONGEST else f"{value[:LONGEST]}..."
+        facts.append((name, " ".join(short.split())))
+    return [Part(f"File {path}", facts), *_tensors(tensors)]
+
+
+# What a folder is that holds a file of this name; the first that it holds decides.
+OF_FOLDERS = {"manifest.json": _store, "recipe.json": _run, "meta.json": _set}

@@ -1,5 +1,4 @@
-"""The decoded examples of a set as PNG files, pixels of 8 bits, and what they and their folders are
-called.
+"""The decoded examples of a set as PNG files, pixels of 8 bits, and how files are named.
 
 All formats but data.safetensors hold these; `Exported` says how far they are from the exact values.
 """

@@ -1,8 +1,11 @@
 """Distilled sets in the files of the published programs <-> `SyntheticSet`.
 
-MTT, FTD, TESLA, DATM   images_X.pt (S, C, H, W) as networks see them; labels_X.pt (S,) classes or (S, K) logits or probabilities; lr_X.pt
-DC, DSA, DM             res_*.pt: {"data": [[images, labels], ...], "accs_all_exps": ...}, one pair an experiment
-IDC, DREAM              data_best.pt: [images, labels], pixels in [0, 1]; an image may hold several small ones (a codec with a factor)
+MTT, FTD, TESLA, DATM   images_X.pt (S, C, H, W) as networks see them; labels_X.pt (S,) classes or
+                        (S, K) logits or probabilities; lr_X.pt
+DC, DSA, DM             res_*.pt: {"data": [[images, labels], ...], "accs_all_exps": ...}, one pair
+                        an experiment
+IDC, DREAM              data_best.pt: [images, labels], pixels in [0, 1]; an image may hold several
+                        small ones (a codec with a factor)
 
 Image and parquet files are read in finished.py. What comes in has been read from a file of somebody
 else: nothing about it is taken for granted.
@@ -13,7 +16,7 @@ import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import torch
 from torch import Tensor
@@ -34,6 +37,10 @@ PIXEL_SHARE = 0.8
 # how far beyond [0, 1] optimisation may have moved pixels that the program does not clamp
 PIXEL_MARGIN = 0.1
 
+# names under which dictionaries hold images, and labels
+IMAGES = ("images", "image", "imgs", "x", "data")
+LABELS = ("labels", "label", "y", "targets", "target")
+
 Space = Literal["pixel", "model"]
 
 
@@ -47,17 +54,15 @@ def sha256(path: Path) -> str:
 
 
 def is_plain(value: Any) -> bool:
-    """Whether something out of a file is an ordinary tensor of real numbers: not sparse, nested,
-    quantised, complex or without a storage.
+    """Whether something out of a file is an ordinary tensor of real numbers.
+
+    Not sparse, nested, quantised, complex or without a storage.
     """
-    if (
-        not isinstance(value, Tensor)
-        or value.layout != torch.strided
-        or value.is_nested
-        or value.is_quantized
-    ):
+    if not isinstance(value, Tensor) or value.layout != torch.strided:
         return False
-    return value.device.type == "cpu" and not value.is_complex() and value.dtype != torch.bool
+    if value.is_nested or value.is_quantized or value.is_complex():
+        return False
+    return value.device.type == "cpu" and value.dtype != torch.bool
 
 
 def shape_of(value: Any) -> str:
@@ -67,7 +72,8 @@ def shape_of(value: Any) -> str:
     if not isinstance(value, Tensor):
         return f"a value of type {type(value).__name__}"
     layout = "" if value.layout == torch.strided else "sparse "
-    return f"a {layout}tensor of shape {tuple(value.shape)} ({str(value.dtype).removeprefix('torch.')})"
+    dtype = str(value.dtype).removeprefix("torch.")
+    return f"a {layout}tensor of shape {tuple(value.shape)} ({dtype})"
 
 
 def described(value: Any, depth: int = 2) -> str:
@@ -78,21 +84,22 @@ def described(value: Any, depth: int = 2) -> str:
         kind = type(value).__name__
         if not value:
             return f"an empty {kind}"
-        inner = f"{shape_of(value[0])}" if depth == 0 else described(value[0], depth - 1)
-        return f"a {kind} of {len(value)}, {'which is' if len(value) == 1 else 'the first'} {inner}"
+        inner = shape_of(value[0]) if depth == 0 else described(value[0], depth - 1)
+        which = "which is" if len(value) == 1 else "the first"
+        return f"a {kind} of {len(value)}, {which} {inner}"
     return shape_of(value)
 
 
 def is_state(value: Any) -> bool:
     """Whether something out of a file is a state dict: tensors by name."""
-    return (
-        isinstance(value, Mapping)
-        and len(value) > 0
-        and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
-    )
+    if not isinstance(value, Mapping) or not value:
+        return False
+    names = all(isinstance(name, str) for name in value)
+    return names and all(isinstance(tensor, Tensor) for tensor in value.values())
 
 
 def _some(words: Sequence[Any]) -> str:
+    """The first of many words."""
     return ", ".join(map(str, words[:4])) + (", ..." if len(words) > 4 else "")
 
 
@@ -118,17 +125,17 @@ def read_set(
     space: Space | None = None,
     codec: Codec | None = None,
 ) -> tuple[SyntheticSet, list[Path]]:
-    """(distilled set, the files it came from) of a file of images, a pair of images and labels or a
-    result of DC, whose `content` is there already.
+    """(distilled set, the files it came from) of a file whose `content` was read already.
 
-    `load` reads the files beside it. Labels: `labels`, else the file's own, else labels_X.pt, else
-    `data`'s classes in order, as many images each. Learned rate: `lr`, else lr_X.pt, else none.
-    `space` says what the values are; None: what the program that writes such files puts there,
-    pixels in a pair and what networks see in others. Pixels are decoded by `codec` where it holds
-    several images in one, and else are images as they are. Raises UserError for whatever does not
-    fit the images and classes of `data`.
+    The file is one of images, a pair of images and labels, or a result of DC. `load` reads the
+    files beside it. Labels: `labels`, else the file's own, else labels_X.pt, else `data`'s classes
+    in order, as many images each. Learned rate: `lr`, else lr_X.pt, else none. `space` says what
+    the values are; None: what the program that writes such files puts there, pixels in a pair and
+    what networks see in others. Pixels are decoded by `codec` where it holds several images in one,
+    and else are images as they are. Raises UserError for whatever does not fit the images and
+    classes of `data`.
     """
-    images, own, pair = _images(path, content, experiment)
+    images, stored_labels, pair = _images(path, content, experiment)
     if tuple(images.shape[1:]) != data.image_shape:
         raise UserError(
             f"The images in {path} are {tuple(images.shape[1:])} (channels, height, width) and "
@@ -142,38 +149,58 @@ def read_set(
             "distillation diverged."
         )
     if space is None:
-        space = "pixel" if pair and _are_pixels(images) else "model"
-        if pair and space == "model":
-            log.say(
-                f"warning: the values in {path} go from {float(images.min()):.3g} to "
-                f"{float(images.max()):.3g}, which are no pixels in [0, 1], "
-                "so they are taken as networks see them; --space pixel takes them as pixels"
-            )
+        space = _space(path, images, pair)
     check_values(path, images, data, space)
-    if own is not None and labels is not None:
-        raise UserError(
-            f"{path} holds labels of its own, and --labels names others; leave --labels out."
-        )
     used = [path]
-    found = labels or (beside(path, "labels") if own is None else None)
-    if found is not None:
-        own = load(found)
-        used.append(found)
-    classes, logits = _targets(f"in {found or path}", own, len(images), data.num_classes)
+    labels_file = _labels_file(path, stored_labels, labels)
+    if labels_file is not None:
+        used.append(labels_file)
+        stored_labels = load(labels_file)
+    where = f"in {labels_file or path}"
+    classes, logits = _targets(where, stored_labels, len(images), data.num_classes)
     tensors = {"images": images.contiguous()}
     if logits is not None:
         tensors["logits"] = logits
     rate_file = beside(path, "lr") if lr is None else None
     if rate_file is not None:
         used.append(rate_file)
-    rate = lr if rate_file is None else _rate(rate_file, load(rate_file))
-    if rate is not None:
-        tensors["lr"] = learned_rate(rate, str(rate_file or "--lr"))
+        lr = _rate(rate_file, load(rate_file))
+    if lr is not None:
+        tensors["lr"] = learned_rate(lr, str(rate_file or "--lr"))
     kind = "class" if logits is None else "logits"
     reader = pixel_codec(codec, data) if space == "pixel" else Identity()
-    return SyntheticSet(
+    syn = SyntheticSet(
         tensors, classes, data.class_names, reader, data.train.preprocess, kind, space=space
-    ), used
+    )
+    return syn, used
+
+
+def _space(path: Path, images: Tensor, pair: bool) -> Space:
+    """What the program that writes such files puts there, as far as the values agree."""
+    if pair and _are_pixels(images):
+        return "pixel"
+    if pair:
+        log.say(
+            f"warning: the values in {path} go from {float(images.min()):.3g} to "
+            f"{float(images.max()):.3g}, which are no pixels in [0, 1], "
+            "so they are taken as networks see them; --space pixel takes them as pixels"
+        )
+    return "model"
+
+
+def _labels_file(path: Path, stored_labels: Any, labels: Path | None) -> Path | None:
+    """The file of the labels: the one that was named, or labels_X.pt beside images_X.pt.
+
+    None where they lie with the images, or nowhere. Raises UserError where they lie with the images
+    and a file is named.
+    """
+    if stored_labels is None:
+        return labels or beside(path, "labels")
+    if labels is not None:
+        raise UserError(
+            f"{path} holds labels of its own, and --labels names others; leave --labels out."
+        )
+    return None
 
 
 def learned_rate(rate: float, where: str) -> Tensor:
@@ -187,8 +214,9 @@ def learned_rate(rate: float, where: str) -> Tensor:
 
 
 def pixel_codec(codec: Codec | None, data: Data) -> Codec:
-    """What decodes imported pixels: the recipe's codec where it holds several images in one, else
-    none. Raises UserError where it cannot.
+    """What decodes imported pixels: the recipe's codec if it holds several images in one.
+
+    Raises UserError where it cannot decode images of this shape.
     """
     if not isinstance(codec, MultiFormation):
         return Pixels()
@@ -200,24 +228,23 @@ def pixel_codec(codec: Codec | None, data: Data) -> Codec:
 
 
 def _are_pixels(images: Tensor) -> bool:
-    """Whether nearly all values lie where pixels in [0, 1] do that were optimised without clamping."""
+    """Whether nearly all values lie where pixels do that were optimised without clamping."""
     inside = (images >= -PIXEL_MARGIN) & (images <= 1 + PIXEL_MARGIN)
     return float(inside.float().mean()) >= PIXEL_SHARE
 
 
 def check_values(path: Path, images: Tensor, data: Data, space: Space) -> None:
-    """Raise UserError where finite values are too large for images, and warn of values that hardly
-    can be what they are taken for.
+    """Raise UserError where finite values are too large for images.
+
+    Warns of values that hardly can be what they are taken for.
     """
     reach = 1.0 if space == "pixel" else _reach(data)
     low, high = float(images.min()) + 0.0, float(images.max()) + 0.0  # -0 becomes 0
     largest = max(-low, high)
     if largest > REACH * reach:
-        seen = (
-            "pixels are at most 1"
-            if space == "pixel"
-            else f"the training images reach {reach:.3g} as networks see them"
-        )
+        seen = f"the training images reach {reach:.3g} as networks see them"
+        if space == "pixel":
+            seen = "pixels are at most 1"
         raise UserError(
             f"{path} holds values up to {largest:.3g}, which no image has: {seen}, and nothing "
             f"above {REACH * reach:.3g} is taken; "
@@ -225,8 +252,8 @@ def check_values(path: Path, images: Tensor, data: Data, space: Space) -> None:
         )
     flat = images.flatten(1)
     if (flat.amax(1) == flat.amin(1)).all():
-        say = f"are all {low:g}" if low == high else "are the same within each image"
-        log.say(f"warning: the values in {path} {say}, so there is nothing in these images")
+        same = f"are all {low:g}" if low == high else "are the same within each image"
+        log.say(f"warning: the values in {path} {same}, so there is nothing in these images")
     elif low >= 0 and 32 < high <= 255:
         log.say(
             f"warning: the values in {path} go from {low:g} to {high:g}, as pixels of 8 bits do; "
@@ -235,57 +262,54 @@ def check_values(path: Path, images: Tensor, data: Data, space: Space) -> None:
 
 
 def _reach(data: Data) -> float:
-    """The largest value that pixels have as networks see them: of black, of white, and of some
-    training images.
-    """
+    """The largest value of pixels as networks see them: black, white, some training images."""
     shape = (1, *data.image_shape)
     some = torch.arange(0, len(data.train), max(1, len(data.train) // 100))
-    device = data.train.device
-    seen = [
-        data.train.preprocess.forward(torch.full(shape, value, device=device))
-        for value in (0.0, 1.0)
-    ]
-    return max(float(part.abs().max()) for part in (*seen, data.train.images(some)))
+    preprocess, device = data.train.preprocess, data.train.device
+    black = preprocess.forward(torch.full(shape, 0.0, device=device))
+    white = preprocess.forward(torch.full(shape, 1.0, device=device))
+    return max(float(part.abs().max()) for part in (black, white, data.train.images(some)))
+
+
+# Content of files
 
 
 def named_pair(content: Any) -> list[Any] | None:
-    """[images, labels] of a dictionary that holds both under usual names; None for anything else."""
+    """[images, labels] of a dictionary that holds both under usual names; None of anything else."""
     if not isinstance(content, Mapping):
         return None
-    images = [content[name] for name in ("images", "image", "imgs", "x", "data") if name in content]
-    labels = [
-        content[name] for name in ("labels", "label", "y", "targets", "target") if name in content
-    ]
-    if (
-        len(images) != 1
-        or len(labels) != 1
-        or not all(isinstance(part, Tensor) for part in (*images, *labels))
-    ):
+    images = [content[name] for name in IMAGES if name in content]
+    labels = [content[name] for name in LABELS if name in content]
+    pair = [*images, *labels]
+    if len(images) != 1 or len(labels) != 1 or not all(isinstance(part, Tensor) for part in pair):
         return None
-    return [*images, *labels] if images[0].dim() == 4 and len(images[0]) == len(labels[0]) else None
+    return pair if images[0].dim() == 4 and len(images[0]) == len(labels[0]) else None
 
 
 def is_pair(content: Any) -> bool:
-    """Whether the content of a file is [images, labels] or a list of images for each class, as IDC
-    and others write their sets.
+    """Whether the content of a file is [images, labels], or a list of images for each class.
+
+    IDC and others write their sets so.
     """
     if not isinstance(content, list | tuple) or len(content) < 2:
         return False
-    if (
-        all(isinstance(part, Tensor) and part.dim() == 4 for part in content)
-        and len({part.shape[1:] for part in content}) == 1
-    ):
+    if _are_images(content) and len({part.shape[1:] for part in content}) == 1:
         return True
-    return (
-        len(content) == 2
-        and _joined(content[0], 4) is not None
-        and _joined(content[1], 2, 1) is not None
-    )
+    if len(content) != 2:
+        return False
+    return _joined(content[0], 4) is not None and _joined(content[1], 2, 1) is not None
+
+
+def _are_images(parts: Sequence[Any]) -> bool:
+    """Whether all parts are tensors (S, C, H, W)."""
+    return all(isinstance(part, Tensor) and part.dim() == 4 for part in parts)
 
 
 def _joined(part: Any, *dims: int) -> Tensor | None:
-    """A tensor of one of these numbers of dimensions, of such a tensor, of a list of them for each
-    class, or of numbers; None of anything else.
+    """A tensor of one of these numbers of dimensions; None of anything that is not one.
+
+    A list of such tensors, one for each class, is joined, and so are a list of numbers, lists of
+    single images and lists of single classes.
     """
     if isinstance(part, Tensor):
         return part if part.dim() in dims else None
@@ -293,130 +317,123 @@ def _joined(part: Any, *dims: int) -> Tensor | None:
         return None
     if all(isinstance(value, int) and not isinstance(value, bool) for value in part):
         return torch.tensor(part) if 1 in dims else None
-    inner = [
-        _joined(value, *dims, *([3] if 4 in dims else []), *([0] if 1 in dims else []))
-        for value in part
-    ]
-    tensors = [value for value in inner if value is not None]
-    if (
-        len(tensors) < len(part)
-        or len({value.dtype for value in tensors}) > 1
-        or not all(map(is_plain, tensors))
-    ):
+    of_single = {4: 3, 1: 0}
+    inner_dims = [*dims, *(of_single[dim] for dim in dims if dim in of_single)]
+    tensors = []
+    for value in part:
+        tensor = _joined(value, *inner_dims)
+        if tensor is None:
+            return None
+        tensors.append(tensor)
+    return _concatenated(tensors)
+
+
+def _concatenated(tensors: Sequence[Tensor]) -> Tensor | None:
+    """The rows of all tensors, of which single images and classes are rows; None of unlike ones."""
+    if len({tensor.dtype for tensor in tensors}) > 1 or not all(map(is_plain, tensors)):
         return None
-    # of single images, and of single classes
-    raised = [value[None] if value.dim() in (0, 3) else value for value in tensors]
-    if len({value.shape[1:] for value in raised}) > 1:
-        return None
-    return torch.cat(raised)
+    rows = [tensor[None] if tensor.dim() in (0, 3) else tensor for tensor in tensors]
+    return torch.cat(rows) if len({tensor.shape[1:] for tensor in rows}) == 1 else None
 
 
 def _images(path: Path, content: Any, experiment: int | None) -> tuple[Tensor, Any, bool]:
-    """(images (S, C, H, W), the labels that lie with them or None, whether they are a pair as IDC
-    writes it) in the content of a file.
+    """(images (S, C, H, W), the labels that lie with them, whether they are a pair) of a file.
+
+    Labels are None where none lie there; a pair is as IDC writes it.
     """
-    pair = is_pair(content)
-    if experiment is not None and not (isinstance(content, dict) and "data" in content):
+    has_experiments = isinstance(content, dict) and "data" in content
+    if experiment is not None and not has_experiments:
         raise UserError(
             f"--experiment {experiment} chooses from a result of DC, DSA or DM, which {path} is "
             "not; leave --experiment out."
         )
-    if pair and all(isinstance(part, Tensor) and part.dim() == 4 for part in content):
-        counts = torch.tensor([len(part) for part in content])
-        images, labels = _joined(content, 4), torch.arange(len(content)).repeat_interleave(counts)
-    elif pair:
-        images, labels = _joined(content[0], 4), _joined(content[1], 2, 1)
-    elif isinstance(content, dict) and "data" in content:
-        pairs = content["data"]
-        if not isinstance(pairs, list | tuple) or not pairs:
-            raise UserError(
-                f"The data in {path} is {shape_of(pairs)} and not a list of experiments; get a "
-                "result that DC, DSA or DM wrote."
-            )
-        number = len(pairs) - 1 if experiment is None else experiment
-        if not 0 <= number < len(pairs):
-            raise UserError(
-                f"--experiment {number} is not in {path}, which holds experiments 0 to "
-                f"{len(pairs) - 1}; choose one of those."
-            )
-        one = pairs[number]
-        if (
-            not isinstance(one, list | tuple)
-            or len(one) != 2
-            or not all(isinstance(part, Tensor) for part in one)
-        ):
-            raise UserError(
-                f"Experiment {number} in {path} is not a pair of images and labels, it is "
-                f"{described(one)}; get a result that DC, DSA or DM wrote."
-            )
-        images, labels = one
+    pair = is_pair(content)
+    if pair:
+        images, labels = _of_pair(content)
+    elif has_experiments:
+        images, labels = _of_experiment(path, content["data"], experiment)
     else:
         images, labels = content, None
-    bytes_in_pair = pair and isinstance(images, Tensor) and images.dtype == torch.uint8
-    if (
-        not isinstance(images, Tensor)
-        or not is_plain(images)
-        or images.dim() != 4
-        or len(images) == 0
-    ):
-        raise UserError(_no_images(path, images))
-    if not images.is_floating_point() and not bytes_in_pair:
-        raise UserError(_no_images(path, images))
+    if not _can_be_images(images, pair):
+        raise UserError(
+            f"{path} holds {described(images)} and not images, which are a float tensor (S, "
+            "channels, height, width); "
+            "give an images_X.pt, a pair of images and labels, a result of DC, a folder of images, "
+            "or replay_buffer files."
+        )
     return images.detach(), labels, pair
 
 
-def _no_images(path: Path, found: Any) -> str:
-    return (
-        f"{path} holds {described(found)} and not images, which are a float tensor (S, channels, "
-        "height, width); "
-        "give an images_X.pt, a pair of images and labels, a result of DC, a folder of images, or "
-        "replay_buffer files."
-    )
+def _can_be_images(value: Any, pair: bool) -> TypeGuard[Tensor]:
+    """Whether a value is a tensor (S, C, H, W) of floats, or in a pair of bytes."""
+    if not isinstance(value, Tensor) or not is_plain(value):
+        return False
+    if value.dim() != 4 or len(value) == 0:
+        return False
+    return value.is_floating_point() or (pair and value.dtype == torch.uint8)
+
+
+def _of_pair(content: Any) -> tuple[Tensor | None, Tensor | None]:
+    """(images, labels) of a pair, or of a list of images for each class."""
+    if not _are_images(content):
+        return _joined(content[0], 4), _joined(content[1], 2, 1)
+    counts = torch.tensor([len(part) for part in content])
+    return _joined(content, 4), torch.arange(len(content)).repeat_interleave(counts)
+
+
+def _of_experiment(path: Path, pairs: Any, experiment: int | None) -> tuple[Tensor, Tensor]:
+    """(images, labels) of one experiment of a result of DC, DSA or DM; None: of the last one."""
+    if not isinstance(pairs, list | tuple) or not pairs:
+        raise UserError(
+            f"The data in {path} is {shape_of(pairs)} and not a list of experiments; get a "
+            "result that DC, DSA or DM wrote."
+        )
+    number = len(pairs) - 1 if experiment is None else experiment
+    if not 0 <= number < len(pairs):
+        raise UserError(
+            f"--experiment {number} is not in {path}, which holds experiments 0 to "
+            f"{len(pairs) - 1}; choose one of those."
+        )
+    pair = pairs[number]
+    is_list = isinstance(pair, list | tuple) and len(pair) == 2
+    if not is_list or not all(isinstance(part, Tensor) for part in pair):
+        raise UserError(
+            f"Experiment {number} in {path} is not a pair of images and labels, it is "
+            f"{described(pair)}; get a result that DC, DSA or DM wrote."
+        )
+    return pair[0], pair[1]
 
 
 def _targets(where: str, labels: Any, size: int, num_classes: int) -> tuple[Tensor, Tensor | None]:
-    """(classes (S,), logits (S, K) or None) from the labels of a file; labels None: the classes in
-    order.
+    """(classes (S,), logits (S, K) or None) from the labels of a file.
+
+    Labels None: the classes in order, as many images each.
     """
-    even, logits = size % num_classes == 0, None
+    per_class, rest = divmod(size, num_classes)
+    in_order = torch.arange(num_classes).repeat_interleave(per_class)
     if labels is None:
-        if not even:
+        if rest:
             raise UserError(
                 f"{size} images {where} are not as many for each of {num_classes} classes; give "
                 "their labels with --labels."
             )
-        log.say(f"no labels {where}: the classes in order, {size // num_classes} images each")
-        return torch.arange(num_classes).repeat_interleave(size // num_classes), None
-    if not is_plain(labels):
-        raise UserError(
-            f"The labels {where} are {shape_of(labels)} and not a tensor of numbers; give other "
-            "labels with --labels."
-        )
-    wanted = (size, num_classes) if labels.is_floating_point() else (size,)
-    if tuple(labels.shape) != wanted:
-        kind = "one number for each class" if labels.is_floating_point() else "one class"
-        raise UserError(
-            f"The labels {where} have shape {tuple(labels.shape)}, and {size} images of "
-            f"{num_classes} classes need {wanted}, {kind} an image; "
-            "give the labels of these images with --labels."
-        )
+        log.say(f"no labels {where}: the classes in order, {per_class} images each")
+        return in_order, None
+    _check_labels(where, labels, size, num_classes)
+    logits = None
     if labels.is_floating_point():
         logits = _logits(where, labels.detach().float())
         # the published programs keep their images sorted by class, and a soft label need not be
         # right about its image
-        classes = (
-            torch.arange(num_classes).repeat_interleave(size // num_classes)
-            if even
-            else logits.argmax(1)
-        )
+        classes = logits.argmax(1) if rest else in_order
     else:
         classes = labels.detach().long()
-        if classes.min() < 0 or classes.max() >= num_classes:
-            raise UserError(
-                f"The labels {where} go from {int(classes.min())} to {int(classes.max())}, and "
-                f"the classes from 0 to {num_classes - 1}; "
-                "name the recipe of their dataset, or give other labels with --labels."
-            )
+    if classes.min() < 0 or classes.max() >= num_classes:
+        raise UserError(
+            f"The labels {where} go from {int(classes.min())} to {int(classes.max())}, and "
+            f"the classes from 0 to {num_classes - 1}; "
+            "name the recipe of their dataset, or give other labels with --labels."
+        )
     missing = sorted({*range(num_classes)} - {*classes.tolist()})
     if missing:
         raise UserError(
@@ -426,8 +443,26 @@ def _targets(where: str, labels: Any, size: int, num_classes: int) -> tuple[Tens
     return classes, logits
 
 
+def _check_labels(where: str, labels: Any, size: int, num_classes: int) -> None:
+    """Raise UserError for labels that are no tensor of numbers of the right shape."""
+    if not is_plain(labels):
+        raise UserError(
+            f"The labels {where} are {shape_of(labels)} and not a tensor of numbers; give other "
+            "labels with --labels."
+        )
+    kind, wanted = "one class", (size,)
+    if labels.is_floating_point():
+        kind, wanted = "one number for each class", (size, num_classes)
+    if tuple(labels.shape) != wanted:
+        raise UserError(
+            f"The labels {where} have shape {tuple(labels.shape)}, and {size} images of "
+            f"{num_classes} classes need {wanted}, {kind} an image; "
+            "give the labels of these images with --labels."
+        )
+
+
 def _logits(where: str, labels: Tensor) -> Tensor:
-    """Soft labels (S, K) as logits: raw ones as they are, of probabilities (TESLA) the logarithm."""
+    """Soft labels (S, K) as logits: of probabilities (TESLA) the logarithm, others as they are."""
     if not labels.isfinite().all():
         raise UserError(
             f"The labels {where} hold numbers that are not finite; give other labels with --labels."
@@ -450,30 +485,30 @@ def _rate(path: Path, value: Any) -> float:
 
 
 def provenance(paths: Sequence[Path], **options: Any) -> dict[str, Any]:
-    """Names and digests of the files, or folders of files, that something was imported from, and
-    the options that were set.
+    """What says where something was imported from, in meta.json.
+
+    Names and digests of the files, or folders of files, and the options that were set.
     """
-    digests = {
-        path.resolve().name: folder_sha256(path) if path.is_dir() else sha256(path)
-        for path in paths
-    }
-    return {
-        "files": [path.resolve().name for path in paths],
-        "sha256": digests,
-        **{name: value for name, value in options.items() if value is not None},
-    }
+    digests = {}
+    for path in paths:
+        digests[path.resolve().name] = folder_sha256(path) if path.is_dir() else sha256(path)
+    names = [path.resolve().name for path in paths]
+    given = {name: value for name, value in options.items() if value is not None}
+    return {"files": names, "sha256": digests, **given}
 
 
 def folder_sha256(folder: Path) -> str:
-    """The hexadecimal digest of the names and contents of all files below a folder, but hidden
-    ones.
+    """The hexadecimal digest of the names and contents of all files below a folder.
+
+    Hidden files, and files in hidden folders, do not count.
     """
-    whole = hashlib.sha256()
+    digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if path.is_file() and not any(part.startswith(".") for part in name.split("/")):
-            whole.update(f"{sha256(path)} {name}\n".encode())
-    return whole.hexdigest()
+        hidden = any(part.startswith(".") for part in name.split("/"))
+        if path.is_file() and not hidden:
+            digest.update(f"{sha256(path)} {name}\n".encode())
+    return digest.hexdigest()
 
 
 def save_pt(path: Path, value: Any) -> None:
@@ -488,11 +523,10 @@ def save_pt(path: Path, value: Any) -> None:
 
 
 def export_set(syn: SyntheticSet, name: str, out: Path) -> list[Path]:
-    """Write images_NAME.pt, labels_NAME.pt and, with a learned rate, lr_NAME.pt into `out`; returns
-    the files.
+    """Write images_NAME.pt, labels_NAME.pt and, with a learned rate, lr_NAME.pt into `out`.
 
-    Images are decoded and preprocessed, labels are classes (S,) or raw logits (S, K). Raises
-    UserError when one of the files exists.
+    Images are decoded and preprocessed, labels are classes (S,) or raw logits (S, K). Returns the
+    files. Raises UserError when one of them exists.
     """
     if syn.target_kind == "features":
         raise UserError(
@@ -501,15 +535,12 @@ def export_set(syn: SyntheticSet, name: str, out: Path) -> list[Path]:
         )
     with torch.no_grad():
         images, targets = syn.batch(torch.arange(len(syn)))
-    contents = {"images": images, "labels": targets} | (
-        {"lr": syn.tensors["lr"]} if "lr" in syn.tensors else {}
-    )
-    paths = {
-        out / f"{kind}_{name}.pt": tensor.detach().cpu().clone()
-        for kind, tensor in contents.items()
-    }
-    files.refuse_existing(paths)
+    contents = {"images": images, "labels": targets}
+    if "lr" in syn.tensors:
+        contents["lr"] = syn.tensors["lr"]
+    paths = {kind: out / f"{kind}_{name}.pt" for kind in contents}
+    files.refuse_existing(paths.values())
     files.make_folder(out)
-    for path, tensor in paths.items():
-        save_pt(path, tensor)
-    return list(paths)
+    for kind, path in paths.items():
+        save_pt(path, contents[kind].detach().cpu().clone())
+    return list(paths.values())

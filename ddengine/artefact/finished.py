@@ -1,12 +1,12 @@
-"""Distilled sets that others, or this program, wrote as image files: class folders and Hugging Face
-parquet -> `SyntheticSet`, as pixels.
+"""Distilled sets in image files: class folders and Hugging Face parquet -> `SyntheticSet`.
 
-Read by the readers of real images, so what is an image, a label and a class there is one here.
+Others, or this program, wrote them. They are read as pixels, by the readers of real images, so what
+is an image, a label and a class there is one here.
 """
 
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddengine.artefact import eight_bit, exchange
+from ddengine.artefact import exchange
+from ddengine.artefact.eight_bit import class_folder
+from ddengine.artefact.markdown import at
 from ddengine.data import Data, folder, parquet
 from ddengine.data.source import Source
 from ddengine.data.splits import listed
@@ -32,22 +34,31 @@ NUMBERED = re.compile(r"(\D*)(\d+)")  # class folders of SRe2L (new003) and RDED
 def read_folder(
     path: Path, data: Data, like: DataConfig, codec: Codec | None, lr: float | None = None
 ) -> SyntheticSet:
-    """The set in a folder with a folder of finished images for each class, brought into form as
-    `like` says for the real images.
+    """The set in a folder with a folder of finished images for each class.
 
-    Raises UserError for folders of unknown or missing classes.
+    The images are brought into form as `like` says for the real ones. Raises UserError for folders
+    of unknown or missing classes.
     """
     source = folder.read(_config("folder", path, like))
-    ours = all(PADDED.fullmatch(name) for name in source.class_names) and not set(
-        source.class_names
-    ) & set(data.class_names)
-    if ours and codec is not None and codec.per_item > 1:
+    if _holds_several(codec) and _named_as_ours(source.class_names, data.class_names):
         log.say(
             f"the folders in {path} are named as this program names them, so each image is taken "
             "as one example, and the codec plays no role"
         )
         codec = None
     return _set_of(source, str(path), data, codec, None, lr)
+
+
+def _holds_several(codec: Codec | None) -> bool:
+    """Whether an image holds several examples in this parametrisation."""
+    return codec is not None and codec.per_item > 1
+
+
+def _named_as_ours(folders: Sequence[str], class_names: Sequence[str]) -> bool:
+    """Whether all folders are named as this program names them, and none as a class."""
+    if set(folders) & set(class_names):
+        return False
+    return all(PADDED.fullmatch(name) for name in folders)
 
 
 def _config(name: str, root: Path, like: DataConfig) -> DataConfig:
@@ -57,39 +68,41 @@ def _config(name: str, root: Path, like: DataConfig) -> DataConfig:
 
 
 def read_parquet(
-    found: Sequence[Path],
+    paths: Sequence[Path],
     data: Data,
     like: DataConfig,
     codec: Codec | None,
     lr: float | None = None,
 ) -> SyntheticSet:
-    """The set in parquet files of images and labels, and soft labels in a column `logits` as this
-    program writes it; `like` as of a folder.
+    """The set in parquet files of images and labels.
+
+    Soft labels lie in a column `logits`, as this program writes it; `like` as of a folder.
     """
-    logits = _logits(found)
-    if codec is not None and codec.per_item > 1 and (decoded := _written_with(found[0])):
+    logits = _logits(paths)
+    decoded = _written_with(paths[0]) if _holds_several(codec) else None
+    if decoded:
         log.say(
-            f"{found[0]} holds the decoded examples of a set ({decoded}), so each image is taken "
+            f"{paths[0]} holds the decoded examples of a set ({decoded}), so each image is taken "
             "as one, and the codec plays no role"
         )
         codec = None
-    with _together(found) as root:
+    with _together(paths) as root:
         source = parquet.read(_config("parquet", root, like))
-        return _set_of(source, ", ".join(map(str, found[:3])), data, codec, logits, lr)
+        return _set_of(source, ", ".join(map(str, paths[:3])), data, codec, logits, lr)
 
 
 @contextmanager
 def _together(paths: Sequence[Path]) -> Iterator[Path]:
-    """A folder with these files and no others, as the parts of one split, for the reader of
-    datasets; its messages name the files themselves.
+    """A folder with these files and no others, as the parts of one split.
+
+    The reader of datasets wants one. Its messages name the files themselves.
     """
     with tempfile.TemporaryDirectory() as name:
-        links = {
-            Path(name) / f"train-{i:05d}-of-{len(paths):05d}.parquet": path
-            for i, path in enumerate(paths)
-        }
-        for link, path in links.items():
+        links = {}
+        for i, path in enumerate(paths):
+            link = Path(name) / f"train-{i:05d}-of-{len(paths):05d}.parquet"
             link.symlink_to(path.resolve())
+            links[link] = path
         try:
             yield Path(name)
         except UserError as error:
@@ -100,13 +113,14 @@ def _together(paths: Sequence[Path]) -> Iterator[Path]:
 
 
 def _written_with(path: Path) -> str | None:
-    """The codec of the set of this program that a parquet file belongs to, whose rows are decoded
-    examples; None where none is known.
+    """The codec of the set of this program that a parquet file of decoded examples belongs to.
+
+    None where none is known.
     """
     meta = path.parent / "meta.json"
     content = files.read_json(meta) if meta.is_file() else None
-    codec = content.get("codec") if isinstance(content, Mapping) else None
-    return str(codec["type"]) if isinstance(codec, Mapping) and "type" in codec else None
+    codec = at(content, "codec", "type")
+    return None if codec is None else str(codec)
 
 
 def _logits(paths: Sequence[Path]) -> Tensor | None:
@@ -114,26 +128,11 @@ def _logits(paths: Sequence[Path]) -> Tensor | None:
 
     Raises UserError for rows of unequal length.
     """
-    import pyarrow as pa  # slow to import
-    import pyarrow.parquet as pq
-
-    parts: list[np.ndarray[Any, Any]] = []
+    parts = []
     for path in paths:
-        try:
-            if "logits" not in pq.read_schema(path).names:
-                continue
-            rows = pq.read_table(path, columns=["logits"]).column("logits").to_pylist()
-        except (pa.ArrowInvalid, OSError) as error:
-            raise UserError(
-                f"{path} cannot be read ({str(error).split('. ')[0]}); get the file again."
-            ) from None
-        try:
-            parts.append(np.array(rows, np.float32).reshape(len(rows), -1))
-        except (TypeError, ValueError):
-            raise UserError(
-                f"The column logits in {path} does not hold as many numbers in every row; take it "
-                "out, or correct the file."
-            ) from None
+        part = _column_of_logits(path)
+        if part is not None:
+            parts.append(part)
     if not parts:
         return None
     if len(parts) < len(paths) or len({part.shape[1] for part in parts}) > 1:
@@ -142,6 +141,28 @@ def _logits(paths: Sequence[Path]) -> Tensor | None:
             "files of one set."
         )
     return torch.from_numpy(np.concatenate(parts))
+
+
+def _column_of_logits(path: Path) -> np.ndarray[Any, Any] | None:
+    """The column `logits` (S, K) of a parquet file; None where it has none."""
+    import pyarrow as pa  # slow to import
+    import pyarrow.parquet as pq
+
+    try:
+        if "logits" not in pq.read_schema(path).names:
+            return None
+        rows = pq.read_table(path, columns=["logits"]).column("logits").to_pylist()
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(
+            f"{path} cannot be read ({str(error).split('. ')[0]}); get the file again."
+        ) from None
+    try:
+        return np.array(rows, np.float32).reshape(len(rows), -1)
+    except (TypeError, ValueError):
+        raise UserError(
+            f"The column logits in {path} does not hold as many numbers in every row; take it "
+            "out, or correct the file."
+        ) from None
 
 
 def _set_of(
@@ -154,28 +175,23 @@ def _set_of(
 ) -> SyntheticSet:
     """The set of all images of the training split that a reader found."""
     number = torch.tensor(_numbers(source.class_names, where, data))
-    pixels = _channels(
-        torch.from_numpy(source.train.fetch(np.arange(len(source.train.labels)))),
-        data.image_shape[0],
-    )
-    if tuple(pixels.shape[1:]) != data.image_shape:
-        raise UserError(
-            f"The images in {where} are {tuple(pixels.shape[1:])} (channels, height, width) and "
-            f"those of data.name are {data.image_shape}; "
-            "name the recipe of their dataset, or set data.size."
-        )
+    pixels = _pixels(source, where, data)
     for note in source.notes:
         log.say(note)
     labels = number[torch.from_numpy(source.train.labels)]
     order = labels.argsort(stable=True)  # classes in their order, as in every set
-    if missing := [name for c, name in enumerate(data.class_names) if not (labels == c).any()]:
+    present = set(labels.tolist())
+    missing = [name for c, name in enumerate(data.class_names) if c not in present]
+    if missing:
         raise UserError(
             f"{where} has no image of class {missing[0]!r}; give images of all {data.num_classes} "
             "classes, or set data.classes."
         )
     reader = exchange.pixel_codec(codec, data)
     images = pixels[order]
-    tensors = {"images": (images if isinstance(reader, Pixels) else as_pixels(images)).contiguous()}
+    if not isinstance(reader, Pixels):
+        images = as_pixels(images)
+    tensors = {"images": images.contiguous()}
     if lr is not None:
         tensors["lr"] = exchange.learned_rate(lr, "--lr")
     exchange.check_values(Path(where), as_pixels(images), data, "pixel")
@@ -195,9 +211,23 @@ def _set_of(
     return syn.with_labels(columns[order])
 
 
+def _pixels(source: Source, where: str, data: Data) -> Tensor:
+    """All training images (S, C, H, W) uint8, of the shape of the dataset's."""
+    images = torch.from_numpy(source.train.fetch(np.arange(len(source.train.labels))))
+    pixels = _channels(images, data.image_shape[0])
+    if tuple(pixels.shape[1:]) != data.image_shape:
+        raise UserError(
+            f"The images in {where} are {tuple(pixels.shape[1:])} (channels, height, width) and "
+            f"those of data.name are {data.image_shape}; "
+            "name the recipe of their dataset, or set data.size."
+        )
+    return pixels
+
+
 def _channels(pixels: Tensor, wanted: int) -> Tensor:
-    """Images (S, C, H, W) uint8 with as many channels as the dataset: programs write grey images in
-    colour too.
+    """Images (S, C, H, W) uint8 with as many channels as the dataset's.
+
+    Programs write grey images in colour, too.
     """
     if pixels.shape[1] == 1 and wanted == 3:
         return pixels.expand(-1, 3, -1, -1)
@@ -214,50 +244,58 @@ def _numbers(names: Sequence[str], where: str, data: Data) -> list[int]:
     for a class that the dataset has not.
     """
     known = list(data.class_names)
-    safe = [eight_bit.class_folder(known, c).partition("_")[2] for c in range(len(known))]
     by_number = _by_number(names, known)
     if by_number is not None:
         return by_number
-    found = []
-    for name in names:
-        padded = PADDED.fullmatch(name)
-        if known.count(name) == 1:
-            found.append(known.index(name))
-        elif padded and int(padded[1]) < len(known) and safe[int(padded[1])] == padded[2]:
-            found.append(int(padded[1]))
-        elif safe.count(name) == 1:
-            found.append(safe.index(name))
-        elif padded and padded[2] in safe:
-            there = " or ".join(str(c) for c, other in enumerate(safe) if other == padded[2])
+    # what class folders say of the names of classes
+    safe = [class_folder(known, c).partition("_")[2] for c in range(len(known))]
+    numbers = [_number(name, where, known, safe) for name in names]
+    for c in numbers:
+        if numbers.count(c) > 1:
             raise UserError(
-                f"The class folder {name} in {where} says number {int(padded[1])}, and the class "
-                f"of that name is {there}; rename it, or give the "
-                "order in which the files count the classes with --class_order."
+                f"Several classes in {where} are the dataset's {known[c]!r}; join them into one."
             )
-        else:
-            raise UserError(
-                f"The class {name} in {where} is none of the dataset's ({listed(known, 10)}); "
-                "name the recipe of its dataset, or rename the folder or class."
-            )
-    if twice := [known[c] for c in found if found.count(c) > 1]:
+    return numbers
+
+
+def _number(name: str, where: str, known: Sequence[str], safe: Sequence[str]) -> int:
+    """The class of the dataset that a class is by its name, or as this program calls its folder.
+
+    `known` are the names of the dataset's classes, `safe` what their folders say of them.
+    """
+    if known.count(name) == 1:
+        return known.index(name)
+    numbered = PADDED.fullmatch(name)
+    if numbered:
+        number = int(numbered[1])
+        if number < len(known) and safe[number] == numbered[2]:
+            return number
+    if safe.count(name) == 1:
+        return safe.index(name)
+    if numbered and numbered[2] in safe:
+        others = " or ".join(str(c) for c, other in enumerate(safe) if other == numbered[2])
         raise UserError(
-            f"Several classes in {where} are the dataset's {twice[0]!r}; join them into one."
+            f"The class folder {name} in {where} says number {int(numbered[1])}, and the class "
+            f"of that name is {others}; rename it, or give the "
+            "order in which the files count the classes with --class_order."
         )
-    return found
+    raise UserError(
+        f"The class {name} in {where} is none of the dataset's ({listed(known, 10)}); "
+        "name the recipe of its dataset, or rename the folder or class."
+    )
 
 
 def _by_number(names: Sequence[str], known: Sequence[str]) -> list[int] | None:
-    """Classes that are called by number with one prefix, as far as none is a name; None where they
-    are not.
+    """Classes that are called by number with one prefix, as far as none is a name.
+
+    None where they are not called so.
     """
-    numbered = [NUMBERED.fullmatch(name) for name in names]
-    if set(names) <= set(known) or len({match[1] for match in numbered if match}) > 1:
+    if set(names) <= set(known):
         return None
-    numbers = [int(match[2]) for match in numbered if match]
-    return (
-        numbers
-        if len(numbers) == len(names)
-        and max(numbers) < len(known)
-        and len(set(numbers)) == len(numbers)
-        else None
-    )
+    numbered = [NUMBERED.fullmatch(name) for name in names]
+    matches = [match for match in numbered if match]
+    if len(matches) < len(names) or len({match[1] for match in matches}) > 1:
+        return None
+    numbers = [int(match[2]) for match in matches]
+    unlike = len(set(numbers)) == len(numbers)
+    return numbers if unlike and max(numbers) < len(known) else None

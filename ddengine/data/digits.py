@@ -16,4 +16,4 @@ def read(config: DataConfig) -> Source:
 
     digits: Any = load_digits()
     pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)[:, None]  # stored as 0..16
-    return Source(part_of_array(pixels, digits.target), None, tuple(str(d) for d in range(10)))
+    return Source(part_of_array(pixels, digits.target), None, tuple(map(str, range(10))))

@@ -9,6 +9,11 @@ import numpy as np
 from ddengine.data.source import Part, part_of_array
 from ddengine.system.errors import UserError
 
+SPLITS = ("train", "t10k")
+KINDS = ("images-idx3-ubyte", "labels-idx1-ubyte")
+BYTES = b"\0\0\x08"  # what a file of bytes begins with
+HEAD = 4  # bytes before the sizes; the last is their number
+
 
 def read_idx(path: Path) -> np.ndarray:
     """An IDX file of bytes (LeCun's format: two zero bytes, type 8, number of dimensions,
@@ -21,29 +26,40 @@ def read_idx(path: Path) -> np.ndarray:
         raise UserError(
             f"{path} cannot be read as a gzip IDX file ({error}); install the dataset again."
         ) from None
-    dims = content[3] if len(content) > 3 else 0
-    shape = (
-        np.frombuffer(content, ">i4", dims, 4) if len(content) >= 4 + 4 * dims else np.empty(0, int)
-    )
-    if content[:3] != b"\0\0\x08" or len(content) != 4 + 4 * dims + int(np.prod(shape)):
+    shape = _shape(content)
+    head = HEAD + 4 * len(shape)  # sizes are numbers of 4 bytes
+    if content[:3] != BYTES or len(content) != head + int(np.prod(shape)):
         raise UserError(f"{path} is not a complete IDX file of bytes; install the dataset again.")
-    return np.frombuffer(content, np.uint8, offset=4 + 4 * dims).reshape(shape)
+    return np.frombuffer(content, np.uint8, offset=head).reshape(shape)
+
+
+def _shape(content: bytes) -> np.ndarray:
+    """The sizes that an IDX file says; none where it is too short for them."""
+    if len(content) < HEAD:
+        return np.empty(0, int)
+    num_dims = content[3]
+    if len(content) < HEAD + 4 * num_dims:
+        return np.empty(0, int)
+    return np.frombuffer(content, ">i4", num_dims, HEAD)
 
 
 def find_idx(folder: Path) -> tuple[Part, Part] | None:
     """(train, test) of a folder with the four files, None when they are not there."""
-    names = [
-        f"{split}-{kind}.gz"
-        for split in ("train", "t10k")
-        for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")
-    ]
-    if not all((folder / name).is_file() for name in names):
-        return None
-    images, labels, test_images, test_labels = (read_idx(folder / name) for name in names)
-    for some, of, at in ((images, labels, 0), (test_images, test_labels, 2)):
-        if some.ndim != 3 or of.ndim != 1 or len(some) != len(of):
-            raise UserError(
-                f"{folder / names[at]} and {names[at + 1]} hold {len(some)} images and {len(of)} "
-                "labels that do not fit; install the dataset again."
-            )
-    return part_of_array(images[:, None], labels), part_of_array(test_images[:, None], test_labels)
+    for split in SPLITS:
+        for kind in KINDS:
+            if not (folder / f"{split}-{kind}.gz").is_file():
+                return None
+    train, test = SPLITS
+    return _part(folder, train), _part(folder, test)
+
+
+def _part(folder: Path, split: str) -> Part:
+    """The images and labels of a split. Raises UserError where they do not fit."""
+    of_images, of_labels = (f"{split}-{kind}.gz" for kind in KINDS)
+    images, labels = read_idx(folder / of_images), read_idx(folder / of_labels)
+    if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
+        raise UserError(
+            f"{folder / of_images} and {of_labels} hold {len(images)} images and {len(labels)} "
+            "labels that do not fit; install the dataset again."
+        )
+    return part_of_array(images[:, None], labels)

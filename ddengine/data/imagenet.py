@@ -5,12 +5,13 @@ reported on.
 import os
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from ddengine.data.images import Decoder
-from ddengine.data.listing import SUFFIXES, files_below
+from ddengine.data.decoder import Decoder
+from ddengine.data.listing import files_below, has_suffix
 from ddengine.data.source import Part, Source
 from ddengine.recipe import DataConfig
 from ddengine.system.errors import UserError
@@ -105,6 +106,17 @@ def part_of_files(paths: list[str], labels: list[int], root: Path, decoder: Deco
     return Part(np.array(labels, np.int64), fetch, lambda i: os.path.relpath(paths[i], root))
 
 
+def _images_below(folder: Path) -> list[str]:
+    """The image files below a folder, sorted; as text, because a Path for each of a million files
+    takes its time.
+    """
+    images = []
+    for path, regular in files_below(folder):
+        if regular and has_suffix(path):
+            images.append(path)
+    return sorted(images)
+
+
 def part_of_folders(folder: Path, wnids: tuple[str, ...], root: Path, decoder: Decoder) -> Part:
     """All images below folder/WNID, at any depth; label i is wnids[i].
 
@@ -117,17 +129,13 @@ def part_of_folders(folder: Path, wnids: tuple[str, ...], root: Path, decoder: D
             raise UserError(
                 f"The class folder {folder / wnid} is missing; put the images of {wnid} there."
             )
-        found = sorted(
-            path
-            for path, regular in files_below(folder / wnid)
-            if regular and os.path.splitext(path)[1].lower() in SUFFIXES
-        )  # strings: a Path for each of a million files takes its time
-        if not found:
+        images = _images_below(folder / wnid)
+        if not images:
             raise UserError(
                 f"The class folder {folder / wnid} has no images; put the images of {wnid} there."
             )
-        paths += found
-        labels += [label] * len(found)
+        paths += images
+        labels += [label] * len(images)
     return part_of_files(paths, labels, root, decoder)
 
 
@@ -153,6 +161,54 @@ def _folder_with_train(name: str, config: DataConfig) -> Path:
     )
 
 
+def _classes(name: str, folder: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(WordNet ids, names) of the classes of a subset, or of all class folders in `folder`/train.
+
+    Raises UserError where these are not 1,000.
+    """
+    if name in SUBSETS:
+        wnids, names = zip(*SUBSETS[name], strict=True)
+        return wnids, names
+    wnids = []
+    for path in (folder / "train").iterdir():
+        if re.fullmatch(r"n\d{8}", path.name) and path.is_dir():
+            wnids.append(path.name)
+    if len(wnids) != NUM_CLASSES:
+        raise UserError(
+            f"{folder / 'train'} has {len(wnids)} class folders and data.name imagenet "
+            f"needs {NUM_CLASSES}; add the missing ones."
+        )
+    ordered = tuple(sorted(wnids))
+    return ordered, ordered
+
+
+def _check_sorted(test: Path, wnids: tuple[str, ...]) -> None:
+    """Raise UserError where validation images lie beside each other, without class folders."""
+    if any((test / wnid).is_dir() for wnid in wnids):
+        return
+    if any(FLAT.fullmatch(path.name) for path in test.iterdir()):
+        raise UserError(
+            f"{test} holds the validation images without class folders; sort them into "
+            f"folders by class, {test / wnids[0]} and so on."
+        )
+
+
+def _read(name: str, config: DataConfig) -> Source:
+    if config.size is None:
+        raise UserError(
+            f"data.name {name} has images of many sizes and data.size is not set; set "
+            "data.size to a height and width, such as 128 128."
+        )
+    folder = _folder_with_train(name, config)
+    wnids, names = _classes(name, folder)
+    _check_sorted(folder / "val", wnids)
+    notes: list[str] = []
+    decoder = Decoder(config, notes, published=True)
+    train = part_of_folders(folder / "train", wnids, folder, decoder)
+    test = part_of_folders(folder / "val", wnids, folder, decoder)
+    return Source(train, test, names, MEAN, STD, notes)
+
+
 def reader(name: str) -> Callable[[DataConfig], Source]:
     """The reader of "imagenet" or of a subset: train/WNID/* for training, val/WNID/* as the test
     split.
@@ -161,42 +217,4 @@ def reader(name: str) -> Callable[[DataConfig], Source]:
     ILSVRC/Data/CLS-LOC, or fastai's imagenette2 or imagewoof2, whose split of train and val is
     another one than that of ILSVRC2012. Raises UserError on missing folders and without data.size.
     """
-
-    def read(config: DataConfig) -> Source:
-        if config.size is None:
-            raise UserError(
-                f"data.name {name} has images of many sizes and data.size is not set; set "
-                "data.size to a height and width, such as 128 128."
-            )
-        folder = _folder_with_train(name, config)
-        if name in SUBSETS:
-            wnids, names = zip(*SUBSETS[name], strict=True)
-        else:
-            wnids = names = tuple(
-                sorted(
-                    p.name
-                    for p in (folder / "train").iterdir()
-                    if re.fullmatch(r"n\d{8}", p.name) and p.is_dir()
-                )
-            )
-            if len(wnids) != NUM_CLASSES:
-                raise UserError(
-                    f"{folder / 'train'} has {len(wnids)} class folders and data.name imagenet "
-                    f"needs {NUM_CLASSES}; add the missing ones."
-                )
-        test = folder / "val"
-        if not any((test / wnid).is_dir() for wnid in wnids) and any(
-            FLAT.fullmatch(p.name) for p in test.iterdir()
-        ):
-            raise UserError(
-                f"{test} holds the validation images without class folders; sort them into "
-                f"folders by class, {test / wnids[0]} and so on."
-            )
-        notes: list[str] = []
-        decoder = Decoder(config, notes, own=False)
-        train, held = (
-            part_of_folders(split, wnids, folder, decoder) for split in (folder / "train", test)
-        )
-        return Source(train, held, names, MEAN, STD, notes)
-
-    return read
+    return partial(_read, name)

@@ -51,12 +51,11 @@ class LeftOut:
         if not self.paths:
             return []
         named = ", ".join(os.path.relpath(path, root) for path in self.paths[:3])
-        files = (
-            "1 file that is no image was"
-            if len(self.paths) == 1
-            else f"{len(self.paths)} files that are no images were"
-        )
-        return [f"{files} left out ({named}{', ...' if len(self.paths) > 3 else ''})"]
+        files = f"{len(self.paths)} files that are no images were"
+        if len(self.paths) == 1:
+            files = "1 file that is no image was"
+        more = ", ..." if len(self.paths) > 3 else ""
+        return [f"{files} left out ({named}{more})"]
 
 
 def files_below(folder: str | Path) -> Iterator[tuple[str, bool]]:
@@ -68,10 +67,10 @@ def files_below(folder: str | Path) -> Iterator[tuple[str, bool]]:
     of each is read from the folder rather than asked for.
     """
     with os.scandir(folder) as entries:
-        every = sorted(
-            (entry for entry in entries if is_data(entry.name)), key=lambda entry: entry.name
-        )
-    for entry in every:
+        listed = sorted(entries, key=lambda entry: entry.name)
+    for entry in listed:
+        if not is_data(entry.name):
+            continue
         if entry.is_dir(follow_symlinks=False):
             yield from files_below(entry.path)
         elif not entry.is_dir():
@@ -84,20 +83,26 @@ def images_below(folder: str | Path, left_out: LeftOut) -> list[Path]:
 
     What is none is added to `left_out`. Pipes and sockets are never opened.
     """
-    found = []
+    images = []
     for path, regular in files_below(folder):
-        if regular and (os.path.splitext(path)[1].lower() in SUFFIXES or _is_image(path)):
-            found.append(Path(path))
+        if regular and (has_suffix(path) or _is_image(path)):
+            images.append(Path(path))
         else:
             left_out.paths.append(Path(path))
-    return sorted(found)
+    return sorted(images)
+
+
+def has_suffix(path: str) -> bool:
+    """Whether a file is named as an image."""
+    return os.path.splitext(path)[1].lower() in SUFFIXES
 
 
 def _is_image(path: str) -> bool:
     """Whether the first bytes of a file are those of an image."""
     Image.init()  # Pillow knows most formats only then
+    known = [name for name in FORMATS if name in Image.OPEN]
     try:
-        with Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN]):
+        with Image.open(path, formats=known):
             return True
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return False
@@ -107,19 +112,22 @@ def subfolders(folder: Path) -> list[Path]:
     """The folders in a folder that can belong to a dataset, sorted by name; links to folders among
     them.
     """
-    inner = [path for path in folder.iterdir() if is_data(path.name) and path.is_dir()]
-    # no loops
-    return sorted(
-        path
-        for path in inner
-        if not (path.is_symlink() and folder.resolve().is_relative_to(path.resolve()))
-    )
+    inner = []
+    for path in folder.iterdir():
+        if is_data(path.name) and path.is_dir() and not _leads_back(path, folder):
+            inner.append(path)
+    return sorted(inner)
+
+
+def _leads_back(path: Path, folder: Path) -> bool:
+    """Whether a path is a link to the folder it lies in, or to one above: a loop."""
+    return path.is_symlink() and folder.resolve().is_relative_to(path.resolve())
 
 
 def has_images(folder: Path) -> bool:
     """Whether images lie in a folder itself, not only below it."""
     with os.scandir(folder) as entries:
-        return any(
-            is_data(e.name) and e.is_file() and os.path.splitext(e.name)[1].lower() in SUFFIXES
-            for e in entries
-        )
+        for entry in entries:
+            if is_data(entry.name) and entry.is_file() and has_suffix(entry.name):
+                return True
+    return False

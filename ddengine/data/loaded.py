@@ -9,7 +9,10 @@ from ddengine.data.realset import RealSet
 
 @dataclass(frozen=True)
 class Data:
-    """The splits of a dataset. `test` is None unless it was asked for: distillation never sees it."""
+    """The splits of a dataset.
+
+    `test` is None unless it was asked for: distillation never sees it.
+    """
 
     train: RealSet
     validation: RealSet | None
@@ -48,5 +51,7 @@ class Data:
 
     def said(self) -> str:
         """The splits in words."""
-        held = " (held out, there is no test split)" if self.held_out else ""
-        return ", ".join(f"{num} {name}" for name, num in self.counts.items()) + f" images{held}"
+        listed = ", ".join(f"{num} {split}" for split, num in self.counts.items())
+        if self.held_out:
+            return f"{listed} images (held out, there is no test split)"
+        return f"{listed} images"

@@ -4,7 +4,9 @@ readers.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
 import numpy as np
@@ -30,7 +32,7 @@ class Known:
     installed: str | None = None  # where a Debian package puts its IDX files
 
 
-_DIGITS = tuple(str(d) for d in range(10))
+_DIGITS = tuple(map(str, range(10)))
 _FASHION = (
     "T-shirt/top",
     "Trouser",
@@ -57,77 +59,72 @@ KNOWN = {
 }
 
 
-def _torchvision_part(dataset: object) -> Part:
-    pixels = np.asarray(getattr(dataset, "data"))
-    labels = np.asarray(
-        getattr(dataset, "targets", None)
-        if hasattr(dataset, "targets")
-        else getattr(dataset, "labels")
-    )
+def _torchvision_part(dataset: Any) -> Part:
+    """The images and labels of one of torchvision's datasets, which it keeps as arrays."""
+    pixels = np.asarray(dataset.data)
     if pixels.ndim == 3:
         pixels = pixels[:, None]
     elif pixels.shape[1] != 3:  # CIFAR is stored with channels last, SVHN with channels first
         pixels = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
-    return part_of_array(pixels, labels)
+    listed = "targets" if hasattr(dataset, "targets") else "labels"  # probe: torchvision's names
+    return part_of_array(pixels, np.asarray(getattr(dataset, listed)))
 
 
-def _from_torchvision(
-    name: str, known: Known, config: DataConfig
-) -> tuple[Part, Part, tuple[str, ...]]:
+def _from_torchvision(name: str, known: Known, config: DataConfig) -> Source:
+    """What torchvision's own reader gives. Raises UserError where it gives nothing."""
     from ddengine.system.compat import torchvision
 
     root = Path(config.root or "data")
-    make: Callable[..., object] = getattr(torchvision.datasets, known.torchvision)
-    key = "split" if name == "svhn" else "train"
+    make: Callable[..., Any] = getattr(torchvision.datasets, known.torchvision)
+    splits: tuple[dict[str, Any], ...] = ({"train": True}, {"train": False})
+    if name == "svhn":
+        splits = ({"split": "train"}, {"split": "test"})
     try:
-        parts = [
-            make(str(root), **{key: value}, download=config.download)
-            for value in (("train", "test") if name == "svhn" else (True, False))
-        ]
+        train, test = (make(str(root), **split, download=config.download) for split in splits)
     except (URLError, OSError, RuntimeError, AssertionError, ValueError, KeyError) as error:
-        if config.download and isinstance(error, URLError | OSError | RuntimeError):
-            why = " ".join(str(error).split()).replace(". ", "; ").rstrip(".")
-            raise UserError(
-                f"{known.torchvision} could not be downloaded into {root} ({why}); check the "
-                "network or set data.root."
-            ) from None
-        if isinstance(error, RuntimeError):
-            raise UserError(
-                f"{known.torchvision} was not found in {root}; set data.root to the folder that "
-                "holds it, or data.download True to fetch it."
-            ) from None
+        raise _refusal(known, root, config, error) from None
+    names = known.class_names or tuple(train.classes)
+    return Source(_torchvision_part(train), _torchvision_part(test), names, known.mean, known.std)
+
+
+def _refusal(known: Known, root: Path, config: DataConfig, error: Exception) -> UserError:
+    """What to say where torchvision gives nothing."""
+    if config.download and isinstance(error, URLError | OSError | RuntimeError):
+        why = " ".join(str(error).split()).replace(". ", "; ").rstrip(".")
+        return UserError(
+            f"{known.torchvision} could not be downloaded into {root} ({why}); check the "
+            "network or set data.root."
+        )
+    if isinstance(error, RuntimeError):
+        return UserError(
+            f"{known.torchvision} was not found in {root}; set data.root to the folder that "
+            "holds it, or data.download True to fetch it."
+        )
+    return UserError(
+        f"{known.torchvision} in {root} cannot be read ({error}); delete it there and set "
+        "data.download True."
+    )
+
+
+def _read(name: str, config: DataConfig) -> Source:
+    known = KNOWN[name]
+    if config.root is not None and not Path(config.root).is_dir():
         raise UserError(
-            f"{known.torchvision} in {root} cannot be read ({error}); delete it there and set "
-            "data.download True."
-        ) from None
-    names = known.class_names or tuple(getattr(parts[0], "classes"))
-    return _torchvision_part(parts[0]), _torchvision_part(parts[1]), names
+            f"data.root {config.root} is not a folder; set it to the folder that holds {name}."
+        )
+    if config.root is not None and parquet_files(Path(config.root)):
+        source = read_parquet(config)
+        names = known.class_names or source.class_names
+        return replace(source, class_names=names, mean=known.mean, std=known.std)
+    for folder in (config.root, known.installed):
+        parts = find_idx(Path(folder)) if folder else None
+        if parts and known.class_names:
+            return Source(*parts, known.class_names, known.mean, known.std)
+    return _from_torchvision(name, known, config)
 
 
 def reader(name: str) -> Callable[[DataConfig], Source]:
     """The reader of a known dataset: parquet or IDX files in data.root, an installed package, or
     torchvision's own layout.
     """
-    known = KNOWN[name]
-
-    def read(config: DataConfig) -> Source:
-        if config.root is not None and not Path(config.root).is_dir():
-            raise UserError(
-                f"data.root {config.root} is not a folder; set it to the folder that holds {name}."
-            )
-        if config.root is not None and parquet_files(Path(config.root)):
-            source = read_parquet(config)
-            return replace(
-                source,
-                class_names=known.class_names or source.class_names,
-                mean=known.mean,
-                std=known.std,
-            )
-        for folder in (config.root, known.installed):
-            parts = find_idx(Path(folder)) if folder else None
-            if parts and known.class_names:
-                return Source(*parts, known.class_names, known.mean, known.std)
-        train, test, names = _from_torchvision(name, known, config)
-        return Source(train, test, names, known.mean, known.std)
-
-    return read
+    return partial(_read, name)

@@ -3,6 +3,7 @@ with what depends on it, invertible.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,15 +54,18 @@ class Preprocess:
         for whitened images.
         """
         assert self.std is not None
-        low, high = -self.mean / self.std, (1 - self.mean) / self.std
-        return torch.maximum(
-            torch.minimum(images, high.to(images).view(-1, 1, 1)), low.to(images).view(-1, 1, 1)
-        )
+        low = (-self.mean / self.std).to(images).view(-1, 1, 1)
+        high = ((1 - self.mean) / self.std).to(images).view(-1, 1, 1)
+        return torch.maximum(torch.minimum(images, high), low)
 
     def tensors(self) -> dict[str, Tensor]:
         """Its numbers by name, for files."""
         named = {"mean": self.mean, "std": self.std, "matrix": self.matrix, "inverse": self.inverse}
-        return {f"preprocess.{k}": v.contiguous() for k, v in named.items() if v is not None}
+        tensors = {}
+        for name, tensor in named.items():
+            if tensor is not None:
+                tensors[f"preprocess.{name}"] = tensor.contiguous()
+        return tensors
 
     @staticmethod
     def from_tensors(tensors: dict[str, Tensor], origin: str = "") -> "Preprocess":
@@ -71,14 +75,28 @@ class Preprocess:
         """
         return Preprocess(
             tensors["preprocess.mean"],
-            *(tensors.get(f"preprocess.{name}") for name in ("std", "matrix", "inverse")),
-            origin=origin,
+            tensors.get("preprocess.std"),
+            tensors.get("preprocess.matrix"),
+            tensors.get("preprocess.inverse"),
+            origin,
         )
 
     def to(self, device: torch.device) -> "Preprocess":
         """The same on `device`."""
-        return Preprocess.from_tensors(
-            {k: v.to(device) for k, v in self.tensors().items()}, self.origin
+        moved = {name: tensor.to(device) for name, tensor in self.tensors().items()}
+        return Preprocess.from_tensors(moved, self.origin)
+
+
+def _check_memory(pixels: Tensor) -> None:
+    """Raise UserError where there is not enough memory to whiten pixels (N, C, H, W)."""
+    dim = pixels[0].numel()
+    needed = ZCA_MEMORY * pixels.numel() + ZCA_MATRICES * 4 * dim**2
+    available = available_memory(pixels.device)
+    if needed > available:
+        raise UserError(
+            f"data.zca needs about {needed / 1e9:.1f} GB of memory to be fitted to {len(pixels)} "
+            f"images, and {available / 1e9:.1f} GB are available; "
+            "set data.zca False, or lower data.limit or data.size."
         )
 
 
@@ -94,31 +112,18 @@ def fit_zca(pixels: Tensor, eps: float = ZCA_EPS) -> Preprocess:
             f"data.zca needs a {dim} x {dim} matrix for images of this size; use data.zca False, "
             "or data.size of at most 64 64."
         )
-    needed, there = (
-        ZCA_MEMORY * pixels.numel() + ZCA_MATRICES * 4 * dim**2,
-        available_memory(pixels.device),
-    )
-    if needed > there:
-        raise UserError(
-            f"data.zca needs about {needed / 1e9:.1f} GB of memory to be fitted to {len(pixels)} "
-            f"images, and {there / 1e9:.1f} GB are available; "
-            "set data.zca False, or lower data.limit or data.size."
-        )
+    _check_memory(pixels)
     import kornia  # a second to import, and only ZCA needs it
 
     values = pixels.float().div_(255) if pixels.dtype == torch.uint8 else pixels
     with exact_matmul():
         zca = kornia.enhance.ZCAWhitening(dim=0, eps=eps, compute_inv=True).fit(values.flatten(1))
-    assert (
-        isinstance(zca.mean_vector, Tensor)
-        and isinstance(zca.transform_matrix, Tensor)
-        and isinstance(zca.transform_inv, Tensor)
-    )
+    fitted: Any = zca  # its buffers are tensors, which its annotations leave open
     # kornia computes (x - mean) matrix^T; its matrices are symmetric up to rounding
     return Preprocess(
-        mean=zca.mean_vector.flatten(),
-        matrix=zca.transform_matrix.T.contiguous(),
-        inverse=zca.transform_inv.T.contiguous(),
+        mean=fitted.mean_vector.flatten(),
+        matrix=fitted.transform_matrix.T.contiguous(),
+        inverse=fitted.transform_inv.T.contiguous(),
     )
 
 
@@ -129,17 +134,15 @@ def fit_preprocess(
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
 ) -> Preprocess:
-    """Preprocessing for training pixels (N, C, H, W) uint8:
+    """Preprocessing for training pixels (N, C, H, W) uint8.
 
-    ZCA, or the given published constants, or the images' own mean and std.
+    It is ZCA whitening, or the given published constants, or the mean and std of these images.
     """
     if zca:
         return fit_zca(pixels)
     if mean is not None and std is not None and len(mean) == pixels.shape[1]:
-        return Preprocess(
-            mean=torch.tensor(mean, device=pixels.device),
-            std=torch.tensor(std, device=pixels.device),
-        )
+        device = pixels.device
+        return Preprocess(torch.tensor(mean, device=device), torch.tensor(std, device=device))
     counts = histogram(pixels).double()
     values = torch.arange(256, dtype=torch.float64) / 255
     num = counts[0].sum()

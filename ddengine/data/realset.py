@@ -36,14 +36,10 @@ class RealSet:
         """Pixels (N, C, H, W) uint8 and labels (N,) int64, on one device; `digest` when it is known
         already, `class_names` for messages.
         """
-        self.pixels, self.labels, self.num_classes, self.preprocess, self._digest = (
-            pixels,
-            labels,
-            num_classes,
-            preprocess,
-            digest,
-        )
-        self.class_names = tuple(class_names)
+        self.pixels, self.labels = pixels, labels
+        self.num_classes, self.class_names = num_classes, tuple(class_names)
+        self.preprocess = preprocess
+        self._digest = digest
 
     def __len__(self) -> int:
         """Number of images."""
@@ -61,9 +57,8 @@ class RealSet:
 
     def images(self, index: Tensor) -> Tensor:
         """(B,) -> (B, C, H, W), preprocessed."""
-        return self.preprocess.forward(
-            self.pixels.index_select(0, index.to(self.device)).float() / 255
-        )
+        pixels = self.pixels.index_select(0, index.to(self.device))
+        return self.preprocess.forward(pixels.float() / 255)
 
     def batch(self, index: Tensor) -> Batch:
         """The examples at `index` (B,)."""
@@ -100,7 +95,8 @@ class RealSet:
         """
         table = torch.nn.utils.rnn.pad_sequence(
             list(self.members), batch_first=True, padding_value=-1
-        ).to(self.device)
+        )
+        table = table.to(self.device)
         return table, table < 0
 
     def draw_each(self, num: int, rng: Generator) -> Tensor:
@@ -113,14 +109,14 @@ class RealSet:
         """
         table, missing = self._table
         source = on_device(rng, self.device)
-        keys = torch.rand(
-            table.shape, generator=source, device=self.device, dtype=torch.float64
-        ).masked_fill_(missing, 2.0)
+        keys = torch.rand(table.shape, generator=source, device=self.device, dtype=torch.float64)
+        keys.masked_fill_(missing, 2.0)
         num = min(num, table.shape[1])
-        # where a class has fewer than num, its own come first
+        # where a class has fewer than num, its images come before what the row is filled up with
         order = keys.topk(num, largest=False).indices
-        have = (~missing).sum(1, keepdim=True)
-        return table.gather(1, order.gather(1, torch.arange(num, device=self.device) % have))
+        counts = (~missing).sum(1, keepdim=True)
+        repeating = torch.arange(num, device=self.device) % counts
+        return table.gather(1, order.gather(1, repeating))
 
     def draw(self, class_: int, num: int, rng: Generator) -> Tensor:
         """Random preprocessed images (num, C, H, W) of a class, without repetition."""

@@ -50,25 +50,33 @@ def stratified(labels: np.ndarray, num: int, seed: int) -> np.ndarray:
             f"data.limit {num} is more than the {len(labels)} training images; lower it, or take "
             "all with --data.limit None."
         )
-    share = counts * num / len(labels)
-    take = np.floor(share).astype(int)
-    if num >= len(classes):
+    rng = np.random.default_rng(seed)
+    chosen = []
+    for class_, wanted in zip(classes, _apportioned(counts, num), strict=True):
+        members = rng.permutation(np.flatnonzero(labels == class_))
+        chosen.append(members[:wanted])
+    return np.sort(np.concatenate(chosen))
+
+
+def _apportioned(counts: np.ndarray, num: int) -> np.ndarray:
+    """How many examples of each class (K,) are taken, `num` in all: in proportion to its `counts`
+    by largest remainders, and at least one if num allows.
+    """
+    exact = counts * num / counts.sum()
+    take = np.floor(exact).astype(int)
+    if num >= len(counts):
         take = np.maximum(take, 1)
-    order = np.argsort(share - take, kind="stable")[::-1]
+    order = np.argsort(exact - take, kind="stable")[::-1]
     step = 0
     # hand out the remainder, or take back what the minimum of one gave too much
     while take.sum() != num:
-        c = order[step % len(order)]
-        if take.sum() < num and take[c] < counts[c]:
-            take[c] += 1
+        class_ = order[step % len(order)]
+        if take.sum() < num and take[class_] < counts[class_]:
+            take[class_] += 1
         elif take.sum() > num:
             take[np.argmax(take)] -= 1
         step += 1
-    rng = np.random.default_rng(seed)
-    chosen = [
-        rng.permutation(np.flatnonzero(labels == c))[:n] for c, n in zip(classes, take, strict=True)
-    ]
-    return np.sort(np.concatenate(chosen))
+    return take
 
 
 def hold_out(
@@ -78,9 +86,11 @@ def hold_out(
     are held out, but never the last one.
     """
     rng = np.random.default_rng(seed)
-    held = []
-    for c in np.unique(labels):
-        index = rng.permutation(np.flatnonzero(labels == c))
-        held.append(index[: min(max(at_least, round(fraction * len(index))), len(index) - 1)])
-    out = np.sort(np.concatenate(held)) if held else np.empty(0, np.int64)
-    return np.setdiff1d(np.arange(len(labels)), out), out
+    by_class = [np.empty(0, np.int64)]
+    for class_ in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == class_))
+        num = max(at_least, round(fraction * len(members)))
+        by_class.append(members[: min(num, len(members) - 1)])
+    held_out = np.sort(np.concatenate(by_class))
+    kept = np.setdiff1d(np.arange(len(labels)), held_out)
+    return kept, held_out

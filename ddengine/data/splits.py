@@ -22,14 +22,17 @@ def split_word(name: str) -> str | None:
 
 def split_word_in(name: str) -> str | None:
     """The last word of a split in a name such as seg_train or TestImages; None without any."""
-    return next(filter(None, map(split_word, reversed(words_of(name)))), None)
+    for part in reversed(words_of(name)):
+        word = split_word(part)
+        if word is not None:
+            return word
+    return None
 
 
 def words_of(name: str) -> list[str]:
     """The words of a name, which dots, dashes, underscores, spaces, digits and capitals part."""
-    return [
-        word for word in re.split(r"[-._ 0-9]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)) if word
-    ]
+    apart = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
+    return list(filter(None, re.split(r"[-._ 0-9]+", apart)))
 
 
 def rest_of(name: str) -> tuple[str, ...]:
@@ -50,16 +53,19 @@ def sorted_classes(names: Iterable[str]) -> tuple[str, ...]:
     """Names of classes in their order: that of the numbers where all names are whole numbers,
     alphabetical otherwise.
     """
-    every = sorted(names)
-    numbers = all(re.fullmatch(r"-?[0-9]+", name) for name in every)
-    return tuple(sorted(every, key=int) if numbers else every)
+    alphabetical = sorted(names)
+    if all(re.fullmatch(r"-?[0-9]+", name) for name in alphabetical):
+        return tuple(sorted(alphabetical, key=int))
+    return tuple(alphabetical)
 
 
 def listed(names: Sequence[str], most: int = 5) -> str:
     """Names in a sentence: all of them, or the first ones and how many more there are."""
     if len(names) > most:
         return f"{', '.join(names[:most])} and {len(names) - most} more"
-    return " and ".join([*([", ".join(names[:-1])] if names[1:] else []), *names[-1:]])
+    if len(names) < 2:
+        return "".join(names)
+    return f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def training_word(

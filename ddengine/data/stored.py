@@ -53,7 +53,8 @@ def read_preprocess(path: Path) -> Preprocess:
 
 def check_numbers(preprocess: Preprocess, image_shape: tuple[int, ...] | None = None) -> None:
     """Raise UserError where `flaw` finds one."""
-    if (wrong := flaw(preprocess, image_shape)) is not None:
+    wrong = flaw(preprocess, image_shape)
+    if wrong is not None:
         raise _refusal(preprocess, wrong)
 
 
@@ -70,16 +71,20 @@ def check_stored(
     whatever the images at hand look like.
     """
     check_numbers(preprocess, tuple(pixels.shape[1:]))
-    published = (
-        mean is not None
-        and std is not None
-        and preprocess.matrix is None
-        and preprocess.std is not None
-    )
-    if published and _same(preprocess.mean, mean) and _same(preprocess.std, std):  # type: ignore[arg-type]
+    if _is_published(preprocess, mean, std):
         return
-    if (wrong := unlike(preprocess, pixels)) is not None:
+    wrong = unlike(preprocess, pixels)
+    if wrong is not None:
         raise _refusal(preprocess, wrong)
+
+
+def _is_published(
+    preprocess: Preprocess, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> bool:
+    """Whether it says the published constants of a dataset, where there are any."""
+    if mean is None or std is None or preprocess.std is None or preprocess.matrix is not None:
+        return False
+    return _same(preprocess.mean, mean) and _same(preprocess.std, std)
 
 
 def _refusal(preprocess: Preprocess, wrong: str) -> UserError:
@@ -90,10 +95,12 @@ def _refusal(preprocess: Preprocess, wrong: str) -> UserError:
     )
 
 
-def _same(own: Tensor, constants: Sequence[float]) -> bool:
-    return len(own) == len(constants) and torch.allclose(
-        own.cpu().double(), torch.tensor(constants, dtype=torch.float64), atol=1e-3
-    )
+def _same(values: Tensor, constants: Sequence[float]) -> bool:
+    """Whether values of the channels are these constants, up to rounding."""
+    if len(values) != len(constants):
+        return False
+    wanted = torch.tensor(constants, dtype=torch.float64)
+    return torch.allclose(values.cpu().double(), wanted, atol=1e-3)
 
 
 # The numbers alone.
@@ -103,48 +110,77 @@ def flaw(preprocess: Preprocess, image_shape: tuple[int, ...] | None = None) -> 
     """Why no images (C, H, W), or with None no images at all, can be fitted to these numbers, in
     words; None where they can.
     """
-    named = {
-        name.removeprefix("preprocess."): tensor for name, tensor in preprocess.tensors().items()
-    }
+    named = {}
+    for name, tensor in preprocess.tensors().items():
+        named[name.removeprefix("preprocess.")] = tensor
+    whitens = "matrix" in named or "inverse" in named
+    needed = ("mean", "matrix", "inverse") if whitens else ("mean", "std")
+    return (
+        _not_numbers(named)
+        or _missing(named, needed)
+        or _wrong_shape(named, needed, image_shape)
+        or _out_of_range("mean", named["mean"], MEAN_RANGE)
+        or (_not_inverse(named) if whitens else _out_of_range("std", named["std"], STD_RANGE))
+    )
+
+
+def _not_numbers(named: dict[str, Tensor]) -> str | None:
+    """Which tensor holds something else than finite floats, in words."""
     for name, tensor in named.items():
         if not tensor.is_floating_point():
             return f"{name} is of type {str(tensor.dtype).removeprefix('torch.')}"
         if not tensor.isfinite().all():
             return f"{name} holds numbers that are not finite"
-    whitens = "matrix" in named or "inverse" in named
-    needed = ("mean", "matrix", "inverse") if whitens else ("mean", "std")
-    if missing := [name for name in needed if name not in named]:
-        return f"{missing[0]} is missing"
-    size = named["mean"].numel()
-    if image_shape is not None:
-        size = math.prod(image_shape) if whitens else image_shape[0]
-    for name in needed:
-        wanted = (size, size) if name in ("matrix", "inverse") else (size,)
-        if tuple(named[name].shape) != wanted:
-            of = "its mean" if image_shape is None else f"images of shape {tuple(image_shape)}"
-            return f"{name} has shape {tuple(named[name].shape)}, and {of} needs {wanted}"
-    ranges = {"mean": MEAN_RANGE} if whitens else {"mean": MEAN_RANGE, "std": STD_RANGE}
-    for name, (low, high) in ranges.items():
-        least, most = float(named[name].min()), float(named[name].max())
-        if not low <= least <= most <= high:
-            said = {"mean": "mean", "std": "standard deviation"}[name]
-            return f"it says a {said} of {least if least < low else most:.4g}, and pixels lie within 0 and 1"
-    if whitens and not (off := _inverse_error(named["matrix"], named["inverse"])) <= INVERSE_OFF:
-        return (
-            f"matrix and inverse do not undo each other (a vector comes back {100 * off:.3g} % off)"
-        )
     return None
 
 
-def _inverse_error(matrix: Tensor, inverse: Tensor) -> float:
-    """|v matrix inverse - v| / |v|, the largest of a few fixed vectors v.
+def _missing(named: dict[str, Tensor], needed: tuple[str, ...]) -> str | None:
+    for name in needed:
+        if name not in named:
+            return f"{name} is missing"
+    return None
 
-    The product of both matrices would take minutes for large images.
+
+def _wrong_shape(
+    named: dict[str, Tensor], needed: tuple[str, ...], image_shape: tuple[int, ...] | None
+) -> str | None:
+    """Which tensor has not the shape that images (C, H, W), or with None the mean, need."""
+    size, needs = named["mean"].numel(), "its mean"
+    if image_shape is not None:
+        size = math.prod(image_shape) if "matrix" in needed else image_shape[0]
+        needs = f"images of shape {tuple(image_shape)}"
+    for name in needed:
+        shape = tuple(named[name].shape)
+        wanted = (size, size) if name in ("matrix", "inverse") else (size,)
+        if shape != wanted:
+            return f"{name} has shape {shape}, and {needs} needs {wanted}"
+    return None
+
+
+def _out_of_range(name: str, values: Tensor, limits: tuple[float, float]) -> str | None:
+    """Which mean or standard deviation no pixels can have, in words."""
+    lowest, highest = float(values.min()), float(values.max())
+    if limits[0] <= lowest <= highest <= limits[1]:
+        return None
+    wrong = lowest if lowest < limits[0] else highest
+    what = {"mean": "mean", "std": "standard deviation"}[name]
+    return f"it says a {what} of {wrong:.4g}, and pixels lie within 0 and 1"
+
+
+def _not_inverse(named: dict[str, Tensor]) -> str | None:
+    """How far whitening and its inverse are from undoing each other, where they do not.
+
+    A few fixed vectors are brought there and back: the product of both matrices would take minutes
+    for large images.
     """
+    matrix, inverse = named["matrix"], named["inverse"]
     probes = torch.randn(PROBES, len(matrix), generator=generator(0, "whitening")).to(matrix)
     with exact_matmul():
         back = (probes @ matrix) @ inverse
-    return float(((back - probes).norm(dim=1) / probes.norm(dim=1)).max())
+    off = float(((back - probes).norm(dim=1) / probes.norm(dim=1)).max())
+    if off <= INVERSE_OFF:
+        return None
+    return f"matrix and inverse do not undo each other (a vector comes back {100 * off:.3g} % off)"
 
 
 # The numbers beside images.
@@ -167,39 +203,51 @@ def unlike(preprocess: Preprocess, pixels: Tensor) -> str | None:
 
 
 def _unlike_scaled(preprocess: Preprocess, pixels: Tensor) -> str | None:
+    """`unlike` for a mean and a standard deviation of each channel."""
     assert preprocess.std is not None
     mean = _mean(pixels, (0, 2, 3))
     variance = _mean(pixels, (0, 2, 3), lambda part: (part - mean.view(-1, 1, 1)).square())
     std = variance.sqrt().clamp(min=SMALLEST_STD)
-    own_mean, own_std = preprocess.mean.to(mean), preprocess.std.to(mean)
-    worst = int((own_mean - mean).abs().argmax())
-    if abs(float(own_mean[worst] - mean[worst])) > MOST_OFF:
-        return f"it says a mean of {float(own_mean[worst]):.4g} in channel {worst}, and that of the training images is {float(mean[worst]):.4g}"
-    worst = int((own_std / std).log().abs().argmax())
-    if not 1 / MOST_TIMES <= float(own_std[worst] / std[worst]) <= MOST_TIMES:
-        return (
-            f"it says a standard deviation of {float(own_std[worst]):.4g} in channel {worst}, "
-            f"and that of the training images is {float(std[worst]):.4g}"
-        )
+    said_mean, said_std = preprocess.mean.to(mean), preprocess.std.to(mean)
+    worst = int((said_mean - mean).abs().argmax())
+    if abs(float(said_mean[worst] - mean[worst])) > MOST_OFF:
+        return _differs("mean", worst, said_mean, mean)
+    worst = int((said_std / std).log().abs().argmax())
+    if not 1 / MOST_TIMES <= float(said_std[worst] / std[worst]) <= MOST_TIMES:
+        return _differs("standard deviation", worst, said_std, std)
     return None
 
 
+def _differs(what: str, channel: int, said: Tensor, real: Tensor) -> str:
+    return (
+        f"it says a {what} of {float(said[channel]):.4g} in channel {channel}, "
+        f"and that of the training images is {float(real[channel]):.4g}"
+    )
+
+
 def _unlike_whitened(preprocess: Preprocess, pixels: Tensor) -> str | None:
-    """A direction with variance v is whitened to v / (v + ZCA_EPS), so by a factor between 1 / (the
+    """`unlike` for whitening.
+
+    A direction with variance v is whitened to v / (v + ZCA_EPS), so by a factor between 1 / (the
     sum of all v + ZCA_EPS) and 1 / ZCA_EPS.
     """
-    own = preprocess.mean.double().view(1, *pixels.shape[1:])
-    off = float((own - _mean(pixels, (0,))).square().mean().sqrt())
+    mean = preprocess.mean.double().view(1, *pixels.shape[1:])
+    off = float((mean - _mean(pixels, (0,))).square().mean().sqrt())
     if off > MOST_OFF:
         return f"its mean image is {off:.3g} off that of the training images (root mean square)"
-    before = float(_mean(pixels, (0, 1, 2, 3), lambda part: (part - own).square()))
-    after = float(
-        _mean(pixels, (0, 1, 2, 3), lambda part: preprocess.forward(part.float()).double().square())
-    )
-    low, high = (before / (own.numel() * before + ZCA_EPS)) ** 0.5, (before / ZCA_EPS) ** 0.5
+
+    def whitened_squares(part: Tensor) -> Tensor:
+        return preprocess.forward(part.float()).double().square()
+
+    before = float(_mean(pixels, (0, 1, 2, 3), lambda part: (part - mean).square()))
+    after = float(_mean(pixels, (0, 1, 2, 3), whitened_squares))
+    low, high = (before / (mean.numel() * before + ZCA_EPS)) ** 0.5, (before / ZCA_EPS) ** 0.5
     if low / MOST_TIMES <= after**0.5 <= high * MOST_TIMES:
         return None
-    return f"it brings the training images to a root mean square of {after**0.5:.3g}, and whitening to one between {low:.3g} and {high:.3g}"
+    return (
+        f"it brings the training images to a root mean square of {after**0.5:.3g}, and whitening "
+        f"to one between {low:.3g} and {high:.3g}"
+    )
 
 
 def _mean(
@@ -208,7 +256,6 @@ def _mean(
     """The mean over `dims`, the first among them, of a function of pixels (N, C, H, W) as values in
     [0, 1]: float64, part by part.
     """
-    total = torch.stack(
-        [of(part.double() / 255).sum(dims) for part in pieces(pixels, AT_ONCE)]
-    ).sum(0)
+    sums = [of(part.double() / 255).sum(dims) for part in pieces(pixels, AT_ONCE)]
+    total = torch.stack(sums).sum(0)
     return total / (pixels.numel() / max(1, total.numel()))

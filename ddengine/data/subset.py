@@ -11,8 +11,8 @@ from ddengine.system.errors import UserError
 
 
 def of_classes(real: RealSet, classes: Sequence[int]) -> RealSet:
-    """The images of `classes` in their order, with the labels they have; `num_classes` stays that
-    of the whole.
+    """The images of `classes` in their order, with the labels they have; `num_classes` stays as it
+    is.
     """
     chosen = torch.isin(real.labels, torch.tensor(list(classes), device=real.device))
     return RealSet(
@@ -28,23 +28,23 @@ def class_subset(data: Data, classes: Sequence[int]) -> Data:
     """The splits of `data` restricted to `classes`, numbered anew: the class `classes[i]` becomes
     i. Images keep their order.
 
-    The preprocessing stays that of the whole, so that sets distilled from several subsets agree on
+    The preprocessing stays that of all classes, so that sets distilled from several subsets agree on
     what networks see. In class-incremental learning it is thus fixed before the first class is
     seen, as published constants are. `bytes` are those of the images that remain; `dataset_bytes`
-    stay those of the whole training split. Raises UserError for a class that there is not, is named
+    stay those of the training split of all classes. Raises UserError for a class that there is not, is named
     twice, or has no training images.
     """
     check_classes(classes, data.num_classes, "classes")
     number = torch.full((data.num_classes,), -1, dtype=torch.long, device=data.train.device)
     number[list(classes)] = torch.arange(len(classes), device=number.device)
 
-    def restricted(real: RealSet) -> RealSet:
-        kept = of_classes(real, classes)
-        return RealSet(
-            kept.pixels, number[kept.labels], len(classes), kept.preprocess, class_names=names
-        )
-
     names = tuple(data.class_names[c] for c in classes)
+
+    def restricted(real: RealSet) -> RealSet:
+        chosen = of_classes(real, classes)
+        labels = number[chosen.labels]
+        return RealSet(chosen.pixels, labels, len(classes), chosen.preprocess, class_names=names)
+
     train = restricted(data.train)
     for name, members in zip(names, train.members, strict=True):
         if len(members) == 0:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ddengine.data.images import Decoder, Stored, Unreadable
+from ddengine.data.decoder import Decoder
+from ddengine.data.images import Stored, Unreadable
 from ddengine.data.source import Part, Source
 from ddengine.data.splits import STAND_INS, composed, listed, sorted_classes
 from ddengine.recipe import DataConfig
@@ -522,7 +523,7 @@ def source_of(
             f"needed; {ASK_LABEL}."
         )
     notes.append(f"columns: images from {split.image!r}, classes from {split.label!r}")
-    decoder = Decoder(config, notes, own=True)
+    decoder = Decoder(config, notes, published=False)
     part = split.part(classes, decoder)
     test, test_notes = _test_split(held_out, config, first)
     # the notes come after what matching the classes may raise, so that nothing is said in vain

@@ -5,8 +5,8 @@ sorted into class folders.
 import os
 from pathlib import Path
 
+from ddengine.data.decoder import Decoder
 from ddengine.data.imagenet import MEAN, STD, part_of_files, part_of_folders
-from ddengine.data.images import Decoder
 from ddengine.data.source import Part, Source
 from ddengine.recipe import DataConfig
 from ddengine.system.errors import UserError
@@ -20,21 +20,19 @@ def _lines(path: Path) -> list[str]:
         raise UserError(
             f"{path} is missing; set data.root to the folder {FOLDER} as the archive unpacks it."
         )
-    return [
-        line
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines()
-        if line.strip()
-    ]
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return [line for line in lines if line.strip()]
 
 
 def _class_names(path: Path, wnids: tuple[str, ...]) -> tuple[str, ...]:
     """The first synonym of each class in words.txt, or its WordNet id where the file does not say
     one.
     """
-    words = (
-        dict(line.split("\t", 1) for line in _lines(path) if "\t" in line) if path.is_file() else {}
-    )
-    return tuple(words.get(wnid, "").split(",")[0].strip() or wnid for wnid in wnids)
+    synonyms: dict[str, str] = {}
+    for line in _lines(path) if path.is_file() else []:
+        wnid, _, words = line.partition("\t")
+        synonyms[wnid] = words.split(",")[0].strip()
+    return tuple(synonyms.get(wnid) or wnid for wnid in wnids)
 
 
 def _validation(folder: Path, wnids: tuple[str, ...], root: Path, decoder: Decoder) -> Part:
@@ -44,6 +42,14 @@ def _validation(folder: Path, wnids: tuple[str, ...], root: Path, decoder: Decod
     for base in (folder / "images", folder):
         if any((base / wnid).is_dir() for wnid in wnids):
             return part_of_folders(base, wnids, root, decoder)
+    return _annotated(folder, wnids, root, decoder)
+
+
+def _annotated(folder: Path, wnids: tuple[str, ...], root: Path, decoder: Decoder) -> Part:
+    """The images of val as val_annotations.txt labels them.
+
+    Raises UserError for a class that is not known, and an image that is missing.
+    """
     annotations = folder / "val_annotations.txt"
     label_of = {wnid: label for label, wnid in enumerate(wnids)}
     present = set(os.listdir(folder / "images")) if (folder / "images").is_dir() else set()
@@ -78,9 +84,9 @@ def read(config: DataConfig) -> Source:
             "it."
         )
     root = Path(config.root)
-    folder = (
-        root if (root / "wnids.txt").is_file() or not (root / FOLDER).is_dir() else root / FOLDER
-    )
+    folder = root
+    if not (root / "wnids.txt").is_file() and (root / FOLDER).is_dir():
+        folder = root / FOLDER
     wnids = tuple(sorted({line.strip() for line in _lines(folder / "wnids.txt")}))
     if len(wnids) < 2:
         raise UserError(
@@ -88,7 +94,7 @@ def read(config: DataConfig) -> Source:
             "the archive again."
         )
     notes: list[str] = []
-    decoder = Decoder(config, notes, own=False)
+    decoder = Decoder(config, notes, published=True)
     train = part_of_folders(folder / "train", wnids, folder, decoder)
-    held = _validation(folder / "val", wnids, folder, decoder)
-    return Source(train, held, _class_names(folder / "words.txt", wnids), MEAN, STD, notes)
+    test = _validation(folder / "val", wnids, folder, decoder)
+    return Source(train, test, _class_names(folder / "words.txt", wnids), MEAN, STD, notes)

@@ -12,10 +12,13 @@ from PIL import Image, ImageColor
 from torch import Tensor
 from torch.utils.data import Subset, TensorDataset
 
-from ddengine.data.images import NeedsColour, NeedsScale, Scales, Wide, extremes, plain
-from ddengine.data.load import data_from, resize
+from ddengine.data.decoder import NeedsColour
+from ddengine.data.images import plain
+from ddengine.data.load import data_from
 from ddengine.data.loaded import Data
 from ddengine.data.preprocess import Preprocess
+from ddengine.data.resize import resize
+from ddengine.data.scales import Colour, NeedsScale, Scales, Wide, extremes
 from ddengine.data.source import Part, Source
 from ddengine.data.splits import listed
 from ddengine.recipe import DataConfig
@@ -59,8 +62,7 @@ def data_of(
     load_test: bool | None = None,
 ) -> Data:
     """The splits of a dataset of one's own on `device`, as `load_data` makes them; all of it is
-    training data, and `test` another such dataset. `load_test` says whether the test split is on
-    the device too (None: where `test` is given); without `test` there is none.
+    training data, and `test` another such dataset.
 
     `dataset` has a length and gives (image, label) by index: a map-style torch Dataset, one of
     torchvision, a list; or it is a pair of tensors or arrays (images, labels). An image is a PIL
@@ -74,57 +76,81 @@ def data_of(
     `classes[i]`, else `dataset.classes[i]`, else "i". Preprocessing is fitted on the training
     split, unless `stored` has it for the digest of that split.
 
+    `load_test` says whether the test split is on the device too (None: where `test` is given);
+    without `test` there is none.
+
     Raises:
         UserError: normalised pixels, a form that is not known, labels that are no whole numbers or
             beyond `classes`, sizes that differ, names in `classes` that are there twice, and
             `config.classes`, whose numbers would be those of the dataset that the recipe names.
     """
-    if config.classes is not None:
-        raise UserError(
-            f"data.classes {' '.join(map(str, config.classes))} are classes of a dataset that has "
-            "a name; "
-            "choose classes of a Dataset with torch.utils.data.Subset, and set data.classes None."
-        )
-    classes = None if classes is None else named_classes(classes)
+    _check_no_classes(config)
+    named = None if classes is None else named_classes(classes)
     notes: list[str] = []
     scales = Scales()
     part = _part(dataset, config, scales, notes)
     if len(part.labels) == 0:
         raise UserError("The dataset is empty; give one with images of every class.")
     present = np.unique(part.labels)
-    held = NO_IMAGES
+    test_part = NO_IMAGES
     if test is not None:
-        held = _part(test, config, scales, notes)
-        if len(new := np.setdiff1d(held.labels, present)):
-            raise UserError(
-                f"The test images have label {new[0]}, of which there are no training images; "
-                "leave these out of test, or add some."
-            )
-        lists = _class_list(dataset), _class_list(test)
-        if None not in lists and lists[0] != lists[1]:
-            raise UserError(
-                f"The classes of the test images ({listed(lists[1] or ())}) are not those of the "
-                "training images in their order "
-                f"({listed(lists[0] or ())}); give both the same."
-            )
-        held = Part(np.searchsorted(present, held.labels), held.fetch)
+        test_part = _part(test, config, scales, notes)
+        _check_test(dataset, test, test_part.labels, present)
     source = Source(
-        Part(np.searchsorted(present, part.labels), part.fetch),
-        held,
-        _names(dataset, classes, present),
+        _renumbered(part, present),
+        _renumbered(test_part, present),
+        _names(dataset, named, present),
         notes=notes,
     )
-    load_test = test is not None if load_test is None else load_test
+    if load_test is None:
+        load_test = test is not None
     return data_from(source, config, device, test=load_test, stored=stored)
+
+
+def _check_no_classes(config: DataConfig) -> None:
+    """Raise UserError where classes are chosen by the numbers of another dataset."""
+    if config.classes is not None:
+        raise UserError(
+            f"data.classes {' '.join(map(str, config.classes))} are classes of a dataset that has "
+            "a name; "
+            "choose classes of a Dataset with torch.utils.data.Subset, and set data.classes None."
+        )
+
+
+def _check_test(dataset: Any, test: Any, labels: np.ndarray, present: np.ndarray) -> None:
+    """Raise UserError where the test labels are not among the training labels that are present, or
+    both datasets name their classes differently.
+    """
+    new = np.setdiff1d(labels, present)
+    if len(new):
+        raise UserError(
+            f"The test images have label {new[0]}, of which there are no training images; "
+            "leave these out of test, or add some."
+        )
+    classes, test_classes = _class_list(dataset), _class_list(test)
+    if classes is not None and test_classes is not None and classes != test_classes:
+        raise UserError(
+            f"The classes of the test images ({listed(test_classes)}) are not those of the "
+            "training images in their order "
+            f"({listed(classes)}); give both the same."
+        )
+
+
+def _renumbered(part: Part, present: np.ndarray) -> Part:
+    """The same images; the label `present[i]` becomes i."""
+    return Part(np.searchsorted(present, part.labels), part.fetch)
+
+
+def _is_pair(dataset: Any) -> bool:
+    """Whether it is a pair of tensors or arrays (images, labels)."""
+    if not isinstance(dataset, tuple | list) or len(dataset) != 2:
+        return False
+    return all(isinstance(part, Tensor | np.ndarray) for part in dataset)
 
 
 def _part(dataset: Any, config: DataConfig, scales: Scales, notes: list[str]) -> Part:
     """The labels as they are, and the images."""
-    if (
-        isinstance(dataset, tuple | list)
-        and len(dataset) == 2
-        and all(isinstance(part, Tensor | np.ndarray) for part in dataset)
-    ):
+    if _is_pair(dataset):
         images, labels = dataset
         if len(images) != len(labels):
             raise UserError(
@@ -132,14 +158,15 @@ def _part(dataset: Any, config: DataConfig, scales: Scales, notes: list[str]) ->
                 "label for each image."
             )
         dataset = _Pairs(images, labels)
+    # probe: whatever a user gives
     if not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
         raise UserError(
             f"A {type(dataset).__name__} cannot be read by index; give a map-style dataset, with "
             "a length, or a list of (image, label)."
         )
-    known = _known_labels(dataset)
-    images = _Images(dataset, config, scales, notes, known)
-    return Part(images.all_labels() if known is None else known, images.fetch)
+    labels = _listed_labels(dataset)
+    images = _Images(dataset, config, scales, notes, labels)
+    return Part(images.all_labels() if labels is None else labels, images.fetch)
 
 
 class _Pairs:
@@ -164,16 +191,11 @@ class _Images:
         config: DataConfig,
         scales: Scales,
         notes: list[str],
-        known: np.ndarray | None,
+        labels: np.ndarray | None,
     ):
-        """`known`: the labels that the dataset lists, which must be those of its examples."""
-        self._dataset, self._config, self._scales, self._notes, self._known = (
-            dataset,
-            config,
-            scales,
-            notes,
-            known,
-        )
+        """`labels`: those that the dataset lists, which must be those of its examples."""
+        self._dataset, self._labels, self._size = dataset, labels, config.size
+        self._config, self._scales, self._notes = config, scales, notes
         self._ground = ImageColor.getrgb(config.background)[:3]
         self._kept: dict[int, np.ndarray | Wide] = {}  # read already, and not yet handed out
         # all images, where these were read already and are of one shape
@@ -189,97 +211,108 @@ class _Images:
             labels.append(label)
             if i == 0 and isinstance(image, np.ndarray):
                 self._alike = np.empty((num, *image.shape), np.uint8)
-            if self._alike is not None and (
-                isinstance(image, Wide) or image.shape != self._alike.shape[1:]
-            ):
-                self._kept, self._alike = dict(enumerate(self._alike[:i])), None
-            if self._alike is None:
-                self._kept[i] = image
-            else:
-                self._alike[i] = image  # type: ignore[assignment]
+            self._keep(i, image)
         return np.array(labels, np.int64)
+
+    def _keep(self, i: int, image: np.ndarray | Wide) -> None:
+        """Keep image i, behind those before it: in one array while all are of one shape."""
+        if self._alike is not None:
+            if isinstance(image, np.ndarray) and image.shape == self._alike.shape[1:]:
+                self._alike[i] = image
+                return
+            self._kept, self._alike = dict(enumerate(self._alike[:i])), None
+        self._kept[i] = image
 
     def fetch(self, index: np.ndarray) -> np.ndarray:
         """(B, C, H, W) uint8: colour if any image is; of one size, to which they are resized if
         they differ. Allocated once.
         """
-        if (
-            self._alike is not None
-            and len(index) == len(self._alike)
-            and self._config.size in (None, self._alike.shape[2:])
-        ):
-            images, self._alike = reordered(self._alike, index), None
-            return images
         if self._alike is not None:
-            self._kept, self._alike = dict(enumerate(self._alike)), None
-        colour = any(
-            len(image) == 3
-            for i in index.tolist()
-            if isinstance(image := self._kept.get(i), np.ndarray)
-        )
+            alike, self._alike = self._alike, None
+            if len(index) == len(alike) and self._size in (None, alike.shape[2:]):
+                return reordered(alike, index)
+            self._kept = dict(enumerate(alike))
+        order = index.tolist()
+        colour = self._colour_is_kept(order)
         while True:
             try:
-                return self._stacked(index.tolist(), colour)
+                return self._stacked(order, colour)
             except NeedsColour:
                 colour = True
             except NeedsScale:
-                self._settle(index.tolist())
+                self._settle(order)
+
+    def _colour_is_kept(self, order: list[int]) -> bool:
+        """Whether one of the images at `order` that are kept is in colour."""
+        for i in order:
+            image = self._kept.get(i)
+            if isinstance(image, np.ndarray) and len(image) == 3:
+                return True
+        return False
 
     def _values(self, order: list[int]) -> Iterator[np.ndarray | Wide]:
         """The images at `order`, those that are kept without reading them again."""
         if all(i in self._kept for i in order):
-            yield from (self._kept[i] for i in order)
+            for i in order:
+                yield self._kept[i]
             return
         for i, (values, label) in zip(order, self._examples(order), strict=True):
-            if self._known is not None and label != self._known[i]:
+            if self._labels is not None and label != self._labels[i]:
                 raise UserError(
-                    f"Example {i} of the dataset has label {label}, and {self._known[i]} in its "
+                    f"Example {i} of the dataset has label {label}, and {self._labels[i]} in its "
                     "list of targets; make both the same."
                 )
             yield values
 
     def _stacked(self, order: list[int], colour: bool) -> np.ndarray:
+        """The images at `order`, (B, C, H, W) uint8; `colour` says that some are in colour.
+
+        Raises NeedsColour where some turn out to be, and NeedsScale.
+        """
         pixels = np.empty((0, 0, 0, 0), np.uint8)
         for k, (i, values) in enumerate(zip(order, self._values(order), strict=True)):
             image = self._as_bytes(values, i)
             if k == 0:
                 colour = colour or len(image) == 3
-                pixels = np.empty(
-                    (len(order), 3 if colour else 1, *(self._config.size or image.shape[1:])),
-                    np.uint8,
-                )
+                side = self._size or image.shape[1:]
+                pixels = np.empty((len(order), 3 if colour else 1, *side), np.uint8)
             if len(image) == 3 and not colour:
                 raise NeedsColour
-            if self._config.size is None and image.shape[1:] != pixels.shape[2:]:
-                first, other = (
-                    "x".join(map(str, shape)) for shape in (pixels.shape[2:], image.shape[1:])
-                )
-                raise UserError(
-                    f"The images of the dataset differ in size, such as {first} and {other}; "
-                    "set size of the recipe's data to a height and width for all."
-                )
-            if image.shape[1:] != pixels.shape[2:]:
-                image = resize(torch.tensor(image)[None], self._config)[0].numpy()
-            pixels[k] = image  # grey into all channels
+            pixels[k] = self._at_size(image, pixels.shape[2:])  # grey into all channels
             self._kept.pop(i, None)
-        self._notes += [note for note in self._scales.said() if note not in self._notes]
+        for note in self._scales.said():
+            if note not in self._notes:
+                self._notes.append(note)
         return pixels
 
+    def _at_size(self, image: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+        """An image (C, H, W) at `size`, to which it is resized where the settings say one.
+
+        Raises UserError where they do not, and it has another.
+        """
+        if image.shape[1:] == size:
+            return image
+        if self._size is None:
+            raise UserError(
+                f"The images of the dataset differ in size, such as {_sides(size)} and "
+                f"{_sides(image.shape[1:])}; "
+                "set size of the recipe's data to a height and width for all."
+            )
+        return resize(torch.tensor(image)[None], self._config)[0].numpy()
+
     def _as_bytes(self, image: np.ndarray | Wide, i: int) -> np.ndarray:
-        """(C, H, W) uint8."""
-        return (
-            np.asarray(self._scales.applied(image, self._ground, f"image {i} of the dataset"))[None]
-            if isinstance(image, Wide)
-            else image
-        )
+        """Image i as (C, H, W) uint8."""
+        if not isinstance(image, Wide):
+            return image
+        pixels = self._scales.applied(image, self._ground, f"image {i} of the dataset")
+        return np.asarray(pixels)[None]
 
     def _settle(self, order: list[int]) -> None:
         """Choose the scale of values that are not of 8 bits among the images at `order`."""
-        wide = [
-            (image.kind, f"Image {i} of the dataset", extremes(image.values))
-            for i, image in zip(order, self._values(order), strict=True)
-            if isinstance(image, Wide)
-        ]
+        wide = []
+        for i, image in zip(order, self._values(order), strict=True):
+            if isinstance(image, Wide):
+                wide.append((image.kind, f"Image {i} of the dataset", extremes(image.values)))
         self._notes += self._scales.settle(wide)
 
     def _examples(self, index: Iterable[int]) -> Iterator[tuple[np.ndarray | Wide, int]]:
@@ -291,11 +324,14 @@ class _Images:
         order = list(index)
         # read before they are handed out, because whoever takes them may draw too
         for start in range(0, len(order), AT_ONCE):
+            some = order[start : start + AT_ONCE]
             with scoped(generator(0, "dataset", start)):
-                read = [
-                    _example(self._dataset, i, self._ground) for i in order[start : start + AT_ONCE]
-                ]
-            yield from read
+                examples = [_example(self._dataset, i, self._ground) for i in some]
+            yield from examples
+
+
+def _sides(size: tuple[int, ...]) -> str:
+    return "x".join(map(str, size))
 
 
 def reordered(images: np.ndarray, order: np.ndarray) -> np.ndarray:
@@ -314,32 +350,37 @@ def reordered(images: np.ndarray, order: np.ndarray) -> np.ndarray:
     return images
 
 
-def _known_labels(dataset: Any) -> np.ndarray | None:
+def _listed_labels(dataset: Any) -> np.ndarray | None:
     """The labels where a dataset lists them, so that no image need be decoded to learn them; None
     where it must be asked for each.
     """
     if isinstance(dataset, Subset):
-        inner = _known_labels(dataset.dataset)
-        return None if inner is None else inner[np.asarray(dataset.indices, np.int64)]
+        labels = _listed_labels(dataset.dataset)
+        return None if labels is None else labels[np.asarray(dataset.indices, np.int64)]
+    # probe: torchvision's datasets may change their labels on the way
     if getattr(dataset, "target_transform", None) is not None:
         return None
     if type(dataset) is TensorDataset and len(dataset.tensors) == 2:
         dataset = _Pairs(*dataset.tensors)
     for name in ("targets", "labels"):
-        try:
-            listed = np.asarray(getattr(dataset, name))
-        except (AttributeError, TypeError, ValueError):
-            continue
-        if (
-            listed.ndim == 1
-            and np.issubdtype(listed.dtype, np.integer)
-            and len(listed) == len(dataset)
-        ):
-            return listed.astype(np.int64)
+        labels = _as_labels(getattr(dataset, name, None))  # probe: the names that datasets use
+        if labels is not None and len(labels) == len(dataset):
+            return labels
     return None
 
 
-def _example(dataset: Any, i: int, ground: tuple[int, int, int]) -> tuple[np.ndarray | Wide, int]:
+def _as_labels(values: Any) -> np.ndarray | None:
+    """Whole numbers (N,) int64; None where the values are something else."""
+    try:
+        labels = np.asarray(values)
+    except (TypeError, ValueError):
+        return None
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        return None
+    return labels.astype(np.int64)
+
+
+def _example(dataset: Any, i: int, ground: Colour) -> tuple[np.ndarray | Wide, int]:
     """(image, label) of an example."""
     example = dataset[i]
     if not isinstance(example, tuple | list) or len(example) != 2:
@@ -362,10 +403,12 @@ def _shown(value: Any) -> str:
     """A value, or what kind of array it is, for a message."""
     if isinstance(value, Tensor | np.ndarray):
         return f"a {str(value.dtype).removeprefix('torch.')} array of shape {tuple(value.shape)}"
-    return repr(value) if isinstance(value, int | float | str) else f"a {type(value).__name__}"
+    if isinstance(value, int | float | str):
+        return repr(value)
+    return f"a {type(value).__name__}"
 
 
-def _image(image: Any, i: int, ground: tuple[int, int, int]) -> np.ndarray | Wide:
+def _image(image: Any, i: int, ground: Colour) -> np.ndarray | Wide:
     """Image i in any of the forms: (C, H, W) uint8, or values that need a scale."""
     if not isinstance(image, Image.Image):
         return _pixels(image, i)
@@ -378,22 +421,7 @@ def _image(image: Any, i: int, ground: tuple[int, int, int]) -> np.ndarray | Wid
 
 def _pixels(image: Any, i: int) -> np.ndarray:
     """(C, H, W) uint8 of image i, a tensor or an array."""
-    if isinstance(image, Tensor):
-        array, layout = (
-            image.detach().cpu().float().numpy()
-            if image.is_floating_point()
-            else image.detach().cpu().numpy(),
-            "(C, H, W)",
-        )
-        channels = array[None] if array.ndim == 2 else array
-    elif isinstance(image, np.ndarray):
-        array, layout = image, "(H, W, C)"
-        channels = array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)
-    else:
-        raise UserError(
-            f"Image {i} of the dataset is {_shown(image)}; give PIL images, tensors (C, H, W) or "
-            "numpy arrays (H, W, C)."
-        )
+    channels, layout = _channels_first(image, i)
     if channels.ndim != 3 or channels.shape[0] not in (1, 3) or 0 in channels.shape:
         raise UserError(
             f"Image {i} of the dataset is {_shown(image)}; give 1 or 3 channels, as {layout} or "
@@ -415,28 +443,50 @@ def _pixels(image: Any, i: int) -> np.ndarray:
     return np.round(channels * 255).astype(np.uint8)
 
 
-def _names(dataset: Any, classes: Sequence[str] | None, present: np.ndarray) -> tuple[str, ...]:
-    """What the labels that occur are called."""
-    if classes is not None:
-        if present[0] < 0 or present[-1] >= len(classes):
-            wrong = present[0] if present[0] < 0 else present[-1]
-            raise UserError(
-                f"The dataset has label {wrong}, and classes names {len(classes)}, from 0 on; "
-                "name a class for every label."
-            )
-        return tuple(str(classes[label]) for label in present)
-    own = _class_list(dataset)
-    if own is None or present[0] < 0 or present[-1] >= len(own):
-        return tuple(str(label) for label in present)
-    return tuple(own[label] for label in present)
+def _channels_first(image: Any, i: int) -> tuple[np.ndarray, str]:
+    """(image i with a dimension of channels before the others, the layout it should have had).
+
+    Raises UserError for what is no tensor and no array.
+    """
+    if isinstance(image, Tensor):
+        values = image.detach().cpu()
+        array = (values.float() if values.is_floating_point() else values).numpy()
+        return (array[None] if array.ndim == 2 else array), "(C, H, W)"
+    if isinstance(image, np.ndarray):
+        return (image[None] if image.ndim == 2 else np.moveaxis(image, -1, 0)), "(H, W, C)"
+    raise UserError(
+        f"Image {i} of the dataset is {_shown(image)}; give PIL images, tensors (C, H, W) or "
+        "numpy arrays (H, W, C)."
+    )
+
+
+def _names(dataset: Any, classes: tuple[str, ...] | None, present: np.ndarray) -> tuple[str, ...]:
+    """What the labels that occur are called: by `classes`, else by the dataset, else by number.
+
+    Raises UserError for labels that are not numbers of `classes`.
+    """
+    negative = present[0] < 0
+    named = _class_list(dataset) if classes is None else classes
+    if named is not None and not negative and present[-1] < len(named):
+        return tuple(named[label] for label in present)
+    if classes is None:
+        return tuple(map(str, present))
+    raise UserError(
+        f"The dataset has label {present[0] if negative else present[-1]}, and classes names "
+        f"{len(classes)}, from 0 on; name a class for every label."
+    )
 
 
 def _class_list(dataset: Any) -> tuple[str, ...] | None:
     """What a dataset calls its classes, in the order of their labels; None where it does not say."""
     while isinstance(dataset, Subset):
         dataset = dataset.dataset
-    own = getattr(dataset, "classes", None)
-    if not isinstance(own, tuple | list):
+    classes = getattr(dataset, "classes", None)  # probe: torchvision's name for them
+    if not isinstance(classes, tuple | list):
         return None
-    # ImageNet's have several names
-    return tuple(str(name[0] if isinstance(name, tuple | list) and name else name) for name in own)
+    names = []
+    for name in classes:
+        if isinstance(name, tuple | list) and name:  # ImageNet's have several names
+            name = name[0]
+        names.append(str(name))
+    return tuple(names)

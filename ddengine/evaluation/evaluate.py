@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ddengine.data import Data, RealSet
-from ddengine.data.load import image_digests
+from ddengine.data.checks import image_digests
 from ddengine.evaluation.bench import Bench
 from ddengine.evaluation.brought import Factory, Trainer, check_factories
 from ddengine.evaluation.contenders import (

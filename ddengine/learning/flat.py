@@ -5,6 +5,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from ddengine.models.dropout import is_dropout
 from ddengine.system.runtime import Precision, autocast
 
 
@@ -29,13 +30,6 @@ def unflatten_into(module: nn.Module, theta: Tensor, buffers: Tensor | None = No
         if flat is not None:
             for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
                 tensor.data.copy_(part.view_as(tensor))
-
-
-def is_dropout(module: nn.Module) -> bool:
-    """Whether a module draws random numbers while training (from the global generator: modules take
-    no other).
-    """
-    return "Drop" in type(module).__name__ or type(module).__name__ == "StochasticDepth"
 
 
 class _Embed(nn.Module):

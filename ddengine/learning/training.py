@@ -18,8 +18,8 @@ from torch import Generator, Tensor, nn
 from ddengine.data import RealSet
 from ddengine.learning import augment
 from ddengine.learning.ensemble import Ensemble, WeakHead
-from ddengine.learning.flat import is_dropout
 from ddengine.learning.losses import soft_loss
+from ddengine.models.dropout import is_dropout
 from ddengine.recipe import EvalConfig
 from ddengine.system.rng import generator, scoped
 from ddengine.system.runtime import Precision, autocast

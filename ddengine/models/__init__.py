@@ -36,15 +36,54 @@ LIBRARIES = ("torchvision/", "timm/")  # behind these the name is theirs
 # parts of names, of torchvision and timm; "vit" is also in maxvit, mobilevit, levit, crossvit,
 # davit
 ADAMW_FAMILIES = (
-    "vit", "deit", "swin", "beit", "eva", "cait", "xcit", "pit_", "tnt_", "twins", "pvt", "coat", "volo", "former", "sequencer", "nest_", "maxxvit",
-    "hiera", "focalnet", "convnext", "edgenext", "convmixer", "mixer", "resmlp", "gmlp",
-)  # fmt: skip
+    "vit",
+    "deit",
+    "swin",
+    "beit",
+    "eva",
+    "cait",
+    "xcit",
+    "pit_",
+    "tnt_",
+    "twins",
+    "pvt",
+    "coat",
+    "volo",
+    "former",
+    "sequencer",
+    "nest_",
+    "maxxvit",
+    "hiera",
+    "focalnet",
+    "convnext",
+    "edgenext",
+    "convmixer",
+    "mixer",
+    "resmlp",
+    "gmlp",
+)
 
 EXAMPLES = (
-    "convnet-d3-w128-in", "convnet-d4-w128-in", "convnet-d3-w128-bn", "convnet-d3-w128-nn", "mlp", "lenet", "alexnet",
-    "vgg11-in", "vgg11-bn", "resnet18-in", "resnet18-bn", "resnet18-ap", "resnet18-bn-x25",
-    "mobilenet_v2", "mobilenet_v2-x25", "efficientnet_b0", "efficientnet_b0-x25", "shufflenet_g2", "shufflenet_g2-x25",
-)  # fmt: skip
+    "convnet-d3-w128-in",
+    "convnet-d4-w128-in",
+    "convnet-d3-w128-bn",
+    "convnet-d3-w128-nn",
+    "mlp",
+    "lenet",
+    "alexnet",
+    "vgg11-in",
+    "vgg11-bn",
+    "resnet18-in",
+    "resnet18-bn",
+    "resnet18-ap",
+    "resnet18-bn-x25",
+    "mobilenet_v2",
+    "mobilenet_v2-x25",
+    "efficientnet_b0",
+    "efficientnet_b0-x25",
+    "shufflenet_g2",
+    "shufflenet_g2-x25",
+)
 
 
 def build_model(name: str, image_shape: ImageShape, num_classes: int, rng: Generator) -> nn.Module:
@@ -53,7 +92,8 @@ def build_model(name: str, image_shape: ImageShape, num_classes: int, rng: Gener
     Raises UserError for an unknown name (the nearest are named) or an image the network cannot
     take.
     """
-    family, _, rest = name.partition("/" if name.startswith(LIBRARIES) else "-")
+    separator = "/" if name.startswith(LIBRARIES) else "-"
+    family, _, rest = name.partition(separator)
     if family not in MODELS:
         raise unknown("network", name, _known(name))
     options = rest.split("-") if rest else []
@@ -69,8 +109,13 @@ def _known(name: str) -> tuple[str, ...]:
     """The names that `name` may have been meant to be; those of timm only where it asks for them,
     because they are more than all others.
     """
-    theirs = [f"timm/{n}" for n in timm_models.names()] if name.startswith("timm") else []
-    return (*EXAMPLES, *(f"torchvision/{n}" for n in torchvision_models.names()), *theirs)
+    known: list[str] = [*EXAMPLES]
+    for network in torchvision_models.names():
+        known.append(f"torchvision/{network}")
+    if name.startswith("timm"):
+        for network in timm_models.names():
+            known.append(f"timm/{network}")
+    return tuple(known)
 
 
 def usual_optimiser(name: str) -> Literal["sgd", "adamw"]:
@@ -89,11 +134,11 @@ def usual_optimiser(name: str) -> Literal["sgd", "adamw"]:
     EfficientNets have recipes with SGD).
     """
     library, _, network = name.partition("/")
-    return (
-        "adamw"
-        if f"{library}/" in LIBRARIES and any(family in network for family in ADAMW_FAMILIES)
-        else "sgd"
-    )
+    if f"{library}/" not in LIBRARIES:
+        return "sgd"
+    if any(family in network for family in ADAMW_FAMILIES):
+        return "adamw"
+    return "sgd"
 
 
 __all__ = [

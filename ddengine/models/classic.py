@@ -15,14 +15,19 @@ def padded_shape(image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
 
 def pad_to_32(images: Tensor) -> Tensor:
     """Zero-pad sides below 32 to 32, centred (28 -> 2 on each side)."""
-    missing = [max(0, 32 - side) for side in images.shape[:1:-1]]
-    if not any(missing):
+    height, width = images.shape[2:]
+    rows, columns = max(0, 32 - height), max(0, 32 - width)
+    if rows == 0 and columns == 0:
         return images
-    return nn.functional.pad(images, [part for m in missing for part in (m // 2, m - m // 2)])
+    left, top = columns // 2, rows // 2
+    return nn.functional.pad(images, [left, columns - left, top, rows - top])
 
 
 class Classifier(nn.Module):
-    """Features, then one linear layer. `pad`: zero-pad images smaller than 32 pixels first."""
+    """Features, then one linear layer.
+
+    With `pad` images smaller than 32 pixels are zero-padded first.
+    """
 
     def __init__(
         self, features: nn.Module, num_features: int, num_classes: int, *, pad: bool = True
@@ -70,9 +75,18 @@ def build_lenet(
     channels, height, width = padded_shape(image_shape)
     flat = 16 * _lenet_side(height) * _lenet_side(width)
     features = nn.Sequential(
-        nn.Conv2d(channels, 6, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Flatten(), nn.Linear(flat, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(),
-    )  # fmt: skip
+        nn.Conv2d(channels, 6, 5),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(6, 16, 5),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(flat, 120),
+        nn.ReLU(),
+        nn.Linear(120, 84),
+        nn.ReLU(),
+    )
     return Classifier(features, 84, num_classes)
 
 
@@ -87,11 +101,20 @@ def build_alexnet(
     _no_options("alexnet", options)
     channels, height, width = padded_shape(image_shape)
     features = nn.Sequential(
-        nn.Conv2d(channels, 128, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(128, 192, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(192, 256, 3, padding=1), nn.ReLU(), nn.Conv2d(256, 192, 3, padding=1), nn.ReLU(),
-        nn.Conv2d(192, 192, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-    )  # fmt: skip
+        nn.Conv2d(channels, 128, 5, padding=2),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(128, 192, 5, padding=2),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(192, 256, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(256, 192, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(192, 192, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+    )
     return Classifier(features, 192 * (height // 8) * (width // 8), num_classes)
 
 

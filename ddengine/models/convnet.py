@@ -34,10 +34,10 @@ POOLS: dict[str, Callable[[], nn.Module | None]] = {
 
 
 class ConvNet(nn.Module):
-    """See the module.
+    """Blocks of convolution, normalisation, activation and pooling, then one linear layer.
 
-    Parameters in definition order: per block convolution weight and bias, norm weight and bias;
-    classifier.
+    The parameters are, in this order, of each block the weight and bias of the convolution and of
+    the normalisation; then those of the linear layer.
     """
 
     def __init__(
@@ -80,31 +80,27 @@ class ConvNet(nn.Module):
         return self.classifier(self.embed(images))
 
 
+def _setting(option: str) -> tuple[str, str | int]:
+    """The argument of ConvNet that an option sets, and its value. Raises OptionError."""
+    size = {"d": "depth", "w": "width"}.get(option[:1])
+    if size is not None and option[1:].isdigit():
+        return size, int(option[1:])
+    for argument, values in (("norm", NORMS), ("act", ACTIVATIONS), ("pool", POOLS)):
+        if option in values:
+            return argument, option
+    raise OptionError(
+        f"{option!r} is not an option of convnet; they are d1..d8, w<width>, "
+        f"{', '.join((*NORMS, *POOLS, *ACTIVATIONS))}"
+    )
+
+
 def build(options: list[str], image_shape: tuple[int, int, int], num_classes: int) -> ConvNet:
     """From `d1`..`d8`, `w<width>`, a norm (in|bn|ln|gn|nn), a pooling (ap|mp|np), an activation
     (relu|sigmoid|leaky), in any order.
     """
     chosen: dict[str, str | int] = {}
     for option in options:
-        if option[:1] in ("d", "w") and option[1:].isdigit():
-            key, value = (
-                ("depth", int(option[1:])) if option[0] == "d" else ("width", int(option[1:]))
-            )
-        else:
-            key = next(
-                (
-                    k
-                    for k, table in (("norm", NORMS), ("act", ACTIVATIONS), ("pool", POOLS))
-                    if option in table
-                ),
-                "",
-            )
-            value = option
-        if not key:
-            raise OptionError(
-                f"{option!r} is not an option of convnet; they are d1..d8, w<width>, "
-                f"{', '.join((*NORMS, *POOLS, *ACTIVATIONS))}"
-            )
+        key, value = _setting(option)
         if key in chosen:
             raise OptionError(f"{option!r} sets the {key} a second time")
         chosen[key] = value

@@ -1,6 +1,9 @@
 """The features in the middle of a network: what its last stage but one gives."""
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +13,25 @@ from ddengine.system.errors import UserError
 POOLINGS = nn.AvgPool2d | nn.MaxPool2d | nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d
 
 
+@dataclass(frozen=True)
+class _Call:
+    """What a module gave in a forward pass."""
+
+    module: nn.Module
+    shape: torch.Size | None  # of its output for two images; None where these are no maps
+
+    @property
+    def gives_maps(self) -> bool:
+        """Whether it is more than a sequence of other modules, and gives maps (B, c, h, w)."""
+        return self.shape is not None and not isinstance(self.module, nn.Sequential)
+
+    @property
+    def area(self) -> int:
+        """Pixels of a map."""
+        assert self.shape is not None
+        return self.shape[2] * self.shape[3]
+
+
 def middle(network: nn.Module, image_shape: tuple[int, int, int]) -> nn.Module:
     """The module whose output (B, c, h, w) is the features at the end of the last stage but one,
     for images (C, H, W).
@@ -17,87 +39,94 @@ def middle(network: nn.Module, image_shape: tuple[int, int, int]) -> nn.Module:
     A stage ends where maps get smaller; a pooling behind the last one does not count. Raises
     UserError when there are no two stages.
     """
-    return _find(network, image_shape)[0]
+    return _end_of_stage(network, image_shape).module
 
 
 def middle_channels(network: nn.Module, image_shape: tuple[int, int, int]) -> int:
     """The number c of maps that `middle` gives."""
-    return _find(network, image_shape)[1][1]
+    shape = _end_of_stage(network, image_shape).shape
+    assert shape is not None
+    return shape[1]
 
 
-def _find(network: nn.Module, image_shape: tuple[int, int, int]) -> tuple[nn.Module, torch.Size]:
-    """(module, shape of its output for two images)."""
-    outputs = _trunk(network, image_shape)
-    _, height, width = image_shape
-    # transformers may keep their channels last, and then two of these numbers are no sides of an
-    # image
-    upright = all(abs(s[2] * width - s[3] * height) <= 2 * max(height, width) for _, s in outputs)
+def _end_of_stage(network: nn.Module, image_shape: tuple[int, int, int]) -> _Call:
+    """The end of the last stage but one. Raises UserError without one."""
+    trunk = _trunk(network, image_shape)
+    upright = all(_is_upright(call, image_shape) for call in trunk)
     # of 1x1 maps nothing can be the last stage: they are what a global pooling left
-    ends = [i for i, (_, shape) in enumerate(outputs) if _area(shape) > 1]
-    found = (
-        [pair for pair in outputs[: ends[-1]] if _area(pair[1]) > _area(outputs[ends[-1]][1])]
-        if ends and upright
-        else []
+    while trunk and trunk[-1].area == 1:
+        trunk.pop()
+    if trunk and upright:
+        for call in reversed(trunk[:-1]):
+            if call.area > trunk[-1].area:
+                return call
+    raise UserError(
+        f"A {type(network).__name__} for {image_shape[1]}x{image_shape[2]} images has no stage "
+        "that ends in smaller maps than another, and so no features in "
+        "the middle; name another network, such as resnet18-bn, or set evaluation.loss to "
+        "another than uskd."
     )
-    if not found:
-        raise UserError(
-            f"A {type(network).__name__} for {height}x{width} images has no stage that ends in "
-            "smaller maps than another, and so no features in "
-            "the middle; name another network, such as resnet18-bn, or set evaluation.loss to "
-            "another than uskd."
-        )
-    return found[-1]
 
 
-def _area(shape: torch.Size) -> int:
-    return shape[2] * shape[3]
+def _is_upright(call: _Call, image_shape: tuple[int, int, int]) -> bool:
+    """Whether the last two dimensions of a module's output are the sides of an image.
+
+    Transformers may keep their channels last, and then the sides have not the ratio of the image's.
+    """
+    assert call.shape is not None
+    _, height, width = image_shape
+    return abs(call.shape[2] * width - call.shape[3] * height) <= 2 * max(height, width)
 
 
-def _trunk(
-    network: nn.Module, image_shape: tuple[int, int, int]
-) -> list[tuple[nn.Module, torch.Size]]:
-    """(module, shape) of the modules that give maps (B, c, h, w), in order, up to the last pooling
-    and without the inner parts of blocks.
+def _trunk(network: nn.Module, image_shape: tuple[int, int, int]) -> list[_Call]:
+    """The modules that give maps (B, c, h, w), in order, up to the last pooling and without the
+    inner parts of blocks.
 
     A block gives maps and is more than a sequence; what is inside lies beside a shortcut or in a
     bottleneck, and is no stage's result.
     """
     names = {module: name for name, module in network.named_modules()}
-    calls: list[tuple[nn.Module, torch.Size | None]] = []
+    calls = _calls(network, image_shape)
+    blocks = tuple(f"{names[call.module]}." for call in calls if call.gives_maps)
+    # whoever hooks a module must meet one output in a forward pass
+    times = Counter(call.module for call in calls)
+    trunk = []
+    for call in calls:
+        inner = names[call.module].startswith(blocks)
+        if call.gives_maps and times[call.module] == 1 and not inner:
+            trunk.append(call)
+    while trunk and isinstance(trunk[-1].module, POOLINGS):
+        trunk.pop()
+    return trunk
+
+
+def _calls(network: nn.Module, image_shape: tuple[int, int, int]) -> list[_Call]:
+    """What the modules of a network give for two images, in the order in which they end."""
+    calls = []
 
     def record(module: nn.Module, inputs: object, output: object) -> None:
-        calls.append(
-            (module, output.shape if isinstance(output, Tensor) and output.dim() == 4 else None)
-        )
+        is_map = isinstance(output, Tensor) and output.dim() == 4
+        calls.append(_Call(module, output.shape if is_map else None))  # type: ignore[union-attr]
 
-    modes = {module: module.training for module in names}
-    hooks = [module.register_forward_hook(record) for module in names]
-    reference = next(network.parameters())
+    hooks = [module.register_forward_hook(record) for module in network.modules()]
+    weight = next(network.parameters())
+    images = torch.zeros(2, *image_shape, device=weight.device, dtype=weight.dtype)
     try:
-        with torch.no_grad():
-            network.eval()(
-                torch.zeros(2, *image_shape, device=reference.device, dtype=reference.dtype)
-            )
+        with _evaluated(network), torch.no_grad():
+            network(images)
     finally:
         for hook in hooks:
             hook.remove()
+    return calls
+
+
+@contextmanager
+def _evaluated(network: nn.Module) -> Iterator[None]:
+    """A network in evaluation mode; afterwards each module is in the mode that it was in."""
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
         for module, mode in modes.items():
             module.training = mode
-    blocks = tuple(
-        f"{names[module]}."
-        for module, shape in calls
-        if shape is not None and not isinstance(module, nn.Sequential)
-    )
-    # whoever hooks a module must meet one output in a forward pass
-    times = Counter(module for module, _ in calls)
-    trunk = [
-        (m, s)
-        for m, s in calls
-        if s is not None
-        and times[m] == 1
-        and not isinstance(m, nn.Sequential)
-        and not names[m].startswith(blocks)
-    ]
-    while trunk and isinstance(trunk[-1][0], POOLINGS):
-        trunk.pop()
-    return trunk

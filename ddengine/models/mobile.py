@@ -77,13 +77,16 @@ def build_efficientnet_b0(
     from ddengine.system.compat import torchvision
 
     scale = _percent("efficientnet_b0", options) / 100
+    block = torchvision.models.efficientnet.MBConvConfig
     # expansion, kernel, stride of the first, maps before, maps, blocks
-    stages = (
-        (1, 3, 1, 32, 16, 1), (6, 3, 2, 16, 24, 2), (6, 5, 2, 24, 40, 2), (6, 3, 2, 40, 80, 3), (6, 5, 1, 80, 112, 3), (6, 5, 2, 112, 192, 4),
-        (6, 3, 1, 192, 320, 1),
-    )  # fmt: skip
     setting = [
-        torchvision.models.efficientnet.MBConvConfig(*stage, width_mult=scale) for stage in stages
+        block(1, 3, 1, 32, 16, 1, width_mult=scale),
+        block(6, 3, 2, 16, 24, 2, width_mult=scale),
+        block(6, 5, 2, 24, 40, 2, width_mult=scale),
+        block(6, 3, 2, 40, 80, 3, width_mult=scale),
+        block(6, 5, 1, 80, 112, 3, width_mult=scale),
+        block(6, 5, 2, 112, 192, 4, width_mult=scale),
+        block(6, 3, 1, 192, 320, 1, width_mult=scale),
     ]
     network = torchvision.models.EfficientNet(setting, dropout=0.2, stochastic_depth_prob=0.2)
     body = _finish(network.features, image_shape)
@@ -113,18 +116,28 @@ class ShuffleUnit(nn.Module):
         )
         self.shuffle = nn.ChannelShuffle(first_groups)
         self.leave = nn.Sequential(
-            nn.Conv2d(narrow, narrow, 3, stride, padding=1, groups=narrow, bias=False), nn.BatchNorm2d(narrow), nn.ReLU(),
-            nn.Conv2d(narrow, made, 1, groups=groups, bias=False), nn.BatchNorm2d(made),
-        )  # fmt: skip
+            nn.Conv2d(narrow, narrow, 3, stride, padding=1, groups=narrow, bias=False),
+            nn.BatchNorm2d(narrow),
+            nn.ReLU(),
+            nn.Conv2d(narrow, made, 1, groups=groups, bias=False),
+            nn.BatchNorm2d(made),
+        )
         self.pool = nn.AvgPool2d(3, 2, padding=1) if stride == 2 else None
         self.relu = nn.ReLU()
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, channels, H, W) -> (B, out, H / stride, W / stride)."""
         made = self.leave(self.shuffle(self.enter(images)))
-        return self.relu(
-            images + made if self.pool is None else torch.cat([made, self.pool(images)], 1)
-        )
+        if self.pool is None:
+            return self.relu(images + made)
+        return self.relu(torch.cat([made, self.pool(images)], 1))
+
+
+def _maps(maps: int, percent: int) -> int:
+    """A share of maps in multiples of 8: a quarter of these, and of what they differ by, divides
+    into two groups.
+    """
+    return max(8, (maps * percent + 400) // 800 * 8)
 
 
 def build_shufflenet_g2(
@@ -137,16 +150,17 @@ def build_shufflenet_g2(
     has not.
     """
     percent = _percent("shufflenet_g2", options)
-    # multiples of 8: a quarter of them, and of what they differ by, divides into two groups
-    channels, *widths = (max(8, (maps * percent + 400) // 800 * 8) for maps in (24, 200, 400, 800))
+    channels = _maps(24, percent)
     layers: list[nn.Module] = [
         nn.Conv2d(image_shape[0], channels, 1, bias=False),
         nn.BatchNorm2d(channels),
         nn.ReLU(),
     ]
-    for stage, (out, units) in enumerate(zip(widths, (4, 8, 4), strict=True)):
-        # the few maps of the stem are not divided
-        layers.append(ShuffleUnit(channels, out, 2, 2, 1 if stage == 0 else 2))
-        layers += [ShuffleUnit(out, out, 1, 2, 2) for _ in range(units - 1)]
-        channels = out
+    first_groups = 1  # the few maps of the stem are not divided
+    for maps, units in ((200, 4), (400, 8), (800, 4)):
+        out = _maps(maps, percent)
+        layers.append(ShuffleUnit(channels, out, 2, 2, first_groups))
+        for _ in range(units - 1):
+            layers.append(ShuffleUnit(out, out, 1, 2, 2))
+        channels, first_groups = out, 2
     return Classifier(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1)), channels, num_classes)

@@ -29,13 +29,19 @@ class BasicBlock(nn.Module):
         pool = [nn.AvgPool2d(2)] if average and stride > 1 else []
         step = 1 if average else stride
         self.body = nn.Sequential(
-            nn.Conv2d(channels, out, 3, step, padding=1, bias=False), _norm(norm, out), nn.ReLU(), *pool,
-            nn.Conv2d(out, out, 3, padding=1, bias=False), _norm(norm, out),
-        )  # fmt: skip
-        project = nn.Sequential(
+            nn.Conv2d(channels, out, 3, step, padding=1, bias=False),
+            _norm(norm, out),
+            nn.ReLU(),
+            *pool,
+            nn.Conv2d(out, out, 3, padding=1, bias=False),
+            _norm(norm, out),
+        )
+        # made where it is not needed too: its weights are drawn, and what is drawn after them stays
+        self.shortcut: nn.Module = nn.Sequential(
             nn.Conv2d(channels, out, 1, step, bias=False), *pool, _norm(norm, out)
         )
-        self.shortcut = project if stride > 1 or channels != out else nn.Identity()
+        if stride == 1 and channels == out:
+            self.shortcut = nn.Identity()
         self.relu = nn.ReLU()
 
     def forward(self, images: Tensor) -> Tensor:
@@ -67,7 +73,8 @@ def build(options: list[str], image_shape: tuple[int, int, int], num_classes: in
         raise OptionError(
             f"resnet18 has the options in, bn and ap, and x<percent>, got {'-'.join(rest)!r}"
         )
-    norm, average = ("bn" if kind == "bn" else "in"), kind == "ap"
+    average = kind == "ap"
+    norm = "in" if average else kind
     channels, height, width = padded_shape(image_shape)
     first = round(64 * percent / 100)
     layers: list[nn.Module] = [
@@ -77,13 +84,10 @@ def build(options: list[str], image_shape: tuple[int, int, int], num_classes: in
     ]
     channels = first
     for out, stride in ((first, 1), (2 * first, 2), (4 * first, 2), (8 * first, 2)):
-        layers += [
-            BasicBlock(channels, out, stride, norm, average),
-            BasicBlock(out, out, 1, norm, average),
-        ]
+        layers.append(BasicBlock(channels, out, stride, norm, average))
+        layers.append(BasicBlock(out, out, 1, norm, average))
         channels = out
     if average:
-        return Classifier(
-            nn.Sequential(*layers), channels * (height // 8) * (width // 8), num_classes
-        )
+        num_features = channels * (height // 8) * (width // 8)
+        return Classifier(nn.Sequential(*layers), num_features, num_classes)
     return Classifier(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1)), channels, num_classes)

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ddengine.learning.flat import is_dropout
 from ddengine.models.classic import pad_to_32, padded_shape
 from ddengine.models.convnet import OptionError
+from ddengine.models.dropout import is_dropout
 from ddengine.models.torchvision_models import SMALL, adapt_stem, replace
 from ddengine.system import rng as streams
 from ddengine.system.errors import UserError
@@ -31,7 +31,7 @@ LARGE_PATCH = 8
 
 
 def installed() -> bool:
-    """Whether timm is there."""
+    """Whether timm is installed."""
     return importlib.util.find_spec("timm") is not None
 
 
@@ -107,21 +107,42 @@ def _make(name: str, shape: tuple[int, int, int], num_classes: int, plan: _Plan)
         patches: Any = network.stem
         patches.proj = nn.Conv2d(shape[0], patches.proj.out_channels, plan.patch, plan.patch)
         patches.img_size, patches.patch_size = shape[1:], (plan.patch, plan.patch)
-    for path, module in list(network.named_modules()):
-        # the fused kernels have no second derivative, and no deterministic first one on CUDA
-        if getattr(module, "fused_attn", False):
-            module.fused_attn = False  # type: ignore[assignment]
-        # nothing is dropped: so nobody need look out for it
-        if is_dropout(module) and not getattr(module, "p", getattr(module, "drop_prob", 1)):
-            replace(network, path, _Keep())
+    _make_plain(network)
     head = network.get_classifier()  # type: ignore[operator]
-    path = next((path for path, module in network.named_modules() if module is head), None)
+    path = _path_of(head, network)
     if path is None or not isinstance(head, nn.Linear) or head.out_features != num_classes:
         raise UserError(
             f"timm/{name} does not end in one linear layer and cannot be used; timm/resnet18 can."
         )
     replace(network, path, nn.Identity())
     return TimmClassifier(network, head).train()
+
+
+def _make_plain(network: nn.Module) -> None:
+    """Leave out of a network what its gradients must not go through, and what does nothing."""
+    for path, module in list(network.named_modules()):
+        # the fused kernels have no second derivative, and no deterministic first one on CUDA
+        if getattr(module, "fused_attn", False):  # probe: of some modules of timm
+            module.fused_attn = False  # type: ignore[assignment]
+        # nothing is dropped: so nobody need look out for it
+        if is_dropout(module) and not _drop_rate(module):
+            replace(network, path, _Keep())
+
+
+def _drop_rate(module: nn.Module) -> float | None:
+    """How much a dropout drops, by either of the names that timm and torch have for it."""
+    for name in ("p", "drop_prob"):
+        if hasattr(module, name):  # probe: of modules of others
+            return getattr(module, name)  # probe: the same
+    return 1.0
+
+
+def _path_of(wanted: object, network: nn.Module) -> str | None:
+    """Where a module lies in a network; None where it does not."""
+    for path, module in network.named_modules():
+        if module is wanted:
+            return path
+    return None
 
 
 @lru_cache
@@ -165,15 +186,19 @@ def _adapted(network: TimmClassifier, shape: tuple[int, int, int], plain: _Plan)
     large = first.stride[0] >= LARGE_PATCH
     side = min(shape[1:]) // (ONE_RESOLUTION if large else SEVERAL_RESOLUTIONS)
     yield replaced(plain, settings=(*plain.settings, ("patch_size", side)))
-    stem = getattr(network.body, "stem", None)
     # MLP-Mixer and its kin: as many patches of the usual size, made smaller
-    if hasattr(stem, "patch_size") and getattr(stem, "proj", None) is first:
+    stem = getattr(network.body, "stem", None)  # probe: of some networks of timm
+    cuts = hasattr(stem, "patch_size")  # probe: the same
+    if cuts and getattr(stem, "proj", None) is first:  # probe: the same
         scaled = tuple(length // side * first.stride[0] for length in shape[1:])
         yield _Plan((("img_size", scaled),), patch=side)
 
 
 def _first(network: TimmClassifier) -> nn.Conv2d | None:
-    return next((m for m in network.body.modules() if isinstance(m, nn.Conv2d)), None)
+    for module in network.body.modules():
+        if isinstance(module, nn.Conv2d):
+            return module
+    return None
 
 
 def _is_patches(first: nn.Conv2d) -> bool:
@@ -184,22 +209,21 @@ def _is_patches(first: nn.Conv2d) -> bool:
 def _refusal(network: TimmClassifier, shape: tuple[int, int, int]) -> str | None:
     """Why a network cannot classify images (C, H, W); None where it can."""
     first = _first(network)
-    if (
-        first is not None
-        and _is_patches(first)
-        and (shape[1] % first.stride[0] or shape[2] % first.stride[1])
-    ):
+    if first is not None and _is_patches(first) and not _divides(first.stride, shape):
         return f"the sides are no multiples of its patches of {first.stride[0]} pixels"
     try:
         with torch.no_grad():
             embedded = network.eval().embed(torch.zeros(2, *shape))
     except FAILURES as error:
         return _reason(error)
-    return (
-        None
-        if embedded.shape == (2, network.head.in_features)
-        else f"its features are {tuple(embedded.shape[1:])}"
-    )
+    if embedded.shape == (2, network.head.in_features):
+        return None
+    return f"its features are {tuple(embedded.shape[1:])}"
+
+
+def _divides(stride: tuple[int, ...], shape: tuple[int, int, int]) -> bool:
+    """Whether images (C, H, W) are whole numbers of strides high and wide."""
+    return shape[1] % stride[0] == 0 and shape[2] % stride[1] == 0
 
 
 def _reason(error: Exception) -> str:

@@ -1,7 +1,7 @@
 """Any torchvision classifier by name, with a stem for small images."""
 
-import inspect
 import re
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,52 +46,58 @@ class TorchvisionClassifier(nn.Module):
 
         Raises UserError, naming what differs, when they do not fit; the network is then as it was.
         """
-        given = {self._own_key(key): tensor for key, tensor in state.items()}
-        own = self.state_dict()
-        classes = given.get("head.weight", self.head.weight)
-        if classes.shape[1:] == self.head.weight.shape[1:] and len(classes) != len(
-            self.head.weight
-        ):
-            raise UserError(
-                f"The weights of torchvision/{self.name} are for {len(classes)} classes and the "
-                f"data have {len(self.head.weight)}; "
-                "name a dataset of as many classes with data.name, or train experts on this one."
-            )
+        given = {self._key_here(key): tensor for key, tensor in state.items()}
+        self._check_classes(given)
         if self.small:
             raise UserError(
                 f"torchvision/{self.name} has another stem for images of up to {SMALL} pixels, "
                 "which the weights are not for; "
                 "set data.size to more, such as 224 224."
             )
-        path, stem = next(
-            (f"body.{n}", m) for n, m in self.body.named_modules() if isinstance(m, nn.Conv2d)
-        )
-        theirs = given.get(f"{path}.weight", stem.weight)
-        if theirs.dim() == 4 and theirs.shape[1] != stem.weight.shape[1]:
-            raise UserError(
-                f"The weights of torchvision/{self.name} are for images of {theirs.shape[1]} "
-                f"channels and the data have {stem.weight.shape[1]}; "
-                "name another dataset with data.name, or train experts on this one."
-            )
-        # files older than the counters of BatchNorm are without them
-        needed = {key for key in own if not key.endswith("num_batches_tracked")}
-        for key in sorted(needed | set(given)):
-            there, here = (
-                str(tuple(tensors[key].shape)) if key in tensors else "not there"
-                for tensors in (given, own)
-            )
-            if there != here:
-                raise UserError(
-                    f"The weights do not fit torchvision/{self.name}: its {key} is {there} in the "
-                    f"file and {here} in the network; "
-                    "choose another network of torchvision, or weights of this one."
-                )
+        self._check_channels(given)
+        tensors = self.state_dict()
+        self._check_shapes(given, tensors)
         # not load_state_dict: some networks of torchvision ask there for what only their own files
         # say
         for key, tensor in given.items():
-            own[key].copy_(tensor)
+            tensors[key].copy_(tensor)
 
-    def _own_key(self, key: str) -> str:
+    def _check_classes(self, given: dict[str, Tensor]) -> None:
+        """Raise UserError for weights of another number of classes."""
+        here = self.head.weight
+        weight = given.get("head.weight", here)
+        if weight.shape[1:] == here.shape[1:] and len(weight) != len(here):
+            raise UserError(
+                f"The weights of torchvision/{self.name} are for {len(weight)} classes and the "
+                f"data have {len(here)}; "
+                "name a dataset of as many classes with data.name, or train experts on this one."
+            )
+
+    def _check_channels(self, given: dict[str, Tensor]) -> None:
+        """Raise UserError for weights of another number of channels."""
+        path, stem = first_convolution(self.body)
+        weight = given.get(f"body.{path}.weight", stem.weight)
+        if weight.dim() == 4 and weight.shape[1] != stem.weight.shape[1]:
+            raise UserError(
+                f"The weights of torchvision/{self.name} are for images of {weight.shape[1]} "
+                f"channels and the data have {stem.weight.shape[1]}; "
+                "name another dataset with data.name, or train experts on this one."
+            )
+
+    def _check_shapes(self, given: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
+        """Raise UserError for the first tensor that is missing, too many, or of another shape."""
+        # files older than the counters of BatchNorm are without them
+        needed = {key for key in tensors if not key.endswith("num_batches_tracked")}
+        for key in sorted(needed | set(given)):
+            in_file, here = _shape_of(given, key), _shape_of(tensors, key)
+            if in_file != here:
+                raise UserError(
+                    f"The weights do not fit torchvision/{self.name}: its {key} is {in_file} in "
+                    f"the file and {here} in the network; "
+                    "choose another network of torchvision, or weights of this one."
+                )
+
+    def _key_here(self, key: str) -> str:
         """The name that a tensor of torchvision's network has in this one."""
         # the files of DenseNet are older than its names
         key = re.sub(r"(\.denselayer\d+\.(?:norm|conv))\.([12]\.)", r"\1\2", key)
@@ -105,91 +111,132 @@ def replace(root: nn.Module, path: str, module: nn.Module) -> None:
     setattr(root.get_submodule(parent), child, module)
 
 
+def first_convolution(network: nn.Module) -> tuple[str, nn.Conv2d]:
+    """(path, layer) of the first convolution that a network defines."""
+    for path, module in network.named_modules():
+        if isinstance(module, nn.Conv2d):
+            return path, module
+    raise ValueError(f"a {type(network).__name__} has no convolution")
+
+
 def adapt_stem(network: nn.Module, channels: int, small: bool) -> None:
-    """The first convolution takes `channels` and, for small images, has stride 1; the first max
-    pooling goes.
+    """The first convolution takes `channels` and, for small images, has stride 1; a max pooling
+    right behind it goes.
     """
-    path, first = next((n, m) for n, m in network.named_modules() if isinstance(m, nn.Conv2d))
-    kernel = 3 if small and first.kernel_size[0] > 3 else first.kernel_size
-    padding = 1 if kernel == 3 else first.padding
-    stride = 1 if small else first.stride
-    assert isinstance(padding, int | tuple)
+    path, first = first_convolution(network)
+    kernel: Any = first.kernel_size
+    if small and first.kernel_size[0] > 3:
+        kernel = 3
+    padding: Any = 1 if kernel == 3 else first.padding
+    stride: Any = 1 if small else first.stride
     stem = nn.Conv2d(
-        channels,
-        first.out_channels,
-        kernel,  # type: ignore[arg-type]
-        stride,  # type: ignore[arg-type]
-        padding,  # type: ignore[arg-type]
-        bias=first.bias is not None,
+        channels, first.out_channels, kernel, stride, padding, bias=first.bias is not None
     )
     replace(network, path, stem)
-    pool = next((n for n, m in network.named_modules() if isinstance(m, nn.MaxPool2d)), None)
-    convolutions_before = [
-        n for n, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.MaxPool2d)
-    ]
-    if small and pool is not None and convolutions_before.index(pool) == 1:  # right behind the stem
-        replace(network, pool, nn.Identity())
+    if not small:
+        return
+    layers = []
+    for path, module in network.named_modules():
+        if isinstance(module, nn.Conv2d | nn.MaxPool2d):
+            layers.append((path, module))
+    if len(layers) > 1 and isinstance(layers[1][1], nn.MaxPool2d):
+        replace(network, layers[1][0], nn.Identity())
+
+
+def _shape_of(tensors: dict[str, Tensor], key: str) -> str:
+    """The shape of a tensor in a message."""
+    return str(tuple(tensors[key].shape)) if key in tensors else "not there"
 
 
 def build(
     options: list[str], image_shape: tuple[int, int, int], num_classes: int
 ) -> TorchvisionClassifier:
-    """`torchvision/NAME`. Vision transformers get patches of an eighth of the image."""
-    from ddengine.system.compat import torchvision
+    """`torchvision/NAME`. Vision transformers get patches of an eighth of the image.
 
+    Raises OptionError for a name that torchvision has not, and UserError for a network that cannot
+    take images (C, H, W) of this shape, or does not end in a linear layer.
+    """
     name = "-".join(options)
     if name not in names():
         raise OptionError("torchvision has no such classifier")
     shape = padded_shape(image_shape)
-    settings: dict[str, object] = {"weights": None, "num_classes": num_classes}
+    small = False
+    if name.startswith("vit_"):
+        network = _vision_transformer(name, image_shape, num_classes)
+    else:
+        small = max(shape[1:]) <= SMALL
+        network = _made(name, num_classes)
+        adapt_stem(network, shape[0], small)
+    path, head = _last_linear(name, network, num_classes)
+    replace(network, path, nn.Identity())
+    model = TorchvisionClassifier(name, network, head, path, small)
+    _check_takes(name, model, shape, num_classes)
+    return model.train()
+
+
+def _vision_transformer(
+    name: str, image_shape: tuple[int, int, int], num_classes: int
+) -> nn.Module:
+    """A vision transformer with patches of an eighth of the image. Raises UserError for images that
+    are not square, not of whole patches, or not in colour.
+    """
+    from ddengine.system.compat import torchvision
+
+    channels, height, width = padded_shape(image_shape)
+    if height != width or height % 8 or channels != 3:
+        raise UserError(
+            f"torchvision/{name} needs square colour images with sides that are multiples of "
+            f"8, got {image_shape}; set data.size."
+        )
+    # layers, heads, width, width of the layers between
+    sizes = {"b": (12, 12, 768, 3072), "l": (24, 16, 1024, 4096), "h": (32, 16, 1280, 5120)}
+    layers, heads, inner, between = sizes[name[4]]
+    return torchvision.models.VisionTransformer(
+        height, height // 8, layers, heads, inner, between, num_classes=num_classes
+    )
+
+
+def _made(name: str, num_classes: int) -> nn.Module:
+    """A network of torchvision as it makes it, without weights of its own."""
+    from ddengine.system.compat import torchvision
+
     maker = torchvision.models.get_model_builder(name)
+    settings: dict[str, Any] = {"weights": None, "num_classes": num_classes}
     if name in ("googlenet", "inception_v3"):
         settings |= {"aux_logits": False, "init_weights": True}
-    small = max(shape[1:]) <= SMALL and not name.startswith("vit_")
-    if name.startswith("vit_"):
-        if shape[1] != shape[2] or shape[1] % 8 or shape[0] != 3:
-            raise UserError(
-                f"torchvision/{name} needs square colour images with sides that are multiples of "
-                f"8, got {image_shape}; set data.size."
-            )
-        vision = torchvision.models.VisionTransformer
-        config = {"b": (12, 12, 768, 3072), "l": (24, 16, 1024, 4096), "h": (32, 16, 1280, 5120)}[
-            name[4]
-        ]
-        network: nn.Module = vision(shape[1], shape[1] // 8, *config, num_classes=num_classes)
-    else:
-        network = maker(
-            **{
-                k: v
-                for k, v in settings.items()
-                if k in inspect.signature(maker).parameters
-                or k in ("weights", "num_classes", "aux_logits", "init_weights")
-            }
-        )
-        adapt_stem(network, shape[0], small)
-    linear = [n for n, m in network.named_modules() if isinstance(m, nn.Linear)]
-    if (
-        not linear
-        or not isinstance(head := network.get_submodule(linear[-1]), nn.Linear)
-        or head.out_features != num_classes
-    ):
+    return maker(**settings)
+
+
+def _last_linear(name: str, network: nn.Module, num_classes: int) -> tuple[str, nn.Linear]:
+    """(path, layer) of the last linear layer. Raises UserError where it does not give the logits."""
+    linear = []
+    for path, module in network.named_modules():
+        if isinstance(module, nn.Linear):
+            linear.append((path, module))
+    if not linear or linear[-1][1].out_features != num_classes:
         raise UserError(
             f"torchvision/{name} does not end in a linear layer and cannot be used; "
             "torchvision/resnet18 can."
         )
-    replace(network, linear[-1], nn.Identity())
-    model = TorchvisionClassifier(name, network, head, linear[-1], small)
-    try:  # a forward of nothing but shapes
+    return linear[-1]
+
+
+def _check_takes(
+    name: str, model: nn.Module, shape: tuple[int, int, int], num_classes: int
+) -> None:
+    """Raise UserError unless a network gives logits of images (C, H, W); it is left in evaluation
+    mode.
+    """
+    hollow = {}  # a forward of nothing but shapes
+    for key, tensor in model.state_dict().items():
+        hollow[key] = torch.empty_like(tensor, device="meta")
+    try:
         with torch.device("meta"), torch.no_grad():
-            meta = torch.func.functional_call(
-                model.eval(),
-                {k: torch.empty_like(v, device="meta") for k, v in model.state_dict().items()},
-                (torch.empty(2, *shape),),
-            )
+            images = torch.empty(2, *shape)
+            logits = torch.func.functional_call(model.eval(), hollow, (images,))
     except (RuntimeError, ValueError) as error:
         raise UserError(
             f"torchvision/{name} cannot take images of {shape[1]}x{shape[2]} "
             f"({str(error).splitlines()[0]}); set data.size."
         ) from None
-    assert meta.shape == (2, num_classes)
-    return model.train()
+    assert logits.shape == (2, num_classes)

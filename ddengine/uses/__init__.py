@@ -1,1 +1,1 @@
-"""What distilled sets are used for: memories of class-incremental learning, questions of privacy."""
+"""What distilled sets are good for: continual learning, and what they give away."""

@@ -26,10 +26,10 @@ from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 from torch.nn.functional import cross_entropy
 
-from buffers import imports
 from buffers.exchange import load_pt
 from buffers.store import ExpertStore
 from ddengine.artefact import folder as folders
+from ddengine.commands import bring_in as command
 from ddengine.commands import cli
 from ddengine.data import Data, load_data
 from ddengine.models import build_model
@@ -107,11 +107,11 @@ def data(work) -> Data:
 
 
 @cache
-def parsed(words: tuple[str, ...]) -> imports.ImportOptions:
+def parsed(words: tuple[str, ...]) -> command.ImportOptions:
     """The options of an import without files; parsing takes longer than an import."""
     from ddengine.commands.options import options_of
 
-    return options_of("import", list(words[1:]), flags=imports.ImportOptions)
+    return options_of("import", list(words[1:]), flags=command.ImportOptions)
 
 
 def bring_in(words: Sequence[str], *given: str, out: str | None = None, **fields: Any) -> int:
@@ -122,7 +122,7 @@ def bring_in(words: Sequence[str], *given: str, out: str | None = None, **fields
         out=None if out is None else Path(out),
         **fields,
     )
-    return cli.run(lambda: imports.bring_in(options))
+    return cli.run(lambda: command.run(options))
 
 
 def said(capsys, *args: str, do: Callable[..., int] = run, **fields: Any) -> str:

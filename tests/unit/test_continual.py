@@ -27,6 +27,8 @@ from ddengine.uses.continual import (
     image_bytes,
     images_per_class,
     kept,
+    memories,
+    networks,
 )
 from synth.catalogue import RECIPES
 
@@ -186,7 +188,7 @@ def test_orders_differ_between_repeats_and_are_equal_between_memories(digits):
 
 def test_every_memory_sees_the_images_of_its_stage_only(digits, monkeypatch):
     seen = []
-    real_selection = continual.start.selected_index
+    real_selection = memories.start.selected_index
 
     def watched(real, num, names, *rest, **settings):
         seen.append(("chosen", names, real.digest))
@@ -201,7 +203,7 @@ def test_every_memory_sees_the_images_of_its_stage_only(digits, monkeypatch):
         seen.append(("distilled", data.class_names, data.train.digest))
         return means(data, recipe, seed, name)
 
-    monkeypatch.setattr(continual.start, "selected_index", watched)
+    monkeypatch.setattr(memories.start, "selected_index", watched)
     result = run(
         digits, replace(SMALL, memories=("distilled", "random", "herding"), repeats=1), distill
     )
@@ -350,16 +352,16 @@ def test_a_lost_network_is_made_again(digits, tmp_path, monkeypatch):
     """
     config = replace(SMALL, strategy="replay", repeats=1, memories=("random",))
     whole = run(digits, config)
-    real_save = continual._save_network
+    real_save = networks.save_network
 
-    def save_and_stop(run_, where, network):
-        real_save(run_, where, network)
-        if where.endswith("/1"):
+    def save_and_stop(context, stage, network):
+        real_save(context, stage, network)
+        if stage.number == 1:
             raise KeyboardInterrupt
 
     path = tmp_path / "memo.jsonl"
     with monkeypatch.context() as patch:
-        patch.setattr(continual, "_save_network", save_and_stop)
+        patch.setattr(networks, "save_network", save_and_stop)
         with pytest.raises(KeyboardInterrupt):
             run(digits, config, memo_path=path)
     (stored,) = (tmp_path / "work" / "networks").glob("*_0.safetensors")

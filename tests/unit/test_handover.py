@@ -35,7 +35,7 @@ from ddengine.system import files
 from ddengine.system.compat import torchvision
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
-from synth.recipes import find
+from synth.catalogue import find
 
 CPU = torch.device("cpu")
 ODD = (

@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ddengine.data import imagenet, images, load_data
-from ddengine.data.images import Decoder
+from ddengine.data import decoder, imagenet, load_data
+from ddengine.data.decoder import Decoder
 from ddengine.data.load import DATASETS
 from ddengine.recipe import DataConfig
 from ddengine.system.compat import torchvision
@@ -303,13 +303,13 @@ def png(image):
 
 def fetch_of(source_at, num, size=None):
     """A fetch of images that are called by their numbers."""
-    return Decoder(DataConfig(name="folder", size=size), [], own=False).fetch_of(
+    return Decoder(DataConfig(name="folder", size=size), [], published=True).fetch_of(
         source_at, str, num
     )
 
 
 def test_decoding_keeps_order_and_channels_over_many_chunks(monkeypatch):
-    monkeypatch.setattr(images, "CHUNK", 3)
+    monkeypatch.setattr(decoder, "CHUNK", 3)
     pixels = np.random.default_rng(0).integers(0, 256, (40, 5, 7, 3), dtype=np.uint8)
     grey = np.arange(40) % 4 == 0
     threads = set()
@@ -345,8 +345,8 @@ def test_the_first_bad_image_in_order_is_named_and_what_follows_is_dropped(
     monkeypatch, unreadable, size, message
 ):
     """Also where a later one fails sooner."""
-    monkeypatch.setattr(images, "CHUNK", 2)
-    monkeypatch.setattr(images, "THREADS", 4)
+    monkeypatch.setattr(decoder, "CHUNK", 2)
+    monkeypatch.setattr(decoder, "THREADS", 4)
     bad, opened, later_one = {93, 92, 50}, [], threading.Event()
 
     def source_at(i):

@@ -9,8 +9,9 @@ import torch
 from matching import close
 from torch import nn
 
-from ddengine.learning.flat import flatten, is_dropout
+from ddengine.learning.flat import flatten
 from ddengine.models import build_model, middle, middle_channels
+from ddengine.models.dropout import is_dropout
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 

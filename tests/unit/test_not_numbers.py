@@ -41,6 +41,7 @@ from ddengine.system.errors import UserError
 from ddengine.system.memo import Memo
 from ddengine.system.rng import generator
 from ddengine.uses import continual, privacy
+from ddengine.uses.continual.summary import statistics
 
 SHORT = EvalConfig(
     protocol="fast",
@@ -621,7 +622,7 @@ def test_continual_learning_marks_stages_that_diverged(tmp_path):
         continual.forgetting([[0.9], [0.5, 0.8]]) == pytest.approx(0.4)
         and continual.forgetting([[0.9], [None, None]]) is None
     )
-    some, none = (continual._statistics(values) for values in ([0.5, None, 0.6], [None] * 3))
+    some, none = (statistics(values) for values in ([0.5, None, 0.6], [None] * 3))
     assert (
         some["mean"] == pytest.approx(0.55)
         and some["diverged"] == 1

@@ -1,0 +1,76 @@
+"""A set as files of other programs, chosen by the name of a format."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from ddengine.artefact import exchange, hub, image_folder, runs, tars
+from ddengine.artefact import folder as folders
+from ddengine.artefact.markdown import at
+from ddengine.system import files, log
+from ddengine.system.errors import UserError
+
+# mtt: the files of MTT, FTD, TESLA and DATM | webdataset: a tar, or several, of 8-bit PNGs |
+# imagefolder: such PNGs in a folder for each class | hub: a dataset of the Hugging Face Hub
+Format = Literal["mtt", "webdataset", "imagefolder", "hub"]
+
+
+def export(path: Path, format: Format, out: Path, *, per_shard: int = tars.PER_SHARD) -> list[Path]:
+    """Write a run or the folder of a set into the folder `out`, and return what was written.
+
+    Experts are exported by `buffers.exchange.export`, which calls this function for anything else.
+
+    Args:
+        path: a run, or the folder of a set.
+        format: mtt, webdataset, imagefolder or hub.
+        out: the folder to write.
+        per_shard: examples in a tar of webdataset.
+
+    Raises:
+        UserError: a path that holds no set, a format that there is not, and files that exist
+            already.
+    """
+    source = runs.set_folder(path)
+    if not (source / "meta.json").is_file():
+        raise UserError(
+            f"{path} is neither an expert store nor a distilled set; give the folder that "
+            "buffer, distill or import wrote."
+        )
+    syn, meta = folders.load(source, torch.device("cpu"))
+    if format == "webdataset":
+        files.make_folder(out)
+        return tars.write_webdataset(syn, out / "train.tar", per_shard)
+    if format == "imagefolder":
+        return [image_folder.write_image_folder(syn, out)]
+    if format == "hub":
+        return [hub.write_hub_folder(source, syn, out)]
+    if format != "mtt":
+        raise UserError(
+            f"There is no format {format!r}; choose mtt, webdataset, imagefolder or hub."
+        )
+    written = exchange.export_set(syn, set_name(source, meta), out)
+    if len(syn) > len(syn.classes):
+        log.say(
+            f"{len(syn.classes)} stored images are written as the {len(syn)} that they decode "
+            "to; such files have no codec"
+        )
+    return written
+
+
+def set_name(folder: Path, meta: Mapping[str, Any]) -> str:
+    """The X of images_X.pt: the outer steps of a set of this program, or its origin.
+
+    Raises UserError where meta.json says neither.
+    """
+    for origin in ("imported", "selected"):
+        if origin in meta:
+            return origin
+    try:
+        return str(int(at(meta, "recipe", "outer", "steps")))
+    except (TypeError, ValueError):
+        raise UserError(
+            f"{folder / 'meta.json'} does not say the recipe of the set, so its files have no "
+            "name; distill it again."
+        ) from None

@@ -1,0 +1,255 @@
+"""Many images as 8-bit pixels: one ground, one scale and one form for all images of a dataset."""
+
+import math
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageColor, ImageOps
+
+from ddengine.data.images import Stored, Unreadable, check, open_image, size_of
+from ddengine.data.scales import Colour, NeedsScale, Scales, Wide, extremes
+from ddengine.recipe import DataConfig
+from ddengine.system.errors import UserError
+
+CHUNK = 64  # images a thread takes at a time
+THREADS = 8  # at most
+SAMPLE = 1000  # images at most whose sizes are looked at to suggest one for all
+LARGEST = 64  # pixels; the longest side suggested, which distillation on one machine can afford
+NAMED = 3  # broken files that an error names
+
+
+class NeedsColour(Exception):
+    """An image in colour among what was taken for grey images."""
+
+
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1))
+
+
+def in_form(image: Image.Image, size: tuple[int, int], fit: str, ground: Colour) -> Image.Image:
+    """An image in mode L or RGB at `size` (height, width): squashed, cropped around its middle, or
+    padded with `ground`.
+    """
+    wanted = (size[1], size[0])
+    if image.size == wanted:
+        return image
+    if fit == "crop":
+        return ImageOps.fit(image, wanted, Image.Resampling.BILINEAR)
+    if fit == "pad":
+        if image.mode == "L" and len(set(ground)) > 1:
+            image = image.convert("RGB")
+        colour = ground[0] if image.mode == "L" else ground
+        return ImageOps.pad(image, wanted, Image.Resampling.BILINEAR, color=colour)
+    return image.resize(wanted, Image.Resampling.BILINEAR)
+
+
+@dataclass(frozen=True)
+class _Images:
+    """The images of a split: where each is, and what it is called. Called from several threads."""
+
+    source_at: Callable[[int], Stored]
+    name_at: Callable[[int], str]
+    num: int
+
+
+class Decoder:
+    """How the images of all splits of a dataset become pixels.
+
+    What a person should know of them is added to `notes`.
+    """
+
+    def __init__(self, config: DataConfig, notes: list[str], *, published: bool):
+        """`published`: images of a published set, which are read as its papers did. Others are
+        turned upright, and an error names all that are broken, and a size for all.
+        """
+        self.root, self.size, self.fit = config.root, config.size, config.fit
+        self.notes, self.published = notes, published
+        self.ground = ImageColor.getrgb(config.background)[:3]
+        self.scales = Scales()
+        self._several: set[str] = set()  # names of images with several frames
+        self._said_several = False
+        self._splits: list[_Images] = []
+
+    def fetch_of(
+        self, source_at: Callable[[int], Stored], name_at: Callable[[int], str], num: int
+    ) -> Callable[[np.ndarray], np.ndarray]:
+        """The `fetch` of a split of `num` images: indices (B,) -> (B, C, H, W) uint8, in colour if
+        any of these images is.
+
+        `source_at` gives the file of image i or its content, and is called from several threads.
+        Sizes that differ are resized to data.size, or refused without one. The UserError is that of
+        the first image, in the order of the indices, that cannot be opened or differs in size.
+        """
+        images = _Images(source_at, name_at, num)
+        self._splits.append(images)
+
+        def fetch(index: np.ndarray) -> np.ndarray:
+            order, colour = index.tolist(), False
+            while True:
+                try:
+                    return self._read(order, images, colour)
+                except NeedsColour:
+                    colour = True
+                except NeedsScale:
+                    self._settle(order, images)
+                except Unreadable as error:
+                    raise (error if self.published else self._all_unreadable(error)) from None
+                finally:
+                    self._say_what_was_seen()
+
+        return fetch
+
+    def _open(self, images: _Images, i: int) -> Image.Image:
+        """Image i as it will be stacked, in mode L or RGB."""
+        image = self.scales.applied(
+            self._stored(images, i), self.ground, self._below_root(images.name_at(i))
+        )
+        if self.size is None:
+            return image
+        return in_form(image, self.size, self.fit, self.ground)
+
+    def _stored(self, images: _Images, i: int) -> Image.Image | Wide:
+        """Image i with the values and the size that it has."""
+        return open_image(
+            images.source_at(i),
+            images.name_at(i),
+            upright=not self.published,
+            ground=self.ground,
+            on_several=self._several.add,
+        )
+
+    def _below_root(self, name: str) -> str:
+        return name.removeprefix(f"{self.root}{os.sep}")
+
+    def _read(self, order: list[int], images: _Images, colour: bool) -> np.ndarray:
+        """The images at `order`, (B, C, H, W) uint8, allocated once.
+
+        `colour` says that there are images in colour. Raises NeedsColour where there turn out to
+        be.
+        """
+        first = self._open(images, order[0])
+        colour = colour or first.mode == "RGB"
+        width, height = first.size
+        pixels = np.empty((len(order), 3 if colour else 1, height, width), np.uint8)
+
+        def decode(start: int) -> None:
+            for k, i in enumerate(order[start : start + CHUNK], start):
+                image = self._open(images, i)
+                if image.size != (width, height):
+                    raise self._differing(
+                        f"{images.name_at(i)} is {image.height}x{image.width} and others are "
+                        f"{height}x{width}"
+                    )
+                if image.mode == "L":
+                    pixels[k] = np.asarray(image)  # into all channels
+                elif colour:
+                    pixels[k] = np.asarray(image).transpose(2, 0, 1)
+                else:
+                    raise NeedsColour
+
+        with _threads() as pool:  # Pillow decodes and resizes without the interpreter lock
+            # in order: the first error is raised, what has not begun is dropped
+            for _ in pool.map(decode, range(0, len(order), CHUNK)):
+                pass
+        return pixels
+
+    def _settle(self, order: list[int], images: _Images) -> None:
+        """Choose the scale of the kinds of values among the images at `order`."""
+
+        def looked_at(i: int) -> tuple[str, str, np.ndarray] | None:
+            image = self._stored(images, i)
+            if not isinstance(image, Wide):
+                return None
+            return image.kind, images.name_at(i), extremes(image.values)
+
+        with _threads() as pool:
+            wide = [entry for entry in pool.map(looked_at, order) if entry is not None]
+        self.notes += self.scales.settle(wide)
+
+    def _say_what_was_seen(self) -> None:
+        """Add to the notes what was cut, and images of several frames."""
+        for note in self.scales.said():
+            if note not in self.notes:
+                self.notes.append(note)
+        if self._several and not self._said_several:
+            self._said_several = True
+            count = len(self._several)
+            one = self._below_root(min(self._several))
+            files = f"{one} has" if count == 1 else f"{count} images, such as {one}, have"
+            self.notes.append(f"{files} several frames or pages, of which the first is used")
+
+    # What an error says
+
+    def _all_unreadable(self, first: Unreadable) -> UserError:
+        """The error that names every image of the dataset that cannot be read, so that all can be
+        mended at once.
+        """
+        with _threads() as pool:
+            errors = [
+                error for error in pool.map(_broken, *zip(*self._every(), strict=True)) if error
+            ]
+        names = [error.name for error in errors]
+        reason = errors[0].reason if errors else first.reason
+        if first.name not in names:  # only decoding in full finds it
+            names = [first.name, *names]
+            reason = first.reason
+        if len(names) == 1:
+            return first
+        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+        return UserError(
+            f"{len(names)} files cannot be read as images: {', '.join(names[:NAMED])}{more} (the "
+            f"first: {reason}); repair or remove them."
+        )
+
+    def _every(self) -> list[tuple[_Images, int]]:
+        """All images of the dataset: the split of each, and its number there."""
+        every = []
+        for images in self._splits:
+            every += [(images, i) for i in range(images.num)]
+        return every
+
+    def _differing(self, which: str) -> UserError:
+        """The error that says which image differs in size, and what size would suit."""
+        suggested = None if self.published else self._suggested_size()
+        such_as = ""
+        if suggested is not None:
+            such_as = f", such as --data.size {suggested[0]} {suggested[1]}"
+        return UserError(f"{which}; set data.size to a height and width for all{such_as}.")
+
+    def _suggested_size(self) -> tuple[int, int] | None:
+        """The median height and width, in multiples of 8 up to LARGEST; None where no size can be
+        read.
+        """
+        every = self._every()
+        sizes = []
+        for images, i in every[:: max(1, math.ceil(len(every) / SAMPLE))]:
+            try:
+                sizes.append(size_of(images.source_at(i)))
+            except Unreadable:
+                continue
+        return _usual_size(filter(None, sizes))
+
+
+def _usual_size(sizes: Iterable[tuple[int, int]]) -> tuple[int, int] | None:
+    """The medians of heights and widths, in multiples of 8 up to LARGEST; None without any."""
+    listed = list(sizes)
+    if not listed:
+        return None
+    height, width = np.median(listed, axis=0)
+    return _rounded(height), _rounded(width)
+
+
+def _rounded(side: float) -> int:
+    return min(LARGEST, max(8, 8 * round(float(side) / 8)))
+
+
+def _broken(images: _Images, i: int) -> Unreadable | None:
+    """Why image i cannot be read; None where it can."""
+    try:
+        check(images.source_at(i), images.name_at(i))
+    except Unreadable as error:
+        return error
+    return None

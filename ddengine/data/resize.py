@@ -1,0 +1,62 @@
+"""Images that lie in memory, brought to one size."""
+
+import torch
+from PIL import ImageColor
+from torch import Tensor
+
+from ddengine.data.preprocess import pieces
+from ddengine.recipe import DataConfig
+
+
+def resize(pixels: Tensor, config: DataConfig) -> Tensor:
+    """Images (B, C, H, W) uint8 at data.size, as data.fit says.
+
+    Readers of arrays hand out images as they are stored; readers of files have resized already.
+    """
+    if config.size is None or tuple(pixels.shape[2:]) == config.size:
+        return pixels
+    return torch.cat([_resized(piece, config.size, config) for piece in pieces(pixels)])
+
+
+def _resized(pixels: Tensor, size: tuple[int, int], config: DataConfig) -> Tensor:
+    """The same of a few images, which are not of `size` yet."""
+    if config.fit == "crop":
+        return _interpolated(_middle(pixels, size), size)
+    if config.fit == "pad":
+        return _padded(pixels, size, config.background)
+    return _interpolated(pixels, size)
+
+
+def _interpolated(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+    """Images stretched or squashed to (height, width)."""
+    resized = torch.nn.functional.interpolate(
+        pixels.float(), size, mode="bilinear", antialias=True, align_corners=False
+    )
+    return resized.round().clamp(0, 255).to(torch.uint8)
+
+
+def _middle(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+    """The largest part in the middle that has the shape of (height, width)."""
+    height, width = pixels.shape[2:]
+    zoom = max(size[0] / height, size[1] / width)
+    rows = min(height, round(size[0] / zoom))
+    columns = min(width, round(size[1] / zoom))
+    top, left = (height - rows) // 2, (width - columns) // 2
+    return pixels[:, :, top : top + rows, left : left + columns]
+
+
+def _padded(pixels: Tensor, size: tuple[int, int], background: str) -> Tensor:
+    """Images within (height, width), with the colour `background` around them."""
+    height, width = pixels.shape[2:]
+    zoom = min(size[0] / height, size[1] / width)
+    rows, columns = max(1, round(height * zoom)), max(1, round(width * zoom))
+    resized = _interpolated(pixels, (rows, columns))
+    if (rows, columns) == size:
+        return resized
+    ground = torch.tensor(ImageColor.getrgb(background)[:3], dtype=torch.uint8)
+    if pixels.shape[1] == 1:
+        ground = ground.float().mean().round().to(torch.uint8).view(1)
+    padded = ground.view(1, -1, 1, 1).repeat(len(pixels), 1, *size)
+    top, left = (size[0] - rows) // 2, (size[1] - columns) // 2
+    padded[:, :, top : top + rows, left : left + columns] = resized
+    return padded

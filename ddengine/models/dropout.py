@@ -1,0 +1,11 @@
+"""Which modules of a network draw random numbers."""
+
+from torch import nn
+
+
+def is_dropout(module: nn.Module) -> bool:
+    """Whether a module draws random numbers while training (from the global generator: modules take
+    no other).
+    """
+    name = type(module).__name__
+    return "Drop" in name or name == "StochasticDepth"
