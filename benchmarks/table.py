@@ -3,7 +3,7 @@
 The same command resumes.
 
     python benchmarks/table.py NAME [--jobs 2]              a table of this file
-    python benchmarks/table.py NAME RECIPE [RECIPE ...]     one row a recipe, each with its own baselines
+    python benchmarks/table.py NAME RECIPE [RECIPE ...]     one row a recipe, with its own baselines
 
 Writes docs/results/NAME.md, docs/results/NAME.json (every evaluation.json, with cost, machine,
 versions and commit) and, of runs that validated while they distilled, docs/results/NAME.png
@@ -160,8 +160,9 @@ def _parts() -> list[Row]:
 
 
 def _matching() -> list[Row]:
-    """The methods that need no experts, MTT beside them, and the coresets, by the protocol of the
-    small recipes, at IPC 10 half as long.
+    """The methods that need no experts, MTT beside them, and the coresets.
+
+    By the protocol of the small recipes, at IPC 10 half as long.
     """
     half = {1: (), 10: ("--evaluation.epochs", "150")}
     chosen = ("random", "herding", "k_centre", "k_means")
@@ -195,8 +196,9 @@ NETWORKS = (
 
 
 def _cross() -> list[Row]:
-    """Sets that one network distilled or chose, on six; baselines are shared out so that two jobs
-    take equally long.
+    """Sets that one network distilled or chose, on six.
+
+    Baselines are shared out so that two jobs take equally long.
     """
     shown = (
         "--evaluation.models",
@@ -219,7 +221,8 @@ def _cross() -> list[Row]:
     baselines = {"mtt": ("full",), "dm": ("random", "herding")}
     return [
         Row(
-            label=method.upper(), recipe=f"{method}/fashion_mnist_ipc10_small", flags=(*budget[method], *shown, *chosen), baselines=baselines[method],
+            label=method.upper(), recipe=f"{method}/fashion_mnist_ipc10_small",
+            flags=(*budget[method], *shown, *chosen), baselines=baselines[method],
             group="IPC 10",
         )
         for method in ("mtt", "dm")
@@ -230,8 +233,9 @@ DEAR = ("--labels", "dynamic", "--num_networks", "3")  # teachers look at every 
 
 
 def _compensator() -> list[Row]:
-    """INFER, SRe2L and RDED with the same teachers and students, each with labels that are stored
-    and with labels made on the fly.
+    """INFER, SRe2L and RDED with the same teachers and students.
+
+    Each with labels that are stored and with labels made on the fly.
     """
     rows = []
     for ipc in (10, 50):
@@ -314,15 +318,18 @@ def _accuracy(row: dict[str, Any]) -> str:
 
 
 def _ends(row: dict[str, Any]) -> list[float]:
-    """The interval; of networks that diverged nothing is known, and of one network it is its
-    accuracy.
+    """The interval of a row.
+
+    Of networks that diverged nothing is known, and of one network it is its accuracy.
     """
     return [0.0, 1.0] if row["accuracy_mean"] is None else row["ci95"] or [row["accuracy_mean"]] * 2
 
 
 def markdown(runs: list[dict[str, Any]]) -> str:
-    """One line per row and set; a distilled set that does not beat the baselines of its group by
-    more than both intervals is marked.
+    """One line per row and set.
+
+    A distilled set that does not beat the baselines of its group by more than both intervals is
+    marked.
     """
     lines = [_line(COLUMNS), _line(["---"] * len(COLUMNS))]
     for run in runs:
@@ -385,8 +392,9 @@ def markdown(runs: list[dict[str, Any]]) -> str:
 
 
 def crossed(runs: list[dict[str, Any]]) -> str:
-    """One line per set and one column per network, mean and 95 % interval; each set's loss against
-    the network it was made with.
+    """One line per set and one column per network, mean and 95 % interval.
+
+    With each set's loss against the network it was made with.
     """
     models = list(dict.fromkeys(row["model"] for run in runs for row in run["evaluation"]["rows"]))
     lines = [_line(["set", *models, "mean over the others"]), _line(["---"] * (len(models) + 2))]
@@ -405,8 +413,9 @@ def crossed(runs: list[dict[str, Any]]) -> str:
 
 
 def plot(path: Path, runs: list[dict[str, Any]]) -> None:
-    """Accuracy on the validation split against the time of the experts and of the distillation, a
-    panel for each group of rows.
+    """Accuracy on the validation split against the time of the experts and of the distillation.
+
+    A panel for each group of rows.
     """
     import matplotlib
 

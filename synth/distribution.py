@@ -3,7 +3,7 @@
 The mean embedding of a class's synthetic images should be that of its real images, in networks of
 random weights:
 
-    loss = sum over classes c of | mean of psi(A(B_c, w_c)) - mean of psi(A(S_c, w_c)) |^2        (eq. 6)
+    loss = sum over classes c of | mean of psi(A(B_c, w_c)) - mean of psi(A(S_c, w_c)) |^2  (eq. 6)
 
 with psi the input of the network's last linear layer, a batch B_c of real images and the same
 augmentation w_c on both sides. No network is trained; a slot takes other ways of handling it.
@@ -116,7 +116,10 @@ class DistributionObjective(Objective):
     def losses(
         self, syn: SyntheticSet, state: dict[str, Tensor], step: int, rng: Generator
     ) -> Iterator[Tensor]:
-        """One loss for each part of the classes that is computed together; their sum is the step's."""
+        """One loss for each part of the classes that is computed together.
+
+        Their sum is the step's.
+        """
         config, env = self.config, self.env
         theta = config.networks.next(env, self.train, syn, state, step, config.augment, rng)
         index = env.real.draw_each(config.real_batch, rng)

@@ -1,16 +1,17 @@
-"""Gradient matching:
+"""Gradient matching.
 
 DC (Zhao et al., ICLR 2021, arXiv 2006.05929), DSA (2102.08259), DCC (Lee et al., ICML 2022) and
 IDC's loss (2205.14959).
 
 The gradient that a network gets from synthetic images should be the one it gets from real images:
 
-    loss = sum over classes c of D(grad l(A(S_c, w_c); theta), grad l(A(B_c, w_c); theta))        (DC eq. 9, DSA eq. 4)
+    loss = sum over classes c of D(grad l(A(S_c, w_c); theta), grad l(A(B_c, w_c); theta))
 
-with a batch B_c of real images of the class and the same augmentation w_c on both sides. DCC sums
-the gradients over classes before the distance. Differs from the released code: networks and real
-batches follow from the seed, the gradients of several classes are computed in one pass, and
-BatchNorm layers get the statistics of 16 real images per class themselves, not a tenth of them.
+(DC eq. 9, DSA eq. 4) with a batch B_c of real images of the class and the same augmentation w_c on
+both sides. DCC sums the gradients over classes before the distance. Differs from the released code:
+networks and real batches follow from the seed, the gradients of several classes are computed in one
+pass, and BatchNorm layers get the statistics of 16 real images per class themselves, not a tenth of
+them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -128,8 +129,9 @@ class GradientMatching(ObjectiveConfig, Generic[NetworksT]):
         return self.classes_at_once is None and self.classes == "each"
 
     def cost(self, env: Env, syn: SyntheticSet) -> int:
-        """Bytes of the classes that are computed together, real and decoded, and of a gradient of
-        each.
+        """Bytes of the classes that are computed together, real and decoded.
+
+        And of a gradient of each.
         """
         num_classes, each = len(syn.class_names), images_per_class(syn, self.syn_batch)
         device = "cuda" if self.classes == "sum" else None
@@ -188,8 +190,9 @@ class GradientObjective(Objective):
     def gradients(
         self, theta: Tensor, images: Tensor, targets: Tensor, statistics: dict[str, Tensor] | None
     ) -> Tensor:
-        """The gradient of each group (G, P) of images (G, B, C, H, W) and targets (G, B) or (G, B,
-        K), differentiable in the images.
+        """The gradient of each group (G, P), differentiable in the images.
+
+        Of images (G, B, C, H, W) and targets (G, B) or (G, B, K).
         """
         # batch_norm under vmap wants one type of number, which bfloat16 autocast does not give it
         if len(images) == 1 or (statistics is not None and self.env.model.precision == "bf16"):
@@ -201,7 +204,10 @@ class GradientObjective(Objective):
     def losses(
         self, syn: SyntheticSet, state: dict[str, Tensor], step: int, rng: Generator
     ) -> Iterator[Tensor]:
-        """One loss for each part of the classes that is computed together; their sum is the step's."""
+        """One loss for each part of the classes that is computed together.
+
+        Their sum is the step's.
+        """
         config, env = self.config, self.env
         theta = config.networks.next(env, self.train, syn, state, step, config.augment, rng)
         statistics = batch_statistics(env, theta, rng)
@@ -313,8 +319,9 @@ def grouped(num: int, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def batch_statistics(env: Env, theta: Tensor, rng: Generator) -> dict[str, Tensor] | None:
-    """What BatchNorm layers see in real images of all classes; None for networks without, for which
-    nothing is drawn.
+    """What BatchNorm layers see in real images of all classes.
+
+    None for networks without, for which nothing is drawn.
     """
     if env.model.normed is None:
         return None

@@ -1,4 +1,4 @@
-"""Statistics matching:
+"""Statistics matching.
 
 SRe2L (Yin, Xing & Shen, NeurIPS 2023, arXiv 2306.13092), and the loss that INFER shares with it.
 
@@ -86,9 +86,9 @@ BatchesT = TypeVar("BatchesT", bound=Batches)
 
 @dataclass(frozen=True, kw_only=True)
 class StatisticsMatching(ObjectiveConfig, Generic[BatchesT]):
-    """See the module. The step size is that of `outer.optim`; published:
+    """See the module.
 
-    Adam with betas 0.5 and 0.9, a cosine.
+    The step size is that of `outer.optim`; published: Adam with betas 0.5 and 0.9, a cosine.
     """
 
     batches: BatchesT  # which examples are optimised together
@@ -164,8 +164,9 @@ class StatisticsMatching(ObjectiveConfig, Generic[BatchesT]):
             check_norms(name, teacher)
 
     def cost(self, env: Env, syn: SyntheticSet) -> int:
-        """Bytes of the batches that share a forward pass, in the largest teacher, and with `adjust`
-        of the weights of each batch.
+        """Bytes of the batches that share a forward pass, in the largest teacher.
+
+        With `adjust` also of the weights of each batch.
         """
         assert env.experts is not None
         num_teachers, last = env.experts.num_experts, env.experts.epochs[-1]
@@ -223,8 +224,9 @@ class StatisticsObjective(Objective):
         self.at_once = config.at_once(env)
 
     def init(self, rng: Generator) -> dict[str, Tensor]:
-        """The weights of each batch's own teacher, once they are adjusted, by teacher; at first
-        none.
+        """The weights of each batch's own teacher, once they are adjusted, by teacher.
+
+        At first none.
         """
         if not self.config.adjust:
             return {}
@@ -301,8 +303,10 @@ class StatisticsObjective(Objective):
         return forward
 
     def _adjusted(self, teacher: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
-        """The weights (P,) of DWA: each step goes adjust / adjust_steps along the normalised
-        gradient of the batch's cross-entropy (its eq. 9).
+        """The weights (P,) of DWA (its eq. 9).
+
+        Each step goes adjust / adjust_steps along the normalised gradient of the batch's
+        cross-entropy.
         """
         theta = flatten(teacher)
         for _ in range(self.config.adjust_steps):
@@ -320,8 +324,9 @@ class StatisticsObjective(Objective):
 
 
 def check_teachers(teachers: Sequence[nn.Module], env: Env, *, statistics: bool) -> None:
-    """Raise UserError for a teacher of other classes, or without BatchNorm where its statistics are
-    to be matched.
+    """Raise UserError for a teacher of other classes.
+
+    And for one without BatchNorm where its statistics are to be matched.
     """
     for number, teacher in enumerate(teachers):
         images = torch.zeros(
@@ -349,7 +354,7 @@ def check_norms(name: str, teacher: nn.Module) -> None:
 
 
 def crop_at(config: StatisticsMatching, step: int) -> AugmentConfig:
-    """The augmentation of a step:
+    """The augmentation of a step.
 
     CDA's curriculum goes from whole images to crops of augment.area (its section 3).
     """
@@ -386,8 +391,9 @@ def _look(
 
 @contextmanager
 def inputs_of_norms(network: nn.Module, see: Callable[[nn.Module, Tensor], None]) -> Iterator[None]:
-    """While a forward pass runs, `see` gets every BatchNorm layer with its input, in the order of
-    the pass.
+    """While a forward pass runs, `see` gets every BatchNorm layer with its input.
+
+    In the order of the pass.
     """
     norms = [m for m in network.modules() if isinstance(m, BATCH_NORM) and m.track_running_stats]
     hooks = [
@@ -425,8 +431,9 @@ def batch_losses(
     num: int,
     config: StatisticsMatching,
 ) -> Tensor:
-    """Losses (G,) of `num` batches, images (G B, C, H, W), in one forward pass of `network`, each
-    with statistics of its own.
+    """Losses (G,) of `num` batches in one forward pass of `network`.
+
+    Of images (G B, C, H, W), each batch with statistics of its own.
     """
     terms: list[Tensor] = []
 

@@ -1,4 +1,4 @@
-"""Trajectory matching:
+"""Trajectory matching.
 
 MTT (Cazenavette et al., CVPR 2022, arXiv 2203.11932), and what FTD, TESLA, DATM and AST build on
 it.
@@ -154,7 +154,7 @@ class TrajectoryMatching(ObjectiveConfig, Generic[WindowT, PerturbT, LossScaleT,
 
     @property
     def makes_labels(self) -> bool:
-        """Whether examples are labelled anew in each segment, so that the set must be in the end."""
+        """Whether examples are labelled anew in each segment, and so the set in the end."""
         return self.labels == "target"
 
     def initial(self) -> dict[str, float]:
@@ -182,8 +182,9 @@ class TrajectoryMatching(ObjectiveConfig, Generic[WindowT, PerturbT, LossScaleT,
             )
 
     def cost(self, env: Env, syn: SyntheticSet) -> int:
-        """Bytes of the graph of one inner step, or of all that are kept, and of a parameter vector
-        of each.
+        """Bytes of the graph of one inner step, or of all that are kept.
+
+        And of parameter vectors of each.
         """
         images = len(syn) if self.batch is None else min(self.batch, len(syn))
         graphs = self.inner_steps if self.backprop == "full" else 1
@@ -331,16 +332,19 @@ class Segment:
 
 
 def matching_loss(reached: Tensor, targets: Tensor, start: Tensor, weights: list[float]) -> Tensor:
-    """Sum over milestones of weight * |reached - target|^2 / |start - target|^2; reached, targets
-    (J, P), start (P,).
+    """Sum over milestones of weight * |reached - target|^2 / |start - target|^2.
+
+    Of reached and targets (J, P) and start (P,).
     """
     distance = (reached - targets).square().sum(1) / (start - targets).square().sum(1)
     return (distance * torch.tensor(weights, device=distance.device, dtype=distance.dtype)).sum()
 
 
 def student_batches(num: int, batch: int, num_steps: int, rng: Generator) -> list[Tensor]:
-    """Indices of each student update: a random order of all examples in chunks, taken from the end
-    (a ragged chunk comes first); then a new order.
+    """Indices of each student update.
+
+    A random order of all examples in chunks, taken from the end (a ragged chunk comes first); then
+    a new order.
     """
     chunks: list[Tensor] = []
     batches = []

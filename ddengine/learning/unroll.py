@@ -1,5 +1,7 @@
-r"""Inner training as a differentiable function: theta_{k+1} and the state of the update follow from
-theta_k and the inner gradient g_k (`updates`: plain SGD, heavy ball, Adam).
+r"""Inner training as a differentiable function.
+
+theta_{k+1} and the state of the update follow from theta_k and the inner gradient g_k (`updates`:
+plain SGD, heavy ball, Adam).
 
 How its gradient is computed is a part of its own:
 
