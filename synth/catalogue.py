@@ -7,6 +7,8 @@ a function that returns one, or several by name after another colon: `package.mo
 
 import importlib
 import pkgutil
+import types
+import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
 from types import ModuleType
@@ -48,7 +50,7 @@ def find(name: str, **changes: Any) -> Recipe:
     Args:
         name: one of RECIPES, or `package.module:recipe` for one of another package.
         changes: new values of fields; of a part, a mapping changes some of its fields:
-            `find("dm/cifar10_ipc10", ipc=5, outer={"steps": 100})`.
+            `find("dm/cifar10_ipc10", ipc=5, outer={"steps": 100, "optim": {"images": {"lr": 2}}})`.
 
     Raises:
         UserError: a name, a field or a value that does not exist or does not fit; the sentence
@@ -86,32 +88,57 @@ def _of_package(name: str) -> Recipe:
 
 def _changed(part: Any, changes: Mapping[str, Any], walked: tuple[str, ...]) -> Any:
     """A part with some of its fields changed; all at once, because they are checked together."""
-    known = {field.name: field.type for field in fields(part)}
+    hints = typing.get_type_hints(type(part))
     values = {}
     for name, value in changes.items():
-        where = ".".join((*walked, name))
-        if name not in known:
-            raise unknown("field", where, [".".join((*walked, other)) for other in known])
-        present = getattr(part, name)
-        if is_dataclass(present) and isinstance(value, Mapping):
-            values[name] = _changed(present, value, (*walked, name))
-        elif isinstance(present, Mapping) and isinstance(value, Mapping):
-            values[name] = {**present, **value}
-        else:
-            values[name] = _fitting(where, present, value)
+        path = (*walked, name)
+        if name not in hints:
+            raise unknown("field", ".".join(path), [".".join((*walked, known)) for known in hints])
+        values[name] = _changed_value(getattr(part, name), value, hints[name], path)
     return replace(part, **values)
 
 
-def _fitting(where: str, present: Any, value: Any) -> Any:
-    """A new value in the type of the present one; raises UserError where it has another."""
-    if isinstance(present, float) and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(present, tuple) and isinstance(value, list):
-        return tuple(value)
-    if present is None or isinstance(value, type(present)) or value is None or is_dataclass(value):
-        return value
-    expected, given = type(present).__name__, type(value).__name__
-    raise UserError(f"{where} is of type {expected}, and {value!r} is of type {given}; change it.")
+def _changed_value(present: Any, value: Any, hint: Any, walked: tuple[str, ...]) -> Any:
+    """What comes of a value when it is changed; mappings change some of its fields or entries."""
+    if isinstance(value, Mapping) and is_dataclass(present):
+        return _changed(present, value, walked)
+    if isinstance(value, Mapping) and isinstance(present, Mapping):
+        entries = dict(present)
+        of_entries = typing.get_args(hint)[-1]
+        for key, change in value.items():
+            entries[key] = _changed_value(entries.get(key), change, of_entries, (*walked, key))
+        return entries
+    if isinstance(value, list):
+        value = tuple(value)
+    if not _fits(value, hint):
+        shown = str(hint).replace("typing.", "")
+        name = hint.__name__ if isinstance(hint, type) else shown
+        raise UserError(f"{'.'.join(walked)} is of type {name}, and {value!r} is not; change it.")
+    plain: Any = value
+    return float(plain) if hint is float else plain
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value has the type of a field; what is no plain value is not looked at."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, argument) for argument in arguments)
+    if origin is typing.Literal:
+        return value in arguments
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return False
+        if arguments[-1] is Ellipsis:
+            arguments = arguments[:1] * len(value)
+        pairs = zip(value, arguments, strict=False)
+        return len(value) == len(arguments) and all(_fits(item, kind) for item, kind in pairs)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if hint in (str, bool, type(None)):
+        return isinstance(value, hint)
+    return True
 
 
 def same_cell(recipe: Recipe, published: Recipe) -> bool:

@@ -20,8 +20,10 @@ def shipped_decode(text: str, tensors: dict[str, Tensor]) -> tuple[Tensor, Tenso
 
 
 def test_codec(codec_name: str) -> None:
-    """Packing and decoding fit, a part decodes as in the whole, gradients reach what is learned,
-    the shipped source does the same, and shipping twice is shipping once.
+    """Packing and decoding fit, and gradients reach what is learned.
+
+    A part decodes as in the whole, the shipped source does the same, and shipping twice is
+    shipping once.
     """
     codec, items = CODECS[codec_name]().fit(BUDGET, CLASSES)
     generator = torch.Generator().manual_seed(0)

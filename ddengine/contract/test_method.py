@@ -21,8 +21,9 @@ from synth.cite import bibtex
 
 
 def test_losses_follow_from_their_stream(minimising: Recipe, world: World) -> None:
-    """The same stream gives the same losses, another one others, and torch's own generator is left
-    alone.
+    """The same stream gives the same losses, another one others.
+
+    Torch's own generator is left alone.
     """
     recipe = worlds.shrunk(minimising)
     objective, syn = worlds.start(recipe, world)

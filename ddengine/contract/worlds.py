@@ -82,8 +82,10 @@ def codec_names() -> list[str]:
 
 
 def shrunk(recipe: Recipe) -> Recipe:
-    """The recipe at two images per class, a tiny network, few steps, and the objective's own small
-    size; everything else that makes the method stays.
+    """The recipe at the size of a test.
+
+    It has two images per class, a tiny network, few steps, and the objective's own small size;
+    everything else that makes the method stays.
     """
     optim = {}
     for name, config in recipe.outer.optim.items():

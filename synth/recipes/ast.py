@@ -18,7 +18,8 @@ from synth.trajectory import TrajectoryMatching, UniformWindow
 
 BIBTEX = """
 @article{shen2023ast,
-  title   = {{AST}: Effective Dataset Distillation through Alignment with Smooth and High-Quality Expert Trajectories},
+  title   = {{AST}: Effective Dataset Distillation through Alignment with Smooth and High-Quality
+            Expert Trajectories},
   author  = {Shen, Jiyuan and Yang, Wenzhuo and Lam, Kwok-Yan},
   journal = {arXiv preprint arXiv:2310.10541},
   year    = {2023}
@@ -58,7 +59,10 @@ def _published() -> list[Recipe]:
     readme = (
         "From the README; distill.sh has other values for this cell, see the one without _readme."
     )
-    either = "The two sources give pixel rate 100 or 1000 and learning rate's rate 1e-6 or 1e-5; the smaller ones are taken."
+    either = (
+        "The two sources give pixel rate 100 or 1000 and learning rate's rate 1e-6 or 1e-5; the "
+        "smaller ones are taken."
+    )
     return [
         _cell(
             "cifar10", 10, steps=30, epochs=2, window=20, zca=True, lr_img=100, lr_lr=1e-6,
@@ -67,7 +71,10 @@ def _published() -> list[Recipe]:
         _cell(
             "cifar100", 1, steps=40, epochs=3, window=15, zca=False, lr_img=100, lr_lr=1e-5,
             representative=True, eval_epochs=300,
-            note=f"{script} The released initialisation gives no image at one image per class; here one centre.",
+            note=(
+                f"{script} The released initialisation gives no image at one image per class; "
+                "here one centre."
+            ),
         ),
         _cell(
             "cifar100", 1, steps=20, epochs=3, window=20, zca=True, lr_img=1000, lr_lr=1e-5,

@@ -28,7 +28,10 @@ DEPTH = {
     **dict.fromkeys(SUBSETS, 5),
 }
 SIZE = {"imagenet": (64, 64), **dict.fromkeys(SUBSETS, (128, 128))}
-CLASS_FOLDERS = "Give --data.root a folder with train/WNID/* and val/WNID/*, which are ILSVRC2012's class folders (all, or those of the ten classes)."
+CLASS_FOLDERS = (
+    "Give --data.root a folder with train/WNID/* and val/WNID/*, which are ILSVRC2012's class "
+    "folders (all, or those of the ten classes)."
+)
 RESIZED = (
     "The released pipeline squashes images without antialiasing; this engine squashes them with it."
 )
@@ -68,8 +71,9 @@ def cell(
     note: str = "",
     **outer: Any,
 ) -> Recipe:
-    """A published cell: the whole training split, ConvNet of width 128, SGD on pixels and learning
-    rate.
+    """A published cell: the whole training split, a ConvNet of width 128.
+
+    Pixels and the learning rate are learned by SGD.
     """
     return Recipe(
         name=f"{method}/{dataset}_ipc{ipc}{variant}",

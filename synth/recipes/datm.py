@@ -57,7 +57,10 @@ def _cell(
 
 
 def _published() -> list[Recipe]:
-    recalled = "The paper's table is recalled to have other values for this cell; these are the released ones."
+    recalled = (
+        "The paper's table is recalled to have other values for this cell; these are the "
+        "released ones."
+    )
     return [
         _cell("cifar10", 1, 80, 2, (0, None, 4), 0, 10, 100, 1e-7, 5, (46.9, 0.5), max_loss=1.1),
         _cell("cifar10", 10, 80, 2, (0, 10, 20), 1000, 100, 100, 1e-5, 2, (66.8, 0.2)),
@@ -69,7 +72,10 @@ def _published() -> list[Recipe]:
         _cell("cifar100", 1, 40, 3, (0, 10, 20), 1000, None, 1000, 1e-5, 10, (27.9, 0.2)),
         _cell(
             "cifar100", 10, 80, 2, (0, 30, 50), 2000, 1000, 1000, 1e-5, 10, (47.2, 0.4),
-            note="A user of the released set and script reports 37 % (issue 17 of the repository, unresolved).",
+            note=(
+                "A user of the released set and script reports 37 % (issue 17 of the repository, "
+                "unresolved)."
+            ),
         ),
         _cell(
             "cifar100", 50, 80, 2, (20, None, 70), 0, 1000, 1000, 1e-5, 10, (55.0, 0.2), real=True,
@@ -86,8 +92,9 @@ def _published() -> list[Recipe]:
 
 
 def _small() -> list[Recipe]:
-    """MTT's small cells with this method's parts; the window doubles over the first half of the
-    run.
+    """MTT's small cells with this method's parts.
+
+    The window doubles over the first half of the run.
     """
     small = []
     for recipe in mtt.fashion():

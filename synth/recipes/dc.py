@@ -91,7 +91,10 @@ MISSING = {
         "dsac",
         "cifar100",
         10,
-    ): "No published figure: the table that was read repeats the figure for one image per class here, by mistake.",
+    ): (
+        "No published figure: the table that was read repeats the figure for one image per class "
+        "here, by mistake."
+    ),
 }
 
 

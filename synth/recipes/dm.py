@@ -20,7 +20,8 @@ BIBTEX = """
 @inproceedings{zhao2023dm,
   title     = {Dataset Condensation with Distribution Matching},
   author    = {Zhao, Bo and Bilen, Hakan},
-  booktitle = {Proceedings of the IEEE/CVF Winter Conference on Applications of Computer Vision (WACV)},
+  booktitle = {Proceedings of the IEEE/CVF Winter Conference on Applications of Computer Vision
+              (WACV)},
   year      = {2023}
 }
 """

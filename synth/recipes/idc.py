@@ -61,8 +61,9 @@ def pixel_rate(dataset: str, base: float, ipc: int) -> float:
 
 
 def _evaluation(dataset: str, factor: int, ipc: int) -> EvalConfig:
-    """The protocol with what the released settings change for a dataset: digits are not mirrored,
-    and two cells are not mixed.
+    """The protocol with what the released settings change for a dataset.
+
+    Digits are not mirrored, and two cells are not mixed.
     """
     config = PROTOCOLS["idc"]
     always = ("color",) if dataset in NO_FLIP else config.augment.always
@@ -94,7 +95,10 @@ def _published() -> list[Recipe]:
                         codec=MultiFormation(factor=factor),
                         evaluation=_evaluation(dataset, factor, ipc), published=(figure[i], None),
                         source=SOURCE,
-                        note=f"The pixel rate is {base:g}, scaled by what is stored; with another --ipc set it too.",
+                        note=(
+                            f"The pixel rate is {base:g}, scaled by what is stored; with another "
+                            "--ipc set it too."
+                        ),
                         step_after="each", checkpoint_every=500,
                     )
                 )  # fmt: skip

@@ -51,7 +51,8 @@ from synth.statistics import StatisticsMatching
 
 BIBTEX = """
 @inproceedings{zhang2025infer,
-  title     = {Breaking Class Barriers: Efficient Dataset Distillation via Inter-Class Feature Compensator},
+  title     = {Breaking Class Barriers: Efficient Dataset Distillation via Inter-Class Feature
+              Compensator},
   author    = {Zhang, Xin and Du, Jiawei and Liu, Ping and Zhou, Joey Tianyi},
   booktitle = {International Conference on Learning Representations (ICLR)},
   year      = {2025}
@@ -129,7 +130,10 @@ BUFFERS = {
     "imagenet": PRETRAINED,
 }
 BLOCKS = "MobileNetV2 and EfficientNet have torchvision's blocks"
-LAST = "The released program prints the last and the best accuracy on the test images; here it is the last."
+LAST = (
+    "The released program prints the last and the best accuracy on the test images; here it is "
+    "the last."
+)
 NOTES = {
     "cifar10": ("The script of CIFAR-100 is assumed for CIFAR-10, for which none is released.",
         differs(BLOCKS, SHIFTS, BYTES), LAST),

@@ -50,8 +50,9 @@ def cell(
     note: str = "",
     **outer: Any,
 ) -> Recipe:
-    """A published cell: the whole training split, ConvNet of width 128, no experts, SGD with
-    momentum 0.5 on the images.
+    """A published cell: the whole training split, a ConvNet of width 128, no experts.
+
+    The images are learned by SGD with momentum 0.5.
     """
     return Recipe(
         name=f"{method}/{dataset}_ipc{ipc}",
@@ -87,8 +88,9 @@ def small(
     init: InitConfig = InitConfig(),
     codec: Codec = Identity(), **outer: Any,
 ) -> Recipe:  # fmt: skip
-    """A cell of this project for a CPU: 10,000 images of Fashion-MNIST, a narrow network, settings
-    chosen on the validation split.
+    """A cell of this project for a CPU: 10,000 images of Fashion-MNIST, a narrow network.
+
+    Its settings were chosen on the validation split.
     """
     return Recipe(
         name=f"{method}/fashion_mnist_ipc{ipc}_small",

@@ -21,7 +21,8 @@ BIBTEX = """
   title     = {Dataset Distillation by Matching Training Trajectories},
   author    = {Cazenavette, George and Wang, Tongzhou and Torralba, Antonio and Efros,
       Alexei A. and Zhu, Jun-Yan},
-  booktitle = {Proceedings of the IEEE/CVF Conference on Computer Vision and Pattern Recognition (CVPR)},
+  booktitle = {Proceedings of the IEEE/CVF Conference on Computer Vision and Pattern Recognition
+              (CVPR)},
   year      = {2022}
 }
 """
@@ -29,6 +30,7 @@ BIBTEX = """
 CITES = ("cazenavette2022mtt",)
 SOURCE = "MTT's table as quoted in later papers"
 RECALLED = "No published figure: the one known was recalled, not read."
+TYPO = "The pixel rate in the released table is a typo that diverges; 100 and 1000 are stable."
 OTHERS = "FTD, DATM and ATT print {} for this cell."
 
 
@@ -56,7 +58,7 @@ def _cifar() -> list[Recipe]:
         _cell(
             "cifar10", 10, steps=30, epochs=2, window=20, zca=True, lr_img=100, lr_lr=1e-5,
             lr=0.001, published=(65.3, 0.7),
-            note=OTHERS.format("65.4 ± 0.7") + " The pixel rate in the released table is a typo that diverges; 100 and 1000 are stable.",
+            note=f"{OTHERS.format('65.4 ± 0.7')} {TYPO}",
         ),
         _cell("cifar10", 50, steps=30, epochs=2, window=40, zca=False, lr_img=1000, lr_lr=1e-5,
             lr=0.001, published=(71.6, 0.2)),
@@ -116,8 +118,9 @@ def _imagenet() -> list[Recipe]:
 
 
 def _small() -> list[Recipe]:
-    """Cells of this project for a CPU: narrow networks, few experts, settings chosen on validation
-    splits.
+    """Cells of this project for a CPU: narrow networks and few experts.
+
+    Their settings were chosen on validation splits.
     """
 
     def cell(
@@ -207,8 +210,9 @@ def _small() -> list[Recipe]:
 
 
 def fashion() -> list[Recipe]:
-    """The small cells on Fashion-MNIST, which the other methods of the family change a part or two
-    of.
+    """The small cells on Fashion-MNIST.
+
+    The other methods of the family change a part or two of them.
     """
     return [recipe for recipe in _small() if recipe.data.name == "fashion_mnist"]
 

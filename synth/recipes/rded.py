@@ -33,9 +33,11 @@ from synth.selection import NoObjective
 
 BIBTEX = """
 @inproceedings{sun2024rded,
-  title     = {On the Diversity and Realism of Distilled Dataset: An Efficient Dataset Distillation Paradigm},
+  title     = {On the Diversity and Realism of Distilled Dataset: An Efficient Dataset Distillation
+              Paradigm},
   author    = {Sun, Peng and Shi, Bei and Yu, Daiwei and Lin, Tao},
-  booktitle = {Proceedings of the IEEE/CVF Conference on Computer Vision and Pattern Recognition (CVPR)},
+  booktitle = {Proceedings of the IEEE/CVF Conference on Computer Vision and Pattern Recognition
+              (CVPR)},
   year      = {2024}
 }
 """
@@ -114,7 +116,10 @@ def _published() -> list[Recipe]:
                 ),
                 ""
                 if network.startswith("torchvision")
-                else "Each dataset has its own mean and deviation, where the released code has ImageNet's.",
+                else (
+                    "Each dataset has its own mean and deviation, where the released code has "
+                    "ImageNet's."
+                ),
             )
             cells.append(
                 cell(

@@ -1,4 +1,4 @@
-"""What recipes with teachers and soft labels have in common: INFER, SRe2L with CDA and DWA, RDED."""
+"""What recipes with teachers and soft labels (INFER, SRe2L, CDA, DWA, RDED) have in common."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -54,7 +54,10 @@ PRETRAINED = BufferConfig(step=Pretrained(), num_experts=1, epochs=1, augment=NO
 RECALLED_TEACHERS = "How the teachers are trained was recalled or assumed, not read."
 
 SIDE = {"imagenet": 224, **dict.fromkeys(SUBSETS, 224)}  # to which images are resized
-SQUASHED = "Images are squashed to 224 x 224, those of the test too, where the field takes a crop of the centre."
+SQUASHED = (
+    "Images are squashed to 224 x 224, those of the test too, where the field takes a crop of "
+    "the centre."
+)
 WEIGHTS = "Teachers are torchvision's, whose files must be there."
 SUBSET = (
     "Training images are a fixed subset of {:,}, because at this size all of them do not fit into "
@@ -78,7 +81,7 @@ def adam(lr: float) -> OptimConfig:
 
 
 def cutmix(base: EvalConfig, **changes: Any) -> EvalConfig:
-    """The protocol as published for ImageNet:
+    """The protocol as published for ImageNet.
 
     CutMix always, resized crops, T = 20, no weight decay on biases and normalisation, 300 epochs.
     """
@@ -117,8 +120,9 @@ def cell(
     limit: int | None = None,
     notes: tuple[str, ...],
 ) -> Recipe:
-    """A published cell: the whole training split (of ImageNet a subset), static labels shipped,
-    checkpoints ten times a run.
+    """A published cell: static labels are shipped, and checkpoints written ten times a run.
+
+    It trains on the whole split, of ImageNet on a subset.
     """
     large = dataset in SIDE
     where = (

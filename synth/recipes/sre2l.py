@@ -58,7 +58,8 @@ BIBTEX = """
 }
 
 @inproceedings{du2024dwa,
-  title     = {Diversity-Driven Synthesis: Enhancing Dataset Distillation through Directed Weight Adjustment},
+  title     = {Diversity-Driven Synthesis: Enhancing Dataset Distillation through Directed Weight
+              Adjustment},
   author    = {Du, Jiawei and Zhang, Xin and Hu, Juncheng and Huang, Wenxin and Zhou, Joey Tianyi},
   booktitle = {Advances in Neural Information Processing Systems},
   year      = {2024}
@@ -115,7 +116,14 @@ TRAINING_MODE = "The teacher of dynamic labels is left in training mode, as in t
 TINY_STUDENTS = (
     "The student's {} epochs, SGD at 0.2, batches of {} and CutMix are {}; warm-up is left out."
 )
-IMAGENET_MEMORY = "All images are optimised at once, which takes 1.8 GB for each image per class; the released code has them batch by batch."
+STARTS = (
+    "every batch starts from the teacher as it is, where the released one goes on from the batch "
+    "before"
+)
+IMAGENET_MEMORY = (
+    "All images are optimised at once, which takes 1.8 GB for each image per class; the released "
+    "code has them batch by batch."
+)
 TINY_NOTES = (
     RECALLED_TEACHERS,
     differs("roll goes down and to the right, not both ways", CROPS, BYTES),
@@ -208,13 +216,16 @@ SETTINGS: dict[tuple[str, str], Setting] = {
         (
             "Each batch keeps weights of its own, 0.5 GB for each image per class.",
             "The augmentation of the images is assumed to be SRe2L's.",
-            differs("every batch starts from the teacher as it is, where the released one goes on from the batch before", CROPS, BYTES),
+            differs(STARTS, CROPS, BYTES),
             IMAGENET_MEMORY,
         ),
     ),
 }  # fmt: skip
 CONVNET = {"cifar10": {10: 45.0, 50: 63.3}, "cifar100": {10: 47.6, 50: 59.0}}  # DWA's figures
-CONVNET_NOTE = "Assumed: the images are made in ResNet18, the only kind of network that the released script trains."
+CONVNET_NOTE = (
+    "Assumed: the images are made in ResNet18, the only kind of network that the released script "
+    "trains."
+)
 
 
 def _cells(dataset: str, variant: str, of: Setting, suffix: str, model: str) -> list[Recipe]:
