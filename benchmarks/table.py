@@ -333,62 +333,57 @@ def markdown(runs: list[dict[str, Any]]) -> str:
     """
     lines = [_line(COLUMNS), _line(["---"] * len(COLUMNS))]
     for run in runs:
-        cost, group = (
-            run["distillation"],
-            [
-                r
-                for other in runs
-                if other["group"] == run["group"]
-                for r in other["evaluation"]["rows"]
-            ],
-        )
-        for row in run["evaluation"]["rows"]:
-            spread = "" if row["accuracy_std"] is None else f" ± {100 * row['accuracy_std']:.1f}"
-            shown = (
-                _accuracy(row).replace(" (", f"{spread} (", 1)
-                if row["ci95"]
-                else _accuracy(row) + spread
-            )
-            mine = row["set"] in OWN_ROWS
-            rivals = [
-                r
-                for r in group
-                if r["model"] == row["model"]
-                and r["set"] in RIVALS
-                and r["accuracy_mean"] is not None
-            ]
-            beaten = all(_ends(row)[0] > _ends(r)[1] for r in rivals)
-            mark = (
-                ""
-                if not mine or beaten or row["set"] in CONTROLS
-                else " **not clearly above the baselines**"
-            )
-            experts = f"{run['experts']['seconds'] / 60:.1f} min" if run["experts"] else "-"
-            # the initial images are all that some methods make
-            minutes = (cost["seconds"] + cost.get("initial_seconds", 0)) / 60
-            costs = [f"{minutes:.1f} min", f"{cost['peak_memory_bytes'] / 1e9:.2f} GB", experts]
-            spent = costs if row["set"] == "distilled" else ["-"] * 3
-            evaluation = [
-                str(row["n"]),
-                str(row.get("images", "")),
-                str(row.get("bytes", "")),
-                str(row.get("ledger", {}).get("labels", "")),
-                f"{row['lr']:.4g}",
-                str(row["steps"]),
-                f"{row['seconds'] / 60:.1f} min",
-            ]
-            lines.append(
-                _line(
-                    [
-                        run["row"] if mine else run["group"] or run["row"],
-                        row["set"] + mark,
-                        shown,
-                        *evaluation,
-                        *spent,
-                    ]
-                )
-            )
+        rivals: list[dict[str, Any]] = []
+        for other in runs:
+            if other["group"] == run["group"]:
+                rivals += [r for r in other["evaluation"]["rows"] if r["set"] in RIVALS]
+        lines += [_set_line(run, row, rivals) for row in run["evaluation"]["rows"]]
     return "".join(lines)
+
+
+def _set_line(run: dict[str, Any], row: dict[str, Any], rivals: list[dict[str, Any]]) -> str:
+    """The line of one set."""
+    name = run["group"] or run["row"]
+    mark = ""
+    if row["set"] in OWN_ROWS:
+        name = run["row"]
+        if row["set"] not in CONTROLS and not _beats(row, rivals):
+            mark = " **not clearly above the baselines**"
+    evaluation = [
+        str(row["n"]),
+        str(row.get("images", "")),
+        str(row.get("bytes", "")),
+        str(row.get("ledger", {}).get("labels", "")),
+        f"{row['lr']:.4g}",
+        str(row["steps"]),
+        f"{row['seconds'] / 60:.1f} min",
+    ]
+    spent = _spent(run) if row["set"] == "distilled" else ["-"] * 3
+    return _line([name, row["set"] + mark, _spread(row), *evaluation, *spent])
+
+
+def _beats(row: dict[str, Any], rivals: list[dict[str, Any]]) -> bool:
+    """Whether a set lies above the baselines of its network by more than both intervals."""
+    known = [r for r in rivals if r["accuracy_mean"] is not None and r["model"] == row["model"]]
+    return all(_ends(row)[0] > _ends(r)[1] for r in known)
+
+
+def _spread(row: dict[str, Any]) -> str:
+    """The accuracy with its standard deviation, where there is one, before the interval."""
+    accuracy = _accuracy(row)
+    if row["accuracy_std"] is None:
+        return accuracy
+    spread = f" ± {100 * row['accuracy_std']:.1f}"
+    return accuracy.replace(" (", f"{spread} (", 1) if row["ci95"] else accuracy + spread
+
+
+def _spent(run: dict[str, Any]) -> list[str]:
+    """Time and memory of the distillation, time of the experts."""
+    cost = run["distillation"]
+    # the initial images are all that some methods make
+    minutes = (cost["seconds"] + cost.get("initial_seconds", 0)) / 60
+    experts = f"{run['experts']['seconds'] / 60:.1f} min" if run["experts"] else "-"
+    return [f"{minutes:.1f} min", f"{cost['peak_memory_bytes'] / 1e9:.2f} GB", experts]
 
 
 def crossed(runs: list[dict[str, Any]]) -> str:
@@ -501,57 +496,57 @@ def write(name: str, rows: list[Row], said: str) -> None:
         plot(out / f"{name}.png", runs)
 
 
+def shared_stores(rows: list[Row], threads: int) -> list[Row]:
+    """A row for each store, as rows that share experts must not train them at the same time."""
+    stores: dict[str, Row] = {}
+    for row in rows:
+        if row.of:
+            continue
+        recipe = json.loads(command(threads, "distill", row.recipe, *row.flags, "--print_config"))
+        if recipe["buffer"] is not None:
+            experts = json.dumps([recipe["data"], recipe["buffer"], recipe["teachers"]])
+            stores.setdefault(experts, row)
+    return list(stores.values())
+
+
 def main(args: list[str]) -> None:
     """Run, collect, write."""
-    jobs = int(args[args.index("--jobs") + 1]) if "--jobs" in args else 1
-    names = args[: args.index("--jobs")] if "--jobs" in args else args
+    names, jobs = args, 1
+    if "--jobs" in args:
+        at = args.index("--jobs")
+        names, jobs = args[:at], int(args[at + 1])
     if not names or (len(names) == 1 and names[0] not in TABLES):
         sys.exit(
             "usage: python benchmarks/table.py NAME RECIPE [RECIPE ...], or one of "
             f"{', '.join(TABLES)} [--jobs N]"
         )
     name, *recipes = names
-    rows = (
-        [Row(label=r, recipe=r, baselines=None, group=r) for r in recipes]
-        if recipes
-        else TABLES[name]()
-    )
-    said, threads = (
-        " ".join(["python benchmarks/table.py", *args]),
-        max(1, (os.cpu_count() or 1) // jobs),
-    )
+    if recipes:
+        rows = [Row(label=r, recipe=r, baselines=None, group=r) for r in recipes]
+    else:
+        rows = TABLES[name]()
+    said = " ".join(["python benchmarks/table.py", *args])
+    threads = max(1, (os.cpu_count() or 1) // jobs)
     writing = Lock()  # of the result files
-    stores = {}  # rows that share experts must not train them at the same time
-    for row in rows:
-        if row.of:
-            continue
-        recipe = json.loads(command(threads, "distill", row.recipe, *row.flags, "--print_config"))
-        if recipe["buffer"] is not None:
-            stores.setdefault(
-                json.dumps([recipe["data"], recipe["buffer"], recipe["teachers"]]), row
-            )
+
+    def train(row: Row) -> None:
+        command(threads, "buffer", row.recipe, *row.flags)
 
     def run(row: Row) -> None:
-        folder, out = (str(p.relative_to(ROOT)) for p in places(name, rows, row))
-        if not row.of:
+        folder, out = (str(path.relative_to(ROOT)) for path in places(name, rows, row))
+        flags: list[str] = []
+        if row.of:
+            flags += [*row.flags, "--out", out]
+        else:
             command(threads, "distill", row.recipe, *row.flags, "--out", folder)
-        flags = (*row.flags, "--out", out) if row.of else ()
-        command(
-            threads,
-            "evaluate",
-            folder,
-            *flags,
-            *(() if row.baselines is None else ("--baselines", *row.baselines)),
-        )
+        if row.baselines is not None:
+            flags += ["--baselines", *row.baselines]
+        command(threads, "evaluate", folder, *flags)
         with writing:
             write(name, rows, said)
 
     with ThreadPoolExecutor(jobs) as pool:
-        list(
-            pool.map(
-                lambda row: command(threads, "buffer", row.recipe, *row.flags), stores.values()
-            )
-        )
+        list(pool.map(train, shared_stores(rows, threads)))
         list(pool.map(run, [row for row in rows if not row.of]))
         list(pool.map(run, [row for row in rows if row.of]))  # whose sets are there now
 
