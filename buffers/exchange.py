@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from buffers import store
 from buffers.store import ExpertStore
-from ddengine.artefact.exchange import described, is_plain, save_pt, sha256, shape_of
+from ddengine.artefact.exchange import all_are, described, is_plain, save_pt, sha256, shape_of
 from ddengine.artefact.export import Format
 from ddengine.artefact.export import export as export_of_set
 from ddengine.artefact.tars import PER_SHARD
@@ -166,7 +166,7 @@ def _replay_buffers(folder: Path) -> list[Path]:
 
 def files_digest(paths: Sequence[Path]) -> str:
     """12 hexadecimal digits that identify the contents of these files, in this order."""
-    return digest([sha256(path) for path in paths])
+    return digest(list(map(sha256, paths)))
 
 
 def import_experts(
@@ -254,7 +254,7 @@ def _row(snapshot: Sequence[Tensor]) -> Tensor:
 def _check_length(which: str, expert: Any, config: BufferConfig) -> None:
     """Raise UserError unless an expert is a list of as many snapshots as the recipe says."""
     is_list = isinstance(expert, list | tuple)
-    if not is_list or not all(isinstance(snapshot, list | tuple) for snapshot in expert):
+    if not is_list or not all_are(expert, list | tuple):
         raise UserError(
             f"{which} is not a list of snapshots that are lists of tensors, it is "
             f"{described(expert)}; "
@@ -354,17 +354,14 @@ def export_experts(folder: Path, out: Path, per_file: int = PER_FILE) -> list[Pa
         )
     source = ExpertStore(folder)
     shapes = _shapes(source)
-    groups = [
-        range(first, min(first + per_file, source.num_experts))
-        for first in range(0, source.num_experts, per_file)
-    ]
-    paths = [out / FILE.format(i) for i in range(len(groups))]
+    starts = range(0, source.num_experts, per_file)
+    paths = [out / FILE.format(i) for i in range(len(starts))]
     files.refuse_existing(paths)
     files.make_folder(out)
     with log.progress("export", len(paths)) as bar:
-        for path, group in zip(paths, groups, strict=True):
+        for path, start in zip(paths, starts, strict=True):
             experts = []
-            for expert in group:
+            for expert in range(start, min(start + per_file, source.num_experts)):
                 rows = source.snapshots(expert, source.epochs)
                 experts.append([_parameters(row, shapes) for row in rows])
             save_pt(path, experts)
@@ -380,7 +377,7 @@ def _shapes(source: ExpertStore) -> list[torch.Size]:
             f"The expert store {source.folder} was made before stores kept the shapes of "
             "parameters; make it again with the buffer command."
         )
-    shapes = [torch.Size(shape) for shape in shapes]
+    shapes = list(map(torch.Size, shapes))
     if sum(shape.numel() for shape in shapes) != source.num_params:
         raise UserError(
             f"The shapes in {source.folder / 'manifest.json'} are not those of its experts; make "
@@ -391,5 +388,9 @@ def _shapes(source: ExpertStore) -> list[torch.Size]:
 
 def _parameters(row: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
     """One flat row (P,) as parameter tensors, each of which holds numbers of its own."""
-    parts = row.split([shape.numel() for shape in shapes])
-    return [part.clone().view(shape) for part, shape in zip(parts, shapes, strict=True)]
+    parameters, first = [], 0
+    for shape in shapes:
+        last = first + shape.numel()
+        parameters.append(row[first:last].clone().view(shape))
+        first = last
+    return parameters

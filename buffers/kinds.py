@@ -49,21 +49,24 @@ def find(given: Sequence[Path]) -> tuple[Kind, list[Path], Any]:
         if kind == "parquet":
             return kind, _parquet_files(given[0]), None
     paths = expand(given)
-    first = paths[0]
-    kind, content = _file_kind(first)
-    if len(paths) > 1 and kind == "images":
+    kind, content = _file_kind(paths[0])
+    _check_together(kind, paths)
+    return kind, paths, content
+
+
+def _check_together(kind: Kind, paths: Sequence[Path]) -> None:
+    """Raise UserError for files that are not imported together, the first being of this kind."""
+    if kind == "images" and len(paths) > 1:
         raise UserError(
-            f"{first} holds no experts, and only files of experts are imported together; give one "
-            "file with --files."
+            f"{paths[0]} holds no experts, and only files of experts are imported together; give "
+            "one file with --files."
         )
-    if kind == "parquet":
-        others = [path for path in paths if _head(path) != b"PAR1"]
-        if others:
+    for path in paths:
+        if kind == "parquet" and _head(path) != b"PAR1":
             raise UserError(
-                f"{first} is a parquet file and {others[0]} is none; import files of one kind with "
+                f"{paths[0]} is a parquet file and {path} is none; import files of one kind with "
                 "--files."
             )
-    return kind, paths, content
 
 
 def _refuse_ours(folder: Path) -> None:
@@ -99,12 +102,18 @@ def _folder_kind(folder: Path) -> Kind:
             f"The folder {folder} holds images and no folders of them, so their classes are not "
             "known; put each class into a folder."
         )
-    more = " and more" if len(names) > 3 else ""
-    held = f"it holds {', '.join(sorted(names)[:3])}{more}" if names else "it is empty"
     raise UserError(
         f"The folder {folder} holds no replay_buffer_*.pt, no class folders of images and no "
-        f"parquet files ({held}); give the files with --files."
+        f"parquet files ({_held(names)}); give the files with --files."
     )
+
+
+def _held(names: Sequence[str]) -> str:
+    """What a folder of these names holds, in words."""
+    if not names:
+        return "it is empty"
+    first = ", ".join(sorted(names)[:3])
+    return f"it holds {first} and more" if len(names) > 3 else f"it holds {first}"
 
 
 def _has(folder: Path, wanted: Callable[[Path], bool]) -> bool:
@@ -178,8 +187,7 @@ def _content_kind(content: Any) -> Kind | None:
         return "images"
     if not isinstance(content, list | tuple) or not content:
         return None
-    of_lists = all(isinstance(part, list | tuple) for part in content)
-    return "experts" if of_lists else None
+    return "experts" if exchange.all_are(content, list | tuple) else None
 
 
 def _refuse_arrays(path: Path, head: bytes) -> None:

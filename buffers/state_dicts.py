@@ -150,11 +150,8 @@ def _named(
     The names fit as they are, without a prefix that all have, or as those of torchvision.
     """
     parts = [name.split(".") for name in given]
-    shared = 0
-    while all(len(part) > shared + 1 and part[shared] == parts[0][shared] for part in parts):
-        shared += 1
     needed = set(wanted.names)
-    for cut in range(shared + 1):
+    for cut in range(_shared(parts) + 1):
         names = [".".join(part[cut:]) for part in parts]
         plain = dict(zip(names, given.values(), strict=True))
         if set(plain) == needed:
@@ -164,6 +161,14 @@ def _named(
             if set(split) == needed:
                 return split
     return None
+
+
+def _shared(parts: Sequence[Sequence[str]]) -> int:
+    """How many first parts all names share; the last part of a name is its own."""
+    shared = 0
+    while all(len(part) > shared + 1 and part[shared] == parts[0][shared] for part in parts):
+        shared += 1
+    return shared
 
 
 def _of_torchvision(name: str, head_path: str) -> str:
@@ -204,15 +209,21 @@ def _stripped(names: Sequence[str]) -> set[str]:
     return stripped
 
 
+def _extra(names: Sequence[str], needed: set[str]) -> str:
+    """The first name that no needed one is, or else the last name."""
+    for name in names:
+        if not _stripped([name]) & needed:
+            return name
+    return names[-1]
+
+
 def _difference(given: Mapping[str, Tensor], wanted: Wanted) -> str:
     """What differs first between the tensors of a file and those of the network, in words."""
     names = list(given)
     plain = _stripped(names)
     missing = [name for name in wanted.names if name not in plain]
     if not missing:
-        needed = set(wanted.names)
-        extra = [name for name in names if not _stripped([name]) & needed]
-        return f", which has no {extra[0] if extra else names[-1]}"
+        return f", which has no {_extra(names, set(wanted.names))}"
     if len(missing) < len(wanted.names):
         return f", its {missing[0]} is missing"
     for name, needed_name in zip(names, wanted.names, strict=False):

@@ -192,27 +192,30 @@ def _title(syn: SyntheticSet, meta: Mapping[str, Any], source: str | None) -> st
             title += f" of {source}"
     else:
         kind = "Selected" if at(meta, "selected", "kind") else "Distilled"
-        title = f"{kind} {'set' if source is None else source}"
+        title = f"{kind} set" if source is None else f"{kind} {source}"
     per_class = f"{syn.images_per_class():.4g}"
-    return f"{title}, {per_class} image{'' if per_class == '1' else 's'} per class"
+    if per_class == "1":
+        return f"{title}, 1 image per class"
+    return f"{title}, {per_class} images per class"
 
 
 def _about(syn: SyntheticSet, meta: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
     """The table of what the set is and how it was made."""
-    distilled_here = not (at(meta, "selected", "kind") or at(meta, "imported", "files"))
-    method = at(meta, "recipe", "objective", "type")
-    steps = at(meta, "recipe", "outer", "steps")
+    method = steps = None
+    if not at(meta, "selected", "kind") and not at(meta, "imported", "files"):
+        method = at(meta, "recipe", "objective", "type")
+        steps = at(meta, "recipe", "outer", "steps")
     shape = "x".join(map(str, syn.pixels(torch.zeros(1, dtype=torch.long)).shape[1:]))
     labels = "classes"
     if syn.target_kind == "logits":
         labels = f"soft labels, {len(syn.class_names)} logits each"
     return (
         ("recipe", at(meta, "recipe", "name")),
-        ("method", method if distilled_here else None),
+        ("method", method),
         ("source images", at(meta, "recipe", "data", "name")),
         ("images per class (budget)", at(meta, "recipe", "ipc")),
         ("network", at(meta, "recipe", "model")),
-        ("outer steps", steps if distilled_here else None),
+        ("outer steps", steps),
         ("learned learning rate", None if syn.lr is None else f"{syn.lr:.6g}"),
         ("stored as", _stored_as(syn)),
         ("training examples", f"{len(syn)} of {shape} (channels x height x width)"),

@@ -135,9 +135,11 @@ def _object(path: Path) -> dict[str, Any]:
 def _maybe(path: Path) -> dict[str, Any]:
     """The JSON object in a file; empty where there is none, or none that can be read."""
     try:
-        return _object(path) if path.is_file() else {}
+        if path.is_file():
+            return _object(path)
     except UserError:
-        return {}
+        pass
+    return {}
 
 
 def _bytes_of(path: Path) -> int:
@@ -147,31 +149,29 @@ def _bytes_of(path: Path) -> int:
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float)
+def _said(say: Callable[[float], str], value: Any) -> str | None:
+    """What is said of a number; None for what is no number."""
+    return say(value) if isinstance(value, int | float) else None
 
 
 def _percent(value: Any) -> str | None:
     """A fraction in percent; None for what is no number."""
-    return f"{100 * value:.1f}" if _is_number(value) else None
+    return f"{100 * value:.1f}" if isinstance(value, int | float) else None
 
 
-def _duration(value: Any) -> str | None:
-    """A number of seconds in words; None for what is no number."""
-    return log.duration(value) if _is_number(value) else None
-
-
-def _size(value: Any) -> str | None:
-    """A number of bytes in words; None for what is no number."""
-    return size(value) if _is_number(value) else None
+def _first(values: Sequence[Any], most: int) -> str:
+    """The first of many values in one line."""
+    line = ", ".join(map(str, values[:most]))
+    if len(values) > most:
+        line += ", ..."
+    return line
 
 
 def _ordered(values: Sequence[Any]) -> str:
     """Whole numbers in short: 0 to 10, or 0, 5, 10."""
     if len(values) > 2 and list(values) == list(range(values[0], values[0] + len(values))):
         return f"{values[0]} to {values[-1]}"
-    more = ", ..." if len(values) > SHOWN else ""
-    return ", ".join(map(str, values[:SHOWN])) + more
+    return _first(values, SHOWN)
 
 
 # Expert stores
@@ -226,11 +226,16 @@ def _store(path: Path) -> list[Part]:
             "buffer wrote."
         )
     shards = _shards(path)
-    metrics = {shard.name: _metrics(shard) for shard in shards}
-    damaged = [name for name, measured in metrics.items() if measured is None]
+    metrics, damaged, seconds = [], [], 0.0
+    for shard in shards:
+        measured = _metrics(shard)
+        if measured is None:
+            damaged.append(shard.name)
+        else:
+            metrics.append(measured)
+            seconds += measured.get("seconds", 0.0)
     damaged += _problem(path / "preprocess.safetensors", read_preprocess)
-    last = _last_accuracy(metrics.values())
-    seconds = sum((measured or {}).get("seconds", 0.0) for measured in metrics.values())
+    last = _last_accuracy(metrics)
     numbers = sum(math.prod(shape) for shape in manifest.get("shapes", []))
     rows = _rows(
         ("network", at(identity, "model")),
@@ -239,13 +244,10 @@ def _store(path: Path) -> list[Part]:
         ("experts", len(shards)),
         ("epochs of training", at(identity, "buffer", "epochs")),
         ("epochs kept", _ordered(epochs)),
-        ("parameters", f"{numbers:,}" if numbers else None),
+        ("parameters", _said("{:,}".format, numbers or None)),
         ("training step", _step(at(identity, "buffer", "step"))),
-        (
-            "validation accuracy %, last epoch",
-            f"{_span(last)} ({len(last)} experts)" if last else None,
-        ),
-        ("training time", log.duration(seconds) if seconds else None),
+        ("validation accuracy %, last epoch", _span_of_experts(last)),
+        ("training time", _said(log.duration, seconds or None)),
         ("seed", at(identity, "seed")),
         ("precision", at(identity, "precision")),
         ("digest of the images", at(identity, "images")),
@@ -267,11 +269,22 @@ def _step(step: Any) -> str | None:
 def _size_of_store(path: Path, shards: Sequence[Path]) -> str:
     """Bytes on disk in all, and of an expert."""
     total = size(_bytes_of(path))
-    return f"{total}, {size(_bytes_of(shards[0]))} an expert" if shards else total
+    if not shards:
+        return total
+    return f"{total}, {size(_bytes_of(shards[0]))} an expert"
+
+
+def _span_of_experts(accuracies: Sequence[float]) -> str:
+    """Mean and range of the accuracies of experts, and how many there are."""
+    if not accuracies:
+        return ""
+    return f"{_span(accuracies)} ({len(accuracies)} experts)"
 
 
 def _span(values: Sequence[float]) -> str:
-    """Mean and range of fractions, in percent."""
+    """Mean and range of fractions, in percent; "-" of none."""
+    if not values:
+        return "-"
     mean = f"{100 * sum(values) / len(values):.1f}"
     if len(values) == 1:
         return mean
@@ -291,7 +304,7 @@ def _store_row(path: Path) -> tuple[str, ...]:
         _or_dash(at(identity, "dataset")),
         str(len(shards)),
         _or_dash(at(identity, "buffer", "epochs")),
-        _span(last) if last else "-",
+        _span(last),
         size(_bytes_of(path)),
     )
 
@@ -337,8 +350,9 @@ def _state(run: Path, recipe: Any) -> str:
     step, steps = _checkpoint_step(run), at(recipe, "outer", "steps")
     if step is None:
         return "unfinished, before its first checkpoint"
-    of_steps = "" if steps is None else f" of {steps}"
-    return f"unfinished, at step {step}{of_steps}"
+    if steps is None:
+        return f"unfinished, at step {step}"
+    return f"unfinished, at step {step} of {steps}"
 
 
 def _origin(meta: Mapping[str, Any]) -> str | None:
@@ -348,7 +362,9 @@ def _origin(meta: Mapping[str, Any]) -> str | None:
         return f"selected by {kind}"
     if isinstance(merged, list):
         return f"merged from {len(merged)} sets"
-    return "imported" if "imported" in meta else None
+    if "imported" in meta:
+        return "imported"
+    return None
 
 
 def _run(path: Path) -> list[Part]:
@@ -369,8 +385,8 @@ def _run(path: Path) -> list[Part]:
         ("precision", content.get("precision")),
         ("checkpoint at step", _checkpoint_step(path)),
         *_progress(path / "metrics.jsonl"),
-        ("time of the steps", _duration(at(meta, "distillation", "seconds"))),
-        ("peak memory", _size(at(meta, "distillation", "peak_memory_bytes"))),
+        ("time of the steps", _said(log.duration, at(meta, "distillation", "seconds"))),
+        ("peak memory", _said(size, at(meta, "distillation", "peak_memory_bytes"))),
         ("files", ", ".join(_names(path))),
         ("size on disk", size(_bytes_of(path))),
     )
@@ -385,7 +401,7 @@ def _progress(metrics: Path) -> list[tuple[str, Any]]:
     step, loss = _last_event(metrics, "loss")
     tested, validation = _last_event(metrics, "validation_accuracy")
     facts = []
-    if _is_number(loss):
+    if isinstance(loss, int | float):
         facts.append(("last loss", f"{loss:.6g} at step {step}"))
     if validation is not None:
         accuracy = f"{_percent(validation)} at step {tested}"
@@ -410,25 +426,34 @@ def _run_row(path: Path) -> tuple[str, ...]:
         return (path.name, UNREADABLE, "", "", "", "", size(_bytes_of(path)))
     recipe = content.get("recipe") or meta.get("recipe")
     _, loss = _last_event(path / "metrics.jsonl", "loss")
-    row = _row_of_set(_maybe(path / "evaluation.json"))
-    accuracy = "diverged" if at(row, "diverged") else "-"
-    origin = _origin(meta)
-    name = str(at(recipe, "name") or "-")
+    name, origin = str(at(recipe, "name") or "-"), _origin(meta)
+    if origin:
+        name += f" ({origin})"
     return (
         path.name,
-        f"{name} ({origin})" if origin else name,
+        name,
         f"{at(recipe, 'data', 'name') or '-'}, {at(recipe, 'ipc') or '-'}",
         _state(path, recipe),
-        f"{loss:.4g}" if _is_number(loss) else "-",
-        _percent(at(row, "accuracy_mean")) or accuracy,
+        _said("{:.4g}".format, loss) or "-",
+        _short_accuracy(_row_of_set(_maybe(path / "evaluation.json"))),
         size(_bytes_of(path)),
     )
+
+
+def _short_accuracy(row: Any) -> str:
+    """The accuracy that a row of an evaluation says, for a table."""
+    accuracy = _percent(at(row, "accuracy_mean"))
+    if accuracy:
+        return accuracy
+    return "diverged" if at(row, "diverged") else "-"
 
 
 def _row_of_set(evaluation: Mapping[str, Any]) -> Any:
     """The row of the set itself, which is the first."""
     rows = evaluation.get("rows")
-    return rows[0] if isinstance(rows, list) and rows else None
+    if isinstance(rows, list) and rows:
+        return rows[0]
+    return None
 
 
 # Distilled sets and evaluations
@@ -454,13 +479,13 @@ def _set(path: Path) -> list[Part]:
         ("dataset", at(recipe, "data", "name")),
         ("classes", _classes(meta.get("class_names"))),
         ("stored images", _stored_images(tensors)),
-        ("images per class", _short(meta.get("images_per_class"))),
+        ("images per class", _said("{:g}".format, meta.get("images_per_class"))),
         ("space", meta.get("space")),
         ("codec", _codec(meta.get("codec"))),
         ("labels", LABELS.get(str(meta.get("target_kind")), meta.get("target_kind"))),
         ("learned lr", _learned_lr(path) if "lr" in tensors else None),
         ("bytes", _bytes_in_all(meta.get("bytes"))),
-        ("of the training images", _size(meta.get("raw_bytes"))),
+        ("of the training images", _said(size, meta.get("raw_bytes"))),
         ("parquet", ", ".join(_parquet(path)) or "none: written before sets had one"),
         *_trained(meta.get("protocol")),
         ("accuracy %", _measured(path) or "not evaluated"),
@@ -495,9 +520,9 @@ def _load_beside(tensors: Path) -> None:
 
 def _classes(names: Any) -> str:
     """How many classes there are, and the first names."""
-    names = names if isinstance(names, list) else []
-    more = ", ..." if len(names) > SHOWN_CLASSES else ""
-    return f"{len(names)}: {', '.join(map(str, names[:SHOWN_CLASSES]))}{more}"
+    if not isinstance(names, list):
+        names = []
+    return f"{len(names)}: {_first(names, SHOWN_CLASSES)}"
 
 
 def _stored_images(tensors: Shapes) -> str | None:
@@ -506,10 +531,6 @@ def _stored_images(tensors: Shapes) -> str | None:
         return None
     (num, *shape), dtype = tensors["images"]
     return f"{num} of {'x'.join(map(str, shape))}, {dtype}"
-
-
-def _short(value: Any) -> str | None:
-    return f"{value:g}" if _is_number(value) else None
 
 
 def _codec(codec: Any) -> str:
@@ -523,7 +544,9 @@ def _codec(codec: Any) -> str:
 def _bytes_in_all(sizes: Any) -> str | None:
     """What the set takes, in all and part by part."""
     total = at(sizes, "total")
-    return f"{size(total)} in all: {bytes_by_part(sizes)}" if isinstance(total, int) else None
+    if not isinstance(total, int):
+        return None
+    return f"{size(total)} in all: {bytes_by_part(sizes)}"
 
 
 def _parquet(path: Path) -> list[str]:
@@ -549,13 +572,15 @@ def _accuracy(row: Any) -> str | None:
         return f"all networks diverged, with {model}"
     if not mean:
         return None
-    accuracy = f"{mean} ± {spread}" if spread else mean
-    return f"{accuracy} with {model}, n = {at(row, 'n')}"
+    if spread:
+        mean += f" ± {spread}"
+    return f"{mean} with {model}, n = {at(row, 'n')}"
 
 
 def _shipped_evaluation(path: Path) -> str | None:
-    shipped = (path / "evaluation.json").is_file()
-    return "evaluation.json, shipped with the set" if shipped else None
+    if (path / "evaluation.json").is_file():
+        return "evaluation.json, shipped with the set"
+    return None
 
 
 def _problem(path: Path, read: Callable[[Path], Any]) -> list[str]:
@@ -598,7 +623,7 @@ def _evaluation(path: Path) -> list[Part]:
         ("protocol", at(evaluation, "protocol", "protocol")),
         ("seed", evaluation.get("seed")),
         ("precision", evaluation.get("precision")),
-        ("time", _duration(evaluation.get("seconds"))),
+        ("time", _said(log.duration, evaluation.get("seconds"))),
         ("versions", markdown.words(evaluation.get("versions"))),
         ("machine", markdown.words(evaluation.get("machine"))),
         ("commit", evaluation.get("commit")),
@@ -670,8 +695,9 @@ def _file_of_tensors(path: Path) -> list[Part]:
     metadata, tensors = _header(path)
     facts = [("size on disk", size(_bytes_of(path)))]
     for name, value in sorted(metadata.items()):
-        short = value if len(value) <= LONGEST else f"{value[:LONGEST]}..."
-        facts.append((name, " ".join(short.split())))
+        if len(value) > LONGEST:
+            value = f"{value[:LONGEST]}..."
+        facts.append((name, " ".join(value.split())))
     return [Part(f"File {path}", facts), *_tensors(tensors)]
 
 

@@ -14,7 +14,7 @@ else: nothing about it is taken for granted.
 import hashlib
 import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
@@ -68,12 +68,14 @@ def is_plain(value: Any) -> bool:
 def shape_of(value: Any) -> str:
     """What something out of a file is, for a sentence."""
     if isinstance(value, Mapping):
-        return f"a dict with {_keys(list(value))}" if value else "an empty dict"
+        return _dict_of(list(value))
     if not isinstance(value, Tensor):
         return f"a value of type {type(value).__name__}"
-    layout = "" if value.layout == torch.strided else "sparse "
     dtype = str(value.dtype).removeprefix("torch.")
-    return f"a {layout}tensor of shape {tuple(value.shape)} ({dtype})"
+    kind = "a tensor"
+    if value.layout != torch.strided:
+        kind = "a sparse tensor"
+    return f"{kind} of shape {tuple(value.shape)} ({dtype})"
 
 
 def described(value: Any, depth: int = 2) -> str:
@@ -85,32 +87,45 @@ def described(value: Any, depth: int = 2) -> str:
         if not value:
             return f"an empty {kind}"
         inner = shape_of(value[0]) if depth == 0 else described(value[0], depth - 1)
-        which = "which is" if len(value) == 1 else "the first"
-        return f"a {kind} of {len(value)}, {which} {inner}"
+        if len(value) == 1:
+            return f"a {kind} of 1, which is {inner}"
+        return f"a {kind} of {len(value)}, the first {inner}"
     return shape_of(value)
+
+
+def all_are(values: Iterable[Any], kind: Any) -> bool:
+    """Whether all values are of a type, or of one of a union of types."""
+    return all(isinstance(value, kind) for value in values)
 
 
 def is_state(value: Any) -> bool:
     """Whether something out of a file is a state dict: tensors by name."""
     if not isinstance(value, Mapping) or not value:
         return False
-    names = all(isinstance(name, str) for name in value)
-    return names and all(isinstance(tensor, Tensor) for tensor in value.values())
+    return all_are(value, str) and all_are(value.values(), Tensor)
 
 
 def _some(words: Sequence[Any]) -> str:
     """The first of many words."""
-    return ", ".join(map(str, words[:4])) + (", ..." if len(words) > 4 else "")
+    first = ", ".join(map(str, words[:4]))
+    return f"{first}, ..." if len(words) > 4 else first
 
 
-def _keys(keys: Sequence[Any]) -> str:
-    return f"the key {keys[0]}" if len(keys) == 1 else f"the keys {_some(keys)}"
+def _dict_of(keys: Sequence[Any]) -> str:
+    """What a dictionary of these keys is, for a sentence."""
+    if not keys:
+        return "an empty dict"
+    if len(keys) == 1:
+        return f"a dict with the key {keys[0]}"
+    return f"a dict with the keys {_some(keys)}"
 
 
 def beside(path: Path, kind: str) -> Path | None:
     """labels_X.pt or lr_X.pt beside images_X.pt; None where there is none."""
+    if not path.name.startswith("images_"):
+        return None
     other = path.with_name(kind + path.name.removeprefix("images"))
-    return other if path.name.startswith("images_") and other.is_file() else None
+    return other if other.is_file() else None
 
 
 def read_set(
@@ -136,18 +151,7 @@ def read_set(
     classes of `data`.
     """
     images, stored_labels, pair = _images(path, content, experiment)
-    if tuple(images.shape[1:]) != data.image_shape:
-        raise UserError(
-            f"The images in {path} are {tuple(images.shape[1:])} (channels, height, width) and "
-            f"those of data.name are {data.image_shape}; "
-            "name the recipe of their dataset, or set data.size."
-        )
-    images = as_pixels(images).float()
-    if not images.isfinite().all():
-        raise UserError(
-            f"{path} holds images with numbers that are not finite; get another file, their "
-            "distillation diverged."
-        )
+    images = _checked(path, images, data)
     if space is None:
         space = _space(path, images, pair)
     check_values(path, images, data, space)
@@ -161,18 +165,35 @@ def read_set(
     tensors = {"images": images.contiguous()}
     if logits is not None:
         tensors["logits"] = logits
-    rate_file = beside(path, "lr") if lr is None else None
-    if rate_file is not None:
-        used.append(rate_file)
-        lr = _rate(rate_file, load(rate_file))
+    rate_file = beside(path, "lr")
     if lr is not None:
-        tensors["lr"] = learned_rate(lr, str(rate_file or "--lr"))
+        tensors["lr"] = learned_rate(lr, "--lr")
+    elif rate_file is not None:
+        used.append(rate_file)
+        tensors["lr"] = learned_rate(_rate(rate_file, load(rate_file)), str(rate_file))
     kind = "class" if logits is None else "logits"
     reader = pixel_codec(codec, data) if space == "pixel" else Identity()
     syn = SyntheticSet(
         tensors, classes, data.class_names, reader, data.train.preprocess, kind, space=space
     )
     return syn, used
+
+
+def _checked(path: Path, images: Tensor, data: Data) -> Tensor:
+    """Images as floats. Raises UserError for another shape than the data's, and for no numbers."""
+    if tuple(images.shape[1:]) != data.image_shape:
+        raise UserError(
+            f"The images in {path} are {tuple(images.shape[1:])} (channels, height, width) and "
+            f"those of data.name are {data.image_shape}; "
+            "name the recipe of their dataset, or set data.size."
+        )
+    images = as_pixels(images).float()
+    if not images.isfinite().all():
+        raise UserError(
+            f"{path} holds images with numbers that are not finite; get another file, their "
+            "distillation diverged."
+        )
+    return images
 
 
 def _space(path: Path, images: Tensor, pair: bool) -> Space:
@@ -252,7 +273,9 @@ def check_values(path: Path, images: Tensor, data: Data, space: Space) -> None:
         )
     flat = images.flatten(1)
     if (flat.amax(1) == flat.amin(1)).all():
-        same = f"are all {low:g}" if low == high else "are the same within each image"
+        same = "are the same within each image"
+        if low == high:
+            same = f"are all {low:g}"
         log.say(f"warning: the values in {path} {same}, so there is nothing in these images")
     elif low >= 0 and 32 < high <= 255:
         log.say(
@@ -268,7 +291,7 @@ def _reach(data: Data) -> float:
     preprocess, device = data.train.preprocess, data.train.device
     black = preprocess.forward(torch.full(shape, 0.0, device=device))
     white = preprocess.forward(torch.full(shape, 1.0, device=device))
-    return max(float(part.abs().max()) for part in (black, white, data.train.images(some)))
+    return float(torch.cat([black, white, data.train.images(some)]).abs().max())
 
 
 # Content of files
@@ -281,9 +304,11 @@ def named_pair(content: Any) -> list[Any] | None:
     images = [content[name] for name in IMAGES if name in content]
     labels = [content[name] for name in LABELS if name in content]
     pair = [*images, *labels]
-    if len(images) != 1 or len(labels) != 1 or not all(isinstance(part, Tensor) for part in pair):
+    if len(images) != 1 or len(labels) != 1 or not all_are(pair, Tensor):
         return None
-    return pair if images[0].dim() == 4 and len(images[0]) == len(labels[0]) else None
+    if images[0].dim() != 4 or len(images[0]) != len(labels[0]):
+        return None
+    return pair
 
 
 def is_pair(content: Any) -> bool:
@@ -317,23 +342,26 @@ def _joined(part: Any, *dims: int) -> Tensor | None:
         return None
     if all(isinstance(value, int) and not isinstance(value, bool) for value in part):
         return torch.tensor(part) if 1 in dims else None
-    of_single = {4: 3, 1: 0}
-    inner_dims = [*dims, *(of_single[dim] for dim in dims if dim in of_single)]
-    tensors = []
-    for value in part:
-        tensor = _joined(value, *inner_dims)
-        if tensor is None:
-            return None
-        tensors.append(tensor)
-    return _concatenated(tensors)
+    inner_dims = set(dims)
+    if 4 in dims:
+        inner_dims.add(3)  # single images
+    if 1 in dims:
+        inner_dims.add(0)  # single classes
+    return _concatenated([_joined(value, *inner_dims) for value in part])
 
 
-def _concatenated(tensors: Sequence[Tensor]) -> Tensor | None:
+def _concatenated(tensors: Sequence[Tensor | None]) -> Tensor | None:
     """The rows of all tensors, of which single images and classes are rows; None of unlike ones."""
-    if len({tensor.dtype for tensor in tensors}) > 1 or not all(map(is_plain, tensors)):
-        return None
-    rows = [tensor[None] if tensor.dim() in (0, 3) else tensor for tensor in tensors]
-    return torch.cat(rows) if len({tensor.shape[1:] for tensor in rows}) == 1 else None
+    rows: list[Tensor] = []
+    for tensor in tensors:
+        if tensor is None or not is_plain(tensor):
+            return None
+        if tensor.dim() in (0, 3):
+            tensor = tensor[None]
+        if rows and (tensor.dtype, tensor.shape[1:]) != (rows[0].dtype, rows[0].shape[1:]):
+            return None
+        rows.append(tensor)
+    return torch.cat(rows)
 
 
 def _images(path: Path, content: Any, experiment: int | None) -> tuple[Tensor, Any, bool]:
@@ -377,7 +405,7 @@ def _of_pair(content: Any) -> tuple[Tensor | None, Tensor | None]:
     """(images, labels) of a pair, or of a list of images for each class."""
     if not _are_images(content):
         return _joined(content[0], 4), _joined(content[1], 2, 1)
-    counts = torch.tensor([len(part) for part in content])
+    counts = torch.tensor(list(map(len, content)))
     return _joined(content, 4), torch.arange(len(content)).repeat_interleave(counts)
 
 
@@ -388,7 +416,9 @@ def _of_experiment(path: Path, pairs: Any, experiment: int | None) -> tuple[Tens
             f"The data in {path} is {shape_of(pairs)} and not a list of experiments; get a "
             "result that DC, DSA or DM wrote."
         )
-    number = len(pairs) - 1 if experiment is None else experiment
+    number = experiment
+    if number is None:
+        number = len(pairs) - 1
     if not 0 <= number < len(pairs):
         raise UserError(
             f"--experiment {number} is not in {path}, which holds experiments 0 to "
@@ -396,7 +426,7 @@ def _of_experiment(path: Path, pairs: Any, experiment: int | None) -> tuple[Tens
         )
     pair = pairs[number]
     is_list = isinstance(pair, list | tuple) and len(pair) == 2
-    if not is_list or not all(isinstance(part, Tensor) for part in pair):
+    if not is_list or not all_are(pair, Tensor):
         raise UserError(
             f"Experiment {number} in {path} is not a pair of images and labels, it is "
             f"{described(pair)}; get a result that DC, DSA or DM wrote."
@@ -489,12 +519,16 @@ def provenance(paths: Sequence[Path], **options: Any) -> dict[str, Any]:
 
     Names and digests of the files, or folders of files, and the options that were set.
     """
-    digests = {}
+    names, digests = [], {}
     for path in paths:
-        digests[path.resolve().name] = folder_sha256(path) if path.is_dir() else sha256(path)
-    names = [path.resolve().name for path in paths]
-    given = {name: value for name, value in options.items() if value is not None}
-    return {"files": names, "sha256": digests, **given}
+        name = path.resolve().name
+        names.append(name)
+        digests[name] = folder_sha256(path) if path.is_dir() else sha256(path)
+    content: dict[str, Any] = {"files": names, "sha256": digests}
+    for name, value in options.items():
+        if value is not None:
+            content[name] = value
+    return content
 
 
 def folder_sha256(folder: Path) -> str:
@@ -505,7 +539,7 @@ def folder_sha256(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        hidden = any(part.startswith(".") for part in name.split("/"))
+        hidden = "/." in f"/{name}"
         if path.is_file() and not hidden:
             digest.update(f"{sha256(path)} {name}\n".encode())
     return digest.hexdigest()

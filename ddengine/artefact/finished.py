@@ -273,7 +273,7 @@ def _number(name: str, where: str, known: Sequence[str], safe: Sequence[str]) ->
     if safe.count(name) == 1:
         return safe.index(name)
     if numbered and numbered[2] in safe:
-        others = " or ".join(str(c) for c, other in enumerate(safe) if other == numbered[2])
+        others = " or ".join(str(c) for c in range(len(safe)) if safe[c] == numbered[2])
         raise UserError(
             f"The class folder {name} in {where} says number {int(numbered[1])}, and the class "
             f"of that name is {others}; rename it, or give the "
@@ -292,10 +292,12 @@ def _by_number(names: Sequence[str], known: Sequence[str]) -> list[int] | None:
     """
     if set(names) <= set(known):
         return None
-    numbered = [NUMBERED.fullmatch(name) for name in names]
-    matches = [match for match in numbered if match]
-    if len(matches) < len(names) or len({match[1] for match in matches}) > 1:
-        return None
-    numbers = [int(match[2]) for match in matches]
-    unlike = len(set(numbers)) == len(numbers)
-    return numbers if unlike and max(numbers) < len(known) else None
+    numbers: list[int] = []
+    prefixes = set()
+    for name in names:
+        match = NUMBERED.fullmatch(name)
+        if match is None or int(match[2]) >= len(known):
+            return None
+        prefixes.add(match[1])
+        numbers.append(int(match[2]))
+    return numbers if len(prefixes) == 1 and len(set(numbers)) == len(numbers) else None

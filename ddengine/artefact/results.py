@@ -101,8 +101,11 @@ def without_paths(command: Sequence[Any]) -> list[str]:
     """
     words = []
     for word in map(str, command):
-        flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
-        words.append(flag + equals + without_folders(value))
+        flag, equals, value = word.partition("=")
+        if word.startswith("--"):
+            words.append(flag + equals + without_folders(value))
+        else:
+            words.append(without_folders(word))
     return words
 
 
@@ -117,8 +120,10 @@ def without_folders(path: str) -> str:
 
 
 def _accuracy(of: Mapping[str, Any]) -> str:
-    spread = "" if of.get("accuracy_std") is None else f" ± {100 * of['accuracy_std']:.1f}"
-    return tables.percent(of["accuracy_mean"]) + spread
+    accuracy = tables.percent(of["accuracy_mean"])
+    if of.get("accuracy_std") is not None:
+        accuracy += f" ± {100 * of['accuracy_std']:.1f}"
+    return accuracy
 
 
 def _interval(of: Mapping[str, Any]) -> str:
@@ -127,8 +132,10 @@ def _interval(of: Mapping[str, Any]) -> str:
 
 
 def _networks(of: Mapping[str, Any]) -> str:
-    diverged = f", {of['diverged']} diverged" if of.get("diverged") else ""
-    return f"{of.get('n', '-')}{diverged}"
+    networks = str(of.get("n", "-"))
+    if of.get("diverged"):
+        networks += f", {of['diverged']} diverged"
+    return networks
 
 
 BALANCED = "balanced accuracy %"
@@ -172,12 +179,13 @@ def _measured(evaluation: Mapping[str, Any]) -> str:
     """On what, how and how often the accuracies were measured."""
     name = at(evaluation, "protocol", "protocol")
     tested = at(evaluation, "num_images", "test")
-    on = f" on {tested} test images" if isinstance(tested, int) else ""
-    by = f" (protocol {plain(name)})" if name else ""
-    text = (
-        f"Measured{on} by the settings of evaluation.json{by}: mean ± standard deviation over that "
-        "many networks, each trained anew"
-    )
+    text = "Measured"
+    if isinstance(tested, int):
+        text += f" on {tested} test images"
+    text += " by the settings of evaluation.json"
+    if name:
+        text += f" (protocol {plain(name)})"
+    text += ": mean ± standard deviation over that many networks, each trained anew"
     if any(of.get("ci95") for of in evaluation["rows"]):
         text += f"; 95 % intervals of the mean by {tables.interval_of(evaluation)}"
     return f"{text}."

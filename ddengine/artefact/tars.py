@@ -29,16 +29,17 @@ def write_webdataset(syn: SyntheticSet, path: Path, per_shard: int = PER_SHARD) 
     if per_shard < 1:
         raise UserError(f"per_shard must be at least 1, got {per_shard}.")
     starts = range(0, len(syn), per_shard)
-    parts = [range(start, min(start + per_shard, len(syn))) for start in starts]
-    tars = _names(path, len(parts))
+    tars = _names(path, len(starts))
     index = path.with_suffix(".json")
     files.refuse_existing([*tars, index])
     files.make_folder(path.parent)
     export, logits = exported(syn), example_logits(syn)
-    for tar, part in zip(tars, parts, strict=True):
+    counts = {}
+    for tar, start in zip(tars, starts, strict=True):
+        part = range(start, min(start + per_shard, len(syn)))
         with files.replacing(tar) as temporary:
             _write_tar(temporary, _members(export, logits, part))
-    counts = {tar.name: len(part) for tar, part in zip(tars, parts, strict=True)}
+        counts[tar.name] = len(part)
     content = {
         "class_names": list(syn.class_names),
         "examples": len(syn),
@@ -53,8 +54,10 @@ def _names(path: Path, num: int) -> list[Path]:
     """The names of `num` tars of a WebDataset."""
     if num <= 1:
         return [path]
-    numbers = (example_name(i, num) for i in range(num))
-    return [path.with_name(f"{path.stem}-{number}{path.suffix}") for number in numbers]
+    names = []
+    for i in range(num):
+        names.append(path.with_name(f"{path.stem}-{example_name(i, num)}{path.suffix}"))
+    return names
 
 
 def _members(export: Exported, logits: Tensor | None, part: range) -> Iterator[tuple[str, bytes]]:

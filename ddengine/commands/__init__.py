@@ -31,6 +31,7 @@ COMMANDS = {
     "merge": "merge",
     "import": "bring_in",
     "export": "export",
+    "push": "push",
     "inspect": "inspect",
     "recipes": "recipes",
     "cite": "cite",
@@ -53,7 +54,8 @@ usage: run.py COMMAND [arguments]
 
   merge SET... --out FOLDER   sets of some classes each (--data.classes), or of the same, as one
   import RECIPE --files PATH... [flags]                                  others' experts, networks or distilled sets: a store, or a set
-  export SET --format mtt | webdataset | imagefolder --out FOLDER        a set, or with mtt a store, as such files
+  export SET --format mtt | webdataset | imagefolder | hub --out FOLDER  a set, or with mtt a store, as such files
+  push SET --repo USER/NAME                                              a set to the Hugging Face Hub
   inspect PATH                what a store, run, set or file is
   recipes                     list the recipes with their published figures
   cite RECIPE [flags]         BibTeX of the method, its parts and the dataset

@@ -1,4 +1,4 @@
-"""Image datasets: readers (one file each), splits, preprocessing, and sets that live on the device."""
+"""Image datasets: readers (one file each), splits, preprocessing, and sets on the device."""
 
 from ddengine.data.dataset import Dataset
 from ddengine.data.load import DATASETS, load_data

@@ -13,7 +13,9 @@ from ddengine.data.splits import listed
 
 
 def untested(
-    train_labels: np.ndarray, test_labels: np.ndarray, names: tuple[str, ...]
+    train_labels: np.ndarray,
+    test_labels: np.ndarray,
+    names: tuple[str, ...],
 ) -> list[str]:
     """A warning that names the classes without a test image; none where nothing is tested."""
     if len(test_labels) == 0:
@@ -32,7 +34,9 @@ def untested(
 
 
 def constant(
-    images: Mapping[str, Tensor], train_labels: np.ndarray, names: tuple[str, ...]
+    images: Mapping[str, Tensor],
+    train_labels: np.ndarray,
+    names: tuple[str, ...],
 ) -> list[str]:
     """Warnings of splits, and classes of the training split, whose images all have one value each.
 
@@ -41,8 +45,13 @@ def constant(
         train_labels: (N,) of the training split.
         names: of the classes.
     """
-    flat = {split: _is_flat(pixels) for split, pixels in images.items() if len(pixels)}
-    splits = [split for split, is_flat in flat.items() if is_flat.all()]
+    flat: dict[str, np.ndarray] = {}
+    splits = []
+    for split, pixels in images.items():
+        if len(pixels):
+            flat[split] = _is_flat(pixels)
+            if flat[split].all():
+                splits.append(split)
     if splits:
         return [
             f"warning: every image of the {listed(splits)} split is of a single colour; look at "

@@ -39,7 +39,12 @@ class Dataset:
     class_names: tuple[str, ...] | None = None
 
     @classmethod
-    def of(cls, dataset: Any, classes: Sequence[Any] | None = None, test: Any = None) -> "Dataset":
+    def of(
+        cls,
+        dataset: Any,
+        classes: Sequence[Any] | None = None,
+        test: Any = None,
+    ) -> "Dataset":
         """Images that Python holds, all of which are training images.
 
             Dataset.of(torchvision.datasets.CIFAR10("data"), test=CIFAR10("data", train=False))
@@ -76,30 +81,35 @@ class Dataset:
 
     @classmethod
     def parquet(
-        cls, path: Path | str, image_column: str | None = None, label_column: str | None = None
+        cls,
+        path: Path | str,
+        image_column: str | None = None,
+        label_column: str | None = None,
     ) -> "Dataset":
-        """The parquet files below a folder; columns that are not named are found by feature and
-        name.
+        """The parquet files below a folder.
 
-        Dataset.parquet("flowers", label_column="species")
+        Columns that are not named are told by their features and names.
+
+            Dataset.parquet("flowers", label_column="species")
         """
         return cls("parquet", str(path), image_column, label_column)
 
     @classmethod
     def hub(cls, name: str) -> "Dataset":
-        """A dataset of the Hugging Face Hub, "user/name" or "user/name:configuration"; or a folder
-        that is laid out like one. It needs the package datasets, `pip install ddengine[hub]`.
+        """A dataset of the Hugging Face Hub, "user/name" or "user/name:configuration".
 
-        Dataset.hub("ylecun/mnist")
+        It may also be a folder that is laid out like one. The package datasets is needed, `pip
+        install ddengine[hub]`.
+
+            Dataset.hub("ylecun/mnist")
         """
         return cls("hub", name)
 
     @classmethod
     def named(cls, name: str, root: Path | str | None = None) -> "Dataset":
-        """A dataset that the engine knows by name, such as cifar10, in the folder `root` or in its
-        usual place.
+        """A dataset that the engine knows by name, in the folder `root` or in its usual place.
 
-        Dataset.named("cifar10", root="data")
+            Dataset.named("cifar10", root="data")
 
         Raises:
             UserError: a name that is not known; the nearest are said.
@@ -109,8 +119,9 @@ class Dataset:
         return cls(name, None if root is None else str(root))
 
     def settings(self, config: DataConfig) -> DataConfig:
-        """A recipe's data settings pointed at these images: the same as `--data.name` and
-        `--data.root` make of them.
+        """A recipe's data settings pointed at these images.
+
+        They are what `--data.name` and `--data.root` make of them.
         """
         if self.name == OWN:
             return own_config(config)

@@ -29,9 +29,15 @@ def _threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1))
 
 
-def in_form(image: Image.Image, size: tuple[int, int], fit: str, ground: Colour) -> Image.Image:
-    """An image in mode L or RGB at `size` (height, width): squashed, cropped around its middle, or
-    padded with `ground`.
+def in_form(
+    image: Image.Image,
+    size: tuple[int, int],
+    fit: str,
+    ground: Colour,
+) -> Image.Image:
+    """An image in mode L or RGB at `size` (height, width).
+
+    It is squashed, cropped around its middle, or padded with `ground`, as `fit` says.
     """
     wanted = (size[1], size[0])
     if image.size == wanted:
@@ -61,12 +67,23 @@ class Decoder:
     What a person should know of them is added to `notes`.
     """
 
-    def __init__(self, config: DataConfig, notes: list[str], *, published: bool):
-        """`published`: images of a published set, which are read as its papers did. Others are
-        turned upright, and an error names all that are broken, and a size for all.
+    def __init__(
+        self,
+        config: DataConfig,
+        notes: list[str],
+        *,
+        published: bool,
+    ):
+        """`published` stands for the images of a published set, which are read as its papers did.
+
+        Others are turned upright, and an error names all of them that are broken, and a size for
+        all.
         """
-        self.root, self.size, self.fit = config.root, config.size, config.fit
-        self.notes, self.published = notes, published
+        self.root = config.root
+        self.size = config.size
+        self.fit = config.fit
+        self.notes = notes
+        self.published = published
         self.ground = ImageColor.getrgb(config.background)[:3]
         self.scales = Scales()
         self._several: set[str] = set()  # names of images with several frames
@@ -74,20 +91,24 @@ class Decoder:
         self._splits: list[_Images] = []
 
     def fetch_of(
-        self, source_at: Callable[[int], Stored], name_at: Callable[[int], str], num: int
+        self,
+        source_at: Callable[[int], Stored],
+        name_at: Callable[[int], str],
+        num: int,
     ) -> Callable[[np.ndarray], np.ndarray]:
-        """The `fetch` of a split of `num` images: indices (B,) -> (B, C, H, W) uint8, in colour if
-        any of these images is.
+        """The `fetch` of a split of `num` images: indices (B,) -> (B, C, H, W) uint8.
 
-        `source_at` gives the file of image i or its content, and is called from several threads.
-        Sizes that differ are resized to data.size, or refused without one. The UserError is that of
-        the first image, in the order of the indices, that cannot be opened or differs in size.
+        They are in colour if any of these images is. `source_at` gives the file of image i or its
+        content, and is called from several threads. Sizes that differ are resized to data.size, or
+        refused without one. The UserError is that of the first image, in the order of the indices,
+        that cannot be opened or differs in size.
         """
         images = _Images(source_at, name_at, num)
         self._splits.append(images)
 
         def fetch(index: np.ndarray) -> np.ndarray:
-            order, colour = index.tolist(), False
+            order = index.tolist()
+            colour = False
             while True:
                 try:
                     return self._read(order, images, colour)
@@ -124,11 +145,16 @@ class Decoder:
     def _below_root(self, name: str) -> str:
         return name.removeprefix(f"{self.root}{os.sep}")
 
-    def _read(self, order: list[int], images: _Images, colour: bool) -> np.ndarray:
+    def _read(
+        self,
+        order: list[int],
+        images: _Images,
+        colour: bool,
+    ) -> np.ndarray:
         """The images at `order`, (B, C, H, W) uint8, allocated once.
 
-        `colour` says that there are images in colour. Raises NeedsColour where there turn out to
-        be.
+        `colour` says that there are images in colour. Raises NeedsColour where it does not and
+        there are.
         """
         first = self._open(images, order[0])
         colour = colour or first.mode == "RGB"
@@ -178,19 +204,18 @@ class Decoder:
             self._said_several = True
             count = len(self._several)
             one = self._below_root(min(self._several))
-            files = f"{one} has" if count == 1 else f"{count} images, such as {one}, have"
+            files = f"{count} images, such as {one}, have"
+            if count == 1:
+                files = f"{one} has"
             self.notes.append(f"{files} several frames or pages, of which the first is used")
 
     # What an error says
 
     def _all_unreadable(self, first: Unreadable) -> UserError:
-        """The error that names every image of the dataset that cannot be read, so that all can be
-        mended at once.
-        """
+        """The error that names every image of the dataset that cannot be read."""
         with _threads() as pool:
-            errors = [
-                error for error in pool.map(_broken, *zip(*self._every(), strict=True)) if error
-            ]
+            looked_at = pool.map(_broken, self._every())
+            errors = list(filter(None, looked_at))
         names = [error.name for error in errors]
         reason = errors[0].reason if errors else first.reason
         if first.name not in names:  # only decoding in full finds it
@@ -198,7 +223,9 @@ class Decoder:
             reason = first.reason
         if len(names) == 1:
             return first
-        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+        more = ""
+        if len(names) > NAMED:
+            more = f" and {len(names) - NAMED} more"
         return UserError(
             f"{len(names)} files cannot be read as images: {', '.join(names[:NAMED])}{more} (the "
             f"first: {reason}); repair or remove them."
@@ -220,9 +247,7 @@ class Decoder:
         return UserError(f"{which}; set data.size to a height and width for all{such_as}.")
 
     def _suggested_size(self) -> tuple[int, int] | None:
-        """The median height and width, in multiples of 8 up to LARGEST; None where no size can be
-        read.
-        """
+        """A height and a width that suit most images; None where no size can be read."""
         every = self._every()
         sizes = []
         for images, i in every[:: max(1, math.ceil(len(every) / SAMPLE))]:
@@ -246,8 +271,9 @@ def _rounded(side: float) -> int:
     return min(LARGEST, max(8, 8 * round(float(side) / 8)))
 
 
-def _broken(images: _Images, i: int) -> Unreadable | None:
-    """Why image i cannot be read; None where it can."""
+def _broken(image: tuple[_Images, int]) -> Unreadable | None:
+    """Why image i of a split cannot be read; None where it can."""
+    images, i = image
     try:
         check(images.source_at(i), images.name_at(i))
     except Unreadable as error:

@@ -1,5 +1,6 @@
-"""scikit-learn's digits: 1,797 real 8x8 scans, inside the wheel, so that everything can be tried
-without a download.
+"""scikit-learn's digits: 1,797 real 8x8 scans.
+
+They lie inside the wheel, so that everything can be tried without a download.
 """
 
 from typing import Any

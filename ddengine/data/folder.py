@@ -1,7 +1,6 @@
-"""An image folder:
+"""An image folder: CLASS/*.png, or train/CLASS/* with test/CLASS/*.
 
-CLASS/*.png|jpg|..., or train/CLASS/* with test/CLASS/*, in the spellings that people have of these
-words.
+The words for splits may be spelled as people spell them.
 """
 
 import os
@@ -40,8 +39,9 @@ def _classes(folder: Path) -> set[str]:
 
 
 def _unwrapped(folder: Path) -> Path:
-    """A folder, or the one of the same name that is all it holds, as archives are unpacked
-    (seg_train/seg_train).
+    """A folder, or the one of the same name that is all it holds.
+
+    Archives are unpacked so (seg_train/seg_train).
     """
     inner = subfolders(folder)
     if len(inner) == 1 and inner[0].name == folder.name:
@@ -76,7 +76,8 @@ def _named_after_splits(root: Path) -> tuple[Words, Words]:
     exact: Words = {}
     loose: Words = {}
     for folder in subfolders(root):
-        word, word_in = split_word(folder.name), split_word_in(folder.name)
+        word = split_word(folder.name)
+        word_in = split_word_in(folder.name)
         if word:
             exact[_unwrapped(folder)] = word
         elif word_in:
@@ -87,11 +88,19 @@ def _named_after_splits(root: Path) -> tuple[Words, Words]:
 def _siblings(words: Words, train: Path) -> Words:
     """The folders whose names differ from that of `train` by the word of the split alone."""
     rest = rest_of(train.name)
-    return {folder: word for folder, word in words.items() if rest_of(folder.name) == rest}
+    siblings = {}
+    for folder, word in words.items():
+        if rest_of(folder.name) == rest:
+            siblings[folder] = word
+    return siblings
 
 
-def _holding(words: Words, classes: set[str], but: Sequence[str] = ()) -> Words:
-    """The folders that hold several of the classes, but for those named after the words in `but`."""
+def _holding(
+    words: Words,
+    classes: set[str],
+    but: Sequence[str] = (),
+) -> Words:
+    """The folders that hold several of the classes, without those named after words in `but`."""
     holding = {}
     for folder, word in words.items():
         if word not in but and len(_classes(folder) & classes) > 1:
@@ -103,13 +112,16 @@ def _holding(words: Words, classes: set[str], but: Sequence[str] = ()) -> Words:
 
 
 def _training_folder(root: Path, words: Words) -> tuple[Path, list[Path], list[str]]:
-    """(the folder whose subfolders are the training classes, these subfolders, what to say of it);
-    `words` are those of folders of splits.
+    """(folder of the training classes, the folders of these classes, what to say of it).
 
-    Raises UserError where the folders are named as splits and none holds the training classes.
+    `words` are those of folders of splits. Raises UserError where the folders are named as splits
+    and none holds the training classes.
     """
     others = [folder for folder in subfolders(root) if _unwrapped(folder) not in words]
-    trains = [folder for folder, word in words.items() if word in TRAIN and subfolders(folder)]
+    trains = []
+    for folder, word in words.items():
+        if word in TRAIN and subfolders(folder):
+            trains.append(folder)
     if len(trains) > 1:
         raise UserError(
             f"{root} has the folders {listed(_names(trains))}, which both mean the training "
@@ -126,9 +138,15 @@ def _training_folder(root: Path, words: Words) -> tuple[Path, list[Path], list[s
     return _classes_beside_splits(root, others, words)
 
 
-def _check_no_class(root: Path, train: Path, others: list[Path], words: Words) -> None:
+def _check_no_class(
+    root: Path,
+    train: Path,
+    others: list[Path],
+    words: Words,
+) -> None:
     """Raise UserError where the only folder of a split may be a class beside the others."""
-    alike = [folder for folder in others if len(_classes(folder) & _classes(train)) > 1]
+    classes = _classes(train)
+    alike = [folder for folder in others if len(_classes(folder) & classes) > 1]
     if alike and len(words) == 1:
         raise UserError(
             f"{root} has the folder {train.name} beside {listed(_names(alike))}, which "
@@ -137,7 +155,11 @@ def _check_no_class(root: Path, train: Path, others: list[Path], words: Words) -
         )
 
 
-def _check_not_only_splits(root: Path, others: list[Path], words: Words) -> None:
+def _check_not_only_splits(
+    root: Path,
+    others: list[Path],
+    words: Words,
+) -> None:
     """Raise UserError where there are folders of splits and no folders of classes."""
     bare = [folder.name for folder in words if not subfolders(folder)]
     if not words or (others and len(bare) < 2):
@@ -152,14 +174,22 @@ def _check_not_only_splits(root: Path, others: list[Path], words: Words) -> None
 
 
 def _classes_beside_splits(
-    root: Path, others: list[Path], words: Words
+    root: Path,
+    others: list[Path],
+    words: Words,
 ) -> tuple[Path, list[Path], list[str]]:
-    """What `_training_folder` says where classes and splits lie side by side: a split is what holds
-    the classes once more.
+    """What `_training_folder` says where classes and splits lie side by side.
+
+    A split is what holds the classes once more.
     """
     classes = set(_names(others))
-    splits = [folder for folder in words if classes & _classes(folder)]
-    named = [folder.name for folder in words if folder not in splits]
+    splits = []
+    named = []
+    for folder in words:
+        if classes & _classes(folder):
+            splits.append(folder)
+        else:
+            named.append(folder.name)
     folders = [folder for folder in subfolders(root) if folder not in splits]
     if not named:
         return root, folders, []
@@ -172,7 +202,10 @@ def _classes_beside_splits(
 
 
 def _test_folder(
-    train: Path, root: Path, classes: tuple[str, ...], words: Words
+    train: Path,
+    root: Path,
+    classes: tuple[str, ...],
+    words: Words,
 ) -> tuple[Path | None, list[str]]:
     """(the folder of the test images, what to say of it and of those that are not used).
 
@@ -195,12 +228,20 @@ def _test_folder(
     return chosen, notes
 
 
-def _ranked(train: Path, root: Path, classes: tuple[str, ...], words: Words) -> list[Path]:
+def _ranked(
+    train: Path,
+    root: Path,
+    classes: tuple[str, ...],
+    words: Words,
+) -> list[Path]:
     """The folders that may hold test images, the best first."""
     order = (*TEST, *STAND_INS)
-    splits = [folder for folder, word in words.items() if word in order]
-    if train == root:  # beside classes, a folder of such a name can be a class too
-        splits = [folder for folder in splits if _classes(folder) & set(classes)]
+    splits = []
+    for folder, word in words.items():
+        # beside classes, a folder of such a name can be a class too
+        is_class = train == root and not _classes(folder) & set(classes)
+        if word in order and not is_class:
+            splits.append(folder)
     return sorted(splits, key=lambda folder: order.index(words[folder]))
 
 
@@ -208,13 +249,20 @@ def _class_folders(folder: Path, classes: tuple[str, ...]) -> list[Path]:
     """The folders in a test folder that are known classes, or hold any files."""
     inner = []
     for part in subfolders(folder):
-        if composed(part.name) in classes or any(True for _ in files_below(part)):
+        if composed(part.name) in classes or _holds_files(part):
             inner.append(part)
     return inner
 
 
+def _holds_files(folder: Path) -> bool:
+    return next(files_below(folder), None) is not None
+
+
 def _check_same_classes(
-    folder: Path, inner: list[Path], train: Path, classes: tuple[str, ...]
+    folder: Path,
+    inner: list[Path],
+    train: Path,
+    classes: tuple[str, ...],
 ) -> None:
     """Raise UserError for class folders in a test folder that are no training classes."""
     strange = sorted(set(_names(inner)) - set(classes))
@@ -248,8 +296,14 @@ def _lying_beside(folder: Path) -> str:
 class _Files:
     """The images of a folder of class folders and what they are called, without those left out."""
 
-    def __init__(self, folder: Path, classes: tuple[str, ...], left_out: LeftOut):
-        self.folder, self.left_out = folder, left_out
+    def __init__(
+        self,
+        folder: Path,
+        classes: tuple[str, ...],
+        left_out: LeftOut,
+    ):
+        self.folder = folder
+        self.left_out = left_out
         self.paths: list[Path] = []
         self.labels: list[int] = []
         self.num_of: dict[str, int] = {}  # images of each class
@@ -319,10 +373,10 @@ def _check_several(train: Path, folders: list[Path]) -> None:
 
 
 def read(config: DataConfig) -> Source:
-    """The folder data.root; classes in the order of `sorted_classes`, matched by name between the
-    splits.
+    """The folder data.root; classes are in the order of `sorted_classes`.
 
-    Raises UserError where folders of splits, classes or images cannot be told, or are not there.
+    Splits are matched by the names of the classes. Raises UserError where folders of splits,
+    classes or images cannot be told, or are missing.
     """
     root = _root(config)
     words = _split_folders(root)
@@ -333,7 +387,8 @@ def read(config: DataConfig) -> Source:
     notes += test_notes
     if has_images(train):
         notes.append(_lying_beside(train))
-    decoder, left_out = Decoder(config, notes, published=False), LeftOut()
+    decoder = Decoder(config, notes, published=False)
+    left_out = LeftOut()
     files = _Files(train, classes, left_out)
     files.check_every_class()
     part = files.part(root, decoder)

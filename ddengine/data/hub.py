@@ -1,5 +1,6 @@
-"""Datasets of the Hugging Face Hub, and folders that are laid out like one, through the package
-`datasets`, which is only needed here.
+"""Datasets of the Hugging Face Hub, and folders that are laid out like one.
+
+They are read through the package `datasets`, which is only needed here.
 """
 
 from collections.abc import Mapping, Sequence
@@ -40,9 +41,7 @@ def _package() -> Any:
 
 
 def _place(root: str) -> tuple[str, str | None]:
-    """(name of a dataset or path of a folder, configuration or None) of a data.root such as
-    user/name:configuration.
-    """
+    """(name or path, configuration or None) of a data.root such as user/name:configuration."""
     name, colon, configuration = root.rpartition(":")
     if not colon or Path(root).is_dir():
         return root, None
@@ -85,8 +84,9 @@ def _file_at(folders: Sequence[Path], path: str) -> Path | None:
 
 
 def _folders(root: str) -> list[Path]:
-    """Where the image files of a dataset may lie: its own folder, or where the Hub's packages keep
-    what they download.
+    """Where the image files of a dataset may lie.
+
+    That is its own folder, or where the packages of the Hub keep what they download.
     """
     import huggingface_hub
 
@@ -98,7 +98,12 @@ def _folders(root: str) -> list[Path]:
     return [Path(cache) for cache in caches]
 
 
-def _table(split: str, rows: "datasets.Dataset", root: str, folders: Sequence[Path]) -> Table:
+def _table(
+    split: str,
+    rows: "datasets.Dataset",
+    root: str,
+    folders: Sequence[Path],
+) -> Table:
     """A split as a table; its columns stay where they are until they are asked for."""
     declared: Any = rows.features.to_dict()
     features = {}
@@ -137,12 +142,12 @@ def by_word(splits: Sequence[str]) -> dict[str | None, list[str]]:
 
 
 def read(config: DataConfig) -> Source:
-    """The dataset data.root, such as user/name, user/name:configuration or a folder laid out like
-    one: parquet files or folders of images, with a README.md that may declare its features.
+    """The dataset data.root: user/name, user/name:configuration, or a folder laid out like one.
 
-    Splits are told by their names, columns by their features and then by their names; the classes
-    are those of the feature ClassLabel where there is one. The pixels are those that the readers of
-    parquet files and folders give. The files are kept where `datasets` keeps them.
+    It is made of parquet files or of folders of images, with a README.md that may declare its
+    features. Splits are told by their names, columns by their features and then by their names; the
+    classes are those of the feature ClassLabel where there is one. The pixels are those that the
+    readers of parquet files and folders give. The files are kept where `datasets` keeps them.
 
     Raises UserError where the package is missing, the dataset cannot be had, or splits, columns or
     classes cannot be told.
@@ -166,11 +171,9 @@ def read(config: DataConfig) -> Source:
             f"give one of them such a name ({listed(WORDS[:3])}), or use data.name parquet on its "
             "files."
         ) from None
-    notes += [
-        f"taken together as {word}: {listed(names)}"
-        for word, names in groups.items()
-        if word is not None and len(names) > 1
-    ]
+    for word, names in groups.items():
+        if word is not None and len(names) > 1:
+            notes.append(f"taken together as {word}: {listed(names)}")
     held_out = []
     for word in (*TEST, *STAND_INS):
         if word in groups and word != train_word:

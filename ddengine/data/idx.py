@@ -10,14 +10,15 @@ from ddengine.data.source import Part, part_of_array
 from ddengine.system.errors import UserError
 
 SPLITS = ("train", "t10k")
-KINDS = ("images-idx3-ubyte", "labels-idx1-ubyte")
+IMAGES, LABELS = "images-idx3-ubyte", "labels-idx1-ubyte"
 BYTES = b"\0\0\x08"  # what a file of bytes begins with
 HEAD = 4  # bytes before the sizes; the last is their number
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """An IDX file of bytes (LeCun's format: two zero bytes, type 8, number of dimensions,
-    big-endian sizes, values).
+    """The values of an IDX file of bytes.
+
+    The format is LeCun's: two zero bytes, type 8, number of dimensions, big-endian sizes, values.
     """
     try:
         with gzip.open(path) as file:
@@ -46,7 +47,7 @@ def _shape(content: bytes) -> np.ndarray:
 def find_idx(folder: Path) -> tuple[Part, Part] | None:
     """(train, test) of a folder with the four files, None when they are not there."""
     for split in SPLITS:
-        for kind in KINDS:
+        for kind in (IMAGES, LABELS):
             if not (folder / f"{split}-{kind}.gz").is_file():
                 return None
     train, test = SPLITS
@@ -55,8 +56,10 @@ def find_idx(folder: Path) -> tuple[Part, Part] | None:
 
 def _part(folder: Path, split: str) -> Part:
     """The images and labels of a split. Raises UserError where they do not fit."""
-    of_images, of_labels = (f"{split}-{kind}.gz" for kind in KINDS)
-    images, labels = read_idx(folder / of_images), read_idx(folder / of_labels)
+    of_images = f"{split}-{IMAGES}.gz"
+    of_labels = f"{split}-{LABELS}.gz"
+    images = read_idx(folder / of_images)
+    labels = read_idx(folder / of_labels)
     if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
         raise UserError(
             f"{folder / of_images} and {of_labels} hold {len(images)} images and {len(labels)} "

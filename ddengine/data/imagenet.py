@@ -1,5 +1,6 @@
-"""ImageNet (ILSVRC2012) in class folders, and the ten-class subsets that trajectory matching is
-reported on.
+"""ImageNet (ILSVRC2012) in class folders, and its subsets of ten classes.
+
+Trajectory matching is reported on these.
 """
 
 import os
@@ -100,15 +101,25 @@ SUBSETS: dict[str, tuple[tuple[str, str], ...]] = {
 NAMES = (*SUBSETS, "imagenet")
 
 
-def part_of_files(paths: list[str], labels: list[int], root: Path, decoder: Decoder) -> Part:
+def part_of_files(
+    paths: list[str],
+    labels: list[int],
+    root: Path,
+    decoder: Decoder,
+) -> Part:
     """A split of image files below `root` with a label each, decoded when asked for."""
     fetch = decoder.fetch_of(lambda i: Path(paths[i]), lambda i: paths[i], len(paths))
-    return Part(np.array(labels, np.int64), fetch, lambda i: os.path.relpath(paths[i], root))
+    return Part(
+        np.array(labels, np.int64),
+        fetch,
+        lambda i: os.path.relpath(paths[i], root),
+    )
 
 
 def _images_below(folder: Path) -> list[str]:
-    """The image files below a folder, sorted; as text, because a Path for each of a million files
-    takes its time.
+    """The image files below a folder, sorted.
+
+    They are texts, because a Path for each of a million files takes its time.
     """
     images = []
     for path, regular in files_below(folder):
@@ -117,7 +128,12 @@ def _images_below(folder: Path) -> list[str]:
     return sorted(images)
 
 
-def part_of_folders(folder: Path, wnids: tuple[str, ...], root: Path, decoder: Decoder) -> Part:
+def part_of_folders(
+    folder: Path,
+    wnids: tuple[str, ...],
+    root: Path,
+    decoder: Decoder,
+) -> Part:
     """All images below folder/WNID, at any depth; label i is wnids[i].
 
     Raises UserError naming a folder that is missing or has no images.
@@ -210,8 +226,7 @@ def _read(name: str, config: DataConfig) -> Source:
 
 
 def reader(name: str) -> Callable[[DataConfig], Source]:
-    """The reader of "imagenet" or of a subset: train/WNID/* for training, val/WNID/* as the test
-    split.
+    """The reader of "imagenet" or of a subset: train/WNID/* for training, val/WNID/* for testing.
 
     data.root is ILSVRC2012 in class folders (all of them or the ones needed), or the folder with
     ILSVRC/Data/CLS-LOC, or fastai's imagenette2 or imagewoof2, whose split of train and val is

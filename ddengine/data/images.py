@@ -41,7 +41,8 @@ class Unreadable(UserError):
     def __init__(self, name: str, reason: Exception | str):
         """`reason`: Pillow's, or why nothing can be read at all."""
         super().__init__(f"{name} cannot be read as an image ({reason}); repair or remove it.")
-        self.name, self.reason = name, reason
+        self.name = name
+        self.reason = reason
 
 
 def open_image(
@@ -69,14 +70,16 @@ def open_image(
         if _has_more(image):  # to be asked before the pixels are read, as is how they are stored
             on_several(name)
         modes = _raw_modes(image)
-        if any(mode.startswith("LA;16") for mode in modes):
+        if _begins(modes, "LA;16"):
             raise UserError(
                 f"{name} has grey values of 16 bits with transparency, of which Pillow reads 8; "
                 "save the images of this dataset with 8 bits."
             )
         image.load()
-    turn = TURNS.get(orientation(image)) if upright else None
-    if any(mode.startswith(DEEP) for mode in modes):
+    turn = None
+    if upright:
+        turn = TURNS.get(orientation(image))
+    if _begins(modes, *DEEP):
         return _deep(image, _low_bytes(source, name), turn)
     if turn is not None:
         return plain(image.transpose(turn), ground)
@@ -84,8 +87,9 @@ def open_image(
 
 
 def plain(image: Image.Image, ground: Colour = (255, 255, 255)) -> Image.Image | Wide:
-    """A loaded image in mode L or RGB, on `ground` where it is transparent, or with values that
-    need a scale.
+    """A loaded image in mode L or RGB, or with values that need a scale.
+
+    Where it is transparent it shows `ground`.
     """
     if image.mode in ("L", "RGB") and "transparency" not in image.info:
         return image
@@ -95,10 +99,16 @@ def plain(image: Image.Image, ground: Colour = (255, 255, 255)) -> Image.Image |
         return Wide(_keyed(np.asarray(image), image), WHOLE_NUMBERS)
     if image.has_transparency_data:
         return on_ground(image, ground)
-    return image.convert("L" if image.mode == "1" else "RGB")
+    if image.mode == "1":
+        return image.convert("L")
+    return image.convert("RGB")
 
 
-def _deep(image: Image.Image, low: Image.Image, turn: Image.Transpose | None) -> Wide:
+def _deep(
+    image: Image.Image,
+    low: Image.Image,
+    turn: Image.Transpose | None,
+) -> Wide:
     """An image in colour of 16 bits, of its high bytes and its low bytes."""
     if turn is not None:
         image, low = image.transpose(turn), low.transpose(turn)
@@ -107,41 +117,55 @@ def _deep(image: Image.Image, low: Image.Image, turn: Image.Transpose | None) ->
 
 
 def _keyed(values: np.ndarray, image: Image.Image) -> np.ndarray:
-    """Values with a fourth channel, which says what is transparent, where an image has a
-    transparent colour.
+    """Values with a fourth channel where an image has a transparent colour.
+
+    The channel says what is transparent.
     """
     key = image.info.get("transparency")
     if not isinstance(key, int | tuple) or values.shape[-1:] == (4,):
         return values
-    colour = values if values.ndim == 3 else np.dstack([values] * 3)
+    colour = values
+    if values.ndim == 2:
+        colour = np.dstack([values, values, values])
     hidden = (colour == np.asarray(key)).all(2)
-    return np.dstack([colour, np.where(hidden, 0, OPAQUE)])
+    alpha = np.where(hidden, 0, OPAQUE)
+    return np.dstack([colour, alpha])
 
 
 def _raw_modes(image: ImageFile.ImageFile) -> list[str]:
-    """How the pixels of a file that is not loaded yet are stored, tile by tile; empty text where
-    Pillow does not say.
+    """How the pixels of a file that is not loaded yet are stored, tile by tile.
+
+    An empty text stands for what Pillow does not say.
     """
     modes = []
     for tile in getattr(image, "tile", []):  # probe: not every format of Pillow has tiles
         mode = tile.args
         if isinstance(mode, tuple) and mode:
             mode = mode[0]
-        modes.append(mode if isinstance(mode, str) else "")
+        if not isinstance(mode, str):
+            mode = ""
+        modes.append(mode)
     return modes
 
 
-def _low_bytes(source: Stored, name: str) -> Image.Image:
-    """The low bytes of an image in colour with 16 bits a channel, of which Pillow reads the high
-    ones.
+def _begins(modes: list[str], *beginnings: str) -> bool:
+    """Whether one of the modes begins so."""
+    return any(mode.startswith(beginnings) for mode in modes)
 
-    Read with the bytes in the other order, what is the low byte is taken for the high one.
+
+def _low_bytes(source: Stored, name: str) -> Image.Image:
+    """The low bytes of an image in colour with 16 bits a channel.
+
+    Pillow reads the high ones. Read with the bytes in the other order, what is the low byte is
+    taken for the high one.
     """
     with reading(source, name) as image:
         swapped = []
         for tile, mode in zip(image.tile, _raw_modes(image), strict=True):
             other = mode[:-3] + LOW[mode[-3:]]
-            args = (other, *tile.args[1:]) if isinstance(tile.args, tuple) else other
+            args = other
+            if isinstance(tile.args, tuple):
+                args = (other, *tile.args[1:])
             swapped.append(tile._replace(args=args))
         image.tile = swapped
         image.load()
@@ -158,7 +182,9 @@ def reading(source: Stored, name: str) -> Iterator[ImageFile.ImageFile]:
 
 
 def _file(source: Stored) -> Path | io.BytesIO:
-    return source if isinstance(source, Path) else io.BytesIO(source)
+    if isinstance(source, Path):
+        return source
+    return io.BytesIO(source)
 
 
 def _tiff_of(source: Stored) -> str | None:
@@ -171,11 +197,14 @@ def _tiff_of(source: Stored) -> str | None:
             directory = TiffImagePlugin.ImageFileDirectory_v2(head)
             file.seek(directory.next)
             directory.load(file)
-            bits, kinds = directory.get(BITS, (1,)), directory.get(SAMPLES, (1,))
+            bits = directory.get(BITS, (1,))
+            kinds = directory.get(SAMPLES, (1,))
     except (*FAILURES, struct.error, KeyError, TypeError, IndexError):
         return None
     kind = SAMPLE_KINDS.get(kinds[0], "values")
-    channels = f" in {len(bits)} channels" if len(bits) > 1 else ""
+    channels = ""
+    if len(bits) > 1:
+        channels = f" in {len(bits)} channels"
     return (
         f"a TIFF of {kind} of {bits[0]} bits{channels}, of a kind or compression that Pillow does "
         "not read, or damaged"
@@ -183,8 +212,9 @@ def _tiff_of(source: Stored) -> str | None:
 
 
 def check(source: Stored, name: str) -> None:
-    """Raise Unreadable for a broken file; a JPEG is looked at with an eighth of its sides, which
-    finds what is broken sooner.
+    """Raise Unreadable for a broken file.
+
+    A JPEG is looked at with an eighth of its sides, which finds what is broken sooner.
     """
     with reading(source, name) as image:
         image.draft("RGB", (1, 1))
@@ -202,7 +232,9 @@ def size_of(source: Stored) -> tuple[int, int] | None:
             lies = orientation(image) >= 5  # such images lie on their side
     except FAILURES:
         return None
-    return (width, height) if lies else (height, width)
+    if lies:
+        return width, height
+    return height, width
 
 
 def _has_more(image: Image.Image) -> bool:

@@ -59,12 +59,12 @@ class LeftOut:
 
 
 def files_below(folder: str | Path) -> Iterator[tuple[str, bool]]:
-    """(path, whether it is a regular file) of everything below a folder but folders, at any depth,
-    sorted by name within each folder.
+    """(path, whether it is a regular file) of everything below a folder but folders.
 
-    What `is_data` refuses is left out with all below it. Links to files are followed, links to
-    folders are not. Paths are text: of a million files Path objects take their time, and the kind
-    of each is read from the folder rather than asked for.
+    It is sorted by name within each folder, at any depth. What `is_data` refuses is left out with
+    all below it. Links to files are followed, links to folders are not. Paths are text: of a
+    million files Path objects take their time, and the kind of each is read from the folder rather
+    than asked for.
     """
     with os.scandir(folder) as entries:
         listed = sorted(entries, key=lambda entry: entry.name)
@@ -78,10 +78,10 @@ def files_below(folder: str | Path) -> Iterator[tuple[str, bool]]:
 
 
 def images_below(folder: str | Path, left_out: LeftOut) -> list[Path]:
-    """The images below a folder, sorted: files with the suffix of one, and of the others those that
-    are images by content.
+    """The images below a folder, sorted.
 
-    What is none is added to `left_out`. Pipes and sockets are never opened.
+    They are files with the suffix of one, and of the others those that are images by content. What
+    is none is added to `left_out`. Pipes and sockets are never opened.
     """
     images = []
     for path, regular in files_below(folder):
@@ -109,9 +109,7 @@ def _is_image(path: str) -> bool:
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """The folders in a folder that can belong to a dataset, sorted by name; links to folders among
-    them.
-    """
+    """The folders in a folder that can belong to a dataset, and links to such, sorted."""
     inner = []
     for path in folder.iterdir():
         if is_data(path.name) and path.is_dir() and not _leads_back(path, folder):

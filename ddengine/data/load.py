@@ -43,7 +43,11 @@ WITHOUT_COLUMNS = ("digits", "folder", "tiny_imagenet", *IMAGENET_NAMES)
 TEST_FRACTION = 0.2  # of a dataset without an official test split
 
 
-def _check_column(config: DataConfig, flag: str, column: str | None) -> None:
+def _check_column(
+    config: DataConfig,
+    flag: str,
+    column: str | None,
+) -> None:
     """Raise UserError where a column is named for a dataset that has none."""
     if column is not None and config.name in WITHOUT_COLUMNS:
         raise UserError(
@@ -104,7 +108,8 @@ def data_from(
     Arguments and errors are those of `load_data`.
     """
     splits = _split(source, config)
-    names, train_labels = splits.class_names, splits.labelled.labels[splits.train]
+    names = splits.class_names
+    train_labels = splits.labelled.labels[splits.train]
     notes = Notes(source.notes)
     notes.say(untested(train_labels, splits.testing.labels[splits.test], names))
 
@@ -114,11 +119,16 @@ def data_from(
     train_pixels = images["training"].to(device)
     preprocess = _preprocess(source, config, train_pixels, stored(digest)).to(device)
 
-    def real_set(pixels: Tensor, labels: np.ndarray, digest: str | None = None) -> RealSet:
+    def real_set(
+        pixels: Tensor,
+        labels: np.ndarray,
+        digest: str | None = None,
+    ) -> RealSet:
         on_device = torch.from_numpy(labels).to(device)
         return RealSet(pixels.to(device), on_device, len(names), preprocess, digest, names)
 
-    validation, test_set = None, None
+    validation = None
+    test_set = None
     if len(splits.validation):
         validation = real_set(images["validation"], splits.labelled.labels[splits.validation])
     if test:
@@ -145,7 +155,8 @@ class Notes:
 
     def __init__(self, growing: list[str]):
         """`growing`: the list to which the reader adds; what is in it is said at once."""
-        self._growing, self.said = growing, list[str]()
+        self._growing = growing
+        self.said = list[str]()
         self.say([])
 
     def say(self, more: list[str]) -> None:
@@ -177,7 +188,9 @@ def _split(source: Source, config: DataConfig) -> Splits:
 
     Raises UserError for a class that the source does not have, or that has no training images.
     """
-    labelled, testing, seed = source.train, source.test, config.split_seed
+    labelled = source.train
+    testing = source.test
+    seed = config.split_seed
     _check_labels(source)
     index = np.arange(len(labelled.labels))
     if testing is None:
@@ -205,7 +218,11 @@ def _split(source: Source, config: DataConfig) -> Splits:
     return Splits(labelled, testing, names, train, validation, test, num_trainable)
 
 
-def _in_classes(part: Part, index: np.ndarray, config: DataConfig) -> np.ndarray:
+def _in_classes(
+    part: Part,
+    index: np.ndarray,
+    config: DataConfig,
+) -> np.ndarray:
     """Those of the indices whose images are of data.classes."""
     if config.classes is None:
         return index
@@ -214,7 +231,8 @@ def _in_classes(part: Part, index: np.ndarray, config: DataConfig) -> np.ndarray
 
 def _renumbered(part: Part, classes: tuple[int, ...]) -> Part:
     """The same images with the class `classes[i]` called i, and those of others -1."""
-    number = np.full(max(part.labels.max(initial=0), *classes) + 1, -1, np.int64)
+    largest = max(part.labels.max(initial=0), *classes)
+    number = np.full(largest + 1, -1, np.int64)
     number[list(classes)] = np.arange(len(classes))
     return replace(part, labels=number[part.labels])
 
@@ -255,7 +273,11 @@ def _training_images(splits: Splits, config: DataConfig) -> dict[str, Tensor]:
     return {"training": pixels[:num], "validation": pixels[num:]}
 
 
-def _check_channels(source: Source, config: DataConfig, pixels: Tensor) -> None:
+def _check_channels(
+    source: Source,
+    config: DataConfig,
+    pixels: Tensor,
+) -> None:
     """Raise UserError where images of a known dataset have not its number of channels."""
     if source.mean is not None and len(source.mean) != pixels.shape[1]:
         raise UserError(
@@ -266,7 +288,10 @@ def _check_channels(source: Source, config: DataConfig, pixels: Tensor) -> None:
 
 
 def _preprocess(
-    source: Source, config: DataConfig, pixels: Tensor, stored: Preprocess | None
+    source: Source,
+    config: DataConfig,
+    pixels: Tensor,
+    stored: Preprocess | None,
 ) -> Preprocess:
     """The stored preprocessing, checked against training pixels; else fitted to them."""
     if stored is None:
@@ -275,7 +300,11 @@ def _preprocess(
     return stored
 
 
-def _test_images(splits: Splits, training: Tensor, config: DataConfig) -> Tensor:
+def _test_images(
+    splits: Splits,
+    training: Tensor,
+    config: DataConfig,
+) -> Tensor:
     """The test images, with the channels and the size of the training images.
 
     Raises UserError where there are none, or they are of another size.
@@ -308,8 +337,9 @@ def _grey(images: Tensor) -> Tensor:
 
 
 def _split_names(splits: Splits, *, official: bool) -> dict[str, Any]:
-    """Which images were held out, so that others can select and test on the same ones: names below
-    data.root, else indices from 0.
+    """Which images were held out, so that others can select and test on the same ones.
+
+    They are names below data.root, else indices from 0.
     """
     by = "names below data.root"
     if splits.labelled.name_of is None:

@@ -1,6 +1,4 @@
-"""The datasets of the field by name: their files where they are installed, else torchvision's
-readers.
-"""
+"""The datasets of the field by name: installed files, else torchvision's readers."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -21,8 +19,10 @@ from ddengine.system.errors import UserError
 
 @dataclass(frozen=True)
 class Known:
-    """What is fixed about a dataset: torchvision's class, class names, the normalisation constants
-    its papers use.
+    """What is fixed about a dataset.
+
+    That is torchvision's class, the names of the classes, and the constants that its papers
+    normalise by.
     """
 
     torchvision: str
@@ -70,24 +70,36 @@ def _torchvision_part(dataset: Any) -> Part:
     return part_of_array(pixels, np.asarray(getattr(dataset, listed)))
 
 
-def _from_torchvision(name: str, known: Known, config: DataConfig) -> Source:
+def _from_torchvision(
+    name: str,
+    known: Known,
+    config: DataConfig,
+) -> Source:
     """What torchvision's own reader gives. Raises UserError where it gives nothing."""
     from ddengine.system.compat import torchvision
 
     root = Path(config.root or "data")
     make: Callable[..., Any] = getattr(torchvision.datasets, known.torchvision)
-    splits: tuple[dict[str, Any], ...] = ({"train": True}, {"train": False})
-    if name == "svhn":
-        splits = ({"split": "train"}, {"split": "test"})
+    make = partial(make, str(root), download=config.download)
     try:
-        train, test = (make(str(root), **split, download=config.download) for split in splits)
+        if name == "svhn":
+            train = make(split="train")
+            test = make(split="test")
+        else:
+            train = make(train=True)
+            test = make(train=False)
     except (URLError, OSError, RuntimeError, AssertionError, ValueError, KeyError) as error:
         raise _refusal(known, root, config, error) from None
     names = known.class_names or tuple(train.classes)
     return Source(_torchvision_part(train), _torchvision_part(test), names, known.mean, known.std)
 
 
-def _refusal(known: Known, root: Path, config: DataConfig, error: Exception) -> UserError:
+def _refusal(
+    known: Known,
+    root: Path,
+    config: DataConfig,
+    error: Exception,
+) -> UserError:
     """What to say where torchvision gives nothing."""
     if config.download and isinstance(error, URLError | OSError | RuntimeError):
         why = " ".join(str(error).split()).replace(". ", "; ").rstrip(".")
@@ -124,7 +136,8 @@ def _read(name: str, config: DataConfig) -> Source:
 
 
 def reader(name: str) -> Callable[[DataConfig], Source]:
-    """The reader of a known dataset: parquet or IDX files in data.root, an installed package, or
-    torchvision's own layout.
+    """The reader of a known dataset.
+
+    It takes parquet or IDX files in data.root, an installed package, or torchvision's layout.
     """
     return partial(_read, name)

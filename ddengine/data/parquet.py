@@ -39,10 +39,10 @@ def files(root: Path) -> list[Path]:
 
 
 def split_of(path: Path, root: Path) -> str | None:
-    """The word of a split that a file belongs to: its name, or the word before its number, or the
-    nearest folder of such a name, or a word in those.
+    """The word of a split that a file belongs to; None without any.
 
-    None without any.
+    It is its name, or the word before its number, or the nearest folder of such a name, or a word
+    in those.
     """
     name, *folders = reversed(path.relative_to(root).with_suffix("").parts)
     numbered = NUMBERED.fullmatch(name)
@@ -152,12 +152,14 @@ def training_files(by_word: Mapping[str | None, list[Path]]) -> tuple[list[Path]
 
     Raises UserError where there are several other splits.
     """
-    names = {word: [path.name for path in paths] for word, paths in by_word.items()}
+    names: dict[str | None, list[str]] = {}
+    for word, paths in by_word.items():
+        names[word] = [path.name for path in paths]
     try:
         word, notes = training_word(names, "files")
     except LookupError:
         raise UserError(
-            f"There are parquet files of {listed([str(word) for word in by_word])} and none of "
+            f"There are parquet files of {listed(list(map(str, by_word)))} and none of "
             "training images; "
             "add them, or name them so, such as train-00000.parquet."
         ) from None

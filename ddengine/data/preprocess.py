@@ -1,5 +1,6 @@
-"""Preprocessing: per-channel mean and standard deviation, or ZCA whitening; fitted once, stored
-with what depends on it, invertible.
+"""Preprocessing: mean and standard deviation of each channel, or ZCA whitening.
+
+It is fitted once, stored with what depends on it, and can be undone.
 """
 
 from dataclasses import dataclass
@@ -37,7 +38,9 @@ class Preprocess:
         """[0, 1] pixels (B, C, H, W) -> network input, differentiable."""
         if self.matrix is None:
             assert self.std is not None
-            return (pixels - self.mean.view(-1, 1, 1)) / self.std.view(-1, 1, 1)
+            mean = self.mean.view(-1, 1, 1)
+            std = self.std.view(-1, 1, 1)
+            return (pixels - mean) / std
         with exact_matmul():
             return ((pixels.flatten(1) - self.mean) @ self.matrix).view_as(pixels)
 
@@ -45,17 +48,22 @@ class Preprocess:
         """Network input (B, C, H, W) -> pixels, within [0, 1] for real images."""
         if self.inverse is None:
             assert self.std is not None
-            return images * self.std.view(-1, 1, 1) + self.mean.view(-1, 1, 1)
+            mean = self.mean.view(-1, 1, 1)
+            std = self.std.view(-1, 1, 1)
+            return images * std + mean
         with exact_matmul():
             return (images.flatten(1) @ self.inverse + self.mean).view_as(images)
 
     def clamp(self, images: Tensor) -> Tensor:
-        """Network input (B, C, H, W) moved to what pixels in [0, 1] can be, channel by channel; not
-        for whitened images.
+        """Network input (B, C, H, W) moved to what pixels in [0, 1] can be, channel by channel.
+
+        It is not for whitened images.
         """
         assert self.std is not None
-        low = (-self.mean / self.std).to(images).view(-1, 1, 1)
-        high = ((1 - self.mean) / self.std).to(images).view(-1, 1, 1)
+        black = -self.mean / self.std
+        white = (1 - self.mean) / self.std
+        low = black.to(images).view(-1, 1, 1)
+        high = white.to(images).view(-1, 1, 1)
         return torch.maximum(torch.minimum(images, high), low)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -101,10 +109,10 @@ def _check_memory(pixels: Tensor) -> None:
 
 
 def fit_zca(pixels: Tensor, eps: float = ZCA_EPS) -> Preprocess:
-    """ZCA whitening fitted on pixels (N, C, H, W), floats in [0, 1] or uint8, eps added to the
-    eigenvalues of the unbiased covariance.
+    """ZCA whitening fitted on pixels (N, C, H, W), floats in [0, 1] or uint8.
 
-    Raises UserError for images that are too large, and where there is not enough memory.
+    `eps` is added to the eigenvalues of the unbiased covariance. Raises UserError for images that
+    are too large, and where memory does not suffice.
     """
     dim = pixels[0].numel()
     if dim > ZCA_MAX_DIM:
@@ -149,7 +157,10 @@ def fit_preprocess(
     means = counts @ values / num
     squares = (counts * (values - means[:, None]).square()).sum(1)
     stds = (squares / (num - 1).clamp(min=1)).sqrt().clamp(min=1e-3)
-    return Preprocess(mean=means.float().to(pixels.device), std=stds.float().to(pixels.device))
+    return Preprocess(
+        mean=means.float().to(pixels.device),
+        std=stds.float().to(pixels.device),
+    )
 
 
 def pieces(images: Tensor, values: int = AT_ONCE) -> tuple[Tensor, ...]:
@@ -158,8 +169,9 @@ def pieces(images: Tensor, values: int = AT_ONCE) -> tuple[Tensor, ...]:
 
 
 def histogram(pixels: Tensor) -> Tensor:
-    """(C, 256) int64 on the CPU: how often each channel of pixels (N, C, H, W) uint8 has each
-    value. A piece is in memory at a time.
+    """How often each channel of pixels (N, C, H, W) uint8 has each value.
+
+    Returns (C, 256) int64 on the CPU. A piece is in memory at a time.
     """
     channels = pixels.shape[1]
     counts = torch.zeros(channels, 256, dtype=torch.int64, device=pixels.device)

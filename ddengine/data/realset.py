@@ -33,11 +33,14 @@ class RealSet:
         digest: str | None = None,
         class_names: Sequence[str] = (),
     ):
-        """Pixels (N, C, H, W) uint8 and labels (N,) int64, on one device; `digest` when it is known
-        already, `class_names` for messages.
+        """Pixels (N, C, H, W) uint8 and labels (N,) int64, on one device.
+
+        `digest` is given when it is known already, `class_names` for messages.
         """
-        self.pixels, self.labels = pixels, labels
-        self.num_classes, self.class_names = num_classes, tuple(class_names)
+        self.pixels = pixels
+        self.labels = labels
+        self.num_classes = num_classes
+        self.class_names = tuple(class_names)
         self.preprocess = preprocess
         self._digest = digest
 
@@ -75,7 +78,12 @@ class RealSet:
         labels = self.labels.cpu()
         return tuple((labels == c).nonzero().flatten() for c in range(self.num_classes))
 
-    def draw_index(self, class_: int, num: int, rng: Generator) -> Tensor:
+    def draw_index(
+        self,
+        class_: int,
+        num: int,
+        rng: Generator,
+    ) -> Tensor:
         """Indices (num,) of random images of a class, without repetition.
 
         Raises UserError when it has fewer.
@@ -90,9 +98,7 @@ class RealSet:
 
     @cached_property
     def _table(self) -> tuple[Tensor, Tensor]:
-        """Members of all classes (K, longest) on the device, rows filled up, and which places are
-        filled up.
-        """
+        """(members of all classes (K, longest) on the device, which places are filled up)."""
         table = torch.nn.utils.rnn.pad_sequence(
             list(self.members), batch_first=True, padding_value=-1
         )
@@ -100,12 +106,11 @@ class RealSet:
         return table, table < 0
 
     def draw_each(self, num: int, rng: Generator) -> Tensor:
-        """Indices (K, n) of random images of every class, drawn on the device and lying there; n is
-        `num`, or the largest class if that is smaller.
+        """Indices (K, n) of random images of every class, drawn on the device and lying on it.
 
-        No image comes twice, but in classes of fewer than n images: there all come equally often,
-        up to one. The draw follows from `rng`, and differs between kinds of device and models of
-        GPU.
+        n is `num`, or the size of the largest class if that is smaller. No image comes twice, but
+        in classes of fewer than n images: of these all come equally often, up to one. The draw
+        follows from `rng`, and differs between kinds of device and models of GPU.
         """
         table, missing = self._table
         source = on_device(rng, self.device)
@@ -118,7 +123,12 @@ class RealSet:
         repeating = torch.arange(num, device=self.device) % counts
         return table.gather(1, order.gather(1, repeating))
 
-    def draw(self, class_: int, num: int, rng: Generator) -> Tensor:
+    def draw(
+        self,
+        class_: int,
+        num: int,
+        rng: Generator,
+    ) -> Tensor:
         """Random preprocessed images (num, C, H, W) of a class, without repetition."""
         return self.images(self.draw_index(class_, num, rng))
 
@@ -135,7 +145,8 @@ class Subset:
 
     def __init__(self, real: RealSet, index: Tensor):
         """Index (N,): the chosen images."""
-        self.real, self.index = real, index
+        self.real = real
+        self.index = index
 
     def __len__(self) -> int:
         """Number of images."""

@@ -18,7 +18,11 @@ def resize(pixels: Tensor, config: DataConfig) -> Tensor:
     return torch.cat([_resized(piece, config.size, config) for piece in pieces(pixels)])
 
 
-def _resized(pixels: Tensor, size: tuple[int, int], config: DataConfig) -> Tensor:
+def _resized(
+    pixels: Tensor,
+    size: tuple[int, int],
+    config: DataConfig,
+) -> Tensor:
     """The same of a few images, which are not of `size` yet."""
     if config.fit == "crop":
         return _interpolated(_middle(pixels, size), size)
@@ -41,15 +45,21 @@ def _middle(pixels: Tensor, size: tuple[int, int]) -> Tensor:
     zoom = max(size[0] / height, size[1] / width)
     rows = min(height, round(size[0] / zoom))
     columns = min(width, round(size[1] / zoom))
-    top, left = (height - rows) // 2, (width - columns) // 2
+    top = (height - rows) // 2
+    left = (width - columns) // 2
     return pixels[:, :, top : top + rows, left : left + columns]
 
 
-def _padded(pixels: Tensor, size: tuple[int, int], background: str) -> Tensor:
+def _padded(
+    pixels: Tensor,
+    size: tuple[int, int],
+    background: str,
+) -> Tensor:
     """Images within (height, width), with the colour `background` around them."""
     height, width = pixels.shape[2:]
     zoom = min(size[0] / height, size[1] / width)
-    rows, columns = max(1, round(height * zoom)), max(1, round(width * zoom))
+    rows = max(1, round(height * zoom))
+    columns = max(1, round(width * zoom))
     resized = _interpolated(pixels, (rows, columns))
     if (rows, columns) == size:
         return resized
@@ -57,6 +67,7 @@ def _padded(pixels: Tensor, size: tuple[int, int], background: str) -> Tensor:
     if pixels.shape[1] == 1:
         ground = ground.float().mean().round().to(torch.uint8).view(1)
     padded = ground.view(1, -1, 1, 1).repeat(len(pixels), 1, *size)
-    top, left = (size[0] - rows) // 2, (size[1] - columns) // 2
+    top = (size[0] - rows) // 2
+    left = (size[1] - columns) // 2
     padded[:, :, top : top + rows, left : left + columns] = resized
     return padded

@@ -75,8 +75,9 @@ def _check_finite(kind: str, image: _Range) -> None:
 
 @dataclass
 class Scales:
-    """What is white, of each kind of values that are not of 8 bits: one number for a dataset,
-    settled by the training images.
+    """What is white, of each kind of values that are not of 8 bits.
+
+    It is one number for a dataset, settled by the training images.
     """
 
     white: dict[str, int] = field(default_factory=dict)
@@ -84,27 +85,32 @@ class Scales:
     cut: dict[str, float] = field(default_factory=dict)
 
     def settle(self, arrays: list[tuple[str, str, np.ndarray]]) -> list[str]:
-        """Choose for the kinds among `arrays`, (kind, name, values) each, that have no scale yet;
-        returns what to say of it.
+        """Choose for the kinds among `arrays`, (kind, name, values) each, that have no scale yet.
 
-        Raises UserError, naming an image, for values that no scale fits.
+        Returns what to say of it. Raises UserError, naming an image, for values that no scale fits.
         """
         ranges: dict[str, list[_Range]] = defaultdict(list)
         for kind, name, array in arrays:
             if kind not in self.white:
-                ranges[kind].append(_Range(name, float(array.min()), float(array.max())))
+                low = float(array.min())
+                high = float(array.max())
+                ranges[kind].append(_Range(name, low, high))
         notes = []
         for kind, images in ranges.items():
             lowest, highest, white = _white_of(kind, images)
             self.white[kind] = white
-            some = "1 image has" if len(images) == 1 else f"{len(images)} images have"
             notes.append(
-                f"{some} {kind}, from {lowest:.4g} to {highest:.4g}: {white} is taken as "
-                "white in the whole dataset"
+                f"{_images_have(len(images))} {kind}, from {lowest:.4g} to {highest:.4g}: "
+                f"{white} is taken as white in the whole dataset"
             )
         return notes
 
-    def applied(self, image: Image.Image | Wide, ground: Colour, name: str) -> Image.Image:
+    def applied(
+        self,
+        image: Image.Image | Wide,
+        ground: Colour,
+        name: str,
+    ) -> Image.Image:
         """An image in mode L or RGB; values are cut where they leave the range.
 
         Raises NeedsScale for a kind that is not settled.
@@ -113,7 +119,8 @@ class Scales:
             return image
         if image.kind not in self.white:
             raise NeedsScale
-        white, (low, high) = self.white[image.kind], map(float, extremes(image.values))
+        white = self.white[image.kind]
+        low, high = map(float, extremes(image.values))
         _check_finite(image.kind, _Range(name, low, high))
         if high > white * (1 + OVERSHOOT) or low < -white * OVERSHOOT:
             self.cut[name] = high if high > white else low
@@ -122,18 +129,25 @@ class Scales:
             alpha = image.values[..., 3]
             scaled[..., 3] = alpha * (255 / _opaque_of(alpha))
         pixels = Image.fromarray(np.rint(scaled).clip(0, 255).astype(np.uint8))
-        return on_ground(pixels, ground) if pixels.mode == "RGBA" else pixels
+        if pixels.mode == "RGBA":
+            return on_ground(pixels, ground)
+        return pixels
 
     def said(self) -> list[str]:
         """A warning of what was cut; none where nothing was."""
         if not self.cut:
             return []
         name = max(self.cut, key=lambda one: abs(self.cut[one]))
-        images = "1 image has" if len(self.cut) == 1 else f"{len(self.cut)} images have"
         return [
-            f"warning: {images} values outside the range of the training images, such as "
-            f"{self.cut[name]:.4g} in {name}, which are cut there"
+            f"warning: {_images_have(len(self.cut))} values outside the range of the training "
+            f"images, such as {self.cut[name]:.4g} in {name}, which are cut there"
         ]
+
+
+def _images_have(num: int) -> str:
+    if num == 1:
+        return "1 image has"
+    return f"{num} images have"
 
 
 def _white_of(kind: str, images: list[_Range]) -> tuple[float, float, int]:

@@ -38,11 +38,15 @@ def part_of_array(images: np.ndarray, labels: np.ndarray) -> Part:
     return Part(labels.astype(np.int64), lambda index: images[index])
 
 
-def stratified(labels: np.ndarray, num: int, seed: int) -> np.ndarray:
-    """Sorted indices of `num` examples with every class in its proportion (largest remainders), at
-    least one of each class if num allows.
+def stratified(
+    labels: np.ndarray,
+    num: int,
+    seed: int,
+) -> np.ndarray:
+    """Sorted indices of `num` examples with every class in its proportion (largest remainders).
 
-    Depends on the labels and the seed alone.
+    At least one of each class is among them if num allows. They depend on the labels and the seed
+    alone. Raises UserError for more than there are.
     """
     classes, counts = np.unique(labels, return_counts=True)
     if num > len(labels):
@@ -59,8 +63,9 @@ def stratified(labels: np.ndarray, num: int, seed: int) -> np.ndarray:
 
 
 def _apportioned(counts: np.ndarray, num: int) -> np.ndarray:
-    """How many examples of each class (K,) are taken, `num` in all: in proportion to its `counts`
-    by largest remainders, and at least one if num allows.
+    """How many examples of each class (K,) are taken, `num` in all.
+
+    They are in proportion to its `counts` by largest remainders, and at least one if num allows.
     """
     exact = counts * num / counts.sum()
     take = np.floor(exact).astype(int)
@@ -80,10 +85,15 @@ def _apportioned(counts: np.ndarray, num: int) -> np.ndarray:
 
 
 def hold_out(
-    labels: np.ndarray, fraction: float, seed: int, *, at_least: int = 0
+    labels: np.ndarray,
+    fraction: float,
+    seed: int,
+    *,
+    at_least: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(kept, held out) indices, both sorted; of each class max(at_least, round(fraction * count))
-    are held out, but never the last one.
+    """(kept, held out) indices, both sorted.
+
+    Of each class max(at_least, round(fraction * count)) are held out, but never the last one.
     """
     rng = np.random.default_rng(seed)
     by_class = [np.empty(0, np.int64)]

@@ -1,6 +1,4 @@
-"""Which split a folder or a file belongs to, by the words that people name them with, and in which
-order classes come.
-"""
+"""Which split a folder or a file belongs to, by its name, and in which order classes come."""
 
 import re
 import unicodedata
@@ -13,11 +11,11 @@ WORDS = (*TRAIN, *TEST, *STAND_INS)
 
 
 def split_word(name: str) -> str | None:
-    """The word of a split that a name is, in lower case and without "set" (trainset); None for any
-    other name.
-    """
+    """The word of a split that a name is, in lower case, also with "set" (trainset); else None."""
     word = name.lower().removesuffix("set")
-    return word if word in WORDS else None
+    if word in WORDS:
+        return word
+    return None
 
 
 def split_word_in(name: str) -> str | None:
@@ -36,22 +34,29 @@ def words_of(name: str) -> list[str]:
 
 
 def rest_of(name: str) -> tuple[str, ...]:
-    """The other words of a name, in lower case: splits of one dataset have them in common
-    (seg_train, seg_test), classes do not.
+    """The other words of a name, in lower case.
+
+    Splits of one dataset have them in common (seg_train, seg_test), classes do not.
     """
-    return tuple(word.lower() for word in words_of(name) if not split_word(word))
+    others = []
+    for word in words_of(name):
+        if not split_word(word):
+            others.append(word.lower())
+    return tuple(others)
 
 
 def composed(name: str) -> str:
-    """A name with its accents in one form: file systems differ in whether an accent is a letter of
-    its own.
+    """A name with its accents in one form.
+
+    File systems differ in whether an accent is a letter for itself.
     """
     return unicodedata.normalize("NFC", name)
 
 
 def sorted_classes(names: Iterable[str]) -> tuple[str, ...]:
-    """Names of classes in their order: that of the numbers where all names are whole numbers,
-    alphabetical otherwise.
+    """Names of classes in their order.
+
+    It is that of the numbers where all names are whole numbers, and alphabetical otherwise.
     """
     alphabetical = sorted(names)
     if all(re.fullmatch(r"-?[0-9]+", name) for name in alphabetical):
@@ -71,8 +76,9 @@ def listed(names: Sequence[str], most: int = 5) -> str:
 def training_word(
     names: Mapping[str | None, Sequence[str]], things: str
 ) -> tuple[str | None, list[str]]:
-    """Which group holds the training images: that of a word for them, else that without a word,
-    else the only one.
+    """Which group holds the training images, and what to say of the choice.
+
+    It is that of a word for them, else that without a word, else the only one.
 
     Args:
         names: what the members of each group are called, by the word of its split; None stands for

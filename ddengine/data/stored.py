@@ -1,5 +1,4 @@
-"""Preprocessing that was read from a file: can any images, and can these images, have been fitted
-to its numbers?
+"""Preprocessing that was read from a file: can images have been fitted to its numbers?
 
 Real images are seen through what a distilled set or an expert store says. Numbers of a damaged file
 would make every network useless, those on real images too, so that the comparison would look fair.
@@ -64,8 +63,7 @@ def check_stored(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> None:
-    """Raise UserError unless a preprocessing out of a file can be that of training pixels (N, C, H,
-    W) uint8.
+    """Raise UserError unless it can be the preprocessing of training pixels (N, C, H, W) uint8.
 
     `mean` and `std` are the published constants of the dataset, if it has any: these are right
     whatever the images at hand look like.
@@ -79,7 +77,9 @@ def check_stored(
 
 
 def _is_published(
-    preprocess: Preprocess, mean: Sequence[float] | None, std: Sequence[float] | None
+    preprocess: Preprocess,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
 ) -> bool:
     """Whether it says the published constants of a dataset, where there are any."""
     if mean is None or std is None or preprocess.std is None or preprocess.matrix is not None:
@@ -107,8 +107,9 @@ def _same(values: Tensor, constants: Sequence[float]) -> bool:
 
 
 def flaw(preprocess: Preprocess, image_shape: tuple[int, ...] | None = None) -> str | None:
-    """Why no images (C, H, W), or with None no images at all, can be fitted to these numbers, in
-    words; None where they can.
+    """Why no images (C, H, W) can be fitted to these numbers, in words; None where they can.
+
+    Without a shape of images those of any shape are meant.
     """
     named = {}
     for name, tensor in preprocess.tensors().items():
@@ -142,27 +143,39 @@ def _missing(named: dict[str, Tensor], needed: tuple[str, ...]) -> str | None:
 
 
 def _wrong_shape(
-    named: dict[str, Tensor], needed: tuple[str, ...], image_shape: tuple[int, ...] | None
+    named: dict[str, Tensor],
+    needed: tuple[str, ...],
+    image_shape: tuple[int, ...] | None,
 ) -> str | None:
     """Which tensor has not the shape that images (C, H, W), or with None the mean, need."""
-    size, needs = named["mean"].numel(), "its mean"
+    size = named["mean"].numel()
+    needs = "its mean"
     if image_shape is not None:
         size = math.prod(image_shape) if "matrix" in needed else image_shape[0]
         needs = f"images of shape {tuple(image_shape)}"
     for name in needed:
         shape = tuple(named[name].shape)
-        wanted = (size, size) if name in ("matrix", "inverse") else (size,)
+        wanted: tuple[int, ...] = (size,)
+        if name in ("matrix", "inverse"):
+            wanted = (size, size)
         if shape != wanted:
             return f"{name} has shape {shape}, and {needs} needs {wanted}"
     return None
 
 
-def _out_of_range(name: str, values: Tensor, limits: tuple[float, float]) -> str | None:
+def _out_of_range(
+    name: str,
+    values: Tensor,
+    limits: tuple[float, float],
+) -> str | None:
     """Which mean or standard deviation no pixels can have, in words."""
-    lowest, highest = float(values.min()), float(values.max())
+    lowest = float(values.min())
+    highest = float(values.max())
     if limits[0] <= lowest <= highest <= limits[1]:
         return None
-    wrong = lowest if lowest < limits[0] else highest
+    wrong = highest
+    if lowest < limits[0]:
+        wrong = lowest
     what = {"mean": "mean", "std": "standard deviation"}[name]
     return f"it says a {what} of {wrong:.4g}, and pixels lie within 0 and 1"
 
@@ -173,11 +186,13 @@ def _not_inverse(named: dict[str, Tensor]) -> str | None:
     A few fixed vectors are brought there and back: the product of both matrices would take minutes
     for large images.
     """
-    matrix, inverse = named["matrix"], named["inverse"]
+    matrix = named["matrix"]
+    inverse = named["inverse"]
     probes = torch.randn(PROBES, len(matrix), generator=generator(0, "whitening")).to(matrix)
     with exact_matmul():
         back = (probes @ matrix) @ inverse
-    off = float(((back - probes).norm(dim=1) / probes.norm(dim=1)).max())
+    errors = (back - probes).norm(dim=1)
+    off = float((errors / probes.norm(dim=1)).max())
     if off <= INVERSE_OFF:
         return None
     return f"matrix and inverse do not undo each other (a vector comes back {100 * off:.3g} % off)"
@@ -187,11 +202,10 @@ def _not_inverse(named: dict[str, Tensor]) -> str | None:
 
 
 def unlike(preprocess: Preprocess, pixels: Tensor) -> str | None:
-    """Why numbers without a flaw cannot be those of training pixels (N, C, H, W) uint8, in words;
-    None where they can.
+    """Why numbers without a flaw cannot be those of training pixels (N, C, H, W) uint8, in words.
 
-    Some images are looked at, spread over all; where these seem not to fit, all of them, because a
-    few may be unlike the others.
+    None where they can. Some images are looked at, spread over all; where these seem not to fit,
+    all of them, because a few may be unlike the others.
     """
     compare = _unlike_scaled if preprocess.matrix is None else _unlike_whitened
     num = max(1, min(LOOKED_AT, 16 * AT_ONCE // pixels[0].numel()))
@@ -208,7 +222,8 @@ def _unlike_scaled(preprocess: Preprocess, pixels: Tensor) -> str | None:
     mean = _mean(pixels, (0, 2, 3))
     variance = _mean(pixels, (0, 2, 3), lambda part: (part - mean.view(-1, 1, 1)).square())
     std = variance.sqrt().clamp(min=SMALLEST_STD)
-    said_mean, said_std = preprocess.mean.to(mean), preprocess.std.to(mean)
+    said_mean = preprocess.mean.to(mean)
+    said_std = preprocess.std.to(mean)
     worst = int((said_mean - mean).abs().argmax())
     if abs(float(said_mean[worst] - mean[worst])) > MOST_OFF:
         return _differs("mean", worst, said_mean, mean)
@@ -218,7 +233,12 @@ def _unlike_scaled(preprocess: Preprocess, pixels: Tensor) -> str | None:
     return None
 
 
-def _differs(what: str, channel: int, said: Tensor, real: Tensor) -> str:
+def _differs(
+    what: str,
+    channel: int,
+    said: Tensor,
+    real: Tensor,
+) -> str:
     return (
         f"it says a {what} of {float(said[channel]):.4g} in channel {channel}, "
         f"and that of the training images is {float(real[channel]):.4g}"
@@ -232,16 +252,19 @@ def _unlike_whitened(preprocess: Preprocess, pixels: Tensor) -> str | None:
     sum of all v + ZCA_EPS) and 1 / ZCA_EPS.
     """
     mean = preprocess.mean.double().view(1, *pixels.shape[1:])
-    off = float((mean - _mean(pixels, (0,))).square().mean().sqrt())
+    differences = mean - _mean(pixels, (0,))
+    off = float(differences.square().mean().sqrt())
     if off > MOST_OFF:
         return f"its mean image is {off:.3g} off that of the training images (root mean square)"
 
     def whitened_squares(part: Tensor) -> Tensor:
         return preprocess.forward(part.float()).double().square()
 
-    before = float(_mean(pixels, (0, 1, 2, 3), lambda part: (part - mean).square()))
-    after = float(_mean(pixels, (0, 1, 2, 3), whitened_squares))
-    low, high = (before / (mean.numel() * before + ZCA_EPS)) ** 0.5, (before / ZCA_EPS) ** 0.5
+    everything = (0, 1, 2, 3)
+    before = float(_mean(pixels, everything, lambda part: (part - mean).square()))
+    after = float(_mean(pixels, everything, whitened_squares))
+    low = (before / (mean.numel() * before + ZCA_EPS)) ** 0.5
+    high = (before / ZCA_EPS) ** 0.5
     if low / MOST_TIMES <= after**0.5 <= high * MOST_TIMES:
         return None
     return (
@@ -251,10 +274,13 @@ def _unlike_whitened(preprocess: Preprocess, pixels: Tensor) -> str | None:
 
 
 def _mean(
-    pixels: Tensor, dims: tuple[int, ...], of: Callable[[Tensor], Tensor] = lambda part: part
+    pixels: Tensor,
+    dims: tuple[int, ...],
+    of: Callable[[Tensor], Tensor] = lambda part: part,
 ) -> Tensor:
-    """The mean over `dims`, the first among them, of a function of pixels (N, C, H, W) as values in
-    [0, 1]: float64, part by part.
+    """The mean over `dims`, the first among them, of a function of pixels (N, C, H, W).
+
+    The function sees them as values in [0, 1], float64, part by part.
     """
     sums = [of(part.double() / 255).sum(dims) for part in pieces(pixels, AT_ONCE)]
     total = torch.stack(sums).sum(0)

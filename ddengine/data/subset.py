@@ -11,8 +11,9 @@ from ddengine.system.errors import UserError
 
 
 def of_classes(real: RealSet, classes: Sequence[int]) -> RealSet:
-    """The images of `classes` in their order, with the labels they have; `num_classes` stays as it
-    is.
+    """The images of `classes` in their order, with the labels they have.
+
+    `num_classes` stays as it is.
     """
     chosen = torch.isin(real.labels, torch.tensor(list(classes), device=real.device))
     return RealSet(
@@ -25,14 +26,13 @@ def of_classes(real: RealSet, classes: Sequence[int]) -> RealSet:
 
 
 def class_subset(data: Data, classes: Sequence[int]) -> Data:
-    """The splits of `data` restricted to `classes`, numbered anew: the class `classes[i]` becomes
-    i. Images keep their order.
+    """The splits of `data` restricted to `classes`, numbered anew: `classes[i]` becomes i.
 
-    The preprocessing stays that of all classes, so that sets distilled from several subsets agree on
-    what networks see. In class-incremental learning it is thus fixed before the first class is
-    seen, as published constants are. `bytes` are those of the images that remain; `dataset_bytes`
-    stay those of the training split of all classes. Raises UserError for a class that there is not, is named
-    twice, or has no training images.
+    Images keep their order. The preprocessing stays that of all classes, so that sets distilled
+    from several subsets agree on what networks see. In class-incremental learning it is thus fixed
+    before the first class is seen, as published constants are. `bytes` are those of the images that
+    remain; `dataset_bytes` stay those of the training split of all classes. Raises UserError for a
+    class that is not in the data, is named twice, or has no training images.
     """
     check_classes(classes, data.num_classes, "classes")
     number = torch.full((data.num_classes,), -1, dtype=torch.long, device=data.train.device)
@@ -62,9 +62,14 @@ def class_subset(data: Data, classes: Sequence[int]) -> Data:
     )
 
 
-def check_classes(classes: Sequence[int], num_classes: int, what: str) -> None:
-    """Raise UserError unless `classes`, which are called `what`, are distinct ids of a dataset with
-    `num_classes` classes.
+def check_classes(
+    classes: Sequence[int],
+    num_classes: int,
+    what: str,
+) -> None:
+    """Raise UserError unless `classes` are distinct numbers below `num_classes`.
+
+    The error calls them `what`.
     """
     if len(set(classes)) < len(classes):
         raise UserError(

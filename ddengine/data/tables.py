@@ -64,6 +64,10 @@ class Table:
         """Whether the metadata call a column a feature of this kind, such as Image."""
         return self.features.get(column, {}).get("_type") == kind
 
+    def columns_of(self, fits: Callable[["pa.DataType"], bool]) -> list[str]:
+        """The columns whose types fit."""
+        return [column for column, kind in self.types.items() if fits(kind)]
+
 
 # Which columns
 
@@ -98,7 +102,11 @@ def _is_picture(column: str) -> bool:
     return not any(word in column.lower() for word in NO_PICTURES)
 
 
-def _check_there(table: Table, column: str, flag: str) -> None:
+def _check_there(
+    table: Table,
+    column: str,
+    flag: str,
+) -> None:
     """Raise UserError unless the table has the column that a flag names."""
     if column not in table.types:
         raise UserError(
@@ -121,7 +129,7 @@ def image_column(table: Table, asked: str | None) -> str:
                 f"of type {kind}, and images are bytes."
             )
         return asked
-    of_bytes = [column for column, kind in table.types.items() if holds_bytes(kind)]
+    of_bytes = table.columns_of(holds_bytes)
     declared = [column for column in of_bytes if table.declares(column, "Image")]
     candidates = declared if any(map(_is_picture, declared)) else of_bytes
     named = _by_name(candidates, IMAGE_NAMES)
@@ -140,8 +148,7 @@ def image_column(table: Table, asked: str | None) -> str:
 
 def _path_column(table: Table) -> str:
     """The column of paths to images, which has a known name. Raises UserError without one."""
-    texts = [column for column, kind in table.types.items() if is_text(kind)]
-    named = _by_name(texts, PATH_NAMES)
+    named = _by_name(table.columns_of(is_text), PATH_NAMES)
     if named is None:
         raise UserError(
             f"{table.name} has the columns {listed(list(table.types), 20)}, and none holds images "
@@ -150,7 +157,11 @@ def _path_column(table: Table) -> str:
     return named
 
 
-def label_column(table: Table, asked: str | None, image: str) -> str:
+def label_column(
+    table: Table,
+    asked: str | None,
+    image: str,
+) -> str:
     """The column of classes: the one asked for; else by feature, then by name.
 
     Raises UserError where it cannot be told.
@@ -191,8 +202,9 @@ class Labels:
 
     @property
     def unlabelled(self) -> bool:
-        """Whether there is no label at all: every value is missing or negative, as in test splits
-        whose labels are kept back.
+        """Whether no image has a label.
+
+        In test splits whose labels are kept back every value is missing or negative.
         """
         return len(self.values) == 0
 
@@ -239,7 +251,11 @@ def read_labels(table: Table, column: str) -> Labels:
     return _named_by_metadata(table, column, numbers)
 
 
-def _whole_numbers(table: Table, column: str, stored: "pa.ChunkedArray") -> np.ndarray:
+def _whole_numbers(
+    table: Table,
+    column: str,
+    stored: "pa.ChunkedArray",
+) -> np.ndarray:
     """Numbers (N,) int64. Raises UserError for values that are no whole numbers."""
     import pyarrow as pa
 
@@ -255,7 +271,11 @@ def _whole_numbers(table: Table, column: str, stored: "pa.ChunkedArray") -> np.n
     )
 
 
-def _named_by_metadata(table: Table, column: str, numbers: np.ndarray) -> Labels:
+def _named_by_metadata(
+    table: Table,
+    column: str,
+    numbers: np.ndarray,
+) -> Labels:
     """Labels with the names that the metadata give to numbers (N,), where there are any.
 
     Raises UserError for names that do not fit.
@@ -285,10 +305,12 @@ def classes_of(labels: Sequence[Labels]) -> tuple[str, ...]:
     if any(part.names for part in labels):
         ordered: dict[str, None] = {}
         for part in labels:
-            ordered |= dict.fromkeys(part.names or np.unique(part.named()).tolist())
+            names = part.names or np.unique(part.named()).tolist()
+            ordered |= dict.fromkeys(names)
         return tuple(ordered)
     if any(part.values.dtype.kind == "U" for part in labels):
-        return sorted_classes(np.unique(np.concatenate([part.named() for part in labels])).tolist())
+        texts = np.concatenate(list(map(Labels.named, labels)))
+        return sorted_classes(np.unique(texts).tolist())
     numbers = np.unique(np.concatenate([part.values for part in labels]))
     if numbers[-1] - numbers[0] >= 2 * len(numbers):
         raise UserError(
@@ -309,15 +331,15 @@ def _numbered(labels: Sequence[Labels], classes: tuple[str, ...]) -> np.ndarray:
     parts = []
     for part in labels:
         names, inverse = np.unique(part.named(), return_inverse=True)
-        strange = [name for name in names.tolist() if name not in number_of]
+        numbers = [number_of.get(name, -1) for name in names.tolist()]
+        strange = names[np.array(numbers) < 0].tolist()
         if strange:
             raise UserError(
                 f"{part.table.name} has the classes {listed(strange)}, which are not among those "
                 f"of the training files ({listed(classes)}); "
                 "give all files the same names."
             )
-        numbers = np.array([number_of[name] for name in names.tolist()], np.int64)
-        parts.append(numbers[inverse])
+        parts.append(np.array(numbers, np.int64)[inverse])
     return np.concatenate(parts)
 
 
@@ -332,7 +354,8 @@ class Rows:
 
     def __init__(self, tables: Sequence[Table], column: str):
         """`column`: that of the images, which all tables have."""
-        self.tables, self.column = tables, column
+        self.tables = tables
+        self.column = column
         self.firsts = np.cumsum([0, *(table.rows for table in tables)])
 
     def __len__(self) -> int:
@@ -420,9 +443,12 @@ def _contents(stored: "pa.ChunkedArray") -> tuple[Any, Any]:
     return columns[0], columns[1]
 
 
-def file_below(root: Path, folders: Iterable[Path], path: str) -> Path | None:
-    """The file that a path in a table names, taken from one of the folders; None where there is
-    none.
+def file_below(
+    root: Path,
+    folders: Iterable[Path],
+    path: str,
+) -> Path | None:
+    """The file that a path in a table names, in one of the folders; None where it names none.
 
     It must lie below `root`: a dataset may name its own files and no others.
     """
@@ -449,9 +475,9 @@ class _Split:
 
     @property
     def unlabelled(self) -> bool:
-        """Whether it has no labels.
+        """Whether no image has a label.
 
-        Raises UserError where some of its tables have and some have not.
+        In test splits whose labels are kept back every value is missing or negative.
         """
         bare = [part.table for part in self.labels if part.unlabelled]
         if bare and len(bare) < len(self.labels):
@@ -468,7 +494,11 @@ class _Split:
         return Part(_numbered(self.labels, classes), fetch, rows.named)
 
 
-def _split(tables: Sequence[Table], config: DataConfig, like: Table | None) -> _Split:
+def _split(
+    tables: Sequence[Table],
+    config: DataConfig,
+    like: Table | None,
+) -> _Split:
     """A split, whose columns are those of `like`, or of its own first table."""
     filled = [table for table in tables if table.rows]
     if not filled:
@@ -479,8 +509,8 @@ def _split(tables: Sequence[Table], config: DataConfig, like: Table | None) -> _
     like = like or filled[0]
     image = image_column(like, config.image_column)
     label = label_column(like, config.label_column, image)
-    if config.label_column is None and not any(label in table.types for table in filled):
-        label = _likely_labels(filled[0], image) or label
+    if config.label_column is None:
+        label = _label_of_split(filled, image, label)
     for table in filled:
         if image not in table.types:
             raise UserError(
@@ -488,6 +518,17 @@ def _split(tables: Sequence[Table], config: DataConfig, like: Table | None) -> _
                 "give all files the same columns."
             )
     return _Split(image, label, [read_labels(table, label) for table in filled])
+
+
+def _label_of_split(tables: Sequence[Table], image: str, label: str) -> str:
+    """The column of classes in tables of a split, which may not be that of the training tables.
+
+    It is `label` if one of them has it, else what the first one has of such a name.
+    """
+    for table in tables:
+        if label in table.types:
+            return label
+    return _likely_labels(tables[0], image) or label
 
 
 def source_of(
@@ -533,7 +574,9 @@ def source_of(
 
 
 def _test_split(
-    held_out: Sequence[tuple[str, Callable[[], Sequence[Table]]]], config: DataConfig, like: Table
+    held_out: Sequence[tuple[str, Callable[[], Sequence[Table]]]],
+    config: DataConfig,
+    like: Table,
 ) -> tuple[_Split | None, list[str]]:
     """(the first split with labels, what to say of all)."""
     notes: list[str] = []

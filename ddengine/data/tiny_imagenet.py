@@ -1,5 +1,6 @@
-"""Tiny ImageNet: 200 classes of 64x64 images, as it is distributed, or with the validation images
-sorted into class folders.
+"""Tiny ImageNet: 200 classes of 64x64 images.
+
+It is read as it is distributed, or with the validation images sorted into class folders.
 """
 
 import os
@@ -21,13 +22,11 @@ def _lines(path: Path) -> list[str]:
             f"{path} is missing; set data.root to the folder {FOLDER} as the archive unpacks it."
         )
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    return [line for line in lines if line.strip()]
+    return list(filter(str.strip, lines))
 
 
 def _class_names(path: Path, wnids: tuple[str, ...]) -> tuple[str, ...]:
-    """The first synonym of each class in words.txt, or its WordNet id where the file does not say
-    one.
-    """
+    """The first synonym of each class in words.txt, or its WordNet id where the file says none."""
     synonyms: dict[str, str] = {}
     for line in _lines(path) if path.is_file() else []:
         wnid, _, words = line.partition("\t")
@@ -35,9 +34,15 @@ def _class_names(path: Path, wnids: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(synonyms.get(wnid) or wnid for wnid in wnids)
 
 
-def _validation(folder: Path, wnids: tuple[str, ...], root: Path, decoder: Decoder) -> Part:
-    """The images of val: in class folders below val/images or val where any of those is there, else
-    as val_annotations.txt labels them.
+def _validation(
+    folder: Path,
+    wnids: tuple[str, ...],
+    root: Path,
+    decoder: Decoder,
+) -> Part:
+    """The images of val, in class folders or as val_annotations.txt labels them.
+
+    Class folders may lie below val/images or val.
     """
     for base in (folder / "images", folder):
         if any((base / wnid).is_dir() for wnid in wnids):
@@ -45,15 +50,23 @@ def _validation(folder: Path, wnids: tuple[str, ...], root: Path, decoder: Decod
     return _annotated(folder, wnids, root, decoder)
 
 
-def _annotated(folder: Path, wnids: tuple[str, ...], root: Path, decoder: Decoder) -> Part:
+def _annotated(
+    folder: Path,
+    wnids: tuple[str, ...],
+    root: Path,
+    decoder: Decoder,
+) -> Part:
     """The images of val as val_annotations.txt labels them.
 
     Raises UserError for a class that is not known, and an image that is missing.
     """
     annotations = folder / "val_annotations.txt"
     label_of = {wnid: label for label, wnid in enumerate(wnids)}
-    present = set(os.listdir(folder / "images")) if (folder / "images").is_dir() else set()
-    paths, labels = [], []
+    present: set[str] = set()
+    if (folder / "images").is_dir():
+        present.update(os.listdir(folder / "images"))
+    paths = []
+    labels = []
     for line in _lines(annotations):
         name, wnid = [*line.split("\t"), ""][:2]
         if wnid not in label_of:
@@ -72,11 +85,10 @@ def _annotated(folder: Path, wnids: tuple[str, ...], root: Path, decoder: Decode
 
 
 def read(config: DataConfig) -> Source:
-    """The folder data.root, or tiny-imagenet-200 in it; val is the test split, the official test
-    images have no labels.
+    """The folder data.root, or tiny-imagenet-200 in it; val is the test split.
 
-    The classes are in the order of their WordNet ids, as in torchvision's ImageFolder. Raises
-    UserError on missing files.
+    The official test images have no labels. The classes are in the order of their WordNet ids, as
+    in torchvision's ImageFolder. Raises UserError on missing files.
     """
     if config.root is None:
         raise UserError(
@@ -87,7 +99,7 @@ def read(config: DataConfig) -> Source:
     folder = root
     if not (root / "wnids.txt").is_file() and (root / FOLDER).is_dir():
         folder = root / FOLDER
-    wnids = tuple(sorted({line.strip() for line in _lines(folder / "wnids.txt")}))
+    wnids = tuple(sorted(set(map(str.strip, _lines(folder / "wnids.txt")))))
     if len(wnids) < 2:
         raise UserError(
             f"{folder / 'wnids.txt'} lists {len(wnids)} classes and at least 2 are needed; unpack "

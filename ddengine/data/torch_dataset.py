@@ -1,5 +1,6 @@
-"""Any torch Dataset of (image, label) pairs as a Source, so that it gets the same splits and
-preprocessing as the datasets known by name.
+"""Any torch Dataset of (image, label) pairs as a Source.
+
+It gets the same splits and preprocessing as the datasets known by name.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,20 +28,21 @@ from ddengine.system.rng import generator, scoped
 
 OWN = "own"  # data.name of what has no name: a dataset that was given as one
 AT_ONCE = 32  # examples that are read at a time
-NO_IMAGES = Part(np.empty(0, np.int64), lambda index: np.empty((len(index), 1, 1, 1), np.uint8))
+NO_IMAGES = Part(
+    np.empty(0, np.int64),
+    lambda index: np.empty((len(index), 1, 1, 1), np.uint8),
+)
 
 
 def own_config(config: DataConfig) -> DataConfig:
-    """The settings that count for a dataset of one's own, without the name and the place of the
-    recipe's.
-    """
+    """The settings that count for a dataset of one's own: without the recipe's name and place."""
     return replace(config, name=OWN, root=None, download=False)
 
 
 def named_classes(classes: Iterable[Any]) -> tuple[str, ...]:
     """Names of classes, given as names or numbers, as text.
 
-    Raises UserError for a single text and for a name that is there twice.
+    Raises UserError for a single text and for a name that occurs twice.
     """
     if isinstance(classes, str):
         raise UserError(f"classes is the text {classes[:40]!r}; give a list of names.")
@@ -61,8 +63,9 @@ def data_of(
     stored: Callable[[str], Preprocess | None] = lambda digest: None,
     load_test: bool | None = None,
 ) -> Data:
-    """The splits of a dataset of one's own on `device`, as `load_data` makes them; all of it is
-    training data, and `test` another such dataset.
+    """The splits of a dataset of one's own on `device`, as `load_data` makes them.
+
+    All of it is training data, and `test` another such dataset.
 
     `dataset` has a length and gives (image, label) by index: a map-style torch Dataset, one of
     torchvision, a list; or it is a pair of tensors or arrays (images, labels). An image is a PIL
@@ -81,7 +84,7 @@ def data_of(
 
     Raises:
         UserError: normalised pixels, a form that is not known, labels that are no whole numbers or
-            beyond `classes`, sizes that differ, names in `classes` that are there twice, and
+            beyond `classes`, sizes that differ, names in `classes` that occur twice, and
             `config.classes`, whose numbers would be those of the dataset that the recipe names.
     """
     _check_no_classes(config)
@@ -117,9 +120,15 @@ def _check_no_classes(config: DataConfig) -> None:
         )
 
 
-def _check_test(dataset: Any, test: Any, labels: np.ndarray, present: np.ndarray) -> None:
-    """Raise UserError where the test labels are not among the training labels that are present, or
-    both datasets name their classes differently.
+def _check_test(
+    dataset: Any,
+    test: Any,
+    labels: np.ndarray,
+    present: np.ndarray,
+) -> None:
+    """Raise UserError where test labels are not among the training labels that are present.
+
+    The same holds where both datasets name their classes differently.
     """
     new = np.setdiff1d(labels, present)
     if len(new):
@@ -127,7 +136,8 @@ def _check_test(dataset: Any, test: Any, labels: np.ndarray, present: np.ndarray
             f"The test images have label {new[0]}, of which there are no training images; "
             "leave these out of test, or add some."
         )
-    classes, test_classes = _class_list(dataset), _class_list(test)
+    classes = _class_list(dataset)
+    test_classes = _class_list(test)
     if classes is not None and test_classes is not None and classes != test_classes:
         raise UserError(
             f"The classes of the test images ({listed(test_classes)}) are not those of the "
@@ -148,7 +158,12 @@ def _is_pair(dataset: Any) -> bool:
     return all(isinstance(part, Tensor | np.ndarray) for part in dataset)
 
 
-def _part(dataset: Any, config: DataConfig, scales: Scales, notes: list[str]) -> Part:
+def _part(
+    dataset: Any,
+    config: DataConfig,
+    scales: Scales,
+    notes: list[str],
+) -> Part:
     """The labels as they are, and the images."""
     if _is_pair(dataset):
         images, labels = dataset
@@ -173,7 +188,8 @@ class _Pairs:
     """Images and labels side by side as a dataset."""
 
     def __init__(self, images: Any, labels: Any):
-        self.images, self.labels = images, labels
+        self.images = images
+        self.labels = labels
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -194,8 +210,12 @@ class _Images:
         labels: np.ndarray | None,
     ):
         """`labels`: those that the dataset lists, which must be those of its examples."""
-        self._dataset, self._labels, self._size = dataset, labels, config.size
-        self._config, self._scales, self._notes = config, scales, notes
+        self._dataset = dataset
+        self._labels = labels
+        self._size = config.size
+        self._config = config
+        self._scales = scales
+        self._notes = notes
         self._ground = ImageColor.getrgb(config.background)[:3]
         self._kept: dict[int, np.ndarray | Wide] = {}  # read already, and not yet handed out
         # all images, where these were read already and are of one shape
@@ -206,7 +226,8 @@ class _Images:
 
         To learn them everything is read, so it is kept until it is asked for.
         """
-        labels, num = [], len(self._dataset)
+        labels = []
+        num = len(self._dataset)
         for i, (image, label) in zip(range(num), self._examples(range(num)), strict=True):
             labels.append(label)
             if i == 0 and isinstance(image, np.ndarray):
@@ -220,12 +241,14 @@ class _Images:
             if isinstance(image, np.ndarray) and image.shape == self._alike.shape[1:]:
                 self._alike[i] = image
                 return
-            self._kept, self._alike = dict(enumerate(self._alike[:i])), None
+            self._kept = dict(enumerate(self._alike[:i]))
+            self._alike = None
         self._kept[i] = image
 
     def fetch(self, index: np.ndarray) -> np.ndarray:
-        """(B, C, H, W) uint8: colour if any image is; of one size, to which they are resized if
-        they differ. Allocated once.
+        """The images at `index`, (B, C, H, W) uint8, in colour if any image is. Allocated once.
+
+        They are of one size, to which they are resized if they differ.
         """
         if self._alike is not None:
             alike, self._alike = self._alike, None
@@ -335,28 +358,34 @@ def _sides(size: tuple[int, ...]) -> str:
 
 
 def reordered(images: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """images[order] of a permutation, in the memory that the images have: a copy would take as much
-    again.
+    """images[order] of a permutation, in the memory that the images have.
+
+    A copy would take as much again.
     """
     moved = np.zeros(len(order), bool)
     for start in range(len(order)):
         if moved[start]:
             continue
-        first, at = images[start].copy(), start
+        first = images[start].copy()
+        at = start
         while order[at] != start:
             images[at], moved[at] = images[order[at]], True
             at = int(order[at])
-        images[at], moved[at] = first, True
+        images[at] = first
+        moved[at] = True
     return images
 
 
 def _listed_labels(dataset: Any) -> np.ndarray | None:
-    """The labels where a dataset lists them, so that no image need be decoded to learn them; None
-    where it must be asked for each.
+    """The labels where a dataset lists them; None where it must be asked for each.
+
+    So no image need be decoded to learn them.
     """
     if isinstance(dataset, Subset):
         labels = _listed_labels(dataset.dataset)
-        return None if labels is None else labels[np.asarray(dataset.indices, np.int64)]
+        if labels is None:
+            return None
+        return labels[np.asarray(dataset.indices, np.int64)]
     # probe: torchvision's datasets may change their labels on the way
     if getattr(dataset, "target_transform", None) is not None:
         return None
@@ -380,7 +409,11 @@ def _as_labels(values: Any) -> np.ndarray | None:
     return labels.astype(np.int64)
 
 
-def _example(dataset: Any, i: int, ground: Colour) -> tuple[np.ndarray | Wide, int]:
+def _example(
+    dataset: Any,
+    i: int,
+    ground: Colour,
+) -> tuple[np.ndarray | Wide, int]:
     """(image, label) of an example."""
     example = dataset[i]
     if not isinstance(example, tuple | list) or len(example) != 2:
@@ -408,7 +441,11 @@ def _shown(value: Any) -> str:
     return f"a {type(value).__name__}"
 
 
-def _image(image: Any, i: int, ground: Colour) -> np.ndarray | Wide:
+def _image(
+    image: Any,
+    i: int,
+    ground: Colour,
+) -> np.ndarray | Wide:
     """Image i in any of the forms: (C, H, W) uint8, or values that need a scale."""
     if not isinstance(image, Image.Image):
         return _pixels(image, i)
@@ -416,7 +453,9 @@ def _image(image: Any, i: int, ground: Colour) -> np.ndarray | Wide:
     if isinstance(seen, Wide):
         return seen
     array = np.asarray(seen)
-    return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+    if array.ndim == 2:
+        return array[None]
+    return array.transpose(2, 0, 1)
 
 
 def _pixels(image: Any, i: int) -> np.ndarray:
@@ -434,7 +473,8 @@ def _pixels(image: Any, i: int) -> np.ndarray:
             f"Image {i} of the dataset is {_shown(image)}; give pixels as uint8 or as floats in "
             "[0, 1]."
         )
-    low, high = float(channels.min()), float(channels.max())
+    low = float(channels.min())
+    high = float(channels.max())
     if not (low >= 0 and high <= 1):  # also where they are not numbers
         raise UserError(
             f"Image {i} of the dataset has values from {low:.4g} to {high:.4g}; give pixels in "
@@ -450,17 +490,27 @@ def _channels_first(image: Any, i: int) -> tuple[np.ndarray, str]:
     """
     if isinstance(image, Tensor):
         values = image.detach().cpu()
-        array = (values.float() if values.is_floating_point() else values).numpy()
-        return (array[None] if array.ndim == 2 else array), "(C, H, W)"
+        if values.is_floating_point():
+            values = values.float()
+        array = values.numpy()
+        if array.ndim == 2:
+            array = array[None]
+        return array, "(C, H, W)"
     if isinstance(image, np.ndarray):
-        return (image[None] if image.ndim == 2 else np.moveaxis(image, -1, 0)), "(H, W, C)"
+        if image.ndim == 2:
+            return image[None], "(H, W, C)"
+        return np.moveaxis(image, -1, 0), "(H, W, C)"
     raise UserError(
         f"Image {i} of the dataset is {_shown(image)}; give PIL images, tensors (C, H, W) or "
         "numpy arrays (H, W, C)."
     )
 
 
-def _names(dataset: Any, classes: tuple[str, ...] | None, present: np.ndarray) -> tuple[str, ...]:
+def _names(
+    dataset: Any,
+    classes: tuple[str, ...] | None,
+    present: np.ndarray,
+) -> tuple[str, ...]:
     """What the labels that occur are called: by `classes`, else by the dataset, else by number.
 
     Raises UserError for labels that are not numbers of `classes`.
@@ -478,7 +528,7 @@ def _names(dataset: Any, classes: tuple[str, ...] | None, present: np.ndarray) -
 
 
 def _class_list(dataset: Any) -> tuple[str, ...] | None:
-    """What a dataset calls its classes, in the order of their labels; None where it does not say."""
+    """What a dataset calls its classes, in the order of their labels; None without names."""
     while isinstance(dataset, Subset):
         dataset = dataset.dataset
     classes = getattr(dataset, "classes", None)  # probe: torchvision's name for them

@@ -86,7 +86,12 @@ EXAMPLES = (
 )
 
 
-def build_model(name: str, image_shape: ImageShape, num_classes: int, rng: Generator) -> nn.Module:
+def build_model(
+    name: str,
+    image_shape: ImageShape,
+    num_classes: int,
+    rng: Generator,
+) -> nn.Module:
     """A freshly initialised network for images (C, H, W). Global generators are left as they were.
 
     Raises UserError for an unknown name (the nearest are named) or an image the network cannot
@@ -106,8 +111,9 @@ def build_model(name: str, image_shape: ImageShape, num_classes: int, rng: Gener
 
 
 def _known(name: str) -> tuple[str, ...]:
-    """The names that `name` may have been meant to be; those of timm only where it asks for them,
-    because they are more than all others.
+    """The names that `name` may have been meant to be.
+
+    Those of timm are among them only where it asks for one, because they are more than all others.
     """
     known: list[str] = [*EXAMPLES]
     for network in torchvision_models.names():
@@ -119,17 +125,17 @@ def _known(name: str) -> tuple[str, ...]:
 
 
 def usual_optimiser(name: str) -> Literal["sgd", "adamw"]:
-    """The optimiser, of the two, that published recipes train a network of this name with from
-    scratch.
+    """The optimiser that published recipes train a network of this name with from scratch.
 
     AdamW for the networks of torchvision and timm with attention (ViT, DeiT, Swin, MaxViT, CoAtNet,
     BEiT, XCiT, ...), for MLP-Mixer and its kin and for ConvNeXt: the papers of DeiT, Swin, MaxViT
     and ConvNeXt train with it, those of ViT and MLP-Mixer with Adam. Their LayerNorm and attention
     make gradients whose sizes differ much between layers, so that SGD's one rate fits few of them.
+
     SGD with momentum for all others. The papers of AlexNet, VGG, ResNet, ResNeXt, DenseNet,
     MobileNetV2, ShuffleNetV2 and RegNet train with it, and so do the published evaluations of
-    distilled sets for the engine's own networks, whatever their family. EfficientNet, MobileNetV3
-    and MNASNet were published with RMSProp, whose rate and decay neither of the two has; BatchNorm
+    distilled sets for the engine's networks, whatever their family. EfficientNet, MobileNetV3 and
+    MNASNet were published with RMSProp, whose rate and decay neither of the two has; BatchNorm
     behind each convolution lets SGD train them (torchvision's EfficientNetV2 and timm's
     EfficientNets have recipes with SGD).
     """

@@ -1,5 +1,6 @@
-"""MLP, LeNet, AlexNet and VGG11 in the 32-pixel forms of the field (Dataset Condensation's
-networks).
+"""MLP, LeNet, AlexNet and VGG11 in the 32-pixel forms of the field.
+
+They are the networks of Dataset Condensation.
 """
 
 import torch
@@ -16,10 +17,12 @@ def padded_shape(image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
 def pad_to_32(images: Tensor) -> Tensor:
     """Zero-pad sides below 32 to 32, centred (28 -> 2 on each side)."""
     height, width = images.shape[2:]
-    rows, columns = max(0, 32 - height), max(0, 32 - width)
+    rows = max(0, 32 - height)
+    columns = max(0, 32 - width)
     if rows == 0 and columns == 0:
         return images
-    left, top = columns // 2, rows // 2
+    left = columns // 2
+    top = rows // 2
     return nn.functional.pad(images, [left, columns - left, top, rows - top])
 
 
@@ -30,7 +33,12 @@ class Classifier(nn.Module):
     """
 
     def __init__(
-        self, features: nn.Module, num_features: int, num_classes: int, *, pad: bool = True
+        self,
+        features: nn.Module,
+        num_features: int,
+        num_classes: int,
+        *,
+        pad: bool = True,
     ):
         super().__init__()
         self.features = features
@@ -52,7 +60,9 @@ def _no_options(family: str, options: list[str]) -> None:
 
 
 def build_mlp(
-    options: list[str], image_shape: tuple[int, int, int], num_classes: int
+    options: list[str],
+    image_shape: tuple[int, int, int],
+    num_classes: int,
 ) -> Classifier:
     """Two hidden layers of 128."""
     _no_options("mlp", options)
@@ -68,7 +78,9 @@ def build_mlp(
 
 
 def build_lenet(
-    options: list[str], image_shape: tuple[int, int, int], num_classes: int
+    options: list[str],
+    image_shape: tuple[int, int, int],
+    num_classes: int,
 ) -> Classifier:
     """6 and 16 maps of 5x5, 120, 84."""
     _no_options("lenet", options)
@@ -95,7 +107,9 @@ def _lenet_side(side: int) -> int:
 
 
 def build_alexnet(
-    options: list[str], image_shape: tuple[int, int, int], num_classes: int
+    options: list[str],
+    image_shape: tuple[int, int, int],
+    num_classes: int,
 ) -> Classifier:
     """Five convolutions, three 2x2 max poolings, no dropout, one linear layer."""
     _no_options("alexnet", options)
@@ -119,10 +133,13 @@ def build_alexnet(
 
 
 def build_vgg11(
-    options: list[str], image_shape: tuple[int, int, int], num_classes: int
+    options: list[str],
+    image_shape: tuple[int, int, int],
+    num_classes: int,
 ) -> Classifier:
-    """Eight convolutions with a norm each (in, the field's default, or bn), five 2x2 max poolings,
-    one linear layer.
+    """Eight convolutions with a norm each, five 2x2 max poolings, one linear layer.
+
+    The norm is an option: in, the field's default, or bn.
     """
     norm = options[0] if options else "in"
     if norm not in ("in", "bn") or len(options) > 1:

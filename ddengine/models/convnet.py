@@ -58,11 +58,18 @@ class ConvNet(nn.Module):
             # one-channel 28x28 becomes 32x32 in the first convolution, as in the published code
             padding = 3 if block == 0 and image_shape == (1, 28, 28) else 1
             layers.append(nn.Conv2d(channels, width, 3, padding=padding))
-            channels, height, width_px = width, height + 2 * padding - 2, width_px + 2 * padding - 2
-            parts = (NORMS[norm](channels, height, width_px), ACTIVATIONS[act](), POOLS[pool]())
-            layers += [part for part in parts if part is not None]
-            if pool != "np":
-                height, width_px = height // 2, width_px // 2
+            channels = width
+            height += 2 * padding - 2
+            width_px += 2 * padding - 2
+            normalisation = NORMS[norm](channels, height, width_px)
+            if normalisation is not None:
+                layers.append(normalisation)
+            layers.append(ACTIVATIONS[act]())
+            pooling = POOLS[pool]()
+            if pooling is not None:
+                layers.append(pooling)
+                height //= 2
+                width_px //= 2
             if min(height, width_px) < 1:
                 raise OptionError(
                     f"{depth} poolings leave nothing of a {image_shape[1]}x{image_shape[2]} "
@@ -94,9 +101,15 @@ def _setting(option: str) -> tuple[str, str | int]:
     )
 
 
-def build(options: list[str], image_shape: tuple[int, int, int], num_classes: int) -> ConvNet:
-    """From `d1`..`d8`, `w<width>`, a norm (in|bn|ln|gn|nn), a pooling (ap|mp|np), an activation
-    (relu|sigmoid|leaky), in any order.
+def build(
+    options: list[str],
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+) -> ConvNet:
+    """From `d1`..`d8`, `w<width>`, a norm, a pooling and an activation, in any order.
+
+    The norms are in, bn, ln, gn and nn, the poolings ap, mp and np, the activations relu, sigmoid
+    and leaky.
     """
     chosen: dict[str, str | int] = {}
     for option in options:

@@ -4,8 +4,9 @@ from torch import nn
 
 
 def is_dropout(module: nn.Module) -> bool:
-    """Whether a module draws random numbers while training (from the global generator: modules take
-    no other).
+    """Whether a module draws random numbers while training.
+
+    It draws them from the global generator, because modules take no other.
     """
     name = type(module).__name__
     return "Drop" in name or name == "StochasticDepth"

@@ -33,11 +33,10 @@ class _Call:
 
 
 def middle(network: nn.Module, image_shape: tuple[int, int, int]) -> nn.Module:
-    """The module whose output (B, c, h, w) is the features at the end of the last stage but one,
-    for images (C, H, W).
+    """The module that gives the features (B, c, h, w) at the end of the last stage but one.
 
-    A stage ends where maps get smaller; a pooling behind the last one does not count. Raises
-    UserError when there are no two stages.
+    A stage ends where the maps of images (C, H, W) get smaller; a pooling behind the last one does
+    not count. Raises UserError when the network has no two stages.
     """
     return _end_of_stage(network, image_shape).module
 
@@ -75,15 +74,16 @@ def _is_upright(call: _Call, image_shape: tuple[int, int, int]) -> bool:
     """
     assert call.shape is not None
     _, height, width = image_shape
-    return abs(call.shape[2] * width - call.shape[3] * height) <= 2 * max(height, width)
+    _, _, rows, columns = call.shape
+    off = abs(rows * width - columns * height)
+    return off <= 2 * max(height, width)
 
 
 def _trunk(network: nn.Module, image_shape: tuple[int, int, int]) -> list[_Call]:
-    """The modules that give maps (B, c, h, w), in order, up to the last pooling and without the
-    inner parts of blocks.
+    """The modules that give maps (B, c, h, w), in order, without the inner parts of blocks.
 
     A block gives maps and is more than a sequence; what is inside lies beside a shortcut or in a
-    bottleneck, and is no stage's result.
+    bottleneck, and is no stage's result. Poolings at the end are left out.
     """
     names = {module: name for name, module in network.named_modules()}
     calls = _calls(network, image_shape)
@@ -104,7 +104,11 @@ def _calls(network: nn.Module, image_shape: tuple[int, int, int]) -> list[_Call]
     """What the modules of a network give for two images, in the order in which they end."""
     calls = []
 
-    def record(module: nn.Module, inputs: object, output: object) -> None:
+    def record(
+        module: nn.Module,
+        inputs: object,
+        output: object,
+    ) -> None:
         is_map = isinstance(output, Tensor) and output.dim() == 4
         calls.append(_Call(module, output.shape if is_map else None))  # type: ignore[union-attr]
 

@@ -1,8 +1,8 @@
-"""MobileNetV2, EfficientNet-B0 and ShuffleNet in the 32-pixel forms of the field: small strides, so
-that 4x4 or 2x2 maps are left of 32 pixels.
+"""MobileNetV2, EfficientNet-B0 and ShuffleNet in the 32-pixel forms of the field.
 
-`x<percent>` scales all widths (`mobilenet_v2-x25`). Weights start at torch's defaults, as in the
-rest of the field's networks.
+Their strides are small, so that 4x4 or 2x2 maps are left of 32 pixels. `x<percent>` scales all
+widths (`mobilenet_v2-x25`). Weights start at torch's defaults, as in the rest of the field's
+networks.
 """
 
 import torch
@@ -21,8 +21,9 @@ def _percent(family: str, options: list[str]) -> int:
 
 
 def _finish(body: nn.Sequential, image_shape: tuple[int, int, int]) -> nn.Sequential:
-    """The body of a torchvision network for these images: the stem takes their channels with stride
-    1, all weights start at torch's defaults.
+    """The body of a torchvision network for these images.
+
+    The stem takes their channels with stride 1, and all weights start at torch's defaults.
     """
     stem = body[0]
     assert isinstance(stem, nn.Sequential)
@@ -36,7 +37,9 @@ def _finish(body: nn.Sequential, image_shape: tuple[int, int, int]) -> nn.Sequen
 
 
 def build_mobilenet_v2(
-    options: list[str], image_shape: tuple[int, int, int], num_classes: int
+    options: list[str],
+    image_shape: tuple[int, int, int],
+    num_classes: int,
 ) -> Classifier:
     """The blocks of torchvision with stride 1 in the stem and in the 24 maps, and no dropout.
 
@@ -66,13 +69,15 @@ def build_mobilenet_v2(
 
 
 def build_efficientnet_b0(
-    options: list[str], image_shape: tuple[int, int, int], num_classes: int
+    options: list[str],
+    image_shape: tuple[int, int, int],
+    num_classes: int,
 ) -> Classifier:
-    """The blocks of torchvision with stride 1 in the stem: squeeze-and-excitation to a quarter,
-    dropout 0.2, stochastic depth up to 0.2.
+    """The blocks of torchvision with stride 1 in the stem.
 
-    The field's own form has no last 1x1 convolution to 1280 maps, and one more in the first block
-    (3.60M parameters for 4.02M here, at 10 classes).
+    Squeeze-and-excitation is to a quarter, dropout 0.2, stochastic depth up to 0.2. The field's
+    form has no last 1x1 convolution to 1280 maps, and one more in the first block (3.60M parameters
+    for 4.02M here, at 10 classes).
     """
     from ddengine.system.compat import torchvision
 
@@ -98,14 +103,20 @@ def build_efficientnet_b0(
 
 
 class ShuffleUnit(nn.Module):
-    """1x1 group convolution, channel shuffle, 3x3 depthwise convolution, 1x1 group convolution;
-    then the shortcut.
+    """Two 1x1 group convolutions around a 3x3 depthwise one, beside a shortcut.
 
-    `channels` maps in, `out` maps out. With stride 2 the shortcut is an average pooling, and its
-    maps are among those that come out.
+    Channels are shuffled behind the first. `channels` maps come in, `out` maps come out. With
+    stride 2 the shortcut is an average pooling, and its maps are among those that come out.
     """
 
-    def __init__(self, channels: int, out: int, stride: int, groups: int, first_groups: int):
+    def __init__(
+        self,
+        channels: int,
+        out: int,
+        stride: int,
+        groups: int,
+        first_groups: int,
+    ):
         super().__init__()
         made = out - channels if stride == 2 else out
         narrow = made // 4
@@ -134,20 +145,23 @@ class ShuffleUnit(nn.Module):
 
 
 def _maps(maps: int, percent: int) -> int:
-    """A share of maps in multiples of 8: a quarter of these, and of what they differ by, divides
-    into two groups.
+    """A share of maps in multiples of 8.
+
+    A quarter of these, and of what they differ by, divides into two groups.
     """
     return max(8, (maps * percent + 400) // 800 * 8)
 
 
 def build_shufflenet_g2(
-    options: list[str], image_shape: tuple[int, int, int], num_classes: int
+    options: list[str],
+    image_shape: tuple[int, int, int],
+    num_classes: int,
 ) -> Classifier:
-    """ShuffleNet v1 of two groups: a 1x1 stem of 24 maps without stride, stages of 4, 8 and 4 units
-    with 200, 400 and 800 maps.
+    """ShuffleNet v1 of two groups.
 
-    As in the field's own form, there is a ReLU behind the depthwise convolution, which the paper
-    has not.
+    Behind a 1x1 stem of 24 maps without stride come stages of 4, 8 and 4 units with 200, 400 and
+    800 maps. As in the field's form, there is a ReLU behind the depthwise convolution, which the
+    paper has not.
     """
     percent = _percent("shufflenet_g2", options)
     channels = _maps(24, percent)
@@ -162,5 +176,6 @@ def build_shufflenet_g2(
         layers.append(ShuffleUnit(channels, out, 2, 2, first_groups))
         for _ in range(units - 1):
             layers.append(ShuffleUnit(out, out, 1, 2, 2))
-        channels, first_groups = out, 2
+        channels = out
+        first_groups = 2
     return Classifier(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1)), channels, num_classes)

@@ -1,6 +1,6 @@
-"""ResNet18 in the 32-pixel forms of the field: 3x3 stem without pooling; instance norm, BatchNorm,
-or average pooling for strides.
+"""ResNet18 in the 32-pixel forms of the field.
 
+They have a 3x3 stem without pooling, and instance norm, BatchNorm, or average pooling for strides.
 `x<percent>` scales all widths (`resnet18-bn-x25` starts with 16 maps instead of 64).
 """
 
@@ -24,7 +24,14 @@ class BasicBlock(nn.Module):
     `average`: a stride becomes a 2x2 average pooling, after the activation in the body.
     """
 
-    def __init__(self, channels: int, out: int, stride: int, norm: str, average: bool):
+    def __init__(
+        self,
+        channels: int,
+        out: int,
+        stride: int,
+        norm: str,
+        average: bool,
+    ):
         super().__init__()
         pool = [nn.AvgPool2d(2)] if average and stride > 1 else []
         step = 1 if average else stride
@@ -57,15 +64,22 @@ def split_percent(options: list[str]) -> tuple[int, list[str]]:
     given = [option for option in options if re.fullmatch(r"x[0-9]+", option)]
     if len(given) > 1:
         raise OptionError(f"{given[1]!r} sets the width a second time")
-    percent = int(given[0][1:]) if given else 100
+    if not given:
+        return 100, options
+    percent = int(given[0][1:])
     if not 10 <= percent <= 400:
         raise OptionError(f"the width must be x10 to x400, got {given[0]!r}")
     return percent, [option for option in options if option not in given]
 
 
-def build(options: list[str], image_shape: tuple[int, int, int], num_classes: int) -> Classifier:
-    """Options: in (default), bn, or ap (instance norm, average pooling for strides, no global
-    pooling), and x<percent>, in any order.
+def build(
+    options: list[str],
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+) -> Classifier:
+    """Options: in (default), bn, or ap, and x<percent>, in any order.
+
+    ap is instance norm with average pooling for strides, and no global pooling.
     """
     percent, rest = split_percent(options)
     kind = rest[0] if rest else "in"

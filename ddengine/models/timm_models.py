@@ -1,5 +1,6 @@
-"""Any classifier of timm by name, made for small images. timm is optional and imported only here,
-when a name asks for it.
+"""Any classifier of timm by name, made for small images.
+
+timm is optional and imported only here, when a name asks for it.
 """
 
 import importlib
@@ -57,7 +58,8 @@ class TimmClassifier(nn.Module):
 
     def __init__(self, body: nn.Module, head: nn.Linear):
         super().__init__()
-        self.body, self.head = body, head
+        self.body = body
+        self.head = head
 
     def embed(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, D), the last linear layer's input."""
@@ -69,7 +71,9 @@ class TimmClassifier(nn.Module):
 
 
 def build(
-    options: list[str], image_shape: tuple[int, int, int], num_classes: int
+    options: list[str],
+    image_shape: tuple[int, int, int],
+    num_classes: int,
 ) -> TimmClassifier:
     """`timm/NAME`, its weights drawn from torch's global generator.
 
@@ -96,7 +100,12 @@ class _Plan:
     patch: int | None = None  # pixels; the sides of patches where timm lets nobody choose them
 
 
-def _make(name: str, shape: tuple[int, int, int], num_classes: int, plan: _Plan) -> TimmClassifier:
+def _make(
+    name: str,
+    shape: tuple[int, int, int],
+    num_classes: int,
+    plan: _Plan,
+) -> TimmClassifier:
     """A new network, its classifier split off."""
     network: nn.Module = _timm().create_model(
         name, pretrained=False, num_classes=num_classes, in_chans=shape[0], **dict(plan.settings)
@@ -106,7 +115,8 @@ def _make(name: str, shape: tuple[int, int, int], num_classes: int, plan: _Plan)
     if plan.patch is not None:
         patches: Any = network.stem
         patches.proj = nn.Conv2d(shape[0], patches.proj.out_channels, plan.patch, plan.patch)
-        patches.img_size, patches.patch_size = shape[1:], (plan.patch, plan.patch)
+        patches.img_size = shape[1:]
+        patches.patch_size = (plan.patch, plan.patch)
     _make_plain(network)
     head = network.get_classifier()  # type: ignore[operator]
     path = _path_of(head, network)
@@ -147,10 +157,10 @@ def _path_of(wanted: object, network: nn.Module) -> str | None:
 
 @lru_cache
 def _plan(name: str, shape: tuple[int, int, int]) -> _Plan:
-    """How the network takes images (C, H, W): found by trying, once for each name and shape, so
-    that one made later costs no more than itself.
+    """How the network takes images (C, H, W).
 
-    Raises UserError where it cannot take them at all.
+    It is found by trying, once for each name and shape, so that one made later costs no more than
+    itself. Raises UserError where it cannot take them at all.
     """
     with streams.scoped(streams.generator(0, "timm")):
         plain = _Plan((("img_size", shape[1:]),))
@@ -175,7 +185,11 @@ def _plan(name: str, shape: tuple[int, int, int]) -> _Plan:
         return plain
 
 
-def _adapted(network: TimmClassifier, shape: tuple[int, int, int], plain: _Plan) -> Iterator[_Plan]:
+def _adapted(
+    network: TimmClassifier,
+    shape: tuple[int, int, int],
+    plain: _Plan,
+) -> Iterator[_Plan]:
     """What suits small images better than the network as it is, the best first."""
     first = _first(network)
     if max(shape[1:]) > SMALL or first is None:
@@ -231,7 +245,11 @@ def _reason(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
-def _unfit(name: str, shape: tuple[int, int, int], reason: str) -> UserError:
+def _unfit(
+    name: str,
+    shape: tuple[int, int, int],
+    reason: str,
+) -> UserError:
     return UserError(
         f"timm/{name} cannot take images of {shape[1]}x{shape[2]} ({reason}); set data.size, such "
         "as 224 224."

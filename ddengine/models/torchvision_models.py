@@ -28,10 +28,20 @@ class TorchvisionClassifier(nn.Module):
     for small images.
     """
 
-    def __init__(self, name: str, body: nn.Module, head: nn.Linear, head_path: str, small: bool):
+    def __init__(
+        self,
+        name: str,
+        body: nn.Module,
+        head: nn.Linear,
+        head_path: str,
+        small: bool,
+    ):
         super().__init__()
-        self.name, self.head_path, self.small = name, head_path, small
-        self.body, self.head = body, head
+        self.name = name
+        self.head_path = head_path
+        self.small = small
+        self.body = body
+        self.head = head
 
     def embed(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, D), the last linear layer's input."""
@@ -89,7 +99,8 @@ class TorchvisionClassifier(nn.Module):
         # files older than the counters of BatchNorm are without them
         needed = {key for key in tensors if not key.endswith("num_batches_tracked")}
         for key in sorted(needed | set(given)):
-            in_file, here = _shape_of(given, key), _shape_of(tensors, key)
+            in_file = _shape_of(given, key)
+            here = _shape_of(tensors, key)
             if in_file != here:
                 raise UserError(
                     f"The weights do not fit torchvision/{self.name}: its {key} is {in_file} in "
@@ -105,7 +116,11 @@ class TorchvisionClassifier(nn.Module):
         return f"head.{key.removeprefix(prefix)}" if key.startswith(prefix) else f"body.{key}"
 
 
-def replace(root: nn.Module, path: str, module: nn.Module) -> None:
+def replace(
+    root: nn.Module,
+    path: str,
+    module: nn.Module,
+) -> None:
     """Put another module at a path."""
     parent, _, child = path.rpartition(".")
     setattr(root.get_submodule(parent), child, module)
@@ -119,9 +134,14 @@ def first_convolution(network: nn.Module) -> tuple[str, nn.Conv2d]:
     raise ValueError(f"a {type(network).__name__} has no convolution")
 
 
-def adapt_stem(network: nn.Module, channels: int, small: bool) -> None:
-    """The first convolution takes `channels` and, for small images, has stride 1; a max pooling
-    right behind it goes.
+def adapt_stem(
+    network: nn.Module,
+    channels: int,
+    small: bool,
+) -> None:
+    """Make the first convolution of a network take `channels`.
+
+    For small images it also loses its stride, and a max pooling right behind it goes.
     """
     path, first = first_convolution(network)
     kernel: Any = first.kernel_size
@@ -149,7 +169,9 @@ def _shape_of(tensors: dict[str, Tensor], key: str) -> str:
 
 
 def build(
-    options: list[str], image_shape: tuple[int, int, int], num_classes: int
+    options: list[str],
+    image_shape: tuple[int, int, int],
+    num_classes: int,
 ) -> TorchvisionClassifier:
     """`torchvision/NAME`. Vision transformers get patches of an eighth of the image.
 
@@ -175,10 +197,13 @@ def build(
 
 
 def _vision_transformer(
-    name: str, image_shape: tuple[int, int, int], num_classes: int
+    name: str,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
 ) -> nn.Module:
-    """A vision transformer with patches of an eighth of the image. Raises UserError for images that
-    are not square, not of whole patches, or not in colour.
+    """A vision transformer with patches of an eighth of the image.
+
+    Raises UserError for images that are not square, not of whole patches, or not in colour.
     """
     from ddengine.system.compat import torchvision
 
@@ -207,8 +232,15 @@ def _made(name: str, num_classes: int) -> nn.Module:
     return maker(**settings)
 
 
-def _last_linear(name: str, network: nn.Module, num_classes: int) -> tuple[str, nn.Linear]:
-    """(path, layer) of the last linear layer. Raises UserError where it does not give the logits."""
+def _last_linear(
+    name: str,
+    network: nn.Module,
+    num_classes: int,
+) -> tuple[str, nn.Linear]:
+    """(path, layer) of the last linear layer.
+
+    Raises UserError where it does not give the logits.
+    """
     linear = []
     for path, module in network.named_modules():
         if isinstance(module, nn.Linear):
@@ -222,10 +254,14 @@ def _last_linear(name: str, network: nn.Module, num_classes: int) -> tuple[str, 
 
 
 def _check_takes(
-    name: str, model: nn.Module, shape: tuple[int, int, int], num_classes: int
+    name: str,
+    model: nn.Module,
+    shape: tuple[int, int, int],
+    num_classes: int,
 ) -> None:
-    """Raise UserError unless a network gives logits of images (C, H, W); it is left in evaluation
-    mode.
+    """Raise UserError unless a network gives logits of images (C, H, W).
+
+    It is left in evaluation mode.
     """
     hollow = {}  # a forward of nothing but shapes
     for key, tensor in model.state_dict().items():

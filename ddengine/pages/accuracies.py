@@ -7,7 +7,17 @@ from ddengine.evaluation import scores
 from ddengine.evaluation.tables import interval_of, percent
 from ddengine.pages import facts
 from ddengine.pages.reading import Run
-from ddengine.pages.words import NONE, cell, count, duration, in_percent, interval, plain
+from ddengine.pages.words import (
+    NONE,
+    cell,
+    cells_of,
+    count,
+    duration,
+    filled,
+    in_percent,
+    interval,
+    plain,
+)
 from ddengine.system.log import size
 
 BALANCED = "Balanced %"
@@ -22,14 +32,14 @@ def accuracies(run: Run) -> dict[str, Any]:
         return {}
     raw = run.fact("raw_bytes")
     lines = [_columns(row, raw) for row in run.rows]
-    head = [title for title in lines[0] if any(line[title] for line in lines)]
+    head = filled(lines)
     rows = []
     for row, line in zip(run.rows, lines, strict=True):
         rows.append({
             "set": row["set"],
             "model": row["model"],
             "own": row["set"] == run.result["set"],
-            "cells": [line[title] for title in head],
+            "cells": cells_of(line, head),
         })  # fmt: skip
     return {
         "head": head,
@@ -43,7 +53,9 @@ def accuracies(run: Run) -> dict[str, Any]:
 
 def _columns(row: Mapping[str, Any], raw_bytes: int | None) -> dict[str, str]:
     """What a row says, by the title of the column; nothing where it does not say it."""
-    share = f"{100 * row['bytes'] / raw_bytes:.3g}" if raw_bytes and "bytes" in row else ""
+    share = ""
+    if raw_bytes and "bytes" in row:
+        share = f"{100 * row['bytes'] / raw_bytes:.3g}"
     return {
         "Accuracy %": percent(row["accuracy_mean"]),
         "95 % interval": interval(row),
@@ -68,27 +80,29 @@ def classes(run: Run) -> dict[str, Any]:
 
     Empty where no row says the accuracy on each class.
     """
-    rows = [row for row in run.rows if isinstance(row.get("per_class"), dict)]
-    if not rows:
-        return {}
-    head = ["Class"]
     counts = run.evaluation.get("test_images_per_class") or {}
+    head = ["Class"]
     if counts:
         head.append("Test images")
-    several = len(run.models) > 1
-    for row in rows:
-        head.append(f"{row['set']}, {row['model']}" if several else row["set"])
-    names = dict.fromkeys(name for row in rows for name in row["per_class"])
+    names: dict[str, None] = {}  # in the order of the rows
+    columns = []
+    for row in run.rows:
+        if isinstance(row.get("per_class"), dict):
+            head.append(_set_and_network(run, row))
+            columns.append(row["per_class"])
+            names |= dict.fromkeys(row["per_class"])
+    if not columns:
+        return {}
     lines = []
     for name in names:
-        line = [name]
-        if counts:
-            line.append(str(counts.get(name, "")))
-        for row in rows:
-            share = row["per_class"].get(name)
-            line.append(NONE if share is None else in_percent(share))
-        lines.append(line)
+        tested = [str(counts.get(name, ""))] if counts else []
+        lines.append([name, *tested, *(in_percent(shares.get(name)) or NONE for shares in columns)])
     return {"head": head, "rows": lines}
+
+
+def _set_and_network(run: Run, row: Mapping[str, Any]) -> str:
+    """The set of a row, and its network where the evaluation has several."""
+    return f"{row['set']}, {row['model']}" if len(run.models) > 1 else row["set"]
 
 
 def rates_were_chosen(run: Run) -> bool:
@@ -99,20 +113,25 @@ def rates_were_chosen(run: Run) -> bool:
 
 def comparison(runs: Sequence[Run]) -> dict[str, Any]:
     """Head and rows of the table of runs, for the template; empty columns are left out."""
-    lines = [_compared(run) for run in runs]
-    head = [title for title in lines[0] if any(line[title] for line in lines)]
-    rows = []
+    lines = list(map(_compared, runs))
+    head = filled(lines)
+    rows, names = [], set()
     for run, line in zip(runs, lines, strict=True):
-        rows.append([run.name, *(line[title] for title in head)])
-    names = sorted({interval_of(run.evaluation) for run in runs if run.result.get("ci95")})
-    by = f"; 95 % intervals by {' or, of older ones, '.join(names)}" if names else ""
+        rows.append([run.name, *cells_of(line, head)])
+        if run.result.get("ci95"):
+            names.add(interval_of(run.evaluation))
+    by = "; 95 % intervals by " + " or, of older ones, ".join(sorted(names)) if names else ""
     return {"by": by, "head": ["Run", *head], "rows": rows}
 
 
 def _compared(run: Run) -> dict[str, str]:
     """What the table of runs says of one, by the title of the column."""
     num_bytes, share = facts.bytes_in_all(run)
-    seconds = run.distillation.get("seconds")
+    took, between = "", ""
+    if run.distillation.get("seconds") is not None:
+        took = duration(run.distillation["seconds"])
+    if run.result:
+        between = interval(run.result)
     return {
         "Method": facts.method(run),
         "Data": str(run.data.get("name", "")),
@@ -120,10 +139,10 @@ def _compared(run: Run) -> dict[str, str]:
         "Seed": facts.seed(run),
         "Network": str(run.result.get("model", "")),
         "Accuracy %": cell(run.result, "accuracy_mean", percent),
-        "95 % interval": interval(run.result) if run.result else "",
+        "95 % interval": between,
         "Bytes": num_bytes,
         "% of images": share,
-        "Distillation": "" if seconds is None else duration(seconds),
+        "Distillation": took,
     }
 
 
@@ -136,12 +155,16 @@ def variance(runs: Sequence[Run]) -> list[dict[str, Any]]:
     entries = []
     for group in scores.splits([(run.name, run.meta, run.evaluation) for run in runs]):
         split = group["split"]
-        cells = [in_percent(split[key]) for key in ("mean", "between_std", "within_std")]
-        cells += [plain(split[key]) for key in ("num_distillations", "num_networks")]
         entries.append({
             "recipe": group["recipe"],
             "model": group["model"],
             "runs": ", ".join(group["runs"]),
-            "cells": cells,
+            "cells": [
+                in_percent(split["mean"]),
+                in_percent(split["between_std"]),
+                in_percent(split["within_std"]),
+                plain(split["num_distillations"]),
+                plain(split["num_networks"]),
+            ],
         })  # fmt: skip
     return entries

@@ -32,7 +32,9 @@ def commands(run: Run) -> dict[str, Any]:
 
 
 def _json(content: Any) -> str:
-    return json.dumps(content, indent=1, ensure_ascii=False) if content else ""
+    if not content:
+        return ""
+    return json.dumps(content, indent=1, ensure_ascii=False)
 
 
 def _making(run: Run) -> list[list[str]]:
@@ -52,13 +54,14 @@ def _evaluating(run: Run) -> list[list[str]]:
     typed = _typed(run.evaluation)
     if not typed:
         return [_evaluating_by_facts(run)]
-    made_by_demo = _typed(run.settings)[2:3] == ["demo"]
-    return [] if made_by_demo else [typed]
+    if _typed(run.settings)[2:3] == ["demo"]:
+        return []
+    return [typed]
 
 
 def _typed(content: Mapping[str, Any]) -> list[str]:
     """The words of the command that wrote a file, as they were given; empty where it has none."""
-    return [str(word) for word in content.get("command") or ()]
+    return list(map(str, content.get("command") or ()))
 
 
 def _of_buffer(words: Sequence[str]) -> Iterator[str]:
@@ -116,7 +119,9 @@ def _recipe_flags(run: Run) -> list[str]:
 
 def _flag(name: str, value: Any) -> list[str]:
     """A flag with its value, nothing for None."""
-    return [] if value is None else [f"--{name}", str(value)]
+    if value is None:
+        return []
+    return [f"--{name}", str(value)]
 
 
 def _evaluating_by_facts(run: Run) -> list[str]:
@@ -142,5 +147,7 @@ def _shell(words: Sequence[str]) -> str:
         is_full = bool(lines[-1].strip()) and len(lines[-1]) + len(word) > WIDTH
         if is_full and word.startswith("--"):
             lines.append("   ")
-        lines[-1] += f" {word}" if lines[-1] else word
+        if lines[-1]:
+            lines[-1] += " "
+        lines[-1] += word
     return " \\\n".join(lines)

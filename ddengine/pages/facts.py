@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from ddengine.pages.overview import PARTS
 from ddengine.pages.reading import Run
-from ddengine.pages.words import count, duration, in_percent, plain
+from ddengine.pages.words import cell, count, duration, in_percent, plain
 from ddengine.system.log import size
 
 IN_ALL = "In all"
@@ -24,13 +25,15 @@ def method(run: Run) -> str:
 
 def images_per_class(run: Run) -> str:
     """The images per class that the recipe says."""
-    return plain(run.recipe["ipc"]) if "ipc" in run.recipe else ""
+    return cell(run.recipe, "ipc")
 
 
 def seed(run: Run) -> str:
     """The seed of a run in words, nothing where it has none."""
     value = run.fact("seed")
-    return "" if value is None else str(value)
+    if value is None:
+        return ""
+    return str(value)
 
 
 def facts(run: Run) -> list[tuple[str, str]]:
@@ -57,8 +60,13 @@ def facts(run: Run) -> list[tuple[str, str]]:
 
 
 def _data(data: Mapping[str, Any]) -> str:
-    options = [f"{key} {plain(data[key])}" for key in DATA_OPTIONS if data.get(key)]
-    return ", ".join(filter(None, [data.get("name"), *options]))
+    parts = []
+    if data.get("name"):
+        parts.append(data["name"])
+    for key in DATA_OPTIONS:
+        if data.get(key):
+            parts.append(f"{key} {plain(data[key])}")
+    return ", ".join(parts)
 
 
 def _stored_images(run: Run) -> str:
@@ -79,9 +87,9 @@ def _published(published: Any) -> str:
 def _machine(machine: Mapping[str, Any] | None) -> str:
     if not machine:
         return ""
-    cores = f"{machine['cores']} cores" if "cores" in machine else None
-    parts = (machine.get("device"), cores, machine.get("system"))
-    return ", ".join(str(part) for part in parts if part)
+    device = machine.get("device")
+    cores = cell(machine, "cores", "{} cores".format)
+    return ", ".join(map(str, filter(None, (device, cores, machine.get("system")))))
 
 
 def _versions(versions: Mapping[str, Any] | None) -> str:
@@ -138,13 +146,20 @@ def _expert_seconds(run: Run) -> float | None:
     for store in stores:
         if isinstance(store, dict) and isinstance(store.get("seconds"), float | int):
             seconds.append(store["seconds"])
-    return sum(seconds) if seconds else None
+    if not seconds:
+        return None
+    return sum(seconds)
 
 
 def _of_all(run: Run, key: str) -> float | None:
     """The sum over all networks of the evaluation of what one network of a row has under `key`."""
-    known = [row for row in run.rows if isinstance(row.get(key), float | int)]
-    return sum(row[key] * row.get("n", 1) for row in known) if known else None
+    known = []
+    for row in run.rows:
+        if isinstance(row.get(key), float | int):
+            known.append(row[key] * row.get("n", 1))
+    if not known:
+        return None
+    return sum(known)
 
 
 def ledger(run: Run) -> dict[str, Any]:
@@ -156,17 +171,13 @@ def ledger(run: Run) -> dict[str, Any]:
     if sizes is None:
         return {}
     raw, dataset = run.fact("raw_bytes"), run.fact("dataset_bytes")
-    entries = [
-        (part.capitalize(), sizes.get(part, 0))
-        for part in ("images", "compensators", "labels", "other")
-    ]
-    entries.append((IN_ALL, sizes["total"]))
+    entries = {part.capitalize(): sizes.get(part, 0) for part in PARTS} | {IN_ALL: sizes["total"]}
     if raw:
-        entries.append(("Training images in use", raw))
+        entries["Training images in use"] = raw
     if dataset and dataset != raw:
-        entries.append(("Whole training split", dataset))
+        entries["Whole training split"] = dataset
     lines = []
-    for name, num in entries:
+    for name, num in entries.items():
         lines.append((name, size(num), f"{100 * num / raw:.3g} %" if raw else ""))
     return {"lines": lines, "note": _how_labels_count(run)}
 
@@ -184,7 +195,9 @@ def _sizes(run: Run) -> dict[str, int] | None:
     sizes, row = run.meta.get("bytes"), run.result
     if not sizes and "ledger" in row and "bytes" in row:
         sizes = {**row["ledger"], "total": row["bytes"]}
-    return sizes if sizes and "total" in sizes else None
+    if not sizes or "total" not in sizes:
+        return None
+    return sizes
 
 
 def _how_labels_count(run: Run) -> str:

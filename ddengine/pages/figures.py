@@ -46,7 +46,7 @@ def learned_by_class(syn: SyntheticSet) -> list[Tensor]:
 
 def _thumbnails(syn: SyntheticSet) -> Thumbnails:
     members = learned_by_class(syn)
-    per_class = min(SHOWN_PER_CLASS, *(len(index) for index in members))
+    per_class = min(SHOWN_PER_CLASS, *map(len, members))
     index = torch.cat([index[:per_class] for index in members])
     return Thumbnails(syn.pixels(index).clamp(0, 1).cpu(), len(members), per_class)
 
@@ -99,12 +99,12 @@ def real_vs_distilled(
     """
     shown = _thumbnails(syn)
     num_rows = min(shown.per_class, REAL_ROWS)
-    bars = []
+    bars, widths = [], [1.0 * shown.classes]
     if evaluation:
         model = evaluation["rows"][0]["model"]
         bars = [row for row in evaluation["rows"] if row["model"] == model]
-    widths = [shown.classes, BAR_WIDTH] if bars else [shown.classes]
-    size = (1.0 * shown.classes + (BAR_WIDTH if bars else 0), 2.1 * num_rows + 0.9)
+        widths.append(BAR_WIDTH)
+    size = (sum(widths), 2.1 * num_rows + 0.9)
     figure = pyplot().figure(figsize=size, layout="constrained")
     parts: Any = figure.subfigures(1, len(widths), squeeze=False, width_ratios=widths)[0]
     _draw_classes(parts[0], real, shown, syn.class_names, num_rows)
@@ -131,15 +131,13 @@ def _draw_classes(
 
 def _draw_accuracies(axis: Any, rows: Sequence[Mapping[str, Any]], interval: str) -> None:
     """Draw the mean accuracies of rows of one network as bars with their intervals."""
-    names = [row["set"] for row in rows]
-    drawn = axis.barh(
-        names,
-        [100 * (row["accuracy_mean"] or 0.0) for row in rows],
-        xerr=error_bars(rows),
-        color=[COLOURS.get(name, OTHER_COLOUR) for name in names],
-        capsize=3,
-    )
-    labels = [f" {percent(row['accuracy_mean'])}" for row in rows]
+    names, means, colours, labels = [], [], [], []
+    for row in rows:
+        names.append(row["set"])
+        means.append(100 * (row["accuracy_mean"] or 0.0))
+        colours.append(COLOURS.get(row["set"], OTHER_COLOUR))
+        labels.append(f" {percent(row['accuracy_mean'])}")
+    drawn = axis.barh(names, means, xerr=error_bars(rows), color=colours, capsize=3)
     axis.bar_label(drawn, labels=labels, label_type="edge", padding=4)
     axis.invert_yaxis()
     axis.set_xlim(0, 112)
@@ -171,7 +169,7 @@ def error_bars(rows: Sequence[Mapping[str, Any]], mean: str = "accuracy_mean") -
         low = high = middle = 0.0
         if row.get("ci95"):
             middle = 100 * row[mean]
-            low, high = (100 * end for end in row["ci95"])
+            low, high = 100 * row["ci95"][0], 100 * row["ci95"][1]
         below.append(max(0.0, middle - low))
         above.append(max(0.0, high - middle))
     return [below, above]
@@ -184,7 +182,9 @@ def heat_map(path: Path, evaluations: Sequence[Named]) -> None:
     """
     names, models, cells = _accuracies(evaluations)
     finite = cells[np.isfinite(cells)]
-    low, high = (finite.min(), finite.max()) if len(finite) else (0.0, 100.0)
+    low, high = 0.0, 100.0
+    if len(finite):
+        low, high = finite.min(), finite.max()
     size = (2.5 + 1.1 * len(models), 1.8 + 0.42 * len(names))
     figure, axis = pyplot().subplots(figsize=size, layout="constrained")
     values = np.where(np.isfinite(cells), cells, np.nan)
@@ -195,8 +195,11 @@ def heat_map(path: Path, evaluations: Sequence[Named]) -> None:
     for (y, x), value in np.ndenumerate(cells):
         if np.isnan(value):
             continue
-        text = DIVERGED if np.isinf(value) else f"{value:.1f}"
-        colour = "black" if value > middle else "white"
+        text, colour = f"{value:.1f}", "white"
+        if np.isinf(value):
+            text = DIVERGED
+        if value > middle:
+            colour = "black"
         axis.text(x, y, text, ha="center", va="center", fontsize=8, color=colour)
     axis.set_title("test accuracy, %", fontsize=9, loc="left")
     save_figure(figure, path)
@@ -213,9 +216,10 @@ def _accuracies(evaluations: Sequence[Named]) -> tuple[list[str], list[str], np.
     for label, evaluation in evaluations:
         for row in evaluation["rows"]:
             name = f"{label}: {row['set']}" if len(evaluations) > 1 else row["set"]
-            mean = row["accuracy_mean"]
-            of_set = accuracies.setdefault(name, {})
-            of_set[row["model"]] = math.inf if mean is None else 100 * mean
+            percent_right = math.inf
+            if row["accuracy_mean"] is not None:
+                percent_right = 100 * row["accuracy_mean"]
+            accuracies.setdefault(name, {})[row["model"]] = percent_right
             models[row["model"]] = None
     cells = np.full((len(accuracies), len(models)), np.nan)
     for y, of_set in enumerate(accuracies.values()):

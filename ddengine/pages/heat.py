@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
+import numpy as np
+
 from ddengine.evaluation.tables import DIVERGED
 from ddengine.pages.words import in_percent, interval
 
@@ -29,21 +31,25 @@ def heat_table(rows: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
 
     The colours can be told apart by a colour-blind reader, and the numbers on them are legible.
     """
-    models = list(dict.fromkeys(row["model"] for _, row in rows))
-    names = list(dict.fromkeys(name for name, _ in rows))
-    by_place = {(name, row["model"]): row for name, row in rows}
-    means = [row["accuracy_mean"] for row in by_place.values()]
-    values = [mean for mean in means if _is_number(mean)]
+    by_place, values = {}, []
+    models: dict[str, None] = {}  # in the order of the rows
+    for name, row in rows:
+        by_place.setdefault(name, {})[row["model"]] = row
+        models[row["model"]] = None
+    for of_name in by_place.values():
+        for row in of_name.values():
+            if _is_number(row["accuracy_mean"]):
+                values.append(row["accuracy_mean"])
     low, high = min(values, default=0.0), max(values, default=1.0)
     lines = []
-    for name in names:
-        lines.append((name, [_cell(by_place.get((name, model)), low, high) for model in models]))
+    for name, of_name in by_place.items():
+        lines.append((name, [_cell(of_name.get(model), low, high) for model in models]))
     return {
-        "models": models,
+        "models": list(models),
         "rows": lines,
         "low": in_percent(low),
         "high": in_percent(high),
-        "bar": ", ".join(_colours(i / (BAR - 1))[0] for i in range(BAR)),
+        "bar": ", ".join(_colours(place)[0] for place in np.linspace(0, 1, BAR)),
     }
 
 
@@ -60,7 +66,8 @@ def _cell(row: Mapping[str, Any] | None, low: float, high: float) -> Cell | None
         return LOST
     if not _is_number(accuracy):
         return None
-    back, ink = _colours((accuracy - low) / (high - low) if high > low else 0.5)
+    share = (accuracy - low) / (high - low) if high > low else 0.5
+    back, ink = _colours(share)
     return Cell(in_percent(accuracy), f"95 % interval {interval(row)}", back, ink)
 
 
@@ -71,13 +78,17 @@ def _colours(share: float) -> tuple[str, str]:
     """
     import matplotlib
 
-    rgb = [round(255 * part) for part in matplotlib.colormaps["cividis"](share)[:3]]
-    red, green, blue = map(_linear, rgb)
-    luminance = 0.2126 * red + 0.7152 * green + 0.0722 * blue
+    red, green, blue = np.round(255 * np.array(matplotlib.colormaps["cividis"](share)[:3])).astype(
+        int
+    )
+    luminance = 0.2126 * _linear(red) + 0.7152 * _linear(green) + 0.0722 * _linear(blue)
+    background = f"#{red:02x}{green:02x}{blue:02x}"
     black_is_legible = (luminance + 0.05) / 0.05 > 1.05 / (luminance + 0.05)
-    return "#" + "".join(f"{part:02x}" for part in rgb), "#000" if black_is_legible else "#fff"
+    return background, "#000" if black_is_legible else "#fff"
 
 
 def _linear(level: int) -> float:
     """The linear intensity of a level of sRGB, 0 to 255."""
-    return level / 255 / 12.92 if level <= 10 else ((level / 255 + 0.055) / 1.055) ** 2.4
+    if level <= 10:
+        return level / 255 / 12.92
+    return ((level / 255 + 0.055) / 1.055) ** 2.4

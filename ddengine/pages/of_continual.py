@@ -23,10 +23,9 @@ def plot(path: Path, result: Mapping[str, Any]) -> None:
     memories, config = result["memories"], result["config"]
     step = SPREAD * (seen[-1] - seen[0]) / max(1, len(seen) - 1)
     for i, (name, memory) in enumerate(memories.items()):
-        means = [stage["mean"] for stage in memory["accuracy"]]
         axis.errorbar(
             seen + step * (i - len(memories) / 2),
-            np.array([np.nan if mean is None else 100 * mean for mean in means]),
+            100 * _means(memory),
             error_bars(memory["accuracy"], "mean"),
             label=f"{name}, {_images(memory)}",
             capsize=3,
@@ -49,8 +48,9 @@ def plot(path: Path, result: Mapping[str, Any]) -> None:
 
 
 def _images(memory: Mapping[str, Any]) -> str:
-    num = memory["images_per_class"]
-    return "all real images" if num is None else f"{num} per class"
+    if memory["images_per_class"] is None:
+        return "all real images"
+    return f"{memory['images_per_class']} per class"
 
 
 def table(result: Mapping[str, Any]) -> Table:
@@ -69,10 +69,9 @@ def table(result: Mapping[str, Any]) -> Table:
     for head in ("images/class", "stored", "final %", "mean %", "forgetting %"):
         shown.add_column(head, justify="right")
     for name, memory in result["memories"].items():
-        num = memory["images_per_class"]
         shown.add_row(
             name,
-            "all" if num is None else str(num),
+            str(memory["images_per_class"] or "all"),
             size(memory["bytes"]),
             _with_deviation(memory["final"]),
             percent(_mean_of_stages(memory)),
@@ -83,13 +82,22 @@ def table(result: Mapping[str, Any]) -> Table:
 
 def _with_deviation(statistics: Mapping[str, Any]) -> str:
     mean, std = percent(statistics["mean"]), statistics["std"]
-    return mean if std is None else f"{mean} ± {100 * std:.1f}"
+    if std is None:
+        return mean
+    return f"{mean} ± {100 * std:.1f}"
 
 
 def _mean_of_stages(memory: Mapping[str, Any]) -> float | None:
     """The mean accuracy of all stages, None where one of them has none."""
-    means = [stage["mean"] for stage in memory["accuracy"]]
-    return None if None in means else float(np.mean(means))
+    mean = float(np.mean(_means(memory)))
+    if np.isnan(mean):
+        return None
+    return mean
+
+
+def _means(memory: Mapping[str, Any]) -> np.ndarray:
+    """The mean accuracy after each stage, NaN where it has none."""
+    return np.array([stage["mean"] for stage in memory["accuracy"]], float)
 
 
 def notes(result: Mapping[str, Any]) -> list[str]:

@@ -69,8 +69,9 @@ def table(result: Mapping[str, Any]) -> Table:
     shown = Table(
         title=title(result), title_justify="left", caption=result["note"], caption_justify="left"
     )
-    for head in HEADS:
-        shown.add_column(head, justify="right" if head else "left", no_wrap=True)
+    shown.add_column(HEADS[0], no_wrap=True)
+    for head in HEADS[1:]:
+        shown.add_column(head, justify="right", no_wrap=True)
     for cells in lines(result):
         if not cells[0].startswith(" "):
             shown.add_section()

@@ -15,8 +15,10 @@ def cross_table(evaluations: list[tuple[str, dict[str, Any]]]) -> Table:
 
     Baselines that several evaluations have are shown for each of them.
     """
-    rows = [row for _, evaluation in evaluations for row in evaluation["rows"]]
-    models = list(dict.fromkeys(row["model"] for row in rows))
+    models: dict[str, None] = {}  # in the order of the evaluations
+    for _, evaluation in evaluations:
+        for row in evaluation["rows"]:
+            models[row["model"]] = None
     shown = Table(title="test accuracy, %", title_justify="left")
     for head in ("evaluation", "set"):
         shown.add_column(head)
@@ -44,6 +46,8 @@ def ledger(sizes: dict[str, int], raw: int, dataset: int) -> str:
     `dataset` those of the complete training split.
     """
     parts = ", ".join(f"{part} {size(sizes[part])}" for part in PARTS if sizes[part])
-    split = f", the whole split {size(dataset)}" if dataset != raw else ""
-    share = f"{100 * sizes['total'] / raw:.3g} % of the training images ({size(raw)}{split})"
+    real = size(raw)
+    if dataset != raw:
+        real += f", the whole split {size(dataset)}"
+    share = f"{100 * sizes['total'] / raw:.3g} % of the training images ({real})"
     return f"stored: {parts}; {size(sizes['total'])} in all, {share}"

@@ -36,7 +36,7 @@ def write(runs: Sequence[Path], out: Path) -> Path:
         raise UserError(
             f"{out} is there and no report, so it is left alone; name another file with --out."
         )
-    html = _render(named([read(path) for path in runs]))
+    html = _render(named(list(map(read, runs))))
     files.make_folder(out.parent)
     with files.replacing(out) as temporary:
         temporary.write_text(html, encoding="utf-8")
@@ -48,9 +48,13 @@ def _section(run: Run, num_runs: int, numbers: Iterator[int], key: str) -> dict[
 
     `numbers` are those of the figures of the page; `key` is the beginning of the section's ids.
     """
-    recipe = {name: value for name, value in run.recipe.items() if name not in NOT_OF_TABLE}
+    recipe = dict(run.recipe)
+    for name in NOT_OF_TABLE:
+        recipe.pop(name, None)
     grids = pictures.grids(run, pictures.VALUES // num_runs)
-    overview = "" if grids.get("real") else pictures.picture_of(run.path / "real_vs_distilled.png")
+    overview = ""
+    if not grids.get("real"):
+        overview = pictures.picture_of(run.path / "real_vs_distilled.png")
     return {
         "key": key,
         "name": run.name,
@@ -67,7 +71,7 @@ def _section(run: Run, num_runs: int, numbers: Iterator[int], key: str) -> dict[
         "accuracies": accuracies.accuracies(run),
         "classes": accuracies.classes(run),
         "chosen": accuracies.rates_were_chosen(run),
-        "heat": _heat_of(run) if len(run.models) > 1 else {},
+        "heat": _heat_of(run),
         "scores": results.score_tables(run),
         "ranking": results.ranking(run),
         "privacy": results.privacy(run),
@@ -78,6 +82,9 @@ def _section(run: Run, num_runs: int, numbers: Iterator[int], key: str) -> dict[
 
 
 def _heat_of(run: Run) -> dict[str, Any]:
+    """The accuracies of a run on several networks; empty for a single one."""
+    if len(run.models) < 2:
+        return {}
     return heat_table([(row["set"], row) for row in run.rows])
 
 

@@ -42,7 +42,9 @@ def data_uri(png: bytes) -> str:
 
 def picture_of(path: Path) -> str:
     """The PNG at `path` as a data URI, nothing where there is none."""
-    return data_uri(path.read_bytes()) if path.is_file() else ""
+    if not path.is_file():
+        return ""
+    return data_uri(path.read_bytes())
 
 
 def _png(pixels: np.ndarray) -> bytes:
@@ -98,8 +100,8 @@ def grids(run: Run, values: int) -> dict[str, Any]:
     for c, index in enumerate(members):
         rows.append({
             "name": syn.class_names[c],
-            "real": [_image(image) for image in _real_images(run, c, most)],
-            "distilled": [_image(image) for image in _distilled_images(syn, index[:most])],
+            "real": list(map(_image, _real_images(run, c, most))),
+            "distilled": list(map(_image, _distilled_images(syn, index[:most]))),
             "more": max(0, len(index) - most),
         })  # fmt: skip
     scale = max(1, round(SHOWN_PIXELS / min(LARGEST, width)))
@@ -126,7 +128,9 @@ def _real_images(run: Run, class_number: int, most: int) -> Sequence[Tensor]:
 
 def _distilled_images(syn: SyntheticSet, index: Tensor) -> Sequence[Tensor]:
     """The decoded images at `index` (B,), each (C, H, W) uint8."""
-    return tuple(_bytes(syn.pixels(index))) if len(index) else ()
+    if not len(index):
+        return ()
+    return tuple(_bytes(syn.pixels(index)))
 
 
 def _column(rows: Sequence[dict[str, Any]], kind: str) -> str:
@@ -137,7 +141,8 @@ def _column(rows: Sequence[dict[str, Any]], kind: str) -> str:
 
 def _spread(num: int, most: int) -> list[int]:
     """At most `most` of num places, evenly spread, the first and the last among them."""
-    return sorted({round(place) for place in np.linspace(0, num - 1, min(num, most))})
+    places = np.linspace(0, num - 1, min(num, most))
+    return np.unique(places.round().astype(int)).tolist()
 
 
 def frames(run: Run, most_bytes: int) -> list[dict[str, Any]]:

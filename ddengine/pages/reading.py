@@ -1,6 +1,7 @@
 """What the folder of a run says: everything that a page shows is read here."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -55,10 +56,16 @@ class Run:
         """The networks of the evaluation, in its order."""
         return list(dict.fromkeys(row["model"] for row in self.rows))
 
+    def rows_of(self, model: str) -> list[dict[str, Any]]:
+        """The rows of the evaluation on a network."""
+        return [row for row in self.rows if row["model"] == model]
+
     @property
     def result(self) -> dict[str, Any]:
         """The first row of the evaluation, the set itself on the first network; {} without one."""
-        return self.rows[0] if self.rows else {}
+        if not self.rows:
+            return {}
+        return self.rows[0]
 
     @property
     def has_intervals(self) -> bool:
@@ -87,11 +94,16 @@ def read(path: Path) -> Run:
             f"{path} is neither a run nor a distilled set nor an evaluation; give the folder that "
             "distill, select or evaluate wrote."
         )
-    syn, meta = set_folders.load(folder, torch.device("cpu")) if folder else (None, {})
+    syn, meta = None, {}
+    if folder is not None:
+        syn, meta = set_folders.load(folder, torch.device("cpu"))
     settings, evaluation = content.pop("recipe.json", {}), content.pop("evaluation.json", {})
     _check_rows(path / "evaluation.json", evaluation)
     recipe = meta.get("recipe") or settings.pop("recipe", None) or {}
     samples = _samples(path / "samples.safetensors")
+    extra = {}
+    for name, value in content.items():
+        extra[name.removesuffix(".json")] = value
     return Run(
         name=_folder_name(path),
         path=path,
@@ -103,7 +115,7 @@ def read(path: Path) -> Run:
         events=_events(path / "metrics.jsonl"),
         progress=_progress(path / "progress"),
         samples=samples,
-        extra={name.removesuffix(".json"): value for name, value in content.items()},
+        extra=extra,
     )
 
 
@@ -113,16 +125,19 @@ def named(runs: Sequence[Run]) -> list[Run]:
     It is the folder's name, with its parent's where two folders are called the same, and a number
     where that is not enough.
     """
-    names = [run.name for run in runs]
-    repeated = {name for name in names if names.count(name) > 1}
-    for i, run in enumerate(runs):
-        if run.name in repeated:
-            names[i] = f"{run.path.resolve().parent.name}/{run.name}"
-    renamed = []
-    for i, (run, name) in enumerate(zip(runs, names, strict=True)):
-        unique = f"{name} ({i + 1})" if names.count(name) > 1 else name
-        renamed.append(replace(run, name=unique))
-    return renamed
+    times = Counter(run.name for run in runs)
+    with_parents = []
+    for run in runs:
+        if times[run.name] > 1:
+            run = replace(run, name=f"{run.path.resolve().parent.name}/{run.name}")
+        with_parents.append(run)
+    times = Counter(run.name for run in with_parents)
+    numbered = []
+    for number, run in enumerate(with_parents, start=1):
+        if times[run.name] > 1:
+            run = replace(run, name=f"{run.name} ({number})")
+        numbered.append(run)
+    return numbered
 
 
 def _set_folder(path: Path) -> Path | None:
@@ -160,7 +175,9 @@ def _without_places(recipe: dict[str, Any]) -> dict[str, Any]:
     data = recipe.get("data")
     if not isinstance(data, dict):
         return recipe
-    kept = {key: value for key, value in data.items() if key not in OF_A_MACHINE}
+    kept = dict(data)
+    for key in OF_A_MACHINE:
+        kept.pop(key, None)
     return recipe | {"data": kept}
 
 
@@ -189,13 +206,17 @@ def _events(path: Path) -> list[dict[str, Any]]:
         return []
     content = path.read_bytes()
     complete = content[: content.rfind(b"\n") + 1]
-    try:
-        events = [json.loads(line) for line in complete.splitlines() if line.strip()]
-    except ValueError:
-        raise UserError(
-            f"{path} is damaged; restore it, or delete it and the page leaves the curves out."
-        ) from None
-    return [e for e in events if isinstance(e, dict) and isinstance(e.get("step"), int)]
+    events = []
+    for line in filter(bytes.strip, complete.splitlines()):
+        try:
+            event = json.loads(line)
+        except ValueError:
+            raise UserError(
+                f"{path} is damaged; restore it, or delete it and the page leaves the curves out."
+            ) from None
+        if isinstance(event, dict) and isinstance(event.get("step"), int):
+            events.append(event)
+    return events
 
 
 def _progress(folder: Path) -> list[tuple[int, Path]]:

@@ -36,7 +36,9 @@ def _score_table(entry: Mapping[str, Any], content: Mapping[str, Any]) -> dict[s
     for name, value in entry["scores"].items():
         fields = value if isinstance(value, dict) else {"mean": value}
         rows.append(_score_row(name, fields, bool(entry.get("diverged"))))
-    title = f"on {entry['model']}" if entry.get("model") else ""
+    title = ""
+    if entry.get("model"):
+        title = f"on {entry['model']}"
     if any(row[BETWEEN] != NONE for row in rows):
         title += f"; 95 % intervals of the mean by {interval_of(content)}"
     return {"title": title, "rows": rows}
@@ -45,9 +47,10 @@ def _score_table(entry: Mapping[str, Any], content: Mapping[str, Any]) -> dict[s
 def _score_row(name: str, fields: Mapping[str, Any], diverged: bool) -> list[str]:
     """The cells (title, mean, interval, number of networks) of a score."""
     title = scores.SHOWN.get(name, str(name).replace("_", " ")).capitalize()
-    mean = fields.get("mean")
-    in_words = DIVERGED if diverged and mean is None else number(mean)
-    return [title, in_words, _ends(fields.get("ci95")), cell(fields, "n")]
+    mean = number(fields.get("mean"))
+    if diverged and fields.get("mean") is None:
+        mean = DIVERGED
+    return [title, mean, _ends(fields.get("ci95")), cell(fields, "n")]
 
 
 def ranking(run: Run) -> dict[str, Any]:
@@ -55,15 +58,10 @@ def ranking(run: Run) -> dict[str, Any]:
     if "ranking" not in run.extra:
         return {}
     content = run.extra["ranking"]
-    sets = content.get("sets", [])
+    sets = content.get("sets")
     rows = []
-    for entry in sets if isinstance(sets, list) else []:
-        if isinstance(entry, dict):
-            rows.append([
-                str(entry.get("set", "")),
-                *_correlation(entry, "kendall"),
-                *_correlation(entry, "spearman"),
-            ])  # fmt: skip
+    if isinstance(sets, list):
+        rows = [_correlations(entry) for entry in sets if isinstance(entry, dict)]
     others = []
     for key, value in content.items():
         if key not in ("sets", "note") and isinstance(value, str | int | float):
@@ -71,10 +69,15 @@ def ranking(run: Run) -> dict[str, Any]:
     return {"rows": rows, "note": str(content.get("note") or ""), "others": others}
 
 
-def _correlation(entry: Mapping[str, Any], key: str) -> tuple[str, str]:
-    """(a rank correlation, its interval) in words."""
-    value = entry.get(key)
-    return NONE if value is None else number(value), _ends(entry.get(f"{key}_ci95"))
+def _correlations(entry: Mapping[str, Any]) -> list[str]:
+    """The cells (set, Kendall's correlation, its interval, Spearman's, its interval)."""
+    cells = [str(entry.get("set", ""))]
+    for key in ("kendall", "spearman"):
+        value = NONE
+        if entry.get(key) is not None:
+            value = number(entry[key])
+        cells += [value, _ends(entry.get(f"{key}_ci95"))]
+    return cells
 
 
 def privacy(run: Run) -> dict[str, Any]:

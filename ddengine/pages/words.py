@@ -1,6 +1,6 @@
 """Values of a run in the words of its page."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ddengine.system import log
@@ -12,13 +12,17 @@ UNITS = (("T", 1e12, 1e12), ("G", 1e9, 1e9), ("M", 1e6, 1e6), ("k", 1e4, 1e3))
 
 def in_percent(fraction: float | None) -> str:
     """A fraction in percent, nothing for None."""
-    return "" if fraction is None else f"{100 * fraction:.1f}"
+    if fraction is None:
+        return ""
+    return f"{100 * fraction:.1f}"
 
 
 def interval(row: Mapping[str, Any]) -> str:
     """The 95 % interval of a row in percent, a dash where it has none."""
-    ends = row.get("ci95")
-    return f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f}" if ends else NONE
+    if not row.get("ci95"):
+        return NONE
+    low, high = row["ci95"]
+    return f"{100 * low:.1f} to {100 * high:.1f}"
 
 
 def count(value: float | None) -> str:
@@ -33,7 +37,9 @@ def count(value: float | None) -> str:
 
 def duration(seconds: float) -> str:
     """Seconds as 12 s, 3 min or 2.5 h."""
-    return "under 1 s" if 0 <= seconds < 0.5 else log.duration(seconds)
+    if 0 <= seconds < 0.5:
+        return "under 1 s"
+    return log.duration(seconds)
 
 
 def plain(value: Any) -> str:
@@ -51,21 +57,45 @@ def plain(value: Any) -> str:
 
 def number(value: Any) -> str:
     """A number with three places where it has a fraction; anything else as text."""
-    return f"{value:.3f}" if isinstance(value, float) else plain(value)
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    return plain(value)
 
 
 def cell(row: Mapping[str, Any], key: str, in_words: Callable[[Any], str] = plain) -> str:
     """What a row says under `key` in words, nothing where it does not say it."""
-    return in_words(row[key]) if key in row else ""
+    if key not in row:
+        return ""
+    return in_words(row[key])
+
+
+def filled(lines: Sequence[Mapping[str, str]]) -> list[str]:
+    """The titles of the columns that any of the lines fills, in the order of the first line."""
+    titles = []
+    for title in lines[0]:
+        if any(line[title] for line in lines):
+            titles.append(title)
+    return titles
+
+
+def cells_of(line: Mapping[str, str], head: Sequence[str]) -> list[str]:
+    """The cells of a line under the titles `head`."""
+    return [line[title] for title in head]
 
 
 def flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
     """Yield (dotted name, text) of everything in nested objects."""
-    if isinstance(value, Mapping) and value:
-        for key, part in value.items():
-            yield from flat(part, f"{prefix}.{key}" if prefix else str(key))
-    elif isinstance(value, list) and value and all(isinstance(part, Mapping) for part in value):
-        for i, part in enumerate(value):
-            yield from flat(part, f"{prefix}.{i + 1}")
-    else:
+    parts = _parts(value)
+    if not parts:
         yield prefix, plain(value)
+    for name, part in parts:
+        yield from flat(part, f"{prefix}.{name}".removeprefix("."))
+
+
+def _parts(value: Any) -> list[tuple[str, Any]]:
+    """(name, value) of what an object or a list of objects consists of; nothing of other values."""
+    if isinstance(value, Mapping):
+        return [(str(key), part) for key, part in value.items()]
+    if isinstance(value, list) and all(isinstance(part, Mapping) for part in value):
+        return [(str(number), part) for number, part in enumerate(value, start=1)]
+    return []

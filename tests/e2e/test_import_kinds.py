@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 from torch.nn.functional import cross_entropy
 
+from buffers import imports
 from buffers.exchange import load_pt
 from buffers.store import ExpertStore
 from ddengine.artefact import folder as folders
@@ -183,6 +184,20 @@ def trained(
         if step < steps:
             optimiser.step()
     return network.eval(), snapshots
+
+
+def test_an_import_is_one_call_from_python(work, data):
+    """It says what was made, as a recipe that fits; the same call again finds it there."""
+    pixels, labels = pixels_of(data, 1)
+    torch.save([pixels, SHIFT[labels]], "pair.pt")
+    recipe = parsed(tuple(SET)).recipe
+    for _ in range(2):
+        made = imports.bring_in(recipe, [Path("pair.pt")], class_order=BACK, out=Path("set"))
+        assert (made.kind, made.folder) == ("images", Path("set"))
+        assert made.recipe.data.classes == (0, 4, 5, 1, 2, 3) and made.recipe.data.root == ROOT
+    syn, meta = loaded()
+    assert meta["recipe"]["data"]["classes"] == [0, 4, 5, 1, 2, 3]
+    assert meta["recipe"]["data"]["root"] is None and made.recipe.codec == syn.codec
 
 
 # The order of the classes

@@ -28,7 +28,7 @@ from ddengine.uses.continual import (
     images_per_class,
     kept,
     memories,
-    networks,
+    stages,
 )
 from synth.catalogue import RECIPES
 
@@ -165,6 +165,19 @@ def test_what_cannot_be_run_is_refused_before_any_work(digits):
     ]:
         with pytest.raises(UserError, match=message):
             ContinualConfig(**change)
+
+
+def test_images_for_a_memory_of_bytes_are_distilled_within_pixels():
+    """And only those: neither for exact memories, nor whitened, nor what is bytes already."""
+    unbounded, whitened = replace(RECIPE, codec=Identity()), replace(RECIPE.data, zca=True)
+    bounded = continual.within_pixels(unbounded, SMALL)
+    assert bounded == replace(unbounded, codec=Identity(bounded=True))
+    assert continual.within_pixels(bounded, SMALL) is bounded
+    for recipe, config in (
+        (unbounded, replace(SMALL, store="float32")),
+        (replace(unbounded, data=whitened), SMALL),
+    ):
+        assert continual.within_pixels(recipe, config) is recipe
 
 
 # Orders and what is seen
@@ -352,7 +365,7 @@ def test_a_lost_network_is_made_again(digits, tmp_path, monkeypatch):
     """
     config = replace(SMALL, strategy="replay", repeats=1, memories=("random",))
     whole = run(digits, config)
-    real_save = networks.save_network
+    real_save = stages.save_network
 
     def save_and_stop(context, stage, network):
         real_save(context, stage, network)
@@ -361,7 +374,7 @@ def test_a_lost_network_is_made_again(digits, tmp_path, monkeypatch):
 
     path = tmp_path / "memo.jsonl"
     with monkeypatch.context() as patch:
-        patch.setattr(networks, "save_network", save_and_stop)
+        patch.setattr(stages, "save_network", save_and_stop)
         with pytest.raises(KeyboardInterrupt):
             run(digits, config, memo_path=path)
     (stored,) = (tmp_path / "work" / "networks").glob("*_0.safetensors")

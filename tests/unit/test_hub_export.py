@@ -11,6 +11,7 @@ from helpers import shipped_loader
 from test_handover import META, ODD, ROW, a_set, compensated, front, soft
 
 from buffers import exchange as of_buffers
+from ddengine import commands
 from ddengine.artefact import export, hub, results
 from ddengine.artefact import folder as folders
 from ddengine.sets.codec import MultiFormation, Pixels, as_bytes
@@ -173,6 +174,20 @@ def test_push_uploads_the_layout_of_the_hub(tmp_path, load, fake, kind):
     names = ["README.md", "data.safetensors", "load.py", "meta.json"]
     names += ["notes.txt"] if kind == "exported" else []
     assert upload == ("upload", "me/a-set", "dataset", [*names, "train-00000-of-00001.parquet"])
+
+
+def test_the_commands_export_and_push(tmp_path, load, fake, capsys):
+    """One call each, and what came of it."""
+    place = tmp_path / "set"
+    folders.save(a_set(), place, META)
+    out = tmp_path / "out"
+    assert commands.main(["export", str(place), "--format", "hub", "--out", str(out)]) == 0
+    assert len(load(out)["train"]) == 4
+    assert commands.main(["push", str(out), "--repo", "me/a-set", "--private"]) == 0
+    assert "uploaded to https://huggingface.co/datasets/me/a-set" in capsys.readouterr().out
+    assert fake.calls[1][2]["private"] and fake.calls[2][0] == "upload"
+    assert commands.main(["push", str(out)]) == 2
+    assert "name it with --repo user/name" in capsys.readouterr().err
 
 
 def test_push_says_in_one_sentence_what_went_wrong(tmp_path, load, fake, monkeypatch):

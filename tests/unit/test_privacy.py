@@ -2,6 +2,7 @@ import copy
 import io
 import json
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from ddengine.data.realset import RealSet
 from ddengine.learning.training import train_networks
 from ddengine.models import build_model
 from ddengine.pages import of_privacy
-from ddengine.recipe import DataConfig, EvalConfig
+from ddengine.recipe import AugmentConfig, DataConfig, EvalConfig
 from ddengine.sets.codec import Identity, MultiFormation, Pixels
 from ddengine.sets.synthetic import SyntheticSet, coded
 from ddengine.system.errors import UserError
@@ -426,3 +427,30 @@ def test_picture_and_table(data, tmp_path):
         colour,
         privacy.measure(painted, colour, flat, None, seed=0),
     )
+
+
+def test_the_check_trains_both_networks_and_measures(data):
+    """One call: networks of equal seed, the learned rate for the network it was learned for alone."""
+    syn = noise_set(data).with_tensors({"lr": torch.tensor(0.05)})
+    config = EvalConfig(
+        protocol="fast", epochs=2, batch=64, full_steps=7, augment=AugmentConfig(ops=())
+    )
+    found = privacy.run(syn, data, config, "mlp", seed=3, device=CPU, learned_for="mlp")
+    build = partial(build_model, "mlp", data.image_shape, data.num_classes)
+    (full,) = train_networks(
+        build, [data.train], [3], config, config.lr, CPU, steps=7, labels="hard"
+    )
+    (on_set,) = train_networks(build, [syn], [3], config, 0.05, CPU, labels="own")
+    expected = privacy.measure(syn, data, full.embed, on_set, seed=3)
+    assert {key: found[key] for key in expected} == expected
+    assert found["training"] == {
+        "model": "mlp",
+        "optimiser": "sgd",
+        "lr": config.lr,
+        "lr_on_set": pytest.approx(0.05),
+        "full_updates": 7,
+        "labels": "own",
+    }
+    assert found["machine"] and found["versions"]
+    other = privacy.run(syn, data, config, "mlp", seed=3, device=CPU, learned_for="convnet")
+    assert other["training"]["lr_on_set"] == config.lr

@@ -15,9 +15,9 @@ from ddengine.recipe import EvalConfig, Recipe, digest, resolved, to_dict
 from ddengine.system import log, runtime
 from ddengine.system.memo import Memo
 from ddengine.system.runtime import Precision
-from ddengine.uses.continual import networks
 from ddengine.uses.continual.config import JOINT, ContinualConfig, check, class_order
 from ddengine.uses.continual.context import Context, Distill
+from ddengine.uses.continual.networks import FOLDER
 from ddengine.uses.continual.stages import go_through
 from ddengine.uses.continual.summary import summary
 
@@ -25,7 +25,7 @@ from ddengine.uses.continual.summary import summary
 MEMO = 2
 
 
-def run(
+def run(  # long: half of it says what it takes
     data: Data,
     recipe: Recipe,
     config: ContinualConfig,
@@ -77,7 +77,6 @@ def run(
         work = memo_path.parent / "work"
     memo = Memo(memo_path, identity)
     rates = _rates(data, protocol)
-    results = {}
     with log.progress("continual", _num_pieces(config, len(rates))) as bar:
         context = Context(
             data=data,
@@ -94,28 +93,48 @@ def run(
             identity=identity,
             rates=rates,
         )
-        for name in (*config.memories, JOINT):
-            repeats = [go_through(context, name, r, order) for r, order in enumerate(orders)]
-            results[name] = summary(context, name, repeats, orders)
+        memories = _compared(context, orders)
     memo.clear()
     if work is not None:
-        shutil.rmtree(work / networks.FOLDER, ignore_errors=True)
+        shutil.rmtree(work / FOLDER, ignore_errors=True)
+    seconds = round(memo.seconds_before + time.perf_counter() - begin, 2)
+    return _content(context, stages, orders, memories, seconds)
+
+
+def _compared(context: Context, orders: list[list[list[int]]]) -> dict[str, Any]:
+    """What each memory came to in all repeats, by its name."""
+    memories = {}
+    for name in (*context.config.memories, JOINT):
+        repeats = [go_through(context, name, r, order) for r, order in enumerate(orders)]
+        memories[name] = summary(context, name, repeats, orders)
+    return memories
+
+
+def _content(
+    context: Context,
+    stages: list[int],
+    orders: list[list[list[int]]],
+    memories: dict[str, Any],
+    seconds: float,
+) -> dict[str, Any]:
+    """The content of continual.json; `stages` are the numbers of classes that come."""
+    data = context.data
     return {
-        "config": to_dict(config),
-        "protocol": to_dict(protocol),
-        "recipe": recipe.name,
-        "model": recipe.model,
+        "config": to_dict(context.config),
+        "protocol": to_dict(context.protocol),
+        "recipe": context.recipe.name,
+        "model": context.recipe.model,
         "classes": list(data.class_names),
         "interval": NAME,  # of every ci95
         "stages": [_named(order, data) for order in orders],  # of each repeat
         "orders": orders,
         "classes_seen": np.cumsum(stages).tolist(),
-        "memories": results,
+        "memories": memories,
         "raw_bytes": data.bytes,
-        "seed": seed,
-        "precision": precision,
-        "seconds": round(memo.seconds_before + time.perf_counter() - begin, 2),
-        "machine": runtime.machine(device),
+        "seed": context.seed,
+        "precision": context.precision,
+        "seconds": seconds,
+        "machine": runtime.machine(context.device),
         "versions": runtime.versions(),
         "commit": runtime.commit(),
     }

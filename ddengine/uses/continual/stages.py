@@ -6,10 +6,19 @@ from typing import Any
 from torch import nn
 
 from ddengine.sets.synthetic import SyntheticSet
-from ddengine.uses.continual import memories, networks
 from ddengine.uses.continual.config import JOINT
 from ddengine.uses.continual.context import Context, Stage
-from ddengine.uses.continual.networks import Lesson
+from ddengine.uses.continual.memories import joined, piece
+from ddengine.uses.continual.networks import (
+    Lesson,
+    choose_lr,
+    joint_lesson,
+    load_network,
+    memory_lesson,
+    replay_lesson,
+    save_network,
+    tested,
+)
 
 Right = dict[str, float]  # correct test images of each class, by its name
 
@@ -35,16 +44,16 @@ def go_through(context: Context, memory: str, repeat: int, order: list[list[int]
     for stage in _stages(memory, repeat, order):
         before = so_far
         if memory != JOINT:
-            piece, took = memories.piece(context, stage)
-            so_far = memories.joined(piece, stage, before, context.data)
+            new, took = piece(context, stage)
+            so_far = joined(new, stage, before, context.data)
             seconds, size = seconds + took, so_far.nbytes()["total"]
         if replay:
-            lesson = networks.replay_lesson(context, stage, before, network)
+            lesson = replay_lesson(context, stage, before, network)
         elif so_far is None:
-            lesson = networks.joint_lesson(context, stage)
+            lesson = joint_lesson(context, stage)
         else:
-            lesson = networks.memory_lesson(so_far)
-        lr, took = networks.choose_lr(context, stage, lesson)
+            lesson = memory_lesson(so_far)
+        lr, took = choose_lr(context, stage, lesson)
         result, trained = _trained(context, stage, lesson, lr, keep=replay)
         if replay and stage.number + 1 < len(order):
             network = trained
@@ -72,10 +81,10 @@ def _trained(
     made: list[nn.Module] = []
 
     def compute() -> dict[str, Any]:
-        network, right = networks.tested(context, stage, lesson, lr)
+        network, right = tested(context, stage, lesson, lr)
         made.append(network)
         if keep:
-            networks.save_network(context, stage, network)
+            save_network(context, stage, network)
         return {"right": right}
 
     result = context.remember(f"final/{stage.key}", stage.label, compute)
@@ -84,8 +93,8 @@ def _trained(
 
 def _trained_before(context: Context, stage: Stage, lesson: Lesson, lr: float) -> nn.Module:
     """The network of a stage that was remembered: out of the work folder, else trained again."""
-    network = networks.load_network(context, stage)
+    network = load_network(context, stage)
     if network is None:
-        network, _ = networks.tested(context, stage, lesson, lr)
-        networks.save_network(context, stage, network)
+        network, _ = tested(context, stage, lesson, lr)
+        save_network(context, stage, network)
     return network

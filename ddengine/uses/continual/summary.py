@@ -1,6 +1,6 @@
 """What continual.json says of a memory: accuracies after each stage, and what was forgotten."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -56,18 +56,13 @@ def summary(
     data = context.data
     assert data.test is not None
     tested = dict(zip(data.class_names, map(len, data.test.members), strict=True))
-    by_stage = []
+    accuracies = []  # after each stage, on all classes seen so far
     for t in range(context.config.stages):
         after = [repeat.right[t] for repeat in repeats]
-        by_stage.append([_accuracy(right, tuple(right or ()), tested) for right in after])
-    matrices = []
+        accuracies.append(statistics([_accuracy(right, right or (), tested) for right in after]))
+    by_stage = []
     for repeat, order in zip(repeats, orders, strict=True):
-        parts = [tuple(data.class_names[c] for c in classes) for classes in order]
-        matrices.append(_matrix(repeat, parts, tested))
-    last = [repeat.right[-1] for repeat in repeats]
-    by_class = {}
-    for name in data.class_names:
-        by_class[name] = statistics([_accuracy(right, (name,), tested) for right in last])
+        by_stage.append(_matrix(repeat, order, data.class_names, tested))
     if memory == JOINT:
         num, size = None, data.bytes + CLASS_BYTES * len(data.train)
     else:
@@ -76,31 +71,41 @@ def summary(
     return {
         "images_per_class": num,
         "bytes": size,
-        # after each stage, on all classes seen so far
-        "accuracy": [statistics(values) for values in by_stage],
-        "final": statistics(by_stage[-1]),
-        "final_by_class": by_class,
-        "by_stage": matrices,  # of each repeat: after stage t on the classes of stage s
-        "forgetting": statistics([forgetting(matrix) for matrix in matrices], -1.0),
+        "accuracy": accuracies,
+        "final": accuracies[-1],
+        "final_by_class": _final_by_class(repeats, tested),
+        "by_stage": by_stage,  # of each repeat: after stage t on the classes of stage s
+        "forgetting": statistics(list(map(forgetting, by_stage)), -1.0),
         "lr": [repeat.rates for repeat in repeats],
         "seconds": round(sum(repeat.seconds for repeat in repeats), 2),
     }
 
 
-def _matrix(
-    repeat: Repeat, parts: Sequence[tuple[str, ...]], tested: Mapping[str, int]
-) -> list[list[float | None]]:
-    """The accuracies of a repeat after each stage on the classes of each stage so far.
+def _final_by_class(repeats: Sequence[Repeat], tested: Mapping[str, int]) -> dict[str, Any]:
+    """The statistics of the accuracy on each class after the last stage."""
+    last = [repeat.right[-1] for repeat in repeats]
+    by_class = {}
+    for name in tested:
+        by_class[name] = statistics([_accuracy(right, (name,), tested) for right in last])
+    return by_class
 
-    `parts` are the names of the classes of each stage.
-    """
+
+def _matrix(
+    repeat: Repeat, order: list[list[int]], names: Sequence[str], tested: Mapping[str, int]
+) -> list[list[float | None]]:
+    """The accuracies of a repeat after each stage on the classes of each stage so far."""
+    parts = []
+    for classes in order:
+        parts.append([names[c] for c in classes])
     lines = []
     for t, right in enumerate(repeat.right):
-        lines.append([_accuracy(right, names, tested) for names in parts[: t + 1]])
+        lines.append([_accuracy(right, part, tested) for part in parts[: t + 1]])
     return lines
 
 
-def _accuracy(right: Right | None, names: Sequence[str], tested: Mapping[str, int]) -> float | None:
+def _accuracy(
+    right: Right | None, names: Collection[str], tested: Mapping[str, int]
+) -> float | None:
     """The share of the test images of some classes that is correct; None of a lost network.
 
     `tested` is the number of test images of each class.

@@ -17,7 +17,7 @@ from ddengine.system.runtime import Precision
 from ddengine.uses.privacy.measure import measure
 
 
-def run(
+def run(  # long: half of it says what it takes
     syn: SyntheticSet,
     data: Data,
     config: EvalConfig,
@@ -46,7 +46,9 @@ def run(
         The content of privacy.json.
     """
     config = adapted(replace(config, models=(model,), baselines=()), model)
-    learned = syn.lr if model == learned_for and config.optimiser == "sgd" else None
+    learned = None
+    if model == learned_for and config.optimiser == "sgd":
+        learned = syn.lr
     facts = {
         "model": model,
         "optimiser": config.optimiser,

@@ -45,7 +45,7 @@ class Pair:
     held: Near
 
 
-def measure(
+def measure(  # long: most of it says what the numbers mean
     syn: SyntheticSet,
     data: Data,
     embed: Embed,

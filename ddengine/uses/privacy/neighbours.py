@@ -94,7 +94,7 @@ def _note_points(near: Near, part: Tensor, place: Tensor, distances: Tensor, dra
 
 
 def _note_pool(near: Near, num_set: int, place: Tensor, distances: Tensor) -> None:
-    """Take `distances` into what is known of the pool; their first `num_set` rows are of the set."""
+    """Take `distances` into what is known of the pool; the first `num_set` rows are of the set."""
     for to, rows in ((near.to_set, distances[:num_set]), (near.to_control, distances[num_set:])):
         if len(rows):
             to[place] = torch.minimum(to[place], rows.amin(0))
