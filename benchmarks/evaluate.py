@@ -15,6 +15,7 @@ the same networks; the plain loop draws other random numbers.
 
 import dataclasses
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import common
@@ -33,8 +34,8 @@ from ddengine.system import rng, runtime
 SHAPE, CLASSES, LR = (1, 28, 28), 10, 0.01
 CONFIG = EvalConfig(protocol="benchmark")
 AGREE = 1e-4  # how far parameters may be apart, of rounding in another order
-# on a CPU: sets below this many images are trained in one computation
-ENGINE = {"together": 10**9, "one by one": 0}
+# networks of any set are trained in one computation, or of none
+ENGINE = {"together": training.AtOnce(10**9, 2**62), "one by one": training.AtOnce(0, 0)}
 
 
 @dataclass(frozen=True)
@@ -65,17 +66,18 @@ def noise(num: int, device: torch.device) -> RealSet:
 def by_engine(
     form: str, name: str, real: RealSet, settings: Settings, device: torch.device
 ) -> list[nn.Module]:
-    """Networks trained by the engine, the threshold that decides on the form moved and put back."""
-    usual = training.BATCHED_BELOW, training.MOST_PIXELS
-    training.BATCHED_BELOW, training.MOST_PIXELS = ENGINE[form], 2**62 if ENGINE[form] else 0
+    """Networks trained by the engine, in one computation or one after another."""
     seeds = list(range(settings.networks))
-    try:
-        build = lambda r: build_model(name, SHAPE, CLASSES, r)  # noqa: E731
-        return training.train_networks(
-            build, [real] * len(seeds), seeds, CONFIG, LR, device, steps=settings.updates
-        )
-    finally:
-        training.BATCHED_BELOW, training.MOST_PIXELS = usual
+    return training.train_networks(
+        partial(build_model, name, SHAPE, CLASSES),
+        [real] * len(seeds),
+        seeds,
+        CONFIG,
+        LR,
+        device,
+        steps=settings.updates,
+        at_once=ENGINE[form],
+    )
 
 
 def by_plain_loop(

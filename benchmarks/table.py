@@ -3,7 +3,7 @@
 The same command resumes.
 
     python benchmarks/table.py NAME [--jobs 2]              a table of this file
-    python benchmarks/table.py NAME RECIPE [RECIPE ...]     one row a recipe, with its own baselines
+    python benchmarks/table.py NAME RECIPE [RECIPE ...]    one row a recipe, each with its baselines
 
 Writes docs/results/NAME.md, docs/results/NAME.json (every evaluation.json, with cost, machine,
 versions and commit) and, of runs that validated while they distilled, docs/results/NAME.png
@@ -18,6 +18,7 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -160,9 +161,8 @@ def _parts() -> list[Row]:
 
 
 def _matching() -> list[Row]:
-    """The methods that need no experts, MTT beside them, and the coresets.
-
-    By the protocol of the small recipes, at IPC 10 half as long.
+    """The methods that need no experts, MTT beside them, and the coresets, by the protocol of the
+    small recipes, at IPC 10 half as long.
     """
     half = {1: (), 10: ("--evaluation.epochs", "150")}
     chosen = ("random", "herding", "k_centre", "k_means")
@@ -196,9 +196,8 @@ NETWORKS = (
 
 
 def _cross() -> list[Row]:
-    """Sets that one network distilled or chose, on six.
-
-    Baselines are shared out so that two jobs take equally long.
+    """Sets that one network distilled or chose, on six; baselines are shared out so that two jobs
+    take equally long.
     """
     shown = (
         "--evaluation.models",
@@ -219,23 +218,25 @@ def _cross() -> list[Row]:
     )
     budget = {"mtt": (*small("mtt", 10), "--outer.steps", "120"), "dm": ()}
     baselines = {"mtt": ("full",), "dm": ("random", "herding")}
-    return [
-        Row(
-            label=method.upper(), recipe=f"{method}/fashion_mnist_ipc10_small",
-            flags=(*budget[method], *shown, *chosen), baselines=baselines[method],
+    rows = []
+    for method in ("mtt", "dm"):
+        row = Row(
+            label=method.upper(),
+            recipe=f"{method}/fashion_mnist_ipc10_small",
+            flags=(*budget[method], *shown, *chosen),
+            baselines=baselines[method],
             group="IPC 10",
         )
-        for method in ("mtt", "dm")
-    ]  # fmt: skip
+        rows.append(row)
+    return rows
 
 
 DEAR = ("--labels", "dynamic", "--num_networks", "3")  # teachers look at every batch
 
 
 def _compensator() -> list[Row]:
-    """INFER, SRe2L and RDED with the same teachers and students.
-
-    Each with labels that are stored and with labels made on the fly.
+    """INFER, SRe2L and RDED with the same teachers and students, each with labels that are stored
+    and with labels made on the fly.
     """
     rows = []
     for ipc in (10, 50):
@@ -309,20 +310,25 @@ def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |\n"
 
 
-def _accuracy(row: dict[str, Any]) -> str:
-    """Mean and 95 % interval in percent."""
+def _accuracy(row: dict[str, Any], spread: str = "") -> str:
+    """Mean, what is said of its spread, and 95 % interval, in percent."""
     if row["accuracy_mean"] is None:
         return "diverged"
-    between = f" ({100 * row['ci95'][0]:.1f} to {100 * row['ci95'][1]:.1f})" if row["ci95"] else ""
-    return f"{100 * row['accuracy_mean']:.1f}{between}"
+    between = ""
+    if row["ci95"]:
+        low, high = row["ci95"]
+        between = f" ({100 * low:.1f} to {100 * high:.1f})"
+    return f"{100 * row['accuracy_mean']:.1f}{spread}{between}"
 
 
 def _ends(row: dict[str, Any]) -> list[float]:
-    """The interval of a row.
+    """The interval.
 
     Of networks that diverged nothing is known, and of one network it is its accuracy.
     """
-    return [0.0, 1.0] if row["accuracy_mean"] is None else row["ci95"] or [row["accuracy_mean"]] * 2
+    if row["accuracy_mean"] is None:
+        return [0.0, 1.0]
+    return row["ci95"] or [row["accuracy_mean"]] * 2
 
 
 def markdown(runs: list[dict[str, Any]]) -> str:
@@ -333,23 +339,41 @@ def markdown(runs: list[dict[str, Any]]) -> str:
     """
     lines = [_line(COLUMNS), _line(["---"] * len(COLUMNS))]
     for run in runs:
-        rivals: list[dict[str, Any]] = []
-        for other in runs:
-            if other["group"] == run["group"]:
-                rivals += [r for r in other["evaluation"]["rows"] if r["set"] in RIVALS]
-        lines += [_set_line(run, row, rivals) for row in run["evaluation"]["rows"]]
+        for row in run["evaluation"]["rows"]:
+            label, name = run["group"] or run["row"], row["set"]
+            if row["set"] in OWN_ROWS:
+                label = run["row"]
+                if row["set"] not in CONTROLS and not _is_above(row, _rivals(runs, run, row)):
+                    name += " **not clearly above the baselines**"
+            std = row["accuracy_std"]
+            spread = "" if std is None else f" ± {100 * std:.1f}"
+            lines.append(_line([label, name, _accuracy(row, spread), *_costs(run, row)]))
     return "".join(lines)
 
 
-def _set_line(run: dict[str, Any], row: dict[str, Any], rivals: list[dict[str, Any]]) -> str:
-    """The line of one set."""
-    name = run["group"] or run["row"]
-    mark = ""
-    if row["set"] in OWN_ROWS:
-        name = run["row"]
-        if row["set"] not in CONTROLS and not _beats(row, rivals):
-            mark = " **not clearly above the baselines**"
-    evaluation = [
+def _rivals(
+    runs: list[dict[str, Any]], run: dict[str, Any], row: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """The baselines of the group of a run, on the network of a row."""
+    rivals = []
+    for other in runs:
+        if other["group"] != run["group"]:
+            continue
+        for rival in other["evaluation"]["rows"]:
+            counts = rival["set"] in RIVALS and rival["accuracy_mean"] is not None
+            if counts and rival["model"] == row["model"]:
+                rivals.append(rival)
+    return rivals
+
+
+def _is_above(row: dict[str, Any], rivals: list[dict[str, Any]]) -> bool:
+    """Whether a row beats others by more than both intervals."""
+    return all(_ends(row)[0] > _ends(rival)[1] for rival in rivals)
+
+
+def _costs(run: dict[str, Any], row: dict[str, Any]) -> list[str]:
+    """What an evaluation cost; of a distilled set also its distillation and its experts."""
+    cells = [
         str(row["n"]),
         str(row.get("images", "")),
         str(row.get("bytes", "")),
@@ -358,38 +382,22 @@ def _set_line(run: dict[str, Any], row: dict[str, Any], rivals: list[dict[str, A
         str(row["steps"]),
         f"{row['seconds'] / 60:.1f} min",
     ]
-    spent = _spent(run) if row["set"] == "distilled" else ["-"] * 3
-    return _line([name, row["set"] + mark, _spread(row), *evaluation, *spent])
-
-
-def _beats(row: dict[str, Any], rivals: list[dict[str, Any]]) -> bool:
-    """Whether a set lies above the baselines of its network by more than both intervals."""
-    known = [r for r in rivals if r["accuracy_mean"] is not None and r["model"] == row["model"]]
-    return all(_ends(row)[0] > _ends(r)[1] for r in known)
-
-
-def _spread(row: dict[str, Any]) -> str:
-    """The accuracy with its standard deviation, where there is one, before the interval."""
-    accuracy = _accuracy(row)
-    if row["accuracy_std"] is None:
-        return accuracy
-    spread = f" ± {100 * row['accuracy_std']:.1f}"
-    return accuracy.replace(" (", f"{spread} (", 1) if row["ci95"] else accuracy + spread
-
-
-def _spent(run: dict[str, Any]) -> list[str]:
-    """Time and memory of the distillation, time of the experts."""
-    cost = run["distillation"]
+    if row["set"] != "distilled":
+        return [*cells, "-", "-", "-"]
+    cost, experts = run["distillation"], run["experts"]
     # the initial images are all that some methods make
     minutes = (cost["seconds"] + cost.get("initial_seconds", 0)) / 60
-    experts = f"{run['experts']['seconds'] / 60:.1f} min" if run["experts"] else "-"
-    return [f"{minutes:.1f} min", f"{cost['peak_memory_bytes'] / 1e9:.2f} GB", experts]
+    return [
+        *cells,
+        f"{minutes:.1f} min",
+        f"{cost['peak_memory_bytes'] / 1e9:.2f} GB",
+        f"{experts['seconds'] / 60:.1f} min" if experts else "-",
+    ]
 
 
 def crossed(runs: list[dict[str, Any]]) -> str:
-    """One line per set and one column per network, mean and 95 % interval.
-
-    With each set's loss against the network it was made with.
+    """One line per set and one column per network, mean and 95 % interval; each set's loss against
+    the network it was made with.
     """
     models = list(dict.fromkeys(row["model"] for run in runs for row in run["evaluation"]["rows"]))
     lines = [_line(["set", *models, "mean over the others"]), _line(["---"] * (len(models) + 2))]
@@ -408,9 +416,8 @@ def crossed(runs: list[dict[str, Any]]) -> str:
 
 
 def plot(path: Path, runs: list[dict[str, Any]]) -> None:
-    """Accuracy on the validation split against the time of the experts and of the distillation.
-
-    A panel for each group of rows.
+    """Accuracy on the validation split against the time of the experts and of the distillation, a
+    panel for each group of rows.
     """
     import matplotlib
 
@@ -496,59 +503,67 @@ def write(name: str, rows: list[Row], said: str) -> None:
         plot(out / f"{name}.png", runs)
 
 
-def shared_stores(rows: list[Row], threads: int) -> list[Row]:
-    """A row for each store, as rows that share experts must not train them at the same time."""
-    stores: dict[str, Row] = {}
-    for row in rows:
-        if row.of:
-            continue
-        recipe = json.loads(command(threads, "distill", row.recipe, *row.flags, "--print_config"))
-        if recipe["buffer"] is not None:
-            experts = json.dumps([recipe["data"], recipe["buffer"], recipe["teachers"]])
-            stores.setdefault(experts, row)
-    return list(stores.values())
-
-
 def main(args: list[str]) -> None:
     """Run, collect, write."""
     names, jobs = args, 1
     if "--jobs" in args:
-        at = args.index("--jobs")
-        names, jobs = args[:at], int(args[at + 1])
+        place = args.index("--jobs")
+        names, jobs = args[:place], int(args[place + 1])
     if not names or (len(names) == 1 and names[0] not in TABLES):
         sys.exit(
             "usage: python benchmarks/table.py NAME RECIPE [RECIPE ...], or one of "
             f"{', '.join(TABLES)} [--jobs N]"
         )
     name, *recipes = names
-    if recipes:
-        rows = [Row(label=r, recipe=r, baselines=None, group=r) for r in recipes]
-    else:
-        rows = TABLES[name]()
+    rows = [Row(label=recipe, recipe=recipe, baselines=None, group=recipe) for recipe in recipes]
+    rows = rows or TABLES[name]()
     said = " ".join(["python benchmarks/table.py", *args])
     threads = max(1, (os.cpu_count() or 1) // jobs)
     writing = Lock()  # of the result files
 
-    def train(row: Row) -> None:
-        command(threads, "buffer", row.recipe, *row.flags)
-
     def run(row: Row) -> None:
-        folder, out = (str(path.relative_to(ROOT)) for path in places(name, rows, row))
-        flags: list[str] = []
-        if row.of:
-            flags += [*row.flags, "--out", out]
-        else:
-            command(threads, "distill", row.recipe, *row.flags, "--out", folder)
-        if row.baselines is not None:
-            flags += ["--baselines", *row.baselines]
-        command(threads, "evaluate", folder, *flags)
+        make(name, rows, row, threads)
         with writing:
             write(name, rows, said)
 
     with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(train, shared_stores(rows, threads)))
+        list(pool.map(partial(train_experts, threads), with_stores(rows, threads)))
         list(pool.map(run, [row for row in rows if not row.of]))
         list(pool.map(run, [row for row in rows if row.of]))  # whose sets are there now
+
+
+def with_stores(rows: list[Row], threads: int) -> list[Row]:
+    """A row for each store of experts.
+
+    Rows that share experts must not train them at the same time.
+    """
+    stores: dict[str, Row] = {}
+    for row in rows:
+        if row.of:
+            continue
+        recipe = json.loads(command(threads, "distill", row.recipe, *row.flags, "--print_config"))
+        if recipe["buffer"] is not None:
+            decides = [recipe["data"], recipe["buffer"], recipe["teachers"]]
+            stores.setdefault(json.dumps(decides), row)
+    return list(stores.values())
+
+
+def train_experts(threads: int, row: Row) -> None:
+    """The experts of a row."""
+    command(threads, "buffer", row.recipe, *row.flags)
+
+
+def make(name: str, rows: list[Row], row: Row, threads: int) -> None:
+    """Distill and evaluate the set of a row, or evaluate the set of another row otherwise."""
+    folder, out = (str(path.relative_to(ROOT)) for path in places(name, rows, row))
+    flags: list[str] = []
+    if row.of:
+        flags += [*row.flags, "--out", out]
+    else:
+        command(threads, "distill", row.recipe, *row.flags, "--out", folder)
+    if row.baselines is not None:
+        flags += ["--baselines", *row.baselines]
+    command(threads, "evaluate", folder, *flags)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ MEMO = 2
 AT_ONCE = 2**24  # pixel values of a set that are decoded at a time
 
 
-def evaluate(
+def evaluate(  # long: most of it is what the arguments are
     syn: SyntheticSet,
     data: Data,
     config: EvalConfig,
@@ -98,21 +98,18 @@ def evaluate(
     if test is not None:
         data = replace(data, test=test, num_test=len(test), held_out=False)
     weights = [files.tensor_digest(network.state_dict()) for network in teachers]
-    of_test = [] if test is None else [test.digest]
     codec = [type(syn.codec).__name__, to_dict(syn.codec)]
-    identity = digest(
-        [
-            MEMO, to_dict(config), seed, precision, data.train.digest, model, set_digest(syn), codec,
-            weights, *of_test,
-        ]
-    )  # fmt: skip
+    decides = [MEMO, to_dict(config), seed, precision, data.train.digest, model]
+    decides += [set_digest(syn), codec, weights]
+    own_test = {} if test is None else {"own_test": test.digest}
+    memo = Memo(memo_path, digest([*decides, *own_test.values()]))
     bench = Bench(
         data=data,
         config=config,
         seed=seed,
         device=device,
         precision=precision,
-        memo=Memo(memo_path, identity),
+        memo=memo,
         means=means or usual_means(),
         home=model,
         learned_lr=syn.lr,
@@ -126,32 +123,39 @@ def evaluate(
     _say_what_to_know(bench, syn)
     brought = [key for key in factories if key not in config.models]
     models = (*config.models, *brought) or (model,)
-    rows = _rows(bench, syn, models)
-    at_once = asdict(bench.at_once)
-    bench.memo.clear()
-    seconds = seconds_before + bench.memo.seconds_before + time.perf_counter() - start
-    labelled_by = "a network trained on the full data"
-    if teachers:
-        labelled_by = f"{len(teachers)} teachers"
-    return {
+    content = {
         "protocol": to_dict(replace(config, models=models)),
-        "rows": rows,
+        "rows": _rows(bench, syn, models),
+        **_facts(bench, syn, weights),
+        "at_once": asdict(bench.at_once),
+        **own_test,
+    }
+    memo.clear()
+    seconds = seconds_before + memo.seconds_before + time.perf_counter() - start
+    return content | {"seconds": round(seconds, 2)}
+
+
+def _facts(bench: Bench, syn: SyntheticSet, weights: list[str]) -> dict[str, Any]:
+    """What an evaluation says beside its rows; `weights` identify the teachers."""
+    data = bench.data
+    labelled_by = "a network trained on the full data"
+    if weights:
+        labelled_by = f"{len(weights)} teachers"
+    return {
         "raw_bytes": data.bytes,
         "dataset_bytes": data.dataset_bytes,
         "interval": NAME,  # of every ci95
         "num_images": data.counts,
         "test_images_per_class": _tested(data),
         "set_digest": set_digest(syn),
-        "seed": seed,
-        "precision": precision,
+        "seed": bench.seed,
+        "precision": bench.precision,
         "labelled_by": labelled_by,  # random_soft, and all with dynamic labels
         "teachers": weights,
-        "seconds": round(seconds, 2),
-        "machine": runtime.machine(device),
+        "seconds": 0.0,  # known at the end
+        "machine": runtime.machine(bench.device),
         "versions": runtime.versions(),
         "commit": runtime.commit(),
-        "at_once": at_once,
-        **({} if test is None else {"own_test": test.digest}),
     }
 
 

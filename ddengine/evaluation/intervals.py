@@ -12,16 +12,15 @@ FORMER = "Student's t"  # of files that name none
 def interval(
     values: Sequence[float], low: float = 0.0, high: float = 1.0
 ) -> tuple[float | None, float | None, tuple[float, float] | None]:
-    """Mean, sample standard deviation, and the 95 % interval of the mean of values that lie within
-    `low` and `high`.
+    """Mean, sample standard deviation, and the 95 % interval of the mean of values.
 
-    The interval is Student's t on the logit scale: the half width t s / sqrt(n) is carried to the
-    logit of the mean by the derivative there (the delta method), and both ends are carried back. In
-    the middle, and where values scatter little, that is the plain interval; near the bounds it is
-    longer on the side where accuracies have room to differ. Cut at the bounds instead, the plain
-    one covers the true mean of skewed accuracies far less often than it says
-    (benchmarks/intervals.py). Equal values have an interval of no width. One value has neither
-    deviation nor interval, and no value not even a mean.
+    They lie within `low` and `high`. The interval is Student's t on the logit scale: the half width
+    t s / sqrt(n) is carried to the logit of the mean by the derivative there (the delta method),
+    and both ends are carried back. In the middle, and where values scatter little, that is the
+    plain interval; near the bounds it is longer on the side where accuracies have room to differ.
+    Cut at the bounds instead, the plain one covers the true mean of skewed accuracies far less
+    often than it says (benchmarks/intervals.py). Equal values have an interval of no width. One
+    value has neither deviation nor interval, and no value not even a mean.
     """
     if len(values) == 0:
         return None, None, None
@@ -34,15 +33,16 @@ def interval(
 
 
 def within(mean: float, half: float, low: float = 0.0, high: float = 1.0) -> tuple[float, float]:
-    """The interval mean - half to mean + half, carried to the logit scale between `low` and `high`
-    and back; it contains the mean.
+    """The interval mean - half to mean + half, carried to the logit scale and back.
+
+    The scale lies between `low` and `high`. The interval contains the mean.
     """
-    share, slope = (mean - low) / (high - low), (mean - low) * (high - mean) / (high - low)
+    share = (mean - low) / (high - low)
+    slope = (mean - low) * (high - mean) / (high - low)
     if half == 0 or slope <= 0:  # a mean at a bound is that of equal values
         return mean, mean
-    ends = low + (high - low) * scipy.special.expit(
-        scipy.special.logit(share) + np.array([-half, half]) / slope
-    )
+    logits = scipy.special.logit(share) + np.array([-half, half]) / slope
+    ends = low + (high - low) * scipy.special.expit(logits)
     return min(float(ends[0]), mean), max(float(ends[1]), mean)
 
 

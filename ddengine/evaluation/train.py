@@ -22,7 +22,7 @@ from ddengine.system.runtime import Precision
 from ddengine.types import TrainingSet
 
 
-def train_one(
+def train_one(  # long: most of it is what the arguments are
     of: SyntheticSet | TrainingSet,
     network: str | Factory | nn.Module,
     config: EvalConfig,

@@ -1,12 +1,11 @@
-"""Differentiable siamese augmentation (DSA; Zhao & Bilen, ICML 2021, arXiv 2102.08259), CutMix and
-mixup, sampling apart from applying.
+"""Differentiable siamese augmentation (DSA), CutMix and mixup, sampling apart from applying.
 
-A draw names one operation per group of images (a batch, a class, a network) and holds a few uniform
-numbers per image (or per group), from which each operation makes its parameters; operations that
-are always applied have as many of their own each. So one draw can be applied twice (siamese), to
-batches of different sizes too, and an unrolled step can be replayed. Everything is differentiable
-in the images as often as wanted, works in the images' own units (normalised or whitened, no clamp)
-and has no loop over images.
+DSA is of Zhao & Bilen (ICML 2021, arXiv 2102.08259). A draw names one operation per group of images
+(a batch, a class, a network) and holds a few uniform numbers per image (or per group), from which
+each operation makes its parameters; operations that are always applied have as many of their own
+each. So one draw can be applied twice (siamese), to batches of different sizes too, and an unrolled
+step can be replayed. Everything is differentiable in the images as often as wanted, works in the
+images' own units (normalised or whitened, no clamp) and has no loop over images.
 """
 
 import itertools
@@ -61,28 +60,28 @@ def sample(
     numbers = 4 if "resized_crop" in (*config.ops, *config.always) else 3
     ops, uniform = ("none",) * groups, torch.zeros(groups, 1, numbers)
     if config.ops:
-        ops = tuple(
-            config.ops[i] for i in torch.randint(len(config.ops), (groups,), generator=rng).tolist()
-        )
+        chosen = torch.randint(len(config.ops), (groups,), generator=rng)
+        ops = tuple(map(config.ops.__getitem__, chosen.tolist()))
         uniform = torch.rand(groups, per_group, numbers, generator=rng)
-    always = (
-        torch.rand(groups, per_group, len(config.always), numbers, generator=rng)
-        if config.always
-        else None
-    )
+    always = None
+    if config.always:
+        always = torch.rand(groups, per_group, len(config.always), numbers, generator=rng)
     return AugmentDraw(ops, uniform, always)
 
 
 def concatenate(draws: list[AugmentDraw]) -> AugmentDraw:
-    """One draw of all groups of `draws`, which must be of one configuration and have equally many
-    images a group.
+    """One draw of all groups of `draws`.
+
+    They must be of one configuration and have equally many images a group.
     """
-    always = [d.always for d in draws if d.always is not None]
-    return AugmentDraw(
-        tuple(op for d in draws for op in d.ops),
-        torch.cat([d.uniform for d in draws]),
-        torch.cat(always) if always else None,
-    )
+    ops: list[str] = []
+    always: list[Tensor] = []
+    for draw in draws:
+        ops += draw.ops
+        if draw.always is not None:
+            always.append(draw.always)
+    uniform = torch.cat([draw.uniform for draw in draws])
+    return AugmentDraw(tuple(ops), uniform, torch.cat(always) if always else None)
 
 
 def apply(config: AugmentConfig, images: Tensor, draw: AugmentDraw) -> Tensor:
@@ -114,15 +113,11 @@ def _apply_drawn(config: AugmentConfig, images: Tensor, draw: AugmentDraw) -> Te
         return OPS[draw.ops[0]](config, images, uniform)
     out = torch.empty_like(images)
     for op in sorted(set(draw.ops)):  # at most one call per kind of operation, however many groups
-        chosen = torch.tensor([i for i, o in enumerate(draw.ops) if o == op]).to(
-            images.device, non_blocking=True
-        )
-        index = (
-            chosen[:, None] * per_group + torch.arange(per_group, device=images.device)
-        ).flatten()
-        out = out.index_copy(
-            0, index, OPS[op](config, images.index_select(0, index), uniform.index_select(0, index))
-        )
+        chosen = torch.tensor([i for i, other in enumerate(draw.ops) if other == op])
+        first = chosen.to(images.device, non_blocking=True)[:, None] * per_group
+        index = (first + torch.arange(per_group, device=images.device)).flatten()
+        part, numbers = images.index_select(0, index), uniform.index_select(0, index)
+        out = out.index_copy(0, index, OPS[op](config, part, numbers))
     return out
 
 
@@ -143,12 +138,12 @@ class CutMix:
 def sample_cutmix(
     probability: float, num: int, size: tuple[int, int], rng: Generator
 ) -> CutMix | None:
-    """With `probability` a draw for a batch of `num` images of `size` (height, width), else None
-    (CutMix; Yun et al., ICCV 2019).
+    """With `probability` a draw for a batch, else None (CutMix; Yun et al., ICCV 2019).
 
-    The ratio that stays is Beta(1, 1), which is uniform (as IDC takes it). The box has the image's
-    proportions and a uniform centre, and is cut off at the border; the share is counted after that.
-    All numbers are drawn on the CPU, so nothing waits for a device.
+    The batch has `num` images of `size` (height, width). The ratio that stays is Beta(1, 1), which
+    is uniform (as IDC takes it). The box has the image's proportions and a uniform centre, and is
+    cut off at the border; the share is counted after that. All numbers are drawn on the CPU, so
+    nothing waits for a device.
     """
     use, covered, row, column = torch.rand(4, generator=rng, dtype=torch.float64).tolist()
     if use >= probability:
@@ -163,15 +158,15 @@ def sample_cutmix(
 
 
 def cutmix(images: Tensor, draw: CutMix) -> Tensor:
-    """Images (B, C, H, W) with the box of each taken from its partner; the given ones stay as they
-    are.
+    """Images (B, C, H, W) with the box of each taken from its partner.
+
+    The given images stay as they are.
     """
     top, bottom, left, right = draw.box
-    mixed = images.clone()
-    mixed[:, :, top:bottom, left:right] = images[:, :, top:bottom, left:right].index_select(
-        0, draw.partner
-    )
-    return mixed
+    boxes = images[:, :, top:bottom, left:right]
+    result = images.clone()
+    result[:, :, top:bottom, left:right] = boxes.index_select(0, draw.partner)
+    return result
 
 
 @dataclass(frozen=True)
@@ -190,20 +185,20 @@ Mix = CutMix | MixUp
 
 
 def sample_mixup(alpha: float, num: int, rng: Generator) -> MixUp:
-    """A draw for a batch of `num` images, its share Beta(alpha, alpha) (mixup; Zhang et al., ICLR
-    2018).
+    """A draw for a batch of `num` images (mixup; Zhang et al., ICLR 2018).
 
-    The share is the quantile of one uniform number, because torch's own Beta takes no generator.
+    Its share is Beta(alpha, alpha). The share is the quantile of one uniform number, because
+    torch's own Beta takes no generator.
     """
     at = torch.rand((), generator=rng, dtype=torch.float64).item()
-    return MixUp(
-        torch.randperm(num, generator=rng), float(scipy.special.betaincinv(alpha, alpha, at))
-    )
+    partner = torch.randperm(num, generator=rng)
+    return MixUp(partner, float(scipy.special.betaincinv(alpha, alpha, at)))
 
 
 def mix(images: Tensor, draw: Mix) -> Tensor:
-    """Images (B, C, H, W) mixed with their partners: by `cutmix`, or share x + (1 - share)
-    x[partner].
+    """Images (B, C, H, W) mixed with their partners.
+
+    That is by `cutmix`, or share x + (1 - share) x[partner].
     """
     if isinstance(draw, CutMix):
         return cutmix(images, draw)
@@ -240,17 +235,17 @@ def contrast(images: Tensor, factor: Tensor) -> Tensor:
 
 
 def _gather_pixels(images: Tensor, rows: Tensor, columns: Tensor, weights: Tensor) -> Tensor:
-    """Sum over taps of weight * x[row, column], zero outside. rows, columns: int64 (taps, B, H, W),
-    weights (taps, B, H, W).
+    """Sum over taps of weight * x[row, column], zero outside.
+
+    rows, columns: int64 (taps, B, H, W); weights (taps, B, H, W).
     """
     num, channels, height, width = images.shape
     inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
     index = rows.clamp(0, height - 1) * width + columns.clamp(0, width - 1)
     flat, out = images.flatten(2), None
     for tap_index, tap_weight in zip(index, weights * inside, strict=True):
-        tap = flat.gather(2, tap_index.view(num, 1, -1).expand(-1, channels, -1)) * tap_weight.view(
-            num, 1, -1
-        )
+        values = flat.gather(2, tap_index.view(num, 1, -1).expand(-1, channels, -1))
+        tap = values * tap_weight.view(num, 1, -1)
         out = tap if out is None else out + tap
     assert out is not None
     return out.view_as(images)
@@ -259,39 +254,42 @@ def _gather_pixels(images: Tensor, rows: Tensor, columns: Tensor, weights: Tenso
 def crop(images: Tensor, shift_rows: Tensor, shift_columns: Tensor) -> Tensor:
     """out[r, c] = x[r + shift_rows, c + shift_columns], zero outside; shifts int64."""
     num, _, height, width = images.shape
-    rows = (torch.arange(height, device=images.device) + shift_rows[:, None])[:, :, None].expand(
-        num, height, width
-    )
-    columns = (torch.arange(width, device=images.device) + shift_columns[:, None])[
-        :, None, :
-    ].expand(num, height, width)
+    shape = (num, height, width)
+    rows = torch.arange(height, device=images.device) + shift_rows[:, None]
+    columns = torch.arange(width, device=images.device) + shift_columns[:, None]
     return _gather_pixels(
-        images, rows[None], columns[None], torch.ones(1, device=images.device, dtype=images.dtype)
+        images,
+        rows[:, :, None].expand(shape)[None],
+        columns[:, None, :].expand(shape)[None],
+        torch.ones(1, device=images.device, dtype=images.dtype),
     )
 
 
 def rearrange(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """out[b, :, r, c] = x[b, :, rows[b, r], columns[b, c]]; rows (B, H) and columns (B, W) int64."""
+    """out[b, :, r, c] = x[b, :, rows[b, r], columns[b, c]].
+
+    rows (B, H) and columns (B, W) are int64.
+    """
     num, channels, _, width = images.shape
     index = (rows[:, :, None] * width + columns[:, None, :]).view(num, 1, -1)
     return images.flatten(2).gather(2, index.expand(-1, channels, -1)).view_as(images)
 
 
 def roll(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Shift cyclically, down by `rows` and to the right by `columns` (int64), as torch.roll does."""
+    """Shift cyclically, down by `rows` and right by `columns` (int64), as torch.roll does."""
     height, width = images.shape[2:]
-    down, right = (torch.arange(length, device=images.device) for length in (height, width))
+    down = torch.arange(height, device=images.device)
+    right = torch.arange(width, device=images.device)
     return rearrange(images, (down - rows[:, None]) % height, (right - columns[:, None]) % width)
 
 
 def resized_crop(
     images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor
 ) -> Tensor:
-    """The box of each image (int64, inside it) stretched to the whole: bilinear, half-pixel
-    centres, the edge of the box repeated.
+    """The box of each image (int64, inside it) stretched to the size of the image.
 
-    Two batched matrix products, whose backward is deterministic on CUDA as that of
-    functional.interpolate is not.
+    It is bilinear, with half-pixel centres, the edge of the box repeated. Two batched matrix
+    products, whose backward is deterministic on CUDA as that of functional.interpolate is not.
     """
 
     def weights(first: Tensor, side: Tensor, length: int) -> Tensor:
@@ -301,24 +299,22 @@ def resized_crop(
         at = ((line + 0.5) * (side / length) - 0.5).clamp(min=0).minimum(side - 1) + first[:, None]
         return (1 - (at[:, :, None] - line).abs()).clamp(min=0)[:, None]
 
+    down = weights(top, height, images.shape[2])
+    across = weights(left, width, images.shape[3])
     with exact_matmul():
-        return (
-            weights(top, height, images.shape[2])
-            @ images
-            @ weights(left, width, images.shape[3]).mT
-        )
+        return down @ images @ across.mT
 
 
 @cache
 def _strip_orders(length: int, patches: int) -> Tensor:
-    """(patches!, length) int64: the lines of one side, cut into strips, in each order of the
-    strips; the last strip takes what is left over.
+    """The lines of one side, cut into strips, in each order of the strips.
+
+    (patches!, length) int64; the last strip takes what is left over.
     """
     size = length // patches
-    strips = torch.arange(length).split([size] * (patches - 1) + [length - size * (patches - 1)])
-    return torch.stack(
-        [torch.cat([strips[i] for i in order]) for order in itertools.permutations(range(patches))]
-    )
+    sizes = [size] * (patches - 1) + [length - size * (patches - 1)]
+    strips = torch.arange(length).split(sizes)
+    return torch.stack(list(map(torch.cat, itertools.permutations(strips))))
 
 
 def shuffle(images: Tensor, patches: int, row_order: Tensor, column_order: Tensor) -> Tensor:
@@ -327,10 +323,9 @@ def shuffle(images: Tensor, patches: int, row_order: Tensor, column_order: Tenso
     Orders (B,) int64 count the permutations of 0..patches-1 in lexicographic order: place i gets
     strip permutation[i].
     """
-    rows, columns = (
-        _strip_orders(length, patches).to(images.device, non_blocking=True)
-        for length in images.shape[2:]
-    )
+    height, width = images.shape[2:]
+    rows = _strip_orders(height, patches).to(images.device, non_blocking=True)
+    columns = _strip_orders(width, patches).to(images.device, non_blocking=True)
     return rearrange(images, rows.index_select(0, row_order), columns.index_select(0, column_order))
 
 
@@ -348,11 +343,9 @@ def cutout(
         return (line >= first[:, None]) & (line <= last[:, None])
 
     height, width = images.shape[2:]
-    hidden = (
-        covered(centre_rows, size[0], height)[:, :, None]
-        & covered(centre_columns, size[1], width)[:, None, :]
-    )
-    return images * ~hidden[:, None]
+    rows = covered(centre_rows, size[0], height)[:, :, None]
+    columns = covered(centre_columns, size[1], width)[:, None, :]
+    return images * ~(rows & columns)[:, None]
 
 
 def flip(images: Tensor, mirrored: Tensor) -> Tensor:
@@ -361,28 +354,26 @@ def flip(images: Tensor, mirrored: Tensor) -> Tensor:
 
 
 def warp(images: Tensor, matrix: Tensor) -> Tensor:
-    """Bilinear resampling: the output pixel at (X = columns, Y = rows) in [-1, 1], corners at -1
-    and 1, reads at matrix (X, Y); zero outside.
+    """Bilinear resampling.
 
-    matrix: (B, 2, 2). On CUDA made of `gather`, because the backward of grid_sample has no
-    deterministic kernel there and a resumed run must repeat itself; on a CPU grid_sample is
-    deterministic and twice as fast.
+    The output pixel at (X = columns, Y = rows) in [-1, 1], corners at -1 and 1, reads at matrix
+    (X, Y); it is zero outside. matrix: (B, 2, 2). On CUDA made of `gather`, because the backward of
+    grid_sample has no deterministic kernel there and a resumed run must repeat itself; on a CPU
+    grid_sample is deterministic and twice as fast.
     """
     if images.is_cuda:
         return warp_by_gather(images, matrix)
-    grid = functional.affine_grid(
-        functional.pad(matrix, (0, 1)), list(images.shape), align_corners=True
-    )
+    affine = functional.pad(matrix, (0, 1))
+    grid = functional.affine_grid(affine, list(images.shape), align_corners=True)
     return functional.grid_sample(images, grid, align_corners=True)
 
 
 def warp_by_gather(images: Tensor, matrix: Tensor) -> Tensor:
     """`warp` as a weighted sum of four gathered neighbours."""
     height, width = images.shape[2:]
-    y = torch.linspace(-1, 1, height, device=images.device, dtype=images.dtype)[:, None].expand(
-        height, width
-    )
-    x = torch.linspace(-1, 1, width, device=images.device, dtype=images.dtype).expand(height, width)
+    y = torch.linspace(-1, 1, height, device=images.device, dtype=images.dtype)
+    x = torch.linspace(-1, 1, width, device=images.device, dtype=images.dtype)
+    y, x = y[:, None].expand(height, width), x.expand(height, width)
     m = matrix[:, :, :, None, None]
     column = (m[:, 0, 0] * x + m[:, 0, 1] * y + 1) * (width - 1) / 2
     row = (m[:, 1, 0] * x + m[:, 1, 1] * y + 1) * (height - 1) / 2
@@ -390,9 +381,8 @@ def warp_by_gather(images: Tensor, matrix: Tensor) -> Tensor:
     down, right = row - top, column - left
     rows = torch.stack((top, top, top + 1, top + 1)).long()
     columns = torch.stack((left, left + 1, left, left + 1)).long()
-    weights = torch.stack(
-        ((1 - down) * (1 - right), (1 - down) * right, down * (1 - right), down * right)
-    )
+    up, across = 1 - down, 1 - right
+    weights = torch.stack((up * across, up * right, down * across, down * right))
     return _gather_pixels(images, rows, columns, weights)
 
 
@@ -404,7 +394,8 @@ def scale(images: Tensor, columns: Tensor, rows: Tensor) -> Tensor:
 def rotate(images: Tensor, angle: Tensor) -> Tensor:
     """Rotate by `angle` in radians."""
     cos, sin = angle.cos(), angle.sin()
-    return warp(images, torch.stack((torch.stack((cos, -sin), 1), torch.stack((sin, cos), 1)), 1))
+    first, second = torch.stack((cos, -sin), 1), torch.stack((sin, cos), 1)
+    return warp(images, torch.stack((first, second), 1))
 
 
 # From uniform numbers (B, 3 or 4) to parameters.
@@ -431,7 +422,7 @@ def _color(config: AugmentConfig, images: Tensor, u: Tensor) -> Tensor:
 
 
 def _crop(config: AugmentConfig, images: Tensor, u: Tensor) -> Tensor:
-    rows, columns = (_side(length, config.crop) for length in images.shape[2:])
+    rows, columns = _side(images.shape[2], config.crop), _side(images.shape[3], config.crop)
     return crop(images, _integer(u[:, 0], -rows, rows), _integer(u[:, 1], -columns, columns))
 
 
@@ -463,8 +454,9 @@ def _roll(config: AugmentConfig, images: Tensor, u: Tensor) -> Tensor:
 
 
 def _resized_crop(config: AugmentConfig, images: Tensor, u: Tensor) -> Tensor:
-    """As torchvision draws it, but that a side longer than the image's is cut to that, where
-    torchvision draws area and ratio again.
+    """As torchvision draws it, but for a side longer than the image's.
+
+    That is cut to the image's, where torchvision draws area and ratio again.
     """
     height, width = images.shape[2:]
     area = height * width * (config.area + u[:, 0] * (1 - config.area))

@@ -13,15 +13,16 @@ BATCH = 256
 def load_all(
     experts: Experts, device: torch.device, epochs: Sequence[int] | None = None
 ) -> list[nn.Module]:
-    """Every expert after each of `epochs`, None: the last stored one; in evaluation mode and not to
-    be trained.
+    """Every expert after each of `epochs`, in evaluation mode and not to be trained.
+
+    None: after the last stored one.
     """
-    chosen = epochs or [experts.epochs[-1]]
-    return [
-        experts.load(i, epoch).to(device).requires_grad_(False)
-        for i in range(experts.num_experts)
-        for epoch in chosen
-    ]
+    teachers = []
+    for expert in range(experts.num_experts):
+        for epoch in epochs or [experts.epochs[-1]]:
+            network = experts.load(expert, epoch)
+            teachers.append(network.to(device).requires_grad_(False))
+    return teachers
 
 
 @torch.no_grad()
@@ -31,7 +32,8 @@ def predict(network: nn.Module, images: Tensor) -> Tensor:
 
 
 def ensemble_logits(teachers: Sequence[nn.Module], images: Tensor) -> Tensor:
-    """The mean of the teachers' logits (N, K), which is what an ensemble says of images (N, C, H,
-    W) (INFER; its released code).
+    """The mean of the teachers' logits: (N, K) of images (N, C, H, W).
+
+    That is what an ensemble says (INFER; its released code).
     """
     return torch.stack([predict(teacher, images) for teacher in teachers]).mean(0)

@@ -148,7 +148,7 @@ def epoch_batches(num: int, batch: int, rng: Generator) -> Iterator[Tensor]:
 # Training.
 
 
-def train_networks(
+def train_networks(  # long: half of it is what the arguments are
     new_model: Callable[[Generator], nn.Module],
     sets: Sequence[TrainingSet],
     seeds: Sequence[int],

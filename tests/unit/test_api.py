@@ -509,7 +509,7 @@ from sklearn.datasets import load_digits
 from torch.utils.data import TensorDataset
 
 import buffers, ddengine
-from synth.recipes import find
+from synth import find
 
 digits = load_digits()
 dataset = TensorDataset(torch.tensor(digits.images / 16), torch.tensor(digits.target))  # or any Dataset of (image, label)

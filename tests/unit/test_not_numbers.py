@@ -30,7 +30,7 @@ from ddengine.evaluation.train import validate
 from ddengine.learning import training
 from ddengine.models import build_model
 from ddengine.pages import figures, of_continual, overview, page
-from ddengine.plan.estimate import noting
+from ddengine.plan.trainings import Calls
 from ddengine.recipe import EvalConfig, OptimConfig, OuterConfig
 from ddengine.sets import synthetic
 from ddengine.sets.codec import Compensated, Identity
@@ -671,12 +671,11 @@ def test_privacy_through_networks_that_diverged(data, capsys):
 
 
 def test_an_estimate_still_counts_its_tests(data):
-    with noting() as calls:
-        assert (
-            validate(tiny_set(data), data, SHORT, MODEL, seed=0, device=CPU, precision="fp32")
-            == 0.5
-        )
-        rows = evaluate(tiny_set(data), data, SHORT, MODEL, seed=0, device=CPU)["rows"]
+    calls, options = Calls(), {"seed": 0, "device": CPU}
+    syn = tiny_set(data)
+    accuracy = validate(syn, data, SHORT, MODEL, precision="fp32", means=calls.means, **options)
+    assert accuracy == 0.5
+    rows = evaluate(syn, data, SHORT, MODEL, means=calls.means, **options)["rows"]
     assert len(calls.tests) == 1 + 3 * (1 + 3) and {row["accuracy_mean"] for row in rows} == {0.5}
 
 
