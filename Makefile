@@ -26,7 +26,7 @@ lint: .venv/tests
 	$(PY) -m ruff check .
 	$(PY) -m pyright
 
-format: .venv/ready
+format: .venv/tests
 	$(PY) -m ruff format .
 	$(PY) -m ruff check --fix .
 

@@ -61,7 +61,7 @@ def step(name: str, ipc: int, settings: Settings, form: int | None) -> Any:
     labels = torch.arange(CLASSES, device=device).repeat_interleave(ipc)
     real = RealSet(pixels, labels, CLASSES, preprocess)
     sets, _, _ = Compensated(per_set=TEACHERS).budget(ipc, CLASSES)
-    codec, _ = Compensated(base=sets, compensators=sets).fit(ipc, CLASSES)
+    codec, _ = Compensated(base=sets, compensators=sets).fit(ipc, (3, 32, 32), CLASSES)
     index = (torch.arange(CLASSES)[:, None] * ipc + torch.arange(sets)).flatten()
     syn = coded(
         codec,

@@ -24,6 +24,7 @@ from ddengine.learning.flat import FlatModel, flatten
 from ddengine.models import build_model
 from ddengine.objective import Env
 from ddengine.sets.synthetic import SyntheticSet
+from ddengine.sets.targets import Logits
 from ddengine.system import rng, runtime
 from synth.catalogue import find
 
@@ -73,7 +74,7 @@ def measure(pipe: Any, policy: str, width: int, num_steps: int, device_name: str
     }
     preprocess = Preprocess(mean=torch.zeros(3), std=torch.ones(3)).to(device)
     syn = SyntheticSet(
-        tensors, classes, tuple(map(str, range(10))), recipe.codec, preprocess, "logits"
+        tensors, classes, tuple(map(str, range(10))), recipe.codec, preprocess, Logits()
     )
     real = RealSet(torch.zeros(10, *shape, dtype=torch.uint8), torch.arange(10), 10, preprocess)
     env = Env(

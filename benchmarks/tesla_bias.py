@@ -19,11 +19,11 @@ import torch
 import tyro
 
 from ddengine import loop
-from ddengine.commands.distill import prepare
+from ddengine.api.inputs import Source
 from ddengine.commands.options import options_of
 from ddengine.commands.process import start
-from ddengine.commands.stores import load_for
 from ddengine.objective import Objective
+from ddengine.prepare import prepare
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system import files, runtime
 from ddengine.system.rng import generator
@@ -78,11 +78,14 @@ def follow(settings: Settings, policy: str) -> list[dict[str, Any]]:
         flags += ["--experts", str(settings.experts)]
     options = options_of("distill", flags)
     device = start(options)
-    data = load_for(options, device)
+    stores, source = options.stores(), Source(options.recipe.data)
+    data = source.load(device, stores.preprocess)
     policies = {}
     for name in ("replay", "detached"):
         recipe = replace(options.recipe, objective=replace(options.recipe.objective, backprop=name))
-        syn, policies[name], _ = prepare(replace(options, recipe=recipe), data, device)
+        syn, policies[name] = prepare(
+            recipe, data, device, stores.open(data), seed=options.seed, precision=options.precision
+        )
     state = loop.State({k: v.clone() for k, v in syn.tensors.items()}, {}, {}, {})
     rows = []
     while state.step < settings.steps:

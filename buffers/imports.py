@@ -18,13 +18,13 @@ from buffers.exchange import files_digest, import_experts, load_pt
 from buffers.kinds import Kind
 from buffers.state_dicts import Teacher
 from buffers.store import ExpertStore, teacher_folder
-from ddengine.api import buffer_models, check_networks
 from ddengine.artefact import class_order, exchange, finished, runs
 from ddengine.artefact import folder as folders
 from ddengine.data import Data, load_data
 from ddengine.data.subset import class_subset
 from ddengine.learning.flat import FlatModel
 from ddengine.models import build_model
+from ddengine.prepare import buffer_models, check_networks
 from ddengine.recipe import Recipe, digest, to_dict
 from ddengine.sets.codec import MultiFormation
 from ddengine.sets.synthetic import SyntheticSet

@@ -1,97 +1,149 @@
-"""Experts of a dataset of one's own, for ddengine.distill."""
+"""The experts of a recipe on any images, for ddengine.distill and the buffer command."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from buffers import experts, store
-from buffers.store import ExpertStore, StoreGroup
-from ddengine.api import buffer_models, check_precision
-from ddengine.data.torch_dataset import OWN, data_of, own_config
+from buffers import experts
+from buffers.open import EXPERTS, Place, Stores
+from buffers.store import MANIFEST, ExpertStore, StoreGroup
+from ddengine.api.inputs import Images, Source, check_precision, dataset_of
+from ddengine.artefact import runs
+from ddengine.data import Data
+from ddengine.data.torch_dataset import OWN
 from ddengine.models import build_model
-from ddengine.recipe import BufferConfig, DataConfig, Recipe, digest
-from ddengine.system import runtime
+from ddengine.prepare import check_networks
+from ddengine.recipe import BufferConfig, DataConfig, Recipe
+from ddengine.system import dist, log, runtime
 from ddengine.system.errors import UserError
 from ddengine.system.runtime import Precision
 
-EXPERTS = Path("experts")
-
 
 def generate(
-    dataset: Any,
+    dataset: Images,
     buffer: Recipe | BufferConfig,
     *,
     model: str | None = None,
     data: DataConfig | None = None,
     folder: Path | str | None = None,
+    root: Path | str = EXPERTS,
     seed: int = 0,
     device: str = "auto",
     precision: Precision = "fp32",
+    progress: bool = True,
+    restart: bool = False,
 ) -> ExpertStore | StoreGroup:
-    """Train and store the experts that ddengine.distill(dataset, recipe, experts) reads; those that
+    """Train and store the experts that `ddengine.distill(data, recipe, experts)` reads; those that
     are stored already are left alone.
 
+        experts = buffers.generate(my_torch_dataset, recipe)
+
     Args:
-        dataset: as ddengine.distill takes it.
-        buffer: the whole recipe, which says everything; or only its buffer, with `model` and `data`
-            beside it.
+        dataset: as ddengine.distill takes it; None: the images that the recipe names.
+        buffer: the whole recipe, which says everything; or only its buffer, with `model` and
+            `data` beside it.
         model: network of the experts; None: that of the buffer or recipe, of a recipe with teachers
             one store each.
-        data: size, limit, validation, split_seed and zca, as the recipe has them; None: the
-            recipe's, or of a buffer the usual ones.
-        folder: of the store, and with teachers of their stores; None: experts/FINGERPRINT.
+        data: size, limit, validation, split_seed and zca of the images; None: the recipe's, or
+            of a buffer the usual ones.
+        folder: of the store, and with teachers of their stores; None: ROOT/FINGERPRINT.
+        root: where stores lie that have no other folder.
         seed: decides every random draw.
         device: auto, cpu, cuda or cuda:N.
         precision: fp32, tf32 or bf16.
+        progress: whether bars and notes are shown.
+        restart: train anew, deleting the store that is there.
 
     Raises:
         UserError: a network that nobody names, a recipe without experts, data that do not go, a
             folder that holds something else.
     """
     check_precision(precision)
-    config = buffer.buffer if isinstance(buffer, Recipe) else buffer
-    if isinstance(buffer, Recipe) and config is None:
-        raise UserError(
-            f"The recipe {buffer.name} needs no experts; call ddengine.distill without."
-        )
-    if not isinstance(config, BufferConfig):
+    stores = _stores_of(buffer, model, data)
+    config = stores.buffer
+    assert config is not None
+    images = dataset_of(dataset)
+    if images is not None:
+        stores = stores.on(images.settings(stores.data))
+    where = None if folder is None else Path(folder)
+    stores = replace(stores, seed=seed, precision=precision, folder=where, root=Path(root))
+    with log.shown(progress):
+        source = Source(stores.data, images)
+        loaded = source.load(runtime.setup(device, precision), stores.preprocess)
+        if isinstance(buffer, Recipe):
+            _check_recipe(buffer, loaded)
+        places = stores.places(loaded.train.digest)
+        if restart:
+            for place in places:
+                dist.on_first_rank(partial(runs.check_own, place.folder, MANIFEST))
+            for place in places:
+                dist.on_first_rank(partial(runs.delete, place.folder, MANIFEST))
+        for place in places:
+            new_model = partial(build_model, place.model, loaded.image_shape, loaded.num_classes)
+            experts.generate(
+                loaded,
+                stores.data,
+                config,
+                place.model,
+                new_model,
+                place.folder,
+                seed=seed,
+                precision=precision,
+            )
+            _say(place, ExpertStore(place.folder), config, stores.several)
+        opened = stores.open(loaded)
+    assert opened is not None
+    return opened
+
+
+def _stores_of(
+    buffer: Recipe | BufferConfig, model: str | None, settings: DataConfig | None
+) -> Stores:
+    """The stores that are to be filled. Raises UserError where nobody says which."""
+    if isinstance(buffer, Recipe):
+        if buffer.buffer is None:
+            raise UserError(
+                f"The recipe {buffer.name} needs no experts; call ddengine.distill without."
+            )
+        stores = Stores.of(buffer)
+        if model:
+            stores = replace(stores, models=(model,))
+        return stores if settings is None else stores.on(settings)
+    if not isinstance(buffer, BufferConfig):
         raise UserError(
             f"buffers.generate was given a {type(buffer).__name__}; give it a Recipe, or its "
             "buffer."
         )
-    if isinstance(buffer, Recipe):
-        models, data = (model,) if model else buffer_models(buffer), data or buffer.data
-    else:
-        models, data = tuple(filter(None, [model or config.model])), data or DataConfig(name=OWN)
-    if not models:
+    named = model or buffer.model
+    if not named:
         raise UserError(
             "The buffer names no network for its experts; give model=recipe.model, or the whole "
             "recipe in place of its buffer."
         )
-    several, settings = isinstance(buffer, Recipe) and bool(buffer.teachers), own_config(data)
+    config = settings or DataConfig(name=OWN)
+    return Stores(buffer=buffer, models=(named,), several=False, data=config)
 
-    def place(name: str, images: str) -> Path:
-        if folder is None:
-            return EXPERTS / digest(store.identity(images, settings, config, name, seed, precision))
-        return store.teacher_folder(Path(folder), name) if several else Path(folder)
 
-    where = runtime.setup(device, precision)
-    loaded = data_of(
-        dataset,
-        settings,
-        where,
-        stored=lambda images: next(
-            filter(None, (store.stored_preprocess(place(name, images)) for name in models)), None
-        ),
-    )
-    stores = []
-    for name in models:
-        new_model, own = (
-            partial(build_model, name, loaded.image_shape, loaded.num_classes),
-            place(name, loaded.train.digest),
-        )
-        experts.generate(
-            loaded, settings, config, name, new_model, own, seed=seed, precision=precision
-        )
-        stores.append(ExpertStore(own, new_model, config.num_experts))
-    return StoreGroup(stores) if several else stores[0]
+def _check_recipe(recipe: Recipe, data: Data) -> None:
+    """Build the networks once, and say it where experts will not do for the recipe's objective."""
+    check_networks(recipe, data)
+    try:
+        recipe.objective.check(recipe.buffer.kept_epochs())
+    except UserError as error:  # the store is still good for other recipes
+        log.say(f"warning: {error}")
+
+
+def _say(place: Place, opened: ExpertStore, config: BufferConfig, several: bool) -> None:
+    """How many experts lie where, and how good they are."""
+    accuracies = []
+    for expert in range(opened.num_experts):
+        accuracies += opened.metrics(expert)["validation_accuracy"][-1:]
+    judged = [accuracy for accuracy in accuracies if accuracy is not None]
+    what = f"{opened.num_experts} experts of {config.epochs} epochs"
+    if several:
+        what += f", teachers {place.model},"
+    line = f"{what} in {place.folder}"
+    if judged:
+        mean = 100 * sum(judged) / len(judged)
+        line += f", validation accuracy {mean:.1f} % after the last epoch"
+    log.say(line)

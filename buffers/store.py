@@ -19,11 +19,12 @@ from torch import Generator, Tensor, nn
 from ddengine.data import Preprocess
 from ddengine.data.stored import read_preprocess
 from ddengine.learning.flat import unflatten_into
-from ddengine.recipe import BufferConfig, DataConfig, digest, to_dict
+from ddengine.recipe import BufferConfig, DataConfig, Recipe, digest, to_dict
 from ddengine.system import files
 from ddengine.system.errors import UserError
 
 FORMAT = 1
+MANIFEST = "manifest.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -98,7 +99,7 @@ def open_for_writing(
     allowed = ("preprocess.safetensors", files.TEMPORARY)
     if (
         folder.is_dir()
-        and not (folder / "manifest.json").exists()
+        and not (folder / MANIFEST).exists()
         and any(not p.name.startswith(allowed) for p in folder.iterdir())
     ):
         raise UserError(
@@ -106,7 +107,7 @@ def open_for_writing(
         )
     files.make_folder(folder)
     files.clean(folder)
-    if (folder / "manifest.json").exists():
+    if (folder / MANIFEST).exists():
         check_identity(folder, content)
         if imported_digest(folder) != content.get("imported"):
             raise UserError(
@@ -122,25 +123,23 @@ def open_for_writing(
         "epochs": list(kept),
         "shapes": shapes,
     }
-    files.write_json(folder / "manifest.json", manifest)
+    files.write_json(folder / MANIFEST, manifest)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a store. Raises UserError when there is no store."""
-    if not (folder / "manifest.json").is_file():
+    if not (folder / MANIFEST).is_file():
         raise UserError(
             f"There is no expert store in {folder}; make it with the buffer command, or name "
             "another with --experts."
         )
-    return files.read_json(folder / "manifest.json", "epochs", "fingerprint", "identity")
+    return files.read_json(folder / MANIFEST, "epochs", "fingerprint", "identity")
 
 
 def imported_digest(folder: Path) -> str | None:
     """The digest of the files a store was imported from; None for a store of this program, or none."""
     return (
-        read_manifest(folder)["identity"].get("imported")
-        if (folder / "manifest.json").is_file()
-        else None
+        read_manifest(folder)["identity"].get("imported") if (folder / MANIFEST).is_file() else None
     )
 
 
@@ -168,7 +167,7 @@ def is_new(
 
     Raises UserError when the folder holds a store of another one, or anything else.
     """
-    if (folder / "manifest.json").exists():
+    if (folder / MANIFEST).exists():
         open_for_writing(folder, content, buffer.kept_epochs(), preprocess, shapes=shapes)
         return False
     if folder.exists() and any(folder.iterdir()):
@@ -224,7 +223,7 @@ def write_expert(
     tensors = {"params": params.to(DTYPES[dtype])} | (
         {} if buffers is None else {"buffers": buffers}
     )
-    fingerprint = files.read_json(folder / "manifest.json", "fingerprint")["fingerprint"]
+    fingerprint = files.read_json(folder / MANIFEST, "fingerprint")["fingerprint"]
     files.write_tensors(
         shard_path(folder, expert),
         tensors,
@@ -370,6 +369,31 @@ class ExpertStore:
         }
         return facts | {"num": self.num_experts, "seconds": round(sum(seconds), 2)}
 
+    def identities(self) -> list[dict[str, Any]]:
+        """What decides the content of the store."""
+        return [self.manifest["identity"]]
+
+    def preprocesses(self) -> list[Preprocess | None]:
+        """What the experts saw their images through."""
+        return [self.preprocess]
+
+    def fingerprints(self) -> list[str]:
+        """The digest of the identity."""
+        return [self.manifest["fingerprint"]]
+
+    def origin(self, recipe: Recipe, images: str, seed: int, precision: str) -> str | None:
+        """None for experts that follow from recipe, images, seed and precision; of imported ones
+        the digest of their files, of any others the fingerprint.
+        """
+        stored = self.manifest["identity"]
+        if "imported" in stored:
+            return stored["imported"]
+        if recipe.buffer is None:
+            return self.manifest["fingerprint"]
+        content = identity(images, recipe.data, recipe.buffer, stored["model"], seed, precision)
+        fingerprint = self.manifest["fingerprint"]
+        return None if fingerprint == digest(content) else fingerprint
+
     def metrics(self, expert: int) -> dict[str, Any]:
         """What was measured while training an expert."""
         return json.loads(self._file(expert).metadata()["metrics"])
@@ -413,3 +437,20 @@ class StoreGroup:
             "seconds": round(sum(s["seconds"] for s in stores), 2),
             "stores": stores,
         }
+
+    def identities(self) -> list[dict[str, Any]]:
+        """What decides the content of each store."""
+        return [store.manifest["identity"] for store in self.stores]
+
+    def preprocesses(self) -> list[Preprocess | None]:
+        """What the networks of each store saw their images through."""
+        return [store.preprocess for store in self.stores]
+
+    def fingerprints(self) -> list[str]:
+        """The digest of each identity."""
+        return [store.manifest["fingerprint"] for store in self.stores]
+
+    def origin(self, recipe: Recipe, images: str, seed: int, precision: str) -> str | None:
+        """The origins of the stores; None where they follow from recipe, images and seed."""
+        origins = [store.origin(recipe, images, seed, precision) for store in self.stores]
+        return ", ".join(origin for origin in origins if origin) or None

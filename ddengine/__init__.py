@@ -1,48 +1,102 @@
-"""Dataset distillation:
+"""Dataset distillation: a few images per class that networks are trained on in place of a dataset.
 
-`distill` a dataset by a Recipe into a small set, `load` one that was kept in a folder.
+    import ddengine, synth
 
-Loaded when they are asked for, so that a part of the engine can be imported without the whole.
+    recipe = synth.find("dm/cifar10_ipc10", ipc=5)
+    result = ddengine.distill(ddengine.Dataset.folder("photos"), recipe, folder="runs/mine")
+    print(ddengine.evaluate(result, models=["resnet18"]))
+    network = ddengine.train(result, "resnet18")
+
+The names below are loaded when they are asked for, so that `import ddengine` takes no time and a
+part of the engine can be imported without the others.
 """
 
-from pathlib import Path
+import importlib
 from typing import TYPE_CHECKING, Any
 
-from ddengine.artefact import folder as folders
 from ddengine.system import compat as _compat  # noqa: F401  before anyone imports torchvision
 
 if TYPE_CHECKING:
-    from ddengine.api import distill
-    from ddengine.recipe import Recipe
-    from ddengine.sets.synthetic import SyntheticSet
+    from ddengine.api.continual import continual
+    from ddengine.api.describe import inspect
+    from ddengine.api.distill import distill
+    from ddengine.api.estimate import estimate
+    from ddengine.api.evaluate import evaluate, train
+    from ddengine.api.export import export, push
+    from ddengine.api.merge import merge
+    from ddengine.api.outcomes import Outcome
+    from ddengine.api.privacy import privacy
+    from ddengine.api.report import report
+    from ddengine.api.results import Distilled, load
+    from ddengine.api.score import rank, score
+    from ddengine.api.select import select
+    from ddengine.data import Dataset
+    from ddengine.recipe import EvalConfig, Recipe
     from ddengine.system.errors import UserError
+    from ddengine.uses.continual import ContinualConfig
 
-__all__ = ["Recipe", "UserError", "distill", "load"]
+    __version__: str
 
-
-def load(folder: "Path | str", device: str = "cpu") -> "SyntheticSet":
-    """The distilled set in a folder, or in that of its run, on `device`.
-
-    Raises UserError for a folder that is not one.
-    """
-    import torch
-
-    from ddengine.artefact import runs
-
-    return folders.load(runs.set_folder(Path(folder)), torch.device(device))[0]
+# name -> the module that it is defined in; no module of this package has one of these names
+_PLACES = {
+    "ContinualConfig": "ddengine.uses.continual",
+    "Dataset": "ddengine.data",
+    "Distilled": "ddengine.api.results",
+    "EvalConfig": "ddengine.recipe",
+    "Outcome": "ddengine.api.outcomes",
+    "Recipe": "ddengine.recipe",
+    "UserError": "ddengine.system.errors",
+    "continual": "ddengine.api.continual",
+    "distill": "ddengine.api.distill",
+    "estimate": "ddengine.api.estimate",
+    "evaluate": "ddengine.api.evaluate",
+    "export": "ddengine.api.export",
+    "inspect": "ddengine.api.describe",
+    "load": "ddengine.api.results",
+    "merge": "ddengine.api.merge",
+    "privacy": "ddengine.api.privacy",
+    "push": "ddengine.api.export",
+    "rank": "ddengine.api.score",
+    "report": "ddengine.api.report",
+    "score": "ddengine.api.score",
+    "select": "ddengine.api.select",
+    "train": "ddengine.api.evaluate",
+}
+__all__ = [
+    "ContinualConfig",
+    "Dataset",
+    "Distilled",
+    "EvalConfig",
+    "Outcome",
+    "Recipe",
+    "UserError",
+    "continual",
+    "distill",
+    "estimate",
+    "evaluate",
+    "export",
+    "inspect",
+    "load",
+    "merge",
+    "privacy",
+    "push",
+    "rank",
+    "report",
+    "score",
+    "select",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "distill":
-        from ddengine.api import distill
+    if name == "__version__":
+        from ddengine.system import program
 
-        return distill
-    if name == "Recipe":
-        from ddengine.recipe import Recipe
-
-        return Recipe
-    if name == "UserError":
-        from ddengine.system.errors import UserError
-
-        return UserError
+        return program.version()
+    if name in _PLACES:
+        return getattr(importlib.import_module(_PLACES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PLACES])

@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +195,7 @@ def distill(
         UserError: a name in `config.optim` that is not stored; several draws or ranks for an
             objective that keeps state; a loss or gradient that stayed non-finite.
     """
+    config = replace(config, optim=syn.by_tensor(config.optim), ema=syn.by_tensor(config.ema))
     check(syn, objective, config)
     device = syn.classes.device
     state, log_bytes = _begin(syn, objective, config, folder, seed)

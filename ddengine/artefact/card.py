@@ -14,7 +14,7 @@ from ddengine.artefact.eight_bit import Exported
 from ddengine.artefact.markdown import at
 from ddengine.artefact.parquet import PARQUET
 from ddengine.evaluation import protocol as protocols
-from ddengine.sets.synthetic import SyntheticSet
+from ddengine.sets.synthetic import SyntheticSet, counted
 from ddengine.system.log import size
 
 CARD = "README.md"
@@ -118,7 +118,7 @@ def facts_of(syn: SyntheticSet, meta: Mapping[str, Any], export: Exported) -> Fa
         natural=syn.codec.natural(syn.tensors),
         num_classes=len(syn.class_names),
         classes=syn.class_names[:SHOWN_CLASSES],
-        soft=syn.target_kind == "logits",
+        soft=syn.targets.soft,
         network=at(meta, "recipe", "model"),
         about=_about(syn, meta),
         mean=mean,
@@ -148,9 +148,9 @@ def size_category(num: int) -> str:
 def bytes_by_part(sizes: Mapping[str, Any]) -> str:
     """What the tensors of a set take, part by part, without parts that it does not have."""
     parts = []
-    for part in ("images", "compensators", "labels", "other"):
-        if sizes.get(part):
-            parts.append(f"{part} {size(sizes[part])}")
+    for part, num in counted(sizes).items():
+        if num:
+            parts.append(f"{part} {size(num)}")
     return ", ".join(parts)
 
 
@@ -207,7 +207,7 @@ def _about(syn: SyntheticSet, meta: Mapping[str, Any]) -> tuple[tuple[str, Any],
         steps = at(meta, "recipe", "outer", "steps")
     shape = "x".join(map(str, syn.pixels(torch.zeros(1, dtype=torch.long)).shape[1:]))
     labels = "classes"
-    if syn.target_kind == "logits":
+    if syn.targets.soft:
         labels = f"soft labels, {len(syn.class_names)} logits each"
     return (
         ("recipe", at(meta, "recipe", "name")),
@@ -225,7 +225,7 @@ def _about(syn: SyntheticSet, meta: Mapping[str, Any]) -> tuple[tuple[str, Any],
 
 def _stored_as(syn: SyntheticSet) -> str:
     """The parametrisation, and how many tensors of images it keeps."""
-    stored = f"{type(syn.codec).__name__}, {len(syn.tensors['images'])} images"
+    stored = f"{type(syn.codec).__name__}, {len(syn.classes)} images"
     if syn.codec.natural(syn.tensors):
         stored += f" and {len(syn.tensors['compensators'])} others"
     return stored

@@ -4,6 +4,7 @@ All formats but data.safetensors hold these; `Exported` says how far they are fr
 """
 
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -42,7 +43,8 @@ def exported(syn: SyntheticSet) -> Exported:
     """
     pngs: list[bytes] = []
     outside, values, error = 0, 0, 0.0
-    for index in torch.arange(len(syn)).split(max(1, AT_ONCE // syn.tensors["images"][0].numel())):
+    at_once = max(1, AT_ONCE // math.prod(syn.image_shape))
+    for index in torch.arange(len(syn)).split(at_once):
         pixels = syn.pixels(index).float()
         stored = as_bytes(pixels)
         distance = (pixels - stored.float() / 255).abs()
@@ -68,7 +70,7 @@ def example_logits(syn: SyntheticSet) -> Tensor | None:
 
     None for a set with classes, or with another number of labels, which `load` refuses.
     """
-    if syn.target_kind != "logits":
+    if not syn.targets.soft:
         return None
     logits = syn.logits.detach()
     decoded = syn.label_of == "decoded"

@@ -24,6 +24,7 @@ from torch import Tensor
 from ddengine.data import Data
 from ddengine.sets.codec import Codec, Identity, MultiFormation, Pixels, as_pixels
 from ddengine.sets.synthetic import SyntheticSet
+from ddengine.sets.targets import Classes, Logits
 from ddengine.system import files, log
 from ddengine.system.errors import UserError
 
@@ -171,10 +172,10 @@ def read_set(
     elif rate_file is not None:
         used.append(rate_file)
         tensors["lr"] = learned_rate(_rate(rate_file, load(rate_file)), str(rate_file))
-    kind = "class" if logits is None else "logits"
+    targets = Classes() if logits is None else Logits("stored")
     reader = pixel_codec(codec, data) if space == "pixel" else Identity()
     syn = SyntheticSet(
-        tensors, classes, data.class_names, reader, data.train.preprocess, kind, space=space
+        tensors, classes, data.class_names, reader, data.train.preprocess, targets, space=space
     )
     return syn, used
 

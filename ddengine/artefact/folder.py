@@ -12,12 +12,14 @@ from ddengine.data import Preprocess
 from ddengine.data.stored import check_numbers
 from ddengine.evaluation import protocol
 from ddengine.recipe import to_dict
-from ddengine.sets.codec import CODECS
-from ddengine.sets.synthetic import LABELS, SyntheticSet
+from ddengine.sets.codec import Codec, codec_of
+from ddengine.sets.synthetic import SyntheticSet
+from ddengine.sets.targets import LABELS, targets_of
 from ddengine.system import files
 from ddengine.system.errors import UserError
 
 FORMAT = 2  # of the folder; 1 had soft labels among the other tensors
+AGAIN = "restore the file, or distill or import the set again"
 
 
 def save(
@@ -34,49 +36,60 @@ def save(
     """
     with files.replacing(folder) as temporary:
         temporary.mkdir(parents=True)
-        labels = {k: v for k, v in syn.tensors.items() if k in LABELS}
-        others = {k: v for k, v in syn.tensors.items() if k not in LABELS} | {
-            "classes": syn.classes
-        }
-        files.write_tensors(temporary / "data.safetensors", others | syn.preprocess.tensors())
-        # a row belongs to an image, whatever the shapes say
-        digest = files.tensor_digest(labels) if labels else None
-        if digest is not None:
+        labels, others = dict[str, Tensor](), dict[str, Tensor]()
+        for name, tensor in syn.tensors.items():
+            (labels if name in LABELS else others)[name] = tensor
+        others |= {"classes": syn.classes} | syn.preprocess.tensors()
+        files.write_tensors(temporary / "data.safetensors", others)
+        digest = None
+        if labels:
+            # a row belongs to an image, whatever the shapes say
+            digest = files.tensor_digest(labels)
             files.write_tensors(temporary / "labels.safetensors", labels, {"digest": digest})
-        own = {
-            "format": FORMAT,
-            "class_names": list(syn.class_names),
-            "codec": {"type": type(syn.codec).__name__, **to_dict(syn.codec)},
-            "target_kind": syn.target_kind,
-            "label_of": syn.label_of,
-            "space": syn.space,
-            "labels_digest": digest,
-            "bytes": syn.nbytes(),
-            "images_per_class": syn.images_per_class(),
-        }
-        own |= dict(meta)
-        trained = protocol.of_set(own, len(syn), soft=syn.target_kind == "logits", learned=syn.lr)
-        own.pop("protocol", None)  # of the set that this one was made of
-        own |= {} if trained is None else {"protocol": trained}
-        files.write_json(temporary / "meta.json", own)
+        facts = _facts(syn, digest) | dict(meta)
+        facts.pop("protocol", None)  # of the set that this one was made of
+        trained = None
+        if syn.targets.kind != "features":  # no protocol says how networks are trained on these
+            soft = syn.targets.soft
+            trained = protocol.of_set(facts, len(syn), soft=soft, learned=syn.lr)
+        if trained is not None:
+            facts["protocol"] = trained
+        files.write_json(temporary / "meta.json", facts)
         if splits:
             files.write_json(temporary / "splits.json", splits)
         files.write_text(temporary / "load.py", load_py(syn, trained))
-        handover.write(temporary, syn, own)
+        handover.write(temporary, syn, facts)
+
+
+def _facts(syn: SyntheticSet, labels_digest: str | None) -> dict[str, Any]:
+    """What meta.json says of the set itself."""
+    return {
+        "format": FORMAT,
+        "class_names": list(syn.class_names),
+        "codec": {"type": type(syn.codec).__name__, **to_dict(syn.codec)},
+        "target_kind": syn.targets.kind,
+        "label_of": syn.targets.label_of,
+        "space": syn.space,
+        "labels_digest": labels_digest,
+        "bytes": syn.nbytes(),
+        "images_per_class": syn.images_per_class(),
+    }
 
 
 def load_py(syn: SyntheticSet, trained: Mapping[str, Any] | None) -> str:
-    """The text of the shipped load.py; `trained` is the protocol that meta.json says, None
-    where it says none.
+    """The text of the shipped load.py.
+
+    `trained` is the protocol that meta.json says, None where it says none.
     """
-    return loader.source(
+    shipped = loader.Shipped(
         decode=syn.codec.loader(),
+        codec=to_dict(syn.codec),
         pixels=syn.space == "pixel",
         whitened=syn.preprocess.matrix is not None,
-        soft=syn.target_kind == "logits",
-        per_item=syn.label_of == "stored",
+        kind=syn.targets.kind,
         protocol=trained,
     )
+    return loader.source(shipped)
 
 
 def load(folder: Path, device: torch.device) -> tuple[SyntheticSet, dict[str, Any]]:
@@ -86,6 +99,20 @@ def load(folder: Path, device: torch.device) -> tuple[SyntheticSet, dict[str, An
     finite, a rate that is not positive, labels of classes that the set does not have, preprocessing
     that no images can have.
     """
+    meta = _meta(folder)
+    tensors = _tensors(folder, meta)
+    try:
+        syn = _set(folder, meta, tensors, device)
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder} was not written by this version of the engine ({error!r} is missing or "
+            "unknown); distill it again."
+        ) from None
+    return syn, meta
+
+
+def _meta(folder: Path) -> dict[str, Any]:
+    """The content of meta.json. Raises UserError for a folder without, and for a newer format."""
     if not (folder / "meta.json").is_file():
         run = folder.parent if folder.name == "distilled" else folder
         if (run / "checkpoint").is_dir():
@@ -103,114 +130,113 @@ def load(folder: Path, device: torch.device) -> tuple[SyntheticSet, dict[str, An
             f"{folder} was written by a newer version of the engine (format {meta['format']}); "
             "read it with that."
         )
+    return meta
+
+
+def _tensors(folder: Path, meta: Any) -> dict[str, Tensor]:
+    """All tensors of the folder. Raises UserError for labels of another set."""
     tensors, _ = files.read_tensors(folder / "data.safetensors")
-    if isinstance(meta, dict) and (folder / "labels.safetensors").is_file():
-        labels, _ = files.read_tensors(folder / "labels.safetensors")
-        if meta.get("labels_digest") != files.tensor_digest(labels):
-            path = folder / "labels.safetensors"
-            raise UserError(
-                f"{path} holds the labels of another set; put the file there that was written "
-                "with this one, or distill it again."
-            )
-        tensors |= labels
-    try:
-        options = dict(meta["codec"])
-        codec = CODECS[options.pop("type")](**options)
-        preprocess = Preprocess.from_tensors(tensors, str(folder / "data.safetensors"))
-        if "images" not in tensors:
-            raise KeyError("images")
-        _check_numbers(folder, tensors, len(meta["class_names"]))
-        if meta["target_kind"] == "logits" and "logits" not in tensors:
-            raise UserError(
-                f"{folder} has lost its soft labels, labels.safetensors; put the file back, or "
-                "distill it again."
-            )
-        labelled = (
-            len(codec.source(tensors)) if meta["label_of"] == "decoded" else len(tensors["classes"])
-        )
-        own = {
-            k: v.to(device)
-            for k, v in tensors.items()
-            if k != "classes" and not k.startswith("preprocess.")
-        }
-        syn = SyntheticSet(
-            own, tensors["classes"].to(device), tuple(meta["class_names"]), codec, preprocess.to(device),
-            meta["target_kind"], meta["label_of"], meta["space"],
-        )  # fmt: skip
-        if syn.target_kind == "logits" and syn.logits.shape != (labelled, len(syn.class_names)):
-            raise UserError(
-                f"{folder} has labels of shape {tuple(syn.logits.shape)} for {labelled} images of "
-                f"{len(syn.class_names)} classes; "
-                "distill or import it again."
-            )
-        with torch.no_grad():
-            check_numbers(
-                preprocess,
-                tuple(codec.decode(own, torch.zeros(1, dtype=torch.long, device=device)).shape[1:]),
-            )
-    except (KeyError, TypeError) as error:
+    path = folder / "labels.safetensors"
+    if not isinstance(meta, dict) or not path.is_file():
+        return tensors
+    labels, _ = files.read_tensors(path)
+    if meta.get("labels_digest") != files.tensor_digest(labels):
         raise UserError(
-            f"{folder} was not written by this version of the engine ({error!r} is missing or "
-            "unknown); distill it again."
-        ) from None
-    return syn, meta
+            f"{path} holds the labels of another set; put the file there that was written "
+            "with this one, or distill it again."
+        )
+    return tensors | labels
 
 
-# of a stored value; pixels are at most 1, and networks see at most some thousands of what they are
-# trained on
-LARGEST = 1e6
-AGAIN = "restore the file, or distill or import the set again"
+def _set(
+    folder: Path, meta: dict[str, Any], tensors: dict[str, Tensor], device: torch.device
+) -> SyntheticSet:
+    """The set of these tensors, checked.
 
-
-def _check_numbers(folder: Path, tensors: Mapping[str, Tensor], num_classes: int) -> None:
-    """Raise UserError unless what a set stores beside its preprocessing are numbers that can be
-    used.
+    Raises KeyError and TypeError for what another version wrote, UserError for what cannot be.
     """
+    codec = codec_of(meta["codec"])
+    preprocess = Preprocess.from_tensors(tensors, str(folder / "data.safetensors"))
+    class_names = tuple(meta["class_names"])
+    items = codec.source(tensors)
+    check_numbers_of_set(folder, tensors, codec, len(class_names))
+    targets = targets_of(meta["target_kind"], meta["label_of"])
+    labelled = len(items) if targets.label_of == "decoded" else len(tensors["classes"])
+    flaw = targets.flaw(tensors, labelled, len(class_names))
+    if flaw is not None:
+        raise UserError(f"{folder} {flaw}")
+    stored = dict[str, Tensor]()
     for name, tensor in tensors.items():
-        if (
-            not name.startswith("preprocess.")
-            and tensor.is_floating_point()
-            and not tensor.isfinite().all()
-        ):
+        if name != "classes" and not name.startswith("preprocess."):
+            stored[name] = tensor.to(device)
+    with torch.no_grad():
+        first = codec.decode(stored, torch.zeros(1, dtype=torch.long, device=device))
+    check_numbers(preprocess, tuple(first.shape[1:]))
+    return SyntheticSet(
+        stored,
+        tensors["classes"].to(device),
+        class_names,
+        codec,
+        preprocess.to(device),
+        targets,
+        meta["space"],
+    )
+
+
+def check_numbers_of_set(
+    folder: Path, tensors: Mapping[str, Tensor], codec: Codec, num_classes: int
+) -> None:
+    """Raise UserError unless what a set stores are numbers that can be used.
+
+    Its preprocessing is checked elsewhere.
+    """
+    _check_finite(folder, tensors)
+    path = folder / "data.safetensors"
+    flaw = codec.flaw(tensors)
+    if flaw is not None:
+        raise UserError(f"{path} {flaw}; {AGAIN}.")
+    if "lr" in tensors:
+        _check_rate(path, tensors["lr"])
+    _check_classes(path, tensors, "classes", num_classes)
+    _check_classes(folder / "labels.safetensors", tensors, "logits.index", num_classes)
+
+
+def _check_finite(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raise UserError for numbers that are not finite."""
+    for name, tensor in tensors.items():
+        if name.startswith("preprocess.") or not tensor.is_floating_point():
+            continue
+        wrong = int((~tensor.isfinite()).sum())
+        if wrong:
             path = folder / ("labels.safetensors" if name in LABELS else "data.safetensors")
-            wrong = int((~tensor.isfinite()).sum())
             raise UserError(
                 f"{path} is damaged: {wrong} of the {tensor.numel()} numbers in {name!r} are not "
                 f"finite; {AGAIN}."
             )
-    path = folder / "data.safetensors"
-    largest = (
-        float(tensors["images"].abs().max())
-        if tensors["images"].is_floating_point() and tensors["images"].numel()
-        else 0.0
+
+
+def _check_rate(path: Path, rate: Tensor) -> None:
+    """Raise UserError unless a learned rate is one positive number."""
+    if rate.numel() != 1:
+        said = f"{rate.numel()} numbers"
+    elif not float(rate) > 0:
+        said = f"{float(rate):g}"
+    else:
+        return
+    raise UserError(
+        f"{path} says a learned learning rate of {said}, and a rate is one positive number; "
+        f"{AGAIN}."
     )
-    if largest > LARGEST:
+
+
+def _check_classes(path: Path, tensors: Mapping[str, Tensor], name: str, num_classes: int) -> None:
+    """Raise UserError where a tensor of classes names some that the set does not have."""
+    if name not in tensors or not tensors[name].numel():
+        return
+    least, most = int(tensors[name].min()), int(tensors[name].max())
+    if not 0 <= least <= most < num_classes:
         raise UserError(
-            f"{path} holds values up to {largest:.3g} in 'images', which no image has; {AGAIN}."
+            f"{path} names classes {least} to {most} "
+            f"in {name!r}, and the set has {num_classes}, "
+            f"counted from 0; {AGAIN}."
         )
-    if "lr" in tensors and not (tensors["lr"].numel() == 1 and float(tensors["lr"]) > 0):
-        said = (
-            f"{float(tensors['lr']):g}"
-            if tensors["lr"].numel() == 1
-            else f"{tensors['lr'].numel()} numbers"
-        )
-        raise UserError(
-            f"{path} says a learned learning rate of {said}, and a rate is one positive number; "
-            f"{AGAIN}."
-        )
-    if "unit" in tensors and not bool((tensors["unit"] > 0).all()):
-        raise UserError(
-            f"{path} says units of {tensors['unit'].tolist()} for compensators, and units are "
-            f"positive; {AGAIN}."
-        )
-    for name, where in (("classes", path), ("logits.index", folder / "labels.safetensors")):
-        if (
-            name in tensors
-            and tensors[name].numel()
-            and not 0 <= int(tensors[name].min()) <= int(tensors[name].max()) < num_classes
-        ):
-            raise UserError(
-                f"{where} names classes {int(tensors[name].min())} to {int(tensors[name].max())} "
-                f"in {name!r}, and the set has {num_classes}, "
-                f"counted from 0; {AGAIN}."
-            )

@@ -1,20 +1,25 @@
-"""The `load.py` of a shipped set, written of what that set needs: reading it, and training on it as
-it was evaluated, in plain torch.
+"""The `load.py` of a shipped set, written of what that set needs.
+
+It reads the set, and trains on it as it was evaluated, in plain torch. Its functions are those of
+plain.py and of the set's codec, copied. Of functions that stand for the same thing one is copied,
+under the name by which the others call it.
 """
 
 import ast
 import inspect
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from types import FunctionType
 from typing import Any
 
 from ddengine.artefact import plain
 
-TEMPLATE = '''"""The distilled set as ready-to-train tensors. Needs torch and safetensors, nothing else.
+TEMPLATE = '''"""The distilled set as ready-to-train tensors. Needs torch and safetensors only.
 
     from load import load{and_train}
-    images, targets, info = load()     # images as a network should see them, targets as the loss should
+    images, targets, info = load()     # as a network, and as the loss should see them
 {usage}
 info["lr"] is the learned learning rate (None without one), info["classes"] names the classes.
 info["preprocess"](pixels) brings real images with values in [0, 1], shape (B, C, H, W), into the
@@ -22,66 +27,17 @@ same form: use it on the test images.{facts}
 """
 
 {imports}
-from pathlib import Path
-
-import torch
-from safetensors{safe_open}.torch import load_file
 
 FOLDER = Path(__file__).resolve().parent
+CODEC = {codec}  # settings of decode
 
 
-{decode}
-
-{preprocess}
-
-{functions}def load(folder=FOLDER):
-    """(images, targets, info) of the set in a folder."""
-    tensors = load_file(str(Path(folder) / "data.safetensors"))
-    meta = json.loads((Path(folder) / "meta.json").read_text(encoding="utf-8"))
-    images, item = decode(tensors)
-{load}
-    info = {{
-        "lr": tensors["lr"].item() if "lr" in tensors else None,
-        "classes": meta["class_names"],
-        "preprocess": lambda pixels: preprocess(pixels, tensors),
-{info}
-    }}
-    return images, targets, info
-
-
-{train}if __name__ == "__main__":
+{functions}
+if __name__ == "__main__":
     images, targets, info = load()
-    print(tuple(images.shape), images.dtype, "images of", len(info["classes"]), "classes, learned lr", info["lr"])
+    print(tuple(images.shape), images.dtype, "images of", len(info["classes"]), "classes")
+    print("learned learning rate", info["lr"])
 '''
-
-NORMALISE = '''def preprocess(pixels, tensors):
-    """Pixels as networks see them."""
-    return (pixels - tensors["preprocess.mean"].view(-1, 1, 1)) / tensors["preprocess.std"].view(-1, 1, 1)
-'''
-WHITEN = '''def preprocess(pixels, tensors):
-    """Pixels as networks see them: ZCA whitening."""
-    flat = (pixels.flatten(1) - tensors["preprocess.mean"]) @ tensors["preprocess.matrix"]
-    return flat.view_as(pixels)
-'''
-
-LOGITS = '''def all_logits(tensors, num_classes):
-    """Soft labels (N, K)."""
-    if "logits.index" not in tensors:
-        return tensors["logits"].float()
-    # the largest, and the mean of the others
-    top, rest = tensors["logits"].float().split([tensors["logits.index"].shape[1], 1], 1)
-    return rest.expand(-1, num_classes).scatter(1, tensors["logits.index"].long(), top)
-
-
-'''
-SOFT = """    path = Path(folder) / "labels.safetensors"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: it holds the soft labels of this set and belongs beside data.safetensors")
-    with safe_open(str(path), "pt") as file:
-        if (file.metadata() or {}).get("digest") != meta["labels_digest"]:
-            raise ValueError(f"{path} holds the labels of another set; put the file there that was written with this one")
-    logits = all_logits(tensors | load_file(str(path)), len(meta["class_names"]))%s
-    targets = logits.softmax(1)  # probabilities, which torch's cross_entropy takes in place of classes"""
 
 USAGE = """    network = ...                      # any torch.nn.Module that takes such images
     train(network)                     # as info["protocol"] says
@@ -90,152 +46,148 @@ FACTS = """
 info["protocol"] says how networks were trained on the set when it was evaluated, and
 info["augment"](images, generator=None) changes a batch as it was changed then."""
 
+TARGETS = {
+    "class": plain.class_targets,
+    "logits": plain.logit_targets,
+    "features": plain.feature_targets,
+}
 LOSSES = {"kl_divergence": plain.kl_divergence, "squared_error_of_logits": plain.squared_error}
+# with weight decay on everything, and without on biases and normalisation layers
 OPTIMISERS = {"sgd": (plain.sgd, plain.sgd_sparing), "adamw": (plain.adamw, plain.adamw_sparing)}
 SCHEDULES = {"drops": plain.drop_rate, "cosine": plain.cosine_rate}
+STANDARD = ("itertools", "json", "math")  # modules that functions may use
+
+Roles = dict[str, Callable[..., Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shipped:
+    """What decides which functions a `load.py` needs."""
+
+    decode: Callable[..., Any]  # what `Codec.loader` returns
+    codec: Mapping[str, Any]  # settings of the codec
+    pixels: bool  # the stored values are pixels, which are preprocessed after decoding
+    whitened: bool  # preprocessing is ZCA whitening, not mean and standard deviation
+    kind: str  # of the targets: class, logits or features
+    # what `protocol.facts` returns; None: the set does not say how networks are trained on it, so
+    # `load.py` cannot
+    protocol: Mapping[str, Any] | None
 
 
 def trainable(protocol: Mapping[str, Any]) -> bool:
-    """Whether `load.py` can train as the protocol says: the labels are in the folder, and the loss
-    is one of those above or cross-entropy.
+    """Whether `load.py` can train as the protocol says.
+
+    It can where the labels are in the folder, and the loss is one of those above or cross-entropy.
     """
     return protocol["labels"] != "teachers" and protocol["loss"] in ("cross_entropy", *LOSSES)
 
 
-def source(
-    *,
-    decode: str,
-    pixels: bool,
-    whitened: bool,
-    soft: bool,
-    per_item: bool,
-    protocol: Mapping[str, Any] | None,
-) -> str:
-    """The text of `load.py`.
-
-    Args:
-        decode: source of `decode(tensors)`, from the codec.
-        pixels: the stored values are pixels, which are preprocessed after decoding.
-        whitened: preprocessing is ZCA whitening, not mean and standard deviation.
-        soft: the set has soft labels.
-        per_item: soft labels belong to stored items, not to what is decoded of them.
-        protocol: what `protocol.facts` returns; None: the set does not say how networks are trained
-            on it, so `load.py` cannot.
-    """
-    load = ["    images = preprocess(images, tensors)"] if pixels else []
-    load += [
-        SOFT % ("[item]" if per_item else "") if soft else '    targets = tensors["classes"][item]'
-    ]
-    info = ['"protocol": meta.get("protocol"),']
-    functions = [LOGITS] if soft else []
-    train = ""
+def source(shipped: Shipped) -> str:
+    """The text of `load.py`."""
+    protocol, operations = shipped.protocol, list[str]()
+    roles = _reading(shipped)
+    first = ["load"]
     if protocol is not None:
-        operations = list(
-            dict.fromkeys((*protocol["augment"]["one_of"], *protocol["augment"]["always"]))
-        )
-        augment = "images"
+        augment = protocol["augment"]
+        operations = list(dict.fromkeys((*augment["one_of"], *augment["always"])))
+        roles |= _training(protocol)
         if operations:
-            load.append('    settings = meta["protocol"]["augment"]')
-            augment = "apply(images, settings, sample(len(images), settings, generator))"
-        info.append(f'"augment": lambda images, generator=None: {augment},')
-        classes = 'tensors["classes"][item]'
-        info += ['"logits": logits,', f'"image_classes": {classes},'] if soft else []
-        info.append(
-            f'"labels": {classes if soft and protocol["labels"] == "classes" else "targets"},  # for train'
-        )
-        texts = _texts(operations, _training(protocol))
-        train = texts.pop("train") + "\n\n"
-        functions += [f"{text}\n\n" for text in texts.values()]
-        functions += (
-            [f"OPERATIONS = {{op.__name__: op for op in [{', '.join(operations)}]}}\n\n\n"]
-            if operations
-            else []
-        )
+            roles["augmented"] = plain.augmented_by_drawing
+        first += [*operations, "train"]
+    texts = list(_texts(first, roles).values())
+    if operations:
+        texts.append(f"OPERATIONS = {{op.__name__: op for op in [{', '.join(operations)}]}}\n")
+    functions = "\n\n".join(texts)
     can_train = protocol is not None and trainable(protocol)
-    body = "".join(functions)
     return TEMPLATE.format(
         and_train=", train" if can_train else "",
         usage=USAGE if can_train else "",
         facts="" if protocol is None else FACTS,
-        imports="\n".join(
-            f"import {name}"
-            for name in ("itertools", "json", "math")
-            if name == "json" or f"{name}." in body
-        ),
-        safe_open=" import safe_open\nfrom safetensors" if soft else "",
-        decode=decode,
-        preprocess=WHITEN if whitened else NORMALISE,
-        functions=body,
-        load="\n".join(load),
-        info="\n".join(f"        {line}" for line in info),
-        train=train,
+        imports=_imports(functions),
+        codec=repr(dict(shipped.codec)),
+        functions=functions,
     )
 
 
-def _training(protocol: Mapping[str, Any]) -> dict[str, FunctionType]:
-    """The functions for training as the protocol says, by the names under which they call each
-    other.
-    """
+def _reading(shipped: Shipped) -> Roles:
+    """The functions for reading the set, by the names under which others call them."""
+    return {
+        "decode": shipped.decode,
+        "as_seen": plain.preprocess_pixels if shipped.pixels else plain.unchanged,
+        "preprocess": plain.whitened if shipped.whitened else plain.normalised,
+        "targets_of": TARGETS[shipped.kind],
+        "augmented": plain.augmented_by_nothing,
+    }
+
+
+def _training(protocol: Mapping[str, Any]) -> Roles:
+    """The functions for training as the protocol says, by the names under which they are called."""
     if not trainable(protocol):
         return {"train": plain.refuse}
-    mixed = (
-        plain.cutmix
-        if protocol["cutmix_probability"]
-        else plain.mixup
-        if protocol["mixup_beta"]
-        else plain.unmixed
-    )
-    chosen = {
-        "mixed_by": mixed,
-        "batch_loss": plain.cross_entropy_of_batch
-        if mixed is plain.unmixed
-        else plain.cross_entropy_of_mixed_batch,
-        "optimiser_of": OPTIMISERS[protocol["optimiser"]][
-            not protocol["weight_decay_on_biases_and_norms"]
-        ],
+    sparing = not protocol["weight_decay_on_biases_and_norms"]
+    roles: Roles = {
+        "mixed_by": plain.unmixed,
+        "batch_loss": plain.cross_entropy_of_batch,
+        "optimiser_of": OPTIMISERS[protocol["optimiser"]][sparing],
         "set_rate": SCHEDULES[protocol["schedule"]],
-        "train": plain.train,
     }
+    if protocol["cutmix_probability"] or protocol["mixup_beta"]:
+        roles["mixed_by"] = plain.cutmix if protocol["cutmix_probability"] else plain.mixup
+        roles["batch_loss"] = plain.cross_entropy_of_mixed_batch
     if protocol["loss"] in LOSSES:
-        chosen |= {"batch_loss": plain.soft_loss_of_batch, "soft_loss": LOSSES[protocol["loss"]]}
-        chosen |= {
-            "mixed_logits": plain.blended_probabilities
-            if protocol.get("mixed_labels") == "probabilities"
-            else plain.blended_logits
-        }
-    return chosen
+        roles["batch_loss"] = plain.soft_loss_of_batch
+        roles["soft_loss"] = LOSSES[protocol["loss"]]
+        roles["mixed_logits"] = plain.blended_logits
+        if protocol.get("mixed_labels") == "probabilities":
+            roles["mixed_logits"] = plain.blended_probabilities
+    return roles
+
+
+def _imports(functions: str) -> str:
+    """The import statements that the functions need."""
+    lines = [f"import {name}" for name in STANDARD if f"{name}." in functions]
+    lines += ["from pathlib import Path", "", "import torch"]
+    if "safe_open(" in functions:
+        lines.append("from safetensors import safe_open")
+    return "\n".join([*lines, "from safetensors.torch import load_file"])
 
 
 @cache
-def _functions() -> dict[str, FunctionType]:
-    """All functions of plain.py by name, in their order."""
-    return {
-        name: value
-        for name, value in vars(plain).items()
-        if isinstance(value, FunctionType) and value.__module__ == plain.__name__
-    }
+def _functions(module: str) -> dict[str, FunctionType]:
+    """All functions of a module by name, in their order."""
+    functions = dict[str, FunctionType]()
+    for name, value in vars(sys.modules[module]).items():
+        if isinstance(value, FunctionType) and value.__module__ == module:
+            functions[name] = value
+    return functions
 
 
-def _texts(operations: Sequence[str], roles: Mapping[str, FunctionType]) -> dict[str, str]:
-    """Sources by name, in the order of plain.py: of operations and what applies them, of roles, and
-    of what all these call.
+def _texts(first: Sequence[str], roles: Mapping[str, Callable[..., Any]]) -> dict[str, str]:
+    """Sources by name, in the order of their files.
 
-    `roles` are functions by the names under which others call them; a role that nothing calls is
-    left out.
+    They are those of the names in `first`, and of what all these call. `roles` are functions by the
+    names under which others call them; a role that nothing calls is left out.
     """
-    todo = [*operations, *(("sample", "apply") if operations else ()), "train"]
-    needed = dict[str, str]()  # the name in plain.py -> that in the written file
+    todo = [(name, plain.__name__) for name in first]  # (name, module of who calls it)
+    needed = dict[Callable[..., Any], str]()  # function -> its name in the written file
     while todo:
-        name = todo.pop()
-        function = roles.get(name) or _functions().get(name)
-        if function is not None and function.__name__ not in needed:
-            needed[function.__name__] = name
-            todo += _called(inspect.getsource(function))
-    return {
-        needed[own]: inspect.getsource(function).replace(f"def {own}(", f"def {needed[own]}(", 1)
-        for own, function in _functions().items()
-        if own in needed
-    }
+        name, caller = todo.pop()
+        function = roles.get(name) or _functions(caller).get(name)
+        if function is None or function in needed:
+            continue
+        needed[function] = name
+        todo += [(called, function.__module__) for called in _called(inspect.getsource(function))]
+    texts = dict[str, str]()
+    for function in sorted(needed, key=_place):
+        name = function.__name__
+        text = inspect.getsource(function)
+        texts[needed[function]] = text.replace(f"def {name}(", f"def {needed[function]}(", 1)
+    return texts
+
+
+def _place(function: Callable[..., Any]) -> tuple[bool, int]:
+    """Functions of codecs come before those of plain.py, and each where it stands in its file."""
+    return function.__module__ == plain.__name__, inspect.getsourcelines(function)[1]
 
 
 def _called(text: str) -> list[str]:

@@ -150,8 +150,9 @@ def _check_datasets(metas: Sequence[Meta]) -> None:
 
 
 def same_data(configs: Sequence[DataConfig]) -> None:
-    """Raise UserError unless the sets saw the same images up to their choice of classes, so that no
-    test image of one was shown to another.
+    """Raise UserError unless the sets saw the same images up to their choice of classes.
+
+    Then no test image of one was shown to another.
     """
     first = configs[0]
     for i, config in enumerate(configs):
@@ -184,8 +185,9 @@ def merged_config(
 def class_ids(
     maps: Sequence[Sequence[int]], configs: Sequence[DataConfig], num_classes: int
 ) -> list[int] | None:
-    """The ids in the dataset of the merged classes; None where the sets do not say them, or
-    contradict each other.
+    """The ids in the dataset of the merged classes.
+
+    None where the sets do not say them, or contradict each other.
     """
     id_of: dict[int, int] = {}  # by the number of a class in the merged set
     for merged_classes, config in zip(maps, configs, strict=True):
@@ -210,12 +212,12 @@ def whole_data(
     preprocess: Preprocess,
     load: Callable[..., Data] = load_data,
 ) -> Data | None:
-    """The data of all merged classes, as `wanted` says them, when every set was distilled from its
-    part of them.
+    """The data of all merged classes, as `wanted` says them.
 
-    Then no set has seen a test image of the whole, and the digest of the training images, in the
-    merged meta.json, lets `evaluate` check that. None, with a warning, where the images cannot be
-    read or a set does not say which it saw. Raises UserError for a set that saw others.
+    Every set was distilled from its part of them. Then no set has seen a test image of all these
+    data, and the digest of the training images, in the merged meta.json, lets `evaluate` check
+    that. None, with a warning, where the images cannot be read or a set does not say which it saw.
+    Raises UserError for a set that saw others.
     """
     if wanted is None:
         _warn("do not say which classes of the dataset they have")

@@ -1,51 +1,149 @@
-"""Plain torch that is copied into the `load.py` of a shipped set, function by function: what the
-protocol of that set uses.
+"""Plain torch that is copied into the `load.py` of a shipped set, function by function.
 
-Nothing here may import the engine, because whoever has the folder need not have it. `protocol` is
-what `protocol.facts` returns, `settings` its "augment", `u` are uniform numbers in [0, 1), of shape
-(B, 3 or 4), of which each operation makes its parameters. The functions do what augment.py,
-losses.py and training.py do, in fewer words and without their speed; tests hold both against each
-other.
+What the protocol of that set uses is copied. Nothing here may import the engine, because whoever
+has the folder need not have it. `protocol` is what `protocol.facts` returns, `settings` its
+"augment", `u` are uniform numbers in [0, 1), of shape (B, 3 or 4), of which each operation makes
+its parameters. The functions do what augment.py, losses.py and training.py do, in fewer words and
+without their speed; tests hold both against each other.
 """
 
 import itertools
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
 
-# What stands in the place of functions that the written file has, so that this file can be read and
-# tested as it is.
+# What stands in the place of what the written file has, so that this file can be read and tested as
+# it is.
 OPERATIONS: dict[str, Any] = {}
-load: Any = None
+CODEC: dict[str, Any] = {}  # the settings of the codec
 FOLDER: Any = None
+decode: Any = None  # of the codec
+
+
+# Reading.
+
+
+def load(folder=FOLDER):
+    """(images, targets, info) of the set in a folder."""
+    tensors = load_file(str(Path(folder) / "data.safetensors"))
+    meta = json.loads((Path(folder) / "meta.json").read_text(encoding="utf-8"))
+    images, item = decode(tensors, CODEC)
+    images = as_seen(images, tensors)
+    targets, info = targets_of(tensors["classes"][item], item, meta, folder)
+    info["lr"] = tensors["lr"].item() if "lr" in tensors else None
+    info["classes"] = meta["class_names"]
+    info["preprocess"] = lambda pixels: preprocess(pixels, tensors)
+    info["protocol"] = meta.get("protocol")
+    if info["protocol"] is not None:
+        settings = info["protocol"]["augment"]
+        info["augment"] = lambda images, generator=None: augmented(images, settings, generator)
+    return images, targets, info
+
+
+def unchanged(images, tensors):
+    """What is stored is what networks see."""
+    return images
+
+
+def preprocess_pixels(images, tensors):
+    """What is stored are pixels."""
+    return preprocess(images, tensors)
+
+
+def normalised(pixels, tensors):
+    """Pixels as networks see them."""
+    mean, std = tensors["preprocess.mean"], tensors["preprocess.std"]
+    return (pixels - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)
+
+
+def whitened(pixels, tensors):
+    """Pixels as networks see them: ZCA whitening."""
+    flat = (pixels.flatten(1) - tensors["preprocess.mean"]) @ tensors["preprocess.matrix"]
+    return flat.view_as(pixels)
+
+
+def class_targets(classes, item, meta, folder):
+    """(targets, what they are): the classes of the images."""
+    return classes, {"labels": classes}  # labels: for train
+
+
+def logit_targets(classes, item, meta, folder):
+    """(targets, what they are): probabilities, which cross_entropy takes in place of classes."""
+    logits = all_logits(stored_labels(meta, folder), len(meta["class_names"]))
+    logits = logits[item] if meta["label_of"] == "stored" else logits
+    targets = logits.softmax(1)
+    protocol = meta.get("protocol")
+    hard = protocol is not None and protocol["labels"] == "classes"
+    labels = classes if hard else targets  # for train
+    return targets, {"logits": logits, "image_classes": classes, "labels": labels}
+
+
+def feature_targets(classes, item, meta, folder):
+    """(targets, what they are): features.
+
+    The outputs of a network are to come near to them by squared error.
+    """
+    targets = stored_labels(meta, folder)["features"].float()
+    targets = targets[item] if meta["label_of"] == "stored" else targets
+    return targets, {"image_classes": classes}
+
+
+def stored_labels(meta, folder):
+    """The tensors of the labels, which must be those of this set."""
+    path = Path(folder) / "labels.safetensors"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is missing: it holds the soft labels of this set and belongs beside "
+            "data.safetensors"
+        )
+    with safe_open(str(path), "pt") as file:
+        digest = (file.metadata() or {}).get("digest")
+    if digest != meta["labels_digest"]:
+        raise ValueError(
+            f"{path} holds the labels of another set; put the file there that was written with "
+            "this one"
+        )
+    return load_file(str(path))
+
+
+def all_logits(tensors, num_classes):
+    """Soft labels (N, K)."""
+    if "logits.index" not in tensors:
+        return tensors["logits"].float()
+    # the largest, and the mean of the others
+    top, rest = tensors["logits"].float().split([tensors["logits.index"].shape[1], 1], 1)
+    return rest.expand(-1, num_classes).scatter(1, tensors["logits.index"].long(), top)
 
 
 # Augmentation.
 
 
-def whole(u, low, high):
+def integers(u, low, high):
     """Whole numbers from low to high, both included."""
     return (u * (high - low + 1)).floor().long().clamp(max=high - low) + low
 
 
 def picked(images, rows, columns):
-    """Image b has at (r, c) what it had at (rows[b, r], columns[b, c]); zero where that lies
-    outside.
+    """Image b has at (r, c) what it had at (rows[b, r], columns[b, c]).
+
+    It is zero where that lies outside.
     """
     height, width = images.shape[2:]
-    inside = ((rows >= 0) & (rows < height))[:, None, :, None] & (
-        (columns >= 0) & (columns < width)
-    )[:, None, None, :]
+    row_inside = ((rows >= 0) & (rows < height))[:, None, :, None]
+    column_inside = ((columns >= 0) & (columns < width))[:, None, None, :]
+    inside = row_inside & column_inside
     b = torch.arange(len(images), device=images.device)[:, None, None]
-    found = images[
-        b, :, rows.clamp(0, height - 1)[:, :, None], columns.clamp(0, width - 1)[:, None, :]
-    ]
-    return found.permute(0, 3, 1, 2) * inside
+    nearest = rows.clamp(0, height - 1)[:, :, None], columns.clamp(0, width - 1)[:, None, :]
+    return images[b, :, nearest[0], nearest[1]].permute(0, 3, 1, 2) * inside
 
 
 def warped(images, matrix):
-    """Bilinear: the pixel at (x, y), corners at -1 and 1, is read at matrix (x, y); zero outside."""
+    """Bilinear: the pixel at (x, y) is read at matrix (x, y), zero outside; corners at -1 and 1."""
     grid = torch.nn.functional.affine_grid(
         torch.nn.functional.pad(matrix, (0, 1)), list(images.shape), align_corners=True
     )
@@ -67,7 +165,7 @@ def crop(images, u, settings):
     lines = []
     for k, side in enumerate(images.shape[2:]):
         most = int(side * settings["crop"] + 0.5)
-        lines.append(torch.arange(side, device=u.device) + whole(u[:, k], -most, most)[:, None])
+        lines.append(torch.arange(side, device=u.device) + integers(u[:, k], -most, most)[:, None])
     return picked(images, *lines)
 
 
@@ -76,7 +174,7 @@ def cutout(images, u, settings):
     hidden = []
     for k, side in enumerate(images.shape[2:]):
         size, line = int(side * settings["cutout"] + 0.5), torch.arange(side, device=u.device)
-        first = whole(u[:, k], 0, side - size % 2)[:, None] - size // 2
+        first = integers(u[:, k], 0, side - size % 2)[:, None] - size // 2
         hidden.append(
             (line >= first.clamp(0, side - 1)) & (line <= (first + size - 1).clamp(0, side - 1))
         )
@@ -106,7 +204,7 @@ def roll(images, u, settings):
     lines = []
     for k, side in enumerate(images.shape[2:]):
         lines.append(
-            (torch.arange(side, device=u.device) - whole(u[:, k], 0, settings["roll"])[:, None])
+            (torch.arange(side, device=u.device) - integers(u[:, k], 0, settings["roll"])[:, None])
             % side
         )
     return picked(images, *lines)
@@ -121,7 +219,7 @@ def resized_crop(images, u, settings):
     for k, side, size in ((2, height, (area / ratio).sqrt()), (3, width, (area * ratio).sqrt())):
         size, line = size.round().clamp(1, side)[:, None], torch.arange(side, device=u.device)
         at = ((line + 0.5) * (size / side) - 0.5).clamp(min=0).minimum(size - 1)
-        at = at + whole(u[:, k, None], 0, (side - size).long())
+        at = at + integers(u[:, k, None], 0, (side - size).long())
         weights.append((1 - (at[:, :, None] - line).abs()).clamp(min=0)[:, None])
     return weights[0] @ images @ weights[1].mT
 
@@ -135,14 +233,12 @@ def shuffle(images, u, settings):
             [size] * (patches - 1) + [side - size * (patches - 1)]
         )
         orders = torch.stack([torch.cat(order) for order in itertools.permutations(strips)])
-        lines.append(orders[whole(u[:, 1 - k], 0, len(orders) - 1)])
+        lines.append(orders[integers(u[:, 1 - k], 0, len(orders) - 1)])
     return picked(images, *lines)
 
 
 def sample(num, settings, generator=None):
-    """A draw for `num` images: one operation for all, its numbers, and those of what is always
-    applied.
-    """
+    """A draw for `num` images: one operation for all, its numbers, those of what always applies."""
     one_of, always = settings["one_of"] or [None], settings["always"]
     numbers = 4 if "resized_crop" in one_of + always else 3
     name = one_of[int(torch.randint(len(one_of), (1,), generator=generator))]
@@ -160,13 +256,21 @@ def apply(images, settings, draw):
     return images
 
 
+def augmented_by_drawing(images, settings, generator):
+    """Images (B, C, H, W) under a draw of their own."""
+    return apply(images, settings, sample(len(images), settings, generator))
+
+
+def augmented_by_nothing(images, settings, generator):
+    """Images as they are, which the protocol does not augment."""
+    return images
+
+
 # Mixing.
 
 
 def sample_cutmix(num, height, width, protocol, generator=None):
-    """(each image's partner, share of own pixels, rows and columns of the box that the partner
-    gives).
-    """
+    """(partner of each image, share of its own pixels, rows and columns of the partner's box)."""
     use, covered, *centre = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
     partner = torch.randperm(num, generator=generator)
     if use >= protocol["cutmix_probability"]:
@@ -189,7 +293,10 @@ def cutmix(images, protocol, generator):
 
 
 def sample_mixup(num, protocol, generator=None):
-    """(each image's partner, share of the image itself), the share of Beta(a, a) by Johnk's method."""
+    """(each image's partner, share of the image itself).
+
+    The share is of Beta(a, a), by Johnk's method.
+    """
     partner, x, y = torch.randperm(num, generator=generator), 1.0, 1.0
     while not 0 < x + y <= 1:
         uniform = torch.rand(2, generator=generator, dtype=torch.float64)
@@ -293,21 +400,16 @@ def adamw_sparing(network, lr, protocol):
 def decayed(network, protocol):
     """Parameters in two groups: biases and those of normalisation layers have no weight decay."""
     layers = (torch.nn.LayerNorm, torch.nn.GroupNorm, torch.nn.modules.batchnorm._NormBase)
-    norms = {
-        id(p)
-        for m in network.modules()
-        if isinstance(m, layers)
-        for p in m.parameters(recurse=False)
-    }
-    groups = {True: [], False: []}
+    norms = set()
+    for module in network.modules():
+        if isinstance(module, layers):
+            norms |= {id(p) for p in module.parameters(recurse=False)}
+    spared, others = [], []
     for p in network.parameters():
-        groups[p.dim() <= 1 or id(p) in norms].append(p)
-    decay = {True: 0.0, False: protocol["weight_decay"]}
-    return [
-        {"params": found, "weight_decay": decay[spared]}
-        for spared, found in groups.items()
-        if found
-    ]
+        group = spared if p.dim() <= 1 or id(p) in norms else others
+        group.append(p)
+    groups = (spared, 0.0), (others, protocol["weight_decay"])
+    return [{"params": params, "weight_decay": decay} for params, decay in groups if params]
 
 
 def drop_rate(optimiser, lr, epoch, protocol):
@@ -322,12 +424,9 @@ def drop_rate(optimiser, lr, epoch, protocol):
 
 def cosine_rate(optimiser, lr, epoch, protocol):
     """The learning rate of an epoch, counted from 0."""
+    angle = math.pi * epoch / (protocol["cosine_stretch"] * protocol["epochs"])
     for group in optimiser.param_groups:
-        group["lr"] = (
-            lr
-            * (1 + math.cos(math.pi * epoch / (protocol["cosine_stretch"] * protocol["epochs"])))
-            / 2
-        )
+        group["lr"] = lr * (1 + math.cos(angle)) / 2
 
 
 def train(network, folder=FOLDER, lr=None, generator=None):
@@ -352,14 +451,20 @@ def train(network, folder=FOLDER, lr=None, generator=None):
 
 
 def refuse(network, folder=FOLDER, lr=None, generator=None):
-    """Networks were trained on this set by a loss or with labels that this file does not have: see
-    info["protocol"].
+    """Networks were trained on this set by a loss or with labels that this file does not have.
+
+    See info["protocol"].
     """
     raise NotImplementedError(
-        'this set was trained on by a loss or labels that are not in this folder; see info["protocol"]'
+        "this set was trained on by a loss or labels that are not in this folder; "
+        'see info["protocol"]'
     )
 
 
+as_seen: Any = preprocess_pixels
+preprocess: Any = normalised
+targets_of: Any = class_targets
+augmented: Any = augmented_by_drawing
 mixed_by: Any = unmixed
 mixed_logits: Any = blended_logits
 soft_loss: Any = kl_divergence

@@ -72,9 +72,7 @@ def _add_protocol(folder: Path, evaluation: Mapping[str, Any]) -> dict[str, Any]
         return None
     syn, meta = folders.load(folder, torch.device("cpu"))
     model = at(meta, "recipe", "model")
-    trained = protocol.of_evaluation(
-        evaluation, model, soft=syn.target_kind == "logits", learned=syn.lr
-    )
+    trained = protocol.of_evaluation(evaluation, model, soft=syn.targets.soft, learned=syn.lr)
     if trained is None:
         return None
     files.write_text(folder / "load.py", folders.load_py(syn, trained))

@@ -6,13 +6,18 @@ runs/<recipe>-<hash of the resolved recipe and seed>/
 """
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from ddengine.data import Data
 from ddengine.recipe import Recipe, digest, resolved, to_dict
-from ddengine.system import files
+from ddengine.system import files, runtime
 from ddengine.system.errors import UserError
+from ddengine.system.runtime import Precision
 
 MARK = "recipe.json"
 
@@ -24,9 +29,34 @@ def identity(recipe: Recipe, images: str, **options: Any) -> dict[str, Any]:
     return {"resolved": digest(resolved(recipe)), "images": images, **options}
 
 
-def default_folder(recipe: Recipe, wanted: dict[str, Any]) -> Path:
-    """runs/<recipe>-<hash>."""
-    return Path("runs") / f"{recipe.name.replace('/', '-')}-{digest(wanted)}"
+def meta_of(
+    recipe: Recipe,
+    data: Data,
+    experts: Mapping[str, Any] | None,
+    device: torch.device,
+    *,
+    seed: int,
+    precision: Precision,
+    **more: Any,
+) -> dict[str, Any]:
+    """What meta.json says of a set beside what the set says itself.
+
+    `experts` is their summary, None without experts; `more` says how the set was made.
+    """
+    return {
+        "recipe": to_dict(replace(recipe, data=replace(recipe.data, root=None))),
+        "seed": seed,
+        "precision": precision,
+        "images": data.train.digest,
+        "raw_bytes": data.bytes,
+        "dataset_bytes": data.dataset_bytes,
+        "data_notes": list(data.notes),
+        "experts": experts,
+        **more,
+        "machine": runtime.machine(device),
+        "versions": runtime.versions(),
+        "commit": runtime.commit(),
+    }
 
 
 def check_folder(folder: Path) -> None:

@@ -71,13 +71,7 @@ def usage() -> str:
 
 def run(args: list[str]) -> None:
     """Dispatch a command line. Raises UserError for a command that does not exist."""
-    command, rest = (args[0], args[1:]) if args else ("--help", [])
-    if command in ("-h", "--help"):
-        print(usage())
-        return
-    if command == "--version":
-        print(program.version())
-        return
+    command, rest = args[0], args[1:]
     if command not in COMMANDS:
         raise unknown("command", command, COMMANDS)
     importlib.import_module(f"ddengine.commands.{COMMANDS[command]}").main(rest)
@@ -85,7 +79,13 @@ def run(args: list[str]) -> None:
 
 def main(args: list[str] | None = None) -> int:
     """Run a command line, by default that of this process, and return its exit code."""
-    from ddengine.commands.cli import run as guarded  # after the clock has started
-
     words = sys.argv[1:] if args is None else args
+    if not words or words[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    if words[0] == "--version":
+        print(program.version())
+        return 0
+    from ddengine.commands.cli import run as guarded  # torch takes seconds to import
+
     return guarded(lambda: run(words))

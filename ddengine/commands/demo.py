@@ -1,50 +1,52 @@
-"""Demo."""
+"""`demo`: digits, one image per class: experts, distillation, evaluation, report."""
 
 from dataclasses import replace
 from pathlib import Path
 
-from ddengine.api import check_networks
+import buffers
+import ddengine
+from ddengine.api.distill import job_of
 from ddengine.artefact import runs
-from ddengine.commands import report
-from ddengine.commands.buffer import buffer
-from ddengine.commands.distill import distill
-from ddengine.commands.evaluate import evaluate_path
-from ddengine.commands.options import DEMO, options_of, print_config
+from ddengine.commands import DEMO, evaluate, report
+from ddengine.commands.options import options_of, print_config
 from ddengine.commands.process import one_process
-from ddengine.commands.stores import run_identity
-from ddengine.data import load_data
+from ddengine.prepare import check_networks
 from ddengine.system import log
+from synth.cite import bibtex
 
 
 def main(args: list[str]) -> None:
-    """Digits, one image per class: buffers, distillation, evaluation, pictures."""
+    """The command."""
     options = options_of("demo", args, fixed=DEMO)
     if options.print_config:
         return print_config(options.recipe)
-    folder = options.out or Path("runs/demo")
+    folder, recipe = options.out or Path("runs/demo"), options.recipe
     if options.experts is not None:
         log.say(f"warning: --experts is ignored, demo makes its own in {folder / 'experts'}")
-    device = one_process(options, "demo")
-    data = load_data(options.recipe.data, device)
-    check_networks(options.recipe, data)
+    one_process(options, "demo")
+    run = {"seed": options.seed, "device": options.device, "precision": options.precision}
+    stores = replace(options, experts=None).stores(folder / "experts")
     if options.restart:
         runs.delete(folder, runs.MARK, beside="experts")
-    options = replace(options, out=None, experts=None, restart=False)
+    job = job_of(None, recipe, stores, compile=options.compile, **run)
+    check_networks(recipe, job.data)
     # refuses a folder of something else
-    runs.is_finished(
-        folder, run_identity(options, data.train.digest, folder / "experts"), beside="experts"
+    runs.is_finished(folder, job.identity(), beside="experts")
+    buffers.generate(None, recipe, root=folder / "experts", **run)
+    ddengine.distill(
+        None,
+        recipe,
+        stores,
+        folder=folder,
+        compile=options.compile,
+        force=options.force,
+        tensorboard=options.tensorboard,
+        bibtex=bibtex,
+        command=options.command,
+        **run,
     )
-    buffer(options, folder / "experts")
-    distill(replace(options, out=folder), folder / "experts")
-    flags = [
-        "--seed",
-        str(options.seed),
-        "--device",
-        options.device,
-        "--precision",
-        options.precision,
-    ]
-    evaluation = evaluate_path(folder, flags)
+    flags = [word for name, value in run.items() for word in (f"--{name}", str(value))]
+    evaluation = evaluate.evaluate_path(folder, flags)
     report.main([str(folder)])
     log.say(
         f"pictures: {folder / 'real_vs_distilled.png'} and {folder / 'progress'}; the set: "

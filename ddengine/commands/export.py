@@ -1,4 +1,4 @@
-"""Export."""
+"""`export SET --format FORMAT --out FOLDER`: a set, or a store, as files of other programs."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,9 +7,16 @@ from buffers.exchange import PER_FILE, export
 from ddengine.artefact.export import Format
 from ddengine.artefact.tars import PER_SHARD
 from ddengine.commands import cli
-from ddengine.commands.options import paths_of
+from ddengine.commands.options import is_set, path_of
 from ddengine.system import log, program
 from ddengine.system.errors import UserError
+
+WHAT = "the folder of an expert store, a run or a distilled set"
+
+
+def is_store(path: Path) -> bool:
+    """Whether a path is that of experts or of a set."""
+    return (path / "manifest.json").is_file() or is_set(path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,10 +36,8 @@ def main(args: list[str]) -> None:
 
     A run or a distilled folder can be written as image files and as a dataset of the Hub, too.
     """
-    path = paths_of(args[:1], "export", "the folder of an expert store, a run or a distilled set")[
-        0
-    ]
-    options = cli.parse(ExportOptions, args[1:], ExportOptions(), f"export {path}")
+    path, flags = path_of(args, "export", WHAT, is_store)
+    options = cli.parse(ExportOptions, flags, ExportOptions(), f"export {path}")
     if options.out is None:
         raise UserError(f"{program.name()} export needs a folder to write; name it with --out.")
     written = export(

@@ -1,13 +1,13 @@
-"""Merge."""
+"""`merge SET SET ... --out FOLDER`: sets of some classes each, or of the same, as one."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from ddengine.artefact import folder as set_folders
-from ddengine.artefact import merging
+import ddengine
+from ddengine.api.evaluate import data_settings
 from ddengine.commands import cli
 from ddengine.commands.options import paths_of
-from ddengine.system import files, log, program
+from ddengine.system import log, program
 from ddengine.system.errors import UserError
 
 
@@ -19,17 +19,15 @@ class MergeOptions:
 
 
 def main(args: list[str]) -> None:
-    """Make one distilled folder of several of one dataset; classes are matched by name."""
-    paths = paths_of(args, "merge", "the folders of runs or distilled sets")
-    options = cli.parse(MergeOptions, args[len(paths) :], MergeOptions(), "merge SET SET ...")
+    """The command."""
+    if not args or args[0] in ("-h", "--help"):
+        cli.parse(MergeOptions, args, MergeOptions(), "merge SET SET ...")
+    paths, flags = paths_of(args, "merge", "the folders of runs or distilled sets")
+    options = cli.parse(MergeOptions, flags, MergeOptions(), "merge SET SET ...")
     if options.out is None:
         raise UserError(f"{program.name()} merge needs a folder to write; name it with --out.")
-    if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
-        raise UserError(f"{options.out} exists already; name another folder with --out.")
-    merged = merging.merge_folders(paths)
-    files.make_folder(options.out.parent)
-    set_folders.save(merged.syn, options.out, merged.meta)
-    classes = len(merged.syn.class_names)
-    log.say(f"{len(merged.syn)} images of {classes} classes in {options.out}")
-    root = [] if merged.root is None else ["--data.root", merged.root]
-    log.say(f"evaluate them with {program.as_typed('evaluate', str(options.out), *root)}")
+    merged = ddengine.merge(paths, options.out)
+    log.say(f"{len(merged)} images of {len(merged.class_names)} classes in {options.out}")
+    root = data_settings(ddengine.load(paths[0])).root
+    more = [] if root is None else ["--data.root", root]
+    log.say(f"evaluate them with {program.as_typed('evaluate', str(options.out), *more)}")

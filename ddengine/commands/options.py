@@ -1,13 +1,15 @@
 """Options of commands whose arguments are a recipe and its flags, or paths and flags."""
 
-import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, NoReturn, TypeVar, cast
 
 import tyro
 
-from ddengine.commands import cli
+from buffers.open import EXPERTS, Stores
+from ddengine.commands import DEMO, cli
+from ddengine.commands.words import asks_help, taken_flag, taken_name, taken_paths
 from ddengine.recipe import (
     BufferT,
     CodecT,
@@ -16,21 +18,16 @@ from ddengine.recipe import (
     Recipe,
     parametrised,
     require,
-    resolved,
     to_dict,
 )  # fmt: skip
 from ddengine.system import log, program
 from ddengine.system.errors import UserError, unknown
 from ddengine.system.runtime import Precision
-from synth.catalogue import find, take
+from ddengine.uses.continual import ContinualConfig
+from synth.catalogue import RECIPES, as_changed, find, take
 from synth.recipes.protocols import PROTOCOLS
 
-DEMO = "mtt/digits_ipc1"
-
-
 RecipeT = TypeVar("RecipeT")
-
-
 SET = "the folder of a run or of a distilled set"
 
 
@@ -57,6 +54,27 @@ class Options(Generic[RecipeT]):
     command: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()  # the command line
     recipe: Annotated[RecipeT, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff]
 
+    def stores(self, root: Path = EXPERTS) -> Stores:
+        """Where the experts of the recipe lie."""
+        where = {"seed": self.seed, "precision": self.precision, "folder": self.experts}
+        return Stores.of(cast(Recipe, self.recipe), root=root, **where)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContinualOptions(Generic[RecipeT]):
+    """Flags of continual: --continual.stages, --continual.budget and so on, then those of the
+    recipe, whose ipc follows from the budget.
+    """
+
+    seed: int = 0  # decides the order of the classes and every random draw
+    device: str = "auto"  # auto | cpu | cuda | cuda:N
+    precision: Precision = "fp32"
+    out: Path | None = None  # folder to write; None: runs/continual-RECIPE-HASH
+    restart: bool = False  # begin anew, deleting what the folder holds
+    print_config: bool = False  # print the resolved recipe and stop
+    continual: ContinualConfig = ContinualConfig()
+    recipe: Annotated[RecipeT, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Selection(Recipe[BufferT, CodecT, ObjectiveT]):
@@ -71,85 +89,64 @@ class Selection(Recipe[BufferT, CodecT, ObjectiveT]):
         require(self.ipc >= 1, f"ipc must be at least 1, got {self.ipc}.")
 
 
+@dataclass(frozen=True)
+class NoRecipe:
+    """What stands in the place of a recipe where the general flags are shown."""
+
+
 def options_of(
     command: str, args: list[str], fixed: str | None = None, flags: Any = Options
 ) -> Any:
-    """Options and recipe from `RECIPE [--take PART=RECIPE]... [flags]`; `flags` is the dataclass
-    that holds both, Options or one like it.
+    """Options and recipe of a line with a recipe, `--take PART=RECIPE` and flags in any order.
+
+    `flags` is the dataclass that holds both, Options or one like it; `fixed` the recipe of a
+    command that has its own.
     """
-    if fixed is None and (not args or args[0].startswith("-")):
-        if set(args) & {"-h", "--help"}:
-            raise UserError(
-                f"{program.name()} {command} takes a recipe first, whose flags --help then lists: {program.name()} "
-                f"{command} {DEMO} --help."
-            )
-        raise UserError(
-            f"{program.name()} {command} needs the name of a recipe first, e.g. {DEMO}; {program.name()} recipes "
-            "lists them."
-        )
-    name, rest = (fixed, list(args)) if fixed else (args[0], list(args[1:]))
-    taken: list[str] = []
-    rest = [
-        word for arg in rest for word in (arg.split("=", 1) if arg.startswith("--take=") else [arg])
-    ]
-    while "--take" in rest:
-        at = rest.index("--take")
-        taken += rest[at + 1 : at + 2] or [""]
-        del rest[at : at + 2]
+    name, rest = (fixed, list(args)) if fixed else taken_name(args, RECIPES)
+    if name is None:
+        _without_recipe(command, rest, flags)
+    taken, rest = taken_flag(rest, "--take")
     recipe = take(find(name), taken)
     if command == "select":
         recipe = Selection(**{part.name: getattr(recipe, part.name) for part in fields(recipe)})
-    if taken:
-        recipe = replace(
-            recipe,
-            published=None,
-            note=f"{name} with parts of others ({', '.join(taken)}), for which nothing is published.",
-        )
-    recipe = replace(
-        recipe, evaluation=named_protocol(rest, "--evaluation.protocol") or recipe.evaluation
-    )
+    named = named_protocol(rest, "--evaluation.protocol")
+    if named is not None:
+        recipe = replace(recipe, evaluation=named)
     kind = flags[parametrised(recipe)]
     options = cli.parse(kind, rest, kind(recipe=recipe), command if fixed else f"{command} {name}")
-    if options.recipe.published is not None and not same_cell(options.recipe, recipe):
-        options = replace(
-            options,
-            recipe=replace(
-                options.recipe,
-                published=None,
-                note=f"{name} with other settings, for which nothing is published.",
-            ),
+    options = replace(options, recipe=as_changed(options.recipe, recipe))
+    if flags is ContinualOptions:
+        return options
+    return replace(options, command=(command, *args))
+
+
+def _without_recipe(command: str, args: list[str], flags: Any) -> NoReturn:
+    """Show the general flags where help was asked for. Raises UserError for a line without recipe."""
+    started = program.name()
+    if not asks_help(args):
+        raise UserError(
+            f"{started} {command} needs the name of a recipe first, e.g. {DEMO}; {started} recipes "
+            "lists them."
         )
-    return replace(options, command=(command, *args)) if hasattr(options, "command") else options
-
-
-def same_cell(recipe: Recipe, published: Recipe) -> bool:
-    """Whether nothing differs that decides what a published figure is of; how often is looked or
-    saved does not.
-    """
-
-    def deciding(of: Recipe) -> dict[str, Any]:
-        whole = resolved(of)
-        outer = {k: v for k, v in whole.pop("outer").items() if not k.endswith("_every")}
-        return {**whole, "outer": outer, "evaluation": None}
-
-    return deciding(recipe) == deciding(published)
+    log.say(
+        f"{started} {command} RECIPE [flags]: the general flags are below; {started} {command} "
+        f"{DEMO} --help shows those of a recipe too, {started} recipes lists the recipes."
+    )
+    kind = flags[NoRecipe]
+    cli.parse(kind, ["--help"], kind(recipe=NoRecipe()), f"{command} RECIPE")
+    raise SystemExit(0)
 
 
 def named_protocol(args: list[str], flag: str) -> EvalConfig | None:
     """The protocol whose name `flag` gives, whose values the other flags then change; None without
     that flag.
     """
-    words = [
-        word
-        for arg in args
-        for word in (arg.split("=", 1) if arg.startswith(f"{flag}=") else [arg])
-    ]
-    if flag not in words[:-1]:
+    values, _ = taken_flag(args, flag)
+    if not values or not values[0]:
         return None
-    name = words[words.index(flag) + 1]
-    if name not in PROTOCOLS:
-        raise unknown("protocol", name, PROTOCOLS)
-    return PROTOCOLS[name]
+    if values[0] not in PROTOCOLS:
+        raise unknown("protocol", values[0], PROTOCOLS)
+    return PROTOCOLS[values[0]]
 
 
 def print_config(recipe: Recipe) -> None:
@@ -157,14 +154,27 @@ def print_config(recipe: Recipe) -> None:
     log.console.print_json(data=to_dict(recipe))
 
 
-def paths_of(args: list[str], command: str, what: str) -> list[Path]:
-    """The paths before the first flag. Raises UserError without any."""
-    paths = [
-        Path(word) for word in itertools.takewhile(lambda word: not word.startswith("-"), args)
-    ]
+def is_set(path: Path) -> bool:
+    """Whether a path is that of a run with a set, or of a set."""
+    return (path / "distilled").is_dir() or (path / "meta.json").is_file()
+
+
+def paths_of(
+    args: list[str], command: str, what: str, is_meant: Callable[[Path], bool] = is_set
+) -> tuple[list[Path], list[str]]:
+    """(paths, flags) of a line with both in any order. Raises UserError without a path."""
+    paths, rest = taken_paths(args, is_meant)
     if not paths:
         raise UserError(f"{program.name()} {command} needs {what} first.")
-    return paths
+    return paths, rest
+
+
+def path_of(
+    args: list[str], command: str, what: str, is_meant: Callable[[Path], bool] = is_set
+) -> tuple[Path, list[str]]:
+    """(path, flags) of a line with one path. Raises UserError without one."""
+    paths, rest = paths_of(args, command, what, is_meant)
+    return paths[0], [*map(str, paths[1:]), *rest]
 
 
 def of_recipe(command: str, args: list[str]) -> Options[Recipe] | None:

@@ -1,10 +1,10 @@
-"""Push."""
+"""`push SET --repo user/name`: a set as a dataset of the Hugging Face Hub."""
 
 from dataclasses import dataclass
 
-from ddengine.artefact.hub import push
+import ddengine
 from ddengine.commands import cli
-from ddengine.commands.options import SET, paths_of
+from ddengine.commands.options import SET, path_of
 from ddengine.system import log, program
 from ddengine.system.errors import UserError
 
@@ -19,10 +19,10 @@ class PushOptions:
 
 def main(args: list[str]) -> None:
     """Upload a run, a distilled folder, or one that export wrote with --format hub, to the Hub."""
-    path = paths_of(args[:1], "push", SET)[0]
-    options = cli.parse(PushOptions, args[1:], PushOptions(), f"push {path}")
+    path, flags = path_of(args, "push", SET)
+    options = cli.parse(PushOptions, flags, PushOptions(), f"push {path}")
     if options.repo is None:
         raise UserError(
             f"{program.name()} push needs the repository to write; name it with --repo user/name."
         )
-    log.say(f"uploaded to {push(path, options.repo, private=options.private)}")
+    log.say(f"uploaded to {ddengine.push(path, options.repo, private=options.private)}")

@@ -1,10 +1,11 @@
-"""Report."""
+"""`report SET... [--out FILE]`: one HTML page about one or several runs."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
+import ddengine
 from ddengine.commands import cli
-from ddengine.commands.options import paths_of
+from ddengine.commands.options import SET, paths_of
 from ddengine.system import log
 
 
@@ -16,9 +17,9 @@ class ReportOptions:
 
 
 def main(args: list[str]) -> None:
-    """One page about one or several runs."""
-    from ddengine.pages import page
-
-    paths = paths_of(args, "report", "the folder of a run or of a distilled set")
-    options = cli.parse(ReportOptions, args[len(paths) :], ReportOptions(), "report RUN ...")
-    log.say(f"report: {page.write(paths, options.out or paths[0] / 'report.html')}")
+    """The command."""
+    if args and args[0] in ("-h", "--help"):
+        cli.parse(ReportOptions, args, ReportOptions(), "report RUN ...")
+    paths, flags = paths_of(args, "report", SET)
+    options = cli.parse(ReportOptions, flags, ReportOptions(), "report RUN ...")
+    log.say(f"report: {ddengine.report(paths, options.out)}")

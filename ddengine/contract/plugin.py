@@ -29,8 +29,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A test with the argument `method` runs for the recipe of every method.
 
     One with `minimising` runs for those that have outer steps, one with `codec_name` for every
-    codec, one with `any_recipe` for every recipe.
+    codec, one with `any_recipe` for every recipe. Only tests of this suite are meant.
     """
+    if not metafunc.function.__module__.startswith("ddengine.contract."):
+        return
     wanted = {"method", "minimising", "codec_name", "any_recipe"} & set(metafunc.fixturenames)
     wanted -= _given(metafunc)
     if not wanted:

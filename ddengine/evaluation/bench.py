@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ from ddengine.learning import training
 from ddengine.learning.training import AtOnce, Classified, Labels, Means
 from ddengine.models import build_model
 from ddengine.recipe import EvalConfig
+from ddengine.sets.targets import Features
 from ddengine.system import log
 from ddengine.system.memo import Memo
 from ddengine.system.runtime import Precision
@@ -70,6 +71,9 @@ class Bench:
     as_labelled: Callable[[Tensor], Tensor] = lambda logits: logits  # how the set stores labels
     factories: Mapping[str, Factory] = field(default_factory=dict)  # networks of the user
     train: brought.Trainer | None = None  # the training function of the user
+    # D where the set has features for targets: a network that is trained on them has D outputs, and
+    # a linear probe says how good it is
+    features: int | None = None
     said: set[str] = field(default_factory=set)  # warnings
 
     @property
@@ -96,12 +100,15 @@ class Bench:
             return self.learned_lr
         return None
 
-    def new_model(self, model: str) -> Callable[[Generator], nn.Module]:
-        """What makes a network of that name, initialised from a generator."""
-        shape, classes = self.data.image_shape, self.data.num_classes
+    def new_model(self, model: str, outputs: int | None = None) -> Callable[[Generator], nn.Module]:
+        """What makes a network of that name, initialised from a generator.
+
+        It has as many `outputs` as there are classes, where none are given.
+        """
+        shape, outputs = self.data.image_shape, outputs or self.data.num_classes
         if model in self.factories:
-            return partial(brought.build, self.factories[model], shape, classes)
-        return partial(build_model, model, shape, classes)
+            return partial(brought.build, self.factories[model], shape, outputs)
+        return partial(build_model, model, shape, outputs)
 
     def remember(self, key: str, model: str, compute: Callable[[], Any]) -> Any:
         """The result of a training of `model`, computed when new.
@@ -121,15 +128,19 @@ class Bench:
         self, who: Contender, model: str, lr: float, seeds: Sequence[int], on: RealSet
     ) -> list[Classified]:
         """What one network per seed makes of the images of `on`."""
+        of_features = self.features is not None and who.distilled and who.labels == "own"
+        outputs, config = None, adapted(self.config, model)
+        if of_features:
+            outputs, config = self.features, replace(config, loss="mse", hard_weight=0.0)
         options: dict[str, Any] = {"foreign": True} if model in self.factories else {}
         train = self.means.train_networks
         if self.train is not None:
             train = brought.OwnTraining(self.train)
         networks = train(
-            self.new_model(model),
+            self.new_model(model, outputs),
             list(map(who.sets, range(len(seeds)))),
             seeds,
-            adapted(self.config, model),
+            config,
             lr,
             self.device,
             steps=who.steps,
@@ -139,6 +150,9 @@ class Bench:
             at_once=self.at_once,
             **options,
         )
+        if of_features:
+            evaluate, labelled = Features().evaluate, self.data.train
+            return [evaluate(network, labelled, on, self.precision) for network in networks]
         return [self.means.classified(network, on, self.precision) for network in networks]
 
 

@@ -78,7 +78,7 @@ def of_codec(bench: Bench, syn: SyntheticSet, distilled: Decoded) -> Iterator[Co
     `random_coded` are random real images in the same codec.
     """
     config, labels = bench.config, set_labels(bench.config)
-    stored, steps = len(syn.tensors["images"]), training.num_updates(len(distilled), config)
+    stored, steps = len(syn.classes), training.num_updates(len(distilled), config)
     if len(distilled) <= stored:
         return
     if natural := syn.codec.natural(syn.tensors):

@@ -45,13 +45,12 @@ def freeze(syn: SyntheticSet, device: torch.device) -> Decoded:
     with torch.no_grad():
         batch = syn.batch(torch.arange(len(syn)))
     assert batch.classes is not None
-    sizes = syn.nbytes()
     return Decoded(
         images=batch.images.detach().to(device),
         targets=batch.targets.detach().to(device),
         classes=batch.classes.detach().to(device),
-        ledger={part: sizes[part] for part in ("images", "compensators", "labels", "other")},
-        hard_bytes=syn.classes.numel() * syn.classes.element_size(),
+        ledger=syn.parts(),
+        hard_bytes=syn.classes.nbytes,
     )
 
 

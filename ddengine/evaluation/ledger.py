@@ -11,7 +11,7 @@ from ddengine.evaluation.bench import Bench
 from ddengine.evaluation.decoded import Decoded, Labelled
 from ddengine.learning.training import Labels
 from ddengine.models import ImageShape, build_model
-from ddengine.sets.synthetic import LABELS, SyntheticSet
+from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system.rng import generator
 from ddengine.types import TrainingSet
 
@@ -77,10 +77,10 @@ def dynamic_labels(bench: Bench, examples: int) -> dict[str, int]:
 
 def label_bytes(syn: SyntheticSet) -> float:
     """Bytes of one soft label as the set stores them; of four-byte logits for a set without."""
-    if syn.target_kind == "class":
+    if not syn.targets.soft:
         return 4.0 * len(syn.class_names)
     stored = 0
-    for name in LABELS:
+    for name in syn.targets.names:
         if name in syn.tensors:
-            stored += syn.tensors[name].numel() * syn.tensors[name].element_size()
+            stored += syn.tensors[name].nbytes
     return stored / len(syn.tensors["logits"])

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ddengine.pages.overview import PARTS
 from ddengine.pages.reading import Run
 from ddengine.pages.words import cell, count, duration, in_percent, plain
+from ddengine.sets.synthetic import counted
 from ddengine.system.log import size
 
 IN_ALL = "In all"
@@ -171,7 +171,8 @@ def ledger(run: Run) -> dict[str, Any]:
     if sizes is None:
         return {}
     raw, dataset = run.fact("raw_bytes"), run.fact("dataset_bytes")
-    entries = {part.capitalize(): sizes.get(part, 0) for part in PARTS} | {IN_ALL: sizes["total"]}
+    entries = {part.capitalize(): num for part, num in counted(sizes).items()}
+    entries[IN_ALL] = sizes["total"]
     if raw:
         entries["Training images in use"] = raw
     if dataset and dataset != raw:

@@ -5,9 +5,8 @@ from typing import Any
 from rich.table import Table
 
 from ddengine.evaluation.tables import percent
+from ddengine.sets.synthetic import counted
 from ddengine.system.log import size
-
-PARTS = ("images", "compensators", "labels", "other")  # of the bytes of a set
 
 
 def cross_table(evaluations: list[tuple[str, dict[str, Any]]]) -> Table:
@@ -45,7 +44,7 @@ def ledger(sizes: dict[str, int], raw: int, dataset: int) -> str:
     `sizes` are the bytes of each part and their "total", `raw` those of the training images in use,
     `dataset` those of the complete training split.
     """
-    parts = ", ".join(f"{part} {size(sizes[part])}" for part in PARTS if sizes[part])
+    parts = ", ".join(f"{part} {size(num)}" for part, num in counted(sizes).items() if num)
     real = size(raw)
     if dataset != raw:
         real += f", the whole split {size(dataset)}"

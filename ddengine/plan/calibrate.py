@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ddengine import api, loop
+from ddengine import loop, prepare
 from ddengine.artefact import folder as folders
+from ddengine.artefact import runs
 from ddengine.data import Data, RealSet, load_data
 from ddengine.evaluation.evaluate import evaluate
 from ddengine.evaluation.train import validate
@@ -67,7 +68,7 @@ def buffer(began: float, job: Job, folder: Path, missing: dict[str, int]) -> dic
     preprocess = data.train.preprocess.tensors().values()
     once = sum(t.numel() * t.element_size() for t in preprocess) + MANIFEST
     disk, most, slowest = 0, 0, 0.0
-    for number, model in enumerate(api.buffer_models(job.recipe)):
+    for number, model in enumerate(prepare.buffer_models(job.recipe)):
         rng = generator(job.seed, "expert", 0, "network")
         network = build_model(model, data.image_shape, data.num_classes, rng).to(device)
         saved = {"start": flatten(network).clone()}
@@ -165,7 +166,7 @@ def prepared(run: Run, recipe: Recipe, calls: Calls) -> tuple[SyntheticSet, Obje
     Networks that choose images are noted in `calls` and not trained.
     """
     job = run.job
-    return api.prepare(
+    return prepare.prepare(
         recipe,
         run.data,
         run.device,
@@ -241,7 +242,7 @@ def _ending(
     From a checkpoint of its last step it goes straight there.
     """
     config = replace(run.recipe.outer, steps=state.step, evaluate_every=0)
-    finish = partial(api.shipped, recipe=run.recipe, experts=run.experts)
+    finish = partial(prepare.shipped, recipe=run.recipe, experts=run.experts)
     end = partial(
         loop.distill, syn, objective, config, run.folder, seed=run.job.seed, finish=finish
     )
@@ -276,8 +277,8 @@ def _written_seconds(run: Run, result: SyntheticSet) -> float:
     shown = folder / "real_vs_distilled.png"
     drawing, _ = run.timed(lambda: figures.real_vs_distilled(shown, train, result, None))
     figures.save_samples(folder / "samples.safetensors", train)
-    meta = api.meta_of(
-        job.recipe, run.data, run.experts, run.device, seed=job.seed, precision=job.precision
+    meta = runs.meta_of(
+        job.recipe, run.data, None, run.device, seed=job.seed, precision=job.precision
     )
     saving, _ = run.timed(lambda: folders.save(result, folder / "distilled", meta))
     return first + (counts(run.recipe)["pictures"] - 1) * again + drawing + saving

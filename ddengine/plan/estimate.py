@@ -5,7 +5,6 @@ Time, peak memory and disk of each of buffer, distill and evaluate.
 
 import dataclasses
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +13,12 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from ddengine import api
+from ddengine import prepare
 from ddengine.plan import calibrate
 from ddengine.plan.apart import apart
-from ddengine.plan.bounds import free_disk
 from ddengine.plan.jobs import Job
-from ddengine.recipe import Recipe, to_dict
 from ddengine.system import files, log, runtime
 from ddengine.system.errors import UserError
-from ddengine.system.runtime import available_memory
 
 PARTS = ("buffer", "distill", "evaluate")
 
@@ -59,7 +55,7 @@ def estimate(job: Job, missing: dict[str, int]) -> list[Part]:
         else:
             what = "all experts lie in their store" if missing else "no experts are needed"
             buffer = Part("buffer", 0.0, 0, 0, what)
-        stand_ins = experts if lacking and api.reads_experts(recipe) else None
+        stand_ins = experts if lacking and prepare.reads_experts(recipe) else None
         return [buffer, _distill(job, run, stand_ins), _evaluate(job, run, stand_ins)]
 
 
@@ -131,48 +127,6 @@ def table(parts: Sequence[Part], title: str) -> Table:
         "",
     )
     return shown
-
-
-def show(
-    job: Job,
-    missing: dict[str, int],
-    recipe: Recipe,
-    device: torch.device,
-    *,
-    experts: Path,
-    run: Path,
-    path: Path | None,
-) -> None:
-    """Estimate, print it beside what there is, and write it to `path`.
-
-    `experts` and `run` are the folders that would be written.
-    """
-    log.say(
-        "calibrating: a few updates of experts, outer steps and trainings of the evaluation, each "
-        "command in a process of its own; nothing is kept"
-    )
-    start, parts = time.perf_counter(), estimate(job, missing)
-    seconds, memory = time.perf_counter() - start, available_memory(device)
-    disk = min(free_disk(experts), free_disk(run))
-    machine = runtime.machine(device)["device"]
-    title = f"{recipe.name} on {machine}, estimated in {log.duration(seconds)}"
-    log.console.print(table(parts, title))
-    log.say(f"available: about {log.size(memory)} of memory, {log.size(disk)} of disk")
-    largest = max(parts, key=lambda part: part.memory)
-    if largest.memory > memory:
-        log.say(
-            f"warning: {largest.name} needs about {log.size(largest.memory)} of memory, which is "
-            "more than there is"
-        )
-    needed = sum(part.disk for part in parts)
-    if needed > disk:
-        log.say(
-            f"warning: about {log.size(needed)} of disk are needed, which is more than there is"
-        )
-    if path is not None:
-        said = as_json(parts, memory=memory, disk=disk, seconds=seconds, device=device)
-        files.make_folder(path.parent)
-        files.write_json(path, {"recipe": to_dict(recipe)} | said)
 
 
 def check_path(path: Path) -> None:

@@ -3,14 +3,13 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ddengine import api
+from ddengine import prepare
 from ddengine.data import Data
 from ddengine.learning.flat import unflatten_into
 from ddengine.models import build_model
@@ -43,30 +42,6 @@ class Job:
     protocol_of: Callable[[Path], EvalConfig] | None = None
 
 
-def job(
-    options: Any,
-    load_for: Callable[..., Data],
-    open_store: Callable[..., Any],
-    root: Path,
-    **more: Any,
-) -> Job:
-    """The job of a command line.
-
-    `load_for(options, device, root)` and `open_store(options, data, root)` are what the commands
-    call.
-    """
-    return Job(
-        recipe=options.recipe,
-        seed=options.seed,
-        device=options.device,
-        precision=options.precision,
-        compile=options.compile,
-        load=partial(load_for, options, root=root),
-        open_store=partial(open_store, options, root=root),
-        **more,
-    )
-
-
 def started(began: float, job: Job) -> tuple[torch.device, Data, float]:
     """(device, images, seconds since the process was started)."""
     device = runtime.setup(job.device, job.precision)
@@ -85,7 +60,7 @@ class StandIns:
         """`folder` holds what the calibration of experts wrote."""
         buffer = recipe.buffer
         assert buffer is not None
-        models = api.buffer_models(recipe)
+        models = prepare.buffer_models(recipe)
         each = buffer.num_experts
         if not recipe.teachers:
             each = min(MOST_STAND_INS, each)
@@ -113,7 +88,7 @@ class StandIns:
 
 def experts_of(job: Job, data: Data, stand_ins: Path | None) -> Experts | None:
     """The experts that a distillation reads: those of the store, or stand-ins from a folder."""
-    if not api.reads_experts(job.recipe):
+    if not prepare.reads_experts(job.recipe):
         return None
     if stand_ins is not None:
         return StandIns(job.recipe, stand_ins, data)

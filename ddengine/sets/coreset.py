@@ -1,5 +1,6 @@
-"""Selections of real images: where synthetic images start, baselines of an evaluation, and what
-`run.py select` writes.
+"""Selections of real images.
+
+Synthetic images start from them, evaluations have them as baselines, and `select` writes them.
 
 All return indices (K * ipc,) int64 on the CPU, class by class, and raise UserError when a class has
 fewer than `ipc` images.
@@ -61,8 +62,9 @@ def _features(real: RealSet, members: Tensor, embed: Embed, batch: int) -> Tenso
 def herding_index(
     real: RealSet, ipc: int, class_names: tuple[str, ...], embed: Embed, batch: int = 1000
 ) -> Tensor:
-    """The images whose running mean stays nearest the class mean in embedding space (Welling, 2009;
-    iCaRL, 2017).
+    """The images whose running mean stays nearest the class mean in embedding space.
+
+    Welling (2009); iCaRL (2017).
     """
     check_ipc(real, ipc, class_names)
     chosen = []
@@ -82,11 +84,10 @@ def herding_index(
 def k_centre_index(
     real: RealSet, ipc: int, class_names: tuple[str, ...], embed: Embed, batch: int = 1000
 ) -> Tensor:
-    """Greedy k-centre in embedding space: always the image farthest from those chosen of its class
-    (Sener & Savarese, ICLR 2018; Wolf, 2011).
+    """Greedy k-centre in embedding space: always the image farthest from those already chosen.
 
-    The first one, which the algorithm leaves open, is the image nearest to the class mean, so
-    nothing is random.
+    Distances are those within a class (Sener & Savarese, ICLR 2018; Wolf, 2011). The first one,
+    which the algorithm leaves open, is the image nearest to the class mean, so nothing is random.
     """
     check_ipc(real, ipc, class_names)
     chosen = []
@@ -110,12 +111,10 @@ def near_centres(features: np.ndarray, num: int, clusters: int, rng: Generator) 
     """
     from sklearn.cluster import KMeans  # slow to import
 
-    fit = KMeans(
-        clusters, n_init="auto", random_state=int(torch.randint(2**31, (1,), generator=rng))
-    ).fit(features)
-    largest_first = np.argsort(
-        -np.bincount(fit.predict(features), minlength=clusters), kind="stable"
-    )
+    seed = int(torch.randint(2**31, (1,), generator=rng))
+    fit = KMeans(clusters, n_init="auto", random_state=seed).fit(features)
+    sizes = np.bincount(fit.predict(features), minlength=clusters)
+    largest_first = np.argsort(-sizes, kind="stable")
     distance, free, taken = fit.transform(features), np.ones(len(features), bool), []
     for rank, centre in enumerate(largest_first):
         share = num // clusters + (rank < num % clusters)
@@ -134,14 +133,15 @@ def k_means_index(
     rng: Generator,
     batch: int = 1000,
 ) -> Tensor:
-    """The image nearest to each of the `ipc` centres that k-means finds in a class, those of large
-    clusters first.
+    """The image nearest to each of the `ipc` centres that k-means finds in a class.
+
+    Those of large clusters come first.
     """
     check_ipc(real, ipc, class_names)
-    chosen = [
-        m[torch.tensor(near_centres(_features(real, m, embed, batch).cpu().numpy(), ipc, ipc, rng))]
-        for m in real.members
-    ]
+    chosen = []
+    for members in real.members:
+        features = _features(real, members, embed, batch).cpu().numpy()
+        chosen.append(members[torch.tensor(near_centres(features, ipc, ipc, rng))])
     return torch.cat(chosen)
 
 
@@ -156,37 +156,35 @@ def ranked_index(
     order: Order,
     rng: Generator,
 ) -> Tensor:
-    """The images of the highest (hardest) or lowest (easiest) of scores (N,); among equal ones
-    `rng` draws.
+    """The images of the highest (hardest) or lowest (easiest) of scores (N,).
+
+    Among equal ones `rng` draws.
     """
     check_ipc(real, ipc, class_names)
     chosen = []
     for members in real.members:
         drawn = members[torch.randperm(len(members), generator=rng)]
-        chosen.append(
-            drawn[scores[drawn].argsort(descending=order == "hardest", stable=True)[:ipc]]
-        )
+        ranks = scores[drawn].argsort(descending=order == "hardest", stable=True)
+        chosen.append(drawn[ranks[:ipc]])
     return torch.cat(chosen)
 
 
 class Forgetting:
-    """Forgetting events of N samples while a network trains: right when last seen, wrong now
-    (Toneva et al., ICLR 2019).
+    """Forgetting events of N samples while a network trains: right when last seen, wrong now.
+
+    Toneva et al. (ICLR 2019).
     """
 
     def __init__(self, num: int):
-        self.events, self.shown = (
-            torch.zeros(num, dtype=torch.long),
-            torch.zeros(num, dtype=torch.long),
-        )
-        self.right, self.learnt = (
-            torch.zeros(num, dtype=torch.bool),
-            torch.zeros(num, dtype=torch.bool),
-        )
+        self.events = torch.zeros(num, dtype=torch.long)
+        self.shown = torch.zeros(num, dtype=torch.long)
+        self.right = torch.zeros(num, dtype=torch.bool)  # when last shown
+        self.learnt = torch.zeros(num, dtype=torch.bool)  # right at any time
 
     def see(self, index: Tensor, right: Tensor) -> None:
-        """Samples `index` (B,), without repetition, were shown, and classified correctly where
-        `right` (B,) says so.
+        """Samples `index` (B,), without repetition, were shown.
+
+        They were classified correctly where `right` (B,) says so.
         """
         self.events[index] += (self.right[index] & ~right).long()
         self.shown[index] += 1
@@ -194,8 +192,10 @@ class Forgetting:
         self.learnt[index] |= right
 
     def scores(self) -> Tensor:
-        """(N,) float64: the events; for samples that were never right the most showings of any,
-        which is more than events can be.
+        """(N,) float64: the events of each sample.
+
+        Samples that were never right have the most showings of any, which is more than events can
+        be.
         """
         return torch.where(self.learnt, self.events, self.shown.max()).double()
 
@@ -210,8 +210,7 @@ def forgetting_scores(
     networks: int = 1,
     train_networks: TrainNetworks | None = None,
 ) -> Tensor:
-    """(N,) float64: the mean over networks of what `Forgetting` counts in the batches of their
-    training.
+    """(N,) float64: what `Forgetting` counts in the training of networks, their mean.
 
     Raises UserError when no image is shown twice, so that none can be forgotten.
     """
@@ -246,33 +245,38 @@ def forgetting_scores(
 
 @torch.no_grad()
 def el2n_scores(real: RealSet, trained: list[nn.Module], batch: int = 1000) -> Tensor:
-    """(N,) float64: the mean over networks of the length of softmax(logits) - one-hot(class) (Paul
-    et al., NeurIPS 2021).
+    """(N,) float64: the length of softmax(logits) - one-hot(class), the mean over networks.
+
+    Paul et al. (NeurIPS 2021).
     """
     parts = []
     for part in torch.arange(len(real)).split(batch):
         images, labels = real.batch(part)
         one_hot = nn.functional.one_hot(labels, real.num_classes)
-        parts.append(
-            torch.stack(
-                [(network(images).double().softmax(1) - one_hot).norm(dim=1) for network in trained]
-            )
-            .mean(0)
-            .cpu()
-        )
+        errors = []
+        for network in trained:
+            errors.append((network(images).double().softmax(1) - one_hot).norm(dim=1))
+        parts.append(torch.stack(errors).mean(0).cpu())
     return torch.cat(parts)
 
 
 def forgetting_index(
-    real: RealSet, ipc: int, class_names: tuple[str, ...], new_model: NewModel, rng: Generator,
-    *, steps: int, lr: float, networks: int = 3, order: Order = "hardest",
+    real: RealSet,
+    ipc: int,
+    class_names: tuple[str, ...],
+    new_model: NewModel,
+    rng: Generator,
+    *,
+    steps: int,
+    lr: float,
+    networks: int = 3,
+    order: Order = "hardest",
     train_networks: TrainNetworks | None = None,
-) -> Tensor:  # fmt: skip
-    """The images that networks forget most often in `steps` updates, or (easiest) least often
-    (Toneva et al., ICLR 2019).
+) -> Tensor:
+    """The images that networks forget most often in `steps` updates, or (easiest) least often.
 
-    Images that are never learnt count as forgotten most often. Equally often forgotten ones, which
-    are many, are drawn from `rng`.
+    Toneva et al. (ICLR 2019). Images that are never learnt count as forgotten most often. Equally
+    often forgotten ones, which are many, are drawn from `rng`.
     """
     check_ipc(real, ipc, class_names)
     scores = forgetting_scores(
@@ -288,18 +292,27 @@ def forgetting_index(
 
 
 def el2n_index(
-    real: RealSet, ipc: int, class_names: tuple[str, ...], new_model: NewModel, rng: Generator,
-    *, steps: int, lr: float, networks: int = 3, order: Order = "hardest",
+    real: RealSet,
+    ipc: int,
+    class_names: tuple[str, ...],
+    new_model: NewModel,
+    rng: Generator,
+    *,
+    steps: int,
+    lr: float,
+    networks: int = 3,
+    order: Order = "hardest",
     train_networks: TrainNetworks | None = None,
-) -> Tensor:  # fmt: skip
-    """The images with the largest (easiest: smallest) error after `steps` updates, which are meant
-    to be few (Paul et al., NeurIPS 2021).
+) -> Tensor:
+    """The images with the largest (easiest: smallest) error after `steps` updates.
+
+    These updates are meant to be few (Paul et al., NeurIPS 2021).
     """
     check_ipc(real, ipc, class_names)
-    trained = [
-        train(real, new_model, rng, steps=steps, lr=lr, train_networks=train_networks)
-        for _ in range(networks)
-    ]
+    trained = []
+    for _ in range(networks):
+        network = train(real, new_model, rng, steps=steps, lr=lr, train_networks=train_networks)
+        trained.append(network)
     return ranked_index(real, ipc, class_names, el2n_scores(real, trained), order, rng)
 
 
@@ -363,8 +376,7 @@ def train(
     """A network after `steps` updates on the training images as they are, in evaluation mode.
 
     `observe` gets the indices (B,) and logits (B, K) of every update; `train_networks` stands in
-    for that of `training`. Raises UserError when the
-    network is not finite in the end.
+    for that of `training`. Raises UserError when the network is not finite in the end.
     """
     seed = int(torch.randint(2**31, (1,), generator=rng))
     made = training.train_networks if train_networks is None else train_networks

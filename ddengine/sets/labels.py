@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor, nn
 
 from ddengine.learning.teachers import BATCH
 from ddengine.recipe import TargetConfig
@@ -10,13 +11,16 @@ from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system.errors import UserError
 from ddengine.types import Experts
 
+DTYPES = {"float32": torch.float32, "float16": torch.float16}  # that labels are shipped in
+
 
 def expert_epochs(config: TargetConfig, stored: Sequence[int]) -> list[int]:
     """The expert epochs that label, of those stored. Raises UserError when one is not stored."""
     if config.epochs is None:
         return [stored[-1]]
     wanted = list(range(config.epochs[0], config.epochs[1] + 1))
-    if missing := sorted(set(wanted) - set(stored)):
+    missing = sorted(set(wanted) - set(stored))
+    if missing:
         raise UserError(
             f"targets.epochs {config.epochs[0]} {config.epochs[1]} needs expert epoch "
             f"{missing[0]}, and the store has {stored[0]} to {stored[-1]}; "
@@ -26,15 +30,13 @@ def expert_epochs(config: TargetConfig, stored: Sequence[int]) -> list[int]:
 
 
 def label(syn: SyntheticSet, experts: Experts | None, config: TargetConfig) -> SyntheticSet:
-    """The set with soft labels: "logits" (N, K), the mean of what experts say of the images as they
-    are.
+    """The set with soft labels: "logits" (N, K), the mean of what experts say of its images.
 
-    `config.experts` "correct" averages over those experts whose answer is right (DATM, Guo et al.,
-    ICLR 2024, section 3.3).
+    The images are seen as they are. `config.experts` "correct" averages over those experts whose
+    answer is right (DATM, Guo et al., ICLR 2024, section 3.3).
 
-    Raises:
-        UserError: no experts; an epoch that is not stored; an image about which no expert is right,
-            naming its class.
+    Raises UserError: no experts; an epoch that is not stored; an image about which no expert is
+    right, naming its class.
     """
     if experts is None:
         raise UserError(
@@ -42,23 +44,13 @@ def label(syn: SyntheticSet, experts: Experts | None, config: TargetConfig) -> S
             "targets.kind class."
         )
     classes = syn.classes[syn.source]
-    total, count = (
-        torch.zeros(len(syn), len(syn.class_names), device=classes.device),
-        torch.zeros(len(syn), 1, device=classes.device),
-    )
-    for expert in range(1 if config.experts == "first" else experts.num_experts):
+    total = torch.zeros(len(syn), len(syn.class_names), device=classes.device)
+    count = torch.zeros(len(syn), 1, device=classes.device)
+    num_experts = 1 if config.experts == "first" else experts.num_experts
+    for expert in range(num_experts):
         for epoch in expert_epochs(config, experts.epochs):
             network = experts.load(expert, epoch).to(classes.device)
-            # decoded part by part: all may be more than fits
-            for index in torch.arange(len(syn), device=classes.device).split(BATCH):
-                with torch.no_grad():
-                    logits = network(syn.batch(index).images)
-                # an imported expert may have diverged
-                counted = logits.isfinite().all(1, keepdim=True)
-                if config.experts == "correct":
-                    counted &= (logits.argmax(1) == classes[index])[:, None]
-                total[index] += torch.where(counted, logits, 0)
-                count[index] += counted
+            _add(network, syn, classes, total, count, correct=config.experts == "correct")
     if bool((count == 0).any()):
         lost = classes[count[:, 0] == 0]
         if config.experts != "correct":
@@ -71,4 +63,29 @@ def label(syn: SyntheticSet, experts: Experts | None, config: TargetConfig) -> S
             f"{syn.class_names[int(lost[0])]!r}, so targets.experts "
             "correct has no logits for them; set targets.experts all, or init.kind correct."
         )
-    return syn.with_labels(total / count, getattr(torch, config.dtype), config.top)
+    return syn.with_labels(total / count, DTYPES[config.dtype], config.top)
+
+
+@torch.no_grad()
+def _add(
+    network: nn.Module,
+    syn: SyntheticSet,
+    classes: Tensor,
+    total: Tensor,
+    count: Tensor,
+    *,
+    correct: bool,
+) -> None:
+    """Add the logits that an expert gives the examples to `total` (N, K), and 1 to `count` (N, 1).
+
+    What is not finite is left out and, with `correct`, what is wrong by `classes` (N,).
+    """
+    # decoded part by part: all may be more than fits
+    for index in torch.arange(len(syn), device=classes.device).split(BATCH):
+        logits = network(syn.batch(index).images)
+        # an imported expert may have diverged
+        counted = logits.isfinite().all(1, keepdim=True)
+        if correct:
+            counted &= (logits.argmax(1) == classes[index])[:, None]
+        total[index] += torch.where(counted, logits, 0)
+        count[index] += counted

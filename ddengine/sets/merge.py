@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ddengine.data import Preprocess
 from ddengine.sets.codec import Compensated, Identity
-from ddengine.sets.synthetic import LABELS, SyntheticSet
+from ddengine.sets.synthetic import SyntheticSet
+from ddengine.sets.targets import Classes, Logits
 from ddengine.system.errors import UserError
 
 # logit of a class that a label says nothing about: probability 0 at all usual temperatures, finite,
@@ -23,7 +24,7 @@ COMMON: dict[str, Callable[[SyntheticSet], Any]] = {
     "shape of images": lambda syn: tuple(syn.tensors["images"].shape[1:]),
     "type of images": lambda syn: syn.tensors["images"].dtype,
     "kind of labels": lambda syn: syn.target_kind,
-    "place of labels": lambda syn: syn.label_of if syn.target_kind == "logits" else None,
+    "place of labels": lambda syn: syn.label_of if syn.targets.soft else None,
 }
 
 
@@ -33,20 +34,20 @@ def merge(
     class_names: Sequence[str],
     preprocess: Preprocess | None = None,
 ) -> SyntheticSet:
-    """One set of all images of several, in their order; class c of sets[i] becomes class maps[i][c]
-    of `class_names`.
+    """One set of all images of several, in their order.
 
-    Sets may share classes, which then have the images of both. The sets must agree in codec and its
-    options, space, kind of labels and preprocessing; with `preprocess` the images are brought from
-    their own preprocessing into that one: the pictures stay the same, and what networks see of them
-    changes. A learned rate is the mean where all sets have one, else there is none. Iterates beside
-    a running average are left out.
+    Class c of sets[i] becomes class maps[i][c] of `class_names`. Sets may share classes, which then
+    have the images of both. The sets must agree in codec and its options, space, kind of labels and
+    preprocessing; with `preprocess` the images are brought from the preprocessing of each set into
+    that one: the pictures stay the same, and what networks see of them changes. A learned rate is
+    the mean where all sets have one, else none is kept. Iterates beside a running average are left
+    out.
 
-    Soft labels (N, K) become (N, len(class_names)). What a label says of its own classes stays as
-    probable as it was at any temperature, and the other classes have the logit NOT_SEEN, which is
-    probability 0: a teacher of some classes knows that the image is of one of these. For the loss
-    "mse", which compares logits, such labels are useless. Labels of some largest logits are written
-    out, because "the mean of the others" would mix both kinds of others.
+    Soft labels (N, K) become (N, len(class_names)). What a label says of the classes of its set
+    stays as probable as it was at any temperature, and the other classes have the logit NOT_SEEN,
+    which is probability 0: a teacher of some classes knows that the image is of one of these. For
+    the loss "mse", which compares logits, such labels are useless. Labels of some largest logits
+    are written out, because "the mean of the others" would mix both kinds of others.
 
     Raises UserError for no sets, maps that do not fit, sets that do not agree, and codecs whose
     images are not independent of each other.
@@ -64,29 +65,40 @@ def merge(
         _check_tensors(syn, i + 1)
         _check_agreement(syn, first, i + 1)
     device = first.classes.device
-    tensors = {"images": torch.cat([syn.tensors["images"].to(device) for syn in sets])}
-    if all("lr" in syn.tensors for syn in sets):
-        tensors["lr"] = torch.stack([syn.tensors["lr"].to(device) for syn in sets]).mean(0)
     numbers = []
     for syn, classes in zip(sets, maps, strict=True):
         numbers.append(torch.tensor(list(classes), device=device)[syn.classes.to(device)])
     merged = replace(
         first,
-        tensors=tensors,
+        tensors=_images_and_rate(sets, device),
         classes=torch.cat(numbers),
         class_names=tuple(class_names),
-        target_kind="class",
+        targets=Classes(),
     )
-    if first.target_kind == "class":
+    if not first.targets.soft:
         return merged
+    return merged.with_labels(_logits(sets, maps, merged), first.tensors["logits"].dtype)
+
+
+def _images_and_rate(sets: Sequence[SyntheticSet], device: torch.device) -> dict[str, Tensor]:
+    """All images, and the mean of the learned rates where all sets have one."""
+    tensors = {"images": torch.cat([syn.tensors["images"].to(device) for syn in sets])}
+    if all("lr" in syn.tensors for syn in sets):
+        tensors["lr"] = torch.stack([syn.tensors["lr"].to(device) for syn in sets]).mean(0)
+    return tensors
+
+
+def _logits(
+    sets: Sequence[SyntheticSet], maps: Sequence[Sequence[int]], merged: SyntheticSet
+) -> Tensor:
+    """The soft labels (N or S, K) of the merged set."""
+    num_classes, device = len(merged.class_names), merged.classes.device
     logits = []
     for syn, classes in zip(sets, maps, strict=True):
-        logits.append(_widened(syn.logits.to(device), classes, len(class_names)))
-    if first.label_of == "decoded":
-        joined = _by_example(sets, logits, merged)
-    else:
-        joined = torch.cat(logits)
-    return merged.with_labels(joined, first.tensors["logits"].dtype)
+        logits.append(_widened(syn.logits.to(device), classes, num_classes))
+    if sets[0].label_of == "decoded":
+        return _by_example(sets, logits, merged)
+    return torch.cat(logits)
 
 
 def _by_example(
@@ -130,8 +142,9 @@ def _check_map(syn: SyntheticSet, classes: Sequence[int], num_classes: int, numb
 
 
 def _check_tensors(syn: SyntheticSet, number: int) -> None:
-    """Raise UserError unless the images of set `number` are independent of each other, and it holds
-    nothing else that would have to be merged.
+    """Raise UserError unless the images of set `number` are independent of each other.
+
+    It may hold nothing else that would have to be merged.
     """
     if isinstance(syn.codec, Compensated):
         raise UserError(
@@ -139,7 +152,7 @@ def _check_tensors(syn: SyntheticSet, number: int) -> None:
             "sets of another codec."
         )
     for name in sorted(syn.tensors):
-        if name not in ("images", "lr", *LABELS) and not name.startswith("raw."):
+        if name not in ("images", "lr", *Logits().names) and not name.startswith("raw."):
             raise UserError(
                 f"Set {number} holds {name}, which cannot be merged; merge sets without."
             )

@@ -1,18 +1,21 @@
-"""Where synthetic images start: noise, real images chosen at random, by experts, or as a coreset,
-or patches of real images.
+"""Where synthetic images start.
+
+They start as noise, as real images chosen at random, by experts or as a coreset, or as patches of
+real images.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from ddengine.data import RealSet
 from ddengine.learning import augment
 from ddengine.learning.teachers import ensemble_logits, load_all
 from ddengine.recipe import AugmentConfig, InitConfig
-from ddengine.sets import codec, coreset
+from ddengine.sets import coreset
+from ddengine.sets.codec import resize
 from ddengine.sets.coreset import NewModel, check_ipc, near_centres, random_index
 from ddengine.system.errors import UserError
 from ddengine.types import Experts
@@ -26,11 +29,11 @@ def correct_index(
     experts: Experts,
     batch: int = 256,
 ) -> Tensor:
-    """Indices (K * ipc,) of random real images that an expert classifies correctly after its last
-    epoch (DATM, Guo et al., ICLR 2024).
+    """Indices (K * ipc,) of random real images that an expert classifies correctly.
 
-    The first expert chooses; where it leaves a class short the next ones go on. Raises UserError
-    naming a class that stays short.
+    The expert is that after its last epoch (DATM, Guo et al., ICLR 2024). The first expert chooses;
+    where it leaves a class short the next ones go on. Raises UserError naming a class that stays
+    short.
     """
     check_ipc(real, ipc, class_names)
     left = [members[torch.randperm(len(members), generator=rng)] for members in real.members]
@@ -41,13 +44,9 @@ def correct_index(
             break
         network = experts.load(expert, experts.epochs[-1]).to(real.device)
         for c in short:
-            for part in left[c].split(batch):
-                with torch.no_grad():
-                    right = (network(real.images(part)).argmax(1) == c).cpu()
-                chosen[c] += part[right][: ipc - len(chosen[c])].tolist()
-                if len(chosen[c]) == ipc:
-                    break
-            left[c] = left[c][~torch.isin(left[c], torch.tensor(chosen[c], dtype=torch.long))]
+            right = _first_right(network, real, left[c], c, ipc - len(chosen[c]), batch)
+            left[c] = left[c][~torch.isin(left[c], torch.tensor(right, dtype=torch.long))]
+            chosen[c] += right
     for name, taken in zip(class_names, chosen, strict=True):
         if len(taken) < ipc:
             raise UserError(
@@ -58,6 +57,23 @@ def correct_index(
     return torch.tensor(chosen).flatten()
 
 
+@torch.no_grad()
+def _first_right(
+    network: nn.Module, real: RealSet, members: Tensor, label: int, num: int, batch: int
+) -> list[int]:
+    """The first `num` of the images `members` (n,) of a class that a network classifies correctly.
+
+    They are all of these, where there are fewer. It looks at no more batches than it needs.
+    """
+    right: list[int] = []
+    for part in members.split(batch):
+        hits = (network(real.images(part)).argmax(1) == label).cpu()
+        right += part[hits].tolist()
+        if len(right) >= num:
+            break
+    return right[:num]
+
+
 def representative_index(
     real: RealSet,
     ipc: int,
@@ -66,27 +82,21 @@ def representative_index(
     experts: Experts,
     clusters: int,
 ) -> Tensor:
-    """Indices (K * ipc,) of the images nearest to k-means centres of a class's logits under a
-    random expert (AST, Shen et al., 2023).
+    """Indices (K * ipc,) of the images nearest to k-means centres of a class's logits.
 
-    min(clusters, ipc) centres, as many images for each; what does not divide goes to the largest
-    clusters. The released code takes 10 centres and floor(ipc / 10) images, so nothing below 10
-    images per class.
+    The logits are those of a random expert (AST, Shen et al., 2023). There are min(clusters, ipc)
+    centres, with as many images for each; what does not divide goes to the largest clusters. The
+    released code takes 10 centres and floor(ipc / 10) images, so nothing below 10 images per class.
     """
     check_ipc(real, ipc, class_names)
-    network = experts.load(
-        int(torch.randint(experts.num_experts, (1,), generator=rng)), experts.epochs[-1]
-    ).to(real.device)
+    expert = int(torch.randint(experts.num_experts, (1,), generator=rng))
+    network = experts.load(expert, experts.epochs[-1]).to(real.device)
     chosen = []
     for members in real.members:
         with torch.no_grad():
-            logits = (
-                torch.cat([network(real.images(part)) for part in members.split(1000)])
-                .double()
-                .cpu()
-                .numpy()
-            )
-        chosen.append(members[torch.tensor(near_centres(logits, ipc, min(clusters, ipc), rng))])
+            logits = torch.cat([network(real.images(part)) for part in members.split(1000)])
+        values = logits.double().cpu().numpy()
+        chosen.append(members[torch.tensor(near_centres(values, ipc, min(clusters, ipc), rng))])
     return torch.cat(chosen)
 
 
@@ -99,15 +109,14 @@ def patches(
     experts: Experts | None,
     *rest: Any,
 ) -> Tensor:
-    """Images (K * ipc, C, H, W) tiled of the crops that a teacher is most sure of (RDED; Sun et
-    al., CVPR 2024, section 4).
+    """Images (K * ipc, C, H, W) tiled of the crops that a teacher is most sure of.
 
-    Of each of `config.candidates` random images of a class, `config.crops` random square crops are
-    shrunk to a tile, and the one of lowest cross-entropy stays; of those the `ipc * factor^2` best
-    fill the images, tile by tile: the best `ipc` lie in the first tile of all images. (The
-    published crops keep no ratio of their own: 1:1.) A teacher sees a tile in the middle of an
-    image of zeros. Raises UserError when there are no teachers, too few images, or the factor does
-    not divide the sides.
+    This is RDED (Sun et al., CVPR 2024, section 4). Of each of `config.candidates` random images of
+    a class, `config.crops` random square crops are shrunk to a tile, and the one of lowest
+    cross-entropy stays; of those the `ipc * factor^2` best fill the images, tile by tile: the best
+    `ipc` lie in the first tile of all images. (The published crops have one ratio: 1:1.) A teacher
+    sees a tile in the middle of an image of zeros. Raises UserError when there are no teachers, too
+    few images, or the factor does not divide the sides.
     """
     teachers = _needed(experts, config.kind)
     factor, (_, height, width) = config.factor, real.image_shape
@@ -124,36 +133,54 @@ def patches(
             "raise init.candidates."
         )
     networks = load_all(teachers, real.device)
-    tile, crop = (
-        (height // factor, width // factor),
-        AugmentConfig(ops=(), always=("resized_crop",), ratio=1.0),
-    )
-    above, left = (height - tile[0]) // 2, (width - tile[1]) // 2
-    around = (left, width - tile[1] - left, above, height - tile[0] - above)
+    tile = (height // factor, width // factor)
     chosen = []
     for c, members in enumerate(real.members):
         index = real.draw_index(c, min(config.candidates, len(members)), rng)
         kept, losses = [], []
         for part in index.split(max(1, 256 // config.crops)):
-            images = real.images(part).repeat_interleave(config.crops, 0)
-            draw = augment.sample(crop, len(images), rng).to(real.device)
-            cut = augment.apply(crop, images, draw)
-            cut = cut if factor == 1 else codec.resize(cut, tile)
-            said = ensemble_logits(networks, torch.nn.functional.pad(cut, around))
-            loss = torch.nn.functional.cross_entropy(
-                said, torch.full_like(said[:, 0], c, dtype=torch.long), reduction="none"
-            )
-            best = loss.view(len(part), -1).argmin(1)
-            rows = torch.arange(len(part), device=best.device) * config.crops + best
-            kept.append(cut[rows])
-            losses.append(loss[rows])
+            best, loss = _best_crops(networks, real, part, c, config.crops, tile, rng)
+            kept.append(best)
+            losses.append(loss)
         order = torch.cat(losses).argsort(stable=True)[:needed]
         tiles = torch.cat(kept)[order].view(factor, factor, ipc, -1, *tile)
         chosen.append(tiles.permute(2, 3, 0, 4, 1, 5).reshape(ipc, -1, height, width))
     return torch.cat(chosen)
 
 
+def _best_crops(
+    networks: Sequence[nn.Module],
+    real: RealSet,
+    index: Tensor,
+    label: int,
+    crops: int,
+    tile: tuple[int, int],
+    rng: Generator,
+) -> tuple[Tensor, Tensor]:
+    """(tiles (n, C, h, w), losses (n,)) of the images at `index` (n,), which are of one class.
+
+    Of so many random crops of each the one of lowest cross-entropy is shrunk to a tile of that
+    height and width.
+    """
+    config = AugmentConfig(ops=(), always=("resized_crop",), ratio=1.0)
+    images = real.images(index).repeat_interleave(crops, 0)
+    draw = augment.sample(config, len(images), rng).to(real.device)
+    cut = augment.apply(config, images, draw)
+    height, width = cut.shape[2:]
+    if tile != (height, width):
+        cut = resize(cut, tile)
+    above, left = (height - tile[0]) // 2, (width - tile[1]) // 2
+    around = (left, width - tile[1] - left, above, height - tile[0] - above)
+    logits = ensemble_logits(networks, torch.nn.functional.pad(cut, around))
+    labels = torch.full_like(logits[:, 0], label, dtype=torch.long)
+    loss = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    best = loss.view(len(index), -1).argmin(1)
+    rows = torch.arange(len(index), device=best.device) * crops + best
+    return cut[rows], loss[rows]
+
+
 def _needed(experts: Experts | None, kind: str) -> Experts:
+    """The experts. Raises UserError where there are none."""
     if experts is None:
         raise UserError(
             f"init.kind {kind} needs experts; give the recipe a buffer, or set init.kind real."
@@ -168,6 +195,7 @@ def _embedded(
     new_model: NewModel | None,
     train_networks: coreset.TrainNetworks | None,
 ) -> coreset.Embed:
+    """What embeds images for a coreset: their pixels, or a network trained on all of them."""
     if config.embedding == "pixels":
         return coreset.pixels
     assert new_model is not None, "a network is needed to embed"
@@ -205,10 +233,19 @@ def selected_index(
         )
     if kind in coreset.KINDS:
         return coreset.choose(
-            kind, real, ipc, class_names, rng, embed=lambda: _embedded(real, rng, config, new_model, train_networks), new_model=new_model,
+            kind,
+            real,
+            ipc,
+            class_names,
+            rng,
+            embed=lambda: _embedded(real, rng, config, new_model, train_networks),
+            new_model=new_model,
             train_networks=train_networks,
-            steps=config.steps, lr=config.lr, networks=config.networks, order=config.order,
-        )  # fmt: skip
+            steps=config.steps,
+            lr=config.lr,
+            networks=config.networks,
+            order=config.order,
+        )
     raise UserError(
         f"init.kind {kind} chooses no real images; set init.kind to one of {', '.join(SELECTIONS)}."
     )
@@ -217,10 +254,12 @@ def selected_index(
 def _noise(
     real: RealSet, ipc: int, class_names: tuple[str, ...], rng: Generator, *rest: Any
 ) -> Tensor:
+    """Numbers of a normal distribution."""
     return torch.randn(real.num_classes * ipc, *real.image_shape, generator=rng).to(real.device)
 
 
 def _selected(real: RealSet, *args: Any) -> Tensor:
+    """Real images that `selected_index` chooses."""
     return real.images(selected_index(real, *args))
 
 

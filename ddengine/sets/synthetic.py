@@ -1,9 +1,9 @@
-"""The distilled set: what is learned, and the folder that is shipped."""
+"""The distilled set: what is learned, and how it starts."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import TypeVar
 
 import torch
 from torch import Generator, Tensor
@@ -11,22 +11,27 @@ from torch import Generator, Tensor
 from ddengine.data import Data, Preprocess
 from ddengine.models import build_model
 from ddengine.recipe import Recipe
-from ddengine.sets.codec import Codec
+from ddengine.sets.codec import Codec, Space
 from ddengine.sets.coreset import TrainNetworks
 from ddengine.sets.start import INITIALISERS
+from ddengine.sets.targets import LABELS, Classes, Features, LabelOf, Logits, Targets
 from ddengine.system.errors import UserError
 from ddengine.types import Batch, Experts, TargetKind
 
-LABELS = ("logits", "logits.index")  # tensors that go into a file of their own
+RAW = "raw."  # before the name of a tensor: its last iterate, beside its running average
+PARTS: tuple[str, ...] = ("images", "compensators", "labels", "other")  # that every ledger has
+NOT_PARTS = ("total", "preprocess", "raw")  # of a ledger
+
+Option = TypeVar("Option")
 
 
 @dataclass
 class SyntheticSet:
     """Stored tensors, and everything needed to train on them.
 
-    `tensors` holds "images" (as the codec wants them), "lr" () when a learning rate is learned, and
-    what methods add. `classes` (S,) is int64, always. space "pixel": values in [0, 1], preprocessed
-    after decoding; "model": already what networks see.
+    `tensors` holds what the codec stores, what the targets store, "lr" () when a learning rate is
+    learned, and what methods add. `classes` (S,) is int64, always. `space` is "pixel" for values in
+    [0, 1], preprocessed after decoding, "model" for what networks see.
     """
 
     tensors: dict[str, Tensor]
@@ -34,9 +39,8 @@ class SyntheticSet:
     class_names: tuple[str, ...]
     codec: Codec
     preprocess: Preprocess
-    target_kind: TargetKind = "class"
-    label_of: Literal["stored", "decoded"] = "stored"
-    space: Literal["pixel", "model"] = "model"
+    targets: Targets = Classes()
+    space: Space = "model"
 
     def __len__(self) -> int:
         """N, the number of decoded training examples."""
@@ -48,9 +52,31 @@ class SyntheticSet:
         return self.codec.source(self.tensors)
 
     @property
+    def target_kind(self) -> TargetKind:
+        """What examples are trained towards."""
+        return self.targets.kind
+
+    @property
+    def label_of(self) -> LabelOf:
+        """Whether targets belong to stored items or to decoded examples."""
+        return self.targets.label_of
+
+    @property
     def lr(self) -> float | None:
         """The learned learning rate, None without one."""
         return float(self.tensors["lr"]) if "lr" in self.tensors else None
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of a decoded example."""
+        with torch.no_grad():
+            channels, height, width = self.codec.decode(self.tensors, self.source[:1] * 0).shape[1:]
+        return channels, height, width
+
+    @property
+    def num_outputs(self) -> int:
+        """How many outputs a network has that is trained on the set."""
+        return self.targets.outputs(self.tensors, len(self.class_names))
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> "SyntheticSet":
         """The same set holding other tensors (of an inner loop, of a running average)."""
@@ -59,47 +85,36 @@ class SyntheticSet:
     def with_labels(
         self, logits: Tensor, dtype: torch.dtype = torch.float32, top: int | None = None
     ) -> "SyntheticSet":
-        """The same set with soft labels: logits (N, K), one of each decoded example.
+        """The same set with soft labels.
 
-        With `top`, "logits" holds the so many largest of each and then the mean of the others (N,
-        top + 1), and "logits.index" whose they are: at a high temperature, where labels are as good
-        as their logits, no other single number is nearer to what is left out.
+        They are logits (N, K) of each decoded example, or (S, K) of each stored item. With `top`,
+        only the so many largest of each are stored, and the mean of the others.
         """
-        label_of: Literal["stored", "decoded"] = (
-            "stored" if len(logits) == len(self.classes) else "decoded"
-        )
-        stored = {"logits": logits.to(dtype)}
-        num_classes = len(self.class_names)
-        short = (
-            torch.uint8
-            if num_classes <= 256
-            else torch.int16
-            if num_classes < 2**15
-            else torch.int32
-        )
-        # else nothing would be saved
-        if (
-            top is not None
-            and (top + 1) * dtype.itemsize + top * short.itemsize < num_classes * dtype.itemsize
-        ):
-            values, index = logits.topk(top, dim=1)
-            rest = (logits.sum(1, keepdim=True) - values.sum(1, keepdim=True)) / (num_classes - top)
-            stored = {
-                "logits": torch.cat([values, rest], 1).to(dtype),
-                "logits.index": index.to(short),
-            }
-        without = {k: v for k, v in self.tensors.items() if k not in LABELS}
-        return replace(self, tensors=without | stored, target_kind="logits", label_of=label_of)
+        return self._with_targets(Logits(self._whose(logits)), logits, dtype, top)
+
+    def with_features(self, features: Tensor, dtype: torch.dtype = torch.float32) -> "SyntheticSet":
+        """The same set with features (N or S, D) to which the outputs of a network are fitted."""
+        return self._with_targets(Features(self._whose(features)), features, dtype)
+
+    def _whose(self, values: Tensor) -> LabelOf:
+        """Whether targets are those of stored items or of decoded examples, by their number."""
+        return "stored" if len(values) == len(self.classes) else "decoded"
+
+    def _with_targets(
+        self, targets: Targets, values: Tensor, dtype: torch.dtype, top: int | None = None
+    ) -> "SyntheticSet":
+        """The same set with these targets in place of others."""
+        kept = {name: tensor for name, tensor in self.tensors.items() if name not in LABELS}
+        stored = targets.store(values, len(self.class_names), dtype, top)
+        return replace(self, tensors=kept | stored, targets=targets)
 
     def as_labelled(self, logits: Tensor) -> Tensor:
         """Logits (N, K) as they would be after they were stored like the labels of this set."""
-        if self.target_kind == "class":
+        if not self.targets.soft:
             return logits
         index = self.tensors.get("logits.index")
-        stored = self.with_labels(
-            logits, self.tensors["logits"].dtype, None if index is None else index.shape[1]
-        )
-        return stored.logits
+        top = None if index is None else index.shape[1]
+        return self.with_labels(logits, self.tensors["logits"].dtype, top).logits
 
     def shipped(self) -> "SyntheticSet":
         """The set as it is stored in the end, by its codec."""
@@ -109,16 +124,14 @@ class SyntheticSet:
     @property
     def logits(self) -> Tensor:
         """The soft labels (N or S, K); of some largest logits the others are their mean."""
-        stored = self.tensors["logits"]
-        stored = stored.float() if stored.dtype == torch.float16 else stored
-        if "logits.index" not in self.tensors:
-            return stored
-        index = self.tensors["logits.index"].long()
-        return stored[:, -1:].expand(-1, len(self.class_names)).scatter(1, index, stored[:, :-1])
+        values = self.targets.values(self.tensors, len(self.class_names))
+        assert values is not None, "the targets of the set are classes"
+        return values
 
     def batch(self, index: Tensor) -> Batch:
-        """Decoded, preprocessed examples at `index` (B,) of N, differentiable in the tensors;
-        targets are classes or label logits.
+        """Decoded, preprocessed examples at `index` (B,) of N, differentiable in the tensors.
+
+        Targets are classes, label logits or features.
         """
         index = index.to(self.classes.device)
         images = self.codec.decode(self.tensors, index)
@@ -126,13 +139,9 @@ class SyntheticSet:
             images = self.preprocess.forward(images)
         item = self.source.index_select(0, index)
         classes = self.classes.index_select(0, item)
-        if self.target_kind == "class":
-            return Batch(images, classes, classes)
-        return Batch(
-            images,
-            self.logits.index_select(0, index if self.label_of == "decoded" else item),
-            classes,
-        )
+        num_classes = len(self.class_names)
+        targets = self.targets.encode(self.tensors, num_classes, index, item, classes)
+        return Batch(images, targets, classes)
 
     def pixels(self, index: Tensor | None = None) -> Tensor:
         """Decoded examples (B, C, H, W) at `index` (B,) as pixel values, for display; not clamped.
@@ -144,28 +153,66 @@ class SyntheticSet:
             images = self.codec.decode(self.tensors, index.to(self.classes.device))
             return images if self.space == "pixel" else self.preprocess.backward(images)
 
+    def by_tensor(self, options: Mapping[str, Option]) -> dict[str, Option]:
+        """Options by the name of a tensor, from options by the names of tensors or of groups.
+
+        Groups are those of the codec; a name of neither stays as it is.
+        """
+        groups = self.codec.parameters(self.tensors)
+        by_tensor = dict[str, Option]()
+        for name, option in options.items():
+            names = (name,) if name in self.tensors else groups.get(name, (name,))
+            by_tensor.update(dict.fromkeys(names, option))
+        return by_tensor
+
     def images_per_class(self) -> float:
-        """Stored image-sized items per class, compensators among them; labels are counted apart."""
-        return (len(self.tensors["images"]) + len(self.tensors.get("compensators", ()))) / len(
-            self.class_names
-        )
+        """Stored image-sized items per class, compensators among them; labels are counted apart.
+
+        Of a codec that stores no images, it is how many images have the values that it stores.
+        """
+        return self.codec.num_images(self.tensors) / len(self.class_names)
+
+    def parts(self) -> dict[str, int]:
+        """Bytes of what counts: images, compensators, labels, other, and what else the codec has.
+
+        The codec says which tensors are in which part; what it does not name, and no label, is
+        other.
+        """
+        parts = self.codec.bytes_by_part(self.tensors)
+        labels = [self.tensors[name] for name in LABELS if name in self.tensors]
+        label_bytes = self.classes.nbytes + sum(tensor.nbytes for tensor in labels)
+        stored = sum(t.nbytes for name, t in self.tensors.items() if not name.startswith(RAW))
+        ledger = {
+            "images": parts.pop("images", 0),
+            "compensators": parts.pop("compensators", 0),
+            "labels": label_bytes,
+            "other": 0,
+        }
+        ledger |= parts
+        ledger["other"] = stored + self.classes.nbytes - sum(ledger.values())
+        return ledger
 
     def nbytes(self) -> dict[str, int]:
-        """Bytes of images, compensators, labels, other, and their total.
+        """Bytes of `parts`, and their total.
 
         Beside it preprocess (can be fitted again) and raw (the last iterate of an average).
         """
-        sizes = {k: v.numel() * v.element_size() for k, v in self.tensors.items()}
-        raw = sum(sizes.pop(k) for k in list(sizes) if k.startswith("raw."))
-        ledger = {
-            "images": sizes.pop("images", 0),
-            "compensators": sizes.pop("compensators", 0),
-            "labels": self.classes.numel() * self.classes.element_size()
-            + sum(sizes.pop(k, 0) for k in LABELS),
-            "other": sum(sizes.values()),
-        }
-        preprocess = sum(v.numel() * v.element_size() for v in self.preprocess.tensors().values())
-        return ledger | {"total": sum(ledger.values()), "preprocess": preprocess, "raw": raw}
+        parts = self.parts()
+        raw = sum(t.nbytes for name, t in self.tensors.items() if name.startswith(RAW))
+        preprocess = sum(tensor.nbytes for tensor in self.preprocess.tensors().values())
+        return parts | {"total": sum(parts.values()), "preprocess": preprocess, "raw": raw}
+
+
+def counted(nbytes: Mapping[str, int]) -> dict[str, int]:
+    """Bytes of each part from what `nbytes` returned, as meta.json keeps it.
+
+    Their total and what does not count are left out. A part that does not occur has none.
+    """
+    parts: dict[str, int] = dict.fromkeys(PARTS, 0)  # type: ignore[arg-type]
+    for part, size in nbytes.items():
+        if part not in NOT_PARTS:
+            parts[part] = size
+    return parts
 
 
 def initial(
@@ -182,7 +229,7 @@ def initial(
     """
     device = data.train.device
     new_model = partial(build_model, recipe.model, data.image_shape, data.num_classes)
-    codec, items = recipe.codec.fit(recipe.ipc, data.num_classes)
+    codec, items = recipe.codec.fit(recipe.ipc, data.image_shape, data.num_classes)
     per_class = items * codec.per_item
     fewest = min(len(members) for members in data.train.members)
     if items <= fewest < per_class and recipe.init.kind != "noise":
@@ -203,7 +250,7 @@ def initial(
     )
     scalars = {k: torch.tensor(v, device=device) for k, v in recipe.objective.initial().items()}
     classes = torch.arange(data.num_classes, device=device).repeat_interleave(items)
-    return coded(codec, images, classes, data.class_names, data.train.preprocess, scalars)
+    return coded(codec, images, classes, data.class_names, data.train.preprocess, scalars, rng)
 
 
 def coded(
@@ -213,15 +260,15 @@ def coded(
     class_names: tuple[str, ...],
     preprocess: Preprocess,
     scalars: Mapping[str, Tensor] = {},
+    rng: Generator | None = None,
 ) -> SyntheticSet:
-    """A set of preprocessed images (S * codec.per_item, C, H, W), those of an item in a row, as the
-    codec, fitted to its budget, stores them.
+    """A set of preprocessed images (S * codec.per_item, C, H, W), as the codec stores them.
+
+    Those of an item lie in a row. The codec is fitted to its budget; `rng` is for what in it starts
+    at random.
     """
-    tensors = codec.pack(
-        preprocess.backward(images) if codec.space == "pixel" else images,
-        len(class_names),
-        preprocess,
-    )
+    values = preprocess.backward(images) if codec.space == "pixel" else images
+    packed = codec.pack(values, len(class_names), preprocess, rng)
     return SyntheticSet(
-        {**tensors, **scalars}, classes, class_names, codec, preprocess, space=codec.space
+        {**packed, **scalars}, classes, class_names, codec, preprocess, space=codec.space
     )

@@ -4,7 +4,7 @@ With one rank everything here is the identity.
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from typing import TypeVar
 
@@ -13,15 +13,22 @@ import torch.distributed as td
 from torch import Tensor
 
 Item = TypeVar("Item")
+_started: list[torch.device] = []  # the device that `start` joined a group with
 
 
 def start(device: torch.device) -> None:
     """Join the group that torchrun describes in the environment; nothing without one."""
     if "RANK" in os.environ and not td.is_initialized():
+        _started.append(device)
         # ranks wait for each other while one trains a longer share or validates
         td.init_process_group(
             "nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=1)
         )
+
+
+def started_here() -> bool:
+    """Whether the group of this process was joined by `start`, and not by a user's program."""
+    return bool(_started)
 
 
 def rank() -> int:
@@ -58,3 +65,10 @@ def barrier() -> None:
     """Wait for all ranks."""
     if num_ranks() > 1:
         td.barrier()
+
+
+def on_first_rank(action: Callable[[], None]) -> None:
+    """Do something to the file system once, while the other ranks wait."""
+    if rank() == 0:
+        action()
+    barrier()

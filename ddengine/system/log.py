@@ -83,6 +83,17 @@ def progress(title: str, total: int, done: int = 0) -> Iterator[Bar]:
         bar.stop()
 
 
+@contextmanager
+def shown(wanted: bool) -> Iterator[None]:
+    """Within the block bars and lines are shown, or not."""
+    before = console.quiet
+    console.quiet = before or not wanted
+    try:
+        yield
+    finally:
+        console.quiet = before
+
+
 class Counter(Protocol):
     """What counts steps for a person."""
 

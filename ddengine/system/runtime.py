@@ -177,21 +177,16 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The git commit of this engine's checkout ("-dirty" appended when it has local changes), None
-    outside one.
+    """The git commit of this engine's own checkout ("-dirty" appended when it has local changes).
+
+    None where it is installed, also inside the checkout of another project.
     """
-    root = Path(__file__).resolve().parent.parent.parent
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists() or not (root / "pyproject.toml").is_file():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
-        command = [
-            "git",
-            "-C",
-            str(root),
-            "describe",
-            "--always",
-            "--dirty",
-            "--abbrev=12",
-            "--exclude=*",
-        ]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        done = subprocess.run([*command, "--exclude=*"], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
+    return done.stdout.strip()

@@ -735,10 +735,9 @@ def test_teachers(work, data, capsys):
     assert loaded("run/distilled")[1]["experts"]["num"] == 2
 
     from ddengine.commands.options import options_of
-    from ddengine.commands.stores import open_store  # as distill opens them
 
     options = options_of("distill", command[1:])
-    stores = open_store(options, data)
+    stores = options.stores().open(data)  # as distill opens them
     for store, network in zip(stores.stores, networks, strict=True):
         stored = store.load(0, store.epochs[-1]).state_dict()
         differing = [

@@ -246,11 +246,11 @@ def test_shipped_folder_alone_can_be_evaluated(done, tmp_path):
 
 def test_distillation_never_reads_the_test_split(done, monkeypatch):
     """Only evaluate asks for it."""
-    from ddengine.commands import stores
+    from ddengine.api import inputs
 
     monkeypatch.chdir(done)
     asked = []
-    original = stores.load_data
+    original = inputs.load_data
 
     def watching(*args, **kwargs):
         asked.append(kwargs.get("test", False))
@@ -258,7 +258,7 @@ def test_distillation_never_reads_the_test_split(done, monkeypatch):
         assert kwargs.get("test", False) or data.test is None
         return data
 
-    monkeypatch.setattr(stores, "load_data", watching)
+    monkeypatch.setattr(inputs, "load_data", watching)
     assert (
         run(
             "distill",

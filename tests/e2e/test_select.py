@@ -91,8 +91,8 @@ def test_every_kind_writes_what_distill_would_start_from(work, kind):
     """The images named in meta.json, which are those of the initial set of the same command; no
     learned rate, class labels.
     """
-    from ddengine.commands.distill import prepare
     from ddengine.commands.options import options_of
+    from ddengine.prepare import prepare
 
     asks = [
         "--experts",
@@ -116,9 +116,8 @@ def test_every_kind_writes_what_distill_would_start_from(work, kind):
         c for c in range(10) for _ in range(2)
     ]
     options = options_of("distill", [RECIPE, *flags])
-    start, _, _ = prepare(
-        replace(options, experts=Path("store" if asks[0] in flags else "plain")), data, CPU
-    )
+    stores = replace(options, experts=Path("store" if asks[0] in flags else "plain")).stores()
+    start, _ = prepare(options.recipe, data, CPU, stores.open(data), seed=0)
     assert torch.equal(start.tensors["images"], images(f"runs/{kind}"))
     assert (meta["experts"] is not None) == (kind in ("correct", "representative"))
 

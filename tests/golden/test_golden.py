@@ -26,7 +26,7 @@ from ddengine.learning.unroll import unroll
 from ddengine.learning.updates import HeavyBall
 from ddengine.models.convnet import ConvNet
 from ddengine.objective import Env
-from ddengine.recipe import AugmentConfig, EvalConfig, OptimConfig, OuterConfig
+from ddengine.recipe import AugmentConfig, EvalConfig, OptimConfig, OuterConfig, to_dict
 from ddengine.sets.codec import Compensated, Identity, MultiFormation
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system.errors import UserError
@@ -448,9 +448,7 @@ def test_idc_decode(case, dtype):
     assert_close(
         codec.decode(tensors, torch.arange(len(source))), golden[f"{case}.decoded"], tolerance
     )
-    shipped: dict = {}
-    exec("import torch\n" + codec.loader(), shipped)
-    images, item = shipped["decode"](tensors)
+    images, item = codec.loader()(tensors, to_dict(codec))
     assert torch.equal(item, source)
     assert_close(images, golden[f"{case}.decoded"], tolerance)
 

@@ -4,6 +4,7 @@ that fit; nothing left behind.
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -22,8 +23,8 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 import buffers
 import ddengine
 from buffers.store import StoreGroup
-from ddengine import api
 from ddengine import loop as outer
+from ddengine.api import distill
 from ddengine.data import load_data
 from ddengine.data.torch_dataset import data_of
 from ddengine.recipe import BufferConfig, DataConfig
@@ -317,8 +318,12 @@ def test_distil_equals_the_command_line(digits, tmp_path, monkeypatch):
 
 def test_distil_data_is_the_core_of_distil(digits):
     data = data_of(digits, OWN, CPU)
-    assert same(ddengine.distill(digits, DM, device="cpu"), api.distill_data(data, DM, device=CPU))
-    assert not same(ddengine.distill(digits, DM, seed=1), api.distill_data(data, DM, device=CPU))
+    assert same(
+        ddengine.distill(digits, DM, device="cpu"), distill.distill_data(data, DM, device=CPU)
+    )
+    assert not same(
+        ddengine.distill(digits, DM, seed=1), distill.distill_data(data, DM, device=CPU)
+    )
 
 
 def test_nothing_is_left_and_the_global_generator_is_as_it_was(
@@ -365,7 +370,9 @@ def test_an_interrupted_folder_resumes_to_the_bit(digits, tmp_path, monkeypatch)
     ] and "validation_accuracy" in lines[2]
     assert len(list((folder / "progress").glob("*.png"))) == 3
     assert same(ddengine.load(folder), wanted) and same(ddengine.load(folder / "distilled"), wanted)
-    with pytest.raises(UserError, match="other settings; name another folder, or delete this one"):
+    with pytest.raises(
+        UserError, match="other settings; name another folder with --out, or begin anew"
+    ):
         ddengine.distill(digits, DM, seed=1, folder=folder)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter.txt").write_text("dear")
@@ -501,40 +508,16 @@ def test_start_from_given_images(digits):
             ddengine.distill(digits, still, images=wrong)
 
 
-SNIPPET = """\
-from dataclasses import replace
-
-import torch
-from sklearn.datasets import load_digits
-from torch.utils.data import TensorDataset
-
-import buffers, ddengine
-from synth import find
-
-digits = load_digits()
-dataset = TensorDataset(torch.tensor(digits.images / 16), torch.tensor(digits.target))  # or any Dataset of (image, label)
-
-recipe = find("dm/fashion_mnist_ipc1_small")
-recipe = replace(recipe, model="convnet-d1-w16-in", data=replace(recipe.data, limit=None), outer=replace(recipe.outer, steps=50))
-syn = ddengine.distill(dataset, recipe)
-images, labels = syn.batch(torch.arange(len(syn)))  # ready to train on; syn.pixels() are to look at
-
-recipe = find("mtt/digits_ipc1")  # needs experts
-recipe = replace(recipe, model="mlp", outer=replace(recipe.outer, steps=20), buffer=replace(recipe.buffer, num_experts=2))
-experts = buffers.generate(dataset, recipe)  # stored in experts/, trained once
-syn = ddengine.distill(dataset, recipe, experts)
-"""
-
-
 def test_the_snippet_of_the_readme(tmp_path, monkeypatch):
-    """It runs, and where the README has it, it is this one."""
+    """Those that load their images themselves run as they stand there."""
     monkeypatch.chdir(tmp_path)
-    space: dict = {}
-    exec(SNIPPET, space)
-    assert space["images"].shape == (10, 1, 8, 8) and space["labels"].tolist() == list(range(10))
-    assert space["syn"].lr is not None and len(space["syn"]) == 10
-    readme = (ROOT / "README.md").read_text()
-    assert "ddengine.distill(" not in readme or SNIPPET in readme
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    snippets = [block for block in blocks if "load_digits" in block]
+    for snippet in snippets:
+        space: dict = {}
+        exec(snippet, space)
+        assert len(space["syn"]) == 10
+    assert snippets or "ddengine.distill(dataset" not in (ROOT / "README.md").read_text()
 
 
 # Experts
@@ -560,7 +543,7 @@ def test_experts_of_something_else_are_refused(digits, experts):
             ddengine.distill(dataset, recipe, experts)
     data = data_of(digits, OWN, CPU, stored=lambda digest: ddengine_shifted(experts.preprocess))
     with pytest.raises(UserError, match="another preprocessing"):
-        api.distill_data(data, MTT, experts=experts, device=CPU)
+        distill.distill_data(data, MTT, experts=experts, device=CPU)
 
 
 def ddengine_shifted(preprocess):

@@ -24,6 +24,7 @@ from ddengine.recipe import AugmentConfig, DataConfig, TargetConfig
 from ddengine.sets.codec import PADDING, Identity, MultiFormation, resize
 from ddengine.sets.labels import label
 from ddengine.sets.synthetic import SyntheticSet, coded
+from ddengine.sets.targets import Logits
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 from synth.trajectory import TrajectoryMatching, UniformWindow
@@ -353,9 +354,7 @@ def test_bytes_and_images_per_class_are_what_is_stored(data, tmp_path):
 def test_labels_of_the_wrong_number_are_refused(data, tmp_path):
     """One of each stored image instead of each example."""
     syn = tiles(data)
-    wrong = replace(
-        syn.with_tensors({"logits": torch.zeros(20, 10)}), target_kind="logits", label_of="decoded"
-    )
+    wrong = replace(syn.with_tensors({"logits": torch.zeros(20, 10)}), targets=Logits("decoded"))
     folders.save(wrong, tmp_path / "set", {})
     with pytest.raises(UserError, match="for 80 images"):
         folders.load(tmp_path / "set", CPU)
@@ -364,9 +363,7 @@ def test_labels_of_the_wrong_number_are_refused(data, tmp_path):
 def test_soft_labels_of_stored_items_are_repeated(data, tmp_path):
     """The other way a set may be labelled."""
     logits = torch.randn(20, 10, generator=generator(0))
-    syn = replace(
-        tiles(data).with_tensors({"logits": logits}), target_kind="logits", label_of="stored"
-    )
+    syn = replace(tiles(data).with_tensors({"logits": logits}), targets=Logits("stored"))
     assert torch.equal(syn.batch(torch.arange(80)).targets, logits.repeat(4, 1))
     folders.save(syn, tmp_path / "set", {})
     assert torch.equal(

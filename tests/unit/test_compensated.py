@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from ddengine.artefact import folder as folders
 from ddengine.data import Preprocess, load_data
-from ddengine.recipe import DataConfig
+from ddengine.recipe import DataConfig, to_dict
 from ddengine.sets.codec import Compensated, Identity, Pixels
 from ddengine.sets.coreset import random_index
 from ddengine.sets.synthetic import SyntheticSet, coded
@@ -81,9 +81,9 @@ def test_published_budgets(ipc, num_classes, teachers, n, count, num, effective)
     assert (
         codec.budget(ipc, num_classes) == (n, count, num) == (n, teachers * n, n * (teachers + 1))
     )
-    fitted, items = codec.fit(ipc, num_classes)
+    fitted, items = codec.fit(ipc, (1, 8, 8), num_classes)
     assert items == n and fitted == replace(codec, base=n, compensators=count)
-    assert fitted.fit(ipc, num_classes) == (fitted, n)
+    assert fitted.fit(ipc, (1, 8, 8), num_classes) == (fitted, n)
     tensors = fitted.pack(
         torch.zeros(n * num_classes, 1, 1, 1),
         num_classes,
@@ -121,15 +121,15 @@ def test_the_budget_is_used_and_held(per_set, num_classes):
     for ipc in range(1, 60):
         if ipc * num_classes < per_set + num_classes:
             with pytest.raises(UserError, match=rf"ipc {ipc} leaves no whole base image") as error:
-                codec.fit(ipc, num_classes)
+                codec.fit(ipc, (1, 8, 8), num_classes)
             told = int(str(error.value).split("set ipc ")[1].split(",")[0])
             assert (
                 told > ipc
-                and codec.fit(told, num_classes)[1] >= 1
+                and codec.fit(told, (1, 8, 8), num_classes)[1] >= 1
                 and "codec.per_set" in str(error.value)
             )
             with pytest.raises(UserError):
-                codec.fit(told - 1, num_classes)
+                codec.fit(told - 1, (1, 8, 8), num_classes)
             continue
         n, count, num = codec.budget(ipc, num_classes)
         first = first or ipc
@@ -151,7 +151,7 @@ def test_the_budget_is_used_and_held(per_set, num_classes):
 )
 def test_free_numbers(fields, wanted):
     assert Compensated(**fields).budget(10, 10) == wanted
-    assert Compensated(**fields).fit(10, 10)[1] == wanted[0]
+    assert Compensated(**fields).fit(10, (1, 8, 8), 10)[1] == wanted[0]
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_free_numbers(fields, wanted):
 def test_more_than_the_budget_is_refused(fields):
     """In one sentence that names the flag and the budget."""
     with pytest.raises(UserError) as error:
-        Compensated(**fields).fit(10, 10)
+        Compensated(**fields).fit(10, (1, 8, 8), 10)
     said = str(error.value)
     assert (
         all(f"codec.{name} {value}" in said for name, value in fields.items())
@@ -186,10 +186,10 @@ def test_compensators_that_leave_no_image(count, smallest):
     with pytest.raises(
         UserError, match=rf"{count} compensators take .*; set ipc {smallest}, .*codec\.compensators"
     ):
-        Compensated(compensators=count).fit(10, 10)
-    assert Compensated(compensators=count).fit(smallest, 10)[1] == 1
+        Compensated(compensators=count).fit(10, (1, 8, 8), 10)
+    assert Compensated(compensators=count).fit(smallest, (1, 8, 8), 10)[1] == 1
     with pytest.raises(UserError):
-        Compensated(compensators=count).fit(smallest - 1, 10)
+        Compensated(compensators=count).fit(smallest - 1, (1, 8, 8), 10)
 
 
 @pytest.mark.parametrize("fields", [{"per_set": 0}, {"base": 0}, {"compensators": 0}])
@@ -416,9 +416,7 @@ def test_a_set_without_compensators_left(data, tmp_path):
     _, syn = compensated(data, compensators=1)
     none = syn.with_tensors({"compensators": syn.tensors["compensators"][:0]}).shipped()
     assert len(none) == 20
-    space: dict = {}
-    exec("import torch\n" + none.codec.loader(), space)
-    images, item = space["decode"](none.tensors)
+    images, item = none.codec.loader()(none.tensors, to_dict(none.codec))
     assert torch.equal(images, none.pixels()) and item.tolist() == list(range(20))
 
 

@@ -455,7 +455,7 @@ def test_a_plot_and_a_table_of_a_result_that_went_through_json(digits, tmp_path)
 
 
 def test_the_true_objective_fills_a_memory(digits):
-    from ddengine.api import distill_data
+    from ddengine.api.distill import distill_data
 
     def distill(data, recipe, seed, name):
         return distill_data(data, recipe, seed=seed, device=CPU)

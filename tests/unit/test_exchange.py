@@ -19,6 +19,7 @@ from ddengine.artefact import exchange as sets
 from ddengine.recipe import BufferConfig
 from ddengine.sets.codec import Identity
 from ddengine.sets.synthetic import SyntheticSet
+from ddengine.sets.targets import Features
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 
@@ -547,7 +548,7 @@ def test_set_round_trip(data, tmp_path):
 def test_features_have_no_file(data, tmp_path):
     """Targets that only this engine knows."""
     syn = small_set(data)
-    syn.target_kind = "features"
+    syn.targets = Features()
     with pytest.raises(UserError, match="labels of this set are features"):
         sets.export_set(syn, "a", tmp_path)
     assert not list(tmp_path.iterdir())

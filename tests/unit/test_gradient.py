@@ -19,6 +19,7 @@ from ddengine.data import RealSet
 from ddengine.learning.flat import FlatModel
 from ddengine.recipe import AugmentConfig
 from ddengine.sets.codec import MultiFormation
+from ddengine.sets.targets import Classes
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 from synth.catalogue import find
@@ -109,7 +110,7 @@ def test_soft_labels(form):
             torch.randn(len(syn), 5, generator=generator(3), dtype=F64), dtype=F64
         )
         agree(config, env, syn, 1e-9, together=config.classes == "sum")
-        hard, _ = ours(config.build(env), replace(syn, target_kind="class"))
+        hard, _ = ours(config.build(env), replace(syn, targets=Classes()))
         assert float(sum(hard)) != pytest.approx(
             float(sum(ours(config.build(env), syn)[0])), rel=1e-3
         )

@@ -31,6 +31,7 @@ from ddengine.recipe import to_dict
 from ddengine.sets import codec as codecs
 from ddengine.sets.codec import Compensated, Identity, MultiFormation, Pixels
 from ddengine.sets.synthetic import SyntheticSet
+from ddengine.sets.targets import Logits
 from ddengine.system import files
 from ddengine.system.compat import torchvision
 from ddengine.system.errors import UserError
@@ -243,9 +244,7 @@ def test_one_label_for_all_tiles_of_an_item(tmp_path):
     """Labels of stored items are repeated for what is decoded of them."""
     syn = a_set(codec=MultiFormation(factor=2))
     logits = torch.randn(4, 2, generator=generator(3))
-    syn = replace(
-        syn, tensors=syn.tensors | {"logits": logits}, target_kind="logits", label_of="stored"
-    )
+    syn = replace(syn, tensors=syn.tensors | {"logits": logits}, targets=Logits("stored"))
     folders.save(syn, tmp_path / "set", {})
     assert torch.equal(
         torch.tensor(pq.read_table(tmp_path / "set" / parquet.PARQUET)["logits"].to_pylist()),

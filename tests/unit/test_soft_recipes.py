@@ -187,7 +187,10 @@ def test_the_published_budget(
     assert all(find(name).codec == Compensated(per_set=per_set) for name in named)
     codec = Compensated(per_set=per_set)
     assert codec.budget(ipc, classes) == (n, k, examples)
-    assert codec.fit(ipc, classes) == (Compensated(per_set=per_set, base=n, compensators=k), n)
+    assert codec.fit(ipc, (3, 32, 32), classes) == (
+        Compensated(per_set=per_set, base=n, compensators=k),
+        n,
+    )
     assert n + k / classes == pytest.approx(effective) and n + k / classes <= ipc
     assert examples * classes * classes * 2 == pytest.approx(label_bytes)
 

@@ -344,13 +344,13 @@ def test_taken_parts_have_flags():
     assert options.recipe.buffer.step == Gsam(sgd=Sgd(lr=0.5), rho=0.01, alpha=1.0)
 
 
-@pytest.mark.parametrize("method", ["ftd", "ast", "datm"])
-def test_a_wrong_rate_of_the_inner_optimiser_says_where_it_is(method):
+@pytest.mark.parametrize("family", ["ftd", "ast", "datm"])
+def test_a_wrong_rate_of_the_inner_optimiser_says_where_it_is(family):
     """Their experts' rate is `buffer.step.sgd.lr`; a flag `buffer.step.lr` does not exist."""
     from ddengine.commands.options import options_of
 
     with pytest.raises(UserError, match=r"buffer\.step\.sgd.*lr.*-1"):
-        options_of("buffer", [SMALL[method].name, "--buffer.step.sgd.lr", "-1"])
+        options_of("buffer", [SMALL[family].name, "--buffer.step.sgd.lr", "-1"])
 
 
 # The small recipes: MTT's cell with exactly the parts that the method is
@@ -358,7 +358,7 @@ def test_a_wrong_rate_of_the_inner_optimiser_says_where_it_is(method):
 
 @pytest.mark.parametrize("ipc", [1, 10])
 @pytest.mark.parametrize(
-    ("method", "parts"),
+    ("family", "parts"),
     [
         ("ftd", ["buffer", "outer"]),
         ("tesla", ["objective"]),
@@ -366,19 +366,19 @@ def test_a_wrong_rate_of_the_inner_optimiser_says_where_it_is(method):
         ("ast", ["buffer", "init", "objective", "outer"]),
     ],
 )
-def test_small_recipes_differ_from_mtt_in_their_parts_only(method, parts, ipc):
+def test_small_recipes_differ_from_mtt_in_their_parts_only(family, parts, ipc):
     """So that a row of one table compares methods and nothing else: taking those parts from MTT's
     gives MTT's.
     """
     ours, base = (
-        RECIPES[f"{method}/fashion_mnist_ipc{ipc}_small"],
+        RECIPES[f"{family}/fashion_mnist_ipc{ipc}_small"],
         RECIPES[f"mtt/fashion_mnist_ipc{ipc}_small"],
     )
     back = take(ours, [f"{part}={base.name}" for part in parts])
     assert replace(back, name=base.name, cites=base.cites) == base
     for part in parts:
         assert getattr(ours, part) != getattr(base, part)
-    plain = {"ftd": lambda b: b.step.sgd, "datm": lambda b: b.step.sgd}.get(method)
+    plain = {"ftd": lambda b: b.step.sgd, "datm": lambda b: b.step.sgd}.get(family)
     if plain is not None:
         assert (
             plain(ours.buffer) == base.buffer.step

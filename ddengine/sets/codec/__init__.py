@@ -3,10 +3,15 @@
 One file a parametrisation. `CODECS` names them as `meta.json` does.
 """
 
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from ddengine.recipe import from_dict
 from ddengine.sets.codec.compensated import Compensated
 from ddengine.sets.codec.multiformation import PADDING, MultiFormation
 from ddengine.sets.codec.plain import Identity, Pixels
-from ddengine.sets.codec.protocol import Codec, Space, Tensors
+from ddengine.sets.codec.protocol import Codec, Loader, Space, Tensors
 from ddengine.sets.codec.resizing import resize
 from ddengine.sets.codec.values import as_bytes, as_pixels
 
@@ -17,17 +22,37 @@ CODECS = {
     "Compensated": Compensated,
 }
 
+
+def codec_of(stored: Mapping[str, Any]) -> Codec:
+    """The codec that a meta.json names.
+
+    It is one of those above, or one of the program that imported this package. Raises KeyError for
+    one that is not known, and for a field that it does not have.
+    """
+    fields = dict(stored)
+    name = fields.pop("type")
+    others = {codec.__name__: codec for codec in Codec.__subclasses__()}
+    codec = (others | CODECS)[name]
+    known = {field.name for field in dataclasses.fields(codec)}  # type: ignore[arg-type]
+    for field in fields:
+        if field not in known:
+            raise KeyError(f"{name}.{field}")
+    return from_dict(codec, fields)
+
+
 __all__ = [
     "CODECS",
     "PADDING",
     "Codec",
     "Compensated",
     "Identity",
+    "Loader",
     "MultiFormation",
     "Pixels",
     "Space",
     "Tensors",
     "as_bytes",
     "as_pixels",
+    "codec_of",
     "resize",
 ]

@@ -3,26 +3,25 @@
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from ddengine.data import Preprocess
 from ddengine.recipe import require
-from ddengine.sets.codec.protocol import Codec, Space, Tensors
-from ddengine.sets.codec.values import as_bytes, as_pixels
+from ddengine.sets.codec.protocol import Codec, Loader, Tensors
+from ddengine.sets.codec.values import as_bytes, as_pixels, too_large
 from ddengine.system.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compensated:
-    """Natural images, and universal feature compensators that each are added to one image of every
-    class (INFER; Zhang et al., ICLR 2025, section 3).
+class Compensated(Codec):
+    """Natural images, and universal feature compensators added to one image of every class.
 
-    With K compensators over n images of each of C classes there are C (n + K) training examples:
-    the natural images, then for each compensator k the images of base set k mod n (the image k mod
-    n of every class) plus the compensator. A budget of `ipc` images per class holds n + K / C <=
-    ipc; published: K = M n for M teachers, so n = floor(ipc C / (M + C)). (The released program
-    computes this in binary fractions and gets one image less where ipc C / (M + C) is whole and M /
-    C has no exact one.)
+    This is INFER (Zhang et al., ICLR 2025, section 3). With K compensators over n images of each of
+    C classes there are C (n + K) training examples: the natural images, then for each compensator k
+    the images of base set k mod n (the image k mod n of every class) plus the compensator. A budget
+    of `ipc` images per class holds n + K / C <= ipc; published: K = M n for M teachers, so n =
+    floor(ipc C / (M + C)). (The released program computes this in binary fractions and gets one
+    image less where ipc C / (M + C) is an integer and M / C has no exact one.)
 
     Stored: "images" (n C, C, H, W), pixels in [0, 1]; "compensators" (K, C, H, W), in units of
     normalised pixels; "unit" (C,), how much of a pixel that is. What is shipped are bytes and
@@ -57,49 +56,86 @@ class Compensated:
             f"codec.compensators must be at least 1, got {self.compensators}.",
         )
 
-    @property
-    def space(self) -> Space:
-        """Pixels."""
-        return "pixel"
-
-    @property
-    def per_item(self) -> int:
-        """One."""
-        return 1
-
     def budget(self, ipc: int, num_classes: int) -> tuple[int, int, int]:
         """(n, K, N): base images per class, compensators, training examples per class.
 
         Raises UserError for what the budget does not hold.
         """
-        free, n = self.compensators, self.base
-        if n is None:
-            # what the compensators leave
-            n = (
-                ipc * num_classes // (self.per_set + num_classes)
-                if free is None
-                else ipc - -(-free // num_classes)
+        n = self._base(ipc, num_classes)
+        count = self._count(n, ipc, num_classes)
+        if count < 1:
+            raise UserError(
+                f"codec.base {n} leaves no compensator within ipc {ipc}; lower them or raise ipc."
             )
+        if n * num_classes + count > ipc * num_classes:
+            raise UserError(
+                f"codec.base {n} and codec.compensators {count} take {n + count / num_classes:.4g} "
+                f"images per class, and ipc allows {ipc}; lower them or raise ipc."
+            )
+        return n, count, n + count
+
+    def _base(self, ipc: int, num_classes: int) -> int:
+        """n: what is asked for, or all that the compensators leave.
+
+        Raises UserError where they leave none.
+        """
+        if self.base is not None:
+            return self.base
+        if self.compensators is None:
+            n = ipc * num_classes // (self.per_set + num_classes)
+            count, flag = self.per_set, "per_set"
+        else:
+            n = ipc - -(-self.compensators // num_classes)
+            count, flag = self.compensators, "compensators"
         if n < 1:
-            count = self.per_set if free is None else free
             raise UserError(
                 f"ipc {ipc} leaves no whole base image: an image of each of {num_classes} classes "
                 f"and {count} compensators take "
                 f"{1 + count / num_classes:.3g} images per class; set ipc "
                 f"{-(-(count + num_classes) // num_classes)}, or fewer compensators with "
-                f"codec.{'per_set' if free is None else 'compensators'}."
+                f"codec.{flag}."
             )
-        count = free or (self.per_set * n if self.base is None else num_classes * (ipc - n))
-        if count < 1 or n * num_classes + count > ipc * num_classes:
-            taken = f"codec.base {n} and codec.compensators {count} take {n + count / num_classes:.4g} images per class, and ipc allows {ipc}"
-            full = f"codec.base {n} leaves no compensator within ipc {ipc}"
-            raise UserError(f"{taken if count > 0 else full}; lower them or raise ipc.")
-        return n, count, n + count
+        return n
 
-    def fit(self, ipc: int, num_classes: int) -> tuple[Codec, int]:
+    def _count(self, n: int, ipc: int, num_classes: int) -> int:
+        """K: what is asked for; else `per_set` times n, or all that n asked for leaves."""
+        if self.compensators is not None:
+            return self.compensators
+        if self.base is None:
+            return self.per_set * n
+        return num_classes * (ipc - n)
+
+    def fit(
+        self, ipc: int, image_shape: tuple[int, int, int], num_classes: int
+    ) -> tuple[Codec, int]:
         """With the numbers of the budget in it."""
         n, count, _ = self.budget(ipc, num_classes)
         return replace(self, base=n, compensators=count), n
+
+    def pack(
+        self,
+        images: Tensor,
+        num_classes: int,
+        preprocess: Preprocess,
+        rng: Generator | None = None,
+    ) -> dict[str, Tensor]:
+        """The images, and compensators of 0.
+
+        Whitened pixels have no unit of their own: there a compensator is in pixels.
+        """
+        if preprocess.std is None:
+            unit = torch.ones(images.shape[1], device=images.device, dtype=images.dtype)
+        else:
+            unit = preprocess.std.to(images).clone()
+        return {
+            "images": images,
+            "compensators": images.new_zeros(self.compensators or 0, *images.shape[1:]),
+            "unit": unit,
+        }
+
+    def parameters(self, tensors: Tensors) -> dict[str, tuple[str, ...]]:
+        """The images and the compensators."""
+        return {"images": ("images",), "compensators": ("compensators",)}
 
     def natural(self, tensors: Tensors) -> int:
         """The base images."""
@@ -114,58 +150,34 @@ class Compensated:
 
     def source(self, tensors: Tensors) -> Tensor:
         """The base image of each."""
-        return torch.cat(
-            [
-                torch.arange(len(tensors["images"]), device=tensors["images"].device),
-                self.pairs(tensors).flatten(),
-            ]
-        )
+        images = tensors["images"]
+        natural = torch.arange(len(images), device=images.device)
+        return torch.cat([natural, self.pairs(tensors).flatten()])
 
     def decode(self, tensors: Tensors, index: Tensor) -> Tensor:
         """Base image plus compensator; bytes become pixels first."""
-        images, compensators, unit = (
-            tensors["images"],
-            tensors["compensators"],
-            tensors["unit"].view(-1, 1, 1),
-        )
+        images, compensators = tensors["images"], tensors["compensators"]
         num, num_classes = len(images), len(images) // (self.base or 1)
         chosen = as_pixels(images.index_select(0, self.source(tensors).index_select(0, index)))
         if not len(compensators):
             return chosen
-        added = (
-            compensators.to(chosen.dtype).index_select(
-                0, ((index - num) // num_classes).clamp(min=0)
-            )
-            * unit
-        )
+        number = ((index - num) // num_classes).clamp(min=0)  # of the compensator
+        added = compensators.to(chosen.dtype).index_select(0, number)
+        added = added * tensors["unit"].view(-1, 1, 1)
         summed = torch.where((index >= num).view(-1, 1, 1, 1), chosen + added, chosen)
         return summed.clamp(0, 1) if self.clamp else summed
 
-    def pack(self, images: Tensor, num_classes: int, preprocess: Preprocess) -> dict[str, Tensor]:
-        """The images, and compensators of 0.
-
-        Whitened pixels have no unit of their own: there a compensator is in pixels.
-        """
-        unit = (
-            torch.ones(images.shape[1], device=images.device, dtype=images.dtype)
-            if preprocess.std is None
-            else preprocess.std.to(images).clone()
-        )
-        return {
-            "images": images,
-            "compensators": images.new_zeros(self.compensators or 0, *images.shape[1:]),
-            "unit": unit,
-        }
-
     def project(self, tensors: Tensors, preprocess: Preprocess) -> None:
-        """Clamp the images, where they are learned; what is added has no bounds, sums are clamped
-        when they are made.
+        """Clamp the images, where they are learned.
+
+        What is added has no bounds, sums are clamped when they are made.
         """
         tensors["images"].clamp_(0, 1)
 
     def ship(self, tensors: Tensors, preprocess: Preprocess) -> tuple[Codec, dict[str, Tensor]]:
-        """Bytes for what are pixels of real images, float16 for compensators; sums are clamped from
-        now on.
+        """Bytes for what are pixels of real images, float16 for compensators.
+
+        Sums are clamped from now on.
         """
         stored = {
             "images": as_bytes(tensors["images"]),
@@ -173,14 +185,38 @@ class Compensated:
         }
         return replace(self, clamp=True), {**tensors, **stored}
 
-    def loader(self) -> str:
-        """The sums, clamped where they are shipped so."""
-        clamped = ".clamp(0, 1)" if self.clamp else ""
-        return f"""def decode(tensors, n={self.base}):
-    images, compensators = tensors["images"], tensors["compensators"].float() * tensors["unit"].view(-1, 1, 1)
-    images = images.float() / 255 if images.dtype == torch.uint8 else images
+    def flaw(self, tensors: Tensors) -> str | None:
+        """Values that no image has, and units that are not positive."""
+        if "unit" in tensors and not bool((tensors["unit"] > 0).all()):
+            units = tensors["unit"].tolist()
+            return f"says units of {units} for compensators, and units are positive"
+        return too_large(tensors["images"])
+
+    def num_images(self, tensors: Tensors) -> float:
+        """Base images and compensators."""
+        return len(tensors["images"]) + len(tensors["compensators"])
+
+    def loader(self) -> Loader:
+        """Base images and sums, clamped where they are shipped so."""
+        return compensated_images
+
+
+# What is shipped: plain torch, see `Codec.loader`.
+
+
+def compensated_images(tensors, settings):
+    """(examples, the stored item of each): the images, and their sums with compensators.
+
+    For each compensator k these are the image k mod n of every class plus the compensator.
+    """
+    images, n = tensors["images"], settings["base"]
+    compensators = tensors["compensators"].float() * tensors["unit"].view(-1, 1, 1)
+    if images.dtype == torch.uint8:
+        images = images.float() / 255
     first = torch.arange(0, len(images), n)  # of each class
-    item = [torch.arange(len(images)), *(first + k % n for k in range(len(compensators)))]
-    examples = [images, *(images[first + k % n] + compensator for k, compensator in enumerate(compensators))]
-    return torch.cat(examples){clamped}, torch.cat(item)
-"""
+    examples, items = [images], [torch.arange(len(images))]
+    for k, compensator in enumerate(compensators):
+        examples.append(images[first + k % n] + compensator)
+        items.append(first + k % n)
+    examples = torch.cat(examples)
+    return examples.clamp(0, 1) if settings["clamp"] else examples, torch.cat(items)

@@ -3,13 +3,14 @@
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.nn import functional
 
 from ddengine.data import Preprocess
 from ddengine.recipe import require
-from ddengine.sets.codec.protocol import Codec, Space, Tensors
+from ddengine.sets.codec.protocol import Codec, Loader, Tensors
 from ddengine.sets.codec.resizing import resize
+from ddengine.sets.codec.values import too_large
 from ddengine.system.errors import UserError
 
 # pixel value of what is missing at the bottom and the right of an image that the tiles do not
@@ -18,14 +19,14 @@ PADDING = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
-class MultiFormation:
-    """Every stored image holds factor x factor tiles, each resized to a whole training example
-    (IDC; Kim et al., ICML 2022, section 4).
+class MultiFormation(Codec):
+    """Every stored image holds factor x factor tiles, each resized to a complete training example.
 
-    Where the factor does not divide the image, it is padded at the bottom and the right. Tiles are
-    resized bilinearly, with half-pixel centres, the edge repeated. Decoded examples come in the
-    order tile (0, 0) of all items, tile (0, 1) of all items, ..., row by row. The released code
-    clamps once per network; here the stored values are clamped to [0, 1] after each update.
+    This is IDC (Kim et al., ICML 2022, section 4). Where the factor does not divide the image, it
+    is padded at the bottom and the right. Tiles are resized bilinearly, with half-pixel centres,
+    the edge repeated. Decoded examples come in the order tile (0, 0) of all items, tile (0, 1) of
+    all items, ..., row by row. The released code clamps once per network; here the stored values
+    are clamped to [0, 1] after each update.
     """
 
     # tiles along each side; published: 2 for images of up to 32 pixels, 3 for larger ones
@@ -40,48 +41,21 @@ class MultiFormation:
         require(self.factor >= 1, f"codec.factor must be at least 1, got {self.factor}.")
 
     @property
-    def space(self) -> Space:
-        """Pixels."""
-        return "pixel"
-
-    @property
     def per_item(self) -> int:
         """The tiles of an image."""
         return self.factor**2
-
-    def fit(self, ipc: int, num_classes: int) -> tuple[Codec, int]:
-        """`ipc` items."""
-        return self, ipc
-
-    def natural(self, tensors: Tensors) -> int:
-        """None."""
-        return 0
 
     def _tile(self, images: Tensor) -> tuple[int, int]:
         """Height and width of a tile."""
         return -(-images.shape[2] // self.factor), -(-images.shape[3] // self.factor)
 
-    def source(self, tensors: Tensors) -> Tensor:
-        """0..S-1, once for each tile."""
-        return torch.arange(len(tensors["images"]), device=tensors["images"].device).repeat(
-            self.per_item
-        )
-
-    def decode(self, tensors: Tensors, index: Tensor) -> Tensor:
-        """The tiles at `index`, resized."""
-        images, n = tensors["images"], self.factor
-        (num, channels, height, width), (rows, columns) = images.shape, self._tile(images)
-        padded = functional.pad(
-            images, (0, n * columns - width, 0, n * rows - height), value=PADDING
-        )
-        tiles = (
-            padded.view(num, channels, n, rows, n, columns)
-            .permute(2, 4, 0, 1, 3, 5)
-            .reshape(n * n * num, channels, rows, columns)
-        )
-        return resize(tiles.index_select(0, index), (height, width))
-
-    def pack(self, images: Tensor, num_classes: int, preprocess: Preprocess) -> dict[str, Tensor]:
+    def pack(
+        self,
+        images: Tensor,
+        num_classes: int,
+        preprocess: Preprocess,
+        rng: Generator | None = None,
+    ) -> dict[str, Tensor]:
         """Each image becomes a tile, shrunk by taking the nearest pixels (as published)."""
         n, (total, channels, height, width) = self.factor, images.shape
         if n > min(height, width):
@@ -96,32 +70,66 @@ class MultiFormation:
                 f"x {columns}, the last of which hold nothing but "
                 "padding; set codec.factor to a divisor of the side."
             )
-        tiles = functional.interpolate(images, size=(rows, columns), mode="nearest").view(
-            total // n**2, n, n, channels, rows, columns
-        )
-        packed = (
-            tiles.permute(0, 3, 1, 4, 2, 5)
-            .reshape(-1, channels, n * rows, n * columns)[:, :, :height, :width]
-            .contiguous()
-        )
-        return {"images": packed.clamp(0, 1)}
+        small = functional.interpolate(images, size=(rows, columns), mode="nearest")
+        tiles = small.view(total // n**2, n, n, channels, rows, columns).permute(0, 3, 1, 4, 2, 5)
+        packed = tiles.reshape(-1, channels, n * rows, n * columns)[:, :, :height, :width]
+        return {"images": packed.contiguous().clamp(0, 1)}
+
+    def parameters(self, tensors: Tensors) -> dict[str, tuple[str, ...]]:
+        """The images."""
+        return {"images": ("images",)}
+
+    def source(self, tensors: Tensors) -> Tensor:
+        """0..S-1, once for each tile."""
+        images = tensors["images"]
+        return torch.arange(len(images), device=images.device).repeat(self.per_item)
+
+    def decode(self, tensors: Tensors, index: Tensor) -> Tensor:
+        """The tiles at `index`, resized."""
+        images, n = tensors["images"], self.factor
+        num, channels, height, width = images.shape
+        rows, columns = self._tile(images)
+        missing = (0, n * columns - width, 0, n * rows - height)
+        padded = functional.pad(images, missing, value=PADDING)
+        tiles = padded.view(num, channels, n, rows, n, columns).permute(2, 4, 0, 1, 3, 5)
+        tiles = tiles.reshape(n * n * num, channels, rows, columns)
+        return resize(tiles.index_select(0, index), (height, width))
 
     def project(self, tensors: Tensors, preprocess: Preprocess) -> None:
         """Clamp to [0, 1]."""
         tensors["images"].clamp_(0, 1)
 
-    def ship(self, tensors: Tensors, preprocess: Preprocess) -> tuple[Codec, dict[str, Tensor]]:
-        """As they are."""
-        return self, dict(tensors)
+    def flaw(self, tensors: Tensors) -> str | None:
+        """Values that no image has."""
+        return too_large(tensors["images"])
 
-    def loader(self) -> str:
-        """The same in one function."""
-        return f"""def decode(tensors, n={self.factor}):
-    images = tensors["images"]
+    def num_images(self, tensors: Tensors) -> float:
+        """S."""
+        return len(tensors["images"])
+
+    def loader(self) -> Loader:
+        """All tiles."""
+        return tiles_of_images
+
+
+# What is shipped: plain torch, see `Codec.loader`.
+
+
+def tiles_of_images(tensors, settings):
+    """(examples, the stored item of each): the tiles of every stored image, resized.
+
+    There are n x n of them. What they do not divide is padded with grey.
+    """
+    images, n = tensors["images"], settings["factor"]
     num, channels, height, width = images.shape
     rows, columns = -(-height // n), -(-width // n)
-    padded = torch.nn.functional.pad(images, (0, n * columns - width, 0, n * rows - height), value={PADDING})
-    tiles = padded.view(num, channels, n, rows, n, columns).permute(2, 4, 0, 1, 3, 5).reshape(-1, channels, rows, columns)
-    examples = torch.nn.functional.interpolate(tiles, size=(height, width), mode="bilinear", align_corners=False)
+    missing = (0, n * columns - width, 0, n * rows - height)
+    padded = torch.nn.functional.pad(images, missing, value=0.5)
+    tiles = padded.view(num, channels, n, rows, n, columns).permute(2, 4, 0, 1, 3, 5)
+    examples = torch.nn.functional.interpolate(
+        tiles.reshape(-1, channels, rows, columns),
+        size=(height, width),
+        mode="bilinear",
+        align_corners=False,
+    )
     return examples, torch.arange(num).repeat(n * n)
-"""

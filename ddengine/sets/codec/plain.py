@@ -3,17 +3,20 @@
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from ddengine.data import Preprocess
-from ddengine.sets.codec.protocol import Codec, Space, Tensors
-from ddengine.sets.codec.values import as_bytes, as_pixels
+from ddengine.sets.codec.protocol import Codec, Loader, Space, Tensors
+from ddengine.sets.codec.values import as_bytes, as_pixels, too_large
 from ddengine.system.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Identity:
-    """One stored image is one training example. Values are free, as mostly published, or bounded."""
+class Identity(Codec):
+    """One stored image is one training example.
+
+    Values are free, as mostly published, or bounded.
+    """
 
     # clamp to what pixels can be after each update (SRe2L), and ship bytes; for mean and standard
     # deviation, not for whitened images
@@ -24,18 +27,24 @@ class Identity:
         """What networks see."""
         return "model"
 
-    @property
-    def per_item(self) -> int:
-        """One."""
-        return 1
+    def pack(
+        self,
+        images: Tensor,
+        num_classes: int,
+        preprocess: Preprocess,
+        rng: Generator | None = None,
+    ) -> dict[str, Tensor]:
+        """The images themselves. Raises UserError where there are no bounds."""
+        if self.bounded and preprocess.std is None:
+            raise UserError(
+                "codec.bounded clamps normalised pixels, and whitened images have no such bounds; "
+                "set data.zca or codec.bounded to False."
+            )
+        return {"images": images}
 
-    def fit(self, ipc: int, num_classes: int) -> tuple[Codec, int]:
-        """`ipc` items."""
-        return self, ipc
-
-    def natural(self, tensors: Tensors) -> int:
-        """None."""
-        return 0
+    def parameters(self, tensors: Tensors) -> dict[str, tuple[str, ...]]:
+        """The images."""
+        return {"images": ("images",)}
 
     def source(self, tensors: Tensors) -> Tensor:
         """0..S-1."""
@@ -44,15 +53,6 @@ class Identity:
     def decode(self, tensors: Tensors, index: Tensor) -> Tensor:
         """The stored images themselves."""
         return tensors["images"].index_select(0, index)
-
-    def pack(self, images: Tensor, num_classes: int, preprocess: Preprocess) -> dict[str, Tensor]:
-        """The images themselves. Raises UserError where there are no bounds."""
-        if self.bounded and preprocess.std is None:
-            raise UserError(
-                "codec.bounded clamps normalised pixels, and whitened images have no such bounds; "
-                "set data.zca or codec.bounded to False."
-            )
-        return {"images": images}
 
     def project(self, tensors: Tensors, preprocess: Preprocess) -> None:
         """Clamp where asked to."""
@@ -63,38 +63,42 @@ class Identity:
         """As they are; bounded ones are pixels, so bytes."""
         if not self.bounded:
             return self, dict(tensors)
-        return Pixels().ship(
-            {**tensors, "images": preprocess.backward(tensors["images"])}, preprocess
-        )
+        pixels = preprocess.backward(tensors["images"])
+        return Pixels().ship({**tensors, "images": pixels}, preprocess)
 
-    def loader(self) -> str:
+    def flaw(self, tensors: Tensors) -> str | None:
+        """Values that no image has."""
+        return too_large(tensors["images"])
+
+    def num_images(self, tensors: Tensors) -> float:
+        """S."""
+        return len(tensors["images"])
+
+    def loader(self) -> Loader:
         """The stored images themselves."""
-        return 'def decode(tensors):\n    return tensors["images"], torch.arange(len(tensors["images"]))\n'
+        return stored_images
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pixels:
-    """One stored image is one training example, in pixels, which are clamped to [0, 1] after each
-    update and shipped as bytes.
+class Pixels(Codec):
+    """One stored image is one training example, in pixels.
+
+    They are clamped to [0, 1] after each update and shipped as bytes.
     """
 
-    @property
-    def space(self) -> Space:
-        """Pixels."""
-        return "pixel"
+    def pack(
+        self,
+        images: Tensor,
+        num_classes: int,
+        preprocess: Preprocess,
+        rng: Generator | None = None,
+    ) -> dict[str, Tensor]:
+        """The images, clamped."""
+        return {"images": images.clamp(0, 1)}
 
-    @property
-    def per_item(self) -> int:
-        """One."""
-        return 1
-
-    def fit(self, ipc: int, num_classes: int) -> tuple[Codec, int]:
-        """`ipc` items."""
-        return self, ipc
-
-    def natural(self, tensors: Tensors) -> int:
-        """None."""
-        return 0
+    def parameters(self, tensors: Tensors) -> dict[str, tuple[str, ...]]:
+        """The images."""
+        return {"images": ("images",)}
 
     def source(self, tensors: Tensors) -> Tensor:
         """0..S-1."""
@@ -104,10 +108,6 @@ class Pixels:
         """The stored images."""
         return as_pixels(tensors["images"].index_select(0, index))
 
-    def pack(self, images: Tensor, num_classes: int, preprocess: Preprocess) -> dict[str, Tensor]:
-        """The images, clamped."""
-        return {"images": images.clamp(0, 1)}
-
     def project(self, tensors: Tensors, preprocess: Preprocess) -> None:
         """Clamp to [0, 1]."""
         tensors["images"].clamp_(0, 1)
@@ -116,10 +116,31 @@ class Pixels:
         """Bytes."""
         return self, {**tensors, "images": as_bytes(tensors["images"])}
 
-    def loader(self) -> str:
+    def flaw(self, tensors: Tensors) -> str | None:
+        """Values that no image has."""
+        return too_large(tensors["images"])
+
+    def num_images(self, tensors: Tensors) -> float:
+        """S."""
+        return len(tensors["images"])
+
+    def loader(self) -> Loader:
         """Bytes become values in [0, 1]."""
-        return """def decode(tensors):
+        return stored_pixels
+
+
+# What is shipped: plain torch, see `Codec.loader`.
+
+
+def stored_images(tensors, settings):
+    """(examples, the stored item of each): one stored image is one example."""
     images = tensors["images"]
-    images = images.float() / 255 if images.dtype == torch.uint8 else images
     return images, torch.arange(len(images))
-"""
+
+
+def stored_pixels(tensors, settings):
+    """(examples, the stored item of each): bytes become values in [0, 1]."""
+    images = tensors["images"]
+    if images.dtype == torch.uint8:
+        images = images.float() / 255
+    return images, torch.arange(len(images))

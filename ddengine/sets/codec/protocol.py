@@ -1,43 +1,74 @@
 """What a parametrisation of the stored tensors is."""
 
-from collections.abc import Mapping
-from typing import Literal, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Protocol
 
-from torch import Tensor
+import torch
+from torch import Generator, Tensor
 
 from ddengine.data import Preprocess
 
 Tensors = Mapping[str, Tensor]
 Space = Literal["pixel", "model"]
+# decode(tensors, settings) -> (examples, items); see `Codec.loader`
+Loader = Callable[[Any, Any], tuple[Tensor, Tensor]]
 
 
 class Codec(Protocol):
-    """A frozen dataclass without state: its fields are its configuration, what is learned lies in
-    the tensors.
+    """How training examples are made from what is stored.
+
+    A codec is a frozen dataclass without state: its fields are its configuration, and what is
+    learned lies in the tensors, of which there may be any number under any names. A codec names
+    this class as its base, and writes down what differs from the defaults below.
     """
 
     @property
+    def cites(self) -> tuple[str, ...]:
+        """Works to cite."""
+        return ()
+
+    @property
     def space(self) -> Space:
-        """What the stored values are: pixels in [0, 1], preprocessed after decoding, or what
-        networks see.
+        """What decoded values are: pixels or what networks see.
+
+        Pixels lie in [0, 1] and are preprocessed after decoding.
         """
-        ...
+        return "pixel"
 
     @property
     def per_item(self) -> int:
         """Images that one stored item starts from."""
-        ...
+        return 1
 
-    def fit(self, ipc: int, num_classes: int) -> "tuple[Codec, int]":
-        """(the codec for a budget of `ipc` images per class, items stored per class).
+    def fit(
+        self, ipc: int, image_shape: tuple[int, int, int], num_classes: int
+    ) -> "tuple[Codec, int]":
+        """(the codec for a budget of `ipc` images (C, H, W) per class, items stored per class).
 
         Raises UserError for a budget below one item.
         """
+        return self, ipc
+
+    def pack(
+        self,
+        images: Tensor,
+        num_classes: int,
+        preprocess: Preprocess,
+        rng: Generator | None = None,
+    ) -> dict[str, Tensor]:
+        """The tensors to start from, made of images (S * per_item, C, H, W).
+
+        Each stored item has `per_item` of them, in a row. `rng` is for what starts at random, such
+        as a network (None: a stream of the codec's own). Raises UserError when the images do not
+        suit the configuration.
+        """
         ...
 
-    def natural(self, tensors: Tensors) -> int:
-        """How many of the decoded examples, the first ones, are images that are stored as they are,
-        beside others made of them; 0 where all are.
+    def parameters(self, tensors: Tensors) -> dict[str, tuple[str, ...]]:
+        """The tensors of the codec that can be learned, in groups.
+
+        `outer.optim` may name a group in place of each of its tensors, and the ledger counts the
+        bytes of each group.
         """
         ...
 
@@ -46,33 +77,61 @@ class Codec(Protocol):
         ...
 
     def decode(self, tensors: Tensors, index: Tensor) -> Tensor:
-        """Decoded examples (B, C, H, W) at `index` (B,) of N, differentiable in the tensors as
-        often as wanted.
+        """Decoded examples (B, C, H, W) at `index` (B,) of N.
+
+        They are differentiable in the tensors as often as wanted.
         """
         ...
 
-    def pack(self, images: Tensor, num_classes: int, preprocess: Preprocess) -> dict[str, Tensor]:
-        """The tensors to start from: "images" (S, C, H, W), made of `per_item` images each, (S *
-        per_item, C, H, W), those of an item in a row.
+    def natural(self, tensors: Tensors) -> int:
+        """How many of the decoded examples, the first ones, are images that are stored as they are.
 
-        Raises UserError when the images do not suit the configuration.
+        Others are made of them; 0 where all are stored so.
         """
-        ...
+        return 0
 
     def project(self, tensors: Tensors, preprocess: Preprocess) -> None:
         """Move the tensors into their valid range, in place; called after each outer step."""
-        ...
 
     def ship(self, tensors: Tensors, preprocess: Preprocess) -> "tuple[Codec, dict[str, Tensor]]":
-        """What is stored in the end, as small as it is meant to be, and the codec that reads it;
-        the same again for what is shipped already.
+        """What is stored in the end, as small as it is meant to be, and the codec that reads it.
+
+        It is the same again for what is shipped already.
         """
-        ...
+        return self, dict(tensors)
 
-    def loader(self) -> str:
-        """Python source of `decode(tensors)` -> (all N examples (N, C, H, W), their stored items
-        (N,)), for the shipped `load.py`.
+    def flaw(self, tensors: Tensors) -> str | None:
+        """What is wrong with the numbers of stored tensors; None where they can be used.
 
-        Plain torch, which the source may call `torch` and `torch.nn.functional`; no engine.
+        All of them are finite. The words follow the name of their file.
+        """
+        return None
+
+    def bytes_by_part(self, tensors: Tensors) -> dict[str, int]:
+        """Bytes of each part that is stored, labels apart.
+
+        The parts are the groups of `parameters`. What is in no part is counted as "other".
+        """
+        sizes = dict[str, int]()
+        for part, names in self.parameters(tensors).items():
+            sizes[part] = sum(tensors[name].nbytes for name in names)
+        return sizes
+
+    def num_images(self, tensors: Tensors) -> float:
+        """How many images have as many values as the tensors of all parts, labels apart."""
+        values = 0
+        for names in self.parameters(tensors).values():
+            values += sum(tensors[name].numel() for name in names)
+        with torch.no_grad():
+            first = self.decode(tensors, self.source(tensors)[:1] * 0)
+        return values / first.numel()
+
+    def loader(self) -> Loader:
+        """The function whose text goes into the shipped `load.py`.
+
+        It is decode(tensors, settings) -> (all N examples (N, C, H, W), their stored items (N,));
+        `settings` are the fields of this codec. It is plain torch: of other names it may use
+        `torch`, `math`, `itertools`, and functions of the file it lies in, which are then shipped
+        too.
         """
         ...

@@ -7,22 +7,19 @@ from ddengine.system.runtime import exact_matmul
 
 
 def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear resizing of (B, C, h, w) to (B, C, *size): half-pixel centres, the edge repeated, no
-    antialiasing.
+    """Bilinear resizing of (B, C, h, w) to (B, C, *size).
 
-    Two matrix products instead of functional.interpolate, whose backward has no deterministic
-    kernel on CUDA.
+    Centres are half pixels, the edge is repeated, and nothing is antialiased. These are two matrix
+    products instead of functional.interpolate, whose backward has no deterministic kernel on CUDA.
     """
-    rows, columns = (
-        _weights(old, new, images) for old, new in zip(images.shape[2:], size, strict=True)
-    )
+    rows = _weights(images.shape[2], size[0], images)
+    columns = _weights(images.shape[3], size[1], images)
     with exact_matmul():
         return rows @ images @ columns.T
 
 
 def _weights(old: int, new: int, like: Tensor) -> Tensor:
     """The matrix (new, old) of linear interpolation along one side."""
-    at = (
-        (torch.arange(new, device=like.device, dtype=like.dtype) + 0.5) * (old / new) - 0.5
-    ).clamp(0, old - 1)
-    return (1 - (at[:, None] - torch.arange(old, device=like.device)).abs()).clamp(min=0)
+    at = (torch.arange(new, device=like.device, dtype=like.dtype) + 0.5) * (old / new) - 0.5
+    distance = (at.clamp(0, old - 1)[:, None] - torch.arange(old, device=like.device)).abs()
+    return (1 - distance).clamp(min=0)

@@ -3,6 +3,10 @@
 import torch
 from torch import Tensor
 
+# of a stored value; pixels are at most 1, and networks see at most some thousands of what they are
+# trained on
+LARGEST = 1e6
+
 
 def as_pixels(images: Tensor) -> Tensor:
     """Stored pixels as values in [0, 1], also where they are bytes."""
@@ -10,9 +14,20 @@ def as_pixels(images: Tensor) -> Tensor:
 
 
 def as_bytes(images: Tensor) -> Tensor:
-    """Pixels, clamped to [0, 1], as bytes, rounded as torchvision.utils.save_image does (halves
-    up); bytes as they are.
+    """Pixels, clamped to [0, 1], as bytes; bytes as they are.
+
+    Rounding is that of torchvision.utils.save_image (halves up).
     """
     if images.dtype == torch.uint8:
         return images
     return images.detach().float().clamp(0, 1).mul(255).add_(0.5).clamp_(0, 255).to(torch.uint8)
+
+
+def too_large(images: Tensor) -> str | None:
+    """What is wrong with stored images that hold values which no image has; None for others."""
+    if not images.is_floating_point() or not images.numel():
+        return None
+    largest = float(images.abs().max())
+    if largest <= LARGEST:
+        return None
+    return f"holds values up to {largest:.3g} in 'images', which no image has"

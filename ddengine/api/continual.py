@@ -1,0 +1,146 @@
+"""Class-incremental learning with memories of equal bytes."""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ddengine.api.distill import distill_data
+from ddengine.api.inputs import (
+    AUTO,
+    Images,
+    check_folder,
+    check_precision,
+    check_recipe,
+    dataset_of,
+    default_folder,
+    folder_or_none,
+    pointed_at,
+)
+from ddengine.api.outcomes import Outcome
+from ddengine.artefact import runs
+from ddengine.data import Data
+from ddengine.pages import of_continual
+from ddengine.prepare import check_networks, reads_experts
+from ddengine.recipe import Recipe, to_dict
+from ddengine.sets.codec import Identity
+from ddengine.sets.synthetic import SyntheticSet
+from ddengine.system import files, log, runtime
+from ddengine.system.errors import UserError
+from ddengine.system.runtime import Precision
+from ddengine.uses import continual as learning
+from ddengine.uses.continual import ContinualConfig
+
+MARK = "continual.recipe.json"
+
+
+def continual(
+    data: Images,
+    recipe: Recipe,
+    config: ContinualConfig = ContinualConfig(),
+    *,
+    folder: Path | str | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    precision: Precision = "fp32",
+    progress: bool = True,
+    restart: bool = False,
+) -> Outcome:
+    """A network that learns classes in stages, with distilled, random and herding memories.
+
+        ddengine.continual(ddengine.Dataset.named("digits"), recipe, folder="runs/stages")
+
+    Args:
+        data: as `distill` takes it, with test images.
+        recipe: how each stage's memory is distilled; its ipc follows from the budget of bytes.
+        config: stages, budget, memories and how they are stored.
+        folder: where continual.json and continual.png are written, and an interrupted run is
+            continued; "auto" is the one that the command line would name; None leaves nothing.
+        seed: decides the order of the classes and every random draw.
+        device: auto, cpu, cuda or cuda:N.
+        precision: fp32, tf32 or bf16.
+        progress: whether bars and notes are shown.
+        restart: begin anew, deleting what the folder holds.
+
+    Raises:
+        UserError: a recipe that needs experts, a budget that is too small, a folder of something
+            else.
+    """
+    check_recipe(recipe)
+    check_precision(precision)
+    if folder != AUTO:
+        check_folder(folder)
+    if "distilled" in config.memories and reads_experts(recipe):
+        raise UserError(
+            f"The recipe {recipe.name} needs experts, of each stage's classes; take one of a "
+            "method without, such as dm/fashion_mnist_ipc10_small."
+        )
+    with log.shown(progress):
+        recipe, source = pointed_at(_within_bytes(recipe, config), dataset_of(data))
+        where = runtime.setup(device, precision)
+        loaded = source.load(where, test=True)
+        check_networks(recipe, loaded)
+        learning.check(loaded, recipe, config)
+        wanted = runs.identity(
+            recipe,
+            loaded.train.digest,
+            continual=to_dict(config),
+            seed=seed,
+            precision=precision,
+        )
+        path = None if folder is None else Path(folder)
+        if folder == AUTO:
+            path = default_folder(f"continual-{recipe.name}", wanted)
+        if path is not None:
+            if restart:
+                runs.delete(path, MARK)
+            runs.claim(path, MARK, {"recipe": to_dict(recipe), **wanted})
+
+        def distilled(of: Data, small: Recipe, seed: int, name: str) -> SyntheticSet:
+            return distill_data(of, small, seed=seed, device=where, precision=precision)
+
+        if path is not None and (path / "continual.json").is_file():
+            content = files.read_json(path / "continual.json", "memories")
+            log.say(f"{path / 'continual.json'} is there; --restart begins anew")
+        else:
+            with folder_or_none(path) as kept:
+                content = learning.run(
+                    loaded,
+                    recipe,
+                    config,
+                    distilled,
+                    seed=seed,
+                    device=where,
+                    precision=precision,
+                    memo_path=kept / "continual.partial.jsonl",
+                )
+            if path is not None:
+                files.write_json(path / "continual.json", content)
+        if path is not None:
+            of_continual.plot(path / "continual.png", content)
+        return Outcome(
+            content,
+            _rows(content),
+            partial(of_continual.table, content),
+            tuple(of_continual.notes(content)),
+            path,
+        )
+
+
+def _within_bytes(recipe: Recipe, config: ContinualConfig) -> Recipe:
+    """The recipe whose images stay within what a memory of bytes can hold."""
+    codec = recipe.codec
+    unbounded = isinstance(codec, Identity) and not codec.bounded
+    if config.store != "uint8" or not unbounded or recipe.data.zca:
+        return recipe
+    # the memory would cut what lies outside
+    log.say(
+        "images are distilled within the range of pixels (codec.bounded), because the memory "
+        "keeps 8 bits; --continual.store float32 does not"
+    )
+    return replace(recipe, codec=Identity(bounded=True))
+
+
+def _rows(content: dict[str, Any]) -> list[dict[str, Any]]:
+    """One row a memory."""
+    return [{"memory": name, **facts} for name, facts in content["memories"].items()]

@@ -1,0 +1,420 @@
+"""Distillation: images and a recipe in, a distilled set out. The command line calls this too."""
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddengine import loop
+from ddengine.api import experts as of_experts
+from ddengine.api import writing
+from ddengine.api.experts import ExpertSource
+from ddengine.api.inputs import (
+    AUTO,
+    Images,
+    Source,
+    check_folder,
+    check_precision,
+    check_recipe,
+    dataset_of,
+    default_folder,
+    pointed_at,
+)
+from ddengine.api.results import Distilled, load
+from ddengine.artefact import runs
+from ddengine.data import Data, Dataset
+from ddengine.evaluation.train import validate
+from ddengine.learning.teachers import load_all
+from ddengine.objective import Objective
+from ddengine.pages import figures, overview
+from ddengine.plan import bounds, jobs
+from ddengine.prepare import check_networks, prepare, reads_experts, shipped
+from ddengine.recipe import Recipe, digest
+from ddengine.sets.synthetic import SyntheticSet
+from ddengine.system import dist, files, log, runtime
+from ddengine.system.errors import UserError
+from ddengine.system.runtime import Precision
+from ddengine.types import Experts
+
+Bibtex = Callable[[Recipe], str]  # the entries to cite for a recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A distillation of images that are loaded, by settings that are checked."""
+
+    recipe: Recipe
+    data: Data
+    source: Source
+    origin: ExpertSource
+    device: torch.device
+    seed: int
+    precision: Precision
+    compile: bool = False
+    images: Tensor | None = None  # to start from
+
+    def __post_init__(self) -> None:
+        missing = len(self.class_names) - self.data.num_classes
+        if missing and self.recipe.targets.kind == "logits":
+            raise UserError(
+                f"The dataset has {self.data.num_classes} of the {len(self.class_names)} classes, "
+                "and targets.kind logits is for those only; leave classes out."
+            )
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Of the set that comes out, which may have more classes than the images."""
+        dataset = self.source.dataset
+        if dataset is not None and dataset.class_names is not None:
+            return dataset.class_names
+        return self.data.class_names
+
+    def experts(self) -> Experts | None:
+        """The experts that the recipe reads. Raises UserError for such that do not fit."""
+        return self.origin.open(self.data) if reads_experts(self.recipe) else None
+
+    def identity(self) -> dict[str, Any]:
+        """What makes two runs the same.
+
+        Experts of this program follow from recipe and seed; images without a name and what was
+        handed in with them follow from nothing, and are told by digests.
+        """
+        more: dict[str, Any] = {"experts": self.origin.origin(self.data.train.digest)}
+        start = None if self.images is None else files.tensor_digest({"images": self.images})
+        if self.source.is_own:
+            fingerprints = of_experts.fingerprints_of(self.experts())
+            names = [list(self.data.class_names), list(self.class_names)]
+            more = {"experts": fingerprints, "start": start, "classes": digest(names)}
+        elif start is not None:
+            more["start"] = start
+        return runs.identity(
+            self.recipe,
+            self.data.train.digest,
+            seed=self.seed,
+            precision=self.precision,
+            compile=self.compile,
+            **more,
+        )
+
+    def start(self, experts: Experts | None) -> tuple[SyntheticSet, Objective, float]:
+        """The initial set, the objective and the seconds that making them took.
+
+        Raises UserError for what cannot be distilled.
+        """
+        began = time.perf_counter()
+        syn, objective = prepare(
+            self.recipe,
+            self.data,
+            self.device,
+            experts,
+            seed=self.seed,
+            precision=self.precision,
+            compile=self.compile,
+            images=self.images,
+        )
+        seconds = round(time.perf_counter() - began, 2)  # what a set that is only chosen costs
+        loop.check(syn, objective, self.recipe.outer)  # before there is a folder
+        return syn, objective, seconds
+
+    def renumbered(self, syn: SyntheticSet) -> SyntheticSet:
+        """The set with its classes numbered as `class_names` has them."""
+        names = self.class_names
+        if syn.class_names == names:
+            return syn
+        ids = torch.tensor([names.index(n) for n in syn.class_names], device=syn.classes.device)
+        return replace(syn, classes=ids[syn.classes], class_names=names)
+
+    def meta(
+        self,
+        experts: Experts | None,
+        counters: loop.Counters,
+        initial_seconds: float,
+        bibtex: Bibtex | None,
+    ) -> dict[str, Any]:
+        """What meta.json says."""
+        more = {} if bibtex is None else {"bibtex": bibtex(self.recipe)}
+        return runs.meta_of(
+            self.recipe,
+            self.data,
+            of_experts.summary_of(experts),
+            self.device,
+            seed=self.seed,
+            precision=self.precision,
+            **more,
+            distillation=loop.summary(counters) | {"initial_seconds": initial_seconds},
+        )
+
+    def costed(self) -> jobs.Job:
+        """The same distillation for a process that tries one step of it."""
+        return jobs.Job(
+            recipe=self.recipe,
+            seed=self.seed,
+            device=str(self.device),
+            precision=self.precision,
+            compile=self.compile,
+            load=partial(self.source.load, stored=self.origin.preprocess),
+            open_store=self.origin.open,
+        )
+
+
+def distill(
+    data: Images,
+    recipe: Recipe,
+    experts: Experts | ExpertSource | None = None,
+    *,
+    folder: Path | str | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    precision: Precision = "fp32",
+    compile: bool = False,
+    progress: bool = True,
+    restart: bool = False,
+    force: bool = True,
+    tensorboard: bool = False,
+    classes: Sequence[Any] | None = None,
+    images: Tensor | None = None,
+    bibtex: Bibtex | None = None,
+    command: Sequence[str] = (),
+) -> Distilled:
+    """Distill images into a small set.
+
+        recipe = synth.find("dm/cifar10_ipc10", ipc=5)
+        result = ddengine.distill(my_torch_dataset, recipe, folder="runs/mine")
+
+    Equal arguments give equal sets, to the bit those of the command line, and torch's random
+    numbers are left alone; the device is set up as the command line does it (deterministic kernels
+    on CUDA).
+
+    Args:
+        data: a `ddengine.Dataset`; a map-style torch Dataset, list of (image, label) or pair of
+            tensors (images, labels), all of which are training images; the path of a folder of
+            images or parquet files; or None for the images that the recipe names.
+        recipe: what to do, of `synth.find`. Its data settings (size, limit, validation, split_seed,
+            zca) apply to any images; of images that Python holds it is not kept where they come
+            from, of which no licence and no published figure is known.
+        experts: what `buffers.generate(data, recipe)` returns, or `buffers.stores(recipe)` for
+            those that lie in experts/; for recipes that read experts.
+        folder: where the run is kept, as the command line keeps one: the same call, or the same
+            command, continues an unfinished run and reads a finished one. "auto" is the folder
+            that the command line would name; None leaves nothing behind.
+        seed: decides every random draw.
+        device: auto, cpu, cuda or cuda:N.
+        precision: fp32, tf32 or bf16.
+        compile: whether the inner training step is compiled.
+        progress: whether bars and notes are shown, in a terminal or a notebook.
+        restart: begin anew, deleting what the folder holds of an earlier run.
+        force: start although memory or disk are estimated not to do; False looks first.
+        tensorboard: also write TensorBoard files into the folder.
+        classes: names (or numbers) of all classes where images that Python holds are only of some,
+            such as one client's: label i is class i of the set. None: the set has the classes that
+            occur, numbered anew; its `class_names` say which they are.
+        images: pixels in [0, 1] to start from in place of recipe.init, all those of a class in a
+            row (classes x images per class, C, H, W).
+        bibtex: makes the BibTeX entries for the card of the set, such as `synth.bibtex`.
+        command: the words by which a command line asked for this, for recipe.json.
+
+    Raises:
+        UserError: experts that are missing or were made for other images; a folder of something
+            else; data or settings that do not go.
+    """
+    check_recipe(recipe)
+    check_precision(precision)
+    if folder != AUTO:
+        check_folder(folder)
+    if dist.num_ranks() > 1 and not dist.started_here():
+        raise UserError(
+            f"distill works in one process, and this is a group of {dist.num_ranks()}; call it "
+            "outside the group, or use run.py distill."
+        )
+    if classes is not None:
+        data = Dataset.of(data, classes)
+    with log.shown(progress):
+        job = job_of(
+            dataset_of(data),
+            recipe,
+            experts,
+            seed=seed,
+            device=device,
+            precision=precision,
+            compile=compile,
+            images=images,
+        )
+        if folder is None:
+            return _in_memory(job, bibtex)
+        wanted = job.identity()
+        path = default_folder(job.recipe.name, wanted) if folder == AUTO else Path(folder)
+        if restart:
+            runs.check_own(path, runs.MARK)
+        elif runs.is_finished(path, wanted, beside="experts"):
+            log.say(f"{path} is finished; --restart begins anew")
+            return load(path, str(job.device))
+        log.say(f"{job.recipe.data.name}: {job.data.said()}")
+        keep = Keep(path, wanted, tuple(command), restart, force, tensorboard, bibtex)
+        return _kept(job, keep)
+
+
+def job_of(
+    dataset: Dataset | None,
+    recipe: Recipe,
+    experts: Experts | ExpertSource | None,
+    *,
+    seed: int,
+    device: str,
+    precision: Precision,
+    compile: bool = False,
+    images: Tensor | None = None,
+) -> Job:
+    """The distillation of these images, which are loaded here.
+
+    Raises UserError for experts that are missing, and images that do not go.
+    """
+    recipe, source = pointed_at(recipe, dataset)
+    origin = of_experts.source_of(recipe, experts, seed, precision)
+    where = runtime.setup(device, precision)
+    return Job(
+        recipe=recipe,
+        data=source.load(where, origin.preprocess),
+        source=source,
+        origin=origin,
+        device=where,
+        seed=seed,
+        precision=precision,
+        compile=compile,
+        images=images,
+    )
+
+
+def distill_data(
+    data: Data,
+    recipe: Recipe,
+    *,
+    seed: int = 0,
+    device: torch.device,
+    precision: Precision = "fp32",
+    experts: Experts | None = None,
+) -> SyntheticSet:
+    """The set distilled of images that are loaded and split already and lie on `device`, which
+    `runtime.setup` has prepared; nothing is kept.
+
+    Raises UserError as `distill` does.
+    """
+    check_recipe(recipe)
+    check_precision(precision)
+    origin = of_experts.source_of(recipe, experts, seed, precision)
+    job = Job(
+        recipe=recipe,
+        data=data,
+        source=Source(recipe.data),
+        origin=origin,
+        device=device,
+        seed=seed,
+        precision=precision,
+    )
+    return _in_memory(job, None).set
+
+
+def _in_memory(job: Job, bibtex: Bibtex | None) -> Distilled:
+    """A distillation of which nobody could read checkpoints or pictures."""
+    recipe, outer = job.recipe, job.recipe.outer
+    check_networks(recipe, job.data)
+    experts = job.experts()
+    quiet = replace(outer, checkpoint_every=max(1, outer.steps), evaluate_every=0, picture_every=0)
+    syn, objective, initial_seconds = job.start(experts)
+    with tempfile.TemporaryDirectory(prefix="ddengine-") as temporary:
+        result, counters = loop.distill(
+            syn,
+            objective,
+            quiet,
+            Path(temporary),
+            seed=job.seed,
+            finish=partial(shipped, recipe=recipe, experts=experts),
+        )
+    meta = job.meta(experts, counters, initial_seconds, bibtex)
+    return Distilled(job.renumbered(result), meta, None, job.data.split_names)
+
+
+@dataclass(frozen=True)
+class Keep:
+    """How the folder of a run is kept."""
+
+    folder: Path
+    identity: dict[str, Any]
+    command: tuple[str, ...]
+    restart: bool
+    force: bool
+    tensorboard: bool
+    bibtex: Bibtex | None
+
+    def begin(self, recipe: Recipe) -> None:
+        """Make the folder, or leave that of an unfinished run as it is."""
+        if self.restart:
+            runs.delete(self.folder, runs.MARK)
+        runs.begin(self.folder, recipe, self.identity, self.command)
+
+
+def _kept(job: Job, keep: Keep) -> Distilled:
+    """A distillation whose run lies in a folder, which continues it."""
+    recipe, data, folder = job.recipe, job.data, keep.folder
+    first = dist.rank() == 0
+    board = log.Board(folder / "tensorboard") if keep.tensorboard and first else None
+    check_networks(recipe, data)
+    experts = job.experts()
+    syn, objective, initial_seconds = job.start(experts)
+    if not keep.force:
+        bounds.check(job.costed(), syn, data, folder, job.device)
+    dist.on_first_rank(partial(keep.begin, recipe))
+    teachers = []
+    if recipe.evaluation.labels == "dynamic" and experts is not None:
+        teachers = load_all(experts, job.device)
+
+    def picture(syn: SyntheticSet, step: int) -> None:
+        path = folder / "progress" / f"step_{step:06d}.png"
+        figures.grid(path, syn)
+        if board is not None:
+            board.picture(step, path)
+
+    def accuracy(syn: SyntheticSet) -> float | None:
+        return validate(
+            syn,
+            data,
+            recipe.evaluation,
+            recipe.model,
+            seed=job.seed,
+            device=job.device,
+            precision=job.precision,
+            teachers=teachers,
+        )
+
+    result, counters = loop.distill(
+        syn,
+        objective,
+        recipe.outer,
+        folder,
+        seed=job.seed,
+        finish=partial(shipped, recipe=recipe, experts=experts),
+        validate=accuracy,
+        picture=picture,
+        board=board,
+    )
+    meta = job.meta(experts, counters, initial_seconds, keep.bibtex)
+    renumbered = job.renumbered(result)
+    if first:
+        writing.write_run(folder, renumbered, data, meta, shown=result)
+        _say_what_came(renumbered, data, meta, folder)
+    return Distilled(renumbered, meta, folder, data.split_names)
+
+
+def _say_what_came(syn: SyntheticSet, data: Data, meta: dict[str, Any], folder: Path) -> None:
+    """How many images in what time, and how many bytes."""
+    stored, decoded = len(syn.classes), len(syn)
+    tiles = "" if stored == decoded else f", which decode to {decoded},"
+    cost = meta["distillation"]
+    took = log.duration(cost["seconds"] + cost["initial_seconds"])
+    log.say(f"distilled {stored} images{tiles} in {took}: {folder / 'distilled'}")
+    log.say(overview.ledger(syn.nbytes(), data.bytes, data.dataset_bytes))

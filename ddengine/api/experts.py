@@ -1,0 +1,173 @@
+"""Experts as the public functions take them: opened already, or where they lie."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+
+from ddengine.data import Data, Preprocess
+from ddengine.prepare import buffer_models, reads_experts
+from ddengine.recipe import DataConfig, Recipe
+from ddengine.system import log
+from ddengine.system.errors import UserError
+from ddengine.types import Experts
+
+ADVICE = "make them with buffers.generate(dataset, recipe)"
+
+
+@runtime_checkable
+class StoredExperts(Experts, Protocol):
+    """Experts that know where they come from, such as those of `buffers`."""
+
+    def identities(self) -> Sequence[dict[str, Any]]:
+        """What decides the content of each store."""
+        ...
+
+    def preprocesses(self) -> Sequence[Preprocess | None]:
+        """What the experts of each store saw their images through."""
+        ...
+
+    def fingerprints(self) -> Sequence[str]:
+        """The digest of each identity."""
+        ...
+
+    def origin(self, recipe: Recipe, images: str, seed: int, precision: str) -> str | None:
+        """What says which experts these are in the identity of a run; None for those that follow
+        from the recipe, the digest of the training images, the seed and the precision.
+        """
+        ...
+
+    def summary(self) -> dict[str, Any]:
+        """Number and training time of the experts, for meta.json."""
+        ...
+
+
+@runtime_checkable
+class ExpertSource(Protocol):
+    """Where the experts of a recipe lie; they are opened when they are needed."""
+
+    def on(self, data: DataConfig) -> "ExpertSource":
+        """Where those lie that saw other images."""
+        ...
+
+    def preprocess(self, images: str) -> Preprocess | None:
+        """What the experts of images with this digest saw them through; None without experts."""
+        ...
+
+    def origin(self, images: str) -> str | None:
+        """As that of StoredExperts."""
+        ...
+
+    def open(self, data: Data) -> Experts | None:
+        """The experts. Raises UserError for experts that are missing or made otherwise."""
+        ...
+
+
+@dataclass(frozen=True)
+class Given:
+    """Experts that were handed in, as an ExpertSource: checked against the images when opened."""
+
+    recipe: Recipe
+    experts: Experts | None
+    seed: int
+    precision: str
+
+    def on(self, data: DataConfig) -> "Given":
+        """The same: what they saw is looked at when they are opened."""
+        return self
+
+    def preprocess(self, images: str) -> Preprocess | None:
+        """Published constants that experts of these images were trained with are kept."""
+        if isinstance(self.experts, StoredExperts):
+            for identity, preprocess in _pairs(self.experts):
+                if identity["images"] == images:
+                    return preprocess
+        return None
+
+    def origin(self, images: str) -> str | None:
+        """Experts that are not of a store say nothing."""
+        if isinstance(self.experts, StoredExperts):
+            return self.experts.origin(self.recipe, images, self.seed, self.precision)
+        return None
+
+    def open(self, data: Data) -> Experts | None:
+        """The experts, which fit the images as far as they say what they are of."""
+        if isinstance(self.experts, StoredExperts):
+            _check(self.recipe, data, self.experts)
+        return self.experts
+
+
+def source_of(
+    recipe: Recipe, experts: Experts | ExpertSource | None, seed: int, precision: str
+) -> ExpertSource:
+    """Where the experts come from.
+
+    Experts that the recipe does not read are ignored. Raises UserError where it needs some and has
+    none.
+    """
+    if isinstance(experts, ExpertSource):
+        return experts.on(recipe.data)
+    if experts is None and reads_experts(recipe):
+        raise UserError(
+            f"The recipe {recipe.name} needs experts, and none were given; pass "
+            "experts=buffers.generate(dataset, recipe)."
+        )
+    if experts is not None and not reads_experts(recipe):
+        log.say(f"warning: the recipe {recipe.name} reads no experts, so those given are ignored")
+        experts = None
+    return Given(recipe, experts, seed, precision)
+
+
+def fingerprints_of(experts: Experts | None) -> str | None:
+    """The fingerprints of the stores behind experts; None where they have none."""
+    if not isinstance(experts, StoredExperts):
+        return None
+    return ", ".join(experts.fingerprints()) or None
+
+
+def summary_of(experts: Experts | None) -> dict[str, Any] | None:
+    """What meta.json says of experts; None where they say nothing."""
+    return experts.summary() if isinstance(experts, StoredExperts) else None
+
+
+def _pairs(experts: StoredExperts) -> list[tuple[dict[str, Any], Preprocess | None]]:
+    return list(zip(experts.identities(), experts.preprocesses(), strict=True))
+
+
+def _check(recipe: Recipe, data: Data, experts: StoredExperts) -> None:
+    """Raise UserError for experts that were trained on other images, seen through another
+    preprocessing, or are other networks.
+    """
+    for identity in experts.identities():
+        if identity["images"] != data.train.digest:
+            raise UserError(
+                "The experts were trained on other images than this dataset and recipe.data "
+                f"give; {ADVICE}."
+            )
+        if identity["zca"] != recipe.data.zca:
+            raise UserError(
+                f"The experts were trained with data.zca {identity['zca']}, and the recipe has "
+                f"data.zca {recipe.data.zca}; {ADVICE}."
+            )
+    for preprocess in experts.preprocesses():
+        if preprocess is not None and not _same(preprocess, data.train.preprocess):
+            raise UserError(
+                "The experts saw their images through another preprocessing than these data "
+                f"have; {ADVICE}."
+            )
+    models = {identity["model"] for identity in experts.identities()}
+    if models != set(buffer_models(recipe)):
+        raise UserError(
+            f"The experts are {', '.join(sorted(models))}, and the recipe wants "
+            f"{', '.join(sorted(buffer_models(recipe)))}; {ADVICE}."
+        )
+
+
+def _same(one: Preprocess, other: Preprocess) -> bool:
+    """Whether two preprocessings are equal up to rounding."""
+    cpu = torch.device("cpu")
+    first, second = one.to(cpu).tensors(), other.to(cpu).tensors()
+    if first.keys() != second.keys():
+        return False
+    return all(torch.allclose(first[k], second[k], rtol=1e-3, atol=1e-5) for k in first)

@@ -1,0 +1,110 @@
+"""What the public functions are given: images, recipes, precisions, folders."""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+
+from ddengine.data import Data, Dataset, Preprocess, load_data
+from ddengine.data.torch_dataset import OWN
+from ddengine.recipe import DataConfig, Recipe, digest, resolved
+from ddengine.system.errors import UserError, unknown
+from ddengine.system.runtime import Precision
+
+Images = Any  # a Dataset, a torch Dataset, a pair of tensors, a path, or None: what the recipe says
+AUTO = "auto"  # the folder that the command line would choose
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the images of a run come from: what the recipe says, or a Dataset in its place."""
+
+    config: DataConfig
+    dataset: Dataset | None = None
+
+    @property
+    def is_own(self) -> bool:
+        """Whether these are images that Python holds, which have no name."""
+        return self.dataset is not None and self.dataset.name == OWN
+
+    def load(
+        self,
+        device: torch.device,
+        stored: Callable[[str], Preprocess | None] = lambda digest: None,
+        *,
+        test: bool = False,
+    ) -> Data:
+        """The splits on `device`; `stored` gives the preprocessing of a digest of images."""
+        if self.dataset is None:
+            return load_data(self.config, device, test=test, stored=stored)
+        return self.dataset.load(self.config, device, stored, test=test)
+
+
+def dataset_of(data: Images) -> Dataset | None:
+    """What a user gave as images as a Dataset; None where the recipe is to say it.
+
+    A path is that of a folder of parquet files where it holds any, else of a folder of images.
+    """
+    if data is None or isinstance(data, Dataset):
+        return data
+    if isinstance(data, str | Path):
+        holds_parquet = Path(data).suffix == ".parquet" or any(Path(data).rglob("*.parquet"))
+        return Dataset.parquet(data) if holds_parquet else Dataset.folder(data)
+    return Dataset.of(data)
+
+
+def pointed_at(recipe: Recipe, dataset: Dataset | None) -> tuple[Recipe, Source]:
+    """The recipe with the data settings of these images, without a published figure where they are
+    others than its own; and where they come from.
+    """
+    if dataset is None:
+        return recipe, Source(recipe.data)
+    config = dataset.settings(recipe.data)
+    other = replace(recipe, data=config)
+    if dataset.name == OWN:
+        note = f"{recipe.name} on images of another source, for which nothing is published."
+        other = replace(other, published=None, note=note)
+    elif recipe.published is not None and resolved(other) != resolved(recipe):
+        note = f"{recipe.name} with other settings, for which nothing is published."
+        other = replace(other, published=None, note=note)
+    return other, Source(config, dataset)
+
+
+def check_recipe(recipe: Any) -> None:
+    """Raise UserError for what is no recipe."""
+    if not isinstance(recipe, Recipe):
+        raise UserError(
+            f"The recipe is a {type(recipe).__name__}; give a Recipe, such as "
+            f"synth.catalogue.find({str(recipe)[:40]!r}) returns."
+        )
+
+
+def check_precision(precision: Any) -> None:
+    """Raise UserError for what is no precision."""
+    if precision not in get_args(Precision):
+        raise unknown("precision", str(precision), get_args(Precision))
+
+
+def check_folder(folder: Path | str | None) -> None:
+    """Raise UserError for a file."""
+    if folder is not None and Path(folder).is_file():
+        raise UserError(f"{folder} is a file; name a folder.")
+
+
+def default_folder(name: str, identity: dict[str, Any]) -> Path:
+    """runs/NAME-HASH: where the command line keeps what has this identity."""
+    return Path("runs") / f"{name.replace('/', '-')}-{digest(identity)}"
+
+
+@contextmanager
+def folder_or_none(folder: Path | None) -> Iterator[Path]:
+    """The folder; without one a temporary folder, which is deleted in the end."""
+    if folder is not None:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="ddengine-") as temporary:
+        yield Path(temporary)

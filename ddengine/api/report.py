@@ -1,0 +1,31 @@
+"""One page about runs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ddengine.api.results import Distilled, path_of
+from ddengine.system.errors import UserError
+
+
+def report(
+    runs: Distilled | Path | str | Sequence[Distilled | Path | str],
+    file: Path | str | None = None,
+) -> Path:
+    """Write one HTML page about one or several runs, from their folders alone; returns its path.
+
+        ddengine.report(["runs/mine", "runs/other"], "report.html")
+
+    Args:
+        runs: folders of runs or of distilled sets, or sets that lie in one.
+        file: to write; None: report.html in the first folder.
+
+    Raises:
+        UserError: a folder that holds nothing to report.
+    """
+    from ddengine.pages import page
+
+    several = [runs] if isinstance(runs, Distilled | Path | str) else list(runs)
+    if not several:
+        raise UserError("report was given no runs; name the folder of one at least.")
+    paths = [path_of(of) if isinstance(of, Distilled) else Path(of) for of in several]
+    return page.write(paths, paths[0] / "report.html" if file is None else Path(file))

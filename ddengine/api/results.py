@@ -1,0 +1,170 @@
+"""A distilled set in the hand: what `distill`, `select`, `merge` and `load` return."""
+
+import io
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ddengine.artefact import folder as folders
+from ddengine.artefact import runs
+from ddengine.data import Preprocess
+from ddengine.pages import figures
+from ddengine.sets.synthetic import SyntheticSet
+from ddengine.system.errors import UserError
+from ddengine.types import Batch
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Distilled:
+    """A small set of images, and what is known of it.
+
+    It is what networks are trained on: `len(result)` examples, `result.batch(index)` gives images
+    and targets. It prints itself, `show()` draws it, `save(folder)` writes the folder that is
+    shipped.
+    """
+
+    set: SyntheticSet  # the stored tensors and what makes examples of them
+    meta: Mapping[str, Any]  # what meta.json of the folder says
+    run: Path | None = None  # the folder of the run, or of the set alone; None: in memory
+    splits: Mapping[str, Any] = field(default_factory=dict)  # which real images were held out
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder that is shipped; None for a set in memory."""
+        return None if self.run is None else runs.set_folder(self.run)
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The stored tensors by name: images, logits, a learned rate."""
+        return self.set.tensors
+
+    @property
+    def classes(self) -> Tensor:
+        """(S,) int64: the class of each stored image."""
+        return self.set.classes
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """K names."""
+        return self.set.class_names
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """What images are seen through by networks."""
+        return self.set.preprocess
+
+    @property
+    def lr(self) -> float | None:
+        """The learned rate; None where none was learned."""
+        return self.set.lr
+
+    def __len__(self) -> int:
+        """Examples that the set decodes to."""
+        return len(self.set)
+
+    def batch(self, index: Tensor) -> Batch:
+        """The examples at `index` (B,): images (B, C, H, W) as networks see them, and targets."""
+        return self.set.batch(index)
+
+    def pixels(self, index: Tensor | None = None) -> Tensor:
+        """Images (B, C, H, W) in [0, 1], to look at; None: all."""
+        return self.set.pixels(index)
+
+    def nbytes(self) -> dict[str, int]:
+        """Bytes stored, by what they are for."""
+        return self.set.nbytes()
+
+    def save(self, folder: Path | str) -> "Distilled":
+        """Write the folder that is shipped, which explains itself: tensors, load.py, card, PNG and
+        parquet files. Returns the set that lies there.
+
+            result.save("sets/mine")
+
+        Raises:
+            UserError: a folder that holds something else than a distilled set.
+        """
+        path = Path(folder)
+        holds_other = path.is_dir() and any(path.iterdir()) and not (path / "meta.json").is_file()
+        if path.is_file() or holds_other:
+            raise UserError(f"{path} exists already and is no distilled set; name another folder.")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folders.save(self.set, path, self.meta, self.splits or None)
+        return Distilled(self.set, self.meta, path, self.splits)
+
+    def show(self) -> Any:
+        """A grid of the images, a class a column, as a matplotlib figure.
+
+        result.show()
+        """
+        from matplotlib.figure import Figure
+
+        with Image.open(io.BytesIO(self._repr_png_())) as picture:
+            pixels = np.asarray(picture.convert("RGB"))
+        height, width = pixels.shape[:2]
+        figure = Figure(figsize=(max(2.0, width / 100), max(1.0, height / 100)), dpi=100)
+        axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
+        axes.imshow(pixels)
+        axes.set_axis_off()
+        return figure
+
+    def _repr_png_(self) -> bytes:
+        """The grid as a notebook shows it."""
+        with tempfile.TemporaryDirectory() as temporary:
+            path = Path(temporary) / "grid.png"
+            figures.grid(path, self.set)
+            return path.read_bytes()
+
+    def __repr__(self) -> str:
+        """How many images of how many classes, by which recipe, where they lie."""
+        stored, examples = len(self.classes), len(self)
+        decoded = "" if stored == examples else f", which decode to {examples}"
+        name = self.meta.get("recipe", {}).get("name")
+        by = "" if name is None else f" by {name}"
+        where = "in memory" if self.run is None else f"in {self.run}"
+        size = self.nbytes()["total"]
+        return (
+            f"{stored} images{decoded} of {len(self.class_names)} classes{by}, {size:,} bytes, "
+            f"{where}"
+        )
+
+
+def load(folder: Path | str, device: str = "cpu") -> Distilled:
+    """The distilled set in a folder, or in that of its run, on `device`.
+
+        again = ddengine.load("sets/mine")
+        images, targets = again.batch(torch.arange(10))
+
+    Raises:
+        UserError: a folder that is no distilled set.
+    """
+    path = Path(folder)
+    syn, meta = folders.load(runs.set_folder(path), torch.device(device))
+    return Distilled(syn, meta, path)
+
+
+def opened(of: Distilled | Path | str) -> Distilled:
+    """A set that was given as itself or by its folder."""
+    return of if isinstance(of, Distilled) else load(of)
+
+
+def on_device(of: Distilled, device: torch.device) -> SyntheticSet:
+    """The set with its tensors on `device`."""
+    if of.folder is not None:
+        return folders.load(of.folder, device)[0]
+    tensors = {name: tensor.to(device) for name, tensor in of.set.tensors.items()}
+    classes, preprocess = of.set.classes.to(device), of.set.preprocess.to(device)
+    return replace(of.set, tensors=tensors, classes=classes, preprocess=preprocess)
+
+
+def path_of(of: Distilled) -> Path:
+    """Where a set lies. Raises UserError for one in memory."""
+    if of.run is None:
+        raise UserError("The set lies in memory alone; write it with save(folder) first.")
+    return of.run

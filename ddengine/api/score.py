@@ -1,0 +1,162 @@
+"""Scores, rankings: what is made of evaluations."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ddengine.api.evaluate import (
+    Asking,
+    TeacherSource,
+    protocol_of,
+    source_of,
+    with_changes,
+)
+from ddengine.api.inputs import Images, check_precision
+from ddengine.api.outcomes import Outcome
+from ddengine.api.results import Distilled, opened
+from ddengine.evaluation import intervals, scores
+from ddengine.recipe import DataConfig, EvalConfig
+from ddengine.system import files, log
+from ddengine.system.errors import UserError
+from ddengine.system.runtime import Precision
+from ddengine.types import Experts
+
+FACTS = ("machine", "versions", "commit", "seed", "precision")  # of the evaluation, kept
+
+
+def score(
+    of: Distilled | Path | str,
+    data: Images | DataConfig = None,
+    *,
+    models: Sequence[str] = (),
+    protocol: EvalConfig | Mapping[str, Any] | None = None,
+    experts: Experts | TeacherSource | None = None,
+    folder: Path | str | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    precision: Precision = "fp32",
+    progress: bool = True,
+    restart: bool = False,
+    command: Sequence[str] = (),
+) -> Outcome:
+    """DD-Ranking's label-robust and augmentation-robust scores of a set on every network.
+
+        ddengine.score(result, data, models=["resnet18"])
+
+    The arguments are those of `evaluate`; scores.json is written into `folder`, and the two
+    evaluations that it is made of below scores/. Raises UserError as `evaluate` does.
+    """
+    check_precision(precision)
+    with log.shown(progress):
+        asked = opened(of)
+        config = with_changes(protocol_of(asked), protocol)
+        if models:
+            config = replace(config, models=tuple(models))
+        asking = Asking(
+            of=asked,
+            source=source_of(asked, data),
+            config=config,
+            seed=seed,
+            device=device,
+            precision=precision,
+            experts=experts,
+            restart=restart,
+            words=tuple(command),
+        )
+        out = asked.run if folder is None else Path(folder)
+        soft = asked.set.target_kind == "logits" or config.labels == "dynamic"
+        evaluations = []
+        pair = scores.protocols(config, soft)
+        for name, used in zip(("augmented", "plain"), pair, strict=True):
+            where = None if out is None else out / "scores" / name
+            evaluations.append(replace(asking, config=used).evaluation(where, "score"))
+        made = scores.of(*evaluations, name=evaluations[0]["rows"][0]["set"])
+        seconds = sum(evaluation["seconds"] for evaluation in evaluations)
+        kept = {key: evaluations[0].get(key) for key in FACTS}
+        content = {"scores": made, "interval": intervals.NAME, "seconds": seconds, **kept}
+        if out is not None:
+            files.write_json(out / "scores.json", content)
+        title = f"{asked.meta['recipe']['name']}, accuracies as fractions"
+        return Outcome(content, made, partial(scores.table, made, title), _notes(made), out)
+
+
+def _notes(made: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """What to know of the scores."""
+    notes = [f"95 % intervals are of the mean over networks, by {intervals.NAME}"]
+    for entry in made:
+        if entry["diverged"]:
+            notes.append(
+                f"warning: with {entry['diverged']} of the seeds a network on {entry['model']} "
+                "diverged, and these do not count"
+            )
+    return tuple(notes)
+
+
+def rank(
+    of: Distilled | Path | str,
+    data: Images | DataConfig = None,
+    *,
+    models: Sequence[str] = (),
+    baselines: Sequence[str] = ("random", "herding"),
+    protocol: EvalConfig | Mapping[str, Any] | None = None,
+    experts: Experts | TeacherSource | None = None,
+    folder: Path | str | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    precision: Precision = "fp32",
+    progress: bool = True,
+    restart: bool = False,
+    command: Sequence[str] = (),
+) -> Outcome:
+    """Do networks trained on a set come in the order that they have on the full data?
+
+        ddengine.rank(result, data)
+
+    The arguments are those of `evaluate`; without `models` twelve of ours are ranked, and `full` is
+    always among the baselines. ranking.json and ranking.png are written into `folder`, and the
+    evaluation that they are made of below ranking/. Raises UserError as `evaluate` does.
+    """
+    from ddengine.evaluation import ranking  # scipy.stats takes a second to import
+
+    check_precision(precision)
+    with log.shown(progress):
+        asked = opened(of)
+        config = with_changes(protocol_of(asked), protocol)
+        pixels = asked.set.pixels(torch.zeros(1, dtype=torch.long))
+        channels, height, width = pixels.shape[1:]
+        chosen = tuple(models) or config.models or ranking.grid((channels, height, width))
+        others = [name for name in baselines if name != "full"]
+        config = replace(config, models=chosen, baselines=(*others, "full"))
+        if len(set(chosen)) < ranking.FEWEST:
+            raise UserError(
+                f"--models names {len(set(chosen))} networks, and a ranking needs "
+                f"{ranking.FEWEST}; name more, or none for twelve of ours."
+            )
+        asking = Asking(
+            of=asked,
+            source=source_of(asked, data),
+            config=config,
+            seed=seed,
+            device=device,
+            precision=precision,
+            experts=experts,
+            restart=restart,
+            words=tuple(command),
+        )
+        out = asked.run if folder is None else Path(folder)
+        where = None if out is None else out / "ranking"
+        evaluation = asking.evaluation(where, "rank")
+        content = ranking.correlations(evaluation, seed=seed)
+        if out is not None:
+            files.write_json(out / "ranking.json", content)
+            ranking.plot(out / "ranking.png", evaluation, content)
+        return Outcome(content, _ranks(content), partial(ranking.table, content), (), out)
+
+
+def _ranks(content: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row for each set that is ranked by."""
+    return [dict(entry) for entry in content["sets"]]

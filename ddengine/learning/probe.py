@@ -1,0 +1,68 @@
+"""How good a network's features are: a linear classifier of them, fitted to labelled images."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ddengine.data import RealSet
+from ddengine.learning.training import TEST_BATCH, Classified, diverged
+from ddengine.system.runtime import Precision, autocast
+
+DECAY = 1e-4  # weight of half the squared norm of the classifier's weights
+MOST_ITERATIONS = 500  # of L-BFGS
+
+
+@torch.no_grad()
+def features(network: nn.Module, real: RealSet, precision: Precision = "fp32") -> Tensor:
+    """(N, D) float32: what a network, in evaluation mode, says of images before its last layer."""
+    embed = network.eval().embed
+    parts = []
+    for index in torch.arange(len(real)).split(TEST_BATCH):
+        with autocast(real.device, precision):
+            said = embed(real.batch(index).images)  # type: ignore[operator]
+        parts.append(said.float().flatten(1))
+    return torch.cat(parts)
+
+
+def linear_probe(
+    network: nn.Module, labelled: RealSet, on: RealSet, precision: Precision = "fp32"
+) -> Classified:
+    """What a linear classifier of the network's features makes of the images of `on`.
+
+    The classifier is multinomial logistic regression on standardised features of the images of
+    `labelled`, with a little weight decay, fitted by L-BFGS from zero; nothing in it is random, and
+    the network stays as it is. It has diverged where the network, or its features, are not finite.
+    """
+    known, asked = features(network, labelled, precision), features(network, on, precision)
+    finite = bool(known.isfinite().all() and asked.isfinite().all())
+    std, mean = torch.std_mean(known, dim=0)
+    scale = std.clamp(min=1e-6)
+    weight, bias = _fitted((known - mean) / scale, labelled.labels, labelled.num_classes)
+    said = ((asked - mean) / scale) @ weight + bias
+    labels = on.labels.cpu()
+    hits = labels[said.argmax(1).cpu() == labels]
+    return Classified(
+        right=tuple(torch.bincount(hits, minlength=on.num_classes).tolist()),
+        images=tuple(torch.bincount(labels, minlength=on.num_classes).tolist()),
+        diverged=diverged(network) or not finite,
+    )
+
+
+def _fitted(known: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Weights (D, K) and biases (K,) of the classifier of features (N, D) of these classes (N,)."""
+    labels = labels.to(known.device)
+    weight = known.new_zeros(known.shape[1], num_classes, requires_grad=True)
+    bias = known.new_zeros(num_classes, requires_grad=True)
+    optimiser = torch.optim.LBFGS(
+        [weight, bias], max_iter=MOST_ITERATIONS, line_search_fn="strong_wolfe"
+    )
+
+    def loss() -> Tensor:
+        optimiser.zero_grad()
+        error = functional.cross_entropy(known @ weight + bias, labels)
+        error = error + DECAY / 2 * weight.square().sum()
+        error.backward()
+        return error
+
+    optimiser.step(loss)  # type: ignore[arg-type]
+    return weight.detach(), bias.detach()

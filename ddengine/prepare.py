@@ -1,0 +1,140 @@
+"""What a distillation starts from and ends with: networks that fit the images, the labelled initial
+set and the objective, the set as it is shipped.
+"""
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ddengine.data import Data
+from ddengine.learning.flat import FlatModel
+from ddengine.models import build_model, middle
+from ddengine.objective import Env, Objective
+from ddengine.recipe import Recipe
+from ddengine.sets import labels, synthetic
+from ddengine.sets.codec import Compensated
+from ddengine.sets.coreset import TrainNetworks
+from ddengine.sets.synthetic import SyntheticSet
+from ddengine.system import dist, log
+from ddengine.system.errors import UserError
+from ddengine.system.rng import generator
+from ddengine.system.runtime import Precision
+from ddengine.types import Experts
+
+ASKS_EXPERTS = ("correct", "representative", "patches")  # kinds of init that look through experts
+
+
+def buffer_models(recipe: Recipe) -> tuple[str, ...]:
+    """The networks of the recipe's experts: each has a store."""
+    if recipe.teachers:
+        return recipe.teachers
+    if recipe.buffer is not None and recipe.buffer.model:
+        return (recipe.buffer.model,)
+    return (recipe.model,)
+
+
+def reads_experts(recipe: Recipe) -> bool:
+    """Whether a distillation reads the store of the recipe, and not only its buffer command makes
+    one.
+    """
+    return (
+        recipe.objective.reads_experts
+        or recipe.init.kind in ASKS_EXPERTS
+        or recipe.targets.kind == "logits"
+        or recipe.evaluation.labels == "dynamic"
+    )
+
+
+def check_networks(recipe: Recipe, data: Data, *, selection: bool = False) -> None:
+    """Build every network of the recipe once, and fit the codec to its budget, so that what does
+    not go fails before any work.
+
+    Of a `selection` the objective has no say in what networks may look at real images.
+    """
+    recipe.codec.fit(recipe.ipc, data.image_shape, data.num_classes)
+    evaluated = recipe.evaluation.models or (recipe.model,)
+    for name in {recipe.model, *buffer_models(recipe), *recipe.evaluation.models}:
+        network = build_model(name, data.image_shape, data.num_classes, generator(0))
+        if name in recipe.teachers and not selection:
+            recipe.objective.check_teacher(name, network)
+        if recipe.evaluation.loss == "uskd" and name in evaluated:
+            middle(network, data.image_shape)
+
+
+def prepare(
+    recipe: Recipe,
+    data: Data,
+    device: torch.device,
+    experts: Experts | None,
+    *,
+    seed: int,
+    precision: Precision = "fp32",
+    compile: bool = False,
+    images: Tensor | None = None,
+    train_networks: TrainNetworks | None = None,
+) -> tuple[SyntheticSet, Objective]:
+    """What a distillation starts from: the labelled initial set, and the objective.
+
+    `images` are pixels in [0, 1] to start from in place of `recipe.init`, all those of a class in a
+    row (classes x images per class, C, H, W). `train_networks` takes the place of our training of
+    the networks that choose.
+    """
+    new_model = partial(build_model, recipe.model, data.image_shape, data.num_classes)
+    model = FlatModel(new_model(generator(0)), precision).to(device)
+    objective = recipe.objective.build(Env(data.train, new_model, model, experts, device, compile))
+    _warn_of_unequal_compensators(recipe)
+    if images is None:
+        syn = synthetic.initial(recipe, data, generator(seed, "init"), experts, train_networks)
+    else:
+        syn = _started(recipe, data, images)
+    starts_labelled = recipe.objective.reads_labels and not recipe.objective.makes_labels
+    if recipe.targets.kind == "logits" and starts_labelled:
+        syn = labels.label(syn, experts, recipe.targets)
+    # networks have chosen and labelled the images, and ranks need not agree to the last bit
+    dist.from_first(syn.tensors.values())
+    return syn, objective
+
+
+def shipped(syn: SyntheticSet, recipe: Recipe, experts: Experts | None) -> SyntheticSet:
+    """The set as it is shipped: by its codec, and labelled anew where the recipe says so."""
+    if recipe.targets.relabel:
+        return labels.label(syn.shipped(), experts, recipe.targets)
+    return syn.shipped()
+
+
+def _warn_of_unequal_compensators(recipe: Recipe) -> None:
+    """Say it where the sets of a codec have not one compensator of each teacher."""
+    codec = recipe.codec
+    if not recipe.teachers or not isinstance(codec, Compensated):
+        return
+    networks = len(recipe.teachers) * (recipe.buffer.num_experts if recipe.buffer else 0)
+    chosen_freely = codec.base is not None or codec.compensators is not None
+    if not chosen_freely and codec.per_set != networks:
+        log.say(
+            f"warning: codec.per_set {codec.per_set} is not the number of teachers, {networks}, "
+            "so not every set has a compensator of each"
+        )
+
+
+def _started(recipe: Recipe, data: Data, images: Tensor) -> SyntheticSet:
+    """The set before the first step that holds given images, pixels in [0, 1], all of a class in a
+    row.
+    """
+    codec, items = recipe.codec.fit(recipe.ipc, data.image_shape, data.num_classes)
+    device = data.train.device
+    wanted = (data.num_classes * items * codec.per_item, *data.image_shape)
+    if tuple(images.shape) != wanted or not images.is_floating_point():
+        raise UserError(
+            f"images is {images.dtype} of shape {tuple(images.shape)}, and the recipe starts from "
+            f"floats of shape {wanted}."
+        )
+    if not (images.min() >= 0 and images.max() <= 1):
+        raise UserError(
+            f"images has values from {float(images.min()):.4g} to {float(images.max()):.4g}; give "
+            "pixels in [0, 1]."
+        )
+    scalars = {k: torch.tensor(v, device=device) for k, v in recipe.objective.initial().items()}
+    classes = torch.arange(data.num_classes, device=device).repeat_interleave(items)
+    seen = data.train.preprocess.forward(images.detach().float().to(device))
+    return synthetic.coded(codec, seen, classes, data.class_names, data.train.preprocess, scalars)

@@ -1,0 +1,249 @@
+"""What a set is trained towards: classes, logits or features."""
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ddengine.data import RealSet
+from ddengine.learning.losses import task_loss
+from ddengine.learning.probe import linear_probe
+from ddengine.learning.training import Classified, classified
+from ddengine.sets.codec import Tensors
+from ddengine.system.runtime import Precision
+from ddengine.types import TargetKind
+
+LabelOf = Literal["stored", "decoded"]
+
+
+class Targets(Protocol):
+    """What decoded examples are trained towards.
+
+    Targets are a frozen dataclass without state; what they store lies among the set's tensors, in a
+    file of its own (labels.safetensors) in the shipped folder.
+    """
+
+    @property
+    def kind(self) -> TargetKind:
+        """As meta.json names it."""
+        ...
+
+    @property
+    def label_of(self) -> LabelOf:
+        """Whether one target is stored for each stored item or for each decoded example."""
+        return "stored"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names that tensors of these targets can have."""
+        return ()
+
+    @property
+    def soft(self) -> bool:
+        """Whether they are logits, which the losses of soft labels compare with."""
+        return False
+
+    def store(
+        self, values: Tensor, num_classes: int, dtype: torch.dtype, top: int | None = None
+    ) -> dict[str, Tensor]:
+        """The tensors that hold these targets (N or S, outputs)."""
+        return {}
+
+    def values(self, tensors: Tensors, num_classes: int) -> Tensor | None:
+        """All targets (N or S, outputs) from the tensors that hold them; None: they are classes."""
+        return None
+
+    def encode(
+        self, tensors: Tensors, num_classes: int, index: Tensor, item: Tensor, classes: Tensor
+    ) -> Tensor:
+        """Targets of the examples at `index` (B,) of N, as the loss takes them.
+
+        `item` (B,) are the stored items that the examples are decoded of, `classes` (B,) theirs.
+        """
+        values = self.values(tensors, num_classes)
+        if values is None:
+            return classes
+        return values.index_select(0, index if self.label_of == "decoded" else item)
+
+    def outputs(self, tensors: Tensors, num_classes: int) -> int:
+        """How many outputs a network has that is trained towards them."""
+        return num_classes
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The mean loss of a batch of outputs (B, outputs), where no protocol says another."""
+        return task_loss(outputs, targets)
+
+    def evaluate(
+        self, network: nn.Module, labelled: RealSet, on: RealSet, precision: Precision = "fp32"
+    ) -> Classified:
+        """What a trained network makes of the classes of the images of `on`.
+
+        `labelled` are real training images, for networks that do not say classes by themselves.
+        """
+        return classified(network, on, precision)
+
+    def flaw(self, tensors: Tensors, num: int, num_classes: int) -> str | None:
+        """What is wrong with stored targets for `num` examples or items; None where nothing is.
+
+        The words follow the name of their folder.
+        """
+        return None
+
+
+@dataclass(frozen=True)
+class Classes(Targets):
+    """The class of each stored item."""
+
+    @property
+    def kind(self) -> TargetKind:
+        """Classes."""
+        return "class"
+
+
+@dataclass(frozen=True)
+class Logits(Targets):
+    """Soft labels: logits, which pass through a softmax.
+
+    "logits" (N or S, K). Where only some largest are stored, "logits" holds these and then the mean
+    of the others (N, top + 1), and "logits.index" whose they are: at a high temperature, where
+    labels are as good as their logits, no other single number is nearer to what is left out.
+    """
+
+    label_of: LabelOf = "stored"
+
+    @property
+    def kind(self) -> TargetKind:
+        """Logits."""
+        return "logits"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The logits, and whose they are where some are left out."""
+        return ("logits", "logits.index")
+
+    @property
+    def soft(self) -> bool:
+        """They are."""
+        return True
+
+    def store(
+        self, values: Tensor, num_classes: int, dtype: torch.dtype, top: int | None = None
+    ) -> dict[str, Tensor]:
+        """All of them, or the `top` largest of each and the mean of the others.
+
+        The latter only where that saves bytes.
+        """
+        whose = index_dtype(num_classes)
+        if top is None or (top + 1) * dtype.itemsize + top * whose.itemsize >= (
+            num_classes * dtype.itemsize
+        ):
+            return {"logits": values.to(dtype)}
+        largest, index = values.topk(top, dim=1)
+        others = values.sum(1, keepdim=True) - largest.sum(1, keepdim=True)
+        stored = torch.cat([largest, others / (num_classes - top)], 1)
+        return {"logits": stored.to(dtype), "logits.index": index.to(whose)}
+
+    def values(self, tensors: Tensors, num_classes: int) -> Tensor | None:
+        """The soft labels (N or S, K); of some largest logits the others are their mean."""
+        stored = tensors["logits"]
+        stored = stored.float() if stored.dtype == torch.float16 else stored
+        if "logits.index" not in tensors:
+            return stored
+        index = tensors["logits.index"].long()
+        return stored[:, -1:].expand(-1, num_classes).scatter(1, index, stored[:, :-1])
+
+    def flaw(self, tensors: Tensors, num: int, num_classes: int) -> str | None:
+        """Labels that are lost or of another shape."""
+        if "logits" not in tensors:
+            return (
+                "has lost its soft labels, labels.safetensors; put the file back, or distill it "
+                "again."
+            )
+        values = self.values(tensors, num_classes)
+        assert values is not None
+        if values.shape == (num, num_classes):
+            return None
+        return (
+            f"has labels of shape {tuple(values.shape)} for {num} images of {num_classes} classes; "
+            "distill or import it again."
+        )
+
+
+@dataclass(frozen=True)
+class Features(Targets):
+    """Features (N or S, D), such as a self-supervised network's.
+
+    A network of D outputs is fitted to them by squared error. How good it is, a linear classifier
+    of what lies before its last layer says.
+    """
+
+    label_of: LabelOf = "stored"
+
+    @property
+    def kind(self) -> TargetKind:
+        """Features."""
+        return "features"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The features."""
+        return ("features",)
+
+    def store(
+        self, values: Tensor, num_classes: int, dtype: torch.dtype, top: int | None = None
+    ) -> dict[str, Tensor]:
+        """All of them."""
+        return {"features": values.to(dtype)}
+
+    def values(self, tensors: Tensors, num_classes: int) -> Tensor | None:
+        """The features (N or S, D)."""
+        stored = tensors["features"]
+        return stored.float() if stored.dtype == torch.float16 else stored
+
+    def outputs(self, tensors: Tensors, num_classes: int) -> int:
+        """D."""
+        return tensors["features"].shape[1]
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Mean squared error."""
+        return functional.mse_loss(outputs, targets)
+
+    def evaluate(
+        self, network: nn.Module, labelled: RealSet, on: RealSet, precision: Precision = "fp32"
+    ) -> Classified:
+        """A linear probe."""
+        return linear_probe(network, labelled, on, precision)
+
+    def flaw(self, tensors: Tensors, num: int, num_classes: int) -> str | None:
+        """Features that are lost or of another shape."""
+        if "features" not in tensors:
+            return (
+                "has lost its features, labels.safetensors; put the file back, or distill it again."
+            )
+        shape = tuple(tensors["features"].shape)
+        if len(shape) == 2 and shape[0] == num:
+            return None
+        return f"has features of shape {shape} for {num} images; distill it again."
+
+
+# names of tensors that go into a file of their own
+LABELS = (*Logits().names, *Features().names)
+
+
+def index_dtype(num_classes: int) -> torch.dtype:
+    """The smallest type for numbers of classes."""
+    if num_classes <= 256:
+        return torch.uint8
+    return torch.int16 if num_classes < 2**15 else torch.int32
+
+
+def targets_of(kind: str, label_of: LabelOf) -> Targets:
+    """The targets that a meta.json names. Raises KeyError for an unknown kind."""
+    kinds: dict[str, Targets] = {
+        "class": Classes(),
+        "logits": Logits(label_of),
+        "features": Features(label_of),
+    }
+    return kinds[kind]

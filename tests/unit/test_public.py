@@ -1,0 +1,260 @@
+"""The public names: callable whatever has been imported, and one run with the command line."""
+
+import importlib
+import json
+import os
+import pkgutil
+import subprocess
+import sys
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import MODEL, run
+from safetensors.torch import load_file
+from torch.utils.data import TensorDataset
+
+import buffers
+import ddengine
+import synth
+from ddengine.commands.words import taken_flag, taken_name, taken_paths
+from ddengine.data import Dataset, load_data
+from ddengine.recipe import DataConfig
+from ddengine.system import log, program, runtime
+from ddengine.system.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+NAME = "dm/fashion_mnist_ipc1_small"
+FLAGS = [
+    "--data.name", "digits", "--data.limit", "200", "--model", MODEL, "--objective.real_batch", "10",
+    "--outer.steps", "4", "--outer.checkpoint_every", "2", "--outer.evaluate_every", "0", "--outer.picture_every", "0",
+]  # fmt: skip
+QUICK = {"epochs": 2, "num_networks": 3, "lr_grid": (0.01,), "full_steps": 20}
+QUICK_FLAGS = ["--epochs", "2", "--num_networks", "3", "--lr_grid", "0.01", "--full_steps", "20"]
+
+
+def small() -> ddengine.Recipe:
+    """The recipe that FLAGS make, but for the name of the data."""
+    recipe = synth.find(NAME)
+    outer = replace(recipe.outer, steps=4, checkpoint_every=2, evaluate_every=0, picture_every=0)
+    return replace(
+        recipe,
+        model=MODEL,
+        data=replace(recipe.data, limit=200),
+        objective=replace(recipe.objective, real_batch=10),
+        outer=outer,
+    )
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_public_names_stay_callable_after_every_module_is_imported():
+    """A submodule `ddengine.report` would take the place of the function once it is imported."""
+    for package in (ddengine, buffers, synth):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            if "__main__" not in module.name:
+                importlib.import_module(module.name)
+        modules = {module.name for module in pkgutil.iter_modules(package.__path__)}
+        for name in package.__all__:
+            value = getattr(package, name)
+            assert callable(value) or name.isupper(), name
+            assert name not in modules or callable(value), name
+    assert not set(ddengine.__all__) & {m.name for m in pkgutil.iter_modules(ddengine.__path__)}
+
+
+def test_public_functions_show_a_call():
+    for name in ddengine.__all__:
+        value = getattr(ddengine, name)
+        if callable(value) and not isinstance(value, type):
+            assert f"ddengine.{name}(" in value.__doc__, name
+
+
+@pytest.mark.parametrize("first", ["python", "command"])
+def test_python_and_the_command_line_are_one_run(work, first, monkeypatch):
+    """The same folder by default; each reads what the other has finished."""
+    digits = Dataset.named("digits")
+    if first == "python":
+        result = ddengine.distill(digits, small(), folder="auto")
+        assert run("distill", NAME, *FLAGS) == 0
+    else:
+        assert run("distill", NAME, *FLAGS) == 0
+        result = ddengine.distill(digits, small(), folder="auto")
+    folders = list(Path("runs").iterdir())
+    assert folders == [result.run]
+    assert run("distill", "--out", "again", NAME, *FLAGS) == 0
+    again = load_file("again/distilled/data.safetensors")
+    assert torch.equal(again["images"], result.tensors["images"])
+    # and both say the same of the run
+    made = json.loads((result.run / "recipe.json").read_text())
+    other = json.loads(Path("again/recipe.json").read_text())
+    assert {k: v for k, v in made.items() if k != "command"} == {
+        k: v for k, v in other.items() if k != "command"
+    }
+
+
+def test_the_command_line_continues_what_python_began(work, monkeypatch):
+    from ddengine import loop
+
+    step, stops = loop.outer_step, iter([False] * 3 + [True])
+
+    def stopping(*args):
+        if next(stops):
+            raise KeyboardInterrupt
+        return step(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "outer_step", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            ddengine.distill(Dataset.named("digits"), small(), folder="run")
+    assert run("distill", NAME, *FLAGS, "--out", "run") == 0
+    whole = ddengine.distill(Dataset.named("digits"), small())
+    shipped = load_file("run/distilled/data.safetensors")
+    assert torch.equal(shipped["images"], whole.tensors["images"])
+
+
+def test_evaluate_equals_the_command(work):
+    """The same accuracies; what is brought by the user has rows of its own."""
+    result = ddengine.distill(Dataset.named("digits"), small(), folder="run")
+    baselines = ["random", "full"]
+    table = ddengine.evaluate(result, protocol=QUICK, baselines=baselines, folder="python")
+    assert run("evaluate", *QUICK_FLAGS, "run", "--out", "command", "--baselines", *baselines) == 0
+    command = json.loads(Path("command/evaluation.json").read_text())
+    told = [[row["accuracies"] for row in rows] for rows in (table.rows, command["rows"])]
+    assert told[0] == told[1]
+    assert "distilled" in str(table) and "<pre>" in table._repr_html_()
+
+    def tiny(shape, num_classes):
+        channels, height, width = shape
+        size = channels * height * width
+        return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(size, num_classes))
+
+    digits = load_data(DataConfig(name="digits"), torch.device("cpu"), test=True)
+    own_test = TensorDataset(digits.test.pixels.float() / 255, digits.test.labels)
+    brought = ddengine.evaluate(
+        result, models=[tiny], baselines=[], protocol=QUICK, test=own_test, folder="own"
+    )
+    assert {row["model"] for row in brought.rows} == {"tiny"}
+    network = ddengine.train(result, "mlp", protocol=QUICK)
+    assert network(result.batch(torch.arange(2)).images).shape == (2, 10)
+    with pytest.raises(UserError, match=r"'epoch'.*correct the name"):
+        ddengine.evaluate(result, protocol={"epoch": 2})
+
+
+def test_a_result_prints_draws_and_is_saved(work):
+    result = ddengine.distill(Dataset.named("digits"), small(), progress=False)
+    assert "10 images of 10 classes" in repr(result) and "in memory" in repr(result)
+    assert result._repr_png_().startswith(b"\x89PNG") and result.show().axes
+    saved = result.save("sets/mine")
+    again = ddengine.load("sets/mine")
+    assert torch.equal(again.tensors["images"], result.tensors["images"])
+    assert "sets" in repr(saved) and "sets/mine" in repr(ddengine.inspect("sets/mine"))
+    Path("other").mkdir()
+    Path("other/letter").write_text("dear")
+    with pytest.raises(UserError, match="no distilled set"):
+        result.save("other")
+
+
+def test_select_merge_and_report(work):
+    chosen = ddengine.select(Dataset.named("digits"), small(), kind="herding", folder="chosen")
+    assert run("select", NAME, *FLAGS, "--init.kind", "herding", "--out", "command") == 0
+    shipped = load_file("command/distilled/data.safetensors")
+    assert torch.equal(shipped["images"], chosen.tensors["images"])
+    both = ddengine.merge([chosen, "command"], "both")
+    assert len(both) == 20
+    assert ddengine.report([chosen]).read_text().startswith("<!doctype html>")
+
+
+def test_progress_off_says_nothing(work, capsys):
+    ddengine.distill(Dataset.named("digits"), small(), progress=False)
+    assert capsys.readouterr().out == "" and not log.console.quiet
+
+
+def test_arguments_come_in_any_order(work, capsys):
+    assert run("distill", "--seed", "3", *FLAGS, NAME, "--out", "run") == 0
+    assert json.loads(Path("run/recipe.json").read_text())["seed"] == 3
+    assert run("distill", "--seed", "3", "dm/fashion_mnist_ipc1_smal") == 2
+    assert "Unknown recipe 'dm/fashion_mnist_ipc1_smal'" in capsys.readouterr().err
+    assert run("evaluate", "--seed", "3", "runs/typo") == 2
+    assert "runs/typo" in capsys.readouterr().err
+
+
+def test_words_of_a_line():
+    assert taken_flag(["--a", "1", "--b", "--a=2", "--a"], "--a") == (["1", "2", ""], ["--b"])
+    assert taken_name(["x", "--y"], {"z"}) == ("x", ["--y"])
+    assert taken_name(["--y", "1", "z"], {"z"}) == ("z", ["--y", "1"])
+    assert taken_name(["--y", "a/b", "c/d"], set()) == ("c/d", ["--y", "a/b"])
+    assert taken_name(["--help"], set()) == (None, ["--help"])
+    meant = {Path("runs/a"), Path("out")}.__contains__
+    paths, rest = taken_paths(["--out", "out", "--models", "mlp", "runs/a"], meant)
+    assert paths == [Path("runs/a")] and rest == ["--out", "out", "--models", "mlp"]
+    assert taken_paths(["a", "b", "--c", "runs/a"], meant)[0] == [Path("a"), Path("b")]
+
+
+@pytest.mark.parametrize("command", ["distill", "evaluate", "score", "privacy", "continual"])
+def test_help_without_a_recipe_or_a_set(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run(command, "--help")
+    assert stop.value.code in (0, None) and "--seed" in capsys.readouterr().out
+
+
+def test_help_of_the_program_imports_no_torch():
+    code = (
+        "import sys; from ddengine.commands import main; assert main(['--help']) == 0; "
+        "assert main(['--version']) == 0; assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("started", "name"),
+    [
+        ("/x/run.py", "run.py"),
+        ("/venv/bin/ddengine", "ddengine"),
+        ("/lib/ddengine/__main__.py", "python -m ddengine"),
+    ],
+)
+def test_sentences_name_the_program_as_it_was_started(started, name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [started, "distill"])
+    assert run("distill") == 2
+    assert f"{name} distill needs the name of a recipe" in capsys.readouterr().err
+    assert program.as_typed("inspect", "a b").endswith("inspect 'a b'")
+
+
+def test_the_commit_of_another_project_is_not_ours(tmp_path, monkeypatch):
+    """Installed below the checkout of somebody else, git would answer with theirs."""
+    module = tmp_path / "venv/lib/site-packages/ddengine/system/runtime.py"
+    (tmp_path / ".git").mkdir()
+    monkeypatch.setattr(runtime, "__file__", str(module))
+    assert runtime.commit() is None
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_what_it_must(tmp_path):
+    for name in ("ddengine", "buffers", "synth", "pyproject.toml", "README.md", "LICENSE"):
+        source, target = ROOT / name, tmp_path / "source" / name
+        target.parent.mkdir(exist_ok=True)
+        subprocess.run(["cp", "-r", str(source), str(target)], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--no-deps", "-q", "-w", str(tmp_path), "source"],
+        cwd=tmp_path,
+        check=True,
+        env=dict(os.environ),
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for package in ("ddengine", "buffers", "synth"):
+        for path in (ROOT / package).rglob("*"):
+            if path.is_file() and "__pycache__" not in path.parts:
+                assert path.relative_to(ROOT).as_posix() in names, path
+    assert not {name.split("/")[0] for name in names if "dist-info" not in name} - {
+        "ddengine",
+        "buffers",
+        "synth",
+    }
