@@ -36,9 +36,11 @@ DATASET_CITES: dict[str, tuple[str, ...]] = {
 
 
 def by_key(bibtex_text: str) -> dict[str, str]:
-    """The entries of a BibTeX text by key, as they stand there."""
-    _, *texts = re.split(r"^(?=@)", bibtex_text, flags=re.MULTILINE)
-    return {text[text.index("{") + 1 : text.index(",")]: text.strip() for text in texts}
+    """The entries of a BibTeX text by key, each field on one line."""
+    # a field that is broken over several lines goes on deeper than fields begin
+    text = re.sub(r"\n {3,}", " ", bibtex_text)
+    _, *texts = re.split(r"^(?=@)", text, flags=re.MULTILINE)
+    return {entry[entry.index("{") + 1 : entry.index(",")]: entry.strip() for entry in texts}
 
 
 @cache
