@@ -1,5 +1,6 @@
-"""What the benchmarks share: readings of time and memory, and result files that say where they were
-made.
+"""What the benchmarks share: readings of time and memory, and files of results.
+
+The files say where they were made.
 """
 
 import ctypes
@@ -70,7 +71,10 @@ def added_memory(once: Callable[[int], None]) -> int:
 
 
 def turns(steps: dict[str, Callable[[int], None]], repeats: int) -> dict[str, float]:
-    """The median seconds of each of these steps, which take turns; the first turn is not counted."""
+    """The median seconds of each of these steps, which take turns.
+
+    The first turn is not counted.
+    """
     found: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(repeats + 1):
         for name, once in steps.items():

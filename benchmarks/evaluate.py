@@ -116,8 +116,9 @@ def by_plain_loop(
 
 
 def apart_by(name: str, real: RealSet, settings: Settings, device: torch.device) -> float:
-    """The largest difference between parameters of the engine's two forms after two updates,
-    because rounding grows with more.
+    """The largest difference between parameters of the engine's two forms after two updates.
+
+    Rounding grows with more.
 
     Raises RuntimeError when they are other networks.
     """

@@ -1,4 +1,4 @@
-"""How often 95 % intervals of a mean accuracy contain it:
+"""How often 95 % intervals of a mean accuracy contain it.
 
 Student's t cut at 0 and 1, and on the logit scale.
 

@@ -27,7 +27,7 @@ import tyro
 from torch.nn import functional
 
 from ddengine.learning.flat import FlatModel, flatten
-from ddengine.learning.inner import compiled_gradient, eager_gradient
+from ddengine.learning.inner import ByAutograd, compiled_gradient, eager_gradient
 from ddengine.learning.unroll import unroll
 from ddengine.models import build_model
 from ddengine.system import rng, runtime
@@ -91,7 +91,8 @@ class Case:
         before = torch.cuda.memory_allocated() if cuda else common.resident()
         start = time.perf_counter()
         end = unroll(
-            self.gradient, lambda tensors, k: (tensors["images"], self.labels), self.theta, {"images": images}, num_steps,
+            ByAutograd(self.gradient), lambda tensors, k: (tensors["images"], self.labels),
+            self.theta, {"images": images}, num_steps,
             lr=lr, backprop=self.policy.split()[0],
         )  # fmt: skip
         end.square().sum().backward()

@@ -1,8 +1,8 @@
 """What small sets are used for, on Fashion-MNIST and a CPU. The same command resumes.
 
     python benchmarks/uses.py continual     class-incremental learning with memories of equal bytes
-    python benchmarks/uses.py ranking       do networks come in the same order on a distilled set as on the full data?
-    python benchmarks/uses.py privacy       which real images distilled ones are near to, and whether membership shows
+    python benchmarks/uses.py ranking       do networks come in the order that the full data give?
+    python benchmarks/uses.py privacy       which real images are near, and whether membership shows
 
 Runs go to runs/uses; JSON, table and picture to docs/results/NAME_small.*.
 """
@@ -19,12 +19,14 @@ FOLDER = ROOT / "runs" / "uses"
 DM = "dm/fashion_mnist_ipc10_small"
 STEPS = {
     "continual": (
-        ("continual", DM, "--out", "{folder}/continual", "--evaluation.epochs", "100", "--evaluation.lr_grid", "0.01", "0.03",
+        ("continual", DM, "--out", "{folder}/continual",
+         "--evaluation.epochs", "100", "--evaluation.lr_grid", "0.01", "0.03",
          "--evaluation.full_steps", "60", "--outer.steps", "100"),
     ),
     "ranking": (
         ("distill", DM, "--out", "{folder}/dm"),
-        ("rank", "{folder}/dm", "--rate", "learned", "--epochs", "100", "--num_networks", "3", "--full_steps", "100"),
+        ("rank", "{folder}/dm", "--rate", "learned",
+         "--epochs", "100", "--num_networks", "3", "--full_steps", "100"),
     ),
     "privacy": (
         ("distill", DM, "--out", "{folder}/dm"),

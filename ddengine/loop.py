@@ -1,4 +1,4 @@
-"""The outer loop, the same for every method: losses, backward, guard, optimiser step, checkpoint."""
+"""The outer loop of every method: losses, backward, guard, optimiser step, checkpoint."""
 
 import json
 import time
@@ -115,8 +115,9 @@ def load_checkpoint(path: Path, device: torch.device) -> tuple[State, int]:
 
 
 def check(syn: SyntheticSet, objective: Objective, config: OuterConfig) -> None:
-    """Raise UserError for what `distill` cannot do: a name that is not stored, several draws or
-    ranks for an objective that keeps state.
+    """Raise UserError for what `distill` cannot do.
+
+    That is a name that is not stored, and several draws or ranks for an objective that keeps state.
     """
     for what, names in (("outer.optim", config.optim), ("outer.ema", config.ema)):
         for name in names:
@@ -358,9 +359,9 @@ def _current(syn: SyntheticSet, state: State) -> SyntheticSet:
 def outer_step(
     syn: SyntheticSet, objective: Objective, config: OuterConfig, state: State, seed: int
 ) -> Tensor:
-    """One outer step on `state`, in place, without waiting for the device; returns the loss,
-    whether every update was made, COUNTS and the rate.
+    """One outer step on `state`, in place, without waiting for the device.
 
+    Returns the loss, whether every update was made, COUNTS and, where it is learned, the rate.
     The loss of a draw is the sum of what the objective yields. With several draws or ranks, losses
     and gradients are averaged over them.
     """
@@ -412,9 +413,9 @@ def _update(
     syn: SyntheticSet,
     running: Tensor,
 ) -> Tensor:
-    """The guard, then the optimisers; returns (3,) whether all was finite, the loss not above
-    max_loss, the rate held.
+    """The guard, then the optimisers.
 
+    Returns (3,) whether all was finite, the loss not above max_loss, the rate held.
     `loss` becomes its mean over the ranks, by which they all decide. The host cannot branch on what
     it has not read, so the update is always computed, and taken where the guard allows it.
     """
@@ -444,8 +445,9 @@ def _update(
 
 
 def _read(pending: list[Tensor], config: OuterConfig, state: State) -> Iterator[dict[str, Any]]:
-    """What is logged of the steps whose results are `pending`, in order, with `state.counters` as
-    after each; waits for the device.
+    """What is logged of the steps whose results are `pending`, in order.
+
+    At each, `state.counters` is as after it. Waits for the device.
 
     Raises:
         UserError: at the step at which the guard stopped.
@@ -470,8 +472,9 @@ def _read(pending: list[Tensor], config: OuterConfig, state: State) -> Iterator[
 
 
 def warnings(counters: Counters, config: OuterConfig) -> list[str]:
-    """What is to be said of updates that were not made, and of a rate that was held; nothing where
-    all went well.
+    """What is to be said of updates that were not made, and of a rate that was held.
+
+    Nothing where all went well.
     """
     bad, high = counters.not_finite, counters.above_max_loss
     lines = []

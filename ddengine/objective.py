@@ -52,8 +52,9 @@ class Objective(Protocol):
     """A synthesizer: what the stored tensors should minimise."""
 
     def init(self, rng: Generator) -> dict[str, Tensor]:
-        """Everything kept between steps (a network, a pool). Checkpointed; {}, the default, for
-        most.
+        """Everything kept between steps (a network, a pool), which is checkpointed.
+
+        For most {}, the default.
         """
         return {}
 
@@ -74,8 +75,9 @@ class ObjectiveConfig(Method, Protocol):
     """
 
     def small(self) -> Self:
-        """The same method at the size of a test: batches of 8 images, few inner steps, segments
-        within four epochs; itself where nothing is large.
+        """The same method at the size of a test; itself where nothing is large.
+
+        Batches of 8 images, few inner steps, segments within four epochs.
         """
         return self
 
@@ -91,8 +93,9 @@ class ObjectiveConfig(Method, Protocol):
         """Raise UserError unless experts with these epochs stored, ascending, will do."""
 
     def check_teacher(self, name: str, teacher: nn.Module) -> None:
-        """Raise UserError for a network, called `name`, that cannot be a teacher; it is not
-        trained yet.
+        """Raise UserError for a network, called `name`, that cannot be a teacher.
+
+        It is not trained yet.
         """
 
     def cost(self, env: Env, syn: SyntheticSet) -> int:

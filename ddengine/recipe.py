@@ -49,6 +49,11 @@ def require(condition: bool, message: str) -> None:
         raise UserError(message)
 
 
+def require_at_least(name: str, value: float | None, least: int = 1) -> None:
+    """Raise UserError for a value below `least`; None, where it may be left out, is fine."""
+    require(value is None or value >= least, f"{name} must be at least {least}, got {value}.")
+
+
 def is_colour(name: str) -> bool:
     """Whether a text is a colour's name or number."""
     from PIL import ImageColor
@@ -76,7 +81,8 @@ class DataConfig:
     # digits | mnist | fashion_mnist | svhn | cifar10 | cifar100 | tiny_imagenet | imagenet |
     # imagenette (or another subset) | folder | parquet | hub
     name: str
-    # folder of the files; None: the dataset's usual place; of hub: user/name, user/name:configuration
+    # folder of the files; None: the dataset's usual place; of hub: user/name or
+    # user/name:configuration
     # or a folder laid out so
     root: str | None = None
     download: bool = False  # let torchvision download the dataset into root
@@ -135,8 +141,9 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """Differentiable augmentation (DSA): one operation drawn per batch, its parameters per image;
-    others may be applied always.
+    """Differentiable augmentation (DSA): one operation drawn per batch, its parameters per image.
+
+    Others may be applied always.
     """
 
     ops: tuple[str, ...] = DSA_OPS  # one is drawn from these; none: only what is applied always
@@ -208,11 +215,9 @@ class BufferConfig(Generic[StepT]):
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the stored snapshots
 
     def __post_init__(self) -> None:
-        for name in ("num_experts", "epochs", "batch"):
-            require(
-                getattr(self, name) >= 1,
-                f"buffer.{name} must be at least 1, got {getattr(self, name)}.",
-            )
+        require_at_least("buffer.num_experts", self.num_experts)
+        require_at_least("buffer.epochs", self.epochs)
+        require_at_least("buffer.batch", self.batch)
         if not isinstance(self.keep, str):
             low, high = self.keep
             require(
@@ -280,18 +285,20 @@ class InitConfig:
         }.get(self.kind, ())
 
     def __post_init__(self) -> None:
-        for name in ("clusters", "steps", "networks", "candidates", "crops", "factor"):
-            require(
-                getattr(self, name) >= 1,
-                f"init.{name} must be at least 1, got {getattr(self, name)}.",
-            )
+        require_at_least("init.clusters", self.clusters)
+        require_at_least("init.steps", self.steps)
+        require_at_least("init.networks", self.networks)
+        require_at_least("init.candidates", self.candidates)
+        require_at_least("init.crops", self.crops)
+        require_at_least("init.factor", self.factor)
         require(0 < self.lr < math.inf, f"init.lr must be positive and finite, got {self.lr}.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TargetConfig:
-    """What the synthetic images are labelled with: their class, or logits that experts give them
-    and `outer.optim` may learn.
+    """What the synthetic images are labelled with.
+
+    Their class, or logits that experts give them and `outer.optim` may learn.
     """
 
     kind: Literal["class", "logits"] = "class"
@@ -354,7 +361,7 @@ class OptimConfig:
     lr: float  # step size, in units of the tensor
     momentum: float = 0.5  # of Adam: beta 1
     weight_decay: float = 0.0
-    # adam: with bias correction and eps 1e-8 | adamw: the same, weight decay apart from the gradient
+    # adam: with bias correction and eps 1e-8 | adamw: the same, weight decay apart from gradients
     kind: Literal["sgd", "adam", "adamw"] = "sgd"
     beta2: float = 0.9  # of Adam: decay of the mean of squared gradients
     # of the step size, over all steps, down to 0
@@ -385,7 +392,8 @@ class OptimConfig:
         )
         require(
             self.clip is None or self.clip > 0,
-            f"A clip in outer.optim must be positive, got {self.clip}; leave it out to clip nothing.",
+            f"A clip in outer.optim must be positive, got {self.clip}; leave it out to clip "
+            "nothing.",
         )
         require(
             self.clip_average is None or self.clip_average > 0,
@@ -532,19 +540,19 @@ class EvalConfig:
     @property
     def cites(self) -> tuple[str, ...]:
         """Works to cite for the options in use."""
-        found = {
-            "yun2019cutmix": self.cutmix,
-            "zhang2018mixup": self.mixup,
+        used = {
+            "yun2019cutmix": self.cutmix > 0,
+            "zhang2018mixup": self.mixup > 0,
             "yang2023nkd": self.loss in ("nkd", "uskd"),
         }
-        return tuple(key for key, used in found.items() if used)
+        return tuple(key for key, is_used in used.items() if is_used)
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch", "num_networks", "search_networks", "full_steps"):
-            require(
-                getattr(self, name) >= 1,
-                f"evaluation.{name} must be at least 1, got {getattr(self, name)}.",
-            )
+        require_at_least("evaluation.epochs", self.epochs)
+        require_at_least("evaluation.batch", self.batch)
+        require_at_least("evaluation.num_networks", self.num_networks)
+        require_at_least("evaluation.search_networks", self.search_networks)
+        require_at_least("evaluation.full_steps", self.full_steps)
         require(
             len(self.lr_grid) > 0,
             "evaluation.lr_grid must hold at least one learning rate, got none.",
@@ -558,10 +566,10 @@ class EvalConfig:
             require(
                 0 < value < math.inf, f"evaluation.{name} must be positive and finite, got {value}."
             )
-        for name in ("momentum", "momentum_after"):
+        for name, value in (("momentum", self.momentum), ("momentum_after", self.momentum_after)):
             require(
-                0 <= getattr(self, name) < 1,
-                f"evaluation.{name} must be at least 0 and below 1, got {getattr(self, name)}.",
+                0 <= value < 1,
+                f"evaluation.{name} must be at least 0 and below 1, got {value}.",
             )
         require(
             0 <= self.cutmix <= 1,
@@ -613,8 +621,9 @@ class EvalConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Generic[BufferT, CodecT, ObjectiveT]):
-    """A whole run: data, experts, initial images, parametrisation, objective, outer loop,
-    evaluation.
+    """A whole run.
+
+    Data, experts, initial images, parametrisation, objective, outer loop, evaluation.
     """
 
     name: str
@@ -638,7 +647,11 @@ class Recipe(Generic[BufferT, CodecT, ObjectiveT]):
 
     def __post_init__(self) -> None:
         require(self.ipc >= 1, f"ipc must be at least 1, got {self.ipc}.")
-        learned = "logits" in self.outer.optim
+        self._check_teachers()
+        self._check_labels()
+        self._check_outer()
+
+    def _check_teachers(self) -> None:
         require(
             not self.teachers or self.buffer is not None,
             (
@@ -661,20 +674,6 @@ class Recipe(Generic[BufferT, CodecT, ObjectiveT]):
             ),
         )
         require(
-            self.targets.kind == "class" or self.targets.relabel or self.objective.reads_labels,
-            (
-                "targets.kind logits labels the initial images, and this objective makes other "
-                "ones of them; set targets.relabel True."
-            ),
-        )
-        require(
-            self.outer.steps == 0 or self.objective.optimises,
-            (
-                f"outer.steps {self.outer.steps} has nothing to minimise with this objective; set "
-                "outer.steps 0, or take another objective."
-            ),
-        )
-        require(
             not self.teachers or not self.objective.follows_experts,
             (
                 f"teachers names {len(self.teachers)} networks, and this objective follows the "
@@ -688,11 +687,15 @@ class Recipe(Generic[BufferT, CodecT, ObjectiveT]):
                 "more."
             ),
         )
+
+    def _check_labels(self) -> None:
+        learned = "logits" in self.outer.optim
         require(
-            self.outer.step_after == "all" or not self.objective.parts_by_device,
-            "outer.step_after each steps after every loss, and how many losses a step has is left "
-            "to the device; "
-            "set outer.step_after all, or objective.classes_at_once 1 where the objective has it.",
+            self.targets.kind == "class" or self.targets.relabel or self.objective.reads_labels,
+            (
+                "targets.kind logits labels the initial images, and this objective makes other "
+                "ones of them; set targets.relabel True."
+            ),
         )
         require(
             not self.objective.makes_labels or self.targets.relabel,
@@ -713,6 +716,21 @@ class Recipe(Generic[BufferT, CodecT, ObjectiveT]):
                 "targets.relabel would replace the logits that outer.optim learns; set "
                 "targets.relabel False, or take outer.optim from a recipe without."
             ),
+        )
+
+    def _check_outer(self) -> None:
+        require(
+            self.outer.steps == 0 or self.objective.optimises,
+            (
+                f"outer.steps {self.outer.steps} has nothing to minimise with this objective; set "
+                "outer.steps 0, or take another objective."
+            ),
+        )
+        require(
+            self.outer.step_after == "all" or not self.objective.parts_by_device,
+            "outer.step_after each steps after every loss, and how many losses a step has is left "
+            "to the device; "
+            "set outer.step_after all, or objective.classes_at_once 1 where the objective has it.",
         )
         require(
             self.outer.evaluate_every == 0 or self.data.validation > 0,
@@ -742,22 +760,12 @@ def parametrised(value: Any) -> Any:
 
 
 def to_dict(value: Any) -> Any:
-    """A configuration as JSON data; a part that comes in kinds (fills a type parameter) says its
-    type.
+    """A configuration as JSON data.
+
+    A part that comes in kinds (fills a type parameter) says its type.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        data = {}
-        for f in dataclasses.fields(value):
-            part = getattr(value, f.name)
-            if _is_left_out(f, part):
-                continue
-            kind = (
-                {"type": type(part).__name__}
-                if isinstance(f.type, TypeVar) and dataclasses.is_dataclass(part)
-                else {}
-            )
-            data[f.name] = kind | to_dict(part) if kind else to_dict(part)
-        return data
+        return _fields_to_dict(value)
     if isinstance(value, Mapping):
         return {str(k): to_dict(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -765,6 +773,19 @@ def to_dict(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)  # JSON has no infinity
     return value
+
+
+def _fields_to_dict(value: Any) -> dict[str, Any]:
+    """The fields of a dataclass as JSON data."""
+    data: dict[str, Any] = {}
+    for f in dataclasses.fields(value):
+        part = getattr(value, f.name)
+        if _is_left_out(f, part):
+            continue
+        data[f.name] = to_dict(part)
+        if isinstance(f.type, TypeVar) and dataclasses.is_dataclass(part):
+            data[f.name] = {"type": type(part).__name__} | data[f.name]
+    return data
 
 
 def _is_left_out(f: dataclasses.Field, value: Any) -> bool:

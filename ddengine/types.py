@@ -2,8 +2,9 @@
 
 Shape legend, used in every docstring (as a suffix where a function juggles several):
 
-    S stored items   N decoded training examples   B batch   K classes   C,H,W image   P flat parameters   Q flat buffers
-    T inner steps    E expert epochs (E+1 snapshots)   D features   M teachers   G compensator groups   R ranks
+    S stored items   N decoded training examples   B batch   K classes   C,H,W image
+    P flat parameters   Q flat buffers   T inner steps   E expert epochs (E+1 snapshots)
+    D features   M teachers   G compensator groups   R ranks
 """
 
 from collections.abc import Iterator, Sequence
@@ -74,8 +75,10 @@ class Experts(Protocol):
 
 
 class Method(Protocol):
-    """What a recipe asks of the configuration of an objective, which says otherwise where the
-    defaults are not true of it. The rest of that configuration is `objective.ObjectiveConfig`.
+    """What a recipe asks of the configuration of an objective.
+
+    A method says otherwise where a default is not true of it. The rest of that configuration is
+    `objective.ObjectiveConfig`.
     """
 
     @property
@@ -90,8 +93,9 @@ class Method(Protocol):
 
     @property
     def follows_experts(self) -> bool:
-        """Whether it follows experts of one network through their training, and so reads several
-        epochs of each.
+        """Whether it follows experts of one network through their training.
+
+        So it reads several epochs of each.
         """
         return False
 
@@ -117,8 +121,9 @@ class Method(Protocol):
 
 
 class ExpertStep(Protocol):
-    """What a recipe asks of the configuration of an expert's training step. The rest of it belongs
-    to who trains experts.
+    """What a recipe asks of the configuration of an expert's training step.
+
+    The rest of it belongs to who trains experts.
     """
 
     @property

@@ -21,8 +21,9 @@ CITES = ("shen2023ast",)
 
 @dataclass(frozen=True, kw_only=True)
 class WeightNoise:
-    """Weight perturbation: every convolution weight W of the start becomes W (1 + alpha d / |d|)
-    with d normal, anew for each segment.
+    """Weight perturbation: a convolution weight W of the start becomes W (1 + alpha d / |d|).
+
+    With d normal, anew for each segment.
     """
 
     cites: ClassVar[tuple[str, ...]] = CITES
@@ -41,8 +42,9 @@ class WeightNoise:
 
 
 def perturbed(theta: Tensor, shapes: Sequence[torch.Size], normal: Tensor, alpha: float) -> Tensor:
-    """Weights W (1 + alpha d / |d|) of the 4-D tensors in `theta` (P,): d are their parts of
-    `normal`, in order; other tensors stay.
+    """Weights W (1 + alpha d / |d|) of the 4-D tensors in `theta` (P,); other tensors stay.
+
+    The d are their parts of `normal`, in order.
     """
     noise = iter(normal.split([shape.numel() for shape in shapes if len(shape) == 4]))
     parts = []
@@ -67,25 +69,31 @@ class BalancedLoss:
     cites: ClassVar[tuple[str, ...]] = CITES
 
     def __call__(self, start: int, end: int) -> float:
-        """Factor on the inner loss of a segment that starts at epoch `start`; segments start before
-        epoch `end`, T+.
+        """Factor on the inner loss of a segment that starts at epoch `start`.
+
+        Segments start before epoch `end`, T+.
         """
         half = end // 2
-        return math.log(start - half + 8, 5) if start >= half else 1 / math.log(half - start + 8, 5)
+        if start >= half:
+            return math.log(start - half + 8, 5)
+        return 1 / math.log(half - start + 8, 5)
 
 
 @dataclass(frozen=True, kw_only=True)
 class IntermediateMatching:
-    """Intermediate matching loss: after floor(N / M) j inner steps the student is compared with the
-    expert's epoch t + j, j = 1..M-1.
+    """Intermediate matching loss, at M - 1 points on the way.
+
+    After floor(N / M) j inner steps the student is compared with the expert's epoch t + j,
+    j = 1..M-1.
     """
 
     cites: ClassVar[tuple[str, ...]] = CITES
     weights: Literal["equal", "rising"] = "equal"  # 1 for each, or j / M
 
     def __call__(self, num_steps: int, length: int) -> Milestones:
-        """((inner step, expert epochs after the start, weight), ...) of `num_steps` inner steps and
-        `length` expert epochs.
+        """((inner step, expert epochs after the start, weight), ...).
+
+        Of `num_steps` inner steps and `length` expert epochs.
         """
         return tuple(
             (num_steps // length * j, j, 1.0 if self.weights == "equal" else j / length)

@@ -1,5 +1,6 @@
-"""Batches class by class, for objectives that compare the classes of real and synthetic images one
-with one.
+"""Batches class by class.
+
+For objectives that compare the classes of real and synthetic images one with one.
 """
 
 from collections.abc import Iterator
@@ -34,8 +35,9 @@ def check_batches(real_batch: int, syn_batch: int | None, classes_at_once: int |
 
 
 def say_small_classes(real: RealSet, batch: int) -> None:
-    """Say which classes have fewer training images than a real batch, which therefore holds some of
-    them more than once.
+    """Say which classes have fewer training images than a real batch.
+
+    Their batches therefore hold some images more than once.
     """
     small = [
         f"{real.called(class_)} ({len(members)})"
@@ -51,8 +53,9 @@ def say_small_classes(real: RealSet, batch: int) -> None:
 
 
 def class_members(syn: SyntheticSet, most: int | None, rng: Generator) -> Tensor:
-    """Indices (K, n) of the decoded examples of every class, which all have equally many; with more
-    than `most`, so many drawn at random.
+    """Indices (K, n) of the decoded examples of every class, which all have equally many.
+
+    With more than `most`, so many drawn at random.
     """
     num_classes = len(syn.class_names)
     members = torch.argsort(syn.classes.index_select(0, syn.source), stable=True).view(
@@ -76,10 +79,10 @@ def images_per_class(syn: SyntheticSet, most: int | None) -> int:
 
 
 def pays(env: Env, images: int, device: str | None = None) -> int:
-    """Classes of so many images each that are worth computing in one pass: many where launches
-    cost, few where arithmetic or memory does.
+    """Classes of so many images each that are worth computing in one pass.
 
-    `device` is the kind of device where it is not that of `env`.
+    Many where launches cost, few where arithmetic or memory does. `device` is the kind of device
+    where it is not that of `env`.
     """
     kind, (_, height, width) = device or env.device.type, env.real.image_shape
     by_images = AT_ONCE[kind] * 32 * 32 // (images * height * width)

@@ -4,7 +4,9 @@ A compensator u_k, one image-shaped tensor shared by all classes, is added to a 
 images, one of every class (codec `Compensated`). It minimises the loss of `synth.statistics` over
 that set in one trained network m(k):
 
-    u_k = argmin of CE(f_m(x + u), y) + alpha (BatchNorm statistics of the x + u, one of every class),       u_k = 0 at first
+    u_k = argmin of CE(f_m(x + u), y) + alpha (BatchNorm statistics of the x + u)
+
+over one x + u of every class, starting from u_k = 0,
 
 so the M compensators of a set each see another architecture. All of one architecture share a
 forward pass, with statistics of each alone.
@@ -22,12 +24,12 @@ from synth.statistics import Group, OnePerClass
 
 @dataclass(frozen=True, kw_only=True)
 class BaseSets:
-    """The images under one compensator together; of K compensators the first K / M are of teacher
-    0, the next of teacher 1, and so on.
+    """The images under one compensator together.
 
-    So with K = M n, as published, each set has one compensator of each teacher. With more some
-    pairs have several, which see different augmentations. Under a codec without compensators the
-    j-th images of all classes are together, as in SRe2L.
+    Of K compensators the first K / M are of teacher 0, the next of teacher 1, and so on. So with K
+    = M n, as published, each set has one compensator of each teacher. With more some pairs have
+    several, which see different augmentations. Under a codec without compensators the j-th images
+    of all classes are together, as in SRe2L.
     """
 
     def groups(self, syn: SyntheticSet, num_teachers: int) -> list[Group]:

@@ -13,8 +13,9 @@ from ddengine.recipe import require
 
 @dataclass(frozen=True, kw_only=True)
 class GrowingWindow:
-    """Sequential generation: the end of the window moves from `first` to `high` over `grow` outer
-    steps, easy segments first (section 3.2).
+    """Sequential generation: easy segments first (section 3.2).
+
+    The end of the window moves from `first` to `high` over `grow` outer steps.
     """
 
     cites: ClassVar[tuple[str, ...]] = ("guo2024datm",)

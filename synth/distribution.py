@@ -3,7 +3,7 @@
 The mean embedding of a class's synthetic images should be that of its real images, in networks of
 random weights:
 
-    loss = sum over classes c of | mean of psi(A(B_c, w_c)) - mean of psi(A(S_c, w_c)) |^2        (eq. 6)
+    loss = sum over classes c of | mean of psi(A(B_c, w_c)) - mean of psi(A(S_c, w_c)) |^2  (eq. 6)
 
 with psi the input of the network's last linear layer, a batch B_c of real images and the same
 augmentation w_c on both sides. No network is trained; a slot takes other ways of handling it.
@@ -116,33 +116,37 @@ class DistributionObjective(Objective):
     def losses(
         self, syn: SyntheticSet, state: dict[str, Tensor], step: int, rng: Generator
     ) -> Iterator[Tensor]:
-        """One loss for each part of the classes that is computed together; their sum is the step's."""
+        """One loss for each part of the classes that is computed together.
+
+        Their sum is the step's.
+        """
         config, env = self.config, self.env
         theta = config.networks.next(env, self.train, syn, state, step, config.augment, rng)
         index = env.real.draw_each(config.real_batch, rng)
         members = class_members(syn, config.syn_batch, rng)
-        draw = augment.sample(config.augment, 1, rng, groups=len(members), shared=True).to(
-            env.device
-        )
-        everything = slice(0, len(members))
-        # by the statistics of the batch
-        joined = len(members) if env.model.normed is not None else None
-        for classes in parts(
-            everything, joined or config.classes_at_once or pays(env, members.shape[1])
-        ):
-            with torch.no_grad():
-                real = []
-                for part in parts(classes, joined or pays(env, index.shape[1])):
-                    images = augment.apply(
-                        config.augment, env.real.images(index[part].flatten()), draw.part(part)
-                    )
-                    real.append(
-                        self.embed(theta, images).unflatten(0, (-1, index.shape[1])).mean(1)
-                    )
-            images = augment.apply(
-                config.augment, syn.batch(members[classes].flatten()).images, draw.part(classes)
-            )
-            yield distance(
-                torch.cat(real),
-                self.embed(theta, images).unflatten(0, (-1, members.shape[1])).mean(1),
-            )
+        draw = augment.sample(config.augment, 1, rng, groups=len(members), shared=True)
+        draw = draw.to(env.device)
+        at_once = config.classes_at_once or pays(env, members.shape[1])
+        real_at_once = pays(env, index.shape[1])
+        if env.model.normed is not None:  # BatchNorm normalises with the statistics of all
+            at_once = real_at_once = len(members)
+        for classes in parts(slice(0, len(members)), at_once):
+            target = []
+            for part in parts(classes, real_at_once):
+                images = env.real.images(index[part].flatten())
+                target.append(self._real_means(theta, images, draw.part(part), index.shape[1]))
+            images = syn.batch(members[classes].flatten()).images
+            ours = self._means(theta, images, draw.part(classes), members.shape[1])
+            yield distance(torch.cat(target), ours)
+
+    def _means(self, theta: Tensor, images: Tensor, draw: augment.AugmentDraw, each: int) -> Tensor:
+        """Mean embeddings (G, D) of classes of which there are `each` images in a row."""
+        images = augment.apply(self.config.augment, images, draw)
+        return self.embed(theta, images).unflatten(0, (-1, each)).mean(1)
+
+    @torch.no_grad()
+    def _real_means(
+        self, theta: Tensor, images: Tensor, draw: augment.AugmentDraw, each: int
+    ) -> Tensor:
+        """The same without a graph."""
+        return self._means(theta, images, draw, each)

@@ -1,19 +1,20 @@
-"""Gradient matching:
+"""Gradient matching.
 
 DC (Zhao et al., ICLR 2021, arXiv 2006.05929), DSA (2102.08259), DCC (Lee et al., ICML 2022) and
 IDC's loss (2205.14959).
 
 The gradient that a network gets from synthetic images should be the one it gets from real images:
 
-    loss = sum over classes c of D(grad l(A(S_c, w_c); theta), grad l(A(B_c, w_c); theta))        (DC eq. 9, DSA eq. 4)
+    loss = sum over classes c of D(grad l(A(S_c, w_c); theta), grad l(A(B_c, w_c); theta))
 
-with a batch B_c of real images of the class and the same augmentation w_c on both sides. DCC sums
-the gradients over classes before the distance. Differs from the released code: networks and real
-batches follow from the seed, the gradients of several classes are computed in one pass, and
-BatchNorm layers get the statistics of 16 real images per class themselves, not a tenth of them.
+(DC eq. 9, DSA eq. 4) with a batch B_c of real images of the class and the same augmentation w_c on
+both sides. DCC sums the gradients over classes before the distance. Differs from the released code:
+networks and real batches follow from the seed, the gradients of several classes are computed in one
+pass, and BatchNorm layers get the statistics of 16 real images per class themselves, not a tenth of
+them.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Generic, Literal, Self, TypeVar
@@ -128,8 +129,9 @@ class GradientMatching(ObjectiveConfig, Generic[NetworksT]):
         return self.classes_at_once is None and self.classes == "each"
 
     def cost(self, env: Env, syn: SyntheticSet) -> int:
-        """Bytes of the classes that are computed together, real and decoded, and of a gradient of
-        each.
+        """Bytes of the classes that are computed together, real and decoded.
+
+        And of a gradient of each.
         """
         num_classes, each = len(syn.class_names), images_per_class(syn, self.syn_batch)
         device = "cuda" if self.classes == "sum" else None
@@ -188,8 +190,9 @@ class GradientObjective(Objective):
     def gradients(
         self, theta: Tensor, images: Tensor, targets: Tensor, statistics: dict[str, Tensor] | None
     ) -> Tensor:
-        """The gradient of each group (G, P) of images (G, B, C, H, W) and targets (G, B) or (G, B,
-        K), differentiable in the images.
+        """The gradient of each group (G, P), differentiable in the images.
+
+        Of images (G, B, C, H, W) and targets (G, B) or (G, B, K).
         """
         # batch_norm under vmap wants one type of number, which bfloat16 autocast does not give it
         if len(images) == 1 or (statistics is not None and self.env.model.precision == "bf16"):
@@ -201,107 +204,113 @@ class GradientObjective(Objective):
     def losses(
         self, syn: SyntheticSet, state: dict[str, Tensor], step: int, rng: Generator
     ) -> Iterator[Tensor]:
-        """One loss for each part of the classes that is computed together; their sum is the step's."""
+        """One loss for each part of the classes that is computed together.
+
+        Their sum is the step's.
+        """
         config, env = self.config, self.env
         theta = config.networks.next(env, self.train, syn, state, step, config.augment, rng)
         statistics = batch_statistics(env, theta, rng)
         real = env.real.draw_each(config.real_batch, rng)
         members = class_members(syn, config.syn_batch, rng)
-        draw = augment.sample(config.augment, 1, rng, groups=len(members), shared=True).to(
-            env.device
-        )
+        draw = augment.sample(config.augment, 1, rng, groups=len(members), shared=True)
+        seen = Seen(syn, theta, statistics, real, members, draw.to(env.device))
+        network, steps = config.networks.round(syn, step)
+        warming_up = network < config.warmup_networks and steps < config.warmup_steps
+        if config.classes == "sum" and not warming_up:
+            yield from self._summed(seen)
+        else:
+            yield from self._class_by_class(seen)
 
-        def synthetic(classes: slice) -> tuple[Tensor, Tensor]:
-            images, targets = syn.batch(members[classes].flatten())
-            return augment.apply(config.augment, images, draw.part(classes)), targets
-
-        everything, (network, seen) = slice(0, len(members)), config.networks.round(syn, step)
-        if config.classes == "sum" and not (
-            network < config.warmup_networks and seen < config.warmup_steps
-        ):
-
-            def share(classes: slice) -> Tensor:
-                """What some classes add to the mean gradient (P,)."""
-                images, targets = synthetic(classes)
-                return (
-                    self.one(theta, images, targets, statistics)
-                    * (classes.stop - classes.start)
-                    / len(members)
-                )
-
-            target = torch.stack(
-                list(self._real(theta, real, draw, everything, statistics, joint=True))
-            ).sum(0)
-            # several blocks cost a pass more, so their number follows from memory alone
-            blocks = list(
-                parts(everything, config.classes_at_once or pays(env, members.shape[1], "cuda"))
-            )
-            yield from self._summed(target, share, blocks)
-            return
-        at_once = config.classes_at_once or pays(env, members.shape[1])
+    def _class_by_class(self, seen: "Seen") -> Iterator[Tensor]:
+        """A distance for each class, those of some classes in one loss."""
+        config, env = self.config, self.env
+        at_once = config.classes_at_once or pays(env, seen.members.shape[1])
         # real gradients do not depend on the images, so they are computed for several losses
         # together where that pays
-        for block in parts(everything, at_once * max(1, pays(env, real.shape[1]) // at_once)):
-            target = torch.cat(list(self._real(theta, real, draw, block, statistics)))
+        in_block = at_once * max(1, pays(env, seen.real.shape[1]) // at_once)
+        for block in parts(seen.everything, in_block):
+            target = torch.cat(list(self._real(seen, block)))
             for classes in parts(block, at_once):
                 wanted = target[classes.start - block.start : classes.stop - block.start]
-                mine = self.gradients(theta, *grouped(len(wanted), *synthetic(classes)), statistics)
-                yield distance(wanted, mine, env.model.shapes, config.metric, config.tensors).sum()
+                groups = grouped(len(wanted), *self._decoded(seen, classes))
+                ours = self.gradients(seen.theta, *groups, seen.statistics)
+                yield distance(wanted, ours, env.model.shapes, config.metric, config.tensors).sum()
+
+    def _decoded(self, seen: "Seen", classes: slice) -> tuple[Tensor, Tensor]:
+        """Decoded images of some classes, augmented, and their targets."""
+        images, targets = seen.syn.batch(seen.members[classes].flatten())
+        return augment.apply(self.config.augment, images, seen.draw.part(classes)), targets
 
     @torch.no_grad()
-    def _real(
-        self,
-        theta: Tensor,
-        index: Tensor,
-        draw: augment.AugmentDraw,
-        classes: slice,
-        statistics: dict[str, Tensor] | None,
-        joint: bool = False,
-    ) -> Iterator[Tensor]:
-        """The real gradients of some classes, in parts: (G, P), or `joint` what a part adds to the
-        mean over all classes (P,); index (K, B).
-        """
-        for part in parts(classes, pays(self.env, index.shape[1])):
-            images, targets = self.env.real.batch(index[part].flatten())
-            images, num = (
-                augment.apply(self.config.augment, images, draw.part(part)),
-                part.stop - part.start,
-            )
-            if joint:
-                yield self.one(theta, images, targets, statistics) * num / len(index)
-            else:
-                yield self.gradients(theta, *grouped(num, images, targets), statistics)
+    def _real(self, seen: "Seen", classes: slice) -> Iterator[Tensor]:
+        """The real gradients (G, P) of some classes, in parts."""
+        for part in parts(classes, pays(self.env, seen.real.shape[1])):
+            groups = grouped(part.stop - part.start, *self._real_batch(seen, part))
+            yield self.gradients(seen.theta, *groups, seen.statistics)
 
-    def _summed(
-        self, target: Tensor, share: Callable[[slice], Tensor], blocks: list[slice]
-    ) -> Iterator[Tensor]:
-        """The distance of the mean over all classes of the synthetic gradients to `target` (P,);
-        one graph alive for each block of classes.
+    def _real_batch(self, seen: "Seen", classes: slice) -> tuple[Tensor, Tensor]:
+        """Real images of some classes, augmented, and their targets."""
+        images, targets = self.env.real.batch(seen.real[classes].flatten())
+        return augment.apply(self.config.augment, images, seen.draw.part(classes)), targets
+
+    @torch.no_grad()
+    def _real_mean(self, seen: "Seen") -> Tensor:
+        """The mean over all classes of the real gradients (P,)."""
+        theta, statistics, shares = seen.theta, seen.statistics, []
+        for part in parts(seen.everything, pays(self.env, seen.real.shape[1])):
+            gradient = self.one(theta, *self._real_batch(seen, part), statistics)
+            shares.append(gradient * (part.stop - part.start) / len(seen.real))
+        return torch.stack(shares).sum(0)
+
+    def _share(self, seen: "Seen", classes: slice) -> Tensor:
+        """What some classes add to the mean of the decoded images' gradients (P,)."""
+        gradient = self.one(seen.theta, *self._decoded(seen, classes), seen.statistics)
+        return gradient * (classes.stop - classes.start) / len(seen.members)
+
+    def _summed(self, seen: "Seen") -> Iterator[Tensor]:
+        """The distance between the means over all classes; one graph alive for each block of them.
 
         With several blocks: the mean g without a graph first, v = d distance / d g, and then <v,
         the block's share of g>, whose gradients in the images add up to those of the distance;
         constants make the losses add up to the distance itself.
         """
+        config, env, target = self.config, self.env, self._real_mean(seen)
+        # several blocks cost a pass more, so their number follows from memory alone
+        in_block = config.classes_at_once or pays(env, seen.members.shape[1], "cuda")
+        blocks = list(parts(seen.everything, in_block))
 
         def compare(mean: Tensor) -> Tensor:
-            return distance(
-                target[None],
-                mean[None],
-                self.env.model.shapes,
-                self.config.metric,
-                self.config.tensors,
-            ).sum()
+            real, ours, shapes = target[None], mean[None], env.model.shapes
+            return distance(real, ours, shapes, config.metric, config.tensors).sum()
 
         if len(blocks) == 1:
-            yield compare(share(blocks[0]))
+            yield compare(self._share(seen, blocks[0]))
             return
         with torch.no_grad():
-            mean = torch.stack([share(block) for block in blocks]).sum(0)
+            mean = torch.stack([self._share(seen, block) for block in blocks]).sum(0)
         value = compare(mean.requires_grad_())
-        (way,) = torch.autograd.grad(value, mean)
-        rest = (value.detach() - (way * mean.detach()).sum()) / len(blocks)
+        (slope,) = torch.autograd.grad(value, mean)
+        constant = (value.detach() - (slope * mean.detach()).sum()) / len(blocks)
         for block in blocks:
-            yield (way * share(block)).sum() + rest
+            yield (slope * self._share(seen, block)).sum() + constant
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one step compares: K classes of real and of decoded images in one network."""
+
+    syn: SyntheticSet
+    theta: Tensor  # (P,) of the network
+    statistics: dict[str, Tensor] | None  # of its BatchNorm layers
+    real: Tensor  # (K, B) indices of real images
+    members: Tensor  # (K, n) indices of decoded ones
+    draw: augment.AugmentDraw  # one a class, for both
+
+    @property
+    def everything(self) -> slice:
+        """All classes."""
+        return slice(0, len(self.members))
 
 
 def grouped(num: int, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -310,8 +319,9 @@ def grouped(num: int, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def batch_statistics(env: Env, theta: Tensor, rng: Generator) -> dict[str, Tensor] | None:
-    """What BatchNorm layers see in real images of all classes; None for networks without, for which
-    nothing is drawn.
+    """What BatchNorm layers see in real images of all classes.
+
+    None for networks without, for which nothing is drawn.
     """
     if env.model.normed is None:
         return None

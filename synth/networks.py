@@ -1,5 +1,6 @@
-"""The networks in which real and synthetic images are compared: never trained, trained on the
-synthetic images, or trained on real ones.
+"""The networks in which real and synthetic images are compared.
+
+They are never trained, trained on the synthetic images, or trained on real ones.
 
 What a network has become lies in the objective's state, so that it is checkpointed. All training
 happens on one flat parameter vector in one loop: batches are indexed on the device, nothing is read
@@ -66,8 +67,9 @@ class Networks(Protocol):
 
 
 def training_gradient(env: Env) -> Gradient:
-    """The gradient that networks are trained with; compiled where the run asks for it, but for
-    mixed batches, each of which has other constants.
+    """The gradient that networks are trained with, compiled where the run asks for it.
+
+    But for mixed batches, each of which has other constants.
     """
 
     def loss(theta: Tensor, images: Tensor, targets: Tensor, mix: augment.CutMix | None) -> Tensor:
@@ -116,8 +118,7 @@ PUBLISHED_EPOCHS = {1: 1, 10: 50, 20: 25, 30: 20, 40: 15, 50: 10}
 
 
 def loop_counts(ipc: int) -> tuple[int, int]:
-    """(outer steps per network, epochs of its training between them) for any number of stored
-    images per class.
+    """(outer steps per network, epochs of its training between them) for any images per class.
 
     The published table where it has an entry (1, 10, 20, 30, 40, 50; the released code refuses all
     others). Elsewhere as many steps as images, at most 50, and epochs by linear interpolation of
@@ -130,11 +131,10 @@ def loop_counts(ipc: int) -> tuple[int, int]:
 
 @dataclass(frozen=True, kw_only=True)
 class OnSynthetic(Networks):
-    """A network that is trained on the synthetic images between outer steps, and replaced by a new
-    one after `steps` (DC, DSA, DCC).
+    """A network that is trained on the synthetic images between outer steps (DC, DSA, DCC).
 
-    SGD without momentum or weight decay, with the augmentation of the objective. The released code
-    seeds networks by the clock.
+    A new one replaces it after `steps`. SGD without momentum or weight decay, with the augmentation
+    of the objective. The released code seeds networks by the clock.
     """
 
     steps: int | None = None  # outer steps per network; None: the images per class, at most 50
@@ -211,8 +211,9 @@ class OnSynthetic(Networks):
 
 @dataclass(frozen=True, kw_only=True)
 class OnReal(Networks):
-    """A network that is trained on real images between outer steps, and replaced by a new one after
-    `steps` (IDC).
+    """A network that is trained on real images between outer steps (IDC).
+
+    A new one replaces it after `steps`.
     """
 
     steps: int = 100  # outer steps per network

@@ -1,5 +1,6 @@
-"""Sets that are chosen and not optimised (RDED; Sun et al., CVPR 2024, arXiv 2312.03526): what
-`init` chooses is the result.
+"""Sets that are chosen and not optimised: what `init` chooses is the result.
+
+RDED (Sun et al., CVPR 2024, arXiv 2312.03526).
 """
 
 from collections.abc import Iterator

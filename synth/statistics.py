@@ -1,4 +1,4 @@
-"""Statistics matching:
+"""Statistics matching.
 
 SRe2L (Yin, Xing & Shen, NeurIPS 2023, arXiv 2306.13092), and the loss that INFER shares with it.
 
@@ -86,9 +86,9 @@ BatchesT = TypeVar("BatchesT", bound=Batches)
 
 @dataclass(frozen=True, kw_only=True)
 class StatisticsMatching(ObjectiveConfig, Generic[BatchesT]):
-    """See the module. The step size is that of `outer.optim`; published:
+    """See the module.
 
-    Adam with betas 0.5 and 0.9, a cosine.
+    The step size is that of `outer.optim`; published: Adam with betas 0.5 and 0.9, a cosine.
     """
 
     batches: BatchesT  # which examples are optimised together
@@ -164,8 +164,9 @@ class StatisticsMatching(ObjectiveConfig, Generic[BatchesT]):
             check_norms(name, teacher)
 
     def cost(self, env: Env, syn: SyntheticSet) -> int:
-        """Bytes of the batches that share a forward pass, in the largest teacher, and with `adjust`
-        of the weights of each batch.
+        """Bytes of the batches that share a forward pass, in the largest teacher.
+
+        With `adjust` also of the weights of each batch.
         """
         assert env.experts is not None
         num_teachers, last = env.experts.num_experts, env.experts.epochs[-1]
@@ -223,8 +224,9 @@ class StatisticsObjective(Objective):
         self.at_once = config.at_once(env)
 
     def init(self, rng: Generator) -> dict[str, Tensor]:
-        """The weights of each batch's own teacher, once they are adjusted, by teacher; at first
-        none.
+        """The weights of each batch's own teacher, once they are adjusted, by teacher.
+
+        At first none.
         """
         if not self.config.adjust:
             return {}
@@ -238,43 +240,54 @@ class StatisticsObjective(Objective):
         """The sum over batches of the loss, in as many parts as share a forward pass."""
         config, groups = self.config, self.config.batches.groups(syn, len(self.teachers))
         if config.adjust and step == 0:
-            for m, teacher in enumerate(self.teachers):
-                own = [
-                    self._adjusted(teacher, *_look(syn, row))
-                    for number, index in groups
-                    if number == m
-                    for row in index
-                ]
-                state[f"theta.{m}"] = torch.stack(own) if own else state[f"theta.{m}"]
-        current, first, seen = crop_at(config, step), 0, [0] * len(self.teachers)
-        draw = augment.sample(
-            current, 1, rng, groups=sum(len(index) for _, index in groups), shared=True
-        ).to(self.env.device)
+            self._adjust_all(syn, groups, state)
+        seen_through = crop_at(config, step)
+        num_batches = sum(len(index) for _, index in groups)
+        draw = augment.sample(seen_through, 1, rng, groups=num_batches, shared=True)
+        draw = draw.to(self.env.device)
+        first, seen = 0, [0] * len(self.teachers)  # batches so far: of all teachers, of each
         for teacher, index in groups:
             together = 1 if config.adjust else max(1, self.at_once // index.shape[1])
             for rows in index.split(together):
-                own = draw.part(slice(first, first + len(rows)))
-                network = self._forward(
-                    self.teachers[teacher],
-                    state[f"theta.{teacher}"][seen[teacher]] if config.adjust else None,
-                )
+                part = draw.part(slice(first, first + len(rows)))
+                theta = state[f"theta.{teacher}"][seen[teacher]] if config.adjust else None
                 first, seen[teacher] = first + len(rows), seen[teacher] + len(rows)
-                parts = rows.split(config.images_at_once or rows.shape[1], 1)
-                looks = [
-                    partial(
-                        _look,
-                        syn,
-                        part,
-                        lambda images, own=own: augment.apply(current, images, own),
-                    )
-                    for part in parts
-                ]
-                if len(looks) == 1:
-                    yield batch_losses(
-                        network, self.teachers[teacher], *looks[0](), len(rows), config
-                    ).sum()
-                else:
-                    yield from part_losses(network, self.teachers[teacher], looks, config)
+                yield from self._of_rows(syn, rows, teacher, theta, (seen_through, part))
+
+    def _of_rows(
+        self,
+        syn: SyntheticSet,
+        rows: Tensor,
+        teacher: int,
+        theta: Tensor | None,
+        augmentation: tuple[AugmentConfig, augment.AugmentDraw],
+    ) -> Iterator[Tensor]:
+        """The loss of batches (G, B) that share a forward pass, in parts where they do not fit."""
+
+        def apply(images: Tensor) -> Tensor:
+            seen_through, draw = augmentation
+            return augment.apply(seen_through, images, draw)
+
+        config, network = self.config, self.teachers[teacher]
+        forward = self._forward(network, theta)
+        parts = rows.split(config.images_at_once or rows.shape[1], 1)
+        looks = [partial(_look, syn, part, apply) for part in parts]
+        if len(looks) == 1:
+            yield batch_losses(forward, network, *looks[0](), len(rows), config).sum()
+        else:
+            yield from part_losses(forward, network, looks, config)
+
+    def _adjust_all(
+        self, syn: SyntheticSet, groups: Sequence[Group], state: dict[str, Tensor]
+    ) -> None:
+        """Put the weights of each batch's own teacher into the state."""
+        for m, teacher in enumerate(self.teachers):
+            adjusted: list[Tensor] = []
+            for number, index in groups:
+                if number == m:
+                    adjusted += [self._adjusted(teacher, *_look(syn, row)) for row in index]
+            if adjusted:
+                state[f"theta.{m}"] = torch.stack(adjusted)
 
     def _forward(self, teacher: nn.Module, theta: Tensor | None) -> Callable[[Tensor], Tensor]:
         """The network, with weights of its own where there are any."""
@@ -290,8 +303,10 @@ class StatisticsObjective(Objective):
         return forward
 
     def _adjusted(self, teacher: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
-        """The weights (P,) of DWA: each step goes adjust / adjust_steps along the normalised
-        gradient of the batch's cross-entropy (its eq. 9).
+        """The weights (P,) of DWA (its eq. 9).
+
+        Each step goes adjust / adjust_steps along the normalised gradient of the batch's
+        cross-entropy.
         """
         theta = flatten(teacher)
         for _ in range(self.config.adjust_steps):
@@ -309,8 +324,9 @@ class StatisticsObjective(Objective):
 
 
 def check_teachers(teachers: Sequence[nn.Module], env: Env, *, statistics: bool) -> None:
-    """Raise UserError for a teacher of other classes, or without BatchNorm where its statistics are
-    to be matched.
+    """Raise UserError for a teacher of other classes.
+
+    And for one without BatchNorm where its statistics are to be matched.
     """
     for number, teacher in enumerate(teachers):
         images = torch.zeros(
@@ -338,7 +354,7 @@ def check_norms(name: str, teacher: nn.Module) -> None:
 
 
 def crop_at(config: StatisticsMatching, step: int) -> AugmentConfig:
-    """The augmentation of a step:
+    """The augmentation of a step.
 
     CDA's curriculum goes from whole images to crops of augment.area (its section 3).
     """
@@ -375,8 +391,9 @@ def _look(
 
 @contextmanager
 def inputs_of_norms(network: nn.Module, see: Callable[[nn.Module, Tensor], None]) -> Iterator[None]:
-    """While a forward pass runs, `see` gets every BatchNorm layer with its input, in the order of
-    the pass.
+    """While a forward pass runs, `see` gets every BatchNorm layer with its input.
+
+    In the order of the pass.
     """
     norms = [m for m in network.modules() if isinstance(m, BATCH_NORM) and m.track_running_stats]
     hooks = [
@@ -414,8 +431,9 @@ def batch_losses(
     num: int,
     config: StatisticsMatching,
 ) -> Tensor:
-    """Losses (G,) of `num` batches, images (G B, C, H, W), in one forward pass of `network`, each
-    with statistics of its own.
+    """Losses (G,) of `num` batches in one forward pass of `network`.
+
+    Of images (G B, C, H, W), each batch with statistics of its own.
     """
     terms: list[Tensor] = []
 
@@ -430,72 +448,112 @@ def batch_losses(
     return losses + config.alpha * weighted(terms, config.first) if terms else losses
 
 
+@dataclass
+class Sums:
+    """Sums over examples and space of the inputs of a BatchNorm layer, about its running mean."""
+
+    norm: Any  # the layer
+    total: Tensor  # (channels,) float64
+    squares: Tensor  # (channels,) float64, of squares
+    count: int  # numbers a channel
+
+    @classmethod
+    def of(cls, norm: Any, x: Tensor) -> "Sums":
+        """Of inputs (B, channels, ...)."""
+        x = x.double().transpose(0, 1).flatten(1) - norm.running_mean.double()[:, None]
+        return cls(norm, x.sum(1), x.square().sum(1), x.shape[1])
+
+    def add(self, other: "Sums") -> None:
+        """Further examples."""
+        self.total = self.total + other.total
+        self.squares = self.squares + other.squares
+        self.count += other.count
+
+
+class SumsOfLayers:
+    """The sums of a whole batch, of each layer in the order that forward passes meet them."""
+
+    def __init__(self) -> None:
+        self.layers: list[Sums] = []
+        self._next = 0
+
+    def begin(self) -> None:
+        """A forward pass of another part of the batch follows."""
+        self._next = 0
+
+    def add(self, norm: nn.Module, x: Tensor) -> None:
+        """What the next layer sees."""
+        sums = Sums.of(norm, x)
+        if self._next == len(self.layers):
+            self.layers.append(sums)
+        else:
+            self.layers[self._next].add(sums)
+        self._next += 1
+
+
+class LinearStatistics:
+    """The statistics term of the loss, linear in a part's sums where the batch's are given.
+
+    Since d var = d (squares / count) - 2 shift d (total / count), with the shift of the mean from
+    the running one.
+    """
+
+    def __init__(self, layers: Sequence[Sums], config: "StatisticsMatching"):
+        shifts = [(sums.total / sums.count).requires_grad_() for sums in layers]
+        variances, terms = [], []
+        for sums, shift in zip(layers, shifts, strict=True):
+            variance = sums.squares / sums.count - shift.detach().square()
+            variances.append(variance.requires_grad_())
+            mean = sums.norm.running_mean.double() + shift
+            terms.append(distance(sums.norm, mean, variance, config.variance))
+        statistics = config.alpha * weighted(terms, config.first)
+        slopes = torch.autograd.grad(statistics, [*shifts, *variances]) if layers else ()
+        self.value = statistics.detach()
+        self._counts = [sums.count for sums in layers]
+        self._shifts = [shift.detach() for shift in shifts]
+        self._by_mean, self._by_variance = slopes[: len(layers)], slopes[len(layers) :]
+        self._next = 0
+        self.part = torch.zeros(())
+
+    def begin(self, device: torch.device) -> None:
+        """A forward pass of another part of the batch follows."""
+        self._next, self.part = 0, torch.zeros((), dtype=torch.float64, device=device)
+
+    def add(self, norm: nn.Module, x: Tensor) -> None:
+        """What the next layer sees, with its graph."""
+        sums, layer = Sums.of(norm, x), self._next
+        by_mean, by_variance = self._by_mean[layer], self._by_variance[layer]
+        by_total = by_mean - 2 * self._shifts[layer] * by_variance
+        change = (by_total * sums.total + by_variance * sums.squares).sum()
+        self.part = self.part + change / self._counts[layer]
+        self._next += 1
+
+
 def part_losses(
     forward: Callable[[Tensor], Tensor],
     network: nn.Module,
     looks: Sequence[Callable[[], tuple[Tensor, Tensor]]],
     config: StatisticsMatching,
 ) -> Iterator[Tensor]:
-    """The loss of one batch in parts, with one part's graph alive: their gradients add up to the
-    batch's, and so do their values.
+    """The loss of one batch in parts, with one part's graph alive.
 
-    The statistics of the whole batch come from sums over parts, about the running mean, so that
-    nothing is lost to rounding.
+    Their gradients add up to the batch's, and so do their values. The statistics of the whole batch
+    come from sums over parts, about the running mean, so that nothing is lost to rounding.
     """
-    # of each layer: sum, sum of squares, numbers a channel
-    sums: list[tuple[nn.Module, Tensor, Tensor, int]] = []
-    layer = 0
-
-    def centred(norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, int]:
-        x = x.double().transpose(0, 1).flatten(1) - norm.running_mean.double()[:, None]  # type: ignore[union-attr,operator]
-        return x.sum(1), x.square().sum(1), x.shape[1]
-
-    def add(norm: nn.Module, x: Tensor) -> None:
-        nonlocal layer
-        total, squares, count = centred(norm, x)
-        if layer == len(sums):
-            sums.append((norm, total, squares, count))
-        else:
-            _, old_total, old_squares, old_count = sums[layer]
-            sums[layer] = (norm, old_total + total, old_squares + squares, old_count + count)
-        layer += 1
-
-    number = 0
-    with torch.no_grad(), inputs_of_norms(network, add):
+    number, sums = 0, SumsOfLayers()
+    with torch.no_grad(), inputs_of_norms(network, sums.add):
         for look in looks:
-            layer = 0
+            sums.begin()
             images, _ = look()
             number += len(images)
             forward(images)
-    # of the mean, from the running one
-    shifts = [(total / count).requires_grad_() for _, total, _, count in sums]
-    vars_ = [
-        (squares / count - shift.detach().square()).requires_grad_()
-        for (_, _, squares, count), shift in zip(sums, shifts, strict=True)
-    ]
-    terms = [
-        distance(norm, norm.running_mean.double() + shift, var, config.variance)  # type: ignore[union-attr,operator]
-        for (norm, *_), shift, var in zip(sums, shifts, vars_, strict=True)
-    ]
-    statistics = config.alpha * weighted(terms, config.first)
-    slopes = torch.autograd.grad(statistics, [*shifts, *vars_]) if sums else ()
-    linear = torch.zeros(())
-
-    # the loss is linear in a part's sums: d var = d (squares / count) - 2 shift d (total / count)
-    def slope(norm: nn.Module, x: Tensor) -> None:
-        nonlocal layer, linear
-        total, squares, _ = centred(norm, x)
-        count, shift = sums[layer][3], shifts[layer].detach()
-        by_mean, by_var = slopes[layer], slopes[len(sums) + layer]
-        linear = linear + ((by_mean - 2 * shift * by_var) * total + by_var * squares).sum() / count
-        layer += 1
-
+    statistics = LinearStatistics(sums.layers, config)
     for look in looks:
-        layer, linear = 0, torch.zeros((), dtype=torch.float64)
         images, classes = look()
-        linear = linear.to(images.device)
-        with inputs_of_norms(network, slope):
+        statistics.begin(images.device)
+        with inputs_of_norms(network, statistics.add):
             logits = forward(images)
-        yield functional.cross_entropy(logits, classes, reduction="sum") / number + (
-            linear - linear.detach() + statistics.detach() / len(looks)
-        ).to(images.dtype)
+        entropy = functional.cross_entropy(logits, classes, reduction="sum") / number
+        part = statistics.part
+        matched = part - part.detach() + statistics.value / len(looks)
+        yield entropy + matched.to(images.dtype)

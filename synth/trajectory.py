@@ -1,4 +1,4 @@
-"""Trajectory matching:
+"""Trajectory matching.
 
 MTT (Cazenavette et al., CVPR 2022, arXiv 2203.11932), and what FTD, TESLA, DATM and AST build on
 it.
@@ -18,7 +18,7 @@ paper calls it exact, and for ImageNet-1K `labels` target: each segment trains o
 the expert gives the images at the segment's end.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Literal, Protocol, Self, TypeVar
 
@@ -154,7 +154,7 @@ class TrajectoryMatching(ObjectiveConfig, Generic[WindowT, PerturbT, LossScaleT,
 
     @property
     def makes_labels(self) -> bool:
-        """Whether examples are labelled anew in each segment, so that the set must be in the end."""
+        """Whether examples are labelled anew in each segment, and so the set in the end."""
         return self.labels == "target"
 
     def initial(self) -> dict[str, float]:
@@ -182,8 +182,9 @@ class TrajectoryMatching(ObjectiveConfig, Generic[WindowT, PerturbT, LossScaleT,
             )
 
     def cost(self, env: Env, syn: SyntheticSet) -> int:
-        """Bytes of the graph of one inner step, or of all that are kept, and of a parameter vector
-        of each.
+        """Bytes of the graph of one inner step, or of all that are kept.
+
+        And of parameter vectors of each.
         """
         images = len(syn) if self.batch is None else min(self.batch, len(syn))
         graphs = self.inner_steps if self.backprop == "full" else 1
@@ -253,70 +254,97 @@ class TrajectoryObjective(Objective):
         self, syn: SyntheticSet, state: dict[str, Tensor], step: int, rng: Generator
     ) -> Iterator[Tensor]:
         """One loss: of one segment of one expert."""
+        config, device = self.config, self.env.device
+        segment = self._segment(step, rng)
+        indices = student_batches(len(syn), config.batch or len(syn), config.inner_steps, rng)
+        # one copy, not one in each inner step
+        indices = torch.cat(indices).to(device).split([len(index) for index in indices])
+        used = torch.cat(indices).unique()
+        labels = self._labels(segment, syn, used) if config.labels == "target" else None
+        draws = [augment.sample(config.augment, len(index), rng).to(device) for index in indices]
+        factor = self._factor(segment)
+
+        def batch(tensors: Mapping[str, Tensor], k: int) -> tuple[Tensor, Tensor, Tensor]:
+            images, targets = syn.with_tensors(tensors).batch(indices[k])
+            if labels is not None:
+                targets = labels.index_select(0, torch.searchsorted(used, indices[k]))
+            return augment.apply(config.augment, images, draws[k]), targets, factor
+
+        reached = unroll(
+            self.gradient,
+            batch,
+            segment.theta,
+            {name: tensor for name, tensor in syn.tensors.items() if name != "lr"},
+            config.inner_steps,
+            lr=syn.tensors["lr"],
+            update=config.update(),
+            keep=[k for k, _, _ in segment.milestones[:-1]],
+            backprop=config.backprop,
+        )
+        weights = [weight for _, _, weight in segment.milestones]
+        yield matching_loss(reached, segment.ends, segment.theta, weights)
+
+    def _segment(self, step: int, rng: Generator) -> "Segment":
+        """A segment drawn for an outer step."""
         config, experts = self.config, self.env.experts
         assert experts is not None
         low, high = config.window(step)
         expert = int(torch.randint(experts.num_experts, (1,), generator=rng))
         start = int(torch.randint(low, high, (1,), generator=rng))
-        last = (config.inner_steps, config.expert_epochs, 1.0)
-        milestones: Milestones = (
-            *(
-                config.milestones(config.inner_steps, config.expert_epochs)
-                if config.milestones
-                else ()
-            ),
-            last,
-        )
-        snapshots = experts.snapshots(
-            expert, [start, *(start + epoch for _, epoch, _ in milestones)]
-        ).to(self.env.device)
-        theta, ends = snapshots[0], snapshots[1:]
+        milestones: Milestones = ((config.inner_steps, config.expert_epochs, 1.0),)
+        if config.milestones:
+            milestones = (
+                *config.milestones(config.inner_steps, config.expert_epochs),
+                *milestones,
+            )
+        epochs = [start, *(start + epoch for _, epoch, _ in milestones)]
+        snapshots = experts.snapshots(expert, epochs).to(self.env.device)
+        theta = snapshots[0]
         if config.perturb:
             theta = config.perturb(theta, self.env.model.shapes, rng)
-        factor = torch.tensor(
-            config.loss_scale(start, config.window.last + 1) if config.loss_scale else 1.0,
-            device=self.env.device,
-        )
-        batches = student_batches(len(syn), config.batch or len(syn), config.inner_steps, rng)
-        # one copy, not one in each inner step
-        batches = torch.cat(batches).to(self.env.device).split([len(index) for index in batches])
-        used, given = torch.cat(batches).unique(), None
-        if config.labels == "target":
-            with torch.no_grad():
-                given = predict(
-                    experts.load(expert, start + config.expert_epochs).to(self.env.device),
-                    syn.batch(used).images,
-                )
-        draws = [
-            augment.sample(config.augment, len(index), rng).to(self.env.device) for index in batches
-        ]
+        return Segment(expert, start, theta, snapshots[1:], milestones)
 
-        def batch(tensors, k: int) -> tuple[Tensor, Tensor, Tensor]:
-            images, targets = syn.with_tensors(tensors).batch(batches[k])
-            if given is not None:
-                targets = given.index_select(0, torch.searchsorted(used, batches[k]))
-            return augment.apply(config.augment, images, draws[k]), targets, factor
+    def _factor(self, segment: "Segment") -> Tensor:
+        """The factor on the inner loss."""
+        factor = 1.0
+        if self.config.loss_scale:
+            factor = self.config.loss_scale(segment.start, self.config.window.last + 1)
+        return torch.tensor(factor, device=self.env.device)
 
-        inputs = {k: v for k, v in syn.tensors.items() if k != "lr"}
-        steps = [k for k, _, _ in milestones]
-        reached = unroll(
-            self.gradient, batch, theta, inputs, config.inner_steps,
-            lr=syn.tensors["lr"], update=config.update(), keep=steps[:-1], backprop=config.backprop,
-        )  # fmt: skip
-        yield matching_loss(reached, ends, theta, [weight for _, _, weight in milestones])
+    @torch.no_grad()
+    def _labels(self, segment: "Segment", syn: SyntheticSet, used: Tensor) -> Tensor:
+        """The logits (n, K) of the network that the segment leads to, of the examples `used`."""
+        experts = self.env.experts
+        assert experts is not None
+        network = experts.load(segment.expert, segment.start + self.config.expert_epochs)
+        return predict(network.to(self.env.device), syn.batch(used).images)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """What a student is to follow."""
+
+    expert: int
+    start: int  # the epoch it starts at
+    theta: Tensor  # (P,) where the student starts: the snapshot, perturbed or not
+    ends: Tensor  # (J, P) where it should be, at each milestone
+    milestones: Milestones  # J, the last after all inner steps
 
 
 def matching_loss(reached: Tensor, targets: Tensor, start: Tensor, weights: list[float]) -> Tensor:
-    """Sum over milestones of weight * |reached - target|^2 / |start - target|^2; reached, targets
-    (J, P), start (P,).
+    """Sum over milestones of weight * |reached - target|^2 / |start - target|^2.
+
+    Of reached and targets (J, P) and start (P,).
     """
     distance = (reached - targets).square().sum(1) / (start - targets).square().sum(1)
     return (distance * torch.tensor(weights, device=distance.device, dtype=distance.dtype)).sum()
 
 
 def student_batches(num: int, batch: int, num_steps: int, rng: Generator) -> list[Tensor]:
-    """Indices of each student update: a random order of all examples in chunks, taken from the end
-    (a ragged chunk comes first); then a new order.
+    """Indices of each student update.
+
+    A random order of all examples in chunks, taken from the end (a ragged chunk comes first); then
+    a new order.
     """
     chunks: list[Tensor] = []
     batches = []

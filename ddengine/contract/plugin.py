@@ -16,6 +16,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def _given(metafunc: pytest.Metafunc) -> set[str]:
+    """Arguments that a test gives itself, by a mark; other tests may have such names too."""
+    given: set[str] = set()
+    for mark in metafunc.definition.iter_markers("parametrize"):
+        names = mark.args[0]
+        given |= set(names.replace(" ", "").split(",") if isinstance(names, str) else names)
+    return given
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A test with the argument `method` runs for the recipe of every method.
 
@@ -25,6 +34,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if not metafunc.function.__module__.startswith("ddengine.contract."):
         return
     wanted = {"method", "minimising", "codec_name", "any_recipe"} & set(metafunc.fixturenames)
+    wanted -= _given(metafunc)
     if not wanted:
         return
     from ddengine.contract import worlds

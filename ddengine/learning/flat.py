@@ -10,15 +10,17 @@ from ddengine.system.runtime import Precision, autocast
 
 
 def flatten(module: nn.Module) -> Tensor:
-    """The parameters of `module` in definition order, as one detached vector (P,) that shares no
-    memory with them.
+    """The parameters of `module` in definition order, as one detached vector (P,).
+
+    It shares no memory with them.
     """
     return torch.cat([p.detach().flatten() for p in module.parameters()])
 
 
 def flatten_buffers(module: nn.Module) -> Tensor | None:
-    """The buffers of `module` (BatchNorm statistics) as one float32 vector (Q,), None when it has
-    none.
+    """The buffers of `module` (BatchNorm statistics) as one float32 vector (Q,).
+
+    None when it has none.
     """
     buffers = [b.detach().flatten().float() for b in module.buffers()]
     return torch.cat(buffers) if buffers else None
@@ -45,8 +47,9 @@ class _Embed(nn.Module):
 
 
 class FlatModel:
-    """`module` as a function (theta (P,), images (B, C, H, W)) -> logits (B, K), differentiable in
-    both as often as wanted.
+    """`module` as a function (theta (P,), images (B, C, H, W)) -> logits (B, K).
+
+    Differentiable in both as often as wanted.
 
     BatchNorm normalises with the statistics of the batch, or with frozen ones that are given, and
     its running ones are never touched. Dropout is off, because a replayed step must repeat itself.
@@ -86,8 +89,9 @@ class FlatModel:
     def __call__(
         self, theta: Tensor, images: Tensor, statistics: dict[str, Tensor] | None = None
     ) -> Tensor:
-        """Logits (B, K) of the network with parameters `theta` (P,); BatchNorm uses `statistics`
-        where they are given.
+        """Logits (B, K) of the network with parameters `theta` (P,).
+
+        BatchNorm uses `statistics` where they are given.
         """
         module, buffers = (self.module, {}) if statistics is None else (self.normed, statistics)
         assert module is not None
@@ -105,8 +109,9 @@ class FlatModel:
 
     @torch.no_grad()
     def statistics(self, theta: Tensor, images: Tensor) -> dict[str, Tensor] | None:
-        """The statistics that BatchNorm layers see in a batch, None for a network without such
-        layers.
+        """The statistics that BatchNorm layers see in a batch.
+
+        None for a network without such layers.
         """
         if self.normed is None:
             return None
@@ -129,8 +134,9 @@ class FlatModel:
 
 
 def _with_statistics(module: nn.Module) -> nn.Module | None:
-    """A copy whose BatchNorm layers use running statistics, which one batch in training mode
-    replaces; None without such layers.
+    """A copy whose BatchNorm layers use running statistics; None without such layers.
+
+    One batch in training mode replaces these.
     """
     norms = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
     if not any(part.track_running_stats for part in norms):

@@ -1,5 +1,7 @@
-"""The gradient of inner training: what `unroll` steps by, and how a vector is pulled back through
-it. A faster way to compute either takes the place of `ByAutograd` and changes nothing else.
+"""The gradient of inner training: what `unroll` steps by.
+
+And how a vector is pulled back through it. A faster way to compute either takes the place of
+`ByAutograd` and changes nothing else.
 """
 
 from collections.abc import Callable
@@ -13,7 +15,7 @@ GradientFn = Callable[..., Tensor]  # (theta (P,), *batch) -> its gradient in th
 
 
 def eager_gradient(loss: LossFn) -> GradientFn:
-    """(theta, *batch) -> d loss / d theta (P,), itself differentiable where gradients are enabled."""
+    """(theta, *batch) -> d loss / d theta (P,), differentiable where gradients are enabled."""
 
     def gradient(theta: Tensor, *batch: Tensor) -> Tensor:
         differentiable = torch.is_grad_enabled()

@@ -82,7 +82,10 @@ def clipped(grad: Tensor, kept: Kept, config: OptimConfig) -> tuple[Tensor, dict
 
 
 def updated(tensor: Tensor, grad: Tensor, kept: Kept, config: OptimConfig, lr: float) -> Updated:
-    """One update of a stored tensor, at step size `lr`; what is not in `kept` yet starts at zero."""
+    """One update of a stored tensor, at step size `lr`.
+
+    What is not in `kept` yet starts at zero.
+    """
     grad, norms = clipped(grad, kept, config)
     zero = torch.zeros_like(tensor)
     mean = kept.get("momentum", zero)

@@ -1,5 +1,7 @@
-r"""Inner training as a differentiable function: theta_{k+1} and the state of the update follow from
-theta_k and the inner gradient g_k (`updates`: plain SGD, heavy ball, Adam).
+r"""Inner training as a differentiable function.
+
+theta_{k+1} and the state of the update follow from theta_k and the inner gradient g_k (`updates`:
+plain SGD, heavy ball, Adam).
 
 How its gradient is computed is a part of its own:
 
@@ -128,8 +130,9 @@ class _Replay(torch.autograd.Function):
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         call: _Call = ctx.call
         lr, *values = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[3:]
-        leaves = [v.detach().requires_grad_(w) for v, w in zip(values, wanted, strict=True)]
+        leaves = [value.detach() for value in values]
+        for leaf, wanted in zip(leaves, ctx.needs_input_grad[3:], strict=True):
+            leaf.requires_grad_(wanted)
         inputs = dict(zip(call.names, leaves, strict=True))
         learned = [leaf for leaf in leaves if leaf.requires_grad]
         grads = [torch.zeros_like(leaf) for leaf in learned]
@@ -137,8 +140,7 @@ class _Replay(torch.autograd.Function):
         p = torch.zeros_like(ctx.thetas[0])
         adjoint = call.update.before_last(p)
         for k in reversed(range(call.num_steps)):
-            for row, finished in zip(grad_out, call.out, strict=True):
-                p = p + row if finished == k + 1 else p
+            p = _with_arriving(p, grad_out, call.out, k + 1)
             step = call.update.back(p, adjoint, lr, k, ctx.grads[k], ctx.states[k])
             p, adjoint = step.theta, step.state
             with torch.enable_grad():
@@ -150,7 +152,16 @@ class _Replay(torch.autograd.Function):
             for total, part in zip(grads, _of_inputs(batch, pulled.batch, learned), strict=True):
                 total.add_(step.scale * part)
         filled = iter(grads)
-        return (None, p, grad_lr, *(next(filled) if w else None for w in wanted))
+        of_inputs = [next(filled) if leaf.requires_grad else None for leaf in leaves]
+        return (None, p, grad_lr, *of_inputs)
+
+
+def _with_arriving(p: Tensor, grad_out: Tensor, out: Sequence[int], step: int) -> Tensor:
+    """`p` and what arrives from outside at the parameters after `step` steps."""
+    for row, finished in zip(grad_out, out, strict=True):
+        if finished == step:
+            p = p + row
+    return p
 
 
 def _of_inputs(

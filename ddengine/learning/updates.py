@@ -1,5 +1,6 @@
-"""Updates of inner training: how parameters move by their gradient, and how gradients flow back
-through one update.
+"""Updates of inner training: how parameters move by their gradient.
+
+And how gradients flow back through one update.
 """
 
 from dataclasses import dataclass
@@ -52,8 +53,10 @@ class Update(Protocol):
     def back(
         self, p: Tensor, adjoint: State, lr: Tensor, k: int, grad: Tensor | None, state: State
     ) -> Back:
-        """The gradients before step k, of p (P,) in the parameters and `adjoint` in the state after
-        it; `grad` and `state` are what the step was given.
+        """The gradients before step k.
+
+        They are made of those after it: `p` (P,) in the parameters and `adjoint` in the state.
+        `grad` and `state` are what the step was given.
         """
         assert grad is not None
         theta = torch.zeros_like(p).requires_grad_()
@@ -94,8 +97,9 @@ class Sgd(Update):
 
 @dataclass(frozen=True, kw_only=True)
 class HeavyBall(Update):
-    """Momentum as torch.optim.SGD has it: theta - lr b_k with b_k = momentum b_{k-1} + g_k and
-    b_0 = g_0.
+    """Momentum as torch.optim.SGD has it.
+
+    theta - lr b_k with b_k = momentum b_{k-1} + g_k and b_0 = g_0.
     """
 
     momentum: float = 0.9  # 0 <= momentum < 1
@@ -119,8 +123,9 @@ class HeavyBall(Update):
     def back(
         self, p: Tensor, adjoint: State, lr: Tensor, k: int, grad: Tensor | None, state: State
     ) -> Back:
-        """With r_k = p + momentum r_{k+1}: the state's gradient is -lr momentum r_{k+1}, and r is
-        what is carried in its place.
+        """With r_k = p + momentum r_{k+1}.
+
+        The state's gradient is -lr momentum r_{k+1}, and r is what is carried in its place.
         """
         r = p + self.momentum * adjoint[0]
         return Back(r, -lr, p, (r,))

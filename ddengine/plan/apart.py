@@ -1,5 +1,6 @@
-"""Processes of their own, so that what is measured in them is that of one command, and clocks and
-memory as they are read there.
+"""Processes of their own, so that what is measured in one is that of one command.
+
+And clocks and memory as they are read in them.
 """
 
 import multiprocessing as mp

@@ -161,8 +161,9 @@ class Run:
 
 
 def prepared(run: Run, recipe: Recipe, calls: Calls) -> tuple[SyntheticSet, Objective]:
-    """The initial set and the objective of a recipe; networks that choose images are not trained,
-    but noted.
+    """The initial set and the objective of a recipe.
+
+    Networks that choose images are noted in `calls` and not trained.
     """
     job = run.job
     return prepare.prepare(

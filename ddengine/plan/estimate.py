@@ -1,5 +1,6 @@
-"""What a recipe will cost on this machine: time, peak memory and disk of buffer, distill and
-evaluate, from a short calibration of each.
+"""What a recipe will cost on this machine, from a short calibration.
+
+Time, peak memory and disk of each of buffer, distill and evaluate.
 """
 
 import dataclasses

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from helpers import MODEL, TINY, run
 
-from ddengine.plan import calibrate, estimate
+from ddengine.plan import bounds, calibrate, estimate
 
 RECIPE = "mtt/digits_ipc1"
 FLAGS = [
@@ -62,7 +62,7 @@ def test_estimate_and_truth(work, capsys, monkeypatch):
     assert said["buffer"]["disk"] == pytest.approx(calibrate.tree_bytes(Path("experts")), rel=0.1)
 
     with monkeypatch.context() as patch:
-        patch.setattr(estimate, "free_disk", lambda path: 1000)
+        patch.setattr(bounds, "free_disk", lambda path: 1000)
         assert run("distill", RECIPE, *FLAGS, "--out", "runs/a") == 2
     error = capsys.readouterr().err
     assert (
@@ -71,7 +71,7 @@ def test_estimate_and_truth(work, capsys, monkeypatch):
         and error.count("\n") == 1
     )
     assert not Path("runs").exists()
-    monkeypatch.setattr(estimate, "available_memory", lambda device: 1000)
+    monkeypatch.setattr(bounds, "available_memory", lambda device: 1000)
     # a step is tried, in a process that gets nothing
     assert run("distill", RECIPE, *FLAGS, "--out", "runs/a") == 2
     error = capsys.readouterr().err
