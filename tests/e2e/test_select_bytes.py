@@ -15,7 +15,7 @@ from ddengine.artefact import folder as folders
 from ddengine.artefact import parquet
 from ddengine.data import load_data
 from ddengine.data.realset import Subset
-from ddengine.pages import report
+from ddengine.pages import figures
 from ddengine.recipe import DataConfig
 from ddengine.sets.codec import Identity, Pixels
 from ddengine.sets.synthetic import SyntheticSet
@@ -41,7 +41,7 @@ def undrawn():
     other selections.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "real_vs_distilled", lambda *args: None)
+        patch.setattr(figures, "real_vs_distilled", lambda *args: None)
         yield
 
 
