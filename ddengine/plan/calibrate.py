@@ -27,6 +27,7 @@ from ddengine.learning.teachers import load_all
 from ddengine.models import build_model
 from ddengine.objective import Objective
 from ddengine.pages import figures
+from ddengine.pages.writing import write_run
 from ddengine.plan.apart import peak_memory, timed
 from ddengine.plan.jobs import Job, StandIns, experts_of, started, workable
 from ddengine.plan.trainings import Calls, seconds_of, testing_seconds
@@ -271,17 +272,14 @@ def _validation_seconds(run: Run, result: SyntheticSet) -> float:
 
 def _written_seconds(run: Run, result: SyntheticSet) -> float:
     """Seconds of everything that a distillation writes beside checkpoints; writes one of each."""
-    job, folder, train = run.job, run.folder, run.data.train
+    job, folder = run.job, run.folder
     picture = partial(figures.grid, _made(folder / "progress") / "step.png", result)
     first, again = (run.timed(picture)[0] for _ in range(2))  # the first waits for an import
-    shown = folder / "real_vs_distilled.png"
-    drawing, _ = run.timed(lambda: figures.real_vs_distilled(shown, train, result, None))
-    figures.save_samples(folder / "samples.safetensors", train)
     meta = runs.meta_of(
         job.recipe, run.data, None, run.device, seed=job.seed, precision=job.precision
     )
-    saving, _ = run.timed(lambda: folders.save(result, folder / "distilled", meta))
-    return first + (counts(run.recipe)["pictures"] - 1) * again + drawing + saving
+    writing, _ = run.timed(lambda: write_run(folder, result, run.data, meta))
+    return first + (counts(run.recipe)["pictures"] - 1) * again + writing
 
 
 def _run_bytes(run: Run, syn: SyntheticSet) -> int:
