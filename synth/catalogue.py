@@ -32,7 +32,8 @@ def discovered() -> dict[str, Recipe]:
     """
     by_name: dict[str, Recipe] = {}
     for module in modules():
-        if not hasattr(module, "recipes"):  # what several methods share
+        # probe: of modules; those without are what several methods share
+        if not hasattr(module, "recipes"):
             continue
         for recipe in module.recipes():
             if recipe.name in by_name:
@@ -72,6 +73,7 @@ def _of_package(name: str) -> Recipe:
             f"The recipe {name!r} lies in the module {module_name}, which cannot be imported "
             f"({error}); correct the name, or install its package."
         ) from None
+    # probe: of a module of somebody else
     if not hasattr(value, attribute):
         raise UserError(f"The module {module_name} has no {attribute!r}, which {name!r} names.")
     value = getattr(value, attribute)

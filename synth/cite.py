@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from ddengine.data import DATASETS
@@ -43,12 +44,17 @@ def by_key(bibtex_text: str) -> dict[str, str]:
     return {entry[entry.index("{") + 1 : entry.index(",")]: entry.strip() for entry in texts}
 
 
+def _entries_of(module: ModuleType) -> dict[str, str]:
+    """The entries that a module has beside its recipes or parts, by key."""
+    return by_key(getattr(module, "BIBTEX", ""))  # probe: of modules, most have none
+
+
 @cache
 def entries() -> dict[str, str]:
     """The entries of references.bib and of the modules of synth/recipes by key."""
     known = by_key(Path(__file__).with_name("references.bib").read_text(encoding="ascii"))
     for module in modules():
-        known |= by_key(getattr(module, "BIBTEX", ""))
+        known |= _entries_of(module)
     return known
 
 
@@ -63,6 +69,7 @@ def keys(recipe: Recipe) -> list[str]:
         raise unknown("dataset", recipe.data.name, DATASETS)
     asked: list[str] = []
     for part in parts(recipe):
+        # probe: a part of any package may cite works, and few do
         asked.extend(getattr(part, "cites", ()))
     if any(map(_augments, parts(recipe))):
         asked.append(AUGMENTATION)
@@ -89,7 +96,7 @@ def bibtex(recipe: Recipe) -> str:
     """
     known = dict(entries())
     for part in parts(recipe):
-        known |= by_key(getattr(sys.modules[type(part).__module__], "BIBTEX", ""))
+        known |= _entries_of(sys.modules[type(part).__module__])
     wanted = keys(recipe)
     for key in wanted:
         if key not in known:

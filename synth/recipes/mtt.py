@@ -117,96 +117,53 @@ def _imagenet() -> list[Recipe]:
     return cells
 
 
+DIGITS = DataConfig(name="digits")
+FASHION = DataConfig(name="fashion_mnist", limit=10000)
+# name, data, network, images per class, T+, N, outer steps, lr pixel, epochs of the evaluation
+SMALL = [
+    ("digits_ipc1", DIGITS, "convnet-d2-w32-in", 1, 4, 20, 250, 10.0, 150),
+    ("digits_ipc10", DIGITS, "convnet-d2-w32-in", 10, 8, 20, 250, 10.0, 150),
+    ("fashion_mnist_ipc1_small", FASHION, "convnet-d3-w16-in", 1, 4, 30, 400, 100.0, 300),
+    ("fashion_mnist_ipc10_small", FASHION, "convnet-d3-w16-in", 10, 8, 20, 200, 100.0, 300),
+]  # fmt: skip
+
+
 def _small() -> list[Recipe]:
     """Cells of this project for a CPU: narrow networks and few experts.
 
     Their settings were chosen on validation splits.
     """
-
-    def cell(
-        name: str,
-        data: DataConfig,
-        model: str,
-        ipc: int,
-        window: int,
-        *,
-        inner_steps: int,
-        steps: int,
-        lr_img: float,
-        epochs: int,
-        full_steps: int,
-    ) -> Recipe:
-        return Recipe(
-            name=f"mtt/{name}",
-            cites=CITES,
-            published=None,
-            note="A recipe of this project for a CPU; nothing is published for this cell.",
-            data=data,
-            model=model,
-            ipc=ipc,
-            buffer=BufferConfig(step=Sgd(lr=0.02), num_experts=5, epochs=10, batch=64),
-            codec=Identity(),
-            objective=TrajectoryMatching(inner_steps=inner_steps, expert_epochs=2,
-                window=UniformWindow(high=window), lr=0.02),
-            outer=OuterConfig(
-                steps=steps, optim={"images": OptimConfig(lr=lr_img), "lr": OptimConfig(lr=1e-4)},
-                checkpoint_every=50, evaluate_every=50, picture_every=50,
-            ),
-            evaluation=replace(PROTOCOLS["fast"], epochs=epochs, full_steps=full_steps),
-        )  # fmt: skip
-
-    digits, fashion = DataConfig(name="digits"), DataConfig(name="fashion_mnist", limit=10000)
-    d2, d3 = "convnet-d2-w32-in", "convnet-d3-w16-in"
-    return [
-        cell(
-            "digits_ipc1",
-            digits,
-            d2,
-            1,
-            4,
-            inner_steps=20,
-            steps=250,
-            lr_img=10.0,
-            epochs=150,
-            full_steps=300,
-        ),
-        cell(
-            "digits_ipc10",
-            digits,
-            d2,
-            10,
-            8,
-            inner_steps=20,
-            steps=250,
-            lr_img=10.0,
-            epochs=150,
-            full_steps=300,
-        ),
-        cell(
-            "fashion_mnist_ipc1_small",
-            fashion,
-            d3,
-            1,
-            4,
-            inner_steps=30,
-            steps=400,
-            lr_img=100.0,
-            epochs=300,
-            full_steps=300,
-        ),
-        cell(
-            "fashion_mnist_ipc10_small",
-            fashion,
-            d3,
-            10,
-            8,
-            inner_steps=20,
-            steps=200,
-            lr_img=100.0,
-            epochs=300,
-            full_steps=300,
-        ),
-    ]
+    cells = []
+    for name, data, model, ipc, window, inner_steps, steps, lr_img, epochs in SMALL:
+        optim = {"images": OptimConfig(lr=lr_img), "lr": OptimConfig(lr=1e-4)}
+        cells.append(
+            Recipe(
+                name=f"mtt/{name}",
+                cites=CITES,
+                published=None,
+                note="A recipe of this project for a CPU; nothing is published for this cell.",
+                data=data,
+                model=model,
+                ipc=ipc,
+                buffer=BufferConfig(step=Sgd(lr=0.02), num_experts=5, epochs=10, batch=64),
+                codec=Identity(),
+                objective=TrajectoryMatching(
+                    inner_steps=inner_steps,
+                    expert_epochs=2,
+                    window=UniformWindow(high=window),
+                    lr=0.02,
+                ),
+                outer=OuterConfig(
+                    steps=steps,
+                    optim=optim,
+                    checkpoint_every=50,
+                    evaluate_every=50,
+                    picture_every=50,
+                ),
+                evaluation=replace(PROTOCOLS["fast"], epochs=epochs, full_steps=300),
+            )
+        )
+    return cells
 
 
 def fashion() -> list[Recipe]:
