@@ -18,7 +18,7 @@ from ddengine.system.rng import generator
 from ddengine.system.runtime import Precision
 
 
-def generate(
+def generate(  # long: arguments, and what they mean
     data: Data,
     data_config: DataConfig,
     config: BufferConfig,

@@ -131,7 +131,8 @@ class Stores:
 class SetTeachers:
     """The teachers that a distilled set was made with, which its meta.json names.
 
-    `ddengine.evaluate` takes it in place of experts. `folder` is that of their stores; None: experts/FINGERPRINT.
+    `ddengine.evaluate` takes it in place of experts. `folder` is that of their stores; None:
+    experts/FINGERPRINT.
     """
 
     folder: Path | None = None

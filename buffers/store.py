@@ -2,9 +2,11 @@
 decides their content.
 
 experts/<fingerprint>/
-    manifest.json            fingerprint, configuration, kept epochs, shapes of the parameters that a row of "params" holds
+    manifest.json            fingerprint, configuration, kept epochs, shapes of the parameters
+                             that a row of "params" holds
     preprocess.safetensors   what the experts saw their images through
-    expert_0000.safetensors  "params" (kept epochs, P), and "buffers" (kept epochs, Q) of networks that have any; metrics in its metadata
+    expert_0000.safetensors  "params" (kept epochs, P), and "buffers" (kept epochs, Q) of networks
+                             that have any; metrics in its metadata
 """
 
 import json

@@ -155,7 +155,7 @@ def _hint(state: State, config: OuterConfig, step: int) -> str:
     )
 
 
-def distill(
+def distill(  # long: arguments, and what they mean
     syn: SyntheticSet,
     objective: Objective,
     config: OuterConfig,

@@ -547,7 +547,7 @@ class EvalConfig:
         }
         return tuple(key for key, is_used in used.items() if is_used)
 
-    def __post_init__(self) -> None:
+    def __post_init__(self) -> None:  # long: a list of checks
         require_at_least("evaluation.epochs", self.epochs)
         require_at_least("evaluation.batch", self.batch)
         require_at_least("evaluation.num_networks", self.num_networks)
@@ -752,7 +752,7 @@ def parametrised(value: Any) -> Any:
     parameter must be the whole annotation of one field.
     """
     cls: Any = type(value)
-    parameters = getattr(cls, "__parameters__", ())
+    parameters = getattr(cls, "__parameters__", ())  # probe: of classes, generic or not
     if not parameters:
         return cls
     owner = {f.type: f.name for f in dataclasses.fields(value) if isinstance(f.type, TypeVar)}
@@ -815,8 +815,7 @@ def from_dict(cls: Any, data: Any) -> Any:
             )  # type: ignore[operator]
         except TypeError as error:
             raise UserError(
-                f"The stored {getattr(cls, '__name__', cls)} does not fit this version of the "
-                f"engine: {error}."
+                f"The stored {cls.__name__} does not fit this version of the engine: {error}."
             ) from None
     if origin in (typing.Union, types.UnionType):
         if data is None:

@@ -23,8 +23,9 @@ from rich.progress import (
 from ddengine.system import files
 from ddengine.system.errors import UserError
 
-if hasattr(sys.stdout, "reconfigure"):
-    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal without UTF-8 gets question marks, not a traceback
+# a terminal without UTF-8 gets question marks, not a traceback
+if hasattr(sys.stdout, "reconfigure"):  # probe: of a stream that somebody may have replaced
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
 console = Console(highlight=False, markup=False, soft_wrap=True)
 
 PLAIN_EVERY = 20.0  # seconds between lines where the output is not a terminal

@@ -29,6 +29,7 @@ def keep_freed_memory() -> None:
     """
     if sys.platform != "linux":
         return
+    # probe: of the C library, which need not be glibc
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD
