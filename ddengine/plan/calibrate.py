@@ -19,6 +19,7 @@ from torch import nn
 from ddengine import loop, prepare
 from ddengine.artefact import folder as folders
 from ddengine.artefact import runs
+from ddengine.artefact.results import add_results
 from ddengine.data import Data, RealSet, load_data
 from ddengine.evaluation.evaluate import evaluate
 from ddengine.evaluation.train import validate
@@ -332,6 +333,7 @@ def evaluation(began: float, job: Job, folder: Path, stand_ins: Path | None) -> 
     shown = folder / "real_vs_distilled.png"
     drawing, _ = timed(device, lambda: figures.real_vs_distilled(shown, data.train, syn, result))
     files.write_json(folder / "evaluation.json", result)
+    add_results(folder / "distilled", result)
     return {
         "seconds": start + beside + trained + drawing,
         "memory": peak_memory(device),
