@@ -25,7 +25,7 @@ def test_an_example_runs(path, tmp_path, monkeypatch):
     )
     client.execute()
     printed = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.outputs]
-    assert len(printed) >= 3
+    assert len(printed) >= 2
     if os.environ.get("DDENGINE_WRITE_EXAMPLES"):
         for cell in notebook.cells:
             cell.metadata.pop("execution", None)  # when it ran
