@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ddengine import loop
 from ddengine.api import experts as of_experts
-from ddengine.api import writing
 from ddengine.api.experts import ExpertSource
 from ddengine.api.inputs import (
     AUTO,
@@ -32,7 +31,7 @@ from ddengine.data import Data, Dataset
 from ddengine.evaluation.train import validate
 from ddengine.learning.teachers import load_all
 from ddengine.objective import Objective
-from ddengine.pages import figures, overview
+from ddengine.pages import figures, overview, writing
 from ddengine.plan import bounds, jobs
 from ddengine.prepare import check_networks, prepare, reads_experts, shipped
 from ddengine.recipe import Recipe, digest

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from ddengine.api import experts as of_experts
-from ddengine.api import writing
 from ddengine.api.distill import Bibtex
 from ddengine.api.experts import ExpertSource
 from ddengine.api.inputs import (
@@ -27,6 +26,7 @@ from ddengine.api.results import Distilled, load
 from ddengine.artefact import runs
 from ddengine.data import Data, Dataset
 from ddengine.models import build_model
+from ddengine.pages import writing
 from ddengine.prepare import ASKS_EXPERTS, check_networks
 from ddengine.recipe import Recipe, digest, resolved
 from ddengine.sets.codec import Pixels

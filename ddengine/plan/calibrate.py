@@ -19,6 +19,7 @@ from torch import nn
 from ddengine import loop, prepare
 from ddengine.artefact import folder as folders
 from ddengine.artefact import runs
+from ddengine.artefact.results import add_results
 from ddengine.data import Data, RealSet, load_data
 from ddengine.evaluation.evaluate import evaluate
 from ddengine.evaluation.train import validate
@@ -27,6 +28,7 @@ from ddengine.learning.teachers import load_all
 from ddengine.models import build_model
 from ddengine.objective import Objective
 from ddengine.pages import figures
+from ddengine.pages.writing import write_run
 from ddengine.plan.apart import peak_memory, timed
 from ddengine.plan.jobs import Job, StandIns, experts_of, started, workable
 from ddengine.plan.trainings import Calls, seconds_of, testing_seconds
@@ -271,17 +273,14 @@ def _validation_seconds(run: Run, result: SyntheticSet) -> float:
 
 def _written_seconds(run: Run, result: SyntheticSet) -> float:
     """Seconds of everything that a distillation writes beside checkpoints; writes one of each."""
-    job, folder, train = run.job, run.folder, run.data.train
+    job, folder = run.job, run.folder
     picture = partial(figures.grid, _made(folder / "progress") / "step.png", result)
     first, again = (run.timed(picture)[0] for _ in range(2))  # the first waits for an import
-    shown = folder / "real_vs_distilled.png"
-    drawing, _ = run.timed(lambda: figures.real_vs_distilled(shown, train, result, None))
-    figures.save_samples(folder / "samples.safetensors", train)
     meta = runs.meta_of(
         job.recipe, run.data, None, run.device, seed=job.seed, precision=job.precision
     )
-    saving, _ = run.timed(lambda: folders.save(result, folder / "distilled", meta))
-    return first + (counts(run.recipe)["pictures"] - 1) * again + drawing + saving
+    writing, _ = run.timed(lambda: write_run(folder, result, run.data, meta))
+    return first + (counts(run.recipe)["pictures"] - 1) * again + writing
 
 
 def _run_bytes(run: Run, syn: SyntheticSet) -> int:
@@ -334,6 +333,7 @@ def evaluation(began: float, job: Job, folder: Path, stand_ins: Path | None) -> 
     shown = folder / "real_vs_distilled.png"
     drawing, _ = timed(device, lambda: figures.real_vs_distilled(shown, data.train, syn, result))
     files.write_json(folder / "evaluation.json", result)
+    add_results(folder / "distilled", result)
     return {
         "seconds": start + beside + trained + drawing,
         "memory": peak_memory(device),
