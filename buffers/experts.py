@@ -29,28 +29,13 @@ def generate(  # long: arguments, and what they mean
     seed: int,
     precision: Precision = "fp32",
 ) -> None:
-    """Fill the store in `folder` with `config.num_experts` experts, leaving finished ones alone;
-    with torchrun each rank trains its share.
+    """Fill the store in `folder` with `config.num_experts` experts, leaving finished ones alone.
 
-    `model` is the network's name, `new_model` builds it. Raises UserError when the folder holds a
-    store of other settings.
+    With torchrun each rank trains its share. `model` is the network's name, `new_model` builds it.
+    Raises UserError when the folder holds a store of other settings.
     """
-    pretrained = isinstance(config.step, Pretrained)
     if isinstance(config.step, Pretrained):
-        require(
-            config.num_experts == 1,
-            (
-                "Pretrained weights make one expert, and buffer.num_experts is "
-                f"{config.num_experts}; set buffer.num_experts 1."
-            ),
-        )
-        require(
-            config.keep == "last",
-            (
-                f"Pretrained weights have no trajectory, and buffer.keep is {config.keep}; set "
-                "buffer.keep last."
-            ),
-        )
+        _check_pretrained(config)
         config.step.find(new_model(generator(seed, "shapes")), model)  # before there is a folder
     content = store.identity(data.train.digest, data_config, config, model, seed, precision)
     if dist.rank() == 0:
@@ -65,7 +50,8 @@ def generate(  # long: arguments, and what they mean
         log.say(f"all {config.num_experts} experts are in {folder} already")
     if done and mine:
         log.say(f"{len(done)} of {config.num_experts} experts are finished in {folder}")
-    with log.progress("experts", len(mine) * (1 if pretrained else config.epochs)) as bar:
+    each = config.epochs if config.step.trains else 1
+    with log.progress("experts", len(mine) * each) as bar:
         for expert in mine:
             start = time.perf_counter()
             network = new_model(generator(seed, "expert", expert, "network")).to(data.train.device)
@@ -81,6 +67,20 @@ def generate(  # long: arguments, and what they mean
                 folder, expert, trajectory.params, trajectory.buffers, config.dtype, metrics
             )
     dist.barrier()
+
+
+def _check_pretrained(config: BufferConfig) -> None:
+    """Raise UserError for settings that published weights cannot have."""
+    require(
+        config.num_experts == 1,
+        f"Pretrained weights make one expert, and buffer.num_experts is {config.num_experts}; set "
+        "buffer.num_experts 1.",
+    )
+    require(
+        config.keep == "last",
+        f"Pretrained weights have no trajectory, and buffer.keep is {config.keep}; set "
+        "buffer.keep last.",
+    )
 
 
 def _pretrained(

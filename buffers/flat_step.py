@@ -18,8 +18,9 @@ EPS = 1e-12
 
 
 def perturbation(w: Tensor, g: Tensor, rho: float, adaptive: bool) -> Tensor:
-    """Towards the worst point nearby: rho g / |g|, adaptive: rho w^2 g / |w g|; weights w and their
-    gradient g (P,), products elementwise.
+    """The way (P,) to the worst point nearby: rho g / |g|, adaptive: rho w^2 g / |w g|.
+
+    Of weights w (P,) and their gradient g (P,); products are elementwise.
     """
     if not adaptive:
         return rho / (g.norm() + EPS) * g
@@ -27,8 +28,9 @@ def perturbation(w: Tensor, g: Tensor, rho: float, adaptive: bool) -> Tensor:
 
 
 def direction(g: Tensor, perturbed: Tensor, alpha: float) -> Tensor:
-    """The step g' - alpha (g - (<g, g'> / |g'|^2) g'): the gradient there, against the part of the
-    one here that is orthogonal to it; all (P,).
+    """The step (P,) g' - alpha (g - (<g, g'> / |g'|^2) g').
+
+    That is the gradient g' (P,) there, against the part of g (P,) here that is orthogonal to it.
     """
     along = torch.dot(g, perturbed) / (perturbed.square().sum() + EPS**2)
     return perturbed - alpha * (g - along * perturbed)
@@ -65,8 +67,9 @@ class Gsam(StepConfig):
         )
 
     def build(self, model: nn.Module, epochs: int) -> Step:
-        """The step on `model` for a training of `epochs` epochs; dropout, if any, draws new masks
-        for the second gradient.
+        """The step on `model` for a training of `epochs` epochs.
+
+        Dropout, if any, draws new masks for the second gradient.
         """
         params, update = list(model.parameters()), self.sgd.update(model, epochs)
         sizes = [p.numel() for p in params]

@@ -91,8 +91,9 @@ class Stores:
         return None
 
     def origin(self, images: str) -> str | None:
-        """Of what files imported stores are; None for those of this program, which follow from
-        recipe and seed.
+        """The digests of the files that imported stores are of.
+
+        None for stores of this program, which follow from recipe and seed.
         """
         digests = [store.imported_digest(place.folder) for place in self.places(images)]
         return ", ".join(digest for digest in digests if digest) or None
@@ -174,17 +175,18 @@ class SetTeachers:
                 "--experts names the stores of teachers, and this set was made without teachers; "
                 "leave --experts out."
             )
-        named = bool(names) and self.folder is not None
-        if dynamic and not stores and not named:
+        if stores:
+            return stores
+        if self.folder is not None:
+            return [{"model": name, "fingerprint": None, "num": None} for name in names]
+        if dynamic:
             advice = "it has none; set evaluation.labels own."
             if names:
                 advice = "it does not say them; name the folder of their stores with --experts."
             raise UserError(
                 f"evaluation.labels dynamic needs the teachers of the set, and {advice}"
             )
-        if stores or not named:
-            return stores
-        return [{"model": name, "fingerprint": None, "num": None} for name in names]
+        return []
 
     def _folder(self, facts: Mapping[str, Any]) -> Path:
         if self.folder is not None:
@@ -210,8 +212,9 @@ def stores(
     seed: int = 0,
     precision: Precision = "fp32",
 ) -> Stores:
-    """The experts of a recipe that lie in their stores, made by `buffers.generate`, by the buffer
-    command or by import.
+    """The experts of a recipe that lie in their stores.
+
+    Made by `buffers.generate`, by the buffer command or by import.
 
         ddengine.distill(None, recipe, buffers.stores(recipe))
 

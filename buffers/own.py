@@ -1,5 +1,6 @@
 """The experts of a recipe on any images, for ddengine.distill and the buffer command."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -32,9 +33,10 @@ def generate(
     precision: Precision = "fp32",
     progress: bool = True,
     restart: bool = False,
-) -> ExpertStore | StoreGroup:
-    """Train and store the experts that `ddengine.distill(data, recipe, experts)` reads; those that
-    are stored already are left alone.
+) -> ExpertStore | StoreGroup:  # long: its arguments are explained
+    """Train and store the experts that `ddengine.distill(data, recipe, experts)` reads.
+
+    Those that are stored already are left alone.
 
         experts = buffers.generate(my_torch_dataset, recipe)
 
@@ -74,10 +76,7 @@ def generate(
             _check_recipe(buffer, loaded)
         places = stores.places(loaded.train.digest)
         if restart:
-            for place in places:
-                dist.on_first_rank(partial(runs.check_own, place.folder, MANIFEST))
-            for place in places:
-                dist.on_first_rank(partial(runs.delete, place.folder, MANIFEST))
+            _delete(places)
         for place in places:
             new_model = partial(build_model, place.model, loaded.image_shape, loaded.num_classes)
             experts.generate(
@@ -94,6 +93,14 @@ def generate(
         opened = stores.open(loaded)
     assert opened is not None
     return opened
+
+
+def _delete(places: Sequence[Place]) -> None:
+    """Delete stores, all or none. Raises UserError for a folder of something else."""
+    for place in places:
+        dist.on_first_rank(partial(runs.check_own, place.folder, MANIFEST))
+    for place in places:
+        dist.on_first_rank(partial(runs.delete, place.folder, MANIFEST))
 
 
 def _stores_of(

@@ -1,5 +1,6 @@
-"""Smooth and high-quality experts: momentum, clipping loss, gradient penalty (AST, Shen et al.,
-arXiv 2310.10541).
+"""Smooth and high-quality experts: momentum, clipping loss, gradient penalty.
+
+AST, Shen et al., arXiv 2310.10541.
 """
 
 from dataclasses import dataclass, field
@@ -12,11 +13,11 @@ from ddengine.recipe import require
 
 
 def gradient_penalty(model: nn.Module, images: Tensor, weight: float) -> Tensor:
-    """Compute weight * mean over images, rows and columns of (|q| - 1)^2, q being the gradient of
-    the sum of all logits in images (N, C, H, W).
+    """The penalty (): weight * mean over images, rows and columns of (|q| - 1)^2.
 
-    The norm is over the channels of a pixel only, as the released code has it, and not over the
-    image as in WGAN-GP. Differentiable in the parameters of `model`.
+    q is the gradient of the sum of all logits in images (N, C, H, W). The norm is over the channels
+    of a pixel only, as the released code has it, and not over the image as in WGAN-GP.
+    Differentiable in the parameters of `model`.
     """
     leaf = images.detach().requires_grad_()
     q = torch.autograd.grad(model(leaf).float().sum(), leaf, create_graph=True)[0]

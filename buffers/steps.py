@@ -65,8 +65,9 @@ class Sgd(StepConfig):
         )
 
     def update(self, model: nn.Module, epochs: int) -> Update:
-        """The optimiser alone, for a training of `epochs` epochs: steps that make their own
-        gradients share it.
+        """The optimiser alone, for a training of `epochs` epochs.
+
+        Steps that make their own gradients share it.
         """
         parameters = list(model.parameters())
         optimiser = torch.optim.SGD(
@@ -106,8 +107,9 @@ class Sgd(StepConfig):
 
 @contextmanager
 def statistics_kept(model: nn.Module) -> Iterator[None]:
-    """BatchNorm normalises with the batch and leaves its running statistics alone: for a second
-    forward of a training step.
+    """Within the block BatchNorm normalises with the batch and keeps its running statistics.
+
+    For a second forward pass of a training step.
     """
     norms = [
         m

@@ -1,9 +1,8 @@
-"""The store of expert trajectories: one safetensors shard an expert, and a manifest that says what
-decides their content.
+"""The store of expert trajectories: a shard an expert, a manifest of what decides their content.
 
 experts/<fingerprint>/
-    manifest.json            fingerprint, configuration, kept epochs, shapes of the parameters
-                             that a row of "params" holds
+    manifest.json            fingerprint, configuration, kept epochs, shapes of the parameters that
+                             a row of "params" holds
     preprocess.safetensors   what the experts saw their images through
     expert_0000.safetensors  "params" (kept epochs, P), and "buffers" (kept epochs, Q) of networks
                              that have any; metrics in its metadata
@@ -139,7 +138,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def imported_digest(folder: Path) -> str | None:
-    """The digest of the files a store was imported from; None for a store of this program, or none."""
+    """The digest of the files a store was imported from.
+
+    None for a store of this program, and where there is none.
+    """
     return (
         read_manifest(folder)["identity"].get("imported") if (folder / MANIFEST).is_file() else None
     )
@@ -148,8 +150,9 @@ def imported_digest(folder: Path) -> str | None:
 def imported_identity(
     images: str, data_config: DataConfig, buffer: BufferConfig, model: str, imported: str
 ) -> dict[str, Any]:
-    """The identity of a store of what others have trained: as the recipe declares it, with the
-    digest of the files in place of seed and precision.
+    """The identity of a store of what others have trained, as the recipe declares it.
+
+    The digest of the files takes the place of seed and precision.
     """
     return identity(images, data_config, buffer, model, 0, "fp32") | {
         "seed": None,
@@ -200,15 +203,15 @@ def check_identity(folder: Path, content: dict[str, Any]) -> None:
 
 
 def _differences(stored: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> list[str]:
-    found = []
+    differing = []
     for key in sorted({*stored, *wanted}):
         a, b = stored.get(key), wanted.get(key)
         if isinstance(a, dict) and isinstance(b, dict) and a.get("type") == b.get("type"):
-            found += _differences(a, b, f"{prefix}{key}.")
+            differing += _differences(a, b, f"{prefix}{key}.")
         elif a != b:
             kinds = [v["type"] if isinstance(v, dict) and "type" in v else v for v in (a, b)]
-            found.append(f"{prefix}{key} is {kinds[0]} there and {kinds[1]} here")
-    return found
+            differing.append(f"{prefix}{key} is {kinds[0]} there and {kinds[1]} here")
+    return differing
 
 
 def write_expert(
@@ -219,8 +222,9 @@ def write_expert(
     dtype: str,
     metrics: dict[str, Any],
 ) -> None:
-    """Write one finished expert into an open store: params (kept epochs, P), buffers (kept epochs,
-    Q).
+    """Write one finished expert into an open store.
+
+    `params` is (kept epochs, P), `buffers` (kept epochs, Q).
     """
     tensors = {"params": params.to(DTYPES[dtype])} | (
         {} if buffers is None else {"buffers": buffers}
@@ -265,11 +269,11 @@ class ExpertStore:
         self._row = {epoch: i for i, epoch in enumerate(self.epochs)}
         self._new_model = new_model
         self._open: dict[int, Any] = {}
-        there = finished(folder)
-        self.experts = (
-            there if num_experts is None else [i for i in range(num_experts) if i in there]
-        )
-        if not there:
+        stored = finished(folder)
+        self.experts = stored
+        if num_experts is not None:
+            self.experts = [i for i in range(num_experts) if i in stored]
+        if not stored:
             raise UserError(
                 f"The expert store {folder} has no finished expert; run the buffer command again "
                 "to go on."
@@ -281,16 +285,19 @@ class ExpertStore:
                 "run the buffer command for the rest, or lower buffer.num_experts."
             )
         self.num_params: int = self._slice(0, "params").get_shape()[1]
-        for i, number in enumerate(self.experts):
-            metadata, shape = self._file(i).metadata() or {}, self._slice(i, "params").get_shape()
-            if metadata.get("fingerprint") != self.manifest["fingerprint"] or shape != [
-                len(self.epochs),
-                self.num_params,
-            ]:
-                raise UserError(
-                    f"The shard {shard_path(folder, number)} belongs to another store; delete it "
-                    "and run the buffer command again."
-                )
+        for expert in range(len(self.experts)):
+            self._check_header(expert)
+
+    def _check_header(self, expert: int) -> None:
+        """Raise UserError for a shard of another store."""
+        metadata = self._file(expert).metadata() or {}
+        shape = self._slice(expert, "params").get_shape()
+        same_store = metadata.get("fingerprint") == self.manifest["fingerprint"]
+        if not same_store or shape != [len(self.epochs), self.num_params]:
+            raise UserError(
+                f"The shard {shard_path(self.folder, self.experts[expert])} belongs to another "
+                "store; delete it and run the buffer command again."
+            )
 
     @property
     def num_experts(self) -> int:
@@ -333,8 +340,10 @@ class ExpertStore:
         return torch.stack([self._sound(rows[self._row[e]], expert, e) for e in epochs]).float()
 
     def _sound(self, row: Tensor, expert: int, epoch: int) -> Tensor:
-        """The row, which is finite: an update made of another would be skipped, so half of a
-        damaged store would pass for a slow run.
+        """The row, which is finite. Raises UserError for another.
+
+        An update made of another would be skipped, so half of a damaged store would pass for a slow
+        run.
         """
         if not row.isfinite().all():
             raise UserError(
@@ -384,8 +393,9 @@ class ExpertStore:
         return [self.manifest["fingerprint"]]
 
     def origin(self, recipe: Recipe, images: str, seed: int, precision: str) -> str | None:
-        """None for experts that follow from recipe, images, seed and precision; of imported ones
-        the digest of their files, of any others the fingerprint.
+        """None for experts that follow from recipe, images, seed and precision.
+
+        Of imported ones the digest of their files, of any others the fingerprint.
         """
         stored = self.manifest["identity"]
         if "imported" in stored:
@@ -402,8 +412,9 @@ class ExpertStore:
 
 
 class StoreGroup:
-    """Several stores, of networks of different kinds, as one: the teachers, those of the first
-    store first. No trajectories of one network.
+    """Several stores, of networks of different kinds, as one: the teachers.
+
+    Those of the first store come first. They are no trajectories of one network.
     """
 
     def __init__(self, stores: Sequence[ExpertStore]):
@@ -423,13 +434,13 @@ class StoreGroup:
 
     def snapshots(self, expert: int, epochs: Sequence[int]) -> Tensor:
         """Parameters (len(epochs), P) of a network, whose P is its own."""
-        store, own = self._of[expert]
-        return store.snapshots(own, epochs)
+        store, number = self._of[expert]
+        return store.snapshots(number, epochs)
 
     def load(self, expert: int, epoch: int) -> nn.Module:
         """The network of that snapshot, in evaluation mode."""
-        store, own = self._of[expert]
-        return store.load(own, epoch)
+        store, number = self._of[expert]
+        return store.load(number, epoch)
 
     def summary(self) -> dict[str, Any]:
         """Number and training time of the networks in use, and each store's own, for meta.json."""

@@ -1,6 +1,6 @@
 """Training one expert."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ddengine.data import Data
+from buffers.steps import Step
+from ddengine.data import Data, RealSet
 from ddengine.learning import augment, training
 from ddengine.learning.flat import flatten, flatten_buffers
 from ddengine.models.dropout import is_dropout
@@ -27,6 +28,29 @@ class Trajectory:
     metrics: dict[str, Any]  # validation accuracy and mean loss by epoch
 
 
+class _Snapshots:
+    """The epochs of a network that are kept, as vectors on the CPU."""
+
+    def __init__(self, model: nn.Module, kept: Sequence[int]):
+        self._model, self._kept = model, set(kept)
+        self._params: list[Tensor] = []
+        self._buffers: list[Tensor] = []
+
+    def take(self, epoch: int) -> None:
+        """Copy the network as it is after `epoch`, where that is kept."""
+        if epoch not in self._kept:
+            return
+        self._params.append(flatten(self._model).cpu())
+        flat = flatten_buffers(self._model)
+        if flat is not None:
+            self._buffers.append(flat.cpu())
+
+    def trajectory(self, metrics: dict[str, Any]) -> Trajectory:
+        """What was kept."""
+        buffers = torch.stack(self._buffers) if self._buffers else None
+        return Trajectory(torch.stack(self._params), buffers, metrics)
+
+
 def train_expert(
     model: nn.Module,
     data: Data,
@@ -43,58 +67,70 @@ def train_expert(
     """
     model.train()
     step = config.step.build(model, config.epochs)
-    kept, params, buffers = set(config.kept_epochs()), [], []
+    snapshots = _Snapshots(model, config.kept_epochs())
     accuracies: list[float] = []
     losses: list[float] = []
-    device, dropout = data.train.device, any(map(is_dropout, model.modules()))
-
-    def snapshot(epoch: int) -> None:
-        if epoch in kept:
-            params.append(flatten(model).cpu())
-            flat = flatten_buffers(model)
-            if flat is not None:
-                buffers.append(flat.cpu())
-
-    snapshot(0)
+    snapshots.take(0)
     for epoch in range(config.epochs):
-        total = torch.zeros((), device=device)
-        for i, index in enumerate(
-            training.epoch_batches(
-                len(data.train), config.batch, generator(seed, "expert", expert, "order", epoch)
-            )
-        ):
-            images, labels = data.train.batch(index)
-            draw = augment.sample(
-                config.augment, len(index), generator(seed, "expert", expert, "augment", epoch, i)
-            ).to(device)
-            augmented = augment.apply(config.augment, images, draw)
-            own_stream = (
-                scoped(generator(seed, "expert", expert, "dropout", epoch, i))
-                if dropout
-                else nullcontext()
-            )
-            with autocast(device, precision), own_stream:
-                total += step(augmented, labels, images, epoch) * len(index)
+        total = _epoch(model, step, data, config, (seed, expert, epoch), precision)
         losses.append(float(total) / len(data.train))
         if not torch.isfinite(total) or not flatten(model).isfinite().all():
             raise UserError(
                 f"The loss of expert {expert} was not finite in epoch {epoch + 1}; lower the "
                 "learning rate in buffer.step."
             )
-        snapshot(epoch + 1)
+        snapshots.take(epoch + 1)
+        said = f"expert {expert}: loss {losses[-1]:.3f}"
         if data.validation is not None:
-            accuracy = training.accuracy(model, data.validation, precision)
-            if accuracy is None:
-                raise UserError(
-                    f"Expert {expert} says nothing finite of validation images after epoch "
-                    f"{epoch + 1}; lower the rate in buffer.step."
-                )
-            accuracies.append(accuracy)
-            model.train()
+            accuracies.append(_validated(model, data.validation, precision, expert, epoch))
+            said += f", validation {accuracies[-1]:.3f}"
         if on_epoch is not None:
-            on_epoch(
-                f"expert {expert}: loss {losses[-1]:.3f}"
-                + (f", validation {accuracies[-1]:.3f}" if accuracies else "")
-            )
-    metrics = {"validation_accuracy": accuracies, "train_loss": losses}
-    return Trajectory(torch.stack(params), torch.stack(buffers) if buffers else None, metrics)
+            on_epoch(said)
+    return snapshots.trajectory({"validation_accuracy": accuracies, "train_loss": losses})
+
+
+def _epoch(
+    model: nn.Module,
+    step: Step,
+    data: Data,
+    config: BufferConfig,
+    number: tuple[int, int, int],
+    precision: Precision,
+) -> Tensor:
+    """One pass over the training images; returns the sum of the losses (), on the device.
+
+    `number` is (seed, expert, epoch), of which all random numbers are made.
+    """
+    seed, expert, epoch = number
+    device, dropout = data.train.device, any(map(is_dropout, model.modules()))
+    total = torch.zeros((), device=device)
+    order = generator(seed, "expert", expert, "order", epoch)
+    batches = training.epoch_batches(len(data.train), config.batch, order)
+    for i, index in enumerate(batches):
+        images, labels = data.train.batch(index)
+        rng = generator(seed, "expert", expert, "augment", epoch, i)
+        draw = augment.sample(config.augment, len(index), rng).to(device)
+        augmented = augment.apply(config.augment, images, draw)
+        stream = nullcontext()
+        if dropout:
+            stream = scoped(generator(seed, "expert", expert, "dropout", epoch, i))
+        with autocast(device, precision), stream:
+            total += step(augmented, labels, images, epoch) * len(index)
+    return total
+
+
+def _validated(
+    model: nn.Module, images: RealSet, precision: Precision, expert: int, epoch: int
+) -> float:
+    """Accuracy on the validation images; the network goes on in training mode.
+
+    Raises UserError for a network that says nothing finite.
+    """
+    accuracy = training.accuracy(model, images, precision)
+    if accuracy is None:
+        raise UserError(
+            f"Expert {expert} says nothing finite of validation images after epoch "
+            f"{epoch + 1}; lower the rate in buffer.step."
+        )
+    model.train()
+    return accuracy

@@ -1,5 +1,6 @@
-"""What a distillation starts from and ends with: networks that fit the images, the labelled initial
-set and the objective, the set as it is shipped.
+"""What a distillation starts from and ends with.
+
+Networks that fit the images, the labelled initial set and the objective, the set as it is shipped.
 """
 
 from functools import partial
@@ -35,8 +36,9 @@ def buffer_models(recipe: Recipe) -> tuple[str, ...]:
 
 
 def reads_experts(recipe: Recipe) -> bool:
-    """Whether a distillation reads the store of the recipe, and not only its buffer command makes
-    one.
+    """Whether a distillation reads the store of the recipe.
+
+    Of other recipes the buffer command makes one all the same.
     """
     return (
         recipe.objective.reads_experts
@@ -47,10 +49,10 @@ def reads_experts(recipe: Recipe) -> bool:
 
 
 def check_networks(recipe: Recipe, data: Data, *, selection: bool = False) -> None:
-    """Build every network of the recipe once, and fit the codec to its budget, so that what does
-    not go fails before any work.
+    """Build every network of the recipe once, and fit the codec to its budget.
 
-    Of a `selection` the objective has no say in what networks may look at real images.
+    So what does not go fails before any work. Of a `selection` the objective has no say in what
+    networks may look at real images.
     """
     recipe.codec.fit(recipe.ipc, data.image_shape, data.num_classes)
     evaluated = recipe.evaluation.models or (recipe.model,)
@@ -118,8 +120,9 @@ def _warn_of_unequal_compensators(recipe: Recipe) -> None:
 
 
 def _started(recipe: Recipe, data: Data, images: Tensor) -> SyntheticSet:
-    """The set before the first step that holds given images, pixels in [0, 1], all of a class in a
-    row.
+    """The set before the first step that holds given images.
+
+    They are pixels in [0, 1], all of a class in a row. Raises UserError for any others.
     """
     codec, items = recipe.codec.fit(recipe.ipc, data.image_shape, data.num_classes)
     device = data.train.device

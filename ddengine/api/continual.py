@@ -1,9 +1,13 @@
 """Class-incremental learning with memories of equal bytes."""
 
+import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ddengine.api.distill import distill_data
 from ddengine.api.inputs import (
@@ -14,7 +18,6 @@ from ddengine.api.inputs import (
     check_recipe,
     dataset_of,
     default_folder,
-    folder_or_none,
     pointed_at,
 )
 from ddengine.api.outcomes import Outcome
@@ -45,7 +48,7 @@ def continual(
     precision: Precision = "fp32",
     progress: bool = True,
     restart: bool = False,
-) -> Outcome:
+) -> Outcome:  # long: its arguments are explained
     """A network that learns classes in stages, with distilled, random and herding memories.
 
         ddengine.continual(ddengine.Dataset.named("digits"), recipe, folder="runs/stages")
@@ -70,24 +73,15 @@ def continual(
     check_precision(precision)
     if folder != AUTO:
         check_folder(folder)
-    if "distilled" in config.memories and reads_experts(recipe):
-        raise UserError(
-            f"The recipe {recipe.name} needs experts, of each stage's classes; take one of a "
-            "method without, such as dm/fashion_mnist_ipc10_small."
-        )
+    _check_experts(recipe, config)
     with log.shown(progress):
         recipe, source = pointed_at(_within_bytes(recipe, config), dataset_of(data))
         where = runtime.setup(device, precision)
         loaded = source.load(where, test=True)
         check_networks(recipe, loaded)
         learning.check(loaded, recipe, config)
-        wanted = runs.identity(
-            recipe,
-            loaded.train.digest,
-            continual=to_dict(config),
-            seed=seed,
-            precision=precision,
-        )
+        said = {"continual": to_dict(config), "seed": seed, "precision": precision}
+        wanted = runs.identity(recipe, loaded.train.digest, **said)
         path = None if folder is None else Path(folder)
         if folder == AUTO:
             path = default_folder(f"continual-{recipe.name}", wanted)
@@ -95,36 +89,64 @@ def continual(
             if restart:
                 runs.delete(path, MARK)
             runs.claim(path, MARK, {"recipe": to_dict(recipe), **wanted})
+        learn = partial(_learned, loaded, recipe, config, seed, where, precision)
+        content = _content(path, learn)
+        table, notes = partial(of_continual.table, content), tuple(of_continual.notes(content))
+        return Outcome(content, _rows(content), table, notes, path)
 
-        def distilled(of: Data, small: Recipe, seed: int, name: str) -> SyntheticSet:
-            return distill_data(of, small, seed=seed, device=where, precision=precision)
 
-        if path is not None and (path / "continual.json").is_file():
-            content = files.read_json(path / "continual.json", "memories")
-            log.say(f"{path / 'continual.json'} is there; --restart begins anew")
-        else:
-            with folder_or_none(path) as kept:
-                content = learning.run(
-                    loaded,
-                    recipe,
-                    config,
-                    distilled,
-                    seed=seed,
-                    device=where,
-                    precision=precision,
-                    memo_path=kept / "continual.partial.jsonl",
-                )
-            if path is not None:
-                files.write_json(path / "continual.json", content)
-        if path is not None:
-            of_continual.plot(path / "continual.png", content)
-        return Outcome(
-            content,
-            _rows(content),
-            partial(of_continual.table, content),
-            tuple(of_continual.notes(content)),
-            path,
+def _check_experts(recipe: Recipe, config: ContinualConfig) -> None:
+    """Raise UserError for a recipe whose experts would be of other classes at every stage."""
+    if "distilled" in config.memories and reads_experts(recipe):
+        raise UserError(
+            f"The recipe {recipe.name} needs experts, of each stage's classes; take one of a "
+            "method without, such as dm/fashion_mnist_ipc10_small."
         )
+
+
+def _content(folder: Path | None, learn: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    """The content of continual.json, learned where it is not there; None keeps nothing.
+
+    `learn` takes the file in which finished stages are remembered.
+    """
+    if folder is None:
+        with tempfile.TemporaryDirectory(prefix="ddengine-") as temporary:
+            return learn(Path(temporary) / "continual.partial.jsonl")
+    file = folder / "continual.json"
+    if file.is_file():
+        content = files.read_json(file, "memories")
+        log.say(f"{file} is there; --restart begins anew")
+    else:
+        content = learn(folder / "continual.partial.jsonl")
+        files.write_json(file, content)
+    of_continual.plot(folder / "continual.png", content)
+    return content
+
+
+def _learned(
+    data: Data,
+    recipe: Recipe,
+    config: ContinualConfig,
+    seed: int,
+    device: torch.device,
+    precision: Precision,
+    memo_path: Path,
+) -> dict[str, Any]:
+    """The learning itself."""
+
+    def distilled(of: Data, small: Recipe, seed: int, name: str) -> SyntheticSet:
+        return distill_data(of, small, seed=seed, device=device, precision=precision)
+
+    return learning.run(
+        data,
+        recipe,
+        config,
+        distilled,
+        seed=seed,
+        device=device,
+        precision=precision,
+        memo_path=memo_path,
+    )
 
 
 def _within_bytes(recipe: Recipe, config: ContinualConfig) -> Recipe:

@@ -180,28 +180,26 @@ def distill(
     images: Tensor | None = None,
     bibtex: Bibtex | None = None,
     command: Sequence[str] = (),
-) -> Distilled:
+) -> Distilled:  # long: its arguments are explained
     """Distill images into a small set.
 
         recipe = synth.find("dm/cifar10_ipc10", ipc=5)
         result = ddengine.distill(my_torch_dataset, recipe, folder="runs/mine")
 
     Equal arguments give equal sets, to the bit those of the command line, and torch's random
-    numbers are left alone; the device is set up as the command line does it (deterministic kernels
-    on CUDA).
+    numbers are left alone.
 
     Args:
         data: a `ddengine.Dataset`; a map-style torch Dataset, list of (image, label) or pair of
             tensors (images, labels), all of which are training images; the path of a folder of
             images or parquet files; or None for the images that the recipe names.
         recipe: what to do, of `synth.find`. Its data settings (size, limit, validation, split_seed,
-            zca) apply to any images; of images that Python holds it is not kept where they come
-            from, of which no licence and no published figure is known.
+            zca) apply to any images.
         experts: what `buffers.generate(data, recipe)` returns, or `buffers.stores(recipe)` for
             those that lie in experts/; for recipes that read experts.
-        folder: where the run is kept, as the command line keeps one: the same call, or the same
-            command, continues an unfinished run and reads a finished one. "auto" is the folder
-            that the command line would name; None leaves nothing behind.
+        folder: where the run is kept: the same call, or the same command, continues an unfinished
+            run and reads a finished one. "auto" is the folder that the command line would name;
+            None leaves nothing behind.
         seed: decides every random draw.
         device: auto, cpu, cuda or cuda:N.
         precision: fp32, tf32 or bf16.
@@ -226,11 +224,7 @@ def distill(
     check_precision(precision)
     if folder != AUTO:
         check_folder(folder)
-    if dist.num_ranks() > 1 and not dist.started_here():
-        raise UserError(
-            f"distill works in one process, and this is a group of {dist.num_ranks()}; call it "
-            "outside the group, or use run.py distill."
-        )
+    _check_group()
     if classes is not None:
         data = Dataset.of(data, classes)
     with log.shown(progress):
@@ -256,6 +250,15 @@ def distill(
         log.say(f"{job.recipe.data.name}: {job.data.said()}")
         keep = Keep(path, wanted, tuple(command), restart, force, tensorboard, bibtex)
         return _kept(job, keep)
+
+
+def _check_group() -> None:
+    """Raise UserError in a group of processes that a user's program has joined."""
+    if dist.num_ranks() > 1 and not dist.started_here():
+        raise UserError(
+            f"distill works in one process, and this is a group of {dist.num_ranks()}; call it "
+            "outside the group, or use run.py distill."
+        )
 
 
 def job_of(
@@ -298,10 +301,9 @@ def distill_data(
     precision: Precision = "fp32",
     experts: Experts | None = None,
 ) -> SyntheticSet:
-    """The set distilled of images that are loaded and split already and lie on `device`, which
-    `runtime.setup` has prepared; nothing is kept.
+    """The set distilled of images that are loaded and split already; nothing is kept.
 
-    Raises UserError as `distill` does.
+    They lie on `device`, which `runtime.setup` has prepared. Raises UserError as `distill` does.
     """
     check_recipe(recipe)
     check_precision(precision)

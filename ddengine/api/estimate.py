@@ -50,7 +50,7 @@ def estimate(
     progress: bool = True,
     folders: Sequence[Path] = (Path("experts"), Path("runs")),
     parsing: float = 0.0,
-) -> Outcome:
+) -> Outcome:  # long: its arguments are explained
     """Time, peak memory and disk that experts, distillation and evaluation of a recipe will take.
 
         print(ddengine.estimate(data, recipe, buffers.stores(recipe)))

@@ -64,7 +64,7 @@ def evaluate(
     strict: bool = True,
     command: Sequence[str] = (),
     seconds_before: float = 0.0,
-) -> Outcome:
+) -> Outcome:  # long: its arguments are explained
     """Train networks on a set and on its baselines, and test them on real images.
 
         table = ddengine.evaluate(result, data, models=["resnet18"], baselines=["random"])
@@ -169,8 +169,9 @@ class Asking:
 
     @property
     def brings_own(self) -> bool:
-        """Whether the user brings networks, test images or a training function, which no other
-        reader of the set's folder has.
+        """Whether the user brings networks, test images or a training function.
+
+        No other reader of the set's folder has these.
         """
         return bool(self.factories) or self.test is not None or self.train is not None
 
@@ -182,9 +183,9 @@ class Asking:
         Raises UserError for one that was made with other settings, where that is to be refused.
         """
         if out is not None and (out / "evaluation.json").exists() and not self.restart:
-            there = self._there(out / "evaluation.json", command)
+            made = self._made_before(out / "evaluation.json", command)
             log.say(f"{out / 'evaluation.json'} is there; --restart evaluates again")
-            return there
+            return made
         opened_set = self.open()
         teachers = self._teachers(opened_set)
         if out is not None:
@@ -227,7 +228,7 @@ class Asking:
             return []
         return load_all(self.experts, opened_set.device)
 
-    def _there(self, path: Path, command: str) -> dict[str, Any]:
+    def _made_before(self, path: Path, command: str) -> dict[str, Any]:
         """An evaluation that was made before."""
         try:
             content = files.read_json(path, "rows", "protocol")
@@ -360,7 +361,10 @@ def data_settings(of: Distilled) -> DataConfig:
 
 
 def row_name(meta: Mapping[str, Any], config: EvalConfig) -> str:
-    """What the row of a set is called: a selection has its kind's name, unless a baseline has it."""
+    """What the row of a set is called.
+
+    A selection has the name of its kind, unless a baseline has it.
+    """
     kind = meta["selected"]["kind"] if "selected" in meta else "distilled"
     return f"selected {kind}" if kind in config.baselines else kind
 
@@ -376,7 +380,7 @@ def train(
     device: str = "auto",
     precision: Precision = "fp32",
     progress: bool = True,
-) -> nn.Module:
+) -> nn.Module:  # long: its arguments are explained
     """A network trained on a set by its protocol, in evaluation mode.
 
         network = ddengine.train(result, "resnet18")

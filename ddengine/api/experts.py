@@ -33,8 +33,10 @@ class StoredExperts(Experts, Protocol):
         ...
 
     def origin(self, recipe: Recipe, images: str, seed: int, precision: str) -> str | None:
-        """What says which experts these are in the identity of a run; None for those that follow
-        from the recipe, the digest of the training images, the seed and the precision.
+        """What says in the identity of a run which experts these are.
+
+        None for those that follow from the recipe, the digest of the training images, the seed and
+        the precision.
         """
         ...
 
@@ -136,9 +138,7 @@ def _pairs(experts: StoredExperts) -> list[tuple[dict[str, Any], Preprocess | No
 
 
 def _check(recipe: Recipe, data: Data, experts: StoredExperts) -> None:
-    """Raise UserError for experts that were trained on other images, seen through another
-    preprocessing, or are other networks.
-    """
+    """Raise UserError for experts of other images, another preprocessing or other networks."""
     for identity in experts.identities():
         if identity["images"] != data.train.digest:
             raise UserError(

@@ -1,8 +1,6 @@
 """What the public functions are given: images, recipes, precisions, folders."""
 
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -58,8 +56,9 @@ def dataset_of(data: Images) -> Dataset | None:
 
 
 def pointed_at(recipe: Recipe, dataset: Dataset | None) -> tuple[Recipe, Source]:
-    """The recipe with the data settings of these images, without a published figure where they are
-    others than its own; and where they come from.
+    """The recipe with the data settings of these images, and where they come from.
+
+    Without a published figure where they are others than its own.
     """
     if dataset is None:
         return recipe, Source(recipe.data)
@@ -98,13 +97,3 @@ def check_folder(folder: Path | str | None) -> None:
 def default_folder(name: str, identity: dict[str, Any]) -> Path:
     """runs/NAME-HASH: where the command line keeps what has this identity."""
     return Path("runs") / f"{name.replace('/', '-')}-{digest(identity)}"
-
-
-@contextmanager
-def folder_or_none(folder: Path | None) -> Iterator[Path]:
-    """The folder; without one a temporary folder, which is deleted in the end."""
-    if folder is not None:
-        yield folder
-        return
-    with tempfile.TemporaryDirectory(prefix="ddengine-") as temporary:
-        yield Path(temporary)

@@ -29,7 +29,7 @@ def privacy(
     device: str = "auto",
     precision: Precision = "fp32",
     progress: bool = True,
-) -> Outcome:
+) -> Outcome:  # long: its arguments are explained
     """The real images that those of a set are nearest to, and whether membership shows.
 
         ddengine.privacy(result, data)

@@ -82,8 +82,9 @@ class Distilled:
         return self.set.nbytes()
 
     def save(self, folder: Path | str) -> "Distilled":
-        """Write the folder that is shipped, which explains itself: tensors, load.py, card, PNG and
-        parquet files. Returns the set that lies there.
+        """Write the folder that is shipped, and return the set that lies there.
+
+        It explains itself: tensors, load.py, card, PNG and parquet files.
 
             result.save("sets/mine")
 

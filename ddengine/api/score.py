@@ -42,7 +42,7 @@ def score(
     progress: bool = True,
     restart: bool = False,
     command: Sequence[str] = (),
-) -> Outcome:
+) -> Outcome:  # long: its arguments are explained
     """DD-Ranking's label-robust and augmentation-robust scores of a set on every network.
 
         ddengine.score(result, data, models=["resnet18"])
@@ -111,7 +111,7 @@ def rank(
     progress: bool = True,
     restart: bool = False,
     command: Sequence[str] = (),
-) -> Outcome:
+) -> Outcome:  # long: its arguments are explained
     """Do networks trained on a set come in the order that they have on the full data?
 
         ddengine.rank(result, data)

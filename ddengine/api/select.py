@@ -1,11 +1,12 @@
 """Selections: the real images that a rule chooses, as a set like a distilled one."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ddengine.api import experts as of_experts
@@ -23,7 +24,7 @@ from ddengine.api.inputs import (
 )
 from ddengine.api.results import Distilled, load
 from ddengine.artefact import runs
-from ddengine.data import Data
+from ddengine.data import Data, Dataset
 from ddengine.models import build_model
 from ddengine.pages import writing
 from ddengine.prepare import ASKS_EXPERTS, check_networks
@@ -55,9 +56,10 @@ def select(
     restart: bool = False,
     bibtex: Bibtex | None = None,
     command: Sequence[str] = (),
-) -> Distilled:
-    """The real images that a recipe's init chooses, labelled with their classes, as a set that is
-    evaluated, exported and trained on like a distilled one.
+) -> Distilled:  # long: its arguments are explained
+    """The real images that a recipe's init chooses, labelled with their classes, as a set.
+
+    It is evaluated, exported and trained on like a distilled one.
 
         chosen = ddengine.select(my_torch_dataset, recipe, kind="herding")
 
@@ -81,94 +83,137 @@ def select(
         UserError: a kind that chooses no real images, experts that are missing, data that do not
             go, a folder of something else.
     """
-    check_recipe(recipe)
+    recipe = _choosing(recipe, kind)
     check_precision(precision)
-    if kind is not None:
-        recipe = replace(recipe, init=replace(recipe.init, kind=kind))
-    kind = recipe.init.kind
-    if kind not in SELECTIONS:
-        raise UserError(
-            f"{program.name()} select chooses among real images, and init.kind is {kind}; set "
-            f"--init.kind to one of {', '.join(SELECTIONS)}."
-        )
     if folder != AUTO:
         check_folder(folder)
-    asks_experts = kind in ASKS_EXPERTS
-    if not asks_experts:  # then nothing depends on a store that happens to be there
-        own_labels = replace(recipe.evaluation, labels="own")
-        recipe = replace(recipe, buffer=None, teachers=(), evaluation=own_labels)
-        experts = None
     with log.shown(progress):
-        recipe, source = pointed_at(recipe, dataset_of(data))
-        origin = _source(recipe, experts, seed, precision, asks_experts)
-        where = runtime.setup(device, precision)
-        loaded = source.load(where, origin.preprocess)
-        log.say(f"{recipe.data.name}: {loaded.said()}")
-        tiled = recipe.codec.per_item > 1
-        recipe = replace(recipe, codec=Pixels())  # the bytes of real images as they are
-        wanted = runs.identity(
-            recipe,
-            loaded.train.digest,
-            seed=seed,
-            precision=precision,
-            compile=False,
-            experts=origin.origin(loaded.train.digest),
-        ) | {"resolved": _digest(recipe, asks_experts)}
+        choice = _loaded(dataset_of(data), recipe, experts, seed, device, precision)
+        wanted = choice.identity()
         path = None if folder is None else Path(folder)
         if folder == AUTO:
-            path = default_folder(f"select-{kind}", wanted)
-        if path is not None and restart:
-            runs.check_own(path, runs.MARK)
-        elif path is not None and runs.is_finished(path, wanted):
-            log.say(f"{path} is finished; --restart begins anew")
-            return load(path, str(where))
-        check_networks(recipe, loaded, selection=True)
-        opened = origin.open(loaded)  # none where the kind asks none
-        index = _chosen(recipe, loaded, opened, seed)
-        if tiled:
-            log.say("images are chosen whole: the recipe's codec plays no role")
-        syn = _set_of(recipe, loaded, index)
-        names = [loaded.train_names[i] for i in index.tolist()] if loaded.train_names else []
-        selected = {"kind": kind, "index": index.tolist(), "names": names}
-        meta = runs.meta_of(
-            recipe,
-            loaded,
-            of_experts.summary_of(opened),
-            where,
-            seed=seed,
-            precision=precision,
-            **({} if bibtex is None else {"bibtex": bibtex(recipe)}),
-            selected=selected,
-        )
+            path = default_folder(f"select-{recipe.init.kind}", wanted)
         if path is None:
-            return Distilled(syn, meta, None, loaded.split_names)
+            syn, meta = choice.made(bibtex)
+            return Distilled(syn, meta, None, choice.data.split_names)
+        if restart:
+            runs.check_own(path, runs.MARK)
+        elif runs.is_finished(path, wanted):
+            log.say(f"{path} is finished; --restart begins anew")
+            return load(path, str(choice.device))
+        syn, meta = choice.made(bibtex)
         if restart:
             runs.delete(path, runs.MARK)
-        runs.begin(path, recipe, wanted, command)
+        runs.begin(path, choice.recipe, wanted, command)
         log.EventLog(path / "metrics.jsonl").close()  # empty, as of a distillation without steps
-        writing.write_run(path, syn, loaded, meta)
-        if kind in NEAREST and recipe.ipc == 1:
-            log.say(f"{kind} with one image per class takes the image nearest to the class mean")
-        log.say(f"{len(syn)} images chosen by init.kind {kind}: {path / 'distilled'}")
-        return Distilled(syn, meta, path, loaded.split_names)
+        writing.write_run(path, syn, choice.data, meta)
+        _say(syn, choice.recipe, path)
+        return Distilled(syn, meta, path, choice.data.split_names)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A selection among images that are loaded."""
+
+    recipe: Recipe
+    data: Data
+    origin: ExpertSource
+    device: torch.device
+    seed: int
+    precision: Precision
+
+    def identity(self) -> dict[str, Any]:
+        """What makes two selections the same: the parts of the recipe that decide one."""
+        recipe, images = self.recipe, self.data.train.digest
+        values = resolved(recipe)
+        parts = (*DECIDING, "buffer") if recipe.init.kind in ASKS_EXPERTS else DECIDING
+        run = runs.identity(
+            recipe,
+            images,
+            seed=self.seed,
+            precision=self.precision,
+            compile=False,
+            experts=self.origin.origin(images),
+        )
+        return run | {"resolved": digest(["select", {part: values[part] for part in parts}])}
+
+    def made(self, bibtex: Bibtex | None) -> tuple[SyntheticSet, dict[str, Any]]:
+        """The set, and what meta.json says of it."""
+        recipe, data = self.recipe, self.data
+        check_networks(recipe, data, selection=True)
+        experts = self.origin.open(data)  # none where the kind asks none
+        index = _chosen(recipe, data, experts, self.seed)
+        numbers = index.tolist()
+        names = [data.train_names[i] for i in numbers] if data.train_names else []
+        more = {} if bibtex is None else {"bibtex": bibtex(recipe)}
+        meta = runs.meta_of(
+            recipe,
+            data,
+            of_experts.summary_of(experts),
+            self.device,
+            seed=self.seed,
+            precision=self.precision,
+            **more,
+            selected={"kind": recipe.init.kind, "index": numbers, "names": names},
+        )
+        return _set_of(recipe, data, index), meta
+
+
+def _choosing(recipe: Recipe, kind: str | None) -> Recipe:
+    """The recipe with what plays a role for a selection of this kind; None: of its own.
+
+    Raises UserError for what is no recipe, and a kind that chooses no real images.
+    """
+    check_recipe(recipe)
+    if kind is not None:
+        recipe = replace(recipe, init=replace(recipe.init, kind=kind))
+    if recipe.init.kind not in SELECTIONS:
+        raise UserError(
+            f"{program.name()} select chooses among real images, and init.kind is "
+            f"{recipe.init.kind}; set --init.kind to one of {', '.join(SELECTIONS)}."
+        )
+    if recipe.init.kind in ASKS_EXPERTS:
+        return recipe
+    # then nothing depends on a store that happens to be there
+    own_labels = replace(recipe.evaluation, labels="own")
+    return replace(recipe, buffer=None, teachers=(), evaluation=own_labels)
+
+
+def _loaded(
+    dataset: Dataset | None,
+    recipe: Recipe,
+    experts: Experts | ExpertSource | None,
+    seed: int,
+    device: str,
+    precision: Precision,
+) -> Choice:
+    """The selection among these images, which are loaded here."""
+    recipe, source = pointed_at(recipe, dataset)
+    origin = _source(recipe, experts, seed, precision)
+    where = runtime.setup(device, precision)
+    data = source.load(where, origin.preprocess)
+    log.say(f"{recipe.data.name}: {data.said()}")
+    if recipe.codec.per_item > 1:
+        log.say("images are chosen whole: the recipe's codec plays no role")
+    uncoded = replace(recipe, codec=Pixels())  # the bytes of real images as they are
+    return Choice(uncoded, data, origin, where, seed, precision)
+
+
+def _say(syn: SyntheticSet, recipe: Recipe, folder: Path) -> None:
+    """What was chosen, and where it lies."""
+    kind = recipe.init.kind
+    if kind in NEAREST and recipe.ipc == 1:
+        log.say(f"{kind} with one image per class takes the image nearest to the class mean")
+    log.say(f"{len(syn)} images chosen by init.kind {kind}: {folder / 'distilled'}")
 
 
 def _source(
-    recipe: Recipe, experts: Any, seed: int, precision: str, asks_experts: bool
+    recipe: Recipe, experts: Experts | ExpertSource | None, seed: int, precision: str
 ) -> ExpertSource:
-    """Where the experts that choose come from."""
-    if isinstance(experts, ExpertSource):
-        return experts.on(recipe.data)
-    if asks_experts and experts is None:
-        return of_experts.source_of(recipe, None, seed, precision)  # says what is missing
-    return of_experts.Given(recipe, experts, seed, precision)
-
-
-def _digest(recipe: Recipe, asks_experts: bool) -> str:
-    """What identifies the parts of a recipe that decide a selection."""
-    values = resolved(recipe)
-    parts = (*DECIDING, "buffer") if asks_experts else DECIDING
-    return digest(["select", {part: values[part] for part in parts}])
+    """Where the experts that choose come from; none where the kind asks none."""
+    if recipe.init.kind not in ASKS_EXPERTS:
+        return of_experts.Given(recipe, None, seed, precision)
+    return of_experts.source_of(recipe, experts, seed, precision)
 
 
 def _chosen(recipe: Recipe, data: Data, experts: Experts | None, seed: int) -> Tensor:

@@ -23,8 +23,9 @@ MARK = "recipe.json"
 
 
 def identity(recipe: Recipe, images: str, **options: Any) -> dict[str, Any]:
-    """What makes two runs the same run: the recipe, the digest of the training images, and the
-    options that decide numbers.
+    """What makes two runs the same run.
+
+    The recipe, the digest of the training images, and the options that decide numbers.
     """
     return {"resolved": digest(resolved(recipe)), "images": images, **options}
 
@@ -66,8 +67,9 @@ def check_folder(folder: Path) -> None:
 
 
 def check_own(folder: Path, mark: str, beside: str = "") -> None:
-    """Raise UserError for a file, or a folder that holds something but `beside` and not `mark`, so
-    was not written by this program.
+    """Raise UserError for a file, and for a folder that this program has not written.
+
+    Such holds something but `beside`, and not `mark`.
     """
     check_folder(folder)
     if (
@@ -97,15 +99,15 @@ def is_finished(folder: Path, wanted: dict[str, Any], *, beside: str = "") -> bo
     """
     if (folder / MARK).exists():
         try:
-            there = files.read_json(folder / MARK, "recipe", *wanted)
+            kept = files.read_json(folder / MARK, "recipe", *wanted)
         except UserError as error:
             raise UserError(
                 f"{str(error).split(';')[0]}; name another folder with --out, or begin anew with "
                 "--restart."
             ) from None
-        if any(there[k] != v for k, v in wanted.items()):
+        if any(kept[k] != v for k, v in wanted.items()):
             raise UserError(
-                f"{folder} holds a run of {there['recipe']['name']} with other settings; "
+                f"{folder} holds a run of {kept['recipe']['name']} with other settings; "
                 "name another folder with --out, or begin anew with --restart."
             )
     elif folder.exists() and (
@@ -120,8 +122,9 @@ def is_finished(folder: Path, wanted: dict[str, Any], *, beside: str = "") -> bo
 def begin(
     folder: Path, recipe: Recipe, wanted: dict[str, Any], command: Sequence[str] = ()
 ) -> None:
-    """Make the folder and write what the run is and, with `command`, by which words it was asked
-    for; leaves an unfinished run's files alone.
+    """Make the folder and write what the run is, leaving an unfinished run's files alone.
+
+    `command` are the words by which it was asked for.
     """
     files.make_folder(folder)
     files.clean(folder)
@@ -131,8 +134,9 @@ def begin(
 
 
 def set_folder(path: Path) -> Path:
-    """The distilled folder of a run; of anything else, such as a distilled folder itself, the path
-    as it is.
+    """The distilled folder of a run.
+
+    Of anything else, such as a distilled folder itself, the path as it is.
     """
     return path / "distilled" if (path / "distilled").is_dir() else path
 

@@ -39,24 +39,24 @@ COMMANDS = {
 USAGE = f"""\
 usage: run.py COMMAND [arguments]
 
-  demo                        digits, one image per class: experts, distillation, evaluation,
-                              report (minutes on a CPU)
+  demo                        digits, one image per class, in minutes on a CPU: experts,
+                              distillation, evaluation, report
   estimate RECIPE [flags]     what buffer, distill and evaluate will cost here: time, memory, disk
                               (a minute for small recipes); --json PATH
   buffer RECIPE [flags]       train and store the expert trajectories of a recipe
   distill RECIPE [flags]      distill; the same command continues an unfinished run
-  select RECIPE [flags]       no distillation: the real images that --init.kind chooses
+  select RECIPE [flags]       no distillation: the real images that --init.kind chooses, as a set
 
-  evaluate SET... [flags]     train networks on sets beside random, herding and full data
+  evaluate SET... [flags]     train networks on distilled sets beside random, herding and full data
   score SET [flags]           DD-Ranking's label-robust and augmentation-robust scores
-  rank SET [flags]            do networks come in the same order on the set as on the full data?
-  privacy SET [flags]         the real images nearest to the distilled ones; membership
+  rank SET [flags]            do many networks come in the same order as on the full data?
+  privacy SET [flags]         the real images nearest to the distilled ones; does membership show?
   continual RECIPE [flags]    class-incremental learning: distilled, random and herding memories
                               of equal bytes
   report SET... [--out FILE]  one HTML page about one or several runs
 
   merge SET... --out FOLDER   sets of some classes each (--data.classes), or of the same, as one
-  import RECIPE --files PATH...
+  import RECIPE --files PATH... [flags]
                               others' experts, networks or distilled sets: a store, or a set
   export SET --format mtt | webdataset | imagefolder | hub --out FOLDER
                               a set, or with mtt a store, as such files
@@ -65,9 +65,9 @@ usage: run.py COMMAND [arguments]
   recipes                     list the recipes with their published figures
   cite RECIPE [flags]         BibTeX of the method, its parts and the dataset
 
-SET is the folder of a run, or of a distilled set. RECIPE is a name of `recipes`, or
-package.module:recipe. Every field of a recipe is a flag: run.py distill {DEMO} --help.
---take PART=RECIPE takes a part from another recipe, e.g. buffer or objective.window."""
+SET is the folder of a run, or of a distilled set. Flags may stand before it.
+Every field of a recipe is a flag: run.py distill {DEMO} --help.
+--take PART=RECIPE takes a part from another recipe: buffer, targets or objective.window."""
 
 
 def usage() -> str:

@@ -1,4 +1,4 @@
-"""Import files of other programs."""
+"""`import RECIPE --files PATH...`: others' experts, networks or sets as a store or a set."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,6 +1,4 @@
-"""The command line: typed flags from dataclasses (tyro), and one sentence with exit code 2 for
-every mistake of the user.
-"""
+"""Typed flags from dataclasses (tyro), and one sentence for every mistake of the user."""
 
 import contextlib
 import errno
@@ -53,8 +51,9 @@ def sentence(complaint: str, prog: str) -> str:
 
 
 def run(command: Callable[[], None]) -> int:
-    """Run a command and return its exit code: 2 and one sentence for a user's mistake, never a
-    traceback for one.
+    """Run a command and return its exit code.
+
+    2 and one sentence for a user's mistake, never a traceback for one.
     """
     try:
         command()

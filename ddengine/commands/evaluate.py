@@ -118,8 +118,10 @@ def evaluate_path(path: Path, args: list[str]) -> dict[str, Any]:
 
 
 def main(args: list[str]) -> None:
-    """The command; of several sets it prints one table of every set on every network, and how
-    their accuracies spread.
+    """The command.
+
+    Of several sets it prints one table of every set on every network, and how their accuracies
+    spread.
     """
     show_help(args, "evaluate")
     paths, flags = paths_of(args, "evaluate", SET)

@@ -62,8 +62,9 @@ class Options(Generic[RecipeT]):
 
 @dataclass(frozen=True, kw_only=True)
 class ContinualOptions(Generic[RecipeT]):
-    """Flags of continual: --continual.stages, --continual.budget and so on, then those of the
-    recipe, whose ipc follows from the budget.
+    """Flags of continual: --continual.stages, --continual.budget and so on.
+
+    Then those of the recipe, whose ipc follows from the budget.
     """
 
     seed: int = 0  # decides the order of the classes and every random draw
@@ -78,11 +79,10 @@ class ContinualOptions(Generic[RecipeT]):
 
 @dataclass(frozen=True, kw_only=True)
 class Selection(Recipe[BufferT, CodecT, ObjectiveT]):
-    """A recipe for `select`, which reads its data, ipc, network, init and evaluation, and what
-    experts need where the kind of init asks them.
+    """A recipe for `select`, which reads its data, ipc, network, init and evaluation.
 
-    The other parts have their flags, so that one command line does for `select` and `distill`, and
-    need not fit together.
+    And what experts need where the kind of init asks them. The other parts have their flags, so
+    that one command line does for `select` and `distill`, and need not fit together.
     """
 
     def __post_init__(self) -> None:
@@ -121,7 +121,7 @@ def options_of(
 
 
 def _without_recipe(command: str, args: list[str], flags: Any) -> NoReturn:
-    """Show the general flags where help was asked for. Raises UserError for a line without recipe."""
+    """Show the general flags where help was asked for. Raises UserError for another line."""
     started = program.name()
     if not asks_help(args):
         raise UserError(
@@ -138,8 +138,9 @@ def _without_recipe(command: str, args: list[str], flags: Any) -> NoReturn:
 
 
 def named_protocol(args: list[str], flag: str) -> EvalConfig | None:
-    """The protocol whose name `flag` gives, whose values the other flags then change; None without
-    that flag.
+    """The protocol whose name `flag` gives; None without that flag.
+
+    The other flags then change its values.
     """
     values, _ = taken_flag(args, flag)
     if not values or not values[0]:

@@ -1,4 +1,4 @@
-"""Recipes."""
+"""`recipes`: the recipes with their published figures."""
 
 from rich.table import Table
 
@@ -19,12 +19,11 @@ def main(args: list[str]) -> None:
         table.add_column(column, no_wrap=True)
     for recipe in RECIPES.values():
         figure = recipe.published
-        shown = (
-            "-"
-            if figure is None
-            else f"{100 * figure.accuracy:.1f}"
-            + (f" ± {100 * figure.std:.1f}" if figure.std is not None else "")
-        )
+        shown = "-"
+        if figure is not None:
+            shown = f"{100 * figure.accuracy:.1f}"
+            if figure.std is not None:
+                shown += f" ± {100 * figure.std:.1f}"
         table.add_row(recipe.name, shown, wants(recipe), recipe.model)
     log.console.print(table)
     log.say(

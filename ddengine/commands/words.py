@@ -8,8 +8,9 @@ PATH_FLAGS = ("--out", "--experts", "--data.root", "--json")
 
 
 def taken_flag(args: Sequence[str], flag: str) -> tuple[list[str], list[str]]:
-    """(values of `flag VALUE` and `flag=VALUE`, the other words); a flag that ends the line has the
-    value "".
+    """(values of `flag VALUE` and `flag=VALUE`, the other words).
+
+    A flag that ends the line has the value "".
     """
     values: list[str] = []
     others: list[str] = []
@@ -35,8 +36,10 @@ def asks_help(args: Sequence[str]) -> bool:
 
 
 def taken_name(args: Sequence[str], known: Container[str]) -> tuple[str | None, list[str]]:
-    """(the name that a line is about, the other words): its first word; behind flags one that is
-    known, else one that looks like a name and is no flag's value. None without any.
+    """(the name that a line is about, the other words); None without any.
+
+    It is the first word; behind flags one that is known, else one that looks like a name and is no
+    flag's value.
     """
     words = list(args)
     if words and not is_flag(words[0]):
@@ -53,8 +56,10 @@ def taken_name(args: Sequence[str], known: Container[str]) -> tuple[str | None, 
 def taken_paths(
     args: Sequence[str], is_meant: Callable[[Path], bool]
 ) -> tuple[list[Path], list[str]]:
-    """(the paths that a line is about, the other words): all words before the first flag; where a
-    flag comes first those that `is_meant` recognises, else the last word that is no flag's value.
+    """(the paths that a line is about, the other words).
+
+    They are all words before the first flag; where a flag comes first those that `is_meant`
+    recognises, else the last word that is no flag's value.
     """
     words = list(args)
     first = next((i for i, word in enumerate(words) if is_flag(word)), len(words))

@@ -1,3 +1,1 @@
-"""What a process and its files need: errors, random numbers, files, what is said, devices and
-ranks.
-"""
+"""What a process and its files need: errors, random numbers, files, what is said, devices."""

@@ -49,8 +49,9 @@ def clean(folder: Path) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, a file or a folder, that takes its place when the block
-    succeeds.
+    """A temporary path beside `path` that takes its place when the block succeeds.
+
+    Both are a file or a folder.
 
     Raises UserError, and leaves `path` as it is, where a file would take the place of a folder or a
     folder that of a file.
@@ -81,7 +82,10 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
-    """JSON text of plain data. Numbers that are not finite, which JSON does not have, become null."""
+    """JSON text of plain data.
+
+    Numbers that are not finite, which JSON does not have, become null.
+    """
     return json.dumps(_without_nan(value), indent=indent, ensure_ascii=False, allow_nan=False)
 
 
@@ -112,10 +116,10 @@ def read_json(path: Path, *keys: str) -> Any:
     """
     try:
         content = json.loads(path.read_text())
-        if keys and not (isinstance(content, dict) and content.keys() >= set(keys)):
-            raise ValueError(
-                f"it lacks {', '.join(k for k in keys if not isinstance(content, dict) or k not in content)}"
-            )
+        held = content.keys() if isinstance(content, dict) else ()
+        missing = [key for key in keys if key not in held]
+        if missing:
+            raise ValueError(f"it lacks {', '.join(missing)}")
         return content
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; check the path.") from None

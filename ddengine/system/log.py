@@ -1,5 +1,6 @@
 """Progress for a person, one JSON line per event for a program."""
 
+import importlib.util
 import os
 import sys
 import time
@@ -31,16 +32,24 @@ console = Console(highlight=False, markup=False, soft_wrap=True)
 PLAIN_EVERY = 20.0  # seconds between lines where the output is not a terminal
 
 
+def _shows_bars() -> bool:
+    """Whether a bar can move: in a terminal, and in a notebook that has its widgets."""
+    if console.is_jupyter:
+        return importlib.util.find_spec("ipywidgets") is not None
+    return console.is_terminal
+
+
 class Bar:
-    """A counter with an estimate of the time left: a live bar on a terminal, a line now and then
-    elsewhere.
+    """A counter with an estimate of the time left.
+
+    A live bar in a terminal and in a notebook, a line now and then elsewhere.
     """
 
     def __init__(self, title: str, total: int, done: int = 0):
         self.title, self.total, self.done, self.note = title, total, done, ""
         self._start, self._first, self._last = time.monotonic(), done, time.monotonic()
         self._live: Progress | None = None
-        if console.is_terminal and os.environ.get("RANK", "0") == "0":
+        if _shows_bars() and os.environ.get("RANK", "0") == "0":
             columns = (
                 TextColumn("{task.description}"),
                 BarColumn(),
@@ -64,9 +73,8 @@ class Bar:
         elif time.monotonic() - self._last > PLAIN_EVERY:
             self._last = time.monotonic()
             left = (self._last - self._start) / (self.done - self._first) * (self.total - self.done)
-            console.print(
-                f"{self.title}: {self.done}/{self.total}, about {duration(left)} left {self.note}".rstrip()
-            )
+            so_far = f"{self.title}: {self.done}/{self.total}"
+            console.print(f"{so_far}, about {duration(left)} left {self.note}".rstrip())
 
     def stop(self) -> None:
         """Remove the bar."""
@@ -184,8 +192,9 @@ class Board:
 
 
 class EventLog:
-    """metrics.jsonl: one JSON object per line, cut back to a checkpoint on resume; with a board its
-    numbers go there too.
+    """metrics.jsonl: one JSON object per line, cut back to a checkpoint on resume.
+
+    With a board its numbers go there too.
     """
 
     def __init__(self, path: Path, keep: int = 0, board: Board | None = None):

@@ -12,19 +12,19 @@ from torch import Generator
 
 
 def generator(seed: int, *names: str | int) -> Generator:
-    """A CPU generator for the stream (seed, *names): equal names give equal draws on every machine
-    and device.
+    """A CPU generator for the stream (seed, *names).
 
-    Streams are as good as independent; torch's CPU engine keeps 32 bits of a seed, so among 10^5
-    streams a few may coincide.
+    Equal names give equal draws on every machine and device. Streams are as good as independent;
+    torch's CPU engine keeps 32 bits of a seed, so among 10^5 streams a few may coincide.
     """
     digest = hashlib.sha256(repr((seed, *names)).encode()).digest()
     return Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
 def on_device(rng: Generator, device: torch.device) -> Generator:
-    """A generator on `device` that follows from `rng`; kinds of device, and models of GPU, draw
-    differently from equal seeds.
+    """A generator on `device` that follows from `rng`.
+
+    Kinds of device, and models of GPU, draw differently from equal seeds.
     """
     return Generator(device).manual_seed(int(torch.randint(2**62, (1,), generator=rng)))
 

@@ -17,11 +17,13 @@ import torch
 from ddengine.system.errors import UserError
 
 Precision = Literal["fp32", "tf32", "bf16"]
+UNKNOWN = 2**62  # bytes of memory where nobody says how many there are
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc to keep large freed blocks instead of returning them to the kernel (Linux, CPU
-    work only).
+    """Tell glibc to keep large freed blocks instead of returning them to the kernel.
+
+    For work on a CPU under Linux.
 
     Half of the time of a training step on a CPU can be page faults on the same activations, step
     after step: ConvNet-D3 of width 128 at batch 100 went from 0.65 s to 0.39 s a gradient. Does
@@ -42,48 +44,55 @@ def setup(device: str = "auto", precision: Precision = "fp32") -> torch.device:
 
     Raises UserError when it is not there.
     """
-    if device == "auto":
-        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
-    try:
-        chosen = torch.device(device)
-    except RuntimeError:
-        raise UserError(
-            f"--device {device!r} is not a device; use auto, cpu, cuda or cuda:N."
-        ) from None
-    if chosen.type not in ("cpu", "cuda"):
-        raise UserError(f"--device {device!r} is not supported; use auto, cpu, cuda or cuda:N.")
-    if chosen.type == "cuda" and chosen.index is None:
-        chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-    if chosen.type == "cuda" and (
-        not torch.cuda.is_available() or (chosen.index or 0) >= torch.cuda.device_count()
-    ):
-        raise UserError(
-            f"--device {device!r} was asked for, but torch sees {torch.cuda.device_count()} CUDA "
-            "devices; use --device cpu."
-        )
-    if chosen.type == "cpu":
-        if precision == "tf32":
-            raise UserError(
-                "--precision tf32 exists only on CUDA devices; use fp32 or bf16 with --device cpu."
-            )
-        keep_freed_memory()
-    else:
+    chosen = _chosen(device)
+    if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
         # Resuming bit-identically needs the deterministic kernels; cuBLAS wants its workspace fixed
         # for that.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.backends.cudnn.benchmark = False
+    elif precision == "tf32":
+        raise UserError(
+            "--precision tf32 exists only on CUDA devices; use fp32 or bf16 with --device cpu."
+        )
+    else:
+        keep_freed_memory()
     allow_tf32 = precision == "tf32"
     torch.backends.cuda.matmul.allow_tf32 = allow_tf32
     torch.backends.cudnn.allow_tf32 = allow_tf32
     return chosen
 
 
+def _chosen(device: str) -> torch.device:
+    """The device of that name, with its number. Raises UserError when it is not there."""
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    if device == "auto":
+        device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise UserError(
+            f"--device {device!r} is not a device; use auto, cpu, cuda or cuda:N."
+        ) from None
+    if chosen.type == "cpu":
+        return chosen
+    if chosen.type != "cuda":
+        raise UserError(f"--device {device!r} is not supported; use auto, cpu, cuda or cuda:N.")
+    index = local if chosen.index is None else chosen.index
+    if not torch.cuda.is_available() or index >= torch.cuda.device_count():
+        raise UserError(
+            f"--device {device!r} was asked for, but torch sees {torch.cuda.device_count()} CUDA "
+            "devices; use --device cpu."
+        )
+    return torch.device("cuda", index)
+
+
 @contextmanager
 def exact_matmul() -> Iterator[None]:
-    """Matrix products in full float32 also where TF32 is allowed: whitening must not depend on
-    --precision.
+    """Matrix products in full float32 also where TF32 is allowed.
+
+    Whitening must not depend on --precision.
     """
     allowed = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = False
@@ -107,31 +116,31 @@ def peak_memory(device: torch.device) -> int:
 
 
 def available_memory(device: torch.device) -> int:
-    """Bytes that can still be had: free on the device (CUDA), else what the system says, less where
-    a limit of this process's group is lower.
+    """Bytes that can still be had: free on the device (CUDA), else what the system says.
+
+    Less where a limit of this process's group is lower; 2^62 where nobody knows.
     """
     if device.type == "cuda":
-        return (
-            torch.cuda.mem_get_info(device)[0]
-            + torch.cuda.memory_reserved(device)
-            - torch.cuda.memory_allocated(device)
-        )
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
     if sys.platform != "linux":
-        return 2**62  # not known
+        return UNKNOWN
     try:
-        lines = {
-            line.split(":")[0]: line for line in Path("/proc/meminfo").read_text().splitlines()
-        }
-        found = [int(lines["MemAvailable"].split()[1]) * 1024]
-        groups = Path("/proc/self/cgroup").read_text()
+        facts = Path("/proc/meminfo").read_text().splitlines()
+        lines = {line.split(":")[0]: line for line in facts}
+        least = int(lines["MemAvailable"].split()[1]) * 1024
+        groups = Path("/proc/self/cgroup").read_text().splitlines()
     except (OSError, KeyError):
-        return 2**62  # not known
-    own = [line.split(":")[-1].strip("/") for line in groups.splitlines() if line.startswith("0::")]
-    for group in {Path("/sys/fs/cgroup"), *(Path("/sys/fs/cgroup") / path for path in own)}:
-        most, now = _number(group / "memory.max"), _number(group / "memory.current")
+        return UNKNOWN
+    root = Path("/sys/fs/cgroup")
+    folders = {root} | {
+        root / line.split(":")[-1].strip("/") for line in groups if line.startswith("0::")
+    }
+    for folder in folders:
+        most, now = _number(folder / "memory.max"), _number(folder / "memory.current")
         if most is not None and now is not None:
-            found.append(max(0, most - now + _reclaimable(group)))
-    return min(found)
+            least = min(least, max(0, most - now + _reclaimable(folder)))
+    return least
 
 
 def _number(path: Path) -> int | None:
@@ -145,16 +154,13 @@ def _number(path: Path) -> int | None:
 def _reclaimable(group: Path) -> int:
     """Bytes of files in memory that would be given up."""
     try:
-        return next(
-            (
-                int(line.split()[1])
-                for line in (group / "memory.stat").read_text().splitlines()
-                if line.startswith("inactive_file ")
-            ),
-            0,
-        )
+        facts = (group / "memory.stat").read_text().splitlines()
     except OSError:
         return 0
+    for line in facts:
+        if line.startswith("inactive_file "):
+            return int(line.split()[1])
+    return 0
 
 
 def machine(device: torch.device) -> dict[str, str | int]:

@@ -246,9 +246,9 @@ def unfinished(work: Path) -> None:
 
 
 COMMANDS = [
-    case("unknown-command", "distill", "command 'distill'", "nearest: distill"),
+    case("unknown-command", "distil", "command 'distil'", "nearest: distill"),
     case("no-recipe", "distill", "name of a recipe", RECIPE, "run.py recipes"),
-    case("flag-before-recipe", f"buffer --ipc 2 {RECIPE}", "name of a recipe first", RECIPE),
+    case("flags-without-recipe", "buffer --ipc 2", "name of a recipe first", RECIPE),
     case("unknown-recipe", "distill mtt/digit_ipc1", "recipe 'mtt/digit_ipc1'", RECIPE),
     case("recipes-takes-nothing", "recipes mtt", "recipes takes no arguments", "mtt"),
     case(

@@ -172,6 +172,7 @@ def test_evaluation_json(done, monkeypatch, capsys):
         "test_images_per_class",
         "interval",
         "set_digest",
+        "at_once",
         "command",
     }
     assert [(r["set"], r["model"]) for r in evaluation["rows"]] == [
