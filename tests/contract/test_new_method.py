@@ -73,7 +73,8 @@ def test_a_broken_method_fails_it(package):
 
 def test_it_runs_from_the_command_line(package):
     flags = ["--data.name", "digits", "--data.size", "None", "--data.limit", "200"]
-    flags += ["--outer.steps", "3", "--model", "convnet-d1-w4-in", "--out", "runs/a"]
+    flags += ["--objective.real_batch", "8", "--outer.steps", "3"]
+    flags += ["--model", "convnet-d1-w4-in", "--out", "runs/a"]
     done = run(package, sys.executable, str(ROOT / "run.py"), "distill", "mine.ncfm:recipe", *flags)
     assert done.returncode == 0, done.stderr[-2000:]
     assert (package / "runs/a/distilled/meta.json").is_file()

@@ -246,8 +246,9 @@ def test_several_draws_are_refused_before_anything_is_written(capsys, tmp_path, 
 
 @pytest.fixture
 def two_ranks(monkeypatch):
-    """As the first of two ranks sees it."""
+    """As the first of two ranks, which torchrun started, sees it."""
     monkeypatch.setattr(dist, "num_ranks", lambda: 2)
+    monkeypatch.setattr(dist, "started_here", lambda: True)
     for shared in ("barrier", "from_first", "mean"):
         monkeypatch.setattr(dist, shared, lambda *args: None)
 
