@@ -804,19 +804,7 @@ def from_dict(cls: Any, data: Any) -> Any:
     """
     origin = typing.get_origin(cls)
     if dataclasses.is_dataclass(cls):
-        hints = typing.get_type_hints(cls)
-        try:
-            return cls(
-                **{
-                    f.name: from_dict(hints[f.name], data[f.name])
-                    for f in dataclasses.fields(cls)
-                    if f.name in data
-                }
-            )  # type: ignore[operator]
-        except TypeError as error:
-            raise UserError(
-                f"The stored {cls.__name__} does not fit this version of the engine: {error}."
-            ) from None
+        return _config_of(cls, data)
     if origin in (typing.Union, types.UnionType):
         if data is None:
             return None
@@ -824,6 +812,21 @@ def from_dict(cls: Any, data: Any) -> Any:
     if origin is tuple and isinstance(data, list):
         return tuple(from_dict(typing.get_args(cls)[0], item) for item in data)
     return float(data) if cls is float else data
+
+
+def _config_of(cls: Any, data: Mapping[str, Any]) -> Any:
+    """A configuration of the dataclass `cls`; fields that the data lack have their defaults."""
+    hints = typing.get_type_hints(cls)
+    values = {}
+    for field_of in dataclasses.fields(cls):
+        if field_of.name in data:
+            values[field_of.name] = from_dict(hints[field_of.name], data[field_of.name])
+    try:
+        return cls(**values)
+    except TypeError as error:
+        raise UserError(
+            f"The stored {cls.__name__} does not fit this version of the engine: {error}."
+        ) from None
 
 
 def digest(value: Any) -> str:

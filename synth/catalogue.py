@@ -189,7 +189,8 @@ def take(recipe: Recipe, assignments: list[str]) -> Recipe:
             value = _inside(value, name, [first, *rest[:i]], source)
         receiver = parts.get(first, getattr(recipe, first))
         parts[first] = _with(receiver, rest, value, [first], recipe.name)
-    note = f"{recipe.name} with parts of others ({', '.join(assignments)}), for which nothing is published."
+    names = ", ".join(assignments)
+    note = f"{recipe.name} with parts of others ({names}), for which nothing is published."
     taken = (*recipe.taken, *assignments)
     return replace(recipe, **parts, published=None, note=note, taken=taken)
 

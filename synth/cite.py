@@ -59,10 +59,10 @@ def entries() -> dict[str, str]:
 
 
 def keys(recipe: Recipe) -> list[str]:
-    """Keys of what a recipe uses, each once: method, parts that say their own in `cites` (CutMix,
-    mixup), augmentation, dataset.
+    """Keys of what a recipe uses, each once.
 
-    So a recipe made of several methods' parts cites all of them. Raises UserError for a dataset
+    They come from the method, from parts that say their own in `cites` (CutMix, mixup), from the
+    augmentation and the dataset. So a recipe made of several methods' parts cites all of them. Raises UserError for a dataset
     that does not exist.
     """
     if recipe.data.name not in DATASETS:

@@ -1,7 +1,8 @@
 """The distilled set as ready-to-train tensors. Needs torch and safetensors, nothing else.
 
     from load import load, train
-    images, targets, info = load()     # images as a network should see them, targets as the loss should
+    images, targets,
+    info = load()     # images as a network should see them, targets as the loss should
     network = ...                      # any torch.nn.Module that takes such images
     train(network)                     # as info["protocol"] says
 
