@@ -161,8 +161,9 @@ def _parts() -> list[Row]:
 
 
 def _matching() -> list[Row]:
-    """The methods that need no experts, MTT beside them, and the coresets, by the protocol of the
-    small recipes, at IPC 10 half as long.
+    """The methods that need no experts, MTT beside them, and the coresets.
+
+    They follow the protocol of the small recipes, at IPC 10 half as long.
     """
     half = {1: (), 10: ("--evaluation.epochs", "150")}
     chosen = ("random", "herding", "k_centre", "k_means")
@@ -196,8 +197,9 @@ NETWORKS = (
 
 
 def _cross() -> list[Row]:
-    """Sets that one network distilled or chose, on six; baselines are shared out so that two jobs
-    take equally long.
+    """Sets that one network distilled or chose, on six.
+
+    Baselines are shared out so that two jobs take equally long.
     """
     shown = (
         "--evaluation.models",
@@ -235,8 +237,9 @@ DEAR = ("--labels", "dynamic", "--num_networks", "3")  # teachers look at every 
 
 
 def _compensator() -> list[Row]:
-    """INFER, SRe2L and RDED with the same teachers and students, each with labels that are stored
-    and with labels made on the fly.
+    """INFER, SRe2L and RDED with the same teachers and students.
+
+    Each has labels that are stored, and labels made on the fly.
     """
     rows = []
     for ipc in (10, 50):
@@ -396,8 +399,9 @@ def _costs(run: dict[str, Any], row: dict[str, Any]) -> list[str]:
 
 
 def crossed(runs: list[dict[str, Any]]) -> str:
-    """One line per set and one column per network, mean and 95 % interval; each set's loss against
-    the network it was made with.
+    """One line per set and one column per network, mean and 95 % interval.
+
+    The last column is each set's loss against the network it was made with.
     """
     models = list(dict.fromkeys(row["model"] for run in runs for row in run["evaluation"]["rows"]))
     lines = [_line(["set", *models, "mean over the others"]), _line(["---"] * (len(models) + 2))]
@@ -416,8 +420,9 @@ def crossed(runs: list[dict[str, Any]]) -> str:
 
 
 def plot(path: Path, runs: list[dict[str, Any]]) -> None:
-    """Accuracy on the validation split against the time of the experts and of the distillation, a
-    panel for each group of rows.
+    """Accuracy on the validation split against the time of experts and distillation.
+
+    Each group of rows has a panel.
     """
     import matplotlib
 

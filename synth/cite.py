@@ -62,8 +62,8 @@ def keys(recipe: Recipe) -> list[str]:
     """Keys of what a recipe uses, each once.
 
     They come from the method, from parts that say their own in `cites` (CutMix, mixup), from the
-    augmentation and the dataset. So a recipe made of several methods' parts cites all of them. Raises UserError for a dataset
-    that does not exist.
+    augmentation and the dataset. So a recipe made of several methods' parts cites all of them.
+    Raises UserError for a dataset that does not exist.
     """
     if recipe.data.name not in DATASETS:
         raise unknown("dataset", recipe.data.name, DATASETS)

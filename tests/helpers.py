@@ -31,22 +31,17 @@ DIGITS = DataConfig(name="digits", limit=200)
 # The digits recipe at its smallest: seconds on one core.
 TINY = [
     "--data.limit", "200", "--model", MODEL, "--buffer.num_experts", "2", "--buffer.epochs", "3",
-    "--objective.window.high", "2", "--objective.expert_epochs", "1", "--objective.inner_steps",
-    "3",
+    "--objective.window.high", "2", "--objective.expert_epochs", "1", "--objective.inner_steps", "3",
     "--outer.steps", "8", "--outer.checkpoint_every", "2", "--outer.evaluate_every", "0",
 ]  # fmt: skip
 
 # DATM with AST's experts and intermediate losses at its smallest: soft labels, learned, on experts
 # that are hardly trained.
 TINY_CROSS = [
-    "datm/cifar10_ipc10", "--take", "buffer=ast/cifar10_ipc10", "--take",
-    "objective.milestones=ast/cifar10_ipc10",
-    "--data.name", "digits", "--data.limit", "200", "--data.zca", "False", "--data.validation",
-    "0.1", "--model", MODEL,
-    "--buffer.num_experts", "2", "--buffer.epochs", "3", "--buffer.batch", "64",
-    "--objective.inner_steps", "4", "--objective.batch", "8",
-    "--objective.window.first", "1", "--objective.window.high", "2", "--outer.steps", "3",
-    "--targets.experts", "all", "--init.kind", "real",
+    "datm/cifar10_ipc10", "--take", "buffer=ast/cifar10_ipc10", "--take", "objective.milestones=ast/cifar10_ipc10",
+    "--data.name", "digits", "--data.limit", "200", "--data.zca", "False", "--data.validation", "0.1", "--model", MODEL,
+    "--buffer.num_experts", "2", "--buffer.epochs", "3", "--buffer.batch", "64", "--objective.inner_steps", "4", "--objective.batch", "8",
+    "--objective.window.first", "1", "--objective.window.high", "2", "--outer.steps", "3", "--targets.experts", "all", "--init.kind", "real",
     "--outer.optim.images.lr", "1", "--outer.optim.logits.lr", "1",
 ]  # fmt: skip
 

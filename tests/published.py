@@ -16,7 +16,6 @@ NUM_CLASSES |= dict.fromkeys(SUBSETS, 10)
 
 # of the images as they come; those of ImageNet and its subsets have the size that a recipe says
 SHAPES = {
-    "digits": (1, 8, 8), "mnist": (1, 28, 28), "fashion_mnist": (1, 28, 28), "svhn": (3, 32, 32),
-    "cifar10": (3, 32, 32), "cifar100": (3, 32, 32),
+    "digits": (1, 8, 8), "mnist": (1, 28, 28), "fashion_mnist": (1, 28, 28), "svhn": (3, 32, 32), "cifar10": (3, 32, 32), "cifar100": (3, 32, 32),
     "tiny_imagenet": (3, 64, 64),
 }  # fmt: skip

@@ -29,8 +29,7 @@ RANDOM = {"rand", "randn", "randint", "randperm", "normal", "bernoulli", "multin
 # of torch, without a generator
 RANDOM_LIKE = {"rand_like", "randn_like", "randint_like", "dropout"}
 RANDOM_METHODS = {
-    "bernoulli", "multinomial", "normal_", "uniform_", "bernoulli_", "random_", "exponential_",
-    "log_normal_", "cauchy_", "geometric_"
+    "bernoulli", "multinomial", "normal_", "uniform_", "bernoulli_", "random_", "exponential_", "log_normal_", "cauchy_", "geometric_"
 }  # fmt: skip
 
 

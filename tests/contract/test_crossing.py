@@ -140,25 +140,18 @@ def test_parts_go_together(window, slots, labels, backprop, steps, init, world, 
 
 # A name for each cross, --take and flags, and what the recipe must then have
 CROSSES: dict[str, tuple[str, list[str], dict[str, Any]]] = {
-    "DATM with AST's experts": ("datm/cifar10_ipc10", ["buffer=ast/cifar10_ipc10"],
-        {"buffer.step": Smooth()}),
+    "DATM with AST's experts": ("datm/cifar10_ipc10", ["buffer=ast/cifar10_ipc10"], {"buffer.step": Smooth()}),
     "DATM's window with AST's intermediate losses": (
-        "datm/cifar10_ipc10", ["objective.milestones=ast/cifar10_ipc10"],
-        {"objective.milestones": IntermediateMatching()}
+        "datm/cifar10_ipc10", ["objective.milestones=ast/cifar10_ipc10"], {"objective.milestones": IntermediateMatching()}
     ),
     "AST with DATM's window and labels": (
         "ast/cifar10_ipc10",
-        ["objective.window=datm/cifar10_ipc10", "targets=datm/cifar10_ipc10",
-            "outer.optim=datm/cifar10_ipc10", "init=datm/cifar10_ipc10"],
-        {"objective.window": GrowingWindow(first=10, high=20, grow=1000), "objective.momentum": 0.9,
-            "targets.kind": "logits"},
+        ["objective.window=datm/cifar10_ipc10", "targets=datm/cifar10_ipc10", "outer.optim=datm/cifar10_ipc10", "init=datm/cifar10_ipc10"],
+        {"objective.window": GrowingWindow(first=10, high=20, grow=1000), "objective.momentum": 0.9, "targets.kind": "logits"},
     ),
-    "FTD with TESLA's policy": ("ftd/cifar10_ipc10", ["objective.backprop=tesla/cifar10_ipc1"],
-        {"objective.backprop": "detached"}),
-    "TESLA with FTD's averages": ("tesla/cifar10_ipc1", ["outer.ema=ftd/cifar10_ipc1"],
-        {"outer.ema": {"images": 0.9999}}),
-    "AST without perturbation": ("ast/cifar10_ipc10", ["objective.perturb=mtt/cifar10_ipc10"],
-        {"objective.perturb": None}),
+    "FTD with TESLA's policy": ("ftd/cifar10_ipc10", ["objective.backprop=tesla/cifar10_ipc1"], {"objective.backprop": "detached"}),
+    "TESLA with FTD's averages": ("tesla/cifar10_ipc1", ["outer.ema=ftd/cifar10_ipc1"], {"outer.ema": {"images": 0.9999}}),
+    "AST without perturbation": ("ast/cifar10_ipc10", ["objective.perturb=mtt/cifar10_ipc10"], {"objective.perturb": None}),
 }  # fmt: skip
 
 

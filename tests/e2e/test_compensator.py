@@ -23,8 +23,7 @@ from synth.statistics import StatisticsObjective
 RECIPE = "infer/fashion_mnist_ipc10_small"
 TEACHERS = ("convnet-d1-w8-bn", "convnet-d2-w8-bn")
 TINY = [
-    "--data.name", "digits", "--data.limit", "300", "--teachers", *TEACHERS, "--model", TEACHERS[1],
-    "--buffer.epochs", "2", "--device", "cpu",
+    "--data.name", "digits", "--data.limit", "300", "--teachers", *TEACHERS, "--model", TEACHERS[1], "--buffer.epochs", "2", "--device", "cpu",
 ]  # fmt: skip
 pytestmark = pytest.mark.usefixtures("no_chart")
 

@@ -53,15 +53,13 @@ DATA = [
 ]
 CONFIG = DataConfig(name="folder", root=ROOT, validation=0.1)
 QUICK = [
-    "--evaluation.epochs", "3", "--evaluation.num_networks", "3", "--evaluation.lr_grid", "0.01",
-    "--evaluation.full_steps", "3",
+    "--evaluation.epochs", "3", "--evaluation.num_networks", "3", "--evaluation.lr_grid", "0.01", "--evaluation.full_steps", "3",
     "--evaluation.baselines", "random",
 ]  # fmt: skip
 SET = ["import", "dm/fashion_mnist_ipc1_small", *DATA, "--model", MODEL, *QUICK]
 IDC = ["import", "idc/fashion_mnist_ipc1_small", *DATA, "--model", MODEL, *QUICK]
 EXPERTS = [
-    "import", "mtt/digits_ipc1", *DATA, "--model", MODEL, "--buffer.epochs", "2",
-    "--objective.window.high", "1", "--objective.expert_epochs", "1",
+    "import", "mtt/digits_ipc1", *DATA, "--model", MODEL, "--buffer.epochs", "2", "--objective.window.high", "1", "--objective.expert_epochs", "1",
     "--objective.inner_steps", "2", "--outer.steps", "2", "--outer.evaluate_every", "0",
 ]  # fmt: skip
 TEACHERS = ("convnet-d1-w8-bn", "convnet-d2-w8-bn")

@@ -15,10 +15,8 @@ from synth.distribution import DistributionObjective
 from synth.gradient import GradientObjective
 
 SMALL = [
-    "--data.name", "digits", "--data.limit", "200", "--model", MODEL, "--ipc", "2",
-    "--objective.real_batch", "8", "--device", "cpu",
-    "--outer.steps", "7", "--outer.checkpoint_every", "2", "--outer.evaluate_every", "0",
-    "--outer.picture_every", "0",
+    "--data.name", "digits", "--data.limit", "200", "--model", MODEL, "--ipc", "2", "--objective.real_batch", "8", "--device", "cpu",
+    "--outer.steps", "7", "--outer.checkpoint_every", "2", "--outer.evaluate_every", "0", "--outer.picture_every", "0",
 ]  # fmt: skip
 METHODS = {
     "dc": [

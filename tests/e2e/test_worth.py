@@ -17,8 +17,7 @@ from ddengine.recipe import DataConfig
 
 DM = "dm/fashion_mnist_ipc1_small"
 DIGITS = [
-    "--data.name", "digits", "--data.limit", "300", "--model", MODEL, "--objective.real_batch", "8",
-    "--outer.steps", "4",
+    "--data.name", "digits", "--data.limit", "300", "--model", MODEL, "--objective.real_batch", "8", "--outer.steps", "4",
     "--outer.evaluate_every", "0", "--outer.picture_every", "2",
 ]  # fmt: skip
 QUICK = ["--epochs", "3", "--num_networks", "3", "--lr_grid", "0.03", "--full_steps", "6"]

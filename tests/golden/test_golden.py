@@ -194,10 +194,8 @@ def test_heavy_ball_and_intermediate_losses(case, backprop, dtype):
         return inputs["x"][index], golden["hb_labels"][index], factor
 
     reached = unroll(
-        inner_gradient(inner_loss((1, 28, 28), 5, dtype)), batch, golden["hb_snapshots"][start],
-        {"x": x}, num_steps,
-        lr=lr, update=HeavyBall(momentum=float(golden["hb_momentum"])),
-        keep=[k for k, _, _ in milestones[:-1]], backprop=backprop,
+        inner_gradient(inner_loss((1, 28, 28), 5, dtype)), batch, golden["hb_snapshots"][start], {"x": x}, num_steps,
+        lr=lr, update=HeavyBall(momentum=float(golden["hb_momentum"])), keep=[k for k, _, _ in milestones[:-1]], backprop=backprop,
     )  # fmt: skip
     targets = golden["hb_snapshots"][[start + j for _, j, _ in milestones]]
     loss = matching_loss(
@@ -553,8 +551,7 @@ def infer_world(golden, dtype, monkeypatch, *, u, roll, **fields):
         "unit": preprocess.std,
     }
     syn = SyntheticSet(
-        tensors, golden["labels"], tuple(map(str, range(10))), Compensated(base=1, compensators=1),
-        preprocess, space="pixel"
+        tensors, golden["labels"], tuple(map(str, range(10))), Compensated(base=1, compensators=1), preprocess, space="pixel"
     )  # fmt: skip
     rolls = iter(roll.tolist())
 

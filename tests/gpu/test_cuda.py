@@ -253,10 +253,8 @@ def matching(method, **objective):
     recipe = find(f"{method}/fashion_mnist_ipc10_small")
     networks = {"dm": {}, "idc": {"steps": 3, "images": 64}}.get(method, {"steps": 3, "epochs": 2})
     recipe = replace(
-        recipe, data=DataConfig(name="digits"), model="convnet-d2-w32-in", ipc=2,
-        outer=replace(recipe.outer, steps=6, checkpoint_every=3),
-        objective=replace(recipe.objective, real_batch=16,
-            networks=replace(recipe.objective.networks, **networks), **objective),
+        recipe, data=DataConfig(name="digits"), model="convnet-d2-w32-in", ipc=2, outer=replace(recipe.outer, steps=6, checkpoint_every=3),
+        objective=replace(recipe.objective, real_batch=16, networks=replace(recipe.objective.networks, **networks), **objective),
     )  # fmt: skip
     data = load_data(recipe.data, CUDA)
 
@@ -322,10 +320,8 @@ def taught(method, **objective):
     recipe = find(f"{method}/fashion_mnist_ipc10_small")
     names = ("convnet-d2-w32-bn", "resnet18-bn-x12")
     recipe = replace(
-        recipe, data=DataConfig(name="digits", size=(32, 32)), teachers=names, model=names[0],
-        ipc=4,
-        outer=replace(recipe.outer, steps=6, checkpoint_every=3),
-        objective=replace(recipe.objective, **objective),
+        recipe, data=DataConfig(name="digits", size=(32, 32)), teachers=names, model=names[0], ipc=4,
+        outer=replace(recipe.outer, steps=6, checkpoint_every=3), objective=replace(recipe.objective, **objective),
     )  # fmt: skip
     data = load_data(recipe.data, CUDA)
 

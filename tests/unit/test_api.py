@@ -36,8 +36,7 @@ OWN = DataConfig(name="own")
 MTT = find("mtt/digits_ipc1")
 MTT = replace(
     MTT, data=OWN, model=MODEL, buffer=replace(MTT.buffer, num_experts=2, epochs=3),
-    objective=replace(MTT.objective, window=replace(MTT.objective.window, high=2), expert_epochs=1,
-        inner_steps=3),
+    objective=replace(MTT.objective, window=replace(MTT.objective.window, high=2), expert_epochs=1, inner_steps=3),
     outer=replace(MTT.outer, steps=8, checkpoint_every=2, evaluate_every=0, picture_every=0),
 )  # fmt: skip
 DM = find("dm/fashion_mnist_ipc1_small")
@@ -600,8 +599,7 @@ def test_teachers_are_a_group(digits, tmp_path):
     recipe = replace(
         recipe, data=OWN, model=MODEL, ipc=1, teachers=("mlp", MODEL),
         buffer=BufferConfig(step=MTT.buffer.step, num_experts=1, epochs=1, keep="last"),
-        init=replace(recipe.init, factor=1, candidates=5, crops=1),
-        evaluation=replace(recipe.evaluation, models=()),
+        init=replace(recipe.init, factor=1, candidates=5, crops=1), evaluation=replace(recipe.evaluation, models=()),
     )  # fmt: skip
     group = buffers.generate(digits, recipe, folder=tmp_path / "teachers")
     assert isinstance(group, StoreGroup) and sorted(
@@ -648,10 +646,8 @@ def scalars(folder, tag):
     return [(event.step, event.value) for event in accumulator.Scalars(tag)], accumulator
 
 
-QUICK = ["dm/fashion_mnist_ipc1_small", "--data.name", "digits", "--data.limit", "200", "--model",
-    MODEL, "--objective.real_batch", "10",
-         "--outer.steps", "6", "--outer.checkpoint_every", "2", "--outer.evaluate_every", "3",
-         "--outer.picture_every", "3"]  # fmt: skip
+QUICK = ["dm/fashion_mnist_ipc1_small", "--data.name", "digits", "--data.limit", "200", "--model", MODEL, "--objective.real_batch", "10",
+         "--outer.steps", "6", "--outer.checkpoint_every", "2", "--outer.evaluate_every", "3", "--outer.picture_every", "3"]  # fmt: skip
 
 
 def test_tensorboard_shows_what_metrics_jsonl_says(tmp_path, monkeypatch):

@@ -126,11 +126,7 @@ def test_an_unshared_draw_differs_between_images():
 
 
 def test_one_generator_one_draw_and_no_global_generator():
-    states = (
-        torch.get_rng_state(),
-        np.random.get_state()[1].tolist(),
-    )
-    random.getstate()  # noqa: NPY002
+    states = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
     draws = [augment.sample(ALL, 4, generator(3), groups=5) for _ in range(2)]
     assert draws[0].ops == draws[1].ops and torch.equal(draws[0].uniform, draws[1].uniform)
     other = augment.sample(ALL, 4, generator(4), groups=5)
@@ -183,10 +179,8 @@ def test_three_numbers_are_drawn_as_ever_and_four_only_for_a_resized_crop(shared
     """
     num = 1 if shared else 5
     for always, ops, numbers in (
-        (("flip", "color"), DSA_OPS, 3), ((), ("crop", "flip"), 3),
-        (("roll",), ("shuffle", "roll"), 3),
-        (("flip", "color"), ("resized_crop", "color"), 4),
-        (("resized_crop", "roll"), ("color",), 4), (("resized_crop",), (), 4),
+        (("flip", "color"), DSA_OPS, 3), ((), ("crop", "flip"), 3), (("roll",), ("shuffle", "roll"), 3),
+        (("flip", "color"), ("resized_crop", "color"), 4), (("resized_crop", "roll"), ("color",), 4), (("resized_crop",), (), 4),
     ):  # fmt: skip
         draw = augment.sample(
             AugmentConfig(always=always, ops=ops), 5, generator(6), groups=9, shared=shared

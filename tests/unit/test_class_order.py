@@ -129,8 +129,7 @@ def test_likely_orders():
     assert [[numbers[k] for k in order] for order in likely_orders(numbers)] == [list(AS_WORDS)]
     names = ["img10", "Img2", "b", "img3"]
     assert [[names[k] for k in order] for order in likely_orders(names)] == [
-        ["Img2", "b", "img10", "img3"], ["b", "img10", "Img2", "img3"],
-        ["Img2", "b", "img3", "img10"]
+        ["Img2", "b", "img10", "img3"], ["b", "img10", "Img2", "img3"], ["Img2", "b", "img3", "img10"]
     ]  # fmt: skip
     assert likely_orders(ANIMALS) == []
 

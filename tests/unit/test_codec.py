@@ -402,8 +402,7 @@ def test_trajectories_are_matched_on_tiles(world, backprop):
     """Loss, and gradients in stored pixels and rate, as `higher` has them."""
     digits, store = world
     config = TrajectoryMatching(
-        inner_steps=3, expert_epochs=1, window=UniformWindow(high=1), lr=0.05,
-        augment=AugmentConfig(ops=()), backprop=backprop
+        inner_steps=3, expert_epochs=1, window=UniformWindow(high=1), lr=0.05, augment=AugmentConfig(ops=()), backprop=backprop
     )  # fmt: skip
     env = tiny_env(digits, store)
     syn = tiles(digits, lr=torch.tensor(0.05))

@@ -269,8 +269,7 @@ def test_draws_are_averaged(data, tmp_path):
             {"images": syn.tensors["images"].clone()}, {}, {}, {"calls": torch.zeros(())}
         )
         rng_losses = list(Pull(noise=1.0).losses(leaf := syn.with_tensors({"images": state.tensors["images"].requires_grad_()}), state.objective, 0,
-                                                 outer.generator(0, "losses", 0,
-                                                     draw)))  # fmt: skip
+                                                 outer.generator(0, "losses", 0, draw)))  # fmt: skip
         rng_losses[0].backward()
         moves.append(leaf.tensors["images"].grad)
     assert not torch.allclose(moves[0], moves[1])
@@ -303,8 +302,7 @@ def test_the_loss_of_a_step_is_the_sum_of_its_parts(data, tmp_path):
     whole = first("whole")
     parts = first("parts", parts=4)
     assert parts["loss"] == pytest.approx(whole["loss"]) and parts["loss"] > 100
-    draws = [0.5 * (syn.tensors["images"] - torch.randn(syn.tensors["images"].shape,
-        generator=outer.generator(0, "losses", 0, i))).square().sum()
+    draws = [0.5 * (syn.tensors["images"] - torch.randn(syn.tensors["images"].shape, generator=outer.generator(0, "losses", 0, i))).square().sum()
              for i in range(2)]  # fmt: skip
     assert first("draws", parts=4, draws=2)["loss"] == pytest.approx(float(draws[0] + draws[1]) / 2)
     between = {"parts": 4, "max_loss": 0.5 * whole["loss"]}  # above every part, below their sum

@@ -24,8 +24,7 @@ from synth.catalogue import find
 from synth.recipes.protocols import PROTOCOLS
 
 TINY_EVALUATION = replace(
-    PROTOCOLS["fast"], epochs=3, batch=16, num_networks=3, lr_grid=(0.01, 0.03), full_steps=14,
-    search_networks=2,
+    PROTOCOLS["fast"], epochs=3, batch=16, num_networks=3, lr_grid=(0.01, 0.03), full_steps=14, search_networks=2,
     baselines=("random", "random_soft", "herding", "forgetting", "el2n", "eight_bit", "full"),
 )  # fmt: skip
 

@@ -90,8 +90,7 @@ def test_a_file_never_runs_anything(tmp_path, function, zipped):
 
 
 @pytest.mark.parametrize(
-    "value", [np.zeros(3), np.array([1.0], dtype=object), DIGITS, io.StringIO, pytest.approx],
-    ids=["array", "objects", "config", "class", "function"]
+    "value", [np.zeros(3), np.array([1.0], dtype=object), DIGITS, io.StringIO, pytest.approx], ids=["array", "objects", "config", "class", "function"]
 )  # fmt: skip
 def test_what_is_no_tensor_is_refused(tmp_path, value):
     """Arrays and classes, harmless or not: only tensors, containers and numbers come in."""
@@ -270,31 +269,23 @@ def put(tensor, expert=0, epoch=1, part=0):
 
 
 WRONG = {
-    "tensor": (lambda e: torch.zeros(3),
-        r"holds a tensor of shape \(3,\) \(float32\) and not a list of experts"),
+    "tensor": (lambda e: torch.zeros(3), r"holds a tensor of shape \(3,\) \(float32\) and not a list of experts"),
     "empty": (lambda e: [], "not a list of experts"),
     "dict": (lambda e: {"state_dict": 1}, "holds a dict with the key state_dict and not a list"),
     "one-expert": (lambda e: e[0], r"Expert 0 of .* is not a list of snapshots"),
     "one-snapshot": (lambda e: e[0][0], r"Expert 0 of .* is not a list of snapshots"),
-    "too-short": (lambda e: [x[:3] for x in e],
-        r"has 3 snapshots, and buffer.epochs 3 makes 4.*set buffer.epochs 2"),
+    "too-short": (lambda e: [x[:3] for x in e], r"has 3 snapshots, and buffer.epochs 3 makes 4.*set buffer.epochs 2"),
     "too-long": (lambda e: [x + x[:1] for x in e], r"has 5 snapshots.*set buffer.epochs 4"),
     "second-short": (lambda e: [e[0], e[1][:2]], r"Expert 1 of .* has 2 snapshots"),
     "nan": (put(torch.full((4, 1, 3, 3), torch.nan)), r"not finite in \S+ of snapshot 1"),
-    "inf": (put(torch.full((4,), torch.inf), 2, 3, 1),
-        r"Expert 2 .*not finite in \S+ of snapshot 3"),
-    "shape": (put(torch.zeros(8, 1, 3, 3)),
-        rf"is not of {MODEL}, its \S+weight is a tensor of shape \(8, 1.* should be.*\(4, 1, 3, 3\).*--model"),
-    "transposed": (put(torch.zeros(64, 10), part=-2),
-        r"its \S+weight is a tensor of shape \(64, 10\)"),
-    "integers": (put(torch.zeros(4, 1, 3, 3, dtype=torch.int64)),
-        r"\(int64\) and should be a float tensor"),
+    "inf": (put(torch.full((4,), torch.inf), 2, 3, 1), r"Expert 2 .*not finite in \S+ of snapshot 3"),
+    "shape": (put(torch.zeros(8, 1, 3, 3)), rf"is not of {MODEL}, its \S+weight is a tensor of shape \(8, 1.* should be.*\(4, 1, 3, 3\).*--model"),
+    "transposed": (put(torch.zeros(64, 10), part=-2), r"its \S+weight is a tensor of shape \(64, 10\)"),
+    "integers": (put(torch.zeros(4, 1, 3, 3, dtype=torch.int64)), r"\(int64\) and should be a float tensor"),
     "number": (put(1.5), r"is a value of type float and should be a float tensor"),
     "sparse": (put(torch.zeros(4, 1, 3, 3).to_sparse()), r"is a sparse tensor .* and should be"),
-    "tensors-missing": (spoil(lambda e: e[1][2].pop()),
-        r"Expert 1 of .* has 5 parameter tensors for 6 \(\S+bias is missing\)"),
-    "tensors-more": (spoil(lambda e: e[1][2].append(torch.zeros(1))),
-        r"has 7 parameter tensors for 6 \(nothing follows \S+bias"),
+    "tensors-missing": (spoil(lambda e: e[1][2].pop()), r"Expert 1 of .* has 5 parameter tensors for 6 \(\S+bias is missing\)"),
+    "tensors-more": (spoil(lambda e: e[1][2].append(torch.zeros(1))), r"has 7 parameter tensors for 6 \(nothing follows \S+bias"),
     "still": (lambda e: [[x[0]] * 4 for x in e], r"does not move.*without a GPU"),
 }  # fmt: skip
 
@@ -478,21 +469,16 @@ NAN = IMAGES.clone()
 NAN[3, 0, 2, 2] = torch.nan
 BAD_SETS = {
     "not-4d": ((IMAGES[0],), {}, r"shape \(1, 8, 8\) \(float32\) and not images"),
-    "integers": ((torch.zeros(20, 1, 8, 8, dtype=torch.uint8),), {},
-        "not images, which are a float tensor"),
+    "integers": ((torch.zeros(20, 1, 8, 8, dtype=torch.uint8),), {}, "not images, which are a float tensor"),
     "sparse": ((torch.zeros(20, 1, 8, 8).to_sparse(),), {}, "not images"),
     "no-images": ((IMAGES[:0],), {}, "not images"),
-    "dict": (({"images": IMAGES},), {},
-        r"holds a state dict of 1 tensors \(images\) and not images"),
+    "dict": (({"images": IMAGES},), {}, r"holds a state dict of 1 tensors \(images\) and not images"),
     "number": ((3,), {}, "holds a value of type int and not images"),
     "nan": ((NAN,), {}, "numbers that are not finite"),
-    "shape": ((torch.zeros(20, 3, 8, 8),), {},
-        r"\(3, 8, 8\).* and those of data.name are \(1, 8, 8\)"),
+    "shape": ((torch.zeros(20, 3, 8, 8),), {}, r"\(3, 8, 8\).* and those of data.name are \(1, 8, 8\)"),
     "uneven": ((IMAGES[:15],), {}, "15 images .* not as many for each of 10 classes"),
-    "fewer-labels": ((IMAGES, CLASSES[:10]), {},
-        r"shape \(10,\), and 20 images .* need \(20,\), one class"),
-    "other-classes": ((IMAGES, LOGITS[:, :9]), {},
-        r"shape \(20, 9\), and 20 images .* need \(20, 10\)"),
+    "fewer-labels": ((IMAGES, CLASSES[:10]), {}, r"shape \(10,\), and 20 images .* need \(20,\), one class"),
+    "other-classes": ((IMAGES, LOGITS[:, :9]), {}, r"shape \(20, 9\), and 20 images .* need \(20, 10\)"),
     "soft-one-dim": ((IMAGES, LOGITS[:, 0]), {}, r"shape \(20,\).* need \(20, 10\)"),
     "hard-two-dim": ((IMAGES, CLASSES[:, None]), {}, r"shape \(20, 1\).* need \(20,\)"),
     "class-too-high": ((IMAGES, CLASSES + 1), {}, "from 1 to 10, and the classes from 0 to 9"),
@@ -501,20 +487,15 @@ BAD_SETS = {
     "logits-nan": ((IMAGES, LOGITS / 0), {}, "labels .* not finite"),
     "labels-list": ((IMAGES, [1, 2]), {}, "are a value of type list and not a tensor"),
     "labels-bool": ((IMAGES, torch.zeros(20, 10, dtype=torch.bool)), {}, "not a tensor of numbers"),
-    "lr-negative": ((IMAGES, CLASSES, torch.tensor(-0.1)), {},
-        r"lr_best.pt says a learning rate of -0.1.*--lr"),
-    "lr-nan": ((IMAGES, CLASSES, torch.tensor(torch.nan)), {},
-        "lr_best.pt says a learning rate of nan"),
-    "lr-several": ((IMAGES, CLASSES, torch.ones(3)), {},
-        r"lr_best.pt holds a tensor of shape \(3,\) \(float32\) and not one"),
+    "lr-negative": ((IMAGES, CLASSES, torch.tensor(-0.1)), {}, r"lr_best.pt says a learning rate of -0.1.*--lr"),
+    "lr-nan": ((IMAGES, CLASSES, torch.tensor(torch.nan)), {}, "lr_best.pt says a learning rate of nan"),
+    "lr-several": ((IMAGES, CLASSES, torch.ones(3)), {}, r"lr_best.pt holds a tensor of shape \(3,\) \(float32\) and not one"),
     "lr-given": ((IMAGES, CLASSES), {"lr": 0.0}, "--lr says a learning rate of 0"),
-    "experiment": ((IMAGES, CLASSES), {"experiment": 0},
-        "--experiment 0 chooses from a result of DC"),
+    "experiment": ((IMAGES, CLASSES), {"experiment": 0}, "--experiment 0 chooses from a result of DC"),
     "dc-empty": (({"data": []},), {}, "data in .* is a value of type list"),
     "dc-nesting": (({"data": [IMAGES]},), {}, "Experiment 0 in .* is not a pair"),
     "dc-one": (({"data": [[IMAGES]]},), {}, "Experiment 0 in .* is not a pair"),
-    "dc-labels": (({"data": [[IMAGES, CLASSES[:3]]]},), {},
-        r"labels in .*images_best.pt have shape \(3,\)"),
+    "dc-labels": (({"data": [[IMAGES, CLASSES[:3]]]},), {}, r"labels in .*images_best.pt have shape \(3,\)"),
 }  # fmt: skip
 
 

@@ -47,10 +47,8 @@ ODD = (
     "x\u2028\x7f | <!-- /results --> `y` ---",
 )
 META = {
-    "recipe": {"name": "dm/tiny", "cites": ["zhao2023dm"], "model": "mlp", "ipc": 2,
-        "data": {"name": "fashion_mnist"}, "outer": {"steps": 7}},
-    "seed": 3, "precision": "fp32", "raw_bytes": 1_000_000, "dataset_bytes": 2_000_000,
-    "commit": "abc", "bibtex": "@article{zhao2023dm,\n}",
+    "recipe": {"name": "dm/tiny", "cites": ["zhao2023dm"], "model": "mlp", "ipc": 2, "data": {"name": "fashion_mnist"}, "outer": {"steps": 7}},
+    "seed": 3, "precision": "fp32", "raw_bytes": 1_000_000, "dataset_bytes": 2_000_000, "commit": "abc", "bibtex": "@article{zhao2023dm,\n}",
     "machine": {"device": "CPU"}, "versions": {"torch": "2"},
 }  # fmt: skip
 ROW = {
@@ -698,8 +696,7 @@ def test_an_image_folder_is_read_by_torchvision(tmp_path):
 
 def test_the_codecs_of_this_file_are_all():
     """A new codec wants a look at what is exported of it."""
-    assert {name for name in vars(codecs) if isinstance(getattr(codecs, name),
-        type) and hasattr(getattr(codecs, name), "loader")} == {
+    assert {name for name in vars(codecs) if isinstance(getattr(codecs, name), type) and hasattr(getattr(codecs, name), "loader")} == {
         "Codec", "Identity", "Pixels", "MultiFormation", "Compensated"
     }  # fmt: skip
 

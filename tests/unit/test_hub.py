@@ -168,8 +168,7 @@ def test_splits_by_name(tmp_path):
     data = load(write(tmp_path / "all", tables))
     check(data)
     assert not data.held_out and torch.equal(
-        data.test.pixels,
-        load(write(tmp_path / "two", {k: tables[k] for k in ("train", "test")})).test.pixels
+        data.test.pixels, load(write(tmp_path / "two", {k: tables[k] for k in ("train", "test")})).test.pixels
     )  # fmt: skip
     assert "not used: validation, because test holds the test images" in data.notes
     del tables["test"]
@@ -268,6 +267,5 @@ def test_the_command_line_reads_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     root = str(write(tmp_path / "set", {"train": rows(30), "test": rows(6, 30)}))
     assert run("select", "dm/fashion_mnist_ipc1_small", "--data.name", "hub", "--data.root", root,
-               "--data.limit", "None", "--data.size", "8", "8", "--device", "cpu", "--out",
-               "selected") == 0  # fmt: skip
+               "--data.limit", "None", "--data.size", "8", "8", "--device", "cpu", "--out", "selected") == 0  # fmt: skip
     assert (tmp_path / "selected" / "distilled" / "meta.json").is_file()

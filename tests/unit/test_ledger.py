@@ -28,8 +28,7 @@ from ddengine.system.rng import generator
 
 MODEL = "convnet-d1-w4-bn"
 ROWS = EvalConfig(
-    protocol="test", epochs=2, batch=32, augment=AugmentConfig(ops=()),
-    baselines=("random", "random_soft", "hard_labels", "full"), num_networks=3,
+    protocol="test", epochs=2, batch=32, augment=AugmentConfig(ops=()), baselines=("random", "random_soft", "hard_labels", "full"), num_networks=3,
     lr_grid=(0.05,), full_steps=3,
 )  # fmt: skip
 PARTS = ("images", "compensators", "labels", "other")
@@ -76,8 +75,7 @@ def kinds(data):
     own = replace(tiny_set(data), preprocess=data.train.preprocess)
     codec = MultiFormation(factor=2)
     tiles = coded(
-        codec, data.train.images(random_index(data.train, 8, data.class_names, generator(0))),
-        torch.arange(20) // 2, data.class_names,
+        codec, data.train.images(random_index(data.train, 8, data.class_names, generator(0))), torch.arange(20) // 2, data.class_names,
         data.train.preprocess, {"lr": torch.tensor(0.02)},
     )  # fmt: skip
     logits = torch.randn(80, 10, generator=generator(2))
@@ -192,8 +190,7 @@ def test_rows_with_static_labels(data, dtype, top, each):
     }
     assert {name: tuple(row["ledger"].values()) for name, row in rows.items()} == wanted
     assert {name: row["images"] for name, row in rows.items()} == {
-        "distilled": 80, "base": 20, "random": 30, "random_soft": 30, "distilled_hard": 80,
-        "full": len(data.train)
+        "distilled": 80, "base": 20, "random": 30, "random_soft": 30, "distilled_hard": 80, "full": len(data.train)
     }  # fmt: skip
     assert not any("dynamic_labels" in row for row in rows.values())
     steps = {name: row["steps"] for name, row in rows.items()}

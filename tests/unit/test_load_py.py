@@ -48,8 +48,7 @@ ODD = AugmentConfig(
 AUGMENTS = [
     *(replace(of, ops=(op,), always=()) for of in (AugmentConfig(), ODD) for op in OPS),
     *(replace(AugmentConfig(), ops=ops, always=always) for ops, always in (
-        (DSA_OPS, ()), ((), ("crop", "flip")), (("crop", "scale", "rotate"), ("flip", "color")),
-        (("cutout",), ("cutout", "flip")),
+        (DSA_OPS, ()), ((), ("crop", "flip")), (("crop", "scale", "rotate"), ("flip", "color")), (("cutout",), ("cutout", "flip")),
         (OPS, ("resized_crop", "shuffle", "cutout", "roll")), ((), ()),
     )),
 ]  # fmt: skip

@@ -195,17 +195,13 @@ def test_losses_of_sure_outputs_are_finite(dtype):
     """Where a share is rounded to 1 or 0, renormalising must not divide by 0."""
     outputs = (1000 * functional.one_hot(HARD, CLASSES)).to(dtype).requires_grad_()
     other = (1000 * functional.one_hot((HARD + 1) % CLASSES, CLASSES)).to(dtype)
-    for loss in (kl(outputs, other, 2.0), nkd(outputs, other, HARD),
-        nkd(outputs, outputs.detach(), HARD), uskd(outputs, other, HARD),
-                 kl(outputs,
-                     mixed_logits(other, CutMix(BOX.partner, BOX.box, 1.0), "probabilities", 0.5),
-                     2.0)):  # fmt: skip
+    for loss in (kl(outputs, other, 2.0), nkd(outputs, other, HARD), nkd(outputs, outputs.detach(), HARD), uskd(outputs, other, HARD),
+                 kl(outputs, mixed_logits(other, CutMix(BOX.partner, BOX.box, 1.0), "probabilities", 0.5), 2.0)):  # fmt: skip
         assert loss.isfinite() and torch.autograd.grad(loss, outputs)[0].isfinite().all()
 
 
 @pytest.mark.parametrize("loss", [
-    lambda s: kl(s, SOFT, 3.0, squared=True), lambda s: logit_mse(s, SOFT),
-    lambda s: nkd(s, SOFT, HARD, temperature=2.0),
+    lambda s: kl(s, SOFT, 3.0, squared=True), lambda s: logit_mse(s, SOFT), lambda s: nkd(s, SOFT, HARD, temperature=2.0),
     lambda s: kl(s, mixed_logits(SOFT, MIXUP, "probabilities", 2.0), 2.0),
 ])  # fmt: skip
 def test_gradients(loss):

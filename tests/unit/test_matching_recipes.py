@@ -56,8 +56,7 @@ FIGURES = {
     "dm": {
         "mnist":         {1: NONE, 10: NONE, 50: NONE},
         "fashion_mnist": {1: NONE, 10: NONE, 50: NONE},
-        "cifar10":       {1: (26.0, 0.8), 10: (48.9, 0.6), 50: (63.0, 0.4), 100: (67.0, 0.3),
-            200: (71.2, 0.4), 500: (76.1, 0.3),
+        "cifar10":       {1: (26.0, 0.8), 10: (48.9, 0.6), 50: (63.0, 0.4), 100: (67.0, 0.3), 200: (71.2, 0.4), 500: (76.1, 0.3),
                           1000: (79.8, 0.3), 1250: (80.8, 0.3)},
         "cifar100":      {1: (11.4, 0.3), 10: (29.7, 0.3), 50: (43.6, 0.4)},
         "tiny_imagenet": {1: (3.9, 0.2), 10: (12.9, 0.4), 50: (24.1, 0.3)},
@@ -167,8 +166,7 @@ def test_published_loops(ipc):
 def test_loops_in_between_and_beyond():
     """As many steps as images, epochs on the line between two entries; from 50 on as at 50."""
     assert {ipc: loop_counts(ipc) for ipc in (2, 5, 15, 25, 45, 51, 100, 1250)} == {
-        2: (2, 6), 5: (5, 23), 15: (15, 38), 25: (25, 22), 45: (45, 12), 51: (50, 10),
-        100: (50, 10), 1250: (50, 10),
+        2: (2, 6), 5: (5, 23), 15: (15, 38), 25: (25, 22), 45: (45, 12), 51: (50, 10), 100: (50, 10), 1250: (50, 10),
     }  # fmt: skip
 
 
@@ -266,8 +264,7 @@ IDC: dict[str, tuple[Metric, int, dict[int, float]]] = {
 # probability of mixing, and what is always applied, where it is not the protocol's 0.5 with flip
 # and colour
 IDC_EVALUATION = {
-    "idc/mnist": (0.0, ("color",)), "idc_i/mnist": (0.5, ("color",)), "idc/svhn": (0.5, ("color",)),
-    "idc_i/svhn": (0.5, ("color",)),
+    "idc/mnist": (0.0, ("color",)), "idc_i/mnist": (0.5, ("color",)), "idc/svhn": (0.5, ("color",)), "idc_i/svhn": (0.5, ("color",)),
     "idc_i/svhn_ipc1": (0.0, ("color", "cutout")),
 }  # fmt: skip
 
@@ -281,14 +278,12 @@ def test_idc(name):
     metric, images, rates = IDC[dataset]
     bare = (method, dataset) == ("idc", "mnist")  # neither cutout nor CutMix
     networks = OnReal(
-        steps=100, images=images, batch=64,
-        optim=OptimConfig(lr=0.01, momentum=0.9, weight_decay=5e-4),
+        steps=100, images=images, batch=64, optim=OptimConfig(lr=0.01, momentum=0.9, weight_decay=5e-4),
         augment=AugmentConfig(always=("color", "crop"), ops=()), cutmix=0.0 if bare else 0.5,
     )  # fmt: skip
     always = ("color", "crop") if bare else ("color", "crop", "cutout")
     assert recipe.objective == GradientMatching(
-        networks=networks, metric=metric, tensors="convolutions", real_batch=64, syn_batch=128,
-        classes_at_once=1,
+        networks=networks, metric=metric, tensors="convolutions", real_batch=64, syn_batch=128, classes_at_once=1,
         augment=AugmentConfig(always=always, ops=()),
     )  # fmt: skip
     assert (

@@ -336,8 +336,7 @@ def test_parameters_of_a_step_are_not_changed_by_the_next(kind):
 
 @pytest.mark.parametrize(("networks", "names"), [
     (Untrained(), set()), (OnSynthetic(steps=1), set()), (OnReal(steps=1), set()),
-    (OnSynthetic(steps=2), {"theta"}), (OnSynthetic(), {"theta"}),
-    (OnReal(steps=2), {"theta", "momentum"}),
+    (OnSynthetic(steps=2), {"theta"}), (OnSynthetic(), {"theta"}), (OnReal(steps=2), {"theta", "momentum"}),
 ])  # fmt: skip
 def test_state_holds_what_is_kept(networks, names):
     """At ipc 2, before the first step and after some: {} exactly where each network serves a single

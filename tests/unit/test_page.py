@@ -56,8 +56,7 @@ def made(tmp_path_factory) -> Path:
     data = tiny_data()
     syn = tiny_set(data, ipc=2, lr=0.02)
     recipe = {
-        "name": "dm/tiny", "note": "A note.", "published": None,
-        "data": {"name": "digits", "root": "/secret/place", "limit": 200, "validation": 0.1},
+        "name": "dm/tiny", "note": "A note.", "published": None, "data": {"name": "digits", "root": "/secret/place", "limit": 200, "validation": 0.1},
         "model": "mlp", "ipc": 2, "outer": {"steps": 40, "max_loss": "inf"},
     }  # fmt: skip
     facts = {
@@ -156,14 +155,10 @@ def test_page_says_what_was_done(made, whole):
     content, reader = whole, Reader(whole)
     assert not reader.open
     for words in (
-        "Distillation report: alpha", "dm/tiny", "A note.", "digits, limit 200, validation 0.1",
-        "CPU toy, 2 cores", "torch 9.9", "abcdef123456",
-        "77.5 to 82.5", "Distillation 2 min", "Peak memory of the distillation 123 MB",
-        "Distilled is not anonymous",
-        "last iterate", "on a validation split", "looked at once a network",
-        "python run.py distill dm/tiny", "--seed 3",
-        "python run.py evaluate runs/alpha --protocol fast --models mlp",
-        "Loss of the distillation", "Learned learning rate", "Validation accuracy",
+        "Distillation report: alpha", "dm/tiny", "A note.", "digits, limit 200, validation 0.1", "CPU toy, 2 cores", "torch 9.9", "abcdef123456",
+        "77.5 to 82.5", "Distillation 2 min", "Peak memory of the distillation 123 MB", "Distilled is not anonymous",
+        "last iterate", "on a validation split", "looked at once a network", "python run.py distill dm/tiny", "--seed 3",
+        "python run.py evaluate runs/alpha --protocol fast --models mlp", "Loss of the distillation", "Learned learning rate", "Validation accuracy",
     ):  # fmt: skip
         assert words in reader.text, words
     assert content.count("Distilled is not anonymous") == 1

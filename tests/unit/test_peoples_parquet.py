@@ -424,10 +424,8 @@ def test_test_images_are_never_training_images_for_want_of_a_word(tmp_path):
 @pytest.mark.parametrize(
     "name, split",
     [
-        ("test_of_time-train-0", "train"), ("test_of_time-test-00000-of-00001", "test"),
-        ("train/cats-dev", "train"), ("test/cats-dev", "test"),
-        ("data/train-00000-of-00001-abc123", "train"), ("default/test/0000", "test"),
-        ("cats-validation", "validation"), ("a/b", None),
+        ("test_of_time-train-0", "train"), ("test_of_time-test-00000-of-00001", "test"), ("train/cats-dev", "train"), ("test/cats-dev", "test"),
+        ("data/train-00000-of-00001-abc123", "train"), ("default/test/0000", "test"), ("cats-validation", "validation"), ("a/b", None),
     ],
 )  # fmt: skip
 def test_which_word_names_the_split(tmp_path, name, split):

@@ -126,8 +126,7 @@ def test_rows_say_what_is_stored(data):
     rows = rows_of(tiny_set(data, ipc=2, lr=0.05), data, config)
     num = len(data.train)
     assert {name: (row["images"], row["bytes"]) for name, row in rows.items()} == {
-        "distilled": (20, 20 * (64 * 4 + 8) + 4), "random": (20, 20 * (64 + 8)),
-        "random_soft": (20, 20 * (64 + 8 + 40)), "full": (num, num * 72),
+        "distilled": (20, 20 * (64 * 4 + 8) + 4), "random": (20, 20 * (64 + 8)), "random_soft": (20, 20 * (64 + 8 + 40)), "full": (num, num * 72),
     }  # fmt: skip
 
 
@@ -140,8 +139,7 @@ def test_a_set_of_tiles_is_also_trained_for_the_steps_of_a_plain_set_and_beside_
     rows = rows_of(syn, data)
     assert list(rows) == ["distilled", "distilled_same_steps", "random_coded", "random"]
     assert {name: (row["images"], row["steps"]) for name, row in rows.items()} == {
-        "distilled": (80, 12), "distilled_same_steps": (80, 4), "random_coded": (80, 12),
-        "random": (20, 4)
+        "distilled": (80, 12), "distilled_same_steps": (80, 4), "random_coded": (80, 12), "random": (20, 4)
     }  # fmt: skip
     plain = 20 * (64 * 4 + 8)
     assert [
@@ -212,8 +210,7 @@ def test_the_rate_is_the_best_on_average_over_the_search_networks(data, monkeypa
 def row_of(name, **more):
     """A row of evaluation.json."""
     return {
-        "set": name, "model": "mlp", "images": 20, "bytes": 5280, "accuracy_mean": 0.712,
-        "accuracy_std": 0.021, "ci95": [0.691, 0.733],
+        "set": name, "model": "mlp", "images": 20, "bytes": 5280, "accuracy_mean": 0.712, "accuracy_std": 0.021, "ci95": [0.691, 0.733],
         "n": 5, "lr": 0.03, "steps": 5000, "seconds": 12.0,
     } | more  # fmt: skip
 

@@ -28,10 +28,8 @@ from ddengine.system.errors import UserError
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "dm/fashion_mnist_ipc1_small"
 FLAGS = [
-    "--data.name", "digits", "--data.limit", "200", "--model", MODEL, "--objective.real_batch",
-    "10",
-    "--outer.steps", "4", "--outer.checkpoint_every", "2", "--outer.evaluate_every", "0",
-    "--outer.picture_every", "0",
+    "--data.name", "digits", "--data.limit", "200", "--model", MODEL, "--objective.real_batch", "10",
+    "--outer.steps", "4", "--outer.checkpoint_every", "2", "--outer.evaluate_every", "0", "--outer.picture_every", "0",
 ]  # fmt: skip
 QUICK = {"epochs": 2, "num_networks": 3, "lr_grid": (0.01,), "full_steps": 20}
 QUICK_FLAGS = ["--epochs", "2", "--num_networks", "3", "--lr_grid", "0.01", "--full_steps", "20"]

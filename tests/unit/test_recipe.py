@@ -57,14 +57,11 @@ every = for_each("name", RECIPES)
     "value",
     [
         DataConfig(name="digits"),
-        DataConfig(name="folder", root="some/place", download=True, size=(48, 64), limit=77,
-            validation=0.25, split_seed=3, zca=True),
+        DataConfig(name="folder", root="some/place", download=True, size=(48, 64), limit=77, validation=0.25, split_seed=3, zca=True),
         EvalConfig(protocol="mtt"),
         EvalConfig(
-            protocol="own", epochs=7, batch=3, momentum=0.5, momentum_after=0.25, weight_decay=0.0,
-            lr_drop=1 / 3, models=("mlp", "lenet"),
-            augment=AugmentConfig(ops=("flip",), crop=0.3), lr=0.7, lr_grid=(0.1, 1e-7),
-            search_networks=4, baselines=("full",), full_steps=9,
+            protocol="own", epochs=7, batch=3, momentum=0.5, momentum_after=0.25, weight_decay=0.0, lr_drop=1 / 3, models=("mlp", "lenet"),
+            augment=AugmentConfig(ops=("flip",), crop=0.3), lr=0.7, lr_grid=(0.1, 1e-7), search_networks=4, baselines=("full",), full_steps=9,
             num_networks=2,
         ),
         EvalConfig(protocol="bare", augment=AugmentConfig(ops=()), lr_grid=(1.0,), baselines=()),
@@ -103,8 +100,7 @@ def test_every_part_that_comes_in_kinds_says_its_kind():
         "step": data["buffer"]["step"],
     }
     assert {key: part.get("type") for key, part in parts.items()} == {
-        "codec": "Identity", "objective": "TrajectoryMatching", "window": "UniformWindow",
-        "step": "Sgd"
+        "codec": "Identity", "objective": "TrajectoryMatching", "window": "UniformWindow", "step": "Sgd"
     }  # fmt: skip
 
 

@@ -223,8 +223,7 @@ def test_the_learned_rate_is_tried_on_its_own_network_only(data, monkeypatch):
 def test_rate_learned_searches_nothing(data, monkeypatch):
     seen, chosen = rates(data, monkeypatch, (MODEL, "mlp"), rate="learned", lr=0.02)
     assert chosen == {
-        ("distilled", MODEL): pytest.approx(0.07), ("distilled", "mlp"): 0.02,
-        ("random", MODEL): 0.02, ("random", "mlp"): 0.02
+        ("distilled", MODEL): pytest.approx(0.07), ("distilled", "mlp"): 0.02, ("random", MODEL): 0.02, ("random", "mlp"): 0.02
     }  # fmt: skip
     assert len(seen) in (4, 4 * 3)  # one call, or one a network
 

@@ -262,10 +262,8 @@ def check_teachers(recipe, dataset, networks, tiny_epochs):
 def protocol(evaluation):
     """What decides a training, but augmentation and mixing."""
     return (
-        evaluation.epochs, evaluation.batch, evaluation.optimiser, evaluation.lr,
-        evaluation.weight_decay, evaluation.schedule, evaluation.stretch,
-        evaluation.loss, evaluation.temperature, evaluation.squared, evaluation.hard_weight,
-        evaluation.decay_norms,
+        evaluation.epochs, evaluation.batch, evaluation.optimiser, evaluation.lr, evaluation.weight_decay, evaluation.schedule, evaluation.stretch,
+        evaluation.loss, evaluation.temperature, evaluation.squared, evaluation.hard_weight, evaluation.decay_norms,
     )  # fmt: skip
 
 
@@ -353,39 +351,23 @@ def test_infer(name):
 
 
 RECOVER = {  # variant and dataset: updates, rate, objective
-    ("", "cifar10"): (1000, 0.25,
-        StatisticsMatching(batches=OnePerClass(classes=100), alpha=0.01, augment=ROLL)),
-    ("", "cifar100"): (1000, 0.25,
-        StatisticsMatching(batches=OnePerClass(classes=100), alpha=0.01, augment=ROLL)),
-    ("", "tiny_imagenet"): (4000, 0.1,
-        StatisticsMatching(batches=OnePerClass(classes=100), alpha=1.0, augment=CROP_ROLL)),
-    ("", "imagenet"): (4000, 0.25,
-        StatisticsMatching(batches=OnePerClass(classes=100), alpha=0.01, augment=CROP_ROLL_32)),
-    ("_cda", "tiny_imagenet"): (4000, 0.4,
-        StatisticsMatching(batches=OnePerClass(classes=100), alpha=0.05, augment=CROP_ROLL,
-            crop_until=4000)),
-    ("_cda", "imagenet"): (4000, 0.25,
-        StatisticsMatching(batches=OnePerClass(classes=100), alpha=0.01, augment=CROP_ROLL_32,
-            crop_until=4000)),
+    ("", "cifar10"): (1000, 0.25, StatisticsMatching(batches=OnePerClass(classes=100), alpha=0.01, augment=ROLL)),
+    ("", "cifar100"): (1000, 0.25, StatisticsMatching(batches=OnePerClass(classes=100), alpha=0.01, augment=ROLL)),
+    ("", "tiny_imagenet"): (4000, 0.1, StatisticsMatching(batches=OnePerClass(classes=100), alpha=1.0, augment=CROP_ROLL)),
+    ("", "imagenet"): (4000, 0.25, StatisticsMatching(batches=OnePerClass(classes=100), alpha=0.01, augment=CROP_ROLL_32)),
+    ("_cda", "tiny_imagenet"): (4000, 0.4, StatisticsMatching(batches=OnePerClass(classes=100), alpha=0.05, augment=CROP_ROLL, crop_until=4000)),
+    ("_cda", "imagenet"): (4000, 0.25, StatisticsMatching(batches=OnePerClass(classes=100), alpha=0.01, augment=CROP_ROLL_32, crop_until=4000)),
     ("_dwa", "cifar10"): (
-        1000, 0.25,
-        StatisticsMatching(batches=OnePerClass(classes=100), alpha=0.01, augment=ROLL, variance=11,
-            adjust=0.015, adjust_steps=12),
+        1000, 0.25, StatisticsMatching(batches=OnePerClass(classes=100), alpha=0.01, augment=ROLL, variance=11, adjust=0.015, adjust_steps=12),
     ),
     ("_dwa", "cifar100"): (
-        1000, 0.25,
-        StatisticsMatching(batches=OnePerClass(classes=100), alpha=0.01, augment=ROLL, variance=11,
-            adjust=0.015, adjust_steps=12),
+        1000, 0.25, StatisticsMatching(batches=OnePerClass(classes=100), alpha=0.01, augment=ROLL, variance=11, adjust=0.015, adjust_steps=12),
     ),
     ("_dwa", "tiny_imagenet"): (
-        2000, 0.1,
-        StatisticsMatching(batches=OnePerClass(classes=200), alpha=0.01, augment=CROP_FLIP,
-            variance=11, adjust=0.015, adjust_steps=12),
+        2000, 0.1, StatisticsMatching(batches=OnePerClass(classes=200), alpha=0.01, augment=CROP_FLIP, variance=11, adjust=0.015, adjust_steps=12),
     ),
     ("_dwa", "imagenet"): (
-        2000, 0.25,
-        StatisticsMatching(batches=OnePerClass(classes=100), alpha=0.01, augment=CROP_ROLL_32,
-            variance=2, adjust=0.015, adjust_steps=15),
+        2000, 0.25, StatisticsMatching(batches=OnePerClass(classes=100), alpha=0.01, augment=CROP_ROLL_32, variance=2, adjust=0.015, adjust_steps=15),
     ),
 }  # fmt: skip
 # epochs and batch on Tiny ImageNet, batch on ImageNet
@@ -481,10 +463,8 @@ def test_where_quotes_of_sre2l_disagree():
 
 
 BATCHES = {
-    "cifar10": {1: 10, 10: 50, 50: 100}, "cifar100": {1: 20, 10: 100, 50: 200},
-    "tiny_imagenet": {1: 100, 10: 100, 50: 100},
-    "imagenet": {1: 20, 10: 100, 50: 200}, "imagenette": {1: 10, 10: 50, 50: 100},
-    "imagewoof": {1: 10, 10: 50, 50: 100},
+    "cifar10": {1: 10, 10: 50, 50: 100}, "cifar100": {1: 20, 10: 100, 50: 200}, "tiny_imagenet": {1: 100, 10: 100, 50: 100},
+    "imagenet": {1: 20, 10: 100, 50: 200}, "imagenette": {1: 10, 10: 50, 50: 100}, "imagewoof": {1: 10, 10: 50, 50: 100},
 }  # fmt: skip
 TILES = AugmentConfig(always=("shuffle", "resized_crop", "flip"), ops=(), area=0.5, patches=2)
 WHOLE = AugmentConfig(always=("flip",), ops=())

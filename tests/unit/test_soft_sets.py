@@ -405,8 +405,7 @@ def relabelled(world, folder, *, steps=8, stop_at=None, validate=None, ema=None,
         ema=ema or {},
     )
     return outer.distill(
-        syn, Stopping(noise=1.0), config, folder, seed=1, finish=lambda s: label(s, store, RELABEL),
-        validate=validate, picture=picture
+        syn, Stopping(noise=1.0), config, folder, seed=1, finish=lambda s: label(s, store, RELABEL), validate=validate, picture=picture
     )[0]  # fmt: skip
 
 
@@ -511,8 +510,7 @@ def test_target_labels_and_relabelling_on_the_command_line(tmp_path, monkeypatch
     assert torch.allclose(
         syn.tensors["logits"], mean_logits(store, syn.tensors["images"]), atol=1e-5
     )
-    assert run("evaluate", "run/distilled", "--baselines", "random_soft", "--epochs", "2",
-        "--num_networks", "3", "--lr_grid", "0.01",
+    assert run("evaluate", "run/distilled", "--baselines", "random_soft", "--epochs", "2", "--num_networks", "3", "--lr_grid", "0.01",
                "--full_steps", "4") == 0  # fmt: skip
     assert [
         r["set"]
@@ -929,8 +927,7 @@ def test_labels_are_made_of_what_is_shipped_at_the_end_of_a_run(world, teachers,
         steps=4, optim={"compensators": OptimConfig(lr=0.1)}, ema={"compensators": 0.8}
     )
     result, _ = outer.distill(
-        with_compensators(data), Moves(), settings, tmp_path, seed=0,
-        finish=lambda s: label(s.shipped(), teachers, config)
+        with_compensators(data), Moves(), settings, tmp_path, seed=0, finish=lambda s: label(s.shipped(), teachers, config)
     )  # fmt: skip
     assert result.tensors["compensators"].dtype == torch.float16 and result.codec.clamp
 

@@ -476,8 +476,7 @@ def test_weights_are_adjusted_for_each_batch(at_once):
     loss is that of these weights.
     """
     config = StatisticsMatching(
-        batches=OnePerClass(), alpha=0.4, variance=11.0, augment=ROLL, adjust=0.3, adjust_steps=3,
-        images_at_once=at_once
+        batches=OnePerClass(), alpha=0.4, variance=11.0, augment=ROLL, adjust=0.3, adjust_steps=3, images_at_once=at_once
     )  # fmt: skip
     objective, syn, teachers = world(config, ("convnet-d2-w4-bn",) * 2, codec=Identity(), sets=3)
     state = objective.init(generator(0))

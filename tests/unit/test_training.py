@@ -181,8 +181,7 @@ def test_neighbours_do_not_matter_at_all_one_after_another(monkeypatch, name):
 
 
 MIXED = EvalConfig(
-    protocol="test", epochs=5, batch=8, weight_decay=0.01, lr_drop=0.2, schedule="thirds",
-    cutmix=0.6,
+    protocol="test", epochs=5, batch=8, weight_decay=0.01, lr_drop=0.2, schedule="thirds", cutmix=0.6,
     augment=AugmentConfig(always=("flip", "color"), ops=("crop", "scale", "rotate")),
 )  # fmt: skip
 
@@ -451,8 +450,7 @@ def modern_loop(name, real, config, lr, seed, loss):
 
 
 MODERN = EvalConfig(
-    protocol="test", epochs=4, batch=8, weight_decay=0.5, optimiser="adamw", schedule="cosine",
-    decay_norms=False,
+    protocol="test", epochs=4, batch=8, weight_decay=0.5, optimiser="adamw", schedule="cosine", decay_norms=False,
     augment=AugmentConfig(always=("resized_crop", "flip"), ops=()),
 )  # fmt: skip
 
@@ -540,8 +538,7 @@ def teacher(seed, name=BN):
 
 TEACHERS = [teacher(100), teacher(101), teacher(102, IN)]
 INFER = EvalConfig(
-    protocol="test", epochs=4, batch=8, weight_decay=0.01, optimiser="adamw", schedule="cosine",
-    loss="kl", temperature=30.0, mixup=0.8,
+    protocol="test", epochs=4, batch=8, weight_decay=0.01, optimiser="adamw", schedule="cosine", loss="kl", temperature=30.0, mixup=0.8,
     augment=AugmentConfig(always=("crop", "flip"), ops=()),
 )  # fmt: skip
 
@@ -717,8 +714,7 @@ def test_uskd_trains_a_weak_head_beside_the_network(mixup, soft):
     spared = spared_by_hand(network)
     named = dict(network.named_parameters())
     optimiser = torch.optim.SGD([
-        {"params": [p for n, p in named.items() if n not in spared] + [head.weight],
-            "weight_decay": 0.05},
+        {"params": [p for n, p in named.items() if n not in spared] + [head.weight], "weight_decay": 0.05},
         {"params": [p for n, p in named.items() if n in spared] + [head.bias]},
     ], lr=LR, momentum=0.9)  # fmt: skip
     for epoch in range(config.epochs):

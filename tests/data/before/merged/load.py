@@ -1,8 +1,7 @@
 """The distilled set as ready-to-train tensors. Needs torch and safetensors, nothing else.
 
     from load import load, train
-    images, targets,
-    info = load()     # images as a network should see them, targets as the loss should
+    images, targets, info = load()     # images as a network should see them, targets as the loss should
     network = ...                      # any torch.nn.Module that takes such images
     train(network)                     # as info["protocol"] says
 
@@ -29,9 +28,7 @@ def decode(tensors):
 
 def preprocess(pixels, tensors):
     """Pixels as networks see them."""
-    return (pixels - tensors["preprocess.mean"].view(-1, 1, 1)) / tensors["preprocess.std"].view(
-        -1, 1, 1
-    )
+    return (pixels - tensors["preprocess.mean"].view(-1, 1, 1)) / tensors["preprocess.std"].view(-1, 1, 1)
 
 
 def whole(u, low, high):
@@ -42,21 +39,15 @@ def whole(u, low, high):
 def picked(images, rows, columns):
     """Image b has at (r, c) what it had at (rows[b, r], columns[b, c]); zero where that lies outside."""
     height, width = images.shape[2:]
-    inside = ((rows >= 0) & (rows < height))[:, None, :, None] & (
-        (columns >= 0) & (columns < width)
-    )[:, None, None, :]
+    inside = ((rows >= 0) & (rows < height))[:, None, :, None] & ((columns >= 0) & (columns < width))[:, None, None, :]
     b = torch.arange(len(images), device=images.device)[:, None, None]
-    found = images[
-        b, :, rows.clamp(0, height - 1)[:, :, None], columns.clamp(0, width - 1)[:, None, :]
-    ]
+    found = images[b, :, rows.clamp(0, height - 1)[:, :, None], columns.clamp(0, width - 1)[:, None, :]]
     return found.permute(0, 3, 1, 2) * inside
 
 
 def warped(images, matrix):
     """Bilinear: the pixel at (x, y), corners at -1 and 1, is read at matrix (x, y); zero outside."""
-    grid = torch.nn.functional.affine_grid(
-        torch.nn.functional.pad(matrix, (0, 1)), list(images.shape), align_corners=True
-    )
+    grid = torch.nn.functional.affine_grid(torch.nn.functional.pad(matrix, (0, 1)), list(images.shape), align_corners=True)
     return torch.nn.functional.grid_sample(images, grid, align_corners=True)
 
 
@@ -85,9 +76,7 @@ def cutout(images, u, settings):
     for k, side in enumerate(images.shape[2:]):
         size, line = int(side * settings["cutout"] + 0.5), torch.arange(side, device=u.device)
         first = whole(u[:, k], 0, side - size % 2)[:, None] - size // 2
-        hidden.append(
-            (line >= first.clamp(0, side - 1)) & (line <= (first + size - 1).clamp(0, side - 1))
-        )
+        hidden.append((line >= first.clamp(0, side - 1)) & (line <= (first + size - 1).clamp(0, side - 1)))
     return images * ~(hidden[0][:, None, :, None] & hidden[1][:, None, None, :])
 
 
@@ -122,18 +111,14 @@ def apply(images, settings, draw):
     """Images (B, C, H, W), in the form that `load` gives them, under a draw."""
     name, u, always = draw
     steps = [*zip(settings["always"], always.unbind(1), strict=True), (name, u)]
-    for name, u in sorted(
-        steps, key=lambda step: step[0] == "cutout"
-    ):  # last, so that what it hides is not moved
+    for name, u in sorted(steps, key=lambda step: step[0] == "cutout"):  # last, so that what it hides is not moved
         images = OPERATIONS[name](images, u.to(images), settings) if name else images
     return images
 
 
 def batch_loss(network, images, index, info, generator):
     """The loss of a batch."""
-    return torch.nn.functional.cross_entropy(
-        network(images), info["labels"][index].to(images.device)
-    )
+    return torch.nn.functional.cross_entropy(network(images), info["labels"][index].to(images.device))
 
 
 def optimiser_of(network, lr, protocol):
@@ -167,9 +152,7 @@ def load(folder=FOLDER):
         "classes": meta["class_names"],
         "preprocess": lambda pixels: preprocess(pixels, tensors),
         "protocol": meta.get("protocol"),
-        "augment": lambda images, generator=None: apply(
-            images, settings, sample(len(images), settings, generator)
-        ),
+        "augment": lambda images, generator=None: apply(images, settings, sample(len(images), settings, generator)),
         "labels": targets,  # for train
     }
     return images, targets, info
@@ -198,11 +181,4 @@ def train(network, folder=FOLDER, lr=None, generator=None):
 
 if __name__ == "__main__":
     images, targets, info = load()
-    print(
-        tuple(images.shape),
-        images.dtype,
-        "images of",
-        len(info["classes"]),
-        "classes, learned lr",
-        info["lr"],
-    )
+    print(tuple(images.shape), images.dtype, "images of", len(info["classes"]), "classes, learned lr", info["lr"])
