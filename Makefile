@@ -4,7 +4,7 @@ PY := .venv/bin/python
 # of the order of the tests; a failing order comes again with make test SEED=the number that make printed
 SEED ?= $(shell date +%s)
 
-.PHONY: demo test test-portable test-slow test-gpu lint format docs clean
+.PHONY: demo test test-portable test-slow test-gpu lint format wheel docs clean
 demo: .venv/ready
 	$(PY) run.py demo
 
@@ -39,9 +39,13 @@ format: .venv/tests
 	$(PY) -m pip install --quiet --requirement tests/requirements.txt
 	touch $@
 
+# A wheel of the three packages, into build/dist.
+wheel: .venv/ready
+	$(PY) -m pip wheel --quiet --no-deps --wheel-dir build/dist .
+
 # The documentation, into build/docs, without network; a broken link fails.
 docs: .venv/docs
-	.venv/bin/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet
 
 .venv/docs: docs/requirements.txt .venv/ready
 	$(PY) -m pip install --quiet --constraint requirements.txt --requirement docs/requirements.txt
