@@ -242,7 +242,7 @@ def test_the_wheel_holds_what_it_must(tmp_path):
         target.parent.mkdir(exist_ok=True)
         subprocess.run(["cp", "-r", str(source), str(target)], check=True)
     subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "--no-deps", "-q", "-w", str(tmp_path), "source"],
+        [sys.executable, "-m", "pip", "wheel", "--no-deps", "-q", "-w", str(tmp_path), "./source"],
         cwd=tmp_path,
         check=True,
         env=dict(os.environ),
