@@ -465,3 +465,17 @@ def test_the_true_objective_fills_a_memory(digits):
         result["memories"]["distilled"]["images_per_class"] == 2
         and result["memories"]["distilled"]["final"]["mean"] > 0.15
     )
+
+
+def test_seeds_of_the_pieces_are_those_of_before(digits):
+    """A memory that is distilled again has the numbers it ever had: names of streams stay."""
+    seeds = {}
+
+    def distill(data, recipe, seed, name):
+        seeds[name] = seed
+        return means(data, recipe, seed, name)
+
+    run(digits, replace(SMALL, memories=("distilled",), repeats=1), distill)
+    assert next(iter(seeds.values())) == int(
+        torch.randint(2**31, (1,), generator=generator(0, "continual", "distil", 0, 0))
+    )

@@ -107,7 +107,8 @@ def _distilled(
     """
     recipe = _of_stage(context.recipe, stage, num)
     name = f"repeat{stage.repeat}_stage{stage.number}"
-    seed = context.seed_of("distill", stage.repeat, stage.number)
+    # the name of the random stream is spelled as it ever was, so that numbers stay
+    seed = context.seed_of("distil", stage.repeat, stage.number)
     identity = _identity(context, subset, recipe, seed)
     folder = None if context.work is None else context.work / name
     context.advance(f"{stage.label}: distilling")
