@@ -471,23 +471,14 @@ def plot(path: Path, evaluation: dict[str, Any], result: dict[str, Any]) -> None
 
     It shows the mean accuracy on the set against that on the full data, tau in the title.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure  # a second to import
 
     means = {(row["set"], row["model"]): row["accuracy_mean"] for row in evaluation["rows"]}
     networks, sets = result["networks"], result["sets"]
     columns = min(4, len(sets))
     lines = math.ceil(len(sets) / columns)
-    figure, axes = pyplot.subplots(
-        lines,
-        columns,
-        figsize=(3.1 * columns, 3.0 * lines),
-        layout="constrained",
-        squeeze=False,
-        sharey=True,
-    )
+    figure = Figure(figsize=(3.1 * columns, 3.0 * lines), layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False, sharey=True)
     for axis in axes.flat[len(sets) :]:
         axis.set_visible(False)
     full = [100 * means["full", model] for model in networks]
@@ -503,4 +494,3 @@ def plot(path: Path, evaluation: dict[str, Any], result: dict[str, Any]) -> None
         line[0].set_ylabel("test accuracy on full data, %", fontsize=8)
     with files.replacing(path) as temporary:
         figure.savefig(temporary, dpi=130, format="png")
-    pyplot.close(figure)

@@ -65,21 +65,20 @@ def grid(path: Path, syn: SyntheticSet) -> None:
         )
 
 
-def pyplot() -> Any:
-    """Return matplotlib's pyplot, which takes a second to import, drawing to files alone."""
-    import matplotlib
+def new_figure(size: tuple[float, float]) -> Any:
+    """Return an empty figure of this width and height in inches.
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    It belongs to no window and no backend, so what a notebook draws with is left alone.
+    """
+    from matplotlib.figure import Figure  # a second to import
 
-    return pyplot
+    return Figure(figsize=size, layout="constrained")
 
 
 def save_figure(figure: Any, path: Path) -> None:
-    """Write a figure of pyplot as a PNG and close it."""
+    """Write a figure as a PNG."""
     with files.replacing(path) as temporary:
         figure.savefig(temporary, dpi=DPI, format="png")
-    pyplot().close(figure)
 
 
 def show_image(axis: Any, image: Tensor, **settings: Any) -> None:
@@ -105,7 +104,7 @@ def real_vs_distilled(
         bars = [row for row in evaluation["rows"] if row["model"] == model]
         widths.append(BAR_WIDTH)
     size = (sum(widths), 2.1 * num_rows + 0.9)
-    figure = pyplot().figure(figsize=size, layout="constrained")
+    figure = new_figure(size)
     parts: Any = figure.subfigures(1, len(widths), squeeze=False, width_ratios=widths)[0]
     _draw_classes(parts[0], real, shown, syn.class_names, num_rows)
     if bars:
@@ -186,7 +185,8 @@ def heat_map(path: Path, evaluations: Sequence[Named]) -> None:
     if len(finite):
         low, high = finite.min(), finite.max()
     size = (2.5 + 1.1 * len(models), 1.8 + 0.42 * len(names))
-    figure, axis = pyplot().subplots(figsize=size, layout="constrained")
+    figure = new_figure(size)
+    axis = figure.subplots()
     values = np.where(np.isfinite(cells), cells, np.nan)
     axis.imshow(values, cmap="cividis", aspect="auto", vmin=low, vmax=high)
     axis.set_xticks(range(len(models)), models, rotation=30, ha="right", fontsize=8)

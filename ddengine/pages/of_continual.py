@@ -8,7 +8,7 @@ import numpy as np
 from rich.table import Table
 
 from ddengine.evaluation.tables import interval_of, percent
-from ddengine.pages.figures import error_bars, pyplot, save_figure
+from ddengine.pages.figures import error_bars, new_figure, save_figure
 from ddengine.system.log import size
 from ddengine.uses.continual import JOINT
 
@@ -18,7 +18,8 @@ SPREAD = 0.02  # of the axis by which the points of a stage lie apart, so that b
 
 def plot(path: Path, result: Mapping[str, Any]) -> None:
     """Draw a PNG: accuracy after each stage with 95 % intervals, a line for each memory."""
-    figure, axis = pyplot().subplots(figsize=(6.4, 4.2), layout="constrained")
+    figure = new_figure((6.4, 4.2))
+    axis = figure.subplots()
     seen = np.array(result["classes_seen"], float)
     memories, config = result["memories"], result["config"]
     step = SPREAD * (seen[-1] - seen[0]) / max(1, len(seen) - 1)

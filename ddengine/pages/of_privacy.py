@@ -8,7 +8,7 @@ import torch
 from rich.table import Table
 
 from ddengine.data import Data
-from ddengine.pages.figures import pyplot, save_figure, show_image
+from ddengine.pages.figures import new_figure, save_figure, show_image
 from ddengine.sets.synthetic import SyntheticSet
 
 HEADS = ("", "distilled", "control", "by chance")
@@ -36,7 +36,7 @@ def picture(
     splits = {"train": data.train, "held_out": data.test}
     entries = result["shown"][:most]
     size = (1.15 * len(entries) + 1.3, 5.6)
-    figure = pyplot().figure(figsize=size, layout="constrained")
+    figure = new_figure(size)
     axes: Any = figure.subplots(1 + len(NEAREST), len(entries), squeeze=False)
     for column, entry in enumerate(entries):
         image = syn.pixels(torch.tensor([entry["image"]]))[0].clamp(0, 1).cpu()
