@@ -2,7 +2,6 @@
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,6 @@ from ddengine.data import Data
 from ddengine.pages import of_continual
 from ddengine.prepare import check_networks, reads_experts
 from ddengine.recipe import Recipe, to_dict
-from ddengine.sets.codec import Identity
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system import files, log, runtime
 from ddengine.system.errors import UserError
@@ -75,7 +73,7 @@ def continual(
         check_folder(folder)
     _check_experts(recipe, config)
     with log.shown(progress):
-        recipe, source = pointed_at(_within_bytes(recipe, config), dataset_of(data))
+        recipe, source = pointed_at(_within_pixels(recipe, config), dataset_of(data))
         where = runtime.setup(device, precision)
         loaded = source.load(where, test=True)
         check_networks(recipe, loaded)
@@ -149,18 +147,15 @@ def _learned(
     )
 
 
-def _within_bytes(recipe: Recipe, config: ContinualConfig) -> Recipe:
-    """The recipe whose images stay within what a memory of bytes can hold."""
-    codec = recipe.codec
-    unbounded = isinstance(codec, Identity) and not codec.bounded
-    if config.store != "uint8" or not unbounded or recipe.data.zca:
-        return recipe
-    # the memory would cut what lies outside
-    log.say(
-        "images are distilled within the range of pixels (codec.bounded), because the memory "
-        "keeps 8 bits; --continual.store float32 does not"
-    )
-    return replace(recipe, codec=Identity(bounded=True))
+def _within_pixels(recipe: Recipe, config: ContinualConfig) -> Recipe:
+    """The recipe whose images stay within what a memory of bytes can hold, which is said."""
+    within = learning.within_pixels(recipe, config)
+    if within != recipe:
+        log.say(
+            "images are distilled within the range of pixels (codec.bounded), because the memory "
+            "keeps 8 bits; --continual.store float32 does not"
+        )
+    return within
 
 
 def _rows(content: dict[str, Any]) -> list[dict[str, Any]]:
