@@ -559,6 +559,7 @@ def main() -> None:
     }  # fmt: skip
     top = options.keep.absolute() if options.keep else Path(tempfile.mkdtemp(prefix="cells-"))
     found, began = {}, time.perf_counter()
+    last = ""  # the folder of the run that was made last
     for name, commands in cells():
         if not name.startswith(tuple(options.only)) if options.only else name.startswith(SLOW):
             continue
@@ -568,6 +569,8 @@ def main() -> None:
         steps = []
         for command in commands:
             before = {p: p.stat().st_mtime_ns for p in work.rglob("*") if p.is_file()}
+            if "{last}" in command:
+                command = command.replace("{last}", last)
             if "{experts}" in command:
                 command = command.replace(
                     "{experts}",
@@ -606,7 +609,7 @@ def main() -> None:
                 - {"/".join(p.relative_to(work).parts[:2]) for p in before}
             )
             run = [n for n in new if n.startswith("runs/")]
-            last = run[-1] if run else locals().get("last", "")
+            last = run[-1] if run else last
             said = masked(stdout, checkout)
             if command.startswith("estimate"):
                 said = "estimate"  # nothing but times
