@@ -38,9 +38,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if not wanted:
         return
     from ddengine.contract import worlds
+    from ddengine.system.errors import UserError
 
     chosen: list[str] = metafunc.config.getoption("--recipe") or []
-    recipes = worlds.recipes_of_methods(chosen)
+    try:
+        recipes = worlds.recipes_of_methods(chosen)
+    except UserError as error:
+        pytest.exit(f"error: {error}", returncode=2)
     minimising = [recipe for recipe in recipes if recipe.outer.steps]
     cases: dict[str, list[Any]] = {"method": recipes, "minimising": minimising}
     cases["any_recipe"] = recipes if chosen else worlds.all_recipes()

@@ -71,6 +71,15 @@ def test_a_broken_method_fails_it(package):
     assert done.returncode == 1 and "test_losses_follow_from_their_stream" in done.stdout
 
 
+def test_a_recipe_that_is_not_there_is_one_sentence(package):
+    suite = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "ddengine.contract.plugin")
+    done = run(
+        package, sys.executable, *suite, "--pyargs", "ddengine.contract", "--recipe", "mine:no"
+    )
+    assert done.returncode == 2 and "has no 'no'" in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+
 def test_it_runs_from_the_command_line(package):
     flags = ["--data.name", "digits", "--data.size", "None", "--data.limit", "200"]
     flags += ["--objective.real_batch", "8", "--outer.steps", "3"]
