@@ -3,15 +3,12 @@
 Networks that fit the images, the labelled initial set and the objective, the set as it is shipped.
 """
 
-from functools import partial
-
 import torch
 from torch import Tensor
 
 from ddengine.data import Data
-from ddengine.learning.flat import FlatModel
 from ddengine.models import build_model, middle
-from ddengine.objective import Env, Objective
+from ddengine.objective import Objective, environment
 from ddengine.recipe import Recipe
 from ddengine.sets import labels, synthetic
 from ddengine.sets.codec import Compensated
@@ -82,9 +79,8 @@ def prepare(
     row (classes x images per class, C, H, W). `train_networks` takes the place of our training of
     the networks that choose.
     """
-    new_model = partial(build_model, recipe.model, data.image_shape, data.num_classes)
-    model = FlatModel(new_model(generator(0)), precision).to(device)
-    objective = recipe.objective.build(Env(data.train, new_model, model, experts, device, compile))
+    env = environment(recipe, data, device, experts, precision=precision, compile=compile)
+    objective = recipe.objective.build(env)
     _warn_of_unequal_compensators(recipe)
     if images is None:
         syn = synthetic.initial(recipe, data, generator(seed, "init"), experts, train_networks)

@@ -12,9 +12,8 @@ from buffers.experts import generate
 from buffers.steps import Sgd
 from buffers.store import ExpertStore, StoreGroup
 from ddengine.data import Data, load_data
-from ddengine.learning.flat import FlatModel
 from ddengine.models import build_model
-from ddengine.objective import Env, Objective
+from ddengine.objective import Objective, environment
 from ddengine.recipe import BufferConfig, DataConfig, Recipe
 from ddengine.sets.codec import CODECS
 from ddengine.sets.labels import label
@@ -103,16 +102,11 @@ def shrunk(recipe: Recipe) -> Recipe:
 
 def start(recipe: Recipe, world: World) -> tuple[Objective, SyntheticSet]:
     """The objective of a shrunk recipe, and its set before the first step."""
-    data = world.data
-
-    def new_model(rng: Generator) -> nn.Module:
-        return build_model(recipe.model, data.image_shape, data.num_classes, rng)
-
     experts = None
     if recipe.buffer is not None:
         experts = world.teachers if recipe.teachers else world.experts
-    env = Env(data.train, new_model, FlatModel(new_model(generator(0))), experts, CPU)
-    syn = initial(recipe, data, generator(0, "init"), experts)
+    env = environment(recipe, world.data, CPU, experts)
+    syn = initial(recipe, world.data, generator(0, "init"), experts)
     if recipe.targets.kind == "logits":
         syn = label(syn, experts, recipe.targets)
     return recipe.objective.build(env), syn

@@ -25,6 +25,13 @@ def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
 
 
+def run_suite(folder: Path, recipe: str) -> subprocess.CompletedProcess[str]:
+    """The contract suite on a recipe of the package in `folder`."""
+    words = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "ddengine.contract.plugin"]
+    words += ["--pyargs", "ddengine.contract", "--recipe", recipe]
+    return run(folder, sys.executable, *words)
+
+
 @pytest.fixture(scope="module")
 def package(tmp_path_factory) -> Path:
     """A folder with the package `mine`, which has one file with the method in it."""
@@ -40,16 +47,7 @@ def test_the_method_is_one_short_file():
 
 
 def test_it_passes_the_contract_suite(package):
-    suite = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "ddengine.contract.plugin")
-    done = run(
-        package,
-        sys.executable,
-        *suite,
-        "--pyargs",
-        "ddengine.contract",
-        "--recipe",
-        "mine.ncfm:recipe",
-    )
+    done = run_suite(package, "mine.ncfm:recipe")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
     assert " passed" in done.stdout and "skipped" not in done.stdout
 
@@ -58,24 +56,12 @@ def test_a_broken_method_fails_it(package):
     """A loss that draws from torch's own generator, as the published scripts do."""
     text = SOURCE.read_text().replace("torch.randn(shape, generator=rng)", "torch.randn(shape)")
     (package / "mine" / "broken.py").write_text(text)
-    suite = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "ddengine.contract.plugin")
-    done = run(
-        package,
-        sys.executable,
-        *suite,
-        "--pyargs",
-        "ddengine.contract",
-        "--recipe",
-        "mine.broken:recipe",
-    )
+    done = run_suite(package, "mine.broken:recipe")
     assert done.returncode == 1 and "test_losses_follow_from_their_stream" in done.stdout
 
 
 def test_a_recipe_that_is_not_there_is_one_sentence(package):
-    suite = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "ddengine.contract.plugin")
-    done = run(
-        package, sys.executable, *suite, "--pyargs", "ddengine.contract", "--recipe", "mine:no"
-    )
+    done = run_suite(package, "mine:no")
     assert done.returncode == 2 and "has no 'no'" in done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
 
