@@ -2,10 +2,11 @@
 
 import json
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ddengine.pages.reading import Run
+from ddengine.types import Facts, Json
 
 PROGRAM = ["python", "run.py"]
 WIDTH = 100  # characters of a line
@@ -14,7 +15,7 @@ NOT_OF_BUFFER = ("--restart", "--force", "--tensorboard")
 OF_PROTOCOL = ("epochs", "num_networks", "full_steps", "search_networks", "labels", "rate")
 
 
-def commands(run: Run) -> dict[str, Any]:
+def commands(run: Run) -> Json:
     """The commands that make the run again as far as its files say, for the template.
 
     They are as they were given where the run says that, and else made of its stored facts; "exact"
@@ -59,7 +60,7 @@ def _evaluating(run: Run) -> list[list[str]]:
     return [typed]
 
 
-def _typed(content: Mapping[str, Any]) -> list[str]:
+def _typed(content: Facts) -> list[str]:
     """The words of the command that wrote a file, as they were given; empty where it has none."""
     return list(map(str, content.get("command") or ()))
 
