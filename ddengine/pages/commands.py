@@ -2,11 +2,12 @@
 
 import json
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ddengine.pages.reading import Run
 from ddengine.system import program
+from ddengine.types import Facts, Json
 
 WIDTH = 100  # characters of a line
 # what buffer does not take of the words of distill
@@ -14,7 +15,7 @@ NOT_OF_BUFFER = ("--restart", "--force", "--tensorboard")
 OF_PROTOCOL = ("epochs", "num_networks", "full_steps", "search_networks", "labels", "rate")
 
 
-def commands(run: Run) -> dict[str, Any]:
+def commands(run: Run) -> Json:
     """The commands that make the run again as far as its files say, for the template.
 
     They are as they were given where the run says that, and else made of its stored facts; "exact"
@@ -61,7 +62,7 @@ def _evaluating(run: Run) -> list[list[str]]:
     return [typed]
 
 
-def _typed(content: Mapping[str, Any]) -> list[str]:
+def _typed(content: Facts) -> list[str]:
     """The words of the command that wrote a file, as they were given; empty where it has none."""
     words = list(map(str, content.get("command") or ()))
     return words if len(words) > program.after_program(words) else []
