@@ -420,4 +420,4 @@ def _say_what_came(syn: SyntheticSet, data: Data, meta: dict[str, Any], folder: 
     cost = meta["distillation"]
     took = log.duration(cost["seconds"] + cost["initial_seconds"])
     log.say(f"distilled {stored} images{tiles} in {took}: {folder / 'distilled'}")
-    log.say(overview.ledger(syn.nbytes(), data.bytes, data.dataset_bytes))
+    log.say(overview.ledger(syn.sizes(), data.bytes, data.dataset_bytes))

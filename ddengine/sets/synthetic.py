@@ -172,7 +172,8 @@ class SyntheticSet:
         """
         return self.codec.num_images(self.tensors) / len(self.class_names)
 
-    def parts(self) -> dict[str, int]:
+    @property
+    def ledger(self) -> dict[str, int]:
         """Bytes of what counts: images, compensators, labels, other, and what else the codec has.
 
         The codec says which tensors are in which part; what it does not name, and no label, is
@@ -192,19 +193,24 @@ class SyntheticSet:
         ledger["other"] = stored + self.classes.nbytes - sum(ledger.values())
         return ledger
 
-    def nbytes(self) -> dict[str, int]:
-        """Bytes of `parts`, and their total.
+    @property
+    def nbytes(self) -> int:
+        """Bytes stored: the sum of the ledger."""
+        return sum(self.ledger.values())
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of the `ledger`, and their total, as meta.json says them.
 
         Beside it preprocess (can be fitted again) and raw (the last iterate of an average).
         """
-        parts = self.parts()
+        parts = self.ledger
         raw = sum(t.nbytes for name, t in self.tensors.items() if name.startswith(RAW))
         preprocess = sum(tensor.nbytes for tensor in self.preprocess.tensors().values())
         return parts | {"total": sum(parts.values()), "preprocess": preprocess, "raw": raw}
 
 
 def counted(nbytes: Mapping[str, int]) -> dict[str, int]:
-    """Bytes of each part from what `nbytes` returned, as meta.json keeps it.
+    """Bytes of each part from what `sizes` returned, as meta.json keeps it.
 
     Their total and what does not count are left out. A part that does not occur has none.
     """
