@@ -64,7 +64,7 @@ def at_once_on(device: torch.device) -> AtOnce:
     return AtOnce(BATCHED_BELOW, pixels)
 
 
-def _pixels(of: TrainingSet) -> int:
+def pixels(of: TrainingSet) -> int:
     """Height times width of an image."""
     image = of.batch(torch.arange(1)).images
     return math.prod(image.shape[2:])
@@ -231,7 +231,7 @@ def _together(rule: AtOnce, sets: Sequence[TrainingSet], config: EvalConfig) -> 
     if len(sets) < 2 or config.loss == "uskd":
         return False
     images = min(config.batch, len(sets[0]))
-    return rule.together(len(sets), images, _pixels(sets[0]))
+    return rule.together(len(sets), images, pixels(sets[0]))
 
 
 def _built(
