@@ -7,14 +7,21 @@ Shape legend, used in every docstring (as a suffix where a function juggles seve
     D features   M teachers   G compensator groups   R ranks
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
 
 TargetKind = Literal["class", "logits", "features"]  # int64 (N,) | float (N, K) | float (N, D)
 Backprop = Literal["full", "replay", "detached"]
+
+# Objects of JSON files, by what they hold. Only `Json` may be changed.
+Json = dict[str, Any]  # one that is made here, or that is the reader's own
+Facts = Mapping[str, Any]  # any other
+Meta = Mapping[str, Any]  # meta.json, which says what a set is
+Evaluation = Mapping[str, Any]  # evaluation.json
+Row = Mapping[str, Any]  # one of its rows: how well networks of a kind trained on a set
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ where the expert was M epochs later:
 
     loss = |theta_N - theta*_{t+M}|^2 / |theta*_t - theta*_{t+M}|^2       (eq. 2)
 
-The four slots hold what later methods change: where segments start, what happens to the start, a
-factor on the inner loss, and at which steps the student is compared. Differs from the released
-code: expert and start epoch are independent uniform draws (the released loader walks through
-shuffled files), and every random number follows from the seed.
+The five slots hold what later methods change: where segments start, what happens to the start, a
+factor on the inner loss, at which steps the student is compared, and how it steps. Differs from
+the released code: expert and start epoch are independent uniform draws (the released loader walks
+through shuffled files), and every random number follows from the seed.
 
 TESLA (Cui et al., ICML 2023, arXiv 2211.10586) is `backprop` detached, which is biased although its
 paper calls it exact, and for ImageNet-1K `labels` target: each segment trains on the labels that
@@ -19,7 +19,7 @@ the expert gives the images at the segment's end.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Literal, Protocol, Self, TypeVar
 
 import torch
@@ -32,7 +32,7 @@ from ddengine.learning.teachers import predict
 from ddengine.learning.unroll import unroll
 from ddengine.learning.updates import HeavyBall, Sgd, Update
 from ddengine.objective import Env, Objective, ObjectiveConfig, network_bytes
-from ddengine.recipe import AugmentConfig, require, require_at_least
+from ddengine.recipe import LATE, AugmentConfig, require, require_at_least
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system.errors import UserError
 from ddengine.types import Backprop
@@ -62,6 +62,8 @@ PerturbT = TypeVar("PerturbT", bound=Any)
 LossScaleT = TypeVar("LossScaleT", bound=Any)
 # None or Callable[[int, int], ...]: (N, M) -> ((inner step, expert epoch, weight), ...)
 MilestonesT = TypeVar("MilestonesT", bound=Any)
+# None or an Update: how the student steps
+StudentT = TypeVar("StudentT", bound=Any)
 
 EMPTY: Any = None  # a slot without a part; parts are frozen dataclasses
 Milestones = tuple[tuple[int, int, float], ...]
@@ -95,7 +97,9 @@ class UniformWindow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrajectoryMatching(ObjectiveConfig, Generic[WindowT, PerturbT, LossScaleT, MilestonesT]):
+class TrajectoryMatching(
+    ObjectiveConfig, Generic[WindowT, PerturbT, LossScaleT, MilestonesT, StudentT]
+):
     """Configuration of the objective."""
 
     inner_steps: int  # N, student updates per segment
@@ -112,6 +116,8 @@ class TrajectoryMatching(ObjectiveConfig, Generic[WindowT, PerturbT, LossScaleT,
     perturb: PerturbT = EMPTY  # what happens to the start of a segment
     loss_scale: LossScaleT = EMPTY  # factor on the inner loss, by the segment's start
     milestones: MilestonesT = EMPTY  # comparisons before the last step
+    # how the student steps, such as Adam; None: by SGD with `momentum`
+    student: StudentT = field(default=EMPTY, metadata=LATE)
 
     def __post_init__(self) -> None:
         require_at_least("objective.inner_steps", self.inner_steps)
@@ -126,6 +132,11 @@ class TrajectoryMatching(ObjectiveConfig, Generic[WindowT, PerturbT, LossScaleT,
         )
         require(
             0 < self.lr < float("inf"), f"objective.lr must be positive and finite, got {self.lr}."
+        )
+        require(
+            self.student is None or self.momentum == 0,
+            f"objective.momentum {self.momentum} is of SGD, and objective.student steps by "
+            f"{type(self.student).__name__}; set objective.momentum 0.",
         )
 
     @property
@@ -156,6 +167,8 @@ class TrajectoryMatching(ObjectiveConfig, Generic[WindowT, PerturbT, LossScaleT,
 
     def update(self) -> Update:
         """How the student steps."""
+        if self.student is not None:
+            return self.student
         return HeavyBall(momentum=self.momentum) if self.momentum else Sgd()
 
     def epochs(self) -> list[int]:
@@ -182,12 +195,18 @@ class TrajectoryMatching(ObjectiveConfig, Generic[WindowT, PerturbT, LossScaleT,
     def cost(self, env: Env, syn: SyntheticSet) -> int:
         """Bytes of the graph of one inner step, or of all that are kept.
 
-        And of parameter vectors of each.
+        And of parameter vectors of each step: of an update that is not linear in the gradient also
+        the gradient and what it keeps.
         """
         images = images_of_update(self, syn)
         if self.backprop == "full":
             images *= self.inner_steps
-        vectors = 3 * self.inner_steps + 10
+        update = self.update()
+        of_step = 3
+        if not update.linear:
+            kept = update.start(torch.zeros(0))
+            of_step = 4 + len(kept)
+        vectors = of_step * self.inner_steps + 10
         return network_bytes(env, images=images, vectors=vectors)
 
     def advice(self, ipc: int) -> str:

@@ -1,6 +1,6 @@
 """The dataset card of a set: what meta.json says, in words, as README.md in its folder.
 
-The text is templates/card.md.jinja; `Facts` is what it says of this set.
+The text is templates/card.md.jinja; `CardFacts` is what it says of this set.
 """
 
 from collections.abc import Mapping
@@ -16,6 +16,7 @@ from ddengine.artefact.parquet import PARQUET
 from ddengine.evaluation import protocol as protocols
 from ddengine.sets.synthetic import SyntheticSet, counted
 from ddengine.system.log import size
+from ddengine.types import Facts, Meta
 
 CARD = "README.md"
 SHOWN_CLASSES = 100  # class names in the card
@@ -49,7 +50,7 @@ SIZE_CATEGORIES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Facts:
+class CardFacts:
     """What the card says, under the names that its template has for it."""
 
     title: str
@@ -85,7 +86,7 @@ class Facts:
     made: tuple[tuple[str, Any], ...]  # table under "Reproducibility"
 
 
-def card(syn: SyntheticSet, meta: Mapping[str, Any], export: Exported) -> str:
+def card(syn: SyntheticSet, meta: Meta, export: Exported) -> str:
     """The dataset card.
 
     YAML that makes `datasets.load_dataset(folder)` read the parquet file, then what meta.json says,
@@ -94,7 +95,7 @@ def card(syn: SyntheticSet, meta: Mapping[str, Any], export: Exported) -> str:
     return markdown.render("card.md.jinja", vars(facts_of(syn, meta, export)))
 
 
-def facts_of(syn: SyntheticSet, meta: Mapping[str, Any], export: Exported) -> Facts:
+def facts_of(syn: SyntheticSet, meta: Meta, export: Exported) -> CardFacts:
     """What the card says of a set; `meta` is the content of its meta.json."""
     source = _text(at(meta, "recipe", "data", "name"))
     licence, licence_in_words = LICENCES.get(source or "", UNKNOWN)
@@ -104,7 +105,7 @@ def facts_of(syn: SyntheticSet, meta: Mapping[str, Any], export: Exported) -> Fa
     raw_bytes, split_bytes = _bytes_of_source(meta)
     trained_on = at(meta, "protocol")
     bibtex = _text(at(meta, "bibtex"))
-    return Facts(
+    return CardFacts(
         title=_title(syn, meta, source),
         source=source,
         selected=at(meta, "selected", "kind"),
@@ -145,7 +146,7 @@ def size_category(num: int) -> str:
     return "10M<n<100M"
 
 
-def bytes_by_part(sizes: Mapping[str, Any]) -> str:
+def bytes_by_part(sizes: Facts) -> str:
     """What the tensors of a set take, part by part, without parts that it does not have."""
     parts = []
     for part, num in counted(sizes).items():
@@ -154,7 +155,7 @@ def bytes_by_part(sizes: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def trained_section(protocol: Mapping[str, Any]) -> str:
+def trained_section(protocol: Facts) -> str:
     """The part of the card that says by which protocol networks are trained on the set.
 
     The marks by which it is found again are around it.
@@ -179,11 +180,11 @@ def _sequence(value: Any) -> tuple[Any, ...]:
     return tuple(value) if isinstance(value, list | tuple) else ()
 
 
-def _num_merged(meta: Mapping[str, Any]) -> int:
+def _num_merged(meta: Meta) -> int:
     return len(_sequence(at(meta, "merged")))
 
 
-def _title(syn: SyntheticSet, meta: Mapping[str, Any], source: str | None) -> str:
+def _title(syn: SyntheticSet, meta: Meta, source: str | None) -> str:
     """Such as "Distilled digits, 1 image per class"."""
     num_merged = _num_merged(meta)
     if num_merged:
@@ -199,7 +200,7 @@ def _title(syn: SyntheticSet, meta: Mapping[str, Any], source: str | None) -> st
     return f"{title}, {per_class} images per class"
 
 
-def _about(syn: SyntheticSet, meta: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+def _about(syn: SyntheticSet, meta: Meta) -> tuple[tuple[str, Any], ...]:
     """The table of what the set is and how it was made."""
     method = steps = None
     if not at(meta, "selected", "kind") and not at(meta, "imported", "files"):
@@ -242,7 +243,7 @@ def _six_digits(values: torch.Tensor) -> list[float]:
     return [float(f"{value:.6g}") for value in values.flatten().tolist()]
 
 
-def _bytes_of_source(meta: Mapping[str, Any]) -> tuple[str | None, str | None]:
+def _bytes_of_source(meta: Meta) -> tuple[str | None, str | None]:
     """(bytes of the training images in use, of the whole training split where they differ)."""
     raw, split = at(meta, "raw_bytes"), at(meta, "dataset_bytes")
     if not isinstance(raw, int) or raw <= 0:
@@ -252,7 +253,7 @@ def _bytes_of_source(meta: Mapping[str, Any]) -> tuple[str | None, str | None]:
     return size(raw), size(split)
 
 
-def _made(meta: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+def _made(meta: Meta) -> tuple[tuple[str, Any], ...]:
     """What is known of what it takes to make the set again."""
     rows = (
         ("seed", at(meta, "seed")),

@@ -26,6 +26,7 @@ from ddengine.evaluation.tables import notes, table
 from ddengine.system import files, log
 from ddengine.system.errors import UserError
 from ddengine.system.log import size
+from ddengine.types import Evaluation, Json, Meta
 
 PARQUET = "*.parquet"
 CPU = torch.device("cpu")
@@ -121,7 +122,7 @@ def _rows(*pairs: tuple[str, Any]) -> list[tuple[str, ...]]:
     return [(name, str(value)) for name, value in pairs if value is not None and value != ""]
 
 
-def _object(path: Path) -> dict[str, Any]:
+def _object(path: Path) -> Json:
     """The JSON object in a file. Raises UserError for anything else."""
     content = files.read_json(path)
     if not isinstance(content, dict):
@@ -132,7 +133,7 @@ def _object(path: Path) -> dict[str, Any]:
     return content
 
 
-def _maybe(path: Path) -> dict[str, Any]:
+def _maybe(path: Path) -> Json:
     """The JSON object in a file; empty where there is none, or none that can be read."""
     try:
         if path.is_file():
@@ -187,7 +188,7 @@ def _header(path: Path) -> tuple[dict[str, str], Shapes]:
         return file.metadata() or {}, shapes
 
 
-def _metrics(path: Path) -> dict[str, Any] | None:
+def _metrics(path: Path) -> Json | None:
     """What was measured while an expert was trained; None for a damaged shard."""
     try:
         metrics = json.loads(_header(path)[0].get("metrics", "{}"))
@@ -196,7 +197,7 @@ def _metrics(path: Path) -> dict[str, Any] | None:
     return metrics if isinstance(metrics, dict) else None
 
 
-def _last_accuracy(metrics: Iterable[dict[str, Any] | None]) -> list[float]:
+def _last_accuracy(metrics: Iterable[Json | None]) -> list[float]:
     """Validation accuracy after the last epoch, of the experts that have one."""
     last = []
     for measured in metrics:
@@ -355,7 +356,7 @@ def _state(run: Path, recipe: Any) -> str:
     return f"unfinished, at step {step} of {steps}"
 
 
-def _origin(meta: Mapping[str, Any]) -> str | None:
+def _origin(meta: Meta) -> str | None:
     """How a set was made, where it was not distilled here."""
     kind, merged = at(meta, "selected", "kind"), meta.get("merged")
     if kind:
@@ -448,7 +449,7 @@ def _short_accuracy(row: Any) -> str:
     return "diverged" if at(row, "diverged") else "-"
 
 
-def _row_of_set(evaluation: Mapping[str, Any]) -> Any:
+def _row_of_set(evaluation: Evaluation) -> Any:
     """The row of the set itself, which is the first."""
     rows = evaluation.get("rows")
     if isinstance(rows, list) and rows:
@@ -505,7 +506,7 @@ def _shapes(path: Path) -> Shapes:
     return _header(path)[1] if path.is_file() else {}
 
 
-def _lost(path: Path, meta: Mapping[str, Any]) -> list[str]:
+def _lost(path: Path, meta: Meta) -> list[str]:
     """Files that the folder of a set should hold and does not."""
     needed = ["data.safetensors"]
     if meta.get("labels_digest"):
@@ -638,7 +639,7 @@ def _evaluation(path: Path) -> list[Part]:
     ]
 
 
-def _cells(path: Path, evaluation: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+def _cells(path: Path, evaluation: Evaluation) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """(head, rows) of the table of an evaluation; empty ones where it has no rows."""
     if not evaluation["rows"]:
         return (), []

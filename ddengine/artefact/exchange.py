@@ -27,6 +27,7 @@ from ddengine.sets.synthetic import SyntheticSet
 from ddengine.sets.targets import Classes, Logits
 from ddengine.system import files, log
 from ddengine.system.errors import UserError
+from ddengine.types import Json
 
 SMALLEST_PROBABILITY = 1e-8  # stands for 0 where the logarithm of a probability is stored
 # times the largest value that pixels have in the space of the images is the largest that is taken
@@ -515,7 +516,7 @@ def _rate(path: Path, value: Any) -> float:
     return float(value.detach())
 
 
-def provenance(paths: Sequence[Path], **options: Any) -> dict[str, Any]:
+def provenance(paths: Sequence[Path], **options: Any) -> Json:
     """What says where something was imported from, in meta.json.
 
     Names and digests of the files, or folders of files, and the options that were set.
@@ -525,7 +526,7 @@ def provenance(paths: Sequence[Path], **options: Any) -> dict[str, Any]:
         name = path.resolve().name
         names.append(name)
         digests[name] = folder_sha256(path) if path.is_dir() else sha256(path)
-    content: dict[str, Any] = {"files": names, "sha256": digests}
+    content: Json = {"files": names, "sha256": digests}
     for name, value in options.items():
         if value is not None:
             content[name] = value
@@ -563,7 +564,7 @@ def export_set(syn: SyntheticSet, name: str, out: Path) -> list[Path]:
     Images are decoded and preprocessed, labels are classes (S,) or raw logits (S, K). Returns the
     files. Raises UserError when one of them exists.
     """
-    if syn.target_kind == "features":
+    if syn.targets.regressed:
         raise UserError(
             "The labels of this set are features, which the published programs have no file for; "
             "export a set with classes or logits."

@@ -1,8 +1,7 @@
 """A set as files of other programs, chosen by the name of a format."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -11,6 +10,7 @@ from ddengine.artefact import folder as folders
 from ddengine.artefact.markdown import at
 from ddengine.system import files, log
 from ddengine.system.errors import UserError
+from ddengine.types import Meta
 
 # mtt: the files of MTT, FTD, TESLA and DATM | webdataset: a tar, or several, of 8-bit PNGs |
 # imagefolder: such PNGs in a folder for each class | hub: a dataset of the Hugging Face Hub
@@ -59,7 +59,7 @@ def export(path: Path, format: Format, out: Path, *, per_shard: int = tars.PER_S
     return written
 
 
-def set_name(folder: Path, meta: Mapping[str, Any]) -> str:
+def set_name(folder: Path, meta: Meta) -> str:
     """The X of images_X.pt: the outer steps of a set of this program, or its origin.
 
     Raises UserError where meta.json says neither.

@@ -17,6 +17,7 @@ from ddengine.sets.synthetic import SyntheticSet
 from ddengine.sets.targets import LABELS, targets_of
 from ddengine.system import files
 from ddengine.system.errors import UserError
+from ddengine.types import Facts, Json, Meta
 
 FORMAT = 2  # of the folder; 1 had soft labels among the other tensors
 AGAIN = "restore the file, or distill or import the set again"
@@ -25,8 +26,8 @@ AGAIN = "restore the file, or distill or import the set again"
 def save(
     syn: SyntheticSet,
     folder: Path,
-    meta: Mapping[str, Any],
-    splits: Mapping[str, Any] | None = None,
+    meta: Meta,
+    splits: Facts | None = None,
 ) -> None:
     """Write the folder that explains itself, replacing an older one.
 
@@ -49,7 +50,7 @@ def save(
         facts = _facts(syn, digest) | dict(meta)
         facts.pop("protocol", None)  # of the set that this one was made of
         trained = None
-        if syn.targets.kind != "features":  # no protocol says how networks are trained on these
+        if not syn.targets.regressed:  # no protocol says how networks are trained on these
             soft = syn.targets.soft
             trained = protocol.of_set(facts, len(syn), soft=soft, learned=syn.lr)
         if trained is not None:
@@ -61,7 +62,7 @@ def save(
         handover.write(temporary, syn, facts)
 
 
-def _facts(syn: SyntheticSet, labels_digest: str | None) -> dict[str, Any]:
+def _facts(syn: SyntheticSet, labels_digest: str | None) -> Json:
     """What meta.json says of the set itself."""
     return {
         "format": FORMAT,
@@ -76,7 +77,7 @@ def _facts(syn: SyntheticSet, labels_digest: str | None) -> dict[str, Any]:
     }
 
 
-def load_py(syn: SyntheticSet, trained: Mapping[str, Any] | None) -> str:
+def load_py(syn: SyntheticSet, trained: Facts | None) -> str:
     """The text of the shipped load.py.
 
     `trained` is the protocol that meta.json says, None where it says none.
@@ -92,7 +93,7 @@ def load_py(syn: SyntheticSet, trained: Mapping[str, Any] | None) -> str:
     return loader.source(shipped)
 
 
-def load(folder: Path, device: torch.device) -> tuple[SyntheticSet, dict[str, Any]]:
+def load(folder: Path, device: torch.device) -> tuple[SyntheticSet, Json]:
     """A distilled set from its folder, and its meta.json.
 
     Raises UserError for a folder that is not one, and for numbers that cannot be: what is not
@@ -111,7 +112,7 @@ def load(folder: Path, device: torch.device) -> tuple[SyntheticSet, dict[str, An
     return syn, meta
 
 
-def _meta(folder: Path) -> dict[str, Any]:
+def _meta(folder: Path) -> Json:
     """The content of meta.json. Raises UserError for a folder without, and for a newer format."""
     if not (folder / "meta.json").is_file():
         run = folder.parent if folder.name == "distilled" else folder
@@ -149,7 +150,7 @@ def _tensors(folder: Path, meta: Any) -> dict[str, Tensor]:
 
 
 def _set(
-    folder: Path, meta: dict[str, Any], tensors: dict[str, Tensor], device: torch.device
+    folder: Path, meta: Meta, tensors: dict[str, Tensor], device: torch.device
 ) -> SyntheticSet:
     """The set of these tensors, checked.
 

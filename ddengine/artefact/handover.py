@@ -4,9 +4,7 @@ All of these hold pixels of 8 bits. The exact tensors are in data.safetensors; t
 the two are apart.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from ddengine.artefact.card import CARD, card
 from ddengine.artefact.eight_bit import example_name, exported, png
@@ -14,9 +12,10 @@ from ddengine.artefact.image_folder import write_classes
 from ddengine.artefact.parquet import PARQUET, write_parquet
 from ddengine.sets.codec import as_bytes
 from ddengine.sets.synthetic import SyntheticSet
+from ddengine.types import Meta
 
 
-def write(folder: Path, syn: SyntheticSet, meta: Mapping[str, Any]) -> None:
+def write(folder: Path, syn: SyntheticSet, meta: Meta) -> None:
     """Put images/, the parquet file and the card into an existing folder.
 
     `meta` is the content of meta.json; the card says what is in it.

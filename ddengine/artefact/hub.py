@@ -11,7 +11,7 @@ import importlib
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from ddengine.artefact.results import EVALUATION, without_folders
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system import files
 from ddengine.system.errors import UserError
+from ddengine.types import Json, Meta
 
 EXAMPLES = f"data/{PARQUET}"
 EXACT = ("data.safetensors", "labels.safetensors", "load.py", EVALUATION)
@@ -98,7 +99,7 @@ def _without_bars(datasets: Any) -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def _card_of(source: Path, syn: SyntheticSet, meta: Mapping[str, Any]) -> str:
+def _card_of(source: Path, syn: SyntheticSet, meta: Meta) -> str:
     """The card of the set, which folders written before there were cards get now."""
     if not (source / CARD).is_file():
         return card(syn, meta, exported(syn))
@@ -117,7 +118,7 @@ def _write_card(path: Path, text: str, info: Any) -> None:
     files.write_text(path, str(written))
 
 
-def _without_places(meta: Mapping[str, Any]) -> dict[str, Any]:
+def _without_places(meta: Meta) -> Json:
     """The content of meta.json without folders of this machine."""
     public = dict(meta)
     if isinstance(meta.get("merged"), list):

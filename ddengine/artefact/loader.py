@@ -15,6 +15,7 @@ from types import FunctionType
 from typing import Any
 
 from ddengine.artefact import plain
+from ddengine.types import Facts
 
 TEMPLATE = '''"""The distilled set as ready-to-train tensors. Needs torch and safetensors only.
 
@@ -65,16 +66,16 @@ class Shipped:
     """What decides which functions a `load.py` needs."""
 
     decode: Callable[..., Any]  # what `Codec.loader` returns
-    codec: Mapping[str, Any]  # settings of the codec
+    codec: Facts  # settings of the codec
     pixels: bool  # the stored values are pixels, which are preprocessed after decoding
     whitened: bool  # preprocessing is ZCA whitening, not mean and standard deviation
     kind: str  # of the targets: class, logits or features
     # what `protocol.facts` returns; None: the set does not say how networks are trained on it, so
     # `load.py` cannot
-    protocol: Mapping[str, Any] | None
+    protocol: Facts | None
 
 
-def trainable(protocol: Mapping[str, Any]) -> bool:
+def trainable(protocol: Facts) -> bool:
     """Whether `load.py` can train as the protocol says.
 
     It can where the labels are in the folder, and the loss is one of those above or cross-entropy.
@@ -120,7 +121,7 @@ def _reading(shipped: Shipped) -> Roles:
     }
 
 
-def _training(protocol: Mapping[str, Any]) -> Roles:
+def _training(protocol: Facts) -> Roles:
     """The functions for training as the protocol says, by the names under which they are called."""
     if not trainable(protocol):
         return {"train": plain.refuse}

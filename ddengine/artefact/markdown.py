@@ -9,6 +9,8 @@ from typing import Any
 
 import jinja2
 
+from ddengine.types import Facts
+
 Rows = Sequence[tuple[str, Any]]  # (name, value); a value None is not known
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -81,6 +83,6 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
-def render(template: str, facts: Mapping[str, Any]) -> str:
+def render(template: str, facts: Facts) -> str:
     """The text that a file of templates/ makes of facts; a fact that it names must be there."""
     return _environment().get_template(template).render(facts)

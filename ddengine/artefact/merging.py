@@ -4,10 +4,9 @@ Names identify classes. How tensors are put together is `sets/merge.py`; this mo
 the folders say of their data, so that an evaluation can check that no test image was seen.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -21,11 +20,10 @@ from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system import runtime
 from ddengine.system.errors import UserError
 from ddengine.system.log import say
+from ddengine.types import Facts, Json, Meta
 
 # settings of the data that decide which images are training, validation and test images
 SAME_DATA = ("name", "size", "limit", "validation", "split_seed", "zca")
-
-Meta = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,7 @@ class Merged:
     """What `merge_folders` gives."""
 
     syn: SyntheticSet
-    meta: dict[str, Any]  # what folder.save takes beside the set
+    meta: Json  # what folder.save takes beside the set
     root: str | None  # where the images of the first set lie, as its run has kept it
 
 
@@ -61,7 +59,7 @@ def merge_folders(paths: Sequence[Path]) -> Merged:
     syn = merge(sets, maps, names, preprocess=sets[0].preprocess)
     config = merged_config(maps, configs, len(names))
     data = whole_data(configs, metas, config, syn.preprocess)
-    meta: dict[str, Any] = {
+    meta: Json = {
         "recipe": _merged_recipe(metas[0]["recipe"], syn, config),
         "merged": [str(folder) for folder in folders],
         "seed": None,
@@ -78,7 +76,7 @@ def merge_folders(paths: Sequence[Path]) -> Merged:
     return Merged(syn, meta, configs[0].root)
 
 
-def _merged_recipe(recipe: Meta, syn: SyntheticSet, config: DataConfig | None) -> dict[str, Any]:
+def _merged_recipe(recipe: Facts, syn: SyntheticSet, config: DataConfig | None) -> Json:
     """The recipe of the first set, of as many images and of the classes of the merged one."""
     data = {name: value for name, value in recipe["data"].items() if name != "classes"}
     if config is not None and config.classes is not None:
@@ -101,7 +99,7 @@ def _selections(metas: Sequence[Meta]) -> list[str]:
     return list(dict.fromkeys(str(choice.get("kind")) for choice in selected))
 
 
-def config_of(meta: Meta, data: Meta | None = None) -> DataConfig:
+def config_of(meta: Meta, data: Facts | None = None) -> DataConfig:
     """The data settings of a set from its meta.json, or from `data`, which its run has kept.
 
     Raises UserError where they do not fit.

@@ -3,12 +3,12 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ddengine.artefact.eight_bit import Exported, example_logits, example_name
 from ddengine.sets.synthetic import SyntheticSet
+from ddengine.types import Json
 
 PARQUET = "train-00000-of-00001.parquet"
 
@@ -42,7 +42,7 @@ def write_parquet(path: Path, syn: SyntheticSet, export: Exported) -> None:
     import pyarrow as pa  # slow to import
     import pyarrow.parquet as pq
 
-    features: dict[str, Any] = {
+    features: Json = {
         "image": {"_type": "Image"},
         "label": {"names": unique_names(syn.class_names), "_type": "ClassLabel"},
     }

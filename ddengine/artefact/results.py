@@ -1,7 +1,7 @@
 """An evaluation put into the folder of the set that it is of."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,12 @@ from ddengine.artefact.markdown import at, plain, row
 from ddengine.evaluation import protocol, tables
 from ddengine.system import files
 from ddengine.system.errors import UserError
+from ddengine.types import Evaluation, Facts, Json
 
 EVALUATION = "evaluation.json"
 
 
-def add_results(folder: Path, evaluation: Mapping[str, Any]) -> None:
+def add_results(folder: Path, evaluation: Evaluation) -> None:
     """Put an evaluation into a distilled folder, in place of an earlier one.
 
     What is said there of accuracies is then about this one: the card gets the accuracies and the
@@ -63,7 +64,7 @@ def add_results(folder: Path, evaluation: Mapping[str, Any]) -> None:
     files.write_text(path, _put(text, (BEGIN, END), "Accuracy", section))
 
 
-def _add_protocol(folder: Path, evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
+def _add_protocol(folder: Path, evaluation: Evaluation) -> Json | None:
     """Write the protocol of an evaluation into meta.json and load.py, and return it.
 
     None where folder or evaluation do not say enough for that.
@@ -117,19 +118,19 @@ def without_folders(path: str) -> str:
 # The table
 
 
-def _accuracy(of: Mapping[str, Any]) -> str:
+def _accuracy(of: Facts) -> str:
     accuracy = tables.percent(of["accuracy_mean"])
     if of.get("accuracy_std") is not None:
         accuracy += f" ± {100 * of['accuracy_std']:.1f}"
     return accuracy
 
 
-def _interval(of: Mapping[str, Any]) -> str:
+def _interval(of: Facts) -> str:
     ends = of.get("ci95")
     return f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f}" if ends else "-"
 
 
-def _networks(of: Mapping[str, Any]) -> str:
+def _networks(of: Facts) -> str:
     networks = str(of.get("n", "-"))
     if of.get("diverged"):
         networks += f", {of['diverged']} diverged"
@@ -148,7 +149,7 @@ COLUMNS = {
 }
 
 
-def results_table(evaluation: Mapping[str, Any]) -> str:
+def results_table(evaluation: Evaluation) -> str:
     """The rows of evaluation.json as a Markdown table, in percent.
 
     What the numbers mean is said below it.
@@ -173,7 +174,7 @@ def results_table(evaluation: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _measured(evaluation: Mapping[str, Any]) -> str:
+def _measured(evaluation: Evaluation) -> str:
     """On what, how and how often the accuracies were measured."""
     name = at(evaluation, "protocol", "protocol")
     tested = at(evaluation, "num_images", "test")

@@ -6,7 +6,7 @@ runs/<recipe>-<hash of the resolved recipe and seed>/
 """
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,15 @@ import torch
 
 from ddengine.data import Data
 from ddengine.recipe import Recipe, digest, resolved, to_dict
-from ddengine.system import files, runtime
+from ddengine.system import files, program, runtime
 from ddengine.system.errors import UserError
 from ddengine.system.runtime import Precision
+from ddengine.types import Facts, Json
 
 MARK = "recipe.json"
 
 
-def identity(recipe: Recipe, images: str, **options: Any) -> dict[str, Any]:
+def identity(recipe: Recipe, images: str, **options: Any) -> Json:
     """What makes two runs the same run.
 
     The recipe, the digest of the training images, and the options that decide numbers.
@@ -33,13 +34,13 @@ def identity(recipe: Recipe, images: str, **options: Any) -> dict[str, Any]:
 def meta_of(
     recipe: Recipe,
     data: Data,
-    experts: Mapping[str, Any] | None,
+    experts: Facts | None,
     device: torch.device,
     *,
     seed: int,
     precision: Precision,
     **more: Any,
-) -> dict[str, Any]:
+) -> Json:
     """What meta.json says of a set beside what the set says itself.
 
     `experts` is their summary, None without experts; `more` says how the set was made.
@@ -90,7 +91,7 @@ def delete(folder: Path, mark: str, beside: str = "") -> None:
         shutil.rmtree(folder)
 
 
-def is_finished(folder: Path, wanted: dict[str, Any], *, beside: str = "") -> bool:
+def is_finished(folder: Path, wanted: Json, *, beside: str = "") -> bool:
     """Whether the run of that identity is done.
 
     Raises UserError when the folder belongs to something else.
@@ -119,16 +120,14 @@ def is_finished(folder: Path, wanted: dict[str, Any], *, beside: str = "") -> bo
     return (folder / "distilled" / "meta.json").exists()
 
 
-def begin(
-    folder: Path, recipe: Recipe, wanted: dict[str, Any], command: Sequence[str] = ()
-) -> None:
+def begin(folder: Path, recipe: Recipe, wanted: Json, command: Sequence[str] = ()) -> None:
     """Make the folder and write what the run is, leaving an unfinished run's files alone.
 
     `command` are the words by which it was asked for.
     """
     files.make_folder(folder)
     files.clean(folder)
-    said = {"command": ["python", "run.py", *command]} if command else {}
+    said = {"command": [*program.stored(), *command]} if command else {}
     files.write_json(folder / MARK, {"recipe": to_dict(recipe), **wanted, **said})
     files.make_folder(folder / "progress")
 
@@ -141,7 +140,7 @@ def set_folder(path: Path) -> Path:
     return path / "distilled" if (path / "distilled").is_dir() else path
 
 
-def data_of(folder: Path) -> dict[str, Any]:
+def data_of(folder: Path) -> Json:
     """The data part of a run's recipe, with the root that its artefact leaves out."""
     recipe = files.read_json(folder / MARK, "recipe")["recipe"]
     if "data" not in recipe:
@@ -151,7 +150,7 @@ def data_of(folder: Path) -> dict[str, Any]:
     return recipe["data"]
 
 
-def claim(folder: Path, mark: str, content: dict[str, Any]) -> None:
+def claim(folder: Path, mark: str, content: Json) -> None:
     """Make a folder that says in `mark` what it is of, or check that one says the same.
 
     Raises UserError when it belongs to something else.

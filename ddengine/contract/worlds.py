@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -19,6 +18,7 @@ from ddengine.sets.codec import CODECS
 from ddengine.sets.labels import label
 from ddengine.sets.synthetic import SyntheticSet, initial
 from ddengine.system.rng import generator
+from ddengine.types import Json
 from synth.catalogue import RECIPES, find
 
 CPU = torch.device("cpu")
@@ -129,5 +129,5 @@ def one_step(
         assert loss.shape == (), f"a loss is a scalar, and one of shape {tuple(loss.shape)} came"
         loss.backward()
         losses.append(float(loss.detach()))
-    gradients: dict[str, Any] = {name: leaf.grad for name, leaf in leaves.items()}
+    gradients: Json = {name: leaf.grad for name, leaf in leaves.items()}
     return losses, gradients

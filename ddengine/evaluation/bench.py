@@ -21,7 +21,7 @@ from ddengine.sets.targets import Features
 from ddengine.system import log
 from ddengine.system.memo import Memo
 from ddengine.system.runtime import Precision
-from ddengine.types import TrainingSet
+from ddengine.types import Json, TrainingSet
 
 SEARCH_SEED = 1000  # the networks that choose a learning rate are not those that are reported
 
@@ -132,7 +132,7 @@ class Bench:
         outputs, config = None, adapted(self.config, model)
         if of_features:
             outputs, config = self.features, replace(config, loss="mse", hard_weight=0.0)
-        options: dict[str, Any] = {"foreign": True} if model in self.factories else {}
+        options: Json = {"foreign": True} if model in self.factories else {}
         train = self.means.train_networks
         if self.train is not None:
             train = brought.OwnTraining(self.train)
@@ -156,7 +156,7 @@ class Bench:
         return [self.means.classified(network, on, self.precision) for network in networks]
 
 
-def _timed(compute: Callable[[], list[Classified]]) -> dict[str, Any]:
+def _timed(compute: Callable[[], list[Classified]]) -> Json:
     """What is remembered of networks.
 
     Of each its accuracy, None where it diverged, and the images of each class that it is right
@@ -180,7 +180,7 @@ def tried_rates(bench: Bench, who: Contender, model: str) -> list[float]:
     return candidates(adapted(bench.config, model), bench.learned(model))
 
 
-def search(bench: Bench, who: Contender, model: str, lr: float) -> dict[str, Any]:
+def search(bench: Bench, who: Contender, model: str, lr: float) -> Json:
     """What networks reach at a rate on the validation split, remembered."""
     assert bench.data.validation is not None
     seeds = [bench.seed + SEARCH_SEED + i for i in range(bench.config.search_networks)]
@@ -188,7 +188,7 @@ def search(bench: Bench, who: Contender, model: str, lr: float) -> dict[str, Any
     return bench.remember(f"search/{who.name}/{model}/{lr!r}", model, partial(_timed, compute))
 
 
-def final(bench: Bench, who: Contender, model: str) -> dict[str, Any]:
+def final(bench: Bench, who: Contender, model: str) -> Json:
     """What the reported networks reach on the test split, remembered."""
     assert bench.data.test is not None
     lr, _ = choose_lr(bench, who, model)

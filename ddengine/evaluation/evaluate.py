@@ -8,7 +8,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -37,6 +36,7 @@ from ddengine.system import files, log, runtime
 from ddengine.system.errors import UserError
 from ddengine.system.memo import Memo
 from ddengine.system.runtime import Precision
+from ddengine.types import Json
 
 # form of what is remembered of an interrupted evaluation; what an older program left is computed
 # again
@@ -61,7 +61,7 @@ def evaluate(  # long: most of it is what the arguments are
     factories: Mapping[str, Factory] | None = None,
     train: Trainer | None = None,
     means: Means | None = None,
-) -> dict[str, Any]:
+) -> Json:
     """Evaluate a distilled set beside its baselines.
 
     The test split is looked at once per reported network; rates are chosen on the validation split.
@@ -119,7 +119,7 @@ def evaluate(  # long: most of it is what the arguments are
         as_labelled=syn.as_labelled,
         factories=factories,
         train=train,
-        features=syn.num_outputs if syn.targets.kind == "features" else None,
+        features=syn.num_outputs if syn.targets.regressed else None,
     )
     _say_what_to_know(bench, syn)
     brought = [key for key in factories if key not in config.models]
@@ -136,7 +136,7 @@ def evaluate(  # long: most of it is what the arguments are
     return content | {"seconds": round(seconds, 2)}
 
 
-def _facts(bench: Bench, syn: SyntheticSet, weights: list[str]) -> dict[str, Any]:
+def _facts(bench: Bench, syn: SyntheticSet, weights: list[str]) -> Json:
     """What an evaluation says beside its rows; `weights` identify the teachers."""
     data = bench.data
     labelled_by = "a network trained on the full data"
@@ -195,7 +195,7 @@ def _say_what_to_know(bench: Bench, syn: SyntheticSet) -> None:
         log.say(warning)
 
 
-def _rows(bench: Bench, syn: SyntheticSet, models: Sequence[str]) -> list[dict[str, Any]]:
+def _rows(bench: Bench, syn: SyntheticSet, models: Sequence[str]) -> list[Json]:
     """Train everything that is planned, then tell it."""
     distilled = freeze(syn, bench.device)
     contenders = [*of_the_set(bench, syn, distilled), *of_codec(bench, syn, distilled)]

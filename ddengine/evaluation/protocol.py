@@ -4,12 +4,12 @@ They go into meta.json, the dataset card, and `load()` of the shipped folder.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from ddengine.evaluation.rates import adapted, candidates
 from ddengine.learning import training
 from ddengine.recipe import AugmentConfig, EvalConfig, from_dict, to_dict
 from ddengine.system.errors import UserError
+from ddengine.types import Evaluation, Facts, Json, Meta, Row
 
 # What each operation of the augmentation reads of its settings.
 SETTINGS = {
@@ -45,7 +45,7 @@ def facts(
     soft: bool,
     learned: float | None = None,
     lr: float | None = None,
-) -> dict[str, Any]:
+) -> Json:
     """A protocol as JSON data whose names say what the values are.
 
     Args:
@@ -91,9 +91,9 @@ def _labels(config: EvalConfig, soft: bool) -> str:
     return LABELS[config.labels]
 
 
-def _of_loss(config: EvalConfig, loss: str) -> dict[str, Any]:
+def _of_loss(config: EvalConfig, loss: str) -> Json:
     """The settings that a loss has."""
-    settings: dict[str, Any] = {}
+    settings: Json = {}
     if loss in ("kl", "nkd"):
         settings["temperature"] = config.temperature
     if loss == "kl":
@@ -105,7 +105,7 @@ def _of_loss(config: EvalConfig, loss: str) -> dict[str, Any]:
 
 def _rate(
     config: EvalConfig, of_network: EvalConfig, learned: float | None, lr: float | None
-) -> dict[str, Any]:
+) -> Json:
     """The learning rate, and how it was chosen."""
     if of_network.optimiser != "sgd":
         learned = None
@@ -119,19 +119,19 @@ def _rate(
     return {"lr": lr, "lr_chosen_by": LEARNED if lr == learned else USUAL}
 
 
-def _momentum(config: EvalConfig) -> dict[str, Any]:
+def _momentum(config: EvalConfig) -> Json:
     if config.optimiser == "sgd":
         return {"momentum": config.momentum}
     return {"betas": [0.9, 0.999]}
 
 
-def _mixed_labels(config: EvalConfig, loss: str) -> dict[str, Any]:
+def _mixed_labels(config: EvalConfig, loss: str) -> Json:
     if loss == "kl" and (config.cutmix or config.mixup):
         return {"mixed_labels": config.mix_labels}
     return {}
 
 
-def _schedule(config: EvalConfig, num: int) -> dict[str, Any]:
+def _schedule(config: EvalConfig, num: int) -> Json:
     """The learning rate over the epochs, which are counted from 0."""
     if config.schedule == "cosine":
         return {"schedule": "cosine", "cosine_stretch": config.stretch}
@@ -151,9 +151,9 @@ def _schedule(config: EvalConfig, num: int) -> dict[str, Any]:
     return {"schedule": "drops", "drops": drops}
 
 
-def _augment(config: AugmentConfig) -> dict[str, Any]:
+def _augment(config: AugmentConfig) -> Json:
     """One of these operations for each update, those that always happen, and their settings."""
-    said: dict[str, Any] = {"one_of": list(config.ops), "always": list(config.always)}
+    said: Json = {"one_of": list(config.ops), "always": list(config.always)}
     settings = to_dict(config)
     for op in (*config.ops, *config.always):
         for name in SETTINGS[op]:
@@ -161,9 +161,7 @@ def _augment(config: AugmentConfig) -> dict[str, Any]:
     return said
 
 
-def of_set(
-    meta: Mapping[str, Any], num: int, *, soft: bool, learned: float | None
-) -> dict[str, Any] | None:
+def of_set(meta: Meta, num: int, *, soft: bool, learned: float | None) -> Json | None:
     """The protocol that the recipe in a meta.json names, before any evaluation.
 
     None where there is none that is known.
@@ -182,8 +180,8 @@ def of_set(
 
 
 def of_evaluation(
-    evaluation: Mapping[str, Any], model: str | None, *, soft: bool, learned: float | None
-) -> dict[str, Any] | None:
+    evaluation: Evaluation, model: str | None, *, soft: bool, learned: float | None
+) -> Json | None:
     """The protocol by which the set was evaluated.
 
     The rate is that of the set's row, the first, on `model` or else its first network. None for an
@@ -205,7 +203,7 @@ def of_evaluation(
     return protocol
 
 
-def _says_protocol(evaluation: Mapping[str, Any]) -> bool:
+def _says_protocol(evaluation: Evaluation) -> bool:
     rows = evaluation.get("rows")
     if not isinstance(rows, Sequence) or not rows:
         return False
@@ -214,7 +212,7 @@ def _says_protocol(evaluation: Mapping[str, Any]) -> bool:
     return isinstance(evaluation.get("protocol"), Mapping)
 
 
-def _row_on(rows: Sequence[Mapping[str, Any]], model: str | None) -> Mapping[str, Any]:
+def _row_on(rows: Sequence[Row], model: str | None) -> Facts:
     """The row of the set, the first, on a network, or else its first one."""
     for row in rows:
         if row["set"] == rows[0]["set"] and row["model"] == model:
@@ -222,7 +220,7 @@ def _row_on(rows: Sequence[Mapping[str, Any]], model: str | None) -> Mapping[str
     return rows[0]
 
 
-def words(protocol: Mapping[str, Any]) -> list[tuple[str, str]]:
+def words(protocol: Facts) -> list[tuple[str, str]]:
     """(name, value) of what a protocol says, for people."""
     return [
         ("protocol", protocol["name"]),
@@ -239,7 +237,7 @@ def words(protocol: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _optimiser_in_words(protocol: Mapping[str, Any]) -> str:
+def _optimiser_in_words(protocol: Facts) -> str:
     if "momentum" in protocol:
         settings = f"momentum {protocol['momentum']:g}"
     else:
@@ -251,7 +249,7 @@ def _optimiser_in_words(protocol: Mapping[str, Any]) -> str:
     return f"{name}, {settings}, weight decay {decay:g}{spared}"
 
 
-def _rate_in_words(protocol: Mapping[str, Any]) -> str:
+def _rate_in_words(protocol: Facts) -> str:
     parts = [f"{protocol['lr']:.6g}, {protocol['lr_chosen_by']}"]
     for drop in protocol.get("drops", ()):
         parts.append(f"times {drop['lr_factor']:.4g} from epoch {drop['epoch'] + 1} on")
@@ -260,7 +258,7 @@ def _rate_in_words(protocol: Mapping[str, Any]) -> str:
     return "; ".join(parts)
 
 
-def _augmentation_in_words(protocol: Mapping[str, Any]) -> str:
+def _augmentation_in_words(protocol: Facts) -> str:
     augment, beta = protocol["augment"], protocol["mixup_beta"]
     parts = []
     if augment["one_of"]:
@@ -274,7 +272,7 @@ def _augmentation_in_words(protocol: Mapping[str, Any]) -> str:
     return "; ".join(parts) or "none"
 
 
-def _loss_in_words(protocol: Mapping[str, Any]) -> str:
+def _loss_in_words(protocol: Facts) -> str:
     labels = {
         "stored": "the soft labels of the set",
         "classes": "classes",

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import scipy.stats
@@ -18,6 +17,7 @@ from rich.table import Table
 from ddengine.system import files
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
+from ddengine.types import Evaluation, Json
 
 # Small networks whose accuracies on the full data differ: depth, width, normalisation, pooling,
 # activation, and two other families.
@@ -158,7 +158,7 @@ def _why_none(name: str, on_set: np.ndarray, full: np.ndarray) -> str | None:
     return NO_ORDER.format(" and on ".join(equal)) if equal else None
 
 
-def _ceiling(full: list[np.ndarray], seed: int) -> dict[str, Any]:
+def _ceiling(full: list[np.ndarray], seed: int) -> Json:
     """How far the full data agree with themselves.
 
     It is the mean correlation of two halves of their seeds over random halvings, each network's its
@@ -212,7 +212,7 @@ class _Accuracies:
         return np.array([values.mean() for values in self.on(name)]).round(DECIMALS)
 
 
-def _accuracies(evaluation: dict[str, Any]) -> _Accuracies:
+def _accuracies(evaluation: Evaluation) -> _Accuracies:
     """Raises UserError where there is nothing to compare."""
     rows: dict[tuple[str, str], np.ndarray] = {}
     for row in evaluation["rows"]:
@@ -277,7 +277,7 @@ def _bootstrap(known: _Accuracies, seed: int, resamples: int) -> dict[str, _Draw
     return {name: _Drawn(drawn(name), full) for name in known.names}
 
 
-def correlations(evaluation: dict[str, Any], *, seed: int, resamples: int = 2000) -> dict[str, Any]:
+def correlations(evaluation: Evaluation, *, seed: int, resamples: int = 2000) -> Json:
     """How well each set of an evaluation orders networks as the full data do.
 
     Compared are mean accuracies over seeds, by Kendall's tau-b and Spearman's rho (-1 to 1). Their
@@ -334,7 +334,7 @@ def correlations(evaluation: dict[str, Any], *, seed: int, resamples: int = 2000
 
 def _of_set(
     name: str, on_set: np.ndarray, full: np.ndarray, top: np.ndarray, drawn: _Drawn
-) -> dict[str, Any]:
+) -> Json:
     """What `correlations` says of a set. on_set, full: (m,); top: indices of the better half."""
     tau, rho = _both(on_set, full)
     top_tau, top_rho = _both(on_set[top], full[top])
@@ -361,7 +361,7 @@ def _of_set(
     }
 
 
-def _differences(sets: Sequence[dict[str, Any]], drawn: dict[str, _Drawn]) -> list[dict[str, Any]]:
+def _differences(sets: Sequence[Json], drawn: dict[str, _Drawn]) -> list[Json]:
     """The tau of the first set less that of each other one, where both have one."""
     first, *others = sets
     differences = []
@@ -383,7 +383,7 @@ def _differences(sets: Sequence[dict[str, Any]], drawn: dict[str, _Drawn]) -> li
 # In words, as a table, as a picture.
 
 
-def _facts(first: dict[str, Any], differences: list[dict[str, Any]], num: int) -> str:
+def _facts(first: Json, differences: list[Json], num: int) -> str:
     """What this evaluation says of its first set, in a sentence."""
     name, tau, ci = first["set"], first["kendall"], first["kendall_ci95"]
     if tau is None:
@@ -414,7 +414,7 @@ def _facts(first: dict[str, Any], differences: list[dict[str, Any]], num: int) -
     return "; ".join(parts) + "."
 
 
-def _compared(entry: dict[str, Any]) -> str:
+def _compared(entry: Json) -> str:
     """A difference between two sets in words."""
     than, between = entry["than"], entry["kendall_ci95"]
     if between is None:
@@ -437,7 +437,7 @@ def _cell(value: float | None, ci: list[float] | None = None) -> str:
     return f"{value:.2f} ({_range(ci)})" if ci else f"{value:.2f}"
 
 
-def table(result: dict[str, Any]) -> Table:
+def table(result: Json) -> Table:
     """What `correlations` returns as a table for the terminal.
 
     Top tau is of the better half, regret in points of percent; the note stands below.
@@ -466,7 +466,7 @@ def table(result: dict[str, Any]) -> Table:
     return shown
 
 
-def plot(path: Path, evaluation: dict[str, Any], result: dict[str, Any]) -> None:
+def plot(path: Path, evaluation: Evaluation, result: Json) -> None:
     """A PNG with a panel for each set and a point for each network.
 
     It shows the mean accuracy on the set against that on the full data, tau in the title.

@@ -1,8 +1,7 @@
 """Rows of an evaluation: of a set and a network what its trainings reached and cost."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -20,10 +19,10 @@ from ddengine.evaluation.rates import adapted
 from ddengine.learning import training
 from ddengine.learning.training import Labels
 from ddengine.system.rng import generator
-from ddengine.types import TrainingSet
+from ddengine.types import Facts, Json, TrainingSet
 
 
-def row(bench: Bench, who: Contender, model: str) -> dict[str, Any]:
+def row(bench: Bench, who: Contender, model: str) -> Json:
     """One row of the table.
 
     Networks that diverged are counted, and left out of all means.
@@ -55,7 +54,7 @@ def row(bench: Bench, who: Contender, model: str) -> dict[str, Any]:
     }
 
 
-def _bytes(bench: Bench, of: TrainingSet, labels: Labels, examples: int) -> dict[str, Any]:
+def _bytes(bench: Bench, of: TrainingSet, labels: Labels, examples: int) -> Json:
     """What is stored of a set; of dynamic labels both ways to count them, and the one that counts.
 
     `examples`: so many are seen in a training.
@@ -74,7 +73,7 @@ def _bytes(bench: Bench, of: TrainingSet, labels: Labels, examples: int) -> dict
     }
 
 
-def _training(bench: Bench, model: str, lr: float, steps: int, examples: int) -> dict[str, Any]:
+def _training(bench: Bench, model: str, lr: float, steps: int, examples: int) -> Json:
     """How networks were trained.
 
     What a training function of the user does with rate and updates is not known.
@@ -95,9 +94,7 @@ def _training(bench: Bench, model: str, lr: float, steps: int, examples: int) ->
     }
 
 
-def _networks(
-    bench: Bench, who: Contender, accuracies: Sequence[float | None]
-) -> list[dict[str, Any]]:
+def _networks(bench: Bench, who: Contender, accuracies: Sequence[float | None]) -> list[Json]:
     """Of each network its seed, the draw of images it was trained on, and its accuracy."""
     told = []
     for i, (seed, accuracy) in enumerate(zip(reported_seeds(bench), accuracies, strict=True)):
@@ -108,9 +105,7 @@ def _networks(
     return told
 
 
-def by_class(
-    run: Mapping[str, Any], images: Sequence[int], class_names: Sequence[str]
-) -> dict[str, Any]:
+def by_class(run: Facts, images: Sequence[int], class_names: Sequence[str]) -> Json:
     """What a row says of the classes.
 
     That is the mean accuracy on each, and the balanced accuracy, the mean over classes, with its

@@ -26,6 +26,7 @@ from rich.table import Table
 from ddengine.evaluation.intervals import interval, within
 from ddengine.recipe import AugmentConfig, EvalConfig, digest, require
 from ddengine.system.errors import UserError
+from ddengine.types import Evaluation, Facts, Json, Row
 
 WEIGHT = 0.5  # w and g, as published
 # of scores; the others are differences of accuracies
@@ -92,9 +93,7 @@ def protocols(config: EvalConfig, soft: bool) -> tuple[EvalConfig, EvalConfig]:
     return replace(config, baselines=(*rivals, "full")), plain
 
 
-def of(
-    augmented: Mapping[str, Any], plain: Mapping[str, Any], name: str = "distilled"
-) -> list[dict[str, Any]]:
+def of(augmented: Evaluation, plain: Evaluation, name: str = "distilled") -> list[Json]:
     """The scores of a set on each network, from the evaluations that `protocols` says.
 
     Each is computed network by network, in the order of their seeds, and averaged: {"model",
@@ -163,7 +162,7 @@ def _scores(seeds: Sequence[_Seed]) -> dict[str, list[float]]:
     return made
 
 
-def _accuracies(evaluation: Mapping[str, Any], model: str) -> dict[str, list[float | None]]:
+def _accuracies(evaluation: Evaluation, model: str) -> dict[str, list[float | None]]:
     """Of each set the accuracies of its networks, None where one diverged."""
     accuracies = {}
     for row in evaluation["rows"]:
@@ -172,7 +171,7 @@ def _accuracies(evaluation: Mapping[str, Any], model: str) -> dict[str, list[flo
     return accuracies
 
 
-def summary(values: Sequence[float], low: float = 0.0, high: float = 1.0) -> dict[str, Any]:
+def summary(values: Sequence[float], low: float = 0.0, high: float = 1.0) -> Json:
     """Mean, sample standard deviation and 95 % interval of the mean of values.
 
     They lie within `low` and `high`.
@@ -181,7 +180,7 @@ def summary(values: Sequence[float], low: float = 0.0, high: float = 1.0) -> dic
     return {"mean": mean, "std": std, "ci95": ci95 and list(ci95), "n": len(values)}
 
 
-def table(scores: Sequence[Mapping[str, Any]], title: str) -> Table:
+def table(scores: Sequence[Facts], title: str) -> Table:
     """The scores for the terminal."""
     several = len(scores) > 1
     of_model = "" if several else f", {scores[0]['model']}"
@@ -199,7 +198,7 @@ def table(scores: Sequence[Mapping[str, Any]], title: str) -> Table:
     return shown
 
 
-def _cells(score: Mapping[str, Any]) -> tuple[str, str]:
+def _cells(score: Facts) -> tuple[str, str]:
     """Mean and interval in words."""
     mean = "diverged" if score["mean"] is None else f"{score['mean']:.3f}"
     if score["ci95"] is None:
@@ -207,7 +206,7 @@ def _cells(score: Mapping[str, Any]) -> tuple[str, str]:
     return mean, f"{score['ci95'][0]:.3f} to {score['ci95'][1]:.3f}"
 
 
-def variance_split(groups: Sequence[Sequence[float]], *, paired: bool = False) -> dict[str, Any]:
+def variance_split(groups: Sequence[Sequence[float]], *, paired: bool = False) -> Json:
     """How much of the spread of accuracies lies between distillations.
 
     The rest lies between networks trained on one of them. It is split by the mean squares of random
@@ -255,7 +254,7 @@ def variance_split(groups: Sequence[Sequence[float]], *, paired: bool = False) -
     }
 
 
-def _crossed(y: np.ndarray) -> dict[str, Any]:
+def _crossed(y: np.ndarray) -> Json:
     """`variance_split` of (sets, networks)."""
     sets, networks = y.shape
     mean = float(y.mean())
@@ -288,13 +287,13 @@ class _Run(NamedTuple):
     """A run that was evaluated: its name, meta.json and evaluation.json."""
 
     name: str
-    meta: Mapping[str, Any]
-    evaluation: Mapping[str, Any]
+    meta: Facts
+    evaluation: Facts
 
 
 def splits(
-    runs: Sequence[tuple[str, Mapping[str, Any], Mapping[str, Any]]],
-) -> list[dict[str, Any]]:
+    runs: Sequence[tuple[str, Facts, Facts]],
+) -> list[Json]:
     """`variance_split` of the runs that are one recipe with several seeds, on each network.
 
     Runs are (name, meta.json, evaluation.json). Recipe (but for its evaluation and prose),
@@ -348,7 +347,7 @@ def _but_for_the_seed(run: _Run) -> str:
 
 def _told(
     group: Sequence[_Run], model: str, of_set: str
-) -> tuple[list[str], list[Sequence[Mapping[str, Any]]]]:
+) -> tuple[list[str], list[Sequence[Facts]]]:
     """(names of runs, what each says of its networks on a set), where at least two count."""
     names, told = [], []
     for run in group:
@@ -363,12 +362,12 @@ def _told(
     return names, told
 
 
-def _values(told: Sequence[Mapping[str, Any]]) -> np.ndarray:
+def _values(told: Sequence[Facts]) -> np.ndarray:
     """The accuracies of a row, NaN where a network diverged."""
     return np.array([entry["accuracy"] for entry in told], float)
 
 
-def _comparable(told: Sequence[Sequence[Mapping[str, Any]]]) -> tuple[list[list[float]], bool]:
+def _comparable(told: Sequence[Sequence[Facts]]) -> tuple[list[list[float]], bool]:
     """(the accuracies of several rows, whether they are paired), of networks that did not diverge.
 
     Where they are paired, a network that diverged on one set counts for none.
@@ -382,11 +381,11 @@ def _comparable(told: Sequence[Sequence[Mapping[str, Any]]]) -> tuple[list[list[
     return [row[np.isfinite(row)].tolist() for row in rows], False
 
 
-def _seeds(row: Sequence[Mapping[str, Any]]) -> list[int | None]:
+def _seeds(row: Sequence[Row]) -> list[int | None]:
     return [entry.get("seed") for entry in row]
 
 
-def said(entry: Mapping[str, Any]) -> str:
+def said(entry: Facts) -> str:
     """An entry of `splits` in words."""
     split = entry["split"]
     low, high = split["ci95"]

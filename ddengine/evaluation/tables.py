@@ -1,31 +1,39 @@
 """The rows of an evaluation as a table for the terminal, and what is said below it."""
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 from rich.table import Table
 
 from ddengine.evaluation import intervals
 from ddengine.system.log import size
+from ddengine.types import Evaluation, Facts, Row
 
 DIVERGED = "diverged"  # in place of the accuracy of networks that all did
 # times as many test images in one class as in another: then balanced accuracy is shown
 UNEVEN = 1.1
 TABLE_WIDTH = 80  # characters of a terminal
+# columns that long names leave no room for, in the order in which they go, of a table of one
+# network and of one of several
+FIRST_TO_GO = ("time", "n", "lr", "updates", "stored", "balanced %")
+FIRST_TO_GO_OF_SEVERAL = ("stored", "lr", "balanced %")
+
+Cell = Callable[[Row], str]  # what stands in a column, of a row of the evaluation
 
 
 def percent(fraction: float | None) -> str:
     """A mean accuracy in percent; that of networks that all diverged in words."""
-    return DIVERGED if fraction is None else f"{100 * fraction:.1f}"
+    if fraction is None:
+        return DIVERGED
+    return f"{100 * fraction:.1f}"
 
 
-def interval_of(content: Mapping[str, Any]) -> str:
+def interval_of(content: Facts) -> str:
     """How the intervals of an evaluation.json, or of another file of results, were computed."""
     return str(content.get("interval", intervals.FORMER))
 
 
-def sorted_rows(rows: list[dict[str, Any]], by: str) -> list[dict[str, Any]]:
+def sorted_rows(rows: Sequence[Row], by: str) -> Sequence[Row]:
     """Rows of an evaluation by accuracy, or by accuracy per stored byte, the best first.
 
     Dynamic labels count by the smaller of both ways. Rows without accuracy, of networks that
@@ -33,96 +41,118 @@ def sorted_rows(rows: list[dict[str, Any]], by: str) -> list[dict[str, Any]]:
     """
     if by == "none":
         return rows
-    return sorted(rows, key=_per_byte if by == "accuracy_per_byte" else _accuracy, reverse=True)
+    key = _accuracy
+    if by == "accuracy_per_byte":
+        key = _per_byte
+    return sorted(rows, key=key, reverse=True)
 
 
-def _accuracy(row: Mapping[str, Any]) -> float:
-    return -1.0 if row["accuracy_mean"] is None else row["accuracy_mean"]
+def _accuracy(row: Row) -> float:
+    """The mean accuracy of a row, a fraction; -1 where all networks diverged."""
+    if row["accuracy_mean"] is None:
+        return -1.0
+    return row["accuracy_mean"]
 
 
-def _per_byte(row: Mapping[str, Any]) -> float:
-    return -1.0 if row["accuracy_mean"] is None else row["accuracy_mean"] / row["bytes"]
+def _per_byte(row: Row) -> float:
+    """The mean accuracy of a row over its stored bytes; -1 where all networks diverged."""
+    if row["accuracy_mean"] is None:
+        return -1.0
+    return row["accuracy_mean"] / row["bytes"]
 
 
-def uneven(evaluation: Mapping[str, Any]) -> bool:
+def uneven(evaluation: Evaluation) -> bool:
     """Whether the classes differ in their number of test images.
 
     Then accuracy and balanced accuracy differ. It is not known of older evaluations.
     """
-    counts = (evaluation.get("test_images_per_class") or {}).values()
-    return bool(counts) and max(counts) > UNEVEN * min(counts)
+    test_images = evaluation.get("test_images_per_class")
+    if not test_images:
+        return False
+    counts = test_images.values()
+    return max(counts) > UNEVEN * min(counts)
 
 
-def notes(evaluation: Mapping[str, Any]) -> list[str]:
+def notes(evaluation: Evaluation) -> list[str]:
     """What is to be said below the table of an evaluation.
 
     That is how the intervals are made, networks that diverged, and the set's worst class.
     """
-    rows, lines = evaluation["rows"], []
+    rows = evaluation["rows"]
+    lines = []
     if any(row.get("ci95") for row in rows):
         lines.append(f"95 % intervals are of the mean over networks, by {interval_of(evaluation)}")
-    several = len({row["model"] for row in rows}) > 1
+    several = len(_models(rows)) > 1
     for row in rows:
-        where = f"{row['set']} on {row['model']}" if several else row["set"]
-        if num := row.get("diverged"):
-            lines.append(
-                f"warning: {num} of {num + row['n']} networks trained on {where} diverged and do "
-                "not count"
-            )
-    return [*lines, *_worst_class(evaluation)]
+        num = row.get("diverged")
+        if not num:
+            continue
+        where = row["set"]
+        if several:
+            where += f" on {row['model']}"
+        lines.append(
+            f"warning: {num} of {num + row['n']} networks trained on {where} diverged and do "
+            "not count"
+        )
+    lines += _worst_class(evaluation)
+    return lines
 
 
-def _worst_class(evaluation: Mapping[str, Any]) -> list[str]:
+def _models(rows: Sequence[Row]) -> set[str]:
+    """The networks that rows are of, by name."""
+    return {row["model"] for row in rows}
+
+
+def _worst_class(evaluation: Evaluation) -> list[str]:
     """A line on the class that networks trained on the set know least, where that is known."""
     first = evaluation["rows"][0]
-    name, accuracy = None, math.inf
-    for class_name, share in (first.get("per_class") or {}).items():
-        if share is not None and share < accuracy:
-            name, accuracy = class_name, share
-    if name is None:
+    worst = None
+    lowest = math.inf
+    per_class = first.get("per_class") or {}
+    for name, accuracy in per_class.items():
+        if accuracy is not None and accuracy < lowest:
+            worst = name
+            lowest = accuracy
+    if worst is None:
         return []
-    tested = (evaluation.get("test_images_per_class") or {}).get(name)
-    of = "" if tested is None else f" of its {tested} test images"
     where = f"{first['set']} on {first['model']}"
-    return [f"worst class of {where}: {name!r}, {percent(accuracy)} %{of}"]
+    line = f"worst class of {where}: {worst!r}, {percent(lowest)} %"
+    test_images = evaluation.get("test_images_per_class") or {}
+    if test_images.get(worst) is not None:
+        line += f" of its {test_images[worst]} test images"
+    return [line]
 
 
-def table(evaluation: dict[str, Any], title: str, sort: str = "none") -> Table:
+def table(evaluation: Evaluation, title: str, sort: str = "none") -> Table:
     """evaluation.json as a table for the terminal, with the columns that 80 characters hold.
 
     `notes` belong below it.
     """
     rows = sorted_rows(evaluation["rows"], sort)
-    models = {row["model"] for row in rows}
+    models = _models(rows)
     several = len(models) > 1
-    cells = {name: list(map(cell, rows)) for name, cell in _columns(evaluation, several).items()}
-    # long names leave no room for them
-    for name in (
-        "time",
-        "n",
-        "stored" if several else "lr",
-        "lr",
-        "updates",
-        "stored",
-        "balanced %",
-    ):
+    cells = {}
+    for name, cell in _columns(evaluation, several).items():
+        cells[name] = list(map(cell, rows))
+    for name in FIRST_TO_GO_OF_SEVERAL if several else FIRST_TO_GO:
         if _width(cells) > TABLE_WIDTH:
             cells.pop(name, None)
-    of_model = "" if several else f", {models.pop()}"
-    shown = Table(title=f"{title}{of_model}", title_justify="left")
+    if not several:
+        title += f", {models.pop()}"
+    shown = Table(title=title, title_justify="left")
     for name in cells:
-        justify = "left" if name in ("set", "network") else "right"
+        justify = "right"
+        if name in ("set", "network"):
+            justify = "left"
         shown.add_column(name, justify=justify, no_wrap=True)
     for line in zip(*cells.values(), strict=True):
         shown.add_row(*line)
     return shown
 
 
-def _columns(
-    evaluation: Mapping[str, Any], several: bool
-) -> dict[str, Callable[[Mapping[str, Any]], str]]:
+def _columns(evaluation: Evaluation, several: bool) -> dict[str, Cell]:
     """What stands in each column; `several`: there are rows of more than one network."""
-    columns: dict[str, Callable[[Mapping[str, Any]], str]] = {"set": lambda row: row["set"]}
+    columns: dict[str, Cell] = {"set": lambda row: row["set"]}
     if several:
         columns["network"] = lambda row: row["model"]
     columns["accuracy %"] = _accuracy_in_words
@@ -140,12 +170,14 @@ def _columns(
     return columns
 
 
-def _accuracy_in_words(row: Mapping[str, Any]) -> str:
-    mean, std = percent(row["accuracy_mean"]), row["accuracy_std"]
-    return mean if std is None else f"{mean} ± {100 * std:.1f}"
+def _accuracy_in_words(row: Row) -> str:
+    mean = percent(row["accuracy_mean"])
+    if row["accuracy_std"] is None:
+        return mean
+    return f"{mean} ± {100 * row['accuracy_std']:.1f}"
 
 
-def _interval_in_words(row: Mapping[str, Any]) -> str:
+def _interval_in_words(row: Row) -> str:
     if row["ci95"] is None:
         return "-"
     low, high = row["ci95"]

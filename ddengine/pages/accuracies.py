@@ -1,7 +1,6 @@
 """The accuracies of one run and of several, as the tables of a page."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from ddengine.evaluation import scores
 from ddengine.evaluation.tables import interval_of, percent
@@ -19,11 +18,12 @@ from ddengine.pages.words import (
     plain,
 )
 from ddengine.system.log import size
+from ddengine.types import Json, Row
 
 BALANCED = "Balanced %"
 
 
-def accuracies(run: Run) -> dict[str, Any]:
+def accuracies(run: Run) -> Json:
     """Head and rows of the table of accuracies, for the template; empty without an evaluation.
 
     Columns that no row has are left out.
@@ -51,7 +51,7 @@ def accuracies(run: Run) -> dict[str, Any]:
     }
 
 
-def _columns(row: Mapping[str, Any], raw_bytes: int | None) -> dict[str, str]:
+def _columns(row: Row, raw_bytes: int | None) -> dict[str, str]:
     """What a row says, by the title of the column; nothing where it does not say it."""
     share = ""
     if raw_bytes and "bytes" in row:
@@ -75,7 +75,7 @@ def _columns(row: Mapping[str, Any], raw_bytes: int | None) -> dict[str, str]:
     }
 
 
-def classes(run: Run) -> dict[str, Any]:
+def classes(run: Run) -> Json:
     """A line for each class and a column for each row: its mean accuracy, for the template.
 
     Empty where no row says the accuracy on each class.
@@ -100,7 +100,7 @@ def classes(run: Run) -> dict[str, Any]:
     return {"head": head, "rows": lines}
 
 
-def _set_and_network(run: Run, row: Mapping[str, Any]) -> str:
+def _set_and_network(run: Run, row: Row) -> str:
     """The set of a row, and its network where the evaluation has several."""
     return f"{row['set']}, {row['model']}" if len(run.models) > 1 else row["set"]
 
@@ -111,7 +111,7 @@ def rates_were_chosen(run: Run) -> bool:
     return not run.recipe or (bool(run.data.get("validation")) and rate != "learned")
 
 
-def comparison(runs: Sequence[Run]) -> dict[str, Any]:
+def comparison(runs: Sequence[Run]) -> Json:
     """Head and rows of the table of runs, for the template; empty columns are left out."""
     lines = list(map(_compared, runs))
     head = filled(lines)
@@ -146,7 +146,7 @@ def _compared(run: Run) -> dict[str, str]:
     }
 
 
-def variance(runs: Sequence[Run]) -> list[dict[str, Any]]:
+def variance(runs: Sequence[Run]) -> list[Json]:
     """How accuracies vary between distillations and between networks, for the template.
 
     One entry for each recipe of which there are runs of several seeds, and each network that all of

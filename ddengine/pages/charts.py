@@ -11,6 +11,7 @@ import numpy as np
 from ddengine.evaluation.tables import interval_of, percent
 from ddengine.pages.figures import error_bars
 from ddengine.pages.reading import Run
+from ddengine.types import Json, Row
 
 BINS = 150  # of a long curve; of each its smallest and largest value are drawn
 CHARTS = 6  # networks with a chart of their own; with more of them the heat map says it all
@@ -131,7 +132,7 @@ def _logged(run: Run, key: str, place: int) -> Curve:
     return Curve(*thinned(steps, values), len(values), colour, dash)
 
 
-def curves(runs: Sequence[Run], numbers: Iterator[int]) -> list[dict[str, Any]]:
+def curves(runs: Sequence[Run], numbers: Iterator[int]) -> list[Json]:
     """Figures of what the runs logged, for the template; several runs are drawn into one."""
     drawn = []
     for key, title in CURVES:
@@ -143,7 +144,7 @@ def curves(runs: Sequence[Run], numbers: Iterator[int]) -> list[dict[str, Any]]:
     return drawn
 
 
-def _curve_figure(key: str, title: str, lines: Sequence[Curve], number: int) -> dict[str, Any]:
+def _curve_figure(key: str, title: str, lines: Sequence[Curve], number: int) -> Json:
     import matplotlib
 
     caption = f"{title}."
@@ -186,7 +187,7 @@ def _scale(axes: Any, lines: Sequence[Curve]) -> None:
     axes.yaxis.set_minor_formatter(lambda value, _: "")
 
 
-def bars(run: Run, numbers: Iterator[int]) -> list[dict[str, Any]]:
+def bars(run: Run, numbers: Iterator[int]) -> list[Json]:
     """A chart for each network of the evaluation, for the template; none for more than CHARTS."""
     drawn = []
     if len(run.models) <= CHARTS:
@@ -195,7 +196,7 @@ def bars(run: Run, numbers: Iterator[int]) -> list[dict[str, Any]]:
     return drawn
 
 
-def _bars(run: Run, model: str, number: int) -> dict[str, Any]:
+def _bars(run: Run, model: str, number: int) -> Json:
     """The accuracies of all sets on a network with their intervals."""
     import matplotlib
 
@@ -225,7 +226,7 @@ def _bars(run: Run, model: str, number: int) -> dict[str, Any]:
     return {"svg": svg, "title": model, "caption": _caption(run, model, rows)}
 
 
-def _caption(run: Run, model: str, rows: Sequence[dict[str, Any]]) -> str:
+def _caption(run: Run, model: str, rows: Sequence[Row]) -> str:
     caption = f"Mean test accuracy{_networks(rows)} {model} on each set; lines are 95 % intervals"
     caption += " of the mean"
     if any(row.get("ci95") for row in rows):
@@ -233,7 +234,7 @@ def _caption(run: Run, model: str, rows: Sequence[dict[str, Any]]) -> str:
     return f"{caption}."
 
 
-def _networks(rows: Sequence[dict[str, Any]]) -> str:
+def _networks(rows: Sequence[Row]) -> str:
     """How many networks each row has, where that is the same."""
     counts = {row["n"] for row in rows if "n" in row}
     if len(counts) != 1:

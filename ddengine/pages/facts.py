@@ -1,12 +1,12 @@
 """What was done in a run and with what, what it took, and the bytes of its set."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from ddengine.pages.reading import Run
 from ddengine.pages.words import cell, count, duration, in_percent, plain
 from ddengine.sets.synthetic import counted
 from ddengine.system.log import size
+from ddengine.types import Facts, Json
 
 IN_ALL = "In all"
 DATA_OPTIONS = ("limit", "size", "zca", "validation")
@@ -59,7 +59,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
     return [(title, str(value)) for title, value in pairs if value]
 
 
-def _data(data: Mapping[str, Any]) -> str:
+def _data(data: Facts) -> str:
     parts = []
     if data.get("name"):
         parts.append(data["name"])
@@ -84,7 +84,7 @@ def _published(published: Any) -> str:
     return f"{accuracy} ± {in_percent(published['std'])}"
 
 
-def _machine(machine: Mapping[str, Any] | None) -> str:
+def _machine(machine: Facts | None) -> str:
     if not machine:
         return ""
     device = machine.get("device")
@@ -92,7 +92,7 @@ def _machine(machine: Mapping[str, Any] | None) -> str:
     return ", ".join(map(str, filter(None, (device, cores, machine.get("system")))))
 
 
-def _versions(versions: Mapping[str, Any] | None) -> str:
+def _versions(versions: Facts | None) -> str:
     return ", ".join(f"{name} {version}" for name, version in (versions or {}).items())
 
 
@@ -162,7 +162,7 @@ def _of_all(run: Run, key: str) -> float | None:
     return sum(known)
 
 
-def ledger(run: Run) -> dict[str, Any]:
+def ledger(run: Run) -> Json:
     """The bytes of the set, for the template: lines (part, bytes, share of the images), and a note.
 
     Empty where bytes are not known.

@@ -1,7 +1,7 @@
 """Pictures of a run: grids of images, real ones above distilled ones, accuracies as a heat map."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from ddengine.data import RealSet
 from ddengine.evaluation.tables import DIVERGED, interval_of, percent
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system import files
+from ddengine.types import Evaluation, Row
 
 SHOWN_CLASSES, SHOWN_PER_CLASS = 20, 10
 REAL_ROWS = 3  # images per class, at most, above as many distilled ones
@@ -90,7 +91,7 @@ def show_image(axis: Any, image: Tensor, **settings: Any) -> None:
 
 
 def real_vs_distilled(
-    path: Path, real: RealSet, syn: SyntheticSet, evaluation: dict[str, Any] | None
+    path: Path, real: RealSet, syn: SyntheticSet, evaluation: Evaluation | None
 ) -> None:
     """Draw one picture of a run: real images above the distilled ones, class by class.
 
@@ -128,7 +129,7 @@ def _draw_classes(
     axes[num_rows, 0].set_ylabel("distilled", fontsize=10)
 
 
-def _draw_accuracies(axis: Any, rows: Sequence[Mapping[str, Any]], interval: str) -> None:
+def _draw_accuracies(axis: Any, rows: Sequence[Row], interval: str) -> None:
     """Draw the mean accuracies of rows of one network as bars with their intervals."""
     names, means, colours, labels = [], [], [], []
     for row in rows:
@@ -158,7 +159,7 @@ def save_samples(path: Path, real: RealSet) -> None:
     files.write_tensors(path, {"pixels": pixels, "labels": labels})
 
 
-def error_bars(rows: Sequence[Mapping[str, Any]], mean: str = "accuracy_mean") -> list[list[float]]:
+def error_bars(rows: Sequence[Row], mean: str = "accuracy_mean") -> list[list[float]]:
     """How far the intervals of rows reach below and above their means, in points of percent.
 
     `mean` is the key of a row's mean. A row without an interval has 0 and 0.

@@ -1,7 +1,7 @@
 """The accuracies of sets on several networks as a table with colours."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -9,6 +9,7 @@ import numpy as np
 
 from ddengine.evaluation.tables import DIVERGED
 from ddengine.pages.words import in_percent, interval
+from ddengine.types import Json, Row
 
 BAR = 9  # colours of the bar that explains them
 
@@ -26,7 +27,7 @@ class Cell:
 LOST = Cell(DIVERGED, "all networks diverged", "transparent", "inherit")
 
 
-def heat_table(rows: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
+def heat_table(rows: Sequence[tuple[str, Row]]) -> Json:
     """The mean accuracies of evaluation rows, each with the name of its line, by network.
 
     The colours can be told apart by a colour-blind reader, and the numbers on them are legible.
@@ -57,7 +58,7 @@ def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def _cell(row: Mapping[str, Any] | None, low: float, high: float) -> Cell | None:
+def _cell(row: Row | None, low: float, high: float) -> Cell | None:
     """The field of an evaluation row, coloured by where it lies between `low` and `high`."""
     if row is None:
         return None

@@ -1,6 +1,6 @@
 """The picture and the table of privacy.json."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from rich.table import Table
 from ddengine.data import Data
 from ddengine.pages.figures import new_figure, save_figure, show_image
 from ddengine.sets.synthetic import SyntheticSet
+from ddengine.types import Facts
 
 HEADS = ("", "distilled", "control", "by chance")
 NONE = "-"  # where there is no number
@@ -23,9 +24,7 @@ NEAREST = (
 Line = tuple[str, str, str, str]  # the cells under HEADS
 
 
-def picture(
-    path: Path, syn: SyntheticSet, data: Data, result: Mapping[str, Any], most: int = 10
-) -> None:
+def picture(path: Path, syn: SyntheticSet, data: Data, result: Facts, most: int = 10) -> None:
     """Draw a PNG with a column for each of the distilled images nearest to training images.
 
     At most `most` images are shown, each above its nearest real images: the training image nearest
@@ -56,7 +55,7 @@ def _draw(axis: Any, image: torch.Tensor, text: str) -> None:
     axis.set_xlabel(text, fontsize=7)
 
 
-def title(result: Mapping[str, Any]) -> str:
+def title(result: Facts) -> str:
     """How many images are compared."""
     return (
         f"{result['images']} distilled images beside {result['train']} training and "
@@ -64,7 +63,7 @@ def title(result: Mapping[str, Any]) -> str:
     )
 
 
-def table(result: Mapping[str, Any]) -> Table:
+def table(result: Facts) -> Table:
     """`lines` for the terminal, the note below."""
     shown = Table(
         title=title(result), title_justify="left", caption=result["note"], caption_justify="left"
@@ -79,7 +78,7 @@ def table(result: Mapping[str, Any]) -> Table:
     return shown
 
 
-def lines(result: Mapping[str, Any]) -> list[Line]:
+def lines(result: Facts) -> list[Line]:
     """What privacy.json says in words and numbers, a line for each number, as cells under HEADS.
 
     Beside a number stand that of the control and what chance would give.
@@ -92,7 +91,7 @@ def lines(result: Mapping[str, Any]) -> list[Line]:
     return shown
 
 
-def _neighbour_lines(space: str, groups: Mapping[str, Any], near_copy: float) -> list[Line]:
+def _neighbour_lines(space: str, groups: Facts, near_copy: float) -> list[Line]:
     """The lines about the nearest images in "pixels" or in the "embedding"."""
     of_set, of_control = groups["distilled"], groups.get("control")
 
@@ -118,7 +117,7 @@ def _neighbour_lines(space: str, groups: Mapping[str, Any], near_copy: float) ->
     return shown
 
 
-def _attack_lines(attack: Mapping[str, Any]) -> list[Line]:
+def _attack_lines(attack: Facts) -> list[Line]:
     """The lines about one way of membership inference."""
     low, high = attack["ci95"]
     control = attack["control"] or None
@@ -135,7 +134,7 @@ def _attack_lines(attack: Mapping[str, Any]) -> list[Line]:
     ]
 
 
-def _cell(statistics: Mapping[str, Any] | None, key: str, in_words: Callable[[Any], str]) -> str:
+def _cell(statistics: Facts | None, key: str, in_words: Callable[[Any], str]) -> str:
     """A number in words, a dash where there are no statistics or no number."""
     if statistics is None or statistics[key] is None:
         return NONE

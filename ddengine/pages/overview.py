@@ -1,15 +1,16 @@
 """Several evaluations in a table for the terminal, and the bytes of a set in a line."""
 
-from typing import Any
+from collections.abc import Sequence
 
 from rich.table import Table
 
 from ddengine.evaluation.tables import percent
 from ddengine.sets.synthetic import counted
 from ddengine.system.log import size
+from ddengine.types import Evaluation
 
 
-def cross_table(evaluations: list[tuple[str, dict[str, Any]]]) -> Table:
+def cross_table(evaluations: Sequence[tuple[str, Evaluation]]) -> Table:
     """The mean accuracy of every set of several evaluations on every network, in percent.
 
     Baselines that several evaluations have are shown for each of them.
@@ -30,7 +31,7 @@ def cross_table(evaluations: list[tuple[str, dict[str, Any]]]) -> Table:
     return shown
 
 
-def _by_set(evaluation: dict[str, Any]) -> dict[str, dict[str, str]]:
+def _by_set(evaluation: Evaluation) -> dict[str, dict[str, str]]:
     """The accuracies of an evaluation in words, by set and network."""
     by_set: dict[str, dict[str, str]] = {}
     for row in evaluation["rows"]:

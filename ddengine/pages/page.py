@@ -16,6 +16,7 @@ from ddengine.pages.reading import Run, named, read
 from ddengine.pages.words import flat
 from ddengine.system import files
 from ddengine.system.errors import UserError
+from ddengine.types import Json
 
 MARK = '<meta name="generator" content="ddengine report">'  # near the beginning of every page
 NOT_OF_TABLE = ("note", "cites", "published")  # fields of a recipe that are said otherwise
@@ -43,7 +44,7 @@ def write(runs: Sequence[Path], out: Path) -> Path:
     return out
 
 
-def _section(run: Run, num_runs: int, numbers: Iterator[int], key: str) -> dict[str, Any]:
+def _section(run: Run, num_runs: int, numbers: Iterator[int], key: str) -> Json:
     """Everything that the template shows of a run, one of `num_runs` that have the page together.
 
     `numbers` are those of the figures of the page; `key` is the beginning of the section's ids.
@@ -81,14 +82,14 @@ def _section(run: Run, num_runs: int, numbers: Iterator[int], key: str) -> dict[
     }
 
 
-def _heat_of(run: Run) -> dict[str, Any]:
+def _heat_of(run: Run) -> Json:
     """The accuracies of a run on several networks; empty for a single one."""
     if len(run.models) < 2:
         return {}
     return heat_table([(row["set"], row) for row in run.rows])
 
 
-def _together(runs: Sequence[Run], numbers: Iterator[int]) -> dict[str, Any]:
+def _together(runs: Sequence[Run], numbers: Iterator[int]) -> Json:
     """What the template shows of several runs side by side; empty values for a single one."""
     if len(runs) == 1:
         return {"several": False, "comparison": {}, "overlaid": [], "heat": {}, "variance": []}

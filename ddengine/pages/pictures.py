@@ -5,7 +5,7 @@ import io
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from ddengine.pages.figures import SHOWN_PER_CLASS, learned_by_class
 from ddengine.pages.reading import Run
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system.errors import UserError
+from ddengine.types import Json, Row
 
 LARGEST = 96  # pixels; larger images are made smaller
 SHOWN_PIXELS = 56  # about how large images are shown
@@ -82,7 +83,7 @@ def _bytes(pixels: Tensor) -> Tensor:
     return (pixels.clamp(0, 1) * 255).round().byte().cpu()
 
 
-def grids(run: Run, values: int) -> dict[str, Any]:
+def grids(run: Run, values: int) -> Json:
     """Real and distilled images by class, for the template; empty without a set.
 
     `values` bounds how many pixel values are shown.
@@ -133,7 +134,7 @@ def _distilled_images(syn: SyntheticSet, index: Tensor) -> Sequence[Tensor]:
     return tuple(_bytes(syn.pixels(index)))
 
 
-def _column(rows: Sequence[dict[str, Any]], kind: str) -> str:
+def _column(rows: Sequence[Row], kind: str) -> str:
     """The width of a column of images, in CSS: that of its longest strip."""
     longest = max((len(row[kind]) for row in rows), default=0)
     return f"minmax(0, {max(2, longest)}fr)"
@@ -145,7 +146,7 @@ def _spread(num: int, most: int) -> list[int]:
     return np.unique(places.round().astype(int)).tolist()
 
 
-def frames(run: Run, most_bytes: int) -> list[dict[str, Any]]:
+def frames(run: Run, most_bytes: int) -> list[Json]:
     """The pictures of the progress, for the template: step, data URI, width.
 
     There are as many as stay below `most_bytes` in the page, the first and the last always.

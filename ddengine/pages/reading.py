@@ -14,6 +14,7 @@ from ddengine.artefact import folder as set_folders
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system import files
 from ddengine.system.errors import UserError
+from ddengine.types import Evaluation, Json
 
 OPTIONAL = ("scores.json", "ranking.json", "privacy.json")
 ALWAYS_SHOWN = {"set", "model", "accuracy_mean"}  # what every row of an evaluation must say
@@ -26,28 +27,28 @@ class Run:
 
     name: str  # as it is shown
     path: Path
-    recipe: dict[str, Any]
-    settings: dict[str, Any]  # recipe.json but for the recipe: seed, precision, the command
-    meta: dict[str, Any]
+    recipe: Json
+    settings: Json  # recipe.json but for the recipe: seed, precision, the command
+    meta: Json
     syn: SyntheticSet | None
-    evaluation: dict[str, Any]
-    events: list[dict[str, Any]]
+    evaluation: Json
+    events: list[Json]
     progress: list[tuple[int, Path]]  # (step, picture), ascending
     samples: dict[str, Tensor]
-    extra: dict[str, Any]  # the contents of scores.json, ranking.json, privacy.json
+    extra: Json  # the contents of scores.json, ranking.json, privacy.json
 
     @property
-    def data(self) -> dict[str, Any]:
+    def data(self) -> Json:
         """The data settings of the recipe."""
         return self.recipe.get("data") or {}
 
     @property
-    def distillation(self) -> dict[str, Any]:
+    def distillation(self) -> Json:
         """What the set says of its distillation."""
         return self.meta.get("distillation") or {}
 
     @property
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[Json]:
         """The rows of the evaluation."""
         return self.evaluation.get("rows", [])
 
@@ -56,12 +57,12 @@ class Run:
         """The networks of the evaluation, in its order."""
         return list(dict.fromkeys(row["model"] for row in self.rows))
 
-    def rows_of(self, model: str) -> list[dict[str, Any]]:
+    def rows_of(self, model: str) -> list[Json]:
         """The rows of the evaluation on a network."""
         return [row for row in self.rows if row["model"] == model]
 
     @property
-    def result(self) -> dict[str, Any]:
+    def result(self) -> Json:
         """The first row of the evaluation, the set itself on the first network; {} without one."""
         if not self.rows:
             return {}
@@ -155,7 +156,7 @@ def _folder_name(path: Path) -> str:
     return folder.name
 
 
-def _contents(path: Path) -> dict[str, Any]:
+def _contents(path: Path) -> Json:
     """The JSON files of a run that are there, by their names."""
     content = {}
     for name in ("recipe.json", "evaluation.json", *OPTIONAL):
@@ -164,14 +165,14 @@ def _contents(path: Path) -> dict[str, Any]:
     return content
 
 
-def _object(path: Path) -> dict[str, Any]:
+def _object(path: Path) -> Json:
     content = files.read_json(path)
     if isinstance(content, dict):
         return content
     raise UserError(f"{path} is no JSON object; restore it or run the command that wrote it again.")
 
 
-def _without_places(recipe: dict[str, Any]) -> dict[str, Any]:
+def _without_places(recipe: Json) -> Json:
     data = recipe.get("data")
     if not isinstance(data, dict):
         return recipe
@@ -181,7 +182,7 @@ def _without_places(recipe: dict[str, Any]) -> dict[str, Any]:
     return recipe | {"data": kept}
 
 
-def _check_rows(path: Path, evaluation: dict[str, Any]) -> None:
+def _check_rows(path: Path, evaluation: Evaluation) -> None:
     """Raise UserError where an evaluation has no rows, or rows without what is always shown."""
     if not evaluation:
         return
@@ -200,7 +201,7 @@ def _can_be_shown(row: Any) -> bool:
     return isinstance(row["accuracy_mean"], float | int) or bool(row.get("diverged"))
 
 
-def _events(path: Path) -> list[dict[str, Any]]:
+def _events(path: Path) -> list[Json]:
     """The events of metrics.jsonl that have a step; a line that a kill cut off is left out."""
     if not path.is_file():
         return []

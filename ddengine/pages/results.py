@@ -1,6 +1,5 @@
 """What a page shows of scores.json, ranking.json and privacy.json."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from ddengine.evaluation import scores
@@ -10,6 +9,7 @@ from ddengine.pages.pictures import picture_of
 from ddengine.pages.reading import Run
 from ddengine.pages.words import NONE, cell, number
 from ddengine.system.errors import UserError
+from ddengine.types import Facts, Json
 
 BETWEEN = 2  # the column of a row of scores that holds the interval
 
@@ -21,7 +21,7 @@ def _ends(ci95: Any) -> str:
     return NONE
 
 
-def score_tables(run: Run) -> list[dict[str, Any]]:
+def score_tables(run: Run) -> list[Json]:
     """Small tables of scores.json, one for each network, for the template."""
     content = run.extra.get("scores") or {}
     tables = []
@@ -31,7 +31,7 @@ def score_tables(run: Run) -> list[dict[str, Any]]:
     return tables
 
 
-def _score_table(entry: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
+def _score_table(entry: Facts, content: Facts) -> Json:
     rows = []
     for name, value in entry["scores"].items():
         fields = value if isinstance(value, dict) else {"mean": value}
@@ -44,7 +44,7 @@ def _score_table(entry: Mapping[str, Any], content: Mapping[str, Any]) -> dict[s
     return {"title": title, "rows": rows}
 
 
-def _score_row(name: str, fields: Mapping[str, Any], diverged: bool) -> list[str]:
+def _score_row(name: str, fields: Facts, diverged: bool) -> list[str]:
     """The cells (title, mean, interval, number of networks) of a score."""
     title = scores.SHOWN.get(name, str(name).replace("_", " ")).capitalize()
     mean = number(fields.get("mean"))
@@ -53,7 +53,7 @@ def _score_row(name: str, fields: Mapping[str, Any], diverged: bool) -> list[str
     return [title, mean, _ends(fields.get("ci95")), cell(fields, "n")]
 
 
-def ranking(run: Run) -> dict[str, Any]:
+def ranking(run: Run) -> Json:
     """Rank correlations of ranking.json by set, for the template; empty without the file."""
     if "ranking" not in run.extra:
         return {}
@@ -69,7 +69,7 @@ def ranking(run: Run) -> dict[str, Any]:
     return {"rows": rows, "note": str(content.get("note") or ""), "others": others}
 
 
-def _correlations(entry: Mapping[str, Any]) -> list[str]:
+def _correlations(entry: Facts) -> list[str]:
     """The cells (set, Kendall's correlation, its interval, Spearman's, its interval)."""
     cells = [str(entry.get("set", ""))]
     for key in ("kendall", "spearman"):
@@ -80,7 +80,7 @@ def _correlations(entry: Mapping[str, Any]) -> list[str]:
     return cells
 
 
-def privacy(run: Run) -> dict[str, Any]:
+def privacy(run: Run) -> Json:
     """The note, the numbers and the picture of a privacy check, for the template.
 
     Empty without privacy.json. Raises UserError for a file that the check did not write.

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ddengine.system import log
+from ddengine.types import Row
 
 NONE = "\N{EN DASH}"  # in a table, where there is no number
 # (unit, from which value on, what it divides by)
@@ -17,7 +18,7 @@ def in_percent(fraction: float | None) -> str:
     return f"{100 * fraction:.1f}"
 
 
-def interval(row: Mapping[str, Any]) -> str:
+def interval(row: Row) -> str:
     """The 95 % interval of a row in percent, a dash where it has none."""
     if not row.get("ci95"):
         return NONE
@@ -62,7 +63,7 @@ def number(value: Any) -> str:
     return plain(value)
 
 
-def cell(row: Mapping[str, Any], key: str, in_words: Callable[[Any], str] = plain) -> str:
+def cell(row: Row, key: str, in_words: Callable[[Any], str] = plain) -> str:
     """What a row says under `key` in words, nothing where it does not say it."""
     if key not in row:
         return ""

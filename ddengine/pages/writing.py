@@ -1,20 +1,19 @@
 """The one place that writes what a run leaves: the set, and the pictures beside it."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from ddengine.artefact import folder as folders
 from ddengine.data import Data
 from ddengine.pages import figures
 from ddengine.sets.synthetic import SyntheticSet
+from ddengine.types import Meta
 
 
 def write_run(
     folder: Path,
     syn: SyntheticSet,
     data: Data,
-    meta: Mapping[str, Any],
+    meta: Meta,
     *,
     shown: SyntheticSet | None = None,
 ) -> None:

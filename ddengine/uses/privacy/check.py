@@ -14,6 +14,7 @@ from ddengine.recipe import EvalConfig
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system import log, runtime
 from ddengine.system.runtime import Precision
+from ddengine.types import Json
 from ddengine.uses.privacy.measure import measure
 
 
@@ -27,7 +28,7 @@ def run(  # long: half of it says what it takes
     device: torch.device,
     precision: Precision = "fp32",
     learned_for: str | None = None,
-) -> dict[str, Any]:
+) -> Json:
     """Train a network on the full data and one on the set, and measure what the set gives away.
 
     The first embeds the images, the second is attacked; `measure` says how.

@@ -1,7 +1,6 @@
 """How near a set is to the images it was made from, in numbers: the content of privacy.json."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +11,7 @@ from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system.errors import UserError
 from ddengine.system.log import say
 from ddengine.system.rng import generator
+from ddengine.types import Json
 from ddengine.uses.privacy.membership import auc, losses
 from ddengine.uses.privacy.neighbours import Near, neighbours
 from ddengine.uses.privacy.sampling import DRAWS, Sample, mask, sample
@@ -55,7 +55,7 @@ def measure(  # long: most of it says what the numbers mean
     shown: int = 20,
     block: int | None = None,
     chunk: int | None = None,
-) -> dict[str, Any]:
+) -> Json:
     """Measure how near a set is to its images, and whether members can be told from others by it.
 
     Members are the images of `data.train`; held out are those of `data.test`, which neither
@@ -102,8 +102,8 @@ def measure(  # long: most of it says what the numbers mean
         "embedding": embedding_space(syn, data, test, embed),
     }
     pairs: dict[str, Pair] = {}
-    statistics: dict[str, dict[str, Any]] = {}
-    membership: list[dict[str, Any]] = []
+    statistics: dict[str, Json] = {}
+    membership: list[Json] = []
     for name, space in spaces.items():
         pair = _pair(space, drawn, block, chunk)
         pairs[name] = pair
@@ -158,9 +158,7 @@ def _pair(space: Space, drawn: Sample, block: int | None, chunk: int | None) -> 
     )
 
 
-def _statistics_by_group(
-    name: str, pair: Pair, space: Space, drawn: Sample, seed: int
-) -> dict[str, Any]:
+def _statistics_by_group(name: str, pair: Pair, space: Space, drawn: Sample, seed: int) -> Json:
     """The statistics of the set and, where there is one, of the control."""
     expected = space.train.num / (space.train.num + len(drawn.held))
     bootstrap = generator(seed, "privacy", "bootstrap", name)
@@ -176,7 +174,7 @@ def _statistics_by_group(
 
 def _statistics(
     pair: Pair, which: slice, expected: float, rng: np.random.Generator, *, pixels: bool
-) -> dict[str, Any]:
+) -> Json:
     """Medians and counts of the points `which`, and the shares whose nearest image is in train."""
     near, far = pair.train.distance[which], pair.held.distance[which]
     ratio = _ratio(near, far)
@@ -184,7 +182,7 @@ def _statistics(
     balanced = _nearer(pair.train.drawn[:, which] - pair.held.drawn[:, which]).mean(0).numpy()
     num = len(balanced)
     means = [balanced[rng.integers(num, size=num)].mean() for _ in range(RESAMPLES)]
-    statistics: dict[str, Any] = {
+    statistics: Json = {
         "images": len(near),
         "median_train": float(near.median()),
         "median_held_out": float(far.median()),
@@ -215,7 +213,7 @@ def _finite(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def _attack_by_distance(name: str, pair: Pair, drawn: Sample) -> dict[str, Any]:
+def _attack_by_distance(name: str, pair: Pair, drawn: Sample) -> Json:
     """Membership by the distance to the nearest image of the set, and to the nearest control."""
     members, others = drawn.for_membership
     attack = auc(-pair.train.to_set[members].numpy(), -pair.held.to_set[others].numpy())
@@ -227,9 +225,7 @@ def _attack_by_distance(name: str, pair: Pair, drawn: Sample) -> dict[str, Any]:
     return {"score": f"distance, {name}", **attack, "control": control}
 
 
-def _attack_by_loss(
-    network: nn.Module, train: RealSet, test: RealSet, drawn: Sample
-) -> list[dict[str, Any]]:
+def _attack_by_loss(network: nn.Module, train: RealSet, test: RealSet, drawn: Sample) -> list[Json]:
     """Membership by the loss of a network; nothing of one that diverged, which is said."""
     members, others = drawn.for_membership
     of_members, of_others = (
@@ -253,9 +249,9 @@ def _listed(
     test: RealSet,
     pairs: dict[str, Pair],
     drawn: Sample,
-) -> dict[str, Any]:
+) -> Json:
     """Image `i` of the set with its nearest real images in each space."""
-    entry: dict[str, Any] = {"image": i, "class": int(syn.classes[syn.source][i])}
+    entry: Json = {"image": i, "class": int(syn.classes[syn.source][i])}
     for name, pair in pairs.items():
         near, far = pair.train.distance[i], pair.held.distance[i]
         entry[name] = {
@@ -266,5 +262,5 @@ def _listed(
     return entry
 
 
-def _real_image(real: RealSet, index: int, distance: Tensor) -> dict[str, Any]:
+def _real_image(real: RealSet, index: int, distance: Tensor) -> Json:
     return {"index": index, "class": int(real.labels[index]), "distance": float(distance)}

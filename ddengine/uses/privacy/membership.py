@@ -1,19 +1,18 @@
 """Membership inference: can members be told from others by a score?"""
 
-from typing import Any
-
 import numpy as np
 import scipy.stats
 import torch
 from torch import Tensor, nn
 
 from ddengine.data import RealSet
+from ddengine.types import Json
 from ddengine.uses.privacy.spaces import BATCH
 
 QUANTILE = 1.959964  # of the normal distribution, for 95 % intervals
 
 
-def auc(members: np.ndarray, others: np.ndarray) -> dict[str, Any]:
+def auc(members: np.ndarray, others: np.ndarray) -> Json:
     """How well scores tell members from others, members meant to have the higher ones.
 
     Args:
