@@ -213,11 +213,11 @@ def _differences(stored: dict[str, Any], wanted: dict[str, Any], prefix: str = "
         now = wanted.get(key)
         if before == now:
             continue
-        of_one_type = isinstance(before, dict) and isinstance(now, dict)
-        if of_one_type and before.get("type") == now.get("type"):
-            differing += _differences(before, now, f"{prefix}{key}.")
-        else:
-            differing.append(f"{prefix}{key} is {_kind(before)} there and {_kind(now)} here")
+        if isinstance(before, dict) and isinstance(now, dict):
+            if before.get("type") == now.get("type"):
+                differing += _differences(before, now, f"{prefix}{key}.")
+                continue
+        differing.append(f"{prefix}{key} is {_kind(before)} there and {_kind(now)} here")
     return differing
 
 

@@ -120,9 +120,8 @@ def _changed_value(present: Any, value: Any, hint: Any, walked: tuple[str, ...])
     if not _fits(value, hint):
         name = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
         raise UserError(f"{'.'.join(walked)} is of type {name}, and {value!r} is not; change it.")
-    if hint is float:
-        return float(value)
-    return value
+    plain: Any = value
+    return float(plain) if hint is float else plain
 
 
 def _fits(value: Any, hint: Any) -> bool:
