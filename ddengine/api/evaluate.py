@@ -23,7 +23,7 @@ from ddengine.models import build_model, middle
 from ddengine.pages import figures
 from ddengine.recipe import DataConfig, EvalConfig, from_dict, to_dict
 from ddengine.sets.synthetic import SyntheticSet
-from ddengine.system import files, log, runtime
+from ddengine.system import files, log, program, runtime
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 from ddengine.system.runtime import Precision
@@ -206,7 +206,8 @@ class Asking:
             factories=self.factories,
             train=self.train,
         )
-        content["command"] = ["python", "run.py", *self.words]
+        if self.words:
+            content["command"] = [*program.stored(), *self.words]
         if out is not None:
             files.write_json(out / "evaluation.json", content)
             picture = out / "real_vs_distilled.png"
@@ -310,7 +311,7 @@ def protocol_of(of: Distilled, start: EvalConfig | None = None) -> EvalConfig:
             "again."
         )
     protocol = start or from_dict(EvalConfig, recipe["evaluation"])
-    if "random" in protocol.baselines and of.set.target_kind == "logits":
+    if "random" in protocol.baselines and of.set.targets.soft:
         protocol = _with_baselines(protocol, ("random_soft",))
     # the controls without which soft labels and more examples pass for distillation
     if recipe.get("teachers"):

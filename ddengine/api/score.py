@@ -68,7 +68,7 @@ def score(
             words=tuple(command),
         )
         out = asked.run if folder is None else Path(folder)
-        soft = asked.set.target_kind == "logits" or config.labels == "dynamic"
+        soft = asked.set.targets.soft or config.labels == "dynamic"
         evaluations = []
         pair = scores.protocols(config, soft)
         for name, used in zip(("augmented", "plain"), pair, strict=True):

@@ -589,7 +589,7 @@ def export_set(syn: SyntheticSet, name: str, out: Path) -> list[Path]:
     Images are decoded and preprocessed, labels are classes (S,) or raw logits (S, K). Returns the
     files. Raises UserError when one of them exists.
     """
-    if syn.target_kind == "features":
+    if syn.targets.regressed:
         raise UserError(
             "The labels of this set are features, which the published programs have no file for; "
             "export a set with classes or logits."

@@ -50,7 +50,7 @@ def save(
         facts = _facts(syn, digest) | dict(meta)
         facts.pop("protocol", None)  # of the set that this one was made of
         trained = None
-        if syn.targets.kind != "features":  # no protocol says how networks are trained on these
+        if not syn.targets.regressed:  # no protocol says how networks are trained on these
             soft = syn.targets.soft
             trained = protocol.of_set(facts, len(syn), soft=soft, learned=syn.lr)
         if trained is not None:

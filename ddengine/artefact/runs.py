@@ -15,7 +15,7 @@ import torch
 
 from ddengine.data import Data
 from ddengine.recipe import Recipe, digest, resolved, to_dict
-from ddengine.system import files, runtime
+from ddengine.system import files, program, runtime
 from ddengine.system.errors import UserError
 from ddengine.system.runtime import Precision
 from ddengine.types import Facts, Json
@@ -127,7 +127,7 @@ def begin(folder: Path, recipe: Recipe, wanted: Json, command: Sequence[str] = (
     """
     files.make_folder(folder)
     files.clean(folder)
-    said = {"command": ["python", "run.py", *command]} if command else {}
+    said = {"command": [*program.stored(), *command]} if command else {}
     files.write_json(folder / MARK, {"recipe": to_dict(recipe), **wanted, **said})
     files.make_folder(folder / "progress")
 

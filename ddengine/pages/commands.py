@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ddengine.pages.reading import Run
+from ddengine.system import program
 from ddengine.types import Facts, Json
 
-PROGRAM = ["python", "run.py"]
 WIDTH = 100  # characters of a line
 # what buffer does not take of the words of distill
 NOT_OF_BUFFER = ("--restart", "--force", "--tensorboard")
@@ -22,8 +22,8 @@ def commands(run: Run) -> Json:
     says which. Beside them stand the recipe and the protocol of the evaluation as JSON.
     """
     making, evaluating = _making(run), _evaluating(run)
-    typed = bool(run.settings.get("command"))
-    evaluation_typed = bool(run.evaluation.get("command")) or not run.rows
+    typed = bool(_typed(run.settings))
+    evaluation_typed = bool(_typed(run.evaluation)) or not run.rows
     return {
         "text": "\n".join(map(_shell, [*making, *evaluating])),
         "exact": typed and evaluation_typed,
@@ -43,8 +43,9 @@ def _making(run: Run) -> list[list[str]]:
     typed = _typed(run.settings)
     if not typed:
         return _making_by_facts(run)
-    if typed[2:3] == ["distill"] and run.meta.get("experts"):
-        return [[*typed[:2], "buffer", *_of_buffer(typed[3:])], typed]
+    at = program.after_program(typed)
+    if typed[at] == "distill" and run.meta.get("experts"):
+        return [[*typed[:at], "buffer", *_of_buffer(typed[at + 1 :])], typed]
     return [typed]
 
 
@@ -55,14 +56,16 @@ def _evaluating(run: Run) -> list[list[str]]:
     typed = _typed(run.evaluation)
     if not typed:
         return [_evaluating_by_facts(run)]
-    if _typed(run.settings)[2:3] == ["demo"]:
+    made_by = _typed(run.settings)
+    if made_by and made_by[program.after_program(made_by)] == "demo":
         return []
     return [typed]
 
 
 def _typed(content: Facts) -> list[str]:
     """The words of the command that wrote a file, as they were given; empty where it has none."""
-    return list(map(str, content.get("command") or ()))
+    words = list(map(str, content.get("command") or ()))
+    return words if len(words) > program.after_program(words) else []
 
 
 def _of_buffer(words: Sequence[str]) -> Iterator[str]:
@@ -90,15 +93,15 @@ def _making_by_facts(run: Run) -> list[list[str]]:
     out = ["--out", f"runs/{run.name}"]
     made = []
     if recipe.get("buffer") and run.meta.get("experts"):
-        made.append([*PROGRAM, "buffer", name, *flags])
+        made.append([*program.stored(), "buffer", name, *flags])
     if "selected" in run.meta:
         kind = str(run.meta["selected"].get("kind"))
-        made.append([*PROGRAM, "select", name, *flags, "--init.kind", kind, *out])
+        made.append([*program.stored(), "select", name, *flags, "--init.kind", kind, *out])
     elif "imported" in run.meta:
-        made.append([*PROGRAM, "import", name, *of_recipe, "--files", "FILES", *out])
+        made.append([*program.stored(), "import", name, *of_recipe, "--files", "FILES", *out])
     else:
         steps = _flag("outer.steps", (recipe.get("outer") or {}).get("steps"))
-        made.append([*PROGRAM, "distill", name, *flags, *steps, *out])
+        made.append([*program.stored(), "distill", name, *flags, *steps, *out])
     return made
 
 
@@ -127,7 +130,7 @@ def _flag(name: str, value: Any) -> list[str]:
 
 def _evaluating_by_facts(run: Run) -> list[str]:
     protocol = run.evaluation.get("protocol") or {}
-    words = [*PROGRAM, "evaluate", f"runs/{run.name}"]
+    words = [*program.stored(), "evaluate", f"runs/{run.name}"]
     if "protocol" in protocol:
         words += ["--protocol", str(protocol["protocol"])]
     for key in ("models", "baselines"):

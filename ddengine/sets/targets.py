@@ -45,6 +45,11 @@ class Targets(Protocol):
         """Whether they are logits, which the losses of soft labels compare with."""
         return False
 
+    @property
+    def regressed(self) -> bool:
+        """Whether networks are fitted to them by regression, and so do not say classes."""
+        return False
+
     def store(
         self, values: Tensor, num_classes: int, dtype: torch.dtype, top: int | None = None
     ) -> dict[str, Tensor]:
@@ -190,6 +195,11 @@ class Features(Targets):
     def names(self) -> tuple[str, ...]:
         """The features."""
         return ("features",)
+
+    @property
+    def regressed(self) -> bool:
+        """They are."""
+        return True
 
     def store(
         self, values: Tensor, num_classes: int, dtype: torch.dtype, top: int | None = None

@@ -110,16 +110,6 @@ class Counter(Protocol):
         """One more is done; `note` says what there is to say of it."""
 
 
-class Unseen(Counter):
-    """Counts for nobody."""
-
-
-@contextmanager
-def no_progress(title: str, total: int, done: int = 0) -> Iterator[Counter]:
-    """Nothing is shown."""
-    yield Unseen()
-
-
 def say(message: str) -> None:
     """A line for the person at the terminal; of several ranks the first speaks."""
     if os.environ.get("RANK", "0") == "0":

@@ -3,6 +3,7 @@
 import shlex
 import sys
 import tomllib
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -17,6 +18,19 @@ def name() -> str:
     if started in ("ddengine", "ddengine.exe"):
         return "ddengine"
     return CHECKOUT
+
+
+def stored() -> list[str]:
+    """The words that name this program in a stored command, on whatever machine it is read."""
+    called = name()
+    return ["python", CHECKOUT] if called == CHECKOUT else called.split()
+
+
+def after_program(command: Sequence[str]) -> int:
+    """How many words of a stored command name the program."""
+    if command[:2] == ["python", "-m"]:
+        return 3
+    return 2 if command[:1] == ["python"] else 1
 
 
 def words() -> list[str]:

@@ -10,7 +10,6 @@ from ddengine import loop
 from ddengine.learning.optim import clipped, updated
 from ddengine.recipe import OptimConfig, OuterConfig, to_dict
 from ddengine.system.errors import UserError
-from ddengine.system.log import no_progress
 from ddengine.system.rng import generator
 
 F64 = torch.float64
@@ -121,9 +120,7 @@ def test_a_resumed_run_goes_on_with_the_average_of_norms(tmp_path, kind):
     optim = {"images": OptimConfig(lr=0.01, kind=kind, clip_average=0.5, weight_decay=0.1)}
     whole_run = OuterConfig(steps=10, optim=optim, checkpoint_every=5)
     half = replace(whole_run, steps=5)
-    at_once, _ = loop.distill(
-        syn, Loud(target=3.0), whole_run, tmp_path / "a", seed=0, progress=no_progress
-    )
+    at_once, _ = loop.distill(syn, Loud(target=3.0), whole_run, tmp_path / "a", seed=0)
     loop.distill(syn, Loud(target=3.0), half, tmp_path / "b", seed=0)
     resumed, _ = loop.distill(syn, Loud(target=3.0), whole_run, tmp_path / "b", seed=0)
     assert torch.equal(at_once.tensors["images"], resumed.tensors["images"])

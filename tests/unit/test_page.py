@@ -603,3 +603,37 @@ def test_command_of_an_imported_set(folder):
         "import dm/tiny --data.name digits --data.limit 200 --model mlp --ipc 2 --files FILES"
         in text
     )
+
+
+@pytest.mark.parametrize(
+    ("program", "shown"),
+    [
+        (["python", "run.py"], "python run.py buffer dm/tiny --ipc 2"),
+        (["ddengine"], "ddengine buffer dm/tiny --ipc 2"),
+        (["python", "-m", "ddengine"], "python -m ddengine buffer dm/tiny --ipc 2"),
+    ],
+)
+def test_commands_begin_as_the_program_was_called(folder, program, shown):
+    """With each of its three names, the experts are made before the set by the same program."""
+    words = [*program, "distill", "dm/tiny", "--ipc", "2"]
+    files.write_json(folder / "recipe.json", settings(folder) | {"command": words})
+    change_meta(folder, experts={"seconds": 1.0})
+    text = Reader(html(folder)).text
+    assert shown in text
+    assert shown.replace("buffer", "distill") in text
+
+
+def settings(folder: Path) -> dict:
+    """What the run was begun with."""
+    path = folder / "recipe.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def test_an_evaluation_from_python_has_no_command_to_show(folder):
+    """Its commands are made of its facts; a name without a command is none, as older files have."""
+    path = folder / "evaluation.json"
+    for command in ({}, {"command": ["python", "run.py"]}):
+        content = json.loads(path.read_text())
+        content.pop("command", None)
+        files.write_json(path, content | command)
+        assert f"python run.py evaluate runs/{folder.name}" in Reader(html(folder)).text

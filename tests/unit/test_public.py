@@ -140,6 +140,7 @@ def test_evaluate_equals_the_command(work):
         result, models=[tiny], baselines=[], protocol=QUICK, test=own_test, folder="own"
     )
     assert {row["model"] for row in brought.rows} == {"tiny"}
+    assert "command" not in json.loads(Path("own/evaluation.json").read_text())
     network = ddengine.train(result, "mlp", protocol=QUICK)
     assert network(result.batch(torch.arange(2)).images).shape == (2, 10)
     with pytest.raises(UserError, match=r"'epoch'.*correct the name"):
@@ -224,6 +225,9 @@ def test_sentences_name_the_program_as_it_was_started(started, name, monkeypatch
     monkeypatch.setattr(sys, "argv", [started, "distill"])
     assert run("distill") == 2
     assert f"{name} distill needs the name of a recipe" in capsys.readouterr().err
+    stored = program.stored()
+    assert " ".join(stored).endswith(name)
+    assert program.after_program([*stored, "distill"]) == len(stored)
     assert program.as_typed("inspect", "a b").endswith("inspect 'a b'")
 
 

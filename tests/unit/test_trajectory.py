@@ -9,7 +9,7 @@ import torch
 from helpers import tiny_data, tiny_env, tiny_set, tiny_store
 
 from ddengine.learning import unroll as unrolling
-from ddengine.learning.updates import HeavyBall
+from ddengine.learning.updates import Adam, HeavyBall
 from ddengine.recipe import AugmentConfig, to_dict
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
@@ -148,6 +148,42 @@ def test_impossible_milestones_are_refused(world, steps):
     data, store = world
     with pytest.raises(UserError, match=r"objective\.milestones"):
         replace(BASE, milestones=At(steps)).build(tiny_env(data, store))
+
+
+@pytest.mark.parametrize("backprop", ["replay", "full"])
+def test_a_student_can_step_by_adam(world, backprop):
+    """It reaches what torch's own Adam reaches from the same start on the same examples."""
+    data, store = world
+    config = replace(
+        BASE, window=UniformWindow(high=1), batch=None, student=Adam(), backprop=backprop
+    )
+    env = tiny_env(data, store)
+    syn = tiny_set(data, lr=config.lr)
+    expert = int(torch.randint(store.num_experts, (1,), generator=generator(0, "step")))
+    start, target = store.snapshots(expert, [0, 2])
+    theta = start.clone().requires_grad_()
+    images, labels = syn.batch(torch.arange(len(syn)))
+    # the rate learned is the student's, and not that of the configuration
+    optimiser = torch.optim.Adam([theta], lr=0.01)
+    for _ in range(config.inner_steps):
+        optimiser.zero_grad()
+        torch.nn.functional.cross_entropy(env.model(theta, images), labels).backward()
+        optimiser.step()
+    theta = theta.detach()
+    expected = float((theta - target).square().sum() / (start - target).square().sum())
+    assert loss(world, config, lr=0.01) == pytest.approx(expected, rel=2e-3)
+    assert loss(world, replace(config, student=None), lr=0.01) != pytest.approx(expected, rel=0.1)
+
+
+def test_the_student_of_a_configuration(world):
+    """It came late, so a stored recipe without one still equals; momentum is of SGD alone."""
+    data, store = world
+    assert "student" not in to_dict(BASE)
+    assert to_dict(replace(BASE, student=Adam()))["student"]["type"] == "Adam"
+    with pytest.raises(UserError, match=r"objective\.momentum 0\.5 is of SGD.*Adam"):
+        replace(BASE, student=Adam(), momentum=0.5)
+    env, syn = tiny_env(data, store), tiny_set(data, lr=0.05)
+    assert replace(BASE, student=Adam()).cost(env, syn) > BASE.cost(env, syn)
 
 
 def test_slots_are_part_of_the_configuration(world):

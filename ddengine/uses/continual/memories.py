@@ -30,7 +30,8 @@ def kept(syn: SyntheticSet, store: Store) -> SyntheticSet:
     what is bytes already stays so. A learned rate is not used here. Raises UserError for sets whose
     images are not stored one by one, and for soft labels.
     """
-    if not isinstance(syn.codec, Identity | Pixels) or syn.target_kind != "class":
+    labelled = syn.targets.soft or syn.targets.regressed
+    if labelled or not isinstance(syn.codec, Identity | Pixels):
         raise UserError(
             "A memory keeps plain images with their classes, and the set has soft labels or "
             "another codec; use codec Identity or Pixels."
