@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from ddengine.models.norms import norms_with_statistics
 from ddengine.recipe import require
 from ddengine.types import ExpertStep
 
@@ -111,11 +112,7 @@ def statistics_kept(model: nn.Module) -> Iterator[None]:
 
     For a second forward pass of a training step.
     """
-    norms = [
-        m
-        for m in model.modules()
-        if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats
-    ]
+    norms = norms_with_statistics(model)
     for norm in norms:
         norm.track_running_stats = False
     try:

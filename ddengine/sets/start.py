@@ -167,16 +167,19 @@ def _best_crops(
     draw = augment.sample(config, len(images), rng).to(real.device)
     cut = augment.apply(config, images, draw)
     height, width = cut.shape[2:]
+    rows, columns = tile
     if tile != (height, width):
         cut = resize(cut, tile)
-    above, left = (height - tile[0]) // 2, (width - tile[1]) // 2
-    around = (left, width - tile[1] - left, above, height - tile[0] - above)
+    above = (height - rows) // 2
+    left = (width - columns) // 2
+    around = (left, width - columns - left, above, height - rows - above)
     logits = ensemble_logits(networks, torch.nn.functional.pad(cut, around))
-    labels = torch.full_like(logits[:, 0], label, dtype=torch.long)
+    labels = torch.full((len(logits),), label, device=logits.device)
     loss = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
     best = loss.view(len(index), -1).argmin(1)
-    rows = torch.arange(len(index), device=best.device) * crops + best
-    return cut[rows], loss[rows]
+    first = torch.arange(len(index), device=best.device) * crops
+    chosen = first + best
+    return cut[chosen], loss[chosen]
 
 
 def _needed(experts: Experts | None, kind: str) -> Experts:

@@ -47,7 +47,8 @@ class MultiFormation(Codec):
 
     def _tile(self, images: Tensor) -> tuple[int, int]:
         """Height and width of a tile."""
-        return -(-images.shape[2] // self.factor), -(-images.shape[3] // self.factor)
+        height, width = images.shape[2:]
+        return -(-height // self.factor), -(-width // self.factor)
 
     def pack(
         self,
@@ -86,13 +87,16 @@ class MultiFormation(Codec):
 
     def decode(self, tensors: Tensors, index: Tensor) -> Tensor:
         """The tiles at `index`, resized."""
-        images, n = tensors["images"], self.factor
+        images = tensors["images"]
+        n = self.factor
         num, channels, height, width = images.shape
         rows, columns = self._tile(images)
-        missing = (0, n * columns - width, 0, n * rows - height)
-        padded = functional.pad(images, missing, value=PADDING)
-        tiles = padded.view(num, channels, n, rows, n, columns).permute(2, 4, 0, 1, 3, 5)
-        tiles = tiles.reshape(n * n * num, channels, rows, columns)
+        right = n * columns - width
+        below = n * rows - height
+        padded = functional.pad(images, (0, right, 0, below), value=PADDING)
+        tiles = padded.view(num, channels, n, rows, n, columns)
+        in_order = tiles.permute(2, 4, 0, 1, 3, 5)
+        tiles = in_order.reshape(n * n * num, channels, rows, columns)
         return resize(tiles.index_select(0, index), (height, width))
 
     def project(self, tensors: Tensors, preprocess: Preprocess) -> None:
