@@ -183,7 +183,8 @@ class GradientObjective(Objective):
     """See the module."""
 
     def __init__(self, config: GradientMatching, env: Env):
-        self.config, self.env = config, env
+        self.config = config
+        self.env = env
         self.train = training_gradient(env)
 
         def loss(

@@ -575,7 +575,8 @@ def part_losses(
     Their gradients add up to the batch's, and so do their values. The statistics of the whole batch
     come from sums over parts, about the running mean, so that nothing is lost to rounding.
     """
-    number, sums = 0, SumsOfLayers()
+    number = 0
+    sums = SumsOfLayers()
     with torch.no_grad(), inputs_of_norms(network, sums.add):
         for look in looks:
             sums.begin()

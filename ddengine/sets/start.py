@@ -119,7 +119,8 @@ def patches(
     few images, or the factor does not divide the sides.
     """
     teachers = _needed(experts, config.kind)
-    factor, (_, height, width) = config.factor, real.image_shape
+    factor = config.factor
+    _, height, width = real.image_shape
     if height % factor or width % factor:
         raise UserError(
             f"init.factor {factor} does not divide the {height} x {width} pixels of an image; set "
@@ -137,7 +138,8 @@ def patches(
     chosen = []
     for c, members in enumerate(real.members):
         index = real.draw_index(c, min(config.candidates, len(members)), rng)
-        kept, losses = [], []
+        kept = []
+        losses = []
         for part in index.split(max(1, 256 // config.crops)):
             best, loss = _best_crops(networks, real, part, c, config.crops, tile, rng)
             kept.append(best)

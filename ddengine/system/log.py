@@ -46,8 +46,13 @@ class Bar:
     """
 
     def __init__(self, title: str, total: int, done: int = 0):
-        self.title, self.total, self.done, self.note = title, total, done, ""
-        self._start, self._first, self._last = time.monotonic(), done, time.monotonic()
+        self.title = title
+        self.total = total
+        self.done = done
+        self.note = ""
+        self._start = time.monotonic()
+        self._first = done
+        self._last = time.monotonic()
         self._live: Progress | None = None
         if _shows_bars() and os.environ.get("RANK", "0") == "0":
             columns = (
@@ -72,9 +77,10 @@ class Bar:
             self._live.update(self._task, completed=self.done, note=self.note)
         elif time.monotonic() - self._last > PLAIN_EVERY:
             self._last = time.monotonic()
-            left = (self._last - self._start) / (self.done - self._first) * (self.total - self.done)
-            so_far = f"{self.title}: {self.done}/{self.total}"
-            console.print(f"{so_far}, about {duration(left)} left {self.note}".rstrip())
+            each = (self._last - self._start) / (self.done - self._first)
+            left = duration(each * (self.total - self.done))
+            line = f"{self.title}: {self.done}/{self.total}, about {left} left {self.note}"
+            console.print(line.rstrip())
 
     def stop(self) -> None:
         """Remove the bar."""
@@ -125,7 +131,9 @@ def duration(seconds: float) -> str:
     """Seconds as 12 s, 3 min or 2.5 h."""
     if seconds < 100:
         return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+    if seconds < 6000:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
 
 
 def size(num: float) -> str:
@@ -154,7 +162,9 @@ class Board:
                 "--tensorboard needs the package tensorboard, which is not installed; pip install "
                 "tensorboard."
             ) from None
-        self._new, self._folder, self._writer = SummaryWriter, folder, None
+        self._new = SummaryWriter
+        self._folder = folder
+        self._writer = None
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
         """The numbers of a step.
@@ -189,7 +199,8 @@ class EventLog:
 
     def __init__(self, path: Path, keep: int = 0, board: Board | None = None):
         """Open `path` for appending after its first `keep` bytes."""
-        self.path, self._board = path, board
+        self.path = path
+        self._board = board
         self._file = path.open("ab")
         os.truncate(path, min(keep, path.stat().st_size))
 

@@ -83,10 +83,12 @@ class Compensated(Codec):
             return self.base
         if self.compensators is None:
             n = ipc * num_classes // (self.per_set + num_classes)
-            count, flag = self.per_set, "per_set"
+            count = self.per_set
+            flag = "per_set"
         else:
             n = ipc - -(-self.compensators // num_classes)
-            count, flag = self.compensators, "compensators"
+            count = self.compensators
+            flag = "compensators"
         if n < 1:
             raise UserError(
                 f"ipc {ipc} leaves no whole base image: an image of each of {num_classes} classes "

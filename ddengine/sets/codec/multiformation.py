@@ -58,7 +58,8 @@ class MultiFormation(Codec):
         rng: Generator | None = None,
     ) -> dict[str, Tensor]:
         """Each image becomes a tile, shrunk by taking the nearest pixels (as published)."""
-        n, (total, channels, height, width) = self.factor, images.shape
+        n = self.factor
+        total, channels, height, width = images.shape
         if n > min(height, width):
             raise UserError(
                 f"codec.factor {n} is more than the {min(height, width)} pixels of an image's "
