@@ -267,8 +267,10 @@ def el2n_scores(real: RealSet, trained: list[nn.Module], batch: int = 1000) -> T
         one_hot = nn.functional.one_hot(labels, real.num_classes)
         errors = []
         for network in trained:
-            errors.append((network(images).double().softmax(1) - one_hot).norm(dim=1))
-        parts.append(torch.stack(errors).mean(0).cpu())
+            said = network(images).double().softmax(1)
+            errors.append((said - one_hot).norm(dim=1))
+        mean = torch.stack(errors).mean(0)
+        parts.append(mean.cpu())
     return torch.cat(parts)
 
 

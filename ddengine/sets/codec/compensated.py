@@ -89,15 +89,16 @@ class Compensated(Codec):
             n = ipc - -(-self.compensators // num_classes)
             count = self.compensators
             flag = "compensators"
-        if n < 1:
-            raise UserError(
-                f"ipc {ipc} leaves no whole base image: an image of each of {num_classes} classes "
-                f"and {count} compensators take "
-                f"{1 + count / num_classes:.3g} images per class; set ipc "
-                f"{-(-(count + num_classes) // num_classes)}, or fewer compensators with "
-                f"codec.{flag}."
-            )
-        return n
+        if n >= 1:
+            return n
+        images = count + num_classes  # of one base image of every class and its compensators
+        raise UserError(
+            f"ipc {ipc} leaves no whole base image: an image of each of {num_classes} classes "
+            f"and {count} compensators take "
+            f"{1 + count / num_classes:.3g} images per class; set ipc "
+            f"{-(-images // num_classes)}, or fewer compensators with "
+            f"codec.{flag}."
+        )
 
     def _count(self, n: int, ipc: int, num_classes: int) -> int:
         """K: what is asked for; else `per_set` times n, or all that n asked for leaves."""
