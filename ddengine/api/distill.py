@@ -24,10 +24,11 @@ from ddengine.api.inputs import (
     dataset_of,
     default_folder,
     pointed_at,
+    preprocess_of,
 )
 from ddengine.api.results import Distilled, load
 from ddengine.artefact import runs
-from ddengine.data import Data, Dataset
+from ddengine.data import Data, Dataset, Preprocess
 from ddengine.evaluation.train import validate
 from ddengine.learning.teachers import load_all
 from ddengine.objective import Objective
@@ -92,6 +93,8 @@ class Job:
             more = {"experts": fingerprints, "start": start, "classes": digest(names)}
         elif start is not None:
             more["start"] = start
+        if self.source.preprocess is not None:
+            more["preprocess"] = files.tensor_digest(self.source.preprocess.tensors())
         return runs.identity(
             self.recipe,
             self.data.train.digest,
@@ -178,6 +181,7 @@ def distill(
     tensorboard: bool = False,
     classes: Sequence[Any] | None = None,
     images: Tensor | None = None,
+    preprocess: Preprocess | Distilled | Images = None,
     bibtex: Bibtex | None = None,
     command: Sequence[str] = (),
 ) -> Distilled:  # long: its arguments are explained
@@ -215,6 +219,9 @@ def distill(
             occur, numbered anew; its `class_names` say which they are.
         images: pixels in [0, 1] to start from in place of recipe.init, all those of a class in a
             row (classes x images per class, C, H, W).
+        preprocess: what networks see images through, in place of what is fitted to `data`: a
+            `Preprocess`, a set, or images that it is fitted to. So clients whose sets are merged
+            distill for one network. Experts bring theirs.
         bibtex: makes the BibTeX entries for the card of the set, such as `synth.bibtex`.
         command: the words by which a command line asked for this, for recipe.json.
 
@@ -239,19 +246,14 @@ def distill(
             precision=precision,
             compile=compile,
             images=images,
+            preprocess=preprocess_of(preprocess, recipe),
         )
         if folder is None:
             return _in_memory(job, bibtex)
         wanted = job.identity()
         path = default_folder(job.recipe.name, wanted) if folder == AUTO else Path(folder)
-        if restart:
-            runs.check_own(path, runs.MARK)
-        elif runs.is_finished(path, wanted, beside="experts"):
-            log.say(f"{path} is finished; --restart begins anew")
-            return load(path, str(job.device))
-        log.say(f"{job.recipe.data.name}: {job.data.said()}")
         keep = Keep(path, wanted, tuple(command), restart, force, tensorboard, bibtex)
-        return _kept(job, keep)
+        return _read_or_kept(job, keep)
 
 
 def _check_group() -> None:
@@ -273,17 +275,21 @@ def job_of(
     precision: Precision,
     compile: bool = False,
     images: Tensor | None = None,
+    preprocess: Preprocess | None = None,
 ) -> Job:
     """The distillation of these images, which are loaded here.
 
     Raises UserError for experts that are missing, and images that do not go.
     """
     recipe, source = pointed_at(recipe, dataset)
+    source = replace(source, preprocess=preprocess)
     origin = of_experts.source_of(recipe, experts, seed, precision)
     where = runtime.setup(device, precision)
+    data = source.load(where, origin.preprocess)
+    _check_preprocess(preprocess, origin.preprocess(data.train.digest))
     return Job(
         recipe=recipe,
-        data=source.load(where, origin.preprocess),
+        data=data,
         source=source,
         origin=origin,
         device=where,
@@ -292,6 +298,17 @@ def job_of(
         compile=compile,
         images=images,
     )
+
+
+def _check_preprocess(given: Preprocess | None, seen: Preprocess | None) -> None:
+    """Raise UserError where a caller gave another preprocessing than experts had."""
+    if given is None or seen is None:
+        return
+    if files.tensor_digest(given.tensors()) != files.tensor_digest(seen.tensors()):
+        raise UserError(
+            "The experts saw their images through another preprocessing than preprocess= gives; "
+            "leave it out, or take a recipe without experts."
+        )
 
 
 def distill_data(
@@ -359,6 +376,17 @@ class Keep:
         if self.restart:
             runs.delete(self.folder, runs.MARK)
         runs.begin(self.folder, recipe, self.identity, self.command)
+
+
+def _read_or_kept(job: Job, keep: Keep) -> Distilled:
+    """The set of the run in a folder, which is read where it is finished."""
+    if keep.restart:
+        runs.check_own(keep.folder, runs.MARK)
+    elif runs.is_finished(keep.folder, keep.identity, beside="experts"):
+        log.say(f"{keep.folder} is finished; --restart begins anew")
+        return load(keep.folder, str(job.device))
+    log.say(f"{job.recipe.data.name}: {job.data.said()}")
+    return _kept(job, keep)
 
 
 def _kept(job: Job, keep: Keep) -> Distilled:

@@ -3,6 +3,7 @@
 It is fitted once, stored with what depends on it, and can be undone.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,6 +93,16 @@ class Preprocess:
             if tensor is not None:
                 tensors[f"preprocess.{name}"] = tensor.contiguous()
         return tensors
+
+    @staticmethod
+    def of(mean: Sequence[float], std: Sequence[float]) -> "Preprocess":
+        """That of a mean and a standard deviation of each channel, of values in [0, 1].
+
+        Several clients can agree on it without showing any images.
+
+            ddengine.Preprocess.of((0.49, 0.48, 0.45), (0.25, 0.24, 0.26))
+        """
+        return Preprocess(torch.tensor(mean, dtype=torch.float32), torch.tensor(std).float())
 
     @staticmethod
     def from_tensors(tensors: dict[str, Tensor], origin: str = "") -> "Preprocess":
