@@ -180,6 +180,7 @@ def distill(
     images: Tensor | None = None,
     bibtex: Bibtex | None = None,
     command: Sequence[str] = (),
+    seconds_before: float = 0.0,
 ) -> Distilled:  # long: its arguments are explained
     """Distill images into a small set.
 
@@ -215,11 +216,13 @@ def distill(
             row (classes x images per class, C, H, W).
         bibtex: makes the BibTeX entries for the card of the set, such as `synth.bibtex`.
         command: the words by which a command line asked for this, for recipe.json.
+        seconds_before: that the caller has spent on it.
 
     Raises:
         UserError: experts that are missing or were made for other images; a folder of something
             else; data or settings that do not go.
     """
+    began = time.perf_counter() - seconds_before
     check_recipe(recipe)
     check_precision(precision)
     if folder != AUTO:
@@ -239,7 +242,7 @@ def distill(
             images=images,
         )
         if folder is None:
-            return _in_memory(job, bibtex)
+            return _in_memory(job, bibtex, began)
         wanted = job.identity()
         path = default_folder(job.recipe.name, wanted) if folder == AUTO else Path(folder)
         if restart:
@@ -249,7 +252,7 @@ def distill(
             return load(path, str(job.device))
         log.say(f"{job.recipe.data.name}: {job.data.said()}")
         keep = Keep(path, wanted, tuple(command), restart, force, tensorboard, bibtex)
-        return _kept(job, keep)
+        return _kept(job, keep, began)
 
 
 def _check_group() -> None:
@@ -317,11 +320,14 @@ def distill_data(
         seed=seed,
         precision=precision,
     )
-    return _in_memory(job, None).set
+    return _in_memory(job, None, time.perf_counter()).set
 
 
-def _in_memory(job: Job, bibtex: Bibtex | None) -> Distilled:
-    """A distillation of which nobody could read checkpoints or pictures."""
+def _in_memory(job: Job, bibtex: Bibtex | None, began: float) -> Distilled:
+    """A distillation of which nobody could read checkpoints or pictures.
+
+    It began at `began` of time.perf_counter.
+    """
     recipe, outer = job.recipe, job.recipe.outer
     check_networks(recipe, job.data)
     experts = job.experts()
@@ -335,6 +341,7 @@ def _in_memory(job: Job, bibtex: Bibtex | None) -> Distilled:
             Path(temporary),
             seed=job.seed,
             finish=partial(shipped, recipe=recipe, experts=experts),
+            began=began,
         )
     meta = job.meta(experts, counters, initial_seconds, bibtex)
     return Distilled(job.renumbered(result), meta, None, job.data.split_names)
@@ -359,8 +366,11 @@ class Keep:
         runs.begin(self.folder, recipe, self.identity, self.command)
 
 
-def _kept(job: Job, keep: Keep) -> Distilled:
-    """A distillation whose run lies in a folder, which continues it."""
+def _kept(job: Job, keep: Keep, began: float) -> Distilled:
+    """A distillation whose run lies in a folder, which continues it.
+
+    This session began at `began` of time.perf_counter.
+    """
     recipe, data, folder = job.recipe, job.data, keep.folder
     first = dist.rank() == 0
     board = log.Board(folder / "tensorboard") if keep.tensorboard and first else None
@@ -402,20 +412,27 @@ def _kept(job: Job, keep: Keep) -> Distilled:
         validate=accuracy,
         picture=picture,
         board=board,
+        began=began,
     )
+    began = time.perf_counter() - counters.wall_seconds  # without interruptions
     meta = job.meta(experts, counters, initial_seconds, keep.bibtex)
     renumbered = job.renumbered(result)
     if first:
         writing.write_run(folder, renumbered, data, meta, shown=result)
-        _say_what_came(renumbered, data, meta, folder)
+        _say_what_came(renumbered, data, meta, folder, time.perf_counter() - began)
     return Distilled(renumbered, meta, folder, data.split_names)
 
 
-def _say_what_came(syn: SyntheticSet, data: Data, meta: dict[str, Any], folder: Path) -> None:
-    """How many images in what time, and how many bytes."""
+def _say_what_came(
+    syn: SyntheticSet, data: Data, meta: dict[str, Any], folder: Path, seconds: float
+) -> None:
+    """How many bytes, and last how many images in how many seconds, and how good they are."""
+    log.say(overview.ledger(syn.nbytes(), data.bytes, data.dataset_bytes))
     stored, decoded = len(syn.classes), len(syn)
     tiles = "" if stored == decoded else f", which decode to {decoded},"
     cost = meta["distillation"]
-    took = log.duration(cost["seconds"] + cost["initial_seconds"])
-    log.say(f"distilled {stored} images{tiles} in {took}: {folder / 'distilled'}")
-    log.say(overview.ledger(syn.nbytes(), data.bytes, data.dataset_bytes))
+    took = f"{log.duration(seconds)}, {log.duration(cost['seconds'])} of it outer steps"
+    reached = ""
+    if cost["validation_accuracy"] is not None:
+        reached = f"; validation accuracy in the end {100 * cost['validation_accuracy']:.1f} %"
+    log.say(f"distilled {stored} images{tiles} in {took}{reached}: {folder / 'distilled'}")
