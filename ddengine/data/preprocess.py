@@ -3,6 +3,7 @@
 It is fitted once, stored with what depends on it, and can be undone.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +34,22 @@ class Preprocess:
     matrix: Tensor | None = None
     inverse: Tensor | None = None
     origin: str = ""
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Images as networks see them, such as those that a trained network is to be tested on.
+
+            outputs = network(result.preprocess(images))
+
+        Args:
+            images: (B, C, H, W) or (C, H, W), uint8 or floats in [0, 1].
+
+        Returns:
+            floats of the same shape.
+        """
+        pixels = images / 255 if images.dtype == torch.uint8 else images
+        if pixels.dim() == 3:
+            return self.forward(pixels[None])[0]
+        return self.forward(pixels)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """[0, 1] pixels (B, C, H, W) -> network input, differentiable."""
@@ -74,6 +91,16 @@ class Preprocess:
             if tensor is not None:
                 tensors[f"preprocess.{name}"] = tensor.contiguous()
         return tensors
+
+    @staticmethod
+    def of(mean: Sequence[float], std: Sequence[float]) -> "Preprocess":
+        """That of a mean and a standard deviation of each channel, of values in [0, 1].
+
+        Several clients can agree on it without showing any images.
+
+            ddengine.Preprocess.of((0.49, 0.48, 0.45), (0.25, 0.24, 0.26))
+        """
+        return Preprocess(torch.tensor(mean, dtype=torch.float32), torch.tensor(std).float())
 
     @staticmethod
     def from_tensors(tensors: dict[str, Tensor], origin: str = "") -> "Preprocess":

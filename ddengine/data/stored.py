@@ -31,6 +31,7 @@ LOOKED_AT = 1000  # real images at most that the numbers are compared with
 # pixel values that are turned into numbers of 64 bits at a time; sixteen times as many are compared
 # with at most
 AT_ONCE = 2**22
+GIVEN = "preprocess="  # the origin of what a caller of Python gave
 PROBES = 8  # vectors that whitening and its inverse are tried on
 
 
@@ -88,6 +89,10 @@ def _is_published(
 
 
 def _refusal(preprocess: Preprocess, wrong: str) -> UserError:
+    if preprocess.origin == GIVEN:
+        return UserError(
+            f"preprocess= does not fit these images: {wrong}; give one of images of the same kind."
+        )
     where = preprocess.origin or "the set or the experts"
     return UserError(
         f"The preprocessing in {where} is impossible: {wrong}; restore the file, or make it again "
