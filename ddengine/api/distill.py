@@ -232,11 +232,7 @@ def distill(
             else; data or settings that do not go.
     """
     began = time.perf_counter() - seconds_before
-    check_recipe(recipe)
-    check_precision(precision)
-    if folder != AUTO:
-        check_folder(folder)
-    _check_group()
+    _check_asked(recipe, precision, folder)
     if classes is not None:
         data = Dataset.of(data, classes)
     with log.shown(progress):
@@ -259,8 +255,15 @@ def distill(
         return _read_or_kept(job, keep)
 
 
-def _check_group() -> None:
-    """Raise UserError in a group of processes that a user's program has joined."""
+def _check_asked(recipe: Any, precision: Any, folder: Path | str | None) -> None:
+    """Raise UserError for what is no recipe, precision or folder.
+
+    And in a group of processes that a user's program has joined.
+    """
+    check_recipe(recipe)
+    check_precision(precision)
+    if folder != AUTO:
+        check_folder(folder)
     if dist.num_ranks() > 1 and not dist.started_here():
         raise UserError(
             f"distill works in one process, and this is a group of {dist.num_ranks()}; call it "
