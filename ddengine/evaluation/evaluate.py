@@ -119,7 +119,8 @@ def evaluate(  # long: most of it is what the arguments are
         as_labelled=syn.as_labelled,
         factories=factories,
         train=train,
-        features=syn.num_outputs if syn.targets.regressed else None,
+        targets=syn.targets,
+        outputs=syn.num_outputs,
     )
     _say_what_to_know(bench, syn)
     brought = [key for key in factories if key not in config.models]

@@ -65,7 +65,8 @@ def train_one(  # long: most of it is what the arguments are
     """
     learned = None
     if isinstance(of, SyntheticSet):
-        learned, num_classes = of.lr, len(of.class_names)
+        config = of.targets.trained_by(config)
+        learned, num_classes = of.lr, of.num_outputs
         of = freeze(of, device)
     name = network if isinstance(network, str) else ""
     protocol = adapted(config, name)
@@ -136,4 +137,6 @@ def validate(
         labels=config.labels,
         means=means,
     )
-    return means.classified(network, data.validation, precision).accuracy
+    count = means.classified
+    said = syn.targets.evaluate(network, data.train, data.validation, precision, count)
+    return said.accuracy
