@@ -13,8 +13,8 @@ from ddengine.api.inputs import (
     AUTO,
     Images,
     check_folder,
-    check_precision,
     check_recipe,
+    check_run,
     dataset_of,
     default_folder,
     pointed_at,
@@ -68,7 +68,9 @@ def continual(
             else.
     """
     check_recipe(recipe)
-    check_precision(precision)
+    check_run(seed, precision)
+    if not isinstance(config, ContinualConfig):
+        raise UserError(f"config is {config!r}; give a ddengine.ContinualConfig.")
     if folder != AUTO:
         check_folder(folder)
     _check_experts(recipe, config)

@@ -19,8 +19,8 @@ from ddengine.api.inputs import (
     Images,
     Source,
     check_folder,
-    check_precision,
     check_recipe,
+    check_run,
     dataset_of,
     default_folder,
     pointed_at,
@@ -223,7 +223,7 @@ def distill(
             else; data or settings that do not go.
     """
     check_recipe(recipe)
-    check_precision(precision)
+    check_run(seed, precision)
     if folder != AUTO:
         check_folder(folder)
     _check_group()
@@ -308,7 +308,7 @@ def distill_data(
     They lie on `device`, which `runtime.setup` has prepared. Raises UserError as `distill` does.
     """
     check_recipe(recipe)
-    check_precision(precision)
+    check_run(seed, precision)
     origin = of_experts.source_of(recipe, experts, seed, precision)
     job = Job(
         recipe=recipe,

@@ -16,8 +16,8 @@ from ddengine.api.inputs import (
     AUTO,
     Images,
     check_folder,
-    check_precision,
     check_recipe,
+    check_run,
     dataset_of,
     default_folder,
     pointed_at,
@@ -84,7 +84,7 @@ def select(
             go, a folder of something else.
     """
     recipe = _choosing(recipe, kind)
-    check_precision(precision)
+    check_run(seed, precision)
     if folder != AUTO:
         check_folder(folder)
     with log.shown(progress):
