@@ -144,13 +144,14 @@ def _say(place: Place, opened: ExpertStore, config: BufferConfig, several: bool)
     """How many experts lie where, and how good they are."""
     accuracies = []
     for expert in range(opened.num_experts):
-        accuracies += opened.metrics(expert)["validation_accuracy"][-1:]
-    judged = [accuracy for accuracy in accuracies if accuracy is not None]
+        for accuracy in opened.metrics(expert)["validation_accuracy"][-1:]:
+            if accuracy is not None:
+                accuracies.append(accuracy)
     what = f"{opened.num_experts} experts of {config.epochs} epochs"
     if several:
         what += f", teachers {place.model},"
     line = f"{what} in {place.folder}"
-    if judged:
-        mean = 100 * sum(judged) / len(judged)
+    if accuracies:
+        mean = 100 * sum(accuracies) / len(accuracies)
         line += f", validation accuracy {mean:.1f} % after the last epoch"
     log.say(line)

@@ -105,7 +105,8 @@ class DistributionObjective(Objective):
     """See the module."""
 
     def __init__(self, config: DistributionMatching, env: Env):
-        self.config, self.env = config, env
+        self.config = config
+        self.env = env
         self.train = training_gradient(env)
         self.embed = torch.compile(env.model.embed) if env.compile else env.model.embed
 

@@ -56,7 +56,8 @@ class Training:
     @property
     def kind(self) -> tuple[Any, ...]:
         """Equal for trainings whose updates cost the same."""
-        examples, options = self.sets[0], self.options
+        examples = self.sets[0]
+        options = self.options
         return (
             network_kind(self.new_model),
             type(examples),
