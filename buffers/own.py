@@ -8,7 +8,8 @@ from pathlib import Path
 from buffers import experts
 from buffers.open import EXPERTS, Place, Stores
 from buffers.store import MANIFEST, ExpertStore, StoreGroup
-from ddengine.api.inputs import Images, Source, check_run, dataset_of
+from ddengine.api.checks import check_run
+from ddengine.api.inputs import Images, Source, dataset_of
 from ddengine.artefact import runs
 from ddengine.data import Data
 from ddengine.data.torch_dataset import OWN

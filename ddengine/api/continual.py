@@ -8,17 +8,9 @@ from typing import Any
 
 import torch
 
+from ddengine.api.checks import check_folder, check_recipe, check_run
 from ddengine.api.distill import distill_data
-from ddengine.api.inputs import (
-    AUTO,
-    Images,
-    check_folder,
-    check_recipe,
-    check_run,
-    dataset_of,
-    default_folder,
-    pointed_at,
-)
+from ddengine.api.inputs import AUTO, Images, dataset_of, default_folder, pointed_at
 from ddengine.api.outcomes import Outcome
 from ddengine.artefact import runs
 from ddengine.data import Data

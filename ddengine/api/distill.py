@@ -13,14 +13,12 @@ from torch import Tensor
 
 from ddengine import loop
 from ddengine.api import experts as of_experts
+from ddengine.api.checks import check_folder, check_recipe, check_run
 from ddengine.api.experts import ExpertSource
 from ddengine.api.inputs import (
     AUTO,
     Images,
     Source,
-    check_folder,
-    check_recipe,
-    check_run,
     dataset_of,
     default_folder,
     pointed_at,

@@ -9,9 +9,10 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
+from ddengine.api.checks import check_recipe, check_run
 from ddengine.api.evaluate import protocol_of
 from ddengine.api.experts import ExpertSource, Given
-from ddengine.api.inputs import Images, check_recipe, check_run, dataset_of, pointed_at
+from ddengine.api.inputs import Images, dataset_of, pointed_at
 from ddengine.api.outcomes import Outcome
 from ddengine.api.results import load
 from ddengine.plan import estimate as plan

@@ -10,15 +10,9 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import nn
 
+from ddengine.api.checks import check_experts, check_folder, check_run
 from ddengine.api.experts import ExpertSource
-from ddengine.api.inputs import (
-    Images,
-    Source,
-    check_experts,
-    check_folder,
-    check_run,
-    dataset_of,
-)
+from ddengine.api.inputs import Images, Source, dataset_of
 from ddengine.api.outcomes import Outcome
 from ddengine.api.results import Distilled, on_device, opened
 from ddengine.artefact import results, runs

@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from ddengine.api.inputs import check_experts
+from ddengine.api.checks import check_experts
 from ddengine.data import Data, Preprocess
 from ddengine.prepare import buffer_models, reads_experts
 from ddengine.recipe import DataConfig, Recipe

@@ -4,8 +4,9 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from ddengine.api.checks import check_run
 from ddengine.api.evaluate import open_set, protocol_of, source_of
-from ddengine.api.inputs import Images, check_run
+from ddengine.api.inputs import Images
 from ddengine.api.outcomes import Outcome
 from ddengine.api.results import Distilled, opened
 from ddengine.recipe import DataConfig

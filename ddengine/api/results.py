@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ddengine.api.inputs import check_folder
+from ddengine.api.checks import check_folder
 from ddengine.artefact import folder as folders
 from ddengine.artefact import runs
 from ddengine.data import Preprocess

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ddengine.api.checks import check_experts, check_folder, check_run
 from ddengine.api.evaluate import (
     Asking,
     TeacherSource,
@@ -15,7 +16,7 @@ from ddengine.api.evaluate import (
     source_of,
     with_changes,
 )
-from ddengine.api.inputs import Images, check_experts, check_folder, check_run
+from ddengine.api.inputs import Images
 from ddengine.api.outcomes import Outcome
 from ddengine.api.results import Distilled, opened
 from ddengine.evaluation import intervals, scores

@@ -10,18 +10,10 @@ import torch
 from torch import Tensor
 
 from ddengine.api import experts as of_experts
+from ddengine.api.checks import check_folder, check_recipe, check_run
 from ddengine.api.distill import Bibtex
 from ddengine.api.experts import ExpertSource
-from ddengine.api.inputs import (
-    AUTO,
-    Images,
-    check_folder,
-    check_recipe,
-    check_run,
-    dataset_of,
-    default_folder,
-    pointed_at,
-)
+from ddengine.api.inputs import AUTO, Images, dataset_of, default_folder, pointed_at
 from ddengine.api.results import Distilled, load
 from ddengine.artefact import runs
 from ddengine.data import Data, Dataset
