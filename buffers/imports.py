@@ -258,11 +258,16 @@ def _read_networks(recipe: Recipe, data: Data, folder: Path, paths: Sequence[Pat
     models = buffer_models(recipe)
     each = len(paths) // len(models)
     places = []
-    for i, model in enumerate(models):
+    first = 0
+    for model in models:
         builder = partial(build_model, model, data.image_shape, data.num_classes)
-        of_model = paths[i * each : (i + 1) * each]
-        teachers = [state_dicts.read(path, model, builder) for path in of_model]
-        place = teacher_folder(folder, model) if recipe.teachers else folder
+        teachers = []
+        for path in paths[first : first + each]:
+            teachers.append(state_dicts.read(path, model, builder))
+        first += each
+        place = folder
+        if recipe.teachers:
+            place = teacher_folder(folder, model)
         places.append(_Place(model, place, teachers))
     return places
 
@@ -344,13 +349,23 @@ def _is_there(folder: Path, identity: dict[str, Any]) -> bool:
     """Whether a folder holds just this import. Raises UserError where it holds anything else."""
     if not folder.exists() or not any(folder.iterdir()):
         return False
-    stored = files.read_json(folder / "meta.json") if (folder / "meta.json").is_file() else {}
-    if isinstance(stored, dict) and all(stored.get(key) == identity[key] for key in identity):
+    stored: Any = {}
+    if (folder / "meta.json").is_file():
+        stored = files.read_json(folder / "meta.json")
+    if isinstance(stored, dict) and _holds(stored, identity):
         return True
     raise UserError(
         f"{folder} is not empty and not these files imported with this recipe; name "
         "another folder with --out."
     )
+
+
+def _holds(stored: dict[str, Any], identity: dict[str, Any]) -> bool:
+    """Whether what is stored has all entries of an identity."""
+    for key, value in identity.items():
+        if stored.get(key) != value:
+            return False
+    return True
 
 
 def _save(syn: SyntheticSet, folder: Path, identity: dict[str, Any], data: Data) -> None:

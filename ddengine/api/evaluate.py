@@ -18,6 +18,7 @@ from ddengine.api.results import Distilled, on_device, opened
 from ddengine.artefact import results, runs
 from ddengine.changes import changed
 from ddengine.data import Data, Dataset, RealSet
+from ddengine.data.torch_dataset import OWN
 from ddengine.evaluation import evaluate as evaluation_of
 from ddengine.evaluation import tables
 from ddengine.evaluation.brought import Factory, Trainer, name_of, stable_name
@@ -217,6 +218,7 @@ class Asking:
         )
         if brought := self._brought():
             content["brought"] = brought
+        content["set_digest"] = self._set_digest()  # as the set itself numbers its classes
         if self.words:
             content["command"] = [*program.stored(), *self.words]
         if out is not None:
@@ -230,7 +232,10 @@ class Asking:
 
         Raises UserError where they do not belong together, or a network does not fit.
         """
-        return open_set(self.of, self.source, self.config, self.device, self.precision)
+        reads_test = self.test is None
+        return open_set(
+            self.of, self.source, self.config, self.device, self.precision, test=reads_test
+        )
 
     def _teachers(self, opened_set: "OpenSet") -> Sequence[nn.Module]:
         dynamic = self.config.labels == "dynamic"
@@ -259,18 +264,23 @@ class Asking:
             content = files.read_json(path, "rows", "protocol")
         except UserError:
             raise UserError(f"{path} is damaged; evaluate again with --restart.") from None
-        digest = evaluation_of.set_digest(on_device(self.of, torch.device("cpu")))
+        digest = self._set_digest()
         if content.get("set_digest", digest) != digest:
             raise UserError(
                 f"{path} is of another set; {command} again with --restart, or name another folder "
                 "with --out."
             )
         if self.strict and not self._equals(content):
+            self.open()  # a misspelt network is told as one
             raise UserError(
                 f"{path} was made with other settings; {command} again with --restart, or name a "
                 "folder with --out."
             )
         return content
+
+    def _set_digest(self) -> str:
+        """The digest of the set as it is stored."""
+        return evaluation_of.set_digest(on_device(self.of, torch.device("cpu")))
 
     def _equals(self, content: Mapping[str, Any]) -> bool:
         """Whether an evaluation was made by these settings."""
@@ -305,17 +315,25 @@ class OpenSet:
 
 
 def open_set(
-    of: Distilled, source: Source, config: EvalConfig, device: str, precision: Precision
+    of: Distilled,
+    source: Source,
+    config: EvalConfig,
+    device: str,
+    precision: Precision,
+    *,
+    test: bool = True,
 ) -> OpenSet:
-    """The set and its images on the device.
+    """The set and its images on the device, those of the test split too unless told otherwise.
 
     Raises UserError where they do not belong together, or a network does not fit.
     """
     where = runtime.setup(device, precision)
     syn = on_device(of, where)
-    data = source.load(where, lambda images: syn.preprocess, test=True)
+    data = source.load(where, lambda images: syn.preprocess, test=test)
     name = of.folder or "the set"
     shape = tuple(syn.pixels(torch.zeros(1, dtype=torch.long)).shape[1:])
+    if source.is_own:
+        syn = numbered_as(syn, data.class_names)
     if data.class_names != syn.class_names or data.image_shape != shape:
         raise UserError(
             f"The images of data.name {source.config.name} are not of the kind of which {name} was "
@@ -333,6 +351,22 @@ def open_set(
         if config.loss == "uskd":
             middle(network, data.image_shape)
     return OpenSet(syn, data, where)
+
+
+def numbered_as(syn: SyntheticSet, names: Sequence[str]) -> SyntheticSet:
+    """A set with its classes numbered as images that Python holds have them, by name.
+
+    It may lack classes, or name some that neither it nor the images have. Others, and one with soft
+    labels, stay as they are.
+    """
+    own = [syn.class_names[number] for number in syn.classes.unique().tolist()]
+    if syn.targets.soft or not set(own) <= set(names):
+        return syn
+    numbers = torch.zeros(len(syn.class_names), dtype=torch.long, device=syn.classes.device)
+    for number, name in enumerate(syn.class_names):
+        if name in own:
+            numbers[number] = names.index(name)
+    return replace(syn, classes=numbers[syn.classes], class_names=tuple(names))
 
 
 def protocol_of(of: Distilled, start: EvalConfig | None = None) -> EvalConfig:
@@ -377,17 +411,29 @@ def with_changes(
         protocol, changes = changes, None
     values = dict(changes or {})
     if baselines is not None:
-        values["baselines"] = tuple(baselines)
+        values["baselines"] = (baselines,) if isinstance(baselines, str) else tuple(baselines)
     return changed(protocol, values, ("protocol",))
 
 
 def source_of(of: Distilled, data: Images | DataConfig) -> Source:
-    """Where the images of a set come from; None: from where the set says."""
+    """Where the images of a set come from; None: from where the set says.
+
+    Raises UserError for images that only Python had.
+    """
     if isinstance(data, DataConfig):
-        return Source(data)
-    config = data_settings(of)
-    dataset = dataset_of(data)
-    return Source(config) if dataset is None else Source(dataset.settings(config), dataset)
+        config, dataset = data, None
+    else:
+        config, dataset = data_settings(of), dataset_of(data)
+    if dataset is not None:
+        return Source(dataset.settings(config), dataset)
+    if config.name == OWN:
+        given = "result" if of.run is None else repr(str(of.run))
+        raise UserError(
+            "The set was made of images that Python held, where no command can read them; call "
+            f"ddengine.evaluate({given}, data) in Python (or score, rank, privacy), where data is "
+            "the Dataset that it was made of."
+        )
+    return Source(config)
 
 
 def data_settings(of: Distilled) -> DataConfig:
@@ -466,7 +512,7 @@ def _networks(models: Networks) -> tuple[tuple[str, ...], dict[str, Factory]]:
         return (), dict(models)
     names: list[str] = []
     factories: dict[str, Factory] = {}
-    for model in models:
+    for model in [models] if isinstance(models, str) else models:
         if isinstance(model, str):
             names.append(model)
             continue

@@ -157,3 +157,25 @@ def test_names_serve_where_recipes_do():
     other = "init=mtt/cifar10_ipc1"
     assert synth.take(recipe(), other) == synth.take(recipe(), [other])
     assert synth.find(name, model=MODEL) == replace(synth.find(name), model=MODEL)
+
+
+def test_images_without_a_test_split_are_evaluated_on_those_given(work):
+    """`test=` stands in place of the split; without either it is asked for."""
+    digits = load_data(DataConfig(name="digits"), torch.device("cpu"), test=True)
+    images, labels = digits.train.pixels[:200].float() / 255, digits.train.labels[:200]
+    few = TensorDataset(digits.test.pixels[:40].float() / 255, digits.test.labels[:40])
+    data = Dataset.of(TensorDataset(images, labels))
+    result = ddengine.distill(data, recipe(), progress=False)
+    asked = partial(ddengine.evaluate, result, data, models="mlp", protocol=QUICK, progress=False)
+    assert asked(baselines="hard_labels", test=few).rows[0]["model"] == "mlp"
+    with pytest.raises(UserError, match="no test images"):
+        asked(baselines=())
+
+
+def test_a_misspelt_network_is_told_as_one(work):
+    """Also where an evaluation with other networks lies in the folder."""
+    run = ddengine.distill(DIGITS, recipe(), folder="run", progress=False)
+    asked = partial(ddengine.evaluate, run, baselines=[], protocol=QUICK, progress=False)
+    asked(models=["mlp"])
+    with pytest.raises(UserError, match="Unknown network 'mpl'"):
+        asked(models=["mpl"])
