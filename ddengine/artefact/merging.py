@@ -12,6 +12,7 @@ import torch
 
 from ddengine.artefact import folder as set_folders
 from ddengine.artefact import runs
+from ddengine.artefact.markdown import at
 from ddengine.data import Data, Preprocess, load_data
 from ddengine.data.torch_dataset import OWN
 from ddengine.recipe import DataConfig, from_dict
@@ -78,7 +79,8 @@ def merge_folders(paths: Sequence[Path]) -> Merged:
 
 def _merged_recipe(recipe: Facts, syn: SyntheticSet, config: DataConfig | None) -> Json:
     """The recipe of the first set, of as many images and of the classes of the merged one."""
-    data = {name: value for name, value in recipe["data"].items() if name != "classes"}
+    data = dict(recipe["data"])
+    data.pop("classes", None)
     if config is not None and config.classes is not None:
         data["classes"] = list(config.classes)
     images = max(1, round(syn.images_per_class()))
@@ -90,13 +92,16 @@ def _selections(metas: Sequence[Meta]) -> list[str]:
 
     Raises UserError for sets of both kinds.
     """
-    selected = [meta["selected"] for meta in metas if "selected" in meta]
-    if selected and len(selected) < len(metas):
+    kinds = []
+    for meta in metas:
+        if "selected" in meta:
+            kinds.append(str(meta["selected"].get("kind")))
+    if kinds and len(kinds) < len(metas):
         raise UserError(
             "Some of the sets are real images that were selected and some are distilled; "
             "merge those of one kind."
         )
-    return list(dict.fromkeys(str(choice.get("kind")) for choice in selected))
+    return list(dict.fromkeys(kinds))
 
 
 def config_of(meta: Meta, data: Facts | None = None) -> DataConfig:
@@ -118,31 +123,32 @@ def class_maps(metas: Sequence[Meta]) -> tuple[list[list[int]], tuple[str, ...]]
     _check_datasets(metas)
     numbers = dict[str, int]()  # of a class name among all
     maps = []
-    for i, meta in enumerate(metas):
+    for i, meta in enumerate(metas, start=1):
         names = list(meta["class_names"])
-        twice = [name for name in names if names.count(name) > 1]
-        if twice:
-            raise UserError(
-                f"Set {i + 1} has two classes called {twice[0]!r}, and classes are matched by "
-                "name; give them different names."
-            )
-        maps.append([numbers.setdefault(name, len(numbers)) for name in names])
+        for name in names:
+            if names.count(name) > 1:
+                raise UserError(
+                    f"Set {i} has two classes called {name!r}, and classes are matched by "
+                    "name; give them different names."
+                )
+            numbers.setdefault(name, len(numbers))
+        maps.append([numbers[name] for name in names])
     return maps, tuple(numbers)
 
 
 def _check_datasets(metas: Sequence[Meta]) -> None:
     """Raise UserError unless all sets are of one dataset that has a name."""
-    datasets = [(meta.get("recipe") or {}).get("data", {}).get("name") for meta in metas]
-    for i, dataset in enumerate(datasets):
+    datasets = [at(meta, "recipe", "data", "name") for meta in metas]
+    for i, dataset in enumerate(datasets, start=1):
         if dataset is None or dataset == OWN:
             raise UserError(
-                f"Set {i + 1} is of a dataset without a name, and classes of such sets cannot be "
+                f"Set {i} is of a dataset without a name, and classes of such sets cannot be "
                 "matched; "
                 "call ddengine.sets.merge.merge, which is told which class is which."
             )
         if dataset != datasets[0]:
             raise UserError(
-                f"Set {i + 1} is of dataset {dataset} and set 1 of {datasets[0]}; merge sets of "
+                f"Set {i} is of dataset {dataset} and set 1 of {datasets[0]}; merge sets of "
                 "one dataset."
             )
 
@@ -153,17 +159,18 @@ def same_data(configs: Sequence[DataConfig]) -> None:
     Then no test image of one was shown to another.
     """
     first = configs[0]
-    for i, config in enumerate(configs):
+    for i, config in enumerate(configs, start=1):
         for name in SAME_DATA:
-            value, wanted = getattr(config, name), getattr(first, name)
+            value = getattr(config, name)
+            wanted = getattr(first, name)
             if value != wanted:
                 raise UserError(
-                    f"Set {i + 1} was made with data.{name} {value} and set 1 with {wanted}; merge "
+                    f"Set {i} was made with data.{name} {value} and set 1 with {wanted}; merge "
                     "sets of the same data settings."
                 )
         if config.limit is not None and config.classes != first.classes:
             raise UserError(
-                f"Sets 1 and {i + 1} are of different classes with data.limit {config.limit}, "
+                f"Sets 1 and {i} are of different classes with data.limit {config.limit}, "
                 "which takes other images for each choice of classes; "
                 "distill them with data.limit None."
             )
@@ -176,8 +183,9 @@ def merged_config(
     ids = class_ids(maps, configs, num_classes)
     if ids is None:
         return None
-    all_classes = all(config.classes is None for config in configs)
-    return replace(configs[0], classes=None if all_classes else tuple(ids))
+    if all(config.classes is None for config in configs):
+        return replace(configs[0], classes=None)
+    return replace(configs[0], classes=tuple(ids))
 
 
 def class_ids(
