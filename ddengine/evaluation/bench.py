@@ -12,7 +12,7 @@ from torch import Generator, Tensor, nn
 from ddengine.data import Data, RealSet
 from ddengine.evaluation import brought
 from ddengine.evaluation.brought import Factory
-from ddengine.evaluation.rates import adapted, best_rate, candidates
+from ddengine.evaluation.rates import Tried, adapted, best_rate, candidates
 from ddengine.learning import training
 from ddengine.learning.training import AtOnce, Classified, Labels, Means
 from ddengine.models import build_model
@@ -220,7 +220,7 @@ def choose_lr(bench: Bench, who: Contender, model: str) -> tuple[float, float]:
         if who.distilled and learned:
             return learned, 0.0
         return adapted(bench.config, model).lr, 0.0
-    tried: list[tuple[float, list[float | None]]] = []
+    tried: list[Tried] = []
     seconds = 0.0
     for lr in rates:
         run = search(bench, who, model, lr)
