@@ -486,15 +486,24 @@ class StoreGroup:
 
     def identities(self) -> list[dict[str, Any]]:
         """What decides the content of each store."""
-        return [store.manifest["identity"] for store in self.stores]
+        identities = []
+        for store in self.stores:
+            identities += store.identities()
+        return identities
 
     def preprocesses(self) -> list[Preprocess | None]:
         """What the networks of each store saw their images through."""
-        return [store.preprocess for store in self.stores]
+        preprocesses = []
+        for store in self.stores:
+            preprocesses += store.preprocesses()
+        return preprocesses
 
     def fingerprints(self) -> list[str]:
         """The digest of each identity."""
-        return [store.manifest["fingerprint"] for store in self.stores]
+        fingerprints = []
+        for store in self.stores:
+            fingerprints += store.fingerprints()
+        return fingerprints
 
     def origin(self, recipe: Recipe, images: str, seed: int, precision: str) -> str | None:
         """The origins of the stores; None where they follow from recipe, images and seed."""

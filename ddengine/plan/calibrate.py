@@ -185,7 +185,7 @@ def counts(recipe: Recipe) -> dict[str, int]:
         last_is_one = pictures > 0 and after == 0
     validations = 0
     if outer.evaluate_every:
-        validations = steps // outer.evaluate_every
+        validations = math.ceil(steps / outer.evaluate_every)
     kept = 1 + pictures - int(last_is_one) + int(steps > 0)
     return {
         "validations": validations,
@@ -266,7 +266,8 @@ def distill(began: float, job: Job, folder: Path, stand_ins: Path | None) -> dic
 
 def _labelling(run: Run) -> float:
     """How many times more experts label than here, where few stand in for all."""
-    recipe, experts = run.recipe, run.experts
+    recipe = run.recipe
+    experts = run.experts
     asks_all = recipe.targets.kind == "logits" and recipe.targets.experts != "first"
     if recipe.teachers or not asks_all or not isinstance(experts, StandIns):
         return 1.0

@@ -98,7 +98,8 @@ def _logits(
     sets: Sequence[SyntheticSet], maps: Sequence[Sequence[int]], merged: SyntheticSet
 ) -> Tensor:
     """The soft labels (N or S, K) of the merged set."""
-    num_classes, device = len(merged.class_names), merged.classes.device
+    num_classes = len(merged.class_names)
+    device = merged.classes.device
     logits = []
     for syn, classes in zip(sets, maps, strict=True):
         logits.append(_widened(syn.logits.to(device), classes, num_classes))
