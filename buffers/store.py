@@ -34,7 +34,6 @@ def identity(
     data_config: DataConfig,
     buffer: BufferConfig,
     model: str,
-    seed: int,
     precision: str,
 ) -> dict[str, Any]:
     """Everything that decides the content of a store.
@@ -45,15 +44,15 @@ def identity(
     split_seed too.
     """
     config = to_dict(buffer)
-    for key in ("num_experts", "model"):  # the model is named below, resolved
-        config.pop(key)
+    for key in ("num_experts", "model", "seed"):  # model, resolved, and seed stand beside it
+        config.pop(key, None)
     config["step"].pop("folder", None)  # where the files of a pretrained network lie
     return {
         "dataset": data_config.name,
         "images": images,
         "zca": data_config.zca,
         "model": model,
-        "seed": seed,
+        "seed": buffer.seed,
         "precision": precision,
         "buffer": config,
     }
@@ -154,7 +153,7 @@ def imported_identity(
 
     The digest of the files takes the place of seed and precision.
     """
-    return identity(images, data_config, buffer, model, 0, "fp32") | {
+    return identity(images, data_config, buffer, model, "fp32") | {
         "seed": None,
         "precision": None,
         "imported": imported,
@@ -210,7 +209,8 @@ def _differences(stored: dict[str, Any], wanted: dict[str, Any], prefix: str = "
             differing += _differences(a, b, f"{prefix}{key}.")
         elif a != b:
             kinds = [v["type"] if isinstance(v, dict) and "type" in v else v for v in (a, b)]
-            differing.append(f"{prefix}{key} is {kinds[0]} there and {kinds[1]} here")
+            name = "buffer.seed" if key == "seed" else f"{prefix}{key}"
+            differing.append(f"{name} is {kinds[0]} there and {kinds[1]} here")
     return differing
 
 
@@ -377,6 +377,7 @@ class ExpertStore:
         facts = {
             "model": self.manifest["identity"].get("model"),
             "fingerprint": self.manifest["fingerprint"],
+            "seed": self.manifest["identity"].get("seed"),
         }
         return facts | {"num": self.num_experts, "seconds": round(sum(seconds), 2)}
 
@@ -392,8 +393,8 @@ class ExpertStore:
         """The digest of the identity."""
         return [self.manifest["fingerprint"]]
 
-    def origin(self, recipe: Recipe, images: str, seed: int, precision: str) -> str | None:
-        """None for experts that follow from recipe, images, seed and precision.
+    def origin(self, recipe: Recipe, images: str, precision: str) -> str | None:
+        """None for experts that follow from recipe, images and precision.
 
         Of imported ones the digest of their files, of any others the fingerprint.
         """
@@ -402,7 +403,7 @@ class ExpertStore:
             return stored["imported"]
         if recipe.buffer is None:
             return self.manifest["fingerprint"]
-        content = identity(images, recipe.data, recipe.buffer, stored["model"], seed, precision)
+        content = identity(images, recipe.data, recipe.buffer, stored["model"], precision)
         fingerprint = self.manifest["fingerprint"]
         return None if fingerprint == digest(content) else fingerprint
 
@@ -463,7 +464,7 @@ class StoreGroup:
         """The digest of each identity."""
         return [store.manifest["fingerprint"] for store in self.stores]
 
-    def origin(self, recipe: Recipe, images: str, seed: int, precision: str) -> str | None:
-        """The origins of the stores; None where they follow from recipe, images and seed."""
-        origins = [store.origin(recipe, images, seed, precision) for store in self.stores]
+    def origin(self, recipe: Recipe, images: str, precision: str) -> str | None:
+        """The origins of the stores; None where they follow from recipe, images and precision."""
+        origins = [store.origin(recipe, images, precision) for store in self.stores]
         return ", ".join(origin for origin in origins if origin) or None

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ddengine import loop
 from ddengine.api import experts as of_experts
+from ddengine.api.begun import begun, followed, place
 from ddengine.api.experts import ExpertSource
 from ddengine.api.inputs import (
     AUTO,
@@ -22,7 +23,6 @@ from ddengine.api.inputs import (
     check_precision,
     check_recipe,
     dataset_of,
-    default_folder,
     pointed_at,
 )
 from ddengine.api.results import Distilled, load
@@ -81,10 +81,11 @@ class Job:
     def identity(self) -> dict[str, Any]:
         """What makes two runs the same.
 
-        Experts of this program follow from recipe and seed; images without a name and what was
-        handed in with them follow from nothing, and are told by digests.
+        Experts of this program follow from the recipe and their seed; images without a name and
+        what was handed in with them follow from nothing, and are told by digests.
         """
-        more: dict[str, Any] = {"experts": self.origin.origin(self.data.train.digest)}
+        origin = self.origin.origin(self.data.train.digest)
+        more: dict[str, Any] = {"experts": followed(self.recipe, self.seed, origin)}
         start = None if self.images is None else files.tensor_digest({"images": self.images})
         if self.source.is_own:
             fingerprints = of_experts.fingerprints_of(self.experts())
@@ -240,15 +241,18 @@ def distill(
         )
         if folder is None:
             return _in_memory(job, bibtex)
-        wanted = job.identity()
-        path = default_folder(job.recipe.name, wanted) if folder == AUTO else Path(folder)
+        path, asked = place(job, folder, job.recipe.name), job
         if restart:
             runs.check_own(path, runs.MARK)
-        elif runs.is_finished(path, wanted, beside="experts"):
-            log.say(f"{path} is finished; --restart begins anew")
-            return load(path, str(job.device))
+        else:
+            path, job = begun(job, folder, job.recipe.name)
+            if runs.is_finished(path, job.identity(), beside="experts"):
+                log.say(f"{path} is finished; --restart begins anew")
+                return load(path, str(job.device))
         log.say(f"{job.recipe.data.name}: {job.data.said()}")
-        keep = Keep(path, wanted, tuple(command), restart, force, tensorboard, bibtex)
+        keep = Keep(
+            path, asked.recipe, job.identity(), tuple(command), restart, force, tensorboard, bibtex
+        )
         return _kept(job, keep)
 
 
@@ -277,7 +281,7 @@ def job_of(
     Raises UserError for experts that are missing, and images that do not go.
     """
     recipe, source = pointed_at(recipe, dataset)
-    origin = of_experts.source_of(recipe, experts, seed, precision)
+    recipe, origin = of_experts.source_of(recipe, experts, precision)
     where = runtime.setup(device, precision)
     return Job(
         recipe=recipe,
@@ -307,7 +311,7 @@ def distill_data(
     """
     check_recipe(recipe)
     check_precision(precision)
-    origin = of_experts.source_of(recipe, experts, seed, precision)
+    recipe, origin = of_experts.source_of(recipe, experts, precision)
     job = Job(
         recipe=recipe,
         data=data,
@@ -345,6 +349,7 @@ class Keep:
     """How the folder of a run is kept."""
 
     folder: Path
+    recipe: Recipe  # as it was asked for
     identity: dict[str, Any]
     command: tuple[str, ...]
     restart: bool
@@ -352,11 +357,11 @@ class Keep:
     tensorboard: bool
     bibtex: Bibtex | None
 
-    def begin(self, recipe: Recipe) -> None:
+    def begin(self) -> None:
         """Make the folder, or leave that of an unfinished run as it is."""
         if self.restart:
             runs.delete(self.folder, runs.MARK)
-        runs.begin(self.folder, recipe, self.identity, self.command)
+        runs.begin(self.folder, self.recipe, self.identity, self.command)
 
 
 def _kept(job: Job, keep: Keep) -> Distilled:
@@ -369,7 +374,7 @@ def _kept(job: Job, keep: Keep) -> Distilled:
     syn, objective, initial_seconds = job.start(experts)
     if not keep.force:
         bounds.check(job.costed(), syn, data, folder, job.device)
-    dist.on_first_rank(partial(keep.begin, recipe))
+    dist.on_first_rank(keep.begin)
     teachers = []
     if recipe.evaluation.labels == "dynamic" and experts is not None:
         teachers = load_all(experts, job.device)

@@ -102,7 +102,7 @@ def _epoch_seconds(job: Job, network: nn.Module, data: Data, config: BufferConfi
     assert train_expert is not None
 
     def seconds(data: Data, config: BufferConfig) -> float:
-        train = partial(train_expert, network, data, config, job.seed, 0, job.precision)
+        train = partial(train_expert, network, data, config, 0, job.precision)
         return timed(data.train.device, train)[0]
 
     def of_updates(updates: int) -> float:
