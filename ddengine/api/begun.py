@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from ddengine.api.experts import ExpertSource, with_expert_seed
 from ddengine.api.inputs import AUTO, default_folder
@@ -16,7 +16,7 @@ from ddengine.system.errors import UserError
 class Asked(Protocol):
     """A run that is asked for: a distillation, or a selection; a frozen dataclass."""
 
-    __dataclass_fields__: dict[str, Any]
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     @property
     def recipe(self) -> Recipe:
