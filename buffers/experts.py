@@ -46,26 +46,34 @@ def generate(  # long: arguments, and what they mean
     dist.barrier()
     done = store.finished(folder)
     mine = [i for i in dist.my_share(range(config.num_experts)) if i not in done]
-    if done and not mine:
-        log.say(f"all {config.num_experts} experts are in {folder} already")
-    if done and mine:
-        log.say(f"{len(done)} of {config.num_experts} experts are finished in {folder}")
+    _say_done(len(done), len(mine), config.num_experts, folder)
     each = config.epochs if config.step.trains else 1
     with log.progress("experts", len(mine) * each) as bar:
         for expert in mine:
             start = time.perf_counter()
-            rng = generator(config.seed, "expert", expert, "network")
-            network = new_model(rng).to(data.train.device)
+            network = new_model(generator(config.seed, "expert", expert, "network"))
+            network.to(data.train.device)
             if isinstance(config.step, Pretrained):
                 trajectory = _pretrained(network, data, config.step, model, precision)
                 bar.advance(f"expert {expert}")
             else:
                 trajectory = train_expert(network, data, config, expert, precision, bar.advance)
-            metrics = trajectory.metrics | {"seconds": round(time.perf_counter() - start, 2)}
+            seconds = time.perf_counter() - start
+            metrics = trajectory.metrics | {"seconds": round(seconds, 2)}
             store.write_expert(
                 folder, expert, trajectory.params, trajectory.buffers, config.dtype, metrics
             )
     dist.barrier()
+
+
+def _say_done(done: int, missing: int, num_experts: int, folder: Path) -> None:
+    """Say how many experts are in the store already, where there are any."""
+    if not done:
+        return
+    if missing:
+        log.say(f"{done} of {num_experts} experts are finished in {folder}")
+    else:
+        log.say(f"all {num_experts} experts are in {folder} already")
 
 
 def _check_pretrained(config: BufferConfig) -> None:
@@ -87,13 +95,12 @@ def _pretrained(
 ) -> Trajectory:
     """The expert that comes out of a file: one snapshot, nothing trained."""
     facts = step.load(network, model)
-    accuracies = (
-        [training.accuracy(network, data.validation, precision)]
-        if data.validation is not None
-        else []
-    )
-    buffers = flatten_buffers(network)
+    accuracies = []
+    if data.validation is not None:
+        accuracies.append(training.accuracy(network, data.validation, precision))
     metrics = {"validation_accuracy": accuracies, "train_loss": []} | facts
-    return Trajectory(
-        flatten(network).cpu()[None], None if buffers is None else buffers.cpu()[None], metrics
-    )
+    params = flatten(network).cpu().unsqueeze(0)
+    buffers = flatten_buffers(network)
+    if buffers is not None:
+        buffers = buffers.cpu().unsqueeze(0)
+    return Trajectory(params, buffers, metrics)

@@ -155,7 +155,8 @@ def _bring_in_experts(given: _Given, paths: list[Path]) -> Imported:
         )
     data, recipe = _counted(given)
     assert recipe.buffer is not None
-    model, imported = buffer_models(recipe)[0], files_digest(paths)
+    model = buffer_models(recipe)[0]
+    imported = files_digest(paths)
     network = build_model(model, data.image_shape, data.num_classes, generator(0))
     folder = given.out or EXPERTS / _store_name(imported, given)
     runs.check_folder(folder)
@@ -167,7 +168,8 @@ def _bring_in_experts(given: _Given, paths: list[Path]) -> Imported:
         f"{seen(recipe)}"
     )
     log.say(f"classes as the files count them: {class_order.with_numbers(data.class_names)}")
-    store, flat = ExpertStore(folder), FlatModel(network)
+    store = ExpertStore(folder)
+    flat = FlatModel(network)
     num_asked = min(count, class_order.NETWORKS)
     last = [store.snapshots(i, store.epochs[-1:])[0] for i in range(num_asked)]
     networks = [partial(flat, theta) for theta in last]
@@ -268,9 +270,10 @@ def _read_networks(recipe: Recipe, data: Data, folder: Path, paths: Sequence[Pat
 def _accuracies(store: ExpertStore) -> list[float]:
     """Validation accuracies of the experts of a store, where they were measured."""
     accuracies = []
-    for i in range(store.num_experts):
-        measured = store.metrics(i)["validation_accuracy"]
-        accuracies += [accuracy for accuracy in measured if accuracy is not None]
+    for expert in range(store.num_experts):
+        for accuracy in store.metrics(expert)["validation_accuracy"]:
+            if accuracy is not None:
+                accuracies.append(accuracy)
     return accuracies
 
 

@@ -102,8 +102,12 @@ class Stores:
 
         None for stores of this program, which follow from the recipe.
         """
-        digests = [store.imported_digest(place.folder) for place in self.places(images)]
-        return ", ".join(digest for digest in digests if digest) or None
+        digests = []
+        for place in self.places(images):
+            imported = store.imported_digest(place.folder)
+            if imported:
+                digests.append(imported)
+        return ", ".join(digests) or None
 
     @property
     def trainer(self) -> Callable[..., Any]:
@@ -114,11 +118,11 @@ class Stores:
         """How many experts the store of each network lacks."""
         if self.buffer is None:
             return {}
-        wanted = self.buffer.num_experts
-        return {
-            place.model: max(0, wanted - len(store.finished(place.folder)))
-            for place in self.places(images)
-        }
+        missing = {}
+        for place in self.places(images):
+            done = len(store.finished(place.folder))
+            missing[place.model] = max(0, self.buffer.num_experts - done)
+        return missing
 
     def open(self, data: Data) -> ExpertStore | StoreGroup | None:
         """The stores; None for a recipe without experts.

@@ -31,7 +31,7 @@ def generate(
     seed: int | None = None,
     device: str = "auto",
     precision: Precision = "fp32",
-    progress: bool = True,
+    progress: log.Progress = True,
     restart: bool = False,
 ) -> ExpertStore | StoreGroup:  # long: its arguments are explained
     """Train and store the experts that `ddengine.distill(data, recipe, experts)` reads.
@@ -53,7 +53,7 @@ def generate(
         seed: decides every random draw; None: that of the buffer (buffer.seed).
         device: auto, cpu, cuda or cuda:N.
         precision: fp32, tf32 or bf16.
-        progress: whether bars and notes are shown.
+        progress: as `distill` takes it.
         restart: train anew, deleting the store that is there.
 
     Raises:
@@ -145,13 +145,14 @@ def _say(place: Place, opened: ExpertStore, config: BufferConfig, several: bool)
     """How many experts lie where, and how good they are."""
     accuracies = []
     for expert in range(opened.num_experts):
-        accuracies += opened.metrics(expert)["validation_accuracy"][-1:]
-    judged = [accuracy for accuracy in accuracies if accuracy is not None]
+        for accuracy in opened.metrics(expert)["validation_accuracy"][-1:]:
+            if accuracy is not None:
+                accuracies.append(accuracy)
     what = f"{opened.num_experts} experts of {config.epochs} epochs"
     if several:
         what += f", teachers {place.model},"
     line = f"{what} in {place.folder}"
-    if judged:
-        mean = 100 * sum(judged) / len(judged)
+    if accuracies:
+        mean = 100 * sum(accuracies) / len(accuracies)
         line += f", validation accuracy {mean:.1f} % after the last epoch"
     log.say(line)

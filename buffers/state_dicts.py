@@ -166,9 +166,11 @@ def _named(
 def _shared(parts: Sequence[Sequence[str]]) -> int:
     """How many first parts all names share; the last part of a name is its own."""
     shared = 0
-    while all(len(part) > shared + 1 and part[shared] == parts[0][shared] for part in parts):
+    while True:
+        for part in parts:
+            if len(part) <= shared + 1 or part[shared] != parts[0][shared]:
+                return shared
         shared += 1
-    return shared
 
 
 def _of_torchvision(name: str, head_path: str) -> str:
@@ -185,7 +187,8 @@ def _in_order(given: Mapping[str, Tensor], wanted: Wanted) -> dict[str, Tensor] 
     """
     if len(given) != len(wanted.names):
         return None
-    if 2 * len(_stripped(list(given)) & set(wanted.names)) > len(wanted.names):
+    equal_names = _stripped(list(given)) & set(wanted.names)
+    if 2 * len(equal_names) > len(wanted.names):
         return None
     for name, needed in zip(given, wanted.names, strict=True):
         if not _alike(name, given[name], needed, wanted):
@@ -195,8 +198,9 @@ def _in_order(given: Mapping[str, Tensor], wanted: Wanted) -> dict[str, Tensor] 
 
 def _alike(name: str, tensor: Tensor, needed: str, wanted: Wanted) -> bool:
     """Whether a tensor agrees in kind and shape with the one that is needed."""
-    same_kind = name.rpartition(".")[2] == needed.rpartition(".")[2]
-    return same_kind and tensor.shape == wanted.tensors[needed].shape
+    _, _, kind = name.rpartition(".")
+    _, _, needed_kind = needed.rpartition(".")
+    return kind == needed_kind and tensor.shape == wanted.tensors[needed].shape
 
 
 def _stripped(names: Sequence[str]) -> set[str]:

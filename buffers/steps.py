@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from ddengine.models.norms import norms_with_statistics
 from ddengine.recipe import require
 from ddengine.types import ExpertStep
 
@@ -95,7 +96,8 @@ class Sgd(StepConfig):
 
     def build(self, model: nn.Module, epochs: int) -> Step:
         """The step on `model` for a training of `epochs` epochs."""
-        parameters, update = list(model.parameters()), self.update(model, epochs)
+        parameters = list(model.parameters())
+        update = self.update(model, epochs)
 
         def step(images: Tensor, labels: Tensor, plain: Tensor, epoch: int) -> Tensor:
             loss = nn.functional.cross_entropy(model(images), labels)
@@ -111,11 +113,7 @@ def statistics_kept(model: nn.Module) -> Iterator[None]:
 
     For a second forward pass of a training step.
     """
-    norms = [
-        m
-        for m in model.modules()
-        if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats
-    ]
+    norms = norms_with_statistics(model)
     for norm in norms:
         norm.track_running_stats = False
     try:

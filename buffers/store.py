@@ -70,10 +70,13 @@ def teacher_folder(folder: Path, model: str) -> Path:
 
 def finished(folder: Path) -> list[int]:
     """Experts whose shard is there."""
-    paths = sorted(folder.glob("expert_*.safetensors"))
-    if wrong := [p for p in paths if not p.stem.removeprefix("expert_").isdigit()]:
-        raise UserError(f"{wrong[0]} is not a shard of this store; move it elsewhere.")
-    return sorted(int(p.stem.removeprefix("expert_")) for p in paths)
+    numbers = []
+    for path in sorted(folder.glob("expert_*.safetensors")):
+        number = path.stem.removeprefix("expert_")
+        if not number.isdigit():
+            raise UserError(f"{path} is not a shard of this store; move it elsewhere.")
+        numbers.append(int(number))
+    return sorted(numbers)
 
 
 def shapes_of(network: nn.Module) -> list[list[int]]:
@@ -96,15 +99,7 @@ def open_for_writing(
     `shapes` are those of the network's parameters. Imported experts come from exactly their files,
     and no others are put beside them.
     """
-    allowed = ("preprocess.safetensors", files.TEMPORARY)
-    if (
-        folder.is_dir()
-        and not (folder / MANIFEST).exists()
-        and any(not p.name.startswith(allowed) for p in folder.iterdir())
-    ):
-        raise UserError(
-            f"{folder} is not empty and not an expert store; name another folder with --out."
-        )
+    _check_no_others(folder)
     files.make_folder(folder)
     files.clean(folder)
     if (folder / MANIFEST).exists():
@@ -126,6 +121,17 @@ def open_for_writing(
     files.write_json(folder / MANIFEST, manifest)
 
 
+def _check_no_others(folder: Path) -> None:
+    """Raise UserError for a folder without a store that holds anything else."""
+    if not folder.is_dir() or (folder / MANIFEST).exists():
+        return
+    for path in folder.iterdir():
+        if not path.name.startswith(("preprocess.safetensors", files.TEMPORARY)):
+            raise UserError(
+                f"{folder} is not empty and not an expert store; name another folder with --out."
+            )
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a store. Raises UserError when there is no store."""
     if not (folder / MANIFEST).is_file():
@@ -141,9 +147,9 @@ def imported_digest(folder: Path) -> str | None:
 
     None for a store of this program, and where there is none.
     """
-    return (
-        read_manifest(folder)["identity"].get("imported") if (folder / MANIFEST).is_file() else None
-    )
+    if not (folder / MANIFEST).is_file():
+        return None
+    return read_manifest(folder)["identity"].get("imported")
 
 
 def imported_identity(
@@ -153,11 +159,8 @@ def imported_identity(
 
     The digest of the files takes the place of seed and precision.
     """
-    return identity(images, data_config, buffer, model, "fp32") | {
-        "seed": None,
-        "precision": None,
-        "imported": imported,
-    }
+    content = identity(images, data_config, buffer, model, "fp32")
+    return content | {"seed": None, "precision": None, "imported": imported}
 
 
 def is_new(
@@ -188,12 +191,13 @@ def check_identity(folder: Path, content: dict[str, Any]) -> None:
     else must agree.
     """
     manifest = read_manifest(folder)
-    if "imported" in manifest["identity"]:
-        content = content | {
-            key: manifest["identity"].get(key) for key in ("imported", "seed", "precision")
-        }
+    stored = manifest["identity"]
+    if "imported" in stored:
+        content = dict(content)
+        for key in ("imported", "seed", "precision"):
+            content[key] = stored.get(key)
     if manifest.get("fingerprint") != digest(content):
-        differing = _differences(manifest.get("identity", {}), content)
+        differing = _differences(stored, content)
         raise UserError(
             f"The expert store {folder} was made with other settings "
             f"({'; '.join(differing) or 'unknown'}); "
@@ -204,14 +208,24 @@ def check_identity(folder: Path, content: dict[str, Any]) -> None:
 def _differences(stored: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> list[str]:
     differing = []
     for key in sorted({*stored, *wanted}):
-        a, b = stored.get(key), wanted.get(key)
-        if isinstance(a, dict) and isinstance(b, dict) and a.get("type") == b.get("type"):
-            differing += _differences(a, b, f"{prefix}{key}.")
-        elif a != b:
-            kinds = [v["type"] if isinstance(v, dict) and "type" in v else v for v in (a, b)]
-            name = "buffer.seed" if key == "seed" else f"{prefix}{key}"
-            differing.append(f"{name} is {kinds[0]} there and {kinds[1]} here")
+        before = stored.get(key)
+        now = wanted.get(key)
+        if before == now:
+            continue
+        if isinstance(before, dict) and isinstance(now, dict):
+            if before.get("type") == now.get("type"):
+                differing += _differences(before, now, f"{prefix}{key}.")
+                continue
+        name = "buffer.seed" if key == "seed" else f"{prefix}{key}"
+        differing.append(f"{name} is {_kind(before)} there and {_kind(now)} here")
     return differing
+
+
+def _kind(value: Any) -> Any:
+    """What a sentence says of a setting: of a part its type alone."""
+    if isinstance(value, dict):
+        return value.get("type", value)
+    return value
 
 
 def write_expert(
@@ -226,15 +240,12 @@ def write_expert(
 
     `params` is (kept epochs, P), `buffers` (kept epochs, Q).
     """
-    tensors = {"params": params.to(DTYPES[dtype])} | (
-        {} if buffers is None else {"buffers": buffers}
-    )
+    tensors = {"params": params.to(DTYPES[dtype])}
+    if buffers is not None:
+        tensors["buffers"] = buffers
     fingerprint = files.read_json(folder / MANIFEST, "fingerprint")["fingerprint"]
-    files.write_tensors(
-        shard_path(folder, expert),
-        tensors,
-        {"fingerprint": fingerprint, "metrics": files.to_json(metrics)},
-    )
+    metadata = {"fingerprint": fingerprint, "metrics": files.to_json(metrics)}
+    files.write_tensors(shard_path(folder, expert), tensors, metadata)
 
 
 def stored_preprocess(folder: Path) -> Preprocess | None:
@@ -243,7 +254,9 @@ def stored_preprocess(folder: Path) -> Preprocess | None:
     Raises UserError for impossible numbers.
     """
     path = folder / "preprocess.safetensors"
-    return read_preprocess(path) if path.exists() else None
+    if not path.exists():
+        return None
+    return read_preprocess(path)
 
 
 class ExpertStore:
@@ -337,7 +350,11 @@ class ExpertStore:
         Raises UserError for a row with numbers that are not finite.
         """
         rows = self._slice(expert, "params")
-        return torch.stack([self._sound(rows[self._row[e]], expert, e) for e in epochs]).float()
+        chosen = []
+        for epoch in epochs:
+            row = rows[self._row[epoch]]
+            chosen.append(self._sound(row, expert, epoch))
+        return torch.stack(chosen).float()
 
     def _sound(self, row: Tensor, expert: int, epoch: int) -> Tensor:
         """The row, which is finite. Raises UserError for another.
@@ -360,26 +377,37 @@ class ExpertStore:
         """
         assert self._new_model is not None, "the store was opened without new_model"
         network = self._new_model(Generator())
-        stored = self._slice(expert, "buffers") if "buffers" in self._file(expert).keys() else None
-        buffers = None if stored is None else self._sound(stored[self._row[epoch]], expert, epoch)
-        if buffers is None and any("running_" in name for name, _ in network.named_buffers()):
+        buffers = self._buffers(expert, epoch)
+        names = [name for name, _ in network.named_buffers()]
+        if buffers is None and any("running_" in name for name in names):
             raise UserError(
                 f"The experts in {self.folder} were imported without BatchNorm statistics, so "
                 "they cannot look at images; "
                 "use experts of the buffer command, or a network without BatchNorm."
             )
-        unflatten_into(network, self.snapshots(expert, [epoch])[0], buffers)
+        (theta,) = self.snapshots(expert, [epoch])
+        unflatten_into(network, theta, buffers)
         return network.eval()
+
+    def _buffers(self, expert: int, epoch: int) -> Tensor | None:
+        """The buffers (Q,) of that snapshot; None where the store has none."""
+        if "buffers" not in self._file(expert).keys():
+            return None
+        stored = self._slice(expert, "buffers")
+        return self._sound(stored[self._row[epoch]], expert, epoch)
 
     def summary(self) -> dict[str, Any]:
         """Fingerprint, number and training time of the experts in use, for meta.json."""
-        seconds = [self.metrics(i).get("seconds", 0.0) for i in range(self.num_experts)]
-        facts = {
+        seconds: float = 0
+        for expert in range(self.num_experts):
+            seconds += self.metrics(expert).get("seconds", 0.0)
+        return {
             "model": self.manifest["identity"].get("model"),
             "fingerprint": self.manifest["fingerprint"],
             "seed": self.manifest["identity"].get("seed"),
+            "num": self.num_experts,
+            "seconds": round(seconds, 2),
         }
-        return facts | {"num": self.num_experts, "seconds": round(sum(seconds), 2)}
 
     def identities(self) -> list[dict[str, Any]]:
         """What decides the content of the store."""
@@ -399,13 +427,15 @@ class ExpertStore:
         Of imported ones the digest of their files, of any others the fingerprint.
         """
         stored = self.manifest["identity"]
+        fingerprint = self.manifest["fingerprint"]
         if "imported" in stored:
             return stored["imported"]
         if recipe.buffer is None:
-            return self.manifest["fingerprint"]
+            return fingerprint
         content = identity(images, recipe.data, recipe.buffer, stored["model"], precision)
-        fingerprint = self.manifest["fingerprint"]
-        return None if fingerprint == digest(content) else fingerprint
+        if fingerprint == digest(content):
+            return None
+        return fingerprint
 
     def metrics(self, expert: int) -> dict[str, Any]:
         """What was measured while training an expert."""
@@ -421,12 +451,16 @@ class StoreGroup:
     def __init__(self, stores: Sequence[ExpertStore]):
         """At least one store. Raises UserError when they have no epoch in common."""
         self.stores = list(stores)
-        self._of = [(store, expert) for store in self.stores for expert in range(store.num_experts)]
+        self._of: list[tuple[ExpertStore, int]] = []
+        for store in self.stores:
+            for expert in range(store.num_experts):
+                self._of.append((store, expert))
         self.num_experts = len(self._of)
         self.num_params = self.stores[0].num_params
-        self.epochs: Sequence[int] = tuple(
-            e for e in self.stores[0].epochs if all(e in store.epochs for store in self.stores)
-        )
+        epochs = list(self.stores[0].epochs)
+        for store in self.stores[1:]:
+            epochs = [epoch for epoch in epochs if epoch in store.epochs]
+        self.epochs: Sequence[int] = tuple(epochs)
         if not self.epochs:
             raise UserError(
                 "The stores of the teachers have no epoch in common; make them with one "
@@ -446,25 +480,37 @@ class StoreGroup:
     def summary(self) -> dict[str, Any]:
         """Number and training time of the networks in use, and each store's own, for meta.json."""
         stores = [store.summary() for store in self.stores]
-        return {
-            "num": self.num_experts,
-            "seconds": round(sum(s["seconds"] for s in stores), 2),
-            "stores": stores,
-        }
+        seconds: float = 0
+        for of_store in stores:
+            seconds += of_store["seconds"]
+        return {"num": self.num_experts, "seconds": round(seconds, 2), "stores": stores}
 
     def identities(self) -> list[dict[str, Any]]:
         """What decides the content of each store."""
-        return [store.manifest["identity"] for store in self.stores]
+        identities = []
+        for store in self.stores:
+            identities += store.identities()
+        return identities
 
     def preprocesses(self) -> list[Preprocess | None]:
         """What the networks of each store saw their images through."""
-        return [store.preprocess for store in self.stores]
+        preprocesses = []
+        for store in self.stores:
+            preprocesses += store.preprocesses()
+        return preprocesses
 
     def fingerprints(self) -> list[str]:
         """The digest of each identity."""
-        return [store.manifest["fingerprint"] for store in self.stores]
+        fingerprints = []
+        for store in self.stores:
+            fingerprints += store.fingerprints()
+        return fingerprints
 
     def origin(self, recipe: Recipe, images: str, precision: str) -> str | None:
         """The origins of the stores; None where they follow from recipe, images and precision."""
-        origins = [store.origin(recipe, images, precision) for store in self.stores]
-        return ", ".join(origin for origin in origins if origin) or None
+        origins = []
+        for store in self.stores:
+            origin = store.origin(recipe, images, precision)
+            if origin:
+                origins.append(origin)
+        return ", ".join(origins) or None

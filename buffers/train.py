@@ -32,7 +32,8 @@ class _Snapshots:
     """The epochs of a network that are kept, as vectors on the CPU."""
 
     def __init__(self, model: nn.Module, kept: Sequence[int]):
-        self._model, self._kept = model, set(kept)
+        self._model = model
+        self._kept = set(kept)
         self._params: list[Tensor] = []
         self._buffers: list[Tensor] = []
 
@@ -100,8 +101,10 @@ def _epoch(
 
     `number` is (expert, epoch), of which with `config.seed` all random numbers are made.
     """
-    seed, (expert, epoch) = config.seed, number
-    device, dropout = data.train.device, any(map(is_dropout, model.modules()))
+    seed = config.seed
+    expert, epoch = number
+    device = data.train.device
+    dropout = any(map(is_dropout, model.modules()))
     total = torch.zeros((), device=device)
     order = generator(seed, "expert", expert, "order", epoch)
     batches = training.epoch_batches(len(data.train), config.batch, order)

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -89,9 +89,10 @@ class State:
 
 def save_checkpoint(path: Path, state: State, log_bytes: int) -> None:
     """Write the state as one file."""
-    tensors = {
-        f"{group}/{name}": t for group, named in state.groups().items() for name, t in named.items()
-    }
+    tensors: dict[str, Tensor] = {}
+    for group, named in state.groups().items():
+        for name, tensor in named.items():
+            tensors[f"{group}/{name}"] = tensor
     meta = {"step": state.step, "counters": vars(state.counters), "log_bytes": log_bytes}
     files.write_tensors(path, tensors, {"state": files.to_json(meta)})
 
@@ -119,15 +120,8 @@ def check(syn: SyntheticSet, objective: Objective, config: OuterConfig) -> None:
 
     That is a name that is not stored, and several draws or ranks for an objective that keeps state.
     """
-    for what, names in (("outer.optim", config.optim), ("outer.ema", config.ema)):
-        for name in names:
-            if name not in syn.tensors:
-                raise UserError(
-                    f"{what} names {name!r}, and the stored tensors are "
-                    f"{', '.join(sorted(syn.tensors))}; "
-                    "correct the name, or take outer from a recipe of this objective (--take "
-                    "outer=RECIPE)."
-                )
+    _check_names("outer.optim", config.optim, syn)
+    _check_names("outer.ema", config.ema, syn)
     keeps = bool(objective.init(generator(0)))
     if dist.num_ranks() > 1 and (keeps or config.step_after == "each"):
         raise UserError(
@@ -141,6 +135,17 @@ def check(syn: SyntheticSet, objective: Objective, config: OuterConfig) -> None:
         )
 
 
+def _check_names(setting: str, names: Iterable[str], syn: SyntheticSet) -> None:
+    """Raise UserError for a name in a setting of which no tensor is stored."""
+    for name in names:
+        if name not in syn.tensors:
+            stored = ", ".join(sorted(syn.tensors))
+            raise UserError(
+                f"{setting} names {name!r}, and the stored tensors are {stored}; correct the "
+                "name, or take outer from a recipe of this objective (--take outer=RECIPE)."
+            )
+
+
 def _hint(state: State, config: OuterConfig, step: int) -> str:
     rate = f" (the learned rate is {float(state.tensors['lr']):g})" if "lr" in state.tensors else ""
     if rate and step == state.counters.not_finite:  # no update was ever made
@@ -148,11 +153,9 @@ def _hint(state: State, config: OuterConfig, step: int) -> str:
     if state.objective:  # a network that is trained between steps may have diverged
         rate = ", or the learning rate of objective.networks" + rate
     images = config.optim.get("images")
-    return (
-        f"lower --outer.optim.images.lr (now {images.lr:g})" + rate
-        if images
-        else "lower the learning rates in outer.optim" + rate
-    )
+    if images is None:
+        return "lower the learning rates in outer.optim" + rate
+    return f"lower --outer.optim.images.lr (now {images.lr:g})" + rate
 
 
 def distill(  # long: arguments, and what they mean
@@ -197,30 +200,18 @@ def distill(  # long: arguments, and what they mean
     """
     config = replace(config, optim=syn.by_tensor(config.optim), ema=syn.by_tensor(config.ema))
     check(syn, objective, config)
-    device = syn.classes.device
     state, log_bytes = _begin(syn, objective, config, folder, seed)
-    first = dist.rank() == 0
-    if not first:
+    events = None
+    if dist.rank() == 0:
+        events = log.EventLog(folder / "metrics.jsonl", log_bytes, board)
+    else:
         picture = validate = None
-    events = log.EventLog(folder / "metrics.jsonl", log_bytes, board) if first else None
     if picture is not None and state.step == 0:
         picture(syn, 0)
     with progress("distill", config.steps, state.step) as bar:
         after = _AfterSteps(syn, config, state, folder, finish, validate, picture, events, bar)
         while state.step < config.steps:
-            start = time.perf_counter()
-            try:
-                after.pending.append(outer_step(syn, objective, config, state, seed))
-            except BaseException:
-                # the log tells of every step that was made, and a stop of the guard explains what
-                # came after it
-                after.report()
-                raise
-            state.counters.seconds += time.perf_counter() - start
-            peak = runtime.peak_memory(device)
-            state.counters.peak_memory = max(state.counters.peak_memory, peak)
-            if after.is_due():
-                after.report()
+            _timed_step(syn, objective, after, seed)
     if events is not None:
         events.close()
     final = finish(_current(syn, state))
@@ -229,6 +220,24 @@ def distill(  # long: arguments, and what they mean
     for line in warnings(state.counters, config):  # last, where they are seen
         log.say(line)
     return _with_last_iterate(final, syn, state, config, finish), state.counters
+
+
+def _timed_step(syn: SyntheticSet, objective: Objective, after: "_AfterSteps", seed: int) -> None:
+    """An outer step with its cost, and what is due after it."""
+    state = after.state
+    start = time.perf_counter()
+    try:
+        after.pending.append(outer_step(syn, objective, after.config, state, seed))
+    except BaseException:
+        # the log tells of every step that was made, and a stop of the guard explains what came
+        # after it
+        after.report()
+        raise
+    state.counters.seconds += time.perf_counter() - start
+    peak = runtime.peak_memory(syn.classes.device)
+    state.counters.peak_memory = max(state.counters.peak_memory, peak)
+    if after.is_due():
+        after.report()
 
 
 def _begin(
@@ -341,19 +350,17 @@ def _with_last_iterate(
         return final
     tensors = {name: tensor.detach().clone() for name, tensor in state.tensors.items()}
     last = finish(syn.with_tensors(tensors)).tensors
-    raw = {
-        f"raw.{name}": tensor
-        for name, tensor in last.items()
-        if name in config.ema or not torch.equal(tensor, final.tensors[name])
-    }
+    raw: dict[str, Tensor] = {}
+    for name, tensor in last.items():
+        if name in config.ema or not torch.equal(tensor, final.tensors[name]):
+            raw[f"raw.{name}"] = tensor
     return final.with_tensors(raw)
 
 
 def _current(syn: SyntheticSet, state: State) -> SyntheticSet:
     """The set as it would be shipped now."""
-    return syn.with_tensors(
-        {k: v.detach().clone() for k, v in {**state.tensors, **state.ema}.items()}
-    )
+    current = {**state.tensors, **state.ema}
+    return syn.with_tensors({name: tensor.detach().clone() for name, tensor in current.items()})
 
 
 def outer_step(
@@ -365,19 +372,18 @@ def outer_step(
     The loss of a draw is the sum of what the objective yields. With several draws or ranks, losses
     and gradients are averaged over them.
     """
-    leaves = {
-        k: v.clone().requires_grad_() if k in config.optim else v for k, v in state.tensors.items()
-    }
-    learned = {k: v for k, v in leaves.items() if k in config.optim}
-    share = syn.with_tensors(leaves)
+    learned: dict[str, Tensor] = {}
+    for name, tensor in state.tensors.items():
+        if name in config.optim:
+            learned[name] = tensor.clone().requires_grad_()
+    share = syn.with_tensors(state.tensors | learned)
     losses: list[Tensor] = []
     flags: list[Tensor] = []
     # once false it stays so: nothing changes any more, however late the host reads it
     running = state.guard[0] < MOST_SKIPPED
     for draw in range(dist.rank(), config.draws * dist.num_ranks(), dist.num_ranks()):
-        for loss in objective.losses(
-            share, state.objective, state.step, generator(seed, "losses", state.step, draw)
-        ):
+        rng = generator(seed, "losses", state.step, draw)
+        for loss in objective.losses(share, state.objective, state.step, rng):
             (loss / config.draws).backward()
             losses.append(loss.detach().double())
             if config.step_after == "each":
@@ -391,18 +397,15 @@ def outer_step(
     finite, small, held = torch.stack(flags).unbind(1)
     in_a_row, not_finite, above, lr_held = state.guard
     bad = ~finite.all()
-    counts = torch.stack(
-        [
-            (in_a_row + 1) * bad,
-            not_finite + bad,
-            above + (~bad & ~small.all()),
-            lr_held + held.any(),
-        ]
-    )
-    state.guard = torch.where(running, counts, state.guard)
+    is_above = ~bad & ~small.all()
+    counts = [(in_a_row + 1) * bad, not_finite + bad, above + is_above, lr_held + held.any()]
+    state.guard = torch.where(running, torch.stack(counts), state.guard)
     state.step += 1
-    rate = [state.tensors["lr"]] if "lr" in state.tensors else []
-    return torch.stack([total, running & finite.all() & small.all(), *state.guard, *rate])
+    applied = running & finite.all() & small.all()
+    result = [total, applied, *state.guard]
+    if "lr" in state.tensors:
+        result.append(state.tensors["lr"])
+    return torch.stack(result)
 
 
 def _update(
@@ -419,29 +422,38 @@ def _update(
     `loss` becomes its mean over the ranks, by which they all decide. The host cannot branch on what
     it has not read, so the update is always computed, and taken where the guard allows it.
     """
-    grads = {k: torch.zeros_like(v) if v.grad is None else v.grad for k, v in learned.items()}
+    grads: dict[str, Tensor] = {}
+    for name, leaf in learned.items():
+        grads[name] = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
     dist.mean([loss, *grads.values()])
-    finite = torch.stack([loss.isfinite(), *(g.isfinite().all() for g in grads.values())]).all()
+    finite = torch.stack([part.isfinite().all() for part in (loss, *grads.values())]).all()
     small = loss <= config.max_loss
-    applied, held = running & finite & small, torch.zeros_like(finite)
+    applied = running & finite & small
+    held = torch.zeros_like(finite)
     with torch.no_grad():
         for name, grad in grads.items():
-            optim, old = config.optim[name], state.tensors[name]
-            kept = state.kept_of(name)
-            new = updated(old, grad, kept, optim, optim.lr_at(state.step, config.steps))
-            state.tensors[name] = torch.where(applied, new.tensor, old)
-            for kind, present in new.kept.items():
-                past = kept.get(kind, torch.zeros_like(present))
-                state.optimiser(kind)[name] = torch.where(applied, present, past)
+            _apply(config, state, name, grad, applied)
         if "lr" in grads:
             held = applied & (state.tensors["lr"].double() < SMALLEST_LR)
             state.tensors["lr"].masked_fill_(held, SMALLEST_LR)
         syn.codec.project(state.tensors, syn.preprocess)
         for name, decay in config.ema.items():
-            state.ema[name] = torch.where(
-                applied, state.ema[name].lerp(state.tensors[name], 1 - decay), state.ema[name]
-            )
+            average = state.ema[name]
+            moved = average.lerp(state.tensors[name], 1 - decay)
+            state.ema[name] = torch.where(applied, moved, average)
     return torch.stack([finite, small, held])
+
+
+def _apply(config: OuterConfig, state: State, name: str, grad: Tensor, applied: Tensor) -> None:
+    """One update of a stored tensor and of what its optimiser keeps, where it is `applied`."""
+    optim = config.optim[name]
+    old = state.tensors[name]
+    kept = state.kept_of(name)
+    new = updated(old, grad, kept, optim, optim.lr_at(state.step, config.steps))
+    state.tensors[name] = torch.where(applied, new.tensor, old)
+    for kind, present in new.kept.items():
+        past = kept.get(kind, torch.zeros_like(present))
+        state.optimiser(kind)[name] = torch.where(applied, present, past)
 
 
 def _read(pending: list[Tensor], config: OuterConfig, state: State) -> Iterator[dict[str, Any]]:

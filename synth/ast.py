@@ -38,7 +38,8 @@ class WeightNoise:
     def __call__(self, theta: Tensor, shapes: tuple[torch.Size, ...], rng: Generator) -> Tensor:
         """The perturbed start (P,)."""
         num = sum(shape.numel() for shape in shapes if len(shape) == 4)
-        return perturbed(theta, shapes, torch.randn(num, generator=rng).to(theta), self.alpha)
+        normal = torch.randn(num, generator=rng).to(theta)
+        return perturbed(theta, shapes, normal, self.alpha)
 
 
 def perturbed(theta: Tensor, shapes: Sequence[torch.Size], normal: Tensor, alpha: float) -> Tensor:
@@ -46,16 +47,16 @@ def perturbed(theta: Tensor, shapes: Sequence[torch.Size], normal: Tensor, alpha
 
     The d are their parts of `normal`, in order.
     """
-    noise = iter(normal.split([shape.numel() for shape in shapes if len(shape) == 4]))
-    parts = []
-    for weights, shape in zip(
-        theta.split([shape.numel() for shape in shapes]), shapes, strict=True
-    ):
+    sizes = [shape.numel() for shape in shapes]
+    perturbed_parts = []
+    used = 0
+    for weights, shape in zip(theta.split(sizes), shapes, strict=True):
         if len(shape) == 4:
-            d = next(noise)
-            weights = weights * (1 + alpha * d / d.norm())
-        parts.append(weights)
-    return torch.cat(parts)
+            noise = normal[used : used + len(weights)]
+            used += len(weights)
+            weights = weights * (1 + alpha * noise / noise.norm())
+        perturbed_parts.append(weights)
+    return torch.cat(perturbed_parts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +96,10 @@ class IntermediateMatching:
 
         Of `num_steps` inner steps and `length` expert epochs.
         """
-        return tuple(
-            (num_steps // length * j, j, 1.0 if self.weights == "equal" else j / length)
-            for j in range(1, length)
-        )
+        milestones = []
+        for epoch in range(1, length):
+            weight = 1.0
+            if self.weights == "rising":
+                weight = epoch / length
+            milestones.append((num_steps // length * epoch, epoch, weight))
+        return tuple(milestones)

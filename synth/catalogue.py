@@ -60,7 +60,9 @@ def find(name: str, **changes: Any) -> Recipe:
     recipe = _of_package(name) if ":" in name else RECIPES.get(name)
     if recipe is None:
         raise unknown("recipe", name, RECIPES)
-    return as_changed(_changed(recipe, changes, ()), recipe) if changes else recipe
+    if not changes:
+        return recipe
+    return as_changed(_changed(recipe, changes, ()), recipe)
 
 
 def _of_package(name: str) -> Recipe:
@@ -95,8 +97,10 @@ def _changed(part: Any, changes: Mapping[str, Any], walked: tuple[str, ...]) -> 
     for name, value in changes.items():
         path = (*walked, name)
         if name not in hints:
-            raise unknown("field", ".".join(path), [".".join((*walked, known)) for known in hints])
-        values[name] = _changed_value(getattr(part, name), value, hints[name], path)
+            known = [".".join((*walked, field)) for field in hints]
+            raise unknown("field", ".".join(path), known)
+        present = getattr(part, name)
+        values[name] = _changed_value(present, value, hints[name], path)
     return replace(part, **values)
 
 
@@ -106,41 +110,55 @@ def _changed_value(present: Any, value: Any, hint: Any, walked: tuple[str, ...])
         return _changed(present, value, walked)
     if isinstance(value, Mapping) and isinstance(present, Mapping):
         entries = dict(present)
-        of_entries = typing.get_args(hint)[-1]
+        *_, of_entries = typing.get_args(hint)
         for key, change in value.items():
-            entries[key] = _changed_value(entries.get(key), change, of_entries, (*walked, key))
+            entry = entries.get(key)
+            entries[key] = _changed_value(entry, change, of_entries, (*walked, key))
         return entries
     if isinstance(value, list):
         value = tuple(value)
     if not _fits(value, hint):
-        shown = str(hint).replace("typing.", "")
-        name = hint.__name__ if isinstance(hint, type) else shown
-        raise UserError(f"{'.'.join(walked)} is of type {name}, and {value!r} is not; change it.")
+        path = ".".join(walked)
+        raise UserError(f"{path} is of type {_called(hint)}, and {value!r} is not; change it.")
     plain: Any = value
-    return float(plain) if hint is float else plain
+    if hint is float:
+        return float(plain)
+    return plain
+
+
+def _called(hint: Any) -> str:
+    """A type as a sentence calls it."""
+    if isinstance(hint, type):
+        return hint.__name__
+    return str(hint).replace("typing.", "")
 
 
 def _fits(value: Any, hint: Any) -> bool:
     """Whether a value has the type of a field; what is no plain value is not looked at."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    origin = typing.get_origin(hint)
+    arguments = typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, argument) for argument in arguments)
     if origin is typing.Literal:
         return value in arguments
     if origin is tuple:
-        if not isinstance(value, tuple):
-            return False
-        if arguments[-1] is Ellipsis:
-            arguments = arguments[:1] * len(value)
-        pairs = zip(value, arguments, strict=False)
-        return len(value) == len(arguments) and all(_fits(item, kind) for item, kind in pairs)
+        return isinstance(value, tuple) and _items_fit(value, arguments)
+    if hint in (int, float) and isinstance(value, bool):
+        return False
     if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if hint in (str, bool, type(None)):
+        return isinstance(value, int | float)
+    if hint in (int, str, bool, type(None)):
         return isinstance(value, hint)
     return True
+
+
+def _items_fit(values: tuple[Any, ...], hints: tuple[Any, ...]) -> bool:
+    """Whether the entries of a tuple have the types of its field, which may be one for all."""
+    if hints[-1] is Ellipsis:
+        hints = hints[:1] * len(values)
+    if len(values) != len(hints):
+        return False
+    return all(map(_fits, values, hints))
 
 
 def same_cell(recipe: Recipe, published: Recipe) -> bool:
@@ -154,9 +172,11 @@ def same_cell(recipe: Recipe, published: Recipe) -> bool:
 def _deciding(recipe: Recipe) -> dict[str, Any]:
     """What decides a published figure, as JSON data."""
     content = resolved(recipe)
-    for name in list(content["outer"]):
-        if name.endswith("_every"):
-            del content["outer"][name]
+    outer = {}
+    for name, value in content["outer"].items():
+        if not name.endswith("_every"):
+            outer[name] = value
+    content["outer"] = outer
     del content["evaluation"]
     return content
 
@@ -185,8 +205,10 @@ def take(recipe: Recipe, assignments: list[str]) -> Recipe:
         path, _, source = assignment.partition("=")
         first, *rest = _checked_path(path, source, assignment, recipe.name)
         value = getattr(find(source), first)
-        for i, name in enumerate(rest):
-            value = _inside(value, name, [first, *rest[:i]], source)
+        walked = [first]
+        for name in rest:
+            value = _inside(value, name, walked, source)
+            walked = [*walked, name]
         receiver = parts.get(first, getattr(recipe, first))
         parts[first] = _with(receiver, rest, value, [first], recipe.name)
     names = ", ".join(assignments)
@@ -219,14 +241,16 @@ def _inside(part: Any, name: str, walked: list[str], source: str) -> Any:
             f"--take {where}.{name}: {where} is empty in {source}; take {where} whole from a "
             "recipe that has it."
         )
-    known: list[str] = []
+    values: dict[str, Any] = {}
     if is_dataclass(part):
-        known = [field.name for field in fields(part)]
+        for field in fields(part):
+            values[field.name] = getattr(part, field.name)
     elif isinstance(part, Mapping):
-        known = list(part)
-    if name not in known:
-        raise unknown("part in --take", f"{where}.{name}", [f"{where}.{k}" for k in known] or PARTS)
-    return part[name] if isinstance(part, Mapping) else getattr(part, name)
+        values.update(part)
+    if name not in values:
+        known = [f"{where}.{entry}" for entry in values]
+        raise unknown("part in --take", f"{where}.{name}", known or PARTS)
+    return values[name]
 
 
 def _with(part: Any, names: list[str], value: Any, walked: list[str], owner: str) -> Any:
@@ -234,9 +258,10 @@ def _with(part: Any, names: list[str], value: Any, walked: list[str], owner: str
     if not names:
         return value
     name, *rest = names
-    if isinstance(part, Mapping) and not rest:
-        return {**part, name: value}
-    inner = _with(_inside(part, name, walked, owner), rest, value, [*walked, name], owner)
+    changed = value
+    if rest or not isinstance(part, Mapping):
+        inside = _inside(part, name, walked, owner)
+        changed = _with(inside, rest, value, [*walked, name], owner)
     if isinstance(part, Mapping):
-        return {**part, name: inner}
-    return replace(part, **{name: inner})
+        return {**part, name: changed}
+    return replace(part, **{name: changed})

@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 from ddengine.data import RealSet
 from ddengine.data.splits import listed
 from ddengine.objective import Env
-from ddengine.recipe import require
+from ddengine.recipe import require_at_least
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system import log
 from ddengine.system.rng import on_device
@@ -26,12 +26,9 @@ GRADIENT_BYTES = 2**28  # of the gradients, one for each class, that are alive t
 
 def check_batches(real_batch: int, syn_batch: int | None, classes_at_once: int | None) -> None:
     """Raise UserError for a size of an objective's configuration that is not positive."""
-    for name, value in (
-        ("real_batch", real_batch),
-        ("syn_batch", syn_batch),
-        ("classes_at_once", classes_at_once),
-    ):
-        require(value is None or value >= 1, f"objective.{name} must be at least 1, got {value}.")
+    require_at_least("objective.real_batch", real_batch)
+    require_at_least("objective.syn_batch", syn_batch)
+    require_at_least("objective.classes_at_once", classes_at_once)
 
 
 def say_small_classes(real: RealSet, batch: int) -> None:
@@ -39,11 +36,10 @@ def say_small_classes(real: RealSet, batch: int) -> None:
 
     Their batches therefore hold some images more than once.
     """
-    small = [
-        f"{real.called(class_)} ({len(members)})"
-        for class_, members in enumerate(real.members)
-        if len(members) < batch
-    ]
+    small = []
+    for class_, members in enumerate(real.members):
+        if len(members) < batch:
+            small.append(f"{real.called(class_)} ({len(members)})")
     if small:
         log.say(
             f"objective.real_batch {batch} is more than the training images of class "
@@ -57,25 +53,25 @@ def class_members(syn: SyntheticSet, most: int | None, rng: Generator) -> Tensor
 
     With more than `most`, so many drawn at random.
     """
-    num_classes = len(syn.class_names)
-    members = torch.argsort(syn.classes.index_select(0, syn.source), stable=True).view(
-        num_classes, -1
-    )
+    classes = syn.classes.index_select(0, syn.source)
+    by_class = torch.argsort(classes, stable=True)
+    members = by_class.view(len(syn.class_names), -1)
     if most is None or members.shape[1] <= most:
         return members
+    device = members.device
     keys = torch.rand(
-        members.shape,
-        generator=on_device(rng, members.device),
-        device=members.device,
-        dtype=torch.float64,
+        members.shape, generator=on_device(rng, device), device=device, dtype=torch.float64
     )
-    return members.gather(1, keys.topk(most).indices)
+    drawn = keys.topk(most).indices
+    return members.gather(1, drawn)
 
 
 def images_per_class(syn: SyntheticSet, most: int | None) -> int:
     """Decoded examples of a class that a step sees, at most `most`."""
     each = len(syn) // len(syn.class_names)
-    return each if most is None else min(each, most)
+    if most is None:
+        return each
+    return min(each, most)
 
 
 def pays(env: Env, images: int, device: str | None = None) -> int:
@@ -84,10 +80,16 @@ def pays(env: Env, images: int, device: str | None = None) -> int:
     Many where launches cost, few where arithmetic or memory does. `device` is the kind of device
     where it is not that of `env`.
     """
-    kind, (_, height, width) = device or env.device.type, env.real.image_shape
-    by_images = AT_ONCE[kind] * 32 * 32 // (images * height * width)
-    classes = min(by_images, GRADIENT_BYTES // (4 * env.model.num_params))
-    return classes if classes >= FEWEST[kind] else 1
+    kind = device or env.device.type
+    _, height, width = env.real.image_shape
+    pixels = images * height * width
+    by_images = AT_ONCE[kind] * 32 * 32 // pixels
+    gradient_bytes = 4 * env.model.num_params
+    by_bytes = GRADIENT_BYTES // gradient_bytes
+    classes = min(by_images, by_bytes)
+    if classes < FEWEST[kind]:
+        return 1
+    return classes
 
 
 def parts(classes: slice, at_once: int) -> Iterator[slice]:

@@ -12,7 +12,6 @@ so the M compensators of a set each see another architecture. All of one archite
 forward pass, with statistics of each alone.
 """
 
-import itertools
 from dataclasses import dataclass
 
 import torch
@@ -34,14 +33,19 @@ class BaseSets:
 
     def groups(self, syn: SyntheticSet, num_teachers: int) -> list[Group]:
         """By compensator, in order."""
+        num_classes = len(syn.class_names)
         if not isinstance(syn.codec, Compensated):
-            return OnePerClass(classes=len(syn.class_names)).groups(syn, num_teachers)
+            return OnePerClass(classes=num_classes).groups(syn, num_teachers)
         first = syn.codec.natural(syn.tensors)
-        # (K, C)
-        index = torch.arange(first, len(syn), device=syn.classes.device).view(
-            -1, len(syn.class_names)
-        )
-        # compensator k has teacher k M // K
-        bounds = [-(-m * len(index) // num_teachers) for m in range(num_teachers + 1)]
-        shares = index.split([end - start for start, end in itertools.pairwise(bounds)])
-        return [(m, share) for m, share in enumerate(shares) if len(share)]
+        index = torch.arange(first, len(syn), device=syn.classes.device)
+        index = index.view(-1, num_classes)  # (K, C)
+        num = len(index)
+        groups = []
+        start = 0
+        for teacher in range(num_teachers):
+            # compensator k has teacher k M // K
+            end = -(-(teacher + 1) * num // num_teachers)
+            if end > start:
+                groups.append((teacher, index[start:end]))
+            start = end
+        return groups

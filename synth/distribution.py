@@ -105,7 +105,8 @@ class DistributionObjective(Objective):
     """See the module."""
 
     def __init__(self, config: DistributionMatching, env: Env):
-        self.config, self.env = config, env
+        self.config = config
+        self.env = env
         self.train = training_gradient(env)
         self.embed = torch.compile(env.model.embed) if env.compile else env.model.embed
 
@@ -120,29 +121,33 @@ class DistributionObjective(Objective):
 
         Their sum is the step's.
         """
-        config, env = self.config, self.env
+        config = self.config
+        env = self.env
         theta = config.networks.next(env, self.train, syn, state, step, config.augment, rng)
         index = env.real.draw_each(config.real_batch, rng)
         members = class_members(syn, config.syn_batch, rng)
-        draw = augment.sample(config.augment, 1, rng, groups=len(members), shared=True)
+        num_classes, each = members.shape
+        real_each = index.shape[1]
+        draw = augment.sample(config.augment, 1, rng, groups=num_classes, shared=True)
         draw = draw.to(env.device)
-        at_once = config.classes_at_once or pays(env, members.shape[1])
-        real_at_once = pays(env, index.shape[1])
+        at_once = config.classes_at_once or pays(env, each)
+        real_at_once = pays(env, real_each)
         if env.model.normed is not None:  # BatchNorm normalises with the statistics of all
-            at_once = real_at_once = len(members)
-        for classes in parts(slice(0, len(members)), at_once):
-            target = []
+            at_once = real_at_once = num_classes
+        for classes in parts(slice(0, num_classes), at_once):
+            means = []
             for part in parts(classes, real_at_once):
                 images = env.real.images(index[part].flatten())
-                target.append(self._real_means(theta, images, draw.part(part), index.shape[1]))
+                means.append(self._real_means(theta, images, draw.part(part), real_each))
             images = syn.batch(members[classes].flatten()).images
-            ours = self._means(theta, images, draw.part(classes), members.shape[1])
-            yield distance(torch.cat(target), ours)
+            syn_means = self._means(theta, images, draw.part(classes), each)
+            yield distance(torch.cat(means), syn_means)
 
     def _means(self, theta: Tensor, images: Tensor, draw: augment.AugmentDraw, each: int) -> Tensor:
         """Mean embeddings (G, D) of classes of which there are `each` images in a row."""
         images = augment.apply(self.config.augment, images, draw)
-        return self.embed(theta, images).unflatten(0, (-1, each)).mean(1)
+        embedded = self.embed(theta, images)
+        return embedded.unflatten(0, (-1, each)).mean(1)
 
     @torch.no_grad()
     def _real_means(

@@ -16,7 +16,6 @@ them.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from math import prod
 from typing import Generic, Literal, Self, TypeVar
 
 import torch
@@ -57,28 +56,37 @@ def distance(
     "l1": sums, not means, of squared and absolute differences. "cos": 1 - cosine of all numbers as
     one vector.
     """
-    sizes = [prod(shape) for shape in shapes]
-    chosen = [
-        (r, s, shape)
-        for r, s, shape in zip(real.split(sizes, 1), syn.split(sizes, 1), shapes, strict=True)
-        if len(shape) >= FEWEST_DIMS[tensors]
-    ]  # fmt: skip
+    sizes = [shape.numel() for shape in shapes]
+    chosen_real = []
+    chosen_syn = []
+    for r, s, shape in zip(real.split(sizes, 1), syn.split(sizes, 1), shapes, strict=True):
+        if len(shape) < FEWEST_DIMS[tensors]:
+            continue
+        if metric == "layerwise":
+            by_row = (shape[0], -1)
+            r = r.unflatten(1, by_row)
+            s = s.unflatten(1, by_row)
+        chosen_real.append(r)
+        chosen_syn.append(s)
     if metric == "layerwise":
-        return torch.stack(
-            [
-                _rows(r.unflatten(1, (shape[0], -1)), s.unflatten(1, (shape[0], -1))).sum(1)
-                for r, s, shape in chosen
-            ]
-        ).sum(0)
-    a, b = torch.cat([r for r, _, _ in chosen], 1), torch.cat([s for _, s, _ in chosen], 1)
+        of_tensors = []
+        for r, s in zip(chosen_real, chosen_syn, strict=True):
+            of_tensors.append(_unlike(r, s).sum(1))
+        return torch.stack(of_tensors).sum(0)
+    a = torch.cat(chosen_real, 1)
+    b = torch.cat(chosen_syn, 1)
     if metric == "cos":
-        return _rows(a, b)
-    return (a - b).square().sum(1) if metric == "mse" else (a - b).abs().sum(1)
+        return _unlike(a, b)
+    if metric == "mse":
+        return (a - b).square().sum(1)
+    return (a - b).abs().sum(1)
 
 
-def _rows(a: Tensor, b: Tensor) -> Tensor:
+def _unlike(a: Tensor, b: Tensor) -> Tensor:
     """1 - cosine over the last dimension."""
-    return 1 - (a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1) + EPS)
+    product = (a * b).sum(-1)
+    norms = a.norm(dim=-1) * b.norm(dim=-1)
+    return 1 - product / (norms + EPS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,10 +111,12 @@ class GradientMatching(ObjectiveConfig, Generic[NetworksT]):
 
     def __post_init__(self) -> None:
         check_batches(self.real_batch, self.syn_batch, self.classes_at_once)
-        warmup = (self.warmup_networks, self.warmup_steps)
+        networks = self.warmup_networks
+        steps = self.warmup_steps
+        without = networks == 0 and steps == 0
         require(
-            warmup == (0, 0) or (self.classes == "sum" and min(warmup) >= 1),
-            f"objective.warmup_networks {warmup[0]} and warmup_steps {warmup[1]} are for how long "
+            without or (self.classes == "sum" and min(networks, steps) >= 1),
+            f"objective.warmup_networks {networks} and warmup_steps {steps} are for how long "
             "objective.classes sum begins class by class, and "
             f"classes is {self.classes}; set both to at least 1 with sum, or both to 0.",
         )
@@ -121,7 +131,9 @@ class GradientMatching(ObjectiveConfig, Generic[NetworksT]):
     @property
     def cites(self) -> tuple[str, ...]:
         """Works to cite for the parts in use."""
-        return ("zhao2021dc", *(("lee2022dcc",) if self.classes == "sum" else ()))
+        if self.classes == "sum":
+            return ("zhao2021dc", "lee2022dcc")
+        return ("zhao2021dc",)
 
     @property
     def parts_by_device(self) -> bool:
@@ -133,19 +145,22 @@ class GradientMatching(ObjectiveConfig, Generic[NetworksT]):
 
         And of a gradient of each.
         """
-        num_classes, each = len(syn.class_names), images_per_class(syn, self.syn_batch)
+        num_classes = len(syn.class_names)
+        each = images_per_class(syn, self.syn_batch)
         device = "cuda" if self.classes == "sum" else None
-        at_once = min(self.classes_at_once or pays(env, each, device), num_classes)
+        at_once = self.classes_at_once or pays(env, each, device)
+        at_once = min(at_once, num_classes)
         real_at_once = min(pays(env, self.real_batch), num_classes)
-        images = max(
+        images = [
             at_once * each,
             real_at_once * self.real_batch,
-            num_classes * NORM_BATCH if env.model.normed is not None else 0,
             self.networks.images_at_once(syn),
-        )
+        ]
+        if env.model.normed is not None:
+            images.append(num_classes * NORM_BATCH)
         # real gradients of a block of classes, and the decoded ones with what their distance holds
         vectors = VECTORS + max(at_once, real_at_once) + 4 * at_once
-        return network_bytes(env, images=images, vectors=vectors)
+        return network_bytes(env, images=max(images), vectors=vectors)
 
     def advice(self, ipc: int) -> str:
         """Look at fewer real images."""
@@ -158,10 +173,11 @@ class GradientMatching(ObjectiveConfig, Generic[NetworksT]):
     def build(self, env: Env) -> "GradientObjective":
         """The objective. Raises UserError when the network has nothing to compare."""
         say_small_classes(env.real, self.real_batch)
-        if not any(len(shape) >= FEWEST_DIMS[self.tensors] for shape in env.model.shapes):
+        fewest = FEWEST_DIMS[self.tensors]
+        if not any(len(shape) >= fewest for shape in env.model.shapes):
             raise UserError(
                 f"objective.tensors {self.tensors} compares parameters of "
-                f"{FEWEST_DIMS[self.tensors]} dimensions or more, and the model has none; "
+                f"{fewest} dimensions or more, and the model has none; "
                 "set objective.tensors weights."
             )
         return GradientObjective(self, env)
@@ -171,17 +187,20 @@ class GradientObjective(Objective):
     """See the module."""
 
     def __init__(self, config: GradientMatching, env: Env):
-        self.config, self.env = config, env
+        self.config = config
+        self.env = env
         self.train = training_gradient(env)
 
         def loss(
             theta: Tensor, images: Tensor, targets: Tensor, statistics: dict[str, Tensor] | None
         ) -> Tensor:
-            return task_loss(env.model(theta, images, statistics), targets)
+            outputs = env.model(theta, images, statistics)
+            return task_loss(outputs, targets)
 
         self.one = eager_gradient(loss)
-        several = torch.vmap(torch.func.grad(loss), in_dims=(None, 0, 0, None))
-        self.several = torch.compile(several) if env.compile else several
+        self.several = torch.vmap(torch.func.grad(loss), in_dims=(None, 0, 0, None))
+        if env.compile:
+            self.several = torch.compile(self.several)
 
     def init(self, rng: Generator) -> dict[str, Tensor]:
         """What the networks keep."""
@@ -195,11 +214,13 @@ class GradientObjective(Objective):
         Of images (G, B, C, H, W) and targets (G, B) or (G, B, K).
         """
         # batch_norm under vmap wants one type of number, which bfloat16 autocast does not give it
-        if len(images) == 1 or (statistics is not None and self.env.model.precision == "bf16"):
-            return torch.stack(
-                [self.one(theta, *group, statistics) for group in zip(images, targets, strict=True)]
-            )
-        return self.several(theta, images, targets, statistics)
+        one_by_one = statistics is not None and self.env.model.precision == "bf16"
+        if len(images) > 1 and not one_by_one:
+            return self.several(theta, images, targets, statistics)
+        gradients = []
+        for group, of_group in zip(images, targets, strict=True):
+            gradients.append(self.one(theta, group, of_group, statistics))
+        return torch.stack(gradients)
 
     def losses(
         self, syn: SyntheticSet, state: dict[str, Tensor], step: int, rng: Generator
@@ -208,7 +229,8 @@ class GradientObjective(Objective):
 
         Their sum is the step's.
         """
-        config, env = self.config, self.env
+        config = self.config
+        env = self.env
         theta = config.networks.next(env, self.train, syn, state, step, config.augment, rng)
         statistics = batch_statistics(env, theta, rng)
         real = env.real.draw_each(config.real_batch, rng)
@@ -224,49 +246,66 @@ class GradientObjective(Objective):
 
     def _class_by_class(self, seen: "Seen") -> Iterator[Tensor]:
         """A distance for each class, those of some classes in one loss."""
-        config, env = self.config, self.env
-        at_once = config.classes_at_once or pays(env, seen.members.shape[1])
+        at_once = self.config.classes_at_once or pays(self.env, seen.syn_batch)
         # real gradients do not depend on the images, so they are computed for several losses
         # together where that pays
-        in_block = at_once * max(1, pays(env, seen.real.shape[1]) // at_once)
-        for block in parts(seen.everything, in_block):
-            target = torch.cat(list(self._real(seen, block)))
+        losses_at_once = max(1, pays(self.env, seen.real_batch) // at_once)
+        for block in parts(seen.everything, at_once * losses_at_once):
+            of_block = torch.cat(list(self._real(seen, block)))
             for classes in parts(block, at_once):
-                wanted = target[classes.start - block.start : classes.stop - block.start]
-                groups = grouped(len(wanted), *self._decoded(seen, classes))
-                ours = self.gradients(seen.theta, *groups, seen.statistics)
-                yield distance(wanted, ours, env.model.shapes, config.metric, config.tensors).sum()
+                first = classes.start - block.start
+                wanted = of_block[first : first + size(classes)]
+                yield self._distance(wanted, self._gradients(seen, classes)).sum()
+
+    def _distance(self, real: Tensor, syn: Tensor) -> Tensor:
+        """The distances (G,) of the configuration between gradients (G, P)."""
+        config = self.config
+        return distance(real, syn, self.env.model.shapes, config.metric, config.tensors)
+
+    def _gradients(self, seen: "Seen", classes: slice) -> Tensor:
+        """The gradients (G, P) of some classes' decoded images."""
+        groups = grouped(size(classes), *self._decoded(seen, classes))
+        return self.gradients(seen.theta, *groups, seen.statistics)
 
     def _decoded(self, seen: "Seen", classes: slice) -> tuple[Tensor, Tensor]:
         """Decoded images of some classes, augmented, and their targets."""
-        images, targets = seen.syn.batch(seen.members[classes].flatten())
-        return augment.apply(self.config.augment, images, seen.draw.part(classes)), targets
+        index = seen.members[classes].flatten()
+        images, targets = seen.syn.batch(index)
+        return self._augmented(images, seen, classes), targets
+
+    def _augmented(self, images: Tensor, seen: "Seen", classes: slice) -> Tensor:
+        """Images of some classes, augmented as these are in this step."""
+        draw = seen.draw.part(classes)
+        return augment.apply(self.config.augment, images, draw)
 
     @torch.no_grad()
     def _real(self, seen: "Seen", classes: slice) -> Iterator[Tensor]:
         """The real gradients (G, P) of some classes, in parts."""
-        for part in parts(classes, pays(self.env, seen.real.shape[1])):
-            groups = grouped(part.stop - part.start, *self._real_batch(seen, part))
+        for part in parts(classes, pays(self.env, seen.real_batch)):
+            groups = grouped(size(part), *self._real_images(seen, part))
             yield self.gradients(seen.theta, *groups, seen.statistics)
 
-    def _real_batch(self, seen: "Seen", classes: slice) -> tuple[Tensor, Tensor]:
+    def _real_images(self, seen: "Seen", classes: slice) -> tuple[Tensor, Tensor]:
         """Real images of some classes, augmented, and their targets."""
-        images, targets = self.env.real.batch(seen.real[classes].flatten())
-        return augment.apply(self.config.augment, images, seen.draw.part(classes)), targets
+        index = seen.real[classes].flatten()
+        images, targets = self.env.real.batch(index)
+        return self._augmented(images, seen, classes), targets
 
     @torch.no_grad()
     def _real_mean(self, seen: "Seen") -> Tensor:
         """The mean over all classes of the real gradients (P,)."""
-        theta, statistics, shares = seen.theta, seen.statistics, []
-        for part in parts(seen.everything, pays(self.env, seen.real.shape[1])):
-            gradient = self.one(theta, *self._real_batch(seen, part), statistics)
-            shares.append(gradient * (part.stop - part.start) / len(seen.real))
+        shares = []
+        for part in parts(seen.everything, pays(self.env, seen.real_batch)):
+            images, targets = self._real_images(seen, part)
+            gradient = self.one(seen.theta, images, targets, seen.statistics)
+            shares.append(gradient * size(part) / len(seen.real))
         return torch.stack(shares).sum(0)
 
     def _share(self, seen: "Seen", classes: slice) -> Tensor:
         """What some classes add to the mean of the decoded images' gradients (P,)."""
-        gradient = self.one(seen.theta, *self._decoded(seen, classes), seen.statistics)
-        return gradient * (classes.stop - classes.start) / len(seen.members)
+        images, targets = self._decoded(seen, classes)
+        gradient = self.one(seen.theta, images, targets, seen.statistics)
+        return gradient * size(classes) / len(seen.members)
 
     def _summed(self, seen: "Seen") -> Iterator[Tensor]:
         """The distance between the means over all classes; one graph alive for each block of them.
@@ -275,25 +314,25 @@ class GradientObjective(Objective):
         the block's share of g>, whose gradients in the images add up to those of the distance;
         constants make the losses add up to the distance itself.
         """
-        config, env, target = self.config, self.env, self._real_mean(seen)
+        real = self._real_mean(seen).unsqueeze(0)
         # several blocks cost a pass more, so their number follows from memory alone
-        in_block = config.classes_at_once or pays(env, seen.members.shape[1], "cuda")
+        in_block = self.config.classes_at_once or pays(self.env, seen.syn_batch, "cuda")
         blocks = list(parts(seen.everything, in_block))
-
-        def compare(mean: Tensor) -> Tensor:
-            real, ours, shapes = target[None], mean[None], env.model.shapes
-            return distance(real, ours, shapes, config.metric, config.tensors).sum()
-
         if len(blocks) == 1:
-            yield compare(self._share(seen, blocks[0]))
+            mean = self._share(seen, blocks[0])
+            yield self._distance(real, mean.unsqueeze(0)).sum()
             return
         with torch.no_grad():
-            mean = torch.stack([self._share(seen, block) for block in blocks]).sum(0)
-        value = compare(mean.requires_grad_())
+            shares = [self._share(seen, block) for block in blocks]
+            mean = torch.stack(shares).sum(0)
+        mean.requires_grad_()
+        value = self._distance(real, mean.unsqueeze(0)).sum()
         (slope,) = torch.autograd.grad(value, mean)
-        constant = (value.detach() - (slope * mean.detach()).sum()) / len(blocks)
+        linear = (slope * mean.detach()).sum()
+        constant = (value.detach() - linear) / len(blocks)
         for block in blocks:
-            yield (slope * self._share(seen, block)).sum() + constant
+            share = self._share(seen, block)
+            yield (slope * share).sum() + constant
 
 
 @dataclass(frozen=True)
@@ -312,10 +351,26 @@ class Seen:
         """All classes."""
         return slice(0, len(self.members))
 
+    @property
+    def real_batch(self) -> int:
+        """Real images of a class."""
+        return self.real.shape[1]
+
+    @property
+    def syn_batch(self) -> int:
+        """Decoded images of a class."""
+        return self.members.shape[1]
+
+
+def size(classes: slice) -> int:
+    """How many classes these are."""
+    return classes.stop - classes.start
+
 
 def grouped(num: int, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Images and targets as (num groups, B, ...)."""
-    return images.unflatten(0, (num, -1)), targets.unflatten(0, (num, -1))
+    apart = (num, -1)
+    return images.unflatten(0, apart), targets.unflatten(0, apart)
 
 
 def batch_statistics(env: Env, theta: Tensor, rng: Generator) -> dict[str, Tensor] | None:
@@ -325,6 +380,6 @@ def batch_statistics(env: Env, theta: Tensor, rng: Generator) -> dict[str, Tenso
     """
     if env.model.normed is None:
         return None
-    return env.model.statistics(
-        theta, env.real.images(env.real.draw_each(NORM_BATCH, rng).flatten())
-    )
+    index = env.real.draw_each(NORM_BATCH, rng)
+    images = env.real.images(index.flatten())
+    return env.model.statistics(theta, images)

@@ -21,7 +21,7 @@ directed weight adjustment (Du et al., NeurIPS 2024, arXiv 2409.17612), `adjust`
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Generic, Literal, Protocol, TypeVar
@@ -34,14 +34,14 @@ from ddengine.learning import augment
 from ddengine.learning.flat import flatten
 from ddengine.learning.memory import step_bytes
 from ddengine.learning.teachers import load_all
+from ddengine.models.norms import norms_with_statistics
 from ddengine.objective import VECTORS, Env, Objective, ObjectiveConfig
-from ddengine.recipe import AugmentConfig, require
+from ddengine.recipe import AugmentConfig, require, require_at_least
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system.errors import UserError
 from ddengine.system.runtime import autocast
 from synth.classes import class_members
 
-BATCH_NORM = nn.modules.batchnorm._BatchNorm
 # images of 32 x 32 in one forward pass, but a whole batch at least
 AT_ONCE = {"cpu": 128, "cuda": 2048}
 
@@ -66,19 +66,18 @@ class OnePerClass:
     classes: int = 100  # most of a batch
 
     def __post_init__(self) -> None:
-        require(
-            self.classes >= 1, f"objective.batches.classes must be at least 1, got {self.classes}."
-        )
+        require_at_least("objective.batches.classes", self.classes)
 
     def groups(self, syn: SyntheticSet, num_teachers: int) -> list[Group]:
         """By the number of the image, then by class."""
         members = class_members(syn, None, Generator()).T  # (examples per class, classes)
-        return [
-            (m, part)
-            for m in range(num_teachers)
-            for part in members[m::num_teachers].split(self.classes, 1)
-            if len(part)
-        ]
+        groups = []
+        for teacher in range(num_teachers):
+            of_teacher = members[teacher::num_teachers]
+            for part in of_teacher.split(self.classes, 1):
+                if len(part):
+                    groups.append((teacher, part))
+        return groups
 
 
 BatchesT = TypeVar("BatchesT", bound=Batches)
@@ -111,9 +110,10 @@ class StatisticsMatching(ObjectiveConfig, Generic[BatchesT]):
 
     def __post_init__(self) -> None:
         for name in ("alpha", "first", "variance", "adjust"):
+            value = getattr(self, name)
             require(
-                0 <= getattr(self, name) < math.inf,
-                f"objective.{name} must be finite and not negative, got {getattr(self, name)}.",
+                0 <= value < math.inf,
+                f"objective.{name} must be finite and not negative, got {value}.",
             )
         require(
             self.crop_until >= 0,
@@ -129,19 +129,18 @@ class StatisticsMatching(ObjectiveConfig, Generic[BatchesT]):
                 "none; add resized_crop or set objective.crop_until 0."
             ),
         )
-        for name in ("adjust_steps", "images_at_once"):
-            require(
-                getattr(self, name) is None or getattr(self, name) >= 1,
-                f"objective.{name} must be at least 1, got {getattr(self, name)}.",
-            )
+        require_at_least("objective.adjust_steps", self.adjust_steps)
+        require_at_least("objective.images_at_once", self.images_at_once)
 
     @property
     def cites(self) -> tuple[str, ...]:
         """Works to cite for the options in use."""
-        return (
-            *(("yin2024cda",) if self.crop_until else ()),
-            *(("du2024dwa",) if self.adjust else ()),
-        )
+        works = []
+        if self.crop_until:
+            works.append("yin2024cda")
+        if self.adjust:
+            works.append("du2024dwa")
+        return tuple(works)
 
     @property
     def reads_experts(self) -> bool:
@@ -168,26 +167,30 @@ class StatisticsMatching(ObjectiveConfig, Generic[BatchesT]):
 
         With `adjust` also of the weights of each batch.
         """
-        assert env.experts is not None
-        num_teachers, last = env.experts.num_experts, env.experts.epochs[-1]
+        experts = env.experts
+        assert experts is not None
+        num_teachers = experts.num_experts
         groups = self.batches.groups(syn, num_teachers)
         images = max(self.images_together(env, index) for _, index in groups)
         most = 0
         for number in range(num_teachers):
             vectors = VECTORS * num_teachers
             if self.adjust:  # the weights of each batch, while they are put together twice
-                vectors += 2 * sum(len(index) for m, index in groups if m == number)
-            teacher, shape = env.experts.load(number, last), env.real.image_shape
+                vectors += 2 * num_batches(groups, number)
+            teacher = experts.load(number, experts.epochs[-1])
+            shape = env.real.image_shape
             of_one = step_bytes(teacher, shape, env.device, images=images, vectors=vectors)
             most = max(most, of_one)
         return most
 
     def images_together(self, env: Env, index: Tensor) -> int:
         """Images of a group (G, B) of batches that share a forward pass."""
-        num_batches, batch = index.shape
+        num, batch = index.shape
         together = 1 if self.adjust else max(1, self.at_once(env) // batch)
-        part = batch if self.images_at_once is None else min(batch, self.images_at_once)
-        return min(together, num_batches) * part
+        part = batch
+        if self.images_at_once is not None:
+            part = min(batch, self.images_at_once)
+        return min(together, num) * part
 
     def at_once(self, env: Env) -> int:
         """Images that share a forward pass where batches allow it."""
@@ -219,7 +222,9 @@ class StatisticsObjective(Objective):
     """See the module."""
 
     def __init__(self, config: StatisticsMatching, env: Env, teachers: Sequence[nn.Module]):
-        self.config, self.env, self.teachers = config, env, teachers
+        self.config = config
+        self.env = env
+        self.teachers = teachers
         check_teachers(teachers, env, statistics=config.alpha > 0)
         self.at_once = config.at_once(env)
 
@@ -228,30 +233,37 @@ class StatisticsObjective(Objective):
 
         At first none.
         """
-        if not self.config.adjust:
-            return {}
-        return {
-            f"theta.{m}": torch.zeros(0, device=self.env.device) for m in range(len(self.teachers))
-        }
+        weights: dict[str, Tensor] = {}
+        if self.config.adjust:
+            for teacher in range(len(self.teachers)):
+                weights[f"theta.{teacher}"] = torch.zeros(0, device=self.env.device)
+        return weights
 
     def losses(
         self, syn: SyntheticSet, state: dict[str, Tensor], step: int, rng: Generator
     ) -> Iterator[Tensor]:
         """The sum over batches of the loss, in as many parts as share a forward pass."""
-        config, groups = self.config, self.config.batches.groups(syn, len(self.teachers))
+        config = self.config
+        groups = config.batches.groups(syn, len(self.teachers))
         if config.adjust and step == 0:
             self._adjust_all(syn, groups, state)
         seen_through = crop_at(config, step)
-        num_batches = sum(len(index) for _, index in groups)
-        draw = augment.sample(seen_through, 1, rng, groups=num_batches, shared=True)
+        draw = augment.sample(seen_through, 1, rng, groups=num_batches(groups), shared=True)
         draw = draw.to(self.env.device)
-        first, seen = 0, [0] * len(self.teachers)  # batches so far: of all teachers, of each
+        first = 0  # batches so far: of all teachers, and of each
+        first_of = [0] * len(self.teachers)
         for teacher, index in groups:
-            together = 1 if config.adjust else max(1, self.at_once // index.shape[1])
+            together = 1
+            if not config.adjust:
+                together = max(1, self.at_once // index.shape[1])
             for rows in index.split(together):
+                theta = None
+                if config.adjust:
+                    weights = state[f"theta.{teacher}"]
+                    theta = weights[first_of[teacher]]
                 part = draw.part(slice(first, first + len(rows)))
-                theta = state[f"theta.{teacher}"][seen[teacher]] if config.adjust else None
-                first, seen[teacher] = first + len(rows), seen[teacher] + len(rows)
+                first += len(rows)
+                first_of[teacher] += len(rows)
                 yield from self._of_rows(syn, rows, teacher, theta, (seen_through, part))
 
     def _of_rows(
@@ -268,37 +280,44 @@ class StatisticsObjective(Objective):
             seen_through, draw = augmentation
             return augment.apply(seen_through, images, draw)
 
-        config, network = self.config, self.teachers[teacher]
+        config = self.config
+        network = self.teachers[teacher]
         forward = self._forward(network, theta)
         parts = rows.split(config.images_at_once or rows.shape[1], 1)
-        looks = [partial(_look, syn, part, apply) for part in parts]
-        if len(looks) == 1:
-            yield batch_losses(forward, network, *looks[0](), len(rows), config).sum()
+        if len(parts) == 1:
+            images, classes = _look(syn, rows, apply)
+            yield batch_losses(forward, network, images, classes, len(rows), config).sum()
         else:
+            looks = [partial(_look, syn, part, apply) for part in parts]
             yield from part_losses(forward, network, looks, config)
 
     def _adjust_all(
         self, syn: SyntheticSet, groups: Sequence[Group], state: dict[str, Tensor]
     ) -> None:
         """Put the weights of each batch's own teacher into the state."""
-        for m, teacher in enumerate(self.teachers):
+        for number, teacher in enumerate(self.teachers):
             adjusted: list[Tensor] = []
-            for number, index in groups:
-                if number == m:
-                    adjusted += [self._adjusted(teacher, *_look(syn, row)) for row in index]
+            for of_group, index in groups:
+                if of_group != number:
+                    continue
+                for row in index:
+                    images, classes = _look(syn, row)
+                    adjusted.append(self._adjusted(teacher, images, classes))
             if adjusted:
-                state[f"theta.{m}"] = torch.stack(adjusted)
+                state[f"theta.{number}"] = torch.stack(adjusted)
 
     def _forward(self, teacher: nn.Module, theta: Tensor | None) -> Callable[[Tensor], Tensor]:
         """The network, with weights of its own where there are any."""
 
+        def said(images: Tensor) -> Tensor:
+            if theta is None:
+                return teacher(images)
+            weights = views(teacher, theta)
+            return torch.func.functional_call(teacher, weights, (images,))
+
         def forward(images: Tensor) -> Tensor:
             with autocast(images.device, self.env.model.precision):
-                if theta is None:
-                    return teacher(images).to(images.dtype)
-                return torch.func.functional_call(teacher, views(teacher, theta), (images,)).to(
-                    images.dtype
-                )
+                return said(images).to(images.dtype)
 
         return forward
 
@@ -309,18 +328,25 @@ class StatisticsObjective(Objective):
         cross-entropy.
         """
         theta = flatten(teacher)
+        images = images.detach()
+        length = self.config.adjust / self.config.adjust_steps
         for _ in range(self.config.adjust_steps):
             theta.requires_grad_()
-            loss = functional.cross_entropy(self._forward(teacher, theta)(images.detach()), classes)
+            forward = self._forward(teacher, theta)
+            loss = functional.cross_entropy(forward(images), classes)
             (grad,) = torch.autograd.grad(loss, theta)
-            theta = (
-                theta
-                + self.config.adjust
-                / self.config.adjust_steps
-                * grad
-                / grad.norm().clamp(min=1e-12)
-            ).detach()
+            norm = grad.norm().clamp(min=1e-12)
+            theta = (theta + length * grad / norm).detach()
         return theta
+
+
+def num_batches(groups: Sequence[Group], teacher: int | None = None) -> int:
+    """How many batches there are in groups, of one teacher or of all."""
+    num = 0
+    for number, index in groups:
+        if teacher is None or number == teacher:
+            num += len(index)
+    return num
 
 
 def check_teachers(teachers: Sequence[nn.Module], env: Env, *, statistics: bool) -> None:
@@ -329,9 +355,8 @@ def check_teachers(teachers: Sequence[nn.Module], env: Env, *, statistics: bool)
     And for one without BatchNorm where its statistics are to be matched.
     """
     for number, teacher in enumerate(teachers):
-        images = torch.zeros(
-            1, *env.real.image_shape, device=env.device, dtype=next(teacher.parameters()).dtype
-        )
+        dtype = next(teacher.parameters()).dtype
+        images = torch.zeros(1, *env.real.image_shape, device=env.device, dtype=dtype)
         with torch.no_grad():
             classes = teacher(images).shape[1]
         if classes != env.real.num_classes:
@@ -345,7 +370,7 @@ def check_teachers(teachers: Sequence[nn.Module], env: Env, *, statistics: bool)
 
 def check_norms(name: str, teacher: nn.Module) -> None:
     """Raise UserError for a network without BatchNorm statistics."""
-    if not any(isinstance(m, BATCH_NORM) and m.track_running_stats for m in teacher.modules()):
+    if not norms_with_statistics(teacher):
         raise UserError(
             f"The teacher {name} has no BatchNorm, whose statistics this objective matches; "
             "name networks with BatchNorm in --teachers, such as convnet-d3-w128-bn, or set "
@@ -361,23 +386,24 @@ def crop_at(config: StatisticsMatching, step: int) -> AugmentConfig:
     if not config.crop_until:
         return config.augment
     done = min(1.0, step / config.crop_until)
-    left = {
+    left_by_curriculum = {
         "cosine": 0.5 * (1 + math.cos(math.pi * done)),
         "linear": 1 - done,
         "step": float(done < 1),
-    }[config.curriculum]
-    return replace(config.augment, area=config.augment.area + (1 - config.augment.area) * left)
+    }
+    left = left_by_curriculum[config.curriculum]
+    smallest = config.augment.area
+    return replace(config.augment, area=smallest + (1 - smallest) * left)
 
 
 def views(network: nn.Module, theta: Tensor) -> dict[str, Tensor]:
     """A flat vector (P,) as the network's parameters."""
     named = dict(network.named_parameters())
-    return {
-        n: t.view_as(p)
-        for (n, p), t in zip(
-            named.items(), theta.split([p.numel() for p in named.values()]), strict=True
-        )
-    }
+    parts = theta.split([parameter.numel() for parameter in named.values()])
+    weights = {}
+    for (name, parameter), part in zip(named.items(), parts, strict=True):
+        weights[name] = part.view_as(parameter)
+    return weights
 
 
 def _look(
@@ -395,11 +421,10 @@ def inputs_of_norms(network: nn.Module, see: Callable[[nn.Module, Tensor], None]
 
     In the order of the pass.
     """
-    norms = [m for m in network.modules() if isinstance(m, BATCH_NORM) and m.track_running_stats]
-    hooks = [
-        norm.register_forward_pre_hook(lambda module, inputs: see(module, inputs[0]))
-        for norm in norms
-    ]
+    hooks = []
+    for norm in norms_with_statistics(network):
+        hook = norm.register_forward_pre_hook(lambda module, inputs: see(module, inputs[0]))
+        hooks.append(hook)
     try:
         yield
     finally:
@@ -411,16 +436,16 @@ def distance(norm: nn.Module, mean: Tensor, var: Tensor, variance: float) -> Ten
     """|mu - mean| + variance |s - var|, norms over the last dimension, the channels."""
     known: Any = norm
     means = (known.running_mean - mean).norm(dim=-1)
-    return means + variance * (known.running_var - var).norm(dim=-1)
+    variances = (known.running_var - var).norm(dim=-1)
+    return means + variance * variances
 
 
 def weighted(terms: Sequence[Tensor], first: float) -> Tensor:
     """Sum over layers, the first times `first`."""
-    return (
-        first * terms[0] + sum(terms[1:], start=torch.zeros_like(terms[0]))
-        if terms
-        else torch.zeros(())
-    )
+    if not terms:
+        return torch.zeros(())
+    of_first, *others = terms
+    return first * of_first + sum(others, start=torch.zeros_like(of_first))
 
 
 def batch_losses(
@@ -442,10 +467,13 @@ def batch_losses(
         var, mean = torch.var_mean(x, dim=(1, *range(3, x.dim())), correction=0)
         terms.append(distance(norm, mean, var, config.variance))
 
-    with inputs_of_norms(network, see if config.alpha else lambda norm, x: None):
+    with inputs_of_norms(network, see) if config.alpha else nullcontext():
         logits = forward(images)
-    losses = functional.cross_entropy(logits, classes, reduction="none").view(num, -1).mean(1)
-    return losses + config.alpha * weighted(terms, config.first) if terms else losses
+    entropies = functional.cross_entropy(logits, classes, reduction="none")
+    losses = entropies.view(num, -1).mean(1)
+    if terms:
+        losses = losses + config.alpha * weighted(terms, config.first)
+    return losses
 
 
 @dataclass
@@ -460,7 +488,9 @@ class Sums:
     @classmethod
     def of(cls, norm: Any, x: Tensor) -> "Sums":
         """Of inputs (B, channels, ...)."""
-        x = x.double().transpose(0, 1).flatten(1) - norm.running_mean.double()[:, None]
+        centre = norm.running_mean.double().unsqueeze(1)
+        by_channel = x.double().transpose(0, 1).flatten(1)
+        x = by_channel - centre
         return cls(norm, x.sum(1), x.square().sum(1), x.shape[1])
 
     def add(self, other: "Sums") -> None:
@@ -499,30 +529,40 @@ class LinearStatistics:
     """
 
     def __init__(self, layers: Sequence[Sums], config: "StatisticsMatching"):
-        shifts = [(sums.total / sums.count).requires_grad_() for sums in layers]
-        variances, terms = [], []
-        for sums, shift in zip(layers, shifts, strict=True):
+        shifts = []
+        variances = []
+        terms = []
+        for sums in layers:
+            shift = (sums.total / sums.count).requires_grad_()
             variance = sums.squares / sums.count - shift.detach().square()
-            variances.append(variance.requires_grad_())
+            variance.requires_grad_()
             mean = sums.norm.running_mean.double() + shift
             terms.append(distance(sums.norm, mean, variance, config.variance))
+            shifts.append(shift)
+            variances.append(variance)
         statistics = config.alpha * weighted(terms, config.first)
-        slopes = torch.autograd.grad(statistics, [*shifts, *variances]) if layers else ()
+        slopes: Sequence[Tensor] = ()
+        if layers:
+            slopes = torch.autograd.grad(statistics, [*shifts, *variances])
         self.value = statistics.detach()
         self._counts = [sums.count for sums in layers]
         self._shifts = [shift.detach() for shift in shifts]
-        self._by_mean, self._by_variance = slopes[: len(layers)], slopes[len(layers) :]
+        self._by_mean = slopes[: len(layers)]
+        self._by_variance = slopes[len(layers) :]
         self._next = 0
         self.part = torch.zeros(())
 
     def begin(self, device: torch.device) -> None:
         """A forward pass of another part of the batch follows."""
-        self._next, self.part = 0, torch.zeros((), dtype=torch.float64, device=device)
+        self._next = 0
+        self.part = torch.zeros((), dtype=torch.float64, device=device)
 
     def add(self, norm: nn.Module, x: Tensor) -> None:
         """What the next layer sees, with its graph."""
-        sums, layer = Sums.of(norm, x), self._next
-        by_mean, by_variance = self._by_mean[layer], self._by_variance[layer]
+        sums = Sums.of(norm, x)
+        layer = self._next
+        by_mean = self._by_mean[layer]
+        by_variance = self._by_variance[layer]
         by_total = by_mean - 2 * self._shifts[layer] * by_variance
         change = (by_total * sums.total + by_variance * sums.squares).sum()
         self.part = self.part + change / self._counts[layer]
@@ -540,7 +580,8 @@ def part_losses(
     Their gradients add up to the batch's, and so do their values. The statistics of the whole batch
     come from sums over parts, about the running mean, so that nothing is lost to rounding.
     """
-    number, sums = 0, SumsOfLayers()
+    number = 0
+    sums = SumsOfLayers()
     with torch.no_grad(), inputs_of_norms(network, sums.add):
         for look in looks:
             sums.begin()

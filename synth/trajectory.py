@@ -32,7 +32,7 @@ from ddengine.learning.teachers import predict
 from ddengine.learning.unroll import unroll
 from ddengine.learning.updates import HeavyBall, Sgd, Update
 from ddengine.objective import Env, Objective, ObjectiveConfig, network_bytes
-from ddengine.recipe import LATE, AugmentConfig, require
+from ddengine.recipe import LATE, AugmentConfig, require, require_at_least
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system.errors import UserError
 from ddengine.types import Backprop
@@ -120,14 +120,8 @@ class TrajectoryMatching(
     student: StudentT = field(default=EMPTY, metadata=LATE)
 
     def __post_init__(self) -> None:
-        require(
-            self.inner_steps >= 1,
-            f"objective.inner_steps must be at least 1, got {self.inner_steps}.",
-        )
-        require(
-            self.expert_epochs >= 1,
-            f"objective.expert_epochs must be at least 1, got {self.expert_epochs}.",
-        )
+        require_at_least("objective.inner_steps", self.inner_steps)
+        require_at_least("objective.expert_epochs", self.expert_epochs)
         require(
             self.batch is None or self.batch >= 1,
             f"objective.batch must be at least 1, got {self.batch}; None means all.",
@@ -148,10 +142,9 @@ class TrajectoryMatching(
     @property
     def cites(self) -> tuple[str, ...]:
         """Works to cite for the parts in use, as each part says its own."""
-        return (
-            "cazenavette2022mtt",
-            *(("cui2023tesla",) if self.backprop == "detached" or self.labels == "target" else ()),
-        )
+        if self.backprop == "detached" or self.labels == "target":
+            return ("cazenavette2022mtt", "cui2023tesla")
+        return ("cazenavette2022mtt",)
 
     @property
     def reads_experts(self) -> bool:
@@ -180,16 +173,21 @@ class TrajectoryMatching(
 
     def epochs(self) -> list[int]:
         """Expert epochs that a run may read."""
-        starts = range(self.window(0)[0], self.window.last + 1)
-        return sorted({e for start in starts for e in range(start, start + self.expert_epochs + 1)})
+        first, _ = self.window(0)
+        read: set[int] = set()
+        for start in range(first, self.window.last + 1):
+            read.update(range(start, start + self.expert_epochs + 1))
+        return sorted(read)
 
     def check(self, stored: Sequence[int]) -> None:
         """Raise UserError unless these expert epochs cover the window."""
-        if missing := sorted(set(self.epochs()) - set(stored)):
+        epochs = self.epochs()
+        missing = [epoch for epoch in epochs if epoch not in stored]
+        if missing:
             raise UserError(
-                f"Segments of {self.expert_epochs} epochs starting at {self.window(0)[0]} to "
+                f"Segments of {self.expert_epochs} epochs starting at {epochs[0]} to "
                 f"{self.window.last} need expert epochs up to "
-                f"{self.epochs()[-1]}, and epoch {missing[0]} is not among the {stored[0]} to "
+                f"{epochs[-1]}, and epoch {missing[0]} is not among the {stored[0]} to "
                 f"{stored[-1]} there are; lower objective.window.high or "
                 "objective.expert_epochs, or train longer experts (buffer.epochs, buffer.keep)."
             )
@@ -200,12 +198,16 @@ class TrajectoryMatching(
         And of parameter vectors of each step: of an update that is not linear in the gradient also
         the gradient and what it keeps.
         """
-        images = len(syn) if self.batch is None else min(self.batch, len(syn))
-        graphs = self.inner_steps if self.backprop == "full" else 1
+        images = images_of_update(self, syn)
+        if self.backprop == "full":
+            images *= self.inner_steps
         update = self.update()
-        of_step = 3 if update.linear else 4 + len(update.start(torch.zeros(0)))
+        of_step = 3
+        if not update.linear:
+            kept = update.start(torch.zeros(0))
+            of_step = 4 + len(kept)
         vectors = of_step * self.inner_steps + 10
-        return network_bytes(env, images=images * graphs, vectors=vectors)
+        return network_bytes(env, images=images, vectors=vectors)
 
     def advice(self, ipc: int) -> str:
         """Keep one graph, or train on fewer images at once."""
@@ -242,24 +244,31 @@ class TrajectoryMatching(
                 f"{env.model.num_params}; "
                 "distill with the network of the experts, or make a store for this one."
             )
-        early = self.milestones(self.inner_steps, self.expert_epochs) if self.milestones else ()
-        if any(not 1 <= step < self.inner_steps for step, _, _ in early) or sorted(
-            {s for s, _, _ in early}
-        ) != [s for s, _, _ in early]:
+        early = [step for step, _, _ in self.comparisons()[:-1]]
+        before_last = all(1 <= step < self.inner_steps for step in early)
+        if not before_last or early != sorted(set(early)):
             raise UserError(
                 "objective.milestones must be at ascending steps before the last of "
-                f"{self.inner_steps}, got {[s for s, _, _ in early]}; "
+                f"{self.inner_steps}, got {early}; "
                 "raise objective.inner_steps."
             )
         self.check(env.experts.epochs)
         return TrajectoryObjective(self, env)
+
+    def comparisons(self) -> Milestones:
+        """When the student is compared with the expert: on the way, and after its last step."""
+        last = (self.inner_steps, self.expert_epochs, 1.0)
+        if not self.milestones:
+            return (last,)
+        return (*self.milestones(self.inner_steps, self.expert_epochs), last)
 
 
 class TrajectoryObjective(Objective):
     """See the module."""
 
     def __init__(self, config: TrajectoryMatching, env: Env):
-        self.config, self.env = config, env
+        self.config = config
+        self.env = env
 
         def loss(theta: Tensor, images: Tensor, targets: Tensor, factor: Tensor) -> Tensor:
             return task_loss(env.model(theta, images), targets) * factor
@@ -270,14 +279,16 @@ class TrajectoryObjective(Objective):
         self, syn: SyntheticSet, state: dict[str, Tensor], step: int, rng: Generator
     ) -> Iterator[Tensor]:
         """One loss: of one segment of one expert."""
-        config, device = self.config, self.env.device
+        config = self.config
+        device = self.env.device
         segment = self._segment(step, rng)
-        indices = student_batches(len(syn), config.batch or len(syn), config.inner_steps, rng)
-        # one copy, not one in each inner step
-        indices = torch.cat(indices).to(device).split([len(index) for index in indices])
-        used = torch.cat(indices).unique()
+        batches = student_batches(len(syn), config.batch or len(syn), config.inner_steps, rng)
+        sizes = [len(index) for index in batches]
+        joined = torch.cat(batches).to(device)  # one copy, not one in each inner step
+        indices = joined.split(sizes)
+        used = joined.unique()
         labels = self._labels(segment, syn, used) if config.labels == "target" else None
-        draws = [augment.sample(config.augment, len(index), rng).to(device) for index in indices]
+        draws = [augment.sample(config.augment, size, rng).to(device) for size in sizes]
         factor = self._factor(segment)
 
         def batch(tensors: Mapping[str, Tensor], k: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -286,13 +297,15 @@ class TrajectoryObjective(Objective):
                 targets = labels.index_select(0, torch.searchsorted(used, indices[k]))
             return augment.apply(config.augment, images, draws[k]), targets, factor
 
+        inputs = dict(syn.tensors)
+        lr = inputs.pop("lr")
         reached = unroll(
             self.gradient,
             batch,
             segment.theta,
-            {name: tensor for name, tensor in syn.tensors.items() if name != "lr"},
+            inputs,
             config.inner_steps,
-            lr=syn.tensors["lr"],
+            lr=lr,
             update=config.update(),
             keep=[k for k, _, _ in segment.milestones[:-1]],
             backprop=config.backprop,
@@ -302,18 +315,16 @@ class TrajectoryObjective(Objective):
 
     def _segment(self, step: int, rng: Generator) -> "Segment":
         """A segment drawn for an outer step."""
-        config, experts = self.config, self.env.experts
+        config = self.config
+        experts = self.env.experts
         assert experts is not None
         low, high = config.window(step)
         expert = int(torch.randint(experts.num_experts, (1,), generator=rng))
         start = int(torch.randint(low, high, (1,), generator=rng))
-        milestones: Milestones = ((config.inner_steps, config.expert_epochs, 1.0),)
-        if config.milestones:
-            milestones = (
-                *config.milestones(config.inner_steps, config.expert_epochs),
-                *milestones,
-            )
-        epochs = [start, *(start + epoch for _, epoch, _ in milestones)]
+        milestones = config.comparisons()
+        epochs = [start]
+        for _, epoch, _ in milestones:
+            epochs.append(start + epoch)
         snapshots = experts.snapshots(expert, epochs).to(self.env.device)
         theta = snapshots[0]
         if config.perturb:
@@ -352,8 +363,18 @@ def matching_loss(reached: Tensor, targets: Tensor, start: Tensor, weights: list
 
     Of reached and targets (J, P) and start (P,).
     """
-    distance = (reached - targets).square().sum(1) / (start - targets).square().sum(1)
-    return (distance * torch.tensor(weights, device=distance.device, dtype=distance.dtype)).sum()
+    missed = (reached - targets).square().sum(1)
+    way = (start - targets).square().sum(1)
+    distances = missed / way
+    factors = torch.tensor(weights, device=distances.device, dtype=distances.dtype)
+    return (distances * factors).sum()
+
+
+def images_of_update(config: TrajectoryMatching, syn: SyntheticSet) -> int:
+    """Examples that the student sees in an update."""
+    if config.batch is None:
+        return len(syn)
+    return min(config.batch, len(syn))
 
 
 def student_batches(num: int, batch: int, num_steps: int, rng: Generator) -> list[Tensor]:

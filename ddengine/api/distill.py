@@ -24,10 +24,11 @@ from ddengine.api.inputs import (
     check_recipe,
     dataset_of,
     pointed_at,
+    preprocess_of,
 )
 from ddengine.api.results import Distilled, load
 from ddengine.artefact import runs
-from ddengine.data import Data, Dataset
+from ddengine.data import Data, Dataset, Preprocess
 from ddengine.evaluation.train import validate
 from ddengine.learning.teachers import load_all
 from ddengine.objective import Objective
@@ -93,6 +94,8 @@ class Job:
             more = {"experts": fingerprints, "start": start, "classes": digest(names)}
         elif start is not None:
             more["start"] = start
+        if self.source.preprocess is not None:
+            more["preprocess"] = files.tensor_digest(self.source.preprocess.tensors())
         return runs.identity(
             self.recipe,
             self.data.train.digest,
@@ -173,12 +176,13 @@ def distill(
     device: str = "auto",
     precision: Precision = "fp32",
     compile: bool = False,
-    progress: bool = True,
+    progress: log.Progress = True,
     restart: bool = False,
     force: bool = True,
     tensorboard: bool = False,
     classes: Sequence[Any] | None = None,
     images: Tensor | None = None,
+    preprocess: Preprocess | Distilled | Images = None,
     bibtex: Bibtex | None = None,
     command: Sequence[str] = (),
 ) -> Distilled:  # long: its arguments are explained
@@ -205,7 +209,9 @@ def distill(
         device: auto, cpu, cuda or cuda:N.
         precision: fp32, tf32 or bf16.
         compile: whether the inner training step is compiled.
-        progress: whether bars and notes are shown, in a terminal or a notebook.
+        progress: whether bars and notes are shown, in a terminal or a notebook; or a function of
+            (title, done, total, note) that is told of progress in place of bars. What it raises
+            stops the run, which the same call with a folder continues.
         restart: begin anew, deleting what the folder holds of an earlier run.
         force: start although memory or disk are estimated not to do; False looks first.
         tensorboard: also write TensorBoard files into the folder.
@@ -214,6 +220,9 @@ def distill(
             occur, numbered anew; its `class_names` say which they are.
         images: pixels in [0, 1] to start from in place of recipe.init, all those of a class in a
             row (classes x images per class, C, H, W).
+        preprocess: what networks see images through, in place of what is fitted to `data`: a
+            `Preprocess`, a set, or images that it is fitted to. So clients whose sets are merged
+            distill for one network. Experts bring theirs.
         bibtex: makes the BibTeX entries for the card of the set, such as `synth.bibtex`.
         command: the words by which a command line asked for this, for recipe.json.
 
@@ -238,22 +247,16 @@ def distill(
             precision=precision,
             compile=compile,
             images=images,
+            preprocess=preprocess_of(preprocess, recipe),
         )
         if folder is None:
             return _in_memory(job, bibtex)
         path, asked = place(job, folder, job.recipe.name), job
-        if restart:
-            runs.check_own(path, runs.MARK)
-        else:
+        if not restart:
             path, job = begun(job, folder, job.recipe.name)
-            if runs.is_finished(path, job.identity(), beside="experts"):
-                log.say(f"{path} is finished; --restart begins anew")
-                return load(path, str(job.device))
-        log.say(f"{job.recipe.data.name}: {job.data.said()}")
-        keep = Keep(
-            path, asked.recipe, job.identity(), tuple(command), restart, force, tensorboard, bibtex
-        )
-        return _kept(job, keep)
+        wanted = job.identity()
+        keep = Keep(path, asked.recipe, wanted, tuple(command), restart, force, tensorboard, bibtex)
+        return _read_or_kept(job, keep)
 
 
 def _check_group() -> None:
@@ -275,17 +278,21 @@ def job_of(
     precision: Precision,
     compile: bool = False,
     images: Tensor | None = None,
+    preprocess: Preprocess | None = None,
 ) -> Job:
     """The distillation of these images, which are loaded here.
 
     Raises UserError for experts that are missing, and images that do not go.
     """
     recipe, source = pointed_at(recipe, dataset)
+    source = replace(source, preprocess=preprocess)
     recipe, origin = of_experts.source_of(recipe, experts, precision)
     where = runtime.setup(device, precision)
+    data = source.load(where, origin.preprocess)
+    _check_preprocess(preprocess, origin.preprocess(data.train.digest))
     return Job(
         recipe=recipe,
-        data=source.load(where, origin.preprocess),
+        data=data,
         source=source,
         origin=origin,
         device=where,
@@ -294,6 +301,17 @@ def job_of(
         compile=compile,
         images=images,
     )
+
+
+def _check_preprocess(given: Preprocess | None, seen: Preprocess | None) -> None:
+    """Raise UserError where a caller gave another preprocessing than experts had."""
+    if given is None or seen is None:
+        return
+    if files.tensor_digest(given.tensors()) != files.tensor_digest(seen.tensors()):
+        raise UserError(
+            "The experts saw their images through another preprocessing than preprocess= gives; "
+            "leave it out, or take a recipe without experts."
+        )
 
 
 def distill_data(
@@ -364,6 +382,17 @@ class Keep:
         runs.begin(self.folder, self.recipe, self.identity, self.command)
 
 
+def _read_or_kept(job: Job, keep: Keep) -> Distilled:
+    """The set of the run in a folder, which is read where it is finished."""
+    if keep.restart:
+        runs.check_own(keep.folder, runs.MARK)
+    elif runs.is_finished(keep.folder, keep.identity, beside="experts"):
+        log.say(f"{keep.folder} is finished; --restart begins anew")
+        return load(keep.folder, str(job.device))
+    log.say(f"{job.recipe.data.name}: {job.data.said()}")
+    return _kept(job, keep)
+
+
 def _kept(job: Job, keep: Keep) -> Distilled:
     """A distillation whose run lies in a folder, which continues it."""
     recipe, data, folder = job.recipe, job.data, keep.folder
@@ -423,4 +452,4 @@ def _say_what_came(syn: SyntheticSet, data: Data, meta: dict[str, Any], folder: 
     cost = meta["distillation"]
     took = log.duration(cost["seconds"] + cost["initial_seconds"])
     log.say(f"distilled {stored} images{tiles} in {took}: {folder / 'distilled'}")
-    log.say(overview.ledger(syn.nbytes(), data.bytes, data.dataset_bytes))
+    log.say(overview.ledger(syn.sizes(), data.bytes, data.dataset_bytes))

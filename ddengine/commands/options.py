@@ -8,6 +8,7 @@ from typing import Annotated, Any, Generic, NoReturn, TypeVar, cast
 import tyro
 
 from buffers.open import EXPERTS, Stores
+from ddengine.artefact.runs import is_set
 from ddengine.commands import DEMO, cli
 from ddengine.commands.words import asks_help, taken_flag, taken_name, taken_paths
 from ddengine.recipe import (
@@ -153,11 +154,6 @@ def named_protocol(args: list[str], flag: str) -> EvalConfig | None:
 def print_config(recipe: Recipe) -> None:
     """The resolved recipe, as JSON."""
     log.console.print_json(data=to_dict(recipe))
-
-
-def is_set(path: Path) -> bool:
-    """Whether a path is that of a run with a set, or of a set."""
-    return (path / "distilled").is_dir() or (path / "meta.json").is_file()
 
 
 def paths_of(

@@ -10,7 +10,7 @@ images' own units (normalised or whitened, no clamp) and has no loop over images
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import scipy.special
@@ -36,16 +36,19 @@ class AugmentDraw:
 
     def to(self, device: torch.device) -> "AugmentDraw":
         """The same draw with its numbers on `device`."""
-        always = None if self.always is None else self.always.to(device, non_blocking=True)
-        return AugmentDraw(self.ops, self.uniform.to(device, non_blocking=True), always)
+        uniform = self.uniform.to(device, non_blocking=True)
+        if self.always is None:
+            return AugmentDraw(self.ops, uniform)
+        always = self.always.to(device, non_blocking=True)
+        return AugmentDraw(self.ops, uniform, always)
 
     def part(self, groups: slice) -> "AugmentDraw":
         """The draw of some of its groups."""
-        return AugmentDraw(
-            self.ops[groups],
-            self.uniform[groups],
-            None if self.always is None else self.always[groups],
-        )
+        ops = self.ops[groups]
+        uniform = self.uniform[groups]
+        if self.always is None:
+            return AugmentDraw(ops, uniform)
+        return AugmentDraw(ops, uniform, self.always[groups])
 
 
 def sample(
@@ -56,16 +59,18 @@ def sample(
     `shared`: one parameter set per group, for any number of images.
     """
     per_group = 1 if shared else num
+    used = (*config.ops, *config.always)
     # the fourth only where it is used, which keeps older streams
-    numbers = 4 if "resized_crop" in (*config.ops, *config.always) else 3
-    ops, uniform = ("none",) * groups, torch.zeros(groups, 1, numbers)
+    numbers = 4 if "resized_crop" in used else 3
+    ops = ("none",) * groups
+    uniform = torch.zeros(groups, 1, numbers)
     if config.ops:
         chosen = torch.randint(len(config.ops), (groups,), generator=rng)
-        ops = tuple(map(config.ops.__getitem__, chosen.tolist()))
+        ops = tuple(config.ops[number] for number in chosen.tolist())
         uniform = torch.rand(groups, per_group, numbers, generator=rng)
-    always = None
-    if config.always:
-        always = torch.rand(groups, per_group, len(config.always), numbers, generator=rng)
+    if not config.always:
+        return AugmentDraw(ops, uniform)
+    always = torch.rand(groups, per_group, len(config.always), numbers, generator=rng)
     return AugmentDraw(ops, uniform, always)
 
 
@@ -75,13 +80,17 @@ def concatenate(draws: list[AugmentDraw]) -> AugmentDraw:
     They must be of one configuration and have equally many images a group.
     """
     ops: list[str] = []
+    uniform: list[Tensor] = []
     always: list[Tensor] = []
     for draw in draws:
         ops += draw.ops
+        uniform.append(draw.uniform)
         if draw.always is not None:
             always.append(draw.always)
-    uniform = torch.cat([draw.uniform for draw in draws])
-    return AugmentDraw(tuple(ops), uniform, torch.cat(always) if always else None)
+    joined = AugmentDraw(tuple(ops), torch.cat(uniform))
+    if always:
+        joined = replace(joined, always=torch.cat(always))
+    return joined
 
 
 def apply(config: AugmentConfig, images: Tensor, draw: AugmentDraw) -> Tensor:
@@ -93,7 +102,8 @@ def apply(config: AugmentConfig, images: Tensor, draw: AugmentDraw) -> Tensor:
     )
     if draw.always is None:
         return _apply_drawn(config, images, draw)
-    always = draw.always.to(images).expand(groups, per_group, -1, -1).flatten(0, 1)
+    always = draw.always.to(images)
+    always = always.expand(groups, per_group, -1, -1).flatten(0, 1)
     numbers = list(zip(config.always, always.unbind(1), strict=True))
     for op, uniform in numbers:
         if op != "cutout":
@@ -107,18 +117,31 @@ def apply(config: AugmentConfig, images: Tensor, draw: AugmentDraw) -> Tensor:
 
 def _apply_drawn(config: AugmentConfig, images: Tensor, draw: AugmentDraw) -> Tensor:
     """The operation drawn for each group."""
-    groups, per_group = len(draw.ops), len(images) // len(draw.ops)
-    uniform = draw.uniform.to(images).expand(groups, per_group, -1).flatten(0, 1)
-    if len(set(draw.ops)) == 1:
-        return OPS[draw.ops[0]](config, images, uniform)
+    groups = len(draw.ops)
+    per_group = len(images) // groups
+    uniform = draw.uniform.to(images)
+    uniform = uniform.expand(groups, per_group, -1).flatten(0, 1)
+    kinds = sorted(set(draw.ops))
+    if len(kinds) == 1:
+        operation = OPS[kinds[0]]
+        return operation(config, images, uniform)
     out = torch.empty_like(images)
-    for op in sorted(set(draw.ops)):  # at most one call per kind of operation, however many groups
-        chosen = torch.tensor([i for i, other in enumerate(draw.ops) if other == op])
-        first = chosen.to(images.device, non_blocking=True)[:, None] * per_group
-        index = (first + torch.arange(per_group, device=images.device)).flatten()
-        part, numbers = images.index_select(0, index), uniform.index_select(0, index)
-        out = out.index_copy(0, index, OPS[op](config, part, numbers))
+    for op in kinds:  # at most one call per kind of operation, however many groups
+        operation = OPS[op]
+        index = _images_of(op, draw, per_group, images.device)
+        part = images.index_select(0, index)
+        numbers = uniform.index_select(0, index)
+        out = out.index_copy(0, index, operation(config, part, numbers))
     return out
+
+
+def _images_of(op: str, draw: AugmentDraw, per_group: int, device: torch.device) -> Tensor:
+    """Indices (n,) of the images whose groups have drawn `op`."""
+    groups = [group for group, drawn in enumerate(draw.ops) if drawn == op]
+    chosen = torch.tensor(groups).to(device, non_blocking=True)
+    first = chosen.unsqueeze(1) * per_group
+    within = torch.arange(per_group, device=device)
+    return (first + within).flatten()
 
 
 @dataclass(frozen=True)
@@ -148,13 +171,21 @@ def sample_cutmix(
     use, covered, row, column = torch.rand(4, generator=rng, dtype=torch.float64).tolist()
     if use >= probability:
         return None
-    spans = []
-    for length, at in zip(size, (row, column), strict=True):
-        centre, half = int(at * length), int(length * math.sqrt(covered)) // 2
-        spans += [max(0, centre - half), min(length, centre + half)]
-    top, bottom, left, right = spans
-    share = 1 - (bottom - top) * (right - left) / (size[0] * size[1])
-    return CutMix(torch.randperm(num, generator=rng), (top, bottom, left, right), share)
+    height, width = size
+    side = math.sqrt(covered)
+    top, bottom = _span(row, side, height)
+    left, right = _span(column, side, width)
+    area = (bottom - top) * (right - left)
+    share = 1 - area / (height * width)
+    partner = torch.randperm(num, generator=rng)
+    return CutMix(partner, (top, bottom, left, right), share)
+
+
+def _span(centre: float, side: float, length: int) -> tuple[int, int]:
+    """From where to where a box reaches along a line of pixels; both are fractions of the line."""
+    middle = int(centre * length)
+    half = int(length * side) // 2
+    return max(0, middle - half), min(length, middle + half)
 
 
 def cutmix(images: Tensor, draw: CutMix) -> Tensor:
@@ -240,29 +271,37 @@ def _gather_pixels(images: Tensor, rows: Tensor, columns: Tensor, weights: Tenso
     rows, columns: int64 (taps, B, H, W); weights (taps, B, H, W).
     """
     num, channels, height, width = images.shape
-    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
-    index = rows.clamp(0, height - 1) * width + columns.clamp(0, width - 1)
-    flat, out = images.flatten(2), None
-    for tap_index, tap_weight in zip(index, weights * inside, strict=True):
-        values = flat.gather(2, tap_index.view(num, 1, -1).expand(-1, channels, -1))
-        tap = values * tap_weight.view(num, 1, -1)
-        out = tap if out is None else out + tap
-    assert out is not None
-    return out.view_as(images)
+    in_rows = (rows >= 0) & (rows < height)
+    in_columns = (columns >= 0) & (columns < width)
+    weights = weights * (in_rows & in_columns)
+    rows = rows.clamp(0, height - 1)
+    columns = columns.clamp(0, width - 1)
+    index = rows * width + columns
+    flat = images.flatten(2)
+    total: Tensor | None = None
+    for tap_index, tap_weight in zip(index, weights, strict=True):
+        of_image = tap_index.view(num, 1, -1)
+        pixels = flat.gather(2, of_image.expand(-1, channels, -1))
+        tap = pixels * tap_weight.view(num, 1, -1)
+        total = tap if total is None else total + tap
+    assert total is not None
+    return total.view_as(images)
+
+
+def _line(length: int, like: Tensor) -> Tensor:
+    """The numbers 0, 1, ... below `length`, int64, on the device of `like`."""
+    return torch.arange(length, device=like.device)
 
 
 def crop(images: Tensor, shift_rows: Tensor, shift_columns: Tensor) -> Tensor:
     """out[r, c] = x[r + shift_rows, c + shift_columns], zero outside; shifts int64."""
     num, _, height, width = images.shape
     shape = (num, height, width)
-    rows = torch.arange(height, device=images.device) + shift_rows[:, None]
-    columns = torch.arange(width, device=images.device) + shift_columns[:, None]
-    return _gather_pixels(
-        images,
-        rows[:, :, None].expand(shape)[None],
-        columns[:, None, :].expand(shape)[None],
-        torch.ones(1, device=images.device, dtype=images.dtype),
-    )
+    rows = _line(height, images) + shift_rows.unsqueeze(1)
+    columns = _line(width, images) + shift_columns.unsqueeze(1)
+    every_row = rows.unsqueeze(2).expand(shape).unsqueeze(0)
+    every_column = columns.unsqueeze(1).expand(shape).unsqueeze(0)
+    return _gather_pixels(images, every_row, every_column, images.new_ones(1))
 
 
 def rearrange(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -271,16 +310,18 @@ def rearrange(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     rows (B, H) and columns (B, W) are int64.
     """
     num, channels, _, width = images.shape
-    index = (rows[:, :, None] * width + columns[:, None, :]).view(num, 1, -1)
-    return images.flatten(2).gather(2, index.expand(-1, channels, -1)).view_as(images)
+    index = rows.unsqueeze(2) * width + columns.unsqueeze(1)
+    of_channels = index.view(num, 1, -1).expand(-1, channels, -1)
+    moved = images.flatten(2).gather(2, of_channels)
+    return moved.view_as(images)
 
 
 def roll(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Shift cyclically, down by `rows` and right by `columns` (int64), as torch.roll does."""
     height, width = images.shape[2:]
-    down = torch.arange(height, device=images.device)
-    right = torch.arange(width, device=images.device)
-    return rearrange(images, (down - rows[:, None]) % height, (right - columns[:, None]) % width)
+    from_rows = _line(height, images) - rows.unsqueeze(1)
+    from_columns = _line(width, images) - columns.unsqueeze(1)
+    return rearrange(images, from_rows % height, from_columns % width)
 
 
 def resized_crop(
@@ -291,18 +332,24 @@ def resized_crop(
     It is bilinear, with half-pixel centres, the edge of the box repeated. Two batched matrix
     products, whose backward is deterministic on CUDA as that of functional.interpolate is not.
     """
-
-    def weights(first: Tensor, side: Tensor, length: int) -> Tensor:
-        """(B, 1, length, length): of linear interpolation along one side."""
-        line = torch.arange(length, device=images.device, dtype=images.dtype)
-        side = side[:, None].to(images.dtype)
-        at = ((line + 0.5) * (side / length) - 0.5).clamp(min=0).minimum(side - 1) + first[:, None]
-        return (1 - (at[:, :, None] - line).abs()).clamp(min=0)[:, None]
-
-    down = weights(top, height, images.shape[2])
-    across = weights(left, width, images.shape[3])
+    down = _stretching(top, height, images.shape[2], images.dtype)
+    across = _stretching(left, width, images.shape[3], images.dtype)
     with exact_matmul():
         return down @ images @ across.mT
+
+
+def _stretching(first: Tensor, side: Tensor, length: int, dtype: torch.dtype) -> Tensor:
+    """Weights (B, 1, length, length) of linear interpolation along one side.
+
+    A line of `side` pixels from `first` on becomes one of `length`.
+    """
+    line = torch.arange(length, device=first.device, dtype=dtype)
+    side = side.unsqueeze(1).to(dtype)
+    centres = (line + 0.5) * (side / length) - 0.5
+    in_box = centres.clamp(min=0).minimum(side - 1)
+    in_image = in_box + first.unsqueeze(1)
+    distances = (in_image.unsqueeze(2) - line).abs()
+    return (1 - distances).clamp(min=0).unsqueeze(1)
 
 
 @cache
@@ -312,9 +359,11 @@ def _strip_orders(length: int, patches: int) -> Tensor:
     (patches!, length) int64; the last strip takes what is left over.
     """
     size = length // patches
-    sizes = [size] * (patches - 1) + [length - size * (patches - 1)]
+    before = size * (patches - 1)
+    sizes = [size] * (patches - 1) + [length - before]
     strips = torch.arange(length).split(sizes)
-    return torch.stack(list(map(torch.cat, itertools.permutations(strips))))
+    orders = [torch.cat(order) for order in itertools.permutations(strips)]
+    return torch.stack(orders)
 
 
 def shuffle(images: Tensor, patches: int, row_order: Tensor, column_order: Tensor) -> Tensor:
@@ -324,28 +373,35 @@ def shuffle(images: Tensor, patches: int, row_order: Tensor, column_order: Tenso
     strip permutation[i].
     """
     height, width = images.shape[2:]
-    rows = _strip_orders(height, patches).to(images.device, non_blocking=True)
-    columns = _strip_orders(width, patches).to(images.device, non_blocking=True)
-    return rearrange(images, rows.index_select(0, row_order), columns.index_select(0, column_order))
+    row_orders = _strip_orders(height, patches).to(images.device, non_blocking=True)
+    column_orders = _strip_orders(width, patches).to(images.device, non_blocking=True)
+    rows = row_orders.index_select(0, row_order)
+    columns = column_orders.index_select(0, column_order)
+    return rearrange(images, rows, columns)
 
 
 def cutout(
     images: Tensor, centre_rows: Tensor, centre_columns: Tensor, size: tuple[int, int]
 ) -> Tensor:
     """Zero a rectangle of `size` around each centre (int64), truncated at the border."""
-
-    def covered(centre: Tensor, side: int, length: int) -> Tensor:
-        # indices are clamped to the image one by one, so a square beyond the border still covers
-        # the border's line
-        first = (centre - side // 2).clamp(0, length - 1)
-        last = (centre - side // 2 + side - 1).clamp(0, length - 1)
-        line = torch.arange(length, device=images.device)
-        return (line >= first[:, None]) & (line <= last[:, None])
-
     height, width = images.shape[2:]
-    rows = covered(centre_rows, size[0], height)[:, :, None]
-    columns = covered(centre_columns, size[1], width)[:, None, :]
-    return images * ~(rows & columns)[:, None]
+    rows = _covered(centre_rows, size[0], height)
+    columns = _covered(centre_columns, size[1], width)
+    hidden = rows.unsqueeze(2) & columns.unsqueeze(1)
+    return images * ~hidden.unsqueeze(1)
+
+
+def _covered(centre: Tensor, side: int, length: int) -> Tensor:
+    """Which pixels of a line (B, length) lie within `side` pixels around each centre (int64).
+
+    The ends are clamped to the image one by one, so a square beyond the border still covers the
+    border's line.
+    """
+    start = centre - side // 2
+    first = start.clamp(0, length - 1)
+    last = (start + side - 1).clamp(0, length - 1)
+    line = _line(length, centre)
+    return (line >= first.unsqueeze(1)) & (line <= last.unsqueeze(1))
 
 
 def flip(images: Tensor, mirrored: Tensor) -> Tensor:
@@ -371,30 +427,48 @@ def warp(images: Tensor, matrix: Tensor) -> Tensor:
 def warp_by_gather(images: Tensor, matrix: Tensor) -> Tensor:
     """`warp` as a weighted sum of four gathered neighbours."""
     height, width = images.shape[2:]
-    y = torch.linspace(-1, 1, height, device=images.device, dtype=images.dtype)
-    x = torch.linspace(-1, 1, width, device=images.device, dtype=images.dtype)
-    y, x = y[:, None].expand(height, width), x.expand(height, width)
-    m = matrix[:, :, :, None, None]
-    column = (m[:, 0, 0] * x + m[:, 0, 1] * y + 1) * (width - 1) / 2
-    row = (m[:, 1, 0] * x + m[:, 1, 1] * y + 1) * (height - 1) / 2
-    top, left = row.floor(), column.floor()
-    down, right = row - top, column - left
-    rows = torch.stack((top, top, top + 1, top + 1)).long()
-    columns = torch.stack((left, left + 1, left, left + 1)).long()
-    up, across = 1 - down, 1 - right
+    y = _from_minus_one(height, images).unsqueeze(1)
+    x = _from_minus_one(width, images).unsqueeze(0)
+    entries = matrix.unsqueeze(3).unsqueeze(4)
+    to_x, to_y = entries.unbind(1)
+    column = (_read_at(to_x, x, y) + 1) * (width - 1) / 2
+    row = (_read_at(to_y, x, y) + 1) * (height - 1) / 2
+    top = row.floor()
+    left = column.floor()
+    rows = torch.stack((top, top, top + 1, top + 1))
+    columns = torch.stack((left, left + 1, left, left + 1))
+    # how much the lower and the right neighbours count, and the upper and the left ones
+    down = row - top
+    right = column - left
+    up = 1 - down
+    across = 1 - right
     weights = torch.stack((up * across, up * right, down * across, down * right))
-    return _gather_pixels(images, rows, columns, weights)
+    return _gather_pixels(images, rows.long(), columns.long(), weights)
+
+
+def _from_minus_one(length: int, like: Tensor) -> Tensor:
+    """Where the pixels of a line (length,) are, in [-1, 1]."""
+    return torch.linspace(-1, 1, length, device=like.device, dtype=like.dtype)
+
+
+def _read_at(to_coordinate: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """A row (B, 2, 1, 1) of each matrix times (X, Y): a coordinate (B, H, W)."""
+    by_x, by_y = to_coordinate.unbind(1)
+    return by_x * x + by_y * y
 
 
 def scale(images: Tensor, columns: Tensor, rows: Tensor) -> Tensor:
     """Stretch by separate factors for columns and rows; above 1 shrinks the content."""
-    return warp(images, torch.diag_embed(torch.stack((columns, rows), 1)))
+    factors = torch.stack((columns, rows), 1)
+    return warp(images, torch.diag_embed(factors))
 
 
 def rotate(images: Tensor, angle: Tensor) -> Tensor:
     """Rotate by `angle` in radians."""
-    cos, sin = angle.cos(), angle.sin()
-    first, second = torch.stack((cos, -sin), 1), torch.stack((sin, cos), 1)
+    cos = angle.cos()
+    sin = angle.sin()
+    first = torch.stack((cos, -sin), 1)
+    second = torch.stack((sin, cos), 1)
     return warp(images, torch.stack((first, second), 1))
 
 
@@ -407,50 +481,68 @@ def _side(length: int, fraction: float) -> int:
 
 def _integer(uniform: Tensor, low: int, high: int) -> Tensor:
     """Uniform over low..high, both included."""
-    return (uniform * (high - low + 1)).floor().long().clamp(max=high - low) + low
+    steps = high - low
+    drawn = (uniform * (steps + 1)).floor().long()
+    return drawn.clamp(max=steps) + low
 
 
 def _offset(uniform: Tensor, free: Tensor) -> Tensor:
     """Uniform over 0..free, both included, which differs between images."""
-    return (uniform * (free + 1)).floor().long().minimum(free)
+    drawn = (uniform * (free + 1)).floor().long()
+    return drawn.minimum(free)
 
 
 def _color(config: AugmentConfig, images: Tensor, u: Tensor) -> Tensor:
-    images = brightness(images, (u[:, 0] - 0.5) * config.brightness)
-    images = saturation(images, u[:, 1] * config.saturation)
-    return contrast(images, u[:, 2] + config.contrast)
+    shift, factor, gain, *_ = u.unbind(1)
+    images = brightness(images, (shift - 0.5) * config.brightness)
+    images = saturation(images, factor * config.saturation)
+    return contrast(images, gain + config.contrast)
 
 
 def _crop(config: AugmentConfig, images: Tensor, u: Tensor) -> Tensor:
-    rows, columns = _side(images.shape[2], config.crop), _side(images.shape[3], config.crop)
-    return crop(images, _integer(u[:, 0], -rows, rows), _integer(u[:, 1], -columns, columns))
+    height, width = images.shape[2:]
+    most_rows = _side(height, config.crop)
+    most_columns = _side(width, config.crop)
+    down, right, *_ = u.unbind(1)
+    rows = _integer(down, -most_rows, most_rows)
+    columns = _integer(right, -most_columns, most_columns)
+    return crop(images, rows, columns)
 
 
 def _cutout(config: AugmentConfig, images: Tensor, u: Tensor) -> Tensor:
     height, width = images.shape[2:]
-    size = (_side(height, config.cutout), _side(width, config.cutout))
+    rows = _side(height, config.cutout)
+    columns = _side(width, config.cutout)
+    down, right, *_ = u.unbind(1)
     # an even square may be centred on the line after the last one
-    centre_rows = _integer(u[:, 0], 0, height - size[0] % 2)
-    centre_columns = _integer(u[:, 1], 0, width - size[1] % 2)
-    return cutout(images, centre_rows, centre_columns, size)
+    centre_rows = _integer(down, 0, height - rows % 2)
+    centre_columns = _integer(right, 0, width - columns % 2)
+    return cutout(images, centre_rows, centre_columns, (rows, columns))
 
 
 def _flip(config: AugmentConfig, images: Tensor, u: Tensor) -> Tensor:
-    return flip(images, u[:, 0] < config.flip)
+    which, *_ = u.unbind(1)
+    return flip(images, which < config.flip)
 
 
 def _scale(config: AugmentConfig, images: Tensor, u: Tensor) -> Tensor:
     smallest = 1 / config.scale
-    factors = smallest + u[:, :2] * (config.scale - smallest)
-    return scale(images, factors[:, 0], factors[:, 1])
+    factors = smallest + u * (config.scale - smallest)
+    columns, rows, *_ = factors.unbind(1)
+    return scale(images, columns, rows)
 
 
 def _rotate(config: AugmentConfig, images: Tensor, u: Tensor) -> Tensor:
-    return rotate(images, (u[:, 0] - 0.5) * 2 * math.radians(config.rotate))
+    turn, *_ = u.unbind(1)
+    most = math.radians(config.rotate)
+    return rotate(images, (turn - 0.5) * 2 * most)
 
 
 def _roll(config: AugmentConfig, images: Tensor, u: Tensor) -> Tensor:
-    return roll(images, _integer(u[:, 0], 0, config.roll), _integer(u[:, 1], 0, config.roll))
+    down, right, *_ = u.unbind(1)
+    rows = _integer(down, 0, config.roll)
+    columns = _integer(right, 0, config.roll)
+    return roll(images, rows, columns)
 
 
 def _resized_crop(config: AugmentConfig, images: Tensor, u: Tensor) -> Tensor:
@@ -459,22 +551,30 @@ def _resized_crop(config: AugmentConfig, images: Tensor, u: Tensor) -> Tensor:
     That is cut to the image's, where torchvision draws area and ratio again.
     """
     height, width = images.shape[2:]
-    area = height * width * (config.area + u[:, 0] * (1 - config.area))
-    ratio = ((2 * u[:, 1] - 1) * math.log(config.ratio)).exp()  # of width to height
-    box_width = (area * ratio).sqrt().round().clamp(1, width).long()
-    box_height = (area / ratio).sqrt().round().clamp(1, height).long()
-    return resized_crop(
-        images,
-        _offset(u[:, 2], height - box_height),
-        _offset(u[:, 3], width - box_width),
-        box_height,
-        box_width,
-    )
+    of_area, of_ratio, down, right = u.unbind(1)
+    fraction = config.area + of_area * (1 - config.area)
+    area = height * width * fraction
+    exponent = (2 * of_ratio - 1) * math.log(config.ratio)
+    ratio = exponent.exp()  # of width to height
+    box_width = _whole_side(area * ratio, width)
+    box_height = _whole_side(area / ratio, height)
+    top = _offset(down, height - box_height)
+    left = _offset(right, width - box_width)
+    return resized_crop(images, top, left, box_height, box_width)
+
+
+def _whole_side(square: Tensor, most: int) -> Tensor:
+    """Sides of squares of these areas, in whole pixels from 1 to `most`: int64."""
+    side = square.sqrt().round()
+    return side.clamp(1, most).long()
 
 
 def _shuffle(config: AugmentConfig, images: Tensor, u: Tensor) -> Tensor:
     last = math.factorial(config.patches) - 1
-    return shuffle(images, config.patches, _integer(u[:, 1], 0, last), _integer(u[:, 0], 0, last))
+    of_columns, of_rows, *_ = u.unbind(1)
+    row_order = _integer(of_rows, 0, last)
+    column_order = _integer(of_columns, 0, last)
+    return shuffle(images, config.patches, row_order, column_order)
 
 
 OPS = {

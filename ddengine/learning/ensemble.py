@@ -29,8 +29,10 @@ class Ensemble:
     def __call__(self, images: Tensor) -> Tensor:
         """Logits of all networks, each on its own images."""
         if len(self.networks) == 1:
-            return self.networks[0](images[0])[None]
-        return torch.vmap(self._one)(self._params, self._buffers, images)
+            network = self.networks[0]
+            return network(images[0]).unsqueeze(0)
+        together = torch.vmap(self._one)
+        return together(self._params, self._buffers, images)
 
     def _one(self, params: dict[str, Tensor], buffers: dict[str, Tensor], images: Tensor) -> Tensor:
         return torch.func.functional_call(self.networks[0], (params, buffers), (images,))
@@ -42,8 +44,10 @@ class Ensemble:
             return self.networks
         stacked = {**self._params, **self._buffers}
         for i, network in enumerate(self.networks):
-            for name, tensor in (*network.named_parameters(), *network.named_buffers()):
-                tensor.copy_(stacked[name][i])
+            named = (*network.named_parameters(), *network.named_buffers())
+            for name, tensor in named:
+                of_all = stacked[name]
+                tensor.copy_(of_all[i])
         return self.networks
 
 
@@ -58,16 +62,18 @@ class WeakHead:
 
         The network looks at `images` (B, C, H, W) once, which changes nothing in it.
         """
-        image_shape = (images.shape[1], images.shape[2], images.shape[3])
+        _, channels, height, width = images.shape
         self._seen: Tensor | None = None
-        self._hook = middle(network, image_shape).register_forward_hook(self._see)
+        features = middle(network, (channels, height, width))
+        self._hook = features.register_forward_hook(self._see)
         mode = network.training
         with torch.no_grad():
             num_classes = network.eval()(images).shape[1]
         network.train(mode)
         assert self._seen is not None
+        num_features = self._seen.shape[1]
         with scoped(rng):
-            self.linear = nn.Linear(self._seen.shape[1], num_classes)
+            self.linear = nn.Linear(num_features, num_classes)
         self.linear.to(images.device)
 
     def _see(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:

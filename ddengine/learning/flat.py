@@ -1,11 +1,13 @@
 """A network as a pure function of one flat parameter vector."""
 
 import copy
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ddengine.models.dropout import is_dropout
+from ddengine.models.norms import batch_norms, norms_with_statistics
 from ddengine.system.runtime import Precision, autocast
 
 
@@ -14,7 +16,8 @@ def flatten(module: nn.Module) -> Tensor:
 
     It shares no memory with them.
     """
-    return torch.cat([p.detach().flatten() for p in module.parameters()])
+    parts = [parameter.detach().flatten() for parameter in module.parameters()]
+    return torch.cat(parts)
 
 
 def flatten_buffers(module: nn.Module) -> Tensor | None:
@@ -22,16 +25,26 @@ def flatten_buffers(module: nn.Module) -> Tensor | None:
 
     None when it has none.
     """
-    buffers = [b.detach().flatten().float() for b in module.buffers()]
-    return torch.cat(buffers) if buffers else None
+    parts = []
+    for buffer in module.buffers():
+        parts.append(buffer.detach().flatten().float())
+    if not parts:
+        return None
+    return torch.cat(parts)
 
 
 def unflatten_into(module: nn.Module, theta: Tensor, buffers: Tensor | None = None) -> None:
     """Copy a parameter vector (P,) and a buffer vector (Q,) into `module`."""
-    for tensors, flat in ((list(module.parameters()), theta), (list(module.buffers()), buffers)):
-        if flat is not None:
-            for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
-                tensor.data.copy_(part.view_as(tensor))
+    _fill(list(module.parameters()), theta)
+    if buffers is not None:
+        _fill(list(module.buffers()), buffers)
+
+
+def _fill(tensors: Sequence[Tensor], flat: Tensor) -> None:
+    """Copy the numbers of a vector into tensors, one after another."""
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    for tensor, part in zip(tensors, parts, strict=True):
+        tensor.data.copy_(part.view_as(tensor))
 
 
 class _Embed(nn.Module):
@@ -67,7 +80,7 @@ class FlatModel:
         named = dict(self.module.named_parameters())
         self.names = tuple(named)
         self.shapes = tuple(p.shape for p in named.values())
-        self.sizes = [p.numel() for p in named.values()]
+        self.sizes = [shape.numel() for shape in self.shapes]
         self.num_params = sum(self.sizes)
         self.precision: Precision = precision
 
@@ -81,10 +94,11 @@ class FlatModel:
     def _views(self, theta: Tensor, prefix: str = "") -> dict[str, Tensor]:
         # split, not slices: its backward is one concatenation instead of a zero-filled vector of P
         # numbers per tensor
-        return {
-            prefix + n: t.view(s)
-            for n, t, s in zip(self.names, theta.split(self.sizes), self.shapes, strict=True)
-        }
+        parts = theta.split(self.sizes)
+        views = {}
+        for name, part, shape in zip(self.names, parts, self.shapes, strict=True):
+            views[prefix + name] = part.view(shape)
+        return views
 
     def __call__(
         self, theta: Tensor, images: Tensor, statistics: dict[str, Tensor] | None = None
@@ -93,19 +107,21 @@ class FlatModel:
 
         BatchNorm uses `statistics` where they are given.
         """
-        module, buffers = (self.module, {}) if statistics is None else (self.normed, statistics)
-        assert module is not None
+        if statistics is None:
+            return self._call(self.module, self._views(theta), images).to(theta.dtype)
+        assert self.normed is not None
+        state = self._views(theta) | statistics
+        return self._call(self.normed, state, images).to(theta.dtype)
+
+    def _call(self, module: nn.Module, state: dict[str, Tensor], images: Tensor) -> Tensor:
+        """What a module gives for images, with these tensors in place of its own."""
         with autocast(images.device, self.precision):
-            return torch.func.functional_call(
-                module, {**self._views(theta), **buffers}, (images,)
-            ).to(theta.dtype)
+            return torch.func.functional_call(module, state, (images,))
 
     def embed(self, theta: Tensor, images: Tensor) -> Tensor:
         """The input of the last linear layer (B, D)."""
-        with autocast(images.device, self.precision):
-            return torch.func.functional_call(
-                self._embed, self._views(theta, "network."), (images,)
-            ).to(theta.dtype)
+        state = self._views(theta, "network.")
+        return self._call(self._embed, state, images).to(theta.dtype)
 
     @torch.no_grad()
     def statistics(self, theta: Tensor, images: Tensor) -> dict[str, Tensor] | None:
@@ -115,19 +131,15 @@ class FlatModel:
         """
         if self.normed is None:
             return None
-        buffers = {name: b.detach().clone() for name, b in self.normed.named_buffers()}
-        norms = [
-            part
-            for part in self.normed.modules()
-            if isinstance(part, nn.modules.batchnorm._BatchNorm)
-        ]
+        buffers = {}
+        for name, buffer in self.normed.named_buffers():
+            buffers[name] = buffer.detach().clone()
+        state = self._views(theta) | buffers
+        norms = batch_norms(self.normed)
         try:
             for norm in norms:
                 norm.train()
-            with autocast(images.device, self.precision):
-                torch.func.functional_call(
-                    self.normed, {**self._views(theta), **buffers}, (images,)
-                )
+            self._call(self.normed, state, images)
         finally:
             self.normed.eval()
         return buffers
@@ -138,11 +150,9 @@ def _with_statistics(module: nn.Module) -> nn.Module | None:
 
     One batch in training mode replaces these.
     """
-    norms = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
-    if not any(part.track_running_stats for part in norms):
+    if not norms_with_statistics(module):
         return None
     copied = copy.deepcopy(module).eval().requires_grad_(False)
-    for part in copied.modules():
-        if isinstance(part, nn.modules.batchnorm._BatchNorm):
-            part.momentum = 1.0
+    for norm in batch_norms(copied):
+        norm.momentum = 1.0
     return copied

@@ -22,7 +22,9 @@ def eager_gradient(loss: LossFn) -> GradientFn:
         with torch.enable_grad():
             if not theta.requires_grad:
                 theta = theta.detach().requires_grad_()
-            return torch.autograd.grad(loss(theta, *batch), theta, create_graph=differentiable)[0]
+            value = loss(theta, *batch)
+            (slope,) = torch.autograd.grad(value, theta, create_graph=differentiable)
+        return slope
 
     return gradient
 
@@ -86,8 +88,13 @@ class ByAutograd(InnerGradient):
     ) -> Pullback:
         """What r (P,) is pulled back to, by a backward pass through the gradient's own graph."""
         start = theta.detach().requires_grad_()
-        leaves = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in batch]
-        sought = [leaf for leaf in leaves if leaf.requires_grad]
+        leaves = []
+        sought = []
+        for tensor in batch:
+            leaf = tensor.detach().requires_grad_(tensor.requires_grad)
+            leaves.append(leaf)
+            if leaf.requires_grad:
+                sought.append(leaf)
         if curvature:
             sought = [start, *sought]
         with torch.enable_grad():
@@ -103,4 +110,6 @@ class ByAutograd(InnerGradient):
 
 def inner_gradient(loss: LossFn, compile: bool = False) -> InnerGradient:
     """The gradient of an inner loss, compiled where asked for."""
-    return ByAutograd(compiled_gradient(loss) if compile else eager_gradient(loss))
+    if compile:
+        return ByAutograd(compiled_gradient(loss))
+    return ByAutograd(eager_gradient(loss))

@@ -41,7 +41,9 @@ def _of_both(loss: Callable[[Tensor], Tensor], targets: Tensor, draw: Mix | None
     if draw is None:
         return loss(targets)
     partners = targets.index_select(0, draw.partner)
-    return draw.share * loss(targets) + (1 - draw.share) * loss(partners)
+    of_images = loss(targets)
+    of_partners = loss(partners)
+    return draw.share * of_images + (1 - draw.share) * of_partners
 
 
 def kl(
@@ -57,7 +59,9 @@ def kl(
     # the target as logarithms, because at a high temperature both are nearly uniform and only their
     # difference says anything
     loss = functional.kl_div(said, wanted, reduction="batchmean", log_target=True)
-    return loss * temperature**2 if squared else loss
+    if squared:
+        loss = loss * temperature**2
+    return loss
 
 
 def logit_mse(outputs: Tensor, logits: Tensor) -> Tensor:
@@ -68,7 +72,8 @@ def logit_mse(outputs: Tensor, logits: Tensor) -> Tensor:
 def _others(logits: Tensor, classes: Tensor) -> Tensor:
     """The logits of all classes but that of the example, in their order: (B, K - 1)."""
     line = torch.arange(logits.shape[1] - 1, device=logits.device)
-    return logits.gather(1, line + (line >= classes[:, None]))
+    after = line >= classes.unsqueeze(1)  # these classes come after that of the example
+    return logits.gather(1, line + after)
 
 
 def nkd(
@@ -81,12 +86,15 @@ def nkd(
     softmax at T of all logits but that of c. So normalised, the second term is least where student
     and teacher agree about the other classes, whatever they give to c.
     """
-    column = classes[:, None]
-    target = logits.softmax(1).gather(1, column) * outputs.log_softmax(1).gather(1, column)
-    wanted = (_others(logits, classes) / temperature).softmax(1)
-    said = (_others(outputs, classes) / temperature).log_softmax(1)
-    others = wanted * said
-    return -(target.sum(1) + gamma * temperature**2 * others.sum(1)).mean()
+    column = classes.unsqueeze(1)
+    wanted_of_class = logits.softmax(1).gather(1, column)
+    said_of_class = outputs.log_softmax(1).gather(1, column)
+    target = wanted_of_class * said_of_class
+    wanted_logits = _others(logits, classes) / temperature
+    said_logits = _others(outputs, classes) / temperature
+    others = wanted_logits.softmax(1) * said_logits.log_softmax(1)
+    loss = target.sum(1) + gamma * temperature**2 * others.sum(1)
+    return -loss.mean()
 
 
 def uskd(
@@ -107,20 +115,27 @@ def uskd(
     rank 1. P and Z are constants to the gradient, which reaches what is below the weak head by its
     cross-entropy alone.
     """
-    said = outputs.log_softmax(1).gather(1, classes[:, None])[:, 0]
+    said = outputs.log_softmax(1).gather(1, classes.unsqueeze(1)).squeeze(1)
     others = _others(outputs, classes)
     with torch.no_grad():
         squares = said.exp().square()
         weight = 1 + squares - squares.mean()
-        both = _others(weak, classes).softmax(1) + others.softmax(1)
-        order = both.argsort(dim=1, descending=True, stable=True)
-        zipf = 1 / torch.arange(1, others.shape[1] + 1, device=others.device, dtype=others.dtype)
-        by_rank = (zipf / zipf.sum()).expand_as(others)
-        wanted = torch.empty_like(others).scatter_(1, order, by_rank)
+        weak_others = _others(weak, classes)
+        wanted = _by_rank(weak_others.softmax(1) + others.softmax(1))
     target = -(weight * said).mean()
-    rest = -(wanted * others.log_softmax(1)).sum(1).mean()
+    of_others = wanted * others.log_softmax(1)
+    rest = -of_others.sum(1).mean()
     of_weak = functional.cross_entropy(weak, classes, label_smoothing=smoothing)
     return alpha * target + beta * rest + mu * of_weak
+
+
+def _by_rank(values: Tensor) -> Tensor:
+    """1 / rank of each value in its row, normalised; the largest has rank 1. (B, K) of (B, K)."""
+    order = values.argsort(dim=1, descending=True, stable=True)
+    ranks = torch.arange(1, values.shape[1] + 1, device=values.device, dtype=values.dtype)
+    zipf = 1 / ranks
+    by_rank = (zipf / zipf.sum()).expand_as(values)
+    return torch.empty_like(values).scatter_(1, order, by_rank)
 
 
 def mixed_logits(
@@ -134,15 +149,19 @@ def mixed_logits(
     They are share z + (1 - share) z[partner], or those whose softmax at T is mixed so.
     """
     if kind == "logits":
-        return draw.share * logits + (1 - draw.share) * logits.index_select(0, draw.partner)
+        partners = logits.index_select(0, draw.partner)
+        return draw.share * logits + (1 - draw.share) * partners
     said = (logits / temperature).log_softmax(1)
+    partners = said.index_select(0, draw.partner)
     of_image = said + _log(draw.share)
-    of_partner = said.index_select(0, draw.partner) + _log(1 - draw.share)
+    of_partner = partners + _log(1 - draw.share)
     return temperature * torch.logaddexp(of_image, of_partner)
 
 
 def _log(share: float) -> float:
-    return log(share) if share > 0 else -inf
+    if share <= 0:
+        return -inf
+    return log(share)
 
 
 def soft_loss(

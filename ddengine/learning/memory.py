@@ -17,13 +17,15 @@ def saved_bytes(
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in parameters:
-            seen[storage.data_ptr()] = storage.nbytes()
+        address = storage.data_ptr()
+        if address not in parameters:
+            seen[address] = storage.nbytes()
         return tensor
 
+    network.to(device).train()
     images = torch.zeros(2, *image_shape, device=device)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        network.to(device).train()(images).sum()
+        network(images).sum()
     return sum(seen.values()) / 2
 
 

@@ -31,7 +31,8 @@ def sgd_step(
 
     Returns the new tensor and the new momentum, which starts at zero.
     """
-    grad = grad.add(tensor, alpha=config.weight_decay) if config.weight_decay else grad
+    if config.weight_decay:
+        grad = grad.add(tensor, alpha=config.weight_decay)
     momentum = momentum.mul(config.momentum).add_(grad)
     return tensor.sub(momentum, alpha=lr), momentum
 
@@ -56,9 +57,12 @@ def adam_step(
     count = count + 1
     mean = mean.lerp(grad, 1 - config.momentum)
     square = square.mul(config.beta2).addcmul_(grad, grad, value=1 - config.beta2)
-    step = (lr / (1 - config.momentum**count)).to(tensor)
-    root = (square / (1 - config.beta2**count)).sqrt()
-    return tensor - step * mean / (root + ADAM_EPS).to(tensor), mean, square, count
+    # both means start at zero, which is corrected
+    corrected_lr = lr / (1 - config.momentum**count)
+    corrected_square = square / (1 - config.beta2**count)
+    divisor = corrected_square.sqrt() + ADAM_EPS
+    moved = tensor - corrected_lr.to(tensor) * mean / divisor.to(tensor)
+    return moved, mean, square, count
 
 
 def clipped(grad: Tensor, kept: Kept, config: OptimConfig) -> tuple[Tensor, dict[str, Tensor]]:
@@ -71,14 +75,19 @@ def clipped(grad: Tensor, kept: Kept, config: OptimConfig) -> tuple[Tensor, dict
     if config.clip is None and config.clip_average is None:
         return grad, {}
     norm = grad.norm()
-    most = torch.full_like(norm, torch.inf if config.clip is None else config.clip)
+    most = torch.full_like(norm, torch.inf)
+    if config.clip is not None:
+        most = torch.full_like(norm, config.clip)
     averages: dict[str, Tensor] = {}
     if config.clip_average is not None:
         average = kept.get("norm", torch.zeros_like(norm))
         first = average == 0
-        most = torch.where(first, most, torch.minimum(most, config.clip_average * average))
-        averages["norm"] = torch.where(first, norm, average.lerp(norm, 1 - config.clip_decay))
-    return grad * (most / (norm + CLIP_EPS)).clamp(max=1.0), averages
+        by_average = torch.minimum(most, config.clip_average * average)
+        most = torch.where(first, most, by_average)
+        moved = average.lerp(norm, 1 - config.clip_decay)
+        averages["norm"] = torch.where(first, norm, moved)
+    factor = most / (norm + CLIP_EPS)
+    return grad * factor.clamp(max=1.0), averages
 
 
 def updated(tensor: Tensor, grad: Tensor, kept: Kept, config: OptimConfig, lr: float) -> Updated:
@@ -93,6 +102,7 @@ def updated(tensor: Tensor, grad: Tensor, kept: Kept, config: OptimConfig, lr: f
         new, mean = sgd_step(tensor, grad, mean, config, lr)
         return Updated(new, {"momentum": mean, **norms})
     none_made = torch.zeros((), device=tensor.device, dtype=torch.float64)
-    square, count = kept.get("square", zero), kept.get("count", none_made)
+    square = kept.get("square", zero)
+    count = kept.get("count", none_made)
     new, mean, square, count = adam_step(tensor, grad, mean, square, count, config, lr)
     return Updated(new, {"momentum": mean, "square": square, "count": count, **norms})

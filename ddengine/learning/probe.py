@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ddengine.data import RealSet
-from ddengine.learning.training import TEST_BATCH, Classified, diverged
+from ddengine.learning.training import TEST_BATCH, Classified, diverged, of_classes
 from ddengine.system.runtime import Precision, autocast
 
 DECAY = 1e-4  # weight of half the squared norm of the classifier's weights
@@ -33,19 +33,18 @@ def linear_probe(
     `labelled`, with a little weight decay, fitted by L-BFGS from zero; nothing in it is random, and
     the network stays as it is. It has diverged where the network, or its features, are not finite.
     """
-    known, asked = features(network, labelled, precision), features(network, on, precision)
+    known = features(network, labelled, precision)
+    asked = features(network, on, precision)
     finite = bool(known.isfinite().all() and asked.isfinite().all())
     std, mean = torch.std_mean(known, dim=0)
     scale = std.clamp(min=1e-6)
-    weight, bias = _fitted((known - mean) / scale, labelled.labels, labelled.num_classes)
+    standardised = (known - mean) / scale
+    weight, bias = _fitted(standardised, labelled.labels, labelled.num_classes)
     said = ((asked - mean) / scale) @ weight + bias
     labels = on.labels.cpu()
-    hits = labels[said.argmax(1).cpu() == labels]
-    return Classified(
-        right=tuple(torch.bincount(hits, minlength=on.num_classes).tolist()),
-        images=tuple(torch.bincount(labels, minlength=on.num_classes).tolist()),
-        diverged=diverged(network) or not finite,
-    )
+    hits = said.argmax(1).cpu() == labels
+    lost = diverged(network) or not finite
+    return of_classes(labels, hits, on.num_classes, diverged=lost)
 
 
 def _fitted(known: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:

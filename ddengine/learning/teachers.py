@@ -28,7 +28,8 @@ def load_all(
 @torch.no_grad()
 def predict(network: nn.Module, images: Tensor) -> Tensor:
     """Logits (N, K) of images (N, C, H, W)."""
-    return torch.cat([network(part) for part in images.split(BATCH)])
+    said = [network(part) for part in images.split(BATCH)]
+    return torch.cat(said)
 
 
 def ensemble_logits(teachers: Sequence[nn.Module], images: Tensor) -> Tensor:
@@ -36,4 +37,5 @@ def ensemble_logits(teachers: Sequence[nn.Module], images: Tensor) -> Tensor:
 
     That is what an ensemble says (INFER; its released code).
     """
-    return torch.stack([predict(teacher, images) for teacher in teachers]).mean(0)
+    said = [predict(teacher, images) for teacher in teachers]
+    return torch.stack(said).mean(0)

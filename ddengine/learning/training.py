@@ -20,6 +20,7 @@ from ddengine.learning import augment
 from ddengine.learning.ensemble import Ensemble, WeakHead
 from ddengine.learning.losses import soft_loss
 from ddengine.models.dropout import is_dropout
+from ddengine.models.norms import BatchNorm, batch_norms
 from ddengine.recipe import EvalConfig
 from ddengine.system.rng import generator, scoped
 from ddengine.system.runtime import Precision, autocast
@@ -53,17 +54,20 @@ class AtOnce:
             images: in an update of each.
             pixels: of an image.
         """
-        return images < self.below or networks * images * pixels <= self.pixels
+        few = images < self.below
+        return few or networks * images * pixels <= self.pixels
 
 
 def at_once_on(device: torch.device) -> AtOnce:
     """The rule that is fastest on a device; an evaluation keeps to the one it began with."""
-    return AtOnce(BATCHED_BELOW, MOST_PIXELS if device.type == "cuda" else 0)
+    pixels = MOST_PIXELS if device.type == "cuda" else 0
+    return AtOnce(BATCHED_BELOW, pixels)
 
 
-def _pixels(of: TrainingSet) -> int:
+def pixels(of: TrainingSet) -> int:
     """Height times width of an image."""
-    return math.prod(of.batch(torch.arange(1)).images.shape[2:])
+    image = of.batch(torch.arange(1)).images
+    return math.prod(image.shape[2:])
 
 
 # How long, and at which rates.
@@ -88,15 +92,16 @@ def schedule(config: EvalConfig, lr: float, epochs: int | None = None) -> list[C
     5 E // 6 on, the momentum kept (as in IDC); never before the first epoch is over. "cosine": in
     each of E epochs, all by one optimiser.
     """
-    last = config.epochs if epochs is None else epochs
+    if epochs is None:
+        epochs = config.epochs
     first = ChangePoint(0, lr, config.momentum, config.weight_decay)
     if config.schedule == "cosine":
-        return [first, *_cosine(first, config.stretch, last)]
+        return [first, *_cosine(first, config.stretch, epochs)]
     if config.schedule == "thirds":
-        return [first, *_thirds(first, config, last)]
+        return [first, *_thirds(first, config, epochs)]
     drop = replace(
         first,
-        epoch=last // 2 + 2,
+        epoch=epochs // 2 + 2,
         lr=lr * config.lr_drop,
         momentum=config.momentum_after,
     )
@@ -132,12 +137,14 @@ def num_epochs(num: int, config: EvalConfig, steps: int | None = None) -> int:
     """
     if steps is None:
         return config.epochs
-    return math.ceil(steps / math.ceil(num / config.batch)) - _extra_epochs(config)
+    per_epoch = math.ceil(num / config.batch)
+    return math.ceil(steps / per_epoch) - _extra_epochs(config)
 
 
 def num_updates(num: int, config: EvalConfig) -> int:
     """Updates of a network on a set of `num` examples, when all epochs of the protocol run."""
-    return (config.epochs + _extra_epochs(config)) * math.ceil(num / config.batch)
+    epochs = config.epochs + _extra_epochs(config)
+    return epochs * math.ceil(num / config.batch)
 
 
 def epoch_batches(num: int, batch: int, rng: Generator) -> Iterator[Tensor]:
@@ -193,12 +200,11 @@ def train_networks(  # long: half of it is what the arguments are
     first = new_model(generator(seeds[0], "network"))
     random = foreign or any(map(is_dropout, first.modules()))
     size = 1
-    # Masks of networks trained together would come from one stream, and the middle of a stacked
-    # network, which uskd looks at, is out of reach.
-    if len(seeds) > 1 and not random and config.loss != "uskd":
-        rule = at_once or at_once_on(device)
-        if rule.together(len(seeds), min(config.batch, len(sets[0])), _pixels(sets[0])):
-            size = len(seeds)
+    if not random and _together(at_once or at_once_on(device), sets, config):
+        size = len(seeds)
+    labelling: list[nn.Module] = []
+    if labels == "dynamic":
+        labelling = _copies(teachers, config, device)
     models = _built(new_model, first, seeds)
     networks: list[nn.Module] = []
     for start in range(0, len(seeds), size):
@@ -210,11 +216,23 @@ def train_networks(  # long: half of it is what the arguments are
             precision=precision,
             observe=observe,
             labels=labels,
-            teachers=_copies(teachers, config, device) if labels == "dynamic" else [],
+            teachers=labelling,
             random=random,
         )
         networks += _trained(task, list(itertools.islice(models, size)), lr, steps)
     return networks
+
+
+def _together(rule: AtOnce, sets: Sequence[TrainingSet], config: EvalConfig) -> bool:
+    """Whether networks that draw nothing at random are trained in one computation, one a set.
+
+    Masks of networks trained together would come from one stream, and the middle of a stacked
+    network, which uskd looks at, is out of reach.
+    """
+    if len(sets) < 2 or config.loss == "uskd":
+        return False
+    images = min(config.batch, len(sets[0]))
+    return rule.together(len(sets), images, pixels(sets[0]))
 
 
 def _built(
@@ -245,19 +263,26 @@ def _trained(
     task: _Task, models: Sequence[nn.Module], lr: float, steps: int | None
 ) -> list[nn.Module]:
     """The given networks, which are new, trained in one computation."""
-    config, num = task.config, len(task.sets[0])
-    ensemble = Ensemble([network.to(task.device).train() for network in models])
+    config = task.config
+    num = len(task.sets[0])
+    for network in models:
+        network.to(task.device).train()
+    ensemble = Ensemble(models)
     head = _weak_head(task, models[0])
     epochs = num_epochs(num, config, steps)
-    # where two fall on one epoch, the later one
-    points = {point.epoch: point for point in schedule(config, lr, epochs)}
+    points = {}  # where two fall on one epoch, the later one
+    for point in schedule(config, lr, epochs):
+        points[point.epoch] = point
     optimiser: torch.optim.Optimizer | None = None
-    left = num_updates(num, config) if steps is None else steps
+    left = steps
+    if left is None:
+        left = num_updates(num, config)
     for epoch in range(epochs + _extra_epochs(config)):
         if epoch in points:
             optimiser = _changed(optimiser, config, points[epoch], ensemble, head)
         assert optimiser is not None
-        for step, indices in enumerate(itertools.islice(_order(task, num, epoch), left)):
+        updates = itertools.islice(_order(task, num, epoch), left)
+        for step, indices in enumerate(updates):
             left -= 1
             loss = _step_loss(task, ensemble, head, indices, (epoch, step))
             optimiser.zero_grad(set_to_none=True)
@@ -265,7 +290,10 @@ def _trained(
             optimiser.step()
     if head is not None:
         head.remove()
-    return [network.eval() for network in ensemble.unstack()]
+    trained = ensemble.unstack()
+    for network in trained:
+        network.eval()
+    return trained
 
 
 def _weak_head(task: _Task, network: nn.Module) -> WeakHead | None:
@@ -293,13 +321,16 @@ def _step_loss(
     at: tuple[int, int],
 ) -> Tensor:
     """The loss of one update, summed over networks; `at`: epoch, and step within it."""
-    batches = [of.batch(index) for of, index in zip(task.sets, indices, strict=True)]
+    batches = []
+    for examples, index in zip(task.sets, indices, strict=True):
+        batches.append(examples.batch(index))
     images, mixes = _as_seen(task, batches, at)
+    each = images.view(len(batches), -1, *images.shape[1:])
     stream = nullcontext()
     if task.random:
         stream = scoped(generator(task.seeds[0], "dropout", *at))
     with autocast(task.device, task.precision), stream:
-        logits = ensemble(images.view(len(batches), -1, *images.shape[1:])).float()
+        logits = ensemble(each).float()
     if task.observe is not None:
         for index, output in zip(indices, logits.detach(), strict=True):
             task.observe(index, output)
@@ -312,19 +343,24 @@ def _as_seen(
     task: _Task, batches: Sequence[Batch], at: tuple[int, int]
 ) -> tuple[Tensor, list[augment.Mix | None]]:
     """The images of all networks (n B, C, H, W), augmented and mixed, and how each was mixed."""
-    config, images = task.config, torch.cat([batch.images for batch in batches])
-    draws, mixes = [], []
+    config = task.config
+    draws = []
+    mixes: list[augment.Mix | None] = []
     for seed, batch in zip(task.seeds, batches, strict=True):
         rng = generator(seed, "augment", *at)
         draws.append(augment.sample(config.augment, len(batch.images), rng))
         mix = _mix_draw(config, seed, at, batch.images)
-        mixes.append(None if mix is None else mix.to(task.device))
+        if mix is not None:
+            mix = mix.to(task.device)
+        mixes.append(mix)
+    images = torch.cat([batch.images for batch in batches])
+    draw = augment.concatenate(draws).to(task.device)
     with torch.no_grad():
-        draw = augment.concatenate(draws).to(task.device)
         images = augment.apply(config.augment, images, draw)
         if any(mixes):
             parts = images.chunk(len(batches))
-            images = torch.cat(list(map(augment.mixed, parts, mixes)))
+            mixed = map(augment.mixed, parts, mixes)
+            images = torch.cat(list(mixed))
     return images, mixes
 
 
@@ -332,12 +368,13 @@ def _mix_draw(
     config: EvalConfig, seed: int, at: tuple[int, int], images: Tensor
 ) -> augment.Mix | None:
     """How a network's images (B, C, H, W) of an update are mixed."""
+    num, _, height, width = images.shape
     if config.cutmix:
-        size = (images.shape[2], images.shape[3])
         rng = generator(seed, "cutmix", *at)
-        return augment.sample_cutmix(config.cutmix, len(images), size, rng)
+        return augment.sample_cutmix(config.cutmix, num, (height, width), rng)
     if config.mixup:
-        return augment.sample_mixup(config.mixup, len(images), generator(seed, "mixup", *at))
+        rng = generator(seed, "mixup", *at)
+        return augment.sample_mixup(config.mixup, num, rng)
     return None
 
 
@@ -345,11 +382,11 @@ def _targets(task: _Task, batches: Sequence[Batch], images: Tensor) -> Sequence[
     """Of each network the targets of its images, which are given as it saw them."""
     if task.labels != "dynamic":
         return [target(batch, task.labels) for batch in batches]
-    # a teacher in training mode normalises by the batch of one network
-    apart = task.config.teacher_mode == "train"
-    said = []
-    for part in images.chunk(len(batches) if apart else 1):
-        said.append(teacher_logits(task.teachers, part, task.precision))
+    parts: Sequence[Tensor] = [images]
+    if task.config.teacher_mode == "train":
+        # a teacher in training mode normalises by the batch of one network
+        parts = images.chunk(len(batches))
+    said = [teacher_logits(task.teachers, part, task.precision) for part in parts]
     return torch.cat(said).chunk(len(batches))
 
 
@@ -382,10 +419,15 @@ def _loss(
     loss = partial(soft_loss, task.config, of_mixed=task.labels == "dynamic", weak=weak)
     classes = list(map(_classes, batches))
     if any(mixes):
-        return torch.stack(list(map(loss, logits, targets, classes, mixes))).sum()
+        losses = list(map(loss, logits, targets, classes, mixes))
+        return torch.stack(losses).sum()
     known = [one for one in classes if one is not None]
-    all_classes = torch.cat(known) if len(known) == len(classes) else None
-    return loss(logits.flatten(0, 1), torch.cat(list(targets)), all_classes, None) * len(logits)
+    all_classes = None
+    if len(known) == len(classes):
+        all_classes = torch.cat(known)
+    all_targets = torch.cat(list(targets))
+    mean = loss(logits.flatten(0, 1), all_targets, all_classes, None)
+    return mean * len(logits)
 
 
 # What is optimised, and how.
@@ -396,12 +438,16 @@ def _spared(network: nn.Module) -> set[str]:
 
     That is all of one dimension, and those that layer normalisation has an image of.
     """
-    norms = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
+    norms = (nn.LayerNorm, nn.GroupNorm, BatchNorm)
     of_norms = set()
     for module in network.modules():
         if isinstance(module, norms):
             of_norms.update(map(id, module.parameters(recurse=False)))
-    return {name for name, p in network.named_parameters() if p.dim() <= 1 or id(p) in of_norms}
+    spared = set()
+    for name, parameter in network.named_parameters():
+        if parameter.dim() <= 1 or id(parameter) in of_norms:
+            spared.add(name)
+    return spared
 
 
 def _optimiser(
@@ -416,14 +462,17 @@ def _optimiser(
     decayed: list[Tensor] = []
     rest: list[Tensor] = []
     for name, parameter in ensemble.parameters().items():
-        (rest if name in spared else decayed).append(parameter)
+        group = rest if name in spared else decayed
+        group.append(parameter)
     if head is not None:
+        group = decayed if config.decay_norms else rest
         decayed.append(head.linear.weight)
-        (decayed if config.decay_norms else rest).append(head.linear.bias)
+        group.append(head.linear.bias)
     groups = []
-    for parameters, decay in ((decayed, point.weight_decay), (rest, 0.0)):
-        if parameters:
-            groups.append({"params": parameters, "weight_decay": decay})
+    if decayed:
+        groups.append({"params": decayed, "weight_decay": point.weight_decay})
+    if rest:
+        groups.append({"params": rest, "weight_decay": 0.0})
     if config.optimiser == "adamw":
         return torch.optim.AdamW(groups, point.lr, betas=(0.9, 0.999))
     return torch.optim.SGD(groups, point.lr, point.momentum)
@@ -458,14 +507,15 @@ def _copies(
     So the given ones keep their modes and running statistics. In training mode BatchNorm normalises
     by the batch; dropout stays off, because a label must not depend on a global generator.
     """
-    copied = []
+    copies = []
     for teacher in teachers:
-        copied.append(copy.deepcopy(teacher).to(device).eval().requires_grad_(False))
-    if config.teacher_mode == "train":
-        for part in nn.ModuleList(copied).modules():
-            if isinstance(part, nn.modules.batchnorm._BatchNorm):
-                part.train()
-    return copied
+        copied = copy.deepcopy(teacher).to(device)
+        copied.eval().requires_grad_(False)
+        if config.teacher_mode == "train":
+            for norm in batch_norms(copied):
+                norm.train()
+        copies.append(copied)
+    return copies
 
 
 @torch.no_grad()
@@ -476,8 +526,10 @@ def teacher_logits(
 
     They stay in the modes they are in.
     """
+    said = []
     with autocast(images.device, precision):
-        said = [teacher(images).float() for teacher in teachers]
+        for teacher in teachers:
+            said.append(teacher(images).float())
     return torch.stack(said).mean(0)
 
 
@@ -496,7 +548,9 @@ class Classified:
     @property
     def accuracy(self) -> float | None:
         """Fraction of the images classified correctly; None of a network that diverged."""
-        return None if self.diverged else sum(self.right) / sum(self.images)
+        if self.diverged:
+            return None
+        return sum(self.right) / sum(self.images)
 
 
 def diverged(network: nn.Module) -> bool:
@@ -505,6 +559,13 @@ def diverged(network: nn.Module) -> bool:
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             return True
     return False
+
+
+def of_classes(labels: Tensor, hits: Tensor, num_classes: int, *, diverged: bool) -> Classified:
+    """What the classes (N,) of images, and which of them were hit (N,) bool, come to."""
+    right = torch.bincount(labels[hits], minlength=num_classes)
+    images = torch.bincount(labels, minlength=num_classes)
+    return Classified(tuple(right.tolist()), tuple(images.tolist()), diverged)
 
 
 @torch.no_grad()
@@ -517,16 +578,15 @@ def classified(network: nn.Module, real: RealSet, precision: Precision = "fp32")
     finite = torch.ones((), dtype=torch.bool, device=real.device)
     hits = []
     for index in torch.arange(len(real)).split(TEST_BATCH):
-        batch = real.batch(index)
+        images, classes = real.batch(index)
         with autocast(real.device, precision):
-            logits = network(batch.images)
+            logits = network(images)
         finite &= logits.isfinite().all()
-        hits.append(logits.argmax(1) == batch.targets)
-    labels = real.labels.cpu()
-    right = torch.bincount(labels[torch.cat(hits).cpu()], minlength=real.num_classes)
-    images = torch.bincount(labels, minlength=real.num_classes)
+        hits.append(logits.argmax(1) == classes)
     lost = diverged(network) or not bool(finite)
-    return Classified(tuple(right.tolist()), tuple(images.tolist()), diverged=lost)
+    labels = real.labels.cpu()
+    all_hits = torch.cat(hits).cpu()
+    return of_classes(labels, all_hits, real.num_classes, diverged=lost)
 
 
 def accuracy(network: nn.Module, real: RealSet, precision: Precision = "fp32") -> float | None:

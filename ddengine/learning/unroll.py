@@ -73,8 +73,10 @@ def unroll(
         raise ValueError(f"backprop must be full, replay or detached, got {backprop!r}")
     if num_steps < 1:
         raise ValueError(f"num_steps must be at least 1, got {num_steps}")
-    if any(not 1 <= k <= num_steps for k in keep) or list(keep) != sorted(set(keep)):
-        raise ValueError(f"keep must be ascending steps within 1..{num_steps}, got {list(keep)}")
+    asked = list(keep)
+    in_range = all(1 <= k <= num_steps for k in asked)
+    if not in_range or asked != sorted(set(asked)):
+        raise ValueError(f"keep must be ascending steps within 1..{num_steps}, got {asked}")
     lr = torch.as_tensor(lr, dtype=theta.dtype, device=theta.device)
     out = (*keep, num_steps)
     if backprop != "full":
@@ -110,18 +112,27 @@ class _Replay(torch.autograd.Function):
     def forward(ctx: Any, call: _Call, theta: Tensor, lr: Tensor, *values: Tensor) -> Tensor:
         inputs = dict(zip(call.names, values, strict=True))
         update = call.update
-        thetas, state = [theta.detach()], update.start(theta.detach())
+        now = theta.detach()
+        state = update.start(now)
+        thetas = [now]
         grads: list[Tensor | None] = []
         states: list[State] = []
         for k in range(call.num_steps):
-            g = call.gradient.gradient(thetas[-1], *call.batch(inputs, k))
-            grads.append(None if update.linear else g)
-            states.append(() if update.linear else state)
-            moved, state = update.step(thetas[-1], g, state, lr, k)
-            thetas.append(moved)
+            batch = call.batch(inputs, k)
+            g = call.gradient.gradient(now, *batch)
+            if update.linear:
+                grads.append(None)
+                states.append(())
+            else:
+                grads.append(g)
+                states.append(state)
+            now, state = update.step(now, g, state, lr, k)
+            thetas.append(now)
         ctx.call = call
         # not inputs or outputs of this function, so holding them makes no reference cycle
-        ctx.thetas, ctx.grads, ctx.states = thetas, grads, states
+        ctx.thetas = thetas
+        ctx.grads = grads
+        ctx.states = states
         ctx.save_for_backward(lr, *values)
         return torch.stack([thetas[k] for k in call.out])
 
@@ -130,30 +141,54 @@ class _Replay(torch.autograd.Function):
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         call: _Call = ctx.call
         lr, *values = ctx.saved_tensors
-        leaves = [value.detach() for value in values]
-        for leaf, wanted in zip(leaves, ctx.needs_input_grad[3:], strict=True):
-            leaf.requires_grad_(wanted)
+        leaves = _leaves(values, ctx.needs_input_grad[3:])
         inputs = dict(zip(call.names, leaves, strict=True))
         learned = [leaf for leaf in leaves if leaf.requires_grad]
-        grads = [torch.zeros_like(leaf) for leaf in learned]
+        totals = [torch.zeros_like(leaf) for leaf in learned]
         grad_lr = torch.zeros_like(lr)
         p = torch.zeros_like(ctx.thetas[0])
         adjoint = call.update.before_last(p)
         for k in reversed(range(call.num_steps)):
             p = _with_arriving(p, grad_out, call.out, k + 1)
             step = call.update.back(p, adjoint, lr, k, ctx.grads[k], ctx.states[k])
-            p, adjoint = step.theta, step.state
+            p = step.theta
+            adjoint = step.state
             with torch.enable_grad():
                 batch = call.batch(inputs, k)
-            pulled = call.gradient.pullback(ctx.thetas[k], *batch, r=step.r, curvature=call.exact)
-            grad_lr = grad_lr - pulled.product if step.lr is None else grad_lr + step.lr
+            theta = ctx.thetas[k]
+            pulled = call.gradient.pullback(theta, *batch, r=step.r, curvature=call.exact)
+            if step.lr is None:
+                grad_lr = grad_lr - pulled.product
+            else:
+                grad_lr = grad_lr + step.lr
             if pulled.curvature is not None:
                 p = p + step.scale * pulled.curvature
-            for total, part in zip(grads, _of_inputs(batch, pulled.batch, learned), strict=True):
-                total.add_(step.scale * part)
-        filled = iter(grads)
-        of_inputs = [next(filled) if leaf.requires_grad else None for leaf in leaves]
-        return (None, p, grad_lr, *of_inputs)
+            of_inputs = _of_inputs(batch, pulled.batch, learned)
+            _add(totals, of_inputs, step.scale)
+        return (None, p, grad_lr, *_in_place(leaves, totals))
+
+
+def _leaves(values: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor]:
+    """The inputs as leaves of the graphs of single steps; gradients flow into those wanted."""
+    leaves = []
+    for value, learned in zip(values, wanted, strict=True):
+        leaves.append(value.detach().requires_grad_(learned))
+    return leaves
+
+
+def _add(totals: Sequence[Tensor], parts: Sequence[Tensor], scale: Tensor | float) -> None:
+    """Add `scale` times each part to its total."""
+    for total, part in zip(totals, parts, strict=True):
+        total.add_(scale * part)
+
+
+def _in_place(leaves: Sequence[Tensor], grads: Sequence[Tensor]) -> list[Tensor | None]:
+    """The gradients of the learned inputs in the places of these; None for the other inputs."""
+    of_learned = iter(grads)
+    of_inputs: list[Tensor | None] = []
+    for leaf in leaves:
+        of_inputs.append(next(of_learned) if leaf.requires_grad else None)
+    return of_inputs
 
 
 def _with_arriving(p: Tensor, grad_out: Tensor, out: Sequence[int], step: int) -> Tensor:
@@ -168,8 +203,14 @@ def _of_inputs(
     batch: Sequence[Tensor], gradients: Sequence[Tensor | None], learned: Sequence[Tensor]
 ) -> Sequence[Tensor]:
     """The gradients in the learned inputs, of those in the tensors of a batch made of them."""
-    reached = [(t, g) for t, g in zip(batch, gradients, strict=True) if g is not None]
+    reached = []
+    arriving = []
+    for tensor, gradient in zip(batch, gradients, strict=True):
+        if gradient is not None:
+            reached.append(tensor)
+            arriving.append(gradient)
     if not reached or not learned:
         return [torch.zeros_like(leaf) for leaf in learned]
-    tensors, grads = zip(*reached, strict=True)
-    return torch.autograd.grad(tensors, learned, grads, allow_unused=True, materialize_grads=True)
+    return torch.autograd.grad(
+        reached, learned, arriving, allow_unused=True, materialize_grads=True
+    )

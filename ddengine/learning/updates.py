@@ -61,8 +61,9 @@ class Update(Protocol):
         assert grad is not None
         theta = torch.zeros_like(p).requires_grad_()
         leaves = [t.detach().requires_grad_() for t in (grad, lr, *state)]
+        grad_leaf, lr_leaf, *state_leaves = leaves
         with torch.enable_grad():
-            moved, kept = self.step(theta, leaves[0], tuple(leaves[2:]), leaves[1], k)
+            moved, kept = self.step(theta, grad_leaf, tuple(state_leaves), lr_leaf, k)
             by_theta, by_grad, by_lr, *by_state = torch.autograd.grad(
                 [moved, *kept],
                 [theta, *leaves],
@@ -113,7 +114,9 @@ class HeavyBall(Update):
         self, theta: Tensor, grad: Tensor, state: State, lr: Tensor, k: int
     ) -> tuple[Tensor, State]:
         """The parameters (P,) and the velocity after a step."""
-        velocity = self.momentum * state[0] + grad if state else grad
+        velocity = grad
+        if state:
+            velocity = self.momentum * state[0] + grad
         return theta - lr * velocity, (velocity,)
 
     def before_last(self, theta: Tensor) -> State:
@@ -127,7 +130,8 @@ class HeavyBall(Update):
 
         The state's gradient is -lr momentum r_{k+1}, and r is what is carried in its place.
         """
-        r = p + self.momentum * adjoint[0]
+        (velocity,) = adjoint
+        r = p + self.momentum * velocity
         return Back(r, -lr, p, (r,))
 
 
@@ -147,11 +151,14 @@ class Adam(Update):
         self, theta: Tensor, grad: Tensor, state: State, lr: Tensor, k: int
     ) -> tuple[Tensor, State]:
         """The parameters (P,) and the two means after a step."""
-        mean = self.beta1 * state[0] + (1 - self.beta1) * grad
-        square = self.beta2 * state[1] + (1 - self.beta2) * grad.square()
-        root = _root(square / (1 - self.beta2 ** (k + 1)))
-        corrected = mean / (1 - self.beta1 ** (k + 1))
-        return theta - lr * corrected / (root + self.eps), (mean, square)
+        mean, square = state
+        mean = self.beta1 * mean + (1 - self.beta1) * grad
+        square = self.beta2 * square + (1 - self.beta2) * grad.square()
+        finished = k + 1
+        corrected = mean / (1 - self.beta1**finished)
+        corrected_square = square / (1 - self.beta2**finished)
+        move = lr * corrected / (_root(corrected_square) + self.eps)
+        return theta - move, (mean, square)
 
 
 def _root(square: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from ddengine.plan.calibrate import Run, counts, prepared
 from ddengine.plan.jobs import Job, experts_of, started, workable
 from ddengine.plan.trainings import Calls
 from ddengine.recipe import Recipe
-from ddengine.sets.synthetic import SyntheticSet
+from ddengine.sets.synthetic import SyntheticSet, total_bytes
 from ddengine.system import dist, log
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
@@ -40,8 +40,9 @@ def memory_bound(
     env = environment(recipe, data, device, experts)
     most = recipe.objective.cost(env, syn)
     if recipe.outer.evaluate_every:
-        most = max(most, _validation_bound(recipe, len(syn), data, device))
-    tensors = sum(t.numel() * t.element_size() for t in syn.tensors.values())
+        validation = _validation_bound(recipe, len(syn), data, device)
+        most = max(most, validation)
+    tensors = total_bytes(syn.tensors)
     decoded = 8 * len(syn) * math.prod(data.image_shape)
     return FIRST_USE + most + 16 * tensors + decoded
 
@@ -49,22 +50,26 @@ def memory_bound(
 def _validation_bound(recipe: Recipe, num: int, data: Data, device: torch.device) -> int:
     """Bytes of training a network on `num` decoded examples, or of testing it."""
     network = build_model(recipe.model, data.image_shape, data.num_classes, generator(0))
-    each = saved_bytes(network, data.image_shape, device)
+    of_image = saved_bytes(network, data.image_shape, device)
     params = sum(p.numel() for p in network.parameters())
-    training = PER_STEP * each * min(recipe.evaluation.batch, num) + 16 * params
-    return int(max(training, each * TEST_BATCH))
+    batch = min(recipe.evaluation.batch, num)
+    training = PER_STEP * of_image * batch + 16 * params
+    testing = of_image * TEST_BATCH
+    return int(max(training, testing))
 
 
 def trial(began: float, job: Job) -> int:
     """Bytes that one outer step takes beyond what is held before it."""
     device, data, _ = started(began, job)
     recipe = workable(job.recipe)
-    run = Run(job, recipe, data, device, experts_of(job, data, None), Path())
+    experts = experts_of(job, data, None)
+    run = Run(job, recipe, data, device, experts, Path())
     # networks that choose images need not have learnt anything for this
     syn, objective = prepared(run, recipe, Calls())
     state = loop.first_state(syn, objective, recipe.outer, job.seed)
     before = held(device)
-    loop.outer_step(syn, objective, recipe.outer, state, job.seed).tolist()
+    losses = loop.outer_step(syn, objective, recipe.outer, state, job.seed)
+    losses.tolist()
     return max(0, peak_memory(device) - before)
 
 
@@ -73,19 +78,27 @@ def disk_bytes(recipe: Recipe, syn: SyntheticSet) -> int:
 
     Without what its pictures take beyond their pixels.
     """
-    tensors = sum(t.numel() * t.element_size() for t in syn.tensors.values())
-    pixels = math.prod(syn.pixels(torch.zeros(1, dtype=torch.long)).shape[1:])
-    images = min(len(syn.class_names), figures.SHOWN_CLASSES) * figures.SHOWN_PER_CLASS
-    pictures = counts(recipe)["files"] * images * max(pixels, 64 * 64) // 2
-    checkpoints = (4 + len(recipe.outer.ema)) * 2 * tensors
+    tensors = total_bytes(syn.tensors)
+    first = torch.zeros(1, dtype=torch.long)
+    image = syn.pixels(first)
+    pixels = math.prod(image.shape[1:])
+    classes = min(len(syn.class_names), figures.SHOWN_CLASSES)
+    shown = classes * figures.SHOWN_PER_CLASS
+    files = counts(recipe)["files"]
+    pictures = files * shown * max(pixels, 64 * 64) // 2
+    averages = len(recipe.outer.ema)
+    checkpoints = (4 + averages) * 2 * tensors
     shipped = len(syn) * (pixels + 500)
-    return checkpoints + shipped + pictures + 120 * recipe.outer.steps + 10**6
+    log_bytes = 120 * recipe.outer.steps
+    return checkpoints + shipped + pictures + log_bytes + 10**6
 
 
 def free_disk(path: Path) -> int:
     """Bytes that are free where `path` lies or will lie."""
-    path = path.absolute()
-    return shutil.disk_usage(next(p for p in (path, *path.parents) if p.exists())).free
+    place = path.absolute()
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free
 
 
 def check(job: Job, syn: SyntheticSet, data: Data, folder: Path, device: torch.device) -> None:
@@ -96,7 +109,8 @@ def check(job: Job, syn: SyntheticSet, data: Data, folder: Path, device: torch.d
     """
     if dist.rank() != 0:
         return
-    wanted, free = disk_bytes(job.recipe, syn), free_disk(folder)
+    wanted = disk_bytes(job.recipe, syn)
+    free = free_disk(folder)
     if wanted > free:
         raise UserError(
             f"The run needs about {log.size(wanted)} of disk and {log.size(free)} are free "
@@ -104,7 +118,8 @@ def check(job: Job, syn: SyntheticSet, data: Data, folder: Path, device: torch.d
             "free space, name another folder with --out, or start with --force."
         )
     memory = available_memory(device)
-    bound = memory_bound(job.recipe, syn, data, device, experts_of(job, data, None))
+    experts = experts_of(job, data, None)
+    bound = memory_bound(job.recipe, syn, data, device, experts)
     if bound > memory:
         _try(job, bound, memory)
 

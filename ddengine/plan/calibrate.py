@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ddengine import loop, prepare
 from ddengine.artefact import folder as folders
 from ddengine.artefact import runs
 from ddengine.artefact.results import add_results
-from ddengine.data import Data, RealSet, load_data
+from ddengine.data import Data, load_data
 from ddengine.evaluation.evaluate import evaluate
 from ddengine.evaluation.train import validate
 from ddengine.learning.flat import flatten, flatten_buffers
@@ -31,9 +31,9 @@ from ddengine.pages import figures
 from ddengine.pages.writing import write_run
 from ddengine.plan.apart import peak_memory, timed
 from ddengine.plan.jobs import Job, StandIns, experts_of, started, workable
-from ddengine.plan.trainings import Calls, seconds_of, testing_seconds
+from ddengine.plan.trainings import Calls, first_images, seconds_of, testing_seconds
 from ddengine.recipe import BufferConfig, Recipe, to_dict
-from ddengine.sets.synthetic import SyntheticSet
+from ddengine.sets.synthetic import SyntheticSet, total_bytes
 from ddengine.system import files
 from ddengine.system.rng import generator
 from ddengine.types import Experts
@@ -50,9 +50,11 @@ def store_bytes(config: BufferConfig, num_params: int, num_buffers: int, experts
 
     Without what the store has once.
     """
-    kept, wide = len(config.kept_epochs()), 4 if config.dtype == "float32" else 2
-    snapshots = kept * (num_params * wide + num_buffers * 4)
-    return experts * (snapshots + STORES + STORES_EPOCH * config.epochs)
+    kept = len(config.kept_epochs())
+    bytes_of_number = 4 if config.dtype == "float32" else 2
+    snapshot = num_params * bytes_of_number + num_buffers * 4
+    header = STORES + STORES_EPOCH * config.epochs
+    return experts * (kept * snapshot + header)
 
 
 # Experts.
@@ -66,31 +68,66 @@ def buffer(began: float, job: Job, folder: Path, missing: dict[str, int]) -> dic
     """
     device, data, seconds = started(began, job)
     config = job.recipe.buffer
-    assert config is not None and job.train_expert is not None
-    preprocess = data.train.preprocess.tensors().values()
-    once = sum(t.numel() * t.element_size() for t in preprocess) + MANIFEST
-    disk, most, slowest = 0, 0, 0.0
+    assert config is not None
+    once = total_bytes(data.train.preprocess.tensors()) + MANIFEST
+    kept = len(config.kept_epochs())
+    disk = 0
+    most = 0  # bytes of an expert's snapshots
+    slowest = 0.0
     for number, model in enumerate(prepare.buffer_models(job.recipe)):
-        rng = generator(job.seed, "expert", 0, "network")
-        network = build_model(model, data.image_shape, data.num_classes, rng).to(device)
-        saved = {"start": flatten(network).clone()}
-        each = _epoch_seconds(job, network, data, config) if config.step.trains else 0.0
-        saved["end"] = flatten(network)
-        num_params, num_buffers = saved["end"].numel(), 0
-        statistics = flatten_buffers(network)
-        if statistics is not None:
-            saved["buffers"], num_buffers = statistics, statistics.numel()
-        files.write_tensors(folder / f"{number}.safetensors", saved)
-        slowest = max(slowest, each)
-        most = max(most, len(config.kept_epochs()) * (num_params + num_buffers) * 4)
-        seconds += missing[model] * each * config.epochs
-        disk += store_bytes(config, num_params, num_buffers, missing[model])
-        if missing[model] == config.num_experts:
+        trained = _a_little_trained(job, model, data, config)
+        trained.write(folder / f"{number}.safetensors")
+        slowest = max(slowest, trained.epoch_seconds)
+        numbers = trained.num_params + trained.num_buffers
+        most = max(most, kept * numbers * 4)
+        lacking = missing[model]
+        seconds += lacking * trained.epoch_seconds * config.epochs
+        disk += store_bytes(config, trained.num_params, trained.num_buffers, lacking)
+        if lacking == config.num_experts:
             disk += once
-    # snapshots lie in memory until the expert is done, and twice more while they are written
-    snapshots = 3 * most if device.type == "cpu" else 0
-    memory = peak_memory(device) + snapshots
+    memory = peak_memory(device)
+    if device.type == "cpu":
+        # snapshots lie in memory until the expert is done, and twice more while they are written
+        memory += 3 * most
     return {"seconds": seconds, "memory": memory, "disk": disk, "epoch": slowest}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """An expert that was trained a little."""
+
+    start: Tensor  # (P,) its parameters before ...
+    end: Tensor  # ... and after it
+    buffers: Tensor | None  # (Q,) of BatchNorm layers, after it
+    epoch_seconds: float
+
+    @property
+    def num_params(self) -> int:
+        """P."""
+        return self.end.numel()
+
+    @property
+    def num_buffers(self) -> int:
+        """Q."""
+        return 0 if self.buffers is None else self.buffers.numel()
+
+    def write(self, path: Path) -> None:
+        """Write where it started and arrived, for stand-ins."""
+        tensors = {"start": self.start, "end": self.end}
+        if self.buffers is not None:
+            tensors["buffers"] = self.buffers
+        files.write_tensors(path, tensors)
+
+
+def _a_little_trained(job: Job, model: str, data: Data, config: BufferConfig) -> Trained:
+    """An expert of this network, which published weights are not trained for."""
+    rng = generator(job.seed, "expert", 0, "network")
+    network = build_model(model, data.image_shape, data.num_classes, rng).to(data.train.device)
+    start = flatten(network).clone()
+    seconds = 0.0
+    if config.step.trains:
+        seconds = _epoch_seconds(job, network, data, config)
+    return Trained(start, flatten(network), flatten_buffers(network), seconds)
 
 
 def _epoch_seconds(job: Job, network: nn.Module, data: Data, config: BufferConfig) -> float:
@@ -98,30 +135,36 @@ def _epoch_seconds(job: Job, network: nn.Module, data: Data, config: BufferConfi
 
     Of some whole epochs where these are short, else of some batches.
     """
-    per_epoch, train_expert = math.ceil(len(data.train) / config.batch), job.train_expert
+    train_expert = job.train_expert
     assert train_expert is not None
+    num_images = len(data.train)
+    per_epoch = math.ceil(num_images / config.batch)
 
     def seconds(data: Data, config: BufferConfig) -> float:
         train = partial(train_expert, network, data, config, 0, job.precision)
-        return timed(data.train.device, train)[0]
+        needed, _ = timed(data.train.device, train)
+        return needed
 
     def of_updates(updates: int) -> float:
         """On the first images, and without validation."""
-        num, train = min(updates * config.batch, len(data.train)), data.train
-        some = RealSet(train.pixels[:num], train.labels[:num], data.num_classes, train.preprocess)
+        num = min(updates * config.batch, num_images)
         short = replace(config, epochs=1, keep="last")
+        some = first_images(data.train, num)
         return seconds(replace(data, train=some, validation=None), short)
 
     of_updates(1)  # slower than the others
     num = min(3, per_epoch)
     rough = of_updates(num) / num
     if rough * per_epoch > SECONDS / 2:
-        num = max(num, min(per_epoch, int(SECONDS / rough)))
+        within = min(per_epoch, int(SECONDS / rough))
+        num = max(num, within)
         calls = Calls()
         if data.validation is not None:
             calls.classified(network, data.validation, job.precision)
-        return of_updates(num) / num * per_epoch + testing_seconds(calls)
-    epochs = max(1, min(config.epochs, int(SECONDS / (rough * per_epoch))))
+        update = of_updates(num) / num
+        return update * per_epoch + testing_seconds(calls)
+    within = min(config.epochs, int(SECONDS / (rough * per_epoch)))
+    epochs = max(1, within)
     return seconds(data, replace(config, epochs=epochs, keep="last")) / epochs
 
 
@@ -133,13 +176,19 @@ def counts(recipe: Recipe) -> dict[str, int]:
 
     `files` are the pictures that it leaves in progress/.
     """
-    outer, steps = recipe.outer, recipe.outer.steps
-    pictures = steps // outer.picture_every if outer.picture_every else 0
-    # the last picture takes the place of that of the last step
-    last_is_one = pictures > 0 and steps % outer.picture_every == 0
+    outer = recipe.outer
+    steps = outer.steps
+    pictures = 0
+    last_is_one = False  # a picture of the last step is the last picture
+    if outer.picture_every:
+        pictures, after = divmod(steps, outer.picture_every)
+        last_is_one = pictures > 0 and after == 0
+    validations = 0
+    if outer.evaluate_every:
+        validations = steps // outer.evaluate_every
     kept = 1 + pictures - int(last_is_one) + int(steps > 0)
     return {
-        "validations": steps // outer.evaluate_every if outer.evaluate_every else 0,
+        "validations": validations,
         "checkpoints": math.ceil(steps / outer.checkpoint_every),
         "pictures": 2 + pictures,
         "files": kept,
@@ -183,9 +232,12 @@ def prepared(run: Run, recipe: Recipe, calls: Calls) -> tuple[SyntheticSet, Obje
 def distill(began: float, job: Job, folder: Path, stand_ins: Path | None) -> dict[str, Any]:
     """Some outer steps, one of everything else; leaves the folder of a run in `folder`."""
     device, data, start = started(began, job)
-    recipe = job.recipe if stand_ins is None else workable(job.recipe)
+    recipe = job.recipe
+    if stand_ins is not None:
+        recipe = workable(recipe)
     run = Run(job, recipe, data, device, experts_of(job, data, stand_ins), folder)
-    often, labelling = counts(recipe), _labelling(run)
+    often = counts(recipe)
+    labelling = _labelling(run)
     calls = Calls()
     initial, (syn, objective) = run.timed(lambda: prepared(run, recipe, calls))
     initial = labelling * initial + seconds_of(calls)
@@ -196,7 +248,9 @@ def distill(began: float, job: Job, folder: Path, stand_ins: Path | None) -> dic
     ending, result = _ending(run, syn, objective, state)
     if recipe.targets.relabel:
         ending *= labelling
-    validation = _validation_seconds(run, result) if often["validations"] else 0.0
+    validation = 0.0
+    if often["validations"]:
+        validation = _validation_seconds(run, result)
     written = _written_seconds(run, result)
     seconds = start + initial + recipe.outer.steps * step + ending + written
     seconds += often["checkpoints"] * checkpoint + often["validations"] * validation
@@ -212,7 +266,8 @@ def distill(began: float, job: Job, folder: Path, stand_ins: Path | None) -> dic
 
 def _labelling(run: Run) -> float:
     """How many times more experts label than here, where few stand in for all."""
-    recipe, experts = run.recipe, run.experts
+    recipe = run.recipe
+    experts = run.experts
     asks_all = recipe.targets.kind == "logits" and recipe.targets.experts != "first"
     if recipe.teachers or not asks_all or not isinstance(experts, StandIns):
         return 1.0
@@ -222,18 +277,22 @@ def _labelling(run: Run) -> float:
 
 def _step_seconds(run: Run, syn: SyntheticSet, objective: Objective, state: loop.State) -> float:
     """Seconds of an outer step, of some that change `state`."""
-    config, times = run.recipe.outer, list[float]()
+    config = run.recipe.outer
+    times: list[float] = []
 
     def step() -> None:
         loop.outer_step(syn, objective, config, state, run.job.seed).tolist()
 
     while state.step < config.steps and sum(times) < PATIENCE:
-        if len(times) >= 3 and sum(times[1:]) >= SECONDS:
+        later = times[1:]  # the first is slower
+        if len(later) >= 2 and sum(later) >= SECONDS:
             break
-        times.append(run.timed(step)[0])
-    if len(times) > 1:
-        return sum(times[1:]) / (len(times) - 1)  # the first is slower
-    return sum(times)
+        seconds, _ = run.timed(step)
+        times.append(seconds)
+    later = times[1:]
+    if not later:
+        return sum(times)
+    return sum(later) / len(later)
 
 
 def _ending(
@@ -253,9 +312,12 @@ def _ending(
 
 
 def _validation_seconds(run: Run, result: SyntheticSet) -> float:
-    job, recipe, calls = run.job, run.recipe, Calls()
-    asked = recipe.evaluation.labels == "dynamic" and run.experts is not None
-    teachers = load_all(run.experts, run.device) if asked and run.experts is not None else []
+    job = run.job
+    recipe = run.recipe
+    calls = Calls()
+    teachers: list[nn.Module] = []
+    if recipe.evaluation.labels == "dynamic" and run.experts is not None:
+        teachers = load_all(run.experts, run.device)
     make = partial(
         validate,
         result,
@@ -268,32 +330,42 @@ def _validation_seconds(run: Run, result: SyntheticSet) -> float:
         teachers=teachers,
         means=calls.means,
     )
-    return run.timed(make)[0] + seconds_of(calls)
+    beside, _ = run.timed(make)
+    return beside + seconds_of(calls)
 
 
 def _written_seconds(run: Run, result: SyntheticSet) -> float:
     """Seconds of everything that a distillation writes beside checkpoints; writes one of each."""
-    job, folder = run.job, run.folder
-    picture = partial(figures.grid, _made(folder / "progress") / "step.png", result)
-    first, again = (run.timed(picture)[0] for _ in range(2))  # the first waits for an import
+    job = run.job
+    folder = run.folder
+    path = _made(folder / "progress") / "step.png"
+    picture = partial(figures.grid, path, result)
+    first, _ = run.timed(picture)  # waits for an import
+    again, _ = run.timed(picture)
     meta = runs.meta_of(
         job.recipe, run.data, None, run.device, seed=job.seed, precision=job.precision
     )
     writing, _ = run.timed(lambda: write_run(folder, result, run.data, meta))
-    return first + (counts(run.recipe)["pictures"] - 1) * again + writing
+    others = counts(run.recipe)["pictures"] - 1
+    return first + others * again + writing
 
 
 def _run_bytes(run: Run, syn: SyntheticSet) -> int:
     """Bytes of the folder of the run: of its files, and of what a whole run adds to its log."""
-    recipe, often = run.job.recipe, counts(run.recipe)
-    event: dict[str, Any] = {"step": recipe.outer.steps, "loss": math.pi, "applied": True}
+    recipe = run.job.recipe
+    steps = recipe.outer.steps
+    often = counts(run.recipe)
+    event: dict[str, Any] = {"step": steps, "loss": math.pi, "applied": True}
     if "lr" in syn.tensors:
         event["lr"] = math.pi / 100
-    events = recipe.outer.steps * (len(json.dumps(event)) + 1) + 60 * often["validations"]
-    once = ("checkpoint", "distilled", "real_vs_distilled.png", "samples.safetensors")
-    kept = sum(tree_bytes(run.folder / name) for name in once)
+    line = len(json.dumps(event)) + 1
+    log_bytes = steps * line + 60 * often["validations"]
+    kept = 0
+    for name in ("checkpoint", "distilled", "real_vs_distilled.png", "samples.safetensors"):
+        kept += tree_bytes(run.folder / name)
     pictures = often["files"] * tree_bytes(run.folder / "progress")
-    return kept + pictures + events + len(json.dumps(to_dict(recipe), indent=1))
+    recipe_json = json.dumps(to_dict(recipe), indent=1)
+    return kept + pictures + log_bytes + len(recipe_json)
 
 
 # An evaluation.
@@ -350,6 +422,10 @@ def _made(path: Path) -> Path:
 
 def tree_bytes(path: Path) -> int:
     """Bytes of a file, or of all files below a folder."""
-    if not path.is_dir():
-        return path.stat().st_size if path.is_file() else 0
-    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+    if path.is_file():
+        return path.stat().st_size
+    size = 0
+    for below in path.rglob("*"):
+        if below.is_file():
+            size += below.stat().st_size
+    return size

@@ -45,17 +45,21 @@ def estimate(job: Job, missing: dict[str, int]) -> list[Part]:
     `missing` says of each network of the buffer how many experts its store lacks; empty for a
     recipe without experts. Raises UserError for what fails in a calibration.
     """
-    recipe, lacking = job.recipe, any(missing.values())
+    recipe = job.recipe
+    lacking = any(missing.values())
     with tempfile.TemporaryDirectory(prefix="ddengine-") as temporary:
-        experts, run = Path(temporary) / "experts", Path(temporary) / "run"
-        for folder in (experts, run):
-            folder.mkdir()
+        experts = Path(temporary) / "experts"
+        run = Path(temporary) / "run"
+        experts.mkdir()
+        run.mkdir()
         if lacking:
             buffer = _buffer(job, experts, missing)
         else:
             what = "all experts lie in their store" if missing else "no experts are needed"
             buffer = Part("buffer", 0.0, 0, 0, what)
-        stand_ins = experts if lacking and prepare.reads_experts(recipe) else None
+        stand_ins = None
+        if lacking and prepare.reads_experts(recipe):
+            stand_ins = experts
         return [buffer, _distill(job, run, stand_ins), _evaluate(job, run, stand_ins)]
 
 
@@ -65,18 +69,21 @@ def _buffer(job: Job, experts: Path, missing: dict[str, int]) -> Part:
     cost = _calibrated("buffer", calibrate.buffer, job, experts, missing)
     what = "published weights, which are read"
     if config.step.trains:
-        number, epoch = sum(missing.values()), _short(cost["epoch"])
+        number = sum(missing.values())
+        epoch = _short(cost["epoch"])
         what = f"{number} experts of {config.epochs} epochs of {epoch}"
     return Part.of("buffer", cost, what)
 
 
 def _distill(job: Job, run: Path, stand_ins: Path | None) -> Part:
     cost = _calibrated("distill", calibrate.distill, job, run, stand_ins)
-    initial, step = _short(cost["initial"]), _short(cost["step"])
+    initial = _short(cost["initial"])
+    step = _short(cost["step"])
     what = f"{initial} for the initial set, {job.recipe.outer.steps} steps of {step}"
     often = calibrate.counts(job.recipe)["validations"]
     if often:
-        what += f", {often} validations of {_short(cost['validation'])}"
+        validation = _short(cost["validation"])
+        what += f", {often} validations of {validation}"
     return Part.of("distill", cost, what)
 
 
@@ -100,7 +107,9 @@ def _short(seconds: float) -> str:
     """Seconds with two figures, in ms where they are few."""
     if seconds < 0.1:
         return f"{1000 * seconds:.2g} ms"
-    return f"{seconds:.2g} s" if seconds < 100 else log.duration(seconds)
+    if seconds < 100:
+        return f"{seconds:.2g} s"
+    return log.duration(seconds)
 
 
 # What is shown.
@@ -109,23 +118,24 @@ def _short(seconds: float) -> str:
 def table(parts: Sequence[Part], title: str) -> Table:
     """The estimate for a terminal."""
     shown = Table(title=title, title_justify="left")
-    for name in ("part", "time", "peak memory", "disk"):
-        shown.add_column(name, justify="left" if name == "part" else "right", no_wrap=True)
+    shown.add_column("part", justify="left", no_wrap=True)
+    for name in ("time", "peak memory", "disk"):
+        shown.add_column(name, justify="right", no_wrap=True)
     shown.add_column("of which")
+    seconds = 0.0
+    memory = 0
+    disk = 0
     for part in parts:
+        seconds += part.seconds
+        memory = max(memory, part.memory)
+        disk += part.disk
         cells = ("0 s", "-", "0 B")
         if part.memory > 0:
             time_needed = f"about {log.duration(part.seconds)}"
             cells = (time_needed, log.size(part.memory), log.size(part.disk))
         shown.add_row(part.name, *cells, part.what)
     shown.add_section()
-    shown.add_row(
-        "in all",
-        f"about {log.duration(sum(part.seconds for part in parts))}",
-        log.size(max(part.memory for part in parts)),
-        log.size(sum(part.disk for part in parts)),
-        "",
-    )
+    shown.add_row("in all", f"about {log.duration(seconds)}", log.size(memory), log.size(disk), "")
     return shown
 
 

@@ -66,23 +66,29 @@ class StandIns:
             each = min(MOST_STAND_INS, each)
         self.epochs = buffer.kept_epochs()
         self._data = data
-        self._models = [model for model in models for _ in range(each)]
+        self._models: list[str] = []
         self._saved: dict[str, dict[str, Tensor]] = {}
         for number, model in enumerate(models):
+            self._models += [model] * each
             self._saved[model], _ = files.read_tensors(folder / f"{number}.safetensors")
-        self.num_experts, self.num_params = len(self._models), len(self._saved[models[0]]["start"])
+        self.num_experts = len(self._models)
+        self.num_params = len(self._saved[models[0]]["start"])
 
     def snapshots(self, expert: int, epochs: Sequence[int]) -> Tensor:
         """Parameters (len(epochs), P) on the way from the start to the end."""
-        saved, last = self._saved[self._models[expert]], max(1, self.epochs[-1])
-        return torch.stack([saved["start"].lerp(saved["end"], epoch / last) for epoch in epochs])
+        saved = self._saved[self._models[expert]]
+        start = saved["start"]
+        end = saved["end"]
+        last = max(1, self.epochs[-1])
+        return torch.stack([start.lerp(end, epoch / last) for epoch in epochs])
 
     def load(self, expert: int, epoch: int) -> nn.Module:
         """The network of a snapshot, in evaluation mode."""
         model = self._models[expert]
         network = build_model(model, self._data.image_shape, self._data.num_classes, generator(0))
-        theta = self.snapshots(expert, [epoch])[0]
-        unflatten_into(network, theta, self._saved[model].get("buffers"))
+        (theta,) = self.snapshots(expert, [epoch])
+        buffers = self._saved[model].get("buffers")
+        unflatten_into(network, theta, buffers)
         return network.eval()
 
 

@@ -37,7 +37,9 @@ class Training:
     def updates(self) -> int:
         """Of each network."""
         steps = self.options.get("steps")
-        return training.num_updates(len(self.sets[0]), self.config) if steps is None else steps
+        if steps is None:
+            return training.num_updates(len(self.sets[0]), self.config)
+        return steps
 
     @property
     def at_once(self) -> int:
@@ -45,16 +47,17 @@ class Training:
 
         Where each is trained alone, one is timed for all.
         """
-        rule = self.options.get("at_once") or training.at_once_on(self.device)
-        images = min(self.config.batch, len(self.sets[0]))
-        height, width = self.sets[0].batch(torch.arange(1)).images.shape[2:]
         num = len(self.seeds)
-        return num if rule.together(num, images, height * width) else 1
+        examples = self.sets[0]
+        rule = self.options.get("at_once") or training.at_once_on(self.device)
+        images = min(self.config.batch, len(examples))
+        return num if rule.together(num, images, training.pixels(examples)) else 1
 
     @property
     def kind(self) -> tuple[Any, ...]:
         """Equal for trainings whose updates cost the same."""
-        examples, options = self.sets[0], self.options
+        examples = self.sets[0]
+        options = self.options
         return (
             network_kind(self.new_model),
             type(examples),
@@ -85,7 +88,9 @@ class Training:
 
 def network_kind(new_model: Any) -> Any:
     """Equal for functions that make networks of one kind."""
-    return (new_model.func, new_model.args) if isinstance(new_model, partial) else new_model
+    if isinstance(new_model, partial):
+        return (new_model.func, new_model.args)
+    return new_model
 
 
 @dataclass
@@ -130,8 +135,9 @@ class Calls:
     ) -> Classified:
         """Note a test."""
         self.tests.append((network, real, precision))
-        images = tuple(len(members) for members in real.members)
-        return Classified(tuple(num / 2 for num in images), images)
+        images = [len(members) for members in real.members]
+        half = [num / 2 for num in images]
+        return Classified(tuple(half), tuple(images))
 
     def num_networks(self) -> int:
         """Of all trainings."""
@@ -150,26 +156,38 @@ def seconds_of(calls: Calls) -> float:
     kinds: dict[Any, list[Training]] = {}
     for asked in calls.trainings:
         kinds.setdefault(asked.kind, []).append(asked)
-    return sum(_training_seconds(alike) for alike in kinds.values()) + testing_seconds(calls)
+    seconds = 0.0
+    for alike in kinds.values():
+        seconds += _training_seconds(alike)
+    return seconds + testing_seconds(calls)
 
 
 def _training_seconds(alike: Sequence[Training]) -> float:
     """Seconds of trainings whose updates cost the same."""
     asked = alike[0]
-    num, most = asked.at_once, max(training.updates for training in alike)
+    num = asked.at_once
+    most = max(training.updates for training in alike)
     if most == 0:
         return 0.0
 
     def run(steps: int) -> float:
-        return timed(asked.device, lambda: asked.run(steps))[0]
+        seconds, _ = timed(asked.device, lambda: asked.run(steps))
+        return seconds
 
-    building = num * timed(asked.device, lambda: asked.new_model(generator(0, "network")))[0]
+    one, _ = timed(asked.device, lambda: asked.new_model(generator(0, "network")))
+    building = num * one
     first = min(2, most)
-    each = rough = run(first) / first  # with all that happens only once
+    rough = run(first) / first  # with all that happens only once
+    update = rough
     if rough * most > SECONDS / 20:
-        steps = max(1, min(most, int(SECONDS / rough)))
-        each = max(run(steps) - building, 0.0) / steps
-    return sum(len(one.seeds) / num * (building + one.updates * each) for one in alike)
+        within = min(most, int(SECONDS / rough))
+        steps = max(1, within)
+        update = max(run(steps) - building, 0.0) / steps
+    total = 0.0
+    for each in alike:
+        computations = len(each.seeds) / num
+        total += computations * (building + each.updates * update)
+    return total
 
 
 def testing_seconds(calls: Calls) -> float:
@@ -185,8 +203,15 @@ def testing_seconds(calls: Calls) -> float:
 
 
 def _seconds_an_image(network: nn.Module, real: RealSet, precision: Precision) -> float:
-    pixels, labels = real.pixels[:TESTED], real.labels[:TESTED]
-    some = RealSet(pixels, labels, real.num_classes, real.preprocess)
+    some = first_images(real, TESTED)
     test = partial(training.accuracy, network, some, precision)
     test()  # the first time is slower
-    return timed(real.device, test)[0] / len(some)
+    seconds, _ = timed(real.device, test)
+    return seconds / len(some)
+
+
+def first_images(real: RealSet, num: int) -> RealSet:
+    """The first `num` images of a set, or all where there are fewer."""
+    pixels = real.pixels[:num]
+    labels = real.labels[:num]
+    return RealSet(pixels, labels, real.num_classes, real.preprocess)

@@ -70,7 +70,8 @@ def herding_index(
     chosen = []
     for members in real.members:
         features = _features(real, members, embed, batch)
-        mean, total = features.mean(0), torch.zeros_like(features[0])
+        mean = features.mean(0)
+        total = torch.zeros_like(features[0])
         taken: list[int] = []
         for count in range(1, ipc + 1):
             distance = (mean - (total + features) / count).norm(dim=1)
@@ -93,14 +94,21 @@ def k_centre_index(
     chosen = []
     for members in real.members:
         features = _features(real, members, embed, batch)
-        taken = [int((features - features.mean(0)).norm(dim=1).argmin())]
-        nearest = torch.full_like(features[:, 0], torch.inf)  # distance to the chosen ones
+        to_mean = _distances(features, features.mean(0))
+        taken = [int(to_mean.argmin())]
+        nearest = torch.full_like(to_mean, torch.inf)  # distance to the chosen ones
         while len(taken) < ipc:
-            nearest = torch.minimum(nearest, (features - features[taken[-1]]).norm(dim=1))
+            to_last = _distances(features, features[taken[-1]])
+            nearest = torch.minimum(nearest, to_last)
             nearest[taken] = -1  # below 0, so that no image is chosen twice where many are equal
             taken.append(int(nearest.argmax()))
         chosen.append(members[taken])
     return torch.cat(chosen)
+
+
+def _distances(features: Tensor, point: Tensor) -> Tensor:
+    """Distances (n,) of features (n, D) from a point (D,)."""
+    return (features - point).norm(dim=1)
 
 
 def near_centres(features: np.ndarray, num: int, clusters: int, rng: Generator) -> list[int]:
@@ -115,13 +123,17 @@ def near_centres(features: np.ndarray, num: int, clusters: int, rng: Generator) 
     fit = KMeans(clusters, n_init="auto", random_state=seed).fit(features)
     sizes = np.bincount(fit.predict(features), minlength=clusters)
     largest_first = np.argsort(-sizes, kind="stable")
-    distance, free, taken = fit.transform(features), np.ones(len(features), bool), []
+    distance = fit.transform(features)
+    free = np.ones(len(features), bool)
+    each, left = divmod(num, clusters)
+    taken: list[int] = []
     for rank, centre in enumerate(largest_first):
-        share = num // clusters + (rank < num % clusters)
+        share = each + 1 if rank < left else each
         nearest = np.argsort(distance[:, centre], kind="stable")
-        nearest = nearest[free[nearest]][:share]
-        free[nearest] = False
-        taken += nearest.tolist()
+        nearest_free = nearest[free[nearest]]
+        chosen = nearest_free[:share]
+        free[chosen] = False
+        taken += chosen.tolist()
     return taken
 
 
@@ -255,8 +267,10 @@ def el2n_scores(real: RealSet, trained: list[nn.Module], batch: int = 1000) -> T
         one_hot = nn.functional.one_hot(labels, real.num_classes)
         errors = []
         for network in trained:
-            errors.append((network(images).double().softmax(1) - one_hot).norm(dim=1))
-        parts.append(torch.stack(errors).mean(0).cpu())
+            said = network(images).double().softmax(1)
+            errors.append((said - one_hot).norm(dim=1))
+        mean = torch.stack(errors).mean(0)
+        parts.append(mean.cpu())
     return torch.cat(parts)
 
 
@@ -348,7 +362,8 @@ def choose(
     assert new_model is not None, "a network is needed for this kind"
     score = forgetting_index
     if kind == "el2n":
-        score, steps = el2n_index, max(1, steps // 10)
+        score = el2n_index
+        steps = max(1, steps // 10)
     return score(
         real,
         ipc,

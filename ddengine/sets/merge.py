@@ -82,9 +82,15 @@ def merge(
 
 def _images_and_rate(sets: Sequence[SyntheticSet], device: torch.device) -> dict[str, Tensor]:
     """All images, and the mean of the learned rates where all sets have one."""
-    tensors = {"images": torch.cat([syn.tensors["images"].to(device) for syn in sets])}
-    if all("lr" in syn.tensors for syn in sets):
-        tensors["lr"] = torch.stack([syn.tensors["lr"].to(device) for syn in sets]).mean(0)
+    images = []
+    rates = []
+    for syn in sets:
+        images.append(syn.tensors["images"].to(device))
+        if "lr" in syn.tensors:
+            rates.append(syn.tensors["lr"].to(device))
+    tensors = {"images": torch.cat(images)}
+    if len(rates) == len(sets):
+        tensors["lr"] = torch.stack(rates).mean(0)
     return tensors
 
 
@@ -92,7 +98,8 @@ def _logits(
     sets: Sequence[SyntheticSet], maps: Sequence[Sequence[int]], merged: SyntheticSet
 ) -> Tensor:
     """The soft labels (N or S, K) of the merged set."""
-    num_classes, device = len(merged.class_names), merged.classes.device
+    num_classes = len(merged.class_names)
+    device = merged.classes.device
     logits = []
     for syn, classes in zip(sets, maps, strict=True):
         logits.append(_widened(syn.logits.to(device), classes, num_classes))
@@ -110,10 +117,12 @@ def _by_example(
     """
     by_item = []
     for rows, syn in zip(logits, sets, strict=True):
-        by_item.append(rows[syn.source.to(rows.device).argsort(stable=True)])
+        order = syn.source.to(rows.device).argsort(stable=True)
+        by_item.append(rows[order])
     in_order = torch.cat(by_item)
     joined = torch.empty_like(in_order)
-    joined[merged.source.argsort(stable=True)] = in_order
+    order = merged.source.argsort(stable=True)
+    joined[order] = in_order
     return joined
 
 
@@ -126,14 +135,16 @@ def _under(syn: SyntheticSet, preprocess: Preprocess) -> SyntheticSet:
             f"Images in codec {type(syn.codec).__name__} cannot be brought under another "
             "preprocessing; distill the sets with the same one."
         )
-    images = preprocess.forward(syn.preprocess.backward(syn.tensors["images"]))
-    return replace(syn.with_tensors({"images": images}), preprocess=preprocess)
+    pixels = syn.preprocess.backward(syn.tensors["images"])
+    changed = syn.with_tensors({"images": preprocess.forward(pixels)})
+    return replace(changed, preprocess=preprocess)
 
 
 def _check_map(syn: SyntheticSet, classes: Sequence[int], num_classes: int, number: int) -> None:
     """Raise UserError unless each class of set `number` becomes another one of `num_classes`."""
     possible = all(0 <= c < num_classes for c in classes)
-    if not possible or len(classes) != len(syn.class_names) or len(set(classes)) < len(classes):
+    each_once = len(set(classes)) == len(classes) == len(syn.class_names)
+    if not possible or not each_once:
         raise UserError(
             f"The map of set {number}, {list(classes)}, must name a different class from 0 to "
             f"{num_classes - 1} for each of its "
@@ -151,8 +162,9 @@ def _check_tensors(syn: SyntheticSet, number: int) -> None:
             f"Set {number} holds compensators, which belong to all its classes at once; merge "
             "sets of another codec."
         )
+    mergeable = ("images", "lr", *Logits().names)
     for name in sorted(syn.tensors):
-        if name not in ("images", "lr", *Logits().names) and not name.startswith("raw."):
+        if name not in mergeable and not name.startswith("raw."):
             raise UserError(
                 f"Set {number} holds {name}, which cannot be merged; merge sets without."
             )
@@ -161,20 +173,27 @@ def _check_tensors(syn: SyntheticSet, number: int) -> None:
 def _check_agreement(syn: SyntheticSet, first: SyntheticSet, number: int) -> None:
     """Raise UserError unless set `number` is made as the first is."""
     for what, of in COMMON.items():
-        if of(syn) != of(first):
+        common = of(first)
+        other = of(syn)
+        if other != common:
             raise UserError(
-                f"Set {number} has another {what} ({of(syn)}) than set 1 ({of(first)}); "
+                f"Set {number} has another {what} ({other}) than set 1 ({common}); "
                 "distill both alike."
             )
-    one, other = first.preprocess.tensors(), syn.preprocess.tensors()
-    same = one.keys() == other.keys()
-    if not same or not all(torch.equal(one[name].cpu(), other[name].cpu()) for name in one):
+    if not _same_tensors(first.preprocess.tensors(), syn.preprocess.tensors()):
         raise UserError(
             f"Set {number} has another preprocessing than set 1, so a network would see both "
             "differently; "
             "distill them under one, of the whole dataset, or name the one to bring all of them "
             "under."
         )
+
+
+def _same_tensors(some: dict[str, Tensor], others: dict[str, Tensor]) -> bool:
+    """Whether both hold equal tensors under equal names, wherever they lie."""
+    if some.keys() != others.keys():
+        return False
+    return all(torch.equal(some[name].cpu(), others[name].cpu()) for name in some)
 
 
 def _widened(logits: Tensor, classes: Sequence[int], num_classes: int) -> Tensor:

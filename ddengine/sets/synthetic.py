@@ -64,13 +64,17 @@ class SyntheticSet:
     @property
     def lr(self) -> float | None:
         """The learned learning rate, None without one."""
-        return float(self.tensors["lr"]) if "lr" in self.tensors else None
+        if "lr" not in self.tensors:
+            return None
+        return float(self.tensors["lr"])
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of a decoded example."""
+        first = self.source[:1] * 0
         with torch.no_grad():
-            channels, height, width = self.codec.decode(self.tensors, self.source[:1] * 0).shape[1:]
+            image = self.codec.decode(self.tensors, first)
+        _, channels, height, width = image.shape
         return channels, height, width
 
     @property
@@ -104,7 +108,9 @@ class SyntheticSet:
         self, targets: Targets, values: Tensor, dtype: torch.dtype, top: int | None = None
     ) -> "SyntheticSet":
         """The same set with these targets in place of others."""
-        kept = {name: tensor for name, tensor in self.tensors.items() if name not in LABELS}
+        kept = dict(self.tensors)
+        for name in LABELS:
+            kept.pop(name, None)
         stored = targets.store(values, len(self.class_names), dtype, top)
         return replace(self, tensors=kept | stored, targets=targets)
 
@@ -112,9 +118,11 @@ class SyntheticSet:
         """Logits (N, K) as they would be after they were stored like the labels of this set."""
         if not self.targets.soft:
             return logits
-        index = self.tensors.get("logits.index")
-        top = None if index is None else index.shape[1]
-        return self.with_labels(logits, self.tensors["logits"].dtype, top).logits
+        top = None
+        if "logits.index" in self.tensors:
+            top = self.tensors["logits.index"].shape[1]
+        dtype = self.tensors["logits"].dtype
+        return self.with_labels(logits, dtype, top).logits
 
     def shipped(self) -> "SyntheticSet":
         """The set as it is stored in the end, by its codec."""
@@ -148,8 +156,9 @@ class SyntheticSet:
 
         None: all of them.
         """
+        if index is None:
+            index = torch.arange(len(self))
         with torch.no_grad():
-            index = torch.arange(len(self)) if index is None else index
             images = self.codec.decode(self.tensors, index.to(self.classes.device))
             return images if self.space == "pixel" else self.preprocess.backward(images)
 
@@ -172,39 +181,57 @@ class SyntheticSet:
         """
         return self.codec.num_images(self.tensors) / len(self.class_names)
 
-    def parts(self) -> dict[str, int]:
+    @property
+    def ledger(self) -> dict[str, int]:
         """Bytes of what counts: images, compensators, labels, other, and what else the codec has.
 
         The codec says which tensors are in which part; what it does not name, and no label, is
         other.
         """
         parts = self.codec.bytes_by_part(self.tensors)
-        labels = [self.tensors[name] for name in LABELS if name in self.tensors]
-        label_bytes = self.classes.nbytes + sum(tensor.nbytes for tensor in labels)
-        stored = sum(t.nbytes for name, t in self.tensors.items() if not name.startswith(RAW))
+        labels = self.classes.nbytes
+        stored = self.classes.nbytes
+        for name, tensor in self.tensors.items():
+            if name in LABELS:
+                labels += tensor.nbytes
+            if not name.startswith(RAW):
+                stored += tensor.nbytes
         ledger = {
             "images": parts.pop("images", 0),
             "compensators": parts.pop("compensators", 0),
-            "labels": label_bytes,
+            "labels": labels,
             "other": 0,
         }
         ledger |= parts
-        ledger["other"] = stored + self.classes.nbytes - sum(ledger.values())
+        ledger["other"] = stored - sum(ledger.values())
         return ledger
 
-    def nbytes(self) -> dict[str, int]:
-        """Bytes of `parts`, and their total.
+    @property
+    def nbytes(self) -> int:
+        """Bytes stored: the sum of the ledger."""
+        return sum(self.ledger.values())
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of the `ledger`, and their total, as meta.json says them.
 
         Beside it preprocess (can be fitted again) and raw (the last iterate of an average).
         """
-        parts = self.parts()
-        raw = sum(t.nbytes for name, t in self.tensors.items() if name.startswith(RAW))
-        preprocess = sum(tensor.nbytes for tensor in self.preprocess.tensors().values())
+        parts = self.ledger
+        raw = 0
+        for name, tensor in self.tensors.items():
+            if name.startswith(RAW):
+                raw += tensor.nbytes
+        preprocess = total_bytes(self.preprocess.tensors())
         return parts | {"total": sum(parts.values()), "preprocess": preprocess, "raw": raw}
 
 
+def total_bytes(tensors: Mapping[str, Tensor]) -> int:
+    """Bytes of all tensors."""
+    return sum(tensor.nbytes for tensor in tensors.values())
+
+
 def counted(nbytes: Mapping[str, int]) -> dict[str, int]:
-    """Bytes of each part from what `nbytes` returned, as meta.json keeps it.
+    """Bytes of each part from what `sizes` returned, as meta.json keeps it.
 
     Their total and what does not count are left out. A part that does not occur has none.
     """
@@ -238,7 +265,8 @@ def initial(
             f"class, and a class has {fewest}; "
             "lower ipc or codec.factor, or raise data.limit."
         )
-    images = INITIALISERS[recipe.init.kind](
+    initial_images = INITIALISERS[recipe.init.kind]
+    images = initial_images(
         data.train,
         per_class,
         data.class_names,
@@ -248,7 +276,9 @@ def initial(
         new_model,
         train_networks,
     )
-    scalars = {k: torch.tensor(v, device=device) for k, v in recipe.objective.initial().items()}
+    scalars = {}
+    for name, start in recipe.objective.initial().items():
+        scalars[name] = torch.tensor(start, device=device)
     classes = torch.arange(data.num_classes, device=device).repeat_interleave(items)
     return coded(codec, images, classes, data.class_names, data.train.preprocess, scalars, rng)
 

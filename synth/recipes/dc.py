@@ -52,10 +52,14 @@ BIBTEX = """
 }
 """
 
-CITES = ("zhao2021dc",)
-DSA_CITES = ("zhao2021dc", "zhao2021dsa")
-DCC_CITES = ("zhao2021dc", "lee2022dcc")
-DSAC_CITES = ("zhao2021dc", "zhao2021dsa", "lee2022dcc")
+WORKS = {
+    "dc": ("zhao2021dc",),
+    "dsa": ("zhao2021dc", "zhao2021dsa"),
+    "dcc": ("zhao2021dc", "lee2022dcc"),
+    "dsac": ("zhao2021dc", "zhao2021dsa", "lee2022dcc"),
+}
+AUGMENTED = ("dsa", "dsac")
+SUMMED = ("dcc", "dsac")  # over classes, before gradients are compared
 
 NETWORKS = 1000
 README = "the authors' README (means) and KIP's table 1"
@@ -99,7 +103,7 @@ MISSING = {
 
 
 def _evaluation(method: str, dataset: str) -> EvalConfig:
-    if method in ("dsa", "dsac"):
+    if method in AUGMENTED:
         return replace(PROTOCOLS["dsa"], augment=strategy(dataset))
     if dataset == "mnist":
         return replace(
@@ -110,62 +114,72 @@ def _evaluation(method: str, dataset: str) -> EvalConfig:
     return PROTOCOLS["dc"]
 
 
+def _init(method: str) -> InitConfig:
+    return InitConfig(kind="noise" if method == "dc" else "real")
+
+
 def _published() -> list[Recipe]:
     cells = []
-    for method, cites in (
-        ("dc", CITES),
-        ("dsa", DSA_CITES),
-        ("dcc", DCC_CITES),
-        ("dsac", DSAC_CITES),
-    ):
-        summed, augmented = method in ("dcc", "dsac"), method in ("dsa", "dsac")
+    for method in FIGURES:
         for dataset, figures in FIGURES[method].items():
             for ipc, published in zip((1, 10, 50), figures, strict=True):
-                own = summed and ipc == 1
-                networks = OnSynthetic(steps=10, epochs=5) if own else OnSynthetic()
-                objective = GradientMatching(
-                    networks=networks, augment=strategy(dataset) if augmented else NONE
-                )
-                if summed:
-                    objective = replace(
-                        objective, classes="sum", warmup_networks=250, warmup_steps=10
-                    )
-                cells.append(
-                    cell(
-                        method, cites, dataset, ipc, objective=objective,
-                        steps=NETWORKS * (networks.steps or loop_counts(ipc)[0]), lr_img=0.1,
-                        init=InitConfig(kind="noise" if method == "dc" else "real"),
-                        evaluation=_evaluation(method, dataset),
-                        published=published, source=NCFM if dataset.startswith("cifar") else README,
-                        note=" ".join(filter(None,
-                            (MISSING.get((method, dataset, ipc), ""), "" if own else FOLLOWS))),
-                    )
-                )  # fmt: skip
+                cells.append(_published_cell(method, dataset, ipc, published))
     return cells
+
+
+def _published_cell(method: str, dataset: str, ipc: int, published: Figure) -> Recipe:
+    networks = OnSynthetic()
+    follows = True  # the steps of a network follow from ipc
+    objective = GradientMatching(networks=networks, augment=NONE)
+    if method in AUGMENTED:
+        objective = replace(objective, augment=strategy(dataset))
+    if method in SUMMED:
+        if ipc == 1:
+            networks = OnSynthetic(steps=10, epochs=5)
+            follows = False
+        objective = replace(
+            objective, networks=networks, classes="sum", warmup_networks=250, warmup_steps=10
+        )
+    notes = []
+    if (method, dataset, ipc) in MISSING:
+        notes.append(MISSING[method, dataset, ipc])
+    if follows:
+        notes.append(FOLLOWS)
+    steps = networks.steps or loop_counts(ipc)[0]
+    return cell(
+        method,
+        WORKS[method],
+        dataset,
+        ipc,
+        objective=objective,
+        steps=NETWORKS * steps,
+        lr_img=0.1,
+        init=_init(method),
+        evaluation=_evaluation(method, dataset),
+        published=published,
+        source=NCFM if dataset.startswith("cifar") else README,
+        note=" ".join(notes),
+    )
 
 
 def _small() -> list[Recipe]:
     dc = GradientMatching(networks=OnSynthetic(), augment=NONE, real_batch=64)
     dsa = replace(dc, augment=strategy("fashion_mnist"))
     dcc = replace(dc, classes="sum", warmup_networks=5, warmup_steps=2)
+    dsac = replace(dcc, augment=dsa.augment)
     cells = []
     for ipc, epochs, steps, lr in ((1, 1, 600, 1.0), (10, 10, 200, 2.0)):
         networks = OnSynthetic(epochs=epochs)
-        for method, cites, objective, init in (
-            ("dc", CITES, dc, InitConfig(kind="noise")),
-            ("dsa", DSA_CITES, dsa, InitConfig()),
-            ("dcc", DCC_CITES, dcc, InitConfig()),
-            ("dsac", DSAC_CITES, replace(dcc, augment=dsa.augment), InitConfig()),
-        ):
+        for method, objective in (("dc", dc), ("dsa", dsa), ("dcc", dcc), ("dsac", dsac)):
             cells.append(
                 small(
                     method,
-                    cites,
+                    WORKS[method],
                     ipc,
                     objective=replace(objective, networks=networks),
                     steps=steps,
                     lr_img=lr,
-                    init=init,
+                    init=_init(method),
                 )
             )
     return cells

@@ -43,7 +43,8 @@ BIBTEX = """
 """
 
 CITES = ("sun2024rded",)
-README, SUMMARY = "RDED's README", "a public summary of RDED's table"
+README = "RDED's README"
+SUMMARY = "a public summary of RDED's table"
 RECALLED = "No published figure: the one known was recalled, not read."
 
 FIGURES: dict[tuple[str, int], tuple[Figure, str]] = {

@@ -67,7 +67,8 @@ BIBTEX = """
 """
 
 CITES = ("yin2023sre2l",)
-NOISE, REAL = InitConfig(kind="noise"), InitConfig()
+NOISE = InitConfig(kind="noise")
+REAL = InitConfig()
 TINY_ROLL = AugmentConfig(always=("resized_crop", "flip", "roll"), ops=(), roll=4)
 LARGE_ROLL = AugmentConfig(always=("resized_crop", "flip", "roll"), ops=(), roll=32)
 

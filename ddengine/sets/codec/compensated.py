@@ -83,19 +83,22 @@ class Compensated(Codec):
             return self.base
         if self.compensators is None:
             n = ipc * num_classes // (self.per_set + num_classes)
-            count, flag = self.per_set, "per_set"
+            count = self.per_set
+            flag = "per_set"
         else:
             n = ipc - -(-self.compensators // num_classes)
-            count, flag = self.compensators, "compensators"
-        if n < 1:
-            raise UserError(
-                f"ipc {ipc} leaves no whole base image: an image of each of {num_classes} classes "
-                f"and {count} compensators take "
-                f"{1 + count / num_classes:.3g} images per class; set ipc "
-                f"{-(-(count + num_classes) // num_classes)}, or fewer compensators with "
-                f"codec.{flag}."
-            )
-        return n
+            count = self.compensators
+            flag = "compensators"
+        if n >= 1:
+            return n
+        images = count + num_classes  # of one base image of every class and its compensators
+        raise UserError(
+            f"ipc {ipc} leaves no whole base image: an image of each of {num_classes} classes "
+            f"and {count} compensators take "
+            f"{1 + count / num_classes:.3g} images per class; set ipc "
+            f"{-(-images // num_classes)}, or fewer compensators with "
+            f"codec.{flag}."
+        )
 
     def _count(self, n: int, ipc: int, num_classes: int) -> int:
         """K: what is asked for; else `per_set` times n, or all that n asked for leaves."""
@@ -144,9 +147,11 @@ class Compensated(Codec):
     def pairs(self, tensors: Tensors) -> Tensor:
         """Base images under each compensator, one of every class in order: (K, C) int64."""
         assert self.base is not None, "the codec was not fitted to a budget"
-        device = tensors["images"].device
-        sets = torch.arange(len(tensors["compensators"]), device=device) % self.base
-        return sets[:, None] + torch.arange(0, len(tensors["images"]), self.base, device=device)
+        images = tensors["images"]
+        number = torch.arange(len(tensors["compensators"]), device=images.device)
+        first_of_class = torch.arange(0, len(images), self.base, device=images.device)
+        base_set = number % self.base
+        return base_set.unsqueeze(1) + first_of_class
 
     def source(self, tensors: Tensors) -> Tensor:
         """The base image of each."""
@@ -156,15 +161,19 @@ class Compensated(Codec):
 
     def decode(self, tensors: Tensors, index: Tensor) -> Tensor:
         """Base image plus compensator; bytes become pixels first."""
-        images, compensators = tensors["images"], tensors["compensators"]
-        num, num_classes = len(images), len(images) // (self.base or 1)
-        chosen = as_pixels(images.index_select(0, self.source(tensors).index_select(0, index)))
+        images = tensors["images"]
+        compensators = tensors["compensators"]
+        base_image = self.source(tensors).index_select(0, index)
+        chosen = as_pixels(images.index_select(0, base_image))
         if not len(compensators):
             return chosen
+        num = len(images)
+        num_classes = num // (self.base or 1)
         number = ((index - num) // num_classes).clamp(min=0)  # of the compensator
         added = compensators.to(chosen.dtype).index_select(0, number)
         added = added * tensors["unit"].view(-1, 1, 1)
-        summed = torch.where((index >= num).view(-1, 1, 1, 1), chosen + added, chosen)
+        compensated = (index >= num).view(-1, 1, 1, 1)
+        summed = torch.where(compensated, chosen + added, chosen)
         return summed.clamp(0, 1) if self.clamp else summed
 
     def project(self, tensors: Tensors, preprocess: Preprocess) -> None:

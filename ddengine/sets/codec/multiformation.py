@@ -47,7 +47,8 @@ class MultiFormation(Codec):
 
     def _tile(self, images: Tensor) -> tuple[int, int]:
         """Height and width of a tile."""
-        return -(-images.shape[2] // self.factor), -(-images.shape[3] // self.factor)
+        height, width = images.shape[2:]
+        return -(-height // self.factor), -(-width // self.factor)
 
     def pack(
         self,
@@ -57,7 +58,8 @@ class MultiFormation(Codec):
         rng: Generator | None = None,
     ) -> dict[str, Tensor]:
         """Each image becomes a tile, shrunk by taking the nearest pixels (as published)."""
-        n, (total, channels, height, width) = self.factor, images.shape
+        n = self.factor
+        num, channels, height, width = images.shape
         if n > min(height, width):
             raise UserError(
                 f"codec.factor {n} is more than the {min(height, width)} pixels of an image's "
@@ -71,9 +73,11 @@ class MultiFormation(Codec):
                 "padding; set codec.factor to a divisor of the side."
             )
         small = functional.interpolate(images, size=(rows, columns), mode="nearest")
-        tiles = small.view(total // n**2, n, n, channels, rows, columns).permute(0, 3, 1, 4, 2, 5)
-        packed = tiles.reshape(-1, channels, n * rows, n * columns)[:, :, :height, :width]
-        return {"images": packed.contiguous().clamp(0, 1)}
+        tiles = small.view(num // n**2, n, n, channels, rows, columns)
+        in_place = tiles.permute(0, 3, 1, 4, 2, 5)
+        packed = in_place.reshape(-1, channels, n * rows, n * columns)
+        cut = packed[:, :, :height, :width]
+        return {"images": cut.contiguous().clamp(0, 1)}
 
     def parameters(self, tensors: Tensors) -> dict[str, tuple[str, ...]]:
         """The images."""
@@ -86,13 +90,16 @@ class MultiFormation(Codec):
 
     def decode(self, tensors: Tensors, index: Tensor) -> Tensor:
         """The tiles at `index`, resized."""
-        images, n = tensors["images"], self.factor
+        images = tensors["images"]
+        n = self.factor
         num, channels, height, width = images.shape
         rows, columns = self._tile(images)
-        missing = (0, n * columns - width, 0, n * rows - height)
-        padded = functional.pad(images, missing, value=PADDING)
-        tiles = padded.view(num, channels, n, rows, n, columns).permute(2, 4, 0, 1, 3, 5)
-        tiles = tiles.reshape(n * n * num, channels, rows, columns)
+        right = n * columns - width
+        below = n * rows - height
+        padded = functional.pad(images, (0, right, 0, below), value=PADDING)
+        tiles = padded.view(num, channels, n, rows, n, columns)
+        in_order = tiles.permute(2, 4, 0, 1, 3, 5)
+        tiles = in_order.reshape(n * n * num, channels, rows, columns)
         return resize(tiles.index_select(0, index), (height, width))
 
     def project(self, tensors: Tensors, preprocess: Preprocess) -> None:

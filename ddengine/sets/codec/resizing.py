@@ -20,6 +20,9 @@ def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
 
 def _weights(old: int, new: int, like: Tensor) -> Tensor:
     """The matrix (new, old) of linear interpolation along one side."""
-    at = (torch.arange(new, device=like.device, dtype=like.dtype) + 0.5) * (old / new) - 0.5
-    distance = (at.clamp(0, old - 1)[:, None] - torch.arange(old, device=like.device)).abs()
+    line = torch.arange(new, device=like.device, dtype=like.dtype)
+    centres = (line + 0.5) * (old / new) - 0.5
+    read_at = centres.clamp(0, old - 1).unsqueeze(1)
+    old_line = torch.arange(old, device=like.device)
+    distance = (read_at - old_line).abs()
     return (1 - distance).clamp(min=0)

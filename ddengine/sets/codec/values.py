@@ -20,7 +20,8 @@ def as_bytes(images: Tensor) -> Tensor:
     """
     if images.dtype == torch.uint8:
         return images
-    return images.detach().float().clamp(0, 1).mul(255).add_(0.5).clamp_(0, 255).to(torch.uint8)
+    levels = images.detach().float().clamp(0, 1).mul(255)
+    return levels.add_(0.5).clamp_(0, 255).to(torch.uint8)
 
 
 def too_large(images: Tensor) -> str | None:
