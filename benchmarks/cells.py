@@ -37,7 +37,7 @@ from PIL import Image
 from safetensors import safe_open
 
 VOLATILE = {
-    "seconds", "initial_seconds", "peak_memory_bytes", "peak_memory", "machine", "versions", "commit", "seconds_before", "log_bytes"
+    "seconds", "wall_seconds", "initial_seconds", "peak_memory_bytes", "peak_memory", "machine", "versions", "commit", "seconds_before", "log_bytes"
 }  # fmt: skip
 
 SLOW = ("mttc",)  # minutes: only when --only names it

@@ -185,6 +185,7 @@ def distill(
     preprocess: Preprocess | Distilled | Images = None,
     bibtex: Bibtex | None = None,
     command: Sequence[str] = (),
+    seconds_before: float = 0.0,
 ) -> Distilled:  # long: its arguments are explained
     """Distill images into a small set.
 
@@ -225,16 +226,14 @@ def distill(
             distill for one network. Experts bring theirs.
         bibtex: makes the BibTeX entries for the card of the set, such as `synth.bibtex`.
         command: the words by which a command line asked for this, for recipe.json.
+        seconds_before: that the caller has spent on it.
 
     Raises:
         UserError: experts that are missing or were made for other images; a folder of something
             else; data or settings that do not go.
     """
-    check_recipe(recipe)
-    check_precision(precision)
-    if folder != AUTO:
-        check_folder(folder)
-    _check_group()
+    began = time.perf_counter() - seconds_before
+    _check_asked(recipe, precision, folder)
     if classes is not None:
         data = Dataset.of(data, classes)
     with log.shown(progress):
@@ -250,17 +249,24 @@ def distill(
             preprocess=preprocess_of(preprocess, recipe),
         )
         if folder is None:
-            return _in_memory(job, bibtex)
-        path, asked = place(job, folder, job.recipe.name), job
+            return _in_memory(job, bibtex, began)
+        path, asked = place(job, folder, job.recipe.name), job.recipe
         if not restart:
             path, job = begun(job, folder, job.recipe.name)
-        wanted = job.identity()
-        keep = Keep(path, asked.recipe, wanted, tuple(command), restart, force, tensorboard, bibtex)
+        wanted, words = job.identity(), tuple(command)
+        keep = Keep(path, asked, wanted, words, restart, force, tensorboard, bibtex, began)
         return _read_or_kept(job, keep)
 
 
-def _check_group() -> None:
-    """Raise UserError in a group of processes that a user's program has joined."""
+def _check_asked(recipe: Any, precision: Any, folder: Path | str | None) -> None:
+    """Raise UserError for what is no recipe, precision or folder.
+
+    And in a group of processes that a user's program has joined.
+    """
+    check_recipe(recipe)
+    check_precision(precision)
+    if folder != AUTO:
+        check_folder(folder)
     if dist.num_ranks() > 1 and not dist.started_here():
         raise UserError(
             f"distill works in one process, and this is a group of {dist.num_ranks()}; call it "
@@ -339,11 +345,14 @@ def distill_data(
         seed=seed,
         precision=precision,
     )
-    return _in_memory(job, None).set
+    return _in_memory(job, None, time.perf_counter()).set
 
 
-def _in_memory(job: Job, bibtex: Bibtex | None) -> Distilled:
-    """A distillation of which nobody could read checkpoints or pictures."""
+def _in_memory(job: Job, bibtex: Bibtex | None, began: float) -> Distilled:
+    """A distillation of which nobody could read checkpoints or pictures.
+
+    It began at `began` of time.perf_counter.
+    """
     recipe, outer = job.recipe, job.recipe.outer
     check_networks(recipe, job.data)
     experts = job.experts()
@@ -357,6 +366,7 @@ def _in_memory(job: Job, bibtex: Bibtex | None) -> Distilled:
             Path(temporary),
             seed=job.seed,
             finish=partial(shipped, recipe=recipe, experts=experts),
+            began=began,
         )
     meta = job.meta(experts, counters, initial_seconds, bibtex)
     return Distilled(job.renumbered(result), meta, None, job.data.split_names)
@@ -374,6 +384,7 @@ class Keep:
     force: bool
     tensorboard: bool
     bibtex: Bibtex | None
+    began: float  # of time.perf_counter, when the session did
 
     def begin(self) -> None:
         """Make the folder, or leave that of an unfinished run as it is."""
@@ -436,20 +447,27 @@ def _kept(job: Job, keep: Keep) -> Distilled:
         validate=accuracy,
         picture=picture,
         board=board,
+        began=keep.began,
     )
+    began = time.perf_counter() - counters.wall_seconds  # without interruptions
     meta = job.meta(experts, counters, initial_seconds, keep.bibtex)
     renumbered = job.renumbered(result)
     if first:
         writing.write_run(folder, renumbered, data, meta, shown=result)
-        _say_what_came(renumbered, data, meta, folder)
+        _say_what_came(renumbered, data, meta, folder, time.perf_counter() - began)
     return Distilled(renumbered, meta, folder, data.split_names)
 
 
-def _say_what_came(syn: SyntheticSet, data: Data, meta: dict[str, Any], folder: Path) -> None:
-    """How many images in what time, and how many bytes."""
+def _say_what_came(
+    syn: SyntheticSet, data: Data, meta: dict[str, Any], folder: Path, seconds: float
+) -> None:
+    """How many bytes, and last how many images in how many seconds, and how good they are."""
+    log.say(overview.ledger(syn.sizes(), data.bytes, data.dataset_bytes))
     stored, decoded = len(syn.classes), len(syn)
     tiles = "" if stored == decoded else f", which decode to {decoded},"
     cost = meta["distillation"]
-    took = log.duration(cost["seconds"] + cost["initial_seconds"])
-    log.say(f"distilled {stored} images{tiles} in {took}: {folder / 'distilled'}")
-    log.say(overview.ledger(syn.sizes(), data.bytes, data.dataset_bytes))
+    took = f"{log.duration(seconds)}, {log.duration(cost['seconds'])} of it outer steps"
+    reached = ""
+    if cost["validation_accuracy"] is not None:
+        reached = f"; validation accuracy in the end {100 * cost['validation_accuracy']:.1f} %"
+    log.say(f"distilled {stored} images{tiles} in {took}{reached}: {folder / 'distilled'}")

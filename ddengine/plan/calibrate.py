@@ -185,7 +185,7 @@ def counts(recipe: Recipe) -> dict[str, int]:
         last_is_one = pictures > 0 and after == 0
     validations = 0
     if outer.evaluate_every:
-        validations = steps // outer.evaluate_every
+        validations = math.ceil(steps / outer.evaluate_every)
     kept = 1 + pictures - int(last_is_one) + int(steps > 0)
     return {
         "validations": validations,
