@@ -258,11 +258,16 @@ def _read_networks(recipe: Recipe, data: Data, folder: Path, paths: Sequence[Pat
     models = buffer_models(recipe)
     each = len(paths) // len(models)
     places = []
-    for i, model in enumerate(models):
+    first = 0
+    for model in models:
         builder = partial(build_model, model, data.image_shape, data.num_classes)
-        of_model = paths[i * each : (i + 1) * each]
-        teachers = [state_dicts.read(path, model, builder) for path in of_model]
-        place = teacher_folder(folder, model) if recipe.teachers else folder
+        teachers = []
+        for path in paths[first : first + each]:
+            teachers.append(state_dicts.read(path, model, builder))
+        first += each
+        place = folder
+        if recipe.teachers:
+            place = teacher_folder(folder, model)
         places.append(_Place(model, place, teachers))
     return places
 

@@ -108,7 +108,9 @@ class DistributionObjective(Objective):
         self.config = config
         self.env = env
         self.train = training_gradient(env)
-        self.embed = torch.compile(env.model.embed) if env.compile else env.model.embed
+        self.embed = env.model.embed
+        if env.compile:
+            self.embed = torch.compile(env.model.embed)
 
     def init(self, rng: Generator) -> dict[str, Tensor]:
         """What the networks keep."""

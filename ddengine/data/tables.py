@@ -176,10 +176,11 @@ def label_column(
         return asked
     column = _likely_labels(table, image)
     if column is None:
-        others = listed([name for name in table.types if name != image], 20) or "none"
+        others = list(table.types)
+        others.remove(image)
         raise UserError(
             f"{table.name} has no column that is known to be the label (beside {image!r}: "
-            f"{others}); {ASK_LABEL}, or call it label."
+            f"{listed(others, 20) or 'none'}); {ASK_LABEL}, or call it label."
         )
     return column
 

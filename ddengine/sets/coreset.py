@@ -74,10 +74,12 @@ def herding_index(
         total = torch.zeros_like(features[0])
         taken: list[int] = []
         for count in range(1, ipc + 1):
-            distance = (mean - (total + features) / count).norm(dim=1)
+            means = (total + features) / count  # with each of the images
+            distance = (mean - means).norm(dim=1)
             distance[taken] = torch.inf
-            taken.append(int(distance.argmin()))
-            total = total + features[taken[-1]]
+            nearest = int(distance.argmin())
+            taken.append(nearest)
+            total = total + features[nearest]
         chosen.append(members[taken])
     return torch.cat(chosen)
 
