@@ -45,9 +45,24 @@ def _making(run: Run) -> list[list[str]]:
         return _making_by_facts(run)
     at = program.after_program(typed)
     if typed[at] == "distill" and run.meta.get("experts"):
+        if not any(word.split("=")[0] == "--buffer.seed" for word in typed):
+            typed = [*typed, *_expert_seed(run)]
         words = _of_buffer(typed[at + 1 :])
         return [[*typed[:at], "buffer", *words], typed]
     return [typed]
+
+
+def _expert_seed(run: Run) -> list[str]:
+    """The flag that gives a run its experts, where that is needed.
+
+    Sets that do not say the seed of their experts are of the time when it was that of the run.
+    """
+    experts = run.meta.get("experts") or {}
+    for store in experts.get("stores") or [experts]:
+        seed = store.get("seed", run.meta.get("seed"))
+        if seed:
+            return _flag("buffer.seed", seed)
+    return []
 
 
 def _evaluating(run: Run) -> list[list[str]]:
@@ -108,8 +123,11 @@ def _command_by_facts(run: Run, name: str) -> list[str]:
 
 
 def _process_flags(run: Run) -> list[str]:
-    seed = _flag("seed", _stated(run, "seed"))
-    return seed + _flag("precision", _stated(run, "precision"))
+    """The flags of what a recipe does not say: seeds and precision."""
+    flags = _expert_seed(run)
+    flags += _flag("seed", _stated(run, "seed"))
+    flags += _flag("precision", _stated(run, "precision"))
+    return flags
 
 
 def _stated(run: Run, key: str) -> Any:
