@@ -12,7 +12,7 @@ from torch import Generator, Tensor, nn
 from ddengine.data import Data, RealSet
 from ddengine.evaluation import brought
 from ddengine.evaluation.brought import Factory
-from ddengine.evaluation.rates import adapted, best_rate, candidates
+from ddengine.evaluation.rates import Tried, adapted, best_rate, candidates
 from ddengine.learning import training
 from ddengine.learning.training import AtOnce, Classified, Labels, Means
 from ddengine.models import build_model
@@ -162,10 +162,11 @@ def _timed(compute: Callable[[], list[Classified]]) -> Json:
     """
     start = time.perf_counter()
     results = compute()
+    seconds = time.perf_counter() - start
     return {
         "accuracies": [result.accuracy for result in results],
         "right": [list(result.right) for result in results],
-        "seconds": time.perf_counter() - start,
+        "seconds": seconds,
     }
 
 
@@ -181,7 +182,8 @@ def tried_rates(bench: Bench, who: Contender, model: str) -> list[float]:
 def search(bench: Bench, who: Contender, model: str, lr: float) -> Json:
     """What networks reach at a rate on the validation split, remembered."""
     assert bench.data.validation is not None
-    seeds = [bench.seed + SEARCH_SEED + i for i in range(bench.config.search_networks)]
+    first = bench.seed + SEARCH_SEED
+    seeds = list(range(first, first + bench.config.search_networks))
     compute = partial(bench.accuracies, who, model, lr, seeds, bench.data.validation)
     return bench.remember(f"search/{who.name}/{model}/{lr!r}", model, partial(_timed, compute))
 
@@ -190,7 +192,8 @@ def final(bench: Bench, who: Contender, model: str) -> Json:
     """What the reported networks reach on the test split, remembered."""
     assert bench.data.test is not None
     lr, _ = choose_lr(bench, who, model)
-    compute = partial(bench.accuracies, who, model, lr, reported_seeds(bench), bench.data.test)
+    seeds = reported_seeds(bench)
+    compute = partial(bench.accuracies, who, model, lr, seeds, bench.data.test)
     return bench.remember(f"final/{who.name}/{model}/{lr!r}", model, partial(_timed, compute))
 
 
@@ -207,14 +210,15 @@ def choose_lr(bench: Bench, who: Contender, model: str) -> tuple[float, float]:
     the distilled set, where it belongs, the usual one otherwise.
     """
     if who.rate_of is not None:
-        return choose_lr(bench, who.rate_of, model)[0], 0.0
+        lr, _ = choose_lr(bench, who.rate_of, model)
+        return lr, 0.0
     rates = tried_rates(bench, who, model)
     if not rates:
         learned = bench.learned(model)
         if who.distilled and learned:
             return learned, 0.0
         return adapted(bench.config, model).lr, 0.0
-    tried: list[tuple[float, list[float | None]]] = []
+    tried: list[Tried] = []
     seconds = 0.0
     for lr in rates:
         run = search(bench, who, model, lr)
