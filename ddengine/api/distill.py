@@ -13,16 +13,14 @@ from torch import Tensor
 
 from ddengine import loop
 from ddengine.api import experts as of_experts
+from ddengine.api.begun import begun, followed, place
+from ddengine.api.checks import check_folder, check_recipe, check_run
 from ddengine.api.experts import ExpertSource
 from ddengine.api.inputs import (
     AUTO,
     Images,
     Source,
-    check_folder,
-    check_precision,
-    check_recipe,
     dataset_of,
-    default_folder,
     pointed_at,
     preprocess_of,
 )
@@ -82,10 +80,11 @@ class Job:
     def identity(self) -> dict[str, Any]:
         """What makes two runs the same.
 
-        Experts of this program follow from recipe and seed; images without a name and what was
-        handed in with them follow from nothing, and are told by digests.
+        Experts of this program follow from the recipe and their seed; images without a name and
+        what was handed in with them follow from nothing, and are told by digests.
         """
-        more: dict[str, Any] = {"experts": self.origin.origin(self.data.train.digest)}
+        origin = self.origin.origin(self.data.train.digest)
+        more: dict[str, Any] = {"experts": followed(self.recipe, self.seed, origin)}
         start = None if self.images is None else files.tensor_digest({"images": self.images})
         if self.source.is_own:
             fingerprints = of_experts.fingerprints_of(self.experts())
@@ -184,6 +183,7 @@ def distill(
     preprocess: Preprocess | Distilled | Images = None,
     bibtex: Bibtex | None = None,
     command: Sequence[str] = (),
+    seconds_before: float = 0.0,
 ) -> Distilled:  # long: its arguments are explained
     """Distill images into a small set.
 
@@ -224,16 +224,14 @@ def distill(
             distill for one network. Experts bring theirs.
         bibtex: makes the BibTeX entries for the card of the set, such as `synth.bibtex`.
         command: the words by which a command line asked for this, for recipe.json.
+        seconds_before: that the caller has spent on it.
 
     Raises:
         UserError: experts that are missing or were made for other images; a folder of something
             else; data or settings that do not go.
     """
-    check_recipe(recipe)
-    check_precision(precision)
-    if folder != AUTO:
-        check_folder(folder)
-    _check_group()
+    began = time.perf_counter() - seconds_before
+    _check_asked(recipe, seed, precision, folder)
     if classes is not None:
         data = Dataset.of(data, classes)
     with log.shown(progress):
@@ -249,15 +247,24 @@ def distill(
             preprocess=preprocess_of(preprocess, recipe),
         )
         if folder is None:
-            return _in_memory(job, bibtex)
-        wanted = job.identity()
-        path = default_folder(job.recipe.name, wanted) if folder == AUTO else Path(folder)
-        keep = Keep(path, wanted, tuple(command), restart, force, tensorboard, bibtex)
+            return _in_memory(job, bibtex, began)
+        path, asked = place(job, folder, job.recipe.name), job.recipe
+        if not restart:
+            path, job = begun(job, folder, job.recipe.name)
+        wanted, words = job.identity(), tuple(command)
+        keep = Keep(path, asked, wanted, words, restart, force, tensorboard, bibtex, began)
         return _read_or_kept(job, keep)
 
 
-def _check_group() -> None:
-    """Raise UserError in a group of processes that a user's program has joined."""
+def _check_asked(recipe: Any, seed: Any, precision: Any, folder: Any) -> None:
+    """Raise UserError for what is no recipe, seed, precision or folder.
+
+    And in a group of processes that a user's program has joined.
+    """
+    check_recipe(recipe)
+    check_run(seed, precision)
+    if folder != AUTO:
+        check_folder(folder)
     if dist.num_ranks() > 1 and not dist.started_here():
         raise UserError(
             f"distill works in one process, and this is a group of {dist.num_ranks()}; call it "
@@ -283,7 +290,7 @@ def job_of(
     """
     recipe, source = pointed_at(recipe, dataset)
     source = replace(source, preprocess=preprocess)
-    origin = of_experts.source_of(recipe, experts, seed, precision)
+    recipe, origin = of_experts.source_of(recipe, experts, precision)
     where = runtime.setup(device, precision)
     data = source.load(where, origin.preprocess)
     _check_preprocess(preprocess, origin.preprocess(data.train.digest))
@@ -325,8 +332,8 @@ def distill_data(
     They lie on `device`, which `runtime.setup` has prepared. Raises UserError as `distill` does.
     """
     check_recipe(recipe)
-    check_precision(precision)
-    origin = of_experts.source_of(recipe, experts, seed, precision)
+    check_run(seed, precision)
+    recipe, origin = of_experts.source_of(recipe, experts, precision)
     job = Job(
         recipe=recipe,
         data=data,
@@ -336,11 +343,14 @@ def distill_data(
         seed=seed,
         precision=precision,
     )
-    return _in_memory(job, None).set
+    return _in_memory(job, None, time.perf_counter()).set
 
 
-def _in_memory(job: Job, bibtex: Bibtex | None) -> Distilled:
-    """A distillation of which nobody could read checkpoints or pictures."""
+def _in_memory(job: Job, bibtex: Bibtex | None, began: float) -> Distilled:
+    """A distillation of which nobody could read checkpoints or pictures.
+
+    It began at `began` of time.perf_counter.
+    """
     recipe, outer = job.recipe, job.recipe.outer
     check_networks(recipe, job.data)
     experts = job.experts()
@@ -354,6 +364,7 @@ def _in_memory(job: Job, bibtex: Bibtex | None) -> Distilled:
             Path(temporary),
             seed=job.seed,
             finish=partial(shipped, recipe=recipe, experts=experts),
+            began=began,
         )
     meta = job.meta(experts, counters, initial_seconds, bibtex)
     return Distilled(job.renumbered(result), meta, None, job.data.split_names)
@@ -364,18 +375,20 @@ class Keep:
     """How the folder of a run is kept."""
 
     folder: Path
+    recipe: Recipe  # as it was asked for
     identity: dict[str, Any]
     command: tuple[str, ...]
     restart: bool
     force: bool
     tensorboard: bool
     bibtex: Bibtex | None
+    began: float  # of time.perf_counter, when the session did
 
-    def begin(self, recipe: Recipe) -> None:
+    def begin(self) -> None:
         """Make the folder, or leave that of an unfinished run as it is."""
         if self.restart:
             runs.delete(self.folder, runs.MARK)
-        runs.begin(self.folder, recipe, self.identity, self.command)
+        runs.begin(self.folder, self.recipe, self.identity, self.command)
 
 
 def _read_or_kept(job: Job, keep: Keep) -> Distilled:
@@ -399,7 +412,7 @@ def _kept(job: Job, keep: Keep) -> Distilled:
     syn, objective, initial_seconds = job.start(experts)
     if not keep.force:
         bounds.check(job.costed(), syn, data, folder, job.device)
-    dist.on_first_rank(partial(keep.begin, recipe))
+    dist.on_first_rank(keep.begin)
     teachers = []
     if recipe.evaluation.labels == "dynamic" and experts is not None:
         teachers = load_all(experts, job.device)
@@ -432,20 +445,27 @@ def _kept(job: Job, keep: Keep) -> Distilled:
         validate=accuracy,
         picture=picture,
         board=board,
+        began=keep.began,
     )
+    began = time.perf_counter() - counters.wall_seconds  # without interruptions
     meta = job.meta(experts, counters, initial_seconds, keep.bibtex)
     renumbered = job.renumbered(result)
     if first:
         writing.write_run(folder, renumbered, data, meta, shown=result)
-        _say_what_came(renumbered, data, meta, folder)
+        _say_what_came(renumbered, data, meta, folder, time.perf_counter() - began)
     return Distilled(renumbered, meta, folder, data.split_names)
 
 
-def _say_what_came(syn: SyntheticSet, data: Data, meta: dict[str, Any], folder: Path) -> None:
-    """How many images in what time, and how many bytes."""
+def _say_what_came(
+    syn: SyntheticSet, data: Data, meta: dict[str, Any], folder: Path, seconds: float
+) -> None:
+    """How many bytes, and last how many images in how many seconds, and how good they are."""
+    log.say(overview.ledger(syn.sizes(), data.bytes, data.dataset_bytes))
     stored, decoded = len(syn.classes), len(syn)
     tiles = "" if stored == decoded else f", which decode to {decoded},"
     cost = meta["distillation"]
-    took = log.duration(cost["seconds"] + cost["initial_seconds"])
-    log.say(f"distilled {stored} images{tiles} in {took}: {folder / 'distilled'}")
-    log.say(overview.ledger(syn.sizes(), data.bytes, data.dataset_bytes))
+    took = f"{log.duration(seconds)}, {log.duration(cost['seconds'])} of it outer steps"
+    reached = ""
+    if cost["validation_accuracy"] is not None:
+        reached = f"; validation accuracy in the end {100 * cost['validation_accuracy']:.1f} %"
+    log.say(f"distilled {stored} images{tiles} in {took}{reached}: {folder / 'distilled'}")

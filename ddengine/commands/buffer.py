@@ -9,6 +9,7 @@ import tyro
 import buffers
 from ddengine.commands.options import Machine, OfRecipe, RecipeT, of_recipe
 from ddengine.commands.process import start
+from ddengine.system import log
 from ddengine.system.errors import UserError
 
 
@@ -30,12 +31,17 @@ def main(args: list[str]) -> None:
         return
     if options.recipe.buffer is None:
         raise UserError(f"The recipe {options.recipe.name} needs no experts; run distill.")
+    seed = options.recipe.buffer.seed
+    if options.seed != seed:
+        log.say(
+            f"--seed {options.seed} is the distillation's, which these experts serve with any; "
+            f"they have --buffer.seed {seed}"
+        )
     start(options)
     buffers.generate(
         None,
         options.recipe,
         folder=options.out or options.experts,
-        seed=options.seed,
         device=options.device,
         precision=options.precision,
         restart=options.restart,

@@ -8,6 +8,7 @@ import tyro
 
 import buffers
 import ddengine
+from ddengine.api.begun import begun
 from ddengine.api.distill import job_of
 from ddengine.artefact import runs
 from ddengine.commands import DEMO, evaluate, report
@@ -37,15 +38,17 @@ def main(args: list[str]) -> None:
         return
     folder, recipe = options.out or Path("runs/demo"), options.recipe
     one_process(options, "demo")
-    run = {"seed": options.seed, "device": options.device, "precision": options.precision}
+    process = {"device": options.device, "precision": options.precision}
+    run = {"seed": options.seed, **process}
     stores = stores_of(options, None, folder / "experts")
     if options.restart:
         runs.delete(folder, runs.MARK, beside="experts")
     job = job_of(None, recipe, stores, compile=options.compile, **run)
     check_networks(recipe, job.data)
+    _, job = begun(job, folder, recipe.name)
     # refuses a folder of something else
     runs.is_finished(folder, job.identity(), beside="experts")
-    buffers.generate(None, recipe, root=folder / "experts", **run)
+    buffers.generate(None, job.recipe, root=folder / "experts", **process)
     ddengine.distill(
         None,
         recipe,

@@ -9,14 +9,14 @@ from typing import Annotated, Any, Literal
 import tyro
 
 import ddengine
-from ddengine import commands
+from ddengine import commands, naming
 from ddengine.artefact import runs
 from ddengine.commands.on_set import OfEvaluation, OnPaths, asked, by_recipe, of_set
 from ddengine.commands.process import alone
 from ddengine.evaluation import scores, tables
 from ddengine.pages import figures, overview
 from ddengine.recipe import EvalConfig
-from ddengine.system import files, log
+from ddengine.system import log
 from ddengine.system.errors import UserError
 
 # flags that decide no number: with these alone an evaluation that is there is shown as it is
@@ -78,6 +78,6 @@ def main(args: list[str]) -> None:
     log.console.print(overview.cross_table(evaluations))
     told = []
     for path, (name, evaluation) in zip(paths, evaluations, strict=True):
-        told.append((name, files.read_json(runs.set_folder(path) / "meta.json"), evaluation))
+        told.append((name, naming.read_json(runs.set_folder(path) / "meta.json"), evaluation))
     for split in scores.splits(told):
         log.say(scores.said(split))

@@ -25,7 +25,7 @@ RecipeT = TypeVar("RecipeT")
 class Machine:
     """Flags of all commands that compute."""
 
-    seed: int = 0  # decides every random draw
+    seed: int = 0  # decides every random draw but those of experts: buffer.seed
     device: str = "auto"  # auto | cpu | cuda | cuda:N
     precision: Precision = "fp32"
 
@@ -101,7 +101,7 @@ def of_recipe(command: str, args: list[str], flags: Any, **how: Any) -> Any:
 
 def stores_of(options: Any, folder: Path | None, root: Path = EXPERTS) -> Stores:
     """Where the experts of the recipe of some options lie; `folder` is as `Stores` has it."""
-    where = {"seed": options.seed, "precision": options.precision, "folder": folder}
+    where = {"precision": options.precision, "folder": folder}
     return Stores.of(options.recipe, root=root, **where)
 
 

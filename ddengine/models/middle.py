@@ -87,13 +87,14 @@ def _trunk(network: nn.Module, image_shape: tuple[int, int, int]) -> list[_Call]
     """
     names = {module: name for name, module in network.named_modules()}
     calls = _calls(network, image_shape)
-    blocks = tuple(f"{names[call.module]}." for call in calls if call.gives_maps)
+    maps = [call for call in calls if call.gives_maps]
+    blocks = tuple(f"{names[call.module]}." for call in maps)
     # whoever hooks a module must meet one output in a forward pass
     times = Counter(call.module for call in calls)
     trunk = []
-    for call in calls:
+    for call in maps:
         inner = names[call.module].startswith(blocks)
-        if call.gives_maps and times[call.module] == 1 and not inner:
+        if times[call.module] == 1 and not inner:
             trunk.append(call)
     while trunk and isinstance(trunk[-1].module, POOLINGS):
         trunk.pop()
