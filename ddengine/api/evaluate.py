@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import nn
 
+from ddengine import naming
 from ddengine.api.inputs import Images, Source, check_precision, dataset_of
 from ddengine.api.outcomes import Outcome
 from ddengine.api.results import Distilled, on_device, opened
@@ -232,7 +233,7 @@ class Asking:
     def _made_before(self, path: Path, command: str) -> dict[str, Any]:
         """An evaluation that was made before."""
         try:
-            content = files.read_json(path, "rows", "protocol")
+            content = naming.read_json(path, "rows", "protocol")
         except UserError:
             raise UserError(f"{path} is damaged; evaluate again with --restart.") from None
         digest = evaluation_of.set_digest(on_device(self.of, torch.device("cpu")))

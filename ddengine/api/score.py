@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ddengine import naming
 from ddengine.api.evaluate import (
     Asking,
     TeacherSource,
@@ -79,7 +80,7 @@ def score(
         kept = {key: evaluations[0].get(key) for key in FACTS}
         content = {"scores": made, "interval": intervals.NAME, "seconds": seconds, **kept}
         if out is not None:
-            files.write_json(out / "scores.json", content)
+            files.write_json(out / "scores.json", {"format": naming.FORMAT, **content})
         title = f"{asked.meta['recipe']['name']}, accuracies as fractions"
         return Outcome(content, made, partial(scores.table, made, title), _notes(made), out)
 
@@ -152,7 +153,7 @@ def rank(
         evaluation = asking.evaluation(where, "rank")
         content = ranking.correlations(evaluation, seed=seed)
         if out is not None:
-            files.write_json(out / "ranking.json", content)
+            files.write_json(out / "ranking.json", {"format": naming.FORMAT, **content})
             ranking.plot(out / "ranking.png", evaluation, content)
         return Outcome(content, _ranks(content), partial(ranking.table, content), (), out)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ddengine import naming
 from ddengine.data import Data, RealSet
 from ddengine.data.checks import image_digests
 from ddengine.evaluation.bench import Bench
@@ -125,6 +126,7 @@ def evaluate(  # long: most of it is what the arguments are
     brought = [key for key in factories if key not in config.models]
     models = (*config.models, *brought) or (model,)
     content = {
+        "format": naming.FORMAT,
         "protocol": to_dict(replace(config, models=models)),
         "rows": _rows(bench, syn, models),
         **_facts(bench, syn, weights),
