@@ -31,7 +31,7 @@ def generate(
     seed: int = 0,
     device: str = "auto",
     precision: Precision = "fp32",
-    progress: bool = True,
+    progress: log.Progress = True,
     restart: bool = False,
 ) -> ExpertStore | StoreGroup:  # long: its arguments are explained
     """Train and store the experts that `ddengine.distill(data, recipe, experts)` reads.
@@ -53,7 +53,7 @@ def generate(
         seed: decides every random draw.
         device: auto, cpu, cuda or cuda:N.
         precision: fp32, tf32 or bf16.
-        progress: whether bars and notes are shown.
+        progress: as `distill` takes it.
         restart: train anew, deleting the store that is there.
 
     Raises:

@@ -620,7 +620,7 @@ class EvalConfig:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Recipe(Generic[BufferT, CodecT, ObjectiveT]):
     """A whole run.
 
@@ -651,6 +651,15 @@ class Recipe(Generic[BufferT, CodecT, ObjectiveT]):
         self._check_teachers()
         self._check_labels()
         self._check_outer()
+
+    def __repr__(self) -> str:
+        """What it does with which images, in a line; `to_dict` has every value."""
+        method, steps = type(self.objective).__name__, self.outer.steps
+        images = "1 image" if self.ipc == 1 else f"{self.ipc} images"
+        return (
+            f"Recipe({self.name}: {method} of {self.data.name} in {self.model}, {images} per "
+            f"class, {steps} steps)"
+        )
 
     def _check_teachers(self) -> None:
         require(

@@ -45,7 +45,7 @@ def continual(
     seed: int = 0,
     device: str = "auto",
     precision: Precision = "fp32",
-    progress: bool = True,
+    progress: log.Progress = True,
     restart: bool = False,
 ) -> Outcome:  # long: its arguments are explained
     """A network that learns classes in stages, with distilled, random and herding memories.
@@ -61,7 +61,7 @@ def continual(
         seed: decides the order of the classes and every random draw.
         device: auto, cpu, cuda or cuda:N.
         precision: fp32, tf32 or bf16.
-        progress: whether bars and notes are shown.
+        progress: as `distill` takes it.
         restart: begin anew, deleting what the folder holds.
 
     Raises:

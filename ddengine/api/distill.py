@@ -172,7 +172,7 @@ def distill(
     device: str = "auto",
     precision: Precision = "fp32",
     compile: bool = False,
-    progress: bool = True,
+    progress: log.Progress = True,
     restart: bool = False,
     force: bool = True,
     tensorboard: bool = False,
@@ -204,7 +204,9 @@ def distill(
         device: auto, cpu, cuda or cuda:N.
         precision: fp32, tf32 or bf16.
         compile: whether the inner training step is compiled.
-        progress: whether bars and notes are shown, in a terminal or a notebook.
+        progress: whether bars and notes are shown, in a terminal or a notebook; or a function of
+            (title, done, total, note) that is told of progress in place of bars. What it raises
+            stops the run, which the same call with a folder continues.
         restart: begin anew, deleting what the folder holds of an earlier run.
         force: start although memory or disk are estimated not to do; False looks first.
         tensorboard: also write TensorBoard files into the folder.
@@ -418,4 +420,4 @@ def _say_what_came(syn: SyntheticSet, data: Data, meta: dict[str, Any], folder: 
     cost = meta["distillation"]
     took = log.duration(cost["seconds"] + cost["initial_seconds"])
     log.say(f"distilled {stored} images{tiles} in {took}: {folder / 'distilled'}")
-    log.say(overview.ledger(syn.nbytes(), data.bytes, data.dataset_bytes))
+    log.say(overview.ledger(syn.sizes(), data.bytes, data.dataset_bytes))

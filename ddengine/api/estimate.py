@@ -47,7 +47,7 @@ def estimate(
     device: str = "auto",
     precision: Precision = "fp32",
     compile: bool = False,
-    progress: bool = True,
+    progress: log.Progress = True,
     folders: Sequence[Path] = (Path("experts"), Path("runs")),
     parsing: float = 0.0,
 ) -> Outcome:  # long: its arguments are explained
@@ -66,7 +66,7 @@ def estimate(
         device: auto, cpu, cuda or cuda:N.
         precision: fp32, tf32 or bf16.
         compile: whether the inner training step would be compiled.
-        progress: whether notes are shown.
+        progress: as `distill` takes it.
         folders: that would be written, for the free disk there.
         parsing: seconds that a command line takes to be read.
 

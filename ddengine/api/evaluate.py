@@ -60,7 +60,7 @@ def evaluate(
     seed: int = 0,
     device: str = "auto",
     precision: Precision = "fp32",
-    progress: bool = True,
+    progress: log.Progress = True,
     restart: bool = False,
     strict: bool = True,
     command: Sequence[str] = (),
@@ -90,7 +90,7 @@ def evaluate(
         seed: decides networks, orders, augmentation and random draws.
         device: auto, cpu, cuda or cuda:N.
         precision: fp32, tf32 or bf16.
-        progress: whether bars and notes are shown.
+        progress: as `distill` takes it.
         restart: evaluate again although evaluation.json is there.
         strict: refuse an evaluation.json of other settings; False takes it as it is.
         command: the words by which a command line asked for this.
@@ -381,7 +381,7 @@ def train(
     seed: int = 0,
     device: str = "auto",
     precision: Precision = "fp32",
-    progress: bool = True,
+    progress: log.Progress = True,
 ) -> nn.Module:  # long: its arguments are explained
     """A network trained on a set by its protocol, in evaluation mode.
 
@@ -398,7 +398,7 @@ def train(
         seed: decides initialisation, order and augmentation.
         device: auto, cpu, cuda or cuda:N.
         precision: fp32, tf32 or bf16.
-        progress: whether notes are shown.
+        progress: as `distill` takes it.
 
     Raises:
         UserError: a network that does not fit, a protocol that the set cannot be trained by.

@@ -15,7 +15,7 @@ def export(
     folder: Path | str,
     *,
     per_shard: int = tars.PER_SHARD,
-    progress: bool = True,
+    progress: log.Progress = True,
 ) -> list[Path]:
     """Write a set as files of other programs; returns what was written.
 
@@ -28,7 +28,7 @@ def export(
             Face Hub.
         folder: to write.
         per_shard: examples in a tar of webdataset.
-        progress: whether notes are shown.
+        progress: as `distill` takes it.
 
     Raises:
         UserError: a path that holds no set, files that exist already.

@@ -14,7 +14,7 @@ def merge(
     sets: Sequence[Distilled | Path | str],
     folder: Path | str | None = None,
     *,
-    progress: bool = True,
+    progress: log.Progress = True,
 ) -> Distilled:
     """Sets of some classes each, or of the same classes, as one; classes are matched by name.
 
@@ -23,7 +23,7 @@ def merge(
     Args:
         sets: folders of runs or of distilled sets, or sets that lie in one.
         folder: a new folder to write; None: the set stays in memory.
-        progress: whether notes are shown.
+        progress: as `distill` takes it.
 
     Raises:
         UserError: sets that do not belong together, a folder that is there.

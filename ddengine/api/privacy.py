@@ -24,7 +24,7 @@ def privacy(
     seed: int = 0,
     device: str = "auto",
     precision: Precision = "fp32",
-    progress: bool = True,
+    progress: log.Progress = True,
 ) -> Outcome:  # long: its arguments are explained
     """The real images that those of a set are nearest to, and whether membership shows.
 
@@ -40,7 +40,7 @@ def privacy(
         seed: decides networks, orders and which images are compared.
         device: auto, cpu, cuda or cuda:N.
         precision: fp32, tf32 or bf16.
-        progress: whether bars and notes are shown.
+        progress: as `distill` takes it.
 
     Raises:
         UserError: images that are not those of the set, a network that does not fit.

@@ -76,9 +76,15 @@ class Distilled:
         """Images (B, C, H, W) in [0, 1], to look at; None: all."""
         return self.set.pixels(index)
 
-    def nbytes(self) -> dict[str, int]:
-        """Bytes stored, by what they are for."""
-        return self.set.nbytes()
+    @property
+    def nbytes(self) -> int:
+        """Bytes stored, in all; `ledger` says what for."""
+        return self.set.nbytes
+
+    @property
+    def ledger(self) -> dict[str, int]:
+        """Bytes stored for images, compensators, labels and other."""
+        return self.set.ledger
 
     def save(self, folder: Path | str) -> "Distilled":
         """Write the folder that is shipped, and return the set that lies there.
@@ -120,10 +126,9 @@ class Distilled:
         name = self.meta.get("recipe", {}).get("name")
         by = "" if name is None else f" by {name}"
         where = "in memory" if self.run is None else f"in {self.run}"
-        size = self.nbytes()["total"]
         return (
-            f"{stored} images{decoded} of {len(self.class_names)} classes{by}, {size:,} bytes, "
-            f"{where}"
+            f"Distilled({stored} images{decoded} of {len(self.class_names)} classes{by}, "
+            f"{self.nbytes:,} bytes, {where})"
         )
 
 

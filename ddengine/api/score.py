@@ -40,7 +40,7 @@ def score(
     seed: int = 0,
     device: str = "auto",
     precision: Precision = "fp32",
-    progress: bool = True,
+    progress: log.Progress = True,
     restart: bool = False,
     command: Sequence[str] = (),
 ) -> Outcome:  # long: its arguments are explained
@@ -109,7 +109,7 @@ def rank(
     seed: int = 0,
     device: str = "auto",
     precision: Precision = "fp32",
-    progress: bool = True,
+    progress: log.Progress = True,
     restart: bool = False,
     command: Sequence[str] = (),
 ) -> Outcome:  # long: its arguments are explained

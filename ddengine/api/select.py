@@ -52,7 +52,7 @@ def select(
     seed: int = 0,
     device: str = "auto",
     precision: Precision = "fp32",
-    progress: bool = True,
+    progress: log.Progress = True,
     restart: bool = False,
     bibtex: Bibtex | None = None,
     command: Sequence[str] = (),
@@ -74,7 +74,7 @@ def select(
         seed: decides every random draw.
         device: auto, cpu, cuda or cuda:N.
         precision: fp32, tf32 or bf16.
-        progress: whether bars and notes are shown.
+        progress: as `distill` takes it.
         restart: begin anew, deleting what the folder holds of an earlier run.
         bibtex: makes the BibTeX entries for the card of the set, such as `synth.bibtex`.
         command: the words by which a command line asked for this.

@@ -101,7 +101,7 @@ def facts_of(syn: SyntheticSet, meta: Meta, export: Exported) -> CardFacts:
     licence, licence_in_words = LICENCES.get(source or "", UNKNOWN)
     imported = at(meta, "imported", "files")
     mean, std = _normalisation(syn)
-    sizes = syn.nbytes()
+    sizes = syn.sizes()
     raw_bytes, split_bytes = _bytes_of_source(meta)
     trained_on = at(meta, "protocol")
     bibtex = _text(at(meta, "bibtex"))

@@ -5,6 +5,7 @@ class k of a dataset need not be the same: folders "0" to "11" sorted as words a
 ... An order says for each class of the file which class of the dataset it is.
 """
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -83,9 +84,26 @@ def resolve(words: Sequence[str], names: Sequence[str], numbers: Sequence[int]) 
             unknown.append(word)
         else:
             positions.append(position)
+    complaints = _complaints(positions, unknown, names)
+    if complaints:
+        raise UserError(
+            f"--class_order {complaints}; name each of the {len(names)} classes once, by name or "
+            "number, in the order in which the file counts them "
+            f"({with_numbers(names)})."
+        )
+    return tuple(positions)
+
+
+def _complaints(positions: Sequence[int], unknown: Sequence[str], names: Sequence[str]) -> str:
+    """What is wrong with an order, for a sentence; nothing where every class is named once."""
     times = Counter(positions)
-    missing = [names[position] for position in range(len(names)) if not times[position]]
-    repeated = [names[position] for position in sorted(times) if times[position] > 1]
+    missing = []
+    repeated = []
+    for position, name in enumerate(names):
+        if times[position] == 0:
+            missing.append(name)
+        elif times[position] > 1:
+            repeated.append(name)
     complaints = []
     if unknown:
         complaints.append(f"knows no class {_quoted(unknown)}")
@@ -93,15 +111,7 @@ def resolve(words: Sequence[str], names: Sequence[str], numbers: Sequence[int]) 
         complaints.append(f"leaves out {_quoted(missing)}")
     if repeated:
         complaints.append(f"names {_quoted(repeated)} more than once")
-    if complaints:
-        *first, last = complaints
-        said = f"{', '.join(first)} and {last}" if first else last
-        raise UserError(
-            f"--class_order {said}; name each of the {len(names)} classes once, by name or "
-            "number, in the order in which the file counts them "
-            f"({with_numbers(names)})."
-        )
-    return tuple(positions)
+    return listed(complaints)
 
 
 def _position(word: str, names: Sequence[str], numbers: Sequence[int]) -> int | None:
@@ -109,7 +119,9 @@ def _position(word: str, names: Sequence[str], numbers: Sequence[int]) -> int | 
     if names.count(word) == 1:
         return names.index(word)
     words = list(map(str, numbers))
-    return words.index(word) if word in words else None
+    if word in words:
+        return words.index(word)
+    return None
 
 
 def _quoted(words: Sequence[str]) -> str:
@@ -123,8 +135,11 @@ def in_order(names: Sequence[str], numbers: Sequence[int], order: Sequence[int])
     """
     words = []
     for k in order:
-        clear = names.count(names[k]) == 1 and not names[k].startswith("-")
-        words.append(names[k] if clear else str(numbers[k]))
+        name = names[k]
+        if names.count(name) > 1 or name.startswith("-"):
+            words.append(str(numbers[k]))
+        else:
+            words.append(name)
     return words
 
 
@@ -134,22 +149,24 @@ def likely_orders(names: Sequence[str]) -> list[Ints]:
     Sorted as words, without regard to capitals, and with numbers in them as numbers.
     """
     as_numbered = tuple(range(len(names)))
-    sorted_by = [
-        list(names),
-        [name.casefold() for name in names],
-        [_with_numbers_as_such(name) for name in names],
-    ]
+    sort_keys = (str, str.casefold, _with_numbers_as_such)
     orders: dict[tuple[int, ...], None] = {}  # keeps its order, and nothing twice
-    for keys in sorted_by:
-        orders[tuple(sorted(as_numbered, key=keys.__getitem__))] = None
-    return [np.array(order) for order in orders if order != as_numbered]
+    for sort_key in sort_keys:
+        keys = list(map(sort_key, names))
+        order = sorted(as_numbered, key=keys.__getitem__)
+        orders[tuple(order)] = None
+    orders.pop(as_numbered, None)
+    return list(map(np.array, orders))
 
 
 def _with_numbers_as_such(name: str) -> list[tuple[int, int, str]]:
     """A key that sorts names by their words, and numbers in them by their values."""
     key = []
     for part in re.split(r"(\d+)", name):
-        key.append((0, int(part), "") if part.isdecimal() else (1, 0, part))
+        if part.isdecimal():
+            key.append((0, int(part), ""))
+        else:
+            key.append((1, 0, part))
     return key
 
 
@@ -162,31 +179,48 @@ def fit_of_predictions(
     """How well what a file counts as a class (N,) goes with what each image is found to be (N,).
 
     Of a network the first is what it predicts, the second the label; of an imported image the first
-    is its label, the second the class that it looks like. Images of a class should lie side by
-    side: one half of every class chooses an order, which is judged on the other half. Of orders
-    that fit about as well as the best one, one that is `likely` is taken.
+    is its label, the second the class that it looks like. Of orders that fit about as well as the
+    best one, one that is `likely` is taken.
     """
     right = counted == actual
-    plain = Fit(float(right.mean()))
-    half = np.arange(len(counted)) % 2 == 0
-    # whether an order that was not chosen by this image is right about it
-    held = np.zeros(len(counted), bool)
-    for chosen in (half, ~half):
-        order = _better_cycles(_counts(counted[chosen], actual[chosen], num_classes))
-        held[~chosen] = order[counted[~chosen]] == actual[~chosen]
-    gained, lost = int((held & ~right).sum()), int((right & ~held).sum())
-    chance = 1 / num_classes
-    reached = (held.mean() - chance) / (1 - chance)
-    # of as many gains among as many changes
-    doubt = float(scipy.special.bdtrc(gained - 1, gained + lost, 0.5)) if gained else 1.0
-    halves_agree = doubt <= DOUBT and reached >= _least_reached(num_classes)
-    if not halves_agree and not _beyond_chance(counted, actual, num_classes):
-        return plain
+    as_numbered = float(right.mean())
+    better = _better_on_other_half(counted, actual, num_classes)
+    if not better and not _beyond_chance(counted, actual, num_classes):
+        return Fit(as_numbered)
     order = _better_cycles(_counts(counted, actual, num_classes))
     if (order == np.arange(num_classes)).all():
-        return plain
-    share, order = _likeliest(order, likely, lambda one: float((one[counted] == actual).mean()))
-    return Fit(plain.as_numbered, share, tuple(order.tolist()))
+        return Fit(as_numbered)
+
+    def share_right(one: Ints) -> float:
+        return float((one[counted] == actual).mean())
+
+    share, order = _likeliest(order, likely, share_right)
+    return Fit(as_numbered, share, tuple(order.tolist()))
+
+
+def _better_on_other_half(counted: Ints, actual: Ints, num_classes: int) -> bool:
+    """Whether orders that halves of the images (N,) choose fit the other halves far better.
+
+    Images of a class should lie side by side: one half of every class chooses an order, which is
+    judged on the other half.
+    """
+    half = np.arange(len(counted)) % 2 == 0
+    # whether an order that was not chosen by this image is right about it
+    reordered_right = np.zeros(len(counted), bool)
+    for chosen in (half, ~half):
+        judged = ~chosen
+        order = _better_cycles(_counts(counted[chosen], actual[chosen], num_classes))
+        reordered_right[judged] = order[counted[judged]] == actual[judged]
+    right = counted == actual
+    gained = int((reordered_right & ~right).sum())
+    lost = int((right & ~reordered_right).sum())
+    if gained == 0:
+        return False
+    # of as many gains among as many changes
+    doubt = float(scipy.special.bdtrc(gained - 1, gained + lost, 0.5))
+    chance = 1 / num_classes
+    reached = (reordered_right.mean() - chance) / (1 - chance)
+    return doubt <= DOUBT and bool(reached >= _least_reached(num_classes))
 
 
 def _beyond_chance(counted: Ints, actual: Ints, num_classes: int) -> bool:
@@ -199,17 +233,21 @@ def _beyond_chance(counted: Ints, actual: Ints, num_classes: int) -> bool:
     if len(counted) > FEW * num_classes or num_classes > FEW_CLASSES:
         return False
 
-    def best(of: Ints) -> float:
-        counts = _counts(counted, of, num_classes)
-        return float(counts[linear_sum_assignment(-counts)].sum())
+    def most_right(classes: Ints) -> float:
+        counts = _counts(counted, classes, num_classes)
+        best = linear_sum_assignment(-counts)
+        return float(counts[best].sum())
 
-    reached = best(actual)
-    if reached < CYCLE * (counted == actual).sum():
+    reached = most_right(actual)
+    as_numbered = (counted == actual).sum()
+    if reached < CYCLE * as_numbered:
         return False
     rng = np.random.default_rng(0)
-    as_good = sum(
-        best(rng.integers(num_classes, size=len(actual))) >= reached for _ in range(DRAWS)
-    )
+    as_good = 0
+    for _ in range(DRAWS):
+        random_classes = rng.integers(num_classes, size=len(actual))
+        if most_right(random_classes) >= reached:
+            as_good += 1
     return (1 + as_good) / (1 + DRAWS) <= DOUBT
 
 
@@ -220,9 +258,13 @@ def _likeliest(
 
     Else of that one.
     """
-    fits = [(fit(order), order) for order in likely]
-    share, order = max(fits, key=lambda pair: pair[0], default=(-1.0, best))
-    return (share, order) if share >= AS_WELL * fit(best) else (fit(best), best)
+    best_fit = fit(best)
+    if likely:
+        order = max(likely, key=fit)
+        share = fit(order)
+        if share >= AS_WELL * best_fit:
+            return share, order
+    return best_fit, best
 
 
 def _least_reached(num_classes: int) -> float:
@@ -230,7 +272,8 @@ def _least_reached(num_classes: int) -> float:
 
     It is more than untrained networks reach in their best order.
     """
-    return min(max(1.6 / num_classes**0.5, 0.1), 0.6)
+    least = 1.6 / num_classes**0.5
+    return min(max(least, 0.1), 0.6)
 
 
 def _counts(counted: Ints, actual: Ints, num_classes: int) -> Floats:
@@ -245,7 +288,7 @@ def _better_cycles(fit: Floats) -> Ints:
 
     They keep their places unless all that change places with each other fit far better so.
     """
-    best = linear_sum_assignment(-fit)[1]
+    _, best = linear_sum_assignment(-fit)
     order = np.arange(len(fit))
     seen: set[int] = set()
     for start in range(len(fit)):
@@ -255,7 +298,11 @@ def _better_cycles(fit: Floats) -> Ints:
             seen.add(at)
             cycle.append(at)
             at = int(best[at])
-        if cycle and fit[cycle, best[cycle]].sum() >= max(CYCLE * fit[cycle, cycle].sum(), 1):
+        if not cycle:
+            continue
+        in_new_places = fit[cycle, best[cycle]].sum()
+        in_their_places = fit[cycle, cycle].sum()
+        if in_new_places >= max(CYCLE * in_their_places, 1):
             order[cycle] = best[cycle]
     return order
 
@@ -276,18 +323,22 @@ def fit_of_means(imported: Floats, real: Floats, likely: Sequence[Ints] = (), se
     num_classes = len(real)
     products = _products(imported, real)
     most = float(np.linalg.svd(products, compute_uv=False).sum())
-    if most <= 1e-9 * max(1.0, float(np.abs(real).max())):
+    largest = float(np.abs(real).max())
+    if most <= 1e-9 * max(1.0, largest):
         return Fit(0.0)  # all classes of the set look the same
-    agreement, (best, order) = float(np.trace(products)) / most, _best(products, most)
-    plain = Fit(agreement)
+    agreement = float(np.trace(products)) / most
+    best, order = _best(products, most)
     if num_classes < FEWEST_MEANS or agreement > FAR * best:
-        return plain
+        return Fit(agreement)
     by_chance, deviation = _by_chance(products, most, seed)
-    if best < by_chance + LEAST_FIT * (1 - by_chance) or best < by_chance + DEVIATIONS * deviation:
-        return plain
-    best, order = _likeliest(
-        order, likely, lambda one: float(products[np.arange(num_classes), one].sum()) / most
-    )
+    least = by_chance + LEAST_FIT * (1 - by_chance)
+    if best < least or best < by_chance + DEVIATIONS * deviation:
+        return Fit(agreement)
+
+    def agreement_of(one: Ints) -> float:
+        return float(products[np.arange(num_classes), one].sum()) / most
+
+    best, order = _likeliest(order, likely, agreement_of)
     return Fit(agreement, best, tuple(order.tolist()))
 
 
@@ -297,8 +348,10 @@ def _products(imported: Floats, real: Floats) -> Floats:
     Both are taken around the mean of all classes, and so are the products.
     """
     centred = imported - imported.mean(0)
-    directions = centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
-    products = directions @ (real - real.mean(0)).T
+    lengths = np.linalg.norm(centred, axis=1, keepdims=True)
+    directions = centred / np.maximum(lengths, 1e-12)
+    centred_real = real - real.mean(0)
+    products = directions @ centred_real.T
     return products - products.mean(0) - products.mean(1, keepdims=True) + products.mean()
 
 
@@ -312,13 +365,16 @@ def _by_chance(products: Floats, most: float, seed: int) -> tuple[float, float]:
     num_classes = len(products)
     rng = np.random.default_rng(seed)
     # a basis of differences between classes
-    centred = np.linalg.svd(np.eye(num_classes) - 1 / num_classes)[0][:, : num_classes - 1]
-    small = centred.T @ products
-    chance = []
-    for _ in range(min(max(6000 // num_classes, 8), 60)):
+    basis = np.linalg.svd(np.eye(num_classes) - 1 / num_classes)[0]
+    differences = basis[:, : num_classes - 1]
+    small = differences.T @ products
+    rotations = min(max(6000 // num_classes, 8), 60)
+    reached = []
+    for _ in range(rotations):
         rotation = ortho_group.rvs(num_classes - 1, random_state=rng)
-        chance.append(_best(centred @ (rotation @ small), most)[0])
-    return float(np.mean(chance)), float(np.std(chance, ddof=1))
+        agreement, _ = _best(differences @ (rotation @ small), most)
+        reached.append(agreement)
+    return float(np.mean(reached)), float(np.std(reached, ddof=1))
 
 
 def _best(products: Floats, most: float) -> tuple[float, Ints]:
@@ -350,13 +406,17 @@ def sample(real: RealSet, total: int) -> Tensor:
     """
     each = max(2, total // real.num_classes)
     chosen = torch.cat([_spread(members, each) for members in real.members])
-    return chosen[: len(chosen) // 2 * 2]
+    even = len(chosen) // 2 * 2
+    return chosen[:even]
 
 
 def _spread(members: Tensor, most: int) -> Tensor:
     """At most so many of the members, spread evenly."""
     num = min(most, len(members))
-    return members[torch.arange(num) * len(members) // num] if num else members
+    if num == 0:
+        return members
+    places = torch.arange(num) * len(members) // num
+    return members[places]
 
 
 @torch.no_grad()
@@ -365,27 +425,30 @@ def fit_of_networks(
 ) -> tuple[Fit, int]:
     """(how well networks go with the labels of training images, how many images they were asked).
 
-    `networks` make logits (B, K) of images (B, C, H, W), `names` are those of the classes. A batch
-    holds images of all classes, because networks may normalise by the batch.
+    `networks` make logits (B, K) of images (B, C, H, W), `names` are those of the classes.
     """
     asked = networks[:NETWORKS]
     index = sample(real, SAMPLE // len(asked))
-    parts = -(-len(index) // BATCH)
     labels = real.labels[index.to(real.device)].cpu().numpy()
-    predictions = []
-    for network in asked:
-        predicted = np.empty(len(index), np.int64)
-        for part in range(parts):
-            logits = network(real.images(index[part::parts]))
-            predicted[part::parts] = logits.argmax(1).cpu().numpy()
-        predictions.append(predicted)
-    fit = fit_of_predictions(
-        np.concatenate(predictions),
-        np.tile(labels, len(asked)),
-        real.num_classes,
-        likely_orders(names),
-    )
+    predictions = np.concatenate([_predictions(network, real, index) for network in asked])
+    labels = np.tile(labels, len(asked))
+    likely = likely_orders(names)
+    fit = fit_of_predictions(predictions, labels, real.num_classes, likely)
     return fit, len(index)
+
+
+def _predictions(network: Callable[[Tensor], Tensor], real: RealSet, index: Tensor) -> Ints:
+    """The classes (N,) that a network predicts of training images.
+
+    A batch holds images of all classes, because networks may normalise by the batch.
+    """
+    predictions = np.empty(len(index), np.int64)
+    num_batches = math.ceil(len(index) / BATCH)
+    for first in range(num_batches):
+        batch = slice(first, None, num_batches)
+        logits = network(real.images(index[batch]))
+        predictions[batch] = logits.argmax(1).cpu().numpy()
+    return predictions
 
 
 @torch.no_grad()
@@ -403,36 +466,50 @@ def fit_of_set(syn: SyntheticSet, real: RealSet) -> tuple[Fit, str]:
     by_means = fit_of_means(means, real_means, likely)
     if by_means.order is not None:
         return by_means, OF_MEANS
-    # one by one, at the contrast of the training images: distilled ones often have more
-    scale = _contrast(real_means) / max(_contrast(means), 1e-12)
-    centred = (images - means.mean(0)) * scale
-    around = real_means - real_means.mean(0)
-    nearest = (np.square(around).sum(1) - 2 * centred @ around.T).argmin(1)
+    nearest = _nearest(images, means, real_means)
     by_images = fit_of_predictions(labels, nearest, real.num_classes, likely)
     if by_images.order is not None:
         return by_images, OF_IMAGES
     return by_means, OF_MEANS
 
 
+def _nearest(images: Floats, means: Floats, real_means: Floats) -> Ints:
+    """(N,): the classes whose real mean (K, D) is nearest to the images (N, D) of a set.
+
+    The images are compared at the contrast of the training images, because distilled ones often
+    have more. `means` (K, D) are those of the set.
+    """
+    scale = _contrast(real_means) / max(_contrast(means), 1e-12)
+    centred = (images - means.mean(0)) * scale
+    centred_real = real_means - real_means.mean(0)
+    lengths = np.square(centred_real).sum(1)
+    distances = lengths - 2 * centred @ centred_real.T
+    return distances.argmin(1)
+
+
 def _examples(syn: SyntheticSet, num_classes: int) -> tuple[Floats, Ints]:
     """(images (N, D) as networks see them, classes (N,)) of at most EXAMPLES images a class."""
-    source = syn.classes[syn.source].cpu()
+    classes = syn.classes[syn.source].cpu()
     chosen = []
     for c in range(num_classes):
-        chosen.append(_spread((source == c).nonzero().flatten(), EXAMPLES))
+        members = (classes == c).nonzero().flatten()
+        chosen.append(_spread(members, EXAMPLES))
     index = torch.cat(chosen)
     parts = []
     for part in index.split(BATCH):
-        parts.append(syn.batch(part).images.flatten(1).double().cpu())
-    return torch.cat(parts).numpy(), source[index].numpy()
+        images = syn.batch(part).images
+        parts.append(images.flatten(1).double().cpu())
+    return torch.cat(parts).numpy(), classes[index].numpy()
 
 
 def _class_means(real: RealSet) -> Floats:
     """(K, D) means of training images of each class, as networks see them."""
-    most = max(MEAN_OF_LEAST, min(MEAN_OF, MEAN_OF_ALL // real.num_classes))
+    of_class = min(MEAN_OF, MEAN_OF_ALL // real.num_classes)
+    most = max(MEAN_OF_LEAST, of_class)
     means = []
     for members in real.members:
-        means.append(real.images(_spread(members, most)).double().mean(0).flatten().cpu())
+        images = real.images(_spread(members, most)).double()
+        means.append(images.mean(0).flatten().cpu())
     return torch.stack(means).numpy()
 
 

@@ -27,7 +27,7 @@ from ddengine.evaluation.tables import notes, table
 from ddengine.system import files, log
 from ddengine.system.errors import UserError
 from ddengine.system.log import size
-from ddengine.types import Evaluation, Json, Meta
+from ddengine.types import Evaluation, Facts, Json, Meta
 
 PARQUET = "*.parquet"
 CPU = torch.device("cpu")
@@ -61,8 +61,9 @@ def describe(path: Path) -> list[Part]:
     for name, read in OF_FOLDERS.items():
         if (path / name).is_file():
             return read(path)
-    if (path / "evaluation.json").is_file():
-        return _evaluation(path / "evaluation.json")
+    evaluation = path / "evaluation.json"
+    if evaluation.is_file():
+        return _evaluation(evaluation)
     parts = _folder_of_folders(path)
     if parts:
         return parts
@@ -94,25 +95,37 @@ def shown(parts: Iterable[Part]) -> Group:
     """The parts for the terminal."""
     drawn = []
     for part in parts:
-        drawing = Table(
-            title=Text(part.title),
-            title_justify="left",
-            box=None,
-            pad_edge=False,
-            padding=(0, 2, 0, 0),
-            show_header=bool(part.head),
-        )
-        for i, name in enumerate(part.head or ("", "")):
-            drawing.add_column(Text(name), overflow="fold", no_wrap=not part.head and i == 0)
-        for row in part.rows:
-            drawing.add_row(*map(_printable, row))
-        drawn += [drawing, ""]
+        drawn += [_drawing(part), ""]
     return Group(*drawn[:-1])
+
+
+def _drawing(part: Part) -> Table:
+    """A part as a table for the terminal."""
+    drawing = Table(
+        title=Text(part.title),
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+        padding=(0, 2, 0, 0),
+        show_header=bool(part.head),
+    )
+    if part.head:
+        for name in part.head:
+            drawing.add_column(Text(name), overflow="fold")
+    else:
+        drawing.add_column(overflow="fold", no_wrap=True)
+        drawing.add_column(overflow="fold")
+    for row in part.rows:
+        drawing.add_row(*map(_printable, row))
+    return drawing
 
 
 def _printable(cell: str) -> Text:
     """A cell, which may come from anywhere, without what moves the cursor of a terminal."""
-    return Text("".join(ch if ch.isprintable() else "?" for ch in cell))
+    text = ""
+    for letter in cell:
+        text += letter if letter.isprintable() else "?"
+    return Text(text)
 
 
 # Facts
@@ -120,7 +133,11 @@ def _printable(cell: str) -> Text:
 
 def _rows(*pairs: tuple[str, Any]) -> list[tuple[str, ...]]:
     """What is known of (name, value)."""
-    return [(name, str(value)) for name, value in pairs if value is not None and value != ""]
+    rows = []
+    for name, value in pairs:
+        if value is not None and value != "":
+            rows.append((name, str(value)))
+    return rows
 
 
 def _object(path: Path) -> Json:
@@ -136,12 +153,12 @@ def _object(path: Path) -> Json:
 
 def _maybe(path: Path) -> Json:
     """The JSON object in a file; empty where there is none, or none that can be read."""
+    if not path.is_file():
+        return {}
     try:
-        if path.is_file():
-            return _object(path)
+        return _object(path)
     except UserError:
-        pass
-    return {}
+        return {}
 
 
 def _bytes_of(path: Path) -> int:
@@ -153,12 +170,14 @@ def _bytes_of(path: Path) -> int:
 
 def _said(say: Callable[[float], str], value: Any) -> str | None:
     """What is said of a number; None for what is no number."""
-    return say(value) if isinstance(value, int | float) else None
+    if not isinstance(value, int | float):
+        return None
+    return say(value)
 
 
 def _percent(value: Any) -> str | None:
     """A fraction in percent; None for what is no number."""
-    return f"{100 * value:.1f}" if isinstance(value, int | float) else None
+    return _said(lambda fraction: f"{100 * fraction:.1f}", value)
 
 
 def _first(values: Sequence[Any], most: int) -> str:
@@ -171,8 +190,10 @@ def _first(values: Sequence[Any], most: int) -> str:
 
 def _ordered(values: Sequence[Any]) -> str:
     """Whole numbers in short: 0 to 10, or 0, 5, 10."""
-    if len(values) > 2 and list(values) == list(range(values[0], values[0] + len(values))):
-        return f"{values[0]} to {values[-1]}"
+    if len(values) > 2:
+        first = values[0]
+        if list(values) == list(range(first, first + len(values))):
+            return f"{first} to {values[-1]}"
     return _first(values, SHOWN)
 
 
@@ -192,17 +213,20 @@ def _header(path: Path) -> tuple[dict[str, str], Shapes]:
 def _metrics(path: Path) -> Json | None:
     """What was measured while an expert was trained; None for a damaged shard."""
     try:
-        metrics = json.loads(_header(path)[0].get("metrics", "{}"))
+        metadata, _ = _header(path)
+        metrics = json.loads(metadata.get("metrics", "{}"))
     except (UserError, ValueError):
         return None
-    return metrics if isinstance(metrics, dict) else None
+    if not isinstance(metrics, dict):
+        return None
+    return metrics
 
 
-def _last_accuracy(metrics: Iterable[Json | None]) -> list[float]:
+def _last_accuracy(metrics: Iterable[Facts | None]) -> list[float]:
     """Validation accuracy after the last epoch, of the experts that have one."""
     last = []
     for measured in metrics:
-        accuracies = (measured or {}).get("validation_accuracy")
+        accuracies = at(measured, "validation_accuracy")
         if accuracies and accuracies[-1] is not None:
             last.append(accuracies[-1])
     return last
@@ -226,14 +250,17 @@ def _network(manifest: Facts) -> Any:
 def _store(path: Path) -> list[Part]:
     """An expert store."""
     manifest = _object(path / "manifest.json")
-    identity, epochs = manifest.get("identity"), manifest.get("epochs")
+    identity = manifest.get("identity")
+    epochs = manifest.get("epochs")
     if not isinstance(identity, dict) or not isinstance(epochs, list):
         raise UserError(
             f"{path / 'manifest.json'} is not that of an expert store; give the folder that "
             "buffer wrote."
         )
     shards = _shards(path)
-    metrics, damaged, seconds = [], [], 0.0
+    metrics: list[Json] = []
+    damaged: list[str] = []
+    seconds = 0.0
     for shard in shards:
         measured = _metrics(shard)
         if measured is None:
@@ -243,7 +270,7 @@ def _store(path: Path) -> list[Part]:
             seconds += measured.get("seconds", 0.0)
     damaged += _problem(path / "preprocess.safetensors", read_preprocess)
     last = _last_accuracy(metrics)
-    numbers = sum(math.prod(shape) for shape in manifest.get("shapes", []))
+    numbers = sum(map(math.prod, manifest.get("shapes", [])))
     rows = _rows(
         ("network", _network(manifest)),
         ("dataset", at(identity, "dataset")),
@@ -278,7 +305,8 @@ def _size_of_store(path: Path, shards: Sequence[Path]) -> str:
     total = size(_bytes_of(path))
     if not shards:
         return total
-    return f"{total}, {size(_bytes_of(shards[0]))} an expert"
+    of_expert = size(_bytes_of(shards[0]))
+    return f"{total}, {of_expert} an expert"
 
 
 def _span_of_experts(accuracies: Sequence[float]) -> str:
@@ -295,14 +323,18 @@ def _span(values: Sequence[float]) -> str:
     mean = f"{100 * sum(values) / len(values):.1f}"
     if len(values) == 1:
         return mean
-    return f"{mean}, from {100 * min(values):.1f} to {100 * max(values):.1f}"
+    low = 100 * min(values)
+    high = 100 * max(values)
+    return f"{mean}, from {low:.1f} to {high:.1f}"
 
 
 def _store_row(path: Path) -> tuple[str, ...]:
     """A line of a table of expert stores."""
-    manifest, shards = _maybe(path / "manifest.json"), _shards(path)
+    manifest = _maybe(path / "manifest.json")
+    shards = _shards(path)
+    on_disk = size(_bytes_of(path))
     if not manifest:
-        return (path.name, UNREADABLE, "", str(len(shards)), "", "", size(_bytes_of(path)))
+        return (path.name, UNREADABLE, "", str(len(shards)), "", "", on_disk)
     identity = manifest.get("identity")
     last = _last_accuracy(map(_metrics, shards))
     return (
@@ -312,12 +344,15 @@ def _store_row(path: Path) -> tuple[str, ...]:
         str(len(shards)),
         _or_dash(at(identity, "buffer", "epochs")),
         _span(last),
-        size(_bytes_of(path)),
+        on_disk,
     )
 
 
 def _or_dash(fact: Any) -> str:
-    return "-" if fact is None else str(fact)
+    """A fact in words; a dash for one that is not known."""
+    if fact is None:
+        return "-"
+    return str(fact)
 
 
 # Runs
@@ -345,7 +380,9 @@ def _checkpoint_step(run: Path) -> int | None:
     if not path.is_file():
         return None
     try:
-        return json.loads(_header(path)[0]["state"])["step"]
+        metadata, _ = _header(path)
+        state = json.loads(metadata["state"])
+        return state["step"]
     except (UserError, KeyError, ValueError, TypeError):
         return None
 
@@ -354,9 +391,10 @@ def _state(run: Path, recipe: Any) -> str:
     """Whether a run is finished, and how far it got."""
     if (run / "distilled" / "meta.json").is_file() or (run / "meta.json").is_file():
         return "finished"
-    step, steps = _checkpoint_step(run), at(recipe, "outer", "steps")
+    step = _checkpoint_step(run)
     if step is None:
         return "unfinished, before its first checkpoint"
+    steps = at(recipe, "outer", "steps")
     if steps is None:
         return f"unfinished, at step {step}"
     return f"unfinished, at step {step} of {steps}"
@@ -364,9 +402,10 @@ def _state(run: Path, recipe: Any) -> str:
 
 def _origin(meta: Meta) -> str | None:
     """How a set was made, where it was not distilled here."""
-    kind, merged = at(meta, "selected", "kind"), meta.get("merged")
+    kind = at(meta, "selected", "kind")
     if kind:
         return f"selected by {kind}"
+    merged = meta.get("merged")
     if isinstance(merged, list):
         return f"merged from {len(merged)} sets"
     if "imported" in meta:
@@ -429,21 +468,26 @@ def _run_row(path: Path) -> tuple[str, ...]:
     """A line of a table of runs; of imported sets, which are a folder without a run, too."""
     content = _maybe(path / "recipe.json")
     meta = _maybe(path / "distilled" / "meta.json") or _maybe(path / "meta.json")
+    on_disk = size(_bytes_of(path))
     if not content and not meta:
-        return (path.name, UNREADABLE, "", "", "", "", size(_bytes_of(path)))
+        return (path.name, UNREADABLE, "", "", "", "", on_disk)
     recipe = content.get("recipe") or meta.get("recipe")
-    _, loss = _last_event(path / "metrics.jsonl", "loss")
-    name, origin = str(at(recipe, "name") or "-"), _origin(meta)
+    name = str(at(recipe, "name") or "-")
+    origin = _origin(meta)
     if origin:
         name += f" ({origin})"
+    dataset = at(recipe, "data", "name") or "-"
+    ipc = at(recipe, "ipc") or "-"
+    _, loss = _last_event(path / "metrics.jsonl", "loss")
+    evaluation = _maybe(path / "evaluation.json")
     return (
         path.name,
         name,
-        f"{at(recipe, 'data', 'name') or '-'}, {at(recipe, 'ipc') or '-'}",
+        f"{dataset}, {ipc}",
         _state(path, recipe),
         _said("{:.4g}".format, loss) or "-",
-        _short_accuracy(_row_of_set(_maybe(path / "evaluation.json"))),
-        size(_bytes_of(path)),
+        _short_accuracy(_row_of_set(evaluation)),
+        on_disk,
     )
 
 
@@ -452,7 +496,9 @@ def _short_accuracy(row: Any) -> str:
     accuracy = _percent(at(row, "accuracy_mean"))
     if accuracy:
         return accuracy
-    return "diverged" if at(row, "diverged") else "-"
+    if at(row, "diverged"):
+        return "diverged"
+    return "-"
 
 
 def _row_of_set(evaluation: Evaluation) -> Any:
@@ -509,7 +555,10 @@ def _set(path: Path) -> list[Part]:
 
 def _shapes(path: Path) -> Shapes:
     """Shape and type of each tensor of a file; none where there is no file."""
-    return _header(path)[1] if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    _, shapes = _header(path)
+    return shapes
 
 
 def _lost(path: Path, meta: Meta) -> list[str]:
@@ -536,15 +585,18 @@ def _stored_images(tensors: Shapes) -> str | None:
     """Number, shape and type of the images that are stored."""
     if "images" not in tensors:
         return None
-    (num, *shape), dtype = tensors["images"]
-    return f"{num} of {'x'.join(map(str, shape))}, {dtype}"
+    shape, dtype = tensors["images"]
+    num, *sides = map(str, shape)
+    return f"{num} of {'x'.join(sides)}, {dtype}"
 
 
 def _codec(codec: Any) -> str:
     """The parametrisation with its settings."""
     parts = [str(at(codec, "type"))]
     if isinstance(codec, Mapping):
-        parts += [f"{name}={value}" for name, value in codec.items() if name != "type"]
+        for name, value in codec.items():
+            if name != "type":
+                parts.append(f"{name}={value}")
     return " ".join(parts)
 
 
@@ -573,7 +625,8 @@ def _measured(path: Path) -> str | None:
 
 def _accuracy(row: Any) -> str | None:
     """The accuracy that a row of an evaluation says, in words."""
-    mean, spread = _percent(at(row, "accuracy_mean")), _percent(at(row, "accuracy_std"))
+    mean = _percent(at(row, "accuracy_mean"))
+    spread = _percent(at(row, "accuracy_std"))
     model = at(row, "model")
     if at(row, "diverged") and at(row, "accuracy_mean") is None:
         return f"all networks diverged, with {model}"
@@ -657,7 +710,8 @@ def _cells(path: Path, evaluation: Evaluation) -> tuple[tuple[str, ...], list[tu
             f"{path} was not written by this version of the engine ({error!r} is missing); "
             "evaluate again with --restart."
         ) from None
-    return tuple(str(column.header) for column in columns), list(zip(*cells, strict=True))
+    head = tuple(str(column.header) for column in columns)
+    return head, list(zip(*cells, strict=True))
 
 
 # Files

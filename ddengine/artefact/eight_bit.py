@@ -42,7 +42,9 @@ def exported(syn: SyntheticSet) -> Exported:
     A part at a time is decoded, so that memory holds the files and little else.
     """
     pngs: list[bytes] = []
-    outside, values, error = 0, 0, 0.0
+    outside = 0
+    values = 0
+    error = 0.0
     at_once = max(1, AT_ONCE // math.prod(syn.image_shape))
     for index in torch.arange(len(syn)).split(at_once):
         pixels = syn.pixels(index).float()
@@ -52,7 +54,9 @@ def exported(syn: SyntheticSet) -> Exported:
         values += pixels.numel()
         error = max(error, float(distance.max()))
         pngs += map(png, stored.cpu())
-    return Exported(pngs, syn.classes[syn.source].tolist(), outside / max(1, values), error)
+    classes = syn.classes[syn.source].tolist()
+    clamped = outside / max(1, values)
+    return Exported(pngs, classes, clamped, error)
 
 
 def png(image: Tensor) -> bytes:
@@ -60,8 +64,9 @@ def png(image: Tensor) -> bytes:
     array = image.cpu().permute(1, 2, 0).numpy()
     if array.shape[2] == 1:
         array = array[:, :, 0]
+    picture = Image.fromarray(np.ascontiguousarray(array))
     buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(array)).save(buffer, format="png")
+    picture.save(buffer, format="png")
     return buffer.getvalue()
 
 
@@ -73,11 +78,13 @@ def example_logits(syn: SyntheticSet) -> Tensor | None:
     if not syn.targets.soft:
         return None
     logits = syn.logits.detach()
-    decoded = syn.label_of == "decoded"
-    if len(logits) != (len(syn) if decoded else len(syn.classes)):
+    of_decoded = syn.label_of == "decoded"
+    wanted = len(syn) if of_decoded else len(syn.classes)
+    if len(logits) != wanted:
         return None
-    of_examples = logits if decoded else logits[syn.source]
-    return of_examples.float().cpu()
+    if not of_decoded:
+        logits = logits[syn.source]
+    return logits.float().cpu()
 
 
 # Names
@@ -88,7 +95,8 @@ def padded(number: int, num: int, least: int) -> str:
 
     It gets as many digits as the last number has, and at least `least`.
     """
-    return f"{number:0{max(least, len(str(num - 1)))}d}"
+    last = str(num - 1)
+    return str(number).zfill(max(least, len(last)))
 
 
 def class_folder(class_names: Sequence[str], label: int) -> str:
@@ -96,8 +104,11 @@ def class_folder(class_names: Sequence[str], label: int) -> str:
 
     Folders sort by the numbers.
     """
-    letters = (ch if ch.isalnum() or ch in "-_" else "_" for ch in class_names[label])
-    return f"{padded(label, len(class_names), 4)}_{''.join(letters)[:LONGEST_NAME]}"
+    number = padded(label, len(class_names), 4)
+    safe = ""
+    for letter in class_names[label]:
+        safe += letter if letter.isalnum() or letter in "-_" else "_"
+    return f"{number}_{safe[:LONGEST_NAME]}"
 
 
 def example_name(i: int, num: int) -> str:

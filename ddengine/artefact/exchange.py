@@ -42,6 +42,8 @@ PIXEL_MARGIN = 0.1
 # names under which dictionaries hold images, and labels
 IMAGES = ("images", "image", "imgs", "x", "data")
 LABELS = ("labels", "label", "y", "targets", "target")
+# dimensions of several images, or classes -> of a single one
+SINGLE = {4: 3, 1: 0}
 
 Space = Literal["pixel", "model"]
 
@@ -84,15 +86,18 @@ def described(value: Any, depth: int = 2) -> str:
     """What something out of a file is, with what lies in it, for a sentence."""
     if is_state(value):
         return f"a state dict of {len(value)} tensors ({_some(list(value))})"
-    if isinstance(value, list | tuple):
-        kind = type(value).__name__
-        if not value:
-            return f"an empty {kind}"
-        inner = shape_of(value[0]) if depth == 0 else described(value[0], depth - 1)
-        if len(value) == 1:
-            return f"a {kind} of 1, which is {inner}"
-        return f"a {kind} of {len(value)}, the first {inner}"
-    return shape_of(value)
+    if not isinstance(value, list | tuple):
+        return shape_of(value)
+    kind = type(value).__name__
+    if not value:
+        return f"an empty {kind}"
+    if depth == 0:
+        inner = shape_of(value[0])
+    else:
+        inner = described(value[0], depth - 1)
+    if len(value) == 1:
+        return f"a {kind} of 1, which is {inner}"
+    return f"a {kind} of {len(value)}, the first {inner}"
 
 
 def all_are(values: Iterable[Any], kind: Any) -> bool:
@@ -110,7 +115,9 @@ def is_state(value: Any) -> bool:
 def _some(words: Sequence[Any]) -> str:
     """The first of many words."""
     first = ", ".join(map(str, words[:4]))
-    return f"{first}, ..." if len(words) > 4 else first
+    if len(words) > 4:
+        first += ", ..."
+    return first
 
 
 def _dict_of(keys: Sequence[Any]) -> str:
@@ -126,8 +133,10 @@ def beside(path: Path, kind: str) -> Path | None:
     """labels_X.pt or lr_X.pt beside images_X.pt; None where there is none."""
     if not path.name.startswith("images_"):
         return None
-    other = path.with_name(kind + path.name.removeprefix("images"))
-    return other if other.is_file() else None
+    neighbour = path.with_name(kind + path.name.removeprefix("images"))
+    if not neighbour.is_file():
+        return None
+    return neighbour
 
 
 def read_set(
@@ -261,15 +270,18 @@ def check_values(path: Path, images: Tensor, data: Data, space: Space) -> None:
 
     Warns of values that hardly can be what they are taken for.
     """
-    reach = 1.0 if space == "pixel" else _reach(data)
-    low, high = float(images.min()) + 0.0, float(images.max()) + 0.0  # -0 becomes 0
+    low = float(images.min()) + 0.0  # -0 becomes 0
+    high = float(images.max()) + 0.0
     largest = max(-low, high)
+    if space == "pixel":
+        reach = 1.0
+        limit = "pixels are at most 1"
+    else:
+        reach = _reach(data)
+        limit = f"the training images reach {reach:.3g} as networks see them"
     if largest > REACH * reach:
-        seen = f"the training images reach {reach:.3g} as networks see them"
-        if space == "pixel":
-            seen = "pixels are at most 1"
         raise UserError(
-            f"{path} holds values up to {largest:.3g}, which no image has: {seen}, and nothing "
+            f"{path} holds values up to {largest:.3g}, which no image has: {limit}, and nothing "
             f"above {REACH * reach:.3g} is taken; "
             "get another file, its distillation diverged."
         )
@@ -288,12 +300,12 @@ def check_values(path: Path, images: Tensor, data: Data, space: Space) -> None:
 
 def _reach(data: Data) -> float:
     """The largest value of pixels as networks see them: black, white, some training images."""
-    shape = (1, *data.image_shape)
-    some = torch.arange(0, len(data.train), max(1, len(data.train) // 100))
-    preprocess, device = data.train.preprocess, data.train.device
-    black = preprocess.forward(torch.full(shape, 0.0, device=device))
-    white = preprocess.forward(torch.full(shape, 1.0, device=device))
-    return float(torch.cat([black, white, data.train.images(some)]).abs().max())
+    train = data.train
+    black = torch.zeros(1, *data.image_shape, device=train.device)
+    white = torch.ones(1, *data.image_shape, device=train.device)
+    some = torch.arange(0, len(train), max(1, len(train) // 100))
+    pixels = [train.preprocess.forward(black), train.preprocess.forward(white), train.images(some)]
+    return float(torch.cat(pixels).abs().max())
 
 
 # Content of files
@@ -320,11 +332,14 @@ def is_pair(content: Any) -> bool:
     """
     if not isinstance(content, list | tuple) or len(content) < 2:
         return False
-    if _are_images(content) and len({part.shape[1:] for part in content}) == 1:
-        return True
+    if _are_images(content):
+        shapes = {images.shape[1:] for images in content}
+        if len(shapes) == 1:
+            return True
     if len(content) != 2:
         return False
-    return _joined(content[0], 4) is not None and _joined(content[1], 2, 1) is not None
+    images, labels = content
+    return _joined(images, 4) is not None and _joined(labels, 2, 1) is not None
 
 
 def _are_images(parts: Sequence[Any]) -> bool:
@@ -342,27 +357,30 @@ def _joined(part: Any, *dims: int) -> Tensor | None:
         return part if part.dim() in dims else None
     if not isinstance(part, list | tuple) or not part:
         return None
-    if all(isinstance(value, int) and not isinstance(value, bool) for value in part):
+    if all(map(_is_number, part)):
         return torch.tensor(part) if 1 in dims else None
-    inner_dims = set(dims)
-    if 4 in dims:
-        inner_dims.add(3)  # single images
-    if 1 in dims:
-        inner_dims.add(0)  # single classes
+    inner_dims = {*dims, *(SINGLE[dim] for dim in dims if dim in SINGLE)}
     return _concatenated([_joined(value, *inner_dims) for value in part])
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value is a whole number, which in Python a truth value is too."""
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _concatenated(tensors: Sequence[Tensor | None]) -> Tensor | None:
     """The rows of all tensors, of which single images and classes are rows; None of unlike ones."""
     rows: list[Tensor] = []
+    kinds = set()
     for tensor in tensors:
         if tensor is None or not is_plain(tensor):
             return None
-        if tensor.dim() in (0, 3):
+        if tensor.dim() in SINGLE.values():
             tensor = tensor[None]
-        if rows and (tensor.dtype, tensor.shape[1:]) != (rows[0].dtype, rows[0].shape[1:]):
-            return None
         rows.append(tensor)
+        kinds.add((tensor.dtype, tensor.shape[1:]))
+    if len(kinds) > 1:
+        return None
     return torch.cat(rows)
 
 
@@ -406,9 +424,11 @@ def _can_be_images(value: Any, pair: bool) -> TypeGuard[Tensor]:
 def _of_pair(content: Any) -> tuple[Tensor | None, Tensor | None]:
     """(images, labels) of a pair, or of a list of images for each class."""
     if not _are_images(content):
-        return _joined(content[0], 4), _joined(content[1], 2, 1)
+        images, labels = content
+        return _joined(images, 4), _joined(labels, 2, 1)
     counts = torch.tensor(list(map(len, content)))
-    return _joined(content, 4), torch.arange(len(content)).repeat_interleave(counts)
+    classes = torch.arange(len(content))
+    return _joined(content, 4), classes.repeat_interleave(counts)
 
 
 def _of_experiment(path: Path, pairs: Any, experiment: int | None) -> tuple[Tensor, Tensor]:
@@ -499,7 +519,8 @@ def _logits(where: str, labels: Tensor) -> Tensor:
         raise UserError(
             f"The labels {where} hold numbers that are not finite; give other labels with --labels."
         )
-    if (labels >= 0).all() and torch.allclose(labels.sum(1), torch.ones(len(labels)), atol=1e-3):
+    ones = torch.ones(len(labels))
+    if (labels >= 0).all() and torch.allclose(labels.sum(1), ones, atol=1e-3):
         return labels.clamp(min=SMALLEST_PROBABILITY).log()
     return labels.contiguous()
 
@@ -521,11 +542,15 @@ def provenance(paths: Sequence[Path], **options: Any) -> Json:
 
     Names and digests of the files, or folders of files, and the options that were set.
     """
-    names, digests = [], {}
+    names: list[str] = []
+    digests: dict[str, str] = {}
     for path in paths:
         name = path.resolve().name
         names.append(name)
-        digests[name] = folder_sha256(path) if path.is_dir() else sha256(path)
+        if path.is_dir():
+            digests[name] = folder_sha256(path)
+        else:
+            digests[name] = sha256(path)
     content: Json = {"files": names, "sha256": digests}
     for name, value in options.items():
         if value is not None:

@@ -73,7 +73,7 @@ def _facts(syn: SyntheticSet, labels_digest: str | None) -> Json:
         "label_of": syn.targets.label_of,
         "space": syn.space,
         "labels_digest": labels_digest,
-        "bytes": syn.nbytes(),
+        "bytes": syn.sizes(),
         "images_per_class": syn.images_per_class(),
     }
 

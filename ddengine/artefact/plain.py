@@ -30,12 +30,16 @@ decode: Any = None  # of the codec
 
 def load(folder=FOLDER):
     """(images, targets, info) of the set in a folder."""
-    tensors = load_file(str(Path(folder) / "data.safetensors"))
-    meta = json.loads((Path(folder) / "meta.json").read_text(encoding="utf-8"))
-    images, item = decode(tensors, CODEC)
-    images = as_seen(images, tensors)
-    targets, info = targets_of(tensors["classes"][item], item, meta, folder)
-    info["lr"] = tensors["lr"].item() if "lr" in tensors else None
+    folder = Path(folder)
+    tensors = load_file(str(folder / "data.safetensors"))
+    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    decoded, item = decode(tensors, CODEC)
+    images = as_seen(decoded, tensors)
+    classes = tensors["classes"][item]
+    targets, info = targets_of(classes, item, meta, folder)
+    info["lr"] = None
+    if "lr" in tensors:
+        info["lr"] = tensors["lr"].item()
     info["classes"] = meta["class_names"]
     info["preprocess"] = lambda pixels: preprocess(pixels, tensors)
     info["protocol"] = meta.get("protocol")
@@ -57,14 +61,16 @@ def preprocess_pixels(images, tensors):
 
 def normalised(pixels, tensors):
     """Pixels as networks see them."""
-    mean, std = tensors["preprocess.mean"], tensors["preprocess.std"]
-    return (pixels - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)
+    mean = tensors["preprocess.mean"].view(-1, 1, 1)
+    std = tensors["preprocess.std"].view(-1, 1, 1)
+    return (pixels - mean) / std
 
 
 def whitened(pixels, tensors):
     """Pixels as networks see them: ZCA whitening."""
-    flat = (pixels.flatten(1) - tensors["preprocess.mean"]) @ tensors["preprocess.matrix"]
-    return flat.view_as(pixels)
+    centred = pixels.flatten(1) - tensors["preprocess.mean"]
+    white = centred @ tensors["preprocess.matrix"]
+    return white.view_as(pixels)
 
 
 def class_targets(classes, item, meta, folder):
@@ -74,12 +80,15 @@ def class_targets(classes, item, meta, folder):
 
 def logit_targets(classes, item, meta, folder):
     """(targets, what they are): probabilities, which cross_entropy takes in place of classes."""
-    logits = all_logits(stored_labels(meta, folder), len(meta["class_names"]))
-    logits = logits[item] if meta["label_of"] == "stored" else logits
+    stored = stored_labels(meta, folder)
+    logits = all_logits(stored, len(meta["class_names"]))
+    if meta["label_of"] == "stored":
+        logits = logits[item]
     targets = logits.softmax(1)
+    labels = targets  # for train
     protocol = meta.get("protocol")
-    hard = protocol is not None and protocol["labels"] == "classes"
-    labels = classes if hard else targets  # for train
+    if protocol is not None and protocol["labels"] == "classes":
+        labels = classes
     return targets, {"logits": logits, "image_classes": classes, "labels": labels}
 
 
@@ -88,8 +97,10 @@ def feature_targets(classes, item, meta, folder):
 
     The outputs of a network are to come near to them by squared error.
     """
-    targets = stored_labels(meta, folder)["features"].float()
-    targets = targets[item] if meta["label_of"] == "stored" else targets
+    stored = stored_labels(meta, folder)
+    targets = stored["features"].float()
+    if meta["label_of"] == "stored":
+        targets = targets[item]
     return targets, {"image_classes": classes}
 
 
@@ -102,8 +113,8 @@ def stored_labels(meta, folder):
             "data.safetensors"
         )
     with safe_open(str(path), "pt") as file:
-        digest = (file.metadata() or {}).get("digest")
-    if digest != meta["labels_digest"]:
+        metadata = file.metadata() or {}
+    if metadata.get("digest") != meta["labels_digest"]:
         raise ValueError(
             f"{path} holds the labels of another set; put the file there that was written with "
             "this one"
@@ -113,11 +124,13 @@ def stored_labels(meta, folder):
 
 def all_logits(tensors, num_classes):
     """Soft labels (N, K)."""
+    logits = tensors["logits"].float()
     if "logits.index" not in tensors:
-        return tensors["logits"].float()
+        return logits
     # the largest, and the mean of the others
-    top, rest = tensors["logits"].float().split([tensors["logits.index"].shape[1], 1], 1)
-    return rest.expand(-1, num_classes).scatter(1, tensors["logits.index"].long(), top)
+    index = tensors["logits.index"].long()
+    largest, others = logits.split([index.shape[1], 1], 1)
+    return others.expand(-1, num_classes).scatter(1, index, largest)
 
 
 # Augmentation.
@@ -125,7 +138,8 @@ def all_logits(tensors, num_classes):
 
 def integers(u, low, high):
     """Whole numbers from low to high, both included."""
-    return (u * (high - low + 1)).floor().long().clamp(max=high - low) + low
+    steps = (u * (high - low + 1)).floor().long()
+    return steps.clamp(max=high - low) + low
 
 
 def picked(images, rows, columns):
@@ -134,19 +148,21 @@ def picked(images, rows, columns):
     It is zero where that lies outside.
     """
     height, width = images.shape[2:]
-    row_inside = ((rows >= 0) & (rows < height))[:, None, :, None]
-    column_inside = ((columns >= 0) & (columns < width))[:, None, None, :]
-    inside = row_inside & column_inside
+    row_inside = (rows >= 0) & (rows < height)
+    column_inside = (columns >= 0) & (columns < width)
+    inside = row_inside[:, None, :, None] & column_inside[:, None, None, :]
     b = torch.arange(len(images), device=images.device)[:, None, None]
-    nearest = rows.clamp(0, height - 1)[:, :, None], columns.clamp(0, width - 1)[:, None, :]
-    return images[b, :, nearest[0], nearest[1]].permute(0, 3, 1, 2) * inside
+    row = rows.clamp(0, height - 1)[:, :, None]
+    column = columns.clamp(0, width - 1)[:, None, :]
+    nearest = images[b, :, row, column]
+    return nearest.permute(0, 3, 1, 2) * inside
 
 
 def warped(images, matrix):
     """Bilinear: the pixel at (x, y) is read at matrix (x, y), zero outside; corners at -1 and 1."""
-    grid = torch.nn.functional.affine_grid(
-        torch.nn.functional.pad(matrix, (0, 1)), list(images.shape), align_corners=True
-    )
+    theta = torch.nn.functional.pad(matrix, (0, 1))
+    shape = list(images.shape)
+    grid = torch.nn.functional.affine_grid(theta, shape, align_corners=True)
     return torch.nn.functional.grid_sample(images, grid, align_corners=True)
 
 
@@ -164,8 +180,10 @@ def crop(images, u, settings):
     """Shifted, zeros coming in."""
     lines = []
     for k, side in enumerate(images.shape[2:]):
+        line = torch.arange(side, device=u.device)
         most = int(side * settings["crop"] + 0.5)
-        lines.append(torch.arange(side, device=u.device) + integers(u[:, k], -most, most)[:, None])
+        shift = integers(u[:, k], -most, most)
+        lines.append(line + shift[:, None])
     return picked(images, *lines)
 
 
@@ -173,92 +191,119 @@ def cutout(images, u, settings):
     """A rectangle of zeros, cut off at the border."""
     hidden = []
     for k, side in enumerate(images.shape[2:]):
-        size, line = int(side * settings["cutout"] + 0.5), torch.arange(side, device=u.device)
-        first = integers(u[:, k], 0, side - size % 2)[:, None] - size // 2
-        hidden.append(
-            (line >= first.clamp(0, side - 1)) & (line <= (first + size - 1).clamp(0, side - 1))
-        )
-    return images * ~(hidden[0][:, None, :, None] & hidden[1][:, None, None, :])
+        line = torch.arange(side, device=u.device)
+        size = int(side * settings["cutout"] + 0.5)
+        middle = integers(u[:, k], 0, side - size % 2)
+        first = middle[:, None] - size // 2
+        last = first + size - 1
+        from_first = line >= first.clamp(0, side - 1)
+        to_last = line <= last.clamp(0, side - 1)
+        hidden.append(from_first & to_last)
+    rows, columns = hidden
+    return images * ~(rows[:, None, :, None] & columns[:, None, None, :])
 
 
 def flip(images, u, settings):
     """Mirrored with this probability."""
-    return torch.where((u[:, 0] < settings["flip"])[:, None, None, None], images.flip(3), images)
+    mirrored = u[:, 0] < settings["flip"]
+    return torch.where(mirrored[:, None, None, None], images.flip(3), images)
 
 
 def scale(images, u, settings):
     """Stretched, columns and rows each by a factor."""
-    smallest = 1 / settings["scale"]
-    return warped(images, torch.diag_embed(smallest + u[:, :2] * (settings["scale"] - smallest)))
+    largest = settings["scale"]
+    smallest = 1 / largest
+    factors = smallest + u[:, :2] * (largest - smallest)
+    return warped(images, torch.diag_embed(factors))
 
 
 def rotate(images, u, settings):
     """Turned by an angle in degrees."""
-    angle = (u[:, 0] - 0.5) * 2 * math.radians(settings["rotate"])
-    cos, sin = angle.cos(), angle.sin()
-    return warped(images, torch.stack([cos, -sin, sin, cos], 1).view(-1, 2, 2))
+    most = math.radians(settings["rotate"])
+    angle = (u[:, 0] - 0.5) * 2 * most
+    cos = angle.cos()
+    sin = angle.sin()
+    matrix = torch.stack([cos, -sin, sin, cos], 1)
+    return warped(images, matrix.view(-1, 2, 2))
 
 
 def roll(images, u, settings):
     """Shifted cyclically, down and to the right."""
     lines = []
     for k, side in enumerate(images.shape[2:]):
-        lines.append(
-            (torch.arange(side, device=u.device) - integers(u[:, k], 0, settings["roll"])[:, None])
-            % side
-        )
+        line = torch.arange(side, device=u.device)
+        shift = integers(u[:, k], 0, settings["roll"])
+        lines.append((line - shift[:, None]) % side)
     return picked(images, *lines)
 
 
 def resized_crop(images, u, settings):
     """A part of the image, of this area and ratio of the sides, stretched to the whole."""
     height, width = images.shape[2:]
-    area = height * width * (settings["area"] + u[:, 0] * (1 - settings["area"]))
+    smallest = settings["area"]
+    area = height * width * (smallest + u[:, 0] * (1 - smallest))
     ratio = ((2 * u[:, 1] - 1) * math.log(settings["ratio"])).exp()
-    weights = []
-    for k, side, size in ((2, height, (area / ratio).sqrt()), (3, width, (area * ratio).sqrt())):
-        size, line = size.round().clamp(1, side)[:, None], torch.arange(side, device=u.device)
-        at = ((line + 0.5) * (size / side) - 0.5).clamp(min=0).minimum(size - 1)
-        at = at + integers(u[:, k, None], 0, (side - size).long())
-        weights.append((1 - (at[:, :, None] - line).abs()).clamp(min=0)[:, None])
-    return weights[0] @ images @ weights[1].mT
+    rows = resizing(height, (area / ratio).sqrt(), u[:, 2, None])
+    columns = resizing(width, (area * ratio).sqrt(), u[:, 3, None])
+    return rows @ images @ columns.mT
+
+
+def resizing(side, size, u):
+    """(B, 1, side, side): what stretches `size` (B,) lines, from a drawn one on, to the side."""
+    line = torch.arange(side, device=u.device)
+    size = size.round().clamp(1, side)[:, None]
+    at = (line + 0.5) * (size / side) - 0.5
+    at = at.clamp(min=0).minimum(size - 1)
+    at = at + integers(u, 0, (side - size).long())
+    distance = (at[:, :, None] - line).abs()
+    return (1 - distance).clamp(min=0)[:, None]
 
 
 def shuffle(images, u, settings):
     """Cut into strips along both sides, which are put in another order."""
-    lines, patches = [], settings["patches"]
+    patches = settings["patches"]
+    lines = []
     for k, side in enumerate(images.shape[2:]):
+        line = torch.arange(side, device=u.device)
         size = side // patches
-        strips = torch.arange(side, device=u.device).split(
-            [size] * (patches - 1) + [side - size * (patches - 1)]
-        )
+        last = side - size * (patches - 1)
+        strips = line.split([size] * (patches - 1) + [last])
         orders = torch.stack([torch.cat(order) for order in itertools.permutations(strips)])
-        lines.append(orders[integers(u[:, 1 - k], 0, len(orders) - 1)])
+        number = integers(u[:, 1 - k], 0, len(orders) - 1)
+        lines.append(orders[number])
     return picked(images, *lines)
 
 
 def sample(num, settings, generator=None):
     """A draw for `num` images: one operation for all, its numbers, those of what always applies."""
-    one_of, always = settings["one_of"] or [None], settings["always"]
-    numbers = 4 if "resized_crop" in one_of + always else 3
-    name = one_of[int(torch.randint(len(one_of), (1,), generator=generator))]
+    one_of = settings["one_of"] or [None]
+    always = settings["always"]
+    numbers = 3
+    if "resized_crop" in one_of + always:
+        numbers = 4
+    number = int(torch.randint(len(one_of), (1,), generator=generator))
     u = torch.rand(num, numbers, generator=generator)
-    return name, u, torch.rand(num, len(always), numbers, generator=generator)
+    u_always = torch.rand(num, len(always), numbers, generator=generator)
+    return one_of[number], u, u_always
 
 
 def apply(images, settings, draw):
     """Images (B, C, H, W), in the form that `load` gives them, under a draw."""
-    name, u, always = draw
-    steps = [*zip(settings["always"], always.unbind(1), strict=True), (name, u)]
+    name, u, u_always = draw
+    steps = list(zip(settings["always"], u_always.unbind(1), strict=True))
+    if name:
+        steps.append((name, u))
     # last, so that what it hides is not moved
-    for name, u in sorted(steps, key=lambda step: step[0] == "cutout"):
-        images = OPERATIONS[name](images, u.to(images), settings) if name else images
+    steps.sort(key=lambda step: step[0] == "cutout")
+    for name, u in steps:
+        images = OPERATIONS[name](images, u.to(images), settings)
     return images
 
 
 def augmented_by_drawing(images, settings, generator):
     """Images (B, C, H, W) under a draw of their own."""
-    return apply(images, settings, sample(len(images), settings, generator))
+    draw = sample(len(images), settings, generator)
+    return apply(images, settings, draw)
 
 
 def augmented_by_nothing(images, settings, generator):
@@ -271,15 +316,19 @@ def augmented_by_nothing(images, settings, generator):
 
 def sample_cutmix(num, height, width, protocol, generator=None):
     """(partner of each image, share of its own pixels, rows and columns of the partner's box)."""
-    use, covered, *centre = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
+    numbers = torch.rand(4, generator=generator, dtype=torch.float64)
+    use, covered, *centre = numbers.tolist()
     partner = torch.randperm(num, generator=generator)
     if use >= protocol["cutmix_probability"]:
         return partner, 1.0, (slice(0, 0), slice(0, 0))
     box = []
+    hidden = 1
     for side, at in zip((height, width), centre, strict=True):
         half = int(side * math.sqrt(covered)) // 2
-        box.append(slice(max(0, int(at * side) - half), min(side, int(at * side) + half)))
-    hidden = (box[0].stop - box[0].start) * (box[1].stop - box[1].start)
+        first = max(0, int(at * side) - half)
+        end = min(side, int(at * side) + half)
+        box.append(slice(first, end))
+        hidden *= end - first
     return partner, 1 - hidden / (height * width), tuple(box)
 
 
@@ -287,8 +336,9 @@ def cutmix(images, protocol, generator):
     """Images with a box of each taken from its partner; the partners; the share of own pixels."""
     height, width = images.shape[2:]
     partner, share, box = sample_cutmix(len(images), height, width, protocol, generator)
+    rows, columns = box
     mixed = images.clone()
-    mixed[:, :, box[0], box[1]] = images[partner][:, :, box[0], box[1]]
+    mixed[:, :, rows, columns] = images[partner][:, :, rows, columns]
     return mixed, partner, share
 
 
@@ -297,17 +347,20 @@ def sample_mixup(num, protocol, generator=None):
 
     The share is of Beta(a, a), by Johnk's method.
     """
-    partner, x, y = torch.randperm(num, generator=generator), 1.0, 1.0
+    partner = torch.randperm(num, generator=generator)
+    exponent = 1 / protocol["mixup_beta"]
+    x = y = 1.0
     while not 0 < x + y <= 1:
         uniform = torch.rand(2, generator=generator, dtype=torch.float64)
-        x, y = (uniform ** (1 / protocol["mixup_beta"])).tolist()
+        x, y = (uniform**exponent).tolist()
     return partner, x / (x + y)
 
 
 def mixup(images, protocol, generator):
     """Images blended with their partners; the partners; the share of the images themselves."""
     partner, share = sample_mixup(len(images), protocol, generator)
-    return share * images + (1 - share) * images[partner], partner, share
+    mixed = share * images + (1 - share) * images[partner]
+    return mixed, partner, share
 
 
 def unmixed(images, protocol, generator):
@@ -321,31 +374,39 @@ def unmixed(images, protocol, generator):
 
 def cross_entropy_of_batch(network, images, index, info, generator):
     """The loss of a batch."""
-    return torch.nn.functional.cross_entropy(
-        network(images), info["labels"][index].to(images.device)
-    )
+    labels = info["labels"][index].to(images.device)
+    return torch.nn.functional.cross_entropy(network(images), labels)
 
 
 def cross_entropy_of_mixed_batch(network, images, index, info, generator):
     """The loss of a batch that is mixed, with the labels of both images by their shares."""
     images, partner, share = mixed_by(images, info["protocol"], generator)
-    outputs, labels = network(images), info["labels"][index].to(images.device)
-    loss = torch.nn.functional.cross_entropy
-    return share * loss(outputs, labels) + (1 - share) * loss(outputs, labels[partner])
+    outputs = network(images)
+    labels = info["labels"][index].to(images.device)
+    return mixed_cross_entropy(outputs, labels, labels[partner], share)
+
+
+def mixed_cross_entropy(outputs, labels, partner_labels, share):
+    """Of mixed images, the loss with the labels of both by their shares."""
+    of_image = torch.nn.functional.cross_entropy(outputs, labels)
+    of_partner = torch.nn.functional.cross_entropy(outputs, partner_labels)
+    return share * of_image + (1 - share) * of_partner
 
 
 def soft_loss_of_batch(network, images, index, info, generator):
     """The loss of a batch with soft labels, mixed where the protocol mixes."""
     protocol = info["protocol"]
     images, partner, share = mixed_by(images, protocol, generator)
-    outputs, logits, classes = network(images), info["logits"][index], info["image_classes"][index]
+    outputs = network(images)
+    logits = info["logits"][index]
     wanted = mixed_logits(logits, partner, share, protocol).to(images.device)
     loss = soft_loss(outputs, wanted, protocol)
-    if weight := protocol["class_loss_weight"]:
+    weight = protocol["class_loss_weight"]
+    if weight:
+        classes = info["image_classes"][index]
         for part, of in ((share, classes), (1 - share, classes[partner])):
-            loss = loss + weight * part * torch.nn.functional.cross_entropy(
-                outputs, of.to(images.device)
-            )
+            hard_loss = torch.nn.functional.cross_entropy(outputs, of.to(images.device))
+            loss = loss + weight * part * hard_loss
     return loss
 
 
@@ -356,17 +417,29 @@ def blended_logits(logits, partner, share, protocol):
 
 def blended_probabilities(logits, partner, share, protocol):
     """Logits whose probabilities, at the temperature, are those of both images by their shares."""
-    said = (logits / protocol["temperature"]).log_softmax(1)
-    both = [said + (math.log(share) if share > 0 else -math.inf)]
-    both.append(said[partner] + (math.log(1 - share) if share < 1 else -math.inf))
-    return protocol["temperature"] * torch.logaddexp(*both)
+    temperature = protocol["temperature"]
+    log_probabilities = (logits / temperature).log_softmax(1)
+    of_image = log_probabilities + log_of_share(share)
+    of_partner = log_probabilities[partner] + log_of_share(1 - share)
+    return temperature * torch.logaddexp(of_image, of_partner)
+
+
+def log_of_share(share):
+    """The logarithm of a share, which may be 0."""
+    if share > 0:
+        return math.log(share)
+    return -math.inf
 
 
 def kl_divergence(outputs, wanted, protocol):
     """Of the softmax of the labels from that of the outputs, both at a temperature."""
-    said, wanted = ((x / protocol["temperature"]).log_softmax(1) for x in (outputs, wanted))
-    loss = torch.nn.functional.kl_div(said, wanted, reduction="batchmean", log_target=True)
-    return loss * protocol["temperature"] ** 2 if protocol["times_temperature_squared"] else loss
+    temperature = protocol["temperature"]
+    reached = (outputs / temperature).log_softmax(1)
+    wanted = (wanted / temperature).log_softmax(1)
+    loss = torch.nn.functional.kl_div(reached, wanted, reduction="batchmean", log_target=True)
+    if protocol["times_temperature_squared"]:
+        loss = loss * temperature**2
+    return loss
 
 
 def squared_error(outputs, wanted, protocol):
@@ -376,25 +449,29 @@ def squared_error(outputs, wanted, protocol):
 
 def sgd(network, lr, protocol):
     """The optimiser."""
-    decay, momentum = protocol["weight_decay"], protocol["momentum"]
+    decay = protocol["weight_decay"]
+    momentum = protocol["momentum"]
     return torch.optim.SGD(network.parameters(), lr, momentum, weight_decay=decay)
 
 
 def adamw(network, lr, protocol):
     """The optimiser."""
-    return torch.optim.AdamW(
-        network.parameters(), lr, tuple(protocol["betas"]), weight_decay=protocol["weight_decay"]
-    )
+    decay = protocol["weight_decay"]
+    betas = tuple(protocol["betas"])
+    return torch.optim.AdamW(network.parameters(), lr, betas, weight_decay=decay)
 
 
 def sgd_sparing(network, lr, protocol):
     """The optimiser."""
-    return torch.optim.SGD(decayed(network, protocol), lr, protocol["momentum"])
+    groups = decayed(network, protocol)
+    return torch.optim.SGD(groups, lr, protocol["momentum"])
 
 
 def adamw_sparing(network, lr, protocol):
     """The optimiser."""
-    return torch.optim.AdamW(decayed(network, protocol), lr, tuple(protocol["betas"]))
+    groups = decayed(network, protocol)
+    betas = tuple(protocol["betas"])
+    return torch.optim.AdamW(groups, lr, betas)
 
 
 def decayed(network, protocol):
@@ -403,28 +480,33 @@ def decayed(network, protocol):
     norms = set()
     for module in network.modules():
         if isinstance(module, layers):
-            norms |= {id(p) for p in module.parameters(recurse=False)}
-    spared, others = [], []
-    for p in network.parameters():
-        group = spared if p.dim() <= 1 or id(p) in norms else others
-        group.append(p)
-    groups = (spared, 0.0), (others, protocol["weight_decay"])
-    return [{"params": params, "weight_decay": decay} for params, decay in groups if params]
+            norms.update(map(id, module.parameters(recurse=False)))
+    spared = {"params": [], "weight_decay": 0.0}
+    others = {"params": [], "weight_decay": protocol["weight_decay"]}
+    for parameter in network.parameters():
+        if parameter.dim() <= 1 or id(parameter) in norms:
+            spared["params"].append(parameter)
+        else:
+            others["params"].append(parameter)
+    return [group for group in (spared, others) if group["params"]]
 
 
 def drop_rate(optimiser, lr, epoch, protocol):
     """The learning rate drops at the beginning of some epochs, counted from 0."""
     for drop in protocol["drops"]:
-        if drop["epoch"] == epoch:
-            if drop["optimiser_restarts"]:
-                optimiser.state.clear()
-            for group in optimiser.param_groups:
-                group["lr"], group["momentum"] = lr * drop["lr_factor"], drop["momentum"]
+        if drop["epoch"] != epoch:
+            continue
+        if drop["optimiser_restarts"]:
+            optimiser.state.clear()
+        for group in optimiser.param_groups:
+            group["lr"] = lr * drop["lr_factor"]
+            group["momentum"] = drop["momentum"]
 
 
 def cosine_rate(optimiser, lr, epoch, protocol):
     """The learning rate of an epoch, counted from 0."""
-    angle = math.pi * epoch / (protocol["cosine_stretch"] * protocol["epochs"])
+    length = protocol["cosine_stretch"] * protocol["epochs"]
+    angle = math.pi * epoch / length
     for group in optimiser.param_groups:
         group["lr"] = lr * (1 + math.cos(angle)) / 2
 
@@ -435,9 +517,11 @@ def train(network, folder=FOLDER, lr=None, generator=None):
     lr None: the protocol's. `generator` decides order and augmentation; None: torch's own numbers.
     """
     images, _, info = load(folder)
-    protocol, images = info["protocol"], images.to(next(network.parameters()).device)
+    images = images.to(next(network.parameters()).device)
+    protocol = info["protocol"]
     lr = lr or protocol["lr"]
-    optimiser = optimiser_of(network.train(), lr, protocol)
+    network.train()
+    optimiser = optimiser_of(network, lr, protocol)
     for epoch in range(protocol["epochs"]):
         set_rate(optimiser, lr, epoch, protocol)
         order = torch.randperm(len(images), generator=generator)

@@ -1,5 +1,7 @@
 """What every codec must hold, whatever images it stores."""
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -22,14 +24,18 @@ def packed(codec_name: str) -> tuple[Codec, dict[str, Tensor]]:
     """The codec, fitted to the budget, and the tensors that it makes of random images."""
     codec, items = CODECS[codec_name]().fit(BUDGET, SHAPE, CLASSES)
     generator = torch.Generator().manual_seed(0)
-    images = torch.rand(CLASSES * items * codec.per_item, *SHAPE, generator=generator)
-    tensors = codec.pack(images, CLASSES, PREPROCESS)
-    return codec, {name: tensor.detach().clone() for name, tensor in tensors.items()}
+    num_images = CLASSES * items * codec.per_item
+    images = torch.rand(num_images, *SHAPE, generator=generator)
+    tensors = {}
+    for name, tensor in codec.pack(images, CLASSES, PREPROCESS).items():
+        tensors[name] = tensor.detach().clone()
+    return codec, tensors
 
 
 def everything(codec: Codec, tensors: dict[str, Tensor]) -> Tensor:
     """All decoded examples."""
-    return codec.decode(tensors, torch.arange(len(codec.source(tensors))))
+    num = len(codec.source(tensors))
+    return codec.decode(tensors, torch.arange(num))
 
 
 def test_examples_have_their_items(codec_name: str) -> None:
@@ -37,11 +43,13 @@ def test_examples_have_their_items(codec_name: str) -> None:
     codec, tensors = packed(codec_name)
     source = codec.source(tensors)
     assert source.dtype == torch.int64
-    assert source.unique().tolist() == list(range(len(source.unique())))
+    items = source.unique()
+    assert torch.equal(items, torch.arange(len(items)))
     decoded = everything(codec, tensors)
     assert decoded.shape == (len(source), *SHAPE)
-    some = torch.tensor([len(source) - 1, 0])
-    assert torch.allclose(codec.decode(tensors, some), decoded[some])
+    last_and_first = torch.tensor([len(source) - 1, 0])
+    some = codec.decode(tensors, last_and_first)
+    assert torch.allclose(some, decoded[last_and_first])
     natural = codec.natural(tensors)
     assert torch.equal(source[:natural], torch.arange(natural))
     assert codec.num_images(tensors) <= BUDGET * CLASSES
@@ -50,31 +58,41 @@ def test_examples_have_their_items(codec_name: str) -> None:
 def test_gradients_reach_what_is_learned(codec_name: str) -> None:
     """Every tensor that the codec calls learned has a gradient, and no other is asked for one."""
     codec, tensors = packed(codec_name)
-    learned = [name for names in codec.parameters(tensors).values() for name in names]
+    learned = list(itertools.chain(*codec.parameters(tensors).values()))
     for name in learned:
         tensors[name].requires_grad_()
-    everything(codec, tensors).square().sum().backward()
+    loss = everything(codec, tensors).square().sum()
+    loss.backward()
     for name in learned:
         gradient = tensors[name].grad
-        assert gradient is not None and (gradient != 0).any(), name
+        assert gradient is not None, name
+        assert (gradient != 0).any(), name
+
+
+def assert_shipped_source_decodes(codec: Codec, tensors: dict[str, Tensor]) -> None:
+    """The function that goes into load.py gives the same examples as the codec."""
+    decoded, items = shipped_decode(codec, tensors)
+    assert torch.allclose(decoded, everything(codec, tensors), atol=1e-6)
+    assert torch.equal(items, codec.source(tensors))
 
 
 def test_the_shipped_source_decodes_alike(codec_name: str) -> None:
     """The function that goes into load.py gives the same examples, before and after shipping."""
     codec, tensors = packed(codec_name)
     codec.project(tensors, PREPROCESS)
+    assert_shipped_source_decodes(codec, tensors)
     reader, shipped = codec.ship(tensors, PREPROCESS)
-    for of, stored in ((codec, tensors), (reader, shipped)):
-        decoded, items = shipped_decode(of, stored)
-        assert torch.allclose(decoded, everything(of, stored), atol=1e-6)
-        assert torch.equal(items, of.source(stored))
+    assert_shipped_source_decodes(reader, shipped)
 
 
 def test_shipping_twice_is_shipping_once(codec_name: str) -> None:
     """What is shipped already stays as it is."""
     codec, tensors = packed(codec_name)
     reader, shipped = codec.ship(tensors, PREPROCESS)
-    again, once_more = reader.ship(shipped, PREPROCESS)
-    assert again == reader and once_more.keys() == shipped.keys()
+    reader_again, shipped_again = reader.ship(shipped, PREPROCESS)
+    assert reader_again == reader
+    assert shipped_again.keys() == shipped.keys()
     for name, tensor in shipped.items():
-        assert once_more[name].dtype == tensor.dtype and torch.equal(once_more[name], tensor), name
+        again = shipped_again[name]
+        assert again.dtype == tensor.dtype, name
+        assert torch.equal(again, tensor), name

@@ -1,7 +1,7 @@
 """`Dataset`: where images come from, as a Python user says it."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence, Sized
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,12 @@ import torch
 from ddengine.data.load import DATASETS, load_data
 from ddengine.data.loaded import Data
 from ddengine.data.preprocess import Preprocess
-from ddengine.data.torch_dataset import OWN, data_of, named_classes, own_config
+from ddengine.data.torch_dataset import OWN, data_of, is_pair, named_classes, own_config
 from ddengine.recipe import DataConfig
 from ddengine.system.errors import UserError, unknown
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
     """Where images come from; nothing is read before they are needed.
 
@@ -34,8 +34,8 @@ class Dataset:
     root: str | None = None
     image_column: str | None = None
     label_column: str | None = None
-    examples: Any = field(default=None, repr=False)
-    test_examples: Any = field(default=None, repr=False)
+    examples: Any = None
+    test_examples: Any = None
     class_names: tuple[str, ...] | None = None
 
     @classmethod
@@ -118,6 +118,20 @@ class Dataset:
             raise unknown("dataset", name, DATASETS)
         return cls(name, None if root is None else str(root))
 
+    def __repr__(self) -> str:
+        """The call that makes it, in a line; images that Python holds are counted."""
+        if self.name == OWN:
+            said = [f"{_num_of(self.examples)} images"]
+            if self.test_examples is not None:
+                said.append(f"test={_num_of(self.test_examples)} images")
+            if self.class_names is not None:
+                said.append(f"classes={len(self.class_names)} names")
+            return f"Dataset.of({', '.join(said)})"
+        if self.name in ("folder", "parquet", "hub"):
+            return f"Dataset.{self.name}({self.root!r})"
+        root = "" if self.root is None else f", {self.root!r}"
+        return f"Dataset.named({self.name!r}{root})"
+
     def settings(self, config: DataConfig) -> DataConfig:
         """A recipe's data settings pointed at these images.
 
@@ -172,6 +186,13 @@ class Dataset:
             stored=stored,
             load_test=test,
         )
+
+
+def _num_of(examples: Any) -> Any:
+    """How many examples a dataset has, or ? where it has no length."""
+    if is_pair(examples):
+        return len(examples[1])
+    return len(examples) if isinstance(examples, Sized) else "?"
 
 
 def _not_stored(digest: str) -> None:

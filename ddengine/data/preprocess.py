@@ -34,6 +34,22 @@ class Preprocess:
     inverse: Tensor | None = None
     origin: str = ""
 
+    def __call__(self, images: Tensor) -> Tensor:
+        """Images as networks see them, such as those that a trained network is to be tested on.
+
+            outputs = network(result.preprocess(images))
+
+        Args:
+            images: (B, C, H, W) or (C, H, W), uint8 or floats in [0, 1].
+
+        Returns:
+            floats of the same shape.
+        """
+        pixels = images / 255 if images.dtype == torch.uint8 else images
+        if pixels.dim() == 3:
+            return self.forward(pixels[None])[0]
+        return self.forward(pixels)
+
     def forward(self, pixels: Tensor) -> Tensor:
         """[0, 1] pixels (B, C, H, W) -> network input, differentiable."""
         if self.matrix is None:

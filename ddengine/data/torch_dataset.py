@@ -151,7 +151,7 @@ def _renumbered(part: Part, present: np.ndarray) -> Part:
     return Part(np.searchsorted(present, part.labels), part.fetch)
 
 
-def _is_pair(dataset: Any) -> bool:
+def is_pair(dataset: Any) -> bool:
     """Whether it is a pair of tensors or arrays (images, labels)."""
     if not isinstance(dataset, tuple | list) or len(dataset) != 2:
         return False
@@ -165,7 +165,7 @@ def _part(
     notes: list[str],
 ) -> Part:
     """The labels as they are, and the images."""
-    if _is_pair(dataset):
+    if is_pair(dataset):
         images, labels = dataset
         if len(images) != len(labels):
             raise UserError(

@@ -49,7 +49,7 @@ def freeze(syn: SyntheticSet, device: torch.device) -> Decoded:
         images=batch.images.detach().to(device),
         targets=batch.targets.detach().to(device),
         classes=batch.classes.detach().to(device),
-        ledger=syn.parts(),
+        ledger=syn.ledger,
         hard_bytes=syn.classes.nbytes,
     )
 

@@ -4,7 +4,7 @@ Rank correlations of an evaluation of many networks.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,7 @@ from rich.table import Table
 from ddengine.system import files
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
-from ddengine.types import Evaluation, Json
+from ddengine.types import Evaluation, Facts, Json
 
 # Small networks whose accuracies on the full data differ: depth, width, normalisation, pooling,
 # activation, and two other families.
@@ -83,8 +83,11 @@ def kendall_rows(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     step = max(1, CELLS // x.shape[1] ** 2)
     for start in range(0, len(x), step):
         part = slice(start, start + step)
-        a, b = _signs(x[part]), _signs(y[part])
-        both, left, right = (a * b).sum((1, 2)), np.square(a).sum((1, 2)), np.square(b).sum((1, 2))
+        a = _signs(x[part])
+        b = _signs(y[part])
+        both = (a * b).sum((1, 2))
+        left = np.square(a).sum((1, 2))
+        right = np.square(b).sum((1, 2))
         with np.errstate(invalid="ignore"):
             taus[part] = both / np.sqrt(left * right)
     return taus
@@ -100,17 +103,21 @@ def spearman_rows(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     middle = (x.shape[1] + 1) / 2
     a = scipy.stats.rankdata(x, axis=1) - middle
     b = scipy.stats.rankdata(y, axis=1) - middle
+    both = (a * b).sum(1)
+    left = np.square(a).sum(1)
+    right = np.square(b).sum(1)
     with np.errstate(invalid="ignore"):
-        return (a * b).sum(1) / np.sqrt(np.square(a).sum(1) * np.square(b).sum(1))
+        return both / np.sqrt(left * right)
 
 
 # Resampling.
 
 
 def _stream(seed: int, *names: str) -> np.random.Generator:
-    return np.random.default_rng(
-        int(torch.randint(2**62, (1,), generator=generator(seed, "ranking", *names)))
-    )
+    """Random numbers of a purpose, which follow from the seed and its names."""
+    stream = generator(seed, "ranking", *names)
+    number = torch.randint(2**62, (1,), generator=stream)
+    return np.random.default_rng(int(number))
 
 
 def _resampled(
@@ -133,29 +140,37 @@ def _interval(values: np.ndarray) -> list[float] | None:
 
 
 def _or_none(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
+    """The value, or None in place of one that is not finite."""
+    if not math.isfinite(value):
+        return None
+    return float(value)
 
 
 def _both(x: np.ndarray, y: np.ndarray) -> tuple[float | None, float | None]:
     """(tau-b, rho) of two vectors, None where one is constant or has a single element."""
     if len(x) < 2 or len(set(x)) == 1 or len(set(y)) == 1:
         return None, None
-    tau, rho = scipy.stats.kendalltau(x, y)[0], scipy.stats.spearmanr(x, y)[0]
+    tau, _ = scipy.stats.kendalltau(x, y)
+    rho, _ = scipy.stats.spearmanr(x, y)
     return _or_none(tau), _or_none(rho)  # type: ignore[arg-type]
 
 
 def _regret(on_set: np.ndarray, full: np.ndarray) -> float:
     """Of several networks that are equally good on the set, the mean."""
-    return float(full.max() - full[on_set == on_set.max()].mean())
+    best_on_set = full[on_set == on_set.max()]
+    return float(full.max() - best_on_set.mean())
 
 
 def _why_none(name: str, on_set: np.ndarray, full: np.ndarray) -> str | None:
     """Why there is no correlation."""
     equal = []
-    for where, values in (("full", full), (name, on_set)):
-        if len(set(values)) == 1:
-            equal.append(where)
-    return NO_ORDER.format(" and on ".join(equal)) if equal else None
+    if len(set(full)) == 1:
+        equal.append("full")
+    if len(set(on_set)) == 1:
+        equal.append(name)
+    if not equal:
+        return None
+    return NO_ORDER.format(" and on ".join(equal))
 
 
 def _ceiling(full: list[np.ndarray], seed: int) -> Json:
@@ -172,14 +187,9 @@ def _ceiling(full: list[np.ndarray], seed: int) -> Json:
             "reason": "one network of a kind on the full data cannot be compared with another one; "
             "raise evaluation.num_networks"
         }
-    rng = _stream(seed, "ceiling")
-    halves = np.empty((2, SPLITS, len(full)))
-    for j, values in enumerate(full):
-        half = len(values) // 2
-        drawn = rng.permuted(np.tile(values, (SPLITS, 1)), axis=1)
-        halves[0, :, j] = drawn[:, :half].mean(1).round(DECIMALS)
-        halves[1, :, j] = drawn[:, half : 2 * half].mean(1).round(DECIMALS)
-    tau, rho = kendall_rows(*halves), spearman_rows(*halves)
+    one, other = _halves(full, _stream(seed, "ceiling"))
+    tau = kendall_rows(one, other)
+    rho = spearman_rows(one, other)
     kept = np.isfinite(tau)
     if not kept.any():
         return unknown | {"reason": NO_ORDER.format("full")}
@@ -189,6 +199,19 @@ def _ceiling(full: list[np.ndarray], seed: int) -> Json:
         "splits": int(kept.sum()),
         "reason": None,
     }
+
+
+def _halves(accuracies: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
+    """Mean accuracies of m networks over two halves of their seeds: (2, SPLITS, m)."""
+    halves = np.empty((2, SPLITS, len(accuracies)))
+    for j, values in enumerate(accuracies):
+        half = len(values) // 2
+        drawn = rng.permuted(np.tile(values, (SPLITS, 1)), axis=1)
+        one = drawn[:, :half]
+        other = drawn[:, half : 2 * half]
+        halves[0, :, j] = one.mean(1).round(DECIMALS)
+        halves[1, :, j] = other.mean(1).round(DECIMALS)
+    return halves
 
 
 # The sets of an evaluation.
@@ -216,18 +239,23 @@ def _accuracies(evaluation: Evaluation) -> _Accuracies:
     """Raises UserError where there is nothing to compare."""
     rows: dict[tuple[str, str], np.ndarray] = {}
     for row in evaluation["rows"]:
-        accuracies = np.array([told["accuracy"] for told in row["accuracies"]], float)
+        accuracies = np.array([network["accuracy"] for network in row["accuracies"]], float)
         rows[row["set"], row["model"]] = accuracies[np.isfinite(accuracies)]
-    names = _sets_to_compare(list(dict.fromkeys(name for name, _ in rows)))
-    networks, diverged = [], []
-    for network in dict.fromkeys(network for _, network in rows):
-        of_sets = [rows.get((name, network)) for name in (*names, "full")]
-        sizes = [len(values) for values in of_sets if values is not None]
-        if len(sizes) < len(of_sets):
-            continue
-        (networks if min(sizes) else diverged).append(network)
+    all_sets = dict.fromkeys(name for name, _ in rows)
+    all_networks = dict.fromkeys(network for _, network in rows)
+    names = _sets_to_compare(list(all_sets))
+    networks = []
+    diverged = []
+    for network in all_networks:
+        fewest = _fewest_seeds(rows, network, [*names, "full"])
+        if fewest == 0:
+            diverged.append(network)
+        elif fewest is not None:
+            networks.append(network)
     if len(networks) < FEWEST:
-        lost = f" (without {', '.join(diverged)}, which diverged on a set)" if diverged else ""
+        lost = ""
+        if diverged:
+            lost = f" (without {', '.join(diverged)}, which diverged on a set)"
         raise UserError(
             f"The evaluation has {len(networks)} networks on all sets{lost}, and a ranking needs "
             f"{FEWEST}; name more with evaluation.models."
@@ -235,12 +263,29 @@ def _accuracies(evaluation: Evaluation) -> _Accuracies:
     return _Accuracies(names, networks, diverged, rows)
 
 
+def _fewest_seeds(
+    rows: Mapping[tuple[str, str], np.ndarray], network: str, names: Sequence[str]
+) -> int | None:
+    """The least number of seeds with which a network did not diverge, among sets of these names.
+
+    None where it was not trained on one of the sets.
+    """
+    sizes = []
+    for name in names:
+        if (name, network) not in rows:
+            return None
+        sizes.append(len(rows[name, network]))
+    return min(sizes)
+
+
 def _sets_to_compare(names: list[str]) -> list[str]:
     """The sets beside the full data. Raises UserError where one of both is lacking."""
     others = [name for name in names if name != "full"]
     if others and "full" in names:
         return others
-    lacking = "no row of the full data" if others else "no set but full"
+    lacking = "no set but full"
+    if others:
+        lacking = "no row of the full data"
     raise UserError(
         f"The evaluation has {lacking}, and a ranking compares sets with the full data; "
         "evaluate with full among evaluation.baselines."
@@ -270,8 +315,9 @@ def _bootstrap(known: _Accuracies, seed: int, resamples: int) -> dict[str, _Draw
     chosen = _stream(seed, "networks").integers(num, size=(resamples, num))
 
     def drawn(name: str) -> np.ndarray:
-        values = _resampled(known.on(name), resamples, _stream(seed, "seeds", name))
-        return np.take_along_axis(values, chosen, 1)
+        rng = _stream(seed, "seeds", name)
+        means = _resampled(known.on(name), resamples, rng)
+        return np.take_along_axis(means, chosen, 1)
 
     full = drawn("full")
     return {name: _Drawn(drawn(name), full) for name in known.names}
@@ -341,7 +387,8 @@ def _of_set(
     reason = _why_none(name, on_set, full)
     tau_ci95 = rho_ci95 = None
     if tau is not None:
-        tau_ci95, rho_ci95 = _interval(drawn.taus), _interval(drawn.rhos())
+        tau_ci95 = _interval(drawn.taus)
+        rho_ci95 = _interval(drawn.rhos())
         if top_tau is None:
             reason = (
                 f"the better half of the networks, {len(top)}, all have the same accuracy on one "
@@ -368,15 +415,14 @@ def _differences(sets: Sequence[Json], drawn: dict[str, _Drawn]) -> list[Json]:
     for other in others:
         if first["kendall"] is None or other["kendall"] is None:
             continue
-        between = drawn[first["set"]].taus - drawn[other["set"]].taus
-        differences.append(
-            {
-                "set": first["set"],
-                "than": other["set"],
-                "kendall": first["kendall"] - other["kendall"],
-                "kendall_ci95": _interval(between),
-            }
-        )
+        taus = drawn[first["set"]].taus - drawn[other["set"]].taus
+        difference = {
+            "set": first["set"],
+            "than": other["set"],
+            "kendall": first["kendall"] - other["kendall"],
+            "kendall_ci95": _interval(taus),
+        }
+        differences.append(difference)
     return differences
 
 
@@ -385,7 +431,9 @@ def _differences(sets: Sequence[Json], drawn: dict[str, _Drawn]) -> list[Json]:
 
 def _facts(first: Json, differences: list[Json], num: int) -> str:
     """What this evaluation says of its first set, in a sentence."""
-    name, tau, ci = first["set"], first["kendall"], first["kendall_ci95"]
+    name = first["set"]
+    tau = first["kendall"]
+    ci = first["kendall_ci95"]
     if tau is None:
         return f"Here nothing can be said of {name}: {first['reason']}."
     if num < TELLING:
@@ -398,9 +446,10 @@ def _facts(first: Json, differences: list[Json], num: int) -> str:
             f"Here, of {num} networks, {name} has a tau of {tau:.2f}, without an interval: most "
             "resamples have no order."
         )
-    if ci[0] > 0:
+    low, high = ci
+    if low > 0:
         says = "does not contain 0: the orders agree more than by chance"
-    elif ci[1] < 0:
+    elif high < 0:
         says = "lies below 0: good networks on the full data tend to be bad ones on the set"
     else:
         says = "contains 0: it is not shown that the set orders networks at all as the full data do"
@@ -408,36 +457,43 @@ def _facts(first: Json, differences: list[Json], num: int) -> str:
         f"Here, of {num} networks, {name} has a tau of {tau:.2f}, and its 95 % interval, "
         f"{_range(ci)}, {says}"
     ]
-    for entry in differences:
-        if entry["than"] in ("random", "herding"):
-            parts.append(_compared(entry))
+    for difference in differences:
+        if difference["than"] in ("random", "herding"):
+            parts.append(_compared(difference))
     return "; ".join(parts) + "."
 
 
-def _compared(entry: Json) -> str:
+def _compared(difference: Json) -> str:
     """A difference between two sets in words."""
-    than, between = entry["than"], entry["kendall_ci95"]
-    if between is None:
+    than = difference["than"]
+    ci = difference["kendall_ci95"]
+    if ci is None:
         return f"whether it is above that of {than} cannot be said"
+    low, high = ci
     word = "not clearly above"
-    if between[0] > 0:
+    if low > 0:
         word = "clearly above"
-    elif between[1] < 0:
+    elif high < 0:
         word = "clearly below"
-    return f"it is {word} that of {than} (difference {entry['kendall']:+.2f}, {_range(between)})"
+    return f"it is {word} that of {than} (difference {difference['kendall']:+.2f}, {_range(ci)})"
 
 
 def _range(ci: list[float]) -> str:
-    return f"{ci[0]:.2f} to {ci[1]:.2f}"
+    """An interval in words."""
+    low, high = ci
+    return f"{low:.2f} to {high:.2f}"
 
 
 def _cell(value: float | None, ci: list[float] | None = None) -> str:
+    """A correlation with its interval, where there are such."""
     if value is None:
         return "-"
-    return f"{value:.2f} ({_range(ci)})" if ci else f"{value:.2f}"
+    if not ci:
+        return f"{value:.2f}"
+    return f"{value:.2f} ({_range(ci)})"
 
 
-def table(result: Json) -> Table:
+def table(result: Facts) -> Table:
     """What `correlations` returns as a table for the terminal.
 
     Top tau is of the better half, regret in points of percent; the note stands below.
@@ -445,49 +501,57 @@ def table(result: Json) -> Table:
     shown = Table(
         title=f"order of {len(result['networks'])} networks: agreement with the full data",
         title_justify="left",
+        caption=result["note"],
         caption_justify="left",
     )
     shown.add_column("set", no_wrap=True)
     for head in ("tau", "95 %", "rho", "top tau", "regret"):
         shown.add_column(head, justify="right", no_wrap=True)
     for entry in result["sets"]:
+        ci = "-"
+        if entry["kendall_ci95"]:
+            ci = _range(entry["kendall_ci95"])
         shown.add_row(
             entry["set"],
             _cell(entry["kendall"]),
-            _range(entry["kendall_ci95"]) if entry["kendall_ci95"] else "-",
+            ci,
             _cell(entry["spearman"]),
             _cell(entry["top_kendall"]),
             f"{100 * entry['regret']:.1f}",
         )
     ceiling = result["ceiling"]
-    tau, rho = _cell(ceiling["kendall"]), _cell(ceiling["spearman"])
+    tau = _cell(ceiling["kendall"])
+    rho = _cell(ceiling["spearman"])
     shown.add_row("full, half seeds", tau, "-", rho, "-", "-")
-    shown.caption = result["note"]
     return shown
 
 
-def plot(path: Path, evaluation: Evaluation, result: Json) -> None:
+def plot(path: Path, evaluation: Evaluation, result: Facts) -> None:
     """A PNG with a panel for each set and a point for each network.
 
     It shows the mean accuracy on the set against that on the full data, tau in the title.
     """
     from matplotlib.figure import Figure  # a second to import
 
-    means = {(row["set"], row["model"]): row["accuracy_mean"] for row in evaluation["rows"]}
-    networks, sets = result["networks"], result["sets"]
+    accuracies = {}
+    for row in evaluation["rows"]:
+        accuracies[row["set"], row["model"]] = row["accuracy_mean"]
+    networks = result["networks"]
+    sets = result["sets"]
     columns = min(4, len(sets))
     lines = math.ceil(len(sets) / columns)
     figure = Figure(figsize=(3.1 * columns, 3.0 * lines), layout="constrained")
     axes = figure.subplots(lines, columns, squeeze=False, sharey=True)
     for axis in axes.flat[len(sets) :]:
         axis.set_visible(False)
-    full = [100 * means["full", model] for model in networks]
+    full = [100 * accuracies["full", network] for network in networks]
     for axis, entry in zip(axes.flat, sets, strict=False):
-        on_set = [100 * means[entry["set"], model] for model in networks]
+        name = entry["set"]
+        on_set = [100 * accuracies[name, network] for network in networks]
         axis.scatter(on_set, full, s=22, color="#1b6ca8")
         tau = _cell(entry["kendall"], entry["kendall_ci95"])
-        axis.set_title(f"{entry['set']}: tau {tau}", fontsize=9)
-        axis.set_xlabel(f"test accuracy on {entry['set']}, %", fontsize=8)
+        axis.set_title(f"{name}: tau {tau}", fontsize=9)
+        axis.set_xlabel(f"test accuracy on {name}, %", fontsize=8)
         axis.tick_params(labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
     for line in axes:

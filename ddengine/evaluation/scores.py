@@ -26,7 +26,7 @@ from rich.table import Table
 from ddengine.evaluation.intervals import interval, within
 from ddengine.recipe import AugmentConfig, EvalConfig, digest, require
 from ddengine.system.errors import UserError
-from ddengine.types import Evaluation, Facts, Json, Row
+from ddengine.types import Evaluation, Facts, Json, Meta, Row
 
 WEIGHT = 0.5  # w and g, as published
 # of scores; the others are differences of accuracies
@@ -39,10 +39,14 @@ SHOWN = {
     "improvement_without_augmentation": "the same without augmentation",
 }
 
+Accuracies = Mapping[str, Sequence[float | None]]  # of networks on each set, None: diverged
+Networks = Sequence[Facts]  # what a row says of each of its networks: accuracy, seed
+
 
 def squash(value: float) -> float:
     """DD-Ranking's map from [-1, 1] onto [0, 1]: -1 -> 0, 0 -> 0.2689, 1 -> 1."""
-    return (math.exp(value) - math.exp(-1)) / (math.e - math.exp(-1))
+    lowest = math.exp(-1)
+    return (math.exp(value) - lowest) / (math.e - lowest)
 
 
 def label_robust_score(improvement: float, recovery: float, weight: float = WEIGHT) -> float:
@@ -67,10 +71,8 @@ def _check(*differences: float) -> None:
     for value in differences:
         require(
             -1 <= value <= 1,
-            (
-                f"A difference of accuracies must lie within -1 and 1, got {value:g}; give "
-                "accuracies as fractions."
-            ),
+            f"A difference of accuracies must lie within -1 and 1, got {value:g}; give "
+            "accuracies as fractions.",
         )
 
 
@@ -81,8 +83,10 @@ def protocols(config: EvalConfig, soft: bool) -> tuple[EvalConfig, EvalConfig]:
     `soft`: whether the set has soft labels; then random images have such labels too, and the set is
     also trained with its classes.
     """
-    # uskd uses classes only
-    rivals = ("random_soft", "hard_labels") if soft and config.loss != "uskd" else ("random",)
+    rivals = ("random",)
+    if soft and config.loss != "uskd":  # which uses classes only
+        rivals = ("random_soft", "hard_labels")
+    augmented = replace(config, baselines=(*rivals, "full"))
     plain = replace(
         config,
         augment=AugmentConfig(ops=(), always=()),
@@ -90,7 +94,7 @@ def protocols(config: EvalConfig, soft: bool) -> tuple[EvalConfig, EvalConfig]:
         mixup=0.0,
         baselines=rivals[:1],
     )
-    return replace(config, baselines=(*rivals, "full")), plain
+    return augmented, plain
 
 
 def of(augmented: Evaluation, plain: Evaluation, name: str = "distilled") -> list[Json]:
@@ -101,16 +105,20 @@ def of(augmented: Evaluation, plain: Evaluation, name: str = "distilled") -> lis
     diverged on one of the sets are counted in "diverged" and left out; without any others means are
     None.
     """
-    scores = []
-    for model in dict.fromkeys(row["model"] for row in augmented["rows"]):
-        needed = _needed(_accuracies(augmented, model), _accuracies(plain, model), name)
-        finite = [seed for seed in needed if None not in seed]
-        made = {}
-        for key, numbers in _scores(finite).items():
-            made[key] = summary(numbers, *BOUNDS.get(key, (-1.0, 1.0)))
-        diverged = len(needed) - len(finite)
-        scores.append({"model": model, "diverged": diverged, "scores": made})
-    return scores
+    models = dict.fromkeys(row["model"] for row in augmented["rows"])
+    return [_of_model(augmented, plain, model, name) for model in models]
+
+
+def _of_model(augmented: Evaluation, plain: Evaluation, model: str, name: str) -> Json:
+    """The scores of a set on one network."""
+    seeds = _needed(_accuracies(augmented, model), _accuracies(plain, model), name)
+    finite = [seed for seed in seeds if None not in seed]
+    summaries = {}
+    for key, numbers in _scores(finite).items():
+        low, high = BOUNDS.get(key, (-1.0, 1.0))
+        summaries[key] = summary(numbers, low, high)
+    diverged = len(seeds) - len(finite)
+    return {"model": model, "diverged": diverged, "scores": summaries}
 
 
 class _Seed(NamedTuple):
@@ -124,14 +132,13 @@ class _Seed(NamedTuple):
     random_plain: Any
 
 
-def _needed(
-    values: Mapping[str, Sequence[float | None]],
-    without: Mapping[str, Sequence[float | None]],
-    name: str,
-) -> list[_Seed]:
+def _needed(values: Accuracies, without: Accuracies, name: str) -> list[_Seed]:
     """What the scores of a set are made of, from its accuracies with and without augmentation."""
-    random = "random_soft" if "random_soft" in values else "random"
-    if not {name, random, "full"} <= values.keys() or not {name, random} <= without.keys():
+    random = "random"
+    if "random_soft" in values:
+        random = "random_soft"
+    needed = {name, random}
+    if not needed <= without.keys() or not needed | {"full"} <= values.keys():
         raise UserError(
             f"The scores of {name} need rows of it, {random} and full, and the evaluation "
             "lacks one; evaluate with --restart."
@@ -144,7 +151,8 @@ def _needed(
         without[name],
         without[random],
     )
-    return list(itertools.starmap(_Seed, zip(*columns, strict=True)))
+    seeds = zip(*columns, strict=True)
+    return list(itertools.starmap(_Seed, seeds))
 
 
 def _scores(seeds: Sequence[_Seed]) -> dict[str, list[float]]:
@@ -162,12 +170,12 @@ def _scores(seeds: Sequence[_Seed]) -> dict[str, list[float]]:
     return made
 
 
-def _accuracies(evaluation: Evaluation, model: str) -> dict[str, list[float | None]]:
-    """Of each set the accuracies of its networks, None where one diverged."""
+def _accuracies(evaluation: Evaluation, model: str) -> Accuracies:
+    """The accuracies of networks of a kind on each set."""
     accuracies = {}
     for row in evaluation["rows"]:
         if row["model"] == model:
-            accuracies[row["set"]] = [told["accuracy"] for told in row["accuracies"]]
+            accuracies[row["set"]] = [network["accuracy"] for network in row["accuracies"]]
     return accuracies
 
 
@@ -177,15 +185,19 @@ def summary(values: Sequence[float], low: float = 0.0, high: float = 1.0) -> Jso
     They lie within `low` and `high`.
     """
     mean, std, ci95 = interval(values, low, high)
-    return {"mean": mean, "std": std, "ci95": ci95 and list(ci95), "n": len(values)}
+    if ci95 is not None:
+        ci95 = list(ci95)
+    return {"mean": mean, "std": std, "ci95": ci95, "n": len(values)}
 
 
 def table(scores: Sequence[Facts], title: str) -> Table:
     """The scores for the terminal."""
+    first = scores[0]
     several = len(scores) > 1
-    of_model = "" if several else f", {scores[0]['model']}"
-    networks = scores[0]["scores"]["label_robust_score"]["n"]
-    shown = Table(title=f"{title}{of_model}, n = {networks}", title_justify="left")
+    if not several:
+        title += f", {first['model']}"
+    networks = first["scores"]["label_robust_score"]["n"]
+    shown = Table(title=f"{title}, n = {networks}", title_justify="left")
     shown.add_column("score", no_wrap=True)
     if several:
         shown.add_column("network", no_wrap=True)
@@ -193,17 +205,23 @@ def table(scores: Sequence[Facts], title: str) -> Table:
     shown.add_column("95 % interval", justify="right", no_wrap=True)
     for entry in scores:
         for key, label in SHOWN.items():
-            names = [label, entry["model"]] if several else [label]
-            shown.add_row(*names, *_cells(entry["scores"][key]))
+            cells = [label]
+            if several:
+                cells.append(entry["model"])
+            cells += _cells(entry["scores"][key])
+            shown.add_row(*cells)
     return shown
 
 
 def _cells(score: Facts) -> tuple[str, str]:
     """Mean and interval in words."""
-    mean = "diverged" if score["mean"] is None else f"{score['mean']:.3f}"
+    mean = "diverged"
+    if score["mean"] is not None:
+        mean = f"{score['mean']:.3f}"
     if score["ci95"] is None:
         return mean, "-"
-    return mean, f"{score['ci95'][0]:.3f} to {score['ci95'][1]:.3f}"
+    low, high = score["ci95"]
+    return mean, f"{low:.3f} to {high:.3f}"
 
 
 def variance_split(groups: Sequence[Sequence[float]], *, paired: bool = False) -> Json:
@@ -222,48 +240,61 @@ def variance_split(groups: Sequence[Sequence[float]], *, paired: bool = False) -
             shares its initialisation and order. Then sets and networks are crossed, and
             `network_std` is the part of `within_std` that a network takes from set to set.
     """
-    sizes = list(map(len, groups))
-    if len(groups) < 2 or min(sizes) < 2:
+    fewest = min(map(len, groups), default=0)
+    if len(groups) < 2 or fewest < 2:
         raise UserError(
             f"The spread of {len(groups)} distillations with at least "
-            f"{min(sizes, default=0)} networks each cannot be split; "
+            f"{fewest} networks each cannot be split; "
             "give two distillations with two networks each, or more."
         )
     if paired:
         return _crossed(np.array(groups, float))
+    return _nested(groups)
+
+
+def _nested(groups: Sequence[Sequence[float]]) -> Json:
+    """`variance_split` of sets that each have networks of their own."""
+    sizes = list(map(len, groups))
+    total = sum(sizes)
     means = [float(np.mean(group)) for group in groups]
-    total, freedom = sum(sizes), len(groups) - 1
     grand = sum(map(operator.mul, means, sizes)) / total
     squares_within = squares_between = squared_sizes = 0.0
     for group, mean, size in zip(groups, means, sizes, strict=True):
         squares_within += float(np.var(group)) * size
         squares_between += size * (mean - grand) ** 2
         squared_sizes += size * size
-    within_square = squares_within / (total - len(groups))
-    between_square = squares_between / freedom
+    freedom = len(groups) - 1
+    ms_within = squares_within / (total - len(groups))
+    ms_between = squares_between / freedom
     # networks a set, where numbers differ their weighted mean
     per_group = (total - squared_sizes / total) / freedom
-    mean, _, ci95 = interval(means)
+    between = max(0.0, (ms_between - ms_within) / per_group)
+    of_means = summary(means)
+    networks = sizes[0]
+    if len(set(sizes)) > 1:
+        networks = sizes
     return {
-        "mean": mean,
-        "ci95": ci95 and list(ci95),
-        "between_std": math.sqrt(max(0.0, (between_square - within_square) / per_group)),
-        "within_std": math.sqrt(within_square),
+        "mean": of_means["mean"],
+        "ci95": of_means["ci95"],
+        "between_std": math.sqrt(between),
+        "within_std": math.sqrt(ms_within),
         "num_distillations": len(groups),
-        "num_networks": sizes if len(set(sizes)) > 1 else sizes[0],
+        "num_networks": networks,
     }
 
 
 def _crossed(y: np.ndarray) -> Json:
     """`variance_split` of (sets, networks)."""
     sets, networks = y.shape
+    freedom = (sets - 1) * (networks - 1)
     mean = float(y.mean())
-    of_sets, of_networks = y.mean(1) - mean, y.mean(0) - mean
+    of_sets = y.mean(1) - mean
+    of_networks = y.mean(0) - mean
+    rest = y - mean - of_sets[:, None] - of_networks[None]
     ms_sets = networks * float((of_sets**2).sum()) / (sets - 1)
     ms_networks = sets * float((of_networks**2).sum()) / (networks - 1)
-    rest = y - mean - of_sets[:, None] - of_networks[None]
-    freedom = (sets - 1) * (networks - 1)
     ms_rest = float((rest**2).sum()) / freedom
+    between = max(0.0, (ms_sets - ms_rest) / networks)
     network = max(0.0, (ms_networks - ms_rest) / sets)
     # of the mean; not below what either alone gives
     square = max(ms_sets + ms_networks - ms_rest, ms_sets, ms_networks)
@@ -271,11 +302,12 @@ def _crossed(y: np.ndarray) -> Json:
     if square:
         parts = ms_sets**2 / (sets - 1) + ms_networks**2 / (networks - 1) + ms_rest**2 / freedom
         degrees = max(1.0, square**2 / parts)
-    half = float(scipy.special.stdtrit(degrees, 0.975)) * math.sqrt(square / y.size)
+    quantile = float(scipy.special.stdtrit(degrees, 0.975))
+    half = quantile * math.sqrt(square / y.size)
     return {
         "mean": mean,
         "ci95": list(within(mean, half)),
-        "between_std": math.sqrt(max(0.0, (ms_sets - ms_rest) / networks)),
+        "between_std": math.sqrt(between),
         "within_std": math.sqrt(network + ms_rest),
         "network_std": math.sqrt(network),
         "num_distillations": sets,
@@ -291,9 +323,7 @@ class _Run(NamedTuple):
     evaluation: Facts
 
 
-def splits(
-    runs: Sequence[tuple[str, Facts, Facts]],
-) -> list[Json]:
+def splits(runs: Sequence[tuple[str, Meta, Evaluation]]) -> list[Json]:
     """`variance_split` of the runs that are one recipe with several seeds, on each network.
 
     Runs are (name, meta.json, evaluation.json). Recipe (but for its evaluation and prose),
@@ -305,19 +335,19 @@ def splits(
     for group in _groups(itertools.starmap(_Run, runs)):
         first = group[0]
         rows = first.evaluation["rows"]
-        for model in dict.fromkeys(row["model"] for row in rows):
-            names, told = _told(group, model, rows[0]["set"])
-            if len(told) < 2:
+        models = dict.fromkeys(row["model"] for row in rows)
+        for model in models:
+            names, measured = _measured(group, model, rows[0]["set"])
+            if len(names) < 2:
                 continue
-            accuracies, paired = _comparable(told)
-            entries.append(
-                {
-                    "recipe": first.meta["recipe"].get("name", ""),
-                    "model": model,
-                    "runs": names,
-                    "split": variance_split(accuracies, paired=paired),
-                }
-            )
+            accuracies, paired = _comparable(measured)
+            entry = {
+                "recipe": first.meta["recipe"].get("name", ""),
+                "model": model,
+                "runs": names,
+                "split": variance_split(accuracies, paired=paired),
+            }
+            entries.append(entry)
     return entries
 
 
@@ -325,12 +355,18 @@ def _groups(runs: Iterable[_Run]) -> Iterable[list[_Run]]:
     """Runs that differ in their seed alone, one a seed."""
     groups: dict[str, dict[int, _Run]] = {}
     for run in runs:
-        if not run.meta.get("recipe") or not run.evaluation.get("rows"):
+        if not _counts(run):
             continue
-        if run.meta.get("seed") is None or "selected" in run.meta:
-            continue
-        groups.setdefault(_but_for_the_seed(run), {}).setdefault(run.meta["seed"], run)
-    return [list(group.values()) for group in groups.values()]
+        of_recipe = groups.setdefault(_but_for_the_seed(run), {})
+        of_recipe.setdefault(run.meta["seed"], run)
+    return [list(of_recipe.values()) for of_recipe in groups.values()]
+
+
+def _counts(run: _Run) -> bool:
+    """Whether a run was distilled by a recipe with a seed, and has accuracies."""
+    if run.meta.get("seed") is None or "selected" in run.meta:
+        return False
+    return bool(run.meta.get("recipe")) and bool(run.evaluation.get("rows"))
 
 
 def _but_for_the_seed(run: _Run) -> str:
@@ -341,48 +377,56 @@ def _but_for_the_seed(run: _Run) -> str:
     protocol = dict(run.evaluation.get("protocol") or {})
     for name in ("models", "baselines"):
         protocol.pop(name, None)
-    precisions = (run.meta.get("precision"), run.evaluation.get("precision"))
-    return digest([recipe, precisions[0], run.meta.get("images"), protocol, precisions[1]])
+    precision = run.meta.get("precision")
+    images = run.meta.get("images")
+    of_evaluation = run.evaluation.get("precision")
+    return digest([recipe, precision, images, protocol, of_evaluation])
 
 
-def _told(
-    group: Sequence[_Run], model: str, of_set: str
-) -> tuple[list[str], list[Sequence[Facts]]]:
+def _measured(group: Sequence[_Run], model: str, of_set: str) -> tuple[list[str], list[Networks]]:
     """(names of runs, what each says of its networks on a set), where at least two count."""
-    names, told = [], []
+    names: list[str] = []
+    rows: list[Networks] = []
     for run in group:
-        for row in run.evaluation["rows"]:
-            if (row["model"], row["set"]) != (model, of_set):
-                continue
-            accuracies = row.get("accuracies", ())
-            if np.isfinite(_values(accuracies)).sum() >= 2:
-                names.append(run.name)
-                told.append(accuracies)
-            break
-    return names, told
+        row = _row_of(run.evaluation, model, of_set)
+        networks = row.get("accuracies", ())
+        if np.isfinite(_values(networks)).sum() >= 2:
+            names.append(run.name)
+            rows.append(networks)
+    return names, rows
 
 
-def _values(told: Sequence[Facts]) -> np.ndarray:
+def _row_of(evaluation: Evaluation, model: str, of_set: str) -> Row:
+    """The first row of networks of a kind on a set; an empty one where there is none."""
+    for row in evaluation["rows"]:
+        if row["model"] == model and row["set"] == of_set:
+            return row
+    return {}
+
+
+def _values(networks: Networks) -> np.ndarray:
     """The accuracies of a row, NaN where a network diverged."""
-    return np.array([entry["accuracy"] for entry in told], float)
+    return np.array([network["accuracy"] for network in networks], float)
 
 
-def _comparable(told: Sequence[Sequence[Facts]]) -> tuple[list[list[float]], bool]:
+def _comparable(rows: Sequence[Networks]) -> tuple[list[list[float]], bool]:
     """(the accuracies of several rows, whether they are paired), of networks that did not diverge.
 
     Where they are paired, a network that diverged on one set counts for none.
     """
-    rows = list(map(_values, told))
-    if all(_seeds(row) == _seeds(told[0]) for row in told):
-        accuracies = np.stack(rows)
-        counts = np.isfinite(accuracies).all(0)
+    accuracies = list(map(_values, rows))
+    seeds = list(map(_seeds, rows))
+    if seeds.count(seeds[0]) == len(seeds):
+        paired = np.stack(accuracies)
+        counts = np.isfinite(paired).all(0)
         if counts.sum() >= 2:
-            return accuracies[:, counts].tolist(), True
-    return [row[np.isfinite(row)].tolist() for row in rows], False
+            return paired[:, counts].tolist(), True
+    return [values[np.isfinite(values)].tolist() for values in accuracies], False
 
 
-def _seeds(row: Sequence[Row]) -> list[int | None]:
-    return [entry.get("seed") for entry in row]
+def _seeds(networks: Networks) -> list[int | None]:
+    """The seeds of the networks of a row, None where none is known."""
+    return [network.get("seed") for network in networks]
 
 
 def said(entry: Facts) -> str:

@@ -60,13 +60,15 @@ def legend(runs: Sequence[Run]) -> list[tuple[str, int, str]]:
     entries = []
     for place, run in enumerate(runs):
         if run.events:
-            entries.append((run.name, *_look(place)))
+            colour, dash = _look(place)
+            entries.append((run.name, colour, dash))
     return entries
 
 
 def _look(place: int) -> tuple[int, str]:
     """(number of the colour, dash) of the run at a place."""
-    return place % len(SERIES), DASHES[place // len(SERIES) % len(DASHES)]
+    round_of_colours, colour = divmod(place, len(SERIES))
+    return colour, DASHES[round_of_colours % len(DASHES)]
 
 
 def _svg(figure: Any, number: int, label: str) -> Any:
@@ -109,27 +111,34 @@ def thinned(steps: Sequence[float], values: Sequence[float]) -> tuple[list[float
     They come in the order of the curve, its ends among them. Values that are not finite go.
     """
     finite = np.isfinite(np.array(values, float))
-    xs, ys = np.array(steps)[finite], np.array(values)[finite]
+    xs = np.array(steps)[finite]
+    ys = np.array(values)[finite]
     if len(ys) > 2 * BINS:
-        places = {0, len(ys) - 1}
+        kept = {0, len(ys) - 1}
         for part in np.array_split(np.arange(len(ys)), BINS):
-            places |= {int(part[ys[part].argmin()]), int(part[ys[part].argmax()])}
-        order = sorted(places)
-        xs, ys = xs[order], ys[order]
+            smallest = part[ys[part].argmin()]
+            largest = part[ys[part].argmax()]
+            kept |= {int(smallest), int(largest)}
+        places = sorted(kept)
+        xs = xs[places]
+        ys = ys[places]
     return xs.tolist(), ys.tolist()
 
 
 def _logged(run: Run, key: str, place: int) -> Curve:
     """What a run logged under `key` at each step."""
-    steps, values = [], []
+    steps = []
+    logged = []
     for event in run.events:
-        if isinstance(event.get(key), float | int):
+        value = event.get(key)
+        if isinstance(value, float | int):
             steps.append(event["step"])
-            values.append(float(event[key]))
+            logged.append(float(value))
     if key == VALIDATION:
-        values = (100 * np.array(values)).tolist()
+        logged = (100 * np.array(logged)).tolist()
+    kept_steps, kept_values = thinned(steps, logged)
     colour, dash = _look(place)
-    return Curve(*thinned(steps, values), len(values), colour, dash)
+    return Curve(kept_steps, kept_values, len(logged), colour, dash)
 
 
 def curves(runs: Sequence[Run], numbers: Iterator[int]) -> list[Json]:
@@ -139,16 +148,21 @@ def curves(runs: Sequence[Run], numbers: Iterator[int]) -> list[Json]:
         lines = []
         for place, run in enumerate(runs):
             lines.append(_logged(run, key, place))
-        if any(line.num_logged for line in lines):
+        if _most_logged(lines) > 0:
             drawn.append(_curve_figure(key, title, lines, next(numbers)))
     return drawn
+
+
+def _most_logged(lines: Sequence[Curve]) -> int:
+    """How many values the run logged that logged the most."""
+    return max((line.num_logged for line in lines), default=0)
 
 
 def _curve_figure(key: str, title: str, lines: Sequence[Curve], number: int) -> Json:
     import matplotlib
 
     caption = f"{title}."
-    if any(line.num_logged > 2 * BINS for line in lines):
+    if _most_logged(lines) > 2 * BINS:
         caption += " Of a long curve the smallest and largest values of each part are drawn."
     with matplotlib.rc_context(STYLE):
         figure, axes = _figure()
@@ -180,7 +194,9 @@ def _marker(key: str, num_points: int) -> str | None:
 def _scale(axes: Any, lines: Sequence[Curve]) -> None:
     """Make the scale logarithmic where losses are positive and differ much."""
     values = np.concatenate([line.values for line in lines])
-    if not len(values) or values.min() <= 0 or values.max() <= 30 * values.min():
+    if len(values) == 0 or values.min() <= 0:
+        return
+    if values.max() <= 30 * values.min():
         return
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
@@ -189,11 +205,9 @@ def _scale(axes: Any, lines: Sequence[Curve]) -> None:
 
 def bars(run: Run, numbers: Iterator[int]) -> list[Json]:
     """A chart for each network of the evaluation, for the template; none for more than CHARTS."""
-    drawn = []
-    if len(run.models) <= CHARTS:
-        for model in run.models:
-            drawn.append(_bars(run, model, next(numbers)))
-    return drawn
+    if len(run.models) > CHARTS:
+        return []
+    return [_bars(run, model, next(numbers)) for model in run.models]
 
 
 def _bars(run: Run, model: str, number: int) -> Json:
@@ -202,15 +216,23 @@ def _bars(run: Run, model: str, number: int) -> Json:
 
     rows = run.rows_of(model)
     below, above = error_bars(rows)
+    names = []
+    means = []
+    colours = []
+    spoken = []
     with matplotlib.rc_context(STYLE):
         figure, axes = _figure(0.65 + 0.27 * len(rows))
-        names, means, colours, said = [], [], [], []
         for place, row in enumerate(rows):
-            mean, text = 100 * (row["accuracy_mean"] or 0.0), percent(row["accuracy_mean"])
-            names.append(_short(row["set"]))
+            name = row["set"]
+            mean = 100 * (row["accuracy_mean"] or 0.0)
+            text = percent(row["accuracy_mean"])
+            colour = SERIES[7]
+            if name == run.result["set"]:
+                colour = SERIES[0]
+            names.append(_short(name))
             means.append(mean)
-            colours.append(SERIES[0] if row["set"] == run.result["set"] else SERIES[7])
-            said.append(f"{row['set']} {text}")
+            colours.append(colour)
+            spoken.append(f"{name} {text}")
             axes.text(max(mean + above[place], 0) + 1.5, place, text, va="center")
         places = range(len(rows))
         axes.barh(places, means, color=colours, height=0.62)
@@ -222,7 +244,7 @@ def _bars(run: Run, model: str, number: int) -> Json:
         axes.set_xlim(0, 112)
         axes.set_xticks(range(0, 101, 20))
         axes.set_xlabel("test accuracy, %")
-        svg = _svg(figure, number, f"Test accuracy in percent on {model}: {'; '.join(said)}")
+        svg = _svg(figure, number, f"Test accuracy in percent on {model}: {'; '.join(spoken)}")
     return {"svg": svg, "title": model, "caption": _caption(run, model, rows)}
 
 

@@ -40,16 +40,24 @@ def learned_by_class(syn: SyntheticSet) -> list[Tensor]:
     Real images that the codec keeps as they are show nothing new, and are left out.
     """
     labels = syn.classes[syn.source].cpu()
-    learned = torch.arange(len(labels)) >= syn.codec.natural(syn.tensors) % max(1, len(labels))
-    classes = range(min(len(syn.class_names), SHOWN_CLASSES))
-    return [((labels == c) & learned).nonzero().flatten() for c in classes]
+    num = len(labels)
+    natural = syn.codec.natural(syn.tensors)
+    if natural >= num:  # nothing else is there to show
+        natural = 0
+    learned = torch.arange(num) >= natural
+    members = []
+    for c in range(min(len(syn.class_names), SHOWN_CLASSES)):
+        of_class = (labels == c) & learned
+        members.append(of_class.nonzero().flatten())
+    return members
 
 
 def _thumbnails(syn: SyntheticSet) -> Thumbnails:
     members = learned_by_class(syn)
     per_class = min(SHOWN_PER_CLASS, *map(len, members))
     index = torch.cat([index[:per_class] for index in members])
-    return Thumbnails(syn.pixels(index).clamp(0, 1).cpu(), len(members), per_class)
+    images = syn.pixels(index).clamp(0, 1).cpu()
+    return Thumbnails(images, len(members), per_class)
 
 
 def grid(path: Path, syn: SyntheticSet) -> None:
@@ -59,10 +67,11 @@ def grid(path: Path, syn: SyntheticSet) -> None:
     images, classes, per_class = _thumbnails(syn)
     zoom = max(1, 64 // images.shape[-1])
     images = torch.nn.functional.interpolate(images, scale_factor=zoom, mode="nearest")
-    order = torch.arange(classes * per_class).view(classes, per_class).T.flatten()
+    by_class = torch.arange(classes * per_class).view(classes, per_class)
+    line_by_line = by_class.T.flatten()
     with files.replacing(path) as temporary:
         torchvision.utils.save_image(
-            images[order], temporary, nrow=classes, padding=2, pad_value=1.0, format="png"
+            images[line_by_line], temporary, nrow=classes, padding=2, pad_value=1.0, format="png"
         )
 
 
@@ -99,17 +108,17 @@ def real_vs_distilled(
     """
     shown = _thumbnails(syn)
     num_rows = min(shown.per_class, REAL_ROWS)
-    bars, widths = [], [1.0 * shown.classes]
+    widths = [1.0 * shown.classes]
     if evaluation:
-        model = evaluation["rows"][0]["model"]
-        bars = [row for row in evaluation["rows"] if row["model"] == model]
         widths.append(BAR_WIDTH)
     size = (sum(widths), 2.1 * num_rows + 0.9)
     figure = new_figure(size)
     parts: Any = figure.subfigures(1, len(widths), squeeze=False, width_ratios=widths)[0]
     _draw_classes(parts[0], real, shown, syn.class_names, num_rows)
-    if bars:
-        _draw_accuracies(parts[1].subplots(), bars, interval_of(evaluation or {}))
+    if evaluation:
+        model = evaluation["rows"][0]["model"]
+        rows = [row for row in evaluation["rows"] if row["model"] == model]
+        _draw_accuracies(parts[1].subplots(), rows, interval_of(evaluation))
     save_figure(figure, path)
 
 
@@ -121,9 +130,11 @@ def _draw_classes(
     for c in range(shown.classes):
         index = real.members[c][:num_rows].to(real.device)
         of_class = real.pixels[index].float().cpu() / 255
+        last = len(of_class) - 1
+        first_distilled = c * shown.per_class
         for r in range(num_rows):
-            show_image(axes[r, c], of_class[min(r, len(of_class) - 1)])
-            show_image(axes[num_rows + r, c], shown.images[c * shown.per_class + r])
+            show_image(axes[r, c], of_class[min(r, last)])
+            show_image(axes[num_rows + r, c], shown.images[first_distilled + r])
         axes[0, c].set_title(names[c], fontsize=9)
     axes[0, 0].set_ylabel("real", fontsize=10)
     axes[num_rows, 0].set_ylabel("distilled", fontsize=10)
@@ -131,14 +142,17 @@ def _draw_classes(
 
 def _draw_accuracies(axis: Any, rows: Sequence[Row], interval: str) -> None:
     """Draw the mean accuracies of rows of one network as bars with their intervals."""
-    names, means, colours, labels = [], [], [], []
+    names = [row["set"] for row in rows]
+    means = []
+    colours = []
+    labels = []
     for row in rows:
-        names.append(row["set"])
-        means.append(100 * (row["accuracy_mean"] or 0.0))
+        mean = row["accuracy_mean"]
+        means.append(100 * (mean or 0.0))
         colours.append(COLOURS.get(row["set"], OTHER_COLOUR))
-        labels.append(f" {percent(row['accuracy_mean'])}")
-    drawn = axis.barh(names, means, xerr=error_bars(rows), color=colours, capsize=3)
-    axis.bar_label(drawn, labels=labels, label_type="edge", padding=4)
+        labels.append(f" {percent(mean)}")
+    bars = axis.barh(names, means, xerr=error_bars(rows), color=colours, capsize=3)
+    axis.bar_label(bars, labels=labels, label_type="edge", padding=4)
     axis.invert_yaxis()
     axis.set_xlim(0, 112)
     most = max(row["n"] for row in rows)
@@ -155,23 +169,27 @@ def save_samples(path: Path, real: RealSet) -> None:
     """
     members = [members[:SHOWN_PER_CLASS] for members in real.members[:SHOWN_CLASSES]]
     index = torch.cat(members).to(real.device)
-    pixels, labels = real.pixels.index_select(0, index), real.labels.index_select(0, index)
+    pixels = real.pixels.index_select(0, index)
+    labels = real.labels.index_select(0, index)
     files.write_tensors(path, {"pixels": pixels, "labels": labels})
 
 
-def error_bars(rows: Sequence[Row], mean: str = "accuracy_mean") -> list[list[float]]:
+def error_bars(rows: Sequence[Row], key: str = "accuracy_mean") -> list[list[float]]:
     """How far the intervals of rows reach below and above their means, in points of percent.
 
-    `mean` is the key of a row's mean. A row without an interval has 0 and 0.
+    `key` is that of a row's mean. A row without an interval has 0 and 0.
     """
-    below, above = [], []
+    below = []
+    above = []
     for row in rows:
-        low = high = middle = 0.0
-        if row.get("ci95"):
-            middle = 100 * row[mean]
-            low, high = 100 * row["ci95"][0], 100 * row["ci95"][1]
-        below.append(max(0.0, middle - low))
-        above.append(max(0.0, high - middle))
+        if not row.get("ci95"):
+            below.append(0.0)
+            above.append(0.0)
+            continue
+        mean = 100 * row[key]
+        low, high = row["ci95"]
+        below.append(max(0.0, mean - 100 * low))
+        above.append(max(0.0, 100 * high - mean))
     return [below, above]
 
 
@@ -181,14 +199,15 @@ def heat_map(path: Path, evaluations: Sequence[Named]) -> None:
     Where all networks diverged the picture says so.
     """
     names, models, cells = _accuracies(evaluations)
-    finite = cells[np.isfinite(cells)]
+    is_finite = np.isfinite(cells)
     low, high = 0.0, 100.0
-    if len(finite):
-        low, high = finite.min(), finite.max()
+    if is_finite.any():
+        low = cells[is_finite].min()
+        high = cells[is_finite].max()
     size = (2.5 + 1.1 * len(models), 1.8 + 0.42 * len(names))
     figure = new_figure(size)
     axis = figure.subplots()
-    values = np.where(np.isfinite(cells), cells, np.nan)
+    values = np.where(is_finite, cells, np.nan)
     axis.imshow(values, cmap="cividis", aspect="auto", vmin=low, vmax=high)
     axis.set_xticks(range(len(models)), models, rotation=30, ha="right", fontsize=8)
     axis.set_yticks(range(len(names)), names, fontsize=8)
@@ -196,9 +215,10 @@ def heat_map(path: Path, evaluations: Sequence[Named]) -> None:
     for (y, x), value in np.ndenumerate(cells):
         if np.isnan(value):
             continue
-        text, colour = f"{value:.1f}", "white"
+        text = f"{value:.1f}"
         if np.isinf(value):
             text = DIVERGED
+        colour = "white"
         if value > middle:
             colour = "black"
         axis.text(x, y, text, ha="center", va="center", fontsize=8, color=colour)
@@ -212,18 +232,19 @@ def _accuracies(evaluations: Sequence[Named]) -> tuple[list[str], list[str], np.
     An accuracy is NaN where a set was not evaluated on a network, and infinite where all networks
     diverged.
     """
-    accuracies: dict[str, dict[str, float]] = {}
-    models: dict[str, None] = {}
+    accuracies: dict[tuple[str, str], float] = {}
     for label, evaluation in evaluations:
         for row in evaluation["rows"]:
-            name = f"{label}: {row['set']}" if len(evaluations) > 1 else row["set"]
-            percent_right = math.inf
-            if row["accuracy_mean"] is not None:
-                percent_right = 100 * row["accuracy_mean"]
-            accuracies.setdefault(name, {})[row["model"]] = percent_right
-            models[row["model"]] = None
-    cells = np.full((len(accuracies), len(models)), np.nan)
-    for y, of_set in enumerate(accuracies.values()):
-        for x, model in enumerate(models):
-            cells[y, x] = of_set.get(model, math.nan)
-    return list(accuracies), list(models), cells
+            name = row["set"]
+            if len(evaluations) > 1:
+                name = f"{label}: {name}"
+            mean = row["accuracy_mean"]
+            if mean is None:
+                mean = math.inf
+            accuracies[name, row["model"]] = 100 * mean
+    names = list(dict.fromkeys(name for name, _ in accuracies))
+    models = list(dict.fromkeys(model for _, model in accuracies))
+    cells = np.full((len(names), len(models)), np.nan)
+    for (name, model), accuracy in accuracies.items():
+        cells[names.index(name), models.index(model)] = accuracy
+    return names, models, cells

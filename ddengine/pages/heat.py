@@ -1,7 +1,7 @@
 """The accuracies of sets on several networks as a table with colours."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -32,26 +32,38 @@ def heat_table(rows: Sequence[tuple[str, Row]]) -> Json:
 
     The colours can be told apart by a colour-blind reader, and the numbers on them are legible.
     """
-    by_place, values = {}, []
+    by_place: dict[str, dict[str, Row]] = {}
     models: dict[str, None] = {}  # in the order of the rows
     for name, row in rows:
-        by_place.setdefault(name, {})[row["model"]] = row
+        of_name = by_place.setdefault(name, {})
+        of_name[row["model"]] = row
         models[row["model"]] = None
-    for of_name in by_place.values():
-        for row in of_name.values():
-            if _is_number(row["accuracy_mean"]):
-                values.append(row["accuracy_mean"])
-    low, high = min(values, default=0.0), max(values, default=1.0)
+    low, high = _extremes(by_place.values())
     lines = []
     for name, of_name in by_place.items():
-        lines.append((name, [_cell(of_name.get(model), low, high) for model in models]))
+        cells = [_cell(of_name.get(model), low, high) for model in models]
+        lines.append((name, cells))
+    bar = []
+    for place in np.linspace(0, 1, BAR):
+        background, _ = _colours(place)
+        bar.append(background)
     return {
         "models": list(models),
         "rows": lines,
         "low": in_percent(low),
         "high": in_percent(high),
-        "bar": ", ".join(_colours(place)[0] for place in np.linspace(0, 1, BAR)),
+        "bar": ", ".join(bar),
     }
+
+
+def _extremes(lines: Iterable[Mapping[str, Row]]) -> tuple[float, float]:
+    """(lowest, highest) mean accuracy of the rows in lines; 0 and 1 where there is none."""
+    accuracies = []
+    for of_name in lines:
+        for row in of_name.values():
+            if _is_number(row["accuracy_mean"]):
+                accuracies.append(row["accuracy_mean"])
+    return min(accuracies, default=0.0), max(accuracies, default=1.0)
 
 
 def _is_number(value: Any) -> TypeGuard[float]:
@@ -67,7 +79,9 @@ def _cell(row: Row | None, low: float, high: float) -> Cell | None:
         return LOST
     if not _is_number(accuracy):
         return None
-    share = (accuracy - low) / (high - low) if high > low else 0.5
+    share = 0.5
+    if high > low:
+        share = (accuracy - low) / (high - low)
     back, ink = _colours(share)
     return Cell(in_percent(accuracy), f"95 % interval {interval(row)}", back, ink)
 
@@ -79,13 +93,15 @@ def _colours(share: float) -> tuple[str, str]:
     """
     import matplotlib
 
-    red, green, blue = np.round(255 * np.array(matplotlib.colormaps["cividis"](share)[:3])).astype(
-        int
-    )
+    colour = np.array(matplotlib.colormaps["cividis"](share)[:3])
+    red, green, blue = np.round(255 * colour).astype(int)
     luminance = 0.2126 * _linear(red) + 0.7152 * _linear(green) + 0.0722 * _linear(blue)
-    background = f"#{red:02x}{green:02x}{blue:02x}"
-    black_is_legible = (luminance + 0.05) / 0.05 > 1.05 / (luminance + 0.05)
-    return background, "#000" if black_is_legible else "#fff"
+    contrast_with_black = (luminance + 0.05) / 0.05
+    contrast_with_white = 1.05 / (luminance + 0.05)
+    ink = "#fff"
+    if contrast_with_black > contrast_with_white:
+        ink = "#000"
+    return f"#{red:02x}{green:02x}{blue:02x}", ink
 
 
 def _linear(level: int) -> float:

@@ -22,6 +22,7 @@ NEAREST = (
 )
 
 Line = tuple[str, str, str, str]  # the cells under HEADS
+Words = Callable[[Any], str]  # a number in words
 
 
 def picture(path: Path, syn: SyntheticSet, data: Data, result: Facts, most: int = 10) -> None:
@@ -38,14 +39,16 @@ def picture(path: Path, syn: SyntheticSet, data: Data, result: Facts, most: int 
     figure = new_figure(size)
     axes: Any = figure.subplots(1 + len(NEAREST), len(entries), squeeze=False)
     for column, entry in enumerate(entries):
-        image = syn.pixels(torch.tensor([entry["image"]]))[0].clamp(0, 1).cpu()
+        index = torch.tensor([entry["image"]])
+        image = syn.pixels(index)[0].clamp(0, 1).cpu()
         _draw(axes[0, column], image, data.class_names[entry["class"]])
         for line, (_, space, split) in enumerate(NEAREST, start=1):
             near = entry[space][split]
             image = splits[split].pixels[near["index"]].float().cpu() / 255
-            text = f"{data.class_names[near['class']]}, {near['distance']:.3f}"
-            _draw(axes[line, column], image, text)
-    for line, text in enumerate(("distilled", *(title for title, _, _ in NEAREST))):
+            class_name = data.class_names[near["class"]]
+            _draw(axes[line, column], image, f"{class_name}, {near['distance']:.3f}")
+    axes[0, 0].set_ylabel("distilled", fontsize=8)
+    for line, (text, _, _) in enumerate(NEAREST, start=1):
         axes[line, 0].set_ylabel(text, fontsize=8)
     save_figure(figure, path)
 
@@ -93,9 +96,10 @@ def lines(result: Facts) -> list[Line]:
 
 def _neighbour_lines(space: str, groups: Facts, near_copy: float) -> list[Line]:
     """The lines about the nearest images in "pixels" or in the "embedding"."""
-    of_set, of_control = groups["distilled"], groups.get("control")
+    of_set = groups["distilled"]
+    of_control = groups.get("control")
 
-    def line(name: str, key: str, in_words: Callable[[Any], str], chance: str = NONE) -> Line:
+    def line(name: str, key: str, in_words: Words, chance: str = NONE) -> Line:
         return name, _cell(of_set, key, in_words), _cell(of_control, key, in_words), chance
 
     images = "{} images".format
@@ -110,10 +114,11 @@ def _neighbour_lines(space: str, groups: Facts, near_copy: float) -> list[Line]:
     ]
     chance = _percent(of_set["nearest_in_train_by_chance"])
     shown.append(line("  nearest is in train", "nearest_in_train", _percent, chance))
+    key = "balanced_nearest_in_train"
     low, high = of_set["balanced_ci95"]
-    key, chance = "balanced_nearest_in_train", _percent(of_set["balanced_by_chance"])
-    name, share, other, _ = line("  the same, balanced", key, _percent)
-    shown.append((name, f"{share} ({100 * low:.0f} to {100 * high:.0f})", other, chance))
+    share = f"{_cell(of_set, key, _percent)} ({100 * low:.0f} to {100 * high:.0f})"
+    chance = _percent(of_set["balanced_by_chance"])
+    shown.append(("  the same, balanced", share, _cell(of_control, key, _percent), chance))
     return shown
 
 
@@ -122,19 +127,18 @@ def _attack_lines(attack: Facts) -> list[Line]:
     low, high = attack["ci95"]
     control = attack["control"] or None
     area = f"{attack['auc']:.2f} ({low:.2f} to {high:.2f})"
+    area_of_control = _cell(control, "auc", "{:.2f}".format)
     key = "tpr_at_1_fpr"
+    in_percent = "{:.1%}".format
+    share = _cell(attack, key, in_percent)
+    share_of_control = _cell(control, key, in_percent)
     return [
-        (f"AUC, {attack['score']}", area, _cell(control, "auc", "{:.2f}".format), "0.50"),
-        (
-            "  found at 1 % false alarms",
-            _cell(attack, key, "{:.1%}".format),
-            _cell(control, key, "{:.1%}".format),
-            "1.0%",
-        ),
+        (f"AUC, {attack['score']}", area, area_of_control, "0.50"),
+        ("  found at 1 % false alarms", share, share_of_control, "1.0%"),
     ]
 
 
-def _cell(statistics: Facts | None, key: str, in_words: Callable[[Any], str]) -> str:
+def _cell(statistics: Facts | None, key: str, in_words: Words) -> str:
     """A number in words, a dash where there are no statistics or no number."""
     if statistics is None or statistics[key] is None:
         return NONE

@@ -26,7 +26,8 @@ def cross_table(evaluations: Sequence[tuple[str, Evaluation]]) -> Table:
         shown.add_column(model, justify="right")
     for label, evaluation in evaluations:
         for name, accuracies in _by_set(evaluation).items():
-            shown.add_row(label, name, *(accuracies.get(model, "-") for model in models))
+            of_models = [accuracies.get(model, "-") for model in models]
+            shown.add_row(label, name, *of_models)
             label = ""  # stands beside the first set alone
     return shown
 
@@ -35,7 +36,8 @@ def _by_set(evaluation: Evaluation) -> dict[str, dict[str, str]]:
     """The accuracies of an evaluation in words, by set and network."""
     by_set: dict[str, dict[str, str]] = {}
     for row in evaluation["rows"]:
-        by_set.setdefault(row["set"], {})[row["model"]] = percent(row["accuracy_mean"])
+        of_set = by_set.setdefault(row["set"], {})
+        of_set[row["model"]] = percent(row["accuracy_mean"])
     return by_set
 
 
@@ -45,9 +47,13 @@ def ledger(sizes: dict[str, int], raw: int, dataset: int) -> str:
     `sizes` are the bytes of each part and their "total", `raw` those of the training images in use,
     `dataset` those of the complete training split.
     """
-    parts = ", ".join(f"{part} {size(num)}" for part, num in counted(sizes).items() if num)
+    parts = []
+    for part, num in counted(sizes).items():
+        if num:
+            parts.append(f"{part} {size(num)}")
+    total = sizes["total"]
     real = size(raw)
     if dataset != raw:
         real += f", the whole split {size(dataset)}"
-    share = f"{100 * sizes['total'] / raw:.3g} % of the training images ({real})"
-    return f"stored: {parts}; {size(sizes['total'])} in all, {share}"
+    share = f"{100 * total / raw:.3g} % of the training images ({real})"
+    return f"stored: {', '.join(parts)}; {size(total)} in all, {share}"

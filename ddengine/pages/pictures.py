@@ -93,24 +93,28 @@ def grids(run: Run, values: int) -> Json:
         return {}
     has_real = "pixels" in run.samples
     channels, height, width = _image_shape(syn)
+    shown_width = min(LARGEST, width)
     members = learned_by_class(syn)
-    each = channels * min(height, LARGEST) * min(width, LARGEST)
-    of_one_per_class = each * len(members) * (2 if has_real else 1)
-    most = max(1, min(SHOWN_PER_CLASS, values // max(1, of_one_per_class)))
+    of_one_per_class = channels * min(height, LARGEST) * shown_width * len(members)
+    if has_real:
+        of_one_per_class *= 2
+    that_fit = values // max(1, of_one_per_class)
+    most = max(1, min(SHOWN_PER_CLASS, that_fit))
     rows = []
     for c, index in enumerate(members):
-        rows.append({
+        row = {
             "name": syn.class_names[c],
             "real": list(map(_image, _real_images(run, c, most))),
             "distilled": list(map(_image, _distilled_images(syn, index[:most]))),
             "more": max(0, len(index) - most),
-        })  # fmt: skip
-    scale = max(1, round(SHOWN_PIXELS / min(LARGEST, width)))
+        }
+        rows.append(row)
+    scale = max(1, round(SHOWN_PIXELS / shown_width))
     return {
         "rows": rows,
         "more": max(0, len(syn.class_names) - len(members)),
         "classes": len(syn.class_names),
-        "width": min(LARGEST, width) * scale,
+        "width": shown_width * scale,
         "columns": f"{_column(rows, 'real')} {_column(rows, 'distilled')}",
         "real": has_real,
         "word": "chosen" if "selected" in run.meta else "distilled",
@@ -123,8 +127,9 @@ def _real_images(run: Run, class_number: int, most: int) -> Sequence[Tensor]:
     """At most `most` of the real images of a class that lie beside a run, each (C, H, W) uint8."""
     if "pixels" not in run.samples:
         return ()
-    index = (run.samples["labels"] == class_number).nonzero().flatten()
-    return tuple(run.samples["pixels"][index[:most]])
+    of_class = run.samples["labels"] == class_number
+    index = of_class.nonzero().flatten()[:most]
+    return tuple(run.samples["pixels"][index])
 
 
 def _distilled_images(syn: SyntheticSet, index: Tensor) -> Sequence[Tensor]:
@@ -155,11 +160,13 @@ def frames(run: Run, most_bytes: int) -> list[Json]:
         return []
     tile = None
     if run.syn is not None and len(run.syn):
-        tile = _image_shape(run.syn)[1:]
+        _, height, width = _image_shape(run.syn)
+        tile = (height, width)
 
     @cache
     def frame_at(place: int) -> Frame:
-        return _frame(run.progress[place][1], tile)
+        _, path = run.progress[place]
+        return _frame(path, tile)
 
     def fit(places: Sequence[int]) -> bool:
         total = 0
@@ -176,8 +183,8 @@ def frames(run: Run, most_bytes: int) -> list[Json]:
             break
     shown = []
     for place in places:
+        step, _ = run.progress[place]
         frame = frame_at(place)
-        step = run.progress[place][0]
         shown.append({"step": step, "src": data_uri(frame.content), "width": frame.width})
     return shown
 
@@ -208,12 +215,17 @@ def _without_zoom(array: np.ndarray, height: int, width: int) -> np.ndarray:
     An array that figures.grid cannot have made of enlarged images stays as it is.
     """
     zoom = max(1, 64 // width)
-    step_y, step_x = height * zoom + PADDING, width * zoom + PADDING
+    large_height = height * zoom
+    large_width = width * zoom
+    step_y = large_height + PADDING
+    step_x = large_width + PADDING
     inner = array[PADDING:, PADDING:]
-    if zoom == 1 or inner.shape[0] % step_y or inner.shape[1] % step_x:
+    rows, left_over_y = divmod(inner.shape[0], step_y)
+    columns, left_over_x = divmod(inner.shape[1], step_x)
+    if zoom == 1 or left_over_y or left_over_x:
         return array
-    rows, columns = inner.shape[0] // step_y, inner.shape[1] // step_x
     tiles = inner.reshape(rows, step_y, columns, step_x, 3)
     small = np.full((rows, height + 1, columns, width + 1, 3), 255, np.uint8)
-    small[:, :height, :, :width] = tiles[:, : height * zoom : zoom, :, : width * zoom : zoom]
-    return small.reshape(rows * (height + 1), columns * (width + 1), 3)[:-1, :-1]
+    small[:, :height, :, :width] = tiles[:, :large_height:zoom, :, :large_width:zoom]
+    joined = small.reshape(rows * (height + 1), columns * (width + 1), 3)
+    return joined[:-1, :-1]

@@ -181,7 +181,8 @@ class SyntheticSet:
         """
         return self.codec.num_images(self.tensors) / len(self.class_names)
 
-    def parts(self) -> dict[str, int]:
+    @property
+    def ledger(self) -> dict[str, int]:
         """Bytes of what counts: images, compensators, labels, other, and what else the codec has.
 
         The codec says which tensors are in which part; what it does not name, and no label, is
@@ -205,12 +206,17 @@ class SyntheticSet:
         ledger["other"] = stored - sum(ledger.values())
         return ledger
 
-    def nbytes(self) -> dict[str, int]:
-        """Bytes of `parts`, and their total.
+    @property
+    def nbytes(self) -> int:
+        """Bytes stored: the sum of the ledger."""
+        return sum(self.ledger.values())
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of the `ledger`, and their total, as meta.json says them.
 
         Beside it preprocess (can be fitted again) and raw (the last iterate of an average).
         """
-        parts = self.parts()
+        parts = self.ledger
         raw = 0
         for name, tensor in self.tensors.items():
             if name.startswith(RAW):
@@ -225,7 +231,7 @@ def total_bytes(tensors: Mapping[str, Tensor]) -> int:
 
 
 def counted(nbytes: Mapping[str, int]) -> dict[str, int]:
-    """Bytes of each part from what `nbytes` returned, as meta.json keeps it.
+    """Bytes of each part from what `sizes` returned, as meta.json keeps it.
 
     Their total and what does not count are left out. A part that does not occur has none.
     """

@@ -1,85 +1,92 @@
 """Progress for a person, one JSON line per event for a program."""
 
-import importlib.util
 import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
-from ddengine.system import files
+from ddengine.system import bars, files
 from ddengine.system.errors import UserError
 
 # a terminal without UTF-8 gets question marks, not a traceback
 if hasattr(sys.stdout, "reconfigure"):  # probe: of a stream that somebody may have replaced
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
-console = Console(highlight=False, markup=False, soft_wrap=True)
+# plain text in notebooks too: rich would make a block of HTML of each line
+console = Console(highlight=False, markup=False, soft_wrap=True, force_jupyter=False)
 
-PLAIN_EVERY = 20.0  # seconds between lines where the output is not a terminal
+PLAIN_EVERY = 20.0  # seconds between lines where no bar can move
+
+Progress = bool | bars.Report  # what the public functions take as `progress`
+# the function that is told of progress in place of a bar, within `shown`
+_report: ContextVar[bars.Report | None] = ContextVar("report", default=None)
 
 
-def _shows_bars() -> bool:
-    """Whether a bar can move: in a terminal, and in a notebook that has its widgets."""
-    if console.is_jupyter:
-        return importlib.util.find_spec("ipywidgets") is not None
-    return console.is_terminal
+class PlainLines(bars.Display):
+    """A line now and then, where no bar can move, such as in a file."""
+
+    def __init__(self, title: str, total: int, done: int):
+        """Nothing is printed yet."""
+        self._title, self._total, self._first = title, total, done
+        self._start = self._last = time.monotonic()
+
+    def update(self, done: int, note: str) -> None:
+        """A line where the last one is some time ago."""
+        now = time.monotonic()
+        if now - self._last <= PLAIN_EVERY:
+            return
+        self._last = now
+        left = (now - self._start) / (done - self._first) * (self._total - done)
+        so_far = f"{self._title}: {done}/{self._total}"
+        console.print(f"{so_far}, about {duration(left)} left {note}".rstrip())
+
+
+class Hidden(bars.Display):
+    """Nothing, for all ranks but the first."""
+
+    def update(self, done: int, note: str) -> None:
+        """Show nothing."""
+
+
+def _display(title: str, total: int, done: int) -> bars.Display:
+    """What shows a piece of work here and now."""
+    report = _report.get()
+    if os.environ.get("RANK", "0") != "0":
+        return Hidden()
+    if report is not None:
+        return bars.Reported(report, title, total, done)
+    if console.quiet:
+        return Hidden()
+    if bars.in_notebook() and bars.has_tqdm():
+        return bars.NotebookBar(title, total, done)
+    if console.is_terminal:
+        return bars.TerminalBar(console, title, total, done)
+    return PlainLines(title, total, done)
 
 
 class Bar:
-    """A counter with an estimate of the time left.
-
-    A live bar in a terminal and in a notebook, a line now and then elsewhere.
-    """
+    """A counter that is shown."""
 
     def __init__(self, title: str, total: int, done: int = 0):
         self.title, self.total, self.done, self.note = title, total, done, ""
-        self._start, self._first, self._last = time.monotonic(), done, time.monotonic()
-        self._live: Progress | None = None
-        if _shows_bars() and os.environ.get("RANK", "0") == "0":
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-            )
-            self._live = Progress(
-                *columns, TextColumn("{task.fields[note]}"), console=console, transient=True
-            )
-            self._task = self._live.add_task(title, total=total, completed=done, note="")
-            self._live.start()
+        self._display = _display(title, total, done)
 
     def advance(self, note: str = "") -> None:
         """One more is done."""
         self.done += 1
         self.note = note or self.note
-        if self._live is not None:
-            self._live.update(self._task, completed=self.done, note=self.note)
-        elif time.monotonic() - self._last > PLAIN_EVERY:
-            self._last = time.monotonic()
-            left = (self._last - self._start) / (self.done - self._first) * (self.total - self.done)
-            so_far = f"{self.title}: {self.done}/{self.total}"
-            console.print(f"{so_far}, about {duration(left)} left {self.note}".rstrip())
+        self._display.update(self.done, self.note)
 
     def stop(self) -> None:
-        """Remove the bar."""
-        if self._live is not None:
-            self._live.stop()
+        """Remove what is shown."""
+        self._display.close()
 
 
 @contextmanager
@@ -93,14 +100,25 @@ def progress(title: str, total: int, done: int = 0) -> Iterator[Bar]:
 
 
 @contextmanager
-def shown(wanted: bool) -> Iterator[None]:
-    """Within the block bars and lines are shown, or not."""
+def shown(wanted: Progress) -> Iterator[None]:
+    """Within the block bars and lines are shown, or not, or a function is told of progress.
+
+    A function takes (title, done, total, note) in place of bars; lines are shown then, too.
+    Raises UserError for anything else.
+    """
+    if not isinstance(wanted, bool) and not callable(wanted):
+        raise UserError(
+            f"progress is {wanted!r}; give True, False or a function of (title, done, total, note)."
+        )
     before = console.quiet
-    console.quiet = before or not wanted
+    console.quiet = before or wanted is False
+    report = _report.get() if wanted is True else None
+    token = _report.set(wanted if callable(wanted) else report)
     try:
         yield
     finally:
         console.quiet = before
+        _report.reset(token)
 
 
 class Counter(Protocol):
@@ -112,7 +130,11 @@ class Counter(Protocol):
 
 def say(message: str) -> None:
     """A line for the person at the terminal; of several ranks the first speaks."""
-    if os.environ.get("RANK", "0") == "0":
+    if os.environ.get("RANK", "0") != "0":
+        return
+    if bars.in_notebook() and bars.has_tqdm() and not console.quiet:
+        bars.write_beside_bars(message)
+    else:
         console.print(message)
 
 

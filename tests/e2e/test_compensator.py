@@ -128,7 +128,7 @@ def test_what_a_run_ships(made, data):
     )
     assert (said - syn.logits).abs().max() <= 2e-3 * said.abs().max()
     assert (
-        meta["bytes"] == syn.nbytes()
+        meta["bytes"] == syn.sizes()
         and meta["bytes"]["total"] == 80 * 64 + 16 * 128 + 80 * 8 + 240 * 20 + 4
     )
     assert len((made / "run/metrics.jsonl").read_text().splitlines()) == 6

@@ -90,7 +90,7 @@ def test_a_set_opens(path):
     assert list(syn.class_names) == expected["class_names"]
     assert type(syn.codec).__name__ == expected["codec"]
     assert (syn.lr is None) == (expected["lr"] is None)
-    assert syn.nbytes() == expected["bytes"]
+    assert syn.sizes() == expected["bytes"]
     assert syn.images_per_class() == expected["images_per_class"]
     assert meta["recipe"]["name"] == expected["recipe"] and meta["images"] == expected["images"]
     batch = syn.batch(torch.arange(len(syn)))

@@ -332,14 +332,14 @@ def test_a_set_is_shipped_and_read_again(soft, factor, data, tmp_path):
 def test_bytes_and_images_per_class_are_what_is_stored(data, tmp_path):
     """Not what it decodes to; soft labels are one for each decoded example."""
     syn = tiles(data, ipc=3, lr=torch.tensor(0.02))
-    plain = syn.nbytes()
+    plain = syn.sizes()
     assert (
         plain["images"] == 30 * 64 * 4
         and plain["labels"] == 30 * 8
         and plain["other"] == 4
         and syn.images_per_class() == 3
     )
-    soft = syn.with_labels(torch.zeros(120, 10)).nbytes()
+    soft = syn.with_labels(torch.zeros(120, 10)).sizes()
     assert (
         soft["images"] == plain["images"]
         and soft["labels"] == 30 * 8 + 120 * 10 * 4

@@ -106,7 +106,7 @@ def test_published_budgets(ipc, num_classes, teachers, n, count, num, effective)
     )
     assert torch.equal(syn.classes[syn.source].bincount(), torch.full((num_classes,), num))
     if num_classes <= 100:
-        half = syn.with_labels(torch.zeros(len(syn), num_classes), torch.float16).nbytes()
+        half = syn.with_labels(torch.zeros(len(syn), num_classes), torch.float16).sizes()
         assert half["labels"] - 8 * len(classes) == 2 * num * num_classes**2
 
 
@@ -324,7 +324,7 @@ def test_what_is_shipped(data):
     assert again.codec == done.codec and all(
         torch.equal(again.tensors[k], v) for k, v in done.tensors.items()
     )
-    sizes = done.nbytes()
+    sizes = done.sizes()
     assert {k: sizes[k] for k in ("images", "compensators", "labels", "other", "total")} == {
         "images": 20 * 64, "compensators": 6 * 64 * 2, "labels": 160, "other": 4, "total": 20 * 64 + 6 * 64 * 2 + 164
     }  # fmt: skip
@@ -375,7 +375,7 @@ def test_the_folder_reads_itself(data, tmp_path, labels):
         "compensators": 6,
         "clamp": True,
     }
-    assert meta["bytes"] == syn.nbytes() and meta["images_per_class"] == 2.6
+    assert meta["bytes"] == syn.sizes() and meta["images_per_class"] == 2.6
 
     if labels == "top 3":  # the longest of the loaders, in a process of its own too
         subprocess.run([sys.executable, "-I", "-c", LOADER], cwd=tmp_path / "set", check=True)

@@ -97,5 +97,12 @@ def test_wrong_names_are_sentences():
         Dataset.of(examples(), classes=["cat", "cat"])
 
 
-def test_the_handle_does_not_print_its_images():
-    assert "tensor" not in repr(Dataset.of(examples()))
+def test_the_handle_is_a_line_and_does_not_print_its_images():
+    pair = (torch.zeros(5, 1, 4, 4), torch.zeros(5, dtype=torch.long))
+    assert repr(Dataset.of(pair, classes=["a"])) == "Dataset.of(5 images, classes=1 names)"
+    some = Dataset.of(list(zip(*pair, strict=True)), test=(pair[0][:2], pair[1][:2]))
+    assert repr(some) == "Dataset.of(5 images, test=2 images)"
+    assert repr(Dataset.of(object())) == "Dataset.of(? images)"
+    assert repr(Dataset.folder("photos")) == "Dataset.folder('photos')"
+    assert repr(Dataset.named("digits")) == "Dataset.named('digits')"
+    assert repr(Dataset.named("cifar10", root="x")) == "Dataset.named('cifar10', 'x')"

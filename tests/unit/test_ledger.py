@@ -143,7 +143,7 @@ def test_the_ledger_is_what_the_files_hold(data, tmp_path, kind):
                 total += num
         header = int.from_bytes(path.read_bytes()[:8], "little")
         assert path.stat().st_size == 8 + header + total
-    ledger = syn.nbytes()
+    ledger = syn.sizes()
     assert ledger == found | {"total": sum(found[part] for part in PARTS)}
     assert (ledger["raw"] > 0) == (kind == "average") and ledger["preprocess"] == 8
     assert (ledger["compensators"] > 0) == (kind[:4] in ("comp", "aver"))

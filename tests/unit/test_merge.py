@@ -51,7 +51,7 @@ def test_a_merged_set_has_the_classes_of_the_maps_and_all_images_in_order():
             [other.tensors["images"][:1], one.tensors["images"][:1], other.tensors["images"][1:]]
         ),
     )
-    assert syn.nbytes()["total"] == one.nbytes()["total"] + other.nbytes()["total"]
+    assert syn.nbytes == one.nbytes + other.nbytes
 
 
 def test_sets_of_the_same_classes_are_appended():

@@ -8,11 +8,13 @@ import subprocess
 import sys
 import zipfile
 from dataclasses import replace
+from html import unescape
 from pathlib import Path
 
 import pytest
 import torch
 from helpers import MODEL, run
+from rich.table import Table
 from safetensors.torch import load_file
 from torch.utils.data import TensorDataset
 
@@ -21,6 +23,8 @@ import ddengine
 import synth
 from ddengine.commands.words import taken_flag, taken_name, taken_paths
 from ddengine.data import Dataset, load_data
+from ddengine.data.preprocess import fit_zca
+from ddengine.pages.html_table import html_table
 from ddengine.recipe import DataConfig
 from ddengine.system import log, program, runtime
 from ddengine.system.errors import UserError
@@ -127,7 +131,7 @@ def test_evaluate_equals_the_command(work):
     command = json.loads(Path("command/evaluation.json").read_text())
     told = [[row["accuracies"] for row in rows] for rows in (table.rows, command["rows"])]
     assert told[0] == told[1]
-    assert "distilled" in str(table) and "<pre>" in table._repr_html_()
+    assert "distilled" in str(table) and "<table>" in table._repr_html_()
 
     def tiny(shape, num_classes):
         channels, height, width = shape
@@ -145,6 +149,49 @@ def test_evaluate_equals_the_command(work):
     assert network(result.batch(torch.arange(2)).images).shape == (2, 10)
     with pytest.raises(UserError, match=r"'epoch'.*correct the name"):
         ddengine.evaluate(result, protocol={"epoch": 2})
+
+
+def test_what_is_returned_has_a_line_for_the_console_and_html_for_a_notebook(work):
+    result = ddengine.distill(Dataset.named("digits"), small(), folder="run", progress=False)
+    table = ddengine.evaluate(result, protocol=QUICK, baselines=["random"], progress=False)
+    printed = str(table)
+    assert "\n" not in repr(table) and repr(table).endswith("2 rows, in run)")
+    assert f"Outcome({NAME}, test accuracy on 359 images, {MODEL}: " in repr(table)
+    shown = table._repr_html_()
+    assert shown.count("<tr>") == 3 and "distilled" in shown and "95 % interval" in shown
+    assert table.notes[0] in printed and table.notes[0] in unescape(shown)
+    for value in (result, small(), table):
+        assert "\n" not in repr(value) and repr(value).startswith(f"{type(value).__name__}(")
+    assert repr(small()) == (
+        f"Recipe({NAME}: DistributionMatching of fashion_mnist in {MODEL}, 1 image per class, "
+        "4 steps)"
+    )
+
+
+def test_cells_of_a_table_are_escaped_in_html():
+    table = Table(title="a < b")
+    table.add_column("set", justify="right")
+    table.add_row("[bold]<script>[/bold]")
+    shown = html_table(table, ["c & d"])
+    assert "<script>" not in shown and "&lt;script&gt;" in shown and "bold" not in shown
+    assert "a &lt; b" in shown and "<p>c &amp; d</p>" in shown and 'right">&lt;' in shown
+
+
+def test_bytes_are_a_number_with_a_ledger_beside_it(work):
+    result = ddengine.distill(Dataset.named("digits"), small(), progress=False)
+    assert result.nbytes == 10 * 64 * 4 + 10 * 8 == sum(result.ledger.values())
+    assert result.ledger["images"] == 10 * 64 * 4 and result.ledger["labels"] == 80
+
+
+def test_preprocessing_is_called_on_images(work):
+    result = ddengine.distill(Dataset.named("digits"), small(), progress=False)
+    pixels = torch.arange(2 * 64, dtype=torch.uint8).view(2, 1, 8, 8)
+    seen = result.preprocess(pixels)
+    assert torch.equal(seen, result.preprocess.forward(pixels / 255))
+    assert torch.equal(result.preprocess(pixels / 255), seen)
+    assert torch.equal(result.preprocess(pixels[0]), seen[0])
+    whitening = fit_zca(torch.rand(50, 1, 8, 8, generator=torch.Generator().manual_seed(0)))
+    assert torch.allclose(whitening(pixels[0]), whitening(pixels)[0], atol=1e-5)
 
 
 def test_a_result_prints_draws_and_is_saved(work):

@@ -137,7 +137,7 @@ def test_labels_are_counted_in_bytes(world, tmp_path):
     the same.
     """
     data, _ = world
-    hard, soft = tiny_set(data, lr=0.02).nbytes(), soft_set(data, lr=0.02).nbytes()
+    hard, soft = tiny_set(data, lr=0.02).sizes(), soft_set(data, lr=0.02).sizes()
     assert hard["labels"] == 160 and soft["labels"] == 160 + 800
     assert soft["other"] == hard["other"] == 4 and soft["images"] == hard["images"] == 20 * 64 * 4
     assert soft["total"] == soft["images"] + soft["labels"] + 4 == hard["total"] + 800
@@ -853,7 +853,7 @@ def test_static_labels_are_the_mean_of_the_teachers_raw_logits(world, teachers, 
         and result.batch(torch.tensor([79])).targets.dtype == torch.float32
     )
     assert (before[20:] - wanted[20:]).abs().max() > 0.05 > (before[:20] - wanted[:20]).abs().max()
-    assert result.nbytes()["labels"] == 160 + 80 * 10 * (4 if dtype == "float32" else 2)
+    assert result.sizes()["labels"] == 160 + 80 * 10 * (4 if dtype == "float32" else 2)
 
 
 @pytest.mark.parametrize("top", [1, 2, 3, 8, 9, 10, 50])
@@ -875,10 +875,10 @@ def test_the_largest_logits_and_the_mean_of_the_others(world, tmp_path, top, dty
             syn.tensors["logits"].shape == (20, top + 1)
             and syn.tensors["logits.index"].dtype == torch.uint8
         )
-        assert syn.nbytes()["labels"] == 160 + 20 * (size * (top + 1) + top)
+        assert syn.sizes()["labels"] == 160 + 20 * (size * (top + 1) + top)
         assert syn.logits.sum(1) == pytest.approx(logits.sum(1), abs=0.1)  # the mean keeps the sum
     else:
-        assert "logits.index" not in syn.tensors and syn.nbytes()["labels"] == 160 + 20 * size * 10
+        assert "logits.index" not in syn.tensors and syn.sizes()["labels"] == 160 + 20 * size * 10
     folders.save(syn, tmp_path / "set", {})
     again, _ = load(tmp_path / "set", CPU)
     assert torch.equal(again.logits, syn.logits) and all(

@@ -46,7 +46,7 @@ def go_through(context: Context, memory: str, repeat: int, order: list[list[int]
         if memory != JOINT:
             new, took = piece(context, stage)
             so_far = joined(new, stage, before, context.data)
-            seconds, size = seconds + took, so_far.nbytes()["total"]
+            seconds, size = seconds + took, so_far.nbytes
         if replay:
             lesson = replay_lesson(context, stage, before, network)
         elif so_far is None:

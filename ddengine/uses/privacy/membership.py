@@ -24,14 +24,21 @@ def auc(members: np.ndarray, others: np.ndarray) -> Json:
         (1982), of no width at an AUC of 0 or 1; "tpr_at_1_fpr": share of members above the
         threshold that at most 1 % of the others reach; "n": [n, m]}.
     """
-    n, m = len(members), len(others)
+    n = len(members)
+    m = len(others)
     ranks = scipy.stats.rankdata(np.concatenate((members, others)))
-    area = float((ranks[:n].sum() - n * (n + 1) / 2) / (n * m))
-    q1, q2 = area / (2 - area), 2 * area**2 / (1 + area)
-    variance = (area * (1 - area) + (n - 1) * (q1 - area**2) + (m - 1) * (q2 - area**2)) / (n * m)
+    pairs_won = ranks[:n].sum() - n * (n + 1) / 2
+    area = float(pairs_won / (n * m))
+    # probabilities that two members score above one of the others, and one member above two
+    two_members = area / (2 - area)
+    two_others = 2 * area**2 / (1 + area)
+    of_members = (n - 1) * (two_members - area**2)
+    of_others = (m - 1) * (two_others - area**2)
+    variance = (area * (1 - area) + of_members + of_others) / (n * m)
     half = QUANTILE * max(variance, 0.0) ** 0.5
     # the score that just too many others reach: only what lies above it counts
-    threshold = np.sort(others)[::-1][m // 100]
+    highest_first = np.sort(others)[::-1]
+    threshold = highest_first[m // 100]
     return {
         "auc": area,
         "ci95": [max(0.0, area - half), min(1.0, area + half)],
@@ -49,6 +56,7 @@ def losses(network: nn.Module, real: RealSet, index: Tensor) -> np.ndarray:
     for few in index.split(BATCH):
         images, labels = real.batch(few)
         logits = network(images).double()
-        parts.append(nn.functional.cross_entropy(logits, labels, reduction="none").cpu())
+        of_few = nn.functional.cross_entropy(logits, labels, reduction="none")
+        parts.append(of_few.cpu())
     network.train(training)
     return torch.cat(parts).numpy()

@@ -61,20 +61,24 @@ def neighbours(
     )
     for part in torch.arange(points.num).split(chunk):
         rows = points.rows(part)
-        lengths = rows.square().sum(1)
-        at_a_time = block or max(1, min(CELLS // max(dim, len(part)), MOST_ROWS))
-        for place in torch.arange(pool.num).split(at_a_time):
-            others = pool.rows(place)
-            squared = torch.addmm(
-                lengths[:, None] + others.square().sum(1), rows, others.T, alpha=-2
-            )
-            distances = squared.clamp_(min=0).sqrt_().cpu()
+        num_of_set = int((part < num_set).sum())
+        suit_memory = max(1, min(CELLS // max(dim, len(part)), MOST_ROWS))
+        for place in torch.arange(pool.num).split(block or suit_memory):
+            distances = _distances(rows, pool.rows(place))
             _note_points(near, part, place, distances, draws)
-            _note_pool(near, int((part < num_set).sum()), place, distances)
+            _note_pool(near, num_of_set, place, distances)
         for few in part.split(max(1, CELLS // dim)):
             nearest = pool.rows(near.index[few])
-            near.distance[few] = (points.rows(few) - nearest).norm(dim=1).cpu()
+            difference = points.rows(few) - nearest
+            near.distance[few] = difference.norm(dim=1).cpu()
     return near
+
+
+def _distances(rows: Tensor, others: Tensor) -> Tensor:
+    """(P, N) Euclidean distances of rows (P, D) from others (N, D), on the CPU."""
+    lengths = rows.square().sum(1)[:, None] + others.square().sum(1)
+    squared = torch.addmm(lengths, rows, others.T, alpha=-2)
+    return squared.clamp_(min=0).sqrt_().cpu()
 
 
 def _infinite(*shape: int) -> Tensor:
@@ -86,15 +90,22 @@ def _note_points(near: Near, part: Tensor, place: Tensor, distances: Tensor, dra
     for drawn, members in zip(near.drawn, draws, strict=True):
         inside = members[place]
         if inside.any():
-            drawn[part] = torch.minimum(drawn[part], distances[:, inside].amin(1))
+            nearest_drawn = distances[:, inside].amin(1)
+            drawn[part] = torch.minimum(drawn[part], nearest_drawn)
     nearest, column = distances.min(1)
-    nearer = nearest < near.distance[part]
-    near.distance[part] = torch.where(nearer, nearest, near.distance[part])
+    before = near.distance[part]
+    nearer = nearest < before
+    near.distance[part] = torch.where(nearer, nearest, before)
     near.index[part] = torch.where(nearer, place[column], near.index[part])
 
 
 def _note_pool(near: Near, num_set: int, place: Tensor, distances: Tensor) -> None:
     """Take `distances` into what is known of the pool; the first `num_set` rows are of the set."""
-    for to, rows in ((near.to_set, distances[:num_set]), (near.to_control, distances[num_set:])):
-        if len(rows):
-            to[place] = torch.minimum(to[place], rows.amin(0))
+    _note_nearest(near.to_set, place, distances[:num_set])
+    _note_nearest(near.to_control, place, distances[num_set:])
+
+
+def _note_nearest(nearest: Tensor, place: Tensor, distances: Tensor) -> None:
+    """Take `distances` (points x pool images `place`) into the least of each pool image so far."""
+    if len(distances):
+        nearest[place] = torch.minimum(nearest[place], distances.amin(0))

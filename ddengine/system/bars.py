@@ -1,0 +1,128 @@
+"""How far long work is, shown where a person looks: a terminal, a notebook, a function of theirs.
+
+A terminal has rich's bar. A notebook has tqdm's, which is a widget where ipywidgets is installed
+and a line that moves where it is not; rich's needs ipywidgets and leaves a gap behind each bar.
+"""
+
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+# what is called with (title, done, total, note) whenever one more of `total` is done; what it
+# raises stops the work
+Report = Callable[[str, int, int, str], None]
+
+
+class Display(Protocol):
+    """What shows how far one piece of work is."""
+
+    def update(self, done: int, note: str) -> None:
+        """So many are done; `note` says what there is to say of the last."""
+        ...
+
+    def close(self) -> None:
+        """Remove it."""
+
+
+class TerminalBar(Display):
+    """A live bar of rich in a terminal."""
+
+    def __init__(self, console: Console, title: str, total: int, done: int):
+        """A bar that starts at `done` of `total`."""
+        self._live = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+            transient=True,
+        )
+        self._task = self._live.add_task(title, total=total, completed=done, note="")
+        self._live.start()
+
+    def update(self, done: int, note: str) -> None:
+        """Move the bar."""
+        self._live.update(self._task, completed=done, note=note)
+
+    def close(self) -> None:
+        """Remove the bar."""
+        self._live.stop()
+
+
+class NotebookBar(Display):
+    """A bar of tqdm in a notebook."""
+
+    def __init__(self, title: str, total: int, done: int):
+        """A bar that starts at `done` of `total`; tqdm is installed."""
+        self._bar = _tqdm()(
+            desc=title,
+            total=total,
+            initial=done,
+            leave=False,
+            file=sys.stdout,
+            dynamic_ncols=True,
+        )
+
+    def update(self, done: int, note: str) -> None:
+        """Move the bar."""
+        self._bar.set_postfix_str(note, refresh=False)
+        self._bar.update(done - self._bar.n)
+
+    def close(self) -> None:
+        """Remove the bar."""
+        self._bar.close()
+
+
+class Reported(Display):
+    """A function of the caller in place of a bar."""
+
+    def __init__(self, report: Report, title: str, total: int, done: int):
+        """It is called at once with what is done already."""
+        self._report, self._title, self._total = report, title, total
+        report(title, done, total, "")
+
+    def update(self, done: int, note: str) -> None:
+        """Call the function."""
+        self._report(self._title, done, self._total, note)
+
+
+def in_notebook() -> bool:
+    """Whether output goes to a notebook: Jupyter, Colab, Databricks."""
+    return Console().is_jupyter
+
+
+def has_tqdm() -> bool:
+    """Whether tqdm is installed; this program does not need it."""
+    try:
+        _tqdm()
+    except ImportError:
+        return False
+    return True
+
+
+def write_beside_bars(message: str) -> None:
+    """A line in a notebook that no moving line of tqdm is mixed with; tqdm is installed."""
+    _tqdm().write(message, file=sys.stdout)
+
+
+def _tqdm() -> Any:
+    """The class of tqdm that suits the place."""
+    with warnings.catch_warnings():
+        # without ipywidgets tqdm warns, and takes the line that is wanted then
+        warnings.simplefilter("ignore")
+        from tqdm.auto import tqdm
+    return tqdm
