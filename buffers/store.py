@@ -155,9 +155,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             "another with --experts."
         )
     manifest = files.read_json(folder / MANIFEST, "epochs", "fingerprint", "identity")
-    if "model" not in manifest:
-        manifest["model"] = naming.of_digest(manifest["identity"]["model"])
-    return manifest
+    named = _named(manifest["identity"])
+    return {"model": named.get("model"), **manifest}
 
 
 def imported_digest(folder: Path) -> str | None:
@@ -226,7 +225,9 @@ def check_identity(folder: Path, content: dict[str, Any]) -> None:
 
 
 def _named(content: dict[str, Any]) -> dict[str, Any]:
-    """An identity that says the network as a sentence does."""
+    """An identity that says the network by its name of today."""
+    if "model" not in content:
+        return content
     return content | {"model": naming.of_digest(content["model"])}
 
 

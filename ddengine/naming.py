@@ -59,14 +59,30 @@ def of_digest(name: str) -> str:
     return name + SMALL_STEM if name.startswith(LIBRARIES) else name
 
 
-def in_words(name: str) -> str:
-    """A name with what tells networks of libraries from ours, for people."""
+def explained(name: str) -> str | None:
+    """What a network of a library is, for people; None of any other."""
+    if not name.startswith(LIBRARIES):
+        return None
     library, _, _ = name.partition("/")
     if is_small(name):
-        return f"{name} ({library}'s, with a stem for images of up to {SMALL} pixels)"
-    if name.startswith(LIBRARIES):
-        return f"{name} ({library}'s own, stem and all)"
-    return name
+        return f"{library}'s network with a stem for images of up to {SMALL} pixels"
+    return f"{library}'s own network, stem and all"
+
+
+def in_words(name: str) -> str:
+    """A name, with what it is behind it where a library has it."""
+    explanation = explained(name)
+    return name if explanation is None else f"{name} ({explanation})"
+
+
+def warning(name: str, size: tuple[int, ...]) -> str | None:
+    """What to say of a stem for small images where images (height, width) are large; else None."""
+    if not is_small(name) or not is_large(size) or name.startswith(PATCHED):
+        return None
+    return (
+        f"warning: images of {size[0]}x{size[1]} are too large for the stem of {name}, which is "
+        f"{name.removesuffix(SMALL_STEM)} there"
+    )
 
 
 def read_json(path: Path, *keys: str) -> Any:

@@ -292,6 +292,9 @@ def open_set(
             "set the data flags it was made with (data.limit, data.validation, data.split_seed)."
         )
     for model in config.models or (of.meta["recipe"]["model"],):
+        warning = naming.warning(model, data.image_shape[1:])
+        if warning is not None:
+            log.say(warning)
         # a wrong name fails before the first training
         network = build_model(model, data.image_shape, data.num_classes, generator(0))
         if config.loss == "uskd":

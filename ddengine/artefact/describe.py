@@ -244,7 +244,7 @@ def _shards(path: Path) -> list[Path]:
 
 def _network(manifest: Facts) -> Any:
     """The network of the experts of a store."""
-    return manifest.get("model") or at(manifest, "identity", "model")
+    return manifest.get("model", at(manifest, "identity", "model"))
 
 
 def _store(path: Path) -> list[Part]:

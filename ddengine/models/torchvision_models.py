@@ -22,8 +22,8 @@ def names() -> list[str]:
 class TorchvisionClassifier(nn.Module):
     """A torchvision network split into its body and its last linear layer.
 
-    `name` is torchvision's, `head_path` where the layer was. `small` is whether the stem was changed
-    for small images, `pad` whether sides below 32 pixels are padded to 32.
+    `name` is torchvision's, `head_path` where the layer was. `small` is whether the stem was
+    changed for small images, `pad` whether sides below 32 pixels are padded to 32.
     """
 
     def __init__(
