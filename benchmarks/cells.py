@@ -37,7 +37,7 @@ from PIL import Image
 from safetensors import safe_open
 
 VOLATILE = {
-    "seconds", "initial_seconds", "peak_memory_bytes", "peak_memory", "machine", "versions", "commit", "seconds_before", "log_bytes"
+    "seconds", "wall_seconds", "initial_seconds", "peak_memory_bytes", "peak_memory", "machine", "versions", "commit", "seconds_before", "log_bytes"
 }  # fmt: skip
 
 SLOW = ("mttc",)  # minutes: only when --only names it
@@ -100,7 +100,10 @@ def cells():
     )
     yield (
         "mtt.seed1",
-        [f"buffer {mtt} --seed 1 {CPU}", f"distill {mtt} --seed 1 {CPU} --out runs/seed1"],
+        [
+            f"buffer {mtt} --buffer.seed 1 {CPU}",
+            f"distill {mtt} --seed 1 --buffer.seed 1 {CPU} --out runs/seed1",
+        ],
     )
     yield "mtt.tensorboard_out", [f"distill {mtt} {CPU} --restart --out runs/again"]
     yield "mtt.full", [f"distill {mtt} --objective.backprop full {CPU} --out runs/full"]

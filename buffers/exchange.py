@@ -115,7 +115,8 @@ def _detached(value: Any) -> Any:
     These read without a warning of torch.
     """
     if isinstance(value, Tensor):
-        return value.detach() if value.requires_grad or isinstance(value, nn.Parameter) else value
+        plain = not value.requires_grad and not isinstance(value, nn.Parameter)
+        return value if plain else value.detach()
     if type(value) in (list, tuple):
         return type(value)(map(_detached, value))
     if isinstance(value, dict):
@@ -187,7 +188,8 @@ def import_experts(
     something else.
     """
     content = store.imported_identity(data.train.digest, data_config, config, model, imported)
-    preprocess, shapes = data.train.preprocess, store.shapes_of(network)
+    preprocess = data.train.preprocess
+    shapes = store.shapes_of(network)
     if not store.is_new(folder, content, config, preprocess, model, shapes):
         return ExpertStore(folder).num_experts
     with log.progress("import", len(paths)) as bar:
@@ -235,7 +237,8 @@ def _read_file(
         _check_length(which, expert, config)
         for epoch, snapshot in enumerate(expert):
             _check(which, epoch, snapshot, shapes, model)
-        first, last = _row(expert[0]), _row(expert[config.epochs])
+        first = _row(expert[0])
+        last = _row(expert[config.epochs])
         if torch.equal(first, last):
             raise UserError(
                 f"{which} does not move, all its snapshots are the same (the published program "
@@ -387,7 +390,8 @@ def _shapes(source: ExpertStore) -> list[torch.Size]:
 
 def _parameters(row: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
     """One flat row (P,) as parameter tensors, each of which holds numbers of its own."""
-    parameters, first = [], 0
+    parameters = []
+    first = 0
     for shape in shapes:
         last = first + shape.numel()
         parameters.append(row[first:last].clone().view(shape))

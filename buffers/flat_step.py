@@ -24,7 +24,8 @@ def perturbation(w: Tensor, g: Tensor, rho: float, adaptive: bool) -> Tensor:
     """
     if not adaptive:
         return rho / (g.norm() + EPS) * g
-    return rho / ((w * g).norm() + EPS) * w.square() * g
+    norm = (w * g).norm()
+    return rho / (norm + EPS) * w.square() * g
 
 
 def direction(g: Tensor, perturbed: Tensor, alpha: float) -> Tensor:
@@ -32,8 +33,10 @@ def direction(g: Tensor, perturbed: Tensor, alpha: float) -> Tensor:
 
     That is the gradient g' (P,) there, against the part of g (P,) here that is orthogonal to it.
     """
-    along = torch.dot(g, perturbed) / (perturbed.square().sum() + EPS**2)
-    return perturbed - alpha * (g - along * perturbed)
+    length = perturbed.square().sum() + EPS**2
+    along = torch.dot(g, perturbed) / length
+    orthogonal = g - along * perturbed
+    return perturbed - alpha * orthogonal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,14 +74,14 @@ class Gsam(StepConfig):
 
         Dropout, if any, draws new masks for the second gradient.
         """
-        params, update = list(model.parameters()), self.sgd.update(model, epochs)
+        params = list(model.parameters())
+        update = self.sgd.update(model, epochs)
         sizes = [p.numel() for p in params]
 
         def gradient(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
             loss = nn.functional.cross_entropy(model(images), labels)
-            return loss.detach(), torch.cat(
-                [g.flatten() for g in torch.autograd.grad(loss, params)]
-            )
+            of_params = torch.autograd.grad(loss, params)
+            return loss.detach(), torch.cat([g.flatten() for g in of_params])
 
         def move_to(w: Tensor) -> None:
             unflatten_into(model, w)
@@ -94,11 +97,8 @@ class Gsam(StepConfig):
                 _, perturbed = gradient(images, labels)
             with torch.no_grad():
                 move_to(w)
-                made = direction(g, perturbed, self.alpha)
-                update(
-                    [part.view_as(p) for p, part in zip(params, made.split(sizes), strict=True)],
-                    epoch,
-                )
+                parts = direction(g, perturbed, self.alpha).split(sizes)
+                update(list(map(Tensor.view_as, parts, params)), epoch)
             return loss
 
         return step

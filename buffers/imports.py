@@ -156,7 +156,8 @@ def _bring_in_experts(given: _Given, paths: list[Path]) -> Imported:
         )
     data, recipe = _counted(given)
     assert recipe.buffer is not None
-    model, imported = buffer_models(recipe)[0], files_digest(paths)
+    model = buffer_models(recipe)[0]
+    imported = files_digest(paths)
     network = build_model(model, data.image_shape, data.num_classes, generator(0))
     folder = given.out or EXPERTS / _store_name(imported, given)
     runs.check_folder(folder)
@@ -168,7 +169,8 @@ def _bring_in_experts(given: _Given, paths: list[Path]) -> Imported:
         f"{seen(recipe)}"
     )
     log.say(f"classes as the files count them: {class_order.with_numbers(data.class_names)}")
-    store, flat = ExpertStore(folder), FlatModel(network)
+    store = ExpertStore(folder)
+    flat = FlatModel(network)
     num_asked = min(count, class_order.NETWORKS)
     last = [store.snapshots(i, store.epochs[-1:])[0] for i in range(num_asked)]
     networks = [partial(flat, theta) for theta in last]
@@ -257,11 +259,16 @@ def _read_networks(recipe: Recipe, data: Data, folder: Path, paths: Sequence[Pat
     models = buffer_models(recipe)
     each = len(paths) // len(models)
     places = []
-    for i, model in enumerate(models):
+    first = 0
+    for model in models:
         builder = partial(build_model, model, data.image_shape, data.num_classes)
-        of_model = paths[i * each : (i + 1) * each]
-        teachers = [state_dicts.read(path, model, builder) for path in of_model]
-        place = teacher_folder(folder, model) if recipe.teachers else folder
+        teachers = []
+        for path in paths[first : first + each]:
+            teachers.append(state_dicts.read(path, model, builder))
+        first += each
+        place = folder
+        if recipe.teachers:
+            place = teacher_folder(folder, model)
         places.append(_Place(model, place, teachers))
     return places
 
@@ -269,9 +276,10 @@ def _read_networks(recipe: Recipe, data: Data, folder: Path, paths: Sequence[Pat
 def _accuracies(store: ExpertStore) -> list[float]:
     """Validation accuracies of the experts of a store, where they were measured."""
     accuracies = []
-    for i in range(store.num_experts):
-        measured = store.metrics(i)["validation_accuracy"]
-        accuracies += [accuracy for accuracy in measured if accuracy is not None]
+    for expert in range(store.num_experts):
+        for accuracy in store.metrics(expert)["validation_accuracy"]:
+            if accuracy is not None:
+                accuracies.append(accuracy)
     return accuracies
 
 
@@ -342,13 +350,23 @@ def _is_there(folder: Path, identity: dict[str, Any]) -> bool:
     """Whether a folder holds just this import. Raises UserError where it holds anything else."""
     if not folder.exists() or not any(folder.iterdir()):
         return False
-    stored = naming.read_json(folder / "meta.json") if (folder / "meta.json").is_file() else {}
-    if isinstance(stored, dict) and all(stored.get(key) == identity[key] for key in identity):
+    stored: Any = {}
+    if (folder / "meta.json").is_file():
+        stored = naming.read_json(folder / "meta.json")
+    if isinstance(stored, dict) and _holds(stored, identity):
         return True
     raise UserError(
         f"{folder} is not empty and not these files imported with this recipe; name "
         "another folder with --out."
     )
+
+
+def _holds(stored: dict[str, Any], identity: dict[str, Any]) -> bool:
+    """Whether what is stored has all entries of an identity."""
+    for key, value in identity.items():
+        if stored.get(key) != value:
+            return False
+    return True
 
 
 def _save(syn: SyntheticSet, folder: Path, identity: dict[str, Any], data: Data) -> None:

@@ -90,14 +90,18 @@ def _refuse_ours(folder: Path) -> None:
 def _folder_kind(folder: Path) -> Kind:
     """What a folder holds. Raises UserError where that is nothing to import."""
     names = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
-    if any(name.startswith("replay_buffer_") for name in names):
-        return "experts"
+    suffixes = set(Image.registered_extensions())
+    images = False
+    for name in names:
+        if name.startswith("replay_buffer_"):
+            return "experts"
+        if Path(name).suffix.lower() in suffixes:
+            images = True
     if _has(folder, lambda path: path.suffix.lower() == ".parquet"):
         return "parquet"
-    suffixes = set(Image.registered_extensions())
     if _has(folder, lambda path: path.suffix.lower() in suffixes and path.parent != folder):
         return "folder"
-    if any(Path(name).suffix.lower() in suffixes for name in names):
+    if images:
         raise UserError(
             f"The folder {folder} holds images and no folders of them, so their classes are not "
             "known; put each class into a folder."
@@ -118,7 +122,10 @@ def _held(names: Sequence[str]) -> str:
 
 def _has(folder: Path, wanted: Callable[[Path], bool]) -> bool:
     """Whether any file below a folder that can belong to a dataset is wanted."""
-    return any(regular and wanted(Path(path)) for path, regular in files_below(folder))
+    for path, regular in files_below(folder):
+        if regular and wanted(Path(path)):
+            return True
+    return False
 
 
 def _parquet_files(folder: Path) -> list[Path]:
@@ -226,7 +233,11 @@ def _zipped_arrays(path: Path) -> list[str]:
             names = archive.namelist()
     except (OSError, zipfile.BadZipFile):
         return []
-    return [name.removesuffix(".npy") for name in names if name.endswith(".npy")]
+    arrays = []
+    for name in names:
+        if name.endswith(".npy"):
+            arrays.append(name.removesuffix(".npy"))
+    return arrays
 
 
 def _image_format(path: Path) -> str | None:

@@ -68,7 +68,8 @@ class Smooth(StepConfig):
 
     def build(self, model: nn.Module, epochs: int) -> Step:
         """The step on `model` for a training of `epochs` epochs."""
-        params, update = list(model.parameters()), self.sgd.update(model, epochs)
+        params = list(model.parameters())
+        update = self.sgd.update(model, epochs)
 
         def step(images: Tensor, labels: Tensor, plain: Tensor, epoch: int) -> Tensor:
             loss = self.coefficient(epoch) * nn.functional.cross_entropy(model(images), labels)

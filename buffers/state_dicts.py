@@ -149,11 +149,12 @@ def _named(
 
     The names fit as they are, without a prefix that all have, or as those of torchvision.
     """
-    parts = [name.split(".") for name in given]
     needed = set(wanted.names)
+    parts = [name.split(".") for name in given]
     for cut in range(_shared(parts) + 1):
-        names = [".".join(part[cut:]) for part in parts]
-        plain = dict(zip(names, given.values(), strict=True))
+        plain = {}
+        for part, tensor in zip(parts, given.values(), strict=True):
+            plain[".".join(part[cut:])] = tensor
         if set(plain) == needed:
             return plain
         if isinstance(network, TorchvisionClassifier):

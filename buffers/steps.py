@@ -96,7 +96,8 @@ class Sgd(StepConfig):
 
     def build(self, model: nn.Module, epochs: int) -> Step:
         """The step on `model` for a training of `epochs` epochs."""
-        parameters, update = list(model.parameters()), self.update(model, epochs)
+        parameters = list(model.parameters())
+        update = self.update(model, epochs)
 
         def step(images: Tensor, labels: Tensor, plain: Tensor, epoch: int) -> Tensor:
             loss = nn.functional.cross_entropy(model(images), labels)

@@ -35,7 +35,6 @@ def identity(
     data_config: DataConfig,
     buffer: BufferConfig,
     model: str,
-    seed: int,
     precision: str,
 ) -> dict[str, Any]:
     """Everything that decides the content of a store.
@@ -46,15 +45,15 @@ def identity(
     split_seed too.
     """
     config = to_dict(buffer)
-    for key in ("num_experts", "model"):  # the model is named below, resolved
-        config.pop(key)
+    for key in ("num_experts", "model", "seed"):  # model, resolved, and seed stand beside it
+        config.pop(key, None)
     config["step"].pop("folder", None)  # where the files of a pretrained network lie
     return {
         "dataset": data_config.name,
         "images": images,
         "zca": data_config.zca,
         "model": naming.in_digest(model, data_config.size),
-        "seed": seed,
+        "seed": buffer.seed,
         "precision": precision,
         "buffer": config,
     }
@@ -176,7 +175,7 @@ def imported_identity(
 
     The digest of the files takes the place of seed and precision.
     """
-    content = identity(images, data_config, buffer, model, 0, "fp32")
+    content = identity(images, data_config, buffer, model, "fp32")
     return content | {"seed": None, "precision": None, "imported": imported}
 
 
@@ -242,7 +241,8 @@ def _differences(stored: dict[str, Any], wanted: dict[str, Any], prefix: str = "
             if before.get("type") == now.get("type"):
                 differing += _differences(before, now, f"{prefix}{key}.")
                 continue
-        differing.append(f"{prefix}{key} is {_kind(before)} there and {_kind(now)} here")
+        name = "buffer.seed" if key == "seed" else f"{prefix}{key}"
+        differing.append(f"{name} is {_kind(before)} there and {_kind(now)} here")
     return differing
 
 
@@ -429,6 +429,7 @@ class ExpertStore:
         return {
             "model": self.manifest["model"],
             "fingerprint": self.manifest["fingerprint"],
+            "seed": self.manifest["identity"].get("seed"),
             "num": self.num_experts,
             "seconds": round(seconds, 2),
         }
@@ -445,8 +446,8 @@ class ExpertStore:
         """The digest of the identity."""
         return [self.manifest["fingerprint"]]
 
-    def origin(self, recipe: Recipe, images: str, seed: int, precision: str) -> str | None:
-        """None for experts that follow from recipe, images, seed and precision.
+    def origin(self, recipe: Recipe, images: str, precision: str) -> str | None:
+        """None for experts that follow from recipe, images and precision.
 
         Of imported ones the digest of their files, of any others the fingerprint.
         """
@@ -457,7 +458,7 @@ class ExpertStore:
         if recipe.buffer is None:
             return fingerprint
         model = self.manifest["model"]
-        content = identity(images, recipe.data, recipe.buffer, model, seed, precision)
+        content = identity(images, recipe.data, recipe.buffer, model, precision)
         if fingerprint == digest(content):
             return None
         return fingerprint
@@ -512,21 +513,30 @@ class StoreGroup:
 
     def identities(self) -> list[dict[str, Any]]:
         """What decides the content of each store, its network by name."""
-        return [store.identities()[0] for store in self.stores]
+        identities = []
+        for store in self.stores:
+            identities += store.identities()
+        return identities
 
     def preprocesses(self) -> list[Preprocess | None]:
         """What the networks of each store saw their images through."""
-        return [store.preprocess for store in self.stores]
+        preprocesses = []
+        for store in self.stores:
+            preprocesses += store.preprocesses()
+        return preprocesses
 
     def fingerprints(self) -> list[str]:
         """The digest of each identity."""
-        return [store.manifest["fingerprint"] for store in self.stores]
+        fingerprints = []
+        for store in self.stores:
+            fingerprints += store.fingerprints()
+        return fingerprints
 
-    def origin(self, recipe: Recipe, images: str, seed: int, precision: str) -> str | None:
-        """The origins of the stores; None where they follow from recipe, images and seed."""
+    def origin(self, recipe: Recipe, images: str, precision: str) -> str | None:
+        """The origins of the stores; None where they follow from recipe, images and precision."""
         origins = []
         for store in self.stores:
-            origin = store.origin(recipe, images, seed, precision)
+            origin = store.origin(recipe, images, precision)
             if origin:
                 origins.append(origin)
         return ", ".join(origins) or None

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ddengine.api.results import Distilled, load
     from ddengine.api.score import rank, score
     from ddengine.api.select import select
-    from ddengine.data import Dataset
+    from ddengine.data import Dataset, Preprocess
     from ddengine.recipe import EvalConfig, Recipe
     from ddengine.system.errors import UserError
     from ddengine.uses.continual import ContinualConfig
@@ -44,6 +44,7 @@ _PLACES = {
     "Distilled": "ddengine.api.results",
     "EvalConfig": "ddengine.recipe",
     "Outcome": "ddengine.api.outcomes",
+    "Preprocess": "ddengine.data",
     "Recipe": "ddengine.recipe",
     "UserError": "ddengine.system.errors",
     "continual": "ddengine.api.continual",
@@ -68,6 +69,7 @@ __all__ = [
     "Distilled",
     "EvalConfig",
     "Outcome",
+    "Preprocess",
     "Recipe",
     "UserError",
     "continual",

@@ -43,6 +43,10 @@ class Counters:
     above_max_loss: int = 0
     lr_held: int = 0
     seconds: float = 0.0  # in outer steps; validation and pictures are not counted
+    # of everything, from the start of each session of the run to the last checkpoint of it
+    wall_seconds: float = 0.0
+    # of the step last validated; None where none was, or the network diverged
+    validation_accuracy: float | None = None
     peak_memory: int = 0  # bytes, of the process (CUDA: allocated on the device)
 
 
@@ -170,6 +174,7 @@ def distill(  # long: arguments, and what they mean
     picture: Callable[[SyntheticSet, int], None] | None = None,
     board: log.Board | None = None,
     progress: Progress = log.progress,
+    began: float | None = None,
 ) -> tuple[SyntheticSet, Counters]:
     """Minimise the objective over the tensors that `config.optim` names.
 
@@ -193,6 +198,7 @@ def distill(  # long: arguments, and what they mean
         board: where the numbers of metrics.jsonl go too.
         progress: shows how far the run is: (title, steps, steps done) -> a context whose value has
             `advance(note)`.
+        began: of time.perf_counter, when the session began; None: now.
 
     Raises:
         UserError: a name in `config.optim` that is not stored; several draws or ranks for an
@@ -200,7 +206,9 @@ def distill(  # long: arguments, and what they mean
     """
     config = replace(config, optim=syn.by_tensor(config.optim), ema=syn.by_tensor(config.ema))
     check(syn, objective, config)
+    began = time.perf_counter() if began is None else began
     state, log_bytes = _begin(syn, objective, config, folder, seed)
+    began -= state.counters.wall_seconds  # as if the run had never been interrupted
     events = None
     if dist.rank() == 0:
         events = log.EventLog(folder / "metrics.jsonl", log_bytes, board)
@@ -209,7 +217,9 @@ def distill(  # long: arguments, and what they mean
     if picture is not None and state.step == 0:
         picture(syn, 0)
     with progress("distill", config.steps, state.step) as bar:
-        after = _AfterSteps(syn, config, state, folder, finish, validate, picture, events, bar)
+        after = _AfterSteps(
+            syn, config, state, folder, finish, validate, picture, events, bar, began
+        )
         while state.step < config.steps:
             _timed_step(syn, objective, after, seed)
     if events is not None:
@@ -219,7 +229,9 @@ def distill(  # long: arguments, and what they mean
         picture(final, config.steps)
     for line in warnings(state.counters, config):  # last, where they are seen
         log.say(line)
-    return _with_last_iterate(final, syn, state, config, finish), state.counters
+    shipped = _with_last_iterate(final, syn, state, config, finish)
+    state.counters.wall_seconds = time.perf_counter() - began
+    return shipped, state.counters
 
 
 def _timed_step(syn: SyntheticSet, objective: Objective, after: "_AfterSteps", seed: int) -> None:
@@ -277,6 +289,7 @@ class _AfterSteps:
     picture: Callable[[SyntheticSet, int], None] | None
     events: log.EventLog | None  # None on other ranks than the first
     bar: log.Counter
+    began: float  # when the run would have begun, had it never been interrupted
     pending: list[Tensor] = field(default_factory=list)  # results of steps that are not read yet
 
     def is_due(self) -> bool:
@@ -298,7 +311,7 @@ class _AfterSteps:
         """Read the results of all pending steps, and do what is due at each."""
         for event in _read(self.pending, self.config, self.state):
             done = int(event["step"])
-            if self.validate is not None and falls_on(done, self.config.evaluate_every):
+            if self.validate is not None and self._is_validated(done):
                 event |= self._validation(self.validate, done)
             if self.picture is not None and falls_on(done, self.config.picture_every):
                 self.picture(_current(self.syn, self.state), done)
@@ -308,16 +321,23 @@ class _AfterSteps:
             rate = f" lr {event['lr']:.4g}" if "lr" in event else ""
             self.bar.advance(f"loss {event['loss']:.4g}{rate}")
             if self.events is not None and self._is_checkpoint(done):
+                self.state.counters.wall_seconds = time.perf_counter() - self.began
                 save_checkpoint(self.folder / CHECKPOINT, self.state, self.events.size())
 
     def _is_checkpoint(self, done: int) -> bool:
         return done == self.config.steps or falls_on(done, self.config.checkpoint_every)
+
+    def _is_validated(self, done: int) -> bool:
+        """Whether a step is: where any are, the last one too, so that what comes out is."""
+        every = self.config.evaluate_every
+        return every > 0 and (done == self.config.steps or falls_on(done, every))
 
     def _validation(
         self, validate: Callable[[SyntheticSet], float | None], done: int
     ) -> dict[str, Any]:
         """What the log says of a validation."""
         accuracy = validate(self.finish(_current(self.syn, self.state)))
+        self.state.counters.validation_accuracy = accuracy
         if accuracy is None:
             log.say(
                 f"warning: the network that was trained on the set of step {done} "
@@ -512,10 +532,12 @@ def warnings(counters: Counters, config: OuterConfig) -> list[str]:
     return lines
 
 
-def summary(counters: Counters) -> dict[str, float | int]:
+def summary(counters: Counters) -> dict[str, float | int | None]:
     """Cost and guard counts of a finished run, for meta.json."""
     return {
         "seconds": round(counters.seconds, 2),
+        "wall_seconds": round(counters.wall_seconds, 2),
+        "validation_accuracy": counters.validation_accuracy,
         "peak_memory_bytes": counters.peak_memory,
         "updates_skipped_not_finite": counters.not_finite,
         "updates_skipped_max_loss": counters.above_max_loss,

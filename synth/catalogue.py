@@ -110,7 +110,7 @@ def _changed_value(present: Any, value: Any, hint: Any, walked: tuple[str, ...])
         return _changed(present, value, walked)
     if isinstance(value, Mapping) and isinstance(present, Mapping):
         entries = dict(present)
-        of_entries = typing.get_args(hint)[-1]
+        *_, of_entries = typing.get_args(hint)
         for key, change in value.items():
             entry = entries.get(key)
             entries[key] = _changed_value(entry, change, of_entries, (*walked, key))
@@ -118,10 +118,19 @@ def _changed_value(present: Any, value: Any, hint: Any, walked: tuple[str, ...])
     if isinstance(value, list):
         value = tuple(value)
     if not _fits(value, hint):
-        name = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
-        raise UserError(f"{'.'.join(walked)} is of type {name}, and {value!r} is not; change it.")
+        path = ".".join(walked)
+        raise UserError(f"{path} is of type {_called(hint)}, and {value!r} is not; change it.")
     plain: Any = value
-    return float(plain) if hint is float else plain
+    if hint is float:
+        return float(plain)
+    return plain
+
+
+def _called(hint: Any) -> str:
+    """A type as a sentence calls it."""
+    if isinstance(hint, type):
+        return hint.__name__
+    return str(hint).replace("typing.", "")
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -69,7 +69,9 @@ def class_members(syn: SyntheticSet, most: int | None, rng: Generator) -> Tensor
 def images_per_class(syn: SyntheticSet, most: int | None) -> int:
     """Decoded examples of a class that a step sees, at most `most`."""
     each = len(syn) // len(syn.class_names)
-    return each if most is None else min(each, most)
+    if most is None:
+        return each
+    return min(each, most)
 
 
 def pays(env: Env, images: int, device: str | None = None) -> int:
@@ -80,10 +82,14 @@ def pays(env: Env, images: int, device: str | None = None) -> int:
     """
     kind = device or env.device.type
     _, height, width = env.real.image_shape
-    by_images = AT_ONCE[kind] * 32 * 32 // (images * height * width)
+    pixels = images * height * width
+    by_images = AT_ONCE[kind] * 32 * 32 // pixels
     gradient_bytes = 4 * env.model.num_params
-    classes = min(by_images, GRADIENT_BYTES // gradient_bytes)
-    return classes if classes >= FEWEST[kind] else 1
+    by_bytes = GRADIENT_BYTES // gradient_bytes
+    classes = min(by_images, by_bytes)
+    if classes < FEWEST[kind]:
+        return 1
+    return classes
 
 
 def parts(classes: slice, at_once: int) -> Iterator[slice]:

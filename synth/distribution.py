@@ -105,9 +105,12 @@ class DistributionObjective(Objective):
     """See the module."""
 
     def __init__(self, config: DistributionMatching, env: Env):
-        self.config, self.env = config, env
+        self.config = config
+        self.env = env
         self.train = training_gradient(env)
-        self.embed = torch.compile(env.model.embed) if env.compile else env.model.embed
+        self.embed = env.model.embed
+        if env.compile:
+            self.embed = torch.compile(env.model.embed)
 
     def init(self, rng: Generator) -> dict[str, Tensor]:
         """What the networks keep."""

@@ -111,10 +111,12 @@ class GradientMatching(ObjectiveConfig, Generic[NetworksT]):
 
     def __post_init__(self) -> None:
         check_batches(self.real_batch, self.syn_batch, self.classes_at_once)
-        warmup = (self.warmup_networks, self.warmup_steps)
+        networks = self.warmup_networks
+        steps = self.warmup_steps
+        without = networks == 0 and steps == 0
         require(
-            warmup == (0, 0) or (self.classes == "sum" and min(warmup) >= 1),
-            f"objective.warmup_networks {warmup[0]} and warmup_steps {warmup[1]} are for how long "
+            without or (self.classes == "sum" and min(networks, steps) >= 1),
+            f"objective.warmup_networks {networks} and warmup_steps {steps} are for how long "
             "objective.classes sum begins class by class, and "
             f"classes is {self.classes}; set both to at least 1 with sum, or both to 0.",
         )
@@ -146,17 +148,19 @@ class GradientMatching(ObjectiveConfig, Generic[NetworksT]):
         num_classes = len(syn.class_names)
         each = images_per_class(syn, self.syn_batch)
         device = "cuda" if self.classes == "sum" else None
-        at_once = min(self.classes_at_once or pays(env, each, device), num_classes)
+        at_once = self.classes_at_once or pays(env, each, device)
+        at_once = min(at_once, num_classes)
         real_at_once = min(pays(env, self.real_batch), num_classes)
-        images = max(
+        images = [
             at_once * each,
             real_at_once * self.real_batch,
-            num_classes * NORM_BATCH if env.model.normed is not None else 0,
             self.networks.images_at_once(syn),
-        )
+        ]
+        if env.model.normed is not None:
+            images.append(num_classes * NORM_BATCH)
         # real gradients of a block of classes, and the decoded ones with what their distance holds
         vectors = VECTORS + max(at_once, real_at_once) + 4 * at_once
-        return network_bytes(env, images=images, vectors=vectors)
+        return network_bytes(env, images=max(images), vectors=vectors)
 
     def advice(self, ipc: int) -> str:
         """Look at fewer real images."""
@@ -183,17 +187,20 @@ class GradientObjective(Objective):
     """See the module."""
 
     def __init__(self, config: GradientMatching, env: Env):
-        self.config, self.env = config, env
+        self.config = config
+        self.env = env
         self.train = training_gradient(env)
 
         def loss(
             theta: Tensor, images: Tensor, targets: Tensor, statistics: dict[str, Tensor] | None
         ) -> Tensor:
-            return task_loss(env.model(theta, images, statistics), targets)
+            outputs = env.model(theta, images, statistics)
+            return task_loss(outputs, targets)
 
         self.one = eager_gradient(loss)
-        several = torch.vmap(torch.func.grad(loss), in_dims=(None, 0, 0, None))
-        self.several = torch.compile(several) if env.compile else several
+        self.several = torch.vmap(torch.func.grad(loss), in_dims=(None, 0, 0, None))
+        if env.compile:
+            self.several = torch.compile(self.several)
 
     def init(self, rng: Generator) -> dict[str, Tensor]:
         """What the networks keep."""
@@ -262,12 +269,14 @@ class GradientObjective(Objective):
 
     def _decoded(self, seen: "Seen", classes: slice) -> tuple[Tensor, Tensor]:
         """Decoded images of some classes, augmented, and their targets."""
-        images, targets = seen.syn.batch(seen.members[classes].flatten())
+        index = seen.members[classes].flatten()
+        images, targets = seen.syn.batch(index)
         return self._augmented(images, seen, classes), targets
 
     def _augmented(self, images: Tensor, seen: "Seen", classes: slice) -> Tensor:
         """Images of some classes, augmented as these are in this step."""
-        return augment.apply(self.config.augment, images, seen.draw.part(classes))
+        draw = seen.draw.part(classes)
+        return augment.apply(self.config.augment, images, draw)
 
     @torch.no_grad()
     def _real(self, seen: "Seen", classes: slice) -> Iterator[Tensor]:
@@ -278,7 +287,8 @@ class GradientObjective(Objective):
 
     def _real_images(self, seen: "Seen", classes: slice) -> tuple[Tensor, Tensor]:
         """Real images of some classes, augmented, and their targets."""
-        images, targets = self.env.real.batch(seen.real[classes].flatten())
+        index = seen.real[classes].flatten()
+        images, targets = self.env.real.batch(index)
         return self._augmented(images, seen, classes), targets
 
     @torch.no_grad()
@@ -359,7 +369,8 @@ def size(classes: slice) -> int:
 
 def grouped(num: int, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Images and targets as (num groups, B, ...)."""
-    return images.unflatten(0, (num, -1)), targets.unflatten(0, (num, -1))
+    apart = (num, -1)
+    return images.unflatten(0, apart), targets.unflatten(0, apart)
 
 
 def batch_statistics(env: Env, theta: Tensor, rng: Generator) -> dict[str, Tensor] | None:

@@ -76,18 +76,23 @@ def training_gradient(env: Env) -> Gradient:
         return mixed_loss(env.model(theta, images), targets, mix)
 
     eager = eager_gradient(loss)
-    compiled = compiled_gradient(loss) if env.compile else eager
-    return lambda theta, images, targets, mix=None: (compiled if mix is None else eager)(
-        theta, images, targets, mix
-    )
+    plain = compiled_gradient(loss) if env.compile else eager
+
+    def gradient(
+        theta: Tensor, images: Tensor, targets: Tensor, mix: augment.CutMix | None = None
+    ) -> Tensor:
+        of_batch = plain if mix is None else eager
+        return of_batch(theta, images, targets, mix)
+
+    return gradient
 
 
 def fresh(env: Env, rng: Generator) -> Tensor:
     """The parameters (P,) of a new network."""
     theta = flatten(env.new_model(rng))
-    return (
-        theta.pin_memory().to(env.device, non_blocking=True) if env.device.type == "cuda" else theta
-    )
+    if env.device.type != "cuda":
+        return theta
+    return theta.pin_memory().to(env.device, non_blocking=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,15 +172,14 @@ class OnSynthetic(Networks):
 
     def state(self, env: Env) -> State:
         """The network, unless `steps` says that each serves a single one."""
-        return (
-            {}
-            if self.steps == 1
-            else {"theta": torch.zeros(env.model.num_params, device=env.device)}
-        )
+        if self.steps == 1:
+            return {}
+        return {"theta": torch.zeros(env.model.num_params, device=env.device)}
 
     def round(self, syn: SyntheticSet, step: int) -> tuple[int, int]:
         """(which network, how many steps it has seen)."""
-        return divmod(step, self.counts(syn)[0])
+        steps, _ = self.counts(syn)
+        return divmod(step, steps)
 
     def next(
         self,
@@ -192,20 +196,32 @@ class OnSynthetic(Networks):
         if step % steps == 0:
             theta = fresh(env, rng)
         else:
-            theta = state["theta"]
-            with torch.no_grad():
-                images, targets = syn.batch(torch.arange(len(syn), device=env.device))
-                source = on_device(rng, env.device)
-                for _ in range(epochs):
-                    for index in torch.randperm(
-                        len(syn), generator=source, device=env.device
-                    ).split(self.batch):
-                        draw = augment.sample(config, len(index), rng).to(env.device)
-                        theta = theta - self.lr * gradient(
-                            theta, augment.apply(config, images[index], draw), targets[index]
-                        )
+            theta = self._trained(env, gradient, syn, state["theta"], epochs, config, rng)
         if steps > 1:
             state["theta"] = theta
+        return theta
+
+    @torch.no_grad()
+    def _trained(
+        self,
+        env: Env,
+        gradient: Gradient,
+        syn: SyntheticSet,
+        theta: Tensor,
+        epochs: int,
+        config: AugmentConfig,
+        rng: Generator,
+    ) -> Tensor:
+        """The parameters (P,) after so many epochs on what the images have become."""
+        num = len(syn)
+        images, targets = syn.batch(torch.arange(num, device=env.device))
+        source = on_device(rng, env.device)
+        for _ in range(epochs):
+            order = torch.randperm(num, generator=source, device=env.device)
+            for index in order.split(self.batch):
+                draw = augment.sample(config, len(index), rng).to(env.device)
+                seen = augment.apply(config, images[index], draw)
+                theta = theta - self.lr * gradient(theta, seen, targets[index])
         return theta
 
 
@@ -244,7 +260,9 @@ class OnReal(Networks):
     @property
     def cites(self) -> tuple[str, ...]:
         """Works to cite."""
-        return ("kim2022idc", *(("yun2019cutmix",) if self.cutmix else ()))
+        if self.cutmix:
+            return ("kim2022idc", "yun2019cutmix")
+        return ("kim2022idc",)
 
     def images_at_once(self, syn: SyntheticSet) -> int:
         """A batch of real images."""
@@ -252,14 +270,13 @@ class OnReal(Networks):
 
     def state(self, env: Env) -> State:
         """The network and the momentum of its training."""
-        return (
-            {
-                name: torch.zeros(env.model.num_params, device=env.device)
-                for name in ("theta", "momentum")
-            }
-            if self.steps > 1
-            else {}
-        )
+        if self.steps == 1:
+            return {}
+        num = env.model.num_params
+        return {
+            "theta": torch.zeros(num, device=env.device),
+            "momentum": torch.zeros(num, device=env.device),
+        }
 
     def round(self, syn: SyntheticSet, step: int) -> tuple[int, int]:
         """(which network, how many steps it has seen)."""
@@ -281,18 +298,23 @@ class OnReal(Networks):
             if self.steps > 1:
                 state["momentum"] = torch.zeros_like(theta)
         else:
-            theta = state["theta"]
-            with torch.no_grad():
-                chosen = torch.randperm(
-                    len(env.real), generator=on_device(rng, env.device), device=env.device
-                )[: self.images]
-                for index in chosen.split(self.batch):
-                    grad = self._gradient(env, gradient, theta, index, rng)
-                    theta, state["momentum"] = sgd_step(
-                        theta, grad, state["momentum"], self.optim, self.optim.lr
-                    )
+            theta = self._trained(env, gradient, state, rng)
         if self.steps > 1:
             state["theta"] = theta
+        return theta
+
+    @torch.no_grad()
+    def _trained(self, env: Env, gradient: Gradient, state: State, rng: Generator) -> Tensor:
+        """The parameters (P,) after a pass over some real images; the momentum is kept."""
+        theta = state["theta"]
+        momentum = state["momentum"]
+        source = on_device(rng, env.device)
+        order = torch.randperm(len(env.real), generator=source, device=env.device)
+        chosen = order[: self.images]
+        for index in chosen.split(self.batch):
+            grad = self._gradient(env, gradient, theta, index, rng)
+            theta, momentum = sgd_step(theta, grad, momentum, self.optim, self.optim.lr)
+        state["momentum"] = momentum
         return theta
 
     def _gradient(
@@ -300,12 +322,10 @@ class OnReal(Networks):
     ) -> Tensor:
         """The gradient (P,) of one batch."""
         images, targets = env.real.batch(index)
-        images = augment.apply(
-            self.augment, images, augment.sample(self.augment, len(index), rng).to(env.device)
-        )
-        mix = augment.sample_cutmix(
-            self.cutmix, len(index), (images.shape[2], images.shape[3]), rng
-        )
+        num, _, height, width = images.shape
+        draw = augment.sample(self.augment, num, rng).to(env.device)
+        images = augment.apply(self.augment, images, draw)
+        mix = augment.sample_cutmix(self.cutmix, num, (height, width), rng)
         if mix is not None:
             mix = mix.to(env.device)
             images = augment.cutmix(images, mix)

@@ -187,7 +187,9 @@ class StatisticsMatching(ObjectiveConfig, Generic[BatchesT]):
         """Images of a group (G, B) of batches that share a forward pass."""
         num, batch = index.shape
         together = 1 if self.adjust else max(1, self.at_once(env) // batch)
-        part = batch if self.images_at_once is None else min(batch, self.images_at_once)
+        part = batch
+        if self.images_at_once is not None:
+            part = min(batch, self.images_at_once)
         return min(together, num) * part
 
     def at_once(self, env: Env) -> int:
@@ -251,11 +253,14 @@ class StatisticsObjective(Objective):
         first = 0  # batches so far: of all teachers, and of each
         first_of = [0] * len(self.teachers)
         for teacher, index in groups:
-            together = 1 if config.adjust else max(1, self.at_once // index.shape[1])
+            together = 1
+            if not config.adjust:
+                together = max(1, self.at_once // index.shape[1])
             for rows in index.split(together):
                 theta = None
                 if config.adjust:
-                    theta = state[f"theta.{teacher}"][first_of[teacher]]
+                    weights = state[f"theta.{teacher}"]
+                    theta = weights[first_of[teacher]]
                 part = draw.part(slice(first, first + len(rows)))
                 first += len(rows)
                 first_of[teacher] += len(rows)
@@ -575,7 +580,8 @@ def part_losses(
     Their gradients add up to the batch's, and so do their values. The statistics of the whole batch
     come from sums over parts, about the running mean, so that nothing is lost to rounding.
     """
-    number, sums = 0, SumsOfLayers()
+    number = 0
+    sums = SumsOfLayers()
     with torch.no_grad(), inputs_of_norms(network, sums.add):
         for look in looks:
             sums.begin()

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ddengine import loop
 from ddengine.api import experts as of_experts
+from ddengine.api.begun import begun, followed, place
 from ddengine.api.experts import ExpertSource
 from ddengine.api.inputs import (
     AUTO,
@@ -22,12 +23,12 @@ from ddengine.api.inputs import (
     check_precision,
     check_recipe,
     dataset_of,
-    default_folder,
     pointed_at,
+    preprocess_of,
 )
 from ddengine.api.results import Distilled, load
 from ddengine.artefact import runs
-from ddengine.data import Data, Dataset
+from ddengine.data import Data, Dataset, Preprocess
 from ddengine.evaluation.train import validate
 from ddengine.learning.teachers import load_all
 from ddengine.objective import Objective
@@ -81,10 +82,11 @@ class Job:
     def identity(self) -> dict[str, Any]:
         """What makes two runs the same.
 
-        Experts of this program follow from recipe and seed; images without a name and what was
-        handed in with them follow from nothing, and are told by digests.
+        Experts of this program follow from the recipe and their seed; images without a name and
+        what was handed in with them follow from nothing, and are told by digests.
         """
-        more: dict[str, Any] = {"experts": self.origin.origin(self.data.train.digest)}
+        origin = self.origin.origin(self.data.train.digest)
+        more: dict[str, Any] = {"experts": followed(self.recipe, self.seed, origin)}
         start = None if self.images is None else files.tensor_digest({"images": self.images})
         if self.source.is_own:
             fingerprints = of_experts.fingerprints_of(self.experts())
@@ -92,6 +94,8 @@ class Job:
             more = {"experts": fingerprints, "start": start, "classes": digest(names)}
         elif start is not None:
             more["start"] = start
+        if self.source.preprocess is not None:
+            more["preprocess"] = files.tensor_digest(self.source.preprocess.tensors())
         return runs.identity(
             self.recipe,
             self.data.train.digest,
@@ -178,8 +182,10 @@ def distill(
     tensorboard: bool = False,
     classes: Sequence[Any] | None = None,
     images: Tensor | None = None,
+    preprocess: Preprocess | Distilled | Images = None,
     bibtex: Bibtex | None = None,
     command: Sequence[str] = (),
+    seconds_before: float = 0.0,
 ) -> Distilled:  # long: its arguments are explained
     """Distill images into a small set.
 
@@ -215,18 +221,19 @@ def distill(
             occur, numbered anew; its `class_names` say which they are.
         images: pixels in [0, 1] to start from in place of recipe.init, all those of a class in a
             row (classes x images per class, C, H, W).
+        preprocess: what networks see images through, in place of what is fitted to `data`: a
+            `Preprocess`, a set, or images that it is fitted to. So clients whose sets are merged
+            distill for one network. Experts bring theirs.
         bibtex: makes the BibTeX entries for the card of the set, such as `synth.bibtex`.
         command: the words by which a command line asked for this, for recipe.json.
+        seconds_before: that the caller has spent on it.
 
     Raises:
         UserError: experts that are missing or were made for other images; a folder of something
             else; data or settings that do not go.
     """
-    check_recipe(recipe)
-    check_precision(precision)
-    if folder != AUTO:
-        check_folder(folder)
-    _check_group()
+    began = time.perf_counter() - seconds_before
+    _check_asked(recipe, precision, folder)
     if classes is not None:
         data = Dataset.of(data, classes)
     with log.shown(progress):
@@ -239,23 +246,27 @@ def distill(
             precision=precision,
             compile=compile,
             images=images,
+            preprocess=preprocess_of(preprocess, recipe),
         )
         if folder is None:
-            return _in_memory(job, bibtex)
-        wanted = job.identity()
-        path = default_folder(job.recipe.name, wanted) if folder == AUTO else Path(folder)
-        if restart:
-            runs.check_own(path, runs.MARK)
-        elif runs.is_finished(path, wanted, beside="experts"):
-            log.say(f"{path} is finished; --restart begins anew")
-            return load(path, str(job.device))
-        log.say(f"{job.recipe.data.name}: {job.data.said()}")
-        keep = Keep(path, wanted, tuple(command), restart, force, tensorboard, bibtex)
-        return _kept(job, keep)
+            return _in_memory(job, bibtex, began)
+        path, asked = place(job, folder, job.recipe.name), job.recipe
+        if not restart:
+            path, job = begun(job, folder, job.recipe.name)
+        wanted, words = job.identity(), tuple(command)
+        keep = Keep(path, asked, wanted, words, restart, force, tensorboard, bibtex, began)
+        return _read_or_kept(job, keep)
 
 
-def _check_group() -> None:
-    """Raise UserError in a group of processes that a user's program has joined."""
+def _check_asked(recipe: Any, precision: Any, folder: Path | str | None) -> None:
+    """Raise UserError for what is no recipe, precision or folder.
+
+    And in a group of processes that a user's program has joined.
+    """
+    check_recipe(recipe)
+    check_precision(precision)
+    if folder != AUTO:
+        check_folder(folder)
     if dist.num_ranks() > 1 and not dist.started_here():
         raise UserError(
             f"distill works in one process, and this is a group of {dist.num_ranks()}; call it "
@@ -273,17 +284,21 @@ def job_of(
     precision: Precision,
     compile: bool = False,
     images: Tensor | None = None,
+    preprocess: Preprocess | None = None,
 ) -> Job:
     """The distillation of these images, which are loaded here.
 
     Raises UserError for experts that are missing, and images that do not go.
     """
     recipe, source = pointed_at(recipe, dataset)
-    origin = of_experts.source_of(recipe, experts, seed, precision)
+    source = replace(source, preprocess=preprocess)
+    recipe, origin = of_experts.source_of(recipe, experts, precision)
     where = runtime.setup(device, precision)
+    data = source.load(where, origin.preprocess)
+    _check_preprocess(preprocess, origin.preprocess(data.train.digest))
     return Job(
         recipe=recipe,
-        data=source.load(where, origin.preprocess),
+        data=data,
         source=source,
         origin=origin,
         device=where,
@@ -292,6 +307,17 @@ def job_of(
         compile=compile,
         images=images,
     )
+
+
+def _check_preprocess(given: Preprocess | None, seen: Preprocess | None) -> None:
+    """Raise UserError where a caller gave another preprocessing than experts had."""
+    if given is None or seen is None:
+        return
+    if files.tensor_digest(given.tensors()) != files.tensor_digest(seen.tensors()):
+        raise UserError(
+            "The experts saw their images through another preprocessing than preprocess= gives; "
+            "leave it out, or take a recipe without experts."
+        )
 
 
 def distill_data(
@@ -309,7 +335,7 @@ def distill_data(
     """
     check_recipe(recipe)
     check_precision(precision)
-    origin = of_experts.source_of(recipe, experts, seed, precision)
+    recipe, origin = of_experts.source_of(recipe, experts, precision)
     job = Job(
         recipe=recipe,
         data=data,
@@ -319,11 +345,14 @@ def distill_data(
         seed=seed,
         precision=precision,
     )
-    return _in_memory(job, None).set
+    return _in_memory(job, None, time.perf_counter()).set
 
 
-def _in_memory(job: Job, bibtex: Bibtex | None) -> Distilled:
-    """A distillation of which nobody could read checkpoints or pictures."""
+def _in_memory(job: Job, bibtex: Bibtex | None, began: float) -> Distilled:
+    """A distillation of which nobody could read checkpoints or pictures.
+
+    It began at `began` of time.perf_counter.
+    """
     recipe, outer = job.recipe, job.recipe.outer
     check_networks(recipe, job.data)
     experts = job.experts()
@@ -337,6 +366,7 @@ def _in_memory(job: Job, bibtex: Bibtex | None) -> Distilled:
             Path(temporary),
             seed=job.seed,
             finish=partial(shipped, recipe=recipe, experts=experts),
+            began=began,
         )
     meta = job.meta(experts, counters, initial_seconds, bibtex)
     return Distilled(job.renumbered(result), meta, None, job.data.split_names)
@@ -347,18 +377,31 @@ class Keep:
     """How the folder of a run is kept."""
 
     folder: Path
+    recipe: Recipe  # as it was asked for
     identity: dict[str, Any]
     command: tuple[str, ...]
     restart: bool
     force: bool
     tensorboard: bool
     bibtex: Bibtex | None
+    began: float  # of time.perf_counter, when the session did
 
-    def begin(self, recipe: Recipe) -> None:
+    def begin(self) -> None:
         """Make the folder, or leave that of an unfinished run as it is."""
         if self.restart:
             runs.delete(self.folder, runs.MARK)
-        runs.begin(self.folder, recipe, self.identity, self.command)
+        runs.begin(self.folder, self.recipe, self.identity, self.command)
+
+
+def _read_or_kept(job: Job, keep: Keep) -> Distilled:
+    """The set of the run in a folder, which is read where it is finished."""
+    if keep.restart:
+        runs.check_own(keep.folder, runs.MARK)
+    elif runs.is_finished(keep.folder, keep.identity, beside="experts"):
+        log.say(f"{keep.folder} is finished; --restart begins anew")
+        return load(keep.folder, str(job.device))
+    log.say(f"{job.recipe.data.name}: {job.data.said()}")
+    return _kept(job, keep)
 
 
 def _kept(job: Job, keep: Keep) -> Distilled:
@@ -371,7 +414,7 @@ def _kept(job: Job, keep: Keep) -> Distilled:
     syn, objective, initial_seconds = job.start(experts)
     if not keep.force:
         bounds.check(job.costed(), syn, data, folder, job.device)
-    dist.on_first_rank(partial(keep.begin, recipe))
+    dist.on_first_rank(keep.begin)
     teachers = []
     if recipe.evaluation.labels == "dynamic" and experts is not None:
         teachers = load_all(experts, job.device)
@@ -404,20 +447,27 @@ def _kept(job: Job, keep: Keep) -> Distilled:
         validate=accuracy,
         picture=picture,
         board=board,
+        began=keep.began,
     )
+    began = time.perf_counter() - counters.wall_seconds  # without interruptions
     meta = job.meta(experts, counters, initial_seconds, keep.bibtex)
     renumbered = job.renumbered(result)
     if first:
         writing.write_run(folder, renumbered, data, meta, shown=result)
-        _say_what_came(renumbered, data, meta, folder)
+        _say_what_came(renumbered, data, meta, folder, time.perf_counter() - began)
     return Distilled(renumbered, meta, folder, data.split_names)
 
 
-def _say_what_came(syn: SyntheticSet, data: Data, meta: dict[str, Any], folder: Path) -> None:
-    """How many images in what time, and how many bytes."""
+def _say_what_came(
+    syn: SyntheticSet, data: Data, meta: dict[str, Any], folder: Path, seconds: float
+) -> None:
+    """How many bytes, and last how many images in how many seconds, and how good they are."""
+    log.say(overview.ledger(syn.sizes(), data.bytes, data.dataset_bytes))
     stored, decoded = len(syn.classes), len(syn)
     tiles = "" if stored == decoded else f", which decode to {decoded},"
     cost = meta["distillation"]
-    took = log.duration(cost["seconds"] + cost["initial_seconds"])
-    log.say(f"distilled {stored} images{tiles} in {took}: {folder / 'distilled'}")
-    log.say(overview.ledger(syn.sizes(), data.bytes, data.dataset_bytes))
+    took = f"{log.duration(seconds)}, {log.duration(cost['seconds'])} of it outer steps"
+    reached = ""
+    if cost["validation_accuracy"] is not None:
+        reached = f"; validation accuracy in the end {100 * cost['validation_accuracy']:.1f} %"
+    log.say(f"distilled {stored} images{tiles} in {took}{reached}: {folder / 'distilled'}")

@@ -7,9 +7,13 @@ from typing import Any, get_args
 
 import torch
 
+from ddengine.api.results import Distilled, load
+from ddengine.artefact.runs import is_set
 from ddengine.data import Data, Dataset, Preprocess, load_data
+from ddengine.data.stored import GIVEN, check_numbers
 from ddengine.data.torch_dataset import OWN
 from ddengine.recipe import DataConfig, Recipe, digest, resolved
+from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system.errors import UserError, unknown
 from ddengine.system.runtime import Precision
 
@@ -23,6 +27,7 @@ class Source:
 
     config: DataConfig
     dataset: Dataset | None = None
+    preprocess: Preprocess | None = None  # in place of what is stored or fitted to the images
 
     @property
     def is_own(self) -> bool:
@@ -37,9 +42,49 @@ class Source:
         test: bool = False,
     ) -> Data:
         """The splits on `device`; `stored` gives the preprocessing of a digest of images."""
+        if self.preprocess is not None:
+            stored = self._given
         if self.dataset is None:
             return load_data(self.config, device, test=test, stored=stored)
         return self.dataset.load(self.config, device, stored, test=test)
+
+    def _given(self, digest: str) -> Preprocess | None:
+        """The preprocessing that the caller gave, whatever the images are."""
+        return self.preprocess
+
+
+def preprocess_of(given: Any, recipe: Recipe) -> Preprocess | None:
+    """The preprocessing that a caller gave as itself, or by a set or images that have it.
+
+    Raises UserError for numbers that no images can be fitted to, and where it whitens images and
+    the recipe does not, or the other way round.
+    """
+    if given is None:
+        return None
+    preprocess = _preprocess_in(given, recipe)
+    preprocess = replace(preprocess.to(torch.device("cpu")), origin=GIVEN)
+    check_numbers(preprocess)
+    whitens = preprocess.matrix is not None
+    if whitens != recipe.data.zca:
+        kind = "whitens images" if whitens else "is of a mean and a standard deviation"
+        raise UserError(
+            f"preprocess= {kind}, and data.zca of the recipe is {recipe.data.zca}; set it to "
+            f"{whitens}."
+        )
+    return preprocess
+
+
+def _preprocess_in(given: Any, recipe: Recipe) -> Preprocess:
+    """What a set is seen through, or what is fitted to images as the recipe splits them."""
+    if isinstance(given, Preprocess):
+        return given
+    if isinstance(given, str | Path) and is_set(Path(given)):
+        given = load(given)
+    if isinstance(given, Distilled | SyntheticSet):
+        return given.preprocess
+    dataset = dataset_of(given)
+    assert dataset is not None
+    return dataset.load(recipe.data, torch.device("cpu")).train.preprocess
 
 
 def dataset_of(data: Images) -> Dataset | None:

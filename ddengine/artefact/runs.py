@@ -22,6 +22,8 @@ from ddengine.system.runtime import Precision
 from ddengine.types import Facts, Json
 
 MARK = "recipe.json"
+# of an identity, where the run started from given images or saw them through given preprocessing
+SOMETIMES = ("start", "preprocess")
 
 
 def identity(recipe: Recipe, images: str, **options: Any) -> Json:
@@ -107,7 +109,7 @@ def is_finished(folder: Path, wanted: Json, *, beside: str = "") -> bool:
                 f"{str(error).split(';')[0]}; name another folder with --out, or begin anew with "
                 "--restart."
             ) from None
-        if any(kept[k] != v for k, v in wanted.items()):
+        if any(kept.get(k) != wanted.get(k) for k in {*wanted, *SOMETIMES}):
             raise UserError(
                 f"{folder} holds a run of {kept['recipe']['name']} with other settings; "
                 "name another folder with --out, or begin anew with --restart."
@@ -140,6 +142,11 @@ def set_folder(path: Path) -> Path:
     Of anything else, such as a distilled folder itself, the path as it is.
     """
     return path / "distilled" if (path / "distilled").is_dir() else path
+
+
+def is_set(path: Path) -> bool:
+    """Whether a path is that of a run with a set, or of a set."""
+    return (path / "distilled").is_dir() or (path / "meta.json").is_file()
 
 
 def data_of(folder: Path) -> Json:

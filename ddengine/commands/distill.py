@@ -1,6 +1,9 @@
 """`distill RECIPE [flags]`: distill the images of a recipe; the same command continues."""
 
+import time
+
 import ddengine
+from ddengine import commands
 from ddengine.artefact import runs
 from ddengine.commands.options import of_recipe
 from ddengine.commands.process import start
@@ -29,4 +32,5 @@ def main(args: list[str]) -> None:
         tensorboard=options.tensorboard,
         bibtex=bibtex,
         command=options.command,
+        seconds_before=time.perf_counter() - commands.STARTED,
     )

@@ -5,9 +5,10 @@ from pathlib import Path
 
 from buffers.exchange import PER_FILE, export
 from ddengine.artefact.export import Format
+from ddengine.artefact.runs import is_set
 from ddengine.artefact.tars import PER_SHARD
 from ddengine.commands import cli
-from ddengine.commands.options import is_set, path_of
+from ddengine.commands.options import path_of
 from ddengine.system import log, program
 from ddengine.system.errors import UserError
 

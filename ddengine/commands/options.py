@@ -8,6 +8,7 @@ from typing import Annotated, Any, Generic, NoReturn, TypeVar, cast
 import tyro
 
 from buffers.open import EXPERTS, Stores
+from ddengine.artefact.runs import is_set
 from ddengine.commands import DEMO, cli
 from ddengine.commands.words import asks_help, taken_flag, taken_name, taken_paths
 from ddengine.recipe import (
@@ -39,7 +40,7 @@ class Options(Generic[RecipeT]):
     and fills a slot that is shown as {None}.
     """
 
-    seed: int = 0  # decides every random draw of the run
+    seed: int = 0  # decides every random draw of the run but those of experts: buffer.seed
     device: str = "auto"  # auto | cpu | cuda | cuda:N
     precision: Precision = "fp32"
     # folder to write; None: runs/RECIPE-HASH, or experts/FINGERPRINT for buffer
@@ -56,7 +57,7 @@ class Options(Generic[RecipeT]):
 
     def stores(self, root: Path = EXPERTS) -> Stores:
         """Where the experts of the recipe lie."""
-        where = {"seed": self.seed, "precision": self.precision, "folder": self.experts}
+        where = {"precision": self.precision, "folder": self.experts}
         return Stores.of(cast(Recipe, self.recipe), root=root, **where)
 
 
@@ -153,11 +154,6 @@ def named_protocol(args: list[str], flag: str) -> EvalConfig | None:
 def print_config(recipe: Recipe) -> None:
     """The resolved recipe, as JSON."""
     log.console.print_json(data=to_dict(recipe))
-
-
-def is_set(path: Path) -> bool:
-    """Whether a path is that of a run with a set, or of a set."""
-    return (path / "distilled").is_dir() or (path / "meta.json").is_file()
 
 
 def paths_of(

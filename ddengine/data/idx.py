@@ -10,7 +10,8 @@ from ddengine.data.source import Part, part_of_array
 from ddengine.system.errors import UserError
 
 SPLITS = ("train", "t10k")
-IMAGES, LABELS = "images-idx3-ubyte", "labels-idx1-ubyte"
+IMAGES = "images-idx3-ubyte"
+LABELS = "labels-idx1-ubyte"
 BYTES = b"\0\0\x08"  # what a file of bytes begins with
 HEAD = 4  # bytes before the sizes; the last is their number
 

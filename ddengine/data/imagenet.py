@@ -17,7 +17,8 @@ from ddengine.data.source import Part, Source
 from ddengine.recipe import DataConfig
 from ddengine.system.errors import UserError
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
 NUM_CLASSES = 1000
 DISTRIBUTED = Path("ILSVRC", "Data", "CLS-LOC")  # where the official archive has train and val
 FLAT = re.compile(r"ILSVRC2012_val_\d+\.JPEG", re.IGNORECASE)

@@ -17,7 +17,8 @@ from ddengine.system.errors import UserError
 FAILURES = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 ORIENTATION = 0x0112  # the tag of EXIF
 # the tags of TIFF that say how many bits a value has, and of what kind it is
-BITS, SAMPLES = 258, 339
+BITS = 258
+SAMPLES = 339
 SAMPLE_KINDS = {1: "whole numbers", 2: "whole numbers", 3: "floats"}  # values of the tag SAMPLES
 DEEP = ("RGB;16", "RGBA;16")  # raw modes of 16 bits a channel
 # the raw mode that takes the other byte
@@ -111,7 +112,8 @@ def _deep(
 ) -> Wide:
     """An image in colour of 16 bits, of its high bytes and its low bytes."""
     if turn is not None:
-        image, low = image.transpose(turn), low.transpose(turn)
+        image = image.transpose(turn)
+        low = low.transpose(turn)
     values = np.asarray(image).astype(np.uint16) * 256 + np.asarray(low)
     return Wide(_keyed(values, image), WHOLE_NUMBERS)
 

@@ -45,10 +45,19 @@ def split_of(path: Path, root: Path) -> str | None:
     in those.
     """
     name, *folders = reversed(path.relative_to(root).with_suffix("").parts)
+    exact = [name]
     numbered = NUMBERED.fullmatch(name)
-    exact = [name, *([numbered[1]] if numbered else []), *folders]
-    words = [*map(split_word, exact), *map(split_word_in, (name, *folders))]
-    return next(filter(None, words), None)
+    if numbered is not None:
+        exact.append(numbered[1])
+    for part in (*exact, *folders):
+        word = split_word(part)
+        if word is not None:
+            return word
+    for part in (name, *folders):
+        word = split_word_in(part)
+        if word is not None:
+            return word
+    return None
 
 
 # A file

@@ -3,6 +3,7 @@
 It is fitted once, stored with what depends on it, and can be undone.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,7 +59,8 @@ class Preprocess:
             std = self.std.view(-1, 1, 1)
             return (pixels - mean) / std
         with exact_matmul():
-            return ((pixels.flatten(1) - self.mean) @ self.matrix).view_as(pixels)
+            centred = pixels.flatten(1) - self.mean
+            return (centred @ self.matrix).view_as(pixels)
 
     def backward(self, images: Tensor) -> Tensor:
         """Network input (B, C, H, W) -> pixels, within [0, 1] for real images."""
@@ -68,7 +70,8 @@ class Preprocess:
             std = self.std.view(-1, 1, 1)
             return images * std + mean
         with exact_matmul():
-            return (images.flatten(1) @ self.inverse + self.mean).view_as(images)
+            centred = images.flatten(1) @ self.inverse
+            return (centred + self.mean).view_as(images)
 
     def clamp(self, images: Tensor) -> Tensor:
         """Network input (B, C, H, W) moved to what pixels in [0, 1] can be, channel by channel.
@@ -90,6 +93,16 @@ class Preprocess:
             if tensor is not None:
                 tensors[f"preprocess.{name}"] = tensor.contiguous()
         return tensors
+
+    @staticmethod
+    def of(mean: Sequence[float], std: Sequence[float]) -> "Preprocess":
+        """That of a mean and a standard deviation of each channel, of values in [0, 1].
+
+        Several clients can agree on it without showing any images.
+
+            ddengine.Preprocess.of((0.49, 0.48, 0.45), (0.25, 0.24, 0.26))
+        """
+        return Preprocess(torch.tensor(mean, dtype=torch.float32), torch.tensor(std).float())
 
     @staticmethod
     def from_tensors(tensors: dict[str, Tensor], origin: str = "") -> "Preprocess":
@@ -139,10 +152,12 @@ def fit_zca(pixels: Tensor, eps: float = ZCA_EPS) -> Preprocess:
     _check_memory(pixels)
     import kornia  # a second to import, and only ZCA needs it
 
-    values = pixels.float().div_(255) if pixels.dtype == torch.uint8 else pixels
+    values = pixels
+    if pixels.dtype == torch.uint8:
+        values = pixels.float().div_(255)
+    whitening = kornia.enhance.ZCAWhitening(dim=0, eps=eps, compute_inv=True)
     with exact_matmul():
-        zca = kornia.enhance.ZCAWhitening(dim=0, eps=eps, compute_inv=True).fit(values.flatten(1))
-    fitted: Any = zca  # its buffers are tensors, which its annotations leave open
+        fitted: Any = whitening.fit(values.flatten(1))  # its annotations leave its tensors open
     # kornia computes (x - mean) matrix^T; its matrices are symmetric up to rounding
     return Preprocess(
         mean=fitted.mean_vector.flatten(),
@@ -164,24 +179,24 @@ def fit_preprocess(
     """
     if zca:
         return fit_zca(pixels)
+    device = pixels.device
     if mean is not None and std is not None and len(mean) == pixels.shape[1]:
-        device = pixels.device
         return Preprocess(torch.tensor(mean, device=device), torch.tensor(std, device=device))
     counts = histogram(pixels).double()
     values = torch.arange(256, dtype=torch.float64) / 255
     num = counts[0].sum()
     means = counts @ values / num
-    squares = (counts * (values - means[:, None]).square()).sum(1)
-    stds = (squares / (num - 1).clamp(min=1)).sqrt().clamp(min=1e-3)
-    return Preprocess(
-        mean=means.float().to(pixels.device),
-        std=stds.float().to(pixels.device),
-    )
+    squares = (values - means.unsqueeze(1)).square()
+    sums = (counts * squares).sum(1)
+    variances = sums / (num - 1).clamp(min=1)
+    stds = variances.sqrt().clamp(min=1e-3)
+    return Preprocess(mean=means.float().to(device), std=stds.float().to(device))
 
 
 def pieces(images: Tensor, values: int = AT_ONCE) -> tuple[Tensor, ...]:
     """Images (N, C, H, W), N at least 1, in parts of at most so many values, or of one image."""
-    return images.split(max(1, values // images[0].numel()))
+    num = max(1, values // images[0].numel())
+    return images.split(num)
 
 
 def histogram(pixels: Tensor) -> Tensor:
@@ -193,5 +208,6 @@ def histogram(pixels: Tensor) -> Tensor:
     counts = torch.zeros(channels, 256, dtype=torch.int64, device=pixels.device)
     for part in pieces(pixels):
         for channel in range(channels):
-            counts[channel] += torch.bincount(part[:, channel].flatten(), minlength=256)
+            values = part[:, channel].flatten()
+            counts[channel] += torch.bincount(values, minlength=256)
     return counts.cpu()

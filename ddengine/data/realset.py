@@ -121,7 +121,8 @@ class RealSet:
         order = keys.topk(num, largest=False).indices
         counts = (~missing).sum(1, keepdim=True)
         repeating = torch.arange(num, device=self.device) % counts
-        return table.gather(1, order.gather(1, repeating))
+        places = order.gather(1, repeating)
+        return table.gather(1, places)
 
     def draw(
         self,

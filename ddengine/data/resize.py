@@ -15,7 +15,10 @@ def resize(pixels: Tensor, config: DataConfig) -> Tensor:
     """
     if config.size is None or tuple(pixels.shape[2:]) == config.size:
         return pixels
-    return torch.cat([_resized(piece, config.size, config) for piece in pieces(pixels)])
+    resized = []
+    for piece in pieces(pixels):
+        resized.append(_resized(piece, config.size, config))
+    return torch.cat(resized)
 
 
 def _resized(
@@ -42,9 +45,10 @@ def _interpolated(pixels: Tensor, size: tuple[int, int]) -> Tensor:
 def _middle(pixels: Tensor, size: tuple[int, int]) -> Tensor:
     """The largest part in the middle that has the shape of (height, width)."""
     height, width = pixels.shape[2:]
-    zoom = max(size[0] / height, size[1] / width)
-    rows = min(height, round(size[0] / zoom))
-    columns = min(width, round(size[1] / zoom))
+    wanted_height, wanted_width = size
+    zoom = max(wanted_height / height, wanted_width / width)
+    rows = min(height, round(wanted_height / zoom))
+    columns = min(width, round(wanted_width / zoom))
     top = (height - rows) // 2
     left = (width - columns) // 2
     return pixels[:, :, top : top + rows, left : left + columns]
@@ -56,18 +60,21 @@ def _padded(
     background: str,
 ) -> Tensor:
     """Images within (height, width), with the colour `background` around them."""
-    height, width = pixels.shape[2:]
-    zoom = min(size[0] / height, size[1] / width)
+    channels, height, width = pixels.shape[1:]
+    full_height, full_width = size
+    zoom = min(full_height / height, full_width / width)
     rows = max(1, round(height * zoom))
     columns = max(1, round(width * zoom))
     resized = _interpolated(pixels, (rows, columns))
     if (rows, columns) == size:
         return resized
-    ground = torch.tensor(ImageColor.getrgb(background)[:3], dtype=torch.uint8)
-    if pixels.shape[1] == 1:
-        ground = ground.float().mean().round().to(torch.uint8).view(1)
-    padded = ground.view(1, -1, 1, 1).repeat(len(pixels), 1, *size)
-    top = (size[0] - rows) // 2
-    left = (size[1] - columns) // 2
+    colour = ImageColor.getrgb(background)[:3]
+    ground = torch.tensor(colour, dtype=torch.uint8)
+    if channels == 1:
+        grey = ground.float().mean().round()
+        ground = grey.to(torch.uint8).view(1)
+    padded = ground.view(1, -1, 1, 1).repeat(len(pixels), 1, full_height, full_width)
+    top = (full_height - rows) // 2
+    left = (full_width - columns) // 2
     padded[:, :, top : top + rows, left : left + columns] = resized
     return padded

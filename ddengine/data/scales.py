@@ -128,7 +128,8 @@ class Scales:
         if image.transparent:
             alpha = image.values[..., 3]
             scaled[..., 3] = alpha * (255 / _opaque_of(alpha))
-        pixels = Image.fromarray(np.rint(scaled).clip(0, 255).astype(np.uint8))
+        levels = np.rint(scaled).clip(0, 255)
+        pixels = Image.fromarray(levels.astype(np.uint8))
         if pixels.mode == "RGBA":
             return on_ground(pixels, ground)
         return pixels

@@ -48,16 +48,17 @@ def stratified(
     At least one of each class is among them if num allows. They depend on the labels and the seed
     alone. Raises UserError for more than there are.
     """
-    classes, counts = np.unique(labels, return_counts=True)
     if num > len(labels):
         raise UserError(
             f"data.limit {num} is more than the {len(labels)} training images; lower it, or take "
             "all with --data.limit None."
         )
+    classes, counts = np.unique(labels, return_counts=True)
     rng = np.random.default_rng(seed)
     chosen = []
     for class_, wanted in zip(classes, _apportioned(counts, num), strict=True):
-        members = rng.permutation(np.flatnonzero(labels == class_))
+        of_class = np.flatnonzero(labels == class_)
+        members = rng.permutation(of_class)
         chosen.append(members[:wanted])
     return np.sort(np.concatenate(chosen))
 
@@ -76,10 +77,12 @@ def _apportioned(counts: np.ndarray, num: int) -> np.ndarray:
     # hand out the remainder, or take back what the minimum of one gave too much
     while take.sum() != num:
         class_ = order[step % len(order)]
-        if take.sum() < num and take[class_] < counts[class_]:
+        left = num - take.sum()
+        if left > 0 and take[class_] < counts[class_]:
             take[class_] += 1
-        elif take.sum() > num:
-            take[np.argmax(take)] -= 1
+        elif left < 0:
+            largest = np.argmax(take)
+            take[largest] -= 1
         step += 1
     return take
 
@@ -98,9 +101,12 @@ def hold_out(
     rng = np.random.default_rng(seed)
     by_class = [np.empty(0, np.int64)]
     for class_ in np.unique(labels):
-        members = rng.permutation(np.flatnonzero(labels == class_))
-        num = max(at_least, round(fraction * len(members)))
-        by_class.append(members[: min(num, len(members) - 1)])
+        of_class = np.flatnonzero(labels == class_)
+        members = rng.permutation(of_class)
+        wanted = max(at_least, round(fraction * len(members)))
+        num = min(wanted, len(members) - 1)
+        by_class.append(members[:num])
     held_out = np.sort(np.concatenate(by_class))
-    kept = np.setdiff1d(np.arange(len(labels)), held_out)
+    everything = np.arange(len(labels))
+    kept = np.setdiff1d(everything, held_out)
     return kept, held_out

@@ -30,7 +30,8 @@ def split_word_in(name: str) -> str | None:
 def words_of(name: str) -> list[str]:
     """The words of a name, which dots, dashes, underscores, spaces, digits and capitals part."""
     apart = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
-    return list(filter(None, re.split(r"[-._ 0-9]+", apart)))
+    words = re.split(r"[-._ 0-9]+", apart)
+    return list(filter(None, words))
 
 
 def rest_of(name: str) -> tuple[str, ...]:
@@ -67,10 +68,12 @@ def sorted_classes(names: Iterable[str]) -> tuple[str, ...]:
 def listed(names: Sequence[str], most: int = 5) -> str:
     """Names in a sentence: all of them, or the first ones and how many more there are."""
     if len(names) > most:
-        return f"{', '.join(names[:most])} and {len(names) - most} more"
+        first = ", ".join(names[:most])
+        return f"{first} and {len(names) - most} more"
     if len(names) < 2:
         return "".join(names)
-    return f"{', '.join(names[:-1])} and {names[-1]}"
+    *first, last = names
+    return f"{', '.join(first)} and {last}"
 
 
 def training_word(

@@ -31,6 +31,7 @@ LOOKED_AT = 1000  # real images at most that the numbers are compared with
 # pixel values that are turned into numbers of 64 bits at a time; sixteen times as many are compared
 # with at most
 AT_ONCE = 2**22
+GIVEN = "preprocess="  # the origin of what a caller of Python gave
 PROBES = 8  # vectors that whitening and its inverse are tried on
 
 
@@ -82,12 +83,18 @@ def _is_published(
     std: Sequence[float] | None,
 ) -> bool:
     """Whether it says the published constants of a dataset, where there are any."""
-    if mean is None or std is None or preprocess.std is None or preprocess.matrix is not None:
+    if mean is None or std is None:
+        return False
+    if preprocess.std is None or preprocess.matrix is not None:
         return False
     return _same(preprocess.mean, mean) and _same(preprocess.std, std)
 
 
 def _refusal(preprocess: Preprocess, wrong: str) -> UserError:
+    if preprocess.origin == GIVEN:
+        return UserError(
+            f"preprocess= does not fit these images: {wrong}; give one of images of the same kind."
+        )
     where = preprocess.origin or "the set or the experts"
     return UserError(
         f"The preprocessing in {where} is impossible: {wrong}; restore the file, or make it again "
@@ -219,16 +226,21 @@ def unlike(preprocess: Preprocess, pixels: Tensor) -> str | None:
 def _unlike_scaled(preprocess: Preprocess, pixels: Tensor) -> str | None:
     """`unlike` for a mean and a standard deviation of each channel."""
     assert preprocess.std is not None
+
+    def squares(part: Tensor) -> Tensor:
+        return (part - mean.view(-1, 1, 1)).square()
+
     mean = _mean(pixels, (0, 2, 3))
-    variance = _mean(pixels, (0, 2, 3), lambda part: (part - mean.view(-1, 1, 1)).square())
+    variance = _mean(pixels, (0, 2, 3), squares)
     std = variance.sqrt().clamp(min=SMALLEST_STD)
     said_mean = preprocess.mean.to(mean)
     said_std = preprocess.std.to(mean)
-    worst = int((said_mean - mean).abs().argmax())
-    if abs(float(said_mean[worst] - mean[worst])) > MOST_OFF:
-        return _differs("mean", worst, said_mean, mean)
-    worst = int((said_std / std).log().abs().argmax())
-    if not 1 / MOST_TIMES <= float(said_std[worst] / std[worst]) <= MOST_TIMES:
+    off = (said_mean - mean).abs()
+    if float(off.max()) > MOST_OFF:
+        return _differs("mean", int(off.argmax()), said_mean, mean)
+    times = said_std / std
+    worst = int(times.log().abs().argmax())
+    if not 1 / MOST_TIMES <= float(times[worst]) <= MOST_TIMES:
         return _differs("standard deviation", worst, said_std, std)
     return None
 
@@ -257,18 +269,23 @@ def _unlike_whitened(preprocess: Preprocess, pixels: Tensor) -> str | None:
     if off > MOST_OFF:
         return f"its mean image is {off:.3g} off that of the training images (root mean square)"
 
+    def squares(part: Tensor) -> Tensor:
+        return (part - mean).square()
+
     def whitened_squares(part: Tensor) -> Tensor:
         return preprocess.forward(part.float()).double().square()
 
     everything = (0, 1, 2, 3)
-    before = float(_mean(pixels, everything, lambda part: (part - mean).square()))
+    before = float(_mean(pixels, everything, squares))
     after = float(_mean(pixels, everything, whitened_squares))
-    low = (before / (mean.numel() * before + ZCA_EPS)) ** 0.5
+    root = after**0.5
+    of_all = mean.numel() * before
+    low = (before / (of_all + ZCA_EPS)) ** 0.5
     high = (before / ZCA_EPS) ** 0.5
-    if low / MOST_TIMES <= after**0.5 <= high * MOST_TIMES:
+    if low / MOST_TIMES <= root <= high * MOST_TIMES:
         return None
     return (
-        f"it brings the training images to a root mean square of {after**0.5:.3g}, and whitening "
+        f"it brings the training images to a root mean square of {root:.3g}, and whitening "
         f"to one between {low:.3g} and {high:.3g}"
     )
 
@@ -282,6 +299,10 @@ def _mean(
 
     The function sees them as values in [0, 1], float64, part by part.
     """
-    sums = [of(part.double() / 255).sum(dims) for part in pieces(pixels, AT_ONCE)]
+    sums = []
+    for part in pieces(pixels, AT_ONCE):
+        values = of(part.double() / 255)
+        sums.append(values.sum(dims))
     total = torch.stack(sums).sum(0)
-    return total / (pixels.numel() / max(1, total.numel()))
+    summed = pixels.numel() / max(1, total.numel())
+    return total / summed

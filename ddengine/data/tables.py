@@ -41,7 +41,8 @@ LABEL_NAMES = (
     "coarse_label",
     "coarse_labels",
 )
-ASK_IMAGE, ASK_LABEL = "name it with data.image_column", "name it with data.label_column"
+ASK_IMAGE = "name it with data.image_column"
+ASK_LABEL = "name it with data.label_column"
 LOOKED_AT = 10  # rows whose paths tell whether the paths of a table lead anywhere
 
 
@@ -99,7 +100,11 @@ def _by_name(columns: Sequence[str], names: Sequence[str]) -> str | None:
 
 def _is_picture(column: str) -> bool:
     """Whether a column of images is not named after a mask and its kin."""
-    return not any(word in column.lower() for word in NO_PICTURES)
+    name = column.lower()
+    for word in NO_PICTURES:
+        if word in name:
+            return False
+    return True
 
 
 def _check_there(
@@ -171,18 +176,25 @@ def label_column(
         return asked
     column = _likely_labels(table, image)
     if column is None:
-        others = listed([name for name in table.types if name != image], 20) or "none"
+        others = list(table.types)
+        others.remove(image)
         raise UserError(
             f"{table.name} has no column that is known to be the label (beside {image!r}: "
-            f"{others}); {ASK_LABEL}, or call it label."
+            f"{listed(others, 20) or 'none'}); {ASK_LABEL}, or call it label."
         )
     return column
 
 
 def _likely_labels(table: Table, image: str) -> str | None:
     """The column of classes by feature, then by name; None where it cannot be told."""
-    others = [column for column in table.types if column != image]
-    declared = [column for column in others if table.declares(column, "ClassLabel")]
+    others = []
+    declared = []
+    for column in table.types:
+        if column == image:
+            continue
+        others.append(column)
+        if table.declares(column, "ClassLabel"):
+            declared.append(column)
     named = _by_name(declared, LABEL_NAMES)
     if named is None and len(declared) == 1:
         return declared[0]
@@ -312,14 +324,16 @@ def classes_of(labels: Sequence[Labels]) -> tuple[str, ...]:
         texts = np.concatenate(list(map(Labels.named, labels)))
         return sorted_classes(np.unique(texts).tolist())
     numbers = np.unique(np.concatenate([part.values for part in labels]))
-    if numbers[-1] - numbers[0] >= 2 * len(numbers):
+    first = numbers[0]
+    last = numbers[-1]
+    if last - first >= 2 * len(numbers):
         raise UserError(
-            f"The labels of {labels[0].table.name} go up to {numbers[-1]}, and only {len(numbers)} "
+            f"The labels of {labels[0].table.name} go up to {last}, and only {len(numbers)} "
             "of these numbers occur, "
             "so they do not count classes; name another column with data.label_column, or store "
             "the classes as texts."
         )
-    return tuple(map(str, range(numbers[0], numbers[-1] + 1)))
+    return tuple(map(str, range(first, last + 1)))
 
 
 def _numbered(labels: Sequence[Labels], classes: tuple[str, ...]) -> np.ndarray:
@@ -331,8 +345,12 @@ def _numbered(labels: Sequence[Labels], classes: tuple[str, ...]) -> np.ndarray:
     parts = []
     for part in labels:
         names, inverse = np.unique(part.named(), return_inverse=True)
-        numbers = [number_of.get(name, -1) for name in names.tolist()]
-        strange = names[np.array(numbers) < 0].tolist()
+        numbers = []
+        strange = []
+        for name in names.tolist():
+            if name not in number_of:
+                strange.append(name)
+            numbers.append(number_of.get(name, -1))
         if strange:
             raise UserError(
                 f"{part.table.name} has the classes {listed(strange)}, which are not among those "
@@ -384,10 +402,13 @@ class Rows:
         """
         number, row = self._at(i)
         contents, paths = self._columns[number]
-        content = None if contents is None else contents[row].as_py()
-        if content:
-            return content
-        path = None if paths is None else paths[row].as_py()
+        if contents is not None:
+            content = contents[row].as_py()
+            if content:
+                return content
+        path = None
+        if paths is not None:
+            path = paths[row].as_py()
         if not path:
             raise Unreadable(self.called(i), "no bytes and no path are stored")
         table = self.tables[number]
@@ -500,7 +521,10 @@ def _split(
     like: Table | None,
 ) -> _Split:
     """A split, whose columns are those of `like`, or of its own first table."""
-    filled = [table for table in tables if table.rows]
+    filled = []
+    for table in tables:
+        if table.rows:
+            filled.append(table)
     if not filled:
         raise UserError(
             f"{tables[0].name} has no rows; give every split images with labels, or move the file "

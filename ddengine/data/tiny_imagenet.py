@@ -27,11 +27,13 @@ def _lines(path: Path) -> list[str]:
 
 def _class_names(path: Path, wnids: tuple[str, ...]) -> tuple[str, ...]:
     """The first synonym of each class in words.txt, or its WordNet id where the file says none."""
-    synonyms: dict[str, str] = {}
-    for line in _lines(path) if path.is_file() else []:
-        wnid, _, words = line.partition("\t")
-        synonyms[wnid] = words.split(",")[0].strip()
-    return tuple(synonyms.get(wnid) or wnid for wnid in wnids)
+    names = dict.fromkeys(wnids, "")
+    if path.is_file():
+        for line in _lines(path):
+            wnid, _, words = line.partition("\t")
+            synonym, *_ = words.split(",")
+            names[wnid] = synonym.strip()
+    return tuple(names[wnid] or wnid for wnid in wnids)
 
 
 def _validation(

@@ -251,7 +251,8 @@ class _Images:
         They are of one size, to which they are resized if they differ.
         """
         if self._alike is not None:
-            alike, self._alike = self._alike, None
+            alike = self._alike
+            self._alike = None
             if len(index) == len(alike) and self._size in (None, alike.shape[2:]):
                 return reordered(alike, index)
             self._kept = dict(enumerate(alike))
@@ -295,11 +296,13 @@ class _Images:
         pixels = np.empty((0, 0, 0, 0), np.uint8)
         for k, (i, values) in enumerate(zip(order, self._values(order), strict=True)):
             image = self._as_bytes(values, i)
+            in_colour = len(image) == 3
             if k == 0:
-                colour = colour or len(image) == 3
+                colour = colour or in_colour
+                channels = 3 if colour else 1
                 side = self._size or image.shape[1:]
-                pixels = np.empty((len(order), 3 if colour else 1, *side), np.uint8)
-            if len(image) == 3 and not colour:
+                pixels = np.empty((len(order), channels, *side), np.uint8)
+            if in_colour and not colour:
                 raise NeedsColour
             pixels[k] = self._at_size(image, pixels.shape[2:])  # grey into all channels
             self._kept.pop(i, None)
@@ -321,21 +324,23 @@ class _Images:
                 f"{_sides(image.shape[1:])}; "
                 "set size of the recipe's data to a height and width for all."
             )
-        return resize(torch.tensor(image)[None], self._config)[0].numpy()
+        (resized,) = resize(torch.tensor(image).unsqueeze(0), self._config)
+        return resized.numpy()
 
     def _as_bytes(self, image: np.ndarray | Wide, i: int) -> np.ndarray:
         """Image i as (C, H, W) uint8."""
         if not isinstance(image, Wide):
             return image
         pixels = self._scales.applied(image, self._ground, f"image {i} of the dataset")
-        return np.asarray(pixels)[None]
+        return np.expand_dims(np.asarray(pixels), 0)
 
     def _settle(self, order: list[int]) -> None:
         """Choose the scale of values that are not of 8 bits among the images at `order`."""
         wide = []
         for i, image in zip(order, self._values(order), strict=True):
             if isinstance(image, Wide):
-                wide.append((image.kind, f"Image {i} of the dataset", extremes(image.values)))
+                name = f"Image {i} of the dataset"
+                wide.append((image.kind, name, extremes(image.values)))
         self._notes += self._scales.settle(wide)
 
     def _examples(self, index: Iterable[int]) -> Iterator[tuple[np.ndarray | Wide, int]]:

@@ -102,7 +102,8 @@ def apply(config: AugmentConfig, images: Tensor, draw: AugmentDraw) -> Tensor:
     )
     if draw.always is None:
         return _apply_drawn(config, images, draw)
-    always = draw.always.to(images).expand(groups, per_group, -1, -1).flatten(0, 1)
+    always = draw.always.to(images)
+    always = always.expand(groups, per_group, -1, -1).flatten(0, 1)
     numbers = list(zip(config.always, always.unbind(1), strict=True))
     for op, uniform in numbers:
         if op != "cutout":
@@ -275,12 +276,13 @@ def _gather_pixels(images: Tensor, rows: Tensor, columns: Tensor, weights: Tenso
     weights = weights * (in_rows & in_columns)
     rows = rows.clamp(0, height - 1)
     columns = columns.clamp(0, width - 1)
+    index = rows * width + columns
     flat = images.flatten(2)
     total: Tensor | None = None
-    for index, weight in zip(rows * width + columns, weights, strict=True):
-        of_image = index.view(num, 1, -1)
+    for tap_index, tap_weight in zip(index, weights, strict=True):
+        of_image = tap_index.view(num, 1, -1)
         pixels = flat.gather(2, of_image.expand(-1, channels, -1))
-        tap = pixels * weight.view(num, 1, -1)
+        tap = pixels * tap_weight.view(num, 1, -1)
         total = tap if total is None else total + tap
     assert total is not None
     return total.view_as(images)
@@ -297,10 +299,9 @@ def crop(images: Tensor, shift_rows: Tensor, shift_columns: Tensor) -> Tensor:
     shape = (num, height, width)
     rows = _line(height, images) + shift_rows.unsqueeze(1)
     columns = _line(width, images) + shift_columns.unsqueeze(1)
-    every_row = rows.unsqueeze(2).expand(shape)
-    every_column = columns.unsqueeze(1).expand(shape)
-    weight = torch.ones(1, device=images.device, dtype=images.dtype)
-    return _gather_pixels(images, every_row.unsqueeze(0), every_column.unsqueeze(0), weight)
+    every_row = rows.unsqueeze(2).expand(shape).unsqueeze(0)
+    every_column = columns.unsqueeze(1).expand(shape).unsqueeze(0)
+    return _gather_pixels(images, every_row, every_column, images.new_ones(1))
 
 
 def rearrange(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -426,16 +427,12 @@ def warp(images: Tensor, matrix: Tensor) -> Tensor:
 def warp_by_gather(images: Tensor, matrix: Tensor) -> Tensor:
     """`warp` as a weighted sum of four gathered neighbours."""
     height, width = images.shape[2:]
-    y = torch.linspace(-1, 1, height, device=images.device, dtype=images.dtype)
-    x = torch.linspace(-1, 1, width, device=images.device, dtype=images.dtype)
-    y = y.unsqueeze(1).expand(height, width)
-    x = x.expand(height, width)
+    y = _from_minus_one(height, images).unsqueeze(1)
+    x = _from_minus_one(width, images).unsqueeze(0)
     entries = matrix.unsqueeze(3).unsqueeze(4)
     to_x, to_y = entries.unbind(1)
-    read_x = to_x[:, 0] * x + to_x[:, 1] * y
-    read_y = to_y[:, 0] * x + to_y[:, 1] * y
-    column = (read_x + 1) * (width - 1) / 2
-    row = (read_y + 1) * (height - 1) / 2
+    column = (_read_at(to_x, x, y) + 1) * (width - 1) / 2
+    row = (_read_at(to_y, x, y) + 1) * (height - 1) / 2
     top = row.floor()
     left = column.floor()
     rows = torch.stack((top, top, top + 1, top + 1))
@@ -447,6 +444,17 @@ def warp_by_gather(images: Tensor, matrix: Tensor) -> Tensor:
     across = 1 - right
     weights = torch.stack((up * across, up * right, down * across, down * right))
     return _gather_pixels(images, rows.long(), columns.long(), weights)
+
+
+def _from_minus_one(length: int, like: Tensor) -> Tensor:
+    """Where the pixels of a line (length,) are, in [-1, 1]."""
+    return torch.linspace(-1, 1, length, device=like.device, dtype=like.dtype)
+
+
+def _read_at(to_coordinate: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """A row (B, 2, 1, 1) of each matrix times (X, Y): a coordinate (B, H, W)."""
+    by_x, by_y = to_coordinate.unbind(1)
+    return by_x * x + by_y * y
 
 
 def scale(images: Tensor, columns: Tensor, rows: Tensor) -> Tensor:
@@ -544,14 +552,21 @@ def _resized_crop(config: AugmentConfig, images: Tensor, u: Tensor) -> Tensor:
     """
     height, width = images.shape[2:]
     of_area, of_ratio, down, right = u.unbind(1)
-    area = height * width * (config.area + of_area * (1 - config.area))
+    fraction = config.area + of_area * (1 - config.area)
+    area = height * width * fraction
     exponent = (2 * of_ratio - 1) * math.log(config.ratio)
     ratio = exponent.exp()  # of width to height
-    box_width = (area * ratio).sqrt().round().clamp(1, width).long()
-    box_height = (area / ratio).sqrt().round().clamp(1, height).long()
+    box_width = _whole_side(area * ratio, width)
+    box_height = _whole_side(area / ratio, height)
     top = _offset(down, height - box_height)
     left = _offset(right, width - box_width)
     return resized_crop(images, top, left, box_height, box_width)
+
+
+def _whole_side(square: Tensor, most: int) -> Tensor:
+    """Sides of squares of these areas, in whole pixels from 1 to `most`: int64."""
+    side = square.sqrt().round()
+    return side.clamp(1, most).long()
 
 
 def _shuffle(config: AugmentConfig, images: Tensor, u: Tensor) -> Tensor:

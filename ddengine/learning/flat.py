@@ -16,7 +16,8 @@ def flatten(module: nn.Module) -> Tensor:
 
     It shares no memory with them.
     """
-    return torch.cat([p.detach().flatten() for p in module.parameters()])
+    parts = [parameter.detach().flatten() for parameter in module.parameters()]
+    return torch.cat(parts)
 
 
 def flatten_buffers(module: nn.Module) -> Tensor | None:
@@ -24,8 +25,12 @@ def flatten_buffers(module: nn.Module) -> Tensor | None:
 
     None when it has none.
     """
-    buffers = [b.detach().flatten().float() for b in module.buffers()]
-    return torch.cat(buffers) if buffers else None
+    parts = []
+    for buffer in module.buffers():
+        parts.append(buffer.detach().flatten().float())
+    if not parts:
+        return None
+    return torch.cat(parts)
 
 
 def unflatten_into(module: nn.Module, theta: Tensor, buffers: Tensor | None = None) -> None:
@@ -126,10 +131,13 @@ class FlatModel:
         """
         if self.normed is None:
             return None
-        buffers = {name: b.detach().clone() for name, b in self.normed.named_buffers()}
+        buffers = {}
+        for name, buffer in self.normed.named_buffers():
+            buffers[name] = buffer.detach().clone()
         state = self._views(theta) | buffers
+        norms = batch_norms(self.normed)
         try:
-            for norm in batch_norms(self.normed):
+            for norm in norms:
                 norm.train()
             self._call(self.normed, state, images)
         finally:

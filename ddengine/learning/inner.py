@@ -110,4 +110,6 @@ class ByAutograd(InnerGradient):
 
 def inner_gradient(loss: LossFn, compile: bool = False) -> InnerGradient:
     """The gradient of an inner loss, compiled where asked for."""
-    return ByAutograd(compiled_gradient(loss) if compile else eager_gradient(loss))
+    if compile:
+        return ByAutograd(compiled_gradient(loss))
+    return ByAutograd(eager_gradient(loss))

@@ -159,7 +159,9 @@ def mixed_logits(
 
 
 def _log(share: float) -> float:
-    return log(share) if share > 0 else -inf
+    if share <= 0:
+        return -inf
+    return log(share)
 
 
 def soft_loss(

@@ -92,15 +92,16 @@ def schedule(config: EvalConfig, lr: float, epochs: int | None = None) -> list[C
     5 E // 6 on, the momentum kept (as in IDC); never before the first epoch is over. "cosine": in
     each of E epochs, all by one optimiser.
     """
-    last = config.epochs if epochs is None else epochs
+    if epochs is None:
+        epochs = config.epochs
     first = ChangePoint(0, lr, config.momentum, config.weight_decay)
     if config.schedule == "cosine":
-        return [first, *_cosine(first, config.stretch, last)]
+        return [first, *_cosine(first, config.stretch, epochs)]
     if config.schedule == "thirds":
-        return [first, *_thirds(first, config, last)]
+        return [first, *_thirds(first, config, epochs)]
     drop = replace(
         first,
-        epoch=last // 2 + 2,
+        epoch=epochs // 2 + 2,
         lr=lr * config.lr_drop,
         momentum=config.momentum_after,
     )
@@ -264,11 +265,14 @@ def _trained(
     """The given networks, which are new, trained in one computation."""
     config = task.config
     num = len(task.sets[0])
-    ensemble = Ensemble([network.to(task.device).train() for network in models])
+    for network in models:
+        network.to(task.device).train()
+    ensemble = Ensemble(models)
     head = _weak_head(task, models[0])
     epochs = num_epochs(num, config, steps)
-    # where two fall on one epoch, the later one
-    points = {point.epoch: point for point in schedule(config, lr, epochs)}
+    points = {}  # where two fall on one epoch, the later one
+    for point in schedule(config, lr, epochs):
+        points[point.epoch] = point
     optimiser: torch.optim.Optimizer | None = None
     left = steps
     if left is None:
@@ -286,7 +290,10 @@ def _trained(
             optimiser.step()
     if head is not None:
         head.remove()
-    return [network.eval() for network in ensemble.unstack()]
+    trained = ensemble.unstack()
+    for network in trained:
+        network.eval()
+    return trained
 
 
 def _weak_head(task: _Task, network: nn.Module) -> WeakHead | None:
@@ -337,7 +344,6 @@ def _as_seen(
 ) -> tuple[Tensor, list[augment.Mix | None]]:
     """The images of all networks (n B, C, H, W), augmented and mixed, and how each was mixed."""
     config = task.config
-    images = torch.cat([batch.images for batch in batches])
     draws = []
     mixes: list[augment.Mix | None] = []
     for seed, batch in zip(task.seeds, batches, strict=True):
@@ -347,12 +353,14 @@ def _as_seen(
         if mix is not None:
             mix = mix.to(task.device)
         mixes.append(mix)
+    images = torch.cat([batch.images for batch in batches])
+    draw = augment.concatenate(draws).to(task.device)
     with torch.no_grad():
-        draw = augment.concatenate(draws).to(task.device)
         images = augment.apply(config.augment, images, draw)
         if any(mixes):
             parts = images.chunk(len(batches))
-            images = torch.cat(list(map(augment.mixed, parts, mixes)))
+            mixed = map(augment.mixed, parts, mixes)
+            images = torch.cat(list(mixed))
     return images, mixes
 
 
@@ -374,9 +382,10 @@ def _targets(task: _Task, batches: Sequence[Batch], images: Tensor) -> Sequence[
     """Of each network the targets of its images, which are given as it saw them."""
     if task.labels != "dynamic":
         return [target(batch, task.labels) for batch in batches]
-    # a teacher in training mode normalises by the batch of one network
-    apart = task.config.teacher_mode == "train"
-    parts = images.chunk(len(batches)) if apart else [images]
+    parts: Sequence[Tensor] = [images]
+    if task.config.teacher_mode == "train":
+        # a teacher in training mode normalises by the batch of one network
+        parts = images.chunk(len(batches))
     said = [teacher_logits(task.teachers, part, task.precision) for part in parts]
     return torch.cat(said).chunk(len(batches))
 
@@ -517,8 +526,10 @@ def teacher_logits(
 
     They stay in the modes they are in.
     """
+    said = []
     with autocast(images.device, precision):
-        said = [teacher(images).float() for teacher in teachers]
+        for teacher in teachers:
+            said.append(teacher(images).float())
     return torch.stack(said).mean(0)
 
 
@@ -537,7 +548,9 @@ class Classified:
     @property
     def accuracy(self) -> float | None:
         """Fraction of the images classified correctly; None of a network that diverged."""
-        return None if self.diverged else sum(self.right) / sum(self.images)
+        if self.diverged:
+            return None
+        return sum(self.right) / sum(self.images)
 
 
 def diverged(network: nn.Module) -> bool:
@@ -565,14 +578,15 @@ def classified(network: nn.Module, real: RealSet, precision: Precision = "fp32")
     finite = torch.ones((), dtype=torch.bool, device=real.device)
     hits = []
     for index in torch.arange(len(real)).split(TEST_BATCH):
-        batch = real.batch(index)
+        images, classes = real.batch(index)
         with autocast(real.device, precision):
-            logits = network(batch.images)
+            logits = network(images)
         finite &= logits.isfinite().all()
-        hits.append(logits.argmax(1) == batch.targets)
+        hits.append(logits.argmax(1) == classes)
     lost = diverged(network) or not bool(finite)
+    labels = real.labels.cpu()
     all_hits = torch.cat(hits).cpu()
-    return of_classes(real.labels.cpu(), all_hits, real.num_classes, diverged=lost)
+    return of_classes(labels, all_hits, real.num_classes, diverged=lost)
 
 
 def accuracy(network: nn.Module, real: RealSet, precision: Precision = "fp32") -> float | None:

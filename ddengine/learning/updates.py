@@ -156,8 +156,9 @@ class Adam(Update):
         square = self.beta2 * square + (1 - self.beta2) * grad.square()
         finished = k + 1
         corrected = mean / (1 - self.beta1**finished)
-        root = _root(square / (1 - self.beta2**finished))
-        return theta - lr * corrected / (root + self.eps), (mean, square)
+        corrected_square = square / (1 - self.beta2**finished)
+        move = lr * corrected / (_root(corrected_square) + self.eps)
+        return theta - move, (mean, square)
 
 
 def _root(square: Tensor) -> Tensor:

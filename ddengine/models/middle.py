@@ -87,13 +87,17 @@ def _trunk(network: nn.Module, image_shape: tuple[int, int, int]) -> list[_Call]
     """
     names = {module: name for name, module in network.named_modules()}
     calls = _calls(network, image_shape)
-    blocks = tuple(f"{names[call.module]}." for call in calls if call.gives_maps)
+    blocks = []
+    for call in calls:
+        if call.gives_maps:
+            blocks.append(f"{names[call.module]}.")
     # whoever hooks a module must meet one output in a forward pass
     times = Counter(call.module for call in calls)
     trunk = []
     for call in calls:
-        inner = names[call.module].startswith(blocks)
-        if call.gives_maps and times[call.module] == 1 and not inner:
+        once = times[call.module] == 1
+        inner = names[call.module].startswith(tuple(blocks))
+        if call.gives_maps and once and not inner:
             trunk.append(call)
     while trunk and isinstance(trunk[-1].module, POOLINGS):
         trunk.pop()

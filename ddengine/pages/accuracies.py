@@ -128,8 +128,9 @@ def _compared(run: Run) -> dict[str, str]:
     """What the table of runs says of one, by the title of the column."""
     num_bytes, share = facts.bytes_in_all(run)
     took, between = "", ""
-    if run.distillation.get("seconds") is not None:
-        took = duration(run.distillation["seconds"])
+    seconds = run.distillation.get("wall_seconds", run.distillation.get("seconds"))
+    if seconds is not None:
+        took = duration(seconds)
     if run.result:
         between = interval(run.result)
     return {

@@ -45,8 +45,23 @@ def _making(run: Run) -> list[list[str]]:
         return _making_by_facts(run)
     at = program.after_program(typed)
     if typed[at] == "distill" and run.meta.get("experts"):
+        if not any(word.split("=")[0] == "--buffer.seed" for word in typed):
+            typed = [*typed, *_expert_seed(run)]
         return [[*typed[:at], "buffer", *_of_buffer(typed[at + 1 :])], typed]
     return [typed]
+
+
+def _expert_seed(run: Run) -> list[str]:
+    """The flag that gives a run its experts, where that is needed.
+
+    Sets that do not say the seed of their experts are of the time when it was that of the run.
+    """
+    experts = run.meta.get("experts") or {}
+    for store in experts.get("stores") or [experts]:
+        seed = store.get("seed", run.meta.get("seed"))
+        if seed:
+            return _flag("buffer.seed", seed)
+    return []
 
 
 def _evaluating(run: Run) -> list[list[str]]:
@@ -86,6 +101,7 @@ def _making_by_facts(run: Run) -> list[list[str]]:
         return []
     of_recipe = _recipe_flags(run)
     of_process = [
+        *_expert_seed(run),
         *_flag("seed", _stated(run, "seed")),
         *_flag("precision", _stated(run, "precision")),
     ]

@@ -120,7 +120,8 @@ def cost(run: Run) -> list[tuple[str, str]]:
     entries = [
         ("Training the experts", _expert_seconds(run), duration),
         ("Making the initial set", done.get("initial_seconds"), duration),
-        ("Distillation", done.get("seconds"), duration),
+        ("Outer steps of the distillation", done.get("seconds"), duration),
+        ("Distillation, all of it", done.get("wall_seconds"), duration),
         ("Evaluation", run.evaluation.get("seconds"), duration),
         ("Peak memory of the distillation", done.get("peak_memory_bytes"), size),
         ("Updates skipped, not finite", done.get("updates_skipped_not_finite") or None, str),

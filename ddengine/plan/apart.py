@@ -38,7 +38,8 @@ def apart(target: Callable[..., Any], *args: Any, limit: int | None = None) -> A
     try:
         kind, value = receiver.recv()
     except EOFError:
-        kind, value = "died", None
+        kind = "died"
+        value = None
     finally:
         receiver.close()
     process.join()

@@ -80,10 +80,12 @@ def disk_bytes(recipe: Recipe, syn: SyntheticSet) -> int:
     """
     tensors = total_bytes(syn.tensors)
     first = torch.zeros(1, dtype=torch.long)
-    pixels = math.prod(syn.pixels(first).shape[1:])
+    image = syn.pixels(first)
+    pixels = math.prod(image.shape[1:])
     classes = min(len(syn.class_names), figures.SHOWN_CLASSES)
     shown = classes * figures.SHOWN_PER_CLASS
-    pictures = counts(recipe)["files"] * shown * max(pixels, 64 * 64) // 2
+    files = counts(recipe)["files"]
+    pictures = files * shown * max(pixels, 64 * 64) // 2
     averages = len(recipe.outer.ema)
     checkpoints = (4 + averages) * 2 * tensors
     shipped = len(syn) * (pixels + 500)

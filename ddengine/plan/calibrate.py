@@ -141,7 +141,7 @@ def _epoch_seconds(job: Job, network: nn.Module, data: Data, config: BufferConfi
     per_epoch = math.ceil(num_images / config.batch)
 
     def seconds(data: Data, config: BufferConfig) -> float:
-        train = partial(train_expert, network, data, config, job.seed, 0, job.precision)
+        train = partial(train_expert, network, data, config, 0, job.precision)
         needed, _ = timed(data.train.device, train)
         return needed
 
@@ -185,7 +185,7 @@ def counts(recipe: Recipe) -> dict[str, int]:
         last_is_one = pictures > 0 and after == 0
     validations = 0
     if outer.evaluate_every:
-        validations = steps // outer.evaluate_every
+        validations = math.ceil(steps / outer.evaluate_every)
     kept = 1 + pictures - int(last_is_one) + int(steps > 0)
     return {
         "validations": validations,
@@ -266,7 +266,8 @@ def distill(began: float, job: Job, folder: Path, stand_ins: Path | None) -> dic
 
 def _labelling(run: Run) -> float:
     """How many times more experts label than here, where few stand in for all."""
-    recipe, experts = run.recipe, run.experts
+    recipe = run.recipe
+    experts = run.experts
     asks_all = recipe.targets.kind == "logits" and recipe.targets.experts != "first"
     if recipe.teachers or not asks_all or not isinstance(experts, StandIns):
         return 1.0

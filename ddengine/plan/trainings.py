@@ -56,7 +56,8 @@ class Training:
     @property
     def kind(self) -> tuple[Any, ...]:
         """Equal for trainings whose updates cost the same."""
-        examples, options = self.sets[0], self.options
+        examples = self.sets[0]
+        options = self.options
         return (
             network_kind(self.new_model),
             type(examples),
@@ -140,11 +141,17 @@ class Calls:
 
     def num_networks(self) -> int:
         """Of all trainings."""
-        return sum(len(asked.seeds) for asked in self.trainings)
+        num = 0
+        for asked in self.trainings:
+            num += len(asked.seeds)
+        return num
 
     def num_updates(self) -> int:
         """Of all networks of all trainings."""
-        return sum(len(asked.seeds) * asked.updates for asked in self.trainings)
+        num = 0
+        for asked in self.trainings:
+            num += len(asked.seeds) * asked.updates
+        return num
 
 
 def seconds_of(calls: Calls) -> float:

@@ -70,13 +70,16 @@ def herding_index(
     chosen = []
     for members in real.members:
         features = _features(real, members, embed, batch)
-        mean, total = features.mean(0), torch.zeros_like(features[0])
+        mean = features.mean(0)
+        total = torch.zeros_like(features[0])
         taken: list[int] = []
         for count in range(1, ipc + 1):
-            distance = (mean - (total + features) / count).norm(dim=1)
+            means = (total + features) / count  # with each of the images
+            distance = (mean - means).norm(dim=1)
             distance[taken] = torch.inf
-            taken.append(int(distance.argmin()))
-            total = total + features[taken[-1]]
+            nearest = int(distance.argmin())
+            taken.append(nearest)
+            total = total + features[nearest]
         chosen.append(members[taken])
     return torch.cat(chosen)
 
@@ -266,8 +269,10 @@ def el2n_scores(real: RealSet, trained: list[nn.Module], batch: int = 1000) -> T
         one_hot = nn.functional.one_hot(labels, real.num_classes)
         errors = []
         for network in trained:
-            errors.append((network(images).double().softmax(1) - one_hot).norm(dim=1))
-        parts.append(torch.stack(errors).mean(0).cpu())
+            said = network(images).double().softmax(1)
+            errors.append((said - one_hot).norm(dim=1))
+        mean = torch.stack(errors).mean(0)
+        parts.append(mean.cpu())
     return torch.cat(parts)
 
 
@@ -359,7 +364,8 @@ def choose(
     assert new_model is not None, "a network is needed for this kind"
     score = forgetting_index
     if kind == "el2n":
-        score, steps = el2n_index, max(1, steps // 10)
+        score = el2n_index
+        steps = max(1, steps // 10)
     return score(
         real,
         ipc,

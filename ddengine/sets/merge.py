@@ -98,7 +98,8 @@ def _logits(
     sets: Sequence[SyntheticSet], maps: Sequence[Sequence[int]], merged: SyntheticSet
 ) -> Tensor:
     """The soft labels (N or S, K) of the merged set."""
-    num_classes, device = len(merged.class_names), merged.classes.device
+    num_classes = len(merged.class_names)
+    device = merged.classes.device
     logits = []
     for syn, classes in zip(sets, maps, strict=True):
         logits.append(_widened(syn.logits.to(device), classes, num_classes))
@@ -127,7 +128,8 @@ def _by_example(
 
 def _under(syn: SyntheticSet, preprocess: Preprocess) -> SyntheticSet:
     """The same pictures under another preprocessing."""
-    if syn.space == "pixel":
+    same = _same_tensors(syn.preprocess.tensors(), preprocess.tensors())
+    if syn.space == "pixel" or same:
         return replace(syn, preprocess=preprocess)
     if not isinstance(syn.codec, Identity):
         raise UserError(

@@ -36,16 +36,22 @@ def correct_index(
     short.
     """
     check_ipc(real, ipc, class_names)
-    left = [members[torch.randperm(len(members), generator=rng)] for members in real.members]
-    chosen: list[list[int]] = [[] for _ in left]
+    left = []
+    chosen: list[list[int]] = []
+    for members in real.members:
+        order = torch.randperm(len(members), generator=rng)
+        left.append(members[order])
+        chosen.append([])
     for expert in range(experts.num_experts):
         short = [c for c in range(real.num_classes) if len(chosen[c]) < ipc]
         if not short:
             break
         network = experts.load(expert, experts.epochs[-1]).to(real.device)
         for c in short:
-            right = _first_right(network, real, left[c], c, ipc - len(chosen[c]), batch)
-            left[c] = left[c][~torch.isin(left[c], torch.tensor(right, dtype=torch.long))]
+            missing = ipc - len(chosen[c])
+            right = _first_right(network, real, left[c], c, missing, batch)
+            taken = torch.isin(left[c], torch.tensor(right, dtype=torch.long))
+            left[c] = left[c][~taken]
             chosen[c] += right
     for name, taken in zip(class_names, chosen, strict=True):
         if len(taken) < ipc:
@@ -67,7 +73,8 @@ def _first_right(
     """
     right: list[int] = []
     for part in members.split(batch):
-        hits = (network(real.images(part)).argmax(1) == label).cpu()
+        said = network(real.images(part)).argmax(1)
+        hits = (said == label).cpu()
         right += part[hits].tolist()
         if len(right) >= num:
             break
@@ -119,7 +126,8 @@ def patches(
     few images, or the factor does not divide the sides.
     """
     teachers = _needed(experts, config.kind)
-    factor, (_, height, width) = config.factor, real.image_shape
+    factor = config.factor
+    _, height, width = real.image_shape
     if height % factor or width % factor:
         raise UserError(
             f"init.factor {factor} does not divide the {height} x {width} pixels of an image; set "
@@ -137,7 +145,8 @@ def patches(
     chosen = []
     for c, members in enumerate(real.members):
         index = real.draw_index(c, min(config.candidates, len(members)), rng)
-        kept, losses = [], []
+        kept = []
+        losses = []
         for part in index.split(max(1, 256 // config.crops)):
             best, loss = _best_crops(networks, real, part, c, config.crops, tile, rng)
             kept.append(best)

@@ -140,14 +140,16 @@ class Logits(Targets):
 
         The latter only where that saves bytes.
         """
+        if top is None:
+            return {"logits": values.to(dtype)}
         whose = index_dtype(num_classes)
-        if top is None or (top + 1) * dtype.itemsize + top * whose.itemsize >= (
-            num_classes * dtype.itemsize
-        ):
+        bytes_of_top = (top + 1) * dtype.itemsize + top * whose.itemsize
+        if bytes_of_top >= num_classes * dtype.itemsize:
             return {"logits": values.to(dtype)}
         largest, index = values.topk(top, dim=1)
         others = values.sum(1, keepdim=True) - largest.sum(1, keepdim=True)
-        stored = torch.cat([largest, others / (num_classes - top)], 1)
+        mean = others / (num_classes - top)
+        stored = torch.cat([largest, mean], 1)
         return {"logits": stored.to(dtype), "logits.index": index.to(whose)}
 
     def values(self, tensors: Tensors, num_classes: int) -> Tensor | None:

@@ -20,10 +20,9 @@ def start(device: torch.device) -> None:
     """Join the group that torchrun describes in the environment; nothing without one."""
     if "RANK" in os.environ and not td.is_initialized():
         _started.append(device)
+        backend = "nccl" if device.type == "cuda" else "gloo"
         # ranks wait for each other while one trains a longer share or validates
-        td.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=1)
-        )
+        td.init_process_group(backend, timeout=timedelta(days=1))
 
 
 def started_here() -> bool:
@@ -33,12 +32,16 @@ def started_here() -> bool:
 
 def rank() -> int:
     """This process's number."""
-    return td.get_rank() if td.is_initialized() else 0
+    if not td.is_initialized():
+        return 0
+    return td.get_rank()
 
 
 def num_ranks() -> int:
     """R."""
-    return td.get_world_size() if td.is_initialized() else 1
+    if not td.is_initialized():
+        return 1
+    return td.get_world_size()
 
 
 def my_share(items: Sequence[Item]) -> Sequence[Item]:

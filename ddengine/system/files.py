@@ -44,7 +44,10 @@ def refuse_existing(paths: Iterable[Path]) -> None:
 def clean(folder: Path) -> None:
     """Remove what a killed process left unfinished."""
     for path in folder.glob(f"{TEMPORARY}*"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 @contextmanager
@@ -61,24 +64,28 @@ def replacing(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary)
     try:
         yield temporary
-        if path.exists() and path.is_dir() != temporary.is_dir():
-            raise UserError(
-                f"{path} is a folder; name a file."
-                if path.is_dir()
-                else f"{path} is a file; name a folder."
-            )
-        if path.is_dir():  # a folder cannot be renamed onto a full one
-            old = path.with_name(f"{TEMPORARY}old-{path.name}")
-            path.rename(old)
-            temporary.rename(path)
-            shutil.rmtree(old)
-        else:
-            os.replace(temporary, path)
+        _put_in_place(temporary, path)
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True) if temporary.is_dir() else temporary.unlink(
-            missing_ok=True
-        )
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
         raise
+
+
+def _put_in_place(temporary: Path, path: Path) -> None:
+    """Let what is at `temporary` take the place of `path`, both a file or a folder."""
+    if path.is_dir() and not temporary.is_dir():
+        raise UserError(f"{path} is a folder; name a file.")
+    if path.exists() and temporary.is_dir() and not path.is_dir():
+        raise UserError(f"{path} is a file; name a folder.")
+    if path.is_dir():  # a folder cannot be renamed onto a full one
+        old = path.with_name(f"{TEMPORARY}old-{path.name}")
+        path.rename(old)
+        temporary.rename(path)
+        shutil.rmtree(old)
+    else:
+        os.replace(temporary, path)
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
@@ -90,11 +97,13 @@ def to_json(value: Any, indent: int | None = None) -> str:
 
 
 def _without_nan(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     if isinstance(value, Mapping):
         return {key: _without_nan(part) for key, part in value.items()}
-    return [_without_nan(part) for part in value] if isinstance(value, list | tuple) else value
+    if isinstance(value, list | tuple):
+        return [_without_nan(part) for part in value]
+    return value
 
 
 def write_text(path: Path, text: str) -> None:
@@ -133,12 +142,12 @@ def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
     """A safetensors file."""
+    stored = {}
+    for name, tensor in tensors.items():
+        stored[name] = tensor.detach().cpu().contiguous()
+    content = save(stored, dict(metadata or {}))
     with replacing(path) as temporary:
-        temporary.write_bytes(
-            save(
-                {k: v.detach().cpu().contiguous() for k, v in tensors.items()}, dict(metadata or {})
-            )
-        )
+        temporary.write_bytes(content)
 
 
 @contextmanager
@@ -157,17 +166,21 @@ def reading_tensors(path: Path) -> Iterator[Any]:
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """All tensors of a safetensors file, and its metadata."""
+    tensors = {}
     with reading_tensors(path) as file:
-        return {k: file.get_tensor(k) for k in file.keys()}, file.metadata() or {}
+        for name in file.keys():
+            tensors[name] = file.get_tensor(name)
+        return tensors, file.metadata() or {}
 
 
 def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
     """12 hexadecimal digits that identify named tensors to the bit."""
     sha = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
-        sha.update(repr((name, tensor.dtype, tuple(tensor.shape))).encode())
+        shape = tuple(tensor.shape)
+        sha.update(repr((name, tensor.dtype, shape)).encode())
         plain = tensor.detach().cpu().contiguous()
-        # which numpy does not know
-        plain = plain.view(torch.int16) if plain.dtype == torch.bfloat16 else plain
+        if plain.dtype == torch.bfloat16:  # which numpy does not know
+            plain = plain.view(torch.int16)
         sha.update(memoryview(plain.numpy()))  # type: ignore[arg-type]
     return sha.hexdigest()[:12]

@@ -75,7 +75,10 @@ class Bar:
     """A counter that is shown."""
 
     def __init__(self, title: str, total: int, done: int = 0):
-        self.title, self.total, self.done, self.note = title, total, done, ""
+        self.title = title
+        self.total = total
+        self.done = done
+        self.note = ""
         self._display = _display(title, total, done)
 
     def advance(self, note: str = "") -> None:
@@ -147,7 +150,9 @@ def duration(seconds: float) -> str:
     """Seconds as 12 s, 3 min or 2.5 h."""
     if seconds < 100:
         return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+    if seconds < 6000:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
 
 
 def size(num: float) -> str:
@@ -176,7 +181,9 @@ class Board:
                 "--tensorboard needs the package tensorboard, which is not installed; pip install "
                 "tensorboard."
             ) from None
-        self._new, self._folder, self._writer = SummaryWriter, folder, None
+        self._new = SummaryWriter
+        self._folder = folder
+        self._writer = None
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
         """The numbers of a step.
@@ -211,7 +218,8 @@ class EventLog:
 
     def __init__(self, path: Path, keep: int = 0, board: Board | None = None):
         """Open `path` for appending after its first `keep` bytes."""
-        self.path, self._board = path, board
+        self.path = path
+        self._board = board
         self._file = path.open("ab")
         os.truncate(path, min(keep, path.stat().st_size))
 

@@ -23,14 +23,18 @@ def name() -> str:
 def stored() -> list[str]:
     """The words that name this program in a stored command, on whatever machine it is read."""
     called = name()
-    return ["python", CHECKOUT] if called == CHECKOUT else called.split()
+    if called == CHECKOUT:
+        return ["python", CHECKOUT]
+    return called.split()
 
 
 def after_program(command: Sequence[str]) -> int:
     """How many words of a stored command name the program."""
     if command[:2] == ["python", "-m"]:
         return 3
-    return 2 if command[:1] == ["python"] else 1
+    if command[:1] == ["python"]:
+        return 2
+    return 1
 
 
 def words() -> list[str]:
@@ -38,12 +42,16 @@ def words() -> list[str]:
     program = name()
     if program == "ddengine":
         return [program]
-    python, here = Path(sys.executable), Path.cwd()
-    interpreter = str(python.relative_to(here) if python.is_relative_to(here) else python)
+    python = Path(sys.executable)
+    here = Path.cwd()
+    if python.is_relative_to(here):
+        python = python.relative_to(here)
     if program != CHECKOUT:
-        return [interpreter, "-m", "ddengine"]
-    script = sys.argv[0] if Path(sys.argv[0]).name == CHECKOUT else CHECKOUT
-    return [interpreter, script]
+        return [str(python), "-m", "ddengine"]
+    script = sys.argv[0]
+    if Path(script).name != CHECKOUT:
+        script = CHECKOUT
+    return [str(python), script]
 
 
 def as_typed(*arguments: str) -> str:

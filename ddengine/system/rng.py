@@ -17,8 +17,15 @@ def generator(seed: int, *names: str | int) -> Generator:
     Equal names give equal draws on every machine and device. Streams are as good as independent;
     torch's CPU engine keeps 32 bits of a seed, so among 10^5 streams a few may coincide.
     """
-    digest = hashlib.sha256(repr((seed, *names)).encode()).digest()
-    return Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    text = repr((seed, *names)).encode()
+    digest = hashlib.sha256(text).digest()
+    number = int.from_bytes(digest[:8], "big") >> 1
+    return Generator().manual_seed(number)
+
+
+def _seed(rng: Generator) -> int:
+    """A seed for another generator."""
+    return int(torch.randint(2**62, (1,), generator=rng))
 
 
 def on_device(rng: Generator, device: torch.device) -> Generator:
@@ -26,7 +33,7 @@ def on_device(rng: Generator, device: torch.device) -> Generator:
 
     Kinds of device, and models of GPU, draw differently from equal seeds.
     """
-    return Generator(device).manual_seed(int(torch.randint(2**62, (1,), generator=rng)))
+    return Generator(device).manual_seed(_seed(rng))
 
 
 @contextmanager
@@ -35,8 +42,10 @@ def scoped(rng: Generator) -> Iterator[None]:
 
     For what cannot be given a generator: module initialisation, dropout.
     """
-    seed = int(torch.randint(2**62, (1,), generator=rng))
-    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    seed = _seed(rng)
+    devices = []
+    if torch.cuda.is_initialized():
+        devices.append(torch.cuda.current_device())
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
         yield

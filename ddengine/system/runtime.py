@@ -112,7 +112,9 @@ def peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    if sys.platform == "darwin":
+        return peak
+    return peak * 1024
 
 
 def available_memory(device: torch.device) -> int:
@@ -122,25 +124,44 @@ def available_memory(device: torch.device) -> int:
     """
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + unused
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + unused
     if sys.platform != "linux":
         return UNKNOWN
     try:
-        facts = Path("/proc/meminfo").read_text().splitlines()
-        lines = {line.split(":")[0]: line for line in facts}
-        least = int(lines["MemAvailable"].split()[1]) * 1024
-        groups = Path("/proc/self/cgroup").read_text().splitlines()
-    except (OSError, KeyError):
+        least = _available_to_all()
+        folders = _groups()
+    except (OSError, LookupError):
         return UNKNOWN
-    root = Path("/sys/fs/cgroup")
-    folders = {root} | {
-        root / line.split(":")[-1].strip("/") for line in groups if line.startswith("0::")
-    }
     for folder in folders:
-        most, now = _number(folder / "memory.max"), _number(folder / "memory.current")
-        if most is not None and now is not None:
-            least = min(least, max(0, most - now + _reclaimable(folder)))
+        most = _number(folder / "memory.max")
+        used = _number(folder / "memory.current")
+        if most is not None and used is not None:
+            left = most - used + _reclaimable(folder)
+            least = min(least, max(0, left))
     return least
+
+
+def _available_to_all() -> int:
+    """Bytes of memory that Linux has for processes.
+
+    Raises OSError or LookupError where it does not say.
+    """
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    raise LookupError("MemAvailable")
+
+
+def _groups() -> set[Path]:
+    """The folders of the groups of this process that may limit its memory. Raises OSError."""
+    root = Path("/sys/fs/cgroup")
+    folders = {root}
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        if line.startswith("0::"):
+            _, _, group = line.rpartition(":")
+            folders.add(root / group.strip("/"))
+    return folders
 
 
 def _number(path: Path) -> int | None:
@@ -159,28 +180,29 @@ def _reclaimable(group: Path) -> int:
         return 0
     for line in facts:
         if line.startswith("inactive_file "):
-            return int(line.split()[1])
+            _, size = line.split()
+            return int(size)
     return 0
 
 
 def machine(device: torch.device) -> dict[str, str | int]:
     """Device name, processor count and operating system, for result files."""
-    name = (
-        torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU {platform.machine()}"
-    )
-    return {
-        "device": name,
-        "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1,
-        "system": platform.system(),
-    }
+    name = f"CPU {platform.machine()}"
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    cores = os.cpu_count() or 1
+    if sys.platform == "linux":
+        cores = len(os.sched_getaffinity(0))
+    return {"device": name, "cores": cores, "system": platform.system()}
 
 
 def versions() -> dict[str, str]:
     """Versions of everything that can change a number."""
     packages = ("torch", "torchvision", "kornia", "numpy", "scipy", "scikit-learn", "safetensors")
-    return {"python": platform.python_version()} | {
-        name: metadata.version(name) for name in packages
-    }
+    versions = {"python": platform.python_version()}
+    for package in packages:
+        versions[package] = metadata.version(package)
+    return versions
 
 
 def commit() -> str | None:

@@ -98,7 +98,8 @@ def _small() -> list[Recipe]:
     """
     small = []
     for recipe in mtt.fashion():
-        high, steps = recipe.objective.window.high, recipe.outer.steps
+        high = recipe.objective.window.high
+        steps = recipe.outer.steps
         one = recipe.ipc == 1
         small.append(
             replace(

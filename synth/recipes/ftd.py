@@ -121,16 +121,18 @@ def _of_subset(
 
 def _small() -> list[Recipe]:
     """MTT's small cells with this method's parts; the decay is shorter, as the run is."""
-    return [
-        replace(
+    recipes = []
+    for recipe in mtt.fashion():
+        assert recipe.buffer is not None
+        changed = replace(
             recipe,
             name=recipe.name.replace("mtt/", "ftd/"),
             cites=CITES,
             buffer=replace(recipe.buffer, step=Gsam(sgd=recipe.buffer.step)),
             outer=replace(recipe.outer, ema={"images": 0.98}),
         )
-        for recipe in mtt.fashion()
-    ]
+        recipes.append(changed)
+    return recipes
 
 
 def recipes() -> list[Recipe]:

@@ -164,7 +164,10 @@ def _evaluation(dataset: str, dynamic: bool) -> EvalConfig:
     base = PROTOCOLS["infer-dynamic" if dynamic else "infer-static"]
     if dataset != "imagenet":
         return base
-    return cutmix(base, epochs=300 // (len(TORCHVISION) + 1) if dynamic else 300)
+    epochs = 300
+    if dynamic:
+        epochs = 300 // (len(TORCHVISION) + 1)
+    return cutmix(base, epochs=epochs)
 
 
 def _cell(dataset: str, network: str, ipc: int, dynamic: bool, figure: Figure) -> Recipe:
@@ -185,13 +188,13 @@ def _cell(dataset: str, network: str, ipc: int, dynamic: bool, figure: Figure) -
 
 
 def _published() -> list[Recipe]:
-    return [
-        _cell(dataset, network, ipc, dynamic, figure)
-        for dataset, networks in FIGURES.items()
-        for network, figures in networks.items()
-        for ipc, both in figures.items()
-        for dynamic, figure in zip((False, True), both, strict=True)
-    ]
+    cells = []
+    for dataset, networks in FIGURES.items():
+        for network, figures in networks.items():
+            for ipc, (static, dynamic) in figures.items():
+                cells.append(_cell(dataset, network, ipc, False, static))
+                cells.append(_cell(dataset, network, ipc, True, dynamic))
+    return cells
 
 
 def _small() -> list[Recipe]:

@@ -67,7 +67,8 @@ BIBTEX = """
 """
 
 CITES = ("yin2023sre2l",)
-NOISE, REAL = InitConfig(kind="noise"), InitConfig()
+NOISE = InitConfig(kind="noise")
+REAL = InitConfig()
 TINY_ROLL = AugmentConfig(always=("resized_crop", "flip", "roll"), ops=(), roll=4)
 LARGE_ROLL = AugmentConfig(always=("resized_crop", "flip", "roll"), ops=(), roll=32)
 
@@ -106,10 +107,11 @@ class Setting:
 
 
 def _figures(source: str, by_ipc: dict[int, Figure | float]) -> dict[int, tuple[Figure, str]]:
-    return {
-        ipc: (value if isinstance(value, tuple) else (value, None), source)
-        for ipc, value in by_ipc.items()
-    }
+    figures: dict[int, tuple[Figure, str]] = {}
+    for ipc, value in by_ipc.items():
+        figure = value if isinstance(value, tuple) else (value, None)
+        figures[ipc] = (figure, source)
+    return figures
 
 
 TRAINING_MODE = "The teacher of dynamic labels is left in training mode, as in the released code."
@@ -230,39 +232,39 @@ CONVNET_NOTE = (
 
 def _cells(dataset: str, variant: str, of: Setting, suffix: str, model: str) -> list[Recipe]:
     large = dataset == "imagenet"
-    return [
-        cell(
-            "sre2l", CITES, dataset, ipc, variant=variant + suffix, model=model,
-            teachers=("torchvision/resnet18" if large else "resnet18-bn",),
-            buffer=of.buffer, objective=of.objective, optim={"images": adam(of.lr)}, steps=of.steps,
+    cells = []
+    for ipc, (figure, source) in sorted(of.figures.items()):
+        checkpoint_every = None
+        if of.objective.adjust:
             # with adjusted weights a checkpoint holds as many networks as there are batches
-            checkpoint_every=of.steps // 4 if of.objective.adjust else None,
+            checkpoint_every = of.steps // 4
+        recipe = cell(
+            "sre2l", CITES, dataset, ipc, variant=variant + suffix, model=model,
+            teachers=(_resnet18(dataset),),
+            buffer=of.buffer, objective=of.objective, optim={"images": adam(of.lr)}, steps=of.steps,
+            checkpoint_every=checkpoint_every,
             codec=Identity(bounded=True), init=of.init, evaluation=of.evaluation, published=figure,
             source=source,
             limit=LIMITS[ipc] if large else None, notes=(of.each.get(ipc, ""), *of.notes),
-        )
-        for ipc, (figure, source) in sorted(of.figures.items())
-    ]  # fmt: skip
+        )  # fmt: skip
+        cells.append(recipe)
+    return cells
+
+
+def _resnet18(dataset: str) -> str:
+    """The network of this name: torchvision's where images are large."""
+    return "torchvision/resnet18" if dataset == "imagenet" else "resnet18-bn"
 
 
 def _published() -> list[Recipe]:
-    found = []
+    cells = []
     for (dataset, variant), of in SETTINGS.items():
-        found += _cells(
-            dataset,
-            variant,
-            of,
-            "",
-            "torchvision/resnet18" if dataset == "imagenet" else "resnet18-bn",
-        )
+        cells += _cells(dataset, variant, of, "", _resnet18(dataset))
         if variant == "_dwa" and dataset in CONVNET:
-            convnet = replace(
-                of,
-                figures=_figures(TABLE["_dwa"], dict(CONVNET[dataset])),
-                notes=(CONVNET_NOTE, *of.notes),
-            )
-            found += _cells(dataset, variant, convnet, "_convnet", "convnet-d3-w128-bn")
-    return found
+            figures = _figures(TABLE["_dwa"], dict(CONVNET[dataset]))
+            convnet = replace(of, figures=figures, notes=(CONVNET_NOTE, *of.notes))
+            cells += _cells(dataset, variant, convnet, "_convnet", "convnet-d3-w128-bn")
+    return cells
 
 
 def _small() -> list[Recipe]:

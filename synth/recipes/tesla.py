@@ -83,15 +83,16 @@ def _published() -> list[Recipe]:
 
 def _small() -> list[Recipe]:
     """MTT's small cells with this method's gradient."""
-    return [
-        replace(
-            recipe,
-            name=recipe.name.replace("mtt/", "tesla/"),
+    recipes = []
+    for mtt_recipe in mtt.fashion():
+        changed = replace(
+            mtt_recipe,
+            name=mtt_recipe.name.replace("mtt/", "tesla/"),
             cites=CITES,
-            objective=replace(recipe.objective, backprop="detached"),
+            objective=replace(mtt_recipe.objective, backprop="detached"),
         )
-        for recipe in mtt.fashion()
-    ]
+        recipes.append(changed)
+    return recipes
 
 
 def recipes() -> list[Recipe]:

@@ -127,7 +127,7 @@ def test_a_store_is_that_of_the_small_network_and_of_no_other(old):
 
     def identity(model):
         images = manifest["identity"]["images"]
-        return store.identity(images, recipe.data, recipe.buffer, model, 0, "fp32")
+        return store.identity(images, recipe.data, recipe.buffer, model, "fp32")
 
     assert f"experts/{digest(identity(SMALL))}" == STORE
     store.check_identity(old / STORE, identity(SMALL))

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -717,3 +718,24 @@ def test_every_run_has_its_metrics(tmp_path, monkeypatch):
         == 0
     )
     assert Path("a/metrics.jsonl").read_bytes() == Path("b/metrics.jsonl").read_bytes() == b""
+
+
+def test_the_last_line_says_what_came_out_and_what_it_took(digits, tmp_path, monkeypatch, capsys):
+    """Validations and pictures are in the time, and the accuracy is that of the end."""
+    real = distill.validate
+
+    def slow(*args, **options):
+        time.sleep(0.3)
+        return real(*args, **options)
+
+    monkeypatch.setattr(distill, "validate", slow)
+    result = ddengine.distill(digits, DM, folder=tmp_path / "run", seconds_before=20_000.0)
+    cost = result.meta["distillation"]
+    events = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    reached = json.loads(events[-1])["validation_accuracy"]
+    assert cost["validation_accuracy"] == reached is not None
+    assert cost["wall_seconds"] >= 20_000.6 + cost["seconds"]
+    last = " ".join(capsys.readouterr().out.split()).rpartition("distilled 10 images in ")[2]
+    assert last.startswith("5.6 h, ") and "outer steps" in last
+    assert f"validation accuracy in the end {100 * reached:.1f} %" in last
+    assert last.endswith(str(tmp_path / "run" / "distilled"))

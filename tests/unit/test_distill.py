@@ -659,3 +659,52 @@ def test_unknown_tensor_is_refused(data, tmp_path):
         outer.distill(
             tiny_set(data), Pull(), config(optim={"imges": OptimConfig(lr=1.0)}), tmp_path, seed=0
         )
+
+
+def test_what_comes_out_is_validated(data, tmp_path):
+    """The last step is, where any is, and the counters say it; in other runs none is."""
+    shown = {}
+    for every in (9, 0):
+        result, counters = outer.distill(
+            tiny_set(data),
+            Pull(target=1.0),
+            config(evaluate_every=every),
+            tmp_path / str(every),
+            seed=0,
+            validate=lambda syn: float(syn.tensors["images"].mean()),
+        )
+        events = [e for e in log_of(tmp_path / str(every)) if "validation_accuracy" in e]
+        shown[every] = [e["step"] for e in events], counters.validation_accuracy
+        if every:
+            assert counters.validation_accuracy == float(result.tensors["images"].mean())
+            assert events[-1]["validation_accuracy"] == counters.validation_accuracy
+            assert outer.summary(counters)["validation_accuracy"] == counters.validation_accuracy
+    assert shown[9][0] == [9, 18, 20] and shown[0] == ([], None)
+
+
+def test_wall_time_is_that_of_all_sessions(data, tmp_path, monkeypatch):
+    """With what was done before the loop and with validations, without the time between sessions
+    and what an interrupted one did after its last checkpoint.
+    """
+    now = [1000.0]
+    monkeypatch.setattr(outer.time, "perf_counter", lambda: now[0])
+    fields = config(evaluate_every=9)
+
+    def validate(syn):
+        now[0] += 100
+        return 0.5
+
+    class Stopping(Pull):
+        def losses(self, syn, state, step, rng):
+            if step == 12:
+                now[0] += 10_000
+                raise KeyboardInterrupt
+            return super().losses(syn, state, step, rng)
+
+    where = {"seed": 0, "validate": validate}
+    with pytest.raises(KeyboardInterrupt):
+        outer.distill(tiny_set(data), Stopping(), fields, tmp_path, began=950.0, **where)
+    _, counters = outer.distill(tiny_set(data), Pull(), fields, tmp_path, began=now[0] - 7, **where)
+    # 50 before the loop, validations at steps 9, 18, 20, and 7 before the second session
+    assert counters.wall_seconds == 50 + 3 * 100 + 7
+    assert counters.seconds == 0

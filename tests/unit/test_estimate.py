@@ -135,7 +135,7 @@ def test_counts_of_a_distillation(steps, every, pictures, left):
         )
     )
     assert often == {
-        "validations": steps // 30,
+        "validations": -(-steps // 30),
         "checkpoints": -(-steps // 40),
         "pictures": pictures,
         "files": left,

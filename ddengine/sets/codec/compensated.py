@@ -83,19 +83,22 @@ class Compensated(Codec):
             return self.base
         if self.compensators is None:
             n = ipc * num_classes // (self.per_set + num_classes)
-            count, flag = self.per_set, "per_set"
+            count = self.per_set
+            flag = "per_set"
         else:
             n = ipc - -(-self.compensators // num_classes)
-            count, flag = self.compensators, "compensators"
-        if n < 1:
-            raise UserError(
-                f"ipc {ipc} leaves no whole base image: an image of each of {num_classes} classes "
-                f"and {count} compensators take "
-                f"{1 + count / num_classes:.3g} images per class; set ipc "
-                f"{-(-(count + num_classes) // num_classes)}, or fewer compensators with "
-                f"codec.{flag}."
-            )
-        return n
+            count = self.compensators
+            flag = "compensators"
+        if n >= 1:
+            return n
+        images = count + num_classes  # of one base image of every class and its compensators
+        raise UserError(
+            f"ipc {ipc} leaves no whole base image: an image of each of {num_classes} classes "
+            f"and {count} compensators take "
+            f"{1 + count / num_classes:.3g} images per class; set ipc "
+            f"{-(-images // num_classes)}, or fewer compensators with "
+            f"codec.{flag}."
+        )
 
     def _count(self, n: int, ipc: int, num_classes: int) -> int:
         """K: what is asked for; else `per_set` times n, or all that n asked for leaves."""

@@ -58,7 +58,8 @@ class MultiFormation(Codec):
         rng: Generator | None = None,
     ) -> dict[str, Tensor]:
         """Each image becomes a tile, shrunk by taking the nearest pixels (as published)."""
-        n, (total, channels, height, width) = self.factor, images.shape
+        n = self.factor
+        num, channels, height, width = images.shape
         if n > min(height, width):
             raise UserError(
                 f"codec.factor {n} is more than the {min(height, width)} pixels of an image's "
@@ -72,9 +73,11 @@ class MultiFormation(Codec):
                 "padding; set codec.factor to a divisor of the side."
             )
         small = functional.interpolate(images, size=(rows, columns), mode="nearest")
-        tiles = small.view(total // n**2, n, n, channels, rows, columns).permute(0, 3, 1, 4, 2, 5)
-        packed = tiles.reshape(-1, channels, n * rows, n * columns)[:, :, :height, :width]
-        return {"images": packed.contiguous().clamp(0, 1)}
+        tiles = small.view(num // n**2, n, n, channels, rows, columns)
+        in_place = tiles.permute(0, 3, 1, 4, 2, 5)
+        packed = in_place.reshape(-1, channels, n * rows, n * columns)
+        cut = packed[:, :, :height, :width]
+        return {"images": cut.contiguous().clamp(0, 1)}
 
     def parameters(self, tensors: Tensors) -> dict[str, tuple[str, ...]]:
         """The images."""

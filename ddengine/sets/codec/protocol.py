@@ -112,19 +112,24 @@ class Codec(Protocol):
 
         The parts are the groups of `parameters`. What is in no part is counted as "other".
         """
-        sizes = dict[str, int]()
+        sizes = {}
         for part, names in self.parameters(tensors).items():
-            sizes[part] = sum(tensors[name].nbytes for name in names)
+            size = 0
+            for name in names:
+                size += tensors[name].nbytes
+            sizes[part] = size
         return sizes
 
     def num_images(self, tensors: Tensors) -> float:
         """How many images have as many values as the tensors of all parts, labels apart."""
         values = 0
         for names in self.parameters(tensors).values():
-            values += sum(tensors[name].numel() for name in names)
+            for name in names:
+                values += tensors[name].numel()
+        first = self.source(tensors)[:1] * 0
         with torch.no_grad():
-            first = self.decode(tensors, self.source(tensors)[:1] * 0)
-        return values / first.numel()
+            image = self.decode(tensors, first)
+        return values / image.numel()
 
     def loader(self) -> Loader:
         """The function whose text goes into the shipped `load.py`.
