@@ -160,7 +160,7 @@ def test_a_store_of_today_says_the_network_and_keeps_its_fingerprint(old, capsys
     assert manifest["identity"]["model"] == OWN
     opened = store.ExpertStore(old / STORE)
     assert opened.summary()["model"] == opened.identities()[0]["model"] == SMALL
-    assert opened.origin(rded(SMALL), manifest["identity"]["images"], 0, "fp32") is None
+    assert opened.origin(rded(SMALL), manifest["identity"]["images"], "fp32") is None
     assert run("inspect", STORE) == 0 and SMALL in said(capsys)
 
 
