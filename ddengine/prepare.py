@@ -127,6 +127,11 @@ def _started(recipe: Recipe, data: Data, images: Tensor) -> SyntheticSet:
     codec, items = recipe.codec.fit(recipe.ipc, data.image_shape, data.num_classes)
     device = data.train.device
     wanted = (data.num_classes * items * codec.per_item, *data.image_shape)
+    if not isinstance(images, Tensor):
+        raise UserError(
+            f"images is a {type(images).__name__}, and the recipe starts from floats of shape "
+            f"{wanted}; give a tensor."
+        )
     if tuple(images.shape) != wanted or not images.is_floating_point():
         raise UserError(
             f"images is {images.dtype} of shape {tuple(images.shape)}, and the recipe starts from "

@@ -9,17 +9,9 @@ from typing import Any
 import torch
 
 from ddengine import naming
+from ddengine.api.checks import check_folder, check_recipe, check_run
 from ddengine.api.distill import distill_data
-from ddengine.api.inputs import (
-    AUTO,
-    Images,
-    check_folder,
-    check_precision,
-    check_recipe,
-    dataset_of,
-    default_folder,
-    pointed_at,
-)
+from ddengine.api.inputs import AUTO, Images, dataset_of, default_folder, pointed_at
 from ddengine.api.outcomes import Outcome
 from ddengine.artefact import runs
 from ddengine.data import Data
@@ -69,7 +61,9 @@ def continual(
             else.
     """
     check_recipe(recipe)
-    check_precision(precision)
+    check_run(seed, precision)
+    if not isinstance(config, ContinualConfig):
+        raise UserError(f"config is {config!r}; give a ddengine.ContinualConfig.")
     if folder != AUTO:
         check_folder(folder)
     _check_experts(recipe, config)

@@ -5,8 +5,9 @@ from functools import partial
 from pathlib import Path
 
 from ddengine import naming
+from ddengine.api.checks import check_run
 from ddengine.api.evaluate import open_set, protocol_of, source_of
-from ddengine.api.inputs import Images, check_precision
+from ddengine.api.inputs import Images
 from ddengine.api.outcomes import Outcome
 from ddengine.api.results import Distilled, opened
 from ddengine.recipe import DataConfig
@@ -48,7 +49,7 @@ def privacy(
     from ddengine.pages import of_privacy
     from ddengine.uses import privacy as measuring
 
-    check_precision(precision)
+    check_run(seed, precision)
     with log.shown(progress):
         asked = opened(of)
         config = protocol_of(asked)

@@ -119,11 +119,11 @@ def evaluate(  # long: most of it is what the arguments are
         as_labelled=syn.as_labelled,
         factories=factories,
         train=train,
-        features=syn.num_outputs if syn.targets.regressed else None,
+        targets=syn.targets,
+        outputs=syn.num_outputs,
     )
     _say_what_to_know(bench, syn)
-    brought = [key for key in factories if key not in config.models]
-    models = (*config.models, *brought) or (model,)
+    models = tuple(dict.fromkeys([*config.models, *factories])) or (model,)
     content = {
         "format": naming.FORMAT,
         "protocol": to_dict(replace(config, models=models)),
