@@ -5,6 +5,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
+from ddengine import naming
 from ddengine.api.outcomes import Outcome
 from ddengine.api.results import Distilled, path_of
 from ddengine.artefact import runs as run_folders
@@ -127,8 +128,8 @@ def evaluated(path: Path) -> Evaluated:
     found = [where for where in (path, folder) if (where / "evaluation.json").is_file()]
     if not found:
         raise UserError(f"{path} was not evaluated; run evaluate {path} first.")
-    meta = files.read_json(folder / "meta.json", "recipe")
-    return Evaluated(str(path), meta, files.read_json(found[0] / "evaluation.json", "rows"))
+    meta = naming.read_json(folder / "meta.json", "recipe")
+    return Evaluated(str(path), meta, naming.read_json(found[0] / "evaluation.json", "rows"))
 
 
 def _reference(

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import ddengine
 from ddengine.api.compare import SWEEP
+from ddengine.artefact.runs import is_set
 from ddengine.commands import cli
-from ddengine.commands.options import is_set, paths_of
+from ddengine.commands.options import paths_of
 from ddengine.commands.words import asks_help
 from ddengine.system import log
 
