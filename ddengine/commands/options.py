@@ -20,7 +20,7 @@ from ddengine.recipe import (
     parametrised,
     require,
     to_dict,
-)  # fmt: skip
+)
 from ddengine.system import log, program
 from ddengine.system.errors import UserError, unknown
 from ddengine.system.runtime import Precision
