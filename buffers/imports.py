@@ -18,6 +18,7 @@ from buffers.exchange import files_digest, import_experts, load_pt
 from buffers.kinds import Kind
 from buffers.state_dicts import Teacher
 from buffers.store import ExpertStore, teacher_folder
+from ddengine import naming
 from ddengine.artefact import class_order, exchange, finished, runs
 from ddengine.artefact import folder as folders
 from ddengine.data import Data, load_data
@@ -349,13 +350,23 @@ def _is_there(folder: Path, identity: dict[str, Any]) -> bool:
     """Whether a folder holds just this import. Raises UserError where it holds anything else."""
     if not folder.exists() or not any(folder.iterdir()):
         return False
-    stored = files.read_json(folder / "meta.json") if (folder / "meta.json").is_file() else {}
-    if isinstance(stored, dict) and all(stored.get(key) == identity[key] for key in identity):
+    stored: Any = {}
+    if (folder / "meta.json").is_file():
+        stored = naming.read_json(folder / "meta.json")
+    if isinstance(stored, dict) and _holds(stored, identity):
         return True
     raise UserError(
         f"{folder} is not empty and not these files imported with this recipe; name "
         "another folder with --out."
     )
+
+
+def _holds(stored: dict[str, Any], identity: dict[str, Any]) -> bool:
+    """Whether what is stored has all entries of an identity."""
+    for key, value in identity.items():
+        if stored.get(key) != value:
+            return False
+    return True
 
 
 def _save(syn: SyntheticSet, folder: Path, identity: dict[str, Any], data: Data) -> None:

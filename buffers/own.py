@@ -8,7 +8,8 @@ from pathlib import Path
 from buffers import experts
 from buffers.open import EXPERTS, Place, Stores
 from buffers.store import MANIFEST, ExpertStore, StoreGroup
-from ddengine.api.inputs import Images, Source, check_precision, dataset_of
+from ddengine.api.checks import check_run
+from ddengine.api.inputs import Images, Source, dataset_of
 from ddengine.artefact import runs
 from ddengine.data import Data
 from ddengine.data.torch_dataset import OWN
@@ -28,7 +29,7 @@ def generate(
     data: DataConfig | None = None,
     folder: Path | str | None = None,
     root: Path | str = EXPERTS,
-    seed: int = 0,
+    seed: int | None = None,
     device: str = "auto",
     precision: Precision = "fp32",
     progress: log.Progress = True,
@@ -50,7 +51,7 @@ def generate(
             of a buffer the usual ones.
         folder: of the store, and with teachers of their stores; None: ROOT/FINGERPRINT.
         root: where stores lie that have no other folder.
-        seed: decides every random draw.
+        seed: decides every random draw; None: that of the buffer (buffer.seed).
         device: auto, cpu, cuda or cuda:N.
         precision: fp32, tf32 or bf16.
         progress: as `distill` takes it.
@@ -60,15 +61,17 @@ def generate(
         UserError: a network that nobody names, a recipe without experts, data that do not go, a
             folder that holds something else.
     """
-    check_precision(precision)
+    check_run(seed, precision)
     stores = _stores_of(buffer, model, data)
+    if seed is not None:
+        stores = stores.of_seed(seed)
     config = stores.buffer
     assert config is not None
     images = dataset_of(dataset)
     if images is not None:
         stores = stores.on(images.settings(stores.data))
     where = None if folder is None else Path(folder)
-    stores = replace(stores, seed=seed, precision=precision, folder=where, root=Path(root))
+    stores = replace(stores, precision=precision, folder=where, root=Path(root))
     with log.shown(progress):
         source = Source(stores.data, images)
         loaded = source.load(runtime.setup(device, precision), stores.preprocess)
@@ -86,7 +89,6 @@ def generate(
                 place.model,
                 new_model,
                 place.folder,
-                seed=seed,
                 precision=precision,
             )
             _say(place, ExpertStore(place.folder), config, stores.several)

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar
 
+from ddengine import naming
 from ddengine.system.errors import UserError, unknown
 from ddengine.types import ExpertStep, Method
 
@@ -213,11 +214,15 @@ class BufferConfig(Generic[StepT]):
     # epochs whose snapshots are stored (0 is the initialisation); two numbers: from, to
     keep: Literal["all", "last"] | tuple[int, int] = "all"
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the stored snapshots
+    # decides every random draw of the experts; that of a distillation is --seed, so one store
+    # serves the distillations of many seeds
+    seed: int = field(default=0, metadata=LATE)
 
     def __post_init__(self) -> None:
         require_at_least("buffer.num_experts", self.num_experts)
         require_at_least("buffer.epochs", self.epochs)
         require_at_least("buffer.batch", self.batch)
+        require_at_least("buffer.seed", self.seed, 0)
         if not isinstance(self.keep, str):
             low, high = self.keep
             require(
@@ -854,4 +859,19 @@ def resolved(recipe: Recipe) -> dict[str, Any]:
         data["data"].pop(key)
     if data["buffer"] is not None:
         data["buffer"]["step"].pop("folder", None)  # of published weights
+        data["buffer"].pop("seed", None)  # a run says beside this which experts it follows
+    return _with_names_of_digests(data, recipe.data.size)
+
+
+def _with_names_of_digests(data: dict[str, Any], size: tuple[int, int] | None) -> dict[str, Any]:
+    """A recipe as JSON data, its networks by what stands for them in digests."""
+
+    def named(models: list[str]) -> list[str]:
+        return [naming.in_digest(model, size) for model in models]
+
+    data["model"] = naming.in_digest(data["model"], size)
+    data["teachers"] = named(data["teachers"])
+    data["evaluation"]["models"] = named(data["evaluation"]["models"])
+    if data["buffer"] is not None and data["buffer"]["model"] is not None:
+        data["buffer"]["model"] = naming.in_digest(data["buffer"]["model"], size)
     return data

@@ -9,9 +9,10 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
+from ddengine.api.checks import check_recipe, check_run
 from ddengine.api.evaluate import protocol_of
 from ddengine.api.experts import ExpertSource, Given
-from ddengine.api.inputs import Images, check_precision, check_recipe, dataset_of, pointed_at
+from ddengine.api.inputs import Images, dataset_of, pointed_at
 from ddengine.api.outcomes import Outcome
 from ddengine.api.results import load
 from ddengine.plan import estimate as plan
@@ -55,8 +56,8 @@ def estimate(
 
         print(ddengine.estimate(data, recipe, buffers.stores(recipe)))
 
-    Each is run for a few steps, in a process of its own; nothing is kept. A script that calls this
-    does so below `if __name__ == "__main__":`.
+    Each is run for a few steps, in a process of its own; nothing is kept. A script whose own
+    recipe parts or classes it needs calls this below `if __name__ == "__main__":`.
 
     Args:
         data: as `distill` takes it.
@@ -74,14 +75,14 @@ def estimate(
         UserError: what fails in a calibration, experts that are not named.
     """
     check_recipe(recipe)
-    check_precision(precision)
+    check_run(seed, precision)
     if experts is None and recipe.buffer is not None and reads_experts(recipe):
         raise UserError(
             f"The recipe {recipe.name} needs experts; pass experts=buffers.stores(recipe)."
         )
     with log.shown(progress):
         recipe, source = pointed_at(recipe, dataset_of(data))
-        origin = Given(recipe, None, seed, precision) if experts is None else experts
+        origin = Given(recipe, None, precision) if experts is None else experts
         origin = origin.on(recipe.data)
         where = runtime.setup(device, precision)
         loaded = source.load(torch.device("cpu"), origin.preprocess)

@@ -127,7 +127,8 @@ def _say_own(names: Sequence[str]) -> None:
 
 def _merged_recipe(recipe: Facts, syn: SyntheticSet, config: DataConfig | None) -> Json:
     """The recipe of the first set, of as many images and of the classes of the merged one."""
-    data = {name: value for name, value in recipe["data"].items() if name != "classes"}
+    data = dict(recipe["data"])
+    data.pop("classes", None)
     if config is not None and config.classes is not None:
         data["classes"] = list(config.classes)
     images = max(1, round(syn.images_per_class()))
@@ -139,13 +140,16 @@ def _selections(metas: Sequence[Meta]) -> list[str]:
 
     Raises UserError for sets of both kinds.
     """
-    selected = [meta["selected"] for meta in metas if "selected" in meta]
-    if selected and len(selected) < len(metas):
+    kinds = []
+    for meta in metas:
+        if "selected" in meta:
+            kinds.append(str(meta["selected"].get("kind")))
+    if kinds and len(kinds) < len(metas):
         raise UserError(
             "Some of the sets are real images that were selected and some are distilled; "
             "merge those of one kind."
         )
-    return list(dict.fromkeys(str(choice.get("kind")) for choice in selected))
+    return list(dict.fromkeys(kinds))
 
 
 def class_maps(
@@ -178,17 +182,18 @@ def same_data(configs: Sequence[DataConfig]) -> None:
     Then no test image of one was shown to another.
     """
     first = configs[0]
-    for i, config in enumerate(configs):
+    for i, config in enumerate(configs, start=1):
         for name in SAME_DATA:
-            value, wanted = getattr(config, name), getattr(first, name)
+            value = getattr(config, name)
+            wanted = getattr(first, name)
             if value != wanted:
                 raise UserError(
-                    f"Set {i + 1} was made with data.{name} {value} and set 1 with {wanted}; merge "
+                    f"Set {i} was made with data.{name} {value} and set 1 with {wanted}; merge "
                     "sets of the same data settings."
                 )
         if config.limit is not None and config.classes != first.classes:
             raise UserError(
-                f"Sets 1 and {i + 1} are of different classes with data.limit {config.limit}, "
+                f"Sets 1 and {i} are of different classes with data.limit {config.limit}, "
                 "which takes other images for each choice of classes; "
                 "distill them with data.limit None."
             )
@@ -201,8 +206,9 @@ def merged_config(
     ids = class_ids(maps, configs, num_classes)
     if ids is None:
         return None
-    all_classes = all(config.classes is None for config in configs)
-    return replace(configs[0], classes=None if all_classes else tuple(ids))
+    if all(config.classes is None for config in configs):
+        return replace(configs[0], classes=None)
+    return replace(configs[0], classes=tuple(ids))
 
 
 def class_ids(

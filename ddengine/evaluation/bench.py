@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
@@ -12,12 +12,12 @@ from torch import Generator, Tensor, nn
 from ddengine.data import Data, RealSet
 from ddengine.evaluation import brought
 from ddengine.evaluation.brought import Factory
-from ddengine.evaluation.rates import adapted, best_rate, candidates
+from ddengine.evaluation.rates import Tried, adapted, best_rate, candidates
 from ddengine.learning import training
 from ddengine.learning.training import AtOnce, Classified, Labels, Means
 from ddengine.models import build_model
 from ddengine.recipe import EvalConfig
-from ddengine.sets.targets import Features
+from ddengine.sets.targets import Classes, Targets
 from ddengine.system import log
 from ddengine.system.memo import Memo
 from ddengine.system.runtime import Precision
@@ -71,9 +71,8 @@ class Bench:
     as_labelled: Callable[[Tensor], Tensor] = lambda logits: logits  # how the set stores labels
     factories: Mapping[str, Factory] = field(default_factory=dict)  # networks of the user
     train: brought.Trainer | None = None  # the training function of the user
-    # D where the set has features for targets: a network that is trained on them has D outputs, and
-    # a linear probe says how good it is
-    features: int | None = None
+    targets: Targets = Classes()  # of the set
+    outputs: int | None = None  # of a network that is trained towards them; None: the classes
     said: set[str] = field(default_factory=set)  # warnings
 
     @property
@@ -128,10 +127,10 @@ class Bench:
         self, who: Contender, model: str, lr: float, seeds: Sequence[int], on: RealSet
     ) -> list[Classified]:
         """What one network per seed makes of the images of `on`."""
-        of_features = self.features is not None and who.distilled and who.labels == "own"
         outputs, config = None, adapted(self.config, model)
-        if of_features:
-            outputs, config = self.features, replace(config, loss="mse", hard_weight=0.0)
+        towards_targets = who.distilled and who.labels == "own"
+        if towards_targets:
+            outputs, config = self.outputs, self.targets.trained_by(config)
         options: Json = {"foreign": True} if model in self.factories else {}
         train = self.means.train_networks
         if self.train is not None:
@@ -150,10 +149,9 @@ class Bench:
             at_once=self.at_once,
             **options,
         )
-        if of_features:
-            evaluate, labelled = Features().evaluate, self.data.train
-            return [evaluate(network, labelled, on, self.precision) for network in networks]
-        return [self.means.classified(network, on, self.precision) for network in networks]
+        judge = self.targets if towards_targets else Classes()
+        labelled, count = self.data.train, self.means.classified
+        return [judge.evaluate(net, labelled, on, self.precision, count) for net in networks]
 
 
 def _timed(compute: Callable[[], list[Classified]]) -> Json:
@@ -164,10 +162,11 @@ def _timed(compute: Callable[[], list[Classified]]) -> Json:
     """
     start = time.perf_counter()
     results = compute()
+    seconds = time.perf_counter() - start
     return {
         "accuracies": [result.accuracy for result in results],
         "right": [list(result.right) for result in results],
-        "seconds": time.perf_counter() - start,
+        "seconds": seconds,
     }
 
 
@@ -183,7 +182,8 @@ def tried_rates(bench: Bench, who: Contender, model: str) -> list[float]:
 def search(bench: Bench, who: Contender, model: str, lr: float) -> Json:
     """What networks reach at a rate on the validation split, remembered."""
     assert bench.data.validation is not None
-    seeds = [bench.seed + SEARCH_SEED + i for i in range(bench.config.search_networks)]
+    first = bench.seed + SEARCH_SEED
+    seeds = list(range(first, first + bench.config.search_networks))
     compute = partial(bench.accuracies, who, model, lr, seeds, bench.data.validation)
     return bench.remember(f"search/{who.name}/{model}/{lr!r}", model, partial(_timed, compute))
 
@@ -192,7 +192,8 @@ def final(bench: Bench, who: Contender, model: str) -> Json:
     """What the reported networks reach on the test split, remembered."""
     assert bench.data.test is not None
     lr, _ = choose_lr(bench, who, model)
-    compute = partial(bench.accuracies, who, model, lr, reported_seeds(bench), bench.data.test)
+    seeds = reported_seeds(bench)
+    compute = partial(bench.accuracies, who, model, lr, seeds, bench.data.test)
     return bench.remember(f"final/{who.name}/{model}/{lr!r}", model, partial(_timed, compute))
 
 
@@ -209,14 +210,15 @@ def choose_lr(bench: Bench, who: Contender, model: str) -> tuple[float, float]:
     the distilled set, where it belongs, the usual one otherwise.
     """
     if who.rate_of is not None:
-        return choose_lr(bench, who.rate_of, model)[0], 0.0
+        lr, _ = choose_lr(bench, who.rate_of, model)
+        return lr, 0.0
     rates = tried_rates(bench, who, model)
     if not rates:
         learned = bench.learned(model)
         if who.distilled and learned:
             return learned, 0.0
         return adapted(bench.config, model).lr, 0.0
-    tried: list[tuple[float, list[float | None]]] = []
+    tried: list[Tried] = []
     seconds = 0.0
     for lr in rates:
         run = search(bench, who, model, lr)

@@ -12,6 +12,9 @@ from ddengine.recipe import EvalConfig
 # of networks that SGD trains badly
 ADAMW = {"optimiser": "adamw", "weight_decay": 0.05, "lr": 0.001, "lr_grid": (0.0003, 0.001, 0.003)}
 
+# a rate, and the accuracies of the networks that were trained at it, None where one diverged
+Tried = tuple[float, Sequence[float | None]]
+
 
 def adapted(config: EvalConfig, model: str) -> EvalConfig:
     """The protocol for a network.
@@ -35,7 +38,7 @@ def candidates(config: EvalConfig, learned_lr: float | None) -> list[float]:
     return sorted(rates)
 
 
-def best_rate(tried: Sequence[tuple[float, Sequence[float | None]]]) -> tuple[float, bool]:
+def best_rate(tried: Sequence[Tried]) -> tuple[float, bool]:
     """(the learning rate that its networks recommend, whether networks diverged even there).
 
     `tried`: rates, ascending, and the accuracies of their networks, None where one diverged. A rate
@@ -46,7 +49,14 @@ def best_rate(tried: Sequence[tuple[float, Sequence[float | None]]]) -> tuple[fl
     return rate, None in accuracies
 
 
-def _merit(entry: tuple[float, Sequence[float | None]]) -> tuple[int, float]:
-    finite = counted(entry[1])
-    mean = float(np.mean(finite)) if finite else 0.0
-    return len(finite) - len(entry[1]), mean
+def _merit(tried: Tried) -> tuple[int, float]:
+    """(networks that diverged, as a negative number, mean accuracy of the others): higher, better.
+
+    The mean of none is 0.
+    """
+    _, accuracies = tried
+    finite = counted(accuracies)
+    mean = 0.0
+    if finite:
+        mean = float(np.mean(finite))
+    return len(finite) - len(accuracies), mean

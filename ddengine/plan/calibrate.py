@@ -20,7 +20,7 @@ from ddengine import loop, prepare
 from ddengine.artefact import folder as folders
 from ddengine.artefact import runs
 from ddengine.artefact.results import add_results
-from ddengine.data import Data, load_data
+from ddengine.data import Data
 from ddengine.evaluation.evaluate import evaluate
 from ddengine.evaluation.train import validate
 from ddengine.learning.flat import flatten, flatten_buffers
@@ -141,7 +141,7 @@ def _epoch_seconds(job: Job, network: nn.Module, data: Data, config: BufferConfi
     per_epoch = math.ceil(num_images / config.batch)
 
     def seconds(data: Data, config: BufferConfig) -> float:
-        train = partial(train_expert, network, data, config, job.seed, 0, job.precision)
+        train = partial(train_expert, network, data, config, 0, job.precision)
         needed, _ = timed(data.train.device, train)
         return needed
 
@@ -377,7 +377,7 @@ def evaluation(began: float, job: Job, folder: Path, stand_ins: Path | None) -> 
 
     def load(device: torch.device) -> Data:
         syn, _ = folders.load(folder / "distilled", device)
-        return load_data(recipe.data, device, test=True, stored=lambda images: syn.preprocess)
+        return job.load(device, test=True, stored=lambda images: syn.preprocess)
 
     device, data, start = started(began, replace(job, load=load))
     syn, _ = folders.load(folder / "distilled", device)

@@ -84,11 +84,13 @@ OTHERS = {("cifar100", 10): "56.9", ("cifar100", 50): "66.8"}  # a later evaluat
 
 def _evaluation(factor: int, batch: int) -> EvalConfig:
     """The protocol; with several tiles their order changes and crops are smaller."""
-    whole = AugmentConfig(always=("flip",), ops=())
+    base = replace(PROTOCOLS["rded"], batch=batch)
+    if factor == 1:
+        return replace(base, augment=AugmentConfig(always=("flip",), ops=()))
     tiles = AugmentConfig(
         always=("shuffle", "resized_crop", "flip"), ops=(), area=1 / factor, patches=factor
     )
-    return replace(PROTOCOLS["rded"], batch=batch, augment=whole if factor == 1 else tiles)
+    return replace(base, augment=tiles)
 
 
 def _published() -> list[Recipe]:
@@ -124,14 +126,25 @@ def _published() -> list[Recipe]:
             )
             cells.append(
                 cell(
-                    "rded", CITES, dataset, ipc, model=network, teachers=(network,), buffer=buffer,
-                    objective=NoObjective(), optim={}, steps=0,
+                    "rded",
+                    CITES,
+                    dataset,
+                    ipc,
+                    model=network,
+                    teachers=(network,),
+                    buffer=buffer,
+                    objective=NoObjective(),
+                    optim={},
+                    steps=0,
                     codec=Identity(bounded=True),
                     init=InitConfig(kind="patches", candidates=300, crops=5, factor=factor),
-                    evaluation=_evaluation(factor, batch), published=figure, source=source,
-                    limit=LIMIT.get(dataset), notes=notes,
+                    evaluation=_evaluation(factor, batch),
+                    published=figure,
+                    source=source,
+                    limit=LIMIT.get(dataset),
+                    notes=notes,
                 )
-            )  # fmt: skip
+            )
     return cells
 
 

@@ -156,7 +156,7 @@ def test_page_says_what_was_done(made, whole):
     assert not reader.open
     for words in (
         "Distillation report: alpha", "dm/tiny", "A note.", "digits, limit 200, validation 0.1", "CPU toy, 2 cores", "torch 9.9", "abcdef123456",
-        "77.5 to 82.5", "Distillation 2 min", "Peak memory of the distillation 123 MB", "Distilled is not anonymous",
+        "77.5 to 82.5", "Outer steps of the distillation 2 min", "Peak memory of the distillation 123 MB", "Distilled is not anonymous",
         "last iterate", "on a validation split", "looked at once a network", "python run.py distill dm/tiny", "--seed 3",
         "python run.py evaluate runs/alpha --protocol fast --models mlp", "Loss of the distillation", "Learned learning rate", "Validation accuracy",
     ):  # fmt: skip
