@@ -6,6 +6,7 @@ Networks that fit the images, the labelled initial set and the objective, the se
 import torch
 from torch import Tensor
 
+from ddengine import naming
 from ddengine.data import Data
 from ddengine.models import build_model, middle
 from ddengine.objective import Objective, environment
@@ -53,7 +54,10 @@ def check_networks(recipe: Recipe, data: Data, *, selection: bool = False) -> No
     """
     recipe.codec.fit(recipe.ipc, data.image_shape, data.num_classes)
     evaluated = recipe.evaluation.models or (recipe.model,)
-    for name in {recipe.model, *buffer_models(recipe), *recipe.evaluation.models}:
+    for name in sorted({recipe.model, *buffer_models(recipe), *recipe.evaluation.models}):
+        warning = naming.warning(name, data.image_shape[1:])
+        if warning is not None:
+            log.say(warning)
         network = build_model(name, data.image_shape, data.num_classes, generator(0))
         if name in recipe.teachers and not selection:
             recipe.objective.check_teacher(name, network)

@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 
+from ddengine import naming
 from ddengine.api.checks import check_experts, check_folder, check_run
 from ddengine.api.evaluate import (
     Asking,
     TeacherSource,
+    networks_of,
     protocol_of,
     source_of,
     with_changes,
@@ -58,12 +60,13 @@ def score(
     with log.shown(progress):
         asked = opened(of)
         config = with_changes(protocol_of(asked), protocol)
-        if models:
-            config = replace(config, models=tuple(models))
+        names, factories = networks_of(tuple(models) or config.models)
+        config = replace(config, models=names)
         asking = Asking(
             of=asked,
             source=source_of(asked, data),
             config=config,
+            factories=factories,
             seed=seed,
             device=device,
             precision=precision,
@@ -83,7 +86,7 @@ def score(
         kept = {key: evaluations[0].get(key) for key in FACTS}
         content = {"scores": made, "interval": intervals.NAME, "seconds": seconds, **kept}
         if out is not None:
-            files.write_json(out / "scores.json", content)
+            files.write_json(out / "scores.json", {"format": naming.FORMAT, **content})
         title = f"{asked.meta['recipe']['name']}, accuracies as fractions"
         return Outcome(content, made, partial(scores.table, made, title), _notes(made), out)
 
@@ -147,7 +150,8 @@ def rank(
         channels, height, width = pixels.shape[1:]
         chosen = tuple(models) or config.models or ranking.grid((channels, height, width))
         others = [name for name in baselines if name != "full"]
-        config = replace(config, models=chosen, baselines=(*others, "full"))
+        names, factories = networks_of(chosen)
+        config = replace(config, models=names, baselines=(*others, "full"))
         if len(set(chosen)) < ranking.FEWEST:
             raise UserError(
                 f"--models names {len(set(chosen))} networks, and a ranking needs "
@@ -157,6 +161,7 @@ def rank(
             of=asked,
             source=source_of(asked, data),
             config=config,
+            factories=factories,
             seed=seed,
             device=device,
             precision=precision,
@@ -169,7 +174,7 @@ def rank(
         evaluation = asking.evaluation(where, "rank")
         content = ranking.correlations(evaluation, seed=seed)
         if out is not None:
-            files.write_json(out / "ranking.json", content)
+            files.write_json(out / "ranking.json", {"format": naming.FORMAT, **content})
             ranking.plot(out / "ranking.png", evaluation, content)
         return Outcome(content, _ranks(content), partial(ranking.table, content), (), out)
 

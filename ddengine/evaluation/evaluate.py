@@ -8,10 +8,12 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
+from ddengine import naming
 from ddengine.data import Data, RealSet
 from ddengine.data.checks import image_digests
 from ddengine.evaluation.bench import Bench
@@ -98,10 +100,8 @@ def evaluate(  # long: most of it is what the arguments are
     if test is not None:
         data = replace(data, test=test, num_test=len(test), held_out=False)
     weights = [files.tensor_digest(network.state_dict()) for network in teachers]
-    codec = [type(syn.codec).__name__, to_dict(syn.codec)]
-    decides = [MEMO, to_dict(config), seed, precision, data.train.digest, model]
-    decides += [set_digest(syn), codec, weights]
     own_test = {} if test is None else {"own_test": test.digest}
+    decides = [MEMO, *_networks(config, model, data, seed, precision), *_of_set(syn), weights]
     memo = Memo(memo_path, digest([*decides, *own_test.values()]))
     bench = Bench(
         data=data,
@@ -125,6 +125,7 @@ def evaluate(  # long: most of it is what the arguments are
     _say_what_to_know(bench, syn)
     models = tuple(dict.fromkeys([*config.models, *factories])) or (model,)
     content = {
+        "format": naming.FORMAT,
         "protocol": to_dict(replace(config, models=models)),
         "rows": _rows(bench, syn, models),
         **_facts(bench, syn, weights),
@@ -134,6 +135,21 @@ def evaluate(  # long: most of it is what the arguments are
     memo.clear()
     seconds = seconds_before + memo.seconds_before + time.perf_counter() - start
     return content | {"seconds": round(seconds, 2)}
+
+
+def _networks(
+    config: EvalConfig, model: str, data: Data, seed: int, precision: Precision
+) -> list[Any]:
+    """What decides how networks are made and trained, and on which real images."""
+    size = data.image_shape[1:]
+    protocol = to_dict(config)
+    protocol["models"] = [naming.in_digest(name, size) for name in config.models]
+    return [protocol, seed, precision, data.train.digest, naming.in_digest(model, size)]
+
+
+def _of_set(syn: SyntheticSet) -> list[Any]:
+    """What identifies a set, and how it is read."""
+    return [set_digest(syn), [type(syn.codec).__name__, to_dict(syn.codec)]]
 
 
 def _facts(bench: Bench, syn: SyntheticSet, weights: list[str]) -> Json:
