@@ -3,8 +3,8 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, Literal
 
 import torch
 from torch import Generator, Tensor, nn
@@ -12,18 +12,22 @@ from torch import Generator, Tensor, nn
 from ddengine.data import Data, RealSet
 from ddengine.evaluation import brought
 from ddengine.evaluation.brought import Factory
-from ddengine.evaluation.rates import adapted, best_rate, candidates
+from ddengine.evaluation.rates import adapted
 from ddengine.learning import training
 from ddengine.learning.training import AtOnce, Classified, Labels, Means
 from ddengine.models import build_model
+from ddengine.models.dropout import is_dropout
 from ddengine.recipe import EvalConfig
 from ddengine.sets.targets import Features
 from ddengine.system import log
 from ddengine.system.memo import Memo
+from ddengine.system.rng import generator
 from ddengine.system.runtime import Precision
 from ddengine.types import Json, TrainingSet
 
 SEARCH_SEED = 1000  # the networks that choose a learning rate are not those that are reported
+
+Split = Literal["validation", "test"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,41 @@ class Contender:
     rate_of: "Contender | None" = None  # whose learning rate it takes; None: one is chosen for it
     looks: bool = False  # its labels come from a network trained on the full data
     selection: Selection | None = None
+    # its real images and labels follow from the dataset and the seed, whatever the set is like
+    baseline: bool = False
+    by_time: bool = False  # its updates are cut to what a measured time allows
+    turn: int = 1  # 0: trained before the others, 2: after them
+
+
+@dataclass(frozen=True)
+class Training:
+    """Networks that are trained on a contender in one go, and judged."""
+
+    who: Contender
+    model: str
+    lr: float
+    seeds: tuple[int, ...]  # of each network
+    draws: tuple[int, ...]  # which set of the contender each is trained on
+    split: Split  # on which they are judged
+    steps: int | None  # updates of each; None: as many as its epochs are
+
+
+@dataclass(frozen=True)
+class Threads:
+    """How the processor is shared out among networks."""
+
+    processes: int  # that train networks, each one at a time
+    threads: int  # of each
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The time that an evaluation may take, beside its protocol."""
+
+    # seconds that networks on the full data may take on each network; None: as long as they take
+    full_seconds: float | None = None
+    # as many updates as the validation split shows a set to need, and two learning rates
+    quick: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,6 +102,7 @@ class Bench:
     precision: Precision
     memo: Memo
     means: Means
+    budget: Budget = Budget()
     home: str = ""  # the network that the set was distilled with
     learned_lr: float | None = None  # with the distilled set, for the network `home` and SGD
     name: str = "distilled"  # of the set's row
@@ -75,6 +115,7 @@ class Bench:
     # a linear probe says how good it is
     features: int | None = None
     said: set[str] = field(default_factory=set)  # warnings
+    sizes: dict[str, int] = field(default_factory=dict)  # examples of contenders, by name
 
     @property
     def at_once(self) -> AtOnce:
@@ -110,122 +151,103 @@ class Bench:
             return partial(brought.build, self.factories[model], shape, outputs)
         return partial(build_model, model, shape, outputs)
 
-    def remember(self, key: str, model: str, compute: Callable[[], Any]) -> Any:
-        """The result of a training of `model`, computed when new.
+    def brought_by_user(self, model: str) -> list[str | None]:
+        """What identifies in another process what the user brought that trains a network.
 
-        What the user brought is part of its key; what of this has no stable name is not kept for
-        another process.
+        None for what has no stable name.
         """
         names = []
         if model in self.factories:
             names.append(brought.stable_name(self.factories[model]))
         if self.train is not None:
             names.append(brought.stable_name(self.train))
-        full_key = "/".join([key, *map(str, names)])
-        return self.memo(full_key, compute, keep=None not in names)
+        return names
 
-    def accuracies(
-        self, who: Contender, model: str, lr: float, seeds: Sequence[int], on: RealSet
-    ) -> list[Classified]:
-        """What one network per seed makes of the images of `on`."""
-        of_features = self.features is not None and who.distilled and who.labels == "own"
+    def size(self, who: Contender) -> int:
+        """The number of examples of a contender, whose images are chosen."""
+        if who.name not in self.sizes:
+            self.sizes[who.name] = len(who.sets(0))
+        return self.sizes[who.name]
+
+    def updates(self, who: Contender) -> int:
+        """Of a network on a contender, where nothing cuts them."""
+        if who.steps is None:
+            return training.num_updates(self.size(who), self.config)
+        return who.steps
+
+    def together(self, who: Contender, model: str, num: int) -> bool:
+        """Whether so many networks on a contender are trained in one computation."""
+        if self.train is not None or model in self.factories or self._random(model):
+            return False
+        _, height, width = self.data.image_shape
+        config = adapted(self.config, model)
+        return training.together(self.at_once, config, num, self.size(who), height * width)
+
+    def _random(self, model: str) -> bool:
+        """Whether a network draws random numbers while it is trained."""
+        if model not in self._random_models:
+            network = self.new_model(model)(generator(0))
+            self._random_models[model] = any(map(is_dropout, network.modules()))
+        return self._random_models[model]
+
+    @cached_property
+    def _random_models(self) -> dict[str, bool]:
+        return {}
+
+    def split(self, name: Split) -> RealSet:
+        """The images that networks are judged on."""
+        real = self.data.validation if name == "validation" else self.data.test
+        assert real is not None
+        return real
+
+    def result(self, asked: Training) -> Json:
+        """What comes of networks, for a memory.
+
+        Of each its accuracy, None where it diverged, and the images of each class of the split that
+        it is right about.
+        """
+        start = time.perf_counter()
+        results = self._judged(asked)
+        seconds = time.perf_counter() - start
+        return {
+            "accuracies": [result.accuracy for result in results],
+            "right": [list(result.right) for result in results],
+            "seconds": seconds,
+        }
+
+    def _judged(self, asked: Training) -> list[Classified]:
+        on = self.split(asked.split)
+        networks = self.networks(asked)
+        if self._fits_features(asked.who):
+            evaluate, labelled = Features().evaluate, self.data.train
+            return [evaluate(network, labelled, on, self.precision) for network in networks]
+        return [self.means.classified(network, on, self.precision) for network in networks]
+
+    def _fits_features(self, who: Contender) -> bool:
+        """Whether networks are fitted to features that a contender has for targets."""
+        return self.features is not None and who.distilled and who.labels == "own"
+
+    def networks(self, asked: Training) -> list[nn.Module]:
+        """Train networks; they are in evaluation mode."""
+        who, model = asked.who, asked.model
         outputs, config = None, adapted(self.config, model)
-        if of_features:
+        if self._fits_features(who):
             outputs, config = self.features, replace(config, loss="mse", hard_weight=0.0)
         options: Json = {"foreign": True} if model in self.factories else {}
         train = self.means.train_networks
         if self.train is not None:
             train = brought.OwnTraining(self.train)
-        networks = train(
+        return train(
             self.new_model(model, outputs),
-            list(map(who.sets, range(len(seeds)))),
-            seeds,
+            list(map(who.sets, asked.draws)),
+            asked.seeds,
             config,
-            lr,
+            asked.lr,
             self.device,
-            steps=who.steps,
+            steps=asked.steps,
             precision=self.precision,
             teachers=self.teachers,
             labels=who.labels,
             at_once=self.at_once,
             **options,
         )
-        if of_features:
-            evaluate, labelled = Features().evaluate, self.data.train
-            return [evaluate(network, labelled, on, self.precision) for network in networks]
-        return [self.means.classified(network, on, self.precision) for network in networks]
-
-
-def _timed(compute: Callable[[], list[Classified]]) -> Json:
-    """What is remembered of networks.
-
-    Of each its accuracy, None where it diverged, and the images of each class that it is right
-    about.
-    """
-    start = time.perf_counter()
-    results = compute()
-    return {
-        "accuracies": [result.accuracy for result in results],
-        "right": [list(result.right) for result in results],
-        "seconds": time.perf_counter() - start,
-    }
-
-
-def tried_rates(bench: Bench, who: Contender, model: str) -> list[float]:
-    """The learning rates that are tried for a contender; none where its rate is not chosen."""
-    if who.rate_of is not None or bench.data.validation is None:
-        return []
-    if bench.config.rate == "learned":
-        return []
-    return candidates(adapted(bench.config, model), bench.learned(model))
-
-
-def search(bench: Bench, who: Contender, model: str, lr: float) -> Json:
-    """What networks reach at a rate on the validation split, remembered."""
-    assert bench.data.validation is not None
-    seeds = [bench.seed + SEARCH_SEED + i for i in range(bench.config.search_networks)]
-    compute = partial(bench.accuracies, who, model, lr, seeds, bench.data.validation)
-    return bench.remember(f"search/{who.name}/{model}/{lr!r}", model, partial(_timed, compute))
-
-
-def final(bench: Bench, who: Contender, model: str) -> Json:
-    """What the reported networks reach on the test split, remembered."""
-    assert bench.data.test is not None
-    lr, _ = choose_lr(bench, who, model)
-    compute = partial(bench.accuracies, who, model, lr, reported_seeds(bench), bench.data.test)
-    return bench.remember(f"final/{who.name}/{model}/{lr!r}", model, partial(_timed, compute))
-
-
-def reported_seeds(bench: Bench) -> list[int]:
-    """Of the networks of a row."""
-    return list(range(bench.seed, bench.seed + bench.config.num_networks))
-
-
-def choose_lr(bench: Bench, who: Contender, model: str) -> tuple[float, float]:
-    """(learning rate, seconds that choosing it took).
-
-    It is the best on the validation split of the grid and, on the recipe's network, the rate
-    learned with the set. Without a validation split, and with rate "learned": the learned rate for
-    the distilled set, where it belongs, the usual one otherwise.
-    """
-    if who.rate_of is not None:
-        return choose_lr(bench, who.rate_of, model)[0], 0.0
-    rates = tried_rates(bench, who, model)
-    if not rates:
-        learned = bench.learned(model)
-        if who.distilled and learned:
-            return learned, 0.0
-        return adapted(bench.config, model).lr, 0.0
-    tried: list[tuple[float, list[float | None]]] = []
-    seconds = 0.0
-    for lr in rates:
-        run = search(bench, who, model, lr)
-        seconds += run["seconds"]
-        tried.append((lr, run["accuracies"]))
-    lr, diverged = best_rate(tried)
-    if diverged:
-        bench.warn(
-            f"{who.name} on {model}: networks diverged at every learning rate that was tried, so "
-            f"{lr:g} is only the least bad"
-        )
-    return lr, seconds

@@ -12,6 +12,9 @@ from ddengine.recipe import EvalConfig
 # of networks that SGD trains badly
 ADAMW = {"optimiser": "adamw", "weight_decay": 0.05, "lr": 0.001, "lr_grid": (0.0003, 0.001, 0.003)}
 
+# a rate, and the accuracies of the networks that were trained at it, None where one diverged
+Tried = tuple[float, Sequence[float | None]]
+
 
 def adapted(config: EvalConfig, model: str) -> EvalConfig:
     """The protocol for a network.
@@ -35,7 +38,18 @@ def candidates(config: EvalConfig, learned_lr: float | None) -> list[float]:
     return sorted(rates)
 
 
-def best_rate(tried: Sequence[tuple[float, Sequence[float | None]]]) -> tuple[float, bool]:
+def two_of(config: EvalConfig, learned_lr: float | None) -> list[float]:
+    """The learning rates that a quick evaluation tries, ascending.
+
+    They are the usual one and the learned one; without that, the next larger of the grid, or the
+    largest.
+    """
+    larger = [rate for rate in config.lr_grid if rate > config.lr]
+    other = learned_lr or min(larger, default=max(config.lr_grid))
+    return sorted({config.lr, other})
+
+
+def best_rate(tried: Sequence[Tried]) -> tuple[float, bool]:
     """(the learning rate that its networks recommend, whether networks diverged even there).
 
     `tried`: rates, ascending, and the accuracies of their networks, None where one diverged. A rate
@@ -46,7 +60,7 @@ def best_rate(tried: Sequence[tuple[float, Sequence[float | None]]]) -> tuple[fl
     return rate, None in accuracies
 
 
-def _merit(entry: tuple[float, Sequence[float | None]]) -> tuple[int, float]:
+def _merit(entry: Tried) -> tuple[int, float]:
     finite = counted(entry[1])
     mean = float(np.mean(finite)) if finite else 0.0
     return len(finite) - len(entry[1]), mean
