@@ -100,7 +100,10 @@ def cells():
     )
     yield (
         "mtt.seed1",
-        [f"buffer {mtt} --seed 1 {CPU}", f"distill {mtt} --seed 1 {CPU} --out runs/seed1"],
+        [
+            f"buffer {mtt} --buffer.seed 1 {CPU}",
+            f"distill {mtt} --seed 1 --buffer.seed 1 {CPU} --out runs/seed1",
+        ],
     )
     yield "mtt.tensorboard_out", [f"distill {mtt} {CPU} --restart --out runs/again"]
     yield "mtt.full", [f"distill {mtt} --objective.backprop full {CPU} --out runs/full"]

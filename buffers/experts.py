@@ -26,7 +26,6 @@ def generate(  # long: arguments, and what they mean
     new_model: Callable[[Generator], nn.Module],
     folder: Path,
     *,
-    seed: int,
     precision: Precision = "fp32",
 ) -> None:
     """Fill the store in `folder` with `config.num_experts` experts, leaving finished ones alone.
@@ -36,10 +35,11 @@ def generate(  # long: arguments, and what they mean
     """
     if isinstance(config.step, Pretrained):
         _check_pretrained(config)
-        config.step.find(new_model(generator(seed, "shapes")), model)  # before there is a folder
-    content = store.identity(data.train.digest, data_config, config, model, seed, precision)
+        # before there is a folder
+        config.step.find(new_model(generator(config.seed, "shapes")), model)
+    content = store.identity(data.train.digest, data_config, config, model, precision)
     if dist.rank() == 0:
-        shapes = store.shapes_of(new_model(generator(seed, "shapes")))
+        shapes = store.shapes_of(new_model(generator(config.seed, "shapes")))
         store.open_for_writing(
             folder, content, config.kept_epochs(), data.train.preprocess, shapes=shapes
         )
@@ -51,15 +51,13 @@ def generate(  # long: arguments, and what they mean
     with log.progress("experts", len(mine) * each) as bar:
         for expert in mine:
             start = time.perf_counter()
-            network = new_model(generator(seed, "expert", expert, "network"))
+            network = new_model(generator(config.seed, "expert", expert, "network"))
             network.to(data.train.device)
             if isinstance(config.step, Pretrained):
                 trajectory = _pretrained(network, data, config.step, model, precision)
                 bar.advance(f"expert {expert}")
             else:
-                trajectory = train_expert(
-                    network, data, config, seed, expert, precision, bar.advance
-                )
+                trajectory = train_expert(network, data, config, expert, precision, bar.advance)
             seconds = time.perf_counter() - start
             metrics = trajectory.metrics | {"seconds": round(seconds, 2)}
             store.write_expert(

@@ -349,13 +349,23 @@ def _is_there(folder: Path, identity: dict[str, Any]) -> bool:
     """Whether a folder holds just this import. Raises UserError where it holds anything else."""
     if not folder.exists() or not any(folder.iterdir()):
         return False
-    stored = files.read_json(folder / "meta.json") if (folder / "meta.json").is_file() else {}
-    if isinstance(stored, dict) and all(stored.get(key) == identity[key] for key in identity):
+    stored: Any = {}
+    if (folder / "meta.json").is_file():
+        stored = files.read_json(folder / "meta.json")
+    if isinstance(stored, dict) and _holds(stored, identity):
         return True
     raise UserError(
         f"{folder} is not empty and not these files imported with this recipe; name "
         "another folder with --out."
     )
+
+
+def _holds(stored: dict[str, Any], identity: dict[str, Any]) -> bool:
+    """Whether what is stored has all entries of an identity."""
+    for key, value in identity.items():
+        if stored.get(key) != value:
+            return False
+    return True
 
 
 def _save(syn: SyntheticSet, folder: Path, identity: dict[str, Any], data: Data) -> None:

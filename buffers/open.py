@@ -44,7 +44,6 @@ class Stores:
     models: tuple[str, ...]  # their networks
     several: bool  # whether each network has a store in a folder of its own
     data: DataConfig  # of the images
-    seed: int = 0
     precision: Precision = "fp32"
     # of the store, or of several stores; None: ROOT/FINGERPRINT
     folder: Path | None = None
@@ -52,7 +51,7 @@ class Stores:
 
     @classmethod
     def of(cls, recipe: Recipe, **where: Any) -> "Stores":
-        """The stores of a recipe; `where` are seed, precision, folder and root."""
+        """The stores of a recipe; `where` are precision, folder and root."""
         return cls(
             buffer=recipe.buffer,
             models=buffer_models(recipe),
@@ -65,15 +64,23 @@ class Stores:
         """The stores of experts on other images."""
         return replace(self, data=data)
 
+    def seed(self) -> int | None:
+        """That the experts are trained with; None where there are none."""
+        return None if self.buffer is None else self.buffer.seed
+
+    def of_seed(self, seed: int) -> "Stores":
+        """The stores of experts that are trained with another seed."""
+        if self.buffer is None:
+            return self
+        return replace(self, buffer=replace(self.buffer, seed=seed))
+
     def places(self, images: str) -> list[Place]:
         """Where the stores are whose experts saw the training images with this digest."""
         if self.buffer is None:
             return []
         places = []
         for model in self.models:
-            identity = store.identity(
-                images, self.data, self.buffer, model, self.seed, self.precision
-            )
+            identity = store.identity(images, self.data, self.buffer, model, self.precision)
             places.append(Place(model, self._folder(model, identity), identity))
         return places
 
@@ -93,7 +100,7 @@ class Stores:
     def origin(self, images: str) -> str | None:
         """The digests of the files that imported stores are of.
 
-        None for stores of this program, which follow from recipe and seed.
+        None for stores of this program, which follow from the recipe.
         """
         digests = []
         for place in self.places(images):
@@ -213,7 +220,7 @@ def stores(
     recipe: Recipe,
     *,
     folder: Path | str | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     precision: Precision = "fp32",
 ) -> Stores:
     """The experts of a recipe that lie in their stores.
@@ -225,8 +232,9 @@ def stores(
     Args:
         recipe: whose experts, on the images of the distillation that asks for them.
         folder: of the store, and with teachers of their stores; None: experts/FINGERPRINT.
-        seed: that they were made with.
+        seed: that they were made with; None: recipe.buffer.seed.
         precision: that they were made with.
     """
     where = None if folder is None else Path(folder)
-    return Stores.of(recipe, seed=seed, precision=precision, folder=where)
+    named = Stores.of(recipe, precision=precision, folder=where)
+    return named if seed is None else named.of_seed(seed)

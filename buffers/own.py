@@ -28,7 +28,7 @@ def generate(
     data: DataConfig | None = None,
     folder: Path | str | None = None,
     root: Path | str = EXPERTS,
-    seed: int = 0,
+    seed: int | None = None,
     device: str = "auto",
     precision: Precision = "fp32",
     progress: log.Progress = True,
@@ -50,7 +50,7 @@ def generate(
             of a buffer the usual ones.
         folder: of the store, and with teachers of their stores; None: ROOT/FINGERPRINT.
         root: where stores lie that have no other folder.
-        seed: decides every random draw.
+        seed: decides every random draw; None: that of the buffer (buffer.seed).
         device: auto, cpu, cuda or cuda:N.
         precision: fp32, tf32 or bf16.
         progress: as `distill` takes it.
@@ -62,13 +62,15 @@ def generate(
     """
     check_precision(precision)
     stores = _stores_of(buffer, model, data)
+    if seed is not None:
+        stores = stores.of_seed(seed)
     config = stores.buffer
     assert config is not None
     images = dataset_of(dataset)
     if images is not None:
         stores = stores.on(images.settings(stores.data))
     where = None if folder is None else Path(folder)
-    stores = replace(stores, seed=seed, precision=precision, folder=where, root=Path(root))
+    stores = replace(stores, precision=precision, folder=where, root=Path(root))
     with log.shown(progress):
         source = Source(stores.data, images)
         loaded = source.load(runtime.setup(device, precision), stores.preprocess)
@@ -86,7 +88,6 @@ def generate(
                 place.model,
                 new_model,
                 place.folder,
-                seed=seed,
                 precision=precision,
             )
             _say(place, ExpertStore(place.folder), config, stores.several)

@@ -34,7 +34,6 @@ def identity(
     data_config: DataConfig,
     buffer: BufferConfig,
     model: str,
-    seed: int,
     precision: str,
 ) -> dict[str, Any]:
     """Everything that decides the content of a store.
@@ -45,15 +44,15 @@ def identity(
     split_seed too.
     """
     config = to_dict(buffer)
-    for key in ("num_experts", "model"):  # the model is named below, resolved
-        config.pop(key)
+    for key in ("num_experts", "model", "seed"):  # model, resolved, and seed stand beside it
+        config.pop(key, None)
     config["step"].pop("folder", None)  # where the files of a pretrained network lie
     return {
         "dataset": data_config.name,
         "images": images,
         "zca": data_config.zca,
         "model": model,
-        "seed": seed,
+        "seed": buffer.seed,
         "precision": precision,
         "buffer": config,
     }
@@ -160,7 +159,7 @@ def imported_identity(
 
     The digest of the files takes the place of seed and precision.
     """
-    content = identity(images, data_config, buffer, model, 0, "fp32")
+    content = identity(images, data_config, buffer, model, "fp32")
     return content | {"seed": None, "precision": None, "imported": imported}
 
 
@@ -217,7 +216,8 @@ def _differences(stored: dict[str, Any], wanted: dict[str, Any], prefix: str = "
             if before.get("type") == now.get("type"):
                 differing += _differences(before, now, f"{prefix}{key}.")
                 continue
-        differing.append(f"{prefix}{key} is {_kind(before)} there and {_kind(now)} here")
+        name = "buffer.seed" if key == "seed" else f"{prefix}{key}"
+        differing.append(f"{name} is {_kind(before)} there and {_kind(now)} here")
     return differing
 
 
@@ -404,6 +404,7 @@ class ExpertStore:
         return {
             "model": self.manifest["identity"].get("model"),
             "fingerprint": self.manifest["fingerprint"],
+            "seed": self.manifest["identity"].get("seed"),
             "num": self.num_experts,
             "seconds": round(seconds, 2),
         }
@@ -420,8 +421,8 @@ class ExpertStore:
         """The digest of the identity."""
         return [self.manifest["fingerprint"]]
 
-    def origin(self, recipe: Recipe, images: str, seed: int, precision: str) -> str | None:
-        """None for experts that follow from recipe, images, seed and precision.
+    def origin(self, recipe: Recipe, images: str, precision: str) -> str | None:
+        """None for experts that follow from recipe, images and precision.
 
         Of imported ones the digest of their files, of any others the fingerprint.
         """
@@ -431,7 +432,7 @@ class ExpertStore:
             return stored["imported"]
         if recipe.buffer is None:
             return fingerprint
-        content = identity(images, recipe.data, recipe.buffer, stored["model"], seed, precision)
+        content = identity(images, recipe.data, recipe.buffer, stored["model"], precision)
         if fingerprint == digest(content):
             return None
         return fingerprint
@@ -505,11 +506,11 @@ class StoreGroup:
             fingerprints += store.fingerprints()
         return fingerprints
 
-    def origin(self, recipe: Recipe, images: str, seed: int, precision: str) -> str | None:
-        """The origins of the stores; None where they follow from recipe, images and seed."""
+    def origin(self, recipe: Recipe, images: str, precision: str) -> str | None:
+        """The origins of the stores; None where they follow from recipe, images and precision."""
         origins = []
         for store in self.stores:
-            origin = store.origin(recipe, images, seed, precision)
+            origin = store.origin(recipe, images, precision)
             if origin:
                 origins.append(origin)
         return ", ".join(origins) or None

@@ -56,15 +56,14 @@ def train_expert(
     model: nn.Module,
     data: Data,
     config: BufferConfig,
-    seed: int,
     expert: int,
     precision: Precision = "fp32",
     on_epoch: Callable[[str], None] | None = None,
 ) -> Trajectory:
     """Train `model` in place and return its snapshots, independent of later training.
 
-    Order and augmentation of expert i, epoch e follow from (seed, i, e) alone. Raises UserError
-    when the loss stops being finite.
+    Order and augmentation of expert i, epoch e follow from (config.seed, i, e) alone. Raises
+    UserError when the loss stops being finite.
     """
     model.train()
     step = config.step.build(model, config.epochs)
@@ -73,7 +72,7 @@ def train_expert(
     losses: list[float] = []
     snapshots.take(0)
     for epoch in range(config.epochs):
-        total = _epoch(model, step, data, config, (seed, expert, epoch), precision)
+        total = _epoch(model, step, data, config, (expert, epoch), precision)
         losses.append(float(total) / len(data.train))
         if not torch.isfinite(total) or not flatten(model).isfinite().all():
             raise UserError(
@@ -95,14 +94,15 @@ def _epoch(
     step: Step,
     data: Data,
     config: BufferConfig,
-    number: tuple[int, int, int],
+    number: tuple[int, int],
     precision: Precision,
 ) -> Tensor:
     """One pass over the training images; returns the sum of the losses (), on the device.
 
-    `number` is (seed, expert, epoch), of which all random numbers are made.
+    `number` is (expert, epoch), of which with `config.seed` all random numbers are made.
     """
-    seed, expert, epoch = number
+    seed = config.seed
+    expert, epoch = number
     device = data.train.device
     dropout = any(map(is_dropout, model.modules()))
     total = torch.zeros((), device=device)

@@ -213,11 +213,15 @@ class BufferConfig(Generic[StepT]):
     # epochs whose snapshots are stored (0 is the initialisation); two numbers: from, to
     keep: Literal["all", "last"] | tuple[int, int] = "all"
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the stored snapshots
+    # decides every random draw of the experts; that of a distillation is --seed, so one store
+    # serves the distillations of many seeds
+    seed: int = field(default=0, metadata=LATE)
 
     def __post_init__(self) -> None:
         require_at_least("buffer.num_experts", self.num_experts)
         require_at_least("buffer.epochs", self.epochs)
         require_at_least("buffer.batch", self.batch)
+        require_at_least("buffer.seed", self.seed, 0)
         if not isinstance(self.keep, str):
             low, high = self.keep
             require(
@@ -854,4 +858,5 @@ def resolved(recipe: Recipe) -> dict[str, Any]:
         data["data"].pop(key)
     if data["buffer"] is not None:
         data["buffer"]["step"].pop("folder", None)  # of published weights
+        data["buffer"].pop("seed", None)  # a run says beside this which experts it follows
     return data

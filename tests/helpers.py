@@ -72,7 +72,7 @@ def tiny_store(
     """
     config = BufferConfig(step=step, num_experts=num_experts, epochs=epochs, batch=batch, keep=keep)
     build = new_model(data, model)
-    generate(data, DIGITS, config, model, build, folder, seed=0)
+    generate(data, DIGITS, config, model, build, folder)
     return ExpertStore(folder, build, num_experts)
 
 

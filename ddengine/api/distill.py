@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ddengine import loop
 from ddengine.api import experts as of_experts
+from ddengine.api.begun import begun, followed, place
 from ddengine.api.experts import ExpertSource
 from ddengine.api.inputs import (
     AUTO,
@@ -22,7 +23,6 @@ from ddengine.api.inputs import (
     check_precision,
     check_recipe,
     dataset_of,
-    default_folder,
     pointed_at,
     preprocess_of,
 )
@@ -82,10 +82,11 @@ class Job:
     def identity(self) -> dict[str, Any]:
         """What makes two runs the same.
 
-        Experts of this program follow from recipe and seed; images without a name and what was
-        handed in with them follow from nothing, and are told by digests.
+        Experts of this program follow from the recipe and their seed; images without a name and
+        what was handed in with them follow from nothing, and are told by digests.
         """
-        more: dict[str, Any] = {"experts": self.origin.origin(self.data.train.digest)}
+        origin = self.origin.origin(self.data.train.digest)
+        more: dict[str, Any] = {"experts": followed(self.recipe, self.seed, origin)}
         start = None if self.images is None else files.tensor_digest({"images": self.images})
         if self.source.is_own:
             fingerprints = of_experts.fingerprints_of(self.experts())
@@ -249,9 +250,11 @@ def distill(
         )
         if folder is None:
             return _in_memory(job, bibtex, began)
-        wanted = job.identity()
-        path = default_folder(job.recipe.name, wanted) if folder == AUTO else Path(folder)
-        keep = Keep(path, wanted, tuple(command), restart, force, tensorboard, bibtex, began)
+        path, asked = place(job, folder, job.recipe.name), job.recipe
+        if not restart:
+            path, job = begun(job, folder, job.recipe.name)
+        wanted, words = job.identity(), tuple(command)
+        keep = Keep(path, asked, wanted, words, restart, force, tensorboard, bibtex, began)
         return _read_or_kept(job, keep)
 
 
@@ -289,7 +292,7 @@ def job_of(
     """
     recipe, source = pointed_at(recipe, dataset)
     source = replace(source, preprocess=preprocess)
-    origin = of_experts.source_of(recipe, experts, seed, precision)
+    recipe, origin = of_experts.source_of(recipe, experts, precision)
     where = runtime.setup(device, precision)
     data = source.load(where, origin.preprocess)
     _check_preprocess(preprocess, origin.preprocess(data.train.digest))
@@ -332,7 +335,7 @@ def distill_data(
     """
     check_recipe(recipe)
     check_precision(precision)
-    origin = of_experts.source_of(recipe, experts, seed, precision)
+    recipe, origin = of_experts.source_of(recipe, experts, precision)
     job = Job(
         recipe=recipe,
         data=data,
@@ -374,6 +377,7 @@ class Keep:
     """How the folder of a run is kept."""
 
     folder: Path
+    recipe: Recipe  # as it was asked for
     identity: dict[str, Any]
     command: tuple[str, ...]
     restart: bool
@@ -382,11 +386,11 @@ class Keep:
     bibtex: Bibtex | None
     began: float  # of time.perf_counter, when the session did
 
-    def begin(self, recipe: Recipe) -> None:
+    def begin(self) -> None:
         """Make the folder, or leave that of an unfinished run as it is."""
         if self.restart:
             runs.delete(self.folder, runs.MARK)
-        runs.begin(self.folder, recipe, self.identity, self.command)
+        runs.begin(self.folder, self.recipe, self.identity, self.command)
 
 
 def _read_or_kept(job: Job, keep: Keep) -> Distilled:
@@ -410,7 +414,7 @@ def _kept(job: Job, keep: Keep) -> Distilled:
     syn, objective, initial_seconds = job.start(experts)
     if not keep.force:
         bounds.check(job.costed(), syn, data, folder, job.device)
-    dist.on_first_rank(partial(keep.begin, recipe))
+    dist.on_first_rank(keep.begin)
     teachers = []
     if recipe.evaluation.labels == "dynamic" and experts is not None:
         teachers = load_all(experts, job.device)

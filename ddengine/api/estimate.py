@@ -81,7 +81,7 @@ def estimate(
         )
     with log.shown(progress):
         recipe, source = pointed_at(recipe, dataset_of(data))
-        origin = Given(recipe, None, seed, precision) if experts is None else experts
+        origin = Given(recipe, None, precision) if experts is None else experts
         origin = origin.on(recipe.data)
         where = runtime.setup(device, precision)
         loaded = source.load(torch.device("cpu"), origin.preprocess)

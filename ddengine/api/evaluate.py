@@ -14,6 +14,7 @@ from ddengine.api.outcomes import Outcome
 from ddengine.api.results import Distilled, on_device, opened
 from ddengine.artefact import results, runs
 from ddengine.data import Data, Dataset, RealSet
+from ddengine.data.torch_dataset import OWN
 from ddengine.evaluation import evaluate as evaluation_of
 from ddengine.evaluation import tables
 from ddengine.evaluation.brought import Factory, Trainer
@@ -206,6 +207,7 @@ class Asking:
             factories=self.factories,
             train=self.train,
         )
+        content["set_digest"] = self._set_digest()  # as the set itself numbers its classes
         if self.words:
             content["command"] = [*program.stored(), *self.words]
         if out is not None:
@@ -235,7 +237,7 @@ class Asking:
             content = files.read_json(path, "rows", "protocol")
         except UserError:
             raise UserError(f"{path} is damaged; evaluate again with --restart.") from None
-        digest = evaluation_of.set_digest(on_device(self.of, torch.device("cpu")))
+        digest = self._set_digest()
         if content.get("set_digest", digest) != digest:
             raise UserError(
                 f"{path} is of another set; {command} again with --restart, or name another folder "
@@ -247,6 +249,10 @@ class Asking:
                 "folder with --out."
             )
         return content
+
+    def _set_digest(self) -> str:
+        """The digest of the set as it is stored."""
+        return evaluation_of.set_digest(on_device(self.of, torch.device("cpu")))
 
     def _equals(self, content: Mapping[str, Any]) -> bool:
         """Whether an evaluation was made by these settings."""
@@ -279,6 +285,8 @@ def open_set(
     data = source.load(where, lambda images: syn.preprocess, test=True)
     name = of.folder or "The set"
     shape = tuple(syn.pixels(torch.zeros(1, dtype=torch.long)).shape[1:])
+    if source.is_own:
+        syn = numbered_as(syn, data.class_names)
     if data.class_names != syn.class_names or data.image_shape != shape:
         raise UserError(
             f"{name} was distilled from other images than data.name {source.config.name} gives; "
@@ -296,6 +304,22 @@ def open_set(
         if config.loss == "uskd":
             middle(network, data.image_shape)
     return OpenSet(syn, data, where)
+
+
+def numbered_as(syn: SyntheticSet, names: Sequence[str]) -> SyntheticSet:
+    """A set with its classes numbered as images that Python holds have them, by name.
+
+    It may lack classes, or name some that neither it nor the images have. Others, and one with soft
+    labels, stay as they are.
+    """
+    own = [syn.class_names[number] for number in syn.classes.unique().tolist()]
+    if syn.targets.soft or not set(own) <= set(names):
+        return syn
+    numbers = torch.zeros(len(syn.class_names), dtype=torch.long, device=syn.classes.device)
+    for number, name in enumerate(syn.class_names):
+        if name in own:
+            numbers[number] = names.index(name)
+    return replace(syn, classes=numbers[syn.classes], class_names=tuple(names))
 
 
 def protocol_of(of: Distilled, start: EvalConfig | None = None) -> EvalConfig:
@@ -346,12 +370,24 @@ def with_changes(
 
 
 def source_of(of: Distilled, data: Images | DataConfig) -> Source:
-    """Where the images of a set come from; None: from where the set says."""
+    """Where the images of a set come from; None: from where the set says.
+
+    Raises UserError for images that only Python had.
+    """
     if isinstance(data, DataConfig):
-        return Source(data)
-    config = data_settings(of)
-    dataset = dataset_of(data)
-    return Source(config) if dataset is None else Source(dataset.settings(config), dataset)
+        config, dataset = data, None
+    else:
+        config, dataset = data_settings(of), dataset_of(data)
+    if dataset is not None:
+        return Source(dataset.settings(config), dataset)
+    if config.name == OWN:
+        given = "result" if of.run is None else repr(str(of.run))
+        raise UserError(
+            "The set was made of images that Python held, where no command can read them; call "
+            f"ddengine.evaluate({given}, data) in Python (or score, rank, privacy), where data is "
+            "the Dataset that it was made of."
+        )
+    return Source(config)
 
 
 def data_settings(of: Distilled) -> DataConfig:

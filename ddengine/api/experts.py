@@ -1,7 +1,7 @@
 """Experts as the public functions take them: opened already, or where they lie."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -32,11 +32,11 @@ class StoredExperts(Experts, Protocol):
         """The digest of each identity."""
         ...
 
-    def origin(self, recipe: Recipe, images: str, seed: int, precision: str) -> str | None:
-        """What says in the identity of a run which experts these are.
+    def origin(self, recipe: Recipe, images: str, precision: str) -> str | None:
+        """What says which experts these are, beside recipe and run.
 
-        None for those that follow from the recipe, the digest of the training images, the seed and
-        the precision.
+        None for those that follow from the recipe, the digest of the training images and the
+        precision.
         """
         ...
 
@@ -51,6 +51,14 @@ class ExpertSource(Protocol):
 
     def on(self, data: DataConfig) -> "ExpertSource":
         """Where those lie that saw other images."""
+        ...
+
+    def seed(self) -> int | None:
+        """That the experts were trained with; None where nobody knows one."""
+        ...
+
+    def of_seed(self, seed: int) -> "ExpertSource | None":
+        """Where those lie that were trained with another seed; None where there are no others."""
         ...
 
     def preprocess(self, images: str) -> Preprocess | None:
@@ -72,12 +80,22 @@ class Given:
 
     recipe: Recipe
     experts: Experts | None
-    seed: int
     precision: str
 
     def on(self, data: DataConfig) -> "Given":
         """The same: what they saw is looked at when they are opened."""
         return self
+
+    def seed(self) -> int | None:
+        """That of all stores; None of imported experts, and of such that say none."""
+        if not isinstance(self.experts, StoredExperts):
+            return None
+        seeds = {identity["seed"] for identity in self.experts.identities()}
+        return seeds.pop() if len(seeds) == 1 else None
+
+    def of_seed(self, seed: int) -> None:
+        """Nothing: these experts were handed in, and others were not."""
+        return None
 
     def preprocess(self, images: str) -> Preprocess | None:
         """Published constants that experts of these images were trained with are kept."""
@@ -90,7 +108,7 @@ class Given:
     def origin(self, images: str) -> str | None:
         """Experts that are not of a store say nothing."""
         if isinstance(self.experts, StoredExperts):
-            return self.experts.origin(self.recipe, images, self.seed, self.precision)
+            return self.experts.origin(self.recipe, images, self.precision)
         return None
 
     def open(self, data: Data) -> Experts | None:
@@ -101,15 +119,16 @@ class Given:
 
 
 def source_of(
-    recipe: Recipe, experts: Experts | ExpertSource | None, seed: int, precision: str
-) -> ExpertSource:
-    """Where the experts come from.
+    recipe: Recipe, experts: Experts | ExpertSource | None, precision: str
+) -> tuple[Recipe, ExpertSource]:
+    """(the recipe with the seed of these experts, where they come from).
 
     Experts that the recipe does not read are ignored. Raises UserError where it needs some and has
     none.
     """
     if isinstance(experts, ExpertSource):
-        return experts.on(recipe.data)
+        source = experts.on(recipe.data)
+        return with_expert_seed(recipe, source.seed()), source
     if experts is None and reads_experts(recipe):
         raise UserError(
             f"The recipe {recipe.name} needs experts, and none were given; pass "
@@ -118,7 +137,15 @@ def source_of(
     if experts is not None and not reads_experts(recipe):
         log.say(f"warning: the recipe {recipe.name} reads no experts, so those given are ignored")
         experts = None
-    return Given(recipe, experts, seed, precision)
+    recipe = with_expert_seed(recipe, Given(recipe, experts, precision).seed())
+    return recipe, Given(recipe, experts, precision)
+
+
+def with_expert_seed(recipe: Recipe, seed: int | None) -> Recipe:
+    """The recipe with this `buffer.seed`; unchanged for None and of a recipe without experts."""
+    if recipe.buffer is None or seed is None:
+        return recipe
+    return replace(recipe, buffer=replace(recipe.buffer, seed=seed))
 
 
 def fingerprints_of(experts: Experts | None) -> str | None:

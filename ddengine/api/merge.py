@@ -3,7 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from ddengine.api.results import Distilled, path_of
+import torch
+
+from ddengine.api.evaluate import data_settings
+from ddengine.api.results import Distilled, on_device, opened
 from ddengine.artefact import folder as folders
 from ddengine.artefact import merging
 from ddengine.system import files, log
@@ -20,8 +23,13 @@ def merge(
 
         both = ddengine.merge(["runs/animals", "runs/vehicles"], "sets/both")
 
+    The sets are of one dataset, or of images that several people hold (a torch Dataset, a folder,
+    parquet files). The classes are all that any set has, in the order of first appearance; sets
+    need not have as many. Images are brought under the preprocessing of the first set:
+    `distill(..., preprocess=)` makes sets that need not be.
+
     Args:
-        sets: folders of runs or of distilled sets, or sets that lie in one.
+        sets: folders of runs or of distilled sets, or sets.
         folder: a new folder to write; None: the set stays in memory.
         progress: as `distill` takes it.
 
@@ -31,10 +39,20 @@ def merge(
     where = None if folder is None else Path(folder)
     if where is not None and where.exists() and (where.is_file() or any(where.iterdir())):
         raise UserError(f"{where} exists already; name another folder with --out.")
+    if isinstance(sets, str | Path | Distilled) or not sets:
+        raise UserError("merge takes a list of sets or folders; give it at least one.")
     with log.shown(progress):
-        paths = [path_of(of) if isinstance(of, Distilled) else Path(of) for of in sets]
-        merged = merging.merge_folders(paths)
+        asked = [opened(of) for of in sets]
+        merging.check_named([of.meta for of in asked])
+        merged = merging.merge_sets([_member(of) for of in asked])
         if where is not None:
             files.make_folder(where.parent)
             folders.save(merged.syn, where, merged.meta)
     return Distilled(merged.syn, merged.meta, where)
+
+
+def _member(of: Distilled) -> merging.Member:
+    """A set with what is known of it."""
+    syn = on_device(of, torch.device("cpu"))
+    name = "in memory" if of.folder is None else str(of.folder)
+    return merging.Member(syn, of.meta, data_settings(of), name)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ddengine.api import experts as of_experts
+from ddengine.api.begun import begun, followed, place
 from ddengine.api.distill import Bibtex
 from ddengine.api.experts import ExpertSource
 from ddengine.api.inputs import (
@@ -19,7 +20,6 @@ from ddengine.api.inputs import (
     check_precision,
     check_recipe,
     dataset_of,
-    default_folder,
     pointed_at,
 )
 from ddengine.api.results import Distilled, load
@@ -89,22 +89,22 @@ def select(
         check_folder(folder)
     with log.shown(progress):
         choice = _loaded(dataset_of(data), recipe, experts, seed, device, precision)
-        wanted = choice.identity()
-        path = None if folder is None else Path(folder)
-        if folder == AUTO:
-            path = default_folder(f"select-{recipe.init.kind}", wanted)
-        if path is None:
+        if folder is None:
             syn, meta = choice.made(bibtex)
             return Distilled(syn, meta, None, choice.data.split_names)
+        name = f"select-{recipe.init.kind}"
+        path, asked = place(choice, folder, name), choice
         if restart:
             runs.check_own(path, runs.MARK)
-        elif runs.is_finished(path, wanted):
-            log.say(f"{path} is finished; --restart begins anew")
-            return load(path, str(choice.device))
+        else:
+            path, choice = begun(choice, folder, name)
+            if runs.is_finished(path, choice.identity()):
+                log.say(f"{path} is finished; --restart begins anew")
+                return load(path, str(choice.device))
         syn, meta = choice.made(bibtex)
         if restart:
             runs.delete(path, runs.MARK)
-        runs.begin(path, choice.recipe, wanted, command)
+        runs.begin(path, asked.recipe, choice.identity(), command)
         log.EventLog(path / "metrics.jsonl").close()  # empty, as of a distillation without steps
         writing.write_run(path, syn, choice.data, meta)
         _say(syn, choice.recipe, path)
@@ -133,7 +133,7 @@ class Choice:
             seed=self.seed,
             precision=self.precision,
             compile=False,
-            experts=self.origin.origin(images),
+            experts=followed(recipe, self.seed, self.origin.origin(images)),
         )
         return run | {"resolved": digest(["select", {part: values[part] for part in parts}])}
 
@@ -189,7 +189,7 @@ def _loaded(
 ) -> Choice:
     """The selection among these images, which are loaded here."""
     recipe, source = pointed_at(recipe, dataset)
-    origin = _source(recipe, experts, seed, precision)
+    recipe, origin = _source(recipe, experts, precision)
     where = runtime.setup(device, precision)
     data = source.load(where, origin.preprocess)
     log.say(f"{recipe.data.name}: {data.said()}")
@@ -208,12 +208,12 @@ def _say(syn: SyntheticSet, recipe: Recipe, folder: Path) -> None:
 
 
 def _source(
-    recipe: Recipe, experts: Experts | ExpertSource | None, seed: int, precision: str
-) -> ExpertSource:
-    """Where the experts that choose come from; none where the kind asks none."""
+    recipe: Recipe, experts: Experts | ExpertSource | None, precision: str
+) -> tuple[Recipe, ExpertSource]:
+    """As `experts.source_of`; without experts where the kind asks none."""
     if recipe.init.kind not in ASKS_EXPERTS:
-        return of_experts.Given(recipe, None, seed, precision)
-    return of_experts.source_of(recipe, experts, seed, precision)
+        return recipe, of_experts.Given(recipe, None, precision)
+    return of_experts.source_of(recipe, experts, precision)
 
 
 def _chosen(recipe: Recipe, data: Data, experts: Experts | None, seed: int) -> Tensor:

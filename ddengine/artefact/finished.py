@@ -118,9 +118,12 @@ def _written_with(path: Path) -> str | None:
     None where none is known.
     """
     meta = path.parent / "meta.json"
-    content = files.read_json(meta) if meta.is_file() else None
-    codec = at(content, "codec", "type")
-    return None if codec is None else str(codec)
+    if not meta.is_file():
+        return None
+    codec = at(files.read_json(meta), "codec", "type")
+    if codec is None:
+        return None
+    return str(codec)
 
 
 def _logits(paths: Sequence[Path]) -> Tensor | None:
@@ -174,19 +177,13 @@ def _set_of(
     lr: float | None,
 ) -> SyntheticSet:
     """The set of all images of the training split that a reader found."""
-    number = torch.tensor(_numbers(source.class_names, where, data))
+    class_of = torch.tensor(_numbers(source.class_names, where, data))
     pixels = _pixels(source, where, data)
     for note in source.notes:
         log.say(note)
-    labels = number[torch.from_numpy(source.train.labels)]
+    labels = class_of[torch.from_numpy(source.train.labels)]
+    _check_classes(labels, where, data)
     order = labels.argsort(stable=True)  # classes in their order, as in every set
-    present = set(labels.tolist())
-    missing = [name for c, name in enumerate(data.class_names) if c not in present]
-    if missing:
-        raise UserError(
-            f"{where} has no image of class {missing[0]!r}; give images of all {data.num_classes} "
-            "classes, or set data.classes."
-        )
     reader = exchange.pixel_codec(codec, data)
     images = pixels[order]
     if not isinstance(reader, Pixels):
@@ -200,15 +197,28 @@ def _set_of(
     )
     if logits is None:
         return syn
-    if tuple(logits.shape) != (len(labels), data.num_classes) or not logits.isfinite().all():
+    wanted = (len(labels), data.num_classes)
+    if tuple(logits.shape) != wanted or not logits.isfinite().all():
         raise UserError(
             f"The column logits in {where} has shape {tuple(logits.shape)} or numbers that are "
             f"not finite, and {len(labels)} images of "
-            f"{data.num_classes} classes need {(len(labels), data.num_classes)}; take it out, or "
+            f"{data.num_classes} classes need {wanted}; take it out, or "
             "correct the file."
         )
-    columns = logits if list(number) == sorted(number) else logits[:, number.argsort()]
-    return syn.with_labels(columns[order])
+    if list(class_of) != sorted(class_of):
+        logits = logits[:, class_of.argsort()]
+    return syn.with_labels(logits[order])
+
+
+def _check_classes(labels: Tensor, where: str, data: Data) -> None:
+    """Raise UserError where a class of the dataset has no image among those with labels (N,)."""
+    present = set(labels.tolist())
+    for c, name in enumerate(data.class_names):
+        if c not in present:
+            raise UserError(
+                f"{where} has no image of class {name!r}; give images of all {data.num_classes} "
+                "classes, or set data.classes."
+            )
 
 
 def _pixels(source: Source, where: str, data: Data) -> Tensor:

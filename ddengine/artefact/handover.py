@@ -34,6 +34,10 @@ def write(folder: Path, syn: SyntheticSet, meta: Meta) -> None:
 def _write_compensators(folder: Path, syn: SyntheticSet) -> None:
     """Pictures of what is added to natural images, around grey."""
     folder.mkdir(parents=True)
-    added = 0.5 + syn.tensors["compensators"].float() * syn.tensors["unit"].view(-1, 1, 1)
+    compensators = syn.tensors["compensators"].float()
+    unit = syn.tensors["unit"].view(-1, 1, 1)
+    added = 0.5 + compensators * unit
     for i, image in enumerate(added):
-        (folder / f"{example_name(i, len(added))}.png").write_bytes(png(as_bytes(image)))
+        name = f"{example_name(i, len(added))}.png"
+        content = png(as_bytes(image))
+        (folder / name).write_bytes(content)

@@ -1,20 +1,18 @@
-"""Several shipped folders of one dataset as one set, with the meta.json that says what it is of.
+"""Several sets as one set, with the meta.json that says what it is of.
 
-Names identify classes. How tensors are put together is `sets/merge.py`; this module reads what
-the folders say of their data, so that an evaluation can check that no test image was seen.
+Names identify classes. How tensors are put together is `sets/merge.py`; this module looks at what
+the sets say of their data. Sets of one dataset are merged so that an evaluation can check that no
+test image was seen. Sets of several people's own images have nothing in common but class names.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 
-from ddengine.artefact import folder as set_folders
-from ddengine.artefact import runs
 from ddengine.data import Data, Preprocess, load_data
 from ddengine.data.torch_dataset import OWN
-from ddengine.recipe import DataConfig, from_dict
+from ddengine.recipe import DataConfig
 from ddengine.sets.merge import merge
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system import runtime
@@ -24,44 +22,52 @@ from ddengine.types import Facts, Json, Meta
 
 # settings of the data that decide which images are training, validation and test images
 SAME_DATA = ("name", "size", "limit", "validation", "split_seed", "zca")
+# names under which people read images of their own: those of two sets need not be the same
+PEOPLES = (OWN, "folder", "parquet", "hub")
+
+
+@dataclass(frozen=True)
+class Member:
+    """One of the sets that are merged."""
+
+    syn: SyntheticSet
+    meta: Meta  # what its meta.json says
+    config: DataConfig  # the data settings that it was made with
+    name: str  # where it lies, or that it lies in memory
 
 
 @dataclass(frozen=True)
 class Merged:
-    """What `merge_folders` gives."""
+    """What `merge_sets` gives."""
 
     syn: SyntheticSet
     meta: Json  # what folder.save takes beside the set
-    root: str | None  # where the images of the first set lie, as its run has kept it
 
 
-def merge_folders(paths: Sequence[Path]) -> Merged:
-    """One set of the sets in several folders, those of runs or of distilled sets.
+def merge_sets(members: Sequence[Member]) -> Merged:
+    """One set of several; all of them are seen through the preprocessing of the first.
 
-    All of them are seen through the preprocessing of the first. Says, as a warning, where nobody
-    can check which images the sets have seen.
+    Says, as a warning, where nobody can check which images the sets have seen.
 
     Raises:
-        UserError: no folders, folders without a set, and sets that cannot be merged.
+        UserError: sets that cannot be merged.
     """
-    folders = [runs.set_folder(path) for path in paths]
-    sets, metas = [], []
-    for folder in folders:
-        syn, meta = set_folders.load(folder, torch.device("cpu"))
-        sets.append(syn)
-        metas.append(meta)
-    maps, names = class_maps(metas)
-    configs = []
-    for path, folder, meta in zip(paths, folders, metas, strict=True):
-        # a run knows where its files lie, which a set does not say
-        configs.append(config_of(meta, runs.data_of(path) if path != folder else None))
-    same_data(configs)
+    sets = [member.syn for member in members]
+    metas = [member.meta for member in members]
+    configs = [member.config for member in members]
+    own = are_peoples_own(configs)
+    maps, names = class_maps([syn.class_names for syn in sets], sort_numbers=own)
     syn = merge(sets, maps, names, preprocess=sets[0].preprocess)
-    config = merged_config(maps, configs, len(names))
-    data = whole_data(configs, metas, config, syn.preprocess)
+    if own:
+        config, data = _own_config(configs[0]), None
+        _say_own(names)
+    else:
+        same_data(configs)
+        config = merged_config(maps, configs, len(names))
+        data = whole_data(members, config, syn.preprocess)
     meta: Json = {
         "recipe": _merged_recipe(metas[0]["recipe"], syn, config),
-        "merged": [str(folder) for folder in folders],
+        "merged": [member.name for member in members],
         "seed": None,
     }
     if data is not None:
@@ -73,12 +79,56 @@ def merge_folders(paths: Sequence[Path]) -> Merged:
         meta["selected"] = {"kind": " and ".join(kinds)}
     meta["versions"] = runtime.versions()
     meta["commit"] = runtime.commit()
-    return Merged(syn, meta, configs[0].root)
+    return Merged(syn, meta)
+
+
+def check_named(metas: Sequence[Meta]) -> None:
+    """Raise UserError unless every set says of which dataset it is."""
+    for i, meta in enumerate(metas):
+        if not (meta.get("recipe") or {}).get("data", {}).get("name"):
+            raise UserError(
+                f"Set {i + 1} does not say of which dataset it is, so its classes cannot be "
+                "matched; call ddengine.sets.merge.merge, which is told which class is which."
+            )
+
+
+def are_peoples_own(configs: Sequence[DataConfig]) -> bool:
+    """Whether sets are of images that people hold themselves, and so of different ones.
+
+    Raises UserError for sets of datasets that have different names in the program.
+    """
+    first = configs[0]
+    if all(config.name in PEOPLES for config in configs):
+        places = {(config.name, config.root) for config in configs}
+        return first.name == OWN or len(places) > 1
+    for i, config in enumerate(configs):
+        if config.name != first.name:
+            raise UserError(
+                f"Set {i + 1} is of dataset {config.name} and set 1 of {first.name}; merge sets of "
+                "one dataset."
+            )
+    return False
+
+
+def _own_config(config: DataConfig) -> DataConfig:
+    """The data settings of sets of several people's own images: those of all of them together."""
+    return replace(config, name=OWN, root=None, limit=None, classes=None)
+
+
+def _say_own(names: Sequence[str]) -> None:
+    """Say how classes of people's own images were matched, and what nobody can check."""
+    if all(name.isdecimal() for name in names):
+        say(
+            "the classes have numbers for names, and equal numbers were taken for one class; "
+            "Dataset.of(..., classes=NAMES) names them"
+        )
+    _warn("are of images of several sources")
 
 
 def _merged_recipe(recipe: Facts, syn: SyntheticSet, config: DataConfig | None) -> Json:
     """The recipe of the first set, of as many images and of the classes of the merged one."""
-    data = {name: value for name, value in recipe["data"].items() if name != "classes"}
+    data = dict(recipe["data"])
+    data.pop("classes", None)
     if config is not None and config.classes is not None:
         data["classes"] = list(config.classes)
     images = max(1, round(syn.images_per_class()))
@@ -90,61 +140,40 @@ def _selections(metas: Sequence[Meta]) -> list[str]:
 
     Raises UserError for sets of both kinds.
     """
-    selected = [meta["selected"] for meta in metas if "selected" in meta]
-    if selected and len(selected) < len(metas):
+    kinds = []
+    for meta in metas:
+        if "selected" in meta:
+            kinds.append(str(meta["selected"].get("kind")))
+    if kinds and len(kinds) < len(metas):
         raise UserError(
             "Some of the sets are real images that were selected and some are distilled; "
             "merge those of one kind."
         )
-    return list(dict.fromkeys(str(choice.get("kind")) for choice in selected))
+    return list(dict.fromkeys(kinds))
 
 
-def config_of(meta: Meta, data: Facts | None = None) -> DataConfig:
-    """The data settings of a set from its meta.json, or from `data`, which its run has kept.
+def class_maps(
+    names_of_sets: Sequence[Sequence[str]], *, sort_numbers: bool = False
+) -> tuple[list[list[int]], tuple[str, ...]]:
+    """(maps, class names) for `sets.merge.merge`, from the class names of each set.
 
-    Raises UserError where they do not fit.
+    Their order is that of first appearance; with `sort_numbers` whole numbers ascend, as the labels
+    of a Dataset without names do. Raises UserError for a set that has a name twice.
     """
-    return from_dict(DataConfig, data or meta["recipe"]["data"])
-
-
-def class_maps(metas: Sequence[Meta]) -> tuple[list[list[int]], tuple[str, ...]]:
-    """(maps, class names) for `sets.merge.merge`, from the meta.json of each set.
-
-    Names identify classes, and their order is that of first appearance.
-
-    Raises UserError for sets of different datasets, where equal names may mean different things, or
-    of datasets without a name, and for a set that has a name twice.
-    """
-    _check_datasets(metas)
-    numbers = dict[str, int]()  # of a class name among all
-    maps = []
-    for i, meta in enumerate(metas):
-        names = list(meta["class_names"])
+    seen = dict[str, None]()
+    for i, names in enumerate(names_of_sets):
         twice = [name for name in names if names.count(name) > 1]
         if twice:
             raise UserError(
                 f"Set {i + 1} has two classes called {twice[0]!r}, and classes are matched by "
                 "name; give them different names."
             )
-        maps.append([numbers.setdefault(name, len(numbers)) for name in names])
-    return maps, tuple(numbers)
-
-
-def _check_datasets(metas: Sequence[Meta]) -> None:
-    """Raise UserError unless all sets are of one dataset that has a name."""
-    datasets = [(meta.get("recipe") or {}).get("data", {}).get("name") for meta in metas]
-    for i, dataset in enumerate(datasets):
-        if dataset is None or dataset == OWN:
-            raise UserError(
-                f"Set {i + 1} is of a dataset without a name, and classes of such sets cannot be "
-                "matched; "
-                "call ddengine.sets.merge.merge, which is told which class is which."
-            )
-        if dataset != datasets[0]:
-            raise UserError(
-                f"Set {i + 1} is of dataset {dataset} and set 1 of {datasets[0]}; merge sets of "
-                "one dataset."
-            )
+        seen.update(dict.fromkeys(names))
+    merged = list(seen)
+    if sort_numbers and all(name.isdecimal() for name in merged):
+        merged.sort(key=int)
+    maps = [[merged.index(name) for name in names] for names in names_of_sets]
+    return maps, tuple(merged)
 
 
 def same_data(configs: Sequence[DataConfig]) -> None:
@@ -153,17 +182,18 @@ def same_data(configs: Sequence[DataConfig]) -> None:
     Then no test image of one was shown to another.
     """
     first = configs[0]
-    for i, config in enumerate(configs):
+    for i, config in enumerate(configs, start=1):
         for name in SAME_DATA:
-            value, wanted = getattr(config, name), getattr(first, name)
+            value = getattr(config, name)
+            wanted = getattr(first, name)
             if value != wanted:
                 raise UserError(
-                    f"Set {i + 1} was made with data.{name} {value} and set 1 with {wanted}; merge "
+                    f"Set {i} was made with data.{name} {value} and set 1 with {wanted}; merge "
                     "sets of the same data settings."
                 )
         if config.limit is not None and config.classes != first.classes:
             raise UserError(
-                f"Sets 1 and {i + 1} are of different classes with data.limit {config.limit}, "
+                f"Sets 1 and {i} are of different classes with data.limit {config.limit}, "
                 "which takes other images for each choice of classes; "
                 "distill them with data.limit None."
             )
@@ -176,8 +206,9 @@ def merged_config(
     ids = class_ids(maps, configs, num_classes)
     if ids is None:
         return None
-    all_classes = all(config.classes is None for config in configs)
-    return replace(configs[0], classes=None if all_classes else tuple(ids))
+    if all(config.classes is None for config in configs):
+        return replace(configs[0], classes=None)
+    return replace(configs[0], classes=tuple(ids))
 
 
 def class_ids(
@@ -204,8 +235,7 @@ def class_ids(
 
 
 def whole_data(
-    configs: Sequence[DataConfig],
-    metas: Sequence[Meta],
+    members: Sequence[Member],
     wanted: DataConfig | None,
     preprocess: Preprocess,
     load: Callable[..., Data] = load_data,
@@ -220,12 +250,12 @@ def whole_data(
     if wanted is None:
         _warn("do not say which classes of the dataset they have")
         return None
-    if any(not isinstance(meta.get("images"), str) for meta in metas):
+    if any(not isinstance(member.meta.get("images"), str) for member in members):
         _warn("do not all say which images they were distilled from")
         return None
     read = dict[DataConfig, Data]()
     try:
-        for config in dict.fromkeys((*configs, wanted)):
+        for config in dict.fromkeys((*(member.config for member in members), wanted)):
             read[config] = load(
                 replace(config, download=False),
                 torch.device("cpu"),
@@ -237,12 +267,13 @@ def whole_data(
             "evaluate cannot check that no test image was seen"
         )
         return None
-    for i, (config, meta) in enumerate(zip(configs, metas, strict=True)):
-        seen = read[config]
-        if seen.train.digest != meta["images"] or seen.class_names != tuple(meta["class_names"]):
+    for i, member in enumerate(members):
+        seen = read[member.config]
+        same = seen.train.digest == member.meta["images"]
+        if not same or seen.class_names != member.syn.class_names:
             raise UserError(
-                f"Set {i + 1} was distilled from other images than data.name {config.name} gives "
-                "here; merge sets of the same images."
+                f"Set {i + 1} was distilled from other images than data.name {member.config.name} "
+                "gives here; merge sets of the same images."
             )
     return read[wanted]
 

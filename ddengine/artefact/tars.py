@@ -15,6 +15,8 @@ from ddengine.system.errors import UserError
 
 PER_SHARD = 10_000  # examples in a tar
 
+Member = tuple[str, bytes]  # name and content of a file in a tar
+
 
 def write_webdataset(syn: SyntheticSet, path: Path, per_shard: int = PER_SHARD) -> list[Path]:
     """Write the decoded examples as a WebDataset and return its files.
@@ -33,7 +35,8 @@ def write_webdataset(syn: SyntheticSet, path: Path, per_shard: int = PER_SHARD) 
     index = path.with_suffix(".json")
     files.refuse_existing([*tars, index])
     files.make_folder(path.parent)
-    export, logits = exported(syn), example_logits(syn)
+    export = exported(syn)
+    logits = example_logits(syn)
     counts = {}
     for tar, start in zip(tars, starts, strict=True):
         part = range(start, min(start + per_shard, len(syn)))
@@ -56,11 +59,12 @@ def _names(path: Path, num: int) -> list[Path]:
         return [path]
     names = []
     for i in range(num):
-        names.append(path.with_name(f"{path.stem}-{example_name(i, num)}{path.suffix}"))
+        name = f"{path.stem}-{example_name(i, num)}{path.suffix}"
+        names.append(path.with_name(name))
     return names
 
 
-def _members(export: Exported, logits: Tensor | None, part: range) -> Iterator[tuple[str, bytes]]:
+def _members(export: Exported, logits: Tensor | None, part: range) -> Iterator[Member]:
     """(name in the tar, content) of the examples of a shard."""
     for i in part:
         name = example_name(i, len(export.pngs))
@@ -72,10 +76,11 @@ def _members(export: Exported, logits: Tensor | None, part: range) -> Iterator[t
             yield f"{name}.logits.npy", buffer.getvalue()
 
 
-def _write_tar(path: Path, members: Iterator[tuple[str, bytes]]) -> None:
+def _write_tar(path: Path, members: Iterator[Member]) -> None:
     """A tar of these members, with nothing of this machine: times, users and groups are 0."""
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
         for name, content in members:
             info = tarfile.TarInfo(name)
-            info.size, info.mode = len(content), 0o644
+            info.size = len(content)
+            info.mode = 0o644
             archive.addfile(info, io.BytesIO(content))

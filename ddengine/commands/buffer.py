@@ -18,12 +18,17 @@ def main(args: list[str]) -> None:
         log.say("warning: --compile is ignored, experts are trained uncompiled")
     if options.tensorboard:
         log.say("warning: --tensorboard is ignored, it shows distillations")
+    seed = options.recipe.buffer.seed
+    if options.seed != seed:
+        log.say(
+            f"--seed {options.seed} is the distillation's, which these experts serve with any; "
+            f"they have --buffer.seed {seed}"
+        )
     start(options)
     buffers.generate(
         None,
         options.recipe,
         folder=options.out or options.experts,
-        seed=options.seed,
         device=options.device,
         precision=options.precision,
         restart=options.restart,

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import buffers
 import ddengine
+from ddengine.api.begun import begun
 from ddengine.api.distill import job_of
 from ddengine.artefact import runs
 from ddengine.commands import DEMO, evaluate, report
@@ -24,15 +25,17 @@ def main(args: list[str]) -> None:
     if options.experts is not None:
         log.say(f"warning: --experts is ignored, demo makes its own in {folder / 'experts'}")
     one_process(options, "demo")
-    run = {"seed": options.seed, "device": options.device, "precision": options.precision}
+    process = {"device": options.device, "precision": options.precision}
+    run = {"seed": options.seed, **process}
     stores = replace(options, experts=None).stores(folder / "experts")
     if options.restart:
         runs.delete(folder, runs.MARK, beside="experts")
     job = job_of(None, recipe, stores, compile=options.compile, **run)
     check_networks(recipe, job.data)
+    _, job = begun(job, folder, recipe.name)
     # refuses a folder of something else
     runs.is_finished(folder, job.identity(), beside="experts")
-    buffers.generate(None, recipe, root=folder / "experts", **run)
+    buffers.generate(None, job.recipe, root=folder / "experts", **process)
     ddengine.distill(
         None,
         recipe,

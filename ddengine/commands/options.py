@@ -40,7 +40,7 @@ class Options(Generic[RecipeT]):
     and fills a slot that is shown as {None}.
     """
 
-    seed: int = 0  # decides every random draw of the run
+    seed: int = 0  # decides every random draw of the run but those of experts: buffer.seed
     device: str = "auto"  # auto | cpu | cuda | cuda:N
     precision: Precision = "fp32"
     # folder to write; None: runs/RECIPE-HASH, or experts/FINGERPRINT for buffer
@@ -57,7 +57,7 @@ class Options(Generic[RecipeT]):
 
     def stores(self, root: Path = EXPERTS) -> Stores:
         """Where the experts of the recipe lie."""
-        where = {"seed": self.seed, "precision": self.precision, "folder": self.experts}
+        where = {"precision": self.precision, "folder": self.experts}
         return Stores.of(cast(Recipe, self.recipe), root=root, **where)
 
 

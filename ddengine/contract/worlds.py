@@ -56,7 +56,7 @@ def _store(data: Data, config: BufferConfig, network: str, folder: Path) -> Expe
     def new_model(rng: Generator) -> nn.Module:
         return build_model(network, data.image_shape, data.num_classes, rng)
 
-    generate(data, DIGITS, config, network, new_model, folder, seed=0)
+    generate(data, DIGITS, config, network, new_model, folder)
     return ExpertStore(folder, new_model, config.num_experts)
 
 

@@ -47,6 +47,7 @@ class Contender:
     name: str
     sets: Callable[[int], TrainingSet]  # draw -> set (random: each network has its own draw)
     several_draws: bool = False
+    num: int | None = None  # examples, where images are not chosen yet
     steps: int | None = None  # updates; None: those of the protocol
     labels: Labels = "hard"
     # the distilled set in one of its forms, to which a learned rate belongs
@@ -103,6 +104,7 @@ class Bench:
     memo: Memo
     means: Means
     budget: Budget = Budget()
+    timed: bool = True  # whether trainings take time, and are not only noted
     home: str = ""  # the network that the set was distilled with
     learned_lr: float | None = None  # with the distilled set, for the network `home` and SGD
     name: str = "distilled"  # of the set's row
@@ -164,7 +166,9 @@ class Bench:
         return names
 
     def size(self, who: Contender) -> int:
-        """The number of examples of a contender, whose images are chosen."""
+        """The number of examples of a contender."""
+        if who.num is not None:
+            return who.num
         if who.name not in self.sizes:
             self.sizes[who.name] = len(who.sets(0))
         return self.sizes[who.name]

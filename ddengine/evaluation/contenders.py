@@ -230,7 +230,7 @@ def of_real_images(
     bench: Bench, looking: Looking, ipc: int, distilled: Decoded
 ) -> Iterator[Contender]:
     """The baselines of the protocol, `ipc` real images a class, and the set with its classes."""
-    config, labels = bench.config, set_labels(bench.config)
+    config = bench.config
     steps = None
     if config.baseline_steps == "updates":
         steps = training.num_updates(len(distilled), config)
@@ -238,16 +238,7 @@ def of_real_images(
     if "random" in config.baselines:
         yield random
     if "random_soft" in config.baselines and config.loss != "uskd":  # which uses no soft labels
-        if labels == "dynamic":
-            yield replace(random, name="random_soft", labels="dynamic")
-        else:
-            yield replace(
-                random,
-                name="random_soft",
-                sets=lambda draw: looking.labelled(_random(bench, ipc, draw)),
-                labels="own",
-                looks=not bench.teachers,
-            )
+        yield _with_soft_labels(random, bench, looking, ipc)
     if "hard_labels" in config.baselines and has_soft_labels(config, distilled.targets):
         sets = partial(always, distilled)
         yield Contender(f"{bench.name}_hard", sets, steps=steps, distilled=True)
@@ -260,10 +251,25 @@ def of_real_images(
         yield looking.full
 
 
+def _with_soft_labels(random: Contender, bench: Bench, looking: Looking, ipc: int) -> Contender:
+    """Random images with soft labels of the kind that the set has."""
+    if set_labels(bench.config) == "dynamic":
+        return replace(random, name="random_soft", labels="dynamic")
+    return replace(
+        random,
+        name="random_soft",
+        sets=lambda draw: looking.labelled(_random(bench, ipc, draw)),
+        labels="own",
+        looks=not bench.teachers,
+    )
+
+
 def _random(bench: Bench, ipc: int, draw: int) -> Subset:
     """As many random images of each class."""
-    train, rng = bench.data.train, generator(bench.seed, "random", draw)
-    return Subset(train, random_index(train, ipc, bench.data.class_names, rng))
+    train = bench.data.train
+    rng = generator(bench.seed, "random", draw)
+    index = random_index(train, ipc, bench.data.class_names, rng)
+    return Subset(train, index)
 
 
 def _selected(bench: Bench, selection: Selection, draw: int) -> Subset:

@@ -98,5 +98,6 @@ class Plan:
         """What is needed until the updates and the rate of a row are known."""
         if not is_measured(bench, row.who, row.model):
             beside = int(self.looks and row.model == bench.home)
-            return [Measure(bench, row, beside)]
+            # by our loop: what a training function of the user takes is not known
+            return [Measure(self.looking.bench, row, beside)]
         return list(next_searches(bench, row.who, row.model))

@@ -60,7 +60,14 @@ def best_rate(tried: Sequence[Tried]) -> tuple[float, bool]:
     return rate, None in accuracies
 
 
-def _merit(entry: Tried) -> tuple[int, float]:
-    finite = counted(entry[1])
-    mean = float(np.mean(finite)) if finite else 0.0
-    return len(finite) - len(entry[1]), mean
+def _merit(tried: Tried) -> tuple[int, float]:
+    """(networks that diverged, as a negative number, mean accuracy of the others): higher, better.
+
+    The mean of none is 0.
+    """
+    _, accuracies = tried
+    finite = counted(accuracies)
+    mean = 0.0
+    if finite:
+        mean = float(np.mean(finite))
+    return len(finite) - len(accuracies), mean

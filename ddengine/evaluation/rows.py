@@ -30,11 +30,14 @@ def row(bench: Bench, who: Contender, model: str) -> Json:
     assert bench.data.test is not None
     lr, seconds = choose_lr(bench, who, model)
     run = final(bench, who, model)
-    finite = counted(run["accuracies"])
+    accuracies = run["accuracies"]
+    finite = counted(accuracies)
     mean, std, ci95 = interval(finite)
     shown = who.sets(0)
     images = len(shown)
-    steps = training.num_updates(images, bench.config) if who.steps is None else who.steps
+    steps = who.steps
+    if steps is None:
+        steps = training.num_updates(images, bench.config)
     examples = examples_seen(images, steps, bench.config.batch)
     tested = [len(members) for members in bench.data.test.members]
     return {
@@ -46,11 +49,11 @@ def row(bench: Bench, who: Contender, model: str) -> Json:
         "accuracy_std": std,
         "ci95": ci95 and list(ci95),
         "n": len(finite),
-        "diverged": len(run["accuracies"]) - len(finite),
+        "diverged": len(accuracies) - len(finite),
         **by_class(run, tested, bench.data.class_names),
         **_training(bench, model, lr, steps, examples),
         "seconds": round(seconds + run["seconds"], 2),
-        "accuracies": _networks(bench, who, run["accuracies"]),
+        "accuracies": _networks(bench, who, accuracies),
     }
 
 
@@ -63,7 +66,7 @@ def _bytes(bench: Bench, of: TrainingSet, labels: Labels, examples: int) -> Json
     if labels != "dynamic":
         return {"bytes": sum(ledger.values()), "ledger": ledger}
     ways = dynamic_labels(bench, examples)
-    smaller = min(ways, key=lambda way: ways[way])
+    smaller = min(ways, key=ways.__getitem__)
     ledger["labels"] += ways[smaller]
     return {
         "bytes": sum(ledger.values()),
@@ -80,11 +83,12 @@ def _training(bench: Bench, model: str, lr: float, steps: int, examples: int) ->
     """
     if bench.train is not None:
         return {"trained_by": brought.name_of(bench.train), "lr": lr, "steps": steps}
-    shape, classes = bench.data.image_shape, bench.data.num_classes
+    shape = bench.data.image_shape
     if model in bench.factories:
-        flops = count_flops(bench.new_model(model)(generator(0)), shape)
+        network = bench.new_model(model)(generator(0))
+        flops = count_flops(network, shape)
     else:
-        flops = forward_flops(model, shape, classes)
+        flops = forward_flops(model, shape, bench.data.num_classes)
     return {
         "optimiser": adapted(bench.config, model).optimiser,
         "lr": lr,
@@ -96,13 +100,15 @@ def _training(bench: Bench, model: str, lr: float, steps: int, examples: int) ->
 
 def _networks(bench: Bench, who: Contender, accuracies: Sequence[float | None]) -> list[Json]:
     """Of each network its seed, the draw of images it was trained on, and its accuracy."""
-    told = []
-    for i, (seed, accuracy) in enumerate(zip(reported_seeds(bench), accuracies, strict=True)):
-        entry = {"seed": seed, "draw": i if who.several_draws else 0, "accuracy": accuracy}
+    networks = []
+    seeds = reported_seeds(bench)
+    for i, (seed, accuracy) in enumerate(zip(seeds, accuracies, strict=True)):
+        draw = i if who.several_draws else 0
+        network: Json = {"seed": seed, "draw": draw, "accuracy": accuracy}
         if accuracy is None:
-            entry["diverged"] = True
-        told.append(entry)
-    return told
+            network["diverged"] = True
+        networks.append(network)
+    return networks
 
 
 def by_class(run: Facts, images: Sequence[int], class_names: Sequence[str]) -> Json:
@@ -118,16 +124,19 @@ def by_class(run: Facts, images: Sequence[int], class_names: Sequence[str]) -> J
         images: test images of each class.
         class_names: of each class.
     """
+    tested = [c for c, num in enumerate(images) if num]
     shares = []  # (networks, classes with images)
     for right, accuracy in zip(run["right"], run["accuracies"], strict=True):
         if accuracy is not None:
-            shares.append([r / num for r, num in zip(right, images, strict=True) if num])
-    mean, std, _ = interval([float(np.mean(share)) for share in shares])
+            shares.append([right[c] / images[c] for c in tested])
+    balanced = [float(np.mean(of_network)) for of_network in shares]
+    mean, std, _ = interval(balanced)
     names = distinct(class_names)
     per_class: dict[str, float | None] = dict.fromkeys(names)
     if shares:
-        tested = [name for name, num in zip(names, images, strict=True) if num]
-        per_class.update(zip(tested, np.mean(shares, axis=0).tolist(), strict=True))
+        of_classes = np.mean(shares, axis=0).tolist()
+        for c, share in zip(tested, of_classes, strict=True):
+            per_class[names[c]] = share
     return {
         "balanced_accuracy_mean": mean,
         "balanced_accuracy_std": std,

@@ -63,20 +63,21 @@ def train_one(  # long: most of it is what the arguments are
         at_once: of the evaluation whose network this is to be.
         means: what trains; None: our loop.
     """
-    learned = None
-    if isinstance(of, SyntheticSet):
-        learned, num_classes = of.lr, len(of.class_names)
-        of = freeze(of, device)
-    name = network if isinstance(network, str) else ""
+    name = ""
+    options = {"foreign": True}
+    if isinstance(network, str):
+        name = network
+        options = {}
     protocol = adapted(config, name)
     if lr is None:
-        lr = protocol.lr
-        if learned and name and name == home and protocol.optimiser == "sgd":
-            lr = learned
-    image = of.batch(torch.arange(1)).images
-    shape = (image.shape[1], image.shape[2], image.shape[3])
-    foreign = {} if isinstance(network, str) else {"foreign": True}
-    (trained,) = (means or usual_means()).train_networks(
+        lr = _usual_rate(of, protocol, name, home)
+    if isinstance(of, SyntheticSet):
+        num_classes = len(of.class_names)
+        of = freeze(of, device)
+    _, channels, height, width = of.batch(torch.arange(1)).images.shape
+    shape = (channels, height, width)
+    means = means or usual_means()
+    (trained,) = means.train_networks(
         _maker(network, shape, num_classes),
         [of],
         [seed],
@@ -88,9 +89,22 @@ def train_one(  # long: most of it is what the arguments are
         teachers=teachers,
         labels=labels or set_labels(config),
         at_once=at_once,
-        **foreign,
+        **options,
     )
     return trained
+
+
+def _usual_rate(
+    of: SyntheticSet | TrainingSet, protocol: EvalConfig, name: str, home: str
+) -> float:
+    """The rate learned with a set, where it has one for SGD and this network, else the usual one.
+
+    `home` is the network that it was learned for.
+    """
+    belongs = bool(name) and name == home and protocol.optimiser == "sgd"
+    if belongs and isinstance(of, SyntheticSet) and of.lr:
+        return of.lr
+    return protocol.lr
 
 
 def _maker(

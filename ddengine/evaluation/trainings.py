@@ -43,6 +43,7 @@ class Piece:
     """Some networks of a group that are trained in one go, and where they are remembered."""
 
     key: str
+    bench: Bench
     training: Training
     label: str
     keep: bool  # for another process
@@ -64,11 +65,11 @@ def pieces_of(bench: Bench, group: Group) -> list[Piece]:
     asked = group.all
     num = len(asked.seeds)
     if num == 1 or bench.together(asked.who, asked.model, num):
-        return [Piece(key, asked, group.label, keep)]
+        return [Piece(key, bench, asked, group.label, keep)]
     pieces = []
     for i in range(num):
         one = replace(asked, seeds=asked.seeds[i : i + 1], draws=asked.draws[i : i + 1])
-        pieces.append(Piece(f"{key}/network {i}", one, group.label, keep))
+        pieces.append(Piece(f"{key}/network {i}", bench, one, group.label, keep))
     return pieces
 
 

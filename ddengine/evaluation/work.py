@@ -134,7 +134,7 @@ class _Work:
         """Whether another process can do it."""
         if isinstance(step, Choice):
             return False
-        return beside.can_go(self.plan.bench, self._training(step))
+        return beside.can_go(step.bench, self._training(step))
 
     def _training(self, step: Piece | Measure) -> Training:
         """What is trained; in a measurement a network of the row."""

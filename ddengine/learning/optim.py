@@ -105,4 +105,5 @@ def updated(tensor: Tensor, grad: Tensor, kept: Kept, config: OptimConfig, lr: f
     square = kept.get("square", zero)
     count = kept.get("count", none_made)
     new, mean, square, count = adam_step(tensor, grad, mean, square, count, config, lr)
-    return Updated(new, {"momentum": mean, "square": square, "count": count, **norms})
+    means = {"momentum": mean, "square": square, "count": count}
+    return Updated(new, means | norms)

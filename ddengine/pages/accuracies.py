@@ -35,12 +35,13 @@ def accuracies(run: Run) -> Json:
     head = filled(lines)
     rows = []
     for row, line in zip(run.rows, lines, strict=True):
-        rows.append({
+        shown = {
             "set": row["set"],
             "model": row["model"],
             "own": row["set"] == run.result["set"],
             "cells": cells_of(line, head),
-        })  # fmt: skip
+        }
+        rows.append(shown)
     return {
         "head": head,
         "rows": rows,
@@ -87,50 +88,63 @@ def classes(run: Run) -> Json:
     names: dict[str, None] = {}  # in the order of the rows
     columns = []
     for row in run.rows:
-        if isinstance(row.get("per_class"), dict):
+        per_class = row.get("per_class")
+        if isinstance(per_class, dict):
             head.append(_set_and_network(run, row))
-            columns.append(row["per_class"])
-            names |= dict.fromkeys(row["per_class"])
+            columns.append(per_class)
+            names |= dict.fromkeys(per_class)
     if not columns:
         return {}
     lines = []
     for name in names:
-        tested = [str(counts.get(name, ""))] if counts else []
-        lines.append([name, *tested, *(in_percent(shares.get(name)) or NONE for shares in columns)])
+        line = [name]
+        if counts:
+            line.append(str(counts.get(name, "")))
+        for per_class in columns:
+            line.append(in_percent(per_class.get(name)) or NONE)
+        lines.append(line)
     return {"head": head, "rows": lines}
 
 
 def _set_and_network(run: Run, row: Row) -> str:
     """The set of a row, and its network where the evaluation has several."""
-    return f"{row['set']}, {row['model']}" if len(run.models) > 1 else row["set"]
+    if len(run.models) == 1:
+        return row["set"]
+    return f"{row['set']}, {row['model']}"
 
 
 def rates_were_chosen(run: Run) -> bool:
     """Whether rates were chosen on a validation split, or nothing is known of it."""
-    rate = (run.evaluation.get("protocol") or {}).get("rate")
-    return not run.recipe or (bool(run.data.get("validation")) and rate != "learned")
+    if not run.recipe:
+        return True
+    protocol = run.evaluation.get("protocol") or {}
+    return bool(run.data.get("validation")) and protocol.get("rate") != "learned"
 
 
 def comparison(runs: Sequence[Run]) -> Json:
     """Head and rows of the table of runs, for the template; empty columns are left out."""
     lines = list(map(_compared, runs))
     head = filled(lines)
-    rows, names = [], set()
+    rows = []
+    intervals = set()
     for run, line in zip(runs, lines, strict=True):
         rows.append([run.name, *cells_of(line, head)])
         if run.result.get("ci95"):
-            names.add(interval_of(run.evaluation))
-    by = "; 95 % intervals by " + " or, of older ones, ".join(sorted(names)) if names else ""
+            intervals.add(interval_of(run.evaluation))
+    by = ""
+    if intervals:
+        by = "; 95 % intervals by " + " or, of older ones, ".join(sorted(intervals))
     return {"by": by, "head": ["Run", *head], "rows": rows}
 
 
 def _compared(run: Run) -> dict[str, str]:
     """What the table of runs says of one, by the title of the column."""
     num_bytes, share = facts.bytes_in_all(run)
-    took, between = "", ""
+    took = ""
     seconds = run.distillation.get("wall_seconds", run.distillation.get("seconds"))
     if seconds is not None:
         took = duration(seconds)
+    between = ""
     if run.result:
         between = interval(run.result)
     return {
@@ -156,16 +170,18 @@ def variance(runs: Sequence[Run]) -> list[Json]:
     entries = []
     for group in scores.splits([(run.name, run.meta, run.evaluation) for run in runs]):
         split = group["split"]
-        entries.append({
+        cells = [
+            in_percent(split["mean"]),
+            in_percent(split["between_std"]),
+            in_percent(split["within_std"]),
+            plain(split["num_distillations"]),
+            plain(split["num_networks"]),
+        ]
+        entry = {
             "recipe": group["recipe"],
             "model": group["model"],
             "runs": ", ".join(group["runs"]),
-            "cells": [
-                in_percent(split["mean"]),
-                in_percent(split["between_std"]),
-                in_percent(split["within_std"]),
-                plain(split["num_distillations"]),
-                plain(split["num_networks"]),
-            ],
-        })  # fmt: skip
+            "cells": cells,
+        }
+        entries.append(entry)
     return entries

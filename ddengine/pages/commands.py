@@ -21,11 +21,11 @@ def commands(run: Run) -> Json:
     They are as they were given where the run says that, and else made of its stored facts; "exact"
     says which. Beside them stand the recipe and the protocol of the evaluation as JSON.
     """
-    making, evaluating = _making(run), _evaluating(run)
+    lines = list(map(_shell, _making(run) + _evaluating(run)))
     typed = bool(_typed(run.settings))
     evaluation_typed = bool(_typed(run.evaluation)) or not run.rows
     return {
-        "text": "\n".join(map(_shell, [*making, *evaluating])),
+        "text": "\n".join(lines),
         "exact": typed and evaluation_typed,
         "json": _json(run.recipe),
         "protocol": _json(run.evaluation.get("protocol")),
@@ -45,8 +45,24 @@ def _making(run: Run) -> list[list[str]]:
         return _making_by_facts(run)
     at = program.after_program(typed)
     if typed[at] == "distill" and run.meta.get("experts"):
-        return [[*typed[:at], "buffer", *_of_buffer(typed[at + 1 :])], typed]
+        if not any(word.split("=")[0] == "--buffer.seed" for word in typed):
+            typed = [*typed, *_expert_seed(run)]
+        words = _of_buffer(typed[at + 1 :])
+        return [[*typed[:at], "buffer", *words], typed]
     return [typed]
+
+
+def _expert_seed(run: Run) -> list[str]:
+    """The flag that gives a run its experts, where that is needed.
+
+    Sets that do not say the seed of their experts are of the time when it was that of the run.
+    """
+    experts = run.meta.get("experts") or {}
+    for store in experts.get("stores") or [experts]:
+        seed = store.get("seed", run.meta.get("seed"))
+        if seed:
+            return _flag("buffer.seed", seed)
+    return []
 
 
 def _evaluating(run: Run) -> list[list[str]]:
@@ -65,7 +81,9 @@ def _evaluating(run: Run) -> list[list[str]]:
 def _typed(content: Facts) -> list[str]:
     """The words of the command that wrote a file, as they were given; empty where it has none."""
     words = list(map(str, content.get("command") or ()))
-    return words if len(words) > program.after_program(words) else []
+    if len(words) <= program.after_program(words):
+        return []
+    return words
 
 
 def _of_buffer(words: Sequence[str]) -> Iterator[str]:
@@ -81,28 +99,35 @@ def _of_buffer(words: Sequence[str]) -> Iterator[str]:
 
 
 def _making_by_facts(run: Run) -> list[list[str]]:
-    recipe, name = run.recipe, run.recipe.get("name")
+    name = run.recipe.get("name")
     if not name:
         return []
-    of_recipe = _recipe_flags(run)
-    of_process = [
-        *_flag("seed", _stated(run, "seed")),
-        *_flag("precision", _stated(run, "precision")),
-    ]
-    flags = [*of_recipe, *of_process]
-    out = ["--out", f"runs/{run.name}"]
     made = []
-    if recipe.get("buffer") and run.meta.get("experts"):
-        made.append([*program.stored(), "buffer", name, *flags])
+    if run.recipe.get("buffer") and run.meta.get("experts"):
+        made.append([*program.stored(), "buffer", name, *_recipe_flags(run), *_process_flags(run)])
+    made.append([*program.stored(), *_command_by_facts(run, name), "--out", f"runs/{run.name}"])
+    return made
+
+
+def _command_by_facts(run: Run, name: str) -> list[str]:
+    """The command that made a set, by what the set says, without the program and the folder."""
     if "selected" in run.meta:
         kind = str(run.meta["selected"].get("kind"))
-        made.append([*program.stored(), "select", name, *flags, "--init.kind", kind, *out])
-    elif "imported" in run.meta:
-        made.append([*program.stored(), "import", name, *of_recipe, "--files", "FILES", *out])
-    else:
-        steps = _flag("outer.steps", (recipe.get("outer") or {}).get("steps"))
-        made.append([*program.stored(), "distill", name, *flags, *steps, *out])
-    return made
+        flags = _recipe_flags(run) + _process_flags(run)
+        return ["select", name, *flags, "--init.kind", kind]
+    if "imported" in run.meta:
+        return ["import", name, *_recipe_flags(run), "--files", "FILES"]
+    outer = run.recipe.get("outer") or {}
+    steps = _flag("outer.steps", outer.get("steps"))
+    return ["distill", name, *_recipe_flags(run), *_process_flags(run), *steps]
+
+
+def _process_flags(run: Run) -> list[str]:
+    """The flags of what a recipe does not say: seeds and precision."""
+    flags = _expert_seed(run)
+    flags += _flag("seed", _stated(run, "seed"))
+    flags += _flag("precision", _stated(run, "precision"))
+    return flags
 
 
 def _stated(run: Run, key: str) -> Any:
@@ -148,7 +173,8 @@ def _shell(words: Sequence[str]) -> str:
     """A command line for a shell; a long one in several lines, which begin with flags."""
     lines = [""]
     for word in map(shlex.quote, words):
-        is_full = bool(lines[-1].strip()) and len(lines[-1]) + len(word) > WIDTH
+        line = lines[-1]
+        is_full = bool(line.strip()) and len(line) + len(word) > WIDTH
         if is_full and word.startswith("--"):
             lines.append("   ")
         if lines[-1]:

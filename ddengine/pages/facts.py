@@ -38,12 +38,12 @@ def seed(run: Run) -> str:
 
 def facts(run: Run) -> list[tuple[str, str]]:
     """(title, text) of what was done and with what; what is not known is left out."""
-    recipe, names = run.recipe, run.meta.get("class_names") or []
+    recipe = run.recipe
     pairs = [
         ("Recipe", recipe.get("name")),
         ("Method", method(run)),
         ("Data", _data(run.data)),
-        ("Classes", len(names)),
+        ("Classes", len(run.meta.get("class_names") or [])),
         ("Network", recipe.get("model")),
         ("Teachers", ", ".join(recipe.get("teachers") or ())),
         ("Images per class", images_per_class(run)),
@@ -87,13 +87,26 @@ def _published(published: Any) -> str:
 def _machine(machine: Facts | None) -> str:
     if not machine:
         return ""
-    device = machine.get("device")
+    parts = []
     cores = cell(machine, "cores", "{} cores".format)
-    return ", ".join(map(str, filter(None, (device, cores, machine.get("system")))))
+    for part in (machine.get("device"), cores, machine.get("system")):
+        if part:
+            parts.append(str(part))
+    return ", ".join(parts)
 
 
 def _versions(versions: Facts | None) -> str:
-    return ", ".join(f"{name} {version}" for name, version in (versions or {}).items())
+    if not versions:
+        return ""
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
+OF_EVALUATION = (
+    ("Machine", "machine", _machine),
+    ("Versions", "versions", _versions),
+    ("Commit", "commit", str),
+    ("Seed", "seed", str),
+)
 
 
 def _facts_of_evaluation(run: Run) -> list[tuple[str, str]]:
@@ -101,12 +114,7 @@ def _facts_of_evaluation(run: Run) -> list[tuple[str, str]]:
     if not run.meta:
         return []
     pairs = []
-    for title, key, in_words in (
-        ("Machine", "machine", _machine),
-        ("Versions", "versions", _versions),
-        ("Commit", "commit", str),
-        ("Seed", "seed", str),
-    ):
+    for title, key, in_words in OF_EVALUATION:
         value = run.evaluation.get(key)
         if value is not None and value != run.meta.get(key):
             pairs.append((f"{title} of the evaluation", in_words(value)))
@@ -116,6 +124,9 @@ def _facts_of_evaluation(run: Run) -> list[tuple[str, str]]:
 def cost(run: Run) -> list[tuple[str, str]]:
     """(title, text) of time, memory, computation, and updates that were skipped."""
     done = run.distillation
+    not_finite = done.get("updates_skipped_not_finite") or None
+    loss_too_high = done.get("updates_skipped_max_loss") or None
+    rate_held = done.get("learned_lr_held") or None
     entries = [
         ("Training the experts", _expert_seconds(run), duration),
         ("Making the initial set", done.get("initial_seconds"), duration),
@@ -123,13 +134,9 @@ def cost(run: Run) -> list[tuple[str, str]]:
         ("Distillation, all of it", done.get("wall_seconds"), duration),
         ("Evaluation", run.evaluation.get("seconds"), duration),
         ("Peak memory of the distillation", done.get("peak_memory_bytes"), size),
-        ("Updates skipped, not finite", done.get("updates_skipped_not_finite") or None, str),
-        ("Updates skipped, loss too high", done.get("updates_skipped_max_loss") or None, str),
-        (
-            "Learned rate held at its smallest",
-            done.get("learned_lr_held") or None,
-            "{} times".format,
-        ),
+        ("Updates skipped, not finite", not_finite, str),
+        ("Updates skipped, loss too high", loss_too_high, str),
+        ("Learned rate held at its smallest", rate_held, "{} times".format),
         ("Training of all reported networks", _of_all(run, "training_flops"), _flops),
         ("Examples these saw", _of_all(run, "examples_seen"), count),
     ]
@@ -143,21 +150,25 @@ def _flops(value: float) -> str:
 def _expert_seconds(run: Run) -> float | None:
     experts = run.meta.get("experts") or {}
     stores = experts.get("stores") or [experts]
-    seconds = []
+    known = []
     for store in stores:
-        if isinstance(store, dict) and isinstance(store.get("seconds"), float | int):
-            seconds.append(store["seconds"])
-    if not seconds:
+        if not isinstance(store, dict):
+            continue
+        seconds = store.get("seconds")
+        if isinstance(seconds, float | int):
+            known.append(seconds)
+    if not known:
         return None
-    return sum(seconds)
+    return sum(known)
 
 
 def _of_all(run: Run, key: str) -> float | None:
     """The sum over all networks of the evaluation of what one network of a row has under `key`."""
     known = []
     for row in run.rows:
-        if isinstance(row.get(key), float | int):
-            known.append(row[key] * row.get("n", 1))
+        of_network = row.get(key)
+        if isinstance(of_network, float | int):
+            known.append(of_network * row.get("n", 1))
     if not known:
         return None
     return sum(known)
@@ -171,8 +182,11 @@ def ledger(run: Run) -> Json:
     sizes = _sizes(run)
     if sizes is None:
         return {}
-    raw, dataset = run.fact("raw_bytes"), run.fact("dataset_bytes")
-    entries = {part.capitalize(): num for part, num in counted(sizes).items()}
+    raw = run.fact("raw_bytes")
+    dataset = run.fact("dataset_bytes")
+    entries = {}
+    for part, num in counted(sizes).items():
+        entries[part.capitalize()] = num
     entries[IN_ALL] = sizes["total"]
     if raw:
         entries["Training images in use"] = raw
@@ -180,7 +194,10 @@ def ledger(run: Run) -> Json:
         entries["Whole training split"] = dataset
     lines = []
     for name, num in entries.items():
-        lines.append((name, size(num), f"{100 * num / raw:.3g} %" if raw else ""))
+        share = ""
+        if raw:
+            share = f"{100 * num / raw:.3g} %"
+        lines.append((name, size(num), share))
     return {"lines": lines, "note": _how_labels_count(run)}
 
 
@@ -194,7 +211,8 @@ def bytes_in_all(run: Run) -> tuple[str, str]:
 
 def _sizes(run: Run) -> dict[str, int] | None:
     """The bytes of each part of the set and their "total"; None where they are not known."""
-    sizes, row = run.meta.get("bytes"), run.result
+    sizes = run.meta.get("bytes")
+    row = run.result
     if not sizes and "ledger" in row and "bytes" in row:
         sizes = {**row["ledger"], "total": row["bytes"]}
     if not sizes or "total" not in sizes:
@@ -203,10 +221,13 @@ def _sizes(run: Run) -> dict[str, int] | None:
 
 
 def _how_labels_count(run: Run) -> str:
-    counted = {row["labels_counted"] for row in run.rows if "labels_counted" in row}
-    if not counted:
+    ways = set()
+    for row in run.rows:
+        if "labels_counted" in row:
+            ways.add(row["labels_counted"])
+    if not ways:
         return ""
     return (
-        f"Labels made during the training are counted as {' or '.join(sorted(counted))}, "
+        f"Labels made during the training are counted as {' or '.join(sorted(ways))}, "
         "whichever is less; see the bytes of the rows."
     )

@@ -142,12 +142,13 @@ def _draw_classes(
 
 def _draw_accuracies(axis: Any, rows: Sequence[Row], interval: str) -> None:
     """Draw the mean accuracies of rows of one network as bars with their intervals."""
-    names = [row["set"] for row in rows]
+    names = []
     means = []
     colours = []
     labels = []
     for row in rows:
         mean = row["accuracy_mean"]
+        names.append(row["set"])
         means.append(100 * (mean or 0.0))
         colours.append(COLOURS.get(row["set"], OTHER_COLOUR))
         labels.append(f" {percent(mean)}")

@@ -1,8 +1,6 @@
 """The picture and the table of continual.json, and the notes below them."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.table import Table
@@ -10,13 +8,14 @@ from rich.table import Table
 from ddengine.evaluation.tables import interval_of, percent
 from ddengine.pages.figures import error_bars, new_figure, save_figure
 from ddengine.system.log import size
+from ddengine.types import Facts
 from ddengine.uses.continual import JOINT
 
 COLOURS = {"distilled": "#1b6ca8", "random": "#d9a441", "herding": "#b5533c", JOINT: "#9a9a9a"}
 SPREAD = 0.02  # of the axis by which the points of a stage lie apart, so that bars stay visible
 
 
-def plot(path: Path, result: Mapping[str, Any]) -> None:
+def plot(path: Path, result: Facts) -> None:
     """Draw a PNG: accuracy after each stage with 95 % intervals, a line for each memory."""
     figure = new_figure((6.4, 4.2))
     axis = figure.subplots()
@@ -48,13 +47,13 @@ def plot(path: Path, result: Mapping[str, Any]) -> None:
     save_figure(figure, path)
 
 
-def _images(memory: Mapping[str, Any]) -> str:
+def _images(memory: Facts) -> str:
     if memory["images_per_class"] is None:
         return "all real images"
     return f"{memory['images_per_class']} per class"
 
 
-def table(result: Mapping[str, Any]) -> Table:
+def table(result: Facts) -> Table:
     """continual.json as a table for the terminal.
 
     The mean is that of all stages, ± the sample standard deviation over repeats. Repeats whose
@@ -81,14 +80,14 @@ def table(result: Mapping[str, Any]) -> Table:
     return shown
 
 
-def _with_deviation(statistics: Mapping[str, Any]) -> str:
-    mean, std = percent(statistics["mean"]), statistics["std"]
-    if std is None:
+def _with_deviation(statistics: Facts) -> str:
+    mean = percent(statistics["mean"])
+    if statistics["std"] is None:
         return mean
-    return f"{mean} ± {100 * std:.1f}"
+    return f"{mean} ± {100 * statistics['std']:.1f}"
 
 
-def _mean_of_stages(memory: Mapping[str, Any]) -> float | None:
+def _mean_of_stages(memory: Facts) -> float | None:
     """The mean accuracy of all stages, None where one of them has none."""
     mean = float(np.mean(_means(memory)))
     if np.isnan(mean):
@@ -96,24 +95,26 @@ def _mean_of_stages(memory: Mapping[str, Any]) -> float | None:
     return mean
 
 
-def _means(memory: Mapping[str, Any]) -> np.ndarray:
+def _means(memory: Facts) -> np.ndarray:
     """The mean accuracy after each stage, NaN where it has none."""
     return np.array([stage["mean"] for stage in memory["accuracy"]], float)
 
 
-def notes(result: Mapping[str, Any]) -> list[str]:
+def notes(result: Facts) -> list[str]:
     """What is to be said below the table: how intervals are made, and networks that diverged."""
-    repeats, lines = result["config"]["repeats"], []
+    repeats = result["config"]["repeats"]
+    lines = []
     if repeats > 1:
         lines.append(
             "95 % intervals, in continual.json and its picture, are of the mean over orders, by "
             f"{interval_of(result)}"
         )
     for name, memory in result["memories"].items():
-        for stage, entry in enumerate(memory["accuracy"]):
-            if num := entry.get("diverged"):
+        for stage, entry in enumerate(memory["accuracy"], start=1):
+            num = entry.get("diverged")
+            if num:
                 lines.append(
                     f"warning: {num} of {repeats} networks of memory {name} diverged at stage "
-                    f"{stage + 1} and do not count"
+                    f"{stage} and do not count"
                 )
     return lines

@@ -1,6 +1,6 @@
 """Values of a run in the words of its page."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ddengine.system import log
@@ -45,8 +45,10 @@ def duration(seconds: float) -> str:
 
 def plain(value: Any) -> str:
     """A value of a recipe or a JSON file as text."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
+    if value is True:
+        return "yes"
+    if value is False:
+        return "no"
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, list | tuple):
@@ -72,11 +74,12 @@ def cell(row: Row, key: str, in_words: Callable[[Any], str] = plain) -> str:
 
 def filled(lines: Sequence[Mapping[str, str]]) -> list[str]:
     """The titles of the columns that any of the lines fills, in the order of the first line."""
-    titles = []
-    for title in lines[0]:
-        if any(line[title] for line in lines):
-            titles.append(title)
-    return titles
+    filled_titles = set()
+    for line in lines:
+        for title, text in line.items():
+            if text:
+                filled_titles.add(title)
+    return [title for title in lines[0] if title in filled_titles]
 
 
 def cells_of(line: Mapping[str, str], head: Sequence[str]) -> list[str]:
@@ -95,8 +98,9 @@ def flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 def _parts(value: Any) -> list[tuple[str, Any]]:
     """(name, value) of what an object or a list of objects consists of; nothing of other values."""
+    named: Iterable[tuple[Any, Any]] = ()
     if isinstance(value, Mapping):
-        return [(str(key), part) for key, part in value.items()]
-    if isinstance(value, list) and all(isinstance(part, Mapping) for part in value):
-        return [(str(number), part) for number, part in enumerate(value, start=1)]
-    return []
+        named = value.items()
+    elif isinstance(value, list) and all(isinstance(part, Mapping) for part in value):
+        named = enumerate(value, start=1)
+    return [(str(name), part) for name, part in named]

@@ -141,7 +141,7 @@ def _epoch_seconds(job: Job, network: nn.Module, data: Data, config: BufferConfi
     per_epoch = math.ceil(num_images / config.batch)
 
     def seconds(data: Data, config: BufferConfig) -> float:
-        train = partial(train_expert, network, data, config, job.seed, 0, job.precision)
+        train = partial(train_expert, network, data, config, 0, job.precision)
         needed, _ = timed(data.train.device, train)
         return needed
 

@@ -128,7 +128,8 @@ def _by_example(
 
 def _under(syn: SyntheticSet, preprocess: Preprocess) -> SyntheticSet:
     """The same pictures under another preprocessing."""
-    if syn.space == "pixel":
+    same = _same_tensors(syn.preprocess.tensors(), preprocess.tensors())
+    if syn.space == "pixel" or same:
         return replace(syn, preprocess=preprocess)
     if not isinstance(syn.codec, Identity):
         raise UserError(

@@ -84,11 +84,13 @@ OTHERS = {("cifar100", 10): "56.9", ("cifar100", 50): "66.8"}  # a later evaluat
 
 def _evaluation(factor: int, batch: int) -> EvalConfig:
     """The protocol; with several tiles their order changes and crops are smaller."""
-    whole = AugmentConfig(always=("flip",), ops=())
+    base = replace(PROTOCOLS["rded"], batch=batch)
+    if factor == 1:
+        return replace(base, augment=AugmentConfig(always=("flip",), ops=()))
     tiles = AugmentConfig(
         always=("shuffle", "resized_crop", "flip"), ops=(), area=1 / factor, patches=factor
     )
-    return replace(PROTOCOLS["rded"], batch=batch, augment=whole if factor == 1 else tiles)
+    return replace(base, augment=tiles)
 
 
 def _published() -> list[Recipe]:

@@ -767,9 +767,9 @@ STORES = [
     ),
     case(
         "store-of-another-seed",
-        f"distill {SAME} --seed 1",
+        f"distill {SAME} --buffer.seed 1",
         "expert store store",
-        "seed is 0 there and 1 here",
+        "buffer.seed is 0 there and 1 here",
     ),
     case(
         "store-to-grow",

@@ -396,7 +396,7 @@ DISTILL = {
         ["convnet-d1-w8-in has no BatchNorm", "--teachers"],
     ),
     "a store that is not there": (
-        ["--seed", "1"],
+        ["--buffer.seed", "1"],
         ["There is no expert store in", "buffer command"],
     ),
     "one image per class": (

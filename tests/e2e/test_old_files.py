@@ -175,7 +175,7 @@ def test_recipes_and_stores_have_the_identities_of_before(name):
     resolved_before, stores, images = IDENTITIES["recipes"][name]
     assert digest(resolved(recipe)) == resolved_before
     for model, fingerprint in stores.items():
-        content = identity(images, recipe.data, recipe.buffer, model, 0, "fp32")
+        content = identity(images, recipe.data, recipe.buffer, model, "fp32")
         assert digest(content) == fingerprint
 
 

@@ -59,8 +59,8 @@ ROWS = [
 def world(tmp_path_factory):
     """A folder with a store, a finished and an unfinished run, and an imported set."""
     root, data = tmp_path_factory.mktemp("world"), tiny_data()
-    config = BufferConfig(step=Sgd(lr=0.05), num_experts=2, epochs=3, batch=64)
-    generate(data, DIGITS, config, MODEL, new_model(data), root / "experts" / "abc", seed=4)
+    config = BufferConfig(step=Sgd(lr=0.05), num_experts=2, epochs=3, batch=64, seed=4)
+    generate(data, DIGITS, config, MODEL, new_model(data), root / "experts" / "abc")
     syn = tiny_set(data, lr=0.025)
     meta = {
         "recipe": RECIPE,

@@ -6,6 +6,7 @@ import io
 import os
 import pickle
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -227,14 +228,15 @@ def test_identity_of_imported_experts(data, made, tmp_path):
     given = store.read_manifest(folder)["identity"]
     assert given["imported"] == exchange.files_digest(paths) and given["seed"] is None
     for seed, precision in ((0, "fp32"), (5, "bf16")):
+        config = replace(CONFIG, seed=seed)
         store.check_identity(
-            folder, store.identity(data.train.digest, DIGITS, CONFIG, MODEL, seed, precision)
+            folder, store.identity(data.train.digest, DIGITS, config, MODEL, precision)
         )
     other = BufferConfig(step=Sgd(lr=0.01), epochs=3, batch=64)
     for content in (
-        store.identity("abc", DIGITS, CONFIG, MODEL, 0, "fp32"),
-        store.identity(data.train.digest, DIGITS, CONFIG, "mlp", 0, "fp32"),
-        store.identity(data.train.digest, DIGITS, other, MODEL, 0, "fp32"),
+        store.identity("abc", DIGITS, CONFIG, MODEL, "fp32"),
+        store.identity(data.train.digest, DIGITS, CONFIG, "mlp", "fp32"),
+        store.identity(data.train.digest, DIGITS, other, MODEL, "fp32"),
     ):
         with pytest.raises(UserError, match="other settings"):
             store.check_identity(folder, content)

@@ -5,7 +5,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ddengine.artefact.merging import class_ids, class_maps, same_data, whole_data
+from ddengine.artefact.merging import (
+    Member,
+    are_peoples_own,
+    check_named,
+    class_ids,
+    class_maps,
+    same_data,
+    whole_data,
+)
 from ddengine.data import Preprocess, load_data
 from ddengine.data.subset import class_subset, of_classes
 from ddengine.recipe import DataConfig
@@ -129,6 +137,10 @@ def test_another_preprocessing_is_refused_or_images_are_brought_under_one():
         merge(sets, [[0, 1], [2, 3]], "abcd")
     syn = merge(sets, [[0, 1], [2, 3]], "abcd", PLAIN)
     assert syn.pixels()[4:].allclose(sets[1].pixels()) and syn.preprocess is PLAIN
+    # what is the same already needs no codec that can be brought under another
+    tiles = [made("ab", codec=MultiFormation()), made("cd", codec=MultiFormation(), seed=1)]
+    tiles = [replace(syn, space="model") for syn in tiles]
+    assert len(merge(tiles, [[0, 1], [2, 3]], "abcd", PLAIN)) == sum(map(len, tiles))
     stored = [made("ab", codec=Pixels()), made("cd", codec=Pixels(), preprocess=other)]
     assert (
         merge(stored, [[0, 1], [2, 3]], "abcd", PLAIN)
@@ -165,18 +177,27 @@ def test_kinds_of_labels_and_types_of_images_are_not_mixed():
 
 
 def test_class_maps_go_by_name_in_order_of_first_appearance():
-    metas = [
-        {"class_names": ["7", "2"], "recipe": {"data": {"name": "digits", "classes": [7, 2]}}},
-        {"class_names": ["3", "7"], "recipe": {"data": {"name": "digits", "classes": [3, 7]}}},
-    ]
-    assert class_maps(metas) == ([[0, 1], [2, 0]], ("7", "2", "3"))
-    with pytest.raises(UserError, match="merge sets of one dataset"):
-        class_maps([metas[0], {"class_names": ["7"], "recipe": {"data": {"name": "mnist"}}}])
+    names = [("7", "2"), ("3", "7")]
+    assert class_maps(names) == ([[0, 1], [2, 0]], ("7", "2", "3"))
+    assert class_maps(names, sort_numbers=True) == ([[2, 0], [1, 2]], ("2", "3", "7"))
+    words = [("b", "10"), ("2", "a")]
+    assert class_maps(words, sort_numbers=True)[1] == ("b", "10", "2", "a")
     with pytest.raises(UserError, match="two classes called 'a'"):
-        class_maps([{"class_names": ["a", "a"], "recipe": {"data": {"name": "x"}}}])
-    for name in ("own", None):  # classes of the same name need not be the same
-        with pytest.raises(UserError, match="Set 1 is of a dataset without a name"):
-            class_maps([{"class_names": ["0", "1"], "recipe": {"data": {"name": name}}}] * 2)
+        class_maps([("a", "a")])
+
+
+def test_sets_of_peoples_own_images_are_told_from_sets_of_one_dataset():
+    """By where the images lie: two folders are two people's, one folder is one dataset."""
+    own, flowers = DataConfig(name="own"), DataConfig(name="folder", root="flowers")
+    assert are_peoples_own([own, own]) and are_peoples_own([own, flowers])
+    assert are_peoples_own([flowers, replace(flowers, root="others")])
+    assert not are_peoples_own([flowers, flowers]) and not are_peoples_own([config(), config()])
+    for other in (own, DataConfig(name="mnist")):
+        with pytest.raises(UserError, match=r"Set 2 is of dataset .*merge sets of one dataset"):
+            are_peoples_own([config(), other])
+    check_named([{"recipe": {"data": {"name": "own"}}}])
+    with pytest.raises(UserError, match="Set 2 does not say of which dataset it is"):
+        check_named([{"recipe": {"data": {"name": "own"}}}, {}])
 
 
 def config(**settings):
@@ -221,27 +242,29 @@ def test_the_images_of_the_whole_are_those_of_the_parts(capsys):
     what cannot be checked is said.
     """
     configs, whole = [config(classes=(7, 2)), config(classes=(2, 5))], config(classes=(7, 2, 5))
-    metas = [
-        {"class_names": list(names), "images": load_data(c, CPU).train.digest}
-        for names, c in zip(("72", "25"), configs, strict=True)
-    ]
-    found = whole_data(configs, metas, whole, PLAIN)
+    members = []
+    for names, part in zip(("72", "25"), configs, strict=True):
+        digest = load_data(part, CPU).train.digest
+        members.append(Member(made(names), {"images": digest}, part, "somewhere"))
+    found = whole_data(members, whole, PLAIN)
     assert (
         found is not None
         and found.train.digest == load_data(whole, CPU).train.digest
         and capsys.readouterr().out == ""
     )
     with pytest.raises(UserError, match="Set 2 was distilled from other images"):
-        whole_data(configs, [metas[0], metas[1] | {"images": "0" * 12}], whole, PLAIN)
-    assert whole_data(configs, [metas[0], {"class_names": ["2", "5"]}], whole, PLAIN) is None
+        whole_data([members[0], replace(members[1], meta={"images": "0" * 12})], whole, PLAIN)
+    with pytest.raises(UserError, match="Set 2 was distilled from other images"):
+        whole_data([members[0], replace(members[1], syn=made("52"))], whole, PLAIN)
+    assert whole_data([members[0], replace(members[1], meta={})], whole, PLAIN) is None
     assert "do not all say which images" in capsys.readouterr().out
     assert (
-        whole_data(configs, metas, None, PLAIN) is None
+        whole_data(members, None, PLAIN) is None
         and "do not say which classes" in capsys.readouterr().out
     )
-    gone = [replace(c, name="cifar10", root="/nowhere") for c in configs]
+    gone = replace(configs[0], name="cifar10", root="/nowhere")
     assert (
-        whole_data(gone, metas, gone[0], PLAIN) is None
+        whole_data([replace(member, config=gone) for member in members], gone, PLAIN) is None
         and "cannot be read" in capsys.readouterr().out
     )
 

@@ -241,7 +241,7 @@ def test_a_store_of_pretrained_weights(tmp_path):
     buffer = BufferConfig(
         step=Pretrained(folder=str(tmp_path)), num_experts=1, keep="last", epochs=1
     )
-    generate(data, config, buffer, f"torchvision/{NAME}", build, tmp_path / "store", seed=0)
+    generate(data, config, buffer, f"torchvision/{NAME}", build, tmp_path / "store")
     experts = ExpertStore(tmp_path / "store", build)
     assert list(experts.epochs) == [1] and experts.num_experts == 1
     sample = data.train.images(torch.arange(8))
@@ -261,13 +261,13 @@ def test_where_the_files_lie_is_no_part_of_a_store_and_the_weights_are():
     """The fingerprint of other steps says all there is."""
     steps = (Pretrained(), Pretrained(folder="elsewhere"), Pretrained(weights="IMAGENET1K_V2"))
     one, moved, other = (
-        store.identity("images", DIGITS, BufferConfig(step=step), NAME, 0, "fp32") for step in steps
+        store.identity("images", DIGITS, BufferConfig(step=step), NAME, "fp32") for step in steps
     )
     assert one == moved != other
     assert one["buffer"]["step"] == {"type": "Pretrained", "weights": "IMAGENET1K_V1"}
     assert (
         len(
-            store.identity("images", DIGITS, BufferConfig(step=Sgd()), NAME, 0, "fp32")["buffer"][
+            store.identity("images", DIGITS, BufferConfig(step=Sgd()), NAME, "fp32")["buffer"][
                 "step"
             ]
         )
@@ -293,7 +293,6 @@ def test_settings_that_make_no_sense_are_refused_before_anything_is_written(tmp_
             f"torchvision/{NAME}",
             lambda rng: ours(),
             tmp_path / "store",
-            seed=0,
         )
     assert not (tmp_path / "store").exists()
 

@@ -120,7 +120,7 @@ def test_every_setting_changes_the_expert_and_the_store(one, other):
     )
     assert (a - b).norm() > 1e-3 * (a - start).norm()
     prints = [
-        digest(store.identity("images", DIGITS, BufferConfig(step=step), MODEL, 0, "fp32"))
+        digest(store.identity("images", DIGITS, BufferConfig(step=step), MODEL, "fp32"))
         for step in (one, other)
     ]
     assert prints[0] != prints[1]
@@ -452,7 +452,7 @@ def test_experts_of_every_step_learn(step, name):
     data = tiny_data()
     config = BufferConfig(step=step, num_experts=1, epochs=4, batch=16)
     ours, again = (
-        train_expert(build_model(name, data.image_shape, 10, generator(0)), data, config, 0, 0)
+        train_expert(build_model(name, data.image_shape, 10, generator(0)), data, config, 0)
         for _ in range(2)
     )
     assert ours.params.isfinite().all() and torch.equal(ours.params, again.params)

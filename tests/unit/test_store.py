@@ -36,7 +36,7 @@ def buffer_config(**fields):
 
 def fill(folder, data, model=MODEL, **fields):
     config = buffer_config(**fields)
-    generate(data, DIGITS, config, model, new_model(data, model), folder, seed=0)
+    generate(data, DIGITS, config, model, new_model(data, model), folder)
     return ExpertStore(folder, new_model(data, model))
 
 
@@ -54,10 +54,10 @@ def test_expert_equals_a_plain_loop(data):
     """The changes of one epoch against torch.optim.SGD written out, with the same order and
     augmentation.
     """
-    config = buffer_config(epochs=1, step=Sgd(lr=0.05, momentum=0.9, weight_decay=1e-3))
+    config = buffer_config(epochs=1, step=Sgd(lr=0.05, momentum=0.9, weight_decay=1e-3), seed=7)
     network = new_model(data)(generator(5))
     start = flatten(network)
-    trajectory = train_expert(network, data, config, seed=7, expert=1)
+    trajectory = train_expert(network, data, config, expert=1)
     theirs = new_model(data)(generator(5))
     sgd = torch.optim.SGD(theirs.parameters(), 0.05, momentum=0.9, weight_decay=1e-3)
     for i, index in enumerate(
@@ -102,7 +102,6 @@ def test_decay_lowers_the_rate_after_the_middle(data):
             data,
             buffer_config(epochs=4, step=Sgd(lr=0.05, decay=d)),
             0,
-            0,
         ).params
         for d in (1.0, 0.1)
     ]
@@ -112,7 +111,6 @@ def test_decay_lowers_the_rate_after_the_middle(data):
             new_model(data)(generator(5)),
             data,
             buffer_config(epochs=5, step=Sgd(lr=0.05, decay=d)),
-            0,
             0,
         ).params
         for d in (1.0, 0.1)
@@ -136,7 +134,7 @@ def test_batchnorm_buffers_travel(data, tmp_path):
     model = "convnet-d1-w4-bn"
     config = buffer_config(epochs=2)
     network = new_model(data, model)(generator(0, "expert", 0, "network"))
-    train_expert(network, data, config, 0, 0)
+    train_expert(network, data, config, 0)
     loaded = fill(tmp_path, data, model=model, epochs=2).load(0, 2)
     images = data.train.images(torch.arange(20))
     assert not loaded.training
@@ -183,19 +181,18 @@ def test_other_settings_are_another_store(data, tmp_path, change):
 
 def test_a_different_image_seed_or_network_is_another_store():
     """Images, how they are seen, seed and network decide too; the number of experts does not."""
-    base = store.identity("abc", DIGITS, buffer_config(), MODEL, 0, "fp32")
-    assert base == store.identity("abc", DIGITS, buffer_config(num_experts=9), MODEL, 0, "fp32")
+    base = store.identity("abc", DIGITS, buffer_config(), MODEL, "fp32")
+    assert base == store.identity("abc", DIGITS, buffer_config(num_experts=9), MODEL, "fp32")
     others = [
-        ("abd", MODEL, 0, "fp32"),
-        ("abc", "mlp", 0, "fp32"),
-        ("abc", MODEL, 1, "fp32"),
-        ("abc", MODEL, 0, "bf16"),
+        ("abd", 0, MODEL, "fp32"),
+        ("abc", 0, "mlp", "fp32"),
+        ("abc", 1, MODEL, "fp32"),
+        ("abc", 0, MODEL, "bf16"),
     ]
-    assert all(
-        store.identity(images, DIGITS, buffer_config(), *rest) != base for images, *rest in others
-    )
+    for images, seed, *rest in others:
+        assert store.identity(images, DIGITS, buffer_config(seed=seed), *rest) != base
     for seen in (replace(DIGITS, zca=True), replace(DIGITS, name="mnist")):
-        assert store.identity("abc", seen, buffer_config(), MODEL, 0, "fp32") != base
+        assert store.identity("abc", seen, buffer_config(), MODEL, "fp32") != base
 
 
 def test_a_store_that_has_grown_gives_the_same_experts(data, tmp_path):

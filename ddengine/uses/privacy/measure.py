@@ -152,23 +152,24 @@ def _pair(space: Space, drawn: Sample, block: int | None, chunk: int | None) -> 
     held = space.test.at(drawn.held)
     in_train = torch.stack([mask(index, space.train.num) for index, _ in drawn.draws])
     in_held = torch.stack([mask(index, held.num) for _, index in drawn.draws])
-    return Pair(
-        neighbours(points, space.train, in_train, num_set, block=block, chunk=chunk),
-        neighbours(points, held, in_held, num_set, block=block, chunk=chunk),
-    )
+    of_train = neighbours(points, space.train, in_train, num_set, block=block, chunk=chunk)
+    of_held = neighbours(points, held, in_held, num_set, block=block, chunk=chunk)
+    return Pair(of_train, of_held)
 
 
 def _statistics_by_group(name: str, pair: Pair, space: Space, drawn: Sample, seed: int) -> Json:
     """The statistics of the set and, where there is one, of the control."""
     expected = space.train.num / (space.train.num + len(drawn.held))
-    bootstrap = generator(seed, "privacy", "bootstrap", name)
-    rng = np.random.default_rng(int(torch.randint(2**62, (1,), generator=bootstrap)))
+    stream = generator(seed, "privacy", "bootstrap", name)
+    number = torch.randint(2**62, (1,), generator=stream)
+    rng = np.random.default_rng(int(number))
     num_set = space.distilled.num
     pixels = name == "pixels"
-    groups = {"distilled": _statistics(pair, slice(0, num_set), expected, rng, pixels=pixels)}
+    of_set = slice(0, num_set)
+    groups = {"distilled": _statistics(pair, of_set, expected, rng, pixels=pixels)}
     if len(drawn.control):
-        rest = slice(num_set, None)
-        groups["control"] = _statistics(pair, rest, expected, rng, pixels=pixels)
+        of_control = slice(num_set, None)
+        groups["control"] = _statistics(pair, of_control, expected, rng, pixels=pixels)
     return groups
 
 
@@ -176,10 +177,12 @@ def _statistics(
     pair: Pair, which: slice, expected: float, rng: np.random.Generator, *, pixels: bool
 ) -> Json:
     """Medians and counts of the points `which`, and the shares whose nearest image is in train."""
-    near, far = pair.train.distance[which], pair.held.distance[which]
+    near = pair.train.distance[which]
+    far = pair.held.distance[which]
     ratio = _ratio(near, far)
     # of each point, over the draws
-    balanced = _nearer(pair.train.drawn[:, which] - pair.held.drawn[:, which]).mean(0).numpy()
+    differences = pair.train.drawn[:, which] - pair.held.drawn[:, which]
+    balanced = _nearer(differences).mean(0).numpy()
     num = len(balanced)
     means = [balanced[rng.integers(num, size=num)].mean() for _ in range(RESAMPLES)]
     statistics: Json = {
@@ -201,37 +204,41 @@ def _statistics(
 
 def _nearer(difference: Tensor) -> Tensor:
     """1 where a difference of distances says that training images are nearer, 0.5 where equal."""
-    return torch.where(difference.abs() <= SAME, 0.5, (difference < 0).double())
+    equal = difference.abs() <= SAME
+    return torch.where(equal, 0.5, (difference < 0).double())
 
 
 def _ratio(train: Tensor, held: Tensor) -> Tensor:
     """Distances to training images over those to held-out ones: 1 where both are copies."""
-    return torch.where((train <= SAME) & (held <= SAME), 1.0, train / held)
+    both_copies = (train <= SAME) & (held <= SAME)
+    return torch.where(both_copies, 1.0, train / held)
 
 
 def _finite(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
+    if not np.isfinite(value):
+        return None
+    return float(value)
 
 
 def _attack_by_distance(name: str, pair: Pair, drawn: Sample) -> Json:
     """Membership by the distance to the nearest image of the set, and to the nearest control."""
     members, others = drawn.for_membership
-    attack = auc(-pair.train.to_set[members].numpy(), -pair.held.to_set[others].numpy())
+    of_members = pair.train.to_set[members]
+    of_others = pair.held.to_set[others]
+    attack = auc(-of_members.numpy(), -of_others.numpy())
     control = None
     if len(drawn.control):
-        control = auc(
-            -pair.train.to_control[members].numpy(), -pair.held.to_control[others].numpy()
-        )
+        of_members = pair.train.to_control[members]
+        of_others = pair.held.to_control[others]
+        control = auc(-of_members.numpy(), -of_others.numpy())
     return {"score": f"distance, {name}", **attack, "control": control}
 
 
 def _attack_by_loss(network: nn.Module, train: RealSet, test: RealSet, drawn: Sample) -> list[Json]:
     """Membership by the loss of a network; nothing of one that diverged, which is said."""
     members, others = drawn.for_membership
-    of_members, of_others = (
-        losses(network, train, members),
-        losses(network, test, drawn.held[others]),
-    )
+    of_members = losses(network, train, members)
+    of_others = losses(network, test, drawn.held[others])
     if np.isfinite(of_members).all() and np.isfinite(of_others).all():
         attack = auc(-of_members, -of_others)
         return [{"score": "loss of the network", **attack, "control": None}]
@@ -251,12 +258,16 @@ def _listed(
     drawn: Sample,
 ) -> Json:
     """Image `i` of the set with its nearest real images in each space."""
-    entry: Json = {"image": i, "class": int(syn.classes[syn.source][i])}
+    classes = syn.classes[syn.source]
+    entry: Json = {"image": i, "class": int(classes[i])}
     for name, pair in pairs.items():
-        near, far = pair.train.distance[i], pair.held.distance[i]
+        near = pair.train.distance[i]
+        far = pair.held.distance[i]
+        in_train = int(pair.train.index[i])
+        in_test = int(drawn.held[pair.held.index[i]])
         entry[name] = {
-            "train": _real_image(train, int(pair.train.index[i]), near),
-            "held_out": _real_image(test, int(drawn.held[pair.held.index[i]]), far),
+            "train": _real_image(train, in_train, near),
+            "held_out": _real_image(test, in_test, far),
             "ratio": _finite(float(_ratio(near, far))),
         }
     return entry
