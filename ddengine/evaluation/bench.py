@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Generator, Tensor, nn
@@ -23,6 +23,7 @@ from ddengine.system import log
 from ddengine.system.memo import Memo
 from ddengine.system.rng import generator
 from ddengine.system.runtime import Precision
+from ddengine.system.shared import Shared
 from ddengine.types import Json, TrainingSet
 
 SEARCH_SEED = 1000  # the networks that choose a learning rate are not those that are reported
@@ -75,14 +76,6 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Threads:
-    """How the processor is shared out among networks."""
-
-    processes: int  # that train networks, each one at a time
-    threads: int  # of each
-
-
-@dataclass(frozen=True)
 class Budget:
     """The time that an evaluation may take, beside its protocol."""
 
@@ -104,6 +97,7 @@ class Bench:
     memo: Memo
     means: Means
     budget: Budget = Budget()
+    shared: Shared = Shared()  # what other evaluations have found out about baselines
     timed: bool = True  # whether trainings take time, and are not only noted
     home: str = ""  # the network that the set was distilled with
     learned_lr: float | None = None  # with the distilled set, for the network `home` and SGD
@@ -118,6 +112,29 @@ class Bench:
     features: int | None = None
     said: set[str] = field(default_factory=set)  # warnings
     sizes: dict[str, int] = field(default_factory=dict)  # examples of contenders, by name
+    asked_others: set[str] = field(default_factory=set)  # what other evaluations did not know
+
+    @property
+    def threads(self) -> int:
+        """On which each network is trained.
+
+        As many as the machine on which the evaluation began had for each of the networks that it
+        could train at a time; those of CUDA do not matter, and a training function of the user has
+        all.
+        """
+        return self.memo("threads", self._threads_here)
+
+    def _threads_here(self) -> int:
+        allowed = torch.get_num_threads()
+        if self.device.type != "cpu" or self.train is not None or self.config.labels == "dynamic":
+            return allowed
+        return max(1, allowed // self.at_a_time)
+
+    @property
+    def at_a_time(self) -> int:
+        """Networks that can be trained at the same time, at most."""
+        config = self.config
+        return max(config.num_networks, len(config.lr_grid) * config.search_networks)
 
     @property
     def at_once(self) -> AtOnce:

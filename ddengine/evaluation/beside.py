@@ -7,7 +7,6 @@ told so (functions of the user, teachers that label every batch) stays in this p
 
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -178,9 +177,7 @@ def _asked(message: Message, train: RealSet) -> Training:
             if name.startswith(prefix):
                 tensors[name.removeprefix(prefix)] = tensor
         sets.append(_set_of(told, tensors, train))
-    who = Contender(
-        "", sets.__getitem__, labels=facts["labels"], distilled=facts["distilled"]
-    )
+    who = Contender("", sets.__getitem__, labels=facts["labels"], distilled=facts["distilled"])
     return Training(
         who=who,
         model=facts["model"],

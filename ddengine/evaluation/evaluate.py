@@ -14,7 +14,8 @@ from torch import nn
 
 from ddengine.data import Data, RealSet
 from ddengine.data.checks import image_digests
-from ddengine.evaluation.bench import Bench
+from ddengine.evaluation.baselines import of_all
+from ddengine.evaluation.bench import Bench, Budget, Contender
 from ddengine.evaluation.brought import Factory, Trainer, check_factories
 from ddengine.evaluation.contenders import (
     Looking,
@@ -26,8 +27,11 @@ from ddengine.evaluation.contenders import (
 from ddengine.evaluation.decoded import freeze
 from ddengine.evaluation.intervals import NAME
 from ddengine.evaluation.ledger import label_bytes
-from ddengine.evaluation.plan import plan
-from ddengine.evaluation.rows import distinct, row
+from ddengine.evaluation.plan import Plan, in_turn
+from ddengine.evaluation.rates import two_of
+from ddengine.evaluation.rows import distinct
+from ddengine.evaluation.watch import Watch, num_networks
+from ddengine.evaluation.work import train_all
 from ddengine.learning.training import Means, usual_means
 from ddengine.recipe import EvalConfig, digest, to_dict
 from ddengine.sets.codec import as_bytes
@@ -36,11 +40,13 @@ from ddengine.system import files, log, runtime
 from ddengine.system.errors import UserError
 from ddengine.system.memo import Memo
 from ddengine.system.runtime import Precision
-from ddengine.types import Json
+from ddengine.system.shared import Shared
+from ddengine.types import Facts, Json
 
 # form of what is remembered of an interrupted evaluation; what an older program left is computed
 # again
 MEMO = 2
+QUICK_NETWORKS = 3  # of each row of a quick evaluation
 AT_ONCE = 2**24  # pixel values of a set that are decoded at a time
 
 
@@ -61,6 +67,10 @@ def evaluate(  # long: most of it is what the arguments are
     factories: Mapping[str, Factory] | None = None,
     train: Trainer | None = None,
     means: Means | None = None,
+    budget: Budget = Budget(),
+    baselines: Path | None = None,
+    renew: bool = False,
+    looks: bool = False,
 ) -> Json:
     """Evaluate a distilled set beside its baselines.
 
@@ -85,6 +95,10 @@ def evaluate(  # long: most of it is what the arguments are
             (C, H, W) and the number of classes. They follow those of `config.models`.
         train: a training function of the user in place of our loop. Rates are tried by it as well.
         means: what trains and judges networks in place of our loop.
+        budget: the time that it may take.
+        baselines: the folder that evaluations share, of what came of baselines.
+        renew: whether baselines are trained again though they lie there.
+        looks: whether a person is told what comes next and a first number soon.
 
     Returns:
         The content of evaluation.json, in which accuracies are fractions.
@@ -99,7 +113,9 @@ def evaluate(  # long: most of it is what the arguments are
         data = replace(data, test=test, num_test=len(test), held_out=False)
     weights = [files.tensor_digest(network.state_dict()) for network in teachers]
     codec = [type(syn.codec).__name__, to_dict(syn.codec)]
-    decides = [MEMO, to_dict(config), seed, precision, data.train.digest, model]
+    if budget.quick:
+        config = quick(config)
+    decides = [MEMO, _without_equal_bytes(config), seed, precision, data.train.digest, model]
     decides += [set_digest(syn), codec, weights]
     own_test = {} if test is None else {"own_test": test.digest}
     memo = Memo(memo_path, digest([*decides, *own_test.values()]))
@@ -111,6 +127,8 @@ def evaluate(  # long: most of it is what the arguments are
         precision=precision,
         memo=memo,
         means=means or usual_means(),
+        budget=budget,
+        timed=means is None,
         home=model,
         learned_lr=syn.lr,
         name=name,
@@ -121,16 +139,24 @@ def evaluate(  # long: most of it is what the arguments are
         train=train,
         features=syn.num_outputs if syn.targets.regressed else None,
     )
+    if baselines is not None:
+        bench = replace(bench, shared=Shared(baselines, of_all(bench), renew))
     _say_what_to_know(bench, syn)
     brought = [key for key in factories if key not in config.models]
     models = (*config.models, *brought) or (model,)
-    content = {
+    facts = {
         "protocol": to_dict(replace(config, models=models)),
-        "rows": _rows(bench, syn, models),
         **_facts(bench, syn, weights),
         "at_once": asdict(bench.at_once),
+        "threads": bench.threads,
         **own_test,
     }
+    if budget.quick:
+        facts["quick"] = True
+    if budget.full_seconds is not None:
+        facts["full_seconds"] = budget.full_seconds
+    rows = _rows(bench, syn, models, facts, looks)
+    content = {**facts, "rows": rows, "processes": memo.get("processes") or 1}
     memo.clear()
     seconds = seconds_before + memo.seconds_before + time.perf_counter() - start
     return content | {"seconds": round(seconds, 2)}
@@ -195,19 +221,43 @@ def _say_what_to_know(bench: Bench, syn: SyntheticSet) -> None:
         log.say(warning)
 
 
-def _rows(bench: Bench, syn: SyntheticSet, models: Sequence[str]) -> list[Json]:
-    """Train everything that is planned, then tell it."""
+def quick(config: EvalConfig) -> EvalConfig:
+    """The protocol of a quick evaluation: as few networks as random draws need, and two rates."""
+    num = min(config.num_networks, QUICK_NETWORKS)
+    rates = tuple(two_of(config, None))
+    return replace(config, num_networks=num, lr_grid=rates, search_networks=1)
+
+
+def _without_equal_bytes(config: EvalConfig) -> Json:
+    """A protocol as before there was that row, on which no other depends."""
+    names = tuple(name for name in config.baselines if name != "equal_bytes")
+    return to_dict(replace(config, baselines=names))
+
+
+def _rows(
+    bench: Bench, syn: SyntheticSet, models: Sequence[str], facts: Facts, looks: bool
+) -> list[Json]:
+    """Train everything that is planned, then tell it.
+
+    `facts` are what the evaluation says beside its rows, `looks` whether a person waits for it.
+    """
     distilled = freeze(syn, bench.device)
     contenders = [*of_the_set(bench, syn, distilled), *of_codec(bench, syn, distilled)]
     looking = Looking(bench, full_data(bench, distilled))
     ipc = _images_per_class(bench, syn)
     contenders += of_real_images(bench, looking, ipc, distilled)
-    pieces = plan(bench, contenders, models, looking)
-    with log.progress("evaluate", len(pieces)) as bar:
-        for piece in pieces.values():
-            bar.advance(piece.label)
-            piece.do()
-    return [row(bench, who, network) for network in models for who in contenders]
+    needed = any(map(_looks, contenders))
+    rows = in_turn(contenders, models)
+    num = sum(num_networks(bench, row) for row in rows)
+    with log.progress("evaluate", num) as bar:
+        watch = Watch(bench, facts, bar, looks)
+        train_all(Plan(bench, looking, needed), rows, watch)
+    return watch.in_order(contenders, models)
+
+
+def _looks(who: Contender) -> bool:
+    """Whether a row needs the network that looks at the full data."""
+    return who.looks or (who.selection is not None and who.selection.looks)
 
 
 def _images_per_class(bench: Bench, syn: SyntheticSet) -> int:

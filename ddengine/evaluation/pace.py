@@ -5,10 +5,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-import torch
-
 from ddengine.data import RealSet
-from ddengine.evaluation.bench import Bench, Contender, Threads, Training
+from ddengine.evaluation.bench import Bench, Contender, Training
 from ddengine.evaluation.rates import adapted
 from ddengine.evaluation.trainings import has_curve, tried_rates, updates
 from ddengine.learning.memory import saved_bytes
@@ -58,7 +56,7 @@ def measured(bench: Bench, asked: Training) -> Pace:
 
 @dataclass
 class Paces:
-    """Seconds of an update of one network, by network and images in it, as far as they are known."""
+    """Seconds of an update of one network, as far as known, by network and images in it."""
 
     known: dict[str, dict[int, float]] = field(default_factory=dict)
 
@@ -67,7 +65,7 @@ class Paces:
         self.known.setdefault(model, {})[images] = seconds
 
     def of(self, model: str, images: int) -> float | None:
-        """What an update takes, from the most similar one; None where none of the network is known."""
+        """What an update takes, by the most similar one; None without any of the network."""
         of_model = self.known.get(model)
         if not of_model:
             return None
@@ -85,9 +83,7 @@ def num_searched(bench: Bench, who: Contender, model: str) -> int:
     return len(tried_rates(bench, who, model)) * bench.config.search_networks
 
 
-def seconds_of(
-    bench: Bench, asked: Asked, paces: Paces, threads: Threads
-) -> float | None:
+def seconds_of(bench: Bench, asked: Asked, paces: Paces, processes: int) -> float | None:
     """What a row will take, roughly; None where nothing like it has been timed."""
     who, model = asked
     update = paces.of(model, images_of(bench, who))
@@ -97,21 +93,19 @@ def seconds_of(
     if has_curve(bench, who, model) and decided is None:
         # the curve, and networks half as long as it at most
         share = CURVE + (1 + bench.config.num_networks) / 8
-        return share * usual * update / threads.processes
+        return share * usual * update / processes
     each = update * (usual if decided is None else decided)
-    rounds = _rounds(num_searched(bench, who, model), threads)
-    rounds += _rounds(bench.config.num_networks, threads)
+    rounds = _rounds(num_searched(bench, who, model), processes)
+    rounds += _rounds(bench.config.num_networks, processes)
     return rounds * each
 
 
-def _rounds(networks: int, threads: Threads) -> int:
+def _rounds(networks: int, processes: int) -> int:
     """Networks that are trained one after another where so many are shared out."""
-    return math.ceil(networks / threads.processes)
+    return math.ceil(networks / processes)
 
 
-def updates_in_time(
-    bench: Bench, asked: Asked, pace: Pace, threads: Threads, *, beside: int
-) -> int:
+def updates_in_time(bench: Bench, asked: Asked, pace: Pace, processes: int, *, beside: int) -> int:
     """Updates of each network of a row that take the seconds that there are, at least 1.
 
     `pace` is that of one network. `beside` so many networks are trained one after another, too.
@@ -119,8 +113,8 @@ def updates_in_time(
     who, model = asked
     seconds = bench.budget.full_seconds
     assert seconds is not None
-    rounds = beside + _rounds(num_searched(bench, who, model), threads)
-    rounds += _rounds(bench.config.num_networks, threads)
+    rounds = beside + _rounds(num_searched(bench, who, model), processes)
+    rounds += _rounds(bench.config.num_networks, processes)
     each = seconds / rounds - pace.judging
     return min(bench.updates(who), max(1, int(each / pace.update)))
 
@@ -128,31 +122,25 @@ def updates_in_time(
 # The processor.
 
 
-def threads_for(bench: Bench, rows: Sequence[Asked], paces: Paces) -> Threads:
-    """How networks are shared out: on a CPU, where it pays, to processes of few threads.
+def processes_for(bench: Bench, rows: Sequence[Asked], paces: Paces, allowed: int) -> int:
+    """How many processes train networks, one at a time, where so many threads are allowed.
 
     On several threads a network is trained hardly faster than on one while anything else runs, and
-    together networks take a quarter more of the processor than one after another; so as many
-    processes as threads are allowed train one network each. A short evaluation has one process, of
-    as many threads as each of several would have, so that the numbers are the same.
+    in one computation networks take up to a third more of the processor than one after another; so
+    as many processes as there are threads for train one network each. A short evaluation has one
+    process; its networks have as many threads as in several, so that the numbers are the same.
     """
-    allowed = torch.get_num_threads()
-    if bench.device.type != "cpu" or bench.train is not None or not rows:
-        return Threads(1, allowed)
-    most = max(bench.config.num_networks, *(num_searched(bench, *row) for row in rows))
-    each = max(1, allowed // most)
-    one = Threads(1, each)
-    processes = min(most, allowed // each, _in_memory(bench, rows))
-    if processes < 2 or seconds_of_all(bench, rows, paces, one) < WORTH:
-        return one
-    return Threads(processes, each)
+    if bench.device.type != "cpu" or bench.train is not None or not bench.timed:
+        return 1
+    processes = min(bench.at_a_time, allowed // bench.threads)
+    if processes < 2 or seconds_of_all(bench, rows, paces, 1) < WORTH:
+        return 1
+    return max(1, min(processes, _in_memory(bench, rows)))
 
 
-def seconds_of_all(
-    bench: Bench, rows: Sequence[Asked], paces: Paces, threads: Threads
-) -> float:
+def seconds_of_all(bench: Bench, rows: Sequence[Asked], paces: Paces, processes: int) -> float:
     """What rows will take, as far as it is known."""
-    return sum(seconds_of(bench, row, paces, threads) or 0.0 for row in rows)
+    return sum(seconds_of(bench, row, paces, processes) or 0.0 for row in rows)
 
 
 def _in_memory(bench: Bench, rows: Sequence[Asked]) -> int:

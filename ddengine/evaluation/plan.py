@@ -13,7 +13,6 @@ from ddengine.evaluation.trainings import (
     is_measured,
     missing,
     next_searches,
-    search,
 )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ddengine.evaluation import baselines
 from ddengine.evaluation.bench import SEARCH_SEED, Bench, Contender, Split, Training
 from ddengine.evaluation.intervals import counted
 from ddengine.evaluation.lengths import long_enough, shorter
@@ -78,7 +79,7 @@ def known(bench: Bench, group: Group) -> Json | None:
     key, keep = key_of(bench, group)
     result = bench.memo.get(key)
     if result is None:
-        result = bench.remembered.get(bench, group)
+        result = _of_others(bench, group, keep)
         if result is not None:
             bench.memo.put(key, result, keep=keep)
     if result is not None:
@@ -88,8 +89,21 @@ def known(bench: Bench, group: Group) -> Json | None:
         return None
     result = _together(parts)
     bench.memo.put(key, result, keep=False)  # its networks are kept one by one
-    bench.remembered.put(bench, group, result)
+    if keep and group.all.who.baseline:
+        bench.shared.put(baselines.of_training(bench, group.all), result)
     return result
+
+
+def _of_others(bench: Bench, group: Group, keep: bool) -> Json | None:
+    """What another evaluation has found out about a baseline; None where none has."""
+    if not keep or not group.all.who.baseline or bench.shared.root is None:
+        return None
+    key, _ = key_of(bench, group)
+    if key in bench.asked_others:
+        return None
+    bench.asked_others.add(key)
+    result = bench.shared.get(baselines.of_training(bench, group.all))
+    return None if result is None else {**result, "remembered": True}
 
 
 def _together(parts: Sequence[Any]) -> Json:

@@ -1,13 +1,13 @@
 """What a person sees of an evaluation: a table that grows, what comes next, a first number."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from rich.table import Table
 
 from ddengine.data import RealSet
 from ddengine.evaluation import tables
-from ddengine.evaluation.bench import Bench, Training
+from ddengine.evaluation.bench import Bench, Contender, Training
 from ddengine.evaluation.pace import Paces, images_of, num_searched
 from ddengine.evaluation.plan import Row
 from ddengine.evaluation.rows import row as told
@@ -69,6 +69,11 @@ class Watch:
             self.bar.advance()
         if self.looks:
             self.bar.grow(self._table, _line(made))
+
+    def in_order(self, contenders: Sequence[Contender], models: Sequence[str]) -> list[Json]:
+        """All rows as they are told: network by network, in the order of the contenders."""
+        by_place = {(row["model"], row["set"]): row for row in self.rows}
+        return [by_place[model, who.name] for model in models for who in contenders]
 
     def _table(self) -> Table:
         """The rows that there are."""

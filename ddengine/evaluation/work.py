@@ -2,30 +2,31 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 
 from ddengine.evaluation import beside
-from ddengine.evaluation.bench import Threads, Training
+from ddengine.evaluation.bench import Training
 from ddengine.evaluation.pace import (
     Pace,
     Paces,
     images_of,
     measured,
+    processes_for,
     seconds_of,
-    threads_each,
-    threads_for,
     updates_in_time,
 )
 from ddengine.evaluation.plan import Choice, Measure, Plan, Row, Step
-from ddengine.evaluation.trainings import Piece, cut_key, updates
+from ddengine.evaluation.trainings import Piece, cut_key
 from ddengine.evaluation.watch import Watch
-from ddengine.system import log, runtime
-from ddengine.system.workers import Message, Worker, Workers, working
+from ddengine.system import runtime
+from ddengine.system.workers import Worker, Workers, working
 from ddengine.types import Facts
 
 MODULE = "ddengine.evaluation.beside"  # whose `main` a worker runs
+TELLING = 1.0  # seconds of a training from which on it tells how long others take
 
 
 def train_all(plan: Plan, rows: Sequence[Row], watch: Watch) -> None:
@@ -37,39 +38,35 @@ def train_all(plan: Plan, rows: Sequence[Row], watch: Watch) -> None:
         else:
             watch.finished(row)
     if left:
-        with _sharing(plan, left, watch) as (threads, workers, paces):
-            _Work(plan, left, watch, paces, threads, workers).all()
+        with _sharing(plan, left, watch) as (workers, paces):
+            _Work(plan, left, watch, paces, workers).all()
 
 
 @contextmanager
 def _sharing(
     plan: Plan, rows: Sequence[Row], watch: Watch
-) -> Iterator[tuple[Threads, Workers | None, Paces]]:
-    """How the processor is shared out, the processes, and what is known of the pace.
+) -> Iterator[tuple[Workers | None, Paces]]:
+    """The processes that share the work, if it is shared, and what is known of the pace.
 
     What was chosen once holds wherever the evaluation is resumed.
     """
     bench, paces = plan.bench, Paces()
     asked = [(row.who, row.model) for row in rows]
-    before = bench.memo.get("threads")
-    threads = threads_each(bench, asked) if before is None else Threads(**before)
     allowed = torch.get_num_threads()
     with ExitStack() as stack:
-        if bench.device.type == "cpu":
-            stack.enter_context(runtime.on_threads(threads.threads))
+        stack.enter_context(runtime.on_threads(bench.threads))
         first = _first_training(plan, rows[0])
-        if first is not None and bench.timed and (watch.looks or allowed > threads.threads):
+        if first is not None and bench.timed and (watch.looks or allowed > bench.threads):
             pace = measured(bench, first)
             paces.learn(first.model, images_of(bench, first.who), pace.update)
-        if before is None:
-            threads = threads_for(bench, asked, paces, threads, allowed)
-            bench.memo.put("threads", asdict(threads))
+        choose = partial(processes_for, bench, asked, paces, allowed)
+        processes = bench.memo("processes", choose)
         workers = None
-        if threads.processes > 1:
-            workers = stack.enter_context(working(threads.processes, MODULE, threads.threads))
+        if processes > 1:
+            workers = stack.enter_context(working(processes, MODULE, bench.threads))
         if first is not None:
             watch.look(first, paces)
-        yield threads, workers, paces
+        yield workers, paces
 
 
 def _first_training(plan: Plan, row: Row) -> Training | None:
@@ -89,7 +86,6 @@ class _Work:
     rows: list[Row]  # unfinished ones
     watch: Watch
     paces: Paces
-    threads: Threads
     workers: Workers | None
     idle: list[Worker] = field(default_factory=list)
     running: dict[Worker, Step] = field(default_factory=dict)
@@ -106,6 +102,11 @@ class _Work:
                 self._do(*waiting[0])
             else:
                 self._receive()
+
+    @property
+    def processes(self) -> int:
+        """That train networks."""
+        return 1 if self.workers is None else max(1, len(self.workers.all))
 
     # What comes next.
 
@@ -150,7 +151,7 @@ class _Work:
             return
         self.begun.add(row)
         asked = (row.who, row.model)
-        self.watch.begins(row, seconds_of(self.plan.bench, asked, self.paces, self.threads))
+        self.watch.begins(row, seconds_of(self.plan.bench, asked, self.paces, self.processes))
 
     # This process.
 
@@ -216,16 +217,17 @@ class _Work:
         """Remember what came of networks, and what they took."""
         bench, asked = step.bench, step.training
         bench.memo.put(step.key, result, keep=step.keep)
-        steps = asked.steps or bench.updates(asked.who)
-        each = result["seconds"] / max(1, steps * len(asked.seeds))
-        self.paces.learn(asked.model, images_of(bench, asked.who), each)
+        if result["seconds"] > TELLING:
+            steps = asked.steps or bench.updates(asked.who)
+            each = result["seconds"] / (steps * len(asked.seeds))
+            self.paces.learn(asked.model, images_of(bench, asked.who), each)
         self.watch.trained(step, result)
 
     def _decide(self, step: Measure, pace: Pace) -> None:
         """How many updates there are time for."""
         bench, row = step.bench, step.row
         self.paces.learn(row.model, images_of(bench, row.who), pace.update)
-        num = updates_in_time(bench, (row.who, row.model), pace, self.threads, beside=step.beside)
+        num = updates_in_time(bench, (row.who, row.model), pace, self.processes, beside=step.beside)
         bench.memo.put(cut_key(row.who, row.model), {"updates": num, "update": pace.update})
 
 

@@ -41,7 +41,8 @@ def write(stream: BinaryIO, message: Message) -> None:
     text = files.to_json(message.facts).encode()
     tensors = b""
     if message.tensors:
-        tensors = save({name: one.contiguous() for name, one in message.tensors.items()})
+        # copies, because a file may not hold one piece of memory under two names
+        tensors = save({name: one.clone() for name, one in message.tensors.items()})
     for part in (HEAD.pack(len(text), len(tensors)), text, tensors):
         stream.write(part)
     stream.flush()
@@ -125,11 +126,11 @@ def working(num: int, module: str, threads: int) -> Iterator[Workers]:
     goes to: this process ends them.
     """
     environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path)),
         "OMP_NUM_THREADS": str(threads),
         "OMP_WAIT_POLICY": "passive",
     }
-    program = [sys.executable, "-c", f"from {module} import main; main()"]
+    program = [sys.executable, "-P", "-c", f"from {module} import main; main()"]
     started = []
     for _ in range(num):
         process = subprocess.Popen(
