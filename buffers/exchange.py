@@ -190,7 +190,7 @@ def import_experts(
     content = store.imported_identity(data.train.digest, data_config, config, model, imported)
     preprocess = data.train.preprocess
     shapes = store.shapes_of(network)
-    if not store.is_new(folder, content, config, preprocess, shapes):
+    if not store.is_new(folder, content, config, preprocess, model, shapes):
         return ExpertStore(folder).num_experts
     with log.progress("import", len(paths)) as bar:
         experts = _read(paths, network, model, config, bar.advance)
@@ -198,9 +198,8 @@ def import_experts(
         first = next(experts)
         files.make_folder(folder.parent)
         with files.replacing(folder) as temporary:
-            store.open_for_writing(
-                temporary, content, config.kept_epochs(), preprocess, shapes=shapes
-            )
+            kept = config.kept_epochs()
+            store.open_for_writing(temporary, content, kept, preprocess, model=model, shapes=shapes)
             count = 0
             for name, params in itertools.chain([first], experts):
                 store.write_expert(temporary, count, params, None, config.dtype, {"file": name})

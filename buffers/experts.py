@@ -40,9 +40,8 @@ def generate(  # long: arguments, and what they mean
     content = store.identity(data.train.digest, data_config, config, model, precision)
     if dist.rank() == 0:
         shapes = store.shapes_of(new_model(generator(config.seed, "shapes")))
-        store.open_for_writing(
-            folder, content, config.kept_epochs(), data.train.preprocess, shapes=shapes
-        )
+        kept, preprocess = config.kept_epochs(), data.train.preprocess
+        store.open_for_writing(folder, content, kept, preprocess, model=model, shapes=shapes)
     dist.barrier()
     done = store.finished(folder)
     mine = [i for i in dist.my_share(range(config.num_experts)) if i not in done]

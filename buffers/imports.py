@@ -18,6 +18,7 @@ from buffers.exchange import files_digest, import_experts, load_pt
 from buffers.kinds import Kind
 from buffers.state_dicts import Teacher
 from buffers.store import ExpertStore, teacher_folder
+from ddengine import naming
 from ddengine.artefact import class_order, exchange, finished, runs
 from ddengine.artefact import folder as folders
 from ddengine.data import Data, load_data
@@ -351,7 +352,7 @@ def _is_there(folder: Path, identity: dict[str, Any]) -> bool:
         return False
     stored: Any = {}
     if (folder / "meta.json").is_file():
-        stored = files.read_json(folder / "meta.json")
+        stored = naming.read_json(folder / "meta.json")
     if isinstance(stored, dict) and _holds(stored, identity):
         return True
     raise UserError(

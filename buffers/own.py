@@ -8,7 +8,8 @@ from pathlib import Path
 from buffers import experts
 from buffers.open import EXPERTS, Place, Stores
 from buffers.store import MANIFEST, ExpertStore, StoreGroup
-from ddengine.api.inputs import Images, Source, check_precision, dataset_of
+from ddengine.api.checks import check_run
+from ddengine.api.inputs import Images, Source, dataset_of
 from ddengine.artefact import runs
 from ddengine.data import Data
 from ddengine.data.torch_dataset import OWN
@@ -60,7 +61,7 @@ def generate(
         UserError: a network that nobody names, a recipe without experts, data that do not go, a
             folder that holds something else.
     """
-    check_precision(precision)
+    check_run(seed, precision)
     stores = _stores_of(buffer, model, data)
     if seed is not None:
         stores = stores.of_seed(seed)

@@ -258,11 +258,12 @@ def import_networks(
     content = store.imported_identity(data.train.digest, data_config, config, model, imported)
     shapes = store.shapes_of(teachers[0].network)
     preprocess = data.train.preprocess
-    if not store.is_new(folder, content, config, preprocess, shapes):
+    if not store.is_new(folder, content, config, preprocess, model, shapes):
         return
     files.make_folder(folder.parent)
     with files.replacing(folder) as temporary:
-        store.open_for_writing(temporary, content, config.kept_epochs(), preprocess, shapes=shapes)
+        kept = config.kept_epochs()
+        store.open_for_writing(temporary, content, kept, preprocess, model=model, shapes=shapes)
         for i, teacher in enumerate(teachers):
             buffers = flatten_buffers(teacher.network)
             store.write_expert(

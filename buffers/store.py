@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Generator, Tensor, nn
 
+from ddengine import naming
 from ddengine.data import Preprocess
 from ddengine.data.stored import read_preprocess
 from ddengine.learning.flat import unflatten_into
@@ -24,7 +25,7 @@ from ddengine.recipe import BufferConfig, DataConfig, Recipe, digest, to_dict
 from ddengine.system import files
 from ddengine.system.errors import UserError
 
-FORMAT = 1
+FORMAT = naming.FORMAT  # of the manifest; in 1 the identity alone said the network
 MANIFEST = "manifest.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -51,7 +52,7 @@ def identity(
         "dataset": data_config.name,
         "images": images,
         "zca": data_config.zca,
-        "model": model,
+        "model": naming.in_digest(model, data_config.size),
         "seed": buffer.seed,
         "precision": precision,
         "buffer": config,
@@ -64,8 +65,16 @@ def shard_path(folder: Path, expert: int) -> Path:
 
 
 def teacher_folder(folder: Path, model: str) -> Path:
-    """Where the store of a teacher lies in a folder that the user named."""
-    return folder / model.replace("/", "-")
+    """Where the store of a teacher lies in a folder that the user named.
+
+    One of the time when networks had other names lies under its name of then.
+    """
+    path = folder / model.replace("/", "-")
+    if naming.is_small(model) and not path.exists():
+        before = folder / naming.in_digest(model, None).replace("/", "-")
+        if (before / MANIFEST).is_file() and read_manifest(before)["model"] == model:
+            return before
+    return path
 
 
 def finished(folder: Path) -> list[int]:
@@ -90,14 +99,15 @@ def open_for_writing(
     kept: Sequence[int],
     preprocess: Preprocess,
     *,
+    model: str,
     shapes: list[list[int]],
 ) -> None:
     """Create a store, or check that the one in `folder` has this identity.
 
     Raises UserError when it has another.
 
-    `shapes` are those of the network's parameters. Imported experts come from exactly their files,
-    and no others are put beside them.
+    `model` is the network's name, `shapes` are those of its parameters. Imported experts come from
+    exactly their files, and no others are put beside them.
     """
     _check_no_others(folder)
     files.make_folder(folder)
@@ -115,6 +125,7 @@ def open_for_writing(
         "format": FORMAT,
         "fingerprint": digest(content),
         "identity": content,
+        "model": model,
         "epochs": list(kept),
         "shapes": shapes,
     }
@@ -133,13 +144,18 @@ def _check_no_others(folder: Path) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a store. Raises UserError when there is no store."""
+    """The manifest of a store, which says its network by the name of today.
+
+    Raises UserError when there is no store.
+    """
     if not (folder / MANIFEST).is_file():
         raise UserError(
             f"There is no expert store in {folder}; make it with the buffer command, or name "
             "another with --experts."
         )
-    return files.read_json(folder / MANIFEST, "epochs", "fingerprint", "identity")
+    manifest = files.read_json(folder / MANIFEST, "epochs", "fingerprint", "identity")
+    named = _named(manifest["identity"])
+    return {"model": named.get("model"), **manifest}
 
 
 def imported_digest(folder: Path) -> str | None:
@@ -168,6 +184,7 @@ def is_new(
     content: dict[str, Any],
     buffer: BufferConfig,
     preprocess: Preprocess,
+    model: str,
     shapes: list[list[int]],
 ) -> bool:
     """Whether a store of this identity is still to be written into `folder`, as a whole.
@@ -175,7 +192,8 @@ def is_new(
     Raises UserError when the folder holds a store of another one, or anything else.
     """
     if (folder / MANIFEST).exists():
-        open_for_writing(folder, content, buffer.kept_epochs(), preprocess, shapes=shapes)
+        kept = buffer.kept_epochs()
+        open_for_writing(folder, content, kept, preprocess, model=model, shapes=shapes)
         return False
     if folder.exists() and any(folder.iterdir()):
         raise UserError(
@@ -197,12 +215,19 @@ def check_identity(folder: Path, content: dict[str, Any]) -> None:
         for key in ("imported", "seed", "precision"):
             content[key] = stored.get(key)
     if manifest.get("fingerprint") != digest(content):
-        differing = _differences(stored, content)
+        differing = _differences(_named(stored), _named(content))
         raise UserError(
             f"The expert store {folder} was made with other settings "
             f"({'; '.join(differing) or 'unknown'}); "
             "name another folder, or give the settings it was made with."
         )
+
+
+def _named(content: dict[str, Any]) -> dict[str, Any]:
+    """An identity that says the network by its name of today."""
+    if "model" not in content:
+        return content
+    return content | {"model": naming.of_digest(content["model"])}
 
 
 def _differences(stored: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> list[str]:
@@ -402,7 +427,7 @@ class ExpertStore:
         for expert in range(self.num_experts):
             seconds += self.metrics(expert).get("seconds", 0.0)
         return {
-            "model": self.manifest["identity"].get("model"),
+            "model": self.manifest["model"],
             "fingerprint": self.manifest["fingerprint"],
             "seed": self.manifest["identity"].get("seed"),
             "num": self.num_experts,
@@ -410,8 +435,8 @@ class ExpertStore:
         }
 
     def identities(self) -> list[dict[str, Any]]:
-        """What decides the content of the store."""
-        return [self.manifest["identity"]]
+        """What decides the content of the store, its network by name."""
+        return [self.manifest["identity"] | {"model": self.manifest["model"]}]
 
     def preprocesses(self) -> list[Preprocess | None]:
         """What the experts saw their images through."""
@@ -432,7 +457,8 @@ class ExpertStore:
             return stored["imported"]
         if recipe.buffer is None:
             return fingerprint
-        content = identity(images, recipe.data, recipe.buffer, stored["model"], precision)
+        model = self.manifest["model"]
+        content = identity(images, recipe.data, recipe.buffer, model, precision)
         if fingerprint == digest(content):
             return None
         return fingerprint
@@ -486,7 +512,7 @@ class StoreGroup:
         return {"num": self.num_experts, "seconds": round(seconds, 2), "stores": stores}
 
     def identities(self) -> list[dict[str, Any]]:
-        """What decides the content of each store."""
+        """What decides the content of each store, its network by name."""
         identities = []
         for store in self.stores:
             identities += store.identities()

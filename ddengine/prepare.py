@@ -6,6 +6,7 @@ Networks that fit the images, the labelled initial set and the objective, the se
 import torch
 from torch import Tensor
 
+from ddengine import naming
 from ddengine.data import Data
 from ddengine.models import build_model, middle
 from ddengine.objective import Objective, environment
@@ -53,7 +54,10 @@ def check_networks(recipe: Recipe, data: Data, *, selection: bool = False) -> No
     """
     recipe.codec.fit(recipe.ipc, data.image_shape, data.num_classes)
     evaluated = recipe.evaluation.models or (recipe.model,)
-    for name in {recipe.model, *buffer_models(recipe), *recipe.evaluation.models}:
+    for name in sorted({recipe.model, *buffer_models(recipe), *recipe.evaluation.models}):
+        warning = naming.warning(name, data.image_shape[1:])
+        if warning is not None:
+            log.say(warning)
         network = build_model(name, data.image_shape, data.num_classes, generator(0))
         if name in recipe.teachers and not selection:
             recipe.objective.check_teacher(name, network)
@@ -123,6 +127,11 @@ def _started(recipe: Recipe, data: Data, images: Tensor) -> SyntheticSet:
     codec, items = recipe.codec.fit(recipe.ipc, data.image_shape, data.num_classes)
     device = data.train.device
     wanted = (data.num_classes * items * codec.per_item, *data.image_shape)
+    if not isinstance(images, Tensor):
+        raise UserError(
+            f"images is a {type(images).__name__}, and the recipe starts from floats of shape "
+            f"{wanted}; give a tensor."
+        )
     if tuple(images.shape) != wanted or not images.is_floating_point():
         raise UserError(
             f"images is {images.dtype} of shape {tuple(images.shape)}, and the recipe starts from "

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar
 
+from ddengine import naming
 from ddengine.system.errors import UserError, unknown
 from ddengine.types import ExpertStep, Method
 
@@ -862,4 +863,18 @@ def resolved(recipe: Recipe) -> dict[str, Any]:
     if data["buffer"] is not None:
         data["buffer"]["step"].pop("folder", None)  # of published weights
         data["buffer"].pop("seed", None)  # a run says beside this which experts it follows
+    return _with_names_of_digests(data, recipe.data.size)
+
+
+def _with_names_of_digests(data: dict[str, Any], size: tuple[int, int] | None) -> dict[str, Any]:
+    """A recipe as JSON data, its networks by what stands for them in digests."""
+
+    def named(models: list[str]) -> list[str]:
+        return [naming.in_digest(model, size) for model in models]
+
+    data["model"] = naming.in_digest(data["model"], size)
+    data["teachers"] = named(data["teachers"])
+    data["evaluation"]["models"] = named(data["evaluation"]["models"])
+    if data["buffer"] is not None and data["buffer"]["model"] is not None:
+        data["buffer"]["model"] = naming.in_digest(data["buffer"]["model"], size)
     return data

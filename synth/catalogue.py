@@ -7,14 +7,13 @@ a function that returns one, or several by name after another colon: `package.mo
 
 import importlib
 import pkgutil
-import types
-import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from types import ModuleType
 from typing import Any
 
 import synth.recipes
+from ddengine.changes import changed
 from ddengine.recipe import PARTS, Recipe, resolved
 from ddengine.system.errors import UserError, unknown
 
@@ -62,7 +61,7 @@ def find(name: str, **changes: Any) -> Recipe:
         raise unknown("recipe", name, RECIPES)
     if not changes:
         return recipe
-    return as_changed(_changed(recipe, changes, ()), recipe)
+    return as_changed(changed(recipe, changes), recipe)
 
 
 def _of_package(name: str) -> Recipe:
@@ -88,77 +87,6 @@ def _of_package(name: str) -> Recipe:
             raise unknown(f"recipe in {module_name}:{attribute}", wanted, by_name)
         value = by_name[wanted]
     return value
-
-
-def _changed(part: Any, changes: Mapping[str, Any], walked: tuple[str, ...]) -> Any:
-    """A part with some of its fields changed; all at once, because they are checked together."""
-    hints = typing.get_type_hints(type(part))
-    values = {}
-    for name, value in changes.items():
-        path = (*walked, name)
-        if name not in hints:
-            known = [".".join((*walked, field)) for field in hints]
-            raise unknown("field", ".".join(path), known)
-        present = getattr(part, name)
-        values[name] = _changed_value(present, value, hints[name], path)
-    return replace(part, **values)
-
-
-def _changed_value(present: Any, value: Any, hint: Any, walked: tuple[str, ...]) -> Any:
-    """What comes of a value when it is changed; mappings change some of its fields or entries."""
-    if isinstance(value, Mapping) and is_dataclass(present):
-        return _changed(present, value, walked)
-    if isinstance(value, Mapping) and isinstance(present, Mapping):
-        entries = dict(present)
-        *_, of_entries = typing.get_args(hint)
-        for key, change in value.items():
-            entry = entries.get(key)
-            entries[key] = _changed_value(entry, change, of_entries, (*walked, key))
-        return entries
-    if isinstance(value, list):
-        value = tuple(value)
-    if not _fits(value, hint):
-        path = ".".join(walked)
-        raise UserError(f"{path} is of type {_called(hint)}, and {value!r} is not; change it.")
-    plain: Any = value
-    if hint is float:
-        return float(plain)
-    return plain
-
-
-def _called(hint: Any) -> str:
-    """A type as a sentence calls it."""
-    if isinstance(hint, type):
-        return hint.__name__
-    return str(hint).replace("typing.", "")
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value has the type of a field; what is no plain value is not looked at."""
-    origin = typing.get_origin(hint)
-    arguments = typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, argument) for argument in arguments)
-    if origin is typing.Literal:
-        return value in arguments
-    if origin is tuple:
-        return isinstance(value, tuple) and _items_fit(value, arguments)
-    if hint in (int, float) and isinstance(value, bool):
-        return False
-    if hint is float:
-        return isinstance(value, int | float)
-    if hint in (int, str, bool, type(None)):
-        return isinstance(value, hint)
-    return True
-
-
-def _items_fit(values: tuple[Any, ...], hints: tuple[Any, ...]) -> bool:
-    """Whether the entries of a tuple have the types of its field, which may be one for all."""
-    if hints[-1] is Ellipsis:
-        hints = hints[:1] * len(values)
-    if len(values) != len(hints):
-        return False
-    return all(map(_fits, values, hints))
 
 
 def same_cell(recipe: Recipe, published: Recipe) -> bool:
@@ -192,12 +120,14 @@ def as_changed(recipe: Recipe, before: Recipe) -> Recipe:
     return replace(recipe, published=None, note=note)
 
 
-def take(recipe: Recipe, assignments: list[str]) -> Recipe:
+def take(recipe: Recipe, assignments: Sequence[str] | str) -> Recipe:
     """The recipe with parts taken from others, which its field `taken` says.
 
     Each assignment is `PART=RECIPE`: buffer=ast/cifar10_ipc10, objective.window=datm/cifar10_ipc10.
     Raises UserError for parts and recipes that do not exist, and for parts that do not go together.
     """
+    if isinstance(assignments, str):
+        assignments = [assignments]
     if not assignments:
         return recipe
     parts: dict[str, Any] = {}  # put in at once, because parts are checked together

@@ -18,7 +18,7 @@ from ddengine.data import DATASETS
 from ddengine.data.imagenet import NAMES as IMAGENET
 from ddengine.recipe import AugmentConfig, Recipe
 from ddengine.system.errors import UserError, unknown
-from synth.catalogue import modules
+from synth.catalogue import find, modules
 
 AUGMENTATION = "zhao2021dsa"
 # operations that need no reference where they are always applied
@@ -89,11 +89,13 @@ def _augments(part: Any) -> bool:
     return isinstance(part, AugmentConfig) and bool(part.ops or set(part.always) - set(USUAL))
 
 
-def bibtex(recipe: Recipe) -> str:
-    """BibTeX of what a recipe uses, in the order of `keys`.
+def bibtex(recipe: Recipe | str) -> str:
+    """BibTeX of what a recipe uses, or the recipe of that name, in the order of `keys`.
 
-    Raises UserError for a work of which no entry is known.
+    Raises UserError for a work of which no entry is known, and for an unknown recipe.
     """
+    if isinstance(recipe, str):
+        recipe = find(recipe)
     known = dict(entries())
     for part in parts(recipe):
         known |= _entries_of(sys.modules[type(part).__module__])

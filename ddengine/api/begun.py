@@ -4,12 +4,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
+from ddengine import naming
 from ddengine.api.experts import ExpertSource, with_expert_seed
 from ddengine.api.inputs import AUTO, default_folder
 from ddengine.artefact import runs
 from ddengine.prepare import reads_experts
 from ddengine.recipe import Recipe
-from ddengine.system import files, log
+from ddengine.system import log
 from ddengine.system.errors import UserError
 
 
@@ -98,6 +99,6 @@ def _is_of_before(folder: Path, identity: dict[str, Any]) -> bool:
     mark = folder / runs.MARK
     if not mark.is_file():
         return False
-    stored = files.read_json(mark, "recipe")
+    stored = naming.read_json(mark, "recipe")
     buffer = stored["recipe"].get("buffer") or {}
     return "seed" not in buffer and all(stored.get(k) == v for k, v in identity.items())

@@ -8,17 +8,10 @@ from typing import Any
 
 import torch
 
+from ddengine import naming
+from ddengine.api.checks import check_folder, check_recipe, check_run
 from ddengine.api.distill import distill_data
-from ddengine.api.inputs import (
-    AUTO,
-    Images,
-    check_folder,
-    check_precision,
-    check_recipe,
-    dataset_of,
-    default_folder,
-    pointed_at,
-)
+from ddengine.api.inputs import AUTO, Images, dataset_of, default_folder, pointed_at
 from ddengine.api.outcomes import Outcome
 from ddengine.artefact import runs
 from ddengine.data import Data
@@ -68,7 +61,9 @@ def continual(
             else.
     """
     check_recipe(recipe)
-    check_precision(precision)
+    check_run(seed, precision)
+    if not isinstance(config, ContinualConfig):
+        raise UserError(f"config is {config!r}; give a ddengine.ContinualConfig.")
     if folder != AUTO:
         check_folder(folder)
     _check_experts(recipe, config)
@@ -112,11 +107,11 @@ def _content(folder: Path | None, learn: Callable[[Path], dict[str, Any]]) -> di
             return learn(Path(temporary) / "continual.partial.jsonl")
     file = folder / "continual.json"
     if file.is_file():
-        content = files.read_json(file, "memories")
+        content = naming.read_json(file, "memories")
         log.say(f"{file} is there; --restart begins anew")
     else:
         content = learn(folder / "continual.partial.jsonl")
-        files.write_json(file, content)
+        files.write_json(file, {"format": naming.FORMAT, **content})
     of_continual.plot(folder / "continual.png", content)
     return content
 

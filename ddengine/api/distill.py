@@ -14,14 +14,12 @@ from torch import Tensor
 from ddengine import loop
 from ddengine.api import experts as of_experts
 from ddengine.api.begun import begun, followed, place
+from ddengine.api.checks import check_folder, check_recipe, check_run
 from ddengine.api.experts import ExpertSource
 from ddengine.api.inputs import (
     AUTO,
     Images,
     Source,
-    check_folder,
-    check_precision,
-    check_recipe,
     dataset_of,
     pointed_at,
     preprocess_of,
@@ -233,7 +231,7 @@ def distill(
             else; data or settings that do not go.
     """
     began = time.perf_counter() - seconds_before
-    _check_asked(recipe, precision, folder)
+    _check_asked(recipe, seed, precision, folder)
     if classes is not None:
         data = Dataset.of(data, classes)
     with log.shown(progress):
@@ -258,13 +256,13 @@ def distill(
         return _read_or_kept(job, keep)
 
 
-def _check_asked(recipe: Any, precision: Any, folder: Path | str | None) -> None:
-    """Raise UserError for what is no recipe, precision or folder.
+def _check_asked(recipe: Any, seed: Any, precision: Any, folder: Any) -> None:
+    """Raise UserError for what is no recipe, seed, precision or folder.
 
     And in a group of processes that a user's program has joined.
     """
     check_recipe(recipe)
-    check_precision(precision)
+    check_run(seed, precision)
     if folder != AUTO:
         check_folder(folder)
     if dist.num_ranks() > 1 and not dist.started_here():
@@ -334,7 +332,7 @@ def distill_data(
     They lie on `device`, which `runtime.setup` has prepared. Raises UserError as `distill` does.
     """
     check_recipe(recipe)
-    check_precision(precision)
+    check_run(seed, precision)
     recipe, origin = of_experts.source_of(recipe, experts, precision)
     job = Job(
         recipe=recipe,

@@ -9,9 +9,10 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
+from ddengine.api.checks import check_recipe, check_run
 from ddengine.api.evaluate import protocol_of
 from ddengine.api.experts import ExpertSource, Given
-from ddengine.api.inputs import Images, check_precision, check_recipe, dataset_of, pointed_at
+from ddengine.api.inputs import Images, dataset_of, pointed_at
 from ddengine.api.outcomes import Outcome
 from ddengine.api.results import load
 from ddengine.plan import estimate as plan
@@ -74,7 +75,7 @@ def estimate(
         UserError: what fails in a calibration, experts that are not named.
     """
     check_recipe(recipe)
-    check_precision(precision)
+    check_run(seed, precision)
     if experts is None and recipe.buffer is not None and reads_experts(recipe):
         raise UserError(
             f"The recipe {recipe.name} needs experts; pass experts=buffers.stores(recipe)."

@@ -1,6 +1,7 @@
 """What a set is worth: networks trained on it beside its baselines; and a single network."""
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -9,15 +10,19 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import nn
 
-from ddengine.api.inputs import Images, Source, check_precision, dataset_of
+from ddengine import naming
+from ddengine.api.checks import check_experts, check_folder, check_run
+from ddengine.api.experts import ExpertSource
+from ddengine.api.inputs import Images, Source, dataset_of
 from ddengine.api.outcomes import Outcome
 from ddengine.api.results import Distilled, on_device, opened
 from ddengine.artefact import results, runs
+from ddengine.changes import changed
 from ddengine.data import Data, Dataset, RealSet
 from ddengine.data.torch_dataset import OWN
 from ddengine.evaluation import evaluate as evaluation_of
 from ddengine.evaluation import tables
-from ddengine.evaluation.brought import Factory, Trainer
+from ddengine.evaluation.brought import Factory, Trainer, name_of, stable_name
 from ddengine.evaluation.train import train_one
 from ddengine.learning.teachers import load_all
 from ddengine.models import build_model, middle
@@ -55,7 +60,7 @@ def evaluate(
     protocol: EvalConfig | Mapping[str, Any] | None = None,
     test: Any = None,
     train: Trainer | None = None,
-    experts: Experts | TeacherSource | None = None,
+    experts: Experts | ExpertSource | TeacherSource | None = None,
     folder: Path | str | None = None,
     seed: int = 0,
     device: str = "auto",
@@ -84,9 +89,11 @@ def evaluate(
         test: images to test on in place of the test split: as `Dataset.of` takes them.
         train: a function that trains a network in place of ours.
         experts: teachers, for dynamic labels and for random images with soft labels: what
-            `buffers.generate` returned, or `buffers.SetTeachers()` for those in their stores.
-        folder: where evaluation.json is written; None: the run or the folder of the set, of which
-            nothing is kept for a set in memory. What lies there finished is read.
+            `buffers.generate` returned, `buffers.stores(recipe)`, or `buffers.SetTeachers()` for
+            those that the set names.
+        folder: where evaluation.json is written. What lies there finished is read, where it is of
+            the same settings. None: the run or the folder of the set; nothing is kept of a set in
+            memory, and of networks, test images or a training function that you bring.
         seed: decides networks, orders, augmentation and random draws.
         device: auto, cpu, cuda or cuda:N.
         precision: fp32, tf32 or bf16.
@@ -100,12 +107,12 @@ def evaluate(
         UserError: images that are not those of the set, networks that do not fit, an evaluation of
             something else in the folder.
     """
-    check_precision(precision)
+    check_run(seed, precision)
+    check_folder(folder)
+    check_experts(experts)
     with log.shown(progress):
         asked = opened(of)
-        config = with_changes(protocol_of(asked), protocol)
-        if baselines is not None:
-            config = replace(config, baselines=tuple(baselines))
+        config = with_changes(protocol_of(asked), protocol, baselines)
         names, factories = _networks(models)
         if models:
             config = replace(config, models=names)
@@ -124,7 +131,9 @@ def evaluate(
             strict=strict,
             words=tuple(command),
         )
-        out = Path(folder) if folder is not None else asked.run
+        out = None if asking.brings_own else asked.run
+        if folder is not None:
+            out = Path(folder)
         content = asking.evaluation(out, "evaluate", seconds_before)
         if folder is None and asked.folder is not None and not asking.brings_own:
             results.add_results(asked.folder, dict(content))
@@ -155,7 +164,7 @@ class Asking:
     seed: int = 0
     device: str = "auto"
     precision: Precision = "fp32"
-    experts: Experts | TeacherSource | None = None
+    experts: Experts | ExpertSource | TeacherSource | None = None
     test: Any = None
     factories: Mapping[str, Factory] | None = None
     train: Trainer | None = None
@@ -185,8 +194,9 @@ class Asking:
         """
         if out is not None and (out / "evaluation.json").exists() and not self.restart:
             made = self._made_before(out / "evaluation.json", command)
-            log.say(f"{out / 'evaluation.json'} is there; --restart evaluates again")
-            return made
+            if made is not None:
+                log.say(f"{out / 'evaluation.json'} is there; --restart evaluates again")
+                return made
         opened_set = self.open()
         teachers = self._teachers(opened_set)
         if out is not None:
@@ -207,6 +217,8 @@ class Asking:
             factories=self.factories,
             train=self.train,
         )
+        if brought := self._brought():
+            content["brought"] = brought
         content["set_digest"] = self._set_digest()  # as the set itself numbers its classes
         if self.words:
             content["command"] = [*program.stored(), *self.words]
@@ -221,20 +233,36 @@ class Asking:
 
         Raises UserError where they do not belong together, or a network does not fit.
         """
-        return open_set(self.of, self.source, self.config, self.device, self.precision)
+        reads_test = self.test is None
+        return open_set(
+            self.of, self.source, self.config, self.device, self.precision, test=reads_test
+        )
 
     def _teachers(self, opened_set: "OpenSet") -> Sequence[nn.Module]:
         dynamic = self.config.labels == "dynamic"
         if isinstance(self.experts, TeacherSource):
             return _from_source(self.experts, self.of, opened_set, dynamic)
-        if self.experts is None:
-            return []
-        return load_all(self.experts, opened_set.device)
+        return _loaded(self.experts, opened_set.data, opened_set.device)
 
-    def _made_before(self, path: Path, command: str) -> dict[str, Any]:
-        """An evaluation that was made before."""
+    def _brought(self) -> dict[str, str | None]:
+        """What identifies the functions that the user brings, by what they are for.
+
+        None of such that cannot be told from others.
+        """
+        brought = {}
+        for name, factory in (self.factories or {}).items():
+            brought[f"network {name}"] = stable_name(factory)
+        if self.train is not None:
+            brought["training"] = stable_name(self.train)
+        return brought
+
+    def _made_before(self, path: Path, command: str) -> dict[str, Any] | None:
+        """An evaluation that was made before; None where nobody can tell whether it is the same."""
+        if None in self._brought().values():
+            log.say("a function that you bring has no file to tell it by, so it is trained again")
+            return None
         try:
-            content = files.read_json(path, "rows", "protocol")
+            content = naming.read_json(path, "rows", "protocol")
         except UserError:
             raise UserError(f"{path} is damaged; evaluate again with --restart.") from None
         digest = self._set_digest()
@@ -244,6 +272,7 @@ class Asking:
                 "with --out."
             )
         if self.strict and not self._equals(content):
+            self.open()  # a misspelt network is told as one
             raise UserError(
                 f"{path} was made with other settings; {command} again with --restart, or name a "
                 "folder with --out."
@@ -256,12 +285,25 @@ class Asking:
 
     def _equals(self, content: Mapping[str, Any]) -> bool:
         """Whether an evaluation was made by these settings."""
-        brought = tuple(self.factories or ())
-        models = (*self.config.models, *brought) or (self.model,)
+        models = (*self.config.models, *(self.factories or ())) or (self.model,)
         wanted = to_dict(replace(self.config, models=models))
         made = to_dict(from_dict(EvalConfig, content["protocol"]))
-        asked = {"seed": self.seed, "precision": self.precision}
-        return made == wanted and all(content.get(k, v) == v for k, v in asked.items())
+        if content.get("seed", self.seed) != self.seed:
+            return False
+        if content.get("precision", self.precision) != self.precision:
+            return False
+        # other test images, networks of one name or another training are seen in the rows alone
+        if content.get("brought", {}) != self._brought():
+            return False
+        return made == wanted and content.get("own_test") == self._test_digest()
+
+    def _test_digest(self) -> str | None:
+        """The digest of the user's test images; None where there are none."""
+        if self.test is None:
+            return None
+        test = _test_images(self.test, self.open())
+        assert test is not None
+        return test.digest
 
 
 @dataclass(frozen=True)
@@ -274,31 +316,40 @@ class OpenSet:
 
 
 def open_set(
-    of: Distilled, source: Source, config: EvalConfig, device: str, precision: Precision
+    of: Distilled,
+    source: Source,
+    config: EvalConfig,
+    device: str,
+    precision: Precision,
+    *,
+    test: bool = True,
 ) -> OpenSet:
-    """The set and its images on the device.
+    """The set and its images on the device, those of the test split too unless told otherwise.
 
     Raises UserError where they do not belong together, or a network does not fit.
     """
     where = runtime.setup(device, precision)
     syn = on_device(of, where)
-    data = source.load(where, lambda images: syn.preprocess, test=True)
-    name = of.folder or "The set"
+    data = source.load(where, lambda images: syn.preprocess, test=test)
+    name = of.folder or "the set"
     shape = tuple(syn.pixels(torch.zeros(1, dtype=torch.long)).shape[1:])
     if source.is_own:
         syn = numbered_as(syn, data.class_names)
     if data.class_names != syn.class_names or data.image_shape != shape:
         raise UserError(
-            f"{name} was distilled from other images than data.name {source.config.name} gives; "
-            "set the data flags it was made with."
+            f"The images of data.name {source.config.name} are not of the kind of which {name} was "
+            "distilled; set the data flags it was made with."
         )
     if data.train.digest != of.meta.get("images", data.train.digest):
         raise UserError(
-            f"The training images are not those that {name} was distilled from, so its test "
+            f"The training images are not those of which {name} was distilled, so its test "
             "images may have been seen; "
             "set the data flags it was made with (data.limit, data.validation, data.split_seed)."
         )
     for model in config.models or (of.meta["recipe"]["model"],):
+        warning = naming.warning(model, data.image_shape[1:])
+        if warning is not None:
+            log.say(warning)
         # a wrong name fails before the first training
         network = build_model(model, data.image_shape, data.num_classes, generator(0))
         if config.loss == "uskd":
@@ -352,21 +403,20 @@ def _with_baselines(protocol: EvalConfig, names: Sequence[str]) -> EvalConfig:
 
 
 def with_changes(
-    protocol: EvalConfig, changes: EvalConfig | Mapping[str, Any] | None
+    protocol: EvalConfig,
+    changes: EvalConfig | Mapping[str, Any] | None,
+    baselines: Sequence[str] | None = None,
 ) -> EvalConfig:
-    """A protocol in place of another, or changes of it by name."""
-    if changes is None:
-        return protocol
+    """A protocol in place of another, or changes of it by name; with other baselines, if any.
+
+    Raises UserError for changes that do not fit.
+    """
     if isinstance(changes, EvalConfig):
-        return changes
-    known = to_dict(protocol).keys()
-    for name in changes:
-        if name not in known:
-            raise UserError(
-                f"protocol names {name!r}, and a protocol has {', '.join(sorted(known))}; correct "
-                "the name."
-            )
-    return replace(protocol, **changes)
+        protocol, changes = changes, None
+    values = dict(changes or {})
+    if baselines is not None:
+        values["baselines"] = (baselines,) if isinstance(baselines, str) else tuple(baselines)
+    return changed(protocol, values, ("protocol",))
 
 
 def source_of(of: Distilled, data: Images | DataConfig) -> Source:
@@ -438,7 +488,10 @@ def train(
     Raises:
         UserError: a network that does not fit, a protocol that the set cannot be trained by.
     """
-    check_precision(precision)
+    check_run(seed, precision)
+    check_experts(experts)
+    if lr is not None and not 0 < lr < math.inf:
+        raise UserError(f"lr is {lr!r}; give a rate above 0, or None for that of the protocol.")
     with log.shown(progress):
         asked = opened(of)
         config = with_changes(protocol_of(asked), protocol)
@@ -462,13 +515,30 @@ def _networks(models: Networks) -> tuple[tuple[str, ...], dict[str, Factory]]:
     if isinstance(models, Mapping):
         return (), dict(models)
     names: list[str] = []
-    factories: dict[str, Callable[..., nn.Module]] = {}
-    for model in models:
+    factories: dict[str, Factory] = {}
+    for model in [models] if isinstance(models, str) else models:
         if isinstance(model, str):
             names.append(model)
-        else:
-            factories[model.__name__] = model  # type: ignore[attr-defined]
+            continue
+        name = name_of(model)
+        if name in factories:
+            raise UserError(
+                f"Two of the networks that you bring are called {name!r}; give them as a "
+                "dictionary, by names of your choice."
+            )
+        factories[name] = model
     return tuple(names), factories
+
+
+def _loaded(
+    experts: Experts | ExpertSource | None, data: Data, device: torch.device
+) -> Sequence[nn.Module]:
+    """The last networks of experts, opened already or where they lie."""
+    if isinstance(experts, ExpertSource):
+        experts = experts.open(data)
+    if experts is None:
+        return []
+    return load_all(experts, device)
 
 
 def _from_source(

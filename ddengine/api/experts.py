@@ -6,6 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
+from ddengine.api.checks import check_experts
 from ddengine.data import Data, Preprocess
 from ddengine.prepare import buffer_models, reads_experts
 from ddengine.recipe import DataConfig, Recipe
@@ -126,6 +127,7 @@ def source_of(
     Experts that the recipe does not read are ignored. Raises UserError where it needs some and has
     none.
     """
+    check_experts(experts)
     if isinstance(experts, ExpertSource):
         source = experts.on(recipe.data)
         return with_expert_seed(recipe, source.seed()), source

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 
@@ -14,8 +14,7 @@ from ddengine.data.stored import GIVEN, check_numbers
 from ddengine.data.torch_dataset import OWN
 from ddengine.recipe import DataConfig, Recipe, digest, resolved
 from ddengine.sets.synthetic import SyntheticSet
-from ddengine.system.errors import UserError, unknown
-from ddengine.system.runtime import Precision
+from ddengine.system.errors import UserError
 
 Images = Any  # a Dataset, a torch Dataset, a pair of tensors, a path, or None: what the recipe says
 AUTO = "auto"  # the folder that the command line would choose
@@ -116,27 +115,6 @@ def pointed_at(recipe: Recipe, dataset: Dataset | None) -> tuple[Recipe, Source]
         note = f"{recipe.name} with other settings, for which nothing is published."
         other = replace(other, published=None, note=note)
     return other, Source(config, dataset)
-
-
-def check_recipe(recipe: Any) -> None:
-    """Raise UserError for what is no recipe."""
-    if not isinstance(recipe, Recipe):
-        raise UserError(
-            f"The recipe is a {type(recipe).__name__}; give a Recipe, such as "
-            f"synth.catalogue.find({str(recipe)[:40]!r}) returns."
-        )
-
-
-def check_precision(precision: Any) -> None:
-    """Raise UserError for what is no precision."""
-    if precision not in get_args(Precision):
-        raise unknown("precision", str(precision), get_args(Precision))
-
-
-def check_folder(folder: Path | str | None) -> None:
-    """Raise UserError for a file."""
-    if folder is not None and Path(folder).is_file():
-        raise UserError(f"{folder} is a file; name a folder.")
 
 
 def default_folder(name: str, identity: dict[str, Any]) -> Path:

@@ -4,8 +4,10 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from ddengine import naming
+from ddengine.api.checks import check_run
 from ddengine.api.evaluate import open_set, protocol_of, source_of
-from ddengine.api.inputs import Images, check_precision
+from ddengine.api.inputs import Images
 from ddengine.api.outcomes import Outcome
 from ddengine.api.results import Distilled, opened
 from ddengine.recipe import DataConfig
@@ -47,7 +49,7 @@ def privacy(
     from ddengine.pages import of_privacy
     from ddengine.uses import privacy as measuring
 
-    check_precision(precision)
+    check_run(seed, precision)
     with log.shown(progress):
         asked = opened(of)
         config = protocol_of(asked)
@@ -70,7 +72,7 @@ def privacy(
             learned_for=asked.meta["recipe"]["model"],
         )
         if out is not None:
-            files.write_json(out / "privacy.json", content)
+            files.write_json(out / "privacy.json", {"format": naming.FORMAT, **content})
             of_privacy.picture(out / "privacy.png", beside.syn, beside.data, content)
         heads = [head or "measure" for head in of_privacy.HEADS]
         rows = [dict(zip(heads, line, strict=True)) for line in of_privacy.lines(content)]

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ddengine.api.checks import check_folder
 from ddengine.artefact import folder as folders
 from ddengine.artefact import runs
 from ddengine.data import Preprocess
@@ -87,19 +88,24 @@ class Distilled:
         return self.set.ledger
 
     def save(self, folder: Path | str) -> "Distilled":
-        """Write the folder that is shipped, and return the set that lies there.
+        """Write a folder that is shipped, and return the set that lies there.
 
         It explains itself: tensors, load.py, card, PNG and parquet files.
 
             result.save("sets/mine")
 
         Raises:
-            UserError: a folder that holds something else than a distilled set.
+            UserError: a folder that holds anything, unless it is this very set.
         """
+        check_folder(folder)
         path = Path(folder)
-        holds_other = path.is_dir() and any(path.iterdir()) and not (path / "meta.json").is_file()
-        if path.is_file() or holds_other:
-            raise UserError(f"{path} exists already and is no distilled set; name another folder.")
+        if path.is_dir() and any(path.iterdir()):
+            if not _holds(path, self):
+                raise UserError(
+                    f"{path} exists already and holds something else than this set; name another "
+                    "folder, or remove it."
+                )
+            return load(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         folders.save(self.set, path, self.meta, self.splits or None)
         return Distilled(self.set, self.meta, path, self.splits)
@@ -146,6 +152,17 @@ def load(folder: Path | str, device: str = "cpu") -> Distilled:
     return Distilled(syn, meta, path)
 
 
+def _holds(folder: Path, of: Distilled) -> bool:
+    """Whether a folder is that of a set: the same tensors, said to be the same thing."""
+    if not (folder / "meta.json").is_file():
+        return False
+    there = load(folder)
+    tensors, others = there.set.tensors, on_device(of, torch.device("cpu")).tensors
+    if tensors.keys() != others.keys() or there.meta.get("recipe") != of.meta.get("recipe"):
+        return False
+    return all(torch.equal(tensors[name], others[name]) for name in tensors)
+
+
 def opened(of: Distilled | Path | str) -> Distilled:
     """A set that was given as itself or by its folder."""
     return of if isinstance(of, Distilled) else load(of)
@@ -153,8 +170,6 @@ def opened(of: Distilled | Path | str) -> Distilled:
 
 def on_device(of: Distilled, device: torch.device) -> SyntheticSet:
     """The set with its tensors on `device`."""
-    if of.folder is not None:
-        return folders.load(of.folder, device)[0]
     tensors = {name: tensor.to(device) for name, tensor in of.set.tensors.items()}
     classes, preprocess = of.set.classes.to(device), of.set.preprocess.to(device)
     return replace(of.set, tensors=tensors, classes=classes, preprocess=preprocess)

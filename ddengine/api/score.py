@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from ddengine import naming
+from ddengine.api.checks import check_experts, check_folder, check_run
 from ddengine.api.evaluate import (
     Asking,
     TeacherSource,
@@ -15,7 +17,7 @@ from ddengine.api.evaluate import (
     source_of,
     with_changes,
 )
-from ddengine.api.inputs import Images, check_precision
+from ddengine.api.inputs import Images
 from ddengine.api.outcomes import Outcome
 from ddengine.api.results import Distilled, opened
 from ddengine.evaluation import intervals, scores
@@ -50,7 +52,10 @@ def score(
     The arguments are those of `evaluate`; scores.json is written into `folder`, and the two
     evaluations that it is made of below scores/. Raises UserError as `evaluate` does.
     """
-    check_precision(precision)
+    check_run(seed, precision)
+    check_folder(folder)
+    check_experts(experts)
+    _check_names(models)
     with log.shown(progress):
         asked = opened(of)
         config = with_changes(protocol_of(asked), protocol)
@@ -79,9 +84,19 @@ def score(
         kept = {key: evaluations[0].get(key) for key in FACTS}
         content = {"scores": made, "interval": intervals.NAME, "seconds": seconds, **kept}
         if out is not None:
-            files.write_json(out / "scores.json", content)
+            files.write_json(out / "scores.json", {"format": naming.FORMAT, **content})
         title = f"{asked.meta['recipe']['name']}, accuracies as fractions"
         return Outcome(content, made, partial(scores.table, made, title), _notes(made), out)
+
+
+def _check_names(models: Sequence[Any]) -> None:
+    """Raise UserError for what is no name."""
+    for model in models:
+        if not isinstance(model, str):
+            raise UserError(
+                f"models has {model!r}, and scores and rankings are of networks by name; "
+                "evaluate takes functions that make networks."
+            )
 
 
 def _notes(made: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
@@ -122,7 +137,10 @@ def rank(
     """
     from ddengine.evaluation import ranking  # scipy.stats takes a second to import
 
-    check_precision(precision)
+    check_run(seed, precision)
+    check_folder(folder)
+    check_experts(experts)
+    _check_names(models)
     with log.shown(progress):
         asked = opened(of)
         config = with_changes(protocol_of(asked), protocol)
@@ -152,7 +170,7 @@ def rank(
         evaluation = asking.evaluation(where, "rank")
         content = ranking.correlations(evaluation, seed=seed)
         if out is not None:
-            files.write_json(out / "ranking.json", content)
+            files.write_json(out / "ranking.json", {"format": naming.FORMAT, **content})
             ranking.plot(out / "ranking.png", evaluation, content)
         return Outcome(content, _ranks(content), partial(ranking.table, content), (), out)
 

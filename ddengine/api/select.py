@@ -11,17 +11,10 @@ from torch import Tensor
 
 from ddengine.api import experts as of_experts
 from ddengine.api.begun import begun, followed, place
+from ddengine.api.checks import check_folder, check_recipe, check_run
 from ddengine.api.distill import Bibtex
 from ddengine.api.experts import ExpertSource
-from ddengine.api.inputs import (
-    AUTO,
-    Images,
-    check_folder,
-    check_precision,
-    check_recipe,
-    dataset_of,
-    pointed_at,
-)
+from ddengine.api.inputs import AUTO, Images, dataset_of, pointed_at
 from ddengine.api.results import Distilled, load
 from ddengine.artefact import runs
 from ddengine.data import Data, Dataset
@@ -84,7 +77,7 @@ def select(
             go, a folder of something else.
     """
     recipe = _choosing(recipe, kind)
-    check_precision(precision)
+    check_run(seed, precision)
     if folder != AUTO:
         check_folder(folder)
     with log.shown(progress):

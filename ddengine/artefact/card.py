@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ddengine import naming
 from ddengine.artefact import loader, markdown
 from ddengine.artefact.eight_bit import Exported
 from ddengine.artefact.markdown import at
@@ -215,13 +216,19 @@ def _about(syn: SyntheticSet, meta: Meta) -> tuple[tuple[str, Any], ...]:
         ("method", method),
         ("source images", at(meta, "recipe", "data", "name")),
         ("images per class (budget)", at(meta, "recipe", "ipc")),
-        ("network", at(meta, "recipe", "model")),
+        ("network", _network(meta)),
         ("outer steps", steps),
         ("learned learning rate", None if syn.lr is None else f"{syn.lr:.6g}"),
         ("stored as", _stored_as(syn)),
         ("training examples", f"{len(syn)} of {shape} (channels x height x width)"),
         ("labels", labels),
     )
+
+
+def _network(meta: Meta) -> str | None:
+    """The network that the set was made with, and which of a library's it is."""
+    name = _text(at(meta, "recipe", "model"))
+    return None if name is None else naming.in_words(name)
 
 
 def _stored_as(syn: SyntheticSet) -> str:

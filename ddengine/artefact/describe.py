@@ -16,6 +16,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from ddengine import naming
 from ddengine.artefact import folder as folders
 from ddengine.artefact import markdown
 from ddengine.artefact.card import bytes_by_part
@@ -141,7 +142,7 @@ def _rows(*pairs: tuple[str, Any]) -> list[tuple[str, ...]]:
 
 def _object(path: Path) -> Json:
     """The JSON object in a file. Raises UserError for anything else."""
-    content = files.read_json(path)
+    content = naming.read_json(path)
     if not isinstance(content, dict):
         raise UserError(
             f"{path} was not written by this program; restore it or run the command that wrote it "
@@ -241,6 +242,11 @@ def _shards(path: Path) -> list[Path]:
     )
 
 
+def _network(manifest: Facts) -> Any:
+    """The network of the experts of a store."""
+    return manifest.get("model", at(manifest, "identity", "model"))
+
+
 def _store(path: Path) -> list[Part]:
     """An expert store."""
     manifest = _object(path / "manifest.json")
@@ -266,7 +272,7 @@ def _store(path: Path) -> list[Part]:
     last = _last_accuracy(metrics)
     numbers = sum(map(math.prod, manifest.get("shapes", [])))
     rows = _rows(
-        ("network", at(identity, "model")),
+        ("network", _network(manifest)),
         ("dataset", at(identity, "dataset")),
         ("whitened (ZCA)", at(identity, "zca")),
         ("experts", len(shards)),
@@ -333,7 +339,7 @@ def _store_row(path: Path) -> tuple[str, ...]:
     last = _last_accuracy(map(_metrics, shards))
     return (
         path.name,
-        _or_dash(at(identity, "model")),
+        _or_dash(_network(manifest)),
         _or_dash(at(identity, "dataset")),
         str(len(shards)),
         _or_dash(at(identity, "buffer", "epochs")),

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ddengine import naming
 from ddengine.artefact import handover, loader
 from ddengine.data import Preprocess
 from ddengine.data.stored import check_numbers
@@ -19,7 +20,7 @@ from ddengine.system import files
 from ddengine.system.errors import UserError
 from ddengine.types import Facts, Json, Meta
 
-FORMAT = 2  # of the folder; 1 had soft labels among the other tensors
+FORMAT = naming.FORMAT  # of the folder; 1 had soft labels among the other tensors
 AGAIN = "restore the file, or distill or import the set again"
 
 
@@ -131,7 +132,7 @@ def _meta(folder: Path) -> Json:
             f"{folder} was written by a newer version of the engine (format {meta['format']}); "
             "read it with that."
         )
-    return meta
+    return naming.as_now(meta)
 
 
 def _tensors(folder: Path, meta: Any) -> dict[str, Tensor]:

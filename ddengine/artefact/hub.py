@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from ddengine import naming
 from ddengine.artefact import folder as folders
 from ddengine.artefact import runs
 from ddengine.artefact.card import CARD, card
@@ -59,7 +60,7 @@ def write_hub_folder(source: Path, syn: SyntheticSet, out: Path) -> Path:
     library("huggingface_hub")
     refuse_full(out)
     files.make_folder(out.parent)
-    meta = files.read_json(source / "meta.json")
+    meta = naming.read_json(source / "meta.json")
     with files.replacing(out) as temporary:
         (temporary / "data").mkdir(parents=True)
         info = _write_examples(temporary / EXAMPLES, syn)

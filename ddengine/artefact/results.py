@@ -162,6 +162,8 @@ def results_table(evaluation: Evaluation) -> str:
     for of in rows:
         lines.append(row([COLUMNS[head](of) for head in heads]))
     lines += ["", _measured(evaluation)]
+    for said in tables.networks_in_words(rows):
+        lines.append(f"{plain(said)}.")
     if any(of["set"] == "distilled_8bit" for of in rows):
         lines.append(
             "`distilled_8bit` is what the 8-bit export gives, `distilled` the exact tensors."

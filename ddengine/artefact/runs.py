@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ddengine import naming
 from ddengine.data import Data
 from ddengine.recipe import Recipe, digest, resolved, to_dict
 from ddengine.system import files, program, runtime
@@ -102,7 +103,7 @@ def is_finished(folder: Path, wanted: Json, *, beside: str = "") -> bool:
     """
     if (folder / MARK).exists():
         try:
-            kept = files.read_json(folder / MARK, "recipe", *wanted)
+            kept = naming.read_json(folder / MARK, "recipe", *wanted)
         except UserError as error:
             raise UserError(
                 f"{str(error).split(';')[0]}; name another folder with --out, or begin anew with "
@@ -130,7 +131,8 @@ def begin(folder: Path, recipe: Recipe, wanted: Json, command: Sequence[str] = (
     files.make_folder(folder)
     files.clean(folder)
     said = {"command": [*program.stored(), *command]} if command else {}
-    files.write_json(folder / MARK, {"recipe": to_dict(recipe), **wanted, **said})
+    content = {"format": naming.FORMAT, "recipe": to_dict(recipe), **wanted, **said}
+    files.write_json(folder / MARK, content)
     files.make_folder(folder / "progress")
 
 
@@ -149,7 +151,7 @@ def is_set(path: Path) -> bool:
 
 def data_of(folder: Path) -> Json:
     """The data part of a run's recipe, with the root that its artefact leaves out."""
-    recipe = files.read_json(folder / MARK, "recipe")["recipe"]
+    recipe = naming.read_json(folder / MARK, "recipe")["recipe"]
     if "data" not in recipe:
         raise UserError(
             f"{folder / MARK} was not written by this version of the engine; distill it again."
@@ -163,8 +165,9 @@ def claim(folder: Path, mark: str, content: Json) -> None:
     Raises UserError when it belongs to something else.
     """
     check_folder(folder)
+    content = {"format": naming.FORMAT, **content}
     if (folder / mark).is_file():
-        if files.read_json(folder / mark) != content:
+        if naming.read_json(folder / mark) != content:
             raise UserError(
                 f"{folder} was made with other settings; name another folder with --out, or begin "
                 "anew with --restart."

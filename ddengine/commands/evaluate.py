@@ -9,7 +9,7 @@ import tyro
 
 import buffers
 import ddengine
-from ddengine import commands
+from ddengine import commands, naming
 from ddengine.api.evaluate import data_settings, protocol_of
 from ddengine.api.results import Distilled
 from ddengine.artefact import runs
@@ -20,7 +20,7 @@ from ddengine.commands.words import asks_help, taken_paths
 from ddengine.evaluation import scores, tables
 from ddengine.pages import figures, overview
 from ddengine.recipe import DataConfig, EvalConfig
-from ddengine.system import files, log, program
+from ddengine.system import log, program
 from ddengine.system.errors import UserError
 from ddengine.system.runtime import Precision
 from synth.catalogue import find
@@ -139,6 +139,6 @@ def main(args: list[str]) -> None:
     log.console.print(overview.cross_table(evaluations))
     told = []
     for path, (name, evaluation) in zip(paths, evaluations, strict=True):
-        told.append((name, files.read_json(runs.set_folder(path) / "meta.json"), evaluation))
+        told.append((name, naming.read_json(runs.set_folder(path) / "meta.json"), evaluation))
     for split in scores.splits(told):
         log.say(scores.said(split))

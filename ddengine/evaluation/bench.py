@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from typing import Literal
 
@@ -18,7 +18,7 @@ from ddengine.learning.training import AtOnce, Classified, Labels, Means
 from ddengine.models import build_model
 from ddengine.models.dropout import is_dropout
 from ddengine.recipe import EvalConfig
-from ddengine.sets.targets import Features
+from ddengine.sets.targets import Classes, Targets
 from ddengine.system import log
 from ddengine.system.memo import Memo
 from ddengine.system.rng import generator
@@ -107,9 +107,8 @@ class Bench:
     as_labelled: Callable[[Tensor], Tensor] = lambda logits: logits  # how the set stores labels
     factories: Mapping[str, Factory] = field(default_factory=dict)  # networks of the user
     train: brought.Trainer | None = None  # the training function of the user
-    # D where the set has features for targets: a network that is trained on them has D outputs, and
-    # a linear probe says how good it is
-    features: int | None = None
+    targets: Targets = Classes()  # of the set
+    outputs: int | None = None  # of a network that is trained towards them; None: the classes
     said: set[str] = field(default_factory=set)  # warnings
     sizes: dict[str, int] = field(default_factory=dict)  # examples of contenders, by name
     asked_others: set[str] = field(default_factory=set)  # what other evaluations did not know
@@ -239,21 +238,16 @@ class Bench:
     def _judged(self, asked: Training) -> list[Classified]:
         on = self.split(asked.split)
         networks = self.networks(asked)
-        if self._fits_features(asked.who):
-            evaluate, labelled = Features().evaluate, self.data.train
-            return [evaluate(network, labelled, on, self.precision) for network in networks]
-        return [self.means.classified(network, on, self.precision) for network in networks]
-
-    def _fits_features(self, who: Contender) -> bool:
-        """Whether networks are fitted to features that a contender has for targets."""
-        return self.features is not None and who.distilled and who.labels == "own"
+        judge = self.targets if _towards_targets(asked.who) else Classes()
+        labelled, count = self.data.train, self.means.classified
+        return [judge.evaluate(net, labelled, on, self.precision, count) for net in networks]
 
     def networks(self, asked: Training) -> list[nn.Module]:
         """Train networks; they are in evaluation mode."""
         who, model = asked.who, asked.model
         outputs, config = None, adapted(self.config, model)
-        if self._fits_features(who):
-            outputs, config = self.features, replace(config, loss="mse", hard_weight=0.0)
+        if _towards_targets(who):
+            outputs, config = self.outputs, self.targets.trained_by(config)
         options: Json = {"foreign": True} if model in self.factories else {}
         train = self.means.train_networks
         if self.train is not None:
@@ -272,3 +266,8 @@ class Bench:
             at_once=self.at_once,
             **options,
         )
+
+
+def _towards_targets(who: Contender) -> bool:
+    """Whether networks are trained towards the targets that the set stores."""
+    return who.distilled and who.labels == "own"

@@ -17,6 +17,7 @@ from ddengine.evaluation.decoded import Decoded, Labelled
 from ddengine.evaluation.pace import Pace, measured
 from ddengine.learning.training import usual_means
 from ddengine.recipe import EvalConfig, from_dict, to_dict
+from ddengine.sets.targets import targets_of
 from ddengine.system import log, runtime
 from ddengine.system.memo import Memo
 from ddengine.system.workers import Message, work
@@ -47,7 +48,8 @@ def beginning(bench: Bench) -> Message:
         "class_names": list(data.class_names),
         "precision": bench.precision,
         "home": bench.home,
-        "features": bench.features,
+        "targets": {"kind": bench.targets.kind, "label_of": bench.targets.label_of},
+        "outputs": bench.outputs,
         "at_once": asdict(bench.at_once),
     }
     return Message(facts, tensors)
@@ -137,7 +139,8 @@ def _begin(message: Message) -> "_Answers":
         memo=memo,
         means=usual_means(),
         home=facts["home"],
-        features=facts["features"],
+        targets=targets_of(**facts["targets"]),
+        outputs=facts["outputs"],
     )
     return _Answers(bench)
 

@@ -8,10 +8,12 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
+from ddengine import naming
 from ddengine.data import Data, RealSet
 from ddengine.data.checks import image_digests
 from ddengine.evaluation.baselines import of_all
@@ -112,12 +114,10 @@ def evaluate(  # long: most of it is what the arguments are
     if test is not None:
         data = replace(data, test=test, num_test=len(test), held_out=False)
     weights = [files.tensor_digest(network.state_dict()) for network in teachers]
-    codec = [type(syn.codec).__name__, to_dict(syn.codec)]
     if budget.quick:
         config = quick(config)
-    decides = [MEMO, _without_equal_bytes(config), seed, precision, data.train.digest, model]
-    decides += [set_digest(syn), codec, weights]
     own_test = {} if test is None else {"own_test": test.digest}
+    decides = [MEMO, *_networks(config, model, data, seed, precision), *_of_set(syn), weights]
     memo = Memo(memo_path, digest([*decides, *own_test.values()]))
     bench = Bench(
         data=data,
@@ -137,14 +137,15 @@ def evaluate(  # long: most of it is what the arguments are
         as_labelled=syn.as_labelled,
         factories=factories,
         train=train,
-        features=syn.num_outputs if syn.targets.regressed else None,
+        targets=syn.targets,
+        outputs=syn.num_outputs,
     )
     if baselines is not None:
         bench = replace(bench, shared=Shared(baselines, of_all(bench), renew))
     _say_what_to_know(bench, syn)
-    brought = [key for key in factories if key not in config.models]
-    models = (*config.models, *brought) or (model,)
-    facts = {
+    models = tuple(dict.fromkeys([*config.models, *factories])) or (model,)
+    facts: Json = {
+        "format": naming.FORMAT,
         "protocol": to_dict(replace(config, models=models)),
         **_facts(bench, syn, weights),
         "at_once": asdict(bench.at_once),
@@ -160,6 +161,23 @@ def evaluate(  # long: most of it is what the arguments are
     memo.clear()
     seconds = seconds_before + memo.seconds_before + time.perf_counter() - start
     return content | {"seconds": round(seconds, 2)}
+
+
+def _networks(
+    config: EvalConfig, model: str, data: Data, seed: int, precision: Precision
+) -> list[Any]:
+    """What decides how networks are made and trained, and on which real images."""
+    size = data.image_shape[1:]
+    protocol = to_dict(config)
+    protocol["models"] = [naming.in_digest(name, size) for name in config.models]
+    # as before there was that row, on which no other depends
+    protocol["baselines"] = [name for name in config.baselines if name != "equal_bytes"]
+    return [protocol, seed, precision, data.train.digest, naming.in_digest(model, size)]
+
+
+def _of_set(syn: SyntheticSet) -> list[Any]:
+    """What identifies a set, and how it is read."""
+    return [set_digest(syn), [type(syn.codec).__name__, to_dict(syn.codec)]]
 
 
 def _facts(bench: Bench, syn: SyntheticSet, weights: list[str]) -> Json:
@@ -226,12 +244,6 @@ def quick(config: EvalConfig) -> EvalConfig:
     num = min(config.num_networks, QUICK_NETWORKS)
     rates = tuple(two_of(config, None))
     return replace(config, num_networks=num, lr_grid=rates, search_networks=1)
-
-
-def _without_equal_bytes(config: EvalConfig) -> Json:
-    """A protocol as before there was that row, on which no other depends."""
-    names = tuple(name for name in config.baselines if name != "equal_bytes")
-    return to_dict(replace(config, baselines=names))
 
 
 def _rows(

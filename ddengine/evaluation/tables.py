@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from rich.table import Table
 
+from ddengine import naming
 from ddengine.evaluation import intervals
 from ddengine.system.log import size
 from ddengine.types import Evaluation, Facts, Row
@@ -76,12 +77,14 @@ def uneven(evaluation: Evaluation) -> bool:
 def notes(evaluation: Evaluation) -> list[str]:
     """What is to be said below the table of an evaluation.
 
-    That is how the intervals are made, networks that diverged, and the set's worst class.
+    That is how the intervals are made, which networks are those of libraries, networks that
+    diverged, and the set's worst class.
     """
     rows = evaluation["rows"]
     lines = []
     if any(row.get("ci95") for row in rows):
         lines.append(f"95 % intervals are of the mean over networks, by {interval_of(evaluation)}")
+    lines += networks_in_words(rows)
     several = len(_models(rows)) > 1
     for row in rows:
         num = row.get("diverged")
@@ -95,6 +98,16 @@ def notes(evaluation: Evaluation) -> list[str]:
             "not count"
         )
     lines += _worst_class(evaluation)
+    return lines
+
+
+def networks_in_words(rows: Sequence[Row]) -> list[str]:
+    """A line on each network of a library that rows are of, in their order."""
+    lines = []
+    for model in dict.fromkeys(str(row["model"]) for row in rows):
+        explanation = naming.explained(model)
+        if explanation is not None:
+            lines.append(f"{model}: {explanation}")
     return lines
 
 

@@ -68,11 +68,13 @@ def train_one(  # long: most of it is what the arguments are
     if isinstance(network, str):
         name = network
         options = {}
+    if isinstance(of, SyntheticSet):
+        config = of.targets.trained_by(config)
     protocol = adapted(config, name)
     if lr is None:
         lr = _usual_rate(of, protocol, name, home)
     if isinstance(of, SyntheticSet):
-        num_classes = len(of.class_names)
+        num_classes = of.num_outputs
         of = freeze(of, device)
     _, channels, height, width = of.batch(torch.arange(1)).images.shape
     shape = (channels, height, width)
@@ -150,4 +152,6 @@ def validate(
         labels=config.labels,
         means=means,
     )
-    return means.classified(network, data.validation, precision).accuracy
+    count = means.classified
+    said = syn.targets.evaluate(network, data.train, data.validation, precision, count)
+    return said.accuracy

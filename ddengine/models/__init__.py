@@ -1,7 +1,9 @@
 """Networks by name. Every network has `embed(images)`: the input (B, D) of its last linear layer.
 
-Names are a family and options in any order, joined by hyphens: `convnet-d3-w128-in`, `resnet18-bn`,
-`torchvision/mobilenet_v2`.
+Names of ours are a family and options in any order, joined by hyphens: `convnet-d3-w128-in`,
+`resnet18-bn`. `torchvision/resnet18` and `timm/resnet18` are the networks of these libraries, stem
+and all; `torchvision/resnet18-small` and `timm/resnet18-small` have a stem for images of up to 64
+pixels.
 """
 
 from collections.abc import Callable
@@ -9,6 +11,7 @@ from typing import Literal
 
 from torch import Generator, nn
 
+from ddengine import naming
 from ddengine.models import classic, convnet, mobile, resnet, timm_models, torchvision_models
 from ddengine.models.middle import middle, middle_channels
 from ddengine.system import rng as streams
@@ -30,8 +33,6 @@ MODELS: dict[str, Callable[[list[str], ImageShape, int], nn.Module]] = {
     "torchvision": torchvision_models.build,
     "timm": timm_models.build,
 }
-
-LIBRARIES = ("torchvision/", "timm/")  # behind these the name is theirs
 
 # parts of names, of torchvision and timm; "vit" is also in maxvit, mobilevit, levit, crossvit,
 # davit
@@ -97,7 +98,7 @@ def build_model(
     Raises UserError for an unknown name (the nearest are named) or an image the network cannot
     take.
     """
-    separator = "/" if name.startswith(LIBRARIES) else "-"
+    separator = "/" if name.startswith(naming.LIBRARIES) else "-"
     family, _, rest = name.partition(separator)
     if family not in MODELS:
         raise unknown("network", name, _known(name))
@@ -116,11 +117,12 @@ def _known(name: str) -> tuple[str, ...]:
     Those of timm are among them only where it asks for one, because they are more than all others.
     """
     known: list[str] = [*EXAMPLES]
-    for network in torchvision_models.names():
-        known.append(f"torchvision/{network}")
+    libraries = {"torchvision": torchvision_models.names()}
     if name.startswith("timm"):
-        for network in timm_models.names():
-            known.append(f"timm/{network}")
+        libraries["timm"] = timm_models.names()
+    for library, networks in libraries.items():
+        for network in networks:
+            known += [f"{library}/{network}", f"{library}/{network}{naming.SMALL_STEM}"]
     return tuple(known)
 
 
@@ -140,7 +142,7 @@ def usual_optimiser(name: str) -> Literal["sgd", "adamw"]:
     EfficientNets have recipes with SGD).
     """
     library, _, network = name.partition("/")
-    if f"{library}/" not in LIBRARIES:
+    if f"{library}/" not in naming.LIBRARIES:
         return "sgd"
     if any(family in network for family in ADAMW_FAMILIES):
         return "adamw"

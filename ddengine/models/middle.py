@@ -87,17 +87,14 @@ def _trunk(network: nn.Module, image_shape: tuple[int, int, int]) -> list[_Call]
     """
     names = {module: name for name, module in network.named_modules()}
     calls = _calls(network, image_shape)
-    blocks = []
-    for call in calls:
-        if call.gives_maps:
-            blocks.append(f"{names[call.module]}.")
+    maps = [call for call in calls if call.gives_maps]
+    blocks = tuple(f"{names[call.module]}." for call in maps)
     # whoever hooks a module must meet one output in a forward pass
     times = Counter(call.module for call in calls)
     trunk = []
-    for call in calls:
-        once = times[call.module] == 1
-        inner = names[call.module].startswith(tuple(blocks))
-        if call.gives_maps and once and not inner:
+    for call in maps:
+        inner = names[call.module].startswith(blocks)
+        if times[call.module] == 1 and not inner:
             trunk.append(call)
     while trunk and isinstance(trunk[-1].module, POOLINGS):
         trunk.pop()

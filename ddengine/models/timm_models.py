@@ -1,4 +1,4 @@
-"""Any classifier of timm by name, made for small images.
+"""Any classifier of timm by name, as it is or made for small images.
 
 timm is optional and imported only here, when a name asks for it.
 """
@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ddengine import naming
 from ddengine.models.classic import pad_to_32, padded_shape
 from ddengine.models.convnet import OptionError
 from ddengine.models.dropout import is_dropout
-from ddengine.models.torchvision_models import SMALL, adapt_stem, replace
+from ddengine.models.torchvision_models import adapt_stem, replace
 from ddengine.system import rng as streams
 from ddengine.system.errors import UserError
 
@@ -54,16 +55,26 @@ class _Keep(nn.Identity):
 
 
 class TimmClassifier(nn.Module):
-    """A network of timm split into its body and its last linear layer."""
+    """A network of timm split into its body and its last linear layer.
 
-    def __init__(self, body: nn.Module, head: nn.Linear):
+    `pad` is whether sides below 32 pixels are padded to 32.
+    """
+
+    def __init__(
+        self,
+        body: nn.Module,
+        head: nn.Linear,
+        *,
+        pad: bool,
+    ):
         super().__init__()
         self.body = body
         self.head = head
+        self.pad = pad
 
     def embed(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, D), the last linear layer's input."""
-        return self.body(pad_to_32(images))
+        return self.body(pad_to_32(images) if self.pad else images)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> logits (B, K)."""
@@ -75,11 +86,15 @@ def build(
     image_shape: tuple[int, int, int],
     num_classes: int,
 ) -> TimmClassifier:
-    """`timm/NAME`, its weights drawn from torch's global generator.
+    """`timm/NAME`, and `timm/NAME-small`, weights drawn from torch's global generator.
 
-    Small images get a stem to suit: smaller patches, or a first convolution without stride.
+    The first is timm's network for images of this size. The second pads sides below 32 pixels to
+    32, and for images of up to 64 pixels it has a stem to suit: smaller patches, or a first
+    convolution without stride.
     """
     name = "-".join(options)
+    small = name.endswith(naming.SMALL_STEM)
+    name = name.removesuffix(naming.SMALL_STEM)
     if not installed():
         raise UserError(
             f"timm/{name} needs the package timm; pip install timm, or name a network of "
@@ -87,14 +102,15 @@ def build(
         )
     if name not in names():
         raise OptionError("timm has no such classifier")
-    shape = padded_shape(image_shape)
-    return _make(name, shape, num_classes, _plan(name, shape))
+    shape = padded_shape(image_shape) if small else image_shape
+    return _make(name, shape, num_classes, _plan(name, shape, small))
 
 
 @dataclass(frozen=True)
 class _Plan:
     """How a network is made for one shape of image."""
 
+    small: bool  # whether it is made for small images
     settings: tuple[tuple[str, Any], ...] = ()  # for timm
     stem: bool = False  # the first convolution loses its stride
     patch: int | None = None  # pixels; the sides of patches where timm lets nobody choose them
@@ -125,7 +141,7 @@ def _make(
             f"timm/{name} does not end in one linear layer and cannot be used; timm/resnet18 can."
         )
     replace(network, path, nn.Identity())
-    return TimmClassifier(network, head).train()
+    return TimmClassifier(network, head, pad=plan.small).train()
 
 
 def _make_plain(network: nn.Module) -> None:
@@ -156,24 +172,28 @@ def _path_of(wanted: object, network: nn.Module) -> str | None:
 
 
 @lru_cache
-def _plan(name: str, shape: tuple[int, int, int]) -> _Plan:
+def _plan(
+    name: str,
+    shape: tuple[int, int, int],
+    small: bool,
+) -> _Plan:
     """How the network takes images (C, H, W).
 
     It is found by trying, once for each name and shape, so that one made later costs no more than
     itself. Raises UserError where it cannot take them at all.
     """
     with streams.scoped(streams.generator(0, "timm")):
-        plain = _Plan((("img_size", shape[1:]),))
+        plain = _Plan(small, (("img_size", shape[1:]),))
         try:
             try:
                 network = _make(name, shape, 2, plain)
             except TypeError:  # an argument that its architecture has not
-                plain = _Plan()
+                plain = _Plan(small)
                 network = _make(name, shape, 2, plain)
         except FAILURES as error:
             if isinstance(error, UserError):
                 raise
-            raise _unfit(name, shape, _reason(error)) from None
+            raise _unfit(name, shape, small, _reason(error)) from None
         for plan in _adapted(network, shape, plain):
             try:
                 if _refusal(_make(name, shape, 2, plan), shape) is None:
@@ -181,7 +201,7 @@ def _plan(name: str, shape: tuple[int, int, int]) -> _Plan:
             except (TypeError, *FAILURES):
                 continue
         if (reason := _refusal(network, shape)) is not None:
-            raise _unfit(name, shape, reason)
+            raise _unfit(name, shape, small, reason)
         return plain
 
 
@@ -192,7 +212,7 @@ def _adapted(
 ) -> Iterator[_Plan]:
     """What suits small images better than the network as it is, the best first."""
     first = _first(network)
-    if max(shape[1:]) > SMALL or first is None:
+    if not plain.small or naming.is_large(shape[1:]) or first is None:
         return
     if not _is_patches(first):
         yield replaced(plain, stem=True)
@@ -205,7 +225,7 @@ def _adapted(
     cuts = hasattr(stem, "patch_size")  # probe: the same
     if cuts and getattr(stem, "proj", None) is first:  # probe: the same
         scaled = tuple(length // side * first.stride[0] for length in shape[1:])
-        yield _Plan((("img_size", scaled),), patch=side)
+        yield _Plan(True, (("img_size", scaled),), patch=side)
 
 
 def _first(network: TimmClassifier) -> nn.Conv2d | None:
@@ -248,9 +268,14 @@ def _reason(error: Exception) -> str:
 def _unfit(
     name: str,
     shape: tuple[int, int, int],
+    small: bool,
     reason: str,
 ) -> UserError:
+    if small:
+        name += naming.SMALL_STEM
+    advice = "set data.size, such as 224 224"
+    if not small and not naming.is_large(shape[1:]):
+        advice += f", or name timm/{name}{naming.SMALL_STEM}"
     return UserError(
-        f"timm/{name} cannot take images of {shape[1]}x{shape[2]} ({reason}); set data.size, such "
-        "as 224 224."
+        f"timm/{name} cannot take images of {shape[1]}x{shape[2]} ({reason}); {advice}."
     )

@@ -1,4 +1,4 @@
-"""Any torchvision classifier by name, with a stem for small images."""
+"""Any torchvision classifier by name, as it is or with a stem for small images."""
 
 import re
 from typing import Any
@@ -6,12 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ddengine import naming
 from ddengine.models.classic import pad_to_32, padded_shape
 from ddengine.models.convnet import OptionError
 from ddengine.system.errors import UserError
-
-# pixels; up to here the first convolution loses its stride and the first pooling is dropped
-SMALL = 64
 
 
 def names() -> list[str]:
@@ -24,8 +22,8 @@ def names() -> list[str]:
 class TorchvisionClassifier(nn.Module):
     """A torchvision network split into its body and its last linear layer.
 
-    `name` is torchvision's, `head_path` where the layer was, `small` whether the stem was changed
-    for small images.
+    `name` is torchvision's, `head_path` where the layer was. `small` is whether the stem was
+    changed for small images, `pad` whether sides below 32 pixels are padded to 32.
     """
 
     def __init__(
@@ -34,18 +32,21 @@ class TorchvisionClassifier(nn.Module):
         body: nn.Module,
         head: nn.Linear,
         head_path: str,
+        *,
         small: bool,
+        pad: bool,
     ):
         super().__init__()
         self.name = name
         self.head_path = head_path
         self.small = small
+        self.pad = pad
         self.body = body
         self.head = head
 
     def embed(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, D), the last linear layer's input."""
-        return self.body(pad_to_32(images))
+        return self.body(pad_to_32(images) if self.pad else images)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> logits (B, K)."""
@@ -60,9 +61,9 @@ class TorchvisionClassifier(nn.Module):
         self._check_classes(given)
         if self.small:
             raise UserError(
-                f"torchvision/{self.name} has another stem for images of up to {SMALL} pixels, "
-                "which the weights are not for; "
-                "set data.size to more, such as 224 224."
+                f"torchvision/{self.name}{naming.SMALL_STEM} has another stem for images of up to "
+                f"{naming.SMALL} pixels, which the weights are not for; "
+                f"name torchvision/{self.name}, or set data.size to more, such as 224 224."
             )
         self._check_channels(given)
         tensors = self.state_dict()
@@ -163,6 +164,13 @@ def adapt_stem(
         replace(network, layers[1][0], nn.Identity())
 
 
+def _or_small(name: str, shape: tuple[int, int, int]) -> str:
+    """What else to do where a network cannot take images (C, H, W)."""
+    if name.endswith(naming.SMALL_STEM) or naming.is_large(shape[1:]):
+        return ""
+    return f", or name torchvision/{name}{naming.SMALL_STEM}"
+
+
 def _shape_of(tensors: dict[str, Tensor], key: str) -> str:
     """The shape of a tensor in a message."""
     return str(tuple(tensors[key].shape)) if key in tensors else "not there"
@@ -173,30 +181,60 @@ def build(
     image_shape: tuple[int, int, int],
     num_classes: int,
 ) -> TorchvisionClassifier:
-    """`torchvision/NAME`. Vision transformers get patches of an eighth of the image.
+    """`torchvision/NAME`, and `torchvision/NAME-small`.
+
+    The first is torchvision's network, whose first convolution takes the channels of the images and
+    is drawn anew. The second pads sides below 32 pixels to 32, and up to 64 pixels its first
+    convolution has no stride and no pooling behind it; vision transformers have patches of an
+    eighth of the image, whatever its size.
 
     Raises OptionError for a name that torchvision has not, and UserError for a network that cannot
     take images (C, H, W) of this shape, or does not end in a linear layer.
     """
     name = "-".join(options)
+    small = name.endswith(naming.SMALL_STEM)
+    name = name.removesuffix(naming.SMALL_STEM)
     if name not in names():
         raise OptionError("torchvision has no such classifier")
-    shape = padded_shape(image_shape)
-    small = False
+    shape = padded_shape(image_shape) if small else image_shape
+    changed = small and not naming.is_large(shape[1:])
     if name.startswith("vit_"):
-        network = _vision_transformer(name, image_shape, num_classes)
+        make = _small_transformer if small else _vision_transformer
+        network = make(name, image_shape, num_classes)
+        changed = small
     else:
-        small = max(shape[1:]) <= SMALL
         network = _made(name, num_classes)
-        adapt_stem(network, shape[0], small)
+        adapt_stem(network, shape[0], changed)
     path, head = _last_linear(name, network, num_classes)
     replace(network, path, nn.Identity())
-    model = TorchvisionClassifier(name, network, head, path, small)
-    _check_takes(name, model, shape, num_classes)
+    model = TorchvisionClassifier(name, network, head, path, small=changed, pad=small)
+    _check_takes("-".join(options), model, shape, num_classes)
     return model.train()
 
 
 def _vision_transformer(
+    name: str,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+) -> nn.Module:
+    """A vision transformer of torchvision for images of this size.
+
+    Raises UserError for images that are not square, or not of whole patches.
+    """
+    channels, height, width = image_shape
+    patch = int(name.rpartition("_")[2])
+    if height != width or height % patch:
+        raise UserError(
+            f"torchvision/{name} needs square images with sides that are multiples of its patches "
+            f"of {patch} pixels, got {image_shape}; set data.size, or name "
+            f"torchvision/{name}{naming.SMALL_STEM}, which has smaller patches."
+        )
+    network = _made(name, num_classes, image_size=height)
+    adapt_stem(network, channels, False)
+    return network
+
+
+def _small_transformer(
     name: str,
     image_shape: tuple[int, int, int],
     num_classes: int,
@@ -210,8 +248,8 @@ def _vision_transformer(
     channels, height, width = padded_shape(image_shape)
     if height != width or height % 8 or channels != 3:
         raise UserError(
-            f"torchvision/{name} needs square colour images with sides that are multiples of "
-            f"8, got {image_shape}; set data.size."
+            f"torchvision/{name}{naming.SMALL_STEM} needs square colour images with sides that "
+            f"are multiples of 8, got {image_shape}; set data.size."
         )
     # layers, heads, width, width of the layers between
     sizes = {"b": (12, 12, 768, 3072), "l": (24, 16, 1024, 4096), "h": (32, 16, 1280, 5120)}
@@ -221,12 +259,12 @@ def _vision_transformer(
     )
 
 
-def _made(name: str, num_classes: int) -> nn.Module:
-    """A network of torchvision as it makes it, without weights of its own."""
+def _made(name: str, num_classes: int, **more: Any) -> nn.Module:
+    """A network of torchvision as it makes it with these settings, without weights of its own."""
     from ddengine.system.compat import torchvision
 
     maker = torchvision.models.get_model_builder(name)
-    settings: dict[str, Any] = {"weights": None, "num_classes": num_classes}
+    settings: dict[str, Any] = {"weights": None, "num_classes": num_classes, **more}
     if name in ("googlenet", "inception_v3"):
         settings |= {"aux_logits": False, "init_weights": True}
     return maker(**settings)
@@ -273,6 +311,6 @@ def _check_takes(
     except (RuntimeError, ValueError) as error:
         raise UserError(
             f"torchvision/{name} cannot take images of {shape[1]}x{shape[2]} "
-            f"({str(error).splitlines()[0]}); set data.size."
+            f"({str(error).splitlines()[0]}); set data.size{_or_small(name, shape)}."
         ) from None
     assert logits.shape == (2, num_classes)

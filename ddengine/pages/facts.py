@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from ddengine import naming
 from ddengine.pages.reading import Run
 from ddengine.pages.words import cell, count, duration, in_percent, plain
 from ddengine.sets.synthetic import counted
@@ -44,7 +45,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
         ("Method", method(run)),
         ("Data", _data(run.data)),
         ("Classes", len(run.meta.get("class_names") or [])),
-        ("Network", recipe.get("model")),
+        ("Network", naming.in_words(recipe.get("model") or "")),
         ("Teachers", ", ".join(recipe.get("teachers") or ())),
         ("Images per class", images_per_class(run)),
         ("Stored images", _stored_images(run)),

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ddengine import naming
 from ddengine.artefact import folder as set_folders
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system import files
@@ -166,7 +167,7 @@ def _contents(path: Path) -> Json:
 
 
 def _object(path: Path) -> Json:
-    content = files.read_json(path)
+    content = naming.read_json(path)
     if isinstance(content, dict):
         return content
     raise UserError(f"{path} is no JSON object; restore it or run the command that wrote it again.")

@@ -1,21 +1,23 @@
 """What a set is trained towards: classes, logits or features."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ddengine.data import RealSet
-from ddengine.learning.losses import task_loss
 from ddengine.learning.probe import linear_probe
 from ddengine.learning.training import Classified, classified
+from ddengine.recipe import EvalConfig
 from ddengine.sets.codec import Tensors
 from ddengine.system.runtime import Precision
 from ddengine.types import TargetKind
 
 LabelOf = Literal["stored", "decoded"]
+# (network, images, precision) -> what it is right about
+Classify = Callable[[nn.Module, RealSet, Precision], Classified]
 
 
 class Targets(Protocol):
@@ -76,18 +78,24 @@ class Targets(Protocol):
         """How many outputs a network has that is trained towards them."""
         return num_classes
 
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The mean loss of a batch of outputs (B, outputs), where no protocol says another."""
-        return task_loss(outputs, targets)
+    def trained_by(self, protocol: EvalConfig) -> EvalConfig:
+        """The protocol by which networks are trained towards them, of one for classes."""
+        return protocol
 
     def evaluate(
-        self, network: nn.Module, labelled: RealSet, on: RealSet, precision: Precision = "fp32"
+        self,
+        network: nn.Module,
+        labelled: RealSet,
+        on: RealSet,
+        precision: Precision = "fp32",
+        classify: Classify = classified,
     ) -> Classified:
         """What a trained network makes of the classes of the images of `on`.
 
-        `labelled` are real training images, for networks that do not say classes by themselves.
+        `classify` counts what networks are right about that say classes; `labelled` are real
+        training images, for those that do not.
         """
-        return classified(network, on, precision)
+        return classify(network, on, precision)
 
     def flaw(self, tensors: Tensors, num: int, num_classes: int) -> str | None:
         """What is wrong with stored targets for `num` examples or items; None where nothing is.
@@ -218,12 +226,17 @@ class Features(Targets):
         """D."""
         return tensors["features"].shape[1]
 
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Mean squared error."""
-        return functional.mse_loss(outputs, targets)
+    def trained_by(self, protocol: EvalConfig) -> EvalConfig:
+        """By squared error alone."""
+        return replace(protocol, loss="mse", hard_weight=0.0)
 
     def evaluate(
-        self, network: nn.Module, labelled: RealSet, on: RealSet, precision: Precision = "fp32"
+        self,
+        network: nn.Module,
+        labelled: RealSet,
+        on: RealSet,
+        precision: Precision = "fp32",
+        classify: Classify = classified,
     ) -> Classified:
         """A linear probe."""
         return linear_probe(network, labelled, on, precision)

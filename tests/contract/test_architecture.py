@@ -126,7 +126,7 @@ def dependency_direction(path: str, tree: ast.AST) -> Iterator[str]:
 # The floors of the core, from the ground up: a module imports what lies on its own floor or below.
 FLOORS = (
     ("system",),
-    ("recipe", "types"),
+    ("recipe", "types", "changes", "naming"),
     ("data", "models"),
     ("learning",),
     ("sets",),

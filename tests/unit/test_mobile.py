@@ -279,8 +279,8 @@ def test_other_options_are_refused(name):
         ("convnet-d3-w8-bn", (8, 16, 16)),
         ("vgg11-bn", (512, 4, 4)),
         ("lenet", (6, 14, 14)),
-        ("torchvision/resnet18", (256, 8, 8)),
-        ("torchvision/shufflenet_v2_x0_5", (96, 8, 8)),
+        ("torchvision/resnet18-small", (256, 8, 8)),
+        ("torchvision/shufflenet_v2_x0_5-small", (96, 8, 8)),
     ],
 )
 def test_middle_is_the_end_of_the_last_stage_but_one(name, maps):
@@ -324,4 +324,4 @@ def test_channels_last_are_not_taken_for_sides():
     """A transformer of torchvision whose maps are (B, h, w, c)."""
     shape = (3, 48, 48)
     with pytest.raises(UserError, match="no features in the middle"):
-        middle(new("torchvision/swin_t", shape), shape)
+        middle(new("torchvision/swin_t-small", shape), shape)

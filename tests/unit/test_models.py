@@ -8,15 +8,18 @@ from matching import close
 from torch import nn
 
 from ddengine.models import EXAMPLES, build_model
+from ddengine.system.compat import torchvision
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 
 NAMES = (
     *EXAMPLES,
     "torchvision/resnet18",
-    "torchvision/mobilenet_v2",
     "torchvision/shufflenet_v2_x0_5",
-    "torchvision/efficientnet_b0",
+    "torchvision/resnet18-small",
+    "torchvision/mobilenet_v2-small",
+    "torchvision/shufflenet_v2_x0_5-small",
+    "torchvision/efficientnet_b0-small",
 )
 SHAPES = ((3, 32, 32), (1, 28, 28))
 CLASSES = 7
@@ -190,7 +193,7 @@ def test_first_convolution_pads_one_channel_28_to_32_and_nothing_else(shape, pad
 def test_other_networks_see_small_images_centred_in_zeros():
     shape = (1, 28, 28)
     small = images(shape)
-    for name in ("lenet", "torchvision/shufflenet_v2_x0_5"):
+    for name in ("lenet", "torchvision/shufflenet_v2_x0_5-small"):
         same = network(name, (1, 32, 32))
         close(network(name, shape)(small), same(nn.functional.pad(small, [2, 2, 2, 2])), 1e-3)
 
@@ -266,14 +269,20 @@ def test_resnet18_ap_pools_where_resnet18_strides():
     "name", ["resnet18", "mobilenet_v2", "shufflenet_v2_x0_5", "efficientnet_b0"]
 )
 def test_small_images_meet_a_stem_without_stride_and_max_pooling(name):
-    for model in (network(f"torchvision/{name}"), new(f"torchvision/{name}", (3, 64, 64))):
+    small = f"torchvision/{name}-small"
+    for model in (network(small), new(small, (3, 64, 64))):
         stem = modules(model, nn.Conv2d)[0]
         assert stem.stride == (1, 1) and stem.kernel_size == (3, 3) and stem.padding == (1, 1)
         assert not modules(model, nn.MaxPool2d)
 
 
-def test_large_images_meet_the_stem_as_it_is():
-    model = new("torchvision/resnet18", (1, 96, 96))
+@pytest.mark.parametrize(
+    ("name", "side"),
+    [("resnet18", 8), ("resnet18", 32), ("resnet18", 96), ("resnet18-small", 96)],
+)
+def test_the_stem_as_it_is(name, side):
+    """Of torchvision's own network for every image, and of the small one for large images."""
+    model = new(f"torchvision/{name}", (1, side, side))
     stem = modules(model, nn.Conv2d)[0]
     assert (stem.in_channels, stem.kernel_size, stem.stride, stem.padding) == (
         1,
@@ -284,12 +293,50 @@ def test_large_images_meet_the_stem_as_it_is():
     assert len(modules(model, nn.MaxPool2d)) == 1
 
 
-def test_vision_transformer_has_eight_patches_a_side():
-    model = new("torchvision/vit_b_16", (3, 32, 32))
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("resnet18", (3, 32, 32)),
+        ("mobilenet_v2", (3, 28, 28)),
+        ("shufflenet_v2_x0_5", (3, 64, 48)),
+        ("vgg11", (3, 64, 64)),
+        ("vit_b_16", (3, 32, 32)),
+    ],
+)
+def test_a_network_of_torchvision_is_what_torchvision_calls_so(name, shape):
+    """With its weights it computes what it computes there, from images as they are."""
+    more = {"image_size": 32} if name.startswith("vit") else {}
+    theirs = torchvision.models.get_model(name, weights=None, num_classes=CLASSES, **more).eval()
+    ours = new(f"torchvision/{name}", shape).eval()
+    assert ours.small is False
+    ours.load_torchvision(theirs.state_dict())
+    assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
+    batch = images(shape)
+    with torch.no_grad():
+        assert torch.equal(ours(batch), theirs(batch))
+
+
+def test_vision_transformer_has_its_own_patches_and_small_ones_eight_a_side():
+    assert new("torchvision/vit_b_16", (3, 32, 32)).body.conv_proj.kernel_size == (16, 16)
+    model = new("torchvision/vit_b_16-small", (3, 32, 32))
     assert model.body.conv_proj.kernel_size == (4, 4)
     assert model.body.seq_length == 65
-    with pytest.raises(UserError, match=r"data\.size"):
-        new("torchvision/vit_b_16", (3, 36, 36))
+    for name, says in (
+        ("vit_b_16", r"patches of 16 pixels.*data\.size.*vit_b_16-small"),
+        ("vit_b_16-small", r"multiples of 8.*data\.size"),
+    ):
+        with pytest.raises(UserError, match=says):
+            new(f"torchvision/{name}", (3, 36, 36))
+
+
+def test_a_network_that_small_images_are_too_small_for_names_the_one_they_are_not():
+    with pytest.raises(
+        UserError, match=r"vgg11 cannot take images of 28x28.*torchvision/vgg11-small"
+    ):
+        new("torchvision/vgg11", (1, 28, 28))
+    new("torchvision/vgg11-small", (1, 28, 28))
+    with pytest.raises(UserError, match=r"maxvit_t cannot take images of 96x96.*set data.size\.$"):
+        new("torchvision/maxvit_t", (3, 96, 96))
 
 
 # Names
@@ -306,6 +353,7 @@ def test_vision_transformer_has_eight_patches_a_side():
         ("lenet-d3", "lenet"),
         ("torchvision/resnet17", "torchvision/resnet18"),
         ("torchvision/mobilenet-v2", "torchvision/mobilenet_v2"),
+        ("torchvision/resnet18-smal", "torchvision/resnet18-small"),
     ],
 )
 def test_an_unknown_name_names_the_nearest(name, nearest):

@@ -141,7 +141,10 @@ def test_without_a_folder_torchs_cache_is_read(folder, tmp_path, monkeypatch):
     ("settings", "says"),
     [
         ({"classes": 10}, r"for 1000 classes and the data have 10; .*data\.name"),
-        ({"shape": (3, 64, 64)}, r"stem for images of up to 64 pixels.*set data\.size"),
+        (
+            {"name": f"{NAME}-small", "shape": (3, 64, 64)},
+            rf"-small has .*stem for images of up to 64 pixels.*name torchvision/{NAME}, or set data",
+        ),
         ({"shape": (1, 96, 96)}, r"images of 3 channels and the data have 1; .*data\.name"),
     ],
 )

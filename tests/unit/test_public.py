@@ -147,7 +147,7 @@ def test_evaluate_equals_the_command(work):
     assert "command" not in json.loads(Path("own/evaluation.json").read_text())
     network = ddengine.train(result, "mlp", protocol=QUICK)
     assert network(result.batch(torch.arange(2)).images).shape == (2, 10)
-    with pytest.raises(UserError, match=r"'epoch'.*correct the name"):
+    with pytest.raises(UserError, match=r"protocol\.epoch'; nearest"):
         ddengine.evaluate(result, protocol={"epoch": 2})
 
 
@@ -204,7 +204,7 @@ def test_a_result_prints_draws_and_is_saved(work):
     assert "sets" in repr(saved) and "sets/mine" in repr(ddengine.inspect("sets/mine"))
     Path("other").mkdir()
     Path("other/letter").write_text("dear")
-    with pytest.raises(UserError, match="no distilled set"):
+    with pytest.raises(UserError, match="holds something else than this set"):
         result.save("other")
 
 

@@ -8,6 +8,7 @@ import torch
 from ddengine.artefact import folder as folders
 from ddengine.data import load_data
 from ddengine.evaluation.evaluate import evaluate
+from ddengine.evaluation.train import train_one, validate
 from ddengine.learning.probe import linear_probe
 from ddengine.models import build_model
 from ddengine.recipe import EvalConfig
@@ -83,17 +84,34 @@ def test_lost_and_foreign_features_are_refused(featured, tmp_path):
         assert set(file.keys()) == {"features"}
 
 
-def test_losses_by_kind():
-    outputs = torch.randn(4, 3, generator=generator(0))
-    wanted = torch.randn(4, 3, generator=generator(1))
-    classes = torch.tensor([0, 2, 1, 1])
-    assert Features().loss(outputs, wanted) == (outputs - wanted).square().mean()
-    hard = torch.nn.functional.cross_entropy(outputs, classes)
-    assert Classes().loss(outputs, classes) == hard
-    soft = torch.nn.functional.cross_entropy(outputs, wanted.softmax(1))
-    assert Logits().loss(outputs, wanted) == soft
+def test_protocols_by_kind():
+    """Features are regressed on, whatever the protocol has for classes; others change nothing."""
+    assert Classes().trained_by(QUICK) == Logits().trained_by(QUICK) == QUICK
+    hard = replace(QUICK, loss="kl", hard_weight=0.5)
+    assert Features().trained_by(hard) == replace(QUICK, loss="mse", hard_weight=0.0)
     with pytest.raises(KeyError):
         targets_of("words", "stored")
+
+
+def test_a_network_is_trained_and_validated_on_features(data, featured):
+    """It has D outputs, near the features of its images; the probe says how good it is. Fails
+    where features are taken for logits, which have no place for D of them.
+    """
+    network = train_one(featured, MODEL, QUICK, seed=0, device=CPU)
+    images, wanted = featured.batch(torch.arange(len(featured)))
+    error = (network(images) - wanted).square().mean()
+    assert error < 0.5 * wanted.square().mean()
+    accuracy = validate(
+        featured,
+        replace(data, validation=data.test),
+        QUICK,
+        MODEL,
+        seed=0,
+        device=CPU,
+        precision="fp32",
+    )
+    assert accuracy is not None
+    assert accuracy > 0.6
 
 
 def test_a_linear_probe_learns_what_features_say(data):

@@ -18,10 +18,11 @@ from ddengine.system.rng import generator
 CLASSES = 7
 FAMILIES = (
     "resnet10t",
-    "vit_tiny_patch16_224",
-    "convnext_atto",
-    "mobilenetv3_small_050",
-    "gmlp_ti16_224",
+    "resnet10t-small",
+    "vit_tiny_patch16_224-small",
+    "convnext_atto-small",
+    "mobilenetv3_small_050-small",
+    "gmlp_ti16_224-small",
 )
 needs_timm = pytest.mark.skipif(not timm_models.installed(), reason="timm is optional")
 
@@ -88,13 +89,17 @@ def test_a_generator_decides_the_parameters_and_global_generators_do_not(name):
 @pytest.mark.parametrize(
     ("name", "side", "expected"),
     [
-        ("resnet18", 32, (3, 1)),
-        ("mobilenetv3_small_050", 64, (3, 1)),
-        ("mobilenetv3_small_050", 96, (3, 2)),
-        ("vit_tiny_patch16_224", 64, (8, 8)),  # 8 patches a side
-        ("vit_tiny_patch16_224", 96, (16, 16)),
-        ("convnext_atto", 32, (2, 2)),  # 16 a side, halved three times
-        ("mixer_s32_224", 32, (4, 4)),
+        ("resnet18-small", 32, (3, 1)),
+        ("mobilenetv3_small_050-small", 64, (3, 1)),
+        ("mobilenetv3_small_050-small", 96, (3, 2)),
+        ("vit_tiny_patch16_224-small", 64, (8, 8)),  # 8 patches a side
+        ("vit_tiny_patch16_224-small", 96, (16, 16)),
+        ("convnext_atto-small", 32, (2, 2)),  # 16 a side, halved three times
+        ("mixer_s32_224-small", 32, (4, 4)),
+        ("resnet18", 32, (7, 2)),
+        ("mobilenetv3_small_050", 64, (3, 2)),
+        ("vit_tiny_patch16_224", 64, (16, 16)),
+        ("convnext_atto", 32, (4, 4)),
     ],
 )
 def test_small_images_meet_another_stem_and_large_ones_the_published_one(name, side, expected):
@@ -103,12 +108,38 @@ def test_small_images_meet_another_stem_and_large_ones_the_published_one(name, s
 
 @needs_timm
 def test_resnet18_loses_its_first_pooling_on_small_images():
-    assert not any(isinstance(m, nn.MaxPool2d) for m in network("resnet18").modules())
-    assert any(isinstance(m, nn.MaxPool2d) for m in new("resnet18", (3, 96, 96)).modules())
+    assert not any(isinstance(m, nn.MaxPool2d) for m in network("resnet18-small").modules())
+    for model in (network("resnet18"), new("resnet18-small", (3, 96, 96))):
+        assert any(isinstance(m, nn.MaxPool2d) for m in model.modules())
 
 
 @needs_timm
-@pytest.mark.parametrize("name", ["mobilenetv3_small_050", "convnext_atto", "vit_tiny_patch16_224"])
+@pytest.mark.parametrize("name", ["resnet10t", "vit_tiny_patch16_224"])
+def test_a_network_of_timm_is_what_timm_calls_so(name):
+    """With its weights it computes what it computes there."""
+    import timm
+
+    more = {"img_size": (32, 32)} if name.startswith("vit") else {}
+    theirs = timm.create_model(name, num_classes=CLASSES, **more).eval()
+    ours = new(name).eval()
+    state = theirs.state_dict()
+    of_ours = [t for n, t in ours.state_dict().items() if not n.startswith("head.")]
+    of_theirs = [t for n, t in state.items() if not n.startswith(("head.", "fc."))]
+    head = [t for n, t in state.items() if n.startswith(("head.", "fc."))]
+    for here, there in zip(
+        [*of_ours, ours.head.weight, ours.head.bias], [*of_theirs, *head], strict=True
+    ):
+        here.data.copy_(there)
+    batch = images((3, 32, 32))
+    with torch.no_grad():
+        close(ours(batch), theirs(batch), 1e-5)
+
+
+@needs_timm
+@pytest.mark.parametrize(
+    "name",
+    ["mobilenetv3_small_050-small", "convnext_atto-small", "vit_tiny_patch16_224-small"],
+)
 def test_networks_trained_together_are_those_trained_one_by_one(name, monkeypatch):
     labels = torch.arange(8) % CLASSES
     pixels = torch.randint(0, 256, (8, 1, 8, 8), generator=generator(2), dtype=torch.uint8)
@@ -135,9 +166,9 @@ def test_networks_trained_together_are_those_trained_one_by_one(name, monkeypatc
 @needs_timm
 def test_attention_has_second_derivatives():
     """What gradient and trajectory matching need of a network."""
-    model = FlatModel(network("vit_tiny_patch16_224"))
+    model = FlatModel(network("vit_tiny_patch16_224-small"))
     theta, batch = (
-        flatten(network("vit_tiny_patch16_224")).requires_grad_(),
+        flatten(network("vit_tiny_patch16_224-small")).requires_grad_(),
         images((3, 32, 32)).requires_grad_(),
     )
     (gradient,) = torch.autograd.grad(model(theta, batch).square().sum(), theta, create_graph=True)
@@ -158,6 +189,7 @@ def test_attention_has_second_derivatives():
             (3, 100, 100),
             r"100x100.*multiples of its patches of 16 pixels.*data\.size",
         ),
+        ("vit_tiny_patch16_224", (3, 28, 28), "name timm/vit_tiny_patch16_224-small"),
         ("levit_128s", (3, 32, 32), "does not end in one linear layer"),
     ],
 )
@@ -172,6 +204,7 @@ def test_what_cannot_be_used_says_why(name, shape, says):
     ("name", "nearest"),
     [
         ("resnt18", "timm/resnet18"),
+        ("resnet18-smal", "timm/resnet18-small"),
         ("resnet18.a1_in1k", "timm/resnet18"),
         ("vit_tiny_patch16_225", "timm/vit_tiny_patch16_224"),
     ],
@@ -214,7 +247,7 @@ def test_without_the_package_a_sentence_says_what_to_install(monkeypatch):
             "sgd",
             (
                 "torchvision/resnet18 torchvision/mobilenet_v3_small "
-                "torchvision/shufflenet_v2_x0_5 timm/resnet10t timm/mobilenetv3_small_050"
+                "torchvision/shufflenet_v2_x0_5-small timm/resnet10t timm/mobilenetv3_small_050"
             ),
         ),
     ],

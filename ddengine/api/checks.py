@@ -1,0 +1,44 @@
+"""What arguments of the public functions cannot be, told in a sentence."""
+
+from pathlib import Path
+from typing import Any, get_args
+
+from ddengine.recipe import Recipe
+from ddengine.system.errors import UserError, unknown
+from ddengine.system.runtime import Precision
+
+
+def check_recipe(recipe: Any) -> None:
+    """Raise UserError for what is no recipe."""
+    if not isinstance(recipe, Recipe):
+        raise UserError(
+            f"The recipe is a {type(recipe).__name__}; give a Recipe, such as "
+            f"synth.catalogue.find({str(recipe)[:40]!r}) returns."
+        )
+
+
+def check_run(seed: Any, precision: Any) -> None:
+    """Raise UserError for what is no seed or no precision."""
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise UserError(f"seed is {seed!r}; give a whole number.")
+    if precision not in get_args(Precision):
+        raise unknown("precision", str(precision), get_args(Precision))
+
+
+def check_folder(folder: Any) -> None:
+    """Raise UserError for a file, and for what is no path."""
+    if folder is None:
+        return
+    if not isinstance(folder, str | Path):
+        raise UserError(f"folder is {folder!r}; give the path of a folder, or None.")
+    if Path(folder).is_file():
+        raise UserError(f"{folder} is a file; name a folder.")
+
+
+def check_experts(experts: Any) -> None:
+    """Raise UserError for a path or a number in place of experts."""
+    if isinstance(experts, str | Path | int | float):
+        raise UserError(
+            f"experts is {experts!r}; give what buffers.generate(dataset, recipe) returned, or "
+            "buffers.stores(recipe) for those that lie in a folder."
+        )
