@@ -10,7 +10,7 @@ import tyro
 import buffers
 import ddengine
 from ddengine import commands, naming
-from ddengine.api.evaluate import data_settings, protocol_of
+from ddengine.api.evaluate import FULL_SECONDS, data_settings, protocol_of
 from ddengine.api.results import Distilled
 from ddengine.artefact import runs
 from ddengine.commands import cli
@@ -26,7 +26,7 @@ from ddengine.system.runtime import Precision
 from synth.catalogue import find
 
 # flags that decide no number: with these alone an evaluation that is there is shown as it is
-SHOWING = ("--sort", "--out", "--experts", "--device")
+SHOWING = ("--sort", "--out", "--experts", "--device", "--reuse_baselines", "--no-reuse_baselines")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +59,34 @@ class EvaluateOptions:
         }
 
 
+@dataclass(frozen=True, kw_only=True)
+class OwnOptions(EvaluateOptions):
+    """Flags of evaluate alone."""
+
+    # a first answer in a minute: 3 networks a row, two learning rates, as many updates as the
+    # validation split shows a set to need, a quarter of full_seconds; marked as quick everywhere
+    quick: bool = False
+    # that networks on the full data may take on each network: where they would take longer, they
+    # have fewer updates, and their row is marked; None: as long as they take
+    full_seconds: float | None = FULL_SECONDS
+    # read baselines that an evaluation of another run has trained on the same images, networks and
+    # protocol; they lie in .baselines beside the folder of the run
+    reuse_baselines: bool = True
+
+    def asked(self) -> dict[str, Any]:
+        """The arguments of `ddengine.evaluate`."""
+        return super().asked() | {
+            "quick": self.quick,
+            "full_seconds": self.full_seconds,
+            "reuse_baselines": self.reuse_baselines,
+        }
+
+
 def set_options(
-    path: Path, args: list[str], command: str = "evaluate"
+    path: Path,
+    args: list[str],
+    command: str = "evaluate",
+    flags_of: type[EvaluateOptions] = EvaluateOptions,
 ) -> tuple[Distilled, EvaluateOptions]:
     """A set and the flags of a command on it, whose defaults are what the set says of itself.
 
@@ -70,8 +96,8 @@ def set_options(
     flags = [_without_prefix(word) for word in args]
     of = ddengine.load(path)
     protocol = protocol_of(of, named_protocol(flags, "--protocol"))
-    defaults = EvaluateOptions(data=data_settings(of), evaluation=protocol)
-    return of, cli.parse(EvaluateOptions, flags, defaults, f"{command} {path}")
+    defaults = flags_of(data=data_settings(of), evaluation=protocol)
+    return of, cli.parse(flags_of, flags, defaults, f"{command} {path}")
 
 
 def show_help(args: list[str], command: str) -> None:
@@ -87,8 +113,9 @@ def _general_help(command: str) -> NoReturn:
         f"{program.name()} {command} SET --help shows those of a set."
     )
     recipe = find(commands.DEMO)
-    defaults = EvaluateOptions(data=recipe.data, evaluation=recipe.evaluation)
-    cli.parse(EvaluateOptions, ["--help"], defaults, f"{command} SET")
+    flags_of = OwnOptions if command == "evaluate" else EvaluateOptions
+    defaults = flags_of(data=recipe.data, evaluation=recipe.evaluation)
+    cli.parse(flags_of, ["--help"], defaults, f"{command} SET")
     raise SystemExit(0)
 
 
@@ -98,7 +125,7 @@ def _without_prefix(word: str) -> str:
 
 def evaluate_path(path: Path, args: list[str]) -> dict[str, Any]:
     """Evaluate a run or a distilled folder, write evaluation.json and print it as a table."""
-    of, options = set_options(path, args)
+    of, options = set_options(path, args, flags_of=OwnOptions)
     decides = [word for word in args if word.startswith("--") and word.split("=")[0] not in SHOWING]
     outcome = ddengine.evaluate(
         of,

@@ -58,6 +58,8 @@ class Contender:
     selection: Selection | None = None
     # its real images and labels follow from the dataset and the seed, whatever the set is like
     baseline: bool = False
+    # on which the network was trained that chose or labelled its images; None: no network did
+    through: "Contender | None" = None
     by_time: bool = False  # its updates are cut to what a measured time allows
     turn: int = 1  # 0: trained before the others, 2: after them
 

@@ -294,7 +294,15 @@ def of_real_images(
             selection = looking.selection(kind, ipc)
             sets = partial(_selected, bench, selection)
             num = ipc * bench.data.num_classes
-            yield Contender(kind, sets, steps=steps, selection=selection, num=num, baseline=True)
+            yield Contender(
+                kind,
+                sets,
+                steps=steps,
+                selection=selection,
+                num=num,
+                baseline=True,
+                through=looking.full if selection.looks else None,
+            )
     if "full" in config.baselines:
         yield looking.full
 
@@ -327,6 +335,7 @@ def _with_soft_labels(random: Contender, bench: Bench, looking: Looking, ipc: in
         sets=lambda draw: looking.labelled(_random(bench, ipc, draw)),
         labels="own",
         looks=not bench.teachers,
+        through=None if bench.teachers else looking.full,
         baseline=False,
         turn=1,
     )

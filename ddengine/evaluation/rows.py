@@ -52,16 +52,19 @@ def row(bench: Bench, who: Contender, model: str) -> Json:
         **by_class(run, tested, bench.data.class_names),
         **_training(bench, model, lr, steps, examples),
         "seconds": round(seconds + run["seconds"], 2),
-        **_economies(run, cut),
+        **_economies(bench, who, run, cut),
         "accuracies": _networks(bench, who, accuracies),
     }
 
 
-def _economies(run: Facts, cut: Facts | None) -> Json:
+def _economies(bench: Bench, who: Contender, run: Facts, cut: Facts | None) -> Json:
     """What was not done: updates that were cut, trainings that others had done."""
     economies: Json = {}
     if cut is not None:
         economies["cut"] = dict(cut)
+    looked = None if who.through is None else cut_of(bench, who.through, bench.home)
+    if looked is not None:
+        economies["looked_cut"] = looked["updates"]
     if run.get("remembered"):
         economies["remembered"] = True
     return economies
