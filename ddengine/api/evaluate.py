@@ -23,7 +23,7 @@ from ddengine.data.torch_dataset import OWN
 from ddengine.evaluation import evaluate as evaluation_of
 from ddengine.evaluation import tables
 from ddengine.evaluation.baselines import FOLDER
-from ddengine.evaluation.bench import Budget
+from ddengine.evaluation.bench import Economy
 from ddengine.evaluation.brought import Factory, Trainer, name_of, stable_name
 from ddengine.evaluation.train import train_one
 from ddengine.learning.teachers import load_all
@@ -104,13 +104,12 @@ def evaluate(
         seed: decides networks, orders, augmentation and random draws.
         device: auto, cpu, cuda or cuda:N.
         precision: fp32, tf32 or bf16.
-        quick: a first answer: 3 networks a row, two learning rates, as many updates as the
-            validation split shows a set to need, a quarter of `full_seconds`. It is marked so.
-        full_seconds: that networks on the full data may take on each network. Where they would take
-            longer, they have fewer updates, and their row is marked; None: as long as they take.
-        reuse_baselines: whether baselines that another evaluation has trained on the same images,
-            networks and protocol are read in place of trained again. They lie in .baselines beside
-            the folder of the run.
+        quick: a first answer, and marked so: 3 networks a row, two learning rates, as many updates
+            as the validation split shows a set to need, a quarter of `full_seconds`.
+        full_seconds: that networks on the full data may take on each network, for fewer updates if
+            need be, which marks their row; None: as long as they take.
+        reuse_baselines: read baselines of the same images, networks and protocol that another
+            evaluation has trained. They lie in .baselines beside the folder of the run.
         progress: as `distill` takes it.
         restart: evaluate again although evaluation.json is there, with baselines trained again.
         strict: refuse an evaluation.json of other settings; False takes it as it is.
@@ -141,32 +140,38 @@ def evaluate(
             test=test,
             factories=factories,
             train=train,
-            budget=_budget(quick, full_seconds),
+            economy=_economy(quick, full_seconds, restart),
             reuse_baselines=reuse_baselines,
-            looks=True,
             restart=restart,
             strict=strict,
             words=tuple(command),
         )
-        out = None if asking.brings_own else asked.run
-        if folder is not None:
-            out = Path(folder)
-        content = asking.evaluation(out, "evaluate", seconds_before)
-        if folder is None and asked.folder is not None and not asking.brings_own:
-            results.add_results(asked.folder, dict(content))
-        return outcome(content, asked, out)
+        return _told(asking, folder, seconds_before)
 
 
-def _budget(quick: bool, full_seconds: float | None) -> Budget:
-    """The time that an evaluation may take. Raises UserError for no seconds."""
+def _told(asking: "Asking", folder: Path | str | None, seconds_before: float) -> Outcome:
+    """An evaluation as a table; that of a set by what it says itself also lies in its folder."""
+    of = asking.of
+    out = None if asking.brings_own else of.run
+    if folder is not None:
+        out = Path(folder)
+    content = asking.evaluation(out, "evaluate", seconds_before)
+    if folder is None and of.folder is not None and not asking.brings_own:
+        results.add_results(of.folder, dict(content))
+    return outcome(content, of, out)
+
+
+def _economy(quick: bool, full_seconds: float | None, restart: bool) -> Economy:
+    """What an evaluation that a person waits for need not spend. Raises UserError for no seconds."""
     if full_seconds is None:
-        return Budget(None, quick)
+        return Economy(quick=quick, renew=restart, looks=True)
     if not 0 < full_seconds < math.inf:
         raise UserError(
             f"full_seconds must be positive and finite, got {full_seconds}; None lets the full "
             "data take as long as they take."
         )
-    return Budget(full_seconds * (QUICK_SHARE if quick else 1.0), quick)
+    share = QUICK_SHARE if quick else 1.0
+    return Economy(full_seconds * share, quick, renew=restart, looks=True)
 
 
 def outcome(content: Mapping[str, Any], of: Distilled, out: Path | None) -> Outcome:
@@ -197,9 +202,8 @@ class Asking:
     test: Any = None
     factories: Mapping[str, Factory] | None = None
     train: Trainer | None = None
-    budget: Budget = Budget()
+    economy: Economy = Economy()
     reuse_baselines: bool = True
-    looks: bool = False  # whether a person is told what comes next, and a first number
     restart: bool = False
     strict: bool = True
     words: tuple[str, ...] = ()
@@ -248,10 +252,7 @@ class Asking:
             test=_test_images(self.test, opened_set),
             factories=self.factories,
             train=self.train,
-            budget=self.budget,
-            baselines=self._baselines(out),
-            renew=self.restart,
-            looks=self.looks,
+            economy=replace(self.economy, baselines=self._baselines(out)),
         )
         if brought := self._brought():
             content["brought"] = brought
@@ -324,7 +325,7 @@ class Asking:
                 f"{path} is of another set; {command} again with --restart, or name another folder "
                 "with --out."
             )
-        if content.get("quick") and not self.budget.quick:
+        if content.get("quick") and not self.economy.quick:
             log.say(f"{path} is of a quick evaluation, in whose place this one comes")
             return None
         if self.strict and not self._equals(content):
@@ -348,7 +349,7 @@ class Asking:
         wanted = _but_equal_bytes(config)
         made = _but_equal_bytes(from_dict(EvalConfig, content["protocol"]))
         cut = tables.cut_rows(content["rows"])
-        if cut and content.get("full_seconds") != self.budget.full_seconds:
+        if cut and content.get("full_seconds") != self.economy.full_seconds:
             return False
         if content.get("seed", self.seed) != self.seed:
             return False

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -78,13 +79,17 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Budget:
-    """The time that an evaluation may take, beside its protocol."""
+class Economy:
+    """What an evaluation does not spend on its protocol, and what it tells on the way."""
 
     # seconds that networks on the full data may take on each network; None: as long as they take
     full_seconds: float | None = None
     # as many updates as the validation split shows a set to need, and two learning rates
     quick: bool = False
+    # the folder in which evaluations share what came of baselines; None: they do not
+    baselines: Path | None = None
+    renew: bool = False  # train baselines again though they lie there
+    looks: bool = False  # a person is told what comes next, and a first number soon
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,7 @@ class Bench:
     precision: Precision
     memo: Memo
     means: Means
-    budget: Budget = Budget()
+    economy: Economy = Economy()
     shared: Shared = Shared()  # what other evaluations have found out about baselines
     timed: bool = True  # whether trainings take time, and are not only noted
     home: str = ""  # the network that the set was distilled with
@@ -229,7 +234,7 @@ class Bench:
         it is right about.
         """
         start = time.perf_counter()
-        results = self._judged(asked)
+        results = self.accuracies(asked)
         seconds = time.perf_counter() - start
         return {
             "accuracies": [result.accuracy for result in results],
@@ -237,7 +242,8 @@ class Bench:
             "seconds": seconds,
         }
 
-    def _judged(self, asked: Training) -> list[Classified]:
+    def accuracies(self, asked: Training) -> list[Classified]:
+        """What trained networks make of the images of a split."""
         on = self.split(asked.split)
         networks = self.networks(asked)
         judge = self.targets if _towards_targets(asked.who) else Classes()

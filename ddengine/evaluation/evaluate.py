@@ -17,7 +17,7 @@ from ddengine import naming
 from ddengine.data import Data, RealSet
 from ddengine.data.checks import image_digests
 from ddengine.evaluation.baselines import of_all
-from ddengine.evaluation.bench import Bench, Budget, Contender
+from ddengine.evaluation.bench import Bench, Contender, Economy
 from ddengine.evaluation.brought import Factory, Trainer, check_factories
 from ddengine.evaluation.contenders import (
     Looking,
@@ -69,10 +69,7 @@ def evaluate(  # long: most of it is what the arguments are
     factories: Mapping[str, Factory] | None = None,
     train: Trainer | None = None,
     means: Means | None = None,
-    budget: Budget = Budget(),
-    baselines: Path | None = None,
-    renew: bool = False,
-    looks: bool = False,
+    economy: Economy = Economy(),
 ) -> Json:
     """Evaluate a distilled set beside its baselines.
 
@@ -97,10 +94,7 @@ def evaluate(  # long: most of it is what the arguments are
             (C, H, W) and the number of classes. They follow those of `config.models`.
         train: a training function of the user in place of our loop. Rates are tried by it as well.
         means: what trains and judges networks in place of our loop.
-        budget: the time that it may take.
-        baselines: the folder that evaluations share, of what came of baselines.
-        renew: whether baselines are trained again though they lie there.
-        looks: whether a person is told what comes next and a first number soon.
+        economy: what it need not spend, and what it tells on the way.
 
     Returns:
         The content of evaluation.json, in which accuracies are fractions.
@@ -114,7 +108,7 @@ def evaluate(  # long: most of it is what the arguments are
     if test is not None:
         data = replace(data, test=test, num_test=len(test), held_out=False)
     weights = [files.tensor_digest(network.state_dict()) for network in teachers]
-    if budget.quick:
+    if economy.quick:
         config = quick(config)
     own_test = {} if test is None else {"own_test": test.digest}
     decides = [MEMO, *_networks(config, model, data, seed, precision), *_of_set(syn), weights]
@@ -127,7 +121,7 @@ def evaluate(  # long: most of it is what the arguments are
         precision=precision,
         memo=memo,
         means=means or usual_means(),
-        budget=budget,
+        economy=economy,
         timed=means is None,
         home=model,
         learned_lr=syn.lr,
@@ -140,23 +134,15 @@ def evaluate(  # long: most of it is what the arguments are
         targets=syn.targets,
         outputs=syn.num_outputs,
     )
-    if baselines is not None:
-        bench = replace(bench, shared=Shared(baselines, of_all(bench), renew))
+    if economy.baselines is not None:
+        shared = Shared(economy.baselines, of_all(bench), economy.renew)
+        bench = replace(bench, shared=shared)
     _say_what_to_know(bench, syn)
     models = tuple(dict.fromkeys([*config.models, *factories])) or (model,)
-    facts: Json = {
-        "format": naming.FORMAT,
-        "protocol": to_dict(replace(config, models=models)),
-        **_facts(bench, syn, weights),
-        "at_once": asdict(bench.at_once),
-        "threads": bench.threads,
-        **own_test,
-    }
-    if budget.quick:
-        facts["quick"] = True
-    if budget.full_seconds is not None:
-        facts["full_seconds"] = budget.full_seconds
-    rows = _rows(bench, syn, models, facts, looks)
+    protocol = to_dict(replace(config, models=models))
+    facts = {"format": naming.FORMAT, "protocol": protocol, **_facts(bench, syn, weights)}
+    facts |= own_test
+    rows = _rows(bench, syn, models, facts)
     content = {**facts, "rows": rows, "processes": memo.get("processes") or 1}
     memo.clear()
     seconds = seconds_before + memo.seconds_before + time.perf_counter() - start
@@ -186,7 +172,7 @@ def _facts(bench: Bench, syn: SyntheticSet, weights: list[str]) -> Json:
     labelled_by = "a network trained on the full data"
     if weights:
         labelled_by = f"{len(weights)} teachers"
-    return {
+    facts = {
         "raw_bytes": data.bytes,
         "dataset_bytes": data.dataset_bytes,
         "interval": NAME,  # of every ci95
@@ -201,7 +187,14 @@ def _facts(bench: Bench, syn: SyntheticSet, weights: list[str]) -> Json:
         "machine": runtime.machine(bench.device),
         "versions": runtime.versions(),
         "commit": runtime.commit(),
+        "at_once": asdict(bench.at_once),
+        "threads": bench.threads,
     }
+    if bench.economy.quick:
+        facts["quick"] = True
+    if bench.economy.full_seconds is not None:
+        facts["full_seconds"] = bench.economy.full_seconds
+    return facts
 
 
 def _check(
@@ -246,12 +239,10 @@ def quick(config: EvalConfig) -> EvalConfig:
     return replace(config, num_networks=num, lr_grid=rates, search_networks=1)
 
 
-def _rows(
-    bench: Bench, syn: SyntheticSet, models: Sequence[str], facts: Facts, looks: bool
-) -> list[Json]:
-    """Train everything that is planned, then tell it.
+def _rows(bench: Bench, syn: SyntheticSet, models: Sequence[str], facts: Facts) -> list[Json]:
+    """Train everything that is planned, and tell it.
 
-    `facts` are what the evaluation says beside its rows, `looks` whether a person waits for it.
+    `facts` are what the evaluation says beside its rows.
     """
     distilled = freeze(syn, bench.device)
     contenders = [*of_the_set(bench, syn, distilled), *of_codec(bench, syn, distilled)]
@@ -262,7 +253,7 @@ def _rows(
     rows = in_turn(contenders, models)
     num = sum(num_networks(bench, row) for row in rows)
     with log.progress("evaluate", num) as bar:
-        watch = Watch(bench, facts, bar, looks)
+        watch = Watch(bench, facts, bar)
         train_all(Plan(bench, looking, needed), rows, watch)
     return watch.in_order(contenders, models)
 

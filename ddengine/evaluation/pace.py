@@ -111,7 +111,7 @@ def updates_in_time(bench: Bench, asked: Asked, pace: Pace, processes: int, *, b
     `pace` is that of one network. `beside` so many networks are trained one after another, too.
     """
     who, model = asked
-    seconds = bench.budget.full_seconds
+    seconds = bench.economy.full_seconds
     assert seconds is not None
     rounds = beside + _rounds(num_searched(bench, who, model), processes)
     rounds += _rounds(bench.config.num_networks, processes)

@@ -175,7 +175,7 @@ def tried_rates(bench: Bench, who: Contender, model: str) -> list[float]:
     if bench.config.rate == "learned":
         return []
     protocol, learned = adapted(bench.config, model), bench.learned(model)
-    if bench.budget.quick:
+    if bench.economy.quick:
         return two_of(protocol, learned)
     return candidates(protocol, learned)
 
@@ -234,7 +234,7 @@ def updates(bench: Bench, who: Contender, model: str) -> int | None:
 
 def has_curve(bench: Bench, who: Contender, model: str) -> bool:
     """Whether the validation split says how many updates a contender needs."""
-    return bench.budget.quick and not who.by_time and bench.data.validation is not None
+    return bench.economy.quick and not who.by_time and bench.data.validation is not None
 
 
 def _curve(bench: Bench, who: Contender, model: str) -> tuple[int | None, Group | None]:

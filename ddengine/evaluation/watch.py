@@ -34,13 +34,12 @@ class Watch:
     bench: Bench
     facts: Facts  # what the evaluation says beside its rows
     bar: log.Bar
-    looks: bool  # whether a person waits for a first number
     rows: list[Json] = field(default_factory=list)  # finished ones
     counted: dict[str, int] = field(default_factory=dict)  # networks trained for rows, by label
 
     def begins(self, row: Row, seconds: float | None) -> None:
         """Say what a row will take."""
-        if not self.looks:
+        if not self.bench.economy.looks:
             return
         text = f"{row.label}: {num_networks(self.bench, row)} networks"
         if seconds is not None:
@@ -49,7 +48,7 @@ class Watch:
 
     def says(self, text: str) -> None:
         """What is being done."""
-        if self.looks:
+        if self.bench.economy.looks:
             self.bar.announce(text)
 
     def trained(self, piece: Piece, result: Facts) -> None:
@@ -67,7 +66,7 @@ class Watch:
         self.rows.append(made)
         for _ in range(num_networks(self.bench, row) - self.counted.get(row.label, 0)):
             self.bar.advance()
-        if self.looks:
+        if self.bench.economy.looks:
             self.bar.grow(self._table, _line(made))
 
     def in_order(self, contenders: Sequence[Contender], models: Sequence[str]) -> list[Json]:
@@ -86,7 +85,7 @@ class Watch:
         """
         bench = self.bench
         update = paces.of(first.model, images_of(bench, first.who))
-        if not self.looks or update is None:
+        if not self.bench.economy.looks or update is None:
             return
         usual = first.steps or bench.updates(first.who)
         if update * usual <= LOOK_AFTER:

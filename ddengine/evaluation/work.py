@@ -56,7 +56,7 @@ def _sharing(
     with ExitStack() as stack:
         stack.enter_context(runtime.on_threads(bench.threads))
         first = _first_training(plan, rows[0])
-        if first is not None and bench.timed and (watch.looks or allowed > bench.threads):
+        if first is not None and bench.timed and (bench.economy.looks or allowed > bench.threads):
             pace = measured(bench, first)
             paces.learn(first.model, images_of(bench, first.who), pace.update)
         choose = partial(processes_for, bench, asked, paces, allowed)

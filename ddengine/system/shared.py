@@ -4,13 +4,13 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ddengine.system import files, log
 from ddengine.system.errors import UserError
-from ddengine.types import Facts, Json
 
 OF = "of.json"  # what all files of a folder are of
 
@@ -24,11 +24,13 @@ class Shared:
     """
 
     root: Path | None = None  # None: nothing is shared
-    of: Json = field(default_factory=dict)  # facts that decide all values, and so the folder
+    of: dict[str, Any] = field(
+        default_factory=dict
+    )  # facts that decide all values, and so the folder
     renew: bool = False  # values of others are found out again, and replaced
     written: set[str] = field(default_factory=set)  # names of files of this program
 
-    def get(self, facts: Facts) -> Any:
+    def get(self, facts: Mapping[str, Any]) -> Any:
         """The value that these facts decide; None where nobody has found it out."""
         path = self._path(facts)
         if path is None or not path.is_file() or (self.renew and path.name not in self.written):
@@ -42,7 +44,7 @@ class Shared:
             return None
         return content["value"] if content["of"] == facts else None
 
-    def put(self, facts: Facts, value: Any) -> None:
+    def put(self, facts: Mapping[str, Any], value: Any) -> None:
         """Let others know a value. A folder that cannot be written is only no help."""
         path = self._path(facts)
         if path is None:
@@ -57,7 +59,7 @@ class Shared:
             return
         self.written.add(path.name)
 
-    def _path(self, facts: Facts) -> Path | None:
+    def _path(self, facts: Mapping[str, Any]) -> Path | None:
         if self.root is None:
             return None
         return self.root / _digest(self.of)[:12] / f"{_digest(facts)[:24]}.json"

@@ -17,13 +17,12 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from safetensors.torch import load, save
 from torch import Tensor
 
 from ddengine.system import files
-from ddengine.types import Facts
 
 HEAD = struct.Struct("<QQ")  # bytes of the JSON and of the tensors that follow
 
@@ -32,7 +31,7 @@ HEAD = struct.Struct("<QQ")  # bytes of the JSON and of the tensors that follow
 class Message:
     """What processes say to each other: plain facts, and tensors by name."""
 
-    facts: Facts
+    facts: Mapping[str, Any]
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
 
 
