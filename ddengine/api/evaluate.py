@@ -104,10 +104,10 @@ def evaluate(
         seed: decides networks, orders, augmentation and random draws.
         device: auto, cpu, cuda or cuda:N.
         precision: fp32, tf32 or bf16.
-        quick: a first answer, and marked so: 3 networks a row, two learning rates, as many updates
-            as the validation split shows a set to need, a quarter of `full_seconds`.
-        full_seconds: that networks on the full data may take on each network, for fewer updates if
-            need be, which marks their row; None: as long as they take.
+        quick: a first answer, marked so: 3 networks a row, two rates, as many updates as the
+            validation split shows a set to need, a quarter of `full_seconds`.
+        full_seconds: that each network may take on the full data, by fewer updates if need be,
+            which marks the row; None: no limit.
         reuse_baselines: read baselines of the same images, networks and protocol that another
             evaluation has trained. They lie in .baselines beside the folder of the run.
         progress: as `distill` takes it.
@@ -162,7 +162,7 @@ def _told(asking: "Asking", folder: Path | str | None, seconds_before: float) ->
 
 
 def _economy(quick: bool, full_seconds: float | None, restart: bool) -> Economy:
-    """What an evaluation that a person waits for need not spend. Raises UserError for no seconds."""
+    """What an evaluation need not spend. Raises UserError for no seconds."""
     if full_seconds is None:
         return Economy(quick=quick, renew=restart, looks=True)
     if not 0 < full_seconds < math.inf:

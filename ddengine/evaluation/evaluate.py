@@ -108,8 +108,7 @@ def evaluate(  # long: most of it is what the arguments are
     if test is not None:
         data = replace(data, test=test, num_test=len(test), held_out=False)
     weights = [files.tensor_digest(network.state_dict()) for network in teachers]
-    if economy.quick:
-        config = quick(config)
+    config = quick(config) if economy.quick else config
     own_test = {} if test is None else {"own_test": test.digest}
     decides = [MEMO, *_networks(config, model, data, seed, precision), *_of_set(syn), weights]
     memo = Memo(memo_path, digest([*decides, *own_test.values()]))
@@ -135,13 +134,10 @@ def evaluate(  # long: most of it is what the arguments are
         outputs=syn.num_outputs,
     )
     if economy.baselines is not None:
-        shared = Shared(economy.baselines, of_all(bench), economy.renew)
-        bench = replace(bench, shared=shared)
+        bench = replace(bench, shared=Shared(economy.baselines, of_all(bench), economy.renew))
     _say_what_to_know(bench, syn)
     models = tuple(dict.fromkeys([*config.models, *factories])) or (model,)
-    protocol = to_dict(replace(config, models=models))
-    facts = {"format": naming.FORMAT, "protocol": protocol, **_facts(bench, syn, weights)}
-    facts |= own_test
+    facts = _facts(bench, syn, weights, models) | own_test
     rows = _rows(bench, syn, models, facts)
     content = {**facts, "rows": rows, "processes": memo.get("processes") or 1}
     memo.clear()
@@ -166,13 +162,15 @@ def _of_set(syn: SyntheticSet) -> list[Any]:
     return [set_digest(syn), [type(syn.codec).__name__, to_dict(syn.codec)]]
 
 
-def _facts(bench: Bench, syn: SyntheticSet, weights: list[str]) -> Json:
-    """What an evaluation says beside its rows; `weights` identify the teachers."""
+def _facts(bench: Bench, syn: SyntheticSet, weights: list[str], models: tuple[str, ...]) -> Json:
+    """What an evaluation of networks says beside its rows; `weights` identify the teachers."""
     data = bench.data
     labelled_by = "a network trained on the full data"
     if weights:
         labelled_by = f"{len(weights)} teachers"
     facts = {
+        "format": naming.FORMAT,
+        "protocol": to_dict(replace(bench.config, models=models)),
         "raw_bytes": data.bytes,
         "dataset_bytes": data.dataset_bytes,
         "interval": NAME,  # of every ci95

@@ -386,11 +386,11 @@ def test_interrupted_evaluation_goes_on(done, tmp_path, monkeypatch):
     calls, original = [], bench.Bench.accuracies
 
     def stop_at(limit):
-        def accuracies(self, who, model, lr, seeds, on):
+        def accuracies(self, asked):
             if len(calls) == limit:
                 raise KeyboardInterrupt
-            calls.append((who.name, lr, len(seeds)))
-            return original(self, who, model, lr, seeds, on)
+            calls.append((asked.who.name, asked.lr, asked.seeds))
+            return original(self, asked)
 
         return accuracies
 
