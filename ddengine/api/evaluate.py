@@ -102,8 +102,7 @@ def evaluate(
             the same settings. None: the run or the folder of the set; nothing is kept of a set in
             memory, and of networks, test images or a training function that you bring.
         seed: decides networks, orders, augmentation and random draws.
-        device: auto, cpu, cuda or cuda:N.
-        precision: fp32, tf32 or bf16.
+        device: auto, cpu, cuda or cuda:N, and precision: fp32, tf32 or bf16.
         quick: a first answer, marked so: 3 networks a row, two rates, as many updates as the
             validation split shows a set to need, a quarter of `full_seconds`.
         full_seconds: that each network may take on the full data, by fewer updates if need be,
@@ -127,8 +126,7 @@ def evaluate(
         asked = opened(of)
         config = with_changes(protocol_of(asked), protocol, baselines)
         names, factories = _networks(models)
-        if models:
-            config = replace(config, models=names)
+        config = replace(config, models=names) if models else config
         asking = Asking(
             of=asked,
             source=source_of(asked, data),

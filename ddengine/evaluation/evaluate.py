@@ -29,7 +29,8 @@ from ddengine.evaluation.contenders import (
 from ddengine.evaluation.decoded import freeze
 from ddengine.evaluation.intervals import NAME
 from ddengine.evaluation.ledger import label_bytes
-from ddengine.evaluation.plan import Plan, in_turn
+from ddengine.evaluation.pace import num_searched
+from ddengine.evaluation.plan import Plan, Row, in_turn
 from ddengine.evaluation.rates import two_of
 from ddengine.evaluation.rows import distinct
 from ddengine.evaluation.watch import Watch, num_networks
@@ -138,11 +139,10 @@ def evaluate(  # long: most of it is what the arguments are
     _say_what_to_know(bench, syn)
     models = tuple(dict.fromkeys([*config.models, *factories])) or (model,)
     facts = _facts(bench, syn, weights, models) | own_test
-    rows = _rows(bench, syn, models, facts)
-    content = {**facts, "rows": rows, "processes": memo.get("processes") or 1}
+    content = {**facts, "rows": _rows(bench, syn, models, facts)}
     memo.clear()
     seconds = seconds_before + memo.seconds_before + time.perf_counter() - start
-    return content | {"seconds": round(seconds, 2)}
+    return content | {"processes": memo.get("processes") or 1, "seconds": round(seconds, 2)}
 
 
 def _networks(
@@ -250,6 +250,8 @@ def _rows(bench: Bench, syn: SyntheticSet, models: Sequence[str], facts: Facts) 
     needed = any(map(_looks, contenders))
     rows = in_turn(contenders, models)
     num = sum(num_networks(bench, row) for row in rows)
+    if needed and Row(looking.full, looking.model) not in rows:
+        num += num_searched(looking.bench, looking.full, looking.model)
     with log.progress("evaluate", num) as bar:
         watch = Watch(bench, facts, bar)
         train_all(Plan(bench, looking, needed), rows, watch)

@@ -202,9 +202,10 @@ def train_networks(  # long: half of it is what the arguments are
     first = new_model(generator(seeds[0], "network"))
     random = foreign or any(map(is_dropout, first.modules()))
     size = 1
-    rule = at_once or at_once_on(device)
-    if not random and together(rule, config, len(sets), len(sets[0]), pixels(sets[0])):
-        size = len(seeds)
+    if not random and len(sets) > 1:
+        rule = at_once or at_once_on(device)
+        if together(rule, config, len(sets), len(sets[0]), pixels(sets[0])):
+            size = len(sets)
     labelling: list[nn.Module] = []
     if labels == "dynamic":
         labelling = _copies(teachers, config, device)
