@@ -102,11 +102,11 @@ def evaluate(
             the same settings. None: the run or the folder of the set; nothing is kept of a set in
             memory, and of networks, test images or a training function that you bring.
         seed: decides networks, orders, augmentation and random draws.
-        device: auto, cpu, cuda or cuda:N, and precision: fp32, tf32 or bf16.
+        device: auto, cpu, cuda or cuda:N.
+        precision: fp32, tf32 or bf16.
         quick: a first answer, marked so: 3 networks a row, two rates, as many updates as the
             validation split shows a set to need, a quarter of `full_seconds`.
-        full_seconds: that each network may take on the full data, by fewer updates if need be,
-            which marks the row; None: no limit.
+        full_seconds: that the row of full data may take on a network, else cut; None: no limit.
         reuse_baselines: read baselines of the same images, networks and protocol that another
             evaluation has trained. They lie in .baselines beside the folder of the run.
         progress: as `distill` takes it.
