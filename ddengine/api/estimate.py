@@ -56,8 +56,8 @@ def estimate(
 
         print(ddengine.estimate(data, recipe, buffers.stores(recipe)))
 
-    Each is run for a few steps, in a process of its own; nothing is kept. A script that calls this
-    does so below `if __name__ == "__main__":`.
+    Each is run for a few steps, in a process of its own; nothing is kept. A script whose own
+    recipe parts or classes it needs calls this below `if __name__ == "__main__":`.
 
     Args:
         data: as `distill` takes it.

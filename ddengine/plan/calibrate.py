@@ -20,7 +20,7 @@ from ddengine import loop, prepare
 from ddengine.artefact import folder as folders
 from ddengine.artefact import runs
 from ddengine.artefact.results import add_results
-from ddengine.data import Data, load_data
+from ddengine.data import Data
 from ddengine.evaluation.evaluate import evaluate
 from ddengine.evaluation.train import validate
 from ddengine.learning.flat import flatten, flatten_buffers
@@ -377,7 +377,7 @@ def evaluation(began: float, job: Job, folder: Path, stand_ins: Path | None) -> 
 
     def load(device: torch.device) -> Data:
         syn, _ = folders.load(folder / "distilled", device)
-        return load_data(recipe.data, device, test=True, stored=lambda images: syn.preprocess)
+        return job.load(device, test=True, stored=lambda images: syn.preprocess)
 
     device, data, start = started(began, replace(job, load=load))
     syn, _ = folders.load(folder / "distilled", device)

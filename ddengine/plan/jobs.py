@@ -34,7 +34,9 @@ class Job:
     compile: bool = False
     # seconds that a command line takes to be read, which the process of a part does not repeat
     parsing: float = 0.0
-    load: Callable[[torch.device], Data]  # training and validation images, on a device
+    # training and validation images on a device; with test=True those of the test split too, and
+    # with stored= seen through a preprocessing of before
+    load: Callable[..., Data]
     # the experts of the recipe; None: they are not all there
     open_store: Callable[[Data], Experts | None] | None = None
     train_expert: Callable[..., Any] | None = None  # buffers.train.train_expert

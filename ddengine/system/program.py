@@ -12,8 +12,9 @@ CHECKOUT = "run.py"  # the script of a checkout, which sentences name where noth
 
 def name() -> str:
     """The program as a sentence calls it: run.py, ddengine or python -m ddengine."""
-    started = Path(sys.argv[0]).name
-    if started == "__main__.py":
+    path = Path(sys.argv[0])
+    started = path.name
+    if started == "__main__.py" and path.parent.name == "ddengine":
         return "python -m ddengine"
     if started in ("ddengine", "ddengine.exe"):
         return "ddengine"

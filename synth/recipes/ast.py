@@ -32,17 +32,39 @@ REPRESENTATIVE = InitConfig(kind="representative")
 
 
 def _cell(
-    dataset: str, ipc: int, *, steps: int, epochs: int, window: int, batch: int | None = None,
-    zca: bool, lr_img: float, lr_lr: float,
-    representative: bool, perturb: bool = True, middle: bool = True, balanced: bool = False,
-    eval_epochs: int = 1000, variant: str = "",
+    dataset: str,
+    ipc: int,
+    *,
+    steps: int,
+    epochs: int,
+    window: int,
+    batch: int | None = None,
+    zca: bool,
+    lr_img: float,
+    lr_lr: float,
+    representative: bool,
+    perturb: bool = True,
+    middle: bool = True,
+    balanced: bool = False,
+    eval_epochs: int = 1000,
+    variant: str = "",
     note: str = "",
-) -> Recipe:  # fmt: skip
+) -> Recipe:
     return cell(
-        "ast", CITES, dataset, ipc, variant=variant, zca=zca, lr_img=lr_img, lr_lr=lr_lr,
+        "ast",
+        CITES,
+        dataset,
+        ipc,
+        variant=variant,
+        zca=zca,
+        lr_img=lr_img,
+        lr_lr=lr_lr,
         buffer=BufferConfig(step=Smooth()),
         objective=TrajectoryMatching(
-            inner_steps=steps, expert_epochs=epochs, window=UniformWindow(high=window), batch=batch,
+            inner_steps=steps,
+            expert_epochs=epochs,
+            window=UniformWindow(high=window),
+            batch=batch,
             momentum=0.9,
             perturb=WeightNoise() if perturb else None,
             loss_scale=BalancedLoss() if balanced else None,
@@ -50,8 +72,9 @@ def _cell(
         ),
         init=REPRESENTATIVE if representative else InitConfig(),
         evaluation=replace(PROTOCOLS["ast"], epochs=eval_epochs),
-        published=None, note=" ".join(filter(None, (note, NOT_FOUND))),
-    )  # fmt: skip
+        published=None,
+        note=" ".join(filter(None, (note, NOT_FOUND))),
+    )
 
 
 def _published() -> list[Recipe]:

@@ -91,7 +91,8 @@ def cell(
         outer=OuterConfig(
             steps=steps,
             optim={"images": OptimConfig(lr=lr_img), "lr": OptimConfig(lr=lr_lr), **(optim or {})},
-            picture_every=500, **outer
+            picture_every=500,
+            **outer,
         ),
         evaluation=evaluation,
-    )  # fmt: skip
+    )

@@ -34,26 +34,49 @@ LABELS = TargetConfig(kind="logits", experts="correct")
 
 
 def _cell(
-    dataset: str, ipc: int, steps: int, epochs: int, window: tuple[int, int | None, int], grow: int,
-    batch: int | None, lr_img: float, lr_lr: float,
-    lr_labels: float, published: tuple[float, float], *, max_loss: float = 1.0, real: bool = False,
+    dataset: str,
+    ipc: int,
+    steps: int,
+    epochs: int,
+    window: tuple[int, int | None, int],
+    grow: int,
+    batch: int | None,
+    lr_img: float,
+    lr_lr: float,
+    lr_labels: float,
+    published: tuple[float, float],
+    *,
+    max_loss: float = 1.0,
+    real: bool = False,
     note: str = "",
-) -> Recipe:  # fmt: skip
+) -> Recipe:
     low, first, high = window
     return cell(
-        "datm", CITES, dataset, ipc, zca=True, lr_img=lr_img, lr_lr=lr_lr, steps=10000,
+        "datm",
+        CITES,
+        dataset,
+        ipc,
+        zca=True,
+        lr_img=lr_img,
+        lr_lr=lr_lr,
+        steps=10000,
         buffer=BufferConfig(step=Gsam(rho=0.01, alpha=0.3), epochs=100),
         objective=TrajectoryMatching(
-            inner_steps=steps, expert_epochs=epochs, batch=batch,
-            window=UniformWindow(low=low, high=high) if first is None else GrowingWindow(low=low,
-                first=first, high=high, grow=grow),
+            inner_steps=steps,
+            expert_epochs=epochs,
+            batch=batch,
+            window=UniformWindow(low=low, high=high)
+            if first is None
+            else GrowingWindow(low=low, first=first, high=high, grow=grow),
         ),
         init=InitConfig() if real else CORRECT,
         targets=replace(LABELS, experts="first") if real else LABELS,
-        optim={"logits": OptimConfig(lr=lr_labels, momentum=0.9)}, max_loss=max_loss,
+        optim={"logits": OptimConfig(lr=lr_labels, momentum=0.9)},
+        max_loss=max_loss,
         evaluation=PROTOCOLS["datm"],
-        published=figure(published, SOURCE), note=note,
-    )  # fmt: skip
+        published=figure(published, SOURCE),
+        note=note,
+    )
 
 
 def _published() -> list[Recipe]:

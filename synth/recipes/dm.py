@@ -61,15 +61,20 @@ def _published() -> list[Recipe]:
             large = ipc >= 100
             cells.append(
                 cell(
-                    "dm", CITES, dataset, ipc,
+                    "dm",
+                    CITES,
+                    dataset,
+                    ipc,
                     objective=DistributionMatching(networks=Untrained(), augment=augment),
                     steps=20000,
                     lr_img=10.0 if large else 1.0,
                     evaluation=replace(PROTOCOLS["dsa"], augment=augment),
-                    published=published, source=README if large else NCFM, note=note,
+                    published=published,
+                    source=README if large else NCFM,
+                    note=note,
                     checkpoint_every=500,
                 )
-            )  # fmt: skip
+            )
     return cells
 
 

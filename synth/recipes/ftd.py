@@ -44,17 +44,42 @@ ZCA_AS_MTT = "Whether images are whitened is not printed; as in MTT's cell."
 
 
 def _cell(
-    dataset: str, ipc: int, *, steps: int, epochs: int, window: int, batch: int | None, zca: bool,
-    lr_img: float, lr_lr: float, lr: float,
-    alpha: float, ema: float, published: tuple[float, float] | None, note: str,
-) -> Recipe:  # fmt: skip
+    dataset: str,
+    ipc: int,
+    *,
+    steps: int,
+    epochs: int,
+    window: int,
+    batch: int | None,
+    zca: bool,
+    lr_img: float,
+    lr_lr: float,
+    lr: float,
+    alpha: float,
+    ema: float,
+    published: tuple[float, float] | None,
+    note: str,
+) -> Recipe:
     return cell(
-        "ftd", CITES, dataset, ipc, zca=zca, lr_img=lr_img, lr_lr=lr_lr,
+        "ftd",
+        CITES,
+        dataset,
+        ipc,
+        zca=zca,
+        lr_img=lr_img,
+        lr_lr=lr_lr,
         buffer=BufferConfig(step=Gsam(rho=0.01, alpha=alpha)),
-        objective=TrajectoryMatching(inner_steps=steps, expert_epochs=epochs,
-            window=UniformWindow(high=window), batch=batch, lr=lr),
-        ema={"images": ema}, published=figure(published, SOURCE), note=note,
-    )  # fmt: skip
+        objective=TrajectoryMatching(
+            inner_steps=steps,
+            expert_epochs=epochs,
+            window=UniformWindow(high=window),
+            batch=batch,
+            lr=lr,
+        ),
+        ema={"images": ema},
+        published=figure(published, SOURCE),
+        note=note,
+    )
 
 
 # dataset, ipc, N, M, T+, batch, zca, lr pixel, lr lr, lr, alpha, decay, figure, whether ZCA is as
@@ -94,11 +119,22 @@ def _published() -> list[Recipe]:
         source = ZCA_AS_MTT if as_mtt else "ZCA as in the released script."
         cells.append(
             _cell(
-                dataset, ipc, steps=steps, epochs=epochs, window=window, batch=batch, zca=zca,
-                lr_img=lr_img, lr_lr=lr_lr, lr=lr, alpha=alpha, ema=ema, published=figures,
+                dataset,
+                ipc,
+                steps=steps,
+                epochs=epochs,
+                window=window,
+                batch=batch,
+                zca=zca,
+                lr_img=lr_img,
+                lr_lr=lr_lr,
+                lr=lr,
+                alpha=alpha,
+                ema=ema,
+                published=figures,
                 note=f"{source} DATM lists {listed} for FTD in this cell.",
             )
-        )  # fmt: skip
+        )
     for dataset in SUBSETS:
         one, ten = FIGURES.get(dataset, (None, None))
         cells.append(_of_subset(dataset, 1, None, 0.01, one))
@@ -114,9 +150,21 @@ def _of_subset(
     if printed is None:
         note += " No published figure: none was found for this subset."
     return _cell(
-        dataset, ipc, steps=20, epochs=2, window=10, batch=batch, zca=False, lr_img=1e4,
-        lr_lr=1e-4, lr=lr, alpha=1.0, ema=0.999, published=printed, note=note,
-    )  # fmt: skip
+        dataset,
+        ipc,
+        steps=20,
+        epochs=2,
+        window=10,
+        batch=batch,
+        zca=False,
+        lr_img=1e4,
+        lr_lr=1e-4,
+        lr=lr,
+        alpha=1.0,
+        ema=0.999,
+        published=printed,
+        note=note,
+    )
 
 
 def _small() -> list[Recipe]:

@@ -82,34 +82,49 @@ def _published() -> list[Recipe]:
             plain = dataset == "mnist" and factor > 1  # neither CutMix nor cutout
             networks = OnReal(images=images, cutmix=0.0 if plain else 0.5)
             objective = GradientMatching(
-                networks=networks, metric=metric, tensors="convolutions", real_batch=64,
+                networks=networks,
+                metric=metric,
+                tensors="convolutions",
+                real_batch=64,
                 syn_batch=128,
                 augment=replace(MATCHING, always=("color", "crop")) if plain else MATCHING,
                 classes_at_once=1,
-            )  # fmt: skip
+            )
             for ipc, figure in figures.items():
                 cells.append(
                     cell(
-                        method, CITES, dataset, ipc, objective=objective,
-                        steps=NETWORKS * networks.steps, lr_img=pixel_rate(dataset, base, ipc),
+                        method,
+                        CITES,
+                        dataset,
+                        ipc,
+                        objective=objective,
+                        steps=NETWORKS * networks.steps,
+                        lr_img=pixel_rate(dataset, base, ipc),
                         codec=MultiFormation(factor=factor),
-                        evaluation=_evaluation(dataset, factor, ipc), published=(figure[i], None),
+                        evaluation=_evaluation(dataset, factor, ipc),
+                        published=(figure[i], None),
                         source=SOURCE,
                         note=(
                             f"The pixel rate is {base:g}, scaled by what is stored; with another "
                             "--ipc set it too."
                         ),
-                        step_after="each", checkpoint_every=500,
+                        step_after="each",
+                        checkpoint_every=500,
                     )
-                )  # fmt: skip
+                )
     return cells
 
 
 def _small() -> list[Recipe]:
     objective = GradientMatching(
-        networks=OnReal(steps=25, images=250), metric="l1", tensors="convolutions", real_batch=64,
-        syn_batch=128, augment=MATCHING, classes_at_once=1,
-    )  # fmt: skip
+        networks=OnReal(steps=25, images=250),
+        metric="l1",
+        tensors="convolutions",
+        real_batch=64,
+        syn_batch=128,
+        augment=MATCHING,
+        classes_at_once=1,
+    )
     return [
         small(
             method,

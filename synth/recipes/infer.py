@@ -135,8 +135,11 @@ LAST = (
     "the last."
 )
 NOTES = {
-    "cifar10": ("The script of CIFAR-100 is assumed for CIFAR-10, for which none is released.",
-        differs(BLOCKS, SHIFTS, BYTES), LAST),
+    "cifar10": (
+        "The script of CIFAR-100 is assumed for CIFAR-10, for which none is released.",
+        differs(BLOCKS, SHIFTS, BYTES),
+        LAST,
+    ),
     "cifar100": (differs(BLOCKS, "CIFAR-10's mean and deviation normalise", SHIFTS, BYTES), LAST),
     "tiny_imagenet": (
         "Nothing is released for Tiny ImageNet. Assumed: the four teachers and the students of "
@@ -150,12 +153,14 @@ NOTES = {
         "The table's caption names ResNet18 for "
         "distillation, the released script has three networks, as here.",
         differs(
-            "the images of a class are random, not the first of its folder", CROPS, BYTES,
+            "the images of a class are random, not the first of its folder",
+            CROPS,
+            BYTES,
             "the 1000 images of a compensator go through in parts of "
             "250, with the gradients of one pass",
         ),
     ),
-}  # fmt: skip
+}
 LIMIT = {"imagenet": 100_000}
 
 
@@ -176,15 +181,25 @@ def _cell(dataset: str, network: str, ipc: int, dynamic: bool, figure: Figure) -
     teachers = TORCHVISION if large else TEACHERS
     others = f"With ResNet50 and ResNet101 the table has {OTHERS[ipc, dynamic]}." if large else ""
     return cell(
-        "infer", CITES, dataset, ipc, variant=network + ("_dyn" if dynamic else ""),
+        "infer",
+        CITES,
+        dataset,
+        ipc,
+        variant=network + ("_dyn" if dynamic else ""),
         model=NETWORKS[dataset] if network else teachers[0],
-        teachers=teachers, buffer=BUFFERS[dataset], objective=objective,
-        optim={"compensators": adam(lr)}, steps=steps,
-        codec=Compensated(per_set=len(teachers)), init=InitConfig(),
-        evaluation=_evaluation(dataset, dynamic), published=figure,
-        source=f"INFER's table {2 if large else 1}", limit=LIMIT.get(dataset),
+        teachers=teachers,
+        buffer=BUFFERS[dataset],
+        objective=objective,
+        optim={"compensators": adam(lr)},
+        steps=steps,
+        codec=Compensated(per_set=len(teachers)),
+        init=InitConfig(),
+        evaluation=_evaluation(dataset, dynamic),
+        published=figure,
+        source=f"INFER's table {2 if large else 1}",
+        limit=LIMIT.get(dataset),
         notes=(others, *NOTES[dataset]),
-    )  # fmt: skip
+    )
 
 
 def _published() -> list[Recipe]:
@@ -200,12 +215,16 @@ def _published() -> list[Recipe]:
 def _small() -> list[Recipe]:
     return [
         small(
-            "infer", CITES, ipc, objective=StatisticsMatching(batches=BaseSets(), alpha=1.0),
+            "infer",
+            CITES,
+            ipc,
+            objective=StatisticsMatching(batches=BaseSets(), alpha=1.0),
             optim={"compensators": adam(0.25)},
-            steps=200, codec=Compensated(per_set=len(SMALL_TEACHERS)),
+            steps=200,
+            codec=Compensated(per_set=len(SMALL_TEACHERS)),
         )
         for ipc in (10, 50)
-    ]  # fmt: skip
+    ]
 
 
 def recipes() -> list[Recipe]:

@@ -84,10 +84,17 @@ SMALL_NOTE = "A recipe of this project for a CPU; nothing is published for this 
 
 
 def small(
-    method: str, cites: tuple[str, ...], ipc: int, *, objective: Any, steps: int, lr_img: float,
+    method: str,
+    cites: tuple[str, ...],
+    ipc: int,
+    *,
+    objective: Any,
+    steps: int,
+    lr_img: float,
     init: InitConfig = InitConfig(),
-    codec: Codec = Identity(), **outer: Any,
-) -> Recipe:  # fmt: skip
+    codec: Codec = Identity(),
+    **outer: Any,
+) -> Recipe:
     """A cell of this project for a CPU: 10,000 images of Fashion-MNIST, a narrow network.
 
     Its settings were chosen on the validation split.
@@ -105,9 +112,12 @@ def small(
         codec=codec,
         objective=objective,
         outer=OuterConfig(
-            steps=steps, optim={"images": OptimConfig(lr=lr_img)}, checkpoint_every=10,
+            steps=steps,
+            optim={"images": OptimConfig(lr=lr_img)},
+            checkpoint_every=10,
             evaluate_every=max(1, steps // 6),
-            picture_every=max(1, steps // 6), **outer,
+            picture_every=max(1, steps // 6),
+            **outer,
         ),
         evaluation=replace(PROTOCOLS["fast"], full_steps=300),
-    )  # fmt: skip
+    )

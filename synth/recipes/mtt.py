@@ -35,18 +35,39 @@ OTHERS = "FTD, DATM and ATT print {} for this cell."
 
 
 def _cell(
-    dataset: str, ipc: int, *, steps: int, epochs: int, window: int, batch: int | None = None,
-    zca: bool, lr_img: float, lr_lr: float,
-    lr: float = 0.01, published: tuple[float, float] | None, note: str = "",
-) -> Recipe:  # fmt: skip
+    dataset: str,
+    ipc: int,
+    *,
+    steps: int,
+    epochs: int,
+    window: int,
+    batch: int | None = None,
+    zca: bool,
+    lr_img: float,
+    lr_lr: float,
+    lr: float = 0.01,
+    published: tuple[float, float] | None,
+    note: str = "",
+) -> Recipe:
     return cell(
-        "mtt", CITES, dataset, ipc, zca=zca, lr_img=lr_img, lr_lr=lr_lr,
+        "mtt",
+        CITES,
+        dataset,
+        ipc,
+        zca=zca,
+        lr_img=lr_img,
+        lr_lr=lr_lr,
         buffer=BufferConfig(step=Sgd()),
-        objective=TrajectoryMatching(inner_steps=steps, expert_epochs=epochs,
-            window=UniformWindow(high=window), batch=batch, lr=lr),
+        objective=TrajectoryMatching(
+            inner_steps=steps,
+            expert_epochs=epochs,
+            window=UniformWindow(high=window),
+            batch=batch,
+            lr=lr,
+        ),
         published=figure(published, SOURCE),
         note=" ".join(filter(None, (note, "" if published else RECALLED))),
-    )  # fmt: skip
+    )
 
 
 def _cifar() -> list[Recipe]:
@@ -109,11 +130,19 @@ def _imagenet() -> list[Recipe]:
         ):
             cells.append(
                 _cell(
-                    name, ipc, steps=20, epochs=2, window=10, batch=batch, zca=False, lr_img=1e5,
-                    lr_lr=1e-6, published=one,
+                    name,
+                    ipc,
+                    steps=20,
+                    epochs=2,
+                    window=10,
+                    batch=batch,
+                    zca=False,
+                    lr_img=1e5,
+                    lr_lr=1e-6,
+                    published=one,
                     note=f"Rates as the author gives them in issue 1 of the repository. {note}",
                 )
-            )  # fmt: skip
+            )
     return cells
 
 

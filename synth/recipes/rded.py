@@ -126,14 +126,25 @@ def _published() -> list[Recipe]:
             )
             cells.append(
                 cell(
-                    "rded", CITES, dataset, ipc, model=network, teachers=(network,), buffer=buffer,
-                    objective=NoObjective(), optim={}, steps=0,
+                    "rded",
+                    CITES,
+                    dataset,
+                    ipc,
+                    model=network,
+                    teachers=(network,),
+                    buffer=buffer,
+                    objective=NoObjective(),
+                    optim={},
+                    steps=0,
                     codec=Identity(bounded=True),
                     init=InitConfig(kind="patches", candidates=300, crops=5, factor=factor),
-                    evaluation=_evaluation(factor, batch), published=figure, source=source,
-                    limit=LIMIT.get(dataset), notes=notes,
+                    evaluation=_evaluation(factor, batch),
+                    published=figure,
+                    source=source,
+                    limit=LIMIT.get(dataset),
+                    notes=notes,
                 )
-            )  # fmt: skip
+            )
     return cells
 
 

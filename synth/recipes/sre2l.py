@@ -74,10 +74,17 @@ LARGE_ROLL = AugmentConfig(always=("resized_crop", "flip", "roll"), ops=(), roll
 
 ON_CIFAR = replace(PROTOCOLS["sre2l"], teacher_mode="train")
 ON_TINY = cutmix(
-    PROTOCOLS["sre2l"], epochs=100, batch=64, optimiser="sgd", lr=0.2, momentum=0.9,
-    weight_decay=1e-4, decay_norms=True, squared=True,
+    PROTOCOLS["sre2l"],
+    epochs=100,
+    batch=64,
+    optimiser="sgd",
+    lr=0.2,
+    momentum=0.9,
+    weight_decay=1e-4,
+    decay_norms=True,
+    squared=True,
     lr_grid=(0.05, 0.1, 0.2),
-)  # fmt: skip
+)
 ON_IMAGENET = cutmix(PROTOCOLS["sre2l"], batch=1024)
 
 QUOTED = "INFER's table 1, which quotes it"
@@ -157,64 +164,121 @@ _DWA_CIFAR_NOTES = (
 
 SETTINGS: dict[tuple[str, str], Setting] = {
     ("cifar10", ""): Setting(
-        _figures(QUOTED, {10: (27.2, 0.5), 50: (47.5, 0.6)}), 1000, 0.25, _matching(), NOISE,
-        SQUEEZE, ON_CIFAR,
+        _figures(QUOTED, {10: (27.2, 0.5), 50: (47.5, 0.6)}),
+        1000,
+        0.25,
+        _matching(),
+        NOISE,
+        SQUEEZE,
+        ON_CIFAR,
         (ASSUMED_CIFAR10, TRAINING_MODE, differs(SHIFTS, BYTES)),
     ),
     ("cifar100", ""): Setting(
-        _figures(QUOTED, {10: (31.6, 0.5), 50: (49.5, 0.3)}), 1000, 0.25, _matching(), NOISE,
-        SQUEEZE, ON_CIFAR,
+        _figures(QUOTED, {10: (31.6, 0.5), 50: (49.5, 0.3)}),
+        1000,
+        0.25,
+        _matching(),
+        NOISE,
+        SQUEEZE,
+        ON_CIFAR,
         (TRAINING_MODE, differs(SHIFTS, BYTES)),
-        {10: "RDED's run of it is quoted with 27.0.",
-            50: "DWA prints 52.2 for this cell, and RDED's run of it is quoted with 50.2."},
+        {
+            10: "RDED's run of it is quoted with 27.0.",
+            50: "DWA prints 52.2 for this cell, and RDED's run of it is quoted with 50.2.",
+        },
     ),
     ("tiny_imagenet", ""): Setting(
-        _figures(TABLE[""], {50: (41.1, 0.4), 100: 49.7}), 4000, 0.1, _ON_TINY, NOISE,
-        SQUEEZE_LARGE, ON_TINY,
-        (TINY_STUDENTS.format(100, 64, "partly recalled, partly DWA's, whose code was read"),
-            *TINY_NOTES),
+        _figures(TABLE[""], {50: (41.1, 0.4), 100: 49.7}),
+        4000,
+        0.1,
+        _ON_TINY,
+        NOISE,
+        SQUEEZE_LARGE,
+        ON_TINY,
+        (
+            TINY_STUDENTS.format(100, 64, "partly recalled, partly DWA's, whose code was read"),
+            *TINY_NOTES,
+        ),
         {50: "4000 updates are the script's; the released images of 50 per class had 1000."},
     ),
     ("imagenet", ""): Setting(
-        _figures(TABLE[""], {10: (21.3, 0.6), 50: (46.8, 0.2), 100: 52.8, 200: 57.0}), 4000, 0.25,
-        _ON_LARGE, NOISE, PRETRAINED, ON_IMAGENET,
+        _figures(TABLE[""], {10: (21.3, 0.6), 50: (46.8, 0.2), 100: 52.8, 200: 57.0}),
+        4000,
+        0.25,
+        _ON_LARGE,
+        NOISE,
+        PRETRAINED,
+        ON_IMAGENET,
         IMAGENET_NOTES,
     ),
     ("tiny_imagenet", "_cda"): Setting(
-        _figures(TABLE["_cda"], {50: 48.7, 100: 53.2}), 4000, 0.4,
-        replace(_ON_TINY, alpha=0.05, crop_until=4000), NOISE, SQUEEZE_LARGE,
+        _figures(TABLE["_cda"], {50: 48.7, 100: 53.2}),
+        4000,
+        0.4,
+        replace(_ON_TINY, alpha=0.05, crop_until=4000),
+        NOISE,
+        SQUEEZE_LARGE,
         replace(ON_TINY, batch=128),
         (CDA_BATCH, TINY_STUDENTS.format(100, 128, "recalled or DWA's"), *TINY_NOTES),
     ),
     ("imagenet", "_cda"): Setting(
-        _figures(TABLE["_cda"], {50: 53.5, 100: 58.0, 200: 63.3}) | _figures(SECOND_HAND,
-            {10: 33.5}), 4000, 0.25,
-        replace(_ON_LARGE, crop_until=4000), NOISE, PRETRAINED, replace(ON_IMAGENET, batch=128),
+        _figures(TABLE["_cda"], {50: 53.5, 100: 58.0, 200: 63.3})
+        | _figures(SECOND_HAND, {10: 33.5}),
+        4000,
+        0.25,
+        replace(_ON_LARGE, crop_until=4000),
+        NOISE,
+        PRETRAINED,
+        replace(ON_IMAGENET, batch=128),
         (CDA_BATCH, *IMAGENET_NOTES),
     ),
     ("cifar10", "_dwa"): Setting(
-        _figures(TABLE["_dwa"], {10: 32.6, 50: 53.1}), 1000, 0.25, _matching(**_ADJUSTED), REAL,
-        SQUEEZE, ON_CIFAR,
+        _figures(TABLE["_dwa"], {10: 32.6, 50: 53.1}),
+        1000,
+        0.25,
+        _matching(**_ADJUSTED),
+        REAL,
+        SQUEEZE,
+        ON_CIFAR,
         (ASSUMED_CIFAR10, *_DWA_CIFAR_NOTES),
     ),
     ("cifar100", "_dwa"): Setting(
-        _figures(TABLE["_dwa"], {10: 39.6, 50: 60.9}), 1000, 0.25, _matching(**_ADJUSTED), REAL,
-        SQUEEZE, ON_CIFAR,
-        ("CIFAR-10's mean and deviation normalise, where the released code has CIFAR-100's.",
-            *_DWA_CIFAR_NOTES),
+        _figures(TABLE["_dwa"], {10: 39.6, 50: 60.9}),
+        1000,
+        0.25,
+        _matching(**_ADJUSTED),
+        REAL,
+        SQUEEZE,
+        ON_CIFAR,
+        (
+            "CIFAR-10's mean and deviation normalise, where the released code has CIFAR-100's.",
+            *_DWA_CIFAR_NOTES,
+        ),
     ),
     ("tiny_imagenet", "_dwa"): Setting(
-        _figures(TABLE["_dwa"], {50: 52.8, 100: 56.0}), 2000, 0.1,
-        _matching(batches=OnePerClass(classes=200), augment=CROP_FLIP, images_at_once=400,
-            **_ADJUSTED), REAL, replace(SQUEEZE_LARGE, epochs=100),
+        _figures(TABLE["_dwa"], {50: 52.8, 100: 56.0}),
+        2000,
+        0.1,
+        _matching(
+            batches=OnePerClass(classes=200), augment=CROP_FLIP, images_at_once=400, **_ADJUSTED
+        ),
+        REAL,
+        replace(SQUEEZE_LARGE, epochs=100),
         replace(ON_TINY, epochs=200),
-        ("The released warm-up of the student, five epochs from 0.01, is left out.",
-            RECALLED_TEACHERS, differs(CROPS, BYTES)),
+        (
+            "The released warm-up of the student, five epochs from 0.01, is left out.",
+            RECALLED_TEACHERS,
+            differs(CROPS, BYTES),
+        ),
     ),
     ("imagenet", "_dwa"): Setting(
-        _figures(TABLE["_dwa"], {10: 37.9, 50: 55.2, 100: 59.2}), 2000, 0.25,
-        replace(_ON_LARGE, adjust=0.015, adjust_steps=15, variance=2.0, augment=LARGE_ROLL), REAL,
-        PRETRAINED, replace(ON_IMAGENET, batch=128),
+        _figures(TABLE["_dwa"], {10: 37.9, 50: 55.2, 100: 59.2}),
+        2000,
+        0.25,
+        replace(_ON_LARGE, adjust=0.015, adjust_steps=15, variance=2.0, augment=LARGE_ROLL),
+        REAL,
+        PRETRAINED,
+        replace(ON_IMAGENET, batch=128),
         (
             "Each batch keeps weights of its own, 0.5 GB for each image per class.",
             "The augmentation of the images is assumed to be SRe2L's.",
@@ -222,7 +286,7 @@ SETTINGS: dict[tuple[str, str], Setting] = {
             IMAGENET_MEMORY,
         ),
     ),
-}  # fmt: skip
+}
 CONVNET = {"cifar10": {10: 45.0, 50: 63.3}, "cifar100": {10: 47.6, 50: 59.0}}  # DWA's figures
 CONVNET_NOTE = (
     "Assumed: the images are made in ResNet18, the only kind of network that the released script "
@@ -239,14 +303,26 @@ def _cells(dataset: str, variant: str, of: Setting, suffix: str, model: str) -> 
             # with adjusted weights a checkpoint holds as many networks as there are batches
             checkpoint_every = of.steps // 4
         recipe = cell(
-            "sre2l", CITES, dataset, ipc, variant=variant + suffix, model=model,
+            "sre2l",
+            CITES,
+            dataset,
+            ipc,
+            variant=variant + suffix,
+            model=model,
             teachers=(_resnet18(dataset),),
-            buffer=of.buffer, objective=of.objective, optim={"images": adam(of.lr)}, steps=of.steps,
+            buffer=of.buffer,
+            objective=of.objective,
+            optim={"images": adam(of.lr)},
+            steps=of.steps,
             checkpoint_every=checkpoint_every,
-            codec=Identity(bounded=True), init=of.init, evaluation=of.evaluation, published=figure,
+            codec=Identity(bounded=True),
+            init=of.init,
+            evaluation=of.evaluation,
+            published=figure,
             source=source,
-            limit=LIMITS[ipc] if large else None, notes=(of.each.get(ipc, ""), *of.notes),
-        )  # fmt: skip
+            limit=LIMITS[ipc] if large else None,
+            notes=(of.each.get(ipc, ""), *of.notes),
+        )
         cells.append(recipe)
     return cells
 
@@ -270,12 +346,17 @@ def _published() -> list[Recipe]:
 def _small() -> list[Recipe]:
     return [
         small(
-            "sre2l", CITES, ipc, objective=StatisticsMatching(batches=OnePerClass()),
-            optim={"images": adam(0.25)}, steps=200,
-            codec=Identity(bounded=True), init=InitConfig(kind="noise"),
+            "sre2l",
+            CITES,
+            ipc,
+            objective=StatisticsMatching(batches=OnePerClass()),
+            optim={"images": adam(0.25)},
+            steps=200,
+            codec=Identity(bounded=True),
+            init=InitConfig(kind="noise"),
         )
         for ipc in (10, 50)
-    ]  # fmt: skip
+    ]
 
 
 def recipes() -> list[Recipe]:

@@ -33,21 +33,44 @@ SOFT = TargetConfig(kind="logits", experts="all", epochs=(3, 12), relabel=True)
 
 
 def _cell(
-    dataset: str, ipc: int, *, steps: int, epochs: int, window: int, batch: int | None, zca: bool,
-    lr_img: float, lr_lr: float,
-    published: tuple[float, float], note: str = "", soft: bool = False, num_experts: int = 100,
-) -> Recipe:  # fmt: skip
+    dataset: str,
+    ipc: int,
+    *,
+    steps: int,
+    epochs: int,
+    window: int,
+    batch: int | None,
+    zca: bool,
+    lr_img: float,
+    lr_lr: float,
+    published: tuple[float, float],
+    note: str = "",
+    soft: bool = False,
+    num_experts: int = 100,
+) -> Recipe:
     return cell(
-        "tesla", CITES, dataset, ipc, zca=zca, lr_img=lr_img, lr_lr=lr_lr, steps=10000,
+        "tesla",
+        CITES,
+        dataset,
+        ipc,
+        zca=zca,
+        lr_img=lr_img,
+        lr_lr=lr_lr,
+        steps=10000,
         buffer=BufferConfig(step=Sgd(), num_experts=num_experts),
         objective=TrajectoryMatching(
-            inner_steps=steps, expert_epochs=epochs, window=UniformWindow(high=window), batch=batch,
-            backprop="detached", labels="target" if soft else "stored",
+            inner_steps=steps,
+            expert_epochs=epochs,
+            window=UniformWindow(high=window),
+            batch=batch,
+            backprop="detached",
+            labels="target" if soft else "stored",
         ),
         targets=SOFT if soft else TargetConfig(),
         evaluation=replace(PROTOCOLS["mtt"], num_networks=3),
-        published=figure(published, SOURCE), note=note,
-    )  # fmt: skip
+        published=figure(published, SOURCE),
+        note=note,
+    )
 
 
 def exact(recipe: Recipe) -> Recipe:
@@ -68,16 +91,46 @@ def _published() -> list[Recipe]:
         "released program keeps those of its last random segment."
     )
     cells = [
-        _cell("cifar10", 1, steps=50, epochs=2, window=5, batch=None, zca=False, lr_img=1000,
-            lr_lr=1e-7, published=(48.5, 0.8)),
-        _cell("cifar100", 50, steps=80, epochs=2, window=40, batch=125, zca=True, lr_img=1000,
-            lr_lr=1e-5, published=(47.9, 0.3)),
         _cell(
-            "imagenet", 1, steps=10, epochs=3, window=10, batch=100, zca=False, lr_img=1e4,
-            lr_lr=1e-4, published=(7.7, 0.2),
-            soft=True, num_experts=50, note=relabelled,
+            "cifar10",
+            1,
+            steps=50,
+            epochs=2,
+            window=5,
+            batch=None,
+            zca=False,
+            lr_img=1000,
+            lr_lr=1e-7,
+            published=(48.5, 0.8),
         ),
-    ]  # fmt: skip
+        _cell(
+            "cifar100",
+            50,
+            steps=80,
+            epochs=2,
+            window=40,
+            batch=125,
+            zca=True,
+            lr_img=1000,
+            lr_lr=1e-5,
+            published=(47.9, 0.3),
+        ),
+        _cell(
+            "imagenet",
+            1,
+            steps=10,
+            epochs=3,
+            window=10,
+            batch=100,
+            zca=False,
+            lr_img=1e4,
+            lr_lr=1e-4,
+            published=(7.7, 0.2),
+            soft=True,
+            num_experts=50,
+            note=relabelled,
+        ),
+    ]
     return [recipe for c in cells for recipe in (c, exact(c))]
 
 

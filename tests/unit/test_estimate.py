@@ -3,6 +3,8 @@ check refuses with numbers.
 """
 
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,14 +25,15 @@ from ddengine.system.rng import generator
 from synth.catalogue import find
 from synth.recipes.protocols import PROTOCOLS
 
+ROOT = Path(__file__).resolve().parents[2]
 TINY_EVALUATION = replace(
     PROTOCOLS["fast"], epochs=3, batch=16, num_networks=3, lr_grid=(0.01, 0.03), full_steps=14, search_networks=2,
     baselines=("random", "random_soft", "herding", "forgetting", "el2n", "eight_bit", "full"),
 )  # fmt: skip
 
 
-def load(device: torch.device):
-    return load_data(DIGITS, device)
+def load(device: torch.device, **options):
+    return load_data(DIGITS, device, **options)
 
 
 def failing(began: float, how: str) -> str:
@@ -304,3 +307,41 @@ def test_stand_ins_have_the_shapes_of_the_store(tmp_path):
         experts.snapshots(1, [0, 10])[1], end
     )
     assert torch.allclose(flatten(experts.load(0, 10)), end) and not experts.load(0, 10).training
+
+
+SCRIPT = """
+from pathlib import Path
+import torch
+from sklearn.datasets import load_digits
+import ddengine, synth
+
+with Path("runs.txt").open("a") as told:
+    told.write("run")
+digits = load_digits()
+images = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16
+labels = torch.tensor(digits.target)
+data = ddengine.Dataset.of((images[:300], labels[:300]), test=(images[300:400], labels[300:400]))
+recipe = synth.find(
+    "dm/fashion_mnist_ipc1_small",
+    model="mlp",
+    data={"limit": None},
+    objective={"real_batch": 10},
+    outer={"steps": 2, "evaluate_every": 0, "picture_every": 0},
+    evaluation={"epochs": 2, "lr_grid": (0.01,), "full_steps": 5},
+)
+print([row["name"] for row in ddengine.estimate(data, recipe, progress=False).rows])
+"""
+
+
+def test_a_script_without_a_guard_is_not_run_again(tmp_path):
+    """Its work is not done again in the processes that calibrate, and images that Python holds are
+    calibrated as others are.
+    """
+    (tmp_path / "script.py").write_text(SCRIPT)
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "['buffer', 'distill', 'evaluate']" in done.stdout
+    assert (tmp_path / "runs.txt").read_text() == "run"

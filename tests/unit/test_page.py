@@ -156,7 +156,7 @@ def test_page_says_what_was_done(made, whole):
     assert not reader.open
     for words in (
         "Distillation report: alpha", "dm/tiny", "A note.", "digits, limit 200, validation 0.1", "CPU toy, 2 cores", "torch 9.9", "abcdef123456",
-        "77.5 to 82.5", "Distillation 2 min", "Peak memory of the distillation 123 MB", "Distilled is not anonymous",
+        "77.5 to 82.5", "Outer steps of the distillation 2 min", "Peak memory of the distillation 123 MB", "Distilled is not anonymous",
         "last iterate", "on a validation split", "looked at once a network", "python run.py distill dm/tiny", "--seed 3",
         "python run.py evaluate runs/alpha --protocol fast --models mlp", "Loss of the distillation", "Learned learning rate", "Validation accuracy",
     ):  # fmt: skip
@@ -324,7 +324,7 @@ def test_unfinished_run_says_so(folder):
 
 def test_several_runs(folder, tmp_path):
     """A table on top, curves in one figure, a heat map of all sets and networks, a section each,
-    the split of the variance.
+    a table of settings over seeds.
     """
     other = Path(shutil.copytree(folder, tmp_path / "beta"))
     meta = json.loads((other / "distilled/meta.json").read_text())
@@ -353,15 +353,13 @@ def test_several_runs(folder, tmp_path):
     assert "alpha: distilled" in reader.text and "beta: random" in reader.text
     overlaid = re.search(r"<figure class=\"plot\">(.*?)</figure>", content, re.DOTALL)[1]
     assert "var(--c0)" in overlaid and "var(--c1)" in overlaid
-    pytest.importorskip("ddengine.evaluation.scores")
-    split = re.search(r"Variance between distillations.*?<tbody>(.*?)</tbody>", content, re.DOTALL)[
-        1
-    ]
-    cells = re.findall(r"<td[^>]*>(.*?)</td>", split)
+    body = re.search(r"Settings over distillations.*?<tbody>(.*?)</tbody>", content, re.DOTALL)[1]
+    mean, _, between, within, number = re.findall(r"<td[^>]*>(.*?)</td>", body)
     # sqrt(0.015 / 3), the networks move together
-    assert cells[:4] == ["mlp", "75.0", "7.1", "1.0"] and cells[4:6] == ["2", "3"]
+    assert [mean, between, within, number] == ["75.0", "7.07", "1.00", "2"]
+    assert "row 1: alpha, beta" in reader.text
     files.write_json(other / "distilled/meta.json", meta)  # the same seed is no other distillation
-    assert "Variance between" not in html(folder, other)
+    assert "Settings over" not in html(folder, other)
 
 
 def test_equal_names_are_told_apart(made, twice):
