@@ -107,11 +107,9 @@ def evaluate(
         seed: decides networks, orders, augmentation and random draws.
         device: auto, cpu, cuda or cuda:N.
         precision: fp32, tf32 or bf16.
-        quick: a first answer, marked so: 3 networks a row, two rates, as many updates as the
-            validation split shows a set to need, a quarter of `full_seconds`.
+        quick: a first answer: 3 networks a row, two rates, updates cut to what validation needs.
         full_seconds: that the row of full data may take on a network, else cut; None: no limit.
-        reuse_baselines: read baselines of the same images, networks and protocol that another
-            evaluation has trained. They lie in .baselines beside the folder of the run.
+        reuse_baselines: read what other evaluations keep in .baselines, beside their runs.
         progress: as `distill` takes it.
         restart: evaluate again although evaluation.json is there, with baselines trained again.
         strict: refuse an evaluation.json of other settings; False takes it as it is.

@@ -118,7 +118,9 @@ class Bench:
     outputs: int | None = None  # of a network that is trained towards them; None: the classes
     said: set[str] = field(default_factory=set)  # warnings
     sizes: dict[str, int] = field(default_factory=dict)  # examples of contenders, by name
-    asked_others: set[str] = field(default_factory=set)  # what other evaluations did not know
+    # what other evaluations were asked and told, by what it is remembered by
+    asked_others: set[str] = field(default_factory=set)
+    told_others: set[str] = field(default_factory=set)
 
     @property
     def threads(self) -> int:

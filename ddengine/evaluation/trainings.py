@@ -79,31 +79,37 @@ def known(bench: Bench, group: Group) -> Json | None:
     key, keep = key_of(bench, group)
     result = bench.memo.get(key)
     if result is None:
-        result = _of_others(bench, group, keep)
+        result = _of_others(bench, group, key, keep)
         if result is not None:
             bench.memo.put(key, result, keep=keep)
-    if result is not None:
-        return result
-    parts = [bench.memo.get(piece.key) for piece in pieces_of(bench, group)]
-    if None in parts:
-        return None
-    result = _together(parts)
-    bench.memo.put(key, result, keep=False)  # its networks are kept one by one
-    if keep and group.all.who.baseline:
-        bench.shared.put(baselines.of_training(bench, group.all), result)
+            return result
+        parts = [bench.memo.get(piece.key) for piece in pieces_of(bench, group)]
+        if None in parts:
+            return None
+        result = _together(parts)
+        bench.memo.put(key, result, keep=False)  # its networks are kept one by one
+    _tell_others(bench, group, key, keep, result)
     return result
 
 
-def _of_others(bench: Bench, group: Group, keep: bool) -> Json | None:
+def _of_others(bench: Bench, group: Group, key: str, keep: bool) -> Json | None:
     """What another evaluation has found out about a baseline; None where none has."""
     if not keep or not group.all.who.baseline or bench.shared.root is None:
         return None
-    key, _ = key_of(bench, group)
     if key in bench.asked_others:
         return None
     bench.asked_others.add(key)
     result = bench.shared.get(baselines.of_training(bench, group.all))
     return None if result is None else {**result, "remembered": True}
+
+
+def _tell_others(bench: Bench, group: Group, key: str, keep: bool, result: Facts) -> None:
+    """Let other evaluations know, once, what came of a baseline here."""
+    if not keep or not group.all.who.baseline or bench.shared.root is None:
+        return
+    if key not in bench.told_others and not result.get("remembered"):
+        bench.told_others.add(key)
+        bench.shared.put(baselines.of_training(bench, group.all), result)
 
 
 def _together(parts: Sequence[Any]) -> Json:
