@@ -61,7 +61,7 @@ def generate(
         UserError: a network that nobody names, a recipe without experts, data that do not go, a
             folder that holds something else.
     """
-    check_run(seed, precision)
+    check_run(0 if seed is None else seed, precision)
     stores = _stores_of(buffer, model, data)
     if seed is not None:
         stores = stores.of_seed(seed)

@@ -96,14 +96,30 @@ def check_factories(
                 f"The function for the network {name!r} returned the same network twice; let it "
                 "make a new one at each call."
             )
+        check_outputs(first, f"The network {name!r}", image_shape, num_classes)
+
+
+def check_outputs(
+    network: nn.Module, called: str, image_shape: ImageShape, num_classes: int
+) -> None:
+    """Let a network of the user look at two images.
+
+    Raises UserError where it cannot, and for outputs that are no logits.
+    """
+    try:
         with torch.no_grad(), scoped(generator(0)):
-            output = first.eval()(torch.zeros(2, *image_shape))
-        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        if shape != (2, num_classes):
-            raise UserError(
-                f"The network {name!r} gives {shape} for two images {image_shape}, and logits of "
-                f"{num_classes} classes are (2, {num_classes}); mend its last layer."
-            )
+            output = network.eval()(torch.zeros(2, *image_shape))
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        first_line, *_ = str(error).splitlines() or [type(error).__name__]
+        raise UserError(
+            f"{called} cannot take images {image_shape} ({first_line}); make one that does."
+        ) from None
+    shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    if shape != (2, num_classes):
+        raise UserError(
+            f"{called} gives {shape} for two images {image_shape}, and logits of "
+            f"{num_classes} classes are (2, {num_classes}); mend its last layer."
+        )
 
 
 def build(factory: Factory, image_shape: ImageShape, num_classes: int, rng: Generator) -> nn.Module:
