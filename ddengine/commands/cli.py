@@ -6,7 +6,7 @@ import io
 import re
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import tyro
 
@@ -46,6 +46,14 @@ def _of_types(wrong: str) -> str:
     if m := re.fullmatch(r"(\S+): could not convert string to float: '(.*)'", wrong):
         return f"{m[1]} takes a number, and got {m[2]}"
     return wrong
+
+
+def show_help(command: str, defaults: Any, said: str = "") -> NoReturn:
+    """Show the flags of a command with these defaults, below a line that says what they are of."""
+    if said:
+        log.say(said)
+    parse(type(defaults), ["--help"], defaults, command)
+    raise SystemExit(0)
 
 
 def sentence(complaint: str, prog: str) -> str:

@@ -115,8 +115,7 @@ def _maker(
     """What makes the network from a generator."""
     if isinstance(network, nn.Module):
         if num_classes is not None:
-            looked_at = copy.deepcopy(network).cpu()
-            brought.check_outputs(looked_at, "The network", shape, num_classes)
+            brought.check_network(copy.deepcopy(network).cpu(), shape, num_classes)
         return lambda rng: copy.deepcopy(network)
     assert num_classes is not None, "of a set that does not say its classes, give num_classes"
     if isinstance(network, str):

@@ -186,9 +186,9 @@ def test_networks_that_do_not_fit_are_told_before_training(result):
     asked = partial(ddengine.train, result, progress=False)
     with pytest.raises(UserError, match=r"The network gives \(2, 3\) for two images"):
         asked(linear((1, 8, 8), 3))
-    with pytest.raises(UserError, match=r"The network cannot take images .*; make one that does"):
+    with pytest.raises(UserError, match="The network 'network' that you bring fails"):
         asked(torch.nn.Linear(3, 3))
-    with pytest.raises(UserError, match="The network 'wrong' cannot take images"):
+    with pytest.raises(UserError, match="The network 'wrong' that you bring fails"):
         ddengine.evaluate(
             result, models={"wrong": lambda shape, num: torch.nn.Linear(3, 3)}, progress=False
         )
