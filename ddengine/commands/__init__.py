@@ -13,7 +13,7 @@ import os
 import sys
 
 from ddengine.system import program
-from ddengine.system.errors import unknown
+from ddengine.system.errors import UserError, unknown
 
 DEMO = "mtt/digits_ipc1"
 # command -> the module of this package whose `main` takes its arguments
@@ -82,6 +82,11 @@ def usage() -> str:
 def run(args: list[str]) -> None:
     """Dispatch a command line. Raises UserError for a command that does not exist."""
     command, rest = args[0], args[1:]
+    if command.startswith("-"):
+        raise UserError(
+            f"{command} stands before the command; write {program.name()} COMMAND first, and its "
+            "flags behind it."
+        )
     if command not in COMMANDS:
         raise unknown("command", command, COMMANDS)
     importlib.import_module(f"ddengine.commands.{COMMANDS[command]}").main(rest)
@@ -101,4 +106,6 @@ def main(args: list[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from ddengine.commands.cli import run as guarded  # torch takes seconds to import
 
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # recipes of a package in this folder, however it was started
     return guarded(lambda: run(words))

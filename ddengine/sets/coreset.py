@@ -30,13 +30,13 @@ LOOKING = EvalConfig(protocol="coreset", epochs=10**9, augment=AugmentConfig(ops
 
 
 def check_ipc(real: RealSet, ipc: int, class_names: tuple[str, ...]) -> None:
-    """Raise UserError naming a class that has fewer than `ipc` images."""
-    for name, members in zip(class_names, real.members, strict=True):
-        if ipc > len(members):
-            raise UserError(
-                f"ipc {ipc} is more than the {len(members)} training images of class {name!r}; "
-                "lower ipc or raise data.limit."
-            )
+    """Raise UserError naming the smallest class where it has fewer than `ipc` images."""
+    fewest, name = min(zip(map(len, real.members), class_names, strict=True))
+    if ipc > fewest:
+        raise UserError(
+            f"ipc {ipc} is more than the {fewest} training images of class {name!r}; lower ipc, or "
+            "have more images of it (data.limit)."
+        )
 
 
 def random_index(real: RealSet, ipc: int, class_names: tuple[str, ...], rng: Generator) -> Tensor:
