@@ -6,11 +6,12 @@ from functools import partial
 from pathlib import Path
 
 from buffers import experts
-from buffers.open import EXPERTS, Place, Stores
+from buffers.open import Place, Stores
 from buffers.store import MANIFEST, ExpertStore, StoreGroup
 from ddengine.api.checks import check_run
 from ddengine.api.inputs import Images, Source, dataset_of
 from ddengine.artefact import runs
+from ddengine.artefact.runs import EXPERTS
 from ddengine.data import Data
 from ddengine.data.torch_dataset import OWN
 from ddengine.models import build_model

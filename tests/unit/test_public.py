@@ -1,5 +1,6 @@
 """The public names: callable whatever has been imported, and one run with the command line."""
 
+import ast
 import importlib
 import itertools
 import json
@@ -74,6 +75,23 @@ def test_public_names_stay_callable_after_every_module_is_imported():
             assert callable(value) or name.isupper(), name
             assert name not in modules or callable(value), name
     assert not set(ddengine.__all__) & {m.name for m in pkgutil.iter_modules(ddengine.__path__)}
+
+
+@pytest.mark.parametrize("package", [ddengine, buffers, synth])
+def test_type_checkers_see_the_public_names(package):
+    """What is imported for them is what is loaded when it is asked for, from the same modules."""
+    (block,) = (
+        node
+        for node in ast.parse(Path(package.__file__).read_text()).body
+        if isinstance(node, ast.If)
+    )
+    seen = {}
+    for statement in block.body:
+        if isinstance(statement, ast.ImportFrom):
+            seen |= {alias.asname: statement.module for alias in statement.names}
+    assert seen == package._PLACES and package.__all__ == sorted(seen)
+    with pytest.raises(AttributeError, match=f"{package.__name__}' has no attribute 'nothing'"):
+        package.nothing  # noqa: B018
 
 
 def test_public_functions_show_a_call():
