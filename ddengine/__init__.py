@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ddengine.api.score import rank, score
     from ddengine.api.select import select
     from ddengine.data import Dataset, Preprocess
-    from ddengine.recipe import EvalConfig, Recipe
+    from ddengine.recipe import EvalConfig, Recipe, for_networks
     from ddengine.system.errors import UserError
     from ddengine.uses.continual import ContinualConfig
 
@@ -52,6 +52,7 @@ _PLACES = {
     "estimate": "ddengine.api.estimate",
     "evaluate": "ddengine.api.evaluate",
     "export": "ddengine.api.export",
+    "for_networks": "ddengine.recipe",
     "inspect": "ddengine.api.describe",
     "load": "ddengine.api.results",
     "merge": "ddengine.api.merge",
@@ -77,6 +78,7 @@ __all__ = [
     "estimate",
     "evaluate",
     "export",
+    "for_networks",
     "inspect",
     "load",
     "merge",

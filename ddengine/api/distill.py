@@ -33,7 +33,7 @@ from ddengine.objective import Objective
 from ddengine.pages import figures, overview, writing
 from ddengine.plan import bounds, jobs
 from ddengine.prepare import check_networks, prepare, reads_experts, shipped
-from ddengine.recipe import Recipe, digest
+from ddengine.recipe import Recipe, digest, for_networks
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system import dist, files, log, runtime
 from ddengine.system.errors import UserError
@@ -169,6 +169,7 @@ def distill(
     recipe: Recipe,
     experts: Experts | ExpertSource | None = None,
     *,
+    models: Sequence[str] = (),
     folder: Path | str | None = None,
     seed: int = 0,
     device: str = "auto",
@@ -201,6 +202,7 @@ def distill(
             zca) apply to any images.
         experts: what `buffers.generate(data, recipe)` returns, or `buffers.stores(recipe)` for
             those that lie in experts/; for recipes that read experts.
+        models: networks that the images are made for, as `for_networks` says; none: the recipe's.
         folder: where the run is kept: the same call, or the same command, continues an unfinished
             run and reads a finished one. "auto" is the folder that the command line would name;
             None leaves nothing behind.
@@ -232,6 +234,7 @@ def distill(
     """
     began = time.perf_counter() - seconds_before
     _check_asked(recipe, seed, precision, folder)
+    recipe = for_networks(recipe, models)
     if classes is not None:
         data = Dataset.of(data, classes)
     with log.shown(progress):

@@ -17,6 +17,7 @@ from ddengine.recipe import (
     EvalConfig,
     ObjectiveT,
     Recipe,
+    for_networks,
     parametrised,
     require,
     to_dict,
@@ -47,6 +48,9 @@ class Options(Generic[RecipeT]):
     out: Path | None = None
     # expert store, or with teachers the folder of their stores; None: experts/FINGERPRINT
     experts: Path | None = None
+    # networks that the images are made for, and evaluated on: they take turns where the objective
+    # draws networks, and are the teachers of a recipe with teachers; none: the recipe's
+    networks: Annotated[tuple[str, ...], tyro.conf.arg(name="for")] = ()
     restart: bool = False  # begin anew, deleting what the folder holds
     compile: bool = False  # compile the inner training step
     force: bool = False  # start although memory or disk are estimated not to do
@@ -115,10 +119,15 @@ def options_of(
         recipe = replace(recipe, evaluation=named)
     kind = flags[parametrised(recipe)]
     options = cli.parse(kind, rest, kind(recipe=recipe), command if fixed else f"{command} {name}")
-    options = replace(options, recipe=as_changed(options.recipe, recipe))
     if flags is ContinualOptions:
-        return options
-    return replace(options, command=(command, *args))
+        return replace(options, recipe=as_changed(options.recipe, recipe))
+    if command == "select" and len(options.networks) > 1:
+        raise UserError(
+            f"--for names {len(options.networks)} networks, and select chooses images once, "
+            "through one; name one."
+        )
+    changed = as_changed(for_networks(options.recipe, options.networks), recipe)
+    return replace(options, recipe=changed, command=(command, *args))
 
 
 def _without_recipe(command: str, args: list[str], flags: Any) -> NoReturn:
