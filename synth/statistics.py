@@ -157,6 +157,8 @@ class StatisticsMatching(ObjectiveConfig, Generic[BatchesT]):
             works.append("yin2024cda")
         if self.adjust:
             works.append("du2024dwa")
+        if self.turns == "steps":
+            works.append("shao2024gvbsm")
         return tuple(works)
 
     @property

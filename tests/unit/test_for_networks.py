@@ -14,7 +14,7 @@ from ddengine.data import load_data
 from ddengine.objective import InTurn, environments, objective_of
 from ddengine.plan import bounds, calibrate
 from ddengine.plan.jobs import Job
-from ddengine.prepare import prepare
+from ddengine.prepare import check_networks, prepare
 from ddengine.recipe import DataConfig, for_networks, resolved, to_dict
 from ddengine.system.errors import UserError
 from synth.catalogue import find
@@ -100,6 +100,11 @@ def test_a_network_that_is_named_twice_is_refused():
         for_networks(dm(), ["mlp", "lenet", "mlp"])
     with pytest.raises(UserError, match="has teachers; name them"):
         replace(find("sre2l/cifar10_ipc10"), more_models=("mlp",))
+
+
+def test_every_network_is_built_before_the_first_step(data):
+    with pytest.raises(UserError, match="Unknown network 'lenett'"):
+        check_networks(replace(dm(), more_models=("lenett",)), data)
 
 
 # Turns of teachers
