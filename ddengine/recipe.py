@@ -30,6 +30,7 @@ LATE: Mapping[str, Any] = {"late": True}
 
 BASELINES = (
     "random",
+    "equal_bytes",
     "herding",
     "full",
     "random_soft",
@@ -532,9 +533,10 @@ class EvalConfig:
     lr: float = 0.01  # learning rate where none is chosen and none was learned
     lr_grid: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03, 0.1)
     search_networks: int = 1  # networks per learning rate tried
-    # random | random_soft (with the labels of the set: of its teachers, else of a network trained
-    # on the full data) | hard_labels (the set with its classes) | eight_bit (the set as its PNG
-    # files say it) | herding | k_centre | k_means | forgetting | el2n | full
+    # random | equal_bytes (as many random images as the bytes of the set hold) | random_soft (with
+    # the labels of the set: of its teachers, else of a network trained on the full data) |
+    # hard_labels (the set with its classes) | eight_bit (the set as its PNG files say it) | herding
+    # | k_centre | k_means | forgetting | el2n | full
     baselines: tuple[str, ...] = ("random", "herding", "full", "eight_bit")
     # all baselines but full have as many epochs as the set, or as many updates
     baseline_steps: Literal["epochs", "updates"] = "epochs"
@@ -617,7 +619,8 @@ class EvalConfig:
             if name not in BASELINES:
                 raise unknown("baseline", name, BASELINES)
         require(
-            not {"random", "random_soft"} & set(self.baselines) or self.num_networks >= 3,
+            not {"random", "equal_bytes", "random_soft"} & set(self.baselines)
+            or self.num_networks >= 3,
             "evaluation.num_networks must be at least 3 to draw 3 random sets, got "
             f"{self.num_networks}; "
             "raise it or leave random out of evaluation.baselines.",

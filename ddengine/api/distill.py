@@ -213,7 +213,7 @@ def distill(
         progress: whether bars and notes are shown, in a terminal or a notebook; or a function of
             (title, done, total, note) that is told of progress in place of bars. What it raises
             stops the run, which the same call with a folder continues.
-        restart: begin anew, deleting what the folder holds of an earlier run.
+        restart: begin anew, deleting what the folder holds.
         force: start although memory or disk are estimated not to do; False looks first.
         tensorboard: also write TensorBoard files into the folder.
         classes: names (or numbers) of all classes where images that Python holds are only of some,
@@ -234,13 +234,10 @@ def distill(
     """
     began = time.perf_counter() - seconds_before
     _check_asked(recipe, seed, precision, folder)
-    recipe = for_networks(recipe, models)
-    if classes is not None:
-        data = Dataset.of(data, classes)
     with log.shown(progress):
         job = job_of(
-            dataset_of(data),
-            recipe,
+            dataset_of(data) if classes is None else Dataset.of(data, classes),
+            for_networks(recipe, models),
             experts,
             seed=seed,
             device=device,

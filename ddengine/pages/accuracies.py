@@ -1,10 +1,13 @@
 """The accuracies of one run and of several, as the tables of a page."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from ddengine.evaluation import scores
-from ddengine.evaluation.tables import interval_of, percent
-from ddengine.pages import facts
+from ddengine.evaluation import settings
+from ddengine.evaluation.comparison import compare
+from ddengine.evaluation.settings import Evaluated
+from ddengine.evaluation.tables import economies, interval_of, marked, percent, set_of
+from ddengine.pages import comparing, facts
 from ddengine.pages.reading import Run
 from ddengine.pages.words import (
     NONE,
@@ -15,7 +18,6 @@ from ddengine.pages.words import (
     filled,
     in_percent,
     interval,
-    plain,
 )
 from ddengine.system.log import size
 from ddengine.types import Json, Row
@@ -36,7 +38,7 @@ def accuracies(run: Run) -> Json:
     rows = []
     for row, line in zip(run.rows, lines, strict=True):
         shown = {
-            "set": row["set"],
+            "set": set_of(row),
             "model": row["model"],
             "own": row["set"] == run.result["set"],
             "cells": cells_of(line, head),
@@ -49,6 +51,7 @@ def accuracies(run: Run) -> Json:
         "model": run.models[0],
         "interval": interval_of(run.evaluation) if run.has_intervals else "",
         "balanced": BALANCED in head,
+        "notes": economies(run.evaluation),
     }
 
 
@@ -109,8 +112,8 @@ def classes(run: Run) -> Json:
 def _set_and_network(run: Run, row: Row) -> str:
     """The set of a row, and its network where the evaluation has several."""
     if len(run.models) == 1:
-        return row["set"]
-    return f"{row['set']}, {row['model']}"
+        return set_of(row)
+    return f"{set_of(row)}, {row['model']}"
 
 
 def rates_were_chosen(run: Run) -> bool:
@@ -153,7 +156,7 @@ def _compared(run: Run) -> dict[str, str]:
         "ipc": facts.images_per_class(run),
         "Seed": facts.seed(run),
         "Network": str(run.result.get("model", "")),
-        "Accuracy %": cell(run.result, "accuracy_mean", percent),
+        "Accuracy %": marked(cell(run.result, "accuracy_mean", percent), run.evaluation),
         "95 % interval": between,
         "Bytes": num_bytes,
         "% of images": share,
@@ -161,27 +164,21 @@ def _compared(run: Run) -> dict[str, str]:
     }
 
 
-def variance(runs: Sequence[Run]) -> list[Json]:
-    """How accuracies vary between distillations and between networks, for the template.
+def by_setting(runs: Sequence[Run]) -> list[Mapping[str, Any]]:
+    """A table of settings over distillations and networks, for the template.
 
-    One entry for each recipe of which there are runs of several seeds, and each network that all of
-    them know.
+    One for each group of runs that may be compared. A group that is one distillation has none.
     """
-    entries = []
-    for group in scores.splits([(run.name, run.meta, run.evaluation) for run in runs]):
-        split = group["split"]
-        cells = [
-            in_percent(split["mean"]),
-            in_percent(split["between_std"]),
-            in_percent(split["within_std"]),
-            plain(split["num_distillations"]),
-            plain(split["num_networks"]),
-        ]
-        entry = {
-            "recipe": group["recipe"],
-            "model": group["model"],
-            "runs": ", ".join(group["runs"]),
-            "cells": cells,
-        }
-        entries.append(entry)
-    return entries
+    known = [Evaluated(run.name, run.meta, run.evaluation) for run in runs if _is_told(run)]
+    tables = []
+    for group in settings.groups(known):
+        comparison = compare(group)
+        if sum(row["num_distillations"] for row in comparison.rows) > 1:
+            tables.append(comparing.of_page(comparison))
+    return tables
+
+
+def _is_told(run: Run) -> bool:
+    """Whether the files of a run say its setting and the accuracies of its networks."""
+    named = bool(run.meta.get("recipe")) and bool(run.data.get("name"))
+    return named and any(row.get("accuracies") for row in run.rows)

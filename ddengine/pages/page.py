@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ddengine.evaluation.tables import set_of
 from ddengine.pages import accuracies, charts, facts, pictures, results
 from ddengine.pages.commands import commands
 from ddengine.pages.heat import heat_table
@@ -86,20 +87,20 @@ def _heat_of(run: Run) -> Json:
     """The accuracies of a run on several networks; empty for a single one."""
     if len(run.models) < 2:
         return {}
-    return heat_table([(row["set"], row) for row in run.rows])
+    return heat_table([(set_of(row), row) for row in run.rows])
 
 
 def _together(runs: Sequence[Run], numbers: Iterator[int]) -> Json:
     """What the template shows of several runs side by side; empty values for a single one."""
     if len(runs) == 1:
-        return {"several": False, "comparison": {}, "overlaid": [], "heat": {}, "variance": []}
+        return {"several": False, "comparison": {}, "overlaid": [], "heat": {}, "settings": []}
     rows = [(f"{run.name}: {row['set']}", row) for run in runs for row in run.rows]
     return {
         "several": True,
         "comparison": accuracies.comparison(runs),
         "overlaid": charts.curves(runs, numbers),
         "heat": heat_table(rows) if rows else {},
-        "variance": accuracies.variance(runs),
+        "settings": accuracies.by_setting(runs),
     }
 
 

@@ -238,7 +238,7 @@ def test_an_alone_network_is_the_model(tmp_path, monkeypatch):
     ("line", "says"),
     [
         ("distill mtt/digits_ipc1 --for mlp lenet", "follows the trajectories of experts"),
-        ("select dm/fashion_mnist_ipc1_small --for mlp lenet", "--for names 2 networks"),
+        ("select dm/fashion_mnist_ipc1_small --for mlp lenet", "--for"),
         ("distill dm/fashion_mnist_ipc1_small --for convnet-d2 mpl", "nearest: mlp"),
         ("distill sre2l/fashion_mnist_ipc10_small --for lenet", "lenet has no BatchNorm"),
     ],
