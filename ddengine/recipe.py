@@ -248,7 +248,7 @@ class InitConfig:
     # random real images of the class | standard normal noise | real images an expert classifies
     # correctly | representative ones, by k-means | coresets: a running mean near the class mean |
     # far from each other | centres of k-means | by forgetting events | by the error of early
-    # networks crops of real images that a teacher is most sure of (RDED)
+    # networks | crops of real images that a teacher is most sure of (RDED)
     kind: Literal[
         "real",
         "noise",
@@ -367,7 +367,8 @@ class OptimConfig:
     lr: float  # step size, in units of the tensor
     momentum: float = 0.5  # of Adam: beta 1
     weight_decay: float = 0.0
-    # adam: with bias correction and eps 1e-8 | adamw: the same, weight decay apart from gradients
+    # sgd: with heavy-ball momentum | adam: with bias correction and eps 1e-8 | adamw: the same,
+    # weight decay apart from gradients
     kind: Literal["sgd", "adam", "adamw"] = "sgd"
     beta2: float = 0.9  # of Adam: decay of the mean of squared gradients
     # of the step size, over all steps, down to 0
@@ -515,7 +516,7 @@ class EvalConfig:
     # of dynamic labels; train normalises by the batch, as SRe2L's code does on CIFAR
     teacher_mode: Literal["eval", "train"] = "eval"
     # with soft labels z, outputs s, class c: ce: cross-entropy with softmax(z) | kl: KL of
-    # softmax(z / T) from softmax(s / T) | mse: of the logits nkd: normalised distillation and
+    # softmax(z / T) from softmax(s / T) | mse: of the logits | nkd: normalised distillation and
     # cross-entropy with c | uskd: without a teacher, of c alone. Hard labels always have ce, or
     # uskd
     loss: Literal["ce", "kl", "mse", "nkd", "uskd"] = "ce"
@@ -526,7 +527,7 @@ class EvalConfig:
     models: tuple[str, ...] = ()  # networks to train; none: the recipe's
     # networks per row, each with its own seed; random: each with its own draw of images
     num_networks: int = 5
-    # where learning rates come from | validation: for each set and network the best of lr_grid, and
+    # where learning rates come from; validation: for each set and network the best of lr_grid, and
     # on the recipe's network the learned one, by the validation split; without such a split as
     # learned | learned: of the set on the recipe's network the learned one, elsewhere lr
     rate: Literal["validation", "learned"] = "validation"
