@@ -101,6 +101,9 @@ def main(args: list[str] | None = None) -> int:
     if words[0] == "--version":
         print(program.version())
         return 0
+    # before torch is imported: a thread that waits for another one is not to keep a core busy,
+    # which other programs, or the threads that it waits for, could have
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from ddengine.commands.cli import run as guarded  # torch takes seconds to import
 
     if "" not in sys.path and os.getcwd() not in sys.path:

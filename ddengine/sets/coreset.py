@@ -214,6 +214,11 @@ class Forgetting:
         return torch.where(self.learnt, self.events, self.shown.max()).double()
 
 
+def fewest_steps(num: int) -> int:
+    """Updates after which each of so many images was shown twice, so that it may be forgotten."""
+    return 2 * -(-num // LOOKING.batch)
+
+
 def forgetting_scores(
     real: RealSet,
     new_model: NewModel,
@@ -228,7 +233,7 @@ def forgetting_scores(
 
     Raises UserError when no image is shown twice, so that none can be forgotten.
     """
-    needed = 2 * -(-len(real) // LOOKING.batch)
+    needed = fewest_steps(len(real))
     if steps < needed:
         raise UserError(
             f"forgetting counts images that are unlearned between two showings, and {steps} "
