@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from ddengine.data import Preprocess as Preprocess
     from ddengine.recipe import EvalConfig as EvalConfig
     from ddengine.recipe import Recipe as Recipe
+    from ddengine.recipe import for_networks as for_networks
     from ddengine.system.errors import UserError as UserError
     from ddengine.uses.continual import ContinualConfig as ContinualConfig
 
@@ -60,6 +61,7 @@ _PLACES = {
     "estimate": "ddengine.api.estimate",
     "evaluate": "ddengine.api.evaluate",
     "export": "ddengine.api.export",
+    "for_networks": "ddengine.recipe",
     "inspect": "ddengine.api.describe",
     "load": "ddengine.api.results",
     "merge": "ddengine.api.merge",

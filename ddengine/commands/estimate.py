@@ -9,7 +9,7 @@ import tyro
 
 import ddengine
 from ddengine.artefact.runs import EXPERTS, RUNS
-from ddengine.commands.options import Machine, OfRecipe, RecipeT, of_recipe, stores_of
+from ddengine.commands.options import ForNetworks, Machine, OfRecipe, RecipeT, of_recipe, stores_of
 from ddengine.commands.process import alone
 from ddengine.plan import estimate as plan
 from ddengine.recipe import to_dict
@@ -17,7 +17,7 @@ from ddengine.system import files, log
 
 
 @dataclass(frozen=True, kw_only=True)
-class EstimateOptions(OfRecipe, Machine, Generic[RecipeT]):
+class EstimateOptions(OfRecipe, ForNetworks, Machine, Generic[RecipeT]):
     """Flags of estimate, then those of the recipe."""
 
     out: Path | None = None  # folder of runs, whose free disk is looked at; None: runs

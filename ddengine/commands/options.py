@@ -12,7 +12,7 @@ from ddengine.artefact.runs import EXPERTS
 from ddengine.commands import DEMO, cli
 from ddengine.commands.flags import values_of
 from ddengine.commands.words import asks_help, taken_flag, taken_name
-from ddengine.recipe import EvalConfig, Recipe, parametrised, to_dict
+from ddengine.recipe import EvalConfig, Recipe, for_networks, parametrised, to_dict
 from ddengine.system import log, program
 from ddengine.system.errors import UserError, unknown
 from ddengine.system.runtime import Precision
@@ -40,7 +40,16 @@ class OfRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(OfRecipe, Machine, Generic[RecipeT]):
+class ForNetworks:
+    """The flag of commands that make images for several networks, or experts for these."""
+
+    # networks that the images are made for, and evaluated on: they take turns where the objective
+    # draws networks, and are the teachers of a recipe with teachers; none: the recipe's
+    networks: Annotated[tuple[str, ...], tyro.conf.arg(name="for")] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(OfRecipe, ForNetworks, Machine, Generic[RecipeT]):
     """Flags of the run, then those of the recipe.
 
     --take PART=RECIPE takes a part from another recipe, e.g. objective.window=datm/cifar10_ipc10,
@@ -87,8 +96,10 @@ def options_of(
         recipe = replace(recipe, evaluation=named)
     kind = flags[parametrised(recipe)]
     options = cli.parse(kind, rest, kind(recipe=recipe), command if fixed else f"{command} {name}")
-    recipe = as_changed(options.recipe, recipe)
-    return replace(options, recipe=recipe, command=(command, *args))
+    changed = options.recipe
+    if isinstance(options, ForNetworks):
+        changed = for_networks(changed, options.networks)
+    return replace(options, recipe=as_changed(changed, recipe), command=(command, *args))
 
 
 def of_recipe(command: str, args: list[str], flags: Any, **how: Any) -> Any:
