@@ -11,10 +11,10 @@ from ddengine.system.lazy import loaded as _loaded
 if TYPE_CHECKING:
     from buffers.exchange import export as export
     from buffers.imports import bring_in as bring_in
+    from buffers.making import generate as generate
     from buffers.open import SetTeachers as SetTeachers
     from buffers.open import Stores as Stores
     from buffers.open import stores as stores
-    from buffers.own import generate as generate
 
 # name -> the module that it is defined in
 _PLACES = {
@@ -22,7 +22,7 @@ _PLACES = {
     "Stores": "buffers.open",
     "bring_in": "buffers.imports",
     "export": "buffers.exchange",
-    "generate": "buffers.own",
+    "generate": "buffers.making",
     "stores": "buffers.open",
 }
 __all__ = list(_PLACES)  # pyright: ignore[reportUnsupportedDunderAll]

@@ -39,6 +39,6 @@ def check_experts(experts: Any) -> None:
     """Raise UserError for a path or a number in place of experts."""
     if isinstance(experts, str | Path | int | float):
         raise UserError(
-            f"experts is {experts!r}; give what buffers.generate(dataset, recipe) returned, or "
+            f"experts is {experts!r}; give what buffers.generate(data, recipe) returned, or "
             "buffers.stores(recipe) for those that lie in a folder."
         )
