@@ -8,7 +8,7 @@ from typing import Annotated, Generic
 import tyro
 
 import ddengine
-from buffers.open import EXPERTS
+from ddengine.artefact.runs import EXPERTS, RUNS
 from ddengine.commands.options import ForNetworks, Machine, OfRecipe, RecipeT, of_recipe, stores_of
 from ddengine.commands.process import alone
 from ddengine.plan import estimate as plan
@@ -47,7 +47,7 @@ def main(args: list[str]) -> None:
         device=options.device,
         precision=options.precision,
         compile=options.compile,
-        folders=(options.experts or EXPERTS, options.out or Path("runs")),
+        folders=(options.experts or EXPERTS, options.out or RUNS),
         parsing=parsing,
     )
     log.console.print(outcome.table())

@@ -64,9 +64,10 @@ class OnPaths:
         """Show the flags, with the defaults of a small recipe where a set decides them."""
         command = f"{self.name} {self.shown}"
         if self.by_recipe is None:
-            cli.show_help(command, self.flags())
+            cli.show_help(self.flags, command, self.flags())
         started = f"{program.name()} {command}"
         cli.show_help(
+            self.flags,
             command,
             self.by_recipe(find(DEMO)),
             f"{started} [flags]: the defaults below are those of {DEMO}; {started} --help shows "

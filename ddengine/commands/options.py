@@ -7,7 +7,8 @@ from typing import Annotated, Any, Generic, NoReturn, TypeVar
 
 import tyro
 
-from buffers.open import EXPERTS, Stores
+from buffers.open import Stores
+from ddengine.artefact.runs import EXPERTS
 from ddengine.commands import DEMO, cli
 from ddengine.commands.flags import values_of
 from ddengine.commands.words import asks_help, taken_flag, taken_name
@@ -130,8 +131,9 @@ def _without_recipe(command: str, args: list[str], flags: Any) -> NoReturn:
             "lists them."
         )
     cli.show_help(
+        flags[NoRecipe],
         f"{command} RECIPE",
-        flags[NoRecipe](recipe=NoRecipe()),
+        flags(recipe=NoRecipe()),
         f"{started} {command} RECIPE [flags]: the general flags are below; {started} {command} "
         f"{DEMO} --help shows those of a recipe too, {started} recipes lists the recipes.",
     )

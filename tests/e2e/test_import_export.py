@@ -342,7 +342,7 @@ REFUSED = {
     "out-is-a-file": (
         [*IMPORT, "--files", "images_1.pt", "--out", "note.pt"],
         "note.pt is a file",
-        "--out",
+        "name a folder",
     ),
     "out-is-a-store": (
         [*IMPORT, "--files", "pt", "--out", "store"],

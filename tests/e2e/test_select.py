@@ -219,7 +219,7 @@ REFUSED = [
     (["select", RECIPE, *SMALL, "--out", "store", "--restart"], ("--restart would delete store",)),
     (
         ["select", RECIPE, *SMALL, "--out", "store/manifest.json"],
-        ("manifest.json is a file", "--out"),
+        ("manifest.json is a file", "name a folder"),
     ),
 ]
 
