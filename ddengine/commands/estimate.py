@@ -13,7 +13,8 @@ import tyro
 
 import ddengine
 from ddengine.artefact.runs import EXPERTS, RUNS
-from ddengine.commands.options import ForNetworks, Machine, OfRecipe, RecipeT, of_recipe, stores_of
+from ddengine.commands.on_recipe import of_recipe, stores_of
+from ddengine.commands.options import ForNetworks, Machine, OfRecipe, RecipeT
 from ddengine.commands.process import alone
 from ddengine.commands.words import is_flag
 from ddengine.plan import estimate as plan
