@@ -7,7 +7,8 @@ from typing import Annotated, Generic
 import tyro
 
 import buffers
-from ddengine.commands.options import ForNetworks, Machine, OfRecipe, RecipeT, of_recipe
+from ddengine.commands.on_recipe import of_recipe
+from ddengine.commands.options import ForNetworks, Machine, OfRecipe, RecipeT
 from ddengine.commands.process import start
 from ddengine.system import log
 from ddengine.system.errors import UserError

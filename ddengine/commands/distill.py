@@ -4,7 +4,8 @@ import time
 
 import ddengine
 from ddengine import commands
-from ddengine.commands.options import Options, of_recipe, stores_of
+from ddengine.commands.on_recipe import of_recipe, stores_of
+from ddengine.commands.options import Options
 from ddengine.commands.process import start
 from synth.cite import bibtex
 

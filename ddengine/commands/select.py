@@ -8,7 +8,8 @@ from typing import Annotated, Generic
 import tyro
 
 import ddengine
-from ddengine.commands.options import Machine, OfRecipe, RecipeT, as_kind, of_recipe, stores_of
+from ddengine.commands.on_recipe import of_recipe, stores_of
+from ddengine.commands.options import Machine, OfRecipe, RecipeT, as_kind
 from ddengine.commands.process import alone
 from ddengine.recipe import BufferT, CodecT, ObjectiveT, Recipe, require
 from synth.cite import bibtex

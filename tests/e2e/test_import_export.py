@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 import buffers
 import ddengine
-from ddengine.commands.options import options_of
+from ddengine.commands.on_recipe import options_of
 from ddengine.system.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("no_chart")

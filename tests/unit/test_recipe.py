@@ -302,7 +302,7 @@ def test_take_of_what_is_not_there(assignment, says):
 
 
 def test_take_on_the_command_line():
-    from ddengine.commands.options import options_of
+    from ddengine.commands.on_recipe import options_of
 
     options = options_of(
         "distill",
