@@ -40,7 +40,7 @@ from ddengine.types import Experts
 
 NEEDED = {"name", "model", "data", "evaluation"}  # of the recipe in meta.json
 CONTROLS = ("random_soft", "hard_labels")  # without which soft labels pass for distillation
-FULL_SECONDS = 60.0  # that networks on the full data may take, on each network
+FULL_SECONDS = 120.0  # that networks on the full data may take, on each network
 QUICK_SHARE = 0.25  # of these seconds in a quick evaluation
 Networks = Sequence[str | Factory] | Mapping[str, Factory]
 

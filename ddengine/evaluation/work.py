@@ -26,6 +26,7 @@ from ddengine.system.workers import Worker, Workers, working
 from ddengine.types import Facts
 
 MODULE = "ddengine.evaluation.beside"  # whose `main` a worker runs
+LOOK_AFTER = 5.0  # seconds of the first network from which on there is a first look
 TELLING = 1.0  # seconds of a training from which on it tells how long others take
 
 
@@ -65,7 +66,8 @@ def _sharing(
         if processes > 1:
             workers = stack.enter_context(working(processes, MODULE, bench.threads))
         if first is not None:
-            watch.look(first, paces)
+            # other processes take seconds to start, in which this one looks anyway
+            watch.look(first, paces, LOOK_AFTER if workers is None else 0.0)
         yield workers, paces
 
 
