@@ -19,7 +19,7 @@ from ddengine.evaluation.pace import (
     updates_in_time,
 )
 from ddengine.evaluation.plan import Choice, Measure, Plan, Row, Step
-from ddengine.evaluation.trainings import Piece, cut_key
+from ddengine.evaluation.trainings import Piece, cut_key, decide
 from ddengine.evaluation.watch import Watch
 from ddengine.system import runtime
 from ddengine.system.workers import Worker, Workers, working
@@ -230,7 +230,7 @@ class _Work:
         bench, row = step.bench, step.row
         self.paces.learn(row.model, images_of(bench, row.who), pace.update)
         num = updates_in_time(bench, (row.who, row.model), pace, self.processes, beside=step.beside)
-        bench.memo.put(cut_key(row.who, row.model), {"updates": num, "update": pace.update})
+        decide(bench, row.who, row.model, num)
 
 
 def _key(step: Step) -> str:
