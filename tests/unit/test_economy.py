@@ -3,6 +3,7 @@ baselines that others have trained, networks in other processes; and real images
 """
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -408,15 +409,10 @@ def test_the_number_of_processes_and_threads_is_chosen_once(data, monkeypatch, t
     lines = list(map(json.loads, text.splitlines()))
     assert {"threads": 1, "processes": 1}.items() <= {e["key"]: e["value"] for e in lines}.items()
     path.write_text(text.replace('"key": "threads", "value": 1', '"key": "threads", "value": 2'))
-    seen, original = set(), bench.Bench.accuracies
-
-    def watching(self, asked):
-        seen.add(torch.get_num_threads())
-        return original(self, asked)
-
-    monkeypatch.setattr(bench.Bench, "accuracies", watching)
+    asked = []
+    monkeypatch.setattr(work.runtime, "on_threads", lambda num: asked.append(num) or nullcontext())
     result = evaluate(a_set(data), data, SHORT, MODEL, memo_path=path, **options)
-    assert seen == {2} and result["threads"] == 2 and torch.get_num_threads() == 1
+    assert asked == [2] and result["threads"] == 2
 
 
 def test_what_the_user_brings_stays_in_this_process(data, two_threads, monkeypatch):
