@@ -25,6 +25,7 @@ from ddengine.evaluation import tables
 from ddengine.evaluation.baselines import FOLDER
 from ddengine.evaluation.bench import Economy
 from ddengine.evaluation.brought import Factory, Trainer, name_of, stable_name
+from ddengine.evaluation.pace import FULL_SECONDS
 from ddengine.evaluation.train import train_one
 from ddengine.evaluation.user_file import FromFile, from_file, names_file
 from ddengine.learning.teachers import load_all
@@ -40,8 +41,7 @@ from ddengine.types import Experts
 
 NEEDED = {"name", "model", "data", "evaluation"}  # of the recipe in meta.json
 CONTROLS = ("random_soft", "hard_labels")  # without which soft labels pass for distillation
-FULL_SECONDS = 60.0  # that networks on the full data may take, on each network
-QUICK_SHARE = 0.25  # of these seconds in a quick evaluation
+QUICK_SHARE = 1 / 6  # of full_seconds in a quick evaluation
 Networks = Sequence[str | Factory] | Mapping[str, Factory]
 
 

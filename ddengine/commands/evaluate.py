@@ -10,7 +10,6 @@ import tyro
 
 import ddengine
 from ddengine import commands
-from ddengine.api.evaluate import FULL_SECONDS
 from ddengine.api.evaluate_all import beside
 from ddengine.api.outcomes import Outcome
 from ddengine.api.results import Distilled
@@ -19,6 +18,7 @@ from ddengine.commands.flags import flag_of
 from ddengine.commands.on_set import OnPaths, asked, by_recipe, of_set
 from ddengine.commands.options import OfEvaluation
 from ddengine.commands.process import alone
+from ddengine.evaluation.pace import FULL_SECONDS
 from ddengine.evaluation.tables import Sort
 from ddengine.recipe import EvalConfig
 from ddengine.system.errors import UserError
@@ -32,7 +32,7 @@ class EvaluateOptions(OfEvaluation):
     """Flags of evaluate."""
 
     # a first answer in a minute: 3 networks a row, two learning rates, as many updates as the
-    # validation split shows a set to need, a quarter of full_seconds; marked as quick everywhere
+    # validation split shows a set to need, a sixth of full_seconds; marked as quick everywhere
     quick: bool = False
     # that networks on the full data may take on each network: where they would take longer, they
     # have fewer updates, and their row is marked; None: as long as they take

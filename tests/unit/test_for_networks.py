@@ -10,13 +10,16 @@ from helpers import CPU, run
 from safetensors.torch import load_file
 
 import ddengine
+from ddengine import turns
 from ddengine.data import load_data
-from ddengine.objective import InTurn, environments, objective_of
+from ddengine.objective import environments
 from ddengine.plan import bounds, calibrate
 from ddengine.plan.jobs import Job
 from ddengine.prepare import check_networks, prepare
 from ddengine.recipe import DataConfig, for_networks, resolved, to_dict
 from ddengine.system.errors import UserError
+from ddengine.system.rng import generator
+from ddengine.turns import InTurn, objective_of
 from synth.catalogue import find
 from synth.statistics import OnePerClass, StatisticsMatching
 
@@ -105,6 +108,42 @@ def test_a_network_that_is_named_twice_is_refused():
 def test_every_network_is_built_before_the_first_step(data):
     with pytest.raises(UserError, match="Unknown network 'lenett'"):
         check_networks(replace(dm(), more_models=("lenett",)), data)
+
+
+# Turns of networks
+
+
+def test_networks_have_equal_weight_where_a_run_starts(data):
+    """Whose own distances differ by orders of magnitude."""
+    recipe = for_networks(dm(), [WIDE, "lenet", NARROW])
+    syn, objective = prepare(recipe, data, CPU, None, seed=0)
+    lengths = [turns._slope(one, syn, ["images"]) for one in objective.alone()]
+    assert max(lengths) > 100 * min(lengths)
+    assert objective.scales[0] == 1.0
+    weighted = [length * scale for length, scale in zip(lengths, objective.scales, strict=True)]
+    assert weighted == pytest.approx([lengths[0]] * 3, rel=1e-4)
+    assert objective.facts() == {"scales": objective.scales}
+    # and the losses have it
+    for step in range(3):
+        totals = []
+        for of in (objective.alone()[step], objective):
+            rng = generator(1, "losses", step)
+            totals.append(float(sum(of.losses(syn, {}, step, rng))))
+        assert totals[1] == pytest.approx(totals[0] * objective.scales[step])
+
+
+def test_a_network_that_moves_nothing_keeps_its_weight(data, monkeypatch):
+    recipe = for_networks(dm(), [WIDE, "lenet", NARROW])
+    lengths = iter([2.0, 0.0, 0.5])
+    monkeypatch.setattr(turns, "_slope", lambda *asked: next(lengths))
+    _, objective = prepare(recipe, data, CPU, None, seed=0)
+    assert objective.scales == [1.0, 1.0, 4.0]
+
+
+def test_one_network_has_no_scale(data):
+    _, objective = prepare(dm(), data, CPU, None, seed=0)
+    assert not isinstance(objective, InTurn) and objective.facts() == {}
+    assert objective.alone() == [objective]
 
 
 # Turns of teachers
@@ -213,6 +252,8 @@ def test_the_command_and_python_make_the_same_set(tmp_path, monkeypatch, capsys)
     assert torch.equal(made.tensors["images"], stored["images"])
     meta = json.loads(Path("one/distilled/meta.json").read_text())
     assert meta["recipe"]["more_models"] == [NARROW]
+    first, second = meta["distillation"]["scales"]
+    assert first == 1.0 and 0 < second != 1.0
     card = Path("one/distilled/README.md").read_text()
     assert f"{WIDE}, {NARROW}, in turn" in card
     assert f"Fitted to 2 networks (`{WIDE}`, `{NARROW}`)" in card
