@@ -17,6 +17,7 @@ from ddengine.system import compat as _compat  # noqa: F401  before anyone impor
 from ddengine.system.lazy import loaded as _loaded
 
 if TYPE_CHECKING:
+    from ddengine.api.advise import advise as advise
     from ddengine.api.compare import compare as compare
     from ddengine.api.continual import continual as continual
     from ddengine.api.describe import inspect as inspect
@@ -55,6 +56,7 @@ _PLACES = {
     "Preprocess": "ddengine.data",
     "Recipe": "ddengine.recipe",
     "UserError": "ddengine.system.errors",
+    "advise": "ddengine.api.advise",
     "compare": "ddengine.api.compare",
     "continual": "ddengine.api.continual",
     "distill": "ddengine.api.distill",

@@ -19,6 +19,7 @@ DEMO = "mtt/digits_ipc1"
 # command -> the module of this package whose `main` takes its arguments
 COMMANDS = {
     "demo": "demo",
+    "advise": "advise",
     "estimate": "estimate",
     "buffer": "buffer",
     "distill": "distill",
@@ -43,6 +44,8 @@ usage: run.py COMMAND [arguments]
 
   demo                        digits, one image per class, in minutes on a CPU: experts,
                               distillation, evaluation, report
+  advise [--data...] [--minutes N]
+                              recipes for images and a time: what they take, what to expect
   estimate RECIPE... [flags]  what buffer, distill and evaluate will cost here: time, memory, disk
                               (a minute for small recipes); --json PATH
   buffer RECIPE [flags]       train and store the expert trajectories of a recipe
