@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from buffers.exchange import export
     from buffers.imports import bring_in
+    from buffers.maker import ExpertMaker
     from buffers.open import SetTeachers, Stores, stores
     from buffers.own import generate
 
 # name -> the module that it is defined in
 _PLACES = {
+    "ExpertMaker": "buffers.maker",
     "SetTeachers": "buffers.open",
     "Stores": "buffers.open",
     "bring_in": "buffers.imports",
@@ -22,7 +24,7 @@ _PLACES = {
     "generate": "buffers.own",
     "stores": "buffers.open",
 }
-__all__ = ["SetTeachers", "Stores", "bring_in", "export", "generate", "stores"]
+__all__ = ["ExpertMaker", "SetTeachers", "Stores", "bring_in", "export", "generate", "stores"]
 
 
 def __getattr__(name: str) -> Any:

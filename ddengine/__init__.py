@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ddengine.api.results import Distilled, load
     from ddengine.api.score import rank, score
     from ddengine.api.select import select
+    from ddengine.api.sweep import sweep
     from ddengine.data import Dataset, Preprocess
     from ddengine.recipe import EvalConfig, Recipe
     from ddengine.system.errors import UserError
@@ -63,6 +64,7 @@ _PLACES = {
     "report": "ddengine.api.report",
     "score": "ddengine.api.score",
     "select": "ddengine.api.select",
+    "sweep": "ddengine.api.sweep",
     "train": "ddengine.api.evaluate",
 }
 __all__ = [
@@ -89,6 +91,7 @@ __all__ = [
     "report",
     "score",
     "select",
+    "sweep",
     "train",
 ]
 

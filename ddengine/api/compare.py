@@ -17,6 +17,7 @@ from ddengine.pages import comparing
 from ddengine.system import files
 from ddengine.system.errors import UserError
 
+TITLE = "test accuracy by setting"
 SWEEP = "sweep.json"  # marks the folder of a sweep, which stands for its runs
 
 
@@ -63,28 +64,35 @@ def compare(
             "compare each group of runs for itself" + ("." if across else _advice(first, other))
         )
     comparison = compared(read, to=_reference(to, read), across=across)
-    made = outcome(comparison)
+    write_comparison(comparison, TITLE, csv=csv, latex=latex, figure=figure, x=x)
+    return Outcome(
+        asdict(comparison),
+        comparison.rows,
+        partial(comparing.table, comparison, TITLE),
+        (comparing.SHORT_TITLES, *comparison.notes),
+        title=TITLE,
+    )
+
+
+def write_comparison(
+    comparison: Comparison,
+    title: str,
+    *,
+    csv: Path | str | None,
+    latex: Path | str | None,
+    figure: Path | str | None,
+    x: str | None,
+) -> None:
+    """Write the files that are named; `x` is as `compare` takes it."""
     if csv is not None:
         _write(Path(csv), comparing.csv_text(comparison))
     if latex is not None:
-        _write(Path(latex), comparing.latex_text(comparison, made.title))
+        _write(Path(latex), comparing.latex_text(comparison, title))
     if figure is not None:
         from ddengine.pages import comparison_figure
 
         files.make_folder(Path(figure).parent)
         comparison_figure.draw(Path(figure), comparison, x)
-    return made
-
-
-def outcome(comparison: Comparison) -> Outcome:
-    """A comparison as a table."""
-    return Outcome(
-        asdict(comparison),
-        comparison.rows,
-        partial(comparing.table, comparison, "test accuracy by setting"),
-        (comparing.SHORT_TITLES, *comparison.notes),
-        title="test accuracy by setting",
-    )
 
 
 def _advice(first: Sequence[Evaluated], other: Evaluated) -> str:

@@ -46,7 +46,11 @@ class Distillations:
 
 
 def compare(
-    runs: Sequence[Evaluated], *, to: Evaluated | int | None = None, across: bool = False
+    runs: Sequence[Evaluated],
+    *,
+    to: Evaluated | int | None = None,
+    across: bool = False,
+    always: Sequence[str] = (),
 ) -> Comparison:
     """Compare runs that may be compared (`settings.groups`), at least one.
 
@@ -55,10 +59,12 @@ def compare(
         to: a run, or the number of a setting from 1, whose setting the others are compared with;
             None: that of the first run, where there are several.
         across: whether runs of different protocols are compared, by the fields that differ.
+        always: fields that are columns though no settings differ in them.
     """
     of_settings, repeated = _by_setting(runs, across)
     values = [one.values for one in of_settings]
-    fields, said = settings.columns(values)
+    differing, said = settings.columns(values)
+    fields = list(dict.fromkeys([*always, *differing]))
     number = _number(of_settings, to, across)
     models = dict.fromkeys(model for run in runs for model in run.models)
     rows: list[Json] = []

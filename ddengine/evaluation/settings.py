@@ -137,6 +137,7 @@ def protocol_of(run: Evaluated) -> Json:
         protocol.pop(name, None)
     facts = {f"evaluation.{name}": value for name, value in flat(protocol).items()}
     rows = run.evaluation["rows"]
+    facts["evaluation.quick"] = bool(run.evaluation.get("quick"))
     facts["the training function"] = rows[0].get("trained_by")
     facts["the precision of the evaluation"] = run.evaluation.get("precision")
     return facts
@@ -153,6 +154,8 @@ def setting(run: Evaluated, *, across: bool = False) -> Json:
     values = flat(recipe)
     for name in NO_SETTING:
         values.pop(name, None)
+    if recipe.get("buffer"):
+        values.setdefault("buffer.seed", 0)  # which is left out where it is 0
     values["precision"] = run.meta.get("precision")
     if "selected" in run.meta:
         values["selected"] = run.meta["selected"]["kind"]

@@ -1,6 +1,6 @@
 """A comparison of settings as one figure: accuracy against bytes, images, seconds or a setting."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,13 @@ def axis_of(comparison: Comparison, wanted: str | None) -> str:
     if name not in (*MEASURES, *comparison.fields):
         raise unknown("axis in --x", wanted, [*MEASURES, *comparison.fields])
     return name
+
+
+def check_axis(wanted: str, fields: Iterable[str]) -> None:
+    """Raise UserError for an axis that rows with these settings will not have."""
+    named = [field for field in fields if field == wanted or field.endswith(f".{wanted}")]
+    if wanted not in MEASURES and not named:
+        raise unknown("axis in --x", wanted, [*MEASURES, *fields])
 
 
 def _is_number(comparison: Comparison, name: str) -> bool:
