@@ -6,12 +6,9 @@ from pathlib import Path
 import ddengine
 from ddengine.api.compare import SWEEP
 from ddengine.artefact.runs import is_set
-from ddengine.commands import cli
-from ddengine.commands.options import paths_of
-from ddengine.commands.words import asks_help
+from ddengine.commands.on_set import OnPaths
 from ddengine.system import log
 
-RUNS = "the folders of runs that were evaluated, or of sweeps"
 FIGURE = Path("comparison.png")
 
 
@@ -31,12 +28,24 @@ class CompareOptions:
     x: str | None = None
 
 
+def is_run_or_sweep(path: Path) -> bool:
+    """Whether a path is that of a run, a set or a sweep."""
+    return is_set(path) or (path / SWEEP).is_file()
+
+
+COMMAND = OnPaths(
+    "compare",
+    CompareOptions,
+    what="the folders of runs that were evaluated, or of sweeps",
+    shown="RUN...",
+    is_meant=is_run_or_sweep,
+)
+
+
 def main(args: list[str]) -> None:
     """The command."""
-    if asks_help(args):
-        cli.parse(CompareOptions, ["--help"], CompareOptions(), "compare RUN ...")
-    paths, flags = paths_of(args, "compare", RUNS, is_run_or_sweep)
-    options = cli.parse(CompareOptions, flags, CompareOptions(), "compare RUN ...")
+    paths, flags = COMMAND.paths(args)
+    options = COMMAND.parse("RUN...", flags)
     figure = options.figure or (FIGURE if options.x is not None else None)
     outcome = ddengine.compare(
         paths,
@@ -53,8 +62,3 @@ def main(args: list[str]) -> None:
     written = [path for path in (options.csv, options.latex, figure) if path is not None]
     if written:
         log.say(f"written: {', '.join(map(str, written))}")
-
-
-def is_run_or_sweep(path: Path) -> bool:
-    """Whether a path is that of a run, a set or a sweep."""
-    return is_set(path) or (path / SWEEP).is_file()

@@ -9,12 +9,14 @@ import tyro
 
 import buffers
 import ddengine
+from ddengine.api.outcomes import Outcome
 from ddengine.api.sweep import FILES
 from ddengine.changes import kind_of
 from ddengine.commands import cli
 from ddengine.commands.bring_in import without_flags
 from ddengine.commands.evaluate import EvaluateOptions
-from ddengine.commands.options import RecipeT, named_protocol, options_of, print_config
+from ddengine.commands.flags import flag_of, values_of
+from ddengine.commands.options import OfRecipe, RecipeT, named_protocol, of_recipe
 from ddengine.commands.process import alone
 from ddengine.commands.words import is_flag, taken_name
 from ddengine.recipe import EvalConfig, Recipe
@@ -26,7 +28,7 @@ from synth.cite import bibtex
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepOptions(Generic[RecipeT]):
+class SweepOptions(OfRecipe, Generic[RecipeT]):
     """Flags of sweep, then those of the recipe; those of evaluate may be given, too.
 
     Each run is what distill and evaluate make of the same flags; it lies in FOLDER/runs.
@@ -53,34 +55,23 @@ class SweepOptions(Generic[RecipeT]):
     compile: bool = False  # compile the inner training step
     force: bool = False  # start although memory or disk are estimated not to do
     tensorboard: bool = False  # also write TensorBoard files into the runs' folders
-    print_config: bool = False  # print the resolved recipe that all runs start from and stop
-    command: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()  # the command line
     recipe: Annotated[RecipeT, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff]
 
 
 # flags that the distill command of a run has not, or with other values
 NOT_OF_DISTILL = ("grid", "seeds", "jobs", "to", "x", "seed", "out", "restart", "print_config")
-# arguments of ddengine.evaluate that are no further ones, or are given as those of the sweep
-OF_SWEEP = (
-    "data",
-    "protocol",
-    "experts",
-    "folder",
-    "seed",
-    "device",
-    "precision",
-    "restart",
-)
+# arguments of ddengine.evaluate that are flags of its own
+OF_EVALUATE = ("quick", "full_seconds", "reuse_baselines")
 
 
 def main(args: list[str]) -> None:
     """The command."""
-    name, words = taken_name(args, RECIPES)
+    name, words = taken_name(args, RECIPES, _values())
     of_evaluate, rest = evaluate_words(words)
     line = rest if name is None else [name, *rest]
-    options: SweepOptions[Recipe] = options_of("sweep", line, flags=SweepOptions)
-    if options.print_config:
-        return print_config(options.recipe)
+    options: SweepOptions[Recipe] | None = of_recipe("sweep", line, SweepOptions)
+    if options is None:
+        return
     alone("sweep")
     outcome = ddengine.sweep(
         None,
@@ -103,6 +94,11 @@ def main(args: list[str]) -> None:
         bibtex=bibtex,
         command=("distill", *without_flags(line, NOT_OF_DISTILL)),
     )
+    _show(outcome)
+
+
+def _show(outcome: Outcome) -> None:
+    """The table, and where everything lies. Raises UserError where runs failed."""
     log.console.print(outcome.table())
     for note in outcome.notes:
         log.say(note)
@@ -118,39 +114,42 @@ def main(args: list[str]) -> None:
         )
 
 
+def _values() -> dict[str, int | None]:
+    """How many values the flags of evaluate and of sweep take."""
+    return values_of(EvaluateOptions) | values_of(SweepOptions, Recipe)
+
+
 def evaluate_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(the flags that only evaluate has, with their values; the other words)."""
+    """(the flags that evaluate has and sweep has not, with their values; the other words)."""
+    only = values_of(EvaluateOptions).keys() - values_of(SweepOptions, Recipe).keys()
     of_evaluate: list[str] = []
     others: list[str] = []
     taken = others
     for word in words:
         if is_flag(word):
-            name = word.lstrip("-").partition("=")[0].partition(".")[0].replace("-", "_")
-            taken = of_evaluate if name in _only_of_evaluate() else others
+            taken = of_evaluate if flag_of(word) in only else others
         taken.append(word)
     return of_evaluate, others
 
 
-def _only_of_evaluate() -> set[str]:
-    names = {field.name for field in (*fields(EvaluateOptions), *fields(EvalConfig))}
-    return names - {field.name for field in (*fields(SweepOptions), *fields(Recipe))}
-
-
 def evaluation_of(words: Sequence[str], recipe: Recipe) -> dict[str, Any]:
-    """The arguments of ddengine.evaluate that the flags of evaluate alone make."""
+    """The arguments of ddengine.evaluate that differ from those that it has by itself."""
     protocol = named_protocol(list(words), "--protocol") or recipe.evaluation
     defaults = EvaluateOptions(data=recipe.data, evaluation=protocol)
     options = cli.parse(EvaluateOptions, list(words), defaults, "sweep")
     evaluation: dict[str, Any] = {"command": ("evaluate", *words)}
-    for name, value in options.asked().items():
-        if name not in OF_SWEEP:
+    for name in OF_EVALUATE:
+        value = getattr(options, name)
+        if value != getattr(defaults, name):
             evaluation[name] = value
     changes = {}
     for field in fields(EvalConfig):
         value = getattr(options.evaluation, field.name)
         if value != getattr(recipe.evaluation, field.name):
             changes[field.name] = value
-    return evaluation | ({"protocol": changes} if changes else {})
+    if changes:
+        evaluation["protocol"] = changes
+    return evaluation
 
 
 def seeds_of(text: str) -> list[int]:
