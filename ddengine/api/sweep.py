@@ -4,7 +4,7 @@ import fcntl
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from ddengine.api.checks import check_folder, check_recipe, check_run
 from ddengine.api.compare import SWEEP, TITLE, evaluated, write_comparison
 from ddengine.api.distill import Bibtex
 from ddengine.api.experts import ExpertMaker
-from ddengine.api.inputs import Images
+from ddengine.api.inputs import Images, default_folder
 from ddengine.api.outcomes import Outcome
 from ddengine.api.sweeping import (
     Checks,
@@ -93,14 +93,8 @@ def sweep(
         x: what the figure shows accuracy against: ipc, bytes, seconds or a setting; None: the first
             setting that is a number.
         seed: of the evaluations; all have networks of the same seeds.
-        device: auto, cpu, cuda or cuda:N.
-        precision: fp32, tf32 or bf16.
-        compile: whether the inner training step is compiled.
-        progress: as `distill` takes it.
+        device, precision, compile, progress, force, tensorboard, bibtex: as `distill` takes them.
         restart: begin all runs anew, deleting what the folder holds of them.
-        force: start although memory or disk are estimated not to do; False looks first.
-        tensorboard: also write TensorBoard files into the runs' folders.
-        bibtex: makes the BibTeX entries for the cards of the sets, such as `synth.bibtex`.
         command: the words of `distill` by which a command line asked for this.
 
     Raises:
@@ -125,24 +119,29 @@ def sweep(
         command=tuple(command),
     )
     check_arguments(common.evaluation)
-    wanted = _identity(recipe, common)
-    path = _default_folder(recipe, wanted) if folder is None else Path(folder)
     axes = dict(grid or {})
     with log.shown(progress):
+        path = _default_folder(recipe, common) if folder is None else Path(folder)
         plans = planned(recipe, axes, seeds, path)
         _check_shown(axes, to, x)
-        checks = Checks.of(common)
-        _check_sweep(path, wanted)
-        for place, run in enumerate(plans):
-            # what is to be said is said of all runs alike
-            with log.shown(place == 0 and progress):
-                checks.check(run)
-        at_a_time = _jobs(jobs, common.device)
+        of = _identity(recipe, common)
+        _check_sweep(path, of)
+        work = _Work(plans, _checked(plans, common), _jobs(jobs, device))
         with _locked(path):
-            _remember(path, wanted, plans)
-            work = _Work(plans, checks, at_a_time)
+            _remember(path, of, plans)
             work.do()
-        return _told(path, plans, work.failed, axes, to, x)
+        return _Told(path, plans, work.failed, axes).outcome(to, x)
+
+
+def _checked(plans: Sequence[PlannedRun], common: Common) -> Checks:
+    """What was loaded to check all runs. Raises UserError for settings that do not go."""
+    checks = Checks.of(common)
+    first, *others = plans
+    checks.check(first)
+    with log.shown(False):  # what is to be said is said of all runs alike
+        for run in others:
+            checks.check(run)
+    return checks
 
 
 def _identity(recipe: Recipe, common: Common) -> dict[str, Any]:
@@ -156,8 +155,8 @@ def _identity(recipe: Recipe, common: Common) -> dict[str, Any]:
     }
 
 
-def _default_folder(recipe: Recipe, identity: Mapping[str, Any]) -> Path:
-    return Path("runs") / f"sweep-{recipe.name.replace('/', '-')}-{digest(identity)}"
+def _default_folder(recipe: Recipe, common: Common) -> Path:
+    return default_folder(f"sweep-{recipe.name}", _identity(recipe, common))
 
 
 def _check_sweep(folder: Path, wanted: Mapping[str, Any]) -> None:
@@ -169,17 +168,17 @@ def _check_sweep(folder: Path, wanted: Mapping[str, Any]) -> None:
             )
         return
     stored = naming.read_json(folder / SWEEP, "of", "runs")["of"]
-    differing = [name for name, value in wanted.items() if stored.get(name) != value]
-    if differing:
-        what = "recipe" if differing[0] == "resolved" else differing[0]
-        raise UserError(
-            f"{folder} holds a sweep of another {what}; name another folder with --out."
-        )
+    for name, value in wanted.items():
+        if stored.get(name) != value:
+            what = name.replace("resolved", "recipe")
+            raise UserError(
+                f"{folder} holds a sweep of another {what}; name another folder with --out."
+            )
 
 
 def _check_shown(axes: Mapping[str, Sequence[Any]], to: int | None, x: str | None) -> None:
     """Raise UserError for a row that there will not be, and an axis that no row says."""
-    rows = math.prod(map(len, axes.values()))
+    rows = _num_settings(axes)
     if to is not None and not 1 <= to <= rows:
         raise UserError(f"--to {to} names no row: there are {rows} settings, counted from 1.")
     if x is not None:
@@ -231,25 +230,29 @@ class _Work:
     def do(self) -> None:
         """Make the experts, then the runs; finished ones are left as they are."""
         common = self.checks.common
-        left = [run for run in self.plans if common.restart or not run.is_finished]
-        if left:
-            self._say(len(left))
-        else:
-            log.say(f"all {len(self.plans)} runs are finished; --restart begins anew")
+        left = []
+        for run in self.plans:
+            if common.restart or not run.is_finished:
+                left.append(run)
+        self._say(len(left))
         self._make_experts(left)
-        tasks = {run.name: DoRun(run, common) for run in left if run.name not in self.failed}
+        tasks = {}
+        for run in left:
+            if run.name not in self.failed:
+                tasks[run.name] = DoRun(run, common)
         with log.progress("sweep", len(self.plans), len(self.plans) - len(tasks)) as bar:
             watcher = _Watcher(bar, self.failed)
             pool.run_all(tasks, watcher, jobs=self.jobs, threads=1)
 
     def _say(self, left: int) -> None:
         """How many runs there are to do, and how many at a time."""
-        done = len(self.plans) - left
-        finished = f", {done} of them finished" if done else ""
-        at_a_time = min(self.jobs, left)
-        log.say(
-            f"{len(self.plans)} runs{finished}; {at_a_time} at a time, each on one thread (--jobs)"
-        )
+        runs = f"{len(self.plans)} runs"
+        if not left:
+            log.say(f"all {runs} are finished; --restart begins anew")
+            return
+        if left < len(self.plans):
+            runs += f", {len(self.plans) - left} of them finished"
+        log.say(f"{runs}; {min(self.jobs, left)} at a time, each on one thread (--jobs)")
 
     def _make_experts(self, left: Sequence[PlannedRun]) -> None:
         """Make the experts that runs lack; of a store that fails no run can be made."""
@@ -257,8 +260,8 @@ class _Work:
         if not needed:
             return
         tasks = {}
-        for following in needed.values():
-            tasks[following[0].name] = MakeExperts(following[0].recipe, self.checks.common)
+        for first, *_ in needed.values():
+            tasks[first.name] = MakeExperts(first.recipe, self.checks.common)
         log.say(f"experts: {len(tasks)} of the stores that the runs follow lack some")
         failed: dict[str, Ended] = {}
         at_a_time = min(self.jobs, len(tasks))
@@ -266,10 +269,10 @@ class _Work:
             watcher = _Watcher(bar, failed, halves=False)
             threads = max(1, self.jobs // at_a_time)
             pool.run_all(tasks, watcher, jobs=at_a_time, threads=threads)
-        for following in needed.values():
-            if following[0].name in failed:
-                for run in following:
-                    self.failed[run.name] = failed[following[0].name]
+        for first, *others in needed.values():
+            if first.name in failed:
+                for run in (first, *others):
+                    self.failed[run.name] = failed[first.name]
 
 
 class _Watcher:
@@ -320,52 +323,65 @@ def _in_words(value: Mapping[str, Any]) -> str:
     return f"{reached} in {log.duration(value['distilling'] + value['evaluating'])}"
 
 
-def _told(
-    folder: Path,
-    plans: Sequence[PlannedRun],
-    failed: Mapping[str, Ended],
-    axes: Mapping[str, Sequence[Any]],
-    to: int | None,
-    x: str | None,
-) -> Outcome:
-    """The table of a sweep, which is written into its folder too."""
-    failures = []
-    for run in plans:
-        if run.name in failed:
-            end = failed[run.name]
-            facts = {"run": run.name, "settings": dict(run.values), "seed": run.seed}
-            failures.append(facts | {"error": end.error})
-            if end.details:
-                files.make_folder(folder / "failed")
-                files.write_text(folder / "failed" / f"{run.name}.txt", end.details)
-    read = {run.name: evaluated(run.folder) for run in plans if run.name not in failed}
-    content: dict[str, Any] = {"failed": failures, "rows": []}
-    notes = [f"failed: {one['run']}: {one['error']}" for one in failures]
-    if not read:
-        table = partial(_only_failures, failures, list(axes))
-        return Outcome(content, [], table, tuple(notes), folder, TITLE)
-    reference = _reference(plans, read, math.prod(map(len, axes.values())), to)
-    comparison = compare(list(read.values()), to=reference, across=True, always=list(axes))
-    csv, latex, figure = (folder / name for name in FILES)
-    write_comparison(comparison, TITLE, csv=csv, latex=latex, figure=figure, x=x)
-    return Outcome(
-        {**content, "rows": comparison.rows, "fields": comparison.fields, "to": comparison.to},
-        comparison.rows,
-        partial(_table, comparison, failures),
-        (comparing.SHORT_TITLES, *comparison.notes, *notes),
-        folder,
-        TITLE,
-    )
+@dataclass(frozen=True)
+class _Told:
+    """What a sweep says in the end."""
 
+    folder: Path
+    plans: Sequence[PlannedRun]
+    failed: Mapping[str, Ended]  # by the names of runs
+    axes: Mapping[str, Sequence[Any]]
 
-def _reference(
-    plans: Sequence[PlannedRun], read: Mapping[str, Evaluated], settings: int, to: int | None
-) -> Evaluated | None:
-    """A finished run of the setting with this number; None without any."""
-    if to is None:
+    def outcome(self, to: int | None, x: str | None) -> Outcome:
+        """The table, which is written into the folder too."""
+        failures = list(map(self._failure, filter(self._has_failed, self.plans)))
+        notes = tuple(f"failed: {one['run']}: {one['error']}" for one in failures)
+        content = {"failed": failures, "rows": []}
+        read = {}
+        for run in self.plans:
+            if not self._has_failed(run):
+                read[run.name] = evaluated(run.folder)
+        if not read:
+            table = partial(_only_failures, failures, list(self.axes))
+            return Outcome(content, [], table, notes, self.folder, TITLE)
+        comparison = compare(
+            list(read.values()), to=self._reference(read, to), across=True, always=list(self.axes)
+        )
+        csv, latex, figure = (self.folder / name for name in FILES)
+        write_comparison(comparison, TITLE, csv=csv, latex=latex, figure=figure, x=x)
+        return Outcome(
+            {**content, **asdict(comparison)},
+            comparison.rows,
+            partial(_table, comparison, failures),
+            (comparing.SHORT_TITLES, *comparison.notes, *notes),
+            self.folder,
+            TITLE,
+        )
+
+    def _has_failed(self, run: PlannedRun) -> bool:
+        return run.name in self.failed
+
+    def _failure(self, run: PlannedRun) -> dict[str, Any]:
+        """What is said of a run that failed; what only a programmer reads lies in a file."""
+        end = self.failed[run.name]
+        if end.details:
+            files.make_folder(self.folder / "failed")
+            files.write_text(self.folder / "failed" / f"{run.name}.txt", end.details)
+        settings = dict(run.values)
+        return {"run": run.name, "settings": settings, "seed": run.seed, "error": end.error}
+
+    def _reference(self, read: Mapping[str, Evaluated], to: int | None) -> Evaluated | None:
+        """A finished run of the setting with this number; None without any."""
+        if to is None:
+            return None
+        for run in self.plans[to - 1 :: _num_settings(self.axes)]:
+            if run.name in read:
+                return read[run.name]
         return None
-    of_setting = [run.name for run in plans[to - 1 :: settings]]
-    return next((read[name] for name in of_setting if name in read), None)
+
+
+def _num_settings(axes: Mapping[str, Sequence[Any]]) -> int:
+    return math.prod(map(len, axes.values()))
 
 
 def _table(comparison: Comparison, failures: Sequence[Mapping[str, Any]]) -> Table:
@@ -374,8 +390,7 @@ def _table(comparison: Comparison, failures: Sequence[Mapping[str, Any]]) -> Tab
     if failures:
         shown.add_section()
     for one in failures:
-        values = [one["settings"].get(name) for name in comparison.fields]
-        words = map(comparing.value_in_words, values)
+        words = comparing.settings_in_words(one, comparison.fields)
         shown.add_row("", *words, f"seed {one['seed']} failed")
     return shown
 
@@ -386,6 +401,6 @@ def _only_failures(failures: Sequence[Mapping[str, Any]], fields: Sequence[str])
     for name in (*fields, "seed", ""):
         shown.add_column(name)
     for one in failures:
-        words = [comparing.value_in_words(one["settings"][name]) for name in fields]
+        words = comparing.settings_in_words(one, fields)
         shown.add_row(*words, str(one["seed"]), "failed")
     return shown

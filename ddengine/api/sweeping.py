@@ -40,6 +40,7 @@ from ddengine.system.runtime import Precision
 CPU = torch.device("cpu")
 # arguments of `evaluate` that a sweep gives
 GIVEN = ("of", "data", "experts", "folder", "seed", "device", "precision", "progress", "restart")
+DECIDES_NOTHING = {"name", *PROSE, *NO_SETTING, *(f"evaluation.{name}" for name in NO_PROTOCOL)}
 QUICK_STARTS = ("real", "noise")  # kinds of initial images that take no time to make
 NO_NAME = re.compile(r"[^\w.,=+-]+")  # what the name of a folder has not
 LONGEST = 120  # characters of such a name
@@ -88,7 +89,8 @@ class PlannedRun:
         """The words of `distill` by which it differs from the others."""
         words = []
         for path, value in self.values.items():
-            words += [f"--{path}", *map(str, value if isinstance(value, tuple) else [value])]
+            several = value if isinstance(value, tuple) else (value,)
+            words += [f"--{path}", *map(str, several)]
         return [*words, "--seed", str(self.seed), "--out", str(self.folder)]
 
     @property
@@ -114,25 +116,25 @@ def planned(
     short = short_names(list(grid), _fields(recipe))
     plans = []
     for seed, values in itertools.product(seeds, itertools.product(*grid.values())):
-        chosen = {path: _plain(value) for path, value in zip(grid, values, strict=True)}
-        name = _name({short[path]: value for path, value in chosen.items()}, seed)
+        chosen = dict(zip(grid, map(_plain, values), strict=True))
+        named = dict(zip(map(short.get, grid), chosen.values(), strict=True))
+        name = _name(named, seed)
         of_run = as_changed(changed(recipe, nested(chosen)), recipe)
         plans.append(PlannedRun(name, folder / "runs" / name, chosen, seed, of_run))
     return plans
 
 
 def _check_axis(path: str, values: Sequence[Any]) -> None:
-    """Raise UserError for no values, equal ones, and a setting that decides what is tested on."""
+    """Raise UserError for no values, equal ones, and a field that is nothing to sweep."""
     if isinstance(values, str) or not isinstance(values, Sequence) or not values:
         raise UserError(
             f"The grid gives {values!r} for {path}; give a list of values, one at least."
         )
-    if len({repr(value) for value in values}) < len(values):
+    if len(set(map(repr, values))) < len(values):
         raise UserError(f"The grid names a value of {path} twice; name each once.")
-    part, _, name = path.partition(".")
-    of_protocol = part == "evaluation" and name in NO_PROTOCOL
-    if path in (*PROSE, *NO_SETTING, "name") or of_protocol:
+    if path in DECIDES_NOTHING:
         raise UserError(f"{path} decides nothing of a set, so there is nothing to sweep.")
+    part, _, name = path.partition(".")
     if part == "data" and name in OF_THE_TEST:
         raise UserError(
             f"{path} decides which images are tested on, so what comes of its values cannot be "
@@ -141,8 +143,8 @@ def _check_axis(path: str, values: Sequence[Any]) -> None:
 
 
 def _check_seeds(seeds: Sequence[int]) -> None:
-    whole = [seed for seed in seeds if isinstance(seed, int) and not isinstance(seed, bool)]
-    if not whole or len(whole) < len(seeds) or len(set(whole)) < len(whole):
+    are_whole = all(type(seed) is int for seed in seeds)
+    if not seeds or not are_whole or len(set(seeds)) < len(seeds):
         raise UserError(f"seeds is {list(seeds)}; give different whole numbers, one at least.")
 
 
@@ -155,10 +157,12 @@ def _plain(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _name(values: Mapping[str, Any], seed: int) -> str:
+def _name(values: Mapping[str | None, Any], seed: int) -> str:
     """The name of a run's folder, which says its settings."""
-    words = [f"{name}={_in_name(value)}" for name, value in values.items()]
-    name = NO_NAME.sub("-", ",".join([*words, f"seed={seed}"]))
+    words = []
+    for name, value in {**values, "seed": seed}.items():
+        words.append(f"{name}={_in_name(value)}")
+    name = NO_NAME.sub("-", ",".join(words))
     if len(name) <= LONGEST:
         return name
     return f"{digest([to_dict(values), seed])},seed={seed}"
@@ -167,7 +171,9 @@ def _name(values: Mapping[str, Any], seed: int) -> str:
 def _in_name(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
-    return "x".join(map(_in_name, value)) if isinstance(value, tuple) else str(value)
+    if isinstance(value, tuple):
+        return "x".join(map(_in_name, value))
+    return str(value)
 
 
 # Checking.
@@ -235,7 +241,7 @@ class Checks:
 
 def check_arguments(evaluation: Mapping[str, Any]) -> None:
     """Raise UserError for what `evaluate` does not take, or a sweep gives itself."""
-    known = [name for name in inspect.signature(evaluate).parameters if name not in GIVEN]
+    known = set(inspect.signature(evaluate).parameters) - set(GIVEN)
     for name in evaluation:
         if name not in known:
             raise unknown("argument in evaluation", name, known)
@@ -317,10 +323,9 @@ class DoRun:
 def _brings_own(asked: Mapping[str, Any]) -> bool:
     """Whether an evaluation is of networks, images or a training function of the user."""
     models = asked.get("models", ())
-    named = isinstance(models, str) or all(isinstance(model, str) for model in models)
-    if isinstance(models, Mapping):
-        named = False
-    return not named or asked.get("test") is not None or asked.get("train") is not None
+    if isinstance(models, Mapping) or any(map(callable, models)):
+        return True
+    return asked.get("test") is not None or asked.get("train") is not None
 
 
 def stores_needed(plans: Sequence[PlannedRun], checks: Checks) -> dict[str, list[PlannedRun]]:

@@ -199,9 +199,10 @@ def _rows_of(
 
 def _row(one: Distillations, told: OnNetwork, fields: Sequence[str]) -> Json:
     """What is told of a setting on a network."""
-    values = dict.fromkeys(fields)
+    values = {}
     for name in fields:
-        values[name] = one.values.get(name)
+        if name in one.values:
+            values[name] = one.values[name]
     return {
         "settings": values,
         "ipc": one.values.get("ipc"),
