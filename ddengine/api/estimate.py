@@ -14,6 +14,7 @@ from ddengine.api.experts import ExpertSource, Given, Growing
 from ddengine.api.inputs import Images, dataset_of, pointed_at
 from ddengine.api.outcomes import Outcome
 from ddengine.api.results import load
+from ddengine.artefact.runs import EXPERTS, RUNS
 from ddengine.plan import estimate as plan
 from ddengine.plan.bounds import free_disk
 from ddengine.plan.jobs import Job
@@ -34,7 +35,7 @@ def estimate(
     precision: Precision = "fp32",
     compile: bool = False,
     progress: log.Progress = True,
-    folders: Sequence[Path] = (Path("experts"), Path("runs")),
+    folders: Sequence[Path] = (EXPERTS, RUNS),
     parsing: float = 0.0,
 ) -> Outcome:  # long: its arguments are explained
     """Time, peak memory and disk that experts, distillation and evaluation of a recipe will take.

@@ -73,16 +73,14 @@ def sweep(
         print(table)
 
     Each run has a process of its own, and lies in FOLDER/runs as `distill` and `evaluate` leave it.
-    The same call goes on after an interruption; finished runs are not made again, and more values
-    or seeds may be asked of the same folder. A run that fails is told in the table, and stops no
-    other. Experts that several runs follow are made once. The table is that of `compare`; it lies
-    in the folder as comparison.csv, .tex and .png.
+    The same call goes on after an interruption, and more values or seeds may be asked of the same
+    folder. A run that fails is told in the table, and stops no other. Experts that several runs
+    follow are made once. The table is that of `compare`, and lies in the folder too.
 
     Args:
         data: as `distill` takes it.
         recipe: what all runs start from.
-        grid: values by the dotted name of a field, such as "outer.optim.images.lr"; all
-            combinations are run.
+        grid: values by the dotted names of fields; all combinations are run.
         seeds: of the distillations.
         folder: of the sweep; None: runs/sweep-RECIPE-HASH.
         jobs: how many runs are at work at a time, each on one thread of a CPU; None: as many as
@@ -90,11 +88,16 @@ def sweep(
         experts: `buffers.ExpertMaker()`, for recipes that read experts.
         evaluation: further arguments of `evaluate`: models, baselines, protocol and so on.
         to: the number of the row that others are compared with; None: the first.
-        x: what the figure shows accuracy against: ipc, bytes, seconds or a setting; None: the first
-            setting that is a number.
+        x: of the figure, as `compare` takes it.
         seed: of the evaluations; all have networks of the same seeds.
-        device, precision, compile, progress, force, tensorboard, bibtex: as `distill` takes them.
+        device: auto, cpu, cuda or cuda:N.
+        precision: fp32, tf32 or bf16.
+        compile: whether the inner training step is compiled.
+        progress: as `distill` takes it.
         restart: begin all runs anew, deleting what the folder holds of them.
+        force: as `distill` takes it.
+        tensorboard: also write TensorBoard files into the runs' folders.
+        bibtex: makes the BibTeX entries for the cards of the sets, such as `synth.bibtex`.
         command: the words of `distill` by which a command line asked for this.
 
     Raises:

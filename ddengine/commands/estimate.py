@@ -8,8 +8,9 @@ from typing import Annotated, Generic
 import tyro
 
 import ddengine
-from buffers.open import EXPERTS
-from ddengine.commands.options import Machine, OfRecipe, RecipeT, of_recipe, stores_of
+from ddengine.artefact.runs import EXPERTS, RUNS
+from ddengine.commands.on_recipe import of_recipe, stores_of
+from ddengine.commands.options import ForNetworks, Machine, OfRecipe, RecipeT
 from ddengine.commands.process import alone
 from ddengine.plan import estimate as plan
 from ddengine.recipe import to_dict
@@ -17,7 +18,7 @@ from ddengine.system import files, log
 
 
 @dataclass(frozen=True, kw_only=True)
-class EstimateOptions(OfRecipe, Machine, Generic[RecipeT]):
+class EstimateOptions(OfRecipe, ForNetworks, Machine, Generic[RecipeT]):
     """Flags of estimate, then those of the recipe."""
 
     out: Path | None = None  # folder of runs, whose free disk is looked at; None: runs
@@ -47,7 +48,7 @@ def main(args: list[str]) -> None:
         device=options.device,
         precision=options.precision,
         compile=options.compile,
-        folders=(options.experts or EXPERTS, options.out or Path("runs")),
+        folders=(options.experts or EXPERTS, options.out or RUNS),
         parsing=parsing,
     )
     log.console.print(outcome.table())

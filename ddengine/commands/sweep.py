@@ -16,7 +16,8 @@ from ddengine.commands import cli
 from ddengine.commands.bring_in import without_flags
 from ddengine.commands.evaluate import EvaluateOptions
 from ddengine.commands.flags import flag_of, values_of
-from ddengine.commands.options import OfRecipe, RecipeT, named_protocol, of_recipe
+from ddengine.commands.on_recipe import named_protocol, of_recipe
+from ddengine.commands.options import ForNetworks, OfRecipe, RecipeT
 from ddengine.commands.process import alone
 from ddengine.commands.words import is_flag, taken_name
 from ddengine.recipe import EvalConfig, Recipe
@@ -28,7 +29,7 @@ from synth.cite import bibtex
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepOptions(OfRecipe, Generic[RecipeT]):
+class SweepOptions(OfRecipe, ForNetworks, Generic[RecipeT]):
     """Flags of sweep, then those of the recipe; those of evaluate may be given, too.
 
     Each run is what distill and evaluate make of the same flags; it lies in FOLDER/runs.
