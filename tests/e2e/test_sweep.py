@@ -148,6 +148,9 @@ def test_python_makes_the_same(done, monkeypatch):
     for row, wanted in zip(outcome.rows, by_command.rows, strict=True):
         assert {name: row[name] for name in numbers} == {name: wanted[name] for name in numbers}
     assert "less row 1" in str(outcome)
+    page = ddengine.report("again")
+    assert page == Path("again/report.html")
+    assert page.read_text().count("Settings over distillations") == 1
 
 
 def test_a_killed_sweep_goes_on(tmp_path):
