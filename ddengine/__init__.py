@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ddengine.api.estimate import estimate as estimate
     from ddengine.api.evaluate import evaluate as evaluate
     from ddengine.api.evaluate import train as train
+    from ddengine.api.evaluate_all import evaluate_all as evaluate_all
     from ddengine.api.export import export as export
     from ddengine.api.export import push as push
     from ddengine.api.merge import merge as merge
@@ -61,6 +62,7 @@ _PLACES = {
     "distill": "ddengine.api.distill",
     "estimate": "ddengine.api.estimate",
     "evaluate": "ddengine.api.evaluate",
+    "evaluate_all": "ddengine.api.evaluate_all",
     "export": "ddengine.api.export",
     "for_networks": "ddengine.recipe",
     "inspect": "ddengine.api.describe",

@@ -9,7 +9,7 @@ from torch import Tensor
 from ddengine import naming
 from ddengine.data import Data
 from ddengine.models import build_model, middle
-from ddengine.objective import Objective, environments, objective_of
+from ddengine.objective import Objective, environments
 from ddengine.recipe import Recipe
 from ddengine.sets import labels, synthetic
 from ddengine.sets.codec import Compensated
@@ -19,6 +19,7 @@ from ddengine.system import dist, log
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 from ddengine.system.runtime import Precision
+from ddengine.turns import balanced, objective_of
 from ddengine.types import Experts
 
 ASKS_EXPERTS = ("correct", "representative", "patches")  # kinds of init that look through experts
@@ -96,7 +97,8 @@ def prepare(
         syn = labels.label(syn, experts, recipe.targets)
     # networks have chosen and labelled the images, and ranks need not agree to the last bit
     dist.from_first(syn.tensors.values())
-    return syn, objective
+    learned = syn.by_tensor(recipe.outer.optim).keys() & syn.tensors.keys()
+    return syn, balanced(objective, syn, learned)
 
 
 def shipped(syn: SyntheticSet, recipe: Recipe, experts: Experts | None) -> SyntheticSet:

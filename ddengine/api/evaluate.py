@@ -25,6 +25,7 @@ from ddengine.evaluation import tables
 from ddengine.evaluation.baselines import FOLDER
 from ddengine.evaluation.bench import Economy
 from ddengine.evaluation.brought import Factory, Trainer, name_of, stable_name
+from ddengine.evaluation.pace import FULL_SECONDS
 from ddengine.evaluation.train import train_one
 from ddengine.evaluation.user_file import FromFile, from_file, names_file
 from ddengine.learning.teachers import load_all
@@ -40,8 +41,7 @@ from ddengine.types import Experts
 
 NEEDED = {"name", "model", "data", "evaluation"}  # of the recipe in meta.json
 CONTROLS = ("random_soft", "hard_labels")  # without which soft labels pass for distillation
-FULL_SECONDS = 60.0  # that networks on the full data may take, on each network
-QUICK_SHARE = 0.25  # of these seconds in a quick evaluation
+QUICK_SHARE = 1 / 6  # of full_seconds in a quick evaluation
 Networks = Sequence[str | Factory] | Mapping[str, Factory]
 
 
@@ -73,6 +73,7 @@ def evaluate(
     quick: bool = False,
     full_seconds: float | None = FULL_SECONDS,
     reuse_baselines: bool = True,
+    sort: tables.Sort = "none",
     progress: log.Progress = True,
     restart: bool = False,
     strict: bool = True,
@@ -97,19 +98,18 @@ def evaluate(
             dictionary; None: the set's own.
         test: images to test on in place of the test split: as `Dataset.of` takes them.
         train: a function that trains a network in place of ours.
-        experts: teachers, for dynamic labels and for random images with soft labels: what
-            `buffers.generate` returned, `buffers.stores(recipe)`, or `buffers.SetTeachers()` for
-            those that the set names.
-        folder: where evaluation.json is written. What lies there finished is read, where it is of
-            the same settings. None: the run or the folder of the set; nothing is kept of a set in
-            memory, and of functions, test images or a training function that you bring; networks
-            of a file are told by its digest and kept.
+        experts: teachers of dynamic labels and of random images with soft labels, as `distill`
+            takes them, or `buffers.SetTeachers()` for those that the set names.
+        folder: where evaluation.json is written; one of the same settings there is read. None: the
+            run or the folder of the set; nothing is kept of a set in memory, nor with functions,
+            test images or a training function of yours (networks of a file are kept).
         seed: decides networks, orders, augmentation and random draws.
         device: auto, cpu, cuda or cuda:N.
         precision: fp32, tf32 or bf16.
         quick: a first answer: 3 networks a row, two rates, updates cut to what validation needs.
         full_seconds: that the row of full data may take on a network, else cut; None: no limit.
         reuse_baselines: read what other evaluations keep in .baselines, beside their runs.
+        sort: by what the rows of the table are ordered.
         progress: as `distill` takes it.
         restart: evaluate again although evaluation.json is there, with baselines trained again.
         strict: refuse an evaluation.json of other settings; False takes it as it is.
@@ -145,10 +145,12 @@ def evaluate(
             strict=strict,
             words=tuple(command),
         )
-        return _told(asking, folder, seconds_before)
+        return _told(asking, folder, sort, seconds_before)
 
 
-def _told(asking: "Asking", folder: Path | str | None, seconds_before: float) -> Outcome:
+def _told(
+    asking: "Asking", folder: Path | str | None, sort: tables.Sort, seconds_before: float
+) -> Outcome:
     """An evaluation as a table; that of a set by what it says itself also lies in its folder."""
     of = asking.of
     out = of.run if asking.is_told else None
@@ -157,7 +159,12 @@ def _told(asking: "Asking", folder: Path | str | None, seconds_before: float) ->
     content = asking.evaluation(out, "evaluate", seconds_before)
     if folder is None and of.folder is not None and not asking.brings_own:
         results.add_results(of.folder, dict(content))
-    return outcome(content, of, out)
+    told = outcome(content, of, out, sort)
+    if out is None or len({row["model"] for row in told.rows}) == 1:
+        return told
+    picture = out / "heat_map.png"
+    figures.heat_map(picture, [(of.meta["recipe"]["name"], content)])
+    return replace(told, notes=(*told.notes, f"accuracy of every set on every network: {picture}"))
 
 
 def _economy(quick: bool, full_seconds: float | None, restart: bool) -> Economy:
@@ -173,14 +180,16 @@ def _economy(quick: bool, full_seconds: float | None, restart: bool) -> Economy:
     return Economy(full_seconds * share, quick, renew=restart, looks=True)
 
 
-def outcome(content: Mapping[str, Any], of: Distilled, out: Path | None) -> Outcome:
+def outcome(
+    content: Mapping[str, Any], of: Distilled, out: Path | None, sort: tables.Sort = "none"
+) -> Outcome:
     """An evaluation as a table."""
     on = f" on {content['num_images']['test']} images" if "num_images" in content else ""
     title = f"{tables.marked(of.meta['recipe']['name'], content)}, test accuracy{on}"
     return Outcome(
         content,
         content["rows"],
-        partial(tables.table, dict(content), title, "none"),
+        partial(tables.table, dict(content), title, sort),
         tuple(tables.notes(dict(content))),
         out,
         title,

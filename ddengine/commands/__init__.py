@@ -44,7 +44,7 @@ usage: run.py COMMAND [arguments]
 
   demo                        digits, one image per class, in minutes on a CPU: experts,
                               distillation, evaluation, report
-  estimate RECIPE [flags]     what buffer, distill and evaluate will cost here: time, memory, disk
+  estimate RECIPE... [flags]  what buffer, distill and evaluate will cost here: time, memory, disk
                               (a minute for small recipes); --json PATH
   buffer RECIPE [flags]       train and store the expert trajectories of a recipe
   distill RECIPE [flags]      distill; the same command continues an unfinished run

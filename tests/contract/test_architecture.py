@@ -130,7 +130,7 @@ FLOORS = (
     ("data", "models"),
     ("learning",),
     ("sets",),
-    ("objective", "loop", "prepare"),
+    ("objective", "turns", "loop", "prepare"),
     ("evaluation",),
     ("artefact",),
     ("pages", "uses", "plan"),
