@@ -217,7 +217,10 @@ REFUSED = {
         "Unknown field 'outer.optim.image.lr'",
     ),
     "a part": (["--grid", "outer.optim=1,2"], "outer.optim is a part and no value"),
-    "no number": (["--grid", "outer.steps=1,x"], "--grid outer.steps takes a whole number, and got x"),
+    "no number": (
+        ["--grid", "outer.steps=1,x"],
+        "--grid outer.steps takes a whole number, and got x",
+    ),
     "no form": (["--grid", "outer.steps"], "must have the form FIELD=VALUE,VALUE"),
     "twice": (["--grid", "ipc=1", "--grid", "ipc=2"], "--grid names ipc twice"),
     "a value twice": (["--grid", "ipc=1,1"], "names a value of ipc twice"),
