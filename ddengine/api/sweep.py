@@ -83,8 +83,7 @@ def sweep(
         grid: values by the dotted names of fields; all combinations are run.
         seeds: of the distillations.
         folder: of the sweep; None: runs/sweep-RECIPE-HASH.
-        jobs: how many runs are at work at a time, each on one thread of a CPU; None: as many as
-            there are cores, and one on CUDA.
+        jobs: runs at a time, each on one thread of a CPU; None: as many as cores, on CUDA one.
         experts: `buffers.ExpertMaker()`, for recipes that read experts.
         evaluation: further arguments of `evaluate`: models, baselines, protocol and so on.
         to: the number of the row that others are compared with; None: the first.
@@ -101,8 +100,7 @@ def sweep(
         command: the words of `distill` by which a command line asked for this.
 
     Raises:
-        UserError: settings of any run that do not go, before the first begins; a folder of
-            something else.
+        UserError: settings of any run that do not go, before the first; a folder of another.
     """
     check_recipe(recipe)
     check_run(seed, precision)
