@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from ddengine.api.score import rank as rank
     from ddengine.api.score import score as score
     from ddengine.api.select import select as select
+    from ddengine.api.sweep import sweep as sweep
     from ddengine.data import Dataset as Dataset
     from ddengine.data import Preprocess as Preprocess
     from ddengine.recipe import EvalConfig as EvalConfig
@@ -75,6 +76,7 @@ _PLACES = {
     "report": "ddengine.api.report",
     "score": "ddengine.api.score",
     "select": "ddengine.api.select",
+    "sweep": "ddengine.api.sweep",
     "train": "ddengine.api.evaluate",
 }
 __all__ = list(_PLACES)  # pyright: ignore[reportUnsupportedDunderAll]

@@ -2,16 +2,16 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 
 from ddengine.api.checks import check_recipe, check_run
 from ddengine.api.evaluate import protocol_of
-from ddengine.api.experts import ExpertSource, Given
+from ddengine.api.experts import ExpertSource, Given, Growing
 from ddengine.api.inputs import Images, dataset_of, pointed_at
 from ddengine.api.outcomes import Outcome
 from ddengine.api.results import load
@@ -25,20 +25,6 @@ from ddengine.recipe import EvalConfig, Recipe
 from ddengine.system import log, runtime
 from ddengine.system.errors import UserError
 from ddengine.system.runtime import Precision, available_memory
-
-
-@runtime_checkable
-class Growing(ExpertSource, Protocol):
-    """Where experts lie of which some may be missing, such as `buffers.stores(recipe)`."""
-
-    @property
-    def trainer(self) -> Callable[..., Any]:
-        """What trains an expert."""
-        ...
-
-    def missing(self, images: str) -> dict[str, int]:
-        """How many experts the store of each network lacks."""
-        ...
 
 
 def estimate(

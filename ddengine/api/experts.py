@@ -1,17 +1,20 @@
 """Experts as the public functions take them: opened already, or where they lie."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from torch import nn
 
 from ddengine.api.checks import check_experts
+from ddengine.api.inputs import Images
 from ddengine.data import Data, Preprocess
 from ddengine.prepare import buffer_models, reads_experts
 from ddengine.recipe import DataConfig, Recipe
 from ddengine.system import log
 from ddengine.system.errors import UserError
+from ddengine.system.runtime import Precision
 from ddengine.types import Experts
 
 ADVICE = "make them with buffers.generate(data, recipe)"
@@ -72,6 +75,47 @@ class ExpertSource(Protocol):
 
     def open(self, data: Data) -> Experts | None:
         """The experts. Raises UserError for experts that are missing or made otherwise."""
+        ...
+
+
+@runtime_checkable
+class ExpertMaker(Protocol):
+    """What makes and opens the experts of any recipe, such as `buffers.ExpertMaker`."""
+
+    def source(self, recipe: Recipe, precision: Precision) -> ExpertSource:
+        """Where the experts of a recipe lie."""
+        ...
+
+    def make(
+        self,
+        data: Images,
+        recipe: Recipe,
+        *,
+        device: str,
+        precision: Precision,
+        progress: log.Progress,
+    ) -> None:
+        """Train the experts of a recipe that are missing. Raises UserError where that fails."""
+        ...
+
+    def teachers(
+        self, meta: Mapping[str, Any], data: Data, device: torch.device, *, dynamic: bool
+    ) -> list[nn.Module]:
+        """The teachers of a set. Raises UserError for dynamic labels without."""
+        ...
+
+
+@runtime_checkable
+class Growing(ExpertSource, Protocol):
+    """Where experts lie of which some may be missing, such as `buffers.stores(recipe)`."""
+
+    @property
+    def trainer(self) -> Callable[..., Any]:
+        """What trains an expert."""
+        ...
+
+    def missing(self, images: str) -> dict[str, int]:
+        """How many experts the store of each network lacks."""
         ...
 
 

@@ -29,6 +29,7 @@ COMMANDS = {
     "rank": "rank",
     "privacy": "privacy",
     "continual": "continual",
+    "sweep": "sweep",
     "compare": "compare",
     "report": "report",
     "merge": "merge",
@@ -58,6 +59,8 @@ usage: run.py COMMAND [arguments]
   privacy SET [flags]         the real images nearest to the distilled ones; does membership show?
   continual RECIPE [flags]    class-incremental learning: distilled, random and herding memories
                               of equal bytes
+  sweep RECIPE --grid FIELD=VALUES --seeds 0,1,2 [flags]
+                              all settings of a grid, distilled and evaluated with some seeds
   compare RUN... [flags]      a row for each setting: mean over seeds, spreads, paired differences;
                               --to, --csv, --latex, --x
   report SET... [--out FILE]  one HTML page about one or several runs
