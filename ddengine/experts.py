@@ -14,6 +14,8 @@ from torch import nn
 from ddengine.data import Data, Preprocess
 from ddengine.learning.teachers import load_all
 from ddengine.recipe import DataConfig, Recipe
+from ddengine.system.log import Progress
+from ddengine.system.runtime import Precision
 from ddengine.types import Experts, Json, Meta
 
 
@@ -55,6 +57,29 @@ class TeacherSource(ABC):
         """The networks; none of a set without. Raises UserError for dynamic labels without.
 
         `meta` is the content of meta.json, which says what the set was made with.
+        """
+
+
+class ExpertMaker(TeacherSource):
+    """What makes and opens the experts of any recipe."""
+
+    @abstractmethod
+    def source(self, recipe: Recipe, precision: Precision) -> "ExpertSource":
+        """Where the experts of a recipe lie."""
+
+    @abstractmethod
+    def make(
+        self,
+        data: Any,
+        recipe: Recipe,
+        *,
+        device: str,
+        precision: Precision,
+        progress: Progress,
+    ) -> None:
+        """Train the experts of a recipe that are missing. Raises UserError where that fails.
+
+        `data` are images as `ddengine.distill` takes them.
         """
 
 

@@ -1,6 +1,6 @@
 """What a method is to the engine: its configuration, and the objective that it builds."""
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, Self
@@ -16,7 +16,7 @@ from ddengine.recipe import Recipe
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system.rng import generator
 from ddengine.system.runtime import Precision
-from ddengine.types import Experts, Json, Method
+from ddengine.types import Experts, Method
 
 VECTORS = 13  # of the size of the parameters, that a step holds at most beside its graph
 
@@ -69,21 +69,6 @@ class Objective(Protocol):
         The loop calls backward() on each at once, so only one graph is alive.
         """
         ...
-
-    def alone(self) -> "Sequence[Objective]":
-        """The objectives that take turns in this one, each of one network; mostly itself."""
-        return [self]
-
-    def balanced(self, syn: SyntheticSet, learned: Collection[str]) -> "Objective":
-        """The objective whose networks have equal weight where a run starts; mostly itself.
-
-        `syn` is the initial set, `learned` are its tensors that have an optimiser.
-        """
-        return self
-
-    def facts(self) -> Json:
-        """What meta.json says of a distillation beside the recipe; mostly nothing."""
-        return {}
 
 
 class ObjectiveConfig(Method, Protocol):

@@ -19,7 +19,7 @@ from ddengine.system import dist, log
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 from ddengine.system.runtime import Precision
-from ddengine.turns import objective_of
+from ddengine.turns import balanced, objective_of
 from ddengine.types import Experts
 
 ASKS_EXPERTS = ("correct", "representative", "patches")  # kinds of init that look through experts
@@ -98,7 +98,7 @@ def prepare(
     # networks have chosen and labelled the images, and ranks need not agree to the last bit
     dist.from_first(syn.tensors.values())
     learned = syn.by_tensor(recipe.outer.optim).keys() & syn.tensors.keys()
-    return syn, objective.balanced(syn, learned)
+    return syn, balanced(objective, syn, learned)
 
 
 def shipped(syn: SyntheticSet, recipe: Recipe, experts: Experts | None) -> SyntheticSet:

@@ -55,27 +55,33 @@ class InTurn(Objective):
         for loss in self.objectives[number].losses(syn, state, step, rng):
             yield self.scales[number] * loss
 
-    def alone(self) -> Sequence[Objective]:
-        """The objectives that take turns."""
-        return self.objectives
 
-    def balanced(self, syn: SyntheticSet, learned: Collection[str]) -> "InTurn":
-        """With gradients in the initial set that are as long in all kinds as in the first.
+def alone(objective: Objective) -> Sequence[Objective]:
+    """The objectives of one network each that take turns; mostly the objective itself."""
+    return objective.objectives if isinstance(objective, InTurn) else [objective]
 
-        Distances grow with the width and depth of a network, between common ones a
-        thousandfold, and one learning rate would be that of the largest alone.
-        """
-        first, *others = [_slope(one, syn, learned) for one in self.objectives]
-        scales = torch.ones(len(self.objectives), device=syn.classes.device)
-        for number, length in enumerate(others, start=1):
-            if length > 0 and math.isfinite(first / length):
-                scales[number] = first / length
-        dist.from_first([scales])  # ranks need not agree to the last bit
-        return InTurn(self.config, self.objectives, scales.tolist())
 
-    def facts(self) -> Json:
-        """The scales, in the order of the networks."""
-        return {"scales": self.scales}
+def balanced(objective: Objective, syn: SyntheticSet, learned: Collection[str]) -> Objective:
+    """With gradients in the initial set that are as long in all networks as in the first.
+
+    Distances grow with the width and depth of a network, between common ones a thousandfold, and
+    one learning rate would be that of the largest alone. `learned` are the tensors of the set that
+    have an optimiser. An objective of one network stays as it is.
+    """
+    if not isinstance(objective, InTurn):
+        return objective
+    first, *others = [_slope(one, syn, learned) for one in objective.objectives]
+    scales = torch.ones(len(objective.objectives), device=syn.classes.device)
+    for number, length in enumerate(others, start=1):
+        if length > 0 and math.isfinite(first / length):
+            scales[number] = first / length
+    dist.from_first([scales])  # ranks need not agree to the last bit
+    return InTurn(objective.config, objective.objectives, scales.tolist())
+
+
+def facts(objective: Objective) -> Json:
+    """What meta.json says of networks that take turns: their scales, in their order."""
+    return {"scales": list(objective.scales)} if isinstance(objective, InTurn) else {}
 
 
 def _slope(objective: Objective, syn: SyntheticSet, learned: Collection[str]) -> float:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddengine import loop
+from ddengine import loop, turns
 from ddengine.api import experts as of_experts
 from ddengine.api.begun import begun, followed, place
 from ddengine.api.checks import check_folder, check_recipe, check_run
@@ -152,7 +152,7 @@ class Job:
             distillation={
                 **loop.summary(counters),
                 "initial_seconds": initial_seconds,
-                **objective.facts(),
+                **turns.facts(objective),
             },
         )
 

@@ -38,7 +38,7 @@ def test_one_image_of_single_pixels_is_refused_with_the_flag_to_turn(data):
         training.train_networks(build, [data.train], [0], config, 0.01, CPU, steps=1)
     buffer = BufferConfig(step=Sgd(lr=0.1), num_experts=1, epochs=1, batch=4)
     with pytest.raises(UserError, match=r"buffer\.batch, now 4"):
-        train_expert(network(), data, buffer, 0, 0)
+        train_expert(network(), data, buffer, 0)
 
 
 @pytest.mark.parametrize(
