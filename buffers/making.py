@@ -12,6 +12,7 @@ from torch import nn
 from buffers import experts
 from buffers.open import Place, SetTeachers, Stores
 from buffers.store import MANIFEST, ExpertStore, StoreGroup
+from ddengine import experts as of_experts
 from ddengine.api.checks import check_recipe, check_run
 from ddengine.api.inputs import Images, Source, dataset_of
 from ddengine.artefact import runs
@@ -134,7 +135,7 @@ def _say(place: Place, opened: ExpertStore, config: BufferConfig, several: bool)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExpertMaker:
+class ExpertMaker(of_experts.ExpertMaker):
     """Makes and opens the experts of any recipe.
 
     `ddengine.sweep` takes it as its experts, whose settings may be among those that are swept.

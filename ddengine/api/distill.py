@@ -15,7 +15,6 @@ from ddengine import loop, turns
 from ddengine.api import experts as of_experts
 from ddengine.api.begun import begun, followed, place
 from ddengine.api.checks import check_folder, check_recipe, check_run
-from ddengine.api.experts import ExpertSource
 from ddengine.api.inputs import (
     AUTO,
     Images,
@@ -28,6 +27,7 @@ from ddengine.api.results import Distilled, load
 from ddengine.artefact import runs
 from ddengine.data import Data, Dataset, Preprocess
 from ddengine.evaluation.train import validate
+from ddengine.experts import ExpertSource
 from ddengine.learning.teachers import load_all
 from ddengine.objective import Objective
 from ddengine.pages import figures, overview, writing

@@ -5,14 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import nn
 
 from ddengine import naming
 from ddengine.api.checks import check_experts, check_folder, check_run
-from ddengine.api.experts import ExpertSource
 from ddengine.api.inputs import Images, Source, dataset_of
 from ddengine.api.outcomes import Outcome
 from ddengine.api.results import Distilled, on_device, opened
@@ -28,6 +27,7 @@ from ddengine.evaluation.brought import Factory, Trainer, name_of, stable_name
 from ddengine.evaluation.pace import FULL_SECONDS
 from ddengine.evaluation.train import train_one
 from ddengine.evaluation.user_file import FromFile, from_file, names_file
+from ddengine.experts import TeacherSource
 from ddengine.learning.teachers import load_all
 from ddengine.models import build_model, middle
 from ddengine.pages import figures
@@ -45,17 +45,6 @@ QUICK_SHARE = 1 / 6  # of full_seconds in a quick evaluation
 Networks = Sequence[str | Factory] | Mapping[str, Factory]
 
 
-@runtime_checkable
-class TeacherSource(Protocol):
-    """Where the teachers of a set lie, such as `buffers.SetTeachers`."""
-
-    def teachers(
-        self, meta: Mapping[str, Any], data: Data, device: torch.device, *, dynamic: bool
-    ) -> list[nn.Module]:
-        """The networks; none of a set without. Raises UserError for dynamic labels without."""
-        ...
-
-
 def evaluate(
     of: Distilled | Path | str,
     data: Images | DataConfig = None,
@@ -65,7 +54,7 @@ def evaluate(
     protocol: EvalConfig | Mapping[str, Any] | None = None,
     test: Any = None,
     train: Trainer | None = None,
-    experts: Experts | ExpertSource | TeacherSource | None = None,
+    experts: Experts | TeacherSource | None = None,
     folder: Path | str | None = None,
     seed: int = 0,
     device: str = "auto",
@@ -206,7 +195,7 @@ class Asking:
     seed: int = 0
     device: str = "auto"
     precision: Precision = "fp32"
-    experts: Experts | ExpertSource | TeacherSource | None = None
+    experts: Experts | TeacherSource | None = None
     test: Any = None
     factories: Mapping[str, Factory] | None = None
     train: Trainer | None = None
@@ -290,10 +279,14 @@ class Asking:
         )
 
     def _teachers(self, opened_set: "OpenSet") -> Sequence[nn.Module]:
+        """The networks that label, given opened or by where they lie; none where none were."""
+        if self.experts is None:
+            return []
+        if not isinstance(self.experts, TeacherSource):
+            return load_all(self.experts, opened_set.device)
         dynamic = self.config.labels == "dynamic"
-        if isinstance(self.experts, TeacherSource):
-            return _from_source(self.experts, self.of, opened_set, dynamic)
-        return _loaded(self.experts, opened_set.data, opened_set.device)
+        data, device = opened_set.data, opened_set.device
+        return self.experts.teachers(self.of.meta, data, device, dynamic=dynamic)
 
     def _brought(self) -> dict[str, str | None]:
         """What identifies the functions that the user brings, by what they are for.
@@ -621,23 +614,6 @@ def networks_of(models: Networks) -> tuple[tuple[str, ...], dict[str, Factory]]:
             )
         factories[name] = model
     return tuple(names), factories
-
-
-def _loaded(
-    experts: Experts | ExpertSource | None, data: Data, device: torch.device
-) -> Sequence[nn.Module]:
-    """The last networks of experts, opened already or where they lie."""
-    if isinstance(experts, ExpertSource):
-        experts = experts.open(data)
-    if experts is None:
-        return []
-    return load_all(experts, device)
-
-
-def _from_source(
-    source: TeacherSource, of: Distilled, opened_set: OpenSet, dynamic: bool
-) -> list[nn.Module]:
-    return source.teachers(of.meta, opened_set.data, opened_set.device, dynamic=dynamic)
 
 
 def _test_images(test: Any, opened_set: OpenSet) -> RealSet | None:

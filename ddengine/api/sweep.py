@@ -15,7 +15,6 @@ from ddengine import naming
 from ddengine.api.checks import check_folder, check_recipe, check_run
 from ddengine.api.compare import SWEEP, TITLE, evaluated, write_comparison
 from ddengine.api.distill import Bibtex
-from ddengine.api.experts import ExpertMaker
 from ddengine.api.inputs import Images, default_folder
 from ddengine.api.outcomes import Outcome
 from ddengine.api.sweeping import (
@@ -31,6 +30,7 @@ from ddengine.api.sweeping import (
 )
 from ddengine.evaluation.comparison import Comparison, compare
 from ddengine.evaluation.settings import Evaluated
+from ddengine.experts import ExpertMaker
 from ddengine.pages import comparing
 from ddengine.pages.comparison_figure import check_axis
 from ddengine.recipe import Recipe, digest, resolved, to_dict

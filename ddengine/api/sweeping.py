@@ -15,7 +15,6 @@ import torch
 from ddengine.api import experts as of_experts
 from ddengine.api.distill import Bibtex, Job, distill
 from ddengine.api.evaluate import evaluate, networks_of, with_changes
-from ddengine.api.experts import ExpertMaker, ExpertSource, Growing
 from ddengine.api.inputs import Images, dataset_of, pointed_at
 from ddengine.artefact import runs
 from ddengine.changes import as_changed, changed, nested
@@ -28,6 +27,7 @@ from ddengine.evaluation.settings import (
     flat,
     short_names,
 )
+from ddengine.experts import ExpertMaker, ExpertSource
 from ddengine.models import build_model
 from ddengine.prepare import buffer_models, check_networks, reads_experts
 from ddengine.recipe import DataConfig, Recipe, digest, to_dict
@@ -336,11 +336,11 @@ def stores_needed(plans: Sequence[PlannedRun], checks: Checks) -> dict[str, list
     common, needed = checks.common, {}
     for run in plans:
         source = common.source(run.recipe)
-        if not isinstance(source, Growing):
+        if source is None:
             continue
         images = checks.images(run.recipe)
         _, pointed = pointed_at(run.recipe, checks.dataset)
-        if sum(source.on(pointed.config).missing(images).values()):  # type: ignore[attr-defined]
+        if sum(source.on(pointed.config).missing(images).values()):
             needed.setdefault(_store_key(run.recipe, images), []).append(run)
     for following in needed.values():
         following.sort(key=_num_experts, reverse=True)

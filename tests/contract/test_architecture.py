@@ -130,7 +130,7 @@ FLOORS = (
     ("data", "models"),
     ("learning",),
     ("sets",),
-    ("objective", "turns", "loop", "prepare"),
+    ("experts", "objective", "turns", "loop", "prepare"),
     ("evaluation",),
     ("artefact",),
     ("pages", "uses", "plan"),
@@ -174,10 +174,15 @@ PROBES = "# probe:"  # beside a look for an attribute by its name goes the reaso
 
 
 def abilities_are_declared(path: str, tree: ast.AST) -> Iterator[str]:
-    """No part is asked by name whether it has an ability: Protocols say them, with defaults.
+    """No part is asked by name whether it has an ability: Protocols and base classes say them, with
+    defaults.
 
-    Objects of other libraries, and of users, may be asked, with the reason beside it.
+    Objects of other libraries, and of users, may be asked, with the reason beside it. A Protocol
+    that isinstance takes would ask for names, too, whatever they mean.
     """
+    for name, line in names(tree, path):
+        if name == "typing.runtime_checkable":
+            yield f"{line}: a Protocol for isinstance; make it a base class"
     lines = SOURCES.get(path, "").split("\n")
     for name, call in calls(tree, path):
         asked = name == "hasattr" or (name == "getattr" and len(call.args) == 3)
@@ -390,6 +395,7 @@ BROKEN = [
     (floors, "ddengine/attic/new.py", "import torch"),
     (abilities_are_declared, "synth/new.py", "hasattr(objective, 'window')"),
     (abilities_are_declared, "ddengine/sets/new.py", "getattr(objective, 'batch', None)"),
+    (abilities_are_declared, "ddengine/api/new.py", "from typing import runtime_checkable"),
     (short_functions, "buffers/new.py", "def f():\n" + "    f()\n" * 61),
     (short_functions, "buffers/new.py", "def f():  # long: a table\n" + "    f()\n" * 91),
     (simple_functions, "buffers/new.py", "def f(a):\n" + "    if a: return\n" * 10),
