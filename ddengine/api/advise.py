@@ -106,14 +106,10 @@ def advise(
         raise UserError(f"minutes must be positive, got {minutes}.")
     with log.shown(progress):
         dataset = None if isinstance(data, DataConfig) else dataset_of(data)
-        usable = [each for each in candidates if experts or not reads_experts(each.recipe)]
-        if not usable:
-            raise UserError("No candidate can be tried; give some, and experts=buffers.stores.")
+        usable = _usable(candidates, with_experts=experts is not None)
         adapted, facts = _adapted(usable[:MOST], data, dataset)
         recipes = [each.recipe for each in adapted]
-        stores = [None] * len(recipes)
-        if experts is not None:
-            stores = [experts(recipe) for recipe in recipes]
+        stores = [None] * len(recipes) if experts is None else list(map(experts, recipes))
         costs = estimate(dataset, recipes, stores, device=device)
     rows = []
     for each, cost in zip(adapted, costs.rows, strict=True):
@@ -122,6 +118,17 @@ def advise(
     notes = tuple(f"{row['recipe']}: {row['command']}" for row in rows if row["fits"])
     content = {"rows": rows, "minutes": minutes}
     return Outcome(content, rows, partial(table, rows, title), (*notes, *_measured(adapted, rows)))
+
+
+def _usable(candidates: Sequence[Candidate], *, with_experts: bool) -> list[Candidate]:
+    """The candidates that can be tried. Raises UserError where none can."""
+    usable = []
+    for candidate in candidates:
+        if with_experts or not reads_experts(candidate.recipe):
+            usable.append(candidate)
+    if not usable:
+        raise UserError("No candidate can be tried; give some, and experts=buffers.stores.")
+    return usable
 
 
 def _adapted(

@@ -2,8 +2,9 @@
 
 The method is DM, which needs no experts and does most in the shortest time of those measured here
 on a CPU. Images are cut to a square of 64 pixels; pixels stay within what 8 bits hold, so that
-the PNG files of the set are the set. The rate of the images was chosen among 0.1, 1 and 10 on 600
-images of CIFAR-10 in four unequal classes, by networks tested on other training images.
+the PNG files of the set are the set. The rate of the images was looked at on 600 images of CIFAR-10
+in four unequal classes, by networks tested on other training images: of 0.1, 1, 3 and 10 each was
+above the one before it there, and at 10 the loss of images of 8 pixels rises, so 3 is taken.
 """
 
 from dataclasses import replace
@@ -34,7 +35,7 @@ def recipes() -> list[Recipe]:
             objective=DistributionMatching(networks=Untrained(), augment=AUGMENT, real_batch=64),
             outer=OuterConfig(
                 steps=STEPS,
-                optim={"images": OptimConfig(lr=10.0)},
+                optim={"images": OptimConfig(lr=3.0)},
                 checkpoint_every=10,
                 evaluate_every=STEPS,  # once, of what comes out
                 picture_every=STEPS // 4,
