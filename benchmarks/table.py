@@ -23,10 +23,9 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from ddengine.pages import figures
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from ddengine.pages import figures
 from ddengine.system import files
 
 ROOT = Path(__file__).resolve().parent.parent
