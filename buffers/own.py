@@ -61,12 +61,12 @@ def generate(
         UserError: a network that nobody names, a recipe without experts, data that do not go, a
             folder that holds something else.
     """
-    check_run(seed, precision)
     stores = _stores_of(buffer, model, data)
     if seed is not None:
         stores = stores.of_seed(seed)
     config = stores.buffer
     assert config is not None
+    check_run(config.seed, precision)
     images = dataset_of(dataset)
     if images is not None:
         stores = stores.on(images.settings(stores.data))
