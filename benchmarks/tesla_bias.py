@@ -20,7 +20,7 @@ import tyro
 
 from ddengine import loop
 from ddengine.api.inputs import Source
-from ddengine.commands.options import options_of
+from ddengine.commands.options import options_of, stores_of
 from ddengine.commands.process import start
 from ddengine.objective import Objective
 from ddengine.prepare import prepare
@@ -78,7 +78,8 @@ def follow(settings: Settings, policy: str) -> list[dict[str, Any]]:
         flags += ["--experts", str(settings.experts)]
     options = options_of("distill", flags)
     device = start(options)
-    stores, source = options.stores(), Source(options.recipe.data)
+    stores = stores_of(options, options.experts)
+    source = Source(options.recipe.data)
     data = source.load(device, stores.preprocess)
     policies = {}
     for name in ("replay", "detached"):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ddengine.system import compat as _compat  # noqa: F401  before anyone imports torchvision
 
 if TYPE_CHECKING:
+    from ddengine.api.compare import compare
     from ddengine.api.continual import continual
     from ddengine.api.describe import inspect
     from ddengine.api.distill import distill
@@ -47,6 +48,7 @@ _PLACES = {
     "Preprocess": "ddengine.data",
     "Recipe": "ddengine.recipe",
     "UserError": "ddengine.system.errors",
+    "compare": "ddengine.api.compare",
     "continual": "ddengine.api.continual",
     "distill": "ddengine.api.distill",
     "estimate": "ddengine.api.estimate",
@@ -72,6 +74,7 @@ __all__ = [
     "Preprocess",
     "Recipe",
     "UserError",
+    "compare",
     "continual",
     "distill",
     "estimate",

@@ -24,6 +24,7 @@ from ddengine.evaluation import evaluate as evaluation_of
 from ddengine.evaluation import tables
 from ddengine.evaluation.brought import Factory, Trainer, name_of, stable_name
 from ddengine.evaluation.train import train_one
+from ddengine.evaluation.user_file import FromFile, from_file, names_file
 from ddengine.learning.teachers import load_all
 from ddengine.models import build_model, middle
 from ddengine.pages import figures
@@ -80,8 +81,9 @@ def evaluate(
         of: a set, or the folder of one or of its run.
         data: the images that the set was made of, as `distill` takes them, or the data settings of
             a recipe; None: those that the set names.
-        models: names of networks, or functions of an image shape (C, H, W) and a number of classes
-            that make an nn.Module, alone or by name; none: the recipe's network.
+        models: names of networks, functions of an image shape (C, H, W) and a number of classes
+            that make an nn.Module, alone or by name, or such functions in a file of yours as
+            "path/to/file.py:NAME"; none: the recipe's network.
         baselines: random, herding, full and others that the set is compared with; None: those of
             the protocol, with the controls that soft labels ask for.
         protocol: an EvalConfig such as `synth.PROTOCOLS["mtt"]`, or changes of the set's own as a
@@ -93,7 +95,8 @@ def evaluate(
             those that the set names.
         folder: where evaluation.json is written. What lies there finished is read, where it is of
             the same settings. None: the run or the folder of the set; nothing is kept of a set in
-            memory, and of networks, test images or a training function that you bring.
+            memory, and of functions, test images or a training function that you bring; networks
+            of a file are told by its digest and kept.
         seed: decides networks, orders, augmentation and random draws.
         device: auto, cpu, cuda or cuda:N.
         precision: fp32, tf32 or bf16.
@@ -113,9 +116,8 @@ def evaluate(
     with log.shown(progress):
         asked = opened(of)
         config = with_changes(protocol_of(asked), protocol, baselines)
-        names, factories = _networks(models)
-        if models:
-            config = replace(config, models=names)
+        names, factories = networks_of(models or config.models)
+        config = replace(config, models=names)
         asking = Asking(
             of=asked,
             source=source_of(asked, data),
@@ -131,7 +133,7 @@ def evaluate(
             strict=strict,
             words=tuple(command),
         )
-        out = None if asking.brings_own else asked.run
+        out = asked.run if asking.is_told else None
         if folder is not None:
             out = Path(folder)
         content = asking.evaluation(out, "evaluate", seconds_before)
@@ -184,6 +186,12 @@ class Asking:
         No other reader of the set's folder has these.
         """
         return bool(self.factories) or self.test is not None or self.train is not None
+
+    @property
+    def is_told(self) -> bool:
+        """Whether the user brings nothing but networks of files, which their digests tell."""
+        of_files = all(isinstance(made, FromFile) for made in (self.factories or {}).values())
+        return of_files and self.test is None and self.train is None
 
     def evaluation(
         self, out: Path | None, command: str, seconds_before: float = 0.0
@@ -475,7 +483,8 @@ def train(
     Args:
         of: a set, or the folder of one or of its run.
         network: the name of a network, a function of an image shape (C, H, W) and a number of
-            classes that makes one, or a network, of which a copy is trained; None: the recipe's.
+            classes that makes one, "path/to/file.py:NAME" for one of a file, or a network, of which
+            a copy is trained; None: the recipe's.
         protocol: as `evaluate` takes it.
         lr: learning rate; None: the learned one of the set on the network it was learned for, else
             that of the protocol. The `lr` of a row of `evaluate` gives the network of that row.
@@ -490,6 +499,8 @@ def train(
     """
     check_run(seed, precision)
     check_experts(experts)
+    if isinstance(network, str) and names_file(network):
+        network = from_file(network)
     if lr is not None and not 0 < lr < math.inf:
         raise UserError(f"lr is {lr!r}; give a rate above 0, or None for that of the protocol.")
     with log.shown(progress):
@@ -510,13 +521,19 @@ def train(
         )
 
 
-def _networks(models: Networks) -> tuple[tuple[str, ...], dict[str, Factory]]:
-    """The names of our networks, and the functions that make the user's, by name."""
+def networks_of(models: Networks) -> tuple[tuple[str, ...], dict[str, Factory]]:
+    """The names of our networks, and the functions that make the user's, by name.
+
+    Raises UserError for a file that does not have what is named, and for two functions of a name.
+    """
     if isinstance(models, Mapping):
         return (), dict(models)
     names: list[str] = []
     factories: dict[str, Factory] = {}
     for model in [models] if isinstance(models, str) else models:
+        if isinstance(model, str) and names_file(model):
+            factories[model] = from_file(model)
+            continue
         if isinstance(model, str):
             names.append(model)
             continue

@@ -13,6 +13,7 @@ from ddengine.api.checks import check_experts, check_folder, check_run
 from ddengine.api.evaluate import (
     Asking,
     TeacherSource,
+    networks_of,
     protocol_of,
     source_of,
     with_changes,
@@ -59,12 +60,13 @@ def score(
     with log.shown(progress):
         asked = opened(of)
         config = with_changes(protocol_of(asked), protocol)
-        if models:
-            config = replace(config, models=tuple(models))
+        names, factories = networks_of(tuple(models) or config.models)
+        config = replace(config, models=names)
         asking = Asking(
             of=asked,
             source=source_of(asked, data),
             config=config,
+            factories=factories,
             seed=seed,
             device=device,
             precision=precision,
@@ -148,7 +150,8 @@ def rank(
         channels, height, width = pixels.shape[1:]
         chosen = tuple(models) or config.models or ranking.grid((channels, height, width))
         others = [name for name in baselines if name != "full"]
-        config = replace(config, models=chosen, baselines=(*others, "full"))
+        names, factories = networks_of(chosen)
+        config = replace(config, models=names, baselines=(*others, "full"))
         if len(set(chosen)) < ranking.FEWEST:
             raise UserError(
                 f"--models names {len(set(chosen))} networks, and a ranking needs "
@@ -158,6 +161,7 @@ def rank(
             of=asked,
             source=source_of(asked, data),
             config=config,
+            factories=factories,
             seed=seed,
             device=device,
             precision=precision,

@@ -27,6 +27,7 @@ COMMANDS = {
     "rank": "rank",
     "privacy": "privacy",
     "continual": "continual",
+    "compare": "compare",
     "report": "report",
     "merge": "merge",
     "import": "bring_in",
@@ -53,6 +54,8 @@ usage: run.py COMMAND [arguments]
   privacy SET [flags]         the real images nearest to the distilled ones; does membership show?
   continual RECIPE [flags]    class-incremental learning: distilled, random and herding memories
                               of equal bytes
+  compare RUN... [flags]      a row for each setting: mean over seeds, spreads, paired differences;
+                              --to, --csv, --latex, --x
   report SET... [--out FILE]  one HTML page about one or several runs
 
   merge SET... --out FOLDER   sets of some classes each (--data.classes), or of the same, as one

@@ -8,14 +8,14 @@ from typing import Annotated, Generic, Literal
 import tyro
 
 from buffers.imports import Imported, bring_in
-from ddengine.commands.options import RecipeT, options_of
+from ddengine.commands.options import OfRecipe, RecipeT, of_recipe
 from ddengine.recipe import Recipe
 from ddengine.system import log, program
 from ddengine.system.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImportOptions(Generic[RecipeT]):
+class ImportOptions(OfRecipe, Generic[RecipeT]):
     """Flags of import.
 
     The recipe says which images, preprocessing and network the files are of and, for experts, how
@@ -41,7 +41,6 @@ class ImportOptions(Generic[RecipeT]):
     space: Literal["pixel", "model"] | None = None
     # folder to write; None: experts/imported-DIGEST or runs/imported-DIGEST
     out: Path | None = None
-    command: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()  # the command line
     recipe: Annotated[RecipeT, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff]
 
 
@@ -54,7 +53,9 @@ def main(args: list[str]) -> None:
 
     What a file is, its content says.
     """
-    options = options_of("import", args, flags=ImportOptions)
+    options = of_recipe("import", args, ImportOptions)
+    if options is None:
+        return
     if not options.files:
         raise UserError(
             f"{program.name()} import needs the files to import; name them with --files."

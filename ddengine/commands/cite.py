@@ -1,13 +1,24 @@
 """`cite RECIPE [flags]`: BibTeX of a method, its parts and the dataset."""
 
-from ddengine.commands.options import options_of, print_config
+from dataclasses import dataclass
+from typing import Annotated, Generic
+
+import tyro
+
+from ddengine.commands.options import OfRecipe, RecipeT, of_recipe
 from ddengine.system import log
 from synth.cite import bibtex
 
 
+@dataclass(frozen=True, kw_only=True)
+class CiteOptions(OfRecipe, Generic[RecipeT]):
+    """The flags are those of the recipe."""
+
+    recipe: Annotated[RecipeT, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff]
+
+
 def main(args: list[str]) -> None:
     """The command. The entries are printed as they are, so that they can be sent to a file."""
-    options = options_of("cite", args)
-    if options.print_config:
-        return print_config(options.recipe)
-    log.console.print(bibtex(options.recipe), end="", emoji=False)
+    options = of_recipe("cite", args, CiteOptions)
+    if options is not None:
+        log.console.print(bibtex(options.recipe), end="", emoji=False)

@@ -6,7 +6,7 @@ import io
 import re
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import tyro
 
@@ -32,6 +32,14 @@ def parse(cls: Any, args: list[str], default: Any, command: str) -> Any:
         if stop.code in (0, None):
             raise
         raise UserError(sentence(complaint.getvalue(), prog)) from None
+
+
+def show_help(command: str, defaults: Any, said: str = "") -> NoReturn:
+    """Show the flags of a command with these defaults, below a line that says what they are of."""
+    if said:
+        log.say(said)
+    parse(type(defaults), ["--help"], defaults, command)
+    raise SystemExit(0)
 
 
 def sentence(complaint: str, prog: str) -> str:

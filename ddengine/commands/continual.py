@@ -1,16 +1,36 @@
 """`continual RECIPE [flags]`: class-incremental learning with memories of equal bytes."""
 
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Generic
+
+import tyro
+
 import ddengine
-from ddengine.commands.options import ContinualOptions, options_of, print_config
+from ddengine.commands.options import Machine, OfRecipe, RecipeT, of_recipe
 from ddengine.commands.process import alone
 from ddengine.system import log
+from ddengine.uses.continual import ContinualConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContinualOptions(OfRecipe, Machine, Generic[RecipeT]):
+    """Flags of continual: --continual.stages, --continual.budget and so on.
+
+    Then those of the recipe, whose ipc follows from the budget.
+    """
+
+    out: Path | None = None  # folder to write; None: runs/continual-RECIPE-HASH
+    restart: bool = False  # begin anew, deleting what the folder holds
+    continual: ContinualConfig = ContinualConfig()
+    recipe: Annotated[RecipeT, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff]
 
 
 def main(args: list[str]) -> None:
     """The command."""
-    options = options_of("continual", args, flags=ContinualOptions)
-    if options.print_config:
-        return print_config(options.recipe)
+    options = of_recipe("continual", args, ContinualOptions)
+    if options is None:
+        return
     alone("continual")
     outcome = ddengine.continual(
         None,

@@ -1,7 +1,10 @@
 """`demo`: digits, one image per class: experts, distillation, evaluation, report."""
 
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Generic
+
+import tyro
 
 import buffers
 import ddengine
@@ -9,25 +12,35 @@ from ddengine.api.begun import begun
 from ddengine.api.distill import job_of
 from ddengine.artefact import runs
 from ddengine.commands import DEMO, evaluate, report
-from ddengine.commands.options import options_of, print_config
+from ddengine.commands.options import Machine, OfRecipe, RecipeT, of_recipe, stores_of
 from ddengine.commands.process import one_process
 from ddengine.prepare import check_networks
 from ddengine.system import log
 from synth.cite import bibtex
 
 
+@dataclass(frozen=True, kw_only=True)
+class DemoOptions(OfRecipe, Machine, Generic[RecipeT]):
+    """Flags of the run, then those of the recipe."""
+
+    out: Path | None = None  # folder to write, experts too; None: runs/demo
+    restart: bool = False  # begin anew, deleting what the folder holds
+    compile: bool = False  # compile the inner training step
+    force: bool = False  # start although memory or disk are estimated not to do
+    tensorboard: bool = False  # also write TensorBoard files into the run's folder
+    recipe: Annotated[RecipeT, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff]
+
+
 def main(args: list[str]) -> None:
     """The command."""
-    options = options_of("demo", args, fixed=DEMO)
-    if options.print_config:
-        return print_config(options.recipe)
+    options = of_recipe("demo", args, DemoOptions, fixed=DEMO)
+    if options is None:
+        return
     folder, recipe = options.out or Path("runs/demo"), options.recipe
-    if options.experts is not None:
-        log.say(f"warning: --experts is ignored, demo makes its own in {folder / 'experts'}")
     one_process(options, "demo")
     process = {"device": options.device, "precision": options.precision}
     run = {"seed": options.seed, **process}
-    stores = replace(options, experts=None).stores(folder / "experts")
+    stores = stores_of(options, None, folder / "experts")
     if options.restart:
         runs.delete(folder, runs.MARK, beside="experts")
     job = job_of(None, recipe, stores, compile=options.compile, **run)

@@ -5,14 +5,14 @@ import time
 import ddengine
 from ddengine import commands
 from ddengine.artefact import runs
-from ddengine.commands.options import of_recipe
+from ddengine.commands.options import Options, of_recipe, stores_of
 from ddengine.commands.process import start
 from synth.cite import bibtex
 
 
 def main(args: list[str]) -> None:
     """The command."""
-    options = of_recipe("distill", args)
+    options = of_recipe("distill", args, Options)
     if options is None:
         return
     if options.out is not None:
@@ -21,7 +21,7 @@ def main(args: list[str]) -> None:
     ddengine.distill(
         None,
         options.recipe,
-        options.stores(),
+        stores_of(options, options.experts),
         folder=options.out or "auto",
         seed=options.seed,
         device=options.device,

@@ -2,110 +2,50 @@
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal
 
 import tyro
 
-import buffers
 import ddengine
 from ddengine import commands, naming
-from ddengine.api.evaluate import data_settings, protocol_of
-from ddengine.api.results import Distilled
 from ddengine.artefact import runs
-from ddengine.commands import cli
-from ddengine.commands.options import SET, named_protocol, paths_of
+from ddengine.commands.on_set import OfEvaluation, OnPaths, asked, by_recipe, of_set
 from ddengine.commands.process import alone
-from ddengine.commands.words import asks_help, taken_paths
 from ddengine.evaluation import scores, tables
 from ddengine.pages import figures, overview
-from ddengine.recipe import DataConfig, EvalConfig
-from ddengine.system import log, program
+from ddengine.recipe import EvalConfig
+from ddengine.system import log
 from ddengine.system.errors import UserError
-from ddengine.system.runtime import Precision
-from synth.catalogue import find
 
 # flags that decide no number: with these alone an evaluation that is there is shown as it is
 SHOWING = ("--sort", "--out", "--experts", "--device")
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions:
+class EvaluateOptions(OfEvaluation):
     """Flags of evaluate."""
 
-    seed: int = 0  # decides networks, orders, augmentation and random draws
-    device: str = "auto"  # auto | cpu | cuda | cuda:N
-    precision: Precision = "fp32"
-    out: Path | None = None  # folder of evaluation.json; None: the run, or the distilled folder
-    restart: bool = False  # evaluate again although evaluation.json is there
-    # the store of the set's experts, or with teachers the folder of their stores; None:
-    # experts/FINGERPRINT
-    experts: Path | None = None
     sort: Literal["none", "accuracy", "accuracy_per_byte"] = "none"  # order of the printed table
-    data: Annotated[DataConfig, tyro.conf.FlagConversionOff]
     evaluation: Annotated[EvalConfig, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff]
 
-    def asked(self) -> dict[str, Any]:
-        """The arguments of the public functions."""
-        return {
-            "data": self.data,
-            "protocol": self.evaluation,
-            "experts": buffers.SetTeachers(self.experts),
-            "folder": self.out,
-            "seed": self.seed,
-            "device": self.device,
-            "precision": self.precision,
-            "restart": self.restart,
-        }
 
-
-def set_options(
-    path: Path, args: list[str], command: str = "evaluate"
-) -> tuple[Distilled, EvaluateOptions]:
-    """A set and the flags of a command on it, whose defaults are what the set says of itself.
-
-    Those of the protocol may have the prefix that they have beside a recipe, as in
-    --evaluation.epochs.
-    """
-    flags = [_without_prefix(word) for word in args]
-    of = ddengine.load(path)
-    protocol = protocol_of(of, named_protocol(flags, "--protocol"))
-    defaults = EvaluateOptions(data=data_settings(of), evaluation=protocol)
-    return of, cli.parse(EvaluateOptions, flags, defaults, f"{command} {path}")
-
-
-def show_help(args: list[str], command: str) -> None:
-    """Show the flags of a command on a set where a line asks for them and names none."""
-    if asks_help(args) and not taken_paths(args, lambda path: False)[0]:
-        _general_help(command)
-
-
-def _general_help(command: str) -> NoReturn:
-    """The flags with the defaults of a small recipe."""
-    log.say(
-        f"{program.name()} {command} SET [flags]: the defaults below are those of {commands.DEMO}; "
-        f"{program.name()} {command} SET --help shows those of a set."
-    )
-    recipe = find(commands.DEMO)
-    defaults = EvaluateOptions(data=recipe.data, evaluation=recipe.evaluation)
-    cli.parse(EvaluateOptions, ["--help"], defaults, f"{command} SET")
-    raise SystemExit(0)
-
-
-def _without_prefix(word: str) -> str:
-    return word.replace("--evaluation.", "--", 1) if word.startswith("--evaluation.") else word
+COMMAND = OnPaths(
+    "evaluate", EvaluateOptions, shown="SET...", by_recipe=partial(by_recipe, EvaluateOptions)
+)
 
 
 def evaluate_path(path: Path, args: list[str]) -> dict[str, Any]:
     """Evaluate a run or a distilled folder, write evaluation.json and print it as a table."""
-    of, options = set_options(path, args)
+    of, options = of_set(COMMAND, path, args)
     decides = [word for word in args if word.startswith("--") and word.split("=")[0] not in SHOWING]
     outcome = ddengine.evaluate(
         of,
         strict=bool(decides),
         command=("evaluate", str(path), *args),
         seconds_before=time.perf_counter() - commands.STARTED,
-        **options.asked(),
+        **asked(options),
     )
     evaluation, out = dict(outcome.content), options.out or path
     log.console.print(tables.table(evaluation, outcome.title, options.sort))
@@ -123,8 +63,7 @@ def main(args: list[str]) -> None:
     Of several sets it prints one table of every set on every network, and how their accuracies
     spread.
     """
-    show_help(args, "evaluate")
-    paths, flags = paths_of(args, "evaluate", SET)
+    paths, flags = COMMAND.paths(args)
     if len(paths) == 1:
         alone("evaluate")
         evaluate_path(paths[0], flags)

@@ -7,12 +7,9 @@ from buffers.exchange import PER_FILE, export
 from ddengine.artefact.export import Format
 from ddengine.artefact.runs import is_set
 from ddengine.artefact.tars import PER_SHARD
-from ddengine.commands import cli
-from ddengine.commands.options import path_of
+from ddengine.commands.on_set import OnPaths
 from ddengine.system import log, program
 from ddengine.system.errors import UserError
-
-WHAT = "the folder of an expert store, a run or a distilled set"
 
 
 def is_store(path: Path) -> bool:
@@ -32,13 +29,21 @@ class ExportOptions:
     per_shard: int = PER_SHARD  # images in a tar of webdataset
 
 
+COMMAND = OnPaths(
+    "export",
+    ExportOptions,
+    what="the folder of an expert store, a run or a distilled set",
+    is_meant=is_store,
+)
+
+
 def main(args: list[str]) -> None:
     """Write an expert store, a run or a distilled folder as files of the published programs.
 
     A run or a distilled folder can be written as image files and as a dataset of the Hub, too.
     """
-    path, flags = path_of(args, "export", WHAT, is_store)
-    options = cli.parse(ExportOptions, flags, ExportOptions(), f"export {path}")
+    path, flags = COMMAND.path(args)
+    options = COMMAND.parse(path, flags)
     if options.out is None:
         raise UserError(f"{program.name()} export needs a folder to write; name it with --out.")
     written = export(

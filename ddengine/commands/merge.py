@@ -5,8 +5,7 @@ from pathlib import Path
 
 import ddengine
 from ddengine.api.evaluate import data_settings
-from ddengine.commands import cli
-from ddengine.commands.options import paths_of
+from ddengine.commands.on_set import OnPaths
 from ddengine.system import log, program
 from ddengine.system.errors import UserError
 
@@ -18,12 +17,15 @@ class MergeOptions:
     out: Path | None = None  # folder to write
 
 
+COMMAND = OnPaths(
+    "merge", MergeOptions, what="the folders of runs or distilled sets", shown="SET SET..."
+)
+
+
 def main(args: list[str]) -> None:
     """The command."""
-    if not args or args[0] in ("-h", "--help"):
-        cli.parse(MergeOptions, args, MergeOptions(), "merge SET SET ...")
-    paths, flags = paths_of(args, "merge", "the folders of runs or distilled sets")
-    options = cli.parse(MergeOptions, flags, MergeOptions(), "merge SET SET ...")
+    paths, flags = COMMAND.paths(args)
+    options = COMMAND.parse("SET SET...", flags)
     if options.out is None:
         raise UserError(f"{program.name()} merge needs a folder to write; name it with --out.")
     merged = ddengine.merge(paths, options.out)

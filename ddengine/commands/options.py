@@ -1,93 +1,59 @@
-"""Options of commands whose arguments are a recipe and its flags, or paths and flags."""
+"""Commands whose arguments are a recipe and, in any order, flags of the run and of the recipe."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Generic, NoReturn, TypeVar, cast
+from typing import Annotated, Any, Generic, NoReturn, TypeVar
 
 import tyro
 
 from buffers.open import EXPERTS, Stores
-from ddengine.artefact.runs import is_set
 from ddengine.commands import DEMO, cli
-from ddengine.commands.words import asks_help, taken_flag, taken_name, taken_paths
-from ddengine.recipe import (
-    BufferT,
-    CodecT,
-    EvalConfig,
-    ObjectiveT,
-    Recipe,
-    parametrised,
-    require,
-    to_dict,
-)
+from ddengine.commands.flags import values_of
+from ddengine.commands.words import asks_help, taken_flag, taken_name
+from ddengine.recipe import EvalConfig, Recipe, parametrised, to_dict
 from ddengine.system import log, program
 from ddengine.system.errors import UserError, unknown
 from ddengine.system.runtime import Precision
-from ddengine.uses.continual import ContinualConfig
 from synth.catalogue import RECIPES, as_changed, find, take
 from synth.recipes.protocols import PROTOCOLS
 
 RecipeT = TypeVar("RecipeT")
-SET = "the folder of a run or of a distilled set"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(Generic[RecipeT]):
+class Machine:
+    """Flags of all commands that compute."""
+
+    seed: int = 0  # decides every random draw but those of experts: buffer.seed
+    device: str = "auto"  # auto | cpu | cuda | cuda:N
+    precision: Precision = "fp32"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfRecipe:
+    """Flags of all commands on a recipe; each adds its own, and the recipe."""
+
+    print_config: bool = False  # print the resolved recipe and stop
+    command: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()  # the command line
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(OfRecipe, Machine, Generic[RecipeT]):
     """Flags of the run, then those of the recipe.
 
     --take PART=RECIPE takes a part from another recipe, e.g. objective.window=datm/cifar10_ipc10,
     and fills a slot that is shown as {None}.
     """
 
-    seed: int = 0  # decides every random draw of the run but those of experts: buffer.seed
-    device: str = "auto"  # auto | cpu | cuda | cuda:N
-    precision: Precision = "fp32"
-    # folder to write; None: runs/RECIPE-HASH, or experts/FINGERPRINT for buffer
-    out: Path | None = None
+    out: Path | None = None  # folder to write; None: runs/RECIPE-HASH
     # expert store, or with teachers the folder of their stores; None: experts/FINGERPRINT
     experts: Path | None = None
     restart: bool = False  # begin anew, deleting what the folder holds
     compile: bool = False  # compile the inner training step
     force: bool = False  # start although memory or disk are estimated not to do
     tensorboard: bool = False  # also write TensorBoard files into the run's folder
-    print_config: bool = False  # print the resolved recipe and stop
-    command: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()  # the command line
     recipe: Annotated[RecipeT, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff]
-
-    def stores(self, root: Path = EXPERTS) -> Stores:
-        """Where the experts of the recipe lie."""
-        where = {"precision": self.precision, "folder": self.experts}
-        return Stores.of(cast(Recipe, self.recipe), root=root, **where)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ContinualOptions(Generic[RecipeT]):
-    """Flags of continual: --continual.stages, --continual.budget and so on.
-
-    Then those of the recipe, whose ipc follows from the budget.
-    """
-
-    seed: int = 0  # decides the order of the classes and every random draw
-    device: str = "auto"  # auto | cpu | cuda | cuda:N
-    precision: Precision = "fp32"
-    out: Path | None = None  # folder to write; None: runs/continual-RECIPE-HASH
-    restart: bool = False  # begin anew, deleting what the folder holds
-    print_config: bool = False  # print the resolved recipe and stop
-    continual: ContinualConfig = ContinualConfig()
-    recipe: Annotated[RecipeT, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Selection(Recipe[BufferT, CodecT, ObjectiveT]):
-    """A recipe for `select`, which reads its data, ipc, network, init and evaluation.
-
-    And what experts need where the kind of init asks them. The other parts have their flags, so
-    that one command line does for `select` and `distill`, and need not fit together.
-    """
-
-    def __post_init__(self) -> None:
-        require(self.ipc >= 1, f"ipc must be at least 1, got {self.ipc}.")
 
 
 @dataclass(frozen=True)
@@ -96,29 +62,52 @@ class NoRecipe:
 
 
 def options_of(
-    command: str, args: list[str], fixed: str | None = None, flags: Any = Options
+    command: str,
+    args: list[str],
+    flags: Any = Options,
+    *,
+    fixed: str | None = None,
+    read: Callable[[Recipe], Recipe] = lambda recipe: recipe,
 ) -> Any:
     """Options and recipe of a line with a recipe, `--take PART=RECIPE` and flags in any order.
 
-    `flags` is the dataclass that holds both, Options or one like it; `fixed` the recipe of a
-    command that has its own.
+    `flags` is the dataclass that holds both, such as Options; `fixed` the recipe of a command that
+    has its own; `read` gives the recipe as the command reads it.
     """
-    name, rest = (fixed, list(args)) if fixed else taken_name(args, RECIPES)
+    taken, rest = taken_flag(args, "--take")
+    name = fixed
+    if name is None:
+        name, rest = taken_name(rest, RECIPES, values_of(flags, Recipe))
     if name is None:
         _without_recipe(command, rest, flags)
-    taken, rest = taken_flag(rest, "--take")
-    recipe = take(find(name), taken)
-    if command == "select":
-        recipe = Selection(**{part.name: getattr(recipe, part.name) for part in fields(recipe)})
+    recipe = read(take(find(name), taken))
     named = named_protocol(rest, "--evaluation.protocol")
     if named is not None:
         recipe = replace(recipe, evaluation=named)
     kind = flags[parametrised(recipe)]
     options = cli.parse(kind, rest, kind(recipe=recipe), command if fixed else f"{command} {name}")
-    options = replace(options, recipe=as_changed(options.recipe, recipe))
-    if flags is ContinualOptions:
-        return options
-    return replace(options, command=(command, *args))
+    recipe = as_changed(options.recipe, recipe)
+    return replace(options, recipe=recipe, command=(command, *args))
+
+
+def of_recipe(command: str, args: list[str], flags: Any, **how: Any) -> Any:
+    """As `options_of`; None where the resolved recipe was to be printed, which is done."""
+    options = options_of(command, args, flags, **how)
+    if options.print_config:
+        log.console.print_json(data=to_dict(options.recipe))
+        return None
+    return options
+
+
+def stores_of(options: Any, folder: Path | None, root: Path = EXPERTS) -> Stores:
+    """Where the experts of the recipe of some options lie; `folder` is as `Stores` has it."""
+    where = {"precision": options.precision, "folder": folder}
+    return Stores.of(options.recipe, root=root, **where)
+
+
+def as_kind(kind: Any, value: Any) -> Any:
+    """The values of a dataclass in another one with the same fields."""
+    return kind(**{part.name: getattr(value, part.name) for part in fields(value)})
 
 
 def _without_recipe(command: str, args: list[str], flags: Any) -> NoReturn:
@@ -129,13 +118,12 @@ def _without_recipe(command: str, args: list[str], flags: Any) -> NoReturn:
             f"{started} {command} needs the name of a recipe first, e.g. {DEMO}; {started} recipes "
             "lists them."
         )
-    log.say(
+    cli.show_help(
+        f"{command} RECIPE",
+        flags[NoRecipe](recipe=NoRecipe()),
         f"{started} {command} RECIPE [flags]: the general flags are below; {started} {command} "
-        f"{DEMO} --help shows those of a recipe too, {started} recipes lists the recipes."
+        f"{DEMO} --help shows those of a recipe too, {started} recipes lists the recipes.",
     )
-    kind = flags[NoRecipe]
-    cli.parse(kind, ["--help"], kind(recipe=NoRecipe()), f"{command} RECIPE")
-    raise SystemExit(0)
 
 
 def named_protocol(args: list[str], flag: str) -> EvalConfig | None:
@@ -149,35 +137,3 @@ def named_protocol(args: list[str], flag: str) -> EvalConfig | None:
     if values[0] not in PROTOCOLS:
         raise unknown("protocol", values[0], PROTOCOLS)
     return PROTOCOLS[values[0]]
-
-
-def print_config(recipe: Recipe) -> None:
-    """The resolved recipe, as JSON."""
-    log.console.print_json(data=to_dict(recipe))
-
-
-def paths_of(
-    args: list[str], command: str, what: str, is_meant: Callable[[Path], bool] = is_set
-) -> tuple[list[Path], list[str]]:
-    """(paths, flags) of a line with both in any order. Raises UserError without a path."""
-    paths, rest = taken_paths(args, is_meant)
-    if not paths:
-        raise UserError(f"{program.name()} {command} needs {what} first.")
-    return paths, rest
-
-
-def path_of(
-    args: list[str], command: str, what: str, is_meant: Callable[[Path], bool] = is_set
-) -> tuple[Path, list[str]]:
-    """(path, flags) of a line with one path. Raises UserError without one."""
-    paths, rest = paths_of(args, command, what, is_meant)
-    return paths[0], [*map(str, paths[1:]), *rest]
-
-
-def of_recipe(command: str, args: list[str]) -> Options[Recipe] | None:
-    """The options of a command on a recipe; None where its resolved recipe was to be printed."""
-    options = options_of(command, args)
-    if options.print_config:
-        print_config(options.recipe)
-        return None
-    return options

@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 
 import ddengine
-from ddengine.commands import cli
-from ddengine.commands.options import SET, path_of
+from ddengine.commands.on_set import OnPaths
 from ddengine.system import log, program
 from ddengine.system.errors import UserError
 
@@ -17,10 +16,13 @@ class PushOptions:
     private: bool = False  # a repository that is made is for its owners only
 
 
+COMMAND = OnPaths("push", PushOptions)
+
+
 def main(args: list[str]) -> None:
     """Upload a run, a distilled folder, or one that export wrote with --format hub, to the Hub."""
-    path, flags = path_of(args, "push", SET)
-    options = cli.parse(PushOptions, flags, PushOptions(), f"push {path}")
+    path, flags = COMMAND.path(args)
+    options = COMMAND.parse(path, flags)
     if options.repo is None:
         raise UserError(
             f"{program.name()} push needs the repository to write; name it with --repo user/name."

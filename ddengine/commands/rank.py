@@ -1,20 +1,34 @@
 """`rank SET [flags]`: do many networks come in the same order on a set as on the full data?"""
 
+from dataclasses import dataclass
+from functools import partial
+
 import ddengine
-from ddengine.commands.evaluate import set_options, show_help
-from ddengine.commands.options import SET, path_of
+from ddengine.commands.on_set import OfScores, OnPaths, asked, by_recipe, of_set
 from ddengine.commands.process import alone
 from ddengine.system import log
 
 
+@dataclass(frozen=True, kw_only=True)
+class RankOptions(OfScores):
+    """Flags of rank. Without --models twelve networks are ranked."""
+
+    # what else networks are ranked by; the full data always are
+    baselines: tuple[str, ...] = ("random", "herding")
+
+
+COMMAND = OnPaths("rank", RankOptions, by_recipe=partial(by_recipe, RankOptions))
+
+
 def main(args: list[str]) -> None:
     """The command."""
-    show_help(args, "rank")
-    path, flags = path_of(args, "rank", SET)
-    of, options = set_options(path, flags, "rank")
+    path, flags = COMMAND.path(args)
+    of, options = of_set(COMMAND, path, flags)
     alone("rank")
-    asked = options.asked()
-    if any(word.split("=")[0] in ("--baselines", "--evaluation.baselines") for word in flags):
-        asked["baselines"] = options.evaluation.baselines
-    outcome = ddengine.rank(of, command=("rank", str(path), *flags), **asked)
+    outcome = ddengine.rank(
+        of,
+        baselines=options.baselines,
+        command=("rank", str(path), *flags),
+        **asked(options),
+    )
     log.console.print(outcome.table())

@@ -1,17 +1,26 @@
 """`recipes`: the recipes with their published figures."""
 
+from dataclasses import dataclass
+
 from rich.table import Table
 
-from ddengine.recipe import (
-    Recipe,
-)  # fmt: skip
+from ddengine.commands import cli
+from ddengine.commands.words import asks_help
+from ddengine.recipe import Recipe
 from ddengine.system import log, program
 from ddengine.system.errors import UserError
 from synth.catalogue import RECIPES
 
 
+@dataclass(frozen=True)
+class RecipesOptions:
+    """The recipes with their published figures; it has no flags."""
+
+
 def main(args: list[str]) -> None:
     """Print the table of recipes."""
+    if asks_help(args):
+        cli.show_help("recipes", RecipesOptions())
     if args:
         raise UserError(f"{program.name()} recipes takes no arguments, got {' '.join(args)}.")
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))  # 80 columns are enough for it

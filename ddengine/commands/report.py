@@ -4,8 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import ddengine
-from ddengine.commands import cli
-from ddengine.commands.options import SET, paths_of
+from ddengine.commands.on_set import OnPaths
 from ddengine.system import log
 
 
@@ -16,10 +15,11 @@ class ReportOptions:
     out: Path | None = None  # file to write; None: report.html in the first folder
 
 
+COMMAND = OnPaths("report", ReportOptions, shown="SET...")
+
+
 def main(args: list[str]) -> None:
     """The command."""
-    if args and args[0] in ("-h", "--help"):
-        cli.parse(ReportOptions, args, ReportOptions(), "report RUN ...")
-    paths, flags = paths_of(args, "report", SET)
-    options = cli.parse(ReportOptions, flags, ReportOptions(), "report RUN ...")
+    paths, flags = COMMAND.paths(args)
+    options = COMMAND.parse("SET...", flags)
     log.say(f"report: {ddengine.report(paths, options.out)}")

@@ -1,19 +1,28 @@
 """`score SET [flags]`: DD-Ranking's label-robust and augmentation-robust scores."""
 
+from dataclasses import dataclass
+from functools import partial
+
 import ddengine
-from ddengine.commands.evaluate import set_options, show_help
-from ddengine.commands.options import SET, path_of
+from ddengine.commands.on_set import OfScores, OnPaths, asked, by_recipe, of_set
 from ddengine.commands.process import alone
 from ddengine.system import log
 
 
+@dataclass(frozen=True, kw_only=True)
+class ScoreOptions(OfScores):
+    """Flags of score. The set is compared with random real images and the full data."""
+
+
+COMMAND = OnPaths("score", ScoreOptions, by_recipe=partial(by_recipe, ScoreOptions))
+
+
 def main(args: list[str]) -> None:
     """The command."""
-    show_help(args, "score")
-    path, flags = path_of(args, "score", SET)
-    of, options = set_options(path, flags, "score")
+    path, flags = COMMAND.path(args)
+    of, options = of_set(COMMAND, path, flags)
     alone("score")
-    outcome = ddengine.score(of, command=("score", str(path), *flags), **options.asked())
+    outcome = ddengine.score(of, command=("score", str(path), *flags), **asked(options))
     log.console.print(outcome.table())
     for line in outcome.notes:
         log.say(line)

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Generator, Tensor, nn
 
+from ddengine.evaluation.user_file import FromFile
 from ddengine.learning import training
 from ddengine.learning.training import Labels
 from ddengine.models import MODELS, ImageShape
@@ -82,28 +83,49 @@ def check_factories(
 ) -> None:
     """Build each network and let it look at two images.
 
-    Raises UserError for a name of one of our networks, for what is no network or always the same
-    one, and for outputs that are no logits.
+    Raises UserError for a name of one of our networks, for what raises something, for what is no
+    network or always the same one, and for outputs that are no logits.
     """
     for name, factory in factories.items():
-        if name.replace("/", "-").split("-")[0] in MODELS:
+        is_ours = name.replace("/", "-").split("-")[0] in MODELS
+        if is_ours and not isinstance(factory, FromFile):
             raise UserError(
                 f"The network {name!r} that you bring has the name of one of ours; choose another."
             )
-        first, second = (build(factory, image_shape, num_classes, generator(0)) for _ in range(2))
+        first, output = _tried(name, factory, image_shape, num_classes)
+        second, _ = _tried(name, factory, image_shape, num_classes)
         if first is second:
             raise UserError(
                 f"The function for the network {name!r} returned the same network twice; let it "
                 "make a new one at each call."
             )
-        with torch.no_grad(), scoped(generator(0)):
-            output = first.eval()(torch.zeros(2, *image_shape))
         shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         if shape != (2, num_classes):
             raise UserError(
                 f"The network {name!r} gives {shape} for two images {image_shape}, and logits of "
                 f"{num_classes} classes are (2, {num_classes}); mend its last layer."
             )
+
+
+def _tried(
+    name: str, factory: Factory, image_shape: ImageShape, num_classes: int
+) -> tuple[nn.Module, Any]:
+    """A network, and what it gives for two images of zeros.
+
+    Raises UserError for anything that it, or what makes it, raises.
+    """
+    try:
+        network = build(factory, image_shape, num_classes, generator(0))
+        with torch.no_grad(), scoped(generator(0)):
+            return network, network.eval()(torch.zeros(2, *image_shape))
+    except UserError:
+        raise
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}".splitlines()[0].rstrip(".")
+        raise UserError(
+            f"The network {name!r} that you bring fails for images {image_shape} of {num_classes} "
+            f"classes ({said}); mend its function, or set data.size."
+        ) from error
 
 
 def build(factory: Factory, image_shape: ImageShape, num_classes: int, rng: Generator) -> nn.Module:
@@ -174,6 +196,8 @@ def name_of(brought: Callable[..., Any]) -> str:
     """What a function or class of the user is called, for people."""
     if isinstance(brought, partial):
         return name_of(brought.func)
+    if isinstance(brought, FromFile):
+        return f"{brought.path.name}:{brought.name}"
     return getattr(brought, "__name__", type(brought).__name__)  # probe: any callable of the user
 
 
@@ -184,6 +208,8 @@ def stable_name(brought: Callable[..., Any]) -> str | None:
     not taken for what this one would. None for what has no file (a notebook's), for what is made
     within a function (a lambda, a closure), and for objects that hold values (a partial).
     """
+    if isinstance(brought, FromFile):
+        return brought.stable_name
     if not (inspect.isfunction(brought) or inspect.isclass(brought)):
         return None
     if "<" in brought.__qualname__:

@@ -340,15 +340,23 @@ def splits(runs: Sequence[tuple[str, Meta, Evaluation]]) -> list[Json]:
             names, measured = _measured(group, model, rows[0]["set"])
             if len(names) < 2:
                 continue
-            accuracies, paired = _comparable(measured)
             entry = {
                 "recipe": first.meta["recipe"].get("name", ""),
                 "model": model,
                 "runs": names,
-                "split": variance_split(accuracies, paired=paired),
+                "split": split_of(measured),
             }
             entries.append(entry)
     return entries
+
+
+def split_of(rows: Sequence[Networks]) -> Json:
+    """`variance_split` of distillations by the networks that their rows tell of.
+
+    At least two networks of each did not diverge.
+    """
+    accuracies, paired = _comparable(rows)
+    return variance_split(accuracies, paired=paired)
 
 
 def _groups(runs: Iterable[_Run]) -> Iterable[list[_Run]]:

@@ -85,6 +85,7 @@ def notes(evaluation: Evaluation) -> list[str]:
     if any(row.get("ci95") for row in rows):
         lines.append(f"95 % intervals are of the mean over networks, by {interval_of(evaluation)}")
     lines += networks_in_words(rows)
+    lines += _brought(evaluation)
     several = len(_models(rows)) > 1
     for row in rows:
         num = row.get("diverged")
@@ -108,6 +109,17 @@ def networks_in_words(rows: Sequence[Row]) -> list[str]:
         explanation = naming.explained(model)
         if explanation is not None:
             lines.append(f"{model}: {explanation}")
+    return lines
+
+
+def _brought(evaluation: Evaluation) -> list[str]:
+    """A line on each network of the user that a digest tells."""
+    lines = []
+    for what, stable in (evaluation.get("brought") or {}).items():
+        kind, _, name = what.partition(" ")
+        if kind == "network" and stable is not None:
+            function, _, digest = stable.partition("@")
+            lines.append(f"{name}: {function} of a file with the digest {digest}")
     return lines
 
 

@@ -1,10 +1,13 @@
 """The accuracies of one run and of several, as the tables of a page."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from ddengine.evaluation import scores
+from ddengine.evaluation import settings
+from ddengine.evaluation.comparison import compare
+from ddengine.evaluation.settings import Evaluated
 from ddengine.evaluation.tables import interval_of, percent
-from ddengine.pages import facts
+from ddengine.pages import comparing, facts
 from ddengine.pages.reading import Run
 from ddengine.pages.words import (
     NONE,
@@ -15,7 +18,6 @@ from ddengine.pages.words import (
     filled,
     in_percent,
     interval,
-    plain,
 )
 from ddengine.system.log import size
 from ddengine.types import Json, Row
@@ -161,27 +163,21 @@ def _compared(run: Run) -> dict[str, str]:
     }
 
 
-def variance(runs: Sequence[Run]) -> list[Json]:
-    """How accuracies vary between distillations and between networks, for the template.
+def by_setting(runs: Sequence[Run]) -> list[Mapping[str, Any]]:
+    """A table of settings over distillations and networks, for the template.
 
-    One entry for each recipe of which there are runs of several seeds, and each network that all of
-    them know.
+    One for each group of runs that may be compared. A group that is one distillation has none.
     """
-    entries = []
-    for group in scores.splits([(run.name, run.meta, run.evaluation) for run in runs]):
-        split = group["split"]
-        cells = [
-            in_percent(split["mean"]),
-            in_percent(split["between_std"]),
-            in_percent(split["within_std"]),
-            plain(split["num_distillations"]),
-            plain(split["num_networks"]),
-        ]
-        entry = {
-            "recipe": group["recipe"],
-            "model": group["model"],
-            "runs": ", ".join(group["runs"]),
-            "cells": cells,
-        }
-        entries.append(entry)
-    return entries
+    known = [Evaluated(run.name, run.meta, run.evaluation) for run in runs if _is_told(run)]
+    tables = []
+    for group in settings.groups(known):
+        comparison = compare(group)
+        if sum(row["num_distillations"] for row in comparison.rows) > 1:
+            tables.append(comparing.of_page(comparison))
+    return tables
+
+
+def _is_told(run: Run) -> bool:
+    """Whether the files of a run say its setting and the accuracies of its networks."""
+    named = bool(run.meta.get("recipe")) and bool(run.data.get("name"))
+    return named and any(row.get("accuracies") for row in run.rows)

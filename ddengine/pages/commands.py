@@ -11,7 +11,7 @@ from ddengine.types import Facts, Json
 
 WIDTH = 100  # characters of a line
 # what buffer does not take of the words of distill
-NOT_OF_BUFFER = ("--restart", "--force", "--tensorboard")
+NOT_OF_BUFFER = ("--restart", "--compile", "--force", "--tensorboard")
 OF_PROTOCOL = ("epochs", "num_networks", "full_steps", "search_networks", "labels", "rate")
 
 

@@ -92,14 +92,14 @@ def _heat_of(run: Run) -> Json:
 def _together(runs: Sequence[Run], numbers: Iterator[int]) -> Json:
     """What the template shows of several runs side by side; empty values for a single one."""
     if len(runs) == 1:
-        return {"several": False, "comparison": {}, "overlaid": [], "heat": {}, "variance": []}
+        return {"several": False, "comparison": {}, "overlaid": [], "heat": {}, "settings": []}
     rows = [(f"{run.name}: {row['set']}", row) for run in runs for row in run.rows]
     return {
         "several": True,
         "comparison": accuracies.comparison(runs),
         "overlaid": charts.curves(runs, numbers),
         "heat": heat_table(rows) if rows else {},
-        "variance": accuracies.variance(runs),
+        "settings": accuracies.by_setting(runs),
     }
 
 

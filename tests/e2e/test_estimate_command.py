@@ -94,7 +94,7 @@ def test_estimate_and_truth(work, capsys, monkeypatch):
 
 def test_estimate_refuses_in_a_sentence(work, capsys, monkeypatch):
     assert run("estimate", RECIPE, *TINY, "--json") == 2
-    assert "--json needs the path" in capsys.readouterr().err
+    assert "Missing value for argument '--json'" in capsys.readouterr().err
     (work / "full").mkdir()
     (work / "full" / "letter.txt").write_text("dear")
     for path, words in (("full", "is a folder"), ("full/letter.txt/x.json", "cannot be written")):

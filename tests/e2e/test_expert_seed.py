@@ -53,9 +53,10 @@ def data_of(folder: Path | str) -> dict[str, torch.Tensor]:
 
 
 def mark_of(folder: str) -> dict:
-    """What a run says of itself, but for how the program was called."""
+    """What a run says of itself, but for its format and how the program was called."""
     mark = json.loads(Path(folder, "recipe.json").read_text())
     mark.pop("command")
+    mark.pop("format", None)
     return mark
 
 

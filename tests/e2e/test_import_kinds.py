@@ -734,10 +734,10 @@ def test_teachers(work, data, capsys):
     said(capsys, *command, "--out", "run")
     assert loaded("run/distilled")[1]["experts"]["num"] == 2
 
-    from ddengine.commands.options import options_of
+    from ddengine.commands.options import options_of, stores_of
 
     options = options_of("distill", command[1:])
-    stores = options.stores().open(data)  # as distill opens them
+    stores = stores_of(options, options.experts).open(data)  # as distill opens them
     for store, network in zip(stores.stores, networks, strict=True):
         stored = store.load(0, store.epochs[-1]).state_dict()
         differing = [

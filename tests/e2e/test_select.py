@@ -3,7 +3,6 @@ treats folders.
 """
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -91,7 +90,7 @@ def test_every_kind_writes_what_distill_would_start_from(work, kind):
     """The images named in meta.json, which are those of the initial set of the same command; no
     learned rate, class labels.
     """
-    from ddengine.commands.options import options_of
+    from ddengine.commands.options import options_of, stores_of
     from ddengine.prepare import prepare
 
     asks = [
@@ -116,7 +115,7 @@ def test_every_kind_writes_what_distill_would_start_from(work, kind):
         c for c in range(10) for _ in range(2)
     ]
     options = options_of("distill", [RECIPE, *flags])
-    stores = replace(options, experts=Path("store" if asks[0] in flags else "plain")).stores()
+    stores = stores_of(options, Path("store" if asks[0] in flags else "plain"))
     start, _ = prepare(options.recipe, data, CPU, stores.open(data), seed=0)
     assert torch.equal(start.tensors["images"], images(f"runs/{kind}"))
     assert (meta["experts"] is not None) == (kind in ("correct", "representative"))

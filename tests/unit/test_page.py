@@ -324,7 +324,7 @@ def test_unfinished_run_says_so(folder):
 
 def test_several_runs(folder, tmp_path):
     """A table on top, curves in one figure, a heat map of all sets and networks, a section each,
-    the split of the variance.
+    a table of settings over seeds.
     """
     other = Path(shutil.copytree(folder, tmp_path / "beta"))
     meta = json.loads((other / "distilled/meta.json").read_text())
@@ -353,15 +353,13 @@ def test_several_runs(folder, tmp_path):
     assert "alpha: distilled" in reader.text and "beta: random" in reader.text
     overlaid = re.search(r"<figure class=\"plot\">(.*?)</figure>", content, re.DOTALL)[1]
     assert "var(--c0)" in overlaid and "var(--c1)" in overlaid
-    pytest.importorskip("ddengine.evaluation.scores")
-    split = re.search(r"Variance between distillations.*?<tbody>(.*?)</tbody>", content, re.DOTALL)[
-        1
-    ]
-    cells = re.findall(r"<td[^>]*>(.*?)</td>", split)
+    body = re.search(r"Settings over distillations.*?<tbody>(.*?)</tbody>", content, re.DOTALL)[1]
+    mean, _, between, within, number = re.findall(r"<td[^>]*>(.*?)</td>", body)
     # sqrt(0.015 / 3), the networks move together
-    assert cells[:4] == ["mlp", "75.0", "7.1", "1.0"] and cells[4:6] == ["2", "3"]
+    assert [mean, between, within, number] == ["75.0", "7.07", "1.00", "2"]
+    assert "row 1: alpha, beta" in reader.text
     files.write_json(other / "distilled/meta.json", meta)  # the same seed is no other distillation
-    assert "Variance between" not in html(folder, other)
+    assert "Settings over" not in html(folder, other)
 
 
 def test_equal_names_are_told_apart(made, twice):

@@ -1,6 +1,7 @@
 """The public names: callable whatever has been imported, and one run with the command line."""
 
 import importlib
+import itertools
 import json
 import os
 import pkgutil
@@ -21,6 +22,9 @@ from torch.utils.data import TensorDataset
 import buffers
 import ddengine
 import synth
+from ddengine.commands import COMMANDS
+from ddengine.commands.flags import flag_of, values_of
+from ddengine.commands.options import Options
 from ddengine.commands.words import taken_flag, taken_name, taken_paths
 from ddengine.data import Dataset, load_data
 from ddengine.data.preprocess import fit_zca
@@ -232,23 +236,86 @@ def test_arguments_come_in_any_order(work, capsys):
     assert "runs/typo" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("flag", ["--restart", "--print_config", "--no_force"])
+def test_a_recipe_may_follow_a_switch(work, flag, capsys, monkeypatch):
+    """A switch has no value, so the word behind it is the recipe, or a mistyped one."""
+    (work / "mine.py").write_text("import synth\nrecipe = synth.find('dm/cifar10_ipc1')\n")
+    monkeypatch.syspath_prepend(str(work))
+    assert run("distill", flag, "mine:recipe", "--print_config") == 0
+    assert '"dm/cifar10_ipc1"' in capsys.readouterr().out
+    assert run("distill", flag, "dm/cifar10_ipc") == 2
+    assert "Unknown recipe 'dm/cifar10_ipc'; nearest: dm/cifar10_ipc1" in capsys.readouterr().err
+
+
+def test_paths_may_follow_flags_with_one_value(work, capsys):
+    result = ddengine.distill(Dataset.named("digits"), small(), folder="a", progress=False)
+    result.save("b")
+    assert run("report", "a", "--out", "page.html", "b") == 0
+    assert "b" in Path("page.html").read_text()
+    assert run("evaluate", "a", "--seed", "1", "b", "--out", "c") == 2
+    assert "2 sets are evaluated" in capsys.readouterr().err
+
+
 def test_words_of_a_line():
+    values = {"--one": 1, "--switch": 0, "--several": None}
     assert taken_flag(["--a", "1", "--b", "--a=2", "--a"], "--a") == (["1", "2", ""], ["--b"])
-    assert taken_name(["x", "--y"], {"z"}) == ("x", ["--y"])
-    assert taken_name(["--y", "1", "z"], {"z"}) == ("z", ["--y", "1"])
-    assert taken_name(["--y", "a/b", "c/d"], set()) == ("c/d", ["--y", "a/b"])
-    assert taken_name(["--help"], set()) == (None, ["--help"])
+    assert taken_name(["x", "--y"], {"z"}, values) == ("x", ["--y"])
+    for flags in (["--one", "1"], ["--switch"], ["--one=1"], ["--several=1"]):
+        assert taken_name([*flags, "z"], set(), values) == ("z", flags)
+    for flags in (["--several", "1"], ["--new", "1"], ["--new"]):
+        assert taken_name([*flags, "z"], {"z"}, values) == ("z", flags)
+        assert taken_name([*flags, "z"], set(), values)[0] is None
+    assert taken_name(["--one", "z"], {"z"}, values)[0] is None
+    assert taken_name(["--several", "a/b", "c/d"], set(), values) == ("c/d", ["--several", "a/b"])
+    assert taken_name(["--help"], set(), values) == (None, ["--help"])
     meant = {Path("runs/a"), Path("out")}.__contains__
-    paths, rest = taken_paths(["--out", "out", "--models", "mlp", "runs/a"], meant)
-    assert paths == [Path("runs/a")] and rest == ["--out", "out", "--models", "mlp"]
-    assert taken_paths(["a", "b", "--c", "runs/a"], meant)[0] == [Path("a"), Path("b")]
+    paths, rest = taken_paths(["--one", "out", "--several", "mlp", "runs/a"], meant, values)
+    assert paths == [Path("runs/a")] and rest == ["--one", "out", "--several", "mlp"]
+    several = ["--several", "c", "out"]  # a folder that is called as a baseline is one
+    assert taken_paths(["a", *several], meant, values) == ([Path("a")], several)
+    paths, rest = taken_paths(["a", "b", "--several", "c", "--switch", "d"], meant, values)
+    assert paths == [Path("a"), Path("b"), Path("d")] and rest == ["--several", "c", "--switch"]
 
 
-@pytest.mark.parametrize("command", ["distill", "evaluate", "score", "privacy", "continual"])
-def test_help_without_a_recipe_or_a_set(command, capsys):
+def test_how_many_values_flags_take():
+    values = values_of(Options, ddengine.Recipe)
+    assert values["--restart"] == values["--no_restart"] == values["--help"] == 0
+    assert values["--seed"] == values["--out"] == values["--data.download"] == 1
+    assert values["--precision"] == values["--evaluation.lr"] == values["--init.kind"] == 1
+    assert values["--teachers"] is None and values["--data.size"] is None
+    assert not {"--command", "--recipe", "--objective", "--data"} & values.keys()
+    assert flag_of("--data.split-seed=3") == "--data.split_seed" and flag_of("-h") == "-h"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_shows_its_help(command, capsys):
+    """Without a recipe or a set."""
     with pytest.raises(SystemExit) as stop:
         run(command, "--help")
-    assert stop.value.code in (0, None) and "--seed" in capsys.readouterr().out
+    assert stop.value.code in (0, None)
+    assert f"usage: {program.name()} {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("command", "flag"),
+    [
+        *itertools.product(["cite"], ["--restart", "--force", "--tensorboard", "--seed=1"]),
+        *itertools.product(["estimate"], ["--restart", "--force", "--tensorboard"]),
+        *itertools.product(["select", "buffer"], ["--force", "--compile", "--tensorboard"]),
+        ("demo", "--experts=x"),
+        ("score", "--sort=accuracy"),
+        ("score", "--baselines=random"),
+        ("rank", "--sort=accuracy"),
+    ],
+)
+def test_flags_that_a_command_does_not_read_are_refused(work, command, flag, capsys):
+    of = NAME
+    if command in ("score", "rank"):
+        of = "set"
+        ddengine.distill(Dataset.named("digits"), small(), progress=False).save("set")
+    words = [] if command == "demo" else [of]
+    assert run(command, *words, flag) == 2
+    assert f"Unrecognized options: {flag.split('=')[0]}" in capsys.readouterr().err
 
 
 def test_help_of_the_program_imports_no_torch():

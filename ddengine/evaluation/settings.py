@@ -1,0 +1,217 @@
+"""Runs that were evaluated: which may be compared, and in which settings they differ."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ddengine.recipe import DataConfig, EvalConfig, digest, from_dict, to_dict
+from ddengine.types import Evaluation, Facts, Json, Meta, Row
+
+PROSE = ("cites", "published", "note", "taken")
+# of a recipe: they decide no result, or are told apart from the settings
+NO_SETTING = (
+    "data.root",
+    "data.download",
+    "buffer.step.folder",
+    "outer.checkpoint_every",
+    "outer.evaluate_every",
+    "outer.picture_every",
+)
+# of a protocol: they decide nothing of the row of the set, or only how many networks it has
+NO_PROTOCOL = ("models", "baselines", "baseline_steps", "full_steps", "num_networks")
+# of the data: how many images a set is made of is a setting; on which ones it is tested is not
+OF_THE_TEST = ("name", "size", "fit", "background", "classes", "split_seed")
+# shown wherever they differ, also beside the name of the recipe that says them
+ALWAYS_SHOWN = ("name", "ipc", "model", "data.limit")
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A run with a set and its evaluation."""
+
+    name: str  # as it is shown
+    meta: Meta
+    evaluation: Evaluation
+
+    @property
+    def seed(self) -> int | None:
+        """Of the distillation; None of sets that were imported or merged."""
+        return self.meta.get("seed")
+
+    @property
+    def models(self) -> list[str]:
+        """The networks that were trained on the set."""
+        return list(dict.fromkeys(row["model"] for row in self._rows))
+
+    def row(self, model: str) -> Row | None:
+        """What networks of a kind reached on the set; None where none were trained."""
+        for row in self._rows:
+            if row["model"] == model:
+                return row
+        return None
+
+    @property
+    def _rows(self) -> list[Row]:
+        """The rows of the set itself, among those of its baselines."""
+        rows = self.evaluation["rows"]
+        for name in self._row_names():
+            of_the_set = [row for row in rows if row["set"] == name]
+            if of_the_set:
+                return of_the_set
+        return [row for row in rows if row["set"] == rows[0]["set"]]
+
+    def _row_names(self) -> Sequence[str]:
+        """What the rows may be called; a selection may share the name of a baseline."""
+        if "selected" not in self.meta:
+            return ("distilled",)
+        kind = self.meta["selected"]["kind"]
+        return (f"selected {kind}", kind)
+
+
+# What may be compared.
+
+
+def groups(runs: Sequence[Evaluated], *, across: bool = False) -> list[list[Evaluated]]:
+    """Runs that may be compared with each other, in the order of their first ones.
+
+    `across`: also those whose networks were trained by different protocols.
+    """
+    made: list[list[Evaluated]] = []
+    for run in runs:
+        for group in made:
+            if difference(group, run, across=across) is None:
+                group.append(run)
+                break
+        else:
+            made.append([run])
+    return made
+
+
+def difference(group: Sequence[Evaluated], run: Evaluated, *, across: bool) -> str | None:
+    """In words why a run cannot be compared with those of a group; None where it can."""
+    first = group[0]
+    for name, mine in _tested_on(run).items():
+        other = _tested_on(first)[name]
+        if mine != other:
+            return f"{name} is {other} in {first.name} and {mine} in {run.name}"
+    for one in group:
+        same_settings = _training_settings(one) == _training_settings(run)
+        if same_settings and one.meta.get("images") != run.meta.get("images"):
+            return f"{one.name} and {run.name} were made of different images"
+    if across:
+        return None
+    for name, mine in protocol_of(run).items():
+        other = protocol_of(first)[name]
+        if mine != other:
+            return f"{name} is {other} in {first.name} and {mine} in {run.name}"
+    return None
+
+
+def _tested_on(run: Evaluated) -> Json:
+    """What decides on which test images networks are judged."""
+    data = _data(run)
+    facts = {f"data.{name}": data[name] for name in OF_THE_TEST}
+    facts["the digest of the test images"] = run.evaluation.get("own_test")
+    counts = run.evaluation.get("test_images_per_class") or {}
+    facts["the number of test images"] = sum(counts.values()) or None
+    facts["the number of classes"] = len(run.meta.get("class_names") or ())
+    return facts
+
+
+def _training_settings(run: Evaluated) -> tuple[Any, ...]:
+    """The settings that decide which training images are used, all others being equal."""
+    data = _data(run)
+    return data["limit"], data["validation"]
+
+
+def _data(run: Evaluated) -> Json:
+    """The data settings of the recipe; what an older version does not say has its default."""
+    return to_dict(from_dict(DataConfig, run.meta["recipe"]["data"]))
+
+
+def protocol_of(run: Evaluated) -> Json:
+    """What decides how networks were trained on the set, by the names of flags."""
+    stored = run.evaluation.get("protocol") or {}
+    protocol = to_dict(from_dict(EvalConfig, {"protocol": "", **stored}))
+    for name in NO_PROTOCOL:
+        protocol.pop(name, None)
+    facts = {f"evaluation.{name}": value for name, value in flat(protocol).items()}
+    rows = run.evaluation["rows"]
+    facts["the training function"] = rows[0].get("trained_by")
+    facts["the precision of the evaluation"] = run.evaluation.get("precision")
+    return facts
+
+
+# Settings.
+
+
+def setting(run: Evaluated, *, across: bool = False) -> Json:
+    """The values of a run that decide its result, but for its seed, by the names of their flags."""
+    recipe = dict(run.meta["recipe"])
+    for name in (*PROSE, "evaluation"):
+        recipe.pop(name, None)
+    values = flat(recipe)
+    for name in NO_SETTING:
+        values.pop(name, None)
+    values["precision"] = run.meta.get("precision")
+    if "selected" in run.meta:
+        values["selected"] = run.meta["selected"]["kind"]
+    return values | protocol_of(run) if across else values
+
+
+def key(values: Facts) -> str:
+    """What identifies a setting."""
+    return digest(values)
+
+
+def flat(value: Any, prefix: str = "") -> Json:
+    """The values in nested objects by their dotted names."""
+    if not isinstance(value, Mapping) or not value:
+        return {prefix: value}
+    values: Json = {}
+    for name, part in value.items():
+        values |= flat(part, f"{prefix}.{name}".removeprefix("."))
+    return values
+
+
+def columns(settings: Sequence[Facts]) -> tuple[list[str], list[str]]:
+    """(the fields in which settings differ, those of them that the name of the recipe says).
+
+    The second are no columns of a table: where methods are compared, dozens of their parts differ.
+    """
+    names: dict[str, None] = {}  # in the order of the settings
+    for values in settings:
+        names |= dict.fromkeys(values)
+    differing = [name for name in names if len({repr(s.get(name)) for s in settings}) > 1]
+    shown, said = [], []
+    for name in differing:
+        by_recipe = "name" in differing and name not in ALWAYS_SHOWN
+        if by_recipe and _follows_from_recipe(name, settings):
+            said.append(name)
+        else:
+            shown.append(name)
+    return shown, said
+
+
+def _follows_from_recipe(name: str, settings: Sequence[Facts]) -> bool:
+    """Whether all settings of one recipe have one value of a field."""
+    values: dict[str, str] = {}
+    for of_one in settings:
+        value = repr(of_one.get(name))
+        if values.setdefault(of_one["name"], value) != value:
+            return False
+    return True
+
+
+def short_names(names: Sequence[str], known: Sequence[str]) -> dict[str, str]:
+    """As much of the end of each dotted name as tells it from all that are `known`."""
+    short = {}
+    for name in names:
+        parts = name.split(".")
+        short[name] = name
+        for count in range(1, len(parts)):
+            end = ".".join(parts[-count:])
+            if sum(other == end or other.endswith(f".{end}") for other in known) <= 1:
+                short[name] = end
+                break
+    return short
