@@ -25,6 +25,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import forms
+
 from ddengine.pages import figures
 from ddengine.system import files
 
@@ -354,6 +356,7 @@ def collect(run: Path, folder: Path, row: Row) -> dict[str, Any]:
     ]
     said = {
         "row": row.label,
+        "outside": forms.outside(run),  # of the range of pixels
         "experts": meta.get("experts"),
         "group": row.group,
         "flags": row.flags,
@@ -562,7 +565,10 @@ def write(name: str, rows: list[Row], said: str) -> None:
     out.mkdir(parents=True, exist_ok=True)
     files.write_json(out / f"{name}.json", {"command": said, "runs": runs})
     several = any(len({row["model"] for row in run["evaluation"]["rows"]}) > 1 for run in runs)
-    (out / f"{name}.md").write_text(crossed(runs) if several else markdown(runs))
+    text = crossed(runs) if several else markdown(runs)
+    if name == "forms_small":
+        text += f"\n{forms.summary(runs)}"
+    (out / f"{name}.md").write_text(text)
     if several:
         figures.heat_map(out / f"{name}.png", [(run["row"], run["evaluation"]) for run in runs])
     elif runs and all(run["validation"] for run in runs):

@@ -148,12 +148,15 @@ def _imagenet() -> list[Recipe]:
 
 DIGITS = DataConfig(name="digits")
 FASHION = DataConfig(name="fashion_mnist", limit=10000)
+CIFAR = DataConfig(name="cifar10", limit=10000)
 # name, data, network, images per class, T+, N, outer steps, lr pixel, epochs of the evaluation
 SMALL = [
     ("digits_ipc1", DIGITS, "convnet-d2-w32-in", 1, 4, 20, 250, 10.0, 150),
     ("digits_ipc10", DIGITS, "convnet-d2-w32-in", 10, 8, 20, 250, 10.0, 150),
     ("fashion_mnist_ipc1_small", FASHION, "convnet-d3-w16-in", 1, 4, 30, 400, 100.0, 300),
     ("fashion_mnist_ipc10_small", FASHION, "convnet-d3-w16-in", 10, 8, 20, 200, 100.0, 300),
+    ("cifar10_ipc1_small", CIFAR, "convnet-d3-w16-in", 1, 4, 20, 300, 100.0, 300),
+    ("cifar10_ipc10_small", CIFAR, "convnet-d3-w16-in", 10, 8, 20, 150, 100.0, 300),
 ]  # fmt: skip
 
 
