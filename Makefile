@@ -42,6 +42,7 @@ format: .venv/tests
 # A wheel of the three packages, into build/dist.
 wheel: .venv/ready
 	$(PY) -m pip wheel --quiet --no-deps --wheel-dir build/dist .
+	@ls build/dist/*.whl
 
 # The documentation, into build/docs, without network; a broken link fails.
 docs: .venv/docs

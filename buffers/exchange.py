@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from buffers import store
 from buffers.store import ExpertStore
+from ddengine.api.export import export as export_of_set
+from ddengine.api.results import Distilled, path_of
 from ddengine.artefact.exchange import all_are, described, is_plain, save_pt, sha256, shape_of
 from ddengine.artefact.export import Format
-from ddengine.artefact.export import export as export_of_set
 from ddengine.artefact.tars import PER_SHARD
 from ddengine.data import Data
 from ddengine.recipe import BufferConfig, DataConfig, digest
@@ -310,20 +311,22 @@ def _check(
 
 
 def export(
-    path: Path,
+    of: Distilled | Path | str,
     format: Format,
-    out: Path,
+    folder: Path | str,
     *,
     per_file: int = PER_FILE,
     per_shard: int = PER_SHARD,
 ) -> list[Path]:
     """Write an expert store, a run or the folder of a set as files of other programs.
 
+        buffers.export("experts/mine", "mtt", "theirs")
+
     Args:
-        path: an expert store, a run or the folder of a set.
+        of: a set that lies in a folder, or the folder of an expert store, of a set or of its run.
         format: mtt, the files of MTT, FTD, TESLA and DATM; of a run or set also webdataset,
             imagefolder and hub, which hold images of 8 bits.
-        out: the folder to write.
+        folder: to write.
         per_file: experts in a file of mtt.
         per_shard: examples in a tar of webdataset.
 
@@ -334,13 +337,14 @@ def export(
         UserError: a path that holds neither, a format that does not go, and files that exist
             already.
     """
-    if not (path / "manifest.json").is_file():
-        return export_of_set(path, format, out, per_shard=per_shard)
+    path = path_of(of) if isinstance(of, Distilled) else Path(of)
+    if not (path / store.MANIFEST).is_file():
+        return export_of_set(path, format, folder, per_shard=per_shard)
     if format != "mtt":
         raise UserError(
             f"{path} holds experts, and format {format} is one of images; set --format mtt."
         )
-    return export_experts(path, out, per_file)
+    return export_experts(path, Path(folder), per_file)
 
 
 def export_experts(folder: Path, out: Path, per_file: int = PER_FILE) -> list[Path]:

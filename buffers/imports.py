@@ -16,9 +16,11 @@ import torch
 from buffers import kinds, state_dicts
 from buffers.exchange import files_digest, import_experts, load_pt
 from buffers.kinds import Kind
+from buffers.open import EXPERTS
 from buffers.state_dicts import Teacher
 from buffers.store import ExpertStore, teacher_folder
 from ddengine import naming
+from ddengine.api.checks import check_recipe
 from ddengine.artefact import class_order, exchange, finished, runs
 from ddengine.artefact import folder as folders
 from ddengine.data import Data, load_data
@@ -33,7 +35,6 @@ from ddengine.system import files, log, runtime
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 
-EXPERTS = Path("experts")
 # times what guessing reaches: a network that others published as a teacher and that reaches less
 # was trained on other images
 CHANCE = 1.5
@@ -77,16 +78,18 @@ class _Given:
 
 def bring_in(
     recipe: Recipe,
-    paths: Sequence[Path],
+    paths: Path | str | Sequence[Path | str],
     *,
     class_order: Sequence[str] = (),
-    labels: Path | None = None,
+    labels: Path | str | None = None,
     lr: float | None = None,
     experiment: int | None = None,
     space: Space | None = None,
-    out: Path | None = None,
+    out: Path | str | None = None,
 ) -> Imported:
     """Import files of another program; what they are, their content says.
+
+        buffers.bring_in(recipe, ["replay_buffer_0.pt", "replay_buffer_1.pt"])
 
     Args:
         recipe: which images, preprocessing and network the files are of and, for experts, how these
@@ -94,6 +97,7 @@ def bring_in(
         paths: replay_buffer files; state dicts of networks (with teachers as many files for each,
             in the order of `recipe.teachers`); a file of images, of a pair of images and labels, or
             a result of DC; a folder of class folders of images; parquet files; or a folder of such.
+            One path, or several.
         class_order: names or numbers of all classes in the order in which the files count them;
             none: as the dataset counts them.
         labels: labels of the images; None: labels_X.pt beside images_X.pt, else the classes in
@@ -107,24 +111,26 @@ def bring_in(
     Raises:
         UserError: files that are nothing of the above, or do not fit the recipe.
     """
+    check_recipe(recipe)
     given = _Given(
         recipe=recipe,
         class_order=tuple(class_order),
-        labels=labels,
+        labels=None if labels is None else Path(labels),
         lr=lr,
         experiment=experiment,
         space=space,
-        out=out,
+        out=None if out is None else Path(out),
     )
-    kind, paths, content = kinds.find(paths)
-    _refuse_options(given, kind, paths[0])
+    several = [paths] if isinstance(paths, Path | str) else paths
+    kind, files_of, content = kinds.find(list(map(Path, several)))
+    _refuse_options(given, kind, files_of[0])
     if kind == "experts":
         del content  # of a gigabyte; the files are read one by one
-        return _bring_in_experts(given, paths)
+        return _bring_in_experts(given, files_of)
     if kind == "networks":
         del content
-        return _bring_in_networks(given, paths)
-    return _bring_in_set(given, kind, paths, content)
+        return _bring_in_networks(given, files_of)
+    return _bring_in_set(given, kind, files_of, content)
 
 
 def _refuse_options(given: _Given, kind: Kind, path: Path) -> None:

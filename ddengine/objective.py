@@ -110,6 +110,35 @@ class ObjectiveConfig(Method, Protocol):
         return f"lower ipc (now {ipc})"
 
 
+class StatelessConfig(ObjectiveConfig, Protocol):
+    """The options of a method that keeps nothing between steps; it needs no other class.
+
+    Only `step_losses` has no default.
+    """
+
+    def step_losses(self, env: Env, syn: SyntheticSet, rng: Generator) -> Iterator[Tensor]:
+        """Scalar losses of one step, as `Objective.losses` yields them; `rng` is for all draws."""
+        ...
+
+    def build(self, env: Env) -> Objective:
+        """An objective that yields `step_losses`."""
+        return Stateless(self, env)
+
+
+@dataclass(frozen=True)
+class Stateless(Objective):
+    """The objective of a StatelessConfig."""
+
+    config: StatelessConfig
+    env: Env
+
+    def losses(
+        self, syn: SyntheticSet, state: dict[str, Tensor], step: int, rng: Generator
+    ) -> Iterator[Tensor]:
+        """Those of the configuration."""
+        return self.config.step_losses(self.env, syn, rng)
+
+
 def network_bytes(env: Env, *, images: int, vectors: int = VECTORS) -> int:
     """Bytes that gradients of gradients hold at most, of so many images in the network of `env`.
 

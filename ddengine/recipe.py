@@ -30,6 +30,7 @@ LATE: Mapping[str, Any] = {"late": True}
 
 BASELINES = (
     "random",
+    "equal_bytes",
     "herding",
     "full",
     "random_soft",
@@ -247,7 +248,7 @@ class InitConfig:
     # random real images of the class | standard normal noise | real images an expert classifies
     # correctly | representative ones, by k-means | coresets: a running mean near the class mean |
     # far from each other | centres of k-means | by forgetting events | by the error of early
-    # networks crops of real images that a teacher is most sure of (RDED)
+    # networks | crops of real images that a teacher is most sure of (RDED)
     kind: Literal[
         "real",
         "noise",
@@ -366,7 +367,8 @@ class OptimConfig:
     lr: float  # step size, in units of the tensor
     momentum: float = 0.5  # of Adam: beta 1
     weight_decay: float = 0.0
-    # adam: with bias correction and eps 1e-8 | adamw: the same, weight decay apart from gradients
+    # sgd: with heavy-ball momentum | adam: with bias correction and eps 1e-8 | adamw: the same,
+    # weight decay apart from gradients
     kind: Literal["sgd", "adam", "adamw"] = "sgd"
     beta2: float = 0.9  # of Adam: decay of the mean of squared gradients
     # of the step size, over all steps, down to 0
@@ -514,7 +516,7 @@ class EvalConfig:
     # of dynamic labels; train normalises by the batch, as SRe2L's code does on CIFAR
     teacher_mode: Literal["eval", "train"] = "eval"
     # with soft labels z, outputs s, class c: ce: cross-entropy with softmax(z) | kl: KL of
-    # softmax(z / T) from softmax(s / T) | mse: of the logits nkd: normalised distillation and
+    # softmax(z / T) from softmax(s / T) | mse: of the logits | nkd: normalised distillation and
     # cross-entropy with c | uskd: without a teacher, of c alone. Hard labels always have ce, or
     # uskd
     loss: Literal["ce", "kl", "mse", "nkd", "uskd"] = "ce"
@@ -525,16 +527,17 @@ class EvalConfig:
     models: tuple[str, ...] = ()  # networks to train; none: the recipe's
     # networks per row, each with its own seed; random: each with its own draw of images
     num_networks: int = 5
-    # where learning rates come from | validation: for each set and network the best of lr_grid, and
+    # where learning rates come from; validation: for each set and network the best of lr_grid, and
     # on the recipe's network the learned one, by the validation split; without such a split as
     # learned | learned: of the set on the recipe's network the learned one, elsewhere lr
     rate: Literal["validation", "learned"] = "validation"
     lr: float = 0.01  # learning rate where none is chosen and none was learned
     lr_grid: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03, 0.1)
     search_networks: int = 1  # networks per learning rate tried
-    # random | random_soft (with the labels of the set: of its teachers, else of a network trained
-    # on the full data) | hard_labels (the set with its classes) | eight_bit (the set as its PNG
-    # files say it) | herding | k_centre | k_means | forgetting | el2n | full
+    # random | equal_bytes (as many random images as the bytes of the set hold) | random_soft (with
+    # the labels of the set: of its teachers, else of a network trained on the full data) |
+    # hard_labels (the set with its classes) | eight_bit (the set as its PNG files say it) | herding
+    # | k_centre | k_means | forgetting | el2n | full
     baselines: tuple[str, ...] = ("random", "herding", "full", "eight_bit")
     # all baselines but full have as many epochs as the set, or as many updates
     baseline_steps: Literal["epochs", "updates"] = "epochs"
@@ -617,7 +620,8 @@ class EvalConfig:
             if name not in BASELINES:
                 raise unknown("baseline", name, BASELINES)
         require(
-            not {"random", "random_soft"} & set(self.baselines) or self.num_networks >= 3,
+            not {"random", "equal_bytes", "random_soft"} & set(self.baselines)
+            or self.num_networks >= 3,
             "evaluation.num_networks must be at least 3 to draw 3 random sets, got "
             f"{self.num_networks}; "
             "raise it or leave random out of evaluation.baselines.",

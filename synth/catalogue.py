@@ -3,6 +3,8 @@
 Recipes are discovered: every module in synth/recipes that has a function `recipes()` gives its own.
 A recipe of somebody else's package is named `package.module:recipe`, where `recipe` is a Recipe, or
 a function that returns one, or several by name after another colon: `package.module:recipes:NAME`.
+Packages that are installed may name theirs by an entry point (`synth.installed`); then their own
+names will do.
 """
 
 import importlib
@@ -16,6 +18,7 @@ import synth.recipes
 from ddengine.changes import changed
 from ddengine.recipe import PARTS, Recipe, resolved
 from ddengine.system.errors import UserError, unknown
+from synth.installed import installed, recipes_in
 
 
 def modules() -> Iterator[ModuleType]:
@@ -44,11 +47,11 @@ def discovered() -> dict[str, Recipe]:
 RECIPES = discovered()
 
 
-def find(name: str, **changes: Any) -> Recipe:
+def find(name: str, /, **changes: Any) -> Recipe:
     """The recipe of that name, with changes, which are checked.
 
     Args:
-        name: one of RECIPES, or `package.module:recipe` for one of another package.
+        name: one of RECIPES or of an installed package, or `package.module:recipe`.
         changes: new values of fields; of a part, a mapping changes some of its fields:
             `find("dm/cifar10_ipc10", ipc=5, outer={"steps": 100, "optim": {"images": {"lr": 2}}})`.
 
@@ -56,12 +59,18 @@ def find(name: str, **changes: Any) -> Recipe:
         UserError: a name, a field or a value that does not exist or does not fit; the sentence
             names the nearest.
     """
-    recipe = _of_package(name) if ":" in name else RECIPES.get(name)
-    if recipe is None:
-        raise unknown("recipe", name, RECIPES)
+    recipe = _of_package(name) if ":" in name else RECIPES.get(name) or _installed(name)
     if not changes:
         return recipe
     return as_changed(changed(recipe, changes), recipe)
+
+
+def _installed(name: str) -> Recipe:
+    """The recipe of an installed package of that name. Raises UserError where there is none."""
+    others = installed()
+    if name not in others:
+        raise unknown("recipe", name, [*RECIPES, *others])
+    return others[name].recipe
 
 
 def _of_package(name: str) -> Recipe:
@@ -77,16 +86,14 @@ def _of_package(name: str) -> Recipe:
     # probe: of a module of somebody else
     if not hasattr(value, attribute):
         raise UserError(f"The module {module_name} has no {attribute!r}, which {name!r} names.")
-    value = getattr(value, attribute)
-    if callable(value):
-        value = value()
-    if not isinstance(value, Recipe):
-        by_name = {recipe.name: recipe for recipe in value}
-        wanted = ":".join(rest)
-        if wanted not in by_name:
-            raise unknown(f"recipe in {module_name}:{attribute}", wanted, by_name)
-        value = by_name[wanted]
-    return value
+    recipes = recipes_in(getattr(value, attribute), f"{module_name}:{attribute}")
+    if len(recipes) == 1 and not rest:
+        return recipes[0]
+    by_name = {recipe.name: recipe for recipe in recipes}
+    wanted = ":".join(rest)
+    if wanted not in by_name:
+        raise unknown(f"recipe in {module_name}:{attribute}", wanted, by_name)
+    return by_name[wanted]
 
 
 def same_cell(recipe: Recipe, published: Recipe) -> bool:

@@ -94,8 +94,8 @@ class GradientMatching(ObjectiveConfig, Generic[NetworksT]):
     """Gradients of real and synthetic images, class by class or summed over classes."""
 
     networks: NetworksT  # in which networks gradients are compared
-    # layerwise: 1 - cosine, summed over output channels | mse, l1: sums of squared or absolute
-    # differences | cos: 1 - cosine of all as one vector
+    # layerwise: 1 - cosine, summed over output channels | mse: sum of squared differences | l1: of
+    # absolute ones | cos: 1 - cosine of all as one vector
     metric: Metric = "layerwise"
     tensors: Tensors = "weights"  # parameters of at least two dimensions | at least three | all
     real_batch: int = 256  # real images per class and step

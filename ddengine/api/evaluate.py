@@ -22,6 +22,8 @@ from ddengine.data import Data, Dataset, RealSet
 from ddengine.data.torch_dataset import OWN
 from ddengine.evaluation import evaluate as evaluation_of
 from ddengine.evaluation import tables
+from ddengine.evaluation.baselines import FOLDER
+from ddengine.evaluation.bench import Economy
 from ddengine.evaluation.brought import Factory, Trainer, name_of, stable_name
 from ddengine.evaluation.train import train_one
 from ddengine.evaluation.user_file import FromFile, from_file, names_file
@@ -38,6 +40,8 @@ from ddengine.types import Experts
 
 NEEDED = {"name", "model", "data", "evaluation"}  # of the recipe in meta.json
 CONTROLS = ("random_soft", "hard_labels")  # without which soft labels pass for distillation
+FULL_SECONDS = 60.0  # that networks on the full data may take, on each network
+QUICK_SHARE = 0.25  # of these seconds in a quick evaluation
 Networks = Sequence[str | Factory] | Mapping[str, Factory]
 
 
@@ -66,6 +70,9 @@ def evaluate(
     seed: int = 0,
     device: str = "auto",
     precision: Precision = "fp32",
+    quick: bool = False,
+    full_seconds: float | None = FULL_SECONDS,
+    reuse_baselines: bool = True,
     progress: log.Progress = True,
     restart: bool = False,
     strict: bool = True,
@@ -100,8 +107,11 @@ def evaluate(
         seed: decides networks, orders, augmentation and random draws.
         device: auto, cpu, cuda or cuda:N.
         precision: fp32, tf32 or bf16.
+        quick: a first answer: 3 networks a row, two rates, updates cut to what validation needs.
+        full_seconds: that the row of full data may take on a network, else cut; None: no limit.
+        reuse_baselines: read what other evaluations keep in .baselines, beside their runs.
         progress: as `distill` takes it.
-        restart: evaluate again although evaluation.json is there.
+        restart: evaluate again although evaluation.json is there, with baselines trained again.
         strict: refuse an evaluation.json of other settings; False takes it as it is.
         command: the words by which a command line asked for this.
         seconds_before: that the caller has spent on it.
@@ -129,23 +139,44 @@ def evaluate(
             test=test,
             factories=factories,
             train=train,
+            economy=_economy(quick, full_seconds, restart),
+            reuse_baselines=reuse_baselines,
             restart=restart,
             strict=strict,
             words=tuple(command),
         )
-        out = asked.run if asking.is_told else None
-        if folder is not None:
-            out = Path(folder)
-        content = asking.evaluation(out, "evaluate", seconds_before)
-        if folder is None and asked.folder is not None and not asking.brings_own:
-            results.add_results(asked.folder, dict(content))
-        return outcome(content, asked, out)
+        return _told(asking, folder, seconds_before)
+
+
+def _told(asking: "Asking", folder: Path | str | None, seconds_before: float) -> Outcome:
+    """An evaluation as a table; that of a set by what it says itself also lies in its folder."""
+    of = asking.of
+    out = of.run if asking.is_told else None
+    if folder is not None:
+        out = Path(folder)
+    content = asking.evaluation(out, "evaluate", seconds_before)
+    if folder is None and of.folder is not None and not asking.brings_own:
+        results.add_results(of.folder, dict(content))
+    return outcome(content, of, out)
+
+
+def _economy(quick: bool, full_seconds: float | None, restart: bool) -> Economy:
+    """What an evaluation need not spend. Raises UserError for no seconds."""
+    if full_seconds is None:
+        return Economy(quick=quick, renew=restart, looks=True)
+    if not 0 < full_seconds < math.inf:
+        raise UserError(
+            f"full_seconds must be positive and finite, got {full_seconds}; None lets the full "
+            "data take as long as they take."
+        )
+    share = QUICK_SHARE if quick else 1.0
+    return Economy(full_seconds * share, quick, renew=restart, looks=True)
 
 
 def outcome(content: Mapping[str, Any], of: Distilled, out: Path | None) -> Outcome:
     """An evaluation as a table."""
     on = f" on {content['num_images']['test']} images" if "num_images" in content else ""
-    title = f"{of.meta['recipe']['name']}, test accuracy{on}"
+    title = f"{tables.marked(of.meta['recipe']['name'], content)}, test accuracy{on}"
     return Outcome(
         content,
         content["rows"],
@@ -170,6 +201,8 @@ class Asking:
     test: Any = None
     factories: Mapping[str, Factory] | None = None
     train: Trainer | None = None
+    economy: Economy = Economy()
+    reuse_baselines: bool = True
     restart: bool = False
     strict: bool = True
     words: tuple[str, ...] = ()
@@ -224,6 +257,7 @@ class Asking:
             test=_test_images(self.test, opened_set),
             factories=self.factories,
             train=self.train,
+            economy=replace(self.economy, baselines=self._baselines(out)),
         )
         if brought := self._brought():
             content["brought"] = brought
@@ -264,8 +298,25 @@ class Asking:
             brought["training"] = stable_name(self.train)
         return brought
 
+    def _baselines(self, out: Path | None) -> Path | None:
+        """The folder in which evaluations of all runs share baselines; None: they are not shared.
+
+        It lies beside the run of the set, or beside the folder that was named for an evaluation.
+        """
+        run = self.of.run or out
+        if run is None or out is None or not self.reuse_baselines:
+            return None
+        run = run.absolute()
+        if (run.parent / runs.MARK).is_file():  # the set within a run was named
+            run = run.parent
+        return run.parent / FOLDER
+
     def _made_before(self, path: Path, command: str) -> dict[str, Any] | None:
-        """An evaluation that was made before; None where nobody can tell whether it is the same."""
+        """An evaluation that was made before.
+
+        None of a quick one where that is not enough, and where nobody can tell whether it is the
+        same.
+        """
         if None in self._brought().values():
             log.say("a function that you bring has no file to tell it by, so it is trained again")
             return None
@@ -279,6 +330,9 @@ class Asking:
                 f"{path} is of another set; {command} again with --restart, or name another folder "
                 "with --out."
             )
+        if content.get("quick") and not self.economy.quick:
+            log.say(f"{path} is of a quick evaluation, in whose place this one comes")
+            return None
         if self.strict and not self._equals(content):
             self.open()  # a misspelt network is told as one
             raise UserError(
@@ -294,8 +348,14 @@ class Asking:
     def _equals(self, content: Mapping[str, Any]) -> bool:
         """Whether an evaluation was made by these settings."""
         models = (*self.config.models, *(self.factories or ())) or (self.model,)
-        wanted = to_dict(replace(self.config, models=models))
-        made = to_dict(from_dict(EvalConfig, content["protocol"]))
+        config = replace(self.config, models=models)
+        if content.get("quick"):
+            config = evaluation_of.quick(config)
+        wanted = _but_equal_bytes(config)
+        made = _but_equal_bytes(from_dict(EvalConfig, content["protocol"]))
+        cut = tables.cut_rows(content["rows"])
+        if cut and content.get("full_seconds") != self.economy.full_seconds:
+            return False
         if content.get("seed", self.seed) != self.seed:
             return False
         if content.get("precision", self.precision) != self.precision:
@@ -312,6 +372,12 @@ class Asking:
         test = _test_images(self.test, self.open())
         assert test is not None
         return test.digest
+
+
+def _but_equal_bytes(config: EvalConfig) -> dict[str, Any]:
+    """A protocol as JSON data, without the baseline that evaluations of before have not."""
+    names = tuple(name for name in config.baselines if name != "equal_bytes")
+    return to_dict(replace(config, baselines=names))
 
 
 @dataclass(frozen=True)
@@ -394,8 +460,9 @@ def protocol_of(of: Distilled, start: EvalConfig | None = None) -> EvalConfig:
             "again."
         )
     protocol = start or from_dict(EvalConfig, recipe["evaluation"])
-    if "random" in protocol.baselines and of.set.targets.soft:
-        protocol = _with_baselines(protocol, ("random_soft",))
+    if "random" in protocol.baselines:
+        more = ("equal_bytes", "random_soft") if of.set.targets.soft else ("equal_bytes",)
+        protocol = _with_baselines(protocol, more)
     # the controls without which soft labels and more examples pass for distillation
     if recipe.get("teachers"):
         if "random" in protocol.baselines:

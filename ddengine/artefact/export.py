@@ -34,6 +34,10 @@ def export(path: Path, format: Format, out: Path, *, per_shard: int = tars.PER_S
     """
     source = runs.set_folder(path)
     if not (source / "meta.json").is_file():
+        if (path / "manifest.json").is_file():
+            raise UserError(
+                f"{path} holds experts, and this writes sets; call buffers.export for experts."
+            )
         raise UserError(
             f"{path} is neither an expert store nor a distilled set; give the folder that "
             "buffer, distill or import wrote."

@@ -26,6 +26,7 @@ from ddengine.artefact.eight_bit import exported
 from ddengine.artefact.image_folder import refuse_full
 from ddengine.artefact.parquet import PARQUET, write_parquet
 from ddengine.artefact.results import EVALUATION, without_folders
+from ddengine.data.hub import without_bars
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system import files
 from ddengine.system.errors import UserError
@@ -78,7 +79,7 @@ def _write_examples(path: Path, syn: SyntheticSet) -> Any:
     Features are an image, a label that is the name of a class and, with soft labels, the logits.
     """
     datasets = library("datasets")
-    with tempfile.TemporaryDirectory() as place, _without_bars(datasets):
+    with tempfile.TemporaryDirectory() as place, without_bars(datasets):
         plain = Path(place) / PARQUET
         write_parquet(plain, syn, exported(syn))
         table = datasets.Dataset.from_parquet(
@@ -86,18 +87,6 @@ def _write_examples(path: Path, syn: SyntheticSet) -> Any:
         )
         table.to_parquet(path)
         return table.info
-
-
-@contextmanager
-def _without_bars(datasets: Any) -> Iterator[None]:
-    """No progress bars of the library, which would say "train split" of a few images."""
-    shown = not datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if shown:
-            datasets.enable_progress_bars()
 
 
 def _card_of(source: Path, syn: SyntheticSet, meta: Meta) -> str:

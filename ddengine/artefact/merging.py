@@ -88,7 +88,7 @@ def check_named(metas: Sequence[Meta]) -> None:
         if not (meta.get("recipe") or {}).get("data", {}).get("name"):
             raise UserError(
                 f"Set {i + 1} does not say of which dataset it is, so its classes cannot be "
-                "matched; call ddengine.sets.merge.merge, which is told which class is which."
+                "matched; distill it again, or write recipe.data.name into its meta.json."
             )
 
 

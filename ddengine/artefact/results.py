@@ -20,6 +20,7 @@ from ddengine.artefact.markdown import at, plain, row
 from ddengine.evaluation import cautions, protocol, tables
 from ddengine.system import files
 from ddengine.system.errors import UserError
+from ddengine.system.log import size
 from ddengine.types import Evaluation, Facts, Json
 
 EVALUATION = "evaluation.json"
@@ -138,14 +139,16 @@ def _networks(of: Facts) -> str:
 
 
 BALANCED = "balanced accuracy %"
+STORED = "stored"
 # of the table: the head, and what is said of a row of the evaluation
 COLUMNS = {
-    "set": lambda of: plain(of["set"]),
+    "set": lambda of: plain(tables.set_of(of)),
     "network": lambda of: plain(of["model"]),
     "test accuracy %": _accuracy,
     "95 % interval": _interval,
     BALANCED: lambda of: tables.percent(of["balanced_accuracy_mean"]),
     "networks": _networks,
+    STORED: lambda of: size(of["bytes"]),
 }
 
 
@@ -157,12 +160,18 @@ def results_table(evaluation: Evaluation) -> str:
     rows = evaluation["rows"]
     balanced = tables.uneven(evaluation)
     balanced = balanced and all("balanced_accuracy_mean" in of for of in rows)
-    heads = [head for head in COLUMNS if balanced or head != BALANCED]
+    heads = list(COLUMNS)
+    if not balanced:
+        heads.remove(BALANCED)
+    if not all("bytes" in of for of in rows):
+        heads.remove(STORED)
     lines = [row(heads), "|---" * len(heads) + "|"]
     for of in rows:
         lines.append(row([COLUMNS[head](of) for head in heads]))
     lines += ["", *_cautions(evaluation), _measured(evaluation)]
     for said in tables.networks_in_words(rows):
+        lines.append(f"{plain(said)}.")
+    for said in tables.economies(evaluation):
         lines.append(f"{plain(said)}.")
     if any(of["set"] == "distilled_8bit" for of in rows):
         lines.append(

@@ -9,10 +9,11 @@ import time
 STARTED = time.perf_counter()  # before the imports, which take seconds
 
 import importlib
+import os
 import sys
 
 from ddengine.system import program
-from ddengine.system.errors import unknown
+from ddengine.system.errors import UserError, unknown
 
 DEMO = "mtt/digits_ipc1"
 # command -> the module of this package whose `main` takes its arguments
@@ -81,6 +82,11 @@ def usage() -> str:
 def run(args: list[str]) -> None:
     """Dispatch a command line. Raises UserError for a command that does not exist."""
     command, rest = args[0], args[1:]
+    if command.startswith("-"):
+        raise UserError(
+            f"{command} stands before the command; write {program.name()} COMMAND first, and its "
+            "flags behind it."
+        )
     if command not in COMMANDS:
         raise unknown("command", command, COMMANDS)
     importlib.import_module(f"ddengine.commands.{COMMANDS[command]}").main(rest)
@@ -95,6 +101,11 @@ def main(args: list[str] | None = None) -> int:
     if words[0] == "--version":
         print(program.version())
         return 0
+    # before torch is imported: a thread that waits for another one is not to keep a core busy,
+    # which other programs, or the threads that it waits for, could have
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from ddengine.commands.cli import run as guarded  # torch takes seconds to import
 
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # recipes of a package in this folder, however it was started
     return guarded(lambda: run(words))

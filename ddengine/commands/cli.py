@@ -34,6 +34,20 @@ def parse(cls: Any, args: list[str], default: Any, command: str) -> Any:
         raise UserError(sentence(complaint.getvalue(), prog)) from None
 
 
+def _of_types(wrong: str) -> str:
+    """What tyro says of values of a wrong type in words that need no Python."""
+    if m := re.match(r"(\S+): no type matching (.*?) could be instantiated from \[(.*?)\]", wrong):
+        flag, kinds, values = m.groups()
+        kinds = kinds.replace("[INT [INT ...]]", "INT INT ...").replace("}|", " or ")
+        given = " ".join(re.findall(r"'(.*?)'", values))
+        return f"{flag} takes {kinds.translate(str.maketrans('', '', '{}'))}, and got {given}"
+    if m := re.fullmatch(r"(\S+): invalid literal for int\(\) with base 10: '(.*)'", wrong):
+        return f"{m[1]} takes a whole number, and got {m[2]}"
+    if m := re.fullmatch(r"(\S+): could not convert string to float: '(.*)'", wrong):
+        return f"{m[1]} takes a number, and got {m[2]}"
+    return wrong
+
+
 def show_help(command: str, defaults: Any, said: str = "") -> NoReturn:
     """Show the flags of a command with these defaults, below a line that says what they are of."""
     if said:
@@ -49,6 +63,7 @@ def sentence(complaint: str, prog: str) -> str:
     lines = [line.strip().strip("|").strip() for line in plain.splitlines()[1:-1]]
     body = next((part for part in re.split(r"-{5,}", "\n".join(lines)) if part.strip()), "")
     wrong = " ".join(body.split()).rstrip(".").replace("Error parsing ", "")
+    wrong = _of_types(wrong)
     # our own sentences already name the field
     wrong = re.sub(r"^(?:recipe\.)?([\w.]+): (?=\1\b)", "", wrong).removeprefix("recipe.")
     wrong = re.sub(r"\. ([A-Z])", lambda m: f"; {m[1].lower()}", wrong.split(". Got errors")[0])

@@ -10,6 +10,7 @@ import tyro
 
 import ddengine
 from ddengine import commands, naming
+from ddengine.api.evaluate import FULL_SECONDS
 from ddengine.artefact import runs
 from ddengine.commands.on_set import OfEvaluation, OnPaths, asked, by_recipe, of_set
 from ddengine.commands.process import alone
@@ -20,13 +21,22 @@ from ddengine.system import log
 from ddengine.system.errors import UserError
 
 # flags that decide no number: with these alone an evaluation that is there is shown as it is
-SHOWING = ("--sort", "--out", "--experts", "--device")
+SHOWING = ("--sort", "--out", "--experts", "--device", "--reuse_baselines", "--no-reuse_baselines")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions(OfEvaluation):
     """Flags of evaluate."""
 
+    # a first answer in a minute: 3 networks a row, two learning rates, as many updates as the
+    # validation split shows a set to need, a quarter of full_seconds; marked as quick everywhere
+    quick: bool = False
+    # that networks on the full data may take on each network: where they would take longer, they
+    # have fewer updates, and their row is marked; None: as long as they take
+    full_seconds: float | None = FULL_SECONDS
+    # read baselines that an evaluation of another run has trained on the same images, networks and
+    # protocol; they lie in .baselines beside the folder of the run
+    reuse_baselines: bool = True
     sort: Literal["none", "accuracy", "accuracy_per_byte"] = "none"  # order of the printed table
     evaluation: Annotated[EvalConfig, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff]
 
@@ -45,6 +55,9 @@ def evaluate_path(path: Path, args: list[str]) -> dict[str, Any]:
         strict=bool(decides),
         command=("evaluate", str(path), *args),
         seconds_before=time.perf_counter() - commands.STARTED,
+        quick=options.quick,
+        full_seconds=options.full_seconds,
+        reuse_baselines=options.reuse_baselines,
         **asked(options),
     )
     evaluation, out = dict(outcome.content), options.out or path

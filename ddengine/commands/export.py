@@ -1,5 +1,6 @@
 """`export SET --format FORMAT --out FOLDER`: a set, or a store, as files of other programs."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,5 +54,12 @@ def main(args: list[str]) -> None:
         per_file=options.per_file,
         per_shard=options.per_shard,
     )
+    log.say(said(written, options.out))
+
+
+def said(written: Sequence[Path], folder: Path) -> str:
+    """What was written into a folder, or that it is what was written."""
+    if written == [folder]:
+        return f"written: {folder}"
     more = " ..." if len(written) > 3 else ""
-    log.say(f"{', '.join(p.name for p in written[:3])}{more} in {options.out}")
+    return f"{', '.join(path.name for path in written[:3])}{more} in {folder}"

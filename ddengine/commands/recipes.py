@@ -10,6 +10,7 @@ from ddengine.recipe import Recipe
 from ddengine.system import log, program
 from ddengine.system.errors import UserError
 from synth.catalogue import RECIPES
+from synth.installed import installed
 
 
 @dataclass(frozen=True)
@@ -26,18 +27,25 @@ def main(args: list[str]) -> None:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))  # 80 columns are enough for it
     for column in ("recipe", "published %", "for", "network"):
         table.add_column(column, no_wrap=True)
-    for recipe in RECIPES.values():
-        figure = recipe.published
-        shown = "-"
-        if figure is not None:
-            shown = f"{100 * figure.accuracy:.1f}"
-            if figure.std is not None:
-                shown += f" ± {100 * figure.std:.1f}"
-        table.add_row(recipe.name, shown, wants(recipe), recipe.model)
+    others = {name: each for name, each in installed().items() if name not in RECIPES}
+    for recipe in (*RECIPES.values(), *(each.recipe for each in others.values())):
+        table.add_row(recipe.name, published(recipe), wants(recipe), recipe.model)
     log.console.print(table)
+    for name, each in others.items():
+        log.say(f"{name} is of the package {each.package}")
     log.say(
         f"{program.name()} distill NAME --print_config shows a recipe, with notes on its figure"
     )
+
+
+def published(recipe: Recipe) -> str:
+    """The published figure in percent, - without one."""
+    figure = recipe.published
+    if figure is None:
+        return "-"
+    if figure.std is None:
+        return f"{100 * figure.accuracy:.1f}"
+    return f"{100 * figure.accuracy:.1f} ± {100 * figure.std:.1f}"
 
 
 def wants(recipe: Recipe) -> str:

@@ -1,12 +1,19 @@
 """The pytest plugin of the contract suite: the option --recipe, and what its tests are given."""
 
+import os
+import sys
 from typing import Any
 
 import pytest
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """The option --recipe, once for each recipe."""
+    """The option --recipe, once for each recipe.
+
+    Recipes of a package in this folder are known, as they are to the program.
+    """
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
     parser.addoption(
         "--recipe",
         action="append",

@@ -42,17 +42,33 @@ def test_examples_have_their_items(codec_name: str) -> None:
     """Every stored item has decoded examples, and a part decodes as it does in the whole."""
     codec, tensors = packed(codec_name)
     source = codec.source(tensors)
-    assert source.dtype == torch.int64
+    assert source.dtype == torch.int64, f"source() is of type {source.dtype}: return int64."
     items = source.unique()
-    assert torch.equal(items, torch.arange(len(items)))
+    assert torch.equal(items, torch.arange(len(items))), (
+        f"source() names the items {items.tolist()}: every stored item, from 0 on, must have an "
+        "example."
+    )
     decoded = everything(codec, tensors)
-    assert decoded.shape == (len(source), *SHAPE)
+    assert decoded.shape == (len(source), *SHAPE), (
+        f"decode() gives examples of shape {tuple(decoded.shape)}, and those that source() counts "
+        f"have {(len(source), *SHAPE)}."
+    )
     last_and_first = torch.tensor([len(source) - 1, 0])
     some = codec.decode(tensors, last_and_first)
-    assert torch.allclose(some, decoded[last_and_first])
+    assert torch.allclose(some, decoded[last_and_first]), (
+        "decode(tensors, index) of the last and the first example gives others than decoding all "
+        "of them: decode the examples at index, in their order."
+    )
     natural = codec.natural(tensors)
-    assert torch.equal(source[:natural], torch.arange(natural))
-    assert codec.num_images(tensors) <= BUDGET * CLASSES
+    assert torch.equal(source[:natural], torch.arange(natural)), (
+        f"natural() says that the first {natural} examples are stored as they are, and source() "
+        "gives them other items: those come first, each with an item of its own."
+    )
+    num_images = codec.num_images(tensors)
+    assert num_images <= BUDGET * CLASSES, (
+        f"The tensors that pack() makes are worth {num_images:.4g} images, and the budget is "
+        f"{BUDGET * CLASSES}: fit() must return a codec and a number of items that stay within."
+    )
 
 
 def test_gradients_reach_what_is_learned(codec_name: str) -> None:
@@ -65,15 +81,26 @@ def test_gradients_reach_what_is_learned(codec_name: str) -> None:
     loss.backward()
     for name in learned:
         gradient = tensors[name].grad
-        assert gradient is not None, name
-        assert (gradient != 0).any(), name
+        assert gradient is not None, (
+            f"parameters() names {name}, and no decoded example has a gradient in it: decode with "
+            "functions of torch, and detach nothing."
+        )
+        assert (gradient != 0).any(), (
+            f"parameters() names {name}, and the gradient of the decoded examples in it is zero: "
+            "decode() does not use it."
+        )
 
 
 def assert_shipped_source_decodes(codec: Codec, tensors: dict[str, Tensor]) -> None:
     """The function that goes into load.py gives the same examples as the codec."""
     decoded, items = shipped_decode(codec, tensors)
-    assert torch.allclose(decoded, everything(codec, tensors), atol=1e-6)
-    assert torch.equal(items, codec.source(tensors))
+    assert torch.allclose(decoded, everything(codec, tensors), atol=1e-6), (
+        "The function that loader() returns, which goes into load.py, decodes to other examples "
+        "than decode(): make both compute the same of tensors and fields."
+    )
+    assert torch.equal(items, codec.source(tensors)), (
+        "The function that loader() returns gives examples other items than source()."
+    )
 
 
 def test_the_shipped_source_decodes_alike(codec_name: str) -> None:
@@ -90,9 +117,15 @@ def test_shipping_twice_is_shipping_once(codec_name: str) -> None:
     codec, tensors = packed(codec_name)
     reader, shipped = codec.ship(tensors, PREPROCESS)
     reader_again, shipped_again = reader.ship(shipped, PREPROCESS)
-    assert reader_again == reader
-    assert shipped_again.keys() == shipped.keys()
+    assert reader_again == reader, (
+        f"Shipping gives the codec {reader}, and shipping once more {reader_again}: what is "
+        "shipped must stay as it is."
+    )
+    assert shipped_again.keys() == shipped.keys(), (
+        f"Shipping gives the tensors {', '.join(shipped)}, and shipping once more "
+        f"{', '.join(shipped_again)}: what is shipped must stay as it is."
+    )
     for name, tensor in shipped.items():
         again = shipped_again[name]
-        assert again.dtype == tensor.dtype, name
-        assert torch.equal(again, tensor), name
+        same = again.dtype == tensor.dtype and torch.equal(again, tensor)
+        assert same, f"Shipping once more changes {name}: what is shipped must stay as it is."

@@ -1,6 +1,6 @@
 """What every method must hold. Each test runs for the recipe of every method."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,20 +20,34 @@ from ddengine.sets.synthetic import SyntheticSet
 from synth.cite import bibtex
 
 
-def assert_same(tensors: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> None:
-    """Both hold the same tensors, to the bit and of the same types."""
-    assert tensors.keys() == others.keys()
+def assert_same(tensors: Mapping[str, Tensor], others: Mapping[str, Tensor], why: str) -> None:
+    """Both hold the same tensors, to the bit and of the same types; `why` they would not."""
+    missing = set(tensors) ^ set(others)
+    assert not missing, f"Only one of both sets holds {sorted(missing)}: {why}"
     for name, tensor in tensors.items():
         other = others[name]
-        assert other.dtype == tensor.dtype, name
-        assert torch.equal(other, tensor), name
+        assert other.dtype == tensor.dtype, (
+            f"{name} is {tensor.dtype} in one set and {other.dtype} in the other: {why}"
+        )
+        assert torch.equal(other, tensor), f"{name} holds other numbers in both sets: {why}"
 
 
-def assert_useful(gradient: Tensor | None, name: str) -> None:
-    """A gradient is there, finite and not zero."""
-    assert gradient is not None, f"{name} has no gradient"
-    assert gradient.isfinite().all(), f"the gradient of {name}"
-    assert gradient.abs().sum() > 0, f"the gradient of {name} is zero"
+def assert_useful(gradient: Tensor | None, name: str, where: str = "") -> None:
+    """A gradient is there, finite and not zero; `where`, such as "under the codec Pixels, "."""
+    assert gradient is not None, (
+        f"{where}The loss of the first step has no gradient in {name}, which is learned: take "
+        "images from syn.batch(index) of the set that losses() is given, which decodes them, not "
+        "from syn.tensors, and detach nothing on the way."
+    )
+    assert gradient.isfinite().all(), (
+        f"{where}The gradient of {name} holds numbers that are not finite in the first step: look "
+        "for a division by 0, a logarithm of 0, or a square root at 0, whose slope has no bound."
+    )
+    assert gradient.abs().sum() > 0, (
+        f"{where}The gradient of {name} is zero everywhere: the loss of the first step does not "
+        "depend on it, so it would never be learned; use it in the loss, or take it out of "
+        "outer.optim of the recipe."
+    )
 
 
 def test_losses_follow_from_their_stream(minimising: Recipe, world: World) -> None:
@@ -46,18 +60,40 @@ def test_losses_follow_from_their_stream(minimising: Recipe, world: World) -> No
     objective, syn = worlds.start(recipe, world)
     before = torch.get_rng_state()
     losses, gradients = worlds.one_step(objective, syn, learned)
-    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(torch.get_rng_state(), before), (
+        "A step drew numbers from torch's own generator, so runs could not be repeated: give every "
+        "random function generator=rng, which losses() and init() are given (dropout has none; "
+        "make its mask yourself)."
+    )
     losses_again, gradients_again = worlds.one_step(objective, syn, learned)
-    assert losses
-    assert losses == losses_again
-    for name in learned:
-        gradient = gradients[name]
-        again = gradients_again[name]
-        assert gradient is not None, name
-        assert again is not None, name
-        assert torch.equal(gradient, again), name
+    assert losses == losses_again, (
+        f"Two calls of losses() with the same random stream gave {losses} and {losses_again}: draw "
+        "everything from rng, and keep what changes between steps in the state that init() returns."
+    )
+    assert_same_gradients(gradients, gradients_again, learned)
     other_losses, _ = worlds.one_step(objective, syn, learned, seed=1)
-    assert other_losses != losses
+    assert other_losses != losses, (
+        "Another random stream gave the same losses, so nothing is drawn from rng: draw the real "
+        "images of a step from it, such as env.real.draw_each(number, rng)."
+    )
+
+
+def assert_same_gradients(
+    gradients: Mapping[str, Tensor | None],
+    gradients_again: Mapping[str, Tensor | None],
+    learned: Iterable[str],
+) -> None:
+    """Two calls with the same random stream gave the same gradients of what is learned."""
+    for name in learned:
+        gradient, again = gradients.get(name), gradients_again.get(name)
+        assert_useful(gradient, name)
+        assert_useful(again, name)
+        assert gradient is not None
+        assert again is not None
+        assert torch.equal(gradient, again), (
+            f"Two calls of losses() with the same random stream gave other gradients of {name}: "
+            "something in the backward pass is random, or was kept from the first call."
+        )
 
 
 def test_gradients_lie_where_the_optimiser_wants_them(minimising: Recipe, world: World) -> None:
@@ -66,12 +102,20 @@ def test_gradients_lie_where_the_optimiser_wants_them(minimising: Recipe, world:
     learned = recipe.outer.optim
     objective, syn = worlds.start(recipe, world)
     _, gradients = worlds.one_step(objective, syn, learned)
-    assert set(learned) <= gradients.keys()
+    unknown = sorted(set(learned) - gradients.keys())
+    assert not unknown, (
+        f"outer.optim of the recipe learns {', '.join(unknown)}, and the set holds "
+        f"{', '.join(gradients)}: correct the name, or return its start in initial() of the "
+        "objective's configuration."
+    )
     for name, gradient in gradients.items():
         if name in learned:
             assert_useful(gradient, name)
-        else:
-            assert gradient is None, f"{name} is not learned, and has a gradient"
+            continue
+        assert gradient is None, (
+            f"The objective asks for a gradient of {name}, which outer.optim of the recipe does "
+            "not learn: leave requires_grad to the loop, or name it there."
+        )
 
 
 def test_the_loss_falls(minimising: Recipe, world: World, tmp_path: Path) -> None:
@@ -79,7 +123,6 @@ def test_the_loss_falls(minimising: Recipe, world: World, tmp_path: Path) -> Non
     recipe = worlds.shrunk(minimising)
     outer = replace(recipe.outer, steps=30, checkpoint_every=30)
     objective, syn = worlds.start(recipe, world)
-    result, counters = loop.distill(syn, objective, outer, tmp_path, seed=0)
 
     def loss_of_draws(reached: SyntheticSet) -> float:
         total = 0.0
@@ -88,8 +131,19 @@ def test_the_loss_falls(minimising: Recipe, world: World, tmp_path: Path) -> Non
             total += sum(losses)
         return total
 
-    assert counters.not_finite == 0
-    assert loss_of_draws(result) < 0.99 * loss_of_draws(syn)
+    before = loss_of_draws(syn)
+    result, counters = loop.distill(syn, objective, outer, tmp_path, seed=0)
+    assert counters.not_finite == 0, (
+        f"In {counters.not_finite} of 30 steps the loss or a gradient was not finite: look for "
+        "divisions and roots at 0, or lower the rates in outer.optim of the recipe."
+    )
+    after = loss_of_draws(result)
+    assert after < 0.99 * before, (
+        f"Thirty steps did not lower the loss, which was {before:.5g} and is {after:.5g} on the "
+        "same draws: its gradient is that of something else (look for what was detached), the "
+        "rates in outer.optim of the recipe are far off, or small() of the objective leaves too "
+        "little to learn from."
+    )
 
 
 class StopsAt:
@@ -116,12 +170,18 @@ def test_resuming_changes_nothing(minimising: Recipe, world: World, tmp_path: Pa
     recipe = worlds.shrunk(minimising)
     outer = replace(recipe.outer, checkpoint_every=3)
     objective, syn = worlds.start(recipe, world)
+    worlds.one_step(objective, syn, outer.optim)  # says what is wrong with a single step
     uninterrupted, _ = loop.distill(syn, objective, outer, tmp_path / "one", seed=0)
     interrupted = StopsAt(objective, 5)
     with pytest.raises(KeyboardInterrupt):
         loop.distill(syn, interrupted, outer, tmp_path / "two", seed=0)
     resumed, _ = loop.distill(syn, objective, outer, tmp_path / "two", seed=0)
-    assert_same(uninterrupted.tensors, resumed.tensors)
+    why = (
+        "a run that stopped in step 5 and went on did not end where one ends that was not stopped. "
+        "Keep what changes between steps in the state that init() returns, as tensors, because "
+        "nothing else is in a checkpoint, and draw everything from rng."
+    )
+    assert_same(uninterrupted.tensors, resumed.tensors, why)
 
 
 def with_codec(recipe: Recipe, codec_name: str) -> Recipe:
@@ -135,14 +195,26 @@ def test_every_codec_works(minimising: Recipe, codec_name: str, world: World) ->
     """Under every codec the loss is finite, and what the codec learns has gradients."""
     recipe = with_codec(minimising, codec_name)
     objective, syn = worlds.start(recipe, world)
-    assert syn.images_per_class() <= IPC
+    assert_within_budget(syn.images_per_class(), codec_name)
     learned = set(recipe.outer.optim) & syn.tensors.keys()
     for names in syn.codec.parameters(syn.tensors).values():
         learned.update(names)
     losses, gradients = worlds.one_step(objective, syn, learned)
-    assert torch.tensor(losses).isfinite().all()
+    where = f"Under the codec {codec_name}: "
+    assert torch.tensor(losses).isfinite().all(), (
+        f"{where}The losses of the first step are {losses}, which are not all finite: look for "
+        "divisions by 0 and roots at 0."
+    )
     for name in learned:
-        assert_useful(gradients[name], name)
+        assert_useful(gradients[name], name, where)
+
+
+def assert_within_budget(images_per_class: float, codec_name: str) -> None:
+    """A set of a codec stores no more than it may."""
+    assert images_per_class <= IPC, (
+        f"A set in the codec {codec_name} holds {images_per_class:.4g} images per class where ipc "
+        f"is {IPC}: fit() of the codec must return a codec and a number of items that stay within."
+    )
 
 
 def optimisers(recipe: Recipe, syn: SyntheticSet) -> dict[str, OptimConfig]:
@@ -165,32 +237,62 @@ def test_every_codec_ships(method: Recipe, codec_name: str, world: World, tmp_pa
     result, _ = loop.distill(syn, objective, outer, tmp_path, seed=0, finish=SyntheticSet.shipped)
     folder.save(result, tmp_path / "set", {})
     again, meta = folder.load(tmp_path / "set", worlds.CPU)
-    assert meta["images_per_class"] <= IPC
-    assert again.codec == result.codec
-    assert_same(result.tensors, again.tensors)
-    assert len(again) == len(syn)
-    index = torch.arange(len(syn))
-    images = result.batch(index).images
-    assert torch.equal(again.batch(index).images, images)
-    assert torch.equal(result.shipped().batch(index).images, images), "shipping twice differs"
+    assert_within_budget(meta["images_per_class"], codec_name)
+    assert again.codec == result.codec, (
+        f"A set in {result.codec} was written, and one in {again.codec} was read: make every "
+        "option of the codec a field of its dataclass."
+    )
+    assert_same(result.tensors, again.tensors, "a set was written, and another one read.")
+    num = len(syn)
+    assert len(again) == num, (
+        f"The set decodes to {num} examples before it is shipped and to {len(again)} after: ship() "
+        f"of the codec {codec_name} must keep them."
+    )
+    images = result.batch(torch.arange(num)).images
+    assert torch.equal(again.batch(torch.arange(num)).images, images), (
+        f"A set in the codec {codec_name} that was written and read decodes to other images: "
+        "decode() must depend on the stored tensors and the fields of the codec alone."
+    )
+    shipped_again = result.shipped().batch(torch.arange(num)).images
+    assert torch.equal(shipped_again, images), (
+        f"A set in the codec {codec_name} that is shipped twice decodes to other images: ship() of "
+        "the codec that it returns must change nothing."
+    )
 
 
 def test_recipes_are_complete(any_recipe: Recipe) -> None:
     """The window fits the experts, a missing figure has its reason, every work cited is known."""
     recipe = any_recipe
-    assert recipe.data.name in DATASETS
-    assert recipe.published is not None or "published" in recipe.note
-    assert recipe.cites
-    assert bibtex(recipe)
+    assert recipe.data.name in DATASETS, (
+        f"data.name of the recipe is {recipe.data.name!r}, which the program cannot read: name one "
+        f"of {', '.join(DATASETS)}."
+    )
+    assert recipe.published is not None or "published" in recipe.note, (
+        "The recipe has no published figure and does not say why: set published=Published(...), "
+        'or say in note that nothing is published for it ("... nothing is published ...").'
+    )
+    assert recipe.cites, (
+        "The recipe cites nothing: name the keys of the works that it follows in cites, and put "
+        "their entries into BIBTEX of its module."
+    )
+    assert bibtex(recipe), "Of the works that the recipe cites there is no BibTeX."
     if recipe.teachers:
-        assert recipe.buffer is not None
+        assert recipe.buffer is not None, (
+            "The recipe names teachers and has no buffer, which says how they are trained."
+        )
     elif recipe.buffer is not None:
         recipe.objective.check(recipe.buffer.kept_epochs())
     _, items = recipe.codec.fit(recipe.ipc, (3, 32, 32), 1000)
-    assert 1 <= items <= recipe.ipc
+    assert 1 <= items <= recipe.ipc, (
+        f"fit() of the recipe's codec makes {items} items per class where ipc is {recipe.ipc}: "
+        "at least 1, and no more than the budget holds."
+    )
 
 
 def test_a_recipe_is_a_value(any_recipe: Recipe) -> None:
     """It can be printed as JSON, and its identity follows from its values alone."""
     assert to_dict(any_recipe)["name"] == any_recipe.name
-    assert digest(resolved(any_recipe)) == digest(resolved(replace(any_recipe)))
+    assert digest(resolved(any_recipe)) == digest(resolved(replace(any_recipe))), (
+        "A copy of the recipe has another identity: make every option of the objective and the "
+        "codec a field of a frozen dataclass, with values that JSON can hold."
+    )

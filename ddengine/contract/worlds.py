@@ -112,6 +112,18 @@ def start(recipe: Recipe, world: World) -> tuple[Objective, SyntheticSet]:
     return recipe.objective.build(env), syn
 
 
+def _check_loss(loss: Tensor) -> None:
+    """Say it where what `losses` yields cannot be minimised."""
+    assert loss.shape == (), (
+        f"losses() yielded a loss of shape {tuple(loss.shape)}: a loss is a scalar; take the sum "
+        "or the mean."
+    )
+    assert loss.requires_grad, (
+        "losses() yielded a loss that depends on nothing that is learned: make it of "
+        "syn.batch(index), of the set that losses() is given, and detach nothing on the way."
+    )
+
+
 def one_step(
     objective: Objective,
     syn: SyntheticSet,
@@ -125,9 +137,18 @@ def one_step(
         leaves[name].requires_grad_()
     state = objective.init(generator(seed, "objective"))
     losses: list[float] = []
-    for loss in objective.losses(syn.with_tensors(leaves), state, 0, generator(seed, "losses")):
-        assert loss.shape == (), f"a loss is a scalar, and one of shape {tuple(loss.shape)} came"
-        loss.backward()
-        losses.append(float(loss.detach()))
+    try:
+        for loss in objective.losses(syn.with_tensors(leaves), state, 0, generator(seed, "losses")):
+            _check_loss(loss)
+            loss.backward()
+            losses.append(float(loss.detach()))
+    except KeyError as error:
+        if not error.args or error.args[0] in leaves:
+            raise
+        raise AssertionError(
+            f"losses() asked for {error}, and a set in the codec {type(syn.codec).__name__} holds "
+            f"{', '.join(leaves)}: take images from syn.batch(index), which decodes them."
+        ) from error
+    assert losses, "losses() yielded nothing in the first step: yield at least one scalar loss."
     gradients: Json = {name: leaf.grad for name, leaf in leaves.items()}
     return losses, gradients

@@ -3,7 +3,8 @@
 They are read through the package `datasets`, which is only needed here.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,21 @@ def _package() -> Any:
     return datasets
 
 
+@contextmanager
+def without_bars(package: Any) -> Iterator[None]:
+    """No bars of the package datasets, which says "Generating train split" of what it copies.
+
+    Those of downloads are another package's, and stay.
+    """
+    shown = not package.are_progress_bars_disabled()
+    package.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            package.enable_progress_bars()
+
+
 def _place(root: str) -> tuple[str, str | None]:
     """(name or path, configuration or None) of a data.root such as user/name:configuration."""
     name, colon, configuration = root.rpartition(":")
@@ -53,7 +69,8 @@ def _loaded(root: str) -> "Mapping[str, datasets.Dataset]":
     package = _package()
     name, configuration = _place(root)
     try:
-        return package.load_dataset(name, configuration)
+        with without_bars(package):
+            return package.load_dataset(name, configuration)
     except (OSError, ValueError, RuntimeError, package.exceptions.DatasetsError) as error:
         raise _refusal(root, error) from None
 

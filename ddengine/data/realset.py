@@ -92,7 +92,7 @@ class RealSet:
         if num > len(members):
             raise UserError(
                 f"{num} images of class {self.called(class_)} were asked for, which has "
-                f"{len(members)} training images; lower ipc or the batch."
+                f"{len(members)} training images; ask for fewer."
             )
         return members[torch.randperm(len(members), generator=rng)[:num]]
 
@@ -130,8 +130,12 @@ class RealSet:
         num: int,
         rng: Generator,
     ) -> Tensor:
-        """Random preprocessed images (num, C, H, W) of a class, without repetition."""
-        return self.images(self.draw_index(class_, num, rng))
+        """Random preprocessed images (num, C, H, W) of a class, without repetition.
+
+        All of a class that has fewer.
+        """
+        most = min(num, len(self.members[class_]))
+        return self.images(self.draw_index(class_, most, rng))
 
     @property
     def digest(self) -> str:

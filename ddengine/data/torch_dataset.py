@@ -152,10 +152,10 @@ def _renumbered(part: Part, present: np.ndarray) -> Part:
 
 
 def is_pair(dataset: Any) -> bool:
-    """Whether it is a pair of tensors or arrays (images, labels)."""
+    """Whether it is a pair of an array or tensor of images and of labels."""
     if not isinstance(dataset, tuple | list) or len(dataset) != 2:
         return False
-    return all(isinstance(part, Tensor | np.ndarray) for part in dataset)
+    return isinstance(dataset[0], Tensor | np.ndarray)
 
 
 def _part(
@@ -172,6 +172,11 @@ def _part(
                 f"{len(images)} images and {len(labels)} labels do not belong together; give a "
                 "label for each image."
             )
+        if not isinstance(labels, Tensor) and _as_labels(labels) is None:
+            raise UserError(
+                "The labels beside the images are no whole numbers; give the number of its class "
+                "for each image."
+            )
         dataset = _Pairs(images, labels)
     # probe: whatever a user gives
     if not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
@@ -179,9 +184,15 @@ def _part(
             f"A {type(dataset).__name__} cannot be read by index; give a map-style dataset, with "
             "a length, or a list of (image, label)."
         )
-    labels = _listed_labels(dataset)
-    images = _Images(dataset, config, scales, notes, labels)
-    return Part(images.all_labels() if labels is None else labels, images.fetch)
+    listed_labels = _listed_labels(dataset)
+    images = _Images(dataset, config, scales, notes, listed_labels)
+    labels = images.all_labels() if listed_labels is None else listed_labels
+    if len(labels) and labels.min() < 0:
+        raise UserError(
+            f"A label is {labels.min()}, which often means that an image has none; leave such "
+            "images out, and number classes from 0."
+        )
+    return Part(labels, images.fetch)
 
 
 class _Pairs:

@@ -99,12 +99,26 @@ def check_factories(
                 f"The function for the network {name!r} returned the same network twice; let it "
                 "make a new one at each call."
             )
-        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        if shape != (2, num_classes):
-            raise UserError(
-                f"The network {name!r} gives {shape} for two images {image_shape}, and logits of "
-                f"{num_classes} classes are (2, {num_classes}); mend its last layer."
-            )
+        _check_logits(output, f"The network {name!r}", image_shape, num_classes)
+
+
+def check_network(network: nn.Module, image_shape: ImageShape, num_classes: int) -> None:
+    """Let a network of the user that is made already, or a copy of it, look at two images.
+
+    Raises UserError for what it raises, and for outputs that are no logits.
+    """
+    _, output = _tried("network", lambda *asked: network, image_shape, num_classes)
+    _check_logits(output, "The network", image_shape, num_classes)
+
+
+def _check_logits(output: Any, called: str, image_shape: ImageShape, num_classes: int) -> None:
+    """Raise UserError for what are no logits of two images."""
+    shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    if shape != (2, num_classes):
+        raise UserError(
+            f"{called} gives {shape} for two images {image_shape}, and logits of {num_classes} "
+            f"classes are (2, {num_classes}); mend its last layer."
+        )
 
 
 def _tried(

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from ddengine.data import Subset
-from ddengine.evaluation.bench import SEARCH_SEED, Bench, Contender, Selection, choose_lr
+from ddengine.evaluation import equal_bytes
+from ddengine.evaluation.bench import SEARCH_SEED, Bench, Contender, Selection
 from ddengine.evaluation.decoded import Decoded, Labelled, eight_bit, freeze
 from ddengine.evaluation.rates import adapted
+from ddengine.evaluation.trainings import choose_lr, updates
 from ddengine.learning import training
 from ddengine.learning.training import Labels
 from ddengine.recipe import EvalConfig
@@ -21,7 +23,7 @@ from ddengine.sets.synthetic import SyntheticSet, coded
 from ddengine.system import log
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
-from ddengine.types import TrainingSet
+from ddengine.types import Facts, TrainingSet
 
 EMBEDDING = ("herding", "k_centre", "k_means")  # coresets that look through a network
 
@@ -48,7 +50,8 @@ def always(of: TrainingSet, draw: int) -> TrainingSet:
 def of_the_set(bench: Bench, syn: SyntheticSet, distilled: Decoded) -> Iterator[Contender]:
     """The set; its last iterate beside a running average; as its PNG files say it."""
     labels = set_labels(bench.config)
-    first = Contender(bench.name, partial(always, distilled), labels=labels, distilled=True)
+    sets = partial(always, distilled)
+    first = Contender(bench.name, sets, labels=labels, distilled=True, turn=0)
     yield first
     last_iterate = {}
     for name, tensor in syn.tensors.items():
@@ -151,6 +154,12 @@ class Looking:
         """Its name: it is the network of the recipe."""
         return self.bench.home
 
+    @property
+    def steps(self) -> int | None:
+        """Updates on the full data."""
+        cut = updates(self.bench, self.full, self.model)
+        return self.full.steps if cut is None else cut
+
     @cached_property
     def network(self) -> nn.Module:
         """In evaluation mode. Raises UserError where it diverged."""
@@ -163,7 +172,7 @@ class Looking:
             adapted(bench.config, self.model),
             lr,
             bench.device,
-            steps=self.full.steps,
+            steps=self.steps,
             precision=bench.precision,
             labels="hard",
             at_once=bench.at_once,
@@ -188,6 +197,10 @@ class Looking:
         # coresets look through networks trained by SGD
         if self.choosing_needs_its_rate:
             lr, _ = choose_lr(bench, self.full, self.model)
+        facts = self._facts(kind, ipc, lr)
+        known = bench.shared.get(facts)
+        if known is not None:
+            return known
         index = coreset.choose(
             kind,
             bench.data.train,
@@ -196,11 +209,34 @@ class Looking:
             generator(bench.seed, "coreset", kind),
             embed=lambda: self.network.embed,  # type: ignore[arg-type,return-value]
             new_model=bench.new_model(self.model),
-            steps=bench.config.full_steps,
+            steps=self._scoring_steps(kind),
             lr=lr,
             train_networks=bench.means.train_networks,
-        )
-        return index.tolist()
+        ).tolist()
+        bench.shared.put(facts, index)
+        return index
+
+    def _facts(self, kind: str, ipc: int, lr: float) -> Facts:
+        """What decides which images a coreset has."""
+        return {
+            "chosen by": kind,
+            "images per class": ipc,
+            "network": self.model,
+            "seed": self.bench.seed,
+            "lr": lr,
+            "updates": self.steps,
+            "updates of scores": self._scoring_steps(kind),
+        }
+
+    def _scoring_steps(self, kind: str) -> int:
+        """Updates of networks that score images: no more than those on the full data if cut."""
+        most = self.bench.config.full_steps
+        cut = updates(self.bench, self.full, self.model) if self.full.by_time else None
+        if cut is None:
+            return most
+        if kind == "forgetting":  # which counts what is unlearned between two epochs
+            cut = max(cut, coreset.fewest_steps(len(self.bench.data.train)))
+        return min(most, cut)
 
     def selection(self, kind: str, ipc: int) -> Selection:
         """What a coreset is remembered by."""
@@ -223,7 +259,9 @@ def full_data(bench: Bench, distilled: Decoded) -> Contender:
     if config.baseline_steps == "updates":
         most = max(most, training.num_updates(len(distilled), config))
     steps = min(training.num_updates(len(train), config), most)
-    return Contender("full", partial(always, train), steps=steps)
+    by_time = bench.economy.full_seconds is not None and bench.timed
+    sets = partial(always, train)
+    return Contender("full", sets, steps=steps, baseline=True, by_time=by_time, turn=2)
 
 
 def of_real_images(
@@ -234,9 +272,18 @@ def of_real_images(
     steps = None
     if config.baseline_steps == "updates":
         steps = training.num_updates(len(distilled), config)
-    random = Contender("random", partial(_random, bench, ipc), several_draws=True, steps=steps)
+    random = Contender(
+        "random",
+        partial(_random, bench, ipc),
+        several_draws=True,
+        steps=steps,
+        baseline=True,
+        turn=0,
+    )
     if "random" in config.baselines:
         yield random
+    if "equal_bytes" in config.baselines:
+        yield from _of_equal_bytes(bench, ipc, distilled, random)
     if "random_soft" in config.baselines and config.loss != "uskd":  # which uses no soft labels
         yield _with_soft_labels(random, bench, looking, ipc)
     if "hard_labels" in config.baselines and has_soft_labels(config, distilled.targets):
@@ -246,21 +293,51 @@ def of_real_images(
         if kind in config.baselines:
             selection = looking.selection(kind, ipc)
             sets = partial(_selected, bench, selection)
-            yield Contender(kind, sets, steps=steps, selection=selection)
+            num = ipc * bench.data.num_classes
+            yield Contender(
+                kind,
+                sets,
+                steps=steps,
+                selection=selection,
+                num=num,
+                baseline=True,
+                through=looking.full if selection.looks else None,
+            )
     if "full" in config.baselines:
         yield looking.full
+
+
+def _of_equal_bytes(
+    bench: Bench, ipc: int, distilled: Decoded, random: Contender
+) -> Iterator[Contender]:
+    """As many random images as the bytes of the set hold, where these are not as many anyway."""
+    num = equal_bytes.num_images(sum(distilled.ledger.values()), bench.data.train)
+    if num in (0, ipc * bench.data.num_classes):
+        return
+    sets = partial(_random_in_bytes, bench, num)
+    yield replace(random, name="equal_bytes", sets=sets, turn=1)
+
+
+def _random_in_bytes(bench: Bench, num: int, draw: int) -> Subset:
+    """So many random images, as many of each class as there are."""
+    rng = generator(bench.seed, "equal bytes", draw)
+    train = bench.data.train
+    return Subset(train, equal_bytes.random_index(train, num, rng))
 
 
 def _with_soft_labels(random: Contender, bench: Bench, looking: Looking, ipc: int) -> Contender:
     """Random images with soft labels of the kind that the set has."""
     if set_labels(bench.config) == "dynamic":
-        return replace(random, name="random_soft", labels="dynamic")
+        return replace(random, name="random_soft", labels="dynamic", baseline=False, turn=1)
     return replace(
         random,
         name="random_soft",
         sets=lambda draw: looking.labelled(_random(bench, ipc, draw)),
         labels="own",
         looks=not bench.teachers,
+        through=None if bench.teachers else looking.full,
+        baseline=False,
+        turn=1,
     )
 
 

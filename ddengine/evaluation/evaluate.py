@@ -16,7 +16,8 @@ from torch import nn
 from ddengine import naming
 from ddengine.data import Data, RealSet
 from ddengine.data.checks import image_digests
-from ddengine.evaluation.bench import Bench
+from ddengine.evaluation.baselines import of_all
+from ddengine.evaluation.bench import Bench, Contender, Economy
 from ddengine.evaluation.brought import Factory, Trainer, check_factories
 from ddengine.evaluation.contenders import (
     Looking,
@@ -28,8 +29,12 @@ from ddengine.evaluation.contenders import (
 from ddengine.evaluation.decoded import freeze
 from ddengine.evaluation.intervals import NAME
 from ddengine.evaluation.ledger import label_bytes
-from ddengine.evaluation.plan import plan
-from ddengine.evaluation.rows import distinct, row
+from ddengine.evaluation.pace import num_searched
+from ddengine.evaluation.plan import Plan, Row, in_turn
+from ddengine.evaluation.rates import two_of
+from ddengine.evaluation.rows import distinct
+from ddengine.evaluation.watch import Watch, num_networks
+from ddengine.evaluation.work import train_all
 from ddengine.learning.training import Means, usual_means
 from ddengine.recipe import EvalConfig, digest, to_dict
 from ddengine.sets.codec import as_bytes
@@ -38,11 +43,13 @@ from ddengine.system import files, log, runtime
 from ddengine.system.errors import UserError
 from ddengine.system.memo import Memo
 from ddengine.system.runtime import Precision
-from ddengine.types import Json
+from ddengine.system.shared import Shared
+from ddengine.types import Facts, Json
 
 # form of what is remembered of an interrupted evaluation; what an older program left is computed
 # again
 MEMO = 2
+QUICK_NETWORKS = 3  # of each row of a quick evaluation
 AT_ONCE = 2**24  # pixel values of a set that are decoded at a time
 
 
@@ -63,6 +70,7 @@ def evaluate(  # long: most of it is what the arguments are
     factories: Mapping[str, Factory] | None = None,
     train: Trainer | None = None,
     means: Means | None = None,
+    economy: Economy = Economy(),
 ) -> Json:
     """Evaluate a distilled set beside its baselines.
 
@@ -87,6 +95,7 @@ def evaluate(  # long: most of it is what the arguments are
             (C, H, W) and the number of classes. They follow those of `config.models`.
         train: a training function of the user in place of our loop. Rates are tried by it as well.
         means: what trains and judges networks in place of our loop.
+        economy: what it need not spend, and what it tells on the way.
 
     Returns:
         The content of evaluation.json, in which accuracies are fractions.
@@ -100,6 +109,7 @@ def evaluate(  # long: most of it is what the arguments are
     if test is not None:
         data = replace(data, test=test, num_test=len(test), held_out=False)
     weights = [files.tensor_digest(network.state_dict()) for network in teachers]
+    config = quick(config) if economy.quick else config
     own_test = {} if test is None else {"own_test": test.digest}
     decides = [MEMO, *_networks(config, model, data, seed, precision), *_of_set(syn), weights]
     memo = Memo(memo_path, digest([*decides, *own_test.values()]))
@@ -111,6 +121,8 @@ def evaluate(  # long: most of it is what the arguments are
         precision=precision,
         memo=memo,
         means=means or usual_means(),
+        economy=economy,
+        timed=means is None,
         home=model,
         learned_lr=syn.lr,
         name=name,
@@ -122,19 +134,15 @@ def evaluate(  # long: most of it is what the arguments are
         targets=syn.targets,
         outputs=syn.num_outputs,
     )
+    if economy.baselines is not None:
+        bench = replace(bench, shared=Shared(economy.baselines, of_all(bench), economy.renew))
     _say_what_to_know(bench, syn)
     models = tuple(dict.fromkeys([*config.models, *factories])) or (model,)
-    content = {
-        "format": naming.FORMAT,
-        "protocol": to_dict(replace(config, models=models)),
-        "rows": _rows(bench, syn, models),
-        **_facts(bench, syn, weights),
-        "at_once": asdict(bench.at_once),
-        **own_test,
-    }
+    facts = _facts(bench, syn, weights, models) | own_test
+    content = {**facts, "rows": _rows(bench, syn, models, facts)}
     memo.clear()
     seconds = seconds_before + memo.seconds_before + time.perf_counter() - start
-    return content | {"seconds": round(seconds, 2)}
+    return content | {"processes": memo.get("processes") or 1, "seconds": round(seconds, 2)}
 
 
 def _networks(
@@ -144,6 +152,8 @@ def _networks(
     size = data.image_shape[1:]
     protocol = to_dict(config)
     protocol["models"] = [naming.in_digest(name, size) for name in config.models]
+    # as before there was that row, on which no other depends
+    protocol["baselines"] = [name for name in config.baselines if name != "equal_bytes"]
     return [protocol, seed, precision, data.train.digest, naming.in_digest(model, size)]
 
 
@@ -152,13 +162,15 @@ def _of_set(syn: SyntheticSet) -> list[Any]:
     return [set_digest(syn), [type(syn.codec).__name__, to_dict(syn.codec)]]
 
 
-def _facts(bench: Bench, syn: SyntheticSet, weights: list[str]) -> Json:
-    """What an evaluation says beside its rows; `weights` identify the teachers."""
+def _facts(bench: Bench, syn: SyntheticSet, weights: list[str], models: tuple[str, ...]) -> Json:
+    """What an evaluation of networks says beside its rows; `weights` identify the teachers."""
     data = bench.data
     labelled_by = "a network trained on the full data"
     if weights:
         labelled_by = f"{len(weights)} teachers"
-    return {
+    facts = {
+        "format": naming.FORMAT,
+        "protocol": to_dict(replace(bench.config, models=models)),
         "raw_bytes": data.bytes,
         "dataset_bytes": data.dataset_bytes,
         "interval": NAME,  # of every ci95
@@ -173,7 +185,14 @@ def _facts(bench: Bench, syn: SyntheticSet, weights: list[str]) -> Json:
         "machine": runtime.machine(bench.device),
         "versions": runtime.versions(),
         "commit": runtime.commit(),
+        "at_once": asdict(bench.at_once),
+        "threads": bench.threads,
     }
+    if bench.economy.quick:
+        facts["quick"] = True
+    if bench.economy.full_seconds is not None:
+        facts["full_seconds"] = bench.economy.full_seconds
+    return facts
 
 
 def _check(
@@ -211,19 +230,37 @@ def _say_what_to_know(bench: Bench, syn: SyntheticSet) -> None:
         log.say(warning)
 
 
-def _rows(bench: Bench, syn: SyntheticSet, models: Sequence[str]) -> list[Json]:
-    """Train everything that is planned, then tell it."""
+def quick(config: EvalConfig) -> EvalConfig:
+    """The protocol of a quick evaluation: as few networks as random draws need, and two rates."""
+    num = min(config.num_networks, QUICK_NETWORKS)
+    rates = tuple(two_of(config, None))
+    return replace(config, num_networks=num, lr_grid=rates, search_networks=1)
+
+
+def _rows(bench: Bench, syn: SyntheticSet, models: Sequence[str], facts: Facts) -> list[Json]:
+    """Train everything that is planned, and tell it.
+
+    `facts` are what the evaluation says beside its rows.
+    """
     distilled = freeze(syn, bench.device)
     contenders = [*of_the_set(bench, syn, distilled), *of_codec(bench, syn, distilled)]
     looking = Looking(bench, full_data(bench, distilled))
     ipc = _images_per_class(bench, syn)
     contenders += of_real_images(bench, looking, ipc, distilled)
-    pieces = plan(bench, contenders, models, looking)
-    with log.progress("evaluate", len(pieces)) as bar:
-        for piece in pieces.values():
-            bar.advance(piece.label)
-            piece.do()
-    return [row(bench, who, network) for network in models for who in contenders]
+    needed = any(map(_looks, contenders))
+    rows = in_turn(contenders, models)
+    num = sum(num_networks(bench, row) for row in rows)
+    if needed and Row(looking.full, looking.model) not in rows:
+        num += num_searched(looking.bench, looking.full, looking.model)
+    with log.progress("evaluate", num) as bar:
+        watch = Watch(bench, facts, bar)
+        train_all(Plan(bench, looking, needed), rows, watch)
+    return watch.in_order(contenders, models)
+
+
+def _looks(who: Contender) -> bool:
+    """Whether a row needs the network that looks at the full data."""
+    return who.looks or (who.selection is not None and who.selection.looks)
 
 
 def _images_per_class(bench: Bench, syn: SyntheticSet) -> int:

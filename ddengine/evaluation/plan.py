@@ -1,49 +1,102 @@
-"""The trainings of an evaluation, in their order: what is counted is what is walked."""
+"""The rows of an evaluation in the order in which they are trained, and what each needs next."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from ddengine.evaluation.bench import Bench, Contender, final, search, tried_rates
+from ddengine.evaluation.bench import Bench, Contender
 from ddengine.evaluation.contenders import Looking
+from ddengine.evaluation.trainings import (
+    Piece,
+    final,
+    is_measured,
+    missing,
+    next_searches,
+)
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Something that takes time and is remembered."""
+class Row:
+    """A contender on a network."""
 
-    label: str  # for people
-    do: Callable[[], Any]
+    who: Contender
+    model: str
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return f"{self.who.name} on {self.model}"
 
 
-def plan(
-    bench: Bench, contenders: Sequence[Contender], models: Sequence[str], looking: Looking
-) -> dict[str, Piece]:
-    """Everything that the rows need, by keys: what several of them need is there once.
+@dataclass(frozen=True)
+class Choice:
+    """Images that are chosen, in this process."""
 
-    First come choices of images, with what the network needs that looks at them, then of each
-    network and contender the search of a learning rate and the networks that are reported.
-    """
-    pieces: dict[str, Piece] = {}
-    for who in contenders:
-        selection = who.selection
+    label: str
+    choose: Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A question: how long does an update take? Its answer decides how many there are."""
+
+    bench: Bench
+    row: Row
+    beside: int  # networks that are trained on the same, one after another, beside those of the row
+
+
+Step = Piece | Choice | Measure
+
+
+def in_turn(contenders: Sequence[Contender], models: Sequence[str]) -> list[Row]:
+    """The rows: what is asked first on every network, then the others, the full data last."""
+    rows = []
+    for turn in (0, 1, 2):
+        for model in models:
+            for who in contenders:
+                if who.turn == turn:
+                    rows.append(Row(who, model))
+    return rows
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the rows of an evaluation need."""
+
+    bench: Bench
+    looking: Looking
+    looks: bool  # whether any row needs the network that looks at the full data
+
+    def next(self, row: Row) -> list[Step]:
+        """What can be done next for a row; nothing once it is finished.
+
+        First its images are chosen, with what the network needs that looks at them, then come the
+        search of a learning rate and the networks that are reported.
+        """
+        steps = self._for_choosing(row.who) or self._searches(self.bench, row)
+        if steps:
+            return steps
+        return list(missing(self.bench, final(self.bench, row.who, row.model)))
+
+    def _for_choosing(self, who: Contender) -> list[Step]:
+        """What is needed until the images of a contender, or their labels, are known."""
+        selection, looking = who.selection, self.looking
+        if selection is not None and self.bench.memo.get(selection.key) is not None:
+            return []
         if who.looks or (selection is not None and selection.looks):
-            _add_searches(pieces, looking.bench, looking.full, looking.model)
-        if selection is not None:
-            do = partial(bench.memo, selection.key, selection.choose)
-            pieces[selection.key] = Piece(selection.label, do)
-    for model in models:
-        for who in contenders:
-            _add_searches(pieces, bench, who, model)
-            do = partial(final, bench, who, model)
-            pieces[f"final/{who.name}/{model}"] = Piece(f"{who.name} on {model}", do)
-    return pieces
+            steps = self._searches(looking.bench, Row(looking.full, looking.model))
+            if steps:
+                return steps
+        if selection is None:
+            return []
+        choose = partial(self.bench.memo, selection.key, selection.choose)
+        return [Choice(selection.label, choose)]
 
-
-def _add_searches(pieces: dict[str, Piece], bench: Bench, who: Contender, model: str) -> None:
-    by = "" if bench.train is None else "/own"
-    for lr in tried_rates(bench, who, model):
-        label = f"{who.name} on {model}, trying learning rate {lr:g}"
-        key = f"search/{who.name}/{model}/{lr!r}{by}"
-        pieces.setdefault(key, Piece(label, partial(search, bench, who, model, lr)))
+    def _searches(self, bench: Bench, row: Row) -> list[Step]:
+        """What is needed until the updates and the rate of a row are known."""
+        if not is_measured(bench, row.who, row.model):
+            beside = int(self.looks and row.model == bench.home)
+            # by our loop: what a training function of the user takes is not known
+            return [Measure(self.looking.bench, row, beside)]
+        return list(next_searches(bench, row.who, row.model))

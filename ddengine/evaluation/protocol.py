@@ -207,6 +207,8 @@ def _says_protocol(evaluation: Evaluation) -> bool:
     rows = evaluation.get("rows")
     if not isinstance(rows, Sequence) or not rows:
         return False
+    if evaluation.get("quick"):  # by which nobody should go on
+        return False
     if "trained_by" in rows[0] or not {"lr", "images", "model"} <= rows[0].keys():
         return False
     return isinstance(evaluation.get("protocol"), Mapping)

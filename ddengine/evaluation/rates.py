@@ -38,6 +38,17 @@ def candidates(config: EvalConfig, learned_lr: float | None) -> list[float]:
     return sorted(rates)
 
 
+def two_of(config: EvalConfig, learned_lr: float | None) -> list[float]:
+    """The learning rates that a quick evaluation tries, ascending.
+
+    They are the usual one and the learned one; without that, the next larger of the grid, or the
+    largest.
+    """
+    larger = [rate for rate in config.lr_grid if rate > config.lr]
+    other = learned_lr or min(larger, default=max(config.lr_grid))
+    return sorted({config.lr, other})
+
+
 def best_rate(tried: Sequence[Tried]) -> tuple[float, bool]:
     """(the learning rate that its networks recommend, whether networks diverged even there).
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ddengine.evaluation import brought
-from ddengine.evaluation.bench import Bench, Contender, choose_lr, final, reported_seeds
+from ddengine.evaluation.bench import Bench, Contender
 from ddengine.evaluation.intervals import counted, interval
 from ddengine.evaluation.ledger import (
     count_flops,
@@ -16,7 +16,7 @@ from ddengine.evaluation.ledger import (
     ledger_of,
 )
 from ddengine.evaluation.rates import adapted
-from ddengine.learning import training
+from ddengine.evaluation.trainings import choose_lr, cut_of, final, reported_seeds, result_of
 from ddengine.learning.training import Labels
 from ddengine.system.rng import generator
 from ddengine.types import Facts, Json, TrainingSet
@@ -29,15 +29,14 @@ def row(bench: Bench, who: Contender, model: str) -> Json:
     """
     assert bench.data.test is not None
     lr, seconds = choose_lr(bench, who, model)
-    run = final(bench, who, model)
+    run = result_of(bench, final(bench, who, model))
     accuracies = run["accuracies"]
     finite = counted(accuracies)
     mean, std, ci95 = interval(finite)
     shown = who.sets(0)
     images = len(shown)
-    steps = who.steps
-    if steps is None:
-        steps = training.num_updates(images, bench.config)
+    cut = cut_of(bench, who, model)
+    steps = bench.updates(who) if cut is None else cut["updates"]
     examples = examples_seen(images, steps, bench.config.batch)
     tested = [len(members) for members in bench.data.test.members]
     return {
@@ -53,8 +52,22 @@ def row(bench: Bench, who: Contender, model: str) -> Json:
         **by_class(run, tested, bench.data.class_names),
         **_training(bench, model, lr, steps, examples),
         "seconds": round(seconds + run["seconds"], 2),
+        **_economies(bench, who, run, cut),
         "accuracies": _networks(bench, who, accuracies),
     }
+
+
+def _economies(bench: Bench, who: Contender, run: Facts, cut: Facts | None) -> Json:
+    """What was not done: updates that were cut, trainings that others had done."""
+    economies: Json = {}
+    if cut is not None:
+        economies["cut"] = dict(cut)
+    looked = None if who.through is None else cut_of(bench, who.through, bench.home)
+    if looked is not None:
+        economies["looked_cut"] = looked["updates"]
+    if run.get("remembered"):
+        economies["remembered"] = True
+    return economies
 
 
 def _bytes(bench: Bench, of: TrainingSet, labels: Labels, examples: int) -> Json:

@@ -388,7 +388,8 @@ def _but_for_the_seed(run: _Run) -> str:
     precision = run.meta.get("precision")
     images = run.meta.get("images")
     of_evaluation = run.evaluation.get("precision")
-    return digest([recipe, precision, images, protocol, of_evaluation])
+    is_quick = bool(run.evaluation.get("quick"))
+    return digest([recipe, precision, images, protocol, of_evaluation, is_quick])
 
 
 def _measured(group: Sequence[_Run], model: str, of_set: str) -> tuple[list[str], list[Networks]]:

@@ -115,6 +115,8 @@ def _tested_on(run: Evaluated) -> Json:
     counts = run.evaluation.get("test_images_per_class") or {}
     facts["the number of test images"] = sum(counts.values()) or None
     facts["the number of classes"] = len(run.meta.get("class_names") or ())
+    # what a quick evaluation says is never set beside what another one does
+    facts["a quick evaluation"] = "quick" in run.evaluation
     return facts
 
 

@@ -7,6 +7,7 @@ from rich.table import Table
 
 from ddengine import naming
 from ddengine.evaluation import cautions, intervals
+from ddengine.evaluation.equal_bytes import FORM
 from ddengine.system.log import size
 from ddengine.types import Evaluation, Facts, Row
 
@@ -74,6 +75,21 @@ def uneven(evaluation: Evaluation) -> bool:
     return max(counts) > UNEVEN * min(counts)
 
 
+def marked(name: str, evaluation: Evaluation) -> str:
+    """What an evaluation is called: a quick one says that it is."""
+    return f"{name} (quick)" if evaluation.get("quick") else name
+
+
+def cut_rows(rows: Sequence[Row]) -> list[Row]:
+    """Rows whose updates were cut to what a measured time allowed."""
+    return [row for row in rows if (row.get("cut") or {}).get("by") == "time"]
+
+
+def set_of(row: Row) -> str:
+    """What the set of a row is called: one that was cut for want of time says that it was."""
+    return f"{row['set']} (cut)" if cut_rows([row]) else row["set"]
+
+
 def notes(evaluation: Evaluation) -> list[str]:
     """What is to be said below the table of an evaluation.
 
@@ -91,7 +107,7 @@ def notes(evaluation: Evaluation) -> list[str]:
         num = row.get("diverged")
         if not num:
             continue
-        where = row["set"]
+        where = set_of(row)
         if several:
             where += f" on {row['model']}"
         lines.append(
@@ -104,6 +120,40 @@ def notes(evaluation: Evaluation) -> list[str]:
             f"{caution.words}"
         )
     lines += _worst_class(evaluation)
+    return lines + economies(evaluation)
+
+
+def economies(evaluation: Evaluation) -> list[str]:
+    """What was not done, or not here, and what the rows that this is about are good for."""
+    rows = evaluation["rows"]
+    lines = []
+    for row in rows:
+        if row["set"] == "equal_bytes":
+            lines.append(
+                f"equal_bytes: the {row['images']} random images, at {FORM}, that the bytes of the "
+                f"set hold (on {row['model']})"
+            )
+            break
+    for row in cut_rows(rows):
+        cut = row["cut"]
+        lines.append(
+            f"{row['set']} on {row['model']} was cut to {cut['updates']} of {cut['of']} updates "
+            "for want of time, so it is no bound, and nothing is said relative to it; "
+            "--full_seconds gives it more"
+        )
+    looking = [row["set"] for row in rows if row.get("looked_cut")]
+    if looking:
+        names = ", ".join(dict.fromkeys(looking))
+        lines.append(f"{names}: chosen or labelled by a network whose updates were cut so, too")
+    if evaluation.get("quick"):
+        lines.append(
+            "quick: few networks, two learning rates, and no more updates than the validation "
+            "split showed to be needed; not to be compared with other evaluations"
+        )
+    remembered = [row["set"] for row in rows if row.get("remembered")]
+    if remembered:
+        names = ", ".join(dict.fromkeys(remembered))
+        lines.append(f"remembered from an earlier evaluation: {names}")
     return lines
 
 
@@ -182,7 +232,7 @@ def table(evaluation: Evaluation, title: str, sort: str = "none") -> Table:
 
 def _columns(evaluation: Evaluation, several: bool) -> dict[str, Cell]:
     """What stands in each column; `several`: there are rows of more than one network."""
-    columns: dict[str, Cell] = {"set": lambda row: row["set"]}
+    columns: dict[str, Cell] = {"set": set_of}
     if several:
         columns["network"] = lambda row: row["model"]
     columns["accuracy %"] = _accuracy_in_words

@@ -114,6 +114,8 @@ def _maker(
 ) -> Callable[[Generator], nn.Module]:
     """What makes the network from a generator."""
     if isinstance(network, nn.Module):
+        if num_classes is not None:
+            brought.check_network(copy.deepcopy(network).cpu(), shape, num_classes)
         return lambda rng: copy.deepcopy(network)
     assert num_classes is not None, "of a set that does not say its classes, give num_classes"
     if isinstance(network, str):

@@ -31,9 +31,10 @@ Labels = Literal["own", "hard", "dynamic"]
 TEST_BATCH = 1000
 # pixels per update of networks in one computation on CUDA: 5 networks of 256 images of 224 x 224
 MOST_PIXELS = 2**26
-# images per update under which n networks in one computation are faster than one after another on
-# a CPU
-BATCHED_BELOW = 32
+BATCHED_BELOW = 32  # images per update below which that is so whatever their size
+# the same on a CPU, where larger computations only leave the cache: together is faster up to about
+# that many (5 networks of 50 images of 8 x 8, of 4 of 28 x 28), and a third slower far above
+MOST_PIXELS_CPU = 2**14
 
 
 # When networks are trained in one computation.
@@ -60,8 +61,9 @@ class AtOnce:
 
 def at_once_on(device: torch.device) -> AtOnce:
     """The rule that is fastest on a device; an evaluation keeps to the one it began with."""
-    pixels = MOST_PIXELS if device.type == "cuda" else 0
-    return AtOnce(BATCHED_BELOW, pixels)
+    if device.type == "cuda":
+        return AtOnce(BATCHED_BELOW, MOST_PIXELS)
+    return AtOnce(0, MOST_PIXELS_CPU)
 
 
 def pixels(of: TrainingSet) -> int:
@@ -200,8 +202,10 @@ def train_networks(  # long: half of it is what the arguments are
     first = new_model(generator(seeds[0], "network"))
     random = foreign or any(map(is_dropout, first.modules()))
     size = 1
-    if not random and _together(at_once or at_once_on(device), sets, config):
-        size = len(seeds)
+    if not random and len(sets) > 1:
+        rule = at_once or at_once_on(device)
+        if together(rule, config, len(sets), len(sets[0]), pixels(sets[0])):
+            size = len(sets)
     labelling: list[nn.Module] = []
     if labels == "dynamic":
         labelling = _copies(teachers, config, device)
@@ -223,16 +227,22 @@ def train_networks(  # long: half of it is what the arguments are
     return networks
 
 
-def _together(rule: AtOnce, sets: Sequence[TrainingSet], config: EvalConfig) -> bool:
-    """Whether networks that draw nothing at random are trained in one computation, one a set.
+def together(rule: AtOnce, config: EvalConfig, networks: int, examples: int, pixels: int) -> bool:
+    """Whether networks that draw nothing at random are trained in one computation.
 
     Masks of networks trained together would come from one stream, and the middle of a stacked
     network, which uskd looks at, is out of reach.
+
+    Args:
+        rule: which are.
+        config: the protocol.
+        networks: how many.
+        examples: of the set of each.
+        pixels: of an image.
     """
-    if len(sets) < 2 or config.loss == "uskd":
+    if networks < 2 or config.loss == "uskd":
         return False
-    images = min(config.batch, len(sets[0]))
-    return rule.together(len(sets), images, pixels(sets[0]))
+    return rule.together(networks, min(config.batch, examples), pixels)
 
 
 def _built(

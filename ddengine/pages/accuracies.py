@@ -6,7 +6,7 @@ from typing import Any
 from ddengine.evaluation import settings
 from ddengine.evaluation.comparison import compare
 from ddengine.evaluation.settings import Evaluated
-from ddengine.evaluation.tables import interval_of, percent
+from ddengine.evaluation.tables import economies, interval_of, marked, percent, set_of
 from ddengine.pages import comparing, facts
 from ddengine.pages.reading import Run
 from ddengine.pages.words import (
@@ -38,7 +38,7 @@ def accuracies(run: Run) -> Json:
     rows = []
     for row, line in zip(run.rows, lines, strict=True):
         shown = {
-            "set": row["set"],
+            "set": set_of(row),
             "model": row["model"],
             "own": row["set"] == run.result["set"],
             "cells": cells_of(line, head),
@@ -51,6 +51,7 @@ def accuracies(run: Run) -> Json:
         "model": run.models[0],
         "interval": interval_of(run.evaluation) if run.has_intervals else "",
         "balanced": BALANCED in head,
+        "notes": economies(run.evaluation),
     }
 
 
@@ -111,8 +112,8 @@ def classes(run: Run) -> Json:
 def _set_and_network(run: Run, row: Row) -> str:
     """The set of a row, and its network where the evaluation has several."""
     if len(run.models) == 1:
-        return row["set"]
-    return f"{row['set']}, {row['model']}"
+        return set_of(row)
+    return f"{set_of(row)}, {row['model']}"
 
 
 def rates_were_chosen(run: Run) -> bool:
@@ -155,7 +156,7 @@ def _compared(run: Run) -> dict[str, str]:
         "ipc": facts.images_per_class(run),
         "Seed": facts.seed(run),
         "Network": str(run.result.get("model", "")),
-        "Accuracy %": cell(run.result, "accuracy_mean", percent),
+        "Accuracy %": marked(cell(run.result, "accuracy_mean", percent), run.evaluation),
         "95 % interval": between,
         "Bytes": num_bytes,
         "% of images": share,

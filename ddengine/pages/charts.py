@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ddengine.evaluation.tables import interval_of, percent
+from ddengine.evaluation.tables import interval_of, percent, set_of
 from ddengine.pages.figures import error_bars
 from ddengine.pages.reading import Run
 from ddengine.types import Json, Row
@@ -229,7 +229,7 @@ def _bars(run: Run, model: str, number: int) -> Json:
             colour = SERIES[7]
             if name == run.result["set"]:
                 colour = SERIES[0]
-            names.append(_short(name))
+            names.append(_short(set_of(row)))
             means.append(mean)
             colours.append(colour)
             spoken.append(f"{name} {text}")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ddengine.data import RealSet
-from ddengine.evaluation.tables import DIVERGED, interval_of, percent
+from ddengine.evaluation.tables import DIVERGED, interval_of, marked, percent, set_of
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system import files
 from ddengine.types import Evaluation, Row
@@ -148,7 +148,7 @@ def _draw_accuracies(axis: Any, rows: Sequence[Row], interval: str) -> None:
     labels = []
     for row in rows:
         mean = row["accuracy_mean"]
-        names.append(row["set"])
+        names.append(set_of(row))
         means.append(100 * (mean or 0.0))
         colours.append(COLOURS.get(row["set"], OTHER_COLOUR))
         labels.append(f" {percent(mean)}")
@@ -236,9 +236,9 @@ def _accuracies(evaluations: Sequence[Named]) -> tuple[list[str], list[str], np.
     accuracies: dict[tuple[str, str], float] = {}
     for label, evaluation in evaluations:
         for row in evaluation["rows"]:
-            name = row["set"]
+            name = set_of(row)
             if len(evaluations) > 1:
-                name = f"{label}: {name}"
+                name = f"{marked(label, evaluation)}: {name}"
             mean = row["accuracy_mean"]
             if mean is None:
                 mean = math.inf

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from ddengine.evaluation.tables import percent
+from ddengine.evaluation.tables import marked, percent, set_of
 from ddengine.sets.synthetic import counted
 from ddengine.system.log import size
 from ddengine.types import Evaluation
@@ -25,6 +25,7 @@ def cross_table(evaluations: Sequence[tuple[str, Evaluation]]) -> Table:
     for model in models:
         shown.add_column(model, justify="right")
     for label, evaluation in evaluations:
+        label = marked(label, evaluation)
         for name, accuracies in _by_set(evaluation).items():
             of_models = [accuracies.get(model, "-") for model in models]
             shown.add_row(label, name, *of_models)
@@ -36,7 +37,7 @@ def _by_set(evaluation: Evaluation) -> dict[str, dict[str, str]]:
     """The accuracies of an evaluation in words, by set and network."""
     by_set: dict[str, dict[str, str]] = {}
     for row in evaluation["rows"]:
-        of_set = by_set.setdefault(row["set"], {})
+        of_set = by_set.setdefault(set_of(row), {})
         of_set[row["model"]] = percent(row["accuracy_mean"])
     return by_set
 

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ddengine.evaluation.tables import set_of
 from ddengine.pages import accuracies, charts, facts, pictures, results
 from ddengine.pages.commands import commands
 from ddengine.pages.heat import heat_table
@@ -86,7 +87,7 @@ def _heat_of(run: Run) -> Json:
     """The accuracies of a run on several networks; empty for a single one."""
     if len(run.models) < 2:
         return {}
-    return heat_table([(row["set"], row) for row in run.rows])
+    return heat_table([(set_of(row), row) for row in run.rows])
 
 
 def _together(runs: Sequence[Run], numbers: Iterator[int]) -> Json:

@@ -30,13 +30,13 @@ LOOKING = EvalConfig(protocol="coreset", epochs=10**9, augment=AugmentConfig(ops
 
 
 def check_ipc(real: RealSet, ipc: int, class_names: tuple[str, ...]) -> None:
-    """Raise UserError naming a class that has fewer than `ipc` images."""
-    for name, members in zip(class_names, real.members, strict=True):
-        if ipc > len(members):
-            raise UserError(
-                f"ipc {ipc} is more than the {len(members)} training images of class {name!r}; "
-                "lower ipc or raise data.limit."
-            )
+    """Raise UserError naming the smallest class where it has fewer than `ipc` images."""
+    fewest, name = min(zip(map(len, real.members), class_names, strict=True))
+    if ipc > fewest:
+        raise UserError(
+            f"ipc {ipc} is more than the {fewest} training images of class {name!r}; lower ipc, or "
+            "have more images of it (data.limit)."
+        )
 
 
 def random_index(real: RealSet, ipc: int, class_names: tuple[str, ...], rng: Generator) -> Tensor:
@@ -214,6 +214,11 @@ class Forgetting:
         return torch.where(self.learnt, self.events, self.shown.max()).double()
 
 
+def fewest_steps(num: int) -> int:
+    """Updates after which each of so many images was shown twice, so that it may be forgotten."""
+    return 2 * -(-num // LOOKING.batch)
+
+
 def forgetting_scores(
     real: RealSet,
     new_model: NewModel,
@@ -228,7 +233,7 @@ def forgetting_scores(
 
     Raises UserError when no image is shown twice, so that none can be forgotten.
     """
-    needed = 2 * -(-len(real) // LOOKING.batch)
+    needed = fewest_steps(len(real))
     if steps < needed:
         raise UserError(
             f"forgetting counts images that are unlearned between two showings, and {steps} "

@@ -6,10 +6,10 @@ and a line that moves where it is not; rich's needs ipywidgets and leaves a gap 
 
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -31,8 +31,28 @@ class Display(Protocol):
         """So many are done; `note` says what there is to say of the last."""
         ...
 
+    def announce(self, done: int, text: str) -> bool:
+        """Show what comes next; False where that is not shown here."""
+        return False
+
+    def grow(self, table: Callable[[], RenderableType]) -> bool:
+        """Show a table beside, which has grown; False where none can be shown."""
+        return False
+
     def close(self) -> None:
         """Remove it."""
+
+
+class _WithTable(Progress):
+    """A bar of rich below a table."""
+
+    table: RenderableType | None = None
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """The table, as soon as there is one, and the bar."""
+        if self.table is not None:
+            yield self.table
+        yield from super().get_renderables()
 
 
 class TerminalBar(Display):
@@ -40,7 +60,7 @@ class TerminalBar(Display):
 
     def __init__(self, console: Console, title: str, total: int, done: int):
         """A bar that starts at `done` of `total`."""
-        self._live = Progress(
+        self._live = _WithTable(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
@@ -57,6 +77,17 @@ class TerminalBar(Display):
     def update(self, done: int, note: str) -> None:
         """Move the bar."""
         self._live.update(self._task, completed=done, note=note)
+
+    def announce(self, done: int, text: str) -> bool:
+        """Beside the bar."""
+        self.update(done, text)
+        return True
+
+    def grow(self, table: Callable[[], RenderableType]) -> bool:
+        """Above the bar."""
+        self._live.table = table()
+        self._live.refresh()
+        return True
 
     def close(self) -> None:
         """Remove the bar."""

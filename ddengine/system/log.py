@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 from ddengine.system import bars, files
 from ddengine.system.errors import UserError
@@ -86,6 +86,17 @@ class Bar:
         self.done += 1
         self.note = note or self.note
         self._display.update(self.done, self.note)
+
+    def announce(self, text: str) -> None:
+        """What comes next."""
+        self.note = text
+        if not self._display.announce(self.done, text):
+            say(text)
+
+    def grow(self, table: Callable[[], RenderableType], line: str) -> None:
+        """Show a table that has grown by a row, or, where no table can grow, a line for the row."""
+        if not self._display.grow(table):
+            say(line)
 
     def stop(self) -> None:
         """Remove what is shown."""

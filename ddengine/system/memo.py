@@ -34,12 +34,23 @@ class Memo:
         What is not to be kept is remembered by this object, and not by the file.
         """
         if key not in self._known:
-            self._known[key] = compute()
-            if keep and self._path is not None:
-                line = {"identity": self._identity, "key": key, "value": self._known[key]}
-                with self._path.open("a") as file:
-                    file.write(files.to_json(line) + "\n")
+            self.put(key, compute(), keep=keep)
         return self._known[key]
+
+    def get(self, key: str) -> Any:
+        """The value stored under `key`; None without one."""
+        return self._known.get(key)
+
+    def put(self, key: str, value: Any, *, keep: bool = True) -> None:
+        """Store a value.
+
+        What is not to be kept is remembered by this object, and not by the file.
+        """
+        self._known[key] = value
+        if keep and self._path is not None:
+            line = {"identity": self._identity, "key": key, "value": value}
+            with self._path.open("a") as file:
+                file.write(files.to_json(line) + "\n")
 
     def clear(self) -> None:
         """Forget everything, the file too."""

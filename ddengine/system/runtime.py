@@ -102,6 +102,17 @@ def exact_matmul() -> Iterator[None]:
         torch.backends.cuda.matmul.allow_tf32 = allowed
 
 
+@contextmanager
+def on_threads(num: int) -> Iterator[None]:
+    """Within the block torch computes on so many threads of a CPU."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(num)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     """The context in which networks run: bfloat16 autocast for "bf16", nothing otherwise."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")

@@ -14,6 +14,11 @@ import torch
 from helpers import TINY, run
 from safetensors.torch import load_file
 
+import buffers
+import ddengine
+from ddengine.commands.options import options_of
+from ddengine.system.errors import UserError
+
 pytestmark = pytest.mark.usefixtures("no_chart")
 
 RECIPE = "mtt/digits_ipc1"
@@ -46,8 +51,8 @@ def work(made, tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def shards(folder: Path) -> list[torch.Tensor]:
-    return [load_file(p)["params"] for p in sorted(folder.glob("expert_*.safetensors"))]
+def shards(folder: Path | str) -> list[torch.Tensor]:
+    return [load_file(p)["params"] for p in sorted(Path(folder).glob("expert_*.safetensors"))]
 
 
 def only(pattern: str) -> Path:
@@ -104,6 +109,22 @@ def test_experts_out_and_in(work, capsys):
         == 2
     )
     assert "buffer.batch is 64 there and 32 here" in capsys.readouterr().err
+
+
+def test_python_takes_strings_and_sets(work, capsys):
+    """Paths may be strings, one alone as well as several, and a set is exported as itself."""
+    recipe = options_of("distill", [RECIPE, *TINY]).recipe
+    both = buffers.bring_in(recipe, [f"pt/replay_buffer_{i}.pt" for i in (0, 1)], out="both")
+    assert both.folder == Path("both") and all(map(torch.equal, shards("both"), shards("store")))
+    assert buffers.bring_in(recipe, "pt/replay_buffer_0.pt").recipe.buffer.num_experts == 1
+    assert [path.name for path in buffers.export("store", "mtt", "theirs")] == [
+        "replay_buffer_0.pt"
+    ]
+    result = ddengine.load("run")
+    written = buffers.export(result, "mtt", "set")
+    assert {path.parent for path in written} == {Path("set")}
+    with pytest.raises(UserError, match=r"store holds experts.*call buffers\.export"):
+        ddengine.export("store", "mtt", "no")
 
 
 def test_number_of_experts_is_not_the_recipes(work, capsys):

@@ -173,12 +173,16 @@ def test_evaluation_json(done, monkeypatch, capsys):
         "interval",
         "set_digest",
         "at_once",
+        "threads",
+        "processes",
+        "full_seconds",
         "command",
+        "format",
     }
     assert [(r["set"], r["model"]) for r in evaluation["rows"]] == [
         (s, m)
         for m in ("convnet-d1-w4-in", "mlp")
-        for s in ("distilled", "distilled_8bit", "random", "herding", "full")
+        for s in ("distilled", "distilled_8bit", "random", "equal_bytes", "herding", "full")
     ]
     keys = {
         "set",
@@ -205,14 +209,14 @@ def test_evaluation_json(done, monkeypatch, capsys):
         "per_class",
     }
     for row in evaluation["rows"]:
-        assert set(row) == keys and row["n"] == len(row["accuracies"]) == 3
+        assert set(row) - {"remembered"} == keys and row["n"] == len(row["accuracies"]) == 3
         values = [a["accuracy"] for a in row["accuracies"]]
         assert all(0 <= v <= 1 for v in values)
         assert row["accuracy_mean"] == pytest.approx(sum(values) / 3)
         assert row["ci95"][0] <= row["accuracy_mean"] <= row["ci95"][1]
         assert [a["seed"] for a in row["accuracies"]] == [0, 1, 2]
         assert [a["draw"] for a in row["accuracies"]] == (
-            [0, 1, 2] if row["set"] == "random" else [0, 0, 0]
+            [0, 1, 2] if row["set"] in ("random", "equal_bytes") else [0, 0, 0]
         )
     assert "herding" in capsys.readouterr().out
     assert not Path("runs/a/evaluation.partial.jsonl").exists()
@@ -386,11 +390,11 @@ def test_interrupted_evaluation_goes_on(done, tmp_path, monkeypatch):
     calls, original = [], bench.Bench.accuracies
 
     def stop_at(limit):
-        def accuracies(self, who, model, lr, seeds, on):
+        def accuracies(self, asked):
             if len(calls) == limit:
                 raise KeyboardInterrupt
-            calls.append((who.name, lr, len(seeds)))
-            return original(self, who, model, lr, seeds, on)
+            calls.append((asked.who.name, asked.lr, asked.seeds))
+            return original(self, asked)
 
         return accuracies
 

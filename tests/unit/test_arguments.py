@@ -179,3 +179,41 @@ def test_a_misspelt_network_is_told_as_one(work):
     asked(models=["mlp"])
     with pytest.raises(UserError, match="Unknown network 'mpl'"):
         asked(models=["mpl"])
+
+
+def test_networks_that_do_not_fit_are_told_before_training(result):
+    """Also a network that was made already, not only functions that make one."""
+    asked = partial(ddengine.train, result, progress=False)
+    with pytest.raises(UserError, match=r"The network gives \(2, 3\) for two images"):
+        asked(linear((1, 8, 8), 3))
+    with pytest.raises(UserError, match="The network 'network' that you bring fails"):
+        asked(torch.nn.Linear(3, 3))
+    with pytest.raises(UserError, match="The network 'wrong' that you bring fails"):
+        ddengine.evaluate(
+            result, models={"wrong": lambda shape, num: torch.nn.Linear(3, 3)}, progress=False
+        )
+
+
+def test_labels_beside_images():
+    """A list of numbers serves as an array does; words and missing labels do not."""
+    images = torch.rand(20, 1, 8, 8)
+    numbers = [0, 1] * 10
+    given = ddengine.distill((images, numbers), small_of_two(), progress=False)
+    same = ddengine.distill((images, torch.tensor(numbers)), small_of_two(), progress=False)
+    assert torch.equal(given.tensors["images"], same.tensors["images"])
+    with pytest.raises(UserError, match="The labels beside the images are no whole numbers"):
+        ddengine.distill((images, ["a", "b"] * 10), small_of_two())
+    with pytest.raises(UserError, match="A label is -1, which often means that an image has none"):
+        ddengine.distill((images, torch.tensor(numbers) - 1), small_of_two())
+
+
+def small_of_two() -> ddengine.Recipe:
+    """As `recipe`, for few images."""
+    return replace(recipe(), data=replace(recipe().data, limit=None, validation=0.0))
+
+
+def test_too_many_images_a_class_names_the_smallest():
+    labels = torch.tensor([0] * 12 + [1] * 5 + [2] * 9)
+    images = torch.rand(len(labels), 1, 8, 8)
+    with pytest.raises(UserError, match="more than the 5 training images of class '1'"):
+        ddengine.distill((images, labels), replace(small_of_two(), ipc=11), progress=False)

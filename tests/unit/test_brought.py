@@ -241,13 +241,14 @@ def test_only_what_has_a_name_and_a_file_is_remembered(data, tmp_path):
     """A closure may be another one in the next process, and a changed file computes other numbers."""
     syn = tiny_set(data)
     named = interrupted(syn, data, tmp_path / "named", 2, train=plainly)
-    assert [key.rpartition("/")[2].split("@")[0] for key in named[1:]] == ["plainly"] * 2
+    chosen = ["at_once", "threads", "processes"]
+    assert [key.rpartition("/")[2].split("@")[0] for key in named] == [*chosen, *["plainly"] * 2]
     closure = interrupted(
         syn, data, tmp_path / "closure", 2, train=lambda *a, **k: plainly(*a, **k)
     )
-    assert closure == ["at_once"]
+    assert closure == chosen
     networks = interrupted(syn, data, tmp_path / "networks", 2, factories={"mine": small})
-    assert [key.rpartition("/")[2].split("@")[0] for key in networks[1:]] == ["small"] * 2
+    assert [key.rpartition("/")[2].split("@")[0] for key in networks] == [*chosen, *["small"] * 2]
     assert brought.stable_name(Small).startswith("Small@")
     assert rows_of(syn, data, memo_path=tmp_path / "named", train=plainly) == rows_of(
         syn, data, train=plainly
@@ -258,12 +259,14 @@ def test_keys_of_what_is_ours_are_those_of_before(data, tmp_path):
     keys = interrupted(tiny_set(data), data, tmp_path / "memo", 4)
     assert keys == [
         "at_once",
+        "threads",
+        "processes",
         f"search/distilled/{MODEL}/0.02",
         f"search/distilled/{MODEL}/0.05",
-        keys[3],
+        keys[5],
         f"search/random/{MODEL}/0.02",
     ]
-    assert keys[3] in (f"final/distilled/{MODEL}/0.02", f"final/distilled/{MODEL}/0.05")
+    assert keys[5] in (f"final/distilled/{MODEL}/0.02", f"final/distilled/{MODEL}/0.05")
 
 
 def test_test_images_of_the_user_take_the_place_of_the_splits(data, tmp_path):
@@ -295,7 +298,7 @@ def test_networks_are_trained_at_once_as_the_evaluation_began(data, tmp_path):
     interrupted(syn, data, path, 2)
     lines = path.read_text().splitlines()
     first = json.loads(lines[0])
-    assert first["value"] == {"below": training.BATCHED_BELOW, "pixels": 0}
+    assert first["value"] == {"below": 0, "pixels": training.MOST_PIXELS_CPU}
     first["value"] = {"below": 0, "pixels": 7}
     path.write_text("\n".join([json.dumps(first), *lines[1:]]) + "\n")
     original = training.train_networks

@@ -562,7 +562,8 @@ def test_draw_is_without_repetition_and_of_the_right_class():
 
 def test_draw_of_too_many_names_the_class_and_its_size():
     with pytest.raises(UserError, match=r"4 images of class 1 .* 3 training images"):
-        small_set().draw(1, 4, generator(0))
+        small_set().draw_index(1, 4, generator(0))
+    assert small_set().draw(1, 4, generator(0)).shape == (3, 1, 2, 2)
 
 
 def test_batches_of_a_set_and_of_a_subset():

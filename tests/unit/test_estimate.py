@@ -86,7 +86,8 @@ def test_seconds_follow_the_updates(monkeypatch):
     now = [0.0]
 
     def train(new_model, sets, seeds, config, lr, device, *, steps):
-        small = min(config.batch, len(sets[0])) < training.BATCHED_BELOW
+        images = min(config.batch, len(sets[0]))
+        small = len(seeds) * images * 64 <= training.MOST_PIXELS_CPU
         now[0] += steps * (1 if small else len(seeds))  # together they take the time of one
         return []
 
@@ -94,7 +95,7 @@ def test_seconds_follow_the_updates(monkeypatch):
     asked = trainings.Training(
         new_model(data), [data.train] * 3, [0, 1, 2], TINY_EVALUATION, 0.01, CPU, {"steps": 500}
     )
-    large = replace(asked, config=replace(TINY_EVALUATION, batch=64), options={"steps": 90})
+    large = replace(asked, config=replace(TINY_EVALUATION, batch=128), options={"steps": 90})
     fewer = replace(asked, options={"steps": 7})
     monkeypatch.setattr(training, "train_networks", train)
     monkeypatch.setattr(apart.time, "perf_counter", lambda: now[0])

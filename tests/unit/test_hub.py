@@ -25,7 +25,6 @@ def offline(monkeypatch, tmp_path_factory):
     """Nothing is asked of a network, and nothing is kept in the user's cache."""
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-    datasets.disable_progress_bars()
 
 
 def picture(label, i, mode="RGB"):
@@ -109,6 +108,15 @@ def test_a_folder_of_images_is_read_as_the_folder_reader_does(tmp_path):
     assert torch.equal(data.test.labels.sort().values, plain.test.labels.sort().values)
     ours = sorted(image.numpy().tobytes() for image in data.train.pixels)
     assert ours == sorted(image.numpy().tobytes() for image in plain.train.pixels)
+
+
+def test_nothing_is_printed_of_the_library(tmp_path, capfd):
+    """Not its bars, of a split that it generates; they are as before afterwards."""
+    root = write(tmp_path, {"train": rows(9), "test": rows(6, first=9)})
+    datasets.enable_progress_bars()
+    capfd.readouterr()
+    load(root)
+    assert capfd.readouterr().err == "" and not datasets.are_progress_bars_disabled()
 
 
 def test_photographs_are_turned_upright(tmp_path):

@@ -182,6 +182,7 @@ def test_the_commands_export_and_push(tmp_path, load, fake, capsys):
     folders.save(a_set(), place, META)
     out = tmp_path / "out"
     assert commands.main(["export", str(place), "--format", "hub", "--out", str(out)]) == 0
+    assert f"written: {out}" in capsys.readouterr().out
     assert len(load(out)["train"]) == 4
     assert commands.main(["push", str(out), "--repo", "me/a-set", "--private"]) == 0
     assert "uploaded to https://huggingface.co/datasets/me/a-set" in capsys.readouterr().out

@@ -196,7 +196,9 @@ def test_sets_of_peoples_own_images_are_told_from_sets_of_one_dataset():
         with pytest.raises(UserError, match=r"Set 2 is of dataset .*merge sets of one dataset"):
             are_peoples_own([config(), other])
     check_named([{"recipe": {"data": {"name": "own"}}}])
-    with pytest.raises(UserError, match="Set 2 does not say of which dataset it is"):
+    with pytest.raises(
+        UserError, match=r"Set 2 does not say of which dataset it is.*distill it again"
+    ):
         check_named([{"recipe": {"data": {"name": "own"}}}, {}])
 
 

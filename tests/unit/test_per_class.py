@@ -188,7 +188,7 @@ def test_an_interrupted_evaluation_keeps_the_classes(long_tail, tmp_path, monkey
     def stopping(self, *args):
         if len(left) == 2:
             raise KeyboardInterrupt
-        left.append(args[0].name)
+        left.append(args[0].who.name)
         return original(self, *args)
 
     old = {

@@ -181,7 +181,11 @@ def test_a_flag_changes_its_field_and_no_other(flags, change):
         (["--objective.window.low", "9"], "low"),
         (["--outer.optim.imges.lr", "1"], "optim.images.lr"),
         (["--objective.windw.high", "3"], "objective.window.high"),
-        (["--ipc", "many"], "many"),
+        (["--ipc", "many"], "--ipc takes a whole number, and got many"),
+        (["--outer.max_loss", "x"], "--outer.max_loss takes a number, and got x"),
+        (["--data.size", "32"], "--data.size takes None or INT INT, and got 32"),
+        (["--data.classes", "a", "b"], "--data.classes takes None or INT INT ..., and got a b"),
+        (["--objective.batch", "x"], "--objective.batch takes None or INT, and got x"),
         (["--ipc", "0"], "ipc"),
     ],
 )

@@ -761,11 +761,11 @@ def test_an_interrupted_evaluation_with_random_soft(tested, tmp_path, monkeypatc
     calls, original = [], bench.Bench.accuracies
 
     def until(limit):
-        def accuracies(self, who, model, lr, seeds, on):
+        def accuracies(self, asked):
             if len(calls) == limit:
                 raise KeyboardInterrupt
-            found = original(self, who, model, lr, seeds, on)
-            calls.append((who.name, lr, len(seeds)))
+            found = original(self, asked)
+            calls.append((asked.who.name, asked.lr, asked.seeds))
             return found
 
         return accuracies
@@ -774,8 +774,8 @@ def test_an_interrupted_evaluation_with_random_soft(tested, tmp_path, monkeypatc
     monkeypatch.setattr(bench.Bench, "accuracies", until(stop_at))
     with pytest.raises(KeyboardInterrupt):
         rows_of(syn, tested, config, memo_path=memo)
-    # and a line that says which networks are trained at once
-    assert memo.read_bytes().count(b"\n") == stop_at + 1
+    # and lines that say which networks are trained at once, on how many threads and processes
+    assert memo.read_bytes().count(b"\n") == stop_at + 3
     monkeypatch.setattr(bench.Bench, "accuracies", until(-1))
     again = rows_of(syn, tested, config, memo_path=memo)
     assert list(again) == list(whole) and all(

@@ -148,8 +148,8 @@ def test_networks_trained_together_are_those_trained_one_by_one(name, monkeypatc
     )
     config = EvalConfig(protocol="test", epochs=1, batch=8)
     reached = []
-    for below in (0, 10**9):
-        monkeypatch.setattr(training, "BATCHED_BELOW", below)
+    for most in (0, 2**62):
+        monkeypatch.setattr(training, "MOST_PIXELS_CPU", most)
         build = lambda rng: build_model(f"timm/{name}", real.image_shape, CLASSES, rng)  # noqa: E731
         reached.append(
             training.train_networks(

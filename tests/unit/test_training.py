@@ -89,12 +89,12 @@ def assert_same_change(name, seed, network, expected, tolerance):
 
 def one_after_another(monkeypatch):
     """Train one network after another, however small the batches."""
-    monkeypatch.setattr(training, "BATCHED_BELOW", 0)
+    monkeypatch.setattr(training, "MOST_PIXELS_CPU", 0)
 
 
 def batched(monkeypatch):
     """Train all networks in one computation, however large the batches."""
-    monkeypatch.setattr(training, "BATCHED_BELOW", 10**9)
+    monkeypatch.setattr(training, "MOST_PIXELS_CPU", 2**62)
 
 
 # train_networks

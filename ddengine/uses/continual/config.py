@@ -33,10 +33,10 @@ class ContinualConfig:
     # distilled | random | herding | k_centre | k_means | forgetting | el2n
     memories: tuple[str, ...] = ("distilled", "random", "herding")
     # memory: after each stage a new network is trained on the memory alone (GDumb, Prabhu et al.,
-    # ECCV 2020; so in the papers of DC and DM) replay: one network goes on, trained on the real
+    # ECCV 2020; so in the papers of DC and DM) | replay: one network goes on, trained on the real
     # images of the stage and the memory of earlier ones, each class of equal weight
     strategy: Literal["memory", "replay"] = "memory"
-    # how a distilled image is kept | uint8: 8 bits a value, as real ones are, so also cut to what
+    # how a distilled image is kept; uint8: 8 bits a value, as real ones are, so also cut to what
     # pixels can be | float32: exactly, 4 bytes a value
     store: Store = "uint8"
     repeats: int = 3  # each with another order of the classes, other images and other networks

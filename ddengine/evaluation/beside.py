@@ -1,0 +1,205 @@
+"""Networks of an evaluation that are trained in other processes: what these are told, and do.
+
+They are told what decides a training, as plain data, and do with a bench of their own what this
+process would do with its: on as many threads the numbers are the same to the bit. What cannot be
+told so (functions of the user, teachers that label every batch) stays in this process.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+
+import torch
+from torch import Tensor
+
+from ddengine.data import Data, Preprocess, RealSet, Subset
+from ddengine.evaluation.bench import Bench, Contender, Training
+from ddengine.evaluation.decoded import Decoded, Labelled
+from ddengine.evaluation.pace import Pace, measured
+from ddengine.learning.training import usual_means
+from ddengine.recipe import EvalConfig, from_dict, to_dict
+from ddengine.sets.targets import targets_of
+from ddengine.system import log, runtime
+from ddengine.system.memo import Memo
+from ddengine.system.workers import Message, work
+from ddengine.types import Facts, Json, TrainingSet
+
+SPLITS = ("train", "validation", "test")
+
+
+def can_go(bench: Bench, asked: Training) -> bool:
+    """Whether networks can be trained in another process."""
+    own = bench.train is not None or asked.model in bench.factories
+    return not own and asked.who.labels != "dynamic"
+
+
+# What a process is told.
+
+
+def beginning(bench: Bench) -> Message:
+    """What all trainings share."""
+    data = bench.data
+    tensors = dict(data.train.preprocess.tensors())
+    for name in SPLITS:
+        real = _split(data, name)
+        if real is not None:
+            tensors |= {f"{name}.pixels": real.pixels, f"{name}.labels": real.labels}
+    facts = {
+        "config": to_dict(bench.config),
+        "class_names": list(data.class_names),
+        "precision": bench.precision,
+        "home": bench.home,
+        "targets": {"kind": bench.targets.kind, "label_of": bench.targets.label_of},
+        "outputs": bench.outputs,
+        "at_once": asdict(bench.at_once),
+    }
+    return Message(facts, tensors)
+
+
+def _split(data: Data, name: str) -> RealSet | None:
+    splits: Mapping[str, RealSet | None] = {
+        "train": data.train,
+        "validation": data.validation,
+        "test": data.test,
+    }
+    return splits[name]
+
+
+def request(bench: Bench, asked: Training) -> Message:
+    """A training."""
+    sets: list[Json] = []
+    tensors: dict[str, Tensor] = {}
+    for number, draw in enumerate(asked.draws):
+        facts, stored = _told(asked.who.sets(draw), bench.data.train)
+        sets.append(facts)
+        tensors |= {f"{number}.{name}": tensor for name, tensor in stored.items()}
+    who = asked.who
+    facts = {
+        "model": asked.model,
+        "lr": asked.lr,
+        "seeds": list(asked.seeds),
+        "split": asked.split,
+        "steps": asked.steps,
+        "labels": who.labels,
+        "distilled": who.distilled,
+        "sets": sets,
+    }
+    return Message(facts, tensors)
+
+
+def measuring(bench: Bench, asked: Training) -> Message:
+    """The question how long updates of a training take."""
+    message = request(bench, asked)
+    return replace(message, facts={**message.facts, "measure": True})
+
+
+def _told(of: TrainingSet, train: RealSet) -> tuple[Json, dict[str, Tensor]]:
+    """What a set is, as plain facts and tensors."""
+    if of is train:
+        return {"kind": "train"}, {}
+    if isinstance(of, Subset) and of.real is train:
+        return {"kind": "subset"}, {"index": of.index}
+    if isinstance(of, Labelled):
+        facts, tensors = _told(of.of, train)
+        return {"kind": "labelled", "of": facts}, tensors | {"logits": of.logits}
+    assert isinstance(of, Decoded), f"a {type(of).__name__} cannot be told"
+    tensors = {"images": of.images, "targets": of.targets, "classes": of.classes}
+    return {"kind": "decoded"}, tensors
+
+
+# What it does.
+
+
+def main() -> None:
+    """Be such a process."""
+    log.console.quiet = True
+    work(_begin)
+
+
+def _begin(message: Message) -> "_Answers":
+    """What answers the messages that follow the first."""
+    facts, tensors = message.facts, dict(message.tensors)
+    device = runtime.setup("cpu", facts["precision"])
+    preprocess, names = Preprocess.from_tensors(tensors), tuple(facts["class_names"])
+    splits: dict[str, RealSet | None] = dict.fromkeys(SPLITS)
+    for name in SPLITS:
+        if f"{name}.pixels" in tensors:
+            pixels, labels = tensors[f"{name}.pixels"], tensors[f"{name}.labels"]
+            splits[name] = RealSet(pixels, labels, len(names), preprocess, class_names=names)
+    train = splits["train"]
+    assert train is not None
+    data = Data(train, splits["validation"], splits["test"], names, bytes=0, dataset_bytes=0)
+    memo = Memo(None, "")
+    memo.put("at_once", facts["at_once"])
+    bench = Bench(
+        data=data,
+        config=from_dict(EvalConfig, facts["config"]),
+        seed=0,
+        device=device,
+        precision=facts["precision"],
+        memo=memo,
+        means=usual_means(),
+        home=facts["home"],
+        targets=targets_of(**facts["targets"]),
+        outputs=facts["outputs"],
+    )
+    return _Answers(bench)
+
+
+class _Answers:
+    """What comes of each request; of one that fails what failed."""
+
+    def __init__(self, bench: Bench):
+        self.bench = bench
+
+    def __call__(self, message: Message) -> Message:
+        try:
+            return Message({"result": self._result(message)})
+        except Exception as error:
+            return Message({"failed": f"{type(error).__name__}: {error}"})
+
+    def _result(self, message: Message) -> Json:
+        asked = _asked(message, self.bench.data.train)
+        if message.facts.get("measure"):
+            return asdict(measured(self.bench, asked))
+        return self.bench.result(asked)
+
+
+def pace_of(result: Facts) -> Pace:
+    """The answer to `measuring`."""
+    return Pace(**result)
+
+
+def _asked(message: Message, train: RealSet) -> Training:
+    """The training that a message asks for."""
+    facts = message.facts
+    sets = []
+    for number, told in enumerate(facts["sets"]):
+        prefix = f"{number}."
+        tensors = {}
+        for name, tensor in message.tensors.items():
+            if name.startswith(prefix):
+                tensors[name.removeprefix(prefix)] = tensor
+        sets.append(_set_of(told, tensors, train))
+    who = Contender("", sets.__getitem__, labels=facts["labels"], distilled=facts["distilled"])
+    return Training(
+        who=who,
+        model=facts["model"],
+        lr=facts["lr"],
+        seeds=tuple(facts["seeds"]),
+        draws=tuple(range(len(sets))),
+        split=facts["split"],
+        steps=facts["steps"],
+    )
+
+
+def _set_of(told: Facts, tensors: Mapping[str, Tensor], train: RealSet) -> TrainingSet:
+    """The inverse of `_told`."""
+    if told["kind"] == "train":
+        return train
+    if told["kind"] == "subset":
+        return Subset(train, tensors["index"])
+    if told["kind"] == "labelled":
+        labelled = Labelled(_set_of(told["of"], tensors, train), list, torch.clone)
+        labelled.logits = tensors["logits"]  # made already
+        return labelled
+    return Decoded(tensors["images"], tensors["targets"], tensors["classes"], ledger={})

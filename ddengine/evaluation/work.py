@@ -1,0 +1,240 @@
+"""Everything that the rows of an evaluation need is trained, here and in other processes."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import torch
+
+from ddengine.evaluation import beside
+from ddengine.evaluation.bench import Training
+from ddengine.evaluation.pace import (
+    Pace,
+    Paces,
+    images_of,
+    measured,
+    processes_for,
+    seconds_of,
+    updates_in_time,
+)
+from ddengine.evaluation.plan import Choice, Measure, Plan, Row, Step
+from ddengine.evaluation.trainings import Piece, cut_key
+from ddengine.evaluation.watch import Watch
+from ddengine.system import runtime
+from ddengine.system.workers import Worker, Workers, working
+from ddengine.types import Facts
+
+MODULE = "ddengine.evaluation.beside"  # whose `main` a worker runs
+TELLING = 1.0  # seconds of a training from which on it tells how long others take
+
+
+def train_all(plan: Plan, rows: Sequence[Row], watch: Watch) -> None:
+    """Train what the rows need, in their order as far as all processes stay at work."""
+    left = []
+    for row in rows:
+        if plan.next(row):
+            left.append(row)
+        else:
+            watch.finished(row)
+    if left:
+        with _sharing(plan, left, watch) as (workers, paces):
+            _Work(plan, left, watch, paces, workers).all()
+
+
+@contextmanager
+def _sharing(
+    plan: Plan, rows: Sequence[Row], watch: Watch
+) -> Iterator[tuple[Workers | None, Paces]]:
+    """The processes that share the work, if it is shared, and what is known of the pace.
+
+    What was chosen once holds wherever the evaluation is resumed.
+    """
+    bench, paces = plan.bench, Paces()
+    asked = [(row.who, row.model) for row in rows]
+    allowed = torch.get_num_threads()
+    with ExitStack() as stack:
+        stack.enter_context(runtime.on_threads(bench.threads))
+        first = _first_training(plan, rows[0])
+        if first is not None and bench.timed and (bench.economy.looks or allowed > bench.threads):
+            pace = measured(bench, first)
+            paces.learn(first.model, images_of(bench, first.who), pace.update)
+        choose = partial(processes_for, bench, asked, paces, allowed)
+        processes = bench.memo("processes", choose)
+        workers = None
+        if processes > 1:
+            workers = stack.enter_context(working(processes, MODULE, bench.threads))
+        if first is not None:
+            watch.look(first, paces)
+        yield workers, paces
+
+
+def _first_training(plan: Plan, row: Row) -> Training | None:
+    """One network of the first training of a row; None where something else comes first."""
+    for step in plan.next(row):
+        if isinstance(step, Piece):
+            asked = step.training
+            return replace(asked, seeds=asked.seeds[:1], draws=asked.draws[:1])
+    return None
+
+
+@dataclass
+class _Work:
+    """What is left to do, and who does what."""
+
+    plan: Plan
+    rows: list[Row]  # unfinished ones
+    watch: Watch
+    paces: Paces
+    workers: Workers | None
+    idle: list[Worker] = field(default_factory=list)
+    running: dict[Worker, Step] = field(default_factory=dict)
+    begun: set[Row] = field(default_factory=set)  # rows of which something was trained
+
+    def all(self) -> None:
+        """Do everything."""
+        while True:
+            steps = self._steps()
+            if not steps and not self.running:
+                return
+            waiting = self._send(steps)
+            if waiting and self._is_for_here(waiting[0][1]):
+                self._do(*waiting[0])
+            else:
+                self._receive()
+
+    @property
+    def processes(self) -> int:
+        """That train networks."""
+        return 1 if self.workers is None else max(1, len(self.workers.all))
+
+    # What comes next.
+
+    def _steps(self) -> list[tuple[Row, Step]]:
+        """What can be done now and nobody does, as far as there are hands for it, in order."""
+        taken = set(map(_key, self.running.values()))
+        steps: list[tuple[Row, Step]] = []
+        for row in list(self.rows):
+            following = self.plan.next(row)
+            if not following:
+                self.rows.remove(row)
+                self.watch.finished(row)
+            for step in following:
+                if _key(step) not in taken:
+                    taken.add(_key(step))
+                    steps.append((row, step))
+            if len(steps) > len(self.idle):
+                break
+        return steps
+
+    def _is_for_here(self, step: Step) -> bool:
+        """Whether this process must do something itself."""
+        return self.workers is None or not self.workers.all or not self._can_go(step)
+
+    def _can_go(self, step: Step) -> bool:
+        """Whether another process can do it."""
+        if isinstance(step, Choice):
+            return False
+        return beside.can_go(step.bench, self._training(step))
+
+    def _training(self, step: Piece | Measure) -> Training:
+        """What is trained; in a measurement a network of the row."""
+        if isinstance(step, Piece):
+            return step.training
+        bench, row = step.bench, step.row
+        seeds, draws = (bench.seed,), (0,)
+        return Training(row.who, row.model, bench.config.lr, seeds, draws, "test", row.who.steps)
+
+    def _begin(self, row: Row) -> None:
+        """Say once what a row will take."""
+        if row in self.begun:
+            return
+        self.begun.add(row)
+        asked = (row.who, row.model)
+        self.watch.begins(row, seconds_of(self.plan.bench, asked, self.paces, self.processes))
+
+    # This process.
+
+    def _do(self, row: Row, step: Step) -> None:
+        self._begin(row)
+        if isinstance(step, Choice):
+            self.watch.says(step.label)
+            step.choose()
+            return
+        asked = self._training(step)
+        if isinstance(step, Measure):
+            self._decide(step, measured(step.bench, asked))
+        else:
+            self._keep(step, step.bench.result(asked))
+
+    # Other processes.
+
+    def _send(self, steps: list[tuple[Row, Step]]) -> list[tuple[Row, Step]]:
+        """Give idle processes what they can do; what is left."""
+        left = []
+        for row, step in steps:
+            if not self.idle or isinstance(step, Choice) or not self._can_go(step):
+                left.append((row, step))
+                continue
+            self._begin(row)
+            asked = self._training(step)
+            told = beside.measuring if isinstance(step, Measure) else beside.request
+            worker = self.idle.pop(0)
+            self.running[worker] = step
+            worker.send(told(step.bench, asked))
+        return left
+
+    def _receive(self) -> None:
+        """Wait for a process, and keep what comes of it."""
+        assert self.workers is not None
+        worker, message = self.workers.wait()
+        step = self.running.pop(worker, None)
+        if message is None:
+            self._lost(step, "it ended")
+            return
+        if step is None:  # it has started
+            worker.send(beside.beginning(self.plan.bench))
+            self.idle.append(worker)
+            return
+        self.idle.append(worker)
+        if "failed" in message.facts:
+            self._lost(step, message.facts["failed"])
+        elif isinstance(step, Measure):
+            self._decide(step, beside.pace_of(message.facts["result"]))
+        elif isinstance(step, Piece):
+            self._keep(step, message.facts["result"])
+
+    def _lost(self, step: Step | None, why: str) -> None:
+        """What a process failed to do is done here, where errors are told as they are."""
+        self.plan.bench.warn(f"a process could not do its part, which is done in this one: {why}")
+        if step is not None:
+            row = Row(self._training(step).who, self._training(step).model)
+            self._do(row, step)
+
+    # What came of it.
+
+    def _keep(self, step: Piece, result: Facts) -> None:
+        """Remember what came of networks, and what they took."""
+        bench, asked = step.bench, step.training
+        bench.memo.put(step.key, result, keep=step.keep)
+        if result["seconds"] > TELLING:
+            steps = asked.steps or bench.updates(asked.who)
+            each = result["seconds"] / (steps * len(asked.seeds))
+            self.paces.learn(asked.model, images_of(bench, asked.who), each)
+        self.watch.trained(step, result)
+
+    def _decide(self, step: Measure, pace: Pace) -> None:
+        """How many updates there are time for."""
+        bench, row = step.bench, step.row
+        self.paces.learn(row.model, images_of(bench, row.who), pace.update)
+        num = updates_in_time(bench, (row.who, row.model), pace, self.processes, beside=step.beside)
+        bench.memo.put(cut_key(row.who, row.model), {"updates": num, "update": pace.update})
+
+
+def _key(step: Step) -> str:
+    """Equal for steps that are the same."""
+    if isinstance(step, Piece):
+        return step.key
+    if isinstance(step, Measure):
+        return cut_key(step.row.who, step.row.model)
+    return step.label

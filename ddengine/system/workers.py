@@ -1,0 +1,174 @@
+"""Processes that do jobs beside this one, each on as many threads as it is told.
+
+They are programs of their own and not copies of this process, so that the script of a user is not
+run again, whether or not it guards its main part. Messages are JSON and safetensors, so that
+nothing is unpickled. A worker ends with the process that started it, however that ends: its
+standard input closes then.
+"""
+
+import json
+import os
+import queue
+import selectors
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
+
+from safetensors.torch import load, save
+from torch import Tensor
+
+from ddengine.system import files
+
+HEAD = struct.Struct("<QQ")  # bytes of the JSON and of the tensors that follow
+
+
+@dataclass(frozen=True)
+class Message:
+    """What processes say to each other: plain facts, and tensors by name."""
+
+    facts: Mapping[str, Any]
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def write(stream: BinaryIO, message: Message) -> None:
+    """Send a message."""
+    text = files.to_json(message.facts).encode()
+    tensors = b""
+    if message.tensors:
+        # copies, because a file may not hold one piece of memory under two names
+        tensors = save({name: one.clone() for name, one in message.tensors.items()})
+    for part in (HEAD.pack(len(text), len(tensors)), text, tensors):
+        stream.write(part)
+    stream.flush()
+
+
+def read(stream: BinaryIO) -> Message | None:
+    """The next message; None where the other side has closed."""
+    head = stream.read(HEAD.size)
+    if len(head) < HEAD.size:
+        return None
+    sizes = HEAD.unpack(head)
+    parts = [stream.read(size) for size in sizes]
+    if list(map(len, parts)) != list(sizes):
+        return None
+    text, tensors = parts
+    return Message(json.loads(text), load(tensors) if tensors else {})
+
+
+# The side of the process that has the work done.
+
+
+@dataclass(frozen=True, eq=False)
+class Worker:
+    """A process that does one job at a time."""
+
+    process: "subprocess.Popen[bytes]"
+
+    @property
+    def replies(self) -> BinaryIO:
+        """What it says."""
+        assert self.process.stdout is not None
+        return self.process.stdout  # type: ignore[return-value]
+
+    def send(self, message: Message) -> bool:
+        """Give it a message; False where it has ended."""
+        assert self.process.stdin is not None
+        try:
+            write(self.process.stdin, message)  # type: ignore[arg-type]
+        except (BrokenPipeError, OSError):
+            return False
+        return True
+
+    def end(self) -> int:
+        """End it now, and return its exit code."""
+        self.process.kill()
+        return self.process.wait()
+
+
+class Workers:
+    """Some processes of one kind."""
+
+    def __init__(self, workers: Sequence[Worker]):
+        """`workers` have been started."""
+        self.all = list(workers)
+        self._selector = selectors.DefaultSelector()
+        for worker in workers:
+            self._selector.register(worker.replies, selectors.EVENT_READ, worker)
+
+    def wait(self) -> tuple[Worker, Message | None]:
+        """The next worker that says something, and what; None of one that has ended."""
+        key, _ = self._selector.select()[0]
+        worker: Worker = key.data
+        message = read(worker.replies)
+        if message is None:
+            self._selector.unregister(worker.replies)
+            self.all.remove(worker)
+        return worker, message
+
+    def end(self) -> None:
+        """End all of them, whatever they are doing."""
+        for worker in self.all:
+            worker.end()
+        self._selector.close()
+
+
+@contextmanager
+def working(num: int, module: str, threads: int) -> Iterator[Workers]:
+    """So many processes that run the `main` of a module, ended with the block.
+
+    Each says {} once it is ready. They are not of the group that an interruption from the keyboard
+    goes to: this process ends them.
+    """
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path)),
+        "OMP_NUM_THREADS": str(threads),
+        "OMP_WAIT_POLICY": "passive",
+    }
+    program = [sys.executable, "-P", "-c", f"from {module} import main; main()"]
+    started = []
+    for _ in range(num):
+        process = subprocess.Popen(
+            program,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            process_group=0,
+        )
+        started.append(Worker(process))
+    workers = Workers(started)
+    try:
+        yield workers
+    finally:
+        workers.end()
+
+
+# The side of a worker.
+
+
+def work(begin: Callable[[Message], Callable[[Message], Message]]) -> None:
+    """Be a worker: `begin` makes of the first message what answers each of the others.
+
+    Does not return: the process ends with the one that started it, in the middle of a job too.
+    What libraries print does not get between the messages.
+    """
+    replies = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    waiting: queue.SimpleQueue[Message] = queue.SimpleQueue()
+
+    def listen() -> None:
+        requests = os.fdopen(os.dup(sys.stdin.fileno()), "rb")
+        while (message := read(requests)) is not None:
+            waiting.put(message)
+        os._exit(0)
+
+    threading.Thread(target=listen, daemon=True).start()
+    write(replies, Message({}))
+    answer = begin(waiting.get())
+    while True:
+        write(replies, answer(waiting.get()))
