@@ -4,6 +4,7 @@ The same command resumes.
 
     python benchmarks/table.py NAME [--jobs 2]              a table of this file
     python benchmarks/table.py NAME RECIPE [RECIPE ...]    one row a recipe, each with its baselines
+    python benchmarks/table.py NAME --data_root PATH        where the images lie
 
 Writes docs/results/NAME.md, docs/results/NAME.json (every evaluation.json, with cost, machine,
 versions and commit) and, of runs that validated while they distilled, docs/results/NAME.png
@@ -292,6 +293,21 @@ def _forms() -> list[Row]:
     return rows
 
 
+def _cifar() -> list[Row]:
+    """The small cells of CIFAR-10, each with its published parts, beside real images."""
+    chosen = ("random", "herding", "full")
+    return [
+        Row(
+            label=f"{method.upper()}, IPC {ipc}",
+            recipe=f"{method}/cifar10_ipc{ipc}_small",
+            baselines=chosen if method == "dm" else (),
+            group=f"IPC {ipc}",
+        )
+        for ipc in (1, 10)
+        for method in ("mtt", "dm", "dsa")
+    ]
+
+
 DEAR = ("--labels", "dynamic", "--num_networks", "3")  # teachers look at every batch
 
 
@@ -329,6 +345,7 @@ TABLES = {
     "compensator_small": _compensator,
     "cross_small": _cross,
     "forms_small": _forms,
+    "cifar_small": _cifar,
 }
 
 
@@ -577,31 +594,41 @@ def write(name: str, rows: list[Row], said: str) -> None:
 
 def main(args: list[str]) -> None:
     """Run, collect, write."""
-    names, jobs = args, 1
-    if "--jobs" in args:
-        place = args.index("--jobs")
-        names, jobs = args[:place], int(args[place + 1])
+    names, asked = [*args], {"--jobs": "1", "--data_root": ""}
+    for flag in asked:
+        if flag in names:
+            place = names.index(flag)
+            asked[flag] = names[place + 1]
+            del names[place : place + 2]
     if not names or (len(names) == 1 and names[0] not in TABLES):
         sys.exit(
             "usage: python benchmarks/table.py NAME RECIPE [RECIPE ...], or one of "
-            f"{', '.join(TABLES)} [--jobs N]"
+            f"{', '.join(TABLES)} [--jobs N] [--data_root PATH]"
         )
     name, *recipes = names
     rows = [Row(label=recipe, recipe=recipe, baselines=None, group=recipe) for recipe in recipes]
     rows = rows or TABLES[name]()
-    said = " ".join(["python benchmarks/table.py", *args])
+    jobs = int(asked["--jobs"])
+    said = " ".join(["python benchmarks/table.py", *names, "--jobs", str(jobs)])
     threads = max(1, (os.cpu_count() or 1) // jobs)
+    where = ("--data.root", asked["--data_root"]) if asked["--data_root"] else ()
     writing = Lock()  # of the result files
 
     def run(row: Row) -> None:
-        make(name, rows, row, threads)
+        make(name, rows, located(row, where), threads)
         with writing:
             write(name, rows, said)
 
     with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(partial(train_experts, threads), with_stores(rows, threads)))
+        here = [located(row, where) for row in rows]
+        list(pool.map(partial(train_experts, threads), with_stores(here, threads)))
         list(pool.map(run, [row for row in rows if not row.of]))
         list(pool.map(run, [row for row in rows if row.of]))  # whose sets are there now
+
+
+def located(row: Row, where: tuple[str, ...]) -> Row:
+    """The row with the flags that say where images lie on this machine, which no result names."""
+    return row if row.of else replace(row, flags=(*row.flags, *where))
 
 
 def with_stores(rows: list[Row], threads: int) -> list[Row]:
