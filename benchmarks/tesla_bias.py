@@ -20,7 +20,7 @@ import tyro
 
 from ddengine import loop
 from ddengine.api.inputs import Source
-from ddengine.commands.options import options_of, stores_of
+from ddengine.commands.on_recipe import options_of, stores_of
 from ddengine.commands.process import start
 from ddengine.objective import Objective
 from ddengine.prepare import prepare

@@ -4,14 +4,17 @@
 `bring_in` imports what others have trained or distilled, `export` writes stores and sets as such.
 """
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
+from ddengine.system.lazy import loaded as _loaded
+
 if TYPE_CHECKING:
-    from buffers.exchange import export
-    from buffers.imports import bring_in
-    from buffers.open import SetTeachers, Stores, stores
-    from buffers.own import generate
+    from buffers.exchange import export as export
+    from buffers.imports import bring_in as bring_in
+    from buffers.making import generate as generate
+    from buffers.open import SetTeachers as SetTeachers
+    from buffers.open import Stores as Stores
+    from buffers.open import stores as stores
 
 # name -> the module that it is defined in
 _PLACES = {
@@ -19,14 +22,12 @@ _PLACES = {
     "Stores": "buffers.open",
     "bring_in": "buffers.imports",
     "export": "buffers.exchange",
-    "generate": "buffers.own",
+    "generate": "buffers.making",
     "stores": "buffers.open",
 }
-__all__ = ["SetTeachers", "Stores", "bring_in", "export", "generate", "stores"]
+__all__ = list(_PLACES)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
-    # loaded when asked for: recipes import the training steps alone
-    if name in _PLACES:
-        return getattr(importlib.import_module(_PLACES[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # recipes import the training steps alone
+    return _loaded(__name__, _PLACES, name)

@@ -317,6 +317,8 @@ def export(
     *,
     per_file: int = PER_FILE,
     per_shard: int = PER_SHARD,
+    title: str | None = None,
+    license: str | None = None,
 ) -> list[Path]:
     """Write an expert store, a run or the folder of a set as files of other programs.
 
@@ -325,10 +327,12 @@ def export(
     Args:
         of: a set that lies in a folder, or the folder of an expert store, of a set or of its run.
         format: mtt, the files of MTT, FTD, TESLA and DATM; of a run or set also webdataset,
-            imagefolder and hub, which hold images of 8 bits.
+            folders, imagefolder and hub, which hold images of 8 bits.
         folder: to write.
         per_file: experts in a file of mtt.
         per_shard: examples in a tar of webdataset.
+        title: as `ddengine.export` takes it.
+        license: as `ddengine.export` takes it.
 
     Returns:
         What was written.
@@ -339,10 +343,16 @@ def export(
     """
     path = path_of(of) if isinstance(of, Distilled) else Path(of)
     if not (path / store.MANIFEST).is_file():
-        return export_of_set(path, format, folder, per_shard=per_shard)
+        return export_of_set(
+            path, format, folder, per_shard=per_shard, title=title, license=license
+        )
     if format != "mtt":
         raise UserError(
             f"{path} holds experts, and format {format} is one of images; set --format mtt."
+        )
+    if title is not None or license is not None:
+        raise UserError(
+            f"{path} holds experts, which have no card; leave --title and --license out."
         )
     return export_experts(path, Path(folder), per_file)
 

@@ -16,13 +16,13 @@ import torch
 from buffers import kinds, state_dicts
 from buffers.exchange import files_digest, import_experts, load_pt
 from buffers.kinds import Kind
-from buffers.open import EXPERTS
 from buffers.state_dicts import Teacher
 from buffers.store import ExpertStore, teacher_folder
 from ddengine import naming
 from ddengine.api.checks import check_recipe
 from ddengine.artefact import class_order, exchange, finished, runs
 from ddengine.artefact import folder as folders
+from ddengine.artefact.runs import EXPERTS, RUNS
 from ddengine.data import Data, load_data
 from ddengine.data.subset import class_subset
 from ddengine.learning.flat import FlatModel
@@ -319,7 +319,7 @@ def _bring_in_set(given: _Given, kind: Kind, paths: list[Path], content: Any) ->
     recipe = replace(recipe, ipc=max(1, round(syn.images_per_class())), codec=syn.codec)
     public = replace(recipe, data=replace(recipe.data, root=None))
     identity = {"recipe": to_dict(public), "imported": imported}
-    folder = given.out or Path("runs") / f"imported-{digest(imported)}"
+    folder = given.out or RUNS / f"imported-{digest(imported)}"
     runs.check_folder(folder)
     made = Imported(kind=kind, folder=folder, recipe=recipe)
     if _is_there(folder, identity):

@@ -12,6 +12,7 @@ from torch import nn
 from buffers import store
 from buffers.store import ExpertStore, StoreGroup
 from buffers.train import train_expert
+from ddengine.artefact.runs import EXPERTS
 from ddengine.data import Data, Preprocess
 from ddengine.learning.teachers import load_all
 from ddengine.models import build_model
@@ -20,8 +21,6 @@ from ddengine.recipe import BufferConfig, DataConfig, Recipe, digest
 from ddengine.system import log
 from ddengine.system.errors import UserError
 from ddengine.system.runtime import Precision
-
-EXPERTS = Path("experts")  # where stores lie that nobody put elsewhere
 
 
 @dataclass(frozen=True)

@@ -11,30 +11,37 @@ The names below are loaded when they are asked for, so that `import ddengine` ta
 part of the engine can be imported without the others.
 """
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
 from ddengine.system import compat as _compat  # noqa: F401  before anyone imports torchvision
+from ddengine.system.lazy import loaded as _loaded
 
 if TYPE_CHECKING:
-    from ddengine.api.compare import compare
-    from ddengine.api.continual import continual
-    from ddengine.api.describe import inspect
-    from ddengine.api.distill import distill
-    from ddengine.api.estimate import estimate
-    from ddengine.api.evaluate import evaluate, train
-    from ddengine.api.export import export, push
-    from ddengine.api.merge import merge
-    from ddengine.api.outcomes import Outcome
-    from ddengine.api.privacy import privacy
-    from ddengine.api.report import report
-    from ddengine.api.results import Distilled, load
-    from ddengine.api.score import rank, score
-    from ddengine.api.select import select
-    from ddengine.data import Dataset, Preprocess
-    from ddengine.recipe import EvalConfig, Recipe
-    from ddengine.system.errors import UserError
-    from ddengine.uses.continual import ContinualConfig
+    from ddengine.api.compare import compare as compare
+    from ddengine.api.continual import continual as continual
+    from ddengine.api.describe import inspect as inspect
+    from ddengine.api.distill import distill as distill
+    from ddengine.api.estimate import estimate as estimate
+    from ddengine.api.evaluate import evaluate as evaluate
+    from ddengine.api.evaluate import train as train
+    from ddengine.api.export import export as export
+    from ddengine.api.export import push as push
+    from ddengine.api.merge import merge as merge
+    from ddengine.api.outcomes import Outcome as Outcome
+    from ddengine.api.privacy import privacy as privacy
+    from ddengine.api.report import report as report
+    from ddengine.api.results import Distilled as Distilled
+    from ddengine.api.results import load as load
+    from ddengine.api.score import rank as rank
+    from ddengine.api.score import score as score
+    from ddengine.api.select import select as select
+    from ddengine.data import Dataset as Dataset
+    from ddengine.data import Preprocess as Preprocess
+    from ddengine.recipe import EvalConfig as EvalConfig
+    from ddengine.recipe import Recipe as Recipe
+    from ddengine.recipe import for_networks as for_networks
+    from ddengine.system.errors import UserError as UserError
+    from ddengine.uses.continual import ContinualConfig as ContinualConfig
 
     __version__: str
 
@@ -54,6 +61,7 @@ _PLACES = {
     "estimate": "ddengine.api.estimate",
     "evaluate": "ddengine.api.evaluate",
     "export": "ddengine.api.export",
+    "for_networks": "ddengine.recipe",
     "inspect": "ddengine.api.describe",
     "load": "ddengine.api.results",
     "merge": "ddengine.api.merge",
@@ -65,32 +73,7 @@ _PLACES = {
     "select": "ddengine.api.select",
     "train": "ddengine.api.evaluate",
 }
-__all__ = [
-    "ContinualConfig",
-    "Dataset",
-    "Distilled",
-    "EvalConfig",
-    "Outcome",
-    "Preprocess",
-    "Recipe",
-    "UserError",
-    "compare",
-    "continual",
-    "distill",
-    "estimate",
-    "evaluate",
-    "export",
-    "inspect",
-    "load",
-    "merge",
-    "privacy",
-    "push",
-    "rank",
-    "report",
-    "score",
-    "select",
-    "train",
-]
+__all__ = list(_PLACES)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
@@ -98,9 +81,7 @@ def __getattr__(name: str) -> Any:
         from ddengine.system import program
 
         return program.version()
-    if name in _PLACES:
-        return getattr(importlib.import_module(_PLACES[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _loaded(__name__, _PLACES, name)
 
 
 def __dir__() -> list[str]:

@@ -14,6 +14,7 @@ from ddengine.learning.memory import step_bytes
 from ddengine.models import build_model
 from ddengine.recipe import Recipe
 from ddengine.sets.synthetic import SyntheticSet
+from ddengine.system import log
 from ddengine.system.rng import generator
 from ddengine.system.runtime import Precision
 from ddengine.types import Experts, Method
@@ -33,7 +34,7 @@ class Env:
     compile: bool = False
 
 
-def environment(
+def environments(
     recipe: Recipe,
     data: Data,
     device: torch.device,
@@ -41,11 +42,14 @@ def environment(
     *,
     precision: Precision = "fp32",
     compile: bool = False,
-) -> Env:
-    """What the objective of a recipe may touch."""
-    new_model = partial(build_model, recipe.model, data.image_shape, data.num_classes)
-    model = FlatModel(new_model(generator(0)), precision).to(device)
-    return Env(data.train, new_model, model, experts, device, compile)
+) -> list[Env]:
+    """What the objective of a recipe may touch, for each of its networks."""
+    environments = []
+    for name in recipe.networks:
+        new_model = partial(build_model, name, data.image_shape, data.num_classes)
+        model = FlatModel(new_model(generator(0)), precision).to(device)
+        environments.append(Env(data.train, new_model, model, experts, device, compile))
+    return environments
 
 
 class Objective(Protocol):
@@ -66,6 +70,10 @@ class Objective(Protocol):
         The loop calls backward() on each at once, so only one graph is alive.
         """
         ...
+
+    def alone(self) -> "Sequence[Objective]":
+        """The objectives that take turns in this one, each of one network; mostly itself."""
+        return [self]
 
 
 class ObjectiveConfig(Method, Protocol):
@@ -105,6 +113,13 @@ class ObjectiveConfig(Method, Protocol):
         """
         return network_bytes(env, images=len(syn))
 
+    def network_at(self, syn: SyntheticSet, step: int) -> int:
+        """Which of the networks that it draws an outer step sees, counted from 0.
+
+        By default each step draws one.
+        """
+        return step
+
     def advice(self, ipc: int) -> str:
         """What to do where a step does not fit into memory; `ipc` is that of the recipe."""
         return f"lower ipc (now {ipc})"
@@ -137,6 +152,43 @@ class Stateless(Objective):
     ) -> Iterator[Tensor]:
         """Those of the configuration."""
         return self.config.step_losses(self.env, syn, rng)
+
+
+def objective_of(config: ObjectiveConfig, environments: Sequence[Env]) -> Objective:
+    """The objective of a recipe; of several networks one in which they take turns."""
+    first, *others = environments
+    objectives = [config.build(first)]
+    with log.shown(not others):  # what is said of the images is said once
+        objectives += [config.build(env) for env in others]
+    return InTurn(config, objectives) if others else objectives[0]
+
+
+class InTurn(Objective):
+    """Networks of several kinds that take turns, each seen by an objective of its own.
+
+    The n-th network that is drawn is of kind n modulo their number, from its first step to its
+    last. So all kinds are drawn equally often, and nothing is drawn at random to choose one: of one
+    kind alone the steps are those of its objective.
+    """
+
+    def __init__(self, config: ObjectiveConfig, objectives: Sequence[Objective]):
+        self.config = config
+        self.objectives = objectives
+
+    def init(self, rng: Generator) -> dict[str, Tensor]:
+        """What the first keeps: the others put their own in its place when they draw."""
+        return self.objectives[0].init(rng)
+
+    def losses(
+        self, syn: SyntheticSet, state: dict[str, Tensor], step: int, rng: Generator
+    ) -> Iterator[Tensor]:
+        """Those of the objective whose turn it is."""
+        number = self.config.network_at(syn, step) % len(self.objectives)
+        return self.objectives[number].losses(syn, state, step, rng)
+
+    def alone(self) -> Sequence[Objective]:
+        """The objectives that take turns."""
+        return self.objectives
 
 
 def network_bytes(env: Env, *, images: int, vectors: int = VECTORS) -> int:

@@ -9,7 +9,7 @@ from torch import Tensor
 from ddengine import naming
 from ddengine.data import Data
 from ddengine.models import build_model, middle
-from ddengine.objective import Objective, environment
+from ddengine.objective import Objective, environments, objective_of
 from ddengine.recipe import Recipe
 from ddengine.sets import labels, synthetic
 from ddengine.sets.codec import Compensated
@@ -54,7 +54,8 @@ def check_networks(recipe: Recipe, data: Data, *, selection: bool = False) -> No
     """
     recipe.codec.fit(recipe.ipc, data.image_shape, data.num_classes)
     evaluated = recipe.evaluation.models or (recipe.model,)
-    for name in sorted({recipe.model, *buffer_models(recipe), *recipe.evaluation.models}):
+    networks = {*recipe.networks, *buffer_models(recipe), *recipe.evaluation.models}
+    for name in sorted(networks):
         warning = naming.warning(name, data.image_shape[1:])
         if warning is not None:
             log.say(warning)
@@ -83,8 +84,8 @@ def prepare(
     row (classes x images per class, C, H, W). `train_networks` takes the place of our training of
     the networks that choose.
     """
-    env = environment(recipe, data, device, experts, precision=precision, compile=compile)
-    objective = recipe.objective.build(env)
+    envs = environments(recipe, data, device, experts, precision=precision, compile=compile)
+    objective = objective_of(recipe.objective, envs)
     _warn_of_unequal_compensators(recipe)
     if images is None:
         syn = synthetic.initial(recipe, data, generator(seed, "init"), experts, train_networks)

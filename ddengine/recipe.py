@@ -11,8 +11,8 @@ import json
 import math
 import types
 import typing
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Literal, TypeVar
 
 from ddengine import naming
@@ -653,9 +653,13 @@ class Recipe(Generic[BufferT, CodecT, ObjectiveT]):
     evaluation: EvalConfig
     # parts that were taken from other recipes, each as PART=RECIPE
     taken: tuple[str, ...] = field(default=(), metadata=LATE)
+    # networks that take turns with `model` where the objective draws networks; --for sets all of
+    # them, and that the set is evaluated on them
+    more_models: tuple[str, ...] = field(default=(), metadata=LATE)
 
     def __post_init__(self) -> None:
         require(self.ipc >= 1, f"ipc must be at least 1, got {self.ipc}.")
+        self._check_models()
         self._check_teachers()
         self._check_labels()
         self._check_outer()
@@ -667,6 +671,37 @@ class Recipe(Generic[BufferT, CodecT, ObjectiveT]):
         return (
             f"Recipe({self.name}: {method} of {self.data.name} in {self.model}, {images} per "
             f"class, {steps} steps)"
+        )
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """The networks that take turns: `model` first, and mostly alone."""
+        return (self.model, *self.more_models)
+
+    def _check_models(self) -> None:
+        require(
+            not self.more_models or self.objective.draws_networks,
+            f"The images cannot be made for {' and '.join(self.networks)} at once: "
+            f"{self._why_one_network()}",
+        )
+        require(
+            len(set(self.networks)) == len(self.networks),
+            f"{' '.join(self.networks)} name a network twice, and each has its turn anyway; name "
+            "each once.",
+        )
+
+    def _why_one_network(self) -> str:
+        """Why the objective has no turns for several networks, and what to do."""
+        if self.objective.follows_experts:
+            return (
+                f"{self.name} follows the trajectories of experts, which are of one network; name "
+                "one, or take a recipe that draws networks or has teachers."
+            )
+        if self.teachers:
+            return f"{self.name} has teachers; name them with --for or teachers."
+        return (
+            f"{self.name} draws no networks; name one, or take a recipe that draws some or has "
+            "teachers."
         )
 
     def _check_teachers(self) -> None:
@@ -757,6 +792,37 @@ class Recipe(Generic[BufferT, CodecT, ObjectiveT]):
                 "data.validation to 0.1 or outer.evaluate_every to 0."
             ),
         )
+
+
+def for_networks(recipe: Recipe, networks: Sequence[str]) -> Recipe:
+    """The recipe whose images are made for these networks, and evaluated on all of them.
+
+        recipe = ddengine.for_networks(synth.find("dm/cifar10_ipc10"), ["resnet18-bn", "convnet"])
+
+    An objective that draws networks draws them in turn; of a recipe with teachers they are the
+    teachers, and every image sees all of them. Without names the recipe is as it is. No figure is
+    published for one that changes. Raises UserError for several networks where the objective is of
+    one.
+    """
+    if isinstance(networks, str):
+        networks = [networks]
+    if not networks:
+        return recipe
+    first, *others = networks
+    parts: dict[str, Any] = {"model": first}
+    if recipe.teachers:
+        parts["teachers"] = tuple(networks)
+        if others:
+            parts["objective"] = recipe.objective.for_all_teachers()
+    else:
+        parts["more_models"] = tuple(others)
+    if others and not recipe.evaluation.models:
+        parts["evaluation"] = replace(recipe.evaluation, models=tuple(networks))
+    other = replace(recipe, **parts)
+    if resolved(other) == resolved(recipe):
+        return recipe
+    note = f"{recipe.name} for {' and '.join(networks)}, for which nothing is published."
+    return replace(other, published=None, note=note)
 
 
 # what --take can take
@@ -875,6 +941,8 @@ def _with_names_of_digests(data: dict[str, Any], size: tuple[int, int] | None) -
 
     data["model"] = naming.in_digest(data["model"], size)
     data["teachers"] = named(data["teachers"])
+    if "more_models" in data:
+        data["more_models"] = named(data["more_models"])
     data["evaluation"]["models"] = named(data["evaluation"]["models"])
     if data["buffer"] is not None and data["buffer"]["model"] is not None:
         data["buffer"]["model"] = naming.in_digest(data["buffer"]["model"], size)

@@ -9,7 +9,7 @@ Shape legend, used in every docstring (as a suffix where a function juggles seve
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, Self
 
 from torch import Tensor, nn
 
@@ -125,6 +125,18 @@ class Method(Protocol):
     def parts_by_device(self) -> bool:
         """Whether it is left to the device into how many losses a step falls."""
         return False
+
+    @property
+    def draws_networks(self) -> bool:
+        """Whether it draws new networks while it distills, so that several kinds can take turns.
+
+        Of a network nothing is kept between steps when the next one is drawn.
+        """
+        return False
+
+    def for_all_teachers(self) -> Self:
+        """The method with every image made in all teachers; itself where this is no choice."""
+        return self
 
 
 class ExpertStep(Protocol):

@@ -6,25 +6,26 @@ print(list(synth.RECIPES), synth.bibtex(recipe))
 
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from synth.catalogue import RECIPES, find, take
-    from synth.cite import bibtex
-    from synth.recipes.protocols import PROTOCOLS
+from ddengine.system.lazy import loaded as _loaded
 
-__all__ = ["PROTOCOLS", "RECIPES", "bibtex", "find", "take"]
-WHERE = {
+if TYPE_CHECKING:
+    from synth.catalogue import RECIPES as RECIPES
+    from synth.catalogue import find as find
+    from synth.catalogue import take as take
+    from synth.cite import bibtex as bibtex
+    from synth.recipes.protocols import PROTOCOLS as PROTOCOLS
+
+# name -> the module that it is defined in
+_PLACES = {
     "PROTOCOLS": "synth.recipes.protocols",
     "RECIPES": "synth.catalogue",
     "bibtex": "synth.cite",
     "find": "synth.catalogue",
     "take": "synth.catalogue",
 }
+__all__ = list(_PLACES)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
-    """A public name, loaded when it is asked for: the recipes take a second to import."""
-    import importlib
-
-    if name not in WHERE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(WHERE[name]), name)
+    # the recipes take a second to import
+    return _loaded(__name__, _PLACES, name)

@@ -18,11 +18,11 @@ import torch
 
 from ddengine.sets.codec import Compensated
 from ddengine.sets.synthetic import SyntheticSet
-from synth.statistics import Group, OnePerClass
+from synth.statistics import Batches, Group, OnePerClass
 
 
 @dataclass(frozen=True, kw_only=True)
-class BaseSets:
+class BaseSets(Batches):
     """The images under one compensator together.
 
     Of K compensators the first K / M are of teacher 0, the next of teacher 1, and so on. So with K
@@ -30,6 +30,11 @@ class BaseSets:
     several, which see different augmentations. Under a codec without compensators the j-th images
     of all classes are together, as in SRe2L.
     """
+
+    @property
+    def parts_teachers(self) -> bool:
+        """A compensator is of one."""
+        return True
 
     def groups(self, syn: SyntheticSet, num_teachers: int) -> list[Group]:
         """By compensator, in order."""

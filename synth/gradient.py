@@ -136,6 +136,16 @@ class GradientMatching(ObjectiveConfig, Generic[NetworksT]):
         return ("zhao2021dc",)
 
     @property
+    def draws_networks(self) -> bool:
+        """As the slot says when."""
+        return True
+
+    def network_at(self, syn: SyntheticSet, step: int) -> int:
+        """Which of the networks that it draws an outer step sees, counted from 0."""
+        number, _ = self.networks.round(syn, step)
+        return number
+
+    @property
     def parts_by_device(self) -> bool:
         """Whether it is left to the device into how many losses a step falls."""
         return self.classes_at_once is None and self.classes == "each"
@@ -168,7 +178,7 @@ class GradientMatching(ObjectiveConfig, Generic[NetworksT]):
 
     def small(self) -> Self:
         """With 8 real images a class."""
-        return replace(self, real_batch=8)
+        return replace(self, real_batch=8, networks=self.networks.small())
 
     def build(self, env: Env) -> "GradientObjective":
         """The objective. Raises UserError when the network has nothing to compare."""

@@ -8,8 +8,8 @@ back.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -44,6 +44,10 @@ class Networks(Protocol):
     def images_at_once(self, syn: SyntheticSet) -> int:
         """Images in an update of the network; 0 where it is not trained."""
         return 0
+
+    def small(self) -> Self:
+        """The same at the size of a test, of few steps for each network."""
+        return self
 
     def next(
         self,
@@ -277,6 +281,10 @@ class OnReal(Networks):
             "theta": torch.zeros(num, device=env.device),
             "momentum": torch.zeros(num, device=env.device),
         }
+
+    def small(self) -> Self:
+        """With a new network after every second step."""
+        return replace(self, steps=min(2, self.steps))
 
     def round(self, syn: SyntheticSet, step: int) -> tuple[int, int]:
         """(which network, how many steps it has seen)."""

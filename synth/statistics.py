@@ -22,9 +22,9 @@ directed weight adjustment (Du et al., NeurIPS 2024, arXiv 2409.17612), `adjust`
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, Self, TypeVar
 
 import torch
 from torch import Generator, Tensor, nn
@@ -36,7 +36,7 @@ from ddengine.learning.memory import step_bytes
 from ddengine.learning.teachers import load_all
 from ddengine.models.norms import norms_with_statistics
 from ddengine.objective import VECTORS, Env, Objective, ObjectiveConfig
-from ddengine.recipe import AugmentConfig, require, require_at_least
+from ddengine.recipe import LATE, AugmentConfig, require, require_at_least
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system.errors import UserError
 from ddengine.system.runtime import autocast
@@ -55,9 +55,14 @@ class Batches(Protocol):
         """Every example that is optimised, once."""
         ...
 
+    @property
+    def parts_teachers(self) -> bool:
+        """Whether an example belongs to one teacher by design."""
+        return False
+
 
 @dataclass(frozen=True, kw_only=True)
-class OnePerClass:
+class OnePerClass(Batches):
     """The j-th image of every class together, in batches of `classes` classes (SRe2L).
 
     Several teachers take turns.
@@ -87,7 +92,9 @@ BatchesT = TypeVar("BatchesT", bound=Batches)
 class StatisticsMatching(ObjectiveConfig, Generic[BatchesT]):
     """See the module.
 
-    The step size is that of `outer.optim`; published: Adam with betas 0.5 and 0.9, a cosine.
+    Several teachers share the images out, or take turns (`turns`), as backbones do in G-VBSM (Shao
+    et al., CVPR 2024, arXiv 2311.17950). The step size is that of `outer.optim`; published: Adam
+    with betas 0.5 and 0.9, a cosine.
     """
 
     batches: BatchesT  # which examples are optimised together
@@ -104,6 +111,9 @@ class StatisticsMatching(ObjectiveConfig, Generic[BatchesT]):
     # (DWA: 0.015)
     adjust: float = 0.0
     adjust_steps: int = 12  # in so many steps
+    # of several teachers: each image is made in one of them, or in all, which take turns step by
+    # step
+    turns: Literal["images", "steps"] = field(default="images", metadata=LATE)
     # most images in one forward pass: below the size of a batch, it is split exactly; None: as many
     # whole batches as pay on the device
     images_at_once: int | None = None
@@ -129,6 +139,13 @@ class StatisticsMatching(ObjectiveConfig, Generic[BatchesT]):
                 "none; add resized_crop or set objective.crop_until 0."
             ),
         )
+        require(
+            not self.adjust or self.turns == "images",
+            (
+                f"objective.adjust {self.adjust} moves the weights of one teacher for each image, "
+                "and objective.turns steps makes every image in all teachers; set one of them back."
+            ),
+        )
         require_at_least("objective.adjust_steps", self.adjust_steps)
         require_at_least("objective.images_at_once", self.images_at_once)
 
@@ -140,6 +157,8 @@ class StatisticsMatching(ObjectiveConfig, Generic[BatchesT]):
             works.append("yin2024cda")
         if self.adjust:
             works.append("du2024dwa")
+        if self.turns == "steps":
+            works.append("shao2024gvbsm")
         return tuple(works)
 
     @property
@@ -157,6 +176,18 @@ class StatisticsMatching(ObjectiveConfig, Generic[BatchesT]):
         """As many batches share a forward pass as pay."""
         return True
 
+    def for_all_teachers(self) -> Self:
+        """With teachers that take turns step by step, where an example is not of one by design."""
+        if self.batches.parts_teachers or self.adjust:
+            return self
+        return replace(self, turns="steps")
+
+    def groups(self, syn: SyntheticSet, num_teachers: int, step: int) -> list[Group]:
+        """What is optimised together in which teacher, at an outer step."""
+        if self.turns == "images":
+            return self.batches.groups(syn, num_teachers)
+        return [(step % num_teachers, index) for _, index in self.batches.groups(syn, 1)]
+
     def check_teacher(self, name: str, teacher: nn.Module) -> None:
         """Raise UserError for a network that cannot be a teacher, before it is trained."""
         if self.alpha:
@@ -170,7 +201,7 @@ class StatisticsMatching(ObjectiveConfig, Generic[BatchesT]):
         experts = env.experts
         assert experts is not None
         num_teachers = experts.num_experts
-        groups = self.batches.groups(syn, num_teachers)
+        groups = self.groups(syn, num_teachers, 0)
         images = max(self.images_together(env, index) for _, index in groups)
         most = 0
         for number in range(num_teachers):
@@ -244,7 +275,7 @@ class StatisticsObjective(Objective):
     ) -> Iterator[Tensor]:
         """The sum over batches of the loss, in as many parts as share a forward pass."""
         config = self.config
-        groups = config.batches.groups(syn, len(self.teachers))
+        groups = config.groups(syn, len(self.teachers), step)
         if config.adjust and step == 0:
             self._adjust_all(syn, groups, state)
         seen_through = crop_at(config, step)

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any, get_args
 
+from ddengine.artefact import runs
 from ddengine.recipe import Recipe
 from ddengine.system.errors import UserError, unknown
 from ddengine.system.runtime import Precision
@@ -31,14 +32,13 @@ def check_folder(folder: Any) -> None:
         return
     if not isinstance(folder, str | Path):
         raise UserError(f"folder is {folder!r}; give the path of a folder, or None.")
-    if Path(folder).is_file():
-        raise UserError(f"{folder} is a file; name a folder.")
+    runs.check_folder(Path(folder))
 
 
 def check_experts(experts: Any) -> None:
     """Raise UserError for a path or a number in place of experts."""
     if isinstance(experts, str | Path | int | float):
         raise UserError(
-            f"experts is {experts!r}; give what buffers.generate(dataset, recipe) returned, or "
+            f"experts is {experts!r}; give what buffers.generate(data, recipe) returned, or "
             "buffers.stores(recipe) for those that lie in a folder."
         )

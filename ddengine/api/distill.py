@@ -33,7 +33,7 @@ from ddengine.objective import Objective
 from ddengine.pages import figures, overview, writing
 from ddengine.plan import bounds, jobs
 from ddengine.prepare import check_networks, prepare, reads_experts, shipped
-from ddengine.recipe import Recipe, digest
+from ddengine.recipe import Recipe, digest, for_networks
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system import dist, files, log, runtime
 from ddengine.system.errors import UserError
@@ -169,6 +169,7 @@ def distill(
     recipe: Recipe,
     experts: Experts | ExpertSource | None = None,
     *,
+    models: Sequence[str] = (),
     folder: Path | str | None = None,
     seed: int = 0,
     device: str = "auto",
@@ -201,6 +202,7 @@ def distill(
             zca) apply to any images.
         experts: what `buffers.generate(data, recipe)` returns, or `buffers.stores(recipe)` for
             those that lie in experts/; for recipes that read experts.
+        models: networks that the images are made for, as `for_networks` says; none: the recipe's.
         folder: where the run is kept: the same call, or the same command, continues an unfinished
             run and reads a finished one. "auto" is the folder that the command line would name;
             None leaves nothing behind.
@@ -211,7 +213,7 @@ def distill(
         progress: whether bars and notes are shown, in a terminal or a notebook; or a function of
             (title, done, total, note) that is told of progress in place of bars. What it raises
             stops the run, which the same call with a folder continues.
-        restart: begin anew, deleting what the folder holds of an earlier run.
+        restart: begin anew, deleting what the folder holds.
         force: start although memory or disk are estimated not to do; False looks first.
         tensorboard: also write TensorBoard files into the folder.
         classes: names (or numbers) of all classes where images that Python holds are only of some,
@@ -232,12 +234,10 @@ def distill(
     """
     began = time.perf_counter() - seconds_before
     _check_asked(recipe, seed, precision, folder)
-    if classes is not None:
-        data = Dataset.of(data, classes)
     with log.shown(progress):
         job = job_of(
-            dataset_of(data),
-            recipe,
+            dataset_of(data) if classes is None else Dataset.of(data, classes),
+            for_networks(recipe, models),
             experts,
             seed=seed,
             device=device,

@@ -15,6 +15,8 @@ from ddengine.api.experts import ExpertSource, Given
 from ddengine.api.inputs import Images, dataset_of, pointed_at
 from ddengine.api.outcomes import Outcome
 from ddengine.api.results import load
+from ddengine.artefact.runs import EXPERTS, RUNS
+from ddengine.data import Dataset
 from ddengine.plan import estimate as plan
 from ddengine.plan.bounds import free_disk
 from ddengine.plan.jobs import Job
@@ -41,28 +43,29 @@ class Growing(ExpertSource, Protocol):
 
 def estimate(
     data: Images,
-    recipe: Recipe,
-    experts: ExpertSource | None = None,
+    recipe: Recipe | Sequence[Recipe],
+    experts: ExpertSource | Sequence[ExpertSource | None] | None = None,
     *,
     seed: int = 0,
     device: str = "auto",
     precision: Precision = "fp32",
     compile: bool = False,
     progress: log.Progress = True,
-    folders: Sequence[Path] = (Path("experts"), Path("runs")),
+    folders: Sequence[Path] = (EXPERTS, RUNS),
     parsing: float = 0.0,
 ) -> Outcome:  # long: its arguments are explained
     """Time, peak memory and disk that experts, distillation and evaluation of a recipe will take.
 
         print(ddengine.estimate(data, recipe, buffers.stores(recipe)))
+        print(ddengine.estimate(data, [one, other]))
 
     Each is run for a few steps, in a process of its own; nothing is kept. A script whose own
     recipe parts or classes it needs calls this below `if __name__ == "__main__":`.
 
     Args:
         data: as `distill` takes it.
-        recipe: what would be done.
-        experts: `buffers.stores(recipe)`, for recipes with experts.
+        recipe: what would be done; several give one table, a row each.
+        experts: `buffers.stores(recipe)`, for recipes with experts; of several recipes a list.
         seed: of the run.
         device: auto, cpu, cuda or cuda:N.
         precision: fp32, tf32 or bf16.
@@ -74,49 +77,141 @@ def estimate(
     Raises:
         UserError: what fails in a calibration, experts that are not named.
     """
-    check_recipe(recipe)
     check_run(seed, precision)
-    if experts is None and recipe.buffer is not None and reads_experts(recipe):
+    several = isinstance(recipe, list | tuple)
+    recipes: list[Any] = list(recipe) if several else [recipe]
+    sources: list[Any] = [experts] * len(recipes)
+    if isinstance(experts, list | tuple):
+        sources = list(experts)
+    if not recipes or len(sources) != len(recipes):
         raise UserError(
-            f"The recipe {recipe.name} needs experts; pass experts=buffers.stores(recipe)."
+            f"estimate was given {len(recipes)} recipes and {len(sources)} experts; give at least "
+            "one recipe, and experts (or None) for each."
         )
+    for each, source in zip(recipes, sources, strict=True):
+        _check_one(each, source)
+    machine = _Machine(seed, device, precision, compile, tuple(folders), parsing)
     with log.shown(progress):
-        recipe, source = pointed_at(recipe, dataset_of(data))
-        origin = Given(recipe, None, precision) if experts is None else experts
-        origin = origin.on(recipe.data)
-        where = runtime.setup(device, precision)
-        loaded = source.load(torch.device("cpu"), origin.preprocess)
-        check_networks(recipe, loaded)
-        growing = origin if isinstance(origin, Growing) else None
-        missing = {} if growing is None else growing.missing(loaded.train.digest)
-        job = Job(
-            recipe=recipe,
-            seed=seed,
-            device=device,
-            precision=precision,
-            compile=compile,
-            load=partial(source.load, stored=origin.preprocess),
-            open_store=origin.open,
-            train_expert=None if growing is None else growing.trainer,
-            protocol_of=_protocol_of,
-            parsing=parsing,
-        )
         log.say(
             "calibrating: a few updates of experts, outer steps and trainings of the evaluation, "
             "each command in a process of its own; nothing is kept"
         )
-        began = time.perf_counter()
-        parts = plan.estimate(job, missing)
-        seconds = time.perf_counter() - began
-        memory, disk = available_memory(where), min(map(free_disk, folders))
-    content = plan.as_json(parts, memory=memory, disk=disk, seconds=seconds, device=where)
-    machine = runtime.machine(where)["device"]
-    title = f"{recipe.name} on {machine}, estimated in {log.duration(seconds)}"
+        made = []
+        for each, source in zip(recipes, sources, strict=True):
+            made.append(_estimated(dataset_of(data), each, source, machine))
+    return _of_several(made) if several else _of_one(made[0])
+
+
+def _check_one(recipe: Recipe, experts: ExpertSource | None) -> None:
+    """Raise UserError for what is no recipe, and for experts that it needs and nobody names."""
+    check_recipe(recipe)
+    if experts is None and recipe.buffer is not None and reads_experts(recipe):
+        raise UserError(
+            f"The recipe {recipe.name} needs experts; pass experts=buffers.stores(recipe)."
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Machine:
+    """What recipes are calibrated on, and how."""
+
+    seed: int
+    device: str
+    precision: Precision
+    compile: bool
+    folders: tuple[Path, ...]
+    parsing: float
+
+
+@dataclasses.dataclass(frozen=True)
+class _Estimated:
+    """What one recipe will cost."""
+
+    recipe: Recipe
+    parts: Sequence[plan.Part]
+    memory: int  # available, bytes
+    disk: int  # free, bytes
+    seconds: float  # that the calibration took
+    where: torch.device
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """The estimate as JSON data."""
+        return plan.as_json(
+            self.parts,
+            memory=self.memory,
+            disk=self.disk,
+            seconds=self.seconds,
+            device=self.where,
+        )
+
+
+def _estimated(
+    dataset: Dataset | None, recipe: Recipe, experts: ExpertSource | None, machine: _Machine
+) -> _Estimated:
+    """What a recipe will cost on these images. Raises UserError for what fails."""
+    recipe, source = pointed_at(recipe, dataset)
+    origin = Given(recipe, None, machine.precision) if experts is None else experts
+    origin = origin.on(recipe.data)
+    where = runtime.setup(machine.device, machine.precision)
+    loaded = source.load(torch.device("cpu"), origin.preprocess)
+    check_networks(recipe, loaded)
+    growing = origin if isinstance(origin, Growing) else None
+    missing = {} if growing is None else growing.missing(loaded.train.digest)
+    job = Job(
+        recipe=recipe,
+        seed=machine.seed,
+        device=machine.device,
+        precision=machine.precision,
+        compile=machine.compile,
+        load=partial(source.load, stored=origin.preprocess),
+        open_store=origin.open,
+        train_expert=None if growing is None else growing.trainer,
+        protocol_of=_protocol_of,
+        parsing=machine.parsing,
+    )
+    began = time.perf_counter()
+    parts = plan.estimate(job, missing)
+    seconds = time.perf_counter() - began
+    disk = min(map(free_disk, machine.folders))
+    return _Estimated(recipe, parts, available_memory(where), disk, seconds, where)
+
+
+def _of_one(made: _Estimated) -> Outcome:
+    """The estimate of one recipe, part by part."""
+    machine = runtime.machine(made.where)["device"]
+    title = f"{made.recipe.name} on {machine}, estimated in {log.duration(made.seconds)}"
     return Outcome(
-        content,
-        [dataclasses.asdict(part) for part in parts],
-        partial(plan.table, parts, title),
-        _notes(parts, memory, disk),
+        made.content,
+        [dataclasses.asdict(part) for part in made.parts],
+        partial(plan.table, made.parts, title),
+        _notes(made.parts, made.memory, made.disk),
+        None,
+        title,
+    )
+
+
+def _of_several(estimates: Sequence[_Estimated]) -> Outcome:
+    """The estimates of several recipes, a row each."""
+    parts = {}
+    for made in estimates:
+        name = made.recipe.name
+        while name in parts:  # the same recipe with other settings
+            name += "'"
+        parts[name] = made.parts
+    machine = runtime.machine(estimates[0].where)["device"]
+    seconds = sum(made.seconds for made in estimates)
+    title = f"{len(parts)} recipes on {machine}, estimated in {log.duration(seconds)}"
+    notes = list(_notes((), estimates[0].memory, estimates[0].disk))
+    for name, made in zip(parts, estimates, strict=True):
+        for note in _notes(made.parts, made.memory, made.disk)[1:]:
+            notes.append(note.replace("warning: ", f"warning: {name}: "))
+    content = [{"recipe": name} | made.content for name, made in zip(parts, estimates, strict=True)]
+    return Outcome(
+        {"recipes": content},
+        plan.rows_of_several(parts),
+        partial(plan.table_of_several, parts, title),
+        tuple(notes),
         None,
         title,
     )
@@ -130,6 +225,8 @@ def _protocol_of(folder: Path) -> EvalConfig:
 def _notes(parts: Sequence[plan.Part], memory: int, disk: int) -> tuple[str, ...]:
     """What there is, and what would not suffice."""
     notes = [f"available: about {log.size(memory)} of memory, {log.size(disk)} of disk"]
+    if not parts:
+        return tuple(notes)
     largest = max(parts, key=lambda part: part.memory)
     if largest.memory > memory:
         notes.append(

@@ -14,7 +14,7 @@ from ddengine.system import log
 from ddengine.system.errors import UserError
 from ddengine.types import Experts
 
-ADVICE = "make them with buffers.generate(dataset, recipe)"
+ADVICE = "make them with buffers.generate(data, recipe)"
 
 
 @runtime_checkable
@@ -134,7 +134,7 @@ def source_of(
     if experts is None and reads_experts(recipe):
         raise UserError(
             f"The recipe {recipe.name} needs experts, and none were given; pass "
-            "experts=buffers.generate(dataset, recipe)."
+            "experts=buffers.generate(data, recipe)."
         )
     if experts is not None and not reads_experts(recipe):
         log.say(f"warning: the recipe {recipe.name} reads no experts, so those given are ignored")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ddengine.api.results import Distilled, load
-from ddengine.artefact.runs import is_set
+from ddengine.artefact.runs import RUNS, is_set
 from ddengine.data import Data, Dataset, Preprocess, load_data
 from ddengine.data.stored import GIVEN, check_numbers
 from ddengine.data.torch_dataset import OWN
@@ -119,4 +119,4 @@ def pointed_at(recipe: Recipe, dataset: Dataset | None) -> tuple[Recipe, Source]
 
 def default_folder(name: str, identity: dict[str, Any]) -> Path:
     """runs/NAME-HASH: where the command line keeps what has this identity."""
-    return Path("runs") / f"{name.replace('/', '-')}-{digest(identity)}"
+    return RUNS / f"{name.replace('/', '-')}-{digest(identity)}"

@@ -68,7 +68,7 @@ class CardFacts:
     num_classes: int
     classes: tuple[str, ...]  # names of the first SHOWN_CLASSES
     soft: bool  # whether the labels are logits
-    network: Any  # that the set was made for
+    networks: tuple[str, ...]  # that the set was made for
     about: tuple[tuple[str, Any], ...]  # table under "What it is"
     mean: list[float] | None  # of each channel; None for whitened images
     std: list[float] | None
@@ -121,7 +121,7 @@ def facts_of(syn: SyntheticSet, meta: Meta, export: Exported) -> CardFacts:
         num_classes=len(syn.class_names),
         classes=syn.class_names[:SHOWN_CLASSES],
         soft=syn.targets.soft,
-        network=at(meta, "recipe", "model"),
+        networks=_networks(meta),
         about=_about(syn, meta),
         mean=mean,
         std=std,
@@ -216,7 +216,8 @@ def _about(syn: SyntheticSet, meta: Meta) -> tuple[tuple[str, Any], ...]:
         ("method", method),
         ("source images", at(meta, "recipe", "data", "name")),
         ("images per class (budget)", at(meta, "recipe", "ipc")),
-        ("network", _network(meta)),
+        ("network", _in_turn(meta)),
+        ("teachers", ", ".join(map(naming.in_words, _teachers(meta))) or None),
         ("outer steps", steps),
         ("learned learning rate", None if syn.lr is None else f"{syn.lr:.6g}"),
         ("stored as", _stored_as(syn)),
@@ -225,10 +226,29 @@ def _about(syn: SyntheticSet, meta: Meta) -> tuple[tuple[str, Any], ...]:
     )
 
 
-def _network(meta: Meta) -> str | None:
-    """The network that the set was made with, and which of a library's it is."""
+def _teachers(meta: Meta) -> tuple[str, ...]:
+    return tuple(map(str, _sequence(at(meta, "recipe", "teachers"))))
+
+
+def _drawn(meta: Meta) -> tuple[str, ...]:
+    """The network of the recipe, and those that took turns with it."""
     name = _text(at(meta, "recipe", "model"))
-    return None if name is None else naming.in_words(name)
+    if name is None:
+        return ()
+    return (name, *map(str, _sequence(at(meta, "recipe", "more_models"))))
+
+
+def _networks(meta: Meta) -> tuple[str, ...]:
+    """The networks that the set was made for."""
+    return _teachers(meta) or _drawn(meta)
+
+
+def _in_turn(meta: Meta) -> str | None:
+    """The network that the set was made with, or several, and which of a library's each is."""
+    networks = list(map(naming.in_words, _drawn(meta)))
+    if len(networks) > 1:
+        return f"{', '.join(networks)}, in turn"
+    return ", ".join(networks) or None
 
 
 def _stored_as(syn: SyntheticSet) -> str:

@@ -413,6 +413,13 @@ def _origin(meta: Meta) -> str | None:
     return None
 
 
+def _words(names: Any) -> str | None:
+    """Names of a list, where there are any."""
+    if not isinstance(names, list):
+        return None
+    return ", ".join(map(str, names)) or None
+
+
 def _run(path: Path) -> list[Part]:
     """A run, and the set that it ended with."""
     content = _object(path / "recipe.json")
@@ -426,6 +433,7 @@ def _run(path: Path) -> list[Part]:
         ("dataset", at(recipe, "data", "name")),
         ("images per class", at(recipe, "ipc")),
         ("network", at(recipe, "model")),
+        ("in turn with", _words(at(recipe, "more_models"))),
         ("objective", None if origin else at(recipe, "objective", "type")),
         ("seed", content.get("seed")),
         ("precision", content.get("precision")),

@@ -8,30 +8,45 @@ import torch
 from ddengine.artefact import exchange, hub, image_folder, runs, tars
 from ddengine.artefact import folder as folders
 from ddengine.artefact.markdown import at
+from ddengine.artefact.owner import OwnersWords
 from ddengine.system import files, log
 from ddengine.system.errors import UserError
 from ddengine.types import Meta
 
 # mtt: the files of MTT, FTD, TESLA and DATM | webdataset: a tar, or several, of 8-bit PNGs |
-# imagefolder: such PNGs in a folder for each class | hub: a dataset of the Hugging Face Hub
-Format = Literal["mtt", "webdataset", "imagefolder", "hub"]
+# folders: such PNGs in a folder for each class, called as the class is | imagefolder: the same,
+# with the number of the class before its name | hub: a dataset of the Hugging Face Hub
+Format = Literal["mtt", "webdataset", "folders", "imagefolder", "hub"]
 
 
-def export(path: Path, format: Format, out: Path, *, per_shard: int = tars.PER_SHARD) -> list[Path]:
+def export(
+    path: Path,
+    format: Format,
+    out: Path,
+    *,
+    per_shard: int = tars.PER_SHARD,
+    words: OwnersWords = OwnersWords(),
+) -> list[Path]:
     """Write a run or the folder of a set into the folder `out`, and return what was written.
 
     Experts are exported by `buffers.exchange.export`, which calls this function for anything else.
 
     Args:
         path: a run, or the folder of a set.
-        format: mtt, webdataset, imagefolder or hub.
+        format: mtt, webdataset, folders, imagefolder or hub.
         out: the folder to write.
         per_shard: examples in a tar of webdataset.
+        words: title and licence for the card of hub.
 
     Raises:
-        UserError: a path that holds no set, a format that there is not, and files that exist
-            already.
+        UserError: a path that holds no set, a format that there is not or that has no card for the
+            owner's words, and files that exist already.
     """
+    if words and format != "hub":
+        raise UserError(
+            f"--title and --license go into a card, and format {format} has none; set --format "
+            "hub, or leave them out."
+        )
     source = runs.set_folder(path)
     if not (source / "meta.json").is_file():
         if (path / "manifest.json").is_file():
@@ -46,13 +61,13 @@ def export(path: Path, format: Format, out: Path, *, per_shard: int = tars.PER_S
     if format == "webdataset":
         files.make_folder(out)
         return tars.write_webdataset(syn, out / "train.tar", per_shard)
-    if format == "imagefolder":
-        return [image_folder.write_image_folder(syn, out)]
+    if format in ("folders", "imagefolder"):
+        return [image_folder.write_image_folder(syn, out, by_name=format == "folders")]
     if format == "hub":
-        return [hub.write_hub_folder(source, syn, out)]
+        return [hub.write_hub_folder(source, syn, out, words)]
     if format != "mtt":
         raise UserError(
-            f"There is no format {format!r}; choose mtt, webdataset, imagefolder or hub."
+            f"There is no format {format!r}; choose mtt, webdataset, folders, imagefolder or hub."
         )
     written = exchange.export_set(syn, set_name(source, meta), out)
     if len(syn) > len(syn.classes):

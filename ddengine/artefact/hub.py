@@ -24,6 +24,7 @@ from ddengine.artefact import runs
 from ddengine.artefact.card import CARD, card
 from ddengine.artefact.eight_bit import exported
 from ddengine.artefact.image_folder import refuse_full
+from ddengine.artefact.owner import OwnersWords
 from ddengine.artefact.parquet import PARQUET, write_parquet
 from ddengine.artefact.results import EVALUATION, without_folders
 from ddengine.data.hub import without_bars
@@ -49,11 +50,14 @@ def library(name: str) -> Any:
         ) from None
 
 
-def write_hub_folder(source: Path, syn: SyntheticSet, out: Path) -> Path:
+def write_hub_folder(
+    source: Path, syn: SyntheticSet, out: Path, words: OwnersWords = OwnersWords()
+) -> Path:
     """Write the set in the folder `source` into `out` as a dataset repository; returns `out`.
 
     `datasets.load_dataset(out)` reads it. The card is that of `source`, with what its evaluation
-    said and what its owner wrote. Pictures are left out, because the parquet file holds them all.
+    said and what its owner wrote, and title and licence as `words` says them. Pictures are left
+    out, because the parquet file holds them all.
 
     Raises UserError when `out` holds anything, or the libraries are missing.
     """
@@ -65,7 +69,7 @@ def write_hub_folder(source: Path, syn: SyntheticSet, out: Path) -> Path:
     with files.replacing(out) as temporary:
         (temporary / "data").mkdir(parents=True)
         info = _write_examples(temporary / EXAMPLES, syn)
-        _write_card(temporary / CARD, _card_of(source, syn, meta), info)
+        _write_card(temporary / CARD, _card_of(source, syn, meta), info, words)
         files.write_json(temporary / "meta.json", _without_places(meta))
         for name in EXACT:
             if (source / name).is_file():
@@ -96,10 +100,13 @@ def _card_of(source: Path, syn: SyntheticSet, meta: Meta) -> str:
     return (source / CARD).read_bytes().decode(errors="replace")
 
 
-def _write_card(path: Path, text: str, info: Any) -> None:
+def _write_card(path: Path, text: str, info: Any, words: OwnersWords) -> None:
     """Write the card by `huggingface_hub`; its YAML says features and where the examples are."""
     hub = library("huggingface_hub")
-    written = hub.DatasetCard(text.replace(" and of images/", ""), ignore_metadata_errors=True)
+    text = words.on_card(text.replace(" and of images/", ""))
+    written = hub.DatasetCard(text, ignore_metadata_errors=True)
+    for name, value in words.front_matter().items():
+        written.data[name] = value
     written.data.configs = [
         {"config_name": "default", "data_files": [{"split": "train", "path": EXAMPLES}]}
     ]
@@ -117,18 +124,33 @@ def _without_places(meta: Meta) -> Json:
 
 
 @contextmanager
-def _repository(path: Path) -> Iterator[Path]:
-    """The folder to upload: `path` if it is in the layout of the Hub, else written for a while."""
+def _repository(path: Path, words: OwnersWords) -> Iterator[Path]:
+    """The folder to upload: `path` if it is in the layout of the Hub, else written for a while.
+
+    Raises UserError for words about a folder that has its card already.
+    """
     if (path / EXAMPLES).is_file():
+        if words:
+            raise UserError(
+                f"{path} has its card already; give --title and --license to export, or push the "
+                "run or the set itself."
+            )
         yield path
         return
     source = runs.set_folder(path)
     syn, _ = folders.load(source, torch.device("cpu"))
     with tempfile.TemporaryDirectory() as place:
-        yield write_hub_folder(source, syn, Path(place) / "repository")
+        yield write_hub_folder(source, syn, Path(place) / "repository", words)
 
 
-def push(path: Path, repo: str, *, private: bool = False, token: str | None = None) -> str:
+def push(
+    path: Path,
+    repo: str,
+    *,
+    private: bool = False,
+    token: str | None = None,
+    words: OwnersWords = OwnersWords(),
+) -> str:
     """Upload a set to the Hugging Face Hub as a dataset, and return its address.
 
     A repository of that name is added to where there is one.
@@ -138,6 +160,7 @@ def push(path: Path, repo: str, *, private: bool = False, token: str | None = No
         repo: "user/name", or "organisation/name".
         private: whether a repository that is made is for its owners only.
         token: of the user; None: the one that `hf auth login` stored.
+        words: title and licence for the card.
 
     Raises:
         UserError: a name that is none, no set, libraries that are missing, and whatever the Hub
@@ -149,7 +172,7 @@ def push(path: Path, repo: str, *, private: bool = False, token: str | None = No
         )
     hub = library("huggingface_hub")
     api = hub.HfApi(token=token)
-    with _repository(path) as folder:
+    with _repository(path, words) as folder:
         try:
             made = api.create_repo(repo, repo_type="dataset", private=private, exist_ok=True)
             api.upload_folder(

@@ -22,6 +22,8 @@ from ddengine.system.runtime import Precision
 from ddengine.types import Facts, Json
 
 MARK = "recipe.json"
+RUNS = Path("runs")  # where runs lie that nobody put elsewhere
+EXPERTS = Path("experts")  # where stores of experts lie so
 # of an identity, where the run started from given images or saw them through given preprocessing
 SOMETIMES = ("start", "preprocess")
 
@@ -67,7 +69,7 @@ def meta_of(
 def check_folder(folder: Path) -> None:
     """Raise UserError for a file."""
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file; name a folder with --out.")
+        raise UserError(f"{folder} is a file; name a folder.")
 
 
 def check_own(folder: Path, mark: str, beside: str = "") -> None:

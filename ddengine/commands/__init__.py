@@ -43,7 +43,7 @@ usage: run.py COMMAND [arguments]
 
   demo                        digits, one image per class, in minutes on a CPU: experts,
                               distillation, evaluation, report
-  estimate RECIPE [flags]     what buffer, distill and evaluate will cost here: time, memory, disk
+  estimate RECIPE... [flags]  what buffer, distill and evaluate will cost here: time, memory, disk
                               (a minute for small recipes); --json PATH
   buffer RECIPE [flags]       train and store the expert trajectories of a recipe
   distill RECIPE [flags]      distill; the same command continues an unfinished run
@@ -62,7 +62,7 @@ usage: run.py COMMAND [arguments]
   merge SET... --out FOLDER   sets of some classes each (--data.classes), or of the same, as one
   import RECIPE --files PATH... [flags]
                               others' experts, networks or distilled sets: a store, or a set
-  export SET --format mtt | webdataset | imagefolder | hub --out FOLDER
+  export SET --format mtt | webdataset | folders | hub --out FOLDER
                               a set, or with mtt a store, as such files
   push SET --repo USER/NAME   a set to the Hugging Face Hub
   inspect PATH                what a store, run, set or file is

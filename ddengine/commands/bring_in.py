@@ -1,6 +1,5 @@
 """`import RECIPE --files PATH...`: others' experts, networks or sets as a store or a set."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Generic, Literal
@@ -8,7 +7,9 @@ from typing import Annotated, Generic, Literal
 import tyro
 
 from buffers.imports import Imported, bring_in
-from ddengine.commands.options import OfRecipe, RecipeT, of_recipe
+from ddengine.commands.on_recipe import of_recipe
+from ddengine.commands.options import OfRecipe, RecipeT
+from ddengine.commands.words import without_flags
 from ddengine.recipe import Recipe
 from ddengine.system import log, program
 from ddengine.system.errors import UserError
@@ -109,14 +110,3 @@ def _evaluate_words(imported: Imported) -> list[str]:
     if imported.recipe.evaluation.labels == "dynamic":
         words += ["--labels", "own"]  # the teachers of an imported set are not known
     return words
-
-
-def without_flags(words: Sequence[str], flags: Sequence[str]) -> list[str]:
-    """The words of a command line without some flags and their values."""
-    kept, keep = [], True
-    for word in words:
-        if word.startswith("--"):
-            keep = word[2:].partition("=")[0].replace("-", "_") not in flags
-        if keep:
-            kept.append(word)
-    return kept

@@ -7,14 +7,15 @@ from typing import Annotated, Generic
 import tyro
 
 import buffers
-from ddengine.commands.options import Machine, OfRecipe, RecipeT, of_recipe
+from ddengine.commands.on_recipe import of_recipe
+from ddengine.commands.options import ForNetworks, Machine, OfRecipe, RecipeT
 from ddengine.commands.process import start
 from ddengine.system import log
 from ddengine.system.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class BufferOptions(OfRecipe, Machine, Generic[RecipeT]):
+class BufferOptions(OfRecipe, ForNetworks, Machine, Generic[RecipeT]):
     """Flags of buffer, then those of the recipe."""
 
     # folder of the store, or with teachers of their stores; None: experts/FINGERPRINT

@@ -5,7 +5,8 @@ from typing import Annotated, Generic
 
 import tyro
 
-from ddengine.commands.options import OfRecipe, RecipeT, of_recipe
+from ddengine.commands.on_recipe import of_recipe
+from ddengine.commands.options import OfRecipe, RecipeT
 from ddengine.system import log
 from synth.cite import bibtex
 

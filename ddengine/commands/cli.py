@@ -48,11 +48,11 @@ def _of_types(wrong: str) -> str:
     return wrong
 
 
-def show_help(command: str, defaults: Any, said: str = "") -> NoReturn:
-    """Show the flags of a command with these defaults, below a line that says what they are of."""
+def show_help(cls: Any, command: str, defaults: Any, said: str = "") -> NoReturn:
+    """Show the flags of a command and these defaults, below a line that says what they are of."""
     if said:
         log.say(said)
-    parse(type(defaults), ["--help"], defaults, command)
+    parse(cls, ["--help"], defaults, command)
     raise SystemExit(0)
 
 

@@ -7,7 +7,8 @@ from typing import Annotated, Generic
 import tyro
 
 import ddengine
-from ddengine.commands.options import Machine, OfRecipe, RecipeT, of_recipe
+from ddengine.commands.on_recipe import of_recipe
+from ddengine.commands.options import Machine, OfRecipe, RecipeT
 from ddengine.commands.process import alone
 from ddengine.system import log
 from ddengine.uses.continual import ContinualConfig

@@ -12,7 +12,8 @@ from ddengine.api.begun import begun
 from ddengine.api.distill import job_of
 from ddengine.artefact import runs
 from ddengine.commands import DEMO, evaluate, report
-from ddengine.commands.options import Machine, OfRecipe, RecipeT, of_recipe, stores_of
+from ddengine.commands.on_recipe import of_recipe, stores_of
+from ddengine.commands.options import Machine, OfRecipe, RecipeT
 from ddengine.commands.process import one_process
 from ddengine.prepare import check_networks
 from ddengine.system import log

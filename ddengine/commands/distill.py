@@ -4,8 +4,8 @@ import time
 
 import ddengine
 from ddengine import commands
-from ddengine.artefact import runs
-from ddengine.commands.options import Options, of_recipe, stores_of
+from ddengine.commands.on_recipe import of_recipe, stores_of
+from ddengine.commands.options import Options
 from ddengine.commands.process import start
 from synth.cite import bibtex
 
@@ -15,8 +15,6 @@ def main(args: list[str]) -> None:
     options = of_recipe("distill", args, Options)
     if options is None:
         return
-    if options.out is not None:
-        runs.check_folder(options.out)
     start(options)
     ddengine.distill(
         None,

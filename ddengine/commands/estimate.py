@@ -1,23 +1,29 @@
-"""`estimate RECIPE [flags]`: what buffer, distill and evaluate will cost here; --json PATH."""
+"""`estimate RECIPE... [flags]`: what buffer, distill and evaluate will cost here; --json PATH.
+
+Flags behind several recipes are for all of them, which have one table.
+"""
 
 import time
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Generic
 
 import tyro
 
 import ddengine
-from buffers.open import EXPERTS
-from ddengine.commands.options import Machine, OfRecipe, RecipeT, of_recipe, stores_of
+from ddengine.artefact.runs import EXPERTS, RUNS
+from ddengine.commands.on_recipe import of_recipe, stores_of
+from ddengine.commands.options import ForNetworks, Machine, OfRecipe, RecipeT
 from ddengine.commands.process import alone
+from ddengine.commands.words import is_flag
 from ddengine.plan import estimate as plan
 from ddengine.recipe import to_dict
 from ddengine.system import files, log
 
 
 @dataclass(frozen=True, kw_only=True)
-class EstimateOptions(OfRecipe, Machine, Generic[RecipeT]):
+class EstimateOptions(OfRecipe, ForNetworks, Machine, Generic[RecipeT]):
     """Flags of estimate, then those of the recipe."""
 
     out: Path | None = None  # folder of runs, whose free disk is looked at; None: runs
@@ -31,23 +37,32 @@ class EstimateOptions(OfRecipe, Machine, Generic[RecipeT]):
 def main(args: list[str]) -> None:
     """The command."""
     began = time.perf_counter()
-    options = of_recipe("estimate", args, EstimateOptions)
+    names, flags = taken_names(args)
+    if len(names) < 2:
+        lines = [args]
+    else:
+        lines = [[name, *flags] for name in names]
+    asked = [of_recipe("estimate", line, EstimateOptions) for line in lines]
     parsing = time.perf_counter() - began
-    if options is None:
+    if None in asked:
         return
+    options = asked[0]
     path = options.json
     if path is not None:
         plan.check_path(path)
     alone("estimate")
+    recipes = [each.recipe for each in asked]
+    stores = [stores_of(each, each.experts) for each in asked]
+    one = len(asked) == 1
     outcome = ddengine.estimate(
         None,
-        options.recipe,
-        stores_of(options, options.experts),
+        recipes[0] if one else recipes,
+        stores[0] if one else stores,
         seed=options.seed,
         device=options.device,
         precision=options.precision,
         compile=options.compile,
-        folders=(options.experts or EXPERTS, options.out or Path("runs")),
+        folders=(options.experts or EXPERTS, options.out or RUNS),
         parsing=parsing,
     )
     log.console.print(outcome.table())
@@ -55,4 +70,11 @@ def main(args: list[str]) -> None:
         log.say(line)
     if path is not None:
         files.make_folder(path.parent)
-        files.write_json(path, {"recipe": to_dict(options.recipe), **outcome.content})
+        said = {"recipe": to_dict(options.recipe)} if one else {}
+        files.write_json(path, {**said, **outcome.content})
+
+
+def taken_names(args: list[str]) -> tuple[list[str], list[str]]:
+    """(names of recipes, flags) of a line that begins with names."""
+    names = list(takewhile(lambda word: not is_flag(word), args))
+    return names, args[len(names) :]

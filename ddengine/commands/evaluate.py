@@ -12,7 +12,9 @@ import ddengine
 from ddengine import commands, naming
 from ddengine.api.evaluate import FULL_SECONDS
 from ddengine.artefact import runs
-from ddengine.commands.on_set import OfEvaluation, OnPaths, asked, by_recipe, of_set
+from ddengine.commands.flags import flag_of
+from ddengine.commands.on_set import OnPaths, asked, by_recipe, of_set
+from ddengine.commands.options import OfEvaluation
 from ddengine.commands.process import alone
 from ddengine.evaluation import scores, tables
 from ddengine.pages import figures, overview
@@ -21,7 +23,7 @@ from ddengine.system import log
 from ddengine.system.errors import UserError
 
 # flags that decide no number: with these alone an evaluation that is there is shown as it is
-SHOWING = ("--sort", "--out", "--experts", "--device", "--reuse_baselines", "--no-reuse_baselines")
+SHOWING = ("--sort", "--out", "--experts", "--device", "--reuse_baselines", "--no_reuse_baselines")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +51,7 @@ COMMAND = OnPaths(
 def evaluate_path(path: Path, args: list[str]) -> dict[str, Any]:
     """Evaluate a run or a distilled folder, write evaluation.json and print it as a table."""
     of, options = of_set(COMMAND, path, args)
-    decides = [word for word in args if word.startswith("--") and word.split("=")[0] not in SHOWING]
+    decides = [word for word in args if word.startswith("--") and flag_of(word) not in SHOWING]
     outcome = ddengine.evaluate(
         of,
         strict=bool(decides),

@@ -23,11 +23,14 @@ class ExportOptions:
     """Flags of export."""
 
     # mtt: the files of MTT, FTD, TESLA and DATM | webdataset: a tar, or several, of 8-bit PNGs |
-    # imagefolder: such PNGs in a folder for each class | hub: a dataset of the Hugging Face Hub
+    # folders: such PNGs in a folder for each class, called as the class is | imagefolder: the same,
+    # with the number of the class before its name | hub: a dataset of the Hugging Face Hub
     format: Format = "mtt"
     out: Path | None = None  # folder to write
     per_file: int = PER_FILE  # experts in a file of mtt
     per_shard: int = PER_SHARD  # images in a tar of webdataset
+    title: str | None = None  # of the card of hub
+    license: str | None = None  # of the set, for the card of hub, such as cc-by-4.0
 
 
 COMMAND = OnPaths(
@@ -53,6 +56,8 @@ def main(args: list[str]) -> None:
         options.out,
         per_file=options.per_file,
         per_shard=options.per_shard,
+        title=options.title,
+        license=options.license,
     )
     log.say(said(written, options.out))
 

@@ -4,9 +4,7 @@ import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
-
-import tyro
+from typing import Any, NoReturn
 
 import buffers
 import ddengine
@@ -15,7 +13,8 @@ from ddengine.api.results import Distilled
 from ddengine.artefact.runs import is_set
 from ddengine.commands import DEMO, cli
 from ddengine.commands.flags import values_of
-from ddengine.commands.options import Machine, as_kind, named_protocol
+from ddengine.commands.on_recipe import named_protocol
+from ddengine.commands.options import as_kind
 from ddengine.commands.words import asks_help, taken_paths
 from ddengine.recipe import DataConfig, EvalConfig, Recipe
 from ddengine.system import program
@@ -64,40 +63,15 @@ class OnPaths:
         """Show the flags, with the defaults of a small recipe where a set decides them."""
         command = f"{self.name} {self.shown}"
         if self.by_recipe is None:
-            cli.show_help(command, self.flags())
+            cli.show_help(self.flags, command, self.flags())
         started = f"{program.name()} {command}"
         cli.show_help(
+            self.flags,
             command,
             self.by_recipe(find(DEMO)),
             f"{started} [flags]: the defaults below are those of {DEMO}; {started} --help shows "
             "those of a set.",
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProtocolAlone(EvalConfig):
-    """A protocol whose baselines the command decides."""
-
-    baselines: Annotated[tuple[str, ...], tyro.conf.Suppress] = ("full",)
-
-
-@dataclass(frozen=True, kw_only=True)
-class OfEvaluation(Machine):
-    """Flags of all commands that train networks on a set; each adds its data and its protocol."""
-
-    out: Path | None = None  # folder of what is written; None: the run, or the distilled folder
-    restart: bool = False  # evaluate again although evaluation.json is there
-    # the store of the set's experts, or with teachers the folder of their stores; None:
-    # experts/FINGERPRINT
-    experts: Path | None = None
-    data: Annotated[DataConfig, tyro.conf.FlagConversionOff]
-
-
-@dataclass(frozen=True, kw_only=True)
-class OfScores(OfEvaluation):
-    """Flags of a command that decides itself what a set is compared with."""
-
-    evaluation: Annotated[ProtocolAlone, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff]
 
 
 def by_recipe(flags: Any, recipe: Recipe) -> Any:

@@ -14,6 +14,8 @@ class PushOptions:
 
     repo: str | None = None  # user/name: the dataset of the Hugging Face Hub to write
     private: bool = False  # a repository that is made is for its owners only
+    title: str | None = None  # of the card
+    license: str | None = None  # of the set, for the card, such as cc-by-4.0
 
 
 COMMAND = OnPaths("push", PushOptions)
@@ -27,4 +29,11 @@ def main(args: list[str]) -> None:
         raise UserError(
             f"{program.name()} push needs the repository to write; name it with --repo user/name."
         )
-    log.say(f"uploaded to {ddengine.push(path, options.repo, private=options.private)}")
+    address = ddengine.push(
+        path,
+        options.repo,
+        private=options.private,
+        title=options.title,
+        license=options.license,
+    )
+    log.say(f"uploaded to {address}")

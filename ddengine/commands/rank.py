@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from functools import partial
 
 import ddengine
-from ddengine.commands.on_set import OfScores, OnPaths, asked, by_recipe, of_set
+from ddengine.commands.on_set import OnPaths, asked, by_recipe, of_set
+from ddengine.commands.options import OfScores
 from ddengine.commands.process import alone
 from ddengine.system import log
 

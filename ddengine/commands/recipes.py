@@ -21,7 +21,7 @@ class RecipesOptions:
 def main(args: list[str]) -> None:
     """Print the table of recipes."""
     if asks_help(args):
-        cli.show_help("recipes", RecipesOptions())
+        cli.show_help(RecipesOptions, "recipes", RecipesOptions())
     if args:
         raise UserError(f"{program.name()} recipes takes no arguments, got {' '.join(args)}.")
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))  # 80 columns are enough for it

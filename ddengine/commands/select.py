@@ -8,8 +8,8 @@ from typing import Annotated, Generic
 import tyro
 
 import ddengine
-from ddengine.artefact import runs
-from ddengine.commands.options import Machine, OfRecipe, RecipeT, as_kind, of_recipe, stores_of
+from ddengine.commands.on_recipe import of_recipe, stores_of
+from ddengine.commands.options import Machine, OfRecipe, RecipeT, as_kind
 from ddengine.commands.process import alone
 from ddengine.recipe import BufferT, CodecT, ObjectiveT, Recipe, require
 from synth.cite import bibtex
@@ -43,8 +43,6 @@ def main(args: list[str]) -> None:
     options = of_recipe("select", args, SelectOptions, read=partial(as_kind, Selection))
     if options is None:
         return
-    if options.out is not None:
-        runs.check_folder(options.out)
     alone("select")
     ddengine.select(
         None,

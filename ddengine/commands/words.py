@@ -100,6 +100,17 @@ def _meant(
     return places
 
 
+def without_flags(words: Sequence[str], flags: Sequence[str]) -> list[str]:
+    """The words of a command line without some flags and their values."""
+    kept, keep = [], True
+    for word in words:
+        if word.startswith("--"):
+            keep = flag_of(word).removeprefix("--") not in flags
+        if keep:
+            kept.append(word)
+    return kept
+
+
 def _without(words: Sequence[str], places: Iterable[int]) -> list[str]:
     """The words that do not stand in these places."""
     left_out = set(places)

@@ -12,7 +12,7 @@ from buffers.steps import Sgd
 from buffers.store import ExpertStore, StoreGroup
 from ddengine.data import Data, load_data
 from ddengine.models import build_model
-from ddengine.objective import Objective, environment
+from ddengine.objective import Objective, environments, objective_of
 from ddengine.recipe import BufferConfig, DataConfig, Recipe
 from ddengine.sets.codec import CODECS
 from ddengine.sets.labels import label
@@ -105,11 +105,11 @@ def start(recipe: Recipe, world: World) -> tuple[Objective, SyntheticSet]:
     experts = None
     if recipe.buffer is not None:
         experts = world.teachers if recipe.teachers else world.experts
-    env = environment(recipe, world.data, CPU, experts)
+    envs = environments(recipe, world.data, CPU, experts)
     syn = initial(recipe, world.data, generator(0, "init"), experts)
     if recipe.targets.kind == "logits":
         syn = label(syn, experts, recipe.targets)
-    return recipe.objective.build(env), syn
+    return objective_of(recipe.objective, envs), syn
 
 
 def _check_loss(loss: Tensor) -> None:

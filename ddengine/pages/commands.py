@@ -141,9 +141,17 @@ def _recipe_flags(run: Run) -> list[str]:
         flags += ["--take", str(taken)]
     flags += _flag("data.name", run.data.get("name"))
     flags += _flag("data.limit", run.data.get("limit"))
-    flags += _flag("model", run.recipe.get("model"))
+    flags += _network_flags(run)
     flags += _flag("ipc", run.recipe.get("ipc"))
     return flags
+
+
+def _network_flags(run: Run) -> list[str]:
+    """The flags of the network, or of those that took turns."""
+    name, others = run.recipe.get("model"), run.recipe.get("more_models")
+    if others:
+        return ["--for", str(name), *map(str, others)]
+    return _flag("model", name)
 
 
 def _flag(name: str, value: Any) -> list[str]:

@@ -46,6 +46,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
         ("Data", _data(run.data)),
         ("Classes", len(run.meta.get("class_names") or [])),
         ("Network", naming.in_words(recipe.get("model") or "")),
+        ("In turn with", ", ".join(map(naming.in_words, recipe.get("more_models") or ()))),
         ("Teachers", ", ".join(recipe.get("teachers") or ())),
         ("Images per class", images_per_class(run)),
         ("Stored images", _stored_images(run)),

@@ -14,7 +14,7 @@ from ddengine.data import Data
 from ddengine.learning.memory import PER_STEP, saved_bytes
 from ddengine.learning.training import TEST_BATCH
 from ddengine.models import build_model
-from ddengine.objective import environment
+from ddengine.objective import environments
 from ddengine.pages import figures
 from ddengine.plan.apart import FIRST_USE, apart, held, peak_memory
 from ddengine.plan.calibrate import Run, counts, prepared
@@ -37,8 +37,8 @@ def memory_bound(
     Far too many for most. What a step holds is what its objective says; a validation beside it
     trains and tests one network.
     """
-    env = environment(recipe, data, device, experts)
-    most = recipe.objective.cost(env, syn)
+    envs = environments(recipe, data, device, experts)
+    most = max(recipe.objective.cost(env, syn) for env in envs)
     if recipe.outer.evaluate_every:
         validation = _validation_bound(recipe, len(syn), data, device)
         most = max(most, validation)
@@ -59,17 +59,21 @@ def _validation_bound(recipe: Recipe, num: int, data: Data, device: torch.device
 
 
 def trial(began: float, job: Job) -> int:
-    """Bytes that one outer step takes beyond what is held before it."""
+    """Bytes that one outer step takes beyond what is held before it.
+
+    Of networks that take turns that of the largest.
+    """
     device, data, _ = started(began, job)
     recipe = workable(job.recipe)
     experts = experts_of(job, data, None)
     run = Run(job, recipe, data, device, experts, Path())
     # networks that choose images need not have learnt anything for this
     syn, objective = prepared(run, recipe, Calls())
-    state = loop.first_state(syn, objective, recipe.outer, job.seed)
     before = held(device)
-    losses = loop.outer_step(syn, objective, recipe.outer, state, job.seed)
-    losses.tolist()
+    for one in objective.alone():
+        state = loop.first_state(syn, one, recipe.outer, job.seed)
+        losses = loop.outer_step(syn, one, recipe.outer, state, job.seed)
+        losses.tolist()
     return max(0, peak_memory(device) - before)
 
 

@@ -241,8 +241,7 @@ def distill(began: float, job: Job, folder: Path, stand_ins: Path | None) -> dic
     calls = Calls()
     initial, (syn, objective) = run.timed(lambda: prepared(run, recipe, calls))
     initial = labelling * initial + seconds_of(calls)
-    state = loop.first_state(syn, objective, recipe.outer, job.seed)
-    step = _step_seconds(run, syn, objective, state)
+    step, state = _steps(run, syn, objective)
     path = _made(folder / "checkpoint") / "state.safetensors"
     checkpoint, _ = run.timed(lambda: loop.save_checkpoint(path, state, 0))
     ending, result = _ending(run, syn, objective, state)
@@ -275,8 +274,24 @@ def _labelling(run: Run) -> float:
     return recipe.buffer.num_experts / experts.num_experts
 
 
-def _step_seconds(run: Run, syn: SyntheticSet, objective: Objective, state: loop.State) -> float:
-    """Seconds of an outer step, of some that change `state`."""
+def _steps(run: Run, syn: SyntheticSet, objective: Objective) -> tuple[float, loop.State]:
+    """(seconds of an outer step, the state after some).
+
+    Of networks that take turns the seconds are the mean, and the state that of the last.
+    """
+    alone = objective.alone()
+    state = loop.first_state(syn, objective, run.recipe.outer, run.job.seed)
+    seconds = 0.0
+    for one in alone:
+        state = loop.first_state(syn, one, run.recipe.outer, run.job.seed)
+        seconds += _step_seconds(run, syn, one, state, SECONDS / len(alone))
+    return seconds / len(alone), state
+
+
+def _step_seconds(
+    run: Run, syn: SyntheticSet, objective: Objective, state: loop.State, enough: float
+) -> float:
+    """Seconds of an outer step, of some that change `state` and take `enough` seconds together."""
     config = run.recipe.outer
     times: list[float] = []
 
@@ -285,7 +300,7 @@ def _step_seconds(run: Run, syn: SyntheticSet, objective: Objective, state: loop
 
     while state.step < config.steps and sum(times) < PATIENCE:
         later = times[1:]  # the first is slower
-        if len(later) >= 2 and sum(later) >= SECONDS:
+        if len(later) >= 2 and sum(later) >= enough:
             break
         seconds, _ = run.timed(step)
         times.append(seconds)

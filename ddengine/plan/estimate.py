@@ -5,7 +5,7 @@ Time, peak memory and disk of each of buffer, distill and evaluate.
 
 import dataclasses
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,6 +136,32 @@ def table(parts: Sequence[Part], title: str) -> Table:
         shown.add_row(part.name, *cells, part.what)
     shown.add_section()
     shown.add_row("in all", f"about {log.duration(seconds)}", log.size(memory), log.size(disk), "")
+    return shown
+
+
+def rows_of_several(parts: Mapping[str, Sequence[Part]]) -> list[dict[str, Any]]:
+    """What each recipe will cost: seconds of each part, peak memory and disk in bytes."""
+    rows = []
+    for name, of_recipe in parts.items():
+        row: dict[str, Any] = {"recipe": name}
+        for part in of_recipe:
+            row[part.name] = part.seconds
+        row["memory"] = max(part.memory for part in of_recipe)
+        row["disk"] = sum(part.disk for part in of_recipe)
+        rows.append(row)
+    return rows
+
+
+def table_of_several(parts: Mapping[str, Sequence[Part]], title: str) -> Table:
+    """The estimates of several recipes for a terminal, a row each."""
+    shown = Table(title=title, title_justify="left")
+    shown.add_column("recipe", justify="left", no_wrap=True)
+    for name in (*PARTS, "in all", "peak memory", "disk"):
+        shown.add_column(name, justify="right", no_wrap=True)
+    for row in rows_of_several(parts):
+        seconds = [row[name] for name in PARTS]
+        times = [log.duration(value) for value in (*seconds, sum(seconds))]
+        shown.add_row(row["recipe"], *times, log.size(row["memory"]), log.size(row["disk"]))
     return shown
 
 

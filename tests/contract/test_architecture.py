@@ -204,6 +204,25 @@ def short_functions(path: str, tree: ast.AST) -> Iterator[str]:
             yield f"{node.lineno}: {node.name} has {length} lines"
 
 
+MOST_PATHS = 10  # through a function; more, up to what ruff allows, with the reason beside it
+COMPLEX = "# complex:"
+BRANCHES = (
+    ast.If, ast.For, ast.AsyncFor, ast.While, ast.ExceptHandler, ast.match_case, ast.FunctionDef, ast.AsyncFunctionDef
+)  # fmt: skip
+
+
+def simple_functions(path: str, tree: ast.AST) -> Iterator[str]:
+    """A function has few paths through it, or says why not; ruff (C901) refuses more than 12."""
+    lines = SOURCES.get(path, "").split("\n")
+    for node in nodes(tree):
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        paths = sum(isinstance(part, BRANCHES) for part in ast.walk(node))  # itself is one
+        said = any(COMPLEX in line for line in lines[max(0, node.lineno - 2) : node.body[0].lineno])
+        if paths > MOST_PATHS and not said:
+            yield f"{node.lineno}: {node.name} has a complexity of {paths}"
+
+
 def narrow_lines(path: str, tree: ast.AST) -> Iterator[str]:
     """No line has more than 110 columns; ruff asks for 100."""
     for number, line in enumerate(SOURCES.get(path, "").split("\n"), 1):
@@ -322,6 +341,7 @@ RULES = (
     docstrings,
     abilities_are_declared,
     short_functions,
+    simple_functions,
     narrow_lines,
 )
 
@@ -372,6 +392,8 @@ BROKEN = [
     (abilities_are_declared, "ddengine/sets/new.py", "getattr(objective, 'batch', None)"),
     (short_functions, "buffers/new.py", "def f():\n" + "    f()\n" * 61),
     (short_functions, "buffers/new.py", "def f():  # long: a table\n" + "    f()\n" * 91),
+    (simple_functions, "buffers/new.py", "def f(a):\n" + "    if a: return\n" * 10),
+    (simple_functions, "synth/new.py", "async def f(a):\n" + "    for b in a: g(b)\n" * 10),
     (narrow_lines, "run.py", "a = " + "1" * 110),
     (dependency_direction, "ddengine/api/new.py", "import synth"),
     (dependency_direction, "ddengine/sets/new.py", "from synth import trajectory"),

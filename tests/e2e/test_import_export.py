@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 import buffers
 import ddengine
-from ddengine.commands.options import options_of
+from ddengine.commands.on_recipe import options_of
 from ddengine.system.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("no_chart")
@@ -342,7 +342,7 @@ REFUSED = {
     "out-is-a-file": (
         [*IMPORT, "--files", "images_1.pt", "--out", "note.pt"],
         "note.pt is a file",
-        "--out",
+        "name a folder",
     ),
     "out-is-a-store": (
         [*IMPORT, "--files", "pt", "--out", "store"],

@@ -110,7 +110,7 @@ def data(work) -> Data:
 @cache
 def parsed(words: tuple[str, ...]) -> command.ImportOptions:
     """The options of an import without files; parsing takes longer than an import."""
-    from ddengine.commands.options import options_of
+    from ddengine.commands.on_recipe import options_of
 
     return options_of("import", list(words[1:]), flags=command.ImportOptions)
 
@@ -734,7 +734,7 @@ def test_teachers(work, data, capsys):
     said(capsys, *command, "--out", "run")
     assert loaded("run/distilled")[1]["experts"]["num"] == 2
 
-    from ddengine.commands.options import options_of, stores_of
+    from ddengine.commands.on_recipe import options_of, stores_of
 
     options = options_of("distill", command[1:])
     stores = stores_of(options, options.experts).open(data)  # as distill opens them

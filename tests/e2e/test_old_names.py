@@ -76,7 +76,8 @@ def test_an_unfinished_run_goes_on_with_the_small_network(old):
         allowed = RESUMED * max(wanted["abs_sum"], 1e-6)
         assert list(tensors[name].shape) == wanted["shape"]
         assert abs(float(tensors[name].double().sum()) - wanted["sum"]) <= allowed, name
-    assert json.loads((old / path / "recipe.json").read_text())["recipe"]["model"] == SMALL
+    content = json.loads((old / path / "recipe.json").read_text())
+    assert content["recipe"]["model"] == SMALL and content["format"] == 3
 
 
 def test_a_run_says_the_small_network_and_is_evaluated_on_it(old, capsys):

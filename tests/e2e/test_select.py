@@ -90,7 +90,7 @@ def test_every_kind_writes_what_distill_would_start_from(work, kind):
     """The images named in meta.json, which are those of the initial set of the same command; no
     learned rate, class labels.
     """
-    from ddengine.commands.options import options_of, stores_of
+    from ddengine.commands.on_recipe import options_of, stores_of
     from ddengine.prepare import prepare
 
     asks = [
@@ -219,7 +219,7 @@ REFUSED = [
     (["select", RECIPE, *SMALL, "--out", "store", "--restart"], ("--restart would delete store",)),
     (
         ["select", RECIPE, *SMALL, "--out", "store/manifest.json"],
-        ("manifest.json is a file", "--out"),
+        ("manifest.json is a file", "name a folder"),
     ),
 ]
 

@@ -118,7 +118,7 @@ def test_the_flags_for_own_data_fit_every_trajectory_recipe():
     """They are parsed with each family, and the segments of each recipe lie within the epochs of
     its experts, which they leave alone.
     """
-    from ddengine.commands.options import options_of
+    from ddengine.commands.on_recipe import options_of
 
     text = re.search(r'flags="(--data\.name folder.*?)"', README, re.DOTALL)
     assert text is not None

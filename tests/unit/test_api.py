@@ -2,6 +2,7 @@
 that fit; nothing left behind.
 """
 
+import inspect
 import json
 import os
 import re
@@ -294,7 +295,7 @@ def test_distil_equals_the_command_line(digits, tmp_path, monkeypatch):
     assert run("buffer", "mtt/digits_ipc1", *TINY) == 0
     assert run("distill", "mtt/digits_ipc1", *TINY, "--out", "mtt") == 0
     recipe = replace(MTT, data=config)
-    store = buffers.generate(dataset, recipe.buffer, model=recipe.model, data=config, folder="own")
+    store = buffers.generate(dataset, recipe, folder="own")
     shipped = load_file("mtt/distilled/data.safetensors")
     syn = ddengine.distill(dataset, recipe, store)
     assert {"images", "lr"} <= syn.tensors.keys() and all(
@@ -520,7 +521,7 @@ def test_the_snippet_of_the_readme(tmp_path, monkeypatch):
 
 
 def test_experts_are_asked_for(digits):
-    with pytest.raises(UserError, match=r"needs experts.*buffers\.generate\(dataset, recipe\)"):
+    with pytest.raises(UserError, match=r"needs experts.*buffers\.generate\(data, recipe\)"):
         ddengine.distill(digits, MTT)
     with pytest.raises(UserError, match="is a str"):
         ddengine.distill(digits, "dm/cifar10_ipc1")
@@ -569,23 +570,28 @@ def test_experts_that_nobody_reads_are_ignored(digits, experts, capsys):
     assert "reads no experts" in capsys.readouterr().out
 
 
-def test_generate_by_recipe_and_by_buffer(digits, experts, tmp_path, monkeypatch):
-    """Both ways the same store, under the name that the command line gives it; what is missing is
-    said.
+def test_generate_takes_what_distill_takes(digits, experts, tmp_path, monkeypatch):
+    """Images and a recipe, by the same names; the store has the name that the command line gives
+    it. What is missing is said.
     """
     monkeypatch.chdir(tmp_path)
     one = buffers.generate(digits, MTT)
-    two = buffers.generate(digits, MTT.buffer, model=MTT.model)
+    two = buffers.generate(data=digits, recipe=MTT)
     assert one.folder == two.folder == Path("experts") / one.manifest["fingerprint"]
     assert experts.manifest["fingerprint"] == one.manifest["fingerprint"]
     assert torch.equal(one.snapshots(1, [0, 3]), experts.snapshots(1, [0, 3]))
-    named = replace(MTT.buffer, model=MTT.model)
+    names = [
+        list(inspect.signature(call).parameters)[:2]
+        for call in (buffers.generate, ddengine.distill)
+    ]
+    assert names[0] == names[1] == ["data", "recipe"]
+    named = replace(MTT, buffer=replace(MTT.buffer, model=MTT.model))
     assert buffers.generate(digits, named).folder == one.folder
-    with pytest.raises(UserError, match=r"model=recipe\.model"):
+    with pytest.raises(UserError, match=r"recipe is a BufferConfig"):
         buffers.generate(digits, MTT.buffer)
     with pytest.raises(UserError, match="needs no experts"):
         buffers.generate(digits, DM)
-    with pytest.raises(UserError, match="given a dict"):
+    with pytest.raises(UserError, match="recipe is a dict"):
         buffers.generate(digits, {"epochs": 3})
 
 
@@ -613,7 +619,7 @@ def test_importing_a_part_does_not_import_the_whole():
     program = (
         "import sys, ddengine, buffers, ddengine.system.errors, buffers.steps; print([m for m in "
         "('ddengine.api', 'ddengine.sets.synthetic', 'torchvision', "
-        "'kornia', 'buffers.own', 'ddengine.evaluation.evaluate') if m in sys.modules]); assert "
+        "'kornia', 'buffers.making', 'ddengine.evaluation.evaluate') if m in sys.modules]); assert "
         "not hasattr(ddengine, 'no_such_name')\n"
         "from ddengine import Recipe, UserError, distill, load, loop; from buffers import "
         "generate, store\n"

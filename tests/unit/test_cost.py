@@ -9,7 +9,7 @@ from helpers import CPU, MODEL, tiny_data, tiny_set, tiny_store
 from buffers.steps import Sgd
 from ddengine.learning.memory import PER_STEP, saved_bytes
 from ddengine.models import build_model
-from ddengine.objective import VECTORS, environment
+from ddengine.objective import VECTORS, environments
 from ddengine.system.rng import generator
 from synth.catalogue import find
 from synth.selection import NoObjective
@@ -22,7 +22,8 @@ def data():
 
 def env_of(recipe, data, experts=None, model=MODEL):
     """The environment of a recipe on tiny images."""
-    return environment(replace(recipe, model=model), data, CPU, experts)
+    (env,) = environments(replace(recipe, model=model), data, CPU, experts)
+    return env
 
 
 def image_bytes(data, model=MODEL):

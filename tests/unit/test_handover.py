@@ -419,7 +419,8 @@ def test_the_card_says_what_meta_says(tmp_path):
 
 def test_the_cards_are_to_the_character_what_they_were(tmp_path):
     """Of a set with compensators, a selection, one with a rate, a protocol and results, and one
-    whose names hold everything; the files were written before the card had a template.
+    whose names hold everything; the files were written before the card had a template, and the
+    accuracies have their bytes beside them since.
     """
     mtt = META | {"recipe": to_dict(find("mtt/digits_ipc1")), "bytes": 3}
     odd = {"data": {"name": ODD[4]}, "name": ODD[4], "model": ODD[3]}

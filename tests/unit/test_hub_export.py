@@ -10,10 +10,12 @@ import torch
 from helpers import shipped_loader
 from test_handover import META, ODD, ROW, a_set, compensated, front, soft
 
+import ddengine
 from buffers import exchange as of_buffers
 from ddengine import commands
 from ddengine.artefact import export, hub, results
 from ddengine.artefact import folder as folders
+from ddengine.recipe import DataConfig
 from ddengine.sets.codec import MultiFormation, Pixels, as_bytes
 from ddengine.system import files
 from ddengine.system.errors import UserError
@@ -221,3 +223,71 @@ def test_the_fake_has_the_signatures_of_the_library():
     assert {"repo_id", "repo_type", "private", "exist_ok"} <= set(real.create)
     assert {"repo_id", "repo_type", "folder_path", "commit_message"} <= set(real.upload)
     assert "token" in inspect.signature(library.HfApi.__init__).parameters
+
+
+def test_title_and_licence_of_the_owner_stand_in_the_card(tmp_path, load):
+    """In the YAML, as heading and under Licence; the card of the set stays as it is."""
+    folders.save(a_set(), tmp_path / "set", META | {"recipe": {"data": {"name": "folder"}}})
+    before = (tmp_path / "set/README.md").read_text()
+    assert "licence of the source images is not known" in before
+    title = 'Tiny "birds" | *of* mine\nand more'
+    words = ["--title", title, "--license", "CC BY 4.0"]
+    place = str(tmp_path / "out")
+    assert (
+        commands.main(["export", str(tmp_path / "set"), "--format", "hub", "--out", place, *words])
+        == 0
+    )
+    said = front(tmp_path / "out")
+    assert (said["license"], said["pretty_name"]) == ("cc-by-4.0", title)
+    text = (tmp_path / "out/README.md").read_text()
+    assert '\n# Tiny "birds" \\| \\*of\\* mine and more\n' in text and text.count("\n# ") == 1
+    assert "states its licence: CC BY 4.0." in text and "is not known" not in text
+    assert (tmp_path / "set/README.md").read_text() == before
+    ddengine.export(tmp_path / "set", "hub", tmp_path / "other", license="My own terms")
+    said = front(tmp_path / "other")
+    assert (said["license"], said["license_name"]) == ("other", "my-own-terms")
+    assert said["pretty_name"] == front(tmp_path / "set")["pretty_name"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--format", "folders", "--title", "x"], "format folders has none; set --format hub"),
+        (["--format", "hub", "--license", " "], "--license is empty"),
+    ],
+)
+def test_words_that_go_nowhere_are_refused(tmp_path, capsys, words, message):
+    folders.save(a_set(), tmp_path / "set", META)
+    assert (
+        commands.main(["export", str(tmp_path / "set"), "--out", str(tmp_path / "x"), *words]) == 2
+    )
+    assert message in capsys.readouterr().err.replace("\n", " ")
+    assert not (tmp_path / "x").exists()
+
+
+def test_class_folders_are_called_as_the_classes_are(tmp_path, capsys):
+    """Read by this program's own reader of folders, too."""
+    names = ("owl", "snowy owl", "été")
+    syn = a_set(names, channels=3, codec=Pixels()).shipped()
+    folders.save(syn, tmp_path / "set", META)
+    assert export.export(tmp_path / "set", "folders", tmp_path / "out") == [tmp_path / "out"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(names)
+    data = ddengine.Dataset.folder(tmp_path / "out").load(
+        DataConfig(name="folder", validation=0.0), CPU
+    )
+    assert data.class_names == names
+    assert "not in alphabetical order" not in capsys.readouterr().out
+    folders.save(a_set(("b", "a")), tmp_path / "unsorted", META)
+    export.export(tmp_path / "unsorted", "folders", tmp_path / "unsorted folders")
+    assert "not in alphabetical order" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "names", [("a/b", "c"), ("..", "c"), ("Cat", "cat"), ("a\nb", "c"), ("", "c")]
+)
+def test_names_that_no_folder_can_have_are_refused(tmp_path, names):
+    folders.save(a_set(names), tmp_path / "set", META)
+    with pytest.raises(UserError, match="set --format imagefolder, which numbers the folders"):
+        export.export(tmp_path / "set", "folders", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    export.export(tmp_path / "set", "imagefolder", tmp_path / "out")

@@ -1,5 +1,6 @@
 """The public names: callable whatever has been imported, and one run with the command line."""
 
+import ast
 import importlib
 import itertools
 import json
@@ -7,6 +8,7 @@ import os
 import pkgutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from dataclasses import replace
 from html import unescape
@@ -74,6 +76,23 @@ def test_public_names_stay_callable_after_every_module_is_imported():
             assert callable(value) or name.isupper(), name
             assert name not in modules or callable(value), name
     assert not set(ddengine.__all__) & {m.name for m in pkgutil.iter_modules(ddengine.__path__)}
+
+
+@pytest.mark.parametrize("package", [ddengine, buffers, synth])
+def test_type_checkers_see_the_public_names(package):
+    """What is imported for them is what is loaded when it is asked for, from the same modules."""
+    (block,) = (
+        node
+        for node in ast.parse(Path(package.__file__).read_text()).body
+        if isinstance(node, ast.If)
+    )
+    seen = {}
+    for statement in block.body:
+        if isinstance(statement, ast.ImportFrom):
+            seen |= {alias.asname: statement.module for alias in statement.names}
+    assert seen == package._PLACES and package.__all__ == sorted(seen)
+    with pytest.raises(AttributeError, match=f"{package.__name__}' has no attribute 'nothing'"):
+        package.nothing  # noqa: B018
 
 
 def test_public_functions_show_a_call():
@@ -353,6 +372,17 @@ def test_the_commit_of_another_project_is_not_ours(tmp_path, monkeypatch):
     assert runtime.commit() is None
 
 
+def test_version_and_licence_are_said_once():
+    """The version in pyproject.toml alone, and the licence by its name: not all its text goes into
+    the metadata of the package.
+    """
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert settings["license"] == "MIT" and settings["license-files"] == ["LICENSE"]
+    assert (ROOT / "LICENSE").read_text(encoding="utf-8").startswith("MIT License")
+    assert settings["version"] not in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert program.version() == settings["version"]
+
+
 @pytest.mark.slow
 def test_the_wheel_holds_what_it_must(tmp_path):
     for name in ("ddengine", "buffers", "synth", "pyproject.toml", "README.md", "LICENSE"):
@@ -367,6 +397,9 @@ def test_the_wheel_holds_what_it_must(tmp_path):
     )
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
+    (about,) = (name for name in names if name.endswith(".dist-info/METADATA"))
+    metadata = zipfile.ZipFile(wheel).read(about).decode()
+    assert "License-Expression: MIT" in metadata and "Permission is hereby" not in metadata
     for package in ("ddengine", "buffers", "synth"):
         for path in (ROOT / package).rglob("*"):
             if path.is_file() and "__pycache__" not in path.parts:

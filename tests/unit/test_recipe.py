@@ -302,7 +302,7 @@ def test_take_of_what_is_not_there(assignment, says):
 
 
 def test_take_on_the_command_line():
-    from ddengine.commands.options import options_of
+    from ddengine.commands.on_recipe import options_of
 
     options = options_of(
         "distill",
@@ -382,7 +382,7 @@ def other_value(path, value, kind):
 
 
 # can only be changed with other fields
-TOGETHER = ("objective.labels", "targets.dtype", "targets.top", "teachers")
+TOGETHER = ("objective.labels", "targets.dtype", "targets.top", "teachers", "more_models")
 
 
 def variants(value, prefix=""):
@@ -431,7 +431,8 @@ def test_the_digest_changes_with_every_field_but_prose_and_places():
         replace(RECIPES["sre2l/fashion_mnist_ipc10_small"], teachers=names)
         for names in ((), ("resnet18-bn",), ("resnet18-bn", "vgg11-bn"))
     ]
-    assert len({digest(resolved(changed)) for changed in (*shipped, *taught)}) == 6
+    drawn = [replace(RECIPES["dm/cifar10_ipc1"], more_models=names) for names in ((), ("mlp",))]
+    assert len({digest(resolved(changed)) for changed in (*shipped, *taught, *drawn)}) == 8
     assert {
         "data.limit",
         "objective.window.high",

@@ -313,7 +313,7 @@ def test_targets_that_make_no_sense(fields, says):
 
 def test_taken_parts_have_flags():
     """On the command line: the slot's own flag exists after it was taken, and only then."""
-    from ddengine.commands.options import options_of
+    from ddengine.commands.on_recipe import options_of
 
     args = ["mtt/cifar10_ipc10", "--objective.perturb.alpha", "0.5"]
     with pytest.raises(UserError, match=r"objective\.perturb\.alpha"):
@@ -347,7 +347,7 @@ def test_taken_parts_have_flags():
 @pytest.mark.parametrize("family", ["ftd", "ast", "datm"])
 def test_a_wrong_rate_of_the_inner_optimiser_says_where_it_is(family):
     """Their experts' rate is `buffer.step.sgd.lr`; a flag `buffer.step.lr` does not exist."""
-    from ddengine.commands.options import options_of
+    from ddengine.commands.on_recipe import options_of
 
     with pytest.raises(UserError, match=r"buffer\.step\.sgd.*lr.*-1"):
         options_of("buffer", [SMALL[family].name, "--buffer.step.sgd.lr", "-1"])

@@ -1,4 +1,4 @@
-"""The experts of a recipe on any images, for ddengine.distill and the buffer command."""
+"""Making the stores of a recipe on any images: what is missing is trained."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -6,27 +6,25 @@ from functools import partial
 from pathlib import Path
 
 from buffers import experts
-from buffers.open import EXPERTS, Place, Stores
+from buffers.open import Place, Stores
 from buffers.store import MANIFEST, ExpertStore, StoreGroup
-from ddengine.api.checks import check_run
+from ddengine.api.checks import check_recipe, check_run
 from ddengine.api.inputs import Images, Source, dataset_of
 from ddengine.artefact import runs
+from ddengine.artefact.runs import EXPERTS
 from ddengine.data import Data
-from ddengine.data.torch_dataset import OWN
 from ddengine.models import build_model
 from ddengine.prepare import check_networks
-from ddengine.recipe import BufferConfig, DataConfig, Recipe
+from ddengine.recipe import BufferConfig, Recipe
 from ddengine.system import dist, log, runtime
 from ddengine.system.errors import UserError
 from ddengine.system.runtime import Precision
 
 
 def generate(
-    dataset: Images,
-    buffer: Recipe | BufferConfig,
+    data: Images,
+    recipe: Recipe,
     *,
-    model: str | None = None,
-    data: DataConfig | None = None,
     folder: Path | str | None = None,
     root: Path | str = EXPERTS,
     seed: int | None = None,
@@ -42,13 +40,9 @@ def generate(
         experts = buffers.generate(my_torch_dataset, recipe)
 
     Args:
-        dataset: as ddengine.distill takes it; None: the images that the recipe names.
-        buffer: the whole recipe, which says everything; or only its buffer, with `model` and
-            `data` beside it.
-        model: network of the experts; None: that of the buffer or recipe, of a recipe with teachers
-            one store each.
-        data: size, limit, validation, split_seed and zca of the images; None: the recipe's, or
-            of a buffer the usual ones.
+        data: as `ddengine.distill` takes it; None: the images that the recipe names.
+        recipe: whose buffer says how experts are trained, and whose teachers, `buffer.model` or
+            model says which networks they are.
         folder: of the store, and with teachers of their stores; None: ROOT/FINGERPRINT.
         root: where stores lie that have no other folder.
         seed: decides every random draw; None: that of the buffer (buffer.seed).
@@ -58,16 +52,21 @@ def generate(
         restart: train anew, deleting the store that is there.
 
     Raises:
-        UserError: a network that nobody names, a recipe without experts, data that do not go, a
-            folder that holds something else.
+        UserError: a recipe without experts, data that do not go, a folder that holds something
+            else.
     """
-    stores = _stores_of(buffer, model, data)
+    check_recipe(recipe)
+    if recipe.buffer is None:
+        raise UserError(
+            f"The recipe {recipe.name} needs no experts; call ddengine.distill without."
+        )
+    stores = Stores.of(recipe)
     if seed is not None:
         stores = stores.of_seed(seed)
     config = stores.buffer
     assert config is not None
     check_run(config.seed, precision)
-    images = dataset_of(dataset)
+    images = dataset_of(data)
     if images is not None:
         stores = stores.on(images.settings(stores.data))
     where = None if folder is None else Path(folder)
@@ -75,8 +74,7 @@ def generate(
     with log.shown(progress):
         source = Source(stores.data, images)
         loaded = source.load(runtime.setup(device, precision), stores.preprocess)
-        if isinstance(buffer, Recipe):
-            _check_recipe(buffer, loaded)
+        _check_recipe(recipe, loaded)
         places = stores.places(loaded.train.digest)
         if restart:
             _delete(places)
@@ -103,34 +101,6 @@ def _delete(places: Sequence[Place]) -> None:
         dist.on_first_rank(partial(runs.check_own, place.folder, MANIFEST))
     for place in places:
         dist.on_first_rank(partial(runs.delete, place.folder, MANIFEST))
-
-
-def _stores_of(
-    buffer: Recipe | BufferConfig, model: str | None, settings: DataConfig | None
-) -> Stores:
-    """The stores that are to be filled. Raises UserError where nobody says which."""
-    if isinstance(buffer, Recipe):
-        if buffer.buffer is None:
-            raise UserError(
-                f"The recipe {buffer.name} needs no experts; call ddengine.distill without."
-            )
-        stores = Stores.of(buffer)
-        if model:
-            stores = replace(stores, models=(model,))
-        return stores if settings is None else stores.on(settings)
-    if not isinstance(buffer, BufferConfig):
-        raise UserError(
-            f"buffers.generate was given a {type(buffer).__name__}; give it a Recipe, or its "
-            "buffer."
-        )
-    named = model or buffer.model
-    if not named:
-        raise UserError(
-            "The buffer names no network for its experts; give model=recipe.model, or the whole "
-            "recipe in place of its buffer."
-        )
-    config = settings or DataConfig(name=OWN)
-    return Stores(buffer=buffer, models=(named,), several=False, data=config)
 
 
 def _check_recipe(recipe: Recipe, data: Data) -> None:
