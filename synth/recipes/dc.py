@@ -188,7 +188,7 @@ def _small() -> list[Recipe]:
 def _small_cifar() -> list[Recipe]:
     """DSA on CIFAR-10, which it was made for: mirrored images are images there."""
     cells = []
-    for ipc, epochs, steps, lr in ((1, 1, 600, 1.0), (10, 10, 200, 2.0)):
+    for ipc, epochs, steps, lr in ((1, 1, 600, 5.0), (10, 10, 200, 10.0)):
         objective = GradientMatching(
             networks=OnSynthetic(epochs=epochs), augment=strategy("cifar10"), real_batch=64
         )

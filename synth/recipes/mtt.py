@@ -157,7 +157,7 @@ SMALL = [
     ("fashion_mnist_ipc1_small", FASHION, "convnet-d3-w16-in", 1, 4, 30, 400, 100.0, 1e-4, 300),
     ("fashion_mnist_ipc10_small", FASHION, "convnet-d3-w16-in", 10, 8, 20, 200, 100.0, 1e-4, 300),
     ("cifar10_ipc1_small", CIFAR, "convnet-d3-w16-in", 1, 4, 20, 300, 1000.0, 2e-5, 300),
-    ("cifar10_ipc10_small", CIFAR, "convnet-d3-w16-in", 10, 8, 20, 150, 1000.0, 2e-5, 300),
+    ("cifar10_ipc10_small", CIFAR, "convnet-d3-w16-in", 10, 8, 20, 100, 1000.0, 2e-5, 300),
 ]  # fmt: skip
 
 
