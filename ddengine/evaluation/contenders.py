@@ -315,7 +315,9 @@ def _of_equal_bytes(
     if num in (0, ipc * bench.data.num_classes):
         return
     sets = partial(_random_in_bytes, bench, num)
-    yield replace(random, name="equal_bytes", sets=sets, turn=1)
+    # more images cost more time, and a quick evaluation has none for a curve of their own
+    rate_of = random if bench.economy.quick and "random" in bench.config.baselines else None
+    yield replace(random, name="equal_bytes", sets=sets, rate_of=rate_of, turn=1)
 
 
 def _random_in_bytes(bench: Bench, num: int, draw: int) -> Subset:

@@ -15,6 +15,7 @@ from ddengine.system.rng import generator
 
 MEASURED = 0.5  # seconds of updates that are timed at least
 JUDGED = 200  # images on which judging is timed
+FULL_SECONDS = 120.0  # that networks on the full data usually may take, on each network
 WORTH = 15.0  # seconds of trainings from which on processes are worth their start
 PROCESS_BYTES = 6 * 10**8  # of a process before it trains
 HELD = 2.5  # bytes that a training holds for one that a forward pass saves

@@ -285,8 +285,40 @@ def next_searches(bench: Bench, who: Contender, model: str) -> list[Piece]:
 
 
 def is_measured(bench: Bench, who: Contender, model: str) -> bool:
-    """Whether its number of updates is known, where that is a matter of time."""
-    return not who.by_time or bench.memo.get(cut_key(who, model)) is not None
+    """Whether its number of updates is known, where that is a matter of time.
+
+    That which another evaluation has chosen for the same time is taken.
+    """
+    key = cut_key(who, model)
+    if not who.by_time or bench.memo.get(key) is not None:
+        return True
+    if key in bench.asked_others:
+        return False
+    bench.asked_others.add(key)
+    choice = bench.shared.get(_cut_facts(bench, who, model))
+    if choice is not None:
+        bench.memo.put(key, choice)
+    return choice is not None
+
+
+def decide(bench: Bench, who: Contender, model: str, num: int) -> None:
+    """So many updates are what the time allows, here and for others."""
+    choice = {"updates": num}
+    bench.memo.put(cut_key(who, model), choice)
+    bench.shared.put(_cut_facts(bench, who, model), choice)
+
+
+def _cut_facts(bench: Bench, who: Contender, model: str) -> Facts:
+    """What is asked where updates are cut: how many in these seconds, of these networks?"""
+    return {
+        "updates of": who.name,
+        "network": model,
+        "usual": bench.updates(who),
+        "seconds": bench.economy.full_seconds,
+        "searched": len(tried_rates(bench, who, model)) * bench.config.search_networks,
+        "reported": bench.config.num_networks,
+        "quick": bench.economy.quick,
+    }
 
 
 def cut_of(bench: Bench, who: Contender, model: str) -> Facts | None:

@@ -8,23 +8,26 @@ from rich.table import Table
 from ddengine.data import RealSet
 from ddengine.evaluation import tables
 from ddengine.evaluation.bench import Bench, Contender, Training
+from ddengine.evaluation.lengths import shorter
 from ddengine.evaluation.pace import Paces, images_of, num_searched
 from ddengine.evaluation.plan import Row
 from ddengine.evaluation.rows import row as told
-from ddengine.evaluation.trainings import Piece
+from ddengine.evaluation.trainings import Piece, has_curve
 from ddengine.learning.training import Classified
 from ddengine.system import log
 from ddengine.types import Facts, Json
 
-LOOK_AFTER = 5.0  # seconds of the first network from which on there is a first look
 LOOK = 3.0  # seconds of it
 LOOK_SEED = 4000  # its network is not one that chooses or is reported
 LOOKED_AT = 1000  # images that it is judged on
 
 
 def num_networks(bench: Bench, row: Row) -> int:
-    """That are trained for a row."""
-    return num_searched(bench, row.who, row.model) + bench.config.num_networks
+    """That are trained for a row, at most."""
+    num = num_searched(bench, row.who, row.model) + bench.config.num_networks
+    if has_curve(bench, row.who, row.model) and row.who.rate_of is None:
+        num += len(shorter(bench.updates(row.who))) - 1  # all lengths at one of the rates
+    return num
 
 
 @dataclass
@@ -41,7 +44,9 @@ class Watch:
         """Say what a row will take."""
         if not self.bench.economy.looks:
             return
-        text = f"{row.label}: {num_networks(self.bench, row)} networks"
+        num = num_networks(self.bench, row)
+        most = "at most " if has_curve(self.bench, row.who, row.model) else ""
+        text = f"{row.label}: {most}{num} networks"
         if seconds is not None:
             text += f", about {log.duration(seconds)}"
         self.bar.announce(text)
@@ -78,8 +83,8 @@ class Watch:
         """The rows that there are."""
         return tables.table({**self.facts, "rows": self.rows}, "so far")
 
-    def look(self, first: Training, paces: Paces) -> None:
-        """Say a first number, where the first network would take long.
+    def look(self, first: Training, paces: Paces, after: float) -> None:
+        """Say a first number, where the first network would take longer than so many seconds.
 
         It is that of a network that is trained for a few seconds.
         """
@@ -88,9 +93,9 @@ class Watch:
         if not self.bench.economy.looks or update is None:
             return
         usual = first.steps or bench.updates(first.who)
-        if update * usual <= LOOK_AFTER:
+        if update * usual <= after:
             return
-        steps = max(1, int(LOOK / update))
+        steps = min(usual, max(1, int(LOOK / update)))
         asked = replace(first, seeds=(bench.seed + LOOK_SEED,), steps=steps)
         (network,) = bench.networks(asked)
         real, name = bench.data.validation, "validation"

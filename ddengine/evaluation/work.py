@@ -19,13 +19,14 @@ from ddengine.evaluation.pace import (
     updates_in_time,
 )
 from ddengine.evaluation.plan import Choice, Measure, Plan, Row, Step
-from ddengine.evaluation.trainings import Piece, cut_key
+from ddengine.evaluation.trainings import Piece, cut_key, decide
 from ddengine.evaluation.watch import Watch
 from ddengine.system import runtime
 from ddengine.system.workers import Worker, Workers, working
 from ddengine.types import Facts
 
 MODULE = "ddengine.evaluation.beside"  # whose `main` a worker runs
+LOOK_AFTER = 5.0  # seconds of the first network from which on there is a first look
 TELLING = 1.0  # seconds of a training from which on it tells how long others take
 
 
@@ -65,7 +66,8 @@ def _sharing(
         if processes > 1:
             workers = stack.enter_context(working(processes, MODULE, bench.threads))
         if first is not None:
-            watch.look(first, paces)
+            # other processes take seconds to start, in which this one looks anyway
+            watch.look(first, paces, LOOK_AFTER if workers is None else 0.0)
         yield workers, paces
 
 
@@ -228,7 +230,7 @@ class _Work:
         bench, row = step.bench, step.row
         self.paces.learn(row.model, images_of(bench, row.who), pace.update)
         num = updates_in_time(bench, (row.who, row.model), pace, self.processes, beside=step.beside)
-        bench.memo.put(cut_key(row.who, row.model), {"updates": num, "update": pace.update})
+        decide(bench, row.who, row.model, num)
 
 
 def _key(step: Step) -> str:

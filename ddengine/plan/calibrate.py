@@ -16,12 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ddengine import loop, prepare
+from ddengine import loop, prepare, turns
 from ddengine.artefact import folder as folders
 from ddengine.artefact import runs
 from ddengine.artefact.results import add_results
 from ddengine.data import Data
 from ddengine.evaluation.evaluate import evaluate
+from ddengine.evaluation.pace import FULL_SECONDS, WORTH
 from ddengine.evaluation.train import validate
 from ddengine.learning.flat import flatten, flatten_buffers
 from ddengine.learning.teachers import load_all
@@ -34,9 +35,9 @@ from ddengine.plan.jobs import Job, StandIns, experts_of, started, workable
 from ddengine.plan.trainings import Calls, first_images, seconds_of, testing_seconds
 from ddengine.recipe import BufferConfig, Recipe, to_dict
 from ddengine.sets.synthetic import SyntheticSet, total_bytes
-from ddengine.system import files
+from ddengine.system import files, runtime
 from ddengine.system.rng import generator
-from ddengine.types import Experts
+from ddengine.types import Experts, Facts
 
 SECONDS = 5.0  # of calibration of experts and of outer steps
 PATIENCE = 60.0  # seconds after which an outer step is the only one that is timed
@@ -279,7 +280,7 @@ def _steps(run: Run, syn: SyntheticSet, objective: Objective) -> tuple[float, lo
 
     Of networks that take turns the seconds are the mean, and the state that of the last.
     """
-    alone = objective.alone()
+    alone = turns.alone(objective)
     state = loop.first_state(syn, objective, run.recipe.outer, run.job.seed)
     seconds = 0.0
     for one in alone:
@@ -416,7 +417,7 @@ def evaluation(began: float, job: Job, folder: Path, stand_ins: Path | None) -> 
         means=calls.means,
     )
     beside, result = timed(device, make)
-    trained = seconds_of(calls)
+    trained = _trained_seconds(calls, data, result)
     shown = folder / "real_vs_distilled.png"
     drawing, _ = timed(device, lambda: figures.real_vs_distilled(shown, data.train, syn, result))
     files.write_json(folder / "evaluation.json", result)
@@ -428,6 +429,25 @@ def evaluation(began: float, job: Job, folder: Path, stand_ins: Path | None) -> 
         "trainings": calls.num_networks(),
         "updates": calls.num_updates(),
     }
+
+
+def _trained_seconds(calls: Calls, data: Data, result: Facts) -> float:
+    """Seconds of the trainings that an evaluation notes, which says its `result`.
+
+    They are shared out to processes as the command shares them, and full data are cut to the time
+    that it gives them.
+    """
+    num_models = len({row["model"] for row in result["rows"]})
+    allowed = torch.get_num_threads()
+    full = [asked for asked in calls.trainings if asked.sets[0] is data.train]
+    others = [asked for asked in calls.trainings if asked.sets[0] is not data.train]
+    with runtime.on_threads(result["threads"]):
+        seconds = seconds_of(Calls(others, calls.tests))
+        of_full = seconds_of(Calls(full))
+    processes = 1
+    if data.train.device.type == "cpu" and seconds + of_full > WORTH:
+        processes = min(allowed // result["threads"], result["protocol"]["num_networks"])
+    return seconds / processes + min(of_full / processes, num_models * FULL_SECONDS)
 
 
 def _made(path: Path) -> Path:
