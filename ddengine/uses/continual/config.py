@@ -107,9 +107,10 @@ def within_pixels(recipe: Recipe, config: ContinualConfig) -> Recipe:
     A memory of bytes cuts what lies outside, so that the rest would have been learned in vain. A
     recipe that is not concerned is returned as it is.
     """
-    if config.store == "uint8" and not recipe.data.zca:
-        return replace(recipe, codec=recipe.codec.within_pixels())
-    return recipe
+    within = recipe.codec.within_pixels()
+    if config.store != "uint8" or recipe.data.zca or within == recipe.codec:
+        return recipe
+    return replace(recipe, codec=within)
 
 
 def check(data: Data, recipe: Recipe, config: ContinualConfig) -> list[int]:
