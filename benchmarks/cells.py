@@ -611,7 +611,7 @@ def main() -> None:
                 }
                 - {"/".join(p.relative_to(work).parts[:2]) for p in before}
             )
-            run = [n for n in new if n.startswith("runs/")]
+            run = [n for n in new if n.startswith("runs/") and not n.startswith("runs/.")]
             last = run[-1] if run else last
             said = masked(stdout, checkout)
             if command.startswith("estimate"):

@@ -11,6 +11,7 @@ from ddengine.system.lazy import loaded as _loaded
 if TYPE_CHECKING:
     from buffers.exchange import export as export
     from buffers.imports import bring_in as bring_in
+    from buffers.making import ExpertMaker as ExpertMaker
     from buffers.making import generate as generate
     from buffers.open import SetTeachers as SetTeachers
     from buffers.open import Stores as Stores
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 # name -> the module that it is defined in
 _PLACES = {
+    "ExpertMaker": "buffers.making",
     "SetTeachers": "buffers.open",
     "Stores": "buffers.open",
     "bring_in": "buffers.imports",

@@ -20,10 +20,11 @@ from buffers.state_dicts import Teacher
 from buffers.store import ExpertStore, teacher_folder
 from ddengine import naming
 from ddengine.api.checks import check_recipe
+from ddengine.api.inputs import Images, Source, dataset_of, pointed_at
 from ddengine.artefact import class_order, exchange, finished, runs
 from ddengine.artefact import folder as folders
 from ddengine.artefact.runs import EXPERTS, RUNS
-from ddengine.data import Data, load_data
+from ddengine.data import Data
 from ddengine.data.subset import class_subset
 from ddengine.learning.flat import FlatModel
 from ddengine.models import build_model
@@ -65,9 +66,10 @@ class Imported:
 
 @dataclass(frozen=True, kw_only=True)
 class _Given:
-    """The arguments of `bring_in`."""
+    """The arguments of `bring_in`, the recipe with the settings of the images."""
 
     recipe: Recipe
+    source: Source
     class_order: tuple[str, ...]
     labels: Path | None
     lr: float | None
@@ -80,6 +82,7 @@ def bring_in(
     recipe: Recipe,
     paths: Path | str | Sequence[Path | str],
     *,
+    data: Images = None,
     class_order: Sequence[str] = (),
     labels: Path | str | None = None,
     lr: float | None = None,
@@ -98,6 +101,8 @@ def bring_in(
             in the order of `recipe.teachers`); a file of images, of a pair of images and labels, or
             a result of DC; a folder of class folders of images; parquet files; or a folder of such.
             One path, or several.
+        data: the images that the files are of, as `ddengine.distill` takes them; None: those that
+            the recipe names.
         class_order: names or numbers of all classes in the order in which the files count them;
             none: as the dataset counts them.
         labels: labels of the images; None: labels_X.pt beside images_X.pt, else the classes in
@@ -112,8 +117,10 @@ def bring_in(
         UserError: files that are nothing of the above, or do not fit the recipe.
     """
     check_recipe(recipe)
+    recipe, source = pointed_at(recipe, dataset_of(data))
     given = _Given(
         recipe=recipe,
+        source=source,
         class_order=tuple(class_order),
         labels=None if labels is None else Path(labels),
         lr=lr,
@@ -440,13 +447,18 @@ def seen(recipe: Recipe) -> str:
 def _counted(given: _Given) -> tuple[Data, Recipe]:
     """(the recipe's data with the classes as the files count them, the recipe that says so)."""
     recipe = given.recipe
-    data = load_data(recipe.data, torch.device("cpu"))
+    data = given.source.load(torch.device("cpu"))
     if not given.class_order:
         return data, recipe
     numbers = _numbers(recipe, data)
     order = class_order.resolve(given.class_order, data.class_names, numbers)
     if order == tuple(range(data.num_classes)):
         return data, recipe
+    if given.source.is_own:
+        raise UserError(
+            "class_order counts the classes of a dataset with a name in another order; give your "
+            "own images with labels as the files count them."
+        )
     classes = tuple(numbers[k] for k in order)
     recipe = replace(recipe, data=replace(recipe.data, classes=classes))
     return class_subset(data, order), recipe

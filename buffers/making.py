@@ -1,13 +1,18 @@
 """Making the stores of a recipe on any images: what is missing is trained."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
 
 from buffers import experts
-from buffers.open import Place, Stores
+from buffers.open import Place, SetTeachers, Stores
 from buffers.store import MANIFEST, ExpertStore, StoreGroup
+from ddengine import experts as of_experts
 from ddengine.api.checks import check_recipe, check_run
 from ddengine.api.inputs import Images, Source, dataset_of
 from ddengine.artefact import runs
@@ -127,3 +132,46 @@ def _say(place: Place, opened: ExpertStore, config: BufferConfig, several: bool)
         mean = 100 * sum(accuracies) / len(accuracies)
         line += f", validation accuracy {mean:.1f} % after the last epoch"
     log.say(line)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertMaker(of_experts.ExpertMaker):
+    """Makes and opens the experts of any recipe.
+
+    `ddengine.sweep` takes it as its experts, whose settings may be among those that are swept.
+
+        ddengine.sweep(data, recipe, experts=buffers.ExpertMaker(), ...)
+    """
+
+    # of the store, and with teachers of their stores, of every recipe; None: experts/FINGERPRINT
+    folder: Path | None = None
+
+    def source(self, recipe: Recipe, precision: Precision) -> Stores:
+        """Where the experts of a recipe lie."""
+        return Stores.of(recipe, precision=precision, folder=self.folder)
+
+    def make(
+        self,
+        data: Images,
+        recipe: Recipe,
+        *,
+        device: str,
+        precision: Precision,
+        progress: log.Progress,
+    ) -> None:
+        """Train the experts of a recipe that are missing. Raises UserError as `generate` does."""
+        generate(
+            data,
+            recipe,
+            folder=self.folder,
+            device=device,
+            precision=precision,
+            progress=progress,
+        )
+
+    def teachers(
+        self, meta: Mapping[str, Any], data: Data, device: torch.device, *, dynamic: bool
+    ) -> list[nn.Module]:
+        """The teachers of a set, as `SetTeachers` finds them."""
+        folder = self.folder if meta["recipe"].get("teachers") else None
+        return SetTeachers(folder).teachers(meta, data, device, dynamic=dynamic)

@@ -14,6 +14,7 @@ from buffers.store import ExpertStore, StoreGroup
 from buffers.train import train_expert
 from ddengine.artefact.runs import EXPERTS
 from ddengine.data import Data, Preprocess
+from ddengine.experts import ExpertSource, TeacherSource
 from ddengine.learning.teachers import load_all
 from ddengine.models import build_model
 from ddengine.prepare import buffer_models
@@ -33,7 +34,7 @@ class Place:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stores:
+class Stores(ExpertSource):
     """The expert stores of a recipe, one, or with teachers one each; opened when they are needed.
 
     `ddengine.distill` takes it in place of experts.
@@ -139,7 +140,7 @@ class Stores:
 
 
 @dataclass(frozen=True)
-class SetTeachers:
+class SetTeachers(TeacherSource):
     """The teachers that a distilled set was made with, which its meta.json names.
 
     `ddengine.evaluate` takes it in place of experts. `folder` is that of their stores; None:

@@ -20,6 +20,7 @@ from torch import Generator, Tensor, nn
 from ddengine import naming
 from ddengine.data import Preprocess
 from ddengine.data.stored import read_preprocess
+from ddengine.experts import StoredExperts
 from ddengine.learning.flat import unflatten_into
 from ddengine.recipe import BufferConfig, DataConfig, Recipe, digest, to_dict
 from ddengine.system import files
@@ -284,7 +285,7 @@ def stored_preprocess(folder: Path) -> Preprocess | None:
     return read_preprocess(path)
 
 
-class ExpertStore:
+class ExpertStore(StoredExperts):
     """Memory-mapped reader of a store; an `Experts` for objectives."""
 
     def __init__(
@@ -468,7 +469,7 @@ class ExpertStore:
         return json.loads(self._file(expert).metadata()["metrics"])
 
 
-class StoreGroup:
+class StoreGroup(StoredExperts):
     """Several stores, of networks of different kinds, as one: the teachers.
 
     Those of the first store come first. They are no trajectories of one network.

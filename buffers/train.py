@@ -12,6 +12,7 @@ from buffers.steps import Step
 from ddengine.data import Data, RealSet
 from ddengine.learning import augment, training
 from ddengine.learning.flat import flatten, flatten_buffers
+from ddengine.learning.last_batch import check_last_batch
 from ddengine.models.dropout import is_dropout
 from ddengine.recipe import BufferConfig
 from ddengine.system.errors import UserError
@@ -65,6 +66,7 @@ def train_expert(
     Order and augmentation of expert i, epoch e follow from (config.seed, i, e) alone. Raises
     UserError when the loss stops being finite.
     """
+    check_last_batch(model, data.train, config.batch, "buffer.batch")
     model.train()
     step = config.step.build(model, config.epochs)
     snapshots = _Snapshots(model, config.kept_epochs())

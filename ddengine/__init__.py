@@ -17,6 +17,7 @@ from ddengine.system import compat as _compat  # noqa: F401  before anyone impor
 from ddengine.system.lazy import loaded as _loaded
 
 if TYPE_CHECKING:
+    from ddengine.api.advise import advise as advise
     from ddengine.api.compare import compare as compare
     from ddengine.api.continual import continual as continual
     from ddengine.api.describe import inspect as inspect
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from ddengine.api.estimate import estimate as estimate
     from ddengine.api.evaluate import evaluate as evaluate
     from ddengine.api.evaluate import train as train
+    from ddengine.api.evaluate_all import evaluate_all as evaluate_all
     from ddengine.api.export import export as export
     from ddengine.api.export import push as push
     from ddengine.api.merge import merge as merge
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from ddengine.api.score import rank as rank
     from ddengine.api.score import score as score
     from ddengine.api.select import select as select
+    from ddengine.api.sweep import sweep as sweep
     from ddengine.data import Dataset as Dataset
     from ddengine.data import Preprocess as Preprocess
     from ddengine.recipe import EvalConfig as EvalConfig
@@ -55,11 +58,13 @@ _PLACES = {
     "Preprocess": "ddengine.data",
     "Recipe": "ddengine.recipe",
     "UserError": "ddengine.system.errors",
+    "advise": "ddengine.api.advise",
     "compare": "ddengine.api.compare",
     "continual": "ddengine.api.continual",
     "distill": "ddengine.api.distill",
     "estimate": "ddengine.api.estimate",
     "evaluate": "ddengine.api.evaluate",
+    "evaluate_all": "ddengine.api.evaluate_all",
     "export": "ddengine.api.export",
     "for_networks": "ddengine.recipe",
     "inspect": "ddengine.api.describe",
@@ -71,6 +76,7 @@ _PLACES = {
     "report": "ddengine.api.report",
     "score": "ddengine.api.score",
     "select": "ddengine.api.select",
+    "sweep": "ddengine.api.sweep",
     "train": "ddengine.api.evaluate",
 }
 __all__ = list(_PLACES)  # pyright: ignore[reportUnsupportedDunderAll]

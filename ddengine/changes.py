@@ -1,4 +1,4 @@
-"""Changes of a configuration by the names of its fields, as Python gives them."""
+"""Changes of a configuration, and so of a recipe, by the names of its fields."""
 
 import types
 import typing
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import is_dataclass, replace
 from typing import Any
 
+from ddengine.recipe import Recipe, resolved
 from ddengine.system.errors import UserError, unknown
 
 
@@ -36,6 +37,9 @@ def _changed_value(present: Any, value: Any, hint: Any, walked: tuple[str, ...])
         entries = dict(present)
         *_, of_entries = typing.get_args(hint)
         for key, change in value.items():
+            if isinstance(change, Mapping) and key not in entries:
+                known = [".".join((*walked, entry)) for entry in entries]
+                raise unknown("field", ".".join((*walked, key)), known)
             entry = entries.get(key)
             entries[key] = _changed_value(entry, change, of_entries, (*walked, key))
         return entries
@@ -48,6 +52,73 @@ def _changed_value(present: Any, value: Any, hint: Any, walked: tuple[str, ...])
     if hint is float:
         return float(plain)
     return plain
+
+
+def nested(paths: Mapping[str, Any]) -> dict[str, Any]:
+    """Changes as `changed` takes them, of values by dotted names: {"outer.steps": 5}."""
+    changes: dict[str, Any] = {}
+    for path, value in paths.items():
+        *parts, name = path.split(".")
+        inner = changes
+        for part in parts:
+            inner = inner.setdefault(part, {})
+        inner[name] = value
+    return changes
+
+
+def kind_of(part: Any, path: str) -> Any:
+    """The type of the field with this dotted name.
+
+    Raises UserError for a name of none, and for that of a part, which has fields itself.
+    """
+    hint: Any = type(part)
+    walked: list[str] = []
+    for name in path.split("."):
+        if is_dataclass(part):
+            hints = typing.get_type_hints(type(part))
+        else:
+            *_, of_entries = typing.get_args(hint) or (None,)
+            hints = dict.fromkeys(part, of_entries) if isinstance(part, Mapping) else {}
+        if name not in hints:
+            known = [".".join((*walked, field)) for field in hints]
+            raise unknown("field", path, known or [".".join(walked)])
+        hint = hints[name]
+        part = part[name] if isinstance(part, Mapping) else getattr(part, name)
+        walked.append(name)
+    if is_dataclass(part) or isinstance(part, Mapping):
+        raise UserError(f"{path} is a part and no value; name one of its fields.")
+    return hint
+
+
+def same_cell(recipe: Recipe, published: Recipe) -> bool:
+    """Whether both are one published cell: nothing differs that decides its figure.
+
+    How often a run is looked at or saved does not, nor does how its result is evaluated.
+    """
+    return _deciding(recipe) == _deciding(published)
+
+
+def _deciding(recipe: Recipe) -> dict[str, Any]:
+    """What decides a published figure, as JSON data."""
+    content = resolved(recipe)
+    outer = {}
+    for name, value in content["outer"].items():
+        if not name.endswith("_every"):
+            outer[name] = value
+    content["outer"] = outer
+    del content["evaluation"]
+    return content
+
+
+def as_changed(recipe: Recipe, before: Recipe) -> Recipe:
+    """A recipe that was changed, without the published figure that belongs to it as it was before.
+
+    Nothing happens where nothing differs that decides the figure.
+    """
+    if recipe.published is None or same_cell(recipe, before):
+        return recipe
+    note = f"{before.name} with other settings, for which nothing is published."
+    return replace(recipe, published=None, note=note)
 
 
 def _called(hint: Any) -> str:

@@ -14,7 +14,6 @@ from ddengine.learning.memory import step_bytes
 from ddengine.models import build_model
 from ddengine.recipe import Recipe
 from ddengine.sets.synthetic import SyntheticSet
-from ddengine.system import log
 from ddengine.system.rng import generator
 from ddengine.system.runtime import Precision
 from ddengine.types import Experts, Method
@@ -70,10 +69,6 @@ class Objective(Protocol):
         The loop calls backward() on each at once, so only one graph is alive.
         """
         ...
-
-    def alone(self) -> "Sequence[Objective]":
-        """The objectives that take turns in this one, each of one network; mostly itself."""
-        return [self]
 
 
 class ObjectiveConfig(Method, Protocol):
@@ -152,43 +147,6 @@ class Stateless(Objective):
     ) -> Iterator[Tensor]:
         """Those of the configuration."""
         return self.config.step_losses(self.env, syn, rng)
-
-
-def objective_of(config: ObjectiveConfig, environments: Sequence[Env]) -> Objective:
-    """The objective of a recipe; of several networks one in which they take turns."""
-    first, *others = environments
-    objectives = [config.build(first)]
-    with log.shown(not others):  # what is said of the images is said once
-        objectives += [config.build(env) for env in others]
-    return InTurn(config, objectives) if others else objectives[0]
-
-
-class InTurn(Objective):
-    """Networks of several kinds that take turns, each seen by an objective of its own.
-
-    The n-th network that is drawn is of kind n modulo their number, from its first step to its
-    last. So all kinds are drawn equally often, and nothing is drawn at random to choose one: of one
-    kind alone the steps are those of its objective.
-    """
-
-    def __init__(self, config: ObjectiveConfig, objectives: Sequence[Objective]):
-        self.config = config
-        self.objectives = objectives
-
-    def init(self, rng: Generator) -> dict[str, Tensor]:
-        """What the first keeps: the others put their own in its place when they draw."""
-        return self.objectives[0].init(rng)
-
-    def losses(
-        self, syn: SyntheticSet, state: dict[str, Tensor], step: int, rng: Generator
-    ) -> Iterator[Tensor]:
-        """Those of the objective whose turn it is."""
-        number = self.config.network_at(syn, step) % len(self.objectives)
-        return self.objectives[number].losses(syn, state, step, rng)
-
-    def alone(self) -> Sequence[Objective]:
-        """The objectives that take turns."""
-        return self.objectives
 
 
 def network_bytes(env: Env, *, images: int, vectors: int = VECTORS) -> int:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from synth.catalogue import find as find
     from synth.catalogue import take as take
     from synth.cite import bibtex as bibtex
+    from synth.measured import candidates as candidates
     from synth.recipes.protocols import PROTOCOLS as PROTOCOLS
 
 # name -> the module that it is defined in
@@ -20,6 +21,7 @@ _PLACES = {
     "PROTOCOLS": "synth.recipes.protocols",
     "RECIPES": "synth.catalogue",
     "bibtex": "synth.cite",
+    "candidates": "synth.measured",
     "find": "synth.catalogue",
     "take": "synth.catalogue",
 }

@@ -15,8 +15,8 @@ from types import ModuleType
 from typing import Any
 
 import synth.recipes
-from ddengine.changes import changed
-from ddengine.recipe import PARTS, Recipe, resolved
+from ddengine.changes import as_changed, changed
+from ddengine.recipe import PARTS, Recipe
 from ddengine.system.errors import UserError, unknown
 from synth.installed import installed, recipes_in
 
@@ -94,37 +94,6 @@ def _of_package(name: str) -> Recipe:
     if wanted not in by_name:
         raise unknown(f"recipe in {module_name}:{attribute}", wanted, by_name)
     return by_name[wanted]
-
-
-def same_cell(recipe: Recipe, published: Recipe) -> bool:
-    """Whether both are one published cell: nothing differs that decides its figure.
-
-    How often a run is looked at or saved does not, nor does how its result is evaluated.
-    """
-    return _deciding(recipe) == _deciding(published)
-
-
-def _deciding(recipe: Recipe) -> dict[str, Any]:
-    """What decides a published figure, as JSON data."""
-    content = resolved(recipe)
-    outer = {}
-    for name, value in content["outer"].items():
-        if not name.endswith("_every"):
-            outer[name] = value
-    content["outer"] = outer
-    del content["evaluation"]
-    return content
-
-
-def as_changed(recipe: Recipe, before: Recipe) -> Recipe:
-    """A recipe that was changed, without the published figure that belongs to it as it was before.
-
-    Nothing happens where nothing differs that decides the figure.
-    """
-    if recipe.published is None or same_cell(recipe, before):
-        return recipe
-    note = f"{before.name} with other settings, for which nothing is published."
-    return replace(recipe, published=None, note=note)
 
 
 def take(recipe: Recipe, assignments: Sequence[str] | str) -> Recipe:

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from ddengine import naming
-from ddengine.api.experts import ExpertSource, with_expert_seed
+from ddengine.api.experts import with_expert_seed
 from ddengine.api.inputs import AUTO, default_folder
 from ddengine.artefact import runs
+from ddengine.experts import ExpertSource
 from ddengine.prepare import reads_experts
 from ddengine.recipe import Recipe
 from ddengine.system import log

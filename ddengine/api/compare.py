@@ -17,6 +17,7 @@ from ddengine.pages import comparing
 from ddengine.system import files
 from ddengine.system.errors import UserError
 
+TITLE = "test accuracy by setting"
 SWEEP = "sweep.json"  # marks the folder of a sweep, which stands for its runs
 
 
@@ -55,43 +56,46 @@ def compare(
             networks were trained by another protocol.
     """
     read = _read(runs)
-    together = settings.groups(read, across=across)
-    if len(together) > 1:
-        first, other = together[0], together[1][0]
+    first, *others = settings.groups(read, across=across)
+    if others:
+        (other, *_), *_ = others
+        reason = settings.difference(first, other, across=across)
+        advice = "."
+        if not across and settings.difference(first, other, across=True) is None:
+            advice = ", or all of them with --across, which shows in which fields protocols differ."
         raise UserError(
-            f"{settings.difference(first, other, across=across)}, so they cannot be compared; "
-            "compare each group of runs for itself" + ("." if across else _advice(first, other))
+            f"{reason}, so they cannot be compared; compare each group of runs for itself{advice}"
         )
     comparison = compared(read, to=_reference(to, read), across=across)
-    made = outcome(comparison)
+    write_comparison(comparison, TITLE, csv=csv, latex=latex, figure=figure, x=x)
+    return Outcome(
+        asdict(comparison),
+        comparison.rows,
+        partial(comparing.table, comparison, TITLE),
+        (comparing.SHORT_TITLES, *comparison.notes),
+        title=TITLE,
+    )
+
+
+def write_comparison(
+    comparison: Comparison,
+    title: str,
+    *,
+    csv: Path | str | None,
+    latex: Path | str | None,
+    figure: Path | str | None,
+    x: str | None,
+) -> None:
+    """Write the files that are named; `x` is as `compare` takes it."""
     if csv is not None:
         _write(Path(csv), comparing.csv_text(comparison))
     if latex is not None:
-        _write(Path(latex), comparing.latex_text(comparison, made.title))
+        _write(Path(latex), comparing.latex_text(comparison, title))
     if figure is not None:
         from ddengine.pages import comparison_figure
 
         files.make_folder(Path(figure).parent)
         comparison_figure.draw(Path(figure), comparison, x)
-    return made
-
-
-def outcome(comparison: Comparison) -> Outcome:
-    """A comparison as a table."""
-    return Outcome(
-        asdict(comparison),
-        comparison.rows,
-        partial(comparing.table, comparison, "test accuracy by setting"),
-        (comparing.SHORT_TITLES, *comparison.notes),
-        title="test accuracy by setting",
-    )
-
-
-def _advice(first: Sequence[Evaluated], other: Evaluated) -> str:
-    """What else can be done where only protocols differ."""
-    if settings.difference(first, other, across=True) is not None:
-        return "."
-    return ", or all of them with --across, which shows the fields of the protocols that differ."
 
 
 def _write(path: Path, text: str) -> None:
@@ -115,9 +119,11 @@ def runs_in(path: Path) -> list[Path]:
     """The finished runs of a sweep; of any other folder itself."""
     if not (path / SWEEP).is_file():
         return [path]
-    names = files.read_json(path / SWEEP, "runs")["runs"]
-    folders = [path / "runs" / name for name in names]
-    return [folder for folder in folders if (folder / "evaluation.json").is_file()]
+    finished = []
+    for name in files.read_json(path / SWEEP, "runs")["runs"]:
+        if (path / "runs" / name / "evaluation.json").is_file():
+            finished.append(path / "runs" / name)
+    return finished
 
 
 def evaluated(path: Path) -> Evaluated:
@@ -125,11 +131,13 @@ def evaluated(path: Path) -> Evaluated:
     folder = run_folders.set_folder(path)
     if not (folder / "meta.json").is_file():
         raise UserError(f"{path} holds no distilled set; name the folder of a run.")
-    found = [where for where in (path, folder) if (where / "evaluation.json").is_file()]
-    if not found:
+    evaluation = path / "evaluation.json"
+    if not evaluation.is_file():
+        evaluation = folder / "evaluation.json"  # a copy that travels with the set
+    if not evaluation.is_file():
         raise UserError(f"{path} was not evaluated; run evaluate {path} first.")
     meta = naming.read_json(folder / "meta.json", "recipe")
-    return Evaluated(str(path), meta, naming.read_json(found[0] / "evaluation.json", "rows"))
+    return Evaluated(str(path), meta, naming.read_json(evaluation, "rows"))
 
 
 def _reference(

@@ -11,11 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddengine import loop
+from ddengine import loop, turns
 from ddengine.api import experts as of_experts
 from ddengine.api.begun import begun, followed, place
 from ddengine.api.checks import check_folder, check_recipe, check_run
-from ddengine.api.experts import ExpertSource
 from ddengine.api.inputs import (
     AUTO,
     Images,
@@ -28,6 +27,7 @@ from ddengine.api.results import Distilled, load
 from ddengine.artefact import runs
 from ddengine.data import Data, Dataset, Preprocess
 from ddengine.evaluation.train import validate
+from ddengine.experts import ExpertSource
 from ddengine.learning.teachers import load_all
 from ddengine.objective import Objective
 from ddengine.pages import figures, overview, writing
@@ -136,6 +136,7 @@ class Job:
         experts: Experts | None,
         counters: loop.Counters,
         initial_seconds: float,
+        objective: Objective,
         bibtex: Bibtex | None,
     ) -> dict[str, Any]:
         """What meta.json says."""
@@ -148,7 +149,11 @@ class Job:
             seed=self.seed,
             precision=self.precision,
             **more,
-            distillation=loop.summary(counters) | {"initial_seconds": initial_seconds},
+            distillation={
+                **loop.summary(counters),
+                "initial_seconds": initial_seconds,
+                **turns.facts(objective),
+            },
         )
 
     def costed(self) -> jobs.Job:
@@ -366,7 +371,7 @@ def _in_memory(job: Job, bibtex: Bibtex | None, began: float) -> Distilled:
             finish=partial(shipped, recipe=recipe, experts=experts),
             began=began,
         )
-    meta = job.meta(experts, counters, initial_seconds, bibtex)
+    meta = job.meta(experts, counters, initial_seconds, objective, bibtex)
     return Distilled(job.renumbered(result), meta, None, job.data.split_names)
 
 
@@ -448,7 +453,7 @@ def _kept(job: Job, keep: Keep) -> Distilled:
         began=keep.began,
     )
     began = time.perf_counter() - counters.wall_seconds  # without interruptions
-    meta = job.meta(experts, counters, initial_seconds, keep.bibtex)
+    meta = job.meta(experts, counters, initial_seconds, objective, keep.bibtex)
     renumbered = job.renumbered(result)
     if first:
         writing.write_run(folder, renumbered, data, meta, shown=result)

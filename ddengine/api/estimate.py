@@ -2,21 +2,22 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 
 from ddengine.api.checks import check_recipe, check_run
 from ddengine.api.evaluate import protocol_of
-from ddengine.api.experts import ExpertSource, Given
+from ddengine.api.experts import Given
 from ddengine.api.inputs import Images, dataset_of, pointed_at
 from ddengine.api.outcomes import Outcome
 from ddengine.api.results import load
 from ddengine.artefact.runs import EXPERTS, RUNS
 from ddengine.data import Dataset
+from ddengine.experts import ExpertSource
 from ddengine.plan import estimate as plan
 from ddengine.plan.bounds import free_disk
 from ddengine.plan.jobs import Job
@@ -25,20 +26,6 @@ from ddengine.recipe import EvalConfig, Recipe
 from ddengine.system import log, runtime
 from ddengine.system.errors import UserError
 from ddengine.system.runtime import Precision, available_memory
-
-
-@runtime_checkable
-class Growing(ExpertSource, Protocol):
-    """Where experts lie of which some may be missing, such as `buffers.stores(recipe)`."""
-
-    @property
-    def trainer(self) -> Callable[..., Any]:
-        """What trains an expert."""
-        ...
-
-    def missing(self, images: str) -> dict[str, int]:
-        """How many experts the store of each network lacks."""
-        ...
 
 
 def estimate(
@@ -156,8 +143,6 @@ def _estimated(
     where = runtime.setup(machine.device, machine.precision)
     loaded = source.load(torch.device("cpu"), origin.preprocess)
     check_networks(recipe, loaded)
-    growing = origin if isinstance(origin, Growing) else None
-    missing = {} if growing is None else growing.missing(loaded.train.digest)
     job = Job(
         recipe=recipe,
         seed=machine.seed,
@@ -166,12 +151,12 @@ def _estimated(
         compile=machine.compile,
         load=partial(source.load, stored=origin.preprocess),
         open_store=origin.open,
-        train_expert=None if growing is None else growing.trainer,
+        train_expert=origin.trainer,
         protocol_of=_protocol_of,
         parsing=machine.parsing,
     )
     began = time.perf_counter()
-    parts = plan.estimate(job, missing)
+    parts = plan.estimate(job, origin.missing(loaded.train.digest))
     seconds = time.perf_counter() - began
     disk = min(map(free_disk, machine.folders))
     return _Estimated(recipe, parts, available_memory(where), disk, seconds, where)

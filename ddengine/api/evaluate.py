@@ -5,14 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import nn
 
 from ddengine import naming
 from ddengine.api.checks import check_experts, check_folder, check_run
-from ddengine.api.experts import ExpertSource
 from ddengine.api.inputs import Images, Source, dataset_of
 from ddengine.api.outcomes import Outcome
 from ddengine.api.results import Distilled, on_device, opened
@@ -28,6 +27,7 @@ from ddengine.evaluation.brought import Factory, Trainer, name_of, stable_name
 from ddengine.evaluation.pace import FULL_SECONDS
 from ddengine.evaluation.train import train_one
 from ddengine.evaluation.user_file import FromFile, from_file, names_file
+from ddengine.experts import TeacherSource
 from ddengine.learning.teachers import load_all
 from ddengine.models import build_model, middle
 from ddengine.pages import figures
@@ -45,17 +45,6 @@ QUICK_SHARE = 1 / 6  # of full_seconds in a quick evaluation
 Networks = Sequence[str | Factory] | Mapping[str, Factory]
 
 
-@runtime_checkable
-class TeacherSource(Protocol):
-    """Where the teachers of a set lie, such as `buffers.SetTeachers`."""
-
-    def teachers(
-        self, meta: Mapping[str, Any], data: Data, device: torch.device, *, dynamic: bool
-    ) -> list[nn.Module]:
-        """The networks; none of a set without. Raises UserError for dynamic labels without."""
-        ...
-
-
 def evaluate(
     of: Distilled | Path | str,
     data: Images | DataConfig = None,
@@ -65,7 +54,7 @@ def evaluate(
     protocol: EvalConfig | Mapping[str, Any] | None = None,
     test: Any = None,
     train: Trainer | None = None,
-    experts: Experts | ExpertSource | TeacherSource | None = None,
+    experts: Experts | TeacherSource | None = None,
     folder: Path | str | None = None,
     seed: int = 0,
     device: str = "auto",
@@ -73,6 +62,7 @@ def evaluate(
     quick: bool = False,
     full_seconds: float | None = FULL_SECONDS,
     reuse_baselines: bool = True,
+    sort: tables.Sort = "none",
     progress: log.Progress = True,
     restart: bool = False,
     strict: bool = True,
@@ -97,19 +87,18 @@ def evaluate(
             dictionary; None: the set's own.
         test: images to test on in place of the test split: as `Dataset.of` takes them.
         train: a function that trains a network in place of ours.
-        experts: teachers, for dynamic labels and for random images with soft labels: what
-            `buffers.generate` returned, `buffers.stores(recipe)`, or `buffers.SetTeachers()` for
-            those that the set names.
-        folder: where evaluation.json is written. What lies there finished is read, where it is of
-            the same settings. None: the run or the folder of the set; nothing is kept of a set in
-            memory, and of functions, test images or a training function that you bring; networks
-            of a file are told by its digest and kept.
+        experts: teachers of dynamic labels and of random images with soft labels, as `distill`
+            takes them, or `buffers.SetTeachers()` for those that the set names.
+        folder: where evaluation.json is written; one of the same settings there is read. None: the
+            run or the folder of the set; nothing is kept of a set in memory, nor with functions,
+            test images or a training function of yours (networks of a file are kept).
         seed: decides networks, orders, augmentation and random draws.
         device: auto, cpu, cuda or cuda:N.
         precision: fp32, tf32 or bf16.
         quick: a first answer: 3 networks a row, two rates, updates cut to what validation needs.
         full_seconds: that the row of full data may take on a network, else cut; None: no limit.
         reuse_baselines: read what other evaluations keep in .baselines, beside their runs.
+        sort: by what the rows of the table are ordered.
         progress: as `distill` takes it.
         restart: evaluate again although evaluation.json is there, with baselines trained again.
         strict: refuse an evaluation.json of other settings; False takes it as it is.
@@ -145,10 +134,12 @@ def evaluate(
             strict=strict,
             words=tuple(command),
         )
-        return _told(asking, folder, seconds_before)
+        return _told(asking, folder, sort, seconds_before)
 
 
-def _told(asking: "Asking", folder: Path | str | None, seconds_before: float) -> Outcome:
+def _told(
+    asking: "Asking", folder: Path | str | None, sort: tables.Sort, seconds_before: float
+) -> Outcome:
     """An evaluation as a table; that of a set by what it says itself also lies in its folder."""
     of = asking.of
     out = of.run if asking.is_told else None
@@ -157,7 +148,12 @@ def _told(asking: "Asking", folder: Path | str | None, seconds_before: float) ->
     content = asking.evaluation(out, "evaluate", seconds_before)
     if folder is None and of.folder is not None and not asking.brings_own:
         results.add_results(of.folder, dict(content))
-    return outcome(content, of, out)
+    told = outcome(content, of, out, sort)
+    if out is None or len({row["model"] for row in told.rows}) == 1:
+        return told
+    picture = out / "heat_map.png"
+    figures.heat_map(picture, [(of.meta["recipe"]["name"], content)])
+    return replace(told, notes=(*told.notes, f"accuracy of every set on every network: {picture}"))
 
 
 def _economy(quick: bool, full_seconds: float | None, restart: bool) -> Economy:
@@ -173,14 +169,16 @@ def _economy(quick: bool, full_seconds: float | None, restart: bool) -> Economy:
     return Economy(full_seconds * share, quick, renew=restart, looks=True)
 
 
-def outcome(content: Mapping[str, Any], of: Distilled, out: Path | None) -> Outcome:
+def outcome(
+    content: Mapping[str, Any], of: Distilled, out: Path | None, sort: tables.Sort = "none"
+) -> Outcome:
     """An evaluation as a table."""
     on = f" on {content['num_images']['test']} images" if "num_images" in content else ""
     title = f"{tables.marked(of.meta['recipe']['name'], content)}, test accuracy{on}"
     return Outcome(
         content,
         content["rows"],
-        partial(tables.table, dict(content), title, "none"),
+        partial(tables.table, dict(content), title, sort),
         tuple(tables.notes(dict(content))),
         out,
         title,
@@ -197,7 +195,7 @@ class Asking:
     seed: int = 0
     device: str = "auto"
     precision: Precision = "fp32"
-    experts: Experts | ExpertSource | TeacherSource | None = None
+    experts: Experts | TeacherSource | None = None
     test: Any = None
     factories: Mapping[str, Factory] | None = None
     train: Trainer | None = None
@@ -281,10 +279,14 @@ class Asking:
         )
 
     def _teachers(self, opened_set: "OpenSet") -> Sequence[nn.Module]:
+        """The networks that label, given opened or by where they lie; none where none were."""
+        if self.experts is None:
+            return []
+        if not isinstance(self.experts, TeacherSource):
+            return load_all(self.experts, opened_set.device)
         dynamic = self.config.labels == "dynamic"
-        if isinstance(self.experts, TeacherSource):
-            return _from_source(self.experts, self.of, opened_set, dynamic)
-        return _loaded(self.experts, opened_set.data, opened_set.device)
+        data, device = opened_set.data, opened_set.device
+        return self.experts.teachers(self.of.meta, data, device, dynamic=dynamic)
 
     def _brought(self) -> dict[str, str | None]:
         """What identifies the functions that the user brings, by what they are for.
@@ -612,23 +614,6 @@ def networks_of(models: Networks) -> tuple[tuple[str, ...], dict[str, Factory]]:
             )
         factories[name] = model
     return tuple(names), factories
-
-
-def _loaded(
-    experts: Experts | ExpertSource | None, data: Data, device: torch.device
-) -> Sequence[nn.Module]:
-    """The last networks of experts, opened already or where they lie."""
-    if isinstance(experts, ExpertSource):
-        experts = experts.open(data)
-    if experts is None:
-        return []
-    return load_all(experts, device)
-
-
-def _from_source(
-    source: TeacherSource, of: Distilled, opened_set: OpenSet, dynamic: bool
-) -> list[nn.Module]:
-    return source.teachers(of.meta, opened_set.data, opened_set.device, dynamic=dynamic)
 
 
 def _test_images(test: Any, opened_set: OpenSet) -> RealSet | None:

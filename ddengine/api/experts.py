@@ -1,15 +1,15 @@
 """Experts as the public functions take them: opened already, or where they lie."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 
 from ddengine.api.checks import check_experts
 from ddengine.data import Data, Preprocess
+from ddengine.experts import ExpertSource, StoredExperts
 from ddengine.prepare import buffer_models, reads_experts
-from ddengine.recipe import DataConfig, Recipe
+from ddengine.recipe import Recipe
 from ddengine.system import log
 from ddengine.system.errors import UserError
 from ddengine.types import Experts
@@ -17,75 +17,13 @@ from ddengine.types import Experts
 ADVICE = "make them with buffers.generate(data, recipe)"
 
 
-@runtime_checkable
-class StoredExperts(Experts, Protocol):
-    """Experts that know where they come from, such as those of `buffers`."""
-
-    def identities(self) -> Sequence[dict[str, Any]]:
-        """What decides the content of each store."""
-        ...
-
-    def preprocesses(self) -> Sequence[Preprocess | None]:
-        """What the experts of each store saw their images through."""
-        ...
-
-    def fingerprints(self) -> Sequence[str]:
-        """The digest of each identity."""
-        ...
-
-    def origin(self, recipe: Recipe, images: str, precision: str) -> str | None:
-        """What says which experts these are, beside recipe and run.
-
-        None for those that follow from the recipe, the digest of the training images and the
-        precision.
-        """
-        ...
-
-    def summary(self) -> dict[str, Any]:
-        """Number and training time of the experts, for meta.json."""
-        ...
-
-
-@runtime_checkable
-class ExpertSource(Protocol):
-    """Where the experts of a recipe lie; they are opened when they are needed."""
-
-    def on(self, data: DataConfig) -> "ExpertSource":
-        """Where those lie that saw other images."""
-        ...
-
-    def seed(self) -> int | None:
-        """That the experts were trained with; None where nobody knows one."""
-        ...
-
-    def of_seed(self, seed: int) -> "ExpertSource | None":
-        """Where those lie that were trained with another seed; None where there are no others."""
-        ...
-
-    def preprocess(self, images: str) -> Preprocess | None:
-        """What the experts of images with this digest saw them through; None without experts."""
-        ...
-
-    def origin(self, images: str) -> str | None:
-        """As that of StoredExperts."""
-        ...
-
-    def open(self, data: Data) -> Experts | None:
-        """The experts. Raises UserError for experts that are missing or made otherwise."""
-        ...
-
-
 @dataclass(frozen=True)
-class Given:
+class Given(ExpertSource):
     """Experts that were handed in, as an ExpertSource: checked against the images when opened."""
 
     recipe: Recipe
     experts: Experts | None
     precision: str
-
-    def on(self, data: DataConfig) -> "Given":
-        """The same: what they saw is looked at when they are opened."""
-        return self
 
     def seed(self) -> int | None:
         """That of all stores; None of imported experts, and of such that say none."""
@@ -93,10 +31,6 @@ class Given:
             return None
         seeds = {identity["seed"] for identity in self.experts.identities()}
         return seeds.pop() if len(seeds) == 1 else None
-
-    def of_seed(self, seed: int) -> None:
-        """Nothing: these experts were handed in, and others were not."""
-        return None
 
     def preprocess(self, images: str) -> Preprocess | None:
         """Published constants that experts of these images were trained with are kept."""

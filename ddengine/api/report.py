@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from ddengine.api.compare import runs_in
 from ddengine.api.results import Distilled, path_of
 from ddengine.system.errors import UserError
 
@@ -16,7 +17,7 @@ def report(
         ddengine.report(["runs/mine", "runs/other"], "report.html")
 
     Args:
-        runs: folders of runs or of distilled sets, or sets that lie in one.
+        runs: folders of runs, of sweeps or of distilled sets, or sets that lie in one.
         file: to write; None: report.html in the first folder.
 
     Raises:
@@ -27,5 +28,8 @@ def report(
     several = [runs] if isinstance(runs, Distilled | Path | str) else list(runs)
     if not several:
         raise UserError("report was given no runs; name the folder of one at least.")
-    paths = [path_of(of) if isinstance(of, Distilled) else Path(of) for of in several]
-    return page.write(paths, paths[0] / "report.html" if file is None else Path(file))
+    folders = [path_of(of) if isinstance(of, Distilled) else Path(of) for of in several]
+    paths: list[Path] = []
+    for folder in folders:
+        paths += runs_in(folder)
+    return page.write(paths, folders[0] / "report.html" if file is None else Path(file))

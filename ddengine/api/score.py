@@ -12,7 +12,6 @@ from ddengine import naming
 from ddengine.api.checks import check_experts, check_folder, check_run
 from ddengine.api.evaluate import (
     Asking,
-    TeacherSource,
     networks_of,
     protocol_of,
     source_of,
@@ -22,6 +21,7 @@ from ddengine.api.inputs import Images
 from ddengine.api.outcomes import Outcome
 from ddengine.api.results import Distilled, opened
 from ddengine.evaluation import intervals, scores
+from ddengine.experts import TeacherSource
 from ddengine.recipe import DataConfig, EvalConfig
 from ddengine.system import files, log
 from ddengine.system.errors import UserError

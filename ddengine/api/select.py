@@ -13,11 +13,11 @@ from ddengine.api import experts as of_experts
 from ddengine.api.begun import begun, followed, place
 from ddengine.api.checks import check_folder, check_recipe, check_run
 from ddengine.api.distill import Bibtex
-from ddengine.api.experts import ExpertSource
 from ddengine.api.inputs import AUTO, Images, dataset_of, pointed_at
 from ddengine.api.results import Distilled, load
 from ddengine.artefact import runs
 from ddengine.data import Data, Dataset
+from ddengine.experts import ExpertSource
 from ddengine.models import build_model
 from ddengine.pages import writing
 from ddengine.prepare import ASKS_EXPERTS, check_networks

@@ -19,6 +19,7 @@ DEMO = "mtt/digits_ipc1"
 # command -> the module of this package whose `main` takes its arguments
 COMMANDS = {
     "demo": "demo",
+    "advise": "advise",
     "estimate": "estimate",
     "buffer": "buffer",
     "distill": "distill",
@@ -28,6 +29,7 @@ COMMANDS = {
     "rank": "rank",
     "privacy": "privacy",
     "continual": "continual",
+    "sweep": "sweep",
     "compare": "compare",
     "report": "report",
     "merge": "merge",
@@ -43,6 +45,8 @@ usage: run.py COMMAND [arguments]
 
   demo                        digits, one image per class, in minutes on a CPU: experts,
                               distillation, evaluation, report
+  advise [--data...] [--minutes N]
+                              recipes for images and a time: what they take, what to expect
   estimate RECIPE... [flags]  what buffer, distill and evaluate will cost here: time, memory, disk
                               (a minute for small recipes); --json PATH
   buffer RECIPE [flags]       train and store the expert trajectories of a recipe
@@ -55,6 +59,8 @@ usage: run.py COMMAND [arguments]
   privacy SET [flags]         the real images nearest to the distilled ones; does membership show?
   continual RECIPE [flags]    class-incremental learning: distilled, random and herding memories
                               of equal bytes
+  sweep RECIPE --grid FIELD=VALUES --seeds 0,1,2 [flags]
+                              all settings of a grid, distilled and evaluated with some seeds
   compare RUN... [flags]      a row for each setting: mean over seeds, spreads, paired differences;
                               --to, --csv, --latex, --x
   report SET... [--out FILE]  one HTML page about one or several runs

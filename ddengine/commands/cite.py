@@ -6,13 +6,13 @@ from typing import Annotated, Generic
 import tyro
 
 from ddengine.commands.on_recipe import of_recipe
-from ddengine.commands.options import OfRecipe, RecipeT
+from ddengine.commands.options import ForNetworks, OfRecipe, RecipeT
 from ddengine.system import log
 from synth.cite import bibtex
 
 
 @dataclass(frozen=True, kw_only=True)
-class CiteOptions(OfRecipe, Generic[RecipeT]):
+class CiteOptions(OfRecipe, ForNetworks, Generic[RecipeT]):
     """The flags are those of the recipe."""
 
     recipe: Annotated[RecipeT, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff]

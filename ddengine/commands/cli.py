@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 import tyro
 
+from ddengine.api.outcomes import Outcome
 from ddengine.system import log, program
 from ddengine.system.errors import UserError
 
@@ -54,6 +55,13 @@ def show_help(cls: Any, command: str, defaults: Any, said: str = "") -> NoReturn
         log.say(said)
     parse(cls, ["--help"], defaults, command)
     raise SystemExit(0)
+
+
+def show(outcome: Outcome) -> None:
+    """Print a table, and below it what to know beside it."""
+    log.console.print(outcome.table())
+    for line in outcome.notes:
+        log.say(line)
 
 
 def sentence(complaint: str, prog: str) -> str:

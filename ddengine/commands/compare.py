@@ -6,6 +6,7 @@ from pathlib import Path
 import ddengine
 from ddengine.api.compare import SWEEP
 from ddengine.artefact.runs import is_set
+from ddengine.commands import cli
 from ddengine.commands.on_set import OnPaths
 from ddengine.system import log
 
@@ -56,9 +57,7 @@ def main(args: list[str]) -> None:
         figure=figure,
         x=options.x,
     )
-    log.console.print(outcome.table())
-    for line in outcome.notes:
-        log.say(line)
+    cli.show(outcome)
     written = [path for path in (options.csv, options.latex, figure) if path is not None]
     if written:
         log.say(f"written: {', '.join(map(str, written))}")

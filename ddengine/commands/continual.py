@@ -7,6 +7,7 @@ from typing import Annotated, Generic
 import tyro
 
 import ddengine
+from ddengine.commands import cli
 from ddengine.commands.on_recipe import of_recipe
 from ddengine.commands.options import Machine, OfRecipe, RecipeT
 from ddengine.commands.process import alone
@@ -43,8 +44,6 @@ def main(args: list[str]) -> None:
         precision=options.precision,
         restart=options.restart,
     )
-    log.console.print(outcome.table())
-    for line in outcome.notes:
-        log.say(line)
+    cli.show(outcome)
     assert outcome.folder is not None
     log.say(f"accuracy after each stage: {outcome.folder / 'continual.png'}")

@@ -63,10 +63,10 @@ def main(args: list[str]) -> None:
         **run,
     )
     flags = [word for name, value in run.items() for word in (f"--{name}", str(value))]
-    evaluation = evaluate.evaluate_path(folder, flags)
+    _, outcome = evaluate.evaluate_path(folder, flags)
     report.main([str(folder)])
     log.say(
         f"pictures: {folder / 'real_vs_distilled.png'} and {folder / 'progress'}; the set: "
         f"{folder / 'distilled'}"
     )
-    log.say(f"{log.duration(evaluation['seconds'])} in all")
+    log.say(f"{log.duration(outcome.content['seconds'])} in all")

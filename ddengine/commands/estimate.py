@@ -13,13 +13,14 @@ import tyro
 
 import ddengine
 from ddengine.artefact.runs import EXPERTS, RUNS
+from ddengine.commands import cli
 from ddengine.commands.on_recipe import of_recipe, stores_of
 from ddengine.commands.options import ForNetworks, Machine, OfRecipe, RecipeT
 from ddengine.commands.process import alone
 from ddengine.commands.words import is_flag
 from ddengine.plan import estimate as plan
 from ddengine.recipe import to_dict
-from ddengine.system import files, log
+from ddengine.system import files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +66,7 @@ def main(args: list[str]) -> None:
         folders=(options.experts or EXPERTS, options.out or RUNS),
         parsing=parsing,
     )
-    log.console.print(outcome.table())
-    for line in outcome.notes:
-        log.say(line)
+    cli.show(outcome)
     if path is not None:
         files.make_folder(path.parent)
         said = {"recipe": to_dict(options.recipe)} if one else {}

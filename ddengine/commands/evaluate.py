@@ -4,22 +4,23 @@ import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
 import tyro
 
 import ddengine
-from ddengine import commands, naming
-from ddengine.artefact import runs
+from ddengine import commands
+from ddengine.api.evaluate_all import beside
+from ddengine.api.outcomes import Outcome
+from ddengine.api.results import Distilled
+from ddengine.commands import cli
 from ddengine.commands.flags import flag_of
 from ddengine.commands.on_set import OnPaths, asked, by_recipe, of_set
 from ddengine.commands.options import OfEvaluation
 from ddengine.commands.process import alone
-from ddengine.evaluation import scores, tables
 from ddengine.evaluation.pace import FULL_SECONDS
-from ddengine.pages import figures, overview
+from ddengine.evaluation.tables import Sort
 from ddengine.recipe import EvalConfig
-from ddengine.system import log
 from ddengine.system.errors import UserError
 
 # flags that decide no number: with these alone an evaluation that is there is shown as it is
@@ -39,7 +40,7 @@ class EvaluateOptions(OfEvaluation):
     # read baselines that an evaluation of another run has trained on the same images, networks and
     # protocol; they lie in .baselines beside the folder of the run
     reuse_baselines: bool = True
-    sort: Literal["none", "accuracy", "accuracy_per_byte"] = "none"  # order of the printed table
+    sort: Sort = "none"  # order of the printed table
     evaluation: Annotated[EvalConfig, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff]
 
 
@@ -48,7 +49,7 @@ COMMAND = OnPaths(
 )
 
 
-def evaluate_path(path: Path, args: list[str]) -> dict[str, Any]:
+def evaluate_path(path: Path, args: list[str]) -> tuple[Distilled, Outcome]:
     """Evaluate a run or a distilled folder, write evaluation.json and print it as a table."""
     of, options = of_set(COMMAND, path, args)
     decides = [word for word in args if word.startswith("--") and flag_of(word) not in SHOWING]
@@ -60,16 +61,11 @@ def evaluate_path(path: Path, args: list[str]) -> dict[str, Any]:
         quick=options.quick,
         full_seconds=options.full_seconds,
         reuse_baselines=options.reuse_baselines,
+        sort=options.sort,
         **asked(options),
     )
-    evaluation, out = dict(outcome.content), options.out or path
-    log.console.print(tables.table(evaluation, outcome.title, options.sort))
-    for line in outcome.notes:
-        log.say(line)
-    if len({row["model"] for row in outcome.rows}) > 1:
-        figures.heat_map(out / "heat_map.png", [(of.meta["recipe"]["name"], evaluation)])
-        log.say(f"accuracy of every set on every network: {out / 'heat_map.png'}")
-    return evaluation
+    cli.show(outcome)
+    return of, outcome
 
 
 def main(args: list[str]) -> None:
@@ -79,20 +75,12 @@ def main(args: list[str]) -> None:
     spread.
     """
     paths, flags = COMMAND.paths(args)
-    if len(paths) == 1:
-        alone("evaluate")
-        evaluate_path(paths[0], flags)
-        return
-    if any(word.split("=")[0] == "--out" for word in flags):
+    if len(paths) > 1 and any(flag_of(word) == "--out" for word in flags):
         raise UserError(
             f"--out names one folder, and {len(paths)} sets are evaluated; leave --out out, or "
             "evaluate them one by one."
         )
     alone("evaluate")
-    evaluations = [(str(path), evaluate_path(path, flags)) for path in paths]
-    log.console.print(overview.cross_table(evaluations))
-    told = []
-    for path, (name, evaluation) in zip(paths, evaluations, strict=True):
-        told.append((name, naming.read_json(runs.set_folder(path) / "meta.json"), evaluation))
-    for split in scores.splits(told):
-        log.say(scores.said(split))
+    evaluated = [evaluate_path(path, flags) for path in paths]
+    if len(evaluated) > 1:
+        cli.show(beside(evaluated))

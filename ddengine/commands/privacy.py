@@ -8,11 +8,11 @@ import tyro
 
 import ddengine
 from ddengine.api.evaluate import data_settings, protocol_of
+from ddengine.commands import cli
 from ddengine.commands.on_set import OnPaths
 from ddengine.commands.options import Machine
 from ddengine.commands.process import alone
 from ddengine.recipe import DataConfig, Recipe
-from ddengine.system import log
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,4 +52,4 @@ def main(args: list[str]) -> None:
         device=options.device,
         precision=options.precision,
     )
-    log.console.print(outcome.table())
+    cli.show(outcome)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import ddengine
+from ddengine.commands.compare import is_run_or_sweep
 from ddengine.commands.on_set import OnPaths
 from ddengine.system import log
 
@@ -15,7 +16,7 @@ class ReportOptions:
     out: Path | None = None  # file to write; None: report.html in the first folder
 
 
-COMMAND = OnPaths("report", ReportOptions, shown="SET...")
+COMMAND = OnPaths("report", ReportOptions, shown="SET...", is_meant=is_run_or_sweep)
 
 
 def main(args: list[str]) -> None:

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from functools import partial
 
 import ddengine
+from ddengine.commands import cli
 from ddengine.commands.on_set import OnPaths, asked, by_recipe, of_set
 from ddengine.commands.options import OfScores
 from ddengine.commands.process import alone
-from ddengine.system import log
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +24,4 @@ def main(args: list[str]) -> None:
     of, options = of_set(COMMAND, path, flags)
     alone("score")
     outcome = ddengine.score(of, command=("score", str(path), *flags), **asked(options))
-    log.console.print(outcome.table())
-    for line in outcome.notes:
-        log.say(line)
+    cli.show(outcome)

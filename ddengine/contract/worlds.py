@@ -12,12 +12,13 @@ from buffers.steps import Sgd
 from buffers.store import ExpertStore, StoreGroup
 from ddengine.data import Data, load_data
 from ddengine.models import build_model
-from ddengine.objective import Objective, environments, objective_of
+from ddengine.objective import Objective, environments
 from ddengine.recipe import BufferConfig, DataConfig, Recipe
 from ddengine.sets.codec import CODECS
 from ddengine.sets.labels import label
 from ddengine.sets.synthetic import SyntheticSet, initial
 from ddengine.system.rng import generator
+from ddengine.turns import objective_of
 from ddengine.types import Json
 from synth.catalogue import RECIPES, find
 

@@ -51,21 +51,22 @@ class Evaluated:
         return None
 
     @property
+    def has_diverged(self) -> bool:
+        """Whether there is a network of which none that was trained on the set was finite."""
+        return any(row["accuracy_mean"] is None for row in self._rows)
+
+    @property
     def _rows(self) -> list[Row]:
         """The rows of the set itself, among those of its baselines."""
-        rows = self.evaluation["rows"]
-        for name in self._row_names():
-            of_the_set = [row for row in rows if row["set"] == name]
-            if of_the_set:
-                return of_the_set
-        return [row for row in rows if row["set"] == rows[0]["set"]]
-
-    def _row_names(self) -> Sequence[str]:
-        """What the rows may be called; a selection may share the name of a baseline."""
-        if "selected" not in self.meta:
-            return ("distilled",)
-        kind = self.meta["selected"]["kind"]
-        return (f"selected {kind}", kind)
+        by_set: dict[str, list[Row]] = {}
+        for row in self.evaluation["rows"]:
+            by_set.setdefault(row["set"], []).append(row)
+        # a selection is called otherwise where a baseline has the name of its kind
+        kind = self.meta.get("selected", {}).get("kind")
+        for name in (f"selected {kind}", kind, "distilled"):
+            if name in by_set:
+                return by_set[name]
+        return next(iter(by_set.values()))
 
 
 # What may be compared.
@@ -89,28 +90,36 @@ def groups(runs: Sequence[Evaluated], *, across: bool = False) -> list[list[Eval
 
 def difference(group: Sequence[Evaluated], run: Evaluated, *, across: bool) -> str | None:
     """In words why a run cannot be compared with those of a group; None where it can."""
-    first = group[0]
-    for name, mine in _tested_on(run).items():
-        other = _tested_on(first)[name]
-        if mine != other:
-            return f"{name} is {other} in {first.name} and {mine} in {run.name}"
+    first, *_ = group
+    name = _first_difference(_tested_on(first), _tested_on(run))
+    told_by = _tested_on
+    if name is None and not across:
+        name = _first_difference(protocol_of(first), protocol_of(run))
+        told_by = protocol_of
+    if name is not None:
+        before, now = told_by(first)[name], told_by(run)[name]
+        return f"{name} is {before} in {first.name} and {now} in {run.name}"
     for one in group:
         same_settings = _training_settings(one) == _training_settings(run)
         if same_settings and one.meta.get("images") != run.meta.get("images"):
             return f"{one.name} and {run.name} were made of different images"
-    if across:
-        return None
-    for name, mine in protocol_of(run).items():
-        other = protocol_of(first)[name]
-        if mine != other:
-            return f"{name} is {other} in {first.name} and {mine} in {run.name}"
+    return None
+
+
+def _first_difference(one: Facts, other: Facts) -> str | None:
+    """The first name under which two with the same names differ; None where nothing does."""
+    for name, value in one.items():
+        if value != other[name]:
+            return name
     return None
 
 
 def _tested_on(run: Evaluated) -> Json:
     """What decides on which test images networks are judged."""
     data = _data(run)
-    facts = {f"data.{name}": data[name] for name in OF_THE_TEST}
+    facts: Json = {}
+    for name in OF_THE_TEST:
+        facts[f"data.{name}"] = data[name]
     facts["the digest of the test images"] = run.evaluation.get("own_test")
     counts = run.evaluation.get("test_images_per_class") or {}
     facts["the number of test images"] = sum(counts.values()) or None
@@ -137,9 +146,9 @@ def protocol_of(run: Evaluated) -> Json:
     protocol = to_dict(from_dict(EvalConfig, {"protocol": "", **stored}))
     for name in NO_PROTOCOL:
         protocol.pop(name, None)
-    facts = {f"evaluation.{name}": value for name, value in flat(protocol).items()}
-    rows = run.evaluation["rows"]
-    facts["the training function"] = rows[0].get("trained_by")
+    facts = flat(protocol, "evaluation")
+    first, *_ = run.evaluation["rows"]
+    facts["the training function"] = first.get("trained_by")
     facts["the precision of the evaluation"] = run.evaluation.get("precision")
     return facts
 
@@ -155,10 +164,14 @@ def setting(run: Evaluated, *, across: bool = False) -> Json:
     values = flat(recipe)
     for name in NO_SETTING:
         values.pop(name, None)
+    if recipe.get("buffer"):
+        values.setdefault("buffer.seed", 0)  # which is left out where it is 0
     values["precision"] = run.meta.get("precision")
     if "selected" in run.meta:
         values["selected"] = run.meta["selected"]["kind"]
-    return values | protocol_of(run) if across else values
+    if across:
+        values |= protocol_of(run)
+    return values
 
 
 def key(values: Facts) -> str:
@@ -181,39 +194,44 @@ def columns(settings: Sequence[Facts]) -> tuple[list[str], list[str]]:
 
     The second are no columns of a table: where methods are compared, dozens of their parts differ.
     """
-    names: dict[str, None] = {}  # in the order of the settings
+    fields: dict[str, None] = {}  # in the order of the settings
     for values in settings:
-        names |= dict.fromkeys(values)
-    differing = [name for name in names if len({repr(s.get(name)) for s in settings}) > 1]
+        fields |= dict.fromkeys(values)
     shown, said = [], []
-    for name in differing:
-        by_recipe = "name" in differing and name not in ALWAYS_SHOWN
-        if by_recipe and _follows_from_recipe(name, settings):
+    for name in fields:
+        values_of = _values_by_recipe(name, settings)
+        in_all = set().union(*values_of.values())
+        follows = all(len(values) == 1 for values in values_of.values())
+        if len(in_all) == 1:
+            continue
+        if follows and name not in ALWAYS_SHOWN:
             said.append(name)
         else:
             shown.append(name)
     return shown, said
 
 
-def _follows_from_recipe(name: str, settings: Sequence[Facts]) -> bool:
-    """Whether all settings of one recipe have one value of a field."""
-    values: dict[str, str] = {}
-    for of_one in settings:
-        value = repr(of_one.get(name))
-        if values.setdefault(of_one["name"], value) != value:
-            return False
-    return True
+def _values_by_recipe(name: str, settings: Sequence[Facts]) -> dict[str, set[str]]:
+    """The values that a field has in the settings of each recipe."""
+    values: dict[str, set[str]] = {}
+    for one in settings:
+        values.setdefault(one["name"], set()).add(repr(one.get(name)))
+    return values
 
 
 def short_names(names: Sequence[str], known: Sequence[str]) -> dict[str, str]:
     """As much of the end of each dotted name as tells it from all that are `known`."""
     short = {}
     for name in names:
-        parts = name.split(".")
-        short[name] = name
-        for count in range(1, len(parts)):
-            end = ".".join(parts[-count:])
-            if sum(other == end or other.endswith(f".{end}") for other in known) <= 1:
-                short[name] = end
-                break
+        short[name] = _short_name(name, known)
     return short
+
+
+def _short_name(name: str, known: Sequence[str]) -> str:
+    *_, end = parts = name.split(".")
+    for part in reversed(parts[:-1]):
+        alike = [other for other in known if f".{other}".endswith(f".{end}")]
+        if len(alike) < 2:
+            break
+        end = f"{part}.{end}"
+    return end

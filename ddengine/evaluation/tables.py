@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 from rich.table import Table
 
 from ddengine import naming
-from ddengine.evaluation import intervals
+from ddengine.evaluation import cautions, intervals
 from ddengine.evaluation.equal_bytes import FORM
 from ddengine.system.log import size
 from ddengine.types import Evaluation, Facts, Row
@@ -35,7 +36,10 @@ def interval_of(content: Facts) -> str:
     return str(content.get("interval", intervals.FORMER))
 
 
-def sorted_rows(rows: Sequence[Row], by: str) -> Sequence[Row]:
+Sort = Literal["none", "accuracy", "accuracy_per_byte"]  # of rows
+
+
+def sorted_rows(rows: Sequence[Row], by: Sort) -> Sequence[Row]:
     """Rows of an evaluation by accuracy, or by accuracy per stored byte, the best first.
 
     Dynamic labels count by the smaller of both ways. Rows without accuracy, of networks that
@@ -113,6 +117,11 @@ def notes(evaluation: Evaluation) -> list[str]:
         lines.append(
             f"warning: {num} of {num + row['n']} networks trained on {where} diverged and do "
             "not count"
+        )
+    for caution in cautions.below_random(evaluation):
+        lines.append(
+            f"warning: in {caution.model} {caution.form} is worth less than random images: "
+            f"{caution.words}"
         )
     lines += _worst_class(evaluation)
     return lines + economies(evaluation)
@@ -198,7 +207,7 @@ def _worst_class(evaluation: Evaluation) -> list[str]:
     return [line]
 
 
-def table(evaluation: Evaluation, title: str, sort: str = "none") -> Table:
+def table(evaluation: Evaluation, title: str, sort: Sort = "none") -> Table:
     """evaluation.json as a table for the terminal, with the columns that 80 characters hold.
 
     `notes` belong below it.

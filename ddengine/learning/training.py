@@ -18,6 +18,7 @@ from torch import Generator, Tensor, nn
 from ddengine.data import RealSet
 from ddengine.learning import augment
 from ddengine.learning.ensemble import Ensemble, WeakHead
+from ddengine.learning.last_batch import check_last_batch
 from ddengine.learning.losses import soft_loss
 from ddengine.models.dropout import is_dropout
 from ddengine.models.norms import BatchNorm, batch_norms
@@ -200,6 +201,7 @@ def train_networks(  # long: half of it is what the arguments are
     labels = labels or config.labels
     assert teachers or labels != "dynamic", "dynamic labels need teachers"
     first = new_model(generator(seeds[0], "network"))
+    check_last_batch(first, sets[0], config.batch, "evaluation.batch")
     random = foreign or any(map(is_dropout, first.modules()))
     size = 1
     if not random and len(sets) > 1:

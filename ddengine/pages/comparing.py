@@ -3,16 +3,18 @@
 import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from rich import box
 from rich.table import Table
 
-from ddengine.evaluation.comparison import Comparison
-from ddengine.evaluation.tables import percent
-from ddengine.pages.words import NONE, plain
+from ddengine.evaluation.comparison import Comparison, column
+from ddengine.evaluation.intervals import counted
+from ddengine.pages.words import NONE, cell, plain
 from ddengine.types import Row
 
+Cell = Callable[[Row], str]  # what a column says of a row
 INTERVALS = ("95 % interval", "its 95 % interval")  # columns; on the terminal lines of others
 # titles where there is little room; `SHORT_TITLES` says what they stand for
 SHORT = {
@@ -58,60 +60,69 @@ def head(comparison: Comparison) -> list[str]:
 
 def lines(comparison: Comparison) -> list[list[str]]:
     """The cells of each row."""
+    columns = _columns(comparison).values()
     cells = []
     for row in comparison.rows:
-        cells.append([cell(row) for cell in _columns(comparison).values()])
+        cells.append([cell(row) for cell in columns])
     return cells
 
 
-def _columns(comparison: Comparison) -> dict[str, Callable[[Row], str]]:
+def _columns(comparison: Comparison) -> dict[str, Cell]:
     """What stands in each column."""
     rows = comparison.rows
-    columns: dict[str, Callable[[Row], str]] = {"row": lambda row: str(row["row"])}
+    columns: dict[str, Cell] = {"row": partial(cell, key="row")}
     for name in comparison.fields:
         title = TITLES.get(name, comparison.short[name])
-        columns[title] = lambda row, name=name: value_in_words(row["settings"][name])
-    if len({row["model"] for row in rows}) > 1:
-        columns["network"] = lambda row: row["model"]
-    columns["accuracy %"] = lambda row: percent(row["accuracy_mean"])
-    columns["95 % interval"] = lambda row: _ends(row["ci95"])
-    if any(row["between_std"] is not None for row in rows):
-        columns["between distillations"] = lambda row: _points(row["between_std"])
-    columns["between networks"] = lambda row: _points(row["within_std"])
+        columns[title] = partial(_setting, name=name)
+    if len(set(column(rows, "model"))) > 1:
+        columns["network"] = partial(cell, key="model")
+    columns["accuracy %"] = partial(_percent, key="accuracy_mean", form=".1f")
+    columns["95 % interval"] = partial(_ends, key="ci95", form=".1f")
+    if counted(column(rows, "between_std")):
+        columns["between distillations"] = partial(_percent, key="between_std", form=".2f")
+    columns["between networks"] = partial(_percent, key="within_std", form=".2f")
     columns["distillations"] = _distillations
     if comparison.to is not None:
-        columns[f"less row {comparison.to}"] = lambda row: _signed(row["difference"])
-        columns["its 95 % interval"] = lambda row: _ends(row["difference_ci95"], "+.1f")
-        columns["p (Holm)"] = lambda row: _p_in_words(row["p_holm"])
+        columns[f"less row {comparison.to}"] = partial(_percent, key="difference", form="+.1f")
+        columns["its 95 % interval"] = partial(_ends, key="difference_ci95", form="+.1f")
+        columns["p (Holm)"] = _p_value
     return columns
 
 
-def value_in_words(value: Any) -> str:
+def settings_in_words(row: Row, fields: Sequence[str]) -> list[str]:
+    """The values that the settings of a row have."""
+    return [_setting(row, name) for name in fields]
+
+
+def _setting(row: Row, name: str) -> str:
     """A setting's value; a dash where a setting has not that field, such as of another method."""
-    return NONE if value is None else plain(value)
-
-
-def _points(fraction: float | None) -> str:
-    """A difference of accuracies in points of percent."""
-    return NONE if fraction is None else f"{100 * fraction:.2f}"
-
-
-def _signed(fraction: float | None) -> str:
-    return NONE if fraction is None else f"{100 * fraction:+.1f}"
-
-
-def _ends(ci95: Sequence[float] | None, form: str = ".1f") -> str:
-    if ci95 is None:
+    if name not in row["settings"]:
         return NONE
-    low, high = (format(100 * end, form) for end in ci95)
-    return f"{low} to {high}"
+    return plain(row["settings"][name])
+
+
+def _percent(row: Row, key: str, form: str) -> str:
+    """A fraction in percent; a dash where there is none."""
+    if row[key] is None:
+        return NONE
+    return format(100 * row[key], form)
+
+
+def _ends(row: Row, key: str, form: str) -> str:
+    """The ends of an interval of fractions in percent; a dash where there is none."""
+    if row[key] is None:
+        return NONE
+    low, high = row[key]
+    return f"{100 * low:{form}} to {100 * high:{form}}"
 
 
 def _distillations(row: Row) -> str:
-    return ONE if row["num_distillations"] == 1 else str(row["num_distillations"])
+    number = row["num_distillations"]
+    return ONE if number == 1 else str(number)
 
 
-def _p_in_words(p: float | None) -> str:
+def _p_value(row: Row) -> str:
+    p = row["p_holm"]
     if p is None:
         return NONE
     return "<0.001" if p < 0.001 else f"{p:.3f}"
@@ -122,19 +133,18 @@ def table(comparison: Comparison, title: str) -> Table:
     columns = _columns(comparison)
     shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for place, name in enumerate(columns):
-        if name in INTERVALS:
-            continue
-        words = _is_words(comparison, place, name)
-        justify = "left" if words else "right"
-        least = min(len(name), WIDEST) if words else None
-        shown.add_column(SHORT.get(name, name), justify=justify, no_wrap=not words, min_width=least)
+        if _is_words(comparison, place, name):
+            shown.add_column(name, min_width=min(len(name), WIDEST))
+        elif name not in INTERVALS:
+            shown.add_column(SHORT.get(name, name), justify="right", no_wrap=True)
     for row in comparison.rows:
         cells: list[str] = []
-        for name, cell in columns.items():
+        for name, cell_of in columns.items():
+            text = cell_of(row)
             if name not in INTERVALS:
-                cells.append(cell(row))
-            elif cell(row) != NONE:
-                cells[-1] += f"\n({cell(row)})"
+                cells.append(text)
+            elif text != NONE:
+                cells[-1] += f"\n({text})"
         shown.add_row(*cells)
     return shown
 
@@ -147,17 +157,20 @@ def _is_words(comparison: Comparison, place: int, name: str) -> bool:
 def csv_text(comparison: Comparison) -> str:
     """Every field that differs by the name of its flag, and every number, fractions in full."""
     stream = io.StringIO()
-    records = list(map(_record, comparison.rows))
+    fields = [*comparison.fields, *comparison.said]
+    records = [_record(row, fields) for row in comparison.rows]
     writer = csv.DictWriter(stream, list(records[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(records)
     return stream.getvalue()
 
 
-def _record(row: Row) -> dict[str, Any]:
+def _record(row: Row, fields: Sequence[str]) -> dict[str, Any]:
     """What a row says, by the names of columns."""
-    record = {"row": row["row"], **row["settings"], "model": row["model"]}
-    for name in NUMBERS:
+    record = {"row": row["row"]}
+    for name in fields:
+        record[name] = row["settings"].get(name)
+    for name in ("model", *NUMBERS):
         record[name] = row[name]
     for name in ("ci95", "difference_ci95"):
         low, high = row[name] or (None, None)
@@ -174,7 +187,8 @@ def latex_text(comparison: Comparison, caption: str) -> str:
     titles = head(comparison)
     columns = ""
     for place, name in enumerate(titles):
-        columns += "l" if _is_words(comparison, place, name) else "r"
+        words = _is_words(comparison, place, name)
+        columns += "l" if words else "r"
     said = ". ".join([caption, *comparison.notes])
     body = [
         r"\begin{table}",
@@ -203,10 +217,9 @@ def escaped(text: str) -> str:
 
 def of_page(comparison: Comparison) -> Mapping[str, Any]:
     """What the template of a page shows, with the runs of each row among the notes."""
-    runs = {row["row"]: ", ".join(row["runs"]) for row in comparison.rows}
-    notes = [f"row {number}: {names}" for number, names in runs.items()]
-    return {
-        "head": head(comparison),
-        "rows": lines(comparison),
-        "notes": [*comparison.notes, *notes],
-    }
+    notes = list(comparison.notes)
+    for row in comparison.rows:
+        line = f"row {row['row']}: {', '.join(row['runs'])}"
+        if line not in notes:
+            notes.append(line)
+    return {"head": head(comparison), "rows": lines(comparison), "notes": notes}

@@ -7,10 +7,8 @@ import multiprocessing as mp
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from multiprocessing.connection import Connection
-from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +16,7 @@ import torch
 
 from ddengine.system import log, runtime
 from ddengine.system.errors import UserError
+from ddengine.system.pool import script_left_alone
 
 FIRST_USE = 10**8  # bytes that libraries take when they are first used
 SHORT_OF_MEMORY = ("allocate memory", "start new thread")  # in what libraries say without it
@@ -35,7 +34,7 @@ def apart(target: Callable[..., Any], *args: Any, limit: int | None = None) -> A
     receiver, sender = context.Pipe(duplex=False)
     given = (sender, time.time(), limit, target, args)
     process = context.Process(target=_child, args=given, daemon=True)
-    with _script_left_alone(args):
+    with script_left_alone(args):
         process.start()
     sender.close()  # so that a process that dies ends the waiting
     try:
@@ -59,25 +58,6 @@ def apart(target: Callable[..., Any], *args: Any, limit: int | None = None) -> A
             "itself to see why."
         )
     return value
-
-
-@contextmanager
-def _script_left_alone(args: tuple[Any, ...]) -> Iterator[None]:
-    """Processes that are spawned within do not run the user's script again.
-
-    A script may have no guard, and would do all its work in every process. It runs again only where
-    something of it is among what the process is given, which is not to be had otherwise.
-    """
-    script = sys.modules["__main__"]
-    facts = vars(script)
-    hidden = {name: facts[name] for name in ("__file__", "__spec__") if name in facts}
-    if b"__main__" in bytes(ForkingPickler.dumps(args)):
-        hidden = {}
-    facts.update(dict.fromkeys(hidden))
-    try:
-        yield
-    finally:
-        facts.update(hidden)
 
 
 def _child(

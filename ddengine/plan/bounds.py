@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from ddengine import loop
+from ddengine import loop, turns
 from ddengine.data import Data
 from ddengine.learning.memory import PER_STEP, saved_bytes
 from ddengine.learning.training import TEST_BATCH
@@ -70,7 +70,7 @@ def trial(began: float, job: Job) -> int:
     # networks that choose images need not have learnt anything for this
     syn, objective = prepared(run, recipe, Calls())
     before = held(device)
-    for one in objective.alone():
+    for one in turns.alone(objective):
         state = loop.first_state(syn, one, recipe.outer, job.seed)
         losses = loop.outer_step(syn, one, recipe.outer, state, job.seed)
         losses.tolist()

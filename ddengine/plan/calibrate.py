@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ddengine import loop, prepare
+from ddengine import loop, prepare, turns
 from ddengine.artefact import folder as folders
 from ddengine.artefact import runs
 from ddengine.artefact.results import add_results
@@ -280,7 +280,7 @@ def _steps(run: Run, syn: SyntheticSet, objective: Objective) -> tuple[float, lo
 
     Of networks that take turns the seconds are the mean, and the state that of the last.
     """
-    alone = objective.alone()
+    alone = turns.alone(objective)
     state = loop.first_state(syn, objective, run.recipe.outer, run.job.seed)
     seconds = 0.0
     for one in alone:

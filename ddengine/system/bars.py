@@ -27,8 +27,8 @@ Report = Callable[[str, int, int, str], None]
 class Display(Protocol):
     """What shows how far one piece of work is."""
 
-    def update(self, done: int, note: str) -> None:
-        """So many are done; `note` says what there is to say of the last."""
+    def update(self, done: float, note: str) -> None:
+        """So many are done, one may be in part; `note` says what there is to say of the last."""
         ...
 
     def announce(self, done: int, text: str) -> bool:
@@ -74,7 +74,7 @@ class TerminalBar(Display):
         self._task = self._live.add_task(title, total=total, completed=done, note="")
         self._live.start()
 
-    def update(self, done: int, note: str) -> None:
+    def update(self, done: float, note: str) -> None:
         """Move the bar."""
         self._live.update(self._task, completed=done, note=note)
 
@@ -108,7 +108,7 @@ class NotebookBar(Display):
             dynamic_ncols=True,
         )
 
-    def update(self, done: int, note: str) -> None:
+    def update(self, done: float, note: str) -> None:
         """Move the bar."""
         self._bar.set_postfix_str(note, refresh=False)
         self._bar.update(done - self._bar.n)
@@ -126,9 +126,9 @@ class Reported(Display):
         self._report, self._title, self._total = report, title, total
         report(title, done, total, "")
 
-    def update(self, done: int, note: str) -> None:
+    def update(self, done: float, note: str) -> None:
         """Call the function."""
-        self._report(self._title, done, self._total, note)
+        self._report(self._title, int(done), self._total, note)
 
 
 def in_notebook() -> bool:

@@ -37,21 +37,21 @@ class PlainLines(bars.Display):
         self._title, self._total, self._first = title, total, done
         self._start = self._last = time.monotonic()
 
-    def update(self, done: int, note: str) -> None:
+    def update(self, done: float, note: str) -> None:
         """A line where the last one is some time ago."""
         now = time.monotonic()
-        if now - self._last <= PLAIN_EVERY:
+        if now - self._last <= PLAIN_EVERY or done <= self._first:
             return
         self._last = now
         left = (now - self._start) / (done - self._first) * (self._total - done)
-        so_far = f"{self._title}: {done}/{self._total}"
+        so_far = f"{self._title}: {round(done, 1)}/{self._total}"
         console.print(f"{so_far}, about {duration(left)} left {note}".rstrip())
 
 
 class Hidden(bars.Display):
     """Nothing, for all ranks but the first."""
 
-    def update(self, done: int, note: str) -> None:
+    def update(self, done: float, note: str) -> None:
         """Show nothing."""
 
 
@@ -86,6 +86,12 @@ class Bar:
         self.done += 1
         self.note = note or self.note
         self._display.update(self.done, self.note)
+
+    def move(self, done: float, note: str = "") -> None:
+        """So many are done in all, the last of them in part."""
+        self.done = int(done)
+        self.note = note or self.note
+        self._display.update(done, self.note)
 
     def announce(self, text: str) -> None:
         """What comes next."""

@@ -130,7 +130,7 @@ FLOORS = (
     ("data", "models"),
     ("learning",),
     ("sets",),
-    ("objective", "loop", "prepare"),
+    ("experts", "objective", "turns", "loop", "prepare"),
     ("evaluation",),
     ("artefact",),
     ("pages", "uses", "plan"),
@@ -174,10 +174,15 @@ PROBES = "# probe:"  # beside a look for an attribute by its name goes the reaso
 
 
 def abilities_are_declared(path: str, tree: ast.AST) -> Iterator[str]:
-    """No part is asked by name whether it has an ability: Protocols say them, with defaults.
+    """No part is asked by name whether it has an ability: Protocols and base classes say them, with
+    defaults.
 
-    Objects of other libraries, and of users, may be asked, with the reason beside it.
+    Objects of other libraries, and of users, may be asked, with the reason beside it. A Protocol
+    that isinstance takes would ask for names, too, whatever they mean.
     """
+    for name, line in names(tree, path):
+        if name == "typing.runtime_checkable":
+            yield f"{line}: a Protocol for isinstance; make it a base class"
     lines = SOURCES.get(path, "").split("\n")
     for name, call in calls(tree, path):
         asked = name == "hasattr" or (name == "getattr" and len(call.args) == 3)
@@ -186,6 +191,21 @@ def abilities_are_declared(path: str, tree: ast.AST) -> Iterator[str]:
         beside = "\n".join(lines[max(0, call.lineno - 2) : call.end_lineno])
         if PROBES not in beside:
             yield f"{call.lineno}: {name}(...) without a reason ({PROBES} ...)"
+
+
+CODECS = {"Identity", "Pixels", "MultiFormation", "Compensated"}
+
+
+def codecs_say_what_they_are(path: str, tree: ast.AST) -> Iterator[str]:
+    """The core asks a codec, and not whether it is one that it knows: others may say the same."""
+    if not path.startswith("ddengine/") or path.startswith("ddengine/sets/codec/"):
+        return
+    for name, call in calls(tree, path):
+        if name != "isinstance" or len(call.args) < 2:
+            continue
+        known = {dotted(part).rpartition(".")[2] for part in ast.walk(call.args[1])} & CODECS
+        if known:
+            yield f"{call.lineno}: asks whether a codec is {', '.join(sorted(known))}"
 
 
 LONGEST = 60  # lines of a function; more with the reason beside it
@@ -340,6 +360,7 @@ RULES = (
     no_global_generators,
     docstrings,
     abilities_are_declared,
+    codecs_say_what_they_are,
     short_functions,
     simple_functions,
     narrow_lines,
@@ -390,6 +411,12 @@ BROKEN = [
     (floors, "ddengine/attic/new.py", "import torch"),
     (abilities_are_declared, "synth/new.py", "hasattr(objective, 'window')"),
     (abilities_are_declared, "ddengine/sets/new.py", "getattr(objective, 'batch', None)"),
+    (abilities_are_declared, "ddengine/api/new.py", "from typing import runtime_checkable"),
+    (
+        codecs_say_what_they_are,
+        "ddengine/uses/new.py",
+        "isinstance(codec, Identity | codecs.Pixels)",
+    ),
     (short_functions, "buffers/new.py", "def f():\n" + "    f()\n" * 61),
     (short_functions, "buffers/new.py", "def f():  # long: a table\n" + "    f()\n" * 91),
     (simple_functions, "buffers/new.py", "def f(a):\n" + "    if a: return\n" * 10),

@@ -6,17 +6,19 @@ import json
 import os
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import TINY, run
+from helpers import CPU, TINY, run
 from safetensors.torch import load_file
 
 import buffers
 import ddengine
 from ddengine.commands.on_recipe import options_of
+from ddengine.data import load_data
 from ddengine.system.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("no_chart")
@@ -125,6 +127,23 @@ def test_python_takes_strings_and_sets(work, capsys):
     assert {path.parent for path in written} == {Path("set")}
     with pytest.raises(UserError, match=r"store holds experts.*call buffers\.export"):
         ddengine.export("store", "mtt", "no")
+
+
+def test_files_of_images_that_python_holds(work):
+    """The same store as by the name of the dataset, and a store of images without a name."""
+    recipe = options_of("distill", [RECIPE, *TINY]).recipe
+    named = buffers.bring_in(recipe, "pt", data=ddengine.Dataset.named("digits"), out="named")
+    assert named.recipe == buffers.bring_in(recipe, "pt", out="named").recipe
+    real = load_data(replace(recipe.data, limit=None, validation=0.0), CPU).train
+    held = ddengine.Dataset.of((real.pixels, real.labels))
+    own = buffers.bring_in(recipe, "pt", data=held, out="own")
+    experts = buffers.stores(own.recipe, folder=own.folder)
+    made = ddengine.distill(held, own.recipe, experts, progress=False)
+    again = ddengine.distill(None, named.recipe, buffers.stores(named.recipe, folder="named"))
+    assert torch.equal(made.tensors["images"], again.tensors["images"])
+    with pytest.raises(UserError, match="labels as the files count them"):
+        backwards = [str(number) for number in reversed(range(10))]
+        buffers.bring_in(recipe, "pt", data=held, class_order=backwards, out="no")
 
 
 def test_number_of_experts_is_not_the_recipes(work, capsys):

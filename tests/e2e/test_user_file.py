@@ -126,35 +126,35 @@ def test_python_takes_the_same_string_and_gives_the_same_numbers(where):
 
 
 def test_finished_trainings_of_a_file_are_remembered(where, monkeypatch):
-    """By another process too; those of another text are not taken for them."""
-    from ddengine.evaluation import bench
+    """By their digest, so that another process finds them."""
+    from ddengine.evaluation.bench import Bench
 
+    result = Bench.result
     trained = []
-    final = bench._timed
 
-    def stop_after_two(compute):
+    def two(self, asked):
         if len(trained) == 2:
             raise KeyboardInterrupt
-        trained.append(compute)
-        return final(compute)
+        trained.append(asked)
+        return result(self, asked)
 
     with monkeypatch.context() as patch:
-        patch.setattr(bench, "_timed", stop_after_two)
+        patch.setattr(Bench, "result", two)
         with pytest.raises(KeyboardInterrupt):
             ddengine.evaluate("run", **_asked())
-    lines = (where / "run" / "evaluation.partial.jsonl").read_text().splitlines()
-    keys = [json.loads(line)["key"] for line in lines]
     digest = from_file("nets/mine.py:build").digest
-    assert sum(key.endswith(f"/build@{digest}") for key in keys) == 2
-    counted = []
+    lines = (where / "run" / "evaluation.partial.jsonl").read_text().splitlines()
+    assert sum(f"build@{digest}" in line for line in lines) == 2
 
-    def count(compute):
-        counted.append(compute)
-        return final(compute)
+    def count(self, asked):
+        trained.append(asked)
+        return result(self, asked)
 
-    monkeypatch.setattr(bench, "_timed", count)
+    monkeypatch.setattr(Bench, "result", count)
     ddengine.evaluate("run", **_asked())
-    assert len(counted) == 2  # of the four: two searches and two rows
+    whole = len(trained)
+    ddengine.evaluate("run", **_asked(), restart=True)
+    assert len(trained) - whole == whole, "the two that were finished were trained again"
 
 
 def _asked() -> dict:

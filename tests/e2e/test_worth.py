@@ -15,6 +15,7 @@ import ddengine
 from ddengine.artefact import folder as folders
 from ddengine.data import load_data
 from ddengine.recipe import DataConfig
+from ddengine.system.errors import UserError
 
 DM = "dm/fashion_mnist_ipc1_small"
 DIGITS = [
@@ -78,6 +79,27 @@ def test_several_sets_on_several_networks(work, capsys):
         "distilled" in Path("a/distilled/README.md").read_text()
         and "mlp" in Path("a/distilled/README.md").read_text()
     )
+
+
+def test_several_sets_from_python(work, capsys):
+    """The table, the spreads and the heat map of the command, and rows in the order asked for."""
+    flags = ["--models", MODEL, "mlp", "--baselines", "random"]
+    assert run("evaluate", "a", "b", *QUICK, *flags) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    Path("a/heat_map.png").unlink()
+    table = ddengine.evaluate_all(["a", ddengine.load("b")], strict=False, progress=False)
+    assert len(table.notes) == 2 and all(note in said for note in table.notes)
+    assert " ".join(str(table).split("\n")[0].split()) in said
+    assert [row["evaluation"] for row in table.rows] == ["a"] * 4 + ["b"] * 4
+    assert len(table.content["evaluations"]) == len(table.content["spreads"]) == 2
+    assert Path("a/heat_map.png").is_file()
+    best = ddengine.evaluate("a", strict=False, sort="accuracy", progress=False)
+    accuracies = [float(cell.split()[0]) for cell in best.table().columns[2].cells]
+    assert accuracies == sorted(accuracies, reverse=True) and len(accuracies) == 4
+    with pytest.raises(UserError, match="folder names one folder, and 2 sets"):
+        ddengine.evaluate_all(["a", "b"], folder="c")
+    with pytest.raises(UserError, match="takes a list of sets"):
+        ddengine.evaluate_all("a")
 
 
 def test_scores_are_those_of_their_evaluations(work):

@@ -29,6 +29,7 @@ from ddengine import loop as outer
 from ddengine.api import distill
 from ddengine.data import load_data
 from ddengine.data.torch_dataset import data_of
+from ddengine.experts import ExpertSource
 from ddengine.recipe import BufferConfig, DataConfig
 from ddengine.system.errors import UserError
 from synth.catalogue import find
@@ -593,6 +594,22 @@ def test_generate_takes_what_distill_takes(digits, experts, tmp_path, monkeypatc
         buffers.generate(digits, DM)
     with pytest.raises(UserError, match="recipe is a dict"):
         buffers.generate(digits, {"epochs": 3})
+
+
+def test_experts_lie_where_a_base_class_says(digits, experts):
+    """`open` is all that a place of one's own must say; a class that only has its names is none."""
+
+    class Mine(ExpertSource):
+        def open(self, data):
+            return experts
+
+    made = ddengine.distill(digits, MTT, Mine(), progress=False)
+    assert same(made, ddengine.distill(digits, MTT, experts, progress=False))
+    names = {name: lambda *args: None for name in vars(ExpertSource) if not name.startswith("_")}
+    alike = type("Alike", (), names)()
+    assert not isinstance(alike, ExpertSource)
+    with pytest.raises(TypeError, match="abstract"):
+        ExpertSource()
 
 
 def test_teachers_are_a_group(digits, tmp_path):

@@ -400,7 +400,7 @@ def test_a_figure_joins_what_differs_in_its_axis_alone(tmp_path):
     assert comparison_figure.axis_of(made, "images.lr") == "outer.optim.images.lr"
     with pytest.raises(UserError, match=r"Unknown axis in --x 'bites'; nearest: bytes"):
         comparison_figure.axis_of(made, "bites")
-    series = comparison_figure._series(made, "ipc")
+    series = comparison_figure.series(made, "ipc")
     assert list(series) == ["images.lr 10", "images.lr 100"]
     assert [row["ipc"] for row in series["images.lr 10"]] == [1, 10]
     comparison_figure.draw(tmp_path / "a.png", made, "ipc")

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,13 +11,16 @@ from helpers import CPU, run
 from safetensors.torch import load_file
 
 import ddengine
+from ddengine import turns
 from ddengine.data import load_data
-from ddengine.objective import InTurn, environments, objective_of
+from ddengine.objective import environments
 from ddengine.plan import bounds, calibrate
 from ddengine.plan.jobs import Job
 from ddengine.prepare import check_networks, prepare
 from ddengine.recipe import DataConfig, for_networks, resolved, to_dict
 from ddengine.system.errors import UserError
+from ddengine.system.rng import generator
+from ddengine.turns import InTurn, objective_of
 from synth.catalogue import find
 from synth.statistics import OnePerClass, StatisticsMatching
 
@@ -107,6 +111,54 @@ def test_every_network_is_built_before_the_first_step(data):
         check_networks(replace(dm(), more_models=("lenett",)), data)
 
 
+# Turns of networks
+
+
+def test_networks_have_equal_weight_where_a_run_starts(data):
+    """Whose own distances differ by orders of magnitude."""
+    recipe = for_networks(dm(), [WIDE, "lenet", NARROW])
+    syn, objective = prepare(recipe, data, CPU, None, seed=0)
+    assert isinstance(objective, InTurn)
+    lengths = [turns._slope(one, syn, ["images"]) for one in turns.alone(objective)]
+    assert max(lengths) > 100 * min(lengths)
+    assert objective.scales[0] == 1.0
+    weighted = [length * scale for length, scale in zip(lengths, objective.scales, strict=True)]
+    assert weighted == pytest.approx([lengths[0]] * 3, rel=1e-4)
+    assert turns.facts(objective) == {"scales": objective.scales}
+    # and the losses have it
+    for step in range(3):
+        totals = []
+        for of in (turns.alone(objective)[step], objective):
+            rng = generator(1, "losses", step)
+            totals.append(float(sum(of.losses(syn, {}, step, rng))))
+        assert totals[1] == pytest.approx(totals[0] * objective.scales[step])
+
+
+def test_a_network_that_moves_nothing_keeps_its_weight(data, monkeypatch):
+    recipe = for_networks(dm(), [WIDE, "lenet", NARROW])
+    lengths = iter([2.0, 0.0, 0.5])
+    monkeypatch.setattr(turns, "_slope", lambda *asked: next(lengths))
+    _, objective = prepare(recipe, data, CPU, None, seed=0)
+    assert turns.facts(objective) == {"scales": [1.0, 1.0, 4.0]}
+
+
+def test_one_network_has_no_scale(data):
+    _, objective = prepare(dm(), data, CPU, None, seed=0)
+    assert not isinstance(objective, InTurn) and turns.facts(objective) == {}
+    assert turns.alone(objective) == [objective]
+
+    class OfUser:  # a class of a user that has the two methods of an objective and no others
+        def init(self, rng):
+            return {}
+
+        def losses(self, syn, state, step, rng):
+            yield torch.zeros(())
+
+    of_user = OfUser()
+    assert turns.balanced(of_user, prepare(dm(), data, CPU, None, seed=0)[0], []) is of_user
+    assert turns.alone(of_user) == [of_user] and turns.facts(of_user) == {}
+
+
 # Turns of teachers
 
 
@@ -145,7 +197,7 @@ def test_a_calibration_times_every_network(data, monkeypatch, tmp_path):
     recipe = replace(recipe, outer=replace(recipe.outer, steps=6))
     syn, objective = prepare(recipe, data, CPU, None, seed=0)
     assert isinstance(objective, InTurn)
-    seconds = dict(zip(map(id, objective.alone()), (1.0, 3.0), strict=True))
+    seconds = dict(zip(map(id, turns.alone(objective)), (1.0, 3.0), strict=True))
 
     def timed(device, action):
         action()
@@ -213,6 +265,8 @@ def test_the_command_and_python_make_the_same_set(tmp_path, monkeypatch, capsys)
     assert torch.equal(made.tensors["images"], stored["images"])
     meta = json.loads(Path("one/distilled/meta.json").read_text())
     assert meta["recipe"]["more_models"] == [NARROW]
+    first, second = meta["distillation"]["scales"]
+    assert first == 1.0 and 0 < second != 1.0
     card = Path("one/distilled/README.md").read_text()
     assert f"{WIDE}, {NARROW}, in turn" in card
     assert f"Fitted to 2 networks (`{WIDE}`, `{NARROW}`)" in card
@@ -256,6 +310,9 @@ def test_a_page_says_the_command_of_several_networks():
 
     from ddengine.pages import commands
 
-    recipe = to_dict(for_networks(dm(), [WIDE, NARROW]))
-    assert commands._network_flags(SimpleNamespace(recipe=recipe)) == ["--for", WIDE, NARROW]
-    assert commands._network_flags(SimpleNamespace(recipe=to_dict(dm()))) == ["--model", NARROW]
+    def shown(of) -> list[str]:
+        run: Any = SimpleNamespace(recipe=to_dict(of))
+        return commands._network_flags(run)
+
+    assert shown(for_networks(dm(), [WIDE, NARROW])) == ["--for", WIDE, NARROW]
+    assert shown(dm()) == ["--model", NARROW]

@@ -1,0 +1,77 @@
+"""What `advise` says that recipes reach: synth/measured.json, made of the tables in docs/results.
+
+    python benchmarks/measured.py
+
+Nothing is measured here, and nothing is written that no table holds.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from ddengine.system import files
+
+ROOT = Path(__file__).resolve().parent.parent
+TABLES = ("fashion_mnist_small", "matching_small", "trajectory_small", "compensator_small")
+BESIDE = ("random", "herding", "full")
+# the images of all rows of these tables, as their recipes say
+IMAGES = {"data": "fashion_mnist", "images": 10_000, "shape": [1, 28, 28], "classes": 10}
+
+
+def main() -> None:
+    """Write the file."""
+    files.write_json(ROOT / "synth" / "measured.json", entries())
+
+
+def entries() -> list[dict[str, Any]]:
+    """One entry a distillation, with the baselines of its group."""
+    made = []
+    for table in TABLES:
+        path = f"docs/results/{table}.json"
+        runs = json.loads((ROOT / path).read_text(encoding="utf-8"))["runs"]
+        for run in runs:
+            made.append(_entry(run, runs, path))
+    return made
+
+
+def _entry(run: dict[str, Any], runs: list[dict[str, Any]], path: str) -> dict[str, Any]:
+    """What a run of a table reached and cost."""
+    rows = run["evaluation"]["rows"]
+    distilled = next(row for row in rows if row["set"] == "distilled")
+    cost = run["distillation"]
+    experts = run.get("experts") or {}
+    return {
+        "recipe": run["recipe"],
+        "row": run.get("row") or run["recipe"],
+        "flags": run.get("flags") or [],
+        **IMAGES,
+        "ipc": int(re.search(r"_ipc(\d+)", run["recipe"])[1]),  # type: ignore[index]
+        "model": distilled["model"],
+        "accuracy": distilled["accuracy_mean"],
+        "std": distilled["accuracy_std"],
+        "networks": distilled["n"],
+        "beside": _beside(run, runs, distilled["model"]),
+        "seconds": cost["seconds"] + cost.get("initial_seconds", 0),
+        "seconds_of_experts": experts.get("seconds"),
+        "peak_memory": cost["peak_memory_bytes"],
+        "device": cost["machine"]["device"],
+        "source": path,
+    }
+
+
+def _beside(run: dict[str, Any], runs: list[dict[str, Any]], model: str) -> dict[str, float]:
+    """Mean accuracies of the baselines that stand in the group of a run."""
+    beside: dict[str, float] = {}
+    for other in runs:
+        same_group = run.get("group") and other.get("group") == run["group"]
+        if other is not run and not same_group:
+            continue
+        for row in other["evaluation"]["rows"]:
+            if row["set"] in BESIDE and row["model"] == model:
+                beside.setdefault(row["set"], row["accuracy_mean"])
+    return beside
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""What is asked of experts that lie in stores, and of where experts and teachers lie.
+
+These are base classes: what lies elsewhere than in the stores of `buffers` subclasses them and says
+what it can. Opened experts without a store need not: they are `types.Experts`, and say nothing.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, Self
+
+import torch
+from torch import nn
+
+from ddengine.data import Data, Preprocess
+from ddengine.learning.teachers import load_all
+from ddengine.recipe import DataConfig, Recipe
+from ddengine.system.log import Progress
+from ddengine.system.runtime import Precision
+from ddengine.types import Experts, Json, Meta
+
+
+class StoredExperts(ABC):
+    """Experts that know where they come from; they are `Experts` too."""
+
+    @abstractmethod
+    def identities(self) -> Sequence[Json]:
+        """What decides the content of each store."""
+
+    @abstractmethod
+    def preprocesses(self) -> Sequence[Preprocess | None]:
+        """What the experts of each store saw their images through."""
+
+    @abstractmethod
+    def fingerprints(self) -> Sequence[str]:
+        """The digest of each identity."""
+
+    @abstractmethod
+    def origin(self, recipe: Recipe, images: str, precision: str) -> str | None:
+        """What says which experts these are, beside recipe and run.
+
+        None for those that follow from the recipe, the digest of the training images and the
+        precision.
+        """
+
+    @abstractmethod
+    def summary(self) -> Json:
+        """Number and training time of the experts, for meta.json."""
+
+
+class TeacherSource(ABC):
+    """Where the teachers of a set lie."""
+
+    @abstractmethod
+    def teachers(
+        self, meta: Meta, data: Data, device: torch.device, *, dynamic: bool
+    ) -> Sequence[nn.Module]:
+        """The networks; none of a set without. Raises UserError for dynamic labels without.
+
+        `meta` is the content of meta.json, which says what the set was made with.
+        """
+
+
+class ExpertMaker(TeacherSource):
+    """What makes and opens the experts of any recipe."""
+
+    @abstractmethod
+    def source(self, recipe: Recipe, precision: Precision) -> "ExpertSource":
+        """Where the experts of a recipe lie."""
+
+    @abstractmethod
+    def make(
+        self,
+        data: Any,
+        recipe: Recipe,
+        *,
+        device: str,
+        precision: Precision,
+        progress: Progress,
+    ) -> None:
+        """Train the experts of a recipe that are missing. Raises UserError where that fails.
+
+        `data` are images as `ddengine.distill` takes them.
+        """
+
+
+class ExpertSource(TeacherSource):
+    """Where the experts of a recipe lie; they are opened when they are needed.
+
+    Only `open` has no default.
+    """
+
+    @abstractmethod
+    def open(self, data: Data) -> Experts | None:
+        """The experts. Raises UserError for experts that are missing or made otherwise."""
+
+    def on(self, data: DataConfig) -> Self:
+        """Where those lie that saw other images; the same where that is looked at by `open`."""
+        return self
+
+    def seed(self) -> int | None:
+        """That the experts were trained with; None where nobody knows one."""
+        return None
+
+    def of_seed(self, seed: int) -> "ExpertSource | None":
+        """Where those lie that were trained with another seed; None where there are no others."""
+        return None
+
+    def preprocess(self, images: str) -> Preprocess | None:
+        """What the experts of images with this digest saw them through; None without experts."""
+        return None
+
+    def origin(self, images: str) -> str | None:
+        """As that of StoredExperts."""
+        return None
+
+    @property
+    def trainer(self) -> Callable[..., Any] | None:
+        """What trains an expert that is missing; None where none can be."""
+        return None
+
+    def missing(self, images: str) -> dict[str, int]:
+        """How many experts the store of each network lacks."""
+        return {}
+
+    def teachers(
+        self, meta: Meta, data: Data, device: torch.device, *, dynamic: bool
+    ) -> Sequence[nn.Module]:
+        """The last networks of the experts, whatever the set says."""
+        experts = self.open(data)
+        return [] if experts is None else load_all(experts, device)

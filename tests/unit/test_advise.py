@@ -1,0 +1,140 @@
+"""Which recipe for which images and time: only what was measured is said, and time is obeyed."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import run
+
+import buffers
+import ddengine
+import synth
+from ddengine.api import advise as module
+from ddengine.api import estimate as of_estimate
+from ddengine.data import Dataset
+from ddengine.plan.estimate import Part
+from ddengine.system.errors import UserError
+from synth.measured import measurements
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+
+@pytest.fixture
+def calibrated(monkeypatch):
+    """Every recipe takes 100 s of experts where it reads some, and a second a step."""
+    seen = []
+
+    def fake(job, missing):
+        seen.append(job.recipe)
+        buffer = 100.0 if job.recipe.buffer is not None else 0.0
+        return [
+            Part("buffer", buffer, 10, 0, ""),
+            Part("distill", float(job.recipe.outer.steps), 2 * 10**9, 0, ""),
+            Part("evaluate", 5.0, 10, 0, ""),
+        ]
+
+    monkeypatch.setattr(of_estimate.plan, "estimate", fake)
+    return seen
+
+
+def grey(num=400, side=28, classes=10):
+    """Grey images of some classes."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (num, 1, side, side), generator=generator, dtype=torch.uint8)
+    return images, torch.arange(num) % classes
+
+
+def advised(data, **options):
+    """The rows of the advice by recipe."""
+    outcome = ddengine.advise(data, synth.candidates(), progress=False, **options)
+    return {row["recipe"]: row for row in outcome.rows}, outcome
+
+
+def test_the_file_of_what_was_measured_is_made_of_the_tables_of_results():
+    import measured
+
+    stored = json.loads((ROOT / "synth/measured.json").read_text())
+    assert stored == json.loads(json.dumps(measured.entries())) and len(stored) > 20
+    assert all((ROOT / entry["source"]).is_file() for entry in stored)
+
+
+def test_what_is_comparable_is_quoted_and_nothing_else(calibrated):
+    """Images like those of the tables have their figure; photographs have none."""
+    similar, outcome = advised(grey(num=2000))
+    of_dm = similar["own/folder"]["expect"]
+    best = next(row for name, row in measurements() if name == "dm/fashion_mnist_ipc10_small")
+    assert of_dm == best.said() and "fashion_mnist" in of_dm and "IPC 10" in of_dm
+    assert f"{100 * best.accuracy:.1f}" in of_dm and best.source in of_dm
+    assert "random 73.1" in of_dm
+    photographs = torch.zeros(300, 3, 64, 64, dtype=torch.uint8)
+    other, outcome = advised((photographs, torch.arange(300) % 4))
+    assert all(row["expect"] is None for row in other.values())
+    assert "not measured" in str(outcome)
+    assert all("nothing comparable" in note for note in outcome.notes if "distill" not in note)
+    assert sum("nothing comparable" in note for note in outcome.notes) == len(other)
+
+
+@pytest.mark.parametrize(
+    ("changes", "comparable"),
+    [
+        ({}, True),
+        ({"shape": (3, 28, 28)}, False),
+        ({"shape": (1, 64, 64)}, False),
+        ({"classes": 21}, False),
+        ({"images": 5000}, False),
+        ({"ipc": 50}, False),
+        ({"ipc": 50, "data": "own"}, False),
+        ({"shape": (3, 64, 64), "data": "own"}, True),
+    ],
+)
+def test_what_is_compared(calibrated, changes, comparable):
+    base = replace(measurements()[0][1], images=400, shape=(1, 28, 28), classes=10, ipc=10)
+    candidate = module.Candidate(synth.find("own/folder"), (replace(base, **changes),))
+    outcome = ddengine.advise(grey(), [candidate], progress=False)
+    assert (outcome.rows[0]["expect"] is not None) == comparable
+
+
+def test_steps_are_cut_to_the_time_and_what_does_not_fit_is_said(calibrated):
+    rows, outcome = advised(grey(), minutes=1.0, experts=buffers.stores)
+    assert rows["own/folder"]["steps"] == 60 and rows["own/folder"]["seconds"] == 60
+    assert "--outer.steps 60" in rows["own/folder"]["command"]
+    # the experts alone take longer
+    assert not rows["mtt/fashion_mnist_ipc10_small"]["fits"] and "too long" in str(outcome)
+    assert not any("mtt/fashion" in note and "distill" in note for note in outcome.notes)
+    rows, _ = advised(grey(), minutes=1000.0)
+    assert rows["own/folder"]["steps"] == 200
+    # nobody said where experts lie
+    assert "mtt/fashion_mnist_ipc10_small" not in rows
+
+
+def test_the_recipes_are_made_for_the_images(calibrated):
+    """All of them, a network of their size, no more images per class than there are."""
+    advised(grey(num=60, side=40, classes=12))
+    for recipe in calibrated:
+        assert recipe.model == "convnet-d3-w32-in" and recipe.ipc == (
+            1 if "idc" in recipe.name else 5
+        )
+        assert recipe.data.limit is None
+    assert [module.network_for(side) for side in (8, 16, 28, 32, 64, 224)] == [
+        f"convnet-d{depth}-w32-in" for depth in (1, 2, 2, 3, 4, 4)
+    ]
+
+
+def test_the_command(calibrated, capsys):
+    assert run("advise", "--data.name", "digits", "--minutes", "2") == 0
+    said = capsys.readouterr().out
+    assert "dm/fashion_mnist_ipc10_small" in said and "10 classes, 1295 training images" in said
+    assert "--data.name digits" in said.replace("\n", " ")
+    assert run("advise", "--data.name", "digits", "--minutes", "-1") == 2
+    assert "minutes must be positive" in capsys.readouterr().err
+    assert run("advise") == 2
+    assert "data.root" in capsys.readouterr().err
+
+
+def test_no_candidates_are_refused(calibrated):
+    with pytest.raises(UserError, match="No candidate can be tried"):
+        ddengine.advise(Dataset.named("digits"), [], progress=False)
