@@ -221,7 +221,8 @@ def sets_seen_as(result: Distilled, data: ddengine.Dataset) -> tuple[RealSet, Re
     """(test, training) images through the preprocessing of a set."""
 
     def seen(examples: Any) -> RealSet:
-        return RealSet(*examples, len(CLASSES), result.preprocess)
+        pixels, labels = examples
+        return RealSet(pixels, labels, len(CLASSES), result.preprocess)
 
     return seen(data.test_examples), seen(data.examples)
 
