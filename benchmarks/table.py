@@ -4,6 +4,7 @@ The same command resumes.
 
     python benchmarks/table.py NAME [--jobs 2]              a table of this file
     python benchmarks/table.py NAME RECIPE [RECIPE ...]    one row a recipe, each with its baselines
+    python benchmarks/table.py NAME --data_root PATH        where the images lie
 
 Writes docs/results/NAME.md, docs/results/NAME.json (every evaluation.json, with cost, machine,
 versions and commit) and, of runs that validated while they distilled, docs/results/NAME.png
@@ -23,10 +24,11 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from ddengine.pages import figures
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import forms
+
+from ddengine.pages import figures
 from ddengine.system import files
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -233,6 +235,82 @@ def _cross() -> list[Row]:
     return rows
 
 
+# three without BatchNorm, of which the first makes the sets, and three with it
+FORMS_NETWORKS = (
+    "convnet-d3-w16-in",
+    "mlp",
+    "lenet",
+    "convnet-d3-w16-bn",
+    "convnet-d2-w16-bn",
+    "resnet18-bn-x12",
+)
+FORMS_FLAGS = {
+    "mtt": (*small("mtt", 10), "--outer.steps", "80"),
+    "dm": (),
+    "dsa": (),
+}
+
+
+def _forms() -> list[Row]:
+    """Sets in exact tensors, within the range of pixels, and in 8 bits, on six networks.
+
+    A bounded set is shipped in 8 bits, so it has no other form. Rows are in the order in which two
+    jobs end together; baselines stand beside the row that is made fastest.
+    """
+    shared = (
+        "--outer.evaluate_every",
+        "0",
+        "--evaluation.models",
+        *FORMS_NETWORKS,
+        "--evaluation.epochs",
+        "100",
+        "--evaluation.num_networks",
+        "3",
+        "--evaluation.lr_grid",
+        "0.03",
+        "0.1",
+        "--evaluation.full_steps",
+        "120",
+    )
+    rows = []
+    for method, bounded in (
+        ("mtt", False),
+        ("dm", False),
+        ("mtt", True),
+        ("dsa", False),
+        ("dsa", True),
+        ("dm", True),
+    ):
+        first = (method, bounded) == ("dm", False)
+        row = Row(
+            label=f"{method.upper()}, {'bounded' if bounded else 'exact'}",
+            recipe=f"{method}/fashion_mnist_ipc10_small",
+            flags=(*FORMS_FLAGS[method], *shared, "--codec.bounded", str(bounded)),
+            baselines=("random", "herding", "eight_bit") if first else ("eight_bit",),
+            group="IPC 10",
+        )
+        rows.append(row)
+    return rows
+
+
+def _cifar() -> list[Row]:
+    """The small cells of CIFAR-10 beside real images; networks are trained half as long."""
+    chosen = ("random", "herding", "full")
+    half = ("--evaluation.epochs", "150", "--evaluation.full_steps", "150")
+    rates = ("--evaluation.lr_grid", "0.01", "0.03", "0.1")
+    return [
+        Row(
+            label=f"{method.upper()}, IPC {ipc}",
+            recipe=f"{method}/cifar10_ipc{ipc}_small",
+            flags=(*half, *rates),
+            baselines=chosen if method == "dm" else (),
+            group=f"IPC {ipc}",
+        )
+        for ipc in (1, 10)
+        for method in ("mtt", "dm", "dsa")
+    ]
+
+
 DEAR = ("--labels", "dynamic", "--num_networks", "3")  # teachers look at every batch
 
 
@@ -269,6 +347,8 @@ TABLES = {
     "matching_small": _matching,
     "compensator_small": _compensator,
     "cross_small": _cross,
+    "forms_small": _forms,
+    "cifar_small": _cifar,
 }
 
 
@@ -296,6 +376,7 @@ def collect(run: Path, folder: Path, row: Row) -> dict[str, Any]:
     ]
     said = {
         "row": row.label,
+        "outside": forms.outside(run),  # of the range of pixels
         "experts": meta.get("experts"),
         "group": row.group,
         "flags": row.flags,
@@ -405,11 +486,7 @@ def crossed(runs: list[dict[str, Any]]) -> str:
     """
     models = list(dict.fromkeys(row["model"] for run in runs for row in run["evaluation"]["rows"]))
     lines = [_line(["set", *models, "mean over the others"]), _line(["---"] * (len(models) + 2))]
-    named = [
-        (run["row"] if row["set"] in OWN_ROWS else row["set"], row)
-        for run in runs
-        for row in run["evaluation"]["rows"]
-    ]
+    named = [(_named(run, row), row) for run in runs for row in run["evaluation"]["rows"]]
     labels = list(dict.fromkeys(label for label, _ in named))
     for label in sorted(labels, key=lambda name: name == "full"):  # last
         cells = {row["model"]: row for name, row in named if name == label}
@@ -417,6 +494,13 @@ def crossed(runs: list[dict[str, Any]]) -> str:
         mean = "diverged" if None in others else f"{100 * sum(others) / len(others):.1f}"
         lines.append(_line([label, *(_accuracy(cells[m]) for m in models), mean]))
     return "".join(lines)
+
+
+def _named(run: dict[str, Any], row: dict[str, Any]) -> str:
+    """What a row is called in a table of several runs."""
+    if row["set"] == "distilled_8bit":
+        return f"{run['row']}, in 8 bits"
+    return run["row"] if row["set"] in OWN_ROWS else row["set"]
 
 
 def plot(path: Path, runs: list[dict[str, Any]]) -> None:
@@ -501,7 +585,10 @@ def write(name: str, rows: list[Row], said: str) -> None:
     out.mkdir(parents=True, exist_ok=True)
     files.write_json(out / f"{name}.json", {"command": said, "runs": runs})
     several = any(len({row["model"] for row in run["evaluation"]["rows"]}) > 1 for run in runs)
-    (out / f"{name}.md").write_text(crossed(runs) if several else markdown(runs))
+    text = crossed(runs) if several else markdown(runs)
+    if name == "forms_small":
+        text += f"\n{forms.summary(runs)}"
+    (out / f"{name}.md").write_text(text)
     if several:
         figures.heat_map(out / f"{name}.png", [(run["row"], run["evaluation"]) for run in runs])
     elif runs and all(run["validation"] for run in runs):
@@ -510,31 +597,41 @@ def write(name: str, rows: list[Row], said: str) -> None:
 
 def main(args: list[str]) -> None:
     """Run, collect, write."""
-    names, jobs = args, 1
-    if "--jobs" in args:
-        place = args.index("--jobs")
-        names, jobs = args[:place], int(args[place + 1])
+    names, asked = [*args], {"--jobs": "1", "--data_root": ""}
+    for flag in asked:
+        if flag in names:
+            place = names.index(flag)
+            asked[flag] = names[place + 1]
+            del names[place : place + 2]
     if not names or (len(names) == 1 and names[0] not in TABLES):
         sys.exit(
             "usage: python benchmarks/table.py NAME RECIPE [RECIPE ...], or one of "
-            f"{', '.join(TABLES)} [--jobs N]"
+            f"{', '.join(TABLES)} [--jobs N] [--data_root PATH]"
         )
     name, *recipes = names
     rows = [Row(label=recipe, recipe=recipe, baselines=None, group=recipe) for recipe in recipes]
     rows = rows or TABLES[name]()
-    said = " ".join(["python benchmarks/table.py", *args])
+    jobs = int(asked["--jobs"])
+    said = " ".join(["python benchmarks/table.py", *names, "--jobs", str(jobs)])
     threads = max(1, (os.cpu_count() or 1) // jobs)
+    where = ("--data.root", asked["--data_root"]) if asked["--data_root"] else ()
     writing = Lock()  # of the result files
 
     def run(row: Row) -> None:
-        make(name, rows, row, threads)
+        make(name, rows, located(row, where), threads)
         with writing:
             write(name, rows, said)
 
     with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(partial(train_experts, threads), with_stores(rows, threads)))
+        here = [located(row, where) for row in rows]
+        list(pool.map(partial(train_experts, threads), with_stores(here, threads)))
         list(pool.map(run, [row for row in rows if not row.of]))
         list(pool.map(run, [row for row in rows if row.of]))  # whose sets are there now
+
+
+def located(row: Row, where: tuple[str, ...]) -> Row:
+    """The row with the flags that say where images lie on this machine, which no result names."""
+    return row if row.of else replace(row, flags=(*row.flags, *where))
 
 
 def with_stores(rows: list[Row], threads: int) -> list[Row]:

@@ -12,7 +12,6 @@ from ddengine.models import build_model, middle
 from ddengine.objective import Objective, environments
 from ddengine.recipe import Recipe
 from ddengine.sets import labels, synthetic
-from ddengine.sets.codec import Compensated
 from ddengine.sets.coreset import TrainNetworks
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system import dist, log
@@ -87,7 +86,9 @@ def prepare(
     """
     envs = environments(recipe, data, device, experts, precision=precision, compile=compile)
     objective = objective_of(recipe.objective, envs)
-    _warn_of_unequal_compensators(recipe)
+    warning = recipe.codec.warning(recipe)
+    if warning is not None:
+        log.say(f"warning: {warning}")
     if images is None:
         syn = synthetic.initial(recipe, data, generator(seed, "init"), experts, train_networks)
     else:
@@ -106,20 +107,6 @@ def shipped(syn: SyntheticSet, recipe: Recipe, experts: Experts | None) -> Synth
     if recipe.targets.relabel:
         return labels.label(syn.shipped(), experts, recipe.targets)
     return syn.shipped()
-
-
-def _warn_of_unequal_compensators(recipe: Recipe) -> None:
-    """Say it where the sets of a codec have not one compensator of each teacher."""
-    codec = recipe.codec
-    if not recipe.teachers or not isinstance(codec, Compensated):
-        return
-    networks = len(recipe.teachers) * (recipe.buffer.num_experts if recipe.buffer else 0)
-    chosen_freely = codec.base is not None or codec.compensators is not None
-    if not chosen_freely and codec.per_set != networks:
-        log.say(
-            f"warning: codec.per_set {codec.per_set} is not the number of teachers, {networks}, "
-            "so not every set has a compensator of each"
-        )
 
 
 def _started(recipe: Recipe, data: Data, images: Tensor) -> SyntheticSet:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ddengine.data import Data
-from ddengine.sets.codec import Codec, Identity, MultiFormation, Pixels, as_pixels
+from ddengine.sets.codec import Codec, Identity, Pixels, as_pixels
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.sets.targets import Classes, Logits
 from ddengine.system import files, log
@@ -250,7 +250,7 @@ def pixel_codec(codec: Codec | None, data: Data) -> Codec:
 
     Raises UserError where it cannot decode images of this shape.
     """
-    if not isinstance(codec, MultiFormation):
+    if codec is None or codec.per_item == 1:
         return Pixels()
     # refuses a factor that does not go
     codec.pack(

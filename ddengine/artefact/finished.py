@@ -22,7 +22,7 @@ from ddengine.data import Data, folder, parquet
 from ddengine.data.source import Source
 from ddengine.data.splits import listed
 from ddengine.recipe import DataConfig
-from ddengine.sets.codec import Codec, Pixels, as_pixels
+from ddengine.sets.codec import Codec, as_pixels
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system import files, log
 from ddengine.system.errors import UserError
@@ -186,7 +186,7 @@ def _set_of(
     order = labels.argsort(stable=True)  # classes in their order, as in every set
     reader = exchange.pixel_codec(codec, data)
     images = pixels[order]
-    if not isinstance(reader, Pixels):
+    if not reader.keeps_pixels:
         images = as_pixels(images)
     tensors = {"images": images.contiguous()}
     if lr is not None:

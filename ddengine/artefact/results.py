@@ -17,7 +17,7 @@ from ddengine.artefact.card import (
     trained_section,
 )
 from ddengine.artefact.markdown import at, plain, row
-from ddengine.evaluation import protocol, tables
+from ddengine.evaluation import cautions, protocol, tables
 from ddengine.system import files
 from ddengine.system.errors import UserError
 from ddengine.system.log import size
@@ -168,7 +168,7 @@ def results_table(evaluation: Evaluation) -> str:
     lines = [row(heads), "|---" * len(heads) + "|"]
     for of in rows:
         lines.append(row([COLUMNS[head](of) for head in heads]))
-    lines += ["", _measured(evaluation)]
+    lines += ["", *_cautions(evaluation), _measured(evaluation)]
     for said in tables.networks_in_words(rows):
         lines.append(f"{plain(said)}.")
     for said in tables.economies(evaluation):
@@ -183,6 +183,20 @@ def results_table(evaluation: Evaluation) -> str:
             "unequal numbers of images."
         )
     return "\n".join(lines)
+
+
+def _cautions(evaluation: Evaluation) -> list[str]:
+    """A sentence on each network in which the set is worth less than random images."""
+    lines = []
+    for caution in cautions.below_random(evaluation):
+        form, model = caution.form, plain(caution.model)
+        lines.append(
+            f"**In {model} {form} is worth less than random images: {caution.words}.** Use another "
+            "form or network there, or real images."
+        )
+    if lines:
+        lines.append("")
+    return lines
 
 
 def _measured(evaluation: Evaluation) -> str:

@@ -71,6 +71,26 @@ def test_examples_have_their_items(codec_name: str) -> None:
     )
 
 
+def test_it_keeps_the_images_that_it_says_it_keeps(codec_name: str) -> None:
+    """Whoever asks whether images are kept as they are, as pixels, may rely on the answer."""
+    codec, tensors = packed(codec_name)
+    if codec.keeps_images:
+        assert torch.equal(everything(codec, tensors), tensors["images"]), (
+            "keeps_images says that each stored image is one example, and decode() gives others."
+        )
+    shipper, shipped = codec.ship(tensors, PREPROCESS)
+    bounded = codec.within_pixels()
+    for kept in (codec, shipper, bounded):
+        assert not kept.keeps_pixels or kept.keeps_images, (
+            "keeps_pixels is true of a codec that does not keep images: say keeps_images too."
+        )
+    if codec.keeps_pixels:
+        assert shipped["images"].dtype == torch.uint8, (
+            f"keeps_pixels says that images are shipped as bytes, and ship() gives "
+            f"{shipped['images'].dtype}."
+        )
+
+
 def test_gradients_reach_what_is_learned(codec_name: str) -> None:
     """Every tensor that the codec calls learned has a gradient, and no other is asked for one."""
     codec, tensors = packed(codec_name)

@@ -7,7 +7,7 @@ from typing import Literal
 from rich.table import Table
 
 from ddengine import naming
-from ddengine.evaluation import intervals
+from ddengine.evaluation import cautions, intervals
 from ddengine.evaluation.equal_bytes import FORM
 from ddengine.system.log import size
 from ddengine.types import Evaluation, Facts, Row
@@ -117,6 +117,11 @@ def notes(evaluation: Evaluation) -> list[str]:
         lines.append(
             f"warning: {num} of {num + row['n']} networks trained on {where} diverged and do "
             "not count"
+        )
+    for caution in cautions.below_random(evaluation):
+        lines.append(
+            f"warning: in {caution.model} {caution.form} is worth less than random images: "
+            f"{caution.words}"
         )
     lines += _worst_class(evaluation)
     return lines + economies(evaluation)

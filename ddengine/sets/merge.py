@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from ddengine.data import Preprocess
-from ddengine.sets.codec import Compensated, Identity
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.sets.targets import Classes, Logits
 from ddengine.system.errors import UserError
@@ -131,7 +130,7 @@ def _under(syn: SyntheticSet, preprocess: Preprocess) -> SyntheticSet:
     same = _same_tensors(syn.preprocess.tensors(), preprocess.tensors())
     if syn.space == "pixel" or same:
         return replace(syn, preprocess=preprocess)
-    if not isinstance(syn.codec, Identity):
+    if not syn.codec.keeps_images:
         raise UserError(
             f"Images in codec {type(syn.codec).__name__} cannot be brought under another "
             "preprocessing; distill the sets with the same one."
@@ -158,10 +157,11 @@ def _check_tensors(syn: SyntheticSet, number: int) -> None:
 
     It may hold nothing else that would have to be merged.
     """
-    if isinstance(syn.codec, Compensated):
+    shared = syn.codec.of_all_classes
+    if shared:
         raise UserError(
-            f"Set {number} holds compensators, which belong to all its classes at once; merge "
-            "sets of another codec."
+            f"Set {number} holds {shared}, which belong to all its classes at once; merge sets of "
+            "another codec."
         )
     mergeable = ("images", "lr", *Logits().names)
     for name in sorted(syn.tensors):

@@ -182,6 +182,22 @@ def _small() -> list[Recipe]:
                     init=_init(method),
                 )
             )
+    return [*cells, *_small_cifar()]
+
+
+def _small_cifar() -> list[Recipe]:
+    """DSA on CIFAR-10, which it was made for: mirrored images are images there."""
+    cells = []
+    for ipc, epochs, steps, lr in ((1, 1, 600, 5.0), (10, 10, 200, 10.0)):
+        objective = GradientMatching(
+            networks=OnSynthetic(epochs=epochs), augment=strategy("cifar10"), real_batch=64
+        )
+        cells.append(
+            small(
+                "dsa", WORKS["dsa"], ipc, dataset="cifar10", objective=objective, steps=steps,
+                lr_img=lr,
+            )
+        )  # fmt: skip
     return cells
 
 

@@ -82,7 +82,11 @@ def _small() -> list[Recipe]:
     objective = DistributionMatching(
         networks=Untrained(), augment=strategy("fashion_mnist"), real_batch=128
     )
-    return [small("dm", CITES, ipc, objective=objective, steps=400, lr_img=10.0) for ipc in (1, 10)]
+    return [
+        small("dm", CITES, ipc, dataset=dataset, objective=objective, steps=400, lr_img=10.0)
+        for dataset in ("fashion_mnist", "cifar10")
+        for ipc in (1, 10)
+    ]
 
 
 def recipes() -> list[Recipe]:

@@ -88,6 +88,7 @@ def small(
     cites: tuple[str, ...],
     ipc: int,
     *,
+    dataset: str = "fashion_mnist",
     objective: Any,
     steps: int,
     lr_img: float,
@@ -95,16 +96,16 @@ def small(
     codec: Codec = Identity(),
     **outer: Any,
 ) -> Recipe:
-    """A cell of this project for a CPU: 10,000 images of Fashion-MNIST, a narrow network.
+    """A cell of this project for a CPU: 10,000 images of a dataset, a narrow network.
 
     Its settings were chosen on the validation split.
     """
     return Recipe(
-        name=f"{method}/fashion_mnist_ipc{ipc}_small",
+        name=f"{method}/{dataset}_ipc{ipc}_small",
         cites=cites,
         published=None,
         note=SMALL_NOTE,
-        data=DataConfig(name="fashion_mnist", limit=10000),
+        data=DataConfig(name=dataset, limit=10000),
         model="convnet-d3-w16-in",
         ipc=ipc,
         buffer=None,

@@ -148,12 +148,16 @@ def _imagenet() -> list[Recipe]:
 
 DIGITS = DataConfig(name="digits")
 FASHION = DataConfig(name="fashion_mnist", limit=10000)
-# name, data, network, images per class, T+, N, outer steps, lr pixel, epochs of the evaluation
+CIFAR = DataConfig(name="cifar10", limit=10000)
+# name, data, network, images per class, T+, N, outer steps, lr of pixels, lr of the learned rate,
+# epochs of the evaluation
 SMALL = [
-    ("digits_ipc1", DIGITS, "convnet-d2-w32-in", 1, 4, 20, 250, 10.0, 150),
-    ("digits_ipc10", DIGITS, "convnet-d2-w32-in", 10, 8, 20, 250, 10.0, 150),
-    ("fashion_mnist_ipc1_small", FASHION, "convnet-d3-w16-in", 1, 4, 30, 400, 100.0, 300),
-    ("fashion_mnist_ipc10_small", FASHION, "convnet-d3-w16-in", 10, 8, 20, 200, 100.0, 300),
+    ("digits_ipc1", DIGITS, "convnet-d2-w32-in", 1, 4, 20, 250, 10.0, 1e-4, 150),
+    ("digits_ipc10", DIGITS, "convnet-d2-w32-in", 10, 8, 20, 250, 10.0, 1e-4, 150),
+    ("fashion_mnist_ipc1_small", FASHION, "convnet-d3-w16-in", 1, 4, 30, 400, 100.0, 1e-4, 300),
+    ("fashion_mnist_ipc10_small", FASHION, "convnet-d3-w16-in", 10, 8, 20, 200, 100.0, 1e-4, 300),
+    ("cifar10_ipc1_small", CIFAR, "convnet-d3-w16-in", 1, 4, 20, 300, 1000.0, 2e-5, 300),
+    ("cifar10_ipc10_small", CIFAR, "convnet-d3-w16-in", 10, 8, 20, 100, 1000.0, 2e-5, 300),
 ]  # fmt: skip
 
 
@@ -163,8 +167,8 @@ def _small() -> list[Recipe]:
     Their settings were chosen on validation splits.
     """
     cells = []
-    for name, data, model, ipc, window, inner_steps, steps, lr_img, epochs in SMALL:
-        optim = {"images": OptimConfig(lr=lr_img), "lr": OptimConfig(lr=1e-4)}
+    for name, data, model, ipc, window, inner_steps, steps, lr_img, lr_lr, epochs in SMALL:
+        optim = {"images": OptimConfig(lr=lr_img), "lr": OptimConfig(lr=lr_lr)}
         cells.append(
             Recipe(
                 name=f"mtt/{name}",

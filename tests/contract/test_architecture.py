@@ -193,6 +193,21 @@ def abilities_are_declared(path: str, tree: ast.AST) -> Iterator[str]:
             yield f"{call.lineno}: {name}(...) without a reason ({PROBES} ...)"
 
 
+CODECS = {"Identity", "Pixels", "MultiFormation", "Compensated"}
+
+
+def codecs_say_what_they_are(path: str, tree: ast.AST) -> Iterator[str]:
+    """The core asks a codec, and not whether it is one that it knows: others may say the same."""
+    if not path.startswith("ddengine/") or path.startswith("ddengine/sets/codec/"):
+        return
+    for name, call in calls(tree, path):
+        if name != "isinstance" or len(call.args) < 2:
+            continue
+        known = {dotted(part).rpartition(".")[2] for part in ast.walk(call.args[1])} & CODECS
+        if known:
+            yield f"{call.lineno}: asks whether a codec is {', '.join(sorted(known))}"
+
+
 LONGEST = 60  # lines of a function; more with the reason beside it
 LONG = "# long:"
 
@@ -345,6 +360,7 @@ RULES = (
     no_global_generators,
     docstrings,
     abilities_are_declared,
+    codecs_say_what_they_are,
     short_functions,
     simple_functions,
     narrow_lines,
@@ -396,6 +412,11 @@ BROKEN = [
     (abilities_are_declared, "synth/new.py", "hasattr(objective, 'window')"),
     (abilities_are_declared, "ddengine/sets/new.py", "getattr(objective, 'batch', None)"),
     (abilities_are_declared, "ddengine/api/new.py", "from typing import runtime_checkable"),
+    (
+        codecs_say_what_they_are,
+        "ddengine/uses/new.py",
+        "isinstance(codec, Identity | codecs.Pixels)",
+    ),
     (short_functions, "buffers/new.py", "def f():\n" + "    f()\n" * 61),
     (short_functions, "buffers/new.py", "def f():  # long: a table\n" + "    f()\n" * 91),
     (simple_functions, "buffers/new.py", "def f(a):\n" + "    if a: return\n" * 10),

@@ -27,6 +27,7 @@ from ddengine.artefact import (
 from ddengine.artefact import folder as folders
 from ddengine.artefact.folder import load
 from ddengine.data import Preprocess
+from ddengine.evaluation import tables
 from ddengine.recipe import to_dict
 from ddengine.sets import codec as codecs
 from ddengine.sets.codec import Compensated, Identity, MultiFormation, Pixels
@@ -716,3 +717,51 @@ def test_the_card_says_balanced_accuracy_of_uneven_test_classes():
     )
     even = results.results_table({"rows": [row], "test_images_per_class": {"cat": 30, "dog": 30}})
     assert "alanced" not in even
+
+
+def test_the_card_warns_of_networks_in_which_random_images_are_worth_more(tmp_path):
+    """Of each form by itself, with both figures; intervals that meet are said to."""
+    folders.save(a_set(), tmp_path / "set", META)
+    rows = [
+        ROW | {"model": "resnet18-bn", "accuracy_mean": 0.205, "ci95": [0.2, 0.21]},
+        ROW
+        | {
+            "set": "distilled_8bit",
+            "model": "resnet18-bn",
+            "accuracy_mean": 0.49,
+            "ci95": [0.2, 0.71],
+        },
+        ROW | {"set": "random", "model": "resnet18-bn", "accuracy_mean": 0.798, "ci95": [0.7, 0.9]},
+        ROW | {"model": "mlp", "accuracy_mean": 0.6, "ci95": [0.5, 0.7]},
+        ROW | {"set": "random", "model": "mlp", "accuracy_mean": 0.5, "ci95": [0.4, 0.6]},
+        ROW | {"model": "lenet", "accuracy_mean": None, "ci95": None},
+        ROW | {"set": "random", "model": "lenet", "accuracy_mean": 0.5, "ci95": [0.4, 0.6]},
+    ]
+    results.add_results(tmp_path / "set", {"rows": rows})
+    warned = [
+        line
+        for line in (tmp_path / "set/README.md").read_text().splitlines()
+        if "worth less than random images:" in line
+    ]
+    assert [line.partition(".** ")[0] for line in warned] == [
+        "**In resnet18-bn the set is worth less than random images: 20.5 against 79.8 %",
+        "**In resnet18-bn its 8-bit form is worth less than random images: 49.0 against 79.8 %, "
+        "within the intervals",
+    ]
+    notes = tables.notes({"rows": rows})
+    assert (
+        "warning: in resnet18-bn the set is worth less than random images: 20.5 against 79.8 %"
+        in notes
+    )
+    results.add_results(tmp_path / "set", {"rows": rows[3:5]})
+    assert "worth less than random images:" not in (tmp_path / "set/README.md").read_text()
+
+
+def test_the_card_names_the_network_that_exact_tensors_were_made_for(tmp_path):
+    """Where 8 bits are another set; where they hold everything there is nothing to choose."""
+    folders.save(a_set(), tmp_path / "set", META)
+    assert "exact tensors were made for `mlp`" in (tmp_path / "set/README.md").read_text()
+    whole = replace(a_set(), codec=Pixels(), space=Pixels().space)
+    whole = whole.with_tensors({"images": torch.zeros_like(whole.tensors["images"])})
+    folders.save(whole, tmp_path / "bytes", META)
+    assert "were made for" not in (tmp_path / "bytes/README.md").read_text()

@@ -489,9 +489,8 @@ AST_CELLS = {
     "tiny_imagenet_ipc1":   (10, 2, 10, ALL, False, 1e4, 1e-4, (False, True, True, False), 1000),
 }  # fmt: skip
 
-OWN = {f"mtt/digits_ipc{ipc}" for ipc in (1, 10)} | {
-    f"{m}/fashion_mnist_ipc{ipc}_small" for m in SMALL for ipc in (1, 10)
-}
+OWN = {f"mtt/{name}" for ipc in (1, 10) for name in (f"digits_ipc{ipc}", f"cifar10_ipc{ipc}_small")}
+OWN |= {f"{m}/fashion_mnist_ipc{ipc}_small" for m in SMALL for ipc in (1, 10)}
 
 
 def test_every_recipe_is_in_a_table():

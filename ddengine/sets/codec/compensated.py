@@ -6,7 +6,7 @@ import torch
 from torch import Generator, Tensor
 
 from ddengine.data import Preprocess
-from ddengine.recipe import require
+from ddengine.recipe import Recipe, require
 from ddengine.sets.codec.protocol import Codec, Loader, Tensors
 from ddengine.sets.codec.values import as_bytes, as_pixels, too_large
 from ddengine.system.errors import UserError
@@ -107,6 +107,23 @@ class Compensated(Codec):
         if self.base is None:
             return self.per_set * n
         return num_classes * (ipc - n)
+
+    @property
+    def of_all_classes(self) -> str:
+        """The compensators."""
+        return "compensators"
+
+    def warning(self, recipe: Recipe) -> str | None:
+        """Where the sets have not one compensator of each teacher."""
+        if not recipe.teachers or self.base is not None or self.compensators is not None:
+            return None
+        networks = len(recipe.teachers) * (recipe.buffer.num_experts if recipe.buffer else 0)
+        if self.per_set == networks:
+            return None
+        return (
+            f"codec.per_set {self.per_set} is not the number of teachers, {networks}, so not every "
+            "set has a compensator of each"
+        )
 
     def fit(
         self, ipc: int, image_shape: tuple[int, int, int], num_classes: int

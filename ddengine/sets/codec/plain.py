@@ -1,6 +1,6 @@
 """One stored image is one training example: what networks see, or pixels."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Generator, Tensor
@@ -26,6 +26,20 @@ class Identity(Codec):
     def space(self) -> Space:
         """What networks see."""
         return "model"
+
+    @property
+    def keeps_images(self) -> bool:
+        """Each as it is."""
+        return True
+
+    @property
+    def keeps_pixels(self) -> bool:
+        """Where it is bounded."""
+        return self.bounded
+
+    def within_pixels(self) -> Codec:
+        """With bounds."""
+        return replace(self, bounded=True)
 
     def pack(
         self,
@@ -85,6 +99,16 @@ class Pixels(Codec):
 
     They are clamped to [0, 1] after each update and shipped as bytes.
     """
+
+    @property
+    def keeps_images(self) -> bool:
+        """Each as it is."""
+        return True
+
+    @property
+    def keeps_pixels(self) -> bool:
+        """Always."""
+        return True
 
     def pack(
         self,

@@ -7,6 +7,7 @@ import torch
 from torch import Generator, Tensor
 
 from ddengine.data import Preprocess
+from ddengine.recipe import Recipe
 
 Tensors = Mapping[str, Tensor]
 Space = Literal["pixel", "model"]
@@ -39,6 +40,32 @@ class Codec(Protocol):
     def per_item(self) -> int:
         """Images that one stored item starts from."""
         return 1
+
+    @property
+    def keeps_images(self) -> bool:
+        """Whether each stored image is one training example, and the tensors hold no other part."""
+        return False
+
+    @property
+    def keeps_pixels(self) -> bool:
+        """Whether it keeps images, within what pixels can be, and ships them as bytes."""
+        return False
+
+    @property
+    def of_all_classes(self) -> str:
+        """What is stored of all classes at once, so that sets cannot be merged; "" for nothing."""
+        return ""
+
+    def within_pixels(self) -> "Codec":
+        """The codec that keeps images within what pixels can be; itself where it cannot, or does.
+
+        Of preprocessing by mean and deviation, because whitened images have no such bounds.
+        """
+        return self
+
+    def warning(self, recipe: Recipe) -> str | None:
+        """What to know before a recipe with this codec begins; None for nothing."""
+        return None
 
     def fit(
         self, ipc: int, image_shape: tuple[int, int, int], num_classes: int

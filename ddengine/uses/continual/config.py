@@ -9,7 +9,6 @@ import torch
 
 from ddengine.data import Data
 from ddengine.recipe import Recipe, require
-from ddengine.sets.codec import Identity, Pixels
 from ddengine.system.errors import UserError, unknown
 from ddengine.system.rng import generator
 
@@ -63,7 +62,7 @@ def image_bytes(
 
     Recipes that ship bytes are not made larger by store float32.
     """
-    wide = memory == "distilled" and config.store == "float32" and not _ships_bytes(recipe)
+    wide = memory == "distilled" and config.store == "float32" and not recipe.codec.keeps_pixels
     return math.prod(shape) * (4 if wide else 1) + CLASS_BYTES
 
 
@@ -108,11 +107,10 @@ def within_pixels(recipe: Recipe, config: ContinualConfig) -> Recipe:
     A memory of bytes cuts what lies outside, so that the rest would have been learned in vain. A
     recipe that is not concerned is returned as it is.
     """
-    codec = recipe.codec
-    unbounded = isinstance(codec, Identity) and not codec.bounded
-    if config.store == "uint8" and unbounded and not recipe.data.zca:
-        return replace(recipe, codec=Identity(bounded=True))
-    return recipe
+    within = recipe.codec.within_pixels()
+    if config.store != "uint8" or recipe.data.zca or within == recipe.codec:
+        return recipe
+    return replace(recipe, codec=within)
 
 
 def check(data: Data, recipe: Recipe, config: ContinualConfig) -> list[int]:
@@ -127,7 +125,7 @@ def check(data: Data, recipe: Recipe, config: ContinualConfig) -> list[int]:
             "classes; "
             f"set stages to at most {data.num_classes // 2}."
         )
-    plain = isinstance(recipe.codec, Identity | Pixels) and recipe.targets.kind == "class"
+    plain = recipe.codec.keeps_images and recipe.targets.kind == "class"
     if "distilled" in config.memories and not plain:
         raise UserError(
             f"{recipe.name} packs several examples into an image or has soft labels, and a memory "
@@ -151,8 +149,3 @@ def _check_classes(data: Data) -> None:
                     f"Class {name!r} has no {part} images, so nothing can be "
                     "measured on it; leave it out of data.classes."
                 )
-
-
-def _ships_bytes(recipe: Recipe) -> bool:
-    codec = recipe.codec
-    return isinstance(codec, Pixels) or (isinstance(codec, Identity) and codec.bounded)

@@ -31,7 +31,7 @@ def kept(syn: SyntheticSet, store: Store) -> SyntheticSet:
     images are not stored one by one, and for soft labels.
     """
     labelled = syn.targets.soft or syn.targets.regressed
-    if labelled or not isinstance(syn.codec, Identity | Pixels):
+    if labelled or not syn.codec.keeps_images:
         raise UserError(
             "A memory keeps plain images with their classes, and the set has soft labels or "
             "another codec; use codec Identity or Pixels."
