@@ -289,8 +289,17 @@ def of_real_images(
     if "hard_labels" in config.baselines and has_soft_labels(config, distilled.targets):
         sets = partial(always, distilled)
         yield Contender(f"{bench.name}_hard", sets, steps=steps, distilled=True)
+    yield from _of_coresets(bench, looking, ipc, steps)
+    if "full" in config.baselines:
+        yield looking.full
+
+
+def _of_coresets(
+    bench: Bench, looking: Looking, ipc: int, steps: int | None
+) -> Iterator[Contender]:
+    """The coresets of the protocol."""
     for kind in coreset.KINDS:
-        if kind in config.baselines:
+        if kind in bench.config.baselines:
             selection = looking.selection(kind, ipc)
             sets = partial(_selected, bench, selection)
             num = ipc * bench.data.num_classes
@@ -303,8 +312,6 @@ def of_real_images(
                 baseline=True,
                 through=looking.full if selection.looks else None,
             )
-    if "full" in config.baselines:
-        yield looking.full
 
 
 def _of_equal_bytes(

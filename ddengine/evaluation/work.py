@@ -90,7 +90,7 @@ class _Work:
     paces: Paces
     workers: Workers | None
     idle: list[Worker] = field(default_factory=list)
-    running: dict[Worker, Step] = field(default_factory=dict)
+    running: dict[Worker, tuple[Row, Piece | Measure]] = field(default_factory=dict)
     begun: set[Row] = field(default_factory=set)  # rows of which something was trained
 
     def all(self) -> None:
@@ -114,7 +114,7 @@ class _Work:
 
     def _steps(self) -> list[tuple[Row, Step]]:
         """What can be done now and nobody does, as far as there are hands for it, in order."""
-        taken = set(map(_key, self.running.values()))
+        taken = {_key(step) for _, step in self.running.values()}
         steps: list[tuple[Row, Step]] = []
         for row in list(self.rows):
             following = self.plan.next(row)
@@ -182,7 +182,7 @@ class _Work:
             asked = self._training(step)
             told = beside.measuring if isinstance(step, Measure) else beside.request
             worker = self.idle.pop(0)
-            self.running[worker] = step
+            self.running[worker] = (row, step)
             worker.send(told(step.bench, asked))
         return left
 
@@ -190,28 +190,29 @@ class _Work:
         """Wait for a process, and keep what comes of it."""
         assert self.workers is not None
         worker, message = self.workers.wait()
-        step = self.running.pop(worker, None)
+        task = self.running.pop(worker, None)
         if message is None:
-            self._lost(step, "it ended")
+            self._lost(task, "it ended")
             return
-        if step is None:  # it has started
+        if task is None:  # it has started
             worker.send(beside.beginning(self.plan.bench))
             self.idle.append(worker)
             return
         self.idle.append(worker)
         if "failed" in message.facts:
-            self._lost(step, message.facts["failed"])
-        elif isinstance(step, Measure):
+            self._lost(task, message.facts["failed"])
+            return
+        _, step = task
+        if isinstance(step, Measure):
             self._decide(step, beside.pace_of(message.facts["result"]))
-        elif isinstance(step, Piece):
+        else:
             self._keep(step, message.facts["result"])
 
-    def _lost(self, step: Step | None, why: str) -> None:
+    def _lost(self, task: tuple[Row, Piece | Measure] | None, why: str) -> None:
         """What a process failed to do is done here, where errors are told as they are."""
         self.plan.bench.warn(f"a process could not do its part, which is done in this one: {why}")
-        if step is not None:
-            row = Row(self._training(step).who, self._training(step).model)
-            self._do(row, step)
+        if task is not None:
+            self._do(*task)
 
     # What came of it.
 

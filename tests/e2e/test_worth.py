@@ -344,3 +344,38 @@ def test_mistakes_are_one_sentence(work, command, capsys):
     assert {p.name for p in Path("a").iterdir()} >= {"distilled"} and not Path(
         "a/evaluation.json"
     ).exists()
+
+
+def test_a_quick_evaluation_is_marked_and_gives_way(work, capsys):
+    """It is shown again as quick, another one takes its place, and it does not take another's."""
+    flags = [*QUICK, "--baselines", "random"]
+    assert run("evaluate", "a", *flags, "--quick") == 0
+    assert "(quick)" in capsys.readouterr().out and read("a/evaluation.json")["quick"]
+    assert "quick: few networks" in Path("a/distilled/README.md").read_text()
+    assert run("evaluate", "a", *flags, "--quick") == 0
+    assert "--restart evaluates again" in capsys.readouterr().out
+    assert run("evaluate", "a", *flags) == 0
+    assert "in whose place this one comes" in " ".join(capsys.readouterr().out.split())
+    assert "quick" not in read("a/evaluation.json")
+    assert run("evaluate", "a", *flags, "--quick") == 0
+    assert "quick" not in read("a/evaluation.json")
+    assert run("evaluate", "a", *flags, "--full_seconds", "0") == 2
+    assert "full_seconds must be positive" in capsys.readouterr().err
+
+
+def test_baselines_lie_beside_the_runs(work, capsys):
+    flags = [*QUICK, "--baselines", "random"]
+    assert run("evaluate", "a", *flags, "--no-reuse_baselines") == 0
+    alone = read("a/evaluation.json")["rows"]
+    assert not (work / ".baselines").exists()
+    assert run("evaluate", "a", *flags, "--restart") == 0 and (work / ".baselines").is_dir()
+    assert run("evaluate", "b", *flags) == 0
+    (row,) = [row for row in read("b/evaluation.json")["rows"] if row["set"] == "random"]
+    assert row["remembered"] and row["accuracies"] == alone[1]["accuracies"]
+    assert "remembered from an earlier evaluation: random" in capsys.readouterr().out
+    result = ddengine.load("b")
+    in_memory = ddengine.Distilled(result.set, result.meta)
+    changes = {"epochs": 3, "lr_grid": (0.03,), "full_steps": 6}
+    shutil.rmtree(work / ".baselines")
+    ddengine.evaluate(in_memory, baselines=["random"], protocol=changes, progress=False)
+    assert not (work / ".baselines").exists()

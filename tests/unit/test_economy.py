@@ -233,6 +233,14 @@ def test_a_quick_evaluation(data, monkeypatch, tmp_path):
     assert numbers(again) == numbers(quick)
 
 
+def test_a_quick_evaluation_tries_the_learned_rate_beside_the_usual_one(data, monkeypatch):
+    asked = trainings(monkeypatch)
+    config = replace(SHORT, baselines=("random",))
+    syn, economy = tiny_set(data, lr=0.03), Economy(quick=True)
+    evaluate(syn, data, config, MODEL, seed=0, device=CPU, economy=economy)
+    assert {round(a.lr, 6) for a in asked} == {0.02, 0.03}
+
+
 def test_a_quick_evaluation_is_not_compared_with_another(data, usual):
     meta = {"recipe": {"name": "a", "data": {"name": "digits"}}, "seed": 0, "images": "x"}
     one = settings.Evaluated("one", meta, usual)
@@ -277,10 +285,10 @@ def test_baselines_are_trained_once(data, usual, monkeypatch, tmp_path):
     ids=lambda change: next(iter(change)),
 )
 def test_other_baselines_are_not_taken_for_these(data, monkeypatch, tmp_path, change):
-    config = replace(SHORT, baselines=("random",))
+    config = replace(SHORT, baselines=("full",))
     options = {"device": CPU, "economy": Economy(baselines=tmp_path)}
     evaluate(a_set(data), data, config, MODEL, seed=0, **options)
-    config = replace(change.get("config", config), baselines=("random",))
+    config = replace(change.get("config", config), baselines=("full",))
     if "renew" in change:
         options["economy"] = Economy(baselines=tmp_path, renew=True)
     if "precision" in change:
@@ -289,7 +297,7 @@ def test_other_baselines_are_not_taken_for_these(data, monkeypatch, tmp_path, ch
         options["train"] = lambda network, examples, **rest: network.eval()
     asked = trainings(monkeypatch)
     evaluate(a_set(data), data, config, MODEL, seed=change.get("seed", 0), **options)
-    assert "random" in {a.who.name for a in asked}
+    assert "full" in {a.who.name for a in asked}
 
 
 def test_learned_rates_share_what_the_grid_has(data, monkeypatch, tmp_path):
