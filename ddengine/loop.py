@@ -34,6 +34,11 @@ Finish = Callable[[SyntheticSet], SyntheticSet]
 Progress = Callable[[str, int, int], AbstractContextManager[log.Counter]]
 
 
+def cites(config: OuterConfig) -> tuple[str, ...]:
+    """Works to cite for what is shipped: a running average of the images."""
+    return ("du2023ftd",) if "images" in config.ema else ()
+
+
 @dataclass
 class Counters:
     """What the guard had seen, and the cost, up to the step last read; part of the checkpoint."""

@@ -277,19 +277,6 @@ class InitConfig:
     # patches along each side of an image; published: 1 for images of 32 pixels, 2 for larger ones
     factor: int = 1
 
-    @property
-    def cites(self) -> tuple[str, ...]:
-        """Works to cite for the kind in use."""
-        return {
-            "correct": ("guo2024datm",),
-            "representative": ("shen2023ast",),
-            "herding": ("welling2009herding",),
-            "k_centre": ("sener2018kcentre",),
-            "forgetting": ("toneva2019forgetting",),
-            "el2n": ("paul2021el2n",),
-            "patches": ("sun2024rded",),
-        }.get(self.kind, ())
-
     def __post_init__(self) -> None:
         require_at_least("init.clusters", self.clusters)
         require_at_least("init.steps", self.steps)
@@ -319,11 +306,6 @@ class TargetConfig:
     # ship so many largest logits of each image, and the mean of the others; None, or where that
     # would save nothing: all
     top: int | None = None
-
-    @property
-    def cites(self) -> tuple[str, ...]:
-        """Works to cite for the labels in use."""
-        return ("guo2024datm",) if self.kind == "logits" and self.experts == "correct" else ()
 
     def __post_init__(self) -> None:
         require(
@@ -435,11 +417,6 @@ class OuterConfig:
     evaluate_every: int = 0  # steps between evaluations on the validation split; 0: none
     picture_every: int = 0  # steps between pictures of the images; 0: none but first and last
 
-    @property
-    def cites(self) -> tuple[str, ...]:
-        """Works to cite for the options in use."""
-        return ("du2023ftd",) if "images" in self.ema else ()
-
     def __post_init__(self) -> None:
         require(
             self.steps >= 0,
@@ -486,9 +463,7 @@ class OuterConfig:
 class EvalConfig:
     """An evaluation protocol: how networks are trained on a set, and what it is compared with."""
 
-    # the named protocol these values start from: mtt | datm | ast | dc | dsa | idc | fast |
-    # infer-static | infer-dynamic | sre2l | rded
-    protocol: str
+    protocol: str  # the named protocol that these values start from
     epochs: int = 1000  # E, passes over the set
     batch: int = 256  # images per update
     optimiser: Literal["sgd", "adamw"] = "sgd"  # adamw has betas 0.9 and 0.999
@@ -544,16 +519,6 @@ class EvalConfig:
     # most updates of a network on the full data; with baseline_steps updates, those of the set
     # where they are more
     full_steps: int = 5000
-
-    @property
-    def cites(self) -> tuple[str, ...]:
-        """Works to cite for the options in use."""
-        used = {
-            "yun2019cutmix": self.cutmix > 0,
-            "zhang2018mixup": self.mixup > 0,
-            "yang2023nkd": self.loss in ("nkd", "uskd"),
-        }
-        return tuple(key for key, is_used in used.items() if is_used)
 
     def __post_init__(self) -> None:  # long: a list of checks
         require_at_least("evaluation.epochs", self.epochs)

@@ -7,19 +7,36 @@ in references.bib.
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from ddengine import loop
 from ddengine.data import DATASETS
 from ddengine.data.imagenet import NAMES as IMAGENET
-from ddengine.recipe import AugmentConfig, Recipe
+from ddengine.evaluation import protocol
+from ddengine.recipe import (
+    AugmentConfig,
+    EvalConfig,
+    InitConfig,
+    OuterConfig,
+    Recipe,
+    TargetConfig,
+)
+from ddengine.sets import labels, start
 from ddengine.system.errors import UserError, unknown
 from synth.catalogue import find, modules
 
+# of the core's configurations: what says the works to cite for one
+OF_CONFIGS: dict[type, Callable[[Any], Sequence[str]]] = {
+    InitConfig: start.cites,
+    TargetConfig: labels.cites,
+    OuterConfig: loop.cites,
+    EvalConfig: protocol.cites,
+}
 AUGMENTATION = "zhao2021dsa"
 # operations that need no reference where they are always applied
 USUAL = ("crop", "flip", "roll", "resized_crop", "shuffle")
@@ -69,11 +86,19 @@ def keys(recipe: Recipe) -> list[str]:
         raise unknown("dataset", recipe.data.name, DATASETS)
     asked: list[str] = []
     for part in parts(recipe):
-        # probe: a part of any package may cite works, and few do
-        asked.extend(getattr(part, "cites", ()))
+        asked.extend(_works(part))
     if any(map(_augments, parts(recipe))):
         asked.append(AUGMENTATION)
     return list(dict.fromkeys([*asked, *DATASET_CITES.get(recipe.data.name, ())]))
+
+
+def _works(part: Any) -> Sequence[str]:
+    """Keys of the works to cite for a part: what is said beside the code that it configures."""
+    for config, cites in OF_CONFIGS.items():
+        if isinstance(part, config):
+            return cites(part)
+    # probe: a part of any package may cite works, and few do
+    return getattr(part, "cites", ())
 
 
 def parts(part: Any) -> Iterator[Any]:

@@ -16,11 +16,10 @@ from ddengine.api.results import Distilled
 from ddengine.commands import cli
 from ddengine.commands.flags import flag_of
 from ddengine.commands.on_set import OnPaths, asked, by_recipe, of_set
-from ddengine.commands.options import OfEvaluation
+from ddengine.commands.options import NamedProtocol, OfEvaluation
 from ddengine.commands.process import alone
 from ddengine.evaluation.pace import FULL_SECONDS
 from ddengine.evaluation.tables import Sort
-from ddengine.recipe import EvalConfig
 from ddengine.system.errors import UserError
 
 # flags that decide no number: with these alone an evaluation that is there is shown as it is
@@ -41,7 +40,7 @@ class EvaluateOptions(OfEvaluation):
     # protocol; they lie in .baselines beside the folder of the run
     reuse_baselines: bool = True
     sort: Sort = "none"  # order of the printed table
-    evaluation: Annotated[EvalConfig, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff]
+    evaluation: Annotated[NamedProtocol, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff]
 
 
 COMMAND = OnPaths(

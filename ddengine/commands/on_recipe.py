@@ -9,7 +9,7 @@ from buffers.open import Stores
 from ddengine.artefact.runs import EXPERTS
 from ddengine.commands import DEMO, cli
 from ddengine.commands.flags import values_of
-from ddengine.commands.options import ForNetworks, Options
+from ddengine.commands.options import ForNetworks, NamedProtocol, Options, as_kind
 from ddengine.commands.words import asks_help, taken_flag, taken_name
 from ddengine.recipe import EvalConfig, Recipe, for_networks, parametrised, to_dict
 from ddengine.system import log, program
@@ -47,8 +47,10 @@ def options_of(
     if named is not None:
         recipe = replace(recipe, evaluation=named)
     kind = flags[parametrised(recipe)]
-    options = cli.parse(kind, rest, kind(recipe=recipe), command if fixed else f"{command} {name}")
+    shown = replace(recipe, evaluation=as_kind(NamedProtocol, recipe.evaluation))
+    options = cli.parse(kind, rest, kind(recipe=shown), command if fixed else f"{command} {name}")
     changed = options.recipe
+    changed = replace(changed, evaluation=as_kind(EvalConfig, changed.evaluation))
     if isinstance(options, ForNetworks):
         changed = for_networks(changed, options.networks)
     return replace(options, recipe=as_changed(changed, recipe), command=(command, *args))

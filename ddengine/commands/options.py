@@ -8,7 +8,10 @@ import tyro
 
 from ddengine.recipe import DataConfig, EvalConfig
 from ddengine.system.runtime import Precision
+from synth.recipes.protocols import PROTOCOLS
 
+# the help of --protocol
+PROTOCOL = f"the named protocol that these values start from: {' | '.join(PROTOCOLS)}"
 RecipeT = TypeVar("RecipeT")
 
 
@@ -57,7 +60,14 @@ class Options(OfRecipe, ForNetworks, Machine, Generic[RecipeT]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProtocolAlone(EvalConfig):
+class NamedProtocol(EvalConfig):
+    """A protocol whose flag says the names that there are."""
+
+    protocol: Annotated[str, tyro.conf.arg(help=PROTOCOL)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProtocolAlone(NamedProtocol):
     """A protocol whose baselines the command decides."""
 
     baselines: Annotated[tuple[str, ...], tyro.conf.Suppress] = ("full",)

@@ -37,6 +37,16 @@ USUAL = "the usual one of the protocol"
 CHOSEN = "the best on the validation split"
 
 
+def cites(config: EvalConfig) -> tuple[str, ...]:
+    """Works to cite for how batches are mixed and what is minimised."""
+    used = {
+        "yun2019cutmix": config.cutmix > 0,
+        "zhang2018mixup": config.mixup > 0,
+        "yang2023nkd": config.loss in ("nkd", "uskd"),
+    }
+    return tuple(key for key, is_used in used.items() if is_used)
+
+
 def facts(
     config: EvalConfig,
     model: str,

@@ -14,6 +14,12 @@ from ddengine.types import Experts
 DTYPES = {"float32": torch.float32, "float16": torch.float16}  # that labels are shipped in
 
 
+def cites(config: TargetConfig) -> tuple[str, ...]:
+    """Works to cite for the labels: logits of the experts that are right about an image."""
+    of_right_ones = config.kind == "logits" and config.experts == "correct"
+    return ("guo2024datm",) if of_right_ones else ()
+
+
 def expert_epochs(config: TargetConfig, stored: Sequence[int]) -> list[int]:
     """The expert epochs that label, of those stored. Raises UserError when one is not stored."""
     if config.epochs is None:

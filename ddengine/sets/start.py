@@ -20,6 +20,22 @@ from ddengine.sets.coreset import NewModel, check_ipc, near_centres, random_inde
 from ddengine.system.errors import UserError
 from ddengine.types import Experts
 
+# kind of init -> works to cite for it
+CITES = {
+    "correct": ("guo2024datm",),
+    "representative": ("shen2023ast",),
+    "herding": ("welling2009herding",),
+    "k_centre": ("sener2018kcentre",),
+    "forgetting": ("toneva2019forgetting",),
+    "el2n": ("paul2021el2n",),
+    "patches": ("sun2024rded",),
+}
+
+
+def cites(config: InitConfig) -> tuple[str, ...]:
+    """Works to cite for where images start."""
+    return CITES.get(config.kind, ())
+
 
 def correct_index(
     real: RealSet,

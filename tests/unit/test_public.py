@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import pkgutil
+import re
 import subprocess
 import sys
 import tomllib
@@ -313,6 +314,18 @@ def test_every_command_shows_its_help(command, capsys):
         run(command, "--help")
     assert stop.value.code in (0, None)
     assert f"usage: {program.name()} {command}" in capsys.readouterr().out
+
+
+def test_help_names_the_protocols(capsys):
+    """By what synth.PROTOCOLS has, whose names the core does not know."""
+    for args in (["distill", NAME, "--help"], ["evaluate", "--help"], ["score", "--help"]):
+        with pytest.raises(SystemExit):
+            run(*args)
+        said = re.sub(r"[│\s]+", " ", capsys.readouterr().out)
+        assert " | ".join(synth.PROTOCOLS) in said
+    core = (ROOT / "ddengine/recipe.py").read_text(encoding="utf-8")
+    assert not [name for name in synth.PROTOCOLS if re.search(rf"\b{name}\b[^:]* \|", core)]
+    assert not re.search(r"[a-z]+20\d\d[a-z]+", core)  # keys of papers
 
 
 @pytest.mark.parametrize(
