@@ -11,7 +11,7 @@ import tyro
 SEVERAL = None  # of a flag that takes any number of values, or one of several numbers
 Values = Mapping[str, int | None]  # flag -> how many values it takes
 HELP = {"-h": 0, "--help": 0}
-ARG = type(tyro.conf.arg())
+ARG: Any = type(tyro.conf.arg())
 
 
 def values_of(cls: Any, recipe: Any = None) -> dict[str, int | None]:

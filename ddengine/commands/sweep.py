@@ -17,7 +17,7 @@ from ddengine.commands.bring_in import without_flags
 from ddengine.commands.evaluate import EvaluateOptions
 from ddengine.commands.flags import flag_of, values_of
 from ddengine.commands.on_recipe import named_protocol, of_recipe
-from ddengine.commands.options import ForNetworks, OfRecipe, RecipeT
+from ddengine.commands.options import ForNetworks, NamedProtocol, OfRecipe, RecipeT, as_kind
 from ddengine.commands.process import alone
 from ddengine.commands.words import is_flag, taken_name
 from ddengine.recipe import EvalConfig, Recipe
@@ -136,7 +136,8 @@ def evaluate_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
 def evaluation_of(words: Sequence[str], recipe: Recipe) -> dict[str, Any]:
     """The arguments of ddengine.evaluate that differ from those that it has by itself."""
     protocol = named_protocol(list(words), "--protocol") or recipe.evaluation
-    defaults = EvaluateOptions(data=recipe.data, evaluation=protocol)
+    named = as_kind(NamedProtocol, protocol)
+    defaults = EvaluateOptions(data=recipe.data, evaluation=named)
     options = cli.parse(EvaluateOptions, list(words), defaults, "sweep")
     evaluation: dict[str, Any] = {"command": ("evaluate", *words)}
     for name in OF_EVALUATE:
