@@ -413,8 +413,8 @@ def open_set(
         syn = numbered_as(syn, data.class_names)
     if data.class_names != syn.class_names or data.image_shape != shape:
         raise UserError(
-            f"The images of data.name {source.config.name} are not of the kind of which {name} was "
-            "distilled; set the data flags it was made with."
+            f"{of.folder or 'The set'} was distilled from other images than data.name "
+            f"{source.config.name} gives; set the data flags it was made with."
         )
     if data.train.digest != of.meta.get("images", data.train.digest):
         raise UserError(

@@ -69,7 +69,7 @@ def meta_of(
 def check_folder(folder: Path) -> None:
     """Raise UserError for a file."""
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file; name a folder.")
+        raise UserError(f"{folder} is a file and cannot be written; name a folder with --out.")
 
 
 def check_own(folder: Path, mark: str, beside: str = "") -> None:

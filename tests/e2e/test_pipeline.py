@@ -386,6 +386,7 @@ def test_interrupted_evaluation_goes_on(done, tmp_path, monkeypatch):
     """
 
     args = ["evaluate", str(done / "runs/a"), *QUICK, "--lr_grid", "0.01", "0.03"]
+    args += ["--no-reuse_baselines"]
     assert run(*args, "--out", str(tmp_path / "whole")) == 0
     calls, original = [], bench.Bench.accuracies
 

@@ -20,7 +20,7 @@ from ddengine.system.errors import UserError
 from synth.measured import measurements
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "benchmarks"))
+sys.path.append(str(ROOT / "benchmarks"))
 
 
 @pytest.fixture
