@@ -473,7 +473,7 @@ def test_settings_that_do_not_go_are_a_sentence(digits, tmp_path):
         ),
         (
             lambda: ddengine.distill(object(), DM, folder=tmp_path / "file"),
-            "is a file; name a folder",
+            "is a file and cannot be written; name a folder",
         ),
         (
             lambda: ddengine.distill(object(), DM, precision="fp16"),

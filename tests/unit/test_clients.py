@@ -211,7 +211,7 @@ def test_a_merged_set_is_evaluated_on_images_that_python_holds(digits, two):
     table = ddengine.evaluate(merged, more, protocol=quick, baselines=[], progress=False)
     assert table.rows[0]["per_class"]["digit 4"] < 0.2
     less = Dataset.of(client(digits, 0, 1), classes=NAMES, test=client(digits, 0, 1))
-    with pytest.raises(UserError, match=r"The images of data\.name own are not of the kind"):
+    with pytest.raises(UserError, match=r"was distilled from other images than data\.name own"):
         ddengine.evaluate(merged, less, protocol=quick, baselines=[], progress=False)
 
 
