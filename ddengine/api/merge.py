@@ -37,8 +37,8 @@ def merge(
         UserError: sets that do not belong together, a folder that is there.
     """
     where = None if folder is None else Path(folder)
-    if where is not None and where.exists() and (where.is_file() or any(where.iterdir())):
-        raise UserError(f"{where} exists already; name another folder with --out.")
+    if where is not None:
+        files.refuse_full(where)
     if isinstance(sets, str | Path | Distilled) or not sets:
         raise UserError("merge takes a list of sets or folders; give it at least one.")
     with log.shown(progress):

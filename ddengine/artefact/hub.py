@@ -23,7 +23,6 @@ from ddengine.artefact import folder as folders
 from ddengine.artefact import runs
 from ddengine.artefact.card import CARD, card
 from ddengine.artefact.eight_bit import exported
-from ddengine.artefact.image_folder import refuse_full
 from ddengine.artefact.owner import OwnersWords
 from ddengine.artefact.parquet import PARQUET, write_parquet
 from ddengine.artefact.results import EVALUATION, without_folders
@@ -63,7 +62,7 @@ def write_hub_folder(
     """
     library("datasets")
     library("huggingface_hub")
-    refuse_full(out)
+    files.refuse_full(out)
     files.make_folder(out.parent)
     meta = naming.read_json(source / "meta.json")
     with files.replacing(out) as temporary:

@@ -40,7 +40,7 @@ def write_image_folder(syn: SyntheticSet, folder: Path, *, by_name: bool = False
 
     Raises UserError when the folder holds anything, and for names that no folders can have.
     """
-    refuse_full(folder)
+    files.refuse_full(folder)
     files.make_folder(folder.parent)
     folders = plain_folders(syn.class_names) if by_name else None
     export = exported(syn)
@@ -76,9 +76,3 @@ def plain_folders(class_names: Sequence[str]) -> Sequence[str]:
             "folders; go by their names"
         )
     return class_names
-
-
-def refuse_full(folder: Path) -> None:
-    """Raise UserError for a folder that holds anything, or is none."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} exists already; name another folder with --out.")

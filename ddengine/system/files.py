@@ -41,6 +41,12 @@ def refuse_existing(paths: Iterable[Path]) -> None:
             raise UserError(f"{path} exists already; name another folder with --out.")
 
 
+def refuse_full(folder: Path) -> None:
+    """Raise UserError for a folder that holds anything, or is none."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists already; name another folder with --out.")
+
+
 def clean(folder: Path) -> None:
     """Remove what a killed process left unfinished."""
     for path in folder.glob(f"{TEMPORARY}*"):
