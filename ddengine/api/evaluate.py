@@ -220,9 +220,8 @@ class Asking:
 
     @property
     def is_told(self) -> bool:
-        """Whether the user brings nothing but networks of files, which their digests tell."""
-        of_files = all(isinstance(made, FromFile) for made in (self.factories or {}).values())
-        return of_files and self.test is None and self.train is None
+        """Whether what the user brings, if anything, can be told from anything else."""
+        return is_told(self.factories or {}, self.test, self.train)
 
     def evaluation(
         self, out: Path | None, command: str, seconds_before: float = 0.0
@@ -588,6 +587,12 @@ def train(
             precision=precision,
             teachers=[] if experts is None else load_all(experts, where),
         )
+
+
+def is_told(factories: Mapping[str, Factory], test: Any, train: Trainer | None) -> bool:
+    """Whether a user brings nothing but networks of files, which their digests tell."""
+    of_files = all(isinstance(made, FromFile) for made in factories.values())
+    return of_files and test is None and train is None
 
 
 def networks_of(models: Networks) -> tuple[tuple[str, ...], dict[str, Factory]]:

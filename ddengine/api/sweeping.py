@@ -14,7 +14,7 @@ import torch
 
 from ddengine.api import experts as of_experts
 from ddengine.api.distill import Bibtex, Job, distill
-from ddengine.api.evaluate import evaluate, networks_of, with_changes
+from ddengine.api.evaluate import evaluate, is_told, networks_of, with_changes
 from ddengine.api.inputs import Images, dataset_of, pointed_at
 from ddengine.artefact import runs
 from ddengine.changes import as_changed, changed, nested
@@ -306,7 +306,7 @@ class DoRun:
             result,
             common.data,
             experts=common.experts,
-            folder=run.folder if _brings_own(asked) else None,
+            folder=None if _is_told(asked) else run.folder,
             seed=common.seed,
             restart=common.restart,
             **process,
@@ -320,12 +320,10 @@ class DoRun:
         }
 
 
-def _brings_own(asked: Mapping[str, Any]) -> bool:
-    """Whether an evaluation is of networks, images or a training function of the user."""
-    models = asked.get("models", ())
-    if isinstance(models, Mapping) or any(map(callable, models)):
-        return True
-    return asked.get("test") is not None or asked.get("train") is not None
+def _is_told(asked: Mapping[str, Any]) -> bool:
+    """Whether `evaluate` keeps an evaluation with these arguments in the run without being told."""
+    _, factories = networks_of(asked.get("models", ()))
+    return is_told(factories, asked.get("test"), asked.get("train"))
 
 
 def stores_needed(plans: Sequence[PlannedRun], checks: Checks) -> dict[str, list[PlannedRun]]:

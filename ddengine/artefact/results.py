@@ -169,9 +169,7 @@ def results_table(evaluation: Evaluation) -> str:
     for of in rows:
         lines.append(row([COLUMNS[head](of) for head in heads]))
     lines += ["", *_cautions(evaluation), _measured(evaluation)]
-    for said in tables.networks_in_words(rows):
-        lines.append(f"{plain(said)}.")
-    for said in tables.economies(evaluation):
+    for said in (*tables.networks_in_words(rows), *tables.economies(evaluation)):
         lines.append(f"{plain(said)}.")
     if any(of["set"] == "distilled_8bit" for of in rows):
         lines.append(

@@ -112,6 +112,5 @@ def main(args: list[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from ddengine.commands.cli import run as guarded  # torch takes seconds to import
 
-    if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # recipes of a package in this folder, however it was started
+    program.know_packages_here()
     return guarded(lambda: run(words))

@@ -1,10 +1,10 @@
 """The pytest plugin of the contract suite: the option --recipe, and what its tests are given."""
 
-import os
-import sys
 from typing import Any
 
 import pytest
+
+from ddengine.system import program
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -12,8 +12,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
     Recipes of a package in this folder are known, as they are to the program.
     """
-    if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
+    program.know_packages_here()
     parser.addoption(
         "--recipe",
         action="append",

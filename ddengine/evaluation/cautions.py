@@ -25,12 +25,8 @@ class Caution:
         return f"{figures}, within the intervals" if self.meet else figures
 
 
-def below_random(evaluation: Evaluation) -> list[Caution]:
+def below_random(evaluation: Evaluation) -> Iterator[Caution]:
     """The forms of a set and the networks in which random images reach more, in the rows' order."""
-    return list(_below(evaluation))
-
-
-def _below(evaluation: Evaluation) -> Iterator[Caution]:
     random = {}
     for row in evaluation["rows"]:
         if row["set"] == "random" and row["accuracy_mean"] is not None:

@@ -60,6 +60,16 @@ def as_typed(*arguments: str) -> str:
     return shlex.join([*words(), *arguments])
 
 
+def know_packages_here() -> None:
+    """Let packages in the folder that this was started in be imported, last of all places.
+
+    So recipes of a package there are known, however the program was started.
+    """
+    here = str(Path.cwd())
+    if "" not in sys.path and here not in sys.path:
+        sys.path.append(here)
+
+
 def version() -> str:
     """The version of the engine: of the installed package, in a checkout that of pyproject.toml."""
     try:
