@@ -118,6 +118,8 @@ def test_a_run_is_what_distill_and_evaluate_make(done, tmp_path, monkeypatch):
     assert run("distill", RECIPE, *flags, "--out", out) == 0
     assert run("evaluate", out, *QUICK) == 0
     assert same_run(of_sweep, Path(out))
+    shipped = of_sweep / "distilled" / "evaluation.json"
+    assert json.loads(shipped.read_text())["rows"], "the set says what it is worth"
     command = json.loads((of_sweep / "recipe.json").read_text())["command"]
     words = command[command.index("distill") :]
     assert words == ["distill", RECIPE, *flags, "--out", f"swept/runs/{NAMES[3]}"]
@@ -151,6 +153,28 @@ def test_python_makes_the_same(done, monkeypatch):
     page = ddengine.report("again")
     assert page == Path("again/report.html")
     assert page.read_text().count("Settings over distillations") == 1
+
+
+def linear(shape, num_classes):
+    """A network of a user, which a process that is given it imports."""
+    channels, height, width = shape
+    flat = channels * height * width
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(flat, num_classes))
+
+
+def test_networks_of_the_user_are_kept_in_the_runs_and_not_in_their_sets(tmp_path, monkeypatch):
+    """So a run is finished with them, and its card says nothing of what nobody else has."""
+    monkeypatch.chdir(tmp_path)
+    outer = {"steps": 2, "evaluate_every": 0}
+    data = {"name": "digits", "limit": 200}
+    recipe = find("dm/fashion_mnist_ipc1_small", model=MODEL, data=data, outer=outer)
+    asked = {"models": [linear], "protocol": PROTOCOL}
+    outcome = ddengine.sweep(None, recipe, folder="swept", jobs=1, evaluation=asked, progress=False)
+    assert not outcome.content["failed"]
+    (made,) = Path("swept/runs").glob("[!.]*")
+    rows = json.loads((made / "evaluation.json").read_text())["rows"]
+    assert {row["model"] for row in rows} == {"linear"}
+    assert not (made / "distilled" / "evaluation.json").exists()
 
 
 def test_a_killed_sweep_goes_on(tmp_path):

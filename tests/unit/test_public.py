@@ -422,3 +422,21 @@ def test_the_wheel_holds_what_it_must(tmp_path):
         "buffers",
         "synth",
     }
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["-c", "import sys; from ddengine.commands import main; sys.exit(main(sys.argv[1:]))", "cite", "here:recipe"],
+        ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "ddengine.contract.plugin", "--pyargs", "ddengine.contract", "--recipe", "here:recipe", "--collect-only"],
+    ],
+    ids=["command", "contract"],
+)  # fmt: skip
+def test_recipes_in_this_folder_are_known_however_it_was_started(words, tmp_path):
+    """Also by a console script, for which Python does not look into the folder."""
+    (tmp_path / "here.py").write_text("import synth\nrecipe = synth.find('mtt/digits_ipc1')\n")
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-P", *words], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
