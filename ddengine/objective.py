@@ -1,6 +1,6 @@
 """What a method is to the engine: its configuration, and the objective that it builds."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, Self
@@ -88,8 +88,8 @@ class ObjectiveConfig(Method, Protocol):
         """The objective. Raises UserError for what it cannot work with."""
         ...
 
-    def initial(self) -> dict[str, float]:
-        """Scalars that are learned beside the images, with their start; {} for none."""
+    def initial(self) -> Mapping[str, float | Sequence[float]]:
+        """Numbers that are learned beside the images, with their start; {} for none."""
         return {}
 
     def check(self, epochs: Sequence[int]) -> None:
