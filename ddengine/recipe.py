@@ -366,7 +366,7 @@ class OptimConfig:
     # the norm is that of the gradients of all tensors that say so, together
     clip_together: bool = field(default=False, metadata=LATE)
     drop: float = field(default=0.5, metadata=LATE)  # factor of schedule steps
-    drop_every: int | None = field(default=None, metadata=LATE)  # outer steps of schedule steps
+    drop_every: int = field(default=40, metadata=LATE)  # outer steps of schedule steps
 
     def __post_init__(self) -> None:
         require(
@@ -399,20 +399,6 @@ class OptimConfig:
             0 <= self.clip_decay < 1,
             f"A clip_decay in outer.optim must be at least 0 and below 1, got {self.clip_decay}.",
         )
-        clips = self.clip is not None or self.clip_average is not None
-        require(
-            clips or not self.clip_together,
-            "A clip_together in outer.optim says whose norm is clipped, and nothing is clipped; "
-            "set clip or clip_average.",
-        )
-        self._check_drops()
-
-    def _check_drops(self) -> None:
-        require(
-            (self.schedule == "steps") == (self.drop_every is not None),
-            f"A schedule {self.schedule} in outer.optim has drop_every {self.drop_every}; set "
-            "schedule steps and drop_every together, or neither.",
-        )
         require_at_least("A drop_every in outer.optim", self.drop_every)
         require(
             0 < self.drop < math.inf,
@@ -421,7 +407,7 @@ class OptimConfig:
 
     def lr_at(self, step: int, steps: int) -> float:
         """Step size of update `step` of `steps`."""
-        if self.drop_every is not None:
+        if self.schedule == "steps":
             return self.lr * self.drop ** (step // self.drop_every)
         if self.schedule == "cosine":
             return self.lr * 0.5 * (1 + math.cos(math.pi * step / steps))
