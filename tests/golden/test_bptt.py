@@ -13,9 +13,11 @@ from ddengine.learning.flat import FlatModel
 from ddengine.learning.inner import inner_gradient, with_weight_decay
 from ddengine.learning.optim import clipped
 from ddengine.learning.through import ByUnroll
+from ddengine.learning.unroll import unroll
 from ddengine.learning.updates import Adam, HeavyBall
 from ddengine.models.convnet import ConvNet
 from ddengine.recipe import OptimConfig
+from ddengine.sets.codec import LinearBases
 from synth.adaptive_windows import early, late, position
 
 F64 = torch.float64
@@ -150,3 +152,76 @@ def test_at_bptt(name):
             continue
         plan = early(norms, at, size, spread) if stage == 0 else late(steps, at, size, spread)
         assert plan == (max(start, 0), chosen)
+
+
+def decoded(golden, shrink):
+    """(leaves, images) of the stored bases and coefficients."""
+    leaves = {name: golden[name].clone().requires_grad_() for name in ("bases", "coefficients")}
+    rows = torch.arange(len(leaves["coefficients"]))
+    codec = LinearBases(bases=len(leaves["bases"]), shrink=shrink)
+    return leaves, codec.decode(leaves, rows)
+
+
+def enlargements():
+    """How many times images are enlarged in linba."""
+    return [int(key.rpartition("_")[2]) for key in named("linba", "") if "decoded_" in key]
+
+
+@pytest.mark.parametrize("shrink", enlargements())
+def test_linba(shrink):
+    """Combination, enlargement, and gradients of the sum of squares."""
+    golden = load("linba", F64)
+    leaves, images = decoded(golden, shrink)
+    assert_close(images.detach(), golden[f"decoded_{shrink}"], 1e-12)
+    images.square().sum().backward()
+    for name, leaf in leaves.items():
+        assert_close(leaf.grad, golden[f"grad_{name}_{shrink}"], 1e-12)
+    _, small = decoded(golden, 1)
+    assert_close(small.detach(), golden["combined"], 1e-12)
+
+
+def test_the_budget_of_linba():
+    """Rows of coefficients per class, and the numbers that they and the bases are."""
+    golden = load("linba", F64)
+    for row, exact in zip(golden["budget"].tolist(), golden["budget_real_valued"], strict=True):
+        ipc, side, channels, classes, bases, shrink, rows, used, allowed = row
+        codec = LinearBases(bases=bases, shrink=shrink)
+        fitted, _ = codec.fit(ipc, (channels, side, side), classes)
+        assert fitted.rows == rows == int(exact)
+        values = bases * channels * (side // shrink) ** 2 + classes * rows * bases
+        assert values == used <= allowed == ipc * channels * side**2 * classes
+
+
+@pytest.mark.parametrize("how", STUDENTS)
+def test_rtp(how):
+    """All steps in the graph, images made of bases; the coefficient term plays no part."""
+    golden = load("rtp_adjoint", F64)
+    steps = len(golden["indices"])
+    model = network("rtp_adjoint", golden["x_real"])
+    codec = LinearBases(bases=len(golden["bases"]), shrink=int(golden["upsample"]))
+    leaves = {name: golden[name].clone().requires_grad_() for name in ("bases", "coefficients")}
+    theta = golden["params"].clone().requires_grad_()
+
+    def batch(tensors, k):
+        index = golden["indices"][k]
+        return codec.decode(tensors, index), golden["labels"][index]
+
+    update = HeavyBall(momentum=float(golden["momentum"]))
+    student = trained_by(how, model, update, 0.0)
+    reached = student.through(batch, theta, leaves, 0, steps, golden["lr"])
+    assert_close(reached.detach(), golden["params_end"])
+    loss = functional.cross_entropy(model(reached, golden["x_real"]), golden["labels_real"])
+    assert_close(loss.detach(), golden["loss"])
+    for name, gradient in zip(
+        leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True
+    ):
+        assert_close(gradient, golden[f"grad_{name}"])
+    if how == "higher":
+        return
+    ends = unroll(
+        student.gradient, batch, theta, leaves, steps,
+        lr=golden["lr"], update=update, backprop=how,
+    )  # fmt: skip
+    loss = functional.cross_entropy(model(ends[0], golden["x_real"]), golden["labels_real"])
+    (by_start,) = torch.autograd.grad(loss, theta)
+    assert_close(by_start, golden["grad_params"])
