@@ -276,6 +276,8 @@ class InitConfig:
     crops: int = 5  # random resized crops of each of them, of which patches keeps the best
     # patches along each side of an image; published: 1 for images of 32 pixels, 2 for larger ones
     factor: int = 1
+    # Euclidean norm of each image of noise (RaT-BPTT: 1); None: as it is drawn
+    norm: float | None = field(default=None, metadata=LATE)
 
     def __post_init__(self) -> None:
         require_at_least("init.clusters", self.clusters)
@@ -285,6 +287,11 @@ class InitConfig:
         require_at_least("init.crops", self.crops)
         require_at_least("init.factor", self.factor)
         require(0 < self.lr < math.inf, f"init.lr must be positive and finite, got {self.lr}.")
+        require(
+            self.norm is None or 0 < self.norm < math.inf,
+            f"init.norm must be positive and finite, got {self.norm}; leave it out for noise as it "
+            "is drawn.",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -87,6 +87,8 @@ class JudgedStudent(Objective):
         reached = self.student.through(batch, theta, syn.tensors, warm, window, rates)
         images, targets = env.real.batch(index)
         outputs = env.model(reached, seen.apply(images, -1))
+        right = outputs.detach().argmax(1) == targets
+        config.window.judged(state, right.double().mean())
         yield task_loss(outputs, targets)
 
     def _norms(self, syn: SyntheticSet, theta: Tensor, rates: Tensor, rng: Generator) -> Tensor:

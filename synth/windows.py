@@ -46,6 +46,9 @@ class Window(Protocol):
         """The window of an outer step, in a training of `num_steps`; updates the state."""
         ...
 
+    def judged(self, state: State, accuracy: Tensor) -> None:
+        """Note how right the student of a step was about its real batch; updates the state."""
+
     def small(self) -> Self:
         """The same within four steps."""
         ...

@@ -18,7 +18,7 @@ from ddengine.learning.updates import Adam, HeavyBall
 from ddengine.models.convnet import ConvNet
 from ddengine.recipe import OptimConfig
 from ddengine.sets.codec import LinearBases
-from synth.adaptive_windows import early, late, position
+from synth.stages import early, late, position
 
 F64 = torch.float64
 TOLERANCE = 1e-10
