@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ddengine.learning.optim import joint_norm, updated
-from ddengine.objective import Objective
+from ddengine.objective import Objective, backward
 from ddengine.recipe import OuterConfig
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system import dist, files, log, runtime
@@ -409,7 +409,7 @@ def outer_step(
     for draw in range(dist.rank(), config.draws * dist.num_ranks(), dist.num_ranks()):
         rng = generator(seed, "losses", state.step, draw)
         for loss in objective.losses(share, state.objective, state.step, rng):
-            (loss / config.draws).backward()
+            backward(loss, config.draws)
             losses.append(loss.detach().double())
             if config.step_after == "each":
                 flags.append(_update(config, state, learned, losses[-1], syn, running))

@@ -14,6 +14,7 @@ from ddengine.learning.memory import step_bytes
 from ddengine.models import build_model
 from ddengine.recipe import Recipe
 from ddengine.sets.synthetic import SyntheticSet
+from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 from ddengine.system.runtime import Precision
 from ddengine.types import Experts, Method
@@ -69,6 +70,28 @@ class Objective(Protocol):
         The loop calls backward() on each at once, so only one graph is alive.
         """
         ...
+
+
+def backward(loss: Tensor, draws: int = 1) -> None:
+    """Back-propagate a loss that an objective yielded, of one of so many draws.
+
+    Raises UserError for what the losses of a step cannot be.
+    """
+    if loss.dim() or not loss.requires_grad:
+        raise UserError(
+            f"The objective yielded a loss of shape {tuple(loss.shape)} that "
+            f"{'has' if loss.requires_grad else 'has no'} gradient; yield scalars that are "
+            "computed of the images of `syn.batch`."
+        )
+    try:
+        (loss / draws).backward()
+    except RuntimeError as error:
+        if "backward through the graph a second time" not in str(error):
+            raise
+        raise UserError(
+            "Two losses of a step are computed of the same decoded images or features, and what "
+            "the first needed is freed after it; yield their sum as one loss."
+        ) from error
 
 
 class ObjectiveConfig(Method, Protocol):
