@@ -43,7 +43,24 @@ from ddengine.sets.start import INITIALISERS
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 from synth.catalogue import RECIPES, find, take
-from synth.recipes import ast, datm, dc, dm, ftd, idc, infer, mtt, own, rded, sre2l, tesla
+from synth.recipes import (
+    ast,
+    at,
+    datm,
+    dc,
+    dd,
+    dm,
+    ftd,
+    idc,
+    infer,
+    mtt,
+    own,
+    rat,
+    rded,
+    rtp,
+    sre2l,
+    tesla,
+)
 
 DIGITS = RECIPES["mtt/digits_ipc1"]
 CIFAR = RECIPES["mtt/cifar10_ipc10"]
@@ -200,7 +217,24 @@ def test_a_wrong_flag_is_a_sentence(flags, says):
 def test_no_recipe_hides_another():
     assert len(RECIPES) == sum(
         len(method.recipes())
-        for method in (mtt, ftd, tesla, datm, ast, dc, dm, idc, infer, sre2l, rded, own)
+        for method in (
+            mtt,
+            ftd,
+            tesla,
+            datm,
+            ast,
+            dc,
+            dm,
+            idc,
+            infer,
+            sre2l,
+            rded,
+            own,
+            dd,
+            rtp,
+            rat,
+            at,
+        )
     )
     assert all(value.name == name for name, value in RECIPES.items())
 
