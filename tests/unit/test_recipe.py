@@ -38,7 +38,7 @@ from ddengine.recipe import (
     resolved,
     to_dict,
 )
-from ddengine.sets.codec import Compensated
+from ddengine.sets.codec import Compensated, LinearBases
 from ddengine.sets.start import INITIALISERS
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
@@ -274,9 +274,13 @@ def test_a_recipe_builds_its_objects(name):
     network = built(value.model, shape, classes)
     model = FlatModel(network)
     assert model.num_params == len(flatten(network))
-    stored = "compensators" if isinstance(value.codec, Compensated) else "images"
+    stored = ["images"]
+    if isinstance(value.codec, Compensated):
+        stored = ["compensators"]
+    if isinstance(value.codec, LinearBases):
+        stored = ["bases", "coefficients"]
     learned = {
-        stored,
+        *stored,
         *value.objective.initial(),
         *(["logits"] if value.targets.kind == "logits" and not value.targets.relabel else []),
     }
