@@ -102,8 +102,12 @@ def test_load_py_trains_towards_the_targets(syn, tmp_path):
         assert info["protocol"]["loss"] == "squared_error_of_features"
     before = float(loss(network(images), targets).detach())
     rng = torch.Generator().manual_seed(0)
-    trained = module.train(network, tmp_path / "set", lr=0.01, generator=rng)
-    assert float(loss(trained(images), targets).detach()) < before
+    lr = 0.1 if syn.targets.regressed else 0.01
+    trained = module.train(network, tmp_path / "set", lr=lr, generator=rng)
+    after = float(loss(trained(images), targets).detach())
+    # features of zero are far from those of the set; a training towards the classes stays there
+    most = 0.9 if syn.targets.regressed else 1.0
+    assert after < most * before, (before, after)
 
 
 def test_exports_hold_the_targets(syn, tmp_path):
