@@ -154,3 +154,8 @@ class ExpertStep(Protocol):
     def trains(self) -> bool:
         """Whether experts are trained; False for published weights, which are read."""
         return True
+
+    @property
+    def reads_labels(self) -> bool:
+        """Whether experts are trained on labels; of others no accuracy is measured either."""
+        return True
