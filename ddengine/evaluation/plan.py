@@ -10,6 +10,7 @@ from ddengine.evaluation.contenders import Looking
 from ddengine.evaluation.trainings import (
     Piece,
     final,
+    is_chosen,
     is_measured,
     missing,
     next_searches,
@@ -82,7 +83,7 @@ class Plan:
     def _for_choosing(self, who: Contender) -> list[Step]:
         """What is needed until the images of a contender, or their labels, are known."""
         selection, looking = who.selection, self.looking
-        if selection is not None and self.bench.memo.get(selection.key) is not None:
+        if selection is not None and is_chosen(self.bench, who):
             return []
         if who.looks or (selection is not None and selection.looks):
             steps = self._searches(looking.bench, Row(looking.full, looking.model))

@@ -92,9 +92,18 @@ def known(bench: Bench, group: Group) -> Json | None:
     return result
 
 
+def is_chosen(bench: Bench, who: Contender) -> bool:
+    """Whether it is known which images a contender has, where they are chosen at all."""
+    return who.selection is None or bench.memo.get(who.selection.key) is not None
+
+
 def _of_others(bench: Bench, group: Group, key: str, keep: bool) -> Json | None:
-    """What another evaluation has found out about a baseline; None where none has."""
-    if not keep or not group.all.who.baseline or bench.shared.root is None:
+    """What another evaluation has found out about a baseline; None where none has.
+
+    None, too, where its images are not chosen yet: then there is nothing to ask about.
+    """
+    who = group.all.who
+    if not keep or not who.baseline or bench.shared.root is None or not is_chosen(bench, who):
         return None
     if key in bench.asked_others:
         return None

@@ -10,7 +10,8 @@ publish no cell of Fashion-MNIST; its settings are those of the other datasets.
 
 from dataclasses import replace
 
-from ddengine.recipe import Recipe
+from ddengine.recipe import DataConfig, Recipe
+from ddengine.sets.codec import Identity
 from synth.distribution import DistributionMatching
 from synth.networks import Untrained
 from synth.recipes.matching import NCFM, RECALLED, Figure, cell, small, strategy
@@ -89,6 +90,27 @@ def _small() -> list[Recipe]:
     ]
 
 
+def _digits() -> list[Recipe]:
+    """The 8x8 digits of scikit-learn: seconds on a CPU."""
+    objective = DistributionMatching(
+        networks=Untrained(), augment=strategy("digits"), real_batch=64
+    )
+    cells = []
+    for ipc in (1, 10):
+        like = small("dm", CITES, ipc, dataset="digits", objective=objective, steps=200, lr_img=1.0)
+        cells.append(
+            replace(
+                like,
+                name=f"dm/digits_ipc{ipc}",
+                data=DataConfig(name="digits"),
+                model="convnet-d2-w32-in",
+                codec=Identity(bounded=True),
+                evaluation=replace(like.evaluation, epochs=150, augment=strategy("digits")),
+            )
+        )
+    return cells
+
+
 def recipes() -> list[Recipe]:
     """All of them."""
-    return [*_small(), *_published()]
+    return [*_digits(), *_small(), *_published()]

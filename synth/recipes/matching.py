@@ -25,7 +25,7 @@ RECALLED = "No published figure: the one known was recalled, not read."
 
 NONE = AugmentConfig(ops=())
 DEPTH = {"tiny_imagenet": 4}  # of the ConvNet; 3 elsewhere
-NO_FLIP = ("mnist", "svhn")  # where a mirrored image is another digit, or none
+NO_FLIP = ("mnist", "svhn", "digits")  # where a mirrored image is another digit, or none
 
 
 def strategy(dataset: str) -> AugmentConfig:

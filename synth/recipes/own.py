@@ -40,6 +40,9 @@ def recipes() -> list[Recipe]:
                 evaluate_every=STEPS,  # once, of what comes out
                 picture_every=STEPS // 4,
             ),
-            evaluation=replace(PROTOCOLS["fast"], augment=AUGMENT),
+            # half the epochs and three rates: minutes on two cores at this size
+            evaluation=replace(
+                PROTOCOLS["fast"], epochs=150, lr_grid=(0.003, 0.01, 0.03), augment=AUGMENT
+            ),
         )
     ]

@@ -233,6 +233,25 @@ def test_a_quick_evaluation(data, monkeypatch, tmp_path):
     assert numbers(again) == numbers(quick)
 
 
+@pytest.mark.parametrize("remembered", [False, True])
+def test_a_quick_evaluation_asks_what_rows_take_before_their_images_are_chosen(
+    data, tmp_path, remembered
+):
+    """Where processes may share the work, and baselines are shared with other evaluations."""
+    options = {"seed": 0, "device": CPU}
+    if remembered:
+        economy = Economy(quick=True, baselines=tmp_path)
+        evaluate(a_set(data, 0.9), data, SHORT, MODEL, economy=economy, **options)
+    alone = evaluate(a_set(data), data, SHORT, MODEL, economy=Economy(quick=True), **options)
+    economy = Economy(quick=True, baselines=tmp_path, looks=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "get_num_threads", lambda: 2)
+        patch.setattr(pace, "WORTH", 1e-3 if remembered else 1e6)
+        quick = evaluate(a_set(data), data, SHORT, MODEL, economy=economy, **options)
+    assert quick["processes"] == (2 if remembered else 1)
+    assert numbers(quick) == numbers(alone)
+
+
 def test_a_quick_evaluation_tries_the_learned_rate_beside_the_usual_one(data, monkeypatch):
     asked = trainings(monkeypatch)
     config = replace(SHORT, baselines=("random",))
