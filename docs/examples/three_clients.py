@@ -1,6 +1,6 @@
 """Three clients who hold different digits: each distills, the server merges and evaluates.
 
-    python three_clients.py
+python three_clients.py
 """
 
 import torch
