@@ -121,14 +121,14 @@ def _published() -> list[Recipe]:
     nette = DataConfig(name="imagenette", validation=0.0, size=(224, 224))
     return [
         cell(
-            "krr_st/cifar100_1000",
+            "krr_st/cifar100_ipc10",
             DataConfig(name="cifar100", validation=0.0),
             "convnet-d3-w128x2-bn",
             10,
             lr=1e-4,
         ),
         cell(
-            "krr_st/tiny_imagenet_2000",
+            "krr_st/tiny_imagenet_ipc10",
             tiny,
             "convnet-d4-w64x2-bn",
             10,
@@ -136,7 +136,7 @@ def _published() -> list[Recipe]:
             note=FILES.get("tiny_imagenet", ""),
         ),
         cell(
-            "krr_st/imagenette_10",
+            "krr_st/imagenette_ipc1",
             nette,
             "convnet-d5-w32x2-bn",
             1,
@@ -197,7 +197,7 @@ def _small() -> list[Recipe]:
     shift_flip = KrrSt().augment
     return [
         small(
-            "krr_st/digits_small",
+            "krr_st/digits_ipc5_small",
             DataConfig(name="digits"),
             "convnet-d2-w16-bn",
             "convnet-d2-w32-bn",
@@ -208,7 +208,7 @@ def _small() -> list[Recipe]:
             steps=500,
         ),
         small(
-            "krr_st/fashion_mnist_small",
+            "krr_st/fashion_mnist_ipc10_small",
             DataConfig(name="fashion_mnist", limit=10_000),
             "convnet-d3-w16x2-bn",
             "convnet-d3-w32-bn",
@@ -219,7 +219,7 @@ def _small() -> list[Recipe]:
             steps=1000,
         ),
         small(
-            "krr_st/cifar10_small",
+            "krr_st/cifar10_ipc10_small",
             DataConfig(name="cifar10", limit=10_000),
             "convnet-d3-w16x2-bn",
             "convnet-d3-w32-bn",

@@ -68,7 +68,7 @@ def started(recipe: Recipe, data: Data, experts):
 
 def test_the_set_starts_with_the_features_of_the_target_network(data, experts):
     """And networks of the pool have as many outputs."""
-    syn, objective = started(small("krr_st/digits_small"), data, experts)
+    syn, objective = started(small("krr_st/digits_ipc5_small"), data, experts)
     network = target_network(experts, CPU)
     images = syn.batch(torch.arange(len(syn))).images
     assert torch.equal(syn.tensors["features"], features(network, images))
@@ -78,7 +78,7 @@ def test_the_set_starts_with_the_features_of_the_target_network(data, experts):
 
 def test_features_are_learned_beside_images(data, experts, tmp_path):
     """Each by its own optimiser: without a rate they stay."""
-    recipe = small("krr_st/digits_small")
+    recipe = small("krr_st/digits_ipc5_small")
     syn, objective = started(recipe, data, experts)
     learned, _ = loop.distill(syn, objective, recipe.outer, tmp_path / "both", seed=0)
     for name in ("images", "features"):
@@ -95,7 +95,7 @@ def test_no_label_is_read(data, experts, tmp_path):
 
     The target network is trained without labels (test_barlow), and is the same here.
     """
-    recipe = small("krr_st/digits_small")
+    recipe = small("krr_st/digits_ipc5_small")
     learned = []
     order = torch.randperm(len(data.train), generator=generator(5))
     others = (data.train.labels, data.train.labels[order], torch.zeros_like(data.train.labels))
@@ -112,7 +112,7 @@ def test_no_label_is_read(data, experts, tmp_path):
 
 def test_images_that_start_unlabelled_are_drawn_without_repetition(data, experts):
     """Of all classes; more than there are is refused."""
-    syn, _ = started(small("krr_st/digits_small"), data, experts)
+    syn, _ = started(small("krr_st/digits_ipc5_small"), data, experts)
     stored = syn.batch(torch.arange(len(syn))).images.flatten(1)
     real = data.train.images(torch.arange(len(data.train))).flatten(1)
     nearest = torch.cdist(stored.double(), real.double()).argmin(1)
@@ -120,7 +120,7 @@ def test_images_that_start_unlabelled_are_drawn_without_repetition(data, experts
     kept = syn.classes == data.train.labels[nearest]
     assert not kept.all()
     with pytest.raises(UserError, match="starts from 190 images, and there are 180"):
-        started(replace(small("krr_st/digits_small"), ipc=19), data, experts)
+        started(replace(small("krr_st/digits_ipc5_small"), ipc=19), data, experts)
 
 
 # The pool
@@ -141,7 +141,7 @@ def counts(recipe: Recipe, data: Data, experts, steps: int):
 def test_ages_start_apart_and_count_steps(data, experts):
     """The drawn network has a step more after the next begins, and 0 where it was replaced."""
     pool = Pool(size=3, steps=4)
-    seen = counts(small("krr_st/digits_small", pool), data, experts, 60)
+    seen = counts(small("krr_st/digits_ipc5_small", pool), data, experts, 60)
     assert all(1 <= age < 4 for age in seen[0][0])
     replaced = 0
     for (before, number, theta), (after, *_) in pairwise(seen):
@@ -156,7 +156,7 @@ def test_ages_start_apart_and_count_steps(data, experts):
 def test_the_released_counter_ends_in_random_networks(data, experts):
     """Once replaced, a network is replaced at each draw, so that none is trained in the end."""
     pool = Pool(size=2, steps=4, restart_count=False)
-    seen = counts(small("krr_st/digits_small", pool), data, experts, 40)
+    seen = counts(small("krr_st/digits_ipc5_small", pool), data, experts, 40)
     assert seen[-1][0] == [4, 4]
     for before, after in pairwise(seen[-12:]):
         if before[1] != after[1]:
@@ -171,7 +171,7 @@ def test_the_released_counter_ends_in_random_networks(data, experts):
 def test_a_step_of_a_network_is_sgd_on_squared_error(data, experts):
     """As torch.optim.SGD makes it, running statistics included, over three steps."""
     pool = Pool(size=1, steps=9, optim=OptimConfig(lr=0.1, momentum=0.9, weight_decay=1e-2))
-    recipe = small("krr_st/digits_small", pool)
+    recipe = small("krr_st/digits_ipc5_small", pool)
     syn, objective = started(recipe, data, experts)
     networks = objective.networks
     state = networks.state(generator(1))
@@ -192,7 +192,7 @@ def test_a_step_of_a_network_is_sgd_on_squared_error(data, experts):
 
 def test_networks_are_seen_in_evaluation_mode_and_untouched(data, experts):
     """What the loss sees is not trained by it, and no statistics are updated."""
-    recipe = small("krr_st/digits_small", Pool(size=1, steps=4))
+    recipe = small("krr_st/digits_ipc5_small", Pool(size=1, steps=4))
     syn, objective = started(recipe, data, experts)
     state = objective.init(generator(0))
     leaves = {name: tensor.clone().requires_grad_() for name, tensor in syn.tensors.items()}
@@ -206,7 +206,7 @@ def test_networks_are_seen_in_evaluation_mode_and_untouched(data, experts):
     assert statistics[-1] == state["ages"][0]  # batches that the statistics have seen
 
 
-@pytest.mark.parametrize("name", ["krr_st/digits_small", "frepo/fashion_mnist_ipc1_small"])
+@pytest.mark.parametrize("name", ["krr_st/digits_ipc5_small", "frepo/fashion_mnist_ipc1_small"])
 @pytest.mark.parametrize("stop", [1, 5, 9])
 def test_a_pool_is_resumed_to_the_bit(name, stop, data, experts, tmp_path):
     """Wherever a run stops: the set, and all that the pool holds."""
@@ -232,7 +232,7 @@ def test_a_pool_is_resumed_to_the_bit(name, stop, data, experts, tmp_path):
 def test_updates_of_a_part_of_the_images(data, experts):
     """At most `batch` of them, drawn from the stream of the step."""
     pool = Pool(size=1, steps=9, batch=7)
-    syn, objective = started(small("krr_st/digits_small", pool), data, experts)
+    syn, objective = started(small("krr_st/digits_ipc5_small", pool), data, experts)
     asked = []
 
     class Watched:
@@ -305,7 +305,7 @@ def test_frepo_regresses_on_mirrored_images_too(data):
 def test_recipes_that_do_not_go_are_refused(changes, sentence):
     """In one sentence, before anything is done."""
     with pytest.raises(UserError, match=sentence):
-        replace(find("krr_st/digits_small"), **changes)
+        replace(find("krr_st/digits_ipc5_small"), **changes)
 
 
 def test_other_methods_refuse_features():
@@ -313,7 +313,7 @@ def test_other_methods_refuse_features():
     recipe = find("mtt/digits_ipc1")
     with pytest.raises(UserError, match=r"set targets\.kind class or logits"):
         replace(recipe, targets=TargetConfig(kind="features"))
-    outer = find("krr_st/digits_small").outer
+    outer = find("krr_st/digits_ipc5_small").outer
     with pytest.raises(UserError, match=r"has a rate for 'features', and targets\.kind class"):
         replace(recipe, outer=outer)
 
@@ -349,5 +349,5 @@ def test_a_diverged_target_network_is_refused(data, experts):
             return network
 
     with pytest.raises(UserError, match="gives some that are not finite"):
-        started(small("krr_st/digits_small"), data, Diverged())
-    assert InitConfig(kind="unlabelled").kind == find("krr_st/digits_small").init.kind
+        started(small("krr_st/digits_ipc5_small"), data, Diverged())
+    assert InitConfig(kind="unlabelled").kind == find("krr_st/digits_ipc5_small").init.kind
