@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ddengine.learning.kernel_ridge import dual, predictions, primal, with_constant
+from ddengine.learning.kernel_ridge import _solved, dual, predictions, primal, with_constant
 from ddengine.system.rng import generator
 
 F64 = torch.float64
@@ -57,12 +57,13 @@ def test_gradients_are_slopes(form, shape):
             )
 
 
-def test_single_precision_is_solved_in_double():
+@pytest.mark.parametrize("form", [dual, primal])
+def test_single_precision_is_solved_in_double(form):
     """At the usual lambda, where float32 would lose its digits."""
-    real, syn, targets = drawn(12, 5, torch.float32)
-    said = predictions(real, syn, targets)
+    real, syn, targets = drawn(7, 7, torch.float32)
+    said = form(real, syn, targets)
     assert said.dtype == F64
-    exact = predictions(real.double(), syn.double(), targets.double())
+    exact = form(real.double(), syn.double(), targets.double())
     assert torch.equal(said, exact)
 
 
@@ -81,3 +82,5 @@ def test_what_cannot_be_solved_is_not_a_number():
     assert predictions(real, 0 * syn, targets).isnan().all()
     syn[0, 0] = torch.nan
     assert predictions(real, syn, targets).isnan().all()
+    indefinite = torch.diag(torch.tensor([1.0, 2.0, -1.0], dtype=F64))
+    assert _solved(indefinite, targets[:3], 1e-6).isnan().all()

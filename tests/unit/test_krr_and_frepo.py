@@ -188,6 +188,8 @@ def test_a_step_of_a_network_is_sgd_on_squared_error(data, experts):
     assert torch.allclose(flatten(ours), flatten(theirs), atol=1e-6)
     for name, buffer in theirs.named_buffers():
         assert torch.allclose(dict(ours.named_buffers())[name], buffer, atol=1e-6), name
+    networks._renew(state, 0, generator(3))
+    assert "momentum.0" not in state and not torch.allclose(state["theta.0"], flatten(theirs))
 
 
 def test_networks_are_seen_in_evaluation_mode_and_untouched(data, experts):
