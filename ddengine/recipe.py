@@ -278,6 +278,8 @@ class InitConfig:
     crops: int = 5  # random resized crops of each of them, of which patches keeps the best
     # patches along each side of an image; published: 1 for images of 32 pixels, 2 for larger ones
     factor: int = 1
+    # Euclidean norm of each image of noise (RaT-BPTT: 1); None: as it is drawn
+    norm: float | None = field(default=None, metadata=LATE)
 
     def __post_init__(self) -> None:
         require_at_least("init.clusters", self.clusters)
@@ -287,6 +289,11 @@ class InitConfig:
         require_at_least("init.crops", self.crops)
         require_at_least("init.factor", self.factor)
         require(0 < self.lr < math.inf, f"init.lr must be positive and finite, got {self.lr}.")
+        require(
+            self.norm is None or 0 < self.norm < math.inf,
+            f"init.norm must be positive and finite, got {self.norm}; leave it out for noise as it "
+            "is drawn.",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -358,14 +365,20 @@ class OptimConfig:
     # weight decay apart from gradients
     kind: Literal["sgd", "adam", "adamw"] = "sgd"
     beta2: float = 0.9  # of Adam: decay of the mean of squared gradients
-    # of the step size, over all steps, down to 0
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    # of the step size: always lr | cosine, over all steps down to 0 | linear, over all steps down
+    # to 0 | steps: times drop after every drop_every steps
+    schedule: Literal["constant", "cosine", "linear", "steps"] = "constant"
     # largest norm of the gradient, which is made shorter to it; None: as it is
     clip: float | None = field(default=None, metadata=LATE)
-    # largest norm of the gradient in units of the running average of norms; None: as it is
+    # largest norm of the gradient in units of the running average of norms (RaT-BPTT: 2); None: as
+    # it is
     clip_average: float | None = field(default=None, metadata=LATE)
-    # decay of that average
+    # decay of that average, which counts the present gradient too
     clip_decay: float = field(default=0.9, metadata=LATE)
+    # the norm is that of the gradients of all tensors that say so, together
+    clip_together: bool = field(default=False, metadata=LATE)
+    drop: float = field(default=0.5, metadata=LATE)  # factor of schedule steps
+    drop_every: int = field(default=40, metadata=LATE)  # outer steps of schedule steps
 
     def __post_init__(self) -> None:
         require(
@@ -398,9 +411,16 @@ class OptimConfig:
             0 <= self.clip_decay < 1,
             f"A clip_decay in outer.optim must be at least 0 and below 1, got {self.clip_decay}.",
         )
+        require_at_least("A drop_every in outer.optim", self.drop_every)
+        require(
+            0 < self.drop < math.inf,
+            f"A drop in outer.optim must be positive and finite, got {self.drop}.",
+        )
 
     def lr_at(self, step: int, steps: int) -> float:
         """Step size of update `step` of `steps`."""
+        if self.schedule == "steps":
+            return self.lr * self.drop ** (step // self.drop_every)
         if self.schedule == "cosine":
             return self.lr * 0.5 * (1 + math.cos(math.pi * step / steps))
         return self.lr * (1 - step / steps) if self.schedule == "linear" else self.lr

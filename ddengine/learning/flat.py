@@ -157,3 +157,13 @@ def _with_statistics(module: nn.Module) -> nn.Module | None:
     for norm in batch_norms(copied):
         norm.momentum = 1.0
     return copied
+
+
+def trainable(model: FlatModel, theta: Tensor) -> nn.Module:
+    """A network as `model` computes it, whose own parameters are `theta` (P,) and can be trained.
+
+    Its normalisation and dropout are those of `model`.
+    """
+    network = copy.deepcopy(model.module).to(theta.dtype)
+    unflatten_into(network, theta)
+    return network.requires_grad_(True)

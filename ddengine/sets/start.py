@@ -280,10 +280,18 @@ def selected_index(
 
 
 def _noise(
-    real: RealSet, ipc: int, class_names: tuple[str, ...], rng: Generator, *rest: Any
+    real: RealSet,
+    ipc: int,
+    class_names: tuple[str, ...],
+    rng: Generator,
+    config: InitConfig,
+    *rest: Any,
 ) -> Tensor:
-    """Numbers of a normal distribution."""
-    return torch.randn(real.num_classes * ipc, *real.image_shape, generator=rng).to(real.device)
+    """Numbers of a normal distribution, of each image brought to the norm that is asked for."""
+    noise = torch.randn(real.num_classes * ipc, *real.image_shape, generator=rng)
+    if config.norm is not None:
+        noise = noise * (config.norm / noise.flatten(1).norm(dim=1)).view(-1, 1, 1, 1)
+    return noise.to(real.device)
 
 
 def _unlabelled(

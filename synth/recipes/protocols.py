@@ -79,5 +79,18 @@ PROTOCOLS: dict[str, EvalConfig] = {
         lr_grid=(1e-4, 3e-4, 1e-3),
         baselines=("random", "herding", "full"),
     ),
+    # as students of back-propagation through training learn: Adam, which AdamW without weight decay
+    # is, at one rate that no search chooses, to the last step
+    "bptt": EvalConfig(
+        protocol="bptt",
+        epochs=300,
+        optimiser="adamw",
+        weight_decay=0.0,
+        schedule="thirds",
+        lr_drop=1.0,
+        rate="learned",
+        lr=0.001,
+        augment=AugmentConfig(ops=()),
+    ),
     "fast": EvalConfig(protocol="fast", epochs=300, num_networks=5, full_steps=1000),
 }

@@ -38,15 +38,17 @@ from ddengine.recipe import (
     resolved,
     to_dict,
 )
-from ddengine.sets.codec import Compensated
+from ddengine.sets.codec import Compensated, LinearBases
 from ddengine.sets.start import INITIALISERS
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 from synth.catalogue import RECIPES, find, take
 from synth.recipes import (
     ast,
+    at,
     datm,
     dc,
+    dd,
     dm,
     frepo,
     ftd,
@@ -55,7 +57,9 @@ from synth.recipes import (
     krr_st,
     mtt,
     own,
+    rat,
     rded,
+    rtp,
     sre2l,
     tesla,
 )
@@ -228,8 +232,12 @@ def test_no_recipe_hides_another():
             sre2l,
             rded,
             own,
-            krr_st,
+            at,
+            dd,
             frepo,
+            krr_st,
+            rat,
+            rtp,
         )
     )
     assert all(value.name == name for name, value in RECIPES.items())
@@ -270,9 +278,13 @@ def test_a_recipe_builds_its_objects(name):
     network = built(value.model, shape, classes)
     model = FlatModel(network)
     assert model.num_params == len(flatten(network))
-    stored = "compensators" if isinstance(value.codec, Compensated) else "images"
+    stored = ["images"]
+    if isinstance(value.codec, Compensated):
+        stored = ["compensators"]
+    if isinstance(value.codec, LinearBases):
+        stored = ["bases", "coefficients"]
     values = {"logits": "logits", "centred": "logits", "features": "features"}
-    learned = {stored, *value.objective.initial()}
+    learned = {*stored, *value.objective.initial()}
     if value.targets.kind in values and not value.targets.relabel:
         learned.add(values[value.targets.kind])
     assert set(value.outer.optim) == (learned if value.outer.steps else set())
