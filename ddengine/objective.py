@@ -11,6 +11,7 @@ from torch import Generator, Tensor, nn
 from ddengine.data import Data, RealSet
 from ddengine.learning.flat import FlatModel
 from ddengine.learning.memory import step_bytes
+from ddengine.learning.teachers import features, target_network
 from ddengine.models import build_model
 from ddengine.recipe import Recipe
 from ddengine.sets.synthetic import SyntheticSet
@@ -43,13 +44,26 @@ def environments(
     precision: Precision = "fp32",
     compile: bool = False,
 ) -> list[Env]:
-    """What the objective of a recipe may touch, for each of its networks."""
+    """What the objective of a recipe may touch, for each of its networks.
+
+    Where the targets are features, networks have as many outputs as these are wide.
+    """
+    outputs = _num_outputs(recipe, data, experts)
     environments = []
     for name in recipe.networks:
-        new_model = partial(build_model, name, data.image_shape, data.num_classes)
+        new_model = partial(build_model, name, data.image_shape, outputs)
         model = FlatModel(new_model(generator(0)), precision).to(device)
         environments.append(Env(data.train, new_model, model, experts, device, compile))
     return environments
+
+
+def _num_outputs(recipe: Recipe, data: Data, experts: Experts | None) -> int:
+    """How many outputs the networks have that an objective trains."""
+    if recipe.targets.kind != "features" or experts is None:
+        return data.num_classes
+    network = target_network(experts, torch.device("cpu"))
+    image = torch.zeros(1, *data.image_shape)
+    return features(network, image).shape[1]
 
 
 class Objective(Protocol):

@@ -248,7 +248,8 @@ class InitConfig:
     # random real images of the class | standard normal noise | real images an expert classifies
     # correctly | representative ones, by k-means | coresets: a running mean near the class mean |
     # far from each other | centres of k-means | by forgetting events | by the error of early
-    # networks | crops of real images that a teacher is most sure of (RDED)
+    # networks | crops of real images that a teacher is most sure of (RDED) | random real images
+    # of any class: no labels are read, and the classes of the set say nothing
     kind: Literal[
         "real",
         "noise",
@@ -260,6 +261,7 @@ class InitConfig:
         "forgetting",
         "el2n",
         "patches",
+        "unlabelled",
     ] = "real"
     clusters: int = 10  # most clusters per class of `representative`
     # what herding, k_centre and k_means see: features of a trained network, or pixels
@@ -298,10 +300,13 @@ class InitConfig:
 class TargetConfig:
     """What the synthetic images are labelled with.
 
-    Their class, or logits that experts give them and `outer.optim` may learn.
+    Their class, or what `outer.optim` may learn: logits that experts give them, features that the
+    first expert gives them, or classes as numbers.
     """
 
-    kind: Literal["class", "logits"] = "class"
+    # class | logits of experts | features: what lies before the last layer of the first expert |
+    # centred: one-hot classes less their mean, as logits that networks are fitted to (FRePo)
+    kind: Literal["class", "logits", "features", "centred"] = "class"
     # whose logits are averaged: of those that are right about the image, of all, of the first
     experts: Literal["correct", "all", "first"] = "correct"
     # expert epochs whose logits are averaged, from and to; None: the last stored
@@ -337,10 +342,10 @@ class TargetConfig:
             ),
         )
         require(
-            not (self.relabel and self.kind == "class"),
+            not self.relabel or self.kind == "logits",
             (
-                "targets.relabel makes logits anew, and targets.kind is class; set targets.kind "
-                "logits."
+                f"targets.relabel makes logits anew, and targets.kind is {self.kind}; set "
+                "targets.kind logits."
             ),
         )
         require(
@@ -735,6 +740,7 @@ class Recipe(Generic[BufferT, CodecT, ObjectiveT]):
         )
 
     def _check_labels(self) -> None:
+        self._check_targets()
         learned = "logits" in self.outer.optim
         require(
             self.targets.kind == "class" or self.targets.relabel or self.objective.reads_labels,
@@ -750,7 +756,7 @@ class Recipe(Generic[BufferT, CodecT, ObjectiveT]):
             "set targets.kind logits, targets.experts all and targets.relabel True.",
         )
         require(
-            not learned or self.targets.kind == "logits",
+            not learned or self.targets.kind in ("logits", "centred"),
             (
                 "outer.optim has a rate for 'logits', and targets.kind class stores none; take "
                 "both from one recipe (--take targets=...)."
@@ -761,6 +767,31 @@ class Recipe(Generic[BufferT, CodecT, ObjectiveT]):
             (
                 "targets.relabel would replace the logits that outer.optim learns; set "
                 "targets.relabel False, or take outer.optim from a recipe without."
+            ),
+        )
+
+    def _check_targets(self) -> None:
+        kind = self.targets.kind
+        kinds = self.objective.target_kinds
+        require(
+            kind in kinds,
+            (
+                f"targets.kind {kind} is nothing that this objective can learn from; set "
+                f"targets.kind {' or '.join(kinds)}, or take another objective."
+            ),
+        )
+        require(
+            "features" not in self.outer.optim or kind == "features",
+            (
+                f"outer.optim has a rate for 'features', and targets.kind {kind} stores none; "
+                "take both from one recipe (--take targets=...)."
+            ),
+        )
+        require(
+            kind != "features" or self.buffer is not None,
+            (
+                "targets.kind features are those of a trained network, and buffer is empty; take "
+                "it from a recipe (--take buffer=...)."
             ),
         )
 

@@ -21,13 +21,14 @@ def flatten(module: nn.Module) -> Tensor:
 
 
 def flatten_buffers(module: nn.Module) -> Tensor | None:
-    """The buffers of `module` (BatchNorm statistics) as one float32 vector (Q,).
+    """The buffers of `module` (BatchNorm statistics) as one vector (Q,) of its parameters' type.
 
     None when it has none.
     """
+    dtype = next(module.parameters()).dtype
     parts = []
     for buffer in module.buffers():
-        parts.append(buffer.detach().flatten().float())
+        parts.append(buffer.detach().flatten().to(dtype))
     if not parts:
         return None
     return torch.cat(parts)

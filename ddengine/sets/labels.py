@@ -1,12 +1,13 @@
-"""Soft labels: logits that experts give to images."""
+"""What images are labelled with beside classes: logits or features of experts, or numbers."""
 
 import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from ddengine.learning.teachers import BATCH
+from ddengine.learning.teachers import BATCH, features, target_network
 from ddengine.recipe import TargetConfig
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system.errors import UserError
@@ -36,6 +37,54 @@ def expert_epochs(config: TargetConfig, stored: Sequence[int]) -> list[int]:
             "lower targets.epochs or train longer experts (buffer.epochs, buffer.keep)."
         )
     return wanted
+
+
+def labelled(syn: SyntheticSet, experts: Experts | None, config: TargetConfig) -> SyntheticSet:
+    """The set with the targets of the configuration. Raises UserError as `label` does."""
+    if config.kind == "logits":
+        return label(syn, experts, config)
+    if config.kind == "features":
+        return featured(syn, experts)
+    if config.kind == "centred":
+        return syn.with_labels(_scaled(syn.classes[syn.source], len(syn.class_names)))
+    return syn
+
+
+def featured(syn: SyntheticSet, experts: Experts | None) -> SyntheticSet:
+    """The set with the features (N, D) that the first expert, after its last epoch, gives it.
+
+    Raises UserError: no experts; features that are not finite.
+    """
+    if experts is None:
+        raise UserError(
+            "targets.kind features needs a network whose features they are; give the recipe a "
+            "buffer."
+        )
+    device = syn.classes.device
+    network = target_network(experts, device)
+    # decoded part by part: all may be more than fits
+    said = []
+    for index in torch.arange(len(syn), device=device).split(BATCH):
+        with torch.no_grad():
+            images = syn.batch(index).images
+        said.append(features(network, images))
+    values = torch.cat(said)
+    if not values.isfinite().all():
+        raise UserError(
+            "The network whose features are targets gives some that are not finite, because it "
+            "diverged in training; lower the rate in buffer.step."
+        )
+    return syn.with_features(values)
+
+
+def centred(classes: Tensor, num_classes: int) -> Tensor:
+    """One-hot classes (B, K), less their mean 1 / K (FRePo; KIP)."""
+    return functional.one_hot(classes, num_classes).float() - 1 / num_classes
+
+
+def _scaled(classes: Tensor, num_classes: int) -> Tensor:
+    """Where FRePo's labels (B, K) start: centred ones, smaller by the root of K / 10."""
+    return centred(classes, num_classes) / math.sqrt(num_classes / 10)
 
 
 def label(syn: SyntheticSet, experts: Experts | None, config: TargetConfig) -> SyntheticSet:

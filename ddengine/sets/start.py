@@ -294,6 +294,19 @@ def _noise(
     return noise.to(real.device)
 
 
+def _unlabelled(
+    real: RealSet, ipc: int, class_names: tuple[str, ...], rng: Generator, *rest: Any
+) -> Tensor:
+    """Random real images of any class, without repetition. Raises UserError for too few."""
+    wanted = real.num_classes * ipc
+    if wanted > len(real):
+        raise UserError(
+            f"ipc {ipc} of {real.num_classes} classes starts from {wanted} images, and there are "
+            f"{len(real)}; lower ipc, or raise data.limit."
+        )
+    return real.images(torch.randperm(len(real), generator=rng)[:wanted])
+
+
 def _selected(real: RealSet, *args: Any) -> Tensor:
     """Real images that `selected_index` chooses."""
     return real.images(selected_index(real, *args))
@@ -305,5 +318,6 @@ SELECTIONS = ("real", "correct", "representative", *coreset.KINDS)  # kinds that
 INITIALISERS: dict[str, Callable[..., Tensor]] = {
     "noise": _noise,
     "patches": patches,
+    "unlabelled": _unlabelled,
     **dict.fromkeys(SELECTIONS, _selected),
 }

@@ -50,9 +50,11 @@ from synth.recipes import (
     dc,
     dd,
     dm,
+    frepo,
     ftd,
     idc,
     infer,
+    krr_st,
     mtt,
     own,
     rat,
@@ -230,10 +232,12 @@ def test_no_recipe_hides_another():
             sre2l,
             rded,
             own,
-            dd,
-            rtp,
-            rat,
             at,
+            dd,
+            frepo,
+            krr_st,
+            rat,
+            rtp,
         )
     )
     assert all(value.name == name for name, value in RECIPES.items())
@@ -279,11 +283,10 @@ def test_a_recipe_builds_its_objects(name):
         stored = ["compensators"]
     if isinstance(value.codec, LinearBases):
         stored = ["bases", "coefficients"]
-    learned = {
-        *stored,
-        *value.objective.initial(),
-        *(["logits"] if value.targets.kind == "logits" and not value.targets.relabel else []),
-    }
+    values = {"logits": "logits", "centred": "logits", "features": "features"}
+    learned = {*stored, *value.objective.initial()}
+    if value.targets.kind in values and not value.targets.relabel:
+        learned.add(values[value.targets.kind])
     assert set(value.outer.optim) == (learned if value.outer.steps else set())
     assert all(isinstance(o, OptimConfig) for o in value.outer.optim.values())
     if value.buffer is None:
@@ -295,8 +298,8 @@ def test_a_recipe_builds_its_objects(name):
             if isinstance(value.buffer.step, Pretrained)
             else value.buffer.step.build(of, value.buffer.epochs)
         )
-    if value.teachers:
-        return  # its objective wants them trained: test_soft_recipes
+    if value.teachers or value.targets.kind == "features":
+        return  # its objective wants them trained: test_soft_recipes, test_krr_and_frepo
     experts = SimpleNamespace(
         num_experts=value.buffer.num_experts,
         num_params=model.num_params,
