@@ -20,6 +20,7 @@ from torch.nn import functional
 from ddengine.learning import augment
 from ddengine.learning.flat import flatten, flatten_buffers, unflatten_into
 from ddengine.learning.optim import updated
+from ddengine.learning.teachers import features
 from ddengine.models.dropout import is_dropout
 from ddengine.objective import Env
 from ddengine.recipe import AugmentConfig, OptimConfig, require, require_at_least
@@ -184,6 +185,12 @@ def embedded(env: Env, network: nn.Module, images: Tensor) -> Tensor:
     embed = network.embed
     with autocast(env.device, env.model.precision):
         return embed(images).flatten(1)  # type: ignore[operator]
+
+
+def constant(env: Env, network: nn.Module, images: Tensor) -> Tensor:
+    """The same without a graph, part by part."""
+    with autocast(env.device, env.model.precision):
+        return features(network, images)
 
 
 def real_images(env: Env, num: int, config: AugmentConfig, rng: Generator) -> tuple[Tensor, Tensor]:
