@@ -344,10 +344,8 @@ def _compensator() -> list[Row]:
 
 # minutes are about four on one quiet core; the methods of before keep what their tables gave them
 BPTT = {"rat": "RaT-BPTT", "at": "AT-BPTT", "rtp": "RTP", "dd": "DD", "mtt": "MTT", "dm": "DM"}
-OWN_TRAINING = {  # as the students of RaT-BPTT and AT-BPTT are trained
-    1: ("--protocol", "bptt", "--lr", "0.005", "--epochs", "30"),
-    10: ("--protocol", "bptt", "--lr", "0.005", "--epochs", "30"),
-}
+# as the students of RaT-BPTT and AT-BPTT are trained
+OWN_TRAINING = ("--protocol", "bptt", "--lr", "0.005", "--epochs", "30")
 
 
 def _bptt(ipc: int) -> list[Row]:
@@ -370,7 +368,7 @@ def _bptt(ipc: int) -> list[Row]:
             row,
             label=f"{row.label}, own training",
             of=row.label,
-            flags=OWN_TRAINING[ipc],
+            flags=OWN_TRAINING,
             baselines=("random",) if row is rows[0] else (),
             group=f"{group}, own training",
         )
