@@ -249,11 +249,21 @@ def test_rows_that_cannot_be_are_said(featured, data):
     assert any("no row experts" in note for note in rows.notes)
 
 
-def test_experts_of_another_kind_have_no_row(featured, store):
+def test_experts_of_another_kind_stand_beside_new_networks_of_theirs(featured, store):
+    """Where the set says which they are; else their row is missing, and that is said."""
     config = replace(QUICK, shots=(), ways=("probe",))
     outcome = transferred(featured, config=config, models=["mlp"], experts=store)
+    of_mlp = [("mlp", "distilled"), ("mlp", "none"), ("mlp", "random")]
+    of_theirs = [(MODEL, "none"), (MODEL, "experts")]
+    assert [(row["model"], row["set"]) for row in outcome.rows] == of_mlp + of_theirs
+    none, experts = outcome.rows[3:]
+    wanted = experts["accuracy_mean"] - none["accuracy_mean"]
+    assert experts["difference"] == pytest.approx(wanted)
+    assert f"network 2: {MODEL}" in outcome.notes and "mlp" not in str(outcome.table().title)
+    unsaid = Distilled(featured.set, {**featured.meta, "target_network": None})
+    outcome = transferred(unsaid, config=config, models=["mlp"], experts=store)
     assert [row["set"] for row in outcome.rows] == ["distilled", "none", "random"]
-    assert any("no row experts on mlp" in note for note in outcome.notes)
+    assert any("no row experts" in note and "of that kind" in note for note in outcome.notes)
 
 
 @pytest.mark.parametrize("kind", ["class", "logits"])

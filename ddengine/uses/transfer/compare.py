@@ -4,6 +4,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 from ddengine import naming
@@ -67,7 +68,7 @@ def run(context: Context, memo_path: Path) -> Json:
     memo = Memo(memo_path, context.identity)
     made, missing = starts(context)
     asked, absent = _questions(context, made)
-    with log.progress("transfer", _num_pieces(context, made, asked)) as bar:
+    with log.progress("transfer", _num_pieces(context, asked)) as bar:
         context = replace(context, memo=memo, advance=bar.advance)
         rows = _rows(context, asked)
     memo.clear()
@@ -78,21 +79,37 @@ def run(context: Context, memo_path: Path) -> Json:
 
 def _questions(context: Context, made: Sequence[Start]) -> tuple[list[Question], list[str]]:
     """(the rows to be, why others are missing)."""
-    asked, absent = [], []
-    for model in context.models:
-        suiting = [start for start in made if start.suits(context, model)]
-        for start in made:
-            if start not in suiting:
-                absent.append(
-                    f"no row {start.name} on {model}: {start.said}, and these are networks of "
-                    "another kind; --models names theirs"
-                )
+    asked = []
+    for model, suiting in _by_model(context, made).items():
         for data in context.datasets:
-            for start in suiting:
-                for size in context.config.sizes:
-                    for way in context.config.ways:
-                        asked.append(Question(data, size, way, model, start))
+            for start, size, way in product(suiting, context.config.sizes, context.config.ways):
+                asked.append(Question(data, size, way, model, start))
+    had = {question.start.name for question in asked}
+    absent = []
+    for start in made:
+        if start.name not in had:
+            absent.append(
+                f"no row {start.name}: {start.said}, and none of the networks is of that kind; "
+                "--models names it"
+            )
     return asked, absent
+
+
+def _by_model(context: Context, made: Sequence[Start]) -> dict[str, list[Start]]:
+    """The starts of every network.
+
+    Experts of another kind have a network of their own, beside new ones of that kind.
+    """
+    by_model = {}
+    for model in context.models:
+        by_model[model] = [start for start in made if start.suits(context, model)]
+    theirs = context.experts_model
+    has_experts = any(start.name == "experts" for start in made)
+    if has_experts and theirs is not None and theirs not in by_model:
+        suiting = [start for start in made if start.name in ("none", "experts")]
+        if all(start.suits(context, theirs) for start in suiting):
+            by_model[theirs] = suiting
+    return by_model
 
 
 def _rows(context: Context, asked: Sequence[Question]) -> list[Json]:
@@ -103,15 +120,17 @@ def _rows(context: Context, asked: Sequence[Question]) -> list[Json]:
     names = [of.name for of in context.datasets]
     ways = context.config.ways
 
-    def place(one: Json) -> tuple[int, int, int, int]:
-        model = list(context.models).index(one["model"])
-        return names.index(one["data"]), order[one["shots"]], ways.index(one["way"]), model
+    models = list(dict.fromkeys(question.model for question in asked))
+
+    def place(one: Json) -> tuple[int, ...]:
+        of_row = names.index(one["data"]), order[one["shots"]], ways.index(one["way"])
+        return (*of_row, models.index(one["model"]))
 
     made.sort(key=place)
     return compared(made)
 
 
-def _num_pieces(context: Context, made: Sequence[Start], asked: Sequence[Question]) -> int:
+def _num_pieces(context: Context, asked: Sequence[Question]) -> int:
     """How many networks are trained, and classifiers fitted."""
     num = 0
     for question in asked:
@@ -119,7 +138,8 @@ def _num_pieces(context: Context, made: Sequence[Start], asked: Sequence[Questio
         num += context.config.networks + (tried if tried > 1 else 0)
     chooses = any(of.validation is not None for of in context.datasets)
     each = context.config.networks + int(chooses)
-    return num + each * len(context.models) * sum(start.lesson is not None for start in made)
+    trained = {(question.model, question.start.name) for question in asked if question.start.lesson}
+    return num + each * len(trained)
 
 
 def _content(
@@ -134,7 +154,7 @@ def _content(
         "finetuning": to_dict(context.config.finetuning),
         "target_kind": context.syn.target_kind,
         "image_shape": list(context.syn.image_shape),
-        "models": list(context.models),
+        "models": list(dict.fromkeys(row["model"] for row in rows)),
         "starts": {start.name: {"said": start.said, "bytes": start.bytes} for start in made},
         "missing": missing,
         "datasets": {of.name: dict(of.facts) for of in context.datasets},
