@@ -318,6 +318,20 @@ def test_few_shot_draws(outcome, data):
     assert [network["draw"] for network in outcome.rows[0]["accuracies"]] == [0, 1, 2]
 
 
+def test_a_probe_sees_the_drawn_images_alone(outcome, featured):
+    """The number in the table is that of a classifier of the stored draw."""
+    loaded = DIGITS_AGAIN.load(QUICK.data(SHAPE), CPU, test=True)
+    data = testing.brought_to("digits", loaded, SHAPE, SHAPE, featured.preprocess)
+    row = next(row for row in outcome.rows if row["set"] == "none" and row["way"] == "probe")
+    network = build_model(MODEL, SHAPE, 10, generator(1, "network"))
+    known = Embedded(probe.features(network, data.train), data.train.labels)
+    asked = Embedded(probe.features(network, data.test), data.test.labels)
+    draw = torch.tensor(outcome.content["draws"]["digits"]["3"][1])
+    wanted = probe.probed(known.at(draw), asked, 10, row["decay"])
+    assert row["accuracies"][1]["accuracy"] == wanted.accuracy
+    assert wanted.accuracy != probe.probed(known, asked, 10, row["decay"]).accuracy
+
+
 def test_test_labels_have_no_say(outcome, featured, store, monkeypatch):
     """Permuted, they change accuracies and no chosen rate, decay or draw."""
     original = testing.brought_to
@@ -334,6 +348,19 @@ def test_test_labels_have_no_say(outcome, featured, store, monkeypatch):
     assert len(set(chosen)) > 2  # something was chosen
     assert other.content["draws"] == outcome.content["draws"]
     assert other.rows[-4]["accuracy_mean"] < outcome.rows[-4]["accuracy_mean"]
+
+
+def test_test_images_that_were_seen_are_counted(featured, data):
+    """Another split of the images that the set was made of is no other dataset."""
+    config = replace(QUICK, shots=(), ways=("probe",), split_seed=3)
+    outcome = transferred(featured, config=config, experts=None)
+    loaded = DIGITS_AGAIN.load(config.data(SHAPE), CPU, test=True)
+    trained_on = {image.numpy().tobytes() for image in data.train.pixels}
+    num = sum(image.numpy().tobytes() in trained_on for image in loaded.test.pixels)
+    said = f"warning: {num} of the {len(loaded.test)} test images of digits are among the images"
+    assert num > 0 and any(note.startswith(said) for note in outcome.notes)
+    same_split = transferred(featured, config=replace(config, split_seed=0))
+    assert not any("warning" in note for note in same_split.notes)
 
 
 def test_without_a_validation_split_nothing_is_chosen(featured):
@@ -519,6 +546,11 @@ def test_the_command(featured, store, tmp_path, capsys, monkeypatch):
     assert run("transfer", "set", *flags) == 0
     assert "is there; --restart tests again" in capsys.readouterr().out
     assert run("transfer", "set", *flags, "--seed", "1") == 2
+    assert run("inspect", "set/transfer.json") == 0
+    inspected = capsys.readouterr().out
+    assert "Test accuracy on other datasets" in inspected and "experts" in inspected
+    page = ddengine.report("set", "page.html").read_text()
+    assert "transfer set --limit 150" in page  # among the commands that make it again
 
 
 def test_experts_of_a_set_are_opened(featured, store, data, tmp_path):

@@ -7,11 +7,15 @@ from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
+import torch
+
 from ddengine import naming
+from ddengine.data.checks import image_digests
 from ddengine.evaluation import brought
 from ddengine.evaluation.evaluate import set_digest
 from ddengine.evaluation.intervals import NAME
 from ddengine.recipe import digest, to_dict
+from ddengine.sets.codec import as_bytes
 from ddengine.system import files, log, runtime
 from ddengine.system.memo import Memo
 from ddengine.types import Json
@@ -68,13 +72,17 @@ def run(context: Context, memo_path: Path) -> Json:
     memo = Memo(memo_path, context.identity)
     made, missing = starts(context)
     asked, absent = _questions(context, made)
-    with log.progress("transfer", _num_pieces(context, asked)) as bar:
+    # wherever it is resumed, computations are those of where it began
+    threads = memo("threads", torch.get_num_threads)
+    num = _num_pieces(context, asked)
+    with log.progress("transfer", num) as bar, runtime.on_threads(threads):
         context = replace(context, memo=memo, advance=bar.advance)
         rows = _rows(context, asked)
     memo.clear()
     shutil.rmtree(context.folder, ignore_errors=True)
     seconds = round(memo.seconds_before + time.perf_counter() - begin, 2)
-    return _content(context, made, [*missing, *absent], rows, seconds)
+    content = _content(context, made, [*missing, *absent], rows, seconds)
+    return {**content, "threads": threads}
 
 
 def _questions(context: Context, made: Sequence[Start]) -> tuple[list[Question], list[str]]:
@@ -157,6 +165,7 @@ def _content(
         "models": list(dict.fromkeys(row["model"] for row in rows)),
         "starts": {start.name: {"said": start.said, "bytes": start.bytes} for start in made},
         "missing": missing,
+        "warnings": _warnings(context),
         "datasets": {of.name: dict(of.facts) for of in context.datasets},
         "draws": _draws(context),
         "interval": NAME,
@@ -169,6 +178,26 @@ def _content(
         "versions": runtime.versions(),
         "commit": runtime.commit(),
     }
+
+
+def _warnings(context: Context) -> list[str]:
+    """Test images of a dataset that the set, or what it was made of, has pixel for pixel."""
+    syn = context.syn
+    known = {"the set": as_bytes(syn.pixels())}
+    if context.source is not None:
+        known["the images that the set was made of"] = context.source.train.pixels
+    seen = {whose: set(image_digests(images)) for whose, images in known.items()}
+    told = []
+    for of in context.datasets:
+        tested = image_digests(of.test.pixels)
+        for whose, digests in seen.items():
+            num = sum(map(digests.__contains__, tested))
+            if num:
+                told.append(
+                    f"warning: {num} of the {len(tested)} test images of {of.name} are among "
+                    f"{whose}, so accuracies there say too much"
+                )
+    return told
 
 
 def _draws(context: Context) -> Json:
