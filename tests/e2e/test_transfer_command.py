@@ -19,7 +19,7 @@ from ddengine.recipe import EvalConfig, to_dict
 RUN = Path(__file__).resolve().parents[2] / "run.py"
 FLAGS = [
     "--to", "digits", "--limit", "150", "--validation", "0.2", "--updates", "6", "--few_updates", "3",
-    "--shots", "2", "--device", "cpu", "--controls", "none", "--batch", "64",
+    "--shots", "2", "--device", "cpu", "--controls", "none", "--batch", "64", "--decay_grid", "0.1", "1", "--lr_grid", "0.01", "0.1",
 ]  # fmt: skip
 
 
