@@ -318,6 +318,9 @@ class TargetConfig:
     # ship so many largest logits of each image, and the mean of the others; None, or where that
     # would save nothing: all
     top: int | None = None
+    # what logits start from: what experts say | the class of each image, for labels that are
+    # learned without experts
+    start: Literal["experts", "class"] = field(default="experts", metadata=LATE)
 
     def __post_init__(self) -> None:
         require(
@@ -344,6 +347,11 @@ class TargetConfig:
                 f"targets.relabel makes logits anew, and targets.kind is {self.kind}; set "
                 "targets.kind logits."
             ),
+        )
+        require(
+            not (self.relabel and self.start == "class"),
+            "targets.relabel asks experts about the final images, and targets.start class has "
+            "none; set targets.relabel False or targets.start experts.",
         )
         require(
             not (self.relabel and self.experts == "correct"),

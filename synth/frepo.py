@@ -19,12 +19,12 @@ import torch
 from torch import Generator, Tensor
 
 from ddengine.learning.kernel_ridge import RIDGE, predictions
-from ddengine.learning.teachers import features
+from ddengine.learning.teachers import BATCH
 from ddengine.objective import Env, Objective, ObjectiveConfig, network_bytes
 from ddengine.recipe import AugmentConfig, OptimConfig, require_at_least
 from ddengine.sets.labels import centred
 from ddengine.sets.synthetic import SyntheticSet
-from synth.pool import Networks, Pool, State, embedded, real_images
+from synth.pool import Networks, Pool, State, constant, embedded, real_images
 
 NONE = AugmentConfig(ops=())
 ADAM = OptimConfig(kind="adam", lr=3e-4, momentum=0.9, beta2=0.999)
@@ -60,12 +60,17 @@ class Frepo(ObjectiveConfig):
     def cost(self, env: Env, syn: SyntheticSet) -> int:
         """Bytes of the graph of all decoded images, mirrored ones too, and of the pool."""
         decoded = len(syn) * (2 if self.flip else 1)
-        images = max(decoded, min(256, self.real_batch))
+        images = max(decoded, min(BATCH, self.real_batch))
         return network_bytes(env, images=images, vectors=self.pool.vectors)
 
     def advice(self, ipc: int) -> str:
         """Fewer images or networks."""
         return f"lower ipc (now {ipc}) or objective.pool.size (now {self.pool.size})"
+
+    def quick_start(self) -> tuple[Self, float]:
+        """Without most of what the pool is trained before the first step."""
+        pool, times = self.pool.quick_start()
+        return replace(self, pool=pool), times
 
     def small(self) -> Self:
         """With two networks of few steps, and 8 real images."""
@@ -101,6 +106,7 @@ class FrepoObjective(Objective):
             decoded = torch.cat([decoded, decoded.flip(3)])
             labels = torch.cat([labels, labels])
         of_decoded = embedded(env, network, decoded)
-        said = predictions(features(network, images), of_decoded, labels, RIDGE / len(decoded))
+        real = constant(env, network, images)
+        said = predictions(real, of_decoded, labels, RIDGE / len(decoded))
         wanted = centred(env.real.labels[index], labels.shape[1])
         yield (said - wanted).square().mean() + margin

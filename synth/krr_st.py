@@ -25,12 +25,12 @@ import torch
 from torch import Generator, Tensor
 
 from ddengine.learning.kernel_ridge import RIDGE, predictions, with_constant
-from ddengine.learning.teachers import BATCH, features, target_network
+from ddengine.learning.teachers import BATCH, target_network
 from ddengine.objective import Env, Objective, ObjectiveConfig, network_bytes
 from ddengine.recipe import AugmentConfig, require, require_at_least
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system.errors import UserError
-from synth.pool import Networks, Pool, State, embedded, real_images
+from synth.pool import Networks, Pool, State, constant, embedded, real_images
 
 SHIFT_FLIP = AugmentConfig(always=("crop", "flip"), ops=())
 
@@ -83,6 +83,11 @@ class KrrSt(ObjectiveConfig):
         """Fewer images or networks."""
         return f"lower ipc (now {ipc}) or objective.pool.size (now {self.pool.size})"
 
+    def quick_start(self) -> tuple[Self, float]:
+        """Without most of what the pool is trained before the first step."""
+        pool, times = self.pool.quick_start()
+        return replace(self, pool=pool), times
+
     def small(self) -> Self:
         """With two networks of few steps, and 8 real images."""
         return replace(self, pool=self.pool.small(), real_batch=8)
@@ -117,8 +122,8 @@ class KrrStObjective(Objective):
         config, env = self.config, self.env
         network = self.networks.next(syn, state, rng)
         _, images = real_images(env, config.real_batch, config.augment, rng)
-        wanted = features(self.target, images)
-        real = features(network, images)
+        wanted = constant(env, self.target, images)
+        real = constant(env, network, images)
         decoded, targets = syn.batch(torch.arange(len(syn), device=env.device))
         of_decoded = embedded(env, network, decoded)
         yield regression_loss(real, of_decoded, targets, wanted, config.ridge)

@@ -13,12 +13,14 @@ from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system.errors import UserError
 from ddengine.types import Experts
 
+SURE = 0.9  # of a class, in labels that start from it
 DTYPES = {"float32": torch.float32, "float16": torch.float16}  # that labels are shipped in
 
 
 def cites(config: TargetConfig) -> tuple[str, ...]:
     """Works to cite for the labels: logits of the experts that are right about an image."""
-    of_right_ones = config.kind == "logits" and config.experts == "correct"
+    asked = config.kind == "logits" and config.start == "experts"
+    of_right_ones = asked and config.experts == "correct"
     return ("guo2024datm",) if of_right_ones else ()
 
 
@@ -89,15 +91,18 @@ def label(syn: SyntheticSet, experts: Experts | None, config: TargetConfig) -> S
     """The set with soft labels: "logits" (N, K), the mean of what experts say of its images.
 
     The images are seen as they are. `config.experts` "correct" averages over those experts whose
-    answer is right (DATM, Guo et al., ICLR 2024, section 3.3).
+    answer is right (DATM, Guo et al., ICLR 2024, section 3.3). With `config.start` class they say
+    the class of each image, and no expert is asked.
 
     Raises UserError: no experts; an epoch that is not stored; an image about which no expert is
     right, naming its class.
     """
+    if config.start == "class":
+        return syn.with_labels(of_classes(syn), DTYPES[config.dtype], config.top)
     if experts is None:
         raise UserError(
             "targets.kind logits needs experts that label; give the recipe a buffer, or set "
-            "targets.kind class."
+            "targets.start class or targets.kind class."
         )
     classes = syn.classes[syn.source]
     total = torch.zeros(len(syn), len(syn.class_names), device=classes.device)
@@ -120,6 +125,17 @@ def label(syn: SyntheticSet, experts: Experts | None, config: TargetConfig) -> S
             "correct has no logits for them; set targets.experts all, or init.kind correct."
         )
     return syn.with_labels(total / count, DTYPES[config.dtype], config.top)
+
+
+def of_classes(syn: SyntheticSet) -> Tensor:
+    """Logits (N, K) that give the class of each example the probability SURE.
+
+    The other classes share the rest.
+    """
+    num_classes = len(syn.class_names)
+    others = (1 - SURE) / (num_classes - 1)
+    hot = torch.nn.functional.one_hot(syn.classes[syn.source], num_classes)
+    return hot * math.log(SURE / others)
 
 
 @torch.no_grad()

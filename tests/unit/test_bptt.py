@@ -10,7 +10,8 @@ from ddengine import loop
 from ddengine.contract.test_method import StopsAt
 from ddengine.learning.by_higher import TorchOptimiser
 from ddengine.learning.updates import Adam, HeavyBall, Sgd
-from ddengine.recipe import AugmentConfig, InitConfig, OptimConfig, OuterConfig
+from ddengine.recipe import AugmentConfig, InitConfig, OptimConfig, OuterConfig, TargetConfig
+from ddengine.sets.labels import label
 from ddengine.sets.start import INITIALISERS
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
@@ -309,3 +310,22 @@ def test_noise_of_a_norm():
     free, unit = images
     assert torch.allclose(unit.flatten(1).norm(dim=1), torch.ones(len(unit)))
     assert torch.allclose(free / free.flatten(1).norm(dim=1).view(-1, 1, 1, 1), unit)
+
+
+def test_labels_are_learned_without_experts(tmp_path):
+    """They start at the class of each image, and gradients move them."""
+    env, syn = environment()
+    targets = TargetConfig(kind="logits", start="class")
+    labelled = label(syn, None, targets)
+    said = labelled.logits.softmax(1)
+    own = said.gather(1, syn.classes[:, None])
+    assert torch.allclose(own, torch.full_like(own, 0.9))
+    assert torch.equal(said.argmax(1), syn.classes)
+    config = ThroughTraining(
+        inner_steps=3, window=Last(size=2), update=Sgd(), lr=0.3, real_batch=16
+    )
+    outer = OuterConfig(steps=2, optim={"logits": OptimConfig(lr=0.1, kind="adam")})
+    reached, _ = loop.distill(labelled, config.build(env), outer, tmp_path, seed=0)
+    assert not torch.equal(reached.tensors["logits"], labelled.tensors["logits"])
+    with pytest.raises(UserError, match=r"relabel.*start"):
+        replace(targets, relabel=True, experts="all")
