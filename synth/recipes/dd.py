@@ -76,7 +76,7 @@ DIGITS = DataConfig(name="digits")
 
 
 def _small() -> list[Recipe]:
-    optim = {"images": adam(0.02), "rates": adam(0.02)}
+    optim = {"images": adam(0.05), "rates": adam(0.02)}
     return [
         small(
             "dd/digits_ipc1", CITES, 1, objective=_objective(1, 0.1, 10, 256), steps=200,

@@ -473,6 +473,7 @@ def folder_of_one_class(path: Path):
 
 
 PAIR = (torch.zeros(20, 1, 8, 8, dtype=torch.uint8), torch.zeros(20, dtype=torch.long))
+SHRINKING = "torchvision/resnet18"  # of small images one pixel is left
 UNLABELLED = (PAIR[0], PAIR[1] - 1)
 
 
@@ -482,6 +483,12 @@ UNLABELLED = (PAIR[0], PAIR[1] - 1)
         ({"targets": []}, ["needs datasets to test on"]),
         ({"config": replace(QUICK, shots=(40,))}, ["shots 40", "class", "of digits has"]),
         ({"config": 3}, ["ddengine.TransferConfig"]),
+        ({"protocol": {"labels": "dynamic"}}, ["dynamic labels", "--experts"]),
+        ({"models": [SHRINKING], "protocol": {"batch": 19}}, ["20 images", "pretraining.batch"]),
+        (
+            {"models": [SHRINKING], "config": replace(QUICK, batch=29)},
+            ["30 images holds one", "set batch, now 29"],
+        ),
         ({"targets": [Dataset.of(PAIR)]}, ["no test images"]),
         ({"targets": [Dataset.of(PAIR, test=PAIR)]}, ["own images has one class", "'0'"]),
         ({"targets": [Dataset.of(UNLABELLED, test=PAIR)]}, ["A label is -1"]),
@@ -534,6 +541,8 @@ def test_the_command(featured, store, tmp_path, capsys, monkeypatch):
         assert run("transfer", "set", *words, "--limit", "150") == 2, words
         output = capsys.readouterr()
         assert said in output.err and output.err.count("\n") == 1, output.err
+    assert run("transfer", "nowhere", "--to", "digits") == 2
+    assert "nowhere is not a distilled set" in capsys.readouterr().err
     flags = ["--limit", "150", "--updates", "2", "--few_updates", "1", "--pretraining.epochs", "2"]
     flags += ["--shots", "2", "--networks", "3", "--experts", str(store.folder), "--to", "digits"]
     assert run("transfer", "set", *flags) == 0

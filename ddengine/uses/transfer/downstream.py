@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ddengine.data import RealSet, Subset
 from ddengine.evaluation.bench import Split
-from ddengine.evaluation.rates import ADAMW, adapted, best_rate
+from ddengine.evaluation.rates import adapted, best_rate
 from ddengine.learning import probe, training
 from ddengine.learning.probe import Embedded
 from ddengine.learning.training import Classified
@@ -16,6 +16,8 @@ from ddengine.types import Json
 from ddengine.uses.transfer.context import Context
 from ddengine.uses.transfer.images import Downstream
 from ddengine.uses.transfer.starts import Start, body_of, new_network
+
+NAMES = {"finetune": "learning rate", "probe": "weight decay"}  # of what is chosen
 
 
 @dataclass(frozen=True)
@@ -31,16 +33,15 @@ class Question:
     @property
     def key(self) -> str:
         """What it is remembered by."""
-        return "/".join(
-            map(str, (self.data.name, self.size, self.way, self.model, self.start.name))
-        )
+        return f"{self.data.name}/{self.size}/{self.way}/{self.model}/{self.start.name}"
 
     @property
     def label(self) -> str:
         """For people."""
-        way = "probing" if self.way == "probe" else "fine-tuning"
-        few = "" if not isinstance(self.size, int) else f", {self.size} a class"
-        return f"{way} {self.model} on {self.data.name}{few}, from {self.start.name}"
+        on = self.data.name
+        if isinstance(self.size, int):
+            on += f", {self.size} a class"
+        return f"{self.way} of {self.model} on {on}, from {self.start.name}"
 
 
 @dataclass
@@ -53,17 +54,21 @@ class Seen:
 
 def draw_of(context: Context, seed: int) -> int:
     """Which few-shot draw the network of a seed has; those that choose rates have one more."""
-    return context.config.networks if seed == context.search_seed else seed - context.seed
+    if seed == context.search_seed:
+        return context.config.networks
+    return seed - context.seed
 
 
 def values_of(context: Context, asked: Question) -> tuple[float, ...]:
     """Rates, or weight decays, that are tried for a row, ascending; one where none can be."""
     config = context.config
-    optimiser = adapted(config.finetuning, asked.model)
-    chosen = asked.data.validation is not None
-    if asked.way == "finetune" and optimiser.optimiser != "sgd":
-        return tuple(ADAMW["lr_grid"]) if chosen else (optimiser.lr,)  # type: ignore[arg-type]
-    return config.values(asked.way) if chosen else (config.usual(asked.way),)
+    protocol = adapted(config.finetuning, asked.model)
+    grid, usual = config.values(asked.way), config.usual(asked.way)
+    if asked.way == "finetune" and protocol.optimiser != "sgd":
+        grid, usual = protocol.lr_grid, protocol.lr
+    if asked.data.validation is None:
+        return (usual,)
+    return grid
 
 
 def choose(context: Context, asked: Question, seen: Seen) -> tuple[float, float]:
@@ -81,8 +86,7 @@ def choose(context: Context, asked: Question, seen: Seen) -> tuple[float, float]
             result = trained(context, asked, context.search_seed, value, "validation", seen)
             return {"accuracy": result.accuracy}
 
-        name = "learning rate" if asked.way == "finetune" else "weight decay"
-        label = f"{asked.label}, trying {name} {value:g}"
+        label = f"{asked.label}, trying {NAMES[asked.way]} {value:g}"
         result = context.remember(f"search/{asked.key}/{value!r}", label, search)
         seconds += result["seconds"]
         tried.append((value, [result["accuracy"]]))
@@ -154,5 +158,6 @@ def updates_of(context: Context, asked: Question) -> int | None:
     """Of a network that is fine-tuned; None of one that is probed."""
     if asked.way != "finetune":
         return None
-    config = context.config
-    return config.few_updates if isinstance(asked.size, int) else config.updates
+    if isinstance(asked.size, int):
+        return context.config.few_updates
+    return context.config.updates

@@ -13,6 +13,7 @@ from ddengine.evaluation.decoded import Decoded, freeze
 from ddengine.evaluation.rates import adapted
 from ddengine.evaluation.train import train_one
 from ddengine.learning.head import embedding, fits, head_of, with_body, without_head
+from ddengine.learning.last_batch import check_last_batch
 from ddengine.learning.training import TEST_BATCH, Labels, diverged
 from ddengine.recipe import digest
 from ddengine.sets.coreset import random_index
@@ -163,7 +164,9 @@ def check_networks(context: Context) -> None:
             "name their store with --experts, or set --pretraining.labels own."
         )
     for model in context.models:
-        head_of(context.new_model(model, 2)(generator(0)), shape)
+        network = context.new_model(model, 2)(generator(0))
+        head_of(network, shape)
+        _check_last_batches(context, network)
     if not context.experts or not context.syn.targets.regressed:
         return
     network = context.experts[0]
@@ -177,6 +180,17 @@ def check_networks(context: Context) -> None:
             f"network that was given {width}, so the set's are of another network; name the store "
             "of that one with --experts, or leave --experts out."
         )
+
+
+def _check_last_batches(context: Context, network: nn.Module) -> None:
+    """Raise UserError where the last batch of an epoch is an image that the network cannot take."""
+    check_last_batch(network, context.syn, context.pretraining.batch, "pretraining.batch")
+    if "finetune" not in context.config.ways:
+        return
+    for data in context.datasets:
+        for size in context.config.sizes:
+            images = Subset(data.train, data.chosen(size, context.seed, 0))
+            check_last_batch(network, images, context.config.batch, "batch")
 
 
 # Networks.
