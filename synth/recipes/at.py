@@ -32,9 +32,10 @@ BIBTEX = """
   year      = {2025}
 }
 
-@misc{atbpttplus2026,
+@misc{aether-hang2026,
   title        = {{AT-BPTT++}: Automatic Inner-loop Optimization in Dataset Distillation},
-  howpublished = {\\url{https://github.com/aether-hang/at-bptt-plus}},
+  author       = {aether-hang},
+  howpublished = {github.com/aether-hang/at-bptt-plus},
   year         = {2026}
 }
 """

@@ -19,11 +19,10 @@ from synth.windows import FromStart
 
 BIBTEX = """
 @misc{wang2018dd,
-  title         = {Dataset Distillation},
-  author        = {Wang, Tongzhou and Zhu, Jun-Yan and Torralba, Antonio and Efros, Alexei A.},
-  year          = {2018},
-  eprint        = {1811.10959},
-  archivePrefix = {arXiv}
+  title        = {Dataset Distillation},
+  author       = {Wang, Tongzhou and Zhu, Jun-Yan and Torralba, Antonio and Efros, Alexei A.},
+  howpublished = {arXiv preprint arXiv:1811.10959},
+  year         = {2018}
 }
 """
 
