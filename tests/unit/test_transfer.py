@@ -25,8 +25,8 @@ from ddengine.recipe import EvalConfig, to_dict
 from ddengine.system.memo import Memo
 from ddengine.system.rng import generator
 from ddengine.uses import transfer as testing
-from ddengine.uses.transfer import downstream, pretraining_of
-from ddengine.uses.transfer.starts import body_of, starts
+from ddengine.uses.transfer import pretraining_of
+from ddengine.uses.transfer.starts import make_ready, new_network, starts
 
 SHAPE = (1, 8, 8)
 PROTOCOL = EvalConfig(protocol="own", epochs=6, num_networks=3)
@@ -88,6 +88,7 @@ def context_of(of, data, tmp_path, **more):
     options = {"config": QUICK, "experts": (), "models": (MODEL,)} | more
     return testing.Context(
         syn=of.set,
+        image_shape=SHAPE,
         source=data,
         datasets=[brought],
         pretraining=pretraining_of(PROTOCOL, of.set.targets),
@@ -160,19 +161,23 @@ def test_all_but_the_head_is_copied(featured, data, tmp_path):
     context = context_of(featured, data, tmp_path)
     made, _ = starts(context)
     start = next(one for one in made if one.name == "distilled")
-    body = body_of(context, start, MODEL, 1)
+    make_ready(context, start, MODEL, 1)
     trained = train_one(featured.set, MODEL, context.pretraining, seed=1, device=CPU, lr=0.1)
     assert trained.classifier.out_features == featured.set.num_outputs == 64
     fresh = build_model(MODEL, SHAPE, 10, generator(1, "network"))
-    started = downstream.new_network(context, MODEL, 10, body)(generator(1, "network"))
+    started = new_network(context, start, MODEL, 1, 10)(generator(1, "network"))
     for name, tensor in started.state_dict().items():
         wanted = fresh if name.startswith("classifier.") else trained
         assert torch.equal(tensor, wanted.state_dict()[name]), name
         if not name.startswith("classifier."):
             assert not torch.equal(tensor, fresh.state_dict()[name]), name
-    again = body_of(context, start, MODEL, 1)  # from its file
+    assert context.path_of("distilled", MODEL, 1).is_file()
+    new = next(one for one in made if one.name == "none")
+    make_ready(context, new, MODEL, 1)
     assert len(list((tmp_path / "networks").iterdir())) == 1
-    assert all(torch.equal(again[name], body[name]) for name in body)
+    network = new_network(context, new, MODEL, 1, 10)(generator(1, "network"))
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, fresh.state_dict()[name])
 
 
 def test_pre_training_on_features_is_that_of_the_paper():
