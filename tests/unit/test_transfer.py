@@ -22,10 +22,11 @@ from ddengine.learning.head import embedding, head_of, with_body, without_head
 from ddengine.learning.probe import Embedded
 from ddengine.models import build_model
 from ddengine.recipe import EvalConfig, to_dict
+from ddengine.system import runtime
 from ddengine.system.memo import Memo
 from ddengine.system.rng import generator
 from ddengine.uses import transfer as testing
-from ddengine.uses.transfer import pretraining_of
+from ddengine.uses.transfer import beside, downstream, pretraining_of
 from ddengine.uses.transfer.starts import make_ready, new_network, starts
 
 SHAPE = (1, 8, 8)
@@ -66,7 +67,8 @@ def featured(data, store):
 
 def transferred(of, targets=(DIGITS_AGAIN,), **options):
     options = {"config": QUICK, "progress": False, "device": "cpu"} | options
-    return ddengine.transfer(of, None, list(targets), **options)
+    with runtime.on_threads(1):
+        return ddengine.transfer(of, None, list(targets), **options)
 
 
 @pytest.fixture(scope="module")
@@ -415,6 +417,17 @@ def test_what_is_interrupted_goes_on_to_the_bit(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["transfer.json"]
     stored = json.loads((tmp_path / "transfer.json").read_text())
     assert stored["rows"][0]["accuracies"] == again.rows[0]["accuracies"]
+
+
+def test_processes_find_the_same_numbers(featured, store, outcome, tmp_path, monkeypatch):
+    """To the bit, each on one thread; nothing that they did is done again here."""
+    monkeypatch.setattr(beside, "processes_for", lambda context, asked: 2)
+    trained = []
+    monkeypatch.setattr(downstream, "tested", lambda *args: trained.append(args))
+    other = transferred(featured, experts=store, folder=tmp_path)
+    assert other.content["processes"] == 2 and outcome.content["processes"] == 1 and not trained
+    ours, theirs = without_seconds(other.content), without_seconds(outcome.content)
+    assert {**ours, "processes": 1} == theirs
 
 
 def test_other_settings_do_not_get_its_numbers(featured, tmp_path):
