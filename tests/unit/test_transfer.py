@@ -569,7 +569,8 @@ def test_the_command(featured, store, tmp_path, capsys, monkeypatch):
     assert content["command"][-len(flags) - 2 : -len(flags)] == ["transfer", "set"]
     assert content["pretraining"]["epochs"] == 2
     assert {row["set"] for row in content["rows"]} == {"distilled", "none", "random", "experts"}
-    assert "2/class" in shown and "finetune" in shown
+    assert "2/class" in shown and "tune" in shown
+    assert max(len(line) for line in shown.splitlines() if line[:1] in "┏┡└│") <= 80
     assert run("transfer", "set", *flags) == 0
     assert "is there; --restart tests again" in capsys.readouterr().out
     assert run("transfer", "set", *flags, "--seed", "1") == 2
