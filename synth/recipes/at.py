@@ -32,9 +32,10 @@ BIBTEX = """
   year      = {2025}
 }
 
-@misc{atbpttplus2026,
+@misc{aether-hang2026,
   title        = {{AT-BPTT++}: Automatic Inner-loop Optimization in Dataset Distillation},
-  howpublished = {\\url{https://github.com/aether-hang/at-bptt-plus}},
+  author       = {aether-hang},
+  howpublished = {github.com/aether-hang/at-bptt-plus},
   year         = {2026}
 }
 """
@@ -65,7 +66,6 @@ def _published() -> list[Recipe]:
 
 def _small() -> list[Recipe]:
     window = Stages(size=8, spread=2, every=5, early_calm=4, middle_calm=4)
-    of_one = {"images": clipped_adam(0.1)}
     return [
         small(
             "at/digits_ipc1", CITES, 1, steps=200, data=DataConfig(name="digits"),
@@ -74,7 +74,7 @@ def _small() -> list[Recipe]:
         ),
         small(
             "at/fashion_mnist_ipc1_small", CITES, 1, steps=600,
-            objective=small_objective(window, 30), optim=of_one,
+            objective=small_objective(window, 30), optim={"images": clipped_adam(0.1)},
         ),
         small(
             "at/fashion_mnist_ipc10_small", CITES, 10, steps=150,
@@ -82,7 +82,8 @@ def _small() -> list[Recipe]:
         ),
         small(
             "at/fashion_mnist_ipc1_selector_small", CITES, 1, steps=500,
-            objective=small_objective(Selector(size=8, radius=2), 30), optim=of_one,
+            objective=small_objective(Selector(size=8, radius=2), 30),
+            optim={"images": clipped_adam(0.05)},
         ),
     ]  # fmt: skip
 

@@ -163,7 +163,7 @@ def small(
 
     So `transfer` can set it beside them.
     """
-    optim = adamw(0.01)
+    optim = adamw(1e-3)
     return Recipe(
         name=name,
         cites=CITES,
