@@ -10,7 +10,7 @@ from ddengine.types import Facts, Row
 HEADS = ("data", "images", "way", "start", "accuracy %", "95 %", "to none", "p")
 LEFT = ("data", "way", "start", "network")
 GROUPS = ("data", "images", "way")  # by which rows lie together
-LONGEST_NAME = 11  # characters of a dataset's name in a line of the terminal
+LONGEST_NAME = 9  # characters of a dataset's name in a line of the terminal
 NOT_IN_TERMINAL = ("95 %", "p")  # for which 80 characters have no room
 
 
@@ -72,8 +72,13 @@ def _columns(content: Facts) -> dict[str, tuple[str, ...]]:
         if head == "network":
             columns["#"] = tuple(str(models.index(model) + 1) for model in cells)
         elif head not in NOT_IN_TERMINAL:
-            columns[head] = tuple(cells)
+            columns[head] = tuple(map(_short, cells))
     return columns
+
+
+def _short(cell: str) -> str:
+    """A cell as a terminal has room for it."""
+    return cell.replace(" ± ", "±").replace(", ", ",").replace("finetune", "tune")
 
 
 def _not_again(cells: Mapping[str, str], before: Mapping[str, str]) -> list[str]:

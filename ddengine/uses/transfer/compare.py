@@ -4,6 +4,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from ddengine.sets.codec import as_bytes
 from ddengine.system import files, log, runtime
 from ddengine.system.memo import Memo
 from ddengine.types import Json
+from ddengine.uses.transfer import beside
 from ddengine.uses.transfer.context import Context
 from ddengine.uses.transfer.downstream import Question, Seen, values_of
 from ddengine.uses.transfer.rows import compared, row
@@ -72,17 +74,21 @@ def run(context: Context, memo_path: Path) -> Json:
     memo = Memo(memo_path, context.identity)
     made, missing = starts(context)
     asked, absent = _questions(context, made)
-    # wherever it is resumed, computations are those of where it began
-    threads = memo("threads", torch.get_num_threads)
+    # wherever it is resumed, computations are on as many threads as where it began
+    allowed = torch.get_num_threads()
+    processes = memo("processes", partial(beside.processes_for, context, asked))
+    threads = memo("threads", lambda: max(1, allowed // processes))
     num = _num_pieces(context, asked)
     with log.progress("transfer", num) as bar, runtime.on_threads(threads):
         context = replace(context, memo=memo, advance=bar.advance)
+        if processes > 1:
+            beside.train_all(context, asked, processes, threads)
         rows = _rows(context, asked)
     memo.clear()
     shutil.rmtree(context.folder, ignore_errors=True)
     seconds = round(memo.seconds_before + time.perf_counter() - begin, 2)
     content = _content(context, made, [*missing, *absent], rows, seconds)
-    return {**content, "threads": threads}
+    return {**content, "processes": processes, "threads": threads}
 
 
 def _questions(context: Context, made: Sequence[Start]) -> tuple[list[Question], list[str]]:

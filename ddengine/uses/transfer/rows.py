@@ -13,7 +13,8 @@ from ddengine.uses.transfer.downstream import (
     Seen,
     choose,
     draw_of,
-    trained,
+    finals,
+    result_of,
     updates_of,
 )
 
@@ -24,14 +25,8 @@ def row(context: Context, asked: Question, seen: Seen) -> Json:
     """A row. Networks that diverged are counted, and left out of all means."""
     value, seconds = choose(context, asked, seen)
     results = []
-    for seed in context.seeds:
-
-        def final(seed: int = seed) -> Json:
-            result = trained(context, asked, seed, value, "test", seen)
-            return {"accuracy": result.accuracy, "right": list(result.right)}
-
-        label = f"{asked.label}, network {seed - context.seed + 1}"
-        results.append(context.remember(f"final/{asked.key}/{value!r}/{seed}", label, final))
+    for piece in finals(context, asked, value):
+        results.append(result_of(context, piece, seen))
         seconds += results[-1]["seconds"]
     data = asked.data
     run = {}
