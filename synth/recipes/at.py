@@ -4,7 +4,8 @@ Values: the authors' code and README (github.com/GH209515338/AT-BPTT), which is 
 the windows. Differs from the released code: windows that would begin before the training begin
 with it. The cells of CIFAR-100 and Tiny ImageNet were published with soft labels and are not here.
 Recipes of this project also have the windows of AT-BPTT++ (github.com/aether-hang/at-bptt-plus),
-without its change of the inner gradient and without learned labels; its own cells have both.
+without its change of the inner gradient and without learned labels; its own cells have both. Its
+authors ask to cite AT-BPTT for it as yet.
 """
 
 from ddengine.learning.updates import Adam
@@ -30,13 +31,6 @@ BIBTEX = """
       and Ouyang, Deqiang and Qin, Ke},
   booktitle = {Advances in Neural Information Processing Systems (NeurIPS)},
   year      = {2025}
-}
-
-@misc{aether-hang2026,
-  title        = {{AT-BPTT++}: Automatic Inner-loop Optimization in Dataset Distillation},
-  author       = {aether-hang},
-  howpublished = {github.com/aether-hang/at-bptt-plus},
-  year         = {2026}
 }
 """
 
