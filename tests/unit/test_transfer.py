@@ -26,7 +26,7 @@ from ddengine.system import runtime
 from ddengine.system.memo import Memo
 from ddengine.system.rng import generator
 from ddengine.uses import transfer as testing
-from ddengine.uses.transfer import beside, downstream, pretraining_of
+from ddengine.uses.transfer import compare, downstream, pretraining_of
 from ddengine.uses.transfer.starts import make_ready, new_network, starts
 
 SHAPE = (1, 8, 8)
@@ -421,7 +421,7 @@ def test_what_is_interrupted_goes_on_to_the_bit(
 
 def test_processes_find_the_same_numbers(featured, store, outcome, tmp_path, monkeypatch):
     """To the bit, each on one thread; nothing that they did is done again here."""
-    monkeypatch.setattr(beside, "processes_for", lambda context, asked: 2)
+    monkeypatch.setattr(compare, "processes_for", lambda context, asked: 2)
     trained = []
     monkeypatch.setattr(downstream, "tested", lambda *args: trained.append(args))
     other = transferred(featured, experts=store, folder=tmp_path)

@@ -21,7 +21,7 @@ from ddengine.sets.codec import as_bytes
 from ddengine.system import files, log, runtime
 from ddengine.system.memo import Memo
 from ddengine.types import Json
-from ddengine.uses.transfer import beside
+from ddengine.uses.transfer.beside import processes_for, train_all
 from ddengine.uses.transfer.context import Context
 from ddengine.uses.transfer.downstream import Question, Seen, values_of
 from ddengine.uses.transfer.rows import compared, row
@@ -76,13 +76,13 @@ def run(context: Context, memo_path: Path) -> Json:
     asked, absent = _questions(context, made)
     # wherever it is resumed, computations are on as many threads as where it began
     allowed = torch.get_num_threads()
-    processes = memo("processes", partial(beside.processes_for, context, asked))
+    processes = memo("processes", partial(processes_for, context, asked))
     threads = memo("threads", lambda: max(1, allowed // processes))
     num = _num_pieces(context, asked)
     with log.progress("transfer", num) as bar, runtime.on_threads(threads):
         context = replace(context, memo=memo, advance=bar.advance)
         if processes > 1:
-            beside.train_all(context, asked, processes, threads)
+            train_all(context, asked, processes, threads)
         rows = _rows(context, asked)
     memo.clear()
     shutil.rmtree(context.folder, ignore_errors=True)
