@@ -355,6 +355,7 @@ def test_every_coreset_is_a_start_and_a_baseline():
         *SELECTIONS,
         "noise",
         "patches",
+        "unlabelled",
     }
     assert [start.cites(config(kind)) for kind in ("herding", "real")] == [
         ("welling2009herding",),

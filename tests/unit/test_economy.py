@@ -148,6 +148,7 @@ def test_a_first_number_comes_soon(data, monkeypatch, capsys):
 def test_full_data_are_cut_to_the_time_and_marked(data, usual, monkeypatch, tmp_path):
     """An update takes a second: 3 rates, 3 networks and the one that looks have 21 seconds."""
     monkeypatch.setattr(work, "measured", lambda bench, asked: Pace(1.0, 0.5))
+    monkeypatch.setattr(pace, "WORTH", 1e9)  # other processes would measure for themselves
     economy = Economy(full_seconds=21.0)
     evaluation = evaluate(a_set(data), data, SHORT, MODEL, seed=0, device=CPU, economy=economy)
     rows = {row["set"]: row for row in evaluation["rows"]}
@@ -244,10 +245,14 @@ def test_a_quick_evaluation_asks_what_rows_take_before_their_images_are_chosen(
         evaluate(a_set(data, 0.9), data, SHORT, MODEL, economy=economy, **options)
     alone = evaluate(a_set(data), data, SHORT, MODEL, economy=Economy(quick=True), **options)
     economy = Economy(quick=True, baselines=tmp_path, looks=True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch, "get_num_threads", lambda: 2)
-        patch.setattr(pace, "WORTH", 1e-3 if remembered else 1e6)
-        quick = evaluate(a_set(data), data, SHORT, MODEL, economy=economy, **options)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(pace, "WORTH", 1e-3 if remembered else 1e6)
+            quick = evaluate(a_set(data), data, SHORT, MODEL, economy=economy, **options)
+    finally:
+        torch.set_num_threads(before)
     assert quick["processes"] == (2 if remembered else 1)
     assert numbers(quick) == numbers(alone)
 
