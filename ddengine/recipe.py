@@ -698,8 +698,8 @@ class Recipe(Generic[BufferT, CodecT, ObjectiveT]):
         if self.teachers:
             return f"{self.name} has teachers; name them with --for or teachers."
         return (
-            f"{self.name} draws no networks; name one, or take a recipe that draws some or has "
-            "teachers."
+            f"{self.name} draws no networks of several kinds; name one, or take a recipe that does "
+            "or has teachers."
         )
 
     def _check_teachers(self) -> None:

@@ -5,6 +5,7 @@ begin where these are large, then anywhere, and late in the training at last. St
 trained students have not become better by enough for long enough.
 """
 
+import math
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -59,6 +60,12 @@ class Stages(Window):
     def __post_init__(self) -> None:
         for name in ("size", "every", "early_calm", "middle_calm"):
             require_at_least(f"objective.window.{name}", getattr(self, name))
+        for name in ("early_gain", "middle_gain"):
+            gain = getattr(self, name)
+            require(
+                math.isfinite(gain),
+                f"objective.window.{name} must be a finite difference of accuracies, got {gain}.",
+            )
         require(
             0 <= self.spread < self.size,
             f"objective.window.spread must be at least 0 and below size {self.size}, got "

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ddengine.recipe import LATE
+from ddengine.recipe import LATE, require
 from ddengine.system.errors import UserError
 
 State = tuple[Tensor, ...]  # what an update keeps between steps, each (P,)
@@ -139,6 +139,12 @@ class HeavyBall(Update):
 
     momentum: float = 0.9  # 0 <= momentum < 1
 
+    def __post_init__(self) -> None:
+        require(
+            0 <= self.momentum < 1,
+            f"momentum of HeavyBall must be at least 0 and below 1, got {self.momentum}.",
+        )
+
     @property
     def linear(self) -> bool:
         """In all gradients so far."""
@@ -191,6 +197,18 @@ class Adam(Update):
     eps: float = 1e-8
     # whose place of eps differentiated steps have; others have torch's
     eps_as: Literal["torch", "higher"] = field(default="torch", metadata=LATE)
+
+    def __post_init__(self) -> None:
+        for name, beta in (("beta1", self.beta1), ("beta2", self.beta2)):
+            require(
+                0 <= beta < 1,
+                f"{name} of Adam must be at least 0 and below 1, got {beta}; 0.9 and 0.999 are "
+                "usual.",
+            )
+        require(
+            0 < self.eps < float("inf"),
+            f"eps of Adam must be positive and finite, got {self.eps}; 1e-8 is usual.",
+        )
 
     @property
     def unwatched(self) -> "Adam":

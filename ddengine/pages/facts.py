@@ -76,7 +76,11 @@ def _data(data: Facts) -> str:
 def _stored_images(run: Run) -> str:
     if not run.syn:
         return ""
-    return f"{len(run.syn.tensors['images'])}, which train as {len(run.syn)} examples"
+    tensors = run.syn.tensors
+    if "images" not in tensors:  # a codec that makes them of something else
+        learned = run.syn.codec.parameters(tensors)
+        return f"none but {' and '.join(learned)}, which train as {len(run.syn)} examples"
+    return f"{len(tensors['images'])}, which train as {len(run.syn)} examples"
 
 
 def _targets(run: Run) -> str:

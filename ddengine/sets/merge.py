@@ -54,6 +54,13 @@ def merge(
             f"{len(maps)} class maps were given for {len(sets)} sets; give at least one set, and "
             "a map for each."
         )
+    for syn in sets:
+        if "images" not in syn.tensors:
+            raise UserError(
+                f"Sets in codec {type(syn.codec).__name__} store no images of their own that could "
+                "lie side by side; export them as folders, and merge sets in codec Identity or "
+                "Pixels."
+            )
     if preprocess is not None:
         sets = [_under(syn, preprocess) for syn in sets]
     first = sets[0]

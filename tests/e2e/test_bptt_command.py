@@ -45,6 +45,11 @@ def test_from_the_recipe_to_the_folder(method, tmp_path):
     ours = syn.batch(torch.arange(len(syn)))
     assert torch.equal(images, ours.images) and torch.equal(targets, ours.targets)
     assert syn.images_per_class() <= 1
+    assert run("report", str(out)) == 0
+    assert f"which train as {len(syn)} examples" in (out / "report.html").read_text()
+    assert run("inspect", str(out)) == 0
+    merged = run("merge", str(out), str(out), "--out", str(tmp_path / "both"))
+    assert merged == (2 if method in ("rtp", "dd") else 0)
     if method == "rtp":
         assert len(syn) == 60 and {"bases", "coefficients"} <= syn.tensors.keys()
     if method == "dd":
@@ -57,6 +62,21 @@ def test_what_does_not_fit_is_said_before_anything_is_made(tmp_path, capsys):
     assert run(*distill, "--objective.inner_steps", "5") == 2
     assert "objective.window may take 10 steps" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "method, flag, value, words",
+    [
+        ("rat", "update.beta1", "1.5", "beta1 of Adam"),
+        ("rat", "update.eps", "-1", "eps of Adam"),
+        ("rtp", "update.momentum", "1", "momentum of HeavyBall"),
+        ("at", "window.early_gain", "nan", "objective.window.early_gain"),
+    ],
+)
+def test_settings_out_of_range_are_refused(tmp_path, capsys, method, flag, value, words):
+    distill = ["distill", f"{method}/digits_ipc1", "--out", str(tmp_path / "run")]
+    assert run(*distill, f"--objective.{flag}", value) == 2
+    assert words in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
 def test_higher_differentiates_the_same_training(tmp_path):
