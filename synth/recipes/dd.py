@@ -83,7 +83,7 @@ def _small() -> list[Recipe]:
         ),
         small(
             "dd/fashion_mnist_ipc1_small", CITES, 1, objective=_objective(1, 0.1, 20, 512),
-            steps=400, optim=optim,
+            steps=400, optim={"images": adam(0.02), "rates": adam(0.02)},
         ),
         small(
             "dd/fashion_mnist_ipc10_small", CITES, 10, objective=_objective(10, 0.1, 3, 512),
