@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from buffers.imports import bring_in as bring_in
     from buffers.making import ExpertMaker as ExpertMaker
     from buffers.making import generate as generate
+    from buffers.open import SetExperts as SetExperts
     from buffers.open import SetTeachers as SetTeachers
     from buffers.open import Stores as Stores
     from buffers.open import stores as stores
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 # name -> the module that it is defined in
 _PLACES = {
     "ExpertMaker": "buffers.making",
+    "SetExperts": "buffers.open",
     "SetTeachers": "buffers.open",
     "Stores": "buffers.open",
     "bring_in": "buffers.imports",

@@ -406,9 +406,8 @@ def _say_set(syn: SyntheticSet, made: Imported, data: Data) -> None:
             "no learned rate: evaluate chooses one of evaluation.lr_grid, or takes "
             f"{recipe.evaluation.lr:g} where there is no validation split"
         )
-    labels = "classes" if syn.target_kind == "class" else "soft labels"
     log.say(
-        f"{len(syn.classes)} images with {labels} in {made.folder}, taken as "
+        f"{len(syn.classes)} images with {syn.targets.words} in {made.folder}, taken as "
         f"{_taken_as(syn, recipe)}"
     )
     log.say(f"{recipe.data.name}: {data.said()}")

@@ -12,7 +12,9 @@ from torch import nn
 from buffers import store
 from buffers.store import ExpertStore, StoreGroup
 from buffers.train import train_expert
+from ddengine import naming
 from ddengine.artefact.runs import EXPERTS
+from ddengine.artefact.target_network import target_network
 from ddengine.data import Data, Preprocess
 from ddengine.experts import ExpertSource, TeacherSource
 from ddengine.learning.teachers import load_all
@@ -205,15 +207,57 @@ class SetTeachers(TeacherSource):
         return EXPERTS / facts["fingerprint"]
 
     def _opened(self, folder: Path, facts: Mapping[str, Any], data: Data) -> ExpertStore:
-        new_model = partial(build_model, facts["model"], data.image_shape, data.num_classes)
-        experts = ExpertStore(folder, new_model, facts["num"])
-        same_store = facts["fingerprint"] in (None, experts.manifest["fingerprint"])
-        if not same_store or experts.manifest["identity"]["images"] != data.train.digest:
-            raise UserError(
-                f"{folder} holds other experts than those of the set; name the folder of its own "
-                "with --experts."
-            )
-        return experts
+        return _opened(folder, facts, data)
+
+
+def _opened(folder: Path, facts: Mapping[str, Any], data: Data) -> ExpertStore:
+    """The store of a set's experts: network, fingerprint (None: any) and number (None: all).
+
+    Raises UserError for a store that is not of these images, or has another fingerprint.
+    """
+    new_model = partial(build_model, facts["model"], data.image_shape, data.num_classes)
+    experts = ExpertStore(folder, new_model, facts["num"])
+    same_store = facts["fingerprint"] in (None, experts.manifest["fingerprint"])
+    if not same_store or experts.manifest["identity"]["images"] != data.train.digest:
+        raise UserError(
+            f"{folder} holds other experts than those of the set; name the folder of its own "
+            "with --experts."
+        )
+    return experts
+
+
+@dataclass(frozen=True)
+class SetExperts(TeacherSource):
+    """The experts that a set was made with, which its meta.json names, after their last epoch.
+
+    `ddengine.transfer` takes it in place of experts. Of a set with features the first of them is
+    the network whose features these are. `folder` is that of their store; None:
+    experts/FINGERPRINT, and no networks where there is none.
+    """
+
+    folder: Path | None = None
+
+    def teachers(
+        self, meta: Mapping[str, Any], data: Data, device: torch.device, *, dynamic: bool
+    ) -> list[nn.Module]:
+        """The networks. Raises UserError for a store in `folder` that is of other images."""
+        facts = self._facts(meta)
+        folder = self.folder or EXPERTS / str(facts["fingerprint"])
+        if self.folder is None and not (folder / "manifest.json").is_file():
+            return []
+        if facts["model"] is None:
+            facts = facts | {"model": naming.read_json(folder / "manifest.json", "model")["model"]}
+        return load_all(_opened(folder, facts, data), device)
+
+    def _facts(self, meta: Mapping[str, Any]) -> dict[str, Any]:
+        """Network, fingerprint and number of the experts; None for what the set does not say."""
+        said = meta.get("experts") or {}
+        first = (said.get("stores") or [said])[0]
+        named = target_network(meta) or {}
+        facts = {}
+        for key in ("model", "fingerprint", "num"):
+            facts[key] = first.get(key, named.get(key))
+        return facts
 
 
 def stores(

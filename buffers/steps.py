@@ -13,7 +13,8 @@ from ddengine.models.norms import norms_with_statistics
 from ddengine.recipe import require
 from ddengine.types import ExpertStep
 
-# (augmented images, labels, the images before augmentation, epoch) -> loss before the step
+# (augmented images, labels, the images before augmentation, epoch) -> loss before the step; of
+# several views of each image, the augmented images are all of the first view, then of the next
 Step = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 # (gradients by parameter, epoch): one update of the network
 Update = Callable[[Sequence[Tensor], int], None]
@@ -25,8 +26,16 @@ class StepConfig(ExpertStep, Protocol):
     Only `build` has no default.
     """
 
+    @property
+    def views(self) -> int:
+        """How many times each image of a batch is augmented."""
+        return 1
+
     def build(self, model: nn.Module, epochs: int) -> Step:
-        """The step on `model` for a training of `epochs` epochs."""
+        """The step on `model` for a training of `epochs` epochs.
+
+        Torch's generator gives what in it starts at random, from a stream of the expert's own.
+        """
         ...
 
 

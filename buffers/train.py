@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from buffers.steps import Step
 from ddengine.data import Data, RealSet
@@ -68,7 +68,8 @@ def train_expert(
     """
     check_last_batch(model, data.train, config.batch, "buffer.batch")
     model.train()
-    step = config.step.build(model, config.epochs)
+    with scoped(generator(config.seed, "expert", expert, "step")):
+        step = config.step.build(model, config.epochs)
     snapshots = _Snapshots(model, config.kept_epochs())
     accuracies: list[float] = []
     losses: list[float] = []
@@ -83,7 +84,7 @@ def train_expert(
             )
         snapshots.take(epoch + 1)
         said = f"expert {expert}: loss {losses[-1]:.3f}"
-        if data.validation is not None:
+        if data.validation is not None and config.step.reads_labels:
             accuracies.append(_validated(model, data.validation, precision, expert, epoch))
             said += f", validation {accuracies[-1]:.3f}"
         if on_epoch is not None:
@@ -113,14 +114,22 @@ def _epoch(
     for i, index in enumerate(batches):
         images, labels = data.train.batch(index)
         rng = generator(seed, "expert", expert, "augment", epoch, i)
-        draw = augment.sample(config.augment, len(index), rng).to(device)
-        augmented = augment.apply(config.augment, images, draw)
+        augmented = _augmented(config, images, rng)
         stream = nullcontext()
         if dropout:
             stream = scoped(generator(seed, "expert", expert, "dropout", epoch, i))
         with autocast(device, precision), stream:
             total += step(augmented, labels, images, epoch) * len(index)
     return total
+
+
+def _augmented(config: BufferConfig, images: Tensor, rng: Generator) -> Tensor:
+    """All views (views * B, C, H, W) of images (B, C, H, W), one view after another."""
+    views = []
+    for _ in range(config.step.views):
+        draw = augment.sample(config.augment, len(images), rng).to(images.device)
+        views.append(augment.apply(config.augment, images, draw))
+    return torch.cat(views)
 
 
 def _validated(

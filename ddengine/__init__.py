@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from ddengine.api.score import score as score
     from ddengine.api.select import select as select
     from ddengine.api.sweep import sweep as sweep
+    from ddengine.api.transfer import transfer as transfer
     from ddengine.data import Dataset as Dataset
     from ddengine.data import Preprocess as Preprocess
     from ddengine.recipe import EvalConfig as EvalConfig
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from ddengine.recipe import for_networks as for_networks
     from ddengine.system.errors import UserError as UserError
     from ddengine.uses.continual import ContinualConfig as ContinualConfig
+    from ddengine.uses.transfer import TransferConfig as TransferConfig
 
     __version__: str
 
@@ -57,6 +59,7 @@ _PLACES = {
     "Outcome": "ddengine.api.outcomes",
     "Preprocess": "ddengine.data",
     "Recipe": "ddengine.recipe",
+    "TransferConfig": "ddengine.uses.transfer",
     "UserError": "ddengine.system.errors",
     "advise": "ddengine.api.advise",
     "compare": "ddengine.api.compare",
@@ -78,6 +81,7 @@ _PLACES = {
     "select": "ddengine.api.select",
     "sweep": "ddengine.api.sweep",
     "train": "ddengine.api.evaluate",
+    "transfer": "ddengine.api.transfer",
 }
 __all__ = list(_PLACES)  # pyright: ignore[reportUnsupportedDunderAll]
 

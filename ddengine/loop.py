@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddengine.learning.optim import updated
-from ddengine.objective import Objective
+from ddengine.learning.optim import joint_norm, updated
+from ddengine.objective import Objective, backward
 from ddengine.recipe import OuterConfig
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system import dist, files, log, runtime
@@ -409,7 +409,7 @@ def outer_step(
     for draw in range(dist.rank(), config.draws * dist.num_ranks(), dist.num_ranks()):
         rng = generator(seed, "losses", state.step, draw)
         for loss in objective.losses(share, state.objective, state.step, rng):
-            (loss / config.draws).backward()
+            backward(loss, config.draws)
             losses.append(loss.detach().double())
             if config.step_after == "each":
                 flags.append(_update(config, state, learned, losses[-1], syn, running))
@@ -456,8 +456,10 @@ def _update(
     applied = running & finite & small
     held = torch.zeros_like(finite)
     with torch.no_grad():
+        together = joint_norm(grads, config.optim)
         for name, grad in grads.items():
-            _apply(config, state, name, grad, applied)
+            norm = together if config.optim[name].clip_together else None
+            _apply(config, state, name, grad, applied, norm)
         if "lr" in grads:
             held = applied & (state.tensors["lr"].double() < SMALLEST_LR)
             state.tensors["lr"].masked_fill_(held, SMALLEST_LR)
@@ -469,12 +471,22 @@ def _update(
     return torch.stack([finite, small, held])
 
 
-def _apply(config: OuterConfig, state: State, name: str, grad: Tensor, applied: Tensor) -> None:
-    """One update of a stored tensor and of what its optimiser keeps, where it is `applied`."""
+def _apply(
+    config: OuterConfig,
+    state: State,
+    name: str,
+    grad: Tensor,
+    applied: Tensor,
+    norm: Tensor | None,
+) -> None:
+    """One update of a stored tensor and of what its optimiser keeps, where it is `applied`.
+
+    `norm` is that of all gradients that are clipped with this one.
+    """
     optim = config.optim[name]
     old = state.tensors[name]
     kept = state.kept_of(name)
-    new = updated(old, grad, kept, optim, optim.lr_at(state.step, config.steps))
+    new = updated(old, grad, kept, optim, optim.lr_at(state.step, config.steps), norm)
     state.tensors[name] = torch.where(applied, new.tensor, old)
     for kind, present in new.kept.items():
         past = kept.get(kind, torch.zeros_like(present))

@@ -1,6 +1,6 @@
 """What a method is to the engine: its configuration, and the objective that it builds."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, Self
@@ -11,9 +11,11 @@ from torch import Generator, Tensor, nn
 from ddengine.data import Data, RealSet
 from ddengine.learning.flat import FlatModel
 from ddengine.learning.memory import step_bytes
+from ddengine.learning.teachers import features, target_network
 from ddengine.models import build_model
 from ddengine.recipe import Recipe
 from ddengine.sets.synthetic import SyntheticSet
+from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 from ddengine.system.runtime import Precision
 from ddengine.types import Experts, Method
@@ -42,13 +44,26 @@ def environments(
     precision: Precision = "fp32",
     compile: bool = False,
 ) -> list[Env]:
-    """What the objective of a recipe may touch, for each of its networks."""
+    """What the objective of a recipe may touch, for each of its networks.
+
+    Where the targets are features, networks have as many outputs as these are wide.
+    """
+    outputs = _num_outputs(recipe, data, experts)
     environments = []
     for name in recipe.networks:
-        new_model = partial(build_model, name, data.image_shape, data.num_classes)
+        new_model = partial(build_model, name, data.image_shape, outputs)
         model = FlatModel(new_model(generator(0)), precision).to(device)
         environments.append(Env(data.train, new_model, model, experts, device, compile))
     return environments
+
+
+def _num_outputs(recipe: Recipe, data: Data, experts: Experts | None) -> int:
+    """How many outputs the networks have that an objective trains."""
+    if recipe.targets.kind != "features" or experts is None:
+        return data.num_classes
+    network = target_network(experts, torch.device("cpu"))
+    image = torch.zeros(1, *data.image_shape)
+    return features(network, image).shape[1]
 
 
 class Objective(Protocol):
@@ -71,6 +86,28 @@ class Objective(Protocol):
         ...
 
 
+def backward(loss: Tensor, draws: int = 1) -> None:
+    """Back-propagate a loss that an objective yielded, of one of so many draws.
+
+    Raises UserError for what the losses of a step cannot be.
+    """
+    if loss.dim() or not loss.requires_grad:
+        raise UserError(
+            f"The objective yielded a loss of shape {tuple(loss.shape)} that "
+            f"{'has' if loss.requires_grad else 'has no'} gradient; yield scalars that are "
+            "computed of the images of `syn.batch`."
+        )
+    try:
+        (loss / draws).backward()
+    except RuntimeError as error:
+        if "backward through the graph a second time" not in str(error):
+            raise
+        raise UserError(
+            "Two losses of a step are computed of the same decoded images or features, and what "
+            "the first needed is freed after it; yield their sum as one loss."
+        ) from error
+
+
 class ObjectiveConfig(Method, Protocol):
     """A method's frozen dataclass of options, which subclasses this and overrides what differs.
 
@@ -88,8 +125,8 @@ class ObjectiveConfig(Method, Protocol):
         """The objective. Raises UserError for what it cannot work with."""
         ...
 
-    def initial(self) -> dict[str, float]:
-        """Scalars that are learned beside the images, with their start; {} for none."""
+    def initial(self) -> Mapping[str, float | Sequence[float]]:
+        """Numbers that are learned beside the images, with their start; {} for none."""
         return {}
 
     def check(self, epochs: Sequence[int]) -> None:

@@ -41,7 +41,7 @@ def reads_experts(recipe: Recipe) -> bool:
     return (
         recipe.objective.reads_experts
         or recipe.init.kind in ASKS_EXPERTS
-        or recipe.targets.kind == "logits"
+        or recipe.targets.kind in ("logits", "features")
         or recipe.evaluation.labels == "dynamic"
     )
 
@@ -94,8 +94,8 @@ def prepare(
     else:
         syn = _started(recipe, data, images)
     starts_labelled = recipe.objective.reads_labels and not recipe.objective.makes_labels
-    if recipe.targets.kind == "logits" and starts_labelled:
-        syn = labels.label(syn, experts, recipe.targets)
+    if starts_labelled:
+        syn = labels.labelled(syn, experts, recipe.targets)
     # networks have chosen and labelled the images, and ranks need not agree to the last bit
     dist.from_first(syn.tensors.values())
     learned = syn.by_tensor(recipe.outer.optim).keys() & syn.tensors.keys()

@@ -248,7 +248,8 @@ class InitConfig:
     # random real images of the class | standard normal noise | real images an expert classifies
     # correctly | representative ones, by k-means | coresets: a running mean near the class mean |
     # far from each other | centres of k-means | by forgetting events | by the error of early
-    # networks | crops of real images that a teacher is most sure of (RDED)
+    # networks | crops of real images that a teacher is most sure of (RDED) | random real images
+    # of any class: no labels are read, and the classes of the set say nothing
     kind: Literal[
         "real",
         "noise",
@@ -260,6 +261,7 @@ class InitConfig:
         "forgetting",
         "el2n",
         "patches",
+        "unlabelled",
     ] = "real"
     clusters: int = 10  # most clusters per class of `representative`
     # what herding, k_centre and k_means see: features of a trained network, or pixels
@@ -276,6 +278,8 @@ class InitConfig:
     crops: int = 5  # random resized crops of each of them, of which patches keeps the best
     # patches along each side of an image; published: 1 for images of 32 pixels, 2 for larger ones
     factor: int = 1
+    # Euclidean norm of each image of noise (RaT-BPTT: 1); None: as it is drawn
+    norm: float | None = field(default=None, metadata=LATE)
 
     def __post_init__(self) -> None:
         require_at_least("init.clusters", self.clusters)
@@ -285,16 +289,24 @@ class InitConfig:
         require_at_least("init.crops", self.crops)
         require_at_least("init.factor", self.factor)
         require(0 < self.lr < math.inf, f"init.lr must be positive and finite, got {self.lr}.")
+        require(
+            self.norm is None or 0 < self.norm < math.inf,
+            f"init.norm must be positive and finite, got {self.norm}; leave it out for noise as it "
+            "is drawn.",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class TargetConfig:
     """What the synthetic images are labelled with.
 
-    Their class, or logits that experts give them and `outer.optim` may learn.
+    Their class, or what `outer.optim` may learn: logits that experts give them, features that the
+    first expert gives them, or classes as numbers.
     """
 
-    kind: Literal["class", "logits"] = "class"
+    # class | logits of experts | features: what lies before the last layer of the first expert |
+    # centred: one-hot classes less their mean, as logits that networks are fitted to (FRePo)
+    kind: Literal["class", "logits", "features", "centred"] = "class"
     # whose logits are averaged: of those that are right about the image, of all, of the first
     experts: Literal["correct", "all", "first"] = "correct"
     # expert epochs whose logits are averaged, from and to; None: the last stored
@@ -306,6 +318,9 @@ class TargetConfig:
     # ship so many largest logits of each image, and the mean of the others; None, or where that
     # would save nothing: all
     top: int | None = None
+    # what logits start from: what experts say | the class of each image, for labels that are
+    # learned without experts
+    start: Literal["experts", "class"] = field(default="experts", metadata=LATE)
 
     def __post_init__(self) -> None:
         require(
@@ -327,11 +342,16 @@ class TargetConfig:
             ),
         )
         require(
-            not (self.relabel and self.kind == "class"),
+            not self.relabel or self.kind == "logits",
             (
-                "targets.relabel makes logits anew, and targets.kind is class; set targets.kind "
-                "logits."
+                f"targets.relabel makes logits anew, and targets.kind is {self.kind}; set "
+                "targets.kind logits."
             ),
+        )
+        require(
+            not (self.relabel and self.start == "class"),
+            "targets.relabel asks experts about the final images, and targets.start class has "
+            "none; set targets.relabel False or targets.start experts.",
         )
         require(
             not (self.relabel and self.experts == "correct"),
@@ -353,14 +373,20 @@ class OptimConfig:
     # weight decay apart from gradients
     kind: Literal["sgd", "adam", "adamw"] = "sgd"
     beta2: float = 0.9  # of Adam: decay of the mean of squared gradients
-    # of the step size, over all steps, down to 0
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    # of the step size: always lr | cosine, over all steps down to 0 | linear, over all steps down
+    # to 0 | steps: times drop after every drop_every steps
+    schedule: Literal["constant", "cosine", "linear", "steps"] = "constant"
     # largest norm of the gradient, which is made shorter to it; None: as it is
     clip: float | None = field(default=None, metadata=LATE)
-    # largest norm of the gradient in units of the running average of norms; None: as it is
+    # largest norm of the gradient in units of the running average of norms (RaT-BPTT: 2); None: as
+    # it is
     clip_average: float | None = field(default=None, metadata=LATE)
-    # decay of that average
+    # decay of that average, which counts the present gradient too
     clip_decay: float = field(default=0.9, metadata=LATE)
+    # the norm is that of the gradients of all tensors that say so, together
+    clip_together: bool = field(default=False, metadata=LATE)
+    drop: float = field(default=0.5, metadata=LATE)  # factor of schedule steps
+    drop_every: int = field(default=40, metadata=LATE)  # outer steps of schedule steps
 
     def __post_init__(self) -> None:
         require(
@@ -393,9 +419,16 @@ class OptimConfig:
             0 <= self.clip_decay < 1,
             f"A clip_decay in outer.optim must be at least 0 and below 1, got {self.clip_decay}.",
         )
+        require_at_least("A drop_every in outer.optim", self.drop_every)
+        require(
+            0 < self.drop < math.inf,
+            f"A drop in outer.optim must be positive and finite, got {self.drop}.",
+        )
 
     def lr_at(self, step: int, steps: int) -> float:
         """Step size of update `step` of `steps`."""
+        if self.schedule == "steps":
+            return self.lr * self.drop ** (step // self.drop_every)
         if self.schedule == "cosine":
             return self.lr * 0.5 * (1 + math.cos(math.pi * step / steps))
         return self.lr * (1 - step / steps) if self.schedule == "linear" else self.lr
@@ -707,6 +740,7 @@ class Recipe(Generic[BufferT, CodecT, ObjectiveT]):
         )
 
     def _check_labels(self) -> None:
+        self._check_targets()
         learned = "logits" in self.outer.optim
         require(
             self.targets.kind == "class" or self.targets.relabel or self.objective.reads_labels,
@@ -722,7 +756,7 @@ class Recipe(Generic[BufferT, CodecT, ObjectiveT]):
             "set targets.kind logits, targets.experts all and targets.relabel True.",
         )
         require(
-            not learned or self.targets.kind == "logits",
+            not learned or self.targets.kind in ("logits", "centred"),
             (
                 "outer.optim has a rate for 'logits', and targets.kind class stores none; take "
                 "both from one recipe (--take targets=...)."
@@ -733,6 +767,31 @@ class Recipe(Generic[BufferT, CodecT, ObjectiveT]):
             (
                 "targets.relabel would replace the logits that outer.optim learns; set "
                 "targets.relabel False, or take outer.optim from a recipe without."
+            ),
+        )
+
+    def _check_targets(self) -> None:
+        kind = self.targets.kind
+        kinds = self.objective.target_kinds
+        require(
+            kind in kinds,
+            (
+                f"targets.kind {kind} is nothing that this objective can learn from; set "
+                f"targets.kind {' or '.join(kinds)}, or take another objective."
+            ),
+        )
+        require(
+            "features" not in self.outer.optim or kind == "features",
+            (
+                f"outer.optim has a rate for 'features', and targets.kind {kind} stores none; "
+                "take both from one recipe (--take targets=...)."
+            ),
+        )
+        require(
+            kind != "features" or self.buffer is not None,
+            (
+                "targets.kind features are those of a trained network, and buffer is empty; take "
+                "it from a recipe (--take buffer=...)."
             ),
         )
 

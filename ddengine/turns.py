@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 import torch
 from torch import Generator, Tensor
 
-from ddengine.objective import Env, Objective, ObjectiveConfig
+from ddengine.objective import Env, Objective, ObjectiveConfig, backward
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system import dist, log
 from ddengine.system.rng import generator
@@ -94,7 +94,7 @@ def _slope(objective: Objective, syn: SyntheticSet, learned: Collection[str]) ->
         state = objective.init(generator(0, "balance"))
         rng = generator(0, "balance", draw)
         for loss in objective.losses(syn.with_tensors(tensors), state, 0, rng):
-            loss.backward()
+            backward(loss)
         total += _length([tensors[name].grad for name in learned])
     return total / DRAWS
 

@@ -112,6 +112,11 @@ class Method(Protocol):
         return True
 
     @property
+    def target_kinds(self) -> tuple[str, ...]:
+        """The kinds of `targets` that can lie beside the images, the usual one first."""
+        return ("class", "logits")
+
+    @property
     def makes_labels(self) -> bool:
         """Whether examples are labelled anew at each step, so that the set must be in the end."""
         return False
@@ -153,4 +158,9 @@ class ExpertStep(Protocol):
     @property
     def trains(self) -> bool:
         """Whether experts are trained; False for published weights, which are read."""
+        return True
+
+    @property
+    def reads_labels(self) -> bool:
+        """Whether experts are trained on labels; of others no accuracy is measured either."""
         return True

@@ -59,10 +59,11 @@ class Job:
 
     def __post_init__(self) -> None:
         missing = len(self.class_names) - self.data.num_classes
-        if missing and self.recipe.targets.kind == "logits":
+        kind = self.recipe.targets.kind
+        if missing and kind in ("logits", "centred"):
             raise UserError(
                 f"The dataset has {self.data.num_classes} of the {len(self.class_names)} classes, "
-                "and targets.kind logits is for those only; leave classes out."
+                f"and targets.kind {kind} is for those only; leave classes out."
             )
 
     @property

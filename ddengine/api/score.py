@@ -75,6 +75,7 @@ def score(
             words=tuple(command),
         )
         out = asked.run if folder is None else Path(folder)
+        _check_says_classes(asked)
         soft = asked.set.targets.soft or config.labels == "dynamic"
         evaluations = []
         pair = scores.protocols(config, soft)
@@ -89,6 +90,16 @@ def score(
             files.write_json(out / "scores.json", {"format": naming.FORMAT, **content})
         title = f"{asked.meta['recipe']['name']}, accuracies as fractions"
         return Outcome(content, made, partial(scores.table, made, title), _notes(made), out)
+
+
+def _check_says_classes(of: Distilled) -> None:
+    """Raise UserError for a set whose networks say no classes."""
+    if of.set.targets.regressed:
+        raise UserError(
+            "score compares a set with its classes and with its soft labels, and the targets of "
+            "this set are features; evaluate judges it by a linear probe, and transfer on other "
+            "datasets."
+        )
 
 
 def _check_names(models: Sequence[Any]) -> None:

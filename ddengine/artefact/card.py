@@ -14,6 +14,7 @@ from ddengine.artefact import loader, markdown
 from ddengine.artefact.eight_bit import Exported
 from ddengine.artefact.markdown import at
 from ddengine.artefact.parquet import PARQUET
+from ddengine.artefact.target_network import target_in_words, target_network
 from ddengine.evaluation import protocol as protocols
 from ddengine.sets.synthetic import SyntheticSet, counted
 from ddengine.system.log import size
@@ -68,6 +69,10 @@ class CardFacts:
     num_classes: int
     classes: tuple[str, ...]  # names of the first SHOWN_CLASSES
     soft: bool  # whether the labels are logits
+    features_of: str | None  # the network whose features the targets are; None: they are not
+    width: int  # of the features; of classes and logits how many classes there are
+    labels_share: str  # percent of the stored bytes that labels are
+    column: str | None  # of targets in the parquet file; None: they are classes
     networks: tuple[str, ...]  # that the set was made for
     about: tuple[tuple[str, Any], ...]  # table under "What it is"
     mean: list[float] | None  # of each channel; None for whitened images
@@ -121,6 +126,10 @@ def facts_of(syn: SyntheticSet, meta: Meta, export: Exported) -> CardFacts:
         num_classes=len(syn.class_names),
         classes=syn.class_names[:SHOWN_CLASSES],
         soft=syn.targets.soft,
+        features_of=target_in_words(target_network(meta)) if syn.targets.regressed else None,
+        width=syn.num_outputs,
+        labels_share=f"{100 * sizes['labels'] / sizes['total']:.3g}",
+        column=syn.targets.column,
         networks=_networks(meta),
         about=_about(syn, meta),
         mean=mean,
@@ -208,9 +217,12 @@ def _about(syn: SyntheticSet, meta: Meta) -> tuple[tuple[str, Any], ...]:
         method = at(meta, "recipe", "objective", "type")
         steps = at(meta, "recipe", "outer", "steps")
     shape = "x".join(map(str, syn.pixels(torch.zeros(1, dtype=torch.long)).shape[1:]))
-    labels = "classes"
+    labels = syn.targets.words
     if syn.targets.soft:
         labels = f"soft labels, {len(syn.class_names)} logits each"
+    if syn.targets.regressed:
+        network = target_in_words(target_network(meta))
+        labels = f"features of {network}, {syn.num_outputs} numbers each"
     return (
         ("recipe", at(meta, "recipe", "name")),
         ("method", method),

@@ -21,9 +21,11 @@ from ddengine.artefact import folder as folders
 from ddengine.artefact import markdown
 from ddengine.artefact.card import bytes_by_part
 from ddengine.artefact.markdown import at
+from ddengine.artefact.target_network import target_in_words, target_network
 from ddengine.data.stored import read_preprocess
 from ddengine.evaluation.protocol import words
 from ddengine.evaluation.tables import notes, table
+from ddengine.sets.targets import targets_of
 from ddengine.system import files, log
 from ddengine.system.errors import UserError
 from ddengine.system.log import size
@@ -38,7 +40,6 @@ UNREADABLE = "cannot be read"
 RUN_HEAD = ("name", "recipe", "images, ipc", "state", "last loss", "accuracy %", "size")
 STORE_HEAD = ("name", "network", "dataset", "experts", "epochs", "validation %", "size")
 SHOWN_CLASSES = 10  # names of classes
-LABELS = {"class": "classes", "logits": "soft labels"}  # target_kind of meta.json in words
 # bytes of the largest file whose numbers are looked at, to say whether they can be used
 CHECKED = 2**28
 
@@ -543,7 +544,7 @@ def _set(path: Path) -> list[Part]:
         ("images per class", _said("{:g}".format, meta.get("images_per_class"))),
         ("space", meta.get("space")),
         ("codec", _codec(meta.get("codec"))),
-        ("labels", LABELS.get(str(meta.get("target_kind")), meta.get("target_kind"))),
+        ("labels", _targets(meta, labels)),
         ("learned lr", _learned_lr(path) if "lr" in tensors else None),
         ("bytes", _bytes_in_all(meta.get("bytes"))),
         ("of the training images", _said(size, meta.get("raw_bytes"))),
@@ -559,6 +560,27 @@ def _set(path: Path) -> list[Part]:
         ("damaged", "; ".join(damaged)),
     )
     return [Part(f"Distilled set {path}", rows), *_tensors({**tensors, **labels})]
+
+
+def _targets(meta: Meta, labels: Shapes) -> Any:
+    """What networks are trained towards; of features whose they are, and how many bytes they take.
+
+    An unknown kind is said as meta.json says it.
+    """
+    kind = meta.get("target_kind")
+    try:
+        targets = targets_of(str(kind), "stored")
+    except KeyError:
+        return kind
+    if not targets.regressed or targets.names[0] not in labels:
+        return targets.words
+    shape, dtype = labels[targets.names[0]]
+    network = target_in_words(target_network(meta))
+    said = f"{targets.words} of {network}, {'x'.join(map(str, shape))}, {dtype}"
+    total, of_labels = at(meta, "bytes", "total"), at(meta, "bytes", "labels")
+    if not isinstance(total, int) or not isinstance(of_labels, int):
+        return said
+    return f"{said}; with classes {100 * of_labels / total:.3g} % of the bytes"
 
 
 def _shapes(path: Path) -> Shapes:

@@ -70,21 +70,21 @@ def png(image: Tensor) -> bytes:
     return buffer.getvalue()
 
 
-def example_logits(syn: SyntheticSet) -> Tensor | None:
-    """Soft labels (N, K) float32 of the decoded examples.
+def example_targets(syn: SyntheticSet) -> Tensor | None:
+    """Soft labels (N, K) or features (N, D), float32, of the decoded examples.
 
     None for a set with classes, or with another number of labels, which `load` refuses.
     """
-    if not syn.targets.soft:
+    values = syn.targets.values(syn.tensors, len(syn.class_names))
+    if values is None:
         return None
-    logits = syn.logits.detach()
     of_decoded = syn.label_of == "decoded"
     wanted = len(syn) if of_decoded else len(syn.classes)
-    if len(logits) != wanted:
+    if len(values) != wanted:
         return None
     if not of_decoded:
-        logits = logits[syn.source]
-    return logits.float().cpu()
+        values = values[syn.source]
+    return values.detach().float().cpu()
 
 
 # Names

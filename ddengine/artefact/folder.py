@@ -50,10 +50,7 @@ def save(
             files.write_tensors(temporary / "labels.safetensors", labels, {"digest": digest})
         facts = _facts(syn, digest) | dict(meta)
         facts.pop("protocol", None)  # of the set that this one was made of
-        trained = None
-        if not syn.targets.regressed:  # no protocol says how networks are trained on these
-            soft = syn.targets.soft
-            trained = protocol.of_set(facts, len(syn), soft=soft, learned=syn.lr)
+        trained = protocol.of_set(facts, len(syn), targets=syn.targets, learned=syn.lr)
         if trained is not None:
             facts["protocol"] = trained
         files.write_json(temporary / "meta.json", facts)

@@ -79,7 +79,8 @@ def write_hub_folder(
 def _write_examples(path: Path, syn: SyntheticSet) -> Any:
     """Write the decoded examples by `datasets`, and return what it says of them, its DatasetInfo.
 
-    Features are an image, a label that is the name of a class and, with soft labels, the logits.
+    They are an image, a label that is the name of a class and, with soft labels, the logits, with
+    features these.
     """
     datasets = library("datasets")
     with tempfile.TemporaryDirectory() as place, without_bars(datasets):

@@ -36,13 +36,18 @@ def write_image_folder(syn: SyntheticSet, folder: Path, *, by_name: bool = False
     """Write the decoded examples as folder/CLASS/000000.png and return the folder.
 
     The folders are called by number and name, so that they sort like the classes, or `by_name`
-    alone. Soft labels have no place there.
+    alone. Soft labels and features have no place there, which is said.
 
     Raises UserError when the folder holds anything, and for names that no folders can have.
     """
     files.refuse_full(folder)
     files.make_folder(folder.parent)
     folders = plain_folders(syn.class_names) if by_name else None
+    if syn.targets.column is not None:
+        log.say(
+            f"the {syn.targets.words} of the set have no place in folders of images and are left "
+            "out; set --format hub or webdataset for them"
+        )
     export = exported(syn)
     with files.replacing(folder) as temporary:
         temporary.mkdir()

@@ -15,6 +15,7 @@ from types import FunctionType
 from typing import Any
 
 from ddengine.artefact import plain
+from ddengine.evaluation.protocol import OF_FEATURES
 from ddengine.types import Facts
 
 TEMPLATE = '''"""The distilled set as ready-to-train tensors. Needs torch and safetensors only.
@@ -43,6 +44,14 @@ if __name__ == "__main__":
 USAGE = """    network = ...                      # any torch.nn.Module that takes such images
     train(network)                     # as info["protocol"] says
 """
+# what is to be known of targets that are no classes
+NOTES = {
+    "features": """
+Targets are features, which say no classes: fit a network with as many outputs as a target has
+numbers to them by squared error, replace its last layer, and fit that to labelled images of your
+own, alone (a linear probe) or with the whole network (fine-tuning).
+"""
+}
 FACTS = """
 info["protocol"] says how networks were trained on the set when it was evaluated, and
 info["augment"](images, generator=None) changes a batch as it was changed then."""
@@ -78,9 +87,14 @@ class Shipped:
 def trainable(protocol: Facts) -> bool:
     """Whether `load.py` can train as the protocol says.
 
-    It can where the labels are in the folder, and the loss is one of those above or cross-entropy.
+    It can where the labels are in the folder, and the loss is one of those above, cross-entropy or
+    that of features.
     """
-    return protocol["labels"] != "teachers" and protocol["loss"] in ("cross_entropy", *LOSSES)
+    return protocol["labels"] != "teachers" and protocol["loss"] in (
+        "cross_entropy",
+        OF_FEATURES,
+        *LOSSES,
+    )
 
 
 def source(shipped: Shipped) -> str:
@@ -102,7 +116,7 @@ def source(shipped: Shipped) -> str:
     can_train = protocol is not None and trainable(protocol)
     return TEMPLATE.format(
         and_train=", train" if can_train else "",
-        usage=USAGE if can_train else "",
+        usage=(USAGE if can_train else "") + NOTES.get(shipped.kind, ""),
         facts="" if protocol is None else FACTS,
         imports=_imports(functions),
         codec=repr(dict(shipped.codec)),
@@ -135,6 +149,8 @@ def _training(protocol: Facts) -> Roles:
     if protocol["cutmix_probability"] or protocol["mixup_beta"]:
         roles["mixed_by"] = plain.cutmix if protocol["cutmix_probability"] else plain.mixup
         roles["batch_loss"] = plain.cross_entropy_of_mixed_batch
+    if protocol["loss"] == OF_FEATURES:
+        roles["batch_loss"] = plain.feature_loss_of_batch
     if protocol["loss"] in LOSSES:
         roles["batch_loss"] = plain.soft_loss_of_batch
         roles["soft_loss"] = LOSSES[protocol["loss"]]

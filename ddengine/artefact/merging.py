@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from ddengine.artefact.target_network import target_in_words, target_network
 from ddengine.data import Data, Preprocess, load_data
 from ddengine.data.torch_dataset import OWN
 from ddengine.recipe import DataConfig
@@ -56,6 +57,7 @@ def merge_sets(members: Sequence[Member]) -> Merged:
     metas = [member.meta for member in members]
     configs = [member.config for member in members]
     own = are_peoples_own(configs)
+    network = _common_target_network(members)
     maps, names = class_maps([syn.class_names for syn in sets], sort_numbers=own)
     syn = merge(sets, maps, names, preprocess=sets[0].preprocess)
     if own:
@@ -74,12 +76,36 @@ def merge_sets(members: Sequence[Member]) -> Merged:
         meta["images"] = data.train.digest
         meta["raw_bytes"] = data.bytes
         meta["dataset_bytes"] = data.dataset_bytes
+    if network is not None:
+        meta["target_network"] = network
     kinds = _selections(metas)
     if kinds:
         meta["selected"] = {"kind": " and ".join(kinds)}
     meta["versions"] = runtime.versions()
     meta["commit"] = runtime.commit()
     return Merged(syn, meta)
+
+
+def _common_target_network(members: Sequence[Member]) -> Json | None:
+    """The network whose features the sets have; None where they are no features.
+
+    Raises UserError where these are of different networks, or nobody can tell.
+    """
+    if not members[0].syn.targets.regressed:
+        return None
+    networks = [target_network(member.meta) for member in members]
+    for i, network in enumerate(networks):
+        if network is None:
+            raise UserError(
+                f"Set {i + 1} has features and does not say of which network, so they cannot be "
+                'put beside others; write "target_network": {"model": NAME} into its meta.json.'
+            )
+        if network != networks[0]:
+            raise UserError(
+                f"The features of set {i + 1} are of {target_in_words(network)} and those of set 1 "
+                f"of {target_in_words(networks[0])}; merge sets with features of one network."
+            )
+    return networks[0]
 
 
 def check_named(metas: Sequence[Meta]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ddengine.artefact.eight_bit import Exported, example_logits, example_name
+from ddengine.artefact.eight_bit import Exported, example_name, example_targets
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.types import Json
 
@@ -37,7 +37,7 @@ def write_parquet(path: Path, syn: SyntheticSet, export: Exported) -> None:
     """Write the decoded examples as a table that the `datasets` library reads with its features.
 
     Columns: `image` (struct of PNG bytes and a file name), `label` int64 and, with soft labels,
-    `logits` list<float32> (K).
+    `logits` list<float32> (K), or with features `features` list<float32> (D).
     """
     import pyarrow as pa  # slow to import
     import pyarrow.parquet as pq
@@ -52,13 +52,13 @@ def write_parquet(path: Path, syn: SyntheticSet, export: Exported) -> None:
         "image": pa.StructArray.from_arrays([contents, names], ["bytes", "path"]),
         "label": pa.array(export.classes, pa.int64()),
     }
-    logits = example_logits(syn)
-    if logits is not None:
-        offsets = pa.array(np.arange(len(logits) + 1, dtype=np.int32) * logits.shape[1])
-        values = pa.array(logits.flatten().numpy(), pa.float32())
-        columns["logits"] = pa.ListArray.from_arrays(offsets, values)
+    targets, name = example_targets(syn), syn.targets.column
+    if targets is not None and name is not None:
+        offsets = pa.array(np.arange(len(targets) + 1, dtype=np.int32) * targets.shape[1])
+        values = pa.array(targets.flatten().numpy(), pa.float32())
+        columns[name] = pa.ListArray.from_arrays(offsets, values)
         # versions of `datasets` below 4 know no List, and later ones read Sequence as one
-        features["logits"] = {
+        features[name] = {
             "feature": {"dtype": "float32", "_type": "Value"},
             "_type": "Sequence",
         }

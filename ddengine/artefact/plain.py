@@ -101,7 +101,7 @@ def feature_targets(classes, item, meta, folder):
     targets = stored["features"].float()
     if meta["label_of"] == "stored":
         targets = targets[item]
-    return targets, {"image_classes": classes}
+    return targets, {"features": targets, "image_classes": classes, "labels": classes}
 
 
 def stored_labels(meta, folder):
@@ -109,7 +109,7 @@ def stored_labels(meta, folder):
     path = Path(folder) / "labels.safetensors"
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path} is missing: it holds the soft labels of this set and belongs beside "
+            f"{path} is missing: it holds the labels of this set and belongs beside "
             "data.safetensors"
         )
     with safe_open(str(path), "pt") as file:
@@ -408,6 +408,14 @@ def soft_loss_of_batch(network, images, index, info, generator):
             hard_loss = torch.nn.functional.cross_entropy(outputs, of.to(images.device))
             loss = loss + weight * part * hard_loss
     return loss
+
+
+def feature_loss_of_batch(network, images, index, info, generator):
+    """The squared error of a batch with features, mixed where the protocol mixes."""
+    images, partner, share = mixed_by(images, info["protocol"], generator)
+    outputs = network(images)
+    wanted = blended_logits(info["features"][index], partner, share, info["protocol"])
+    return torch.nn.functional.mse_loss(outputs, wanted.to(images.device))
 
 
 def blended_logits(logits, partner, share, protocol):

@@ -74,7 +74,7 @@ def _add_protocol(folder: Path, evaluation: Evaluation) -> Json | None:
         return None
     syn, meta = folders.load(folder, torch.device("cpu"))
     model = at(meta, "recipe", "model")
-    trained = protocol.of_evaluation(evaluation, model, soft=syn.targets.soft, learned=syn.lr)
+    trained = protocol.of_evaluation(evaluation, model, targets=syn.targets, learned=syn.lr)
     if trained is None:
         return None
     files.write_text(folder / "load.py", folders.load_py(syn, trained))

@@ -1,14 +1,15 @@
-"""The decoded examples of a set as a WebDataset: tar files of images, classes and soft labels."""
+"""The decoded examples of a set as a WebDataset: tar files of images, classes and other targets."""
 
 import io
 import tarfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
-from ddengine.artefact.eight_bit import Exported, example_logits, example_name, exported
+from ddengine.artefact.eight_bit import Exported, example_name, example_targets, exported
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system import files
 from ddengine.system.errors import UserError
@@ -18,13 +19,22 @@ PER_SHARD = 10_000  # examples in a tar
 Member = tuple[str, bytes]  # name and content of a file in a tar
 
 
+@dataclass(frozen=True)
+class Named:
+    """Targets that lie beside images in files of their own."""
+
+    name: str | None  # None: they are classes
+    values: Tensor | None  # (N, outputs) float32
+
+
 def write_webdataset(syn: SyntheticSet, path: Path, per_shard: int = PER_SHARD) -> list[Path]:
     """Write the decoded examples as a WebDataset and return its files.
 
     These are one tar `path`, or X-000000.tar, X-000001.tar ... for a `path` X.tar, and X.json
     beside them with the names of the classes and the numbers of examples. An example i is the
     members 00000i.png (8 bits), 00000i.cls (its class as text) and, with soft labels,
-    00000i.logits.npy ((K,) float32). Same set, same bytes.
+    00000i.logits.npy ((K,) float32), with features 00000i.features.npy ((D,) float32). Same set,
+    same bytes.
 
     Raises UserError when a file exists.
     """
@@ -36,19 +46,21 @@ def write_webdataset(syn: SyntheticSet, path: Path, per_shard: int = PER_SHARD) 
     files.refuse_existing([*tars, index])
     files.make_folder(path.parent)
     export = exported(syn)
-    logits = example_logits(syn)
+    targets = Named(syn.targets.column, example_targets(syn))
     counts = {}
     for tar, start in zip(tars, starts, strict=True):
         part = range(start, min(start + per_shard, len(syn)))
         with files.replacing(tar) as temporary:
-            _write_tar(temporary, _members(export, logits, part))
+            _write_tar(temporary, _members(export, targets, part))
         counts[tar.name] = len(part)
     content = {
         "class_names": list(syn.class_names),
         "examples": len(syn),
         "shards": counts,
-        "logits": logits is not None,
+        "logits": False,
     }
+    if targets.name is not None:
+        content[targets.name] = targets.values is not None
     files.write_json(index, content)
     return [*tars, index]
 
@@ -64,16 +76,16 @@ def _names(path: Path, num: int) -> list[Path]:
     return names
 
 
-def _members(export: Exported, logits: Tensor | None, part: range) -> Iterator[Member]:
+def _members(export: Exported, targets: Named, part: range) -> Iterator[Member]:
     """(name in the tar, content) of the examples of a shard."""
     for i in part:
         name = example_name(i, len(export.pngs))
         yield f"{name}.png", export.pngs[i]
         yield f"{name}.cls", str(export.classes[i]).encode()
-        if logits is not None:
+        if targets.values is not None:
             buffer = io.BytesIO()
-            np.save(buffer, logits[i].numpy())
-            yield f"{name}.logits.npy", buffer.getvalue()
+            np.save(buffer, targets.values[i].numpy())
+            yield f"{name}.{targets.name}.npy", buffer.getvalue()
 
 
 def _write_tar(path: Path, members: Iterator[Member]) -> None:

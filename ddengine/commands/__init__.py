@@ -29,6 +29,7 @@ COMMANDS = {
     "rank": "rank",
     "privacy": "privacy",
     "continual": "continual",
+    "transfer": "transfer",
     "sweep": "sweep",
     "compare": "compare",
     "report": "report",
@@ -59,6 +60,9 @@ usage: run.py COMMAND [arguments]
   privacy SET [flags]         the real images nearest to the distilled ones; does membership show?
   continual RECIPE [flags]    class-incremental learning: distilled, random and herding memories
                               of equal bytes
+  transfer SET --to DATASET... [flags]
+                              networks pre-trained on the set: linear probe and fine-tuning on
+                              other datasets, full and few-shot (--shots), beside controls
   sweep RECIPE --grid FIELD=VALUES --seeds 0,1,2 [flags]
                               all settings of a grid, distilled and evaluated with some seeds
   compare RUN... [flags]      a row for each setting: mean over seeds, spreads, paired differences;

@@ -1,5 +1,6 @@
 """What every method must hold. Each test runs for the recipe of every method."""
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -218,14 +219,17 @@ def assert_within_budget(images_per_class: float, codec_name: str) -> None:
 
 
 def optimisers(recipe: Recipe, syn: SyntheticSet) -> dict[str, OptimConfig]:
-    """The optimisers of the tensors that a set has; of its images where the recipe names none."""
+    """The optimisers of the tensors that a set has, or else of all that its codec learns."""
     if not recipe.outer.steps:
         return {}
     optim = {}
     for name, config in recipe.outer.optim.items():
         if name in syn.tensors:
             optim[name] = config
-    return optim or {"images": OptimConfig(lr=0.1)}
+    if optim:
+        return optim
+    learned = itertools.chain(*syn.codec.parameters(syn.tensors).values())
+    return dict.fromkeys(learned, OptimConfig(lr=0.1))
 
 
 def test_every_codec_ships(method: Recipe, codec_name: str, world: World, tmp_path: Path) -> None:
@@ -233,7 +237,8 @@ def test_every_codec_ships(method: Recipe, codec_name: str, world: World, tmp_pa
     recipe = with_codec(method, codec_name)
     objective, syn = worlds.start(recipe, world)
     steps = min(1, recipe.outer.steps)
-    outer = replace(recipe.outer, steps=steps, optim=optimisers(recipe, syn))
+    ema = {name: decay for name, decay in recipe.outer.ema.items() if name in syn.tensors}
+    outer = replace(recipe.outer, steps=steps, optim=optimisers(recipe, syn), ema=ema)
     result, _ = loop.distill(syn, objective, outer, tmp_path, seed=0, finish=SyntheticSet.shipped)
     folder.save(result, tmp_path / "set", {})
     again, meta = folder.load(tmp_path / "set", worlds.CPU)

@@ -15,7 +15,7 @@ from ddengine.models import build_model
 from ddengine.objective import Objective, environments
 from ddengine.recipe import BufferConfig, DataConfig, Recipe
 from ddengine.sets.codec import CODECS
-from ddengine.sets.labels import label
+from ddengine.sets.labels import labelled
 from ddengine.sets.synthetic import SyntheticSet, initial
 from ddengine.system.rng import generator
 from ddengine.turns import objective_of
@@ -108,8 +108,7 @@ def start(recipe: Recipe, world: World) -> tuple[Objective, SyntheticSet]:
         experts = world.teachers if recipe.teachers else world.experts
     envs = environments(recipe, world.data, CPU, experts)
     syn = initial(recipe, world.data, generator(0, "init"), experts)
-    if recipe.targets.kind == "logits":
-        syn = label(syn, experts, recipe.targets)
+    syn = labelled(syn, experts, recipe.targets)
     return objective_of(recipe.objective, envs), syn
 
 

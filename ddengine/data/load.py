@@ -18,9 +18,9 @@ from ddengine.data.loaded import Data
 from ddengine.data.named import KNOWN
 from ddengine.data.named import reader as known_reader
 from ddengine.data.parquet import read as read_parquet
-from ddengine.data.preprocess import Preprocess, fit_preprocess, pieces
+from ddengine.data.preprocess import Preprocess, fit_preprocess
 from ddengine.data.realset import RealSet, images_digest
-from ddengine.data.resize import resize
+from ddengine.data.resize import resize, with_channels
 from ddengine.data.source import Part, Source, hold_out, stratified
 from ddengine.data.stored import check_stored
 from ddengine.data.subset import check_classes
@@ -314,11 +314,8 @@ def _test_images(
             f"There are no test images: {config.name} has no test split and too few images to "
             "hold any out; add images."
         )
-    images = _fetched(splits.testing, splits.test)
-    if images.shape[1] < training.shape[1]:  # grey test images beside colour training images
-        images = images.expand(-1, training.shape[1], -1, -1)
-    elif images.shape[1] > training.shape[1]:
-        images = torch.cat(list(map(_grey, pieces(images))))
+    # grey test images beside colour training images, or the other way round
+    images = with_channels(_fetched(splits.testing, splits.test), training.shape[1])
     images = resize(images, config)
     if images.shape[1:] != training.shape[1:]:
         raise UserError(
@@ -326,11 +323,6 @@ def _test_images(
             f"{tuple(training.shape[1:])} (channels, height, width); set data.size."
         )
     return images
-
-
-def _grey(images: Tensor) -> Tensor:
-    """Images (B, C, H, W) uint8 as (B, 1, H, W), the mean of their channels."""
-    return images.float().mean(1, keepdim=True).round().to(torch.uint8)
 
 
 # What they are called

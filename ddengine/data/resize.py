@@ -21,6 +21,20 @@ def resize(pixels: Tensor, config: DataConfig) -> Tensor:
     return torch.cat(resized)
 
 
+def with_channels(pixels: Tensor, channels: int) -> Tensor:
+    """Images (B, C, H, W) uint8 in so many channels: grey ones are repeated, others averaged."""
+    if pixels.shape[1] == channels:
+        return pixels
+    if pixels.shape[1] > 1:
+        pixels = torch.cat(list(map(_grey, pieces(pixels))))
+    return pixels.expand(-1, channels, -1, -1)
+
+
+def _grey(images: Tensor) -> Tensor:
+    """Images (B, C, H, W) uint8 as (B, 1, H, W), the mean of their channels."""
+    return images.float().mean(1, keepdim=True).round().to(torch.uint8)
+
+
 def _resized(
     pixels: Tensor,
     size: tuple[int, int],

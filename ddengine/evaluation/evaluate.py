@@ -25,6 +25,7 @@ from ddengine.evaluation.contenders import (
     of_codec,
     of_real_images,
     of_the_set,
+    set_labels,
 )
 from ddengine.evaluation.decoded import freeze
 from ddengine.evaluation.intervals import NAME
@@ -188,6 +189,8 @@ def _facts(bench: Bench, syn: SyntheticSet, weights: list[str], models: tuple[st
         "at_once": asdict(bench.at_once),
         "threads": bench.threads,
     }
+    if bench.targets.regressed and set_labels(bench.config) == "own":
+        facts["judged_by"] = "linear probe"
     if bench.economy.quick:
         facts["quick"] = True
     if bench.economy.full_seconds is not None:

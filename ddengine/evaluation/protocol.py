@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from ddengine.evaluation.rates import adapted, candidates
 from ddengine.learning import training
 from ddengine.recipe import AugmentConfig, EvalConfig, from_dict, to_dict
+from ddengine.sets.targets import Classes, Targets
 from ddengine.system.errors import UserError
 from ddengine.types import Evaluation, Facts, Json, Meta, Row
 
@@ -30,6 +31,7 @@ LOSSES = {
     "nkd": "nkd",
     "uskd": "uskd",
 }
+OF_FEATURES = "squared_error_of_features"  # the loss of networks that are fitted to these
 LABELS = {"own": "stored", "hard": "classes", "dynamic": "teachers"}
 # how the learning rate was chosen
 LEARNED = "learned with the set"
@@ -52,7 +54,7 @@ def facts(
     model: str,
     num: int,
     *,
-    soft: bool,
+    targets: Targets = Classes(),
     learned: float | None = None,
     lr: float | None = None,
 ) -> Json:
@@ -62,23 +64,26 @@ def facts(
         config: the protocol.
         model: the name of the network that is trained.
         num: training examples.
-        soft: the set has soft labels.
+        targets: of the set.
         learned: its learned learning rate.
         lr: the rate with which the set was evaluated, so that it is known; None: not evaluated yet,
             and the rate is the learned one, or the protocol's usual one.
     """
+    labels = _labels(config, targets)
+    if labels == "stored":
+        config = targets.trained_by(config)
     of_network = adapted(config, model)
-    labels = _labels(config, soft)
     loss = "ce" if labels == "classes" and config.loss != "uskd" else config.loss
+    regressed = labels == "stored" and targets.regressed
     updates = training.num_updates(num, of_network)
     return {
         "name": config.protocol,
         "network": model,
         "examples": num,
-        # stored: the soft labels of the set; teachers: they say a label at each update
+        # stored: the soft labels or features of the set; teachers: they say a label at each update
         "labels": labels,
-        "loss": LOSSES[loss],
-        **_of_loss(config, loss),
+        "loss": OF_FEATURES if regressed else LOSSES[loss],
+        **({} if regressed else _of_loss(config, loss)),
         "optimiser": of_network.optimiser,
         **_rate(config, of_network, learned, lr),
         **_momentum(of_network),
@@ -95,8 +100,9 @@ def facts(
     }
 
 
-def _labels(config: EvalConfig, soft: bool) -> str:
-    if config.loss == "uskd" or not (soft or config.labels == "dynamic"):
+def _labels(config: EvalConfig, targets: Targets) -> str:
+    has_values = bool(targets.names)
+    if config.loss == "uskd" or not (has_values or config.labels == "dynamic"):
         return "classes"
     return LABELS[config.labels]
 
@@ -171,7 +177,7 @@ def _augment(config: AugmentConfig) -> Json:
     return said
 
 
-def of_set(meta: Meta, num: int, *, soft: bool, learned: float | None) -> Json | None:
+def of_set(meta: Meta, num: int, *, targets: Targets, learned: float | None) -> Json | None:
     """The protocol that the recipe in a meta.json names, before any evaluation.
 
     None where there is none that is known.
@@ -184,13 +190,13 @@ def of_set(meta: Meta, num: int, *, soft: bool, learned: float | None) -> Json |
         return None
     try:
         config = from_dict(EvalConfig, evaluation)
-        return facts(config, model, num, soft=soft, learned=learned)
+        return facts(config, model, num, targets=targets, learned=learned)
     except UserError:  # written by another version of the engine
         return None
 
 
 def of_evaluation(
-    evaluation: Evaluation, model: str | None, *, soft: bool, learned: float | None
+    evaluation: Evaluation, model: str | None, *, targets: Targets, learned: float | None
 ) -> Json | None:
     """The protocol by which the set was evaluated.
 
@@ -205,7 +211,8 @@ def of_evaluation(
     except UserError:
         return None
     on_model = learned if row["model"] == model else None
-    protocol = facts(config, row["model"], row["images"], soft=soft, learned=on_model, lr=row["lr"])
+    known = {"targets": targets, "learned": on_model, "lr": row["lr"]}
+    protocol = facts(config, row["model"], row["images"], **known)
     images = evaluation.get("num_images") or {}
     if protocol["lr_chosen_by"] == CHOSEN and not images.get("validation"):
         protocol["lr_chosen_by"] = LEARNED if row["lr"] == learned else USUAL
@@ -291,6 +298,8 @@ def _loss_in_words(protocol: Facts) -> str:
         "teachers": "what teachers say of each batch",
     }
     loss = protocol["loss"].replace("_", " ")
+    if protocol["loss"] == OF_FEATURES:
+        return f"{loss}, with the features of the set"
     if "temperature" in protocol:
         loss += f" at temperature {protocol['temperature']:g}"
     return f"{loss}, with {labels[protocol['labels']]}"

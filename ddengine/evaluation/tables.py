@@ -104,6 +104,12 @@ def notes(evaluation: Evaluation) -> list[str]:
     lines = []
     if any(row.get("ci95") for row in rows):
         lines.append(f"95 % intervals are of the mean over networks, by {interval_of(evaluation)}")
+    if evaluation.get("judged_by"):
+        lines.append(
+            f"{rows[0]['set']}: networks are fitted to the features of the set, and its accuracy "
+            f"is that of a {evaluation['judged_by']} of what lies before their last layer, on the "
+            "labelled training images"
+        )
     lines += networks_in_words(rows)
     lines += _brought(evaluation)
     several = len(_models(rows)) > 1

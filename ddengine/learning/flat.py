@@ -21,13 +21,14 @@ def flatten(module: nn.Module) -> Tensor:
 
 
 def flatten_buffers(module: nn.Module) -> Tensor | None:
-    """The buffers of `module` (BatchNorm statistics) as one float32 vector (Q,).
+    """The buffers of `module` (BatchNorm statistics) as one vector (Q,) of its parameters' type.
 
     None when it has none.
     """
+    dtype = next(module.parameters()).dtype
     parts = []
     for buffer in module.buffers():
-        parts.append(buffer.detach().flatten().float())
+        parts.append(buffer.detach().flatten().to(dtype))
     if not parts:
         return None
     return torch.cat(parts)
@@ -156,3 +157,13 @@ def _with_statistics(module: nn.Module) -> nn.Module | None:
     for norm in batch_norms(copied):
         norm.momentum = 1.0
     return copied
+
+
+def trainable(model: FlatModel, theta: Tensor) -> nn.Module:
+    """A network as `model` computes it, whose own parameters are `theta` (P,) and can be trained.
+
+    Its normalisation and dropout are those of `model`.
+    """
+    network = copy.deepcopy(model.module).to(theta.dtype)
+    unflatten_into(network, theta)
+    return network.requires_grad_(True)

@@ -108,6 +108,17 @@ class ByAutograd(InnerGradient):
         return Pullback(product, by_theta, by_batch)
 
 
+def with_weight_decay(loss: LossFn, weight_decay: float) -> LossFn:
+    """The loss whose gradient is that of `loss` plus weight_decay theta, as torch.optim has it."""
+    if not weight_decay:
+        return loss
+
+    def decayed(theta: Tensor, *batch: Tensor) -> Tensor:
+        return loss(theta, *batch) + weight_decay / 2 * theta.square().sum()
+
+    return decayed
+
+
 def inner_gradient(loss: LossFn, compile: bool = False) -> InnerGradient:
     """The gradient of an inner loss, compiled where asked for."""
     if compile:

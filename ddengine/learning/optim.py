@@ -65,37 +65,59 @@ def adam_step(
     return moved, mean, square, count
 
 
-def clipped(grad: Tensor, kept: Kept, config: OptimConfig) -> tuple[Tensor, dict[str, Tensor]]:
+def clipped(
+    grad: Tensor, kept: Kept, config: OptimConfig, norm: Tensor | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
     """The gradient, made shorter where the configuration says so, and the running average of norms.
 
-    As torch.nn.utils.clip_grad_norm_ does it. The average is of norms before clipping, and starts
-    as the first of them. A gradient is compared with the average of those before it, so the first
-    is as long as it is. By default nothing is clipped, and nothing kept.
+    As torch.nn.utils.clip_grad_norm_ does it. The average is of norms before clipping, starts as
+    the first of them, and counts that of this gradient too (as in RaT-BPTT; Feng et al., ICLR
+    2024). By default nothing is clipped, and nothing kept. `norm` is that of this gradient and
+    others that are clipped with it; None: of this one alone.
     """
     if config.clip is None and config.clip_average is None:
         return grad, {}
-    norm = grad.norm()
+    if norm is None:
+        norm = grad.norm()
     most = torch.full_like(norm, torch.inf)
     if config.clip is not None:
         most = torch.full_like(norm, config.clip)
     averages: dict[str, Tensor] = {}
     if config.clip_average is not None:
         average = kept.get("norm", torch.zeros_like(norm))
-        first = average == 0
-        by_average = torch.minimum(most, config.clip_average * average)
-        most = torch.where(first, most, by_average)
         moved = average.lerp(norm, 1 - config.clip_decay)
-        averages["norm"] = torch.where(first, norm, moved)
+        average = torch.where(average == 0, norm, moved)
+        most = torch.minimum(most, config.clip_average * average)
+        averages["norm"] = average
     factor = most / (norm + CLIP_EPS)
     return grad * factor.clamp(max=1.0), averages
 
 
-def updated(tensor: Tensor, grad: Tensor, kept: Kept, config: OptimConfig, lr: float) -> Updated:
+def joint_norm(grads: Mapping[str, Tensor], optim: Mapping[str, OptimConfig]) -> Tensor | None:
+    """The norm of all gradients, by tensor, that are clipped together; None where none are."""
+    squares = []
+    for name, grad in grads.items():
+        if optim[name].clip_together:
+            squares.append(grad.square().sum())
+    if not squares:
+        return None
+    return torch.stack(squares).sum().sqrt()
+
+
+def updated(
+    tensor: Tensor,
+    grad: Tensor,
+    kept: Kept,
+    config: OptimConfig,
+    lr: float,
+    norm: Tensor | None = None,
+) -> Updated:
     """One update of a stored tensor, at step size `lr`.
 
-    What is not in `kept` yet starts at zero.
+    What is not in `kept` yet starts at zero. `norm` is that of all gradients that are clipped with
+    this one; None: of this one alone.
     """
-    grad, norms = clipped(grad, kept, config)
+    grad, norms = clipped(grad, kept, config, norm)
     zero = torch.zeros_like(tensor)
     mean = kept.get("momentum", zero)
     if config.kind == "sgd":

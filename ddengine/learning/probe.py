@@ -1,10 +1,13 @@
 """How good a network's features are: a linear classifier of them, fitted to labelled images."""
 
+from dataclasses import dataclass, replace
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ddengine.data import RealSet
+from ddengine.learning.head import embedding, head_of
 from ddengine.learning.training import TEST_BATCH, Classified, diverged, of_classes
 from ddengine.system.runtime import Precision, autocast
 
@@ -15,12 +18,12 @@ MOST_ITERATIONS = 500  # of L-BFGS
 @torch.no_grad()
 def features(network: nn.Module, real: RealSet, precision: Precision = "fp32") -> Tensor:
     """(N, D) float32: what a network, in evaluation mode, says of images before its last layer."""
-    embed = network.eval().embed
+    embed = embedding(network.eval(), head_of(network, real.image_shape))
     parts = []
     for index in torch.arange(len(real)).split(TEST_BATCH):
         with autocast(real.device, precision):
-            said = embed(real.batch(index).images)  # type: ignore[operator]
-        parts.append(said.float().flatten(1))
+            said = embed(real.batch(index).images)
+        parts.append(said.float())
     return torch.cat(parts)
 
 
@@ -33,21 +36,43 @@ def linear_probe(
     `labelled`, with a little weight decay, fitted by L-BFGS from zero; nothing in it is random, and
     the network stays as it is. It has diverged where the network, or its features, are not finite.
     """
-    known = features(network, labelled, precision)
-    asked = features(network, on, precision)
-    finite = bool(known.isfinite().all() and asked.isfinite().all())
-    std, mean = torch.std_mean(known, dim=0)
+    known = Embedded(features(network, labelled, precision), labelled.labels)
+    asked = Embedded(features(network, on, precision), on.labels)
+    result = probed(known, asked, on.num_classes)
+    return replace(result, diverged=True) if diverged(network) else result
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Images as what a network says of them before its last layer."""
+
+    features: Tensor  # (N, D) float32
+    labels: Tensor  # (N,) int64
+
+    def at(self, index: Tensor) -> "Embedded":
+        """Those at `index` (B,)."""
+        features = self.features[index.to(self.features.device)]
+        return Embedded(features, self.labels[index.to(self.labels.device)])
+
+
+def probed(known: Embedded, asked: Embedded, num_classes: int, decay: float = DECAY) -> Classified:
+    """What a linear classifier, fitted to `known`, makes of `asked`; as `linear_probe` has it.
+
+    `decay` is the weight of half the squared norm of its weights. It has diverged where features
+    are not finite.
+    """
+    finite = bool(known.features.isfinite().all() and asked.features.isfinite().all())
+    std, mean = torch.std_mean(known.features, dim=0)
     scale = std.clamp(min=1e-6)
-    standardised = (known - mean) / scale
-    weight, bias = _fitted(standardised, labelled.labels, labelled.num_classes)
-    said = ((asked - mean) / scale) @ weight + bias
-    labels = on.labels.cpu()
+    standardised = (known.features - mean) / scale
+    weight, bias = _fitted(standardised, known.labels, num_classes, decay)
+    said = ((asked.features - mean) / scale) @ weight + bias
+    labels = asked.labels.cpu()
     hits = said.argmax(1).cpu() == labels
-    lost = diverged(network) or not finite
-    return of_classes(labels, hits, on.num_classes, diverged=lost)
+    return of_classes(labels, hits, num_classes, diverged=not finite)
 
 
-def _fitted(known: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+def _fitted(known: Tensor, labels: Tensor, num_classes: int, decay: float) -> tuple[Tensor, Tensor]:
     """Weights (D, K) and biases (K,) of the classifier of features (N, D) of these classes (N,)."""
     labels = labels.to(known.device)
     weight = known.new_zeros(known.shape[1], num_classes, requires_grad=True)
@@ -59,7 +84,7 @@ def _fitted(known: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Te
     def loss() -> Tensor:
         optimiser.zero_grad()
         error = functional.cross_entropy(known @ weight + bias, labels)
-        error = error + DECAY / 2 * weight.square().sum()
+        error = error + decay / 2 * weight.square().sum()
         error.backward()
         return error
 

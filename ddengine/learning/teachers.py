@@ -25,6 +25,23 @@ def load_all(
     return teachers
 
 
+def target_network(experts: Experts, device: torch.device) -> nn.Module:
+    """The network whose features are targets: the first expert after its last stored epoch.
+
+    It is in evaluation mode and not to be trained.
+    """
+    network = experts.load(0, experts.epochs[-1])
+    return network.to(device).requires_grad_(False)
+
+
+@torch.no_grad()
+def features(network: nn.Module, images: Tensor) -> Tensor:
+    """What lies before the last layer (N, D) of a network, for images (N, C, H, W)."""
+    embed = network.embed
+    said = [embed(part).flatten(1) for part in images.split(BATCH)]  # type: ignore[operator]
+    return torch.cat(said)
+
+
 @torch.no_grad()
 def predict(network: nn.Module, images: Tensor) -> Tensor:
     """Logits (N, K) of images (N, C, H, W)."""

@@ -1,7 +1,7 @@
 r"""Inner training as a differentiable function.
 
 theta_{k+1} and the state of the update follow from theta_k and the inner gradient g_k (`updates`:
-plain SGD, heavy ball, Adam).
+plain SGD, heavy ball, Adam). `train` makes steps without a graph, and `unroll` may go on from them.
 
 How its gradient is computed is a part of its own:
 
@@ -21,20 +21,30 @@ p -= lr dc/dtheta_k (not for ``detached``).
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ddengine.learning.inner import InnerGradient
-from ddengine.learning.updates import Sgd, State, Update
+from ddengine.learning.updates import Back, Sgd, State, Update
 from ddengine.types import Backprop
 
 Inputs = Mapping[str, Tensor]
 BatchFn = Callable[[Inputs, int], tuple[Tensor, ...]]
 
 
-def unroll(
+@dataclass(frozen=True)
+class Trained:
+    """How far training has come."""
+
+    theta: Tensor  # (P,)
+    state: State  # of the update
+    num_steps: int  # made so far
+
+
+def unroll(  # long: arguments, and what they mean
     gradient: InnerGradient,
     batch: BatchFn,
     theta: Tensor,
@@ -45,6 +55,7 @@ def unroll(
     update: Update = Sgd(),
     keep: Sequence[int] = (),
     backprop: Backprop = "replay",
+    before: "Trained | None" = None,
 ) -> Tensor:
     """Parameters after the steps in `keep`, then after the last of `num_steps` of inner training.
 
@@ -56,18 +67,21 @@ def unroll(
         inputs: the tensors that gradients reach, by name; a tensor that `gradient` or `batch`
             capture instead is a constant.
         num_steps: T >= 1.
-        lr: inner step size, a scalar tensor when it is learned.
+        lr: inner step size, a scalar tensor when it is learned; or one of each step (T,).
         update: how parameters move by their gradient.
         keep: numbers of finished steps, ascending, each in 1..T; the parameters after them are
             returned too.
         backprop: "full" | "replay" | "detached", see the module.
+        before: training of the same update that these steps go on from; its state is a constant,
+            and `theta` takes the place of its parameters. None: this is where training starts.
 
     Returns:
         (len(keep) + 1, P), differentiable once in `theta`, `lr` and `inputs` ("full": as often as
         wanted).
 
     Raises:
-        ValueError: for an unknown policy, num_steps < 1 or `keep` out of order or range.
+        ValueError: for an unknown policy, num_steps < 1, `keep` out of order or range, or rates of
+            another number of steps.
     """
     if backprop not in ("full", "replay", "detached"):
         raise ValueError(f"backprop must be full, replay or detached, got {backprop!r}")
@@ -78,18 +92,63 @@ def unroll(
     if not in_range or asked != sorted(set(asked)):
         raise ValueError(f"keep must be ascending steps within 1..{num_steps}, got {asked}")
     lr = torch.as_tensor(lr, dtype=theta.dtype, device=theta.device)
+    if lr.shape not in ((), (num_steps,)):
+        raise ValueError(f"lr must be one number or {num_steps}, got shape {tuple(lr.shape)}")
     out = (*keep, num_steps)
+    if before is None:
+        before = Trained(theta.detach(), update.start(theta.detach()), 0)
     if backprop != "full":
         names = tuple(inputs)
-        call = _Call(gradient, batch, update, names, num_steps, out, backprop == "replay")
+        exact = backprop == "replay"
+        call = _Call(gradient, batch, update, names, num_steps, out, exact, before)
         return _Replay.apply(call, theta, lr, *inputs.values())  # type: ignore[no-any-return]
-    state = update.start(theta)
+    rates = _rates(lr, num_steps)
+    state = before.state
     kept: list[Tensor] = []
     for k in range(num_steps):
         g = gradient.differentiable(theta, *batch(inputs, k))
-        theta, state = update.step(theta, g, state, lr, k)
+        theta, state = update.step(theta, g, state, rates[k], before.num_steps + k)
         kept += [theta] * out.count(k + 1)
     return torch.stack(kept)
+
+
+@torch.no_grad()
+def train(
+    gradient: InnerGradient,
+    batch: BatchFn,
+    theta: Tensor,
+    inputs: Inputs,
+    num_steps: int,
+    *,
+    lr: Tensor | float,
+    update: Update = Sgd(),
+    watch: Callable[[Tensor], None] | None = None,
+) -> Trained:
+    """The training of `unroll` without any graph; num_steps may be 0.
+
+    `watch` is given the gradient (P,) of every step.
+    """
+    rates = _rates(torch.as_tensor(lr, dtype=theta.dtype, device=theta.device), num_steps)
+    now = theta.detach()
+    state = update.start(now)
+    for k in range(num_steps):
+        g = gradient.gradient(now, *batch(inputs, k))
+        if watch is not None:
+            watch(g)
+        now, state = update.step(now, g, state, rates[k], k)
+    return Trained(now, state, num_steps)
+
+
+def rates_of(lr: Tensor, first: int, num_steps: int) -> Tensor:
+    """The step sizes of so many steps from `first` on: one for all, or one of each."""
+    return lr if lr.dim() == 0 else lr[first : first + num_steps]
+
+
+def _rates(lr: Tensor, num_steps: int) -> Sequence[Tensor]:
+    """The step size of each step."""
+    if lr.dim() == 0:
+        return [lr] * num_steps
+    return lr.unbind()
 
 
 @dataclass(frozen=True)
@@ -103,6 +162,11 @@ class _Call:
     num_steps: int
     out: tuple[int, ...]  # steps after which the parameters are returned, ascending
     exact: bool  # whether gradients flow through the inner gradient to earlier parameters
+    before: Trained  # where training stood before these steps
+
+    def by_formula(self, lr: Tensor) -> bool:
+        """Whether the update's own way back is taken, which asks for one step size in all steps."""
+        return self.update.linear and lr.dim() == 0
 
 
 class _Replay(torch.autograd.Function):
@@ -112,21 +176,22 @@ class _Replay(torch.autograd.Function):
     def forward(ctx: Any, call: _Call, theta: Tensor, lr: Tensor, *values: Tensor) -> Tensor:
         inputs = dict(zip(call.names, values, strict=True))
         update = call.update
+        rates = _rates(lr, call.num_steps)
         now = theta.detach()
-        state = update.start(now)
+        state = call.before.state
         thetas = [now]
         grads: list[Tensor | None] = []
         states: list[State] = []
         for k in range(call.num_steps):
             batch = call.batch(inputs, k)
             g = call.gradient.gradient(now, *batch)
-            if update.linear:
+            if call.by_formula(lr):
                 grads.append(None)
-                states.append(())
+                states.append(() if k else state)
             else:
                 grads.append(g)
                 states.append(state)
-            now, state = update.step(now, g, state, lr, k)
+            now, state = update.step(now, g, state, rates[k], call.before.num_steps + k)
             thetas.append(now)
         ctx.call = call
         # not inputs or outputs of this function, so holding them makes no reference cycle
@@ -141,6 +206,7 @@ class _Replay(torch.autograd.Function):
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         call: _Call = ctx.call
         lr, *values = ctx.saved_tensors
+        rates = _rates(lr, call.num_steps)
         leaves = _leaves(values, ctx.needs_input_grad[3:])
         inputs = dict(zip(call.names, leaves, strict=True))
         learned = [leaf for leaf in leaves if leaf.requires_grad]
@@ -148,24 +214,33 @@ class _Replay(torch.autograd.Function):
         grad_lr = torch.zeros_like(lr)
         p = torch.zeros_like(ctx.thetas[0])
         adjoint = call.update.before_last(p)
+        back = call.update.back if call.by_formula(lr) else partial(Update.back, call.update)
         for k in reversed(range(call.num_steps)):
             p = _with_arriving(p, grad_out, call.out, k + 1)
-            step = call.update.back(p, adjoint, lr, k, ctx.grads[k], ctx.states[k])
+            done = call.before.num_steps + k
+            step = back(p, adjoint, rates[k], done, ctx.grads[k], ctx.states[k])
             p = step.theta
             adjoint = step.state
             with torch.enable_grad():
                 batch = call.batch(inputs, k)
             theta = ctx.thetas[k]
             pulled = call.gradient.pullback(theta, *batch, r=step.r, curvature=call.exact)
-            if step.lr is None:
-                grad_lr = grad_lr - pulled.product
-            else:
-                grad_lr = grad_lr + step.lr
+            of_step = grad_lr if lr.dim() == 0 else grad_lr[k]
+            of_step.add_(_of_rate(step, pulled.product))
             if pulled.curvature is not None:
                 p = p + step.scale * pulled.curvature
             of_inputs = _of_inputs(batch, pulled.batch, learned)
             _add(totals, of_inputs, step.scale)
         return (None, p, grad_lr, *_in_place(leaves, totals))
+
+
+def _of_rate(step: Back, product: Tensor) -> Tensor:
+    """The gradient in the step size; `product` is <r, g>."""
+    if step.lr is not None:
+        return step.lr
+    if step.carried is None:
+        return -product
+    return -product - torch.dot(step.r, step.carried)
 
 
 def _leaves(values: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor]:

@@ -3,11 +3,15 @@
 And how gradients flow back through one update.
 """
 
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+from ddengine.recipe import LATE
+from ddengine.system.errors import UserError
 
 State = tuple[Tensor, ...]  # what an update keeps between steps, each (P,)
 
@@ -19,8 +23,10 @@ class Back(NamedTuple):
     scale: Tensor | float  # ... and the factor on what comes of that
     theta: Tensor  # in the parameters before, apart from what the inner gradient adds
     state: State  # in the state before
-    # in the step size; None: what `scale` is minus one times, so that it is -<r, g>
+    # in the step size; None: what `scale` is minus one times, so that it is -<r, g + carried>
     lr: Tensor | None = None
+    # (P,), what of a state from before the first step moves the parameters beside g
+    carried: Tensor | None = None
 
 
 class Update(Protocol):
@@ -28,13 +34,31 @@ class Update(Protocol):
 
     A new one needs `step` alone, and `start` where it keeps something: `back` differentiates that
     step exactly, for which the gradients and states of all steps are stored. An update that is
-    linear in the gradient says so in `linear` and has a `back` that needs neither.
+    linear in the gradient says so in `linear` and has a `back` that needs neither, where all steps
+    have one size.
     """
 
     @property
     def linear(self) -> bool:
-        """Whether `back` needs neither the gradient nor the state, so that none is stored."""
+        """Whether `back` needs neither the gradient nor the state, so that none is stored.
+
+        But for the state before the first step, which it is given with that step.
+        """
         return False
+
+    @property
+    def unwatched(self) -> "Update":
+        """The update of steps that no gradient flows through; mostly itself."""
+        return self
+
+    def optimiser(
+        self, parameters: Iterable[Tensor], lr: float, weight_decay: float
+    ) -> torch.optim.Optimizer:
+        """The same update as an optimiser of torch. Raises UserError where there is none."""
+        raise UserError(
+            f"objective.inner higher makes steps of torch's optimisers differentiable, and "
+            f"{type(self).__name__} is none of them; set objective.inner unroll."
+        )
 
     def start(self, theta: Tensor) -> State:
         """What is kept before the first step; nothing for most."""
@@ -43,7 +67,10 @@ class Update(Protocol):
     def step(
         self, theta: Tensor, grad: Tensor, state: State, lr: Tensor, k: int
     ) -> tuple[Tensor, State]:
-        """The parameters (P,) and the state after step k, counted from 0; differentiable."""
+        """The parameters (P,) and the state after step k, counted from 0; differentiable.
+
+        `state` is what `start` gives before the first step, or what steps before left.
+        """
         ...
 
     def before_last(self, theta: Tensor) -> State:
@@ -56,7 +83,8 @@ class Update(Protocol):
         """The gradients before step k.
 
         They are made of those after it: `p` (P,) in the parameters and `adjoint` in the state.
-        `grad` and `state` are what the step was given.
+        `grad` and `state` are what the step was given; of a linear update grad is None, and the
+        state is that of the first step, () for others.
         """
         assert grad is not None
         theta = torch.zeros_like(p).requires_grad_()
@@ -95,6 +123,12 @@ class Sgd(Update):
         """With r = p."""
         return Back(p, -lr, p, ())
 
+    def optimiser(
+        self, parameters: Iterable[Tensor], lr: float, weight_decay: float
+    ) -> torch.optim.Optimizer:
+        """SGD."""
+        return torch.optim.SGD(parameters, lr, weight_decay=weight_decay)
+
 
 @dataclass(frozen=True, kw_only=True)
 class HeavyBall(Update):
@@ -132,16 +166,36 @@ class HeavyBall(Update):
         """
         (velocity,) = adjoint
         r = p + self.momentum * velocity
-        return Back(r, -lr, p, (r,))
+        carried = None
+        if state:
+            carried = self.momentum * state[0]
+        return Back(r, -lr, p, (r,), carried=carried)
+
+    def optimiser(
+        self, parameters: Iterable[Tensor], lr: float, weight_decay: float
+    ) -> torch.optim.Optimizer:
+        """SGD with momentum."""
+        return torch.optim.SGD(parameters, lr, self.momentum, weight_decay=weight_decay)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Adam(Update):
-    """Adam with bias correction, as torch.optim.Adam has it: eps beside the corrected root."""
+    """Adam with bias correction, in one of two places for eps.
+
+    torch.optim.Adam has eps beside the root of the corrected mean square, `higher` beside the root
+    of the mean square as it is, which makes the same eps larger in the first steps.
+    """
 
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
+    # whose place of eps differentiated steps have; others have torch's
+    eps_as: Literal["torch", "higher"] = field(default="torch", metadata=LATE)
+
+    @property
+    def unwatched(self) -> "Adam":
+        """With torch's place of eps."""
+        return replace(self, eps_as="torch")
 
     def start(self, theta: Tensor) -> State:
         """The means of gradients and of their squares, zero."""
@@ -156,9 +210,19 @@ class Adam(Update):
         square = self.beta2 * square + (1 - self.beta2) * grad.square()
         finished = k + 1
         corrected = mean / (1 - self.beta1**finished)
-        corrected_square = square / (1 - self.beta2**finished)
-        move = lr * corrected / (_root(corrected_square) + self.eps)
-        return theta - move, (mean, square)
+        of_square = 1 - self.beta2**finished
+        if self.eps_as == "torch":
+            divisor = _root(square / of_square) + self.eps
+        else:
+            divisor = (_root(square) + self.eps) / of_square**0.5
+        return theta - lr * corrected / divisor, (mean, square)
+
+    def optimiser(
+        self, parameters: Iterable[Tensor], lr: float, weight_decay: float
+    ) -> torch.optim.Optimizer:
+        """Adam; what `higher` makes of it has its own place of eps."""
+        betas = (self.beta1, self.beta2)
+        return torch.optim.Adam(parameters, lr, betas, self.eps, weight_decay)
 
 
 def _root(square: Tensor) -> Tensor:

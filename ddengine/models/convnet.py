@@ -4,7 +4,8 @@
 pooling], flatten, linear.
 """
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -46,19 +47,21 @@ class ConvNet(nn.Module):
         num_classes: int,
         *,
         depth: int = 3,
-        width: int = 128,
+        width: int | Sequence[int] = 128,
         norm: str = "in",
         act: str = "relu",
         pool: str = "ap",
     ):
+        """A `width` for each block takes the place of `depth`."""
         super().__init__()
+        widths = [width] * depth if isinstance(width, int) else width
         channels, height, width_px = image_shape
         layers: list[nn.Module] = []
-        for block in range(depth):
+        for block, out in enumerate(widths):
             # one-channel 28x28 becomes 32x32 in the first convolution, as in the published code
             padding = 3 if block == 0 and image_shape == (1, 28, 28) else 1
-            layers.append(nn.Conv2d(channels, width, 3, padding=padding))
-            channels = width
+            layers.append(nn.Conv2d(channels, out, 3, padding=padding))
+            channels = out
             height += 2 * padding - 2
             width_px += 2 * padding - 2
             normalisation = NORMS[norm](channels, height, width_px)
@@ -72,7 +75,7 @@ class ConvNet(nn.Module):
                 width_px //= 2
             if min(height, width_px) < 1:
                 raise OptionError(
-                    f"{depth} poolings leave nothing of a {image_shape[1]}x{image_shape[2]} "
+                    f"{len(widths)} poolings leave nothing of a {image_shape[1]}x{image_shape[2]} "
                     "image, use a smaller depth"
                 )
         self.features = nn.Sequential(*layers)
@@ -97,7 +100,7 @@ def _setting(option: str) -> tuple[str, str | int]:
             return argument, option
     raise OptionError(
         f"{option!r} is not an option of convnet; they are d1..d8, w<width>, "
-        f"{', '.join((*NORMS, *POOLS, *ACTIVATIONS))}"
+        f"w<width>x2, {', '.join((*NORMS, *POOLS, *ACTIVATIONS))}"
     )
 
 
@@ -108,17 +111,24 @@ def build(
 ) -> ConvNet:
     """From `d1`..`d8`, `w<width>`, a norm, a pooling and an activation, in any order.
 
-    The norms are in, bn, ln, gn and nn, the poolings ap, mp and np, the activations relu, sigmoid
-    and leaky.
+    `w<width>x2` is the width of the first block, and each further one is twice as wide. The norms
+    are in, bn, ln, gn and nn, the poolings ap, mp and np, the activations relu, sigmoid and leaky.
     """
     chosen: dict[str, str | int] = {}
+    growth = 1
     for option in options:
-        key, value = _setting(option)
+        doubling = re.fullmatch(r"(w[0-9]+)x2", option)
+        if doubling is not None:
+            growth = 2
+        key, value = _setting(option if doubling is None else doubling.group(1))
         if key in chosen:
             raise OptionError(f"{option!r} sets the {key} a second time")
         chosen[key] = value
-    if not 1 <= int(chosen.get("depth", 3)) <= 8 or int(chosen.get("width", 128)) < 1:
+    depth = int(chosen.pop("depth", 3))
+    width = int(chosen.pop("width", 128))
+    if not 1 <= depth <= 8 or width < 1:
         raise OptionError("the depth must be 1 to 8 and the width at least 1")
-    if chosen.get("norm") == "gn" and int(chosen.get("width", 128)) % 4:
+    if chosen.get("norm") == "gn" and width % 4:
         raise OptionError("group norm has 4 groups, so the width must be a multiple of 4")
-    return ConvNet(image_shape, num_classes, **chosen)  # type: ignore[arg-type]
+    widths = [width * growth**block for block in range(depth)]
+    return ConvNet(image_shape, num_classes, width=widths, **chosen)  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 from typing import Any
 
 from ddengine import naming
+from ddengine.artefact.target_network import target_in_words, target_network
 from ddengine.pages.reading import Run
 from ddengine.pages.words import cell, count, duration, in_percent, plain
 from ddengine.sets.synthetic import counted
@@ -50,6 +51,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
         ("Teachers", ", ".join(recipe.get("teachers") or ())),
         ("Images per class", images_per_class(run)),
         ("Stored images", _stored_images(run)),
+        ("Targets", _targets(run)),
         ("Seed", seed(run)),
         ("Precision", run.fact("precision")),
         ("Published accuracy", _published(recipe.get("published"))),
@@ -75,6 +77,19 @@ def _stored_images(run: Run) -> str:
     if not run.syn:
         return ""
     return f"{len(run.syn.tensors['images'])}, which train as {len(run.syn)} examples"
+
+
+def _targets(run: Run) -> str:
+    """What features a set has; empty for others."""
+    if not run.syn or not run.syn.targets.regressed:
+        return ""
+    share = 100 * run.syn.ledger["labels"] / run.syn.nbytes
+    network = target_in_words(target_network(run.meta))
+    return (
+        f"features of {network}, {run.syn.num_outputs} numbers an image, with classes "
+        f"{share:.3g} % of the bytes: networks are fitted to them by squared error, and judged by "
+        "a linear probe or fine-tuning; they say no classes by themselves"
+    )
 
 
 def _published(published: Any) -> str:

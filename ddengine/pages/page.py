@@ -77,6 +77,7 @@ def _section(run: Run, num_runs: int, numbers: Iterator[int], key: str) -> Json:
         "scores": results.score_tables(run),
         "ranking": results.ranking(run),
         "privacy": results.privacy(run),
+        "transfer": results.transfer(run),
         "ledger": facts.ledger(run),
         "cost": facts.cost(run),
         "commands": commands(run),

@@ -17,7 +17,7 @@ from ddengine.system import files
 from ddengine.system.errors import UserError
 from ddengine.types import Evaluation, Json
 
-OPTIONAL = ("scores.json", "ranking.json", "privacy.json")
+OPTIONAL = ("scores.json", "ranking.json", "privacy.json", "transfer.json")
 ALWAYS_SHOWN = {"set", "model", "accuracy_mean"}  # what every row of an evaluation must say
 OF_A_MACHINE = ("root", "download")  # where files lie is no part of what was done
 
@@ -36,7 +36,7 @@ class Run:
     events: list[Json]
     progress: list[tuple[int, Path]]  # (step, picture), ascending
     samples: dict[str, Tensor]
-    extra: Json  # the contents of scores.json, ranking.json, privacy.json
+    extra: Json  # the contents of scores.json, ranking.json, privacy.json, transfer.json
 
     @property
     def data(self) -> Json:

@@ -1,10 +1,10 @@
-"""What a page shows of scores.json, ranking.json and privacy.json."""
+"""What a page shows of scores.json, ranking.json, privacy.json and transfer.json."""
 
 from typing import Any
 
 from ddengine.evaluation import scores
 from ddengine.evaluation.tables import DIVERGED, interval_of
-from ddengine.pages import of_privacy
+from ddengine.pages import of_privacy, of_transfer
 from ddengine.pages.pictures import picture_of
 from ddengine.pages.reading import Run
 from ddengine.pages.words import NONE, cell, number
@@ -78,6 +78,28 @@ def _correlations(entry: Facts) -> list[str]:
             value = number(entry[key])
         cells += [value, _ends(entry.get(f"{key}_ci95"))]
     return cells
+
+
+def transfer(run: Run) -> Json:
+    """The table of a transfer to other datasets and its notes, for the template.
+
+    Empty without transfer.json. Raises UserError for a file that transfer did not write.
+    """
+    content = run.extra.get("transfer")
+    if content is None:
+        return {}
+    try:
+        return {
+            "heads": of_transfer.heads(content),
+            "rows": of_transfer.lines(content),
+            "notes": of_transfer.notes(content),
+            "models": ", ".join(content["models"]),
+        }
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise UserError(
+            f"{run.path / 'transfer.json'} does not hold what the transfer command writes; run it "
+            "again."
+        ) from None
 
 
 def privacy(run: Run) -> Json:

@@ -1,22 +1,26 @@
-"""Soft labels: logits that experts give to images."""
+"""What images are labelled with beside classes: logits or features of experts, or numbers."""
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from ddengine.learning.teachers import BATCH
+from ddengine.learning.teachers import BATCH, features, target_network
 from ddengine.recipe import TargetConfig
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system.errors import UserError
 from ddengine.types import Experts
 
+SURE = 0.9  # of a class, in labels that start from it
 DTYPES = {"float32": torch.float32, "float16": torch.float16}  # that labels are shipped in
 
 
 def cites(config: TargetConfig) -> tuple[str, ...]:
     """Works to cite for the labels: logits of the experts that are right about an image."""
-    of_right_ones = config.kind == "logits" and config.experts == "correct"
+    asked = config.kind == "logits" and config.start == "experts"
+    of_right_ones = asked and config.experts == "correct"
     return ("guo2024datm",) if of_right_ones else ()
 
 
@@ -35,19 +39,70 @@ def expert_epochs(config: TargetConfig, stored: Sequence[int]) -> list[int]:
     return wanted
 
 
+def labelled(syn: SyntheticSet, experts: Experts | None, config: TargetConfig) -> SyntheticSet:
+    """The set with the targets of the configuration. Raises UserError as `label` does."""
+    if config.kind == "logits":
+        return label(syn, experts, config)
+    if config.kind == "features":
+        return featured(syn, experts)
+    if config.kind == "centred":
+        return syn.with_labels(_scaled(syn.classes[syn.source], len(syn.class_names)))
+    return syn
+
+
+def featured(syn: SyntheticSet, experts: Experts | None) -> SyntheticSet:
+    """The set with the features (N, D) that the first expert, after its last epoch, gives it.
+
+    Raises UserError: no experts; features that are not finite.
+    """
+    if experts is None:
+        raise UserError(
+            "targets.kind features needs a network whose features they are; give the recipe a "
+            "buffer."
+        )
+    device = syn.classes.device
+    network = target_network(experts, device)
+    # decoded part by part: all may be more than fits
+    said = []
+    for index in torch.arange(len(syn), device=device).split(BATCH):
+        with torch.no_grad():
+            images = syn.batch(index).images
+        said.append(features(network, images))
+    values = torch.cat(said)
+    if not values.isfinite().all():
+        raise UserError(
+            "The network whose features are targets gives some that are not finite, because it "
+            "diverged in training; lower the rate in buffer.step."
+        )
+    return syn.with_features(values)
+
+
+def centred(classes: Tensor, num_classes: int) -> Tensor:
+    """One-hot classes (B, K), less their mean 1 / K (FRePo; KIP)."""
+    return functional.one_hot(classes, num_classes).float() - 1 / num_classes
+
+
+def _scaled(classes: Tensor, num_classes: int) -> Tensor:
+    """Where FRePo's labels (B, K) start: centred ones, smaller by the root of K / 10."""
+    return centred(classes, num_classes) / math.sqrt(num_classes / 10)
+
+
 def label(syn: SyntheticSet, experts: Experts | None, config: TargetConfig) -> SyntheticSet:
     """The set with soft labels: "logits" (N, K), the mean of what experts say of its images.
 
     The images are seen as they are. `config.experts` "correct" averages over those experts whose
-    answer is right (DATM, Guo et al., ICLR 2024, section 3.3).
+    answer is right (DATM, Guo et al., ICLR 2024, section 3.3). With `config.start` class they say
+    the class of each image, and no expert is asked.
 
     Raises UserError: no experts; an epoch that is not stored; an image about which no expert is
     right, naming its class.
     """
+    if config.start == "class":
+        return syn.with_labels(of_classes(syn), DTYPES[config.dtype], config.top)
     if experts is None:
         raise UserError(
             "targets.kind logits needs experts that label; give the recipe a buffer, or set "
-            "targets.kind class."
+            "targets.start class or targets.kind class."
         )
     classes = syn.classes[syn.source]
     total = torch.zeros(len(syn), len(syn.class_names), device=classes.device)
@@ -70,6 +125,17 @@ def label(syn: SyntheticSet, experts: Experts | None, config: TargetConfig) -> S
             "correct has no logits for them; set targets.experts all, or init.kind correct."
         )
     return syn.with_labels(total / count, DTYPES[config.dtype], config.top)
+
+
+def of_classes(syn: SyntheticSet) -> Tensor:
+    """Logits (N, K) that give the class of each example the probability SURE.
+
+    The other classes share the rest.
+    """
+    num_classes = len(syn.class_names)
+    others = (1 - SURE) / (num_classes - 1)
+    hot = torch.nn.functional.one_hot(syn.classes[syn.source], num_classes)
+    return hot * math.log(SURE / others)
 
 
 @torch.no_grad()

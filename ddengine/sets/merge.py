@@ -9,12 +9,8 @@ from torch import Tensor
 
 from ddengine.data import Preprocess
 from ddengine.sets.synthetic import SyntheticSet
-from ddengine.sets.targets import Classes, Logits
+from ddengine.sets.targets import LABELS, Classes, targets_of
 from ddengine.system.errors import UserError
-
-# logit of a class that a label says nothing about: probability 0 at all usual temperatures, finite,
-# and exact in float16
-NOT_SEEN = -1e4
 
 # what sets must have in common, each with what shows it
 COMMON: dict[str, Callable[[SyntheticSet], Any]] = {
@@ -23,7 +19,8 @@ COMMON: dict[str, Callable[[SyntheticSet], Any]] = {
     "shape of images": lambda syn: tuple(syn.tensors["images"].shape[1:]),
     "type of images": lambda syn: syn.tensors["images"].dtype,
     "kind of labels": lambda syn: syn.target_kind,
-    "place of labels": lambda syn: syn.label_of if syn.targets.soft else None,
+    "place of labels": lambda syn: syn.label_of if syn.targets.names else None,
+    "width of features": lambda syn: syn.num_outputs if syn.targets.regressed else None,
 }
 
 
@@ -43,10 +40,11 @@ def merge(
     out.
 
     Soft labels (N, K) become (N, len(class_names)). What a label says of the classes of its set
-    stays as probable as it was at any temperature, and the other classes have the logit NOT_SEEN,
-    which is probability 0: a teacher of some classes knows that the image is of one of these. For
-    the loss "mse", which compares logits, such labels are useless. Labels of some largest logits
-    are written out, because "the mean of the others" would mix both kinds of others.
+    stays as probable as it was at any temperature, and the other classes have the logit
+    `targets.NOT_SEEN`, which is probability 0: a teacher of some classes knows that the image is of
+    one of these. For the loss "mse", which compares logits, such labels are useless. Labels of some
+    largest logits are written out, because "the mean of the others" would mix both kinds of others.
+    Features stay what they are; whether they are of one network, the sets do not say themselves.
 
     Raises UserError for no sets, maps that do not fit, sets that do not agree, and codecs whose
     images are not independent of each other.
@@ -74,9 +72,11 @@ def merge(
         class_names=tuple(class_names),
         targets=Classes(),
     )
-    if not first.targets.soft:
+    if not first.targets.names:
         return merged
-    return merged.with_labels(_logits(sets, maps, merged), first.tensors["logits"].dtype)
+    values = _values(sets, maps, merged)
+    targets = targets_of(first.target_kind, merged.whose(values))
+    return merged.with_targets(targets, values, first.tensors[first.targets.names[0]].dtype)
 
 
 def _images_and_rate(sets: Sequence[SyntheticSet], device: torch.device) -> dict[str, Tensor]:
@@ -93,29 +93,31 @@ def _images_and_rate(sets: Sequence[SyntheticSet], device: torch.device) -> dict
     return tensors
 
 
-def _logits(
+def _values(
     sets: Sequence[SyntheticSet], maps: Sequence[Sequence[int]], merged: SyntheticSet
 ) -> Tensor:
-    """The soft labels (N or S, K) of the merged set."""
+    """The soft labels, or features, (N or S, outputs) of the merged set."""
     num_classes = len(merged.class_names)
     device = merged.classes.device
-    logits = []
+    by_set = []
     for syn, classes in zip(sets, maps, strict=True):
-        logits.append(_widened(syn.logits.to(device), classes, num_classes))
+        values = syn.targets.values(syn.tensors, len(syn.class_names))
+        assert values is not None, "classes have no values"
+        by_set.append(syn.targets.among(values.to(device), classes, num_classes))
     if sets[0].label_of == "decoded":
-        return _by_example(sets, logits, merged)
-    return torch.cat(logits)
+        return _by_example(sets, by_set, merged)
+    return torch.cat(by_set)
 
 
 def _by_example(
-    sets: Sequence[SyntheticSet], logits: Sequence[Tensor], merged: SyntheticSet
+    sets: Sequence[SyntheticSet], by_set: Sequence[Tensor], merged: SyntheticSet
 ) -> Tensor:
-    """Logits (N, K) in the order in which the merged set decodes its examples.
+    """Targets (N, outputs) in the order in which the merged set decodes its examples.
 
     Item by item, and the examples of an item in their order, all sets decode alike.
     """
     by_item = []
-    for rows, syn in zip(logits, sets, strict=True):
+    for rows, syn in zip(by_set, sets, strict=True):
         order = syn.source.to(rows.device).argsort(stable=True)
         by_item.append(rows[order])
     in_order = torch.cat(by_item)
@@ -163,7 +165,7 @@ def _check_tensors(syn: SyntheticSet, number: int) -> None:
             f"Set {number} holds {shared}, which belong to all its classes at once; merge sets of "
             "another codec."
         )
-    mergeable = ("images", "lr", *Logits().names)
+    mergeable = ("images", "lr", *LABELS)
     for name in sorted(syn.tensors):
         if name not in mergeable and not name.startswith("raw."):
             raise UserError(
@@ -195,10 +197,3 @@ def _same_tensors(some: dict[str, Tensor], others: dict[str, Tensor]) -> bool:
     if some.keys() != others.keys():
         return False
     return all(torch.equal(some[name].cpu(), others[name].cpu()) for name in some)
-
-
-def _widened(logits: Tensor, classes: Sequence[int], num_classes: int) -> Tensor:
-    """Logits (N, len(classes)) of these classes among `num_classes`."""
-    wide = logits.new_full((len(logits), num_classes), NOT_SEEN)
-    wide[:, list(classes)] = logits
-    return wide

@@ -280,10 +280,31 @@ def selected_index(
 
 
 def _noise(
+    real: RealSet,
+    ipc: int,
+    class_names: tuple[str, ...],
+    rng: Generator,
+    config: InitConfig,
+    *rest: Any,
+) -> Tensor:
+    """Numbers of a normal distribution, of each image brought to the norm that is asked for."""
+    noise = torch.randn(real.num_classes * ipc, *real.image_shape, generator=rng)
+    if config.norm is not None:
+        noise = noise * (config.norm / noise.flatten(1).norm(dim=1)).view(-1, 1, 1, 1)
+    return noise.to(real.device)
+
+
+def _unlabelled(
     real: RealSet, ipc: int, class_names: tuple[str, ...], rng: Generator, *rest: Any
 ) -> Tensor:
-    """Numbers of a normal distribution."""
-    return torch.randn(real.num_classes * ipc, *real.image_shape, generator=rng).to(real.device)
+    """Random real images of any class, without repetition. Raises UserError for too few."""
+    wanted = real.num_classes * ipc
+    if wanted > len(real):
+        raise UserError(
+            f"ipc {ipc} of {real.num_classes} classes starts from {wanted} images, and there are "
+            f"{len(real)}; lower ipc, or raise data.limit."
+        )
+    return real.images(torch.randperm(len(real), generator=rng)[:wanted])
 
 
 def _selected(real: RealSet, *args: Any) -> Tensor:
@@ -297,5 +318,6 @@ SELECTIONS = ("real", "correct", "representative", *coreset.KINDS)  # kinds that
 INITIALISERS: dict[str, Callable[..., Tensor]] = {
     "noise": _noise,
     "patches": patches,
+    "unlabelled": _unlabelled,
     **dict.fromkeys(SELECTIONS, _selected),
 }

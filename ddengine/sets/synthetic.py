@@ -94,20 +94,20 @@ class SyntheticSet:
         They are logits (N, K) of each decoded example, or (S, K) of each stored item. With `top`,
         only the so many largest of each are stored, and the mean of the others.
         """
-        return self._with_targets(Logits(self._whose(logits)), logits, dtype, top)
+        return self.with_targets(Logits(self.whose(logits)), logits, dtype, top)
 
     def with_features(self, features: Tensor, dtype: torch.dtype = torch.float32) -> "SyntheticSet":
         """The same set with features (N or S, D) to which the outputs of a network are fitted."""
-        return self._with_targets(Features(self._whose(features)), features, dtype)
+        return self.with_targets(Features(self.whose(features)), features, dtype)
 
-    def _whose(self, values: Tensor) -> LabelOf:
+    def whose(self, values: Tensor) -> LabelOf:
         """Whether targets are those of stored items or of decoded examples, by their number."""
         return "stored" if len(values) == len(self.classes) else "decoded"
 
-    def _with_targets(
+    def with_targets(
         self, targets: Targets, values: Tensor, dtype: torch.dtype, top: int | None = None
     ) -> "SyntheticSet":
-        """The same set with these targets in place of others."""
+        """The same set with targets of these values (N or S, outputs) in place of its own."""
         kept = dict(self.tensors)
         for name in LABELS:
             kept.pop(name, None)

@@ -1,6 +1,6 @@
 """What a set is trained towards: classes, logits or features."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
@@ -16,6 +16,9 @@ from ddengine.system.runtime import Precision
 from ddengine.types import TargetKind
 
 LabelOf = Literal["stored", "decoded"]
+# logit of a class that a label says nothing about: probability 0 at all usual temperatures, finite,
+# and exact in float16
+NOT_SEEN = -1e4
 # (network, images, precision) -> what it is right about
 Classify = Callable[[nn.Module, RealSet, Precision], Classified]
 
@@ -38,9 +41,19 @@ class Targets(Protocol):
         return "stored"
 
     @property
+    def words(self) -> str:
+        """As a person names them."""
+        return "classes"
+
+    @property
     def names(self) -> tuple[str, ...]:
-        """Names that tensors of these targets can have."""
+        """Names that tensors of these targets can have, that of their values first."""
         return ()
+
+    @property
+    def column(self) -> str | None:
+        """What the values of examples are called beside exported images; None: they are classes."""
+        return self.names[0] if self.names else None
 
     @property
     def soft(self) -> bool:
@@ -73,6 +86,10 @@ class Targets(Protocol):
         if values is None:
             return classes
         return values.index_select(0, index if self.label_of == "decoded" else item)
+
+    def among(self, values: Tensor, classes: Sequence[int], num_classes: int) -> Tensor:
+        """Targets (N or S, outputs) of a set whose class c is classes[c] of `num_classes`."""
+        return values
 
     def outputs(self, tensors: Tensors, num_classes: int) -> int:
         """How many outputs a network has that is trained towards them."""
@@ -132,6 +149,11 @@ class Logits(Targets):
         return "logits"
 
     @property
+    def words(self) -> str:
+        """As the field names them."""
+        return "soft labels"
+
+    @property
     def names(self) -> tuple[str, ...]:
         """The logits, and whose they are where some are left out."""
         return ("logits", "logits.index")
@@ -169,6 +191,12 @@ class Logits(Targets):
         index = tensors["logits.index"].long()
         return stored[:, -1:].expand(-1, num_classes).scatter(1, index, stored[:, :-1])
 
+    def among(self, values: Tensor, classes: Sequence[int], num_classes: int) -> Tensor:
+        """The same logits in the columns of their classes; NOT_SEEN in the others."""
+        wide = values.new_full((len(values), num_classes), NOT_SEEN)
+        wide[:, list(classes)] = values
+        return wide
+
     def flaw(self, tensors: Tensors, num: int, num_classes: int) -> str | None:
         """Labels that are lost or of another shape."""
         if "logits" not in tensors:
@@ -199,6 +227,11 @@ class Features(Targets):
     @property
     def kind(self) -> TargetKind:
         """Features."""
+        return "features"
+
+    @property
+    def words(self) -> str:
+        """As the field names them."""
         return "features"
 
     @property

@@ -30,22 +30,11 @@ class Moments(StatelessConfig):
         for label in range(len(syn.class_names)):
             real = embed(env.real.draw(label, 64, rng)).detach()
             ours = embed(syn.batch((class_of == label).nonzero().flatten()).images)
-            yield (real.mean(0) - ours.mean(0)).square().sum()
-            yield self.weight * (real.std(0) - ours.std(0)).square().sum()
+            mean, spread = real.mean(0) - ours.mean(0), real.std(0) - ours.std(0)
+            yield mean.square().sum() + self.weight * spread.square().sum()
 
 
-recipe = synth.find(
-    "dm/fashion_mnist_ipc10_small",
-    name="moments/digits_ipc5",
-    cites=(),
-    note="Mine, for which nothing is published.",
-    model="convnet-d2-w16-in",
-    data={"name": "digits", "limit": None},
-    ipc=5,
-    objective=Moments(),
-    outer={"steps": 100, "evaluate_every": 0, "optim": {"images": {"lr": 1.0}}},
-    evaluation={"epochs": 100, "lr_grid": (0.01, 0.03), "baselines": ("random",)},
-)
+recipe = synth.find("dm/digits_ipc10", name="moments/digits_ipc10", cites=(), objective=Moments())
 
 if __name__ == "__main__":
     grid = {"objective.weight": [0.0, 0.1, 1.0]}

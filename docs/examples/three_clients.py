@@ -1,6 +1,6 @@
 """Three clients who hold different digits: each distills, the server merges and evaluates.
 
-    python three_clients.py
+python three_clients.py
 """
 
 import torch
@@ -22,5 +22,6 @@ for classes in ([0, 1, 2, 3], [3, 4, 5, 6], [6, 7, 8, 9]):
     data = ddengine.Dataset.of((images[mine], labels[mine]), **agreed)
     sets.append(ddengine.distill(data, recipe, preprocess=shared))
 merged = ddengine.merge(sets)
-test = (images[is_test], labels[is_test])
-print(ddengine.evaluate(merged, (images[~is_test], labels[~is_test]), test=test, quick=True))
+everything, test = (images[~is_test], labels[~is_test]), (images[is_test], labels[is_test])
+rivals = ["random", "equal_bytes"]
+print(ddengine.evaluate(merged, everything, test=test, baselines=rivals, quick=True))

@@ -97,7 +97,7 @@ def _digits() -> list[Recipe]:
     )
     cells = []
     for ipc in (1, 10):
-        like = small("dm", CITES, ipc, dataset="digits", objective=objective, steps=200, lr_img=1.0)
+        like = small("dm", CITES, ipc, dataset="digits", objective=objective, steps=200, lr_img=0.3)
         cells.append(
             replace(
                 like,
@@ -105,6 +105,7 @@ def _digits() -> list[Recipe]:
                 data=DataConfig(name="digits"),
                 model="convnet-d2-w32-in",
                 codec=Identity(bounded=True),
+                outer=replace(like.outer, evaluate_every=like.outer.steps),
                 evaluation=replace(like.evaluation, epochs=150, augment=strategy("digits")),
             )
         )

@@ -56,5 +56,41 @@ PROTOCOLS: dict[str, EvalConfig] = {
         cutmix=1.0,
         labels="dynamic",
     ),
+    # the pre-training of KRR-ST on target vectors: the rate stays as it is
+    "krr-st": EvalConfig(
+        protocol="krr-st",
+        weight_decay=1e-3,
+        lr_drop=1.0,
+        augment=AugmentConfig(ops=()),
+        rate="learned",
+        lr=0.1,
+        baselines=("random", "full"),
+    ),
+    # squared error of learned labels; published with Adam after a warm-up of 500 updates
+    "frepo": EvalConfig(
+        protocol="frepo",
+        batch=500,
+        optimiser="adamw",
+        weight_decay=3e-4,
+        schedule="cosine",
+        augment=AugmentConfig(always=("color", "crop", "rotate", "flip", "cutout"), ops=()),
+        loss="mse",
+        lr=3e-4,
+        lr_grid=(1e-4, 3e-4, 1e-3),
+        baselines=("random", "herding", "full"),
+    ),
+    # as students of back-propagation through training learn: Adam, which AdamW without weight decay
+    # is, at one rate that no search chooses, to the last step
+    "bptt": EvalConfig(
+        protocol="bptt",
+        epochs=300,
+        optimiser="adamw",
+        weight_decay=0.0,
+        schedule="thirds",
+        lr_drop=1.0,
+        rate="learned",
+        lr=0.001,
+        augment=AugmentConfig(ops=()),
+    ),
     "fast": EvalConfig(protocol="fast", epochs=300, num_networks=5, full_steps=1000),
 }

@@ -23,7 +23,13 @@ FILES = [
 SOURCES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in FILES}
 PACKAGES = {"ddengine", "buffers", "synth", "run", "tests", "benchmarks"}
 # what recipes may name of buffers
-STEP_CONFIGS = {"buffers.steps", "buffers.flat_step", "buffers.smooth", "buffers.pretrained"}
+STEP_CONFIGS = {
+    "buffers.steps",
+    "buffers.flat_step",
+    "buffers.smooth",
+    "buffers.pretrained",
+    "buffers.barlow",
+}
 # of torch
 RANDOM = {"rand", "randn", "randint", "randperm", "normal", "bernoulli", "multinomial", "poisson"}
 # of torch, without a generator
@@ -193,7 +199,7 @@ def abilities_are_declared(path: str, tree: ast.AST) -> Iterator[str]:
             yield f"{call.lineno}: {name}(...) without a reason ({PROBES} ...)"
 
 
-CODECS = {"Identity", "Pixels", "MultiFormation", "Compensated"}
+CODECS = {"Identity", "Pixels", "MultiFormation", "Compensated", "LinearBases"}
 
 
 def codecs_say_what_they_are(path: str, tree: ast.AST) -> Iterator[str]:

@@ -18,6 +18,7 @@ from ddengine.evaluation.train import train_one
 from ddengine.learning import training
 from ddengine.learning.training import AtOnce
 from ddengine.recipe import AugmentConfig, DataConfig, EvalConfig
+from ddengine.sets.targets import Classes
 from ddengine.system.errors import UserError
 
 SHORT = EvalConfig(
@@ -212,9 +213,9 @@ def test_a_function_that_returns_nothing_and_dynamic_labels_are_refused(data):
 def test_a_set_evaluated_by_a_function_of_the_user_says_no_protocol_of_ours(data):
     """Its load.py must not train as if it were ours."""
     result = evaluate(tiny_set(data), data, SHORT, MODEL, seed=0, device=CPU, train=plainly)
-    assert protocol.of_evaluation(result, MODEL, soft=False, learned=None) is None
+    assert protocol.of_evaluation(result, MODEL, targets=Classes(), learned=None) is None
     ours = evaluate(tiny_set(data), data, SHORT, MODEL, seed=0, device=CPU)
-    assert protocol.of_evaluation(ours, MODEL, soft=False, learned=None) is not None
+    assert protocol.of_evaluation(ours, MODEL, targets=Classes(), learned=None) is not None
 
 
 # What is remembered

@@ -104,3 +104,21 @@ def test_measuring_changes_no_network_of_the_environment(data):
     before = [b.clone() for b in env.model.module.buffers()]
     recipe.objective.cost(env, tiny_set(data))
     assert all(map(torch.equal, before, env.model.module.buffers()))
+
+
+def test_a_pool_is_held_beside_the_graph_of_all_images(data):
+    """Parameters and what the optimiser keeps, of each network; mirrored images count too."""
+    recipe, syn = find("frepo/fashion_mnist_ipc1_small"), tiny_set(data)
+    env = env_of(recipe, data)
+    objective = replace(recipe.objective, real_batch=1)
+    flipped = objective.cost(env, syn)
+    plain = replace(objective, flip=False).cost(env, syn)
+    assert flipped - plain == pytest.approx(image_bytes(data) * len(syn), abs=1)
+    larger = replace(objective.pool, size=objective.pool.size + 1)
+    added = replace(objective, pool=larger).cost(env, syn) - flipped
+    assert added == pytest.approx(3 * vector_bytes(env), abs=1)
+    by_sgd = find("krr_st/digits_ipc5_small").objective.pool
+    assert replace(by_sgd, size=by_sgd.size + 1).vectors - by_sgd.vectors == 2
+    assert f"lower ipc (now 3) or objective.pool.size (now {objective.pool.size})" == (
+        objective.advice(3)
+    )

@@ -708,3 +708,26 @@ def test_wall_time_is_that_of_all_sessions(data, tmp_path, monkeypatch):
     # 50 before the loop, validations at steps 9, 18, 20, and 7 before the second session
     assert counters.wall_seconds == 50 + 3 * 100 + 7
     assert counters.seconds == 0
+
+
+def two_of_one_graph(images):
+    doubled = images.sigmoid()
+    yield doubled.sum()
+    yield doubled.square().sum()
+
+
+@pytest.mark.parametrize(
+    "losses, word",
+    [
+        (two_of_one_graph, "yield their sum"),
+        (lambda images: [images.detach().sum()], "has no gradient"),
+        (lambda images: [images.square()], "yield scalars"),
+    ],
+)
+def test_losses_that_cannot_be_are_told_in_a_sentence(data, tmp_path, losses, word):
+    class Mine(Stateless):
+        def losses(self, syn, state, step, rng):
+            return losses(syn.tensors["images"])
+
+    with pytest.raises(UserError, match=word):
+        outer.distill(tiny_set(data), Mine(), config(), tmp_path, seed=0)

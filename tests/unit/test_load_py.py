@@ -24,6 +24,7 @@ from ddengine.learning.augment import CutMix, MixUp
 from ddengine.recipe import DSA_OPS, OPS, AugmentConfig, EvalConfig, to_dict
 from ddengine.sets import codec
 from ddengine.sets.synthetic import SyntheticSet
+from ddengine.sets.targets import Logits
 from ddengine.system import files
 from ddengine.system.rng import generator
 from synth.recipes.protocols import PROTOCOLS
@@ -265,6 +266,9 @@ TRAINED = {
     "soft, squared error": EvalConfig(protocol="x", loss="mse", hard_weight=0.5, **SHORT),
     "soft, cross-entropy": EvalConfig(protocol="x", **SHORT),
     "soft, cross-entropy, cutmix": EvalConfig(protocol="x", cutmix=0.8, **SHORT),
+    "features": EvalConfig(protocol="x", batch=4, **SHORT),
+    "features, cutmix": EvalConfig(protocol="x", cutmix=0.8, hard_weight=0.5, **SHORT),
+    "features, but its classes only": EvalConfig(protocol="x", labels="hard", **SHORT),
     "soft, but its classes only": EvalConfig(
         protocol="x", labels="hard", loss="kl", cutmix=0.8, **SHORT
     ),
@@ -279,6 +283,8 @@ def test_training_is_ours_step_by_step(tmp_path, monkeypatch):
     build = new_model(data, MODEL)
     for i, (name, config) in enumerate(TRAINED.items()):
         syn = set_of((1, 8, 8), 10, soft="soft" in name, top=3 if "mixup" in name else None)
+        if "features" in name:  # as many as classes, so that the network fits
+            syn = syn.with_features(3 * torch.randn(len(syn), 10, generator=generator(2)))
         module = shipped(tmp_path / str(i), syn, config)
 
         class Doubled:
@@ -294,7 +300,12 @@ def test_training_is_ours_step_by_step(tmp_path, monkeypatch):
                 )
 
         ours = training.train_networks(
-            lambda rng: build(rng).double(), [Doubled()], [5], config, config.lr, CPU
+            lambda rng, build=build: build(rng).double(),
+            [Doubled()],
+            [5],
+            config if config.labels == "hard" else syn.targets.trained_by(config),
+            config.lr,
+            CPU,
         )[0]
 
         # load.py draws in its own order; here it gets the numbers of our streams
@@ -334,7 +345,8 @@ def test_training_is_ours_step_by_step(tmp_path, monkeypatch):
             return (
                 images.double(),
                 targets,
-                info | ({"logits": info["logits"].double()} if "logits" in info else {}),
+                info
+                | {name: info[name].double() for name in ("logits", "features") if name in info},
             )
 
         network = build(generator(5, "network")).double()
@@ -430,16 +442,15 @@ def test_what_is_written_is_whole_and_readable(tmp_path):
         "soft": set_of(soft=True),
         "top": set_of(soft=True, top=1),
         "white": set_of(whitened=True),
+        "features": set_of().with_features(torch.zeros(len(set_of()), 5)),
     }
     cases = [*itertools.product({**PROTOCOLS, **TRAINED}.values(), sets.items())]
     cases += [
         (EvalConfig(protocol="x", augment=augment), ("classes", sets["classes"]))
         for augment in AUGMENTS
     ]
-    for i, (config, (kind, syn)) in enumerate(cases):
-        trained = protocol.facts(
-            config, MODEL, len(syn), soft=kind in ("soft", "top"), learned=0.01
-        )
+    for i, (config, (_, syn)) in enumerate(cases):
+        trained = protocol.facts(config, MODEL, len(syn), targets=syn.targets, learned=0.01)
         (tmp_path / f"load_{i}.py").write_text(folders.load_py(syn, trained))
     (tmp_path / "load_none.py").write_text(folders.load_py(sets["classes"], None))
     lint = [
@@ -466,9 +477,7 @@ def test_what_is_written_is_whole_and_readable(tmp_path):
         assert len(set(defined)) == len(defined)
         assert all(text.count(name) > 1 for name in defined), path
         assert "ddengine" not in text and "Any" not in text
-    plain = folders.load_py(
-        sets["classes"], protocol.facts(PROTOCOLS["fast"], MODEL, 6, soft=False)
-    )
+    plain = folders.load_py(sets["classes"], protocol.facts(PROTOCOLS["fast"], MODEL, 6))
     assert len(plain.splitlines()) < 250
 
 
@@ -486,7 +495,7 @@ def test_the_protocol_says_what_is_done():
     """Against the schedule and the number of updates of the training itself."""
     for config in (*PROTOCOLS.values(), *TRAINED.values()):
         for num in (3, 300):
-            said = protocol.facts(config, MODEL, num, soft=True, learned=0.02)
+            said = protocol.facts(config, MODEL, num, targets=Logits(), learned=0.02)
             assert json.loads(json.dumps(said)) == said
             assert (
                 said["updates"]
@@ -504,9 +513,7 @@ def test_the_protocol_says_what_is_done():
             assert dict(protocol.words(said))["training"].startswith(
                 f"{said['epochs']} epochs, {said['updates']} updates"
             )
-    transformer = protocol.facts(
-        EvalConfig(protocol="x"), "torchvision/vit_b_16", 10, soft=False, learned=0.02
-    )
+    transformer = protocol.facts(EvalConfig(protocol="x"), "torchvision/vit_b_16", 10, learned=0.02)
     assert (
         transformer["optimiser"] == "adamw"
         and transformer["lr"] == 0.001

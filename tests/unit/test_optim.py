@@ -7,7 +7,7 @@ import torch
 from helpers import Pull, tiny_data, tiny_set
 
 from ddengine import loop
-from ddengine.learning.optim import clipped, updated
+from ddengine.learning.optim import clipped, joint_norm, updated
 from ddengine.recipe import OptimConfig, OuterConfig, to_dict
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
@@ -65,18 +65,17 @@ def test_updates_equal_torch_optim(kind, clip):
 
 
 def test_clipping_by_the_running_average_of_norms():
-    """The first gradient is as it is; later ones are at most so many times the average of those
-    before, which counts norms as they were.
+    """Gradients are at most so many times the average, which counts norms as they were, the present
+    one too.
     """
     config = OptimConfig(lr=0.1, clip_average=1.5, clip_decay=0.9)
     kept, average = {}, None
     for grad in gradients():
         ours, kept = clipped(grad, kept, config)
         norm = float(grad.norm())
-        most = norm if average is None else min(norm, 1.5 * average)
-        assert float(ours.norm()) == pytest.approx(most, rel=1e-4)
-        assert torch.allclose(ours / ours.norm(), grad / grad.norm())
         average = norm if average is None else 0.9 * average + 0.1 * norm
+        assert float(ours.norm()) == pytest.approx(min(norm, 1.5 * average), rel=1e-4)
+        assert torch.allclose(ours / ours.norm(), grad / grad.norm())
         assert float(kept["norm"]) == pytest.approx(average)
 
 
@@ -87,7 +86,66 @@ def test_both_clips_take_the_smaller():
     first, kept = clipped(grad, {}, config)
     second, _ = clipped(grad, {"norm": torch.tensor(0.5)}, config)
     assert float(first.norm()) == pytest.approx(2.0) and float(kept["norm"]) == 6.0
-    assert float(second.norm()) == pytest.approx(0.5)
+    assert float(second.norm()) == pytest.approx(0.9 * 0.5 + 0.1 * 6.0)
+
+
+def test_gradients_that_are_clipped_together_keep_their_proportion(tmp_path):
+    """Their norm is joint; that of a third tensor is its own."""
+    grads = {"a": torch.full((4,), 3.0), "b": torch.full((9,), 4.0), "c": torch.full((1,), 5.0)}
+    both = OptimConfig(lr=1.0, clip=2.0, clip_together=True)
+    optim = {"a": both, "b": both, "c": OptimConfig(lr=1.0, clip=2.0)}
+    norm = joint_norm(grads, optim)
+    assert float(norm) == pytest.approx((36 + 144) ** 0.5)
+    moves = {}
+    for name, grad in grads.items():
+        own = norm if optim[name].clip_together else None
+        moves[name] = updated(torch.zeros_like(grad), grad, {}, optim[name], 1.0, own).tensor
+    assert torch.cat([moves["a"], moves["b"]]).norm() == pytest.approx(2.0, rel=1e-5)
+    assert torch.allclose(moves["a"] / moves["b"][:4], torch.tensor(0.75))
+    assert float(moves["c"]) == pytest.approx(-2.0, rel=1e-5)
+    assert joint_norm(grads, {name: OptimConfig(lr=1.0, clip=2.0) for name in grads}) is None
+
+
+def test_the_loop_clips_together_what_says_so(tmp_path):
+    """An update of one tensor by the loop is shorter where another one's gradient counts too."""
+
+    class Both(Pull):
+        """Pulls the rate as well."""
+
+        def losses(self, syn, state, step, rng):
+            for loss in super().losses(syn, state, step, rng):
+                yield loss + 100 * syn.tensors["lr"]
+
+    syn = tiny_set(tiny_data())
+    syn = syn.with_tensors({"lr": torch.tensor(1.0)})
+    moved = {}
+    for together in (False, True):
+        one = OptimConfig(lr=0.1, clip=1.0, momentum=0.0, clip_together=together)
+        config = OuterConfig(steps=1, optim={"images": one, "lr": one})
+        folder = tmp_path / str(together)
+        reached, _ = loop.distill(syn, Both(target=3.0), config, folder, seed=0)
+        change = reached.tensors["images"] - syn.tensors["images"]
+        moved[together] = float(
+            torch.cat([change.flatten(), reached.tensors["lr"][None] - 1]).norm()
+        )
+    assert moved[True] == pytest.approx(0.1, rel=1e-3)
+    assert moved[False] == pytest.approx(0.1 * 2**0.5, rel=1e-3)
+
+
+def test_the_rate_drops_in_steps():
+    """As torch.optim.lr_scheduler.StepLR has it; and what does not go together is refused."""
+    config = OptimConfig(lr=0.1, schedule="steps", drop_every=3)
+    parameter = torch.zeros(1, requires_grad=True)
+    optimiser = torch.optim.SGD([parameter], 0.1)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimiser, 3, 0.5)
+    for step in range(8):
+        assert config.lr_at(step, 8) == pytest.approx(optimiser.param_groups[0]["lr"])
+        optimiser.step()
+        scheduler.step()
+    assert replace(config, drop=0.1).lr_at(6, 8) == pytest.approx(0.001)
+    for change in ({"drop_every": 0}, {"drop": 0.0}):
+        with pytest.raises(UserError, match="drop"):
+            replace(config, **change)
 
 
 def test_no_clipping_keeps_nothing_and_says_nothing():
@@ -95,7 +153,8 @@ def test_no_clipping_keeps_nothing_and_says_nothing():
     grad = torch.full((4,), 1e9)
     ours, kept = clipped(grad, {}, OptimConfig(lr=0.1))
     assert ours is grad and kept == {}
-    assert not {"clip", "clip_average", "clip_decay"} & to_dict(OptimConfig(lr=0.1)).keys()
+    late = {"clip", "clip_average", "clip_decay", "clip_together", "drop", "drop_every"}
+    assert not late & to_dict(OptimConfig(lr=0.1)).keys()
     assert to_dict(OptimConfig(lr=0.1, clip=1.0))["clip"] == 1.0
 
 

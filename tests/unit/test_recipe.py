@@ -38,12 +38,31 @@ from ddengine.recipe import (
     resolved,
     to_dict,
 )
-from ddengine.sets.codec import Compensated
+from ddengine.sets.codec import Compensated, LinearBases
 from ddengine.sets.start import INITIALISERS
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 from synth.catalogue import RECIPES, find, take
-from synth.recipes import ast, datm, dc, dm, ftd, idc, infer, mtt, own, rded, sre2l, tesla
+from synth.recipes import (
+    ast,
+    at,
+    datm,
+    dc,
+    dd,
+    dm,
+    frepo,
+    ftd,
+    idc,
+    infer,
+    krr_st,
+    mtt,
+    own,
+    rat,
+    rded,
+    rtp,
+    sre2l,
+    tesla,
+)
 
 DIGITS = RECIPES["mtt/digits_ipc1"]
 CIFAR = RECIPES["mtt/cifar10_ipc10"]
@@ -200,7 +219,26 @@ def test_a_wrong_flag_is_a_sentence(flags, says):
 def test_no_recipe_hides_another():
     assert len(RECIPES) == sum(
         len(method.recipes())
-        for method in (mtt, ftd, tesla, datm, ast, dc, dm, idc, infer, sre2l, rded, own)
+        for method in (
+            mtt,
+            ftd,
+            tesla,
+            datm,
+            ast,
+            dc,
+            dm,
+            idc,
+            infer,
+            sre2l,
+            rded,
+            own,
+            at,
+            dd,
+            frepo,
+            krr_st,
+            rat,
+            rtp,
+        )
     )
     assert all(value.name == name for name, value in RECIPES.items())
 
@@ -240,12 +278,15 @@ def test_a_recipe_builds_its_objects(name):
     network = built(value.model, shape, classes)
     model = FlatModel(network)
     assert model.num_params == len(flatten(network))
-    stored = "compensators" if isinstance(value.codec, Compensated) else "images"
-    learned = {
-        stored,
-        *value.objective.initial(),
-        *(["logits"] if value.targets.kind == "logits" and not value.targets.relabel else []),
-    }
+    stored = ["images"]
+    if isinstance(value.codec, Compensated):
+        stored = ["compensators"]
+    if isinstance(value.codec, LinearBases):
+        stored = ["bases", "coefficients"]
+    values = {"logits": "logits", "centred": "logits", "features": "features"}
+    learned = {*stored, *value.objective.initial()}
+    if value.targets.kind in values and not value.targets.relabel:
+        learned.add(values[value.targets.kind])
     assert set(value.outer.optim) == (learned if value.outer.steps else set())
     assert all(isinstance(o, OptimConfig) for o in value.outer.optim.values())
     if value.buffer is None:
@@ -257,8 +298,8 @@ def test_a_recipe_builds_its_objects(name):
             if isinstance(value.buffer.step, Pretrained)
             else value.buffer.step.build(of, value.buffer.epochs)
         )
-    if value.teachers:
-        return  # its objective wants them trained: test_soft_recipes
+    if value.teachers or value.targets.kind == "features":
+        return  # its objective wants them trained: test_soft_recipes, test_krr_and_frepo
     experts = SimpleNamespace(
         num_experts=value.buffer.num_experts,
         num_params=model.num_params,

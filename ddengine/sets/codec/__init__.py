@@ -9,6 +9,7 @@ from typing import Any
 
 from ddengine.recipe import from_dict
 from ddengine.sets.codec.compensated import Compensated
+from ddengine.sets.codec.linear_bases import LinearBases
 from ddengine.sets.codec.multiformation import PADDING, MultiFormation
 from ddengine.sets.codec.plain import Identity, Pixels
 from ddengine.sets.codec.protocol import Codec, Loader, Space, Tensors
@@ -20,6 +21,7 @@ CODECS = {
     "Pixels": Pixels,
     "MultiFormation": MultiFormation,
     "Compensated": Compensated,
+    "LinearBases": LinearBases,
 }
 
 
@@ -46,6 +48,7 @@ __all__ = [
     "Codec",
     "Compensated",
     "Identity",
+    "LinearBases",
     "Loader",
     "MultiFormation",
     "Pixels",

@@ -128,8 +128,8 @@ def check(data: Data, recipe: Recipe, config: ContinualConfig) -> list[int]:
     plain = recipe.codec.keeps_images and recipe.targets.kind == "class"
     if "distilled" in config.memories and not plain:
         raise UserError(
-            f"{recipe.name} packs several examples into an image or has soft labels, and a memory "
-            "keeps plain images with their classes; "
+            f"{recipe.name} packs several examples into an image or has soft labels or features, "
+            "and a memory keeps plain images with their classes; "
             "set codec to Identity or Pixels and targets.kind class."
         )
     for name in config.memories:

@@ -28,13 +28,13 @@ def kept(syn: SyntheticSet, store: Store) -> SyntheticSet:
 
     "uint8" keeps pixels in [0, 1] as bytes; "float32" keeps them as networks see them, exactly;
     what is bytes already stays so. A learned rate is not used here. Raises UserError for sets whose
-    images are not stored one by one, and for soft labels.
+    images are not stored one by one, and for soft labels and features.
     """
-    labelled = syn.targets.soft or syn.targets.regressed
-    if labelled or not syn.codec.keeps_images:
+    if syn.targets.names or not syn.codec.keeps_images:
         raise UserError(
-            "A memory keeps plain images with their classes, and the set has soft labels or "
-            "another codec; use codec Identity or Pixels."
+            "A memory keeps plain images with their classes, and the set has "
+            f"{syn.targets.words} in codec {type(syn.codec).__name__}; use classes, and codec "
+            "Identity or Pixels."
         )
     images = syn.tensors["images"].detach()
     if images.dtype == torch.uint8 and syn.space == "pixel":

@@ -1,0 +1,94 @@
+"""`transfer SET --to DATASET... [flags]`: pre-training on a set, tested on other datasets."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+import buffers
+import ddengine
+from ddengine.api.evaluate import data_settings, protocol_of
+from ddengine.api.inputs import dataset_of
+from ddengine.commands import cli
+from ddengine.commands.on_set import OnPaths
+from ddengine.commands.options import Machine, ProtocolAlone, as_kind
+from ddengine.commands.process import alone
+from ddengine.data import Dataset
+from ddengine.data.load import DATASETS
+from ddengine.recipe import DataConfig, EvalConfig, Recipe
+from ddengine.system.errors import UserError, unknown
+from ddengine.uses.transfer import TransferConfig, pretraining_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransferOptions(Machine):
+    """Flags of transfer."""
+
+    # datasets to test on: names (digits, fashion_mnist ...), NAME=FOLDER for one that lies
+    # elsewhere, paths of folders of images or of parquet files, or hub:USER/NAME
+    to: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()  # networks; none: the recipe's
+    out: Path | None = None  # folder of transfer.json; None: the run, or the distilled folder
+    restart: bool = False  # test again although transfer.json is there
+    # the store of the set's experts, for the rows experts and, of sets with features, random; None:
+    # experts/FINGERPRINT, where it is there
+    experts: Path | None = None
+    transfer: Annotated[TransferConfig, tyro.conf.arg(name="")] = TransferConfig()
+    data: Annotated[DataConfig, tyro.conf.FlagConversionOff]  # that the set was made of
+    # how networks are pre-trained on the set
+    pretraining: Annotated[ProtocolAlone, tyro.conf.FlagConversionOff]
+
+
+def _by_recipe(recipe: Recipe) -> TransferOptions:
+    """The options, by what a recipe says."""
+    protocol = as_kind(ProtocolAlone, recipe.evaluation)
+    return TransferOptions(data=recipe.data, pretraining=protocol)
+
+
+COMMAND = OnPaths("transfer", TransferOptions, by_recipe=_by_recipe)
+
+
+def main(args: list[str]) -> None:
+    """The command."""
+    path, flags = COMMAND.path(args)
+    of = ddengine.load(path)
+    protocol = pretraining_of(protocol_of(of), of.set.targets)
+    defaults = TransferOptions(data=data_settings(of), pretraining=as_kind(ProtocolAlone, protocol))
+    options = COMMAND.parse(path, flags, defaults)
+    alone("transfer")
+    outcome = ddengine.transfer(
+        of,
+        options.data,
+        list(map(dataset_named, options.to)),
+        models=options.models,
+        config=options.transfer,
+        protocol=as_kind(EvalConfig, options.pretraining),
+        experts=buffers.SetExperts(options.experts),
+        folder=options.out,
+        seed=options.seed,
+        device=options.device,
+        precision=options.precision,
+        restart=options.restart,
+        command=("transfer", *args),
+    )
+    cli.show(outcome)
+
+
+def dataset_named(word: str) -> Dataset:
+    """The dataset that a word of --to means. Raises UserError for one that means none."""
+    name, equals, root = word.partition("=")
+    if name in DATASETS and name not in ("folder", "parquet", "hub"):
+        return Dataset.named(name, root if equals else None)
+    if word.startswith("hub:"):
+        return Dataset.hub(word.removeprefix("hub:"))
+    if Path(word).is_dir() or Path(word).suffix == ".parquet":
+        dataset = dataset_of(word)
+        assert dataset is not None
+        return dataset
+    if "/" in word or "\\" in word or Path(word).exists():
+        raise UserError(
+            f"--to {word} is no folder of images or parquet files; check the path, or name a "
+            "dataset."
+        )
+    raise unknown("dataset", word, DATASETS)

@@ -1,0 +1,136 @@
+"""The table of transfer.json, for a terminal and for a page, and the notes below it."""
+
+from collections.abc import Mapping, Sequence
+
+from rich.table import Table
+
+from ddengine.evaluation.tables import interval_of, percent
+from ddengine.types import Facts, Row
+
+HEADS = ("data", "images", "way", "start", "accuracy %", "95 %", "to none", "p")
+LEFT = ("data", "way", "start", "network")
+NOT_IN_TERMINAL = ("95 %", "p")  # for which 80 characters have no room
+
+
+def heads(content: Facts) -> tuple[str, ...]:
+    """The heads of the columns; with that of the network where there are several."""
+    return ("network", *HEADS) if len(content["models"]) > 1 else HEADS
+
+
+def lines(content: Facts) -> list[list[str]]:
+    """The cells of every row."""
+    several = len(content["models"]) > 1
+    made = []
+    for row in content["rows"]:
+        cells = [
+            row["data"],
+            str(row["images"]) if row["shots"] == "all" else f"{row['shots']}/class",
+            row["way"],
+            row["set"],
+            _accuracy(row),
+            _ends(row.get("ci95")),
+            _difference(row),
+            "" if row.get("p") is None else f"{row['p']:.2g}",
+        ]
+        made.append([row["model"], *cells] if several else cells)
+    return made
+
+
+def table(content: Facts, title: str) -> Table:
+    """transfer.json as a table for the terminal; `notes` belong below it."""
+    models: Sequence[str] = content["models"]
+    if len(models) == 1:
+        title += f", {models[0]}"
+    shown = Table(title=title, title_justify="left")
+    columns = dict(zip(heads(content), zip(*lines(content), strict=True), strict=True))
+    for name in NOT_IN_TERMINAL:
+        columns.pop(name)
+    for head in columns:
+        named = head in ("data", "network")
+        justify = "left" if head in LEFT else "right"
+        shown.add_column(head, justify=justify, no_wrap=not named, overflow="fold")
+    for cells in zip(*columns.values(), strict=True):
+        shown.add_row(*cells)
+    return shown
+
+
+def _accuracy(row: Row) -> str:
+    """Mean and sample standard deviation, in percent."""
+    mean = percent(row["accuracy_mean"])
+    if row["accuracy_std"] is None:
+        return mean
+    return f"{mean} ± {100 * row['accuracy_std']:.1f}"
+
+
+def _ends(ci95: Sequence[float] | None) -> str:
+    if not ci95:
+        return ""
+    return f"{100 * ci95[0]:.1f}-{100 * ci95[1]:.1f}"
+
+
+def _difference(row: Row) -> str:
+    """The mean difference to new networks in points of percent, with its interval."""
+    if row.get("difference") is None:
+        return ""
+    said = f"{100 * row['difference']:+.1f}"
+    if row.get("difference_ci95"):
+        low, high = row["difference_ci95"]
+        said += f" [{100 * low:.1f}, {100 * high:.1f}]"
+    return said
+
+
+def notes(content: Facts) -> list[str]:
+    """What rows start from, what was done to images, how rates were chosen, what is missing."""
+    made = [f"{name}: {start['said']}" for name, start in content["starts"].items()]
+    made += content["missing"]
+    for name, facts in content["datasets"].items():
+        made += _images(name, facts)
+    made += _choosing(content)
+    if any(row.get("ci95") for row in content["rows"]):
+        made.append(
+            f"95 % intervals are of the mean over networks, by {interval_of(content)}; to none: "
+            "the difference to new networks in points of percent, paired by seed, with the 95 % "
+            "interval of Student's t, and p-values not corrected for their number"
+        )
+    for row in content["rows"]:
+        if row["diverged"]:
+            made.append(
+                f"warning: {row['diverged']} of {row['diverged'] + row['n']} networks from "
+                f"{row['set']} on {row['data']} diverged and do not count"
+            )
+    return made
+
+
+def _images(name: str, facts: Facts) -> list[str]:
+    """How the images of a dataset were brought into the form that the networks take."""
+    channels, height, width = facts["shape"]
+    stored = facts["stored_shape"]
+    if stored == facts["shape"]:
+        return []
+    form = {1: "grey", 3: "RGB"}
+    of_size = "of several sizes" if stored is None else f"of {stored[1]}x{stored[2]}"
+    before = form.get(facts["channels"], f"{facts['channels']} channels")
+    after = form.get(channels, f"{channels} channels")
+    colour = "" if before == after else f", {before} made {after}"
+    return [f"{name}: images {of_size} were resized to {height}x{width}{colour}"]
+
+
+def _choosing(content: Facts) -> list[str]:
+    """How rates and weight decays were chosen."""
+    without = []
+    datasets: Mapping[str, Facts] = content["datasets"]
+    for name, facts in datasets.items():
+        if not facts["num_images"]["validation"]:
+            without.append(name)
+    made = []
+    if len(without) < len(datasets):
+        made.append(
+            "the rate of fine-tuning and the weight decay of a probe are chosen for each row by "
+            "one more network on the validation split of the dataset, from the same grids for all"
+        )
+    if without:
+        made.append(
+            f"no validation split of {', '.join(without)}: all rows there have the usual rate and "
+            "weight decay"
+        )
+    return made

@@ -1,0 +1,198 @@
+"""Images as combinations of bases that all classes share (RTP)."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Generator, Tensor
+
+from ddengine.data import Preprocess
+from ddengine.recipe import require_at_least
+from ddengine.sets.codec.protocol import Codec, Loader, Space, Tensors
+from ddengine.system.errors import UserError
+from ddengine.system.rng import generator
+from ddengine.system.runtime import exact_matmul
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearBases(Codec):
+    """Every image is a combination of small bases, enlarged (Deng & Russakovsky, NeurIPS 2022).
+
+    Stored: "bases" (K, c, H / shrink, W / shrink), which all classes share, and "coefficients" (C
+    rows, K), the rows of a class one after another. The image of a row a is the sum over k of a_k
+    times basis k, enlarged bilinearly; its values are what networks see. Of a budget of `ipc`
+    images per class the bases take K / shrink^2 images, and coefficients the rest: a class has
+    floor((ipc c H W C - K c H W / shrink^2) / (C K)) rows.
+    """
+
+    bases: int = 16  # K, of all classes together
+    shrink: int = 2  # how much smaller than an image a basis is, along each side
+    # xavier: small random numbers, as published | images: the principal components of real images
+    start: Literal["xavier", "images"] = "xavier"
+    rows: int | None = None  # rows of coefficients of a class; None: as many as the budget holds
+    items: int | None = None  # images per class that the budget is counted in; None: the recipe's
+
+    def __post_init__(self) -> None:
+        require_at_least("codec.bases", self.bases)
+        require_at_least("codec.shrink", self.shrink)
+        require_at_least("codec.rows", self.rows)
+        require_at_least("codec.items", self.items)
+
+    @property
+    def cites(self) -> tuple[str, ...]:
+        """Works to cite."""
+        return ("deng2022rtp",)
+
+    @property
+    def space(self) -> Space:
+        """What networks see."""
+        return "model"
+
+    @property
+    def per_item(self) -> int:
+        """Images that the rows of an item start from; of random ones one, whose shape is all."""
+        if self.start == "xavier" or self.rows is None or self.items is None:
+            return 1
+        return math.ceil(self.rows / self.items)
+
+    @property
+    def of_all_classes(self) -> str:
+        """The bases."""
+        return "bases"
+
+    def most_rows(self, ipc: int, image_shape: tuple[int, int, int], num_classes: int) -> int:
+        """Rows of coefficients of a class that a budget holds. Raises UserError for none."""
+        values = math.prod(image_shape)
+        of_bases = self.bases * values // self.shrink**2
+        left = ipc * values * num_classes - of_bases
+        rows = left // (num_classes * self.bases)
+        if rows < 1:
+            raise UserError(
+                f"codec.bases {self.bases} leave no coefficients within ipc {ipc} of {num_classes} "
+                "classes; lower codec.bases or raise ipc or codec.shrink."
+            )
+        return rows
+
+    def fit(
+        self, ipc: int, image_shape: tuple[int, int, int], num_classes: int
+    ) -> tuple[Codec, int]:
+        """With the rows that the budget holds, shared out among `ipc` items of each class."""
+        _, height, width = image_shape
+        if height % self.shrink or width % self.shrink:
+            raise UserError(
+                f"codec.shrink {self.shrink} does not divide images of {height} x {width} pixels; "
+                "set codec.shrink to a divisor of both sides."
+            )
+        most = self.most_rows(ipc, image_shape, num_classes)
+        if self.rows is not None and self.rows > most:
+            raise UserError(
+                f"codec.rows {self.rows} do not fit into ipc {ipc}, which holds {most} beside "
+                f"codec.bases {self.bases}; lower codec.rows or leave it out."
+            )
+        rows = self.rows or most
+        items = min(ipc, rows)
+        return replace(self, rows=rows, items=items), items
+
+    def pack(
+        self,
+        images: Tensor,
+        num_classes: int,
+        preprocess: Preprocess,
+        rng: Generator | None = None,
+    ) -> dict[str, Tensor]:
+        """Random numbers, or what is nearest to the images with K bases."""
+        assert self.rows is not None, "the codec was not fitted to a budget"
+        assert self.items is not None
+        rng = rng or generator(0, "linear bases")
+        _, channels, height, width = images.shape
+        shape = (channels, height // self.shrink, width // self.shrink)
+        bases = xavier(self.bases, math.prod(shape), rng).to(images)
+        if self.start == "images":
+            in_order = images.view(num_classes, self.items, -1, channels, height, width)
+            by_row = in_order.transpose(1, 2).flatten(1, 2)[:, : self.rows].flatten(0, 1)
+            small = torch.nn.functional.avg_pool2d(by_row, self.shrink)
+            bases, coefficients = principal(small.flatten(1), bases)
+        else:
+            of_classes = [xavier(self.rows, self.bases, rng) for _ in range(num_classes)]
+            coefficients = torch.cat(of_classes).to(images)
+        return {"bases": bases.view(self.bases, *shape), "coefficients": coefficients}
+
+    def parameters(self, tensors: Tensors) -> dict[str, tuple[str, ...]]:
+        """The bases and the coefficients."""
+        return {"bases": ("bases",), "coefficients": ("coefficients",)}
+
+    def source(self, tensors: Tensors) -> Tensor:
+        """The rows of a class belong to its items in turn."""
+        assert self.rows is not None, "the codec was not fitted to a budget"
+        assert self.items is not None
+        coefficients = tensors["coefficients"]
+        row = torch.arange(len(coefficients), device=coefficients.device)
+        return item_of(row, self.rows, self.items)
+
+    def decode(self, tensors: Tensors, index: Tensor) -> Tensor:
+        """The images of some rows."""
+        coefficients = tensors["coefficients"].index_select(0, index)
+        with exact_matmul():
+            return combined(tensors["bases"], coefficients, self.shrink)
+
+    def ship(self, tensors: Tensors, preprocess: Preprocess) -> tuple[Codec, dict[str, Tensor]]:
+        """As they are; what is packed anew in this codec starts from images."""
+        return replace(self, start="images"), dict(tensors)
+
+    def loader(self) -> Loader:
+        """All rows."""
+        return images_of_bases
+
+
+def xavier(rows: int, columns: int, rng: Generator) -> Tensor:
+    """Random numbers (rows, columns), uniform as torch.nn.init.xavier_uniform_ has them."""
+    bound = math.sqrt(6 / (rows + columns))
+    return (2 * torch.rand(rows, columns, generator=rng) - 1) * bound
+
+
+def principal(images: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """(bases (K, D), coefficients (n, K) of deviation 1) nearest to images (n, D).
+
+    Where there are fewer components than `others` (K, D) has rows, the rest are these, unused.
+    """
+    left, lengths, right = torch.linalg.svd(images, full_matrices=False)
+    num = min(len(others), len(lengths))
+    scale = math.sqrt(len(images))
+    bases = others.clone()
+    bases[:num] = lengths[:num, None] / scale * right[:num]
+    coefficients = images.new_zeros(len(images), len(others))
+    coefficients[:, :num] = left[:, :num] * scale
+    return bases, coefficients
+
+
+# What is shipped: plain torch, see `Codec.loader`.
+
+
+def images_of_bases(tensors, settings):
+    """(examples, the stored item of each): a combination of the bases for each row."""
+    coefficients = tensors["coefficients"]
+    examples = combined(tensors["bases"], coefficients, settings["shrink"])
+    row = torch.arange(len(coefficients))
+    return examples, item_of(row, settings["rows"], settings["items"])
+
+
+def combined(bases, coefficients, shrink):
+    """Images (B, c, H, W) of rows (B, K) of coefficients: combined bases, enlarged."""
+    small = (coefficients @ bases.flatten(1)).view(-1, *bases.shape[1:])
+    rows = enlarging(bases.shape[2], shrink, bases)
+    columns = enlarging(bases.shape[3], shrink, bases)
+    return rows @ small @ columns.mT
+
+
+def enlarging(side, times, like):
+    """The matrix (times side, side) of linear interpolation along one side."""
+    line = torch.arange(times * side, device=like.device, dtype=like.dtype)
+    at = ((line + 0.5) / times - 0.5).clamp(0, side - 1)
+    old = torch.arange(side, device=like.device)
+    return (1 - (at[:, None] - old).abs()).clamp(min=0)
+
+
+def item_of(row, rows, items):
+    """The stored item of each row (N,) of coefficients, of which a class has `rows`."""
+    return row // rows * items + row % rows % items

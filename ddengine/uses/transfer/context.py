@@ -1,0 +1,76 @@
+"""What all parts of a transfer share."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Generator, Tensor, nn
+
+from ddengine.data import Data
+from ddengine.evaluation import brought
+from ddengine.evaluation.bench import SEARCH_SEED
+from ddengine.evaluation.brought import Factory
+from ddengine.models import build_model
+from ddengine.recipe import EvalConfig
+from ddengine.sets.synthetic import SyntheticSet
+from ddengine.system.memo import Memo
+from ddengine.system.runtime import Precision
+from ddengine.types import Json
+from ddengine.uses.transfer.config import TransferConfig
+from ddengine.uses.transfer.images import Downstream
+
+Body = dict[str, Tensor]  # all of a network but its head
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What all trainings of a transfer share."""
+
+    syn: SyntheticSet
+    name: str = "distilled"  # of the rows of the set
+    source: Data | None  # the images that the set was made of; None: no row needs them
+    datasets: Sequence[Downstream]
+    config: TransferConfig
+    pretraining: EvalConfig
+    models: Sequence[str]
+    home: str  # the network that the set was distilled with, for which it may have learned a rate
+    factories: Mapping[str, Factory] = field(default_factory=dict)  # networks of the user
+    experts: Sequence[nn.Module] = ()  # trained on all source images
+    experts_said: str = ""  # what they are, in words
+    seed: int
+    device: torch.device
+    precision: Precision
+    memo: Memo = field(default_factory=lambda: Memo(None, ""))
+    identity: str = ""  # of what is remembered
+    folder: Path  # of pre-trained networks
+    advance: Callable[[str], None] = lambda text: None  # shows what is being done
+
+    def new_model(self, model: str, outputs: int) -> Callable[[Generator], nn.Module]:
+        """What makes a network of that name with so many outputs, initialised from a generator."""
+        shape = self.syn.image_shape
+        if model in self.factories:
+            return partial(brought.build, self.factories[model], shape, outputs)
+        return partial(build_model, model, shape, outputs)
+
+    @property
+    def seeds(self) -> list[int]:
+        """Of the networks of a row."""
+        return [self.seed + number for number in range(self.config.networks)]
+
+    @property
+    def search_seed(self) -> int:
+        """Of the network that chooses rates, which is none of those that are reported."""
+        return self.seed + SEARCH_SEED
+
+    def remember(self, key: str, label: str, compute: Callable[[], Json]) -> Json:
+        """The result under `key` with the seconds it took, computed when new."""
+
+        def timed() -> Json:
+            begin = time.perf_counter()
+            return compute() | {"seconds": time.perf_counter() - begin}
+
+        self.advance(label)
+        return self.memo(key, timed)

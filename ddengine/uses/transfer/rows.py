@@ -1,0 +1,101 @@
+"""Rows of transfer.json: what networks that start so reached on a dataset, beside new ones."""
+
+from collections.abc import Sequence
+
+from ddengine.evaluation.comparison import paired
+from ddengine.evaluation.intervals import counted, interval
+from ddengine.evaluation.rates import adapted
+from ddengine.evaluation.rows import by_class
+from ddengine.types import Json
+from ddengine.uses.transfer.context import Context
+from ddengine.uses.transfer.downstream import (
+    Question,
+    Seen,
+    choose,
+    draw_of,
+    trained,
+    updates_of,
+)
+
+
+def row(context: Context, asked: Question, seen: Seen) -> Json:
+    """A row. Networks that diverged are counted, and left out of all means."""
+    value, seconds = choose(context, asked, seen)
+    results = []
+    for seed in context.seeds:
+
+        def final(seed: int = seed) -> Json:
+            result = trained(context, asked, seed, value, "test", seen)
+            return {"accuracy": result.accuracy, "right": list(result.right)}
+
+        label = f"{asked.label}, network {seed - context.seed + 1}"
+        results.append(context.remember(f"final/{asked.key}/{value!r}/{seed}", label, final))
+    accuracies = [result["accuracy"] for result in results]
+    finite = counted(accuracies)
+    mean, std, ci95 = interval(finite)
+    data = asked.data
+    run = {"accuracies": accuracies, "right": [result["right"] for result in results]}
+    tested = [len(members) for members in data.test.members]
+    chosen = {"lr": value} if asked.way == "finetune" else {"decay": value}
+    return {
+        "data": data.name,
+        "shots": asked.size,
+        "images": len(data.chosen(asked.size, context.seed, 0)),
+        "way": asked.way,
+        "model": asked.model,
+        "set": asked.start.name,
+        "bytes": asked.start.bytes,
+        "accuracy_mean": mean,
+        "accuracy_std": std,
+        "ci95": ci95 and list(ci95),
+        "n": len(finite),
+        "diverged": len(accuracies) - len(finite),
+        **by_class(run, tested, data.train.class_names),
+        **chosen,
+        "updates": updates_of(context, asked),
+        "optimiser": _optimiser(context, asked),
+        "seconds": round(seconds + sum(result["seconds"] for result in results), 2),
+        "accuracies": _networks(context, accuracies),
+    }
+
+
+def _optimiser(context: Context, asked: Question) -> str:
+    """What trains a network; the classifier of a probe has its own."""
+    if asked.way != "finetune":
+        return "lbfgs"
+    return adapted(context.config.finetuning, asked.model).optimiser
+
+
+def _networks(context: Context, accuracies: Sequence[float | None]) -> list[Json]:
+    """Of each network its seed, its few-shot draw, and its accuracy."""
+    networks = []
+    for seed, accuracy in zip(context.seeds, accuracies, strict=True):
+        networks.append({"seed": seed, "draw": draw_of(context, seed), "accuracy": accuracy})
+    return networks
+
+
+def compared(rows: Sequence[Json]) -> list[Json]:
+    """The rows with their difference to new networks, paired by seed: {"difference", ...}."""
+    new = {_beside(row): _by_seed(row) for row in rows if row["set"] == "none"}
+    told = []
+    for row in rows:
+        reference = new.get(_beside(row))
+        if row["set"] == "none" or reference is None:
+            told.append(row)
+        else:
+            told.append({**row, **paired(_by_seed(row), reference)})
+    return told
+
+
+def _beside(row: Json) -> tuple[object, ...]:
+    """What rows have in common that stand beside each other."""
+    return row["data"], row["shots"], row["way"], row["model"]
+
+
+def _by_seed(row: Json) -> dict[int, float]:
+    """The accuracies of the networks of a row that did not diverge."""
+    known = {}
+    for network in row["accuracies"]:
+        if network["accuracy"] is not None:
+            known[network["seed"]] = network["accuracy"]
+    return known

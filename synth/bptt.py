@@ -1,0 +1,150 @@
+"""Back-propagation through training.
+
+A new student is trained on the synthetic images, and should then be right about real ones:
+
+    loss = cross-entropy of a real batch under the student after all its steps
+
+with gradients through a window of its steps (DD, Wang et al., arXiv 1811.10959, eq. 3; truncated
+windows in RaT-BPTT, Feng et al., ICLR 2024, and AT-BPTT, NeurIPS 2025; RTP, Deng & Russakovsky,
+NeurIPS 2022, with stored images made of shared bases). Slots hold where the window lies and how
+the student steps. Differs from the released programs: every random number follows from the seed,
+and real batches are drawn at random, not in epochs.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Generic, Literal, Self, TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ddengine.learning.by_higher import ByHigher, TorchOptimiser, check
+from ddengine.learning.inner import inner_gradient, with_weight_decay
+from ddengine.learning.losses import task_loss
+from ddengine.learning.through import ByUnroll
+from ddengine.learning.updates import Adam, HeavyBall, Update
+from ddengine.objective import VECTORS, Env, Objective, ObjectiveConfig, network_bytes
+from ddengine.recipe import AugmentConfig, require, require_at_least
+from ddengine.sets.synthetic import SyntheticSet
+from synth.inner_batches import InnerBatches
+from synth.judged import JudgedStudent
+from synth.windows import Window
+
+WindowT = TypeVar("WindowT", bound=Window)
+UpdateT = TypeVar("UpdateT", bound=Update | TorchOptimiser)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThroughTraining(ObjectiveConfig, Generic[WindowT, UpdateT]):
+    """Configuration of the objective."""
+
+    inner_steps: int  # T, steps of a student's training at most
+    window: WindowT  # which of them gradients flow through
+    update: UpdateT  # how the student steps
+    lr: float = 0.001  # step size of the student; where rates are learned they start at it
+    weight_decay: float = 0.0  # of the student, added to its gradient
+    learned_rates: bool = False  # a step size of each step is learned ("rates")
+    batches: InnerBatches = InnerBatches()  # what the student sees
+    real_batch: int = 1024  # real images that the trained student is judged by
+    augment: AugmentConfig = AugmentConfig(ops=())  # of the student's batches and the real one
+    one_draw: bool = False  # the same augmentation in all steps and of the real batch (RTP)
+    # unroll: our updates, exact gradients | higher: any optimiser of torch that `higher` knows, all
+    # graphs kept | auto: unroll for our updates, higher for others
+    inner: Literal["auto", "unroll", "higher"] = "auto"
+    # of unroll: full keeps the graphs of all steps, replay that of one; both are exact
+    backprop: Literal["full", "replay"] = "replay"
+
+    def __post_init__(self) -> None:
+        require_at_least("objective.inner_steps", self.inner_steps)
+        require_at_least("objective.real_batch", self.real_batch)
+        require_at_least("objective.weight_decay", self.weight_decay, 0)
+        require(
+            0 < self.lr < float("inf"), f"objective.lr must be positive and finite, got {self.lr}."
+        )
+        require(
+            self.window.longest <= self.inner_steps,
+            f"objective.window may take {self.window.longest} steps, and a training has "
+            f"objective.inner_steps {self.inner_steps}; raise objective.inner_steps or shorten the "
+            "window.",
+        )
+        require(
+            self.inner != "unroll" or not isinstance(self.update, TorchOptimiser),
+            "objective.inner unroll differentiates Sgd, HeavyBall and Adam, and objective.update "
+            "is an optimiser of torch; set objective.inner higher, or another objective.update.",
+        )
+
+    @property
+    def cites(self) -> tuple[str, ...]:
+        """Works to cite for the parts in use, as each part says its own."""
+        if self.by_higher:
+            return ("wang2018dd", "grefenstette2019higher")
+        return ("wang2018dd",)
+
+    @property
+    def draws_networks(self) -> bool:
+        """A new student at each step."""
+        return True
+
+    @property
+    def by_higher(self) -> bool:
+        """Whether `higher` differentiates the student's steps."""
+        if self.inner == "auto":
+            return isinstance(self.update, TorchOptimiser)
+        return self.inner == "higher"
+
+    def initial(self) -> dict[str, float | tuple[float, ...]]:
+        """The step sizes where they are learned: those whose softplus they are."""
+        if not self.learned_rates:
+            return {}
+        return {"rates": (math.log(math.expm1(self.lr)),) * self.inner_steps}
+
+    def rates(self, tensors: Mapping[str, Tensor], device: torch.device) -> Tensor:
+        """The step size of all steps, or where they are learned of each (T,)."""
+        if self.learned_rates:
+            return functional.softplus(tensors["rates"])
+        return torch.tensor(self.lr, device=device)
+
+    def cost(self, env: Env, syn: SyntheticSet) -> int:
+        """Bytes of the graph of one step, or of all that are kept, and of what each step stores."""
+        images = self.batches.images(syn)
+        if self.by_higher or self.backprop == "full":
+            images *= self.window.longest
+        vectors = VECTORS + 4 * self.window.longest
+        return network_bytes(env, images=max(images, self.real_batch), vectors=vectors)
+
+    def advice(self, ipc: int) -> str:
+        """Keep one graph, or look at fewer images at once."""
+        if self.by_higher or self.backprop == "full":
+            return "set objective.inner unroll and objective.backprop replay"
+        return f"lower objective.real_batch (now {self.real_batch})"
+
+    def small(self) -> Self:
+        """Six steps of a rate to suit, judged by 64 real images."""
+        momentum = self.update.momentum if isinstance(self.update, HeavyBall) else 0.0
+        adaptive = isinstance(self.update, Adam | TorchOptimiser)
+        return replace(
+            self,
+            inner_steps=6,
+            window=self.window.small(),
+            lr=0.03 if adaptive else 0.3 * (1 - momentum),
+            real_batch=64,
+        )
+
+    def build(self, env: Env) -> Objective:
+        """The objective. Raises UserError for an optimiser that `higher` does not know."""
+        update = self.update
+        if self.by_higher or isinstance(update, TorchOptimiser):
+            check(update)
+            by_higher = ByHigher(env.model, task_loss, update, self.weight_decay)
+            return JudgedStudent(self, env, by_higher)
+        decayed = with_weight_decay(partial(training_loss, env), self.weight_decay)
+        inner = inner_gradient(decayed, env.compile)
+        return JudgedStudent(self, env, ByUnroll(inner, update, self.backprop))
+
+
+def training_loss(env: Env, theta: Tensor, images: Tensor, targets: Tensor) -> Tensor:
+    """The loss of a batch of a student with the parameters theta (P,)."""
+    return task_loss(env.model(theta, images), targets)

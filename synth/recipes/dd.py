@@ -1,0 +1,98 @@
+"""DD: dataset distillation. Wang et al., arXiv 1811.10959.
+
+Values: the authors' code (github.com/ssnl/dataset-distillation): images from normal noise, seen in
+mini sets of one image a class in a fixed order, over and over; a learned step size of every step;
+plain gradient descent; Adam for images and step sizes, its rate halved every 40 epochs of real
+batches, 400 epochs. The student is judged by 1024 real images. Differs from the released code: a
+network is not saved between steps (its "unknown_init"), and the judged student normalises as it was
+trained. Figures of new networks are those that others list.
+"""
+
+from ddengine.learning.updates import Sgd
+from ddengine.recipe import DataConfig, EvalConfig, InitConfig, OptimConfig, Recipe
+from synth.bptt import ThroughTraining
+from synth.inner_batches import InnerBatches
+from synth.recipes.protocols import PROTOCOLS
+from synth.recipes.through_training import adam, cell, small
+from synth.windows import FromStart
+
+BIBTEX = """
+@misc{wang2018dd,
+  title         = {Dataset Distillation},
+  author        = {Wang, Tongzhou and Zhu, Jun-Yan and Torralba, Antonio and Efros, Alexei A.},
+  year          = {2018},
+  eprint        = {1811.10959},
+  archivePrefix = {arXiv}
+}
+"""
+
+CITES = ("wang2018dd",)
+EPOCHS = 3  # passes of the student over the images
+NOISE = InitConfig(kind="noise")
+
+
+def _objective(ipc: int, lr: float, epochs: int = EPOCHS, real: int = 1024) -> ThroughTraining:
+    steps = epochs * ipc
+    return ThroughTraining(
+        inner_steps=steps,
+        window=FromStart(size=steps),
+        update=Sgd(),
+        lr=lr,
+        learned_rates=True,
+        batches=InnerBatches(per_class=1, order="turns"),
+        real_batch=real,
+    )
+
+
+def _optim(real: int, lr: float = 0.01, momentum: float = 0.5) -> dict[str, OptimConfig]:
+    """Of images and step sizes, for a training split of so many images."""
+    per_epoch = -(-real // 1024)
+    one = adam(lr, momentum=momentum, schedule="steps", drop=0.5, drop_every=40 * per_epoch)
+    return {"images": one, "rates": one}
+
+
+def _published() -> list[Recipe]:
+    common: EvalConfig = PROTOCOLS["dc"]
+    return [
+        cell(
+            "dd/mnist_ipc1", CITES, "mnist", 1,
+            objective=_objective(1, 0.02), optim=_optim(60000), steps=400 * 59, init=NOISE,
+            evaluation=common, published=None, source="",
+            note="94 % is published for networks of one fixed initialisation; nothing that was "
+            "read is published for new ones.",
+            model="lenet",
+        ),
+        cell(
+            "dd/cifar10_ipc10", CITES, "cifar10", 10,
+            objective=_objective(10, 0.001), optim=_optim(50000), steps=400 * 49, init=NOISE,
+            evaluation=common, published=(36.8, 1.2), source="ATT's table",
+            note="The authors' network is a variant of AlexNet of their own.",
+            model="alexnet",
+        ),
+    ]  # fmt: skip
+
+
+DIGITS = DataConfig(name="digits")
+
+
+def _small() -> list[Recipe]:
+    of_noise = {"optim": _optim(10**9, lr=0.02, momentum=0.9), "init": InitConfig(kind="real")}
+    return [
+        small(
+            "dd/digits_ipc1", CITES, 1, objective=_objective(1, 0.1, 10, 256), steps=200,
+            data=DIGITS, model="convnet-d2-w32-in", epochs=150, **of_noise,
+        ),
+        small(
+            "dd/fashion_mnist_ipc1_small", CITES, 1, objective=_objective(1, 0.1, 20, 512),
+            steps=400, **of_noise,
+        ),
+        small(
+            "dd/fashion_mnist_ipc10_small", CITES, 10, objective=_objective(10, 0.1, 3, 512),
+            steps=400, **of_noise,
+        ),
+    ]  # fmt: skip
+
+
+def recipes() -> list[Recipe]:
+    """All of them."""
+    return [*_small(), *_published()]

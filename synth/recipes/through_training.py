@@ -1,0 +1,129 @@
+"""What the cells of back-propagation through training have in common."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from ddengine.recipe import (
+    AugmentConfig,
+    DataConfig,
+    EvalConfig,
+    InitConfig,
+    OptimConfig,
+    OuterConfig,
+    Published,
+    Recipe,
+)
+from ddengine.sets.codec import Codec, Identity
+from synth.bptt import ThroughTraining
+from synth.recipes.cells import DEPTH
+from synth.recipes.matching import SMALL_NOTE
+from synth.recipes.protocols import PROTOCOLS
+
+FLIP_ROTATE = AugmentConfig(ops=("flip", "rotate"))
+
+
+def adam(lr: float, **options: Any) -> OptimConfig:
+    """Adam with the usual betas 0.9 and 0.999."""
+    return OptimConfig(lr=lr, kind="adam", **{"momentum": 0.9, "beta2": 0.999, **options})
+
+
+def clipped_adam(lr: float) -> OptimConfig:
+    """Adam with gradients of at most twice the running average of norms (RaT-BPTT)."""
+    return adam(lr, clip_average=2.0)
+
+
+def unit_noise() -> InitConfig:
+    """Noise whose images have norm 1 (RaT-BPTT)."""
+    return InitConfig(kind="noise", norm=1.0)
+
+
+def own_training(objective: ThroughTraining, **changes: Any) -> EvalConfig:
+    """The protocol that trains networks as the students of an objective are trained.
+
+    Its batches are drawn in epochs, not class by class.
+    """
+    lr = objective.lr
+    return replace(PROTOCOLS["bptt"], augment=objective.augment, lr=lr, **changes)
+
+
+def cell(
+    name: str,
+    cites: tuple[str, ...],
+    dataset: str,
+    ipc: int,
+    *,
+    objective: ThroughTraining,
+    optim: Mapping[str, OptimConfig],
+    steps: int,
+    init: InitConfig,
+    evaluation: EvalConfig,
+    published: tuple[float, float | None] | None,
+    source: str,
+    note: str = "",
+    zca: bool = False,
+    codec: Codec = Identity(),
+    model: str | None = None,
+) -> Recipe:
+    """A published cell: the whole training split, hard labels, no experts.
+
+    `published` are mean and deviation in %, as printed.
+    """
+    figure = None
+    if published is not None:
+        mean, std = published
+        figure = Published(accuracy=mean / 100, std=std and std / 100, source=source)
+    return Recipe(
+        name=name,
+        cites=cites,
+        published=figure,
+        note=note,
+        data=DataConfig(name=dataset, validation=0.0, zca=zca),
+        model=model or f"convnet-d{DEPTH.get(dataset, 3)}-w128-in",
+        ipc=ipc,
+        buffer=None,
+        init=init,
+        codec=codec,
+        objective=objective,
+        outer=OuterConfig(steps=steps, optim=optim, picture_every=steps // 10),
+        evaluation=evaluation,
+    )
+
+
+def small(
+    name: str,
+    cites: tuple[str, ...],
+    ipc: int,
+    *,
+    objective: ThroughTraining,
+    optim: Mapping[str, OptimConfig],
+    steps: int,
+    init: InitConfig = InitConfig(),
+    codec: Codec = Identity(),
+    data: DataConfig = DataConfig(name="fashion_mnist", limit=10000),
+    model: str = "convnet-d3-w16-in",
+    epochs: int = 300,
+) -> Recipe:
+    """A cell of this project for a CPU; its settings were chosen on the validation split."""
+    every = max(1, steps // 6)
+    return Recipe(
+        name=name,
+        cites=cites,
+        published=None,
+        note=SMALL_NOTE,
+        data=data,
+        model=model,
+        ipc=ipc,
+        buffer=None,
+        init=init,
+        codec=codec,
+        objective=objective,
+        outer=OuterConfig(
+            steps=steps,
+            optim=optim,
+            checkpoint_every=10,
+            evaluate_every=every,
+            picture_every=every,
+        ),
+        evaluation=replace(PROTOCOLS["fast"], epochs=epochs, full_steps=300),
+    )
