@@ -27,9 +27,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import forms
+import torch
 
 from ddengine.pages import figures
-from ddengine.system import files
+from ddengine.system import files, runtime
 
 ROOT = Path(__file__).resolve().parent.parent
 RIVALS = ("random", "random_soft", "random_coded", "herding", "k_centre", "k_means")
@@ -660,7 +661,8 @@ def main(args: list[str]) -> None:
     rows = rows or TABLES[name]()
     jobs = int(asked["--jobs"])
     said = " ".join(["python benchmarks/table.py", *names, "--jobs", str(jobs)])
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    cores = int(runtime.machine(torch.device("cpu"))["cores"])
+    threads = max(1, cores // jobs)
     where = ("--data.root", asked["--data_root"]) if asked["--data_root"] else ()
     writing = Lock()  # of the result files
 

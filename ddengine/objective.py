@@ -152,6 +152,13 @@ class ObjectiveConfig(Method, Protocol):
         """
         return step
 
+    def quick_start(self) -> tuple[Self, float]:
+        """The method with little to do within its first step, and how often it does that itself.
+
+        For trying a step. By default it has nothing to do there but the step: itself, and 0.
+        """
+        return self, 0.0
+
     def advice(self, ipc: int) -> str:
         """What to do where a step does not fit into memory; `ipc` is that of the recipe."""
         return f"lower ipc (now {ipc})"

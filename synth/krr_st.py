@@ -83,6 +83,11 @@ class KrrSt(ObjectiveConfig):
         """Fewer images or networks."""
         return f"lower ipc (now {ipc}) or objective.pool.size (now {self.pool.size})"
 
+    def quick_start(self) -> tuple[Self, float]:
+        """Without most of what the pool is trained before the first step."""
+        pool, times = self.pool.quick_start()
+        return replace(self, pool=pool), times
+
     def small(self) -> Self:
         """With two networks of few steps, and 8 real images."""
         return replace(self, pool=self.pool.small(), real_batch=8)

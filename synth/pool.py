@@ -39,6 +39,9 @@ class Pool:
 
     size: int = 10  # networks
     steps: int = 1000  # that a network is trained before a new one replaces it
+    # networks have fewer steps than this behind them when the first is drawn, one at least; None:
+    # fewer than `steps`
+    start_below: int | None = None
     # of the networks; published for KRR-ST: SGD with momentum 0.9 and weight decay
     optim: OptimConfig = OptimConfig(lr=0.1, momentum=0.9, weight_decay=1e-3)
     batch: int | None = None  # most examples of an update, drawn anew; None: all
@@ -49,6 +52,7 @@ class Pool:
     def __post_init__(self) -> None:
         require_at_least("objective.pool.size", self.size)
         require_at_least("objective.pool.steps", self.steps, 2)
+        require_at_least("objective.pool.start_below", self.start_below, 2)
         require_at_least("objective.pool.batch", self.batch)
         require(
             self.optim.schedule == "constant",
@@ -64,9 +68,14 @@ class Pool:
         kept = 1 if self.optim.kind == "sgd" else 2
         return (self.size + 2) * (1 + kept) + 2
 
+    def quick_start(self) -> tuple["Pool", float]:
+        """The same with a step of each network before the first outer step, and how many it has."""
+        return replace(self, start_below=2), (self.start_below or self.steps) / 2
+
     def small(self) -> "Pool":
         """With two networks of three steps each."""
-        return replace(self, size=min(2, self.size), steps=min(3, self.steps))
+        steps = min(3, self.steps)
+        return replace(self, size=min(2, self.size), steps=steps, start_below=None)
 
 
 class Networks:
@@ -89,7 +98,7 @@ class Networks:
         """The network of an outer step, in evaluation mode and not to be trained.
 
         Before it is drawn, that of the step before is trained on what the images have become since,
-        and before the first step all are, by 1 to `steps` - 1 steps.
+        and before the first step all are, by 1 to `start_below` - 1 steps.
         """
         last = int(state["last"])
         if last < 0:
@@ -102,7 +111,8 @@ class Networks:
 
     def _begin(self, syn: SyntheticSet, state: State, rng: Generator) -> None:
         """Train all networks, each for another time."""
-        ages = torch.randint(1, self.pool.steps, (self.pool.size,), generator=rng)
+        below = self.pool.start_below or self.pool.steps
+        ages = torch.randint(1, below, (self.pool.size,), generator=rng)
         log.say(f"the {self.pool.size} networks of the pool are trained for {ages.sum()} steps")
         for number, age in enumerate(ages.tolist()):
             for _ in range(age):

@@ -5,6 +5,7 @@ Bounds first, which are cheap and generous; where a bound does not fit, one real
 
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -65,6 +66,8 @@ def trial(began: float, job: Job) -> int:
     """
     device, data, _ = started(began, job)
     recipe = workable(job.recipe)
+    quick, _ = recipe.objective.quick_start()
+    recipe = replace(recipe, objective=quick)
     experts = experts_of(job, data, None)
     run = Run(job, recipe, data, device, experts, Path())
     # networks that choose images need not have learnt anything for this

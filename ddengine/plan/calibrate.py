@@ -236,13 +236,16 @@ def distill(began: float, job: Job, folder: Path, stand_ins: Path | None) -> dic
     recipe = job.recipe
     if stand_ins is not None:
         recipe = workable(recipe)
+    quick, start_more = recipe.objective.quick_start()
+    recipe = replace(recipe, objective=quick)
     run = Run(job, recipe, data, device, experts_of(job, data, stand_ins), folder)
     often = counts(recipe)
     labelling = _labelling(run)
     calls = Calls()
     initial, (syn, objective) = run.timed(lambda: prepared(run, recipe, calls))
     initial = labelling * initial + seconds_of(calls)
-    step, state = _steps(run, syn, objective)
+    step, first, state = _steps(run, syn, objective)
+    initial += start_more * first
     path = _made(folder / "checkpoint") / "state.safetensors"
     checkpoint, _ = run.timed(lambda: loop.save_checkpoint(path, state, 0))
     ending, result = _ending(run, syn, objective, state)
@@ -275,24 +278,30 @@ def _labelling(run: Run) -> float:
     return recipe.buffer.num_experts / experts.num_experts
 
 
-def _steps(run: Run, syn: SyntheticSet, objective: Objective) -> tuple[float, loop.State]:
-    """(seconds of an outer step, the state after some).
+def _steps(run: Run, syn: SyntheticSet, objective: Objective) -> tuple[float, float, loop.State]:
+    """(seconds of an outer step, what the first takes more, the state after some).
 
     Of networks that take turns the seconds are the mean, and the state that of the last.
     """
     alone = turns.alone(objective)
     state = loop.first_state(syn, objective, run.recipe.outer, run.job.seed)
     seconds = 0.0
+    more = 0.0
     for one in alone:
         state = loop.first_state(syn, one, run.recipe.outer, run.job.seed)
-        seconds += _step_seconds(run, syn, one, state, SECONDS / len(alone))
-    return seconds / len(alone), state
+        of_step, of_first = _step_seconds(run, syn, one, state, SECONDS / len(alone))
+        seconds += of_step
+        more += of_first
+    return seconds / len(alone), more, state
 
 
 def _step_seconds(
     run: Run, syn: SyntheticSet, objective: Objective, state: loop.State, enough: float
-) -> float:
-    """Seconds of an outer step, of some that change `state` and take `enough` seconds together."""
+) -> tuple[float, float]:
+    """Seconds of an outer step, of some that change `state` and take `enough` seconds together.
+
+    And how many more the first takes.
+    """
     config = run.recipe.outer
     times: list[float] = []
 
@@ -307,8 +316,9 @@ def _step_seconds(
         times.append(seconds)
     later = times[1:]
     if not later:
-        return sum(times)
-    return sum(later) / len(later)
+        return sum(times), 0.0
+    mean = sum(later) / len(later)
+    return mean, max(0.0, times[0] - mean)
 
 
 def _ending(

@@ -1,5 +1,6 @@
 """KRR-ST and FRePo: the pool of networks, learned targets, and that labels are never read."""
 
+import time
 from dataclasses import replace
 from itertools import pairwise
 
@@ -15,6 +16,7 @@ from ddengine.learning.flat import flatten, flatten_buffers
 from ddengine.learning.teachers import features, target_network
 from ddengine.models import build_model
 from ddengine.objective import environments
+from ddengine.plan import apart, calibrate, jobs
 from ddengine.prepare import prepare
 from ddengine.recipe import InitConfig, OptimConfig, Recipe, TargetConfig
 from ddengine.sets.labels import centred
@@ -253,6 +255,29 @@ def test_updates_of_a_part_of_the_images(data, experts):
         networks._train(Watched(), state, 0, generator(seed))
     assert all(len(set(index)) == 7 for index in asked)
     assert asked[0] == asked[1] != asked[2]
+
+
+def test_an_estimate_does_not_train_the_whole_pool(data, experts, monkeypatch, tmp_path):
+    """A step of each network, and the seconds of the first step as many times as it would have."""
+    recipe = small("krr_st/digits_ipc5_small", Pool(size=3, steps=5000))
+    trained, now = [], [0.0]
+    train = Networks._train
+
+    def counted(*args):
+        trained.append(1)
+        now[0] += 1.0
+        train(*args)
+
+    monkeypatch.setattr(Networks, "_train", counted)
+    monkeypatch.setattr(apart.time, "perf_counter", lambda: now[0])
+    job = jobs.Job(recipe=recipe, device="cpu", load=lambda *args, **kw: data)
+    job = replace(job, open_store=lambda of: experts)
+    result = calibrate.distill(time.time(), job, tmp_path, None)
+    assert len(trained) == 3 + 5  # as many seconds of later steps as are timed
+    assert result["step"] == pytest.approx(1.0)
+    # three updates in the first step, one in each later one
+    assert result["initial"] == pytest.approx(2.0 * 5000 / 2)
+    assert find("dm/fashion_mnist_ipc1_small").objective.quick_start()[1] == 0.0
 
 
 # FRePo
