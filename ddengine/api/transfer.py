@@ -28,7 +28,7 @@ from ddengine.artefact.markdown import at
 from ddengine.artefact.target_network import target_in_words, target_network
 from ddengine.data import Data, Dataset
 from ddengine.data.torch_dataset import OWN
-from ddengine.experts import StoredExperts, TeacherSource
+from ddengine.experts import TeacherSource
 from ddengine.learning.teachers import load_all
 from ddengine.recipe import DataConfig, EvalConfig
 from ddengine.sets.synthetic import SyntheticSet
@@ -118,6 +118,7 @@ def transfer(
             factories=factories,
             experts=networks,
             experts_said=said,
+            experts_model=_model_of_experts(asked),
             seed=seed,
             device=where,
             precision=precision,
@@ -215,14 +216,19 @@ def _experts(
         networks = experts.teachers(of.meta, source, device, dynamic=False)
     else:
         networks = load_all(experts, device)
-    if not networks:
-        return (), ""
-    stored = experts.identities() if isinstance(experts, StoredExperts) else []
-    step = at(stored[0], "step", "type") if stored else None
-    known = target_network(of.meta)
-    named = target_in_words(known) if known else at(of.meta, "experts", "model") or "experts"
-    by = f" by {step}" if step else ""
-    return networks, f"{len(networks)} of {named}, trained{by} on all {len(source.train)} images"
+    named = target_in_words(target_network(of.meta))
+    if not of.set.targets.regressed:
+        named = _model_of_experts(of) or "experts"
+    if at(of.meta, "recipe", "buffer", "step", "type") is not None:
+        named += f", trained by {of.meta['recipe']['buffer']['step']['type']}"
+    return networks, f"{len(networks)} of {named} on all {len(source.train)} source images"
+
+
+def _model_of_experts(of: Distilled) -> str | None:
+    """The name of the network of a set's experts; None where the set does not say it."""
+    if of.set.targets.regressed:
+        return at(target_network(of.meta), "model")
+    return at(of.meta, "experts", "model")
 
 
 # Datasets.
@@ -250,24 +256,24 @@ def _datasets(
             raise UserError(
                 "A dataset to test on is None; give a Dataset, a path, or leave it out."
             )
-        data = _loaded(dataset, config.data(shape), device)
+        data = _loaded(name, dataset, config.data(shape), device)
         load: Callable[[DataConfig], Data] = partial(_few, dataset)
         stored = testing.stored_shape(load, replace(config.data(shape), limit=data.num_classes))
         made.append(testing.brought_to(name, data, stored, shape, syn.preprocess))
     return made
 
 
-def _loaded(dataset: Dataset, config: DataConfig, device: torch.device) -> Data:
+def _loaded(name: str, dataset: Dataset, config: DataConfig, device: torch.device) -> Data:
     """The splits of a dataset; all images of one that has fewer than the limit for all datasets.
 
     Raises UserError for what cannot be read.
     """
     try:
         return dataset.load(config, device, test=True)
-    except UserError:
-        if config.limit is None:
-            raise
-        return dataset.load(replace(config, limit=None), device, test=True)
+    except UserError as error:
+        if config.limit is not None:
+            return _loaded(name, dataset, replace(config, limit=None), device)
+        raise UserError(f"{name} cannot be tested on: {error}") from None
 
 
 def _few(dataset: Dataset, config: DataConfig) -> Data:

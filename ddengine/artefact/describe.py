@@ -39,6 +39,7 @@ LONGEST = 60  # characters of a value out of a file's metadata
 UNREADABLE = "cannot be read"
 RUN_HEAD = ("name", "recipe", "images, ipc", "state", "last loss", "accuracy %", "size")
 STORE_HEAD = ("name", "network", "dataset", "experts", "epochs", "validation %", "size")
+OF_TRANSFER = ("data", "shots", "way", "model", "set")  # columns of the rows of a transfer.json
 SHOWN_CLASSES = 10  # names of classes
 # bytes of the largest file whose numbers are looked at, to say whether they can be used
 CHECKED = 2**28
@@ -728,6 +729,25 @@ def _evaluation(path: Path) -> list[Part]:
     ]
 
 
+def _transfer(path: Path, content: Facts) -> list[Part]:
+    """A transfer.json: what was tested, and the accuracies."""
+    rows = _rows(
+        ("datasets", ", ".join(content.get("datasets") or ())),
+        ("networks", ", ".join(content.get("models") or ())),
+        ("seed", content.get("seed")),
+        ("precision", content.get("precision")),
+        ("time", _said(log.duration, content.get("seconds"))),
+        ("versions", markdown.words(content.get("versions"))),
+        ("commit", content.get("commit")),
+    )
+    cells = []
+    for row in content["rows"]:
+        named = [str(at(row, name)) for name in OF_TRANSFER]
+        cells.append((*named, _short_accuracy(row)))
+    head = (*OF_TRANSFER, "accuracy %")
+    return [Part(f"Transfer {path}", rows), Part("Test accuracy on other datasets", cells, head)]
+
+
 def _cells(path: Path, evaluation: Evaluation) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """(head, rows) of the table of an evaluation; empty ones where it has no rows."""
     if not evaluation["rows"]:
@@ -773,6 +793,8 @@ def _file(path: Path) -> list[Part]:
         content = _object(path)
         if "rows" in content and "protocol" in content:
             return _evaluation(path)
+        if "rows" in content and "starts" in content:
+            return _transfer(path, content)
         if path.name in OF_FOLDERS:
             return OF_FOLDERS[path.name](path.parent)
     raise UserError(

@@ -20,6 +20,8 @@ from ddengine.recipe import DataConfig, EvalConfig, Recipe
 from ddengine.system.errors import UserError, unknown
 from ddengine.uses.transfer import TransferConfig, pretraining_of
 
+OF_PATHS = ("folder", "parquet", "hub")  # datasets that are named by where they lie
+
 
 @dataclass(frozen=True, kw_only=True)
 class TransferOptions(Machine):
@@ -77,16 +79,16 @@ def main(args: list[str]) -> None:
 
 def dataset_named(word: str) -> Dataset:
     """The dataset that a word of --to means. Raises UserError for one that means none."""
-    name, equals, root = word.partition("=")
-    if name in DATASETS and name not in ("folder", "parquet", "hub"):
-        return Dataset.named(name, root if equals else None)
+    name, _, root = word.partition("=")
+    if name in DATASETS and name not in OF_PATHS:
+        return Dataset.named(name, root or None)
     if word.startswith("hub:"):
         return Dataset.hub(word.removeprefix("hub:"))
-    if Path(word).is_dir() or Path(word).suffix == ".parquet":
-        dataset = dataset_of(word)
-        assert dataset is not None
+    path = Path(word)
+    dataset = dataset_of(word) if path.is_dir() or path.suffix == ".parquet" else None
+    if dataset is not None:
         return dataset
-    if "/" in word or "\\" in word or Path(word).exists():
+    if len(path.parts) > 1 or path.exists():
         raise UserError(
             f"--to {word} is no folder of images or parquet files; check the path, or name a "
             "dataset."

@@ -15,39 +15,47 @@ def head_of(network: nn.Module, image_shape: ImageShape) -> str:
 
     Images are (C, H, W). Raises UserError for a network that has none, or asks it more than once.
     """
+    calls, outputs = _linear_calls(network, image_shape)
+    name, said = calls[-1] if calls else ("", outputs)
+    asked = [called for called, _ in calls].count(name)
+    # a network that is nothing but a linear layer has the name ""
+    if not name or asked > 1 or not _equal(said, outputs):
+        raise UserError(
+            f"A {type(network).__name__} has no last linear layer whose outputs are its own, so "
+            "there is no head that could be replaced; name another network, or let it end with an "
+            "nn.Linear."
+        )
+    return name
+
+
+def _linear_calls(
+    network: nn.Module, image_shape: ImageShape
+) -> tuple[list[tuple[str, Tensor]], Tensor]:
+    """(name and outputs of each linear layer as it is asked, outputs of the network)."""
     calls: list[tuple[str, Tensor]] = []
+
+    def recording(name: str) -> Callable[[Any, Any, Tensor], None]:
+        return lambda module, inputs, output: calls.append((name, output))
+
     hooks = []
     for name, module in network.named_modules():
         if isinstance(module, nn.Linear):
-            hooks.append(module.register_forward_hook(_recording(calls, name)))
-    device = next(network.parameters()).device
+            hooks.append(module.register_forward_hook(recording(name)))
+    images = torch.zeros(2, *image_shape, device=next(network.parameters()).device)
     training = network.training
     try:
         with torch.no_grad():
-            outputs = network.eval()(torch.zeros(2, *image_shape, device=device))
+            outputs = network.eval()(images)
     finally:
         network.train(training)
         for hook in hooks:
             hook.remove()
-    if calls:
-        name, said = calls[-1]
-        once = [called for called, _ in calls].count(name) == 1
-        if name and once and said.dim() == 2 and said.shape == outputs.shape:
-            if torch.equal(said.nan_to_num(), outputs.nan_to_num()):  # of diverged ones too
-                return name
-    raise UserError(
-        f"A {type(network).__name__} has no last linear layer whose outputs are its own, so there "
-        "is no head that could be replaced; name another network, or let it end with an nn.Linear."
-    )
+    return calls, outputs
 
 
-def _recording(calls: list[tuple[str, Tensor]], name: str) -> Callable[[Any, Any, Tensor], None]:
-    """A hook that keeps what a layer gives."""
-
-    def record(module: nn.Module, inputs: Any, output: Tensor) -> None:
-        calls.append((name, output))
-
-    return record
+def _equal(said: Tensor, outputs: Tensor) -> bool:
+    """Whether both are the same numbers (B, K); those of a diverged network are too."""
+    return said.dim() == 2 and torch.equal(said.nan_to_num(), outputs.nan_to_num())
 
 
 def embedding(network: nn.Module, head: str) -> Callable[[Tensor], Tensor]:

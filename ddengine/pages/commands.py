@@ -21,7 +21,9 @@ def commands(run: Run) -> Json:
     They are as they were given where the run says that, and else made of its stored facts; "exact"
     says which. Beside them stand the recipe and the protocol of the evaluation as JSON.
     """
-    lines = list(map(_shell, _making(run) + _evaluating(run)))
+    transferring = _typed(run.extra.get("transfer") or {})
+    asked = [*_making(run), *_evaluating(run), *([transferring] if transferring else [])]
+    lines = list(map(_shell, asked))
     typed = bool(_typed(run.settings))
     evaluation_typed = bool(_typed(run.evaluation)) or not run.rows
     return {

@@ -9,12 +9,16 @@ from ddengine.types import Facts, Row
 
 HEADS = ("data", "images", "way", "start", "accuracy %", "95 %", "to none", "p")
 LEFT = ("data", "way", "start", "network")
+GROUPS = ("data", "images", "way")  # by which rows lie together
+LONGEST_NAME = 11  # characters of a dataset's name in a line of the terminal
 NOT_IN_TERMINAL = ("95 %", "p")  # for which 80 characters have no room
 
 
 def heads(content: Facts) -> tuple[str, ...]:
     """The heads of the columns; with that of the network where there are several."""
-    return ("network", *HEADS) if len(content["models"]) > 1 else HEADS
+    if len(content["models"]) == 1:
+        return HEADS
+    return (*GROUPS, "network", *HEADS[len(GROUPS) :])
 
 
 def lines(content: Facts) -> list[list[str]]:
@@ -32,7 +36,9 @@ def lines(content: Facts) -> list[list[str]]:
             _difference(row),
             "" if row.get("p") is None else f"{row['p']:.2g}",
         ]
-        made.append([row["model"], *cells] if several else cells)
+        if several:
+            cells.insert(len(GROUPS), row["model"])
+        made.append(cells)
     return made
 
 
@@ -45,13 +51,34 @@ def table(content: Facts, title: str) -> Table:
     columns = dict(zip(heads(content), zip(*lines(content), strict=True), strict=True))
     for name in NOT_IN_TERMINAL:
         columns.pop(name)
-    for head in columns:
-        named = head in ("data", "network")
+    if "network" in columns:  # whose names are long: a number stands for each, as notes say
+        numbers = [str(models.index(model) + 1) for model in columns["network"]]
+        columns["network"] = tuple(numbers)
+    for head, cells in columns.items():
         justify = "left" if head in LEFT else "right"
-        shown.add_column(head, justify=justify, no_wrap=not named, overflow="fold")
+        width = min(LONGEST_NAME, max(map(len, cells))) if head == "data" else None
+        title = "#" if head == "network" else head
+        shown.add_column(
+            title, justify=justify, no_wrap=not width, overflow="fold", min_width=width
+        )
+    before: dict[str, str] = {}
     for cells in zip(*columns.values(), strict=True):
-        shown.add_row(*cells)
+        named = dict(zip(columns, cells, strict=True))
+        if before and named["data"] != before["data"]:
+            shown.add_section()
+        shown.add_row(*_not_again(named, before))
+        before = named
     return shown
+
+
+def _not_again(cells: Mapping[str, str], before: Mapping[str, str]) -> list[str]:
+    """The cells of a row, empty as long as they say what those of the row before said."""
+    told: list[str] = []
+    same = True
+    for head, cell in cells.items():
+        same = same and head in GROUPS and before.get(head) == cell
+        told.append("" if same else cell)
+    return told
 
 
 def _accuracy(row: Row) -> str:
@@ -82,7 +109,10 @@ def _difference(row: Row) -> str:
 def notes(content: Facts) -> list[str]:
     """What rows start from, what was done to images, how rates were chosen, what is missing."""
     made = [f"{name}: {start['said']}" for name, start in content["starts"].items()]
-    made += content["missing"]
+    made += [*content["missing"], *content["warnings"]]
+    if len(content["models"]) > 1:
+        for number, model in enumerate(content["models"], start=1):
+            made.append(f"network {number}: {model}")
     for name, facts in content["datasets"].items():
         made += _images(name, facts)
     made += _choosing(content)

@@ -63,30 +63,26 @@ def _published() -> list[Recipe]:
     ]  # fmt: skip
 
 
-def _stages(size: int, spread: int) -> Stages:
-    """Windows of stages that last a tenth as many blocks, of five steps each."""
-    return Stages(size=size, spread=spread, every=5, early_calm=4, middle_calm=4)
-
-
 def _small() -> list[Recipe]:
-    optim = {"images": clipped_adam(0.02)}
+    window = Stages(size=8, spread=2, every=5, early_calm=4, middle_calm=4)
+    of_one = {"images": clipped_adam(0.1)}
     return [
         small(
             "at/digits_ipc1", CITES, 1, steps=200, data=DataConfig(name="digits"),
-            objective=small_objective(_stages(8, 2), 30, 256), optim=optim, epochs=150,
-            model="convnet-d2-w32-in",
+            objective=small_objective(window, 30, 256), optim={"images": clipped_adam(0.05)},
+            model="convnet-d2-w32-in", epochs=150,
         ),
         small(
-            "at/fashion_mnist_ipc1_small", CITES, 1, steps=400, optim=optim,
-            objective=small_objective(_stages(12, 3), 50),
+            "at/fashion_mnist_ipc1_small", CITES, 1, steps=600,
+            objective=small_objective(window, 30), optim=of_one,
         ),
         small(
-            "at/fashion_mnist_ipc10_small", CITES, 10, steps=200, optim=optim,
-            objective=small_objective(_stages(8, 2), 40),
+            "at/fashion_mnist_ipc10_small", CITES, 10, steps=150,
+            objective=small_objective(window, 30), optim={"images": clipped_adam(0.05)},
         ),
         small(
-            "at/fashion_mnist_ipc1_selector_small", CITES, 1, steps=400, optim=optim,
-            objective=small_objective(Selector(size=12, radius=3), 30),
+            "at/fashion_mnist_ipc1_selector_small", CITES, 1, steps=500,
+            objective=small_objective(Selector(size=8, radius=2), 30), optim=of_one,
         ),
     ]  # fmt: skip
 

@@ -69,19 +69,20 @@ DIGITS = DataConfig(name="digits")
 
 
 def _small() -> list[Recipe]:
-    optim = {"images": clipped_adam(0.02)}
+    window = RandomWindow(size=10)
     return [
         small(
             "rat/digits_ipc1", CITES, 1, steps=200, data=DIGITS, model="convnet-d2-w32-in",
-            objective=small_objective(RandomWindow(size=10), 30, 256), optim=optim, epochs=150,
+            objective=small_objective(window, 30, 256), optim={"images": clipped_adam(0.05)},
+            epochs=150,
         ),
         small(
-            "rat/fashion_mnist_ipc1_small", CITES, 1, steps=400, optim=optim,
-            objective=small_objective(RandomWindow(size=15), 50),
+            "rat/fashion_mnist_ipc1_small", CITES, 1, steps=600,
+            objective=small_objective(window, 30), optim={"images": clipped_adam(0.1)},
         ),
         small(
-            "rat/fashion_mnist_ipc10_small", CITES, 10, steps=200, optim=optim,
-            objective=small_objective(RandomWindow(size=10), 40),
+            "rat/fashion_mnist_ipc10_small", CITES, 10, steps=150,
+            objective=small_objective(window, 30), optim={"images": clipped_adam(0.05)},
         ),
     ]  # fmt: skip
 

@@ -28,7 +28,11 @@ BIBTEX = """
 """
 
 CITES = ("deng2022rtp", "wang2018dd")
-LEARNED = ("bases", "coefficients")
+
+
+def _both(one: OptimConfig) -> dict[str, OptimConfig]:
+    """The same optimiser for bases and coefficients."""
+    return {"bases": one, "coefficients": one}
 
 
 def _published() -> list[Recipe]:
@@ -49,7 +53,7 @@ def _published() -> list[Recipe]:
     return [
         cell(
             "rtp/cifar10_ipc1", CITES, "cifar10", 1, objective=objective,
-            optim=dict.fromkeys(LEARNED, one), steps=500_000, init=InitConfig(kind="noise"),
+            optim=_both(one), steps=500_000, init=InitConfig(kind="noise"),
             evaluation=evaluation, published=(66.4, 0.4), source="GSDD's table",
             codec=LinearBases(bases=16, shrink=2),
         )
@@ -68,21 +72,20 @@ def _objective(steps: int, per_class: int, real: int) -> ThroughTraining:
 
 
 def _small() -> list[Recipe]:
-    one = adam(0.01, clip=2.0, clip_together=True)
-    shared = {"optim": dict.fromkeys(LEARNED, one)}
+    optim = _both(adam(0.01, clip=2.0, clip_together=True))
     return [
         small(
-            "rtp/digits_ipc1", CITES, 1, objective=_objective(20, 5, 256), steps=200,
+            "rtp/digits_ipc1", CITES, 1, objective=_objective(20, 5, 256), steps=200, optim=optim,
             data=DataConfig(name="digits"), model="convnet-d2-w32-in", epochs=150,
-            codec=LinearBases(bases=8, start="images"), **shared,
+            codec=LinearBases(bases=8, start="images"),
         ),
         small(
-            "rtp/fashion_mnist_ipc1_small", CITES, 1, objective=_objective(30, 3, 512),
-            steps=200, codec=LinearBases(bases=16, start="images"), **shared,
+            "rtp/fashion_mnist_ipc1_small", CITES, 1, objective=_objective(30, 3, 512), steps=200,
+            optim=optim, codec=LinearBases(bases=16, start="images"),
         ),
         small(
             "rtp/fashion_mnist_ipc10_small", CITES, 10, objective=_objective(30, 3, 512),
-            steps=200, codec=LinearBases(bases=64, start="images"), **shared,
+            steps=200, optim=optim, codec=LinearBases(bases=64, start="images"),
         ),
     ]  # fmt: skip
 

@@ -35,11 +35,14 @@ def rates():
     return torch.linspace(0.03, 0.06, WARM + WINDOW, dtype=F64)
 
 
-def reached(student, warm=WARM):
-    """Where training ends, and the gradients of a function of that in inputs and rates."""
+def reached(student, warm=WARM, start=None):
+    """Where training ends, and the gradients of a function of that in inputs and step sizes.
+
+    These start as given, or as one of each step.
+    """
     _, batch, theta, inputs = problem(WARM + WINDOW, NAME)
     leaves = {name: tensor.requires_grad_() for name, tensor in inputs.items()}
-    steps = rates().requires_grad_()
+    steps = (rates() if start is None else start).requires_grad_()
     end = student.through(batch, theta, leaves, warm, WINDOW, steps)
     weights = torch.linspace(-1, 1, len(end), dtype=F64)
     value = (end * weights).sum() + end.square().sum()
@@ -73,6 +76,20 @@ def test_all_three_give_one_gradient(name, warm):
     rate_gradients = exact[-1]
     assert torch.equal(rate_gradients[:warm], torch.zeros(warm, dtype=F64))
     assert (rate_gradients[warm : warm + WINDOW] != 0).all()
+
+
+@pytest.mark.parametrize("name", UPDATES)
+def test_one_step_size_of_all_steps(name):
+    """Its gradient, too, with what the warm steps left in the velocity."""
+    made = []
+    for student in students(UPDATES[name]).values():
+        moved, gradients = reached(student, start=torch.tensor(0.05, dtype=F64))
+        made.append((moved, *gradients))
+    exact, *others = made
+    assert exact[-1].shape == ()
+    for other in others:
+        for ours, theirs in zip(other, exact, strict=True):
+            assert relative(ours, theirs) < 1e-9
 
 
 @pytest.mark.parametrize("how", ["full", "replay", "higher"])

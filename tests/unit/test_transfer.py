@@ -32,7 +32,7 @@ SHAPE = (1, 8, 8)
 PROTOCOL = EvalConfig(protocol="own", epochs=6, num_networks=3)
 QUICK = TransferConfig(
     shots=(3,), networks=3, updates=6, few_updates=3, batch=64, limit=150, lr_grid=(0.01, 0.1),
-    decay_grid=(1e-3, 1e-1), validation=0.2, augment="crop",
+    decay_grid=(1e-2, 1.0), validation=0.2, augment="crop",
 )  # fmt: skip
 DIGITS_AGAIN = Dataset.named("digits")
 
@@ -249,11 +249,21 @@ def test_rows_that_cannot_be_are_said(featured, data):
     assert any("no row experts" in note for note in rows.notes)
 
 
-def test_experts_of_another_kind_have_no_row(featured, store):
+def test_experts_of_another_kind_stand_beside_new_networks_of_theirs(featured, store):
+    """Where the set says which they are; else their row is missing, and that is said."""
     config = replace(QUICK, shots=(), ways=("probe",))
     outcome = transferred(featured, config=config, models=["mlp"], experts=store)
+    of_mlp = [("mlp", "distilled"), ("mlp", "none"), ("mlp", "random")]
+    of_theirs = [(MODEL, "none"), (MODEL, "experts")]
+    assert [(row["model"], row["set"]) for row in outcome.rows] == of_mlp + of_theirs
+    none, experts = outcome.rows[3:]
+    wanted = experts["accuracy_mean"] - none["accuracy_mean"]
+    assert experts["difference"] == pytest.approx(wanted)
+    assert f"network 2: {MODEL}" in outcome.notes and "mlp" not in str(outcome.table().title)
+    unsaid = Distilled(featured.set, {**featured.meta, "target_network": None})
+    outcome = transferred(unsaid, config=config, models=["mlp"], experts=store)
     assert [row["set"] for row in outcome.rows] == ["distilled", "none", "random"]
-    assert any("no row experts on mlp" in note for note in outcome.notes)
+    assert any("no row experts" in note and "of that kind" in note for note in outcome.notes)
 
 
 @pytest.mark.parametrize("kind", ["class", "logits"])
@@ -308,6 +318,20 @@ def test_few_shot_draws(outcome, data):
     assert [network["draw"] for network in outcome.rows[0]["accuracies"]] == [0, 1, 2]
 
 
+def test_a_probe_sees_the_drawn_images_alone(outcome, featured):
+    """The number in the table is that of a classifier of the stored draw."""
+    loaded = DIGITS_AGAIN.load(QUICK.data(SHAPE), CPU, test=True)
+    data = testing.brought_to("digits", loaded, SHAPE, SHAPE, featured.preprocess)
+    row = next(row for row in outcome.rows if row["set"] == "none" and row["way"] == "probe")
+    network = build_model(MODEL, SHAPE, 10, generator(1, "network"))
+    known = Embedded(probe.features(network, data.train), data.train.labels)
+    asked = Embedded(probe.features(network, data.test), data.test.labels)
+    draw = torch.tensor(outcome.content["draws"]["digits"]["3"][1])
+    wanted = probe.probed(known.at(draw), asked, 10, row["decay"])
+    assert row["accuracies"][1]["accuracy"] == wanted.accuracy
+    assert wanted.accuracy != probe.probed(known, asked, 10, row["decay"]).accuracy
+
+
 def test_test_labels_have_no_say(outcome, featured, store, monkeypatch):
     """Permuted, they change accuracies and no chosen rate, decay or draw."""
     original = testing.brought_to
@@ -326,6 +350,19 @@ def test_test_labels_have_no_say(outcome, featured, store, monkeypatch):
     assert other.rows[-4]["accuracy_mean"] < outcome.rows[-4]["accuracy_mean"]
 
 
+def test_test_images_that_were_seen_are_counted(featured, data):
+    """Another split of the images that the set was made of is no other dataset."""
+    config = replace(QUICK, shots=(), ways=("probe",), split_seed=3)
+    outcome = transferred(featured, config=config, experts=None)
+    loaded = DIGITS_AGAIN.load(config.data(SHAPE), CPU, test=True)
+    trained_on = {image.numpy().tobytes() for image in data.train.pixels}
+    num = sum(image.numpy().tobytes() in trained_on for image in loaded.test.pixels)
+    said = f"warning: {num} of the {len(loaded.test)} test images of digits are among the images"
+    assert num > 0 and any(note.startswith(said) for note in outcome.notes)
+    same_split = transferred(featured, config=replace(config, split_seed=0))
+    assert not any("warning" in note for note in same_split.notes)
+
+
 def test_without_a_validation_split_nothing_is_chosen(featured):
     config = replace(QUICK, validation=0.0, shots=(), controls=("none",))
     outcome = transferred(featured, config=config)
@@ -340,7 +377,7 @@ class Killed(Exception):
     """What stops a command in the middle."""
 
 
-@pytest.mark.parametrize("after", [1, 23])
+@pytest.mark.parametrize("after", [23])
 def test_what_is_interrupted_goes_on_to_the_bit(
     after, featured, store, outcome, tmp_path, monkeypatch
 ):
@@ -509,6 +546,11 @@ def test_the_command(featured, store, tmp_path, capsys, monkeypatch):
     assert run("transfer", "set", *flags) == 0
     assert "is there; --restart tests again" in capsys.readouterr().out
     assert run("transfer", "set", *flags, "--seed", "1") == 2
+    assert run("inspect", "set/transfer.json") == 0
+    inspected = capsys.readouterr().out
+    assert "Test accuracy on other datasets" in inspected and "experts" in inspected
+    page = ddengine.report("set", "page.html").read_text()
+    assert "transfer set --limit 150" in page  # among the commands that make it again
 
 
 def test_experts_of_a_set_are_opened(featured, store, data, tmp_path):

@@ -4,13 +4,18 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
+import torch
+
 from ddengine import naming
+from ddengine.data.checks import image_digests
 from ddengine.evaluation import brought
 from ddengine.evaluation.evaluate import set_digest
 from ddengine.evaluation.intervals import NAME
 from ddengine.recipe import digest, to_dict
+from ddengine.sets.codec import as_bytes
 from ddengine.system import files, log, runtime
 from ddengine.system.memo import Memo
 from ddengine.types import Json
@@ -67,32 +72,52 @@ def run(context: Context, memo_path: Path) -> Json:
     memo = Memo(memo_path, context.identity)
     made, missing = starts(context)
     asked, absent = _questions(context, made)
-    with log.progress("transfer", _num_pieces(context, made, asked)) as bar:
+    # wherever it is resumed, computations are those of where it began
+    threads = memo("threads", torch.get_num_threads)
+    num = _num_pieces(context, asked)
+    with log.progress("transfer", num) as bar, runtime.on_threads(threads):
         context = replace(context, memo=memo, advance=bar.advance)
         rows = _rows(context, asked)
     memo.clear()
     shutil.rmtree(context.folder, ignore_errors=True)
     seconds = round(memo.seconds_before + time.perf_counter() - begin, 2)
-    return _content(context, made, [*missing, *absent], rows, seconds)
+    content = _content(context, made, [*missing, *absent], rows, seconds)
+    return {**content, "threads": threads}
 
 
 def _questions(context: Context, made: Sequence[Start]) -> tuple[list[Question], list[str]]:
     """(the rows to be, why others are missing)."""
-    asked, absent = [], []
-    for model in context.models:
-        suiting = [start for start in made if start.suits(context, model)]
-        for start in made:
-            if start not in suiting:
-                absent.append(
-                    f"no row {start.name} on {model}: {start.said}, and these are networks of "
-                    "another kind; --models names theirs"
-                )
+    asked = []
+    for model, suiting in _by_model(context, made).items():
         for data in context.datasets:
-            for start in suiting:
-                for size in context.config.sizes:
-                    for way in context.config.ways:
-                        asked.append(Question(data, size, way, model, start))
+            for start, size, way in product(suiting, context.config.sizes, context.config.ways):
+                asked.append(Question(data, size, way, model, start))
+    had = {question.start.name for question in asked}
+    absent = []
+    for start in made:
+        if start.name not in had:
+            absent.append(
+                f"no row {start.name}: {start.said}, and none of the networks is of that kind; "
+                "--models names it"
+            )
     return asked, absent
+
+
+def _by_model(context: Context, made: Sequence[Start]) -> dict[str, list[Start]]:
+    """The starts of every network.
+
+    Experts of another kind have a network of their own, beside new ones of that kind.
+    """
+    by_model = {}
+    for model in context.models:
+        by_model[model] = [start for start in made if start.suits(context, model)]
+    theirs = context.experts_model
+    has_experts = any(start.name == "experts" for start in made)
+    if has_experts and theirs is not None and theirs not in by_model:
+        suiting = [start for start in made if start.name in ("none", "experts")]
+        if all(start.suits(context, theirs) for start in suiting):
+            by_model[theirs] = suiting
+    return by_model
 
 
 def _rows(context: Context, asked: Sequence[Question]) -> list[Json]:
@@ -103,15 +128,17 @@ def _rows(context: Context, asked: Sequence[Question]) -> list[Json]:
     names = [of.name for of in context.datasets]
     ways = context.config.ways
 
-    def place(one: Json) -> tuple[int, int, int, int]:
-        model = list(context.models).index(one["model"])
-        return names.index(one["data"]), order[one["shots"]], ways.index(one["way"]), model
+    models = list(dict.fromkeys(question.model for question in asked))
+
+    def place(one: Json) -> tuple[int, ...]:
+        of_row = names.index(one["data"]), order[one["shots"]], ways.index(one["way"])
+        return (*of_row, models.index(one["model"]))
 
     made.sort(key=place)
     return compared(made)
 
 
-def _num_pieces(context: Context, made: Sequence[Start], asked: Sequence[Question]) -> int:
+def _num_pieces(context: Context, asked: Sequence[Question]) -> int:
     """How many networks are trained, and classifiers fitted."""
     num = 0
     for question in asked:
@@ -119,7 +146,8 @@ def _num_pieces(context: Context, made: Sequence[Start], asked: Sequence[Questio
         num += context.config.networks + (tried if tried > 1 else 0)
     chooses = any(of.validation is not None for of in context.datasets)
     each = context.config.networks + int(chooses)
-    return num + each * len(context.models) * sum(start.lesson is not None for start in made)
+    trained = {(question.model, question.start.name) for question in asked if question.start.lesson}
+    return num + each * len(trained)
 
 
 def _content(
@@ -134,9 +162,10 @@ def _content(
         "finetuning": to_dict(context.config.finetuning),
         "target_kind": context.syn.target_kind,
         "image_shape": list(context.syn.image_shape),
-        "models": list(context.models),
+        "models": list(dict.fromkeys(row["model"] for row in rows)),
         "starts": {start.name: {"said": start.said, "bytes": start.bytes} for start in made},
         "missing": missing,
+        "warnings": _warnings(context),
         "datasets": {of.name: dict(of.facts) for of in context.datasets},
         "draws": _draws(context),
         "interval": NAME,
@@ -149,6 +178,26 @@ def _content(
         "versions": runtime.versions(),
         "commit": runtime.commit(),
     }
+
+
+def _warnings(context: Context) -> list[str]:
+    """Test images of a dataset that the set, or what it was made of, has pixel for pixel."""
+    syn = context.syn
+    known = {"the set": as_bytes(syn.pixels())}
+    if context.source is not None:
+        known["the images that the set was made of"] = context.source.train.pixels
+    seen = {whose: set(image_digests(images)) for whose, images in known.items()}
+    told = []
+    for of in context.datasets:
+        tested = image_digests(of.test.pixels)
+        for whose, digests in seen.items():
+            num = sum(map(digests.__contains__, tested))
+            if num:
+                told.append(
+                    f"warning: {num} of the {len(tested)} test images of {of.name} are among "
+                    f"{whose}, so accuracies there say too much"
+                )
+    return told
 
 
 def _draws(context: Context) -> Json:

@@ -46,44 +46,42 @@ class TransferConfig:
     split_seed: int = 0  # decides the splits and the subset
 
     def __post_init__(self) -> None:
-        for field, given, known in (
-            ("way", self.ways, WAYS),
-            ("control", self.controls, CONTROLS),
-        ):
-            for name in given:
-                if name not in known:
-                    raise unknown(field, name, known)
-            require(len(set(given)) == len(given), f"{field}s names {given} twice; once will do.")
+        _check_names("way", self.ways, WAYS)
+        _check_names("control", self.controls, CONTROLS)
         require(len(self.ways) > 0, f"ways names none; choose of {', '.join(WAYS)}.")
         require(
             self.full or bool(self.shots), "full is False and shots names none; nothing is left."
         )
+        different = len(set(self.shots)) == len(self.shots)
         require(
-            all(num >= 1 for num in self.shots) and len(set(self.shots)) == len(self.shots),
+            different and min(self.shots, default=1) >= 1,
             f"shots must be different numbers of images, at least 1 each, got {self.shots}.",
         )
         for name in ("networks", "updates", "few_updates", "batch"):
             require_at_least(name, getattr(self, name))
-        for name in ("lr", "decay"):
-            grid = getattr(self, f"{name}_grid")
-            require(len(grid) > 0, f"{name}_grid must hold a number at least, got none.")
-            for value in (getattr(self, name), *grid):
-                require(
-                    0 < value < math.inf, f"{name} and {name}_grid must be positive, got {value}."
-                )
+        _check_grid("lr", self.lr, self.lr_grid)
+        _check_grid("decay", self.decay, self.decay_grid)
 
     @property
     def sizes(self) -> tuple[int | str, ...]:
         """Training images of each class in the rows: few, then ALL."""
-        return (*sorted(self.shots), ALL) if self.full else tuple(sorted(self.shots))
+        few = sorted(self.shots)
+        if self.full:
+            return (*few, ALL)
+        return tuple(few)
 
     def values(self, way: str) -> tuple[float, ...]:
         """What is tried for a row, ascending: rates of fine-tuning, or weight decays of a probe."""
-        return tuple(sorted(set(self.lr_grid if way == "finetune" else self.decay_grid)))
+        grid = self.decay_grid
+        if way == "finetune":
+            grid = self.lr_grid
+        return tuple(sorted(set(grid)))
 
     def usual(self, way: str) -> float:
         """The rate, or weight decay, where none can be chosen."""
-        return self.lr if way == "finetune" else self.decay
+        if way == "finetune":
+            return self.lr
+        return self.decay
 
     def data(self, image_shape: tuple[int, int, int]) -> DataConfig:
         """How datasets are read and split for networks that take images (C, H, W)."""
@@ -108,6 +106,21 @@ class TransferConfig:
             lr=self.lr,
             baselines=(),
         )
+
+
+def _check_names(field: str, given: tuple[str, ...], known: tuple[str, ...]) -> None:
+    """Raise UserError for a name that is not known, or occurs twice."""
+    for name in given:
+        if name not in known:
+            raise unknown(field, name, known)
+    require(len(set(given)) == len(given), f"{field}s names {given}; name each once.")
+
+
+def _check_grid(name: str, usual: float, grid: tuple[float, ...]) -> None:
+    """Raise UserError for numbers that are not positive, and for none."""
+    require(len(grid) > 0, f"{name}_grid must hold a number at least, got none.")
+    for value in (usual, *grid):
+        require(0 < value < math.inf, f"{name} and {name}_grid must be positive, got {value}.")
 
 
 def pretraining_of(protocol: EvalConfig, targets: Targets) -> EvalConfig:

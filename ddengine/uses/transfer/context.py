@@ -40,6 +40,7 @@ class Context:
     factories: Mapping[str, Factory] = field(default_factory=dict)  # networks of the user
     experts: Sequence[nn.Module] = ()  # trained on all source images
     experts_said: str = ""  # what they are, in words
+    experts_model: str | None = None  # the name of their network, where it is known
     seed: int
     device: torch.device
     precision: Precision

@@ -92,9 +92,9 @@ def _beside(row: Json) -> tuple[object, ...]:
     return row["data"], row["shots"], row["way"], row["model"]
 
 
-def _by_seed(row: Json) -> dict[int, float]:
+def _by_seed(row: Json) -> dict[int | None, float]:
     """The accuracies of the networks of a row that did not diverge."""
-    known = {}
+    known: dict[int | None, float] = {}
     for network in row["accuracies"]:
         if network["accuracy"] is not None:
             known[network["seed"]] = network["accuracy"]
