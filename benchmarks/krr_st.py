@@ -1,6 +1,6 @@
 """What is pre-training on a set that KRR-ST distils worth on other images?
 
-    python benchmarks/krr_st.py --cifar10 FOLDER [--steps 1000] [--folder runs/krr_st]
+    python benchmarks/krr_st.py --cifar10 FOLDER [--to fashion_mnist=FOLDER digits]
 
 Images of CIFAR-10 (parquet files in FOLDER) are distilled without labels, and networks that are
 pre-trained on the set are tested on Fashion-MNIST and digits, beside new networks, networks
@@ -47,9 +47,9 @@ class Settings:
     steps: int = 1000  # outer steps
     pretraining: int = 300  # epochs on the set
     to: tuple[str, ...] = ("fashion_mnist", "digits")  # as transfer takes them
-    limit: int = 5000  # training images of each dataset
+    limit: int = 2000  # training images of each dataset
     shots: int = 10  # of each class, in the few-shot rows
-    updates: int = 500  # of fine-tuning, and two fifths of it few-shot
+    updates: int = 200  # of fine-tuning, and two fifths of it few-shot
     networks: int = 3  # of each row
     seeds: tuple[int, ...] = (0,)  # of distillations
     threads: int = 1

@@ -103,10 +103,19 @@ def prepare(
 
 
 def shipped(syn: SyntheticSet, recipe: Recipe, experts: Experts | None) -> SyntheticSet:
-    """The set as it is shipped: by its codec, and labelled anew where the recipe says so."""
+    """The set as it is shipped: by its codec, and labelled anew where the recipe says so.
+
+    Raises UserError for one that has diverged, which nobody could read.
+    """
+    final = syn.shipped()
+    flaw = final.codec.flaw(final.tensors)
+    if flaw is not None:
+        rates = {name: optim.lr for name, optim in recipe.outer.optim.items()}
+        now = ", ".join(f"outer.optim.{name}.lr (now {lr:g})" for name, lr in rates.items())
+        raise UserError(f"The distilled set {flaw}: it has diverged; lower {now}.")
     if recipe.targets.relabel:
-        return labels.label(syn.shipped(), experts, recipe.targets)
-    return syn.shipped()
+        return labels.label(final, experts, recipe.targets)
+    return final
 
 
 def _started(recipe: Recipe, data: Data, images: Tensor) -> SyntheticSet:

@@ -832,6 +832,12 @@ def for_networks(recipe: Recipe, networks: Sequence[str]) -> Recipe:
         networks = [networks]
     if not networks:
         return recipe
+    for name in networks:
+        require(
+            isinstance(name, str) and ":" not in name,
+            f"Images cannot be made for {name}, as a run would not go on without it; name networks "
+            "of the engine, torchvision or timm, and evaluate the set on yours.",
+        )
     first, *others = networks
     parts: dict[str, Any] = {"model": first}
     if recipe.teachers:

@@ -4,11 +4,10 @@ A new student is trained on the synthetic images, and should then be right about
 
     loss = cross-entropy of a real batch under the student after all its steps
 
-with gradients through a window of its steps (DD, Wang et al., arXiv 1811.10959, eq. 3; truncated
-windows in RaT-BPTT, Feng et al., ICLR 2024, and AT-BPTT, NeurIPS 2025; RTP, Deng & Russakovsky,
-NeurIPS 2022, with stored images made of shared bases). Slots hold where the window lies and how
-the student steps. Differs from the released programs: every random number follows from the seed,
-and real batches are drawn at random, not in epochs.
+with gradients through a window of its steps (DD, Wang et al., arXiv 1811.10959, eq. 3; RTP, Deng &
+Russakovsky, NeurIPS 2022; truncated windows in RaT-BPTT, Feng et al., ICLR 2024, and AT-BPTT, Li et
+al., NeurIPS 2025). Slots hold where the window lies and how the student steps. Differs from the
+released programs: all random numbers follow from the seed, and real batches come at random.
 """
 
 import math

@@ -52,7 +52,7 @@ class Selector(Window):
     @property
     def cites(self) -> tuple[str, ...]:
         """Works to cite."""
-        return ("li2025atbptt", "atbpttplus2026")
+        return ("li2025atbptt",)
 
     @property
     def longest(self) -> int:

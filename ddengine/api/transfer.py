@@ -108,6 +108,7 @@ def transfer(
         networks, said = _experts(asked, experts, source, where)
         context = Context(
             syn=syn,
+            image_shape=syn.image_shape,
             name=_row_name(asked),
             source=source,
             datasets=_datasets(targets, config, syn, where),

@@ -30,6 +30,9 @@ def main(args: list[str]) -> None:
         raise UserError(f"{program.name()} merge needs a folder to write; name it with --out.")
     merged = ddengine.merge(paths, options.out)
     log.say(f"{len(merged)} images of {len(merged.class_names)} classes in {options.out}")
-    root = data_settings(ddengine.load(paths[0])).root
-    more = [] if root is None else ["--data.root", root]
+    roots = {data_settings(ddengine.load(path)).root for path in paths}
+    more = []
+    if roots != {None}:
+        (root,) = roots if len(roots) == 1 else ["IMAGES_OF_ALL_CLASSES"]
+        more = ["--data.root", str(root)]
     log.say(f"evaluate them with {program.as_typed('evaluate', str(options.out), *more)}")

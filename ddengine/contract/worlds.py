@@ -84,8 +84,8 @@ def codec_names() -> list[str]:
 def shrunk(recipe: Recipe) -> Recipe:
     """The recipe at the size of a test.
 
-    It has two images per class, a tiny network, few steps, and the objective's own small size;
-    everything else that makes the method stays.
+    It has two images per class, a tiny network, few steps, and the own small sizes of objective and
+    codec; everything else that makes the method stays.
     """
     optim = {}
     for name, config in recipe.outer.optim.items():
@@ -96,6 +96,7 @@ def shrunk(recipe: Recipe) -> Recipe:
         model=NETWORK,
         ipc=IPC,
         teachers=TEACHERS if recipe.teachers else (),
+        codec=recipe.codec.small(),
         objective=recipe.objective.small(),
         outer=outer,
     )

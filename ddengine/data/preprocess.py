@@ -46,6 +46,15 @@ class Preprocess:
         Returns:
             floats of the same shape.
         """
+        if not isinstance(images, Tensor):
+            raise UserError(
+                f"Images are a {type(images).__name__}, and a preprocessing takes a tensor; give "
+                "torch.as_tensor(images)."
+            )
+        if images.dim() not in (3, 4):
+            raise UserError(
+                f"Images have shape {tuple(images.shape)}; give (B, C, H, W) or (C, H, W)."
+            )
         pixels = images / 255 if images.dtype == torch.uint8 else images
         if pixels.dim() == 3:
             return self.forward(pixels[None])[0]
@@ -101,7 +110,14 @@ class Preprocess:
         Several clients can agree on it without showing any images.
 
             ddengine.Preprocess.of((0.49, 0.48, 0.45), (0.25, 0.24, 0.26))
+
+        Raises UserError for unequally many of each.
         """
+        if len(mean) != len(std):
+            raise UserError(
+                f"Preprocess.of has means {tuple(mean)} and deviations {tuple(std)}; give one of "
+                "each for every channel."
+            )
         return Preprocess(torch.tensor(mean, dtype=torch.float32), torch.tensor(std).float())
 
     @staticmethod

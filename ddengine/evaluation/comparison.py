@@ -29,6 +29,10 @@ ALONE = (
     "of a setting with one distillation the interval is of its networks alone, and there is no "
     "p-value: distill it with more seeds"
 )
+QUICK = (
+    "quick: few networks, two learning rates, and no more updates than the validation split showed "
+    "to be needed"
+)
 OTHER_EXPERTS = (
     "distillations of one setting follow different experts, so the spread between distillations is "
     "that of experts too"
@@ -340,8 +344,12 @@ def _notes_on_runs(
     """What is to be said of the runs that settings are made of."""
     notes = []
     lost = []
+    quick = False
     for one in of_settings:
         lost += [run.name for run in one.runs if run.has_diverged]
+        quick = quick or any("quick" in run.evaluation for run in one.runs)
+    if quick:
+        notes.append(QUICK)
     if any(len(_experts(one)) > 1 for one in of_settings):
         notes.append(OTHER_EXPERTS)
     if lost:

@@ -319,6 +319,8 @@ def _of_equal_bytes(
 ) -> Iterator[Contender]:
     """As many random images as the bytes of the set hold, where these are not as many anyway."""
     num = equal_bytes.num_images(sum(distilled.ledger.values()), bench.data.train)
+    if num == ipc * bench.data.num_classes:
+        log.say("no row equal_bytes: the bytes of the set hold as many images as random has")
     if num in (0, ipc * bench.data.num_classes):
         return
     sets = partial(_random_in_bytes, bench, num)

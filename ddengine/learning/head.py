@@ -16,10 +16,12 @@ def head_of(network: nn.Module, image_shape: ImageShape) -> str:
     Images are (C, H, W). Raises UserError for a network that has none, or asks it more than once.
     """
     calls, outputs = _linear_calls(network, image_shape)
-    name, said = calls[-1] if calls else ("", outputs)
-    asked = [called for called, _ in calls].count(name)
+    names = [called for called, _ in calls]
+    name, said = "", outputs
+    if calls:
+        name, said = calls[-1]
     # a network that is nothing but a linear layer has the name ""
-    if not name or asked > 1 or not _equal(said, outputs):
+    if not name or names.count(name) > 1 or not _equal(said, outputs):
         raise UserError(
             f"A {type(network).__name__} has no last linear layer whose outputs are its own, so "
             "there is no head that could be replaced; name another network, or let it end with an "

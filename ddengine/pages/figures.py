@@ -114,7 +114,7 @@ def real_vs_distilled(
     size = (sum(widths), 2.1 * num_rows + 0.9)
     figure = new_figure(size)
     parts: Any = figure.subfigures(1, len(widths), squeeze=False, width_ratios=widths)[0]
-    _draw_classes(parts[0], real, shown, syn.class_names, num_rows)
+    _draw_classes(parts[0], real, shown, syn.row_names, num_rows)
     if evaluation:
         model = evaluation["rows"][0]["model"]
         rows = [row for row in evaluation["rows"] if row["model"] == model]

@@ -10,7 +10,7 @@ from ddengine.types import Facts, Row
 HEADS = ("data", "images", "way", "start", "accuracy %", "95 %", "to none", "p")
 LEFT = ("data", "way", "start", "network")
 GROUPS = ("data", "images", "way")  # by which rows lie together
-LONGEST_NAME = 11  # characters of a dataset's name in a line of the terminal
+LONGEST_NAME = 9  # characters of a dataset's name in a line of the terminal
 NOT_IN_TERMINAL = ("95 %", "p")  # for which 80 characters have no room
 
 
@@ -28,13 +28,13 @@ def lines(content: Facts) -> list[list[str]]:
     for row in content["rows"]:
         cells = [
             row["data"],
-            str(row["images"]) if row["shots"] == "all" else f"{row['shots']}/class",
+            _images_of(row),
             row["way"],
             row["set"],
             _accuracy(row),
             _ends(row.get("ci95")),
             _difference(row),
-            "" if row.get("p") is None else f"{row['p']:.2g}",
+            _p_value(row),
         ]
         if several:
             cells.insert(len(GROUPS), row["model"])
@@ -44,31 +44,41 @@ def lines(content: Facts) -> list[list[str]]:
 
 def table(content: Facts, title: str) -> Table:
     """transfer.json as a table for the terminal; `notes` belong below it."""
-    models: Sequence[str] = content["models"]
-    if len(models) == 1:
-        title += f", {models[0]}"
+    if len(content["models"]) == 1:
+        title += f", {content['models'][0]}"
     shown = Table(title=title, title_justify="left")
-    columns = dict(zip(heads(content), zip(*lines(content), strict=True), strict=True))
-    for name in NOT_IN_TERMINAL:
-        columns.pop(name)
-    if "network" in columns:  # whose names are long: a number stands for each, as notes say
-        numbers = [str(models.index(model) + 1) for model in columns["network"]]
-        columns["network"] = tuple(numbers)
+    columns = _columns(content)
     for head, cells in columns.items():
         justify = "left" if head in LEFT else "right"
-        width = min(LONGEST_NAME, max(map(len, cells))) if head == "data" else None
-        title = "#" if head == "network" else head
-        shown.add_column(
-            title, justify=justify, no_wrap=not width, overflow="fold", min_width=width
-        )
+        width = None
+        if head == "data":
+            width = min(LONGEST_NAME, max(map(len, cells)))
+        shown.add_column(head, justify=justify, no_wrap=not width, overflow="fold", min_width=width)
     before: dict[str, str] = {}
     for cells in zip(*columns.values(), strict=True):
-        named = dict(zip(columns, cells, strict=True))
-        if before and named["data"] != before["data"]:
+        row = dict(zip(columns, cells, strict=True))
+        if before and row["data"] != before["data"]:
             shown.add_section()
-        shown.add_row(*_not_again(named, before))
-        before = named
+        shown.add_row(*_not_again(row, before))
+        before = row
     return shown
+
+
+def _columns(content: Facts) -> dict[str, tuple[str, ...]]:
+    """The columns that a terminal has room for; a number stands for each network, as notes say."""
+    models: Sequence[str] = content["models"]
+    columns = {}
+    for head, *cells in zip(heads(content), *lines(content), strict=True):
+        if head == "network":
+            columns["#"] = tuple(str(models.index(model) + 1) for model in cells)
+        elif head not in NOT_IN_TERMINAL:
+            columns[head] = tuple(map(_short, cells))
+    return columns
+
+
+def _short(cell: str) -> str:
+    """A cell as a terminal has room for it."""
+    return cell.replace(" ± ", "±").replace(", ", ",").replace("finetune", "tune")
 
 
 def _not_again(cells: Mapping[str, str], before: Mapping[str, str]) -> list[str]:
@@ -79,6 +89,19 @@ def _not_again(cells: Mapping[str, str], before: Mapping[str, str]) -> list[str]
         same = same and head in GROUPS and before.get(head) == cell
         told.append("" if same else cell)
     return told
+
+
+def _images_of(row: Row) -> str:
+    """How many images networks were trained on."""
+    if row["shots"] == "all":
+        return str(row["images"])
+    return f"{row['shots']}/class"
+
+
+def _p_value(row: Row) -> str:
+    if row.get("p") is None:
+        return ""
+    return f"{row['p']:.2g}"
 
 
 def _accuracy(row: Row) -> str:
@@ -114,8 +137,14 @@ def notes(content: Facts) -> list[str]:
         for number, model in enumerate(content["models"], start=1):
             made.append(f"network {number}: {model}")
     for name, facts in content["datasets"].items():
-        made += _images(name, facts)
-    made += _choosing(content)
+        if facts["stored_shape"] != facts["shape"]:
+            made.append(_brought(name, facts))
+    return made + _choosing(content) + _of_numbers(content)
+
+
+def _of_numbers(content: Facts) -> list[str]:
+    """How intervals are made, and networks that diverged."""
+    made = []
     if any(row.get("ci95") for row in content["rows"]):
         made.append(
             f"95 % intervals are of the mean over networks, by {interval_of(content)}; to none: "
@@ -131,18 +160,20 @@ def notes(content: Facts) -> list[str]:
     return made
 
 
-def _images(name: str, facts: Facts) -> list[str]:
+def _brought(name: str, facts: Facts) -> str:
     """How the images of a dataset were brought into the form that the networks take."""
     channels, height, width = facts["shape"]
-    stored = facts["stored_shape"]
-    if stored == facts["shape"]:
-        return []
-    form = {1: "grey", 3: "RGB"}
-    of_size = "of several sizes" if stored is None else f"of {stored[1]}x{stored[2]}"
-    before = form.get(facts["channels"], f"{facts['channels']} channels")
-    after = form.get(channels, f"{channels} channels")
-    colour = "" if before == after else f", {before} made {after}"
-    return [f"{name}: images {of_size} were resized to {height}x{width}{colour}"]
+    said = f"{name}: images of several sizes were resized to {height}x{width}"
+    if facts["stored_shape"] is not None:
+        _, *sides = facts["stored_shape"]
+        said = f"{name}: images of {sides[0]}x{sides[1]} were resized to {height}x{width}"
+    if facts["channels"] != channels:
+        said += f", {_colour(facts['channels'])} made {_colour(channels)}"
+    return said
+
+
+def _colour(channels: int) -> str:
+    return {1: "grey", 3: "RGB"}.get(channels, f"{channels} channels")
 
 
 def _choosing(content: Facts) -> list[str]:

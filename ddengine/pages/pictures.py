@@ -91,7 +91,7 @@ def grids(run: Run, values: int) -> Json:
     syn = run.syn
     if syn is None:
         return {}
-    has_real = "pixels" in run.samples
+    has_real = "pixels" in run.samples and not syn.targets.regressed  # which lie there by class
     channels, height, width = _image_shape(syn)
     shown_width = min(LARGEST, width)
     members = learned_by_class(syn)
@@ -103,7 +103,7 @@ def grids(run: Run, values: int) -> Json:
     rows = []
     for c, index in enumerate(members):
         row = {
-            "name": syn.class_names[c],
+            "name": syn.row_names[c],
             "real": list(map(_image, _real_images(run, c, most))),
             "distilled": list(map(_image, _distilled_images(syn, index[:most]))),
             "more": max(0, len(index) - most),

@@ -96,6 +96,16 @@ class SyntheticSet:
         """
         return self.with_targets(Logits(self.whose(logits)), logits, dtype, top)
 
+    @property
+    def row_names(self) -> tuple[str, ...]:
+        """What rows of pictures are called: the classes, or numbers where these say nothing.
+
+        Sets with features are made without labels, and the classes of their images are places.
+        """
+        if not self.targets.regressed:
+            return self.class_names
+        return tuple(str(number + 1) for number in range(len(self.class_names)))
+
     def with_features(self, features: Tensor, dtype: torch.dtype = torch.float32) -> "SyntheticSet":
         """The same set with features (N or S, D) to which the outputs of a network are fitted."""
         return self.with_targets(Features(self.whose(features)), features, dtype)

@@ -19,11 +19,10 @@ from synth.windows import FromStart
 
 BIBTEX = """
 @misc{wang2018dd,
-  title         = {Dataset Distillation},
-  author        = {Wang, Tongzhou and Zhu, Jun-Yan and Torralba, Antonio and Efros, Alexei A.},
-  year          = {2018},
-  eprint        = {1811.10959},
-  archivePrefix = {arXiv}
+  title        = {Dataset Distillation},
+  author       = {Wang, Tongzhou and Zhu, Jun-Yan and Torralba, Antonio and Efros, Alexei A.},
+  howpublished = {arXiv preprint arXiv:1811.10959},
+  year         = {2018}
 }
 """
 
@@ -76,7 +75,7 @@ DIGITS = DataConfig(name="digits")
 
 
 def _small() -> list[Recipe]:
-    optim = {"images": adam(0.02), "rates": adam(0.02)}
+    optim = {"images": adam(0.05), "rates": adam(0.02)}
     return [
         small(
             "dd/digits_ipc1", CITES, 1, objective=_objective(1, 0.1, 10, 256), steps=200,

@@ -94,7 +94,7 @@ def cell(dataset: str, ipc: int, figure: Figure) -> Recipe:
 
 
 def _small() -> list[Recipe]:
-    optim = OptimConfig(kind="adam", lr=0.003, momentum=0.9, beta2=0.999, schedule="cosine")
+    optim = OptimConfig(kind="adam", lr=0.01, momentum=0.9, beta2=0.999, schedule="cosine")
     pool = Pool(size=5, steps=100, optim=replace(ADAM, lr=1e-3), batch=500)
     recipes = []
     for dataset in ("fashion_mnist", "cifar10"):

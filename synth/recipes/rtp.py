@@ -85,7 +85,7 @@ def _small() -> list[Recipe]:
         ),
         small(
             "rtp/fashion_mnist_ipc10_small", CITES, 10, objective=_objective(30, 3, 512),
-            steps=200, optim=optim, codec=LinearBases(bases=64, start="images"),
+            steps=200, optim=optim, codec=LinearBases(bases=128, start="images"), validations=2,
         ),
     ]  # fmt: skip
 

@@ -138,6 +138,9 @@ def test_card_inspect_and_report_name_the_targets(syn, tmp_path):
     page = ddengine.report(tmp_path / "set", tmp_path / "page.html").read_text()
     assert syn.targets.words in inspected and syn.targets.words in card
     regressed = syn.targets.regressed
+    numbers = tuple(str(number + 1) for number in range(len(syn.class_names)))
+    assert syn.row_names == (numbers if regressed else syn.class_names)
+    assert all(f"<strong>{name}</strong>" in page for name in syn.row_names)
     assert ("no class accuracy" in card) == regressed == ("image-feature-extraction" in card)
     for text in (card, inspected, page):
         assert ("features of convnet-d1-w4-in (store abc)" in text) == regressed

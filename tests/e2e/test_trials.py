@@ -4,28 +4,15 @@ import os
 import subprocess
 import sys
 import time
-import tokenize
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "docs" / "examples"
+sys.path.insert(0, str(ROOT / "benchmarks"))
 # own lines at most, and minutes at most on two quiet cores
 LIMITS = {"photographs.py": (15, 3), "own_objective.py": (30, 8), "three_clients.py": (20, 1)}
-LAYOUT = {tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.COMMENT}
-
-
-def lines_of_code(path):
-    """Lines that hold anything but comments and docstrings."""
-    lines, before = set(), tokenize.NEWLINE
-    with tokenize.open(path) as file:
-        for token in tokenize.generate_tokens(file.readline):
-            docstring = token.type == tokenize.STRING and before in LAYOUT
-            if token.type not in LAYOUT | {tokenize.ENDMARKER} and not docstring:
-                lines.update(range(token.start[0], token.end[0] + 1))
-            before = token.type
-    return len(lines)
 
 
 def photographs(folder):
@@ -65,6 +52,8 @@ def tried(name, folder, *words):
 
 @pytest.mark.parametrize("name", LIMITS)
 def test_a_trial_is_short(name):
+    from trials import lines_of_code
+
     most, _ = LIMITS[name]
     assert 5 <= lines_of_code(EXAMPLES / name) <= most
 

@@ -127,7 +127,7 @@ def test_the_recipes_are_made_for_the_images(calibrated):
 def test_the_command(calibrated, capsys):
     assert run("advise", "--data.name", "digits", "--minutes", "2") == 0
     said = capsys.readouterr().out
-    assert "dm/fashion_mnist_ipc10_small" in said and "10 classes, 1295 training images" in said
+    assert "dm/digits_ipc10" in said and "10 classes, 1295 training images" in said
     assert "--data.name digits" in said.replace("\n", " ")
     assert run("advise", "--data.name", "digits", "--minutes", "-1") == 2
     assert "minutes must be positive" in capsys.readouterr().err
@@ -138,3 +138,19 @@ def test_the_command(calibrated, capsys):
 def test_no_candidates_are_refused(calibrated):
     with pytest.raises(UserError, match="No candidate can be tried"):
         ddengine.advise(Dataset.named("digits"), [], progress=False)
+
+
+@pytest.mark.parametrize(
+    "dataset, first",
+    [
+        ("digits", "dm/digits_ipc10"),
+        ("cifar10", "dm/cifar10_ipc10_small"),
+        ("fashion_mnist", "dm/fashion_mnist_ipc10_small"),
+        ("mnist", "dm/fashion_mnist_ipc10_small"),
+        ("own", "own/folder"),
+        ("folder", "own/folder"),
+    ],
+)
+def test_recipes_of_the_dataset_itself_are_tried_where_there_are_any(dataset, first):
+    names = [candidate.recipe.name for candidate in synth.candidates(dataset)]
+    assert names[0] == first and len(names) == len(set(names)) == 3

@@ -58,6 +58,7 @@ def images(shape, num=2):
     ("name", "side", "classes", "parameters"),
     [
         ("convnet-d3-w128-in", 32, 10, 320_010),
+        ("convnet-d3-w128x2-bn", 32, 10, 1_562_634),
         ("convnet-d3-w128-in", 32, 100, 504_420),
         ("convnet-d4-w128-in", 64, 200, 857_160),
         ("convnet-d5-w128-in", 128, 10, 615_690),
@@ -370,6 +371,8 @@ def test_an_unknown_name_names_the_nearest(name, nearest):
         ("convnet-d9", "depth"),
         ("convnet-d0", "depth"),
         ("convnet-w0", "width"),
+        ("convnet-w8-w8x2", "second"),
+        ("convnet-w8x3", "not an option"),
         ("convnet-gn-w6", "multiple of 4"),
         ("convnet-d6", "smaller depth"),
     ],

@@ -22,11 +22,12 @@ from ddengine.learning.head import embedding, head_of, with_body, without_head
 from ddengine.learning.probe import Embedded
 from ddengine.models import build_model
 from ddengine.recipe import EvalConfig, to_dict
+from ddengine.system import runtime
 from ddengine.system.memo import Memo
 from ddengine.system.rng import generator
 from ddengine.uses import transfer as testing
-from ddengine.uses.transfer import downstream, pretraining_of
-from ddengine.uses.transfer.starts import body_of, starts
+from ddengine.uses.transfer import compare, downstream, pretraining_of
+from ddengine.uses.transfer.starts import make_ready, new_network, starts
 
 SHAPE = (1, 8, 8)
 PROTOCOL = EvalConfig(protocol="own", epochs=6, num_networks=3)
@@ -66,7 +67,8 @@ def featured(data, store):
 
 def transferred(of, targets=(DIGITS_AGAIN,), **options):
     options = {"config": QUICK, "progress": False, "device": "cpu"} | options
-    return ddengine.transfer(of, None, list(targets), **options)
+    with runtime.on_threads(1):
+        return ddengine.transfer(of, None, list(targets), **options)
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +90,7 @@ def context_of(of, data, tmp_path, **more):
     options = {"config": QUICK, "experts": (), "models": (MODEL,)} | more
     return testing.Context(
         syn=of.set,
+        image_shape=SHAPE,
         source=data,
         datasets=[brought],
         pretraining=pretraining_of(PROTOCOL, of.set.targets),
@@ -160,19 +163,23 @@ def test_all_but_the_head_is_copied(featured, data, tmp_path):
     context = context_of(featured, data, tmp_path)
     made, _ = starts(context)
     start = next(one for one in made if one.name == "distilled")
-    body = body_of(context, start, MODEL, 1)
+    make_ready(context, start, MODEL, 1)
     trained = train_one(featured.set, MODEL, context.pretraining, seed=1, device=CPU, lr=0.1)
     assert trained.classifier.out_features == featured.set.num_outputs == 64
     fresh = build_model(MODEL, SHAPE, 10, generator(1, "network"))
-    started = downstream.new_network(context, MODEL, 10, body)(generator(1, "network"))
+    started = new_network(context, start, MODEL, 1, 10)(generator(1, "network"))
     for name, tensor in started.state_dict().items():
         wanted = fresh if name.startswith("classifier.") else trained
         assert torch.equal(tensor, wanted.state_dict()[name]), name
         if not name.startswith("classifier."):
             assert not torch.equal(tensor, fresh.state_dict()[name]), name
-    again = body_of(context, start, MODEL, 1)  # from its file
+    assert context.path_of("distilled", MODEL, 1).is_file()
+    new = next(one for one in made if one.name == "none")
+    make_ready(context, new, MODEL, 1)
     assert len(list((tmp_path / "networks").iterdir())) == 1
-    assert all(torch.equal(again[name], body[name]) for name in body)
+    network = new_network(context, new, MODEL, 1, 10)(generator(1, "network"))
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, fresh.state_dict()[name])
 
 
 def test_pre_training_on_features_is_that_of_the_paper():
@@ -412,6 +419,17 @@ def test_what_is_interrupted_goes_on_to_the_bit(
     assert stored["rows"][0]["accuracies"] == again.rows[0]["accuracies"]
 
 
+def test_processes_find_the_same_numbers(featured, store, outcome, tmp_path, monkeypatch):
+    """To the bit, each on one thread; nothing that they did is done again here."""
+    monkeypatch.setattr(compare, "processes_for", lambda context, asked: 2)
+    trained = []
+    monkeypatch.setattr(downstream, "tested", lambda *args: trained.append(args))
+    other = transferred(featured, experts=store, folder=tmp_path)
+    assert other.content["processes"] == 2 and outcome.content["processes"] == 1 and not trained
+    ours, theirs = without_seconds(other.content), without_seconds(outcome.content)
+    assert {**ours, "processes": 1} == theirs
+
+
 def test_other_settings_do_not_get_its_numbers(featured, tmp_path):
     config = replace(QUICK, shots=(), ways=("probe",), controls=("none",))
     first = transferred(featured, config=config, folder=tmp_path)
@@ -473,6 +491,7 @@ def folder_of_one_class(path: Path):
 
 
 PAIR = (torch.zeros(20, 1, 8, 8, dtype=torch.uint8), torch.zeros(20, dtype=torch.long))
+SHRINKING = "torchvision/resnet18"  # of small images one pixel is left
 UNLABELLED = (PAIR[0], PAIR[1] - 1)
 
 
@@ -482,6 +501,12 @@ UNLABELLED = (PAIR[0], PAIR[1] - 1)
         ({"targets": []}, ["needs datasets to test on"]),
         ({"config": replace(QUICK, shots=(40,))}, ["shots 40", "class", "of digits has"]),
         ({"config": 3}, ["ddengine.TransferConfig"]),
+        ({"protocol": {"labels": "dynamic"}}, ["dynamic labels", "--experts"]),
+        ({"models": [SHRINKING], "protocol": {"batch": 19}}, ["20 images", "pretraining.batch"]),
+        (
+            {"models": [SHRINKING], "config": replace(QUICK, batch=29)},
+            ["30 images holds one", "set batch, now 29"],
+        ),
         ({"targets": [Dataset.of(PAIR)]}, ["no test images"]),
         ({"targets": [Dataset.of(PAIR, test=PAIR)]}, ["own images has one class", "'0'"]),
         ({"targets": [Dataset.of(UNLABELLED, test=PAIR)]}, ["A label is -1"]),
@@ -534,6 +559,8 @@ def test_the_command(featured, store, tmp_path, capsys, monkeypatch):
         assert run("transfer", "set", *words, "--limit", "150") == 2, words
         output = capsys.readouterr()
         assert said in output.err and output.err.count("\n") == 1, output.err
+    assert run("transfer", "nowhere", "--to", "digits") == 2
+    assert "nowhere is not a distilled set" in capsys.readouterr().err
     flags = ["--limit", "150", "--updates", "2", "--few_updates", "1", "--pretraining.epochs", "2"]
     flags += ["--shots", "2", "--networks", "3", "--experts", str(store.folder), "--to", "digits"]
     assert run("transfer", "set", *flags) == 0
@@ -542,7 +569,8 @@ def test_the_command(featured, store, tmp_path, capsys, monkeypatch):
     assert content["command"][-len(flags) - 2 : -len(flags)] == ["transfer", "set"]
     assert content["pretraining"]["epochs"] == 2
     assert {row["set"] for row in content["rows"]} == {"distilled", "none", "random", "experts"}
-    assert "2/class" in shown and "finetune" in shown
+    assert "2/class" in shown and "tune" in shown
+    assert max(len(line) for line in shown.splitlines() if line[:1] in "┏┡└│") <= 80
     assert run("transfer", "set", *flags) == 0
     assert "is there; --restart tests again" in capsys.readouterr().out
     assert run("transfer", "set", *flags, "--seed", "1") == 2

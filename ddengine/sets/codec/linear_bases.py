@@ -61,6 +61,10 @@ class LinearBases(Codec):
         """The bases."""
         return "bases"
 
+    def small(self) -> Codec:
+        """With eight bases at most."""
+        return replace(self, bases=min(self.bases, 8))
+
     def most_rows(self, ipc: int, image_shape: tuple[int, int, int], num_classes: int) -> int:
         """Rows of coefficients of a class that a budget holds. Raises UserError for none."""
         values = math.prod(image_shape)

@@ -63,6 +63,10 @@ class Codec(Protocol):
         """
         return self
 
+    def small(self) -> "Codec":
+        """The same for two small images a class, as tests have them; itself where it fits."""
+        return self
+
     def warning(self, recipe: Recipe) -> str | None:
         """What to know before a recipe with this codec begins; None for nothing."""
         return None

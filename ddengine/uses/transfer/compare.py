@@ -4,8 +4,10 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,7 +21,7 @@ from ddengine.sets.codec import as_bytes
 from ddengine.system import files, log, runtime
 from ddengine.system.memo import Memo
 from ddengine.types import Json
-from ddengine.uses.transfer.config import ALL
+from ddengine.uses.transfer.beside import processes_for, train_all
 from ddengine.uses.transfer.context import Context
 from ddengine.uses.transfer.downstream import Question, Seen, values_of
 from ddengine.uses.transfer.rows import compared, row
@@ -31,34 +33,34 @@ MEMO = 1
 
 def identity(context: Context) -> str:
     """Identifies everything that decides the numbers."""
-    syn, source = context.syn, context.source
-    images = None if source is None else source.train.digest
-    experts = [files.tensor_digest(network.state_dict()) for network in context.experts]
-    named = {}
-    for name, factory in context.factories.items():
-        named[name] = brought.stable_name(factory)
-    datasets = [[of.name, of.facts] for of in context.datasets]
-    preprocess = files.tensor_digest(syn.preprocess.tensors())
-    return digest(
-        [
-            MEMO,
-            [set_digest(syn), type(syn.codec).__name__, to_dict(syn.codec), preprocess],
-            [syn.target_kind, syn.label_of, files.tensor_digest({"classes": syn.classes})],
-            [to_dict(context.config), to_dict(context.pretraining), context.home],
-            [*map(_in_digest(syn.image_shape[1:]), context.models), named],
-            [context.seed, context.precision],
-            [images, experts, datasets],
-        ]
-    )
-
-
-def _in_digest(size: tuple[int, int]):
-    """What says which network a name means."""
-
-    def named(model: str) -> str:
-        return naming.in_digest(model, size)
-
-    return named
+    syn, size = context.syn, context.syn.image_shape[1:]
+    models: list[Any] = []
+    for model in context.models:
+        models.append(naming.in_digest(model, size))
+        if model in context.factories:
+            models.append(brought.stable_name(context.factories[model]))
+    facts: Json = {
+        "form": MEMO,
+        "set": set_digest(syn),
+        "codec": [type(syn.codec).__name__, to_dict(syn.codec)],
+        "preprocess": files.tensor_digest(syn.preprocess.tensors()),
+        "targets": [syn.target_kind, syn.label_of],
+        "classes": syn.classes.tolist(),
+        "config": to_dict(context.config),
+        "pretraining": to_dict(context.pretraining),
+        "home": context.home,
+        "models": models,
+        "seed": context.seed,
+        "precision": context.precision,
+        "datasets": [[of.name, dict(of.facts)] for of in context.datasets],
+    }
+    if context.source is not None:
+        facts["source"] = context.source.train.digest
+    experts = []
+    for network in context.experts:
+        experts.append(files.tensor_digest(network.state_dict()))
+    facts["experts"] = experts
+    return digest(facts)
 
 
 def run(context: Context, memo_path: Path) -> Json:
@@ -72,27 +74,33 @@ def run(context: Context, memo_path: Path) -> Json:
     memo = Memo(memo_path, context.identity)
     made, missing = starts(context)
     asked, absent = _questions(context, made)
-    # wherever it is resumed, computations are those of where it began
-    threads = memo("threads", torch.get_num_threads)
+    # wherever it is resumed, computations are on as many threads as where it began
+    allowed = torch.get_num_threads()
+    processes = memo("processes", partial(processes_for, context, asked))
+    threads = memo("threads", lambda: max(1, allowed // processes))
     num = _num_pieces(context, asked)
     with log.progress("transfer", num) as bar, runtime.on_threads(threads):
         context = replace(context, memo=memo, advance=bar.advance)
+        if processes > 1:
+            train_all(context, asked, processes, threads)
         rows = _rows(context, asked)
     memo.clear()
     shutil.rmtree(context.folder, ignore_errors=True)
     seconds = round(memo.seconds_before + time.perf_counter() - begin, 2)
     content = _content(context, made, [*missing, *absent], rows, seconds)
-    return {**content, "threads": threads}
+    return {**content, "processes": processes, "threads": threads}
 
 
 def _questions(context: Context, made: Sequence[Start]) -> tuple[list[Question], list[str]]:
     """(the rows to be, why others are missing)."""
+    config = context.config
     asked = []
+    had = set()
     for model, suiting in _by_model(context, made).items():
-        for data in context.datasets:
-            for start, size, way in product(suiting, context.config.sizes, context.config.ways):
+        had.update(start.name for start in suiting)
+        for data, start in product(context.datasets, suiting):
+            for size, way in product(config.sizes, config.ways):
                 asked.append(Question(data, size, way, model, start))
-    had = {question.start.name for question in asked}
     absent = []
     for start in made:
         if start.name not in had:
@@ -110,32 +118,36 @@ def _by_model(context: Context, made: Sequence[Start]) -> dict[str, list[Start]]
     """
     by_model = {}
     for model in context.models:
-        by_model[model] = [start for start in made if start.suits(context, model)]
+        by_model[model] = _suiting(context, made, model)
     theirs = context.experts_model
-    has_experts = any(start.name == "experts" for start in made)
-    if has_experts and theirs is not None and theirs not in by_model:
-        suiting = [start for start in made if start.name in ("none", "experts")]
-        if all(start.suits(context, theirs) for start in suiting):
-            by_model[theirs] = suiting
+    beside = [start for start in made if start.name in ("none", "experts")]
+    if theirs is None or theirs in by_model or not context.experts:
+        return by_model
+    if _suiting(context, beside, theirs) == beside:
+        by_model[theirs] = beside
     return by_model
+
+
+def _suiting(context: Context, made: Sequence[Start], model: str) -> list[Start]:
+    """The starts that networks of that name can have."""
+    return [start for start in made if start.suits(context, model)]
 
 
 def _rows(context: Context, asked: Sequence[Question]) -> list[Json]:
     """The rows: those that compare one thing follow each other."""
     seen = Seen()
     made = [row(context, question, seen) for question in asked]
-    order = {size: place for place, size in enumerate(context.config.sizes)}
-    names = [of.name for of in context.datasets]
-    ways = context.config.ways
+    orders = {
+        "data": [of.name for of in context.datasets],
+        "shots": list(context.config.sizes),
+        "way": list(context.config.ways),
+        "model": list(dict.fromkeys(question.model for question in asked)),
+    }
 
-    models = list(dict.fromkeys(question.model for question in asked))
+    def place(one: Json) -> list[int]:
+        return [order.index(one[name]) for name, order in orders.items()]
 
-    def place(one: Json) -> tuple[int, ...]:
-        of_row = names.index(one["data"]), order[one["shots"]], ways.index(one["way"])
-        return (*of_row, models.index(one["model"]))
-
-    made.sort(key=place)
-    return compared(made)
+    return compared(sorted(made, key=place))
 
 
 def _num_pieces(context: Context, asked: Sequence[Question]) -> int:
@@ -144,9 +156,13 @@ def _num_pieces(context: Context, asked: Sequence[Question]) -> int:
     for question in asked:
         tried = len(values_of(context, question))
         num += context.config.networks + (tried if tried > 1 else 0)
-    chooses = any(of.validation is not None for of in context.datasets)
-    each = context.config.networks + int(chooses)
-    trained = {(question.model, question.start.name) for question in asked if question.start.lesson}
+    each = context.config.networks
+    if any(of.validation is not None for of in context.datasets):
+        each += 1  # which chooses
+    trained = set()
+    for question in asked:
+        if question.start.lesson is not None:
+            trained.add((question.model, question.start.name))
     return num + each * len(trained)
 
 
@@ -163,7 +179,7 @@ def _content(
         "target_kind": context.syn.target_kind,
         "image_shape": list(context.syn.image_shape),
         "models": list(dict.fromkeys(row["model"] for row in rows)),
-        "starts": {start.name: {"said": start.said, "bytes": start.bytes} for start in made},
+        "starts": dict(map(_told, made)),
         "missing": missing,
         "warnings": _warnings(context),
         "datasets": {of.name: dict(of.facts) for of in context.datasets},
@@ -180,17 +196,22 @@ def _content(
     }
 
 
+def _told(start: Start) -> tuple[str, Json]:
+    """What transfer.json says of a start, under its name."""
+    return start.name, {"said": start.said, "bytes": start.bytes}
+
+
 def _warnings(context: Context) -> list[str]:
     """Test images of a dataset that the set, or what it was made of, has pixel for pixel."""
     syn = context.syn
     known = {"the set": as_bytes(syn.pixels())}
     if context.source is not None:
         known["the images that the set was made of"] = context.source.train.pixels
-    seen = {whose: set(image_digests(images)) for whose, images in known.items()}
     told = []
-    for of in context.datasets:
-        tested = image_digests(of.test.pixels)
-        for whose, digests in seen.items():
+    for whose, images in known.items():
+        digests = set(image_digests(images))
+        for of in context.datasets:
+            tested = image_digests(of.test.pixels)
             num = sum(map(digests.__contains__, tested))
             if num:
                 told.append(
@@ -204,10 +225,11 @@ def _draws(context: Context) -> Json:
     """Which training images few-shot networks had: by dataset and size, a list for each draw."""
     draws: Json = {}
     for of in context.datasets:
-        by_size = {}
-        for size in context.config.sizes:
-            if size != ALL:
-                numbers = range(context.config.networks)
-                by_size[str(size)] = [of.chosen(size, context.seed, i).tolist() for i in numbers]
+        by_size: Json = {}
+        for size in context.config.shots:
+            by_size[str(size)] = []
+            for draw in range(context.config.networks):
+                index = of.chosen(size, context.seed, draw)
+                by_size[str(size)].append(index.tolist())
         draws[of.name] = by_size
     return draws

@@ -71,14 +71,16 @@ def brought_to(
     facts = {
         "digest": data.train.digest,
         "test_digest": data.test.digest,
-        "stored_shape": None if stored is None else list(stored),
+        "stored_shape": stored and list(stored),
         "shape": list(shape),
         "channels": data.image_shape[0],
         "num_images": data.counts,
         "class_names": list(data.class_names),
         "held_out": data.held_out,
     }
-    validation = None if data.validation is None else seen(data.validation)
+    validation = None
+    if data.validation is not None:
+        validation = seen(data.validation)
     return Downstream(name, seen(data.train), validation, seen(data.test), facts)
 
 

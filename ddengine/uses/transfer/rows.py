@@ -13,30 +13,29 @@ from ddengine.uses.transfer.downstream import (
     Seen,
     choose,
     draw_of,
-    trained,
+    finals,
+    result_of,
     updates_of,
 )
+
+CHOSEN = {"finetune": "lr", "probe": "decay"}  # what is chosen for a row
 
 
 def row(context: Context, asked: Question, seen: Seen) -> Json:
     """A row. Networks that diverged are counted, and left out of all means."""
     value, seconds = choose(context, asked, seen)
     results = []
-    for seed in context.seeds:
-
-        def final(seed: int = seed) -> Json:
-            result = trained(context, asked, seed, value, "test", seen)
-            return {"accuracy": result.accuracy, "right": list(result.right)}
-
-        label = f"{asked.label}, network {seed - context.seed + 1}"
-        results.append(context.remember(f"final/{asked.key}/{value!r}/{seed}", label, final))
-    accuracies = [result["accuracy"] for result in results]
+    for piece in finals(context, asked, value):
+        results.append(result_of(context, piece, seen))
+        seconds += results[-1]["seconds"]
+    data = asked.data
+    run = {}
+    for name in ("accuracy", "right"):
+        run[name] = [result[name] for result in results]
+    accuracies = run["accuracies"] = run.pop("accuracy")
     finite = counted(accuracies)
     mean, std, ci95 = interval(finite)
-    data = asked.data
-    run = {"accuracies": accuracies, "right": [result["right"] for result in results]}
-    tested = [len(members) for members in data.test.members]
-    chosen = {"lr": value} if asked.way == "finetune" else {"decay": value}
+    tested = list(map(len, data.test.members))
     return {
         "data": data.name,
         "shots": asked.size,
@@ -51,10 +50,10 @@ def row(context: Context, asked: Question, seen: Seen) -> Json:
         "n": len(finite),
         "diverged": len(accuracies) - len(finite),
         **by_class(run, tested, data.train.class_names),
-        **chosen,
+        CHOSEN[asked.way]: value,
         "updates": updates_of(context, asked),
         "optimiser": _optimiser(context, asked),
-        "seconds": round(seconds + sum(result["seconds"] for result in results), 2),
+        "seconds": round(seconds, 2),
         "accuracies": _networks(context, accuracies),
     }
 
@@ -76,7 +75,10 @@ def _networks(context: Context, accuracies: Sequence[float | None]) -> list[Json
 
 def compared(rows: Sequence[Json]) -> list[Json]:
     """The rows with their difference to new networks, paired by seed: {"difference", ...}."""
-    new = {_beside(row): _by_seed(row) for row in rows if row["set"] == "none"}
+    new = {}
+    for row in rows:
+        if row["set"] == "none":
+            new[_beside(row)] = _by_seed(row)
     told = []
     for row in rows:
         reference = new.get(_beside(row))

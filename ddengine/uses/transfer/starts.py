@@ -13,16 +13,17 @@ from ddengine.evaluation.decoded import Decoded, freeze
 from ddengine.evaluation.rates import adapted
 from ddengine.evaluation.train import train_one
 from ddengine.learning.head import embedding, fits, head_of, with_body, without_head
+from ddengine.learning.last_batch import check_last_batch
 from ddengine.learning.training import TEST_BATCH, Labels, diverged
-from ddengine.recipe import digest
 from ddengine.sets.coreset import random_index
 from ddengine.system import files
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 from ddengine.types import Json, TrainingSet
-from ddengine.uses.transfer.context import Body, Context
+from ddengine.uses.transfer.context import Bench, Context
 
 CLASS_BYTES = 8
+NOTHING = "nothing"  # in the file of a network that is all head, because no file holds no tensor
 
 
 @dataclass(frozen=True)
@@ -44,20 +45,16 @@ class Start:
     lesson: Callable[[int], Lesson] | None = None  # seed of a network -> its pre-training
     trained: Sequence[nn.Module] = ()  # networks that were trained already
     bytes: int = 0  # stored of what they were pre-trained on
-
-    @property
-    def is_new(self) -> bool:
-        """Whether networks are not pre-trained at all."""
-        return self.lesson is None and not self.trained
+    is_new: bool = False  # networks are not pre-trained at all
 
     def suits(self, context: Context, model: str) -> bool:
         """Whether networks of that name can start so: of other networks nothing can be copied."""
         if not self.trained:
             return True
         network = context.new_model(model, 2)(generator(0))
-        head = head_of(network, context.syn.image_shape)
+        head = head_of(network, context.image_shape)
         trained = self.trained[0]
-        body = without_head(trained, head_of(trained, context.syn.image_shape))
+        body = without_head(trained, head_of(trained, context.image_shape))
         return fits(body, network, head)
 
 
@@ -68,7 +65,7 @@ def starts(context: Context) -> tuple[list[Start], list[str]]:
     made = [Start(context.name, said, _on_set(context), (), syn.nbytes)]
     missing = []
     if "none" in controls:
-        made.append(Start("none", "the networks are new"))
+        made.append(Start("none", "the networks are new", is_new=True))
     if "random" in controls:
         random = _random(context)
         if random is None:
@@ -113,7 +110,7 @@ def _random(context: Context) -> Start | None:
     syn, source = context.syn, context.source
     if source is None:
         return None
-    train, shape = source.train, syn.image_shape
+    train, shape = source.train, context.image_shape
     if not syn.targets.regressed:
         per_class = min(math.ceil(syn.images_per_class()), *map(len, train.members))
         num = per_class * source.num_classes
@@ -156,14 +153,16 @@ def _with_features(train: RealSet, index: torch.Tensor, network: nn.Module) -> D
 
 def check_networks(context: Context) -> None:
     """Raise UserError for networks without a head, and for experts that do not fit the set."""
-    shape = context.syn.image_shape
+    shape = context.image_shape
     if set_labels(context.pretraining) == "dynamic" and not context.experts:
         raise UserError(
             "The protocol of the set has dynamic labels, which its experts make at each update; "
             "name their store with --experts, or set --pretraining.labels own."
         )
     for model in context.models:
-        head_of(context.new_model(model, 2)(generator(0)), shape)
+        network = context.new_model(model, 2)(generator(0))
+        head_of(network, shape)
+        _check_last_batches(context, network)
     if not context.experts or not context.syn.targets.regressed:
         return
     network = context.experts[0]
@@ -179,43 +178,41 @@ def check_networks(context: Context) -> None:
         )
 
 
+def _check_last_batches(context: Context, network: nn.Module) -> None:
+    """Raise UserError where the last batch of an epoch is an image that the network cannot take."""
+    check_last_batch(network, context.syn, context.pretraining.batch, "pretraining.batch")
+    if "finetune" not in context.config.ways:
+        return
+    for data in context.datasets:
+        for size in context.config.sizes:
+            images = Subset(data.train, data.chosen(size, context.seed, 0))
+            check_last_batch(network, images, context.config.batch, "batch")
+
+
 # Networks.
 
 
-def body_of(context: Context, start: Start, model: str, seed: int) -> Body | None:
-    """All but the head of a network that starts so; None of one that is new."""
-    if start.is_new:
-        return None
-    if start.trained:
-        network = start.trained[(seed - context.seed) % len(start.trained)]
-        return without_head(network, head_of(network, context.syn.image_shape))
-    return _pretrained(context, start, model, seed)
-
-
-def _pretrained(context: Context, start: Start, model: str, seed: int) -> Body:
-    """A network that is pre-trained now, or was by an interrupted command."""
-    key = f"pretraining/{start.name}/{model}/{seed}"
-    path = context.folder / f"{digest(key)}.safetensors"
-    if path.is_file():
-        tensors, metadata = files.read_tensors(path)
-        if metadata.get("identity") == context.identity:
-            return {name: tensor.to(context.device) for name, tensor in tensors.items()}
-    made: list[Body] = []
+def make_ready(context: Context, start: Start, model: str, seed: int) -> None:
+    """Pre-train a network where that was not done, and keep all of it but its head in a file."""
+    path = context.path_of(start.name, model, seed)
+    if start.is_new or path.is_file():
+        return
+    files.make_folder(context.folder)
 
     def train() -> Json:
-        network = _train(context, start, model, seed)
-        body = without_head(network, head_of(network, context.syn.image_shape))
-        made.append(body)
-        files.make_folder(path.parent)
-        files.write_tensors(path, body, {"identity": context.identity})
+        if start.trained:
+            network = start.trained[(seed - context.seed) % len(start.trained)]
+        else:
+            network = _train(context, start, model, seed)
+        body = without_head(network, head_of(network, context.image_shape))
+        files.write_tensors(path, body or {NOTHING: torch.zeros(1)})
         return {"diverged": diverged(network)}
 
-    label = f"pre-training {model} on {start.name}"
+    key = f"pretraining/{start.name}/{model}/{seed}"
     if context.memo.get(key) is None:
-        context.remember(key, label, train)
+        context.remember(key, f"pre-training {model} on {start.name}", train)
     else:  # its file is lost
         train()
-    return made[0]
 
 
 def _train(context: Context, start: Start, model: str, seed: int) -> nn.Module:
@@ -239,15 +236,20 @@ def _train(context: Context, start: Start, model: str, seed: int) -> nn.Module:
 
 
 def new_network(
-    context: Context, model: str, num_classes: int, body: Body | None
+    bench: Bench, start: Start, model: str, seed: int, num_classes: int
 ) -> Callable[[torch.Generator], nn.Module]:
-    """What makes a network of so many classes, whose head alone is new, from a generator."""
-    build = context.new_model(model, num_classes)
+    """What makes a network of so many classes, whose head alone is new, from a generator.
 
-    def start(rng: torch.Generator) -> nn.Module:
-        network = build(rng).to(context.device)
-        if body is None:
-            return network
-        return with_body(body, network, head_of(network, context.syn.image_shape))
+    `make_ready` was called for what it starts from.
+    """
+    build = bench.new_model(model, num_classes)
+    if start.is_new:
+        return build
+    body, _ = files.read_tensors(bench.path_of(start.name, model, seed))
+    body.pop(NOTHING, None)
 
-    return start
+    def started(rng: torch.Generator) -> nn.Module:
+        network = build(rng)
+        return with_body(body, network, head_of(network, bench.image_shape))
+
+    return started
