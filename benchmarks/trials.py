@@ -20,7 +20,6 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
-from torchvision.transforms.functional import to_pil_image
 
 from ddengine.data import load_data
 from ddengine.recipe import DataConfig
@@ -48,6 +47,9 @@ def lines_of_code(path: Path) -> int:
 
 def photographs(cifar10: str, folder: Path) -> None:
     """The first training images of four classes as JPEG files, in a folder for each."""
+    # the engine makes torchvision importable beside any torch, so it is imported first
+    from torchvision.transforms.functional import to_pil_image
+
     config = DataConfig(name="cifar10", root=cifar10, validation=0.0)
     train = load_data(config, torch.device("cpu")).train
     for name, (label, num) in CLASSES.items():
