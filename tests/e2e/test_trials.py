@@ -73,7 +73,7 @@ def test_an_engineer_with_photographs(tmp_path):
 @pytest.mark.slow
 def test_a_student_with_an_objective(tmp_path):
     printed, minutes = tried("own_objective.py", tmp_path)
-    assert "objective.weight" in printed
+    assert "weight=0.1,seed=2" in printed
     assert (tmp_path / "runs/moments/comparison.csv").exists()
     assert minutes <= LIMITS["own_objective.py"][1]
 
