@@ -12,19 +12,18 @@ selves. Networks are in evaluation mode, as in `synth.krr_st`.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from typing import Self
+from dataclasses import dataclass, field
 
 import torch
 from torch import Generator, Tensor
 
 from ddengine.learning.kernel_ridge import RIDGE, predictions
 from ddengine.learning.teachers import BATCH
-from ddengine.objective import Env, Objective, ObjectiveConfig, network_bytes
+from ddengine.objective import Env, Objective, network_bytes
 from ddengine.recipe import AugmentConfig, OptimConfig, require_at_least
 from ddengine.sets.labels import centred
 from ddengine.sets.synthetic import SyntheticSet
-from synth.pool import Networks, Pool, State, constant, embedded, real_images
+from synth.pool import Networks, OnPool, Pool, State, constant, embedded, real_images
 
 NONE = AugmentConfig(ops=())
 ADAM = OptimConfig(kind="adam", lr=3e-4, momentum=0.9, beta2=0.999)
@@ -37,7 +36,7 @@ def margin_loss(labels: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Frepo(ObjectiveConfig):
+class Frepo(OnPool):
     """See the module."""
 
     pool: Pool = field(default_factory=lambda: Pool(steps=100, optim=ADAM, batch=500))
@@ -62,19 +61,6 @@ class Frepo(ObjectiveConfig):
         decoded = len(syn) * (2 if self.flip else 1)
         images = max(decoded, min(BATCH, self.real_batch))
         return network_bytes(env, images=images, vectors=self.pool.vectors)
-
-    def advice(self, ipc: int) -> str:
-        """Fewer images or networks."""
-        return f"lower ipc (now {ipc}) or objective.pool.size (now {self.pool.size})"
-
-    def quick_start(self) -> tuple[Self, float]:
-        """Without most of what the pool is trained before the first step."""
-        pool, times = self.pool.quick_start()
-        return replace(self, pool=pool), times
-
-    def small(self) -> Self:
-        """With two networks of few steps, and 8 real images."""
-        return replace(self, pool=self.pool.small(), real_batch=8)
 
     def build(self, env: Env) -> "FrepoObjective":
         """The objective."""

@@ -18,19 +18,18 @@ network from 0 (`pool.restart_count`).
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from typing import Self
+from dataclasses import dataclass, field
 
 import torch
 from torch import Generator, Tensor
 
 from ddengine.learning.kernel_ridge import RIDGE, predictions, with_constant
 from ddengine.learning.teachers import BATCH, target_network
-from ddengine.objective import Env, Objective, ObjectiveConfig, network_bytes
+from ddengine.objective import Env, Objective, network_bytes
 from ddengine.recipe import AugmentConfig, require, require_at_least
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system.errors import UserError
-from synth.pool import Networks, Pool, State, constant, embedded, real_images
+from synth.pool import Networks, OnPool, Pool, State, constant, embedded, real_images
 
 SHIFT_FLIP = AugmentConfig(always=("crop", "flip"), ops=())
 
@@ -44,7 +43,7 @@ def regression_loss(
 
 
 @dataclass(frozen=True, kw_only=True)
-class KrrSt(ObjectiveConfig):
+class KrrSt(OnPool):
     """See the module."""
 
     pool: Pool = field(default_factory=Pool)  # the networks whose features are regressed on
@@ -78,19 +77,6 @@ class KrrSt(ObjectiveConfig):
         """Bytes of the graph of all decoded images, and of the pool."""
         images = max(len(syn), min(BATCH, self.real_batch))
         return network_bytes(env, images=images, vectors=self.pool.vectors)
-
-    def advice(self, ipc: int) -> str:
-        """Fewer images or networks."""
-        return f"lower ipc (now {ipc}) or objective.pool.size (now {self.pool.size})"
-
-    def quick_start(self) -> tuple[Self, float]:
-        """Without most of what the pool is trained before the first step."""
-        pool, times = self.pool.quick_start()
-        return replace(self, pool=pool), times
-
-    def small(self) -> Self:
-        """With two networks of few steps, and 8 real images."""
-        return replace(self, pool=self.pool.small(), real_batch=8)
 
     def build(self, env: Env) -> "KrrStObjective":
         """The objective. Raises UserError without a target network."""

@@ -12,6 +12,7 @@ the steps that each has had.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Generator, Tensor, nn
@@ -22,7 +23,7 @@ from ddengine.learning.flat import flatten, flatten_buffers, unflatten_into
 from ddengine.learning.optim import updated
 from ddengine.learning.teachers import features
 from ddengine.models.dropout import is_dropout
-from ddengine.objective import Env
+from ddengine.objective import Env, ObjectiveConfig
 from ddengine.recipe import AugmentConfig, OptimConfig, require, require_at_least
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system import log
@@ -76,6 +77,27 @@ class Pool:
         """With two networks of three steps each."""
         steps = min(3, self.steps)
         return replace(self, size=min(2, self.size), steps=steps, start_below=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnPool(ObjectiveConfig):
+    """What the options of methods that look through a pool have in common."""
+
+    pool: Pool
+    real_batch: int  # real images per step
+
+    def advice(self, ipc: int) -> str:
+        """Fewer images or networks."""
+        return f"lower ipc (now {ipc}) or objective.pool.size (now {self.pool.size})"
+
+    def quick_start(self) -> tuple[Self, float]:
+        """Without most of what the pool is trained before the first step."""
+        pool, times = self.pool.quick_start()
+        return replace(self, pool=pool), times
+
+    def small(self) -> Self:
+        """With two networks of few steps, and 8 real images."""
+        return replace(self, pool=self.pool.small(), real_batch=8)
 
 
 class Networks:

@@ -5,6 +5,11 @@ from dataclasses import dataclass
 
 from ddengine.types import Evaluation, Row
 
+# what a quick evaluation is
+QUICK = (
+    "quick: few networks, two learning rates, and no more updates than the validation split showed "
+    "to be needed"
+)
 FORMS = {"distilled": "the set", "distilled_8bit": "its 8-bit form"}
 
 

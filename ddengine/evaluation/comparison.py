@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ddengine.evaluation import scores, settings
+from ddengine.evaluation.cautions import QUICK
 from ddengine.evaluation.intervals import counted, interval
 from ddengine.evaluation.settings import Evaluated
 from ddengine.system.errors import UserError
@@ -28,10 +29,6 @@ PAIRED = "differences are paired by the seed of the distillation, with Student's
 ALONE = (
     "of a setting with one distillation the interval is of its networks alone, and there is no "
     "p-value: distill it with more seeds"
-)
-QUICK = (
-    "quick: few networks, two learning rates, and no more updates than the validation split showed "
-    "to be needed"
 )
 OTHER_EXPERTS = (
     "distillations of one setting follow different experts, so the spread between distillations is "

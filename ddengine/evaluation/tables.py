@@ -156,10 +156,7 @@ def economies(evaluation: Evaluation) -> list[str]:
         names = ", ".join(dict.fromkeys(looking))
         lines.append(f"{names}: chosen or labelled by a network whose updates were cut so, too")
     if evaluation.get("quick"):
-        lines.append(
-            "quick: few networks, two learning rates, and no more updates than the validation "
-            "split showed to be needed; not to be compared with other evaluations"
-        )
+        lines.append(f"{cautions.QUICK}; not to be compared with other evaluations")
     remembered = [row["set"] for row in rows if row.get("remembered")]
     if remembered:
         names = ", ".join(dict.fromkeys(remembered))
