@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from ddengine.recipe import EvalConfig as EvalConfig
     from ddengine.recipe import Recipe as Recipe
     from ddengine.recipe import for_networks as for_networks
+    from ddengine.system.claims import waiting as waiting
     from ddengine.system.errors import UserError as UserError
     from ddengine.uses.continual import ContinualConfig as ContinualConfig
     from ddengine.uses.labels import LabelsConfig as LabelsConfig
@@ -90,6 +91,7 @@ _PLACES = {
     "sweep": "ddengine.api.sweep",
     "train": "ddengine.api.evaluate",
     "transfer": "ddengine.api.transfer",
+    "waiting": "ddengine.system.claims",
 }
 __all__ = list(_PLACES)  # pyright: ignore[reportUnsupportedDunderAll]
 
