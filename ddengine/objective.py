@@ -13,7 +13,7 @@ from ddengine.learning.flat import FlatModel
 from ddengine.learning.memory import step_bytes
 from ddengine.learning.teachers import features, target_network
 from ddengine.models import build_model
-from ddengine.recipe import Recipe
+from ddengine.recipe import Recipe, StudentTraining
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
@@ -128,6 +128,13 @@ class ObjectiveConfig(Method, Protocol):
     def initial(self) -> Mapping[str, float | Sequence[float]]:
         """Numbers that are learned beside the images, with their start; {} for none."""
         return {}
+
+    def students(self, syn: SyntheticSet) -> StudentTraining | None:
+        """How students are trained on a set while it is made, which an evaluation can do too.
+
+        None, the default, where there are no students.
+        """
+        return None
 
     def check(self, epochs: Sequence[int]) -> None:
         """Raise UserError unless experts with these epochs stored, ascending, will do."""
