@@ -592,6 +592,8 @@ class EvalConfig:
     squared: bool = False  # kl is multiplied by T squared
     # weight of the cross-entropy with the class that is added to kl and mse
     hard_weight: float = 0.0
+    # weight of kl and mse themselves
+    soft_weight: float = field(default=1.0, metadata=LATE)
     models: tuple[str, ...] = ()  # networks to train; none: the recipe's
     # networks per row, each with its own seed; random: each with its own draw of images
     num_networks: int = 5
@@ -671,6 +673,10 @@ class EvalConfig:
         require(
             self.hard_weight >= 0,
             f"evaluation.hard_weight must not be negative, got {self.hard_weight}.",
+        )
+        require(
+            self.soft_weight >= 0,
+            f"evaluation.soft_weight must not be negative, got {self.soft_weight}.",
         )
         require(
             0.5 <= self.stretch < math.inf,

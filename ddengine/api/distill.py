@@ -35,7 +35,7 @@ from ddengine.plan import bounds, jobs
 from ddengine.prepare import check_networks, prepare, reads_experts, shipped
 from ddengine.recipe import Recipe, as_students, digest, for_networks, to_dict
 from ddengine.sets.synthetic import SyntheticSet
-from ddengine.system import dist, files, log, runtime
+from ddengine.system import claims, dist, files, log, runtime
 from ddengine.system.errors import UserError
 from ddengine.system.runtime import Precision
 from ddengine.types import Experts
@@ -403,13 +403,24 @@ class Keep:
 
 def _read_or_kept(job: Job, keep: Keep) -> Distilled:
     """The set of the run in a folder, which is read where it is finished."""
+    if _is_finished(keep):
+        return load(keep.folder, str(job.device))
+    with claims.claimed(keep.folder, "distill"):
+        if _is_finished(keep):  # by the command that was waited for
+            return load(keep.folder, str(job.device))
+        log.say(f"{job.recipe.data.name}: {job.data.said()}")
+        return _kept(job, keep)
+
+
+def _is_finished(keep: Keep) -> bool:
+    """Whether the run is done, which is said. Raises UserError for a folder of something else."""
     if keep.restart:
         runs.check_own(keep.folder, runs.MARK)
-    elif runs.is_finished(keep.folder, keep.identity, beside="experts"):
-        log.say(f"{keep.folder} is finished; --restart begins anew")
-        return load(keep.folder, str(job.device))
-    log.say(f"{job.recipe.data.name}: {job.data.said()}")
-    return _kept(job, keep)
+        return False
+    if not runs.is_finished(keep.folder, keep.identity, beside="experts"):
+        return False
+    log.say(f"{keep.folder} is finished; --restart begins anew")
+    return True
 
 
 def _kept(job: Job, keep: Keep) -> Distilled:
@@ -456,6 +467,7 @@ def _kept(job: Job, keep: Keep) -> Distilled:
         picture=picture,
         board=board,
         began=keep.began,
+        run=digest(keep.identity),
     )
     began = time.perf_counter() - counters.wall_seconds  # without interruptions
     meta = job.meta(experts, counters, initial_seconds, objective, keep.bibtex, result)

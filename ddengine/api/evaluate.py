@@ -42,7 +42,7 @@ from ddengine.recipe import (
     to_dict,
 )
 from ddengine.sets.synthetic import SyntheticSet
-from ddengine.system import files, log, program, runtime
+from ddengine.system import claims, files, log, program, runtime
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 from ddengine.system.runtime import Precision
@@ -150,12 +150,20 @@ def _told(
     asking: "Asking", folder: Path | str | None, sort: tables.Sort, seconds_before: float
 ) -> Outcome:
     """An evaluation as a table; that of a set by what it says itself also lies in its folder."""
-    of = asking.of
-    out = of.run if asking.is_told else None
+    out = asking.of.run if asking.is_told else None
     if folder is not None:
         out = Path(folder)
+    with claims.claimed(out, "evaluate"):
+        return _kept(asking, out, folder is None, sort, seconds_before)
+
+
+def _kept(
+    asking: "Asking", out: Path | None, is_own: bool, sort: tables.Sort, seconds_before: float
+) -> Outcome:
+    """An evaluation as a table, which `out` keeps; `is_own` says that it is the set's own."""
+    of = asking.of
     content = asking.evaluation(out, "evaluate", seconds_before)
-    if folder is None and of.folder is not None and not asking.brings_own:
+    if is_own and of.folder is not None and not asking.brings_own:
         results.add_results(of.folder, dict(content))
     told = outcome(content, of, out, sort)
     if out is None or len({row["model"] for row in told.rows}) == 1:

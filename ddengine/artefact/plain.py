@@ -400,7 +400,7 @@ def soft_loss_of_batch(network, images, index, info, generator):
     outputs = network(images)
     logits = info["logits"][index]
     wanted = mixed_logits(logits, partner, share, protocol).to(images.device)
-    loss = soft_loss(outputs, wanted, protocol)
+    loss = protocol.get("label_loss_weight", 1.0) * soft_loss(outputs, wanted, protocol)
     weight = protocol["class_loss_weight"]
     if weight:
         classes = info["image_classes"][index]

@@ -16,7 +16,14 @@ RecipeT = TypeVar("RecipeT")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Machine:
+class Waits:
+    """The flag of all commands that write into a folder."""
+
+    wait: bool = False  # wait where another command works in the folder, which is refused otherwise
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine(Waits):
     """Flags of all commands that compute."""
 
     seed: int = 0  # decides every random draw but those of experts: buffer.seed

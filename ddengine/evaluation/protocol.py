@@ -124,6 +124,8 @@ def _of_loss(config: EvalConfig, loss: str) -> Json:
         settings["times_temperature_squared"] = config.squared
     if loss in ("kl", "mse"):
         settings["class_loss_weight"] = config.hard_weight
+        if config.soft_weight != 1:
+            settings["label_loss_weight"] = config.soft_weight
     return settings
 
 
