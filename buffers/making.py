@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from buffers import experts
-from buffers.open import Place, SetTeachers, Stores
+from buffers.open import Place, SetTeachers, Stores, network_maker
 from buffers.store import MANIFEST, ExpertStore, StoreGroup
 from ddengine import experts as of_experts
 from ddengine.api.checks import check_recipe, check_run
@@ -18,7 +18,6 @@ from ddengine.api.inputs import Images, Source, dataset_of
 from ddengine.artefact import runs
 from ddengine.artefact.runs import EXPERTS
 from ddengine.data import Data
-from ddengine.models import build_model
 from ddengine.prepare import check_networks
 from ddengine.recipe import BufferConfig, Recipe
 from ddengine.system import dist, log, runtime
@@ -84,7 +83,7 @@ def generate(
         if restart:
             _delete(places)
         for place in places:
-            new_model = partial(build_model, place.model, loaded.image_shape, loaded.num_classes)
+            new_model = network_maker(config, place.model, loaded)
             experts.generate(
                 loaded,
                 stores.data,

@@ -57,8 +57,7 @@ class Fusion(nn.Module):
     ):
         super().__init__()
         self.residual = residual
-        self.positions = nn.Parameter(torch.empty(1, positions, width))
-        nn.init.normal_(self.positions)
+        self.positions = nn.Embedding(positions, width)  # normal numbers at the start
         self.of_latents = nn.Conv2d(channels, width, 1)
         self.of_text = nn.Linear(text_width, width)
         self.layers = nn.ModuleList(CrossLayer(width, heads, dropout) for _ in range(layers))
@@ -74,13 +73,13 @@ class Fusion(nn.Module):
         """
         height, width = latents.shape[2:]
         places = height * width
-        if places > self.positions.shape[1]:
+        if places > self.positions.num_embeddings:
             raise UserError(
-                f"The fusion was made for latents of {self.positions.shape[1]} places, and these "
+                f"The fusion was made for latents of {self.positions.num_embeddings} places, and these "
                 f"have {height} x {width}; train it on images of this size."
             )
         tokens = self.of_latents(latents).flatten(2).transpose(1, 2)
-        tokens = tokens + self.positions[:, :places]
+        tokens = tokens + self.positions.weight[:places]
         context = torch.cat([tokens, self.of_text(text)], dim=1)
         for layer in self.layers:
             tokens = layer(tokens, context)
