@@ -18,6 +18,7 @@ from ddengine.api.inputs import Images, Source, dataset_of
 from ddengine.artefact import runs
 from ddengine.artefact.runs import EXPERTS
 from ddengine.data import Data
+from ddengine.experts import OwnTraining
 from ddengine.prepare import check_networks
 from ddengine.recipe import BufferConfig, Recipe
 from ddengine.system import dist, log, runtime
@@ -124,6 +125,8 @@ def _say(place: Place, opened: ExpertStore, config: BufferConfig, several: bool)
             if accuracy is not None:
                 accuracies.append(accuracy)
     what = f"{opened.num_experts} experts of {config.epochs} epochs"
+    if isinstance(config.step, OwnTraining):
+        what = place.model
     if several:
         what += f", teachers {place.model},"
     line = f"{what} in {place.folder}"

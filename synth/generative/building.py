@@ -30,6 +30,7 @@ def sizes_of(vae: VaeConfig, folders: Folders, num_classes: int, channels: int) 
     tokens, text_width = WORDS, WIDTH
     if folders.text is not None:
         tower = config_of(folders.text, "text_encoder")
+        tower = tower.get("text_config", tower)  # of a folder of the whole of CLIP
         tokens, text_width = tower["max_position_embeddings"], tower["hidden_size"]
     labels = num_classes
     if folders.denoiser is not None:
@@ -50,7 +51,7 @@ def build(
     Raises UserError for images or parts that do not go together.
     """
     library("diffusers")
-    channels, height, width = data.image_shape
+    channels, height, _ = data.image_shape
     sizes = sizes_of(vae, folders, data.num_classes, channels)
     check_shape(sizes, data.image_shape)
     side = height // sizes.reduction

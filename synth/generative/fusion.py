@@ -73,10 +73,11 @@ class Fusion(nn.Module):
         """
         height, width = latents.shape[2:]
         places = height * width
-        if places > self.positions.num_embeddings:
+        most = self.positions.num_embeddings
+        if places > most:
             raise UserError(
-                f"The fusion was made for latents of {self.positions.num_embeddings} places, and these "
-                f"have {height} x {width}; train it on images of this size."
+                f"The fusion was made for latents of {most} places, and these have {height} x "
+                f"{width}; train it on images of this size."
             )
         tokens = self.of_latents(latents).flatten(2).transpose(1, 2)
         tokens = tokens + self.positions.weight[:places]

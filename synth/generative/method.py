@@ -71,7 +71,7 @@ class Sampling(NoObjective):
             return ()
         works = ["ho2020ddpm"]
         if self.kind == "modes" and self.guidance:
-            works.append("chansantiago2025mgd3")
+            works.append("chan-santiago2025mgd3")
         if self.kind == "prototypes":
             works.append("su2024d4m")
         if self.fused and (self.guidance or self.kind == "prototypes"):
@@ -190,17 +190,12 @@ class Sampling(NoObjective):
 def _parts_of(env: Env) -> tuple[Parts, Path | None]:
     """(the parts, the folder of their store). Raises UserError for other experts."""
     experts = env.experts
-    if experts is None:
+    network = None if experts is None else experts.load(0, experts.epochs[-1])
+    if experts is None or not isinstance(network, Parts):
+        given = "none are given" if network is None else f"these are {type(network).__name__}"
         raise UserError(
-            "Sampling needs an encoder and a denoiser; take the buffer of a generative recipe "
-            "(--take buffer=evlf/fashion_mnist_ipc10_small)."
-        )
-    network = experts.load(0, experts.epochs[-1])
-    if not isinstance(network, Parts):
-        raise UserError(
-            f"Sampling needs an encoder and a denoiser, and the experts are {type(network).__name__}"
-            " networks; take the buffer of a generative recipe (--take "
-            "buffer=evlf/fashion_mnist_ipc10_small)."
+            f"Sampling needs an encoder and a denoiser as experts, and {given}; take the buffer of "
+            "a generative recipe (--take buffer=evlf/fashion_mnist_ipc10_small)."
         )
     store = experts.place() if isinstance(experts, StoredExperts) else None
     return network.to(env.device).requires_grad_(False), store

@@ -31,7 +31,7 @@ class Memory:
     def empty(config: DenoiserConfig, classes: int, width: int, device: torch.device) -> "Memory":
         """That of no latents, of `width` values each."""
         shape = (classes, config.memory, width)
-        real, said = torch.zeros(2, *shape, device=device)
+        real, said = torch.zeros(shape, device=device), torch.zeros(shape, device=device)
         seen = torch.zeros(classes, device=device)
         return Memory(config.represent, config.diversify, real, said, seen)
 
@@ -50,9 +50,10 @@ class Memory:
         most = to_said.masked_fill(missing, -2.0).amax(1)
         known = (~missing).any(1)
         terms = self.diversify * most - self.represent * least
-        self._remember(directions.detach(), functional.normalize(real.flatten(1), dim=1), classes)
+        self._remember(directions, functional.normalize(real.flatten(1), dim=1), classes)
         return terms.where(known, torch.zeros_like(terms)).mean()
 
+    @torch.no_grad()
     def _remember(self, said: Tensor, real: Tensor, classes: Tensor) -> None:
         """Put the latents of a batch in the places of the oldest of their classes."""
         for row, label in enumerate(classes.tolist()):

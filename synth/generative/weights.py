@@ -76,6 +76,7 @@ def from_folder(kind: Any, folder: str, part: str) -> Any:
     options: Json = {"local_files_only": True}
     if issubclass(kind, nn.Module):
         options["use_safetensors"] = True
+        options["low_cpu_mem_usage"] = False  # else diffusers warns that it lacks another library
     try:
         return kind.from_pretrained(place, **options)
     except Exception as error:  # the libraries raise many kinds for files that do not fit
