@@ -139,8 +139,8 @@ def _check_no_others(folder: Path) -> None:
     """Raise UserError for a folder without a store that holds anything else."""
     if not folder.is_dir() or (folder / MANIFEST).exists():
         return
-    for path in folder.iterdir():
-        if not path.name.startswith(("preprocess.safetensors", files.TEMPORARY)):
+    for path in files.contents(folder):
+        if path.name != "preprocess.safetensors":
             raise UserError(
                 f"{folder} is not empty and not an expert store; name another folder with --out."
             )
@@ -198,7 +198,7 @@ def is_new(
         kept = buffer.kept_epochs()
         open_for_writing(folder, content, kept, preprocess, model=model, shapes=shapes)
         return False
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and files.contents(folder):
         raise UserError(
             f"{folder} is not empty and not an expert store; name another folder with --out."
         )

@@ -79,8 +79,9 @@ PROTOCOLS: dict[str, EvalConfig] = {
         lr_grid=(1e-4, 3e-4, 1e-3),
         baselines=("random", "herding", "full"),
     ),
-    # as students of back-propagation through training learn: Adam, which AdamW without weight decay
-    # is, at one rate that no search chooses, to the last step
+    # as students of back-propagation through training learn, as the set says it: their optimiser,
+    # learned step sizes, batches and number of updates. Sets that do not say it: Adam, which AdamW
+    # without weight decay is, at one rate that no search chooses, to the last step
     "bptt": EvalConfig(
         protocol="bptt",
         epochs=300,
@@ -91,6 +92,7 @@ PROTOCOLS: dict[str, EvalConfig] = {
         rate="learned",
         lr=0.001,
         augment=AugmentConfig(ops=()),
+        as_students=True,
     ),
     # hard labels of generated images (MinimaxDiffusion, D4M, MGD3, EVLF); see `generative`
     "generative": EvalConfig(

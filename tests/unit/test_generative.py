@@ -240,7 +240,7 @@ def test_modes_are_centres_or_real_latents():
 
 @pytest.mark.parametrize("steps", [1, 1001])
 def test_steps_are_times_of_the_schedule(steps):
-    with pytest.raises(UserError, match="objective.steps must lie within 2 and the 1000 times"):
+    with pytest.raises(UserError, match=r"objective.steps must lie within 2 and the 1000 times"):
         SCHEDULE.steps(steps)
 
 

@@ -196,7 +196,7 @@ def test_a_folder_that_is_no_network(pipelines, tmp_path):
     (tmp_path / "notes.txt").write_text("nothing")
     for part in ("vae", "text", "denoiser"):
         step = step_of(pipelines, **{part: str(tmp_path)})
-        with pytest.raises(UserError, match="is no folder of a network: it has no config.json"):
+        with pytest.raises(UserError, match=r"is no folder of a network: it has no config.json"):
             step.new_model(data_of(), generator(0))
     (tmp_path / "config.json").write_text((pipelines[0] / "vae" / "config.json").read_text())
     parts = step_of(pipelines, vae=str(tmp_path)).new_model(data_of(), generator(0))
@@ -206,7 +206,7 @@ def test_a_folder_that_is_no_network(pipelines, tmp_path):
 
 def test_images_of_another_size_than_the_denoiser_takes(pipelines):
     with pytest.raises(
-        UserError, match="takes latents of 4 channels and 8 x 8.* data.size to 16 16"
+        UserError, match=r"takes latents of 4 channels and 8 x 8.* data.size to 16 16"
     ):
         step_of(pipelines).new_model(data_of(32), generator(0))
 
