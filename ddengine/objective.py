@@ -132,6 +132,15 @@ class ObjectiveConfig(Method, Protocol):
         """Numbers that are learned beside the images, with their start; {} for none."""
         return {}
 
+    def make_images(self, env: Env, number: int, rng: Generator) -> Tensor | None:
+        """The images that the set starts as, in place of recipe.init, where the method makes them.
+
+        They are pixels in [0, 1], `number` of each class, all those of a class in a row
+        (K * number, C, H, W). None, as of most methods: they start as recipe.init says. Raises
+        UserError for what it cannot make.
+        """
+        return None
+
     def students(self, syn: SyntheticSet) -> StudentTraining | None:
         """How students are trained on a set while it is made, which an evaluation can do too.
 
