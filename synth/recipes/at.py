@@ -14,6 +14,8 @@ from synth.bptt import ThroughTraining
 from synth.inner_batches import InnerBatches
 from synth.recipes.rat import small_objective
 from synth.recipes.through_training import (
+    CHOSEN,
+    CIFAR,
     FLIP_ROTATE,
     cell,
     clipped_adam,
@@ -78,6 +80,15 @@ def _small() -> list[Recipe]:
             "at/fashion_mnist_ipc1_selector_small", CITES, 1, steps=500,
             objective=small_objective(Selector(size=8, radius=2), 30),
             optim={"images": clipped_adam(0.05)},
+        ),
+        small(
+            "at/cifar10_ipc1_small", CITES, 1, steps=300, data=CIFAR, note=CHOSEN,
+            objective=small_objective(window, 30), optim={"images": clipped_adam(0.1)},
+        ),
+        small(
+            "at/cifar10_ipc10_small", CITES, 10, steps=80, data=CIFAR, note=CHOSEN,
+            objective=small_objective(window, 30), optim={"images": clipped_adam(0.05)},
+            validations=2,
         ),
     ]  # fmt: skip
 

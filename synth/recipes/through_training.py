@@ -21,6 +21,8 @@ from synth.recipes.matching import SMALL_NOTE
 from synth.recipes.protocols import PROTOCOLS
 
 FLIP_ROTATE = AugmentConfig(ops=("flip", "rotate"))
+CIFAR = DataConfig(name="cifar10", limit=10000)
+CHOSEN = "TODO"
 
 
 def adam(lr: float, **options: Any) -> OptimConfig:
@@ -104,17 +106,18 @@ def small(
     model: str = "convnet-d3-w16-in",
     epochs: int = 300,
     validations: int = 6,
+    note: str = "",
 ) -> Recipe:
     """A cell of this project for a CPU; its settings were chosen on the validation split.
 
-    In a few short runs each, of one seed.
+    In a few short runs each, of one seed; `note` says of which.
     """
     every = max(1, steps // validations)
     return Recipe(
         name=name,
         cites=cites,
         published=None,
-        note=SMALL_NOTE,
+        note=" ".join(filter(None, (SMALL_NOTE, note))),
         data=data,
         model=model,
         ipc=ipc,
