@@ -218,8 +218,8 @@ def main(folder: str) -> None:
                     row = measured(result, network, seed, test, real)
                     rows.append({"set": setting.label, "form": form} | row | range_of(result))
                     write(rows)
-                    took = log.duration(time.perf_counter() - began)
-                    print(f"{network.name}, {setting.label}, {form}, seed {seed}: {took}", flush=True)
+                    label = f"{network.name}, {setting.label}, {form}, seed {seed}"
+                    print(f"{label}: {log.duration(time.perf_counter() - began)}", flush=True)
 
 
 def forms_of(result: Distilled, setting: Setting) -> dict[str, Distilled]:
@@ -260,7 +260,8 @@ def table(rows: Sequence[Row]) -> str:
     for key in dict.fromkeys((row["set"], row["form"]) for row in rows):
         of_key = [row for row in rows if (row["set"], row["form"]) == key]
         outside = fmean(row["outside"] for row in of_key)
-        lowest, highest = min(row["lowest"] for row in of_key), max(row["highest"] for row in of_key)
+        lowest = min(row["lowest"] for row in of_key)
+        highest = max(row["highest"] for row in of_key)
         cells = [*key, f"{100 * outside:.1f}", f"{lowest:.1f} to {highest:.1f}"]
         for network in NETWORKS:
             of_network = [row for row in of_key if row["network"] == network.name]

@@ -12,6 +12,7 @@ import torch
 
 from ddengine.artefact.target_network import target_in_words, target_network
 from ddengine.data import Data, Preprocess, load_data
+from ddengine.data.dataset import PEOPLES  # those of two sets need not be the same
 from ddengine.data.torch_dataset import OWN
 from ddengine.recipe import DataConfig
 from ddengine.sets.merge import merge
@@ -23,8 +24,6 @@ from ddengine.types import Facts, Json, Meta
 
 # settings of the data that decide which images are training, validation and test images
 SAME_DATA = ("name", "size", "limit", "validation", "split_seed", "zca")
-# names under which people read images of their own: those of two sets need not be the same
-PEOPLES = (OWN, "folder", "parquet", "hub")
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,9 @@ from ddengine.data.torch_dataset import OWN, data_of, is_pair, named_classes, ow
 from ddengine.recipe import DataConfig
 from ddengine.system.errors import UserError, unknown
 
+LAYOUTS = ("folder", "parquet", "hub")  # values of data.name that name no dataset
+PEOPLES = (OWN, *LAYOUTS)  # of images of a user
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
@@ -127,7 +130,7 @@ class Dataset:
             if self.class_names is not None:
                 said.append(f"classes={len(self.class_names)} names")
             return f"Dataset.of({', '.join(said)})"
-        if self.name in ("folder", "parquet", "hub"):
+        if self.name in LAYOUTS:
             return f"Dataset.{self.name}({self.root!r})"
         root = "" if self.root is None else f", {self.root!r}"
         return f"Dataset.named({self.name!r}{root})"
@@ -186,6 +189,19 @@ class Dataset:
             stored=stored,
             load_test=test,
         )
+
+
+def called(name: str, root: str | None) -> str | None:
+    """What people call images that `data.name` and `data.root` point at.
+
+    That is the dataset, or for a user's own their folder or their name on the Hub; None for images
+    that Python held.
+    """
+    if name == OWN:
+        return None
+    if name not in LAYOUTS or root is None:
+        return name
+    return root if name == "hub" and not Path(root).exists() else Path(root).resolve().name
 
 
 def _num_of(examples: Any) -> Any:
