@@ -250,7 +250,7 @@ def distill(
             precision=precision,
             compile=compile,
             images=images,
-            preprocess=preprocess_of(preprocess, recipe),
+            preprocess=preprocess_of(preprocess, recipe.data),
         )
         if folder is None:
             return _in_memory(job, bibtex, began)

@@ -44,8 +44,8 @@ class Merged:
     meta: Json  # what folder.save takes beside the set
 
 
-def merge_sets(members: Sequence[Member]) -> Merged:
-    """One set of several; all of them are seen through the preprocessing of the first.
+def merge_sets(members: Sequence[Member], preprocess: Preprocess | None = None) -> Merged:
+    """One set of several; all of them are seen through `preprocess`, or through that of the first.
 
     Says, as a warning, where nobody can check which images the sets have seen.
 
@@ -58,7 +58,7 @@ def merge_sets(members: Sequence[Member]) -> Merged:
     own = are_peoples_own(configs)
     network = _common_target_network(members)
     maps, names = class_maps([syn.class_names for syn in sets], sort_numbers=own)
-    syn = merge(sets, maps, names, preprocess=sets[0].preprocess)
+    syn = merge(sets, maps, names, preprocess=preprocess or sets[0].preprocess)
     if own:
         config, data = _own_config(configs[0]), None
         _say_own(names)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass, replace
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from ddengine.system.errors import UserError, unknown
 
 LAYOUTS = ("folder", "parquet", "hub")  # values of data.name that name no dataset
 PEOPLES = (OWN, *LAYOUTS)  # of images of a user
+SHOWN_CLASSES = 10  # names in a notebook
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -134,6 +136,31 @@ class Dataset:
             return f"Dataset.{self.name}({self.root!r})"
         root = "" if self.root is None else f", {self.root!r}"
         return f"Dataset.named({self.name!r}{root})"
+
+    def _repr_html_(self) -> str:
+        """The call that makes it, and what is known without reading a file, for a notebook."""
+        lines = [f"<tr><th colspan=2>{escape(repr(self))}</th></tr>"]
+        for name, value in self._facts().items():
+            lines.append(f"<tr><td>{name}</td><td>{escape(str(value))}</td></tr>")
+        return f"<table>{''.join(lines)}</table>"
+
+    def _facts(self) -> dict[str, Any]:
+        """What is known of the images without reading a file."""
+        facts: dict[str, Any] = {}
+        if self.name == OWN:
+            facts["training images"] = _num_of(self.examples)
+            if is_pair(self.examples):
+                facts["size"] = " x ".join(map(str, self.examples[0].shape[1:]))
+            if self.test_examples is not None:
+                facts["test images"] = _num_of(self.test_examples)
+        elif self.root is not None:
+            facts["images of"] = called(self.name, self.root)
+            facts["there"] = "yes" if Path(self.root).exists() else "no"
+        if self.class_names is not None:
+            shown = ", ".join(self.class_names[:SHOWN_CLASSES])
+            more = ", ..." if len(self.class_names) > SHOWN_CLASSES else ""
+            facts["classes"] = f"{len(self.class_names)}: {shown}{more}"
+        return facts
 
     def settings(self, config: DataConfig) -> DataConfig:
         """A recipe's data settings pointed at these images.
