@@ -1,6 +1,6 @@
 """Does a set that is made for several networks do more in them than one that is made for one?
 
-    python benchmarks/several_networks.py
+    python benchmarks/several_networks.py [FOLDER]      with the files of Fashion-MNIST
 
 DM makes ten images per class of Fashion-MNIST for a ConvNet with instance norm, for a ResNet18 with
 BatchNorm, for both in turn with as many steps in all, and for both with twice as many, which are as
@@ -58,12 +58,13 @@ SETTINGS = (
 )
 
 
-def recipe_of(setting: Setting) -> Recipe:
-    """DM's small recipe, for the networks of a setting."""
+def recipe_of(setting: Setting, root: str | None) -> Recipe:
+    """DM's small recipe for the networks of a setting, with images of the folder `root`."""
     recipe: Recipe = synth.find(RECIPE)
     outer = replace(recipe.outer, steps=setting.steps, evaluate_every=0, picture_every=0)
     objective = replace(recipe.objective, real_batch=REAL_BATCH)
-    changed = replace(recipe, outer=outer, objective=objective)
+    data = replace(recipe.data, root=root)
+    changed = replace(recipe, data=data, outer=outer, objective=objective)
     return ddengine.for_networks(changed, setting.networks)
 
 
@@ -73,13 +74,13 @@ def folder_of(setting: Setting, seed: int) -> Path:
     return RUNS / f"{name}-{seed}"
 
 
-def make(setting: Setting, seed: int) -> None:
+def make(setting: Setting, seed: int, root: str | None) -> None:
     """Make the set of a setting and train networks on it, or read them."""
     folder = folder_of(setting, seed)
     if setting.networks:
-        ddengine.distill(None, recipe_of(setting), folder=folder, seed=seed)
+        ddengine.distill(None, recipe_of(setting, root), folder=folder, seed=seed)
     else:
-        ddengine.select(None, recipe_of(setting), folder=folder, seed=seed)
+        ddengine.select(None, recipe_of(setting, root), folder=folder, seed=seed)
     models = (CONVNET, RESNET, OTHER)
     ddengine.evaluate(folder, models=models, baselines=(), protocol=PROTOCOL, seed=seed)
 
@@ -133,16 +134,16 @@ def said(value: float, ends: Sequence[float] | None, form: str) -> str:
     return f"{100 * value:{form}} ({100 * low:{form}} to {100 * high:{form}})"
 
 
-def main() -> None:
+def main(root: str | None) -> None:
     """Make, compare, write."""
     done: list[Setting] = []
     for setting in SETTINGS:
         for seed in SEEDS:
-            make(setting, seed)
+            make(setting, seed, root)
         done.append(setting)
         if any(len(one.networks) == 1 for one in done):
             write(done)
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:] or [None])

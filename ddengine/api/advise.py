@@ -208,10 +208,16 @@ def _adapted(
 
 
 def _most_images(recipe: Recipe, facts: Data) -> int:
-    """The recipe's images per class, or as many as the smallest class has to start from."""
+    """The recipe's images per class, or as many as the smallest class has to start from.
+
+    Raises UserError where the codec does not hold so many images of this kind.
+    """
     fewest = min(map(len, facts.train.members))
     codec, _ = recipe.codec.fit(recipe.ipc, facts.image_shape, facts.num_classes)
-    return min(recipe.ipc, fewest // codec.per_item)
+    ipc = min(recipe.ipc, fewest // codec.per_item)
+    if ipc > 0:
+        recipe.codec.fit(ipc, facts.image_shape, facts.num_classes)
+    return ipc
 
 
 def _settings(recipe: Recipe, data: Any, dataset: Dataset | None) -> DataConfig:
@@ -256,11 +262,12 @@ def _row(
     Without its costs nothing is known of the time, and "fits" is None.
     """
     recipe = candidate.recipe
-    steps, fits, seconds, memory = recipe.outer.steps, None, None, None
+    steps, share, seconds, memory = recipe.outer.steps, None, None, None
     if cost is not None:
         memory = cost.memory
-        steps, seconds = _within(cost, steps, minutes)
-        fits = steps > 0
+        share = _share(cost, minutes)
+        seconds = cost.buffer + (share or 1.0) * cost.distill
+        steps = int(share * steps)
     comparable = [each for each in candidate.measurements if is_comparable(each, recipe, facts)]
     best = max(comparable, key=lambda each: each.accuracy, default=None)
     return {
@@ -269,24 +276,18 @@ def _row(
         "steps": steps,
         "of_steps": recipe.outer.steps,
         "memory": memory,
-        "fits": fits,
+        "fits": None if share is None else share > 0,
         "expect": None if best is None else best.said(),
         "command": _commands(recipe, steps),
     }
 
 
-def _within(cost: Costs, steps: int, minutes: float | None) -> tuple[int, float]:
-    """(as many of a recipe's steps as the time allows, seconds of them and the experts).
-
-    No step, and the seconds of all, where too few fit.
-    """
-    seconds = cost.buffer + cost.distill
-    if minutes is None or seconds <= 60 * minutes:
-        return steps, seconds
-    share = (60 * minutes - cost.buffer) / cost.distill
-    if share < FEWEST_STEPS:
-        return 0, seconds
-    return int(share * steps), cost.buffer + share * cost.distill
+def _share(cost: Costs, minutes: float | None) -> float:
+    """The share of its steps for which a recipe has time, 0 where that is too little."""
+    if minutes is None or cost.buffer + cost.distill <= 60 * minutes:
+        return 1.0
+    left = 60 * minutes - cost.buffer
+    return left / cost.distill if left > FEWEST_STEPS * cost.distill else 0.0
 
 
 def is_comparable(row: Measurement, recipe: Recipe, facts: Data) -> bool:

@@ -18,7 +18,7 @@ def shorter(updates: int) -> list[int]:
 
 
 def long_enough(
-    reached: Sequence[float | None], num: int, images: int, chance: float = 0.0
+    reached: Sequence[float | None], num: int, images: int, chance: float | None = None
 ) -> int | None:
     """The shortest training that longer ones are not clearly better than; None: try the next.
 
@@ -31,7 +31,7 @@ def long_enough(
             None where the network diverged.
         num: how many lengths there are.
         images: of the validation split.
-        chance: the accuracy of a guess.
+        chance: the accuracy of a guess; None: that is no matter.
     """
     for place, accuracy in enumerate(reached):
         longer = reached[place + 1 : place + 1 + PATIENCE]
@@ -42,7 +42,7 @@ def long_enough(
         if accuracy is None:
             continue
         margin = math.sqrt(_spread(accuracy, images) / images)
-        if accuracy <= chance + margin:
+        if chance is not None and accuracy <= chance + margin:
             continue
         best = max(-1.0 if other is None else other for other in longer)
         if best <= accuracy + margin:

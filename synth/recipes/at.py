@@ -14,9 +14,10 @@ from synth.bptt import ThroughTraining
 from synth.inner_batches import InnerBatches
 from synth.recipes.rat import small_objective
 from synth.recipes.through_training import (
-    CHOSEN,
     CIFAR,
     FLIP_ROTATE,
+    OF_RAT,
+    TAKEN_OVER,
     cell,
     clipped_adam,
     own_training,
@@ -82,11 +83,11 @@ def _small() -> list[Recipe]:
             optim={"images": clipped_adam(0.05)},
         ),
         small(
-            "at/cifar10_ipc1_small", CITES, 1, steps=300, data=CIFAR, note=CHOSEN,
-            objective=small_objective(window, 30), optim={"images": clipped_adam(0.1)},
+            "at/cifar10_ipc1_small", CITES, 1, steps=300, data=CIFAR, note=OF_RAT,
+            objective=small_objective(window, 30), optim={"images": clipped_adam(0.03)},
         ),
         small(
-            "at/cifar10_ipc10_small", CITES, 10, steps=80, data=CIFAR, note=CHOSEN,
+            "at/cifar10_ipc10_small", CITES, 10, steps=80, data=CIFAR, note=TAKEN_OVER,
             objective=small_objective(window, 30), optim={"images": clipped_adam(0.05)},
             validations=2,
         ),

@@ -14,7 +14,7 @@ from ddengine.recipe import DataConfig, EvalConfig, InitConfig, OptimConfig, Rec
 from synth.bptt import ThroughTraining
 from synth.inner_batches import InnerBatches
 from synth.recipes.protocols import PROTOCOLS
-from synth.recipes.through_training import CHOSEN, CIFAR, adam, cell, small
+from synth.recipes.through_training import CIFAR, TAKEN_OVER, adam, cell, small
 from synth.windows import FromStart
 
 BIBTEX = """
@@ -91,11 +91,11 @@ def _small() -> list[Recipe]:
         ),
         small(
             "dd/cifar10_ipc1_small", CITES, 1, objective=_objective(1, 0.1, 20, 512), steps=200,
-            optim={"images": adam(0.02), "rates": adam(0.02)}, data=CIFAR, note=CHOSEN,
+            optim={"images": adam(0.02), "rates": adam(0.02)}, data=CIFAR, note=TAKEN_OVER,
         ),
         small(
             "dd/cifar10_ipc10_small", CITES, 10, objective=_objective(10, 0.1, 3, 512), steps=140,
-            optim=optim, data=CIFAR, note=CHOSEN, validations=2,
+            optim=optim, data=CIFAR, note=TAKEN_OVER, validations=2,
         ),
     ]  # fmt: skip
 

@@ -109,7 +109,7 @@ def test_steps_are_cut_to_the_time_and_what_does_not_fit_is_said(calibrated):
     assert rows["tesla/fashion_mnist_ipc10_small"]["fits"] is False and "too long" in str(outcome)
     assert not any("tesla/fashion" in note and "distill" in note for note in outcome.notes)
     # in its place comes another that fits, and what fits comes first
-    assert [row["fits"] for row in outcome.rows] == [True, True, True, False, False]
+    assert [row["fits"] for row in outcome.rows] == [True] * 3 + [False] * 3
     rows, _ = advised(grey(), minutes=1000.0)
     assert rows["own/folder"]["steps"] == 200
     # nobody said where experts lie
@@ -156,7 +156,7 @@ def test_calibrations_are_remembered(calibrated, tmp_path):
     """Of the same recipe, images and machine, in the folder that is named."""
     first, _ = advised(grey(), calibrations=tmp_path)
     num = len(calibrated)
-    second, _ = advised(grey(), calibrations=tmp_path, minutes=1e-6)
+    second, _ = advised(grey(), calibrations=tmp_path, minutes=1000.0)
     assert len(calibrated) == num == 3
     assert second["own/folder"]["seconds"] == first["own/folder"]["seconds"] == 200
     advised(grey(num=410), calibrations=tmp_path)
