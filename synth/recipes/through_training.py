@@ -25,8 +25,8 @@ CIFAR = DataConfig(name="cifar10", limit=10000)
 # of cells of CIFAR-10: how their rates were chosen
 TAKEN_OVER = "The rates are those of the cell of Fashion-MNIST."
 OF_RAT = (
-    "The rate of the images is that with which RaT-BPTT was better after 80 steps, of 0.1 and 0.03: "
-    "21.4 and 22.5 % of 1,000 validation images, one seed, one network each, which is within chance."
+    "The rate of the images is that with which RaT-BPTT was better after 80 steps, of 0.1 and "
+    "0.03: 21.4 and 22.5 % of 1,000 validation images, one seed, one network each, within chance."
 )
 
 
