@@ -51,7 +51,9 @@ from ddengine.types import Experts
 NEEDED = {"name", "model", "data", "evaluation"}  # of the recipe in meta.json
 CONTROLS = ("random_soft", "hard_labels")  # without which soft labels pass for distillation
 QUICK_SHARE = 1 / 6  # of full_seconds in a quick evaluation
-QUICK_SECONDS = 20.0  # of training of every other row there, on each network
+# of training of every other row there, on each network; updates are cut to what validation needs,
+# 20 at least, and to what this time allows
+QUICK_SECONDS = 20.0
 Networks = Sequence[str | Factory] | Mapping[str, Factory]
 
 
@@ -105,8 +107,7 @@ def evaluate(
         seed: decides networks, orders, augmentation and random draws.
         device: auto, cpu, cuda or cuda:N.
         precision: fp32, tf32 or bf16.
-        quick: a first answer: 3 networks a row, two rates, updates cut to what validation needs,
-            20 at least, and to what 20 seconds of training allow a row on each network.
+        quick: a first answer, see QUICK_SECONDS: 3 networks a row, two rates, updates cut.
         full_seconds: that the row of full data may take on a network, else cut; None: no limit.
         reuse_baselines: read what other evaluations keep in .baselines, beside their runs.
         sort: by what the rows of the table are ordered.
