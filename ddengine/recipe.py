@@ -754,6 +754,16 @@ class Recipe(Generic[BufferT, CodecT, ObjectiveT]):
         """The networks that take turns: `model` first, and mostly alone."""
         return (self.model, *self.more_models)
 
+    @property
+    def validated_on(self) -> tuple[str, ...]:
+        """The networks on which a set is validated while it is distilled.
+
+        They are those that it is made for: of several teachers `model` alone, unless the set is
+        evaluated on all of them too.
+        """
+        several = len(self.teachers) > 1 and self.evaluation.models == self.teachers
+        return self.teachers if several else self.networks
+
     def _check_models(self) -> None:
         require(
             not self.more_models or self.objective.draws_networks,
@@ -1032,11 +1042,21 @@ def _fields_to_dict(value: Any) -> dict[str, Any]:
 
 def _is_left_out(f: dataclasses.Field, value: Any) -> bool:
     """Whether a field came late and holds its default."""
-    if not f.metadata.get("late"):
-        return False
-    if f.default_factory is not dataclasses.MISSING:
-        return value == f.default_factory()
-    return value == f.default
+    return bool(f.metadata.get("late")) and value == _default_of(f)
+
+
+def late_defaults(cls: Any) -> dict[str, Any]:
+    """As JSON data, what fields of a dataclass hold that stored data leave out."""
+    defaults = {}
+    for f in dataclasses.fields(cls):
+        if f.metadata.get("late"):
+            defaults[f.name] = to_dict(_default_of(f))
+    return defaults
+
+
+def _default_of(f: dataclasses.Field) -> Any:
+    """What a field holds that nothing was said of."""
+    return f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
 
 
 def from_dict(cls: Any, data: Any) -> Any:

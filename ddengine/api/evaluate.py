@@ -52,6 +52,9 @@ from ddengine.types import Experts
 NEEDED = {"name", "model", "data", "evaluation"}  # of the recipe in meta.json
 CONTROLS = ("random_soft", "hard_labels")  # without which soft labels pass for distillation
 QUICK_SHARE = 1 / 6  # of full_seconds in a quick evaluation
+# of training of every other row there, on each network; updates are cut to what validation needs,
+# 20 at least, and to what this time allows
+QUICK_SECONDS = 20.0
 Networks = Sequence[str | Factory] | Mapping[str, Factory]
 
 
@@ -105,7 +108,7 @@ def evaluate(
         seed: decides networks, orders, augmentation and random draws.
         device: auto, cpu, cuda or cuda:N.
         precision: fp32, tf32 or bf16.
-        quick: a first answer: 3 networks a row, two rates, updates cut to what validation needs.
+        quick: a first answer, see QUICK_SECONDS: 3 networks a row, two rates, updates cut.
         full_seconds: that the row of full data may take on a network, else cut; None: no limit.
         reuse_baselines: read what other evaluations keep in .baselines, beside their runs.
         sort: by what the rows of the table are ordered.
@@ -176,15 +179,16 @@ def _kept(
 
 def _economy(quick: bool, full_seconds: float | None, restart: bool) -> Economy:
     """What an evaluation need not spend. Raises UserError for no seconds."""
+    most = QUICK_SECONDS if quick else None
     if full_seconds is None:
-        return Economy(quick=quick, renew=restart, looks=True)
+        return Economy(quick=quick, quick_seconds=most, renew=restart, looks=True)
     if not 0 < full_seconds < math.inf:
         raise UserError(
             f"full_seconds must be positive and finite, got {full_seconds}; None lets the full "
             "data take as long as they take."
         )
     share = QUICK_SHARE if quick else 1.0
-    return Economy(full_seconds * share, quick, renew=restart, looks=True)
+    return Economy(full_seconds * share, quick, most, renew=restart, looks=True)
 
 
 def outcome(

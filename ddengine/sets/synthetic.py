@@ -276,8 +276,8 @@ def initial(
     if items <= fewest < per_class and recipe.init.kind != "noise":
         raise UserError(
             f"ipc {recipe.ipc} of {codec.per_item} tiles each starts from {per_class} images per "
-            f"class, and a class has {fewest}; "
-            "lower ipc or codec.factor, or raise data.limit."
+            f"class, and a class has {fewest}; lower ipc or codec.factor, or give the class more "
+            "images."
         )
     initial_images = INITIALISERS[recipe.init.kind]
     images = initial_images(

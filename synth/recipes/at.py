@@ -15,7 +15,7 @@ from functools import partial
 
 from ddengine.recipe import DataConfig, Recipe
 from synth.recipes.rat import WHITENED, published, small_objective, student
-from synth.recipes.through_training import clipped_adam, small
+from synth.recipes.through_training import CIFAR, OF_RAT, TAKEN_OVER, clipped_adam, small
 from synth.selector import Selector
 from synth.stages import Stages
 
@@ -77,6 +77,15 @@ def _small() -> list[Recipe]:
             "at/fashion_mnist_ipc1_selector_small", CITES, 1, steps=500,
             objective=small_objective(Selector(size=8, radius=2), 30),
             optim={"images": clipped_adam(0.05)},
+        ),
+        small(
+            "at/cifar10_ipc1_small", CITES, 1, steps=300, data=CIFAR, note=OF_RAT,
+            objective=small_objective(window, 30), optim={"images": clipped_adam(0.03)},
+        ),
+        small(
+            "at/cifar10_ipc10_small", CITES, 10, steps=80, data=CIFAR, note=TAKEN_OVER,
+            objective=small_objective(window, 30), optim={"images": clipped_adam(0.05)},
+            validations=2,
         ),
     ]  # fmt: skip
 

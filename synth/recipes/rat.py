@@ -20,7 +20,10 @@ from ddengine.recipe import DataConfig, Recipe
 from synth.bptt import ThroughTraining
 from synth.inner_batches import InnerBatches
 from synth.recipes.through_training import (
+    CIFAR,
     FLIP_ROTATE,
+    OF_RAT,
+    TAKEN_OVER,
     cell,
     clipped_adam,
     learned_weights,
@@ -162,6 +165,15 @@ def _small() -> list[Recipe]:
         small(
             "rat/fashion_mnist_ipc10_small", CITES, 10, steps=150,
             objective=small_objective(window, 30), optim={"images": clipped_adam(0.05)},
+        ),
+        small(
+            "rat/cifar10_ipc1_small", CITES, 1, steps=300, data=CIFAR, note=OF_RAT,
+            objective=small_objective(window, 30), optim={"images": clipped_adam(0.03)},
+        ),
+        small(
+            "rat/cifar10_ipc10_small", CITES, 10, steps=80, data=CIFAR, note=TAKEN_OVER,
+            objective=small_objective(window, 30), optim={"images": clipped_adam(0.05)},
+            validations=2,
         ),
     ]  # fmt: skip
 

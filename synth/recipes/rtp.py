@@ -15,7 +15,15 @@ from ddengine.recipe import DataConfig, InitConfig, OptimConfig, Recipe
 from ddengine.sets.codec import LinearBases
 from synth.bptt import ThroughTraining
 from synth.inner_batches import InnerBatches
-from synth.recipes.through_training import FLIP_ROTATE, adam, cell, own_training, small
+from synth.recipes.through_training import (
+    CIFAR,
+    FLIP_ROTATE,
+    TAKEN_OVER,
+    adam,
+    cell,
+    own_training,
+    small,
+)
 from synth.windows import FromStart
 
 BIBTEX = """
@@ -88,6 +96,16 @@ def _small() -> list[Recipe]:
         small(
             "rtp/fashion_mnist_ipc10_small", CITES, 10, objective=_objective(30, 3, 512),
             steps=200, optim=optim, codec=LinearBases(bases=128, start="images"), validations=2,
+        ),
+        small(
+            "rtp/cifar10_ipc1_small", CITES, 1, objective=_objective(30, 3, 512), steps=100,
+            optim=optim, codec=LinearBases(bases=32, start="images"), data=CIFAR, note=TAKEN_OVER,
+            validations=2,
+        ),
+        small(
+            "rtp/cifar10_ipc10_small", CITES, 10, objective=_objective(30, 3, 512), steps=100,
+            optim=optim, codec=LinearBases(bases=256, start="images"), data=CIFAR, note=TAKEN_OVER,
+            validations=1,
         ),
     ]  # fmt: skip
 

@@ -22,6 +22,13 @@ from synth.recipes.matching import SMALL_NOTE
 from synth.recipes.protocols import PROTOCOLS
 
 FLIP_ROTATE = AugmentConfig(ops=("flip", "rotate"))
+CIFAR = DataConfig(name="cifar10", limit=10000)
+# of cells of CIFAR-10: how their rates were chosen
+TAKEN_OVER = "The rates are those of the cell of Fashion-MNIST."
+OF_RAT = (
+    "The rate of the images is that with which RaT-BPTT was better after 80 steps, of 0.1 and "
+    "0.03: 21.4 and 22.5 % of 1,000 validation images, one seed, one network each, within chance."
+)
 
 
 def adam(lr: float, **options: Any) -> OptimConfig:
@@ -114,17 +121,18 @@ def small(
     model: str = "convnet-d3-w16-in",
     epochs: int = 300,
     validations: int = 6,
+    note: str = "",
 ) -> Recipe:
     """A cell of this project for a CPU; its settings were chosen on the validation split.
 
-    In a few short runs each, of one seed.
+    In a few short runs each, of one seed; `note` says of which.
     """
     every = max(1, steps // validations)
     return Recipe(
         name=name,
         cites=cites,
         published=None,
-        note=SMALL_NOTE,
+        note=" ".join(filter(None, (SMALL_NOTE, note))),
         data=data,
         model=model,
         ipc=ipc,
