@@ -23,7 +23,10 @@ from ddengine.evaluation.tables import Sort
 from ddengine.system.errors import UserError
 
 # flags that decide no number: with these alone an evaluation that is there is shown as it is
-SHOWING = ("--sort", "--out", "--experts", "--device", "--reuse_baselines", "--no_reuse_baselines")
+SHOWING = (
+    *("--sort", "--out", "--experts", "--device", "--wait", "--no_wait"),
+    *("--reuse_baselines", "--no_reuse_baselines"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +34,8 @@ class EvaluateOptions(OfEvaluation):
     """Flags of evaluate."""
 
     # a first answer in a minute: 3 networks a row, two learning rates, as many updates as the
-    # validation split shows a set to need, a sixth of full_seconds; marked as quick everywhere
+    # validation split shows a set to need, 20 at least and no more than 20 seconds of training
+    # allow a row on each network, a sixth of full_seconds; marked as quick everywhere
     quick: bool = False
     # that networks on the full data may take on each network: where they would take longer, they
     # have fewer updates, and their row is marked; None: as long as they take
