@@ -14,7 +14,7 @@ from torch import Tensor
 from ddengine import loop, turns
 from ddengine.api import experts as of_experts
 from ddengine.api.begun import begun, followed, place
-from ddengine.api.checks import check_folder, check_recipe, check_run
+from ddengine.api.checks import check_folder, check_recipe, check_run, say_slow_precision
 from ddengine.api.choices import choose
 from ddengine.api.inputs import (
     AUTO,
@@ -303,6 +303,7 @@ def job_of(
     source = replace(source, preprocess=preprocess)
     recipe, origin = of_experts.source_of(recipe, experts, precision)
     where = runtime.setup(device, precision)
+    say_slow_precision(precision, where)
     data = source.load(where, origin.preprocess)
     _check_preprocess(preprocess, origin.preprocess(data.train.digest))
     return Job(

@@ -8,10 +8,10 @@ from helpers import CPU, DIGITS, MODEL, tiny_data, tiny_env, tiny_set, tiny_stor
 
 import ddengine
 import synth
-from ddengine.api import choices
+from ddengine.api import checks, choices
 from ddengine.learning import memory
 from ddengine.recipe import digest, resolved
-from ddengine.system import files
+from ddengine.system import files, runtime
 
 STEPS = 4
 
@@ -121,3 +121,19 @@ def test_networks_that_take_turns_choose_each(world):
     chosen = choices.choose(both, tiny_set(data, lr=0.05), CPU)
     assert chosen == {"choices": [{"kept_graphs": STEPS}] * 2}
     assert [one.kept_graphs for one in both.objectives] == [STEPS, STEPS]
+
+
+@pytest.mark.parametrize("seconds, said", [(3.0, "takes 3.0 times as long as fp32"), (0.4, "")])
+def test_bfloat16_that_is_slower_is_said(monkeypatch, capsys, seconds, said):
+    """Measured; of other precisions nothing is."""
+    measured = {"fp32": 1.0, "bf16": seconds}
+    monkeypatch.setattr(runtime, "_layer_seconds", measured.get)
+    checks.say_slow_precision("bf16", CPU)
+    told = capsys.readouterr().out
+    assert said in told and bool(said) == bool(told)
+    monkeypatch.setattr(runtime, "_layer_seconds", None)
+    checks.say_slow_precision("fp32", CPU)
+
+
+def test_a_layer_is_measured_in_both_precisions():
+    assert runtime._layer_seconds("fp32") > 0 and runtime._layer_seconds("bf16") > 0
