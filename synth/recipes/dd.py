@@ -78,6 +78,11 @@ def _published() -> list[Recipe]:
 
 
 DIGITS = DataConfig(name="digits")
+OF_IMAGES = (
+    "The rate of the images is the better of 0.02 and 0.05 after 60 steps: 20.5 and 23.3 % of "
+    "1,000 validation images, one seed, one network each; that of the step sizes is that of "
+    "Fashion-MNIST."
+)
 
 
 def _small() -> list[Recipe]:
@@ -97,7 +102,7 @@ def _small() -> list[Recipe]:
         ),
         small(
             "dd/cifar10_ipc1_small", CITES, 1, objective=_objective(1, 0.1, 20, 512), steps=200,
-            optim={"images": adam(0.02), "rates": adam(0.02)}, data=CIFAR, note=TAKEN_OVER,
+            optim={"images": adam(0.05), "rates": adam(0.02)}, data=CIFAR, note=OF_IMAGES,
         ),
         small(
             "dd/cifar10_ipc10_small", CITES, 10, objective=_objective(10, 0.1, 3, 512), steps=140,
