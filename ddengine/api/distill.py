@@ -60,7 +60,7 @@ class Job:
     def __post_init__(self) -> None:
         missing = len(self.class_names) - self.data.num_classes
         kind = self.recipe.targets.kind
-        if missing and kind in ("logits", "centred"):
+        if missing and kind in ("logits", "weights", "centred"):
             raise UserError(
                 f"The dataset has {self.data.num_classes} of the {len(self.class_names)} classes, "
                 f"and targets.kind {kind} is for those only; leave classes out."

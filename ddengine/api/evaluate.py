@@ -42,6 +42,7 @@ from ddengine.recipe import (
     to_dict,
 )
 from ddengine.sets.synthetic import SyntheticSet
+from ddengine.sets.targets import Targets
 from ddengine.system import claims, files, log, program, runtime
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
@@ -456,11 +457,11 @@ def open_set(
 def numbered_as(syn: SyntheticSet, names: Sequence[str]) -> SyntheticSet:
     """A set with its classes numbered as images that Python holds have them, by name.
 
-    It may lack classes, or name some that neither it nor the images have. Others, and one with soft
-    labels, stay as they are.
+    It may lack classes, or name some that neither it nor the images have. Others, and one whose
+    labels have a number for each class, stay as they are.
     """
     own = [syn.class_names[number] for number in syn.classes.unique().tolist()]
-    if syn.targets.soft or not set(own) <= set(names):
+    if syn.targets.of_classes or not set(own) <= set(names):
         return syn
     numbers = torch.zeros(len(syn.class_names), dtype=torch.long, device=syn.classes.device)
     for number, name in enumerate(syn.class_names):
@@ -490,14 +491,22 @@ def protocol_of(
     if not students:
         protocol = replace(protocol, as_students=False)
     if "random" in protocol.baselines:
-        more = ("equal_bytes", "random_soft") if of.set.targets.soft else ("equal_bytes",)
-        protocol = _with_baselines(protocol, more)
+        protocol = _with_baselines(protocol, _controls(of.set.targets))
     # the controls without which soft labels and more examples pass for distillation
     if recipe.get("teachers"):
         if "random" in protocol.baselines:
             protocol = _with_baselines(protocol, CONTROLS)
         protocol = replace(protocol, baseline_steps="updates")
     return as_students(protocol, students_of(of.meta))
+
+
+def _controls(targets: Targets) -> tuple[str, ...]:
+    """The baselines that a set asks for beside random, by the labels that it has."""
+    if targets.soft:
+        return ("equal_bytes", "random_soft")
+    if targets.of_classes:
+        return ("equal_bytes", "hard_labels")
+    return ("equal_bytes",)
 
 
 def _with_baselines(protocol: EvalConfig, names: Sequence[str]) -> EvalConfig:

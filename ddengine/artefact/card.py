@@ -70,6 +70,7 @@ class CardFacts:
     num_classes: int
     classes: tuple[str, ...]  # names of the first SHOWN_CLASSES
     soft: bool  # whether the labels are logits
+    weighted: bool  # whether they are weights of the classes
     features_of: str | None  # the network whose features the targets are; None: they are not
     width: int  # of the features; of classes and logits how many classes there are
     labels_share: str  # percent of the stored bytes that labels are
@@ -128,6 +129,7 @@ def facts_of(syn: SyntheticSet, meta: Meta, export: Exported) -> CardFacts:
         num_classes=len(syn.class_names),
         classes=syn.class_names[:SHOWN_CLASSES],
         soft=syn.targets.soft,
+        weighted=syn.targets.of_classes and not syn.targets.soft,
         features_of=target_in_words(target_network(meta)) if syn.targets.regressed else None,
         width=syn.num_outputs,
         labels_share=f"{100 * sizes['labels'] / sizes['total']:.3g}",
@@ -231,6 +233,8 @@ def _about(syn: SyntheticSet, meta: Meta) -> tuple[tuple[str, Any], ...]:
     labels = syn.targets.words
     if syn.targets.soft:
         labels = f"soft labels, {len(syn.class_names)} logits each"
+    if syn.targets.of_classes and not syn.targets.soft:
+        labels = f"{syn.targets.words}, {len(syn.class_names)} each, which need not add up to one"
     if syn.targets.regressed:
         network = target_in_words(target_network(meta))
         labels = f"features of {network}, {syn.num_outputs} numbers each"

@@ -2,19 +2,28 @@
 
 Values: the authors' code and README (github.com/princetonvisualai/RememberThePast-
 DatasetDistillation): 150 steps of gradient descent with momentum, all of them differentiated, on 32
-images of each class; one draw of the augmentation for all of them and the real batch; gradients of
-bases and coefficients clipped by their joint norm. Its term in the coefficients has no effect and
-is left out. The real batch, 64 images a class, is drawn from all classes together here. Figures:
-mean ± std over networks of the best iterate on the test images. Bases are given for one image per
-class only.
+images of each class; one draw of the augmentation, mirrored or turned, for all of them and the real
+batch (the printed command has none, and says these are to be added); gradients of bases and
+coefficients clipped by their joint norm. Its term in the coefficients has no effect and is left
+out. The real batch, 64 images a class, is drawn from all classes together here. Networks are
+trained on the set in epochs of batches of 640 images. Figures: mean ± std over networks of the best
+iterate on the test images. Bases are given for one image per class only.
 """
 
 from ddengine.learning.updates import HeavyBall
-from ddengine.recipe import AugmentConfig, DataConfig, InitConfig, OptimConfig, Recipe
+from ddengine.recipe import DataConfig, InitConfig, OptimConfig, Recipe
 from ddengine.sets.codec import LinearBases
 from synth.bptt import ThroughTraining
 from synth.inner_batches import InnerBatches
-from synth.recipes.through_training import CIFAR, TAKEN_OVER, adam, cell, own_training, small
+from synth.recipes.through_training import (
+    CIFAR,
+    FLIP_ROTATE,
+    TAKEN_OVER,
+    adam,
+    cell,
+    own_training,
+    small,
+)
 from synth.windows import FromStart
 
 BIBTEX = """
@@ -43,7 +52,7 @@ def _published() -> list[Recipe]:
         lr=0.01,
         batches=InnerBatches(per_class=32),
         real_batch=640,
-        augment=AugmentConfig(),
+        augment=FLIP_ROTATE,
         one_draw=True,
     )
     one = OptimConfig(lr=0.1, momentum=0.5, clip=2.0, clip_together=True)

@@ -13,10 +13,11 @@ from ddengine.recipe import (
     OuterConfig,
     Published,
     Recipe,
+    TargetConfig,
 )
 from ddengine.sets.codec import Codec, Identity
 from synth.bptt import ThroughTraining
-from synth.recipes.cells import DEPTH
+from synth.recipes.cells import DEPTH, FILES
 from synth.recipes.matching import SMALL_NOTE
 from synth.recipes.protocols import PROTOCOLS
 
@@ -40,6 +41,11 @@ def clipped_adam(lr: float) -> OptimConfig:
     return adam(lr, clip_average=2.0)
 
 
+def learned_weights(lr: float) -> dict[str, OptimConfig]:
+    """Of images, and of weights of the classes, whose gradients are not clipped (RaT-BPTT)."""
+    return {"images": clipped_adam(lr), "weights": adam(lr)}
+
+
 def unit_noise() -> InitConfig:
     """Noise whose images have norm 1 (RaT-BPTT)."""
     return InitConfig(kind="noise", norm=1.0)
@@ -49,6 +55,11 @@ def own_training(objective: ThroughTraining, **changes: Any) -> EvalConfig:
     """The protocol that trains networks as the students of an objective are trained."""
     lr = objective.lr
     return replace(PROTOCOLS["bptt"], augment=objective.augment, lr=lr, **changes)
+
+
+def _targets(optim: Mapping[str, OptimConfig]) -> TargetConfig:
+    """What images are labelled with, by what is learned."""
+    return TargetConfig(kind="weights") if "weights" in optim else TargetConfig()
 
 
 def cell(
@@ -69,9 +80,10 @@ def cell(
     codec: Codec = Identity(),
     model: str | None = None,
 ) -> Recipe:
-    """A published cell: the whole training split, hard labels, no experts.
+    """A published cell: the whole training split, no experts.
 
-    `published` are mean and deviation in %, as printed.
+    Labels are hard, unless `optim` has a rate of weights of the classes. `published` are mean and
+    deviation in %, as printed.
     """
     figure = None
     if published is not None:
@@ -81,13 +93,14 @@ def cell(
         name=name,
         cites=cites,
         published=figure,
-        note=note,
+        note=" ".join(filter(None, (note, FILES.get(dataset, "")))),
         data=DataConfig(name=dataset, validation=0.0, zca=zca),
         model=model or f"convnet-d{DEPTH.get(dataset, 3)}-w128-in",
         ipc=ipc,
         buffer=None,
         init=init,
         codec=codec,
+        targets=_targets(optim),
         objective=objective,
         outer=OuterConfig(steps=steps, optim=optim, picture_every=steps // 10),
         evaluation=evaluation,
@@ -126,6 +139,7 @@ def small(
         buffer=None,
         init=init,
         codec=codec,
+        targets=_targets(optim),
         objective=objective,
         outer=OuterConfig(
             steps=steps,
