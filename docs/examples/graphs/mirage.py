@@ -190,10 +190,10 @@ def generated(num: int, seed: int) -> Graphs:
         for node in tree:
             tree.nodes[node]["label"] = rng.choice("ab")
         motif = motifs[label].copy()
-        nx.set_node_attributes(motif, "c", "label")
+        nx.set_node_attributes(motif, dict.fromkeys(motif, "c"), "label")
         graph = nx.disjoint_union(tree, motif)
         graph.add_edge(rng.randrange(len(tree)), len(tree))
-        nx.set_edge_attributes(graph, "-", "label")
+        nx.set_edge_attributes(graph, dict.fromkeys(graph.edges, "-"), "label")
         graphs.append(graph)
         classes.append(label)
     return Graphs(graphs, classes, list(MOTIFS))
