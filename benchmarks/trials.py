@@ -77,15 +77,16 @@ def trials(cifar10: str, folder: Path) -> list[dict[str, Any]]:
     """All of them, one after another."""
     photographs(cifar10, folder / "photos")
     program = str(ROOT / "run.py")
-    run = folder / "runs" / "photographs"
+    run = Path("runs", "photographs")
     name = "photographs.py"
     path = EXAMPLES / name
     seconds = waited(folder, str(path), "photos")
-    done = [trial(name, seconds, run / "evaluation.json", lines_of_code(path))]
+    evaluation = folder / run / "evaluation.json"
+    done = [trial(name, seconds, evaluation, lines_of_code(path))]
     quick = waited(folder, program, "evaluate", str(run), "--quick", "--restart")
     done.append(trial("evaluate --quick", quick, None, None))
     usual = waited(folder, program, "evaluate", str(run), "--restart")
-    done.append(trial("evaluate", usual, run / "evaluation.json", None))
+    done.append(trial("evaluate", usual, evaluation, None))
     for name in ("own_objective.py", "three_clients.py"):
         path = EXAMPLES / name
         done.append(trial(name, waited(folder, str(path)), None, lines_of_code(path)))

@@ -1,6 +1,7 @@
 """Making the stores of a recipe on any images: what is missing is trained."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from buffers import experts
-from buffers.open import Place, SetTeachers, Stores
+from buffers.open import Place, SetTeachers, Stores, network_maker
 from buffers.store import MANIFEST, ExpertStore, StoreGroup
 from ddengine import experts as of_experts
 from ddengine.api.checks import check_recipe, check_run
@@ -18,10 +19,10 @@ from ddengine.api.inputs import Images, Source, dataset_of
 from ddengine.artefact import runs
 from ddengine.artefact.runs import EXPERTS
 from ddengine.data import Data
-from ddengine.models import build_model
+from ddengine.experts import OwnTraining
 from ddengine.prepare import check_networks
 from ddengine.recipe import BufferConfig, Recipe
-from ddengine.system import dist, log, runtime
+from ddengine.system import claims, dist, log, runtime
 from ddengine.system.errors import UserError
 from ddengine.system.runtime import Precision
 
@@ -81,23 +82,30 @@ def generate(
         loaded = source.load(runtime.setup(device, precision), stores.preprocess)
         _check_recipe(recipe, loaded)
         places = stores.places(loaded.train.digest)
-        if restart:
-            _delete(places)
-        for place in places:
-            new_model = partial(build_model, place.model, loaded.image_shape, loaded.num_classes)
-            experts.generate(
-                loaded,
-                stores.data,
-                config,
-                place.model,
-                new_model,
-                place.folder,
-                precision=precision,
-            )
-            _say(place, ExpertStore(place.folder), config, stores.several)
+        with ExitStack() as all_claims:
+            for place in places:
+                all_claims.enter_context(claims.claimed(place.folder, "buffer"))
+            if restart:
+                _delete(places)
+            for place in places:
+                _filled(place, stores, config, loaded)
         opened = stores.open(loaded)
     assert opened is not None
     return opened
+
+
+def _filled(place: Place, stores: Stores, config: BufferConfig, data: Data) -> None:
+    """Train the experts that a store lacks."""
+    experts.generate(
+        data,
+        stores.data,
+        config,
+        place.model,
+        network_maker(config, place.model, data),
+        place.folder,
+        precision=stores.precision,
+    )
+    _say(place, ExpertStore(place.folder), config, stores.several)
 
 
 def _delete(places: Sequence[Place]) -> None:
@@ -125,6 +133,8 @@ def _say(place: Place, opened: ExpertStore, config: BufferConfig, several: bool)
             if accuracy is not None:
                 accuracies.append(accuracy)
     what = f"{opened.num_experts} experts of {config.epochs} epochs"
+    if isinstance(config.step, OwnTraining):
+        what = place.model
     if several:
         what += f", teachers {place.model},"
     line = f"{what} in {place.folder}"

@@ -20,7 +20,7 @@ from torch import Generator, Tensor, nn
 from ddengine import naming
 from ddengine.data import Preprocess
 from ddengine.data.stored import read_preprocess
-from ddengine.experts import StoredExperts
+from ddengine.experts import OwnTraining, StoredExperts
 from ddengine.learning.flat import unflatten_into
 from ddengine.recipe import BufferConfig, DataConfig, Recipe, digest, to_dict
 from ddengine.system import files
@@ -49,7 +49,9 @@ def identity(
     for key in ("num_experts", "model", "seed"):  # model, resolved, and seed stand beside it
         config.pop(key, None)
     config["step"].pop("folder", None)  # where the files of a pretrained network lie
-    return {
+    read = buffer.step.files() if isinstance(buffer.step, OwnTraining) else None
+    more = {} if read is None else {"files": read}
+    return more | {
         "dataset": data_config.name,
         "images": images,
         "zca": data_config.zca,
@@ -137,8 +139,8 @@ def _check_no_others(folder: Path) -> None:
     """Raise UserError for a folder without a store that holds anything else."""
     if not folder.is_dir() or (folder / MANIFEST).exists():
         return
-    for path in folder.iterdir():
-        if not path.name.startswith(("preprocess.safetensors", files.TEMPORARY)):
+    for path in files.contents(folder):
+        if path.name != "preprocess.safetensors":
             raise UserError(
                 f"{folder} is not empty and not an expert store; name another folder with --out."
             )
@@ -196,7 +198,7 @@ def is_new(
         kept = buffer.kept_epochs()
         open_for_writing(folder, content, kept, preprocess, model=model, shapes=shapes)
         return False
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and files.contents(folder):
         raise UserError(
             f"{folder} is not empty and not an expert store; name another folder with --out."
         )
@@ -434,6 +436,10 @@ class ExpertStore(StoredExperts):
             "num": self.num_experts,
             "seconds": round(seconds, 2),
         }
+
+    def place(self) -> Path:
+        """The folder of the store."""
+        return self.folder
 
     def identities(self) -> list[dict[str, Any]]:
         """What decides the content of the store, its network by name."""

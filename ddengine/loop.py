@@ -96,20 +96,25 @@ class State:
         }
 
 
-def save_checkpoint(path: Path, state: State, log_bytes: int) -> None:
-    """Write the state as one file."""
+def save_checkpoint(path: Path, state: State, log_bytes: int, run: str | None = None) -> None:
+    """Write the state as one file.
+
+    `log_bytes` is the length of the log, `run` identifies the run.
+    """
     tensors: dict[str, Tensor] = {}
     for group, named in state.groups().items():
         for name, tensor in named.items():
             tensors[f"{group}/{name}"] = tensor
     meta = {"step": state.step, "counters": vars(state.counters), "log_bytes": log_bytes}
-    files.write_tensors(path, tensors, {"state": files.to_json(meta)})
+    of_run = {} if run is None else {"run": run}
+    files.write_tensors(path, tensors, {"state": files.to_json(meta), **of_run})
 
 
-def load_checkpoint(path: Path, device: torch.device) -> tuple[State, int]:
+def load_checkpoint(path: Path, device: torch.device, run: str | None = None) -> tuple[State, int]:
     """The state of a checkpoint, and the length the log had then.
 
-    Raises UserError for a damaged file.
+    Raises UserError for a damaged file, and for one of another run than `run`; those of before
+    do not say theirs.
     """
     tensors, metadata = files.read_tensors(path)
     names = ("tensors", *KEPT, "ema", "objective")
@@ -119,6 +124,11 @@ def load_checkpoint(path: Path, device: torch.device) -> tuple[State, int]:
         groups[group][name] = tensor.to(device)
     if "state" not in metadata:
         raise UserError(f"{path} is not a checkpoint of this program; begin anew with --restart.")
+    if run is not None and metadata.get("run", run) != run:
+        raise UserError(
+            f"{path} is the checkpoint of another run; put back the one of this run, or begin anew "
+            "with --restart."
+        )
     meta = json.loads(metadata["state"])
     state = State(**groups, step=meta["step"], counters=Counters(**meta["counters"]))
     return state, meta["log_bytes"]
@@ -180,6 +190,7 @@ def distill(  # long: arguments, and what they mean
     board: log.Board | None = None,
     progress: Progress = log.progress,
     began: float | None = None,
+    run: str | None = None,
 ) -> tuple[SyntheticSet, Counters]:
     """Minimise the objective over the tensors that `config.optim` names.
 
@@ -204,6 +215,7 @@ def distill(  # long: arguments, and what they mean
         progress: shows how far the run is: (title, steps, steps done) -> a context whose value has
             `advance(note)`.
         began: of time.perf_counter, when the session began; None: now.
+        run: identifies the run, whose checkpoints no other one continues.
 
     Raises:
         UserError: a name in `config.optim` that is not stored; several draws or ranks for an
@@ -212,7 +224,7 @@ def distill(  # long: arguments, and what they mean
     config = replace(config, optim=syn.by_tensor(config.optim), ema=syn.by_tensor(config.ema))
     check(syn, objective, config)
     began = time.perf_counter() if began is None else began
-    state, log_bytes = _begin(syn, objective, config, folder, seed)
+    state, log_bytes = _begin(syn, objective, config, folder, seed, run)
     began -= state.counters.wall_seconds  # as if the run had never been interrupted
     events = None
     if dist.rank() == 0:
@@ -223,7 +235,7 @@ def distill(  # long: arguments, and what they mean
         picture(syn, 0)
     with progress("distill", config.steps, state.step) as bar:
         after = _AfterSteps(
-            syn, config, state, folder, finish, validate, picture, events, bar, began
+            syn, config, state, folder, finish, validate, picture, events, bar, began, run
         )
         while state.step < config.steps:
             _timed_step(syn, objective, after, seed)
@@ -258,12 +270,17 @@ def _timed_step(syn: SyntheticSet, objective: Objective, after: "_AfterSteps", s
 
 
 def _begin(
-    syn: SyntheticSet, objective: Objective, config: OuterConfig, folder: Path, seed: int
+    syn: SyntheticSet,
+    objective: Objective,
+    config: OuterConfig,
+    folder: Path,
+    seed: int,
+    run: str | None,
 ) -> tuple[State, int]:
     """The state that a run in `folder` starts or continues with, and the length of its log."""
     checkpoint = folder / CHECKPOINT
     if checkpoint.exists():
-        state, log_bytes = load_checkpoint(checkpoint, syn.classes.device)
+        state, log_bytes = load_checkpoint(checkpoint, syn.classes.device, run)
         log.say(f"continuing at step {state.step} of {config.steps}")
         return state, log_bytes
     state = first_state(syn, objective, config, seed)
@@ -295,6 +312,7 @@ class _AfterSteps:
     events: log.EventLog | None  # None on other ranks than the first
     bar: log.Counter
     began: float  # when the run would have begun, had it never been interrupted
+    run: str | None  # what identifies it
     pending: list[Tensor] = field(default_factory=list)  # results of steps that are not read yet
 
     def is_due(self) -> bool:
@@ -327,7 +345,8 @@ class _AfterSteps:
             self.bar.advance(f"loss {event['loss']:.4g}{rate}")
             if self.events is not None and self._is_checkpoint(done):
                 self.state.counters.wall_seconds = time.perf_counter() - self.began
-                save_checkpoint(self.folder / CHECKPOINT, self.state, self.events.size())
+                checkpoint = self.folder / CHECKPOINT
+                save_checkpoint(checkpoint, self.state, self.events.size(), self.run)
 
     def _is_checkpoint(self, done: int) -> bool:
         return done == self.config.steps or falls_on(done, self.config.checkpoint_every)

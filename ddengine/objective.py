@@ -13,7 +13,7 @@ from ddengine.learning.flat import FlatModel
 from ddengine.learning.memory import step_bytes
 from ddengine.learning.teachers import features, target_network
 from ddengine.models import build_model
-from ddengine.recipe import Recipe
+from ddengine.recipe import Recipe, StudentTraining
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
@@ -128,6 +128,22 @@ class ObjectiveConfig(Method, Protocol):
     def initial(self) -> Mapping[str, float | Sequence[float]]:
         """Numbers that are learned beside the images, with their start; {} for none."""
         return {}
+
+    def make_images(self, env: Env, number: int, rng: Generator) -> Tensor | None:
+        """The images that the set starts as, in place of recipe.init, where the method makes them.
+
+        They are pixels in [0, 1], `number` of each class, all those of a class in a row
+        (K * number, C, H, W). None, as of most methods: they start as recipe.init says. Raises
+        UserError for what it cannot make.
+        """
+        return None
+
+    def students(self, syn: SyntheticSet) -> StudentTraining | None:
+        """How students are trained on a set while it is made, which an evaluation can do too.
+
+        None, the default, where there are no students.
+        """
+        return None
 
     def check(self, epochs: Sequence[int]) -> None:
         """Raise UserError unless experts with these epochs stored, ascending, will do."""

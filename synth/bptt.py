@@ -26,7 +26,13 @@ from ddengine.learning.losses import task_loss
 from ddengine.learning.through import ByUnroll
 from ddengine.learning.updates import Adam, HeavyBall, Update
 from ddengine.objective import VECTORS, Env, Objective, ObjectiveConfig, network_bytes
-from ddengine.recipe import AugmentConfig, require, require_at_least
+from ddengine.recipe import (
+    AugmentConfig,
+    StudentSteps,
+    StudentTraining,
+    require,
+    require_at_least,
+)
 from ddengine.sets.synthetic import SyntheticSet
 from synth.inner_batches import InnerBatches
 from synth.judged import JudgedStudent
@@ -105,6 +111,24 @@ class ThroughTraining(ObjectiveConfig, Generic[WindowT, UpdateT]):
         if self.learned_rates:
             return functional.softplus(tensors["rates"])
         return torch.tensor(self.lr, device=device)
+
+    def students(self, syn: SyntheticSet) -> StudentTraining | None:
+        """A student's training, its steps in torch's form; None for an update that has none."""
+        step = self.update.in_torch
+        if step is None:
+            return None
+        rates: tuple[float, ...] = ()
+        if self.learned_rates:
+            rates = tuple(functional.softplus(syn.tensors["rates"].double()).tolist())
+        steps = StudentSteps(step=step, batches=self.batches.of_a_set(syn), rates=rates)
+        return StudentTraining(
+            steps=steps,
+            updates=self.inner_steps,
+            batch=self.batches.images(syn),
+            lr=steps.mean_rate if rates else self.lr,
+            weight_decay=self.weight_decay,
+            augment=self.augment,
+        )
 
     def cost(self, env: Env, syn: SyntheticSet) -> int:
         """Bytes of the graph of one step, or of all that are kept, and of what each step stores."""

@@ -19,7 +19,7 @@ from ddengine.pages import of_continual
 from ddengine.prepare import check_networks, reads_experts
 from ddengine.recipe import Recipe, to_dict
 from ddengine.sets.synthetic import SyntheticSet
-from ddengine.system import files, log, runtime
+from ddengine.system import claims, files, log, runtime
 from ddengine.system.errors import UserError
 from ddengine.system.runtime import Precision
 from ddengine.uses import continual as learning
@@ -78,12 +78,13 @@ def continual(
         path = None if folder is None else Path(folder)
         if folder == AUTO:
             path = default_folder(f"continual-{recipe.name}", wanted)
-        if path is not None:
-            if restart:
-                runs.delete(path, MARK)
-            runs.claim(path, MARK, {"recipe": to_dict(recipe), **wanted})
         learn = partial(_learned, loaded, recipe, config, seed, where, precision)
-        content = _content(path, learn)
+        with claims.claimed(path, "continual"):
+            if path is not None:
+                if restart:
+                    runs.delete(path, MARK)
+                runs.claim(path, MARK, {"recipe": to_dict(recipe), **wanted})
+            content = _content(path, learn)
         table, notes = partial(of_continual.table, content), tuple(of_continual.notes(content))
         return Outcome(content, _rows(content), table, notes, path)
 

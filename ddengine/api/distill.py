@@ -33,9 +33,9 @@ from ddengine.objective import Objective
 from ddengine.pages import figures, overview, writing
 from ddengine.plan import bounds, jobs
 from ddengine.prepare import check_networks, prepare, reads_experts, shipped
-from ddengine.recipe import Recipe, digest, for_networks
+from ddengine.recipe import Recipe, as_students, digest, for_networks, to_dict
 from ddengine.sets.synthetic import SyntheticSet
-from ddengine.system import dist, files, log, runtime
+from ddengine.system import claims, dist, files, log, runtime
 from ddengine.system.errors import UserError
 from ddengine.system.runtime import Precision
 from ddengine.types import Experts
@@ -139,9 +139,13 @@ class Job:
         initial_seconds: float,
         objective: Objective,
         bibtex: Bibtex | None,
+        result: SyntheticSet,
     ) -> dict[str, Any]:
-        """What meta.json says."""
-        more = {} if bibtex is None else {"bibtex": bibtex(self.recipe)}
+        """What meta.json says of the `result`."""
+        more: dict[str, Any] = {} if bibtex is None else {"bibtex": bibtex(self.recipe)}
+        students = self.recipe.objective.students(result)
+        if students is not None:
+            more["students"] = to_dict(students)
         return runs.meta_of(
             self.recipe,
             self.data,
@@ -372,7 +376,7 @@ def _in_memory(job: Job, bibtex: Bibtex | None, began: float) -> Distilled:
             finish=partial(shipped, recipe=recipe, experts=experts),
             began=began,
         )
-    meta = job.meta(experts, counters, initial_seconds, objective, bibtex)
+    meta = job.meta(experts, counters, initial_seconds, objective, bibtex, result)
     return Distilled(job.renumbered(result), meta, None, job.data.split_names)
 
 
@@ -399,13 +403,24 @@ class Keep:
 
 def _read_or_kept(job: Job, keep: Keep) -> Distilled:
     """The set of the run in a folder, which is read where it is finished."""
+    if _is_finished(keep):
+        return load(keep.folder, str(job.device))
+    with claims.claimed(keep.folder, "distill"):
+        if _is_finished(keep):  # by the command that was waited for
+            return load(keep.folder, str(job.device))
+        log.say(f"{job.recipe.data.name}: {job.data.said()}")
+        return _kept(job, keep)
+
+
+def _is_finished(keep: Keep) -> bool:
+    """Whether the run is done, which is said. Raises UserError for a folder of something else."""
     if keep.restart:
         runs.check_own(keep.folder, runs.MARK)
-    elif runs.is_finished(keep.folder, keep.identity, beside="experts"):
-        log.say(f"{keep.folder} is finished; --restart begins anew")
-        return load(keep.folder, str(job.device))
-    log.say(f"{job.recipe.data.name}: {job.data.said()}")
-    return _kept(job, keep)
+        return False
+    if not runs.is_finished(keep.folder, keep.identity, beside="experts"):
+        return False
+    log.say(f"{keep.folder} is finished; --restart begins anew")
+    return True
 
 
 def _kept(job: Job, keep: Keep) -> Distilled:
@@ -433,7 +448,7 @@ def _kept(job: Job, keep: Keep) -> Distilled:
         return validate(
             syn,
             data,
-            recipe.evaluation,
+            as_students(recipe.evaluation, recipe.objective.students(syn)),
             recipe.model,
             seed=job.seed,
             device=job.device,
@@ -452,9 +467,10 @@ def _kept(job: Job, keep: Keep) -> Distilled:
         picture=picture,
         board=board,
         began=keep.began,
+        run=digest(keep.identity),
     )
     began = time.perf_counter() - counters.wall_seconds  # without interruptions
-    meta = job.meta(experts, counters, initial_seconds, objective, keep.bibtex)
+    meta = job.meta(experts, counters, initial_seconds, objective, keep.bibtex, result)
     renumbered = job.renumbered(result)
     if first:
         writing.write_run(folder, renumbered, data, meta, shown=result)

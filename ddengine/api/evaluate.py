@@ -25,15 +25,24 @@ from ddengine.evaluation.baselines import FOLDER
 from ddengine.evaluation.bench import Economy
 from ddengine.evaluation.brought import Factory, Trainer, name_of, stable_name
 from ddengine.evaluation.pace import FULL_SECONDS
+from ddengine.evaluation.protocol import students_of
 from ddengine.evaluation.train import train_one
 from ddengine.evaluation.user_file import FromFile, from_file, names_file
 from ddengine.experts import TeacherSource
 from ddengine.learning.teachers import load_all
 from ddengine.models import build_model, middle
 from ddengine.pages import figures
-from ddengine.recipe import DataConfig, EvalConfig, from_dict, to_dict
+from ddengine.recipe import (
+    OF_STUDENTS,
+    DataConfig,
+    EvalConfig,
+    as_students,
+    check_students_decide,
+    from_dict,
+    to_dict,
+)
 from ddengine.sets.synthetic import SyntheticSet
-from ddengine.system import files, log, program, runtime
+from ddengine.system import claims, files, log, program, runtime
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 from ddengine.system.runtime import Precision
@@ -114,7 +123,7 @@ def evaluate(
     check_experts(experts)
     with log.shown(progress):
         asked = opened(of)
-        config = with_changes(protocol_of(asked), protocol, baselines)
+        config = asked_protocol(asked, protocol, baselines)
         names, factories = networks_of(models or config.models)
         config = replace(config, models=names)
         asking = Asking(
@@ -141,12 +150,20 @@ def _told(
     asking: "Asking", folder: Path | str | None, sort: tables.Sort, seconds_before: float
 ) -> Outcome:
     """An evaluation as a table; that of a set by what it says itself also lies in its folder."""
-    of = asking.of
-    out = of.run if asking.is_told else None
+    out = asking.of.run if asking.is_told else None
     if folder is not None:
         out = Path(folder)
+    with claims.claimed(out, "evaluate"):
+        return _kept(asking, out, folder is None, sort, seconds_before)
+
+
+def _kept(
+    asking: "Asking", out: Path | None, is_own: bool, sort: tables.Sort, seconds_before: float
+) -> Outcome:
+    """An evaluation as a table, which `out` keeps; `is_own` says that it is the set's own."""
+    of = asking.of
     content = asking.evaluation(out, "evaluate", seconds_before)
-    if folder is None and of.folder is not None and not asking.brings_own:
+    if is_own and of.folder is not None and not asking.brings_own:
         results.add_results(of.folder, dict(content))
     told = outcome(content, of, out, sort)
     if out is None or len({row["model"] for row in told.rows}) == 1:
@@ -448,8 +465,13 @@ def numbered_as(syn: SyntheticSet, names: Sequence[str]) -> SyntheticSet:
     return replace(syn, classes=numbers[syn.classes], class_names=tuple(names))
 
 
-def protocol_of(of: Distilled, start: EvalConfig | None = None) -> EvalConfig:
+def protocol_of(
+    of: Distilled, start: EvalConfig | None = None, *, students: bool = True
+) -> EvalConfig:
     """The protocol of a set, or `start`, with the controls that its labels ask for.
+
+    One that trains networks as the students of the set has what the set says of these, unless
+    `students` is False.
 
     Raises UserError for a set that does not say its recipe.
     """
@@ -461,6 +483,8 @@ def protocol_of(of: Distilled, start: EvalConfig | None = None) -> EvalConfig:
             "again."
         )
     protocol = start or from_dict(EvalConfig, recipe["evaluation"])
+    if not students:
+        protocol = replace(protocol, as_students=False)
     if "random" in protocol.baselines:
         more = ("equal_bytes", "random_soft") if of.set.targets.soft else ("equal_bytes",)
         protocol = _with_baselines(protocol, more)
@@ -469,13 +493,30 @@ def protocol_of(of: Distilled, start: EvalConfig | None = None) -> EvalConfig:
         if "random" in protocol.baselines:
             protocol = _with_baselines(protocol, CONTROLS)
         protocol = replace(protocol, baseline_steps="updates")
-    return protocol
+    return as_students(protocol, students_of(of.meta))
 
 
 def _with_baselines(protocol: EvalConfig, names: Sequence[str]) -> EvalConfig:
     """The protocol with more baselines, each once."""
     more = [name for name in names if name not in protocol.baselines]
     return replace(protocol, baselines=(*protocol.baselines, *more))
+
+
+def asked_protocol(
+    of: Distilled,
+    changes: EvalConfig | Mapping[str, Any] | None,
+    baselines: Sequence[str] | None = None,
+) -> EvalConfig:
+    """The protocol of a set with changes, or another, as `with_changes` takes them.
+
+    Changes by name hold whatever the set says of its students.
+    """
+    config = with_changes(protocol_of(of), changes, baselines)
+    config = as_students(config, students_of(of.meta))
+    if not isinstance(changes, Mapping):
+        return config
+    check_students_decide(config, changes)
+    return with_changes(config, {name: changes[name] for name in OF_STUDENTS if name in changes})
 
 
 def with_changes(
@@ -573,7 +614,7 @@ def train(
         raise UserError(f"lr is {lr!r}; give a rate above 0, or None for that of the protocol.")
     with log.shown(progress):
         asked = opened(of)
-        config = with_changes(protocol_of(asked), protocol)
+        config = asked_protocol(asked, protocol)
         where = runtime.setup(device, precision)
         home = asked.meta["recipe"]["model"]
         return train_one(

@@ -11,7 +11,7 @@ from ddengine.api.inputs import Images
 from ddengine.api.outcomes import Outcome
 from ddengine.api.results import Distilled, opened
 from ddengine.recipe import DataConfig
-from ddengine.system import files, log
+from ddengine.system import claims, files, log
 from ddengine.system.runtime import Precision
 
 
@@ -59,21 +59,20 @@ def privacy(
         config = replace(config, models=(name,), baselines=())
         beside = open_set(asked, source_of(asked, data), config, device, precision)
         out = asked.run if folder is None else Path(folder)
-        if out is not None:
-            files.make_folder(out)
-        content = measuring.run(
-            beside.syn,
-            beside.data,
-            config,
-            name,
-            seed=seed,
-            device=beside.device,
-            precision=precision,
-            learned_for=asked.meta["recipe"]["model"],
-        )
-        if out is not None:
-            files.write_json(out / "privacy.json", {"format": naming.FORMAT, **content})
-            of_privacy.picture(out / "privacy.png", beside.syn, beside.data, content)
+        with claims.claimed(out, "privacy"):
+            content = measuring.run(
+                beside.syn,
+                beside.data,
+                config,
+                name,
+                seed=seed,
+                device=beside.device,
+                precision=precision,
+                learned_for=asked.meta["recipe"]["model"],
+            )
+            if out is not None:
+                files.write_json(out / "privacy.json", {"format": naming.FORMAT, **content})
+                of_privacy.picture(out / "privacy.png", beside.syn, beside.data, content)
         heads = [head or "measure" for head in of_privacy.HEADS]
         rows = [dict(zip(heads, line, strict=True)) for line in of_privacy.lines(content)]
         return Outcome(content, rows, partial(of_privacy.table, content), (), out)

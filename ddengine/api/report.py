@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ddengine.api.compare import runs_in
 from ddengine.api.results import Distilled, path_of
+from ddengine.system import claims
 from ddengine.system.errors import UserError
 
 
@@ -32,4 +33,6 @@ def report(
     paths: list[Path] = []
     for folder in folders:
         paths += runs_in(folder)
-    return page.write(paths, folders[0] / "report.html" if file is None else Path(file))
+    out = folders[0] / "report.html" if file is None else Path(file)
+    with claims.claimed_file(out, "report"):
+        return page.write(paths, out)

@@ -12,10 +12,9 @@ from ddengine import naming
 from ddengine.api.checks import check_experts, check_folder, check_run
 from ddengine.api.evaluate import (
     Asking,
+    asked_protocol,
     networks_of,
-    protocol_of,
     source_of,
-    with_changes,
 )
 from ddengine.api.inputs import Images
 from ddengine.api.outcomes import Outcome
@@ -23,7 +22,7 @@ from ddengine.api.results import Distilled, opened
 from ddengine.evaluation import intervals, scores
 from ddengine.experts import TeacherSource
 from ddengine.recipe import DataConfig, EvalConfig
-from ddengine.system import files, log
+from ddengine.system import claims, files, log
 from ddengine.system.errors import UserError
 from ddengine.system.runtime import Precision
 from ddengine.types import Experts
@@ -59,7 +58,7 @@ def score(
     _check_names(models)
     with log.shown(progress):
         asked = opened(of)
-        config = with_changes(protocol_of(asked), protocol)
+        config = asked_protocol(asked, protocol)
         names, factories = networks_of(tuple(models) or config.models)
         config = replace(config, models=names)
         asking = Asking(
@@ -79,9 +78,10 @@ def score(
         soft = asked.set.targets.soft or config.labels == "dynamic"
         evaluations = []
         pair = scores.protocols(config, soft)
-        for name, used in zip(("augmented", "plain"), pair, strict=True):
-            where = None if out is None else out / "scores" / name
-            evaluations.append(replace(asking, config=used).evaluation(where, "score"))
+        with claims.claimed(out, "score"):
+            for name, used in zip(("augmented", "plain"), pair, strict=True):
+                where = None if out is None else out / "scores" / name
+                evaluations.append(replace(asking, config=used).evaluation(where, "score"))
         made = scores.of(*evaluations, name=evaluations[0]["rows"][0]["set"])
         seconds = sum(evaluation["seconds"] for evaluation in evaluations)
         kept = {key: evaluations[0].get(key) for key in FACTS}
@@ -156,7 +156,7 @@ def rank(
     _check_names(models)
     with log.shown(progress):
         asked = opened(of)
-        config = with_changes(protocol_of(asked), protocol)
+        config = asked_protocol(asked, protocol)
         pixels = asked.set.pixels(torch.zeros(1, dtype=torch.long))
         channels, height, width = pixels.shape[1:]
         chosen = tuple(models) or config.models or ranking.grid((channels, height, width))
@@ -182,11 +182,12 @@ def rank(
         )
         out = asked.run if folder is None else Path(folder)
         where = None if out is None else out / "ranking"
-        evaluation = asking.evaluation(where, "rank")
-        content = ranking.correlations(evaluation, seed=seed)
-        if out is not None:
-            files.write_json(out / "ranking.json", {"format": naming.FORMAT, **content})
-            ranking.plot(out / "ranking.png", evaluation, content)
+        with claims.claimed(out, "rank"):
+            evaluation = asking.evaluation(where, "rank")
+            content = ranking.correlations(evaluation, seed=seed)
+            if out is not None:
+                files.write_json(out / "ranking.json", {"format": naming.FORMAT, **content})
+                ranking.plot(out / "ranking.png", evaluation, content)
         return Outcome(content, _ranks(content), partial(ranking.table, content), (), out)
 
 

@@ -25,7 +25,7 @@ from ddengine.recipe import Recipe, digest, resolved
 from ddengine.sets.codec import Pixels
 from ddengine.sets.start import SELECTIONS, selected_index
 from ddengine.sets.synthetic import SyntheticSet
-from ddengine.system import log, program, runtime
+from ddengine.system import claims, log, program, runtime
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 from ddengine.system.runtime import Precision
@@ -94,12 +94,13 @@ def select(
             if runs.is_finished(path, choice.identity()):
                 log.say(f"{path} is finished; --restart begins anew")
                 return load(path, str(choice.device))
-        syn, meta = choice.made(bibtex)
-        if restart:
-            runs.delete(path, runs.MARK)
-        runs.begin(path, asked.recipe, choice.identity(), command)
-        log.EventLog(path / "metrics.jsonl").close()  # empty, as of a distillation without steps
-        writing.write_run(path, syn, choice.data, meta)
+        with claims.claimed(path, "select"):
+            syn, meta = choice.made(bibtex)
+            if restart:
+                runs.delete(path, runs.MARK)
+            runs.begin(path, asked.recipe, choice.identity(), command)
+            log.EventLog(path / "metrics.jsonl").close()  # empty, as of no steps
+            writing.write_run(path, syn, choice.data, meta)
         _say(syn, choice.recipe, path)
         return Distilled(syn, meta, path, choice.data.split_names)
 

@@ -1,9 +1,7 @@
 """Sweeps: a recipe distilled and evaluated with all settings of a grid and several seeds."""
 
-import fcntl
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -34,12 +32,11 @@ from ddengine.experts import ExpertMaker
 from ddengine.pages import comparing
 from ddengine.pages.comparison_figure import check_axis
 from ddengine.recipe import Recipe, digest, resolved, to_dict
-from ddengine.system import files, log, pool, runtime
+from ddengine.system import claims, files, log, pool, runtime
 from ddengine.system.errors import UserError
 from ddengine.system.pool import Ended
 from ddengine.system.runtime import Precision
 
-LOCK = ".sweeping"  # held by the sweep that is at work in a folder
 FILES = ("comparison.csv", "comparison.tex", "comparison.png")
 
 
@@ -128,7 +125,7 @@ def sweep(
         of = _identity(recipe, common)
         _check_sweep(path, of)
         work = _Work(plans, _checked(plans, common), _jobs(jobs, device))
-        with _locked(path):
+        with claims.claimed(path, "sweep"):
             _remember(path, of, plans)
             work.do()
         return _Told(path, plans, work.failed, axes).outcome(to, x)
@@ -163,7 +160,7 @@ def _default_folder(recipe: Recipe, common: Common) -> Path:
 def _check_sweep(folder: Path, wanted: Mapping[str, Any]) -> None:
     """Raise UserError for a folder of something else, or of a sweep of another recipe."""
     if not (folder / SWEEP).is_file():
-        if folder.exists() and any(path.name != LOCK for path in folder.iterdir()):
+        if folder.exists() and files.contents(folder):
             raise UserError(
                 f"{folder} is not empty and not the folder of a sweep; name another with --out."
             )
@@ -194,20 +191,6 @@ def _jobs(jobs: int | None, device: str) -> int:
     if not isinstance(jobs, int) or isinstance(jobs, bool) or jobs < 1:
         raise UserError(f"jobs is {jobs!r}; give a whole number, 1 at least.")
     return jobs
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Within the block no other sweep is at work in the folder. Raises UserError where one is."""
-    files.make_folder(folder)
-    with (folder / LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"Another sweep is at work in {folder}; wait for it, or name another folder."
-            ) from None
-        yield
 
 
 def _remember(folder: Path, wanted: Mapping[str, Any], plans: Sequence[PlannedRun]) -> None:

@@ -32,7 +32,7 @@ from ddengine.experts import TeacherSource
 from ddengine.learning.teachers import load_all
 from ddengine.recipe import DataConfig, EvalConfig
 from ddengine.sets.synthetic import SyntheticSet
-from ddengine.system import files, log, program, runtime
+from ddengine.system import claims, files, log, program, runtime
 from ddengine.system.errors import UserError
 from ddengine.system.runtime import Precision
 from ddengine.types import Experts
@@ -163,6 +163,12 @@ def _content(
             place = Path(temporary)
             context = replace(context, folder=place / "networks")
             return testing.run(context, place / "transfer.partial.jsonl")
+    with claims.claimed(out, "transfer"):
+        return _kept(context, out, restart=restart, words=words)
+
+
+def _kept(context: Context, out: Path, *, restart: bool, words: Sequence[str]) -> Mapping[str, Any]:
+    """The content of transfer.json in `out`, made where it is not there."""
     file = out / FILE
     if file.is_file() and not restart:
         content = naming.read_json(file, "rows", "identity")

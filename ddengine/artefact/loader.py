@@ -139,12 +139,10 @@ def _training(protocol: Facts) -> Roles:
     """The functions for training as the protocol says, by the names under which they are called."""
     if not trainable(protocol):
         return {"train": plain.refuse}
-    sparing = not protocol["weight_decay_on_biases_and_norms"]
     roles: Roles = {
         "mixed_by": plain.unmixed,
         "batch_loss": plain.cross_entropy_of_batch,
-        "optimiser_of": OPTIMISERS[protocol["optimiser"]][sparing],
-        "set_rate": SCHEDULES[protocol["schedule"]],
+        **_stepping(protocol),
     }
     if protocol["cutmix_probability"] or protocol["mixup_beta"]:
         roles["mixed_by"] = plain.cutmix if protocol["cutmix_probability"] else plain.mixup
@@ -158,6 +156,17 @@ def _training(protocol: Facts) -> Roles:
         if protocol.get("mixed_labels") == "probabilities":
             roles["mixed_logits"] = plain.blended_probabilities
     return roles
+
+
+def _stepping(protocol: Facts) -> Roles:
+    """The functions that make updates."""
+    if protocol["schedule"] == "students":
+        return {"train": plain.train_as_students, "optimiser_of": plain.optimiser_of_torch}
+    sparing = not protocol["weight_decay_on_biases_and_norms"]
+    return {
+        "optimiser_of": OPTIMISERS[protocol["optimiser"]][sparing],
+        "set_rate": SCHEDULES[protocol["schedule"]],
+    }
 
 
 def _imports(functions: str) -> str:

@@ -5,7 +5,6 @@ runs/<recipe>-<hash of the resolved recipe and seed>/
     distilled/    real_vs_distilled.png   evaluation.json
 """
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -80,7 +79,7 @@ def check_own(folder: Path, mark: str, beside: str = "") -> None:
     check_folder(folder)
     if (
         folder.exists()
-        and any(p.name != beside for p in folder.iterdir())
+        and any(p.name != beside for p in files.contents(folder))
         and not (folder / mark).exists()
     ):
         raise UserError(
@@ -90,10 +89,10 @@ def check_own(folder: Path, mark: str, beside: str = "") -> None:
 
 
 def delete(folder: Path, mark: str, beside: str = "") -> None:
-    """Delete a folder that this program wrote. Raises UserError for any other."""
+    """Empty a folder that this program wrote. Raises UserError for any other."""
     check_own(folder, mark, beside)
     if folder.exists():
-        shutil.rmtree(folder)
+        files.empty(folder)
 
 
 def is_finished(folder: Path, wanted: Json, *, beside: str = "") -> bool:
@@ -116,9 +115,7 @@ def is_finished(folder: Path, wanted: Json, *, beside: str = "") -> bool:
                 f"{folder} holds a run of {kept['recipe']['name']} with other settings; "
                 "name another folder with --out, or begin anew with --restart."
             )
-    elif folder.exists() and (
-        any(p.name != beside and not p.name.startswith(files.TEMPORARY) for p in folder.iterdir())
-    ):
+    elif folder.exists() and (any(p.name != beside for p in files.contents(folder))):
         raise UserError(
             f"{folder} is not empty and not a run of this program; name another folder with --out."
         )
@@ -175,7 +172,7 @@ def claim(folder: Path, mark: str, content: Json) -> None:
                 "anew with --restart."
             )
         return
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and files.contents(folder):
         raise UserError(
             f"{folder} is not empty and not a folder of this command; name another folder with "
             "--out."

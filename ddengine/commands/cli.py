@@ -1,6 +1,7 @@
 """Typed flags from dataclasses (tyro), and one sentence for every mistake of the user."""
 
 import contextlib
+import contextvars
 import errno
 import io
 import re
@@ -11,7 +12,8 @@ from typing import Any, NoReturn
 import tyro
 
 from ddengine.api.outcomes import Outcome
-from ddengine.system import log, program
+from ddengine.commands.options import Waits
+from ddengine.system import claims, log, program
 from ddengine.system.errors import UserError
 
 TYRO = (tyro.conf.AvoidSubcommands,)
@@ -26,13 +28,16 @@ def parse(cls: Any, args: list[str], default: Any, command: str) -> Any:
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(
+            options = tyro.cli(
                 cls, args=args, default=default, prog=prog, config=TYRO, use_underscores=True
             )
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
         raise UserError(sentence(complaint.getvalue(), prog)) from None
+    if isinstance(options, Waits) and options.wait:
+        claims.wait_for_others()
+    return options
 
 
 def _of_types(wrong: str) -> str:
@@ -87,7 +92,8 @@ def run(command: Callable[[], None]) -> int:
     2 and one sentence for a user's mistake, never a traceback for one.
     """
     try:
-        command()
+        # what a command sets for itself, such as that it waits, ends with it
+        contextvars.copy_context().run(command)
     except UserError as error:
         log.complain(f"error: {error}")
         return 2

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Generic
+from typing import Annotated, Any, Generic
 
 import tyro
 
@@ -16,7 +16,7 @@ from ddengine.commands.on_recipe import of_recipe, stores_of
 from ddengine.commands.options import Machine, OfRecipe, RecipeT
 from ddengine.commands.process import one_process
 from ddengine.prepare import check_networks
-from ddengine.system import log
+from ddengine.system import claims, log
 from synth.cite import bibtex
 
 
@@ -37,8 +37,15 @@ def main(args: list[str]) -> None:
     options = of_recipe("demo", args, DemoOptions, fixed=DEMO)
     if options is None:
         return
-    folder, recipe = options.out or Path("runs/demo"), options.recipe
     one_process(options, "demo")
+    folder = options.out or Path("runs/demo")
+    with claims.claimed(folder, "demo"):
+        _show(options, folder)
+
+
+def _show(options: Any, folder: Path) -> None:
+    """Make experts, a set, its evaluation and the report of them in a folder."""
+    recipe = options.recipe
     process = {"device": options.device, "precision": options.precision}
     run = {"seed": options.seed, **process}
     stores = stores_of(options, None, folder / "experts")

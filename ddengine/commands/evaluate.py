@@ -23,7 +23,10 @@ from ddengine.evaluation.tables import Sort
 from ddengine.system.errors import UserError
 
 # flags that decide no number: with these alone an evaluation that is there is shown as it is
-SHOWING = ("--sort", "--out", "--experts", "--device", "--reuse_baselines", "--no_reuse_baselines")
+SHOWING = (
+    *("--sort", "--out", "--experts", "--device", "--wait", "--no_wait"),
+    *("--reuse_baselines", "--no_reuse_baselines"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)

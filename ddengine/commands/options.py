@@ -6,7 +6,7 @@ from typing import Annotated, Any, Generic, TypeVar
 
 import tyro
 
-from ddengine.recipe import DataConfig, EvalConfig
+from ddengine.recipe import DataConfig, EvalConfig, StudentSteps
 from ddengine.system.runtime import Precision
 from synth.recipes.protocols import PROTOCOLS
 
@@ -16,7 +16,14 @@ RecipeT = TypeVar("RecipeT")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Machine:
+class Waits:
+    """The flag of all commands that write into a folder."""
+
+    wait: bool = False  # wait where another command works in the folder, which is refused otherwise
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine(Waits):
     """Flags of all commands that compute."""
 
     seed: int = 0  # decides every random draw but those of experts: buffer.seed
@@ -64,6 +71,8 @@ class NamedProtocol(EvalConfig):
     """A protocol whose flag says the names that there are."""
 
     protocol: Annotated[str, tyro.conf.arg(help=PROTOCOL)]
+    # which is what a set says, and nothing that a person sets
+    students: Annotated[StudentSteps | None, tyro.conf.Suppress] = None
 
 
 @dataclass(frozen=True, kw_only=True)

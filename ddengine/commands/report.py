@@ -6,11 +6,12 @@ from pathlib import Path
 import ddengine
 from ddengine.commands.compare import is_run_or_sweep
 from ddengine.commands.on_set import OnPaths
+from ddengine.commands.options import Waits
 from ddengine.system import log
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportOptions:
+class ReportOptions(Waits):
     """Flags of report."""
 
     out: Path | None = None  # file to write; None: report.html in the first folder

@@ -17,10 +17,10 @@ from ddengine.commands.bring_in import without_flags
 from ddengine.commands.evaluate import EvaluateOptions
 from ddengine.commands.flags import flag_of, values_of
 from ddengine.commands.on_recipe import named_protocol, of_recipe
-from ddengine.commands.options import ForNetworks, NamedProtocol, OfRecipe, RecipeT, as_kind
+from ddengine.commands.options import ForNetworks, NamedProtocol, OfRecipe, RecipeT, Waits, as_kind
 from ddengine.commands.process import alone
 from ddengine.commands.words import is_flag, taken_name
-from ddengine.recipe import EvalConfig, Recipe
+from ddengine.recipe import OF_STUDENTS, EvalConfig, Recipe
 from ddengine.system import log, program
 from ddengine.system.errors import UserError
 from ddengine.system.runtime import Precision
@@ -29,7 +29,7 @@ from synth.cite import bibtex
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepOptions(OfRecipe, ForNetworks, Generic[RecipeT]):
+class SweepOptions(OfRecipe, ForNetworks, Waits, Generic[RecipeT]):
     """Flags of sweep, then those of the recipe; those of evaluate may be given, too.
 
     Each run is what distill and evaluate make of the same flags; it lies in FOLDER/runs.
@@ -60,7 +60,9 @@ class SweepOptions(OfRecipe, ForNetworks, Generic[RecipeT]):
 
 
 # flags that the distill command of a run has not, or with other values
-NOT_OF_DISTILL = ("grid", "seeds", "jobs", "to", "x", "seed", "out", "restart", "print_config")
+NOT_OF_DISTILL = (
+    *("grid", "seeds", "jobs", "to", "x", "seed", "out", "restart", "wait", "print_config"),
+)
 # arguments of ddengine.evaluate that are flags of its own
 OF_EVALUATE = ("quick", "full_seconds", "reuse_baselines")
 
@@ -147,6 +149,9 @@ def evaluation_of(words: Sequence[str], recipe: Recipe) -> dict[str, Any]:
     changes = {}
     for field in fields(EvalConfig):
         value = getattr(options.evaluation, field.name)
+        if protocol.as_students and field.name in OF_STUDENTS:
+            if value == getattr(protocol, field.name):
+                continue  # each set decides it
         if value != getattr(recipe.evaluation, field.name):
             changes[field.name] = value
     if changes:

@@ -229,6 +229,11 @@ def _say_what_to_know(bench: Bench, syn: SyntheticSet) -> None:
         log.say(
             f"no validation split to choose a learning rate on: {who} trained with {config.lr:g}"
         )
+    if config.as_students and config.students is None:
+        log.say(
+            "the set does not say how its students were trained, because it had none or was made "
+            f"by an older version: networks are trained by {config.optimiser} at {config.lr:g}"
+        )
     for warning in of_held_out(syn, bench.data):
         log.say(warning)
 

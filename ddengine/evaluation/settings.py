@@ -97,7 +97,7 @@ def difference(group: Sequence[Evaluated], run: Evaluated, *, across: bool) -> s
         name = _first_difference(protocol_of(first), protocol_of(run))
         told_by = protocol_of
     if name is not None:
-        before, now = told_by(first)[name], told_by(run)[name]
+        before, now = told_by(first).get(name), told_by(run).get(name)
         return f"{name} is {before} in {first.name} and {now} in {run.name}"
     for one in group:
         same_settings = _training_settings(one) == _training_settings(run)
@@ -107,9 +107,9 @@ def difference(group: Sequence[Evaluated], run: Evaluated, *, across: bool) -> s
 
 
 def _first_difference(one: Facts, other: Facts) -> str | None:
-    """The first name under which two with the same names differ; None where nothing does."""
-    for name, value in one.items():
-        if value != other[name]:
+    """The first name under which two differ, or that one has alone; None where nothing does."""
+    for name in {**one, **other}:
+        if one.get(name) != other.get(name):
             return name
     return None
 

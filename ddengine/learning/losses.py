@@ -158,6 +158,28 @@ def mixed_logits(
     return temperature * torch.logaddexp(of_image, of_partner)
 
 
+def class_deviations(logits: Tensor, classes: Tensor, num_classes: int) -> Tensor:
+    """How far a teacher's logits (N, outputs) of the images of each class spread: (K,).
+
+    It is the mean over the images of a class of the sample standard deviation of their logits; NaN
+    of a class without images.
+    """
+    spreads = logits.std(1, correction=1)
+    counts = torch.bincount(classes, minlength=num_classes)
+    sums = torch.zeros(num_classes, dtype=spreads.dtype, device=spreads.device)
+    return sums.index_add(0, classes, spreads) / counts
+
+
+def reshaped(logits: Tensor, classes: Tensor, deviations: Tensor) -> Tensor:
+    """Logits (B, K) of a teacher, brought to the spread of their class (MDSLR, ICLR 2025).
+
+    They are z / std(z) times the deviation of the class, as `class_deviations` has it. So soft
+    labels of images that were picked by difficulty are no sharper and no flatter than those of all.
+    """
+    wanted = deviations.index_select(0, classes)
+    return logits / logits.std(1, correction=1, keepdim=True) * wanted.unsqueeze(1)
+
+
 def _log(share: float) -> float:
     if share <= 0:
         return -inf
@@ -219,6 +241,7 @@ def _of_logits(
         loss = kl(outputs, logits, config.temperature, squared=config.squared)
     else:
         loss = logit_mse(outputs, logits)
+    loss = config.soft_weight * loss
     if config.hard_weight:
         loss = loss + config.hard_weight * hard(partial(task_loss, outputs))
     return loss

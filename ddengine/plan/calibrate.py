@@ -33,7 +33,7 @@ from ddengine.pages.writing import write_run
 from ddengine.plan.apart import peak_memory, timed
 from ddengine.plan.jobs import Job, StandIns, experts_of, started, workable
 from ddengine.plan.trainings import Calls, first_images, seconds_of, testing_seconds
-from ddengine.recipe import BufferConfig, Recipe, to_dict
+from ddengine.recipe import BufferConfig, Recipe, as_students, to_dict
 from ddengine.sets.synthetic import SyntheticSet, total_bytes
 from ddengine.system import files, runtime
 from ddengine.system.rng import generator
@@ -348,7 +348,7 @@ def _validation_seconds(run: Run, result: SyntheticSet) -> float:
         validate,
         result,
         run.data,
-        recipe.evaluation,
+        as_students(recipe.evaluation, recipe.objective.students(result)),
         recipe.model,
         seed=job.seed,
         device=run.device,

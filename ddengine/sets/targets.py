@@ -261,7 +261,7 @@ class Features(Targets):
 
     def trained_by(self, protocol: EvalConfig) -> EvalConfig:
         """By squared error alone."""
-        return replace(protocol, loss="mse", hard_weight=0.0)
+        return replace(protocol, loss="mse", hard_weight=0.0, soft_weight=1.0)
 
     def evaluate(
         self,

@@ -1,10 +1,13 @@
 """Writing files and folders so that a kill leaves the old or the new one, never half of one."""
 
 import hashlib
+import itertools
 import json
 import math
 import os
+import re
 import shutil
+import socket
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,13 +21,17 @@ from torch import Tensor
 from ddengine.system.errors import UserError
 
 TEMPORARY = ".writing-"  # prefix of what is not finished
+OLD = f"{TEMPORARY}old-"  # prefix of a folder that another one is taking the place of
+NAME_BEHIND = "~"  # what stands before the name of what is written
+LOCK = ".lock"  # of a folder that a command works in
+_numbers = itertools.count()
 
 
 def make_folder(path: Path) -> Path:
     """Create a folder and its parents. Raises UserError when that is not possible."""
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / f"{TEMPORARY}probe"
+        probe = temporary_name(path / "probe")
         probe.touch()
         probe.unlink()
     except OSError as error:
@@ -43,17 +50,51 @@ def refuse_existing(paths: Iterable[Path]) -> None:
 
 def refuse_full(folder: Path) -> None:
     """Raise UserError for a folder that holds anything, or is none."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or contents(folder)):
         raise UserError(f"{folder} exists already; name another folder with --out.")
 
 
+def contents(folder: Path) -> list[Path]:
+    """What lies in a folder, but for what a command that works there needs itself."""
+    kept = []
+    for path in sorted(folder.iterdir()):
+        if path.name != LOCK and not path.name.startswith(TEMPORARY):
+            kept.append(path)
+    return kept
+
+
+def empty(folder: Path) -> None:
+    """Remove all that lies in a folder, but for the lock of the command that works there."""
+    for path in folder.iterdir():
+        if path.name != LOCK:
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
 def clean(folder: Path) -> None:
-    """Remove what a killed process left unfinished."""
+    """Remove what a killed process left unfinished, and put back what it had put aside.
+
+    For a folder in which no other command works.
+    """
     for path in folder.glob(f"{TEMPORARY}*"):
-        if path.is_dir():
-            shutil.rmtree(path)
+        place = path.with_name(path.name.partition(NAME_BEHIND)[2] or path.name)
+        if path.name.startswith(OLD) and not place.exists():
+            path.rename(place)
         else:
-            path.unlink()
+            _remove(path)
+
+
+def temporary_name(path: Path, prefix: str = TEMPORARY) -> Path:
+    """A path beside `path` that no other process, here or on another machine, writes to."""
+    host = re.sub(r"[^\w.-]", "_", socket.gethostname())[:32]
+    who = f"{host}-{os.getpid()}-{next(_numbers)}"
+    return path.with_name(f"{prefix}{who}{NAME_BEHIND}{path.name[-150:]}")
 
 
 @contextmanager
@@ -65,9 +106,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises UserError, and leaves `path` as it is, where a file would take the place of a folder or a
     folder that of a file.
     """
-    temporary = path.with_name(TEMPORARY + path.name)
-    if temporary.is_dir():
-        shutil.rmtree(temporary)
+    temporary = temporary_name(path)
     try:
         yield temporary
         _put_in_place(temporary, path)
@@ -86,7 +125,7 @@ def _put_in_place(temporary: Path, path: Path) -> None:
     if path.exists() and temporary.is_dir() and not path.is_dir():
         raise UserError(f"{path} is a file; name a folder.")
     if path.is_dir():  # a folder cannot be renamed onto a full one
-        old = path.with_name(f"{TEMPORARY}old-{path.name}")
+        old = temporary_name(path, OLD)
         path.rename(old)
         temporary.rename(path)
         shutil.rmtree(old)

@@ -51,7 +51,7 @@ def _published() -> list[Recipe]:
         cell(
             "at/cifar10_ipc10", CITES, "cifar10", 10, zca=True, objective=objective,
             optim={"images": clipped_adam(0.001)}, steps=60000 * 10, init=unit_noise(),
-            evaluation=own_training(objective, batch=100, epochs=1000, num_networks=8),
+            evaluation=own_training(objective, updates=1000, num_networks=8),
             published=(72.4, None), source="the table of AT-BPTT++",
             note="The authors' first table prints 70.6 for this cell.",
         )

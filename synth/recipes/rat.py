@@ -48,7 +48,7 @@ def _published() -> list[Recipe]:
         cell(
             "rat/cifar10_ipc10", CITES, "cifar10", 10, zca=True, objective=objective,
             optim={"images": clipped_adam(0.001)}, steps=60000 * 10, init=unit_noise(),
-            evaluation=own_training(objective, batch=100, epochs=1000, num_networks=8),
+            evaluation=own_training(objective, updates=1000, num_networks=8),
             published=(69.4, 0.4), source="the authors' table",
         )
     ]  # fmt: skip

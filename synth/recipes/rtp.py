@@ -48,8 +48,9 @@ def _published() -> list[Recipe]:
     )
     one = OptimConfig(lr=0.1, momentum=0.5, clip=2.0, clip_together=True)
     evaluation = own_training(
-        objective, optimiser="sgd", epochs=300, batch=640, num_networks=10, baselines=("random",)
-    )
+        objective, as_students=False, optimiser="sgd", epochs=300, batch=640, num_networks=10,
+        baselines=("random",),
+    )  # fmt: skip
     return [
         cell(
             "rtp/cifar10_ipc1", CITES, "cifar10", 1, objective=objective,

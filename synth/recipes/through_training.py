@@ -39,10 +39,7 @@ def unit_noise() -> InitConfig:
 
 
 def own_training(objective: ThroughTraining, **changes: Any) -> EvalConfig:
-    """The protocol that trains networks as the students of an objective are trained.
-
-    Its batches are drawn in epochs, not class by class.
-    """
+    """The protocol that trains networks as the students of an objective are trained."""
     lr = objective.lr
     return replace(PROTOCOLS["bptt"], augment=objective.augment, lr=lr, **changes)
 

@@ -1,0 +1,217 @@
+"""Folders that one command at a time works in."""
+
+import errno
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from helpers import run
+
+import ddengine
+from ddengine.system import claims, files
+from ddengine.system.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+# claims a folder, says so, and works there until it is ended
+HOLDER = """
+import sys
+from pathlib import Path
+from ddengine.system import claims
+with claims.claimed(Path(sys.argv[1]), "distill"):
+    print("claimed", flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another thread works in `tmp_path`/run until this event is set."""
+    begun, over = threading.Event(), threading.Event()
+
+    def work():
+        with claims.claimed(tmp_path / "run", "distill"):
+            begun.set()
+            over.wait()
+            (tmp_path / "run" / "done").write_text("")
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert begun.wait(10)
+    yield over
+    over.set()
+    thread.join()
+
+
+def test_who_works_in_a_folder_is_said(tmp_path, holder):
+    with pytest.raises(UserError) as refused, claims.claimed(tmp_path / "run", "evaluate"):
+        pass
+    for word in (str(tmp_path / "run"), "distill", f"process {os.getpid()} on", "since", "--wait"):
+        assert word in str(refused.value)
+
+
+def test_a_folder_is_waited_for(tmp_path, holder, capsys):
+    timer = threading.Timer(0.2, holder.set)
+    timer.start()
+    with ddengine.waiting(), claims.claimed(tmp_path / "run", "evaluate"):
+        assert (tmp_path / "run" / "done").exists()
+    assert "waiting for another command" in capsys.readouterr().out
+
+
+def test_a_killed_process_leaves_no_claim(tmp_path):
+    words = [sys.executable, "-c", HOLDER, str(tmp_path / "run")]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        words, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline() == "claimed\n"
+        with pytest.raises(UserError) as refused, claims.claimed(tmp_path / "run", "evaluate"):
+            pass
+        assert f"process {process.pid} on" in str(refused.value)
+        process.kill()
+    assert (tmp_path / "run" / files.LOCK).exists() and not files.contents(tmp_path / "run")
+    with claims.claimed(tmp_path / "run", "evaluate"):
+        facts = json.loads((tmp_path / "run" / files.LOCK).read_text())
+        assert facts["command"] == "evaluate" and facts["process"] == os.getpid()
+    assert not (tmp_path / "run" / files.LOCK).exists()
+
+
+def test_a_command_may_claim_again_what_it_has_and_a_thread_may_not(tmp_path):
+    said = []
+
+    def other():
+        try:
+            with claims.claimed(tmp_path, "evaluate"):
+                said.append("claimed")
+        except UserError as error:
+            said.append(str(error))
+
+    with claims.claimed(tmp_path, "demo"):
+        with claims.claimed(tmp_path, "distill"):
+            pass
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+    assert len(said) == 1 and "demo" in said[0]
+    other()
+    assert said[1] == "claimed"
+
+
+def test_a_folder_in_which_nothing_was_written_is_removed(tmp_path):
+    with claims.claimed(tmp_path / "parent" / "new", "distill"):
+        pass
+    (tmp_path / "empty").mkdir()
+    with claims.claimed(tmp_path / "empty", "distill"):
+        pass
+    with claims.claimed(tmp_path / "kept", "distill"):
+        (tmp_path / "kept" / "recipe.json").write_text("{}")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "kept"]
+
+
+def test_a_lock_file_that_was_removed_meanwhile_is_no_lock(tmp_path, monkeypatch):
+    """Who opened a lock file that its holder then removed, locks the file that is there now."""
+    real, tried = fcntl.flock, []
+
+    def flock(handle, kind):
+        if not tried:
+            (tmp_path / files.LOCK).unlink()  # the holder ends between opening and locking
+        tried.append(handle)
+        real(handle, kind)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with claims.claimed(tmp_path, "distill"):
+        assert len(tried) == 2 and (tmp_path / files.LOCK).exists()
+
+
+def test_without_locks_it_is_said(tmp_path, monkeypatch, capsys):
+    def flock(handle, kind):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with claims.claimed(tmp_path, "distill"):
+        assert "has no locks" in capsys.readouterr().out
+
+
+def test_a_file_is_claimed(tmp_path):
+    with claims.claimed_file(tmp_path / "report.html", "report"):
+        assert (tmp_path / ".report.html.lock").exists()
+    assert not list(tmp_path.iterdir())
+
+
+DIGITS = ["dm/fashion_mnist_ipc1_small", "--data.name", "digits", "--data.limit", "200"]
+SMALL = ["--model", "convnet-d1-w4-in", "--objective.real_batch", "8", "--outer.steps", "2"]
+RUN = [*DIGITS, *SMALL, "--outer.evaluate_every", "0", "--out", "run"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["distill", *RUN],
+        ["distill", *RUN, "--restart"],
+        ["select", *DIGITS, "--out", "run", "--init.kind", "real", "--restart"],
+        ["buffer", "mtt/digits_ipc1", "--data.limit", "200", "--out", "run"],
+        ["sweep", *RUN, "--grid", "ipc=1"],
+    ],
+    ids=lambda words: " ".join([words[0], *words[-1:]]),
+)
+def test_no_command_works_in_a_folder_of_another(tmp_path, monkeypatch, holder, capsys, command):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run" / "kept").write_text("of the holder")
+    if "--restart" in command:
+        (tmp_path / "run" / "recipe.json").write_text("{}")
+    else:
+        (tmp_path / "run" / "kept").unlink()
+    before = sorted(path.name for path in (tmp_path / "run").iterdir())
+    assert run(*command) == 2
+    assert f"process {os.getpid()} on" in capsys.readouterr().err
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == before
+
+
+def test_a_command_waits_and_the_next_one_does_not(tmp_path, monkeypatch, holder, capsys):
+    """--wait is of its command alone; who waited for a folder of something else is refused then."""
+    monkeypatch.chdir(tmp_path)
+    timer = threading.Timer(0.2, holder.set)
+    timer.start()
+    assert run("distill", *RUN, "--wait") == 2
+    said = capsys.readouterr()
+    assert "waiting for another" in said.out and "not a run of this program" in said.err
+    assert not claims.waits()
+
+
+def test_temporary_names_say_process_and_host(tmp_path):
+    path = tmp_path / ("x" * 240 + ".png")
+    first, second = files.temporary_name(path), files.temporary_name(path)
+    assert first != second and str(os.getpid()) in first.name and first.suffix == ".png"
+    assert os.uname().nodename[:32] in first.name and len(first.name) < 255
+
+
+def test_what_was_put_aside_is_put_back(tmp_path):
+    """A kill between the two renames that replace a folder leaves the old one under another name."""
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "data").write_text("old")
+    (tmp_path / "set").rename(files.temporary_name(tmp_path / "set", files.OLD))
+    left = files.temporary_name(tmp_path / "set")
+    left.mkdir()
+    files.clean(tmp_path)
+    assert (tmp_path / "set" / "data").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run("distill", *RUN, "--outer.checkpoint_every", "1") == 0
+    checkpoint = Path("run/checkpoint/state.safetensors")
+    kept = checkpoint.read_bytes()
+    other = ["--seed", "1", "--restart", "--outer.checkpoint_every", "1"]
+    assert run("distill", *RUN, *other) == 0
+    checkpoint.write_bytes(kept)
+    for path in Path("run/distilled").iterdir():
+        if path.is_file():
+            path.unlink()
+    capsys.readouterr()
+    assert run("distill", *RUN, *[word for word in other if word != "--restart"]) == 2
+    assert "the checkpoint of another run" in capsys.readouterr().err
