@@ -64,6 +64,11 @@ class Quantised(Codec):
         """What networks see."""
         return "model"
 
+    @property
+    def approximates(self) -> bool:
+        """Always."""
+        return True
+
     def small(self) -> Codec:
         """With four images a class at most."""
         return replace(self, budget="u8", items=None)
