@@ -94,7 +94,7 @@ def _quantised() -> Recipe:
     """As many images of two bits a value as have the bytes of one image of 4 bytes a value."""
     like = _small()[0]
     codec = Quantised(bits=2, patch=7)
-    return replace(like, name="dm/fashion_mnist_ipc1_2bit_small", codec=codec)
+    return replace(like, name="dm/fashion_mnist_ipc1_quantised_small", codec=codec)
 
 
 def _digits() -> list[Recipe]:

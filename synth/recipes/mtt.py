@@ -204,7 +204,7 @@ def _quantised() -> Recipe:
     """As many images of two bits a value as have the bytes of one image of 4 bytes a value."""
     (like,) = (cell for cell in _small() if cell.name == "mtt/fashion_mnist_ipc1_small")
     codec = Quantised(bits=2, patch=7)
-    return replace(like, name="mtt/fashion_mnist_ipc1_2bit_small", codec=codec)
+    return replace(like, name="mtt/fashion_mnist_ipc1_quantised_small", codec=codec)
 
 
 def fashion() -> list[Recipe]:

@@ -36,7 +36,7 @@ def made(tmp_path_factory) -> Path:
     where = tmp_path_factory.mktemp("quantised")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(where)
-        assert run("distill", "dm/fashion_mnist_ipc1_2bit_small", *DIGITS, "--out", "two") == 0
+        assert run("distill", "dm/fashion_mnist_ipc1_quantised_small", *DIGITS, "--out", "two") == 0
         assert run("distill", "dm/fashion_mnist_ipc1_small", *DIGITS, "--out", "plain") == 0
     return where
 
