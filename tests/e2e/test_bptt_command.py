@@ -126,9 +126,10 @@ def test_an_optimiser_that_higher_refuses_is_said_at_once(tmp_path, capsys, name
     assert not (tmp_path / "run").exists()
     if name == "NAdam":
         assert run(*distill, "Adamax") == 0
-        assert run("distill", "rat/digits_ipc1_adagrad", "--help") == 0
-        offered = capsys.readouterr().out
-        assert "Adamax" in offered and "AdamW" not in offered
+        with pytest.raises(SystemExit):
+            run("distill", "rat/digits_ipc1_adagrad", "--help")
+        _, _, offered = capsys.readouterr().out.partition("--objective.update.name")
+        assert "Adamax" in offered[:300] and "AdamW" not in offered[:300]
 
 
 def test_higher_differentiates_the_same_training(tmp_path):
