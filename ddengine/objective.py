@@ -10,6 +10,7 @@ from torch import Generator, Tensor, nn
 
 from ddengine.data import Data, RealSet
 from ddengine.learning.flat import FlatModel
+from ddengine.learning.losses import OutputsLoss, loss_of, task_loss
 from ddengine.learning.memory import step_bytes
 from ddengine.learning.teachers import features, target_network
 from ddengine.models import build_model
@@ -33,6 +34,7 @@ class Env:
     experts: Experts | None
     device: torch.device
     compile: bool = False
+    loss: OutputsLoss = task_loss  # of outputs (B, K) and the targets of a set (B,) or (B, K)
 
 
 def environments(
@@ -53,7 +55,8 @@ def environments(
     for name in recipe.networks:
         new_model = partial(build_model, name, data.image_shape, outputs)
         model = FlatModel(new_model(generator(0)), precision).to(device)
-        environments.append(Env(data.train, new_model, model, experts, device, compile))
+        loss = loss_of(recipe.targets.kind)
+        environments.append(Env(data.train, new_model, model, experts, device, compile, loss))
     return environments
 
 

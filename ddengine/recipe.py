@@ -300,13 +300,15 @@ class InitConfig:
 class TargetConfig:
     """What the synthetic images are labelled with.
 
-    Their class, or what `outer.optim` may learn: logits that experts give them, features that the
-    first expert gives them, or classes as numbers.
+    Their class, or what `outer.optim` may learn: logits that experts give them, weights of the
+    classes, features that the first expert gives them, or classes as numbers.
     """
 
-    # class | logits of experts | features: what lies before the last layer of the first expert |
-    # centred: one-hot classes less their mean, as logits that networks are fitted to (FRePo)
-    kind: Literal["class", "logits", "features", "centred"] = "class"
+    # class | logits of experts | weights of the classes, which start at one for that of the image
+    # and need not add up to one (RaT-BPTT) | features: what lies before the last layer of the first
+    # expert | centred: one-hot classes less their mean, as logits that networks are fitted to
+    # (FRePo)
+    kind: Literal["class", "logits", "weights", "features", "centred"] = "class"
     # whose logits are averaged: of those that are right about the image, of all, of the first
     experts: Literal["correct", "all", "first"] = "correct"
     # expert epochs whose logits are averaged, from and to; None: the last stored
@@ -585,9 +587,10 @@ class EvalConfig:
     teacher_mode: Literal["eval", "train"] = "eval"
     # with soft labels z, outputs s, class c: ce: cross-entropy with softmax(z) | kl: KL of
     # softmax(z / T) from softmax(s / T) | mse: of the logits | nkd: normalised distillation and
-    # cross-entropy with c | uskd: without a teacher, of c alone. Hard labels always have ce, or
-    # uskd
-    loss: Literal["ce", "kl", "mse", "nkd", "uskd"] = "ce"
+    # cross-entropy with c | uskd: without a teacher, of c alone | weighted: cross-entropy with
+    # weights z of the classes, which sets that have such use whatever is set. Hard labels always
+    # have ce, or uskd
+    loss: Literal["ce", "kl", "mse", "nkd", "uskd", "weighted"] = "ce"
     temperature: float = 1.0  # T of kl and nkd; published for nkd: 1
     squared: bool = False  # kl is multiplied by T squared
     # weight of the cross-entropy with the class that is added to kl and mse
@@ -751,6 +754,16 @@ class Recipe(Generic[BufferT, CodecT, ObjectiveT]):
         """The networks that take turns: `model` first, and mostly alone."""
         return (self.model, *self.more_models)
 
+    @property
+    def validated_on(self) -> tuple[str, ...]:
+        """The networks on which a set is validated while it is distilled.
+
+        They are those that it is made for: of several teachers `model` alone, unless the set is
+        evaluated on all of them too.
+        """
+        several = len(self.teachers) > 1 and self.evaluation.models == self.teachers
+        return self.teachers if several else self.networks
+
     def _check_models(self) -> None:
         require(
             not self.more_models or self.objective.draws_networks,
@@ -855,13 +868,14 @@ class Recipe(Generic[BufferT, CodecT, ObjectiveT]):
                 f"targets.kind {' or '.join(kinds)}, or take another objective."
             ),
         )
-        require(
-            "features" not in self.outer.optim or kind == "features",
-            (
-                f"outer.optim has a rate for 'features', and targets.kind {kind} stores none; "
-                "take both from one recipe (--take targets=...)."
-            ),
-        )
+        for name in ("features", "weights"):
+            require(
+                name not in self.outer.optim or kind == name,
+                (
+                    f"outer.optim has a rate for {name!r}, and targets.kind {kind} stores none; "
+                    "take both from one recipe (--take targets=...)."
+                ),
+            )
         require(
             kind != "features" or self.buffer is not None,
             (
@@ -1028,11 +1042,21 @@ def _fields_to_dict(value: Any) -> dict[str, Any]:
 
 def _is_left_out(f: dataclasses.Field, value: Any) -> bool:
     """Whether a field came late and holds its default."""
-    if not f.metadata.get("late"):
-        return False
-    if f.default_factory is not dataclasses.MISSING:
-        return value == f.default_factory()
-    return value == f.default
+    return bool(f.metadata.get("late")) and value == _default_of(f)
+
+
+def late_defaults(cls: Any) -> dict[str, Any]:
+    """As JSON data, what fields of a dataclass hold that stored data leave out."""
+    defaults = {}
+    for f in dataclasses.fields(cls):
+        if f.metadata.get("late"):
+            defaults[f.name] = to_dict(_default_of(f))
+    return defaults
+
+
+def _default_of(f: dataclasses.Field) -> Any:
+    """What a field holds that nothing was said of."""
+    return f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
 
 
 def from_dict(cls: Any, data: Any) -> Any:

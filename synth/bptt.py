@@ -22,7 +22,6 @@ from torch.nn import functional
 
 from ddengine.learning.by_higher import ByHigher, TorchOptimiser, check
 from ddengine.learning.inner import inner_gradient, with_weight_decay
-from ddengine.learning.losses import task_loss
 from ddengine.learning.through import ByUnroll
 from ddengine.learning.updates import Adam, HeavyBall, Update
 from ddengine.objective import VECTORS, Env, Objective, ObjectiveConfig, network_bytes
@@ -87,6 +86,11 @@ class ThroughTraining(ObjectiveConfig, Generic[WindowT, UpdateT]):
         if self.by_higher:
             return ("wang2018dd", "grefenstette2019higher")
         return ("wang2018dd",)
+
+    @property
+    def target_kinds(self) -> tuple[str, ...]:
+        """Classes, logits, or weights of the classes."""
+        return ("class", "logits", "weights")
 
     @property
     def draws_networks(self) -> bool:
@@ -161,7 +165,7 @@ class ThroughTraining(ObjectiveConfig, Generic[WindowT, UpdateT]):
         update = self.update
         if self.by_higher or isinstance(update, TorchOptimiser):
             check(update)
-            by_higher = ByHigher(env.model, task_loss, update, self.weight_decay)
+            by_higher = ByHigher(env.model, env.loss, update, self.weight_decay)
             return JudgedStudent(self, env, by_higher)
         decayed = with_weight_decay(partial(training_loss, env), self.weight_decay)
         inner = inner_gradient(decayed, env.compile)
@@ -170,4 +174,4 @@ class ThroughTraining(ObjectiveConfig, Generic[WindowT, UpdateT]):
 
 def training_loss(env: Env, theta: Tensor, images: Tensor, targets: Tensor) -> Tensor:
     """The loss of a batch of a student with the parameters theta (P,)."""
-    return task_loss(env.model(theta, images), targets)
+    return env.loss(env.model(theta, images), targets)

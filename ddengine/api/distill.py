@@ -26,7 +26,7 @@ from ddengine.api.inputs import (
 from ddengine.api.results import Distilled, load
 from ddengine.artefact import runs
 from ddengine.data import Data, Dataset, Preprocess
-from ddengine.evaluation.train import validate
+from ddengine.evaluation.train import validate_on_each
 from ddengine.experts import ExpertSource
 from ddengine.learning.teachers import load_all
 from ddengine.objective import Objective
@@ -60,7 +60,7 @@ class Job:
     def __post_init__(self) -> None:
         missing = len(self.class_names) - self.data.num_classes
         kind = self.recipe.targets.kind
-        if missing and kind in ("logits", "centred"):
+        if missing and kind in ("logits", "weights", "centred"):
             raise UserError(
                 f"The dataset has {self.data.num_classes} of the {len(self.class_names)} classes, "
                 f"and targets.kind {kind} is for those only; leave classes out."
@@ -254,7 +254,7 @@ def distill(
             precision=precision,
             compile=compile,
             images=images,
-            preprocess=preprocess_of(preprocess, recipe),
+            preprocess=preprocess_of(preprocess, recipe.data),
         )
         if folder is None:
             return _in_memory(job, bibtex, began)
@@ -445,11 +445,11 @@ def _kept(job: Job, keep: Keep) -> Distilled:
             board.picture(step, path)
 
     def accuracy(syn: SyntheticSet) -> float | None:
-        return validate(
+        return validate_on_each(
             syn,
             data,
             as_students(recipe.evaluation, recipe.objective.students(syn)),
-            recipe.model,
+            recipe.validated_on,
             seed=job.seed,
             device=job.device,
             precision=job.precision,
@@ -474,14 +474,23 @@ def _kept(job: Job, keep: Keep) -> Distilled:
     renumbered = job.renumbered(result)
     if first:
         writing.write_run(folder, renumbered, data, meta, shown=result)
-        _say_what_came(renumbered, data, meta, folder, time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        _say_what_came(renumbered, data, meta, folder, seconds, recipe.validated_on)
     return Distilled(renumbered, meta, folder, data.split_names)
 
 
 def _say_what_came(
-    syn: SyntheticSet, data: Data, meta: dict[str, Any], folder: Path, seconds: float
+    syn: SyntheticSet,
+    data: Data,
+    meta: dict[str, Any],
+    folder: Path,
+    seconds: float,
+    networks: Sequence[str],
 ) -> None:
-    """How many bytes, and last how many images in how many seconds, and how good they are."""
+    """How many bytes, and last how many images in how many seconds, and how good they are.
+
+    That is on the `networks`, on which the set was validated.
+    """
     log.say(overview.ledger(syn.sizes(), data.bytes, data.dataset_bytes))
     stored, decoded = len(syn.classes), len(syn)
     tiles = "" if stored == decoded else f", which decode to {decoded},"
@@ -490,4 +499,6 @@ def _say_what_came(
     reached = ""
     if cost["validation_accuracy"] is not None:
         reached = f"; validation accuracy in the end {100 * cost['validation_accuracy']:.1f} %"
+        if len(networks) > 1:
+            reached += f", the mean of {' and '.join(networks)}"
     log.say(f"distilled {stored} images{tiles} in {took}{reached}: {folder / 'distilled'}")

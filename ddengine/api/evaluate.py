@@ -42,6 +42,7 @@ from ddengine.recipe import (
     to_dict,
 )
 from ddengine.sets.synthetic import SyntheticSet
+from ddengine.sets.targets import Targets
 from ddengine.system import claims, files, log, program, runtime
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
@@ -51,6 +52,9 @@ from ddengine.types import Experts
 NEEDED = {"name", "model", "data", "evaluation"}  # of the recipe in meta.json
 CONTROLS = ("random_soft", "hard_labels")  # without which soft labels pass for distillation
 QUICK_SHARE = 1 / 6  # of full_seconds in a quick evaluation
+# of training of every other row there, on each network; updates are cut to what validation needs,
+# 20 at least, and to what this time allows
+QUICK_SECONDS = 20.0
 Networks = Sequence[str | Factory] | Mapping[str, Factory]
 
 
@@ -104,7 +108,7 @@ def evaluate(
         seed: decides networks, orders, augmentation and random draws.
         device: auto, cpu, cuda or cuda:N.
         precision: fp32, tf32 or bf16.
-        quick: a first answer: 3 networks a row, two rates, updates cut to what validation needs.
+        quick: a first answer, see QUICK_SECONDS: 3 networks a row, two rates, updates cut.
         full_seconds: that the row of full data may take on a network, else cut; None: no limit.
         reuse_baselines: read what other evaluations keep in .baselines, beside their runs.
         sort: by what the rows of the table are ordered.
@@ -175,15 +179,16 @@ def _kept(
 
 def _economy(quick: bool, full_seconds: float | None, restart: bool) -> Economy:
     """What an evaluation need not spend. Raises UserError for no seconds."""
+    most = QUICK_SECONDS if quick else None
     if full_seconds is None:
-        return Economy(quick=quick, renew=restart, looks=True)
+        return Economy(quick=quick, quick_seconds=most, renew=restart, looks=True)
     if not 0 < full_seconds < math.inf:
         raise UserError(
             f"full_seconds must be positive and finite, got {full_seconds}; None lets the full "
             "data take as long as they take."
         )
     share = QUICK_SHARE if quick else 1.0
-    return Economy(full_seconds * share, quick, renew=restart, looks=True)
+    return Economy(full_seconds * share, quick, most, renew=restart, looks=True)
 
 
 def outcome(
@@ -452,11 +457,11 @@ def open_set(
 def numbered_as(syn: SyntheticSet, names: Sequence[str]) -> SyntheticSet:
     """A set with its classes numbered as images that Python holds have them, by name.
 
-    It may lack classes, or name some that neither it nor the images have. Others, and one with soft
-    labels, stay as they are.
+    It may lack classes, or name some that neither it nor the images have. Others, and one whose
+    labels have a number for each class, stay as they are.
     """
     own = [syn.class_names[number] for number in syn.classes.unique().tolist()]
-    if syn.targets.soft or not set(own) <= set(names):
+    if syn.targets.of_classes or not set(own) <= set(names):
         return syn
     numbers = torch.zeros(len(syn.class_names), dtype=torch.long, device=syn.classes.device)
     for number, name in enumerate(syn.class_names):
@@ -486,14 +491,22 @@ def protocol_of(
     if not students:
         protocol = replace(protocol, as_students=False)
     if "random" in protocol.baselines:
-        more = ("equal_bytes", "random_soft") if of.set.targets.soft else ("equal_bytes",)
-        protocol = _with_baselines(protocol, more)
+        protocol = _with_baselines(protocol, _controls(of.set.targets))
     # the controls without which soft labels and more examples pass for distillation
     if recipe.get("teachers"):
         if "random" in protocol.baselines:
             protocol = _with_baselines(protocol, CONTROLS)
         protocol = replace(protocol, baseline_steps="updates")
     return as_students(protocol, students_of(of.meta))
+
+
+def _controls(targets: Targets) -> tuple[str, ...]:
+    """The baselines that a set asks for beside random, by the labels that it has."""
+    if targets.soft:
+        return ("equal_bytes", "random_soft")
+    if targets.of_classes:
+        return ("equal_bytes", "hard_labels")
+    return ("equal_bytes",)
 
 
 def _with_baselines(protocol: EvalConfig, names: Sequence[str]) -> EvalConfig:

@@ -75,7 +75,7 @@ def score(
         )
         out = asked.run if folder is None else Path(folder)
         _check_says_classes(asked)
-        soft = asked.set.targets.soft or config.labels == "dynamic"
+        soft = asked.set.targets.of_classes or config.labels == "dynamic"
         evaluations = []
         pair = scores.protocols(config, soft)
         with claims.claimed(out, "score"):

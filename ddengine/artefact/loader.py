@@ -59,6 +59,7 @@ info["augment"](images, generator=None) changes a batch as it was changed then."
 TARGETS = {
     "class": plain.class_targets,
     "logits": plain.logit_targets,
+    "weights": plain.weight_targets,
     "features": plain.feature_targets,
 }
 LOSSES = {"kl_divergence": plain.kl_divergence, "squared_error_of_logits": plain.squared_error}
@@ -78,7 +79,7 @@ class Shipped:
     codec: Facts  # settings of the codec
     pixels: bool  # the stored values are pixels, which are preprocessed after decoding
     whitened: bool  # preprocessing is ZCA whitening, not mean and standard deviation
-    kind: str  # of the targets: class, logits or features
+    kind: str  # of the targets: class, logits, weights or features
     # what `protocol.facts` returns; None: the set does not say how networks are trained on it, so
     # `load.py` cannot
     protocol: Facts | None
@@ -87,11 +88,12 @@ class Shipped:
 def trainable(protocol: Facts) -> bool:
     """Whether `load.py` can train as the protocol says.
 
-    It can where the labels are in the folder, and the loss is one of those above, cross-entropy or
-    that of features.
+    It can where the labels are in the folder, and the loss is one of those above, cross-entropy
+    with classes or with weights, or that of features.
     """
     return protocol["labels"] != "teachers" and protocol["loss"] in (
         "cross_entropy",
+        "weighted_cross_entropy",
         OF_FEATURES,
         *LOSSES,
     )

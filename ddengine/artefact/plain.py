@@ -92,6 +92,19 @@ def logit_targets(classes, item, meta, folder):
     return targets, {"logits": logits, "image_classes": classes, "labels": labels}
 
 
+def weight_targets(classes, item, meta, folder):
+    """(targets, what they are): weights of the classes, which cross_entropy takes as they are."""
+    stored = stored_labels(meta, folder)
+    targets = stored["weights"].float()
+    if meta["label_of"] == "stored":
+        targets = targets[item]
+    labels = targets  # for train
+    protocol = meta.get("protocol")
+    if protocol is not None and protocol["labels"] == "classes":
+        labels = classes
+    return targets, {"weights": targets, "image_classes": classes, "labels": labels}
+
+
 def feature_targets(classes, item, meta, folder):
     """(targets, what they are): features.
 

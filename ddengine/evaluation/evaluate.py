@@ -193,6 +193,8 @@ def _facts(bench: Bench, syn: SyntheticSet, weights: list[str], models: tuple[st
         facts["judged_by"] = "linear probe"
     if bench.economy.quick:
         facts["quick"] = True
+    if bench.economy.quick_seconds is not None:
+        facts["quick_seconds"] = bench.economy.quick_seconds
     if bench.economy.full_seconds is not None:
         facts["full_seconds"] = bench.economy.full_seconds
     return facts

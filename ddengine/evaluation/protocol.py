@@ -38,6 +38,7 @@ LOSSES = {
     "mse": "squared_error_of_logits",
     "nkd": "nkd",
     "uskd": "uskd",
+    "weighted": "weighted_cross_entropy",
 }
 OF_FEATURES = "squared_error_of_features"  # the loss of networks that are fitted to these
 LABELS = {"own": "stored", "hard": "classes", "dynamic": "teachers"}

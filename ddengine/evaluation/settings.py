@@ -4,7 +4,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ddengine.recipe import DataConfig, EvalConfig, digest, from_dict, to_dict
+from ddengine.recipe import (
+    BufferConfig,
+    DataConfig,
+    EvalConfig,
+    InitConfig,
+    OptimConfig,
+    Recipe,
+    TargetConfig,
+    digest,
+    from_dict,
+    late_defaults,
+    to_dict,
+)
 from ddengine.types import Evaluation, Facts, Json, Meta, Row
 
 PROSE = ("cites", "published", "note", "taken")
@@ -164,14 +176,32 @@ def setting(run: Evaluated, *, across: bool = False) -> Json:
     values = flat(recipe)
     for name in NO_SETTING:
         values.pop(name, None)
-    if recipe.get("buffer"):
-        values.setdefault("buffer.seed", 0)  # which is left out where it is 0
+    for name, default in _left_out(recipe).items():
+        values.setdefault(name, default)
     values["precision"] = run.meta.get("precision")
     if "selected" in run.meta:
         values["selected"] = run.meta["selected"]["kind"]
     if across:
         values |= protocol_of(run)
     return values
+
+
+def _left_out(recipe: Facts) -> Json:
+    """What a stored recipe does not say because it holds a default, by the names of flags.
+
+    Of the parts of the core; what parts of methods leave out only these know.
+    """
+    parts: dict[str, Any] = {"": Recipe, "init": InitConfig, "targets": TargetConfig}
+    if recipe.get("buffer"):
+        parts["buffer"] = BufferConfig
+    for name in recipe["outer"]["optim"]:
+        parts[f"outer.optim.{name}"] = OptimConfig
+    defaults: Json = {}
+    for prefix, part in parts.items():
+        defaults |= flat(late_defaults(part), prefix)
+    for name in PROSE:
+        defaults.pop(name, None)
+    return defaults
 
 
 def key(values: Facts) -> str:

@@ -16,6 +16,9 @@ from torch.nn import functional
 from ddengine.learning.augment import Mix
 from ddengine.recipe import EvalConfig
 
+# (outputs (B, K), targets) -> a scalar
+OutputsLoss = Callable[[Tensor, Tensor], Tensor]
+
 
 def task_loss(outputs: Tensor, targets: Tensor) -> Tensor:
     """Mean cross-entropy of outputs (B, K) with targets.
@@ -25,6 +28,19 @@ def task_loss(outputs: Tensor, targets: Tensor) -> Tensor:
     if targets.is_floating_point():
         targets = targets.softmax(1)
     return functional.cross_entropy(outputs, targets)
+
+
+def weighted_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Mean over the batch of the sum of -w_k log softmax(s)_k (Feng et al., ICLR 2024).
+
+    Targets are weights w (B, K) of the classes, or classes (B,) int64.
+    """
+    return functional.cross_entropy(outputs, targets)
+
+
+def loss_of(kind: str) -> OutputsLoss:
+    """The loss of outputs with targets of a kind, or with classes."""
+    return weighted_loss if kind == "weights" else task_loss
 
 
 def mixed_loss(outputs: Tensor, targets: Tensor, draw: Mix | None) -> Tensor:
@@ -203,7 +219,7 @@ def soft_loss(
     Args:
         config: the protocol.
         outputs: (B, K) of the student.
-        targets: logits (B, K), or classes (B,), whose loss is cross-entropy (or uskd).
+        targets: logits or weights (B, K), or classes (B,), whose loss is cross-entropy (or uskd).
         classes: (B,), of hard terms beside logits.
         draw: how the batch was mixed. The targets are of its images and are mixed here, unless they
             are what was said of the mixed batch. Hard terms count by the share of each class
@@ -220,6 +236,8 @@ def soft_loss(
         return mixed_loss(outputs, targets, draw)
     if config.loss == "ce":
         return mixed_loss(outputs, targets, None if of_mixed else draw)
+    if config.loss == "weighted":
+        return _of_both(partial(weighted_loss, outputs), targets, draw)
     logits = targets
     if draw is not None and not of_mixed:
         kind = config.mix_labels if config.loss == "kl" else "logits"

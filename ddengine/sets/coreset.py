@@ -34,8 +34,8 @@ def check_ipc(real: RealSet, ipc: int, class_names: tuple[str, ...]) -> None:
     fewest, name = min(zip(map(len, real.members), class_names, strict=True))
     if ipc > fewest:
         raise UserError(
-            f"ipc {ipc} is more than the {fewest} training images of class {name!r}; lower ipc, or "
-            "have more images of it (data.limit)."
+            f"ipc {ipc} is more than the {fewest} training images of class {name!r}; lower ipc to "
+            f"{fewest}, or give that class more images."
         )
 
 

@@ -13,7 +13,14 @@ from ddengine.learning.updates import Sgd
 from ddengine.recipe import DataConfig, InitConfig, OptimConfig, Recipe
 from synth.bptt import ThroughTraining
 from synth.inner_batches import InnerBatches
-from synth.recipes.through_training import adam, cell, own_training, small
+from synth.recipes.through_training import (
+    CIFAR,
+    TAKEN_OVER,
+    adam,
+    cell,
+    own_training,
+    small,
+)
 from synth.windows import FromStart
 
 BIBTEX = """
@@ -87,6 +94,14 @@ def _small() -> list[Recipe]:
         small(
             "dd/fashion_mnist_ipc10_small", CITES, 10, objective=_objective(10, 0.1, 3, 512),
             steps=280, optim=optim,
+        ),
+        small(
+            "dd/cifar10_ipc1_small", CITES, 1, objective=_objective(1, 0.1, 20, 512), steps=200,
+            optim={"images": adam(0.02), "rates": adam(0.02)}, data=CIFAR, note=TAKEN_OVER,
+        ),
+        small(
+            "dd/cifar10_ipc10_small", CITES, 10, objective=_objective(10, 0.1, 3, 512), steps=140,
+            optim=optim, data=CIFAR, note=TAKEN_OVER, validations=2,
         ),
     ]  # fmt: skip
 

@@ -287,6 +287,7 @@ def test_a_recipe_builds_its_objects(name):
     if isinstance(value.codec, LinearBases):
         stored = ["bases", "coefficients"]
     values = {"logits": "logits", "centred": "logits", "features": "features"}
+    values["weights"] = "weights"
     learned = {*stored, *value.objective.initial()}
     if value.targets.kind in values and not value.targets.relabel:
         learned.add(values[value.targets.kind])
