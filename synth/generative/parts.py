@@ -87,6 +87,13 @@ class Parts(nn.Module):
             self._loaded[name] = loaded.to(self.device).eval().requires_grad_(False)
         return self._loaded[name]
 
+    def forward(self, images: Tensor) -> Tensor:
+        """Raise UserError: nothing is said of images, as other experts do."""
+        raise UserError(
+            "The experts are the parts of a generator, which classify no images; take the buffer "
+            "of a recipe whose experts do (--take buffer=RECIPE)."
+        )
+
     @property
     def fusion(self) -> Fusion:
         """The fusion of latents and text."""

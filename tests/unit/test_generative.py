@@ -512,6 +512,21 @@ def test_sampling_needs_parts(data):
 
 
 @needs_extra
+def test_parts_are_no_teachers(trained_parts, data):
+    with pytest.raises(UserError, match="the parts of a generator, which classify no images"):
+        trained_parts[0](data.train.images(torch.arange(2)))
+
+
+@needs_extra
+def test_the_training_is_estimated_and_changes_nothing_that_lasts(data):
+    step = tiny()
+    seconds = step.seconds(step.new_model(data, generator(0)), data)
+    longer = tiny(denoiser=replace(TINY_DENOISER, epochs=200))
+    assert 0 < seconds < 60
+    assert longer.seconds(longer.new_model(data, generator(0)), data) > 2 * seconds
+
+
+@needs_extra
 def test_more_modes_than_images(trained_parts, data):
     with pytest.raises(
         UserError, match=r"ipc asks for 50 modes of class '0', which has \d+ training"
