@@ -75,11 +75,12 @@ def from_folder(kind: Any, folder: str, part: str) -> Any:
     """
     place = place_of(folder, part)
     options: Json = {"local_files_only": True}
+    load: Any = kind.from_pretrained
     if issubclass(kind, nn.Module):
         options["use_safetensors"] = True
         options["low_cpu_mem_usage"] = False  # else diffusers warns that it lacks another library
     try:
-        return kind.from_pretrained(place, **options)
+        return load(place, **options)
     except Exception as error:  # the libraries raise many kinds for files that do not fit
         raise UserError(
             f"{place} holds no {kind.__name__} that can be read ({_first_line(error)}); name a "
