@@ -7,6 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from ddengine import naming
 from ddengine.api.checks import check_folder, check_recipe, check_run
 from ddengine.api.distill import Bibtex
@@ -186,6 +189,9 @@ def _content(
     if file.is_file():
         content = naming.read_json(file, "rows", "identity")
         log.say(f"{file} is there; --restart begins anew")
+        for listed in sorted((folder / "kept").glob("*_repeat0.json")):
+            facts = files.read_json(listed, "index", "selection")
+            _write_set(context, listed.with_suffix(""), facts, bibtex)
     else:
         context = replace(context, folder=folder / "work")
         keep = partial(_keep, context, folder / "kept", bibtex)
@@ -198,13 +204,21 @@ def _content(
 def _keep(context: Context, folder: Path, bibtex: Bibtex | None, kept: Kept) -> None:
     """Write which images were kept, and of the first repeat a set where that is asked for."""
     file = folder / f"{kept.name}.json"
+    facts = _facts(context, kept)
     if not file.is_file():
         files.make_folder(folder)
-        files.write_json(file, _facts(context, kept))
-    place = folder / kept.name
-    asked = context.config.write_sets and kept.repeat == 0
-    if asked and not (place / "meta.json").is_file():
-        folders.save(_set_of(context.data, kept), place, _meta(context, kept, bibtex))
+        files.write_json(file, facts)
+    if kept.repeat == 0:
+        _write_set(context, folder / kept.name, facts, bibtex)
+
+
+def _write_set(
+    context: Context, folder: Path, facts: Mapping[str, Any], bibtex: Bibtex | None
+) -> None:
+    """Write the images that `facts` name as a set, where that is asked for and not done."""
+    if context.config.write_sets and not (folder / "meta.json").is_file():
+        index = torch.tensor(facts["index"], dtype=torch.int64)
+        folders.save(_set_of(context.data, index), folder, _meta(context, facts, bibtex))
 
 
 def _facts(context: Context, kept: Kept) -> dict[str, Any]:
@@ -233,10 +247,10 @@ def _facts(context: Context, kept: Kept) -> dict[str, Any]:
     }
 
 
-def _set_of(data: Data, kept: Kept) -> SyntheticSet:
-    """The images with their bytes as they are."""
+def _set_of(data: Data, index: Tensor) -> SyntheticSet:
+    """The training images at `index` (S,) with their bytes as they are."""
     real = data.train
-    index = kept.index.to(real.device)
+    index = index.to(real.device)
     return SyntheticSet(
         {"images": real.pixels.index_select(0, index)},
         real.labels.index_select(0, index),
@@ -247,12 +261,11 @@ def _set_of(data: Data, kept: Kept) -> SyntheticSet:
     )
 
 
-def _meta(context: Context, kept: Kept, bibtex: Bibtex | None) -> dict[str, Any]:
+def _meta(context: Context, facts: Mapping[str, Any], bibtex: Bibtex | None) -> dict[str, Any]:
     """What meta.json of a set says."""
-    facts = _facts(context, kept)
-    recipe = replace(context.recipe, codec=Pixels(), ipc=kept.size.images_per_class)
+    recipe = replace(context.recipe, codec=Pixels(), ipc=facts["images_per_class"])
     selected = {
-        "kind": kept.selection,
+        "kind": facts["selection"],
         "index": facts["index"],
         "names": facts["names"],
         "pruning": facts["config"],

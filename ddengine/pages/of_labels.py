@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 from rich.table import Table
 
@@ -33,10 +34,14 @@ def table(result: Facts) -> Table:
     for number in range(1, config["rounds"] + 1):
         shown.add_column(f"round {number} %", justify="right")
     for row in result["rows"]:
-        wrong = sum(row["wrong_bought"]) / len(row["wrong_bought"])
-        cells = [_with_deviation(one) for one in row["rounds"]]
-        shown.add_row(row["answers"], row["rule"], f"{100 * wrong:.0f}", *cells)
+        cells = map(_with_deviation, row["rounds"])
+        shown.add_row(row["answers"], row["rule"], f"{_wrong(row):.0f}", *cells)
     return shown
+
+
+def _wrong(row: Facts) -> float:
+    """Wrong answers among those that were bought, in percent, the mean over repeats."""
+    return 100 * fmean(row["wrong_bought"])
 
 
 def _with_deviation(statistics: Facts) -> str:
@@ -52,7 +57,9 @@ def notes(result: Facts) -> list[str]:
     if result["config"]["repeats"] > 1:
         lines.append(f"95 % intervals of accuracies, in labels.json, are by {interval_of(result)}")
     for row in result["rows"]:
-        diverged = sum(one["diverged"] for one in row["rounds"])
+        diverged = 0
+        for one in row["rounds"]:
+            diverged += one["diverged"]
         if diverged:
             lines.append(
                 f"warning: {diverged} networks of {row['rule']} ({row['answers']}) diverged and do "
@@ -81,16 +88,15 @@ def plot(path: Path, result: Facts) -> None:
     """Draw a PNG: accuracy after the last round against the share of wrong answers, by rule."""
     figure = new_figure((6.4, 4.2))
     axis = figure.subplots()
-    for rule in dict.fromkeys(row["rule"] for row in result["rows"]):
-        rows = [row for row in result["rows"] if row["rule"] == rule]
-        shares = [100 * sum(row["wrong_bought"]) / len(row["wrong_bought"]) for row in rows]
+    by_rule: dict[str, list[Facts]] = {}
+    for row in result["rows"]:
+        if row["rounds"][-1]["mean"] is not None:
+            by_rule.setdefault(row["rule"], []).append(row)
+    for rule, rows in by_rule.items():
         last = [row["rounds"][-1] for row in rows]
-        means = [one["mean"] for one in last]
-        if None in means:
-            continue
         axis.errorbar(
-            shares,
-            [100 * mean for mean in means],
+            list(map(_wrong, rows)),
+            [100 * one["mean"] for one in last],
             error_bars(last, "mean"),
             label=rule,
             color=COLOURS[rule],

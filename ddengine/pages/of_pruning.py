@@ -5,6 +5,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.table import Table
 
 from ddengine.evaluation.tables import interval_of, percent
@@ -24,8 +25,7 @@ def table(result: Facts) -> Table:
         f"{config['repeats']} repeats"
     )
     shown = Table(title=title, title_justify="left")
-    names = dict.fromkeys(facts["teacher"] for facts in result["teachers"])
-    several = len(names) > 1
+    several = len(_teachers(result)) > 1
     heads = ("kept", "images", "stored", "student", *(("teacher",) if several else ()))
     for head in heads:
         shown.add_column(head)
@@ -45,6 +45,14 @@ def table(result: Facts) -> Table:
     return shown
 
 
+def _teachers(result: Facts) -> dict[str, list[float | None]]:
+    """The test accuracies of each teacher, by repeat."""
+    accuracies: dict[str, list[float | None]] = {}
+    for facts in result["teachers"]:
+        accuracies.setdefault(facts["teacher"], []).append(facts["accuracy"])
+    return accuracies
+
+
 def student(row: Facts) -> str:
     """What a student of a row learns: its loss, and the share of distillation."""
     if row["loss"] == "ce" or row["alpha"] is None:
@@ -62,8 +70,7 @@ def _accuracy(row: Facts) -> str:
 def notes(result: Facts) -> list[str]:
     """What is to be said below the table: teachers, intervals, the claims, what diverged."""
     lines = []
-    for name in dict.fromkeys(facts["teacher"] for facts in result["teachers"]):
-        accuracies = [t["accuracy"] for t in result["teachers"] if t["teacher"] == name]
+    for name, accuracies in _teachers(result).items():
         said = ", ".join(map(percent, accuracies))
         lines.append(f"teacher {name}, on all {result['images']} training images: {said} %")
     if result["config"]["repeats"] > 1:
@@ -91,11 +98,15 @@ def claims(result: Facts) -> list[str]:
 def _of_alphas(found: Sequence[Facts]) -> Iterator[str]:
     """The published claim: the best share rises as less is kept."""
     for one in found:
-        others = [f"{alpha:g}" for alpha in one["level"] if alpha != one["best"]]
-        level = f"; not told apart from it: {', '.join(others)}" if others else ""
+        others = sorted(set(one["level"]) - {one["best"]})
+        level = f"; not told apart from it: {_listed(others)}" if others else ""
         yield f"{_kept(one)}: the best share of distillation is {one['best']:g}{level}"
     if len(found) > 1:
-        yield f"the best share {_trend([one['best'] for one in found])} (published: it rises)"
+        yield f"the best share {_trend(_column(found, 'best').tolist())} (published: it rises)"
+
+
+def _listed(numbers: Sequence[float]) -> str:
+    return ", ".join(f"{number:g}" for number in numbers)
 
 
 def _kept(one: Facts) -> str:
@@ -109,11 +120,11 @@ def _kept(one: Facts) -> str:
 def _trend(best: Sequence[float]) -> str:
     """How the best shares go, which stand from the smallest fraction to the largest."""
     steps = [later - earlier for earlier, later in pairwise(best)]
-    if all(step == 0 for step in steps):
+    if min(steps) == max(steps) == 0:
         return "is the same at all fractions"
-    if all(step <= 0 for step in steps):
+    if max(steps) <= 0:
         return "never falls as less is kept, and rises somewhere"
-    if all(step >= 0 for step in steps):
+    if min(steps) >= 0:
         return "falls as less is kept"
     return "goes up and down with the fraction"
 
@@ -167,8 +178,8 @@ def _draw_accuracies(axis: Any, result: Facts) -> None:
     """A line for each share of distillation, with 95 % intervals."""
     for number, (alpha, rows) in enumerate(_by_alpha(result).items()):
         axis.errorbar(
-            [row["fraction"] for row in rows],
-            [100 * row["accuracy_mean"] for row in rows],
+            _column(rows, "fraction"),
+            100 * _column(rows, "accuracy_mean"),
             error_bars(rows),
             label="classes alone" if alpha == 0 else f"share {alpha:g}",
             color=COLOURS[number % len(COLOURS)],
@@ -178,6 +189,11 @@ def _draw_accuracies(axis: Any, result: Facts) -> None:
     repeats = result["config"]["repeats"]
     axis.set_ylabel(f"test accuracy, %, {repeats} networks, 95 % intervals", fontsize=9)
     axis.legend(frameon=False, fontsize=9, title="distillation", title_fontsize=9)
+
+
+def _column(rows: Sequence[Facts], name: str) -> np.ndarray:
+    """The numbers of rows under a name."""
+    return np.array([row[name] for row in rows], float)
 
 
 def _by_alpha(result: Facts) -> dict[float, list[Facts]]:
@@ -199,8 +215,8 @@ def _draw_best(axis: Any, result: Facts) -> None:
         level = one["level"]
         axis.plot([one["fraction"]] * len(level), level, "o", color=COLOURS[0], markersize=5)
     axis.plot(
-        [one["fraction"] for one in found],
-        [one["best"] for one in found],
+        _column(found, "fraction"),
+        _column(found, "best"),
         "o-",
         color=COLOURS[3],
         label="best",

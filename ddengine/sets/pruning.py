@@ -36,7 +36,8 @@ def error_norms(logits: Tensor, classes: Tensor) -> Tensor:
     Logits (..., N, K) give (..., N).
     """
     wanted = functional.one_hot(classes, logits.shape[-1])
-    return (logits.softmax(-1) - wanted).norm(dim=-1)
+    errors = logits.softmax(-1) - wanted
+    return errors.norm(dim=-1)
 
 
 def teacher_losses(logits: Tensor, classes: Tensor) -> Tensor:
@@ -83,7 +84,8 @@ def cad_scores(scores: Tensor, length: int, windows: int) -> Tensor:
     epochs = scores.shape[1]
     check_windows(epochs, length, windows)
     last = epochs - length
-    return window_deviations(scores, length)[:, last - windows : last].mean(1)
+    deviations = window_deviations(scores, length)
+    return deviations[:, last - windows : last].mean(1)
 
 
 # Which of a class are kept.
@@ -105,14 +107,20 @@ def ranked(members: Members, scores: Tensor, num: int, kept: Difficulty) -> list
         order = scores[of_class].argsort(stable=True, descending=kept == "hard")
         first = 0
         if kept == "middle" and num < len(of_class):
-            first = len(of_class) // 2 - (num + 1) // 2
-        chosen.append(of_class[order[first : first + num]])
+            before = (num + 1) // 2
+            first = len(of_class) // 2 - before
+        rows = order[first : first + num]
+        chosen.append(of_class[rows])
     return chosen
 
 
 def shuffled(members: Members, rng: Generator) -> list[Tensor]:
     """The images of each class in random order."""
-    return [of_class[torch.randperm(len(of_class), generator=rng)] for of_class in members]
+    orders = []
+    for of_class in members:
+        order = torch.randperm(len(of_class), generator=rng)
+        orders.append(of_class[order])
+    return orders
 
 
 def by_features(members: Members, features: Tensor, num: int, order_of: OrderOf) -> list[Tensor]:
@@ -122,8 +130,9 @@ def by_features(members: Members, features: Tensor, num: int, order_of: OrderOf)
     """
     chosen = []
     for of_class in members:
-        rows = order_of(features[of_class], min(num, len(of_class)))
-        chosen.append(of_class[torch.tensor(rows, dtype=torch.int64)])
+        fitting = min(num, len(of_class))
+        rows = order_of(features[of_class], fitting) if fitting else []
+        chosen.append(of_class[rows])
     return chosen
 
 
@@ -135,9 +144,9 @@ def similarities(features: Tensor) -> Tensor:
 
     Features (n, D) give (n, n). A row of zeros is like no other.
     """
-    length = features.norm(dim=1, keepdim=True)
-    unit = features / length.clamp(min=torch.finfo(features.dtype).tiny)
-    return (unit @ unit.T).clamp(min=0)
+    unit = functional.normalize(features, dim=1, eps=torch.finfo(features.dtype).tiny)
+    cosines = unit @ unit.T
+    return cosines.clamp(min=0)
 
 
 def facility_location(
@@ -160,9 +169,10 @@ def facility_location(
     if covered is None:
         covered = torch.zeros_like(weights)
     of_points = kernel.T.contiguous()  # a row of each point, because rows are read one by one
-    bounds = [_gain(of_point, covered, weights) for of_point in of_points]
-    queue = [(-bound, point) for point, bound in enumerate(bounds)]
-    heapq.heapify(queue)
+    queue: list[tuple[float, int]] = []  # what each point adds at most, negative, and its index
+    for point, of_point in enumerate(of_points):
+        gain = _gain(of_point, covered, weights)
+        heapq.heappush(queue, (-gain, point))
     chosen: list[int] = []
     gains: list[float] = []
     while len(chosen) < num:
@@ -179,4 +189,5 @@ def facility_location(
 
 def _gain(of_point: Tensor, covered: Tensor, weights: Tensor) -> float:
     """What a point would add."""
-    return float(weights @ (of_point - covered).clamp(min=0))
+    added = (of_point - covered).clamp(min=0)
+    return float(weights @ added)

@@ -71,7 +71,7 @@ class Sampling(NoObjective):
             return ()
         works = ["ho2020ddpm"]
         if self.kind == "modes" and self.guidance:
-            works.append("chan-santiago2025mgd3")
+            works.append("chansantiago2025mgd3")
         if self.kind == "prototypes":
             works.append("su2024d4m")
         if self.fused and (self.guidance or self.kind == "prototypes"):

@@ -37,7 +37,7 @@ BIBTEX = """
   year      = {2026}
 }
 
-@inproceedings{chan-santiago2025mgd3,
+@inproceedings{chansantiago2025mgd3,
   title     = {{MGD}$^3$: Mode-Guided Dataset Distillation using Diffusion Models},
   author    = {Chan-Santiago, Jeffrey A. and Tirupattur, Praveen and Nayak, Gaurav Kumar and Liu,
               Gaowen and Shah, Mubarak},

@@ -1,6 +1,7 @@
 """Who answers which class a point has: simulated errors, a network, or a file."""
 
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -192,8 +193,9 @@ def _class(path: Path, line: int, said: str, class_names: Sequence[str]) -> int:
 
 def write_questions(path: Path, index: Tensor, names: Sequence[str]) -> None:
     """A CSV file with the points that are to be answered, whose class is left empty."""
-    lines = [",".join(COLUMNS)]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
     for point in index.tolist():
-        name = names[point].replace('"', '""')
-        lines.append(f'{point},"{name}",')
-    files.write_text(path, "\n".join(lines) + "\n")
+        writer.writerow([point, names[point], ""])
+    files.write_text(path, text.getvalue())

@@ -26,12 +26,14 @@ class Judged:
     def gains(self) -> Tensor:
         """1 - the margin between the two likeliest classes: (n,) within 0 and 1."""
         first, second = self.probabilities.topk(2, dim=1).values.T
-        return (1 - (first - second)).clamp(0, 1)
+        gains = 1 - (first - second)
+        return gains.clamp(0, 1)
 
     @property
     def entropies(self) -> Tensor:
         """(n,), in nats."""
-        return -torch.xlogy(self.probabilities, self.probabilities).sum(1)
+        terms = torch.xlogy(self.probabilities, self.probabilities)
+        return -terms.sum(1)
 
 
 @torch.no_grad()
@@ -49,8 +51,10 @@ def _looked_at(network: nn.Module, points: TrainingSet, index: Tensor) -> tuple[
     said, features = [], []
     for part in index.split(BATCH):
         images = points.batch(part).images
-        said.append(network(images).double().softmax(1).cpu())
-        features.append(torch.nn.functional.normalize(embed(images).float(), dim=1).cpu())
+        logits = network(images).double()
+        said.append(logits.softmax(1).cpu())
+        unit = nn.functional.normalize(embed(images).float(), dim=1)
+        features.append(unit.cpu())
     return torch.cat(said), torch.cat(features)
 
 
@@ -83,10 +87,13 @@ def facility(of: Judged, num: int, errors: int, rng: Generator) -> Tensor:
 
     Of many points some are drawn, and these are compared.
     """
-    compared = torch.randperm(len(of.features), generator=rng)[: max(MOST_COMPARED, num)]
+    most = max(MOST_COMPARED, num)
+    compared = torch.randperm(len(of.features), generator=rng)[:most]
     features = of.features[compared]
-    kernel = (features @ features.T).clamp(min=0)
-    covered = (features @ of.known.T).clamp(min=0).max(1).values
+    cosines = features @ features.T
+    to_known = features @ of.known.T
+    covered = to_known.clamp(min=0).max(1).values
+    kernel = cosines.clamp(min=0)
     rows, _ = facility_location(kernel, num, covered=covered)
     return compared[rows]
 

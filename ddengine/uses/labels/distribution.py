@@ -37,15 +37,16 @@ def max_min(gains: Tensor, errors: int) -> MaxMin:
     sorted_gains, order = gains.sort(descending=True, stable=True)
     positive = sorted_gains[sorted_gains > 0]
     probabilities = torch.zeros_like(gains)
-    sizes = torch.arange(1, len(positive) + 1, dtype=torch.float64)
-    values = (sizes - 2 * errors) / (1 / positive).cumsum(0)
+    values = _values(positive, errors)
     if len(positive) and float(values.max()) > 0:
         size = int(values.argmax()) + 1
-        probabilities[order[:size]] = _inverse(positive[:size])
+        chosen = order[:size]
+        probabilities[chosen] = _inverse(positive[:size])
         return MaxMin(probabilities, float(values.max()))
     worthless = gains == 0
     if worthless.any():
-        return MaxMin(worthless.double() / worthless.sum(), 0.0)
+        share = 1 / int(worthless.sum())
+        return MaxMin(share * worthless.double(), 0.0)
     of_all, of_least = float(values[-1]), -float(positive[-1])
     if of_all >= of_least:
         probabilities[order] = _inverse(positive)
@@ -54,9 +55,16 @@ def max_min(gains: Tensor, errors: int) -> MaxMin:
     return MaxMin(probabilities, of_least)
 
 
+def _values(gains: Tensor, errors: int) -> Tensor:
+    """(k - 2 m) H_k for the k largest of gains (n,), which descend and are positive: (n,)."""
+    sizes = torch.arange(1, len(gains) + 1, dtype=torch.float64)
+    sums = gains.reciprocal().cumsum(0)
+    return (sizes - 2 * errors) / sums
+
+
 def _inverse(gains: Tensor) -> Tensor:
     """Probabilities proportional to 1 / gain."""
-    inverse = 1 / gains
+    inverse = gains.reciprocal()
     return inverse / inverse.sum()
 
 
@@ -90,11 +98,13 @@ def inclusion(gains: Tensor, num: int, errors: int) -> Tensor:
     while left:
         probabilities = max_min(gains[free], errors).probabilities
         supported = probabilities > 0
-        if int(supported.sum()) > left:
+        num_supported = int(supported.sum())
+        if num_supported > left:
             included[free] = _capped(probabilities, left)
             return included
-        included[free[supported]] = 1.0
-        left -= int(supported.sum())
+        sure = free[supported]
+        included[sure] = 1.0
+        left -= num_supported
         free = free[~supported]
     return included
 
@@ -104,7 +114,8 @@ def _capped(probabilities: Tensor, num: int) -> Tensor:
     sure = torch.zeros(len(probabilities), dtype=torch.bool)
     while True:
         rest = torch.where(sure, 0.0, probabilities)
-        scaled = rest * ((num - int(sure.sum())) / rest.sum())
+        left = num - int(sure.sum())
+        scaled = rest * (left / rest.sum())
         above = scaled > 1
         if not above.any():
             return torch.where(sure, 1.0, scaled)
@@ -121,6 +132,8 @@ def drawn(included: Tensor, rng: Generator) -> Tensor:
     order = torch.randperm(len(included), generator=rng)
     ends = included[order].cumsum(0)
     start = torch.rand(1, generator=rng, dtype=torch.float64)
-    marks = (start + torch.arange(num)) * (float(ends[-1]) / num)
-    places = torch.searchsorted(ends, marks, right=True).clamp(max=len(order) - 1)
-    return order[places]
+    spacing = float(ends[-1]) / num
+    marks = spacing * (start + torch.arange(num))
+    places = torch.searchsorted(ends, marks, right=True)
+    last = len(order) - 1
+    return order[places.clamp(max=last)]

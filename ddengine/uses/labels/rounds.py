@@ -30,19 +30,19 @@ MEMO = 1
 def check(context: Context) -> None:
     """Raise UserError for more points than the pool has, before any network is trained."""
     config, pool = context.config, context.pool
-    first = config.first_per_class * context.num_classes
-    asked = first + config.rounds * config.points
-    if asked > len(pool):
-        raise UserError(
-            f"{first} first points and {config.rounds} rounds of {config.points} are {asked}, and "
-            f"the pool has {len(pool)}; lower points, rounds or first_per_class."
-        )
     counts = torch.bincount(pool.classes, minlength=context.num_classes)
     fewest = int(counts.argmin())
     if counts[fewest] < config.first_per_class:
         raise UserError(
             f"first_per_class {config.first_per_class} is more than the {int(counts[fewest])} "
             f"points of class {context.class_names[fewest]!r}; lower it."
+        )
+    first = config.first_per_class * context.num_classes
+    asked = first + config.rounds * config.points
+    if asked > len(pool):
+        raise UserError(
+            f"{first} first points and {config.rounds} rounds of {config.points} are {asked}, and "
+            f"the pool has {len(pool)}; lower points, rounds or first_per_class."
         )
     if config.teacher is not None and config.teacher_images > len(pool):
         raise UserError(
@@ -140,7 +140,8 @@ def _courses(context: Context, file: OfFile | None) -> list[Course]:
     """All rules with all that answer."""
     config = context.config
     if file is not None:
-        return [Course(rule, lambda repeat: file, file.name) for rule in config.rules]
+        by_file: Answers = file
+        return [Course(rule, lambda repeat: by_file, file.name) for rule in config.rules]
     if config.teacher is not None:
         teachers: dict[int, Answers] = {}
 

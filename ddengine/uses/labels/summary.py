@@ -16,20 +16,22 @@ def row_of(context: Context, rule: str, answers: Answers, repeats: Sequence[Fact
     Accuracies are fractions, of the points known from the start first; those of networks that
     diverged are None and do not count.
     """
-    rounds = []
-    for number in range(context.config.rounds + 1):
-        rounds.append(_statistics([repeat["accuracies"][number] for repeat in repeats]))
     bought = len(repeats[0]["index"])
-    right = [repeat["right"] / bought for repeat in repeats]
+    by_repeat = []
+    wrong = []
+    for repeat in repeats:
+        by_repeat.append(repeat["accuracies"])
+        wrong.append(1 - repeat["right"] / bought)
+    rounds = list(map(_statistics, zip(*by_repeat, strict=True)))
     return {
         "rule": rule,
         "answers": answers.name,
         "wrong": answers.wrong,
         "bought": bought,
         "errors": context.config.guarded(answers.wrong),  # that rad guards against, of a round
-        "wrong_bought": [1 - share for share in right],  # share of the answers, by repeat
+        "wrong_bought": wrong,  # share of the answers, by repeat
         "rounds": rounds,
-        "repeats": [_of_repeat(repeat) for repeat in repeats],
+        "repeats": list(map(_of_repeat, repeats)),
     }
 
 

@@ -129,7 +129,7 @@ def _listed(numbers: tuple[float, ...]) -> str:
 
 def cites(config: PruningConfig) -> tuple[str, ...]:
     """Works to cite for what these settings use."""
-    keys = ["ben-baruch2025pruning"]
+    keys = ["benbaruch2025pruning"]
     for name in (*config.selections, *config.losses):
         keys.extend(CITES.get(name, ()))
     return tuple(dict.fromkeys(keys))

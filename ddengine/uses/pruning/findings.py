@@ -67,24 +67,23 @@ def _alphas(rows: Sequence[Facts], teacher: str) -> list[Json]:
 
     `level` are the shares whose difference from the best one may be none.
     """
-    plain = [row for row in _of_teacher(rows, teacher) if row["selection"] in (RANDOM, ALL)]
     told = []
+    plain = list(filter(_is_plain, _of_teacher(rows, teacher)))
     for size, at_size in _sizes(plain).items():
         best = _best(at_size)
         level = []
         for row in at_size:
-            if row is best or _is_level(paired(by_repeat(row), by_repeat(best))):
+            compared = paired(by_repeat(row), by_repeat(best))
+            if row is best or _is_level(compared):
                 level.append(row["alpha"])
-        told.append(
-            {
-                "size": size,
-                "fraction": best["fraction"],
-                "best": best["alpha"],
-                "level": sorted(level),
-                "accuracies": {f"{row['alpha']:g}": row["accuracy_mean"] for row in at_size},
-            }
-        )
+        one = {"size": size, "fraction": best["fraction"], "best": best["alpha"]}
+        told.append({**one, "level": sorted(level)})
     return told
+
+
+def _is_plain(row: Facts) -> bool:
+    """Whether nothing chose the images of a row."""
+    return row["selection"] in (RANDOM, ALL)
 
 
 def _selections(rows: Sequence[Facts], teacher: str) -> list[Json]:
@@ -94,17 +93,21 @@ def _selections(rows: Sequence[Facts], teacher: str) -> list[Json]:
     """
     told = []
     for size, at_size in _sizes(_of_teacher(rows, teacher)).items():
-        of_random = [row for row in at_size if row["selection"] == RANDOM]
-        others: dict[str, list[Facts]] = {}
+        by_selection: dict[str, list[Facts]] = {}
         for row in at_size:
-            if row["selection"] not in (RANDOM, ALL):
-                others.setdefault(row["selection"], []).append(row)
-        for selection, own in others.items():
-            shared = {row["alpha"] for row in own}
-            rivals = [row for row in of_random if row["alpha"] in shared]
-            if rivals:
+            by_selection.setdefault(row["selection"], []).append(row)
+        of_random = by_selection.get(RANDOM, [])
+        for selection, own in by_selection.items():
+            rivals = _of_alphas(of_random, own)
+            if rivals and not _is_plain(own[0]):
                 told.append(_against(size, selection, _best(rivals), _best(own)))
     return told
+
+
+def _of_alphas(rows: Sequence[Facts], others: Sequence[Facts]) -> list[Facts]:
+    """The rows with shares of distillation that others have too."""
+    shared = {row["alpha"] for row in others}
+    return [row for row in rows if row["alpha"] in shared]
 
 
 def _against(size: str, selection: str, of_random: Facts, own: Facts) -> Json:
@@ -122,18 +125,23 @@ def _against(size: str, selection: str, of_random: Facts, own: Facts) -> Json:
 def _teachers(rows: Sequence[Facts], teachers: Sequence[str]) -> list[Json]:
     """At each size the best student of every other teacher less the best of the first one."""
     told = []
-    plain = []
-    for row in rows:
-        if row["selection"] in (RANDOM, ALL) and row["loss"] == "kd" and row["accuracy_mean"]:
-            plain.append(row)
-    for size, at_size in _sizes(plain).items():
-        first = [row for row in at_size if row["teacher"] == teachers[0]]
+    for size, at_size in _sizes(list(filter(_is_taught, rows))).items():
+        first = _with(teachers[0], at_size)
         for teacher in teachers[1:]:
-            own = [row for row in at_size if row["teacher"] == teacher]
+            own = _with(teacher, at_size)
             if first and own:
-                best, reference = _best(own), _best(first)
-                compared = paired(by_repeat(best), by_repeat(reference))
-                told.append(
-                    {"size": size, "fraction": best["fraction"], "teacher": teacher, **compared}
-                )
+                best = _best(own)
+                compared = paired(by_repeat(best), by_repeat(_best(first)))
+                named = {"size": size, "fraction": best["fraction"], "teacher": teacher}
+                told.append({**named, **compared})
     return told
+
+
+def _is_taught(row: Facts) -> bool:
+    """Whether a row is of random images, or of all, with distillation, and did not diverge."""
+    return _is_plain(row) and row["loss"] == "kd" and row["accuracy_mean"] is not None
+
+
+def _with(teacher: str, rows: Sequence[Facts]) -> list[Facts]:
+    """The rows of a teacher."""
+    return [row for row in rows if row["teacher"] == teacher]

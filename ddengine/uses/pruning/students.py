@@ -51,15 +51,21 @@ def students_of(
         made.append(Student("ce", 0.0))
     for teacher in teachers if is_plain else teachers[:1]:
         for loss in config.losses:
-            if loss in MIXING:
-                made += [Student(loss, alpha, teacher) for alpha in alphas if alpha > 0]
-            elif loss == "nkd":
-                made.append(Student(loss, None, teacher))
+            made += _of_teacher(loss, teacher, alphas)
     if "uskd" in config.losses:
         made.append(Student("uskd", None))
     if selection == DISTILLED:  # reshaping asks how logits of all images spread
-        made = [student for student in made if student.loss != "reshaped"]
+        return tuple(student for student in made if student.loss != "reshaped")
     return tuple(made)
+
+
+def _of_teacher(loss: str, teacher: str, alphas: Sequence[float]) -> list[Student]:
+    """The students of a loss that have a teacher."""
+    if loss in MIXING:
+        return [Student(loss, alpha, teacher) for alpha in alphas if alpha > 0]
+    if loss == "nkd":
+        return [Student(loss, None, teacher)]
+    return []
 
 
 class Taught:

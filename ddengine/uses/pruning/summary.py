@@ -16,7 +16,11 @@ def row_of(
 
     Accuracies are fractions; those of networks that diverged are None and do not count.
     """
-    accuracies = [result["accuracy"] for result in results]
+    accuracies = []
+    seconds = 0.0
+    for result in results:
+        accuracies.append(result["accuracy"])
+        seconds += result["seconds"]
     finite = counted(accuracies)
     mean, std, ci95 = interval(finite)
     return {
@@ -35,5 +39,5 @@ def row_of(
         "ci95": ci95 and list(ci95),
         "accuracies": accuracies,
         "diverged": len(accuracies) - len(finite),
-        "seconds": round(sum(result["seconds"] for result in results), 2),
+        "seconds": round(seconds, 2),
     }
