@@ -248,6 +248,8 @@ def distill(began: float, job: Job, folder: Path, stand_ins: Path | None) -> dic
     labelling = _labelling(run)
     calls = Calls()
     initial, (syn, objective) = run.timed(lambda: prepared(run, recipe, calls))
+    for one in turns.alone(objective):
+        one.choose(one.choices(syn, runtime.available_memory(device)))
     initial = labelling * initial + seconds_of(calls)
     step, first, state = _steps(run, syn, objective)
     initial += start_more * first
