@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -254,7 +255,7 @@ def _datasets(
         raise UserError(
             "transfer needs datasets to test on; name one at least with targets=, or --to."
         )
-    given = dict(targets) if isinstance(targets, Mapping) else _by_name(targets)
+    given = dict(targets) if isinstance(targets, Mapping) else by_name(targets)
     shape = syn.image_shape
     made = []
     for name, images in given.items():
@@ -289,15 +290,16 @@ def _few(dataset: Dataset, config: DataConfig) -> Data:
         return dataset.load(config, torch.device("cpu"))
 
 
-def _by_name(targets: Sequence[Images]) -> dict[str, Images]:
-    """Datasets by what they are called: their own names, or those of their folders.
+def by_name(targets: Sequence[Images], names: Sequence[str | None] = ()) -> dict[str, Images]:
+    """Datasets by what they are called: by `names`, their own names, or those of their folders.
 
     A number follows a name that another one has.
     """
     given: dict[str, Images] = {}
-    for images in targets:
+    for images, chosen in zip_longest(targets, names):
         dataset = dataset_of(images)
         name = "own" if dataset is None else called(dataset.name, dataset.root) or "own images"
+        name = chosen or name
         number = 1
         unique = name
         while unique in given:

@@ -10,6 +10,7 @@ import buffers
 import ddengine
 from ddengine.api.evaluate import data_settings, protocol_of
 from ddengine.api.inputs import dataset_of
+from ddengine.api.transfer import by_name
 from ddengine.commands import cli
 from ddengine.commands.on_set import OnPaths
 from ddengine.commands.options import Machine, ProtocolAlone, as_kind
@@ -28,7 +29,8 @@ class TransferOptions(Machine):
     """Flags of transfer."""
 
     # datasets to test on: names (digits, fashion_mnist ...), NAME=FOLDER for one that lies
-    # elsewhere, paths of folders of images or of parquet files, or hub:USER/NAME
+    # elsewhere, paths of folders of images or of parquet files, or hub:USER/NAME; NAME=PATH calls
+    # images of yours so
     to: tuple[str, ...] = ()
     models: tuple[str, ...] = ()  # networks; none: the recipe's
     out: Path | None = None  # folder of transfer.json; None: the run, or the distilled folder
@@ -59,10 +61,16 @@ def main(args: list[str]) -> None:
     defaults = TransferOptions(data=data_settings(of), pretraining=as_kind(ProtocolAlone, protocol))
     options = COMMAND.parse(path, flags, defaults)
     alone("transfer")
+    names: list[str | None] = []
+    datasets: list[Dataset] = []
+    for word in options.to:
+        name, dataset = dataset_named(word)
+        names.append(name)
+        datasets.append(dataset)
     outcome = ddengine.transfer(
         of,
         options.data,
-        list(map(dataset_named, options.to)),
+        by_name(datasets, names),
         models=options.models,
         config=options.transfer,
         protocol=as_kind(EvalConfig, options.pretraining),
@@ -77,18 +85,23 @@ def main(args: list[str]) -> None:
     cli.show(outcome)
 
 
-def dataset_named(word: str) -> Dataset:
-    """The dataset that a word of --to means. Raises UserError for one that means none."""
-    name, _, root = word.partition("=")
+def dataset_named(word: str) -> tuple[str | None, Dataset]:
+    """(what it is to be called, where that is said; the dataset that a word of --to means).
+
+    Raises UserError for one that means none.
+    """
+    name, equals, place = word.partition("=")
     if name in DATASETS and name not in OF_PATHS:
-        return Dataset.named(name, root or None)
-    if word.startswith("hub:"):
-        return Dataset.hub(word.removeprefix("hub:"))
-    path = Path(word)
-    dataset = dataset_of(word) if path.is_dir() or path.suffix == ".parquet" else None
+        return None, Dataset.named(name, place or None)
+    if not equals or Path(word).exists():  # paths may have signs of equality
+        name, place = "", word
+    if place.startswith("hub:"):
+        return name or None, Dataset.hub(place.removeprefix("hub:"))
+    path = Path(place)
+    dataset = dataset_of(place) if path.is_dir() or path.suffix == ".parquet" else None
     if dataset is not None:
-        return dataset
-    if len(path.parts) > 1 or path.exists():
+        return name or None, dataset
+    if equals or len(path.parts) > 1 or path.exists():
         raise UserError(
             f"--to {word} is no folder of images or parquet files; check the path, or name a "
             "dataset."

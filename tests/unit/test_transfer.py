@@ -15,6 +15,8 @@ import ddengine
 import synth
 from ddengine import TransferConfig
 from ddengine.api.results import Distilled
+from ddengine.api.transfer import by_name
+from ddengine.commands.transfer import dataset_named
 from ddengine.data import Dataset
 from ddengine.evaluation.train import train_one
 from ddengine.learning import probe
@@ -549,6 +551,7 @@ def test_the_command(featured, store, tmp_path, capsys, monkeypatch):
     for words, said in (
         (["--to", "digit"], "dataset 'digit'"),
         (["--to", "nowhere/images"], "no folder of images or parquet files"),
+        (["--to", "mine=nowhere"], "--to mine=nowhere is no folder of images or parquet files"),
         (["--to", str(one)], "has 1 class folder and at least 2 are needed"),
         (["--to", str(one / "train" / "only")], "has 0 class folders"),
         (["--to", str(tmp_path / "empty")], "empty"),
@@ -579,6 +582,20 @@ def test_the_command(featured, store, tmp_path, capsys, monkeypatch):
     assert "Test accuracy on other datasets" in inspected and "experts" in inspected
     page = ddengine.report("set", "page.html").read_text()
     assert "transfer set --limit 150" in page  # among the commands that make it again
+
+
+def test_images_of_ones_own_have_the_name_that_is_given(tmp_path, monkeypatch):
+    """NAME=PATH; without it, or with a known dataset, names are theirs; a path may have a sign."""
+    monkeypatch.chdir(tmp_path)
+    one, other = folder_of_one_class(tmp_path / "one"), folder_of_one_class(tmp_path / "a=b")
+    words = ["mine=one", "one", "digits", "fashion_mnist=one", "a=b", "mine=a=b", "web=hub:a/b"]
+    names, datasets = zip(*map(dataset_named, words), strict=True)
+    given = by_name(datasets, names)
+    called = ["mine", "one", "digits", "fashion_mnist", "a=b", "mine (2)", "web"]
+    assert list(given) == called
+    roots = [Path(dataset.root or "").name for dataset in given.values()]
+    assert roots == [one.name, one.name, "", one.name, other.name, other.name, "b"]
+    assert given["fashion_mnist"].name == "fashion_mnist" and given["web"].name == "hub"
 
 
 def test_experts_of_a_set_are_opened(featured, store, data, tmp_path):
