@@ -28,9 +28,9 @@ OF_PATHS = ("folder", "parquet", "hub")  # datasets that are named by where they
 class TransferOptions(Machine):
     """Flags of transfer."""
 
-    # datasets to test on: names (digits, fashion_mnist ...), NAME=FOLDER for one that lies
-    # elsewhere, paths of folders of images or of parquet files, or hub:USER/NAME; NAME=PATH calls
-    # images of yours so
+    # datasets to test on: names (digits, fashion_mnist ...), paths of folders of images or of
+    # parquet files, or hub:USER/NAME; NAME=PATH for a known one that lies elsewhere, or to call any
+    # of these NAME
     to: tuple[str, ...] = ()
     models: tuple[str, ...] = ()  # networks; none: the recipe's
     out: Path | None = None  # folder of transfer.json; None: the run, or the distilled folder
@@ -61,16 +61,10 @@ def main(args: list[str]) -> None:
     defaults = TransferOptions(data=data_settings(of), pretraining=as_kind(ProtocolAlone, protocol))
     options = COMMAND.parse(path, flags, defaults)
     alone("transfer")
-    names: list[str | None] = []
-    datasets: list[Dataset] = []
-    for word in options.to:
-        name, dataset = dataset_named(word)
-        names.append(name)
-        datasets.append(dataset)
     outcome = ddengine.transfer(
         of,
         options.data,
-        by_name(datasets, names),
+        by_name(list(map(named, options.to))),
         models=options.models,
         config=options.transfer,
         protocol=as_kind(EvalConfig, options.pretraining),
@@ -85,23 +79,32 @@ def main(args: list[str]) -> None:
     cli.show(outcome)
 
 
-def dataset_named(word: str) -> tuple[str | None, Dataset]:
-    """(what it is to be called, where that is said; the dataset that a word of --to means).
+def named(word: str) -> tuple[str | None, Dataset]:
+    """(what a dataset is called, None for its own name; the dataset) of a word of --to.
 
-    Raises UserError for one that means none.
+    Raises UserError for a word that means none.
     """
-    name, equals, place = word.partition("=")
+    name, equals, what = word.partition("=")
+    if not equals or Path(word).exists():
+        return None, dataset_named(word)
     if name in DATASETS and name not in OF_PATHS:
-        return None, Dataset.named(name, place or None)
-    if not equals or Path(word).exists():  # paths may have signs of equality
-        name, place = "", word
-    if place.startswith("hub:"):
-        return name or None, Dataset.hub(place.removeprefix("hub:"))
-    path = Path(place)
-    dataset = dataset_of(place) if path.is_dir() or path.suffix == ".parquet" else None
+        return None, Dataset.named(name, what or None)
+    if not name or not what:
+        raise UserError(f"--to {word} lacks a name or a path; write --to NAME=PATH.")
+    return name, dataset_named(what)
+
+
+def dataset_named(word: str) -> Dataset:
+    """The dataset of a name, a path or hub:USER/NAME. Raises UserError where there is none."""
+    if word in DATASETS and word not in OF_PATHS:
+        return Dataset.named(word)
+    if word.startswith("hub:"):
+        return Dataset.hub(word.removeprefix("hub:"))
+    path = Path(word)
+    dataset = dataset_of(word) if path.is_dir() or path.suffix == ".parquet" else None
     if dataset is not None:
-        return name or None, dataset
-    if equals or len(path.parts) > 1 or path.exists():
+        return dataset
+    if len(path.parts) > 1 or path.exists():
         raise UserError(
             f"--to {word} is no folder of images or parquet files; check the path, or name a "
             "dataset."
