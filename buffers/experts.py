@@ -42,6 +42,8 @@ def generate(  # long: arguments, and what they mean
         shapes = store.shapes_of(new_model(generator(config.seed, "shapes")))
         kept, preprocess = config.kept_epochs(), data.train.preprocess
         store.open_for_writing(folder, content, kept, preprocess, model=model, shapes=shapes)
+        for expert in store.remove_damaged(folder):
+            log.say(f"expert {expert} in {folder} is damaged, and is trained again")
     dist.barrier()
     done = store.finished(folder)
     mine = [i for i in dist.my_share(range(config.num_experts)) if i not in done]

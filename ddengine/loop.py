@@ -53,6 +53,7 @@ class Counters:
     # of the step last validated; None where none was, or the network diverged
     validation_accuracy: float | None = None
     peak_memory: int = 0  # bytes, of the process (CUDA: allocated on the device)
+    log_digest: str | None = None  # of metrics.jsonl
 
 
 @dataclass
@@ -228,7 +229,8 @@ def distill(  # long: arguments, and what they mean
     began -= state.counters.wall_seconds  # as if the run had never been interrupted
     events = None
     if dist.rank() == 0:
-        events = log.EventLog(folder / "metrics.jsonl", log_bytes, board)
+        digest = state.counters.log_digest
+        events = log.EventLog(folder / "metrics.jsonl", log_bytes, board, digest)
     else:
         picture = validate = None
     if picture is not None and state.step == 0:
@@ -345,6 +347,7 @@ class _AfterSteps:
             self.bar.advance(f"loss {event['loss']:.4g}{rate}")
             if self.events is not None and self._is_checkpoint(done):
                 self.state.counters.wall_seconds = time.perf_counter() - self.began
+                self.state.counters.log_digest = self.events.digest()
                 checkpoint = self.folder / CHECKPOINT
                 save_checkpoint(checkpoint, self.state, self.events.size(), self.run)
 
@@ -578,4 +581,5 @@ def summary(counters: Counters) -> dict[str, float | int | None]:
         "updates_skipped_not_finite": counters.not_finite,
         "updates_skipped_max_loss": counters.above_max_loss,
         "learned_lr_held": counters.lr_held,
+        "log_digest": counters.log_digest,
     }

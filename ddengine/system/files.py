@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from ddengine.system import digests
 from ddengine.system.errors import UserError
 
 TEMPORARY = ".writing-"  # prefix of what is not finished
@@ -157,24 +158,54 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_bytes(text.encode())
 
 
-def write_json(path: Path, value: Any) -> None:
-    """JSON with a final newline; see `to_json`."""
+def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """An object with the digest of what its JSON text says."""
+    content = json.loads(to_json(value))
+    content.pop(digests.KEY, None)
+    return content | {digests.KEY: digests.of_facts(content)}
+
+
+def write_json(path: Path, value: Any, *, seal: bool = True) -> None:
+    """JSON with a final newline; see `to_json`. An object says its digest, but not without `seal`.
+
+    Nobody else reads what has one.
+    """
+    content = sealed(value) if seal and isinstance(value, Mapping) else value
     with replacing(path) as temporary:
-        temporary.write_text(to_json(value, indent=1) + "\n")
+        temporary.write_text(to_json(content, indent=1) + "\n")
+
+
+def unsealed(path: Path, content: Any) -> Any:
+    """What a JSON file says, but for its digest, where it says one.
+
+    Raises UserError where that is not the digest of the rest.
+    """
+    if not isinstance(content, dict) or digests.KEY not in content:
+        return content
+    rest = dict(content)
+    if rest.pop(digests.KEY) != digests.of_facts(rest):
+        raise UserError(
+            f"{path} was changed after it was written, so its digest no longer fits; restore it or "
+            f"run the command that wrote it again (or take {digests.KEY!r} out of it, where you "
+            "changed it yourself)."
+        )
+    return rest
 
 
 def read_json(path: Path, *keys: str) -> Any:
-    """The content of a JSON file.
+    """The content of a JSON file, without its digest.
 
-    Raises UserError when it is missing, damaged, or not an object with these keys.
+    Raises UserError when it is missing, damaged, changed, or not an object with these keys.
     """
     try:
-        content = json.loads(path.read_text())
+        content = unsealed(path, json.loads(path.read_text()))
         held = content.keys() if isinstance(content, dict) else ()
         missing = [key for key in keys if key not in held]
         if missing:
             raise ValueError(f"it lacks {', '.join(missing)}")
         return content
+    except UserError:
+        raise
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; check the path.") from None
     except (OSError, ValueError) as error:
@@ -185,14 +216,15 @@ def read_json(path: Path, *keys: str) -> Any:
 
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
-) -> None:
-    """A safetensors file."""
+) -> str:
+    """Write a safetensors file, which says its digest, and return that."""
     stored = {}
     for name, tensor in tensors.items():
         stored[name] = tensor.detach().cpu().contiguous()
-    content = save(stored, dict(metadata or {}))
-    with replacing(path) as temporary:
-        temporary.write_bytes(content)
+    digest, parts = digests.with_digest(save(stored, dict(metadata or {})))
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        file.writelines(parts)
+    return digest
 
 
 @contextmanager
@@ -204,18 +236,44 @@ def reading_tensors(path: Path) -> Iterator[Any]:
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; check the path.") from None
     except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{path} is damaged ({error}); delete it and run the command that wrote it again."
-        ) from None
+        raise damaged(path, str(error)) from None
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors of a safetensors file, and its metadata."""
+    """All tensors of a safetensors file, and its metadata.
+
+    Raises UserError when it is missing, damaged or changed.
+    """
+    check_tensors(path)
     tensors = {}
     with reading_tensors(path) as file:
         for name in file.keys():
             tensors[name] = file.get_tensor(name)
         return tensors, file.metadata() or {}
+
+
+def check_tensors(path: Path) -> str | None:
+    """Compare the bytes of a safetensors file with the digest that it says.
+
+    Returns the digest; None where it says none, as those of before. Raises UserError when it is
+    missing, damaged or changed.
+    """
+    try:
+        stated, computed = digests.stated_and_computed(path)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; check the path.") from None
+    except (OSError, ValueError) as error:
+        raise damaged(path, str(error)) from None
+    if stated is not None and stated != computed:
+        raise damaged(path, "its bytes are not those that were written")
+    return stated
+
+
+def damaged(path: Path, why: str) -> UserError:
+    """The error for a file that holds something else than was written."""
+    return UserError(
+        f"{path} is damaged ({why}); delete it and run the command that wrote it again."
+    )
 
 
 def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
