@@ -1,6 +1,5 @@
 """The experts of a store: train each that is missing, write each as it is done."""
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,19 +50,21 @@ def generate(  # long: arguments, and what they mean
     each = config.epochs if config.step.trains else 1
     with log.progress("experts", len(mine) * each) as bar:
         for expert in mine:
-            start = time.perf_counter()
+            checkpoint = store.checkpoint(folder, expert)
             network = new_model(generator(config.seed, "expert", expert, "network"))
             network.to(data.train.device)
             if isinstance(config.step, Pretrained):
                 trajectory = _pretrained(network, data, config.step, model, precision)
                 bar.advance(f"expert {expert}")
             else:
-                trajectory = train_expert(network, data, config, expert, precision, bar.advance)
-            seconds = time.perf_counter() - start
-            metrics = trajectory.metrics | {"seconds": round(seconds, 2)}
+                trajectory = train_expert(
+                    network, data, config, expert, precision, bar.advance, checkpoint
+                )
+            metrics = trajectory.metrics | {"seconds": round(checkpoint.seconds(), 2)}
             store.write_expert(
                 folder, expert, trajectory.params, trajectory.buffers, config.dtype, metrics
             )
+            checkpoint.remove()
     dist.barrier()
 
 

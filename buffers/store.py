@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Generator, Tensor, nn
 
+from buffers.unfinished import Checkpoint, path_of
 from ddengine import naming
 from ddengine.data import Preprocess
 from ddengine.data.stored import read_preprocess
@@ -118,6 +119,8 @@ def open_for_writing(
     files.clean(folder)
     if (folder / MANIFEST).exists():
         check_identity(folder, content)
+        for expert in finished(folder):  # a kill came before its checkpoint was removed
+            path_of(folder, expert).unlink(missing_ok=True)
         if imported_digest(folder) != content.get("imported"):
             raise UserError(
                 f"The expert store {folder} was imported from files, and nothing else can be put "
@@ -256,6 +259,11 @@ def _kind(value: Any) -> Any:
     if isinstance(value, dict):
         return value.get("type", value)
     return value
+
+
+def checkpoint(folder: Path, expert: int) -> Checkpoint:
+    """What keeps the training of an expert of an open store that is not finished."""
+    return Checkpoint(path_of(folder, expert), read_manifest(folder)["fingerprint"])
 
 
 def write_expert(

@@ -15,7 +15,7 @@ from ddengine.learning.optim import joint_norm, updated
 from ddengine.objective import Objective, backward
 from ddengine.recipe import OuterConfig
 from ddengine.sets.synthetic import SyntheticSet
-from ddengine.system import dist, files, log, runtime
+from ddengine.system import dist, files, log, runtime, signals
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 
@@ -235,12 +235,14 @@ def distill(  # long: arguments, and what they mean
         picture = validate = None
     if picture is not None and state.step == 0:
         picture(syn, 0)
-    with progress("distill", config.steps, state.step) as bar:
+    with signals.at_step_ends(), progress("distill", config.steps, state.step) as bar:
         after = _AfterSteps(
             syn, config, state, folder, finish, validate, picture, events, bar, began, run
         )
         while state.step < config.steps:
             _timed_step(syn, objective, after, seed)
+            if after.stops:
+                raise signals.stopped(f"at step {state.step} of {config.steps}")
     if events is not None:
         events.close()
     final = finish(_current(syn, state))
@@ -316,12 +318,22 @@ class _AfterSteps:
     began: float  # when the run would have begun, had it never been interrupted
     run: str | None  # what identifies it
     pending: list[Tensor] = field(default_factory=list)  # results of steps that are not read yet
+    stops: bool = False  # whether a signal ends the run after the step last read
 
     def is_due(self) -> bool:
-        """Whether results are read now.
+        """Whether results are read now, and whether the run `stops` then.
 
         The same on every rank, with and without validation: ranks that stop, stop together.
         """
+        due = self._is_due_anyway()
+        if dist.num_ranks() > 1:
+            self.stops = due and dist.any_of(signals.is_asked())
+            return due
+        self.stops = signals.is_asked()
+        return due or self.stops
+
+    def _is_due_anyway(self) -> bool:
+        """Whether results are read now, asked to stop or not."""
         config, step = self.config, self.state.step
         device = self.syn.classes.device
         every = (
@@ -352,6 +364,8 @@ class _AfterSteps:
                 save_checkpoint(checkpoint, self.state, self.events.size(), self.run)
 
     def _is_checkpoint(self, done: int) -> bool:
+        if self.stops and done == self.state.step:
+            return True
         return done == self.config.steps or falls_on(done, self.config.checkpoint_every)
 
     def _is_validated(self, done: int) -> bool:

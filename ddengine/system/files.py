@@ -1,5 +1,6 @@
 """Writing files and folders so that a kill leaves the old or the new one, never half of one."""
 
+import errno
 import hashlib
 import itertools
 import json
@@ -25,6 +26,8 @@ TEMPORARY = ".writing-"  # prefix of what is not finished
 OLD = f"{TEMPORARY}old-"  # prefix of a folder that another one is taking the place of
 NAME_BEHIND = "~"  # what stands before the name of what is written
 LOCK = ".lock"  # of a folder that a command works in
+# what fsync says where a file system has none, of folders too
+WITHOUT_FSYNC = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 _numbers = itertools.count()
 
 
@@ -109,8 +112,9 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     temporary = temporary_name(path)
     try:
-        yield temporary
-        _put_in_place(temporary, path)
+        with naming(path):
+            yield temporary
+            _put_in_place(temporary, path)
     except BaseException:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
@@ -119,12 +123,34 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Within the block an error of the file system that names no file names this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)
+        raise
+
+
+def final_name(name: object) -> str:
+    """The path that a temporary one is to become; of any other itself."""
+    path = Path(os.fsdecode(name) if isinstance(name, bytes) else str(name))
+    if not path.name.startswith(TEMPORARY):
+        return str(path)
+    return str(path.with_name(path.name.partition(NAME_BEHIND)[2] or path.name))
+
+
 def _put_in_place(temporary: Path, path: Path) -> None:
     """Let what is at `temporary` take the place of `path`, both a file or a folder."""
     if path.is_dir() and not temporary.is_dir():
         raise UserError(f"{path} is a folder; name a file.")
     if path.exists() and temporary.is_dir() and not path.is_dir():
         raise UserError(f"{path} is a file; name a folder.")
+    replaces = path.exists()
+    if replaces:  # else a power cut could leave neither the old nor the new one
+        _flush_all(temporary)
     if path.is_dir():  # a folder cannot be renamed onto a full one
         old = temporary_name(path, OLD)
         path.rename(old)
@@ -132,6 +158,28 @@ def _put_in_place(temporary: Path, path: Path) -> None:
         shutil.rmtree(old)
     else:
         os.replace(temporary, path)
+    if replaces:
+        _flush(path.parent)
+
+
+def _flush_all(path: Path) -> None:
+    """Let the disk have a file, or all that lies below a folder."""
+    if path.is_dir():
+        for below in path.rglob("*"):
+            _flush(below)
+    _flush(path)
+
+
+def _flush(path: Path) -> None:
+    """Let the disk have the bytes of a file, or the names in a folder."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in WITHOUT_FSYNC:
+            raise
+    finally:
+        os.close(handle)
 
 
 def to_json(value: Any, indent: int | None = None) -> str:

@@ -267,8 +267,9 @@ class EventLog:
     def write(self, **event: Any) -> None:
         """Append one event; numbers in it that are not finite become null."""
         line = files.to_json(event).encode() + b"\n"
-        self._file.write(line)
-        self._file.flush()
+        with files.naming(self.path):
+            self._file.write(line)
+            self._file.flush()
         self._digest.update(line)
         if self._board is not None and "step" in event:
             self._board.write(

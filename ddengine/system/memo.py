@@ -49,7 +49,7 @@ class Memo:
         self._known[key] = value
         if keep and self._path is not None:
             line = files.sealed({"identity": self._identity, "key": key, "value": value})
-            with self._path.open("a") as file:
+            with files.naming(self._path), self._path.open("a") as file:
                 file.write(files.to_json(line) + "\n")
 
     def clear(self) -> None:
