@@ -10,6 +10,7 @@ The shipped load.py computes the same with hashlib alone (`artefact/plain.py`).
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -60,6 +61,8 @@ def read_header(file: BinaryIO) -> dict[str, Any]:
     Raises ValueError for one that cannot be read.
     """
     length = int.from_bytes(file.read(LENGTH), "little")
+    if length > os.fstat(file.fileno()).st_size:
+        raise ValueError(f"its header is to have {length} bytes, more than the file")
     header = json.loads(file.read(length))
     if not isinstance(header, dict):
         raise ValueError("its header is no JSON object")
