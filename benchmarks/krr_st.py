@@ -113,14 +113,43 @@ def rows_of(settings: Settings) -> list[dict[str, Any]]:
     return rows
 
 
-def line(row: dict[str, Any]) -> str:
-    """A row of the table."""
-    start = row["set"]
-    if start == "distilled":
-        start = f"KRR-ST, {row['pool']} pool ({row['past']} of {row['networks']} past)"
-    spread = "" if row["accuracy_std"] is None else f" ± {100 * row['accuracy_std']:.1f}"
-    said = f"{100 * row['accuracy_mean']:.1f}{spread}"
-    return f"| {row['data']} | {row['shots']} | {row['way']} | {start} | {row['seed']} | {said} |"
+def cell(row: dict[str, Any]) -> str:
+    """Accuracy in % with the 95 % interval of the mean."""
+    low, high = row["ci95"]
+    return f"{100 * row['accuracy_mean']:.1f} ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def table(rows: list[dict[str, Any]], seeds: tuple[int, ...]) -> str:
+    """A line for what networks were pre-trained on, a column for each dataset, way and shots."""
+    columns: list[str] = []
+    lines: dict[str, dict[str, str]] = {}
+    for row in rows:
+        is_first = row["pool"] == "counted" and row["seed"] == seeds[0]
+        is_control = row["set"] != "distilled"
+        if is_control and not is_first:
+            continue  # the same networks again
+        name = row["set"]
+        if not is_control:
+            name = f"KRR-ST, {row['pool']} pool, seed {row['seed']}"
+        shots = "all" if row["shots"] == "all" else f"{row['shots']} a class"
+        column = f"{row['data']}, {row['way']}, {shots}"
+        if column not in columns:
+            columns.append(column)
+        lines.setdefault(name, {})[column] = cell(row)
+    shown = [f"| pre-trained on | {' | '.join(columns)} |", "| --- " * (len(columns) + 1) + "|"]
+    for name, cells in lines.items():
+        shown.append(f"| {name} | {' | '.join(cells[column] for column in columns)} |")
+    return "\n".join(shown)
+
+
+def options_of(settings: Settings) -> dict[str, str]:
+    """The settings as they are kept: of folders of a machine only the names."""
+    options = {key: str(value) for key, value in asdict(settings).items()}
+    options["cifar10"] = settings.cifar10.name
+    options["folder"] = settings.folder.name
+    names = [word.partition("=")[0] for word in settings.to]
+    options["to"] = " ".join(names)
+    return options
 
 
 def main() -> None:
@@ -128,19 +157,10 @@ def main() -> None:
     settings = tyro.cli(Settings)
     settings.folder.mkdir(parents=True, exist_ok=True)
     rows = rows_of(settings)
-    heads = "| data | images per class | way | pre-trained on | seed | accuracy % |"
-    shown = []
-    for row in rows:
-        is_control = row["set"] != "distilled"
-        if is_control and (row["pool"] != "counted" or row["seed"] != settings.seeds[0]):
-            continue  # the same networks again
-        shown.append(line(row))
-    table = "\n".join([heads, "|---|---|---|---|---|---|", *sorted(shown)])
-    (settings.folder / "table.md").write_text(table + "\n")
-    print(table)
-    name = f"krr_st_{settings.folder.name}"
-    options = {key: str(value) for key, value in asdict(settings).items()}
-    common.write(name, torch.device("cpu"), options, rows)
+    shown = table(rows, settings.seeds)
+    (settings.folder / "table.md").write_text(shown + "\n")
+    print(shown)
+    common.write(settings.folder.name, torch.device("cpu"), options_of(settings), rows)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from torch import Generator, nn
 
@@ -9,6 +10,7 @@ from buffers import store
 from buffers.pretrained import Pretrained
 from buffers.train import Trajectory, train_expert
 from ddengine.data import Data
+from ddengine.experts import OwnTraining
 from ddengine.learning import training
 from ddengine.learning.flat import flatten, flatten_buffers
 from ddengine.recipe import BufferConfig, DataConfig, require
@@ -32,8 +34,10 @@ def generate(  # long: arguments, and what they mean
     With torchrun each rank trains its share. `model` is the network's name, `new_model` builds it.
     Raises UserError when the folder holds a store of other settings.
     """
+    if isinstance(config.step, OwnTraining):
+        _check_alone(config, "Generative parts")
     if isinstance(config.step, Pretrained):
-        _check_pretrained(config)
+        _check_alone(config, "Pretrained weights")
         # before there is a folder
         config.step.find(new_model(generator(config.seed, "shapes")), model)
     content = store.identity(data.train.digest, data_config, config, model, precision)
@@ -47,6 +51,11 @@ def generate(  # long: arguments, and what they mean
     done = store.finished(folder)
     mine = [i for i in dist.my_share(range(config.num_experts)) if i not in done]
     _say_done(len(done), len(mine), config.num_experts, folder)
+    if isinstance(config.step, OwnTraining):
+        if mine:
+            _train_own(new_model, data, config, config.step, folder, precision)
+        dist.barrier()
+        return
     each = config.epochs if config.step.trains else 1
     with log.progress("experts", len(mine) * each) as bar:
         for expert in mine:
@@ -78,18 +87,44 @@ def _say_done(done: int, missing: int, num_experts: int, folder: Path) -> None:
         log.say(f"all {num_experts} experts are in {folder} already")
 
 
-def _check_pretrained(config: BufferConfig) -> None:
-    """Raise UserError for settings that published weights cannot have."""
+def _check_alone(config: BufferConfig, what: str) -> None:
+    """Raise UserError for settings that what is one expert without a trajectory cannot have."""
     require(
         config.num_experts == 1,
-        f"Pretrained weights make one expert, and buffer.num_experts is {config.num_experts}; set "
+        f"{what} make one expert, and buffer.num_experts is {config.num_experts}; set "
         "buffer.num_experts 1.",
     )
     require(
         config.keep == "last",
-        f"Pretrained weights have no trajectory, and buffer.keep is {config.keep}; set "
-        "buffer.keep last.",
+        f"{what} have no trajectory, and buffer.keep is {config.keep}; set buffer.keep last.",
     )
+
+
+def _train_own(
+    new_model: Callable[[Generator], nn.Module],
+    data: Data,
+    config: BufferConfig,
+    step: OwnTraining,
+    folder: Path,
+    precision: Precision,
+) -> None:
+    """Train and store the expert that trains itself, which shows its own progress."""
+    start = time.perf_counter()
+    network = new_model(generator(config.seed, "expert", 0, "network"))
+    network.to(data.train.device)
+    measured = step.train(network, data, config.seed, folder, precision)
+    metrics = {"validation_accuracy": [], "train_loss": []} | measured
+    expert = _last_state(network, metrics | {"seconds": round(time.perf_counter() - start, 2)})
+    store.write_expert(folder, 0, expert.params, expert.buffers, config.dtype, expert.metrics)
+    step.clean(folder)
+
+
+def _last_state(network: nn.Module, metrics: dict[str, Any]) -> Trajectory:
+    """One snapshot of a network."""
+    buffers = flatten_buffers(network)
+    if buffers is not None:
+        buffers = buffers.cpu().unsqueeze(0)
+    return Trajectory(flatten(network).cpu().unsqueeze(0), buffers, metrics)
 
 
 def _pretrained(
@@ -101,8 +136,4 @@ def _pretrained(
     if data.validation is not None:
         accuracies.append(training.accuracy(network, data.validation, precision))
     metrics = {"validation_accuracy": accuracies, "train_loss": []} | facts
-    params = flatten(network).cpu().unsqueeze(0)
-    buffers = flatten_buffers(network)
-    if buffers is not None:
-        buffers = buffers.cpu().unsqueeze(0)
-    return Trajectory(params, buffers, metrics)
+    return _last_state(network, metrics)

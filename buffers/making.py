@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from buffers import experts
-from buffers.open import Place, SetTeachers, Stores
+from buffers.open import Place, SetTeachers, Stores, network_maker
 from buffers.store import MANIFEST, ExpertStore, StoreGroup
 from ddengine import experts as of_experts
 from ddengine.api.checks import check_recipe, check_run
@@ -19,7 +19,7 @@ from ddengine.api.inputs import Images, Source, dataset_of
 from ddengine.artefact import runs
 from ddengine.artefact.runs import EXPERTS
 from ddengine.data import Data
-from ddengine.models import build_model
+from ddengine.experts import OwnTraining
 from ddengine.prepare import check_networks
 from ddengine.recipe import BufferConfig, Recipe
 from ddengine.system import claims, dist, log, runtime
@@ -101,7 +101,7 @@ def _filled(place: Place, stores: Stores, config: BufferConfig, data: Data) -> N
         stores.data,
         config,
         place.model,
-        partial(build_model, place.model, data.image_shape, data.num_classes),
+        network_maker(config, place.model, data),
         place.folder,
         precision=stores.precision,
     )
@@ -133,6 +133,8 @@ def _say(place: Place, opened: ExpertStore, config: BufferConfig, several: bool)
             if accuracy is not None:
                 accuracies.append(accuracy)
     what = f"{opened.num_experts} experts of {config.epochs} epochs"
+    if isinstance(config.step, OwnTraining):
+        what = place.model
     if several:
         what += f", teachers {place.model},"
     line = f"{what} in {place.folder}"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Generator, nn
 
 from buffers import store
 from buffers.store import ExpertStore, StoreGroup
@@ -16,7 +16,7 @@ from ddengine import naming
 from ddengine.artefact.runs import EXPERTS
 from ddengine.artefact.target_network import target_network
 from ddengine.data import Data, Preprocess
-from ddengine.experts import ExpertSource, TeacherSource
+from ddengine.experts import ExpertSource, OwnTraining, TeacherSource
 from ddengine.learning.teachers import load_all
 from ddengine.models import build_model
 from ddengine.prepare import buffer_models
@@ -33,6 +33,13 @@ class Place:
     model: str
     folder: Path
     identity: dict[str, Any]
+
+
+def network_maker(config: BufferConfig, model: str, data: Data) -> Callable[[Generator], nn.Module]:
+    """What builds the experts of this name for images."""
+    if isinstance(config.step, OwnTraining):
+        return partial(config.step.new_model, data)
+    return partial(build_model, model, data.image_shape, data.num_classes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +107,7 @@ class Stores(ExpertSource):
         return None
 
     def origin(self, images: str) -> str | None:
-        """The digests of the files that imported stores are of.
+        """The digests of the files that imported stores are of, or that experts were made with.
 
         None for stores of this program, which follow from the recipe.
         """
@@ -109,6 +116,8 @@ class Stores(ExpertSource):
             imported = store.imported_digest(place.folder)
             if imported:
                 digests.append(imported)
+            elif "files" in place.identity:
+                digests.append(place.identity["files"])
         return ", ".join(digests) or None
 
     @property
@@ -136,7 +145,7 @@ class Stores(ExpertSource):
         opened = []
         for place in self.places(data.train.digest):
             store.check_identity(place.folder, place.identity)
-            new_model = partial(build_model, place.model, data.image_shape, data.num_classes)
+            new_model = network_maker(self.buffer, place.model, data)
             opened.append(ExpertStore(place.folder, new_model, self.buffer.num_experts))
         return StoreGroup(opened) if self.several else opened[0]
 

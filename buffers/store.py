@@ -23,7 +23,7 @@ from buffers.unfinished import Checkpoint, path_of
 from ddengine import naming
 from ddengine.data import Preprocess
 from ddengine.data.stored import read_preprocess
-from ddengine.experts import StoredExperts
+from ddengine.experts import OwnTraining, StoredExperts
 from ddengine.learning.flat import unflatten_into
 from ddengine.recipe import BufferConfig, DataConfig, Recipe, digest, to_dict
 from ddengine.system import files, log
@@ -53,7 +53,9 @@ def identity(
     for key in ("num_experts", "model", "seed"):  # model, resolved, and seed stand beside it
         config.pop(key, None)
     config["step"].pop("folder", None)  # where the files of a pretrained network lie
-    return {
+    read = buffer.step.files() if isinstance(buffer.step, OwnTraining) else None
+    more = {} if read is None else {"files": read}
+    return more | {
         "dataset": data_config.name,
         "images": images,
         "zca": data_config.zca,
@@ -521,6 +523,10 @@ class ExpertStore(StoredExperts):
             "num": self.num_experts,
             "seconds": round(seconds, 2),
         }
+
+    def place(self) -> Path:
+        """The folder of the store."""
+        return self.folder
 
     def identities(self) -> list[dict[str, Any]]:
         """What decides the content of the store, its network by name."""

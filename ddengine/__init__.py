@@ -28,9 +28,11 @@ if TYPE_CHECKING:
     from ddengine.api.evaluate_all import evaluate_all as evaluate_all
     from ddengine.api.export import export as export
     from ddengine.api.export import push as push
+    from ddengine.api.labels import buy_labels as buy_labels
     from ddengine.api.merge import merge as merge
     from ddengine.api.outcomes import Outcome as Outcome
     from ddengine.api.privacy import privacy as privacy
+    from ddengine.api.prune import prune as prune
     from ddengine.api.report import report as report
     from ddengine.api.results import Distilled as Distilled
     from ddengine.api.results import load as load
@@ -48,6 +50,8 @@ if TYPE_CHECKING:
     from ddengine.system.claims import waiting as waiting
     from ddengine.system.errors import UserError as UserError
     from ddengine.uses.continual import ContinualConfig as ContinualConfig
+    from ddengine.uses.labels import LabelsConfig as LabelsConfig
+    from ddengine.uses.pruning import PruningConfig as PruningConfig
     from ddengine.uses.transfer import TransferConfig as TransferConfig
 
     __version__: str
@@ -58,12 +62,15 @@ _PLACES = {
     "Dataset": "ddengine.data",
     "Distilled": "ddengine.api.results",
     "EvalConfig": "ddengine.recipe",
+    "LabelsConfig": "ddengine.uses.labels",
     "Outcome": "ddengine.api.outcomes",
     "Preprocess": "ddengine.data",
+    "PruningConfig": "ddengine.uses.pruning",
     "Recipe": "ddengine.recipe",
     "TransferConfig": "ddengine.uses.transfer",
     "UserError": "ddengine.system.errors",
     "advise": "ddengine.api.advise",
+    "buy_labels": "ddengine.api.labels",
     "compare": "ddengine.api.compare",
     "continual": "ddengine.api.continual",
     "distill": "ddengine.api.distill",
@@ -76,6 +83,7 @@ _PLACES = {
     "load": "ddengine.api.results",
     "merge": "ddengine.api.merge",
     "privacy": "ddengine.api.privacy",
+    "prune": "ddengine.api.prune",
     "push": "ddengine.api.export",
     "rank": "ddengine.api.score",
     "report": "ddengine.api.report",

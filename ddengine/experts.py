@@ -6,17 +6,18 @@ what it can. Opened experts without a store need not: they are `types.Experts`, 
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Self
 
 import torch
-from torch import nn
+from torch import Generator, nn
 
 from ddengine.data import Data, Preprocess
 from ddengine.learning.teachers import load_all
 from ddengine.recipe import DataConfig, Recipe
 from ddengine.system.log import Progress
 from ddengine.system.runtime import Precision
-from ddengine.types import Experts, Json, Meta
+from ddengine.types import Experts, ExpertStep, Json, Meta
 
 
 class StoredExperts(ABC):
@@ -45,6 +46,51 @@ class StoredExperts(ABC):
     @abstractmethod
     def summary(self) -> Json:
         """Number and training time of the experts, for meta.json."""
+
+    def place(self) -> Path | None:
+        """The folder that keeps what is computed of the experts once; None where there is none."""
+        return None
+
+
+class OwnTraining(ExpertStep, ABC):
+    """The options of experts that are no classifiers: they say their network, and train it.
+
+    Of such experts there is one, whose last state is stored.
+    """
+
+    @property
+    @abstractmethod
+    def network(self) -> str:
+        """What the network is called in stores and messages."""
+
+    @abstractmethod
+    def new_model(self, data: Data, rng: Generator) -> nn.Module:
+        """The network for these images as it starts.
+
+        What others have trained is no parameter of it. Raises UserError for images that do not go.
+        """
+
+    @abstractmethod
+    def train(
+        self, network: nn.Module, data: Data, seed: int, folder: Path, precision: Precision
+    ) -> Json:
+        """Train the network, which lies on the device of the images; returns what was measured.
+
+        `folder` is that of the store. Checkpoints in it continue a training that was killed, to
+        the bit.
+        """
+
+    @abstractmethod
+    def clean(self, folder: Path) -> None:
+        """Delete the checkpoints in the folder of the store, once the expert is stored."""
+
+    @abstractmethod
+    def seconds(self, network: nn.Module, data: Data) -> float:
+        """How long the training takes about, from a few updates of each part."""
+
+    def files(self) -> str | None:
+        """The digest of the files that are read beside the images; None where there are none."""
+        return None
 
 
 class TeacherSource(ABC):

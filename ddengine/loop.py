@@ -500,6 +500,7 @@ def _update(
             held = applied & (state.tensors["lr"].double() < SMALLEST_LR)
             state.tensors["lr"].masked_fill_(held, SMALLEST_LR)
         syn.codec.project(state.tensors, syn.preprocess)
+        syn.targets.project(state.tensors)
         for name, decay in config.ema.items():
             average = state.ema[name]
             moved = average.lerp(state.tensors[name], 1 - decay)

@@ -10,10 +10,11 @@ from torch import Generator, Tensor, nn
 
 from ddengine.data import Data, RealSet
 from ddengine.learning.flat import FlatModel
+from ddengine.learning.losses import OutputsLoss, loss_of, task_loss
 from ddengine.learning.memory import step_bytes
 from ddengine.learning.teachers import features, target_network
 from ddengine.models import build_model
-from ddengine.recipe import Recipe
+from ddengine.recipe import Recipe, StudentTraining
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
@@ -33,6 +34,7 @@ class Env:
     experts: Experts | None
     device: torch.device
     compile: bool = False
+    loss: OutputsLoss = task_loss  # of outputs (B, K) and the targets of a set (B,) or (B, K)
 
 
 def environments(
@@ -53,7 +55,8 @@ def environments(
     for name in recipe.networks:
         new_model = partial(build_model, name, data.image_shape, outputs)
         model = FlatModel(new_model(generator(0)), precision).to(device)
-        environments.append(Env(data.train, new_model, model, experts, device, compile))
+        loss = loss_of(recipe.targets.kind)
+        environments.append(Env(data.train, new_model, model, experts, device, compile, loss))
     return environments
 
 
@@ -128,6 +131,22 @@ class ObjectiveConfig(Method, Protocol):
     def initial(self) -> Mapping[str, float | Sequence[float]]:
         """Numbers that are learned beside the images, with their start; {} for none."""
         return {}
+
+    def make_images(self, env: Env, number: int, rng: Generator) -> Tensor | None:
+        """The images that the set starts as, in place of recipe.init, where the method makes them.
+
+        They are pixels in [0, 1], `number` of each class, all those of a class in a row
+        (K * number, C, H, W). None, as of most methods: they start as recipe.init says. Raises
+        UserError for what it cannot make.
+        """
+        return None
+
+    def students(self, syn: SyntheticSet) -> StudentTraining | None:
+        """How students are trained on a set while it is made, which an evaluation can do too.
+
+        None, the default, where there are no students.
+        """
+        return None
 
     def check(self, epochs: Sequence[int]) -> None:
         """Raise UserError unless experts with these epochs stored, ascending, will do."""

@@ -4,12 +4,13 @@ Networks that fit the images, the labelled initial set and the objective, the se
 """
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from ddengine import naming
 from ddengine.data import Data
+from ddengine.experts import OwnTraining
 from ddengine.models import build_model, middle
-from ddengine.objective import Objective, environments
+from ddengine.objective import Env, Objective, environments
 from ddengine.recipe import Recipe
 from ddengine.sets import labels, synthetic
 from ddengine.sets.coreset import TrainNetworks
@@ -28,6 +29,8 @@ def buffer_models(recipe: Recipe) -> tuple[str, ...]:
     """The networks of the recipe's experts: each has a store."""
     if recipe.teachers:
         return recipe.teachers
+    if recipe.buffer is not None and isinstance(recipe.buffer.step, OwnTraining):
+        return (recipe.buffer.step.network,)
     if recipe.buffer is not None and recipe.buffer.model:
         return (recipe.buffer.model,)
     return (recipe.model,)
@@ -54,7 +57,9 @@ def check_networks(recipe: Recipe, data: Data, *, selection: bool = False) -> No
     """
     recipe.codec.fit(recipe.ipc, data.image_shape, data.num_classes)
     evaluated = recipe.evaluation.models or (recipe.model,)
-    networks = {*recipe.networks, *buffer_models(recipe), *recipe.evaluation.models}
+    networks = {*recipe.networks, *recipe.evaluation.models}
+    if recipe.buffer is None or not isinstance(recipe.buffer.step, OwnTraining):
+        networks |= {*buffer_models(recipe)}
     for name in sorted(networks):
         warning = naming.warning(name, data.image_shape[1:])
         if warning is not None:
@@ -90,6 +95,8 @@ def prepare(
     if warning is not None:
         log.say(f"warning: {warning}")
     if images is None:
+        images = _made(recipe, data, envs[0], generator(seed, "made"))
+    if images is None:
         syn = synthetic.initial(recipe, data, generator(seed, "init"), experts, train_networks)
     else:
         syn = _started(recipe, data, images)
@@ -100,6 +107,12 @@ def prepare(
     dist.from_first(syn.tensors.values())
     learned = syn.by_tensor(recipe.outer.optim).keys() & syn.tensors.keys()
     return syn, balanced(objective, syn, learned)
+
+
+def _made(recipe: Recipe, data: Data, env: Env, rng: Generator) -> Tensor | None:
+    """The images that the method makes of itself, as `_started` takes them; None of most."""
+    codec, items = recipe.codec.fit(recipe.ipc, data.image_shape, data.num_classes)
+    return recipe.objective.make_images(env, items * codec.per_item, rng)
 
 
 def shipped(syn: SyntheticSet, recipe: Recipe, experts: Experts | None) -> SyntheticSet:

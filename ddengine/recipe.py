@@ -11,7 +11,7 @@ import json
 import math
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Literal, TypeVar
 
@@ -300,13 +300,15 @@ class InitConfig:
 class TargetConfig:
     """What the synthetic images are labelled with.
 
-    Their class, or what `outer.optim` may learn: logits that experts give them, features that the
-    first expert gives them, or classes as numbers.
+    Their class, or what `outer.optim` may learn: logits that experts give them, weights of the
+    classes, features that the first expert gives them, or classes as numbers.
     """
 
-    # class | logits of experts | features: what lies before the last layer of the first expert |
-    # centred: one-hot classes less their mean, as logits that networks are fitted to (FRePo)
-    kind: Literal["class", "logits", "features", "centred"] = "class"
+    # class | logits of experts | weights of the classes, which start at one for that of the image
+    # and need not add up to one (RaT-BPTT) | features: what lies before the last layer of the first
+    # expert | centred: one-hot classes less their mean, as logits that networks are fitted to
+    # (FRePo)
+    kind: Literal["class", "logits", "weights", "features", "centred"] = "class"
     # whose logits are averaged: of those that are right about the image, of all, of the first
     experts: Literal["correct", "all", "first"] = "correct"
     # expert epochs whose logits are averaged, from and to; None: the last stored
@@ -493,6 +495,66 @@ class OuterConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TorchStep:
+    """A step of an optimiser of torch, apart from its rate and its weight decay."""
+
+    name: str = "SGD"  # a class of torch.optim
+    momentum: float = 0.0  # of SGD
+    betas: tuple[float, float] = (0.9, 0.999)  # of Adam
+    eps: float = 1e-8  # of Adam, beside the root of the corrected mean square
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassBatches:
+    """A batch is some examples of each class, or of some classes."""
+
+    per_class: int | None = None  # examples of each class in a batch; None: all
+    classes: int | None = None  # classes in a batch, drawn at random; None: all
+    # random: examples drawn at random | turns: one after another, so that step k + n sees what step
+    # k saw
+    order: Literal["random", "turns"] = "random"
+
+    def __post_init__(self) -> None:
+        require_at_least("objective.batches.per_class", self.per_class)
+        require_at_least("objective.batches.classes", self.classes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentSteps:
+    """How the students of a set step, in place of the optimiser and the batches of a protocol."""
+
+    step: TorchStep = TorchStep()
+    batches: ClassBatches = ClassBatches()
+    # step sizes that were learned with the set, of one update after another and then from the
+    # beginning again; none: evaluation.lr in all updates
+    rates: tuple[float, ...] = ()
+
+    @property
+    def mean_rate(self) -> float:
+        """Of the learned step sizes."""
+        return sum(self.rates) / len(self.rates)
+
+    def rates_of(self, lr: float) -> tuple[float, ...]:
+        """The step sizes of updates whose mean is `lr`: the learned ones, multiplied to it."""
+        if not self.rates:
+            return (lr,)
+        factor = lr / self.mean_rate
+        return tuple(factor * rate for rate in self.rates)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentTraining:
+    """How the students of a set were trained while it was made, as the set says it."""
+
+    steps: StudentSteps
+    updates: int  # of a whole training
+    batch: int  # images of an update
+    lr: float  # the step size; of learned ones the mean
+    weight_decay: float = 0.0
+    augment: AugmentConfig = AugmentConfig(ops=())
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvalConfig:
     """An evaluation protocol: how networks are trained on a set, and what it is compared with."""
 
@@ -525,13 +587,16 @@ class EvalConfig:
     teacher_mode: Literal["eval", "train"] = "eval"
     # with soft labels z, outputs s, class c: ce: cross-entropy with softmax(z) | kl: KL of
     # softmax(z / T) from softmax(s / T) | mse: of the logits | nkd: normalised distillation and
-    # cross-entropy with c | uskd: without a teacher, of c alone. Hard labels always have ce, or
-    # uskd
-    loss: Literal["ce", "kl", "mse", "nkd", "uskd"] = "ce"
+    # cross-entropy with c | uskd: without a teacher, of c alone | weighted: cross-entropy with
+    # weights z of the classes, which sets that have such use whatever is set. Hard labels always
+    # have ce, or uskd
+    loss: Literal["ce", "kl", "mse", "nkd", "uskd", "weighted"] = "ce"
     temperature: float = 1.0  # T of kl and nkd; published for nkd: 1
     squared: bool = False  # kl is multiplied by T squared
     # weight of the cross-entropy with the class that is added to kl and mse
     hard_weight: float = 0.0
+    # weight of kl and mse themselves
+    soft_weight: float = field(default=1.0, metadata=LATE)
     models: tuple[str, ...] = ()  # networks to train; none: the recipe's
     # networks per row, each with its own seed; random: each with its own draw of images
     num_networks: int = 5
@@ -552,6 +617,14 @@ class EvalConfig:
     # most updates of a network on the full data; with baseline_steps updates, those of the set
     # where they are more
     full_steps: int = 5000
+    # networks step as the students of the set did while it was made (optimiser, learned step sizes,
+    # batches, number of updates), where the set says how; where it does not, by the other values
+    as_students: bool = field(default=False, metadata=LATE)
+    # updates of a network in place of epochs; None: as many as its epochs are, or as_students as
+    # many as a student made
+    updates: int | None = field(default=None, metadata=LATE)
+    # what the set says of them; None: nothing, or it was not asked
+    students: StudentSteps | None = field(default=None, metadata=LATE)
 
     def __post_init__(self) -> None:  # long: a list of checks
         require_at_least("evaluation.epochs", self.epochs)
@@ -559,6 +632,7 @@ class EvalConfig:
         require_at_least("evaluation.num_networks", self.num_networks)
         require_at_least("evaluation.search_networks", self.search_networks)
         require_at_least("evaluation.full_steps", self.full_steps)
+        require_at_least("evaluation.updates", self.updates)
         require(
             len(self.lr_grid) > 0,
             "evaluation.lr_grid must hold at least one learning rate, got none.",
@@ -602,6 +676,10 @@ class EvalConfig:
         require(
             self.hard_weight >= 0,
             f"evaluation.hard_weight must not be negative, got {self.hard_weight}.",
+        )
+        require(
+            self.soft_weight >= 0,
+            f"evaluation.soft_weight must not be negative, got {self.soft_weight}.",
         )
         require(
             0.5 <= self.stretch < math.inf,
@@ -675,6 +753,16 @@ class Recipe(Generic[BufferT, CodecT, ObjectiveT]):
     def networks(self) -> tuple[str, ...]:
         """The networks that take turns: `model` first, and mostly alone."""
         return (self.model, *self.more_models)
+
+    @property
+    def validated_on(self) -> tuple[str, ...]:
+        """The networks on which a set is validated while it is distilled.
+
+        They are those that it is made for: of several teachers `model` alone, unless the set is
+        evaluated on all of them too.
+        """
+        several = len(self.teachers) > 1 and self.evaluation.models == self.teachers
+        return self.teachers if several else self.networks
 
     def _check_models(self) -> None:
         require(
@@ -780,13 +868,14 @@ class Recipe(Generic[BufferT, CodecT, ObjectiveT]):
                 f"targets.kind {' or '.join(kinds)}, or take another objective."
             ),
         )
-        require(
-            "features" not in self.outer.optim or kind == "features",
-            (
-                f"outer.optim has a rate for 'features', and targets.kind {kind} stores none; "
-                "take both from one recipe (--take targets=...)."
-            ),
-        )
+        for name in ("features", "weights"):
+            require(
+                name not in self.outer.optim or kind == name,
+                (
+                    f"outer.optim has a rate for {name!r}, and targets.kind {kind} stores none; "
+                    "take both from one recipe (--take targets=...)."
+                ),
+            )
         require(
             kind != "features" or self.buffer is not None,
             (
@@ -815,6 +904,55 @@ class Recipe(Generic[BufferT, CodecT, ObjectiveT]):
                 "outer.evaluate_every needs a validation split, and data.validation is 0; set "
                 "data.validation to 0.1 or outer.evaluate_every to 0."
             ),
+        )
+
+
+# what students of a set decide of a protocol that trains networks like them, unless it is changed
+OF_STUDENTS = ("updates", "lr", "weight_decay", "augment")
+# what they decide once and for all
+OF_STUDENTS_ALONE = (
+    "epochs",
+    "batch",
+    "optimiser",
+    "momentum",
+    "schedule",
+    "stretch",
+    "momentum_after",
+    "decay_norms",
+    "lr_drop",
+)
+
+
+def as_students(config: EvalConfig, training: StudentTraining | None) -> EvalConfig:
+    """The protocol that trains networks as students of a set were trained, where it asks for that.
+
+    `training` is what the set says of it; None where it says nothing.
+    """
+    if not config.as_students:
+        return replace(config, students=None)
+    if config.students is not None or training is None:
+        return config
+    return replace(
+        config,
+        students=training.steps,
+        updates=config.updates or training.updates,
+        batch=training.batch,
+        lr=training.lr,
+        weight_decay=training.weight_decay,
+        augment=training.augment,
+    )
+
+
+def check_students_decide(config: EvalConfig, changed: Iterable[str]) -> None:
+    """Raise UserError for changed fields of which students of the set decide alone."""
+    if config.students is None:
+        return
+    for name in OF_STUDENTS_ALONE:
+        require(
+            name not in changed,
+            f"evaluation.{name} says nothing here, because networks step as the students of the "
+            "set did; set evaluation.updates, lr, weight_decay or augment, or "
+            "evaluation.as_students False.",
         )
 
 
@@ -904,11 +1042,21 @@ def _fields_to_dict(value: Any) -> dict[str, Any]:
 
 def _is_left_out(f: dataclasses.Field, value: Any) -> bool:
     """Whether a field came late and holds its default."""
-    if not f.metadata.get("late"):
-        return False
-    if f.default_factory is not dataclasses.MISSING:
-        return value == f.default_factory()
-    return value == f.default
+    return bool(f.metadata.get("late")) and value == _default_of(f)
+
+
+def late_defaults(cls: Any) -> dict[str, Any]:
+    """As JSON data, what fields of a dataclass hold that stored data leave out."""
+    defaults = {}
+    for f in dataclasses.fields(cls):
+        if f.metadata.get("late"):
+            defaults[f.name] = to_dict(_default_of(f))
+    return defaults
+
+
+def _default_of(f: dataclasses.Field) -> Any:
+    """What a field holds that nothing was said of."""
+    return f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
 
 
 def from_dict(cls: Any, data: Any) -> Any:

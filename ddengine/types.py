@@ -13,7 +13,8 @@ from typing import Any, Literal, Protocol, Self
 
 from torch import Tensor, nn
 
-TargetKind = Literal["class", "logits", "features"]  # int64 (N,) | float (N, K) | float (N, D)
+# int64 (N,) | float (N, K) | float (N, K) | float (N, D)
+TargetKind = Literal["class", "logits", "weights", "features"]
 Backprop = Literal["full", "replay", "detached"]
 
 # Objects of JSON files, by what they hold. Only `Json` may be changed.
@@ -32,7 +33,7 @@ class Batch:
     """
 
     images: Tensor  # (B, C, H, W), preprocessed
-    targets: Tensor  # (B,) int64 classes, or (B, K) logits
+    targets: Tensor  # (B,) int64 classes, or (B, K) logits or weights, or (B, D) features
     # (B,) int64, what hard terms of a loss use beside soft targets; None: the targets are classes,
     # or none are known
     classes: Tensor | None = None

@@ -22,11 +22,16 @@ from torch.nn import functional
 
 from ddengine.learning.by_higher import ByHigher, TorchOptimiser, check
 from ddengine.learning.inner import inner_gradient, with_weight_decay
-from ddengine.learning.losses import task_loss
 from ddengine.learning.through import ByUnroll
 from ddengine.learning.updates import Adam, HeavyBall, Update
 from ddengine.objective import VECTORS, Env, Objective, ObjectiveConfig, network_bytes
-from ddengine.recipe import AugmentConfig, require, require_at_least
+from ddengine.recipe import (
+    AugmentConfig,
+    StudentSteps,
+    StudentTraining,
+    require,
+    require_at_least,
+)
 from ddengine.sets.synthetic import SyntheticSet
 from synth.inner_batches import InnerBatches
 from synth.judged import JudgedStudent
@@ -83,6 +88,11 @@ class ThroughTraining(ObjectiveConfig, Generic[WindowT, UpdateT]):
         return ("wang2018dd",)
 
     @property
+    def target_kinds(self) -> tuple[str, ...]:
+        """Classes, logits, or weights of the classes."""
+        return ("class", "logits", "weights")
+
+    @property
     def draws_networks(self) -> bool:
         """A new student at each step."""
         return True
@@ -105,6 +115,24 @@ class ThroughTraining(ObjectiveConfig, Generic[WindowT, UpdateT]):
         if self.learned_rates:
             return functional.softplus(tensors["rates"])
         return torch.tensor(self.lr, device=device)
+
+    def students(self, syn: SyntheticSet) -> StudentTraining | None:
+        """A student's training, its steps in torch's form; None for an update that has none."""
+        step = self.update.in_torch
+        if step is None:
+            return None
+        rates: tuple[float, ...] = ()
+        if self.learned_rates:
+            rates = tuple(functional.softplus(syn.tensors["rates"].double()).tolist())
+        steps = StudentSteps(step=step, batches=self.batches.of_a_set(syn), rates=rates)
+        return StudentTraining(
+            steps=steps,
+            updates=self.inner_steps,
+            batch=self.batches.images(syn),
+            lr=steps.mean_rate if rates else self.lr,
+            weight_decay=self.weight_decay,
+            augment=self.augment,
+        )
 
     def cost(self, env: Env, syn: SyntheticSet) -> int:
         """Bytes of the graph of one step, or of all that are kept, and of what each step stores."""
@@ -137,7 +165,7 @@ class ThroughTraining(ObjectiveConfig, Generic[WindowT, UpdateT]):
         update = self.update
         if self.by_higher or isinstance(update, TorchOptimiser):
             check(update)
-            by_higher = ByHigher(env.model, task_loss, update, self.weight_decay)
+            by_higher = ByHigher(env.model, env.loss, update, self.weight_decay)
             return JudgedStudent(self, env, by_higher)
         decayed = with_weight_decay(partial(training_loss, env), self.weight_decay)
         inner = inner_gradient(decayed, env.compile)
@@ -146,4 +174,4 @@ class ThroughTraining(ObjectiveConfig, Generic[WindowT, UpdateT]):
 
 def training_loss(env: Env, theta: Tensor, images: Tensor, targets: Tensor) -> Tensor:
     """The loss of a batch of a student with the parameters theta (P,)."""
-    return task_loss(env.model(theta, images), targets)
+    return env.loss(env.model(theta, images), targets)

@@ -28,6 +28,10 @@ from ddengine.recipe import (
 )
 from ddengine.sets import labels, start
 from ddengine.system.errors import UserError, unknown
+from ddengine.uses import labels as buying
+from ddengine.uses import pruning
+from ddengine.uses.labels import LabelsConfig
+from ddengine.uses.pruning import LOSSES, SELECTIONS, PruningConfig
 from synth.catalogue import find, modules
 
 # of the core's configurations: what says the works to cite for one
@@ -132,3 +136,16 @@ def bibtex(recipe: Recipe | str) -> str:
                 "BIBTEX of the module of the recipe or of the part that cites it."
             )
     return "\n\n".join(known[key] for key in wanted) + "\n"
+
+
+# commands that stand for published work of their own, by what their settings at most cite
+OF_COMMANDS: dict[str, Callable[[], Sequence[str]]] = {
+    "prune": lambda: pruning.cites(PruningConfig(selections=SELECTIONS, losses=LOSSES)),
+    "buy_labels": lambda: buying.cites(LabelsConfig()),
+}
+
+
+def bibtex_of_command(command: str) -> str:
+    """BibTeX of all that a command of OF_COMMANDS can use, in the order of its keys."""
+    known = entries()
+    return "\n\n".join(known[key] for key in OF_COMMANDS[command]()) + "\n"

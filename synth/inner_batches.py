@@ -1,31 +1,20 @@
 """Which decoded examples a student sees in each step of its training on the set."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Generator, Tensor
 
 from ddengine.learning import augment
 from ddengine.learning.augment import AugmentDraw
-from ddengine.recipe import AugmentConfig, require_at_least
+from ddengine.recipe import AugmentConfig, ClassBatches
 from ddengine.sets.synthetic import SyntheticSet
 from synth.classes import class_members
 
 
 @dataclass(frozen=True, kw_only=True)
-class InnerBatches:
-    """A batch is some examples of each class, or of some classes."""
-
-    per_class: int | None = None  # examples of each class in a batch; None: all
-    classes: int | None = None  # classes in a batch, drawn at random; None: all
-    # random: examples drawn at random | turns: one after another, so that step k + n sees what step
-    # k saw
-    order: Literal["random", "turns"] = "random"
-
-    def __post_init__(self) -> None:
-        require_at_least("objective.batches.per_class", self.per_class)
-        require_at_least("objective.batches.classes", self.classes)
+class InnerBatches(ClassBatches):
+    """Batches of a set, drawn for many steps at once."""
 
     def images(self, syn: SyntheticSet) -> int:
         """Examples of a batch."""
@@ -33,6 +22,12 @@ class InnerBatches:
         each = len(syn) // num_classes
         per_class = min(self.per_class or each, each)
         return per_class * min(self.classes or num_classes, num_classes)
+
+    def of_a_set(self, syn: SyntheticSet) -> ClassBatches:
+        """The same of any set, with the number of examples that a batch has of each class."""
+        each = len(syn) // len(syn.class_names)
+        per_class = min(self.per_class or each, each)
+        return ClassBatches(per_class=per_class, classes=self.classes, order=self.order)
 
     def draw(self, syn: SyntheticSet, num_steps: int, rng: Generator) -> Tensor:
         """The indices (T, B) of the examples of each step, class by class."""

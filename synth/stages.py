@@ -45,8 +45,9 @@ class Stages(Window):
     First they begin where gradients are large, and are the longer the more these change there; then
     they begin anywhere, and are long; then they are short and late. A block of `every` outer steps
     is calm when the accuracy of its students on their real batches is less than a gain above that
-    of the block before; so many calm blocks in a row end a stage. Where the released program has
-    windows that begin before the first step, which it takes for the first, they begin at the first.
+    of the block before; so many calm blocks in a row end a stage. Differs from the released
+    program: windows that begin before the first step begin at it; and a block is judged as one of
+    its stage alone, where the program judges the last of the first stage as one of the second too.
     """
 
     size: int  # W
@@ -55,7 +56,9 @@ class Stages(Window):
     early_gain: float = 0.015  # in accuracy, below which a block of the first stage is calm
     early_calm: int = 30  # calm blocks that end the first stage; published: 0.15 T
     middle_gain: float = 0.01  # the same of the second stage
-    middle_calm: int = 25  # calm blocks that end the second stage; published: 0.125 T
+    # calm blocks that end the second stage; published: 0.125 T; None: it never ends, which is where
+    # the released program stays when 0.125 T is no whole number
+    middle_calm: int | None = 25
 
     def __post_init__(self) -> None:
         for name in ("size", "every", "early_calm", "middle_calm"):

@@ -1,14 +1,16 @@
 """Which recipe suits images and a time: what it takes here, and what was measured of it."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from rich.table import Table
 
-from ddengine.api.estimate import estimate
+from ddengine.api.estimate import Costs, costs
 from ddengine.api.experts import ExpertSource
 from ddengine.api.inputs import Images, Source, dataset_of
 from ddengine.api.outcomes import Outcome
@@ -18,8 +20,10 @@ from ddengine.prepare import reads_experts
 from ddengine.recipe import DataConfig, Recipe
 from ddengine.system import log, program
 from ddengine.system.errors import UserError
+from ddengine.system.shared import Shared
 
-MOST = 3  # recipes that are named
+MOST = 3  # recipes that are named, of those that fit into the time
+SHARE = 0.25  # of the time given that calibrations may take
 FACTOR = 2.0  # sides, numbers of classes and IPCs that differ by more are not compared
 FACTOR_OF_IMAGES = 10.0
 FEWEST_STEPS = 0.1  # of a recipe's own; with fewer nothing is left of it
@@ -42,12 +46,15 @@ class Measurement:
     beside: Mapping[str, float]  # mean accuracies of baselines, by name
     device: str
     source: str  # the file with the table
+    seconds: float | None = None  # that experts and distillation took there
 
     @classmethod
     def of(cls, entry: Mapping[str, Any]) -> "Measurement":
         """From JSON data, which may hold more."""
-        names = {field.name for field in fields(cls)}
-        values: dict[str, Any] = {name: entry[name] for name in names}
+        values: dict[str, Any] = {}
+        for field in fields(cls):
+            if field.name in entry:
+                values[field.name] = entry[field.name]
         values["shape"] = tuple(entry["shape"])
         return cls(**values)
 
@@ -80,15 +87,18 @@ def advise(
     minutes: float | None = None,
     experts: Callable[[Recipe], ExpertSource] | None = None,
     device: str = "auto",
+    calibrations: Path | None = None,
     progress: log.Progress = True,
-) -> Outcome:
-    """Two or three recipes for images and a time: what each takes here, and what to expect.
+) -> Outcome:  # long: its arguments are explained
+    """Recipes for images and a time: what each takes here, and what to expect.
 
         print(ddengine.advise(my_images, synth.candidates(), minutes=10))
 
-    Times come of a short calibration, as those of `estimate`. What to expect is only said where
-    something comparable was measured: the same dataset, or one of the same channels whose side,
-    classes and images per class differ by a factor of 2 at most, and images by one of 10.
+    Candidates are calibrated in their order, as those of `estimate`, until three fit into the time,
+    or until a quarter of it is over; the others are named without a time. What to expect is only
+    said where something comparable was measured: the same dataset, or one of the same channels
+    whose side, classes and images per class differ by a factor of 2 at most, and images by one of
+    10.
 
     Args:
         data: as `distill` takes it, or the data settings of a recipe.
@@ -97,27 +107,66 @@ def advise(
         experts: where the experts of a recipe lie, such as `buffers.stores`; None: recipes with
             experts are left out.
         device: auto, cpu, cuda or cuda:N.
+        calibrations: folder in which calibrations are kept, and read where they are of the same
+            recipe, images and machine; None: nothing is kept.
         progress: as `distill` takes it.
 
     Raises:
         UserError: images that cannot be read, no candidate that will do.
     """
+    began = time.monotonic()
     if minutes is not None and not minutes > 0:
         raise UserError(f"minutes must be positive, got {minutes}.")
+    until = None if minutes is None else began + SHARE * 60 * minutes
     with log.shown(progress):
         dataset = None if isinstance(data, DataConfig) else dataset_of(data)
         usable = _usable(candidates, with_experts=experts is not None)
-        adapted, facts = _adapted(usable[:MOST], data, dataset)
-        recipes = [each.recipe for each in adapted]
-        stores = [None] * len(recipes) if experts is None else list(map(experts, recipes))
-        costs = estimate(dataset, recipes, stores, device=device)
-    rows = []
-    for each, cost in zip(adapted, costs.rows, strict=True):
-        rows.append(_row(each, cost, facts, minutes))
+        adapted, facts = _adapted(usable, data, dataset)
+
+        def costs_of(recipe: Recipe) -> Costs | None:
+            source = None if experts is None else experts(recipe)
+            return costs(
+                dataset, recipe, source, device=device, kept=Shared(calibrations), until=until
+            )
+
+        tried = _tried(adapted, facts, minutes, costs_of)
     title = f"{facts.num_classes} classes, {len(facts.train)} training images"
-    notes = tuple(f"{row['recipe']}: {row['command']}" for row in rows if row["fits"])
+    rows = [row for _, row in tried]
+    notes = [f"{row['recipe']}: {row['command']}" for row in rows if row["fits"] is not False]
     content = {"rows": rows, "minutes": minutes}
-    return Outcome(content, rows, partial(table, rows, title), (*notes, *_measured(adapted, rows)))
+    notes += _measured(tried)
+    if any(row["seconds"] is None for row in rows):
+        notes.append(
+            f"calibrations may take a quarter of the time given, {log.duration(15 * minutes)}, "
+            "which was not enough for all; give more minutes, or none"
+        )
+    return Outcome(content, rows, partial(table, rows, title), tuple(notes))
+
+
+Tried = tuple[Candidate, dict[str, Any]]  # and its row
+
+
+def _tried(
+    candidates: Sequence[Candidate],
+    facts: Data,
+    minutes: float | None,
+    costs_of: Callable[[Recipe], Costs | None],
+) -> list[Tried]:
+    """Candidates in their order until enough of them fit into the time, those that fit first.
+
+    Of those for which there was no time to calibrate as many are named as are missing.
+    """
+    fitting: list[Tried] = []
+    unknown: list[Tried] = []
+    too_long: list[Tried] = []
+    for candidate in candidates:
+        if len(fitting) == MOST:
+            break
+        cost = costs_of(candidate.recipe)
+        row = _row(candidate, cost, facts, minutes)
+        kind = {True: fitting, None: unknown, False: too_long}[row["fits"]]
+        kind.append((candidate, row))
+    return [*fitting, *unknown[: MOST - len(fitting)], *too_long]
 
 
 def _usable(candidates: Sequence[Candidate], *, with_experts: bool) -> list[Candidate]:
@@ -142,7 +191,10 @@ def _adapted(
         config = _settings(recipe, data, dataset)
         if facts is None:
             facts = Source(config, dataset).load(torch.device("cpu"))
-        ipc = _most_images(recipe, facts)
+        try:
+            ipc = _most_images(recipe, facts)
+        except UserError:  # a codec that these images do not fit
+            continue
         if ipc == 0:
             log.say(f"{recipe.name} starts from more images than the smallest class has")
             continue
@@ -156,10 +208,16 @@ def _adapted(
 
 
 def _most_images(recipe: Recipe, facts: Data) -> int:
-    """The recipe's images per class, or as many as the smallest class has to start from."""
+    """The recipe's images per class, or as many as the smallest class has to start from.
+
+    Raises UserError where the codec does not hold so many images of this kind.
+    """
     fewest = min(map(len, facts.train.members))
     codec, _ = recipe.codec.fit(recipe.ipc, facts.image_shape, facts.num_classes)
-    return min(recipe.ipc, fewest // codec.per_item)
+    ipc = min(recipe.ipc, fewest // codec.per_item)
+    if ipc > 0:
+        recipe.codec.fit(ipc, facts.image_shape, facts.num_classes)
+    return ipc
 
 
 def _settings(recipe: Recipe, data: Any, dataset: Dataset | None) -> DataConfig:
@@ -197,19 +255,19 @@ def network_for(side: int) -> str:
 
 
 def _row(
-    candidate: Candidate, cost: Mapping[str, Any], facts: Data, minutes: float | None
+    candidate: Candidate, cost: Costs | None, facts: Data, minutes: float | None
 ) -> dict[str, Any]:
-    """What a recipe takes, how many of its steps fit into the time, and what to expect."""
+    """What a recipe takes, how many of its steps fit into the time, and what to expect.
+
+    Without its costs nothing is known of the time, and "fits" is None.
+    """
     recipe = candidate.recipe
-    steps = recipe.outer.steps
-    fits = True
-    seconds = cost["buffer"] + cost["distill"]
-    if minutes is not None and seconds > 60 * minutes:
-        share = (60 * minutes - cost["buffer"]) / cost["distill"]
-        fits = share >= FEWEST_STEPS
-        if fits:
-            steps = int(share * steps)
-            seconds = cost["buffer"] + share * cost["distill"]
+    steps, share, seconds, memory = recipe.outer.steps, None, None, None
+    if cost is not None:
+        memory = cost.memory
+        share = _share(cost, minutes)
+        seconds = cost.buffer + (share or 1.0) * cost.distill
+        steps = int(share * steps)
     comparable = [each for each in candidate.measurements if is_comparable(each, recipe, facts)]
     best = max(comparable, key=lambda each: each.accuracy, default=None)
     return {
@@ -217,11 +275,19 @@ def _row(
         "seconds": seconds,
         "steps": steps,
         "of_steps": recipe.outer.steps,
-        "memory": cost["memory"],
-        "fits": fits,
+        "memory": memory,
+        "fits": None if share is None else share > 0,
         "expect": None if best is None else best.said(),
         "command": _commands(recipe, steps),
     }
+
+
+def _share(cost: Costs, minutes: float | None) -> float:
+    """The share of its steps for which a recipe has time, 0 where that is too little."""
+    if minutes is None or cost.buffer + cost.distill <= 60 * minutes:
+        return 1.0
+    left = 60 * minutes - cost.buffer
+    return left / cost.distill if left > FEWEST_STEPS * cost.distill else 0.0
 
 
 def is_comparable(row: Measurement, recipe: Recipe, facts: Data) -> bool:
@@ -258,10 +324,10 @@ def _commands(recipe: Recipe, steps: int) -> str:
     return " && ".join(program.as_typed(command, *words) for command in needed)
 
 
-def _measured(candidates: Sequence[Candidate], rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def _measured(tried: Sequence[Tried]) -> list[str]:
     """What was measured of each recipe, or, where nothing comparable was, of its method."""
     notes = []
-    for candidate, row in zip(candidates, rows, strict=True):
+    for candidate, row in tried:
         if row["expect"] is not None:
             notes.append(f"{row['recipe']}: measured {row['expect']}")
             continue
@@ -283,12 +349,14 @@ def table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
         shown.add_column(head, justify="right", no_wrap=True)
     shown.add_column("what to expect")
     for row in rows:
-        time = f"about {log.duration(row['seconds'])}"
-        if not row["fits"]:
-            time += ", too long"
+        taken, memory = "not calibrated", "-"
+        if row["seconds"] is not None:
+            taken, memory = f"about {log.duration(row['seconds'])}", log.size(row["memory"])
+        if row["fits"] is False:
+            taken += ", too long"
         steps = f"{row['steps']} of {row['of_steps']}"
         expect = "not measured"
         if row["expect"] is not None:
             expect = row["expect"].partition("% ")[0] + "%, see below"
-        shown.add_row(row["recipe"], time, steps, log.size(row["memory"]), expect)
+        shown.add_row(row["recipe"], taken, steps, memory, expect)
     return shown

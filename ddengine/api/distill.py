@@ -26,14 +26,14 @@ from ddengine.api.inputs import (
 from ddengine.api.results import Distilled, load
 from ddengine.artefact import runs
 from ddengine.data import Data, Dataset, Preprocess
-from ddengine.evaluation.train import validate
+from ddengine.evaluation.train import validate_on_each
 from ddengine.experts import ExpertSource
 from ddengine.learning.teachers import load_all
 from ddengine.objective import Objective
 from ddengine.pages import figures, overview, writing
 from ddengine.plan import bounds, jobs
 from ddengine.prepare import check_networks, prepare, reads_experts, shipped
-from ddengine.recipe import Recipe, digest, for_networks
+from ddengine.recipe import Recipe, as_students, digest, for_networks, to_dict
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system import claims, dist, files, log, runtime
 from ddengine.system.errors import UserError
@@ -60,7 +60,7 @@ class Job:
     def __post_init__(self) -> None:
         missing = len(self.class_names) - self.data.num_classes
         kind = self.recipe.targets.kind
-        if missing and kind in ("logits", "centred"):
+        if missing and kind in ("logits", "weights", "centred"):
             raise UserError(
                 f"The dataset has {self.data.num_classes} of the {len(self.class_names)} classes, "
                 f"and targets.kind {kind} is for those only; leave classes out."
@@ -139,9 +139,13 @@ class Job:
         initial_seconds: float,
         objective: Objective,
         bibtex: Bibtex | None,
+        result: SyntheticSet,
     ) -> dict[str, Any]:
-        """What meta.json says."""
-        more = {} if bibtex is None else {"bibtex": bibtex(self.recipe)}
+        """What meta.json says of the `result`."""
+        more: dict[str, Any] = {} if bibtex is None else {"bibtex": bibtex(self.recipe)}
+        students = self.recipe.objective.students(result)
+        if students is not None:
+            more["students"] = to_dict(students)
         return runs.meta_of(
             self.recipe,
             self.data,
@@ -250,7 +254,7 @@ def distill(
             precision=precision,
             compile=compile,
             images=images,
-            preprocess=preprocess_of(preprocess, recipe),
+            preprocess=preprocess_of(preprocess, recipe.data),
         )
         if folder is None:
             return _in_memory(job, bibtex, began)
@@ -372,7 +376,7 @@ def _in_memory(job: Job, bibtex: Bibtex | None, began: float) -> Distilled:
             finish=partial(shipped, recipe=recipe, experts=experts),
             began=began,
         )
-    meta = job.meta(experts, counters, initial_seconds, objective, bibtex)
+    meta = job.meta(experts, counters, initial_seconds, objective, bibtex, result)
     return Distilled(job.renumbered(result), meta, None, job.data.split_names)
 
 
@@ -441,11 +445,11 @@ def _kept(job: Job, keep: Keep) -> Distilled:
             board.picture(step, path)
 
     def accuracy(syn: SyntheticSet) -> float | None:
-        return validate(
+        return validate_on_each(
             syn,
             data,
-            recipe.evaluation,
-            recipe.model,
+            as_students(recipe.evaluation, recipe.objective.students(syn)),
+            recipe.validated_on,
             seed=job.seed,
             device=job.device,
             precision=job.precision,
@@ -466,18 +470,27 @@ def _kept(job: Job, keep: Keep) -> Distilled:
         run=digest(keep.identity),
     )
     began = time.perf_counter() - counters.wall_seconds  # without interruptions
-    meta = job.meta(experts, counters, initial_seconds, objective, keep.bibtex)
+    meta = job.meta(experts, counters, initial_seconds, objective, keep.bibtex, result)
     renumbered = job.renumbered(result)
     if first:
         writing.write_run(folder, renumbered, data, meta, shown=result)
-        _say_what_came(renumbered, data, meta, folder, time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        _say_what_came(renumbered, data, meta, folder, seconds, recipe.validated_on)
     return Distilled(renumbered, meta, folder, data.split_names)
 
 
 def _say_what_came(
-    syn: SyntheticSet, data: Data, meta: dict[str, Any], folder: Path, seconds: float
+    syn: SyntheticSet,
+    data: Data,
+    meta: dict[str, Any],
+    folder: Path,
+    seconds: float,
+    networks: Sequence[str],
 ) -> None:
-    """How many bytes, and last how many images in how many seconds, and how good they are."""
+    """How many bytes, and last how many images in how many seconds, and how good they are.
+
+    That is on the `networks`, on which the set was validated.
+    """
     log.say(overview.ledger(syn.sizes(), data.bytes, data.dataset_bytes))
     stored, decoded = len(syn.classes), len(syn)
     tiles = "" if stored == decoded else f", which decode to {decoded},"
@@ -486,4 +499,6 @@ def _say_what_came(
     reached = ""
     if cost["validation_accuracy"] is not None:
         reached = f"; validation accuracy in the end {100 * cost['validation_accuracy']:.1f} %"
+        if len(networks) > 1:
+            reached += f", the mean of {' and '.join(networks)}"
     log.say(f"distilled {stored} images{tiles} in {took}{reached}: {folder / 'distilled'}")

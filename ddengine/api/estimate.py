@@ -22,10 +22,11 @@ from ddengine.plan import estimate as plan
 from ddengine.plan.bounds import free_disk
 from ddengine.plan.jobs import Job
 from ddengine.prepare import check_networks, reads_experts
-from ddengine.recipe import EvalConfig, Recipe
+from ddengine.recipe import EvalConfig, Recipe, digest, resolved
 from ddengine.system import log, runtime
 from ddengine.system.errors import UserError
 from ddengine.system.runtime import Precision, available_memory
+from ddengine.system.shared import Shared
 
 
 def estimate(
@@ -137,10 +138,22 @@ def _estimated(
     dataset: Dataset | None, recipe: Recipe, experts: ExpertSource | None, machine: _Machine
 ) -> _Estimated:
     """What a recipe will cost on these images. Raises UserError for what fails."""
+    job, missing, _ = _job(dataset, recipe, experts, machine)
+    where = runtime.setup(machine.device, machine.precision)
+    began = time.perf_counter()
+    parts = plan.estimate(job, missing)
+    seconds = time.perf_counter() - began
+    disk = min(map(free_disk, machine.folders))
+    return _Estimated(job.recipe, parts, available_memory(where), disk, seconds, where)
+
+
+def _job(
+    dataset: Dataset | None, recipe: Recipe, experts: ExpertSource | None, machine: _Machine
+) -> tuple[Job, dict[str, int], str]:
+    """(what is calibrated, missing experts of each network, digest of the training images)."""
     recipe, source = pointed_at(recipe, dataset)
     origin = Given(recipe, None, machine.precision) if experts is None else experts
     origin = origin.on(recipe.data)
-    where = runtime.setup(machine.device, machine.precision)
     loaded = source.load(torch.device("cpu"), origin.preprocess)
     check_networks(recipe, loaded)
     job = Job(
@@ -155,11 +168,54 @@ def _estimated(
         protocol_of=_protocol_of,
         parsing=machine.parsing,
     )
-    began = time.perf_counter()
-    parts = plan.estimate(job, origin.missing(loaded.train.digest))
-    seconds = time.perf_counter() - began
-    disk = min(map(free_disk, machine.folders))
-    return _Estimated(recipe, parts, available_memory(where), disk, seconds, where)
+    digest_of_images = loaded.train.digest
+    return job, origin.missing(digest_of_images), digest_of_images
+
+
+@dataclasses.dataclass(frozen=True)
+class Costs:
+    """What experts and distillation of a recipe take."""
+
+    buffer: float  # seconds
+    distill: float
+    memory: int  # bytes at their peak
+
+
+def costs(
+    dataset: Dataset | None,
+    recipe: Recipe,
+    experts: ExpertSource | None,
+    *,
+    device: str,
+    kept: Shared = Shared(),
+    until: float | None = None,
+) -> Costs | None:
+    """What experts and distillation of a recipe will take on these images.
+
+    What an equal calibration has found is read from `kept`, and let others know. None where there
+    is none and a calibration was not done until that time of time.monotonic. Raises UserError for
+    what fails.
+    """
+    machine = _Machine(0, device, "fp32", False, (), 0.0)
+    job, missing, images = _job(dataset, recipe, experts, machine)
+    facts = {
+        "recipe": digest(resolved(job.recipe)),
+        "images": images,
+        "missing": missing,
+        "threads": torch.get_num_threads(),
+        "machine": runtime.machine(runtime.setup(device, "fp32")),
+        "versions": runtime.versions(),
+    }
+    said = kept.get(facts)
+    if said is None:
+        try:
+            parts = plan.estimate(job, missing, evaluates=False, until=until)
+        except TimeoutError:
+            return None
+        buffer, distill = parts
+        said = [buffer.seconds, distill.seconds, max(buffer.memory, distill.memory)]
+        kept.put(facts, said)
+    return Costs(*said)
 
 
 def _of_one(made: _Estimated) -> Outcome:

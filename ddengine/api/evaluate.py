@@ -25,14 +25,24 @@ from ddengine.evaluation.baselines import FOLDER
 from ddengine.evaluation.bench import Economy
 from ddengine.evaluation.brought import Factory, Trainer, name_of, stable_name
 from ddengine.evaluation.pace import FULL_SECONDS
+from ddengine.evaluation.protocol import students_of
 from ddengine.evaluation.train import train_one
 from ddengine.evaluation.user_file import FromFile, from_file, names_file
 from ddengine.experts import TeacherSource
 from ddengine.learning.teachers import load_all
 from ddengine.models import build_model, middle
 from ddengine.pages import figures
-from ddengine.recipe import DataConfig, EvalConfig, from_dict, to_dict
+from ddengine.recipe import (
+    OF_STUDENTS,
+    DataConfig,
+    EvalConfig,
+    as_students,
+    check_students_decide,
+    from_dict,
+    to_dict,
+)
 from ddengine.sets.synthetic import SyntheticSet
+from ddengine.sets.targets import Targets
 from ddengine.system import claims, files, log, program, runtime
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
@@ -43,6 +53,9 @@ NEEDED = {"name", "model", "data", "evaluation"}  # of the recipe in meta.json
 CONTROLS = ("random_soft", "hard_labels")  # without which soft labels pass for distillation
 PARTIAL = "evaluation.partial.jsonl"  # what is finished of an evaluation that is not done
 QUICK_SHARE = 1 / 6  # of full_seconds in a quick evaluation
+# of training of every other row there, on each network; updates are cut to what validation needs,
+# 20 at least, and to what this time allows
+QUICK_SECONDS = 20.0
 Networks = Sequence[str | Factory] | Mapping[str, Factory]
 
 
@@ -96,7 +109,7 @@ def evaluate(
         seed: decides networks, orders, augmentation and random draws.
         device: auto, cpu, cuda or cuda:N.
         precision: fp32, tf32 or bf16.
-        quick: a first answer: 3 networks a row, two rates, updates cut to what validation needs.
+        quick: a first answer, see QUICK_SECONDS: 3 networks a row, two rates, updates cut.
         full_seconds: that the row of full data may take on a network, else cut; None: no limit.
         reuse_baselines: read what other evaluations keep in .baselines, beside their runs.
         sort: by what the rows of the table are ordered.
@@ -115,7 +128,7 @@ def evaluate(
     check_experts(experts)
     with log.shown(progress):
         asked = opened(of)
-        config = with_changes(protocol_of(asked), protocol, baselines)
+        config = asked_protocol(asked, protocol, baselines)
         names, factories = networks_of(models or config.models)
         config = replace(config, models=names)
         asking = Asking(
@@ -167,15 +180,16 @@ def _kept(
 
 def _economy(quick: bool, full_seconds: float | None, restart: bool) -> Economy:
     """What an evaluation need not spend. Raises UserError for no seconds."""
+    most = QUICK_SECONDS if quick else None
     if full_seconds is None:
-        return Economy(quick=quick, renew=restart, looks=True)
+        return Economy(quick=quick, quick_seconds=most, renew=restart, looks=True)
     if not 0 < full_seconds < math.inf:
         raise UserError(
             f"full_seconds must be positive and finite, got {full_seconds}; None lets the full "
             "data take as long as they take."
         )
     share = QUICK_SHARE if quick else 1.0
-    return Economy(full_seconds * share, quick, renew=restart, looks=True)
+    return Economy(full_seconds * share, quick, most, renew=restart, looks=True)
 
 
 def outcome(
@@ -447,11 +461,11 @@ def open_set(
 def numbered_as(syn: SyntheticSet, names: Sequence[str]) -> SyntheticSet:
     """A set with its classes numbered as images that Python holds have them, by name.
 
-    It may lack classes, or name some that neither it nor the images have. Others, and one with soft
-    labels, stay as they are.
+    It may lack classes, or name some that neither it nor the images have. Others, and one whose
+    labels have a number for each class, stay as they are.
     """
     own = [syn.class_names[number] for number in syn.classes.unique().tolist()]
-    if syn.targets.soft or not set(own) <= set(names):
+    if syn.targets.of_classes or not set(own) <= set(names):
         return syn
     numbers = torch.zeros(len(syn.class_names), dtype=torch.long, device=syn.classes.device)
     for number, name in enumerate(syn.class_names):
@@ -460,8 +474,13 @@ def numbered_as(syn: SyntheticSet, names: Sequence[str]) -> SyntheticSet:
     return replace(syn, classes=numbers[syn.classes], class_names=tuple(names))
 
 
-def protocol_of(of: Distilled, start: EvalConfig | None = None) -> EvalConfig:
+def protocol_of(
+    of: Distilled, start: EvalConfig | None = None, *, students: bool = True
+) -> EvalConfig:
     """The protocol of a set, or `start`, with the controls that its labels ask for.
+
+    One that trains networks as the students of the set has what the set says of these, unless
+    `students` is False.
 
     Raises UserError for a set that does not say its recipe.
     """
@@ -473,21 +492,48 @@ def protocol_of(of: Distilled, start: EvalConfig | None = None) -> EvalConfig:
             "again."
         )
     protocol = start or from_dict(EvalConfig, recipe["evaluation"])
+    if not students:
+        protocol = replace(protocol, as_students=False)
     if "random" in protocol.baselines:
-        more = ("equal_bytes", "random_soft") if of.set.targets.soft else ("equal_bytes",)
-        protocol = _with_baselines(protocol, more)
+        protocol = _with_baselines(protocol, _controls(of.set.targets))
     # the controls without which soft labels and more examples pass for distillation
     if recipe.get("teachers"):
         if "random" in protocol.baselines:
             protocol = _with_baselines(protocol, CONTROLS)
         protocol = replace(protocol, baseline_steps="updates")
-    return protocol
+    return as_students(protocol, students_of(of.meta))
+
+
+def _controls(targets: Targets) -> tuple[str, ...]:
+    """The baselines that a set asks for beside random, by the labels that it has."""
+    if targets.soft:
+        return ("equal_bytes", "random_soft")
+    if targets.of_classes:
+        return ("equal_bytes", "hard_labels")
+    return ("equal_bytes",)
 
 
 def _with_baselines(protocol: EvalConfig, names: Sequence[str]) -> EvalConfig:
     """The protocol with more baselines, each once."""
     more = [name for name in names if name not in protocol.baselines]
     return replace(protocol, baselines=(*protocol.baselines, *more))
+
+
+def asked_protocol(
+    of: Distilled,
+    changes: EvalConfig | Mapping[str, Any] | None,
+    baselines: Sequence[str] | None = None,
+) -> EvalConfig:
+    """The protocol of a set with changes, or another, as `with_changes` takes them.
+
+    Changes by name hold whatever the set says of its students.
+    """
+    config = with_changes(protocol_of(of), changes, baselines)
+    config = as_students(config, students_of(of.meta))
+    if not isinstance(changes, Mapping):
+        return config
+    check_students_decide(config, changes)
+    return with_changes(config, {name: changes[name] for name in OF_STUDENTS if name in changes})
 
 
 def with_changes(
@@ -585,7 +631,7 @@ def train(
         raise UserError(f"lr is {lr!r}; give a rate above 0, or None for that of the protocol.")
     with log.shown(progress):
         asked = opened(of)
-        config = with_changes(protocol_of(asked), protocol)
+        config = asked_protocol(asked, protocol)
         where = runtime.setup(device, precision)
         home = asked.meta["recipe"]["model"]
         return train_one(

@@ -52,29 +52,29 @@ class Source:
         return self.preprocess
 
 
-def preprocess_of(given: Any, recipe: Recipe) -> Preprocess | None:
+def preprocess_of(given: Any, config: DataConfig) -> Preprocess | None:
     """The preprocessing that a caller gave as itself, or by a set or images that have it.
 
-    Raises UserError for numbers that no images can be fitted to, and where it whitens images and
-    the recipe does not, or the other way round.
+    Images are read by the data settings of a recipe, `config`. Raises UserError for numbers that no
+    images can be fitted to, and where it whitens images and the recipe does not, or the other way
+    round.
     """
     if given is None:
         return None
-    preprocess = _preprocess_in(given, recipe)
+    preprocess = _preprocess_in(given, config)
     preprocess = replace(preprocess.to(torch.device("cpu")), origin=GIVEN)
     check_numbers(preprocess)
     whitens = preprocess.matrix is not None
-    if whitens != recipe.data.zca:
+    if whitens != config.zca:
         kind = "whitens images" if whitens else "is of a mean and a standard deviation"
         raise UserError(
-            f"preprocess= {kind}, and data.zca of the recipe is {recipe.data.zca}; set it to "
-            f"{whitens}."
+            f"preprocess= {kind}, and data.zca of the recipe is {config.zca}; set it to {whitens}."
         )
     return preprocess
 
 
-def _preprocess_in(given: Any, recipe: Recipe) -> Preprocess:
-    """What a set is seen through, or what is fitted to images as the recipe splits them."""
+def _preprocess_in(given: Any, config: DataConfig) -> Preprocess:
+    """What a set is seen through, or what is fitted to images as data settings split them."""
     if isinstance(given, Preprocess):
         return given
     if isinstance(given, str | Path) and is_set(Path(given)):
@@ -83,7 +83,7 @@ def _preprocess_in(given: Any, recipe: Recipe) -> Preprocess:
         return given.preprocess
     dataset = dataset_of(given)
     assert dataset is not None
-    return dataset.load(recipe.data, torch.device("cpu")).train.preprocess
+    return dataset.load(config, torch.device("cpu")).train.preprocess
 
 
 def dataset_of(data: Images) -> Dataset | None:

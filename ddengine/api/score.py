@@ -12,10 +12,9 @@ from ddengine import naming
 from ddengine.api.checks import check_experts, check_folder, check_run
 from ddengine.api.evaluate import (
     Asking,
+    asked_protocol,
     networks_of,
-    protocol_of,
     source_of,
-    with_changes,
 )
 from ddengine.api.inputs import Images
 from ddengine.api.outcomes import Outcome
@@ -59,7 +58,7 @@ def score(
     _check_names(models)
     with log.shown(progress):
         asked = opened(of)
-        config = with_changes(protocol_of(asked), protocol)
+        config = asked_protocol(asked, protocol)
         names, factories = networks_of(tuple(models) or config.models)
         config = replace(config, models=names)
         asking = Asking(
@@ -76,7 +75,7 @@ def score(
         )
         out = asked.run if folder is None else Path(folder)
         _check_says_classes(asked)
-        soft = asked.set.targets.soft or config.labels == "dynamic"
+        soft = asked.set.targets.of_classes or config.labels == "dynamic"
         evaluations = []
         pair = scores.protocols(config, soft)
         with claims.claimed(out, "score"):
@@ -157,7 +156,7 @@ def rank(
     _check_names(models)
     with log.shown(progress):
         asked = opened(of)
-        config = with_changes(protocol_of(asked), protocol)
+        config = asked_protocol(asked, protocol)
         pixels = asked.set.pixels(torch.zeros(1, dtype=torch.long))
         channels, height, width = pixels.shape[1:]
         chosen = tuple(models) or config.models or ranking.grid((channels, height, width))

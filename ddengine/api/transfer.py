@@ -27,7 +27,7 @@ from ddengine.api.results import Distilled, on_device, opened
 from ddengine.artefact.markdown import at
 from ddengine.artefact.target_network import target_in_words, target_network
 from ddengine.data import Data, Dataset
-from ddengine.data.torch_dataset import OWN
+from ddengine.data.dataset import called
 from ddengine.experts import TeacherSource
 from ddengine.learning.teachers import load_all
 from ddengine.recipe import DataConfig, EvalConfig
@@ -297,20 +297,11 @@ def _by_name(targets: Sequence[Images]) -> dict[str, Images]:
     given: dict[str, Images] = {}
     for images in targets:
         dataset = dataset_of(images)
-        name = "own" if dataset is None else _name_of(dataset)
+        name = "own" if dataset is None else called(dataset.name, dataset.root) or "own images"
         number = 1
-        called = name
-        while called in given:
+        unique = name
+        while unique in given:
             number += 1
-            called = f"{name} ({number})"
-        given[called] = dataset
+            unique = f"{name} ({number})"
+        given[unique] = dataset
     return given
-
-
-def _name_of(dataset: Dataset) -> str:
-    """What a dataset is called in a table."""
-    if dataset.name in ("folder", "parquet") and dataset.root is not None:
-        return Path(dataset.root).resolve().name
-    if dataset.name == "hub" and dataset.root is not None:
-        return dataset.root
-    return dataset.name if dataset.name != OWN else "own images"

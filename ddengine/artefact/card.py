@@ -15,6 +15,7 @@ from ddengine.artefact.eight_bit import Exported
 from ddengine.artefact.markdown import at
 from ddengine.artefact.parquet import PARQUET
 from ddengine.artefact.target_network import target_in_words, target_network
+from ddengine.data.dataset import PEOPLES
 from ddengine.evaluation import protocol as protocols
 from ddengine.sets.synthetic import SyntheticSet, counted
 from ddengine.system.log import size
@@ -56,7 +57,7 @@ class CardFacts:
     """What the card says, under the names that its template has for it."""
 
     title: str
-    source: str | None  # name of the dataset that the set was made of
+    source: str | None  # the dataset or folder that the set was made of
     selected: Any  # how real images were chosen; none for distilled ones
     imported: str | None  # files of another program that the set was imported from
     num_merged: int  # sets that the set was merged from
@@ -69,6 +70,7 @@ class CardFacts:
     num_classes: int
     classes: tuple[str, ...]  # names of the first SHOWN_CLASSES
     soft: bool  # whether the labels are logits
+    weighted: bool  # whether they are weights of the classes
     features_of: str | None  # the network whose features the targets are; None: they are not
     width: int  # of the features; of classes and logits how many classes there are
     labels_share: str  # percent of the stored bytes that labels are
@@ -103,8 +105,9 @@ def card(syn: SyntheticSet, meta: Meta, export: Exported) -> str:
 
 def facts_of(syn: SyntheticSet, meta: Meta, export: Exported) -> CardFacts:
     """What the card says of a set; `meta` is the content of its meta.json."""
-    source = _text(at(meta, "recipe", "data", "name"))
-    licence, licence_in_words = LICENCES.get(source or "", UNKNOWN)
+    source = _source(meta)
+    dataset = _text(at(meta, "recipe", "data", "name"))
+    licence, licence_in_words = LICENCES.get(dataset or "", UNKNOWN)
     imported = at(meta, "imported", "files")
     mean, std = _normalisation(syn)
     sizes = syn.sizes()
@@ -126,6 +129,7 @@ def facts_of(syn: SyntheticSet, meta: Meta, export: Exported) -> CardFacts:
         num_classes=len(syn.class_names),
         classes=syn.class_names[:SHOWN_CLASSES],
         soft=syn.targets.soft,
+        weighted=syn.targets.of_classes and not syn.targets.soft,
         features_of=target_in_words(target_network(meta)) if syn.targets.regressed else None,
         width=syn.num_outputs,
         labels_share=f"{100 * sizes['labels'] / sizes['total']:.3g}",
@@ -186,6 +190,15 @@ def _text(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
+def _source(meta: Meta) -> str | None:
+    """What the source images are called: their dataset, or for a user's own their folder.
+
+    None where nothing is known but that they were a user's own.
+    """
+    dataset = _text(at(meta, "recipe", "data", "name"))
+    return _text(at(meta, "source")) or (None if dataset in PEOPLES else dataset)
+
+
 def _sequence(value: Any) -> tuple[Any, ...]:
     return tuple(value) if isinstance(value, list | tuple) else ()
 
@@ -220,13 +233,15 @@ def _about(syn: SyntheticSet, meta: Meta) -> tuple[tuple[str, Any], ...]:
     labels = syn.targets.words
     if syn.targets.soft:
         labels = f"soft labels, {len(syn.class_names)} logits each"
+    if syn.targets.of_classes and not syn.targets.soft:
+        labels = f"{syn.targets.words}, {len(syn.class_names)} each, which need not add up to one"
     if syn.targets.regressed:
         network = target_in_words(target_network(meta))
         labels = f"features of {network}, {syn.num_outputs} numbers each"
     return (
         ("recipe", at(meta, "recipe", "name")),
         ("method", method),
-        ("source images", at(meta, "recipe", "data", "name")),
+        ("source images", _source(meta) or at(meta, "recipe", "data", "name")),
         ("images per class (budget)", at(meta, "recipe", "ipc")),
         ("network", _in_turn(meta)),
         ("teachers", ", ".join(map(naming.in_words, _teachers(meta))) or None),

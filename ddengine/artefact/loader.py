@@ -59,6 +59,7 @@ info["augment"](images, generator=None) changes a batch as it was changed then."
 TARGETS = {
     "class": plain.class_targets,
     "logits": plain.logit_targets,
+    "weights": plain.weight_targets,
     "features": plain.feature_targets,
 }
 LOSSES = {"kl_divergence": plain.kl_divergence, "squared_error_of_logits": plain.squared_error}
@@ -78,7 +79,7 @@ class Shipped:
     codec: Facts  # settings of the codec
     pixels: bool  # the stored values are pixels, which are preprocessed after decoding
     whitened: bool  # preprocessing is ZCA whitening, not mean and standard deviation
-    kind: str  # of the targets: class, logits or features
+    kind: str  # of the targets: class, logits, weights or features
     # what `protocol.facts` returns; None: the set does not say how networks are trained on it, so
     # `load.py` cannot
     protocol: Facts | None
@@ -87,11 +88,12 @@ class Shipped:
 def trainable(protocol: Facts) -> bool:
     """Whether `load.py` can train as the protocol says.
 
-    It can where the labels are in the folder, and the loss is one of those above, cross-entropy or
-    that of features.
+    It can where the labels are in the folder, and the loss is one of those above, cross-entropy
+    with classes or with weights, or that of features.
     """
     return protocol["labels"] != "teachers" and protocol["loss"] in (
         "cross_entropy",
+        "weighted_cross_entropy",
         OF_FEATURES,
         *LOSSES,
     )
@@ -139,12 +141,10 @@ def _training(protocol: Facts) -> Roles:
     """The functions for training as the protocol says, by the names under which they are called."""
     if not trainable(protocol):
         return {"train": plain.refuse}
-    sparing = not protocol["weight_decay_on_biases_and_norms"]
     roles: Roles = {
         "mixed_by": plain.unmixed,
         "batch_loss": plain.cross_entropy_of_batch,
-        "optimiser_of": OPTIMISERS[protocol["optimiser"]][sparing],
-        "set_rate": SCHEDULES[protocol["schedule"]],
+        **_stepping(protocol),
     }
     if protocol["cutmix_probability"] or protocol["mixup_beta"]:
         roles["mixed_by"] = plain.cutmix if protocol["cutmix_probability"] else plain.mixup
@@ -158,6 +158,17 @@ def _training(protocol: Facts) -> Roles:
         if protocol.get("mixed_labels") == "probabilities":
             roles["mixed_logits"] = plain.blended_probabilities
     return roles
+
+
+def _stepping(protocol: Facts) -> Roles:
+    """The functions that make updates."""
+    if protocol["schedule"] == "students":
+        return {"train": plain.train_as_students, "optimiser_of": plain.optimiser_of_torch}
+    sparing = not protocol["weight_decay_on_biases_and_norms"]
+    return {
+        "optimiser_of": OPTIMISERS[protocol["optimiser"]][sparing],
+        "set_rate": SCHEDULES[protocol["schedule"]],
+    }
 
 
 def _imports(functions: str) -> str:

@@ -12,6 +12,7 @@ import torch
 
 from ddengine.artefact.target_network import target_in_words, target_network
 from ddengine.data import Data, Preprocess, load_data
+from ddengine.data.dataset import PEOPLES  # those of two sets need not be the same
 from ddengine.data.torch_dataset import OWN
 from ddengine.recipe import DataConfig
 from ddengine.sets.merge import merge
@@ -23,8 +24,6 @@ from ddengine.types import Facts, Json, Meta
 
 # settings of the data that decide which images are training, validation and test images
 SAME_DATA = ("name", "size", "limit", "validation", "split_seed", "zca")
-# names under which people read images of their own: those of two sets need not be the same
-PEOPLES = (OWN, "folder", "parquet", "hub")
 
 
 @dataclass(frozen=True)
@@ -45,8 +44,8 @@ class Merged:
     meta: Json  # what folder.save takes beside the set
 
 
-def merge_sets(members: Sequence[Member]) -> Merged:
-    """One set of several; all of them are seen through the preprocessing of the first.
+def merge_sets(members: Sequence[Member], preprocess: Preprocess | None = None) -> Merged:
+    """One set of several; all of them are seen through `preprocess`, or through that of the first.
 
     Says, as a warning, where nobody can check which images the sets have seen.
 
@@ -59,7 +58,7 @@ def merge_sets(members: Sequence[Member]) -> Merged:
     own = are_peoples_own(configs)
     network = _common_target_network(members)
     maps, names = class_maps([syn.class_names for syn in sets], sort_numbers=own)
-    syn = merge(sets, maps, names, preprocess=sets[0].preprocess)
+    syn = merge(sets, maps, names, preprocess=preprocess or sets[0].preprocess)
     if own:
         config, data = _own_config(configs[0]), None
         _say_own(names)

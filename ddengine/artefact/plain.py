@@ -110,7 +110,7 @@ def whitened(pixels, tensors):
 
 def class_targets(classes, item, meta, folder):
     """(targets, what they are): the classes of the images."""
-    return classes, {"labels": classes}  # labels: for train
+    return classes, {"labels": classes, "image_classes": classes}  # labels: for train
 
 
 def logit_targets(classes, item, meta, folder):
@@ -125,6 +125,19 @@ def logit_targets(classes, item, meta, folder):
     if protocol is not None and protocol["labels"] == "classes":
         labels = classes
     return targets, {"logits": logits, "image_classes": classes, "labels": labels}
+
+
+def weight_targets(classes, item, meta, folder):
+    """(targets, what they are): weights of the classes, which cross_entropy takes as they are."""
+    stored = stored_labels(meta, folder)
+    targets = stored["weights"].float()
+    if meta["label_of"] == "stored":
+        targets = targets[item]
+    labels = targets  # for train
+    protocol = meta.get("protocol")
+    if protocol is not None and protocol["labels"] == "classes":
+        labels = classes
+    return targets, {"weights": targets, "image_classes": classes, "labels": labels}
 
 
 def feature_targets(classes, item, meta, folder):
@@ -436,7 +449,7 @@ def soft_loss_of_batch(network, images, index, info, generator):
     outputs = network(images)
     logits = info["logits"][index]
     wanted = mixed_logits(logits, partner, share, protocol).to(images.device)
-    loss = soft_loss(outputs, wanted, protocol)
+    loss = protocol.get("label_loss_weight", 1.0) * soft_loss(outputs, wanted, protocol)
     weight = protocol["class_loss_weight"]
     if weight:
         classes = info["image_classes"][index]
@@ -518,6 +531,14 @@ def adamw_sparing(network, lr, protocol):
     return torch.optim.AdamW(groups, lr, betas)
 
 
+def optimiser_of_torch(network, lr, protocol):
+    """The optimiser, by its name in torch."""
+    kind = vars(torch.optim)[protocol["optimiser"]]
+    decay = protocol["weight_decay"]
+    settings = protocol["optimiser_settings"]
+    return kind(network.parameters(), lr=lr, weight_decay=decay, **settings)
+
+
 def decayed(network, protocol):
     """Parameters in two groups: biases and those of normalisation layers have no weight decay."""
     layers = (torch.nn.LayerNorm, torch.nn.GroupNorm, torch.nn.modules.batchnorm._NormBase)
@@ -576,6 +597,49 @@ def train(network, folder=FOLDER, lr=None, generator=None):
             loss.backward()
             optimiser.step()
     return network.eval()
+
+
+def train_as_students(network, folder=FOLDER, lr=None, generator=None):
+    """Train a network as the set's students were trained, and return it in evaluation mode.
+
+    lr None: the protocol's; rates that were learned with the set have it as their mean. `generator`
+    decides batches and augmentation; None: torch's own numbers.
+    """
+    images, _, info = load(folder)
+    images = images.to(next(network.parameters()).device)
+    protocol = info["protocol"]
+    lr = lr or protocol["lr"]
+    rates = protocol["rates"] or [lr]
+    factor = lr * len(rates) / sum(rates)
+    network.train()
+    optimiser = optimiser_of(network, lr, protocol)
+    for step in range(protocol["updates"]):
+        for group in optimiser.param_groups:
+            group["lr"] = factor * rates[step % len(rates)]
+        index = class_batch(info["image_classes"], step, protocol["batches"], generator)
+        batch = info["augment"](images[index], generator)
+        loss = batch_loss(network, batch, index, info, generator)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    return network.eval()
+
+
+def class_batch(classes, step, batches, generator):
+    """The images of an update: some of each class, drawn at random or one after another."""
+    names = classes.unique()
+    if batches["classes"] is not None:
+        drawn = torch.randperm(len(names), generator=generator)[: batches["classes"]]
+        names = names[drawn]
+    parts = []
+    for name in names:
+        members = (classes == name).nonzero().flatten()
+        order = torch.randperm(len(members), generator=generator)
+        if batches["order"] == "turns":
+            first = step * batches["per_class"]
+            order = (torch.arange(len(members)) + first) % len(members)
+        parts.append(members[order[: batches["per_class"]]])
+    return torch.cat(parts)
 
 
 def refuse(network, folder=FOLDER, lr=None, generator=None):

@@ -190,12 +190,27 @@ def results_table(evaluation: Evaluation) -> str:
         lines.append(
             "`distilled_8bit` is what the 8-bit export gives, `distilled` the exact tensors."
         )
+    lines.append(_on_networks(evaluation))
     if balanced:
         lines.append(
             "Balanced accuracy is the mean over the classes, of which the test split holds "
             "unequal numbers of images."
         )
     return "\n".join(lines)
+
+
+def _on_networks(evaluation: Evaluation) -> str:
+    """In which networks the set was measured, and what that says of others."""
+    first, *others = dict.fromkeys(row["model"] for row in evaluation["rows"])
+    if others:
+        return (
+            "A set may be worth more than random images in one network and less in another: read "
+            "the rows of the one that you train."
+        )
+    return (
+        f"No network but {plain(first)} was measured: in another the set may be worth less than "
+        "random images."
+    )
 
 
 def _cautions(evaluation: Evaluation) -> list[str]:

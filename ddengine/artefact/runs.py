@@ -14,13 +14,15 @@ import torch
 
 from ddengine import naming
 from ddengine.data import Data
-from ddengine.recipe import Recipe, digest, resolved, to_dict
+from ddengine.data.dataset import LAYOUTS, called
+from ddengine.recipe import DataConfig, Recipe, digest, resolved, to_dict
 from ddengine.system import files, program, runtime
 from ddengine.system.errors import UserError
 from ddengine.system.runtime import Precision
 from ddengine.types import Facts, Json
 
 MARK = "recipe.json"
+ROOT = "data_root"  # in it: the absolute path of data.root, which may have been given otherwise
 RUNS = Path("runs")  # where runs lie that nobody put elsewhere
 EXPERTS = Path("experts")  # where stores of experts lie so
 # of an identity, where the run started from given images or saw them through given preprocessing
@@ -57,12 +59,20 @@ def meta_of(
         "raw_bytes": data.bytes,
         "dataset_bytes": data.dataset_bytes,
         "data_notes": list(data.notes),
+        **_of_users(recipe.data),
         "experts": experts,
         **more,
         "machine": runtime.machine(device),
         "versions": runtime.versions(),
         "commit": runtime.commit(),
     }
+
+
+def _of_users(config: DataConfig) -> Json:
+    """What images are called that are a user's own, whose place is nobody else's business."""
+    if config.name not in LAYOUTS:
+        return {}
+    return {"source": called(config.name, config.root)}
 
 
 def check_folder(folder: Path) -> None:
@@ -131,6 +141,8 @@ def begin(folder: Path, recipe: Recipe, wanted: Json, command: Sequence[str] = (
     files.clean(folder)
     said = {"command": [*program.stored(), *command]} if command else {}
     content = {"format": naming.FORMAT, "recipe": to_dict(recipe), **wanted, **said}
+    if recipe.data.root is not None and Path(recipe.data.root).exists():
+        content[ROOT] = str(Path(recipe.data.root).absolute())
     files.write_json(folder / MARK, content)
     files.make_folder(folder / "progress")
 
@@ -149,13 +161,35 @@ def is_set(path: Path) -> bool:
 
 
 def data_of(folder: Path) -> Json:
-    """The data part of a run's recipe, with the root that its artefact leaves out."""
-    recipe = naming.read_json(folder / MARK, "recipe")["recipe"]
+    """The data part of a run's recipe, with the root that its artefact leaves out.
+
+    The root is where the images lie now, seen from the current folder.
+    """
+    content = naming.read_json(folder / MARK, "recipe")
+    recipe = content["recipe"]
     if "data" not in recipe:
         raise UserError(
             f"{folder / MARK} was not written by this version of the engine; distill it again."
         )
-    return recipe["data"]
+    data = recipe["data"]
+    if data.get("root") is None:
+        return data
+    return data | {"root": str(_found_again(data["root"], content.get(ROOT), folder))}
+
+
+def _found_again(root: str, absolute: str | None, folder: Path) -> Path | str:
+    """Where the images of a run lie: where they lay when it began, or `root` as it was given.
+
+    That is relative to the current folder or to one that the run lies in, as of runs whose
+    recipe.json says no absolute path. What is nowhere there stays as it was given.
+    """
+    places = [Path(root), *(above / root for above in folder.absolute().parents)]
+    if absolute is not None:
+        places.insert(0, Path(absolute))
+    for place in places:
+        if place.exists():
+            return place
+    return root
 
 
 def claim(folder: Path, mark: str, content: Json) -> None:

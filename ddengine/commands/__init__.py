@@ -30,6 +30,8 @@ COMMANDS = {
     "privacy": "privacy",
     "continual": "continual",
     "transfer": "transfer",
+    "prune": "prune",
+    "buy_labels": "buy_labels",
     "sweep": "sweep",
     "compare": "compare",
     "report": "report",
@@ -64,6 +66,10 @@ usage: run.py COMMAND [arguments]
   transfer SET --to DATASET... [flags]
                               networks pre-trained on the set: linear probe and fine-tuning on
                               other datasets, full and few-shot (--shots), beside controls
+  prune RECIPE [flags]        part of the data kept, at random or by a rule, and networks that learn
+                              it with and without a teacher of all data
+  buy_labels RECIPE [flags]   which labels to buy of a teacher that errs, round by round: robust,
+                              unsure and random choices; --answers FILE asks a person
   sweep RECIPE --grid FIELD=VALUES --seeds 0,1,2 [flags]
                               all settings of a grid, distilled and evaluated with some seeds
   compare RUN... [flags]      a row for each setting: mean over seeds, spreads, paired differences;
@@ -79,7 +85,8 @@ usage: run.py COMMAND [arguments]
   inspect PATH                what a store, run, set or file is
   verify PATH                 are all files of a store, run or set those that were written?
   recipes                     list the recipes with their published figures
-  cite RECIPE [flags]         BibTeX of the method, its parts and the dataset
+  cite RECIPE [flags]         BibTeX of the method, its parts and the dataset; or cite prune, cite
+                              buy_labels
 
 SET is the folder of a run, or of a distilled set. Flags may stand before it.
 Every field of a recipe is a flag: run.py distill {DEMO} --help.

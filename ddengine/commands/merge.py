@@ -15,6 +15,9 @@ class MergeOptions:
     """Flags of merge."""
 
     out: Path | None = None  # folder to write
+    # what networks see the images of all sets through: that of this run or set, or what is fitted
+    # to this folder of images; None: that of the first set
+    preprocess: Path | None = None
 
 
 COMMAND = OnPaths(
@@ -28,7 +31,7 @@ def main(args: list[str]) -> None:
     options = COMMAND.parse("SET SET...", flags)
     if options.out is None:
         raise UserError(f"{program.name()} merge needs a folder to write; name it with --out.")
-    merged = ddengine.merge(paths, options.out)
+    merged = ddengine.merge(paths, options.out, preprocess=options.preprocess)
     log.say(f"{len(merged)} images of {len(merged.class_names)} classes in {options.out}")
     roots = {data_settings(ddengine.load(path)).root for path in paths}
     more = []

@@ -2,7 +2,7 @@
 
 import typing
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,8 +15,8 @@ from ddengine.commands import DEMO, cli
 from ddengine.commands.flags import values_of
 from ddengine.commands.on_recipe import named_protocol
 from ddengine.commands.options import as_kind
-from ddengine.commands.words import asks_help, taken_paths
-from ddengine.recipe import DataConfig, EvalConfig, Recipe
+from ddengine.commands.words import asks_help, taken_flag, taken_paths
+from ddengine.recipe import DataConfig, EvalConfig, Recipe, check_students_decide
 from ddengine.system import program
 from ddengine.system.errors import UserError
 from synth.catalogue import find
@@ -87,9 +87,24 @@ def of_set(command: OnPaths, path: Path, args: Sequence[str]) -> tuple[Distilled
     """
     flags = [_without_prefix(word) for word in args]
     of = ddengine.load(path)
-    protocol = protocol_of(of, named_protocol(flags, "--protocol"))
+    named = named_protocol(flags, "--protocol")
+    protocol = protocol_of(of, named, students=_asks_students(flags))
     defaults = _options(command.flags, data_settings(of), protocol)
-    return of, command.parse(path, flags, defaults)
+    options = command.parse(path, flags, defaults)
+    check_students_decide(protocol, _changed(protocol, options.evaluation))
+    return of, options
+
+
+def _asks_students(flags: Sequence[str]) -> bool:
+    """Whether no flag says that networks are not to step as students."""
+    said, _ = taken_flag(list(flags), "--as_students")
+    return said[-1:] != ["False"]
+
+
+def _changed(protocol: EvalConfig, options: EvalConfig) -> list[str]:
+    """The fields of a protocol that flags changed."""
+    names = [part.name for part in fields(protocol)]
+    return [name for name in names if getattr(options, name) != getattr(protocol, name)]
 
 
 def _options(flags: Any, data: DataConfig, protocol: EvalConfig) -> Any:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Generic, TypeVar
 
 import tyro
 
-from ddengine.recipe import DataConfig, EvalConfig
+from ddengine.recipe import DataConfig, EvalConfig, StudentSteps
 from ddengine.system.runtime import Precision
 from synth.recipes.protocols import PROTOCOLS
 
@@ -71,6 +71,8 @@ class NamedProtocol(EvalConfig):
     """A protocol whose flag says the names that there are."""
 
     protocol: Annotated[str, tyro.conf.arg(help=PROTOCOL)]
+    # which is what a set says, and nothing that a person sets
+    students: Annotated[StudentSteps | None, tyro.conf.Suppress] = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from ddengine.commands.on_recipe import named_protocol, of_recipe
 from ddengine.commands.options import ForNetworks, NamedProtocol, OfRecipe, RecipeT, Waits, as_kind
 from ddengine.commands.process import alone
 from ddengine.commands.words import is_flag, taken_name
-from ddengine.recipe import EvalConfig, Recipe
+from ddengine.recipe import OF_STUDENTS, EvalConfig, Recipe
 from ddengine.system import log, program
 from ddengine.system.errors import UserError
 from ddengine.system.runtime import Precision
@@ -149,6 +149,9 @@ def evaluation_of(words: Sequence[str], recipe: Recipe) -> dict[str, Any]:
     changes = {}
     for field in fields(EvalConfig):
         value = getattr(options.evaluation, field.name)
+        if protocol.as_students and field.name in OF_STUDENTS:
+            if value == getattr(protocol, field.name):
+                continue  # each set decides it
         if value != getattr(recipe.evaluation, field.name):
             changes[field.name] = value
     if changes:

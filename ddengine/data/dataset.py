@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass, replace
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,10 @@ from ddengine.data.preprocess import Preprocess
 from ddengine.data.torch_dataset import OWN, data_of, is_pair, named_classes, own_config
 from ddengine.recipe import DataConfig
 from ddengine.system.errors import UserError, unknown
+
+LAYOUTS = ("folder", "parquet", "hub")  # values of data.name that name no dataset
+PEOPLES = (OWN, *LAYOUTS)  # of images of a user
+SHOWN_CLASSES = 10  # names in a notebook
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -127,10 +132,35 @@ class Dataset:
             if self.class_names is not None:
                 said.append(f"classes={len(self.class_names)} names")
             return f"Dataset.of({', '.join(said)})"
-        if self.name in ("folder", "parquet", "hub"):
+        if self.name in LAYOUTS:
             return f"Dataset.{self.name}({self.root!r})"
         root = "" if self.root is None else f", {self.root!r}"
         return f"Dataset.named({self.name!r}{root})"
+
+    def _repr_html_(self) -> str:
+        """The call that makes it, and what is known without reading a file, for a notebook."""
+        lines = [f"<tr><th colspan=2>{escape(repr(self))}</th></tr>"]
+        for name, value in self._facts().items():
+            lines.append(f"<tr><td>{name}</td><td>{escape(str(value))}</td></tr>")
+        return f"<table>{''.join(lines)}</table>"
+
+    def _facts(self) -> dict[str, Any]:
+        """What is known of the images without reading a file."""
+        facts: dict[str, Any] = {}
+        if self.name == OWN:
+            facts["training images"] = _num_of(self.examples)
+            if is_pair(self.examples):
+                facts["size"] = " x ".join(map(str, self.examples[0].shape[1:]))
+            if self.test_examples is not None:
+                facts["test images"] = _num_of(self.test_examples)
+        elif self.root is not None:
+            facts["images of"] = called(self.name, self.root)
+            facts["there"] = "yes" if Path(self.root).exists() else "no"
+        if self.class_names is not None:
+            shown = ", ".join(self.class_names[:SHOWN_CLASSES])
+            more = ", ..." if len(self.class_names) > SHOWN_CLASSES else ""
+            facts["classes"] = f"{len(self.class_names)}: {shown}{more}"
+        return facts
 
     def settings(self, config: DataConfig) -> DataConfig:
         """A recipe's data settings pointed at these images.
@@ -186,6 +216,19 @@ class Dataset:
             stored=stored,
             load_test=test,
         )
+
+
+def called(name: str, root: str | None) -> str | None:
+    """What people call images that `data.name` and `data.root` point at.
+
+    That is the dataset, or for a user's own their folder or their name on the Hub; None for images
+    that Python held.
+    """
+    if name == OWN:
+        return None
+    if name not in LAYOUTS or root is None:
+        return name
+    return root if name == "hub" and not Path(root).exists() else Path(root).resolve().name
 
 
 def _num_of(examples: Any) -> Any:

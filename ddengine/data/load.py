@@ -214,7 +214,7 @@ def _split(source: Source, config: DataConfig) -> Splits:
         names = tuple(names[c] for c in config.classes)
         labelled = _renumbered(labelled, config.classes)
         testing = _renumbered(testing, config.classes)
-    _check_every_class(labelled.labels[train], names)
+    _check_every_class(labelled.labels[train], names, config.limit)
     return Splits(labelled, testing, names, train, validation, test, num_trainable)
 
 
@@ -247,13 +247,14 @@ def _check_labels(source: Source) -> None:
         )
 
 
-def _check_every_class(train_labels: np.ndarray, names: tuple[str, ...]) -> None:
+def _check_every_class(train_labels: np.ndarray, names: tuple[str, ...], limit: int | None) -> None:
     """Raise UserError naming the first class without a training image."""
     missing = np.setdiff1d(np.arange(len(names)), train_labels)
     if len(missing):
+        more = "add some" if limit is None else f"add some, raise data.limit (now {limit})"
         raise UserError(
-            f"Class {names[missing[0]]!r} has no training images; add some, raise data.limit, or "
-            "leave it out of data.classes."
+            f"Class {names[missing[0]]!r} has no training images; {more}, or leave it out of "
+            "data.classes."
         )
 
 

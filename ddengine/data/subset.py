@@ -48,9 +48,7 @@ def class_subset(data: Data, classes: Sequence[int]) -> Data:
     train = restricted(data.train)
     for name, members in zip(names, train.members, strict=True):
         if len(members) == 0:
-            raise UserError(
-                f"Class {name!r} has no training images; leave it out, or raise data.limit."
-            )
+            raise UserError(f"Class {name!r} has no training images; leave it out, or add some.")
     return replace(
         data,
         train=train,

@@ -86,6 +86,8 @@ class Economy:
     full_seconds: float | None = None
     # as many updates as the validation split shows a set to need, and two learning rates
     quick: bool = False
+    # seconds that other rows of a quick evaluation may take on each network; None: no bound
+    quick_seconds: float | None = None
     # the folder in which evaluations share what came of baselines; None: they do not
     baselines: Path | None = None
     renew: bool = False  # train baselines again though they lie there

@@ -258,7 +258,7 @@ def full_data(bench: Bench, distilled: Decoded) -> Contender:
     most = config.full_steps
     if config.baseline_steps == "updates":
         most = max(most, training.num_updates(len(distilled), config))
-    steps = min(training.num_updates(len(train), config), most)
+    steps = min(training.updates_on_all(len(train), config), most)
     by_time = bench.economy.full_seconds is not None and bench.timed
     sets = partial(always, train)
     return Contender("full", sets, steps=steps, baseline=True, by_time=by_time, turn=2)

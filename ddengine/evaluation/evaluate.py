@@ -193,6 +193,8 @@ def _facts(bench: Bench, syn: SyntheticSet, weights: list[str], models: tuple[st
         facts["judged_by"] = "linear probe"
     if bench.economy.quick:
         facts["quick"] = True
+    if bench.economy.quick_seconds is not None:
+        facts["quick_seconds"] = bench.economy.quick_seconds
     if bench.economy.full_seconds is not None:
         facts["full_seconds"] = bench.economy.full_seconds
     return facts
@@ -228,6 +230,11 @@ def _say_what_to_know(bench: Bench, syn: SyntheticSet) -> None:
             who = "all sets are"
         log.say(
             f"no validation split to choose a learning rate on: {who} trained with {config.lr:g}"
+        )
+    if config.as_students and config.students is None:
+        log.say(
+            "the set does not say how its students were trained, because it had none or was made "
+            f"by an older version: networks are trained by {config.optimiser} at {config.lr:g}"
         )
     for warning in of_held_out(syn, bench.data):
         log.say(warning)

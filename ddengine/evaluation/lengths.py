@@ -5,26 +5,33 @@ from collections.abc import Sequence
 
 PARTS = (16, 8, 4, 2, 1)  # of a whole training, that are tried
 PATIENCE = 2  # longer trainings that must not be better
+FEWEST = 20  # updates of a training: with fewer most networks have learned nothing yet
 
 
 def shorter(updates: int) -> list[int]:
-    """Lengths of trainings, ascending, each about twice the one before, up to all updates."""
+    """Lengths of trainings, ascending, each about twice the one before, up to all updates.
+
+    None is shorter than FEWEST updates, where there are so many.
+    """
     lengths = {math.ceil(updates / part) for part in PARTS}
-    return sorted(lengths)
+    return sorted(length for length in lengths if length >= min(FEWEST, updates))
 
 
-def long_enough(reached: Sequence[float | None], num: int, images: int) -> int | None:
+def long_enough(
+    reached: Sequence[float | None], num: int, images: int, chance: float | None = None
+) -> int | None:
     """The shortest training that longer ones are not clearly better than; None: try the next.
 
     Longer ones are the next two, or what is left of the lengths. Clearly better is by more than a
     standard error of an accuracy on that many images, below which they can hardly tell. A training
-    that diverged is not enough unless it is the longest.
+    that diverged, or is not clearly better than chance, is not enough unless it is the longest.
 
     Args:
         reached: accuracies (fractions) on the validation split after the lengths tried so far,
             None where the network diverged.
         num: how many lengths there are.
         images: of the validation split.
+        chance: the accuracy of a guess; None: that is no matter.
     """
     for place, accuracy in enumerate(reached):
         longer = reached[place + 1 : place + 1 + PATIENCE]
@@ -35,6 +42,8 @@ def long_enough(reached: Sequence[float | None], num: int, images: int) -> int |
         if accuracy is None:
             continue
         margin = math.sqrt(_spread(accuracy, images) / images)
+        if chance is not None and accuracy <= chance + margin:
+            continue
         best = max(-1.0 if other is None else other for other in longer)
         if best <= accuracy + margin:
             return place

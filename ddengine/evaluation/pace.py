@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from ddengine.data import RealSet
 from ddengine.evaluation.bench import Bench, Contender, Training
 from ddengine.evaluation.rates import adapted
-from ddengine.evaluation.trainings import has_curve, tried_rates, updates
+from ddengine.evaluation.trainings import has_curve, seconds_for, tried_rates, updates
 from ddengine.learning.memory import saved_bytes
 from ddengine.system import runtime
 from ddengine.system.rng import generator
@@ -112,10 +112,12 @@ def updates_in_time(bench: Bench, asked: Asked, pace: Pace, processes: int, *, b
     `pace` is that of one network. `beside` so many networks are trained one after another, too.
     """
     who, model = asked
-    seconds = bench.economy.full_seconds
+    seconds = seconds_for(bench, who)
     assert seconds is not None
     rounds = beside + _rounds(num_searched(bench, who, model), processes)
     rounds += _rounds(bench.config.num_networks, processes)
+    if has_curve(bench, who, model):
+        rounds += 1  # all shorter lengths together
     each = seconds / rounds - pace.judging
     return min(bench.updates(who), max(1, int(each / pace.update)))
 

@@ -96,8 +96,9 @@ class Plan:
 
     def _searches(self, bench: Bench, row: Row) -> list[Step]:
         """What is needed until the updates and the rate of a row are known."""
-        if not is_measured(bench, row.who, row.model):
-            beside = int(self.looks and row.model == bench.home)
+        decides = Row(row.who.rate_of or row.who, row.model)
+        if not is_measured(bench, decides.who, decides.model):
+            beside = int(self.looks and decides.who.by_time and row.model == bench.home)
             # by our loop: what a training function of the user takes is not known
-            return [Measure(self.looking.bench, row, beside)]
+            return [Measure(self.looking.bench, decides, beside)]
         return list(next_searches(bench, row.who, row.model))

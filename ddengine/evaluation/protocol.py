@@ -6,8 +6,16 @@ They go into meta.json, the dataset card, and `load()` of the shipped folder.
 from collections.abc import Mapping, Sequence
 
 from ddengine.evaluation.rates import adapted, candidates
-from ddengine.learning import training
-from ddengine.recipe import AugmentConfig, EvalConfig, from_dict, to_dict
+from ddengine.learning import torch_steps, training
+from ddengine.recipe import (
+    AugmentConfig,
+    EvalConfig,
+    StudentSteps,
+    StudentTraining,
+    as_students,
+    from_dict,
+    to_dict,
+)
 from ddengine.sets.targets import Classes, Targets
 from ddengine.system.errors import UserError
 from ddengine.types import Evaluation, Facts, Json, Meta, Row
@@ -30,6 +38,7 @@ LOSSES = {
     "mse": "squared_error_of_logits",
     "nkd": "nkd",
     "uskd": "uskd",
+    "weighted": "weighted_cross_entropy",
 }
 OF_FEATURES = "squared_error_of_features"  # the loss of networks that are fitted to these
 LABELS = {"own": "stored", "hard": "classes", "dynamic": "teachers"}
@@ -76,6 +85,7 @@ def facts(
     loss = "ce" if labels == "classes" and config.loss != "uskd" else config.loss
     regressed = labels == "stored" and targets.regressed
     updates = training.num_updates(num, of_network)
+    students = of_network.students
     return {
         "name": config.protocol,
         "network": model,
@@ -84,15 +94,14 @@ def facts(
         "labels": labels,
         "loss": OF_FEATURES if regressed else LOSSES[loss],
         **({} if regressed else _of_loss(config, loss)),
-        "optimiser": of_network.optimiser,
+        **_optimiser(of_network),
         **_rate(config, of_network, learned, lr),
-        **_momentum(of_network),
         "weight_decay": of_network.weight_decay,
         "weight_decay_on_biases_and_norms": of_network.decay_norms,
-        "epochs": updates // -(-num // config.batch),
+        **({"epochs": updates // -(-num // config.batch)} if students is None else {}),
         "images_per_update": config.batch,
         "updates": updates,
-        **_schedule(of_network, num),
+        **(_schedule(of_network, num) if students is None else _of_students(students)),
         "augment": _augment(config.augment),
         "cutmix_probability": config.cutmix,
         "mixup_beta": config.mixup,
@@ -116,6 +125,8 @@ def _of_loss(config: EvalConfig, loss: str) -> Json:
         settings["times_temperature_squared"] = config.squared
     if loss in ("kl", "mse"):
         settings["class_loss_weight"] = config.hard_weight
+        if config.soft_weight != 1:
+            settings["label_loss_weight"] = config.soft_weight
     return settings
 
 
@@ -135,10 +146,28 @@ def _rate(
     return {"lr": lr, "lr_chosen_by": LEARNED if lr == learned else USUAL}
 
 
-def _momentum(config: EvalConfig) -> Json:
+def _optimiser(config: EvalConfig) -> Json:
+    """The optimiser and its settings; that of students by its name in torch.optim."""
+    if config.students is not None:
+        step = config.students.step
+        settings = to_dict(torch_steps.settings(step))
+        return {"optimiser": step.name, "optimiser_settings": settings}
     if config.optimiser == "sgd":
-        return {"momentum": config.momentum}
-    return {"betas": [0.9, 0.999]}
+        return {"optimiser": config.optimiser, "momentum": config.momentum}
+    return {"optimiser": config.optimiser, "betas": [0.9, 0.999]}
+
+
+def _of_students(students: StudentSteps) -> Json:
+    """What an update of students sees, and how far it steps.
+
+    Rates are those of one update after another, and then from the beginning again, multiplied so
+    that lr is their mean; none: lr.
+    """
+    return {
+        "schedule": "students",
+        "rates": list(students.rates),
+        "batches": to_dict(students.batches),
+    }
 
 
 def _mixed_labels(config: EvalConfig, loss: str) -> Json:
@@ -189,10 +218,16 @@ def of_set(meta: Meta, num: int, *, targets: Targets, learned: float | None) -> 
     if not isinstance(evaluation, Mapping) or not isinstance(model, str):
         return None
     try:
-        config = from_dict(EvalConfig, evaluation)
+        config = as_students(from_dict(EvalConfig, evaluation), students_of(meta))
         return facts(config, model, num, targets=targets, learned=learned)
     except UserError:  # written by another version of the engine
         return None
+
+
+def students_of(meta: Meta) -> StudentTraining | None:
+    """How the students of a set were trained, as its meta.json says it; None where it does not."""
+    said = meta.get("students")
+    return None if said is None else from_dict(StudentTraining, said)
 
 
 def of_evaluation(
@@ -248,7 +283,7 @@ def words(protocol: Facts) -> list[tuple[str, str]]:
         ("learning rate", _rate_in_words(protocol)),
         (
             "training",
-            f"{protocol['epochs']} epochs, {protocol['updates']} updates of at most "
+            _epochs_in_words(protocol) + f"{protocol['updates']} updates of at most "
             f"{protocol['images_per_update']} images",
         ),
         ("augmentation", _augmentation_in_words(protocol)),
@@ -256,7 +291,18 @@ def words(protocol: Facts) -> list[tuple[str, str]]:
     ]
 
 
+def _epochs_in_words(protocol: Facts) -> str:
+    if protocol["schedule"] == "students":
+        return "as students of the set, "
+    return f"{protocol['epochs']} epochs, "
+
+
 def _optimiser_in_words(protocol: Facts) -> str:
+    if "optimiser_settings" in protocol:
+        parts = [protocol["optimiser"]]
+        for name, value in protocol["optimiser_settings"].items():
+            parts.append(f"{name} {value}")
+        return ", ".join([*parts, f"weight decay {protocol['weight_decay']:g}"])
     if "momentum" in protocol:
         settings = f"momentum {protocol['momentum']:g}"
     else:
@@ -269,6 +315,10 @@ def _optimiser_in_words(protocol: Facts) -> str:
 
 
 def _rate_in_words(protocol: Facts) -> str:
+    if protocol.get("rates"):
+        low, high = min(protocol["rates"]), max(protocol["rates"])
+        mean = f"{protocol['lr']:.4g} on average"
+        return f"of each update, learned with the set, from {low:.4g} to {high:.4g}, {mean}"
     parts = [f"{protocol['lr']:.6g}, {protocol['lr_chosen_by']}"]
     for drop in protocol.get("drops", ()):
         parts.append(f"times {drop['lr_factor']:.4g} from epoch {drop['epoch'] + 1} on")

@@ -20,8 +20,10 @@ def adapted(config: EvalConfig, model: str) -> EvalConfig:
     """The protocol for a network.
 
     It has the optimiser that the network needs in place of SGD, where `config.adapt` allows that
-    and SGD trains it badly.
+    and SGD trains it badly. Networks that step as students of the set do so whatever they are.
     """
+    if config.students is not None:
+        return config
     if config.adapt and config.optimiser == "sgd" and usual_optimiser(model) == "adamw":
         return replace(config, **ADAMW)  # type: ignore[arg-type]
     return config

@@ -37,7 +37,7 @@ def row(bench: Bench, who: Contender, model: str) -> Json:
     images = len(shown)
     cut = cut_of(bench, who, model)
     steps = bench.updates(who) if cut is None else cut["updates"]
-    examples = examples_seen(images, steps, bench.config.batch)
+    examples = _examples(bench, images, steps)
     tested = [len(members) for members in bench.data.test.members]
     return {
         "set": who.name,
@@ -55,6 +55,13 @@ def row(bench: Bench, who: Contender, model: str) -> Json:
         **_economies(bench, who, run, cut),
         "accuracies": _networks(bench, who, accuracies),
     }
+
+
+def _examples(bench: Bench, images: int, steps: int) -> int:
+    """Examples in so many updates on a set of `images`."""
+    if bench.config.students is not None:
+        return steps * bench.config.batch
+    return examples_seen(images, steps, bench.config.batch)
 
 
 def _economies(bench: Bench, who: Contender, run: Facts, cut: Facts | None) -> Json:

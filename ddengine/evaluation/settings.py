@@ -4,7 +4,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ddengine.recipe import DataConfig, EvalConfig, digest, from_dict, to_dict
+from ddengine.recipe import (
+    BufferConfig,
+    DataConfig,
+    EvalConfig,
+    InitConfig,
+    OptimConfig,
+    Recipe,
+    TargetConfig,
+    digest,
+    from_dict,
+    late_defaults,
+    to_dict,
+)
 from ddengine.types import Evaluation, Facts, Json, Meta, Row
 
 PROSE = ("cites", "published", "note", "taken")
@@ -97,7 +109,7 @@ def difference(group: Sequence[Evaluated], run: Evaluated, *, across: bool) -> s
         name = _first_difference(protocol_of(first), protocol_of(run))
         told_by = protocol_of
     if name is not None:
-        before, now = told_by(first)[name], told_by(run)[name]
+        before, now = told_by(first).get(name), told_by(run).get(name)
         return f"{name} is {before} in {first.name} and {now} in {run.name}"
     for one in group:
         same_settings = _training_settings(one) == _training_settings(run)
@@ -107,9 +119,9 @@ def difference(group: Sequence[Evaluated], run: Evaluated, *, across: bool) -> s
 
 
 def _first_difference(one: Facts, other: Facts) -> str | None:
-    """The first name under which two with the same names differ; None where nothing does."""
-    for name, value in one.items():
-        if value != other[name]:
+    """The first name under which two differ, or that one has alone; None where nothing does."""
+    for name in {**one, **other}:
+        if one.get(name) != other.get(name):
             return name
     return None
 
@@ -164,14 +176,32 @@ def setting(run: Evaluated, *, across: bool = False) -> Json:
     values = flat(recipe)
     for name in NO_SETTING:
         values.pop(name, None)
-    if recipe.get("buffer"):
-        values.setdefault("buffer.seed", 0)  # which is left out where it is 0
+    for name, default in _left_out(recipe).items():
+        values.setdefault(name, default)
     values["precision"] = run.meta.get("precision")
     if "selected" in run.meta:
         values["selected"] = run.meta["selected"]["kind"]
     if across:
         values |= protocol_of(run)
     return values
+
+
+def _left_out(recipe: Facts) -> Json:
+    """What a stored recipe does not say because it holds a default, by the names of flags.
+
+    Of the parts of the core; what parts of methods leave out only these know.
+    """
+    parts: dict[str, Any] = {"": Recipe, "init": InitConfig, "targets": TargetConfig}
+    if recipe.get("buffer"):
+        parts["buffer"] = BufferConfig
+    for name in recipe["outer"]["optim"]:
+        parts[f"outer.optim.{name}"] = OptimConfig
+    defaults: Json = {}
+    for prefix, part in parts.items():
+        defaults |= flat(late_defaults(part), prefix)
+    for name in PROSE:
+        defaults.pop(name, None)
+    return defaults
 
 
 def key(values: Facts) -> str:

@@ -156,7 +156,11 @@ def economies(evaluation: Evaluation) -> list[str]:
         names = ", ".join(dict.fromkeys(looking))
         lines.append(f"{names}: chosen or labelled by a network whose updates were cut so, too")
     if evaluation.get("quick"):
-        lines.append(f"{cautions.QUICK}; not to be compared with other evaluations")
+        bound = ""
+        if evaluation.get("quick_seconds"):
+            seconds = f"{evaluation['quick_seconds']:g}"
+            bound = f", and no more than {seconds} s of training allow a row on a network"
+        lines.append(f"{cautions.QUICK}{bound}; not to be compared with other evaluations")
     remembered = [row["set"] for row in rows if row.get("remembered")]
     if remembered:
         names = ", ".join(dict.fromkeys(remembered))

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Generator, nn
@@ -122,6 +123,22 @@ def _maker(
         return partial(build_model, network, shape, num_classes)
     brought.check_factories({brought.name_of(network): network}, shape, num_classes)
     return partial(brought.build, network, shape, num_classes)
+
+
+def validate_on_each(
+    syn: SyntheticSet, data: Data, config: EvalConfig, models: Sequence[str], **options: Any
+) -> float | None:
+    """The mean over networks of what `validate`, which takes the options, says of each.
+
+    None where one diverged.
+    """
+    reached = []
+    for model in models:
+        accuracy = validate(syn, data, config, model, **options)
+        if accuracy is None:
+            return None
+        reached.append(accuracy)
+    return sum(reached) / len(reached)
 
 
 def validate(

@@ -11,7 +11,7 @@ from typing import Any
 from ddengine.evaluation import baselines
 from ddengine.evaluation.bench import SEARCH_SEED, Bench, Contender, Split, Training
 from ddengine.evaluation.intervals import counted
-from ddengine.evaluation.lengths import long_enough, shorter
+from ddengine.evaluation.lengths import FEWEST, long_enough, shorter
 from ddengine.evaluation.rates import Tried, adapted, best_rate, candidates, two_of
 from ddengine.types import Facts, Json
 
@@ -252,15 +252,29 @@ def has_curve(bench: Bench, who: Contender, model: str) -> bool:
     return bench.economy.quick and not who.by_time and bench.data.validation is not None
 
 
+def is_bounded(bench: Bench, who: Contender, model: str) -> bool:
+    """Whether time bounds the updates of a row."""
+    quickly = bench.economy.quick_seconds is not None and bench.timed
+    return who.by_time or (quickly and who.rate_of is None and has_curve(bench, who, model))
+
+
+def _most_updates(bench: Bench, who: Contender, model: str) -> int:
+    """Of a training on a curve: all, or as many as time allows, and never fewer than FEWEST."""
+    usual = bench.updates(who)
+    choice = bench.memo.get(cut_key(who, model))
+    return usual if choice is None else min(usual, max(FEWEST, choice["updates"]))
+
+
 def _curve(bench: Bench, who: Contender, model: str) -> tuple[int | None, Group | None]:
     """(the updates that are enough, the next length to be tried): one of the two is None."""
     lr = adapted(bench.config, model).lr
     if bench.config.rate == "learned":
         lr = usual_lr(bench, who, model)
-    lengths = shorter(bench.updates(who))
+    lengths = shorter(_most_updates(bench, who, model))
     images = len(bench.split("validation"))
+    chance = 1 / bench.data.num_classes
     reached: list[float | None] = []
-    while (enough := long_enough(reached, len(lengths), images)) is None:
+    while (enough := long_enough(reached, len(lengths), images, chance)) is None:
         group = search(bench, who, model, lr, lengths[len(reached)])
         run = known(bench, group)
         if run is None:
@@ -299,7 +313,7 @@ def is_measured(bench: Bench, who: Contender, model: str) -> bool:
     That which another evaluation has chosen for the same time is taken.
     """
     key = cut_key(who, model)
-    if not who.by_time or bench.memo.get(key) is not None:
+    if not is_bounded(bench, who, model) or bench.memo.get(key) is not None:
         return True
     if key in bench.asked_others:
         return False
@@ -323,11 +337,16 @@ def _cut_facts(bench: Bench, who: Contender, model: str) -> Facts:
         "updates of": who.name,
         "network": model,
         "usual": bench.updates(who),
-        "seconds": bench.economy.full_seconds,
+        "seconds": seconds_for(bench, who),
         "searched": len(tried_rates(bench, who, model)) * bench.config.search_networks,
         "reported": bench.config.num_networks,
         "quick": bench.economy.quick,
     }
+
+
+def seconds_for(bench: Bench, who: Contender) -> float | None:
+    """That a row may take on each network; None: as long as it takes."""
+    return bench.economy.full_seconds if who.by_time else bench.economy.quick_seconds
 
 
 def cut_of(bench: Bench, who: Contender, model: str) -> Facts | None:

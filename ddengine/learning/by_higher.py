@@ -5,7 +5,7 @@ copies its state and makes the last ones differentiable. All graphs of these are
 grows with their number.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from ddengine.learning.flat import FlatModel, trainable
 from ddengine.learning.through import Student, Watch, constants
+from ddengine.learning.torch_steps import DIFFERENTIABLE, is_of_torch, torch_optimiser
 from ddengine.learning.unroll import BatchFn, Inputs
 from ddengine.learning.updates import Update
-from ddengine.recipe import require
+from ddengine.recipe import TorchStep, require
 from ddengine.system.errors import UserError
 from ddengine.system.runtime import autocast
 
@@ -27,54 +28,40 @@ OutputsLoss = Callable[..., Tensor]
 class TorchOptimiser:
     """An optimiser of torch.optim by its name, with the settings that torch gives it."""
 
-    name: str = "Adagrad"  # a class of torch.optim, such as Adagrad, Adadelta, Adamax
+    name: str = "Adagrad"  # Adagrad | Adadelta | Adamax | SGD | Adam
 
     def __post_init__(self) -> None:
+        offered = ", ".join(DIFFERENTIABLE)
         require(
-            self.name in _optimisers(),
+            is_of_torch(self.name),
             f"objective.update.name {self.name} is no optimiser of torch.optim; set one of "
-            f"{', '.join(sorted(_optimisers()))}.",
+            f"{offered}.",
+        )
+        require(
+            self.name in DIFFERENTIABLE,
+            f"objective.inner higher cannot differentiate torch's {self.name}; set "
+            f"objective.update.name to one of {offered}, or take objective.update from a recipe "
+            "with Sgd, HeavyBall or Adam, which objective.inner unroll differentiates.",
         )
 
-    def optimiser(
-        self, parameters: Iterable[Tensor], lr: float, weight_decay: float
-    ) -> torch.optim.Optimizer:
-        """A new one of these parameters."""
-        return _optimisers()[self.name](parameters, lr=lr, weight_decay=weight_decay)
+    @property
+    def in_torch(self) -> TorchStep:
+        """Itself."""
+        return TorchStep(name=self.name)
 
 
-def _optimisers() -> dict[str, Callable[..., torch.optim.Optimizer]]:
-    """Some of torch.optim, by their names.
+def check(update: Update | TorchOptimiser) -> TorchStep:
+    """The optimiser of torch that `higher` is to differentiate.
 
-    Not RMSprop, of which `higher` says itself that its gradients are not right.
+    Raises UserError for an update that is none of them.
     """
-    optim = torch.optim
-    known = (
-        optim.SGD,
-        optim.Adam,
-        optim.AdamW,
-        optim.NAdam,
-        optim.Adagrad,
-        optim.Adadelta,
-        optim.Adamax,
-    )
-    return {kind.__name__: kind for kind in known}
-
-
-def check(update: Update | TorchOptimiser) -> None:
-    """Raise UserError for an update that `higher` cannot differentiate."""
-    import higher
-
-    parameter = nn.Parameter(torch.zeros(1))
-    optimiser = update.optimiser([parameter], 0.1, 0.0)
-    try:
-        higher.get_diff_optim(optimiser, [parameter])
-    except ValueError:
+    step = update.in_torch
+    if step is None:
         raise UserError(
-            f"objective.inner higher cannot differentiate torch's {type(optimiser).__name__}; set "
-            "objective.update to Sgd, HeavyBall or Adam, which objective.inner unroll "
-            "differentiates, or to a torch optimiser that `higher` knows."
-        ) from None
+            "objective.inner higher makes steps of torch's optimisers differentiable, and "
+            f"{type(update).__name__} is none of them; set objective.inner unroll."
+        )
+    return step
 
 
 @dataclass(frozen=True)
@@ -131,7 +118,7 @@ class ByHigher(Student):
     ) -> torch.optim.Optimizer:
         """The optimiser after it has trained the network, in place."""
         parameters = list(network.parameters())
-        optimiser = self.update.optimiser(parameters, 1.0, self.weight_decay)
+        optimiser = torch_optimiser(check(self.update), parameters, 1.0, self.weight_decay)
         for k in range(num_steps):
             loss = self._loss(network, batch(inputs, k))
             gradients = torch.autograd.grad(loss, parameters)

@@ -16,6 +16,9 @@ from torch.nn import functional
 from ddengine.learning.augment import Mix
 from ddengine.recipe import EvalConfig
 
+# (outputs (B, K), targets) -> a scalar
+OutputsLoss = Callable[[Tensor, Tensor], Tensor]
+
 
 def task_loss(outputs: Tensor, targets: Tensor) -> Tensor:
     """Mean cross-entropy of outputs (B, K) with targets.
@@ -25,6 +28,19 @@ def task_loss(outputs: Tensor, targets: Tensor) -> Tensor:
     if targets.is_floating_point():
         targets = targets.softmax(1)
     return functional.cross_entropy(outputs, targets)
+
+
+def weighted_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Mean over the batch of the sum of -w_k log softmax(s)_k (Feng et al., ICLR 2024).
+
+    Targets are weights w (B, K) of the classes, or classes (B,) int64.
+    """
+    return functional.cross_entropy(outputs, targets)
+
+
+def loss_of(kind: str) -> OutputsLoss:
+    """The loss of outputs with targets of a kind, or with classes."""
+    return weighted_loss if kind == "weights" else task_loss
 
 
 def mixed_loss(outputs: Tensor, targets: Tensor, draw: Mix | None) -> Tensor:
@@ -158,6 +174,28 @@ def mixed_logits(
     return temperature * torch.logaddexp(of_image, of_partner)
 
 
+def class_deviations(logits: Tensor, classes: Tensor, num_classes: int) -> Tensor:
+    """How far a teacher's logits (N, outputs) of the images of each class spread: (K,).
+
+    It is the mean over the images of a class of the sample standard deviation of their logits; NaN
+    of a class without images.
+    """
+    spreads = logits.std(1, correction=1)
+    counts = torch.bincount(classes, minlength=num_classes)
+    sums = torch.zeros(num_classes, dtype=spreads.dtype, device=spreads.device)
+    return sums.index_add(0, classes, spreads) / counts
+
+
+def reshaped(logits: Tensor, classes: Tensor, deviations: Tensor) -> Tensor:
+    """Logits (B, K) of a teacher, brought to the spread of their class (MDSLR, ICLR 2025).
+
+    They are z / std(z) times the deviation of the class, as `class_deviations` has it. So soft
+    labels of images that were picked by difficulty are no sharper and no flatter than those of all.
+    """
+    wanted = deviations.index_select(0, classes)
+    return logits / logits.std(1, correction=1, keepdim=True) * wanted.unsqueeze(1)
+
+
 def _log(share: float) -> float:
     if share <= 0:
         return -inf
@@ -181,7 +219,7 @@ def soft_loss(
     Args:
         config: the protocol.
         outputs: (B, K) of the student.
-        targets: logits (B, K), or classes (B,), whose loss is cross-entropy (or uskd).
+        targets: logits or weights (B, K), or classes (B,), whose loss is cross-entropy (or uskd).
         classes: (B,), of hard terms beside logits.
         draw: how the batch was mixed. The targets are of its images and are mixed here, unless they
             are what was said of the mixed batch. Hard terms count by the share of each class
@@ -198,6 +236,8 @@ def soft_loss(
         return mixed_loss(outputs, targets, draw)
     if config.loss == "ce":
         return mixed_loss(outputs, targets, None if of_mixed else draw)
+    if config.loss == "weighted":
+        return _of_both(partial(weighted_loss, outputs), targets, draw)
     logits = targets
     if draw is not None and not of_mixed:
         kind = config.mix_labels if config.loss == "kl" else "logits"
@@ -219,6 +259,7 @@ def _of_logits(
         loss = kl(outputs, logits, config.temperature, squared=config.squared)
     else:
         loss = logit_mse(outputs, logits)
+    loss = config.soft_weight * loss
     if config.hard_weight:
         loss = loss + config.hard_weight * hard(partial(task_loss, outputs))
     return loss

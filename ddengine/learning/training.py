@@ -10,16 +10,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
 
 from ddengine.data import RealSet
 from ddengine.learning import augment
+from ddengine.learning.class_batches import class_batch, classes_of
 from ddengine.learning.ensemble import Ensemble, WeakHead
 from ddengine.learning.last_batch import check_last_batch
 from ddengine.learning.losses import soft_loss
+from ddengine.learning.torch_steps import torch_optimiser
 from ddengine.models.dropout import is_dropout
 from ddengine.models.norms import BatchNorm, batch_norms
 from ddengine.recipe import EvalConfig
@@ -145,9 +147,19 @@ def num_epochs(num: int, config: EvalConfig, steps: int | None = None) -> int:
 
 
 def num_updates(num: int, config: EvalConfig) -> int:
-    """Updates of a network on a set of `num` examples, when all epochs of the protocol run."""
+    """Updates of a network on a set of `num` examples, when all epochs of the protocol run.
+
+    Or those that the protocol says in place of epochs.
+    """
+    if config.updates is not None:
+        return config.updates
     epochs = config.epochs + _extra_epochs(config)
     return epochs * math.ceil(num / config.batch)
+
+
+def updates_on_all(num: int, config: EvalConfig) -> int:
+    """Updates of a network on `num` real images: all epochs, whatever updates a set has."""
+    return num_updates(num, replace(config, updates=None))
 
 
 def epoch_batches(num: int, batch: int, rng: Generator) -> Iterator[Tensor]:
@@ -244,6 +256,8 @@ def together(rule: AtOnce, config: EvalConfig, networks: int, examples: int, pix
     """
     if networks < 2 or config.loss == "uskd":
         return False
+    if config.students is not None and config.students.batches.classes is not None:
+        return False  # where classes are unequal, batches of other classes have another size
     return rule.together(networks, min(config.batch, examples), pixels)
 
 
@@ -275,31 +289,22 @@ def _trained(
     task: _Task, models: Sequence[nn.Module], lr: float, steps: int | None
 ) -> list[nn.Module]:
     """The given networks, which are new, trained in one computation."""
-    config = task.config
-    num = len(task.sets[0])
     for network in models:
         network.to(task.device).train()
     ensemble = Ensemble(models)
     head = _weak_head(task, models[0])
-    epochs = num_epochs(num, config, steps)
-    points = {}  # where two fall on one epoch, the later one
-    for point in schedule(config, lr, epochs):
-        points[point.epoch] = point
+    if steps is None:
+        steps = task.config.updates
+    updates = _by_epochs if task.config.students is None else _by_students
     optimiser: torch.optim.Optimizer | None = None
-    left = steps
-    if left is None:
-        left = num_updates(num, config)
-    for epoch in range(epochs + _extra_epochs(config)):
-        if epoch in points:
-            optimiser = _changed(optimiser, config, points[epoch], ensemble, head)
+    for update in updates(task, lr, steps):
+        if update.change is not None:
+            optimiser = _changed(optimiser, task.config, update.change, ensemble, head)
         assert optimiser is not None
-        updates = itertools.islice(_order(task, num, epoch), left)
-        for step, indices in enumerate(updates):
-            left -= 1
-            loss = _step_loss(task, ensemble, head, indices, (epoch, step))
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            optimiser.step()
+        loss = _step_loss(task, ensemble, head, update.indices, update.at)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
     if head is not None:
         head.remove()
     trained = ensemble.unstack()
@@ -316,6 +321,31 @@ def _weak_head(task: _Task, network: nn.Module) -> WeakHead | None:
     return WeakHead(network, image, generator(task.seeds[0], "weak head"))
 
 
+class _Update(NamedTuple):
+    """What an update sees, and at which rate it is made."""
+
+    at: tuple[int, int]  # epoch, and step within it
+    indices: Sequence[Tensor]  # (B,) of each network
+    change: ChangePoint | None  # settings of the optimiser from here on; None: as before
+
+
+def _by_epochs(task: _Task, lr: float, steps: int | None) -> Iterator[_Update]:
+    """The updates of a protocol: epochs, of which the last may be cut short."""
+    config = task.config
+    num = len(task.sets[0])
+    epochs = num_epochs(num, config, steps)
+    points = {}  # where two fall on one epoch, the later one
+    for point in schedule(config, lr, epochs):
+        points[point.epoch] = point
+    left = num_updates(num, config) if steps is None else steps
+    for epoch in range(epochs + _extra_epochs(config)):
+        change = points.get(epoch)
+        for step, indices in enumerate(itertools.islice(_order(task, num, epoch), left)):
+            left -= 1
+            yield _Update((epoch, step), indices, change)
+            change = None
+
+
 def _order(task: _Task, num: int, epoch: int) -> Iterator[tuple[Tensor, ...]]:
     """For each update of an epoch the indices (B,) of each network."""
     orders = []
@@ -323,6 +353,21 @@ def _order(task: _Task, num: int, epoch: int) -> Iterator[tuple[Tensor, ...]]:
         rng = generator(seed, "order", epoch)
         orders.append(epoch_batches(num, task.config.batch, rng))
     return zip(*orders, strict=True)
+
+
+def _by_students(task: _Task, lr: float, steps: int | None) -> Iterator[_Update]:
+    """The updates of students of the set: batches class by class, at rates of the mean `lr`."""
+    config = task.config
+    assert config.students is not None and steps is not None
+    rates = config.students.rates_of(lr)
+    classes = [classes_of(examples) for examples in task.sets]
+    for step in range(steps):
+        indices = []
+        for seed, of_set in zip(task.seeds, classes, strict=True):
+            rng = generator(seed, "class batch", step)
+            indices.append(class_batch(of_set, config.students.batches, step, rng))
+        point = ChangePoint(step, rates[step % len(rates)], 0.0, config.weight_decay, fresh=False)
+        yield _Update((0, step), indices, point)
 
 
 def _step_loss(
@@ -485,6 +530,8 @@ def _optimiser(
         groups.append({"params": decayed, "weight_decay": point.weight_decay})
     if rest:
         groups.append({"params": rest, "weight_decay": 0.0})
+    if config.students is not None:
+        return torch_optimiser(config.students.step, groups, point.lr, point.weight_decay)
     if config.optimiser == "adamw":
         return torch.optim.AdamW(groups, point.lr, betas=(0.9, 0.999))
     return torch.optim.SGD(groups, point.lr, point.momentum)
@@ -502,7 +549,7 @@ def _changed(
         return _optimiser(config, point, ensemble, head)
     for group in optimiser.param_groups:
         group["lr"] = point.lr
-        if config.optimiser == "sgd":
+        if config.optimiser == "sgd" and config.students is None:
             group["momentum"] = point.momentum
     optimiser.param_groups[0]["weight_decay"] = point.weight_decay
     return optimiser

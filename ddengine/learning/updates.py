@@ -3,15 +3,13 @@
 And how gradients flow back through one update.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from ddengine.recipe import LATE, require
-from ddengine.system.errors import UserError
+from ddengine.recipe import LATE, TorchStep, require
 
 State = tuple[Tensor, ...]  # what an update keeps between steps, each (P,)
 
@@ -51,14 +49,10 @@ class Update(Protocol):
         """The update of steps that no gradient flows through; mostly itself."""
         return self
 
-    def optimiser(
-        self, parameters: Iterable[Tensor], lr: float, weight_decay: float
-    ) -> torch.optim.Optimizer:
-        """The same update as an optimiser of torch. Raises UserError where there is none."""
-        raise UserError(
-            f"objective.inner higher makes steps of torch's optimisers differentiable, and "
-            f"{type(self).__name__} is none of them; set objective.inner unroll."
-        )
+    @property
+    def in_torch(self) -> TorchStep | None:
+        """The same update as an optimiser of torch; None where there is none."""
+        return None
 
     def start(self, theta: Tensor) -> State:
         """What is kept before the first step; nothing for most."""
@@ -123,11 +117,10 @@ class Sgd(Update):
         """With r = p."""
         return Back(p, -lr, p, ())
 
-    def optimiser(
-        self, parameters: Iterable[Tensor], lr: float, weight_decay: float
-    ) -> torch.optim.Optimizer:
+    @property
+    def in_torch(self) -> TorchStep:
         """SGD."""
-        return torch.optim.SGD(parameters, lr, weight_decay=weight_decay)
+        return TorchStep(name="SGD")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,11 +170,10 @@ class HeavyBall(Update):
             carried = self.momentum * state[0]
         return Back(r, -lr, p, (r,), carried=carried)
 
-    def optimiser(
-        self, parameters: Iterable[Tensor], lr: float, weight_decay: float
-    ) -> torch.optim.Optimizer:
+    @property
+    def in_torch(self) -> TorchStep:
         """SGD with momentum."""
-        return torch.optim.SGD(parameters, lr, self.momentum, weight_decay=weight_decay)
+        return TorchStep(name="SGD", momentum=self.momentum)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,12 +227,10 @@ class Adam(Update):
             divisor = (_root(square) + self.eps) / of_square**0.5
         return theta - lr * corrected / divisor, (mean, square)
 
-    def optimiser(
-        self, parameters: Iterable[Tensor], lr: float, weight_decay: float
-    ) -> torch.optim.Optimizer:
+    @property
+    def in_torch(self) -> TorchStep:
         """Adam; what `higher` makes of it has its own place of eps."""
-        betas = (self.beta1, self.beta2)
-        return torch.optim.Adam(parameters, lr, betas, self.eps, weight_decay)
+        return TorchStep(name="Adam", betas=(self.beta1, self.beta2), eps=self.eps)
 
 
 def _root(square: Tensor) -> Tensor:

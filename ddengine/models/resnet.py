@@ -1,4 +1,4 @@
-"""ResNet18 in the 32-pixel forms of the field.
+"""ResNet18 in the 32-pixel forms of the field, and ResNetAP-10.
 
 They have a 3x3 stem without pooling, and instance norm, BatchNorm, or average pooling for strides.
 `x<percent>` scales all widths (`resnet18-bn-x25` starts with 16 maps instead of 64).
@@ -105,3 +105,38 @@ def build(
         num_features = channels * (height // 8) * (width // 8)
         return Classifier(nn.Sequential(*layers), num_features, num_classes)
     return Classifier(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1)), channels, num_classes)
+
+
+def build_ap10(
+    options: list[str],
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+) -> Classifier:
+    """ResNetAP-10 (IDC, Kim et al., ICML 2022): a block a stage, average pooling for strides.
+
+    Instance norm, and a stem by the longer side: up to 64 pixels a 3x3 convolution, up to 128 the
+    same and a pooling of 2, above a 7x7 convolution and a pooling of 4. Options: ap (default), and
+    x<percent>, in any order.
+    """
+    percent, rest = split_percent(options)
+    if rest not in ([], ["ap"]):
+        raise OptionError(f"resnet10 has the option ap, and x<percent>, got {'-'.join(rest)!r}")
+    channels, height, width = padded_shape(image_shape)
+    first = round(64 * percent / 100)
+    longest = max(height, width)
+    kernel, pool = (7, 4) if longest > 128 else (3, 2 if longest > 64 else 1)
+    layers: list[nn.Module] = [
+        nn.Conv2d(channels, first, kernel, padding=kernel // 2, bias=False),
+        _norm("in", first),
+        nn.ReLU(),
+        nn.AvgPool2d(pool),
+    ]
+    channels = first
+    for out, stride in ((first, 1), (2 * first, 2), (4 * first, 2), (8 * first, 2)):
+        layers.append(BasicBlock(channels, out, stride, "in", average=True))
+        channels = out
+    network = Classifier(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1)), channels, num_classes)
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    return network

@@ -24,12 +24,20 @@ SHORT_OF_MEMORY = ("allocate memory", "start new thread")  # in what libraries s
 T = TypeVar("T")
 
 
-def apart(target: Callable[..., Any], *args: Any, limit: int | None = None) -> Any:
+def apart(
+    target: Callable[..., Any],
+    *args: Any,
+    limit: int | None = None,
+    until: float | None = None,
+) -> Any:
     """What `target(began, *args)` returns, from a new process that was started at `began`.
 
-    `limit` is how many bytes it may take on a CPU beyond what importing takes. Raises UserError for
-    what went wrong there, in one sentence, and MemoryError where memory did not suffice.
+    `limit` is how many bytes it may take on a CPU beyond what importing takes, `until` the time of
+    time.monotonic by which it must be done. Raises UserError for what went wrong there, in one
+    sentence, MemoryError where memory did not suffice, and TimeoutError where time did not.
     """
+    if until is not None and time.monotonic() >= until:
+        raise TimeoutError
     context = mp.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     given = (sender, time.time(), limit, target, args)
@@ -38,13 +46,16 @@ def apart(target: Callable[..., Any], *args: Any, limit: int | None = None) -> A
         process.start()
     sender.close()  # so that a process that dies ends the waiting
     try:
+        if until is not None and not receiver.poll(max(0.0, until - time.monotonic())):
+            process.kill()
+            raise TimeoutError
         kind, value = receiver.recv()
     except EOFError:
         kind = "died"
         value = None
     finally:
         receiver.close()
-    process.join()
+        process.join()
     # libraries may abort where they get no memory
     killed = process.exitcode == -9 or limit is not None
     if kind == "memory" or (kind == "died" and killed):

@@ -23,7 +23,7 @@ from ddengine.artefact.results import add_results
 from ddengine.data import Data
 from ddengine.evaluation.evaluate import evaluate
 from ddengine.evaluation.pace import FULL_SECONDS, WORTH
-from ddengine.evaluation.train import validate
+from ddengine.evaluation.train import validate_on_each
 from ddengine.learning.flat import flatten, flatten_buffers
 from ddengine.learning.teachers import load_all
 from ddengine.models import build_model
@@ -33,7 +33,7 @@ from ddengine.pages.writing import write_run
 from ddengine.plan.apart import peak_memory, timed
 from ddengine.plan.jobs import Job, StandIns, experts_of, started, workable
 from ddengine.plan.trainings import Calls, first_images, seconds_of, testing_seconds
-from ddengine.recipe import BufferConfig, Recipe, to_dict
+from ddengine.recipe import BufferConfig, Recipe, as_students, to_dict
 from ddengine.sets.synthetic import SyntheticSet, total_bytes
 from ddengine.system import files, runtime
 from ddengine.system.rng import generator
@@ -345,11 +345,11 @@ def _validation_seconds(run: Run, result: SyntheticSet) -> float:
     if recipe.evaluation.labels == "dynamic" and run.experts is not None:
         teachers = load_all(run.experts, run.device)
     make = partial(
-        validate,
+        validate_on_each,
         result,
         run.data,
-        recipe.evaluation,
-        recipe.model,
+        as_students(recipe.evaluation, recipe.objective.students(result)),
+        recipe.validated_on,
         seed=job.seed,
         device=run.device,
         precision=job.precision,

@@ -39,11 +39,25 @@ class Part:
         return cls(name, cost["seconds"], cost["memory"], cost["disk"], what)
 
 
-def estimate(job: Job, missing: dict[str, int]) -> list[Part]:
+def estimate(
+    job: Job,
+    missing: dict[str, int],
+    *,
+    evaluates: bool = True,
+    until: float | None = None,
+) -> list[Part]:
     """What buffer, distill and evaluate of a recipe will cost. Nothing is left behind.
 
-    `missing` says of each network of the buffer how many experts its store lacks; empty for a
-    recipe without experts. Raises UserError for what fails in a calibration.
+    Args:
+        job: the recipe, its images and experts.
+        missing: how many experts the store of each network of the buffer lacks; empty for a recipe
+            without experts.
+        evaluates: whether the evaluation is calibrated too.
+        until: the time of time.monotonic by which the calibration must be done.
+
+    Raises:
+        UserError: what fails in a calibration.
+        TimeoutError: it was not done in time.
     """
     recipe = job.recipe
     lacking = any(missing.values())
@@ -53,20 +67,23 @@ def estimate(job: Job, missing: dict[str, int]) -> list[Part]:
         experts.mkdir()
         run.mkdir()
         if lacking:
-            buffer = _buffer(job, experts, missing)
+            buffer = _buffer(job, experts, missing, until)
         else:
             what = "all experts lie in their store" if missing else "no experts are needed"
             buffer = Part("buffer", 0.0, 0, 0, what)
         stand_ins = None
         if lacking and prepare.reads_experts(recipe):
             stand_ins = experts
-        return [buffer, _distill(job, run, stand_ins), _evaluate(job, run, stand_ins)]
+        parts = [buffer, _distill(job, run, stand_ins, until)]
+        if evaluates:
+            parts.append(_evaluate(job, run, stand_ins, until))
+        return parts
 
 
-def _buffer(job: Job, experts: Path, missing: dict[str, int]) -> Part:
+def _buffer(job: Job, experts: Path, missing: dict[str, int], until: float | None) -> Part:
     config = job.recipe.buffer
     assert config is not None
-    cost = _calibrated("buffer", calibrate.buffer, job, experts, missing)
+    cost = _calibrated("buffer", calibrate.buffer, until, job, experts, missing)
     what = "published weights, which are read"
     if config.step.trains:
         number = sum(missing.values())
@@ -75,8 +92,8 @@ def _buffer(job: Job, experts: Path, missing: dict[str, int]) -> Part:
     return Part.of("buffer", cost, what)
 
 
-def _distill(job: Job, run: Path, stand_ins: Path | None) -> Part:
-    cost = _calibrated("distill", calibrate.distill, job, run, stand_ins)
+def _distill(job: Job, run: Path, stand_ins: Path | None, until: float | None) -> Part:
+    cost = _calibrated("distill", calibrate.distill, until, job, run, stand_ins)
     initial = _short(cost["initial"])
     step = _short(cost["step"])
     what = f"{initial} for the initial set, {job.recipe.outer.steps} steps of {step}"
@@ -87,15 +104,17 @@ def _distill(job: Job, run: Path, stand_ins: Path | None) -> Part:
     return Part.of("distill", cost, what)
 
 
-def _evaluate(job: Job, run: Path, stand_ins: Path | None) -> Part:
-    cost = _calibrated("evaluate", calibrate.evaluation, job, run, stand_ins)
+def _evaluate(job: Job, run: Path, stand_ins: Path | None, until: float | None) -> Part:
+    cost = _calibrated("evaluate", calibrate.evaluation, until, job, run, stand_ins)
     what = f"{cost['trainings']} networks, {cost['updates']} updates in all"
     return Part.of("evaluate", cost, what)
 
 
-def _calibrated(name: str, target: Callable[..., Any], *args: Any) -> dict[str, Any]:
+def _calibrated(
+    name: str, target: Callable[..., Any], until: float | None, *args: Any
+) -> dict[str, Any]:
     try:
-        return apart(target, *args)
+        return apart(target, *args, until=until)
     except MemoryError as error:
         raise UserError(
             f"The calibration of {name} needs more memory than there is ({error}), so {name} will "

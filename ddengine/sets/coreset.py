@@ -34,8 +34,8 @@ def check_ipc(real: RealSet, ipc: int, class_names: tuple[str, ...]) -> None:
     fewest, name = min(zip(map(len, real.members), class_names, strict=True))
     if ipc > fewest:
         raise UserError(
-            f"ipc {ipc} is more than the {fewest} training images of class {name!r}; lower ipc, or "
-            "have more images of it (data.limit)."
+            f"ipc {ipc} is more than the {fewest} training images of class {name!r}; lower ipc to "
+            f"{fewest}, or give that class more images."
         )
 
 
@@ -70,18 +70,23 @@ def herding_index(
     chosen = []
     for members in real.members:
         features = _features(real, members, embed, batch)
-        mean = features.mean(0)
-        total = torch.zeros_like(features[0])
-        taken: list[int] = []
-        for count in range(1, ipc + 1):
-            means = (total + features) / count  # with each of the images
-            distance = (mean - means).norm(dim=1)
-            distance[taken] = torch.inf
-            nearest = int(distance.argmin())
-            taken.append(nearest)
-            total = total + features[nearest]
-        chosen.append(members[taken])
+        chosen.append(members[herding_order(features, ipc)])
     return torch.cat(chosen)
+
+
+def herding_order(features: Tensor, num: int) -> list[int]:
+    """Rows of features (n, D), `num` of them, whose running mean stays nearest the mean of all."""
+    mean = features.mean(0)
+    total = torch.zeros_like(features[0])
+    taken: list[int] = []
+    for count in range(1, num + 1):
+        means = (total + features) / count  # with each of the images
+        distance = (mean - means).norm(dim=1)
+        distance[taken] = torch.inf
+        nearest = int(distance.argmin())
+        taken.append(nearest)
+        total = total + features[nearest]
+    return taken
 
 
 def k_centre_index(
@@ -96,16 +101,21 @@ def k_centre_index(
     chosen = []
     for members in real.members:
         features = _features(real, members, embed, batch)
-        to_mean = _distances(features, features.mean(0))
-        taken = [int(to_mean.argmin())]
-        nearest = torch.full_like(to_mean, torch.inf)  # distance to the chosen ones
-        while len(taken) < ipc:
-            to_last = _distances(features, features[taken[-1]])
-            nearest = torch.minimum(nearest, to_last)
-            nearest[taken] = -1  # below 0, so that no image is chosen twice where many are equal
-            taken.append(int(nearest.argmax()))
-        chosen.append(members[taken])
+        chosen.append(members[k_centre_order(features, ipc)])
     return torch.cat(chosen)
+
+
+def k_centre_order(features: Tensor, num: int) -> list[int]:
+    """Rows of features (n, D), `num` of them: the nearest to the mean, then always the farthest."""
+    to_mean = _distances(features, features.mean(0))
+    taken = [int(to_mean.argmin())]
+    nearest = torch.full_like(to_mean, torch.inf)  # distance to the chosen ones
+    while len(taken) < num:
+        to_last = _distances(features, features[taken[-1]])
+        nearest = torch.minimum(nearest, to_last)
+        nearest[taken] = -1  # below 0, so that no image is chosen twice where many are equal
+        taken.append(int(nearest.argmax()))
+    return taken
 
 
 def _distances(features: Tensor, point: Tensor) -> Tensor:

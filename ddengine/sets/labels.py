@@ -45,6 +45,9 @@ def labelled(syn: SyntheticSet, experts: Experts | None, config: TargetConfig) -
         return label(syn, experts, config)
     if config.kind == "features":
         return featured(syn, experts)
+    if config.kind == "weights":
+        classes = syn.classes[syn.source]
+        return syn.with_weights(functional.one_hot(classes, len(syn.class_names)).float())
     if config.kind == "centred":
         return syn.with_labels(_scaled(syn.classes[syn.source], len(syn.class_names)))
     return syn

@@ -302,7 +302,7 @@ def _unlabelled(
     if wanted > len(real):
         raise UserError(
             f"ipc {ipc} of {real.num_classes} classes starts from {wanted} images, and there are "
-            f"{len(real)}; lower ipc, or raise data.limit."
+            f"{len(real)}; lower ipc, or take more images."
         )
     return real.images(torch.randperm(len(real), generator=rng)[:wanted])
 

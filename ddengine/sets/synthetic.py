@@ -14,7 +14,7 @@ from ddengine.recipe import Recipe
 from ddengine.sets.codec import Codec, Space
 from ddengine.sets.coreset import TrainNetworks
 from ddengine.sets.start import INITIALISERS
-from ddengine.sets.targets import LABELS, Classes, Features, LabelOf, Logits, Targets
+from ddengine.sets.targets import LABELS, Classes, Features, LabelOf, Logits, Targets, Weights
 from ddengine.system.errors import UserError
 from ddengine.types import Batch, Experts, TargetKind
 
@@ -110,6 +110,10 @@ class SyntheticSet:
         """The same set with features (N or S, D) to which the outputs of a network are fitted."""
         return self.with_targets(Features(self.whose(features)), features, dtype)
 
+    def with_weights(self, weights: Tensor) -> "SyntheticSet":
+        """The same set with weights (N or S, K) of the classes of each example."""
+        return self.with_targets(Weights(self.whose(weights)), weights, torch.float32)
+
     def whose(self, values: Tensor) -> LabelOf:
         """Whether targets are those of stored items or of decoded examples, by their number."""
         return "stored" if len(values) == len(self.classes) else "decoded"
@@ -149,7 +153,7 @@ class SyntheticSet:
     def batch(self, index: Tensor) -> Batch:
         """Decoded, preprocessed examples at `index` (B,) of N, differentiable in the tensors.
 
-        Targets are classes, label logits or features.
+        Targets are classes, label logits, weights of classes or features.
         """
         index = index.to(self.classes.device)
         images = self.codec.decode(self.tensors, index)
@@ -272,8 +276,8 @@ def initial(
     if items <= fewest < per_class and recipe.init.kind != "noise":
         raise UserError(
             f"ipc {recipe.ipc} of {codec.per_item} tiles each starts from {per_class} images per "
-            f"class, and a class has {fewest}; "
-            "lower ipc or codec.factor, or raise data.limit."
+            f"class, and a class has {fewest}; lower ipc or codec.factor, or give the class more "
+            "images."
         )
     initial_images = INITIALISERS[recipe.init.kind]
     images = initial_images(

@@ -1,4 +1,4 @@
-"""What a set is trained towards: classes, logits or features."""
+"""What a set is trained towards: classes, logits, weights of classes or features."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -61,6 +61,11 @@ class Targets(Protocol):
         return False
 
     @property
+    def of_classes(self) -> bool:
+        """Whether a target has a number for each class."""
+        return self.soft
+
+    @property
     def regressed(self) -> bool:
         """Whether networks are fitted to them by regression, and so do not say classes."""
         return False
@@ -113,6 +118,9 @@ class Targets(Protocol):
         training images, for those that do not.
         """
         return classify(network, on, precision)
+
+    def project(self, tensors: Tensors) -> None:
+        """Bring stored targets back to where they may be, in place, after an outer step."""
 
     def flaw(self, tensors: Tensors, num: int, num_classes: int) -> str | None:
         """What is wrong with stored targets for `num` examples or items; None where nothing is.
@@ -199,19 +207,85 @@ class Logits(Targets):
 
     def flaw(self, tensors: Tensors, num: int, num_classes: int) -> str | None:
         """Labels that are lost or of another shape."""
-        if "logits" not in tensors:
-            return (
-                "has lost its soft labels, labels.safetensors; put the file back, or distill it "
-                "again."
-            )
-        values = self.values(tensors, num_classes)
-        assert values is not None
-        if values.shape == (num, num_classes):
-            return None
+        return _flaw_of_labels(self, tensors, num, num_classes)
+
+
+@dataclass(frozen=True)
+class Weights(Targets):
+    """Weights of the classes (N or S, K), which need not add up to one.
+
+    The loss of an example is the sum of -w_k log softmax(s)_k (RaT-BPTT, Feng et al., ICLR 2024),
+    so that an example whose weights are large counts for more. Where they are learned they stay at
+    least 0.
+    """
+
+    label_of: LabelOf = "stored"
+
+    @property
+    def kind(self) -> TargetKind:
+        """Weights."""
+        return "weights"
+
+    @property
+    def words(self) -> str:
+        """As labels are called that are not normalised."""
+        return "weights of the classes"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The weights."""
+        return ("weights",)
+
+    @property
+    def of_classes(self) -> bool:
+        """They have one for each class."""
+        return True
+
+    def store(
+        self, values: Tensor, num_classes: int, dtype: torch.dtype, top: int | None = None
+    ) -> dict[str, Tensor]:
+        """All of them."""
+        return {"weights": values.to(dtype)}
+
+    def values(self, tensors: Tensors, num_classes: int) -> Tensor | None:
+        """The weights (N or S, K)."""
+        stored = tensors["weights"]
+        return stored.float() if stored.dtype == torch.float16 else stored
+
+    def among(self, values: Tensor, classes: Sequence[int], num_classes: int) -> Tensor:
+        """The same weights in the columns of their classes, 0 in the others."""
+        wide = values.new_zeros(len(values), num_classes)
+        wide[:, list(classes)] = values
+        return wide
+
+    def trained_by(self, protocol: EvalConfig) -> EvalConfig:
+        """By weighted cross-entropy alone."""
+        return replace(protocol, loss="weighted", hard_weight=0.0)
+
+    def project(self, tensors: Tensors) -> None:
+        """At least 0."""
+        tensors["weights"].clamp_(min=0)
+
+    def flaw(self, tensors: Tensors, num: int, num_classes: int) -> str | None:
+        """Weights that are lost or of another shape."""
+        return _flaw_of_labels(self, tensors, num, num_classes)
+
+
+def _flaw_of_labels(targets: Targets, tensors: Tensors, num: int, num_classes: int) -> str | None:
+    """What is wrong with targets that have a number for each class; None where nothing is."""
+    if targets.names[0] not in tensors:
         return (
-            f"has labels of shape {tuple(values.shape)} for {num} images of {num_classes} classes; "
-            "distill or import it again."
+            f"has lost its {targets.words}, labels.safetensors; put the file back, or distill it "
+            "again."
         )
+    values = targets.values(tensors, num_classes)
+    assert values is not None
+    if values.shape == (num, num_classes):
+        return None
+    return (
+        f"has labels of shape {tuple(values.shape)} for {num} images of {num_classes} classes; "
+        "distill or import it again."
+    )
 
 
 @dataclass(frozen=True)
@@ -261,7 +335,7 @@ class Features(Targets):
 
     def trained_by(self, protocol: EvalConfig) -> EvalConfig:
         """By squared error alone."""
-        return replace(protocol, loss="mse", hard_weight=0.0)
+        return replace(protocol, loss="mse", hard_weight=0.0, soft_weight=1.0)
 
     def evaluate(
         self,
@@ -287,7 +361,7 @@ class Features(Targets):
 
 
 # names of tensors that go into a file of their own
-LABELS = (*Logits().names, *Features().names)
+LABELS = (*Logits().names, *Weights().names, *Features().names)
 
 
 def index_dtype(num_classes: int) -> torch.dtype:
@@ -302,6 +376,7 @@ def targets_of(kind: str, label_of: LabelOf) -> Targets:
     kinds: dict[str, Targets] = {
         "class": Classes(),
         "logits": Logits(label_of),
+        "weights": Weights(label_of),
         "features": Features(label_of),
     }
     return kinds[kind]

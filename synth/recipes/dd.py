@@ -1,20 +1,26 @@
 """DD: dataset distillation. Wang et al., arXiv 1811.10959.
 
 Values: the authors' code (github.com/ssnl/dataset-distillation): images from normal noise, seen in
-mini sets of one image a class in a fixed order, over and over; a learned step size of every step;
-plain gradient descent; Adam for images and step sizes, its rate halved every 40 epochs of real
-batches, 400 epochs. The student is judged by 1024 real images. Differs from the released code: a
-network is not saved between steps (its "unknown_init"), and the judged student normalises as it was
-trained. Figures of new networks are those that others list. Recipes of this project start from real
-images.
+mini sets of one image a class in a fixed order, over and over; a learned step size of every step,
+by which networks are trained on the set too; plain gradient descent; Adam for images and step
+sizes, its rate halved every 40 epochs of real batches, 400 epochs. The student is judged by 1024
+real images. Differs from the released code: a network is not saved between steps (its
+"unknown_init"), and the judged student normalises as it was trained. Figures of new networks are
+those that others list. Recipes of this project start from real images.
 """
 
 from ddengine.learning.updates import Sgd
-from ddengine.recipe import DataConfig, EvalConfig, InitConfig, OptimConfig, Recipe
+from ddengine.recipe import DataConfig, InitConfig, OptimConfig, Recipe
 from synth.bptt import ThroughTraining
 from synth.inner_batches import InnerBatches
-from synth.recipes.protocols import PROTOCOLS
-from synth.recipes.through_training import adam, cell, small
+from synth.recipes.through_training import (
+    CIFAR,
+    TAKEN_OVER,
+    adam,
+    cell,
+    own_training,
+    small,
+)
 from synth.windows import FromStart
 
 BIBTEX = """
@@ -51,20 +57,20 @@ def _optim(per_epoch: int) -> dict[str, OptimConfig]:
 
 
 def _published() -> list[Recipe]:
-    common: EvalConfig = PROTOCOLS["dc"]
+    of_mnist, of_cifar = _objective(1, 0.02), _objective(10, 0.001)
     return [
         cell(
             "dd/mnist_ipc1", CITES, "mnist", 1,
-            objective=_objective(1, 0.02), optim=_optim(59), steps=400 * 59, init=NOISE,
-            evaluation=common, published=None, source="",
+            objective=of_mnist, optim=_optim(59), steps=400 * 59, init=NOISE,
+            evaluation=own_training(of_mnist), published=None, source="",
             note="94 % is published for networks of one fixed initialisation; nothing that was "
             "read is published for new ones.",
             model="lenet",
         ),
         cell(
             "dd/cifar10_ipc10", CITES, "cifar10", 10,
-            objective=_objective(10, 0.001), optim=_optim(49), steps=400 * 49, init=NOISE,
-            evaluation=common, published=(36.8, 1.2), source="ATT's table",
+            objective=of_cifar, optim=_optim(49), steps=400 * 49, init=NOISE,
+            evaluation=own_training(of_cifar), published=(36.8, 1.2), source="ATT's table",
             note="The authors' network is a variant of AlexNet of their own.",
             model="alexnet",
         ),
@@ -88,6 +94,14 @@ def _small() -> list[Recipe]:
         small(
             "dd/fashion_mnist_ipc10_small", CITES, 10, objective=_objective(10, 0.1, 3, 512),
             steps=280, optim=optim,
+        ),
+        small(
+            "dd/cifar10_ipc1_small", CITES, 1, objective=_objective(1, 0.1, 20, 512), steps=200,
+            optim={"images": adam(0.02), "rates": adam(0.02)}, data=CIFAR, note=TAKEN_OVER,
+        ),
+        small(
+            "dd/cifar10_ipc10_small", CITES, 10, objective=_objective(10, 0.1, 3, 512), steps=140,
+            optim=optim, data=CIFAR, note=TAKEN_OVER, validations=2,
         ),
     ]  # fmt: skip
 

@@ -37,6 +37,7 @@ from synth.recipes.soft import (
     PRETRAINED,
     RECALLED_TEACHERS,
     SHIFTS,
+    SMALL_CELLS,
     SMALL_TEACHERS,
     SQUEEZE,
     SQUEEZE_LARGE,
@@ -218,12 +219,13 @@ def _small() -> list[Recipe]:
             "infer",
             CITES,
             ipc,
+            dataset=dataset,
             objective=StatisticsMatching(batches=BaseSets(), alpha=1.0),
             optim={"compensators": adam(0.25)},
             steps=200,
             codec=Compensated(per_set=len(SMALL_TEACHERS)),
         )
-        for ipc in (10, 50)
+        for dataset, ipc in SMALL_CELLS
     ]
 
 

@@ -79,8 +79,9 @@ PROTOCOLS: dict[str, EvalConfig] = {
         lr_grid=(1e-4, 3e-4, 1e-3),
         baselines=("random", "herding", "full"),
     ),
-    # as students of back-propagation through training learn: Adam, which AdamW without weight decay
-    # is, at one rate that no search chooses, to the last step
+    # as students of back-propagation through training learn, as the set says it: their optimiser,
+    # learned step sizes, batches and number of updates. Sets that do not say it: Adam, which AdamW
+    # without weight decay is, at one rate that no search chooses, to the last step
     "bptt": EvalConfig(
         protocol="bptt",
         epochs=300,
@@ -91,6 +92,38 @@ PROTOCOLS: dict[str, EvalConfig] = {
         rate="learned",
         lr=0.001,
         augment=AugmentConfig(ops=()),
+        as_students=True,
+    ),
+    # hard labels of generated images (MinimaxDiffusion, D4M, MGD3, EVLF); see `generative`
+    "generative": EvalConfig(
+        protocol="generative",
+        epochs=2000,
+        batch=64,
+        lr_drop=0.2,
+        schedule="thirds",
+        augment=AugmentConfig(always=("resized_crop", "flip", "color"), ops=(), area=0.5),
+        cutmix=1.0,
+        labels="hard",
+        models=("resnet10-ap", "convnet-d6-w128-in"),
+        baselines=("random", "k_means", "full"),
     ),
     "fast": EvalConfig(protocol="fast", epochs=300, num_networks=5, full_steps=1000),
 }
+
+# images per class, up to -> epochs of `generative`
+GENERATIVE_EPOCHS = {1: 3000, 10: 2000, 50: 1500, 200: 1000, 500: 500}
+
+
+def generative(ipc: int, num_classes: int = 10) -> EvalConfig:
+    """The protocol `generative` for so many images per class; with 100 classes two thirds as long.
+
+    Published for ten and 100 classes of ImageNet.
+    """
+    epochs = 300
+    for most, of_most in GENERATIVE_EPOCHS.items():
+        if ipc <= most:
+            epochs = of_most
+            break
+    if num_classes == 100:
+        epochs = 2 * epochs // 300 * 100
+    return replace(PROTOCOLS["generative"], epochs=epochs)

@@ -22,6 +22,7 @@ from synth.recipes.protocols import PROTOCOLS
 from synth.recipes.soft import (
     PRETRAINED,
     RECALLED_TEACHERS,
+    SMALL_CELLS,
     SQUEEZE,
     SQUEEZE_LARGE,
     Figure,
@@ -154,13 +155,14 @@ def _small() -> list[Recipe]:
             "rded",
             CITES,
             ipc,
+            dataset=dataset,
             objective=NoObjective(),
             optim={},
             steps=0,
             init=InitConfig(kind="patches"),
             codec=Identity(bounded=True),
         )
-        for ipc in (10, 50)
+        for dataset, ipc in SMALL_CELLS
     ]
 
 

@@ -2,19 +2,28 @@
 
 Values: the authors' code and README (github.com/princetonvisualai/RememberThePast-
 DatasetDistillation): 150 steps of gradient descent with momentum, all of them differentiated, on 32
-images of each class; one draw of the augmentation for all of them and the real batch; gradients of
-bases and coefficients clipped by their joint norm. Its term in the coefficients has no effect and
-is left out. The real batch, 64 images a class, is drawn from all classes together here. Figures:
-mean ± std over networks of the best iterate on the test images. Bases are given for one image per
-class only.
+images of each class; one draw of the augmentation, mirrored or turned, for all of them and the real
+batch (the printed command has none, and says these are to be added); gradients of bases and
+coefficients clipped by their joint norm. Its term in the coefficients has no effect and is left
+out. The real batch, 64 images a class, is drawn from all classes together here. Networks are
+trained on the set in epochs of batches of 640 images. Figures: mean ± std over networks of the best
+iterate on the test images. Bases are given for one image per class only.
 """
 
 from ddengine.learning.updates import HeavyBall
-from ddengine.recipe import AugmentConfig, DataConfig, InitConfig, OptimConfig, Recipe
+from ddengine.recipe import DataConfig, InitConfig, OptimConfig, Recipe
 from ddengine.sets.codec import LinearBases
 from synth.bptt import ThroughTraining
 from synth.inner_batches import InnerBatches
-from synth.recipes.through_training import adam, cell, own_training, small
+from synth.recipes.through_training import (
+    CIFAR,
+    FLIP_ROTATE,
+    TAKEN_OVER,
+    adam,
+    cell,
+    own_training,
+    small,
+)
 from synth.windows import FromStart
 
 BIBTEX = """
@@ -43,13 +52,14 @@ def _published() -> list[Recipe]:
         lr=0.01,
         batches=InnerBatches(per_class=32),
         real_batch=640,
-        augment=AugmentConfig(),
+        augment=FLIP_ROTATE,
         one_draw=True,
     )
     one = OptimConfig(lr=0.1, momentum=0.5, clip=2.0, clip_together=True)
     evaluation = own_training(
-        objective, optimiser="sgd", epochs=300, batch=640, num_networks=10, baselines=("random",)
-    )
+        objective, as_students=False, optimiser="sgd", epochs=300, batch=640, num_networks=10,
+        baselines=("random",),
+    )  # fmt: skip
     return [
         cell(
             "rtp/cifar10_ipc1", CITES, "cifar10", 1, objective=objective,
@@ -86,6 +96,16 @@ def _small() -> list[Recipe]:
         small(
             "rtp/fashion_mnist_ipc10_small", CITES, 10, objective=_objective(30, 3, 512),
             steps=200, optim=optim, codec=LinearBases(bases=128, start="images"), validations=2,
+        ),
+        small(
+            "rtp/cifar10_ipc1_small", CITES, 1, objective=_objective(30, 3, 512), steps=100,
+            optim=optim, codec=LinearBases(bases=32, start="images"), data=CIFAR, note=TAKEN_OVER,
+            validations=2,
+        ),
+        small(
+            "rtp/cifar10_ipc10_small", CITES, 10, objective=_objective(30, 3, 512), steps=100,
+            optim=optim, codec=LinearBases(bases=256, start="images"), data=CIFAR, note=TAKEN_OVER,
+            validations=1,
         ),
     ]  # fmt: skip
 

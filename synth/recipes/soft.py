@@ -161,6 +161,9 @@ def cell(
 
 
 SMALL_NOTE = "A recipe of this project for a CPU; nothing is published for this cell."
+# dataset, images per class
+SMALL_CELLS = (("fashion_mnist", 10), ("fashion_mnist", 50), ("cifar10", 10))
+CHOSEN = {"cifar10": "The rates are those of the cell of Fashion-MNIST."}
 SMALL_TEACHERS = ("convnet-d3-w16-bn", "resnet18-bn-x12")
 SMALL_UPDATES = 600  # of every student
 
@@ -190,15 +193,16 @@ def small(
     codec: Codec = Identity(),
     init: InitConfig = InitConfig(),
     teachers: tuple[str, ...] = SMALL_TEACHERS,
+    dataset: str,
 ) -> Recipe:
-    """Fashion-MNIST, a fixed subset, narrow networks of two kinds."""
+    """A fixed subset of a dataset, narrow networks of two kinds."""
     examples = 10 * codec.budget(ipc, 10)[2] if isinstance(codec, Compensated) else 10 * ipc
     return Recipe(
-        name=f"{method}/fashion_mnist_ipc{ipc}_small",
+        name=f"{method}/{dataset}_ipc{ipc}_small",
         cites=cites,
         published=None,
-        note=SMALL_NOTE,
-        data=DataConfig(name="fashion_mnist", limit=10_000),
+        note=" ".join(filter(None, (SMALL_NOTE, CHOSEN.get(dataset, "")))),
+        data=DataConfig(name=dataset, limit=10_000),
         model="convnet-d3-w16-bn",
         ipc=ipc,
         buffer=replace(SQUEEZE, epochs=8, step=replace(SQUEEZE.step, lr=0.05)),

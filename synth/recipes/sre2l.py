@@ -30,6 +30,7 @@ from synth.recipes.soft import (
     PRETRAINED,
     RECALLED_TEACHERS,
     SHIFTS,
+    SMALL_CELLS,
     SQUEEZE,
     SQUEEZE_LARGE,
     Figure,
@@ -349,13 +350,14 @@ def _small() -> list[Recipe]:
             "sre2l",
             CITES,
             ipc,
+            dataset=dataset,
             objective=StatisticsMatching(batches=OnePerClass()),
             optim={"images": adam(0.25)},
             steps=200,
             codec=Identity(bounded=True),
             init=InitConfig(kind="noise"),
         )
-        for ipc in (10, 50)
+        for dataset, ipc in SMALL_CELLS
     ]
 
 

@@ -161,7 +161,7 @@ def test_sets_of_one_kind_are_merged(syn, data):
         theirs = one.batch(torch.arange(len(one))).targets
         if syn.target_kind == "class":
             theirs = theirs + place
-        if syn.targets.soft:
+        if syn.targets.of_classes:
             ours = ours[:, place : place + len(one)]
         assert torch.equal(ours, theirs)
     others = [kind for kind in KINDS if kind != syn.target_kind]
@@ -178,6 +178,7 @@ def test_a_set_is_evaluated_and_its_folder_says_so(syn, data, tmp_path):
     assert ("judged_by" in outcome.content) == syn.targets.regressed
     meta = json.loads((tmp_path / "set/meta.json").read_text())
     wanted = {"class": "cross_entropy", "logits": "cross_entropy"}
+    wanted["weights"] = "weighted_cross_entropy"
     loss = wanted.get(syn.target_kind, "squared_error_of_features")
     assert meta["protocol"]["loss"] == loss and meta["protocol"]["lr"] == 0.05
     assert "def train" in (tmp_path / "set/load.py").read_text()

@@ -14,7 +14,14 @@ TINY = [
     "--data.limit", "200", "--model", MODEL, "--outer.steps", "3", "--outer.evaluate_every", "0",
     "--outer.picture_every", "0", "--objective.real_batch", "32",
 ]  # fmt: skip
-QUICK = ["--epochs", "4", "--num_networks", "3", "--baselines", "random"]
+QUICK = ["--updates", "4", "--num_networks", "3", "--baselines", "random"]
+# the optimiser of students by its name in torch, and its step size
+STUDENTS = {
+    "dd": ("SGD", None),
+    "rtp": ("SGD", 0.02),
+    "rat": ("Adam", 0.005),
+    "at": ("Adam", 0.005),
+}
 WINDOWS = {
     "dd": [],
     "rtp": ["--objective.inner_steps", "4", "--objective.window.size", "4"],
@@ -34,12 +41,13 @@ def test_from_the_recipe_to_the_folder(method, tmp_path):
     assert run("evaluate", str(out), "--protocol", "bptt", *QUICK) == 0
     evaluation = json.loads((out / "evaluation.json").read_text())
     distilled = evaluation["rows"][0]
-    assert distilled["set"] == "distilled" and distilled["lr"] == 0.001
+    optimiser, lr = STUDENTS[method]
+    assert distilled["set"] == "distilled" and distilled["steps"] == 4
     meta = json.loads((out / "distilled" / "meta.json").read_text())
-    assert meta["protocol"]["drops"] == [] or all(
-        not drop["optimiser_restarts"] and drop["lr_factor"] == 1.0
-        for drop in meta["protocol"]["drops"]
-    )
+    assert meta["protocol"]["optimiser"] == optimiser and meta["protocol"]["updates"] == 4
+    rates = meta["protocol"]["rates"]
+    assert distilled["lr"] == (lr or pytest.approx(sum(rates) / len(rates)))
+    assert len(rates) == (10 if method == "dd" else 0)
     syn, _ = folders.load(out / "distilled", torch.device("cpu"))
     images, targets, _ = shipped_loader(out / "distilled").load(out / "distilled")
     ours = syn.batch(torch.arange(len(syn)))
@@ -54,6 +62,20 @@ def test_from_the_recipe_to_the_folder(method, tmp_path):
         assert len(syn) == 60 and {"bases", "coefficients"} <= syn.tensors.keys()
     if method == "dd":
         assert syn.tensors["rates"].shape == (10,)
+
+
+def test_flags_that_students_decide_are_refused(tmp_path, capsys):
+    """In a sentence that names those that they do not; without students they hold."""
+    out = str(tmp_path / "run")
+    assert run("distill", "rat/digits_ipc1", *TINY, *WINDOWS["rat"], "--out", out) == 0
+    evaluate = ["evaluate", out, "--protocol", "bptt", "--num_networks", "3", "--baselines"]
+    assert run(*evaluate, "random", "--epochs", "4") == 2
+    assert "evaluation.epochs says nothing here" in capsys.readouterr().err
+    plain = ["random", "--epochs", "4", "--as_students", "False"]
+    assert run(*evaluate, *plain) == 0
+    said = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert "students" not in said["protocol"] and said["protocol"]["lr"] == 0.001
+    assert said["rows"][0]["steps"] == 4
 
 
 def test_what_does_not_fit_is_said_before_anything_is_made(tmp_path, capsys):

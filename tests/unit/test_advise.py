@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +16,10 @@ import synth
 from ddengine.api import advise as module
 from ddengine.api import estimate as of_estimate
 from ddengine.data import Dataset
+from ddengine.plan.apart import apart
 from ddengine.plan.estimate import Part
 from ddengine.system.errors import UserError
+from synth.catalogue import find
 from synth.measured import measurements
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,13 +31,13 @@ def calibrated(monkeypatch):
     """Every recipe takes 100 s of experts where it reads some, and a second a step."""
     seen = []
 
-    def fake(job, missing):
+    def fake(job, missing, *, evaluates, until):
+        assert not evaluates  # which nobody asked about
         seen.append(job.recipe)
         buffer = 100.0 if job.recipe.buffer is not None else 0.0
         return [
             Part("buffer", buffer, 10, 0, ""),
             Part("distill", float(job.recipe.outer.steps), 2 * 10**9, 0, ""),
-            Part("evaluate", 5.0, 10, 0, ""),
         ]
 
     monkeypatch.setattr(of_estimate.plan, "estimate", fake)
@@ -103,12 +106,61 @@ def test_steps_are_cut_to_the_time_and_what_does_not_fit_is_said(calibrated):
     assert rows["own/folder"]["steps"] == 60 and rows["own/folder"]["seconds"] == 60
     assert "--outer.steps 60" in rows["own/folder"]["command"]
     # the experts alone take longer
-    assert not rows["mtt/fashion_mnist_ipc10_small"]["fits"] and "too long" in str(outcome)
-    assert not any("mtt/fashion" in note and "distill" in note for note in outcome.notes)
+    assert rows["tesla/fashion_mnist_ipc10_small"]["fits"] is False and "too long" in str(outcome)
+    assert not any("tesla/fashion" in note and "distill" in note for note in outcome.notes)
+    # in its place comes another that fits, and what fits comes first
+    assert [row["fits"] for row in outcome.rows] == [True] * 3 + [False] * 3
     rows, _ = advised(grey(), minutes=1000.0)
     assert rows["own/folder"]["steps"] == 200
     # nobody said where experts lie
-    assert "mtt/fashion_mnist_ipc10_small" not in rows
+    assert "tesla/fashion_mnist_ipc10_small" not in rows
+
+
+def test_a_quarter_of_the_time_is_for_calibrations(calibrated, monkeypatch):
+    """What was not calibrated by then is named without a time, and its command with all steps."""
+    deadlines = []
+
+    def late(job, missing, *, evaluates, until):
+        deadlines.append(until - time.monotonic())
+        raise TimeoutError
+
+    monkeypatch.setattr(of_estimate.plan, "estimate", late)
+    rows, outcome = advised(grey(), minutes=2.0)
+    assert len(rows) == 3 and all(0 < seconds <= 30 for seconds in deadlines)
+    assert rows["own/folder"]["fits"] is None and rows["own/folder"]["seconds"] is None
+    assert "--outer.steps 200" in rows["own/folder"]["command"]
+    assert "not calibrated" in str(outcome) and "a quarter of the time given, 30 s" in str(outcome)
+
+
+def test_a_second_of_time_starts_no_process(monkeypatch):
+    monkeypatch.setattr("ddengine.plan.apart.mp.get_context", lambda kind: pytest.fail(kind))
+    began = time.monotonic()
+    rows, _ = advised(grey(num=60), minutes=1e-6)
+    assert all(row["seconds"] is None for row in rows.values())
+    assert time.monotonic() - began < 5
+
+
+def test_a_calibration_that_takes_too_long_is_ended():
+    began = time.monotonic()
+    with pytest.raises(TimeoutError):
+        apart(sleeping, until=began + 0.3)
+    assert time.monotonic() - began < 3
+
+
+def sleeping(began):
+    """Longer than anybody waits."""
+    time.sleep(60)
+
+
+def test_calibrations_are_remembered(calibrated, tmp_path):
+    """Of the same recipe, images and machine, in the folder that is named."""
+    first, _ = advised(grey(), calibrations=tmp_path)
+    num = len(calibrated)
+    second, _ = advised(grey(), calibrations=tmp_path, minutes=1000.0)
+    assert len(calibrated) == num == 3
+    assert second["own/folder"]["seconds"] == first["own/folder"]["seconds"] == 200
+    advised(grey(num=410), calibrations=tmp_path)
+    assert len(calibrated) == 6
 
 
 def test_the_recipes_are_made_for_the_images(calibrated):
@@ -124,7 +176,8 @@ def test_the_recipes_are_made_for_the_images(calibrated):
     ]
 
 
-def test_the_command(calibrated, capsys):
+def test_the_command(calibrated, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where calibrations are kept
     assert run("advise", "--data.name", "digits", "--minutes", "2") == 0
     said = capsys.readouterr().out
     assert "dm/digits_ipc10" in said and "10 classes, 1295 training images" in said
@@ -132,7 +185,7 @@ def test_the_command(calibrated, capsys):
     assert run("advise", "--data.name", "digits", "--minutes", "-1") == 2
     assert "minutes must be positive" in capsys.readouterr().err
     assert run("advise") == 2
-    assert "data.root" in capsys.readouterr().err
+    assert "name their folder with --data.root" in capsys.readouterr().err
 
 
 def test_no_candidates_are_refused(calibrated):
@@ -153,4 +206,9 @@ def test_no_candidates_are_refused(calibrated):
 )
 def test_recipes_of_the_dataset_itself_are_tried_where_there_are_any(dataset, first):
     names = [candidate.recipe.name for candidate in synth.candidates(dataset)]
-    assert names[0] == first and len(names) == len(set(names)) == 3
+    assert names[0] == first and len(names) == len(set(names))
+    # a method that has a small recipe is a choice; kinds of objectives alternate
+    assert {name.split("/")[0] for name in names} - {"own"} >= {"mtt", "idc", "rtp", "infer", "at"}
+    kinds = [type(find(name).objective) for name in names[:5]]
+    assert len(set(kinds)) == 5
+    assert not any("krr_st" in name for name in names)  # whose targets are no classes

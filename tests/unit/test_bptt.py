@@ -9,7 +9,7 @@ from helpers import tiny_data, tiny_env, tiny_set
 from ddengine import loop
 from ddengine.contract.test_method import StopsAt
 from ddengine.learning.by_higher import TorchOptimiser
-from ddengine.learning.updates import Adam, HeavyBall, Sgd
+from ddengine.learning.updates import Adam, HeavyBall, Sgd, Update
 from ddengine.recipe import AugmentConfig, InitConfig, OptimConfig, OuterConfig, TargetConfig
 from ddengine.sets.labels import label
 from ddengine.sets.start import INITIALISERS
@@ -123,12 +123,31 @@ def test_impossible_options_are_refused(change, words):
         ThroughTraining(**options | change)
 
 
-def test_an_optimiser_that_higher_does_not_know_is_refused():
-    """Before the first step, with what to do."""
-    update = TorchOptimiser(name="AdamW")
-    config = ThroughTraining(inner_steps=T, window=Last(size=2), update=update)
-    with pytest.raises(UserError, match=r"higher cannot differentiate torch's AdamW.*unroll"):
-        config.build(environment()[0])
+@pytest.mark.parametrize("name", ["AdamW", "NAdam", "RAdam", "RMSprop"])
+def test_an_optimiser_that_higher_does_not_know_is_refused(name):
+    """As it is named, with those that there are and with what to do."""
+    with pytest.raises(UserError, match=f"higher cannot differentiate torch's {name}.*unroll"):
+        TorchOptimiser(name=name)
+    with pytest.raises(UserError, match=r"Frog is no optimiser of torch.optim; set one of SGD"):
+        TorchOptimiser(name="Frog")
+
+
+class Own(Update):
+    """An update that torch has not."""
+
+    def step(self, theta, grad, state, lr, k):
+        """Half of plain descent."""
+        return theta - lr / 2 * grad, ()
+
+
+def test_an_update_that_torch_has_not():
+    """Higher refuses it before the first step; nobody but us can train networks so."""
+    config = ThroughTraining(inner_steps=T, window=Last(size=2), update=Own())
+    env, syn = environment()
+    assert config.students(syn) is None
+    config.build(env)
+    with pytest.raises(UserError, match=r"Own is none of them; set objective.inner unroll"):
+        replace(config, inner="higher").build(env)
 
 
 @pytest.mark.parametrize(

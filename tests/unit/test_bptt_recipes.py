@@ -6,7 +6,7 @@ from ddengine.learning.updates import Adam, HeavyBall, Sgd
 from ddengine.sets.codec import LinearBases
 from synth.catalogue import RECIPES
 from synth.stages import Stages
-from synth.windows import FromStart, RandomWindow
+from synth.windows import FromStart, Last, RandomWindow
 
 # recipe: (steps of a student, window, update, step size, images per class, real images, figure)
 CELLS = {
@@ -18,6 +18,24 @@ CELLS = {
     ),
     "at/cifar10_ipc10": (
         200, Stages(size=40, spread=10, every=10), Adam(eps_as="higher"), 0.001, 10, 5000, 0.724,
+    ),
+    "rat/cifar100_ipc1": (130, Last(size=90), Adam(eps_as="higher"), 0.001, 1, 5000, 0.353),
+    "rat/cifar100_ipc10": (
+        300, RandomWindow(size=100, every=10), Adam(eps_as="higher"), 0.001, 1, 5000, 0.475,
+    ),
+    "rat/tiny_imagenet_ipc10": (
+        300, RandomWindow(size=100, every=100), Adam(eps_as="higher"), 0.001, 1, 1000, 0.244,
+    ),
+    "rat/tiny_imagenet_ipc10_last": (
+        270, Last(size=90), Adam(eps_as="higher"), 0.001, 1, 2000, None,
+    ),
+    "at/cifar100_ipc10": (
+        300, Stages(size=100, spread=20, every=50, early_calm=45, middle_calm=None),
+        Adam(eps_as="higher"), 0.001, 1, 1000, 0.490,
+    ),
+    "at/tiny_imagenet_ipc10": (
+        300, Stages(size=100, spread=30, every=100, early_calm=45, middle_calm=None),
+        Adam(eps_as="higher"), 0.001, 1, 1000, 0.327,
     ),
 }  # fmt: skip
 
@@ -34,7 +52,36 @@ def test_students_are_as_published(name):
     )  # fmt: skip
     assert of.learned_rates == (of.batches.order == "turns") == name.startswith("dd/")
     assert of.one_draw == name.startswith("rtp/")
-    assert recipe.targets.kind == "class" and recipe.buffer is None
+    learned = name.startswith(("rat/", "at/")) and "cifar10_" not in name
+    assert recipe.targets.kind == ("weights" if learned else "class")
+    assert set(recipe.outer.optim) >= {"weights"} or not learned
+    assert of.batches.classes == (50 if "tiny" in name else None) and recipe.buffer is None
+
+
+def test_networks_are_trained_on_the_sets_as_published():
+    """As their students, for 1,000 steps or DD's; RTP's in epochs of larger batches."""
+    for name in CELLS:
+        recipe, config = RECIPES[name], RECIPES[name].evaluation
+        assert config.protocol == "bptt" and config.augment == recipe.objective.augment
+        assert config.as_students == (not name.startswith("rtp/"))
+        assert config.updates == (1000 if name.startswith(("rat/", "at/")) else None)
+    rtp = RECIPES["rtp/cifar10_ipc1"].evaluation
+    assert (rtp.optimiser, rtp.lr, rtp.epochs, rtp.batch) == ("sgd", 0.01, 300, 640)
+
+
+def test_learned_labels_are_learned_as_published():
+    """At the rate of the images, which alone are clipped, for 60,000 epochs of real batches."""
+    steps = {
+        "rat/cifar100_ipc1": (3e-4, 10), "rat/cifar100_ipc10": (1e-3, 10),
+        "rat/tiny_imagenet_ipc10": (3e-4, 100), "rat/tiny_imagenet_ipc10_last": (3e-4, 50),
+        "at/cifar100_ipc10": (1e-3, 50), "at/tiny_imagenet_ipc10": (3e-4, 100),
+    }  # fmt: skip
+    for name, (lr, per_epoch) in steps.items():
+        outer = RECIPES[name].outer
+        images, weights = outer.optim["images"], outer.optim["weights"]
+        assert images.lr == weights.lr == lr and outer.steps == 60_000 * per_epoch
+        assert images.clip_average == 2.0 and weights.clip_average is None
+        assert weights.kind == "adam" and weights.beta2 == 0.999
 
 
 def test_images_are_learned_as_published():

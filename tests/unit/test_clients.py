@@ -165,6 +165,25 @@ def test_the_command_merges_runs_of_peoples_own_images(two, tmp_path, capsys):
     assert f"ddengine.evaluate('{tmp_path / 'both'}', data) in Python" in told.replace("\n", " ")
 
 
+def test_the_command_brings_all_sets_under_the_preprocessing_that_is_named(two, tmp_path, capsys):
+    """That of a set, which need not be one of them; the pictures stay."""
+    paths = [str(tmp_path / f"set{i}") for i in range(2)]
+    for one, path in zip(two, paths, strict=True):
+        one.save(path)
+    other = replace(two[0].set, preprocess=Preprocess.of((0.25,), (0.5,)))
+    ddengine.Distilled(other, two[0].meta).save(tmp_path / "other")
+    words = ("--preprocess", str(tmp_path / "other"), "--out", str(tmp_path / "both"))
+    assert run("merge", *paths, *words) == 0
+    capsys.readouterr()
+    both = ddengine.load(tmp_path / "both")
+    assert both.preprocess.mean.item() == 0.25 and both.preprocess.std.item() == 0.5
+    index = torch.arange(len(two[0]))
+    assert torch.allclose(both.pixels(index), two[0].pixels(index), atol=1e-6)
+    whitened = Preprocess(torch.zeros(64), matrix=torch.eye(64), inverse=torch.eye(64))
+    with pytest.raises(UserError, match="whitens images"):
+        ddengine.merge(two, preprocess=whitened)
+
+
 def test_folders_of_two_people_are_merged_and_one_of_other_classes_is_not(tmp_path, digits):
     from PIL import Image
 

@@ -79,6 +79,22 @@ def mean(values):
     return sum(values) / len(values)
 
 
+def test_a_field_that_came_late_shows_its_default():
+    """Stored recipes leave it out, and it is a setting all the same."""
+    clipped = [a_run(f"c{s}", a, s) for s, a in enumerate(HIGH)]
+    for run in clipped:
+        run.meta["recipe"]["outer"]["optim"]["images"]["clip"] = 2.0
+        run.meta["recipe"]["more_models"] = ["lenet"]
+    plain = [a_run(f"p{s}", a, s) for s, a in enumerate(LOW)]
+    made = compare([*clipped, *plain])
+    assert set(made.fields) == {"outer.optim.images.clip", "more_models"}
+    one, other = (row["settings"] for row in made.rows)
+    assert one == {"outer.optim.images.clip": 2.0, "more_models": ["lenet"]}
+    assert other == {"outer.optim.images.clip": None, "more_models": []}
+    for row in made.rows:
+        assert NONE not in comparing.settings_in_words(row, made.fields)
+
+
 # Numbers.
 
 

@@ -106,3 +106,15 @@ def test_the_handle_is_a_line_and_does_not_print_its_images():
     assert repr(Dataset.folder("photos")) == "Dataset.folder('photos')"
     assert repr(Dataset.named("digits")) == "Dataset.named('digits')"
     assert repr(Dataset.named("cifar10", root="x")) == "Dataset.named('cifar10', 'x')"
+
+
+def test_a_notebook_shows_what_is_known_without_reading(tmp_path):
+    """Names hold anything, and files are not opened."""
+    pair = (torch.zeros(5, 1, 8, 6), torch.zeros(5, dtype=torch.long))
+    shown = Dataset.of(pair, classes=["<b>", "dog"], test=pair)._repr_html_()
+    assert "<table>" in shown and "1 x 8 x 6" in shown and "&lt;b&gt;, dog" in shown
+    assert shown.count("<td>5</td>") == 2
+    (tmp_path / "photos").mkdir()
+    there = Dataset.folder(tmp_path / "photos")._repr_html_()
+    assert "<td>photos</td>" in there and "<td>yes</td>" in there
+    assert "<td>no</td>" in Dataset.folder(tmp_path / "nowhere")._repr_html_()

@@ -195,7 +195,7 @@ def test_a_quick_evaluation(data, monkeypatch, tmp_path):
     """Few networks, two rates, updates by the validation split, tests of reported networks alone;
     marked wherever it is shown, and the same after an interruption.
     """
-    config = replace(SHORT, num_networks=5, epochs=40)
+    config = replace(SHORT, num_networks=5, epochs=100)
     options = {"seed": 0, "device": CPU, "economy": Economy(quick=True)}
     with pytest.MonkeyPatch.context() as patch:
         asked = trainings(patch)
@@ -206,13 +206,13 @@ def test_a_quick_evaluation(data, monkeypatch, tmp_path):
     )
     assert {a.lr for a in asked} == {0.02, 0.05} == set(quick["protocol"]["lr_grid"])
     rows = {row["set"]: row for row in quick["rows"]}
-    tried = {a.steps or 41 for a in asked if a.who.name == "random" and a.split == "validation"}
-    assert rows["random"]["steps"] in tried <= {3, 6, 11, 21, 41}
-    assert rows["random"]["cut"] == {
-        "updates": rows["random"]["steps"],
-        "of": 41,
-        "by": "validation",
-    }
+    tried = {a.steps or 101 for a in asked if a.who.name == "random" and a.split == "validation"}
+    assert rows["random"]["steps"] in tried <= {26, 51, 101}
+    cut = {row["set"]: row["cut"] for row in quick["rows"] if "cut" in row}
+    assert cut  # which is marked
+    for name, facts in cut.items():
+        assert facts["updates"] == rows[name]["steps"] < facts["of"]
+        assert facts["by"] == "validation"
     assert rows["distilled"]["steps"] == rows["distilled_8bit"]["steps"]
     assert rows["equal_bytes"]["lr"] == rows["random"]["lr"]
     assert quick["quick"] and len(rows["full"]["accuracies"]) == 3
@@ -255,6 +255,39 @@ def test_a_quick_evaluation_asks_what_rows_take_before_their_images_are_chosen(
         torch.set_num_threads(before)
     assert quick["processes"] == (2 if remembered else 1)
     assert numbers(quick) == numbers(alone)
+
+
+def test_a_quick_evaluation_ends_in_the_time_that_it_says(data, monkeypatch, tmp_path):
+    """Updates take as long as on a slow machine; what was chosen holds where it is resumed."""
+    config = replace(SHORT, epochs=399, baselines=("random", "eight_bit"))
+    economy = Economy(quick=True, quick_seconds=120.0)
+    options = {"seed": 0, "device": CPU, "memo_path": tmp_path / "memo"}
+    monkeypatch.setattr(work, "measured", lambda bench, asked: Pace(0.5, 0.0))
+    with pytest.MonkeyPatch.context() as patch:
+        asked = trainings(patch, limit=3)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(a_set(data), data, config, MODEL, economy=economy, **options)
+    monkeypatch.setattr(work, "measured", lambda bench, asked: Pace(0.001, 0.0))
+    asked += trainings(monkeypatch)
+    quick = evaluate(a_set(data), data, config, MODEL, economy=economy, **options)
+    distilled = [a for a in asked if a.who.name == "distilled"]
+    # 40 updates at 0.5 s: a curve, two rates and three networks are 120 s
+    assert max(a.steps for a in distilled) == 40 and min(a.steps for a in distilled) >= 20
+    assert sum(0.5 * a.steps * len(a.seeds) for a in distilled) <= 120.0
+    rows = {row["set"]: row for row in quick["rows"]}
+    assert rows["distilled"]["cut"]["of"] == 400
+    assert rows["distilled_8bit"]["steps"] == rows["distilled"]["steps"]
+    assert quick["quick_seconds"] == 120.0
+    assert any("no more than 120 s of training" in line for line in tables.notes(quick))
+
+
+def test_a_slow_machine_makes_no_training_shorter_than_networks_need(data, monkeypatch):
+    config = replace(SHORT, epochs=399, baselines=("random",))
+    monkeypatch.setattr(work, "measured", lambda bench, asked: Pace(100.0, 0.0))
+    asked = trainings(monkeypatch)
+    economy = Economy(quick=True, quick_seconds=1.0)
+    evaluate(a_set(data), data, config, MODEL, seed=0, device=CPU, economy=economy)
+    assert {a.steps for a in asked} == {20}
 
 
 def test_a_quick_evaluation_tries_the_learned_rate_beside_the_usual_one(data, monkeypatch):

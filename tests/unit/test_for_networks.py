@@ -282,6 +282,33 @@ def test_the_command_and_python_make_the_same_set(tmp_path, monkeypatch, capsys)
     assert list(dict.fromkeys(row["model"] for row in rows)) == [WIDE, NARROW]
 
 
+def test_a_set_for_several_networks_is_validated_on_each(tmp_path, monkeypatch, capsys):
+    """And its accuracy is their mean, which is said."""
+    monkeypatch.chdir(tmp_path)
+    reached = {WIDE: 0.5, NARROW: 0.25}
+    monkeypatch.setattr(
+        "ddengine.evaluation.train.validate", lambda syn, data, config, model, **o: reached[model]
+    )
+    often = ("--outer.evaluate_every", "4")
+    assert run(*flags("--for", WIDE, NARROW, "--out", "both", *often)) == 0
+    meta = json.loads(Path("both/distilled/meta.json").read_text())
+    assert meta["distillation"]["validation_accuracy"] == 0.375
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"validation accuracy in the end 37.5 %, the mean of {WIDE} and {NARROW}" in said
+    reached[NARROW] = None  # one diverged
+    assert run(*flags("--for", WIDE, NARROW, "--out", "lost", *often)) == 0
+    meta = json.loads(Path("lost/distilled/meta.json").read_text())
+    assert meta["distillation"]["validation_accuracy"] is None
+
+
+def test_teachers_are_validated_on_where_the_set_is_for_all_of_them():
+    soft = find("infer/fashion_mnist_ipc10_small")
+    assert soft.validated_on == (soft.model,)
+    names = ["convnet-d2-w8-bn", "resnet18-bn-x12"]
+    assert for_networks(soft, names).validated_on == tuple(names)
+    assert dm().validated_on == (dm().model,)
+
+
 def test_an_alone_network_is_the_model(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run(*flags("--for", NARROW, "--out", "one")) == 0

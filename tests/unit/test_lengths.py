@@ -8,8 +8,14 @@ from ddengine.evaluation.lengths import long_enough, shorter
 
 
 def test_lengths_double_up_to_the_whole_training():
-    assert shorter(301) == [19, 38, 76, 151, 301]
-    assert shorter(3) == [1, 2, 3] and shorter(1) == [1]
+    assert shorter(601) == [38, 76, 151, 301, 601]
+    assert shorter(1) == [1]
+
+
+def test_no_length_is_shorter_than_networks_need_to_learn_anything():
+    assert shorter(301) == [38, 76, 151, 301]  # 19 are too few
+    assert shorter(41) == [21, 41]
+    assert shorter(19) == [19]  # that of the protocol is tried all the same
 
 
 @pytest.mark.parametrize(
@@ -34,6 +40,14 @@ def test_lengths_double_up_to_the_whole_training():
 def test_a_length_is_enough_when_longer_ones_are_not_better(reached, enough):
     """Of five lengths, where 10,000 images tell every tenth."""
     assert long_enough(reached, 5, 10_000) == enough
+
+
+def test_a_length_at_which_networks_guess_is_not_enough():
+    """0.1 is what a guess among ten classes reaches; of 10,000 images 0.103 is no better."""
+    assert long_enough([0.1, 0.1, 0.1], 5, 10_000) == 0
+    assert long_enough([0.1, 0.103, 0.1], 5, 10_000, chance=0.1) is None
+    assert long_enough([0.1, 0.103, 0.5, 0.5, 0.5], 5, 10_000, chance=0.1) == 2
+    assert long_enough([0.1] * 5, 5, 10_000, chance=0.1) == 4
 
 
 def test_few_images_tell_little():

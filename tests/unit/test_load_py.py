@@ -258,6 +258,7 @@ TRAINED = {
         squared=True,
         mix_labels="probabilities",
         hard_weight=0.4,
+        soft_weight=0.6,
         temperature=3.0,
     ),
     "soft, kl, probabilities, mixup": replace(

@@ -110,6 +110,7 @@ OF = {method: [name for name in ALL if name.startswith(f"{method}/")] for method
 def test_every_recipe_is_in_the_tables():
     """Or one of this project's own, and those come first."""
     own = {f"{method}/fashion_mnist_ipc{ipc}_small" for method in METHODS for ipc in (10, 50)}
+    own |= {f"{method}/cifar10_ipc10_small" for method in METHODS}
     assert {name for name in RECIPES if name.split("/")[0] in METHODS} == set(ALL) | own
     for method in METHODS:
         assert next(name for name in RECIPES if name.startswith(f"{method}/")) in own

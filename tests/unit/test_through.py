@@ -9,8 +9,10 @@ from ddengine.learning.by_higher import ByHigher, TorchOptimiser, check
 from ddengine.learning.flat import FlatModel
 from ddengine.learning.inner import inner_gradient, with_weight_decay
 from ddengine.learning.through import ByUnroll
+from ddengine.learning.torch_steps import DIFFERENTIABLE
 from ddengine.learning.updates import Adam, HeavyBall, Sgd, Update
 from ddengine.system.errors import UserError
+from ddengine.system.rng import generator
 
 WARM, WINDOW = 3, 4
 UPDATES = {"sgd": Sgd(), "heavy ball": HeavyBall(momentum=0.9), "adam": Adam(eps_as="higher")}
@@ -140,20 +142,27 @@ def test_warm_steps_are_those_of_torch():
     assert not torch.allclose(norms["higher"][1], norms["higher"][0])
 
 
-def test_other_optimisers_of_torch():
-    """Adagrad's window, by finite differences; what `higher` does not know is refused."""
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_other_optimisers_of_torch(name):
+    """A window of each, against the difference along a direction."""
     model = FlatModel(network(NAME))
-    student = ByHigher(model, functional.cross_entropy, TorchOptimiser(name="Adagrad"), 0.0)
-    _, batch, theta, inputs = problem(2, NAME)
+    student = ByHigher(model, functional.cross_entropy, TorchOptimiser(name=name), 0.0)
+    _, batch, theta, inputs = problem(3, NAME)
 
     def function(images):
         leaves = {**inputs, "images": images}
-        return student.through(batch, theta, leaves, 0, 2, rates()).square().sum()
+        return student.through(batch, theta, leaves, 0, 3, rates()).square().sum()
 
     images = inputs["images"].clone().requires_grad_()
-    assert agrees(function, [images])
-    for name in ("Adagrad", "Adamax", "Adadelta"):
-        check(TorchOptimiser(name=name))
+    (slope,) = torch.autograd.grad(function(images), images)
+    direction = torch.randn(images.shape, generator=generator(0), dtype=F64)
+    step = 1e-5 * direction
+    difference = (function(images + step) - function(images - step)) / 2e-5
+    assert float((slope * direction).sum().detach()) == pytest.approx(float(difference), rel=1e-4)
+
+
+def test_what_higher_does_not_know_is_refused():
+    """In a sentence that names what to do."""
     for update in UPDATES.values():
         check(update)
     with pytest.raises(UserError, match=r"AdamW.*unroll"):

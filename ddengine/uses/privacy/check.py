@@ -53,10 +53,10 @@ def run(  # long: half of it says what it takes
         learned = syn.lr
     facts = {
         "model": model,
-        "optimiser": config.optimiser,
+        "optimiser": config.students.step.name if config.students else config.optimiser,
         "lr": config.lr,
         "lr_on_set": learned or config.lr,
-        "full_updates": min(config.full_steps, training.num_updates(len(data.train), config)),
+        "full_updates": min(config.full_steps, training.updates_on_all(len(data.train), config)),
         "labels": "hard" if config.loss == "uskd" else "own",
     }
     train: Any = partial(

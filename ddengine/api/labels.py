@@ -1,0 +1,220 @@
+"""Labels bought in rounds from a teacher that errs."""
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ddengine import naming
+from ddengine.api.checks import check_folder, check_recipe, check_run
+from ddengine.api.inputs import AUTO, Images, dataset_of, default_folder, pointed_at
+from ddengine.api.outcomes import Outcome
+from ddengine.api.results import Distilled, on_device, opened
+from ddengine.artefact import runs
+from ddengine.data import Data
+from ddengine.evaluation.decoded import freeze
+from ddengine.evaluation.evaluate import set_digest
+from ddengine.models import build_model
+from ddengine.pages import of_labels
+from ddengine.recipe import Recipe, digest, to_dict
+from ddengine.system import files, log, runtime
+from ddengine.system.errors import UserError
+from ddengine.system.rng import generator
+from ddengine.system.runtime import Precision
+from ddengine.uses import labels as buying
+from ddengine.uses.labels import Context, LabelsConfig, OfFile, Pool
+from ddengine.uses.labels.answers import write_questions
+
+MARK = "labels.recipe.json"
+FILE = "labels.json"
+QUESTIONS = "ask.csv"
+
+
+def buy_labels(
+    data: Images,
+    recipe: Recipe,
+    config: LabelsConfig = LabelsConfig(),
+    *,
+    pool: Distilled | Path | str | None = None,
+    answers: Path | str | None = None,
+    folder: Path | str | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    precision: Precision = "fp32",
+    progress: log.Progress = True,
+    restart: bool = False,
+) -> Outcome:  # long: its arguments are explained
+    """Choose in rounds which points to ask a teacher about, whose answers may be wrong.
+
+        few = ddengine.LabelsConfig(rules=("rad", "uniform"), wrong=(0.0, 0.3), points=50)
+        table = ddengine.buy_labels(ddengine.Dataset.named("digits"), recipe, few)
+
+    With `answers` a person or a service is asked: what the file does not say yet lies in ask.csv of
+    the folder, and the same call goes on when the file says it.
+
+    Args:
+        data: as `distill` takes it, with test images.
+        recipe: its data, network and evaluation (how networks are trained); the other parts play no
+            role.
+        config: rules, rounds, how many points, who answers how wrongly.
+        pool: a set whose images are the points, such as the candidates of a distillation; None: the
+            training images.
+        answers: a CSV file with the columns index or name, and class; None: config says who
+            answers.
+        folder: where labels.json, labels.png and ask.csv are written, and an interrupted run is
+            continued; "auto" is the one that the command line would name; None leaves nothing.
+        seed: decides every random draw.
+        device: auto, cpu, cuda or cuda:N.
+        precision: fp32, tf32 or bf16.
+        progress: as `distill` takes it.
+        restart: begin anew, deleting what the folder holds.
+
+    Raises:
+        UserError: more points than the pool has, answers about points or classes that do not exist,
+            a set of other classes, a folder of something else.
+    """
+    check_recipe(recipe)
+    check_run(seed, precision)
+    if not isinstance(config, LabelsConfig):
+        raise UserError(f"config is {config!r}; give a ddengine.LabelsConfig.")
+    _check_answers(config, answers, folder)
+    if folder != AUTO:
+        check_folder(folder)
+    with log.shown(progress):
+        # what makes no difference here makes no other run
+        recipe = replace(recipe, buffer=None, teachers=(), published=None)
+        recipe, source = pointed_at(recipe, dataset_of(data))
+        where = runtime.setup(device, precision)
+        loaded = source.load(where, test=True)
+        context = _context(loaded, recipe, config, pool, seed, where, precision)
+        file = None if answers is None else Path(answers)
+        identity = buying.identity(context, file)
+        path = Path(folder) if folder not in (None, AUTO) else None
+        if folder == AUTO:
+            path = default_folder(f"labels-{recipe.name}", {"identity": identity})
+        if path is not None:
+            if restart:
+                runs.delete(path, MARK)
+            runs.claim(path, MARK, {"recipe": to_dict(recipe), "identity": identity})
+        content, notes = _content(context, path, file)
+        table = partial(of_labels.table, content)
+        return Outcome(content, content["rows"], table, (*notes, *of_labels.notes(content)), path)
+
+
+def _check_answers(
+    config: LabelsConfig, answers: Path | str | None, folder: Path | str | None
+) -> None:
+    """Raise UserError where a file cannot answer what these settings ask."""
+    if answers is None:
+        return
+    if config.teacher is not None:
+        raise UserError(
+            f"Both the teacher {config.teacher} and the file {answers} would answer; leave one out."
+        )
+    if len(config.rules) > 1 or config.repeats > 1:
+        raise UserError(
+            f"A file answers one course, and {len(config.rules)} rules in {config.repeats} repeats "
+            "are asked for; set labels.rules to one, such as rad, and labels.repeats to 1."
+        )
+    if folder is None:
+        raise UserError(
+            "A file answers round by round, and what it is asked has to lie somewhere; name a "
+            "folder."
+        )
+
+
+def _context(
+    data: Data,
+    recipe: Recipe,
+    config: LabelsConfig,
+    pool: Distilled | Path | str | None,
+    seed: int,
+    device: torch.device,
+    precision: Precision,
+) -> Context:
+    """What the rounds need. Raises UserError for what would fail later."""
+    if data.test is None or not len(data.test):
+        raise UserError(
+            f"{recipe.data.name} has no test images, and networks are measured on them; give some, "
+            "or a dataset that has them."
+        )
+    for model in (recipe.model, *filter(None, [config.teacher])):
+        build_model(model, data.image_shape, data.num_classes, generator(0))
+    context = Context(
+        pool=_real_pool(data) if pool is None else _pool_of(opened(pool), data, device),
+        test=data.test,
+        validation=data.validation,
+        class_names=data.class_names,
+        model=recipe.model,
+        protocol=recipe.evaluation,
+        config=config,
+        seed=seed,
+        device=device,
+        precision=precision,
+    )
+    buying.check(context)
+    return context
+
+
+def _real_pool(data: Data) -> Pool:
+    """The training images."""
+    names = list(map(str, data.train_names or range(len(data.train))))
+    return Pool(data.train, data.train.labels.cpu(), names, data.train.digest)
+
+
+def _pool_of(of: Distilled, data: Data, device: torch.device) -> Pool:
+    """The images of a set. Raises UserError for one of other images or without classes."""
+    syn = on_device(of, device)
+    if syn.targets.regressed:
+        raise UserError(
+            "The set has features and no classes, and what is bought are classes; give a set of "
+            "images with classes."
+        )
+    if syn.class_names != data.class_names:
+        raise UserError(
+            f"The set has other classes than the images ({', '.join(syn.class_names[:3])} ...); "
+            "give the images that it was made of."
+        )
+    shown = files.tensor_digest(of.set.preprocess.tensors())
+    if shown != files.tensor_digest(data.train.preprocess.tensors()):
+        raise UserError(
+            "The set is seen through another preprocessing than the test images; use the data "
+            "settings (limit, validation, split_seed, zca) that it was made with."
+        )
+    decoded = freeze(syn, device)
+    names = [str(number) for number in range(len(decoded))]
+    return Pool(decoded, decoded.classes.cpu(), names, digest(["set", set_digest(syn)]))
+
+
+def _content(
+    context: Context, folder: Path | None, answers: Path | None
+) -> tuple[Mapping[str, Any], list[str]]:
+    """(the content of labels.json, made where it is not there; what to say first)."""
+    if folder is None:
+        with tempfile.TemporaryDirectory(prefix="ddengine-") as temporary:
+            content, _ = buying.run(context, None, Path(temporary) / "labels.partial.jsonl")
+            return content, []
+    path = folder / FILE
+    if path.is_file():
+        log.say(f"{path} is there; --restart begins anew")
+        content = naming.read_json(path, "rows", "identity")
+    else:
+        file = None
+        if answers is not None:
+            file = OfFile.read(answers, context.pool.names, context.class_names)
+        content, waiting = buying.run(context, file, folder / "labels.partial.jsonl")
+        if waiting is not None:
+            questions = folder / QUESTIONS
+            write_questions(questions, waiting, context.pool.names)
+            return content, [
+                f"{len(waiting)} points wait for their classes: {questions}; put its lines with "
+                f"the classes into {answers}, and the same command goes on"
+            ]
+        (folder / QUESTIONS).unlink(missing_ok=True)
+        files.write_json(path, {"format": naming.FORMAT, **content})
+    of_labels.plot(folder / "labels.png", content)
+    return content, []

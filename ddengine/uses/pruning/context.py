@@ -1,0 +1,83 @@
+"""What all parts of a comparison of pruned data share."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Generator, Tensor, nn
+
+from ddengine.data import Data
+from ddengine.models import build_model
+from ddengine.recipe import EvalConfig, Recipe
+from ddengine.system import files
+from ddengine.system.memo import Memo
+from ddengine.system.rng import generator
+from ddengine.system.runtime import Precision
+from ddengine.types import Json
+from ddengine.uses.pruning.config import PruningConfig
+
+
+@dataclass(frozen=True)
+class Context:
+    """The images, the settings, and where finished work is remembered."""
+
+    data: Data
+    recipe: Recipe
+    config: PruningConfig
+    seed: int
+    device: torch.device
+    precision: Precision
+    folder: Path  # where networks and scores are kept until all is done
+    identity: str = ""
+    memo: Memo = Memo(None, "")
+    advance: Callable[[str], None] = lambda label: None  # shows what is being done
+    rates: tuple[float, ...] = ()  # learning rates that are tried
+
+    @property
+    def protocol(self) -> EvalConfig:
+        """How networks are trained, but for what they are trained to say."""
+        return self.recipe.evaluation
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """The networks that teach; the first one also judges images."""
+        return self.config.teachers or (self.recipe.model,)
+
+    def seed_of(self, *names: str | int) -> int:
+        """A seed for one thing."""
+        rng = generator(self.seed, "pruning", *names)
+        return int(torch.randint(2**31, (1,), generator=rng))
+
+    def builder(self, model: str) -> Callable[[Generator], nn.Module]:
+        """What makes new networks of a name."""
+        return partial(build_model, model, self.data.image_shape, self.data.num_classes)
+
+    def remember(self, key: str, label: str, compute: Callable[[], Json]) -> Json:
+        """The result under `key` with the seconds it took, computed when new."""
+
+        def timed() -> Json:
+            start = time.perf_counter()
+            return compute() | {"seconds": time.perf_counter() - start}
+
+        self.advance(label)
+        return self.memo(key, timed)
+
+    def kept_tensors(
+        self, name: str, label: str, compute: Callable[[], Mapping[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """Tensors that a file of the folder holds, computed and written there when new."""
+        self.advance(label)
+        path = self.folder / f"{name.replace('/', '_')}.safetensors"
+        if path.is_file():
+            tensors, metadata = files.read_tensors(path)
+            if metadata.get("identity") == self.identity:
+                return tensors
+        begin = time.perf_counter()
+        made = dict(compute())
+        files.make_folder(self.folder)
+        files.write_tensors(path, made, {"identity": self.identity})
+        self.memo.put(f"seconds/{name}", {"seconds": time.perf_counter() - begin})
+        return made

@@ -1,0 +1,140 @@
+"""Sampling images around modes of real latents.
+
+MGD3: Chan-Santiago et al., ICML 2025, arXiv 2505.18963. D4M: Su et al., CVPR 2024, arXiv
+2407.15138. Guidance without a classifier: Ho & Salimans, 2022, arXiv 2207.12598.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Generator, Tensor
+
+from synth.generative.parts import Said
+from synth.generative.schedule import Step
+
+
+class Denoiser(Protocol):
+    """(noisy latents (B, c, h, w), times (B,), labels (B,)) -> what it says of them."""
+
+    def __call__(self, noisy: Tensor, times: Tensor, labels: Tensor) -> Said:
+        """See the class."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guidance:
+    """How sampling is led."""
+
+    modes: float = 0.1  # s, towards the mode; 0: not
+    stop: int = 25  # the last so many steps are not led towards the mode
+    classes: float = 4.0  # weight of what is said of the class; 1: it alone
+
+
+def said_of(
+    denoiser: Denoiser, noisy: Tensor, step: Step, labels: Tensor, null: int, weight: float
+) -> Said:
+    """What the denoiser says with guidance: without a class, and the difference times `weight`.
+
+    Its variance is that with the class.
+    """
+    times = torch.full((len(noisy),), step.time, device=noisy.device)
+    if weight == 1:
+        return denoiser(noisy, times, labels)
+    without = torch.full_like(labels, null)
+    both = denoiser(noisy.repeat(2, 1, 1, 1), times.repeat(2), torch.cat([labels, without]))
+    told, untold = both.noise.chunk(2)
+    variance = None if both.variance is None else both.variance.chunk(2)[0]
+    return Said(untold + weight * (told - untold), variance)
+
+
+def deviation(step: Step, variance: Tensor | None) -> Tensor | float:
+    """The standard deviation of the noise that a step adds; the last step adds none.
+
+    It is the posterior's, or lies between that and beta where the denoiser says so, on a scale of
+    logarithms (Nichol & Dhariwal, 2021, eq. 15).
+    """
+    if variance is None:
+        return step.variance**0.5
+    low, high = math.log(step.variance), math.log(step.beta)
+    share = (variance + 1) / 2
+    return (0.5 * (share * high + (1 - share) * low)).exp()
+
+
+@torch.no_grad()
+def sample(  # long: arguments, and what they mean
+    denoiser: Denoiser,
+    steps: Sequence[Step],
+    labels: Tensor,
+    modes: Tensor | None,
+    streams: Sequence[Generator],
+    *,
+    shape: tuple[int, ...],
+    null: int,
+    guidance: Guidance = Guidance(),
+    strength: float = 1.0,
+) -> Tensor:
+    """Latents (B, c, h, w), scaled as the denoiser sees them.
+
+    Each step is DDPM's, led towards the modes m by what the latents are taken to be, x0, while its
+    index, counted from the last, is above `guidance.stop`:
+
+        x <- mean + sigma noise + s sigma (m - x0)
+
+    Args:
+        denoiser: what says the noise.
+        steps: the times, ascending.
+        labels: the denoiser's numbers of the classes (B,).
+        modes: (B, c, h, w), scaled; None leads towards nothing.
+        streams: a generator for each image, so that no image depends on the others of its batch.
+        shape: (c, h, w).
+        null: the number that stands for no class.
+        guidance: how strongly, and how long.
+        strength: 1 starts from noise; less, from modes with the noise of the time at that share of
+            all steps (image to image, D4M).
+    """
+    begin = max(1, round(strength * len(steps)))
+    device = labels.device
+    noisy = _noise(streams, shape, device)
+    if strength < 1:
+        assert modes is not None, "modes to start from"
+        kept = steps[begin - 1].kept
+        noisy = kept**0.5 * modes + (1 - kept) ** 0.5 * noisy
+    for index in range(begin - 1, -1, -1):
+        step = steps[index]
+        said = said_of(denoiser, noisy, step, labels, null, guidance.classes)
+        clean = step.clean(noisy, said.noise)
+        mean = step.mean(noisy, clean)
+        noise = _noise(streams, shape, device)
+        if index == 0:
+            noisy = mean
+            continue
+        sigma = deviation(step, said.variance)
+        noisy = mean + sigma * noise
+        if modes is not None and guidance.modes and index > guidance.stop:
+            noisy = noisy + guidance.modes * sigma * (modes - clean)
+    return noisy
+
+
+def _noise(streams: Sequence[Generator], shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Normal noise (B, ...), a stream for each image."""
+    drawn = [torch.randn(shape, generator=stream) for stream in streams]
+    return torch.stack(drawn).to(device)
+
+
+def modes_of(latents: Tensor, number: int, kind: str, seed: int = 0) -> Tensor:
+    """(number, ...) centres of k-means of the latents (N, ...) of a class, or the latents nearest.
+
+    `kind` is centre or real. Its random numbers are those of `seed`.
+    """
+    from sklearn.cluster import KMeans  # a second to import
+
+    flat = latents.flatten(1).cpu()
+    means = KMeans(n_clusters=number, random_state=seed, n_init="auto")
+    centres = torch.from_numpy(means.fit(flat.double().numpy()).cluster_centers_)
+    if kind == "real":
+        nearest = torch.cdist(centres, flat.double()).argmin(1)
+        return latents[nearest.to(latents.device)]
+    return centres.to(latents).unflatten(1, latents.shape[1:])
