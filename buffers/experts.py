@@ -1,5 +1,6 @@
 """The experts of a store: train each that is missing, write each as it is done."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
