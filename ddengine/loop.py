@@ -586,7 +586,7 @@ def warnings(counters: Counters, config: OuterConfig) -> list[str]:
     return lines
 
 
-def summary(counters: Counters) -> dict[str, float | int | None]:
+def summary(counters: Counters) -> dict[str, float | int | str | None]:
     """Cost and guard counts of a finished run, for meta.json."""
     return {
         "seconds": round(counters.seconds, 2),

@@ -85,7 +85,7 @@ def of_bytes(content: bytes) -> str:
     return running(content).hexdigest()
 
 
-def running(content: bytes = b"") -> "hashlib._Hash":
+def running(content: bytes = b"") -> "hashlib.blake2b":
     """The digest of bytes that more will follow: `update` adds them."""
     return hashlib.blake2b(content, digest_size=SIZE)
 
