@@ -212,10 +212,11 @@ class Stateless(Objective):
         return self.config.step_losses(self.env, syn, rng)
 
 
-def network_bytes(env: Env, *, images: int, vectors: int = VECTORS) -> int:
+def network_bytes(env: Env, *, images: int, vectors: int = VECTORS, seen: int = 0) -> int:
     """Bytes that gradients of gradients hold at most, of so many images in the network of `env`.
 
-    `vectors` of the size of its parameters are alive beside.
+    `vectors` of the size of its parameters are alive beside; of images `seen`, such as real ones,
+    only a plain gradient is computed, at another time.
     """
     network, shape = env.new_model(generator(0)), env.real.image_shape
-    return step_bytes(network, shape, env.device, images=images, vectors=vectors)
+    return step_bytes(network, shape, env.device, images=images, vectors=vectors, seen=seen)

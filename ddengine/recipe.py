@@ -877,6 +877,12 @@ class Recipe(Generic[BufferT, CodecT, ObjectiveT]):
                 ),
             )
         require(
+            kind != "features" or self.init.kind != "noise",
+            "targets.kind features starts from what a trained network says of the images, and of "
+            "noise (init.kind) it says nothing; set init.kind unlabelled, which reads no labels, "
+            "or real.",
+        )
+        require(
             kind != "features" or self.buffer is not None,
             (
                 "targets.kind features are those of a trained network, and buffer is empty; take "

@@ -121,7 +121,7 @@ class Job:
             images=self.images,
         )
         seconds = round(time.perf_counter() - began, 2)  # what a set that is only chosen costs
-        loop.check(syn, objective, self.recipe.outer)  # before there is a folder
+        loop.check(syn, objective, self.recipe.outer, self.recipe.taken)  # before there is a folder
         return syn, objective, seconds
 
     def renumbered(self, syn: SyntheticSet) -> SyntheticSet:

@@ -307,11 +307,9 @@ class Asking:
         """The networks that label, given opened or by where they lie; none where none were."""
         if self.experts is None:
             return []
-        if not isinstance(self.experts, TeacherSource):
-            return load_all(self.experts, opened_set.device)
         dynamic = self.config.labels == "dynamic"
         data, device = opened_set.data, opened_set.device
-        return self.experts.teachers(self.of.meta, data, device, dynamic=dynamic)
+        return teachers_of(self.of, self.experts, data, device, dynamic=dynamic)
 
     def _brought(self) -> dict[str, str | None]:
         """What identifies the functions that the user brings, by what they are for.
@@ -456,6 +454,20 @@ def open_set(
         if config.loss == "uskd":
             middle(network, data.image_shape)
     return OpenSet(syn, data, where)
+
+
+def teachers_of(
+    of: Distilled,
+    experts: Experts | TeacherSource,
+    data: Data,
+    device: torch.device,
+    *,
+    dynamic: bool,
+) -> Sequence[nn.Module]:
+    """The networks of a set, given opened or by where they lie; `data` are its images."""
+    if isinstance(experts, TeacherSource):
+        return experts.teachers(of.meta, data, device, dynamic=dynamic)
+    return load_all(experts, device)
 
 
 def numbered_as(syn: SyntheticSet, names: Sequence[str]) -> SyntheticSet:

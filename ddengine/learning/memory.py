@@ -6,6 +6,8 @@ from torch import Tensor, nn
 # bytes of a step's graph, double backward and gradients, for a byte that one forward pass saves: an
 # upper bound
 PER_STEP = 6.0
+# the same of a gradient through which none flows
+PER_GRADIENT = 3.0
 
 
 def saved_bytes(
@@ -36,6 +38,7 @@ def step_bytes(
     *,
     images: int,
     vectors: int,
+    seen: int = 0,
 ) -> int:
     """Bytes that gradients of gradients in a network hold at most.
 
@@ -45,7 +48,9 @@ def step_bytes(
         device: where it runs.
         images: whose graphs are alive together.
         vectors: of the size of its parameters, float32, that are alive beside.
+        seen: images that only a plain gradient is computed of, at another time than the graphs.
     """
     parameters = sum(p.numel() for p in network.parameters())
-    graph = PER_STEP * saved_bytes(network, image_shape, device) * images
-    return int(graph + 4 * parameters * vectors)
+    saved = saved_bytes(network, image_shape, device)
+    most = max(PER_STEP * images, PER_GRADIENT * seen) * saved
+    return int(most + 4 * parameters * vectors)
