@@ -1114,7 +1114,18 @@ def resolved(recipe: Recipe) -> dict[str, Any]:
     if data["buffer"] is not None:
         data["buffer"]["step"].pop("folder", None)  # of published weights
         data["buffer"].pop("seed", None)  # a run says beside this which experts it follows
+    data["objective"] = without_choices(data["objective"])
     return _with_names_of_digests(data, recipe.data.size)
+
+
+def without_choices(objective: dict[str, Any]) -> dict[str, Any]:
+    """The JSON data of an objective, with `replay` where the way back is left to the machine.
+
+    Both give one gradient, and `replay` was the default before there was a choice.
+    """
+    if objective.get("backprop") == "auto":
+        return objective | {"backprop": "replay"}
+    return objective
 
 
 def _with_names_of_digests(data: dict[str, Any], size: tuple[int, int] | None) -> dict[str, Any]:

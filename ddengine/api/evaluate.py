@@ -54,7 +54,7 @@ CONTROLS = ("random_soft", "hard_labels")  # without which soft labels pass for 
 PARTIAL = "evaluation.partial.jsonl"  # what is finished of an evaluation that is not done
 QUICK_SHARE = 1 / 6  # of full_seconds in a quick evaluation
 # of training of every other row there, on each network; updates are cut to what validation needs,
-# 20 at least, and to what this time allows
+# 16 at least, and to what this time allows
 QUICK_SECONDS = 20.0
 Networks = Sequence[str | Factory] | Mapping[str, Factory]
 
