@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from ddengine.api.outcomes import Outcome as Outcome
     from ddengine.api.privacy import privacy as privacy
     from ddengine.api.prune import prune as prune
+    from ddengine.api.quantise import quantise as quantise
     from ddengine.api.report import report as report
     from ddengine.api.results import Distilled as Distilled
     from ddengine.api.results import load as load
@@ -84,6 +85,7 @@ _PLACES = {
     "privacy": "ddengine.api.privacy",
     "prune": "ddengine.api.prune",
     "push": "ddengine.api.export",
+    "quantise": "ddengine.api.quantise",
     "rank": "ddengine.api.score",
     "report": "ddengine.api.report",
     "score": "ddengine.api.score",

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -134,11 +134,15 @@ def load_checkpoint(path: Path, device: torch.device, run: str | None = None) ->
     return state, meta["log_bytes"]
 
 
-def check(syn: SyntheticSet, objective: Objective, config: OuterConfig) -> None:
+def check(
+    syn: SyntheticSet, objective: Objective, config: OuterConfig, taken: Sequence[str] = ()
+) -> None:
     """Raise UserError for what `distill` cannot do.
 
     That is a name that is not stored, and several draws or ranks for an objective that keeps state.
+    `taken` are the parts of other recipes, each as PART=RECIPE.
     """
+    _check_codec(config, syn, taken)
     _check_names("outer.optim", config.optim, syn)
     _check_names("outer.ema", config.ema, syn)
     keeps = bool(objective.init(generator(0)))
@@ -152,6 +156,21 @@ def check(syn: SyntheticSet, objective: Objective, config: OuterConfig) -> None:
             "This method keeps state between steps, which each draw would advance; set "
             f"outer.draws, now {config.draws}, to 1."
         )
+
+
+def _check_codec(config: OuterConfig, syn: SyntheticSet, taken: Sequence[str]) -> None:
+    """Raise UserError for rates of another codec's tensors and none of this one's."""
+    groups = syn.codec.parameters(syn.tensors)
+    own = {*groups, *(name for names in groups.values() for name in names)}
+    foreign = [name for name in config.optim if name not in syn.tensors]
+    if not foreign or own & config.optim.keys():
+        return
+    recipe = dict(part.split("=", 1) for part in taken).get("codec", "RECIPE")
+    whose = "the recipe of that codec" if recipe == "RECIPE" else recipe
+    raise UserError(
+        f"outer.optim has a rate for {foreign[0]!r}, and codec {type(syn.codec).__name__} stores "
+        f"{' and '.join(groups)}; take the rates from {whose} too (--take outer.optim={recipe})."
+    )
 
 
 def _check_names(setting: str, names: Iterable[str], syn: SyntheticSet) -> None:

@@ -19,7 +19,7 @@ from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 from ddengine.system.runtime import Precision
-from ddengine.types import Experts, Method
+from ddengine.types import Experts, Facts, Json, Method
 
 VECTORS = 13  # of the size of the parameters, that a step holds at most beside its graph
 
@@ -87,6 +87,16 @@ class Objective(Protocol):
         The loop calls backward() on each at once, so only one graph is alive.
         """
         ...
+
+    def choices(self, syn: SyntheticSet, memory: int) -> Json:
+        """What is left to the machine, as it is to be where so many bytes of memory are available.
+
+        It is chosen once for a run, and stored with it; for most {}, the default.
+        """
+        return {}
+
+    def choose(self, choices: Facts) -> None:
+        """Do from now on as `choices` says, here or when the run began."""
 
 
 def backward(loss: Tensor, draws: int = 1) -> None:
@@ -212,10 +222,11 @@ class Stateless(Objective):
         return self.config.step_losses(self.env, syn, rng)
 
 
-def network_bytes(env: Env, *, images: int, vectors: int = VECTORS) -> int:
+def network_bytes(env: Env, *, images: int, vectors: int = VECTORS, seen: int = 0) -> int:
     """Bytes that gradients of gradients hold at most, of so many images in the network of `env`.
 
-    `vectors` of the size of its parameters are alive beside.
+    `vectors` of the size of its parameters are alive beside; of images `seen`, such as real ones,
+    only a plain gradient is computed, at another time.
     """
     network, shape = env.new_model(generator(0)), env.real.image_shape
-    return step_bytes(network, shape, env.device, images=images, vectors=vectors)
+    return step_bytes(network, shape, env.device, images=images, vectors=vectors, seen=seen)

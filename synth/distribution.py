@@ -85,7 +85,8 @@ class DistributionMatching(ObjectiveConfig, Generic[NetworksT]):
             real_at_once = pays(env, self.real_batch)
         decoded = min(at_once, num_classes) * self.images_per_class(syn)
         real = min(real_at_once, num_classes) * self.real_batch
-        return network_bytes(env, images=max(decoded, real, self.networks.images_at_once(syn)))
+        seen = max(real, self.networks.images_at_once(syn))
+        return network_bytes(env, images=decoded, seen=seen)
 
     def images_per_class(self, syn: SyntheticSet) -> int:
         """Decoded images of a class in a step."""

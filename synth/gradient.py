@@ -161,16 +161,12 @@ class GradientMatching(ObjectiveConfig, Generic[NetworksT]):
         at_once = self.classes_at_once or pays(env, each, device)
         at_once = min(at_once, num_classes)
         real_at_once = min(pays(env, self.real_batch), num_classes)
-        images = [
-            at_once * each,
-            real_at_once * self.real_batch,
-            self.networks.images_at_once(syn),
-        ]
+        seen = [real_at_once * self.real_batch, self.networks.images_at_once(syn)]
         if env.model.normed is not None:
-            images.append(num_classes * NORM_BATCH)
+            seen.append(num_classes * NORM_BATCH)
         # real gradients of a block of classes, and the decoded ones with what their distance holds
         vectors = VECTORS + max(at_once, real_at_once) + 4 * at_once
-        return network_bytes(env, images=max(images), vectors=vectors)
+        return network_bytes(env, images=at_once * each, vectors=vectors, seen=max(seen))
 
     def advice(self, ipc: int) -> str:
         """Look at fewer real images."""

@@ -53,7 +53,7 @@ NEEDED = {"name", "model", "data", "evaluation"}  # of the recipe in meta.json
 CONTROLS = ("random_soft", "hard_labels")  # without which soft labels pass for distillation
 QUICK_SHARE = 1 / 6  # of full_seconds in a quick evaluation
 # of training of every other row there, on each network; updates are cut to what validation needs,
-# 20 at least, and to what this time allows
+# 16 at least, and to what this time allows
 QUICK_SECONDS = 20.0
 Networks = Sequence[str | Factory] | Mapping[str, Factory]
 
@@ -303,11 +303,9 @@ class Asking:
         """The networks that label, given opened or by where they lie; none where none were."""
         if self.experts is None:
             return []
-        if not isinstance(self.experts, TeacherSource):
-            return load_all(self.experts, opened_set.device)
         dynamic = self.config.labels == "dynamic"
         data, device = opened_set.data, opened_set.device
-        return self.experts.teachers(self.of.meta, data, device, dynamic=dynamic)
+        return teachers_of(self.of, self.experts, data, device, dynamic=dynamic)
 
     def _brought(self) -> dict[str, str | None]:
         """What identifies the functions that the user brings, by what they are for.
@@ -452,6 +450,20 @@ def open_set(
         if config.loss == "uskd":
             middle(network, data.image_shape)
     return OpenSet(syn, data, where)
+
+
+def teachers_of(
+    of: Distilled,
+    experts: Experts | TeacherSource,
+    data: Data,
+    device: torch.device,
+    *,
+    dynamic: bool,
+) -> Sequence[nn.Module]:
+    """The networks of a set, given opened or by where they lie; `data` are its images."""
+    if isinstance(experts, TeacherSource):
+        return experts.teachers(of.meta, data, device, dynamic=dynamic)
+    return load_all(experts, device)
 
 
 def numbered_as(syn: SyntheticSet, names: Sequence[str]) -> SyntheticSet:

@@ -19,6 +19,7 @@ from ddengine.api.evaluate import (
     open_set,
     protocol_of,
     source_of,
+    teachers_of,
     with_changes,
 )
 from ddengine.api.inputs import Images, dataset_of
@@ -28,9 +29,9 @@ from ddengine.artefact.markdown import at
 from ddengine.artefact.target_network import target_in_words, target_network
 from ddengine.data import Data, Dataset
 from ddengine.data.dataset import called
+from ddengine.evaluation.protocol import students_of
 from ddengine.experts import TeacherSource
-from ddengine.learning.teachers import load_all
-from ddengine.recipe import DataConfig, EvalConfig
+from ddengine.recipe import DataConfig, EvalConfig, as_students
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system import claims, files, log, program, runtime
 from ddengine.system.errors import UserError
@@ -100,10 +101,7 @@ def transfer(
         asked = opened(of)
         where = runtime.setup(device, precision)
         names, factories = networks_of(models or (asked.meta["recipe"]["model"],))
-        pretraining = with_changes(
-            testing.pretraining_of(protocol_of(asked), asked.set.targets), protocol
-        )
-        pretraining = asked.set.targets.trained_by(replace(pretraining, models=names, baselines=()))
+        pretraining = replace(_pretraining(asked, protocol), models=names, baselines=())
         syn, source = _source(asked, data, pretraining, config, device, precision, experts)
         networks, said = _experts(asked, experts, source, where)
         context = Context(
@@ -132,6 +130,13 @@ def transfer(
         out = out if folder is None else Path(folder)
         content = _content(context, out, restart=restart, words=command)
         return _outcome(content, asked, out)
+
+
+def _pretraining(of: Distilled, protocol: EvalConfig | Mapping[str, Any] | None) -> EvalConfig:
+    """How networks are pre-trained: as on the set, with changes."""
+    targets = of.set.targets
+    changed = with_changes(testing.pretraining_of(protocol_of(of), targets), protocol)
+    return targets.trained_by(as_students(changed, students_of(of.meta)))
 
 
 def _row_name(of: Distilled) -> str:
@@ -219,10 +224,7 @@ def _experts(
     """(networks that were trained on all source images, what they are in words)."""
     if experts is None or source is None:
         return (), ""
-    if isinstance(experts, TeacherSource):
-        networks = experts.teachers(of.meta, source, device, dynamic=False)
-    else:
-        networks = load_all(experts, device)
+    networks = teachers_of(of, experts, source, device, dynamic=False)
     named = target_in_words(target_network(of.meta))
     if not of.set.targets.regressed:
         named = _model_of_experts(of) or "experts"
@@ -254,10 +256,11 @@ def _datasets(
         raise UserError(
             "transfer needs datasets to test on; name one at least with targets=, or --to."
         )
-    given = dict(targets) if isinstance(targets, Mapping) else _by_name(targets)
+    if not isinstance(targets, Mapping):
+        targets = by_name([(None, images) for images in targets])
     shape = syn.image_shape
     made = []
-    for name, images in given.items():
+    for name, images in targets.items():
         dataset = dataset_of(images)
         if dataset is None:
             raise UserError(
@@ -289,15 +292,17 @@ def _few(dataset: Dataset, config: DataConfig) -> Data:
         return dataset.load(config, torch.device("cpu"))
 
 
-def _by_name(targets: Sequence[Images]) -> dict[str, Images]:
-    """Datasets by what they are called: their own names, or those of their folders.
+def by_name(targets: Sequence[tuple[str | None, Images]]) -> dict[str, Images]:
+    """Datasets by what they are called: the given name, or None for their own or their folder's.
 
     A number follows a name that another one has.
     """
     given: dict[str, Images] = {}
-    for images in targets:
+    for name, images in targets:
         dataset = dataset_of(images)
-        name = "own" if dataset is None else called(dataset.name, dataset.root) or "own images"
+        if name is None and dataset is not None:
+            name = called(dataset.name, dataset.root) or "own images"
+        name = name or "own"
         number = 1
         unique = name
         while unique in given:

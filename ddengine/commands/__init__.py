@@ -36,6 +36,7 @@ COMMANDS = {
     "compare": "compare",
     "report": "report",
     "merge": "merge",
+    "quantise": "quantise",
     "import": "bring_in",
     "export": "export",
     "push": "push",
@@ -76,6 +77,8 @@ usage: run.py COMMAND [arguments]
   report SET... [--out FILE]  one HTML page about one or several runs
 
   merge SET... --out FOLDER   sets of some classes each (--data.classes), or of the same, as one
+  quantise SET --out FOLDER [flags]
+                              a finished set in 2, 3, 4 or 8 bits a value; --bytes for a budget
   import RECIPE --files PATH... [flags]
                               others' experts, networks or distilled sets: a store, or a set
   export SET --format mtt | webdataset | folders | hub --out FOLDER

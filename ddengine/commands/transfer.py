@@ -10,6 +10,7 @@ import buffers
 import ddengine
 from ddengine.api.evaluate import data_settings, protocol_of
 from ddengine.api.inputs import dataset_of
+from ddengine.api.transfer import by_name
 from ddengine.commands import cli
 from ddengine.commands.on_set import OnPaths
 from ddengine.commands.options import Machine, ProtocolAlone, as_kind
@@ -27,8 +28,9 @@ OF_PATHS = ("folder", "parquet", "hub")  # datasets that are named by where they
 class TransferOptions(Machine):
     """Flags of transfer."""
 
-    # datasets to test on: names (digits, fashion_mnist ...), NAME=FOLDER for one that lies
-    # elsewhere, paths of folders of images or of parquet files, or hub:USER/NAME
+    # datasets to test on: names (digits, fashion_mnist ...), paths of folders of images or of
+    # parquet files, or hub:USER/NAME; NAME=PATH for a known one that lies elsewhere, or to call any
+    # of these NAME
     to: tuple[str, ...] = ()
     models: tuple[str, ...] = ()  # networks; none: the recipe's
     out: Path | None = None  # folder of transfer.json; None: the run, or the distilled folder
@@ -62,7 +64,7 @@ def main(args: list[str]) -> None:
     outcome = ddengine.transfer(
         of,
         options.data,
-        list(map(dataset_named, options.to)),
+        by_name(list(map(named, options.to))),
         models=options.models,
         config=options.transfer,
         protocol=as_kind(EvalConfig, options.pretraining),
@@ -77,11 +79,25 @@ def main(args: list[str]) -> None:
     cli.show(outcome)
 
 
-def dataset_named(word: str) -> Dataset:
-    """The dataset that a word of --to means. Raises UserError for one that means none."""
-    name, _, root = word.partition("=")
+def named(word: str) -> tuple[str | None, Dataset]:
+    """(what a dataset is called, None for its own name; the dataset) of a word of --to.
+
+    Raises UserError for a word that means none.
+    """
+    name, equals, what = word.partition("=")
+    if not equals or Path(word).exists():
+        return None, dataset_named(word)
     if name in DATASETS and name not in OF_PATHS:
-        return Dataset.named(name, root or None)
+        return None, Dataset.named(name, what or None)
+    if not name or not what:
+        raise UserError(f"--to {word} lacks a name or a path; write --to NAME=PATH.")
+    return name, dataset_named(what)
+
+
+def dataset_named(word: str) -> Dataset:
+    """The dataset of a name, a path or hub:USER/NAME. Raises UserError where there is none."""
+    if word in DATASETS and word not in OF_PATHS:
+        return Dataset.named(word)
     if word.startswith("hub:"):
         return Dataset.hub(word.removeprefix("hub:"))
     path = Path(word)

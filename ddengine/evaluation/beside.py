@@ -5,8 +5,9 @@ process would do with its: on as many threads the numbers are the same to the bi
 told so (functions of the user, teachers that label every batch) stays in this process.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from ddengine.recipe import EvalConfig, from_dict, to_dict
 from ddengine.sets.targets import targets_of
 from ddengine.system import log, runtime
 from ddengine.system.memo import Memo
-from ddengine.system.workers import Message, work
+from ddengine.system.workers import Message, answering, work
 from ddengine.types import Facts, Json, TrainingSet
 
 SPLITS = ("train", "validation", "test")
@@ -40,9 +41,7 @@ def beginning(bench: Bench) -> Message:
     data = bench.data
     tensors = dict(data.train.preprocess.tensors())
     for name in SPLITS:
-        real = _split(data, name)
-        if real is not None:
-            tensors |= {f"{name}.pixels": real.pixels, f"{name}.labels": real.labels}
+        tensors |= told_images(name, _split(data, name))
     facts = {
         "config": to_dict(bench.config),
         "class_names": list(data.class_names),
@@ -62,6 +61,13 @@ def _split(data: Data, name: str) -> RealSet | None:
         "test": data.test,
     }
     return splits[name]
+
+
+def told_images(name: str, real: RealSet | None) -> dict[str, Tensor]:
+    """Real images as tensors under names that begin with `name`; none of None."""
+    if real is None:
+        return {}
+    return {f"{name}.pixels": real.pixels, f"{name}.labels": real.labels}
 
 
 def request(bench: Bench, asked: Training) -> Message:
@@ -115,16 +121,14 @@ def main() -> None:
     work(_begin)
 
 
-def _begin(message: Message) -> "_Answers":
+def _begin(message: Message) -> Callable[[Message], Message]:
     """What answers the messages that follow the first."""
     facts, tensors = message.facts, dict(message.tensors)
     device = runtime.setup("cpu", facts["precision"])
     preprocess, names = Preprocess.from_tensors(tensors), tuple(facts["class_names"])
-    splits: dict[str, RealSet | None] = dict.fromkeys(SPLITS)
+    splits: dict[str, RealSet | None] = {}
     for name in SPLITS:
-        if f"{name}.pixels" in tensors:
-            pixels, labels = tensors[f"{name}.pixels"], tensors[f"{name}.labels"]
-            splits[name] = RealSet(pixels, labels, len(names), preprocess, class_names=names)
+        splits[name] = images_told(name, tensors, preprocess, len(names), names)
     train = splits["train"]
     assert train is not None
     data = Data(train, splits["validation"], splits["test"], names, bytes=0, dataset_bytes=0)
@@ -142,26 +146,29 @@ def _begin(message: Message) -> "_Answers":
         targets=targets_of(**facts["targets"]),
         outputs=facts["outputs"],
     )
-    return _Answers(bench)
+    return answering(partial(_result, bench))
 
 
-class _Answers:
-    """What comes of each request; of one that fails what failed."""
+def images_told(
+    name: str,
+    tensors: Mapping[str, Tensor],
+    preprocess: Preprocess,
+    num_classes: int,
+    class_names: tuple[str, ...] = (),
+) -> RealSet | None:
+    """The inverse of `told_images`."""
+    if f"{name}.pixels" not in tensors:
+        return None
+    pixels, labels = tensors[f"{name}.pixels"], tensors[f"{name}.labels"]
+    return RealSet(pixels, labels, num_classes, preprocess, class_names=class_names)
 
-    def __init__(self, bench: Bench):
-        self.bench = bench
 
-    def __call__(self, message: Message) -> Message:
-        try:
-            return Message({"result": self._result(message)})
-        except Exception as error:
-            return Message({"failed": f"{type(error).__name__}: {error}"})
-
-    def _result(self, message: Message) -> Json:
-        asked = _asked(message, self.bench.data.train)
-        if message.facts.get("measure"):
-            return asdict(measured(self.bench, asked))
-        return self.bench.result(asked)
+def _result(bench: Bench, message: Message) -> Json:
+    """What comes of a request."""
+    asked = _asked(message, bench.data.train)
+    if message.facts.get("measure"):
+        return asdict(measured(bench, asked))
+    return bench.result(asked)
 
 
 def pace_of(result: Facts) -> Pace:

@@ -73,7 +73,7 @@ def of_the_set(bench: Bench, syn: SyntheticSet, distilled: Decoded) -> Iterator[
 
 
 def of_codec(bench: Bench, syn: SyntheticSet, distilled: Decoded) -> Iterator[Contender]:
-    """Beside a set whose codec decodes more examples than it stores.
+    """Beside a set whose codec decodes more examples than it stores, or coarser ones.
 
     They say what the additional updates are worth, and what the codec alone is. `base` are the real
     images that a set keeps as they are, with their labels, for as many updates as all of it. Of
@@ -82,7 +82,7 @@ def of_codec(bench: Bench, syn: SyntheticSet, distilled: Decoded) -> Iterator[Co
     """
     config, labels = bench.config, set_labels(bench.config)
     stored, steps = len(syn.classes), training.num_updates(len(distilled), config)
-    if len(distilled) <= stored:
+    if len(distilled) <= stored and not syn.codec.approximates:
         return
     if natural := syn.codec.natural(syn.tensors):
         base = _base(syn, distilled, natural)
@@ -97,7 +97,7 @@ def of_codec(bench: Bench, syn: SyntheticSet, distilled: Decoded) -> Iterator[Co
             labels=labels,
             distilled=True,
         )
-    per_class = syn.codec.per_item * math.ceil(syn.images_per_class())
+    per_class = syn.codec.per_item * math.ceil(stored / len(syn.class_names))
     members = list(map(len, bench.data.train.members))
     if per_class > min(members):
         few = bench.data.class_names[members.index(min(members))]
@@ -131,7 +131,7 @@ def _coded(bench: Bench, syn: SyntheticSet, per_class: int, draw: int) -> Decode
     # images come class by class
     classes = train.labels[index.to(train.device)][:: syn.codec.per_item]
     images = coded(syn.codec, train.images(index), classes, names, train.preprocess)
-    return freeze(images, bench.device)
+    return replace(freeze(images, bench.device), ledger=images.shipped().ledger)
 
 
 # Real images.

@@ -8,7 +8,9 @@ How its gradient is computed is a part of its own:
 * ``full`` keeps the graph of all T steps (MTT, Cazenavette et al., 2022).
 * ``replay`` is the exact reverse pass with one step's graph alive: it stores theta_0..theta_T, and
   on the way back builds the graph of one step at a time from the stored theta_k. Graph memory does
-  not grow with T. Updates that are not linear in g_k store it and their state too.
+  not grow with T. Updates that are not linear in g_k store it and their state too. Where there is
+  memory, the graphs of the last steps are kept, and none of these is built again: they are the
+  first that the way back needs, and each is freed there.
 * ``detached`` is the same pass without the derivative of g_k in theta_k (TESLA, Cui et al., 2023,
   eq. 4-6). It is biased, although its paper calls it exact: the error grows with the inner step
   size.
@@ -27,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddengine.learning.inner import InnerGradient
+from ddengine.learning.inner import InnerGradient, Kept
 from ddengine.learning.updates import Back, Sgd, State, Update
 from ddengine.types import Backprop
 
@@ -55,6 +57,7 @@ def unroll(  # long: arguments, and what they mean
     update: Update = Sgd(),
     keep: Sequence[int] = (),
     backprop: Backprop = "replay",
+    kept_graphs: int = 0,
     before: "Trained | None" = None,
 ) -> Tensor:
     """Parameters after the steps in `keep`, then after the last of `num_steps` of inner training.
@@ -72,6 +75,7 @@ def unroll(  # long: arguments, and what they mean
         keep: numbers of finished steps, ascending, each in 1..T; the parameters after them are
             returned too.
         backprop: "full" | "replay" | "detached", see the module.
+        kept_graphs: of so many steps, the last, "replay" and "detached" keep the graphs.
         before: training of the same update that these steps go on from; its state is a constant,
             and `theta` takes the place of its parameters. None: this is where training starts.
 
@@ -100,7 +104,8 @@ def unroll(  # long: arguments, and what they mean
     if backprop != "full":
         names = tuple(inputs)
         exact = backprop == "replay"
-        call = _Call(gradient, batch, update, names, num_steps, out, exact, before)
+        first_kept = num_steps - kept_graphs if torch.is_grad_enabled() else num_steps
+        call = _Call(gradient, batch, update, names, num_steps, out, exact, before, first_kept)
         return _Replay.apply(call, theta, lr, *inputs.values())  # type: ignore[no-any-return]
     rates = _rates(lr, num_steps)
     state = before.state
@@ -152,6 +157,14 @@ def _rates(lr: Tensor, num_steps: int) -> Sequence[Tensor]:
 
 
 @dataclass(frozen=True)
+class _Step:
+    """A step whose graph is kept: the graph from the inputs to its batch, and what follows it."""
+
+    batch: tuple[Tensor, ...]
+    gradient: Kept
+
+
+@dataclass(frozen=True)
 class _Call:
     """What one `_Replay` needs beside its tensors."""
 
@@ -163,6 +176,17 @@ class _Call:
     out: tuple[int, ...]  # steps after which the parameters are returned, ascending
     exact: bool  # whether gradients flow through the inner gradient to earlier parameters
     before: Trained  # where training stood before these steps
+    first_kept: int  # the step from which on graphs are kept
+
+    def differentiable_batch(self, leaves: Sequence[Tensor], k: int) -> tuple[Tensor, ...]:
+        """The tensors of step k with a graph to the inputs."""
+        with torch.enable_grad():
+            return self.batch(dict(zip(self.names, leaves, strict=True)), k)
+
+    def kept(self, theta: Tensor, leaves: Sequence[Tensor], k: int) -> _Step:
+        """Step k, whose graph is kept."""
+        batch = self.differentiable_batch(leaves, k)
+        return _Step(batch, self.gradient.kept(theta, *batch))
 
     def by_formula(self, lr: Tensor) -> bool:
         """Whether the update's own way back is taken, which asks for one step size in all steps."""
@@ -182,9 +206,14 @@ class _Replay(torch.autograd.Function):
         thetas = [now]
         grads: list[Tensor | None] = []
         states: list[State] = []
+        kept: dict[int, _Step] = {}
+        leaves = _leaves(values, ctx.needs_input_grad[3:])
         for k in range(call.num_steps):
-            batch = call.batch(inputs, k)
-            g = call.gradient.gradient(now, *batch)
+            if k < call.first_kept:
+                g = call.gradient.gradient(now, *call.batch(inputs, k))
+            else:
+                kept[k] = call.kept(now, leaves, k)
+                g = kept[k].gradient.gradient
             if call.by_formula(lr):
                 grads.append(None)
                 states.append(() if k else state)
@@ -198,6 +227,8 @@ class _Replay(torch.autograd.Function):
         ctx.thetas = thetas
         ctx.grads = grads
         ctx.states = states
+        ctx.leaves = leaves
+        ctx.kept = kept
         ctx.save_for_backward(lr, *values)
         return torch.stack([thetas[k] for k in call.out])
 
@@ -205,10 +236,9 @@ class _Replay(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         call: _Call = ctx.call
-        lr, *values = ctx.saved_tensors
+        lr, *_ = ctx.saved_tensors  # looks whether anything was changed in place
         rates = _rates(lr, call.num_steps)
-        leaves = _leaves(values, ctx.needs_input_grad[3:])
-        inputs = dict(zip(call.names, leaves, strict=True))
+        leaves = ctx.leaves
         learned = [leaf for leaf in leaves if leaf.requires_grad]
         totals = [torch.zeros_like(leaf) for leaf in learned]
         grad_lr = torch.zeros_like(lr)
@@ -221,10 +251,14 @@ class _Replay(torch.autograd.Function):
             step = back(p, adjoint, rates[k], done, ctx.grads[k], ctx.states[k])
             p = step.theta
             adjoint = step.state
-            with torch.enable_grad():
-                batch = call.batch(inputs, k)
-            theta = ctx.thetas[k]
-            pulled = call.gradient.pullback(theta, *batch, r=step.r, curvature=call.exact)
+            made = ctx.kept.pop(k, None)  # a second way back finds none
+            if made is None:
+                batch = call.differentiable_batch(leaves, k)
+                theta = ctx.thetas[k]
+                pulled = call.gradient.pullback(theta, *batch, r=step.r, curvature=call.exact)
+            else:
+                batch = made.batch
+                pulled = made.gradient.pullback(step.r, call.exact)
             of_step = grad_lr if lr.dim() == 0 else grad_lr[k]
             of_step.add_(_of_rate(step, pulled.product))
             if pulled.curvature is not None:

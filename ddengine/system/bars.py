@@ -5,7 +5,9 @@ and a line that moves where it is not; rich's needs ipywidgets and leaves a gap 
 """
 
 import sys
+import time
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
@@ -16,12 +18,47 @@ from rich.progress import (
     Progress,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 
 # what is called with (title, done, total, note) whenever one more of `total` is done; what it
 # raises stops the work
 Report = Callable[[str, int, int, str], None]
+
+
+RECENT_SECONDS = 300.0  # of work by which the time left is told ...
+RECENT_STEPS = 10  # ... or of so many steps, where they take longer
+
+
+class TimeLeft:
+    """How long what is not done yet will take, by the steps of the last minutes.
+
+    So a pause, or a slow beginning, is forgotten.
+    """
+
+    def __init__(self, total: int, done: int):
+        """Work of which `done` of `total` are done now."""
+        self._total = total
+        self._seen: deque[tuple[float, float]] = deque([(time.monotonic(), done)])
+
+    def after(self, done: float) -> float | None:
+        """Seconds that are left when `done` are done now; None where nothing was done yet."""
+        now = time.monotonic()
+        self._seen.append((now, done))
+        while len(self._seen) > RECENT_STEPS + 1 and now - self._seen[1][0] > RECENT_SECONDS:
+            self._seen.popleft()
+        since, before = self._seen[0]
+        if done <= before:
+            return None
+        return (now - since) / (done - before) * (self._total - done)
+
+
+def clock(seconds: float | None) -> str:
+    """Seconds as hours, minutes and seconds, such as 0:02:05."""
+    if seconds is None:
+        return "-:--:--"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"
 
 
 class Display(Protocol):
@@ -65,22 +102,25 @@ class TerminalBar(Display):
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            TextColumn("left {task.fields[left]}"),
             TextColumn("{task.fields[note]}"),
             console=console,
             transient=True,
         )
-        self._task = self._live.add_task(title, total=total, completed=done, note="")
+        self._left = TimeLeft(total, done)
+        self._task = self._live.add_task(
+            title, total=total, completed=done, left=clock(None), note=""
+        )
         self._live.start()
 
     def update(self, done: float, note: str) -> None:
         """Move the bar."""
-        self._live.update(self._task, completed=done, note=note)
+        left = clock(self._left.after(done))
+        self._live.update(self._task, completed=done, left=left, note=note)
 
     def announce(self, done: int, text: str) -> bool:
         """Beside the bar."""
-        self.update(done, text)
+        self._live.update(self._task, note=text)
         return True
 
     def grow(self, table: Callable[[], RenderableType]) -> bool:

@@ -34,16 +34,17 @@ class PlainLines(bars.Display):
 
     def __init__(self, title: str, total: int, done: int):
         """Nothing is printed yet."""
-        self._title, self._total, self._first = title, total, done
-        self._start = self._last = time.monotonic()
+        self._title, self._total = title, total
+        self._last = time.monotonic()
+        self._left = bars.TimeLeft(total, done)
 
     def update(self, done: float, note: str) -> None:
         """A line where the last one is some time ago."""
         now = time.monotonic()
-        if now - self._last <= PLAIN_EVERY or done <= self._first:
+        left = self._left.after(done)
+        if now - self._last <= PLAIN_EVERY or left is None:
             return
         self._last = now
-        left = (now - self._start) / (done - self._first) * (self._total - done)
         so_far = f"{self._title}: {round(done, 1)}/{self._total}"
         console.print(f"{so_far}, about {duration(left)} left {note}".rstrip())
 

@@ -172,3 +172,15 @@ def work(begin: Callable[[Message], Callable[[Message], Message]]) -> None:
     answer = begin(waiting.get())
     while True:
         write(replies, answer(waiting.get()))
+
+
+def answering(result: Callable[[Message], Any]) -> Callable[[Message], Message]:
+    """What answers a message with what comes of it, or with why nothing does."""
+
+    def answer(message: Message) -> Message:
+        try:
+            return Message({"result": result(message)})
+        except Exception as error:
+            return Message({"failed": f"{type(error).__name__}: {error}"})
+
+    return answer

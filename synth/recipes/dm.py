@@ -11,7 +11,7 @@ publish no cell of Fashion-MNIST; its settings are those of the other datasets.
 from dataclasses import replace
 
 from ddengine.recipe import DataConfig, Recipe
-from ddengine.sets.codec import Identity
+from ddengine.sets.codec import Identity, Quantised
 from synth.distribution import DistributionMatching
 from synth.networks import Untrained
 from synth.recipes.matching import NCFM, RECALLED, Figure, cell, small, strategy
@@ -90,6 +90,13 @@ def _small() -> list[Recipe]:
     ]
 
 
+def _quantised() -> Recipe:
+    """As many images of two bits a value as have the bytes of one image of 4 bytes a value."""
+    like = _small()[0]
+    codec = Quantised(bits=2, patch=7)
+    return replace(like, name="dm/fashion_mnist_ipc1_quantised_small", codec=codec)
+
+
 def _digits() -> list[Recipe]:
     """The 8x8 digits of scikit-learn: seconds on a CPU."""
     objective = DistributionMatching(
@@ -114,4 +121,4 @@ def _digits() -> list[Recipe]:
 
 def recipes() -> list[Recipe]:
     """All of them."""
-    return [*_digits(), *_small(), *_published()]
+    return [*_digits(), *_small(), _quantised(), *_published()]

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from buffers.steps import Sgd
 from ddengine.recipe import BufferConfig, DataConfig, OptimConfig, OuterConfig, Recipe
-from ddengine.sets.codec import Identity
+from ddengine.sets.codec import Identity, Quantised
 from synth.recipes.cells import cell, figure
 from synth.recipes.protocols import PROTOCOLS
 from synth.trajectory import TrajectoryMatching, UniformWindow
@@ -200,6 +200,13 @@ def _small() -> list[Recipe]:
     return cells
 
 
+def _quantised() -> Recipe:
+    """As many images of two bits a value as have the bytes of one image of 4 bytes a value."""
+    (like,) = (cell for cell in _small() if cell.name == "mtt/fashion_mnist_ipc1_small")
+    codec = Quantised(bits=2, patch=7)
+    return replace(like, name="mtt/fashion_mnist_ipc1_quantised_small", codec=codec)
+
+
 def fashion() -> list[Recipe]:
     """The small cells on Fashion-MNIST.
 
@@ -210,4 +217,4 @@ def fashion() -> list[Recipe]:
 
 def recipes() -> list[Recipe]:
     """All of them."""
-    return [*_small(), *_cifar(), *_imagenet()]
+    return [*_small(), _quantised(), *_cifar(), *_imagenet()]

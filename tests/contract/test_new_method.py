@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from golden_files import GOLDEN, load
+from golden_files import GOLDEN, load, names
 from ncfm import distance, matched
 
 SOURCE = Path(__file__).with_name("ncfm.py")
 ROOT = Path(__file__).resolve().parents[2]
+CASES = names("ncfm", "_alpha") if (GOLDEN / "ncfm.safetensors").is_file() else []
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-4}
 
 
@@ -80,7 +81,7 @@ def test_it_runs_from_the_command_line(package):
 
 @pytest.mark.skipif(not (GOLDEN / "ncfm.safetensors").is_file(), reason="no such vectors")
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("case", ["half", "a3b7"])
+@pytest.mark.parametrize("case", CASES)
 def test_the_loss_is_the_published_one(case, dtype):
     file = load("ncfm", dtype)
     weights = {name: float(file[f"{case}_{name}"]) for name in ("alpha", "beta")}
@@ -89,11 +90,11 @@ def test_the_loss_is_the_published_one(case, dtype):
     (gradient,) = torch.autograd.grad(loss, syn)
     assert_near(loss, file[f"{case}_loss"], TOLERANCE[dtype])
     assert_near(gradient, file[f"{case}_grad_features_syn"], TOLERANCE[dtype])
-    if case == "half":
+    if f"{case}_matched_loss" in file:
         loss = matched(file["features_real"], syn, file["frequencies"])
         (gradient,) = torch.autograd.grad(loss, syn)
-        assert_near(loss, file["half_matched_loss"], TOLERANCE[dtype])
-        assert_near(gradient, file["half_matched_grad_features_syn"], TOLERANCE[dtype])
+        assert_near(loss, file[f"{case}_matched_loss"], TOLERANCE[dtype])
+        assert_near(gradient, file[f"{case}_matched_grad_features_syn"], TOLERANCE[dtype])
 
 
 def assert_near(ours: torch.Tensor, stored: torch.Tensor, tolerance: float) -> None:

@@ -101,6 +101,37 @@ def test_settings_out_of_range_are_refused(tmp_path, capsys, method, flag, value
     assert words in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("codec", ["rtp/digits_ipc1", "idc/fashion_mnist_ipc1_small"])
+def test_a_codec_of_another_recipe_says_which_rates_it_needs(tmp_path, capsys, codec):
+    """And with these it goes; a codec with the same tensors needs none."""
+    distill = ["distill", "rat/digits_ipc1", *TINY, *WINDOWS["rat"], "--outer.steps", "1"]
+    distill += ["--out", str(tmp_path / "run"), "--take", f"codec={codec}"]
+    if codec.startswith("rtp"):
+        assert run(*distill) == 2
+        advice = f"--take outer.optim={codec}"
+        assert f"take the rates from {codec} too ({advice})" in capsys.readouterr().err
+        assert not (tmp_path / "run").exists()
+        distill += advice.split()
+    assert run(*distill) == 0
+
+
+@pytest.mark.parametrize("name", ["AdamW", "NAdam"])
+def test_an_optimiser_that_higher_refuses_is_said_at_once(tmp_path, capsys, name):
+    """With what to do; an optimiser that it knows is a flag away."""
+    distill = ["distill", "rat/digits_ipc1_adagrad", *TINY, *WINDOWS["rat"]]
+    distill += ["--out", str(tmp_path / "run"), "--objective.update.name"]
+    assert run(*distill, name) == 2
+    said = capsys.readouterr().err
+    assert f"cannot differentiate torch's {name}" in said and "objective.inner unroll" in said
+    assert not (tmp_path / "run").exists()
+    if name == "NAdam":
+        assert run(*distill, "Adamax") == 0
+        with pytest.raises(SystemExit):
+            run("distill", "rat/digits_ipc1_adagrad", "--help")
+        _, _, offered = capsys.readouterr().out.partition("--objective.update.name")
+        assert "Adamax" in offered[:300] and "AdamW" not in offered[:300]
+
+
 def test_higher_differentiates_the_same_training(tmp_path):
     """The images move as by our own way back, up to rounding."""
     moved = []

@@ -1,11 +1,8 @@
 """Back-propagation through training against the published implementations."""
 
-import json
-
 import pytest
 import torch
-from golden_files import GOLDEN, load
-from safetensors import safe_open
+from golden_files import convnet, load, names, shapes_of
 from torch.nn import functional
 
 from ddengine.learning.by_higher import ByHigher
@@ -15,7 +12,6 @@ from ddengine.learning.optim import clipped
 from ddengine.learning.through import ByUnroll
 from ddengine.learning.unroll import unroll
 from ddengine.learning.updates import Adam, HeavyBall
-from ddengine.models.convnet import ConvNet
 from ddengine.recipe import OptimConfig
 from ddengine.sets.codec import LinearBases
 from synth.stages import early, late, position
@@ -32,20 +28,9 @@ def assert_close(ours, stored, tolerance=TOLERANCE):
     assert error <= tolerance, f"error {error:.3g}, tolerance {tolerance:g}"
 
 
-def metadata(name):
-    """What a file says of itself."""
-    with safe_open(GOLDEN / f"{name}.safetensors", "pt") as file:
-        return file.metadata()
-
-
 def network(name, x):
     """The network of a file, as a function of flat parameters."""
-    facts = metadata(name)
-    shapes = json.loads(facts["shapes"])
-    width, classes = shapes[0][1][0], shapes[-1][1][0]
-    net = ConvNet(tuple(x.shape[1:]), classes, depth=int(facts["depth"]), width=width, norm="in")
-    assert [list(p.shape) for p in net.parameters()] == [shape for _, shape in shapes]
-    return FlatModel(net.to(F64))
+    return FlatModel(convnet(shapes_of(name), x.shape[1:]).to(F64))
 
 
 def trained_by(how, model, update, weight_decay):
@@ -57,12 +42,6 @@ def trained_by(how, model, update, weight_decay):
         return functional.cross_entropy(model(theta, images), targets)
 
     return ByUnroll(inner_gradient(with_weight_decay(loss, weight_decay)), update, how)
-
-
-def named(file, suffix):
-    """What keys of a file begin with that end so."""
-    with safe_open(GOLDEN / f"{file}.safetensors", "pt") as opened:
-        return sorted(k.removesuffix(suffix) for k in opened.keys() if k.endswith(suffix))
 
 
 def rat(golden, case, how, eps_as):
@@ -92,7 +71,7 @@ def rat(golden, case, how, eps_as):
 
 
 @pytest.mark.parametrize("how", STUDENTS)
-@pytest.mark.parametrize("case", named("rat_bptt", "_warm_steps"))
+@pytest.mark.parametrize("case", names("rat_bptt", "_warm_steps"))
 def test_rat_bptt(case, how):
     """Warm steps, and a window through which gradients flow, with the eps that was published."""
     golden = load("rat_bptt", F64)
@@ -105,7 +84,7 @@ def test_rat_bptt(case, how):
 
 
 @pytest.mark.parametrize("how", ["full", "replay"])
-@pytest.mark.parametrize("case", named("rat_bptt", "_torch_eps_loss"))
+@pytest.mark.parametrize("case", names("rat_bptt", "_torch_eps_loss"))
 def test_rat_bptt_with_the_eps_of_torch(case, how):
     """The same runs where eps stands beside the corrected root in the window too."""
     golden = load("rat_bptt", F64)
@@ -136,7 +115,7 @@ def plans(golden, name):
         yield row, number, stage, int(starts[at]), int(golden[f"{name}_window_size"][at])
 
 
-@pytest.mark.parametrize("name", named("at_bptt", "_steps"))
+@pytest.mark.parametrize("name", names("at_bptt", "_steps"))
 def test_at_bptt(name):
     """Windows of the three stages; where the program's start is below 0 it makes no warm step."""
     golden = load("at_bptt", F64)
@@ -164,7 +143,7 @@ def decoded(golden, shrink):
 
 def enlargements():
     """How many times images are enlarged in linba."""
-    return [int(key.rpartition("_")[2]) for key in named("linba", "") if "decoded_" in key]
+    return [int(key.rpartition("_")[2]) for key in names("linba", "") if "decoded_" in key]
 
 
 @pytest.mark.parametrize("shrink", enlargements())

@@ -1,12 +1,10 @@
 """KRR-ST's objective against inputs and outputs of the published implementation."""
 
-import json
 from types import SimpleNamespace
 
 import pytest
 import torch
-from golden_files import GOLDEN, load
-from safetensors import safe_open
+from golden_files import convnet, load, shapes_of
 from torch import nn
 
 from ddengine.learning.flat import FlatModel
@@ -65,13 +63,10 @@ class Target(nn.Module):
         return self.said
 
 
-def network_of(golden, num_outputs: int) -> ConvNet:
-    """The network of the file, its widths read from the shapes of its parameters."""
-    with safe_open(GOLDEN / "krr_st.safetensors", "pt") as file:
-        shapes = json.loads(file.metadata()["shapes"])
-    widths = [shape[0] for name, shape in shapes if len(shape) == 4]
-    image_shape = tuple(golden["net.x_syn"].shape[1:])
-    return ConvNet(image_shape, num_outputs, width=widths, norm="bn").double()
+def network_of(golden) -> ConvNet:
+    """The network of the file."""
+    image_shape = golden["net.x_syn"].shape[1:]
+    return convnet(shapes_of("krr_st"), image_shape, "bn").double()
 
 
 def test_objective_of_a_network():
@@ -81,7 +76,7 @@ def test_objective_of_a_network():
     num = len(targets)
 
     def new_model(rng):
-        return network_of(golden, targets.shape[1])
+        return network_of(golden)
 
     class Real:
         """Real images, in the order of the file."""
@@ -103,7 +98,11 @@ def test_objective_of_a_network():
 
     device = torch.device("cpu")
     env = Env(Real(), new_model, FlatModel(new_model(generator(0))), Experts(), device)
-    config = KrrSt(pool=Pool(size=1, steps=2), augment=AugmentConfig(ops=()), real_batch=100)
+    config = KrrSt(
+        pool=Pool(size=1, steps=2),
+        augment=AugmentConfig(ops=()),
+        real_batch=len(golden["net.x_real"]),
+    )
     objective = config.build(env)
     state = objective.init(generator(0))
     # an earlier step drew the network, and there is no more training before the next

@@ -7,7 +7,7 @@ import torch
 from helpers import CPU, MODEL, tiny_data, tiny_set, tiny_store
 
 from buffers.steps import Sgd
-from ddengine.learning.memory import PER_STEP, saved_bytes
+from ddengine.learning.memory import PER_GRADIENT, PER_STEP, saved_bytes
 from ddengine.models import build_model
 from ddengine.objective import VECTORS, environments
 from ddengine.system.rng import generator
@@ -62,7 +62,8 @@ def test_matching_holds_the_classes_that_are_computed_together(data):
     assert alone < together < larger
     distribution = find("dm/fashion_mnist_ipc1_small")
     objective = replace(distribution.objective, real_batch=8)
-    assert objective.cost(env, syn) == int(image_bytes(data) * 80 + VECTORS * vector_bytes(env))
+    seen = PER_GRADIENT / PER_STEP * image_bytes(data) * 80
+    assert objective.cost(env, syn) == int(seen + VECTORS * vector_bytes(env))
 
 
 def test_statistics_hold_one_forward_pass_whatever_the_number_of_images(data, tmp_path):

@@ -327,6 +327,7 @@ def test_frepo_regresses_on_mirrored_images_too(data):
         ({"targets": TargetConfig()}, "targets.kind class is nothing that this objective can"),
         ({"buffer": None}, "those of a trained network, and buffer is empty"),
         ({"targets": TargetConfig(kind="centred")}, "set targets.kind features"),
+        ({"init": InitConfig(kind="noise")}, "it says nothing; set init.kind unlabelled"),
     ],
 )
 def test_recipes_that_do_not_go_are_refused(changes, sentence):

@@ -88,6 +88,30 @@ def test_a_file_has_a_line_now_and_then(monkeypatch, capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_a_pause_is_forgotten_in_the_time_left(monkeypatch):
+    """It counts while it is among the last steps, and slow steps are as many as needed."""
+    now = 0.0
+    monkeypatch.setattr(bars.time, "monotonic", lambda: now)
+    left = bars.TimeLeft(1000, 100)
+    assert left.after(100) is None
+    for done in range(101, 201):  # of 10 s
+        now += 10.0
+        assert left.after(done) == pytest.approx(10.0 * (1000 - done))
+    now += 3600.0
+    assert left.after(201) > 2 * 10.0 * 799
+    for done in range(202, 302):
+        now += 10.0
+        estimate = left.after(done)
+    assert estimate == pytest.approx(10.0 * 699)
+    slow = bars.TimeLeft(1000, 0)
+    for done in range(1, 31):  # longer each than what is recent
+        now += 1000.0
+        assert slow.after(done) == pytest.approx(1000.0 * (1000 - done))
+    assert [bars.clock(s) for s in (None, 59.6, 125, 86400)] == [
+        "-:--:--", "0:01:00", "0:02:05", "24:00:00",
+    ]  # fmt: skip
+
+
 def test_a_notebook_has_tqdms_bar_where_it_is_installed(monkeypatch):
     """Without ipywidgets a line moves, and other lines stand above it."""
     pytest.importorskip("tqdm")

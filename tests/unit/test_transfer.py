@@ -4,9 +4,11 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from helpers import CPU, DIGITS, MODEL, run, tiny_data, tiny_set, tiny_store
+from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
@@ -15,6 +17,8 @@ import ddengine
 import synth
 from ddengine import TransferConfig
 from ddengine.api.results import Distilled
+from ddengine.api.transfer import by_name
+from ddengine.commands.transfer import named
 from ddengine.data import Dataset
 from ddengine.evaluation.train import train_one
 from ddengine.learning import probe
@@ -23,6 +27,7 @@ from ddengine.learning.probe import Embedded
 from ddengine.models import build_model
 from ddengine.recipe import EvalConfig, to_dict
 from ddengine.system import runtime
+from ddengine.system.errors import UserError
 from ddengine.system.memo import Memo
 from ddengine.system.rng import generator
 from ddengine.uses import transfer as testing
@@ -227,7 +232,11 @@ def test_every_start_has_a_row(outcome, featured, store):
     assert distilled["bytes"] == featured.nbytes and none["bytes"] == 0
     # new networks, and the one expert: seeds differ in the head and its images alone
     assert not outcome.content["missing"]
-    assert outcome.content["starts"]["experts"]["said"].startswith(f"1 of {MODEL} (store ")
+    said = outcome.content["starts"]["experts"]["said"]
+    assert said.startswith(f"1 of {MODEL} (store ")
+    # one expert is one body, which is said
+    assert "all 3 networks of a row start from one body" in said
+    assert any("start from one body" in note for note in outcome.notes)
     text = str(outcome)
     assert "to none" in text and "random real images with the features that the target" in text
 
@@ -603,3 +612,53 @@ def test_a_body_keeps_the_head():
     with_body(without_head(first, "classifier"), second, "classifier")
     assert torch.equal(second.classifier.weight, weight)
     assert torch.equal(second.features[0].weight, first.features[0].weight)
+
+
+def test_datasets_are_named_on_the_command_line(tmp_path, monkeypatch):
+    """By themselves, or by the person, whatever reads them."""
+    monkeypatch.chdir(tmp_path)
+    for label in ("a", "b"):
+        (tmp_path / "photos" / label).mkdir(parents=True)
+    meant = {
+        "digits": (None, "digits", None),
+        "fashion_mnist=elsewhere": (None, "fashion_mnist", "elsewhere"),
+        "mine=photos": ("mine", "folder", "photos"),
+        "photos": (None, "folder", "photos"),
+        "small=digits": ("small", "digits", None),
+        "flowers=hub:someone/flowers": ("flowers", "hub", "someone/flowers"),
+    }
+    for word, (name, reader, root) in meant.items():
+        called, dataset = named(word)
+        assert (called, dataset.name, dataset.root) == (name, reader, root)
+    for word, words in {
+        "mine=": "write --to NAME=PATH", "=photos": "write --to NAME=PATH",
+        "mine=no/such/folder": "no/such/folder is no folder", "mine=digit": "digits",
+    }.items():  # fmt: skip
+        with pytest.raises(UserError, match=words):
+            named(word)
+    both = by_name(
+        [
+            ("mine", Dataset.named("digits")),
+            ("mine", Dataset.named("digits")),
+            (None, Dataset.named("digits")),
+        ]
+    )
+    assert list(both) == ["mine", "mine (2)", "digits"]
+
+
+def test_a_folder_of_ones_own_is_tested_on_under_a_name(featured, tmp_path, monkeypatch):
+    """From the command line, by a probe."""
+    monkeypatch.chdir(tmp_path)
+    rng = numpy.random.default_rng(0)
+    for split, num in (("train", 8), ("test", 4)):
+        for label, least in (("dark", 0), ("light", 128)):
+            (tmp_path / "shades" / split / label).mkdir(parents=True)
+            for i in range(num):
+                pixels = rng.integers(least, least + 100, (9, 9), dtype="uint8")
+                Image.fromarray(pixels).save(tmp_path / "shades" / split / label / f"{i}.png")
+    featured.save(tmp_path / "set")
+    flags = ["--to", "mine=shades", "--ways", "probe", "--controls", "none", "--device", "cpu"]
+    flags += ["--shots", "2", "--pretraining.epochs", "2", "--out", "out"]
+    assert run("transfer", "set", *flags) == 0
+    content = json.loads((tmp_path / "out" / "transfer.json").read_text())
+    assert {row["data"] for row in content["rows"]} == {"mine"} == set(content["datasets"])

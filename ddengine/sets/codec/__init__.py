@@ -13,6 +13,7 @@ from ddengine.sets.codec.linear_bases import LinearBases
 from ddengine.sets.codec.multiformation import PADDING, MultiFormation
 from ddengine.sets.codec.plain import Identity, Pixels
 from ddengine.sets.codec.protocol import Codec, Loader, Space, Tensors
+from ddengine.sets.codec.quantised import Quantised
 from ddengine.sets.codec.resizing import resize
 from ddengine.sets.codec.values import as_bytes, as_pixels
 
@@ -22,6 +23,7 @@ CODECS = {
     "MultiFormation": MultiFormation,
     "Compensated": Compensated,
     "LinearBases": LinearBases,
+    "Quantised": Quantised,
 }
 
 
@@ -52,6 +54,7 @@ __all__ = [
     "Loader",
     "MultiFormation",
     "Pixels",
+    "Quantised",
     "Space",
     "Tensors",
     "as_bytes",

@@ -52,6 +52,14 @@ class Codec(Protocol):
         return False
 
     @property
+    def approximates(self) -> bool:
+        """Whether examples are coarser than the images that they were packed of.
+
+        Random real images in the codec say then what it is worth, however many it holds.
+        """
+        return False
+
+    @property
     def of_all_classes(self) -> str:
         """What is stored of all classes at once, so that sets cannot be merged; "" for nothing."""
         return ""

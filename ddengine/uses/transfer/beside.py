@@ -5,7 +5,7 @@ threads the numbers are the same to the bit. What they find out goes into the me
 process, which then makes the rows. Networks of the user stay here.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 
-from ddengine.data import Preprocess, RealSet
+from ddengine.data import Preprocess
+from ddengine.evaluation.beside import SPLITS, images_told, told_images
 from ddengine.evaluation.rates import best_rate
 from ddengine.recipe import from_dict, to_dict
 from ddengine.system import log, runtime
-from ddengine.system.workers import Message, Worker, Workers, work, working
-from ddengine.types import Facts, Json
+from ddengine.system.workers import Message, Worker, Workers, answering, work, working
+from ddengine.types import Json
 from ddengine.uses.transfer.config import TransferConfig
 from ddengine.uses.transfer.context import Bench, Context, timed
 from ddengine.uses.transfer.downstream import (
@@ -35,7 +36,6 @@ from ddengine.uses.transfer.images import Downstream
 from ddengine.uses.transfer.starts import Start, make_ready
 
 MODULE = "ddengine.uses.transfer.beside"  # whose `main` a worker runs
-SPLITS = ("train", "validation", "test")
 LEAST = 2**20  # images of fine-tuning for each process, which takes seconds to start
 
 
@@ -142,9 +142,7 @@ def beginning(context: Context) -> Message:
     tensors = dict(context.syn.preprocess.tensors())
     for number, of in enumerate(context.datasets):
         for name, real in (("train", of.train), ("validation", of.validation), ("test", of.test)):
-            if real is not None:
-                tensors[f"{number}.{name}.pixels"] = real.pixels
-                tensors[f"{number}.{name}.labels"] = real.labels
+            tensors |= told_images(f"{number}.{name}", real)
     return Message(facts, tensors)
 
 
@@ -175,7 +173,7 @@ def main() -> None:
     work(_begin)
 
 
-def _begin(message: Message) -> "_Answers":
+def _begin(message: Message) -> Callable[[Message], Message]:
     """What answers the messages that follow the first."""
     facts = message.facts
     device = runtime.setup("cpu", facts["precision"])
@@ -192,42 +190,27 @@ def _begin(message: Message) -> "_Answers":
     datasets = {}
     for number, (name, num_classes) in enumerate(facts["datasets"]):
         datasets[name] = _dataset(name, num_classes, message, f"{number}.")
-    return _Answers(bench, datasets)
+    return answering(partial(_result, bench, datasets, Seen()))
 
 
 def _dataset(name: str, num_classes: int, message: Message, prefix: str) -> Downstream:
     """A dataset of the first message."""
     tensors: dict[str, Any] = dict(message.tensors)
     preprocess = Preprocess.from_tensors(tensors)
-    splits: dict[str, Any] = dict.fromkeys(SPLITS)
+    splits: dict[str, Any] = {}
     for split in SPLITS:
-        if f"{prefix}{split}.pixels" in tensors:
-            pixels = tensors[f"{prefix}{split}.pixels"]
-            labels = tensors[f"{prefix}{split}.labels"]
-            splits[split] = RealSet(pixels, labels, num_classes, preprocess)
+        splits[split] = images_told(f"{prefix}{split}", tensors, preprocess, num_classes)
     return Downstream(name, splits["train"], splits["validation"], splits["test"], {})
 
 
-class _Answers:
-    """What comes of each request; of one that fails what failed."""
-
-    def __init__(self, bench: Bench, datasets: dict[str, Downstream]):
-        self.bench = bench
-        self.datasets = datasets
-        self.seen = Seen()
-
-    def __call__(self, message: Message) -> Message:
-        try:
-            piece = self._piece(message.facts)
-            return Message({"result": timed(partial(tested, self.bench, piece, self.seen))})
-        except Exception as error:
-            return Message({"failed": f"{type(error).__name__}: {error}"})
-
-    def _piece(self, facts: Facts) -> Piece:
-        start = Start(facts["start"], "", is_new=facts["is_new"])
-        data = self.datasets[facts["data"]]
-        asked = Question(data, facts["size"], facts["way"], facts["model"], start)
-        return Piece("", "", asked, facts["seed"], facts["value"], facts["split"])
+def _result(bench: Bench, datasets: Mapping[str, Downstream], seen: Seen, message: Message) -> Json:
+    """What comes of a request."""
+    facts = message.facts
+    start = Start(facts["start"], "", is_new=facts["is_new"])
+    data = datasets[facts["data"]]
+    asked = Question(data, facts["size"], facts["way"], facts["model"], start)
+    piece = Piece("", "", asked, facts["seed"], facts["value"], facts["split"])
+    return timed(partial(tested, bench, piece, seen))
 
 
 def processes_for(context: Context, asked: Sequence[Question]) -> int:

@@ -79,13 +79,26 @@ def starts(context: Context) -> tuple[list[Start], list[str]]:
         if context.experts:
             source = context.source
             size = source.bytes if source is not None else 0
-            made.append(Start("experts", context.experts_said, trained=context.experts, bytes=size))
+            said = _said_of_experts(context)
+            made.append(Start("experts", said, trained=context.experts, bytes=size))
         else:
             missing.append(
                 "no row experts: no networks that were trained on all source images were given; "
                 "--experts names their store"
             )
     return made, missing
+
+
+def _said_of_experts(context: Context) -> str:
+    """What the experts are, and where networks share one that their deviation is not of experts."""
+    num, networks = len(context.experts), context.config.networks
+    if num >= networks:
+        return context.experts_said
+    shared = "one body" if num == 1 else f"{num} bodies"
+    return (
+        f"{context.experts_said}; all {networks} networks of a row start from {shared}, so their "
+        "deviation is of what comes after pre-training alone"
+    )
 
 
 def _on_set(context: Context) -> Callable[[int], Lesson]:

@@ -1,0 +1,45 @@
+"""`quantise SET --bits 2 --out FOLDER`: a finished set in fewer bits."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import ddengine
+from ddengine.commands.on_set import OnPaths
+from ddengine.system import log, program
+from ddengine.system.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantiseOptions:
+    """Flags of quantise."""
+
+    bits: Literal[2, 3, 4, 8] = 2  # of a value
+    region: Literal["patch", "channel", "image"] = "patch"  # what has a scale and a zero
+    patch: int = 5  # side of a patch
+    groups: int | None = None  # of regions that share a scale and a zero; none: each has its own
+    bytes: int | None = None  # of the images at most: as many groups as fit are made
+    out: Path | None = None  # folder to write
+
+
+COMMAND = OnPaths("quantise", QuantiseOptions)
+
+
+def main(args: list[str]) -> None:
+    """The command."""
+    path, flags = COMMAND.path(args)
+    options = COMMAND.parse(path, flags)
+    if options.out is None:
+        raise UserError(f"{program.name()} quantise needs a folder to write; name it with --out.")
+    before = ddengine.load(path)
+    small = ddengine.quantise(
+        before,
+        options.out,
+        bits=options.bits,
+        region=options.region,
+        patch=options.patch,
+        groups=options.groups,
+        budget=options.bytes,
+    )
+    log.say(f"{before.nbytes:,} bytes became {small.nbytes:,} in {options.out}")
+    log.say(f"evaluate it with {program.as_typed('evaluate', str(options.out))}")

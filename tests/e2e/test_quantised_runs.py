@@ -1,0 +1,116 @@
+"""Sets of few bits: learned so, made of finished sets, shipped and read without the engine."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import MODEL, run, shipped_loader
+from safetensors.torch import load_file
+
+import ddengine
+from ddengine.system.errors import UserError
+
+DIGITS = [
+    "--data.name", "digits", "--data.limit", "400", "--model", MODEL, "--objective.real_batch", "8", "--outer.steps", "4",
+    "--outer.evaluate_every", "0", "--outer.picture_every", "0",
+]  # fmt: skip
+QUICK = [
+    "--epochs",
+    "3",
+    "--num_networks",
+    "3",
+    "--lr_grid",
+    "0.03",
+    "--full_steps",
+    "6",
+    "--baselines",
+    "random",
+]
+pytestmark = pytest.mark.usefixtures("no_chart")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """A run whose set was learned in two bits, and a plain one."""
+    where = tmp_path_factory.mktemp("quantised")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(where)
+        assert run("distill", "dm/fashion_mnist_ipc1_quantised_small", *DIGITS, "--out", "two") == 0
+        assert run("distill", "dm/fashion_mnist_ipc1_small", *DIGITS, "--out", "plain") == 0
+    return where
+
+
+def decoded(result):
+    return result.batch(torch.arange(len(result))).images
+
+
+def assert_reads_alike(folder, result):
+    """The shipped program gives the same images to the bit."""
+    images, _, _ = shipped_loader(folder).load()
+    assert torch.equal(images, decoded(result))
+
+
+def test_a_set_that_was_learned_in_two_bits(made, monkeypatch, capsys):
+    monkeypatch.chdir(made)
+    result = ddengine.load("two")
+    assert len(result) == 80  # 32 bytes each: 16 of codes, and four patches
+    stored = load_file("two/distilled/data.safetensors")
+    assert {"codes", "scales", "zeros"} <= stored.keys() and "images" not in stored
+    # within the bytes of one image of float32 a class
+    assert result.ledger["images"] + result.ledger["scales"] <= 10 * 64 * 4
+    values = decoded(result)[0, 0, :7, :7].unique()
+    assert len(values) <= 4
+    assert_reads_alike(Path("two/distilled"), result)
+    assert run("evaluate", "two", *QUICK) == 0
+    assert run("inspect", "two") == 0
+    assert "Quantised" in capsys.readouterr().out
+    assert run("report", "two") == 0
+    assert run("merge", "two", "two", "--out", "both") == 2
+    assert "store no images of their own" in capsys.readouterr().err
+
+
+def test_a_finished_set_in_two_bits(made, monkeypatch, capsys):
+    monkeypatch.chdir(made)
+    assert run("quantise", "plain", "--bits", "2", "--out", "small") == 0
+    said = capsys.readouterr().out
+    plain, small = ddengine.load("plain"), ddengine.load("small")
+    assert f"{plain.nbytes:,} bytes became {small.nbytes:,} in small" in said
+    assert small.nbytes < plain.nbytes / 3 and len(small) == len(plain)
+    assert torch.equal(small.classes, plain.classes)
+    off = (decoded(small) - decoded(plain)).abs()
+    span = decoded(plain).max() - decoded(plain).min()
+    assert 0 < off.max() <= span / 6 * 1.01 + 1e-3
+    assert_reads_alike(Path("small"), small)
+    assert json.loads(Path("small/meta.json").read_text())["quantised"]["bits"] == 2
+    assert run("evaluate", "small", *QUICK) == 0
+    finer = ddengine.quantise("plain", bits=8)
+    assert (decoded(finer) - decoded(plain)).abs().max() < off.max() / 20
+
+
+def test_groups_are_made_for_a_budget(made, monkeypatch, capsys):
+    monkeypatch.chdir(made)
+    free = ddengine.quantise("plain", bits=2)
+    wide = ddengine.quantise("plain", bits=2, budget=10_000)
+    assert torch.equal(decoded(free), decoded(wide)) and wide.meta["quantised"]["groups"] is None
+    for budget in (300, 220):
+        some = ddengine.quantise("plain", bits=2, budget=budget)
+        stored = sum(tensor.nbytes for name, tensor in some.tensors.items() if name != "lr")
+        groups = some.meta["quantised"]["groups"]
+        assert stored <= budget and groups == (budget - 10 * (16 + 4)) // 4
+    assert run("quantise", "plain", "--bytes", "150", "--out", "tiny") == 2
+    assert "take at least 204" in capsys.readouterr().err and not Path("tiny").exists()
+
+
+def test_what_cannot_be_is_one_sentence(made, monkeypatch, capsys):
+    monkeypatch.chdir(made)
+    assert run("quantise", "plain") == 2
+    assert "name it with --out" in capsys.readouterr().err
+    assert run("quantise", "plain", "--bits", "5", "--out", "x") == 2
+    assert "--bits" in capsys.readouterr().err
+    assert run("quantise", "plain", "--out", "plain") == 2
+    assert run("quantise", "nothing", "--out", "x") == 2
+    assert run("quantise", "plain", "--patch", "0", "--out", "x") == 2
+    assert not Path("x").exists()
+    with pytest.raises(UserError, match="made of other things"):
+        ddengine.quantise("two")
