@@ -5,6 +5,7 @@ The same command resumes.
     python benchmarks/table.py NAME [--jobs 2]              a table of this file
     python benchmarks/table.py NAME RECIPE [RECIPE ...]    one row a recipe, each with its baselines
     python benchmarks/table.py NAME --data_root PATH        where the images lie
+    python benchmarks/table.py NAME --cifar10 PATH          where CIFAR-10 lies as parquet files
 
 Writes docs/results/NAME.md, docs/results/NAME.json (every evaluation.json, with cost, machine,
 versions and commit) and, of runs that validated while they distilled, docs/results/NAME.png
@@ -367,8 +368,8 @@ def _compensator() -> list[Row]:
 
 # minutes are about four on one quiet core; the methods of before keep what their tables gave them
 BPTT = ("rat", "at", "rtp", "dd", "mtt", "dm")
-# as the students of RaT-BPTT and AT-BPTT are trained
-OWN_TRAINING = ("--protocol", "bptt", "--lr", "0.005", "--epochs", "30")
+# as the students of RaT-BPTT and AT-BPTT are trained, also for sets that do not say it
+OWN_TRAINING = ("--protocol", "bptt", "--lr", "0.005", "--updates", "30")
 
 
 def _bptt(ipc: int) -> list[Row]:
@@ -419,7 +420,36 @@ def _bptt_long() -> list[Row]:
     return rows
 
 
+# of a diffusion model that is trained here: what is sampled, or not
+GENERATED = {
+    "reconstructed": ("--objective.kind", "reconstructed"),
+    "unguided": ("--objective.guidance", "0"),
+    "MGD3": ("--objective.fused", "False"),
+    "MGD3 + EVLF": (),
+    "prototypes (D4M)": ("--objective.kind", "prototypes", "--objective.fused", "False"),
+}
+
+
+def _generative() -> list[Row]:
+    """Ten images per class of two datasets; each has one store, in which its parts are trained."""
+    rows = []
+    for dataset in ("fashion_mnist", "cifar10"):
+        for what, flags in GENERATED.items():
+            baselines = ("random", "k_means", "full") if what == "reconstructed" else ()
+            rows.append(
+                Row(
+                    label=f"{dataset}, {what}",
+                    recipe=f"evlf/{dataset}_ipc10_small",
+                    flags=flags,
+                    baselines=baselines,
+                    group=dataset,
+                )
+            )
+    return rows
+
+
 TABLES = {
+    "generative": _generative,
     "bptt_ipc1": partial(_bptt, 1),
     "bptt_ipc10": partial(_bptt, 10),
     "bptt_long": _bptt_long,
@@ -678,7 +708,7 @@ def write(name: str, rows: list[Row], said: str) -> None:
 
 def main(args: list[str]) -> None:
     """Run, collect, write."""
-    names, asked = [*args], {"--jobs": "1", "--data_root": ""}
+    names, asked = [*args], {"--jobs": "1", "--data_root": "", "--cifar10": ""}
     for flag in asked:
         if flag in names:
             place = names.index(flag)
@@ -687,7 +717,7 @@ def main(args: list[str]) -> None:
     if not names or (len(names) == 1 and names[0] not in TABLES):
         sys.exit(
             "usage: python benchmarks/table.py NAME RECIPE [RECIPE ...], or one of "
-            f"{', '.join(TABLES)} [--jobs N] [--data_root PATH]"
+            f"{', '.join(TABLES)} [--jobs N] [--data_root PATH] [--cifar10 PATH]"
         )
     name, *recipes = names
     rows = [Row(label=recipe, recipe=recipe, baselines=None, group=recipe) for recipe in recipes]
@@ -696,7 +726,7 @@ def main(args: list[str]) -> None:
     said = " ".join(["python benchmarks/table.py", *names, "--jobs", str(jobs)])
     cores = int(runtime.machine(torch.device("cpu"))["cores"])
     threads = max(1, cores // jobs)
-    where = ("--data.root", asked["--data_root"]) if asked["--data_root"] else ()
+    where = {"": asked["--data_root"], "cifar10": asked["--cifar10"]}
     writing = Lock()  # of the result files
 
     def run(row: Row) -> None:
@@ -711,9 +741,20 @@ def main(args: list[str]) -> None:
         list(pool.map(run, [row for row in rows if row.of]))  # whose sets are there now
 
 
-def located(row: Row, where: tuple[str, ...]) -> Row:
-    """The row with the flags that say where images lie on this machine, which no result names."""
-    return row if row.of else replace(row, flags=(*row.flags, *where))
+def located(row: Row, where: dict[str, str]) -> Row:
+    """The row with the flags that say where images lie on this machine, which no result names.
+
+    `where` has the folder of parquet files of a dataset by its name, and that of all others by "".
+    """
+    if row.of:
+        return row
+    _, _, dataset = row.recipe.partition("/")
+    parquet = where.get(dataset.partition("_ipc")[0], "")
+    if parquet:
+        flags = ("--data.name", "parquet", "--data.root", str(Path(parquet).resolve()))
+    else:
+        flags = ("--data.root", where[""]) if where[""] else ()
+    return replace(row, flags=(*row.flags, *flags))
 
 
 def with_stores(rows: list[Row], threads: int) -> list[Row]:

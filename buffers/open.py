@@ -18,7 +18,7 @@ from ddengine.artefact.target_network import target_network
 from ddengine.data import Data, Preprocess
 from ddengine.experts import ExpertSource, OwnTraining, TeacherSource
 from ddengine.learning.teachers import load_all
-from ddengine.models import build_model
+from ddengine.models import build_model, is_family
 from ddengine.prepare import buffer_models
 from ddengine.recipe import BufferConfig, DataConfig, Recipe, digest
 from ddengine.system import log
@@ -256,6 +256,8 @@ class SetExperts(TeacherSource):
             return []
         if facts["model"] is None:
             facts = facts | {"model": naming.read_json(folder / "manifest.json", "model")["model"]}
+        if not is_family(facts["model"]):  # parts of a generator, which classify nothing
+            return []
         return load_all(_opened(folder, facts, data), device)
 
     def _facts(self, meta: Mapping[str, Any]) -> dict[str, Any]:

@@ -95,7 +95,7 @@ def prepare(
     if warning is not None:
         log.say(f"warning: {warning}")
     if images is None:
-        images = _made(recipe, data, envs[0], generator(seed, "made"))
+        images = _images_of_method(recipe, data, envs[0], generator(seed, "made"))
     if images is None:
         syn = synthetic.initial(recipe, data, generator(seed, "init"), experts, train_networks)
     else:
@@ -109,7 +109,7 @@ def prepare(
     return syn, balanced(objective, syn, learned)
 
 
-def _made(recipe: Recipe, data: Data, env: Env, rng: Generator) -> Tensor | None:
+def _images_of_method(recipe: Recipe, data: Data, env: Env, rng: Generator) -> Tensor | None:
     """The images that the method makes of itself, as `_started` takes them; None of most."""
     codec, items = recipe.codec.fit(recipe.ipc, data.image_shape, data.num_classes)
     return recipe.objective.make_images(env, items * codec.per_item, rng)

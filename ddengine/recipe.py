@@ -52,8 +52,9 @@ def require(condition: bool, message: str) -> None:
 
 
 def require_at_least(name: str, value: float | None, least: int = 1) -> None:
-    """Raise UserError for a value below `least`; None, where it may be left out, is fine."""
+    """Raise UserError for a value below `least` or infinite; None, where it may be, is fine."""
     require(value is None or value >= least, f"{name} must be at least {least}, got {value}.")
+    require(value != math.inf, f"{name} must be finite, got {value}.")
 
 
 def is_colour(name: str) -> bool:
@@ -1114,7 +1115,18 @@ def resolved(recipe: Recipe) -> dict[str, Any]:
     if data["buffer"] is not None:
         data["buffer"]["step"].pop("folder", None)  # of published weights
         data["buffer"].pop("seed", None)  # a run says beside this which experts it follows
+    data["objective"] = without_choices(data["objective"])
     return _with_names_of_digests(data, recipe.data.size)
+
+
+def without_choices(objective: dict[str, Any]) -> dict[str, Any]:
+    """The JSON data of an objective, with `replay` where the way back is left to the machine.
+
+    Both give one gradient, and `replay` was the default before there was a choice.
+    """
+    if objective.get("backprop") == "auto":
+        return objective | {"backprop": "replay"}
+    return objective
 
 
 def _with_names_of_digests(data: dict[str, Any], size: tuple[int, int] | None) -> dict[str, Any]:

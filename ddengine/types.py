@@ -16,6 +16,8 @@ from torch import Tensor, nn
 # int64 (N,) | float (N, K) | float (N, K) | float (N, D)
 TargetKind = Literal["class", "logits", "weights", "features"]
 Backprop = Literal["full", "replay", "detached"]
+# auto: replay, which keeps as many graphs as there is memory for, up to all of them
+AutoBackprop = Literal["auto", "full", "replay", "detached"]
 
 # Objects of JSON files, by what they hold. Only `Json` may be changed.
 Json = dict[str, Any]  # one that is made here, or that is the reader's own

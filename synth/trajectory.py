@@ -20,14 +20,17 @@ the expert gives the images at the segment's end.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Generic, Literal, Protocol, Self, TypeVar
 
 import torch
 from torch import Generator, Tensor
 
 from ddengine.learning import augment
+from ddengine.learning.flat import flatten
 from ddengine.learning.inner import inner_gradient
 from ddengine.learning.losses import task_loss
+from ddengine.learning.memory import graph_bytes, graphs_that_fit
 from ddengine.learning.teachers import predict
 from ddengine.learning.unroll import unroll
 from ddengine.learning.updates import HeavyBall, Sgd, Update
@@ -35,7 +38,8 @@ from ddengine.objective import Env, Objective, ObjectiveConfig, network_bytes
 from ddengine.recipe import LATE, AugmentConfig, require, require_at_least
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system.errors import UserError
-from ddengine.types import Backprop
+from ddengine.system.rng import generator
+from ddengine.types import AutoBackprop, Facts, Json
 
 
 class Window(Protocol):
@@ -109,8 +113,9 @@ class TrajectoryMatching(
     momentum: float = 0.0  # heavy-ball coefficient of the student
     lr: float = 0.01  # where the learned student learning rate starts
     augment: AugmentConfig = AugmentConfig()
-    # full and replay are exact, replay in flat memory; detached is TESLA's biased form
-    backprop: Backprop = "replay"
+    # full and replay are exact, replay in flat memory; auto is replay that keeps the graphs of as
+    # many steps as a quarter of the memory holds, up to all; detached is TESLA's biased form
+    backprop: AutoBackprop = "auto"
     # the set's own, or the logits of the network that the segment leads to
     labels: Literal["stored", "target"] = "stored"
     perturb: PerturbT = EMPTY  # what happens to the start of a segment
@@ -255,6 +260,24 @@ class TrajectoryMatching(
         self.check(env.experts.epochs)
         return TrajectoryObjective(self, env)
 
+    def choices(self, objective: Objective, syn: SyntheticSet, memory: int) -> Json:
+        """How many graphs are kept of what auto replays.
+
+        None where the inner gradient is compiled: it is replayed faster than a graph is kept.
+        """
+        assert isinstance(objective, TrajectoryObjective)
+        if self.backprop != "auto":
+            return {}
+        if objective.env.compile:
+            return {"kept_graphs": 0}
+        of_one = graph_bytes(partial(objective.reached_by_one_step, syn))
+        return {"kept_graphs": graphs_that_fit(of_one, self.inner_steps, memory)}
+
+    def choose(self, objective: Objective, choices: Facts) -> None:
+        """Keep so many graphs."""
+        assert isinstance(objective, TrajectoryObjective)
+        objective.kept_graphs = choices.get("kept_graphs", 0)
+
     def comparisons(self) -> Milestones:
         """When the student is compared with the expert: on the way, and after its last step."""
         last = (self.inner_steps, self.expert_epochs, 1.0)
@@ -274,6 +297,27 @@ class TrajectoryObjective(Objective):
             return task_loss(env.model(theta, images), targets) * factor
 
         self.gradient = inner_gradient(loss, env.compile)
+        self.kept_graphs = 0  # of the last steps of a segment
+
+    def reached_by_one_step(self, syn: SyntheticSet) -> Tensor:
+        """The parameters after a step whose graph is kept; of any network and batch."""
+        config, device = self.config, self.env.device
+        rng = generator(0, "choices")
+        index = torch.arange(images_of_update(config, syn), device=device)
+        draw = augment.sample(config.augment, len(index), rng).to(device)
+        theta = flatten(self.env.new_model(rng)).to(device)
+        factor = torch.ones((), device=device)
+        inputs = {name: tensor.detach().clone() for name, tensor in syn.tensors.items()}
+        for tensor in inputs.values():
+            tensor.requires_grad_(tensor.is_floating_point())
+
+        def batch(tensors: Mapping[str, Tensor], k: int) -> tuple[Tensor, Tensor, Tensor]:
+            images, targets = syn.with_tensors(tensors).batch(index)
+            return augment.apply(config.augment, images, draw), targets, factor
+
+        lr = inputs.pop("lr")
+        reached = unroll(self.gradient, batch, theta, inputs, 1, lr=lr, kept_graphs=1)
+        return reached
 
     def losses(
         self, syn: SyntheticSet, state: dict[str, Tensor], step: int, rng: Generator
@@ -308,7 +352,8 @@ class TrajectoryObjective(Objective):
             lr=lr,
             update=config.update(),
             keep=[k for k, _, _ in segment.milestones[:-1]],
-            backprop=config.backprop,
+            backprop="replay" if config.backprop == "auto" else config.backprop,
+            kept_graphs=self.kept_graphs,
         )
         weights = [weight for _, _, weight in segment.milestones]
         yield matching_loss(reached, segment.ends, segment.theta, weights)

@@ -132,15 +132,24 @@ def advise(
         tried = _tried(adapted, facts, minutes, costs_of)
     title = f"{facts.num_classes} classes, {len(facts.train)} training images"
     rows = [row for _, row in tried]
-    notes = [f"{row['recipe']}: {row['command']}" for row in rows if row["fits"] is not False]
     content = {"rows": rows, "minutes": minutes}
+    return Outcome(content, rows, partial(table, rows, title), tuple(_notes(tried, minutes)))
+
+
+def _notes(tried: Sequence["Tried"], minutes: float | None) -> list[str]:
+    """The commands, what was measured, and whether there was no time to calibrate."""
+    notes = []
+    for _, row in tried:
+        if row["fits"] is not False:
+            notes.append(f"{row['recipe']}: {row['command']}")
     notes += _measured(tried)
-    if any(row["seconds"] is None for row in rows):
+    if minutes is not None and any(row["seconds"] is None for _, row in tried):
         notes.append(
-            f"calibrations may take a quarter of the time given, {log.duration(15 * minutes)}, "
-            "which was not enough for all; give more minutes, or none"
+            "calibrations may take a quarter of the time given, "
+            f"{log.duration(SHARE * 60 * minutes)}, which was not enough for all; give more "
+            "minutes, or none"
         )
-    return Outcome(content, rows, partial(table, rows, title), tuple(notes))
+    return notes
 
 
 Tried = tuple[Candidate, dict[str, Any]]  # and its row

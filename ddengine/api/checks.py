@@ -3,8 +3,11 @@
 from pathlib import Path
 from typing import Any, get_args
 
+import torch
+
 from ddengine.artefact import runs
 from ddengine.recipe import Recipe
+from ddengine.system import log, runtime
 from ddengine.system.errors import UserError, unknown
 from ddengine.system.runtime import Precision
 
@@ -15,6 +18,16 @@ def check_recipe(recipe: Any) -> None:
         raise UserError(
             f"The recipe is a {type(recipe).__name__}; give a Recipe, such as "
             f"synth.catalogue.find({str(recipe)[:40]!r}) returns."
+        )
+
+
+def say_slow_precision(precision: Precision, device: torch.device) -> None:
+    """Say where a precision that is meant to save time takes longer than fp32."""
+    ratio = runtime.slower_in(precision, device)
+    if ratio is not None:
+        log.say(
+            f"warning: --precision {precision} takes {ratio:.1f} times as long as fp32 on this "
+            "processor; use fp32"
         )
 
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from ddengine import loop, turns
 from ddengine.api import experts as of_experts
 from ddengine.api.begun import begun, followed, place
-from ddengine.api.checks import check_folder, check_recipe, check_run
+from ddengine.api.checks import check_folder, check_recipe, check_run, say_slow_precision
+from ddengine.api.choices import choose
 from ddengine.api.inputs import (
     AUTO,
     Images,
@@ -302,6 +303,7 @@ def job_of(
     source = replace(source, preprocess=preprocess)
     recipe, origin = of_experts.source_of(recipe, experts, precision)
     where = runtime.setup(device, precision)
+    say_slow_precision(precision, where)
     data = source.load(where, origin.preprocess)
     _check_preprocess(preprocess, origin.preprocess(data.train.digest))
     return Job(
@@ -366,6 +368,7 @@ def _in_memory(job: Job, bibtex: Bibtex | None, began: float) -> Distilled:
     experts = job.experts()
     quiet = replace(outer, checkpoint_every=max(1, outer.steps), evaluate_every=0, picture_every=0)
     syn, objective, initial_seconds = job.start(experts)
+    choose(recipe.objective, objective, syn, job.device)
     with tempfile.TemporaryDirectory(prefix="ddengine-") as temporary:
         result, counters = loop.distill(
             syn,
@@ -434,6 +437,7 @@ def _kept(job: Job, keep: Keep) -> Distilled:
     if not keep.force:
         bounds.check(job.costed(), syn, data, folder, job.device)
     dist.on_first_rank(keep.begin)
+    choose(recipe.objective, objective, syn, job.device, folder)
     teachers = []
     if recipe.evaluation.labels == "dynamic" and experts is not None:
         teachers = load_all(experts, job.device)

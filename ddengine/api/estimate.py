@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ddengine.api.checks import check_recipe, check_run
+from ddengine.api.checks import check_recipe, check_run, say_slow_precision
 from ddengine.api.evaluate import protocol_of
 from ddengine.api.experts import Given
 from ddengine.api.inputs import Images, dataset_of, pointed_at
@@ -140,6 +140,7 @@ def _estimated(
     """What a recipe will cost on these images. Raises UserError for what fails."""
     job, missing, _ = _job(dataset, recipe, experts, machine)
     where = runtime.setup(machine.device, machine.precision)
+    say_slow_precision(machine.precision, where)
     began = time.perf_counter()
     parts = plan.estimate(job, missing)
     seconds = time.perf_counter() - began

@@ -34,7 +34,7 @@ class EvaluateOptions(OfEvaluation):
     """Flags of evaluate."""
 
     # a first answer in a minute: 3 networks a row, two learning rates, as many updates as the
-    # validation split shows a set to need, 20 at least and no more than 20 seconds of training
+    # validation split shows a set to need, 16 at least and no more than 20 seconds of training
     # allow a row on each network, a sixth of full_seconds; marked as quick everywhere
     quick: bool = False
     # that networks on the full data may take on each network: where they would take longer, they

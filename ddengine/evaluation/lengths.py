@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 PARTS = (16, 8, 4, 2, 1)  # of a whole training, that are tried
 PATIENCE = 2  # longer trainings that must not be better
-FEWEST = 20  # updates of a training: with fewer most networks have learned nothing yet
+FEWEST = 16  # updates of a training: with fewer most networks have learned nothing yet
 
 
 def shorter(updates: int) -> list[int]:

@@ -16,6 +16,7 @@ from ddengine.recipe import (
     from_dict,
     late_defaults,
     to_dict,
+    without_choices,
 )
 from ddengine.types import Evaluation, Facts, Json, Meta, Row
 
@@ -173,6 +174,7 @@ def setting(run: Evaluated, *, across: bool = False) -> Json:
     recipe = dict(run.meta["recipe"])
     for name in (*PROSE, "evaluation"):
         recipe.pop(name, None)
+    recipe["objective"] = without_choices(recipe["objective"])
     values = flat(recipe)
     for name in NO_SETTING:
         values.pop(name, None)

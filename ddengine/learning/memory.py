@@ -1,5 +1,8 @@
 """What a network holds in memory while gradients flow through it."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -8,6 +11,28 @@ from torch import Tensor, nn
 PER_STEP = 6.0
 # the same of a gradient through which none flows
 PER_GRADIENT = 3.0
+# of the memory that is available, what graphs may take that are kept to save time
+KEPT_SHARE = 0.25
+
+
+def graph_bytes(make: Callable[[], Any]) -> int:
+    """Bytes of the tensors that the graph of what `make` returns keeps for a way back."""
+    seen: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        seen[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        made = make()
+    del made
+    return sum(seen.values())
+
+
+def graphs_that_fit(bytes_of_one: int, wanted: int, memory: int) -> int:
+    """How many of the graphs that are wanted may be kept, of so many bytes that are available."""
+    return min(wanted, int(KEPT_SHARE * memory) // max(1, bytes_of_one))
 
 
 def saved_bytes(

@@ -113,6 +113,11 @@ def build_model(
             raise UserError(f"{str(near)[:-1]} ({error}).") from None
 
 
+def is_family(name: str) -> bool:
+    """Whether a name begins as that of a network that can be built."""
+    return name.startswith(naming.LIBRARIES) or name.partition("-")[0] in MODELS
+
+
 def _known(name: str) -> tuple[str, ...]:
     """The names that `name` may have been meant to be.
 
@@ -156,6 +161,7 @@ __all__ = [
     "MODELS",
     "ImageShape",
     "build_model",
+    "is_family",
     "middle",
     "middle_channels",
     "usual_optimiser",

@@ -24,6 +24,7 @@ from ddengine.data import Data
 from ddengine.evaluation.evaluate import evaluate
 from ddengine.evaluation.pace import FULL_SECONDS, WORTH
 from ddengine.evaluation.train import validate_on_each
+from ddengine.experts import OwnTraining
 from ddengine.learning.flat import flatten, flatten_buffers
 from ddengine.learning.teachers import load_all
 from ddengine.models import build_model
@@ -123,6 +124,10 @@ class Trained:
 def _a_little_trained(job: Job, model: str, data: Data, config: BufferConfig) -> Trained:
     """An expert of this network, which published weights are not trained for."""
     rng = generator(job.seed, "expert", 0, "network")
+    if isinstance(config.step, OwnTraining):
+        own = config.step.new_model(data, rng).to(data.train.device)
+        seconds = config.step.seconds(own, data)
+        return Trained(flatten(own), flatten(own), flatten_buffers(own), seconds / config.epochs)
     network = build_model(model, data.image_shape, data.num_classes, rng).to(data.train.device)
     start = flatten(network).clone()
     seconds = 0.0
@@ -243,6 +248,9 @@ def distill(began: float, job: Job, folder: Path, stand_ins: Path | None) -> dic
     labelling = _labelling(run)
     calls = Calls()
     initial, (syn, objective) = run.timed(lambda: prepared(run, recipe, calls))
+    for one in turns.alone(objective):
+        chosen = quick.choices(one, syn, runtime.available_memory(device))
+        quick.choose(one, chosen)
     initial = labelling * initial + seconds_of(calls)
     step, first, state = _steps(run, syn, objective)
     initial += start_more * first

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ddengine import prepare
 from ddengine.data import Data
+from ddengine.experts import OwnTraining
 from ddengine.learning.flat import unflatten_into
 from ddengine.models import build_model
 from ddengine.plan.apart import wait
@@ -68,6 +69,7 @@ class StandIns:
             each = min(MOST_STAND_INS, each)
         self.epochs = buffer.kept_epochs()
         self._data = data
+        self._step = buffer.step
         self._models: list[str] = []
         self._saved: dict[str, dict[str, Tensor]] = {}
         for number, model in enumerate(models):
@@ -87,7 +89,11 @@ class StandIns:
     def load(self, expert: int, epoch: int) -> nn.Module:
         """The network of a snapshot, in evaluation mode."""
         model = self._models[expert]
-        network = build_model(model, self._data.image_shape, self._data.num_classes, generator(0))
+        if isinstance(self._step, OwnTraining):
+            network = self._step.new_model(self._data, generator(0))
+        else:
+            data = self._data
+            network = build_model(model, data.image_shape, data.num_classes, generator(0))
         (theta,) = self.snapshots(expert, [epoch])
         buffers = self._saved[model].get("buffers")
         unflatten_into(network, theta, buffers)

@@ -113,7 +113,7 @@ class DenoiserConfig:
     lr: float = 5e-4
     average: float = 0.999  # decay of the running average of the weights, which is kept
     # MinimaxDiffusion: weights of the distance to the least similar of the latents of a class seen
-    # last, and of the likeness to the most similar of those said last; published .002 and .008
+    # last, and of the likeness to the most similar of those predicted last; published .002 and .008
     represent: float = 0.0
     diversify: float = 0.0
     memory: int = 64  # latents of a class that are remembered for both

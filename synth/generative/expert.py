@@ -69,7 +69,7 @@ class Generative(OwnTraining):
         """The fusion and the denoiser do, and no accuracy is measured."""
         return True
 
-    def _here(self) -> Folders:
+    def _local_folders(self) -> Folders:
         """The folders, with those of the Hub fetched where that is allowed."""
         if not self.folder.download:
             return self.folder
@@ -81,14 +81,14 @@ class Generative(OwnTraining):
 
     def new_model(self, data: Data, rng: Generator) -> Parts:
         """The parts for these images. Raises UserError for what does not go together."""
-        return build(self.vae, self.fusion, self.denoiser, self._here(), data, rng)
+        return build(self.vae, self.fusion, self.denoiser, self._local_folders(), data, rng)
 
     def files(self) -> str | None:
         """The digest of the networks of others; None without any."""
-        here = self._here()
+        local = self._local_folders()
         digests = {}
         for part, inside in PARTS.items():
-            path = getattr(here, part)
+            path = getattr(local, part)
             if path is not None:
                 digests[part] = files_digest(path, inside)
         return digest(digests) if digests else None
@@ -100,7 +100,7 @@ class Generative(OwnTraining):
         parts = _as_parts(network)
         checkpoints = files.make_folder(folder / TRAINING)
         job = Job(parts, data.train, seed, precision, checkpoints)
-        tell_names(parts, data.class_names, self._here())
+        encode_class_names(parts, data.class_names, self._local_folders())
         measured: Json = {}
         if parts.is_trained("vae"):
             measured["vae_loss"] = trained(job, vae_stage(job, self.vae))
@@ -139,7 +139,7 @@ def _as_parts(network: nn.Module) -> Parts:
     return network
 
 
-def tell_names(parts: Parts, names: Sequence[str], folders: Folders) -> None:
+def encode_class_names(parts: Parts, names: Sequence[str], folders: Folders) -> None:
     """Compute the tokens of the names of the classes, once, and put them into the parts.
 
     Raises UserError for classes without names where a text tower reads them.

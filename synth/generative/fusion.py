@@ -63,8 +63,8 @@ class Fusion(nn.Module):
         self.layers = nn.ModuleList(CrossLayer(width, heads, dropout) for _ in range(layers))
         self.to_latents = nn.Conv2d(width, channels, 1)
         if residual:
-            nn.init.zeros_(self.to_latents.weight)
-            nn.init.zeros_(self.to_latents.bias)
+            for parameter in self.to_latents.parameters():
+                nn.init.zeros_(parameter)
 
     def forward(self, latents: Tensor, text: Tensor) -> Tensor:
         """The fused latents. Raises UserError for latents of more places than there are positions.

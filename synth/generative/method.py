@@ -35,11 +35,10 @@ class Sampling(NoObjective):
     # decoder, which shows what these alone cost
     kind: Literal["modes", "prototypes", "reconstructed"] = "modes"
     fused: bool = True  # modes are those of latents fused with text (EVLF); else of latents alone
-    modes: Literal["centre", "real"] = (
-        "centre"  # centres of k-means, or the latents nearest to them
-    )
-    guidance: float = 0.1  # towards the mode, in units of a step's deviation; 0: nothing is led
-    stop: int = 25  # the last so many steps are not led towards the mode
+    # centres of k-means, or the latents nearest to them
+    modes: Literal["centre", "real"] = "centre"
+    guidance: float = 0.1  # towards the mode, in units of a step's deviation; 0: none
+    stop: int = 25  # the last so many steps are not guided towards the mode
     class_guidance: float = 4.0  # weight of the class (guidance without a classifier); 1: as it is
     strength: float = 0.7  # of prototypes: the share of the steps that is sampled
     steps: int = 50  # times of the schedule that are sampled
@@ -71,7 +70,7 @@ class Sampling(NoObjective):
             return ()
         works = ["ho2020ddpm"]
         if self.kind == "modes" and self.guidance:
-            works.append("chan-santiago2025mgd3")
+            works.append("chansantiago2025mgd3")
         if self.kind == "prototypes":
             works.append("su2024d4m")
         if self.fused and (self.guidance or self.kind == "prototypes"):
@@ -91,7 +90,7 @@ class Sampling(NoObjective):
 
     @property
     def needs_modes(self) -> bool:
-        """Whether any are found: unled sampling has none."""
+        """Whether any are found: unguided sampling has none."""
         return self.kind == "prototypes" or (self.kind == "modes" and self.guidance > 0)
 
     def make_images(self, env: Env, number: int, rng: Generator) -> Tensor:
@@ -111,16 +110,16 @@ class Sampling(NoObjective):
         modes = None
         if self.needs_modes:
             latents = latents_of(parts, real, store)[:, 0]
-            modes = self.found_modes(parts, real, latents, number)
-        kept = None
+            modes = self.modes_of_classes(parts, real, latents, number)
+        cache = None
         if store is not None:
-            kept = store / f"samples-{digest([to_dict(self), number, seed])}"
-        images = self._sampled(parts, real, number, seed, modes, kept)
-        if kept is not None:
-            shutil.rmtree(kept, ignore_errors=True)
+            cache = store / f"samples-{digest([to_dict(self), number, seed])}"
+        images = self._sampled(parts, real, number, seed, modes, cache)
+        if cache is not None:
+            shutil.rmtree(cache, ignore_errors=True)
         return images
 
-    def found_modes(self, parts: Parts, real: RealSet, latents: Tensor, number: int) -> Tensor:
+    def modes_of_classes(self, parts: Parts, real: RealSet, latents: Tensor, number: int) -> Tensor:
         """The modes (K * number, c, h, w), scaled, of latents (N, c, h, w) of all classes."""
         found = []
         with log.progress("modes", real.num_classes) as bar:
@@ -139,14 +138,14 @@ class Sampling(NoObjective):
         number: int,
         seed: int,
         modes: Tensor | None,
-        kept: Path | None,
+        cache: Path | None,
     ) -> Tensor:
-        """The images around modes, batch by batch; those of batches in `kept` are read."""
+        """The images around modes, batch by batch; those of batches in `cache` are read."""
         total = real.num_classes * number
         images = []
         with log.progress("samples", -(-total // self.batch)) as bar:
             for place, index in enumerate(torch.arange(total).split(self.batch)):
-                path = None if kept is None else kept / f"{place:05d}.safetensors"
+                path = None if cache is None else cache / f"{place:05d}.safetensors"
                 images.append(self._batch(parts, real, index, number, seed, modes, path))
                 bar.advance()
         return torch.cat(images).to(real.device)
@@ -167,13 +166,13 @@ class Sampling(NoObjective):
             return tensors["images"]
         classes = (index // number).to(parts.device)
         streams = [generator(seed, "image", int(image)) for image in index]
-        led = None if modes is None else modes[index.to(modes.device)]
+        guided_to = None if modes is None else modes[index.to(modes.device)]
         side = real.image_shape[1] // parts.sizes.reduction
         latents = sample(
             parts.denoise,
             parts.schedule.steps(self.steps),
             parts.labels_of(classes),
-            led,
+            guided_to,
             streams,
             shape=(parts.sizes.channels, side, side),
             null=parts.sizes.labels,

@@ -29,8 +29,8 @@ class Sizes(NamedTuple):
     labels: int  # classes of the denoiser; the next number stands for none
 
 
-class Said(NamedTuple):
-    """What a denoiser says of noisy latents."""
+class Prediction(NamedTuple):
+    """What a denoiser predicts of noisy latents."""
 
     noise: Tensor  # (B, c, h, w)
     variance: Tensor | None  # (B, c, h, w) in [-1, 1], between the least and the largest
@@ -87,6 +87,13 @@ class Parts(nn.Module):
             self._loaded[name] = loaded.to(self.device).eval().requires_grad_(False)
         return self._loaded[name]
 
+    def forward(self, images: Tensor) -> Tensor:
+        """Raise UserError: nothing is output of images, as other experts do."""
+        raise UserError(
+            "The experts are the parts of a generator, which classify no images; take the buffer "
+            "of a recipe whose experts do (--take buffer=RECIPE)."
+        )
+
     @property
     def fusion(self) -> Fusion:
         """The fusion of latents and text."""
@@ -120,16 +127,16 @@ class Parts(nn.Module):
         """The denoiser's numbers for classes (B,)."""
         return torch.tensor(self.labels, device=classes.device)[classes]
 
-    def denoise(self, noisy: Tensor, times: Tensor, labels: Tensor) -> Said:
-        """What the denoiser says of noisy scaled latents at times (B,) of its schedule.
+    def denoise(self, noisy: Tensor, times: Tensor, labels: Tensor) -> Prediction:
+        """What the denoiser predicts of noisy scaled latents at times (B,) of its schedule.
 
         A label is one of the denoiser's, or `sizes.labels` for none.
         """
-        said = self.part("denoiser")(noisy, timestep=times, class_labels=labels).sample
+        output = self.part("denoiser")(noisy, timestep=times, class_labels=labels).sample
         channels = self.sizes.channels
-        if said.shape[1] == VARIANCE * channels:
-            return Said(said[:, :channels], said[:, channels:])
-        return Said(said, None)
+        if output.shape[1] == VARIANCE * channels:
+            return Prediction(output[:, :channels], output[:, channels:])
+        return Prediction(output, None)
 
 
 def check_shape(sizes: Sizes, image_shape: tuple[int, int, int]) -> None:

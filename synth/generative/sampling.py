@@ -12,30 +12,30 @@ from typing import Protocol
 import torch
 from torch import Generator, Tensor
 
-from synth.generative.parts import Said
+from synth.generative.parts import Prediction
 from synth.generative.schedule import Step
 
 
 class Denoiser(Protocol):
     """(noisy latents (B, c, h, w), times (B,), labels (B,)) -> what it says of them."""
 
-    def __call__(self, noisy: Tensor, times: Tensor, labels: Tensor) -> Said:
+    def __call__(self, noisy: Tensor, times: Tensor, labels: Tensor) -> Prediction:
         """See the class."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Guidance:
-    """How sampling is led."""
+    """How sampling is guided."""
 
     modes: float = 0.1  # s, towards the mode; 0: not
-    stop: int = 25  # the last so many steps are not led towards the mode
-    classes: float = 4.0  # weight of what is said of the class; 1: it alone
+    stop: int = 25  # the last so many steps are not guided towards the mode
+    classes: float = 4.0  # weight of what is predicted of the class; 1: it alone
 
 
-def said_of(
+def guided_prediction(
     denoiser: Denoiser, noisy: Tensor, step: Step, labels: Tensor, null: int, weight: float
-) -> Said:
+) -> Prediction:
     """What the denoiser says with guidance: without a class, and the difference times `weight`.
 
     Its variance is that with the class.
@@ -45,9 +45,9 @@ def said_of(
         return denoiser(noisy, times, labels)
     without = torch.full_like(labels, null)
     both = denoiser(noisy.repeat(2, 1, 1, 1), times.repeat(2), torch.cat([labels, without]))
-    told, untold = both.noise.chunk(2)
+    conditional, unconditional = both.noise.chunk(2)
     variance = None if both.variance is None else both.variance.chunk(2)[0]
-    return Said(untold + weight * (told - untold), variance)
+    return Prediction(unconditional + weight * (conditional - unconditional), variance)
 
 
 def deviation(step: Step, variance: Tensor | None) -> Tensor | float:
@@ -78,8 +78,8 @@ def sample(  # long: arguments, and what they mean
 ) -> Tensor:
     """Latents (B, c, h, w), scaled as the denoiser sees them.
 
-    Each step is DDPM's, led towards the modes m by what the latents are taken to be, x0, while its
-    index, counted from the last, is above `guidance.stop`:
+    Each step is DDPM's, guided towards the modes m by the clean latents x0 that are predicted,
+    while its index, counted from the last, is above `guidance.stop`:
 
         x <- mean + sigma noise + s sigma (m - x0)
 
@@ -87,7 +87,7 @@ def sample(  # long: arguments, and what they mean
         denoiser: what says the noise.
         steps: the times, ascending.
         labels: the denoiser's numbers of the classes (B,).
-        modes: (B, c, h, w), scaled; None leads towards nothing.
+        modes: (B, c, h, w), scaled; None guides nowhere.
         streams: a generator for each image, so that no image depends on the others of its batch.
         shape: (c, h, w).
         null: the number that stands for no class.
@@ -100,18 +100,18 @@ def sample(  # long: arguments, and what they mean
     noisy = _noise(streams, shape, device)
     if strength < 1:
         assert modes is not None, "modes to start from"
-        kept = steps[begin - 1].kept
-        noisy = kept**0.5 * modes + (1 - kept) ** 0.5 * noisy
+        alpha_bar = steps[begin - 1].alpha_bar
+        noisy = alpha_bar**0.5 * modes + (1 - alpha_bar) ** 0.5 * noisy
     for index in range(begin - 1, -1, -1):
         step = steps[index]
-        said = said_of(denoiser, noisy, step, labels, null, guidance.classes)
-        clean = step.clean(noisy, said.noise)
+        prediction = guided_prediction(denoiser, noisy, step, labels, null, guidance.classes)
+        clean = step.clean(noisy, prediction.noise)
         mean = step.mean(noisy, clean)
         noise = _noise(streams, shape, device)
         if index == 0:
             noisy = mean
             continue
-        sigma = deviation(step, said.variance)
+        sigma = deviation(step, prediction.variance)
         noisy = mean + sigma * noise
         if modes is not None and guidance.modes and index > guidance.stop:
             noisy = noisy + guidance.modes * sigma * (modes - clean)

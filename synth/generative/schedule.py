@@ -15,27 +15,27 @@ class Step(NamedTuple):
     """One of the few times of a sampling, of an index from 0, the last to be sampled."""
 
     time: int
-    kept: float  # the share of the clean latents' variance at this time, alpha bar
-    kept_after: float  # at the next time that is sampled; 1 after the last
+    alpha_bar: float  # the share of the clean latents' variance at this time, alpha bar
+    alpha_bar_prev: float  # at the next time that is sampled; 1 after the last
 
     @property
     def beta(self) -> float:
         """The variance that this step adds, of those left out with it."""
-        return 1 - self.kept / self.kept_after
+        return 1 - self.alpha_bar / self.alpha_bar_prev
 
     @property
     def variance(self) -> float:
         """The posterior's, beta tilde: the least that a denoiser may say."""
-        return self.beta * (1 - self.kept_after) / (1 - self.kept)
+        return self.beta * (1 - self.alpha_bar_prev) / (1 - self.alpha_bar)
 
     def clean(self, noisy: Tensor, noise: Tensor) -> Tensor:
-        """The latents that noisy ones are taken to be, of the noise that is said of them."""
-        return (noisy - (1 - self.kept) ** 0.5 * noise) / self.kept**0.5
+        """The latents that noisy ones are taken to be, with the noise that is predicted."""
+        return (noisy - (1 - self.alpha_bar) ** 0.5 * noise) / self.alpha_bar**0.5
 
     def mean(self, noisy: Tensor, clean: Tensor) -> Tensor:
         """The posterior's mean of the latents after this step."""
-        of_clean = self.kept_after**0.5 * self.beta / (1 - self.kept)
-        of_noisy = (1 - self.beta) ** 0.5 * (1 - self.kept_after) / (1 - self.kept)
+        of_clean = self.alpha_bar_prev**0.5 * self.beta / (1 - self.alpha_bar)
+        of_noisy = (1 - self.beta) ** 0.5 * (1 - self.alpha_bar_prev) / (1 - self.alpha_bar)
         return of_clean * clean + of_noisy * noisy
 
 
@@ -60,9 +60,9 @@ class Schedule:
         steps = []
         after = 1.0
         for time in times:
-            kept = float(self.alphas_bar[time])
-            steps.append(Step(time, kept, after))
-            after = kept
+            alpha_bar = float(self.alphas_bar[time])
+            steps.append(Step(time, alpha_bar, after))
+            after = alpha_bar
         return steps
 
 

@@ -82,7 +82,7 @@ def _update(stage: Stage, progress: _Progress) -> float:
     stage.optimiser.zero_grad()
     number = progress.done
     loss = stage.loss(number)
-    said = float(loss)
+    value = float(loss)
     if not torch.isfinite(loss):
         raise UserError(
             f"The loss of the {stage.name} was not finite in update {number + 1}; lower "
@@ -96,9 +96,9 @@ def _update(stage: Stage, progress: _Progress) -> float:
         decay = min(stage.average, (1 + number) / (WARM + number))
         for name, parameter in parameters.items():
             progress.averages[name].lerp_(parameter.detach(), 1 - decay)
-    progress.losses[number] = said
+    progress.losses[number] = value
     progress.done += 1
-    return said
+    return value
 
 
 def _take_averages(stage: Stage, progress: _Progress) -> None:
@@ -118,8 +118,8 @@ def _save(stage: Stage, progress: _Progress, path: Path) -> None:
         tensors[f"average/{name}"] = average
     for name, tensor in stage.memory.items():
         tensors[f"memory/{name}"] = tensor
-    for number, kept in stage.optimiser.state_dict()["state"].items():
-        for name, tensor in kept.items():
+    for number, state in stage.optimiser.state_dict()["state"].items():
+        for name, tensor in state.items():
             tensors[f"optimiser/{number}/{name}"] = tensor
     metadata = {"done": str(progress.done), "finished": str(int(progress.finished))}
     files.write_tensors(path, tensors, metadata)
@@ -142,14 +142,14 @@ def _restored(stage: Stage, path: Path) -> _Progress:
         average.copy_(tensors[f"average/{name}"])
     for name, tensor in stage.memory.items():
         tensor.copy_(tensors[f"memory/{name}"])
-    kept: dict[int, dict[str, Tensor]] = {}
+    states: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         kind, _, rest = name.partition("/")
         if kind == "optimiser":
             number, _, what = rest.partition("/")
-            kept.setdefault(int(number), {})[what] = tensor
+            states.setdefault(int(number), {})[what] = tensor
     groups = stage.optimiser.state_dict()["param_groups"]
-    stage.optimiser.load_state_dict({"state": kept, "param_groups": groups})
+    stage.optimiser.load_state_dict({"state": states, "param_groups": groups})
     progress.done = int(metadata["done"])
     progress.finished = metadata["finished"] == "1"
     return progress

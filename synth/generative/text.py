@@ -55,7 +55,7 @@ def clip_tokens(folder: str, names: Sequence[str]) -> tuple[Tensor, Tensor]:
     read = tokenizer(
         list(names), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
     )
-    said = tower.eval()(input_ids=read.input_ids).last_hidden_state
+    hidden = tower.eval()(input_ids=read.input_ids).last_hidden_state
     # the first end of a text: padding may look the same
     ends = (read.input_ids == tokenizer.eos_token_id).int().argmax(1)
-    return said.float(), ends
+    return hidden.float(), ends

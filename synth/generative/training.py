@@ -55,9 +55,9 @@ def vae_stage(job: Job, config: VaeConfig) -> Stage:
         with autocast(seen.device, job.precision):
             posterior = vae.encode(seen).latent_dist
             noise = torch.randn(posterior.mean.shape, generator=rng).to(seen.device)
-            said = vae.decode(posterior.mean + posterior.std * noise).sample
+            decoded = vae.decode(posterior.mean + posterior.std * noise).sample
             divergence = posterior.kl().mean() / posterior.mean[0].numel()
-            total = functional.l1_loss(said, seen) + config.kl * divergence
+            total = functional.l1_loss(decoded, seen) + config.kl * divergence
         total.backward()
         return total.detach()
 
@@ -129,9 +129,9 @@ def corrupted(text: Tensor, config: FusionConfig, rng: Generator) -> Tensor:
     """
     if float(torch.rand(1, generator=rng)) < config.no_text:
         return torch.zeros_like(text)
-    kept = torch.rand(text.shape[:2], generator=rng) >= config.no_token
+    present = torch.rand(text.shape[:2], generator=rng) >= config.no_token
     noise = torch.randn(text.shape, generator=rng) * config.token_noise
-    return text * kept.unsqueeze(2).to(text) + noise.to(text)
+    return text * present.unsqueeze(2).to(text) + noise.to(text)
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ class FusionTraining:
 
 
 def fusion_stage(job: Job, config: FusionConfig, latents: Tensor) -> Stage:
-    """The training of the fusion and of the projector, which is not kept (EVLF).
+    """The training of the fusion and of the projector, which is not stored (EVLF).
 
     `latents` are (N, 2, c, h, w), of the images and of their mirror images.
     """
@@ -210,7 +210,7 @@ def fusion_stage(job: Job, config: FusionConfig, latents: Tensor) -> Stage:
 
 @dataclass(frozen=True)
 class DenoiserTraining:
-    """The loss of the denoiser: the squared error of the noise that it says (DDPM)."""
+    """The loss of the denoiser: the squared error of the noise that it predicts (DDPM)."""
 
     job: Job
     config: DenoiserConfig
@@ -227,16 +227,18 @@ class DenoiserTraining:
         device = clean.device
         times = torch.randint(len(self.alphas_bar), (len(index),), generator=rng).to(device)
         noise = torch.randn(clean.shape, generator=rng).to(device)
-        kept = self.alphas_bar[times].view(-1, 1, 1, 1)
-        noisy = kept.sqrt() * clean + (1 - kept).sqrt() * noise
-        untold = (torch.rand(len(index), generator=rng) < self.config.no_class).to(device)
-        labels = parts.labels_of(classes).masked_fill(untold, parts.sizes.labels)
+        alpha_bar = self.alphas_bar[times].view(-1, 1, 1, 1)
+        noisy = alpha_bar.sqrt() * clean + (1 - alpha_bar).sqrt() * noise
+        without_class = (torch.rand(len(index), generator=rng) < self.config.no_class).to(device)
+        labels = parts.labels_of(classes).masked_fill(without_class, parts.sizes.labels)
         with autocast(device, self.job.precision):
-            said = parts.denoise(noisy, times, labels).noise
-        loss = functional.mse_loss(said.float(), noise)
+            predicted = parts.denoise(noisy, times, labels).noise
+        loss = functional.mse_loss(predicted.float(), noise)
         if self.memory is not None:
-            guess = (noisy - (1 - kept).sqrt() * said.float()) / kept.sqrt()
-            loss = loss + self.memory.loss(guess, clean, classes)
+            predicted_clean = (
+                noisy - (1 - alpha_bar).sqrt() * predicted.float()
+            ) / alpha_bar.sqrt()
+            loss = loss + self.memory.loss(predicted_clean, clean, classes)
         loss.backward()
         return loss.detach()
 

@@ -7,6 +7,7 @@ libraries may ask the Hub for it.
 import hashlib
 import importlib
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -74,11 +75,12 @@ def from_folder(kind: Any, folder: str, part: str) -> Any:
     """
     place = place_of(folder, part)
     options: Json = {"local_files_only": True}
+    load: Any = kind.from_pretrained
     if issubclass(kind, nn.Module):
         options["use_safetensors"] = True
         options["low_cpu_mem_usage"] = False  # else diffusers warns that it lacks another library
     try:
-        return kind.from_pretrained(place, **options)
+        return load(place, **options)
     except Exception as error:  # the libraries raise many kinds for files that do not fit
         raise UserError(
             f"{place} holds no {kind.__name__} that can be read ({_first_line(error)}); name a "
@@ -104,13 +106,26 @@ def config_of(path: str, part: str) -> Json:
 
 
 def files_digest(path: str, part: str) -> str:
-    """The digest of the content of a file, or of all files of a part's folder."""
+    """The digest of the content of a file, or of all files of a part's folder.
+
+    Gigabytes are read once: while names, sizes and times stay, so does what was computed.
+    """
     place = place_of(path, part)
-    sha = hashlib.sha256()
     names = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file())
+    states = []
     for name in names:
-        sha.update(name.name.encode())
-        with name.open("rb") as file:
+        state = name.stat()
+        states.append((str(name), state.st_size, state.st_mtime_ns))
+    return _digest_of(tuple(states))
+
+
+@cache
+def _digest_of(states: tuple[tuple[str, int, int], ...]) -> str:
+    """The digest of the names and the content of files."""
+    sha = hashlib.sha256()
+    for path, _, _ in states:
+        sha.update(Path(path).name.encode())
+        with open(path, "rb") as file:
             while block := file.read(2**22):
                 sha.update(block)
     return sha.hexdigest()[:12]

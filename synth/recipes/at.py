@@ -14,8 +14,8 @@ labels; its own cells have both. Its authors ask to cite AT-BPTT for it as yet.
 from functools import partial
 
 from ddengine.recipe import DataConfig, Recipe
-from synth.recipes.rat import WHITENED, published, small_objective, student
-from synth.recipes.through_training import CIFAR, OF_RAT, TAKEN_OVER, clipped_adam, small
+from synth.recipes.rat import CHOSEN, WHITENED, published, small_objective, student
+from synth.recipes.through_training import CIFAR, clipped_adam, small
 from synth.selector import Selector
 from synth.stages import Stages
 
@@ -79,11 +79,11 @@ def _small() -> list[Recipe]:
             optim={"images": clipped_adam(0.05)},
         ),
         small(
-            "at/cifar10_ipc1_small", CITES, 1, steps=300, data=CIFAR, note=OF_RAT,
+            "at/cifar10_ipc1_small", CITES, 1, steps=300, data=CIFAR, note=CHOSEN[1],
             objective=small_objective(window, 30), optim={"images": clipped_adam(0.03)},
         ),
         small(
-            "at/cifar10_ipc10_small", CITES, 10, steps=80, data=CIFAR, note=TAKEN_OVER,
+            "at/cifar10_ipc10_small", CITES, 10, steps=80, data=CIFAR, note=CHOSEN[10],
             objective=small_objective(window, 30), optim={"images": clipped_adam(0.05)},
             validations=2,
         ),

@@ -18,6 +18,7 @@ from synth.recipes.through_training import (
     TAKEN_OVER,
     adam,
     cell,
+    compared,
     own_training,
     small,
 )
@@ -78,6 +79,7 @@ def _published() -> list[Recipe]:
 
 
 DIGITS = DataConfig(name="digits")
+OF_IMAGES = compared("DD", 60, {0.02: 20.5, 0.05: 23.3})
 
 
 def _small() -> list[Recipe]:
@@ -97,7 +99,7 @@ def _small() -> list[Recipe]:
         ),
         small(
             "dd/cifar10_ipc1_small", CITES, 1, objective=_objective(1, 0.1, 20, 512), steps=200,
-            optim={"images": adam(0.02), "rates": adam(0.02)}, data=CIFAR, note=TAKEN_OVER,
+            optim={"images": adam(0.05), "rates": adam(0.02)}, data=CIFAR, note=OF_IMAGES,
         ),
         small(
             "dd/cifar10_ipc10_small", CITES, 10, objective=_objective(10, 0.1, 3, 512), steps=140,

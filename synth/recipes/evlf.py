@@ -37,7 +37,7 @@ BIBTEX = """
   year      = {2026}
 }
 
-@inproceedings{chan-santiago2025mgd3,
+@inproceedings{chansantiago2025mgd3,
   title     = {{MGD}$^3$: Mode-Guided Dataset Distillation using Diffusion Models},
   author    = {Chan-Santiago, Jeffrey A. and Tirupattur, Praveen and Nayak, Gaurav Kumar and Liu,
               Gaowen and Shah, Mubarak},
@@ -160,14 +160,14 @@ def _published(method: str, objective: Sampling, column: int) -> list[Recipe]:
 
 
 SMALL_NOTE = "A recipe of this project for a CPU; nothing is published for this cell."
-SMALL_VAE = VaeConfig(widths=(16, 32, 32), epochs=6)
+SMALL_VAE = VaeConfig(widths=(16, 32, 32), epochs=8)
 SMALL_FUSION = FusionConfig(width=64, epochs=4, batch=64, batches=1, lr=1e-3, projector_lr=1e-3)
-SMALL_DENOISER = DenoiserConfig(width=128, heads=4, layers=4, patch=2, epochs=60)
+SMALL_DENOISER = DenoiserConfig(width=128, heads=4, layers=4, patch=2, epochs=100)
 SMALL = Generative(vae=SMALL_VAE, fusion=SMALL_FUSION, denoiser=SMALL_DENOISER)
 DIGITS = Generative(
     vae=replace(SMALL_VAE, widths=(16, 32), epochs=12),
     fusion=SMALL_FUSION,
-    denoiser=replace(SMALL_DENOISER, width=64, layers=2, patch=1),
+    denoiser=replace(SMALL_DENOISER, width=64, layers=2, patch=1, epochs=60),
 )
 SIZES = {"fashion_mnist": (32, 32), "digits": (16, 16), "cifar10": None}
 STEPS = {"digits": DIGITS}
@@ -176,13 +176,15 @@ LIMITS = {"fashion_mnist": 10_000, "cifar10": 10_000}
 
 def small_evaluation(dataset: str) -> EvalConfig:
     """The short protocol, with hard labels."""
-    model = "convnet-d2-w32-in" if dataset == "digits" else "convnet-d3-w32-in"
+    model = "convnet-d2-w32-in" if dataset == "digits" else "convnet-d3-w16-in"
     return replace(
         PROTOCOLS["fast"],
         labels="hard",
         models=(model,),
         baselines=("random", "k_means", "full"),
         baseline_steps="updates",
+        lr_grid=(0.003, 0.01, 0.03),
+        full_steps=300,
     )
 
 

@@ -19,7 +19,7 @@ from synth.generative import stages
 from synth.generative.config import DenoiserConfig, Folders, FusionConfig, VaeConfig
 from synth.generative.fusion import Fusion, Projector, contrastive_loss, fusion_losses
 from synth.generative.minimax import Memory
-from synth.generative.parts import Said
+from synth.generative.parts import Prediction
 from synth.generative.sampling import Guidance, deviation, modes_of, sample
 from synth.generative.schedule import Schedule, Step
 from synth.generative.text import word_tokens
@@ -106,7 +106,7 @@ def exact_denoiser(mean: float, deviation: float, labels_seen: list | None = Non
             labels_seen.append(labels.tolist())
         kept = SCHEDULE.alphas_bar[times].view(-1, 1, 1, 1).to(noisy)
         variance = kept * deviation**2 + 1 - kept
-        return Said((1 - kept).sqrt() * (noisy - kept.sqrt() * mean) / variance, None)
+        return Prediction((1 - kept).sqrt() * (noisy - kept.sqrt() * mean) / variance, None)
 
     return said
 
@@ -198,7 +198,7 @@ def test_guidance_of_classes_goes_beyond_what_is_said_of_the_class():
     def denoiser(noisy, times, labels):
         seen.append(sorted(set(labels.tolist())))
         noise = labels.view(-1, 1, 1, 1).to(noisy).expand_as(noisy)
-        return Said(noise, torch.zeros_like(noisy))
+        return Prediction(noise, torch.zeros_like(noisy))
 
     labels = torch.tensor([1, 2])
     steps = SCHEDULE.steps(2)
@@ -209,7 +209,7 @@ def test_guidance_of_classes_goes_beyond_what_is_said_of_the_class():
 
     def as_combined(noisy, times, labels):
         noise = (9 + 3.0 * (labels - 9)).view(-1, 1, 1, 1).to(noisy)
-        return Said(noise, torch.zeros_like(noisy))
+        return Prediction(noise, torch.zeros_like(noisy))
 
     streams = [generator(0, 0), generator(0, 1)]
     one = Guidance(classes=1.0)
@@ -512,6 +512,21 @@ def test_sampling_needs_parts(data):
 
 
 @needs_extra
+def test_parts_are_no_teachers(trained_parts, data):
+    with pytest.raises(UserError, match="the parts of a generator, which classify no images"):
+        trained_parts[0](data.train.images(torch.arange(2)))
+
+
+@needs_extra
+def test_the_training_is_estimated_and_changes_nothing_that_lasts(data):
+    step = tiny()
+    seconds = step.seconds(step.new_model(data, generator(0)), data)
+    longer = tiny(denoiser=replace(TINY_DENOISER, epochs=200))
+    assert 0 < seconds < 60
+    assert longer.seconds(longer.new_model(data, generator(0)), data) > 2 * seconds
+
+
+@needs_extra
 def test_more_modes_than_images(trained_parts, data):
     with pytest.raises(
         UserError, match=r"ipc asks for 50 modes of class '0', which has \d+ training"
@@ -595,7 +610,7 @@ def test_what_is_cited():
     from synth.catalogue import find
 
     text = bibtex(find("evlf/cifar10_ipc10_small"))
-    for key in ("cai2026evlf", "chan-santiago2025mgd3", "peebles2023dit", "rombach2022ldm"):
+    for key in ("cai2026evlf", "chansantiago2025mgd3", "peebles2023dit", "rombach2022ldm"):
         assert key in text
     assert "cai2026evlf" not in bibtex(find("mgd3/cifar10_ipc10_small"))
     assert "su2024d4m" in bibtex(find("d4m/cifar10_ipc10_small"))

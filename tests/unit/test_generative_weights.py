@@ -17,7 +17,7 @@ from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 from synth.generative import weights
 from synth.generative.config import DenoiserConfig, Folders, FusionConfig
-from synth.generative.expert import Generative, tell_names
+from synth.generative.expert import Generative, encode_class_names
 from synth.generative.schedule import load_schedule
 from synth.generative.text import clip_tokens
 
@@ -240,7 +240,7 @@ def test_names_are_told_once_and_stored(pipelines):
     step = step_of(pipelines)
     parts = step.new_model(data, generator(0))
     assert (parts.tokens == 0).all()
-    tell_names(parts, data.class_names, step.folder)
+    encode_class_names(parts, data.class_names, step.folder)
     assert "tokens" in dict(parts.named_buffers())
     tokens, ends = clip_tokens(str(pipelines[0]), data.class_names)
     assert torch.equal(parts.tokens, tokens)

@@ -13,9 +13,10 @@ def test_lengths_double_up_to_the_whole_training():
 
 
 def test_no_length_is_shorter_than_networks_need_to_learn_anything():
-    assert shorter(301) == [38, 76, 151, 301]  # 19 are too few
+    assert shorter(241) == [16, 31, 61, 121, 241]
+    assert shorter(240) == [30, 60, 120, 240]  # 15 are too few
     assert shorter(41) == [21, 41]
-    assert shorter(19) == [19]  # that of the protocol is tried all the same
+    assert shorter(15) == [15]  # that of the protocol is tried all the same
 
 
 @pytest.mark.parametrize(

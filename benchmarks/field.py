@@ -1,0 +1,397 @@
+"""How fast is the engine beside the field's way, on one machine in one run?
+
+    python benchmarks/field.py [--device cuda] [--cells mtt_ipc1_t10 dsa_ipc1] [--width 128]
+
+Each cell is one piece of work on images of CIFAR-10's shape, of no meaning, in a ConvNet-D3: an
+epoch of an expert on 1024 images; an outer step of MTT (1 and 10 images per class, T = 10, 30, 50),
+of DSA (1) and of DM (10); 30 updates of 5 networks of an evaluation. The field's way is
+plain_loops.py, which passes the golden vectors. Both ways take turns in one process, on the same
+threads; a row has the median seconds of the processor and of the clock, the mean ratio with its
+95 % interval (Student's t on its logarithm), and the peak memory of each way in a process of its
+own. A graph that does not fit into memory is not tried, and the row says what it would take. The
+file is written after every cell, and the same command goes on after the last that it holds.
+"""
+
+import math
+import os
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any
+
+# its worker pool does not start inside a process of a pool
+os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
+
+import common
+import plain_loops
+import torch
+import tyro
+from torch import Tensor, nn
+
+from buffers.train import train_expert
+from ddengine.data import Data, Preprocess, RealSet
+from ddengine.evaluation import intervals
+from ddengine.learning import augment, training
+from ddengine.learning.flat import FlatModel, flatten
+from ddengine.learning.memory import PER_STEP, saved_bytes
+from ddengine.models import build_model
+from ddengine.objective import Env
+from ddengine.recipe import EvalConfig
+from ddengine.sets.synthetic import SyntheticSet
+from ddengine.system import files, rng, runtime
+from synth.catalogue import find
+from synth.trajectory import student_batches
+
+SHAPE, CLASSES = (3, 32, 32), 10
+EXPERT_IMAGES = 1024
+NETWORKS, UPDATES = 5, 30  # of an evaluation
+MTT = [f"mtt_ipc{ipc}_t{steps}" for ipc in (1, 10) for steps in (10, 30, 50)]
+CELLS = ("expert", *MTT, "dsa_ipc1", "dm_ipc10", "evaluation")
+FIELD, OURS, COMPILED = "field", "ours", "ours compiled"
+FITS = 0.7  # of the memory that is available, which a step may be expected to take
+
+Once = Callable[[int], Any]  # does the work of a cell for the n-th time
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The question asked."""
+
+    device: str = "auto"
+    cells: tuple[str, ...] = CELLS
+    width: int = 128
+    threads: int = 1  # of a CPU, of both ways
+    repeats: int = 5  # turns, after one that is not counted
+    compiled: bool = True  # also the compiled inner gradient, where there is one
+    name: str = "field"  # of the result's file
+
+
+class Expert:
+    """Snapshots between two networks, in place of a store of experts."""
+
+    num_experts = 1
+    epochs = tuple(range(51))
+
+    def __init__(self, start: Tensor, end: Tensor):
+        self.start, self.end, self.num_params = start, end, len(start)
+
+    def snapshots(self, expert: int, epochs: list[int]) -> Tensor:
+        """Parameters (len(epochs), P) on the way."""
+        return torch.stack([self.start.lerp(self.end, epoch / 50) for epoch in epochs])
+
+
+class World:
+    """What both ways work with."""
+
+    def __init__(self, settings: Settings):
+        self.device = runtime.setup(settings.device)
+        if self.device.type == "cpu":
+            torch.set_num_threads(settings.threads)
+        self.model = f"convnet-d3-w{settings.width}-in"
+        self.preprocess = Preprocess(mean=torch.zeros(3), std=torch.ones(3)).to(self.device)
+
+    def network(self, seed: int) -> nn.Module:
+        """A new network."""
+        return self.new_model(rng.generator(seed, "network")).to(self.device)
+
+    def new_model(self, stream: torch.Generator) -> nn.Module:
+        """A network by the engine."""
+        return build_model(self.model, SHAPE, CLASSES, stream)
+
+    def real(self, each: int) -> RealSet:
+        """Pixels of no meaning, so many of every class."""
+        stream = rng.generator(0, "pixels")
+        size = (CLASSES * each, *SHAPE)
+        pixels = torch.randint(0, 256, size, generator=stream, dtype=torch.uint8)
+        labels = torch.arange(CLASSES).repeat_interleave(each)
+        return RealSet(pixels.to(self.device), labels.to(self.device), CLASSES, self.preprocess)
+
+    def syn(self, ipc: int, **scalars: float) -> SyntheticSet:
+        """A set whose images gradients flow into."""
+        stream = rng.generator(0, "syn")
+        tensors = {"images": torch.randn(CLASSES * ipc, *SHAPE, generator=stream)}
+        tensors |= {name: torch.tensor(value) for name, value in scalars.items()}
+        leaves = {name: t.to(self.device).requires_grad_() for name, t in tensors.items()}
+        labels = torch.arange(CLASSES, device=self.device).repeat_interleave(ipc)
+        codec = find("mtt/cifar10_ipc1").codec
+        names = tuple(map(str, range(CLASSES)))
+        return SyntheticSet(leaves, labels, names, codec, self.preprocess, space=codec.space)
+
+    def env(self, real: RealSet, experts: Any = None, compile: bool = False) -> Env:
+        """What an objective may touch."""
+        model = FlatModel(self.network(0)).to(self.device)
+        return Env(real, self.new_model, model, experts, self.device, compile)
+
+    def wait(self) -> None:
+        """Until the device has done what it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+def augmented(config: Any, stream: torch.Generator, images: Tensor) -> Tensor:
+    """Images under a new draw."""
+    draw = augment.sample(config, len(images), stream).to(images.device)
+    return augment.apply(config, images, draw)
+
+
+def outer_step(objective: Any, syn: SyntheticSet, world: World, number: int) -> None:
+    """Losses of the engine and their gradients."""
+    state = objective.init(rng.generator(0, "state"))
+    for tensor in syn.tensors.values():
+        tensor.grad = None
+    for loss in objective.losses(syn, state, number, rng.generator(0, "losses", number)):
+        loss.backward()
+    world.wait()
+
+
+# Cells: (world, settings) -> the ways of doing it, by name.
+
+
+def expert(world: World, settings: Settings) -> dict[str, Once]:
+    """An epoch of an expert, at MTT's settings."""
+    config = find("mtt/cifar10_ipc1").buffer
+    config = replace(config, epochs=1, num_experts=1, keep="last")
+    real = world.real(EXPERT_IMAGES // CLASSES)
+    names = tuple(map(str, range(CLASSES)))
+    data = Data(real, None, None, names, bytes=0, dataset_bytes=0)
+    images, labels = real.batch(torch.arange(len(real), device=world.device))
+    step = config.step
+
+    def field(number: int) -> None:
+        network, stream = world.network(number).train(), rng.generator(number, "order")
+        optimiser = torch.optim.SGD(network.parameters(), step.lr, step.momentum)
+        plain_loops.train_epochs(
+            network, images, labels, 1, optimiser,
+            batch=config.batch, augment=partial(augmented, config.augment, stream), stream=stream,
+        )  # fmt: skip
+        world.wait()
+
+    def ours(number: int) -> None:
+        train_expert(world.network(number), data, config, number)
+        world.wait()
+
+    return {FIELD: field, OURS: ours}
+
+
+def mtt(world: World, settings: Settings, ipc: int, steps: int) -> dict[str, Once]:
+    """An outer step of MTT on all images at once."""
+    config = replace(find(f"mtt/cifar10_ipc{ipc}").objective, inner_steps=steps, batch=None)
+    start, end = flatten(world.network(0)), flatten(world.network(1))
+    experts = Expert(start, end)
+    syn = world.syn(ipc, lr=config.lr)
+    network = world.network(0).requires_grad_(False)
+
+    def field(number: int) -> None:
+        stream = rng.generator(0, "losses", number)
+        for tensor in syn.tensors.values():
+            tensor.grad = None
+        batches = student_batches(len(syn), len(syn), steps, stream)
+        loss, _ = plain_loops.mtt_loss(
+            network, start, end, syn.tensors["images"], syn.classes, syn.tensors["lr"],
+            [index.to(world.device) for index in batches],
+            partial(augmented, config.augment, stream),
+        )  # fmt: skip
+        loss.backward()
+        world.wait()
+
+    ways: dict[str, Once] = {}
+    if _graph_bytes(world, len(syn) * steps) < FITS * runtime.available_memory(world.device):
+        ways[FIELD] = field
+    for name, compile in ((OURS, False), (COMPILED, True)):
+        if compile and not settings.compiled:
+            continue
+        objective = config.build(world.env(world.real(1), experts, compile))
+        memory = runtime.available_memory(world.device)
+        config.choose(objective, config.choices(objective, syn, memory))
+        ways[name] = partial(outer_step, objective, syn, world)
+    return ways
+
+
+def _graph_bytes(world: World, images: int) -> int:
+    """Bytes of the graphs of second order of so many images, at most."""
+    return int(PER_STEP * images * saved_bytes(world.network(0), SHAPE, world.device))
+
+
+def dsa(world: World, settings: Settings) -> dict[str, Once]:
+    """An outer step of DSA with one image per class, in a new network."""
+    config = find("dsa/cifar10_ipc1").objective
+    real, syn = world.real(config.real_batch + 44), world.syn(1)
+    objective = config.build(world.env(real))
+
+    def field(number: int) -> None:
+        syn.tensors["images"].grad = None
+        network = world.network(number).train()
+        plain_loops.dsa_loss(network, *_by_class(world, real, syn, config, number)).backward()
+        world.wait()
+
+    return {FIELD: field, OURS: partial(outer_step, objective, syn, world)}
+
+
+def dm(world: World, settings: Settings) -> dict[str, Once]:
+    """An outer step of DM with ten images per class, in a new network."""
+    config = find("dm/cifar10_ipc10").objective
+    real, syn = world.real(config.real_batch + 44), world.syn(10)
+    objective = config.build(world.env(real))
+
+    def field(number: int) -> None:
+        syn.tensors["images"].grad = None
+        network = world.network(number).train().requires_grad_(False)
+        plain_loops.dm_loss(network.embed, *_by_class(world, real, syn, config, number)).backward()
+        world.wait()
+
+    return {FIELD: field, OURS: partial(outer_step, objective, syn, world)}
+
+
+def _by_class(
+    world: World, real: RealSet, syn: SyntheticSet, config: Any, number: int
+) -> tuple[list[Tensor], list[Tensor], Callable[[Tensor, int], Tensor]]:
+    """Real and synthetic images of each class, and one augmentation for both."""
+    stream = rng.generator(0, "losses", number)
+    chosen = [index.to(world.device) for index in real.draw_each(config.real_batch, stream)]
+    draws = [augment.sample(config.augment, 1, stream, groups=1, shared=True) for _ in chosen]
+
+    def shared(images: Tensor, c: int) -> Tensor:
+        return augment.apply(config.augment, images, draws[c].to(world.device))
+
+    of_classes = list(syn.tensors["images"].unflatten(0, (CLASSES, -1)))
+    return [real.images(index) for index in chosen], of_classes, shared
+
+
+def evaluation(world: World, settings: Settings) -> dict[str, Once]:
+    """Updates of the networks of an evaluation on one image per class, which are one batch."""
+    config = EvalConfig(protocol="benchmark")
+    real = world.real(1)
+    images, labels = real.batch(torch.arange(len(real), device=world.device))
+    seeds = list(range(NETWORKS))
+
+    def field(number: int) -> None:
+        for seed in seeds:
+            network, stream = world.network(seed).train(), rng.generator(seed, "order")
+            optimiser = torch.optim.SGD(
+                network.parameters(), 0.01, config.momentum, weight_decay=config.weight_decay
+            )
+            plain_loops.train_epochs(
+                network, images, labels, UPDATES, optimiser, batch=config.batch,
+                augment=partial(augmented, config.augment, stream), stream=stream,
+            )  # fmt: skip
+        world.wait()
+
+    def ours(number: int) -> None:
+        training.train_networks(
+            world.new_model, [real] * NETWORKS, seeds, config, 0.01, world.device, steps=UPDATES
+        )
+        world.wait()
+
+    return {FIELD: field, OURS: ours}
+
+
+def ways_of(cell: str, settings: Settings) -> dict[str, Once]:
+    """The ways of doing the work of a cell, by name."""
+    world = World(settings)
+    if cell.startswith("mtt_"):
+        ipc, steps = cell.removeprefix("mtt_ipc").split("_t")
+        return mtt(world, settings, int(ipc), int(steps))
+    makers = {"expert": expert, "dsa_ipc1": dsa, "dm_ipc10": dm, "evaluation": evaluation}
+    return makers[cell](world, settings)
+
+
+# Measuring.
+
+
+def times(pipe: Any, cell: str, settings: Settings) -> None:
+    """Send the seconds of the processor and of the clock of all turns, by way."""
+    measured: dict[str, list[tuple[float, float]]] = {}
+    ways = ways_of(cell, settings)
+    for turn in range(settings.repeats + 1):
+        for name, once in ways.items():
+            cpu, wall = time.process_time(), time.perf_counter()
+            once(turn)
+            took = (time.process_time() - cpu, time.perf_counter() - wall)
+            measured.setdefault(name, []).append(took)
+    pipe.send({name: of_way[1:] for name, of_way in measured.items()})
+
+
+def memory(pipe: Any, cell: str, way: str, settings: Settings) -> None:
+    """Send the added peak memory of one way."""
+    pipe.send(common.added_memory(ways_of(cell, settings)[way]))
+
+
+def measured(cell: str, settings: Settings) -> list[dict[str, Any]]:
+    """A row for each way of a cell."""
+    turns = common.apart(times, cell, settings)
+    which = 1 if runtime.setup(settings.device).type == "cuda" else 0  # of the clock on CUDA
+    rows = []
+    for way, of_way in turns.items():
+        row: dict[str, Any] = {"cell": cell, "way": way}
+        for name, place in (("processor_s", 0), ("clock_s", 1)):
+            row[name] = statistics.median(turn[place] for turn in of_way)
+        row["turns"] = of_way
+        row["peak_bytes"] = common.apart(memory, cell, way, settings)
+        if FIELD in turns:
+            logs = []
+            for theirs, own in zip(turns[FIELD], of_way, strict=True):
+                logs.append(math.log(theirs[which] / own[which]))
+            mean, _, ends = intervals.interval(logs, -10.0, 10.0)
+            assert mean is not None
+            row["faster"] = math.exp(mean)
+            row["faster_interval"] = None if ends is None else [math.exp(end) for end in ends]
+        rows.append(row)
+    if FIELD not in turns:
+        ipc, steps = cell.removeprefix("mtt_ipc").split("_t")
+        needed = _graph_bytes(World(settings), CLASSES * int(ipc) * int(steps))
+        rows.insert(0, {"cell": cell, "way": FIELD, "not_tried": True, "needs_bytes": needed})
+    return rows
+
+
+def said(row: dict[str, Any]) -> str:
+    """A row in a line."""
+    start = f"{row['cell']:14} {row['way']:14}"
+    if "not_tried" in row:
+        return f"{start} not tried: its graphs take up to {row['needs_bytes'] / 1e9:.1f} GB"
+    line = (
+        f"{start} {row['processor_s']:8.3f} s of the processor, {row['clock_s']:8.3f} s, "
+        f"{row['peak_bytes'] / 1e9:6.2f} GB"
+    )
+    if "faster" not in row or row["way"] == FIELD:
+        return line
+    line += f", {row['faster']:.2f} x"
+    if row["faster_interval"] is not None:
+        low, high = row["faster_interval"]
+        line += f" ({low:.2f} to {high:.2f})"
+    return line
+
+
+def known(settings: Settings, device: torch.device) -> list[dict[str, Any]]:
+    """The rows that the file holds of these settings and this commit."""
+    path = common.RESULTS / f"{settings.name}-{device.type}.json"
+    if not path.is_file():
+        return []
+    before = files.read_json(path, "settings", "rows", "commit")
+    asked = asdict(settings) | {"cells": None}
+    same = before["commit"] == runtime.commit()
+    if not same or files.to_json(before["settings"] | {"cells": None}) != files.to_json(asked):
+        return []
+    return before["rows"]
+
+
+def main(settings: Settings) -> None:
+    """Measure, print, write the JSON."""
+    device = runtime.setup(settings.device)
+    rows = known(settings, device)
+    for row in rows:
+        print(said(row))
+    done = {row["cell"] for row in rows}
+    for cell in settings.cells:
+        if cell in done:
+            continue
+        of_cell = measured(cell, settings)
+        rows += of_cell
+        common.write(settings.name, device, asdict(settings), rows)
+        for row in of_cell:
+            print(said(row), flush=True)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings))

@@ -1,0 +1,50 @@
+"""What a run leaves to the machine: chosen once, stored in its folder, obeyed when it goes on."""
+
+from pathlib import Path
+
+import torch
+
+from ddengine import loop, turns
+from ddengine.objective import Objective, ObjectiveConfig
+from ddengine.sets.synthetic import SyntheticSet
+from ddengine.system import dist, files
+from ddengine.system.runtime import available_memory
+from ddengine.types import Json
+
+CHOICES = "choices.json"  # in the folder of a run
+
+
+def choose(
+    config: ObjectiveConfig,
+    objective: Objective,
+    syn: SyntheticSet,
+    device: torch.device,
+    folder: Path | None = None,
+) -> list[Json]:
+    """What is chosen for each objective of a run, all of `config`, which do so from now on.
+
+    In the folder of a run it is what was chosen when the run began: nothing where that was before
+    there was a choice. Of several ranks the first chooses for all.
+    """
+    objectives = turns.alone(objective)
+
+    def here() -> list[Json]:
+        memory = available_memory(device)
+        return [config.choices(one, syn, memory) for one in objectives]
+
+    def store() -> None:
+        assert folder is not None
+        if (folder / CHOICES).exists():
+            return
+        begun_before = (folder / loop.CHECKPOINT).exists()  # there was anything to choose
+        chosen = [{} for _ in objectives] if begun_before else here()
+        files.write_json(folder / CHOICES, {"objectives": chosen})
+
+    if folder is None:
+        chosen = here()
+    else:
+        dist.on_first_rank(store)
+        chosen = files.read_json(folder / CHOICES, "objectives")["objectives"]
+    for one, choices in zip(objectives, chosen, strict=True):
+        config.choose(one, choices)
+    return chosen

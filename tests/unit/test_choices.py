@@ -1,0 +1,140 @@
+"""What a run leaves to the machine: chosen once, stored, and obeyed when the run goes on."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from helpers import CPU, DIGITS, MODEL, tiny_data, tiny_env, tiny_set, tiny_store
+
+import ddengine
+import synth
+from ddengine.api import checks, choices
+from ddengine.learning import memory
+from ddengine.recipe import digest, resolved
+from ddengine.system import files, runtime
+
+STEPS = 4
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Images and experts of them."""
+    data = tiny_data()
+    return data, tiny_store(tmp_path_factory.mktemp("store"), data)
+
+
+def recipe(**changes):
+    """A short distillation that follows these experts."""
+    found = synth.find("mtt/digits_ipc1", model=MODEL)
+    objective = replace(found.objective, inner_steps=STEPS, expert_epochs=1, batch=None, **changes)
+    objective = replace(objective, window=replace(objective.window, high=2))
+    outer = replace(found.outer, steps=6, checkpoint_every=2, evaluate_every=0, picture_every=0)
+    return replace(found, objective=objective, outer=outer, data=DIGITS)
+
+
+def objective_of(world, **changes):
+    data, store = world
+    return recipe(**changes).objective.build(tiny_env(data, store))
+
+
+def graph_of_one(world):
+    """Bytes of the graph of an inner step."""
+    syn = tiny_set(world[0], lr=0.05)
+    objective = objective_of(world)
+    return memory.graph_bytes(lambda: objective.reached_by_one_step(syn))
+
+
+def test_as_many_graphs_are_kept_as_a_share_of_the_memory_holds(world):
+    """All of a segment, some, or none: replay."""
+    syn, objective = tiny_set(world[0], lr=0.05), objective_of(world)
+    one = int(graph_of_one(world) / memory.KEPT_SHARE)
+    for room, kept in ((10**15, STEPS), (2.5 * one, 2), (0.9 * one, 0)):
+        assert objective.config.choices(objective, syn, int(room)) == {"kept_graphs": kept}
+    for named in ("replay", "full", "detached"):
+        objective = objective_of(world, backprop=named)
+        assert objective.config.choices(objective, syn, 10**15) == {}
+
+
+def test_the_measured_graph_is_what_keeping_takes(world):
+    """Twice the images, nearly twice the graph; the parameters count once."""
+    small, large = tiny_set(world[0], ipc=2, lr=0.05), tiny_set(world[0], ipc=4, lr=0.05)
+    objective = objective_of(world)
+    sizes = [
+        memory.graph_bytes(lambda syn=syn: objective.reached_by_one_step(syn))
+        for syn in (small, large)
+    ]
+    assert 1.5 < sizes[1] / sizes[0] < 2.05
+
+
+def test_identities_are_those_of_replay():
+    """Which was the default; what is stored of a recipe says auto."""
+    assert digest(resolved(recipe())) == digest(resolved(recipe(backprop="replay")))
+    assert digest(resolved(recipe())) != digest(resolved(recipe(backprop="detached")))
+    assert recipe().objective.backprop == "auto"
+
+
+def distilled(world, folder, room, monkeypatch, *, stop_at=None):
+    """A distillation where so many bytes are available, which may be stopped as a kill would."""
+    _, store = world
+
+    def told(title, done, total, note):
+        if done == stop_at and title == "distill":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(choices, "available_memory", lambda device: room)
+    return ddengine.distill(None, recipe(), store, folder=folder, progress=told)
+
+
+@pytest.mark.parametrize("begun, resumed", [(10**15, 0), (0, 10**15)])
+def test_a_killed_run_goes_on_as_it_began(world, tmp_path, monkeypatch, begun, resumed):
+    """With the memory on the other side of the threshold."""
+    at_once = distilled(world, tmp_path / "once", begun, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        distilled(world, tmp_path / "killed", begun, monkeypatch, stop_at=3)
+    again = distilled(world, tmp_path / "killed", resumed, monkeypatch)
+    kept = STEPS if begun else 0
+    stored = files.read_json(tmp_path / "killed" / choices.CHOICES)
+    assert stored == {"objectives": [{"kept_graphs": kept}]}
+    assert torch.equal(again.tensors["images"], at_once.tensors["images"])
+    other = distilled(world, tmp_path / "other", resumed, monkeypatch)
+    assert torch.allclose(other.tensors["images"], at_once.tensors["images"], atol=1e-4)
+
+
+def test_a_run_that_was_begun_before_there_was_a_choice_goes_on_by_replay(
+    world, tmp_path, monkeypatch
+):
+    with pytest.raises(KeyboardInterrupt):
+        distilled(world, tmp_path / "old", 0, monkeypatch, stop_at=3)
+    (tmp_path / "old" / choices.CHOICES).unlink()
+    old = distilled(world, tmp_path / "old", 10**15, monkeypatch)
+    assert files.read_json(tmp_path / "old" / choices.CHOICES) == {"objectives": [{}]}
+    replayed = distilled(world, None, 0, monkeypatch)
+    assert torch.equal(old.tensors["images"], replayed.tensors["images"])
+
+
+def test_networks_that_take_turns_choose_each(world):
+    """By what they are told in their order."""
+    from ddengine.turns import InTurn
+
+    data, store = world
+    config = recipe().objective
+    both = InTurn(config, [config.build(tiny_env(data, store)) for _ in range(2)])
+    chosen = choices.choose(config, both, tiny_set(data, lr=0.05), CPU)
+    assert chosen == [{"kept_graphs": STEPS}] * 2
+    assert [one.kept_graphs for one in both.objectives] == [STEPS, STEPS]
+
+
+@pytest.mark.parametrize("seconds, said", [(3.0, "takes 3.0 times as long as fp32"), (0.4, "")])
+def test_bfloat16_that_is_slower_is_said(monkeypatch, capsys, seconds, said):
+    """Measured; of other precisions nothing is."""
+    measured = {"fp32": 1.0, "bf16": seconds}
+    monkeypatch.setattr(runtime, "_layer_seconds", measured.get)
+    checks.say_slow_precision("bf16", CPU)
+    told = capsys.readouterr().out
+    assert said in told and bool(said) == bool(told)
+    monkeypatch.setattr(runtime, "_layer_seconds", None)
+    checks.say_slow_precision("fp32", CPU)
+
+
+def test_a_layer_is_measured_in_both_precisions():
+    assert runtime._layer_seconds("fp32") > 0 and runtime._layer_seconds("bf16") > 0
