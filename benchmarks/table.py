@@ -368,8 +368,8 @@ def _compensator() -> list[Row]:
 
 # minutes are about four on one quiet core; the methods of before keep what their tables gave them
 BPTT = ("rat", "at", "rtp", "dd", "mtt", "dm")
-# as the students of RaT-BPTT and AT-BPTT are trained
-OWN_TRAINING = ("--protocol", "bptt", "--lr", "0.005", "--epochs", "30")
+# as the students of RaT-BPTT and AT-BPTT are trained, also for sets that do not say it
+OWN_TRAINING = ("--protocol", "bptt", "--lr", "0.005", "--updates", "30")
 
 
 def _bptt(ipc: int) -> list[Row]:

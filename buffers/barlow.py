@@ -4,13 +4,14 @@ Barlow Twins: Zbontar et al., ICML 2021, arXiv 2103.03230.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from buffers.steps import Step, StepConfig
+from buffers.steps import Kept, Step, StepConfig, optimiser_state, restore_optimiser
 from ddengine.recipe import require, require_at_least
 
 
@@ -105,4 +106,28 @@ class BarlowTwins(StepConfig):
             optimiser.step()
             return loss.detach()
 
-        return step
+        return Step(step, _Projecting(head, optimiser))
+
+
+@dataclass(frozen=True)
+class _Projecting(Kept):
+    """The projector, and what the optimiser keeps."""
+
+    head: nn.Module
+    optimiser: torch.optim.Optimizer
+
+    def state(self) -> dict[str, Tensor]:
+        """Both, by prefixes."""
+        tensors = {f"head/{name}": value for name, value in self.head.state_dict().items()}
+        for name, value in optimiser_state(self.optimiser).items():
+            tensors[f"optimiser/{name}"] = value
+        return tensors
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on with them."""
+        parts: dict[str, dict[str, Tensor]] = {"head": {}, "optimiser": {}}
+        for key, value in state.items():
+            part, _, name = key.partition("/")
+            parts[part][name] = value
+        self.head.load_state_dict(parts["head"])
+        restore_optimiser(self.optimiser, parts["optimiser"])

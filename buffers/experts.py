@@ -46,6 +46,8 @@ def generate(  # long: arguments, and what they mean
         shapes = store.shapes_of(new_model(generator(config.seed, "shapes")))
         kept, preprocess = config.kept_epochs(), data.train.preprocess
         store.open_for_writing(folder, content, kept, preprocess, model=model, shapes=shapes)
+        for expert in store.remove_damaged(folder):
+            log.say(f"expert {expert} in {folder} is damaged, and is trained again")
     dist.barrier()
     done = store.finished(folder)
     mine = [i for i in dist.my_share(range(config.num_experts)) if i not in done]
@@ -58,19 +60,21 @@ def generate(  # long: arguments, and what they mean
     each = config.epochs if config.step.trains else 1
     with log.progress("experts", len(mine) * each) as bar:
         for expert in mine:
-            start = time.perf_counter()
+            checkpoint = store.checkpoint(folder, expert)
             network = new_model(generator(config.seed, "expert", expert, "network"))
             network.to(data.train.device)
             if isinstance(config.step, Pretrained):
                 trajectory = _pretrained(network, data, config.step, model, precision)
                 bar.advance(f"expert {expert}")
             else:
-                trajectory = train_expert(network, data, config, expert, precision, bar.advance)
-            seconds = time.perf_counter() - start
-            metrics = trajectory.metrics | {"seconds": round(seconds, 2)}
+                trajectory = train_expert(
+                    network, data, config, expert, precision, bar.advance, checkpoint
+                )
+            metrics = trajectory.metrics | {"seconds": round(checkpoint.seconds(), 2)}
             store.write_expert(
                 folder, expert, trajectory.params, trajectory.buffers, config.dtype, metrics
             )
+            checkpoint.remove()
     dist.barrier()
 
 

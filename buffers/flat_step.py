@@ -101,4 +101,4 @@ class Gsam(StepConfig):
                 update(list(map(Tensor.view_as, parts, params)), epoch)
             return loss
 
-        return step
+        return Step(step, update)

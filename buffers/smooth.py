@@ -79,4 +79,4 @@ class Smooth(StepConfig):
             update(torch.autograd.grad(loss, params), epoch)
             return loss.detach()
 
-        return step
+        return Step(step, update)

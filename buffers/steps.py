@@ -1,7 +1,7 @@
 """The plain training step of an expert, and what all steps share."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,9 +15,51 @@ from ddengine.types import ExpertStep
 
 # (augmented images, labels, the images before augmentation, epoch) -> loss before the step; of
 # several views of each image, the augmented images are all of the first view, then of the next
-Step = Callable[[Tensor, Tensor, Tensor, int], Tensor]
-# (gradients by parameter, epoch): one update of the network
-Update = Callable[[Sequence[Tensor], int], None]
+PlainStep = Callable[[Tensor, Tensor, Tensor, int], Tensor]
+
+
+class Kept(Protocol):
+    """What keeps tensors between two batches."""
+
+    def state(self) -> dict[str, Tensor]:
+        """The tensors by name."""
+        ...
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Be as when these were its `state`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step that says what it keeps, so that the training of an expert can be continued."""
+
+    once: PlainStep
+    kept: Kept
+
+    def __call__(self, images: Tensor, labels: Tensor, plain: Tensor, epoch: int) -> Tensor:
+        """One step; returns the loss before it."""
+        return self.once(images, labels, plain, epoch)
+
+
+def optimiser_state(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The tensors that an optimiser keeps, as NUMBER.NAME by the number of the parameter."""
+    tensors = {}
+    for number, kept in optimiser.state_dict()["state"].items():
+        for name, value in kept.items():
+            if value is not None:  # a momentum of 0
+                tensors[f"{number}.{name}"] = value
+    return tensors
+
+
+def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Let an optimiser go on with what another one of the same parameters kept."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        number, _, name = key.partition(".")
+        state.setdefault(int(number), {})[name] = value
+    groups = optimiser.state_dict()["param_groups"]
+    optimiser.load_state_dict({"state": state, "param_groups": groups})
 
 
 class StepConfig(ExpertStep, Protocol):
@@ -31,10 +73,11 @@ class StepConfig(ExpertStep, Protocol):
         """How many times each image of a batch is augmented."""
         return 1
 
-    def build(self, model: nn.Module, epochs: int) -> Step:
+    def build(self, model: nn.Module, epochs: int) -> Step | PlainStep:
         """The step on `model` for a training of `epochs` epochs.
 
-        Torch's generator gives what in it starts at random, from a stream of the expert's own.
+        Torch's generator gives what in it starts at random, from a stream of the expert's own. An
+        expert that was interrupted begins anew where the step is no `Step`.
         """
         ...
 
@@ -74,34 +117,12 @@ class Sgd(StepConfig):
             ),
         )
 
-    def update(self, model: nn.Module, epochs: int) -> Update:
+    def update(self, model: nn.Module, epochs: int) -> "SgdUpdate":
         """The optimiser alone, for a training of `epochs` epochs.
 
         Steps that make their own gradients share it.
         """
-        parameters = list(model.parameters())
-        optimiser = torch.optim.SGD(
-            parameters, self.lr, self.momentum, weight_decay=self.weight_decay
-        )
-        dropped = False
-
-        def update(grads: Sequence[Tensor], epoch: int) -> None:
-            nonlocal optimiser, dropped
-            if self.decay < 1 and not dropped and epoch >= epochs // 2 + 2:
-                # a new optimiser, as published: the momentum starts again
-                optimiser = torch.optim.SGD(
-                    parameters, self.lr * self.decay, self.momentum, weight_decay=self.weight_decay
-                )
-                dropped = True
-            if self.cosine:
-                optimiser.param_groups[0]["lr"] = (
-                    self.lr * (1 + math.cos(math.pi * epoch / epochs)) / 2
-                )
-            for parameter, grad in zip(parameters, grads, strict=True):
-                parameter.grad = grad
-            optimiser.step()
-
-        return update
+        return SgdUpdate(self, list(model.parameters()), epochs)
 
     def build(self, model: nn.Module, epochs: int) -> Step:
         """The step on `model` for a training of `epochs` epochs."""
@@ -113,7 +134,51 @@ class Sgd(StepConfig):
             update(torch.autograd.grad(loss, parameters), epoch)
             return loss.detach()
 
-        return step
+        return Step(step, update)
+
+
+class SgdUpdate(Kept):
+    """Updates of a network by SGD, called with (gradients by parameter, epoch)."""
+
+    def __init__(self, config: Sgd, parameters: Sequence[nn.Parameter], epochs: int):
+        """For a training of `epochs` epochs."""
+        self._config, self._parameters, self._epochs = config, parameters, epochs
+        self._dropped = False
+        self._optimiser = self._new(config.lr)
+
+    def _new(self, lr: float) -> torch.optim.SGD:
+        config = self._config
+        return torch.optim.SGD(
+            self._parameters, lr, config.momentum, weight_decay=config.weight_decay
+        )
+
+    def _drop(self) -> None:
+        # a new optimiser, as published: the momentum starts again
+        self._optimiser = self._new(self._config.lr * self._config.decay)
+        self._dropped = True
+
+    def __call__(self, grads: Sequence[Tensor], epoch: int) -> None:
+        """One update."""
+        config, epochs = self._config, self._epochs
+        if config.decay < 1 and not self._dropped and epoch >= epochs // 2 + 2:
+            self._drop()
+        if config.cosine:
+            lr = config.lr * (1 + math.cos(math.pi * epoch / epochs)) / 2
+            self._optimiser.param_groups[0]["lr"] = lr
+        for parameter, grad in zip(self._parameters, grads, strict=True):
+            parameter.grad = grad
+        self._optimiser.step()
+
+    def state(self) -> dict[str, Tensor]:
+        """The momentum, and whether the rate has dropped."""
+        return optimiser_state(self._optimiser) | {"dropped": torch.tensor(self._dropped)}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on with them."""
+        tensors = dict(state)
+        if tensors.pop("dropped"):
+            self._drop()
+        restore_optimiser(self._optimiser, tensors)
 
 
 @contextmanager

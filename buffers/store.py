@@ -6,10 +6,12 @@ experts/<fingerprint>/
     preprocess.safetensors   what the experts saw their images through
     expert_0000.safetensors  "params" (kept epochs, P), and "buffers" (kept epochs, Q) of networks
                              that have any; metrics in its metadata
+
+Each file says its digest. The manifest says that of the preprocessing, and that there are digests.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +19,19 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Generator, Tensor, nn
 
+from buffers.unfinished import Checkpoint, path_of
 from ddengine import naming
 from ddengine.data import Preprocess
 from ddengine.data.stored import read_preprocess
 from ddengine.experts import OwnTraining, StoredExperts
 from ddengine.learning.flat import unflatten_into
 from ddengine.recipe import BufferConfig, DataConfig, Recipe, digest, to_dict
-from ddengine.system import files
+from ddengine.system import files, log
 from ddengine.system.errors import UserError
 
 FORMAT = naming.FORMAT  # of the manifest; in 1 the identity alone said the network
 MANIFEST = "manifest.json"
+PREPROCESS = "preprocess.safetensors"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -117,13 +121,15 @@ def open_for_writing(
     files.clean(folder)
     if (folder / MANIFEST).exists():
         check_identity(folder, content)
+        for expert in finished(folder):  # a kill came before its checkpoint was removed
+            path_of(folder, expert).unlink(missing_ok=True)
         if imported_digest(folder) != content.get("imported"):
             raise UserError(
                 f"The expert store {folder} was imported from files, and nothing else can be put "
                 "into it; name another folder with --out."
             )
         return
-    files.write_tensors(folder / "preprocess.safetensors", preprocess.tensors())
+    of_preprocess = files.write_tensors(folder / PREPROCESS, preprocess.tensors())
     manifest = {
         "format": FORMAT,
         "fingerprint": digest(content),
@@ -131,6 +137,7 @@ def open_for_writing(
         "model": model,
         "epochs": list(kept),
         "shapes": shapes,
+        "digests": {PREPROCESS: of_preprocess},
     }
     files.write_json(folder / MANIFEST, manifest)
 
@@ -140,7 +147,7 @@ def _check_no_others(folder: Path) -> None:
     if not folder.is_dir() or (folder / MANIFEST).exists():
         return
     for path in files.contents(folder):
-        if path.name != "preprocess.safetensors":
+        if path.name != PREPROCESS:
             raise UserError(
                 f"{folder} is not empty and not an expert store; name another folder with --out."
             )
@@ -256,6 +263,11 @@ def _kind(value: Any) -> Any:
     return value
 
 
+def checkpoint(folder: Path, expert: int) -> Checkpoint:
+    """What keeps the training of an expert of an open store that is not finished."""
+    return Checkpoint(path_of(folder, expert), read_manifest(folder)["fingerprint"])
+
+
 def write_expert(
     folder: Path,
     expert: int,
@@ -281,10 +293,54 @@ def stored_preprocess(folder: Path) -> Preprocess | None:
 
     Raises UserError for impossible numbers.
     """
-    path = folder / "preprocess.safetensors"
+    path = folder / PREPROCESS
     if not path.exists():
         return None
+    stated = None
+    if (folder / MANIFEST).is_file():
+        stated = stated_digests(read_manifest(folder)).get(PREPROCESS)
+    if stated is not None and stated != files.check_tensors(path):
+        raise UserError(
+            f"{path} is not the file that the manifest beside it was written with; put that back, "
+            "or make the store again with --restart."
+        )
     return read_preprocess(path)
+
+
+def stated_digests(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """The digests that a manifest says; none of one that was written before there were any."""
+    return manifest.get("digests") or {}
+
+
+def check_shard(folder: Path, expert: int, *, has_digest: bool) -> None:
+    """Compare the bytes of a shard with its digest, which it need not say unless `has_digest`.
+
+    Raises UserError where they differ.
+    """
+    path = shard_path(folder, expert)
+    try:
+        stated = files.check_tensors(path)
+    except UserError as error:
+        raise _damaged(str(error).partition(";")[0]) from None
+    if stated is None and has_digest:
+        raise _damaged(f"{path} is damaged (it says no digest)")
+
+
+def _damaged(what: str) -> UserError:
+    return UserError(f"{what}; run the buffer command again, which trains this expert alone.")
+
+
+def remove_damaged(folder: Path) -> list[int]:
+    """Remove the shards whose bytes are not those that were written, and return their experts."""
+    has_digest = bool(stated_digests(read_manifest(folder)))
+    removed = []
+    for expert in finished(folder):
+        try:
+            check_shard(folder, expert, has_digest=has_digest)
+        except UserError:
+            shard_path(folder, expert).unlink()
+            removed.append(expert)
+    return removed
 
 
 class ExpertStore(StoredExperts):
@@ -310,6 +366,14 @@ class ExpertStore(StoredExperts):
         self._row = {epoch: i for i, epoch in enumerate(self.epochs)}
         self._new_model = new_model
         self._open: dict[int, Any] = {}
+        self._sizes: dict[int, int] = {}  # bytes of the shards that are open
+        self._sound_shards: set[int] = set()  # whose bytes have been compared with their digests
+        self._has_digests = bool(stated_digests(self.manifest))
+        if not self._has_digests:
+            log.say_once(
+                f"warning: the expert store {folder} was written before stores had digests, so "
+                "damage would not be noticed"
+            )
         stored = finished(folder)
         self.experts = stored
         if num_experts is not None:
@@ -356,12 +420,33 @@ class ExpertStore(StoredExperts):
             try:
                 # kept open: only the header is read, rows come through the memory map
                 self._open[expert] = safe_open(path, "pt").__enter__()
+                self._sizes[expert] = path.stat().st_size
             except (SafetensorError, OSError) as error:
-                raise UserError(
-                    f"The shard {path} is damaged ({error}); delete it and run the buffer command "
-                    "again."
-                ) from None
+                raise _damaged(f"The shard {path} is damaged ({error})") from None
         return self._open[expert]
+
+    def _check_bytes(self, expert: int) -> None:
+        """Raise UserError unless rows of a shard can be read as they were written.
+
+        All its bytes are compared with its digest before its first row is read. Its size is
+        compared each time: pages of a memory map behind the end of a file that was cut since end
+        the process, without a word.
+        """
+        number = self.experts[expert]
+        path = shard_path(self.folder, number)
+        self._file(expert)
+        try:
+            size = path.stat().st_size
+        except OSError as error:
+            raise _damaged(f"The shard {path} cannot be read ({error.strerror})") from None
+        if size != self._sizes[expert]:
+            raise _damaged(
+                f"The shard {path} had {self._sizes[expert]} bytes when it was opened, and has "
+                f"{size} now"
+            )
+        if expert not in self._sound_shards:
+            check_shard(self.folder, number, has_digest=self._has_digests)
+            self._sound_shards.add(expert)
 
     def _slice(self, expert: int, name: str) -> Any:
         try:
@@ -377,6 +462,7 @@ class ExpertStore(StoredExperts):
 
         Raises UserError for a row with numbers that are not finite.
         """
+        self._check_bytes(expert)
         rows = self._slice(expert, "params")
         chosen = []
         for epoch in epochs:
@@ -405,6 +491,7 @@ class ExpertStore(StoredExperts):
         """
         assert self._new_model is not None, "the store was opened without new_model"
         network = self._new_model(Generator())
+        self._check_bytes(expert)
         buffers = self._buffers(expert, epoch)
         names = [name for name, _ in network.named_buffers()]
         if buffers is None and any("running_" in name for name in names):

@@ -1,6 +1,6 @@
 """Training one expert."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -8,13 +8,15 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from buffers.steps import Step
+from buffers.steps import PlainStep, Step
+from buffers.unfinished import Checkpoint, Progress
 from ddengine.data import Data, RealSet
 from ddengine.learning import augment, training
 from ddengine.learning.flat import flatten, flatten_buffers
 from ddengine.learning.last_batch import check_last_batch
 from ddengine.models.dropout import is_dropout
 from ddengine.recipe import BufferConfig
+from ddengine.system import log, signals
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator, scoped
 from ddengine.system.runtime import Precision, autocast
@@ -47,6 +49,19 @@ class _Snapshots:
         if flat is not None:
             self._buffers.append(flat.cpu())
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Those taken so far, by name."""
+        taken = {}
+        for name, rows in (("params", self._params), ("buffers", self._buffers)):
+            if rows:
+                taken[name] = torch.stack(rows)
+        return taken
+
+    def restore(self, taken: Mapping[str, Tensor]) -> None:
+        """Go on with what `tensors` returned."""
+        self._params = list(taken["params"].unbind()) if "params" in taken else []
+        self._buffers = list(taken["buffers"].unbind()) if "buffers" in taken else []
+
     def trajectory(self, metrics: dict[str, Any]) -> Trajectory:
         """What was kept."""
         buffers = torch.stack(self._buffers) if self._buffers else None
@@ -60,67 +75,149 @@ def train_expert(
     expert: int,
     precision: Precision = "fp32",
     on_epoch: Callable[[str], None] | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> Trajectory:
     """Train `model` in place and return its snapshots, independent of later training.
 
-    Order and augmentation of expert i, epoch e follow from (config.seed, i, e) alone. Raises
-    UserError when the loss stops being finite.
+    Order and augmentation of expert i, epoch e follow from (config.seed, i, e) alone. With a
+    `checkpoint` it goes on where that was written, and writes it now and then. Raises UserError
+    when the loss stops being finite.
     """
     check_last_batch(model, data.train, config.batch, "buffer.batch")
     model.train()
     with scoped(generator(config.seed, "expert", expert, "step")):
         step = config.step.build(model, config.epochs)
-    snapshots = _Snapshots(model, config.kept_epochs())
-    accuracies: list[float] = []
-    losses: list[float] = []
-    snapshots.take(0)
-    for epoch in range(config.epochs):
-        total = _epoch(model, step, data, config, (expert, epoch), precision)
-        losses.append(float(total) / len(data.train))
-        if not torch.isfinite(total) or not flatten(model).isfinite().all():
+    run = _Training(model, step, data, config, expert, precision, checkpoint)
+    run.begin(on_epoch)
+    with signals.at_step_ends():
+        while run.progress.epoch < config.epochs:
+            said = run.epoch()
+            if on_epoch is not None:
+                on_epoch(said)
+    done = run.progress
+    metrics = {"validation_accuracy": done.accuracies, "train_loss": done.losses}
+    return run.snapshots.trajectory(metrics)
+
+
+class _Training:
+    """The training of one expert, and how far it is."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        step: Step | PlainStep,
+        data: Data,
+        config: BufferConfig,
+        expert: int,
+        precision: Precision,
+        checkpoint: Checkpoint | None,
+    ):
+        self._model = model
+        self._step = step
+        self._data = data
+        self._config = config
+        self._expert = expert
+        self._precision: Precision = precision
+        # a step that does not say what it keeps cannot go on
+        self._checkpoint = checkpoint if isinstance(step, Step) else None
+        self._dropout = any(map(is_dropout, model.modules()))
+        self._total = torch.zeros((), device=data.train.device)  # of the losses of this epoch
+        self.progress = Progress()
+        self.snapshots = _Snapshots(model, config.kept_epochs())
+
+    def begin(self, on_epoch: Callable[[str], None] | None) -> None:
+        """Start anew, or where the checkpoint is; `on_epoch` is told of epochs of before."""
+        written = None if self._checkpoint is None else self._checkpoint.read()
+        if written is None:
+            self.snapshots.take(0)
+            return
+        tensors, self.progress = written
+        self._restore(tensors)
+        at = f"epoch {self.progress.epoch + 1} of {self._config.epochs}"
+        log.say(f"expert {self._expert} goes on in {at}")
+        for _ in range(self.progress.epoch):
+            if on_epoch is not None:
+                on_epoch("")
+
+    def epoch(self) -> str:
+        """Train the epoch that `progress` says, or what is left of it; returns what came of it."""
+        data, progress, expert = self._data, self.progress, self._expert
+        order = generator(self._config.seed, "expert", expert, "order", progress.epoch)
+        batches = list(training.epoch_batches(len(data.train), self._config.batch, order))
+        while progress.batch < len(batches):
+            self._batch(batches[progress.batch])
+            progress.batch += 1
+            self._keep()
+        progress.losses.append(float(self._total) / len(data.train))
+        if not torch.isfinite(self._total) or not flatten(self._model).isfinite().all():
             raise UserError(
-                f"The loss of expert {expert} was not finite in epoch {epoch + 1}; lower the "
-                "learning rate in buffer.step."
+                f"The loss of expert {expert} was not finite in epoch {progress.epoch + 1}; lower "
+                "the learning rate in buffer.step."
             )
-        snapshots.take(epoch + 1)
-        said = f"expert {expert}: loss {losses[-1]:.3f}"
-        if data.validation is not None and config.step.reads_labels:
-            accuracies.append(_validated(model, data.validation, precision, expert, epoch))
-            said += f", validation {accuracies[-1]:.3f}"
-        if on_epoch is not None:
-            on_epoch(said)
-    return snapshots.trajectory({"validation_accuracy": accuracies, "train_loss": losses})
+        said = f"expert {expert}: loss {progress.losses[-1]:.3f}"
+        if data.validation is not None and self._config.step.reads_labels:
+            accuracy = _validated(
+                self._model, data.validation, self._precision, expert, progress.epoch
+            )
+            progress.accuracies.append(accuracy)
+            said += f", validation {accuracy:.3f}"
+        self._end_epoch()
+        return said
 
+    def _end_epoch(self) -> None:
+        progress = self.progress
+        progress.epoch += 1
+        progress.batch = 0
+        self._total = torch.zeros_like(self._total)
+        self.snapshots.take(progress.epoch)
 
-def _epoch(
-    model: nn.Module,
-    step: Step,
-    data: Data,
-    config: BufferConfig,
-    number: tuple[int, int],
-    precision: Precision,
-) -> Tensor:
-    """One pass over the training images; returns the sum of the losses (), on the device.
-
-    `number` is (expert, epoch), of which with `config.seed` all random numbers are made.
-    """
-    seed = config.seed
-    expert, epoch = number
-    device = data.train.device
-    dropout = any(map(is_dropout, model.modules()))
-    total = torch.zeros((), device=device)
-    order = generator(seed, "expert", expert, "order", epoch)
-    batches = training.epoch_batches(len(data.train), config.batch, order)
-    for i, index in enumerate(batches):
+    def _batch(self, index: Tensor) -> None:
+        """One step on the images at `index` (B,), with random numbers of their own."""
+        data, seed, expert = self._data, self._config.seed, self._expert
+        epoch, i = self.progress.epoch, self.progress.batch
         images, labels = data.train.batch(index)
         rng = generator(seed, "expert", expert, "augment", epoch, i)
-        augmented = _augmented(config, images, rng)
+        augmented = _augmented(self._config, images, rng)
         stream = nullcontext()
-        if dropout:
+        if self._dropout:
             stream = scoped(generator(seed, "expert", expert, "dropout", epoch, i))
-        with autocast(device, precision), stream:
-            total += step(augmented, labels, images, epoch) * len(index)
-    return total
+        with autocast(data.train.device, self._precision), stream:
+            self._total += self._step(augmented, labels, images, epoch) * len(index)
+
+    def _keep(self) -> None:
+        """Write a checkpoint where one is due, and end where a signal asks for it."""
+        checkpoint, asked = self._checkpoint, signals.is_asked()
+        if checkpoint is not None and (asked or checkpoint.is_due()):
+            checkpoint.write(self._tensors(), self.progress)
+        if asked:
+            raise signals.stopped(f"in epoch {self.progress.epoch + 1} of expert {self._expert}")
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """All that training has changed, by name."""
+        assert isinstance(self._step, Step)
+        groups = {
+            "model": self._model.state_dict(),
+            "step": self._step.kept.state(),
+            "snapshots": self.snapshots.tensors(),
+            "sum": {"losses": self._total},
+        }
+        tensors = {}
+        for group, named in groups.items():
+            for name, tensor in named.items():
+                tensors[f"{group}/{name}"] = tensor
+        return tensors
+
+    def _restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go on with what `_tensors` returned."""
+        assert isinstance(self._step, Step)
+        groups: dict[str, dict[str, Tensor]] = {"model": {}, "step": {}, "snapshots": {}, "sum": {}}
+        for key, tensor in tensors.items():
+            group, _, name = key.partition("/")
+            groups[group][name] = tensor
+        self._model.load_state_dict(groups["model"])
+        self._step.kept.restore(groups["step"])
+        self.snapshots.restore(groups["snapshots"])
+        self._total = groups["sum"]["losses"].to(self._total.device)
 
 
 def _augmented(config: BufferConfig, images: Tensor, rng: Generator) -> Tensor:

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from ddengine.api.select import select as select
     from ddengine.api.sweep import sweep as sweep
     from ddengine.api.transfer import transfer as transfer
+    from ddengine.api.verify import verify as verify
     from ddengine.data import Dataset as Dataset
     from ddengine.data import Preprocess as Preprocess
     from ddengine.recipe import EvalConfig as EvalConfig
@@ -93,6 +94,7 @@ _PLACES = {
     "sweep": "ddengine.api.sweep",
     "train": "ddengine.api.evaluate",
     "transfer": "ddengine.api.transfer",
+    "verify": "ddengine.api.verify",
     "waiting": "ddengine.system.claims",
 }
 __all__ = list(_PLACES)  # pyright: ignore[reportUnsupportedDunderAll]

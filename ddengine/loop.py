@@ -15,7 +15,7 @@ from ddengine.learning.optim import joint_norm, updated
 from ddengine.objective import Objective, backward
 from ddengine.recipe import OuterConfig
 from ddengine.sets.synthetic import SyntheticSet
-from ddengine.system import dist, files, log, runtime
+from ddengine.system import dist, files, log, runtime, signals
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 
@@ -53,6 +53,7 @@ class Counters:
     # of the step last validated; None where none was, or the network diverged
     validation_accuracy: float | None = None
     peak_memory: int = 0  # bytes, of the process (CUDA: allocated on the device)
+    log_digest: str | None = None  # of metrics.jsonl
 
 
 @dataclass
@@ -247,17 +248,20 @@ def distill(  # long: arguments, and what they mean
     began -= state.counters.wall_seconds  # as if the run had never been interrupted
     events = None
     if dist.rank() == 0:
-        events = log.EventLog(folder / "metrics.jsonl", log_bytes, board)
+        digest = state.counters.log_digest
+        events = log.EventLog(folder / "metrics.jsonl", log_bytes, board, digest)
     else:
         picture = validate = None
     if picture is not None and state.step == 0:
         picture(syn, 0)
-    with progress("distill", config.steps, state.step) as bar:
+    with signals.at_step_ends(), progress("distill", config.steps, state.step) as bar:
         after = _AfterSteps(
             syn, config, state, folder, finish, validate, picture, events, bar, began, run
         )
         while state.step < config.steps:
             _timed_step(syn, objective, after, seed)
+            if after.stops:
+                raise signals.stopped(f"at step {state.step} of {config.steps}")
     if events is not None:
         events.close()
     final = finish(_current(syn, state))
@@ -333,12 +337,22 @@ class _AfterSteps:
     began: float  # when the run would have begun, had it never been interrupted
     run: str | None  # what identifies it
     pending: list[Tensor] = field(default_factory=list)  # results of steps that are not read yet
+    stops: bool = False  # whether a signal ends the run after the step last read
 
     def is_due(self) -> bool:
-        """Whether results are read now.
+        """Whether results are read now, and whether the run `stops` then.
 
         The same on every rank, with and without validation: ranks that stop, stop together.
         """
+        due = self._is_due_anyway()
+        if dist.num_ranks() > 1:
+            self.stops = due and dist.any_of(signals.is_asked())
+            return due
+        self.stops = signals.is_asked()
+        return due or self.stops
+
+    def _is_due_anyway(self) -> bool:
+        """Whether results are read now, asked to stop or not."""
         config, step = self.config, self.state.step
         device = self.syn.classes.device
         every = (
@@ -364,10 +378,13 @@ class _AfterSteps:
             self.bar.advance(f"loss {event['loss']:.4g}{rate}")
             if self.events is not None and self._is_checkpoint(done):
                 self.state.counters.wall_seconds = time.perf_counter() - self.began
+                self.state.counters.log_digest = self.events.digest()
                 checkpoint = self.folder / CHECKPOINT
                 save_checkpoint(checkpoint, self.state, self.events.size(), self.run)
 
     def _is_checkpoint(self, done: int) -> bool:
+        if self.stops and done == self.state.step:
+            return True
         return done == self.config.steps or falls_on(done, self.config.checkpoint_every)
 
     def _is_validated(self, done: int) -> bool:
@@ -588,7 +605,7 @@ def warnings(counters: Counters, config: OuterConfig) -> list[str]:
     return lines
 
 
-def summary(counters: Counters) -> dict[str, float | int | None]:
+def summary(counters: Counters) -> dict[str, float | int | str | None]:
     """Cost and guard counts of a finished run, for meta.json."""
     return {
         "seconds": round(counters.seconds, 2),
@@ -598,4 +615,5 @@ def summary(counters: Counters) -> dict[str, float | int | None]:
         "updates_skipped_not_finite": counters.not_finite,
         "updates_skipped_max_loss": counters.above_max_loss,
         "learned_lr_held": counters.lr_held,
+        "log_digest": counters.log_digest,
     }

@@ -52,8 +52,9 @@ def require(condition: bool, message: str) -> None:
 
 
 def require_at_least(name: str, value: float | None, least: int = 1) -> None:
-    """Raise UserError for a value below `least`; None, where it may be left out, is fine."""
+    """Raise UserError for a value below `least` or infinite; None, where it may be, is fine."""
     require(value is None or value >= least, f"{name} must be at least {least}, got {value}.")
+    require(value != math.inf, f"{name} must be finite, got {value}.")
 
 
 def is_colour(name: str) -> bool:

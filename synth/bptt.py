@@ -108,7 +108,8 @@ class ThroughTraining(ObjectiveConfig, Generic[WindowT, UpdateT]):
         """The step sizes where they are learned: those whose softplus they are."""
         if not self.learned_rates:
             return {}
-        return {"rates": (math.log(math.expm1(self.lr)),) * self.inner_steps}
+        raw = self.lr + math.log(-math.expm1(-self.lr))  # of any size; exp alone overflows
+        return {"rates": (raw,) * self.inner_steps}
 
     def rates(self, tensors: Mapping[str, Tensor], device: torch.device) -> Tensor:
         """The step size of all steps, or where they are learned of each (T,)."""

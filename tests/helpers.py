@@ -22,6 +22,7 @@ from ddengine.recipe import BufferConfig, DataConfig
 from ddengine.sets.codec import Identity
 from ddengine.sets.coreset import random_index
 from ddengine.sets.synthetic import SyntheticSet
+from ddengine.system import files
 from ddengine.system.rng import generator
 
 CPU = torch.device("cpu")
@@ -49,6 +50,21 @@ TINY_CROSS = [
 def run(*args: str) -> int:
     """The exit code of a command line, run in this process."""
     return commands.main(list(args))
+
+
+def rewrite_tensors(
+    path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    """Put other tensors into a file of a set or store, as the program that wrote it would have:
+    digests fit, in the file and in meta.json or manifest.json beside it.
+    """
+    digest = files.write_tensors(path, tensors, metadata)
+    for beside in (path.with_name("meta.json"), path.with_name("manifest.json")):
+        if beside.is_file():
+            content = files.read_json(beside)
+            if path.name in content.get("digests", {}):
+                content["digests"][path.name] = digest
+                files.write_json(beside, content)
 
 
 def tiny_data() -> Data:

@@ -9,6 +9,7 @@ from ddengine import naming
 from ddengine.api.outcomes import Outcome
 from ddengine.api.results import Distilled, path_of
 from ddengine.artefact import runs as run_folders
+from ddengine.artefact.results import check_of_set
 from ddengine.evaluation import settings
 from ddengine.evaluation.comparison import Comparison
 from ddengine.evaluation.comparison import compare as compared
@@ -137,7 +138,9 @@ def evaluated(path: Path) -> Evaluated:
     if not evaluation.is_file():
         raise UserError(f"{path} was not evaluated; run evaluate {path} first.")
     meta = naming.read_json(folder / "meta.json", "recipe")
-    return Evaluated(str(path), meta, naming.read_json(evaluation, "rows"))
+    content = naming.read_json(evaluation, "rows")
+    check_of_set(evaluation, content, meta)
+    return Evaluated(str(path), meta, content)
 
 
 def _reference(

@@ -51,6 +51,7 @@ from ddengine.types import Experts
 
 NEEDED = {"name", "model", "data", "evaluation"}  # of the recipe in meta.json
 CONTROLS = ("random_soft", "hard_labels")  # without which soft labels pass for distillation
+PARTIAL = "evaluation.partial.jsonl"  # what is finished of an evaluation that is not done
 QUICK_SHARE = 1 / 6  # of full_seconds in a quick evaluation
 # of training of every other row there, on each network; updates are cut to what validation needs,
 # 16 at least, and to what this time allows
@@ -256,6 +257,7 @@ class Asking:
             made = self._made_before(out / "evaluation.json", command)
             if made is not None:
                 log.say(f"{out / 'evaluation.json'} is there; --restart evaluates again")
+                (out / PARTIAL).unlink(missing_ok=True)  # which a kill has left
                 return made
         opened_set = self.open()
         teachers = self._teachers(opened_set)
@@ -269,7 +271,7 @@ class Asking:
             seed=self.seed,
             device=opened_set.device,
             precision=self.precision,
-            memo_path=None if out is None else out / "evaluation.partial.jsonl",
+            memo_path=None if out is None else out / PARTIAL,
             seconds_before=seconds_before,
             name=row_name(self.of.meta, self.config),
             teachers=teachers,
@@ -284,9 +286,11 @@ class Asking:
         if self.words:
             content["command"] = [*program.stored(), *self.words]
         if out is not None:
-            files.write_json(out / "evaluation.json", content)
             picture = out / "real_vs_distilled.png"
             figures.real_vs_distilled(picture, opened_set.data.train, opened_set.syn, content)
+            # last of what is written, because with it the evaluation is done
+            files.write_json(out / "evaluation.json", content)
+            (out / PARTIAL).unlink(missing_ok=True)
         return content
 
     def open(self) -> "OpenSet":

@@ -21,7 +21,7 @@ from ddengine.evaluation.evaluate import set_digest
 from ddengine.models import build_model
 from ddengine.pages import of_labels
 from ddengine.recipe import Recipe, digest, to_dict
-from ddengine.system import files, log, runtime
+from ddengine.system import claims, files, log, runtime
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 from ddengine.system.runtime import Precision
@@ -96,11 +96,12 @@ def buy_labels(
         path = Path(folder) if folder not in (None, AUTO) else None
         if folder == AUTO:
             path = default_folder(f"labels-{recipe.name}", {"identity": identity})
-        if path is not None:
-            if restart:
-                runs.delete(path, MARK)
-            runs.claim(path, MARK, {"recipe": to_dict(recipe), "identity": identity})
-        content, notes = _content(context, path, file)
+        with claims.claimed(path, "buy_labels"):
+            if path is not None:
+                if restart:
+                    runs.delete(path, MARK)
+                runs.claim(path, MARK, {"recipe": to_dict(recipe), "identity": identity})
+            content, notes = _content(context, path, file)
         table = partial(of_labels.table, content)
         return Outcome(content, content["rows"], table, (*notes, *of_labels.notes(content)), path)
 

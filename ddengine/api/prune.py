@@ -24,7 +24,7 @@ from ddengine.pages import of_pruning
 from ddengine.recipe import Recipe, to_dict
 from ddengine.sets.codec import Pixels
 from ddengine.sets.synthetic import SyntheticSet
-from ddengine.system import files, log, runtime
+from ddengine.system import claims, files, log, runtime
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 from ddengine.system.runtime import Precision
@@ -96,11 +96,12 @@ def prune(
         path = Path(folder) if folder not in (None, AUTO) else None
         if folder == AUTO:
             path = default_folder(f"prune-{recipe.name}", {"identity": identity})
-        if path is not None:
-            if restart:
-                runs.delete(path, MARK)
-            runs.claim(path, MARK, {"recipe": to_dict(recipe), "identity": identity})
-        content = _content(context, beside, path, bibtex)
+        with claims.claimed(path, "prune"):
+            if path is not None:
+                if restart:
+                    runs.delete(path, MARK)
+                runs.claim(path, MARK, {"recipe": to_dict(recipe), "identity": identity})
+            content = _content(context, beside, path, bibtex)
         table, notes = partial(of_pruning.table, content), tuple(of_pruning.notes(content))
         return Outcome(content, content["rows"], table, notes, path)
 

@@ -21,6 +21,7 @@ from ddengine.artefact import folder as folders
 from ddengine.artefact import markdown
 from ddengine.artefact.card import bytes_by_part
 from ddengine.artefact.markdown import at
+from ddengine.artefact.results import check_of_set, is_of_set
 from ddengine.artefact.target_network import target_in_words, target_network
 from ddengine.data.stored import read_preprocess
 from ddengine.evaluation.protocol import words
@@ -490,6 +491,8 @@ def _run_row(path: Path) -> tuple[str, ...]:
     ipc = at(recipe, "ipc") or "-"
     _, loss = _last_event(path / "metrics.jsonl", "loss")
     evaluation = _maybe(path / "evaluation.json")
+    if not is_of_set(evaluation, meta):
+        evaluation = {}
     return (
         path.name,
         name,
@@ -551,7 +554,7 @@ def _set(path: Path) -> list[Part]:
         ("of the training images", _said(size, meta.get("raw_bytes"))),
         ("parquet", ", ".join(_parquet(path)) or "none: written before sets had one"),
         *_trained(meta.get("protocol")),
-        ("accuracy %", _measured(path) or "not evaluated"),
+        ("accuracy %", _measured(path, meta) or "not evaluated"),
         ("evaluation", _shipped_evaluation(path)),
         ("seed", meta.get("seed")),
         ("versions", markdown.words(meta.get("versions"))),
@@ -643,15 +646,28 @@ def _parquet(path: Path) -> list[str]:
     return sorted(file.name for file in path.glob(PARQUET))
 
 
-def _measured(path: Path) -> str | None:
-    """The accuracy of the set, by the evaluation of its run or the one that lies in its folder."""
+def _measured(path: Path, meta: Meta) -> str | None:
+    """The accuracy of the set, by the evaluation of its run or the one that lies in its folder.
+
+    Of one that cannot be believed, why not.
+    """
     evaluations = [path / "evaluation.json"]
     if path.name == "distilled":
         evaluations.insert(0, path.parent / "evaluation.json")
     for evaluation in evaluations:
         if evaluation.is_file():
-            return _accuracy(_row_of_set(_maybe(evaluation)))
+            return _believed(evaluation, meta)
     return None
+
+
+def _believed(path: Path, meta: Meta) -> str | None:
+    """The accuracy that an evaluation says of this set, or why it says none."""
+    try:
+        content = _object(path)
+        check_of_set(path, content, meta)
+    except UserError as error:
+        return f"unknown: {error}"
+    return _accuracy(_row_of_set(content))
 
 
 def _accuracy(row: Any) -> str | None:

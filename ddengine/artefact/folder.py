@@ -16,11 +16,14 @@ from ddengine.recipe import to_dict
 from ddengine.sets.codec import Codec, codec_of
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.sets.targets import LABELS, targets_of
-from ddengine.system import files
+from ddengine.system import files, log
+from ddengine.system.digests import KEY
 from ddengine.system.errors import UserError
 from ddengine.types import Facts, Json, Meta
 
 FORMAT = naming.FORMAT  # of the folder; 1 had soft labels among the other tensors
+DATA = "data.safetensors"
+LABELS_FILE = "labels.safetensors"
 AGAIN = "restore the file, or distill or import the set again"
 
 
@@ -42,13 +45,15 @@ def save(
         for name, tensor in syn.tensors.items():
             (labels if name in LABELS else others)[name] = tensor
         others |= {"classes": syn.classes} | syn.preprocess.tensors()
-        files.write_tensors(temporary / "data.safetensors", others)
-        digest = None
+        digests = {DATA: files.write_tensors(temporary / DATA, others)}
+        of_labels = None
         if labels:
             # a row belongs to an image, whatever the shapes say
-            digest = files.tensor_digest(labels)
-            files.write_tensors(temporary / "labels.safetensors", labels, {"digest": digest})
-        facts = _facts(syn, digest) | dict(meta)
+            of_labels = files.tensor_digest(labels)
+            path = temporary / LABELS_FILE
+            digests[LABELS_FILE] = files.write_tensors(path, labels, {"digest": of_labels})
+        facts = _facts(syn, of_labels) | dict(meta)
+        facts |= {"digests": digests, "set_digest": files.tensor_digest(syn.tensors)}
         facts.pop("protocol", None)  # of the set that this one was made of
         trained = protocol.of_set(facts, len(syn), targets=syn.targets, learned=syn.lr)
         if trained is not None:
@@ -134,17 +139,36 @@ def _meta(folder: Path) -> Json:
 
 def _tensors(folder: Path, meta: Any) -> dict[str, Tensor]:
     """All tensors of the folder. Raises UserError for labels of another set."""
-    tensors, _ = files.read_tensors(folder / "data.safetensors")
-    path = folder / "labels.safetensors"
-    if not isinstance(meta, dict) or not path.is_file():
+    tensors, metadata = files.read_tensors(folder / DATA)
+    path = folder / LABELS_FILE
+    if not isinstance(meta, dict):
         return tensors
-    labels, _ = files.read_tensors(path)
+    stated = meta.get("digests")
+    if not isinstance(stated, dict):
+        log.say_once(
+            f"warning: {folder} was written before sets had digests, so damage would not be noticed"
+        )
+        stated = {}
+    _check_stated(folder / DATA, stated, metadata)
+    if not path.is_file():
+        return tensors
+    labels, metadata = files.read_tensors(path)
     if meta.get("labels_digest") != files.tensor_digest(labels):
         raise UserError(
             f"{path} holds the labels of another set; put the file there that was written "
             "with this one, or distill it again."
         )
+    _check_stated(path, stated, metadata)
     return tensors | labels
+
+
+def _check_stated(path: Path, stated: Facts, metadata: Mapping[str, str]) -> None:
+    """Raise UserError unless a file, which is as it says itself, is the one that meta.json says."""
+    wanted = stated.get(path.name)
+    if wanted is not None and metadata.get(KEY) != wanted:
+        raise UserError(
+            f"{path} is not the file that meta.json beside it was written with; {AGAIN}."
+        )
 
 
 def _set(
@@ -155,7 +179,7 @@ def _set(
     Raises KeyError and TypeError for what another version wrote, UserError for what cannot be.
     """
     codec = codec_of(meta["codec"])
-    preprocess = Preprocess.from_tensors(tensors, str(folder / "data.safetensors"))
+    preprocess = Preprocess.from_tensors(tensors, str(folder / DATA))
     class_names = tuple(meta["class_names"])
     items = codec.source(tensors)
     check_numbers_of_set(folder, tensors, codec, len(class_names))
@@ -190,14 +214,14 @@ def check_numbers_of_set(
     Its preprocessing is checked elsewhere.
     """
     _check_finite(folder, tensors)
-    path = folder / "data.safetensors"
+    path = folder / DATA
     flaw = codec.flaw(tensors)
     if flaw is not None:
         raise UserError(f"{path} {flaw}; {AGAIN}.")
     if "lr" in tensors:
         _check_rate(path, tensors["lr"])
     _check_classes(path, tensors, "classes", num_classes)
-    _check_classes(folder / "labels.safetensors", tensors, "logits.index", num_classes)
+    _check_classes(folder / LABELS_FILE, tensors, "logits.index", num_classes)
 
 
 def _check_finite(folder: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -207,7 +231,7 @@ def _check_finite(folder: Path, tensors: Mapping[str, Tensor]) -> None:
             continue
         wrong = int((~tensor.isfinite()).sum())
         if wrong:
-            path = folder / ("labels.safetensors" if name in LABELS else "data.safetensors")
+            path = folder / (LABELS_FILE if name in LABELS else DATA)
             raise UserError(
                 f"{path} is damaged: {wrong} of the {tensor.numel()} numbers in {name!r} are not "
                 f"finite; {AGAIN}."

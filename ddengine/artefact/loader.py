@@ -66,7 +66,7 @@ LOSSES = {"kl_divergence": plain.kl_divergence, "squared_error_of_logits": plain
 # with weight decay on everything, and without on biases and normalisation layers
 OPTIMISERS = {"sgd": (plain.sgd, plain.sgd_sparing), "adamw": (plain.adamw, plain.adamw_sparing)}
 SCHEDULES = {"drops": plain.drop_rate, "cosine": plain.cosine_rate}
-STANDARD = ("itertools", "json", "lzma", "math")  # modules that functions may use
+STANDARD = ("hashlib", "itertools", "json", "lzma", "math")  # modules that functions may use
 
 Roles = dict[str, Callable[..., Any]]
 

@@ -86,11 +86,11 @@ def merge_sets(members: Sequence[Member], preprocess: Preprocess | None = None) 
 
 
 def _common_target_network(members: Sequence[Member]) -> Json | None:
-    """The network whose features the sets have; None where they are no features.
+    """The network whose features the sets have; None where one of them has none.
 
     Raises UserError where these are of different networks, or nobody can tell.
     """
-    if not members[0].syn.targets.regressed:
+    if not all(member.syn.targets.regressed for member in members):
         return None
     networks = [target_network(member.meta) for member in members]
     for i, network in enumerate(networks):

@@ -7,6 +7,7 @@ its parameters. The functions do what augment.py, losses.py and training.py do, 
 without their speed; tests hold both against each other.
 """
 
+import hashlib
 import itertools
 import json
 import math
@@ -31,8 +32,9 @@ decode: Any = None  # of the codec
 def load(folder=FOLDER):
     """(images, targets, info) of the set in a folder."""
     folder = Path(folder)
+    meta = sound_meta(folder)
+    check_bytes(folder / "data.safetensors", meta)
     tensors = load_file(str(folder / "data.safetensors"))
-    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     decoded, item = decode(tensors, CODEC)
     images = as_seen(decoded, tensors)
     classes = tensors["classes"][item]
@@ -47,6 +49,39 @@ def load(folder=FOLDER):
         settings = info["protocol"]["augment"]
         info["augment"] = lambda images, generator=None: augmented(images, settings, generator)
     return images, targets, info
+
+
+def sound_meta(folder):
+    """What meta.json says; ValueError where it was changed after it was written."""
+    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    stated = meta.pop("blake2b", None)
+    if stated is not None and stated != digest_of(meta):
+        raise ValueError(f"{folder / 'meta.json'} was changed after it was written; restore it")
+    return meta
+
+
+def check_bytes(path, meta):
+    """ValueError for a file that is not the one that meta.json says."""
+    stated = meta.get("digests", {}).get(path.name)
+    if stated is not None and stated != digest_of_file(path):
+        raise ValueError(f"{path} is damaged; get the file again")
+
+
+def digest_of(facts, data=()):
+    """BLAKE2b of plain facts, and of bytes in parts."""
+    text = json.dumps(facts, sort_keys=True)
+    state = hashlib.blake2b(text.encode(), digest_size=16)
+    for part in data:
+        state.update(part)
+    return state.hexdigest()
+
+
+def digest_of_file(path):
+    """BLAKE2b of a safetensors file, but for what its header says of it."""
+    with open(path, "rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        header["__metadata__"].pop("blake2b", None)
+        return digest_of(header, iter(lambda: file.read(2**20), b""))
 
 
 def unchanged(images, tensors):
@@ -132,6 +167,7 @@ def stored_labels(meta, folder):
             f"{path} holds the labels of another set; put the file there that was written with "
             "this one"
         )
+    check_bytes(path, meta)
     return load_file(str(path))
 
 

@@ -21,7 +21,7 @@ from ddengine.evaluation import cautions, protocol, tables
 from ddengine.system import files
 from ddengine.system.errors import UserError
 from ddengine.system.log import size
-from ddengine.types import Evaluation, Facts, Json
+from ddengine.types import Evaluation, Facts, Json, Meta
 
 EVALUATION = "evaluation.json"
 
@@ -63,6 +63,21 @@ def add_results(folder: Path, evaluation: Evaluation) -> None:
         shipped["command"] = without_paths(shipped["command"])
     files.write_json(folder / EVALUATION, shipped)
     files.write_text(path, _put(text, (BEGIN, END), "Accuracy", section))
+
+
+def is_of_set(evaluation: Evaluation, meta: Meta) -> bool:
+    """Whether an evaluation is of the set with this meta.json, as far as both say it."""
+    evaluated, stored = evaluation.get("set_digest"), meta.get("set_digest")
+    return None in (evaluated, stored) or evaluated == stored
+
+
+def check_of_set(path: Path, evaluation: Evaluation, meta: Meta) -> None:
+    """Raise UserError for the evaluation in a file that is of another set."""
+    if not is_of_set(evaluation, meta):
+        raise UserError(
+            f"{path} is the evaluation of another set; put the one of this set there, or evaluate "
+            "again with --restart."
+        )
 
 
 def _add_protocol(folder: Path, evaluation: Evaluation) -> Json | None:

@@ -41,6 +41,7 @@ COMMANDS = {
     "export": "export",
     "push": "push",
     "inspect": "inspect",
+    "verify": "verify",
     "recipes": "recipes",
     "cite": "cite",
 }
@@ -85,6 +86,7 @@ usage: run.py COMMAND [arguments]
                               a set, or with mtt a store, as such files
   push SET --repo USER/NAME   a set to the Hugging Face Hub
   inspect PATH                what a store, run, set or file is
+  verify PATH                 are all files of a store, run or set those that were written?
   recipes                     list the recipes with their published figures
   cite RECIPE [flags]         BibTeX of the method, its parts and the dataset; or cite prune, cite
                               buy_labels

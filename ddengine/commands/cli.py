@@ -13,10 +13,28 @@ import tyro
 
 from ddengine.api.outcomes import Outcome
 from ddengine.commands.options import Waits
-from ddengine.system import claims, log, program
+from ddengine.system import claims, files, log, program, signals
 from ddengine.system.errors import UserError
 
 TYRO = (tyro.conf.AvoidSubcommands,)
+ELSEWHERE = "free space or choose another folder with --out"
+GONE = "it, or its folder, was moved or removed meanwhile; put it back and run the command again"
+# what to do about an error of the file system
+ADVICE = {
+    errno.ENOSPC: ELSEWHERE,
+    errno.EDQUOT: ELSEWHERE,
+    errno.EFBIG: "files may not be that large here (ulimit -f); choose another folder with --out",
+    errno.EACCES: "choose another folder with --out",
+    errno.EPERM: "choose another folder with --out",
+    errno.EROFS: "choose another folder with --out",
+    errno.ENAMETOOLONG: "choose a shorter name with --out",
+    errno.ENOENT: GONE,
+    errno.ENOTDIR: GONE,
+    errno.ESTALE: GONE,
+    errno.EIO: "look after the disk, and ask verify which files are damaged",
+    errno.EMFILE: "allow more open files (ulimit -n)",
+    errno.ENFILE: "allow more open files (ulimit -n)",
+}
 
 
 def parse(cls: Any, args: list[str], default: Any, command: str) -> Any:
@@ -92,23 +110,26 @@ def run(command: Callable[[], None]) -> int:
     2 and one sentence for a user's mistake, never a traceback for one.
     """
     try:
-        # what a command sets for itself, such as that it waits, ends with it
-        contextvars.copy_context().run(command)
+        with signals.heard():
+            # what a command sets for itself, such as that it waits, ends with it
+            contextvars.copy_context().run(command)
     except UserError as error:
         log.complain(f"error: {error}")
         return 2
     except BrokenPipeError:  # the reader of the output has gone, as in `run.py recipes | head`
         sys.stdout = None  # type: ignore[assignment]
         return 0
+    except signals.Stopped as stop:
+        log.complain(str(stop))
+        return stop.code
     except KeyboardInterrupt:
         log.complain("interrupted; the same command continues from the last checkpoint.")
         return 130
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+        if error.errno not in ADVICE:
             raise
-        log.complain(
-            f"error: {error.filename or 'a file'} could not be written ({error.strerror}); free "
-            "space or choose another folder with --out."
-        )
+        what = files.final_name(error.filename) if error.filename else "a file"
+        complaint = f"{what} could not be read or written ({error.strerror})"
+        log.complain(f"error: {complaint}; {ADVICE[error.errno]}.")
         return 2
     return 0

@@ -86,7 +86,8 @@ def evaluate(  # long: most of it is what the arguments are
         seed: of the first network; the others count on.
         device: where networks are trained.
         precision: of their forward pass.
-        memo_path: file in which finished trainings are remembered until the evaluation is done.
+        memo_path: file in which finished trainings are remembered. Who keeps what is returned
+            removes it then: not before, because a kill in between would lose them all.
         seconds_before: of the same command. They and those of trainings remembered from an
             interrupted evaluation are added to the total.
         name: what the row of the set is called; no baseline may be called so.
@@ -141,7 +142,6 @@ def evaluate(  # long: most of it is what the arguments are
     models = tuple(dict.fromkeys([*config.models, *factories])) or (model,)
     facts = _facts(bench, syn, weights, models) | own_test
     content = {**facts, "rows": _rows(bench, syn, models, facts)}
-    memo.clear()
     seconds = seconds_before + memo.seconds_before + time.perf_counter() - start
     return content | {"processes": memo.get("processes") or 1, "seconds": round(seconds, 2)}
 

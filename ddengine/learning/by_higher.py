@@ -122,8 +122,8 @@ class ByHigher(Student):
         for k in range(num_steps):
             loss = self._loss(network, batch(inputs, k))
             gradients = torch.autograd.grad(loss, parameters)
-            if watch is not None:
-                watch(flat(gradients))
+            if watch is not None:  # `optimiser` adds weight decay to the gradient itself
+                watch(flat(gradients) + self.weight_decay * flat(parameters).detach())
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient
             optimiser.param_groups[0]["lr"] = float(rates if rates.dim() == 0 else rates[k])

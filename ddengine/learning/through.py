@@ -40,7 +40,10 @@ class Student(Protocol):
         rates: Tensor,
         watch: Watch,
     ) -> None:
-        """Train without a graph; `watch` is given the gradient (P,) of every step."""
+        """Train without a graph; `watch` is given the gradient (P,) of every step.
+
+        Weight decay is part of it.
+        """
         ...
 
 

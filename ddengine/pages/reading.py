@@ -12,8 +12,10 @@ from torch import Tensor
 
 from ddengine import naming
 from ddengine.artefact import folder as set_folders
+from ddengine.artefact.markdown import at
+from ddengine.artefact.results import check_of_set
 from ddengine.sets.synthetic import SyntheticSet
-from ddengine.system import files
+from ddengine.system import digests, files, log
 from ddengine.system.errors import UserError
 from ddengine.types import Evaluation, Json
 
@@ -101,6 +103,7 @@ def read(path: Path) -> Run:
         syn, meta = set_folders.load(folder, torch.device("cpu"))
     settings, evaluation = content.pop("recipe.json", {}), content.pop("evaluation.json", {})
     _check_rows(path / "evaluation.json", evaluation)
+    check_of_set(path / "evaluation.json", evaluation, meta)
     recipe = meta.get("recipe") or settings.pop("recipe", None) or {}
     samples = _samples(path / "samples.safetensors")
     extra = {}
@@ -114,7 +117,7 @@ def read(path: Path) -> Run:
         meta=meta,
         syn=syn,
         evaluation=evaluation,
-        events=_events(path / "metrics.jsonl"),
+        events=_events(path / "metrics.jsonl", at(meta, "distillation", "log_digest")),
         progress=_progress(path / "progress"),
         samples=samples,
         extra=extra,
@@ -202,20 +205,24 @@ def _can_be_shown(row: Any) -> bool:
     return isinstance(row["accuracy_mean"], float | int) or bool(row.get("diverged"))
 
 
-def _events(path: Path) -> list[Json]:
-    """The events of metrics.jsonl that have a step; a line that a kill cut off is left out."""
+def _events(path: Path, digest: str | None) -> list[Json]:
+    """The events of metrics.jsonl that have a step; lines that are cut off are left out.
+
+    It is said where its bytes have another digest than the run says, None where it says none.
+    """
     if not path.is_file():
         return []
     content = path.read_bytes()
-    complete = content[: content.rfind(b"\n") + 1]
+    if digest is not None and digest != digests.of_bytes(content):
+        log.say(
+            f"warning: {path} is not as the run left it, so its curves may be wrong or incomplete"
+        )
     events = []
-    for line in filter(bytes.strip, complete.splitlines()):
+    for line in filter(bytes.strip, content.splitlines()):
         try:
             event = json.loads(line)
         except ValueError:
-            raise UserError(
-                f"{path} is damaged; restore it, or delete it and the page leaves the curves out."
-            ) from None
+            continue
         if isinstance(event, dict) and isinstance(event.get("step"), int):
             events.append(event)
     return events

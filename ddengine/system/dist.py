@@ -64,6 +64,16 @@ def from_first(tensors: Iterable[Tensor]) -> None:
             td.broadcast(tensor, 0)
 
 
+def any_of(flag: bool) -> bool:
+    """Whether a flag is set on any rank."""
+    if num_ranks() == 1:
+        return flag
+    device = _started[0] if _started else torch.device("cpu")
+    number = torch.tensor(int(flag), device=device)
+    td.all_reduce(number, td.ReduceOp.MAX)
+    return bool(number.item())
+
+
 def barrier() -> None:
     """Wait for all ranks."""
     if num_ranks() > 1:

@@ -1,5 +1,6 @@
 """Writing files and folders so that a kill leaves the old or the new one, never half of one."""
 
+import errno
 import hashlib
 import itertools
 import json
@@ -18,12 +19,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from ddengine.system import digests
 from ddengine.system.errors import UserError
 
 TEMPORARY = ".writing-"  # prefix of what is not finished
 OLD = f"{TEMPORARY}old-"  # prefix of a folder that another one is taking the place of
 NAME_BEHIND = "~"  # what stands before the name of what is written
 LOCK = ".lock"  # of a folder that a command works in
+# what fsync says where a file system has none, of folders too
+WITHOUT_FSYNC = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 _numbers = itertools.count()
 
 
@@ -108,8 +112,9 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     temporary = temporary_name(path)
     try:
-        yield temporary
-        _put_in_place(temporary, path)
+        with naming(path):
+            yield temporary
+            _put_in_place(temporary, path)
     except BaseException:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
@@ -118,12 +123,34 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Within the block an error of the file system that names no file names this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)
+        raise
+
+
+def final_name(name: object) -> str:
+    """The path that a temporary one is to become; of any other itself."""
+    path = Path(os.fsdecode(name) if isinstance(name, bytes) else str(name))
+    if not path.name.startswith(TEMPORARY):
+        return str(path)
+    return str(path.with_name(path.name.partition(NAME_BEHIND)[2] or path.name))
+
+
 def _put_in_place(temporary: Path, path: Path) -> None:
     """Let what is at `temporary` take the place of `path`, both a file or a folder."""
     if path.is_dir() and not temporary.is_dir():
         raise UserError(f"{path} is a folder; name a file.")
     if path.exists() and temporary.is_dir() and not path.is_dir():
         raise UserError(f"{path} is a file; name a folder.")
+    replaces = path.exists()
+    if replaces:  # else a power cut could leave neither the old nor the new one
+        _flush_all(temporary)
     if path.is_dir():  # a folder cannot be renamed onto a full one
         old = temporary_name(path, OLD)
         path.rename(old)
@@ -131,6 +158,28 @@ def _put_in_place(temporary: Path, path: Path) -> None:
         shutil.rmtree(old)
     else:
         os.replace(temporary, path)
+    if replaces:
+        _flush(path.parent)
+
+
+def _flush_all(path: Path) -> None:
+    """Let the disk have a file, or all that lies below a folder."""
+    if path.is_dir():
+        for below in path.rglob("*"):
+            _flush(below)
+    _flush(path)
+
+
+def _flush(path: Path) -> None:
+    """Let the disk have the bytes of a file, or the names in a folder."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in WITHOUT_FSYNC:
+            raise
+    finally:
+        os.close(handle)
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
@@ -157,24 +206,54 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_bytes(text.encode())
 
 
-def write_json(path: Path, value: Any) -> None:
-    """JSON with a final newline; see `to_json`."""
+def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """An object with the digest of what its JSON text says."""
+    content = json.loads(to_json(value))
+    content.pop(digests.KEY, None)
+    return content | {digests.KEY: digests.of_facts(content)}
+
+
+def write_json(path: Path, value: Any, *, seal: bool = True) -> None:
+    """JSON with a final newline; see `to_json`. An object says its digest, but not without `seal`.
+
+    Nobody else reads what has one.
+    """
+    content = sealed(value) if seal and isinstance(value, Mapping) else value
     with replacing(path) as temporary:
-        temporary.write_text(to_json(value, indent=1) + "\n")
+        temporary.write_text(to_json(content, indent=1) + "\n")
+
+
+def unsealed(path: Path, content: Any) -> Any:
+    """What a JSON file says, but for its digest, where it says one.
+
+    Raises UserError where that is not the digest of the rest.
+    """
+    if not isinstance(content, dict) or digests.KEY not in content:
+        return content
+    rest = dict(content)
+    if rest.pop(digests.KEY) != digests.of_facts(rest):
+        raise UserError(
+            f"{path} was changed after it was written, so its digest no longer fits; restore it or "
+            f"run the command that wrote it again (or take {digests.KEY!r} out of it, where you "
+            "changed it yourself)."
+        )
+    return rest
 
 
 def read_json(path: Path, *keys: str) -> Any:
-    """The content of a JSON file.
+    """The content of a JSON file, without its digest.
 
-    Raises UserError when it is missing, damaged, or not an object with these keys.
+    Raises UserError when it is missing, damaged, changed, or not an object with these keys.
     """
     try:
-        content = json.loads(path.read_text())
+        content = unsealed(path, json.loads(path.read_text()))
         held = content.keys() if isinstance(content, dict) else ()
         missing = [key for key in keys if key not in held]
         if missing:
             raise ValueError(f"it lacks {', '.join(missing)}")
         return content
+    except UserError:
+        raise
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; check the path.") from None
     except (OSError, ValueError) as error:
@@ -185,14 +264,15 @@ def read_json(path: Path, *keys: str) -> Any:
 
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
-) -> None:
-    """A safetensors file."""
+) -> str:
+    """Write a safetensors file, which says its digest, and return that."""
     stored = {}
     for name, tensor in tensors.items():
         stored[name] = tensor.detach().cpu().contiguous()
-    content = save(stored, dict(metadata or {}))
-    with replacing(path) as temporary:
-        temporary.write_bytes(content)
+    digest, parts = digests.with_digest(save(stored, dict(metadata or {})))
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        file.writelines(parts)
+    return digest
 
 
 @contextmanager
@@ -204,18 +284,44 @@ def reading_tensors(path: Path) -> Iterator[Any]:
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; check the path.") from None
     except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{path} is damaged ({error}); delete it and run the command that wrote it again."
-        ) from None
+        raise damaged(path, str(error)) from None
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors of a safetensors file, and its metadata."""
+    """All tensors of a safetensors file, and its metadata.
+
+    Raises UserError when it is missing, damaged or changed.
+    """
+    check_tensors(path)
     tensors = {}
     with reading_tensors(path) as file:
         for name in file.keys():
             tensors[name] = file.get_tensor(name)
         return tensors, file.metadata() or {}
+
+
+def check_tensors(path: Path) -> str | None:
+    """Compare the bytes of a safetensors file with the digest that it says.
+
+    Returns the digest; None where it says none, as those of before. Raises UserError when it is
+    missing, damaged or changed.
+    """
+    try:
+        stated, computed = digests.stated_and_computed(path)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; check the path.") from None
+    except (OSError, ValueError) as error:
+        raise damaged(path, str(error)) from None
+    if stated is not None and stated != computed:
+        raise damaged(path, "its bytes are not those that were written")
+    return stated
+
+
+def damaged(path: Path, why: str) -> UserError:
+    """The error for a file that holds something else than was written."""
+    return UserError(
+        f"{path} is damaged ({why}); delete it and run the command that wrote it again."
+    )
 
 
 def tensor_digest(tensors: Mapping[str, Tensor]) -> str:

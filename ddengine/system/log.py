@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,7 +14,7 @@ import numpy as np
 from PIL import Image
 from rich.console import Console, RenderableType
 
-from ddengine.system import bars, files
+from ddengine.system import bars, digests, files
 from ddengine.system.errors import UserError
 
 # a terminal without UTF-8 gets question marks, not a traceback
@@ -159,6 +160,12 @@ def say(message: str) -> None:
         console.print(message)
 
 
+@cache
+def say_once(message: str) -> None:
+    """A line for the person at the terminal, which is not repeated."""
+    say(message)
+
+
 def complain(message: str) -> None:
     """A line on standard error, as it is."""
     print(message, file=sys.stderr)
@@ -234,17 +241,37 @@ class EventLog:
     With a board its numbers go there too.
     """
 
-    def __init__(self, path: Path, keep: int = 0, board: Board | None = None):
-        """Open `path` for appending after its first `keep` bytes."""
+    def __init__(
+        self,
+        path: Path,
+        keep: int = 0,
+        board: Board | None = None,
+        digest: str | None = None,
+    ):
+        """Open `path` for appending after its first `keep` bytes.
+
+        It is said where these have another digest than `digest`: their events cannot be had again.
+        """
         self.path = path
         self._board = board
         self._file = path.open("ab")
-        os.truncate(path, min(keep, path.stat().st_size))
+        kept = path.read_bytes()[:keep]
+        if digest is not None and digests.of_bytes(kept) != digest:
+            say(
+                f"warning: {path} was cut or changed since the checkpoint, so the curves of this "
+                "run will be wrong or incomplete"
+            )
+        kept = kept[: kept.rfind(b"\n") + 1]  # lines that are complete
+        os.truncate(path, len(kept))
+        self._digest = digests.running(kept)
 
     def write(self, **event: Any) -> None:
         """Append one event; numbers in it that are not finite become null."""
-        self._file.write(files.to_json(event).encode() + b"\n")
-        self._file.flush()
+        line = files.to_json(event).encode() + b"\n"
+        with files.naming(self.path):
+            self._file.write(line)
+            self._file.flush()
+        self._digest.update(line)
         if self._board is not None and "step" in event:
             self._board.write(
                 event["step"],
@@ -258,6 +285,10 @@ class EventLog:
     def size(self) -> int:
         """Bytes written so far, for the checkpoint."""
         return self.path.stat().st_size
+
+    def digest(self) -> str:
+        """Of all that the file holds, for the checkpoint and meta.json."""
+        return self._digest.hexdigest()
 
     def close(self) -> None:
         """Close the file."""

@@ -48,8 +48,8 @@ class Memo:
         """
         self._known[key] = value
         if keep and self._path is not None:
-            line = {"identity": self._identity, "key": key, "value": value}
-            with self._path.open("a") as file:
+            line = files.sealed({"identity": self._identity, "key": key, "value": value})
+            with files.naming(self._path), self._path.open("a") as file:
                 file.write(files.to_json(line) + "\n")
 
     def clear(self) -> None:
@@ -67,9 +67,9 @@ def _lines_of(path: Path, identity: str) -> dict[str, Any]:
     known: dict[str, Any] = {}
     try:
         for line in complete.splitlines():
-            entry = json.loads(line)
+            entry = files.unsealed(path, json.loads(line))
             if entry["identity"] == identity:
                 known[entry["key"]] = entry["value"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):  # a UserError is a ValueError
         raise UserError(f"{path} is damaged; delete it and evaluate again.") from None
     return known

@@ -21,13 +21,14 @@ from typing import Any, Protocol
 
 import torch
 
-from ddengine.system import log
+from ddengine.system import log, signals
 from ddengine.system.bars import Report
 from ddengine.system.errors import UserError
 
 # what is done: it is told of progress as `progress=` of the public functions is
 Task = Callable[[Report], Any]
 TOLD_EVERY = 0.5  # seconds between two messages of progress
+LONGEST_STEP = 20.0  # seconds that tasks have to end by themselves
 LOOKED_EVERY = 1.0  # seconds after which ends of processes are looked for in any case
 
 
@@ -72,6 +73,10 @@ def run_all(tasks: Mapping[str, Task], watcher: Watcher, *, jobs: int, threads: 
                     running.remove(one)
     finally:
         for one in running:
+            one.process.terminate()  # it finishes its step, and writes a checkpoint
+        deadline = time.monotonic() + LONGEST_STEP
+        for one in running:
+            one.process.join(max(0.0, deadline - time.monotonic()))
             one.process.kill()
             one.process.join()
 
@@ -166,7 +171,10 @@ def _child(sender: Connection, task: Task, threads: int) -> None:
     log.console.quiet = True
     torch.set_num_threads(threads)
     try:
-        end = Ended(task(_Teller(sender)))
+        with signals.heard():
+            end = Ended(task(_Teller(sender)))
+    except signals.Stopped as stop:
+        sys.exit(stop.code)  # nobody listens any more
     except UserError as error:
         end = Ended(error=str(error))
     except MemoryError as error:

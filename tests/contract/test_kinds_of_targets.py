@@ -221,6 +221,10 @@ def test_features_of_different_networks_are_not_merged(data, tmp_path):
         ddengine.merge([tmp_path / "0", tmp_path / "1"], progress=False)
     with pytest.raises(ddengine.UserError, match="Set 2 has features and does not say of which"):
         ddengine.merge([tmp_path / "0", tmp_path / "2"], progress=False)
+    folders.save(set_with("class", data), tmp_path / "classes", metas[2])
+    for others in (["0", "classes"], ["classes", "0"]):
+        with pytest.raises(ddengine.UserError, match=r"Set 2 has another kind of labels"):
+            ddengine.merge([tmp_path / name for name in others], progress=False)
     narrow = replace(syn).with_features(torch.zeros(len(syn), 3))
     folders.save(narrow, tmp_path / "narrow", metas[0])
     with pytest.raises(ddengine.UserError, match=r"another width of features \(3\) than set 1"):

@@ -19,6 +19,7 @@ import buffers
 import ddengine
 from ddengine.commands.on_recipe import options_of
 from ddengine.data import load_data
+from ddengine.system import files
 from ddengine.system.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("no_chart")
@@ -424,10 +425,9 @@ def test_damaged_meta_is_refused(work, capsys):
     """
     torch.save(IMAGES, "images_1.pt")
     assert run(*IMPORT, "--files", "images_1.pt", "--out", "set") == 0
-    meta = json.loads(Path("set/meta.json").read_text())
-    Path("set/meta.json").write_text(
-        json.dumps({k: v for k, v in meta.items() if k not in ("imported", "recipe")})
-    )
+    meta = files.read_json(Path("set/meta.json"))
+    kept = {k: v for k, v in meta.items() if k not in ("imported", "recipe")}
+    files.write_json(Path("set/meta.json"), kept)
     refuse(
         [*IMPORT, "--files", "images_1.pt", "--out", "set"], ("set is not empty", "--out"), capsys
     )

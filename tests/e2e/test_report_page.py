@@ -10,6 +10,7 @@ import pytest
 from helpers import TINY, run, tiny_data
 
 from ddengine.pages import figures, page
+from ddengine.system import files
 
 sync_api = pytest.importorskip("playwright.sync_api")
 CHROMIUM = next(
@@ -56,14 +57,14 @@ def pages(tmp_path_factory) -> Path:
         assert run("evaluate", "runs/run-0", *QUICK, "--models", "convnet-d1-w4-in", "mlp") == 0
         figures.save_samples(Path("runs/run-0/samples.safetensors"), tiny_data().train)
         second = Path(shutil.copytree("runs/run-0", "runs/run-1"))  # stands for another seed
-        meta = json.loads((second / "distilled/meta.json").read_text()) | {"seed": 1}
-        (second / "distilled/meta.json").write_text(json.dumps(meta))
-        evaluation = json.loads((second / "evaluation.json").read_text())
+        meta = files.read_json(second / "distilled/meta.json") | {"seed": 1}
+        files.write_json(second / "distilled/meta.json", meta)
+        evaluation = files.read_json(second / "evaluation.json")
         for row in evaluation["rows"]:
             row["accuracy_mean"] += 0.1
             for entry in row["accuracies"]:
                 entry["accuracy"] += 0.1
-        (second / "evaluation.json").write_text(json.dumps(evaluation))
+        files.write_json(second / "evaluation.json", evaluation)
         page.write([Path("runs/run-0")], Path("one.html"))
         page.write([Path("runs/run-0"), Path("runs/run-1")], Path("two.html"))
         named = Path(
@@ -71,9 +72,9 @@ def pages(tmp_path_factory) -> Path:
                 "runs/run-0", "runs/an-awfully-long-name-of-a-run-" + 5 * "without-end-"
             )
         )
-        meta = json.loads((named / "distilled/meta.json").read_text())
+        meta = files.read_json(named / "distilled/meta.json")
         meta["class_names"][:2] = ["<img src=x onerror=alert(1)>", "w" * 90]
-        (named / "distilled/meta.json").write_text(json.dumps(meta))
+        files.write_json(named / "distilled/meta.json", meta)
         page.write([named, Path("runs/run-1")], Path("long.html"))
     return where
 

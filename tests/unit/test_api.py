@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import CPU, MODEL, TINY, run
+from helpers import CPU, MODEL, TINY, rewrite_tensors, run
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Generator
@@ -555,9 +555,8 @@ def test_the_preprocessing_of_experts_is_kept(digits, experts, tmp_path):
     folder.mkdir()
     for path in experts.folder.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
-    from ddengine.system import files
 
-    files.write_tensors(
+    rewrite_tensors(
         folder / "preprocess.safetensors", ddengine_shifted(experts.preprocess).tensors()
     )
     store = buffers.generate(digits, MTT, folder=folder)

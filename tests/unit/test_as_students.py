@@ -1,7 +1,10 @@
 """Networks that are trained on a set as its students were: optimiser, step sizes, batches."""
 
+import re
+import sys
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,12 +22,22 @@ from ddengine.learning.class_batches import class_batch
 from ddengine.learning.training import train_networks
 from ddengine.learning.updates import Adam, HeavyBall, Sgd
 from ddengine.models import build_model
-from ddengine.recipe import ClassBatches, EvalConfig, as_students, from_dict, to_dict
+from ddengine.recipe import (
+    ClassBatches,
+    EvalConfig,
+    as_students,
+    check_students_decide,
+    from_dict,
+    to_dict,
+)
 from ddengine.system.rng import generator
 from synth.bptt import ThroughTraining
 from synth.inner_batches import InnerBatches
 from synth.recipes.protocols import PROTOCOLS
 from synth.windows import FromStart
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT / "benchmarks"))
 
 SHORT = replace(PROTOCOLS["fast"], epochs=1, rate="learned")
 UPDATES = {
@@ -111,6 +124,19 @@ def test_learned_step_sizes_are_those_of_the_updates():
     half = trained(replace(config, lr=config.lr / 2), syn)
     halves = [rate / 2 for rate in rates]
     assert torch.allclose(half, by_hand(UPDATES["sgd"][2], syn, halves), atol=1e-5)
+
+
+def test_commands_that_are_written_down_change_what_may_be_changed():
+    """Those by this protocol, of the tables and of the documentation."""
+    from table import OWN_TRAINING
+
+    syn = tiny_set(tiny_data())
+    config = told(objective(Sgd(), 0.3), syn)
+    methods = (ROOT / "docs" / "methods.md").read_text()
+    written = re.findall(r"run evaluate .*--protocol bptt[^#\n]*", methods)
+    assert written
+    for line in [*written, " ".join(OWN_TRAINING)]:
+        check_students_decide(config, re.findall(r"--(\w+)", line))
 
 
 def test_several_networks_in_one_computation_are_those_of_each_alone():

@@ -113,6 +113,7 @@ def test_the_selector_ends_windows_where_its_policy_says():
         ({"inner": "unroll", "update": TorchOptimiser()}, r"inner unroll.*set objective.inner"),
         ({"lr": 0.0}, "objective.lr"),
         ({"weight_decay": -1.0}, "objective.weight_decay"),
+        ({"weight_decay": float("inf")}, "objective.weight_decay must be finite"),
         ({"real_batch": 0}, "objective.real_batch"),
     ],
 )
@@ -301,6 +302,16 @@ def test_the_step_size_of_each_step_is_learned():
         step[k] = 0.05
         difference = float(loss(raw + step) - loss(raw - step)) / 0.1
         assert float(leaf.grad[k]) == pytest.approx(difference, rel=0.05)
+
+
+@pytest.mark.parametrize("lr", [1e-30, 0.001, 0.3, 5.0, 1000.0])
+def test_learned_step_sizes_start_where_they_are_set(lr):
+    """However small or large that is."""
+    config = ThroughTraining(
+        inner_steps=2, window=FromStart(size=2), update=Sgd(), lr=lr, learned_rates=True
+    )
+    raw = torch.tensor(config.initial()["rates"])
+    assert config.rates({"rates": raw}, raw.device).tolist() == pytest.approx([lr, lr], rel=1e-4)
 
 
 def test_a_set_with_learned_rates_is_distilled(tmp_path):

@@ -272,6 +272,13 @@ def test_rounds_buy_new_points_and_learn_the_answers(content):
     assert notes[0].startswith("0 % wrong: rad less facility, after the last round: ")
 
 
+def test_a_pool_can_be_bought_to_its_last_point():
+    """Nothing twice, and nothing that was known."""
+    config = replace(SMALL, rules=("uniform", "rad"), wrong=(0.0,), points=85, repeats=1)
+    for row in bought(config)["rows"]:
+        assert len(set(row["repeats"][0]["index"])) == 170  # 180 points, of which 10 were known
+
+
 def test_what_is_interrupted_goes_on_to_the_bit(content, tmp_path, monkeypatch):
     train, left = training.train_networks, [8]
 

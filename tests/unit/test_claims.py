@@ -17,6 +17,7 @@ from ddengine.system import claims, files
 from ddengine.system.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.usefixtures("no_chart")
 # claims a folder, says so, and works there until it is ended
 HOLDER = """
 import sys

@@ -90,6 +90,7 @@ def test_enlarging_is_bilinear():
         ({"bases": 24}, r"codec.bases 24 leave no coefficients within ipc 2"),
         ({"bases": 8, "rows": 99}, r"codec.rows 99 do not fit"),
         ({"bases": 0}, "codec.bases"),
+        ({"bases": 8, "items": 3}, r"codec.items 3 is no choice.* it is 2; leave it out"),
     ],
 )
 def test_what_does_not_fit_is_refused(options, words):

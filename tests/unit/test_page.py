@@ -541,7 +541,6 @@ def test_samples_are_the_first_training_images(tmp_path):
         ("recipe.json", "no json", "cannot be read"),
         ("scores.json", "3", "no JSON object"),
         ("privacy.json", "{}", "run it again"),
-        ("metrics.jsonl", '{"step": 1\n{"step": 2}\n', "is damaged"),
         ("distilled/meta.json", "{", "cannot be read"),
         ("distilled/data.safetensors", "short", "is damaged"),
         ("samples.safetensors", "short", "is damaged"),

@@ -284,7 +284,7 @@ def test_what_is_interrupted_goes_on_to_the_bit(tmp_path, monkeypatch):
     assert (tmp_path / "stopped" / "prune.partial.jsonl").read_text().count("final/") >= 3
     left[0] = -1
     again = pruned(tmp_path / "stopped")
-    assert left[0] > -20  # what was done is not done again: 16 trainings in all, 8 were done
+    assert left[0] == -1 - (14 - 8)  # of 14 trainings 8 were done, and are not done again
     assert timeless(again) == timeless(alone)
     assert not (tmp_path / "stopped" / "work").exists()
 
@@ -359,6 +359,7 @@ def test_the_table_says_every_row(outcome):
     console.print(made.table())
     text = console.export_text()
     assert text.count("distilled") == 3 and "kd 0.9" in text
+    assert made.table().row_count == len(made.rows)
     assert any("teacher convnet-d2-w4-in" in note for note in made.notes)
 
 
@@ -417,6 +418,8 @@ def test_what_cannot_be_run_is_refused_before_any_training(monkeypatch):
 
 def test_works_to_cite_are_those_in_use():
     assert pruning.cites(SMALL) == ("benbaruch2025pruning", "hinton2015kd")
+    for loss in ("nkd", "uskd"):
+        assert pruning.cites(replace(SMALL, losses=(loss,)))[-1] == "yang2023nkd"
     both = pruning.cites(replace(SMALL, selections=("cad", "facility"), losses=("nkd", "uskd")))
     assert both == (
         "benbaruch2025pruning", "dey2026hard", "nemhauser1978submodular", "yang2023nkd"

@@ -33,7 +33,7 @@ from ddengine.data import Dataset, load_data
 from ddengine.data.preprocess import fit_zca
 from ddengine.pages.html_table import html_table
 from ddengine.recipe import DataConfig
-from ddengine.system import log, program, runtime
+from ddengine.system import files, log, program, runtime
 from ddengine.system.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -119,8 +119,8 @@ def test_python_and_the_command_line_are_one_run(work, first, monkeypatch):
     again = load_file("again/distilled/data.safetensors")
     assert torch.equal(again["images"], result.tensors["images"])
     # and both say the same of the run
-    made = json.loads((result.run / "recipe.json").read_text())
-    other = json.loads(Path("again/recipe.json").read_text())
+    made = files.read_json(result.run / "recipe.json")
+    other = files.read_json(Path("again/recipe.json"))
     assert {k: v for k, v in made.items() if k != "command"} == {
         k: v for k, v in other.items() if k != "command"
     }

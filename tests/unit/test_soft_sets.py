@@ -16,6 +16,7 @@ from helpers import (
     TINY,
     Pull,
     new_model,
+    rewrite_tensors,
     run,
     shipped_loader,
     tiny_data,
@@ -155,11 +156,11 @@ def test_labels_of_a_wrong_shape_are_refused(world, tmp_path, shape):
         tensors.keys() == {"logits"}
         and "logits" not in files.read_tensors(tmp_path / "set/data.safetensors")[0]
     )
-    files.write_tensors(tmp_path / "set/labels.safetensors", {"logits": torch.zeros(shape)}, of)
     meta = files.read_json(tmp_path / "set/meta.json") | {
         "labels_digest": files.tensor_digest({"logits": torch.zeros(shape)})
     }
     files.write_json(tmp_path / "set/meta.json", meta)
+    rewrite_tensors(tmp_path / "set/labels.safetensors", {"logits": torch.zeros(shape)}, of)
     with pytest.raises(UserError, match=rf"\({shape[0]}.*20 images.*10 classes"):
         load(tmp_path / "set", CPU)
 

@@ -219,7 +219,7 @@ def test_truncated_shard_is_named(data, tmp_path):
     tiny_store(tmp_path, data)
     path = store.shard_path(tmp_path, 1)
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(UserError, match=r"expert_0001.*damaged.*delete"):
+    with pytest.raises(UserError, match=r"expert_0001.*damaged.*run the buffer command"):
         ExpertStore(tmp_path)
 
 

@@ -31,7 +31,8 @@ class LinearBases(Codec):
     # xavier: small random numbers, as published | images: the principal components of real images
     start: Literal["xavier", "images"] = "xavier"
     rows: int | None = None  # rows of coefficients of a class; None: as many as the budget holds
-    items: int | None = None  # images per class that the budget is counted in; None: the recipe's
+    # images per class that the budget is counted in, which follow from `ipc`; None: these
+    items: int | None = None
 
     def __post_init__(self) -> None:
         require_at_least("codec.bases", self.bases)
@@ -96,6 +97,11 @@ class LinearBases(Codec):
             )
         rows = self.rows or most
         items = min(ipc, rows)
+        if self.items not in (None, items):
+            raise UserError(
+                f"codec.items {self.items} is no choice: of ipc {ipc} and {rows} rows it is "
+                f"{items}; leave it out."
+            )
         return replace(self, rows=rows, items=items), items
 
     def pack(

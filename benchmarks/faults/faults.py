@@ -1,0 +1,163 @@
+"""What the scripts about faults share: small commands, their results, and rows of the table.
+
+Each script writes benchmarks/results/faults_NAME.json; `python benchmarks/faults/table.py` makes
+the table in docs/reliability.md of them.
+"""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.append(str(Path(__file__).resolve().parents[2]))
+
+from ddengine.system import files, runtime
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
+MODEL = "convnet-d1-w4-in"
+DIGITS = ["--data.name", "digits", "--data.limit", "200", "--model", MODEL]
+EXPERTS = ["mtt/digits_ipc1", *DIGITS, "--buffer.num_experts", "3", "--buffer.epochs", "30"]
+EXPERTS += ["--buffer.batch", "16", "--objective.window.high", "2", "--out", "store"]
+DISTILL = ["dm/fashion_mnist_ipc1_small", *DIGITS, "--objective.real_batch", "8"]
+DISTILL += ["--outer.steps", "400", "--outer.checkpoint_every", "50"]
+DISTILL += ["--outer.evaluate_every", "0", "--outer.picture_every", "0", "--out", "run"]
+EVALUATE = ["run", "--epochs", "400", "--num_networks", "3", "--lr_grid", "0.01", "0.03"]
+EVALUATE += ["--baselines", "random", "--no-reuse_baselines"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A command, the stages that come before it, and what it leaves."""
+
+    command: tuple[str, ...]
+    before: tuple[str, ...]
+    results: tuple[str, ...]  # patterns of the files that hold its numbers
+
+
+STAGES = {
+    "buffer": Stage(("buffer", *EXPERTS), (), ("store/*.safetensors",)),
+    "distill": Stage(("distill", *DISTILL), (), ("run/distilled/*.safetensors", "run/*.jsonl")),
+    "evaluate": Stage(("evaluate", *EVALUATE), ("distill",), ("run/evaluation.json",)),
+    "report": Stage(("report", "run"), ("distill", "evaluate"), ("run/report.html",)),
+}
+# what tells when a command ran, and not what came of it
+TIMES = ("seconds", "command", "processes", "blake2b")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A fault, how often it was tried, and what came of it."""
+
+    fault: str
+    stage: str
+    tried: int
+    lost: int  # times that finished work was lost, or a folder could not be continued
+    wrong: int  # times that another number came out, and nobody said so
+    noticed: int  # times that a command said what was wrong
+    note: str = ""
+
+
+def words(command: Sequence[str]) -> list[str]:
+    """The command line of a command of this program."""
+    return [sys.executable, str(ROOT / "run.py"), *command]
+
+
+def environment() -> dict[str, str]:
+    """That of a command, which computes on one thread."""
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+def start(command: Sequence[str], folder: Path, **options: Any) -> "subprocess.Popen[str]":
+    """A command at work in a folder, which says all that it says to a pipe."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(words(command), cwd=folder, env=environment(), **{**pipes, **options})
+
+
+def finish(command: Sequence[str], folder: Path) -> tuple[int, str, float]:
+    """(exit code, what was said, seconds) of a command that runs to its end."""
+    began = time.perf_counter()
+    process = start(command, folder)
+    said, _ = process.communicate()
+    return process.returncode, said, time.perf_counter() - began
+
+
+def made(folder: Path, stages: Sequence[str]) -> None:
+    """Run the commands of some stages in a folder; all must succeed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in stages:
+        code, said, _ = finish(STAGES[name].command, folder)
+        assert code == 0, said
+
+
+def numbers(folder: Path, stage: Stage) -> dict[str, str]:
+    """A digest of the numbers in each file that a stage leaves."""
+    digests = {}
+    for pattern in stage.results:
+        for path in sorted(folder.glob(pattern)):
+            digests[str(path.relative_to(folder))] = _digest(path)
+    return digests
+
+
+def _digest(path: Path) -> str:
+    if path.suffix == ".safetensors":
+        return files.tensor_digest(files.read_tensors(path)[0])
+    if path.suffix == ".json":
+        return _hash(json.dumps(_without_times(json.loads(path.read_text())), sort_keys=True))
+    return _hash("page") if path.suffix == ".html" else _hash(path.read_text())
+
+
+def _hash(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
+
+
+def _without_times(value: Any) -> Any:
+    if isinstance(value, dict):
+        kept = {key: part for key, part in value.items() if key not in TIMES}
+        return {key: _without_times(part) for key, part in kept.items()}
+    if isinstance(value, list):
+        return [_without_times(part) for part in value]
+    return value
+
+
+def left_over(folder: Path) -> list[str]:
+    """Files of commands that are not at work any more."""
+    left = [*folder.rglob(f"{files.TEMPORARY}*"), *folder.rglob(f"*{files.LOCK}")]
+    return [str(path) for path in left]
+
+
+def wait_until(process: "subprocess.Popen[str]", seconds: float, ready: Callable[[], bool]) -> bool:
+    """Wait so long, but for no process that has ended; False where nothing was to wait for."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            return False
+        if ready():
+            return True
+        time.sleep(0.02)
+    return process.poll() is None
+
+
+def write(name: str, settings: dict[str, Any], rows: Sequence[Row]) -> Path:
+    """benchmarks/results/faults_NAME.json, with machine, versions and commit."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"faults_{name}.json"
+    device = torch.device("cpu")
+    where = {
+        "machine": runtime.machine(device),
+        "versions": runtime.versions(),
+        "commit": runtime.commit(),
+    }
+    content = {"settings": settings, "rows": [asdict(row) for row in rows], **where}
+    files.write_json(path, content)
+    for row in rows:
+        print(row)
+    return path

@@ -1,0 +1,94 @@
+"""Does a command that a signal asks to end finish its step, say so, and go on from there?
+
+    python benchmarks/faults/signals.py --times 5
+
+Each signal is sent in each stage at a random moment of its work. The exit code must be 128 and the
+number of the signal (0 where the work was done before it came), and the same command must come to
+the numbers of an unbroken run. Of a distillation no step may be made twice.
+"""
+
+import json
+import random
+import shutil
+import signal
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import faults
+import tyro
+
+SIGNALS = ("SIGTERM", "SIGHUP", "SIGINT", "SIGUSR1")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The question asked."""
+
+    times: int = 5
+    stages: tuple[str, ...] = ("buffer", "distill", "evaluate")
+    signals: tuple[str, ...] = SIGNALS
+    seed: int = 0
+    name: str = "signals"
+
+
+def main(settings: Settings) -> None:
+    draw = random.Random(settings.seed)
+    rows = []
+    with tempfile.TemporaryDirectory() as place:
+        for name in settings.stages:
+            stage, folder = faults.STAGES[name], Path(place) / name
+            faults.made(folder / "before", stage.before)
+            shutil.copytree(folder / "before", folder / "whole")
+            code, said, seconds = faults.finish(stage.command, folder / "whole")
+            assert code == 0, said
+            for number in settings.signals:
+                rows.append(tried(name, number, settings.times, seconds, draw, folder))
+    faults.write(settings.name, vars(settings), rows)
+
+
+def tried(
+    name: str, number: str, times: int, seconds: float, draw: random.Random, place: Path
+) -> faults.Row:
+    """What came of a signal in a stage that takes so many seconds."""
+    stage = faults.STAGES[name]
+    wanted = faults.numbers(place / "whole", stage)
+    lost = wrong = said_so = 0
+    for _ in range(times):
+        folder = place / "asked"
+        shutil.copytree(place / "before", folder)
+        # the imports take the first seconds, in which a signal ends the program as any other
+        code, said = asked(stage, folder, number, draw.uniform(0.5, 0.95) * seconds)
+        ended_well = code in (0, 128 + getattr(signal, number))
+        said_so += "the same command continues" in said
+        continued, more, _ = faults.finish(stage.command, folder)
+        if not ended_well or continued != 0 or steps_made_twice(folder):
+            print(number, code, said[-500:], more[-500:])
+            lost += 1
+        elif faults.numbers(folder, stage) != wanted:
+            wrong += 1
+        shutil.rmtree(folder)
+    return faults.Row(f"{number} in its work", name, times, lost, wrong, said_so)
+
+
+def asked(stage: faults.Stage, folder: Path, number: str, seconds: float) -> tuple[int, str]:
+    """(exit code, what was said) of a stage that gets a signal after so many seconds."""
+    process = faults.start(stage.command, folder)
+    faults.wait_until(process, seconds, lambda: False)
+    if process.poll() is None:
+        process.send_signal(getattr(signal, number))
+    said, _ = process.communicate()
+    return process.returncode, said
+
+
+def steps_made_twice(folder: Path) -> bool:
+    """Whether the log of a distillation tells of a step twice."""
+    path = folder / "run" / "metrics.jsonl"
+    if not path.is_file():
+        return False
+    steps = [json.loads(line)["step"] for line in path.read_text().splitlines()]
+    return len(steps) != len(set(steps))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings))

@@ -1,0 +1,160 @@
+"""Whether the files of a folder are those that were written: every digest that is said is computed.
+
+A file says the digest of itself; meta.json and manifest.json say those of the files beside them,
+and an evaluation that of its set. Pictures, cards and parquet files have none.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ddengine import naming
+from ddengine.artefact.markdown import at
+from ddengine.artefact.results import check_of_set
+from ddengine.system import digests, files
+from ddengine.system.errors import UserError
+from ddengine.types import Json
+
+SOUND = "sound"
+WITHOUT = "says no digest"
+META = "meta.json"
+MANIFEST = "manifest.json"
+EVALUATION = "evaluation.json"
+LOG = "metrics.jsonl"
+KINDS = (".json", ".jsonl", ".safetensors")
+SHARD = "expert_"
+HIDDEN = "."
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A file, and what came of comparing it with its digests."""
+
+    path: Path
+    state: str  # SOUND, WITHOUT, or what is wrong in a sentence
+
+    @property
+    def is_damaged(self) -> bool:
+        """Whether it is another file than was written, or none."""
+        return self.state not in (SOUND, WITHOUT)
+
+
+def verify(path: Path) -> list[Checked]:
+    """Compare a file, or all files below a folder, with the digests that are said of them.
+
+    Raises UserError for a path that is not there, or holds no file with a digest.
+    """
+    if not path.exists():
+        raise UserError(f"{path} does not exist; check the path.")
+    checked = []
+    for file in _files(path):
+        checked.append(Checked(file, _state(file)))
+    for folder in dict.fromkeys(one.path.parent for one in checked):
+        checked += _missing(folder)
+    if not checked:
+        raise UserError(
+            f"{path} holds no file of this program that has a digest; give the folder of a store, "
+            "a run or a set."
+        )
+    return checked
+
+
+def _files(path: Path) -> Iterator[Path]:
+    """The files that can say a digest, but those of a command that is at work."""
+    if path.is_file():
+        yield path
+        return
+    for file in sorted(path.rglob("*")):
+        hidden = any(part.startswith(HIDDEN) for part in file.relative_to(path).parts)
+        if file.suffix in KINDS and not hidden and file.is_file():
+            yield file
+
+
+def _state(path: Path) -> str:
+    """What came of comparing a file with what it says itself, and what others say of it."""
+    try:
+        if path.suffix == ".safetensors":
+            return _of_tensors(path)
+        if path.suffix == ".json":
+            return _of_facts(path)
+        return _of_lines(path)
+    except UserError as error:
+        return str(error)
+    except (OSError, ValueError) as error:
+        return f"{path} cannot be read ({error}); restore it."
+
+
+def _of_tensors(path: Path) -> str:
+    stated = files.check_tensors(path)
+    for beside in (META, MANIFEST):
+        wanted = at(_said(path.with_name(beside)), "digests", path.name)
+        if wanted is not None and wanted != stated:
+            return f"{path} is not the file that {beside} beside it was written with; restore it."
+    is_shard = path.name.startswith(SHARD)
+    if stated is None and is_shard and "digests" in _said(path.with_name(MANIFEST)):
+        return f"{path} is damaged (it says no digest); run the buffer command again."
+    return SOUND if stated is not None else WITHOUT
+
+
+def _of_facts(path: Path) -> str:
+    content = json.loads(path.read_text())
+    rest = files.unsealed(path, content)
+    if path.name == EVALUATION:
+        for folder in (path.parent / "distilled", path.parent):
+            check_of_set(path, naming.as_now(rest), _said(folder / META))
+    return WITHOUT if rest is content else SOUND
+
+
+def _of_lines(path: Path) -> str:
+    """What came of a log, whose digest its set says, or of lines that say theirs."""
+    content = path.read_bytes()
+    if path.name == LOG:
+        stated = at(_said(path.parent / "distilled" / META), "distillation", "log_digest")
+        if stated is None:
+            return WITHOUT
+        if stated == digests.of_bytes(content):
+            return SOUND
+        return f"{path} is not as the run left it; curves made of it may be wrong."
+    lines = [json.loads(line) for line in content.splitlines()]
+    without = [line for line in lines if files.unsealed(path, line) is line]
+    return WITHOUT if without or not lines else SOUND
+
+
+def _said(path: Path) -> Json:
+    """What a JSON file says; nothing where there is none that can be read."""
+    try:
+        content: Any = files.read_json(path)
+    except UserError:
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _missing(folder: Path) -> list[Checked]:
+    """The files that a folder should hold and does not."""
+    missing = []
+    for beside in (META, MANIFEST):
+        for name in _said(folder / beside).get("digests") or {}:
+            if not (folder / name).is_file():
+                missing.append(Checked(folder / name, f"{folder / name} is missing; restore it."))
+    return missing + _missing_shards(folder)
+
+
+def _missing_shards(folder: Path) -> list[Checked]:
+    """Experts of a store that lack while later ones are there."""
+    if not (folder / MANIFEST).is_file():
+        return []
+    names = {path.name for path in folder.glob(f"{SHARD}*.safetensors")}
+    missing, number, left = [], 0, len(names)
+    while left:
+        name = f"{SHARD}{number:04d}.safetensors"
+        if name in names:
+            left -= 1
+        else:
+            said = f"{folder / name} is missing; run the buffer command again, which trains it."
+            missing.append(Checked(folder / name, said))
+        number += 1
+        if number > 10 * len(names) + 1000:  # files of other names
+            break
+    return missing
