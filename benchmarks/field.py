@@ -203,7 +203,8 @@ def mtt(world: World, settings: Settings, ipc: int, steps: int) -> dict[str, Onc
         if compile and not settings.compiled:
             continue
         objective = config.build(world.env(world.real(1), experts, compile))
-        objective.choose(objective.choices(syn, runtime.available_memory(world.device)))
+        memory = runtime.available_memory(world.device)
+        config.choose(objective, config.choices(objective, syn, memory))
         ways[name] = partial(outer_step, objective, syn, world)
     return ways
 

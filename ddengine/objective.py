@@ -88,16 +88,6 @@ class Objective(Protocol):
         """
         ...
 
-    def choices(self, syn: SyntheticSet, memory: int) -> Json:
-        """What is left to the machine, as it is to be where so many bytes of memory are available.
-
-        It is chosen once for a run, and stored with it; for most {}, the default.
-        """
-        return {}
-
-    def choose(self, choices: Facts) -> None:
-        """Do from now on as `choices` says, here or when the run began."""
-
 
 def backward(loss: Tensor, draws: int = 1) -> None:
     """Back-propagate a loss that an objective yielded, of one of so many draws.
@@ -173,6 +163,17 @@ class ObjectiveConfig(Method, Protocol):
         By default of gradients through gradients of all decoded images, in the network of `env`.
         """
         return network_bytes(env, images=len(syn))
+
+    def choices(self, objective: Objective, syn: SyntheticSet, memory: int) -> Json:
+        """What is left to the machine, as it is to be where so many bytes of memory are available.
+
+        `objective` is one that this method built. It is chosen once for a run, and stored with it;
+        for most {}, the default.
+        """
+        return {}
+
+    def choose(self, objective: Objective, choices: Facts) -> None:
+        """Have an objective do as `choices` says, here or when the run began."""
 
     def network_at(self, syn: SyntheticSet, step: int) -> int:
         """Which of the networks that it draws an outer step sees, counted from 0.

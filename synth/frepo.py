@@ -39,7 +39,7 @@ def margin_loss(labels: Tensor) -> Tensor:
 class Frepo(OnPool):
     """See the module."""
 
-    pool: Pool = field(default_factory=lambda: Pool(steps=100, optim=ADAM, batch=500))
+    pool: Pool = field(default_factory=lambda: Pool(steps=100, optim=ADAM, batch=1000))
     real_batch: int = 1024  # real images per step, of any class
     flip: bool = True  # mirrored images lie beside the images
 

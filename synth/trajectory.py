@@ -260,6 +260,23 @@ class TrajectoryMatching(
         self.check(env.experts.epochs)
         return TrajectoryObjective(self, env)
 
+    def choices(self, objective: Objective, syn: SyntheticSet, memory: int) -> Json:
+        """How many graphs are kept of what auto replays.
+
+        None where the inner gradient is compiled: it is replayed faster than a graph is kept.
+        """
+        if self.backprop != "auto" or not isinstance(objective, TrajectoryObjective):
+            return {}
+        if objective.env.compile:
+            return {"kept_graphs": 0}
+        of_one = graph_bytes(partial(objective.reached_by_one_step, syn))
+        return {"kept_graphs": graphs_that_fit(of_one, self.inner_steps, memory)}
+
+    def choose(self, objective: Objective, choices: Facts) -> None:
+        """Keep so many graphs."""
+        if isinstance(objective, TrajectoryObjective):
+            objective.kept_graphs = choices.get("kept_graphs", 0)
+
     def comparisons(self) -> Milestones:
         """When the student is compared with the expert: on the way, and after its last step."""
         last = (self.inner_steps, self.expert_epochs, 1.0)
@@ -281,24 +298,7 @@ class TrajectoryObjective(Objective):
         self.gradient = inner_gradient(loss, env.compile)
         self.kept_graphs = 0  # of the last steps of a segment
 
-    def choices(self, syn: SyntheticSet, memory: int) -> Json:
-        """How many graphs are kept of what auto replays.
-
-        None where the inner gradient is compiled: it is replayed faster than a graph is kept.
-        """
-        config = self.config
-        if config.backprop != "auto":
-            return {}
-        if self.env.compile:
-            return {"kept_graphs": 0}
-        of_one = graph_bytes(partial(self._reached_by_one_step, syn))
-        return {"kept_graphs": graphs_that_fit(of_one, config.inner_steps, memory)}
-
-    def choose(self, choices: Facts) -> None:
-        """Keep so many graphs."""
-        self.kept_graphs = choices.get("kept_graphs", 0)
-
-    def _reached_by_one_step(self, syn: SyntheticSet) -> Tensor:
+    def reached_by_one_step(self, syn: SyntheticSet) -> Tensor:
         """The parameters after a step whose graph is kept; of any network and batch."""
         config, device = self.config, self.env.device
         rng = generator(0, "choices")

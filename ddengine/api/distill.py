@@ -368,7 +368,7 @@ def _in_memory(job: Job, bibtex: Bibtex | None, began: float) -> Distilled:
     experts = job.experts()
     quiet = replace(outer, checkpoint_every=max(1, outer.steps), evaluate_every=0, picture_every=0)
     syn, objective, initial_seconds = job.start(experts)
-    choose(objective, syn, job.device)
+    choose(recipe.objective, objective, syn, job.device)
     with tempfile.TemporaryDirectory(prefix="ddengine-") as temporary:
         result, counters = loop.distill(
             syn,
@@ -437,7 +437,7 @@ def _kept(job: Job, keep: Keep) -> Distilled:
     if not keep.force:
         bounds.check(job.costed(), syn, data, folder, job.device)
     dist.on_first_rank(keep.begin)
-    choose(objective, syn, job.device, folder)
+    choose(recipe.objective, objective, syn, job.device, folder)
     teachers = []
     if recipe.evaluation.labels == "dynamic" and experts is not None:
         teachers = load_all(experts, job.device)

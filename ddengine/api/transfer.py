@@ -282,7 +282,9 @@ def _loaded(name: str, dataset: Dataset, config: DataConfig, device: torch.devic
         return dataset.load(config, device, test=True)
     except UserError as error:
         if config.limit is not None:
-            return _loaded(name, dataset, replace(config, limit=None), device)
+            everything = _loaded(name, dataset, replace(config, limit=None), device)
+            if everything.counts["train"] + everything.counts["validation"] < config.limit:
+                return everything
         raise UserError(f"{name} cannot be tested on: {error}") from None
 
 

@@ -12,7 +12,15 @@ from ddengine.types import Facts, Json
 WIDTH = 100  # characters of a line
 # what buffer does not take of the words of distill
 NOT_OF_BUFFER = ("--restart", "--compile", "--force", "--tensorboard")
-OF_PROTOCOL = ("epochs", "num_networks", "full_steps", "search_networks", "labels", "rate")
+OF_PROTOCOL = (
+    "epochs",
+    "updates",
+    "num_networks",
+    "full_steps",
+    "search_networks",
+    "labels",
+    "rate",
+)
 
 
 def commands(run: Run) -> Json:

@@ -249,7 +249,8 @@ def distill(began: float, job: Job, folder: Path, stand_ins: Path | None) -> dic
     calls = Calls()
     initial, (syn, objective) = run.timed(lambda: prepared(run, recipe, calls))
     for one in turns.alone(objective):
-        one.choose(one.choices(syn, runtime.available_memory(device)))
+        chosen = quick.choices(one, syn, runtime.available_memory(device))
+        quick.choose(one, chosen)
     initial = labelling * initial + seconds_of(calls)
     step, first, state = _steps(run, syn, objective)
     initial += start_more * first

@@ -41,12 +41,36 @@ FILES = {
 }
 
 
-def figure(mean_std: tuple[float, float] | None, source: str) -> Published | None:
+# mean and deviation in %, as printed; None where nothing was read
+Figure = tuple[float, float | None] | None
+SMALL_NOTE = "A recipe of this project for a CPU; nothing is published for this cell."
+
+
+def figure(mean_std: Figure, source: str) -> Published | None:
     """A figure in % as a fraction; None where there is none."""
-    return (
-        Published(accuracy=mean_std[0] / 100, std=mean_std[1] / 100, source=source)
-        if mean_std
-        else None
+    if mean_std is None:
+        return None
+    mean, std = mean_std
+    return Published(accuracy=mean / 100, std=std and std / 100, source=source)
+
+
+def sentences(*notes: str) -> str:
+    """A note of those sentences that are not empty."""
+    return " ".join(filter(None, notes))
+
+
+def small_outer(
+    steps: int, optim: Mapping[str, OptimConfig], validations: int = 6, **outer: Any
+) -> OuterConfig:
+    """The outer loop of a small cell, with so many validations and pictures."""
+    every = max(1, steps // validations)
+    return OuterConfig(
+        steps=steps,
+        optim=optim,
+        checkpoint_every=10,
+        evaluate_every=every,
+        picture_every=every,
+        **outer,
     )
 
 
@@ -79,7 +103,7 @@ def cell(
         name=f"{method}/{dataset}_ipc{ipc}{variant}",
         cites=cites,
         published=published,
-        note=" ".join(filter(None, (note, FILES.get(dataset, "")))),
+        note=sentences(note, FILES.get(dataset, "")),
         data=DataConfig(name=dataset, zca=zca, validation=0.0, size=SIZE.get(dataset)),
         model=f"convnet-d{DEPTH[dataset]}-w128-in",
         ipc=ipc,

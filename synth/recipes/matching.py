@@ -11,15 +11,12 @@ from ddengine.recipe import (
     InitConfig,
     OptimConfig,
     OuterConfig,
-    Published,
     Recipe,
 )
 from ddengine.sets.codec import Codec, Identity
-from synth.recipes.cells import FILES
+from synth.recipes.cells import FILES, SMALL_NOTE, Figure, figure, sentences, small_outer
 from synth.recipes.protocols import PROTOCOLS
 
-# mean and deviation in %, as printed; None where nothing was read
-Figure = tuple[float, float | None] | None
 NCFM = "NCFM's table 1"
 RECALLED = "No published figure: the one known was recalled, not read."
 
@@ -57,12 +54,8 @@ def cell(
     return Recipe(
         name=f"{method}/{dataset}_ipc{ipc}",
         cites=cites,
-        published=None
-        if published is None
-        else Published(
-            accuracy=published[0] / 100, std=published[1] and published[1] / 100, source=source
-        ),
-        note=" ".join(filter(None, (note, FILES.get(dataset, "")))),
+        published=figure(published, source),
+        note=sentences(note, FILES.get(dataset, "")),
         data=DataConfig(name=dataset, validation=0.0),
         model=f"convnet-d{DEPTH.get(dataset, 3)}-w128-in",
         ipc=ipc,
@@ -78,9 +71,6 @@ def cell(
         ),
         evaluation=evaluation,
     )
-
-
-SMALL_NOTE = "A recipe of this project for a CPU; nothing is published for this cell."
 
 
 def small(
@@ -112,13 +102,6 @@ def small(
         init=init,
         codec=codec,
         objective=objective,
-        outer=OuterConfig(
-            steps=steps,
-            optim={"images": OptimConfig(lr=lr_img)},
-            checkpoint_every=10,
-            evaluate_every=max(1, steps // 6),
-            picture_every=max(1, steps // 6),
-            **outer,
-        ),
+        outer=small_outer(steps, {"images": OptimConfig(lr=lr_img)}, **outer),
         evaluation=replace(PROTOCOLS["fast"], full_steps=300),
     )

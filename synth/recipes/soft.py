@@ -14,12 +14,11 @@ from ddengine.recipe import (
     InitConfig,
     OptimConfig,
     OuterConfig,
-    Published,
     Recipe,
     TargetConfig,
 )
 from ddengine.sets.codec import Codec, Compensated, Identity
-from synth.recipes.cells import CLASS_FOLDERS, FILES, SUBSETS
+from synth.recipes.cells import CLASS_FOLDERS, FILES, SMALL_NOTE, SUBSETS, figure, sentences
 from synth.recipes.protocols import PROTOCOLS
 
 Figure = tuple[float, float | None]  # mean and deviation in %, as printed
@@ -134,11 +133,8 @@ def cell(
     return Recipe(
         name=f"{method}/{dataset}_ipc{ipc}{variant}",
         cites=cites,
-        published=published
-        and Published(
-            accuracy=published[0] / 100, std=published[1] and published[1] / 100, source=source
-        ),
-        note=" ".join(filter(None, (*notes, *where))),
+        published=figure(published, source),
+        note=sentences(*notes, *where),
         data=DataConfig(
             name=dataset,
             validation=0.0,
@@ -160,7 +156,6 @@ def cell(
     )
 
 
-SMALL_NOTE = "A recipe of this project for a CPU; nothing is published for this cell."
 # dataset, images per class
 SMALL_CELLS = (("fashion_mnist", 10), ("fashion_mnist", 50), ("cifar10", 10))
 CHOSEN = {"cifar10": "The rates are those of the cell of Fashion-MNIST."}
@@ -201,7 +196,7 @@ def small(
         name=f"{method}/{dataset}_ipc{ipc}_small",
         cites=cites,
         published=None,
-        note=" ".join(filter(None, (SMALL_NOTE, CHOSEN.get(dataset, "")))),
+        note=sentences(SMALL_NOTE, CHOSEN.get(dataset, "")),
         data=DataConfig(name=dataset, limit=10_000),
         model="convnet-d3-w16-bn",
         ipc=ipc,

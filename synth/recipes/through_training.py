@@ -11,14 +11,20 @@ from ddengine.recipe import (
     InitConfig,
     OptimConfig,
     OuterConfig,
-    Published,
     Recipe,
     TargetConfig,
 )
 from ddengine.sets.codec import Codec, Identity
 from synth.bptt import ThroughTraining
-from synth.recipes.cells import DEPTH, FILES
-from synth.recipes.matching import SMALL_NOTE
+from synth.recipes.cells import (
+    DEPTH,
+    FILES,
+    SMALL_NOTE,
+    Figure,
+    figure,
+    sentences,
+    small_outer,
+)
 from synth.recipes.protocols import PROTOCOLS
 
 FLIP_ROTATE = AugmentConfig(ops=("flip", "rotate"))
@@ -78,7 +84,7 @@ def cell(
     steps: int,
     init: InitConfig,
     evaluation: EvalConfig,
-    published: tuple[float, float | None] | None,
+    published: Figure,
     source: str,
     note: str = "",
     zca: bool = False,
@@ -90,15 +96,11 @@ def cell(
     Labels are hard, unless `optim` has a rate of weights of the classes. `published` are mean and
     deviation in %, as printed.
     """
-    figure = None
-    if published is not None:
-        mean, std = published
-        figure = Published(accuracy=mean / 100, std=std and std / 100, source=source)
     return Recipe(
         name=name,
         cites=cites,
-        published=figure,
-        note=" ".join(filter(None, (note, FILES.get(dataset, "")))),
+        published=figure(published, source),
+        note=sentences(note, FILES.get(dataset, "")),
         data=DataConfig(name=dataset, validation=0.0, zca=zca),
         model=model or f"convnet-d{DEPTH.get(dataset, 3)}-w128-in",
         ipc=ipc,
@@ -132,12 +134,11 @@ def small(
 
     In a few short runs each, of one seed; `note` says of which.
     """
-    every = max(1, steps // validations)
     return Recipe(
         name=name,
         cites=cites,
         published=None,
-        note=" ".join(filter(None, (SMALL_NOTE, note))),
+        note=sentences(SMALL_NOTE, note),
         data=data,
         model=model,
         ipc=ipc,
@@ -146,12 +147,6 @@ def small(
         codec=codec,
         targets=_targets(optim),
         objective=objective,
-        outer=OuterConfig(
-            steps=steps,
-            optim=optim,
-            checkpoint_every=10,
-            evaluate_every=every,
-            picture_every=every,
-        ),
+        outer=small_outer(steps, optim, validations),
         evaluation=replace(PROTOCOLS["fast"], epochs=epochs, full_steps=300),
     )

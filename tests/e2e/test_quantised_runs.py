@@ -63,6 +63,11 @@ def test_a_set_that_was_learned_in_two_bits(made, monkeypatch, capsys):
     assert len(values) <= 4
     assert_reads_alike(Path("two/distilled"), result)
     assert run("evaluate", "two", *QUICK) == 0
+    rows = {row["set"]: row for row in json.loads(Path("two/evaluation.json").read_text())["rows"]}
+    assert list(rows) == ["distilled", "random_coded", "random"]
+    assert rows["random_coded"]["images"] == 80 == rows["distilled"]["images"]
+    # codes of real images may be compressed otherwise
+    assert 0 <= 3200 - rows["random_coded"]["bytes"] < 640 and rows["distilled"]["bytes"] <= 3200
     assert run("inspect", "two") == 0
     assert "Quantised" in capsys.readouterr().out
     assert run("report", "two") == 0

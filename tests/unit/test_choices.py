@@ -41,7 +41,7 @@ def graph_of_one(world):
     """Bytes of the graph of an inner step."""
     syn = tiny_set(world[0], lr=0.05)
     objective = objective_of(world)
-    return memory.graph_bytes(lambda: objective._reached_by_one_step(syn))
+    return memory.graph_bytes(lambda: objective.reached_by_one_step(syn))
 
 
 def test_as_many_graphs_are_kept_as_a_share_of_the_memory_holds(world):
@@ -49,9 +49,10 @@ def test_as_many_graphs_are_kept_as_a_share_of_the_memory_holds(world):
     syn, objective = tiny_set(world[0], lr=0.05), objective_of(world)
     one = int(graph_of_one(world) / memory.KEPT_SHARE)
     for room, kept in ((10**15, STEPS), (2.5 * one, 2), (0.9 * one, 0)):
-        assert objective.choices(syn, int(room)) == {"kept_graphs": kept}
+        assert objective.config.choices(objective, syn, int(room)) == {"kept_graphs": kept}
     for named in ("replay", "full", "detached"):
-        assert objective_of(world, backprop=named).choices(syn, 10**15) == {}
+        objective = objective_of(world, backprop=named)
+        assert objective.config.choices(objective, syn, 10**15) == {}
 
 
 def test_the_measured_graph_is_what_keeping_takes(world):
@@ -59,7 +60,7 @@ def test_the_measured_graph_is_what_keeping_takes(world):
     small, large = tiny_set(world[0], ipc=2, lr=0.05), tiny_set(world[0], ipc=4, lr=0.05)
     objective = objective_of(world)
     sizes = [
-        memory.graph_bytes(lambda syn=syn: objective._reached_by_one_step(syn))
+        memory.graph_bytes(lambda syn=syn: objective.reached_by_one_step(syn))
         for syn in (small, large)
     ]
     assert 1.5 < sizes[1] / sizes[0] < 2.05
@@ -118,8 +119,8 @@ def test_networks_that_take_turns_choose_each(world):
     data, store = world
     config = recipe().objective
     both = InTurn(config, [config.build(tiny_env(data, store)) for _ in range(2)])
-    chosen = choices.choose(both, tiny_set(data, lr=0.05), CPU)
-    assert chosen == {"choices": [{"kept_graphs": STEPS}] * 2}
+    chosen = choices.choose(config, both, tiny_set(data, lr=0.05), CPU)
+    assert chosen == [{"kept_graphs": STEPS}] * 2
     assert [one.kept_graphs for one in both.objectives] == [STEPS, STEPS]
 
 

@@ -257,6 +257,11 @@ def test_updates_of_a_part_of_the_images(data, experts):
     assert asked[0] == asked[1] != asked[2]
 
 
+def test_networks_of_published_frepo_see_a_thousand_images_at_most():
+    """In one of their updates, as in the released code."""
+    assert find("frepo/cifar100_ipc50").objective.pool.batch == 1000
+
+
 def test_an_estimate_does_not_train_the_whole_pool(data, experts, monkeypatch, tmp_path):
     """A step of each network, and the seconds of the first step as many times as it would have."""
     recipe = small("krr_st/digits_ipc5_small", Pool(size=3, steps=5000))

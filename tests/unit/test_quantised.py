@@ -45,6 +45,9 @@ def test_what_is_shipped_is_what_was_learned_to_the_bit(options):
     reader, shipped = codec.ship({**tensors, "lr": torch.tensor(0.1)}, PREPROCESS)
     assert "images" not in shipped and shipped.pop("lr") == torch.tensor(0.1)
     assert torch.equal(everything(reader, shipped), learned)
+    kinds = {"codes": torch.uint8, "scales": torch.float16, "zeros": torch.int16}
+    kinds |= {"groups": torch.uint8} if codec.groups else {}
+    assert {name: tensor.dtype for name, tensor in shipped.items()} == kinds
     stored = codec_of({"type": "Quantised", **to_dict(reader)})
     assert stored == reader and reader.flaw(shipped) is None
     alone, items = reader.loader()(shipped, to_dict(reader))

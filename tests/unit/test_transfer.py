@@ -509,6 +509,7 @@ UNLABELLED = (PAIR[0], PAIR[1] - 1)
     [
         ({"targets": []}, ["needs datasets to test on"]),
         ({"config": replace(QUICK, shots=(40,))}, ["shots 40", "class", "of digits has"]),
+        ({"config": replace(QUICK, limit=3)}, ["digits cannot be tested on", "limit (now 3)"]),
         ({"config": 3}, ["ddengine.TransferConfig"]),
         ({"protocol": {"labels": "dynamic"}}, ["dynamic labels", "--experts"]),
         ({"models": [SHRINKING], "protocol": {"batch": 19}}, ["20 images", "pretraining.batch"]),
