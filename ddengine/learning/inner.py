@@ -142,7 +142,7 @@ class ByAutograd(InnerGradient):
 
 def by_inductor(graph: Callable[..., Any]) -> Callable[..., Any]:
     """A graph of plain operations on tensors of given shapes, compiled."""
-    return torch.compile(graph, fullgraph=True, dynamic=False, isolate_recompiles=True)
+    return torch.compile(graph, fullgraph=True, dynamic=False)
 
 
 class Compiled(InnerGradient):
