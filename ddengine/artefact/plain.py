@@ -79,7 +79,10 @@ def digest_of(facts, data=()):
 def digest_of_file(path):
     """BLAKE2b of a safetensors file, but for what its header says of it."""
     with open(path, "rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        length = int.from_bytes(file.read(8), "little")
+        if length > path.stat().st_size:
+            raise ValueError(f"{path} is damaged; get the file again")
+        header = json.loads(file.read(length))
         header["__metadata__"].pop("blake2b", None)
         return digest_of(header, iter(lambda: file.read(2**20), b""))
 

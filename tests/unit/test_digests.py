@@ -151,6 +151,11 @@ def test_the_shipped_program_notices_too(copy, name):
         except (ValueError, KeyError, SafetensorError):
             pass
         put(folder / name, whole)
+    if name != "meta.json":  # a header that is to be longer than memory
+        put(folder / name, whole[:7] + b"\x7f" + whole[8:])
+        with pytest.raises((ValueError, SafetensorError)):
+            shipped(folder)
+        put(folder / name, whole)
     edited = json.loads(whole) if name == "meta.json" else None
     if edited is not None:
         (folder / name).write_text(json.dumps(edited | {"class_names": ["x"] * 10}))

@@ -92,6 +92,18 @@ def test_the_gradient_passes_straight_through_also_twice():
     assert again[0].abs().sum() > 0
 
 
+def test_where_rounding_put_a_value_out_of_range_it_has_no_gradient():
+    """Of 8 bits the float16 scale can be so short that the largest value has no code."""
+    codec = Quantised(bits=8, region="image")
+    images = torch.randn(200, 1, 4, 4, generator=generator(0)).requires_grad_()
+    settings = to_dict(codec)
+    scales, zeros = quantised.current_ranges(images.detach(), None, settings)
+    _, in_range = quantised.codes_of(images.detach(), scales, zeros, settings)
+    decoded = codec.decode({"images": images}, torch.arange(200))
+    (gradient,) = torch.autograd.grad(decoded.sum(), images)
+    assert torch.equal(gradient, in_range.float()) and 0 < (~in_range).sum() < 100
+
+
 def test_values_are_those_of_the_code_to_the_bit_while_learned():
     """No rounding is left of what makes the gradient."""
     codec, tensors = packed(bits=3)
