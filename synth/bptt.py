@@ -10,7 +10,6 @@ al., NeurIPS 2025). Slots hold where the window lies and how the student steps. 
 released programs: all random numbers follow from the seed, and real batches come at random.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,7 +26,6 @@ from ddengine.learning.updates import Adam, HeavyBall, Update
 from ddengine.objective import VECTORS, Env, Objective, ObjectiveConfig, network_bytes
 from ddengine.recipe import (
     AugmentConfig,
-    StudentSteps,
     StudentTraining,
     require,
     require_at_least,
@@ -35,6 +33,7 @@ from ddengine.recipe import (
 from ddengine.sets.synthetic import SyntheticSet
 from synth.inner_batches import InnerBatches
 from synth.judged import JudgedStudent
+from synth.students import before_softplus, students_of, training_loss
 from synth.windows import Window
 
 WindowT = TypeVar("WindowT", bound=Window)
@@ -108,8 +107,7 @@ class ThroughTraining(ObjectiveConfig, Generic[WindowT, UpdateT]):
         """The step sizes where they are learned: those whose softplus they are."""
         if not self.learned_rates:
             return {}
-        raw = self.lr + math.log(-math.expm1(-self.lr))  # of any size; exp alone overflows
-        return {"rates": (raw,) * self.inner_steps}
+        return {"rates": (before_softplus(self.lr),) * self.inner_steps}
 
     def rates(self, tensors: Mapping[str, Tensor], device: torch.device) -> Tensor:
         """The step size of all steps, or where they are learned of each (T,)."""
@@ -118,22 +116,9 @@ class ThroughTraining(ObjectiveConfig, Generic[WindowT, UpdateT]):
         return torch.tensor(self.lr, device=device)
 
     def students(self, syn: SyntheticSet) -> StudentTraining | None:
-        """A student's training, its steps in torch's form; None for an update that has none."""
-        step = self.update.in_torch
-        if step is None:
-            return None
-        rates: tuple[float, ...] = ()
-        if self.learned_rates:
-            rates = tuple(functional.softplus(syn.tensors["rates"].double()).tolist())
-        steps = StudentSteps(step=step, batches=self.batches.of_a_set(syn), rates=rates)
-        return StudentTraining(
-            steps=steps,
-            updates=self.inner_steps,
-            batch=self.batches.images(syn),
-            lr=steps.mean_rate if rates else self.lr,
-            weight_decay=self.weight_decay,
-            augment=self.augment,
-        )
+        """A student's training; None for an update that has no form of torch's."""
+        learned = syn.tensors["rates"] if self.learned_rates else None
+        return students_of(self, syn, learned)
 
     def cost(self, env: Env, syn: SyntheticSet) -> int:
         """Bytes of the graph of one step, or of all that are kept, and of what each step stores."""
@@ -171,8 +156,3 @@ class ThroughTraining(ObjectiveConfig, Generic[WindowT, UpdateT]):
         decayed = with_weight_decay(partial(training_loss, env), self.weight_decay)
         inner = inner_gradient(decayed, env.compile)
         return JudgedStudent(self, env, ByUnroll(inner, update, self.backprop))
-
-
-def training_loss(env: Env, theta: Tensor, images: Tensor, targets: Tensor) -> Tensor:
-    """The loss of a batch of a student with the parameters theta (P,)."""
-    return env.loss(env.model(theta, images), targets)
