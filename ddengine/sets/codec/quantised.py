@@ -223,7 +223,7 @@ def grouped(low: Tensor, high: Tensor, bits: int, num: int, rng: Generator | Non
     points = points / points.std(0).clamp(min=1e-12)
     clusters = min(num, len(points.unique(dim=0)))
     seed = int(torch.randint(2**31, (), generator=rng or generator(0, "quantised")))
-    means = KMeans(clusters, n_init=1, random_state=seed).fit(points.numpy())
+    means = KMeans(clusters, n_init="auto", random_state=seed).fit(points.numpy())
     _, group = torch.from_numpy(means.labels_).unique(return_inverse=True)
     return group.view(low.shape).to(low.device, torch.uint8)
 
