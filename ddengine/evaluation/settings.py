@@ -174,7 +174,8 @@ def setting(run: Evaluated, *, across: bool = False) -> Json:
     recipe = dict(run.meta["recipe"])
     for name in (*PROSE, "evaluation"):
         recipe.pop(name, None)
-    recipe["objective"] = without_choices(recipe["objective"])
+    if "objective" in recipe:
+        recipe["objective"] = without_choices(recipe["objective"])
     values = flat(recipe)
     for name in NO_SETTING:
         values.pop(name, None)

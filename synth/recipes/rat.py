@@ -124,7 +124,7 @@ def _published() -> list[Recipe]:
         published(
             "rat/tiny_imagenet_ipc10_last", CITES, "tiny_imagenet", 10,
             tiny(270, Last(size=90), real=2000), lr=3e-4, per_epoch=50,
-            note=f"The stabilised form; its figure is not printed apart. {WHITENED}",
+            note=f"The stabilised form; no figure of it is published apart. {WHITENED}",
         ),
     ]  # fmt: skip
 

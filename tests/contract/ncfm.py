@@ -54,11 +54,13 @@ def distance(
     return (alpha * amplitude + beta * phase.clamp(min=SMALLEST)).sqrt().mean()
 
 
-def matched(real: Tensor, syn: Tensor, frequencies: Tensor) -> Tensor:
+def matched(
+    real: Tensor, syn: Tensor, frequencies: Tensor, *, alpha: float = 0.5, beta: float = 0.5
+) -> Tensor:
     """The published loss of features, whose rows are divided by their norms first."""
     real = real / real.norm(dim=1, keepdim=True)
     syn = syn / syn.norm(dim=1, keepdim=True)
-    return SCALE * distance(real, syn, frequencies)
+    return SCALE * distance(real, syn, frequencies, alpha=alpha, beta=beta)
 
 
 @dataclass(frozen=True, kw_only=True)

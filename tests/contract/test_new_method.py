@@ -91,7 +91,7 @@ def test_the_loss_is_the_published_one(case, dtype):
     assert_near(loss, file[f"{case}_loss"], TOLERANCE[dtype])
     assert_near(gradient, file[f"{case}_grad_features_syn"], TOLERANCE[dtype])
     if f"{case}_matched_loss" in file:
-        loss = matched(file["features_real"], syn, file["frequencies"])
+        loss = matched(file["features_real"], syn, file["frequencies"], **weights)
         (gradient,) = torch.autograd.grad(loss, syn)
         assert_near(loss, file[f"{case}_matched_loss"], TOLERANCE[dtype])
         assert_near(gradient, file[f"{case}_matched_grad_features_syn"], TOLERANCE[dtype])

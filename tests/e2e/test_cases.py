@@ -14,6 +14,7 @@ from helpers import CPU, run
 from ddengine.artefact import folder as folders
 from ddengine.data import load_data
 from ddengine.recipe import DataConfig
+from ddengine.system import files
 
 pytestmark = pytest.mark.usefixtures("no_chart")
 
@@ -90,7 +91,8 @@ def test_case_is_read_rightly_or_refused(cases, case, tmp_path, capsys):
         assert [held > 0 for held in test] == [right["counts"][name] > 1 for name in names]
     else:
         assert train == [right["train"]] * len(names) and test == [right["test"]] * len(names)
-    assert json.loads((out / "distilled" / "splits.json").read_text()) == data.split_names
+    splits = json.loads((out / "distilled" / "splits.json").read_text())
+    assert splits == files.sealed(data.split_names)
     syn, _ = folders.load(out / "distilled", CPU)
     brightness = 255 * syn.pixels().flatten(1).mean(1)
     expected = torch.tensor([40 + 160 * k / (len(names) - 1) for k in range(len(names))])

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 import buffers
 import ddengine
 from ddengine.recipe import digest, resolved
+from ddengine.system import digests
 from ddengine.system.errors import UserError
 from synth.catalogue import RECIPES, find
 
@@ -57,6 +58,7 @@ def mark_of(folder: str) -> dict:
     mark = json.loads(Path(folder, "recipe.json").read_text())
     mark.pop("command")
     mark.pop("format", None)
+    mark.pop(digests.KEY, None)
     return mark
 
 
@@ -126,6 +128,7 @@ def test_an_unfinished_run_of_before_goes_on_with_its_own_experts(old, capsys):
     assert "was begun when experts had the seed of the run, 1, and has such" in said_of(capsys)
     reached, wanted = data_of(UNFINISHED), data_of(FINISHED)
     assert all(torch.allclose(reached[k], wanted[k], atol=1e-4) for k in wanted)
+    mark["recipe"]["objective"]["backprop"] = "auto"  # the way back is a choice of the machine now
     assert mark_of(UNFINISHED) == mark
     meta = json.loads(Path(UNFINISHED, "distilled/meta.json").read_text())
     assert meta["experts"]["fingerprint"] == OF_BEFORE
@@ -159,7 +162,8 @@ def test_a_run_of_before_and_a_new_one_do_not_mix(old, capsys):
     assert run("distill", *new, "--buffer.seed", "1") == 0
     assert run("distill", *new) == 2
     assert "other settings" in said_of(capsys)
-    assert same(data_of("runs/new"), data_of(FINISHED))
+    reached, wanted = data_of("runs/new"), data_of(FINISHED)
+    assert all(torch.allclose(reached[k], wanted[k], atol=1e-4) for k in wanted)
 
 
 def test_python_is_the_command_line(tmp_path, monkeypatch):

@@ -173,6 +173,7 @@ def test_evaluation_json(done, monkeypatch, capsys):
         "interval",
         "set_digest",
         "at_once",
+        "blake2b",
         "threads",
         "processes",
         "full_seconds",

@@ -739,13 +739,13 @@ def test_every_run_has_its_metrics(tmp_path, monkeypatch):
 
 def test_the_last_line_says_what_came_out_and_what_it_took(digits, tmp_path, monkeypatch, capsys):
     """Validations and pictures are in the time, and the accuracy is that of the end."""
-    real = distill.validate
+    real = distill.validate_on_each
 
     def slow(*args, **options):
         time.sleep(0.3)
         return real(*args, **options)
 
-    monkeypatch.setattr(distill, "validate", slow)
+    monkeypatch.setattr(distill, "validate_on_each", slow)
     result = ddengine.distill(digits, DM, folder=tmp_path / "run", seconds_before=20_000.0)
     cost = result.meta["distillation"]
     events = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()

@@ -19,6 +19,7 @@ from ddengine.learning import training
 from ddengine.learning.training import AtOnce
 from ddengine.recipe import AugmentConfig, DataConfig, EvalConfig
 from ddengine.sets.targets import Classes
+from ddengine.system import files
 from ddengine.system.errors import UserError
 
 SHORT = EvalConfig(
@@ -301,7 +302,7 @@ def test_networks_are_trained_at_once_as_the_evaluation_began(data, tmp_path):
     first = json.loads(lines[0])
     assert first["value"] == {"below": 0, "pixels": training.MOST_PIXELS_CPU}
     first["value"] = {"below": 0, "pixels": 7}
-    path.write_text("\n".join([json.dumps(first), *lines[1:]]) + "\n")
+    path.write_text("\n".join([json.dumps(files.sealed(first)), *lines[1:]]) + "\n")
     original = training.train_networks
 
     def spy(*args, at_once=None, **options):

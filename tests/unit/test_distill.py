@@ -655,7 +655,7 @@ def test_learned_rate_stays_positive(data, tmp_path, capsys):
 
 def test_unknown_tensor_is_refused(data, tmp_path):
     """Before the first step, naming the tensors there are."""
-    with pytest.raises(UserError, match=r"outer\.optim names 'imges'.*images"):
+    with pytest.raises(UserError, match=r"outer\.optim has a rate for 'imges'.*stores images"):
         outer.distill(
             tiny_set(data), Pull(), config(optim={"imges": OptimConfig(lr=1.0)}), tmp_path, seed=0
         )

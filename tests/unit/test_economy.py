@@ -19,7 +19,7 @@ from ddengine.evaluation.pace import Pace
 from ddengine.pages import accuracies, overview
 from ddengine.pages.reading import Run
 from ddengine.recipe import AugmentConfig, DataConfig, EvalConfig
-from ddengine.system import log
+from ddengine.system import files, log
 
 SHORT = EvalConfig(
     protocol="test",
@@ -473,7 +473,10 @@ def test_the_number_of_processes_and_threads_is_chosen_once(data, monkeypatch, t
     text = path.read_text()
     lines = list(map(json.loads, text.splitlines()))
     assert {"threads": 1, "processes": 1}.items() <= {e["key"]: e["value"] for e in lines}.items()
-    path.write_text(text.replace('"key": "threads", "value": 1', '"key": "threads", "value": 2'))
+    for entry in lines:
+        if entry["key"] == "threads":
+            entry["value"] = 2
+    path.write_text("".join(json.dumps(files.sealed(entry)) + "\n" for entry in lines))
     asked = []
     monkeypatch.setattr(work.runtime, "on_threads", lambda num: asked.append(num) or nullcontext())
     result = evaluate(a_set(data), data, SHORT, MODEL, memo_path=path, **options)

@@ -162,7 +162,7 @@ def test_a_group_is_the_tensors_in_it(data, start, tmp_path):
     for name, tensor in by_group.tensors.items():
         assert torch.equal(tensor, by_name.tensors[name]), name
     assert torch.equal(by_group.tensors["codes"], start.tensors["codes"])
-    with pytest.raises(UserError, match="names 'decoders', and the stored tensors are codes"):
+    with pytest.raises(UserError, match="a rate for 'decoders', and codec Sketched stores codes"):
         loop.distill(start, objective, outer(decoders=rate), tmp_path / "c", seed=0)
 
 

@@ -414,6 +414,7 @@ def test_a_row_averages_the_networks_that_count(data, some_diverge, tmp_path):
 
         return accuracies
 
+    (tmp_path / "memo").unlink()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bench.Bench, "accuracies", until(2))
         with pytest.raises(KeyboardInterrupt):

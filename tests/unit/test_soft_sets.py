@@ -374,7 +374,7 @@ def test_learned_logits_move_as_their_optimiser_says(world, tmp_path):
 def test_a_rate_for_labels_that_are_not_there(world, tmp_path):
     """A set of classes has no logits to learn."""
     data, _ = world
-    with pytest.raises(UserError, match=r"outer\.optim names 'logits'.*images"):
+    with pytest.raises(UserError, match=r"outer\.optim has a rate for 'logits'.*stores images"):
         outer.distill(
             tiny_set(data),
             Pull(),

@@ -490,6 +490,7 @@ AST_CELLS = {
 }  # fmt: skip
 
 OWN = {f"mtt/{name}" for ipc in (1, 10) for name in (f"digits_ipc{ipc}", f"cifar10_ipc{ipc}_small")}
+OWN |= {"mtt/fashion_mnist_ipc1_quantised_small"}
 OWN |= {f"{m}/fashion_mnist_ipc{ipc}_small" for m in SMALL for ipc in (1, 10)}
 
 
@@ -575,7 +576,7 @@ def plain_parts(recipe, *but):
         "loss_scale": None,
         "milestones": None,
         "momentum": 0.0,
-        "backprop": "replay",
+        "backprop": "auto",
         "labels": "stored",
     }
     assert {k: getattr(recipe.objective, k) for k in parts if k not in but} == {
