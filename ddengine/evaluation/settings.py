@@ -197,7 +197,7 @@ def _left_out(recipe: Facts) -> Json:
     parts: dict[str, Any] = {"": Recipe, "init": InitConfig, "targets": TargetConfig}
     if recipe.get("buffer"):
         parts["buffer"] = BufferConfig
-    for name in recipe["outer"]["optim"]:
+    for name in recipe["outer"].get("optim", {}):
         parts[f"outer.optim.{name}"] = OptimConfig
     defaults: Json = {}
     for prefix, part in parts.items():
