@@ -5,9 +5,8 @@ A new student is trained on the synthetic images, and should then be right about
     loss = cross-entropy of a real batch under the student after all its steps
 
 with gradients through a window of its steps (DD, Wang et al., arXiv 1811.10959, eq. 3; RTP, Deng &
-Russakovsky, NeurIPS 2022; truncated windows in RaT-BPTT, Feng et al., ICLR 2024, and AT-BPTT, Li et
-al., NeurIPS 2025). Slots hold where the window lies and how the student steps. Differs from the
-released programs: all random numbers follow from the seed, and real batches come at random.
+Russakovsky, NeurIPS 2022; windows in RaT-BPTT, Feng et al., ICLR 2024, and AT-BPTT, Li et al.,
+NeurIPS 2025), and slots for window and update. Real batches come at random, by the seed.
 """
 
 from collections.abc import Mapping
@@ -24,12 +23,7 @@ from ddengine.learning.inner import inner_gradient, with_weight_decay
 from ddengine.learning.through import ByUnroll
 from ddengine.learning.updates import Adam, HeavyBall, Update
 from ddengine.objective import VECTORS, Env, Objective, ObjectiveConfig, network_bytes
-from ddengine.recipe import (
-    AugmentConfig,
-    StudentTraining,
-    require,
-    require_at_least,
-)
+from ddengine.recipe import AugmentConfig, StudentTraining, require, require_at_least
 from ddengine.sets.synthetic import SyntheticSet
 from synth.inner_batches import InnerBatches
 from synth.judged import JudgedStudent
@@ -69,9 +63,8 @@ class ThroughTraining(ObjectiveConfig, Generic[WindowT, UpdateT]):
         )
         require(
             self.window.longest <= self.inner_steps,
-            f"objective.window may take {self.window.longest} steps, and a training has "
-            f"objective.inner_steps {self.inner_steps}; raise objective.inner_steps or shorten the "
-            "window.",
+            f"objective.window may take {self.window.longest} steps, objective.inner_steps "
+            f"{self.inner_steps}; raise objective.inner_steps or shorten the window.",
         )
         require(
             self.inner != "unroll" or not isinstance(self.update, TorchOptimiser),
@@ -82,9 +75,8 @@ class ThroughTraining(ObjectiveConfig, Generic[WindowT, UpdateT]):
     @property
     def cites(self) -> tuple[str, ...]:
         """Works to cite for the parts in use, as each part says its own."""
-        if self.by_higher:
-            return ("wang2018dd", "grefenstette2019higher")
-        return ("wang2018dd",)
+        of_higher = ("grefenstette2019higher",) if self.by_higher else ()
+        return ("wang2018dd", *of_higher)
 
     @property
     def target_kinds(self) -> tuple[str, ...]:
@@ -117,8 +109,7 @@ class ThroughTraining(ObjectiveConfig, Generic[WindowT, UpdateT]):
 
     def students(self, syn: SyntheticSet) -> StudentTraining | None:
         """A student's training; None for an update that has no form of torch's."""
-        learned = syn.tensors["rates"] if self.learned_rates else None
-        return students_of(self, syn, learned)
+        return students_of(self, syn)
 
     def cost(self, env: Env, syn: SyntheticSet) -> int:
         """Bytes of the graph of one step, or of all that are kept, and of what each step stores."""

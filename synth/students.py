@@ -36,6 +36,11 @@ class Training(Protocol):
         ...
 
     @property
+    def learned_rates(self) -> bool:
+        """Whether the set has a step size of each step."""
+        ...
+
+    @property
     def weight_decay(self) -> float:
         """Added to its gradient."""
         ...
@@ -56,28 +61,20 @@ def before_softplus(rate: float) -> float:
     return rate + math.log(-math.expm1(-rate))
 
 
-def students_of(
-    config: Training, syn: SyntheticSet, learned: Tensor | None
-) -> StudentTraining | None:
-    """A student's training, its steps in torch's form; None for an update that has none.
-
-    Args:
-        config: the settings.
-        syn: the set that students are trained on.
-        learned: numbers (T,) whose softplus are the step sizes; None where there is one for all.
-    """
+def students_of(config: Training, syn: SyntheticSet) -> StudentTraining | None:
+    """The training of students of a set, in torch's form; None for an update that has none."""
     step = config.update.in_torch
     if step is None:
         return None
     rates: tuple[float, ...] = ()
-    if learned is not None:
-        rates = tuple(functional.softplus(learned.double()).tolist())
+    if config.learned_rates:
+        rates = tuple(functional.softplus(syn.tensors["rates"].double()).tolist())
     steps = StudentSteps(step=step, batches=config.batches.of_a_set(syn), rates=rates)
     return StudentTraining(
         steps=steps,
         updates=config.inner_steps,
         batch=config.batches.images(syn),
-        lr=steps.mean_rate if learned is not None else config.lr,
+        lr=steps.mean_rate if rates else config.lr,
         weight_decay=config.weight_decay,
         augment=config.augment,
     )
