@@ -32,6 +32,17 @@ RUN += ["--model", MODEL, "--objective.real_batch", "8", "--outer.steps", "6"]
 RUN += ["--outer.evaluate_every", "0", "--outer.checkpoint_every", "100", "--out", "run"]
 
 
+@pytest.fixture(autouse=True)
+def heeded():
+    """Signals as in a terminal; in the background of a shell, or under nohup, some are ignored."""
+    before = {number: signal.getsignal(number) for number in signals.ASKING}
+    for number in signals.ASKING:
+        signal.signal(number, signal.default_int_handler)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("number", signals.ASKING, ids=lambda number: number.name)
 def test_a_distillation_finishes_its_step_and_goes_on(tmp_path, monkeypatch, capsys, number):
     """No step is lost although no checkpoint was due, and the set is that of an unbroken run."""
