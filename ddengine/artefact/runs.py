@@ -15,6 +15,7 @@ import torch
 from ddengine import naming
 from ddengine.data import Data
 from ddengine.data.dataset import LAYOUTS, called
+from ddengine.loop import CHECKPOINT
 from ddengine.recipe import DataConfig, Recipe, digest, resolved, to_dict
 from ddengine.system import files, program, runtime
 from ddengine.system.errors import UserError
@@ -138,7 +139,8 @@ def begin(folder: Path, recipe: Recipe, wanted: Json, command: Sequence[str] = (
     `command` are the words by which it was asked for.
     """
     files.make_folder(folder)
-    files.clean(folder)
+    for written in (folder, folder / CHECKPOINT.parent, folder / "progress"):
+        files.clean(written)
     said = {"command": [*program.stored(), *command]} if command else {}
     content = {"format": naming.FORMAT, "recipe": to_dict(recipe), **wanted, **said}
     if recipe.data.root is not None and Path(recipe.data.root).exists():

@@ -13,8 +13,10 @@ import pytest
 from helpers import run
 
 import ddengine
+from ddengine.artefact import runs
 from ddengine.system import claims, files
 from ddengine.system.errors import UserError
+from synth.catalogue import find
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.usefixtures("no_chart")
@@ -216,3 +218,13 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     assert run("distill", *RUN, *[word for word in other if word != "--restart"]) == 2
     assert "the checkpoint of another run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("folder", [".", "checkpoint", "progress"])
+def test_what_a_kill_left_half_written_is_removed_when_the_run_goes_on(tmp_path, folder):
+    """Names carry the process, so that no later write takes the place of what a kill left."""
+    left = tmp_path / folder / ".writing-elsewhere-17-3~state.safetensors"
+    left.parent.mkdir(exist_ok=True)
+    left.write_bytes(b"cut")
+    runs.begin(tmp_path, find("dm/digits_ipc1"), {})
+    assert not left.exists()
