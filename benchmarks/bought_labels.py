@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import common
 from table import ROOT, command, files
 
 from ddengine.pages import of_labels
@@ -45,22 +46,12 @@ def lines(result: dict[str, Any]) -> list[str]:
     heads = ["answers", "rule", "known alone", *(f"round {number}" for number in rounds)]
     made = [f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads)]
     for row in result["rows"]:
-        cells = [row["answers"], row["rule"], *map(shown, row["rounds"])]
+        rounds_said = [common.shown(one["mean"], one["ci95"]) for one in row["rounds"]]
+        cells = [row["answers"], row["rule"], *rounds_said]
         made.append(f"| {' | '.join(cells)} |")
     made.append("")
     made += [f"- {line}" for line in of_labels.notes(result)]
     return made
-
-
-def shown(one: dict[str, Any]) -> str:
-    """Mean and 95 % interval, in points."""
-    if one["mean"] is None:
-        return "diverged"
-    mean = f"{100 * one['mean']:.1f}"
-    if one["ci95"] is None:
-        return mean
-    low, high = one["ci95"]
-    return f"{mean} ({100 * low:.1f} to {100 * high:.1f})"
 
 
 def main(args: list[str]) -> None:

@@ -8,7 +8,7 @@ import multiprocessing as mp
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,16 @@ def turns(steps: dict[str, Callable[[int], None]], repeats: int) -> dict[str, fl
             once(turn)
             found[name].append(time.perf_counter() - start)
     return {name: statistics.median(times[1:]) for name, times in found.items()}
+
+
+def shown(mean: float | None, ci95: Sequence[float] | None) -> str:
+    """A mean accuracy and its 95 % interval, in points."""
+    if mean is None:
+        return "diverged"
+    if ci95 is None:
+        return f"{100 * mean:.1f}"
+    low, high = ci95
+    return f"{100 * mean:.1f} ({100 * low:.1f} to {100 * high:.1f})"
 
 
 def write(

@@ -113,12 +113,6 @@ def rows_of(settings: Settings) -> list[dict[str, Any]]:
     return rows
 
 
-def cell(row: dict[str, Any]) -> str:
-    """Accuracy in % with the 95 % interval of the mean."""
-    low, high = row["ci95"]
-    return f"{100 * row['accuracy_mean']:.1f} ({100 * low:.1f} to {100 * high:.1f})"
-
-
 def table(rows: list[dict[str, Any]], seeds: tuple[int, ...]) -> str:
     """A line for what networks were pre-trained on, a column for each dataset, way and shots."""
     columns: list[str] = []
@@ -135,7 +129,7 @@ def table(rows: list[dict[str, Any]], seeds: tuple[int, ...]) -> str:
         column = f"{row['data']}, {row['way']}, {shots}"
         if column not in columns:
             columns.append(column)
-        lines.setdefault(name, {})[column] = cell(row)
+        lines.setdefault(name, {})[column] = common.shown(row["accuracy_mean"], row["ci95"])
     shown = [f"| pre-trained on | {' | '.join(columns)} |", "| --- " * (len(columns) + 1) + "|"]
     for name, cells in lines.items():
         shown.append(f"| {name} | {' | '.join(cells[column] for column in columns)} |")

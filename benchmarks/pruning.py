@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import common
 from table import ROOT, command, files
 
 from ddengine.pages import of_pruning
@@ -144,23 +145,12 @@ def lines(result: dict[str, Any]) -> list[str]:
             of_pruning.student(row),
             row["teacher"] or "-",
             f"{row['lr']:g}",
-            shown(row),
+            common.shown(row["accuracy_mean"], row["ci95"]),
         )
         made.append(f"| {' | '.join(map(str, cells))} |")
     made.append("")
     made += [f"- {line}" for line in of_pruning.notes(result)]
     return made
-
-
-def shown(row: dict[str, Any]) -> str:
-    """Mean and 95 % interval, in points."""
-    if row["accuracy_mean"] is None:
-        return "diverged"
-    mean = f"{100 * row['accuracy_mean']:.1f}"
-    if row["ci95"] is None:
-        return mean
-    low, high = row["ci95"]
-    return f"{mean} ({100 * low:.1f} to {100 * high:.1f})"
 
 
 def write(folder: Path, out: Path) -> None:

@@ -10,6 +10,7 @@ and digests are made of the names of then, so that what was made before is still
 """
 
 import re
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,16 @@ def warning(name: str, size: tuple[int, ...]) -> str | None:
         f"warning: images of {size[0]}x{size[1]} are too large for the stem of {name}, which is "
         f"{name.removesuffix(SMALL_STEM)} there"
     )
+
+
+def apart(name: str, taken: Container[str]) -> str:
+    """A name that is not taken: a number, from 2 on, follows one that is."""
+    number = 1
+    unique = name
+    while unique in taken:
+        number += 1
+        unique = f"{name} ({number})"
+    return unique
 
 
 def read_json(path: Path, *keys: str) -> Any:

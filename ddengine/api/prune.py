@@ -168,12 +168,7 @@ def _named(sets: Sequence[Distilled]) -> dict[str, Distilled]:
     given: dict[str, Distilled] = {}
     for of in sets:
         name = str(of.meta.get("recipe", {}).get("name", "set"))
-        number = 1
-        called = name
-        while called in given:
-            number += 1
-            called = f"{name} ({number})"
-        given[called] = of
+        given[naming.apart(name, given)] = of
     return given
 
 

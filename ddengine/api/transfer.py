@@ -304,11 +304,5 @@ def by_name(targets: Sequence[tuple[str | None, Images]]) -> dict[str, Images]:
         dataset = dataset_of(images)
         if name is None and dataset is not None:
             name = called(dataset.name, dataset.root) or "own images"
-        name = name or "own"
-        number = 1
-        unique = name
-        while unique in given:
-            number += 1
-            unique = f"{name} ({number})"
-        given[unique] = dataset
+        given[naming.apart(name or "own", given)] = dataset
     return given
