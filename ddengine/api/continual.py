@@ -11,7 +11,8 @@ import torch
 from ddengine import naming
 from ddengine.api.checks import check_folder, check_recipe, check_run
 from ddengine.api.distill import distill_data
-from ddengine.api.inputs import AUTO, Images, dataset_of, default_folder, pointed_at
+from ddengine.api.inputs import AUTO, Images, dataset_of, pointed_at
+from ddengine.api.keeping import kept_in
 from ddengine.api.outcomes import Outcome
 from ddengine.artefact import runs
 from ddengine.data import Data
@@ -19,7 +20,7 @@ from ddengine.pages import of_continual
 from ddengine.prepare import check_networks, reads_experts
 from ddengine.recipe import Recipe, to_dict
 from ddengine.sets.synthetic import SyntheticSet
-from ddengine.system import claims, files, log, runtime
+from ddengine.system import files, log, runtime
 from ddengine.system.errors import UserError
 from ddengine.system.runtime import Precision
 from ddengine.uses import continual as learning
@@ -75,15 +76,10 @@ def continual(
         learning.check(loaded, recipe, config)
         said = {"continual": to_dict(config), "seed": seed, "precision": precision}
         wanted = runs.identity(recipe, loaded.train.digest, **said)
-        path = None if folder is None else Path(folder)
-        if folder == AUTO:
-            path = default_folder(f"continual-{recipe.name}", wanted)
         learn = partial(_learned, loaded, recipe, config, seed, where, precision)
-        with claims.claimed(path, "continual"):
-            if path is not None:
-                if restart:
-                    runs.delete(path, MARK)
-                runs.claim(path, MARK, {"recipe": to_dict(recipe), **wanted})
+        with kept_in(
+            folder, recipe, wanted, command="continual", use="continual", mark=MARK, restart=restart
+        ) as path:
             content = _content(path, learn)
         table, notes = partial(of_continual.table, content), tuple(of_continual.notes(content))
         return Outcome(content, _rows(content), table, notes, path)

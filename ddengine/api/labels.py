@@ -11,17 +11,17 @@ import torch
 
 from ddengine import naming
 from ddengine.api.checks import check_folder, check_recipe, check_run
-from ddengine.api.inputs import AUTO, Images, dataset_of, default_folder, pointed_at
+from ddengine.api.inputs import AUTO, Images, dataset_of, pointed_at
+from ddengine.api.keeping import kept_in
 from ddengine.api.outcomes import Outcome
 from ddengine.api.results import Distilled, on_device, opened
-from ddengine.artefact import runs
 from ddengine.data import Data
 from ddengine.evaluation.decoded import freeze
 from ddengine.evaluation.evaluate import set_digest
 from ddengine.models import build_model
 from ddengine.pages import of_labels
-from ddengine.recipe import Recipe, digest, to_dict
-from ddengine.system import claims, files, log, runtime
+from ddengine.recipe import Recipe, digest
+from ddengine.system import files, log, runtime
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 from ddengine.system.runtime import Precision
@@ -93,14 +93,10 @@ def buy_labels(
         context = _context(loaded, recipe, config, pool, seed, where, precision)
         file = None if answers is None else Path(answers)
         identity = buying.identity(context, file)
-        path = Path(folder) if folder not in (None, AUTO) else None
-        if folder == AUTO:
-            path = default_folder(f"labels-{recipe.name}", {"identity": identity})
-        with claims.claimed(path, "buy_labels"):
-            if path is not None:
-                if restart:
-                    runs.delete(path, MARK)
-                runs.claim(path, MARK, {"recipe": to_dict(recipe), "identity": identity})
+        said = {"identity": identity}
+        with kept_in(
+            folder, recipe, said, command="buy_labels", use="labels", mark=MARK, restart=restart
+        ) as path:
             content, notes = _content(context, path, file)
         table = partial(of_labels.table, content)
         return Outcome(content, content["rows"], table, (*notes, *of_labels.notes(content)), path)

@@ -13,7 +13,8 @@ from torch import Tensor
 from ddengine import naming
 from ddengine.api.checks import check_folder, check_recipe, check_run
 from ddengine.api.distill import Bibtex
-from ddengine.api.inputs import AUTO, Images, Source, dataset_of, default_folder, pointed_at
+from ddengine.api.inputs import AUTO, Images, Source, dataset_of, pointed_at
+from ddengine.api.keeping import kept_in
 from ddengine.api.outcomes import Outcome
 from ddengine.api.results import Distilled, on_device, opened
 from ddengine.artefact import folder as folders
@@ -24,7 +25,7 @@ from ddengine.pages import of_pruning
 from ddengine.recipe import Recipe, to_dict
 from ddengine.sets.codec import Pixels
 from ddengine.sets.synthetic import SyntheticSet
-from ddengine.system import claims, files, log, runtime
+from ddengine.system import files, log, runtime
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 from ddengine.system.runtime import Precision
@@ -93,14 +94,10 @@ def prune(
         beside = _beside(sets, context)
         _check(context, source)
         identity = pruning.identity(context, beside)
-        path = Path(folder) if folder not in (None, AUTO) else None
-        if folder == AUTO:
-            path = default_folder(f"prune-{recipe.name}", {"identity": identity})
-        with claims.claimed(path, "prune"):
-            if path is not None:
-                if restart:
-                    runs.delete(path, MARK)
-                runs.claim(path, MARK, {"recipe": to_dict(recipe), "identity": identity})
+        said = {"identity": identity}
+        with kept_in(
+            folder, recipe, said, command="prune", use="prune", mark=MARK, restart=restart
+        ) as path:
             content = _content(context, beside, path, bibtex)
         table, notes = partial(of_pruning.table, content), tuple(of_pruning.notes(content))
         return Outcome(content, content["rows"], table, notes, path)
