@@ -253,8 +253,8 @@ def _rows(bench: Bench, syn: SyntheticSet, models: Sequence[str], facts: Facts) 
     `facts` are what the evaluation says beside its rows.
     """
     distilled = freeze(syn, bench.device)
-    contenders = [*of_the_set(bench, syn, distilled), *of_codec(bench, syn, distilled)]
     looking = Looking(bench, full_data(bench, distilled))
+    contenders = [*of_the_set(bench, syn, distilled), *of_codec(bench, syn, distilled, looking)]
     ipc = _images_per_class(bench, syn)
     contenders += of_real_images(bench, looking, ipc, distilled)
     needed = any(map(_looks, contenders))
