@@ -72,13 +72,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if config.getoption("--recipe"):
         return
     for item in items:
-        if not isinstance(item, pytest.Function) or not item.module.__name__.startswith(
-            "ddengine.contract."
-        ):
+        if not isinstance(item, pytest.Function) or "codec_name" not in item.fixturenames:
             continue
-        params = item.callspec.params if "codec_name" in item.fixturenames else {}
-        recipe = params.get("method", params.get("minimising"))
-        if recipe is not None and recipe.name.partition("/")[0] not in EVERY_CODEC:
+        if not item.nodeid.split("::")[0].endswith("contract/test_method.py"):
+            continue
+        params: dict[str, Any] = item.callspec.params
+        recipe = params.get("method") or params["minimising"]
+        if recipe.name.partition("/")[0] not in EVERY_CODEC:
             item.add_marker(pytest.mark.slow)
 
 

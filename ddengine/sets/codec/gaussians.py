@@ -61,9 +61,7 @@ class Gaussians(WithinBytes):
 
     def small(self) -> Codec:
         """With few Gaussians, in few steps."""
-        return replace(
-            self, primitives=min(self.primitives, 4), fit_steps=2, items=None, budget="u8"
-        )
+        return replace(self, primitives=min(self.primitives, 4), fit_steps=2, items=2)
 
     def shipped_bytes(self, items: int, image_shape: tuple[int, int, int], num_classes: int) -> int:
         """Two bytes a number."""

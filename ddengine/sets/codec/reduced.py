@@ -162,7 +162,7 @@ def palettes_of(images: Tensor, num: int, rng: Generator) -> Tensor:
     palettes = []
     for pixels in images.flatten(2).mT.double().cpu():
         clusters = min(num, len(pixels.unique(dim=0)))
-        means = KMeans(clusters, n_init=1, random_state=seed).fit(pixels.numpy())
+        means = KMeans(clusters, n_init="auto", random_state=seed).fit(pixels.numpy())
         centres = torch.from_numpy(means.cluster_centers_)
         repeated = centres[:1].expand(num - clusters, -1)
         palettes.append(torch.cat([centres, repeated]))

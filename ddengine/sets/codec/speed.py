@@ -81,9 +81,7 @@ class SparseTokens(WithinBytes):
 
     def small(self) -> Codec:
         """With few short tokens, in few steps."""
-        return replace(
-            self, tokens=4, dim=4, blocks=1, heads=2, kept=4, fit_steps=2, items=None, budget="u8"
-        )
+        return replace(self, tokens=4, dim=4, blocks=1, heads=2, kept=4, fit_steps=2, items=2)
 
     def num_patches(self, image_shape: tuple[int, ...]) -> int:
         """Patches of an image."""
