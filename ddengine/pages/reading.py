@@ -21,7 +21,7 @@ from ddengine.types import Evaluation, Json
 
 OPTIONAL = ("scores.json", "ranking.json", "privacy.json", "transfer.json")
 ALWAYS_SHOWN = {"set", "model", "accuracy_mean"}  # what every row of an evaluation must say
-OF_A_MACHINE = ("root", "download")  # where files lie is no part of what was done
+OF_A_MACHINE = ("root", "download", "cache")  # where files lie is no part of what was done
 
 
 @dataclass(frozen=True)
