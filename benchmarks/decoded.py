@@ -6,8 +6,9 @@ each class.
 
     python benchmarks/decoded.py --folder /tmp/decoded [--gigabytes 2] [--side 64]
 
-The images are JPEG files of noise, with sides half as long again, which this script makes. All of it goes on where it was when it is started again: images that are there are kept, decoding
-goes on by itself, and each row is remembered in the folder.
+The images are JPEG files of noise, with sides half as long again, which this script makes. All of
+it goes on where it was when it is started again: images that are there are kept, decoding goes on
+by itself, and each row is remembered in the folder.
 """
 
 import statistics

@@ -12,7 +12,7 @@ from ddengine import naming
 from ddengine.api.checks import check_folder, check_recipe, check_run
 from ddengine.api.distill import distill_data
 from ddengine.api.inputs import AUTO, Images, dataset_of, pointed_at
-from ddengine.api.keeping import kept_in
+from ddengine.api.keeping import forget, kept_in
 from ddengine.api.outcomes import Outcome
 from ddengine.artefact import runs
 from ddengine.data import Data
@@ -27,6 +27,7 @@ from ddengine.uses import continual as learning
 from ddengine.uses.continual import ContinualConfig
 
 MARK = "continual.recipe.json"
+PARTIAL = "continual.partial.jsonl"  # what is finished of a run that is not done
 
 
 def continual(
@@ -101,14 +102,15 @@ def _content(folder: Path | None, learn: Callable[[Path], dict[str, Any]]) -> di
     """
     if folder is None:
         with tempfile.TemporaryDirectory(prefix="ddengine-") as temporary:
-            return learn(Path(temporary) / "continual.partial.jsonl")
+            return learn(Path(temporary) / PARTIAL)
     file = folder / "continual.json"
     if file.is_file():
         content = naming.read_json(file, "memories")
         log.say(f"{file} is there; --restart begins anew")
     else:
-        content = learn(folder / "continual.partial.jsonl")
+        content = learn(folder / PARTIAL)
         files.write_json(file, {"format": naming.FORMAT, **content})
+    forget(folder / PARTIAL, folder / learning.NETWORKS)
     of_continual.plot(folder / "continual.png", content)
     return content
 

@@ -1,5 +1,9 @@
-"""The folder that a use of a dataset keeps its results in."""
+"""The folder that a use of a dataset keeps its results in.
 
+What it needs to go on after a kill lies there until the results do, and only then is it removed.
+"""
+
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,3 +50,12 @@ def kept_in(
                 runs.delete(path, mark)
             runs.claim(path, mark, {"recipe": to_dict(recipe), **identity})
         yield path
+
+
+def forget(*unfinished: Path) -> None:
+    """Remove files and folders that kept the work going on, once its results are written."""
+    for path in unfinished:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)

@@ -12,7 +12,7 @@ import torch
 from ddengine import naming
 from ddengine.api.checks import check_folder, check_recipe, check_run
 from ddengine.api.inputs import AUTO, Images, dataset_of, pointed_at
-from ddengine.api.keeping import kept_in
+from ddengine.api.keeping import forget, kept_in
 from ddengine.api.outcomes import Outcome
 from ddengine.api.results import Distilled, on_device, opened
 from ddengine.data import Data
@@ -31,6 +31,7 @@ from ddengine.uses.labels.answers import write_questions
 
 MARK = "labels.recipe.json"
 FILE = "labels.json"
+PARTIAL = "labels.partial.jsonl"  # what is finished of a run that is not done
 QUESTIONS = "ask.csv"
 
 
@@ -193,7 +194,7 @@ def _content(
     """(the content of labels.json, made where it is not there; what to say first)."""
     if folder is None:
         with tempfile.TemporaryDirectory(prefix="ddengine-") as temporary:
-            content, _ = buying.run(context, None, Path(temporary) / "labels.partial.jsonl")
+            content, _ = buying.run(context, None, Path(temporary) / PARTIAL)
             return content, []
     path = folder / FILE
     if path.is_file():
@@ -203,7 +204,7 @@ def _content(
         file = None
         if answers is not None:
             file = OfFile.read(answers, context.pool.names, context.class_names)
-        content, waiting = buying.run(context, file, folder / "labels.partial.jsonl")
+        content, waiting = buying.run(context, file, folder / PARTIAL)
         if waiting is not None:
             questions = folder / QUESTIONS
             write_questions(questions, waiting, context.pool.names)
@@ -213,5 +214,6 @@ def _content(
             ]
         (folder / QUESTIONS).unlink(missing_ok=True)
         files.write_json(path, {"format": naming.FORMAT, **content})
+    forget(folder / PARTIAL)
     of_labels.plot(folder / "labels.png", content)
     return content, []

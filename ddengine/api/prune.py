@@ -14,7 +14,7 @@ from ddengine import naming
 from ddengine.api.checks import check_folder, check_recipe, check_run
 from ddengine.api.distill import Bibtex
 from ddengine.api.inputs import AUTO, Images, Source, dataset_of, pointed_at
-from ddengine.api.keeping import kept_in
+from ddengine.api.keeping import forget, kept_in
 from ddengine.api.outcomes import Outcome
 from ddengine.api.results import Distilled, on_device, opened
 from ddengine.artefact import folder as folders
@@ -34,6 +34,8 @@ from ddengine.uses.pruning import Beside, Context, Kept, PruningConfig
 
 MARK = "prune.recipe.json"
 FILE = "prune.json"
+PARTIAL = "prune.partial.jsonl"  # what is finished of a run that is not done
+WORK = "work"  # the folder of networks and scores of such a run
 
 
 def prune(
@@ -176,8 +178,8 @@ def _content(
     if folder is None:
         with tempfile.TemporaryDirectory(prefix="ddengine-") as temporary:
             place = Path(temporary)
-            context = replace(context, folder=place / "work")
-            return pruning.run(context, sets, place / "prune.partial.jsonl", lambda kept: None)
+            context = replace(context, folder=place / WORK)
+            return pruning.run(context, sets, place / PARTIAL, lambda kept: None)
     file = folder / FILE
     if file.is_file():
         content = naming.read_json(file, "rows", "identity")
@@ -186,10 +188,11 @@ def _content(
             facts = files.read_json(listed, "index", "selection")
             _write_set(context, listed.with_suffix(""), facts, bibtex)
     else:
-        context = replace(context, folder=folder / "work")
+        context = replace(context, folder=folder / WORK)
         keep = partial(_keep, context, folder / "kept", bibtex)
-        content = pruning.run(context, sets, folder / "prune.partial.jsonl", keep)
+        content = pruning.run(context, sets, folder / PARTIAL, keep)
         files.write_json(file, {"format": naming.FORMAT, **content})
+    forget(folder / PARTIAL, folder / WORK)
     of_pruning.plot(folder / "prune.png", content)
     return content
 

@@ -23,6 +23,7 @@ from ddengine.api.evaluate import (
     with_changes,
 )
 from ddengine.api.inputs import Images, dataset_of
+from ddengine.api.keeping import forget
 from ddengine.api.outcomes import Outcome
 from ddengine.api.results import Distilled, on_device, opened
 from ddengine.artefact.markdown import at
@@ -41,6 +42,8 @@ from ddengine.uses import transfer as testing
 from ddengine.uses.transfer import Context, TransferConfig
 
 FILE = "transfer.json"
+PARTIAL = "transfer.partial.jsonl"  # what is finished of a run that is not done
+NETWORKS = "transfer.networks"  # the folder of networks of such a run
 
 
 def transfer(
@@ -167,7 +170,7 @@ def _content(
         with tempfile.TemporaryDirectory(prefix="ddengine-") as temporary:
             place = Path(temporary)
             context = replace(context, folder=place / "networks")
-            return testing.run(context, place / "transfer.partial.jsonl")
+            return testing.run(context, place / PARTIAL)
     with claims.claimed(out, "transfer"):
         return _kept(context, out, restart=restart, words=words)
 
@@ -182,14 +185,16 @@ def _kept(context: Context, out: Path, *, restart: bool, words: Sequence[str]) -
                 f"{file} was made with other settings, images or experts; transfer again with "
                 "--restart, or name another folder with --out."
             )
+        forget(out / PARTIAL, out / NETWORKS)
         log.say(f"{file} is there; --restart tests again")
         return content
     files.make_folder(out)
-    context = replace(context, folder=out / "transfer.networks")
-    content = testing.run(context, out / "transfer.partial.jsonl")
+    context = replace(context, folder=out / NETWORKS)
+    content = testing.run(context, out / PARTIAL)
     if words:
         content["command"] = [*program.stored(), *words]
     files.write_json(file, content)
+    forget(out / PARTIAL, out / NETWORKS)
     return content
 
 
