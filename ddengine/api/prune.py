@@ -223,7 +223,7 @@ def _set_of(data: Data, index: Tensor) -> SyntheticSet:
     real = data.train
     index = index.to(real.device)
     return SyntheticSet(
-        {"images": real.pixels.index_select(0, index)},
+        {"images": real.stored(index)},
         real.labels.index_select(0, index),
         data.class_names,
         Pixels(),

@@ -28,7 +28,7 @@ USES = {
 }
 OPTIONAL = (*OF_SETS, *(f"{use}.json" for use in USES))
 ALWAYS_SHOWN = {"set", "model", "accuracy_mean"}  # what every row of an evaluation must say
-OF_A_MACHINE = ("root", "download")  # where files lie is no part of what was done
+OF_A_MACHINE = ("root", "download", "cache")  # where files lie is no part of what was done
 
 
 @dataclass(frozen=True)

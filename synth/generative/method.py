@@ -226,6 +226,6 @@ def _reconstructed(parts: Parts, real: RealSet, number: int, rng: Generator) -> 
     images = []
     for label in range(real.num_classes):
         index = real.draw_index(label, number, rng).to(real.device)
-        latents = parts.encode(real.pixels[index].float() / 255)
+        latents = parts.encode(real.stored(index).float() / 255)
         images.append(parts.decode(latents, real.image_shape[0]))
     return torch.cat(images)
