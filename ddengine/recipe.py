@@ -104,6 +104,9 @@ class DataConfig:
     # decides validation split, subset, and the test split of datasets without one
     split_seed: int = 0
     zca: bool = False  # ZCA whitening (eps 0.1) instead of mean/std normalisation
+    # folder of images that are decoded once, into files that are mapped into memory; auto:
+    # runs/.images for more than a quarter of the memory, else none: they are held in memory
+    cache: str = field(default="auto", metadata=LATE)
 
     def __post_init__(self) -> None:
         require(
@@ -129,6 +132,7 @@ class DataConfig:
             self.size is None or min(self.size) > 0,
             f"data.size must be a positive height and width, got {self.size}.",
         )
+        require(bool(self.cache), "data.cache is empty; name a folder, auto or none.")
         require(
             self.fit in ("squash", "crop", "pad"),
             f"data.fit must be squash, crop or pad, got {self.fit}.",
@@ -1124,6 +1128,7 @@ def resolved(recipe: Recipe) -> dict[str, Any]:
     # the digest of the images says what came of these
     for key in ("root", "download", "fit", "background", "image_column", "label_column"):
         data["data"].pop(key)
+    data["data"].pop("cache", None)
     if data["buffer"] is not None:
         data["buffer"]["step"].pop("folder", None)  # of published weights
         data["buffer"].pop("seed", None)  # a run says beside this which experts it follows

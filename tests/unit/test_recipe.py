@@ -394,7 +394,7 @@ def test_find_names_the_nearest():
 # What the digest of the images says already, which is beside that of the recipe in the identity of
 # a run.
 READ = {"data.fit", "data.background", "data.image_column", "data.label_column"}
-PROSE = {"cites", "published", "note", "taken", "data.root", "data.download", *READ}
+PROSE = {"cites", "published", "note", "taken", "data.root", "data.download", "data.cache", *READ}
 BESIDE = "buffer.seed"  # a run says beside its recipe which experts it follows
 
 
