@@ -50,6 +50,26 @@ def work(folder: Path, draws: int) -> None:
     )
     tiny_store(folder / "store", data, num_experts=3, epochs=1)
     torch.save(result.tensors["images"], folder / f"images{dist.rank()}.pt")
+    if dist.num_ranks() > 1:
+        share_messages(folder)
+    dist.end(0)
+
+
+def share_messages(folder: Path) -> None:
+    """What ranks tell each other beside tensors; rank 1 writes what it has seen."""
+    number = dist.rank()
+    facts = dist.told({"of": number, "text": "x" * (dist.CHUNK + 1)})
+    assert facts["of"] == 0 and len(facts["text"]) == dist.CHUNK + 1
+    assert dist.most(number) == 1
+    taken = list(dist.shared_out(range(5), "numbers"))
+    (folder / f"taken{number}.json").write_text(json.dumps(taken))
+    dist.meet()
+    both = [json.loads((folder / f"taken{one}.json").read_text()) for one in range(2)]
+    assert sorted(both[0] + both[1]) == [0, 1, 2, 3, 4]
+    if number == 0:
+        dist.put("letter", b"\0one")
+    else:
+        assert dist.removed("letter") == b"\0one" and not dist.is_there("letter")
 
 
 def work_together(folder: Path, draws: int, ranks: int, port: int) -> None:
@@ -67,7 +87,7 @@ def work_together(folder: Path, draws: int, ranks: int, port: int) -> None:
                 [sys.executable, "-c", PROGRAM, str(folder), str(draws)], env=os.environ | several
             )
         )
-    assert [p.wait(timeout=120) for p in processes] == [0] * ranks
+    assert [p.wait(timeout=600) for p in processes] == [0] * ranks
 
 
 def free_port() -> int:
