@@ -22,7 +22,7 @@ from ddengine.api.results import Distilled, opened
 from ddengine.evaluation import intervals, scores
 from ddengine.experts import TeacherSource
 from ddengine.recipe import DataConfig, EvalConfig
-from ddengine.system import claims, files, log
+from ddengine.system import claims, dist, files, log
 from ddengine.system.errors import UserError
 from ddengine.system.runtime import Precision
 from ddengine.types import Experts
@@ -86,7 +86,7 @@ def score(
         seconds = sum(evaluation["seconds"] for evaluation in evaluations)
         kept = {key: evaluations[0].get(key) for key in FACTS}
         content = {"scores": made, "interval": intervals.NAME, "seconds": seconds, **kept}
-        if out is not None:
+        if out is not None and dist.rank() == 0:
             files.write_json(out / "scores.json", {"format": naming.FORMAT, **content})
         title = f"{asked.meta['recipe']['name']}, accuracies as fractions"
         return Outcome(content, made, partial(scores.table, made, title), _notes(made), out)
@@ -185,7 +185,7 @@ def rank(
         with claims.claimed(out, "rank"):
             evaluation = asking.evaluation(where, "rank")
             content = ranking.correlations(evaluation, seed=seed)
-            if out is not None:
+            if out is not None and dist.rank() == 0:
                 files.write_json(out / "ranking.json", {"format": naming.FORMAT, **content})
                 ranking.plot(out / "ranking.png", evaluation, content)
         return Outcome(content, _ranks(content), partial(ranking.table, content), (), out)
