@@ -104,6 +104,9 @@ class DataConfig:
     # decides validation split, subset, and the test split of datasets without one
     split_seed: int = 0
     zca: bool = False  # ZCA whitening (eps 0.1) instead of mean/std normalisation
+    # folder of images that are decoded once, into files that are mapped into memory; auto:
+    # runs/.images for more than a quarter of the memory, else none: they are held in memory
+    cache: str = field(default="auto", metadata=LATE)
 
     def __post_init__(self) -> None:
         require(
@@ -129,6 +132,7 @@ class DataConfig:
             self.size is None or min(self.size) > 0,
             f"data.size must be a positive height and width, got {self.size}.",
         )
+        require(bool(self.cache), "data.cache is empty; name a folder, auto or none.")
         require(
             self.fit in ("squash", "crop", "pad"),
             f"data.fit must be squash, crop or pad, got {self.fit}.",
@@ -733,6 +737,9 @@ class Recipe(Generic[BufferT, CodecT, ObjectiveT]):
     # networks that take turns with `model` where the objective draws networks; --for sets all of
     # them, and that the set is evaluated on them
     more_models: tuple[str, ...] = field(default=(), metadata=LATE)
+    # network which the learning rates are for, and to which losses in the others are
+    # scaled; --for sets it to the network of the recipe; None: the first network
+    scaled_to: str | None = field(default=None, metadata=LATE)
 
     def __post_init__(self) -> None:
         require(self.ipc >= 1, f"ipc must be at least 1, got {self.ipc}.")
@@ -770,6 +777,11 @@ class Recipe(Generic[BufferT, CodecT, ObjectiveT]):
             not self.more_models or self.objective.draws_networks,
             f"The images cannot be made for {' and '.join(self.networks)} at once: "
             f"{self._why_one_network()}",
+        )
+        require(
+            self.scaled_to is None or self.objective.draws_networks,
+            f"scaled_to {self.scaled_to} says nothing here: {self._why_one_network()}; leave it "
+            "out.",
         )
         require(
             len(set(self.networks)) == len(self.networks),
@@ -968,10 +980,11 @@ def for_networks(recipe: Recipe, networks: Sequence[str]) -> Recipe:
 
         recipe = ddengine.for_networks(synth.find("dm/cifar10_ipc10"), ["resnet18-bn", "convnet"])
 
-    An objective that draws networks draws them in turn; of a recipe with teachers they are the
-    teachers, and every image sees all of them. Without names the recipe is as it is. No figure is
-    published for one that changes. Raises UserError for several networks where the objective is of
-    one.
+    An objective that draws networks draws them in turn, and its losses are scaled to gradients as
+    long as in the network of the recipe, which its learning rates are for. Of a recipe with
+    teachers they are the teachers, and every image sees all of them. Without names the recipe is as
+    it is. No figure is published for one that changes. Raises UserError for several networks where
+    the objective is of one.
     """
     if isinstance(networks, str):
         networks = [networks]
@@ -991,6 +1004,9 @@ def for_networks(recipe: Recipe, networks: Sequence[str]) -> Recipe:
             parts["objective"] = recipe.objective.for_all_teachers()
     else:
         parts["more_models"] = tuple(others)
+        if recipe.objective.draws_networks:
+            measure = recipe.scaled_to or recipe.model
+            parts["scaled_to"] = None if measure == first else measure
     if others and not recipe.evaluation.models:
         parts["evaluation"] = replace(recipe.evaluation, models=tuple(networks))
     other = replace(recipe, **parts)
@@ -1112,6 +1128,7 @@ def resolved(recipe: Recipe) -> dict[str, Any]:
     # the digest of the images says what came of these
     for key in ("root", "download", "fit", "background", "image_column", "label_column"):
         data["data"].pop(key)
+    data["data"].pop("cache", None)
     if data["buffer"] is not None:
         data["buffer"]["step"].pop("folder", None)  # of published weights
         data["buffer"].pop("seed", None)  # a run says beside this which experts it follows
@@ -1139,6 +1156,8 @@ def _with_names_of_digests(data: dict[str, Any], size: tuple[int, int] | None) -
     data["teachers"] = named(data["teachers"])
     if "more_models" in data:
         data["more_models"] = named(data["more_models"])
+    if "scaled_to" in data:
+        data["scaled_to"] = naming.in_digest(data["scaled_to"], size)
     data["evaluation"]["models"] = named(data["evaluation"]["models"])
     if data["buffer"] is not None and data["buffer"]["model"] is not None:
         data["buffer"]["model"] = naming.in_digest(data["buffer"]["model"], size)

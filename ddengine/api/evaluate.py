@@ -13,6 +13,7 @@ from torch import nn
 from ddengine import naming
 from ddengine.api.checks import check_experts, check_folder, check_run
 from ddengine.api.inputs import Images, Source, dataset_of
+from ddengine.api.keeping import kept_beside
 from ddengine.api.outcomes import Outcome
 from ddengine.api.results import Distilled, on_device, opened
 from ddengine.artefact import results, runs
@@ -43,7 +44,7 @@ from ddengine.recipe import (
 )
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.sets.targets import Targets
-from ddengine.system import claims, crew, dist, files, log, program, runtime
+from ddengine.system import crew, dist, files, log, program, runtime
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 from ddengine.system.runtime import Precision
@@ -156,10 +157,7 @@ def _told(
     asking: "Asking", folder: Path | str | None, sort: tables.Sort, seconds_before: float
 ) -> Outcome:
     """An evaluation as a table; that of a set by what it says itself also lies in its folder."""
-    out = asking.of.run if asking.is_told else None
-    if folder is not None:
-        out = Path(folder)
-    with claims.claimed(out, "evaluate"):
+    with kept_beside(asking.of, folder, "evaluate", told=asking.is_told) as out:
         return _kept(asking, out, folder is None, sort, seconds_before)
 
 

@@ -394,7 +394,7 @@ def test_find_names_the_nearest():
 # What the digest of the images says already, which is beside that of the recipe in the identity of
 # a run.
 READ = {"data.fit", "data.background", "data.image_column", "data.label_column"}
-PROSE = {"cites", "published", "note", "taken", "data.root", "data.download", *READ}
+PROSE = {"cites", "published", "note", "taken", "data.root", "data.download", "data.cache", *READ}
 BESIDE = "buffer.seed"  # a run says beside its recipe which experts it follows
 
 
@@ -430,7 +430,14 @@ def other_value(path, value, kind):
 
 
 # can only be changed with other fields
-TOGETHER = ("objective.labels", "targets.dtype", "targets.top", "teachers", "more_models")
+TOGETHER = (
+    "objective.labels",
+    "targets.dtype",
+    "targets.top",
+    "teachers",
+    "more_models",
+    "scaled_to",
+)
 
 
 def variants(value, prefix=""):
@@ -480,7 +487,8 @@ def test_the_digest_changes_with_every_field_but_prose_and_places():
         for names in ((), ("resnet18-bn",), ("resnet18-bn", "vgg11-bn"))
     ]
     drawn = [replace(RECIPES["dm/cifar10_ipc1"], more_models=names) for names in ((), ("mlp",))]
-    assert len({digest(resolved(changed)) for changed in (*shipped, *taught, *drawn)}) == 8
+    drawn += [replace(drawn[0], scaled_to="mlp")]
+    assert len({digest(resolved(changed)) for changed in (*shipped, *taught, *drawn)}) == 9
     assert {
         "data.limit",
         "objective.window.high",
