@@ -217,8 +217,9 @@ class BufferConfig(Generic[StepT]):
     epochs: int = 50  # epochs of training each
     batch: int = 256  # images per training step
     augment: AugmentConfig = AugmentConfig()
-    # epochs whose snapshots are stored (0 is the initialisation); two numbers: from, to
-    keep: Literal["all", "last"] | tuple[int, int] = "all"
+    # epochs whose snapshots are stored (0 is the initialisation); ends: the first and the last; two
+    # numbers: from, to
+    keep: Literal["all", "last", "ends"] | tuple[int, int] = "all"
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the stored snapshots
     # decides every random draw of the experts; that of a distillation is --seed, so one store
     # serves the distillations of many seeds
@@ -241,8 +242,12 @@ class BufferConfig(Generic[StepT]):
 
     def kept_epochs(self) -> list[int]:
         """Epochs whose snapshots are stored, ascending."""
-        if isinstance(self.keep, str):
-            return list(range(self.epochs + 1)) if self.keep == "all" else [self.epochs]
+        if self.keep == "all":
+            return list(range(self.epochs + 1))
+        if self.keep == "last":
+            return [self.epochs]
+        if self.keep == "ends":
+            return [0, self.epochs]
         return list(range(self.keep[0], self.keep[1] + 1))
 
 
@@ -573,8 +578,11 @@ class EvalConfig:
     momentum: float = 0.9  # of SGD, until the (first) drop
     # half: E + 1 epochs run, after epoch E // 2 + 1 the rate drops and the optimiser starts anew |
     # thirds: E epochs run, the rate drops after 2 E // 3 and 5 E // 6 of them | cosine: E epochs
-    # run, epoch t at half of 1 + cos(pi t / (stretch E)) of the rate
-    schedule: Literal["half", "thirds", "cosine"] = "half"
+    # run, epoch t at half of 1 + cos(pi t / (stretch E)) of the rate | steps: E epochs run, the
+    # rate drops at each of drop_at
+    schedule: Literal["half", "thirds", "cosine", "steps"] = "half"
+    # of schedule steps: after which fractions of the epochs the rate drops, ascending
+    drop_at: tuple[float, ...] = field(default=(), metadata=LATE)
     stretch: float = 1.0  # of cosine: 2 ends at half the rate
     momentum_after: float = 0.9  # after the (first) drop
     weight_decay: float = 5e-4
@@ -638,6 +646,15 @@ class EvalConfig:
         require_at_least("evaluation.search_networks", self.search_networks)
         require_at_least("evaluation.full_steps", self.full_steps)
         require_at_least("evaluation.updates", self.updates)
+        require(
+            bool(self.drop_at) == (self.schedule == "steps"),
+            f"evaluation.drop_at {' '.join(map(str, self.drop_at)) or '()'} says when the rate of "
+            f"schedule steps drops, and the schedule is {self.schedule}; set both, or none.",
+        )
+        require(
+            all(0 < at < 1 for at in self.drop_at) and list(self.drop_at) == sorted(self.drop_at),
+            f"evaluation.drop_at must be ascending fractions of the epochs, got {self.drop_at}.",
+        )
         require(
             len(self.lr_grid) > 0,
             "evaluation.lr_grid must hold at least one learning rate, got none.",
