@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ddengine.pages.reading import Run
+from ddengine.pages.reading import USES, Run
 from ddengine.system import program
 from ddengine.types import Facts, Json
 
@@ -29,10 +29,9 @@ def commands(run: Run) -> Json:
     They are as they were given where the run says that, and else made of its stored facts; "exact"
     says which. Beside them stand the recipe and the protocol of the evaluation as JSON.
     """
-    transferring = _typed(run.extra.get("transfer") or {})
-    asked = [*_making(run), *_evaluating(run), *([transferring] if transferring else [])]
+    asked = [*_making(run), *_evaluating(run), *_using(run)]
     lines = list(map(_shell, asked))
-    typed = bool(_typed(run.settings))
+    typed = bool(_typed(run.settings)) or not run.is_of_a_set
     evaluation_typed = bool(_typed(run.evaluation)) or not run.rows
     return {
         "text": "\n".join(lines),
@@ -40,6 +39,14 @@ def commands(run: Run) -> Json:
         "json": _json(run.recipe),
         "protocol": _json(run.evaluation.get("protocol")),
     }
+
+
+def _using(run: Run) -> Iterator[list[str]]:
+    """The commands that used the set, or the dataset, where their files say them."""
+    for name in ("transfer", *USES):
+        typed = _typed(run.extra.get(name) or {})
+        if typed:
+            yield typed
 
 
 def _json(content: Any) -> str:
@@ -50,6 +57,8 @@ def _json(content: Any) -> str:
 
 def _making(run: Run) -> list[list[str]]:
     """The commands that made the set, and its experts before it."""
+    if not run.is_of_a_set:
+        return []
     typed = _typed(run.settings)
     if not typed:
         return _making_by_facts(run)
@@ -159,8 +168,8 @@ def _recipe_flags(run: Run) -> list[str]:
 def _network_flags(run: Run) -> list[str]:
     """The flags of the network, or of those that took turns."""
     name, others = run.recipe.get("model"), run.recipe.get("more_models")
-    if others:
-        return ["--for", str(name), *map(str, others)]
+    if others or run.recipe.get("scaled_to"):
+        return ["--for", str(name), *map(str, others or ())]
     return _flag("model", name)
 
 

@@ -31,11 +31,15 @@ CHUNK = 2**22  # bytes of a value in the store, which takes no more than 8 MiB
 
 
 class Lost(Exception):
-    """Another rank is gone. `code` is the exit code of this one."""
+    """Another rank is gone.
 
-    def __init__(self, sentence: str, code: int = LOST):
+    `code` is the exit code of this one, which is `silent` where the first rank has said why.
+    """
+
+    def __init__(self, sentence: str, code: int = LOST, silent: bool = False):
         super().__init__(sentence)
         self.code = code
+        self.silent = silent
 
 
 @dataclass
@@ -128,6 +132,11 @@ def started_here() -> bool:
     return bool(_started)
 
 
+def shares() -> bool:
+    """Whether there are other ranks, of a group that `start` has joined."""
+    return bool(_started) and num_ranks() > 1
+
+
 def rank() -> int:
     """This process's number."""
     if not td.is_initialized():
@@ -181,6 +190,7 @@ def _check_others(group: _Group) -> None:
             f"Rank {other} has ended with code {code}, as it says itself, so rank {rank()} ends; "
             "the same command continues from the last checkpoint.",
             code,
+            silent=other == 0,
         )
 
 
@@ -282,6 +292,11 @@ def first_has_said(sentence: str) -> bool:
         return group.store.get("complaint").decode() == sentence
     except RuntimeError:  # the first rank has gone, and the store with it
         return False
+
+
+def numbered(what: str) -> str:
+    """A name for something that all ranks do together, which nothing else has."""
+    return f"{what}/{_started[-1].number(what)}"
 
 
 def put(key: str, content: bytes) -> None:

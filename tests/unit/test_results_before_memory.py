@@ -30,19 +30,19 @@ def working(path):
 
 
 def of_continual(folder):
-    continual._content(folder, working)
+    continual._content(folder, working, ())
 
 
 def of_prune(folder):
-    prune._content(Nothing(), (), folder, None)
+    prune._content(Nothing(), (), folder, None, ())
 
 
 def of_labels(folder):
-    labels._content(Nothing(), folder, None)
+    labels._content(Nothing(), folder, None, ())
 
 
 def of_transfer(folder):
-    transfer._content(Nothing(), folder, restart=False, words=())
+    transfer._content(Nothing(), folder, restart=False, command=())
 
 
 @pytest.mark.parametrize("use", [of_continual, of_prune, of_labels, of_transfer])
