@@ -98,8 +98,8 @@ def content_of(
         identity: what the file must say that it is of; None: the folder says it.
         restart: make it anew although the file is there.
         command: the words by which a command line asked for it.
-        unfinished: names of files and folders in `folder` by which `make` goes on after a kill; they
-            are removed once the content is written.
+        unfinished: names of files and folders in `folder` by which `make` goes on after a kill;
+            they are removed once the content is written.
 
     Raises:
         UserError: a file of another identity, or one that cannot be read.
