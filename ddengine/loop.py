@@ -513,11 +513,7 @@ def outer_step(
     flags: list[Tensor] = []
     # once false it stays so: nothing changes any more, however late the host reads it
     running = state.guard[0] < MOST_SKIPPED
-    num_draws = config.draws * (1 if shared else dist.num_ranks())
-    draws = range(num_draws) if shared else dist.my_share(range(num_draws))
-    together = dist.mean
-    if shared:
-        together = dist.from_first if config.step_after == "each" else dist.total
+    draws, together = _on_ranks(config, shared)
     for draw in draws:
         rng = generator(seed, "losses", state.step, draw)
         for loss in objective.losses(share, state.objective, state.step, rng):
@@ -547,6 +543,18 @@ def outer_step(
     return torch.stack(result)
 
 
+Together = Callable[[Iterable[Tensor]], None]  # makes tensors the same on all ranks
+
+
+def _on_ranks(config: OuterConfig, shared: bool) -> tuple[Sequence[int], Together]:
+    """(the draws of this rank, how its losses and gradients become those of all ranks)."""
+    if not shared:
+        return dist.my_share(range(config.draws * dist.num_ranks())), dist.mean
+    if config.step_after == "each":
+        return range(config.draws), dist.from_first
+    return range(config.draws), dist.total
+
+
 def _update(
     config: OuterConfig,
     state: State,
@@ -554,7 +562,7 @@ def _update(
     loss: Tensor,
     syn: SyntheticSet,
     running: Tensor,
-    together: Callable[[Iterable[Tensor]], None],
+    together: Together,
 ) -> Tensor:
     """The guard, then the optimisers.
 
