@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from ddengine import loop, turns
+from ddengine import contents, loop, turns
 from ddengine.objective import Objective, ObjectiveConfig
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system import dist, files
@@ -44,7 +44,7 @@ def choose(
         chosen = here()
     else:
         dist.on_first_rank(store)
-        chosen = files.read_json(folder / CHOICES, "objectives")["objectives"]
+        chosen = contents.read_json(folder / CHOICES, "objectives")["objectives"]
     for one, choices in zip(objectives, chosen, strict=True):
         config.choose(one, choices)
     return chosen

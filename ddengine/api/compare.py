@@ -5,7 +5,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from ddengine import naming
+from ddengine import contents
 from ddengine.api.outcomes import Outcome
 from ddengine.api.results import Distilled, path_of
 from ddengine.artefact import runs as run_folders
@@ -121,7 +121,7 @@ def runs_in(path: Path) -> list[Path]:
     if not (path / SWEEP).is_file():
         return [path]
     finished = []
-    for name in files.read_json(path / SWEEP, "runs")["runs"]:
+    for name in contents.read_json(path / SWEEP, "runs")["runs"]:
         if (path / "runs" / name / "evaluation.json").is_file():
             finished.append(path / "runs" / name)
     return finished
@@ -137,8 +137,8 @@ def evaluated(path: Path) -> Evaluated:
         evaluation = folder / "evaluation.json"  # a copy that travels with the set
     if not evaluation.is_file():
         raise UserError(f"{path} was not evaluated; run evaluate {path} first.")
-    meta = naming.read_json(folder / "meta.json", "recipe")
-    content = naming.read_json(evaluation, "rows")
+    meta = contents.read_json(folder / "meta.json", "recipe")
+    content = contents.read_json(evaluation, "rows")
     check_of_set(evaluation, content, meta)
     return Evaluated(str(path), meta, content)
 

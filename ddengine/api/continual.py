@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ddengine import naming
+from ddengine import contents, naming
 from ddengine.api.checks import check_folder, check_recipe, check_run
 from ddengine.api.distill import distill_data
 from ddengine.api.inputs import AUTO, Images, dataset_of, pointed_at
@@ -104,7 +104,7 @@ def _content(folder: Path | None, learn: Callable[[Path], dict[str, Any]]) -> di
             return learn(Path(temporary) / "continual.partial.jsonl")
     file = folder / "continual.json"
     if file.is_file():
-        content = naming.read_json(file, "memories")
+        content = contents.read_json(file, "memories")
         log.say(f"{file} is there; --restart begins anew")
     else:
         content = learn(folder / "continual.partial.jsonl")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ddengine import naming
+from ddengine import contents, naming
 from ddengine.api.checks import check_experts, check_folder, check_run
 from ddengine.api.inputs import Images, Source, dataset_of
 from ddengine.api.outcomes import Outcome
@@ -346,7 +346,7 @@ class Asking:
             log.say("a function that you bring has no file to tell it by, so it is trained again")
             return None
         try:
-            content = naming.read_json(path, "rows", "protocol")
+            content = contents.read_json(path, "rows", "protocol")
         except UserError:
             raise UserError(f"{path} is damaged; evaluate again with --restart.") from None
         digest = self._set_digest()

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ddengine import naming
+from ddengine import contents, naming
 from ddengine.api.checks import check_folder, check_recipe, check_run
 from ddengine.api.inputs import AUTO, Images, dataset_of, pointed_at
 from ddengine.api.keeping import kept_in
@@ -198,7 +198,7 @@ def _content(
     path = folder / FILE
     if path.is_file():
         log.say(f"{path} is there; --restart begins anew")
-        content = naming.read_json(path, "rows", "identity")
+        content = contents.read_json(path, "rows", "identity")
     else:
         file = None
         if answers is not None:

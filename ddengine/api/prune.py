@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddengine import naming
+from ddengine import contents, naming
 from ddengine.api.checks import check_folder, check_recipe, check_run
 from ddengine.api.distill import Bibtex
 from ddengine.api.inputs import AUTO, Images, Source, dataset_of, pointed_at
@@ -180,7 +180,7 @@ def _content(
             return pruning.run(context, sets, place / "prune.partial.jsonl", lambda kept: None)
     file = folder / FILE
     if file.is_file():
-        content = naming.read_json(file, "rows", "identity")
+        content = contents.read_json(file, "rows", "identity")
         log.say(f"{file} is there; --restart begins anew")
         for listed in sorted((folder / "kept").glob("*_repeat0.json")):
             facts = files.read_json(listed, "index", "selection")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ddengine import naming
+from ddengine import contents, naming
 from ddengine.api.checks import check_experts, check_folder, check_run
 from ddengine.api.evaluate import (
     Networks,
@@ -176,7 +176,7 @@ def _kept(context: Context, out: Path, *, restart: bool, words: Sequence[str]) -
     """The content of transfer.json in `out`, made where it is not there."""
     file = out / FILE
     if file.is_file() and not restart:
-        content = naming.read_json(file, "rows", "identity")
+        content = contents.read_json(file, "rows", "identity")
         if content["identity"] != testing.identity(context):
             raise UserError(
                 f"{file} was made with other settings, images or experts; transfer again with "

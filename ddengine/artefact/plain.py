@@ -30,8 +30,17 @@ decode: Any = None  # of the codec
 
 
 def load(folder=FOLDER):
+    """(images, targets, info) of the set in a folder; ValueError where its files are damaged."""
+    try:
+        return set_in(Path(folder))
+    except (OSError, ValueError, MemoryError):
+        raise
+    except Exception as error:  # whatever torch and safetensors say of damaged files
+        raise ValueError(f"{folder} is damaged ({error!r}); get its files again") from error
+
+
+def set_in(folder):
     """(images, targets, info) of the set in a folder."""
-    folder = Path(folder)
     meta = sound_meta(folder)
     check_bytes(folder / "data.safetensors", meta)
     tensors = load_file(str(folder / "data.safetensors"))

@@ -4,7 +4,6 @@ A file says the digest of itself; meta.json and manifest.json say those of the f
 and an evaluation that of its set. Pictures, cards and parquet files have none.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from ddengine.artefact.markdown import at
 from ddengine.artefact.results import check_of_set
 from ddengine.system import digests, files
 from ddengine.system.errors import UserError
+from ddengine.system.parsing import content_of, parsed
 from ddengine.types import Json
 
 SOUND = "sound"
@@ -99,7 +99,7 @@ def _of_tensors(path: Path) -> str:
 
 
 def _of_facts(path: Path) -> str:
-    content = json.loads(path.read_text())
+    content = parsed(content_of(path))
     rest = files.unsealed(path, content)
     if path.name == EVALUATION:
         for folder in (path.parent / "distilled", path.parent):
@@ -109,7 +109,7 @@ def _of_facts(path: Path) -> str:
 
 def _of_lines(path: Path) -> str:
     """What came of a log, whose digest its set says, or of lines that say theirs."""
-    content = path.read_bytes()
+    content = content_of(path)
     if path.name == LOG:
         stated = at(_said(path.parent / "distilled" / META), "distillation", "log_digest")
         if stated is None:
@@ -117,7 +117,7 @@ def _of_lines(path: Path) -> str:
         if stated == digests.of_bytes(content):
             return SOUND
         return f"{path} is not as the run left it; curves made of it may be wrong."
-    lines = [json.loads(line) for line in content.splitlines()]
+    lines = [parsed(line) for line in content.splitlines()]
     without = [line for line in lines if files.unsealed(path, line) is line]
     return WITHOUT if without or not lines else SOUND
 

@@ -28,6 +28,7 @@ from ddengine.data.tiny_imagenet import read as read_tiny_imagenet
 from ddengine.recipe import DataConfig
 from ddengine.system import log
 from ddengine.system.errors import UserError, unknown
+from ddengine.system.runtime import check_memory
 
 DATASETS: dict[str, Callable[[DataConfig], Source]] = {
     "digits": read_digits,
@@ -108,6 +109,9 @@ def data_from(
     Arguments and errors are those of `load_data`.
     """
     splits = _split(source, config)
+    if config.size is not None:
+        needed = 3 * len(splits.train) * config.size[0] * config.size[1]
+        check_memory(f"data.size {config.size}", needed, "set a smaller one, or data.limit")
     names = splits.class_names
     train_labels = splits.labelled.labels[splits.train]
     notes = Notes(source.notes)

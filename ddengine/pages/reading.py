@@ -1,6 +1,5 @@
 """What the folder of a run says: everything that a page shows is read here."""
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddengine import naming
+from ddengine import contents
 from ddengine.artefact import folder as set_folders
 from ddengine.artefact.markdown import at
 from ddengine.artefact.results import check_of_set
@@ -170,7 +169,7 @@ def _contents(path: Path) -> Json:
 
 
 def _object(path: Path) -> Json:
-    content = naming.read_json(path)
+    content = contents.read_json(path)
     if isinstance(content, dict):
         return content
     raise UserError(f"{path} is no JSON object; restore it or run the command that wrote it again.")
@@ -217,15 +216,7 @@ def _events(path: Path, digest: str | None) -> list[Json]:
         log.say(
             f"warning: {path} is not as the run left it, so its curves may be wrong or incomplete"
         )
-    events = []
-    for line in filter(bytes.strip, content.splitlines()):
-        try:
-            event = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(event, dict) and isinstance(event.get("step"), int):
-            events.append(event)
-    return events
+    return contents.events(path)
 
 
 def _progress(folder: Path) -> list[tuple[int, Path]]:
