@@ -37,7 +37,11 @@ TINY = (
     "--evaluation.batch", "64", "--evaluation.augment.ops", "--evaluation.lr_grid", "0.01",
     "--data.limit", "1500",
 )  # fmt: skip
-SET = ("distill", RECIPE, "--ipc", "50")
+# of the set that is the pool; a distillation looks at its images by training networks on them
+SET = ("--ipc", "50")
+TINY_SET = (
+    "--ipc", "10", "--outer.steps", "2", "--evaluation.epochs", "1", "--data.limit", "1500",
+)  # fmt: skip
 
 
 def lines(result: dict[str, Any]) -> list[str]:
@@ -69,8 +73,8 @@ def main(args: list[str]) -> None:
     folder = Path("runs") / ("bought_labels-tiny" if tiny else "bought_labels")
     flags = [*POOLS[pool], *(TINY if tiny else SHARED)]
     if pool == "set":
-        less = ("--data.limit", "1500", "--outer.steps", "2") if tiny else ()
-        print(command(1, *SET, "--out", str(folder / "dm50"), *less, *where))
+        of_set = TINY_SET if tiny else SET
+        print(command(1, "distill", RECIPE, "--out", str(folder / "dm50"), *of_set, *where))
         flags += ["--pool", str(folder / "dm50")]
     print(command(1, "buy_labels", RECIPE, "--out", str(folder / pool), *flags, *where))
     made = ROOT / folder / pool

@@ -48,14 +48,14 @@ def generate(  # long: arguments, and what they mean
         store.open_for_writing(folder, content, kept, preprocess, model=model, shapes=shapes)
         for expert in store.remove_damaged(folder):
             log.say(f"expert {expert} in {folder} is damaged, and is trained again")
-    dist.barrier()
+    dist.meet()
     done = store.finished(folder)
     mine = [i for i in dist.my_share(range(config.num_experts)) if i not in done]
     _say_done(len(done), len(mine), config.num_experts, folder)
     if isinstance(config.step, OwnTraining):
         if mine:
             _train_own(new_model, data, config, config.step, folder, precision)
-        dist.barrier()
+        dist.meet()
         return
     each = config.epochs if config.step.trains else 1
     with log.progress("experts", len(mine) * each) as bar:
@@ -75,7 +75,7 @@ def generate(  # long: arguments, and what they mean
                 folder, expert, trajectory.params, trajectory.buffers, config.dtype, metrics
             )
             checkpoint.remove()
-    dist.barrier()
+    dist.meet()
 
 
 def _say_done(done: int, missing: int, num_experts: int, folder: Path) -> None:

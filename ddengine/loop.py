@@ -53,6 +53,7 @@ class Counters:
     wall_seconds: float = 0.0
     # of the step last validated; None where none was, or the network diverged
     validation_accuracy: float | None = None
+    ranks: int = 0  # that the run was begun on; 0: not known, of runs of before
     peak_memory: int = 0  # bytes, of the process (CUDA: allocated on the device)
     log_digest: str | None = None  # of metrics.jsonl
 
@@ -272,7 +273,7 @@ def distill(  # long: arguments, and what they mean
         while state.step < config.steps:
             _timed_step(syn, objective, after, seed)
             if after.stops:
-                raise signals.stopped(f"at step {state.step} of {config.steps}")
+                raise signals.stopped(f"at step {state.step} of {config.steps}", after.stops)
     if events is not None:
         events.close()
     final = finish(_current(syn, state))
@@ -315,14 +316,21 @@ def _begin(
     checkpoint = folder / CHECKPOINT
     if checkpoint.exists():
         state, log_bytes = load_checkpoint(checkpoint, syn.classes.device, run)
+<<<<<<< HEAD
         _check_state(checkpoint, state, syn, config)
+=======
+        _check_ranks(state)
+>>>>>>> main
         log.say(f"continuing at step {state.step} of {config.steps}")
         return state, log_bytes
     state = first_state(syn, objective, config, seed)
+    state.counters.ranks = dist.num_ranks()
+    _check_ranks(state)
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     return state, 0
 
 
+<<<<<<< HEAD
 def _check_state(path: Path, state: State, syn: SyntheticSet, config: OuterConfig) -> None:
     """Raise UserError for a checkpoint that is not one of this set and of these steps."""
     if state.step > config.steps:
@@ -336,6 +344,24 @@ def _check_state(path: Path, state: State, syn: SyntheticSet, config: OuterConfi
         for name, tensor in named.items():
             if name not in wanted or tensor.shape != wanted[name][0]:
                 raise files.damaged(path, f"what it keeps of {name!r} has another shape")
+=======
+def _check_ranks(state: State) -> None:
+    """Raise an error where ranks read different checkpoints, or others would be averaged over."""
+    first = dist.told(state.step)
+    if first != state.step:
+        raise dist.Lost(
+            f"Rank {dist.rank()} reads a checkpoint of step {state.step} and the first one that of "
+            f"step {first}; all must see the same files, so wait until the shared folder has "
+            "settled, and start the command again."
+        )
+    begun, now = state.counters.ranks, dist.num_ranks()
+    if begun not in (0, now):
+        raise UserError(
+            f"The run was begun on {begun} ranks, each of which adds a draw to every step, and "
+            f"this is {now}; start it on {begun} (torchrun --nproc_per_node {begun}), or begin "
+            "anew with --restart."
+        )
+>>>>>>> main
 
 
 def first_state(syn: SyntheticSet, objective: Objective, config: OuterConfig, seed: int) -> State:
@@ -364,7 +390,7 @@ class _AfterSteps:
     began: float  # when the run would have begun, had it never been interrupted
     run: str | None  # what identifies it
     pending: list[Tensor] = field(default_factory=list)  # results of steps that are not read yet
-    stops: bool = False  # whether a signal ends the run after the step last read
+    stops: int = 0  # the signal that ends the run after the step last read; 0: none does
 
     def is_due(self) -> bool:
         """Whether results are read now, and whether the run `stops` then.
@@ -373,10 +399,10 @@ class _AfterSteps:
         """
         due = self._is_due_anyway()
         if dist.num_ranks() > 1:
-            self.stops = due and dist.any_of(signals.is_asked())
+            self.stops = dist.most(signals.asked()) if due else 0
             return due
-        self.stops = signals.is_asked()
-        return due or self.stops
+        self.stops = signals.asked()
+        return due or self.stops > 0
 
     def _is_due_anyway(self) -> bool:
         """Whether results are read now, asked to stop or not."""
@@ -633,8 +659,10 @@ def warnings(counters: Counters, config: OuterConfig) -> list[str]:
 
 
 def summary(counters: Counters) -> dict[str, float | int | str | None]:
-    """Cost and guard counts of a finished run, for meta.json."""
+    """Cost and guard counts of a finished run, for meta.json; on how many ranks, where several."""
+    ranks = {"ranks": counters.ranks} if counters.ranks > 1 else {}
     return {
+        **ranks,
         "seconds": round(counters.seconds, 2),
         "wall_seconds": round(counters.wall_seconds, 2),
         "validation_accuracy": counters.validation_accuracy,

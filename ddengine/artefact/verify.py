@@ -12,6 +12,7 @@ from typing import Any
 from ddengine import naming
 from ddengine.artefact.markdown import at
 from ddengine.artefact.results import check_of_set
+from ddengine.data import cache, decoding
 from ddengine.system import digests, files
 from ddengine.system.errors import UserError
 from ddengine.system.parsing import content_of, parsed
@@ -23,7 +24,7 @@ META = "meta.json"
 MANIFEST = "manifest.json"
 EVALUATION = "evaluation.json"
 LOG = "metrics.jsonl"
-KINDS = (".json", ".jsonl", ".safetensors")
+KINDS = (".json", ".jsonl", ".safetensors", decoding.SUFFIX)
 SHARD = "expert_"
 HIDDEN = "."
 
@@ -79,6 +80,8 @@ def _state(path: Path) -> str:
             return _of_tensors(path)
         if path.suffix == ".json":
             return _of_facts(path)
+        if path.suffix == decoding.SUFFIX:
+            return _of_pixels(path.parent)
         return _of_lines(path)
     except UserError as error:
         return str(error)
@@ -96,6 +99,15 @@ def _of_tensors(path: Path) -> str:
     if stated is None and is_shard and "digests" in _said(path.with_name(MANIFEST)):
         return f"{path} is damaged (it says no digest); run the buffer command again."
     return SOUND if stated is not None else WITHOUT
+
+
+def _of_pixels(folder: Path) -> str:
+    """What came of decoded images, whose digests their manifest says, or what was begun."""
+    if (folder / MANIFEST).is_file():
+        cache.check(folder)
+    else:
+        cache.check_begun(folder)
+    return SOUND
 
 
 def _of_facts(path: Path) -> str:
@@ -138,12 +150,15 @@ def _missing(folder: Path) -> list[Checked]:
         for name in _said(folder / beside).get("digests") or {}:
             if not (folder / name).is_file():
                 missing.append(Checked(folder / name, f"{folder / name} is missing; restore it."))
+    pixels = folder / decoding.PIXELS
+    if (folder / decoding.OF_IMAGES).is_file() and not pixels.is_file():
+        missing.append(Checked(pixels, f"{pixels} is missing; delete {folder}."))
     return missing + _missing_shards(folder)
 
 
 def _missing_shards(folder: Path) -> list[Checked]:
     """Experts of a store that lack while later ones are there."""
-    if not (folder / MANIFEST).is_file():
+    if (folder / decoding.OF_IMAGES).is_file() or not (folder / MANIFEST).is_file():
         return []
     names = {path.name for path in folder.glob(f"{SHARD}*.safetensors")}
     missing, number, left = [], 0, len(names)

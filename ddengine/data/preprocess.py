@@ -188,22 +188,26 @@ def fit_preprocess(
     zca: bool,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
+    counts: Tensor | None = None,
 ) -> Preprocess:
     """Preprocessing for training pixels (N, C, H, W) uint8.
 
     It is ZCA whitening, or the given published constants, or the mean and std of these images.
+    `counts` is their `histogram` where it is known.
     """
     if zca:
         return fit_zca(pixels)
     device = pixels.device
     if mean is not None and std is not None and len(mean) == pixels.shape[1]:
         return Preprocess(torch.tensor(mean, device=device), torch.tensor(std, device=device))
-    counts = histogram(pixels).double()
+    if counts is None:
+        counts = histogram(pixels)
+    shares = counts.double()
     values = torch.arange(256, dtype=torch.float64) / 255
-    num = counts[0].sum()
-    means = counts @ values / num
+    num = shares[0].sum()
+    means = shares @ values / num
     squares = (values - means.unsqueeze(1)).square()
-    sums = (counts * squares).sum(1)
+    sums = (shares * squares).sum(1)
     variances = sums / (num - 1).clamp(min=1)
     stds = variances.sqrt().clamp(min=1e-3)
     return Preprocess(mean=means.float().to(device), std=stds.float().to(device))

@@ -11,8 +11,12 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
+<<<<<<< HEAD
 from ddengine.artefact.markdown import at
 from ddengine.pages.reading import Run
+=======
+from ddengine.pages.reading import USES, Run
+>>>>>>> main
 from ddengine.system import program
 from ddengine.types import Facts, Json
 
@@ -55,8 +59,14 @@ def commands(run: Run) -> Json:
     They have the flags that were given where the run says that, and else those of its stored facts;
     "exact" says which. Beside them stand the recipe and the protocol of the evaluation as JSON.
     """
+<<<<<<< HEAD
     lines = list(map(_shell, [*_making(run), *_evaluating(run), *_transferring(run)]))
     typed = bool(_typed(run.settings))
+=======
+    asked = [*_making(run), *_evaluating(run), *_using(run)]
+    lines = list(map(_shell, asked))
+    typed = bool(_typed(run.settings)) or not run.is_of_a_set
+>>>>>>> main
     evaluation_typed = bool(_typed(run.evaluation)) or not run.rows
     return {
         "text": "\n".join(lines),
@@ -64,6 +74,14 @@ def commands(run: Run) -> Json:
         "json": _json(run.recipe),
         "protocol": _json(run.evaluation.get("protocol")),
     }
+
+
+def _using(run: Run) -> Iterator[list[str]]:
+    """The commands that used the set, or the dataset, where their files say them."""
+    for name in ("transfer", *USES):
+        typed = _typed(run.extra.get(name) or {})
+        if typed:
+            yield typed
 
 
 def _json(content: Any) -> str:
@@ -74,6 +92,8 @@ def _json(content: Any) -> str:
 
 def _making(run: Run) -> list[list[str]]:
     """The commands that made the set, and its experts before it."""
+    if not run.is_of_a_set:
+        return []
     typed = _typed(run.settings)
     name = run.recipe.get("name")
     if not typed or typed[0] not in MAKING or (name is None and typed[0] != "demo"):
@@ -248,8 +268,8 @@ def _recipe_flags(run: Run) -> list[str]:
 def _network_flags(run: Run) -> list[str]:
     """The flags of the network, or of those that took turns."""
     name, others = run.recipe.get("model"), run.recipe.get("more_models")
-    if others:
-        return ["--for", str(name), *map(str, others)]
+    if others or run.recipe.get("scaled_to"):
+        return ["--for", str(name), *map(str, others or ())]
     return _flag("model", name)
 
 

@@ -81,6 +81,7 @@ def _section(run: Run, num_runs: int, numbers: Iterator[int], key: str) -> Json:
         "ranking": results.ranking(run),
         "privacy": results.privacy(run),
         "transfer": results.transfer(run),
+        "uses": results.uses(run),
         "ledger": facts.ledger(run),
         "cost": facts.cost(run),
         "commands": commands(run),

@@ -59,7 +59,7 @@ def waits() -> bool:
 
 
 @contextmanager
-def claimed(folder: Path | None, command: str) -> Iterator[None]:
+def claimed(folder: Path | None, command: str, *, every_rank: bool = False) -> Iterator[None]:
     """Within the block no other command works in a folder, which is made where it is not there.
 
     Of several ranks the first holds the claim. None claims nothing.
@@ -68,6 +68,7 @@ def claimed(folder: Path | None, command: str) -> Iterator[None]:
         folder: that is worked in; one that is made and still empty in the end is removed, with
             the parents that were made for it.
         command: what works there, for the sentence that another one gets.
+        every_rank: whether all ranks claim it, one after another.
 
     Raises:
         UserError: where another command works there and is not waited for, and where a symbolic
@@ -76,7 +77,7 @@ def claimed(folder: Path | None, command: str) -> Iterator[None]:
     if folder is None:
         yield
         return
-    with _locked(folder, folder / files.LOCK, command):
+    with _locked(folder, folder / files.LOCK, command, every_rank):
         files.refuse_links(folder)
         yield
 
@@ -89,10 +90,10 @@ def claimed_file(path: Path, command: str) -> Iterator[None]:
 
 
 @contextmanager
-def _locked(of: Path, lock: Path, command: str) -> Iterator[None]:
+def _locked(of: Path, lock: Path, command: str, every_rank: bool = False) -> Iterator[None]:
     """Within the block `lock` is this command's, which works in `of`."""
     key = lock.resolve()
-    if key in _held.get() or dist.rank() != 0:
+    if key in _held.get() or (dist.rank() != 0 and not every_rank):
         yield
         return
     new = [folder for folder in lock.parents if not folder.exists()]

@@ -30,7 +30,6 @@ def sizes_of(vae: VaeConfig, folders: Folders, num_classes: int, channels: int) 
     tokens, text_width = WORDS, WIDTH
     if folders.text is not None:
         tower = config_of(folders.text, "text_encoder")
-        tower = tower.get("text_config", tower)  # of a folder of the whole of CLIP
         tokens, text_width = tower["max_position_embeddings"], tower["hidden_size"]
     labels = num_classes
     if folders.denoiser is not None:

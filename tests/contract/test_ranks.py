@@ -13,7 +13,10 @@ import torch
 from helpers import CPU, Pull, tiny_data, tiny_set, tiny_store
 from safetensors.torch import load_file
 
+import ddengine
+import synth
 from ddengine import loop
+from ddengine.changes import as_changed, changed
 from ddengine.recipe import OptimConfig, OuterConfig
 from ddengine.system import dist
 
@@ -50,6 +53,45 @@ def work(folder: Path, draws: int) -> None:
     )
     tiny_store(folder / "store", data, num_experts=3, epochs=1)
     torch.save(result.tensors["images"], folder / f"images{dist.rank()}.pt")
+    if dist.num_ranks() > 1:
+        share_messages(folder)
+    evaluated(folder)
+    dist.end(0)
+
+
+def evaluated(folder: Path) -> None:
+    """An evaluation of the set beside this folder, which the ranks share."""
+    outcome = ddengine.evaluate(
+        folder.parent / "run",
+        models=["convnet-d1-w4-in", "mlp"],
+        baselines=["random", "herding", "full"],
+        protocol={"epochs": 3, "num_networks": 3, "lr_grid": (0.01, 0.1), "search_networks": 1},
+        folder=folder / "evaluation",
+        full_seconds=None,
+        reuse_baselines=False,
+        progress=False,
+    )
+    rows = [
+        {name: row[name] for name in ("set", "model", "lr", "accuracies")} for row in outcome.rows
+    ]
+    (folder / f"rows{dist.rank()}.json").write_text(json.dumps(rows))
+
+
+def share_messages(folder: Path) -> None:
+    """What ranks tell each other beside tensors; rank 1 writes what it has seen."""
+    number = dist.rank()
+    facts = dist.told({"of": number, "text": "x" * (dist.CHUNK + 1)})
+    assert facts["of"] == 0 and len(facts["text"]) == dist.CHUNK + 1
+    assert dist.most(number) == 1
+    taken = list(dist.shared_out(range(5), "numbers"))
+    (folder / f"taken{number}.json").write_text(json.dumps(taken))
+    dist.meet()
+    both = [json.loads((folder / f"taken{one}.json").read_text()) for one in range(2)]
+    assert sorted(both[0] + both[1]) == [0, 1, 2, 3, 4]
+    if number == 0:
+        dist.put("letter", b"\0one")
+    else:
+        assert dist.removed("letter") == b"\0one" and not dist.is_there("letter")
 
 
 def work_together(folder: Path, draws: int, ranks: int, port: int) -> None:
@@ -67,7 +109,7 @@ def work_together(folder: Path, draws: int, ranks: int, port: int) -> None:
                 [sys.executable, "-c", PROGRAM, str(folder), str(draws)], env=os.environ | several
             )
         )
-    assert [p.wait(timeout=120) for p in processes] == [0] * ranks
+    assert [p.wait(timeout=600) for p in processes] == [0] * ranks
 
 
 def free_port() -> int:
@@ -83,6 +125,10 @@ def test_two_ranks_equal_one_rank_with_two_draws(tmp_path):
     """The images, and the experts, whichever way the work is shared."""
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
+    recipe = synth.find("dm/fashion_mnist_ipc1_small", model="convnet-d1-w4-in", outer={"steps": 1})
+    digits = {"name": "digits", "limit": 200}
+    recipe = as_changed(changed(recipe, {"data": digits, "objective": {"real_batch": 8}}), recipe)
+    ddengine.distill(None, recipe, folder=tmp_path / "run", progress=False)
     work(tmp_path / "one", draws=2)
     work_together(tmp_path / "two", draws=1, ranks=2, port=free_port())
     images = [
@@ -99,4 +145,10 @@ def test_two_ranks_equal_one_rank_with_two_draws(tmp_path):
     assert not (tmp_path / "two/rank1").exists() or not any(
         (tmp_path / "two/rank1").rglob("*.jsonl")
     )
+    rows = [(tmp_path / name).read_text() for name in ("one/rows0.json", "two/rows0.json")]
+    assert rows[0] == rows[1] == (tmp_path / "two/rows1.json").read_text()
+    files = sorted(path.name for path in (tmp_path / "two/evaluation").iterdir())
+    assert files == ["evaluation.json", "heat_map.png", "real_vs_distilled.png"]
+    made = json.loads((tmp_path / "two/evaluation/evaluation.json").read_text())
+    assert made["processes"] == 2
     assert json.loads((tmp_path / "two/store/manifest.json").read_text())["epochs"] == [0, 1]

@@ -249,7 +249,7 @@ def two_ranks(monkeypatch):
     """As the first of two ranks, which torchrun started, sees it."""
     monkeypatch.setattr(dist, "num_ranks", lambda: 2)
     monkeypatch.setattr(dist, "started_here", lambda: True)
-    for shared in ("barrier", "from_first", "mean"):
+    for shared in ("meet", "from_first", "mean"):
         monkeypatch.setattr(dist, shared, lambda *args: None)
 
 

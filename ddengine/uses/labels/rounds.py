@@ -113,15 +113,12 @@ def run(context: Context, file: OfFile | None, memo_path: Path) -> tuple[Json, T
     threads = memo("threads", torch.get_num_threads)
     waiting = None
     rows: list[Json] = []
-    config = context.config
-    num_answerers = len(config.wrong) if _simulates(context, file) else 1
-    courses = len(config.rules) * num_answerers
-    num_pieces = courses * config.repeats * config.rounds + config.repeats * len(context.rates)
-    with log.progress("labels", num_pieces) as bar, runtime.on_threads(threads):
+    num = _num_pieces(context, file)
+    with log.progress("labels", num) as bar, runtime.on_threads(threads):
         context = replace(context, memo=memo, advance=bar.advance)
         for course in _courses(context, file):
             try:
-                repeats = [_repeat(context, course, r) for r in range(config.repeats)]
+                repeats = [_repeat(context, course, r) for r in range(context.config.repeats)]
             except Unanswered as stop:
                 waiting = stop.index
                 break
@@ -130,6 +127,15 @@ def run(context: Context, file: OfFile | None, memo_path: Path) -> tuple[Json, T
         memo.clear()
     seconds = round(memo.seconds_before + time.perf_counter() - begin, 2)
     return _content(context, rows) | {"seconds": seconds, "threads": threads}, waiting
+
+
+def _num_pieces(context: Context, file: OfFile | None) -> int:
+    """How many networks are trained, but for those that answer."""
+    config = context.config
+    tried = len(context.rates) if len(context.rates) > 1 else 0
+    answerers = len(config.wrong) if _simulates(context, file) else 1
+    rounds = len(config.rules) * answerers * config.rounds
+    return config.repeats * (tried + 1 + rounds)
 
 
 def _simulates(context: Context, file: OfFile | None) -> bool:

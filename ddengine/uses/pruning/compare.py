@@ -99,7 +99,7 @@ def run(context: Context, sets: Sequence[Beside], memo_path: Path, keep: Keep) -
     # wherever it is resumed, computations are on as many threads as where it began
     threads = memo("threads", torch.get_num_threads)
     with (
-        log.progress("prune", _num_pieces(context, rows)) as bar,
+        log.progress("prune", _num_pieces(context, rows, sizes)) as bar,
         runtime.on_threads(threads),
     ):
         context = replace(context, memo=memo, advance=bar.advance)
@@ -163,13 +163,15 @@ def _rows(context: Context, sizes: Sequence[Size], sets: Sequence[Beside]) -> It
             yield Row(ALL, everything, student)
 
 
-def _num_pieces(context: Context, rows: Sequence[Row]) -> int:
+def _num_pieces(context: Context, rows: Sequence[Row], sizes: Sequence[Size]) -> int:
     """How many pieces of work there are: trainings, tried rates, choices, scores."""
     config = context.config
     tried = len(context.rates) if len(context.rates) > 1 else 0
-    of_repeat = len(rows) + len(context.teachers)
-    chosen = len(config.selections) + (1 if config.looks else 0)
-    return tried * of_repeat + config.repeats * (of_repeat + chosen)
+    trained = len(rows) + len(context.teachers)
+    chosen = 0
+    if sizes:
+        chosen = len(config.selections) + int(config.looks)
+    return tried * trained + config.repeats * (trained + chosen)
 
 
 # {"accuracy", "lr", "images", "bytes", "seconds"} by repeat, under the key of a row
