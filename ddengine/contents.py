@@ -307,6 +307,7 @@ KINDS: Mapping[str, Any] = {
     "choices.json": ChoicesFile,
     "sweep.json": SweepFile,
 }
+OF_A_USE = ".recipe.json"  # ends the name of the recipe of a use of a dataset
 # what to do about one that holds something else
 ADVICE = {
     "evaluation.json": "evaluate again with --restart",
@@ -337,7 +338,7 @@ def checked(path: Path, content: Any) -> Any:
 
     Raises UserError where a field holds something else than belongs there.
     """
-    kind = KINDS.get(path.name)
+    kind = RecipeFile if path.name.endswith(OF_A_USE) else KINDS.get(path.name)
     if kind is None:
         return content
     try:

@@ -316,11 +316,8 @@ def _begin(
     checkpoint = folder / CHECKPOINT
     if checkpoint.exists():
         state, log_bytes = load_checkpoint(checkpoint, syn.classes.device, run)
-<<<<<<< HEAD
         _check_state(checkpoint, state, syn, config)
-=======
         _check_ranks(state)
->>>>>>> main
         log.say(f"continuing at step {state.step} of {config.steps}")
         return state, log_bytes
     state = first_state(syn, objective, config, seed)
@@ -330,7 +327,6 @@ def _begin(
     return state, 0
 
 
-<<<<<<< HEAD
 def _check_state(path: Path, state: State, syn: SyntheticSet, config: OuterConfig) -> None:
     """Raise UserError for a checkpoint that is not one of this set and of these steps."""
     if state.step > config.steps:
@@ -344,7 +340,8 @@ def _check_state(path: Path, state: State, syn: SyntheticSet, config: OuterConfi
         for name, tensor in named.items():
             if name not in wanted or tensor.shape != wanted[name][0]:
                 raise files.damaged(path, f"what it keeps of {name!r} has another shape")
-=======
+
+
 def _check_ranks(state: State) -> None:
     """Raise an error where ranks read different checkpoints, or others would be averaged over."""
     first = dist.told(state.step)
@@ -361,7 +358,6 @@ def _check_ranks(state: State) -> None:
             f"this is {now}; start it on {begun} (torchrun --nproc_per_node {begun}), or begin "
             "anew with --restart."
         )
->>>>>>> main
 
 
 def first_state(syn: SyntheticSet, objective: Objective, config: OuterConfig, seed: int) -> State:

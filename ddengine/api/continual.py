@@ -7,10 +7,6 @@ from typing import Any
 
 import torch
 
-<<<<<<< HEAD
-from ddengine import contents, naming
-=======
->>>>>>> main
 from ddengine.api.checks import check_folder, check_recipe, check_run
 from ddengine.api.distill import distill_data
 from ddengine.api.inputs import AUTO, Images, dataset_of, pointed_at
@@ -106,19 +102,6 @@ def _content(
 
     `learn` takes the file in which finished stages are remembered.
     """
-<<<<<<< HEAD
-    if folder is None:
-        with tempfile.TemporaryDirectory(prefix="ddengine-") as temporary:
-            return learn(Path(temporary) / "continual.partial.jsonl")
-    file = folder / "continual.json"
-    if file.is_file():
-        content = contents.read_json(file, "memories")
-        log.say(f"{file} is there; --restart begins anew")
-    else:
-        content = learn(folder / "continual.partial.jsonl")
-        files.write_json(file, {"format": naming.FORMAT, **content})
-    of_continual.plot(folder / "continual.png", content)
-=======
 
     def make(place: Path) -> dict[str, Any]:
         return learn(place / "continual.partial.jsonl")
@@ -126,7 +109,6 @@ def _content(
     content = content_of(folder, FILE, make, keys=("memories",), command=command)
     if folder is not None:
         of_continual.plot(folder / "continual.png", content)
->>>>>>> main
     return content
 
 

@@ -9,10 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-<<<<<<< HEAD
-from ddengine import contents, naming
-=======
->>>>>>> main
 from ddengine.api.checks import check_folder, check_recipe, check_run
 from ddengine.api.inputs import AUTO, Images, dataset_of, pointed_at
 from ddengine.api.keeping import content_of, kept_in
@@ -190,22 +186,9 @@ class _Waiting(Exception):
 def _content(
     context: Context, folder: Path | None, answers: Path | None, command: Sequence[str]
 ) -> tuple[Mapping[str, Any], list[str]]:
-<<<<<<< HEAD
-    """(the content of labels.json, made where it is not there; what to say first)."""
-    if folder is None:
-        with tempfile.TemporaryDirectory(prefix="ddengine-") as temporary:
-            content, _ = buying.run(context, None, Path(temporary) / "labels.partial.jsonl")
-            return content, []
-    path = folder / FILE
-    if path.is_file():
-        log.say(f"{path} is there; --restart begins anew")
-        content = contents.read_json(path, "rows", "identity")
-    else:
-=======
     """(the content of labels.json, with the picture beside it; what to say first)."""
 
     def make(place: Path) -> Json:
->>>>>>> main
         file = None
         if answers is not None:
             file = OfFile.read(answers, context.pool.names, context.class_names)

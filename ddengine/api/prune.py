@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddengine import contents, naming
+from ddengine import naming
 from ddengine.api.checks import check_folder, check_recipe, check_run
 from ddengine.api.distill import Bibtex
 from ddengine.api.inputs import AUTO, Images, Source, dataset_of, pointed_at
@@ -153,27 +153,6 @@ def _content(
     bibtex: Bibtex | None,
     command: Sequence[str],
 ) -> Mapping[str, Any]:
-<<<<<<< HEAD
-    """The content of prune.json, made where it is not there; None keeps nothing."""
-    if folder is None:
-        with tempfile.TemporaryDirectory(prefix="ddengine-") as temporary:
-            place = Path(temporary)
-            context = replace(context, folder=place / "work")
-            return pruning.run(context, sets, place / "prune.partial.jsonl", lambda kept: None)
-    file = folder / FILE
-    if file.is_file():
-        content = contents.read_json(file, "rows", "identity")
-        log.say(f"{file} is there; --restart begins anew")
-        for listed in sorted((folder / "kept").glob("*_repeat0.json")):
-            facts = files.read_json(listed, "index", "selection")
-            _write_set(context, listed.with_suffix(""), facts, bibtex)
-    else:
-        context = replace(context, folder=folder / "work")
-        keep = partial(_keep, context, folder / "kept", bibtex)
-        content = pruning.run(context, sets, folder / "prune.partial.jsonl", keep)
-        files.write_json(file, {"format": naming.FORMAT, **content})
-    of_pruning.plot(folder / "prune.png", content)
-=======
     """The content of prune.json, with the picture and the images that were kept beside it."""
 
     def make(place: Path) -> Json:
@@ -185,7 +164,6 @@ def _content(
     if folder is not None:
         _write_sets(context, folder / "kept", bibtex)
         of_pruning.plot(folder / "prune.png", content)
->>>>>>> main
     return content
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ddengine import contents, naming
+from ddengine import naming
 from ddengine.api.checks import check_experts, check_folder, check_run
 from ddengine.api.evaluate import (
     Networks,
@@ -165,31 +165,8 @@ def _content(
         working = replace(context, folder=place / "transfer.networks")
         return testing.run(working, place / "transfer.partial.jsonl")
 
-<<<<<<< HEAD
-
-def _kept(context: Context, out: Path, *, restart: bool, words: Sequence[str]) -> Mapping[str, Any]:
-    """The content of transfer.json in `out`, made where it is not there."""
-    file = out / FILE
-    if file.is_file() and not restart:
-        content = contents.read_json(file, "rows", "identity")
-        if content["identity"] != testing.identity(context):
-            raise UserError(
-                f"{file} was made with other settings, images or experts; transfer again with "
-                "--restart, or name another folder with --out."
-            )
-        log.say(f"{file} is there; --restart tests again")
-        return content
-    files.make_folder(out)
-    context = replace(context, folder=out / "transfer.networks")
-    content = testing.run(context, out / "transfer.partial.jsonl")
-    if words:
-        content["command"] = [*program.stored(), *words]
-    files.write_json(file, content)
-    return content
-=======
     identity = testing.identity(context)
     return content_of(folder, FILE, make, identity=identity, restart=restart, command=command)
->>>>>>> main
 
 
 def _source(

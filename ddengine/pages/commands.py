@@ -8,15 +8,11 @@ are those of the recipe, the protocol and the stated facts.
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-<<<<<<< HEAD
 from ddengine.artefact.markdown import at
-from ddengine.pages.reading import Run
-=======
 from ddengine.pages.reading import USES, Run
->>>>>>> main
 from ddengine.system import program
 from ddengine.types import Facts, Json
 
@@ -34,7 +30,7 @@ BARE = (
     "--no-compile",
 )
 # flags whose value is a place, which only the person knows who types the command
-PLACES = {
+PLACES: Facts = {
     "data.root": "FOLDER_OF_IMAGES",
     "experts": "FOLDER_OF_EXPERTS",
     "files": "FILES",
@@ -42,6 +38,7 @@ PLACES = {
     "preprocess": "SET_OR_IMAGES",
     "buffer.step.folder": "FOLDER_OF_WEIGHTS",
 }
+COMMANDS_OF_USES = {"labels": "buy_labels"}  # that are called otherwise than the use
 OF_PROTOCOL = (
     "epochs",
     "updates",
@@ -59,14 +56,9 @@ def commands(run: Run) -> Json:
     They have the flags that were given where the run says that, and else those of its stored facts;
     "exact" says which. Beside them stand the recipe and the protocol of the evaluation as JSON.
     """
-<<<<<<< HEAD
-    lines = list(map(_shell, [*_making(run), *_evaluating(run), *_transferring(run)]))
-    typed = bool(_typed(run.settings))
-=======
     asked = [*_making(run), *_evaluating(run), *_using(run)]
     lines = list(map(_shell, asked))
     typed = bool(_typed(run.settings)) or not run.is_of_a_set
->>>>>>> main
     evaluation_typed = bool(_typed(run.evaluation)) or not run.rows
     return {
         "text": "\n".join(lines),
@@ -78,10 +70,17 @@ def commands(run: Run) -> Json:
 
 def _using(run: Run) -> Iterator[list[str]]:
     """The commands that used the set, or the dataset, where their files say them."""
-    for name in ("transfer", *USES):
-        typed = _typed(run.extra.get(name) or {})
-        if typed:
-            yield typed
+    for use in ("transfer", *USES):
+        said = run.extra.get(use) or {}
+        typed = _typed(said)
+        command = COMMANDS_OF_USES.get(use, use)
+        if typed[:1] != [command]:
+            continue
+        of = str(run.recipe.get("name")) if use in USES else f"runs/{run.name}"
+        protocol = run.recipe.get("evaluation") or {}
+        facts = {**protocol, **run.recipe, **(said.get("settings") or {}), **said}
+        words = _flags(typed[1:], facts | {"to": said.get("datasets")})
+        yield [*_program(said), command, of, *words]
 
 
 def _json(content: Any) -> str:
@@ -186,17 +185,6 @@ def _evaluating(run: Run) -> list[list[str]]:
     said = {key: run.evaluation.get(key) for key in ("seed", "precision", "full_seconds")}
     words = _flags(typed[1:], {**protocol, **said})
     return [[*_program(run.evaluation), "evaluate", f"runs/{run.name}", *words]]
-
-
-def _transferring(run: Run) -> list[list[str]]:
-    """The command that tested the set on other datasets, where one did."""
-    said = run.extra.get("transfer") or {}
-    typed = _typed(said)
-    if not typed or typed[0] != "transfer":
-        return []
-    facts = {**said, "to": said.get("datasets")}
-    words = _flags(typed[1:], facts)
-    return [[*_program(said), "transfer", f"runs/{run.name}", *words]]
 
 
 def _program(content: Facts) -> list[str]:

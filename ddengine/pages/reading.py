@@ -154,7 +154,7 @@ def _recipe_of_use(path: Path) -> Json:
     """What a use of a dataset reads of its recipe; empty in other folders."""
     for use, parts in USES.items():
         if _mark(path, use).is_file():
-            recipe = naming.read_json(_mark(path, use), "recipe")["recipe"]
+            recipe = contents.read_json(_mark(path, use), "recipe")["recipe"]
             return {part: recipe[part] for part in parts if part in recipe}
     return {}
 
