@@ -354,6 +354,10 @@ def checked(path: Path, content: Any) -> Any:
 def _check_values(content: Json) -> None:
     """Raise UserError, which is a ValueError, for values that no recipe can have."""
     recipe = content.get("recipe") or {}
+    networks = [recipe.get("model"), *recipe.get("teachers", ()), *recipe.get("more_models", ())]
+    for network in networks:
+        if network is not None and ".py" in network:
+            raise ValueError(f"it names {typed.shown(network)}, a file of code, as its network")
     stored = [(part, recipe.get(name)) for name, part in PARTS.items()]
     if "rows" in content:
         stored.append((EvalConfig, content.get("protocol")))

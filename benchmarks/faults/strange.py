@@ -524,5 +524,3 @@ def tried(trial: Trial, sound: Path, place: Path) -> str:
     finally:
         shutil.rmtree(place)
 
-
-assert loop.CHECKPOINT.name == "state.safetensors"
