@@ -27,7 +27,7 @@ from ddengine.system.errors import UserError
 from ddengine.system.parsing import content_of, parsed
 from ddengine.system.runtime import Precision
 from ddengine.system.typed import Count, Fraction, Number, Positive
-from ddengine.types import Json, TargetKind
+from ddengine.types import Json, Row, TargetKind
 
 
 class OfKind(TypedDict, total=False):
@@ -197,7 +197,7 @@ class EvaluationRow(TypedDict, total=False):
     images: Count
     bytes: Count
     ledger: Mapping[str, Count]
-    accuracy_mean: Fraction | None
+    accuracy_mean: Required[Fraction | None]
     accuracy_std: Positive | None
     ci95: tuple[Number, Number] | None
     n: Count
@@ -272,7 +272,7 @@ class ManifestFile(TypedDict, total=False):
 class ChoicesFile(TypedDict):
     """choices.json: what a run left to the machine, for each of its objectives."""
 
-    objectives: list[dict[str, Any]]
+    objectives: list[Mapping[str, Count | str | bool | None]]
 
 
 class SweepFile(TypedDict, total=False):
@@ -361,9 +361,23 @@ def _check_values(content: Json) -> None:
     stored = [(part, recipe.get(name)) for name, part in PARTS.items()]
     if "rows" in content:
         stored.append((EvalConfig, content.get("protocol")))
+    for number, row in enumerate(content.get("rows", ())):
+        _check_row(f"rows[{number}]", row)
     for part, values in (*stored, (StudentTraining, content.get("students"))):
         if values is not None and _needed(part) <= values.keys():
             from_dict(part, values)
+
+
+def _check_row(name: str, row: Row) -> None:
+    """Raise ValueError for numbers of a row that do not fit each other."""
+    if row["accuracy_mean"] is None and row.get("ci95") is not None:
+        raise ValueError(f"{name}.ci95 is the interval of no accuracy_mean")
+    low, high = row.get("ci95") or (0, 1)
+    if low > high:
+        raise ValueError(f"{name}.ci95 ends at {high}, below {low}, at which it begins")
+    networks, counted = row.get("accuracies"), row.get("n", 0) + row.get("diverged", 0)
+    if networks is not None and "n" in row and len(networks) != counted:
+        raise ValueError(f"{name}.accuracies are {len(networks)}, and n and diverged {counted}")
 
 
 def _needed(part: Any) -> set[str]:

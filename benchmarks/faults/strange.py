@@ -24,14 +24,14 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ddengine import commands, loop
+from ddengine import commands
 from ddengine.artefact import folder as folders
 from ddengine.evaluation import evaluate
 from ddengine.pages import figures
 from ddengine.system import digests, files
 
 SECONDS = 10  # of computation that a reader may take
-WALL_SECONDS = 300  # that it may take in all, on a machine that does other things
+WALL_SECONDS = 120  # that it may take in all, on a machine that does other things
 MODEL = "convnet-d1-w4-in"
 DIGITS = ("--data.name", "digits", "--data.limit", "200", "--model", MODEL)
 SMALL = (
@@ -131,8 +131,8 @@ def loaded(name: str) -> Reader:
         spec = importlib.util.spec_from_file_location("load", path)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
         try:
+            spec.loader.exec_module(module)
             module.load()
         except (ValueError, OSError) as error:
             print(repr(str(error)))
@@ -523,4 +523,3 @@ def tried(trial: Trial, sound: Path, place: Path) -> str:
         return come_of(FILES[trial.file][trial.reader], place)
     finally:
         shutil.rmtree(place)
-

@@ -17,8 +17,10 @@ from ddengine.evaluation.settings import Evaluated
 from ddengine.pages import comparing
 from ddengine.system import files
 from ddengine.system.errors import UserError
+from ddengine.types import Evaluation, Meta
 
 TITLE = "test accuracy by setting"
+NEEDED = {"name", "data", "outer", "ipc", "model"}  # of a recipe
 SWEEP = "sweep.json"  # marks the folder of a sweep, which stands for its runs
 
 
@@ -139,8 +141,21 @@ def evaluated(path: Path) -> Evaluated:
         raise UserError(f"{path} was not evaluated; run evaluate {path} first.")
     meta = contents.read_json(folder / "meta.json", "recipe")
     content = contents.read_json(evaluation, "rows")
+    _check_complete(folder / "meta.json", evaluation, meta, content)
     check_of_set(evaluation, content, meta)
     return Evaluated(str(path), meta, content)
+
+
+def _check_complete(meta_path: Path, path: Path, meta: Meta, evaluation: Evaluation) -> None:
+    """Raise UserError where files lack what runs are compared by."""
+    missing = NEEDED - meta["recipe"].keys()
+    if missing:
+        raise UserError(
+            f"{meta_path} does not say recipe.{min(missing)}, so its run cannot be compared; "
+            "distill it again."
+        )
+    if not evaluation["rows"]:
+        raise UserError(f"{path} has no rows; evaluate again with --restart.")
 
 
 def _reference(

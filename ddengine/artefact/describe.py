@@ -295,7 +295,7 @@ def _store(path: Path) -> list[Part]:
 
 def _step(step: Any) -> str | None:
     """The training step of the experts, with its rate where it says one."""
-    if isinstance(step, Mapping) and "lr" in step:
+    if isinstance(step, Mapping) and isinstance(step.get("lr"), int | float):
         return f"{step.get('type', 'Sgd')}, lr {step['lr']:g}"
     return at(step, "type")
 
@@ -724,9 +724,8 @@ def _evaluation(path: Path) -> list[Part]:
         ("machine", markdown.words(evaluation.get("machine"))),
         ("commit", evaluation.get("commit")),
     )
-    head, cells = _cells(path, evaluation)
-    if evaluation["rows"]:
-        rows += _rows(("notes", "; ".join(notes(evaluation))))
+    head, cells, said = _cells(path, evaluation)
+    rows += _rows(("notes", said))
     models = sorted({str(row["model"]) for row in evaluation["rows"]})
     return [
         Part(f"Evaluation {path}", rows),
@@ -753,12 +752,15 @@ def _transfer(path: Path, content: Facts) -> list[Part]:
     return [Part(f"Transfer {path}", rows), Part("Test accuracy on other datasets", cells, head)]
 
 
-def _cells(path: Path, evaluation: Evaluation) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """(head, rows) of the table of an evaluation; empty ones where it has no rows."""
+def _cells(
+    path: Path, evaluation: Evaluation
+) -> tuple[tuple[str, ...], list[tuple[str, ...]], str]:
+    """(head, rows) of the table of an evaluation, and its notes; empty where it has no rows."""
     if not evaluation["rows"]:
-        return (), []
+        return (), [], ""
     try:
         columns = table(evaluation, "").columns
+        said = "; ".join(notes(evaluation))
         cells = [list(map(str, column.cells)) for column in columns]
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
@@ -766,7 +768,7 @@ def _cells(path: Path, evaluation: Evaluation) -> tuple[tuple[str, ...], list[tu
             "evaluate again with --restart."
         ) from None
     head = tuple(str(column.header) for column in columns)
-    return head, list(zip(*cells, strict=True))
+    return head, list(zip(*cells, strict=True)), said
 
 
 # Files

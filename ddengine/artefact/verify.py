@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ddengine import naming
+from ddengine import contents, naming
 from ddengine.artefact.markdown import at
 from ddengine.artefact.results import check_of_set
 from ddengine.data import cache, decoding
@@ -112,7 +112,7 @@ def _of_pixels(folder: Path) -> str:
 
 def _of_facts(path: Path) -> str:
     content = parsed(content_of(path))
-    rest = files.unsealed(path, content)
+    rest = contents.checked(path, files.unsealed(path, content))
     if path.name == EVALUATION:
         for folder in (path.parent / "distilled", path.parent):
             check_of_set(path, naming.as_now(rest), _said(folder / META))
@@ -137,7 +137,7 @@ def _of_lines(path: Path) -> str:
 def _said(path: Path) -> Json:
     """What a JSON file says; nothing where there is none that can be read."""
     try:
-        content: Any = files.read_json(path)
+        content: Any = contents.read_json(path)
     except UserError:
         return {}
     return content if isinstance(content, dict) else {}

@@ -25,8 +25,9 @@ class Memo:
             self._known = _lines_of(path, identity)
         self.seconds_before = 0.0  # of finished trainings
         for value in self._known.values():
-            if isinstance(value, dict):
-                self.seconds_before += value.get("seconds", 0.0)
+            seconds = value.get("seconds") if isinstance(value, dict) else None
+            if isinstance(seconds, int | float):
+                self.seconds_before += seconds
 
     def __call__(self, key: str, compute: Callable[[], Any], *, keep: bool = True) -> Any:
         """The value stored under `key`, computed and stored when new.
