@@ -15,6 +15,7 @@ from synth.distances import (
 from synth.distances import characteristic as characteristic_function
 from synth.distribution import judged
 from synth.expert_networks import blended, judge_window
+from synth.trajectory import matching_loss, nearest
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
@@ -99,3 +100,22 @@ def test_tgdd_window():
     """Which epochs of the judge go with an epoch of the extractor."""
     for last, interval, start, lowest, highest in load("tgdd", torch.float64)["window_table"]:
         assert judge_window(int(start), int(interval), int(last)) == (int(lowest), int(highest))
+
+
+# ATT
+
+
+@pytest.mark.parametrize("case", names("att", "_sequence"))
+def test_att(case, dtype):
+    """The nearest step, and the loss there with its gradient."""
+    golden, tolerance = load("att", dtype), {torch.float64: 1e-12, torch.float32: 1e-5}[dtype]
+    start, *reached = golden[f"{case}_sequence"]
+    target = golden[f"{case}_target"]
+    steps = torch.stack(reached)
+    near((steps - target).abs().sum(1), golden[f"{case}_l1"], tolerance)
+    index = nearest(steps, target)
+    assert index == int(golden[f"{case}_index"])
+    end = steps[index - 1].clone().requires_grad_()
+    loss = matching_loss(end[None], target[None], start, [1.0])
+    near(loss.detach(), golden[f"{case}_loss"], tolerance)
+    near(torch.autograd.grad(loss, end)[0], golden[f"{case}_grad"], tolerance)

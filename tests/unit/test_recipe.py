@@ -48,6 +48,7 @@ from synth.distribution import DistributionMatching
 from synth.recipes import (
     ast,
     at,
+    att,
     datm,
     dc,
     dd,
@@ -246,6 +247,7 @@ def test_no_recipe_hides_another():
             rtp,
             ncfm,
             tgdd,
+            att,
         )
     )
     assert all(value.name == name for name, value in RECIPES.items())
