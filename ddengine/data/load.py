@@ -91,6 +91,13 @@ def load_data(
     return data_from(DATASETS[config.name](config), config, device, test=test, stored=stored)
 
 
+def _check_size(config: DataConfig) -> None:
+    """Raise UserError where one image in colour of data.size would not fit into memory."""
+    if config.size is not None:
+        needed = 3 * config.size[0] * config.size[1]
+        check_memory(f"An image of data.size {config.size}", needed, "set a smaller one")
+
+
 def data_from(
     source: Source,
     config: DataConfig,
@@ -111,9 +118,7 @@ def data_from(
     """
     check_setting(config, source.train.undecoded)
     splits = _split(source, config)
-    if config.size is not None:
-        needed = 3 * len(splits.train) * config.size[0] * config.size[1]
-        check_memory(f"data.size {config.size}", needed, "set a smaller one, or data.limit")
+    _check_size(config)
     names = splits.class_names
     train_labels = splits.labelled.labels[splits.train]
     notes = Notes(source.notes)
