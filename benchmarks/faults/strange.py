@@ -153,7 +153,8 @@ def of_set(name: str) -> dict[str, Reader]:
         "export": command("export", run, "--out", out),
         "merge": command("merge", run, "{}/other", "--out", out),
         "compare": command("compare", run, "{}/other"),
-        "evaluate": command("evaluate", run, "--num_networks", "1", "--baselines", "eight_bit"),
+        "evaluate": command("evaluate", run, "--out", out),
+        "evaluate again": command("evaluate", run),
         "load.py": loaded(name),
     }
 
