@@ -38,6 +38,7 @@ sys.path.append(str(ROOT / "benchmarks" / "faults"))
 import strange  # noqa: E402
 from strange import OfHeader, OfJson, OfKind, OfTensors, OfText, Trial  # noqa: E402
 
+ROW = {"set": "distilled", "model": "mlp", "accuracy_mean": 0.5}  # of an evaluation
 META, DATA = "run/distilled/meta.json", "run/distilled/data.safetensors"
 CHECKPOINT = "unfinished/checkpoint/state.safetensors"
 # what once ended in a traceback, without an end, or with a terminal that obeyed a file
@@ -131,19 +132,19 @@ def test_json_that_is_read():
     ("name", "content", "words"),
     [
         ("meta.json", {"space": "sound"}, 'space is "sound", and must be "pixel" or "model"'),
-        ("meta.json", {"format": "3"}, 'format is "3", and must be a whole number of at least 0'),
+        ("meta.json", {"format": "3"}, 'format is "3", and must be a whole number'),
+        ("meta.json", {"format": -1}, "format is -1, and must be a whole number of at least 0"),
         ("meta.json", {"class_names": "cat"}, 'class_names is "cat", and must be a list'),
         ("meta.json", {"codec": {"factor": 2}}, "it lacks codec.type"),
         ("meta.json", {"target_kind": None}, "target_kind is null"),
         ("meta.json", [1], "it is a list of 1, and must be an object"),
         ("recipe.json", {"recipe": {"ipc": True}}, "recipe.ipc is true"),
         ("recipe.json", {"recipe": {"data": {"name": "digits", "limit": -2}}}, "data.limit"),
-        (
-            "evaluation.json",
-            {"rows": [{"set": "a", "model": "m", "n": 1.5}]},
-            r"rows\[0\].n is 1.5",
-        ),
-        ("evaluation.json", {"rows": [{"set": "a"}]}, r"it lacks rows\[0\].model"),
+        ("evaluation.json", {"rows": [ROW | {"n": 1.5}]}, r"rows\[0\].n is 1.5"),
+        ("evaluation.json", {"rows": [{"set": "a"}]}, r"it lacks rows\[0\].accuracy_mean"),
+        ("evaluation.json", {"rows": [ROW | {"accuracy_mean": 1.5}]}, "at most 1"),
+        ("evaluation.json", {"rows": [ROW | {"ci95": [0.6, 0.4]}]}, "ends at 0.4, below 0.6"),
+        ("evaluation.json", {"rows": [ROW | {"n": 3, "accuracies": []}]}, "are 0, and n and"),
         ("manifest.json", {"epochs": [0, "1"]}, r'epochs\[1\] is "1"'),
         ("choices.json", {"objectives": {}}, "objectives is an object of nothing"),
     ],
@@ -178,10 +179,10 @@ def test_lines_that_are_no_events_are_left_out(tmp_path):
 def test_control_characters_are_shown(capsys):
     """By everything that speaks to a terminal; what people write stays."""
     assert visible("a\x1b[2J\u202eb\r\n\tKäfer") == "a\\x1b[2J\\u202eb\\r\n\tKäfer"
-    log.say("bell \x07")
+    log.say("escape \x1b[2J")
     log.complain("escape \x1b]0;title\x07")
     said = capsys.readouterr()
-    assert said.out == "bell \\x07\n" and said.err == "escape \\x1b]0;title\\x07\n"
+    assert said.out == "escape \\x1b[2J\n" and said.err == "escape \\x1b]0;title\\x07\n"
 
 
 def test_links_out_of_a_folder_are_refused(tmp_path):
