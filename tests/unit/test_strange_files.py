@@ -97,7 +97,7 @@ def test_readers_read_what_is_sound(sound, tmp_path):
         for name, read_it in strange.FILES[file].items():
             if name == "distill":
                 continue
-            place = tmp_path / name
+            place = tmp_path / f"{Path(file).stem}-{name}"
             strange.shutil.copytree(sound, place)
             assert strange.come_of(read_it, place) == "done", name
 
