@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, make_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Generic
+from typing import Annotated, Any, Generic, Literal
 
 import tyro
 
@@ -49,6 +49,11 @@ class SweepOptions(OfRecipe, ForNetworks, Ranks, Waits, Generic[RecipeT]):
     # how many runs are at work at a time, each on one thread; None: as many as there are cores, and
     # one on CUDA
     jobs: int | None = None
+    # runs are jobs of submitit: slurm makes an array of them, at most `jobs` at a time; local are
+    # processes that are no part of this one
+    cluster: Literal["none", "local", "slurm"] = "none"
+    # what a job gets, in submitit's names: gpus_per_node=1 slurm_partition=gpu timeout_min=600
+    cluster_options: tuple[str, ...] = ()
     to: int | None = None  # number of the row that others are compared with; None: the first
     # what the figure shows accuracy against: ipc | bytes | seconds | a setting; None: the first
     # setting that is a number
@@ -80,6 +85,8 @@ NOT_OF_DISTILL = (
         "restart",
         "wait",
         "dist_timeout",
+        "cluster",
+        "cluster_options",
         "print_config",
     ),
 )
@@ -116,6 +123,8 @@ def main(args: list[str]) -> None:
         tensorboard=options.tensorboard,
         bibtex=bibtex,
         command=("distill", *without_flags(line, NOT_OF_DISTILL)),
+        cluster=None if options.cluster == "none" else options.cluster,
+        cluster_options=cluster_options_of(options.cluster_options),
     )
     _show(outcome)
 
@@ -177,6 +186,20 @@ def evaluation_of(words: Sequence[str], recipe: Recipe) -> dict[str, Any]:
     if changes:
         evaluation["protocol"] = changes
     return evaluation
+
+
+def cluster_options_of(texts: Sequence[str]) -> dict[str, Any]:
+    """Options of jobs that NAME=VALUE says; whole numbers are numbers. Raises UserError."""
+    options: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise UserError(
+                f"--cluster_options {text!r} must have the form NAME=VALUE, such as "
+                "slurm_partition=gpu."
+            )
+        options[name] = int(value) if value.isdecimal() else value
+    return options
 
 
 def seeds_of(text: str) -> list[int]:
