@@ -217,8 +217,9 @@ class BufferConfig(Generic[StepT]):
     epochs: int = 50  # epochs of training each
     batch: int = 256  # images per training step
     augment: AugmentConfig = AugmentConfig()
-    # epochs whose snapshots are stored (0 is the initialisation); two numbers: from, to
-    keep: Literal["all", "last"] | tuple[int, int] = "all"
+    # epochs whose snapshots are stored (0 is the initialisation); ends: the first and the last; two
+    # numbers: from, to
+    keep: Literal["all", "last", "ends"] | tuple[int, int] = "all"
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the stored snapshots
     # decides every random draw of the experts; that of a distillation is --seed, so one store
     # serves the distillations of many seeds
@@ -241,8 +242,12 @@ class BufferConfig(Generic[StepT]):
 
     def kept_epochs(self) -> list[int]:
         """Epochs whose snapshots are stored, ascending."""
-        if isinstance(self.keep, str):
-            return list(range(self.epochs + 1)) if self.keep == "all" else [self.epochs]
+        if self.keep == "all":
+            return list(range(self.epochs + 1))
+        if self.keep == "last":
+            return [self.epochs]
+        if self.keep == "ends":
+            return [0, self.epochs]
         return list(range(self.keep[0], self.keep[1] + 1))
 
 
@@ -573,8 +578,11 @@ class EvalConfig:
     momentum: float = 0.9  # of SGD, until the (first) drop
     # half: E + 1 epochs run, after epoch E // 2 + 1 the rate drops and the optimiser starts anew |
     # thirds: E epochs run, the rate drops after 2 E // 3 and 5 E // 6 of them | cosine: E epochs
-    # run, epoch t at half of 1 + cos(pi t / (stretch E)) of the rate
-    schedule: Literal["half", "thirds", "cosine"] = "half"
+    # run, epoch t at half of 1 + cos(pi t / (stretch E)) of the rate | steps: E epochs run, the
+    # rate drops at each of drop_at
+    schedule: Literal["half", "thirds", "cosine", "steps"] = "half"
+    # of schedule steps: after which fractions of the epochs the rate drops, ascending
+    drop_at: tuple[float, ...] = field(default=(), metadata=LATE)
     stretch: float = 1.0  # of cosine: 2 ends at half the rate
     momentum_after: float = 0.9  # after the (first) drop
     weight_decay: float = 5e-4
@@ -638,6 +646,15 @@ class EvalConfig:
         require_at_least("evaluation.search_networks", self.search_networks)
         require_at_least("evaluation.full_steps", self.full_steps)
         require_at_least("evaluation.updates", self.updates)
+        require(
+            bool(self.drop_at) == (self.schedule == "steps"),
+            f"evaluation.drop_at {' '.join(map(str, self.drop_at)) or '()'} says when the rate of "
+            f"schedule steps drops, and the schedule is {self.schedule}; set both, or none.",
+        )
+        require(
+            all(0 < at < 1 for at in self.drop_at) and list(self.drop_at) == sorted(self.drop_at),
+            f"evaluation.drop_at must be ascending fractions of the epochs, got {self.drop_at}.",
+        )
         require(
             len(self.lr_grid) > 0,
             "evaluation.lr_grid must hold at least one learning rate, got none.",
@@ -737,6 +754,9 @@ class Recipe(Generic[BufferT, CodecT, ObjectiveT]):
     # networks that take turns with `model` where the objective draws networks; --for sets all of
     # them, and that the set is evaluated on them
     more_models: tuple[str, ...] = field(default=(), metadata=LATE)
+    # network which the learning rates are for, and to which losses in the others are
+    # scaled; --for sets it to the network of the recipe; None: the first network
+    scaled_to: str | None = field(default=None, metadata=LATE)
 
     def __post_init__(self) -> None:
         require(self.ipc >= 1, f"ipc must be at least 1, got {self.ipc}.")
@@ -774,6 +794,11 @@ class Recipe(Generic[BufferT, CodecT, ObjectiveT]):
             not self.more_models or self.objective.draws_networks,
             f"The images cannot be made for {' and '.join(self.networks)} at once: "
             f"{self._why_one_network()}",
+        )
+        require(
+            self.scaled_to is None or self.objective.draws_networks,
+            f"scaled_to {self.scaled_to} says nothing here: {self._why_one_network()}; leave it "
+            "out.",
         )
         require(
             len(set(self.networks)) == len(self.networks),
@@ -972,10 +997,11 @@ def for_networks(recipe: Recipe, networks: Sequence[str]) -> Recipe:
 
         recipe = ddengine.for_networks(synth.find("dm/cifar10_ipc10"), ["resnet18-bn", "convnet"])
 
-    An objective that draws networks draws them in turn; of a recipe with teachers they are the
-    teachers, and every image sees all of them. Without names the recipe is as it is. No figure is
-    published for one that changes. Raises UserError for several networks where the objective is of
-    one.
+    An objective that draws networks draws them in turn, and its losses are scaled to gradients as
+    long as in the network of the recipe, which its learning rates are for. Of a recipe with
+    teachers they are the teachers, and every image sees all of them. Without names the recipe is as
+    it is. No figure is published for one that changes. Raises UserError for several networks where
+    the objective is of one.
     """
     if isinstance(networks, str):
         networks = [networks]
@@ -995,6 +1021,9 @@ def for_networks(recipe: Recipe, networks: Sequence[str]) -> Recipe:
             parts["objective"] = recipe.objective.for_all_teachers()
     else:
         parts["more_models"] = tuple(others)
+        if recipe.objective.draws_networks:
+            measure = recipe.scaled_to or recipe.model
+            parts["scaled_to"] = None if measure == first else measure
     if others and not recipe.evaluation.models:
         parts["evaluation"] = replace(recipe.evaluation, models=tuple(networks))
     other = replace(recipe, **parts)
@@ -1144,6 +1173,8 @@ def _with_names_of_digests(data: dict[str, Any], size: tuple[int, int] | None) -
     data["teachers"] = named(data["teachers"])
     if "more_models" in data:
         data["more_models"] = named(data["more_models"])
+    if "scaled_to" in data:
+        data["scaled_to"] = naming.in_digest(data["scaled_to"], size)
     data["evaluation"]["models"] = named(data["evaluation"]["models"])
     if data["buffer"] is not None and data["buffer"]["model"] is not None:
         data["buffer"]["model"] = naming.in_digest(data["buffer"]["model"], size)

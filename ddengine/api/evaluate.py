@@ -1,7 +1,7 @@
 """What a set is worth: networks trained on it beside its baselines; and a single network."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -44,10 +44,11 @@ from ddengine.recipe import (
 )
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.sets.targets import Targets
-from ddengine.system import files, log, program, runtime
+from ddengine.system import crew, dist, files, log, program, runtime
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 from ddengine.system.runtime import Precision
+from ddengine.system.workers import Message
 from ddengine.types import Experts
 
 NEEDED = {"name", "model", "data", "evaluation"}  # of the recipe in meta.json
@@ -166,9 +167,11 @@ def _kept(
     """An evaluation as a table, which `out` keeps; `is_own` says that it is the set's own."""
     of = asking.of
     content = asking.evaluation(out, "evaluate", seconds_before)
+    told = outcome(content, of, out, sort)
+    if dist.rank() != 0:
+        return told
     if is_own and of.folder is not None and not asking.brings_own:
         results.add_results(of.folder, dict(content))
-    told = outcome(content, of, out, sort)
     if out is None or len({row["model"] for row in told.rows}) == 1:
         return told
     picture = out / "heat_map.png"
@@ -249,8 +252,43 @@ class Asking:
     ) -> dict[str, Any]:
         """The content of evaluation.json in `out`, made where it is not there; None keeps nothing.
 
-        Raises UserError for one that was made with other settings, where that is to be refused.
+        Of several ranks the first makes it, and the others train what it gives them. Raises
+        UserError for one that was made with other settings, where that is to be refused.
         """
+        if not dist.shares():
+            return self._evaluation(out, command, seconds_before)
+        content = None
+        if dist.rank() == 0:
+            with crew.led():
+                content = self._evaluation(out, command, seconds_before)
+        else:
+            crew.serve(self._helping)
+        return dist.told(content)
+
+    def _helping(self, beginning: Message) -> Callable[[Message], Message]:
+        """What trains for the first rank."""
+        opened_set = self.open()
+        asked = self._trained(opened_set, None)
+        return evaluation_of.helping(
+            opened_set.syn, opened_set.data, self.config, self.model, beginning, **asked
+        )
+
+    def _trained(self, opened_set: "OpenSet", out: Path | None) -> dict[str, Any]:
+        """Further arguments of `evaluate` that decide what is trained, and how."""
+        return {
+            "seed": self.seed,
+            "device": opened_set.device,
+            "precision": self.precision,
+            "name": row_name(self.of.meta, self.config),
+            "teachers": self._teachers(opened_set),
+            "test": _test_images(self.test, opened_set),
+            "factories": self.factories,
+            "train": self.train,
+            "economy": replace(self.economy, baselines=self._baselines(out)),
+        }
+
+    def _evaluation(self, out: Path | None, command: str, seconds_before: float) -> dict[str, Any]:
+        """The same, of the only rank, or of the first."""
         if out is not None and (out / "evaluation.json").exists() and not self.restart:
             made = self._made_before(out / "evaluation.json", command)
             if made is not None:
@@ -258,7 +296,7 @@ class Asking:
                 (out / PARTIAL).unlink(missing_ok=True)  # which a kill has left
                 return made
         opened_set = self.open()
-        teachers = self._teachers(opened_set)
+        asked = self._trained(opened_set, out)
         if out is not None:
             files.make_folder(out)
         content = evaluation_of.evaluate(
@@ -266,17 +304,9 @@ class Asking:
             opened_set.data,
             self.config,
             self.model,
-            seed=self.seed,
-            device=opened_set.device,
-            precision=self.precision,
             memo_path=None if out is None else out / PARTIAL,
             seconds_before=seconds_before,
-            name=row_name(self.of.meta, self.config),
-            teachers=teachers,
-            test=_test_images(self.test, opened_set),
-            factories=self.factories,
-            train=self.train,
-            economy=replace(self.economy, baselines=self._baselines(out)),
+            **asked,
         )
         if brought := self._brought():
             content["brought"] = brought

@@ -23,7 +23,7 @@ from ddengine.api.results import Distilled, opened
 from ddengine.evaluation import intervals, scores
 from ddengine.experts import TeacherSource
 from ddengine.recipe import DataConfig, EvalConfig
-from ddengine.system import files, log
+from ddengine.system import dist, files, log
 from ddengine.system.errors import UserError
 from ddengine.system.runtime import Precision
 from ddengine.types import Evaluation, Experts, Json
@@ -83,7 +83,7 @@ def score(
                 where = None if out is None else out / "scores" / name
                 evaluations.append(replace(asking, config=used).evaluation(where, "score"))
             content = _content(evaluations)
-            if out is not None:
+            if out is not None and dist.rank() == 0:
                 files.write_json(out / "scores.json", {"format": naming.FORMAT, **content})
         made = content["scores"]
         title = f"{asked.meta['recipe']['name']}, accuracies as fractions"
@@ -190,7 +190,7 @@ def rank(
             where = None if out is None else out / "ranking"
             evaluation = asking.evaluation(where, "rank")
             content = ranking.correlations(evaluation, seed=seed)
-            if out is not None:
+            if out is not None and dist.rank() == 0:
                 files.write_json(out / "ranking.json", {"format": naming.FORMAT, **content})
                 ranking.plot(out / "ranking.png", evaluation, content)
         return Outcome(content, _ranks(content), partial(ranking.table, content), (), out)

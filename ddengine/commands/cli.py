@@ -125,7 +125,8 @@ def _code_of(command: Callable[[], None]) -> int:
         _complain(f"error: {error}")
         return 2
     except dist.Lost as lost:
-        _complain(f"error: {lost}")
+        if not lost.silent:
+            _complain(f"error: {lost}")
         return lost.code
     except BrokenPipeError:  # the reader of the output has gone, as in `run.py recipes | head`
         sys.stdout = None  # type: ignore[assignment]

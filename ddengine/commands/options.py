@@ -92,7 +92,7 @@ class ProtocolAlone(NamedProtocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OfEvaluation(Machine):
+class OfEvaluation(Ranks, Machine):
     """Flags of all commands that train networks on a set; each adds its data and its protocol."""
 
     out: Path | None = None  # folder of what is written; None: the run, or the distilled folder

@@ -94,8 +94,9 @@ def schedule(config: EvalConfig, lr: float, epochs: int | None = None) -> list[C
 
     `epochs` is E where it differs from the protocol's. "half": of E + 1 epochs, after epoch
     E // 2 + 1 (as in most published evaluations). "thirds": of E epochs, from epochs 2 E // 3 and
-    5 E // 6 on, the momentum kept (as in IDC); never before the first epoch is over. "cosine": in
-    each of E epochs, all by one optimiser.
+    5 E // 6 on, the momentum kept (as in IDC); never before the first epoch is over. "steps": the
+    same from the fractions `drop_at` of E on, rounded. "cosine": in each of E epochs, all by one
+    optimiser.
     """
     if epochs is None:
         epochs = config.epochs
@@ -103,7 +104,9 @@ def schedule(config: EvalConfig, lr: float, epochs: int | None = None) -> list[C
     if config.schedule == "cosine":
         return [first, *_cosine(first, config.stretch, epochs)]
     if config.schedule == "thirds":
-        return [first, *_thirds(first, config, epochs)]
+        return [first, *_drops(first, config, (2 * epochs // 3, 5 * epochs // 6))]
+    if config.schedule == "steps":
+        return [first, *_drops(first, config, [round(at * epochs) for at in config.drop_at])]
     drop = replace(
         first,
         epoch=epochs // 2 + 2,
@@ -120,9 +123,10 @@ def _cosine(first: ChangePoint, stretch: float, epochs: int) -> Iterator[ChangeP
         yield replace(first, epoch=epoch, lr=rate, fresh=False)
 
 
-def _thirds(first: ChangePoint, config: EvalConfig, epochs: int) -> Iterator[ChangePoint]:
+def _drops(first: ChangePoint, config: EvalConfig, epochs: Sequence[int]) -> Iterator[ChangePoint]:
+    """A drop from each of these epochs on, all by one optimiser."""
     drops = 0
-    for epoch in (2 * epochs // 3, 5 * epochs // 6):
+    for epoch in epochs:
         if epoch == 0:
             continue
         drops += 1

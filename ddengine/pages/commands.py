@@ -168,8 +168,8 @@ def _recipe_flags(run: Run) -> list[str]:
 def _network_flags(run: Run) -> list[str]:
     """The flags of the network, or of those that took turns."""
     name, others = run.recipe.get("model"), run.recipe.get("more_models")
-    if others:
-        return ["--for", str(name), *map(str, others)]
+    if others or run.recipe.get("scaled_to"):
+        return ["--for", str(name), *map(str, others or ())]
     return _flag("model", name)
 
 

@@ -31,11 +31,15 @@ CHUNK = 2**22  # bytes of a value in the store, which takes no more than 8 MiB
 
 
 class Lost(Exception):
-    """Another rank is gone. `code` is the exit code of this one."""
+    """Another rank is gone.
 
-    def __init__(self, sentence: str, code: int = LOST):
+    `code` is the exit code of this one, which is `silent` where the first rank has said why.
+    """
+
+    def __init__(self, sentence: str, code: int = LOST, silent: bool = False):
         super().__init__(sentence)
         self.code = code
+        self.silent = silent
 
 
 @dataclass
@@ -128,11 +132,21 @@ def started_here() -> bool:
     return bool(_started)
 
 
+def shares() -> bool:
+    """Whether there are other ranks, of a group that `start` has joined."""
+    return bool(_started) and num_ranks() > 1
+
+
 def rank() -> int:
     """This process's number."""
     if not td.is_initialized():
         return 0
     return td.get_rank()
+
+
+def ranks_here() -> int:
+    """How many of the ranks are on this machine, as their launcher says."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if _started else 1
 
 
 def num_ranks() -> int:
@@ -181,6 +195,7 @@ def _check_others(group: _Group) -> None:
             f"Rank {other} has ended with code {code}, as it says itself, so rank {rank()} ends; "
             "the same command continues from the last checkpoint.",
             code,
+            silent=other == 0,
         )
 
 
@@ -254,14 +269,22 @@ def on_first_rank(action: Callable[[], None]) -> None:
 
 def told(value: Any) -> Any:
     """The value that the first rank gives, JSON data, on every rank."""
-    if num_ranks() == 1 or not _started:
+    if not shares():
         return value
-    group = _started[-1]
-    key = f"told/{group.number('told')}"
+    key = numbered("told")
     if rank() == 0:
         put(key, files.to_json(value).encode())
         return value
     return json.loads(taken(key))
+
+
+def gathered(value: Any) -> list[Any]:
+    """The values that all ranks give, JSON data, in their order."""
+    if not shares():
+        return [value]
+    name = numbered("gathered")
+    put(f"{name}/{rank()}", files.to_json(value).encode())
+    return [json.loads(taken(f"{name}/{other}")) for other in range(num_ranks())]
 
 
 def first_says(sentence: str) -> None:
@@ -282,6 +305,11 @@ def first_has_said(sentence: str) -> bool:
         return group.store.get("complaint").decode() == sentence
     except RuntimeError:  # the first rank has gone, and the store with it
         return False
+
+
+def numbered(what: str) -> str:
+    """A name for something that all ranks do together, which nothing else has."""
+    return f"{what}/{_started[-1].number(what)}"
 
 
 def put(key: str, content: bytes) -> None:
@@ -324,11 +352,11 @@ def removed(key: str) -> bytes:
 
 def shared_out(items: Sequence[Item], what: str) -> Iterator[Item]:
     """Items that no other rank gets: each takes the next one when it has time for it."""
-    if num_ranks() == 1 or not _started:
+    if not shares():
         yield from items
         return
     group = _started[-1]
-    key = f"next/{what}/{group.number(what)}"
+    key = f"next/{numbered(what)}"
     while True:
         with _together():
             number = group.store.add(key, 1) - 1

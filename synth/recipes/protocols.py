@@ -38,6 +38,31 @@ PROTOCOLS: dict[str, EvalConfig] = {
         cutmix=0.5,
         augment=AugmentConfig(always=("flip", "color"), ops=("crop", "scale", "rotate")),
     ),
+    # 2000 epochs on CIFAR, the rate halved after each fifth of them
+    "ncfm": EvalConfig(
+        protocol="ncfm",
+        epochs=2000,
+        batch=128,
+        optimiser="adamw",
+        weight_decay=0.01,
+        lr_drop=0.5,
+        schedule="steps",
+        drop_at=(0.2, 0.4, 0.6, 0.8),
+        cutmix=0.5,
+        lr=0.001,
+        lr_grid=(0.0003, 0.001, 0.003),
+    ),
+    # hard labels at equal training, as "Hard Truths about Soft Labels" (CVPR 2026, arXiv
+    # 2604.18811) compares sets: weight decay and momentum are those of a public replication
+    "hard300": EvalConfig(
+        protocol="hard300",
+        epochs=300,
+        schedule="steps",
+        drop_at=(151 / 300,),
+        labels="hard",
+        rate="learned",
+        baselines=("random", "k_centre", "herding", "full"),
+    ),
     "infer-static": _INFER,
     "infer-dynamic": replace(_INFER, protocol="infer-dynamic", epochs=80, labels="dynamic"),
     # on CIFAR; SRe2L's code leaves the teacher in training mode there (teacher_mode train)

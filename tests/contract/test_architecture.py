@@ -29,6 +29,7 @@ STEP_CONFIGS = {
     "buffers.smooth",
     "buffers.pretrained",
     "buffers.barlow",
+    "buffers.mixed",
 }
 # of torch
 RANDOM = {"rand", "randn", "randint", "randperm", "normal", "bernoulli", "multinomial", "poisson"}

@@ -44,9 +44,11 @@ from ddengine.sets.start import INITIALISERS
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 from synth.catalogue import RECIPES, find, take
+from synth.distribution import DistributionMatching
 from synth.recipes import (
     ast,
     at,
+    att,
     datm,
     dc,
     dd,
@@ -58,12 +60,14 @@ from synth.recipes import (
     infer,
     krr_st,
     mtt,
+    ncfm,
     own,
     rat,
     rded,
     rtp,
     sre2l,
     tesla,
+    tgdd,
 )
 
 DIGITS = RECIPES["mtt/digits_ipc1"]
@@ -241,6 +245,9 @@ def test_no_recipe_hides_another():
             krr_st,
             rat,
             rtp,
+            ncfm,
+            tgdd,
+            att,
         )
     )
     assert all(value.name == name for name, value in RECIPES.items())
@@ -306,6 +313,9 @@ def test_a_recipe_builds_its_objects(name):
         )
     if value.teachers or value.targets.kind == "features":
         return  # its objective wants them trained: test_soft_recipes, test_krr_and_frepo
+    value.objective.check(value.buffer.kept_epochs())
+    if isinstance(value.objective, DistributionMatching):
+        return  # its objective wants images: test_expert_distribution
     experts = SimpleNamespace(
         num_experts=value.buffer.num_experts,
         num_params=model.num_params,
@@ -430,7 +440,15 @@ def other_value(path, value, kind):
 
 
 # can only be changed with other fields
-TOGETHER = ("objective.labels", "targets.dtype", "targets.top", "teachers", "more_models")
+TOGETHER = (
+    "objective.labels",
+    "targets.dtype",
+    "targets.top",
+    "teachers",
+    "more_models",
+    "scaled_to",
+    "evaluation.drop_at",
+)
 
 
 def variants(value, prefix=""):
@@ -480,7 +498,8 @@ def test_the_digest_changes_with_every_field_but_prose_and_places():
         for names in ((), ("resnet18-bn",), ("resnet18-bn", "vgg11-bn"))
     ]
     drawn = [replace(RECIPES["dm/cifar10_ipc1"], more_models=names) for names in ((), ("mlp",))]
-    assert len({digest(resolved(changed)) for changed in (*shipped, *taught, *drawn)}) == 8
+    drawn += [replace(drawn[0], scaled_to="mlp")]
+    assert len({digest(resolved(changed)) for changed in (*shipped, *taught, *drawn)}) == 9
     assert {
         "data.limit",
         "objective.window.high",
