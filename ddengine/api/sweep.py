@@ -34,7 +34,7 @@ from ddengine.pages import comparing
 from ddengine.pages.comparison_figure import check_axis
 from ddengine.recipe import Recipe, digest, resolved, to_dict
 from ddengine.system import claims, dist, files, log, pool, runtime
-from ddengine.system.cluster import Cluster, Kind, executor_of, run_all
+from ddengine.system.cluster import Cluster, executor_of, run_all
 from ddengine.system.errors import UserError
 from ddengine.system.pool import Ended
 from ddengine.system.runtime import Precision
@@ -65,8 +65,7 @@ def sweep(
     tensorboard: bool = False,
     bibtex: Bibtex | None = None,
     command: Sequence[str] = (),
-    cluster: Kind | None = None,
-    cluster_options: Mapping[str, Any] | None = None,
+    cluster: Cluster | None = None,
 ) -> Outcome:  # long: its arguments are explained
     """Distill and evaluate a recipe with all settings of a grid and several seeds.
 
@@ -100,17 +99,12 @@ def sweep(
         tensorboard: also write TensorBoard files into the runs' folders.
         bibtex: makes the BibTeX entries for the cards of the sets, such as `synth.bibtex`.
         command: the words of `distill` by which a command line asked for this.
-        cluster: where runs are jobs of submitit: "slurm" makes an array of them, "local" processes
-            that are no part of this one; None: processes of this one.
-        cluster_options: what a job gets, in submitit's names, such as {"gpus_per_node": 1,
-            "slurm_partition": "gpu", "timeout_min": 600}.
+        cluster: where runs are jobs, of `ddengine.system.cluster`; None: processes of this one.
 
     Raises:
         UserError: settings of any run that do not go, before the first; a folder of another.
     """
-    check_recipe(recipe)
-    check_run(seed, precision)
-    check_folder(folder)
+    _check_asked(recipe, seed, precision, folder)
     common = Common(
         data=data,
         experts=experts,
@@ -133,32 +127,41 @@ def sweep(
         _check_shown(axes, to, x)
         of = _identity(recipe, common)
         _check_sweep(path, of)
-        at_a_time = len(plans) if jobs is None and cluster == "slurm" else _jobs(jobs, device)
-        on = _on_cluster(cluster, cluster_options or {}, path / JOBS, at_a_time)
-        work = _Work(plans, _checked(plans, common), at_a_time, on)
+        work = _work(plans, common, path, jobs, cluster)
         with claims.claimed(path, "sweep"):
             dist.on_first_rank(partial(_remember, path, of, plans))
             work.do()
         return _Told(path, plans, work.failed, axes).outcome(to, x)
 
 
-def _on_cluster(
-    kind: Kind | None, options: Mapping[str, Any], folder: Path, jobs: int
-) -> Callable[[Mapping[str, pool.Task], pool.Watcher], None] | None:
-    """What runs tasks as jobs, which keep their files in a folder; None: they are none.
+def _check_asked(recipe: Any, seed: Any, precision: Any, folder: Any) -> None:
+    """Raise UserError for what is no recipe, seed, precision or folder."""
+    check_recipe(recipe)
+    check_run(seed, precision)
+    check_folder(folder)
 
-    Raises UserError where that cannot be.
+
+def _work(
+    plans: Sequence[PlannedRun],
+    common: Common,
+    folder: Path,
+    jobs: int | None,
+    cluster: Cluster | None,
+) -> "_Work":
+    """What there is to do, which is checked, and what does it.
+
+    Raises UserError for settings that do not go, and where runs cannot be jobs.
     """
-    if kind is None:
-        if options:
-            raise UserError("--cluster_options are for --cluster local or slurm; name one.")
-        return None
+    if cluster is None:
+        return _Work(plans, _checked(plans, common), _jobs(jobs, common.device))
     if dist.shares():
-        raise UserError(f"--cluster {kind} starts jobs by itself; start it without torchrun.")
-    place = Cluster(kind, options)
+        raise UserError(f"--cluster {cluster.kind} starts jobs itself; start it without torchrun.")
+    without_limit = jobs is None and cluster.kind == "slurm"
+    num = len(plans) if without_limit else _jobs(jobs, common.device)
     with tempfile.TemporaryDirectory() as nowhere:  # before there is a folder
-        executor_of(place, Path(nowhere), jobs)
-    return partial(run_all, cluster=place, folder=folder, jobs=jobs)
+        executor_of(cluster, Path(nowhere), num)
+    run = partial(run_all, cluster=cluster, folder=folder / JOBS, jobs=num)
+    return _Work(plans, _checked(plans, common), num, run)
 
 
 def _checked(plans: Sequence[PlannedRun], common: Common) -> Checks:

@@ -30,6 +30,7 @@ from ddengine.commands.process import start
 from ddengine.commands.words import is_flag, taken_name
 from ddengine.recipe import OF_STUDENTS, EvalConfig, Recipe
 from ddengine.system import log, program
+from ddengine.system.cluster import Cluster
 from ddengine.system.errors import UserError
 from ddengine.system.runtime import Precision
 from synth.catalogue import RECIPES
@@ -123,8 +124,7 @@ def main(args: list[str]) -> None:
         tensorboard=options.tensorboard,
         bibtex=bibtex,
         command=("distill", *without_flags(line, NOT_OF_DISTILL)),
-        cluster=None if options.cluster == "none" else options.cluster,
-        cluster_options=cluster_options_of(options.cluster_options),
+        cluster=cluster_of(options.cluster, options.cluster_options),
     )
     _show(outcome)
 
@@ -188,8 +188,11 @@ def evaluation_of(words: Sequence[str], recipe: Recipe) -> dict[str, Any]:
     return evaluation
 
 
-def cluster_options_of(texts: Sequence[str]) -> dict[str, Any]:
-    """Options of jobs that NAME=VALUE says; whole numbers are numbers. Raises UserError."""
+def cluster_of(kind: Literal["none", "local", "slurm"], texts: Sequence[str]) -> Cluster | None:
+    """Where runs are jobs, with the options that NAME=VALUE says; whole numbers are numbers.
+
+    Raises UserError for options of another form, or of no cluster.
+    """
     options: dict[str, Any] = {}
     for text in texts:
         name, equals, value = text.partition("=")
@@ -199,7 +202,11 @@ def cluster_options_of(texts: Sequence[str]) -> dict[str, Any]:
                 "slurm_partition=gpu."
             )
         options[name] = int(value) if value.isdecimal() else value
-    return options
+    if kind != "none":
+        return Cluster(kind, options)
+    if options:
+        raise UserError("--cluster_options are for --cluster local or slurm; name one.")
+    return None
 
 
 def seeds_of(text: str) -> list[int]:

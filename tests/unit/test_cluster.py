@@ -1,9 +1,8 @@
 """Runs as jobs of a cluster: what is refused, and what comes of jobs."""
 
 import pytest
-from helpers import run
 
-from ddengine.commands.sweep import cluster_options_of
+from ddengine.commands.sweep import cluster_of
 from ddengine.system import cluster
 from ddengine.system.cluster import Cluster, Job, executor_of
 from ddengine.system.errors import UserError
@@ -142,14 +141,9 @@ def test_what_is_not_there_is_refused(kind, options, words, tmp_path, monkeypatc
 def test_options_of_jobs_in_words():
     words = ("gpus_per_node=1", "slurm_partition=gpu", "slurm_constraint=a=b")
     options = {"gpus_per_node": 1, "slurm_partition": "gpu", "slurm_constraint": "a=b"}
-    assert cluster_options_of(words) == options
+    assert cluster_of("slurm", words) == Cluster("slurm", options)
+    assert cluster_of("none", ()) is None
     with pytest.raises(UserError, match="NAME=VALUE"):
-        cluster_options_of(["gpu"])
-
-
-def test_options_of_no_cluster_are_refused(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    flags = ["--data.name", "digits", "--cluster_options", "gpus_per_node=1", "--out", "swept"]
-    assert run("sweep", "dm/fashion_mnist_ipc1_small", *flags) == 2
-    assert "are for --cluster local or slurm" in capsys.readouterr().err
-    assert not (tmp_path / "swept").exists()
+        cluster_of("slurm", ["gpu"])
+    with pytest.raises(UserError, match="are for --cluster local or slurm"):
+        cluster_of("none", words)
