@@ -136,22 +136,38 @@ def load_checkpoint(path: Path, device: torch.device, run: str | None = None) ->
     return state, meta["log_bytes"]
 
 
+def must_share(objective: Objective, config: OuterConfig) -> bool:
+    """Whether several ranks can only share the work of a draw, and not have a draw each.
+
+    So it is where something is kept between steps, which each draw would advance, and where the
+    images move within a step.
+    """
+    if dist.num_ranks() == 1:
+        return False
+    return config.step_after == "each" or bool(objective.init(generator(0)))
+
+
 def check(
-    syn: SyntheticSet, objective: Objective, config: OuterConfig, taken: Sequence[str] = ()
+    syn: SyntheticSet,
+    objective: Objective,
+    config: OuterConfig,
+    taken: Sequence[str] = (),
+    *,
+    shared: bool = False,
 ) -> None:
     """Raise UserError for what `distill` cannot do.
 
-    That is a name that is not stored, and several draws or ranks for an objective that keeps state.
-    `taken` are the parts of other recipes, each as PART=RECIPE.
+    That is a name that is not stored, several draws for an objective that keeps state, and several
+    ranks unless they share its work. `taken` are the parts of other recipes, each as PART=RECIPE.
     """
     _check_codec(config, syn, taken)
     _check_names("outer.optim", config.optim, syn)
     _check_names("outer.ema", config.ema, syn)
     keeps = bool(objective.init(generator(0)))
-    if dist.num_ranks() > 1 and (keeps or config.step_after == "each"):
+    if must_share(objective, config) and not shared:
         raise UserError(
-            "This method keeps state between steps or steps after each loss, and so runs in one "
-            "process; start it without torchrun."
+            "This method keeps state between steps or steps after each loss, and cannot share its "
+            "work, so it runs in one process; start it without torchrun."
         )
     if keeps and config.draws > 1:
         raise UserError(
@@ -212,6 +228,7 @@ def distill(  # long: arguments, and what they mean
     progress: Progress = log.progress,
     began: float | None = None,
     run: str | None = None,
+    shared: bool = False,
 ) -> tuple[SyntheticSet, Counters]:
     """Minimise the objective over the tensors that `config.optim` names.
 
@@ -237,15 +254,17 @@ def distill(  # long: arguments, and what they mean
             `advance(note)`.
         began: of time.perf_counter, when the session began; None: now.
         run: identifies the run, whose checkpoints no other one continues.
+        shared: whether the objective shares the work of a draw over the ranks; else each rank has
+            draws of its own.
 
     Raises:
-        UserError: a name in `config.optim` that is not stored; several draws or ranks for an
-            objective that keeps state; a loss or gradient that stayed non-finite.
+        UserError: a name in `config.optim` that is not stored; several draws, or ranks that do not
+            share, for an objective that keeps state; a loss or gradient that stayed non-finite.
     """
     config = replace(config, optim=syn.by_tensor(config.optim), ema=syn.by_tensor(config.ema))
-    check(syn, objective, config)
+    check(syn, objective, config, shared=shared)
     began = time.perf_counter() if began is None else began
-    state, log_bytes = _begin(syn, objective, config, folder, seed, run)
+    state, log_bytes = _begin(syn, objective, config, folder, seed, run, shared)
     began -= state.counters.wall_seconds  # as if the run had never been interrupted
     events = None
     if dist.rank() == 0:
@@ -257,7 +276,7 @@ def distill(  # long: arguments, and what they mean
         picture(syn, 0)
     with signals.at_step_ends(), progress("distill", config.steps, state.step) as bar:
         after = _AfterSteps(
-            syn, config, state, folder, finish, validate, picture, events, bar, began, run
+            syn, config, state, folder, finish, validate, picture, events, bar, began, run, shared
         )
         while state.step < config.steps:
             _timed_step(syn, objective, after, seed)
@@ -280,7 +299,7 @@ def _timed_step(syn: SyntheticSet, objective: Objective, after: "_AfterSteps", s
     state = after.state
     start = time.perf_counter()
     try:
-        after.pending.append(outer_step(syn, objective, after.config, state, seed))
+        after.pending.append(outer_step(syn, objective, after.config, state, seed, after.shared))
     except BaseException:
         # the log tells of every step that was made, and a stop of the guard explains what came
         # after it
@@ -300,23 +319,27 @@ def _begin(
     folder: Path,
     seed: int,
     run: str | None,
+    shared: bool,
 ) -> tuple[State, int]:
     """The state that a run in `folder` starts or continues with, and the length of its log."""
     checkpoint = folder / CHECKPOINT
     if checkpoint.exists():
         state, log_bytes = load_checkpoint(checkpoint, syn.classes.device, run)
-        _check_ranks(state)
+        _check_ranks(state, shared)
         log.say(f"continuing at step {state.step} of {config.steps}")
         return state, log_bytes
     state = first_state(syn, objective, config, seed)
     state.counters.ranks = dist.num_ranks()
-    _check_ranks(state)
+    _check_ranks(state, shared)
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     return state, 0
 
 
-def _check_ranks(state: State) -> None:
-    """Raise an error where ranks read different checkpoints, or others would be averaged over."""
+def _check_ranks(state: State, shared: bool) -> None:
+    """Raise an error where ranks read different checkpoints, or others would be averaged over.
+
+    Those that share a draw are as many as there are, and come to the same.
+    """
     first = dist.told(state.step)
     if first != state.step:
         raise dist.Lost(
@@ -325,7 +348,7 @@ def _check_ranks(state: State) -> None:
             "settled, and start the command again."
         )
     begun, now = state.counters.ranks, dist.num_ranks()
-    if begun not in (0, now):
+    if begun not in (0, now) and not shared:
         raise UserError(
             f"The run was begun on {begun} ranks, each of which adds a draw to every step, and "
             f"this is {now}; start it on {begun} (torchrun --nproc_per_node {begun}), or begin "
@@ -358,6 +381,7 @@ class _AfterSteps:
     bar: log.Counter
     began: float  # when the run would have begun, had it never been interrupted
     run: str | None  # what identifies it
+    shared: bool  # whether the ranks share the work of a draw
     pending: list[Tensor] = field(default_factory=list)  # results of steps that are not read yet
     stops: int = 0  # the signal that ends the run after the step last read; 0: none does
 
@@ -466,13 +490,19 @@ def _current(syn: SyntheticSet, state: State) -> SyntheticSet:
 
 
 def outer_step(
-    syn: SyntheticSet, objective: Objective, config: OuterConfig, state: State, seed: int
+    syn: SyntheticSet,
+    objective: Objective,
+    config: OuterConfig,
+    state: State,
+    seed: int,
+    shared: bool = False,
 ) -> Tensor:
     """One outer step on `state`, in place, without waiting for the device.
 
     Returns the loss, whether every update was made, COUNTS and, where it is learned, the rate.
     The loss of a draw is the sum of what the objective yields. With several draws or ranks, losses
-    and gradients are averaged over them.
+    and gradients are averaged over them; ranks that share a draw add theirs, and where the images
+    move after each loss all have the same.
     """
     learned: dict[str, Tensor] = {}
     for name, tensor in state.tensors.items():
@@ -483,19 +513,22 @@ def outer_step(
     flags: list[Tensor] = []
     # once false it stays so: nothing changes any more, however late the host reads it
     running = state.guard[0] < MOST_SKIPPED
-    for draw in range(dist.rank(), config.draws * dist.num_ranks(), dist.num_ranks()):
+    draws, together = _on_ranks(config, shared)
+    for draw in draws:
         rng = generator(seed, "losses", state.step, draw)
         for loss in objective.losses(share, state.objective, state.step, rng):
             backward(loss, config.draws)
             losses.append(loss.detach().double())
             if config.step_after == "each":
-                flags.append(_update(config, state, learned, losses[-1], syn, running))
+                flags.append(_update(config, state, learned, losses[-1], syn, running, together))
                 for name, leaf in learned.items():
                     leaf.data.copy_(state.tensors[name])
                     leaf.grad = None
+    if not losses:  # there are fewer classes than ranks
+        losses.append(torch.zeros((), dtype=torch.float64, device=syn.classes.device))
     total = sum(losses[1:], start=losses[0]) / config.draws
     if config.step_after == "all":
-        flags.append(_update(config, state, learned, total, syn, running))
+        flags.append(_update(config, state, learned, total, syn, running, together))
     finite, small, held = torch.stack(flags).unbind(1)
     in_a_row, not_finite, above, lr_held = state.guard
     bad = ~finite.all()
@@ -510,6 +543,18 @@ def outer_step(
     return torch.stack(result)
 
 
+Together = Callable[[Iterable[Tensor]], None]  # makes tensors the same on all ranks
+
+
+def _on_ranks(config: OuterConfig, shared: bool) -> tuple[Sequence[int], Together]:
+    """(the draws of this rank, how its losses and gradients become those of all ranks)."""
+    if not shared:
+        return dist.my_share(range(config.draws * dist.num_ranks())), dist.mean
+    if config.step_after == "each":
+        return range(config.draws), dist.from_first
+    return range(config.draws), dist.total
+
+
 def _update(
     config: OuterConfig,
     state: State,
@@ -517,17 +562,19 @@ def _update(
     loss: Tensor,
     syn: SyntheticSet,
     running: Tensor,
+    together: Together,
 ) -> Tensor:
     """The guard, then the optimisers.
 
     Returns (3,) whether all was finite, the loss not above max_loss, the rate held.
-    `loss` becomes its mean over the ranks, by which they all decide. The host cannot branch on what
-    it has not read, so the update is always computed, and taken where the guard allows it.
+    `loss` becomes what it is over the ranks `together`, by which they all decide. The host cannot
+    branch on what it has not read, so the update is always computed, and taken where the guard
+    allows it.
     """
     grads: dict[str, Tensor] = {}
     for name, leaf in learned.items():
         grads[name] = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
-    dist.mean([loss, *grads.values()])
+    together([loss, *grads.values()])
     finite = torch.stack([part.isfinite().all() for part in (loss, *grads.values())]).all()
     small = loss <= config.max_loss
     applied = running & finite & small

@@ -175,6 +175,16 @@ class ObjectiveConfig(Method, Protocol):
     def choose(self, objective: Objective, choices: Facts) -> None:
         """Have an objective do as `choices` says, here or when the run began."""
 
+    def share(self, objective: Objective, moves: bool) -> bool:
+        """Have an objective that this method built share the work of a step over the ranks.
+
+        From then on each rank yields losses of its part of the classes, which add up to those of
+        one rank. Where the images move after each loss (`moves`), every rank yields all losses,
+        and they share what does not depend on the images. False, the default: it cannot be shared,
+        and is refused on several ranks where it keeps anything between steps.
+        """
+        return False
+
     def network_at(self, syn: SyntheticSet, step: int) -> int:
         """Which of the networks that it draws an outer step sees, counted from 0.
 

@@ -32,6 +32,7 @@ from ddengine.learning.losses import task_loss
 from ddengine.objective import Env, Objective, ObjectiveConfig, network_bytes
 from ddengine.recipe import LATE, AugmentConfig, require
 from ddengine.sets.synthetic import SyntheticSet
+from ddengine.system import dist, log
 from ddengine.system.errors import UserError
 from synth.classes import (
     check_batches,
@@ -166,6 +167,19 @@ class DistributionMatching(ObjectiveConfig, Generic[NetworksT, DistanceT]):
             )
         return DistributionObjective(self, env)
 
+    def share(self, objective: Objective, moves: bool) -> bool:
+        """Parts of the classes are shared, unless images or the distance move after each."""
+        assert isinstance(objective, DistributionObjective)
+        if moves or self.distance.learns:
+            return False
+        objective.shared = True
+        if objective.env.model.normed is not None:
+            log.say_once(
+                "the BatchNorm of the model joins all classes in one batch, so the first rank "
+                "computes them and the others wait; use a model without"
+            )
+        return True
+
 
 class DistributionObjective(Objective):
     """See the module."""
@@ -173,6 +187,7 @@ class DistributionObjective(Objective):
     def __init__(self, config: DistributionMatching, env: Env):
         self.config = config
         self.env = env
+        self.shared = False  # over the ranks
         self.width = feature_width(env)
         self.train = training_gradient(env)
         self.embed = env.model.embed
@@ -195,6 +210,8 @@ class DistributionObjective(Objective):
         theta, judge = config.networks.with_judge(
             env, self.train, syn, state, step, config.augment, rng
         )
+        if self.shared:  # ranks need not agree to the last bit
+            dist.from_first([theta, *state.values()])
         index = env.real.draw_each(config.real_batch, rng)
         members = class_members(syn, config.syn_batch, rng)
         num_classes, each = members.shape
@@ -202,13 +219,18 @@ class DistributionObjective(Objective):
         draw = augment.sample(config.augment, 1, rng, groups=num_classes, shared=True)
         draw = draw.to(env.device)
         at_once = config.classes_at_once or pays(env, each)
+        if self.shared and config.classes_at_once is None:
+            at_once = min(at_once, -(-num_classes // dist.num_ranks()))
         real_at_once = pays(env, real_each)
         if env.model.normed is not None:  # BatchNorm normalises with the statistics of all
             at_once = real_at_once = num_classes
-        for classes in parts(slice(0, num_classes), at_once):
+        for number, classes in enumerate(parts(slice(0, num_classes), at_once)):
+            # drawn for every part on every rank, so that all have the draws of one rank
             comparison = Comparison(
                 self, theta, config.distance.draw(state, theta, self.width, rng)
             )
+            if self.shared and number % dist.num_ranks() != dist.rank():
+                continue
             summaries = []
             for part in parts(classes, real_at_once):
                 images = env.real.images(index[part].flatten())

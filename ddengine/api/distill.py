@@ -122,8 +122,17 @@ class Job:
             images=self.images,
         )
         seconds = round(time.perf_counter() - began, 2)  # what a set that is only chosen costs
-        loop.check(syn, objective, self.recipe.outer, self.recipe.taken)  # before there is a folder
+        recipe, shared = self.recipe, self.shares(objective)
+        loop.check(syn, objective, recipe.outer, recipe.taken, shared=shared)  # before any folder
         return syn, objective, seconds
+
+    def shares(self, objective: Objective) -> bool:
+        """Whether the ranks share the work of each draw; an objective that can, does from now."""
+        method, outer = self.recipe.objective, self.recipe.outer
+        if not loop.must_share(objective, outer):
+            return False
+        moves = outer.step_after == "each"
+        return all([method.share(one, moves) for one in turns.alone(objective)])
 
     def renumbered(self, syn: SyntheticSet) -> SyntheticSet:
         """The set with its classes numbered as `class_names` has them."""
@@ -378,6 +387,7 @@ def _in_memory(job: Job, bibtex: Bibtex | None, began: float) -> Distilled:
             seed=job.seed,
             finish=partial(shipped, recipe=recipe, experts=experts),
             began=began,
+            shared=job.shares(objective),
         )
     meta = job.meta(experts, counters, initial_seconds, objective, bibtex, result)
     return Distilled(job.renumbered(result), meta, None, job.data.split_names)
@@ -472,6 +482,7 @@ def _kept(job: Job, keep: Keep) -> Distilled:
         board=board,
         began=keep.began,
         run=digest(keep.identity),
+        shared=job.shares(objective),
     )
     began = time.perf_counter() - counters.wall_seconds  # without interruptions
     meta = job.meta(experts, counters, initial_seconds, objective, keep.bibtex, result)

@@ -31,6 +31,7 @@ from ddengine.uses.labels.answers import write_questions
 
 MARK = "labels.recipe.json"
 FILE = "labels.json"
+PARTIAL = "labels.partial.jsonl"  # what is finished of a run that is not done
 QUESTIONS = "ask.csv"
 
 
@@ -192,13 +193,13 @@ def _content(
         file = None
         if answers is not None:
             file = OfFile.read(answers, context.pool.names, context.class_names)
-        content, waiting = buying.run(context, file, place / "labels.partial.jsonl")
+        content, waiting = buying.run(context, file, place / PARTIAL)
         if waiting is not None:
             raise _Waiting(content, waiting)
         return content
 
     try:
-        content = content_of(folder, FILE, make, command=command)
+        content = content_of(folder, FILE, make, command=command, unfinished=(PARTIAL,))
     except _Waiting as stop:
         assert folder is not None, "a file answers in a folder"
         return stop.content, [_asked(folder / QUESTIONS, stop.points, context.pool, answers)]

@@ -32,7 +32,7 @@ from ddengine.experts import ExpertMaker
 from ddengine.pages import comparing
 from ddengine.pages.comparison_figure import check_axis
 from ddengine.recipe import Recipe, digest, resolved, to_dict
-from ddengine.system import claims, files, log, pool, runtime
+from ddengine.system import claims, dist, files, log, pool, runtime
 from ddengine.system.errors import UserError
 from ddengine.system.pool import Ended
 from ddengine.system.runtime import Precision
@@ -126,7 +126,7 @@ def sweep(
         _check_sweep(path, of)
         work = _Work(plans, _checked(plans, common), _jobs(jobs, device))
         with claims.claimed(path, "sweep"):
-            _remember(path, of, plans)
+            dist.on_first_rank(partial(_remember, path, of, plans))
             work.do()
         return _Told(path, plans, work.failed, axes).outcome(to, x)
 
@@ -187,7 +187,8 @@ def _jobs(jobs: int | None, device: str) -> int:
     """How many runs are at work at a time. Raises UserError for none."""
     where = runtime.setup(device)
     if jobs is None:
-        return 1 if where.type == "cuda" else int(runtime.machine(where)["cores"])
+        cores = int(runtime.machine(where)["cores"])
+        return 1 if where.type == "cuda" else max(1, cores // dist.ranks_here())
     if not isinstance(jobs, int) or isinstance(jobs, bool) or jobs < 1:
         raise UserError(f"jobs is {jobs!r}; give a whole number, 1 at least.")
     return jobs
@@ -214,10 +215,8 @@ class _Work:
     def do(self) -> None:
         """Make the experts, then the runs; finished ones are left as they are."""
         common = self.checks.common
-        left = []
-        for run in self.plans:
-            if common.restart or not run.is_finished:
-                left.append(run)
+        unfinished = [run.name for run in self.plans if common.restart or not run.is_finished]
+        left = self._named(dist.told(unfinished))
         self._say(len(left))
         self._make_experts(left)
         tasks = {}
@@ -227,6 +226,12 @@ class _Work:
         with log.progress("sweep", len(self.plans), len(self.plans) - len(tasks)) as bar:
             watcher = _Watcher(bar, self.failed)
             pool.run_all(tasks, watcher, jobs=self.jobs, threads=1)
+        self.failed = _of_all_ranks(self.failed)
+
+    def _named(self, names: Sequence[str]) -> list[PlannedRun]:
+        """Runs by their names."""
+        by_name = {run.name: run for run in self.plans}
+        return list(map(by_name.__getitem__, names))
 
     def _say(self, left: int) -> None:
         """How many runs there are to do, and how many at a time."""
@@ -236,15 +241,19 @@ class _Work:
             return
         if left < len(self.plans):
             runs += f", {len(self.plans) - left} of them finished"
-        log.say(f"{runs}; {min(self.jobs, left)} at a time, each on one thread (--jobs)")
+        at_a_time = min(self.jobs * dist.num_ranks(), left)
+        ranks = f" on {dist.num_ranks()} ranks" if dist.shares() else ""
+        log.say(f"{runs}; {at_a_time} at a time{ranks}, each on one thread (--jobs)")
 
     def _make_experts(self, left: Sequence[PlannedRun]) -> None:
         """Make the experts that runs lack; of a store that fails no run can be made."""
-        needed = stores_needed(left, self.checks)
+        following = stores_needed(left, self.checks).values()
+        names = [[run.name for run in runs] for runs in following]
+        needed = list(map(self._named, dist.told(names)))
         if not needed:
             return
         tasks = {}
-        for first, *_ in needed.values():
+        for first, *_ in needed:
             tasks[first.name] = MakeExperts(first.recipe, self.checks.common)
         log.say(f"experts: {len(tasks)} of the stores that the runs follow lack some")
         failed: dict[str, Ended] = {}
@@ -253,10 +262,19 @@ class _Work:
             watcher = _Watcher(bar, failed, halves=False)
             threads = max(1, self.jobs // at_a_time)
             pool.run_all(tasks, watcher, jobs=at_a_time, threads=threads)
-        for first, *others in needed.values():
+        failed = _of_all_ranks(failed)
+        for first, *others in needed:
             if first.name in failed:
                 for run in (first, *others):
                     self.failed[run.name] = failed[first.name]
+
+
+def _of_all_ranks(failed: Mapping[str, Ended]) -> dict[str, Ended]:
+    """What failed on any rank, once all have done their tasks."""
+    everything: dict[str, Ended] = {}
+    for of_rank in dist.gathered({name: asdict(end) for name, end in failed.items()}):
+        everything |= {name: Ended(**end) for name, end in of_rank.items()}
+    return everything
 
 
 class _Watcher:
@@ -332,7 +350,8 @@ class _Told:
             list(read.values()), to=self._reference(read, to), across=True, always=list(self.axes)
         )
         csv, latex, figure = (self.folder / name for name in FILES)
-        write_comparison(comparison, TITLE, csv=csv, latex=latex, figure=figure, x=x)
+        if dist.rank() == 0:
+            write_comparison(comparison, TITLE, csv=csv, latex=latex, figure=figure, x=x)
         return Outcome(
             {**content, **asdict(comparison)},
             comparison.rows,
@@ -348,7 +367,7 @@ class _Told:
     def _failure(self, run: PlannedRun) -> dict[str, Any]:
         """What is said of a run that failed; what only a programmer reads lies in a file."""
         end = self.failed[run.name]
-        if end.details:
+        if end.details and dist.rank() == 0:
             files.make_folder(self.folder / "failed")
             files.write_text(self.folder / "failed" / f"{run.name}.txt", end.details)
         settings = dict(run.values)

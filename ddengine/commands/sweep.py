@@ -17,8 +17,16 @@ from ddengine.commands.bring_in import without_flags
 from ddengine.commands.evaluate import EvaluateOptions
 from ddengine.commands.flags import flag_of, values_of
 from ddengine.commands.on_recipe import named_protocol, of_recipe
-from ddengine.commands.options import ForNetworks, NamedProtocol, OfRecipe, RecipeT, Waits, as_kind
-from ddengine.commands.process import alone
+from ddengine.commands.options import (
+    ForNetworks,
+    NamedProtocol,
+    OfRecipe,
+    Ranks,
+    RecipeT,
+    Waits,
+    as_kind,
+)
+from ddengine.commands.process import start
 from ddengine.commands.words import is_flag, taken_name
 from ddengine.recipe import OF_STUDENTS, EvalConfig, Recipe
 from ddengine.system import log, program
@@ -29,7 +37,7 @@ from synth.cite import bibtex
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepOptions(OfRecipe, ForNetworks, Waits, Generic[RecipeT]):
+class SweepOptions(OfRecipe, ForNetworks, Ranks, Waits, Generic[RecipeT]):
     """Flags of sweep, then those of the recipe; those of evaluate may be given, too.
 
     Each run is what distill and evaluate make of the same flags; it lies in FOLDER/runs.
@@ -61,7 +69,19 @@ class SweepOptions(OfRecipe, ForNetworks, Waits, Generic[RecipeT]):
 
 # flags that the distill command of a run has not, or with other values
 NOT_OF_DISTILL = (
-    *("grid", "seeds", "jobs", "to", "x", "seed", "out", "restart", "wait", "print_config"),
+    *(
+        "grid",
+        "seeds",
+        "jobs",
+        "to",
+        "x",
+        "seed",
+        "out",
+        "restart",
+        "wait",
+        "dist_timeout",
+        "print_config",
+    ),
 )
 # arguments of ddengine.evaluate that are flags of its own
 OF_EVALUATE = ("quick", "full_seconds", "reuse_baselines")
@@ -75,7 +95,7 @@ def main(args: list[str]) -> None:
     options: SweepOptions[Recipe] | None = of_recipe("sweep", line, SweepOptions)
     if options is None:
         return
-    alone("sweep")
+    start(options)
     outcome = ddengine.sweep(
         None,
         options.recipe,

@@ -1,6 +1,6 @@
 """Everything that the rows of an evaluation need is trained, here, in processes, on ranks."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -8,7 +8,7 @@ from functools import partial
 import torch
 
 from ddengine.evaluation import beside
-from ddengine.evaluation.bench import Training
+from ddengine.evaluation.bench import Bench, Training
 from ddengine.evaluation.pace import (
     Pace,
     Paces,
@@ -62,18 +62,29 @@ def _sharing(
         if first is not None and bench.timed and (bench.economy.looks or allowed > bench.threads):
             pace = measured(bench, first)
             paces.learn(first.model, images_of(bench, first.who), pace.update)
-        workers = crew.current()
-        if workers is not None:
-            bench.memo("processes", lambda: workers.num)
-            workers.begin(beside.beginning_of_rank(bench))
         choose = partial(processes_for, bench, asked, paces, allowed)
-        processes = bench.memo("processes", choose)
-        if processes > 1 and workers is None:
-            workers = stack.enter_context(working(processes, MODULE, bench.threads))
+        workers = stack.enter_context(_hands(bench, choose))
         if first is not None:
             # other processes take seconds to start, in which this one looks anyway
-            watch.look(first, paces, LOOK_AFTER if workers is None else 0.0)
+            watch.look(first, paces, 0.0 if isinstance(workers, Workers) else LOOK_AFTER)
         yield workers, paces
+
+
+@contextmanager
+def _hands(bench: Bench, choose: Callable[[], int]) -> Iterator[Workers | Crew | None]:
+    """The other ranks, where there are any, else as many processes as pay; None: this one alone."""
+    ranks = crew.current()
+    if ranks is not None:
+        bench.memo("processes", lambda: ranks.num)
+        ranks.begin(beside.beginning_of_rank(bench))
+        yield ranks
+        return
+    processes = bench.memo("processes", choose)
+    if processes == 1:
+        yield None
+        return
+    with working(processes, MODULE, bench.threads) as workers:
+        yield workers
 
 
 def _first_training(plan: Plan, row: Row) -> Training | None:

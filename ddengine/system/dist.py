@@ -144,6 +144,11 @@ def rank() -> int:
     return td.get_rank()
 
 
+def ranks_here() -> int:
+    """How many of the ranks are on this machine, as their launcher says."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if _started else 1
+
+
 def num_ranks() -> int:
     """R."""
     if not td.is_initialized():
@@ -264,14 +269,22 @@ def on_first_rank(action: Callable[[], None]) -> None:
 
 def told(value: Any) -> Any:
     """The value that the first rank gives, JSON data, on every rank."""
-    if num_ranks() == 1 or not _started:
+    if not shares():
         return value
-    group = _started[-1]
-    key = f"told/{group.number('told')}"
+    key = numbered("told")
     if rank() == 0:
         put(key, files.to_json(value).encode())
         return value
     return json.loads(taken(key))
+
+
+def gathered(value: Any) -> list[Any]:
+    """The values that all ranks give, JSON data, in their order."""
+    if not shares():
+        return [value]
+    name = numbered("gathered")
+    put(f"{name}/{rank()}", files.to_json(value).encode())
+    return [json.loads(taken(f"{name}/{other}")) for other in range(num_ranks())]
 
 
 def first_says(sentence: str) -> None:
@@ -339,11 +352,11 @@ def removed(key: str) -> bytes:
 
 def shared_out(items: Sequence[Item], what: str) -> Iterator[Item]:
     """Items that no other rank gets: each takes the next one when it has time for it."""
-    if num_ranks() == 1 or not _started:
+    if not shares():
         yield from items
         return
     group = _started[-1]
-    key = f"next/{what}/{group.number(what)}"
+    key = f"next/{numbered(what)}"
     while True:
         with _together():
             number = group.store.add(key, 1) - 1

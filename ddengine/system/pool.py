@@ -4,6 +4,7 @@ A task is something that can be pickled and called; its process ends with it, an
 that started it, however that ends.
 """
 
+import itertools
 import multiprocessing as mp
 import os
 import signal
@@ -21,7 +22,7 @@ from typing import Any, Protocol
 
 import torch
 
-from ddengine.system import log, signals
+from ddengine.system import dist, log, signals
 from ddengine.system.bars import Report
 from ddengine.system.errors import UserError
 
@@ -56,17 +57,20 @@ class Watcher(Protocol):
 def run_all(tasks: Mapping[str, Task], watcher: Watcher, *, jobs: int, threads: int) -> None:
     """Run tasks by their names, at most `jobs` at a time, each on `threads` threads of a CPU.
 
-    They begin in their order. Those that run are ended where this is interrupted. Raises UserError
-    for a task that cannot be given to another process.
+    They begin in their order; of several ranks each takes the next one that no other has. Those
+    that run are ended where this is interrupted. Raises UserError for a task that cannot be given
+    to another process.
     """
     for name, task in tasks.items():
         _check(name, task)
-    waiting = list(tasks.items())
+    waiting = dist.shared_out(list(tasks.items()), "tasks")
     running: list[_Running] = []
     try:
-        while waiting or running:
-            while waiting and len(running) < jobs:
-                running.append(_started(*waiting.pop(0), threads))
+        while True:
+            for name, task in itertools.islice(waiting, jobs - len(running)):
+                running.append(_started(name, task, threads))
+            if not running:
+                return
             ready = wait([one.receiver for one in running], LOOKED_EVERY)
             for one in list(running):
                 if one.receiver in ready and _heard(one, watcher):

@@ -7,18 +7,21 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from helpers import CPU, Pull, tiny_data, tiny_set, tiny_store
 from safetensors.torch import load_file
+from torch import Tensor
 
 import ddengine
 import synth
 from ddengine import loop
-from ddengine.changes import as_changed, changed
-from ddengine.recipe import OptimConfig, OuterConfig
+from ddengine.recipe import OptimConfig, OuterConfig, Recipe
 from ddengine.system import dist
+from synth.networks import OnReal
 
 TESTS = Path(__file__).resolve().parents[1]
 PROGRAM = f"""
@@ -56,7 +59,47 @@ def work(folder: Path, draws: int) -> None:
     if dist.num_ranks() > 1:
         share_messages(folder)
     evaluated(folder)
+    torch.save(
+        {name: images_of(recipe) for name, recipe in shared().items()},
+        folder / f"shared{dist.rank()}.pt",
+    )
     dist.end(0)
+
+
+def small(name: str, **objective: Any) -> Recipe:
+    """A recipe on a few digits."""
+    changes = {
+        "data": {"name": "digits", "limit": 200},
+        "model": "convnet-d1-w4-in",
+        "ipc": 2,
+        "outer": {"steps": 4},
+        "objective": {"real_batch": 8, **objective},
+    }
+    return synth.find(name, **changes)
+
+
+def shared() -> dict[str, Recipe]:
+    """Methods that keep a network between steps: ranks share the classes of each."""
+    networks = {"steps": 3, "epochs": 2}
+    dm = small("dm/fashion_mnist_ipc10_small")
+    trained = OnReal(steps=3, images=40)
+    return {
+        "dc": small("dc/fashion_mnist_ipc10_small", networks=networks),
+        "dc by class": small("dc/fashion_mnist_ipc10_small", networks=networks, classes_at_once=1),
+        "dsa": small("dsa/fashion_mnist_ipc10_small", networks=networks, classes_at_once=5),
+        "dcc": small("dcc/fashion_mnist_ipc10_small", networks=networks),
+        "idc": small("idc/fashion_mnist_ipc10_small", networks={"steps": 3, "images": 40}),
+        "dm": replace(dm, objective=replace(dm.objective, networks=trained)),
+    }
+
+
+# whose losses are of the same classes on two ranks as on one, and so to the bit
+EXACTLY = {"dc by class", "dsa", "idc"}
+
+
+def images_of(recipe: Recipe) -> Tensor:
+    """The images that come of it, of which nothing is kept."""
+    return ddengine.distill(None, recipe, progress=False).set.tensors["images"]
 
 
 def evaluated(folder: Path) -> None:
@@ -125,10 +168,8 @@ def test_two_ranks_equal_one_rank_with_two_draws(tmp_path):
     """The images, and the experts, whichever way the work is shared."""
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-    recipe = synth.find("dm/fashion_mnist_ipc1_small", model="convnet-d1-w4-in", outer={"steps": 1})
-    digits = {"name": "digits", "limit": 200}
-    recipe = as_changed(changed(recipe, {"data": digits, "objective": {"real_batch": 8}}), recipe)
-    ddengine.distill(None, recipe, folder=tmp_path / "run", progress=False)
+    one_draw = small("dm/fashion_mnist_ipc1_small")
+    ddengine.distill(None, one_draw, folder=tmp_path / "run", progress=False)
     work(tmp_path / "one", draws=2)
     work_together(tmp_path / "two", draws=1, ranks=2, port=free_port())
     images = [
@@ -145,6 +186,15 @@ def test_two_ranks_equal_one_rank_with_two_draws(tmp_path):
     assert not (tmp_path / "two/rank1").exists() or not any(
         (tmp_path / "two/rank1").rglob("*.jsonl")
     )
+    together = [
+        torch.load(tmp_path / name, weights_only=True)
+        for name in ("one/shared0.pt", "two/shared0.pt", "two/shared1.pt")
+    ]
+    for name, alone in together[0].items():
+        assert torch.equal(together[1][name], together[2][name]), name
+        assert torch.allclose(alone, together[1][name], atol=1e-5), name
+        if name in EXACTLY:
+            assert torch.equal(alone, together[1][name]), name
     rows = [(tmp_path / name).read_text() for name in ("one/rows0.json", "two/rows0.json")]
     assert rows[0] == rows[1] == (tmp_path / "two/rows1.json").read_text()
     files = sorted(path.name for path in (tmp_path / "two/evaluation").iterdir())
