@@ -25,7 +25,7 @@ from ddengine.artefact.export import Format
 from ddengine.artefact.tars import PER_SHARD
 from ddengine.data import Data
 from ddengine.recipe import BufferConfig, DataConfig, digest
-from ddengine.system import files, log
+from ddengine.system import claims, files, log
 from ddengine.system.errors import UserError
 from ddengine.system.runtime import check_memory
 
@@ -371,7 +371,8 @@ def export(
         raise UserError(
             f"{path} holds experts, which have no card; leave --title and --license out."
         )
-    return export_experts(path, Path(folder), per_file)
+    with claims.claimed(Path(folder), "export"):
+        return export_experts(path, Path(folder), per_file)
 
 
 def export_experts(folder: Path, out: Path, per_file: int = PER_FILE) -> list[Path]:

@@ -292,6 +292,7 @@ def distill(  # long: arguments, and what they mean
         while state.step < config.steps:
             _timed_step(syn, objective, after, seed)
             if after.stops:
+                dist.meet()  # one that ends before may have the first killed in its checkpoint
                 raise signals.stopped(f"at step {state.step} of {config.steps}", after.stops)
     if events is not None:
         events.close()

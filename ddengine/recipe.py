@@ -225,9 +225,29 @@ class BufferConfig(Generic[StepT]):
     # decides every random draw of the experts; that of a distillation is --seed, so one store
     # serves the distillations of many seeds
     seed: int = field(default=0, metadata=LATE)
+    # what is stored of a trajectory: the kept epochs | `waypoints` of them and how far the path
+    # went between, so that any epoch, whole or not, is read as a point on a line
+    store: Literal["snapshots", "convex"] = field(default="snapshots", metadata=LATE)
+    waypoints: int = field(default=2, metadata=LATE)  # of a convex store, at least 2
 
     def __post_init__(self) -> None:
         require_at_least("buffer.num_experts", self.num_experts)
+        require_at_least("buffer.waypoints", self.waypoints, 2)
+        require(
+            self.store == "snapshots" or self.keep == "all",
+            f"buffer.store convex makes waypoints of all epochs, and buffer.keep is {self.keep}; "
+            "set buffer.keep all.",
+        )
+        require(
+            self.store == "snapshots" or self.waypoints <= self.epochs + 1,
+            f"buffer.waypoints {self.waypoints} are more than the epochs that buffer.epochs "
+            f"{self.epochs} gives, the initialisation among them; lower buffer.waypoints.",
+        )
+        require(
+            self.store == "convex" or self.waypoints == 2,
+            f"buffer.waypoints {self.waypoints} are of buffer.store convex, and it is "
+            f"{self.store}; set buffer.store convex.",
+        )
         require_at_least("buffer.epochs", self.epochs)
         require_at_least("buffer.batch", self.batch)
         require_at_least("buffer.seed", self.seed, 0)
@@ -242,7 +262,7 @@ class BufferConfig(Generic[StepT]):
             )
 
     def kept_epochs(self) -> list[int]:
-        """Epochs whose snapshots are stored, ascending."""
+        """Epochs that can be read from the store, ascending."""
         if self.keep == "all":
             return list(range(self.epochs + 1))
         if self.keep == "last":
@@ -250,6 +270,10 @@ class BufferConfig(Generic[StepT]):
         if self.keep == "ends":
             return [0, self.epochs]
         return list(range(self.keep[0], self.keep[1] + 1))
+
+    def num_snapshots(self) -> int:
+        """Snapshots that are stored of an expert."""
+        return self.waypoints if self.store == "convex" else len(self.kept_epochs())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -835,6 +859,13 @@ class Recipe(Generic[BufferT, CodecT, ObjectiveT]):
                 "teachers and buffer.model both name the networks of the experts; leave "
                 "buffer.model out."
             ),
+        )
+        require(
+            not self.objective.reads_between_epochs
+            or self.buffer is None
+            or self.buffer.store == "convex",
+            "This objective reads experts between whole epochs (objective.fractional), and only "
+            "convex stores know these; set buffer.store convex, or objective.fractional False.",
         )
         require(
             self.evaluation.labels != "dynamic" or bool(self.teachers),

@@ -26,6 +26,7 @@ from ddengine.uses.continual import ContinualConfig
 
 MARK = "continual.recipe.json"
 FILE = "continual.json"
+PARTIAL = "continual.partial.jsonl"  # what is finished of a run that is not done
 
 
 def continual(
@@ -104,9 +105,12 @@ def _content(
     """
 
     def make(place: Path) -> dict[str, Any]:
-        return learn(place / "continual.partial.jsonl")
+        return learn(place / PARTIAL)
 
-    content = content_of(folder, FILE, make, keys=("memories",), command=command)
+    unfinished = (PARTIAL, learning.NETWORKS)
+    content = content_of(
+        folder, FILE, make, keys=("memories",), command=command, unfinished=unfinished
+    )
     if folder is not None:
         of_continual.plot(folder / "continual.png", content)
     return content

@@ -1,5 +1,6 @@
 """The folder that a use of a dataset or of a set keeps its results in."""
 
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -85,6 +86,7 @@ def content_of(
     identity: str | None = None,
     restart: bool = False,
     command: Sequence[str] = (),
+    unfinished: Sequence[Path | str] = (),
 ) -> Mapping[str, Any]:
     """The content of the file that a use writes, made where it is not there.
 
@@ -96,6 +98,8 @@ def content_of(
         identity: what the file must say that it is of; None: the folder says it.
         restart: make it anew although the file is there.
         command: the words by which a command line asked for it.
+        unfinished: names of files and folders in `folder` by which `make` goes on after a kill;
+            they are removed once the content is written.
 
     Raises:
         UserError: a file of another identity, or one that cannot be read.
@@ -107,6 +111,7 @@ def content_of(
     if file.is_file() and not restart:
         content = contents.read_json(file, *keys)
         _check_identity(file, content, identity)
+        _forget(folder, unfinished)  # a kill may have left them
         log.say(f"{file} is there; --restart begins anew")
         return content
     files.make_folder(folder)
@@ -114,7 +119,18 @@ def content_of(
     if command:
         content["command"] = [*program.stored(), *command]
     files.write_json(file, content)
+    _forget(folder, unfinished)
     return content
+
+
+def _forget(folder: Path, names: Sequence[Path | str]) -> None:
+    """Remove files and folders."""
+    for name in names:
+        path = folder / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _check_identity(file: Path, content: Mapping[str, Any], identity: str | None) -> None:

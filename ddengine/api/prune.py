@@ -34,6 +34,8 @@ from ddengine.uses.pruning import Beside, Context, Kept, PruningConfig
 
 MARK = "prune.recipe.json"
 FILE = "prune.json"
+PARTIAL = "prune.partial.jsonl"  # what is finished of a run that is not done
+WORK = "work"  # the folder of networks and scores of such a run
 
 
 def prune(
@@ -157,10 +159,10 @@ def _content(
 
     def make(place: Path) -> Json:
         keep = partial(_keep, context, place / "kept")
-        working = replace(context, folder=place / "work")
-        return pruning.run(working, sets, place / "prune.partial.jsonl", keep)
+        working = replace(context, folder=place / WORK)
+        return pruning.run(working, sets, place / PARTIAL, keep)
 
-    content = content_of(folder, FILE, make, command=command)
+    content = content_of(folder, FILE, make, command=command, unfinished=(PARTIAL, WORK))
     if folder is not None:
         _write_sets(context, folder / "kept", bibtex)
         of_pruning.plot(folder / "prune.png", content)

@@ -41,6 +41,8 @@ from ddengine.uses import transfer as testing
 from ddengine.uses.transfer import Context, TransferConfig
 
 FILE = "transfer.json"
+PARTIAL = "transfer.partial.jsonl"  # what is finished of a run that is not done
+NETWORKS = "transfer.networks"  # the folder of networks of such a run
 
 
 def transfer(
@@ -162,11 +164,18 @@ def _content(
     """The content of transfer.json, made where it is not there."""
 
     def make(place: Path) -> Json:
-        working = replace(context, folder=place / "transfer.networks")
-        return testing.run(working, place / "transfer.partial.jsonl")
+        working = replace(context, folder=place / NETWORKS)
+        return testing.run(working, place / PARTIAL)
 
-    identity = testing.identity(context)
-    return content_of(folder, FILE, make, identity=identity, restart=restart, command=command)
+    return content_of(
+        folder,
+        FILE,
+        make,
+        identity=testing.identity(context),
+        restart=restart,
+        command=command,
+        unfinished=(PARTIAL, NETWORKS),
+    )
 
 
 def _source(

@@ -103,7 +103,8 @@ def _locked(of: Path, lock: Path, command: str, every_rank: bool = False) -> Ite
         yield
     finally:
         _held.reset(token)
-        lock.unlink(missing_ok=True)  # while it is held, so that nobody else's is removed
+        if _is_at(handle, lock):  # and not that of another command, where ours went with a folder
+            lock.unlink()
         os.close(handle)
         with suppress(OSError):  # one that is not empty stays
             for folder in new:

@@ -53,11 +53,6 @@ class Memo:
             with files.naming(self._path), self._path.open("a") as file:
                 file.write(files.to_json(line) + "\n")
 
-    def clear(self) -> None:
-        """Forget everything, the file too."""
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)
-
 
 def _lines_of(path: Path, identity: str) -> dict[str, Any]:
     """The values by their keys; a line that a kill cut off is taken away."""

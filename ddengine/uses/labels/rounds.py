@@ -100,7 +100,8 @@ class Unanswered(Exception):
 def run(context: Context, file: OfFile | None, memo_path: Path) -> tuple[Json, Tensor | None]:
     """(the content of labels.json, the points that a file has yet to answer; None: all is done).
 
-    Finished rounds are remembered in the file `memo_path` until all is done.
+    Finished rounds are remembered in the file `memo_path`, which the caller removes once the
+    content is written.
     """
     begin = time.perf_counter()
     context = replace(
@@ -123,8 +124,6 @@ def run(context: Context, file: OfFile | None, memo_path: Path) -> tuple[Json, T
                 waiting = stop.index
                 break
             rows.append(row_of(context, course.rule, course.answers(0), repeats))
-    if waiting is None:
-        memo.clear()
     seconds = round(memo.seconds_before + time.perf_counter() - begin, 2)
     return _content(context, rows) | {"seconds": seconds, "threads": threads}, waiting
 

@@ -1,6 +1,5 @@
 """All rows of a comparison: every selection at every size, with every student."""
 
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -89,7 +88,8 @@ def run(context: Context, sets: Sequence[Beside], memo_path: Path, keep: Keep) -
     """Choose, train and test everything; returns the content of prune.json.
 
     Finished trainings are remembered in the file `memo_path`, networks and scores in the folder of
-    the context, until all is done. `keep` gets every selection as soon as it is made.
+    the context; the caller removes both once the content is written. `keep` gets every selection
+    as soon as it is made.
     """
     begin = time.perf_counter()
     context = replace(context, identity=identity(context, sets), rates=_rates(context))
@@ -104,8 +104,6 @@ def run(context: Context, sets: Sequence[Beside], memo_path: Path, keep: Keep) -
     ):
         context = replace(context, memo=memo, advance=bar.advance)
         teachers, results = _all_repeats(context, rows, sizes, keep)
-    memo.clear()
-    shutil.rmtree(context.folder, ignore_errors=True)
     seconds = round(memo.seconds_before + time.perf_counter() - begin, 2)
     made = [row_of(context, row.selection, row.size, row.student, results[row.key]) for row in rows]
     return _content(context, sets, teachers, made) | {"seconds": seconds, "threads": threads}
