@@ -94,7 +94,11 @@ def compared(done: Sequence[Setting], to: Setting) -> list[Row]:
     """A row for each setting and network, with its difference to one of the settings."""
     runs = [folder_of(setting, seed) for setting in done for seed in SEEDS]
     outcome = ddengine.compare(runs, to=folder_of(to, SEEDS[0]))
-    return [{"set": done[row["row"] - 1].label, **row} for row in outcome.rows]
+    rows = []
+    for row in outcome.rows:
+        names = [Path(run).name for run in row["runs"]]
+        rows.append({"set": done[row["row"] - 1].label, **row, "runs": names})
+    return rows
 
 
 def write(done: Sequence[Setting]) -> None:

@@ -94,8 +94,10 @@ def buy_labels(
         where = runtime.setup(device, precision)
         loaded = source.load(where, test=True)
         context = _context(loaded, recipe, config, pool, seed, where, precision)
-        file = None if answers is None else Path(answers)
-        identity = buying.identity(context, file)
+        file = None
+        if answers is not None:
+            file = OfFile.read(Path(answers), context.pool.names, context.class_names)
+        identity = buying.identity(context, None if file is None else file.path)
         said = {"identity": identity}
         with kept_in(
             folder, recipe, said, command="buy_labels", use="labels", mark=MARK, restart=restart
@@ -185,14 +187,11 @@ class _Waiting(Exception):
 
 
 def _content(
-    context: Context, folder: Path | None, answers: Path | None, command: Sequence[str]
+    context: Context, folder: Path | None, file: OfFile | None, command: Sequence[str]
 ) -> tuple[Mapping[str, Any], list[str]]:
     """(the content of labels.json, with the picture beside it; what to say first)."""
 
     def make(place: Path) -> Json:
-        file = None
-        if answers is not None:
-            file = OfFile.read(answers, context.pool.names, context.class_names)
         content, waiting = buying.run(context, file, place / PARTIAL)
         if waiting is not None:
             raise _Waiting(content, waiting)
@@ -201,15 +200,15 @@ def _content(
     try:
         content = content_of(folder, FILE, make, command=command, unfinished=(PARTIAL,))
     except _Waiting as stop:
-        assert folder is not None, "a file answers in a folder"
-        return stop.content, [_asked(folder / QUESTIONS, stop.points, context.pool, answers)]
+        assert folder is not None and file is not None, "a file answers in a folder"
+        return stop.content, [_asked(folder / QUESTIONS, stop.points, context.pool, file.path)]
     if folder is not None:
         (folder / QUESTIONS).unlink(missing_ok=True)
         of_labels.plot(folder / "labels.png", content)
     return content, []
 
 
-def _asked(questions: Path, points: Tensor, pool: Pool, answers: Path | None) -> str:
+def _asked(questions: Path, points: Tensor, pool: Pool, answers: Path) -> str:
     """Write the questions about points (B,); returns what is to be done."""
     write_questions(questions, points, pool.names)
     return (

@@ -13,7 +13,7 @@ from synth.generative.config import DenoiserConfig, Folders, FusionConfig, VaeCo
 from synth.generative.fusion import Fusion
 from synth.generative.parts import Parts, Sizes, check_shape
 from synth.generative.schedule import load_schedule
-from synth.generative.text import WIDTH, WORDS
+from synth.generative.text import WIDTH, WORDS, check_names
 from synth.generative.weights import config_of, denoiser_config, from_folder, library, load_denoiser
 
 GROUPS = 8  # of the normalisation in an encoder that is trained here
@@ -52,6 +52,8 @@ def build(
     library("diffusers")
     channels, height, _ = data.image_shape
     sizes = sizes_of(vae, folders, data.num_classes, channels)
+    if folders.text is not None:
+        check_names(data.class_names)
     check_shape(sizes, data.image_shape)
     side = height // sizes.reduction
     labels = _labels(denoiser, folders, sizes, data.num_classes)

@@ -400,6 +400,10 @@ def test_what_cannot_be_run_is_refused_before_any_training(tmp_path, monkeypatch
     with pytest.raises(UserError, match="A file answers one course"):
         bought(answers=tmp_path / "a.csv", folder=tmp_path / "run")
     one = replace(SMALL, rules=("rad",), repeats=1)
+    (tmp_path / "a.csv").write_text("index,class\n999,1\n")
+    with pytest.raises(UserError, match="names the point '999'"):
+        bought(one, answers=tmp_path / "a.csv", folder=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
     with pytest.raises(UserError, match="name a folder"):
         bought(one, answers=tmp_path / "a.csv")
     with pytest.raises(UserError, match="would answer; leave one out"):

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import math
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -240,6 +241,8 @@ def test_what_older_files_leave_out_has_the_default_of_the_library(pipelines, tm
 def test_a_text_tower_reads_no_numbers(pipelines, names):
     with pytest.raises(UserError, match="these have none but numbers"):
         clip_tokens(str(pipelines[0]), names)
+    with pytest.raises(UserError, match="these have none but numbers"):
+        step_of(pipelines).new_model(replace(data_of(), class_names=names), generator(0))
 
 
 def test_images_of_another_size_than_the_denoiser_takes(pipelines):

@@ -387,7 +387,7 @@ def test_a_folder_has_a_page(outcome, tmp_path):
     assert "Distillation on pruned data" in page and made.table().title in page
     for row in made.rows:
         assert f">{of_pruning.student(row)}</td>" in page
-    for words in (*made.notes, "prune digits", made.content["commit"]):
+    for words in (*made.notes, "prune digits", made.content["machine"]["system"]):
         assert words in page, words
     assert page.count("data:image/png") == 1
     assert "mtt/digits_ipc1" in page and "<td>mtt</td>" not in page  # no method plays a role
@@ -413,7 +413,8 @@ REFUSED = {
     "selection 'herd'": {"selections": ("herd",)},
     "Name at least one selection": {"selections": ("random", "random")},
     "loss 'mse'": {"losses": ("mse",)},
-    "temperature must be positive": {"temperature": 0.0},
+    "positive and finite, got 0": {"temperature": 0.0},
+    "positive and finite, got inf": {"temperature": float("inf")},
     "steps must be at least 1": {"steps": 0},
     "early_epochs 10 must be below": {"early_epochs": 10},
     "train it for 8 at least": {"looking_epochs": 7, "selections": ("cad",)},
