@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
-from ddengine import naming
+from ddengine import contents, naming
 from ddengine.api.checks import check_folder, check_recipe, check_run
 from ddengine.api.compare import SWEEP, TITLE, evaluated, write_comparison
 from ddengine.api.distill import Bibtex
@@ -198,7 +198,7 @@ def _check_sweep(folder: Path, wanted: Mapping[str, Any]) -> None:
                 f"{folder} is not empty and not the folder of a sweep; name another with --out."
             )
         return
-    stored = naming.read_json(folder / SWEEP, "of", "runs")["of"]
+    stored = contents.read_json(folder / SWEEP, "of", "runs")["of"]
     for name, value in wanted.items():
         if stored.get(name) != value:
             what = name.replace("resolved", "recipe")
@@ -230,7 +230,7 @@ def _jobs(jobs: int | None, device: str) -> int:
 def _remember(folder: Path, wanted: Mapping[str, Any], plans: Sequence[PlannedRun]) -> None:
     """Write which runs there are, beside those of the same folder before."""
     mark = folder / SWEEP
-    known = naming.read_json(mark, "runs")["runs"] if mark.is_file() else {}
+    known = contents.read_json(mark, "runs")["runs"] if mark.is_file() else {}
     for run in plans:
         known[run.name] = {"seed": run.seed, "settings": to_dict(run.values)}
     files.write_json(mark, {"format": naming.FORMAT, "of": wanted, "runs": known})
