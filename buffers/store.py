@@ -13,7 +13,6 @@ A convex store (`buffer.store convex`) has waypoints (W, P) as "params" and "sha
 see `convex`; the manifest says the epochs that can be read, which are all.
 """
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ from torch import Generator, Tensor, nn
 
 from buffers import convex
 from buffers.unfinished import Checkpoint, path_of
-from ddengine import naming
+from ddengine import contents, naming
 from ddengine.data import Preprocess
 from ddengine.data.stored import read_preprocess
 from ddengine.experts import OwnTraining, StoredExperts
@@ -168,7 +167,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"There is no expert store in {folder}; make it with the buffer command, or name "
             "another with --experts."
         )
-    manifest = files.read_json(folder / MANIFEST, "epochs", "fingerprint", "identity")
+    path = folder / MANIFEST
+    manifest = contents.checked(path, files.read_json(path, "epochs", "fingerprint", "identity"))
     named = _named(manifest["identity"])
     return {"model": named.get("model"), **manifest}
 
@@ -603,7 +603,9 @@ class ExpertStore(StoredExperts):
 
     def metrics(self, expert: int) -> dict[str, Any]:
         """What was measured while training an expert."""
-        return json.loads(self._file(expert).metadata()["metrics"])
+        path = shard_path(self.folder, self.experts[expert])
+        metadata = self._file(expert).metadata() or {}
+        return contents.said_in_metadata(path, metadata, "metrics", contents.Metrics)
 
 
 class StoreGroup(StoredExperts):

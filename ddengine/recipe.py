@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Literal, TypeVar
 
 from ddengine import naming
+from ddengine.system import typed
 from ddengine.system.errors import UserError, unknown
 from ddengine.types import ExpertStep, Method
 
@@ -1142,15 +1143,31 @@ def from_dict(cls: Any, data: Any) -> Any:
 
     Raises UserError on data that do not fit.
     """
+    try:
+        typed.check(data, cls)
+    except typed.Misfit as misfit:
+        raise UserError(f"The stored {_called(cls)} cannot be read: {misfit}.") from None
+    return _read(cls, data)
+
+
+def _called(cls: Any) -> str:
+    """What a type is called."""
+    return cls.__name__ if isinstance(cls, type) else str(cls)
+
+
+def _read(cls: Any, data: Any) -> Any:
+    """The value of a type that checked JSON data stand for."""
     origin = typing.get_origin(cls)
     if dataclasses.is_dataclass(cls):
         return _config_of(cls, data)
     if origin in (typing.Union, types.UnionType):
         if data is None:
             return None
-        return from_dict(next(a for a in typing.get_args(cls) if a is not type(None)), data)
+        return _read(next(a for a in typing.get_args(cls) if a is not type(None)), data)
     if origin is tuple and isinstance(data, list):
-        return tuple(from_dict(typing.get_args(cls)[0], item) for item in data)
+        return tuple(_read(typing.get_args(cls)[0], item) for item in data)
+    if origin is Mapping:
+        return {name: _read(typing.get_args(cls)[1], part) for name, part in data.items()}
     return float(data) if cls is float else data
 
 
@@ -1160,7 +1177,7 @@ def _config_of(cls: Any, data: Mapping[str, Any]) -> Any:
     values = {}
     for field_of in dataclasses.fields(cls):
         if field_of.name in data:
-            values[field_of.name] = from_dict(hints[field_of.name], data[field_of.name])
+            values[field_of.name] = _read(hints[field_of.name], data[field_of.name])
     try:
         return cls(**values)
     except TypeError as error:
