@@ -541,14 +541,14 @@ def outer_step(
     flags: list[Tensor] = []
     # once false it stays so: nothing changes any more, however late the host reads it
     running = state.guard[0] < MOST_SKIPPED
-    draws, together = _on_ranks(config, shared)
+    draws, unite = _on_ranks(config, shared)
     for draw in draws:
         rng = generator(seed, "losses", state.step, draw)
         for loss in objective.losses(share, state.objective, state.step, rng):
             backward(loss, config.draws)
             losses.append(loss.detach().double())
             if config.step_after == "each":
-                flags.append(_update(config, state, learned, losses[-1], syn, running, together))
+                flags.append(_update(config, state, learned, losses[-1], syn, running, unite))
                 for name, leaf in learned.items():
                     leaf.data.copy_(state.tensors[name])
                     leaf.grad = None
@@ -556,7 +556,7 @@ def outer_step(
         losses.append(torch.zeros((), dtype=torch.float64, device=syn.classes.device))
     total = sum(losses[1:], start=losses[0]) / config.draws
     if config.step_after == "all":
-        flags.append(_update(config, state, learned, total, syn, running, together))
+        flags.append(_update(config, state, learned, total, syn, running, unite))
     finite, small, held = torch.stack(flags).unbind(1)
     in_a_row, not_finite, above, lr_held = state.guard
     bad = ~finite.all()
@@ -571,10 +571,10 @@ def outer_step(
     return torch.stack(result)
 
 
-Together = Callable[[Iterable[Tensor]], None]  # makes tensors the same on all ranks
+Unite = Callable[[Iterable[Tensor]], None]  # makes tensors the same on all ranks
 
 
-def _on_ranks(config: OuterConfig, shared: bool) -> tuple[Sequence[int], Together]:
+def _on_ranks(config: OuterConfig, shared: bool) -> tuple[Sequence[int], Unite]:
     """(the draws of this rank, how its losses and gradients become those of all ranks)."""
     if not shared:
         return dist.my_share(range(config.draws * dist.num_ranks())), dist.mean
@@ -590,19 +590,19 @@ def _update(
     loss: Tensor,
     syn: SyntheticSet,
     running: Tensor,
-    together: Together,
+    unite: Unite,
 ) -> Tensor:
     """The guard, then the optimisers.
 
     Returns (3,) whether all was finite, the loss not above max_loss, the rate held.
-    `loss` becomes what it is over the ranks `together`, by which they all decide. The host cannot
+    `loss` becomes what it is over all ranks, by which they all decide. The host cannot
     branch on what it has not read, so the update is always computed, and taken where the guard
     allows it.
     """
     grads: dict[str, Tensor] = {}
     for name, leaf in learned.items():
         grads[name] = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
-    together([loss, *grads.values()])
+    unite([loss, *grads.values()])
     finite = torch.stack([part.isfinite().all() for part in (loss, *grads.values())]).all()
     small = loss <= config.max_loss
     applied = running & finite & small

@@ -596,7 +596,8 @@ class EvalConfig:
     protocol: str  # the named protocol that these values start from
     epochs: int = 1000  # E, passes over the set
     batch: int = 256  # images per update
-    optimiser: Literal["sgd", "adamw"] = "sgd"  # adamw has betas 0.9 and 0.999
+    # adamw has betas 0.9 and 0.999 | muon: of hidden layers, with adamw of all else (torch 2.9)
+    optimiser: Literal["sgd", "adamw", "muon"] = "sgd"
     # where optimiser is sgd, networks that it trains badly from scratch (transformers, ConvNeXt)
     # have AdamW and rates to suit
     adapt: bool = True
@@ -640,8 +641,9 @@ class EvalConfig:
     num_networks: int = 5
     # where learning rates come from; validation: for each set and network the best of lr_grid, and
     # on the recipe's network the learned one, by the validation split; without such a split as
-    # learned | learned: of the set on the recipe's network the learned one, elsewhere lr
-    rate: Literal["validation", "learned"] = "validation"
+    # learned | learned: of the set on the recipe's network the learned one, elsewhere lr | fixed:
+    # lr
+    rate: Literal["validation", "learned", "fixed"] = "validation"
     lr: float = 0.01  # learning rate where none is chosen and none was learned
     lr_grid: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03, 0.1)
     search_networks: int = 1  # networks per learning rate tried
@@ -671,6 +673,11 @@ class EvalConfig:
         require_at_least("evaluation.search_networks", self.search_networks)
         require_at_least("evaluation.full_steps", self.full_steps)
         require_at_least("evaluation.updates", self.updates)
+        require(
+            not (self.optimiser == "muon" and self.loss == "uskd"),
+            "evaluation.loss uskd has a second classifier, which evaluation.optimiser muon does "
+            "not train; set evaluation.optimiser sgd or adamw.",
+        )
         require(
             bool(self.drop_at) == (self.schedule == "steps"),
             f"evaluation.drop_at {' '.join(map(str, self.drop_at)) or '()'} says when the rate of "
