@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ddengine import loop
 from ddengine.loop import Counters, Finish
-from ddengine.objective import Objective
+from ddengine.objective import Group, Objective
 from ddengine.recipe import OuterConfig
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system import digests, dist, files, log
@@ -66,17 +66,39 @@ def distill(
             shared=shared,
         )
     began = time.perf_counter() if began is None else began
+    quiet = replace(config, evaluate_every=0, picture_every=0)
+    made, counters = _one_by_one(syn, groups, quiet, folder, seed, run, shared)
+    result = finish(made)
+    if validate is not None and config.evaluate_every and dist.rank() == 0:
+        counters.validation_accuracy = validate(result)
+    if dist.rank() == 0:
+        counters.log_digest = _write_log(folder, len(groups), counters.validation_accuracy)
+        if picture is not None:
+            picture(result, config.steps)
+    counters.wall_seconds += time.perf_counter() - began
+    return result, counters
+
+
+def _one_by_one(
+    syn: SyntheticSet,
+    groups: Sequence[Group],
+    config: OuterConfig,
+    folder: Path,
+    seed: int,
+    run: str | None,
+    shared: bool,
+) -> tuple[SyntheticSet, Counters]:
+    """The set with the items of every group as they come out, and what all cost."""
     tensors = {name: tensor.clone() for name, tensor in syn.tensors.items()}
     counters = Counters()
     log.say(f"{len(syn.classes)} images are optimised in {len(groups)} groups, one after another")
-    quiet = replace(config, evaluate_every=0, picture_every=0)
     for number, group in enumerate(groups, 1):
         place = _folder_of(folder, number)
         files.make_folder(place)
         made, cost = loop.distill(
             _part(syn, group.items),
             group.objective,
-            quiet,
+            config,
             place,
             seed=seed,
             run=None if run is None else f"{run} group {number} of {len(groups)}",
@@ -86,15 +108,7 @@ def distill(
             tensors[name][group.items] = tensor
         _add(counters, cost)
         log.say(f"group {number} of {len(groups)} is optimised")
-    result = finish(syn.with_tensors(tensors))
-    if validate is not None and config.evaluate_every and dist.rank() == 0:
-        counters.validation_accuracy = validate(result)
-    if dist.rank() == 0:
-        counters.log_digest = _write_log(folder, len(groups), counters.validation_accuracy)
-        if picture is not None:
-            picture(result, config.steps)
-    counters.wall_seconds += time.perf_counter() - began
-    return result, counters
+    return syn.with_tensors(tensors), counters
 
 
 def _folder_of(folder: Path, number: int) -> Path:
