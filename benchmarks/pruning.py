@@ -40,6 +40,8 @@ TINY = (
     "--evaluation.batch", "64", "--evaluation.augment.ops", "--evaluation.lr_grid", "0.01",
     "--init.networks", "1", "--data.limit", "1500", "--pruning.fractions", "0.1", "1",
 )  # fmt: skip
+# a distillation looks at its images by training networks on them
+TINY_SETS = ("--data.limit", "1500", "--outer.steps", "2", "--evaluation.epochs", "1")
 MODEL = "convnet-d3-w16-in"
 PARTS = {
     "random": (
@@ -90,8 +92,8 @@ def flags_of(part: str, *, tiny: bool) -> list[str]:
 def run_part(part: str, folder: Path, where: Sequence[str], *, tiny: bool) -> None:
     """Do a part, or what is left of it."""
     flags = flags_of(part, tiny=tiny)
-    limit = ("--data.limit", "1500", "--outer.steps", "2") if tiny else ()
     if part == "sets":
+        limit = TINY_SETS if tiny else ()
         paths = []
         for name, recipe in SETS.items():
             out = folder / name

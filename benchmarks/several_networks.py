@@ -4,8 +4,10 @@
 
 DM makes ten images per class of Fashion-MNIST for a ConvNet with instance norm, for a ResNet18 with
 BatchNorm, for both in turn with as many steps in all, and for both with twice as many, which are as
-many for each network as it has alone. Three distillations of each setting, and three draws of
-random images. Networks of both kinds, and of one that no set was made for, learn from every set.
+many for each network as it has alone. The set for the ResNet is also made with losses that are not
+scaled to the gradients in the ConvNet, which the learning rate is for. Three distillations of each
+setting, and three draws of random images. Networks of both kinds, and of one that no set was made
+for, learn from every set.
 
 Writes docs/results/several_networks_small.json and .md. The same command resumes; runs go to
 runs/several_networks.
@@ -46,6 +48,7 @@ class Setting:
     label: str
     networks: tuple[str, ...]  # none: random images
     steps: int = STEPS
+    scaled: bool = True  # losses, to the gradients in the network of the recipe
 
 
 Row = dict[str, Any]
@@ -53,6 +56,7 @@ SETTINGS = (
     Setting("random images", ()),
     Setting("for the ConvNet", (CONVNET,)),
     Setting("for the ResNet", (RESNET,)),
+    Setting("for the ResNet, not scaled", (RESNET,), scaled=False),
     Setting("for both", (CONVNET, RESNET)),
     Setting("for both, twice the steps", (CONVNET, RESNET), 2 * STEPS),
 )
@@ -65,7 +69,8 @@ def recipe_of(setting: Setting, root: str | None) -> Recipe:
     objective = replace(recipe.objective, real_batch=REAL_BATCH)
     data = replace(recipe.data, root=root)
     changed = replace(recipe, data=data, outer=outer, objective=objective)
-    return ddengine.for_networks(changed, setting.networks)
+    made = ddengine.for_networks(changed, setting.networks)
+    return made if setting.scaled else replace(made, scaled_to=None)
 
 
 def folder_of(setting: Setting, seed: int) -> Path:
@@ -89,12 +94,16 @@ def compared(done: Sequence[Setting], to: Setting) -> list[Row]:
     """A row for each setting and network, with its difference to one of the settings."""
     runs = [folder_of(setting, seed) for setting in done for seed in SEEDS]
     outcome = ddengine.compare(runs, to=folder_of(to, SEEDS[0]))
-    return [{"set": done[row["row"] - 1].label, **row} for row in outcome.rows]
+    rows = []
+    for row in outcome.rows:
+        names = [Path(run).name for run in row["runs"]]
+        rows.append({"set": done[row["row"] - 1].label, **row, "runs": names})
+    return rows
 
 
 def write(done: Sequence[Setting]) -> None:
     """The JSON file and the table of the settings whose runs are there."""
-    alone = [setting for setting in done if len(setting.networks) == 1]
+    alone = [setting for setting in done if len(setting.networks) == 1 and setting.scaled]
     comparisons = {setting.label: compared(done, setting) for setting in alone}
     where = {"machine": runtime.machine(torch.device("cpu")), "versions": runtime.versions()}
     settings = {"recipe": RECIPE, "steps": STEPS, "real_batch": REAL_BATCH, "protocol": PROTOCOL}

@@ -1,7 +1,8 @@
 """The experts of a store: train each that is missing, write each as it is done."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,109 @@ from ddengine.system.rng import generator
 from ddengine.system.runtime import Precision
 
 
-def generate(  # long: arguments, and what they mean
+@dataclass(frozen=True, kw_only=True)
+class Making:
+    """The store in `folder`, which is filled with `config.num_experts` experts.
+
+    `model` is the network's name, `new_model` builds it.
+    """
+
+    data: Data
+    data_config: DataConfig
+    config: BufferConfig
+    model: str
+    new_model: Callable[[Generator], nn.Module]
+    folder: Path
+    precision: Precision = "fp32"
+
+    def check(self) -> None:
+        """Raise UserError for what its experts cannot be."""
+        config = self.config
+        if isinstance(config.step, OwnTraining):
+            _check_alone(config, "Generative parts")
+        if isinstance(config.step, Pretrained):
+            _check_alone(config, "Pretrained weights")
+            config.step.find(self.new_model(generator(config.seed, "shapes")), self.model)
+        if config.store == "convex":
+            _check_convex(config, self.new_model(generator(config.seed, "shapes")), self.model)
+
+    def open(self) -> None:
+        """Make the store ready. Raises UserError where the folder holds one of other settings."""
+        config, train = self.config, self.data.train
+        content = store.identity(train.digest, self.data_config, config, self.model, self.precision)
+        shapes = store.shapes_of(self.new_model(generator(config.seed, "shapes")))
+        store.open_for_writing(
+            self.folder,
+            content,
+            config.kept_epochs(),
+            train.preprocess,
+            model=self.model,
+            shapes=shapes,
+        )
+        for expert in store.remove_damaged(self.folder):
+            log.say(f"expert {expert} in {self.folder} is damaged, and is trained again")
+
+    def missing(self) -> list[int]:
+        """The experts that it lacks."""
+        done = store.finished(self.folder)
+        missing = [i for i in range(self.config.num_experts) if i not in done]
+        _say_done(len(done), len(missing), self.config.num_experts, self.folder)
+        return missing
+
+    def train(self, experts: Sequence[int]) -> None:
+        """Train some of them, and write each as it is done."""
+        step = self.config.step
+        if isinstance(step, OwnTraining):
+            if experts:
+                _train_own(
+                    self.new_model, self.data, self.config, step, self.folder, self.precision
+                )
+            return
+        each = self.config.epochs if step.trains else 1
+        with log.progress("experts", len(experts) * each) as bar:
+            for expert in experts:
+                self._train(expert, bar)
+
+    def _train(self, expert: int, bar: log.Bar) -> None:
+        data, config = self.data, self.config
+        checkpoint = store.checkpoint(self.folder, expert)
+        network = self.new_model(generator(config.seed, "expert", expert, "network"))
+        network.to(data.train.device)
+        if isinstance(config.step, Pretrained):
+            trajectory = _pretrained(network, data, config.step, self.model, self.precision)
+            bar.advance(f"expert {expert}")
+        else:
+            trajectory = train_expert(
+                network, data, config, expert, self.precision, bar.advance, checkpoint
+            )
+        metrics = trajectory.metrics | {"seconds": round(checkpoint.seconds(), 2)}
+        store.write_expert(
+            self.folder, expert, trajectory.params, trajectory.buffers, config.dtype, metrics
+        )
+        checkpoint.remove()
+
+
+def generate_all(makings: Sequence[Making]) -> None:
+    """Fill stores, leaving finished experts alone.
+
+    Of several ranks each trains its share of all experts that are missing in any of the stores, so
+    that teachers of one expert each are shared, too. Raises UserError for a folder that holds a
+    store of other settings.
+    """
+    for making in makings:
+        making.check()  # before there is a folder
+    for making in makings:
+        dist.on_first_rank(making.open)
+    missing = []
+    for number, making in enumerate(makings):
+        missing += [[number, expert] for expert in making.missing()]
+    mine = dist.my_share(dist.told(missing))  # what is there may change as soon as a rank begins
+    for number, making in enumerate(makings):
+        making.train([expert for of, expert in mine if of == number])
+    dist.meet()
+
+
+def generate(
     data: Data,
     data_config: DataConfig,
     config: BufferConfig,
@@ -30,52 +133,17 @@ def generate(  # long: arguments, and what they mean
     *,
     precision: Precision = "fp32",
 ) -> None:
-    """Fill the store in `folder` with `config.num_experts` experts, leaving finished ones alone.
-
-    With torchrun each rank trains its share. `model` is the network's name, `new_model` builds it.
-    Raises UserError when the folder holds a store of other settings.
-    """
-    if isinstance(config.step, OwnTraining):
-        _check_alone(config, "Generative parts")
-    if isinstance(config.step, Pretrained):
-        _check_alone(config, "Pretrained weights")
-        # before there is a folder
-        config.step.find(new_model(generator(config.seed, "shapes")), model)
-    content = store.identity(data.train.digest, data_config, config, model, precision)
-    if dist.rank() == 0:
-        shapes = store.shapes_of(new_model(generator(config.seed, "shapes")))
-        kept, preprocess = config.kept_epochs(), data.train.preprocess
-        store.open_for_writing(folder, content, kept, preprocess, model=model, shapes=shapes)
-        for expert in store.remove_damaged(folder):
-            log.say(f"expert {expert} in {folder} is damaged, and is trained again")
-    dist.barrier()
-    done = store.finished(folder)
-    mine = [i for i in dist.my_share(range(config.num_experts)) if i not in done]
-    _say_done(len(done), len(mine), config.num_experts, folder)
-    if isinstance(config.step, OwnTraining):
-        if mine:
-            _train_own(new_model, data, config, config.step, folder, precision)
-        dist.barrier()
-        return
-    each = config.epochs if config.step.trains else 1
-    with log.progress("experts", len(mine) * each) as bar:
-        for expert in mine:
-            checkpoint = store.checkpoint(folder, expert)
-            network = new_model(generator(config.seed, "expert", expert, "network"))
-            network.to(data.train.device)
-            if isinstance(config.step, Pretrained):
-                trajectory = _pretrained(network, data, config.step, model, precision)
-                bar.advance(f"expert {expert}")
-            else:
-                trajectory = train_expert(
-                    network, data, config, expert, precision, bar.advance, checkpoint
-                )
-            metrics = trajectory.metrics | {"seconds": round(checkpoint.seconds(), 2)}
-            store.write_expert(
-                folder, expert, trajectory.params, trajectory.buffers, config.dtype, metrics
-            )
-            checkpoint.remove()
-    dist.barrier()
+    """Fill one store, as `generate_all` does."""
+    making = Making(
+        data=data,
+        data_config=data_config,
+        config=config,
+        model=model,
+        new_model=new_model,
+        folder=folder,
+        precision=precision,
+    )
+    generate_all([making])
 
 
 def _say_done(done: int, missing: int, num_experts: int, folder: Path) -> None:
@@ -86,6 +154,20 @@ def _say_done(done: int, missing: int, num_experts: int, folder: Path) -> None:
         log.say(f"{done} of {num_experts} experts are finished in {folder}")
     else:
         log.say(f"all {num_experts} experts are in {folder} already")
+
+
+def _check_convex(config: BufferConfig, network: nn.Module, model: str) -> None:
+    """Raise UserError for networks and trainings of which nothing lies between two snapshots."""
+    require(
+        not isinstance(config.step, OwnTraining | Pretrained),
+        "buffer.store convex is of a trajectory, and this network has none; set buffer.store "
+        "snapshots.",
+    )
+    require(
+        flatten_buffers(network) is None,
+        f"buffer.store convex moves parameters along lines, and the running statistics of {model} "
+        "would not go with them; take a network without BatchNorm, or buffer.store snapshots.",
+    )
 
 
 def _check_alone(config: BufferConfig, what: str) -> None:

@@ -18,7 +18,7 @@ from buffers.exchange import files_digest, import_experts, load_pt
 from buffers.kinds import Kind
 from buffers.state_dicts import Teacher
 from buffers.store import ExpertStore, teacher_folder
-from ddengine import naming
+from ddengine import contents
 from ddengine.api.checks import check_recipe
 from ddengine.api.inputs import Images, Source, dataset_of, pointed_at
 from ddengine.artefact import class_order, exchange, finished, runs
@@ -32,7 +32,7 @@ from ddengine.prepare import buffer_models, check_networks
 from ddengine.recipe import Recipe, digest, to_dict
 from ddengine.sets.codec import MultiFormation
 from ddengine.sets.synthetic import SyntheticSet
-from ddengine.system import files, log, runtime
+from ddengine.system import claims, files, log, runtime
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 
@@ -174,9 +174,10 @@ def _bring_in_experts(given: _Given, paths: list[Path]) -> Imported:
     network = build_model(model, data.image_shape, data.num_classes, generator(0))
     folder = given.out or EXPERTS / _store_name(imported, given)
     runs.check_folder(folder)
-    count = import_experts(
-        paths, imported, folder, data, recipe.data, recipe.buffer, model, network
-    )
+    with claims.claimed(folder, "import"):
+        count = import_experts(
+            paths, imported, folder, data, recipe.data, recipe.buffer, model, network
+        )
     log.say(
         f"{count} experts of {recipe.buffer.epochs} epochs in {folder}, taken as {model} on "
         f"{seen(recipe)}"
@@ -222,9 +223,10 @@ def _bring_in_networks(given: _Given, paths: list[Path]) -> Imported:
     places = _read_networks(recipe, data, folder, paths)
     log.say(f"classes as the files count them: {class_order.with_numbers(data.class_names)}")
     for place in places:
-        state_dicts.import_networks(
-            place.teachers, place.folder, data, recipe.data, recipe.buffer, place.model
-        )
+        with claims.claimed(place.folder, "import"):
+            state_dicts.import_networks(
+                place.teachers, place.folder, data, recipe.data, recipe.buffer, place.model
+            )
         for teacher in place.teachers:
             _say_fit_of_teacher(teacher, place.model, data, recipe)
     accuracies = []
@@ -329,10 +331,11 @@ def _bring_in_set(given: _Given, kind: Kind, paths: list[Path], content: Any) ->
     folder = given.out or RUNS / f"imported-{digest(imported)}"
     runs.check_folder(folder)
     made = Imported(kind=kind, folder=folder, recipe=recipe)
-    if _is_there(folder, identity):
-        log.say(f"{folder} holds these files already")
-        return made
-    _save(syn, folder, identity, data)
+    with claims.claimed(folder, "import"):
+        if _is_there(folder, identity):
+            log.say(f"{folder} holds these files already")
+            return made
+        _save(syn, folder, identity, data)
     _say_set(syn, made, data)
     return made
 
@@ -361,11 +364,11 @@ def _read_set(
 
 def _is_there(folder: Path, identity: dict[str, Any]) -> bool:
     """Whether a folder holds just this import. Raises UserError where it holds anything else."""
-    if not folder.exists() or not any(folder.iterdir()):
+    if not folder.exists() or not files.contents(folder):
         return False
     stored: Any = {}
     if (folder / "meta.json").is_file():
-        stored = naming.read_json(folder / "meta.json")
+        stored = contents.read_json(folder / "meta.json")
     if isinstance(stored, dict) and _holds(stored, identity):
         return True
     raise UserError(
@@ -384,7 +387,6 @@ def _holds(stored: dict[str, Any], identity: dict[str, Any]) -> bool:
 
 def _save(syn: SyntheticSet, folder: Path, identity: dict[str, Any], data: Data) -> None:
     """Write the folder of an imported set."""
-    files.make_folder(folder.parent)
     facts = {
         "seed": None,
         "precision": None,

@@ -87,25 +87,25 @@ def generate(
                 all_claims.enter_context(claims.claimed(place.folder, "buffer"))
             if restart:
                 _delete(places)
+            experts.generate_all([_making(place, stores, config, loaded) for place in places])
             for place in places:
-                _filled(place, stores, config, loaded)
+                _say(place, ExpertStore(place.folder), config, stores.several)
         opened = stores.open(loaded)
     assert opened is not None
     return opened
 
 
-def _filled(place: Place, stores: Stores, config: BufferConfig, data: Data) -> None:
-    """Train the experts that a store lacks."""
-    experts.generate(
-        data,
-        stores.data,
-        config,
-        place.model,
-        network_maker(config, place.model, data),
-        place.folder,
+def _making(place: Place, stores: Stores, config: BufferConfig, data: Data) -> experts.Making:
+    """A store that is to be filled."""
+    return experts.Making(
+        data=data,
+        data_config=stores.data,
+        config=config,
+        model=place.model,
+        new_model=network_maker(config, place.model, data),
+        folder=place.folder,
         precision=stores.precision,
     )
-    _say(place, ExpertStore(place.folder), config, stores.several)
 
 
 def _delete(places: Sequence[Place]) -> None:

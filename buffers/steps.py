@@ -3,14 +3,14 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ddengine.models.norms import norms_with_statistics
-from ddengine.recipe import require
+from ddengine.recipe import LATE, require
 from ddengine.types import ExpertStep
 
 # (augmented images, labels, the images before augmentation, epoch) -> loss before the step; of
@@ -91,6 +91,8 @@ class Sgd(StepConfig):
     weight_decay: float = 0.0
     decay: float = 1.0  # factor on the rate after epoch E // 2 + 1 of E; 0.1 is MTT's --decay
     cosine: bool = False  # the rate falls to 0 along half a cosine, epoch by epoch
+    # factor on the rate from two thirds of the epochs on, and again from five sixths; 0.2 is IDC's
+    thirds: float = field(default=1.0, metadata=LATE)
 
     def __post_init__(self) -> None:
         require(
@@ -116,6 +118,22 @@ class Sgd(StepConfig):
                 "decay to 1."
             ),
         )
+        require(
+            0 < self.thirds <= 1,
+            f"buffer.step.thirds must be above 0 and at most 1, got {self.thirds}.",
+        )
+        require(
+            self.thirds == 1 or (self.decay == 1 and not self.cosine),
+            f"buffer.step.thirds {self.thirds} lowers the rate, and so does buffer.step."
+            f"{'cosine' if self.cosine else 'decay'}; leave one of them out.",
+        )
+
+    def lr_in(self, epoch: int, epochs: int) -> float:
+        """The rate in an epoch, counted from 0, of so many; but for what `decay` makes of it."""
+        if self.cosine:
+            return self.lr * (1 + math.cos(math.pi * epoch / epochs)) / 2
+        drops = (3 * epoch >= 2 * epochs) + (6 * epoch >= 5 * epochs)
+        return self.lr * self.thirds**drops
 
     def update(self, model: nn.Module, epochs: int) -> "SgdUpdate":
         """The optimiser alone, for a training of `epochs` epochs.
@@ -162,9 +180,8 @@ class SgdUpdate(Kept):
         config, epochs = self._config, self._epochs
         if config.decay < 1 and not self._dropped and epoch >= epochs // 2 + 2:
             self._drop()
-        if config.cosine:
-            lr = config.lr * (1 + math.cos(math.pi * epoch / epochs)) / 2
-            self._optimiser.param_groups[0]["lr"] = lr
+        if config.cosine or config.thirds < 1:
+            self._optimiser.param_groups[0]["lr"] = config.lr_in(epoch, epochs)
         for parameter, grad in zip(self._parameters, grads, strict=True):
             parameter.grad = grad
         self._optimiser.step()

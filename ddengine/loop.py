@@ -1,16 +1,16 @@
 """The outer loop of every method: losses, backward, guard, optimiser step, checkpoint."""
 
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Generator, Tensor
 
+from ddengine import contents
 from ddengine.learning.optim import joint_norm, updated
 from ddengine.objective import Objective, backward
 from ddengine.recipe import OuterConfig
@@ -18,6 +18,7 @@ from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system import dist, files, log, runtime, signals
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
+from ddengine.system.typed import Count
 
 SMALLEST_LR = 1e-6  # a learned learning rate is held at or above this; SGD has no meaning below
 WARN_AFTER = 20  # steps without any update, all above max_loss
@@ -52,8 +53,17 @@ class Counters:
     wall_seconds: float = 0.0
     # of the step last validated; None where none was, or the network diverged
     validation_accuracy: float | None = None
+    ranks: int = 0  # that the run was begun on; 0: not known, of runs of before
     peak_memory: int = 0  # bytes, of the process (CUDA: allocated on the device)
     log_digest: str | None = None  # of metrics.jsonl
+
+
+class Said(TypedDict):
+    """What a checkpoint says beside its tensors."""
+
+    step: Count
+    counters: Counters
+    log_bytes: Count
 
 
 @dataclass
@@ -122,6 +132,8 @@ def load_checkpoint(path: Path, device: torch.device, run: str | None = None) ->
     groups: dict[str, dict[str, Tensor]] = {group: {} for group in names}
     for key, tensor in tensors.items():
         group, _, name = key.partition("/")
+        if group not in groups:
+            raise files.damaged(path, f"it holds {key!r}, which is no part of a checkpoint")
         groups[group][name] = tensor.to(device)
     if "state" not in metadata:
         raise UserError(f"{path} is not a checkpoint of this program; begin anew with --restart.")
@@ -130,27 +142,43 @@ def load_checkpoint(path: Path, device: torch.device, run: str | None = None) ->
             f"{path} is the checkpoint of another run; put back the one of this run, or begin anew "
             "with --restart."
         )
-    meta = json.loads(metadata["state"])
+    meta = contents.said_in_metadata(path, metadata, "state", Said)
     state = State(**groups, step=meta["step"], counters=Counters(**meta["counters"]))
     return state, meta["log_bytes"]
 
 
+def must_share(objective: Objective, config: OuterConfig) -> bool:
+    """Whether several ranks can only share the work of a draw, and not have a draw each.
+
+    So it is where something is kept between steps, which each draw would advance, and where the
+    images move within a step.
+    """
+    if dist.num_ranks() == 1:
+        return False
+    return config.step_after == "each" or bool(objective.init(generator(0)))
+
+
 def check(
-    syn: SyntheticSet, objective: Objective, config: OuterConfig, taken: Sequence[str] = ()
+    syn: SyntheticSet,
+    objective: Objective,
+    config: OuterConfig,
+    taken: Sequence[str] = (),
+    *,
+    shared: bool = False,
 ) -> None:
     """Raise UserError for what `distill` cannot do.
 
-    That is a name that is not stored, and several draws or ranks for an objective that keeps state.
-    `taken` are the parts of other recipes, each as PART=RECIPE.
+    That is a name that is not stored, several draws for an objective that keeps state, and several
+    ranks unless they share its work. `taken` are the parts of other recipes, each as PART=RECIPE.
     """
     _check_codec(config, syn, taken)
     _check_names("outer.optim", config.optim, syn)
     _check_names("outer.ema", config.ema, syn)
     keeps = bool(objective.init(generator(0)))
-    if dist.num_ranks() > 1 and (keeps or config.step_after == "each"):
+    if must_share(objective, config) and not shared:
         raise UserError(
-            "This method keeps state between steps or steps after each loss, and so runs in one "
-            "process; start it without torchrun."
+            "This method keeps state between steps or steps after each loss, and cannot share its "
+            "work, so it runs in one process; start it without torchrun."
         )
     if keeps and config.draws > 1:
         raise UserError(
@@ -211,6 +239,7 @@ def distill(  # long: arguments, and what they mean
     progress: Progress = log.progress,
     began: float | None = None,
     run: str | None = None,
+    shared: bool = False,
 ) -> tuple[SyntheticSet, Counters]:
     """Minimise the objective over the tensors that `config.optim` names.
 
@@ -236,15 +265,17 @@ def distill(  # long: arguments, and what they mean
             `advance(note)`.
         began: of time.perf_counter, when the session began; None: now.
         run: identifies the run, whose checkpoints no other one continues.
+        shared: whether the objective shares the work of a draw over the ranks; else each rank has
+            draws of its own.
 
     Raises:
-        UserError: a name in `config.optim` that is not stored; several draws or ranks for an
-            objective that keeps state; a loss or gradient that stayed non-finite.
+        UserError: a name in `config.optim` that is not stored; several draws, or ranks that do not
+            share, for an objective that keeps state; a loss or gradient that stayed non-finite.
     """
     config = replace(config, optim=syn.by_tensor(config.optim), ema=syn.by_tensor(config.ema))
-    check(syn, objective, config)
+    check(syn, objective, config, shared=shared)
     began = time.perf_counter() if began is None else began
-    state, log_bytes = _begin(syn, objective, config, folder, seed, run)
+    state, log_bytes = _begin(syn, objective, config, folder, seed, run, shared)
     began -= state.counters.wall_seconds  # as if the run had never been interrupted
     events = None
     if dist.rank() == 0:
@@ -256,12 +287,13 @@ def distill(  # long: arguments, and what they mean
         picture(syn, 0)
     with signals.at_step_ends(), progress("distill", config.steps, state.step) as bar:
         after = _AfterSteps(
-            syn, config, state, folder, finish, validate, picture, events, bar, began, run
+            syn, config, state, folder, finish, validate, picture, events, bar, began, run, shared
         )
         while state.step < config.steps:
             _timed_step(syn, objective, after, seed)
             if after.stops:
-                raise signals.stopped(f"at step {state.step} of {config.steps}")
+                dist.meet()  # one that ends before may have the first killed in its checkpoint
+                raise signals.stopped(f"at step {state.step} of {config.steps}", after.stops)
     if events is not None:
         events.close()
     final = finish(_current(syn, state))
@@ -279,7 +311,7 @@ def _timed_step(syn: SyntheticSet, objective: Objective, after: "_AfterSteps", s
     state = after.state
     start = time.perf_counter()
     try:
-        after.pending.append(outer_step(syn, objective, after.config, state, seed))
+        after.pending.append(outer_step(syn, objective, after.config, state, seed, after.shared))
     except BaseException:
         # the log tells of every step that was made, and a stop of the guard explains what came
         # after it
@@ -299,16 +331,57 @@ def _begin(
     folder: Path,
     seed: int,
     run: str | None,
+    shared: bool,
 ) -> tuple[State, int]:
     """The state that a run in `folder` starts or continues with, and the length of its log."""
     checkpoint = folder / CHECKPOINT
     if checkpoint.exists():
         state, log_bytes = load_checkpoint(checkpoint, syn.classes.device, run)
+        _check_state(checkpoint, state, syn, config)
+        _check_ranks(state, shared)
         log.say(f"continuing at step {state.step} of {config.steps}")
         return state, log_bytes
     state = first_state(syn, objective, config, seed)
+    state.counters.ranks = dist.num_ranks()
+    _check_ranks(state, shared)
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     return state, 0
+
+
+def _check_state(path: Path, state: State, syn: SyntheticSet, config: OuterConfig) -> None:
+    """Raise UserError for a checkpoint that is not one of this set and of these steps."""
+    if state.step > config.steps:
+        said = f"it is of step {state.step}, and the run has {config.steps}"
+        raise files.damaged(path, said)
+    wanted = {name: (tensor.shape, tensor.dtype) for name, tensor in syn.tensors.items()}
+    stored = {name: (tensor.shape, tensor.dtype) for name, tensor in state.tensors.items()}
+    if stored != wanted:
+        raise files.damaged(path, "its tensors are not of the set's names, shapes and types")
+    for named in (state.momentum, state.square, state.ema):
+        for name, tensor in named.items():
+            if name not in wanted or tensor.shape != wanted[name][0]:
+                raise files.damaged(path, f"what it keeps of {name!r} has another shape")
+
+
+def _check_ranks(state: State, shared: bool) -> None:
+    """Raise an error where ranks read different checkpoints, or others would be averaged over.
+
+    Those that share a draw are as many as there are, and come to the same.
+    """
+    first = dist.told(state.step)
+    if first != state.step:
+        raise dist.Lost(
+            f"Rank {dist.rank()} reads a checkpoint of step {state.step} and the first one that of "
+            f"step {first}; all must see the same files, so wait until the shared folder has "
+            "settled, and start the command again."
+        )
+    begun, now = state.counters.ranks, dist.num_ranks()
+    if begun not in (0, now) and not shared:
+        raise UserError(
+            f"The run was begun on {begun} ranks, each of which adds a draw to every step, and "
+            f"this is {now}; start it on {begun} (torchrun --nproc_per_node {begun}), or begin "
+            "anew with --restart."
+        )
 
 
 def first_state(syn: SyntheticSet, objective: Objective, config: OuterConfig, seed: int) -> State:
@@ -336,8 +409,9 @@ class _AfterSteps:
     bar: log.Counter
     began: float  # when the run would have begun, had it never been interrupted
     run: str | None  # what identifies it
+    shared: bool  # whether the ranks share the work of a draw
     pending: list[Tensor] = field(default_factory=list)  # results of steps that are not read yet
-    stops: bool = False  # whether a signal ends the run after the step last read
+    stops: int = 0  # the signal that ends the run after the step last read; 0: none does
 
     def is_due(self) -> bool:
         """Whether results are read now, and whether the run `stops` then.
@@ -346,10 +420,10 @@ class _AfterSteps:
         """
         due = self._is_due_anyway()
         if dist.num_ranks() > 1:
-            self.stops = due and dist.any_of(signals.is_asked())
+            self.stops = dist.most(signals.asked()) if due else 0
             return due
-        self.stops = signals.is_asked()
-        return due or self.stops
+        self.stops = signals.asked()
+        return due or self.stops > 0
 
     def _is_due_anyway(self) -> bool:
         """Whether results are read now, asked to stop or not."""
@@ -454,13 +528,19 @@ def _losses(
 
 
 def outer_step(
-    syn: SyntheticSet, objective: Objective, config: OuterConfig, state: State, seed: int
+    syn: SyntheticSet,
+    objective: Objective,
+    config: OuterConfig,
+    state: State,
+    seed: int,
+    shared: bool = False,
 ) -> Tensor:
     """One outer step on `state`, in place, without waiting for the device.
 
     Returns the loss, whether every update was made, COUNTS and, where it is learned, the rate.
     The loss of a draw is the sum of what the objective yields. With several draws or ranks, losses
-    and gradients are averaged over them.
+    and gradients are averaged over them; ranks that share a draw add theirs, and where the images
+    move after each loss all have the same.
     """
     learned: dict[str, Tensor] = {}
     for name, tensor in state.tensors.items():
@@ -471,19 +551,22 @@ def outer_step(
     flags: list[Tensor] = []
     # once false it stays so: nothing changes any more, however late the host reads it
     running = state.guard[0] < MOST_SKIPPED
-    for draw in range(dist.rank(), config.draws * dist.num_ranks(), dist.num_ranks()):
+    draws, unite = _on_ranks(config, shared)
+    for draw in draws:
         rng = generator(seed, "losses", state.step, draw)
         for loss in _losses(share, objective, state, rng):
             backward(loss, config.draws)
             losses.append(loss.detach().double())
             if config.step_after == "each":
-                flags.append(_update(config, state, learned, losses[-1], syn, running))
+                flags.append(_update(config, state, learned, losses[-1], syn, running, unite))
                 for name, leaf in learned.items():
                     leaf.data.copy_(state.tensors[name])
                     leaf.grad = None
+    if not losses:  # there are fewer classes than ranks
+        losses.append(torch.zeros((), dtype=torch.float64, device=syn.classes.device))
     total = sum(losses[1:], start=losses[0]) / config.draws
     if config.step_after == "all":
-        flags.append(_update(config, state, learned, total, syn, running))
+        flags.append(_update(config, state, learned, total, syn, running, unite))
     finite, small, held = torch.stack(flags).unbind(1)
     in_a_row, not_finite, above, lr_held = state.guard
     bad = ~finite.all()
@@ -498,6 +581,18 @@ def outer_step(
     return torch.stack(result)
 
 
+Unite = Callable[[Iterable[Tensor]], None]  # makes tensors the same on all ranks
+
+
+def _on_ranks(config: OuterConfig, shared: bool) -> tuple[Sequence[int], Unite]:
+    """(the draws of this rank, how its losses and gradients become those of all ranks)."""
+    if not shared:
+        return dist.my_share(range(config.draws * dist.num_ranks())), dist.mean
+    if config.step_after == "each":
+        return range(config.draws), dist.from_first
+    return range(config.draws), dist.total
+
+
 def _update(
     config: OuterConfig,
     state: State,
@@ -505,17 +600,19 @@ def _update(
     loss: Tensor,
     syn: SyntheticSet,
     running: Tensor,
+    unite: Unite,
 ) -> Tensor:
     """The guard, then the optimisers.
 
     Returns (3,) whether all was finite, the loss not above max_loss, the rate held.
-    `loss` becomes its mean over the ranks, by which they all decide. The host cannot branch on what
-    it has not read, so the update is always computed, and taken where the guard allows it.
+    `loss` becomes what it is over all ranks, by which they all decide. The host cannot
+    branch on what it has not read, so the update is always computed, and taken where the guard
+    allows it.
     """
     grads: dict[str, Tensor] = {}
     for name, leaf in learned.items():
         grads[name] = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
-    dist.mean([loss, *grads.values()])
+    unite([loss, *grads.values()])
     finite = torch.stack([part.isfinite().all() for part in (loss, *grads.values())]).all()
     small = loss <= config.max_loss
     applied = running & finite & small
@@ -616,8 +713,10 @@ def warnings(counters: Counters, config: OuterConfig) -> list[str]:
 
 
 def summary(counters: Counters) -> dict[str, float | int | str | None]:
-    """Cost and guard counts of a finished run, for meta.json."""
+    """Cost and guard counts of a finished run, for meta.json; on how many ranks, where several."""
+    ranks = {"ranks": counters.ranks} if counters.ranks > 1 else {}
     return {
+        **ranks,
         "seconds": round(counters.seconds, 2),
         "wall_seconds": round(counters.wall_seconds, 2),
         "validation_accuracy": counters.validation_accuracy,

@@ -3,12 +3,15 @@
 Networks that fit the images, the labelled initial set and the objective, the set as it is shipped.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Generator, Tensor
 
 from ddengine import naming
 from ddengine.data import Data
 from ddengine.experts import OwnTraining
+from ddengine.learning import muon
 from ddengine.models import build_model, middle
 from ddengine.objective import Env, Objective, environments
 from ddengine.recipe import Recipe
@@ -57,8 +60,12 @@ def check_networks(recipe: Recipe, data: Data, *, selection: bool = False) -> No
     networks may look at real images.
     """
     fitted(recipe, data.image_shape, data.num_classes)
+    if recipe.evaluation.optimiser == "muon":
+        muon.check()
     evaluated = recipe.evaluation.models or (recipe.model,)
     networks = {*recipe.networks, *recipe.evaluation.models}
+    if recipe.scaled_to is not None:
+        networks.add(recipe.scaled_to)
     if recipe.buffer is None or not isinstance(recipe.buffer.step, OwnTraining):
         networks |= {*buffer_models(recipe)}
     for name in sorted(networks):
@@ -107,7 +114,13 @@ def prepare(
     # networks have chosen and labelled the images, and ranks need not agree to the last bit
     dist.from_first(syn.tensors.values())
     learned = syn.by_tensor(recipe.outer.optim).keys() & syn.tensors.keys()
-    return syn, balanced(objective, syn, learned)
+    reference = None
+    if recipe.scaled_to is not None:
+        of_network = replace(recipe, model=recipe.scaled_to, more_models=(), scaled_to=None)
+        (env,) = environments(of_network, data, device, experts, precision=precision)
+        with log.shown(False):  # what is said of the images was said
+            reference = recipe.objective.build(env)
+    return syn, balanced(recipe.objective, objective, syn, learned, reference)
 
 
 def _images_of_method(recipe: Recipe, data: Data, env: Env, rng: Generator) -> Tensor | None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Literal, TypeVar
 
 from ddengine import naming
+from ddengine.system import typed
 from ddengine.system.errors import UserError, unknown
 from ddengine.types import ExpertStep, Method
 
@@ -105,6 +106,9 @@ class DataConfig:
     # decides validation split, subset, and the test split of datasets without one
     split_seed: int = 0
     zca: bool = False  # ZCA whitening (eps 0.1) instead of mean/std normalisation
+    # folder of images that are decoded once, into files that are mapped into memory; auto:
+    # runs/.images for more than a quarter of the memory, else none: they are held in memory
+    cache: str = field(default="auto", metadata=LATE)
 
     def __post_init__(self) -> None:
         require(
@@ -130,6 +134,7 @@ class DataConfig:
             self.size is None or min(self.size) > 0,
             f"data.size must be a positive height and width, got {self.size}.",
         )
+        require(bool(self.cache), "data.cache is empty; name a folder, auto or none.")
         require(
             self.fit in ("squash", "crop", "pad"),
             f"data.fit must be squash, crop or pad, got {self.fit}.",
@@ -214,15 +219,36 @@ class BufferConfig(Generic[StepT]):
     epochs: int = 50  # epochs of training each
     batch: int = 256  # images per training step
     augment: AugmentConfig = AugmentConfig()
-    # epochs whose snapshots are stored (0 is the initialisation); two numbers: from, to
-    keep: Literal["all", "last"] | tuple[int, int] = "all"
+    # epochs whose snapshots are stored (0 is the initialisation); ends: the first and the last; two
+    # numbers: from, to
+    keep: Literal["all", "last", "ends"] | tuple[int, int] = "all"
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the stored snapshots
     # decides every random draw of the experts; that of a distillation is --seed, so one store
     # serves the distillations of many seeds
     seed: int = field(default=0, metadata=LATE)
+    # what is stored of a trajectory: the kept epochs | `waypoints` of them and how far the path
+    # went between, so that any epoch, whole or not, is read as a point on a line
+    store: Literal["snapshots", "convex"] = field(default="snapshots", metadata=LATE)
+    waypoints: int = field(default=2, metadata=LATE)  # of a convex store, at least 2
 
     def __post_init__(self) -> None:
         require_at_least("buffer.num_experts", self.num_experts)
+        require_at_least("buffer.waypoints", self.waypoints, 2)
+        require(
+            self.store == "snapshots" or self.keep == "all",
+            f"buffer.store convex makes waypoints of all epochs, and buffer.keep is {self.keep}; "
+            "set buffer.keep all.",
+        )
+        require(
+            self.store == "snapshots" or self.waypoints <= self.epochs + 1,
+            f"buffer.waypoints {self.waypoints} are more than the epochs that buffer.epochs "
+            f"{self.epochs} gives, the initialisation among them; lower buffer.waypoints.",
+        )
+        require(
+            self.store == "convex" or self.waypoints == 2,
+            f"buffer.waypoints {self.waypoints} are of buffer.store convex, and it is "
+            f"{self.store}; set buffer.store convex.",
+        )
         require_at_least("buffer.epochs", self.epochs)
         require_at_least("buffer.batch", self.batch)
         require_at_least("buffer.seed", self.seed, 0)
@@ -237,10 +263,18 @@ class BufferConfig(Generic[StepT]):
             )
 
     def kept_epochs(self) -> list[int]:
-        """Epochs whose snapshots are stored, ascending."""
-        if isinstance(self.keep, str):
-            return list(range(self.epochs + 1)) if self.keep == "all" else [self.epochs]
+        """Epochs that can be read from the store, ascending."""
+        if self.keep == "all":
+            return list(range(self.epochs + 1))
+        if self.keep == "last":
+            return [self.epochs]
+        if self.keep == "ends":
+            return [0, self.epochs]
         return list(range(self.keep[0], self.keep[1] + 1))
+
+    def num_snapshots(self) -> int:
+        """Snapshots that are stored of an expert."""
+        return self.waypoints if self.store == "convex" else len(self.kept_epochs())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -563,15 +597,19 @@ class EvalConfig:
     protocol: str  # the named protocol that these values start from
     epochs: int = 1000  # E, passes over the set
     batch: int = 256  # images per update
-    optimiser: Literal["sgd", "adamw"] = "sgd"  # adamw has betas 0.9 and 0.999
+    # adamw has betas 0.9 and 0.999 | muon: of hidden layers, with adamw of all else (torch 2.9)
+    optimiser: Literal["sgd", "adamw", "muon"] = "sgd"
     # where optimiser is sgd, networks that it trains badly from scratch (transformers, ConvNeXt)
     # have AdamW and rates to suit
     adapt: bool = True
     momentum: float = 0.9  # of SGD, until the (first) drop
     # half: E + 1 epochs run, after epoch E // 2 + 1 the rate drops and the optimiser starts anew |
     # thirds: E epochs run, the rate drops after 2 E // 3 and 5 E // 6 of them | cosine: E epochs
-    # run, epoch t at half of 1 + cos(pi t / (stretch E)) of the rate
-    schedule: Literal["half", "thirds", "cosine"] = "half"
+    # run, epoch t at half of 1 + cos(pi t / (stretch E)) of the rate | steps: E epochs run, the
+    # rate drops at each of drop_at
+    schedule: Literal["half", "thirds", "cosine", "steps"] = "half"
+    # of schedule steps: after which fractions of the epochs the rate drops, ascending
+    drop_at: tuple[float, ...] = field(default=(), metadata=LATE)
     stretch: float = 1.0  # of cosine: 2 ends at half the rate
     momentum_after: float = 0.9  # after the (first) drop
     weight_decay: float = 5e-4
@@ -604,8 +642,9 @@ class EvalConfig:
     num_networks: int = 5
     # where learning rates come from; validation: for each set and network the best of lr_grid, and
     # on the recipe's network the learned one, by the validation split; without such a split as
-    # learned | learned: of the set on the recipe's network the learned one, elsewhere lr
-    rate: Literal["validation", "learned"] = "validation"
+    # learned | learned: of the set on the recipe's network the learned one, elsewhere lr | fixed:
+    # lr
+    rate: Literal["validation", "learned", "fixed"] = "validation"
     lr: float = 0.01  # learning rate where none is chosen and none was learned
     lr_grid: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03, 0.1)
     search_networks: int = 1  # networks per learning rate tried
@@ -635,6 +674,20 @@ class EvalConfig:
         require_at_least("evaluation.search_networks", self.search_networks)
         require_at_least("evaluation.full_steps", self.full_steps)
         require_at_least("evaluation.updates", self.updates)
+        require(
+            not (self.optimiser == "muon" and self.loss == "uskd"),
+            "evaluation.loss uskd has a second classifier, which evaluation.optimiser muon does "
+            "not train; set evaluation.optimiser sgd or adamw.",
+        )
+        require(
+            bool(self.drop_at) == (self.schedule == "steps"),
+            f"evaluation.drop_at {' '.join(map(str, self.drop_at)) or '()'} says when the rate of "
+            f"schedule steps drops, and the schedule is {self.schedule}; set both, or none.",
+        )
+        require(
+            all(0 < at < 1 for at in self.drop_at) and list(self.drop_at) == sorted(self.drop_at),
+            f"evaluation.drop_at must be ascending fractions of the epochs, got {self.drop_at}.",
+        )
         require(
             len(self.lr_grid) > 0,
             "evaluation.lr_grid must hold at least one learning rate, got none.",
@@ -738,6 +791,9 @@ class Recipe(Generic[BufferT, CodecT, ObjectiveT]):
     # it holds: ipcN:f32 (N images per class of 4 bytes a value; N becomes ipc), ipcN:u8 (1 byte a
     # value) | a number of bytes of all classes together; nothing: as ipc says
     budget: str = field(default="", metadata=LATE)
+    # network which the learning rates are for, and to which losses in the others are
+    # scaled; --for sets it to the network of the recipe; None: the first network
+    scaled_to: str | None = field(default=None, metadata=LATE)
 
     def __post_init__(self) -> None:
         if self.budget:
@@ -796,6 +852,11 @@ class Recipe(Generic[BufferT, CodecT, ObjectiveT]):
             f"{self._why_one_network()}",
         )
         require(
+            self.scaled_to is None or self.objective.draws_networks,
+            f"scaled_to {self.scaled_to} says nothing here: {self._why_one_network()}; leave it "
+            "out.",
+        )
+        require(
             len(set(self.networks)) == len(self.networks),
             f"{' '.join(self.networks)} name a network twice, and each has its turn anyway; name "
             "each once.",
@@ -829,6 +890,13 @@ class Recipe(Generic[BufferT, CodecT, ObjectiveT]):
                 "teachers and buffer.model both name the networks of the experts; leave "
                 "buffer.model out."
             ),
+        )
+        require(
+            not self.objective.reads_between_epochs
+            or self.buffer is None
+            or self.buffer.store == "convex",
+            "This objective reads experts between whole epochs (objective.fractional), and only "
+            "convex stores know these; set buffer.store convex, or objective.fractional False.",
         )
         require(
             self.evaluation.labels != "dynamic" or bool(self.teachers),
@@ -992,10 +1060,11 @@ def for_networks(recipe: Recipe, networks: Sequence[str]) -> Recipe:
 
         recipe = ddengine.for_networks(synth.find("dm/cifar10_ipc10"), ["resnet18-bn", "convnet"])
 
-    An objective that draws networks draws them in turn; of a recipe with teachers they are the
-    teachers, and every image sees all of them. Without names the recipe is as it is. No figure is
-    published for one that changes. Raises UserError for several networks where the objective is of
-    one.
+    An objective that draws networks draws them in turn, and its losses are scaled to gradients as
+    long as in the network of the recipe, which its learning rates are for. Of a recipe with
+    teachers they are the teachers, and every image sees all of them. Without names the recipe is as
+    it is. No figure is published for one that changes. Raises UserError for several networks where
+    the objective is of one.
     """
     if isinstance(networks, str):
         networks = [networks]
@@ -1015,6 +1084,9 @@ def for_networks(recipe: Recipe, networks: Sequence[str]) -> Recipe:
             parts["objective"] = recipe.objective.for_all_teachers()
     else:
         parts["more_models"] = tuple(others)
+        if recipe.objective.draws_networks:
+            measure = recipe.scaled_to or recipe.model
+            parts["scaled_to"] = None if measure == first else measure
     if others and not recipe.evaluation.models:
         parts["evaluation"] = replace(recipe.evaluation, models=tuple(networks))
     other = replace(recipe, **parts)
@@ -1095,15 +1167,31 @@ def from_dict(cls: Any, data: Any) -> Any:
 
     Raises UserError on data that do not fit.
     """
+    try:
+        typed.check(data, cls)
+    except typed.Misfit as misfit:
+        raise UserError(f"The stored {_called(cls)} cannot be read: {misfit}.") from None
+    return _read(cls, data)
+
+
+def _called(cls: Any) -> str:
+    """What a type is called."""
+    return cls.__name__ if isinstance(cls, type) else str(cls)
+
+
+def _read(cls: Any, data: Any) -> Any:
+    """The value of a type that checked JSON data stand for."""
     origin = typing.get_origin(cls)
     if dataclasses.is_dataclass(cls):
         return _config_of(cls, data)
     if origin in (typing.Union, types.UnionType):
         if data is None:
             return None
-        return from_dict(next(a for a in typing.get_args(cls) if a is not type(None)), data)
+        return _read(next(a for a in typing.get_args(cls) if a is not type(None)), data)
     if origin is tuple and isinstance(data, list):
-        return tuple(from_dict(typing.get_args(cls)[0], item) for item in data)
+        return tuple(_read(typing.get_args(cls)[0], item) for item in data)
+    if origin is Mapping:
+        return {name: _read(typing.get_args(cls)[1], part) for name, part in data.items()}
     return float(data) if cls is float else data
 
 
@@ -1113,7 +1201,7 @@ def _config_of(cls: Any, data: Mapping[str, Any]) -> Any:
     values = {}
     for field_of in dataclasses.fields(cls):
         if field_of.name in data:
-            values[field_of.name] = from_dict(hints[field_of.name], data[field_of.name])
+            values[field_of.name] = _read(hints[field_of.name], data[field_of.name])
     try:
         return cls(**values)
     except TypeError as error:
@@ -1136,6 +1224,7 @@ def resolved(recipe: Recipe) -> dict[str, Any]:
     # the digest of the images says what came of these
     for key in ("root", "download", "fit", "background", "image_column", "label_column"):
         data["data"].pop(key)
+    data["data"].pop("cache", None)
     if data["buffer"] is not None:
         data["buffer"]["step"].pop("folder", None)  # of published weights
         data["buffer"].pop("seed", None)  # a run says beside this which experts it follows
@@ -1163,6 +1252,8 @@ def _with_names_of_digests(data: dict[str, Any], size: tuple[int, int] | None) -
     data["teachers"] = named(data["teachers"])
     if "more_models" in data:
         data["more_models"] = named(data["more_models"])
+    if "scaled_to" in data:
+        data["scaled_to"] = naming.in_digest(data["scaled_to"], size)
     data["evaluation"]["models"] = named(data["evaluation"]["models"])
     if data["buffer"] is not None and data["buffer"]["model"] is not None:
         data["buffer"]["model"] = naming.in_digest(data["buffer"]["model"], size)

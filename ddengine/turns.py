@@ -61,22 +61,32 @@ def alone(objective: Objective) -> Sequence[Objective]:
     return objective.objectives if isinstance(objective, InTurn) else [objective]
 
 
-def balanced(objective: Objective, syn: SyntheticSet, learned: Collection[str]) -> Objective:
-    """With gradients in the initial set that are as long in all networks as in the first.
+def balanced(
+    config: ObjectiveConfig,
+    objective: Objective,
+    syn: SyntheticSet,
+    learned: Collection[str],
+    reference: Objective | None = None,
+) -> Objective:
+    """With gradients in the initial set that are as long in all networks as in one of them.
 
     Distances grow with the width and depth of a network, between common ones a thousandfold, and
-    one learning rate would be that of the largest alone. `learned` are the tensors of the set that
-    have an optimiser. An objective of one network stays as it is.
+    one learning rate would be that of the largest alone. `config` built the objective; `learned`
+    are the tensors of the set that have an optimiser. `reference` is the objective in the network
+    which the learning rates are for; without it that is the first, and an objective of one network
+    stays as it is.
     """
-    if not isinstance(objective, InTurn):
+    objectives = alone(objective)
+    if reference is None and len(objectives) == 1:
         return objective
-    first, *others = [_slope(one, syn, learned) for one in objective.objectives]
-    scales = torch.ones(len(objective.objectives), device=syn.classes.device)
-    for number, length in enumerate(others, start=1):
-        if length > 0 and math.isfinite(first / length):
-            scales[number] = first / length
+    lengths = [_slope(one, syn, learned) for one in objectives]
+    wanted = lengths[0] if reference is None else _slope(reference, syn, learned)
+    scales = torch.ones(len(objectives), device=syn.classes.device)
+    for number, length in enumerate(lengths):
+        if length > 0 and math.isfinite(wanted / length):
+            scales[number] = wanted / length
     dist.from_first([scales])  # ranks need not agree to the last bit
-    return InTurn(objective.config, objective.objectives, scales.tolist())
+    return InTurn(config, objectives, scales.tolist())
 
 
 def facts(objective: Objective) -> Json:

@@ -13,7 +13,7 @@ from ddengine.data.splits import listed
 from ddengine.objective import Env
 from ddengine.recipe import require_at_least
 from ddengine.sets.synthetic import SyntheticSet
-from ddengine.system import log
+from ddengine.system import dist, log
 from ddengine.system.rng import on_device
 
 # Images of 32 x 32 in one pass. On a GPU about 3 MB each for a graph of second order (ConvNet,
@@ -90,6 +90,13 @@ def pays(env: Env, images: int, device: str | None = None) -> int:
     if classes < FEWEST[kind]:
         return 1
     return classes
+
+
+def share_of(classes: slice) -> slice:
+    """The part of some classes that is this rank's, where ranks share them: some in a row."""
+    each = -(-(classes.stop - classes.start) // dist.num_ranks())
+    first = min(classes.start + dist.rank() * each, classes.stop)
+    return slice(first, min(first + each, classes.stop))
 
 
 def parts(classes: slice, at_once: int) -> Iterator[slice]:

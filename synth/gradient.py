@@ -27,6 +27,7 @@ from ddengine.learning.losses import task_loss
 from ddengine.objective import VECTORS, Env, Objective, ObjectiveConfig, network_bytes
 from ddengine.recipe import AugmentConfig, require
 from ddengine.sets.synthetic import SyntheticSet
+from ddengine.system import dist
 from ddengine.system.errors import UserError
 from synth.classes import (
     check_batches,
@@ -35,6 +36,7 @@ from synth.classes import (
     parts,
     pays,
     say_small_classes,
+    share_of,
 )
 from synth.networks import Networks, training_gradient
 
@@ -188,6 +190,12 @@ class GradientMatching(ObjectiveConfig, Generic[NetworksT]):
             )
         return GradientObjective(self, env)
 
+    def share(self, objective: Objective, moves: bool) -> bool:
+        """Classes are shared, or where images move after each loss the real gradients alone."""
+        assert isinstance(objective, GradientObjective)
+        objective.shared = "real" if moves else "all"
+        return True
+
 
 class GradientObjective(Objective):
     """See the module."""
@@ -195,6 +203,7 @@ class GradientObjective(Objective):
     def __init__(self, config: GradientMatching, env: Env):
         self.config = config
         self.env = env
+        self.shared: Literal["nothing", "real", "all"] = "nothing"  # over the ranks
         self.train = training_gradient(env)
 
         def loss(
@@ -238,6 +247,8 @@ class GradientObjective(Objective):
         config = self.config
         env = self.env
         theta = config.networks.next(env, self.train, syn, state, step, config.augment, rng)
+        if self.shared != "nothing":  # ranks need not agree to the last bit
+            dist.from_first([theta, *state.values()])
         statistics = batch_statistics(env, theta, rng)
         real = env.real.draw_each(config.real_batch, rng)
         members = class_members(syn, config.syn_batch, rng)
@@ -254,14 +265,32 @@ class GradientObjective(Objective):
         """A distance for each class, those of some classes in one loss."""
         at_once = self.config.classes_at_once or pays(self.env, seen.syn_batch)
         # real gradients do not depend on the images, so they are computed for several losses
-        # together where that pays
+        # together where that pays, and by ranks that share them alone for one each at least
         losses_at_once = max(1, pays(self.env, seen.real_batch) // at_once)
-        for block in parts(seen.everything, at_once * losses_at_once):
-            of_block = torch.cat(list(self._real(seen, block)))
+        if self.shared == "real":
+            losses_at_once *= dist.num_ranks()
+        for block in parts(self._mine(seen), at_once * losses_at_once):
+            of_block = self._real_together(seen, block)
             for classes in parts(block, at_once):
                 first = classes.start - block.start
                 wanted = of_block[first : first + size(classes)]
                 yield self._distance(wanted, self._gradients(seen, classes)).sum()
+
+    def _mine(self, seen: "Seen") -> slice:
+        """The classes whose losses this rank yields."""
+        return share_of(seen.everything) if self.shared == "all" else seen.everything
+
+    def _real_together(self, seen: "Seen", block: slice) -> Tensor:
+        """The real gradients (G, P) of some classes, of which ranks may compute a part each."""
+        if self.shared != "real":
+            return torch.cat(list(self._real(seen, block)))
+        gradients = seen.theta.new_zeros(size(block), len(seen.theta))
+        first = share_of(block).start - block.start
+        for part in self._real(seen, share_of(block)):
+            gradients[first : first + len(part)] = part
+            first += len(part)
+        dist.total([gradients])
+        return gradients
 
     def _distance(self, real: Tensor, syn: Tensor) -> Tensor:
         """The distances (G,) of the configuration between gradients (G, P)."""
@@ -300,12 +329,17 @@ class GradientObjective(Objective):
     @torch.no_grad()
     def _real_mean(self, seen: "Seen") -> Tensor:
         """The mean over all classes of the real gradients (P,)."""
-        shares = []
-        for part in parts(seen.everything, pays(self.env, seen.real_batch)):
+        shares = [torch.zeros_like(seen.theta)]
+        shared = self.shared != "nothing"
+        classes = share_of(seen.everything) if shared else seen.everything
+        for part in parts(classes, pays(self.env, seen.real_batch)):
             images, targets = self._real_images(seen, part)
             gradient = self.one(seen.theta, images, targets, seen.statistics)
             shares.append(gradient * size(part) / len(seen.real))
-        return torch.stack(shares).sum(0)
+        mean = torch.stack(shares).sum(0)
+        if shared:
+            dist.total([mean])
+        return mean
 
     def _share(self, seen: "Seen", classes: slice) -> Tensor:
         """What some classes add to the mean of the decoded images' gradients (P,)."""
@@ -323,19 +357,24 @@ class GradientObjective(Objective):
         real = self._real_mean(seen).unsqueeze(0)
         # several blocks cost a pass more, so their number follows from memory alone
         in_block = self.config.classes_at_once or pays(self.env, seen.syn_batch, "cuda")
-        blocks = list(parts(seen.everything, in_block))
-        if len(blocks) == 1:
+        blocks = list(parts(self._mine(seen), in_block))
+        shared = self.shared == "all"
+        if len(blocks) == 1 and not shared:
             mean = self._share(seen, blocks[0])
             yield self._distance(real, mean.unsqueeze(0)).sum()
             return
         with torch.no_grad():
             shares = [self._share(seen, block) for block in blocks]
-            mean = torch.stack(shares).sum(0)
+            mean = torch.stack([torch.zeros_like(seen.theta), *shares]).sum(0)
+        if shared:
+            dist.total([mean])
         mean.requires_grad_()
         value = self._distance(real, mean.unsqueeze(0)).sum()
         (slope,) = torch.autograd.grad(value, mean)
         linear = (slope * mean.detach()).sum()
-        constant = (value.detach() - linear) / len(blocks)
+        constant = (value.detach() - linear) / max(1, len(blocks))
+        if shared and dist.rank() != 0:  # the first rank says it, whose blocks there always are
+            constant = torch.zeros_like(constant)
         for block in blocks:
             share = self._share(seen, block)
             yield (slope * share).sum() + constant

@@ -7,7 +7,7 @@ happens on one flat parameter vector in one loop: batches are indexed on the dev
 back.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, Self
 
@@ -37,6 +37,19 @@ class Networks(Protocol):
         """Works to cite."""
         return ()
 
+    @property
+    def reads_experts(self) -> bool:
+        """Whether they are snapshots of experts."""
+        return False
+
+    @property
+    def judges(self) -> bool:
+        """Whether `with_judge` gives a second network that can judge the images."""
+        return False
+
+    def check(self, epochs: Sequence[int]) -> None:
+        """Raise UserError unless experts with these epochs stored, ascending, will do."""
+
     def state(self, env: Env) -> State:
         """What is kept between steps, before the first; nothing by default."""
         return {}
@@ -64,6 +77,22 @@ class Networks(Protocol):
         `config` is the augmentation of the objective.
         """
         ...
+
+    def with_judge(
+        self,
+        env: Env,
+        gradient: Gradient,
+        syn: SyntheticSet,
+        state: State,
+        step: int,
+        config: AugmentConfig,
+        rng: Generator,
+    ) -> tuple[Tensor, Tensor | None]:
+        """What `next` gives, and the parameters (P,) of a network that says what class it sees.
+
+        None, by default, where there is no such network.
+        """
+        return self.next(env, gradient, syn, state, step, config, rng), None
 
     def round(self, syn: SyntheticSet, step: int) -> tuple[int, int]:
         """(which network, how many steps it has seen) at an outer step."""

@@ -8,17 +8,22 @@ where the expert was M epochs later:
 
     loss = |theta_N - theta*_{t+M}|^2 / |theta*_t - theta*_{t+M}|^2       (eq. 2)
 
-The five slots hold what later methods change: where segments start, what happens to the start, a
-factor on the inner loss, at which steps the student is compared, and how it steps. Differs from
+The slots hold what later methods change: where segments start, what happens to the start, a factor
+on the inner loss, at which steps the student is compared and in which parameters, and how it
+steps. Differs from
 the released code: expert and start epoch are independent uniform draws (the released loader walks
 through shuffled files), and every random number follows from the seed.
 
 TESLA (Cui et al., ICML 2023, arXiv 2211.10586) is `backprop` detached, which is biased although its
 paper calls it exact, and for ImageNet-1K `labels` target: each segment trains on the labels that
 the expert gives the images at the segment's end.
+
+ATT (Liu et al., ECCV 2024, arXiv 2407.14245) is `match` nearest: the student is compared after the
+step that brought it nearest to where it should be, in place of its last. Steps after that one are
+made to find it, and cut from the graph.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Generic, Literal, Protocol, Self, TypeVar
@@ -32,7 +37,7 @@ from ddengine.learning.inner import inner_gradient
 from ddengine.learning.losses import task_loss
 from ddengine.learning.memory import graph_bytes, graphs_that_fit
 from ddengine.learning.teachers import predict
-from ddengine.learning.unroll import unroll
+from ddengine.learning.unroll import BatchFn, unroll
 from ddengine.learning.updates import HeavyBall, Sgd, Update
 from ddengine.objective import Env, Objective, ObjectiveConfig, network_bytes
 from ddengine.recipe import LATE, AugmentConfig, require, require_at_least
@@ -68,6 +73,8 @@ LossScaleT = TypeVar("LossScaleT", bound=Any)
 MilestonesT = TypeVar("MilestonesT", bound=Any)
 # None or an Update: how the student steps
 StudentT = TypeVar("StudentT", bound=Any)
+# None or Callable[[Tensor], Tensor]: squared errors (P,) -> which of them count (n,)
+CoordinatesT = TypeVar("CoordinatesT", bound=Any)
 
 EMPTY: Any = None  # a slot without a part; parts are frozen dataclasses
 Milestones = tuple[tuple[int, int, float], ...]
@@ -102,7 +109,7 @@ class UniformWindow:
 
 @dataclass(frozen=True, kw_only=True)
 class TrajectoryMatching(
-    ObjectiveConfig, Generic[WindowT, PerturbT, LossScaleT, MilestonesT, StudentT]
+    ObjectiveConfig, Generic[WindowT, PerturbT, LossScaleT, MilestonesT, StudentT, CoordinatesT]
 ):
     """Configuration of the objective."""
 
@@ -123,6 +130,12 @@ class TrajectoryMatching(
     milestones: MilestonesT = EMPTY  # comparisons before the last step
     # how the student steps, such as Adam; None: by SGD with `momentum`
     student: StudentT = field(default=EMPTY, metadata=LATE)
+    # after which step the student is compared with the end of the segment: its last | the one that
+    # is nearest to that end, by the sum of absolute differences; of equal ones the last
+    match: Literal["last", "nearest"] = field(default="last", metadata=LATE)
+    coordinates: CoordinatesT = field(default=EMPTY, metadata=LATE)  # which parameters are compared
+    # segments start at any point from the first start epoch to the last, whole or not (MCT)
+    fractional: bool = field(default=False, metadata=LATE)
 
     def __post_init__(self) -> None:
         require_at_least("objective.inner_steps", self.inner_steps)
@@ -143,13 +156,26 @@ class TrajectoryMatching(
             f"objective.momentum {self.momentum} is of SGD, and objective.student steps by "
             f"{type(self.student).__name__}; set objective.momentum 0.",
         )
+        require(
+            self.match == "last" or not self.milestones,
+            "objective.match nearest compares after one step alone, and objective.milestones name "
+            "others; take milestones from a recipe without (--take objective.milestones=RECIPE).",
+        )
+        require(
+            not (self.fractional and self.labels == "target"),
+            "objective.labels target asks the network at the end of a segment, and with "
+            "objective.fractional True that is between epochs; set one of them back.",
+        )
 
     @property
     def cites(self) -> tuple[str, ...]:
         """Works to cite for the parts in use, as each part says its own."""
+        cited = ["cazenavette2022mtt"]
         if self.backprop == "detached" or self.labels == "target":
-            return ("cazenavette2022mtt", "cui2023tesla")
-        return ("cazenavette2022mtt",)
+            cited.append("cui2023tesla")
+        if self.match == "nearest":
+            cited.append("liu2024att")
+        return tuple(cited)
 
     @property
     def reads_experts(self) -> bool:
@@ -160,6 +186,11 @@ class TrajectoryMatching(
     def follows_experts(self) -> bool:
         """From the start of a segment to its end."""
         return True
+
+    @property
+    def reads_between_epochs(self) -> bool:
+        """Where segments start anywhere."""
+        return self.fractional
 
     @property
     def makes_labels(self) -> bool:
@@ -342,20 +373,38 @@ class TrajectoryObjective(Objective):
 
         inputs = dict(syn.tensors)
         lr = inputs.pop("lr")
+        steps = config.inner_steps
+        if config.match == "nearest":
+            steps = self._nearest_step(segment, batch, inputs, lr)
         reached = unroll(
             self.gradient,
             batch,
             segment.theta,
             inputs,
-            config.inner_steps,
+            steps,
             lr=lr,
             update=config.update(),
             keep=[k for k, _, _ in segment.milestones[:-1]],
             backprop="replay" if config.backprop == "auto" else config.backprop,
-            kept_graphs=self.kept_graphs,
+            kept_graphs=min(self.kept_graphs, steps),
         )
         weights = [weight for _, _, weight in segment.milestones]
-        yield matching_loss(reached, segment.ends, segment.theta, weights)
+        yield matching_loss(
+            reached, segment.ends, segment.theta, weights, coordinates=config.coordinates
+        )
+
+    @torch.no_grad()
+    def _nearest_step(
+        self, segment: "Segment", batch: BatchFn, inputs: Mapping[str, Tensor], lr: Tensor
+    ) -> int:
+        """After how many steps the student is nearest to the end of the segment."""
+        config = self.config
+        num = config.inner_steps
+        update, early = config.update(), range(1, num)
+        reached = unroll(
+            self.gradient, batch, segment.theta, inputs, num, lr=lr, update=update, keep=early
+        )
+        return nearest(reached, segment.ends[-1])
 
     def _segment(self, step: int, rng: Generator) -> "Segment":
         """A segment drawn for an outer step."""
@@ -364,7 +413,9 @@ class TrajectoryObjective(Objective):
         assert experts is not None
         low, high = config.window(step)
         expert = int(torch.randint(experts.num_experts, (1,), generator=rng))
-        start = int(torch.randint(low, high, (1,), generator=rng))
+        start: float = int(torch.randint(low, high, (1,), generator=rng))
+        if config.fractional:
+            start = low + (high - 1 - low) * float(torch.rand((), generator=rng))
         milestones = config.comparisons()
         epochs = [start]
         for _, epoch, _ in milestones:
@@ -379,7 +430,7 @@ class TrajectoryObjective(Objective):
         """The factor on the inner loss."""
         factor = 1.0
         if self.config.loss_scale:
-            factor = self.config.loss_scale(segment.start, self.config.window.last + 1)
+            factor = self.config.loss_scale(int(segment.start), self.config.window.last + 1)
         return torch.tensor(factor, device=self.env.device)
 
     @torch.no_grad()
@@ -387,7 +438,7 @@ class TrajectoryObjective(Objective):
         """The logits (n, K) of the network that the segment leads to, of the examples `used`."""
         experts = self.env.experts
         assert experts is not None
-        network = experts.load(segment.expert, segment.start + self.config.expert_epochs)
+        network = experts.load(segment.expert, int(segment.start) + self.config.expert_epochs)
         return predict(network.to(self.env.device), syn.batch(used).images)
 
 
@@ -396,20 +447,42 @@ class Segment:
     """What a student is to follow."""
 
     expert: int
-    start: int  # the epoch it starts at
+    start: float  # the epoch it starts at
     theta: Tensor  # (P,) where the student starts: the snapshot, perturbed or not
     ends: Tensor  # (J, P) where it should be, at each milestone
     milestones: Milestones  # J, the last after all inner steps
 
 
-def matching_loss(reached: Tensor, targets: Tensor, start: Tensor, weights: list[float]) -> Tensor:
+def nearest(reached: Tensor, target: Tensor) -> int:
+    """Which of the parameters (N, P) after step 1, 2, ... is nearest to a target (P,).
+
+    By the sum of absolute differences, of equal ones the last (ATT). The released program takes
+    none where all sums are above 10,000.
+    """
+    distances = (reached - target).abs().sum(1)
+    return len(distances) - int(distances.flip(0).argmin())
+
+
+def matching_loss(
+    reached: Tensor,
+    targets: Tensor,
+    start: Tensor,
+    weights: list[float],
+    *,
+    coordinates: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
     """Sum over milestones of weight * |reached - target|^2 / |start - target|^2.
 
-    Of reached and targets (J, P) and start (P,).
+    Of reached and targets (J, P) and start (P,). `coordinates` says, of the squared errors (P,) of
+    each, which are in both sums; None: all.
     """
-    missed = (reached - targets).square().sum(1)
-    way = (start - targets).square().sum(1)
-    distances = missed / way
+    errors = (reached - targets).square()
+    lengths = (start - targets).square()
+    if coordinates is not None:
+        chosen = torch.stack([coordinates(row) for row in errors.detach()])
+        errors = errors.gather(1, chosen)
+        lengths = lengths.gather(1, chosen)
+    distances = errors.sum(1) / lengths.sum(1)
     factors = torch.tensor(weights, device=distances.device, dtype=distances.dtype)
     return (distances * factors).sum()
 

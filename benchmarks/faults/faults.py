@@ -15,7 +15,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
@@ -34,6 +36,26 @@ EVALUATE = ["run", "--epochs", "400", "--num_networks", "3", "--lr_grid", "0.01"
 EVALUATE += ["--baselines", "random", "--no-reuse_baselines"]
 
 
+DECODE = ["dm/fashion_mnist_ipc1_small", "--init.kind", "real", "--data.name", "folder"]
+DECODE += ["--data.root", "images", "--data.size", "96", "96", "--data.limit", "None"]
+DECODE += ["--data.cache", "cache", "--out", "run"]
+NUM_IMAGES, SIDE = 2500, 128  # of which four fifths are decoded, into four blocks
+
+
+def nothing(folder: Path) -> None:
+    """Nothing lies in the folder before the first command."""
+
+
+def images(folder: Path) -> None:
+    """Write image files of noise in two class folders."""
+    rng = np.random.default_rng(0)
+    for i in range(NUM_IMAGES):
+        path = folder / "images" / "ab"[i % 2] / f"{i:05}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        coarse = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((SIDE, SIDE)).save(path)
+
+
 @dataclass(frozen=True)
 class Stage:
     """A command, the stages that come before it, and what it leaves."""
@@ -41,6 +63,7 @@ class Stage:
     command: tuple[str, ...]
     before: tuple[str, ...]
     results: tuple[str, ...]  # patterns of the files that hold its numbers
+    prepare: Callable[[Path], None] = nothing  # makes what lies there before the first command
 
 
 STAGES = {
@@ -48,6 +71,12 @@ STAGES = {
     "distill": Stage(("distill", *DISTILL), (), ("run/distilled/*.safetensors", "run/*.jsonl")),
     "evaluate": Stage(("evaluate", *EVALUATE), ("distill",), ("run/evaluation.json",)),
     "report": Stage(("report", "run"), ("distill", "evaluate"), ("run/report.html",)),
+    "cache": Stage(
+        ("select", *DECODE),
+        (),
+        ("cache/*/*", "run/distilled/*.safetensors"),
+        images,
+    ),
 }
 # what tells when a command ran, and not what came of it
 TIMES = ("seconds", "command", "processes", "blake2b")
@@ -90,6 +119,13 @@ def finish(command: Sequence[str], folder: Path) -> tuple[int, str, float]:
     return process.returncode, said, time.perf_counter() - began
 
 
+def made_before(folder: Path, stage: Stage) -> None:
+    """Make all that comes before a stage."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stage.prepare(folder)
+    made(folder, stage.before)
+
+
 def made(folder: Path, stages: Sequence[str]) -> None:
     """Run the commands of some stages in a folder; all must succeed."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -112,7 +148,8 @@ def _digest(path: Path) -> str:
         return files.tensor_digest(files.read_tensors(path)[0])
     if path.suffix == ".json":
         return _hash(json.dumps(_without_times(json.loads(path.read_text())), sort_keys=True))
-    return _hash("page") if path.suffix == ".html" else _hash(path.read_text())
+    content = b"page" if path.suffix == ".html" else path.read_bytes()
+    return hashlib.blake2b(content, digest_size=12).hexdigest()
 
 
 def _hash(text: str) -> str:

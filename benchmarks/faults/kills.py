@@ -1,6 +1,6 @@
 """Is anything lost or wrong where a command is killed with -9 at any moment?
 
-    python benchmarks/faults/kills.py --times 30 --stages buffer distill evaluate report
+    python benchmarks/faults/kills.py --times 30 --stages buffer distill evaluate report cache
 
 Each stage runs once to its end. Then it is started again and again in a copy of what is before it,
 killed after a random share of the time that it took, and started again in the same folder until it
@@ -41,7 +41,7 @@ def main(settings: Settings) -> None:
 def tried(name: str, times: int, draw: random.Random, place: Path) -> faults.Row:
     """What came of so many kills of a stage."""
     stage = faults.STAGES[name]
-    faults.made(place / "before", stage.before)
+    faults.made_before(place / "before", stage)
     whole = place / "whole"
     shutil.copytree(place / "before", whole)
     code, said, seconds = faults.finish(stage.command, whole)

@@ -38,7 +38,7 @@ def main(settings: Settings) -> None:
     with tempfile.TemporaryDirectory() as place:
         for name in settings.stages:
             stage, folder = faults.STAGES[name], Path(place) / name
-            faults.made(folder / "before", stage.before)
+            faults.made_before(folder / "before", stage)
             shutil.copytree(folder / "before", folder / "whole")
             code, said, seconds = faults.finish(stage.command, folder / "whole")
             assert code == 0, said

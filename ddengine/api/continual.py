@@ -1,18 +1,16 @@
 """Class-incremental learning with memories of equal bytes."""
 
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ddengine import naming
 from ddengine.api.checks import check_folder, check_recipe, check_run
 from ddengine.api.distill import distill_data
 from ddengine.api.inputs import AUTO, Images, dataset_of, pointed_at
-from ddengine.api.keeping import kept_in
+from ddengine.api.keeping import content_of, kept_in
 from ddengine.api.outcomes import Outcome
 from ddengine.artefact import runs
 from ddengine.data import Data
@@ -20,13 +18,15 @@ from ddengine.pages import of_continual
 from ddengine.prepare import check_networks, reads_experts
 from ddengine.recipe import Recipe, to_dict
 from ddengine.sets.synthetic import SyntheticSet
-from ddengine.system import files, log, runtime
+from ddengine.system import log, runtime
 from ddengine.system.errors import UserError
 from ddengine.system.runtime import Precision
 from ddengine.uses import continual as learning
 from ddengine.uses.continual import ContinualConfig
 
 MARK = "continual.recipe.json"
+FILE = "continual.json"
+PARTIAL = "continual.partial.jsonl"  # what is finished of a run that is not done
 
 
 def continual(
@@ -40,6 +40,7 @@ def continual(
     precision: Precision = "fp32",
     progress: log.Progress = True,
     restart: bool = False,
+    command: Sequence[str] = (),
 ) -> Outcome:  # long: its arguments are explained
     """A network that learns classes in stages, with distilled, random and herding memories.
 
@@ -56,6 +57,7 @@ def continual(
         precision: fp32, tf32 or bf16.
         progress: as `distill` takes it.
         restart: begin anew, deleting what the folder holds.
+        command: the words by which a command line asked for this.
 
     Raises:
         UserError: a recipe that needs experts, a budget that is too small, a folder of something
@@ -80,7 +82,7 @@ def continual(
         with kept_in(
             folder, recipe, wanted, command="continual", use="continual", mark=MARK, restart=restart
         ) as path:
-            content = _content(path, learn)
+            content = _content(path, learn, command)
         table, notes = partial(of_continual.table, content), tuple(of_continual.notes(content))
         return Outcome(content, _rows(content), table, notes, path)
 
@@ -94,22 +96,23 @@ def _check_experts(recipe: Recipe, config: ContinualConfig) -> None:
         )
 
 
-def _content(folder: Path | None, learn: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
-    """The content of continual.json, learned where it is not there; None keeps nothing.
+def _content(
+    folder: Path | None, learn: Callable[[Path], dict[str, Any]], command: Sequence[str]
+) -> Mapping[str, Any]:
+    """The content of continual.json, with the picture beside it.
 
     `learn` takes the file in which finished stages are remembered.
     """
-    if folder is None:
-        with tempfile.TemporaryDirectory(prefix="ddengine-") as temporary:
-            return learn(Path(temporary) / "continual.partial.jsonl")
-    file = folder / "continual.json"
-    if file.is_file():
-        content = naming.read_json(file, "memories")
-        log.say(f"{file} is there; --restart begins anew")
-    else:
-        content = learn(folder / "continual.partial.jsonl")
-        files.write_json(file, {"format": naming.FORMAT, **content})
-    of_continual.plot(folder / "continual.png", content)
+
+    def make(place: Path) -> dict[str, Any]:
+        return learn(place / PARTIAL)
+
+    unfinished = (PARTIAL, learning.NETWORKS)
+    content = content_of(
+        folder, FILE, make, keys=("memories",), command=command, unfinished=unfinished
+    )
+    if folder is not None:
+        of_continual.plot(folder / "continual.png", content)
     return content
 
 
@@ -150,6 +153,6 @@ def _within_pixels(recipe: Recipe, config: ContinualConfig) -> Recipe:
     return within
 
 
-def _rows(content: dict[str, Any]) -> list[dict[str, Any]]:
+def _rows(content: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One row a memory."""
     return [{"memory": name, **facts} for name, facts in content["memories"].items()]

@@ -1,5 +1,6 @@
 """Distillation: images and a recipe in, a distilled set out. The command line calls this too."""
 
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddengine import loop, turns
+from ddengine import in_groups, loop, turns
 from ddengine.api import experts as of_experts
 from ddengine.api.begun import begun, followed, place
 from ddengine.api.checks import check_folder, check_recipe, check_run, say_slow_precision
@@ -122,8 +123,17 @@ class Job:
             images=self.images,
         )
         seconds = round(time.perf_counter() - began, 2)  # what a set that is only chosen costs
-        loop.check(syn, objective, self.recipe.outer, self.recipe.taken)  # before there is a folder
+        recipe, shared = self.recipe, self.shares(objective)
+        loop.check(syn, objective, recipe.outer, recipe.taken, shared=shared)  # before any folder
         return syn, objective, seconds
+
+    def shares(self, objective: Objective) -> bool:
+        """Whether the ranks share the work of each draw; an objective that can, does from now."""
+        method, outer = self.recipe.objective, self.recipe.outer
+        if not loop.must_share(objective, outer):
+            return False
+        moves = outer.step_after == "each"
+        return all([method.share(one, moves) for one in turns.alone(objective)])
 
     def renumbered(self, syn: SyntheticSet) -> SyntheticSet:
         """The set with its classes numbered as `class_names` has them."""
@@ -370,7 +380,7 @@ def _in_memory(job: Job, bibtex: Bibtex | None, began: float) -> Distilled:
     syn, objective, initial_seconds = job.start(experts)
     choose(recipe.objective, objective, syn, job.device)
     with tempfile.TemporaryDirectory(prefix="ddengine-") as temporary:
-        result, counters = loop.distill(
+        result, counters = in_groups.distill(
             syn,
             objective,
             quiet,
@@ -378,6 +388,7 @@ def _in_memory(job: Job, bibtex: Bibtex | None, began: float) -> Distilled:
             seed=job.seed,
             finish=partial(shipped, recipe=recipe, experts=experts),
             began=began,
+            shared=job.shares(objective),
         )
     meta = job.meta(experts, counters, initial_seconds, objective, bibtex, result)
     return Distilled(job.renumbered(result), meta, None, job.data.split_names)
@@ -460,7 +471,7 @@ def _kept(job: Job, keep: Keep) -> Distilled:
             teachers=teachers,
         )
 
-    result, counters = loop.distill(
+    result, counters = in_groups.distill(
         syn,
         objective,
         recipe.outer,
@@ -472,12 +483,14 @@ def _kept(job: Job, keep: Keep) -> Distilled:
         board=board,
         began=keep.began,
         run=digest(keep.identity),
+        shared=job.shares(objective),
     )
     began = time.perf_counter() - counters.wall_seconds  # without interruptions
     meta = job.meta(experts, counters, initial_seconds, objective, keep.bibtex, result)
     renumbered = job.renumbered(result)
     if first:
         writing.write_run(folder, renumbered, data, meta, shown=result)
+        shutil.rmtree(folder / in_groups.FOLDER, ignore_errors=True)
         seconds = time.perf_counter() - began
         _say_what_came(renumbered, data, meta, folder, seconds, recipe.validated_on)
     return Distilled(renumbered, meta, folder, data.split_names)

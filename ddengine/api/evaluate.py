@@ -1,7 +1,7 @@
 """What a set is worth: networks trained on it beside its baselines; and a single network."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ddengine import naming
+from ddengine import contents, naming
 from ddengine.api.checks import check_experts, check_folder, check_run
 from ddengine.api.inputs import Images, Source, dataset_of
+from ddengine.api.keeping import kept_beside
 from ddengine.api.outcomes import Outcome
 from ddengine.api.results import Distilled, on_device, opened
 from ddengine.artefact import results, runs
@@ -43,10 +44,11 @@ from ddengine.recipe import (
 )
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.sets.targets import Targets
-from ddengine.system import claims, files, log, program, runtime
+from ddengine.system import crew, dist, files, log, program, runtime
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 from ddengine.system.runtime import Precision
+from ddengine.system.workers import Message
 from ddengine.types import Experts
 
 NEEDED = {"name", "model", "data", "evaluation"}  # of the recipe in meta.json
@@ -155,10 +157,7 @@ def _told(
     asking: "Asking", folder: Path | str | None, sort: tables.Sort, seconds_before: float
 ) -> Outcome:
     """An evaluation as a table; that of a set by what it says itself also lies in its folder."""
-    out = asking.of.run if asking.is_told else None
-    if folder is not None:
-        out = Path(folder)
-    with claims.claimed(out, "evaluate"):
+    with kept_beside(asking.of, folder, "evaluate", told=asking.is_told) as out:
         return _kept(asking, out, folder is None, sort, seconds_before)
 
 
@@ -168,9 +167,11 @@ def _kept(
     """An evaluation as a table, which `out` keeps; `is_own` says that it is the set's own."""
     of = asking.of
     content = asking.evaluation(out, "evaluate", seconds_before)
+    told = outcome(content, of, out, sort)
+    if dist.rank() != 0:
+        return told
     if is_own and of.folder is not None and not asking.brings_own:
         results.add_results(of.folder, dict(content))
-    told = outcome(content, of, out, sort)
     if out is None or len({row["model"] for row in told.rows}) == 1:
         return told
     picture = out / "heat_map.png"
@@ -251,8 +252,43 @@ class Asking:
     ) -> dict[str, Any]:
         """The content of evaluation.json in `out`, made where it is not there; None keeps nothing.
 
-        Raises UserError for one that was made with other settings, where that is to be refused.
+        Of several ranks the first makes it, and the others train what it gives them. Raises
+        UserError for one that was made with other settings, where that is to be refused.
         """
+        if not dist.shares():
+            return self._evaluation(out, command, seconds_before)
+        content = None
+        if dist.rank() == 0:
+            with crew.led():
+                content = self._evaluation(out, command, seconds_before)
+        else:
+            crew.serve(self._helping)
+        return dist.told(content)
+
+    def _helping(self, beginning: Message) -> Callable[[Message], Message]:
+        """What trains for the first rank."""
+        opened_set = self.open()
+        asked = self._trained(opened_set, None)
+        return evaluation_of.helping(
+            opened_set.syn, opened_set.data, self.config, self.model, beginning, **asked
+        )
+
+    def _trained(self, opened_set: "OpenSet", out: Path | None) -> dict[str, Any]:
+        """Further arguments of `evaluate` that decide what is trained, and how."""
+        return {
+            "seed": self.seed,
+            "device": opened_set.device,
+            "precision": self.precision,
+            "name": row_name(self.of.meta, self.config),
+            "teachers": self._teachers(opened_set),
+            "test": _test_images(self.test, opened_set),
+            "factories": self.factories,
+            "train": self.train,
+            "economy": replace(self.economy, baselines=self._baselines(out)),
+        }
+
+    def _evaluation(self, out: Path | None, command: str, seconds_before: float) -> dict[str, Any]:
+        """The same, of the only rank, or of the first."""
         if out is not None and (out / "evaluation.json").exists() and not self.restart:
             made = self._made_before(out / "evaluation.json", command)
             if made is not None:
@@ -260,7 +296,7 @@ class Asking:
                 (out / PARTIAL).unlink(missing_ok=True)  # which a kill has left
                 return made
         opened_set = self.open()
-        teachers = self._teachers(opened_set)
+        asked = self._trained(opened_set, out)
         if out is not None:
             files.make_folder(out)
         content = evaluation_of.evaluate(
@@ -268,17 +304,9 @@ class Asking:
             opened_set.data,
             self.config,
             self.model,
-            seed=self.seed,
-            device=opened_set.device,
-            precision=self.precision,
             memo_path=None if out is None else out / PARTIAL,
             seconds_before=seconds_before,
-            name=row_name(self.of.meta, self.config),
-            teachers=teachers,
-            test=_test_images(self.test, opened_set),
-            factories=self.factories,
-            train=self.train,
-            economy=replace(self.economy, baselines=self._baselines(out)),
+            **asked,
         )
         if brought := self._brought():
             content["brought"] = brought
@@ -346,7 +374,7 @@ class Asking:
             log.say("a function that you bring has no file to tell it by, so it is trained again")
             return None
         try:
-            content = naming.read_json(path, "rows", "protocol")
+            content = contents.read_json(path, "rows", "protocol")
         except UserError:
             raise UserError(f"{path} is damaged; evaluate again with --restart.") from None
         digest = self._set_digest()
@@ -503,7 +531,7 @@ def protocol_of(
             f"{where} does not say the recipe of the set, so it cannot be evaluated; distill it "
             "again."
         )
-    protocol = start or from_dict(EvalConfig, recipe["evaluation"])
+    protocol = start or _without_code(from_dict(EvalConfig, recipe["evaluation"]))
     if not students:
         protocol = replace(protocol, as_students=False)
     if "random" in protocol.baselines:
@@ -514,6 +542,20 @@ def protocol_of(
             protocol = _with_baselines(protocol, CONTROLS)
         protocol = replace(protocol, baseline_steps="updates")
     return as_students(protocol, students_of(of.meta))
+
+
+def _without_code(protocol: EvalConfig) -> EvalConfig:
+    """The protocol of a set, which may be a stranger's, without networks of files: they are run."""
+    kept = []
+    for model in protocol.models:
+        if names_file(model):
+            log.say(
+                f"warning: the set asks for {model}, a file of Python that would be run, so it is "
+                "left out; --models names it, if you trust it"
+            )
+        else:
+            kept.append(model)
+    return replace(protocol, models=tuple(kept))
 
 
 def _controls(targets: Targets) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from ddengine.artefact import export as exporting
 from ddengine.artefact import hub, tars
 from ddengine.artefact.export import Format
 from ddengine.artefact.owner import OwnersWords
-from ddengine.system import log
+from ddengine.system import claims, log
 
 
 def export(
@@ -41,7 +41,7 @@ def export(
         UserError: a path that holds no set, files that exist already.
     """
     path = path_of(of) if isinstance(of, Distilled) else Path(of)
-    with log.shown(progress):
+    with log.shown(progress), claims.claimed(Path(folder), "export"):
         words = OwnersWords(title, license)
         return exporting.export(path, format, Path(folder), per_shard=per_shard, words=words)
 

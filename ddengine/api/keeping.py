@@ -1,13 +1,19 @@
-"""The folder that a use of a dataset keeps its results in."""
+"""The folder that a use of a dataset or of a set keeps its results in."""
 
-from collections.abc import Iterator
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from ddengine import contents, naming
 from ddengine.api.inputs import AUTO, default_folder
+from ddengine.api.results import Distilled
 from ddengine.artefact import runs
 from ddengine.recipe import Recipe, to_dict
-from ddengine.system import claims
+from ddengine.system import claims, files, log, program
+from ddengine.system.errors import UserError
 from ddengine.types import Json
 
 
@@ -46,3 +52,91 @@ def kept_in(
                 runs.delete(path, mark)
             runs.claim(path, mark, {"recipe": to_dict(recipe), **identity})
         yield path
+
+
+@contextmanager
+def kept_beside(
+    of: Distilled, folder: Path | str | None, command: str, *, told: bool = True
+) -> Iterator[Path | None]:
+    """Within the block a folder is this command's: the given one, else that of the set's run.
+
+    A set in memory has none, so nothing is kept. Raises UserError where another command works
+    there.
+
+    Args:
+        of: the set that is used.
+        folder: where; None: as above.
+        command: what works there, in words of the command line.
+        told: whether what is asked for can be told from anything else; what cannot, such as a
+            function of the user, is kept only in a folder that is given.
+    """
+    path = of.run if told else None
+    if folder is not None:
+        path = Path(folder)
+    with claims.claimed(path, command):
+        yield path
+
+
+def content_of(
+    folder: Path | None,
+    name: str,
+    make: Callable[[Path], Mapping[str, Any]],
+    *,
+    keys: Sequence[str] = ("rows", "identity"),
+    identity: str | None = None,
+    restart: bool = False,
+    command: Sequence[str] = (),
+    unfinished: Sequence[Path | str] = (),
+) -> Mapping[str, Any]:
+    """The content of the file that a use writes, made where it is not there.
+
+    Args:
+        folder: where the file lies; None keeps nothing.
+        name: of the file, such as prune.json.
+        make: makes the content; it is given the folder in which finished work may be remembered.
+        keys: what the file must hold.
+        identity: what the file must say that it is of; None: the folder says it.
+        restart: make it anew although the file is there.
+        command: the words by which a command line asked for it.
+        unfinished: names of files and folders in `folder` by which `make` goes on after a kill;
+            they are removed once the content is written.
+
+    Raises:
+        UserError: a file of another identity, or one that cannot be read.
+    """
+    if folder is None:
+        with tempfile.TemporaryDirectory(prefix="ddengine-") as temporary:
+            return make(Path(temporary))
+    file = folder / name
+    if file.is_file() and not restart:
+        content = contents.read_json(file, *keys)
+        _check_identity(file, content, identity)
+        _forget(folder, unfinished)  # a kill may have left them
+        log.say(f"{file} is there; --restart begins anew")
+        return content
+    files.make_folder(folder)
+    content = {"format": naming.FORMAT, **make(folder)}
+    if command:
+        content["command"] = [*program.stored(), *command]
+    files.write_json(file, content)
+    _forget(folder, unfinished)
+    return content
+
+
+def _forget(folder: Path, names: Sequence[Path | str]) -> None:
+    """Remove files and folders."""
+    for name in names:
+        path = folder / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _check_identity(file: Path, content: Mapping[str, Any], identity: str | None) -> None:
+    """Raise UserError where a file says that it is of something else."""
+    if identity is not None and content["identity"] != identity:
+        raise UserError(
+            f"{file} was made with other settings, images or experts; begin anew with "
+            "--restart, or name another folder with --out."
+        )

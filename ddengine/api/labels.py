@@ -1,36 +1,37 @@
 """Labels bought in rounds from a teacher that errs."""
 
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from ddengine import naming
 from ddengine.api.checks import check_folder, check_recipe, check_run
 from ddengine.api.inputs import AUTO, Images, dataset_of, pointed_at
-from ddengine.api.keeping import kept_in
+from ddengine.api.keeping import content_of, kept_in
 from ddengine.api.outcomes import Outcome
-from ddengine.api.results import Distilled, on_device, opened
+from ddengine.api.results import Distilled, opened, set_of_images
 from ddengine.data import Data
 from ddengine.evaluation.decoded import freeze
 from ddengine.evaluation.evaluate import set_digest
 from ddengine.models import build_model
 from ddengine.pages import of_labels
 from ddengine.recipe import Recipe, digest
-from ddengine.system import files, log, runtime
+from ddengine.system import log, runtime
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 from ddengine.system.runtime import Precision
+from ddengine.types import Json
 from ddengine.uses import labels as buying
 from ddengine.uses.labels import Context, LabelsConfig, OfFile, Pool
 from ddengine.uses.labels.answers import write_questions
 
 MARK = "labels.recipe.json"
 FILE = "labels.json"
+PARTIAL = "labels.partial.jsonl"  # what is finished of a run that is not done
 QUESTIONS = "ask.csv"
 
 
@@ -47,6 +48,7 @@ def buy_labels(
     precision: Precision = "fp32",
     progress: log.Progress = True,
     restart: bool = False,
+    command: Sequence[str] = (),
 ) -> Outcome:  # long: its arguments are explained
     """Choose in rounds which points to ask a teacher about, whose answers may be wrong.
 
@@ -72,6 +74,7 @@ def buy_labels(
         precision: fp32, tf32 or bf16.
         progress: as `distill` takes it.
         restart: begin anew, deleting what the folder holds.
+        command: the words by which a command line asked for this.
 
     Raises:
         UserError: more points than the pool has, answers about points or classes that do not exist,
@@ -91,13 +94,15 @@ def buy_labels(
         where = runtime.setup(device, precision)
         loaded = source.load(where, test=True)
         context = _context(loaded, recipe, config, pool, seed, where, precision)
-        file = None if answers is None else Path(answers)
-        identity = buying.identity(context, file)
+        file = None
+        if answers is not None:
+            file = OfFile.read(Path(answers), context.pool.names, context.class_names)
+        identity = buying.identity(context, None if file is None else file.path)
         said = {"identity": identity}
         with kept_in(
             folder, recipe, said, command="buy_labels", use="labels", mark=MARK, restart=restart
         ) as path:
-            content, notes = _content(context, path, file)
+            content, notes = _content(context, path, file, command)
         table = partial(of_labels.table, content)
         return Outcome(content, content["rows"], table, (*notes, *of_labels.notes(content)), path)
 
@@ -165,53 +170,48 @@ def _real_pool(data: Data) -> Pool:
 
 def _pool_of(of: Distilled, data: Data, device: torch.device) -> Pool:
     """The images of a set. Raises UserError for one of other images or without classes."""
-    syn = on_device(of, device)
-    if syn.targets.regressed:
-        raise UserError(
-            "The set has features and no classes, and what is bought are classes; give a set of "
-            "images with classes."
-        )
-    if syn.class_names != data.class_names:
-        raise UserError(
-            f"The set has other classes than the images ({', '.join(syn.class_names[:3])} ...); "
-            "give the images that it was made of."
-        )
-    shown = files.tensor_digest(of.set.preprocess.tensors())
-    if shown != files.tensor_digest(data.train.preprocess.tensors()):
-        raise UserError(
-            "The set is seen through another preprocessing than the test images; use the data "
-            "settings (limit, validation, split_seed, zca) that it was made with."
-        )
+    syn = set_of_images(of, data, device, "The set")
     decoded = freeze(syn, device)
     names = [str(number) for number in range(len(decoded))]
     return Pool(decoded, decoded.classes.cpu(), names, digest(["set", set_digest(syn)]))
 
 
+class _Waiting(Exception):
+    """Rounds whose answers a file does not hold yet: nothing is written, and it is said."""
+
+    def __init__(self, content: Json, points: Tensor):
+        """What is known so far, and the points (B,) that are asked for."""
+        super().__init__()
+        self.content = content
+        self.points = points
+
+
 def _content(
-    context: Context, folder: Path | None, answers: Path | None
+    context: Context, folder: Path | None, file: OfFile | None, command: Sequence[str]
 ) -> tuple[Mapping[str, Any], list[str]]:
-    """(the content of labels.json, made where it is not there; what to say first)."""
-    if folder is None:
-        with tempfile.TemporaryDirectory(prefix="ddengine-") as temporary:
-            content, _ = buying.run(context, None, Path(temporary) / "labels.partial.jsonl")
-            return content, []
-    path = folder / FILE
-    if path.is_file():
-        log.say(f"{path} is there; --restart begins anew")
-        content = naming.read_json(path, "rows", "identity")
-    else:
-        file = None
-        if answers is not None:
-            file = OfFile.read(answers, context.pool.names, context.class_names)
-        content, waiting = buying.run(context, file, folder / "labels.partial.jsonl")
+    """(the content of labels.json, with the picture beside it; what to say first)."""
+
+    def make(place: Path) -> Json:
+        content, waiting = buying.run(context, file, place / PARTIAL)
         if waiting is not None:
-            questions = folder / QUESTIONS
-            write_questions(questions, waiting, context.pool.names)
-            return content, [
-                f"{len(waiting)} points wait for their classes: {questions}; put its lines with "
-                f"the classes into {answers}, and the same command goes on"
-            ]
+            raise _Waiting(content, waiting)
+        return content
+
+    try:
+        content = content_of(folder, FILE, make, command=command, unfinished=(PARTIAL,))
+    except _Waiting as stop:
+        assert folder is not None and file is not None, "a file answers in a folder"
+        return stop.content, [_asked(folder / QUESTIONS, stop.points, context.pool, file.path)]
+    if folder is not None:
         (folder / QUESTIONS).unlink(missing_ok=True)
-        files.write_json(path, {"format": naming.FORMAT, **content})
-    of_labels.plot(folder / "labels.png", content)
+        of_labels.plot(folder / "labels.png", content)
     return content, []
+
+
+def _asked(questions: Path, points: Tensor, pool: Pool, answers: Path) -> str:
+    """Write the questions about points (B,); returns what is to be done."""
+    write_questions(questions, points, pool.names)
+    return (
+        f"{len(points)} points wait for their classes: {questions}; put its lines with the classes "
+        f"into {answers}, and the same command goes on"
+    )

@@ -11,7 +11,7 @@ from ddengine.api.results import Distilled, on_device, opened
 from ddengine.artefact import folder as folders
 from ddengine.artefact import merging
 from ddengine.data import Preprocess
-from ddengine.system import files, log
+from ddengine.system import claims, files, log
 from ddengine.system.errors import UserError
 
 
@@ -46,14 +46,15 @@ def merge(
         files.refuse_full(where)
     if isinstance(sets, str | Path | Distilled) or not sets:
         raise UserError("merge takes a list of sets or folders; give it at least one.")
-    with log.shown(progress):
+    with log.shown(progress), claims.claimed(where, "merge"):
+        if where is not None:  # another command may have written it while it was waited for
+            files.refuse_full(where)
         asked = [opened(of) for of in sets]
         merging.check_named([of.meta for of in asked])
         members = [_member(of) for of in asked]
         shared = preprocess_of(preprocess, members[0].config)
         merged = merging.merge_sets(members, shared)
         if where is not None:
-            files.make_folder(where.parent)
             folders.save(merged.syn, where, merged.meta)
     return Distilled(merged.syn, merged.meta, where)
 

@@ -8,10 +8,11 @@ from ddengine import naming
 from ddengine.api.checks import check_run
 from ddengine.api.evaluate import open_set, protocol_of, source_of
 from ddengine.api.inputs import Images
+from ddengine.api.keeping import kept_beside
 from ddengine.api.outcomes import Outcome
 from ddengine.api.results import Distilled, opened
 from ddengine.recipe import DataConfig
-from ddengine.system import claims, files, log
+from ddengine.system import files, log
 from ddengine.system.runtime import Precision
 
 
@@ -58,8 +59,7 @@ def privacy(
             config = replace(config, full_steps=full_steps)
         config = replace(config, models=(name,), baselines=())
         beside = open_set(asked, source_of(asked, data), config, device, precision)
-        out = asked.run if folder is None else Path(folder)
-        with claims.claimed(out, "privacy"):
+        with kept_beside(asked, folder, "privacy") as out:
             content = measuring.run(
                 beside.syn,
                 beside.data,

@@ -1,6 +1,5 @@
 """Knowledge distillation on pruned data: selections, students, distilled sets beside them."""
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -14,9 +13,9 @@ from ddengine import naming
 from ddengine.api.checks import check_folder, check_recipe, check_run
 from ddengine.api.distill import Bibtex
 from ddengine.api.inputs import AUTO, Images, Source, dataset_of, pointed_at
-from ddengine.api.keeping import kept_in
+from ddengine.api.keeping import content_of, kept_in
 from ddengine.api.outcomes import Outcome
-from ddengine.api.results import Distilled, on_device, opened
+from ddengine.api.results import Distilled, opened, set_of_images
 from ddengine.artefact import folder as folders
 from ddengine.artefact import runs
 from ddengine.data import Data
@@ -29,11 +28,14 @@ from ddengine.system import files, log, runtime
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 from ddengine.system.runtime import Precision
+from ddengine.types import Json
 from ddengine.uses import pruning
 from ddengine.uses.pruning import Beside, Context, Kept, PruningConfig
 
 MARK = "prune.recipe.json"
 FILE = "prune.json"
+PARTIAL = "prune.partial.jsonl"  # what is finished of a run that is not done
+WORK = "work"  # the folder of networks and scores of such a run
 
 
 def prune(
@@ -49,6 +51,7 @@ def prune(
     progress: log.Progress = True,
     restart: bool = False,
     bibtex: Bibtex | None = None,
+    command: Sequence[str] = (),
 ) -> Outcome:  # long: its arguments are explained
     """Keep a fraction of the images, and train students on it with and without a teacher.
 
@@ -73,6 +76,7 @@ def prune(
         progress: as `distill` takes it.
         restart: begin anew, deleting what the folder holds.
         bibtex: makes the BibTeX entries for the cards of sets, such as `synth.bibtex`.
+        command: the words by which a command line asked for this.
 
     Raises:
         UserError: a fraction that keeps no image of a class, teachers that do not exist, sets of
@@ -98,7 +102,7 @@ def prune(
         with kept_in(
             folder, recipe, said, command="prune", use="prune", mark=MARK, restart=restart
         ) as path:
-            content = _content(context, beside, path, bibtex)
+            content = _content(context, beside, path, bibtex, command)
         table, notes = partial(of_pruning.table, content), tuple(of_pruning.notes(content))
         return Outcome(content, content["rows"], table, notes, path)
 
@@ -129,35 +133,10 @@ def _beside(
     else:
         given = _named([opened(of) for of in sets])
     made = []
-    wanted = files.tensor_digest(context.data.train.preprocess.tensors())
     for name, of in given.items():
-        syn = on_device(of, context.device)
-        if syn.targets.regressed:
-            raise UserError(
-                f"The set {name} has features and no classes, and students learn classes; leave it "
-                "out."
-            )
-        if syn.class_names != context.data.class_names:
-            raise UserError(
-                f"The set {name} has other classes than the images "
-                f"({', '.join(syn.class_names[:3])} ...); give the images that it was made of."
-            )
-        if syn.image_shape != context.data.image_shape:
-            raise UserError(
-                f"The set {name} has images of {_sides(syn.image_shape)}, and the data of "
-                f"{_sides(context.data.image_shape)}; give the images that it was made of."
-            )
-        if files.tensor_digest(of.set.preprocess.tensors()) != wanted:
-            raise UserError(
-                f"The set {name} is seen through another preprocessing than these images; use the "
-                "data settings (limit, validation, split_seed, zca) that it was made with."
-            )
+        syn = set_of_images(of, context.data, context.device, f"The set {name}")
         made.append(Beside(name, syn))
     return made
-
-
-def _sides(shape: tuple[int, int, int]) -> str:
-    return " x ".join(map(str, shape))
 
 
 def _named(sets: Sequence[Distilled]) -> dict[str, Distilled]:
@@ -170,39 +149,40 @@ def _named(sets: Sequence[Distilled]) -> dict[str, Distilled]:
 
 
 def _content(
-    context: Context, sets: Sequence[Beside], folder: Path | None, bibtex: Bibtex | None
+    context: Context,
+    sets: Sequence[Beside],
+    folder: Path | None,
+    bibtex: Bibtex | None,
+    command: Sequence[str],
 ) -> Mapping[str, Any]:
-    """The content of prune.json, made where it is not there; None keeps nothing."""
-    if folder is None:
-        with tempfile.TemporaryDirectory(prefix="ddengine-") as temporary:
-            place = Path(temporary)
-            context = replace(context, folder=place / "work")
-            return pruning.run(context, sets, place / "prune.partial.jsonl", lambda kept: None)
-    file = folder / FILE
-    if file.is_file():
-        content = naming.read_json(file, "rows", "identity")
-        log.say(f"{file} is there; --restart begins anew")
-        for listed in sorted((folder / "kept").glob("*_repeat0.json")):
-            facts = files.read_json(listed, "index", "selection")
-            _write_set(context, listed.with_suffix(""), facts, bibtex)
-    else:
-        context = replace(context, folder=folder / "work")
-        keep = partial(_keep, context, folder / "kept", bibtex)
-        content = pruning.run(context, sets, folder / "prune.partial.jsonl", keep)
-        files.write_json(file, {"format": naming.FORMAT, **content})
-    of_pruning.plot(folder / "prune.png", content)
+    """The content of prune.json, with the picture and the images that were kept beside it."""
+
+    def make(place: Path) -> Json:
+        keep = partial(_keep, context, place / "kept")
+        working = replace(context, folder=place / WORK)
+        return pruning.run(working, sets, place / PARTIAL, keep)
+
+    content = content_of(folder, FILE, make, command=command, unfinished=(PARTIAL, WORK))
+    if folder is not None:
+        _write_sets(context, folder / "kept", bibtex)
+        of_pruning.plot(folder / "prune.png", content)
     return content
 
 
-def _keep(context: Context, folder: Path, bibtex: Bibtex | None, kept: Kept) -> None:
-    """Write which images were kept, and of the first repeat a set where that is asked for."""
+def _keep(context: Context, folder: Path, kept: Kept) -> None:
+    """Write which images were kept."""
     file = folder / f"{kept.name}.json"
     facts = _facts(context, kept)
     if not file.is_file():
         files.make_folder(folder)
         files.write_json(file, facts)
-    if kept.repeat == 0:
-        _write_set(context, folder / kept.name, facts, bibtex)
+
+
+def _write_sets(context: Context, folder: Path, bibtex: Bibtex | None) -> None:
+    """Write the sets of the first repeat that are asked for and not there."""
+    for file in sorted(folder.glob("*_repeat0.json")):
+        facts = files.read_json(file, "index", "selection")
+        _write_set(context, file.with_suffix(""), facts, bibtex)
 
 
 def _write_set(
@@ -245,7 +225,7 @@ def _set_of(data: Data, index: Tensor) -> SyntheticSet:
     real = data.train
     index = index.to(real.device)
     return SyntheticSet(
-        {"images": real.pixels.index_select(0, index)},
+        {"images": real.stored(index)},
         real.labels.index_select(0, index),
         data.class_names,
         Pixels(),

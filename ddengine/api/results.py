@@ -14,9 +14,10 @@ from torch import Tensor
 from ddengine.api.checks import check_folder
 from ddengine.artefact import folder as folders
 from ddengine.artefact import runs
-from ddengine.data import Preprocess
+from ddengine.data import Data, Preprocess
 from ddengine.pages import figures
 from ddengine.sets.synthetic import SyntheticSet
+from ddengine.system import files
 from ddengine.system.errors import UserError
 from ddengine.types import Batch
 
@@ -173,6 +174,41 @@ def on_device(of: Distilled, device: torch.device) -> SyntheticSet:
     tensors = {name: tensor.to(device) for name, tensor in of.set.tensors.items()}
     classes, preprocess = of.set.classes.to(device), of.set.preprocess.to(device)
     return replace(of.set, tensors=tensors, classes=classes, preprocess=preprocess)
+
+
+def set_of_images(of: Distilled, data: Data, device: torch.device, called: str) -> SyntheticSet:
+    """A set on `device` whose images stand beside others in the same networks.
+
+    Raises UserError for one without classes, of other classes or sizes than the images, or seen
+    through another preprocessing; `called` names it in the sentence.
+    """
+    syn = on_device(of, device)
+    if syn.targets.regressed:
+        raise UserError(
+            f"{called} has features and no classes, and its images are used by their classes; give "
+            "a set of images with classes."
+        )
+    if syn.class_names != data.class_names:
+        raise UserError(
+            f"{called} has other classes than the images ({', '.join(syn.class_names[:3])} ...); "
+            "give the images that it was made of."
+        )
+    if syn.image_shape != data.image_shape:
+        raise UserError(
+            f"{called} has images of {_sides(syn.image_shape)}, and the data of "
+            f"{_sides(data.image_shape)}; give the images that it was made of."
+        )
+    seen_through = files.tensor_digest(of.set.preprocess.tensors())
+    if seen_through != files.tensor_digest(data.train.preprocess.tensors()):
+        raise UserError(
+            f"{called} is seen through another preprocessing than these images; use the data "
+            "settings (limit, validation, split_seed, zca) that it was made with."
+        )
+    return syn
+
+
+def _sides(shape: tuple[int, int, int]) -> str:
+    return " x ".join(map(str, shape))
 
 
 def path_of(of: Distilled) -> Path:

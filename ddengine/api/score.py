@@ -17,15 +17,16 @@ from ddengine.api.evaluate import (
     source_of,
 )
 from ddengine.api.inputs import Images
+from ddengine.api.keeping import kept_beside
 from ddengine.api.outcomes import Outcome
 from ddengine.api.results import Distilled, opened
 from ddengine.evaluation import intervals, scores
 from ddengine.experts import TeacherSource
 from ddengine.recipe import DataConfig, EvalConfig
-from ddengine.system import claims, files, log
+from ddengine.system import dist, files, log
 from ddengine.system.errors import UserError
 from ddengine.system.runtime import Precision
-from ddengine.types import Experts
+from ddengine.types import Evaluation, Experts, Json
 
 FACTS = ("machine", "versions", "commit", "seed", "precision")  # of the evaluation, kept
 
@@ -73,23 +74,28 @@ def score(
             restart=restart,
             words=tuple(command),
         )
-        out = asked.run if folder is None else Path(folder)
         _check_says_classes(asked)
         soft = asked.set.targets.of_classes or config.labels == "dynamic"
         evaluations = []
         pair = scores.protocols(config, soft)
-        with claims.claimed(out, "score"):
+        with kept_beside(asked, folder, "score") as out:
             for name, used in zip(("augmented", "plain"), pair, strict=True):
                 where = None if out is None else out / "scores" / name
                 evaluations.append(replace(asking, config=used).evaluation(where, "score"))
-        made = scores.of(*evaluations, name=evaluations[0]["rows"][0]["set"])
-        seconds = sum(evaluation["seconds"] for evaluation in evaluations)
-        kept = {key: evaluations[0].get(key) for key in FACTS}
-        content = {"scores": made, "interval": intervals.NAME, "seconds": seconds, **kept}
-        if out is not None:
-            files.write_json(out / "scores.json", {"format": naming.FORMAT, **content})
+            content = _content(evaluations)
+            if out is not None and dist.rank() == 0:
+                files.write_json(out / "scores.json", {"format": naming.FORMAT, **content})
+        made = content["scores"]
         title = f"{asked.meta['recipe']['name']}, accuracies as fractions"
         return Outcome(content, made, partial(scores.table, made, title), _notes(made), out)
+
+
+def _content(evaluations: Sequence[Evaluation]) -> Json:
+    """The content of scores.json, made of the evaluations with and without augmentation."""
+    made = scores.of(*evaluations, name=evaluations[0]["rows"][0]["set"])
+    seconds = sum(evaluation["seconds"] for evaluation in evaluations)
+    kept = {key: evaluations[0].get(key) for key in FACTS}
+    return {"scores": made, "interval": intervals.NAME, "seconds": seconds, **kept}
 
 
 def _check_says_classes(of: Distilled) -> None:
@@ -180,12 +186,11 @@ def rank(
             restart=restart,
             words=tuple(command),
         )
-        out = asked.run if folder is None else Path(folder)
-        where = None if out is None else out / "ranking"
-        with claims.claimed(out, "rank"):
+        with kept_beside(asked, folder, "rank") as out:
+            where = None if out is None else out / "ranking"
             evaluation = asking.evaluation(where, "rank")
             content = ranking.correlations(evaluation, seed=seed)
-            if out is not None:
+            if out is not None and dist.rank() == 0:
                 files.write_json(out / "ranking.json", {"format": naming.FORMAT, **content})
                 ranking.plot(out / "ranking.png", evaluation, content)
         return Outcome(content, _ranks(content), partial(ranking.table, content), (), out)

@@ -226,9 +226,9 @@ def _chosen(recipe: Recipe, data: Data, experts: Experts | None, seed: int) -> T
 
 def _set_of(recipe: Recipe, data: Data, index: Tensor) -> SyntheticSet:
     """The images at `index` with their bytes as they are."""
-    on_device = index.to(data.train.pixels.device)
+    on_device = index.to(data.train.device)
     return SyntheticSet(
-        {"images": data.train.pixels.index_select(0, on_device)},
+        {"images": data.train.stored(on_device)},
         data.train.labels.index_select(0, on_device),
         data.class_names,
         recipe.codec,

@@ -1,6 +1,5 @@
 """What pre-training on a set is worth on other datasets."""
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -23,6 +22,7 @@ from ddengine.api.evaluate import (
     with_changes,
 )
 from ddengine.api.inputs import Images, dataset_of
+from ddengine.api.keeping import content_of, kept_beside
 from ddengine.api.outcomes import Outcome
 from ddengine.api.results import Distilled, on_device, opened
 from ddengine.artefact.markdown import at
@@ -33,14 +33,16 @@ from ddengine.evaluation.protocol import students_of
 from ddengine.experts import TeacherSource
 from ddengine.recipe import DataConfig, EvalConfig, as_students
 from ddengine.sets.synthetic import SyntheticSet
-from ddengine.system import claims, files, log, program, runtime
+from ddengine.system import log, runtime
 from ddengine.system.errors import UserError
 from ddengine.system.runtime import Precision
-from ddengine.types import Experts
+from ddengine.types import Experts, Json
 from ddengine.uses import transfer as testing
 from ddengine.uses.transfer import Context, TransferConfig
 
 FILE = "transfer.json"
+PARTIAL = "transfer.partial.jsonl"  # what is finished of a run that is not done
+NETWORKS = "transfer.networks"  # the folder of networks of such a run
 
 
 def transfer(
@@ -126,9 +128,9 @@ def transfer(
         for dataset in context.datasets:
             testing.check_shots(dataset, config.shots)
         testing.check_networks(context)
-        out = asked.run if is_told(factories, None, None) else None
-        out = out if folder is None else Path(folder)
-        content = _content(context, out, restart=restart, words=command)
+        told = is_told(factories, None, None)
+        with kept_beside(asked, folder, "transfer", told=told) as out:
+            content = _content(context, out, restart=restart, command=command)
         return _outcome(content, asked, out)
 
 
@@ -157,40 +159,23 @@ def _outcome(content: Mapping[str, Any], of: Distilled, out: Path | None) -> Out
 
 
 def _content(
-    context: Context, out: Path | None, *, restart: bool, words: Sequence[str]
+    context: Context, folder: Path | None, *, restart: bool, command: Sequence[str]
 ) -> Mapping[str, Any]:
-    """The content of transfer.json, made where it is not there; None keeps nothing.
+    """The content of transfer.json, made where it is not there."""
 
-    Raises UserError for one of other settings.
-    """
-    if out is None:
-        with tempfile.TemporaryDirectory(prefix="ddengine-") as temporary:
-            place = Path(temporary)
-            context = replace(context, folder=place / "networks")
-            return testing.run(context, place / "transfer.partial.jsonl")
-    with claims.claimed(out, "transfer"):
-        return _kept(context, out, restart=restart, words=words)
+    def make(place: Path) -> Json:
+        working = replace(context, folder=place / NETWORKS)
+        return testing.run(working, place / PARTIAL)
 
-
-def _kept(context: Context, out: Path, *, restart: bool, words: Sequence[str]) -> Mapping[str, Any]:
-    """The content of transfer.json in `out`, made where it is not there."""
-    file = out / FILE
-    if file.is_file() and not restart:
-        content = naming.read_json(file, "rows", "identity")
-        if content["identity"] != testing.identity(context):
-            raise UserError(
-                f"{file} was made with other settings, images or experts; transfer again with "
-                "--restart, or name another folder with --out."
-            )
-        log.say(f"{file} is there; --restart tests again")
-        return content
-    files.make_folder(out)
-    context = replace(context, folder=out / "transfer.networks")
-    content = testing.run(context, out / "transfer.partial.jsonl")
-    if words:
-        content["command"] = [*program.stored(), *words]
-    files.write_json(file, content)
-    return content
+    return content_of(
+        folder,
+        FILE,
+        make,
+        identity=testing.identity(context),
+        restart=restart,
+        command=command,
+        unfinished=(PARTIAL, NETWORKS),
+    )
 
 
 def _source(

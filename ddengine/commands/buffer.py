@@ -8,14 +8,14 @@ import tyro
 
 import buffers
 from ddengine.commands.on_recipe import of_recipe
-from ddengine.commands.options import ForNetworks, Machine, OfRecipe, RecipeT
+from ddengine.commands.options import ForNetworks, Machine, OfRecipe, Ranks, RecipeT
 from ddengine.commands.process import start
 from ddengine.system import log
 from ddengine.system.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class BufferOptions(OfRecipe, ForNetworks, Machine, Generic[RecipeT]):
+class BufferOptions(OfRecipe, ForNetworks, Ranks, Machine, Generic[RecipeT]):
     """Flags of buffer, then those of the recipe."""
 
     # folder of the store, or with teachers of their stores; None: experts/FINGERPRINT

@@ -49,5 +49,6 @@ def main(args: list[str]) -> None:
         device=options.device,
         precision=options.precision,
         restart=options.restart,
+        command=options.command,
     )
     cli.show(outcome)

@@ -13,7 +13,8 @@ import tyro
 
 from ddengine.api.outcomes import Outcome
 from ddengine.commands.options import Waits
-from ddengine.system import claims, files, log, program, signals
+from ddengine.commands.process import is_first
+from ddengine.system import claims, dist, files, log, program, signals
 from ddengine.system.errors import UserError
 
 TYRO = (tyro.conf.AvoidSubcommands,)
@@ -109,27 +110,54 @@ def run(command: Callable[[], None]) -> int:
 
     2 and one sentence for a user's mistake, never a traceback for one.
     """
+    code = _code_of(command)
+    dist.end(code)
+    return code
+
+
+def _code_of(command: Callable[[], None]) -> int:
+    """Run a command and return its exit code; what went wrong is said."""
     try:
         with signals.heard():
             # what a command sets for itself, such as that it waits, ends with it
             contextvars.copy_context().run(command)
     except UserError as error:
-        log.complain(f"error: {error}")
+        _complain(f"error: {error}")
         return 2
+    except dist.Lost as lost:
+        if not lost.silent:
+            _complain(f"error: {lost}")
+        return lost.code
     except BrokenPipeError:  # the reader of the output has gone, as in `run.py recipes | head`
         sys.stdout = None  # type: ignore[assignment]
         return 0
     except signals.Stopped as stop:
-        log.complain(str(stop))
+        if is_first():
+            log.complain(str(stop))
         return stop.code
     except KeyboardInterrupt:
-        log.complain("interrupted; the same command continues from the last checkpoint.")
+        _complain("interrupted; the same command continues from the last checkpoint.")
         return 130
     except OSError as error:
         if error.errno not in ADVICE:
             raise
-        what = files.final_name(error.filename) if error.filename else "a file"
-        complaint = f"{what} could not be read or written ({error.strerror})"
-        log.complain(f"error: {complaint}; {ADVICE[error.errno]}.")
+        _complain(_of_files(error))
         return 2
     return 0
+
+
+def _of_files(error: OSError) -> str:
+    """What is wrong with a file, of an error with advice."""
+    assert error.errno is not None
+    what = files.final_name(error.filename) if error.filename else "a file"
+    complaint = f"{what} could not be read or written ({error.strerror})"
+    return f"error: {complaint}; {ADVICE[error.errno]}."
+
+
+def _complain(sentence: str) -> None:
+    """Say what went wrong; of several ranks the first does, and another what the first does not."""
+    if is_first():
+        dist.first_says(sentence)
+        log.complain(sentence)
+    elif dist.started_here() and not dist.first_has_said(sentence):
+        log.complain(f"rank {dist.rank()}: {sentence}")

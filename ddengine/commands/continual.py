@@ -43,6 +43,7 @@ def main(args: list[str]) -> None:
         device=options.device,
         precision=options.precision,
         restart=options.restart,
+        command=options.command,
     )
     cli.show(outcome)
     assert outcome.folder is not None

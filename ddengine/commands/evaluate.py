@@ -17,14 +17,14 @@ from ddengine.commands import cli
 from ddengine.commands.flags import flag_of
 from ddengine.commands.on_set import OnPaths, asked, by_recipe, of_set
 from ddengine.commands.options import NamedProtocol, OfEvaluation
-from ddengine.commands.process import alone
+from ddengine.commands.process import start
 from ddengine.evaluation.pace import FULL_SECONDS
 from ddengine.evaluation.tables import Sort
 from ddengine.system.errors import UserError
 
 # flags that decide no number: with these alone an evaluation that is there is shown as it is
 SHOWING = (
-    *("--sort", "--out", "--experts", "--device", "--wait", "--no_wait"),
+    *("--sort", "--out", "--experts", "--device", "--wait", "--no_wait", "--dist_timeout"),
     *("--reuse_baselines", "--no_reuse_baselines"),
 )
 
@@ -55,6 +55,7 @@ COMMAND = OnPaths(
 def evaluate_path(path: Path, args: list[str]) -> tuple[Distilled, Outcome]:
     """Evaluate a run or a distilled folder, write evaluation.json and print it as a table."""
     of, options = of_set(COMMAND, path, args)
+    start(options)
     decides = [word for word in args if word.startswith("--") and flag_of(word) not in SHOWING]
     outcome = ddengine.evaluate(
         of,
@@ -83,7 +84,6 @@ def main(args: list[str]) -> None:
             f"--out names one folder, and {len(paths)} sets are evaluated; leave --out out, or "
             "evaluate them one by one."
         )
-    alone("evaluate")
     evaluated = [evaluate_path(path, flags) for path in paths]
     if len(evaluated) > 1:
         cli.show(beside(evaluated))

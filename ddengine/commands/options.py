@@ -7,6 +7,7 @@ from typing import Annotated, Any, Generic, TypeVar
 import tyro
 
 from ddengine.recipe import DataConfig, EvalConfig, StudentSteps
+from ddengine.system.dist import TIMEOUT
 from ddengine.system.runtime import Precision
 from synth.recipes.protocols import PROTOCOLS
 
@@ -32,6 +33,14 @@ class Machine(Waits):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Ranks:
+    """The flag of commands that several processes share, which torchrun or srun starts."""
+
+    # seconds after which a rank that gives no sign of life is named, and the others end
+    dist_timeout: float = TIMEOUT
+
+
+@dataclass(frozen=True, kw_only=True)
 class OfRecipe:
     """Flags of all commands on a recipe; each adds its own, and the recipe."""
 
@@ -49,7 +58,7 @@ class ForNetworks:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(OfRecipe, ForNetworks, Machine, Generic[RecipeT]):
+class Options(OfRecipe, ForNetworks, Ranks, Machine, Generic[RecipeT]):
     """Flags of the run, then those of the recipe.
 
     --take PART=RECIPE takes a part from another recipe, e.g. objective.window=datm/cifar10_ipc10,
@@ -83,7 +92,7 @@ class ProtocolAlone(NamedProtocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OfEvaluation(Machine):
+class OfEvaluation(Ranks, Machine):
     """Flags of all commands that train networks on a set; each adds its data and its protocol."""
 
     out: Path | None = None  # folder of what is written; None: the run, or the distilled folder

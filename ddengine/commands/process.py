@@ -1,19 +1,38 @@
 """The process of a command: its device, its ranks."""
 
+import math
 import os
 from typing import Any
 
 import torch
 
-from ddengine.system import dist, program, runtime
+from ddengine.system import dist, log, program, runtime
 from ddengine.system.errors import UserError
 
 
 def start(options: Any) -> torch.device:
-    """Set the process up for the device and precision of the options, and join the other ranks."""
-    device = runtime.setup(options.device, options.precision)
-    dist.start(device)
+    """Set the process up for the device and precision of the options, and join the other ranks.
+
+    Of several ranks the first alone shows anything. Raises UserError for a timeout that is none.
+    """
+    timeout = options.dist_timeout
+    if not 0 < timeout < math.inf:
+        raise UserError(f"--dist_timeout {timeout:g} must be a number of seconds above 0.")
+    try:
+        device = runtime.setup(options.device, options.precision)
+    except UserError as error:
+        if not is_first():  # other machines may have other devices
+            log.complain(f"error: rank {os.environ['RANK']}: {error}")
+        raise
+    dist.start(device, timeout)
+    if dist.rank() != 0:
+        log.console.quiet = True
     return device
+
+
+def is_first() -> bool:
+    """Whether this process is the first of its ranks, as their launcher says, or alone."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def alone(command: str) -> None:
@@ -25,6 +44,6 @@ def alone(command: str) -> None:
 
 
 def one_process(options: Any, command: str) -> torch.device:
-    """`start` for a command that several ranks cannot share."""
+    """The device, set up, of a command that several ranks cannot share."""
     alone(command)
-    return start(options)
+    return runtime.setup(options.device, options.precision)

@@ -47,6 +47,7 @@ def main(args: list[str]) -> None:
         device=options.device,
         precision=options.precision,
         restart=options.restart,
+        command=options.command,
         bibtex=bibtex,
     )
     cli.show(outcome)

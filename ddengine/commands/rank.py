@@ -7,7 +7,7 @@ import ddengine
 from ddengine.commands import cli
 from ddengine.commands.on_set import OnPaths, asked, by_recipe, of_set
 from ddengine.commands.options import OfScores
-from ddengine.commands.process import alone
+from ddengine.commands.process import start
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ def main(args: list[str]) -> None:
     """The command."""
     path, flags = COMMAND.path(args)
     of, options = of_set(COMMAND, path, flags)
-    alone("rank")
+    start(options)
     outcome = ddengine.rank(
         of,
         baselines=options.baselines,

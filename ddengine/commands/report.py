@@ -7,6 +7,7 @@ import ddengine
 from ddengine.commands.compare import is_run_or_sweep
 from ddengine.commands.on_set import OnPaths
 from ddengine.commands.options import Waits
+from ddengine.pages.reading import OPTIONAL
 from ddengine.system import log
 
 
@@ -17,7 +18,12 @@ class ReportOptions(Waits):
     out: Path | None = None  # file to write; None: report.html in the first folder
 
 
-COMMAND = OnPaths("report", ReportOptions, shown="SET...", is_meant=is_run_or_sweep)
+def is_shown(path: Path) -> bool:
+    """Whether a path is that of a run, a set or a sweep, or of a use of a dataset."""
+    return is_run_or_sweep(path) or any((path / name).is_file() for name in OPTIONAL)
+
+
+COMMAND = OnPaths("report", ReportOptions, shown="SET...", is_meant=is_shown)
 
 
 def main(args: list[str]) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor
 
 from ddengine.data.preprocess import pieces
 from ddengine.data.splits import listed
+
+DIGEST = 16  # bytes of what identifies an image
 
 
 def untested(
@@ -33,25 +36,40 @@ def untested(
     ]
 
 
+@dataclass(frozen=True)
+class Looks:
+    """What the warnings need to know of each image of a split."""
+
+    flat: np.ndarray  # (N,) bool: whether it has one value in each channel
+    digests: np.ndarray  # (N, DIGEST) uint8: what identifies it
+
+    def part(self, images: slice) -> "Looks":
+        """Those of some of the images."""
+        return Looks(self.flat[images], self.digests[images])
+
+
+def looks_of(pixels: Tensor) -> Looks:
+    """That of images (N, C, H, W) uint8."""
+    digests = b"".join(image_digests(pixels))
+    return Looks(_is_flat(pixels), np.frombuffer(digests, np.uint8).reshape(-1, DIGEST))
+
+
 def constant(
-    images: Mapping[str, Tensor],
+    looks: Mapping[str, Looks],
     train_labels: np.ndarray,
     names: tuple[str, ...],
 ) -> list[str]:
     """Warnings of splits, and classes of the training split, whose images all have one value each.
 
     Args:
-        images: (N, C, H, W) uint8 of each split, by its name; of them "training".
+        looks: of the images of each split, by its name; of them "training".
         train_labels: (N,) of the training split.
         names: of the classes.
     """
-    flat: dict[str, np.ndarray] = {}
     splits = []
-    for split, pixels in images.items():
-        if len(pixels):
-            flat[split] = _is_flat(pixels)
-            if flat[split].all():
-                splits.append(split)
+    for split, look in looks.items():
+        if len(look.flat) and look.flat.all():
+            splits.append(split)
     if splits:
         return [
             f"warning: every image of the {listed(splits)} split is of a single colour; look at "
@@ -59,7 +77,7 @@ def constant(
         ]
     classes = []
     for c in np.unique(train_labels):
-        if flat["training"][train_labels == c].all():
+        if looks["training"].flat[train_labels == c].all():
             classes.append(repr(names[c]))
     if not classes:
         return []
@@ -71,6 +89,8 @@ def constant(
 
 def _is_flat(images: Tensor) -> np.ndarray:
     """(N,) bool: whether an image (N, C, H, W) has one value in each channel."""
+    if not len(images):
+        return np.zeros(0, bool)
     flat = []
     for piece in pieces(images):
         values = piece.flatten(2)
@@ -82,19 +102,19 @@ def image_digests(images: Tensor) -> list[bytes]:
     """What identifies each of the images (N, C, H, W) uint8."""
     digests = []
     for image in images.cpu().numpy():
-        digests.append(hashlib.blake2b(image.tobytes(), digest_size=16).digest())
+        digests.append(hashlib.blake2b(image.tobytes(), digest_size=DIGEST).digest())
     return digests
 
 
-def repeated(images: Mapping[str, Tensor]) -> list[str]:
+def repeated(looks: Mapping[str, Looks]) -> list[str]:
     """Warnings that count the images of a split that are, pixel for pixel, images of one before it.
 
-    `images` holds (N, C, H, W) uint8 of each split, by its name.
+    `looks` are those of the images of each split, by its name.
     """
     first_split: dict[bytes, str] = {}
     counts: Counter[tuple[str, str]] = Counter()
-    for split, pixels in images.items():
-        for digest in image_digests(pixels):
+    for split, look in looks.items():
+        for digest in map(bytes, look.digests):
             first = first_split.setdefault(digest, split)
             if first != split:
                 counts[first, split] += 1

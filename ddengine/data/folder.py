@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ddengine.data.decoder import Decoder
+from ddengine.data.decoder import Decoder, files_at
 from ddengine.data.listing import LeftOut, files_below, has_images, images_below, subfolders
 from ddengine.data.source import Part, Source
 from ddengine.data.splits import (
@@ -304,7 +304,7 @@ class _Files:
     ):
         self.folder = folder
         self.left_out = left_out
-        self.paths: list[Path] = []
+        self.paths: list[str] = []  # a million are half as large as paths
         self.labels: list[int] = []
         self.num_of: dict[str, int] = {}  # images of each class
         self._folder_of = {composed(inner.name): inner for inner in subfolders(folder)}
@@ -313,7 +313,7 @@ class _Files:
             if name in self._folder_of:
                 paths = images_below(self._folder_of[name], left_out)
             self.num_of[name] = len(paths)
-            self.paths += paths
+            self.paths += map(str, paths)
             self.labels += [label] * len(paths)
 
     def check_every_class(self) -> None:
@@ -339,9 +339,9 @@ class _Files:
     def part(self, root: Path, decoder: Decoder) -> Part:
         """The images as a split; their names are paths below `root`."""
         paths = self.paths
-        fetch = decoder.fetch_of(lambda i: paths[i], lambda i: str(paths[i]), len(paths))
+        undecoded = decoder.undecoded(files_at(paths, root))
         labels = np.array(self.labels, np.int64)
-        return Part(labels, fetch, lambda i: os.path.relpath(paths[i], root))
+        return Part(labels, undecoded.fetch, lambda i: os.path.relpath(paths[i], root), undecoded)
 
 
 def _root(config: DataConfig) -> Path:

@@ -19,7 +19,7 @@ from ddengine.data.splits import (
     split_word_in,
     training_word,
 )
-from ddengine.data.tables import Table, file_below, source_of
+from ddengine.data.tables import ColumnPart, Table, file_below, source_of
 from ddengine.recipe import DataConfig
 from ddengine.system.errors import UserError
 
@@ -136,7 +136,14 @@ def _table(
         features=features,
         read=rows.data.column,
         file_at=partial(_file_at, folders),
+        parts=partial(_parts, rows),
+        stamp=f"{split} {rows._fingerprint}",
     )
+
+
+def _parts(rows: "datasets.Dataset", column: str) -> list[ColumnPart]:
+    """A column in one part: its file is mapped, and no row is read before it is asked for."""
+    return [ColumnPart(rows.num_rows, partial(rows.data.column, column))]
 
 
 def by_word(splits: Sequence[str]) -> dict[str | None, list[str]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ddengine.data.decoder import Decoder
+from ddengine.data.decoder import Decoder, files_at
 from ddengine.data.listing import files_below, has_suffix
 from ddengine.data.source import Part, Source
 from ddengine.recipe import DataConfig
@@ -109,11 +109,12 @@ def part_of_files(
     decoder: Decoder,
 ) -> Part:
     """A split of image files below `root` with a label each, decoded when asked for."""
-    fetch = decoder.fetch_of(lambda i: Path(paths[i]), lambda i: paths[i], len(paths))
+    undecoded = decoder.undecoded(files_at(paths, root))
     return Part(
         np.array(labels, np.int64),
-        fetch,
+        undecoded.fetch,
         lambda i: os.path.relpath(paths[i], root),
+        undecoded,
     )
 
 

@@ -1,6 +1,7 @@
 """One image file, or the bytes of one, as an image of grey or of colour values."""
 
 import io
+import os
 import struct
 import sys
 from collections.abc import Callable, Iterator
@@ -85,6 +86,18 @@ def open_image(
     if turn is not None:
         return plain(image.transpose(turn), ground)
     return plain(image, ground)
+
+
+def stamp_of(path: Path | str, below: Path | str) -> str:
+    """What tells a file from any other below a folder, and from itself before it was changed.
+
+    That is its name, its size and the time of its last change. Raises UserError where it is gone.
+    """
+    try:
+        facts = os.stat(path)
+    except OSError as error:
+        raise Unreadable(str(path), error) from None
+    return f"{os.path.relpath(path, below)} {facts.st_size} {facts.st_mtime_ns}"
 
 
 def plain(image: Image.Image, ground: Colour = (255, 255, 255)) -> Image.Image | Wide:

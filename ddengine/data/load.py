@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddengine.data.checks import constant, repeated, untested
+from ddengine.data.cache import Wanted, check_setting, decoded, is_wanted
+from ddengine.data.checks import Looks, constant, looks_of, repeated, untested
 from ddengine.data.digits import read as read_digits
 from ddengine.data.folder import read as read_folder
 from ddengine.data.hub import read as read_hub
@@ -19,7 +20,7 @@ from ddengine.data.named import KNOWN
 from ddengine.data.named import reader as known_reader
 from ddengine.data.parquet import read as read_parquet
 from ddengine.data.preprocess import Preprocess, fit_preprocess
-from ddengine.data.realset import RealSet, images_digest
+from ddengine.data.realset import RealSet, images_digest, placed
 from ddengine.data.resize import resize, with_channels
 from ddengine.data.source import Part, Source, hold_out, stratified
 from ddengine.data.stored import check_stored
@@ -28,6 +29,7 @@ from ddengine.data.tiny_imagenet import read as read_tiny_imagenet
 from ddengine.recipe import DataConfig
 from ddengine.system import log
 from ddengine.system.errors import UserError, unknown
+from ddengine.system.runtime import check_memory
 
 DATASETS: dict[str, Callable[[DataConfig], Source]] = {
     "digits": read_digits,
@@ -89,6 +91,13 @@ def load_data(
     return data_from(DATASETS[config.name](config), config, device, test=test, stored=stored)
 
 
+def _check_size(config: DataConfig) -> None:
+    """Raise UserError where one image in colour of data.size would not fit into memory."""
+    if config.size is not None:
+        needed = 3 * config.size[0] * config.size[1]
+        check_memory(f"An image of data.size {config.size}", needed, "set a smaller one")
+
+
 def data_from(
     source: Source,
     config: DataConfig,
@@ -107,36 +116,37 @@ def data_from(
     for the digest of that split; what is stored is refused where it cannot be that of these images.
     Arguments and errors are those of `load_data`.
     """
+    check_setting(config, source.train.undecoded)
     splits = _split(source, config)
+    _check_size(config)
     names = splits.class_names
     train_labels = splits.labelled.labels[splits.train]
     notes = Notes(source.notes)
     notes.say(untested(train_labels, splits.testing.labels[splits.test], names))
 
-    images = _training_images(splits, config)
-    _check_channels(source, config, images["training"])
-    digest = images_digest(images["training"], torch.from_numpy(train_labels))
-    train_pixels = images["training"].to(device)
-    preprocess = _preprocess(source, config, train_pixels, stored(digest)).to(device)
+    training = _training_images(splits, config)
+    images = training.images
+    _check_channels(source, config, images["training"].pixels)
+    train_pixels = placed(images["training"].pixels, device)
+    images["training"] = replace(images["training"], pixels=train_pixels)
+    known = stored(training.digest)
+    preprocess = _preprocess(source, config, train_pixels, known, training.counts).to(device)
 
-    def real_set(
-        pixels: Tensor,
-        labels: np.ndarray,
-        digest: str | None = None,
-    ) -> RealSet:
+    def real_set(held: Held, labels: np.ndarray, digest: str | None = None) -> RealSet:
+        pixels = placed(held.pixels, device)
         on_device = torch.from_numpy(labels).to(device)
-        return RealSet(pixels.to(device), on_device, len(names), preprocess, digest, names)
+        return RealSet(pixels, on_device, len(names), preprocess, digest, names)
 
-    validation = None
-    test_set = None
+    validation = test_set = None
     if len(splits.validation):
         validation = real_set(images["validation"], splits.labelled.labels[splits.validation])
     if test:
-        images["test"] = _test_images(splits, images["training"], config)
+        images["test"] = _test_images(splits, images["training"].pixels, config)
         test_set = real_set(images["test"], splits.testing.labels[splits.test])
-    notes.say(constant(images, train_labels, names) + repeated(images))
+    looks = {split: held.looks for split, held in images.items()}
+    notes.say(constant(looks, train_labels, names) + repeated(looks))
     return Data(
-        real_set(train_pixels, train_labels, digest),
+        real_set(images["training"], train_labels, training.digest),
         validation,
         test_set,
         names,
@@ -261,17 +271,45 @@ def _check_every_class(train_labels: np.ndarray, names: tuple[str, ...], limit: 
 # Their pixels
 
 
-def _fetched(part: Part, index: np.ndarray) -> Tensor:
-    """The images at `index`, (B, C, H, W) uint8, of the size that the reader gives."""
-    return torch.from_numpy(np.ascontiguousarray(part.fetch(index)))
+@dataclass(frozen=True)
+class Held:
+    """The images of a split, in memory or mapped into it."""
+
+    pixels: Tensor  # (N, C, H, W) uint8
+    looks: Looks
 
 
-def _training_images(splits: Splits, config: DataConfig) -> dict[str, Tensor]:
+@dataclass(frozen=True)
+class Training:
+    """The training and the validation images, and what is known of the training images."""
+
+    images: dict[str, Held]
+    digest: str  # see `images_digest`
+    counts: Tensor | None = None  # their `histogram`, where it is known
+
+
+def _fetched(part: Part, index: np.ndarray, config: DataConfig) -> Tensor:
+    """The images at `index`, (B, C, H, W) uint8."""
+    return resize(torch.from_numpy(np.ascontiguousarray(part.fetch(index))), config)
+
+
+def _training_images(splits: Splits, config: DataConfig) -> Training:
     """The training and the validation images; fetched at once, so that both agree on colour."""
+    part = splits.labelled
     index = np.concatenate((splits.train, splits.validation))
-    pixels = resize(_fetched(splits.labelled, index), config)
     num = len(splits.train)
-    return {"training": pixels[:num], "validation": pixels[num:]}
+    if part.undecoded is not None and is_wanted(part.undecoded, index, config):
+        cached = decoded(Wanted(part.undecoded, index, part.labels[index], num), config)
+        training = Held(cached.pixels[:num], cached.looks.part(slice(num)))
+        validation = Held(cached.pixels[num:], cached.looks.part(slice(num, None)))
+        images = {"training": training, "validation": validation}
+        return Training(images, cached.digest, cached.counts)
+    pixels = _fetched(part, index, config)
+    images = {}
+    for name, of_split in (("training", pixels[:num]), ("validation", pixels[num:])):
+        images[name] = Held(of_split, looks_of(of_split))
+    labels = torch.from_numpy(part.labels[splits.train])
+    return Training(images, images_digest(images["training"].pixels, labels))
 
 
 def _check_channels(
@@ -293,10 +331,13 @@ def _preprocess(
     config: DataConfig,
     pixels: Tensor,
     stored: Preprocess | None,
+    counts: Tensor | None,
 ) -> Preprocess:
     """The stored preprocessing, checked against training pixels; else fitted to them."""
     if stored is None:
-        return fit_preprocess(pixels, zca=config.zca, mean=source.mean, std=source.std)
+        return fit_preprocess(
+            pixels, zca=config.zca, mean=source.mean, std=source.std, counts=counts
+        )
     check_stored(stored, pixels, source.mean, source.std)
     return stored
 
@@ -305,7 +346,7 @@ def _test_images(
     splits: Splits,
     training: Tensor,
     config: DataConfig,
-) -> Tensor:
+) -> Held:
     """The test images, with the channels and the size of the training images.
 
     Raises UserError where there are none, or they are of another size.
@@ -315,15 +356,29 @@ def _test_images(
             f"There are no test images: {config.name} has no test split and too few images to "
             "hold any out; add images."
         )
+    held = _held_test(splits, config)
     # grey test images beside colour training images, or the other way round
-    images = with_channels(_fetched(splits.testing, splits.test), training.shape[1])
-    images = resize(images, config)
+    images = with_channels(held.pixels, training.shape[1])
     if images.shape[1:] != training.shape[1:]:
         raise UserError(
             f"Test images are {tuple(images.shape[1:])} and training images "
             f"{tuple(training.shape[1:])} (channels, height, width); set data.size."
         )
-    return images
+    if images.shape == held.pixels.shape:
+        return held
+    return Held(images, looks_of(images))
+
+
+def _held_test(splits: Splits, config: DataConfig) -> Held:
+    """The test images as their files are."""
+    part = splits.testing
+    if part.undecoded is not None and is_wanted(part.undecoded, splits.test, config):
+        num = len(splits.test)
+        wanted = Wanted(part.undecoded, splits.test, part.labels[splits.test], num)
+        cached = decoded(wanted, config)
+        return Held(cached.pixels, cached.looks)
+    pixels = _fetched(part, splits.test, config)
+    return Held(pixels, looks_of(pixels))
 
 
 # What they are called

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ddengine.data.images import stamp_of
 from ddengine.data.listing import files_below
 from ddengine.data.source import Source
 from ddengine.data.splits import (
@@ -17,7 +18,7 @@ from ddengine.data.splits import (
     split_word_in,
     training_word,
 )
-from ddengine.data.tables import Table, file_below, source_of
+from ddengine.data.tables import ColumnPart, Table, file_below, source_of
 from ddengine.recipe import DataConfig
 from ddengine.system.errors import UserError
 
@@ -85,6 +86,8 @@ def _open(path: Path, root: Path) -> Table:
         features=_features(path, schema.metadata or {}),
         read=partial(_column, path),
         file_at=partial(file_below, root, (path.parent, root)),
+        parts=partial(_parts, path),
+        stamp=stamp_of(path, root),
     )
 
 
@@ -100,6 +103,30 @@ def _column(path: Path, column: str) -> "pa.ChunkedArray":
     try:
         # chunked: combined, more than 2 GB of bytes would not fit pyarrow's offsets
         return pq.read_table(path, columns=[column]).column(column)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise _unreadable(path, error) from None
+
+
+def _parts(path: Path, column: str) -> list[ColumnPart]:
+    """A column by the groups of rows that the file was written in."""
+    import pyarrow.parquet as pq
+
+    head = pq.read_metadata(path)
+    parts = []
+    for number in range(head.num_row_groups):
+        rows = head.row_group(number).num_rows
+        parts.append(ColumnPart(rows, partial(_group, path, column, number)))
+    return parts
+
+
+def _group(path: Path, column: str, number: int) -> "pa.ChunkedArray":
+    """The values of a column in a group of rows. Raises UserError for a file that is damaged."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            return file.read_row_group(number, columns=[column]).column(column)
     except (pa.ArrowInvalid, OSError) as error:
         raise _unreadable(path, error) from None
 

@@ -17,6 +17,7 @@ ZCA_EPS = 0.1  # added to the eigenvalues, as in MTT
 ZCA_MAX_DIM = 12288  # 64x64x3: a covariance of 0.6 GB
 # while it is fitted: bytes a pixel value, and matrices of the covariance's size (measured)
 ZCA_MEMORY, ZCA_MATRICES = 8, 16
+ZCA_IN_PARTS = 2**31  # pixel values from which on ZCA whitening is fitted part by part
 AT_ONCE = 2**24  # pixel values that are looked at, counted or turned into floats at a time
 
 
@@ -143,7 +144,8 @@ class Preprocess:
 def _check_memory(pixels: Tensor) -> None:
     """Raise UserError where there is not enough memory to whiten pixels (N, C, H, W)."""
     dim = pixels[0].numel()
-    needed = ZCA_MEMORY * pixels.numel() + ZCA_MATRICES * 4 * dim**2
+    of_images = 0 if pixels.numel() > ZCA_IN_PARTS else ZCA_MEMORY * pixels.numel()
+    needed = of_images + ZCA_MATRICES * 4 * dim**2
     available = available_memory(pixels.device)
     if needed > available:
         raise UserError(
@@ -156,8 +158,9 @@ def _check_memory(pixels: Tensor) -> None:
 def fit_zca(pixels: Tensor, eps: float = ZCA_EPS) -> Preprocess:
     """ZCA whitening fitted on pixels (N, C, H, W), floats in [0, 1] or uint8.
 
-    `eps` is added to the eigenvalues of the unbiased covariance. Raises UserError for images that
-    are too large, and where memory does not suffice.
+    `eps` is added to the eigenvalues of the unbiased covariance. More than ZCA_IN_PARTS values are
+    looked at part by part. Raises UserError for images that are too large, and where memory does
+    not suffice.
     """
     dim = pixels[0].numel()
     if dim > ZCA_MAX_DIM:
@@ -166,6 +169,8 @@ def fit_zca(pixels: Tensor, eps: float = ZCA_EPS) -> Preprocess:
             "or data.size of at most 64 64."
         )
     _check_memory(pixels)
+    if pixels.numel() > ZCA_IN_PARTS:
+        return _fit_zca_in_parts(pixels, eps)
     import kornia  # a second to import, and only ZCA needs it
 
     values = pixels
@@ -182,28 +187,60 @@ def fit_zca(pixels: Tensor, eps: float = ZCA_EPS) -> Preprocess:
     )
 
 
+def _fit_zca_in_parts(pixels: Tensor, eps: float) -> Preprocess:
+    """What `fit_zca` returns, of pixels (N, C, H, W) of which a part is in memory at a time.
+
+    Sums over parts are of float64, so that it matters little how many there are.
+    """
+    num, dim = len(pixels), pixels[0].numel()
+    total = torch.zeros(dim, dtype=torch.float64, device=pixels.device)
+    for part in pieces(pixels):
+        total += _values(part).double().sum(0)
+    mean = (total / num).float()
+    products = torch.zeros(dim, dim, dtype=torch.float64, device=pixels.device)
+    with exact_matmul():
+        for part in pieces(pixels):
+            centred = _values(part) - mean
+            products += centred.T @ centred
+        variances, vectors = torch.linalg.eigh((products / (num - 1)).float())
+        roots = (variances.clamp(min=0) + eps).sqrt()
+        matrix = (vectors / roots) @ vectors.T
+        inverse = (vectors * roots) @ vectors.T
+    return Preprocess(mean=mean, matrix=matrix.contiguous(), inverse=inverse.contiguous())
+
+
+def _values(pixels: Tensor) -> Tensor:
+    """Pixels (B, C, H, W), uint8 or floats in [0, 1], as float32 (B, D) in [0, 1]."""
+    values = pixels.flatten(1).float()
+    return values / 255 if pixels.dtype == torch.uint8 else values
+
+
 def fit_preprocess(
     pixels: Tensor,
     *,
     zca: bool,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
+    counts: Tensor | None = None,
 ) -> Preprocess:
     """Preprocessing for training pixels (N, C, H, W) uint8.
 
     It is ZCA whitening, or the given published constants, or the mean and std of these images.
+    `counts` is their `histogram` where it is known.
     """
     if zca:
         return fit_zca(pixels)
     device = pixels.device
     if mean is not None and std is not None and len(mean) == pixels.shape[1]:
         return Preprocess(torch.tensor(mean, device=device), torch.tensor(std, device=device))
-    counts = histogram(pixels).double()
+    if counts is None:
+        counts = histogram(pixels)
+    shares = counts.double()
     values = torch.arange(256, dtype=torch.float64) / 255
-    num = counts[0].sum()
-    means = counts @ values / num
+    num = shares[0].sum()
+    means = shares @ values / num
     squares = (values - means.unsqueeze(1)).square()
-    sums = (counts * squares).sum(1)
+    sums = (shares * squares).sum(1)
     variances = sums / (num - 1).clamp(min=1)
     stds = variances.sqrt().clamp(min=1e-3)
     return Preprocess(mean=means.float().to(device), std=stds.float().to(device))

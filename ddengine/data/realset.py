@@ -10,7 +10,10 @@ from ddengine.data.preprocess import Preprocess
 from ddengine.system.errors import UserError
 from ddengine.system.files import tensor_digest
 from ddengine.system.rng import on_device
+from ddengine.system.runtime import available_memory
 from ddengine.types import Batch
+
+SHARE = 0.5  # of a GPU's memory that is free; images that take more stay where they are
 
 
 def images_digest(pixels: Tensor, labels: Tensor) -> str:
@@ -18,10 +21,18 @@ def images_digest(pixels: Tensor, labels: Tensor) -> str:
     return tensor_digest({"pixels": pixels, "labels": labels})
 
 
-class RealSet:
-    """A whole split as uint8 on the device, preprocessed when drawn.
+def placed(pixels: Tensor, device: torch.device) -> Tensor:
+    """Images where their set will have them: on the device, or where they are if it has no room."""
+    if device.type == "cuda" and pixels.numel() > SHARE * available_memory(device):
+        return pixels
+    return pixels.to(device)
 
-    Nothing is done image by image in Python.
+
+class RealSet:
+    """A whole split as uint8, preprocessed on the device when drawn.
+
+    It lies on the device, or in memory or in a file where it is too large. Nothing is done image by
+    image in Python.
     """
 
     def __init__(
@@ -33,7 +44,7 @@ class RealSet:
         digest: str | None = None,
         class_names: Sequence[str] = (),
     ):
-        """Pixels (N, C, H, W) uint8 and labels (N,) int64, on one device.
+        """Pixels (N, C, H, W) uint8, and labels (N,) int64 on the device of the set.
 
         `digest` is given when it is known already, `class_names` for messages.
         """
@@ -55,13 +66,16 @@ class RealSet:
 
     @property
     def device(self) -> torch.device:
-        """Where the images lie."""
-        return self.pixels.device
+        """Where images are when they have been drawn."""
+        return self.labels.device
+
+    def stored(self, index: Tensor) -> Tensor:
+        """(B,) -> (B, C, H, W) uint8 on the device."""
+        return self.pixels.index_select(0, index.to(self.pixels.device)).to(self.device)
 
     def images(self, index: Tensor) -> Tensor:
         """(B,) -> (B, C, H, W), preprocessed."""
-        pixels = self.pixels.index_select(0, index.to(self.device))
-        return self.preprocess.forward(pixels.float() / 255)
+        return self.preprocess.forward(self.stored(index).float() / 255)
 
     def batch(self, index: Tensor) -> Batch:
         """The examples at `index` (B,)."""

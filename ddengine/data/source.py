@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ddengine.data.decoder import Undecoded
 from ddengine.system.errors import UserError
 
 
@@ -17,6 +18,8 @@ class Part:
     fetch: Callable[[np.ndarray], np.ndarray]
     # what image i is called, below data.root; None: it has no name but its index
     name_of: Callable[[int], str] | None = None
+    # what `fetch` decodes image by image; None: the images are stored as they are
+    undecoded: Undecoded | None = None
 
 
 @dataclass(frozen=True)

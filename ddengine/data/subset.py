@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from ddengine.data.loaded import Data
 from ddengine.data.realset import RealSet
@@ -16,13 +17,22 @@ def of_classes(real: RealSet, classes: Sequence[int]) -> RealSet:
     `num_classes` stays as it is.
     """
     chosen = torch.isin(real.labels, torch.tensor(list(classes), device=real.device))
+    index = chosen.nonzero().flatten()
     return RealSet(
-        real.pixels[chosen],
-        real.labels[chosen],
+        _rows(real.pixels, index),
+        real.labels[index],
         real.num_classes,
         real.preprocess,
         class_names=real.class_names,
     )
+
+
+def _rows(pixels: Tensor, index: Tensor) -> Tensor:
+    """The images at an ascending index; where they lie side by side they are not copied."""
+    first, last = (int(index[0]), int(index[-1])) if len(index) else (0, -1)
+    if last - first + 1 == len(index):
+        return pixels[first : last + 1]
+    return pixels.index_select(0, index.to(pixels.device))
 
 
 def class_subset(data: Data, classes: Sequence[int]) -> Data:

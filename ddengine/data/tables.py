@@ -3,6 +3,8 @@
 This is what the readers of parquet files and of datasets of the Hub have in common.
 """
 
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ddengine.data.decoder import Decoder
-from ddengine.data.images import Stored, Unreadable
+from ddengine.data.decoder import Decoder, Files
+from ddengine.data.images import Stored, Unreadable, stamp_of
 from ddengine.data.source import Part, Source
 from ddengine.data.splits import STAND_INS, composed, listed, sorted_classes
 from ddengine.recipe import DataConfig
@@ -43,7 +45,16 @@ LABEL_NAMES = (
 )
 ASK_IMAGE = "name it with data.image_column"
 ASK_LABEL = "name it with data.label_column"
+KEPT = 2**28  # bytes of images that were read last and are kept, or one part of a table
 LOOKED_AT = 10  # rows whose paths tell whether the paths of a table lead anywhere
+
+
+@dataclass(frozen=True)
+class ColumnPart:
+    """Some rows of a column, one after another."""
+
+    rows: int
+    read: Callable[[], "pa.ChunkedArray"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +69,9 @@ class Table:
     # what Hugging Face's metadata say of the columns; empty where there are none
     features: Mapping[str, Mapping[str, Any]]
     read: Callable[[str], "pa.ChunkedArray"]  # gives the values of a column
+    # gives parts of a column, in order, that are read when they are asked for
+    parts: Callable[[str], Sequence[ColumnPart]]
+    stamp: str  # tells it from any other table, and from itself before it was changed
     # gives the file that a path in a row names; None where there is none that is the dataset's
     file_at: Callable[[str], Path | None]
 
@@ -364,10 +378,45 @@ def _numbered(labels: Sequence[Labels], classes: tuple[str, ...]) -> np.ndarray:
 # Images
 
 
+class _Part:
+    """The images of some rows of a table."""
+
+    def __init__(self, table: Table, column: str, stored: "pa.ChunkedArray"):
+        """Raises UserError for paths that lead nowhere."""
+        self.table = table
+        self.column = column
+        self.bytes = stored.nbytes
+        self.contents, self.paths = _contents(stored)
+        if self.contents is None or self.contents.null_count == len(self.contents):
+            self._check_paths()
+
+    def content(self, row: int) -> bytes | None:
+        """The bytes of an image; None where there are none."""
+        return None if self.contents is None else self.contents[row].as_py() or None
+
+    def path(self, row: int) -> str | None:
+        """The path of an image; None where there is none."""
+        return None if self.paths is None else self.paths[row].as_py() or None
+
+    def _check_paths(self) -> None:
+        """Raise UserError unless one of the first paths leads to a file."""
+        such_as = ""
+        if self.paths is not None:
+            for path in self.paths.slice(0, LOOKED_AT).to_pylist():
+                if path and self.table.file_at(path) is not None:
+                    return
+            such_as = f", only paths such as {self.paths[0].as_py()}, which are not beside it"
+        raise UserError(
+            f"{self.table.name} stores no bytes of its images in {self.column!r}{such_as}; "
+            "put the image files there, or write the bytes into the file."
+        )
+
+
 class Rows:
     """The rows of several tables, numbered through: the image of each, and what it is called.
 
-    Images are loaded when the first is asked for.
+    Images are loaded when they are asked for, a part of a table at a time, and the parts that were
+    asked for last are kept, up to KEPT bytes. Called from several threads.
     """
 
     def __init__(self, tables: Sequence[Table], column: str):
@@ -375,6 +424,8 @@ class Rows:
         self.tables = tables
         self.column = column
         self.firsts = np.cumsum([0, *(table.rows for table in tables)])
+        self._kept: OrderedDict[int, _Part] = OrderedDict()
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         """Rows of all tables."""
@@ -395,57 +446,66 @@ class Rows:
         number, row = self._at(i)
         return f"{self.tables[number].place} row {row}"
 
+    def stamp(self, i: int) -> str:
+        """See `Files`: of the table and the row, and of the file that the row names."""
+        number, row = self._at(i)
+        table = self.tables[number]
+        said = f"{table.stamp} {row}"
+        part, row_of_part = self._part(i)
+        path = part.path(row_of_part)
+        file = table.file_at(path) if path else None
+        return said if file is None else f"{said} {stamp_of(file, file.parent)}"
+
     def source(self, i: int) -> Stored:
         """The bytes of an image, or the file that holds it.
 
         Raises Unreadable where there is neither.
         """
-        number, row = self._at(i)
-        contents, paths = self._columns[number]
-        if contents is not None:
-            content = contents[row].as_py()
-            if content:
-                return content
-        path = None
-        if paths is not None:
-            path = paths[row].as_py()
-        if not path:
+        part, row = self._part(i)
+        content = part.content(row)
+        if content is not None:
+            return content
+        path = part.path(row)
+        if path is None:
             raise Unreadable(self.called(i), "no bytes and no path are stored")
-        table = self.tables[number]
-        file = table.file_at(path)
+        file = part.table.file_at(path)
         if file is None:
             raise Unreadable(
                 self.called(i),
-                f"no bytes are stored, and there is no file {path} beside {table.short}",
+                f"no bytes are stored, and there is no file {path} beside {part.table.short}",
             )
         return file
 
+    def _part(self, i: int) -> tuple[_Part, int]:
+        """The part of a table that holds row i, and the number of the row in it."""
+        number = int(np.searchsorted(self._firsts_of_parts, i, side="right")) - 1
+        with self._lock:
+            part = self._kept.pop(number, None)
+            if part is None:
+                table, of_table = self._parts[number]
+                part = _Part(table, self.column, of_table.read())
+            self._kept[number] = part
+            while len(self._kept) > 1 and self._bytes_kept() > KEPT:
+                self._kept.popitem(last=False)
+        return part, i - int(self._firsts_of_parts[number])
+
+    def _bytes_kept(self) -> int:
+        return sum(part.bytes for part in self._kept.values())
+
     @cached_property
-    def _columns(self) -> list[tuple[Any, Any]]:
-        """(bytes, paths) of every table; None for what it does not have.
-
-        Raises UserError for a table of paths that lead nowhere.
-        """
-        columns = []
+    def _parts(self) -> list[tuple[Table, ColumnPart]]:
+        """The parts of all tables that have rows."""
+        parts = []
         for table in self.tables:
-            contents, paths = _contents(table.read(self.column))
-            if contents is None or contents.null_count == len(contents):
-                self._check_paths(table, paths)
-            columns.append((contents, paths))
-        return columns
+            for part in table.parts(self.column):
+                if part.rows:
+                    parts.append((table, part))
+        return parts
 
-    def _check_paths(self, table: Table, paths: Any) -> None:
-        """Raise UserError unless one of the first paths (None: there are none) leads to a file."""
-        such_as = ""
-        if paths is not None:
-            for path in paths.slice(0, LOOKED_AT).to_pylist():
-                if path and table.file_at(path) is not None:
-                    return
-            such_as = f", only paths such as {paths[0].as_py()}, which are not beside it"
-        raise UserError(
-            f"{table.name} stores no bytes of its images in {self.column!r}{such_as}; "
-            "put the image files there, or write the bytes into the file."
-        )
+    @cached_property
+    def _firsts_of_parts(self) -> np.ndarray:
+        """The first row of each part, and their number."""
+        return np.cumsum([0, *(part.rows for _, part in self._parts)])
 
 
 def _contents(stored: "pa.ChunkedArray") -> tuple[Any, Any]:
@@ -511,8 +571,9 @@ class _Split:
     def part(self, classes: tuple[str, ...], decoder: Decoder) -> Part:
         """Its images and the numbers of their classes."""
         rows = Rows([part.table for part in self.labels], self.image)
-        fetch = decoder.fetch_of(rows.source, rows.called, len(rows))
-        return Part(_numbered(self.labels, classes), fetch, rows.named)
+        files = Files(rows.source, rows.called, len(rows), rows.stamp)
+        undecoded = decoder.undecoded(files)
+        return Part(_numbered(self.labels, classes), undecoded.fetch, rows.named, undecoded)
 
 
 def _split(

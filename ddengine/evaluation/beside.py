@@ -5,7 +5,7 @@ process would do with its: on as many threads the numbers are the same to the bi
 told so (functions of the user, teachers that label every batch) stays in this process.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 
@@ -70,12 +70,12 @@ def told_images(name: str, real: RealSet | None) -> dict[str, Tensor]:
     return {f"{name}.pixels": real.pixels, f"{name}.labels": real.labels}
 
 
-def request(bench: Bench, asked: Training) -> Message:
-    """A training."""
+def request(bench: Bench, asked: Training, *, decoded: bool = True) -> Message:
+    """A training; `decoded`: with the images of sets that were decoded."""
     sets: list[Json] = []
     tensors: dict[str, Tensor] = {}
     for number, draw in enumerate(asked.draws):
-        facts, stored = _told(asked.who.sets(draw), bench.data.train)
+        facts, stored = _told(asked.who.sets(draw), bench.data.train, decoded)
         sets.append(facts)
         tensors |= {f"{number}.{name}": tensor for name, tensor in stored.items()}
     who = asked.who
@@ -92,22 +92,35 @@ def request(bench: Bench, asked: Training) -> Message:
     return Message(facts, tensors)
 
 
-def measuring(bench: Bench, asked: Training) -> Message:
-    """The question how long updates of a training take."""
-    message = request(bench, asked)
+def beginning_of_rank(bench: Bench) -> Message:
+    """What all trainings share, for a rank, which has the images and the set itself."""
+    return Message({"threads": bench.threads, "at_once": asdict(bench.at_once)})
+
+
+def request_of_rank(bench: Bench, asked: Training) -> Message:
+    """A training, for a rank; what it has decoded itself is named."""
+    message = request(bench, asked, decoded=False)
+    facts = {**message.facts, "who": asked.who.name, "draws": list(asked.draws)}
+    return replace(message, facts={**facts, "our_loop": bench.train is None})
+
+
+def measuring(message: Message) -> Message:
+    """The question how long updates of a training take that a message asks for."""
     return replace(message, facts={**message.facts, "measure": True})
 
 
-def _told(of: TrainingSet, train: RealSet) -> tuple[Json, dict[str, Tensor]]:
-    """What a set is, as plain facts and tensors."""
+def _told(of: TrainingSet, train: RealSet, decoded: bool) -> tuple[Json, dict[str, Tensor]]:
+    """What a set is, as plain facts and tensors; of one that was decoded only that, if need be."""
     if of is train:
         return {"kind": "train"}, {}
     if isinstance(of, Subset) and of.real is train:
         return {"kind": "subset"}, {"index": of.index}
     if isinstance(of, Labelled):
-        facts, tensors = _told(of.of, train)
+        facts, tensors = _told(of.of, train, decoded)
         return {"kind": "labelled", "of": facts}, tensors | {"logits": of.logits}
     assert isinstance(of, Decoded), f"a {type(of).__name__} cannot be told"
+    if not decoded:
+        return {"kind": "known"}, {}
     tensors = {"images": of.images, "targets": of.targets, "classes": of.classes}
     return {"kind": "decoded"}, tensors
 
@@ -146,7 +159,23 @@ def _begin(message: Message) -> Callable[[Message], Message]:
         targets=targets_of(**facts["targets"]),
         outputs=facts["outputs"],
     )
-    return answering(partial(_result, bench))
+    return answering(partial(_result, bench, {}))
+
+
+def of_rank(
+    bench: Bench, contenders: Sequence[Contender], beginning: Message
+) -> Callable[[Message], Message]:
+    """What answers the requests of the first rank, by a bench of this one."""
+    for name, value in beginning.facts.items():
+        bench.memo.put(name, value)
+    known = {who.name: who for who in contenders}
+
+    def result(message: Message) -> Json:
+        of = bench if not message.facts["our_loop"] else replace(bench, train=None)
+        with runtime.on_threads(bench.threads):
+            return _result(of, known, message)
+
+    return answering(result)
 
 
 def images_told(
@@ -163,9 +192,9 @@ def images_told(
     return RealSet(pixels, labels, num_classes, preprocess, class_names=class_names)
 
 
-def _result(bench: Bench, message: Message) -> Json:
+def _result(bench: Bench, known: Mapping[str, Contender], message: Message) -> Json:
     """What comes of a request."""
-    asked = _asked(message, bench.data.train)
+    asked = _asked(message, bench.data.train, known)
     if message.facts.get("measure"):
         return asdict(measured(bench, asked))
     return bench.result(asked)
@@ -176,8 +205,8 @@ def pace_of(result: Facts) -> Pace:
     return Pace(**result)
 
 
-def _asked(message: Message, train: RealSet) -> Training:
-    """The training that a message asks for."""
+def _asked(message: Message, train: RealSet, known: Mapping[str, Contender]) -> Training:
+    """The training that a message asks for; `known` are contenders whose sets are here, by name."""
     facts = message.facts
     sets = []
     for number, told in enumerate(facts["sets"]):
@@ -185,8 +214,11 @@ def _asked(message: Message, train: RealSet) -> Training:
         tensors = {}
         for name, tensor in message.tensors.items():
             if name.startswith(prefix):
-                tensors[name.removeprefix(prefix)] = tensor
-        sets.append(_set_of(told, tensors, train))
+                tensors[name.removeprefix(prefix)] = tensor.to(train.device)
+        if told["kind"] == "known":
+            sets.append(known[facts["who"]].sets(facts["draws"][number]))
+        else:
+            sets.append(_set_of(told, tensors, train))
     who = Contender("", sets.__getitem__, labels=facts["labels"], distilled=facts["distilled"])
     return Training(
         who=who,

@@ -5,8 +5,9 @@ Networks are trained on it, beside random images, herding and the full data unde
 
 import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ddengine.data import Data, RealSet
 from ddengine.data.checks import image_digests
 from ddengine.evaluation.baselines import of_all
 from ddengine.evaluation.bench import Bench, Contender, Economy
+from ddengine.evaluation.beside import of_rank
 from ddengine.evaluation.brought import Factory, Trainer, check_factories
 from ddengine.evaluation.contenders import (
     Looking,
@@ -36,6 +38,7 @@ from ddengine.evaluation.rates import two_of
 from ddengine.evaluation.rows import distinct
 from ddengine.evaluation.watch import Watch, num_networks
 from ddengine.evaluation.work import train_all
+from ddengine.learning import muon
 from ddengine.learning.training import Means, usual_means
 from ddengine.recipe import EvalConfig, digest, to_dict
 from ddengine.sets.codec import as_bytes
@@ -45,6 +48,7 @@ from ddengine.system.errors import UserError
 from ddengine.system.memo import Memo
 from ddengine.system.runtime import Precision
 from ddengine.system.shared import Shared
+from ddengine.system.workers import Message
 from ddengine.types import Facts, Json
 
 # form of what is remembered of an interrupted evaluation; what an older program left is computed
@@ -106,44 +110,111 @@ def evaluate(  # long: most of it is what the arguments are
         UserError: for dynamic labels without teachers, and for what was brought and does not fit.
     """
     start = time.perf_counter()
-    factories = dict(factories or {})
-    _check(config, data, teachers, factories, train)
-    if test is not None:
-        data = replace(data, test=test, num_test=len(test), held_out=False)
-    weights = [files.tensor_digest(network.state_dict()) for network in teachers]
-    config = quick(config) if economy.quick else config
-    own_test = {} if test is None else {"own_test": test.digest}
-    decides = [MEMO, *_networks(config, model, data, seed, precision), *_of_set(syn), weights]
-    memo = Memo(memo_path, digest([*decides, *own_test.values()]))
-    bench = Bench(
+    asked = _Asked(
+        syn=syn,
         data=data,
         config=config,
+        model=model,
         seed=seed,
         device=device,
         precision=precision,
-        memo=memo,
-        means=means or usual_means(),
-        economy=economy,
-        timed=means is None,
-        home=model,
-        learned_lr=syn.lr,
         name=name,
         teachers=teachers,
-        label_bytes=label_bytes(syn),
-        as_labelled=syn.as_labelled,
-        factories=factories,
+        test=test,
+        factories=dict(factories or {}),
         train=train,
-        targets=syn.targets,
-        outputs=syn.num_outputs,
+        means=means,
+        economy=economy,
     )
-    if economy.baselines is not None:
-        bench = replace(bench, shared=Shared(economy.baselines, of_all(bench), economy.renew))
+    bench = asked.bench(memo_path)
     _say_what_to_know(bench, syn)
-    models = tuple(dict.fromkeys([*config.models, *factories])) or (model,)
-    facts = _facts(bench, syn, weights, models) | own_test
-    content = {**facts, "rows": _rows(bench, syn, models, facts)}
-    seconds = seconds_before + memo.seconds_before + time.perf_counter() - start
-    return content | {"processes": memo.get("processes") or 1, "seconds": round(seconds, 2)}
+    facts = _facts(bench, syn, asked.weights, asked.models) | asked.own_test
+    content = {**facts, "rows": _rows(bench, syn, asked.models, facts)}
+    seconds = seconds_before + bench.memo.seconds_before + time.perf_counter() - start
+    return content | {"processes": bench.memo.get("processes") or 1, "seconds": round(seconds, 2)}
+
+
+def helping(
+    syn: SyntheticSet, data: Data, config: EvalConfig, model: str, beginning: Message, **asked: Any
+) -> Callable[[Message], Message]:
+    """What trains on this rank what the first one asks for, which `evaluate`s the same.
+
+    The further arguments are those of `evaluate`; `beginning` is what the first rank says first.
+    """
+    asked["factories"] = dict(asked.get("factories") or {})
+    bench = _Asked(syn=syn, data=data, config=config, model=model, **asked).bench(None)
+    contenders, _ = _contenders(bench, syn)
+    return of_rank(bench, contenders, beginning)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """The arguments of `evaluate` that decide what is trained, and how."""
+
+    syn: SyntheticSet
+    data: Data
+    config: EvalConfig
+    model: str
+    seed: int
+    device: torch.device
+    precision: Precision = "fp32"
+    name: str = "distilled"
+    teachers: Sequence[nn.Module] = ()
+    test: RealSet | None = None
+    factories: Mapping[str, Factory]
+    train: Trainer | None = None
+    means: Means | None = None
+    economy: Economy = Economy()
+
+    @cached_property
+    def weights(self) -> list[str]:
+        """What identifies the teachers."""
+        return [files.tensor_digest(network.state_dict()) for network in self.teachers]
+
+    @property
+    def own_test(self) -> Json:
+        """What identifies the user's test images, if any."""
+        return {} if self.test is None else {"own_test": self.test.digest}
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The networks of the rows."""
+        return tuple(dict.fromkeys([*self.config.models, *self.factories])) or (self.model,)
+
+    def bench(self, memo_path: Path | None) -> Bench:
+        """What all trainings share. Raises UserError for what does not fit together."""
+        data, test, syn = self.data, self.test, self.syn
+        _check(self.config, data, self.teachers, self.factories, self.train)
+        if test is not None:
+            data = replace(data, test=test, num_test=len(test), held_out=False)
+        config = quick(self.config) if self.economy.quick else self.config
+        networks = _networks(config, self.model, data, self.seed, self.precision)
+        decides = [MEMO, *networks, *_of_set(syn), self.weights]
+        bench = Bench(
+            data=data,
+            config=config,
+            seed=self.seed,
+            device=self.device,
+            precision=self.precision,
+            memo=Memo(memo_path, digest([*decides, *self.own_test.values()])),
+            means=self.means or usual_means(),
+            economy=self.economy,
+            timed=self.means is None,
+            home=self.model,
+            learned_lr=syn.lr,
+            name=self.name,
+            teachers=self.teachers,
+            label_bytes=label_bytes(syn),
+            as_labelled=syn.as_labelled,
+            factories=self.factories,
+            train=self.train,
+            targets=syn.targets,
+            outputs=syn.num_outputs,
+        )
+        if self.economy.baselines is None:
+            return bench
+        shared = Shared(self.economy.baselines, of_all(bench), self.economy.renew)
+        return replace(bench, shared=shared)
 
 
 def _networks(
@@ -218,6 +289,8 @@ def _check(
             "evaluation.labels dynamic says a label for each batch as our loop augments it, and a "
             "training function of your own augments by itself; set it to own or hard."
         )
+    if config.optimiser == "muon":
+        muon.check()
     check_factories(factories, data.image_shape, data.num_classes)
 
 
@@ -252,11 +325,7 @@ def _rows(bench: Bench, syn: SyntheticSet, models: Sequence[str], facts: Facts) 
 
     `facts` are what the evaluation says beside its rows.
     """
-    distilled = freeze(syn, bench.device)
-    looking = Looking(bench, full_data(bench, distilled))
-    contenders = [*of_the_set(bench, syn, distilled), *of_codec(bench, syn, distilled, looking)]
-    ipc = _images_per_class(bench, syn)
-    contenders += of_real_images(bench, looking, ipc, distilled)
+    contenders, looking = _contenders(bench, syn)
     needed = any(map(_looks, contenders))
     rows = in_turn(contenders, models)
     num = sum(num_networks(bench, row) for row in rows)
@@ -266,6 +335,16 @@ def _rows(bench: Bench, syn: SyntheticSet, models: Sequence[str], facts: Facts) 
         watch = Watch(bench, facts, bar)
         train_all(Plan(bench, looking, needed), rows, watch)
     return watch.in_order(contenders, models)
+
+
+def _contenders(bench: Bench, syn: SyntheticSet) -> tuple[list[Contender], Looking]:
+    """The sets that are compared, and the network that looks at the full data for some of them."""
+    distilled = freeze(syn, bench.device)
+    looking = Looking(bench, full_data(bench, distilled))
+    contenders = [*of_the_set(bench, syn, distilled), *of_codec(bench, syn, distilled, looking)]
+    ipc = _images_per_class(bench, syn)
+    contenders += of_real_images(bench, looking, ipc, distilled)
+    return contenders, looking
 
 
 def _looks(who: Contender) -> bool:

@@ -25,6 +25,7 @@ PROSE = ("cites", "published", "note", "taken")
 NO_SETTING = (
     "data.root",
     "data.download",
+    "data.cache",
     "buffer.step.folder",
     "outer.checkpoint_every",
     "outer.evaluate_every",

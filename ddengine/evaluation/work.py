@@ -1,6 +1,6 @@
-"""Everything that the rows of an evaluation need is trained, here and in other processes."""
+"""Everything that the rows of an evaluation need is trained, here, in processes, on ranks."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -8,7 +8,7 @@ from functools import partial
 import torch
 
 from ddengine.evaluation import beside
-from ddengine.evaluation.bench import Training
+from ddengine.evaluation.bench import Bench, Training
 from ddengine.evaluation.pace import (
     Pace,
     Paces,
@@ -21,10 +21,12 @@ from ddengine.evaluation.pace import (
 from ddengine.evaluation.plan import Choice, Measure, Plan, Row, Step
 from ddengine.evaluation.trainings import Piece, cut_key, decide
 from ddengine.evaluation.watch import Watch
-from ddengine.system import runtime
-from ddengine.system.workers import Worker, Workers, working
+from ddengine.system import crew, runtime
+from ddengine.system.crew import Crew, Seat
+from ddengine.system.workers import Message, Worker, Workers, working
 from ddengine.types import Facts
 
+Hand = Worker | Seat  # what does one job at a time, beside this process
 MODULE = "ddengine.evaluation.beside"  # whose `main` a worker runs
 LOOK_AFTER = 5.0  # seconds of the first network from which on there is a first look
 TELLING = 1.0  # seconds of a training from which on it tells how long others take
@@ -46,8 +48,8 @@ def train_all(plan: Plan, rows: Sequence[Row], watch: Watch) -> None:
 @contextmanager
 def _sharing(
     plan: Plan, rows: Sequence[Row], watch: Watch
-) -> Iterator[tuple[Workers | None, Paces]]:
-    """The processes that share the work, if it is shared, and what is known of the pace.
+) -> Iterator[tuple[Workers | Crew | None, Paces]]:
+    """The processes or ranks that share the work, if any, and what is known of the pace.
 
     What was chosen once holds wherever the evaluation is resumed.
     """
@@ -61,14 +63,28 @@ def _sharing(
             pace = measured(bench, first)
             paces.learn(first.model, images_of(bench, first.who), pace.update)
         choose = partial(processes_for, bench, asked, paces, allowed)
-        processes = bench.memo("processes", choose)
-        workers = None
-        if processes > 1:
-            workers = stack.enter_context(working(processes, MODULE, bench.threads))
+        workers = stack.enter_context(_hands(bench, choose))
         if first is not None:
             # other processes take seconds to start, in which this one looks anyway
-            watch.look(first, paces, LOOK_AFTER if workers is None else 0.0)
+            watch.look(first, paces, 0.0 if isinstance(workers, Workers) else LOOK_AFTER)
         yield workers, paces
+
+
+@contextmanager
+def _hands(bench: Bench, choose: Callable[[], int]) -> Iterator[Workers | Crew | None]:
+    """The other ranks, where there are any, else as many processes as pay; None: this one alone."""
+    ranks = crew.current()
+    if ranks is not None:
+        bench.memo("processes", lambda: ranks.num)
+        ranks.begin(beside.beginning_of_rank(bench))
+        yield ranks
+        return
+    processes = bench.memo("processes", choose)
+    if processes == 1:
+        yield None
+        return
+    with working(processes, MODULE, bench.threads) as workers:
+        yield workers
 
 
 def _first_training(plan: Plan, row: Row) -> Training | None:
@@ -88,14 +104,20 @@ class _Work:
     rows: list[Row]  # unfinished ones
     watch: Watch
     paces: Paces
-    workers: Workers | None
-    idle: list[Worker] = field(default_factory=list)
-    running: dict[Worker, tuple[Row, Piece | Measure]] = field(default_factory=dict)
+    workers: Workers | Crew | None
+    idle: list[Hand] = field(default_factory=list)
+    running: dict[Hand, tuple[Row, Piece | Measure]] = field(default_factory=dict)
     begun: set[Row] = field(default_factory=set)  # rows of which something was trained
+
+    def __post_init__(self) -> None:
+        if isinstance(self.workers, Crew):  # processes say themselves when they have started
+            self.idle += self.workers.all
 
     def all(self) -> None:
         """Do everything."""
         while True:
+            while self.workers is not None and (answered := self.workers.ready()):
+                self._take(*answered)
             steps = self._steps()
             if not steps and not self.running:
                 return
@@ -108,7 +130,7 @@ class _Work:
     @property
     def processes(self) -> int:
         """That train networks."""
-        return 1 if self.workers is None else max(1, len(self.workers.all))
+        return 1 if self.workers is None else self.workers.num
 
     # What comes next.
 
@@ -131,13 +153,20 @@ class _Work:
 
     def _is_for_here(self, step: Step) -> bool:
         """Whether this process must do something itself."""
-        return self.workers is None or not self.workers.all or not self._can_go(step)
+        if self.workers is None or self.workers.also_here:
+            return True
+        return not self.workers.all or not self._can_go(step)
 
     def _can_go(self, step: Step) -> bool:
         """Whether another process can do it."""
         if isinstance(step, Choice):
             return False
-        return beside.can_go(step.bench, self._training(step))
+        return self._on_ranks or beside.can_go(step.bench, self._training(step))
+
+    @property
+    def _on_ranks(self) -> bool:
+        """Whether the others are ranks, which have all that this process has."""
+        return isinstance(self.workers, Crew)
 
     def _training(self, step: Piece | Measure) -> Training:
         """What is trained; in a measurement a network of the row."""
@@ -169,7 +198,7 @@ class _Work:
         else:
             self._keep(step, step.bench.result(asked))
 
-    # Other processes.
+    # Other processes and ranks.
 
     def _send(self, steps: list[tuple[Row, Step]]) -> list[tuple[Row, Step]]:
         """Give idle processes what they can do; what is left."""
@@ -180,16 +209,22 @@ class _Work:
                 continue
             self._begin(row)
             asked = self._training(step)
-            told = beside.measuring if isinstance(step, Measure) else beside.request
+            told = beside.request_of_rank if self._on_ranks else beside.request
+            message = told(step.bench, asked)
+            if isinstance(step, Measure):
+                message = beside.measuring(message)
             worker = self.idle.pop(0)
             self.running[worker] = (row, step)
-            worker.send(told(step.bench, asked))
+            worker.send(message)
         return left
 
     def _receive(self) -> None:
-        """Wait for a process, and keep what comes of it."""
+        """Wait for a process or rank, and keep what comes of it."""
         assert self.workers is not None
-        worker, message = self.workers.wait()
+        self._take(*self.workers.wait())
+
+    def _take(self, worker: Hand, message: Message | None) -> None:
+        """Keep what comes of what a process or rank has done; None where it has ended."""
         task = self.running.pop(worker, None)
         if message is None:
             self._lost(task, "it ended")

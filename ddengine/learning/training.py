@@ -21,6 +21,7 @@ from ddengine.learning.class_batches import class_batch, classes_of
 from ddengine.learning.ensemble import Ensemble, WeakHead
 from ddengine.learning.last_batch import check_last_batch
 from ddengine.learning.losses import soft_loss
+from ddengine.learning.muon import Muon, muon
 from ddengine.learning.torch_steps import torch_optimiser
 from ddengine.models.dropout import is_dropout
 from ddengine.models.norms import BatchNorm, batch_norms
@@ -94,8 +95,9 @@ def schedule(config: EvalConfig, lr: float, epochs: int | None = None) -> list[C
 
     `epochs` is E where it differs from the protocol's. "half": of E + 1 epochs, after epoch
     E // 2 + 1 (as in most published evaluations). "thirds": of E epochs, from epochs 2 E // 3 and
-    5 E // 6 on, the momentum kept (as in IDC); never before the first epoch is over. "cosine": in
-    each of E epochs, all by one optimiser.
+    5 E // 6 on, the momentum kept (as in IDC); never before the first epoch is over. "steps": the
+    same from the fractions `drop_at` of E on, rounded. "cosine": in each of E epochs, all by one
+    optimiser.
     """
     if epochs is None:
         epochs = config.epochs
@@ -103,7 +105,9 @@ def schedule(config: EvalConfig, lr: float, epochs: int | None = None) -> list[C
     if config.schedule == "cosine":
         return [first, *_cosine(first, config.stretch, epochs)]
     if config.schedule == "thirds":
-        return [first, *_thirds(first, config, epochs)]
+        return [first, *_drops(first, config, (2 * epochs // 3, 5 * epochs // 6))]
+    if config.schedule == "steps":
+        return [first, *_drops(first, config, [round(at * epochs) for at in config.drop_at])]
     drop = replace(
         first,
         epoch=epochs // 2 + 2,
@@ -120,9 +124,10 @@ def _cosine(first: ChangePoint, stretch: float, epochs: int) -> Iterator[ChangeP
         yield replace(first, epoch=epoch, lr=rate, fresh=False)
 
 
-def _thirds(first: ChangePoint, config: EvalConfig, epochs: int) -> Iterator[ChangePoint]:
+def _drops(first: ChangePoint, config: EvalConfig, epochs: Sequence[int]) -> Iterator[ChangePoint]:
+    """A drop from each of these epochs on, all by one optimiser."""
     drops = 0
-    for epoch in (2 * epochs // 3, 5 * epochs // 6):
+    for epoch in epochs:
         if epoch == 0:
             continue
         drops += 1
@@ -296,7 +301,7 @@ def _trained(
     if steps is None:
         steps = task.config.updates
     updates = _by_epochs if task.config.students is None else _by_students
-    optimiser: torch.optim.Optimizer | None = None
+    optimiser: torch.optim.Optimizer | Muon | None = None
     for update in updates(task, lr, steps):
         if update.change is not None:
             optimiser = _changed(optimiser, task.config, update.change, ensemble, head)
@@ -509,13 +514,16 @@ def _spared(network: nn.Module) -> set[str]:
 
 def _optimiser(
     config: EvalConfig, point: ChangePoint, ensemble: Ensemble, head: WeakHead | None
-) -> torch.optim.Optimizer:
+) -> torch.optim.Optimizer | Muon:
     """A new one.
 
     Its first group has the weight decay; a second one, where some parameters are spared, has none.
     """
     # by the dimensions in one network, which stacked parameters have one more than
     spared = set() if config.decay_norms else _spared(ensemble.networks[0])
+    if config.optimiser == "muon" and config.students is None:
+        parameters, networks = ensemble.parameters(), len(ensemble.networks)
+        return muon(parameters, spared, point.lr, point.weight_decay, networks=networks)
     decayed: list[Tensor] = []
     rest: list[Tensor] = []
     for name, parameter in ensemble.parameters().items():
@@ -538,12 +546,12 @@ def _optimiser(
 
 
 def _changed(
-    optimiser: torch.optim.Optimizer | None,
+    optimiser: torch.optim.Optimizer | Muon | None,
     config: EvalConfig,
     point: ChangePoint,
     ensemble: Ensemble,
     head: WeakHead | None,
-) -> torch.optim.Optimizer:
+) -> torch.optim.Optimizer | Muon:
     """The optimiser with the settings of a change point, or a new one."""
     if optimiser is None or point.fresh:
         return _optimiser(config, point, ensemble, head)

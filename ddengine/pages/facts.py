@@ -18,6 +18,8 @@ def method(run: Run) -> str:
     """The method of a run, or how its real images were chosen."""
     if "selected" in run.meta:
         return f"real images, chosen by {run.meta['selected'].get('kind', 'a selection')}"
+    if not run.is_of_a_set and "objective" not in run.recipe:
+        return ""  # it plays no role
     name = str(run.recipe.get("name", "")).split("/")[0]
     for origin in ("imported", "merged"):
         if name and origin in run.meta:

@@ -129,7 +129,7 @@ def _draw_classes(
     axes = part.subplots(2 * num_rows, shown.classes, squeeze=False)
     for c in range(shown.classes):
         index = real.members[c][:num_rows].to(real.device)
-        of_class = real.pixels[index].float().cpu() / 255
+        of_class = real.stored(index).float().cpu() / 255
         last = len(of_class) - 1
         first_distilled = c * shown.per_class
         for r in range(num_rows):
@@ -170,7 +170,7 @@ def save_samples(path: Path, real: RealSet) -> None:
     """
     members = [members[:SHOWN_PER_CLASS] for members in real.members[:SHOWN_CLASSES]]
     index = torch.cat(members).to(real.device)
-    pixels = real.pixels.index_select(0, index)
+    pixels = real.stored(index)
     labels = real.labels.index_select(0, index)
     files.write_tensors(path, {"pixels": pixels, "labels": labels})
 

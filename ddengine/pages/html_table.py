@@ -12,14 +12,23 @@ NOTE = "<p>{note}</p>"
 
 def html_table(table: Table, notes: Sequence[str] = ()) -> str:
     """The table with its title as caption, and a paragraph for each note below it."""
-    heads = [_plain(column.header) for column in table.columns]
-    lines = zip(*(map(_plain, column.cells) for column in table.columns), strict=True)
+    heads, lines = cells_of(table)
     rows = [_row("th", heads, table.columns)]
     for line in lines:
         rows.append(_row("td", line, table.columns))
     title = "" if table.title is None else _plain(table.title)
     shown = TABLE.format(caption=escape(title), rows="".join(rows))
     return shown + "".join(NOTE.format(note=escape(note)) for note in notes)
+
+
+def cells_of(table: Table) -> tuple[list[str], list[tuple[str, ...]]]:
+    """(the heads of the columns, the cells of each line), without the marks of rich for colours."""
+    heads = []
+    columns = []
+    for column in table.columns:
+        heads.append(_plain(column.header))
+        columns.append(list(map(_plain, column.cells)))
+    return heads, list(zip(*columns, strict=True))
 
 
 def _row(tag: str, cells: Iterable[str], columns: Sequence[Column]) -> str:

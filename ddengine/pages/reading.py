@@ -1,6 +1,5 @@
 """What the folder of a run says: everything that a page shows is read here."""
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddengine import naming
+from ddengine import contents
 from ddengine.artefact import folder as set_folders
 from ddengine.artefact.markdown import at
 from ddengine.artefact.results import check_of_set
@@ -19,9 +18,16 @@ from ddengine.system import digests, files, log
 from ddengine.system.errors import UserError
 from ddengine.types import Evaluation, Json
 
-OPTIONAL = ("scores.json", "ranking.json", "privacy.json", "transfer.json")
+OF_SETS = ("scores.json", "ranking.json", "privacy.json", "transfer.json")
+# the names of the files that uses of a dataset write -> the parts of a recipe that they read
+USES = {
+    "prune": ("name", "data", "model", "init", "evaluation"),
+    "labels": ("name", "data", "model", "evaluation"),
+    "continual": ("name", "data", "model", "init", "codec", "objective", "outer", "evaluation"),
+}
+OPTIONAL = (*OF_SETS, *(f"{use}.json" for use in USES))
 ALWAYS_SHOWN = {"set", "model", "accuracy_mean"}  # what every row of an evaluation must say
-OF_A_MACHINE = ("root", "download")  # where files lie is no part of what was done
+OF_A_MACHINE = ("root", "download", "cache")  # where files lie is no part of what was done
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,7 @@ class Run:
     events: list[Json]
     progress: list[tuple[int, Path]]  # (step, picture), ascending
     samples: dict[str, Tensor]
-    extra: Json  # the contents of scores.json, ranking.json, privacy.json, transfer.json
+    extra: Json  # the contents of the files of OPTIONAL
 
     @property
     def data(self) -> Json:
@@ -76,9 +82,14 @@ class Run:
         """Whether any row of the evaluation has a 95 % interval."""
         return any(row.get("ci95") for row in self.rows)
 
+    @property
+    def is_of_a_set(self) -> bool:
+        """Whether a set lies here, or will when the run goes on."""
+        return bool(self.meta or self.settings)
+
     def fact(self, key: str) -> Any:
-        """What the set says under a key, else the run, else its evaluation."""
-        for part in (self.meta, self.settings, self.evaluation):
+        """What the set says under a key, else the run, its evaluation, or what was made of it."""
+        for part in (self.meta, self.settings, self.evaluation, *self.extra.values()):
             if part.get(key) is not None:
                 return part[key]
         return None
@@ -94,9 +105,10 @@ def read(path: Path) -> Run:
     folder = _set_folder(path)
     content = _contents(path)
     if folder is None and not content:
+        _check_begun(path)
         raise UserError(
             f"{path} is neither a run nor a distilled set nor an evaluation; give the folder that "
-            "distill, select or evaluate wrote."
+            "distill, select, evaluate, prune, buy_labels or continual wrote."
         )
     syn, meta = None, {}
     if folder is not None:
@@ -104,7 +116,7 @@ def read(path: Path) -> Run:
     settings, evaluation = content.pop("recipe.json", {}), content.pop("evaluation.json", {})
     _check_rows(path / "evaluation.json", evaluation)
     check_of_set(path / "evaluation.json", evaluation, meta)
-    recipe = meta.get("recipe") or settings.pop("recipe", None) or {}
+    recipe = meta.get("recipe") or settings.pop("recipe", None) or _recipe_of_use(path)
     samples = _samples(path / "samples.safetensors")
     extra = {}
     for name, value in content.items():
@@ -122,6 +134,29 @@ def read(path: Path) -> Run:
         samples=samples,
         extra=extra,
     )
+
+
+def _check_begun(path: Path) -> None:
+    """Raise UserError where a use of a dataset has begun in a folder, and is not finished."""
+    for use in USES:
+        if _mark(path, use).is_file():
+            raise UserError(
+                f"{path} holds no {use}.json yet; the command that began it goes on where it was."
+            )
+
+
+def _mark(path: Path, use: str) -> Path:
+    """The file in which a use of a dataset says its recipe."""
+    return path / f"{use}.recipe.json"
+
+
+def _recipe_of_use(path: Path) -> Json:
+    """What a use of a dataset reads of its recipe; empty in other folders."""
+    for use, parts in USES.items():
+        if _mark(path, use).is_file():
+            recipe = contents.read_json(_mark(path, use), "recipe")["recipe"]
+            return {part: recipe[part] for part in parts if part in recipe}
+    return {}
 
 
 def named(runs: Sequence[Run]) -> list[Run]:
@@ -170,7 +205,7 @@ def _contents(path: Path) -> Json:
 
 
 def _object(path: Path) -> Json:
-    content = naming.read_json(path)
+    content = contents.read_json(path)
     if isinstance(content, dict):
         return content
     raise UserError(f"{path} is no JSON object; restore it or run the command that wrote it again.")
@@ -217,15 +252,7 @@ def _events(path: Path, digest: str | None) -> list[Json]:
         log.say(
             f"warning: {path} is not as the run left it, so its curves may be wrong or incomplete"
         )
-    events = []
-    for line in filter(bytes.strip, content.splitlines()):
-        try:
-            event = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(event, dict) and isinstance(event.get("step"), int):
-            events.append(event)
-    return events
+    return contents.events(path)
 
 
 def _progress(folder: Path) -> list[tuple[int, Path]]:

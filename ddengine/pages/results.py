@@ -1,10 +1,16 @@
-"""What a page shows of scores.json, ranking.json, privacy.json and transfer.json."""
+"""What a page shows of scores.json, ranking.json, privacy.json, transfer.json, and of the uses."""
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
+
+from rich.table import Table
 
 from ddengine.evaluation import scores
 from ddengine.evaluation.tables import DIVERGED, interval_of
-from ddengine.pages import of_privacy, of_transfer
+from ddengine.pages import of_continual, of_labels, of_privacy, of_pruning, of_transfer
+from ddengine.pages.html_table import cells_of
 from ddengine.pages.pictures import picture_of
 from ddengine.pages.reading import Run
 from ddengine.pages.words import NONE, cell, number
@@ -80,6 +86,17 @@ def _correlations(entry: Facts) -> list[str]:
     return cells
 
 
+@contextmanager
+def _written_by(command: str, run: Run, file: str) -> Iterator[None]:
+    """Within the block a file is shown; raises UserError for one that the command did not write."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+        raise UserError(
+            f"{run.path / file} does not hold what the {command} command writes; run it again."
+        ) from None
+
+
 def transfer(run: Run) -> Json:
     """The table of a transfer to other datasets and its notes, for the template.
 
@@ -88,18 +105,13 @@ def transfer(run: Run) -> Json:
     content = run.extra.get("transfer")
     if content is None:
         return {}
-    try:
+    with _written_by("transfer", run, "transfer.json"):
         return {
             "heads": of_transfer.heads(content),
             "rows": of_transfer.lines(content),
             "notes": of_transfer.notes(content),
             "models": ", ".join(content["models"]),
         }
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise UserError(
-            f"{run.path / 'transfer.json'} does not hold what the transfer command writes; run it "
-            "again."
-        ) from None
 
 
 def privacy(run: Run) -> Json:
@@ -110,18 +122,78 @@ def privacy(run: Run) -> Json:
     content = run.extra.get("privacy")
     if content is None:
         return {}
-    try:
+    with _written_by("privacy", run, "privacy.json"):
         rows = of_privacy.lines(content)
         title, note = of_privacy.title(content), str(content["note"])
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise UserError(
-            f"{run.path / 'privacy.json'} does not hold what the privacy command writes; run it "
-            "again."
-        ) from None
     return {
         "note": note,
         "title": title,
         "heads": ["Measure", *of_privacy.HEADS[1:]],
         "rows": rows,
         "picture": picture_of(run.path / "privacy.png"),
+    }
+
+
+@dataclass(frozen=True)
+class Use:
+    """A command that uses a dataset, as a page shows what it wrote."""
+
+    heading: str
+    command: str
+    table: Callable[[Facts], Table]
+    notes: Callable[[Facts], Sequence[str]]
+    picture: str  # what the picture beside the file shows, in words
+
+
+# by the name of the file and of the picture
+USES = {
+    "prune": Use(
+        heading="Distillation on pruned data",
+        command="prune",
+        table=of_pruning.table,
+        notes=of_pruning.notes,
+        picture="Accuracy, and the best share of distillation, against the fraction that is kept",
+    ),
+    "labels": Use(
+        heading="Labels bought from a teacher that errs",
+        command="buy_labels",
+        table=of_labels.table,
+        notes=of_labels.notes,
+        picture="Accuracy after the last round against the share of wrong answers",
+    ),
+    "continual": Use(
+        heading="Continual learning",
+        command="continual",
+        table=of_continual.table,
+        notes=of_continual.notes,
+        picture="Accuracy after each stage",
+    ),
+}
+
+
+def uses(run: Run) -> list[Json]:
+    """What the uses of a dataset wrote into a folder, each with its table, for the template.
+
+    Raises UserError for a file that the command did not write.
+    """
+    shown = []
+    for name, use in USES.items():
+        if name in run.extra:
+            with _written_by(use.command, run, f"{name}.json"):
+                shown.append(_shown(run, name, use))
+    return shown
+
+
+def _shown(run: Run, name: str, use: Use) -> Json:
+    content = run.extra[name]
+    table = use.table(content)
+    heads, rows = cells_of(table)
+    return {
+        "heading": use.heading,
+        "title": f"{table.title}; ± sample standard deviation",
+        "heads": heads,
+        "rows": rows,
+        "notes": use.notes(content),
+        "words": use.picture,
+        "picture": picture_of(run.path / f"{name}.png"),
     }

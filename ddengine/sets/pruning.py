@@ -104,14 +104,22 @@ def ranked(members: Members, scores: Tensor, num: int, kept: Difficulty) -> list
     """
     chosen = []
     for of_class in members:
-        order = scores[of_class].argsort(stable=True, descending=kept == "hard")
+        of_images = scores[of_class]
+        order = of_images.argsort(stable=True, descending=kept == "hard")
         first = 0
-        if kept == "middle" and num < len(of_class):
-            before = (num + 1) // 2
-            first = len(of_class) // 2 - before
+        if kept == "middle":
+            first = _first_of_the_middle(len(of_class), num)
         rows = order[first : first + num]
         chosen.append(of_class[rows])
     return chosen
+
+
+def _first_of_the_middle(size: int, num: int) -> int:
+    """Where the `num` images in the middle of `size` begin; 0 where these are all."""
+    if num >= size:
+        return 0
+    before = (num + 1) // 2
+    return size // 2 - before
 
 
 def shuffled(members: Members, rng: Generator) -> list[Tensor]:
@@ -165,7 +173,7 @@ def facility_location(
         covered: (n,), what i has from points that were chosen before; None: nothing.
     """
     if weights is None:
-        weights = torch.ones(len(kernel), dtype=kernel.dtype, device=kernel.device)
+        weights = kernel.new_ones(len(kernel))
     if covered is None:
         covered = torch.zeros_like(weights)
     of_points = kernel.T.contiguous()  # a row of each point, because rows are read one by one

@@ -59,7 +59,7 @@ def waits() -> bool:
 
 
 @contextmanager
-def claimed(folder: Path | None, command: str) -> Iterator[None]:
+def claimed(folder: Path | None, command: str, *, every_rank: bool = False) -> Iterator[None]:
     """Within the block no other command works in a folder, which is made where it is not there.
 
     Of several ranks the first holds the claim. None claims nothing.
@@ -68,14 +68,17 @@ def claimed(folder: Path | None, command: str) -> Iterator[None]:
         folder: that is worked in; one that is made and still empty in the end is removed, with
             the parents that were made for it.
         command: what works there, for the sentence that another one gets.
+        every_rank: whether all ranks claim it, one after another.
 
     Raises:
-        UserError: where another command works there and is not waited for.
+        UserError: where another command works there and is not waited for, and where a symbolic
+            link in the folder leads out of it.
     """
     if folder is None:
         yield
         return
-    with _locked(folder, folder / files.LOCK, command):
+    with _locked(folder, folder / files.LOCK, command, every_rank):
+        files.refuse_links(folder)
         yield
 
 
@@ -87,10 +90,10 @@ def claimed_file(path: Path, command: str) -> Iterator[None]:
 
 
 @contextmanager
-def _locked(of: Path, lock: Path, command: str) -> Iterator[None]:
+def _locked(of: Path, lock: Path, command: str, every_rank: bool = False) -> Iterator[None]:
     """Within the block `lock` is this command's, which works in `of`."""
     key = lock.resolve()
-    if key in _held.get() or dist.rank() != 0:
+    if key in _held.get() or (dist.rank() != 0 and not every_rank):
         yield
         return
     new = [folder for folder in lock.parents if not folder.exists()]
@@ -100,7 +103,8 @@ def _locked(of: Path, lock: Path, command: str) -> Iterator[None]:
         yield
     finally:
         _held.reset(token)
-        lock.unlink(missing_ok=True)  # while it is held, so that nobody else's is removed
+        if _is_at(handle, lock):  # and not that of another command, where ours went with a folder
+            lock.unlink()
         os.close(handle)
         with suppress(OSError):  # one that is not empty stays
             for folder in new:
@@ -112,7 +116,7 @@ def _acquired(of: Path, lock: Path, command: str) -> int:
     said = False
     while True:
         files.make_folder(lock.parent)
-        handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        handle = _opened(lock)
         try:
             if not _try(handle, of):
                 said = said or _say_or_refuse(of, handle)
@@ -124,6 +128,20 @@ def _acquired(of: Path, lock: Path, command: str) -> int:
             os.close(handle)
             raise
         os.close(handle)  # who had it has removed the file since
+
+
+def _opened(lock: Path) -> int:
+    """The open lock file, which is made where it is not there.
+
+    Raises UserError for what is no file, such as a link, which could lead anywhere, or a pipe.
+    """
+    how = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        return os.open(lock, how, 0o666)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise
+        raise UserError(f"{lock} is no file of this program; remove it.") from None
 
 
 def _try(handle: int, of: Path) -> bool:

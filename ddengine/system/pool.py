@@ -4,6 +4,7 @@ A task is something that can be pickled and called; its process ends with it, an
 that started it, however that ends.
 """
 
+import itertools
 import multiprocessing as mp
 import os
 import signal
@@ -21,7 +22,7 @@ from typing import Any, Protocol
 
 import torch
 
-from ddengine.system import log, signals
+from ddengine.system import dist, log, signals
 from ddengine.system.bars import Report
 from ddengine.system.errors import UserError
 
@@ -56,17 +57,20 @@ class Watcher(Protocol):
 def run_all(tasks: Mapping[str, Task], watcher: Watcher, *, jobs: int, threads: int) -> None:
     """Run tasks by their names, at most `jobs` at a time, each on `threads` threads of a CPU.
 
-    They begin in their order. Those that run are ended where this is interrupted. Raises UserError
-    for a task that cannot be given to another process.
+    They begin in their order; of several ranks each takes the next one that no other has. Those
+    that run are ended where this is interrupted. Raises UserError for a task that cannot be given
+    to another process.
     """
     for name, task in tasks.items():
         _check(name, task)
-    waiting = list(tasks.items())
+    waiting = dist.shared_out(list(tasks.items()), "tasks")
     running: list[_Running] = []
     try:
-        while waiting or running:
-            while waiting and len(running) < jobs:
-                running.append(_started(*waiting.pop(0), threads))
+        while True:
+            for name, task in itertools.islice(waiting, jobs - len(running)):
+                running.append(_started(name, task, threads))
+            if not running:
+                return
             ready = wait([one.receiver for one in running], LOOKED_EVERY)
             for one in list(running):
                 if one.receiver in ready and _heard(one, watcher):
@@ -104,7 +108,7 @@ def _started(name: str, task: Task, threads: int) -> _Running:
     context = mp.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_child, args=(sender, task, threads), name=name)
-    with script_left_alone((task,)), _environment(OMP_NUM_THREADS=str(threads)):
+    with script_left_alone((task,)), environment(OMP_NUM_THREADS=str(threads)):
         process.start()
     sender.close()  # so that the end of the process ends the waiting
     return _Running(name, process, receiver)
@@ -128,7 +132,7 @@ def _heard(one: _Running, watcher: Watcher) -> bool:
 
 
 @contextmanager
-def _environment(**variables: str) -> Iterator[None]:
+def environment(**variables: str) -> Iterator[None]:
     """Processes that are started within have these variables."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
@@ -172,17 +176,25 @@ def _child(sender: Connection, task: Task, threads: int) -> None:
     torch.set_num_threads(threads)
     try:
         with signals.heard():
-            end = Ended(task(_Teller(sender)))
+            end = ended(task, _Teller(sender))
     except signals.Stopped as stop:
         sys.exit(stop.code)  # nobody listens any more
+    sender.send(("ended", end))
+
+
+def ended(task: Task, report: Report) -> Ended:
+    """Do a task in this process; what comes of it, whatever that is."""
+    try:
+        return Ended(task(report))
+    except signals.Stopped:
+        raise
     except UserError as error:
-        end = Ended(error=str(error))
+        return Ended(error=str(error))
     except MemoryError as error:
-        end = Ended(error=f"memory did not suffice ({error}); run fewer at a time.")
+        return Ended(error=f"memory did not suffice ({error}); run fewer at a time.")
     except BaseException as error:
         line = str(error).strip().partition("\n")[0]
-        end = Ended(error=f"{type(error).__name__}: {line}", details=traceback.format_exc())
-    sender.send(("ended", end))
+        return Ended(error=f"{type(error).__name__}: {line}", details=traceback.format_exc())
 
 
 def _end_with_parent() -> None:

@@ -8,12 +8,14 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
+PASSED_ON = 5.0  # seconds in which a launcher of ranks passes on the signal that they had, too
 ASKING = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGUSR1)
 EXIT = 128  # exit codes of signals are this and their number
 
@@ -45,6 +47,7 @@ class _State:
     """What this process was asked."""
 
     asked: int | None = None  # the first signal
+    asked_at: float = 0.0  # of time.monotonic
     in_steps: int = 0  # blocks that look themselves whether they are to end
 
 
@@ -89,18 +92,40 @@ def is_asked() -> bool:
     return _state.asked is not None
 
 
-def stopped(where: str = "") -> Stopped:
-    """What is raised once a step is finished; `where` says which, in words."""
-    return Stopped(_state.asked or signal.SIGTERM, where)
+def asked() -> int:
+    """The signal that has asked this process to end; 0 where none has."""
+    return _state.asked or 0
+
+
+def stopped(where: str = "", number: int = 0) -> Stopped:
+    """What is raised once a step is finished; `where` says which, in words.
+
+    `number` is the signal, where another rank may have heard it; 0: this process has.
+    """
+    return Stopped(number or _state.asked or signal.SIGTERM, where)
 
 
 def _hear(number: int, frame: FrameType | None) -> None:
     if _state.asked is not None:
+        if _is_passed_on():
+            return
         os._exit(EXIT + number)
     _state.asked = number
+    _state.asked_at = time.monotonic()
     if not _state.in_steps:
         raise Stopped(number)
+    if os.environ.get("RANK", "0") != "0":  # the first of several ranks says it
+        return
     # not by print, which the signal may have interrupted
     name = signal.Signals(number).name
     said = f"{name}: this step is finished first, then a checkpoint; again ends at once\n"
     os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, said.encode())
+
+
+def _is_passed_on() -> bool:
+    """Whether a signal may be the first once more.
+
+    SLURM sends it to torchrun and to the ranks, to which torchrun sends it again.
+    """
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return several and time.monotonic() - _state.asked_at < PASSED_ON

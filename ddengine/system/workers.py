@@ -93,12 +93,22 @@ class Worker:
 class Workers:
     """Some processes of one kind."""
 
+    also_here = False  # this process only gives them jobs
+
     def __init__(self, workers: Sequence[Worker]):
         """`workers` have been started."""
         self.all = list(workers)
         self._selector = selectors.DefaultSelector()
         for worker in workers:
             self._selector.register(worker.replies, selectors.EVENT_READ, worker)
+
+    @property
+    def num(self) -> int:
+        """Jobs that are done at the same time."""
+        return max(1, len(self.all))
+
+    def ready(self) -> None:
+        """Nothing: there is time to `wait` for them."""
 
     def wait(self) -> tuple[Worker, Message | None]:
         """The next worker that says something, and what; None of one that has ended."""

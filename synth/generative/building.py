@@ -13,7 +13,7 @@ from synth.generative.config import DenoiserConfig, Folders, FusionConfig, VaeCo
 from synth.generative.fusion import Fusion
 from synth.generative.parts import Parts, Sizes, check_shape
 from synth.generative.schedule import load_schedule
-from synth.generative.text import WIDTH, WORDS
+from synth.generative.text import WIDTH, WORDS, check_names
 from synth.generative.weights import config_of, denoiser_config, from_folder, library, load_denoiser
 
 GROUPS = 8  # of the normalisation in an encoder that is trained here
@@ -30,7 +30,6 @@ def sizes_of(vae: VaeConfig, folders: Folders, num_classes: int, channels: int) 
     tokens, text_width = WORDS, WIDTH
     if folders.text is not None:
         tower = config_of(folders.text, "text_encoder")
-        tower = tower.get("text_config", tower)  # of a folder of the whole of CLIP
         tokens, text_width = tower["max_position_embeddings"], tower["hidden_size"]
     labels = num_classes
     if folders.denoiser is not None:
@@ -53,6 +52,8 @@ def build(
     library("diffusers")
     channels, height, _ = data.image_shape
     sizes = sizes_of(vae, folders, data.num_classes, channels)
+    if folders.text is not None:
+        check_names(data.class_names)
     check_shape(sizes, data.image_shape)
     side = height // sizes.reduction
     labels = _labels(denoiser, folders, sizes, data.num_classes)

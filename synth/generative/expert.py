@@ -161,7 +161,7 @@ def placeholder(parts: Parts, data: Data) -> Tensor:
 
 def _encoding_seconds(parts: Parts, data: Data) -> float:
     """How long all latents take, by those of a few images."""
-    pixels = data.train.pixels[:TIMED_IMAGES].float() / 255
+    pixels = data.train.pixels[:TIMED_IMAGES].to(data.train.device).float() / 255
     began = time.perf_counter()
     parts.encode(pixels)
     return (time.perf_counter() - began) / len(pixels) * 2 * len(data.train)

@@ -103,7 +103,8 @@ class Sampling(NoObjective):
         parts, store = _parts_of(env)
         seed = int(torch.randint(2**62, (), generator=rng))
         real = env.real
-        _check_numbers(real, number)
+        if self.needs_modes or self.kind == "reconstructed":
+            _check_numbers(real, number)
         if self.kind == "reconstructed":
             return _reconstructed(parts, real, number, rng)
         parts.schedule.steps(self.steps)  # before the latents
@@ -201,7 +202,7 @@ def _parts_of(env: Env) -> tuple[Parts, Path | None]:
 
 
 def _check_numbers(real: RealSet, number: int) -> None:
-    """Raise UserError for a class with fewer images than modes."""
+    """Raise UserError for a class with fewer images than modes, or than are reconstructed."""
     for label, members in enumerate(real.members):
         if len(members) < number:
             raise UserError(
@@ -225,6 +226,6 @@ def _reconstructed(parts: Parts, real: RealSet, number: int, rng: Generator) -> 
     images = []
     for label in range(real.num_classes):
         index = real.draw_index(label, number, rng).to(real.device)
-        latents = parts.encode(real.pixels[index].float() / 255)
+        latents = parts.encode(real.stored(index).float() / 255)
         images.append(parts.decode(latents, real.image_shape[0]))
     return torch.cat(images)

@@ -30,9 +30,13 @@ class Memory:
     def empty(config: DenoiserConfig, classes: int, width: int, device: torch.device) -> "Memory":
         """That of no latents, of `width` values each."""
         shape = (classes, config.memory, width)
-        real, predicted = torch.zeros(shape, device=device), torch.zeros(shape, device=device)
-        seen = torch.zeros(classes, device=device)
-        return Memory(config.represent, config.diversify, real, predicted, seen)
+        return Memory(
+            represent=config.represent,
+            diversify=config.diversify,
+            real=torch.zeros(shape, device=device),
+            predicted=torch.zeros(shape, device=device),
+            seen=torch.zeros(classes, device=device),
+        )
 
     def tensors(self) -> dict[str, Tensor]:
         """What is kept between updates."""
@@ -40,23 +44,40 @@ class Memory:
 
     def loss(self, predicted: Tensor, real: Tensor, classes: Tensor) -> Tensor:
         """The loss () of latents (B, c, h, w), which are remembered after it."""
-        directions = functional.normalize(predicted.flatten(1), dim=1)
-        filled = torch.arange(self.real.shape[1], device=classes.device)
-        missing = filled >= self.seen[classes].unsqueeze(1)  # (B, M)
-        to_real = torch.einsum("bmd,bd->bm", self.real[classes], directions)
-        to_predicted = torch.einsum("bmd,bd->bm", self.predicted[classes], directions)
-        least = to_real.masked_fill(missing, 2.0).amin(1)
+        directions = _directions(predicted)
+        missing = self._missing(classes)
+        to_real = _cosines(self.real[classes], directions)
+        to_predicted = _cosines(self.predicted[classes], directions)
+        least = to_real.masked_fill(missing, 2.0).amin(1)  # above every cosine
         most = to_predicted.masked_fill(missing, -2.0).amax(1)
-        known = (~missing).any(1)
         terms = self.diversify * most - self.represent * least
-        self._remember(directions, functional.normalize(real.flatten(1), dim=1), classes)
-        return terms.where(known, torch.zeros_like(terms)).mean()
+        known = ~missing.all(1)
+        self._remember(directions, _directions(real), classes)
+        return terms.where(known, 0.0).mean()
+
+    def _missing(self, classes: Tensor) -> Tensor:
+        """Which places of the memories of classes (B,) hold nothing yet: (B, M) bool."""
+        places = torch.arange(self.real.shape[1], device=classes.device)
+        seen = self.seen[classes]
+        return places >= seen.unsqueeze(1)
 
     @torch.no_grad()
     def _remember(self, predicted: Tensor, real: Tensor, classes: Tensor) -> None:
-        """Put the latents of a batch in the places of the oldest of their classes."""
+        """Put the directions of a batch in the places of the oldest of their classes."""
+        length = self.real.shape[1]
         for row, label in enumerate(classes.tolist()):
-            place = int(self.seen[label]) % self.real.shape[1]
+            place = int(self.seen[label]) % length
             self.real[label, place] = real[row]
             self.predicted[label, place] = predicted[row]
             self.seen[label] += 1
+
+
+def _directions(latents: Tensor) -> Tensor:
+    """Latents (B, c, h, w) as vectors (B, D) of length 1."""
+    flat = latents.flatten(1)
+    return functional.normalize(flat, dim=1)
+
+
+def _cosines(remembered: Tensor, directions: Tensor) -> Tensor:
+    """Cosines (B, M) of directions (B, D) with those that are remembered (B, M, D)."""
+    return torch.einsum("bmd,bd->bm", remembered, directions)

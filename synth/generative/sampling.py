@@ -40,14 +40,21 @@ def guided_prediction(
 
     Its variance is that with the class.
     """
-    times = torch.full((len(noisy),), step.time, device=noisy.device)
+    times = torch.full_like(labels, step.time)
     if weight == 1:
         return denoiser(noisy, times, labels)
     without = torch.full_like(labels, null)
-    both = denoiser(noisy.repeat(2, 1, 1, 1), times.repeat(2), torch.cat([labels, without]))
-    conditional, unconditional = both.noise.chunk(2)
-    variance = None if both.variance is None else both.variance.chunk(2)[0]
-    return Prediction(unconditional + weight * (conditional - unconditional), variance)
+    both = denoiser(
+        torch.cat([noisy, noisy]),
+        torch.cat([times, times]),
+        torch.cat([labels, without]),
+    )
+    of_class, of_none = both.noise.chunk(2)
+    noise = of_none + weight * (of_class - of_none)
+    variance = both.variance
+    if variance is not None:
+        variance, _ = variance.chunk(2)
+    return Prediction(noise, variance)
 
 
 def deviation(step: Step, variance: Tensor | None) -> Tensor | float:
@@ -58,9 +65,11 @@ def deviation(step: Step, variance: Tensor | None) -> Tensor | float:
     """
     if variance is None:
         return step.variance**0.5
-    low, high = math.log(step.variance), math.log(step.beta)
+    low = math.log(step.variance)
+    high = math.log(step.beta)
     share = (variance + 1) / 2
-    return (0.5 * (share * high + (1 - share) * low)).exp()
+    logarithm = share * high + (1 - share) * low
+    return (0.5 * logarithm).exp()
 
 
 @torch.no_grad()
@@ -95,24 +104,22 @@ def sample(  # long: arguments, and what they mean
         strength: 1 starts from noise; less, from modes with the noise of the time at that share of
             all steps (image to image, D4M).
     """
-    begin = max(1, round(strength * len(steps)))
+    share = round(strength * len(steps))
+    sampled = steps[: max(1, share)]
     device = labels.device
     noisy = _noise(streams, shape, device)
     if strength < 1:
         assert modes is not None, "modes to start from"
-        alpha_bar = steps[begin - 1].alpha_bar
-        noisy = alpha_bar**0.5 * modes + (1 - alpha_bar) ** 0.5 * noisy
-    for index in range(begin - 1, -1, -1):
-        step = steps[index]
+        noisy = sampled[-1].noised(modes, noisy)
+    for index, step in reversed(list(enumerate(sampled))):
         prediction = guided_prediction(denoiser, noisy, step, labels, null, guidance.classes)
         clean = step.clean(noisy, prediction.noise)
-        mean = step.mean(noisy, clean)
+        noisy = step.mean(noisy, clean)
         noise = _noise(streams, shape, device)
-        if index == 0:
-            noisy = mean
-            continue
+        if index == 0:  # the last step adds nothing
+            break
         sigma = deviation(step, prediction.variance)
-        noisy = mean + sigma * noise
+        noisy = noisy + sigma * noise
         if modes is not None and guidance.modes and index > guidance.stop:
             noisy = noisy + guidance.modes * sigma * (modes - clean)
     return noisy
@@ -131,10 +138,11 @@ def modes_of(latents: Tensor, number: int, kind: str, seed: int = 0) -> Tensor:
     """
     from sklearn.cluster import KMeans  # a second to import
 
-    flat = latents.flatten(1).cpu()
-    means = KMeans(n_clusters=number, random_state=seed, n_init="auto")
-    centres = torch.from_numpy(means.fit(flat.double().numpy()).cluster_centers_)
+    flat = latents.flatten(1).cpu().double()
+    means = KMeans(n_clusters=number, random_state=seed, n_init="auto").fit(flat.numpy())
+    centres = torch.from_numpy(means.cluster_centers_)
     if kind == "real":
-        nearest = torch.cdist(centres, flat.double()).argmin(1)
+        nearest = torch.cdist(centres, flat).argmin(1)
         return latents[nearest.to(latents.device)]
-    return centres.to(latents).unflatten(1, latents.shape[1:])
+    shape = latents.shape[1:]
+    return centres.to(latents).unflatten(1, shape)

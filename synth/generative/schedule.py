@@ -28,6 +28,10 @@ class Step(NamedTuple):
         """The posterior's, beta tilde: the least that a denoiser may say."""
         return self.beta * (1 - self.alpha_bar_prev) / (1 - self.alpha_bar)
 
+    def noised(self, clean: Tensor, noise: Tensor) -> Tensor:
+        """Clean latents with the noise of this time."""
+        return self.alpha_bar**0.5 * clean + (1 - self.alpha_bar) ** 0.5 * noise
+
     def clean(self, noisy: Tensor, noise: Tensor) -> Tensor:
         """The latents that noisy ones are taken to be, with the noise that is predicted."""
         return (noisy - (1 - self.alpha_bar) ** 0.5 * noise) / self.alpha_bar**0.5

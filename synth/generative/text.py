@@ -33,7 +33,7 @@ def word_tokens(names: Sequence[str]) -> tuple[Tensor, Tensor]:
 
 def check_names(names: Sequence[str]) -> None:
     """Raise UserError for classes that have no names which a text tower could read."""
-    if all(name.strip() in ("", str(number)) for number, name in enumerate(names)):
+    if not any(re.search(r"[^\W\d_]", name) for name in names):
         raise UserError(
             "The text tower reads the names of the classes, and these have none but numbers; give "
             "the dataset class names, or leave buffer.step.folder.text out."

@@ -41,7 +41,7 @@ class Job:
 
     def pixels(self, index: Tensor) -> Tensor:
         """Images (B, C, H, W) in [0, 1]."""
-        return self.images.pixels[index.to(self.images.device)].float() / 255
+        return self.images.stored(index).float() / 255
 
 
 def vae_stage(job: Job, config: VaeConfig) -> Stage:
@@ -105,7 +105,7 @@ def latents_of(parts: Parts, images: RealSet, store: Path | None) -> Tensor:
     index = torch.arange(len(images), device=images.device).split(AT_ONCE)
     with log.progress("latents", len(index)) as bar:
         for part in index:
-            pixels = images.pixels[part].float() / 255
+            pixels = images.stored(part).float() / 255
             both = [parts.encode(pixels), parts.encode(pixels.flip(3))]
             made.append(torch.stack(both, dim=1))
             bar.advance()

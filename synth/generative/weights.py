@@ -6,6 +6,7 @@ libraries may ask the Hub for it.
 
 import hashlib
 import importlib
+import inspect
 import json
 from functools import cache
 from pathlib import Path
@@ -23,6 +24,12 @@ INSTALL = "pip install 'ddengine[generative]'"
 # the width of DiT's published networks -> heads; their files do not say it
 HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}
 DIT_FILES = (".pt", ".pth", ".safetensors")
+# a part's folder in a pipeline -> what its config.json may say that it is; first, what loads it
+KINDS = {
+    "vae": ("AutoencoderKL",),
+    "text_encoder": ("clip_text_model", "clip"),
+    "transformer": ("DiTTransformer2DModel", "Transformer2DModel"),
+}
 
 
 def library(name: str) -> Any:
@@ -94,15 +101,54 @@ def _first_line(error: Exception) -> str:
 
 
 def config_of(path: str, part: str) -> Json:
-    """The config.json of a network. Raises UserError where there is none."""
+    """The config.json of a network, with the defaults of its library for what it leaves out.
+
+    Raises UserError where there is none, where it is of another kind of network than the part, and
+    where no weights lie beside it.
+    """
     place = place_of(path, part)
     try:
-        return json.loads((place / "config.json").read_text())
+        config = json.loads((place / "config.json").read_text())
     except (OSError, ValueError):
+        config = None
+    if not isinstance(config, dict):
         raise UserError(
             f"{place} is no folder of a network: it has no config.json that can be read; name one "
             "that save_pretrained wrote."
-        ) from None
+        )
+    _check_kind(place, part, config)
+    if not any(place.glob("*.safetensors")):
+        raise UserError(
+            f"{place} has a config.json and no weights as safetensors; fetch them too, or convert "
+            "pickled ones with save_pretrained."
+        )
+    return {**_defaults(part), **config.get("text_config", {}), **config}
+
+
+def _check_kind(place: Path, part: str, config: Json) -> None:
+    """Raise UserError for the folder of a network that is not of the kinds of a part."""
+    kind = str(config.get("_class_name", config.get("model_type")))
+    if kind not in KINDS[part]:
+        raise UserError(
+            f"{place} is the folder of a network of the kind {kind}, and the part needs "
+            f"{' or '.join(KINDS[part])}; name the folder of such a one."
+        )
+
+
+@cache
+def _defaults(part: str) -> Json:
+    """The options of a part's network that its library has for those that nobody gives.
+
+    Files of older versions of the libraries lack what was added later.
+    """
+    if part == "text_encoder":
+        return library("transformers").CLIPTextConfig().to_dict()
+    kind = getattr(library("diffusers"), KINDS[part][0])
+    defaults = {}
+    for name, parameter in inspect.signature(kind.__init__).parameters.items():
+        if parameter.default is not inspect.Parameter.empty:
+            defaults[name] = parameter.default
+    return defaults
 
 
 def files_digest(path: str, part: str) -> str:

@@ -107,7 +107,7 @@ NONE = AugmentConfig(ops=())
 EVLF = Sampling()
 MGD3 = Sampling(fused=False)
 UNGUIDED = Sampling(fused=False, guidance=0.0)
-PROTOTYPES = Sampling(kind="prototypes")
+PROTOTYPES = Sampling(kind="prototypes", fused=False)
 
 # dataset -> ImageNet's numbers of its classes, which DiT-XL/2 is told
 LABELS = {

@@ -207,12 +207,17 @@ def _quantised() -> Recipe:
     return replace(like, name="mtt/fashion_mnist_ipc1_quantised_small", codec=codec)
 
 
-def fashion() -> list[Recipe]:
-    """The small cells on Fashion-MNIST.
+def small_of(*datasets: str) -> list[Recipe]:
+    """The small cells on these datasets.
 
     The other methods of the family change a part or two of them.
     """
-    return [recipe for recipe in _small() if recipe.data.name == "fashion_mnist"]
+    return [recipe for recipe in _small() if recipe.data.name in datasets]
+
+
+def fashion() -> list[Recipe]:
+    """The small cells on Fashion-MNIST."""
+    return small_of("fashion_mnist")
 
 
 def recipes() -> list[Recipe]:

@@ -21,6 +21,16 @@ _INFER = EvalConfig(
     baseline_steps="updates",
 )
 
+_HARD = EvalConfig(
+    protocol="hard300",
+    epochs=300,
+    schedule="steps",
+    drop_at=(151 / 300,),
+    labels="hard",
+    rate="fixed",
+    baselines=("random", "k_centre", "herding", "full"),
+)
+
 # Published protocols as data; `fast` is for small work. All report the last epoch (the released
 # programs of `ast` and `idc` report the best on the test images too; those of `infer` print both).
 # What a dataset has of its own (no flips of digits, no CutMix) is set by recipes.
@@ -37,6 +47,34 @@ PROTOCOLS: dict[str, EvalConfig] = {
         schedule="thirds",
         cutmix=0.5,
         augment=AugmentConfig(always=("flip", "color"), ops=("crop", "scale", "rotate")),
+    ),
+    # 2000 epochs on CIFAR, the rate halved after each fifth of them
+    "ncfm": EvalConfig(
+        protocol="ncfm",
+        epochs=2000,
+        batch=128,
+        optimiser="adamw",
+        weight_decay=0.01,
+        lr_drop=0.5,
+        schedule="steps",
+        drop_at=(0.2, 0.4, 0.6, 0.8),
+        cutmix=0.5,
+        lr=0.001,
+        lr_grid=(0.0003, 0.001, 0.003),
+    ),
+    # hard labels at equal training, as "Hard Truths about Soft Labels" (CVPR 2026, arXiv
+    # 2604.18811) compares sets: weight decay and momentum are those of a public replication
+    "hard300": _HARD,
+    # the same by Muon, with which OGM (CVPR 2026) evaluates; its settings were not read, and these
+    # are of this project
+    "muon300": replace(
+        _HARD,
+        protocol="muon300",
+        optimiser="muon",
+        weight_decay=0.01,
+        rate="validation",
+        lr=0.001,
+        lr_grid=(0.0003, 0.001, 0.003),
     ),
     "infer-static": _INFER,
     "infer-dynamic": replace(_INFER, protocol="infer-dynamic", epochs=80, labels="dynamic"),

@@ -7,15 +7,21 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from helpers import CPU, Pull, tiny_data, tiny_set, tiny_store
 from safetensors.torch import load_file
+from torch import Tensor
 
+import ddengine
+import synth
 from ddengine import loop
-from ddengine.recipe import OptimConfig, OuterConfig
+from ddengine.recipe import OptimConfig, OuterConfig, Recipe
 from ddengine.system import dist
+from synth.networks import OnReal
 
 TESTS = Path(__file__).resolve().parents[1]
 PROGRAM = f"""
@@ -50,6 +56,85 @@ def work(folder: Path, draws: int) -> None:
     )
     tiny_store(folder / "store", data, num_experts=3, epochs=1)
     torch.save(result.tensors["images"], folder / f"images{dist.rank()}.pt")
+    if dist.num_ranks() > 1:
+        share_messages(folder)
+    evaluated(folder)
+    torch.save(
+        {name: images_of(recipe) for name, recipe in shared().items()},
+        folder / f"shared{dist.rank()}.pt",
+    )
+    dist.end(0)
+
+
+def small(name: str, **objective: Any) -> Recipe:
+    """A recipe on a few digits."""
+    changes = {
+        "data": {"name": "digits", "limit": 200},
+        "model": "convnet-d1-w4-in",
+        "ipc": 2,
+        "outer": {"steps": 4},
+        "objective": {"real_batch": 8, **objective},
+    }
+    return synth.find(name, **changes)
+
+
+def shared() -> dict[str, Recipe]:
+    """Methods that keep a network between steps: ranks share the classes of each."""
+    networks = {"steps": 3, "epochs": 2}
+    dm = small("dm/fashion_mnist_ipc10_small")
+    trained = OnReal(steps=3, images=40)
+    return {
+        "dc": small("dc/fashion_mnist_ipc10_small", networks=networks),
+        "dc by class": small("dc/fashion_mnist_ipc10_small", networks=networks, classes_at_once=1),
+        "dsa": small("dsa/fashion_mnist_ipc10_small", networks=networks, classes_at_once=5),
+        "dcc": small("dcc/fashion_mnist_ipc10_small", networks=networks),
+        "idc": small("idc/fashion_mnist_ipc10_small", networks={"steps": 3, "images": 40}),
+        "dm": replace(dm, objective=replace(dm.objective, networks=trained)),
+    }
+
+
+# whose losses are of the same classes on two ranks as on one, and so to the bit
+EXACTLY = {"dc by class", "dsa", "idc"}
+
+
+def images_of(recipe: Recipe) -> Tensor:
+    """The images that come of it, of which nothing is kept."""
+    return ddengine.distill(None, recipe, progress=False).set.tensors["images"]
+
+
+def evaluated(folder: Path) -> None:
+    """An evaluation of the set beside this folder, which the ranks share."""
+    outcome = ddengine.evaluate(
+        folder.parent / "run",
+        models=["convnet-d1-w4-in", "mlp"],
+        baselines=["random", "herding", "full"],
+        protocol={"epochs": 3, "num_networks": 3, "lr_grid": (0.01, 0.1), "search_networks": 1},
+        folder=folder / "evaluation",
+        full_seconds=None,
+        reuse_baselines=False,
+        progress=False,
+    )
+    rows = [
+        {name: row[name] for name in ("set", "model", "lr", "accuracies")} for row in outcome.rows
+    ]
+    (folder / f"rows{dist.rank()}.json").write_text(json.dumps(rows))
+
+
+def share_messages(folder: Path) -> None:
+    """What ranks tell each other beside tensors; rank 1 writes what it has seen."""
+    number = dist.rank()
+    facts = dist.told({"of": number, "text": "x" * (dist.CHUNK + 1)})
+    assert facts["of"] == 0 and len(facts["text"]) == dist.CHUNK + 1
+    assert dist.most(number) == 1
+    taken = list(dist.shared_out(range(5), "numbers"))
+    (folder / f"taken{number}.json").write_text(json.dumps(taken))
+    dist.meet()
+    both = [json.loads((folder / f"taken{one}.json").read_text()) for one in range(2)]
+    assert sorted(both[0] + both[1]) == [0, 1, 2, 3, 4]
+    if number == 0:
+        dist.put("letter", b"\0one")
+    else:
+        assert dist.removed("letter") == b"\0one" and not dist.is_there("letter")
 
 
 def work_together(folder: Path, draws: int, ranks: int, port: int) -> None:
@@ -67,7 +152,7 @@ def work_together(folder: Path, draws: int, ranks: int, port: int) -> None:
                 [sys.executable, "-c", PROGRAM, str(folder), str(draws)], env=os.environ | several
             )
         )
-    assert [p.wait(timeout=120) for p in processes] == [0] * ranks
+    assert [p.wait(timeout=600) for p in processes] == [0] * ranks
 
 
 def free_port() -> int:
@@ -83,6 +168,8 @@ def test_two_ranks_equal_one_rank_with_two_draws(tmp_path):
     """The images, and the experts, whichever way the work is shared."""
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
+    one_draw = small("dm/fashion_mnist_ipc1_small")
+    ddengine.distill(None, one_draw, folder=tmp_path / "run", progress=False)
     work(tmp_path / "one", draws=2)
     work_together(tmp_path / "two", draws=1, ranks=2, port=free_port())
     images = [
@@ -99,4 +186,19 @@ def test_two_ranks_equal_one_rank_with_two_draws(tmp_path):
     assert not (tmp_path / "two/rank1").exists() or not any(
         (tmp_path / "two/rank1").rglob("*.jsonl")
     )
+    together = [
+        torch.load(tmp_path / name, weights_only=True)
+        for name in ("one/shared0.pt", "two/shared0.pt", "two/shared1.pt")
+    ]
+    for name, alone in together[0].items():
+        assert torch.equal(together[1][name], together[2][name]), name
+        assert torch.allclose(alone, together[1][name], atol=1e-5), name
+        if name in EXACTLY:
+            assert torch.equal(alone, together[1][name]), name
+    rows = [(tmp_path / name).read_text() for name in ("one/rows0.json", "two/rows0.json")]
+    assert rows[0] == rows[1] == (tmp_path / "two/rows1.json").read_text()
+    files = sorted(path.name for path in (tmp_path / "two/evaluation").iterdir())
+    assert files == ["evaluation.json", "heat_map.png", "real_vs_distilled.png"]
+    made = json.loads((tmp_path / "two/evaluation/evaluation.json").read_text())
+    assert made["processes"] == 2
     assert json.loads((tmp_path / "two/store/manifest.json").read_text())["epochs"] == [0, 1]

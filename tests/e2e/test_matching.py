@@ -249,14 +249,13 @@ def two_ranks(monkeypatch):
     """As the first of two ranks, which torchrun started, sees it."""
     monkeypatch.setattr(dist, "num_ranks", lambda: 2)
     monkeypatch.setattr(dist, "started_here", lambda: True)
-    for shared in ("barrier", "from_first", "mean"):
+    for shared in ("meet", "from_first", "mean"):
         monkeypatch.setattr(dist, shared, lambda *args: None)
 
 
-@pytest.mark.parametrize(("method", "step_after"), [("dc", "all"), ("idc", "each"), ("dm", "each")])
-def test_several_ranks_are_refused(method, step_after, two_ranks, capsys, tmp_path):
-    """A method with state, and one that steps after each loss."""
-    assert run("distill", *flags(method, step_after), "--out", str(tmp_path / "run")) == 2
+def test_several_ranks_are_refused(two_ranks, capsys, tmp_path):
+    """A method whose images move after each loss, of which none is without them."""
+    assert run("distill", *flags("dm", "each"), "--out", str(tmp_path / "run")) == 2
     said = capsys.readouterr().err
     assert re.fullmatch(
         r"error: This method keeps state between steps[^\n]*without torchrun\.\n", said
@@ -265,7 +264,7 @@ def test_several_ranks_are_refused(method, step_after, two_ranks, capsys, tmp_pa
 
 def test_refused_ranks_write_nothing(two_ranks, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    refused(capsys, tmp_path, ["distill", *METHODS["dc"]], "without torchrun")
+    refused(capsys, tmp_path, ["distill", *flags("dm", "each")], "without torchrun")
 
 
 def test_experts_of_a_recipe_whose_objective_reads_none(tmp_path, monkeypatch):

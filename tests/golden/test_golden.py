@@ -32,7 +32,7 @@ from ddengine.system.errors import UserError
 from synth.ast import BalancedLoss, IntermediateMatching, perturbed
 from synth.compensator import BaseSets
 from synth.datm import GrowingWindow
-from synth.distribution import distance as distribution_distance
+from synth.distances import Means
 from synth.gradient import distance as gradient_distance
 from synth.statistics import StatisticsMatching, distance, inputs_of_norms, weighted
 from synth.trajectory import matching_loss
@@ -426,7 +426,8 @@ def test_dm_loss(dtype):
     )
     assert_close(real, golden["features_real"], tolerance)
     assert_close(syn, golden["features_syn"], tolerance)
-    loss = distribution_distance(real.mean(1), syn.mean(1))
+    means = Means()
+    loss = means.between(means.summary(real, {}), means.summary(syn, {}), {})
     assert_close(loss, golden["loss"], tolerance)
     assert_close(torch.autograd.grad(loss, x_syn)[0], golden["grad_x_syn"], tolerance)
 

@@ -4,6 +4,7 @@ answers of files, rounds, what cannot be.
 
 import json
 from dataclasses import replace
+from html import unescape
 
 import numpy as np
 import pytest
@@ -232,17 +233,32 @@ def test_a_file_answers_by_index_name_and_class_name(tmp_path):
 # Rounds.
 
 
-def bought(config=SMALL, recipe=RECIPE, **settings):
+def bought(config=SMALL, recipe=RECIPE, progress=False, **settings):
     return ddengine.buy_labels(
-        None, recipe, config, device="cpu", progress=False, **settings
+        None, recipe, config, device="cpu", progress=progress, **settings
     ).content
 
 
 @pytest.fixture(scope="module")
-def content(tmp_path_factory):
+def folder(tmp_path_factory):
+    """Where labels.json is written."""
+    return tmp_path_factory.mktemp("labels") / "run"
+
+
+@pytest.fixture(scope="module")
+def steps():
+    """(done, total) of the progress of `content`."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def content(folder, steps):
     """Two rules, with answers that are all right and with 40 % wrong ones."""
-    folder = tmp_path_factory.mktemp("labels") / "run"
-    made = bought(folder=folder)
+
+    def progress(title, done, total, note):
+        steps.append((done, total))
+
+    made = bought(folder=folder, progress=progress, command=("buy_labels", "digits"))
     assert json.loads((folder / "labels.json").read_text())["rows"] == made["rows"]
     assert sorted(path.name for path in folder.iterdir()) == [
         "labels.json", "labels.png", "labels.recipe.json"
@@ -272,6 +288,23 @@ def test_rounds_buy_new_points_and_learn_the_answers(content):
     assert notes[0].startswith("0 % wrong: rad less facility, after the last round: ")
 
 
+def test_progress_counts_every_network_once(content, steps):
+    done, total = zip(*steps, strict=True)
+    assert set(total) == {2 * (1 + 2 * 2 * 2)} and done[-1] == total[-1]
+
+
+def test_a_folder_has_a_page(content, folder, tmp_path):
+    page = unescape(ddengine.report(folder, tmp_path / "page.html").read_text())
+    for words in (
+        "Labels bought from a teacher that errs",
+        "40 % wrong</th><td>facility",
+        "buy_labels digits",
+        *of_labels.notes(content),
+    ):
+        assert words in page, words
+    assert page.count("data:image/png") == 1
+
+
 def test_a_pool_can_be_bought_to_its_last_point():
     """Nothing twice, and nothing that was known."""
     config = replace(SMALL, rules=("uniform", "rad"), wrong=(0.0,), points=85, repeats=1)
@@ -292,7 +325,7 @@ def test_what_is_interrupted_goes_on_to_the_bit(content, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         bought(folder=tmp_path / "run")
     left[0] = -1
-    again = bought(folder=tmp_path / "run")
+    again = bought(folder=tmp_path / "run", command=("buy_labels", "digits"))
     assert timeless(again) == timeless(content)
 
 
@@ -367,6 +400,10 @@ def test_what_cannot_be_run_is_refused_before_any_training(tmp_path, monkeypatch
     with pytest.raises(UserError, match="A file answers one course"):
         bought(answers=tmp_path / "a.csv", folder=tmp_path / "run")
     one = replace(SMALL, rules=("rad",), repeats=1)
+    (tmp_path / "a.csv").write_text("index,class\n999,1\n")
+    with pytest.raises(UserError, match="names the point '999'"):
+        bought(one, answers=tmp_path / "a.csv", folder=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
     with pytest.raises(UserError, match="name a folder"):
         bought(one, answers=tmp_path / "a.csv")
     with pytest.raises(UserError, match="would answer; leave one out"):

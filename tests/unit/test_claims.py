@@ -10,8 +10,10 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
 from helpers import run
 
+import buffers
 import ddengine
 from ddengine.artefact import runs
 from ddengine.system import claims, files
@@ -172,6 +174,30 @@ def test_no_command_works_in_a_folder_of_another(tmp_path, monkeypatch, holder, 
     assert run(*command) == 2
     assert f"process {os.getpid()} on" in capsys.readouterr().err
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == before
+
+
+def test_no_set_or_store_is_written_into_a_folder_of_another(tmp_path, holder):
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "manifest.json").write_text("{}")
+    torch.save(torch.randn(10, 1, 8, 8), tmp_path / "images_1.pt")
+    recipe = find("dm/fashion_mnist_ipc1_small", data={"name": "digits", "limit": 200})
+    out = tmp_path / "run"
+    for write in (
+        lambda: ddengine.merge([tmp_path / "nothing"], out),
+        lambda: ddengine.export(tmp_path / "nothing", "folders", out),
+        lambda: buffers.export(tmp_path / "store", "mtt", out),
+        lambda: buffers.bring_in(recipe, tmp_path / "images_1.pt", out=out),
+    ):
+        with pytest.raises(UserError, match=f"process {os.getpid()} on"):
+            write()
+    assert [path.name for path in out.iterdir()] == [".lock"]
+
+
+def test_a_lock_that_went_with_its_folder_is_not_taken_for_ours(tmp_path):
+    with claims.claimed(tmp_path / "run", "merge"):
+        (tmp_path / "run" / ".lock").rename(tmp_path / "old")
+        (tmp_path / "run" / ".lock").write_text("of another command")
+    assert (tmp_path / "run" / ".lock").read_text() == "of another command"
 
 
 def test_a_command_waits_and_the_next_one_does_not(tmp_path, monkeypatch, holder, capsys):

@@ -350,10 +350,10 @@ def test_a_resumed_run_gives_what_an_uninterrupted_one_gives(
     resumed = run(digits, config, never, memo_path=path)
     assert timeless(resumed) == timeless(whole)
     assert len(counted) == 18 - 7 + 1  # the line that was cut off
-    assert not path.exists() and sorted(p.name for p in (tmp_path / "work").iterdir()) == [
-        "repeat0_stage0",
-        "repeat0_stage1",
-    ]
+    # it is the caller who removes what is remembered, once the results are written
+    assert path.exists()
+    pieces = {p.name for p in (tmp_path / "work").iterdir()} - {"networks"}
+    assert pieces == {"repeat0_stage0", "repeat0_stage1"}
 
 
 def test_a_lost_network_is_made_again(digits, tmp_path, monkeypatch):

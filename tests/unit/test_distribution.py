@@ -12,7 +12,8 @@ from ddengine.recipe import AugmentConfig
 from ddengine.sets.codec import MultiFormation
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
-from synth.distribution import DistributionMatching, distance
+from synth.distances import Means
+from synth.distribution import DistributionMatching
 from synth.networks import OnReal, OnSynthetic, Untrained
 
 F32, F64 = torch.float32, torch.float64
@@ -144,13 +145,13 @@ def test_only_the_mean_of_a_class_matters():
         torch.randn(3, 1, 7, generator=g, dtype=F64),
     )
     syn = (real.mean(1, keepdim=True) + torch.cat((middle, -middle), 1)).requires_grad_()
-    loss = distance(real.mean(1), syn.mean(1))
+    loss = Means().between(real.mean(1), syn.mean(1), {})
     assert (
         float(loss.detach()) < 1e-25
         and float(torch.autograd.grad(loss, syn)[0].abs().max()) < 1e-12
     )
     moved = (syn.detach() + 0.5).requires_grad_()
-    loss = distance(real.mean(1), moved.mean(1))
+    loss = Means().between(real.mean(1), moved.mean(1), {})
     assert float(loss.detach()) == pytest.approx(3 * 7 * 0.25)
     assert torch.allclose(
         torch.autograd.grad(loss, moved)[0], torch.full((3, 2, 7), 0.5, dtype=F64)

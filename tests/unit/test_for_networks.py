@@ -116,7 +116,7 @@ def test_every_network_is_built_before_the_first_step(data):
 
 def test_networks_have_equal_weight_where_a_run_starts(data):
     """Whose own distances differ by orders of magnitude."""
-    recipe = for_networks(dm(), [WIDE, "lenet", NARROW])
+    recipe = for_networks(dm(), [NARROW, "lenet", WIDE])
     syn, objective = prepare(recipe, data, CPU, None, seed=0)
     assert isinstance(objective, InTurn)
     lengths = [turns._slope(one, syn, ["images"]) for one in turns.alone(objective)]
@@ -134,8 +134,39 @@ def test_networks_have_equal_weight_where_a_run_starts(data):
         assert totals[1] == pytest.approx(totals[0] * objective.scales[step])
 
 
+def test_the_rates_of_a_recipe_fit_whatever_network_its_set_is_made_for(data):
+    """Its own network is the measure, whether or not the set is made for it too."""
+    recipe = dm()
+    for networks in (["lenet"], ["lenet", WIDE], ["lenet", NARROW]):
+        changed = for_networks(recipe, networks)
+        assert changed.scaled_to == NARROW
+        syn, objective = prepare(changed, data, CPU, None, seed=0)
+        lengths = [turns._slope(one, syn, ["images"]) for one in turns.alone(objective)]
+        weighted = [length * scale for length, scale in zip(lengths, objective.scales, strict=True)]
+        _, of_recipe = prepare(recipe, data, CPU, None, seed=0)
+        wanted = turns._slope(of_recipe, syn, ["images"])
+        assert lengths[0] < wanted / 10
+        assert weighted == pytest.approx([wanted] * len(networks), rel=1e-4)
+
+
+def test_the_measure_of_rates_is_kept(data):
+    """Through several changes of networks, in JSON data, and in identities."""
+    recipe = dm()
+    assert "scaled_to" not in to_dict(recipe) and "scaled_to" not in resolved(recipe)
+    assert for_networks(recipe, [NARROW, "lenet"]).scaled_to is None
+    changed = for_networks(for_networks(recipe, ["lenet"]), [WIDE])
+    assert changed.scaled_to == NARROW and resolved(changed)["scaled_to"] == NARROW
+    back = for_networks(changed, [NARROW])
+    assert resolved(back) == resolved(recipe)
+    assert for_networks(find("mtt/cifar10_ipc1"), ["mlp"]).scaled_to is None
+    with pytest.raises(UserError, match=r"^scaled_to mlp says nothing here: mtt/cifar10_ipc1"):
+        replace(find("mtt/cifar10_ipc1"), scaled_to="mlp")
+    with pytest.raises(UserError, match="Unknown network 'lenett'"):
+        check_networks(replace(recipe, scaled_to="lenett"), data)
+
+
 def test_a_network_that_moves_nothing_keeps_its_weight(data, monkeypatch):
-    recipe = for_networks(dm(), [WIDE, "lenet", NARROW])
+    recipe = for_networks(dm(), [NARROW, "lenet", WIDE])
     lengths = iter([2.0, 0.0, 0.5])
     monkeypatch.setattr(turns, "_slope", lambda *asked: next(lengths))
     _, objective = prepare(recipe, data, CPU, None, seed=0)
@@ -155,7 +186,8 @@ def test_one_network_has_no_scale(data):
             yield torch.zeros(())
 
     of_user = OfUser()
-    assert turns.balanced(of_user, prepare(dm(), data, CPU, None, seed=0)[0], []) is of_user
+    syn = prepare(dm(), data, CPU, None, seed=0)[0]
+    assert turns.balanced(dm().objective, of_user, syn, []) is of_user
     assert turns.alone(of_user) == [of_user] and turns.facts(of_user) == {}
 
 
@@ -266,7 +298,8 @@ def test_the_command_and_python_make_the_same_set(tmp_path, monkeypatch, capsys)
     meta = json.loads(Path("one/distilled/meta.json").read_text())
     assert meta["recipe"]["more_models"] == [NARROW]
     first, second = meta["distillation"]["scales"]
-    assert first == 1.0 and 0 < second != 1.0
+    assert 0 < first != second > 0
+    assert meta["recipe"]["scaled_to"] == "convnet-d3-w16-in"
     card = Path("one/distilled/README.md").read_text()
     assert f"{WIDE}, {NARROW}, in turn" in card
     assert f"Fitted to 2 networks (`{WIDE}`, `{NARROW}`)" in card
@@ -309,10 +342,14 @@ def test_teachers_are_validated_on_where_the_set_is_for_all_of_them():
     assert dm().validated_on == (dm().model,)
 
 
-def test_an_alone_network_is_the_model(tmp_path, monkeypatch):
+def test_the_network_of_the_recipe_alone_is_the_recipe(tmp_path, monkeypatch, capsys):
+    """Of another, `--for` fits the losses to the rates, and `--model` leaves both as they are."""
     monkeypatch.chdir(tmp_path)
-    assert run(*flags("--for", NARROW, "--out", "one")) == 0
-    assert run(*flags("--model", NARROW, "--out", "one")) == 0  # finished: the same run
+    assert run(*flags("--model", NARROW, "--out", "one")) == 0
+    assert run(*flags("--model", NARROW, "--for", NARROW, "--out", "one")) == 0
+    assert "is finished" in capsys.readouterr().out
+    assert run(*flags("--for", NARROW, "--out", "one")) == 2
+    assert "with other settings" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

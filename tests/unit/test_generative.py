@@ -11,6 +11,7 @@ from torch import nn
 from ddengine.data import load_data
 from ddengine.models import build_model
 from ddengine.objective import Env
+from ddengine.plan.trainings import first_images
 from ddengine.recipe import DataConfig
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
@@ -532,6 +533,15 @@ def test_more_modes_than_images(trained_parts, data):
         UserError, match=r"ipc asks for 50 modes of class '0', which has \d+ training"
     ):
         sampling().make_images(env_of(data, trained_parts[0]), 50, generator(0))
+
+
+@needs_extra
+def test_images_that_are_led_to_no_modes_may_be_more_than_the_real_ones(trained_parts, data):
+    few = replace(data, train=first_images(data.train, 20))
+    fewest = min(map(len, few.train.members))
+    unguided = sampling(guidance=0.0, steps=2, stop=0, class_guidance=1.0)
+    images = unguided.make_images(env_of(few, trained_parts[0]), fewest + 1, generator(0))
+    assert len(images) == 10 * (fewest + 1)
 
 
 # Sets.

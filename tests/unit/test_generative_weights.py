@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import math
+import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -199,9 +201,48 @@ def test_a_folder_that_is_no_network(pipelines, tmp_path):
         with pytest.raises(UserError, match=r"is no folder of a network: it has no config.json"):
             step.new_model(data_of(), generator(0))
     (tmp_path / "config.json").write_text((pipelines[0] / "vae" / "config.json").read_text())
+    (tmp_path / "damaged.safetensors").write_text("short")
     parts = step_of(pipelines, vae=str(tmp_path)).new_model(data_of(), generator(0))
     with pytest.raises(UserError, match="holds no AutoencoderKL that can be read"):
         parts.encode(torch.zeros(1, 3, 16, 16))
+
+
+def test_folders_are_looked_at_before_anything_is_trained(pipelines, tmp_path):
+    """Of each part: a network of another kind, and one whose weights are missing or pickled."""
+    inside = {"vae": pipelines[0] / "vae", "text": pipelines[0] / "text_encoder"}
+    inside["denoiser"] = pipelines[1] / "transformer"
+    for part, other in (("vae", "text"), ("text", "denoiser"), ("denoiser", "vae")):
+        step = step_of(pipelines, **{part: str(inside[other])})
+        with pytest.raises(UserError, match="is the folder of a network of the kind"):
+            step.new_model(data_of(), generator(0))
+        (tmp_path / "config.json").write_text((inside[part] / "config.json").read_text())
+        (tmp_path / "pytorch_model.bin").write_text("pickled")
+        step = step_of(pipelines, **{part: str(tmp_path)})
+        with pytest.raises(UserError, match=r"has a config\.json and no weights as safetensors"):
+            step.new_model(data_of(), generator(0))
+
+
+def test_what_older_files_leave_out_has_the_default_of_the_library(pipelines, tmp_path):
+    """As Stable Diffusion 1.5, whose encoder's file does not say its scale."""
+    for name, part, left_out in (
+        ("vae", "vae", "scaling_factor"), ("text", "text_encoder", "max_position_embeddings")
+    ):  # fmt: skip
+        folder = tmp_path / name
+        shutil.copytree(pipelines[0] / part, folder)
+        config = json.loads((folder / "config.json").read_text())
+        del config[left_out]
+        (folder / "config.json").write_text(json.dumps(config))
+    folders = {"vae": str(tmp_path / "vae"), "text": str(tmp_path / "text")}
+    sizes = step_of(pipelines, **folders).new_model(data_of(), generator(0)).sizes
+    assert sizes.scale == 0.18215 and sizes.tokens == 77
+
+
+@pytest.mark.parametrize("names", [("3", "7"), ("", " 1"), ("0", "1")])
+def test_a_text_tower_reads_no_numbers(pipelines, names):
+    with pytest.raises(UserError, match="these have none but numbers"):
+        clip_tokens(str(pipelines[0]), names)
+    with pytest.raises(UserError, match="these have none but numbers"):
+        step_of(pipelines).new_model(replace(data_of(), class_names=names), generator(0))
 
 
 def test_images_of_another_size_than_the_denoiser_takes(pipelines):

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from ddengine.data import decoder, imagenet, load_data
-from ddengine.data.decoder import Decoder
+from ddengine.data.decoder import Decoder, Files
 from ddengine.data.load import DATASETS
 from ddengine.recipe import DataConfig
 from ddengine.system.compat import torchvision
@@ -303,9 +303,8 @@ def png(image):
 
 def fetch_of(source_at, num, size=None):
     """A fetch of images that are called by their numbers."""
-    return Decoder(DataConfig(name="folder", size=size), [], published=True).fetch_of(
-        source_at, str, num
-    )
+    decoder = Decoder(DataConfig(name="folder", size=size), [], published=True)
+    return decoder.undecoded(Files(source_at, str, num, str)).fetch
 
 
 def test_decoding_keeps_order_and_channels_over_many_chunks(monkeypatch):

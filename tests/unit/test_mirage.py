@@ -287,6 +287,15 @@ def test_herding_takes_the_graph_nearest_to_the_mean_first():
     assert likeness(first) == pytest.approx(max(map(likeness, of_class)))
 
 
+def test_shares_of_trees_stand_in_one_order_in_every_process():
+    """That of the trees: sets of strings have another one in each process, and sums round by it."""
+    data = mirage.generated(12, seed=0)
+    counts = [Counter(mirage.codes(graph, 1)) for graph in data.graphs]
+    trees = sorted({code for count in counts for code in count})
+    wanted = [[count[tree] / count.total() for tree in trees] for count in counts]
+    assert torch.equal(mirage.tree_shares(data, 1), torch.tensor(wanted))
+
+
 # Molecules.
 
 

@@ -1,7 +1,9 @@
 """Pruned data: what is kept, what students are trained to say, what the figures are said to show."""
 
 import json
+import shutil
 from dataclasses import replace
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -214,20 +216,28 @@ def test_reshaped_logits_spread_as_those_of_their_class():
 
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory):
-    """A small comparison with a set beside it, and its folder."""
+    """A small comparison with a set beside it, its folder, and (done, total) of its progress."""
     folder = tmp_path_factory.mktemp("pruned") / "run"
     data = ddengine.Dataset.named("digits").load(RECIPE.data, CPU)
     meta = {"recipe": to_dict(RECIPE), "seed": 0, "images": data.train.digest}
     beside = Distilled(tiny_set(data), meta)
     config = replace(SMALL, losses=("kd", "nkd"), write_sets=True)
+    steps = []
     made = ddengine.prune(
-        None, RECIPE, config, sets={"mine": beside}, folder=folder, device="cpu", progress=False
+        None,
+        RECIPE,
+        config,
+        sets={"mine": beside},
+        folder=folder,
+        device="cpu",
+        progress=lambda title, done, total, note: steps.append((done, total)),
+        command=("prune", "digits"),
     )
-    return made, folder
+    return made, folder, steps
 
 
 def test_rows_have_equal_updates_and_sets_equal_bytes(outcome):
-    made, folder = outcome
+    made, folder, _ = outcome
     rows = made.rows
     assert {row["updates"] for row in rows} == {4}
     own = [row for row in rows if row["selection"] == "distilled"]
@@ -245,7 +255,7 @@ def test_rows_have_equal_updates_and_sets_equal_bytes(outcome):
 
 
 def test_what_is_kept_is_written_and_opens_as_a_set(outcome):
-    _, folder = outcome
+    _, folder, _ = outcome
     kept = json.loads((folder / "kept" / "hard_0.1_repeat0.json").read_text())
     data = ddengine.Dataset.named("digits").load(RECIPE.data, CPU)
     assert data.train.labels[kept["index"]].tolist() == kept["classes"] == list(range(10))
@@ -258,7 +268,7 @@ def test_what_is_kept_is_written_and_opens_as_a_set(outcome):
 
 
 def test_the_same_command_finds_what_is_done(outcome, monkeypatch):
-    made, folder = outcome
+    made, folder, _ = outcome
     monkeypatch.setattr(training, "train_networks", None)  # nothing is trained again
     config = replace(SMALL, losses=("kd", "nkd"))
     with pytest.raises(UserError, match="made with other settings"):
@@ -354,13 +364,41 @@ def test_claims_say_what_the_figures_are():
 
 
 def test_the_table_says_every_row(outcome):
-    made, _ = outcome
+    made, _, _ = outcome
     console = Console(width=120, record=True, file=open("/dev/null", "w"))
     console.print(made.table())
     text = console.export_text()
     assert text.count("distilled") == 3 and "kd 0.9" in text
     assert made.table().row_count == len(made.rows)
     assert any("teacher convnet-d2-w4-in" in note for note in made.notes)
+
+
+def test_progress_counts_every_piece_of_work_once(outcome):
+    _, _, steps = outcome
+    done, total = zip(*steps, strict=True)
+    assert set(total) == {max(total)} and list(done) == sorted(done)
+    assert done[-1] == total[-1]
+
+
+def test_a_folder_has_a_page(outcome, tmp_path):
+    """With the table, the claims, the picture, what was done with what, and the command."""
+    made, folder, _ = outcome
+    page = unescape(ddengine.report(folder, tmp_path / "page.html").read_text())
+    assert "Distillation on pruned data" in page and made.table().title in page
+    for row in made.rows:
+        assert f">{of_pruning.student(row)}</td>" in page
+    for words in (*made.notes, "prune digits", made.content["machine"]["system"]):
+        assert words in page, words
+    assert page.count("data:image/png") == 1
+    assert "mtt/digits_ipc1" in page and "<td>mtt</td>" not in page  # no method plays a role
+    assert "not finished" not in page and "distill " not in page
+    (tmp_path / "begun").mkdir()
+    shutil.copy(folder / "prune.recipe.json", tmp_path / "begun")
+    with pytest.raises(UserError, match=r"holds no prune\.json yet; the command that began it"):
+        ddengine.report(tmp_path / "begun")
+    (tmp_path / "begun" / "prune.json").write_text('{"rows": [], "identity": ""}')
+    with pytest.raises(UserError, match="does not hold what the prune command writes"):
+        ddengine.report(tmp_path / "begun")
 
 
 # What cannot be.
@@ -375,7 +413,8 @@ REFUSED = {
     "selection 'herd'": {"selections": ("herd",)},
     "Name at least one selection": {"selections": ("random", "random")},
     "loss 'mse'": {"losses": ("mse",)},
-    "temperature must be positive": {"temperature": 0.0},
+    "positive and finite, got 0": {"temperature": 0.0},
+    "positive and finite, got inf": {"temperature": float("inf")},
     "steps must be at least 1": {"steps": 0},
     "early_epochs 10 must be below": {"early_epochs": 10},
     "train it for 8 at least": {"looking_epochs": 7, "selections": ("cad",)},

@@ -13,7 +13,14 @@ from ddengine.learning.updates import Adam, HeavyBall
 from ddengine.recipe import AugmentConfig, to_dict
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
-from synth.trajectory import TrajectoryMatching, UniformWindow, student_batches
+from synth.pad import DeepLayers, LargestErrors
+from synth.trajectory import (
+    TrajectoryMatching,
+    UniformWindow,
+    matching_loss,
+    nearest,
+    student_batches,
+)
 
 BASE = TrajectoryMatching(
     inner_steps=4,
@@ -218,3 +225,80 @@ def test_student_batches(num, batch):
     assert all(sorted(r) == list(range(num)) for r in rounds)
     assert len(batches[0]) == (num % batch or min(batch, num))
     assert num < 4 or rounds[0] != rounds[1]
+
+
+# Nearest steps and parameters left out
+
+
+def gradients(world, config):
+    """The loss of a step, and its gradients in images and rate."""
+    data, store = world
+    syn = tiny_set(data, lr=config.lr)
+    leaves = {name: tensor.clone().requires_grad_() for name, tensor in syn.tensors.items()}
+    objective = config.build(tiny_env(data, store))
+    (value,) = objective.losses(syn.with_tensors(leaves), {}, 0, generator(0, "step"))
+    value.backward()
+    return float(value.detach()), {name: leaf.grad for name, leaf in leaves.items()}
+
+
+@pytest.mark.parametrize("backprop", ["auto", "full", "replay"])
+@pytest.mark.parametrize(("lr", "fewest", "most"), [(3.0, 1, 2), (1e-5, 6, 6)])
+def test_the_nearest_step_is_that_of_a_student_that_ends_there(world, backprop, lr, fewest, most):
+    """A student that leaves its way early is compared there, one that only begins after its last."""
+    config = replace(BASE, batch=None, inner_steps=6, lr=lr, backprop=backprop)
+    (start, target), by_steps = world[1].snapshots(0, [0, 2]), []
+    for steps in range(1, 7):
+        by_steps.append(gradients(world, replace(config, inner_steps=steps)))
+    value, slopes = gradients(world, replace(config, match="nearest"))
+    equal = [n for n, (one, _) in enumerate(by_steps, 1) if one == pytest.approx(value, rel=1e-5)]
+    assert start.shape == target.shape and equal and fewest <= equal[-1] <= most
+    for name, slope in slopes.items():
+        wanted = by_steps[equal[-1] - 1][1][name]
+        assert (slope - wanted).norm() <= 1e-3 * wanted.norm(), name
+
+
+def test_of_equally_near_steps_the_last_counts():
+    reached = torch.tensor([[2.0, 0.0], [0.0, 2.0], [3.0, 0.0], [1.0, 1.0], [4.0, 0.0]])
+    assert nearest(reached, torch.zeros(2)) == 4
+    assert nearest(reached[:3], torch.zeros(2)) == 2
+    assert nearest(reached + 20000, torch.zeros(2)) == 4
+
+
+def test_the_nearest_step_goes_with_no_milestones():
+    with pytest.raises(UserError, match=r"objective\.match nearest compares after one step"):
+        replace(BASE, match="nearest", milestones=At(((1, 1, 1.0),)))
+    assert "liu2024att" in replace(BASE, match="nearest").cites
+    assert "match" not in to_dict(BASE)
+
+
+@pytest.mark.parametrize("drop", [0.0, 0.3, 0.75])
+def test_parameters_that_are_left_out_are_in_neither_sum(drop):
+    """The paper's first ones, and the released program's nearest ones, of each comparison."""
+    rng = generator(0)
+    reached, targets = (torch.randn(2, 20, generator=rng).double() for _ in range(2))
+    start = torch.randn(20, generator=rng).double()
+    errors = (reached - targets).square()
+    for coordinates in (DeepLayers(drop=drop), LargestErrors(drop=drop)):
+        value = matching_loss(reached, targets, start, [1.0, 0.5], coordinates=coordinates)
+        wanted = 0.0
+        for row, weight in enumerate([1.0, 0.5]):
+            order = list(range(20))
+            if isinstance(coordinates, LargestErrors):
+                order.sort(key=lambda i: float(errors[row, i]))
+            kept = order[int(drop * 20) :]
+            way = (start[kept] - targets[row, kept]).square().sum()
+            wanted += weight * float(errors[row, kept].sum() / way)
+        assert float(value) == pytest.approx(wanted)
+        assert coordinates.cites == ("li2024pad",)
+    with pytest.raises(UserError, match="the share that is left out"):
+        DeepLayers(drop=1.0)
+
+
+def test_parameters_that_are_left_out_change_the_objective(world):
+    losses = {loss(world, BASE)}
+    for coordinates in (DeepLayers(drop=0.5), LargestErrors(drop=0.5)):
+        losses.add(loss(world, replace(BASE, coordinates=coordinates)))
+    assert len(losses) == 3
+    assert loss(world, replace(BASE, coordinates=DeepLayers(drop=0.0))) == pytest.approx(
+        loss(world, BASE)
+    )

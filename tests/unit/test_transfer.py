@@ -582,7 +582,7 @@ def test_the_command(featured, store, tmp_path, capsys, monkeypatch):
     assert "2/class" in shown and "tune" in shown
     assert max(len(line) for line in shown.splitlines() if line[:1] in "┏┡└│") <= 80
     assert run("transfer", "set", *flags) == 0
-    assert "is there; --restart tests again" in capsys.readouterr().out
+    assert "is there; --restart begins anew" in capsys.readouterr().out
     assert run("transfer", "set", *flags, "--seed", "1") == 2
     assert run("inspect", "set/transfer.json") == 0
     inspected = capsys.readouterr().out

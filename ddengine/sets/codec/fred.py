@@ -1,6 +1,7 @@
 """Images as a few frequencies, which those of a class share (FreD)."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,6 +11,7 @@ from ddengine.data import Preprocess
 from ddengine.recipe import require_at_least
 from ddengine.sets.codec.packed import bit_packed, bit_unpacked
 from ddengine.sets.codec.protocol import Codec, Loader, Tensors
+from ddengine.sets.codec.values import other_shape
 from ddengine.sets.codec.within_bytes import WithinBytes
 from ddengine.system.errors import UserError
 
@@ -97,13 +99,27 @@ class Spectra(WithinBytes):
             return self, dict(tensors)
         return self, {**tensors, "masks": bit_packed(tensors["masks"].flatten().long(), 1)}
 
+    def dims(self, tensors: Tensors) -> Mapping[str, int]:
+        """Values and masks, which are packed when they are shipped."""
+        unpacked = "masks" in tensors and tensors["masks"].dtype == torch.bool
+        return {"spectra": 3, "masks": 3 if unpacked else 1}
+
+    def memory(self, tensors: Tensors) -> int:
+        """The masks, unpacked, a spectrum and the matrices that undo it."""
+        channels, height, width = self.image_shape
+        transforms = height**2 + width**2 + 2 * channels * height * width
+        return 100 * tensors["masks"].numel() + 8 * transforms
+
     def flaw(self, tensors: Tensors) -> str | None:
         """Masks that do not keep as many positions as there are values."""
         spectra = tensors["spectra"]
+        wrong = other_shape(tensors, {"spectra": (None, self.image_shape[0], self.kept)})
+        if wrong is not None:
+            return wrong
         bits = len(spectra) // self.held * math.prod(self.image_shape[1:])
         num = tensors["masks"].numel() * (1 if tensors["masks"].dtype == torch.bool else 8)
         said = f"holds 'masks' that do not keep {spectra.shape[-1]} positions of each class"
-        if spectra.shape[-1] != self.kept or not bits <= num < bits + 8:
+        if len(spectra) % self.held or not bits <= num < bits + 8:
             return said
         masks = unpacked_masks(tensors, self.image_shape)
         return None if bool((masks.flatten(1).sum(1) == self.kept).all()) else said

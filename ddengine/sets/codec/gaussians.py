@@ -1,6 +1,7 @@
 """Images as sums of Gaussians (GSDD)."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,6 +11,7 @@ from ddengine.data import Preprocess
 from ddengine.recipe import require, require_at_least
 from ddengine.sets.codec.packed import in_parts
 from ddengine.sets.codec.protocol import Codec, Loader, Tensors
+from ddengine.sets.codec.values import other_shape
 from ddengine.sets.codec.within_bytes import WithinBytes, decoded_in_parts, learned_from_images
 from ddengine.system.rng import generator
 
@@ -120,13 +122,19 @@ class Gaussians(WithinBytes):
         """In bfloat16."""
         return self, {**tensors, "primitives": tensors["primitives"].bfloat16()}
 
+    def dims(self, tensors: Tensors) -> Mapping[str, int]:
+        """The Gaussians of each image."""
+        return {"primitives": 3}
+
+    def memory(self, tensors: Tensors) -> int:
+        """A number for each Gaussian and point of an image, some times."""
+        points = 2 if self.supersampling else 1
+        return 16 * numbers_of(tensors["primitives"], self.image_shape, points)
+
     def flaw(self, tensors: Tensors) -> str | None:
         """Other numbers than the settings say."""
-        expected = (self.primitives, GEOMETRY + self.image_shape[0] + 1)
-        shape = tuple(tensors["primitives"].shape)
-        if shape[1:] != expected:
-            return f"holds 'primitives' of shape {shape}, and the codec says {expected} an image"
-        return None
+        numbers = GEOMETRY + self.image_shape[0] + 1
+        return other_shape(tensors, {"primitives": (None, self.primitives, numbers)})
 
     def loader(self) -> Loader:
         """All sums."""

@@ -1,6 +1,7 @@
 """Bases, each seen through several small networks that all share (HaBa)."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,7 +11,7 @@ from ddengine.data import Preprocess
 from ddengine.recipe import require, require_at_least
 from ddengine.sets.codec.packed import in_parts
 from ddengine.sets.codec.protocol import Codec, Loader, Tensors
-from ddengine.sets.codec.values import too_large
+from ddengine.sets.codec.values import other_shape, too_large
 from ddengine.sets.codec.within_bytes import WithinBytes, decoded_in_parts
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
@@ -114,12 +115,28 @@ class Hallucinated(WithinBytes):
         names = ("images", "kernels", "biases", "maps")
         return self, {**tensors, **{name: tensors[name].half() for name in names}}
 
+    def dims(self, tensors: Tensors) -> Mapping[str, int]:
+        """Images and hallucinators."""
+        return {"images": 4, "kernels": 6, "biases": 3, "maps": 5}
+
+    def memory(self, tensors: Tensors) -> int:
+        """Whose each example is, all numbers in float32, and the neighbours of each pixel."""
+        stored = sum(tensors[name].numel() for name in ("images", "kernels", "biases", "maps"))
+        examples = self.styles * len(tensors["images"])
+        return 8 * examples + 4 * stored + 80 * math.prod(self.image_shape)
+
     def flaw(self, tensors: Tensors) -> str | None:
         """Values that no image has, and other hallucinators than the settings say."""
-        for name in ("kernels", "biases", "maps"):
-            if len(tensors[name]) != self.styles:
-                num = len(tensors[name])
-                return f"holds '{name}' of {num} hallucinators, and the codec says {self.styles}"
+        channels, height, width = self.image_shape
+        sizes: dict[str, tuple[int | None, ...]] = {
+            "images": (None, channels, height, width),
+            "kernels": (self.styles, 2, channels, channels, 3, 3),
+            "biases": (self.styles, 2, channels),
+            "maps": (self.styles, 2, channels, height - 2, width - 2),
+        }
+        wrong = other_shape(tensors, sizes)
+        if wrong is not None:
+            return wrong
         return too_large(tensors["images"])
 
     def loader(self) -> Loader:

@@ -1,6 +1,7 @@
 """Real images that stay as they are, beside learned ones (SelMatch)."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -9,7 +10,7 @@ from torch import Generator, Tensor
 from ddengine.data import Preprocess
 from ddengine.recipe import require
 from ddengine.sets.codec.protocol import Codec, Loader, Tensors
-from ddengine.sets.codec.values import as_bytes, as_pixels, too_large
+from ddengine.sets.codec.values import as_bytes, as_pixels, other_shape, too_large
 from ddengine.system.errors import UserError
 
 
@@ -111,11 +112,28 @@ class Mixed(Codec):
         """Bytes."""
         return self, {**tensors, "images": as_bytes(tensors["images"])}
 
+    def dims(self, tensors: Tensors) -> Mapping[str, int]:
+        """Both."""
+        return {"frozen": 4, "images": 4}
+
+    def memory(self, tensors: Tensors) -> int:
+        """All images as floats, twice."""
+        return 8 * (tensors["frozen"].numel() + tensors["images"].numel())
+
     def flaw(self, tensors: Tensors) -> str | None:
         """Values that no image has, and numbers of images that make no classes."""
+        if self.items is None:
+            return "belongs to a codec that does not say how many images a class has (items)"
+        shape = tuple(tensors["images"].shape[1:])
+        wrong = other_shape(tensors, {"frozen": (None, *shape)})
+        if wrong is not None:
+            return wrong
         num_classes, left = divmod(len(tensors["images"]), self.num_learned)
-        assert self.items is not None
-        if left or len(tensors["frozen"]) != num_classes * (self.items - self.num_learned):
+        if (
+            self.items is None
+            or left
+            or len(tensors["frozen"]) != num_classes * (self.items - self.num_learned)
+        ):
             return f"holds {len(tensors['frozen'])} 'frozen' beside {len(tensors['images'])} images"
         return too_large(tensors["images"])
 

@@ -1,6 +1,7 @@
 """One stored image is one training example: what networks see, or pixels."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -85,6 +86,10 @@ class Identity(Codec):
         pixels = preprocess.backward(tensors["images"])
         return Pixels().ship({**tensors, "images": pixels}, preprocess)
 
+    def dims(self, tensors: Tensors) -> Mapping[str, int]:
+        """The images."""
+        return {"images": 4}
+
     def flaw(self, tensors: Tensors) -> str | None:
         """Values that no image has."""
         return too_large(tensors["images"])
@@ -148,6 +153,10 @@ class Pixels(Codec):
     def ship(self, tensors: Tensors, preprocess: Preprocess) -> tuple[Codec, dict[str, Tensor]]:
         """Bytes."""
         return self, {**tensors, "images": as_bytes(tensors["images"])}
+
+    def dims(self, tensors: Tensors) -> Mapping[str, int]:
+        """The images."""
+        return {"images": 4}
 
     def flaw(self, tensors: Tensors) -> str | None:
         """Values that no image has."""

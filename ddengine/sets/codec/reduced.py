@@ -1,6 +1,7 @@
 """Images of fewer pixels, and of few colours: the cheap codecs that others must beat."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,7 +13,7 @@ from ddengine.data import Preprocess
 from ddengine.recipe import require, require_at_least, to_dict
 from ddengine.sets.codec.packed import bit_packed, bit_unpacked
 from ddengine.sets.codec.protocol import Codec, Loader, Space, Tensors
-from ddengine.sets.codec.values import as_bytes, too_large
+from ddengine.sets.codec.values import as_bytes, other_shape, too_large
 from ddengine.sets.codec.within_bytes import WithinBytes
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
@@ -134,8 +135,34 @@ class Reduced(WithinBytes):
         stream = bit_packed(numbers, self.bits)
         return self, shipped | {"numbers": stream, "palettes": palettes}
 
+    def dims(self, tensors: Tensors) -> Mapping[str, int]:
+        """Images, or palettes and the numbers of their colours; taps, where they are learned."""
+        known = {"numbers": 1, "images": 4, "palettes": 3, "taps": 3}
+        needed = {"images"} if self.colours is None else {"palettes"}
+        if "numbers" not in tensors:
+            needed.add("images")
+        if self.enlarging == "learned":
+            needed.add("taps")
+        return {name: dims for name, dims in known.items() if name in {*needed, *tensors}}
+
+    def memory(self, tensors: Tensors) -> int:
+        """The matrices that enlarge an image and one image; all numbers of colours, unpacked."""
+        channels, height, width = self.image_shape
+        rows, columns = self.small_size(self.image_shape)
+        unpacked = 100 * len(tensors["numbers"]) if "numbers" in tensors else 0
+        return unpacked + 64 * (height * rows + width * columns) + 4 * channels * height * width
+
     def flaw(self, tensors: Tensors) -> str | None:
         """Values that no image has, and numbers that are not of the palettes."""
+        channels = self.image_shape[0]
+        sizes: dict[str, tuple[int | None, ...]] = {
+            "images": (None, channels, *self.small_size(self.image_shape)),
+            "palettes": (None, self.colours, channels),
+            "taps": (2, self.shrink, TAPS),
+        }
+        wrong = other_shape(tensors, sizes)
+        if wrong is not None:
+            return wrong
         if "numbers" not in tensors:
             return too_large(tensors["images"])
         num = len(tensors["palettes"]) * math.prod(self.small_size(self.image_shape))

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,6 +12,7 @@ from ddengine.data import Preprocess
 from ddengine.recipe import require, require_at_least
 from ddengine.sets.codec.packed import in_parts
 from ddengine.sets.codec.protocol import Codec, Loader, Tensors
+from ddengine.sets.codec.values import other_shape
 from ddengine.sets.codec.within_bytes import WithinBytes, decoded_in_parts, learned_from_images
 from ddengine.system.rng import generator
 
@@ -96,14 +98,19 @@ class Siren(WithinBytes):
         chosen = tensors["fields"].index_select(0, index)
         return decoded_in_parts(images_of, chosen, self.width * shape[1] * shape[2])
 
+    def dims(self, tensors: Tensors) -> Mapping[str, int]:
+        """The fields."""
+        return {"fields": 2}
+
+    def memory(self, tensors: Tensors) -> int:
+        """The numbers between layers at all pixels of an image."""
+        _, height, width = self.image_shape
+        return 16 * self.width * height * width
+
     def flaw(self, tensors: Tensors) -> str | None:
         """Other numbers than the settings say."""
         shapes = shapes_of(self.width, self.layers, self.image_shape[0])
-        expected = sum(map(math.prod, shapes))
-        if tensors["fields"].shape[1:] != (expected,):
-            shape = tuple(tensors["fields"].shape)
-            return f"holds 'fields' of shape {shape}, and the codec says {expected} numbers each"
-        return None
+        return other_shape(tensors, {"fields": (None, sum(map(math.prod, shapes)))})
 
     def loader(self) -> Loader:
         """All fields."""

@@ -1,6 +1,7 @@
 """Images as sparse codes of tokens through a small network that all share (SPEED)."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,6 +11,7 @@ from ddengine.data import Preprocess
 from ddengine.recipe import require, require_at_least
 from ddengine.sets.codec.packed import in_parts
 from ddengine.sets.codec.protocol import Codec, Loader, Tensors
+from ddengine.sets.codec.values import other_shape
 from ddengine.sets.codec.within_bytes import WithinBytes, decoded_in_parts, learned_from_images
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
@@ -207,15 +209,32 @@ class SparseTokens(WithinBytes):
             shipped[name] = tensors[name].half()
         return self, shipped
 
+    def dims(self, tensors: Tensors) -> Mapping[str, int]:
+        """Tokens and network; all coefficients, or the largest and their places."""
+        shared = {"tokens": 2, "network": 1}
+        if "coefficients" in tensors:
+            return {**shared, "coefficients": 4}
+        return {**shared, "largest": 3, "places": 3}
+
+    def memory(self, tensors: Tensors) -> int:
+        """All coefficients with their zeros, and what an image is made of on the way."""
+        patches = self.num_patches(self.image_shape)
+        rows = len(self.source(tensors)) * self.heads
+        return 4 * patches * (rows * self.tokens + 8 * self.dim * self.blocks)
+
     def flaw(self, tensors: Tensors) -> str | None:
         """Other numbers than the settings say, and places that there are not."""
-        expected = sum(map(math.prod, self.network_shapes(self.image_shape[0])))
-        if tensors["network"].numel() != expected:
-            num = tensors["network"].numel()
-            return f"holds {num} numbers in 'network', and the codec says {expected}"
-        if tensors["tokens"].shape != (self.tokens, self.dim):
-            shape = tuple(tensors["tokens"].shape)
-            return f"holds 'tokens' of shape {shape}, and the codec says {self.tokens, self.dim}"
+        weights = sum(map(math.prod, self.network_shapes(self.image_shape[0])))
+        patches = self.num_patches(self.image_shape)
+        sizes: dict[str, tuple[int | None, ...]] = {
+            "network": (weights,),
+            "tokens": (self.tokens, self.dim),
+            "coefficients": (None, self.heads, patches, self.tokens),
+            "largest": (None, self.heads, None),
+        }
+        wrong = other_shape(tensors, sizes)
+        if wrong is not None:
+            return wrong
         if "places" in tensors:
             places = tensors["places"]
             most = self.num_patches(self.image_shape) * self.tokens

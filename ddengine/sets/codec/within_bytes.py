@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, Self
+from typing import Literal, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from ddengine.system import log
 from ddengine.system.errors import UserError
 
 ImageShape = tuple[int, int, int]
+KnownT = TypeVar("KnownT")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,15 +48,22 @@ class WithinBytes(Codec):
     @property
     def held(self) -> int:
         """Images per class, of a codec that was fitted to a budget."""
-        assert self.items is not None, "the codec was not fitted to a budget"
-        return self.items
+        return self.known(self.items, "items")
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of an image, of a codec that was fitted to a budget."""
-        assert self.shape is not None, "the codec was not fitted to a budget"
-        channels, height, width = self.shape
+        channels, height, width = self.known(self.shape, "shape")
         return channels, height, width
+
+    def known(self, value: KnownT | None, name: str) -> KnownT:
+        """The value of a field that fitting sets. Raises UserError where nothing did."""
+        if value is None:
+            raise UserError(
+                f"The codec {type(self).__name__} does not say {name}, because it was not fitted "
+                f"to a budget; set codec.{name}."
+            )
+        return value
 
     @property
     def main(self) -> str:

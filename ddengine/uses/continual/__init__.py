@@ -8,7 +8,7 @@ ones, is made of the training images of that stage alone. Preprocessing is that 
 images, fixed before.
 """
 
-from ddengine.uses.continual.compare import run
+from ddengine.uses.continual.compare import NETWORKS, run
 from ddengine.uses.continual.config import (
     JOINT,
     MEMORIES,
@@ -26,6 +26,7 @@ from ddengine.uses.continual.summary import forgetting
 __all__ = [
     "JOINT",
     "MEMORIES",
+    "NETWORKS",
     "ContinualConfig",
     "Distill",
     "check",

@@ -1,6 +1,5 @@
 """Memories of equal bytes compared in class-incremental learning."""
 
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,8 @@ from ddengine.uses.continual.networks import FOLDER
 from ddengine.uses.continual.stages import go_through
 from ddengine.uses.continual.summary import summary
 
+WORK = "work"  # the folder beside `memo_path`
+NETWORKS = Path(WORK, FOLDER)  # of those that go on, beside `memo_path`
 # form of what is remembered of an interrupted run; what an older program left is computed again
 MEMO = 2
 
@@ -56,9 +57,10 @@ def run(  # long: half of it says what it takes
         seed: decides the orders of the classes and every random draw.
         device: where the data lie.
         precision: in which networks are trained.
-        memo_path: remembers finished trainings of an interrupted run; it is removed in the end.
+        memo_path: remembers finished trainings of an interrupted run; the caller removes it, and
+            NETWORKS beside it, once the content is written.
         work: keeps the distilled pieces, which a later run with the same recipe, seed and order
-            takes from there, and until the end the networks that go on. None: beside `memo_path`.
+            takes from there, and the networks that go on. None: beside `memo_path`.
 
     Returns:
         The content of continual.json; accuracies are fractions.
@@ -74,7 +76,7 @@ def run(  # long: half of it says what it takes
     facts = [MEMO, to_dict(config), resolved(recipe), seed, precision]
     identity = digest([*facts, data.train.digest, list(data.class_names)])
     if work is None and memo_path is not None:
-        work = memo_path.parent / "work"
+        work = memo_path.parent / WORK
     memo = Memo(memo_path, identity)
     rates = _rates(data, protocol)
     with log.progress("continual", _num_pieces(config, len(rates))) as bar:
@@ -94,9 +96,6 @@ def run(  # long: half of it says what it takes
             rates=rates,
         )
         memories = _compared(context, orders)
-    memo.clear()
-    if work is not None:
-        shutil.rmtree(work / FOLDER, ignore_errors=True)
     seconds = round(memo.seconds_before + time.perf_counter() - begin, 2)
     return _content(context, stages, orders, memories, seconds)
 

@@ -89,7 +89,7 @@ def _chosen(context: Context, stage: Stage, subset: Data, num: int) -> tuple[Syn
     choice = context.remember(f"piece/{stage.key}", label, choose)
     index = torch.tensor(choice["index"], device=real.device)
     chosen = SyntheticSet(
-        {"images": real.pixels[index]},
+        {"images": real.stored(index)},
         real.labels[index],
         subset.class_names,
         Pixels(),

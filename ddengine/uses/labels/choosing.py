@@ -87,15 +87,19 @@ def facility(of: Judged, num: int, errors: int, rng: Generator) -> Tensor:
 
     Of many points some are drawn, and these are compared.
     """
-    most = max(MOST_COMPARED, num)
-    compared = torch.randperm(len(of.features), generator=rng)[:most]
+    order = torch.randperm(len(of.features), generator=rng)
+    compared = order[: max(MOST_COMPARED, num)]
     features = of.features[compared]
-    cosines = features @ features.T
-    to_known = features @ of.known.T
-    covered = to_known.clamp(min=0).max(1).values
-    kernel = cosines.clamp(min=0)
+    covered, _ = _likeness(features, of.known).max(1)
+    kernel = _likeness(features, features)
     rows, _ = facility_location(kernel, num, covered=covered)
     return compared[rows]
+
+
+def _likeness(features: Tensor, others: Tensor) -> Tensor:
+    """Cosines (n, m) of features (n, D) and (m, D) of length 1, at least 0."""
+    cosines = features @ others.T
+    return cosines.clamp(min=0)
 
 
 def _largest(values: Tensor, num: int) -> Tensor:

@@ -69,6 +69,7 @@ class Context:
     memo: Memo = field(default_factory=lambda: Memo(None, ""))
     advance: Callable[[str], None] = lambda label: None  # shows what is being done
     rates: tuple[float, ...] = ()  # learning rates that are tried
+    said: set[str] = field(default_factory=set)  # the pieces of work that were shown
     # networks of the first points alone, by repeat, with which all rules begin
     starts: dict[int, nn.Module] = field(default_factory=dict)
 
@@ -93,5 +94,11 @@ class Context:
             start = time.perf_counter()
             return compute() | {"seconds": time.perf_counter() - start}
 
-        self.advance(label)
+        self._show(key, label)
         return self.memo(key, timed)
+
+    def _show(self, key: str, label: str) -> None:
+        """Say that a piece of work is being done, once however often its result is asked for."""
+        if key not in self.said:
+            self.said.add(key)
+            self.advance(label)

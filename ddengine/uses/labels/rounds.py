@@ -100,7 +100,8 @@ class Unanswered(Exception):
 def run(context: Context, file: OfFile | None, memo_path: Path) -> tuple[Json, Tensor | None]:
     """(the content of labels.json, the points that a file has yet to answer; None: all is done).
 
-    Finished rounds are remembered in the file `memo_path` until all is done.
+    Finished rounds are remembered in the file `memo_path`, which the caller removes once the
+    content is written.
     """
     begin = time.perf_counter()
     context = replace(
@@ -113,23 +114,27 @@ def run(context: Context, file: OfFile | None, memo_path: Path) -> tuple[Json, T
     threads = memo("threads", torch.get_num_threads)
     waiting = None
     rows: list[Json] = []
-    config = context.config
-    num_answerers = len(config.wrong) if _simulates(context, file) else 1
-    courses = len(config.rules) * num_answerers
-    num_pieces = courses * config.repeats * config.rounds + config.repeats * len(context.rates)
-    with log.progress("labels", num_pieces) as bar, runtime.on_threads(threads):
+    num = _num_pieces(context, file)
+    with log.progress("labels", num) as bar, runtime.on_threads(threads):
         context = replace(context, memo=memo, advance=bar.advance)
         for course in _courses(context, file):
             try:
-                repeats = [_repeat(context, course, r) for r in range(config.repeats)]
+                repeats = [_repeat(context, course, r) for r in range(context.config.repeats)]
             except Unanswered as stop:
                 waiting = stop.index
                 break
             rows.append(row_of(context, course.rule, course.answers(0), repeats))
-    if waiting is None:
-        memo.clear()
     seconds = round(memo.seconds_before + time.perf_counter() - begin, 2)
     return _content(context, rows) | {"seconds": seconds, "threads": threads}, waiting
+
+
+def _num_pieces(context: Context, file: OfFile | None) -> int:
+    """How many networks are trained, but for those that answer."""
+    config = context.config
+    tried = len(context.rates) if len(context.rates) > 1 else 0
+    answerers = len(config.wrong) if _simulates(context, file) else 1
+    rounds = len(config.rules) * answerers * config.rounds
+    return config.repeats * (tried + 1 + rounds)
 
 
 def _simulates(context: Context, file: OfFile | None) -> bool:

@@ -64,7 +64,7 @@ def pixel_space(syn: SyntheticSet, data: Data, test: RealSet) -> Space:
 
     def real_points(real: RealSet) -> Points:
         def rows(index: Tensor) -> Tensor:
-            return flattened(real.pixels.index_select(0, index.to(real.device)).double() / 255)
+            return flattened(real.stored(index).double() / 255)
 
         return Points(rows, len(real))
 

@@ -1,6 +1,5 @@
 """All rows of a comparison: every selection at every size, with every student."""
 
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -89,7 +88,8 @@ def run(context: Context, sets: Sequence[Beside], memo_path: Path, keep: Keep) -
     """Choose, train and test everything; returns the content of prune.json.
 
     Finished trainings are remembered in the file `memo_path`, networks and scores in the folder of
-    the context, until all is done. `keep` gets every selection as soon as it is made.
+    the context; the caller removes both once the content is written. `keep` gets every selection
+    as soon as it is made.
     """
     begin = time.perf_counter()
     context = replace(context, identity=identity(context, sets), rates=_rates(context))
@@ -99,13 +99,11 @@ def run(context: Context, sets: Sequence[Beside], memo_path: Path, keep: Keep) -
     # wherever it is resumed, computations are on as many threads as where it began
     threads = memo("threads", torch.get_num_threads)
     with (
-        log.progress("prune", _num_pieces(context, rows)) as bar,
+        log.progress("prune", _num_pieces(context, rows, sizes)) as bar,
         runtime.on_threads(threads),
     ):
         context = replace(context, memo=memo, advance=bar.advance)
         teachers, results = _all_repeats(context, rows, sizes, keep)
-    memo.clear()
-    shutil.rmtree(context.folder, ignore_errors=True)
     seconds = round(memo.seconds_before + time.perf_counter() - begin, 2)
     made = [row_of(context, row.selection, row.size, row.student, results[row.key]) for row in rows]
     return _content(context, sets, teachers, made) | {"seconds": seconds, "threads": threads}
@@ -163,13 +161,15 @@ def _rows(context: Context, sizes: Sequence[Size], sets: Sequence[Beside]) -> It
             yield Row(ALL, everything, student)
 
 
-def _num_pieces(context: Context, rows: Sequence[Row]) -> int:
+def _num_pieces(context: Context, rows: Sequence[Row], sizes: Sequence[Size]) -> int:
     """How many pieces of work there are: trainings, tried rates, choices, scores."""
     config = context.config
     tried = len(context.rates) if len(context.rates) > 1 else 0
-    of_repeat = len(rows) + len(context.teachers)
-    chosen = len(config.selections) + (1 if config.looks else 0)
-    return tried * of_repeat + config.repeats * (of_repeat + chosen)
+    trained = len(rows) + len(context.teachers)
+    chosen = 0
+    if sizes:
+        chosen = len(config.selections) + int(config.looks)
+    return tried * trained + config.repeats * (trained + chosen)
 
 
 # {"accuracy", "lr", "images", "bytes", "seconds"} by repeat, under the key of a row

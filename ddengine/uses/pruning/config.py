@@ -80,7 +80,10 @@ class PruningConfig:
         )
         _check_alphas("alphas", self.alphas)
         _check_alphas("other_alphas", self.other_alphas)
-        require(self.temperature > 0, f"temperature must be positive, got {self.temperature:g}.")
+        require(
+            0 < self.temperature < float("inf"),
+            f"temperature must be positive and finite, got {self.temperature:g}; 4 is usual.",
+        )
         for name in ("teacher_steps", "steps", "repeats", "early_epochs"):
             require_at_least(name, self.__dict__[name])
         require_at_least("looking_epochs", self.looking_epochs, 2)

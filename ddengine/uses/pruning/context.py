@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -32,9 +32,10 @@ class Context:
     precision: Precision
     folder: Path  # where networks and scores are kept until all is done
     identity: str = ""
-    memo: Memo = Memo(None, "")
+    memo: Memo = field(default_factory=lambda: Memo(None, ""))
     advance: Callable[[str], None] = lambda label: None  # shows what is being done
     rates: tuple[float, ...] = ()  # learning rates that are tried
+    said: set[str] = field(default_factory=set)  # the pieces of work that were shown
 
     @property
     def protocol(self) -> EvalConfig:
@@ -62,14 +63,20 @@ class Context:
             start = time.perf_counter()
             return compute() | {"seconds": time.perf_counter() - start}
 
-        self.advance(label)
+        self._show(key, label)
         return self.memo(key, timed)
+
+    def _show(self, key: str, label: str) -> None:
+        """Say that a piece of work is being done, once however often its result is asked for."""
+        if key not in self.said:
+            self.said.add(key)
+            self.advance(label)
 
     def kept_tensors(
         self, name: str, label: str, compute: Callable[[], Mapping[str, Tensor]]
     ) -> dict[str, Tensor]:
         """Tensors that a file of the folder holds, computed and written there when new."""
-        self.advance(label)
+        self._show(name, label)
         path = self.folder / f"{name.replace('/', '_')}.safetensors"
         if path.is_file():
             tensors, metadata = files.read_tensors(path)

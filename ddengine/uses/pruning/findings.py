@@ -71,14 +71,25 @@ def _alphas(rows: Sequence[Facts], teacher: str) -> list[Json]:
     plain = list(filter(_is_plain, _of_teacher(rows, teacher)))
     for size, at_size in _sizes(plain).items():
         best = _best(at_size)
-        level = []
-        for row in at_size:
-            compared = paired(by_repeat(row), by_repeat(best))
-            if row is best or _is_level(compared):
-                level.append(row["alpha"])
-        one = {"size": size, "fraction": best["fraction"], "best": best["alpha"]}
-        told.append({**one, "level": sorted(level)})
+        told.append(
+            {
+                "size": size,
+                "fraction": best["fraction"],
+                "best": best["alpha"],
+                "level": sorted(_level_with(best, at_size)),
+            }
+        )
     return told
+
+
+def _level_with(best: Facts, rows: Sequence[Facts]) -> list[float]:
+    """The shares of distillation of rows whose difference from the best one may be none."""
+    level = []
+    for row in rows:
+        compared = paired(by_repeat(row), by_repeat(best))
+        if row is best or _is_level(compared):
+            level.append(row["alpha"])
+    return level
 
 
 def _is_plain(row: Facts) -> bool:
@@ -97,10 +108,12 @@ def _selections(rows: Sequence[Facts], teacher: str) -> list[Json]:
         for row in at_size:
             by_selection.setdefault(row["selection"], []).append(row)
         of_random = by_selection.get(RANDOM, [])
-        for selection, own in by_selection.items():
-            rivals = _of_alphas(of_random, own)
-            if rivals and not _is_plain(own[0]):
-                told.append(_against(size, selection, _best(rivals), _best(own)))
+        for selection, chosen in by_selection.items():
+            rivals = _of_alphas(of_random, chosen)
+            if not rivals or selection in (RANDOM, ALL):
+                continue
+            compared = _against(size, selection, _best(rivals), _best(chosen))
+            told.append(compared)
     return told
 
 
@@ -110,13 +123,13 @@ def _of_alphas(rows: Sequence[Facts], others: Sequence[Facts]) -> list[Facts]:
     return [row for row in rows if row["alpha"] in shared]
 
 
-def _against(size: str, selection: str, of_random: Facts, own: Facts) -> Json:
-    compared = paired(by_repeat(of_random), by_repeat(own))
+def _against(size: str, selection: str, of_random: Facts, chosen: Facts) -> Json:
+    compared = paired(by_repeat(of_random), by_repeat(chosen))
     return {
         "size": size,
-        "fraction": own["fraction"],
+        "fraction": chosen["fraction"],
         "selection": selection,
-        "alpha": own["alpha"],
+        "alpha": chosen["alpha"],
         "random_alpha": of_random["alpha"],
         **compared,
     }
@@ -125,15 +138,18 @@ def _against(size: str, selection: str, of_random: Facts, own: Facts) -> Json:
 def _teachers(rows: Sequence[Facts], teachers: Sequence[str]) -> list[Json]:
     """At each size the best student of every other teacher less the best of the first one."""
     told = []
-    for size, at_size in _sizes(list(filter(_is_taught, rows))).items():
+    taught = list(filter(_is_taught, rows))
+    for size, at_size in _sizes(taught).items():
         first = _with(teachers[0], at_size)
         for teacher in teachers[1:]:
-            own = _with(teacher, at_size)
-            if first and own:
-                best = _best(own)
-                compared = paired(by_repeat(best), by_repeat(_best(first)))
-                named = {"size": size, "fraction": best["fraction"], "teacher": teacher}
-                told.append({**named, **compared})
+            others = _with(teacher, at_size)
+            if not first or not others:
+                continue
+            best, best_of_first = _best(others), _best(first)
+            compared = paired(by_repeat(best), by_repeat(best_of_first))
+            told.append(
+                {"size": size, "fraction": best["fraction"], "teacher": teacher, **compared}
+            )
     return told
 
 

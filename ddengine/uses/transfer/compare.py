@@ -1,6 +1,5 @@
 """All rows of a transfer: every dataset, size and way, from every start."""
 
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -67,7 +66,7 @@ def run(context: Context, memo_path: Path) -> Json:
     """Train and test every network of every row; returns the content of transfer.json.
 
     Finished trainings are remembered in the file `memo_path`, and pre-trained networks in the
-    folder of the context, until all is done.
+    folder of the context; the caller removes both once the content is written.
     """
     begin = time.perf_counter()
     context = replace(context, identity=identity(context))
@@ -84,8 +83,6 @@ def run(context: Context, memo_path: Path) -> Json:
         if processes > 1:
             train_all(context, asked, processes, threads)
         rows = _rows(context, asked)
-    memo.clear()
-    shutil.rmtree(context.folder, ignore_errors=True)
     seconds = round(memo.seconds_before + time.perf_counter() - begin, 2)
     content = _content(context, made, [*missing, *absent], rows, seconds)
     return {**content, "processes": processes, "threads": threads}

@@ -98,7 +98,8 @@ class Graphs:
 
     def by_class(self) -> list[list[int]]:
         """The positions of each class."""
-        return [self.of(label) for label in range(len(self.names))]
+        labels = range(len(self.names))
+        return list(map(self.of, labels))
 
     def sizes(self) -> list[int]:
         """The number of graphs of each class."""
@@ -142,8 +143,8 @@ def molecules(path: Path, label: str) -> tuple[list[nx.Graph], list[str]]:
         for atom in molecule.GetAtoms():
             graph.add_node(atom.GetIdx(), label=atom.GetSymbol())
         for bond in molecule.GetBonds():
-            ends = bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()
-            graph.add_edge(*ends, label=str(bond.GetBondType()))
+            kind = str(bond.GetBondType())
+            graph.add_edge(bond.GetBeginAtomIdx(), bond.GetEndAtomIdx(), label=kind)
         graphs.append(graph)
         classes.append(molecule.GetProp(label))
     if not graphs:
@@ -155,7 +156,8 @@ def molecules(path: Path, label: str) -> tuple[list[nx.Graph], list[str]]:
 
 def read(files: Sequence[Path], label: str) -> tuple[Graphs, Graphs]:
     """Molecules for training and for the test. Raises UserError where classes do not suit."""
-    (train, classes), (test, test_classes) = (molecules(path, label) for path in files)
+    train, classes = molecules(files[0], label)
+    test, test_classes = molecules(files[1], label)
     names = sorted(set(classes))
     if len(names) < 2 or len(names) > len(train) / 2:
         raise UserError(
@@ -218,8 +220,10 @@ def codes(graph: nx.Graph, depth: int) -> list[Code]:
         for node, neighbours in graph.adjacency():
             heard = []
             for other, edge in neighbours.items():
-                heard.append((edge["label"], shallower[other]))
-            code[node] = labels[node], tuple(sorted(heard))
+                child = edge["label"], shallower[other]
+                heard.append(child)
+            children = tuple(sorted(heard))
+            code[node] = labels[node], children
     return list(code.values())
 
 
@@ -479,7 +483,8 @@ def of_trees(trees: Sequence[Code], vocabulary: Vocabulary) -> Piece:
         nodes.append(vocabulary.node(label))
         for edge, child in heard:
             edges.append((number[child], receiver, vocabulary.edge(edge)))
-    return piece(nodes, edges, [number[tree] for tree in trees])
+    roots = list(map(number.__getitem__, trees))
+    return piece(nodes, edges, roots)
 
 
 def joined(pieces: Sequence[Piece]) -> Piece:
@@ -558,9 +563,12 @@ class Examples:
     @classmethod
     def of_sets(cls, sets: Sequence[TreeSet], vocabulary: Vocabulary) -> "Examples":
         """Tree sets."""
-        pieces = [of_trees(one.trees, vocabulary) for one in sets]
-        classes = torch.tensor([one.label for one in sets])
-        return cls(pieces, classes, torch.tensor([one.weight for one in sets]))
+        pieces, labels, weights = [], [], []
+        for one in sets:
+            pieces.append(of_trees(one.trees, vocabulary))
+            labels.append(one.label)
+            weights.append(one.weight)
+        return cls(pieces, torch.tensor(labels), torch.tensor(weights))
 
     def drawn(self, num: int, rng: Generator) -> Tensor:
         """Positions (num,), drawn by weight and with replacement."""
@@ -573,7 +581,8 @@ def trained(examples: Examples, network: Gin, options: Options, seed: int) -> No
     optimiser = torch.optim.Adam(network.parameters(), options.lr)
     for _ in range(options.updates):
         index = examples.drawn(options.batch, rng)
-        logits = network(joined([examples.pieces[i] for i in index.tolist()]))
+        pieces = list(map(examples.pieces.__getitem__, index.tolist()))
+        logits = network(joined(pieces))
         loss = nn.functional.cross_entropy(logits, examples.classes[index])
         optimiser.zero_grad()
         loss.backward()
@@ -597,7 +606,10 @@ def interleaved(by_class: Sequence[Sequence[int]]) -> list[int]:
         for rank, position in enumerate(positions):
             place = (rank + 0.5) / len(positions)
             placed.append((place, label, position))
-    return [position for _, _, position in sorted(placed)]
+    order = []
+    for _, _, position in sorted(placed):
+        order.append(position)
+    return order
 
 
 def at_random(data: Graphs, seed: int) -> list[int]:
@@ -614,7 +626,7 @@ def tree_shares(data: Graphs, depth: int) -> Tensor:
     counts = []
     for graph in data.graphs:
         counts.append(Counter(codes(graph, depth)))
-    number = numbered(set().union(*counts))
+    number = numbered(sorted(set().union(*counts)))  # sums of floats depend on their order
     features = torch.zeros(len(counts), len(number))
     for row, count in zip(features, counts, strict=True):
         for code, times in count.items():
@@ -691,7 +703,8 @@ class Table:
         assert mean is not None and std is not None and ends is not None
         low, high = ends
         number = average([len(examples.classes) for examples, _ in made])
-        size = average([size for _, size in made])
+        _, sizes = zip(*made, strict=True)
+        size = average(sizes)
         print(
             f"| {name} | {number} | {size} | {100 * mean:.1f} ± {100 * std:.1f} | "
             f"{100 * low:.1f} to {100 * high:.1f} |",
