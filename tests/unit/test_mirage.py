@@ -147,6 +147,16 @@ def test_mined_sets_are_those_of_trying_all(least, longest):
         assert bool(mined) == (least <= max(Counter(itertools.chain(*transactions)).values()))
 
 
+def test_a_set_in_exactly_so_many_graphs_is_mined():
+    """Shares of which the product with the number of graphs is rounded up, too."""
+    for num in (25, 100, 114):
+        for least in range(1, num, 3):
+            transactions = [frozenset({("a", ())})] * least + [frozenset({("b", ())})] * (
+                num - least
+            )
+            assert frozenset({("a", ())}) in mirage.frequent(transactions, least, 1, 10)
+
+
 def test_too_many_sets_are_refused_before_they_are_mined():
     transactions = [frozenset((str(i), ()) for i in range(40))] * 3
     assert len(mirage.frequent(transactions, 3, 2, 820)) == 40 + 780
