@@ -17,6 +17,7 @@ from ddengine.api.results import Distilled
 from ddengine.learning import training
 from ddengine.pages import of_labels
 from ddengine.recipe import AugmentConfig, DataConfig, to_dict
+from ddengine.sets.pruning import facility_location
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 from ddengine.uses.labels import (
@@ -192,10 +193,17 @@ def test_rules_choose_what_they_say():
     for rule in (rad, uniform, facility):
         points = rule(of, 6, 1, rng)
         assert len(points) == 6 == len(points.unique()) and points.max() < 40
+
+
+def test_facility_leaves_out_what_is_like_the_known_points():
+    """Those that would be chosen first are known here, and others are chosen."""
+    of = judged()
     kernel = (of.features @ of.features.T).clamp(min=0)
-    covered = kernel[:, :3].max(1).values
-    gains = (kernel - covered.unsqueeze(1)).clamp(min=0).sum(0)
-    assert int(facility(of, 1, 0, rng)) == int(gains.argmax())
+    first, _ = facility_location(kernel, 3)
+    covered = kernel[:, first].max(1).values
+    wanted, _ = facility_location(kernel, 3, covered=covered)
+    chosen = facility(replace(of, known=of.features[first]), 3, 0, generator(1))
+    assert chosen.tolist() == wanted and not set(wanted) & set(first)
 
 
 def test_rad_without_errors_buys_the_largest_gains():

@@ -148,13 +148,11 @@ def test_mined_sets_are_those_of_trying_all(least, longest):
 
 
 def test_a_set_in_exactly_so_many_graphs_is_mined():
-    """Shares of which the product with the number of graphs is rounded up, too."""
-    for num in (25, 100, 114):
-        for least in range(1, num, 3):
-            transactions = [frozenset({("a", ())})] * least + [frozenset({("b", ())})] * (
-                num - least
-            )
-            assert frozenset({("a", ())}) in mirage.frequent(transactions, least, 1, 10)
+    """Where the share times the number of graphs is rounded up, too."""
+    pair, other = frozenset({("a", ()), ("b", ())}), frozenset({("c", ())})
+    for num, least in ((25, 7), (100, 7), (100, 14), (100, 29), (114, 57)):
+        transactions = [pair] * least + [other] * (num - least)
+        assert mirage.frequent(transactions, least, 2, 10)[pair] == least
 
 
 def test_too_many_sets_are_refused_before_they_are_mined():
