@@ -4,7 +4,7 @@ PY := .venv/bin/python
 # of the order of the tests; a failing order comes again with make test SEED=the number that make printed
 SEED ?= $(shell date +%s)
 
-.PHONY: demo test test-portable test-slow test-gpu lint format wheel docs clean
+.PHONY: demo test test-portable test-slow test-gpu test-fuzz lint format wheel docs clean
 demo: .venv/ready
 	$(PY) run.py demo
 
@@ -21,6 +21,11 @@ test-slow: .venv/tests
 
 test-gpu: .venv/tests
 	$(PY) -m pytest -q -m gpu
+
+# 10,000 files as strangers may make them, and who reads them; fails on a traceback or a hang.
+TIMES ?= 10000
+test-fuzz: .venv/tests
+	OMP_NUM_THREADS=1 $(PY) benchmarks/faults/strangers.py --times $(TIMES)
 
 lint: .venv/tests
 	$(PY) -m ruff format --check .

@@ -9,7 +9,7 @@ import itertools
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from ddengine.data import Data
 from ddengine.recipe import BufferConfig, DataConfig, digest
 from ddengine.system import claims, files, log
 from ddengine.system.errors import UserError
+from ddengine.system.runtime import check_memory
 
 FILE = "replay_buffer_{}.pt"
 PER_FILE = 10  # experts in a file, as the published programs write them
@@ -77,11 +78,25 @@ def load_pt(path: Path) -> Any:
         _check_sums(path)
         with torch.serialization.safe_globals(STAND_INS), warnings.catch_warnings():  # type: ignore[arg-type]
             warnings.simplefilter("ignore")
-            return _detached(torch.load(path, map_location="cpu", weights_only=True))
+            content = _detached(torch.load(path, map_location="cpu", weights_only=True))
+            needed = _bytes_of(content)
+            check_memory(f"What {path} says it holds", needed, "get another file")
+            return content
     except UserError:
         raise
     except Exception as error:  # damage shows in any way: KeyError, EOFError, RuntimeError ...
         raise _unreadable(path, error) from None
+
+
+def _bytes_of(value: Any) -> int:
+    """Bytes of all tensors, each as large as it says: one number can be expanded to any shape."""
+    if isinstance(value, Tensor):
+        return value.numel() * value.element_size()
+    if isinstance(value, dict):
+        value = value.values()
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        return 0
+    return sum(map(_bytes_of, value))
 
 
 def _check_sums(path: Path) -> None:
@@ -89,6 +104,8 @@ def _check_sums(path: Path) -> None:
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as archive:
+        unpacked = sum(part.file_size for part in archive.infolist())
+        check_memory(f"What {path} says it holds", unpacked, "get another file")
         damaged = archive.testzip()
     if damaged:
         raise UserError(f"{path} is damaged in {damaged!r}; get the file again.")

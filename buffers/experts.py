@@ -44,6 +44,8 @@ class Making:
         if isinstance(config.step, Pretrained):
             _check_alone(config, "Pretrained weights")
             config.step.find(self.new_model(generator(config.seed, "shapes")), self.model)
+        if config.store == "convex":
+            _check_convex(config, self.new_model(generator(config.seed, "shapes")), self.model)
 
     def open(self) -> None:
         """Make the store ready. Raises UserError where the folder holds one of other settings."""
@@ -152,6 +154,20 @@ def _say_done(done: int, missing: int, num_experts: int, folder: Path) -> None:
         log.say(f"{done} of {num_experts} experts are finished in {folder}")
     else:
         log.say(f"all {num_experts} experts are in {folder} already")
+
+
+def _check_convex(config: BufferConfig, network: nn.Module, model: str) -> None:
+    """Raise UserError for networks and trainings of which nothing lies between two snapshots."""
+    require(
+        not isinstance(config.step, OwnTraining | Pretrained),
+        "buffer.store convex is of a trajectory, and this network has none; set buffer.store "
+        "snapshots.",
+    )
+    require(
+        flatten_buffers(network) is None,
+        f"buffer.store convex moves parameters along lines, and the running statistics of {model} "
+        "would not go with them; take a network without BatchNorm, or buffer.store snapshots.",
+    )
 
 
 def _check_alone(config: BufferConfig, what: str) -> None:

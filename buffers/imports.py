@@ -18,7 +18,7 @@ from buffers.exchange import files_digest, import_experts, load_pt
 from buffers.kinds import Kind
 from buffers.state_dicts import Teacher
 from buffers.store import ExpertStore, teacher_folder
-from ddengine import naming
+from ddengine import contents
 from ddengine.api.checks import check_recipe
 from ddengine.api.inputs import Images, Source, dataset_of, pointed_at
 from ddengine.artefact import class_order, exchange, finished, runs
@@ -368,7 +368,7 @@ def _is_there(folder: Path, identity: dict[str, Any]) -> bool:
         return False
     stored: Any = {}
     if (folder / "meta.json").is_file():
-        stored = naming.read_json(folder / "meta.json")
+        stored = contents.read_json(folder / "meta.json")
     if isinstance(stored, dict) and _holds(stored, identity):
         return True
     raise UserError(

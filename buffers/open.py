@@ -12,7 +12,7 @@ from torch import Generator, nn
 from buffers import store
 from buffers.store import ExpertStore, StoreGroup
 from buffers.train import train_expert
-from ddengine import naming
+from ddengine import contents
 from ddengine.artefact.runs import EXPERTS
 from ddengine.artefact.target_network import target_network
 from ddengine.data import Data, Preprocess
@@ -255,7 +255,9 @@ class SetExperts(TeacherSource):
         if self.folder is None and not (folder / "manifest.json").is_file():
             return []
         if facts["model"] is None:
-            facts = facts | {"model": naming.read_json(folder / "manifest.json", "model")["model"]}
+            facts = facts | {
+                "model": contents.read_json(folder / "manifest.json", "model")["model"]
+            }
         if not is_family(facts["model"]):  # parts of a generator, which classify nothing
             return []
         return load_all(_opened(folder, facts, data), device)

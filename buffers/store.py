@@ -8,9 +8,12 @@ experts/<fingerprint>/
                              that have any; metrics in its metadata
 
 Each file says its digest. The manifest says that of the preprocessing, and that there are digests.
+
+A convex store (`buffer.store convex`) has waypoints (W, P) as "params" and "shares" beside them,
+see `convex`; the manifest says the epochs that can be read, which are all.
 """
 
-import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,8 +22,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Generator, Tensor, nn
 
+from buffers import convex
 from buffers.unfinished import Checkpoint, path_of
-from ddengine import naming
+from ddengine import contents, naming
 from ddengine.data import Preprocess
 from ddengine.data.stored import read_preprocess
 from ddengine.experts import OwnTraining, StoredExperts
@@ -163,7 +167,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"There is no expert store in {folder}; make it with the buffer command, or name "
             "another with --experts."
         )
-    manifest = files.read_json(folder / MANIFEST, "epochs", "fingerprint", "identity")
+    path = folder / MANIFEST
+    manifest = contents.checked(path, files.read_json(path, "epochs", "fingerprint", "identity"))
     named = _named(manifest["identity"])
     return {"model": named.get("model"), **manifest}
 
@@ -280,12 +285,31 @@ def write_expert(
 
     `params` is (kept epochs, P), `buffers` (kept epochs, Q).
     """
-    tensors = {"params": params.to(DTYPES[dtype])}
+    manifest = files.read_json(folder / MANIFEST, "fingerprint", "identity", "epochs")
+    tensors: dict[str, Tensor] = {}
     if buffers is not None:
         tensors["buffers"] = buffers
-    fingerprint = files.read_json(folder / MANIFEST, "fingerprint")["fingerprint"]
-    metadata = {"fingerprint": fingerprint, "metrics": files.to_json(metrics)}
+    waypoints = waypoints_of(manifest)
+    if waypoints:
+        trajectory = convex.convexified(params, sizes_of(manifest), len(waypoints))
+        params, tensors["shares"] = trajectory.waypoints, trajectory.shares
+    tensors["params"] = params.to(DTYPES[dtype])
+    metadata = {"fingerprint": manifest["fingerprint"], "metrics": files.to_json(metrics)}
     files.write_tensors(shard_path(folder, expert), tensors, metadata)
+
+
+def waypoints_of(manifest: Mapping[str, Any]) -> list[int]:
+    """The epochs of the waypoints of a convex store; none of any other."""
+    buffer = manifest["identity"].get("buffer", {})
+    if buffer.get("store") != "convex":
+        return []
+    number = buffer.get("waypoints", 2)  # left out where it is the default
+    return convex.waypoint_epochs(len(manifest["epochs"]), number)
+
+
+def sizes_of(manifest: Mapping[str, Any]) -> list[int]:
+    """How many numbers each parameter tensor of a store has."""
+    return [math.prod(shape) for shape in manifest["shapes"]]
 
 
 def stored_preprocess(folder: Path) -> Preprocess | None:
@@ -363,7 +387,8 @@ class ExpertStore(StoredExperts):
         self.folder = folder
         self.manifest = read_manifest(folder)
         self.epochs: Sequence[int] = tuple(self.manifest["epochs"])
-        self._row = {epoch: i for i, epoch in enumerate(self.epochs)}
+        self._row: dict[float, int] = {epoch: i for i, epoch in enumerate(self.epochs)}
+        self._waypoints = waypoints_of(self.manifest)
         self._new_model = new_model
         self._open: dict[int, Any] = {}
         self._sizes: dict[int, int] = {}  # bytes of the shards that are open
@@ -398,7 +423,8 @@ class ExpertStore(StoredExperts):
         metadata = self._file(expert).metadata() or {}
         shape = self._slice(expert, "params").get_shape()
         same_store = metadata.get("fingerprint") == self.manifest["fingerprint"]
-        if not same_store or shape != [len(self.epochs), self.num_params]:
+        rows = len(self._waypoints) or len(self.epochs)
+        if not same_store or shape != [rows, self.num_params]:
             raise UserError(
                 f"The shard {shard_path(self.folder, self.experts[expert])} belongs to another "
                 "store; delete it and run the buffer command again."
@@ -457,20 +483,38 @@ class ExpertStore(StoredExperts):
                 "delete it and run buffer again."
             ) from None
 
-    def snapshots(self, expert: int, epochs: Sequence[int]) -> Tensor:
+    def snapshots(self, expert: int, epochs: Sequence[float]) -> Tensor:
         """Parameters (len(epochs), P), float32, reading those rows only.
 
-        Raises UserError for a row with numbers that are not finite.
+        Epochs that are not whole can be read of a convex store. Raises UserError for a row with
+        numbers that are not finite.
         """
         self._check_bytes(expert)
+        if self._waypoints:
+            return torch.stack([self._between(expert, epoch) for epoch in epochs])
         rows = self._slice(expert, "params")
         chosen = []
         for epoch in epochs:
-            row = rows[self._row[epoch]]
-            chosen.append(self._sound(row, expert, epoch))
+            if epoch not in self._row:
+                raise UserError(
+                    f"The expert store {self.folder} keeps no epoch {epoch:g}; epochs that are not "
+                    "whole can be read of stores of buffer.store convex."
+                )
+            chosen.append(self._sound(rows[self._row[epoch]], expert, epoch))
         return torch.stack(chosen).float()
 
-    def _sound(self, row: Tensor, expert: int, epoch: int) -> Tensor:
+    def _between(self, expert: int, epoch: float) -> Tensor:
+        """The parameters (P,) at an epoch of a convex store, which need not be whole."""
+        at = convex.place(epoch, self._waypoints)
+        rows, shares = self._slice(expert, "params"), self._slice(expert, "shares")
+        first, last = (
+            self._sound(rows[number], expert, self._waypoints[number]).float()
+            for number in (at.piece, at.piece + 1)
+        )
+        of_tensors = convex.share_at(shares[at.row : at.row + 2], at.fraction).float()
+        return convex.along(first, last, of_tensors, sizes_of(self.manifest))
+
+    def _sound(self, row: Tensor, expert: int, epoch: float) -> Tensor:
         """The row, which is finite. Raises UserError for another.
 
         An update made of another would be skipped, so half of a damaged store would pass for a slow
@@ -559,7 +603,9 @@ class ExpertStore(StoredExperts):
 
     def metrics(self, expert: int) -> dict[str, Any]:
         """What was measured while training an expert."""
-        return json.loads(self._file(expert).metadata()["metrics"])
+        path = shard_path(self.folder, self.experts[expert])
+        metadata = self._file(expert).metadata() or {}
+        return contents.said_in_metadata(path, metadata, "metrics", contents.Metrics)
 
 
 class StoreGroup(StoredExperts):
@@ -587,7 +633,7 @@ class StoreGroup(StoredExperts):
                 "buffer.epochs and buffer.keep."
             )
 
-    def snapshots(self, expert: int, epochs: Sequence[int]) -> Tensor:
+    def snapshots(self, expert: int, epochs: Sequence[float]) -> Tensor:
         """Parameters (len(epochs), P) of a network, whose P is its own."""
         store, number = self._of[expert]
         return store.snapshots(number, epochs)

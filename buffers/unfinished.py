@@ -5,15 +5,14 @@ how far the training is. It is written when a signal asks to end, and every minu
 loses no more. An expert that goes on has the numbers that it would have had.
 """
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
+from ddengine import contents
 from ddengine.system import files
 from ddengine.system.errors import UserError
 
@@ -66,9 +65,9 @@ class Checkpoint:
             tensors, said = files.read_tensors(self._path)
             if said.get("fingerprint") != self._fingerprint:
                 return None
-            facts: dict[str, Any] = json.loads(said["progress"])
+            facts = contents.said_in_metadata(self._path, said, "progress", Progress)
             progress = Progress(**facts)
-        except (UserError, ValueError, KeyError, TypeError):
+        except (UserError, TypeError):
             return None
         self._seconds_before = progress.seconds
         return tensors, progress

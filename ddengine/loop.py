@@ -1,16 +1,16 @@
 """The outer loop of every method: losses, backward, guard, optimiser step, checkpoint."""
 
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
 
+from ddengine import contents
 from ddengine.learning.optim import joint_norm, updated
 from ddengine.objective import Objective, backward
 from ddengine.recipe import OuterConfig
@@ -18,6 +18,7 @@ from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system import dist, files, log, runtime, signals
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
+from ddengine.system.typed import Count
 
 SMALLEST_LR = 1e-6  # a learned learning rate is held at or above this; SGD has no meaning below
 WARN_AFTER = 20  # steps without any update, all above max_loss
@@ -55,6 +56,14 @@ class Counters:
     ranks: int = 0  # that the run was begun on; 0: not known, of runs of before
     peak_memory: int = 0  # bytes, of the process (CUDA: allocated on the device)
     log_digest: str | None = None  # of metrics.jsonl
+
+
+class Said(TypedDict):
+    """What a checkpoint says beside its tensors."""
+
+    step: Count
+    counters: Counters
+    log_bytes: Count
 
 
 @dataclass
@@ -123,6 +132,8 @@ def load_checkpoint(path: Path, device: torch.device, run: str | None = None) ->
     groups: dict[str, dict[str, Tensor]] = {group: {} for group in names}
     for key, tensor in tensors.items():
         group, _, name = key.partition("/")
+        if group not in groups:
+            raise files.damaged(path, f"it holds {key!r}, which is no part of a checkpoint")
         groups[group][name] = tensor.to(device)
     if "state" not in metadata:
         raise UserError(f"{path} is not a checkpoint of this program; begin anew with --restart.")
@@ -131,7 +142,7 @@ def load_checkpoint(path: Path, device: torch.device, run: str | None = None) ->
             f"{path} is the checkpoint of another run; put back the one of this run, or begin anew "
             "with --restart."
         )
-    meta = json.loads(metadata["state"])
+    meta = contents.said_in_metadata(path, metadata, "state", Said)
     state = State(**groups, step=meta["step"], counters=Counters(**meta["counters"]))
     return state, meta["log_bytes"]
 
@@ -281,6 +292,7 @@ def distill(  # long: arguments, and what they mean
         while state.step < config.steps:
             _timed_step(syn, objective, after, seed)
             if after.stops:
+                dist.meet()  # one that ends before may have the first killed in its checkpoint
                 raise signals.stopped(f"at step {state.step} of {config.steps}", after.stops)
     if events is not None:
         events.close()
@@ -325,6 +337,7 @@ def _begin(
     checkpoint = folder / CHECKPOINT
     if checkpoint.exists():
         state, log_bytes = load_checkpoint(checkpoint, syn.classes.device, run)
+        _check_state(checkpoint, state, syn, config)
         _check_ranks(state, shared)
         log.say(f"continuing at step {state.step} of {config.steps}")
         return state, log_bytes
@@ -333,6 +346,21 @@ def _begin(
     _check_ranks(state, shared)
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     return state, 0
+
+
+def _check_state(path: Path, state: State, syn: SyntheticSet, config: OuterConfig) -> None:
+    """Raise UserError for a checkpoint that is not one of this set and of these steps."""
+    if state.step > config.steps:
+        said = f"it is of step {state.step}, and the run has {config.steps}"
+        raise files.damaged(path, said)
+    wanted = {name: (tensor.shape, tensor.dtype) for name, tensor in syn.tensors.items()}
+    stored = {name: (tensor.shape, tensor.dtype) for name, tensor in state.tensors.items()}
+    if stored != wanted:
+        raise files.damaged(path, "its tensors are not of the set's names, shapes and types")
+    for named in (state.momentum, state.square, state.ema):
+        for name, tensor in named.items():
+            if name not in wanted or tensor.shape != wanted[name][0]:
+                raise files.damaged(path, f"what it keeps of {name!r} has another shape")
 
 
 def _check_ranks(state: State, shared: bool) -> None:
@@ -513,14 +541,14 @@ def outer_step(
     flags: list[Tensor] = []
     # once false it stays so: nothing changes any more, however late the host reads it
     running = state.guard[0] < MOST_SKIPPED
-    draws, together = _on_ranks(config, shared)
+    draws, unite = _on_ranks(config, shared)
     for draw in draws:
         rng = generator(seed, "losses", state.step, draw)
         for loss in objective.losses(share, state.objective, state.step, rng):
             backward(loss, config.draws)
             losses.append(loss.detach().double())
             if config.step_after == "each":
-                flags.append(_update(config, state, learned, losses[-1], syn, running, together))
+                flags.append(_update(config, state, learned, losses[-1], syn, running, unite))
                 for name, leaf in learned.items():
                     leaf.data.copy_(state.tensors[name])
                     leaf.grad = None
@@ -528,7 +556,7 @@ def outer_step(
         losses.append(torch.zeros((), dtype=torch.float64, device=syn.classes.device))
     total = sum(losses[1:], start=losses[0]) / config.draws
     if config.step_after == "all":
-        flags.append(_update(config, state, learned, total, syn, running, together))
+        flags.append(_update(config, state, learned, total, syn, running, unite))
     finite, small, held = torch.stack(flags).unbind(1)
     in_a_row, not_finite, above, lr_held = state.guard
     bad = ~finite.all()
@@ -543,10 +571,10 @@ def outer_step(
     return torch.stack(result)
 
 
-Together = Callable[[Iterable[Tensor]], None]  # makes tensors the same on all ranks
+Unite = Callable[[Iterable[Tensor]], None]  # makes tensors the same on all ranks
 
 
-def _on_ranks(config: OuterConfig, shared: bool) -> tuple[Sequence[int], Together]:
+def _on_ranks(config: OuterConfig, shared: bool) -> tuple[Sequence[int], Unite]:
     """(the draws of this rank, how its losses and gradients become those of all ranks)."""
     if not shared:
         return dist.my_share(range(config.draws * dist.num_ranks())), dist.mean
@@ -562,19 +590,19 @@ def _update(
     loss: Tensor,
     syn: SyntheticSet,
     running: Tensor,
-    together: Together,
+    unite: Unite,
 ) -> Tensor:
     """The guard, then the optimisers.
 
     Returns (3,) whether all was finite, the loss not above max_loss, the rate held.
-    `loss` becomes what it is over the ranks `together`, by which they all decide. The host cannot
+    `loss` becomes what it is over all ranks, by which they all decide. The host cannot
     branch on what it has not read, so the update is always computed, and taken where the guard
     allows it.
     """
     grads: dict[str, Tensor] = {}
     for name, leaf in learned.items():
         grads[name] = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
-    together([loss, *grads.values()])
+    unite([loss, *grads.values()])
     finite = torch.stack([part.isfinite().all() for part in (loss, *grads.values())]).all()
     small = loss <= config.max_loss
     applied = running & finite & small

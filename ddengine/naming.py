@@ -11,10 +11,8 @@ and digests are made of the names of then, so that what was made before is still
 
 import re
 from collections.abc import Container
-from pathlib import Path
 from typing import Any
 
-from ddengine.system import files
 from ddengine.types import Json
 
 LIBRARIES = ("torchvision/", "timm/")
@@ -94,14 +92,6 @@ def apart(name: str, taken: Container[str]) -> str:
         number += 1
         unique = f"{name} ({number})"
     return unique
-
-
-def read_json(path: Path, *keys: str) -> Any:
-    """The content of a JSON file of a run, a set or an evaluation, with today's names of networks.
-
-    Raises UserError when it is missing, damaged, or not an object with these keys.
-    """
-    return as_now(files.read_json(path, *keys))
 
 
 def as_now(content: Any) -> Any:

@@ -11,6 +11,7 @@ from torch import Generator, Tensor
 from ddengine import naming
 from ddengine.data import Data
 from ddengine.experts import OwnTraining
+from ddengine.learning import muon
 from ddengine.models import build_model, middle
 from ddengine.objective import Env, Objective, environments
 from ddengine.recipe import Recipe
@@ -58,6 +59,8 @@ def check_networks(recipe: Recipe, data: Data, *, selection: bool = False) -> No
     networks may look at real images.
     """
     recipe.codec.fit(recipe.ipc, data.image_shape, data.num_classes)
+    if recipe.evaluation.optimiser == "muon":
+        muon.check()
     evaluated = recipe.evaluation.models or (recipe.model,)
     networks = {*recipe.networks, *recipe.evaluation.models}
     if recipe.scaled_to is not None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Literal, TypeVar
 
 from ddengine import naming
+from ddengine.system import typed
 from ddengine.system.errors import UserError, unknown
 from ddengine.types import ExpertStep, Method
 
@@ -224,9 +225,29 @@ class BufferConfig(Generic[StepT]):
     # decides every random draw of the experts; that of a distillation is --seed, so one store
     # serves the distillations of many seeds
     seed: int = field(default=0, metadata=LATE)
+    # what is stored of a trajectory: the kept epochs | `waypoints` of them and how far the path
+    # went between, so that any epoch, whole or not, is read as a point on a line
+    store: Literal["snapshots", "convex"] = field(default="snapshots", metadata=LATE)
+    waypoints: int = field(default=2, metadata=LATE)  # of a convex store, at least 2
 
     def __post_init__(self) -> None:
         require_at_least("buffer.num_experts", self.num_experts)
+        require_at_least("buffer.waypoints", self.waypoints, 2)
+        require(
+            self.store == "snapshots" or self.keep == "all",
+            f"buffer.store convex makes waypoints of all epochs, and buffer.keep is {self.keep}; "
+            "set buffer.keep all.",
+        )
+        require(
+            self.store == "snapshots" or self.waypoints <= self.epochs + 1,
+            f"buffer.waypoints {self.waypoints} are more than the epochs that buffer.epochs "
+            f"{self.epochs} gives, the initialisation among them; lower buffer.waypoints.",
+        )
+        require(
+            self.store == "convex" or self.waypoints == 2,
+            f"buffer.waypoints {self.waypoints} are of buffer.store convex, and it is "
+            f"{self.store}; set buffer.store convex.",
+        )
         require_at_least("buffer.epochs", self.epochs)
         require_at_least("buffer.batch", self.batch)
         require_at_least("buffer.seed", self.seed, 0)
@@ -241,7 +262,7 @@ class BufferConfig(Generic[StepT]):
             )
 
     def kept_epochs(self) -> list[int]:
-        """Epochs whose snapshots are stored, ascending."""
+        """Epochs that can be read from the store, ascending."""
         if self.keep == "all":
             return list(range(self.epochs + 1))
         if self.keep == "last":
@@ -249,6 +270,10 @@ class BufferConfig(Generic[StepT]):
         if self.keep == "ends":
             return [0, self.epochs]
         return list(range(self.keep[0], self.keep[1] + 1))
+
+    def num_snapshots(self) -> int:
+        """Snapshots that are stored of an expert."""
+        return self.waypoints if self.store == "convex" else len(self.kept_epochs())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -571,7 +596,8 @@ class EvalConfig:
     protocol: str  # the named protocol that these values start from
     epochs: int = 1000  # E, passes over the set
     batch: int = 256  # images per update
-    optimiser: Literal["sgd", "adamw"] = "sgd"  # adamw has betas 0.9 and 0.999
+    # adamw has betas 0.9 and 0.999 | muon: of hidden layers, with adamw of all else (torch 2.9)
+    optimiser: Literal["sgd", "adamw", "muon"] = "sgd"
     # where optimiser is sgd, networks that it trains badly from scratch (transformers, ConvNeXt)
     # have AdamW and rates to suit
     adapt: bool = True
@@ -615,8 +641,9 @@ class EvalConfig:
     num_networks: int = 5
     # where learning rates come from; validation: for each set and network the best of lr_grid, and
     # on the recipe's network the learned one, by the validation split; without such a split as
-    # learned | learned: of the set on the recipe's network the learned one, elsewhere lr
-    rate: Literal["validation", "learned"] = "validation"
+    # learned | learned: of the set on the recipe's network the learned one, elsewhere lr | fixed:
+    # lr
+    rate: Literal["validation", "learned", "fixed"] = "validation"
     lr: float = 0.01  # learning rate where none is chosen and none was learned
     lr_grid: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03, 0.1)
     search_networks: int = 1  # networks per learning rate tried
@@ -646,6 +673,11 @@ class EvalConfig:
         require_at_least("evaluation.search_networks", self.search_networks)
         require_at_least("evaluation.full_steps", self.full_steps)
         require_at_least("evaluation.updates", self.updates)
+        require(
+            not (self.optimiser == "muon" and self.loss == "uskd"),
+            "evaluation.loss uskd has a second classifier, which evaluation.optimiser muon does "
+            "not train; set evaluation.optimiser sgd or adamw.",
+        )
         require(
             bool(self.drop_at) == (self.schedule == "steps"),
             f"evaluation.drop_at {' '.join(map(str, self.drop_at)) or '()'} says when the rate of "
@@ -834,6 +866,13 @@ class Recipe(Generic[BufferT, CodecT, ObjectiveT]):
                 "teachers and buffer.model both name the networks of the experts; leave "
                 "buffer.model out."
             ),
+        )
+        require(
+            not self.objective.reads_between_epochs
+            or self.buffer is None
+            or self.buffer.store == "convex",
+            "This objective reads experts between whole epochs (objective.fractional), and only "
+            "convex stores know these; set buffer.store convex, or objective.fractional False.",
         )
         require(
             self.evaluation.labels != "dynamic" or bool(self.teachers),
@@ -1104,15 +1143,31 @@ def from_dict(cls: Any, data: Any) -> Any:
 
     Raises UserError on data that do not fit.
     """
+    try:
+        typed.check(data, cls)
+    except typed.Misfit as misfit:
+        raise UserError(f"The stored {_called(cls)} cannot be read: {misfit}.") from None
+    return _read(cls, data)
+
+
+def _called(cls: Any) -> str:
+    """What a type is called."""
+    return cls.__name__ if isinstance(cls, type) else str(cls)
+
+
+def _read(cls: Any, data: Any) -> Any:
+    """The value of a type that checked JSON data stand for."""
     origin = typing.get_origin(cls)
     if dataclasses.is_dataclass(cls):
         return _config_of(cls, data)
     if origin in (typing.Union, types.UnionType):
         if data is None:
             return None
-        return from_dict(next(a for a in typing.get_args(cls) if a is not type(None)), data)
+        return _read(next(a for a in typing.get_args(cls) if a is not type(None)), data)
     if origin is tuple and isinstance(data, list):
-        return tuple(from_dict(typing.get_args(cls)[0], item) for item in data)
+        return tuple(_read(typing.get_args(cls)[0], item) for item in data)
+    if origin is Mapping:
+        return {name: _read(typing.get_args(cls)[1], part) for name, part in data.items()}
     return float(data) if cls is float else data
 
 
@@ -1122,7 +1177,7 @@ def _config_of(cls: Any, data: Mapping[str, Any]) -> Any:
     values = {}
     for field_of in dataclasses.fields(cls):
         if field_of.name in data:
-            values[field_of.name] = from_dict(hints[field_of.name], data[field_of.name])
+            values[field_of.name] = _read(hints[field_of.name], data[field_of.name])
     try:
         return cls(**values)
     except TypeError as error:

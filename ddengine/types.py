@@ -75,8 +75,11 @@ class Experts(Protocol):
         """Epochs whose snapshots are stored, ascending; 0 is the initialisation."""
         ...
 
-    def snapshots(self, expert: int, epochs: Sequence[int]) -> Tensor:
-        """Parameters (len(epochs), P), float32, reading those rows only."""
+    def snapshots(self, expert: int, epochs: Sequence[float]) -> Tensor:
+        """Parameters (len(epochs), P), float32, reading those rows only.
+
+        Epochs that are not whole can be read of convex stores alone.
+        """
         ...
 
     def load(self, expert: int, epoch: int) -> nn.Module:
@@ -107,6 +110,11 @@ class Method(Protocol):
 
         So it reads several epochs of each.
         """
+        return False
+
+    @property
+    def reads_between_epochs(self) -> bool:
+        """Whether it reads experts between whole epochs, which convex stores alone can be."""
         return False
 
     @property

@@ -134,6 +134,8 @@ class TrajectoryMatching(
     # is nearest to that end, by the sum of absolute differences; of equal ones the last
     match: Literal["last", "nearest"] = field(default="last", metadata=LATE)
     coordinates: CoordinatesT = field(default=EMPTY, metadata=LATE)  # which parameters are compared
+    # segments start at any point from the first start epoch to the last, whole or not (MCT)
+    fractional: bool = field(default=False, metadata=LATE)
 
     def __post_init__(self) -> None:
         require_at_least("objective.inner_steps", self.inner_steps)
@@ -159,6 +161,11 @@ class TrajectoryMatching(
             "objective.match nearest compares after one step alone, and objective.milestones name "
             "others; take milestones from a recipe without (--take objective.milestones=RECIPE).",
         )
+        require(
+            not (self.fractional and self.labels == "target"),
+            "objective.labels target asks the network at the end of a segment, and with "
+            "objective.fractional True that is between epochs; set one of them back.",
+        )
 
     @property
     def cites(self) -> tuple[str, ...]:
@@ -179,6 +186,11 @@ class TrajectoryMatching(
     def follows_experts(self) -> bool:
         """From the start of a segment to its end."""
         return True
+
+    @property
+    def reads_between_epochs(self) -> bool:
+        """Where segments start anywhere."""
+        return self.fractional
 
     @property
     def makes_labels(self) -> bool:
@@ -401,7 +413,9 @@ class TrajectoryObjective(Objective):
         assert experts is not None
         low, high = config.window(step)
         expert = int(torch.randint(experts.num_experts, (1,), generator=rng))
-        start = int(torch.randint(low, high, (1,), generator=rng))
+        start: float = int(torch.randint(low, high, (1,), generator=rng))
+        if config.fractional:
+            start = low + (high - 1 - low) * float(torch.rand((), generator=rng))
         milestones = config.comparisons()
         epochs = [start]
         for _, epoch, _ in milestones:
@@ -416,7 +430,7 @@ class TrajectoryObjective(Objective):
         """The factor on the inner loss."""
         factor = 1.0
         if self.config.loss_scale:
-            factor = self.config.loss_scale(segment.start, self.config.window.last + 1)
+            factor = self.config.loss_scale(int(segment.start), self.config.window.last + 1)
         return torch.tensor(factor, device=self.env.device)
 
     @torch.no_grad()
@@ -424,7 +438,7 @@ class TrajectoryObjective(Objective):
         """The logits (n, K) of the network that the segment leads to, of the examples `used`."""
         experts = self.env.experts
         assert experts is not None
-        network = experts.load(segment.expert, segment.start + self.config.expert_epochs)
+        network = experts.load(segment.expert, int(segment.start) + self.config.expert_epochs)
         return predict(network.to(self.env.device), syn.batch(used).images)
 
 
@@ -433,7 +447,7 @@ class Segment:
     """What a student is to follow."""
 
     expert: int
-    start: int  # the epoch it starts at
+    start: float  # the epoch it starts at
     theta: Tensor  # (P,) where the student starts: the snapshot, perturbed or not
     ends: Tensor  # (J, P) where it should be, at each milestone
     milestones: Milestones  # J, the last after all inner steps

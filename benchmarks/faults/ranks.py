@@ -83,7 +83,7 @@ def tried(
     """What came of a fault so many times; an unbroken run takes so many seconds."""
     stage = faults.STAGES["distill"]
     wanted = faults.numbers(place / "whole", stage)
-    lost = wrong = said_so = rendezvous = 0
+    lost = wrong = said_so = rendezvous = by_hand = 0
     for _ in range(settings.times):
         folder = place / "disturbed"
         folder.mkdir()
@@ -93,6 +93,9 @@ def tried(
             if code == 0:
                 break
             rendezvous += bool(RENDEZVOUS.search(said))
+            if fault == "killed":  # which torchrun makes good by itself
+                by_hand += 1
+                print(said[-3000:])
             code, said, _ = finish(stage, settings.ranks, folder)
         if code != 0 or faults.left_over(folder):
             print(said[-3000:], faults.left_over(folder))
@@ -100,7 +103,7 @@ def tried(
         elif faults.numbers(folder, stage) != wanted:
             wrong += 1
         shutil.rmtree(folder)
-    note = f"{rendezvous} times the group did not come about at first" if rendezvous else ""
+    note = f"{by_hand} times torchrun gave up; {rendezvous} times no group came about"
     name = {"killed": "a rank killed with -9", "stopped": "a rank stopped (SIGSTOP)"}
     fault = name.get(fault, "SIGTERM to the launcher")
     return faults.Row(

@@ -10,7 +10,7 @@ HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent / "results"
 PAGE = HERE.parent.parent / "docs" / "reliability.md"
 BEGIN, END = "<!-- faults -->", "<!-- end of faults -->"
-NAMES = ("kills", "signals", "pairs", "flips", "full", "ranks", "overhead")
+NAMES = ("kills", "signals", "pairs", "flips", "full", "ranks", "strangers", "overhead")
 HEAD = (
     "| fault | stage or file | times tried | lost | wrong | said so | note | script |\n"
     + "|---" * 8

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
-from ddengine import naming
+from ddengine import contents
 from ddengine.api.experts import with_expert_seed
 from ddengine.api.inputs import AUTO, default_folder
 from ddengine.artefact import runs
@@ -100,6 +100,6 @@ def _is_of_before(folder: Path, identity: dict[str, Any]) -> bool:
     mark = folder / runs.MARK
     if not mark.is_file():
         return False
-    stored = naming.read_json(mark, "recipe")
+    stored = contents.read_json(mark, "recipe")
     buffer = stored["recipe"].get("buffer") or {}
     return "seed" not in buffer and all(stored.get(k) == v for k, v in identity.items())

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import torch
 
-from ddengine import loop, turns
+from ddengine import contents, loop, turns
 from ddengine.objective import Objective, ObjectiveConfig
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system import dist, files
+from ddengine.system.errors import UserError
 from ddengine.system.runtime import available_memory
 from ddengine.types import Json
 
@@ -44,7 +45,12 @@ def choose(
         chosen = here()
     else:
         dist.on_first_rank(store)
-        chosen = files.read_json(folder / CHOICES, "objectives")["objectives"]
+        chosen = contents.read_json(folder / CHOICES, "objectives")["objectives"]
+        if len(chosen) != len(objectives):
+            raise UserError(
+                f"{folder / CHOICES} says what {len(chosen)} objectives left to the machine, and "
+                f"the run has {len(objectives)}; restore it, or begin anew with --restart."
+            )
     for one, choices in zip(objectives, chosen, strict=True):
         config.choose(one, choices)
     return chosen

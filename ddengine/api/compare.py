@@ -5,7 +5,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from ddengine import naming
+from ddengine import contents
 from ddengine.api.outcomes import Outcome
 from ddengine.api.results import Distilled, path_of
 from ddengine.artefact import runs as run_folders
@@ -17,8 +17,10 @@ from ddengine.evaluation.settings import Evaluated
 from ddengine.pages import comparing
 from ddengine.system import files
 from ddengine.system.errors import UserError
+from ddengine.types import Evaluation, Meta
 
 TITLE = "test accuracy by setting"
+NEEDED = {"name", "data", "outer", "ipc", "model"}  # of a recipe
 SWEEP = "sweep.json"  # marks the folder of a sweep, which stands for its runs
 
 
@@ -121,7 +123,7 @@ def runs_in(path: Path) -> list[Path]:
     if not (path / SWEEP).is_file():
         return [path]
     finished = []
-    for name in files.read_json(path / SWEEP, "runs")["runs"]:
+    for name in contents.read_json(path / SWEEP, "runs")["runs"]:
         if (path / "runs" / name / "evaluation.json").is_file():
             finished.append(path / "runs" / name)
     return finished
@@ -137,10 +139,23 @@ def evaluated(path: Path) -> Evaluated:
         evaluation = folder / "evaluation.json"  # a copy that travels with the set
     if not evaluation.is_file():
         raise UserError(f"{path} was not evaluated; run evaluate {path} first.")
-    meta = naming.read_json(folder / "meta.json", "recipe")
-    content = naming.read_json(evaluation, "rows")
+    meta = contents.read_json(folder / "meta.json", "recipe")
+    content = contents.read_json(evaluation, "rows")
+    _check_complete(folder / "meta.json", evaluation, meta, content)
     check_of_set(evaluation, content, meta)
     return Evaluated(str(path), meta, content)
+
+
+def _check_complete(meta_path: Path, path: Path, meta: Meta, evaluation: Evaluation) -> None:
+    """Raise UserError where files lack what runs are compared by."""
+    missing = NEEDED - meta["recipe"].keys()
+    if missing:
+        raise UserError(
+            f"{meta_path} does not say recipe.{min(missing)}, so its run cannot be compared; "
+            "distill it again."
+        )
+    if not evaluation["rows"]:
+        raise UserError(f"{path} has no rows; evaluate again with --restart.")
 
 
 def _reference(

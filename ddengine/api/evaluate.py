@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ddengine import naming
+from ddengine import contents, naming
 from ddengine.api.checks import check_experts, check_folder, check_run
 from ddengine.api.inputs import Images, Source, dataset_of
 from ddengine.api.keeping import kept_beside
@@ -374,7 +374,7 @@ class Asking:
             log.say("a function that you bring has no file to tell it by, so it is trained again")
             return None
         try:
-            content = naming.read_json(path, "rows", "protocol")
+            content = contents.read_json(path, "rows", "protocol")
         except UserError:
             raise UserError(f"{path} is damaged; evaluate again with --restart.") from None
         digest = self._set_digest()
@@ -531,7 +531,7 @@ def protocol_of(
             f"{where} does not say the recipe of the set, so it cannot be evaluated; distill it "
             "again."
         )
-    protocol = start or from_dict(EvalConfig, recipe["evaluation"])
+    protocol = start or _without_code(from_dict(EvalConfig, recipe["evaluation"]))
     if not students:
         protocol = replace(protocol, as_students=False)
     if "random" in protocol.baselines:
@@ -542,6 +542,20 @@ def protocol_of(
             protocol = _with_baselines(protocol, CONTROLS)
         protocol = replace(protocol, baseline_steps="updates")
     return as_students(protocol, students_of(of.meta))
+
+
+def _without_code(protocol: EvalConfig) -> EvalConfig:
+    """The protocol of a set, which may be a stranger's, without networks of files: they are run."""
+    kept = []
+    for model in protocol.models:
+        if names_file(model):
+            log.say(
+                f"warning: the set asks for {model}, a file of Python that would be run, so it is "
+                "left out; --models names it, if you trust it"
+            )
+        else:
+            kept.append(model)
+    return replace(protocol, models=tuple(kept))
 
 
 def _controls(targets: Targets) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ddengine import naming
+from ddengine import contents, naming
 from ddengine.api.inputs import AUTO, default_folder
 from ddengine.api.results import Distilled
 from ddengine.artefact import runs
@@ -109,7 +109,7 @@ def content_of(
             return make(Path(temporary))
     file = folder / name
     if file.is_file() and not restart:
-        content = naming.read_json(file, *keys)
+        content = contents.read_json(file, *keys)
         _check_identity(file, content, identity)
         _forget(folder, unfinished)  # a kill may have left them
         log.say(f"{file} is there; --restart begins anew")

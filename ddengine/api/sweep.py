@@ -1,7 +1,8 @@
 """Sweeps: a recipe distilled and evaluated with all settings of a grid and several seeds."""
 
 import math
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
-from ddengine import naming
+from ddengine import contents, naming
 from ddengine.api.checks import check_folder, check_recipe, check_run
 from ddengine.api.compare import SWEEP, TITLE, evaluated, write_comparison
 from ddengine.api.distill import Bibtex
@@ -33,10 +34,12 @@ from ddengine.pages import comparing
 from ddengine.pages.comparison_figure import check_axis
 from ddengine.recipe import Recipe, digest, resolved, to_dict
 from ddengine.system import claims, dist, files, log, pool, runtime
+from ddengine.system.cluster import Cluster, executor_of, run_all
 from ddengine.system.errors import UserError
 from ddengine.system.pool import Ended
 from ddengine.system.runtime import Precision
 
+JOBS = "jobs"  # the folder of what submitit writes of the jobs of a cluster
 FILES = ("comparison.csv", "comparison.tex", "comparison.png")
 
 
@@ -62,6 +65,7 @@ def sweep(
     tensorboard: bool = False,
     bibtex: Bibtex | None = None,
     command: Sequence[str] = (),
+    cluster: Cluster | None = None,
 ) -> Outcome:  # long: its arguments are explained
     """Distill and evaluate a recipe with all settings of a grid and several seeds.
 
@@ -95,13 +99,12 @@ def sweep(
         tensorboard: also write TensorBoard files into the runs' folders.
         bibtex: makes the BibTeX entries for the cards of the sets, such as `synth.bibtex`.
         command: the words of `distill` by which a command line asked for this.
+        cluster: where runs are jobs, of `ddengine.system.cluster`; None: processes of this one.
 
     Raises:
         UserError: settings of any run that do not go, before the first; a folder of another.
     """
-    check_recipe(recipe)
-    check_run(seed, precision)
-    check_folder(folder)
+    _check_asked(recipe, seed, precision, folder)
     common = Common(
         data=data,
         experts=experts,
@@ -124,11 +127,41 @@ def sweep(
         _check_shown(axes, to, x)
         of = _identity(recipe, common)
         _check_sweep(path, of)
-        work = _Work(plans, _checked(plans, common), _jobs(jobs, device))
+        work = _work(plans, common, path, jobs, cluster)
         with claims.claimed(path, "sweep"):
             dist.on_first_rank(partial(_remember, path, of, plans))
             work.do()
         return _Told(path, plans, work.failed, axes).outcome(to, x)
+
+
+def _check_asked(recipe: Any, seed: Any, precision: Any, folder: Any) -> None:
+    """Raise UserError for what is no recipe, seed, precision or folder."""
+    check_recipe(recipe)
+    check_run(seed, precision)
+    check_folder(folder)
+
+
+def _work(
+    plans: Sequence[PlannedRun],
+    common: Common,
+    folder: Path,
+    jobs: int | None,
+    cluster: Cluster | None,
+) -> "_Work":
+    """What there is to do, which is checked, and what does it.
+
+    Raises UserError for settings that do not go, and where runs cannot be jobs.
+    """
+    if cluster is None:
+        return _Work(plans, _checked(plans, common), _jobs(jobs, common.device))
+    if dist.shares():
+        raise UserError(f"--cluster {cluster.kind} starts jobs itself; start it without torchrun.")
+    without_limit = jobs is None and cluster.kind == "slurm"
+    num = len(plans) if without_limit else _jobs(jobs, common.device)
+    with tempfile.TemporaryDirectory() as nowhere:  # before there is a folder
+        executor_of(cluster, Path(nowhere), num)
+    run = partial(run_all, cluster=cluster, folder=folder / JOBS, jobs=num)
+    return _Work(plans, _checked(plans, common), num, run)
 
 
 def _checked(plans: Sequence[PlannedRun], common: Common) -> Checks:
@@ -165,7 +198,7 @@ def _check_sweep(folder: Path, wanted: Mapping[str, Any]) -> None:
                 f"{folder} is not empty and not the folder of a sweep; name another with --out."
             )
         return
-    stored = naming.read_json(folder / SWEEP, "of", "runs")["of"]
+    stored = contents.read_json(folder / SWEEP, "of", "runs")["of"]
     for name, value in wanted.items():
         if stored.get(name) != value:
             what = name.replace("resolved", "recipe")
@@ -197,7 +230,7 @@ def _jobs(jobs: int | None, device: str) -> int:
 def _remember(folder: Path, wanted: Mapping[str, Any], plans: Sequence[PlannedRun]) -> None:
     """Write which runs there are, beside those of the same folder before."""
     mark = folder / SWEEP
-    known = naming.read_json(mark, "runs")["runs"] if mark.is_file() else {}
+    known = contents.read_json(mark, "runs")["runs"] if mark.is_file() else {}
     for run in plans:
         known[run.name] = {"seed": run.seed, "settings": to_dict(run.values)}
     files.write_json(mark, {"format": naming.FORMAT, "of": wanted, "runs": known})
@@ -210,6 +243,7 @@ class _Work:
     plans: Sequence[PlannedRun]
     checks: Checks
     jobs: int
+    on_cluster: Callable[[Mapping[str, pool.Task], pool.Watcher], None] | None = None
     failed: dict[str, Ended] = field(default_factory=dict)  # by the names of runs
 
     def do(self) -> None:
@@ -225,8 +259,17 @@ class _Work:
                 tasks[run.name] = DoRun(run, common)
         with log.progress("sweep", len(self.plans), len(self.plans) - len(tasks)) as bar:
             watcher = _Watcher(bar, self.failed)
-            pool.run_all(tasks, watcher, jobs=self.jobs, threads=1)
+            self._run(tasks, watcher, jobs=self.jobs, threads=1)
         self.failed = _of_all_ranks(self.failed)
+
+    def _run(
+        self, tasks: Mapping[str, pool.Task], watcher: pool.Watcher, jobs: int, threads: int
+    ) -> None:
+        """Run tasks, here or as jobs of a cluster."""
+        if self.on_cluster is None:
+            pool.run_all(tasks, watcher, jobs=jobs, threads=threads)
+        else:
+            self.on_cluster(tasks, watcher)
 
     def _named(self, names: Sequence[str]) -> list[PlannedRun]:
         """Runs by their names."""
@@ -261,7 +304,7 @@ class _Work:
         with log.progress("experts", len(tasks)) as bar:
             watcher = _Watcher(bar, failed, halves=False)
             threads = max(1, self.jobs // at_a_time)
-            pool.run_all(tasks, watcher, jobs=at_a_time, threads=threads)
+            self._run(tasks, watcher, jobs=at_a_time, threads=threads)
         failed = _of_all_ranks(failed)
         for first, *others in needed:
             if first.name in failed:

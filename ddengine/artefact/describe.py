@@ -4,7 +4,6 @@ Reads headers and small JSON files, and the numbers of small sets to say whether
 never a large tensor.
 """
 
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from ddengine import naming
+from ddengine import contents
 from ddengine.artefact import folder as folders
 from ddengine.artefact import markdown
 from ddengine.artefact.card import bytes_by_part
@@ -26,10 +25,12 @@ from ddengine.artefact.target_network import target_in_words, target_network
 from ddengine.data.stored import read_preprocess
 from ddengine.evaluation.protocol import words
 from ddengine.evaluation.tables import notes, table
+from ddengine.loop import Said
 from ddengine.sets.targets import targets_of
 from ddengine.system import files, log
 from ddengine.system.errors import UserError
 from ddengine.system.log import size
+from ddengine.system.visible import visible
 from ddengine.types import Evaluation, Facts, Json, Meta
 
 PARQUET = "*.parquet"
@@ -119,16 +120,13 @@ def _drawing(part: Part) -> Table:
         drawing.add_column(overflow="fold", no_wrap=True)
         drawing.add_column(overflow="fold")
     for row in part.rows:
-        drawing.add_row(*map(_printable, row))
+        drawing.add_row(*map(_cell, row))
     return drawing
 
 
-def _printable(cell: str) -> Text:
-    """A cell, which may come from anywhere, without what moves the cursor of a terminal."""
-    text = ""
-    for letter in cell:
-        text += letter if letter.isprintable() else "?"
-    return Text(text)
+def _cell(text: str) -> Text:
+    """A cell, which may come from anywhere, and is one line."""
+    return Text(visible(" ".join(text.split("\n"))))
 
 
 # Facts
@@ -145,7 +143,7 @@ def _rows(*pairs: tuple[str, Any]) -> list[tuple[str, ...]]:
 
 def _object(path: Path) -> Json:
     """The JSON object in a file. Raises UserError for anything else."""
-    content = naming.read_json(path)
+    content = contents.read_json(path)
     if not isinstance(content, dict):
         raise UserError(
             f"{path} was not written by this program; restore it or run the command that wrote it "
@@ -217,12 +215,11 @@ def _metrics(path: Path) -> Json | None:
     """What was measured while an expert was trained; None for a damaged shard."""
     try:
         metadata, _ = _header(path)
-        metrics = json.loads(metadata.get("metrics", "{}"))
-    except (UserError, ValueError):
+        if "metrics" not in metadata:
+            return {}
+        return contents.said_in_metadata(path, metadata, "metrics", contents.Metrics)
+    except UserError:
         return None
-    if not isinstance(metrics, dict):
-        return None
-    return metrics
 
 
 def _last_accuracy(metrics: Iterable[Facts | None]) -> list[float]:
@@ -298,7 +295,7 @@ def _store(path: Path) -> list[Part]:
 
 def _step(step: Any) -> str | None:
     """The training step of the experts, with its rate where it says one."""
-    if isinstance(step, Mapping) and "lr" in step:
+    if isinstance(step, Mapping) and isinstance(step.get("lr"), int | float):
         return f"{step.get('type', 'Sgd')}, lr {step['lr']:g}"
     return at(step, "type")
 
@@ -363,17 +360,9 @@ def _or_dash(fact: Any) -> str:
 
 def _last_event(path: Path, key: str) -> tuple[Any, Any]:
     """(step, value) of the last line of metrics.jsonl that has `key`; (None, None) without one."""
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError:
-        return None, None
-    for line in reversed(lines):
-        try:
-            event = json.loads(line)
-        except ValueError:  # the line that a kill cut off
-            continue
-        if at(event, key) is not None:
-            return event.get("step"), event[key]
+    for event in reversed(contents.events(path)):
+        if event.get(key) is not None:
+            return event["step"], event[key]
     return None, None
 
 
@@ -384,9 +373,9 @@ def _checkpoint_step(run: Path) -> int | None:
         return None
     try:
         metadata, _ = _header(path)
-        state = json.loads(metadata["state"])
+        state = contents.said_in_metadata(path, metadata, "state", Said)
         return state["step"]
-    except (UserError, KeyError, ValueError, TypeError):
+    except UserError:
         return None
 
 
@@ -735,9 +724,8 @@ def _evaluation(path: Path) -> list[Part]:
         ("machine", markdown.words(evaluation.get("machine"))),
         ("commit", evaluation.get("commit")),
     )
-    head, cells = _cells(path, evaluation)
-    if evaluation["rows"]:
-        rows += _rows(("notes", "; ".join(notes(evaluation))))
+    head, cells, said = _cells(path, evaluation)
+    rows += _rows(("notes", said))
     models = sorted({str(row["model"]) for row in evaluation["rows"]})
     return [
         Part(f"Evaluation {path}", rows),
@@ -764,12 +752,15 @@ def _transfer(path: Path, content: Facts) -> list[Part]:
     return [Part(f"Transfer {path}", rows), Part("Test accuracy on other datasets", cells, head)]
 
 
-def _cells(path: Path, evaluation: Evaluation) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """(head, rows) of the table of an evaluation; empty ones where it has no rows."""
+def _cells(
+    path: Path, evaluation: Evaluation
+) -> tuple[tuple[str, ...], list[tuple[str, ...]], str]:
+    """(head, rows) of the table of an evaluation, and its notes; empty where it has no rows."""
     if not evaluation["rows"]:
-        return (), []
+        return (), [], ""
     try:
         columns = table(evaluation, "").columns
+        said = "; ".join(notes(evaluation))
         cells = [list(map(str, column.cells)) for column in columns]
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
@@ -777,7 +768,7 @@ def _cells(path: Path, evaluation: Evaluation) -> tuple[tuple[str, ...], list[tu
             "evaluate again with --restart."
         ) from None
     head = tuple(str(column.header) for column in columns)
-    return head, list(zip(*cells, strict=True))
+    return head, list(zip(*cells, strict=True)), said
 
 
 # Files

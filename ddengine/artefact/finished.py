@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddengine import contents
 from ddengine.artefact import exchange
 from ddengine.artefact.eight_bit import class_folder
 from ddengine.artefact.markdown import at
@@ -24,7 +25,7 @@ from ddengine.data.splits import listed
 from ddengine.recipe import DataConfig
 from ddengine.sets.codec import Codec, as_pixels
 from ddengine.sets.synthetic import SyntheticSet
-from ddengine.system import files, log
+from ddengine.system import log
 from ddengine.system.errors import UserError
 
 PADDED = re.compile(r"(\d+)_(.*)", re.DOTALL)  # a class folder of this program: number and name
@@ -120,7 +121,7 @@ def _written_with(path: Path) -> str | None:
     meta = path.parent / "meta.json"
     if not meta.is_file():
         return None
-    codec = at(files.read_json(meta), "codec", "type")
+    codec = at(contents.read_json(meta), "codec", "type")
     if codec is None:
         return None
     return str(codec)

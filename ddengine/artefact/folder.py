@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddengine import naming
+from ddengine import contents, naming
 from ddengine.artefact import handover, loader
 from ddengine.data import Preprocess
 from ddengine.data.stored import check_numbers
@@ -19,11 +19,17 @@ from ddengine.sets.targets import LABELS, targets_of
 from ddengine.system import files, log
 from ddengine.system.digests import KEY
 from ddengine.system.errors import UserError
+from ddengine.system.runtime import check_memory
 from ddengine.types import Facts, Json, Meta
 
 FORMAT = naming.FORMAT  # of the folder; 1 had soft labels among the other tensors
 DATA = "data.safetensors"
 LABELS_FILE = "labels.safetensors"
+# what torch and codecs say of tensors whose counts do not fit each other
+UNFIT = (RuntimeError, IndexError, ArithmeticError, AttributeError)
+# of what a set stores
+KINDS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+WHOLE_KINDS = (torch.uint8, torch.int16, torch.int32, torch.int64)
 AGAIN = "restore the file, or distill or import the set again"
 
 
@@ -112,6 +118,12 @@ def load(folder: Path, device: torch.device) -> tuple[SyntheticSet, Json]:
             f"{folder} was not written by this version of the engine ({error!r} is missing or "
             "unknown); distill it again."
         ) from None
+    except UNFIT as error:
+        said = str(error).partition("\n")[0]
+        raise UserError(
+            f"The tensors of {folder} and the codec in meta.json do not fit each other ({said}); "
+            f"{AGAIN}."
+        ) from None
     return syn, meta
 
 
@@ -134,7 +146,7 @@ def _meta(folder: Path) -> Json:
             f"{folder} was written by a newer version of the engine (format {meta['format']}); "
             "read it with that."
         )
-    return naming.as_now(meta)
+    return naming.as_now(contents.checked(folder / "meta.json", meta))
 
 
 def _tensors(folder: Path, meta: Any) -> dict[str, Tensor]:
@@ -181,7 +193,9 @@ def _set(
     codec = codec_of(meta["codec"])
     preprocess = Preprocess.from_tensors(tensors, str(folder / DATA))
     class_names = tuple(meta["class_names"])
+    _check_tensors(folder / DATA, tensors, codec)
     items = codec.source(tensors)
+    _check_counts(folder, len(class_names), items, tensors["classes"])
     check_numbers_of_set(folder, tensors, codec, len(class_names))
     targets = targets_of(meta["target_kind"], meta["label_of"])
     labelled = len(items) if targets.label_of == "decoded" else len(tensors["classes"])
@@ -193,7 +207,10 @@ def _set(
         if name != "classes" and not name.startswith("preprocess."):
             stored[name] = tensor.to(device)
     with torch.no_grad():
-        first = codec.decode(stored, torch.zeros(1, dtype=torch.long, device=device))
+        ends = torch.tensor([0, len(items) - 1], device=device)
+        first = codec.decode(stored, ends)
+    if not first.is_floating_point() or not first.numel():
+        raise UserError(f"{folder / DATA} holds no numbers that are images; {AGAIN}.")
     check_numbers(preprocess, tuple(first.shape[1:]))
     return SyntheticSet(
         stored,
@@ -204,6 +221,40 @@ def _set(
         targets,
         meta["space"],
     )
+
+
+def _check_tensors(path: Path, tensors: Mapping[str, Tensor], codec: Codec) -> None:
+    """Raise UserError for tensors of other types or dimensions than the codec has.
+
+    And for a codec that would decode them to more than there is memory for.
+    """
+    for name, tensor in tensors.items():
+        if tensor.dtype not in (*KINDS, *WHOLE_KINDS):
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise UserError(f"{path} holds {name!r} of type {kind}, as no set has; {AGAIN}.")
+    for name, dims in {**codec.dims(tensors), "classes": 1}.items():
+        if name not in tensors:
+            raise UserError(f"{path} has lost {name!r}; {AGAIN}.")
+        shape = tuple(tensors[name].shape)
+        if len(shape) != dims or 0 in shape:
+            raise UserError(
+                f"{path} holds {name!r} of shape {shape}, which should have {dims} dimensions and "
+                f"numbers in it; {AGAIN}."
+            )
+    check_memory(f"What {path} says with codec {codec}", codec.memory(tensors), AGAIN)
+
+
+def _check_counts(folder: Path, num_classes: int, items: Tensor, classes: Tensor) -> None:
+    """Raise UserError unless there are classes, and one for each stored item."""
+    if not num_classes:
+        raise UserError(f"{folder / 'meta.json'} names no classes (class_names); {AGAIN}.")
+    stored = int(items.max()) + 1 if len(items) else 0
+    if classes.dtype != torch.int64 or stored != len(classes):
+        kind = str(classes.dtype).removeprefix("torch.")
+        raise UserError(
+            f"{folder / DATA} holds {stored} stored images and {len(classes)} numbers of type "
+            f"{kind} in 'classes', which are as many whole numbers; {AGAIN}."
+        )
 
 
 def check_numbers_of_set(

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from ddengine import naming
+from ddengine import contents
 from ddengine.artefact import folder as folders
 from ddengine.artefact import runs
 from ddengine.artefact.card import CARD, card
@@ -64,7 +64,7 @@ def write_hub_folder(
     library("huggingface_hub")
     files.refuse_full(out)
     files.make_folder(out.parent)
-    meta = naming.read_json(source / "meta.json")
+    meta = contents.read_json(source / "meta.json")
     with files.replacing(out) as temporary:
         (temporary / "data").mkdir(parents=True)
         info = _write_examples(temporary / EXAMPLES, syn)

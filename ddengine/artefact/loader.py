@@ -88,9 +88,11 @@ class Shipped:
 def trainable(protocol: Facts) -> bool:
     """Whether `load.py` can train as the protocol says.
 
-    It can where the labels are in the folder, and the loss is one of those above, cross-entropy
-    with classes or with weights, or that of features.
+    It can where the labels are in the folder, the optimiser is not Muon, and the loss is one of
+    those above, cross-entropy with classes or with weights, or that of features.
     """
+    if protocol["optimiser"] == "muon":
+        return False
     return protocol["labels"] != "teachers" and protocol["loss"] in (
         "cross_entropy",
         "weighted_cross_entropy",

@@ -9,6 +9,7 @@ from typing import Any
 
 import jinja2
 
+from ddengine.system.visible import visible
 from ddengine.types import Facts
 
 Rows = Sequence[tuple[str, Any]]  # (name, value); a value None is not known
@@ -38,7 +39,7 @@ def quoted(text: str) -> str:
 
 def plain(value: Any) -> str:
     """A value as text of one line, in which Markdown and HTML see nothing of theirs."""
-    line = " ".join(str(value).encode(errors="replace").decode().split())
+    line = " ".join(visible(str(value)).encode(errors="replace").decode().split())
     escaped = re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", line)
     return escaped.replace("\\<", "&lt;").replace("\\>", "&gt;")
 
@@ -78,6 +79,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
         autoescape=False,  # Markdown; values pass through `plain` or `quoted`
+        finalize=lambda value: visible(value) if isinstance(value, str) else value,
     )
     environment.filters |= {"plain": plain, "quoted": quoted, "table": table, "fenced": fenced}
     return environment

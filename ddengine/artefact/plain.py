@@ -30,8 +30,17 @@ decode: Any = None  # of the codec
 
 
 def load(folder=FOLDER):
+    """(images, targets, info) of the set in a folder; ValueError where its files are damaged."""
+    try:
+        return set_in(Path(folder))
+    except (OSError, ValueError, MemoryError):
+        raise
+    except Exception as error:  # whatever torch and safetensors say of damaged files
+        raise ValueError(f"{folder} is damaged ({error!r}); get its files again") from error
+
+
+def set_in(folder):
     """(images, targets, info) of the set in a folder."""
-    folder = Path(folder)
     meta = sound_meta(folder)
     check_bytes(folder / "data.safetensors", meta)
     tensors = load_file(str(folder / "data.safetensors"))
@@ -53,15 +62,23 @@ def load(folder=FOLDER):
 
 def sound_meta(folder):
     """What meta.json says; ValueError where it was changed after it was written."""
-    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    meta = json.loads(there(folder / "meta.json").read_text(encoding="utf-8"))
     stated = meta.pop("blake2b", None)
     if stated is not None and stated != digest_of(meta):
         raise ValueError(f"{folder / 'meta.json'} was changed after it was written; restore it")
     return meta
 
 
+def there(path):
+    """The path of a file; FileNotFoundError for any other, such as a pipe, which never ends."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not a file")
+    return path
+
+
 def check_bytes(path, meta):
-    """ValueError for a file that is not the one that meta.json says."""
+    """ValueError for a file that is not the one that meta.json says, or for none."""
+    there(path)
     stated = meta.get("digests", {}).get(path.name)
     if stated is not None and stated != digest_of_file(path):
         raise ValueError(f"{path} is damaged; get the file again")
@@ -163,7 +180,7 @@ def stored_labels(meta, folder):
             f"{path} is missing: it holds the labels of this set and belongs beside "
             "data.safetensors"
         )
-    with safe_open(str(path), "pt") as file:
+    with safe_open(str(there(path)), "pt") as file:
         metadata = file.metadata() or {}
     if metadata.get("digest") != meta["labels_digest"]:
         raise ValueError(

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ddengine import naming
+from ddengine import contents, naming
 from ddengine.data import Data
 from ddengine.data.dataset import LAYOUTS, called
 from ddengine.loop import CHECKPOINT
@@ -115,7 +115,7 @@ def is_finished(folder: Path, wanted: Json, *, beside: str = "") -> bool:
     """
     if (folder / MARK).exists():
         try:
-            kept = naming.read_json(folder / MARK, "recipe", *wanted)
+            kept = contents.read_json(folder / MARK, "recipe", *wanted)
         except UserError as error:
             raise UserError(
                 f"{str(error).split(';')[0]}; name another folder with --out, or begin anew with "
@@ -167,7 +167,7 @@ def data_of(folder: Path) -> Json:
 
     The root is where the images lie now, seen from the current folder.
     """
-    content = naming.read_json(folder / MARK, "recipe")
+    content = contents.read_json(folder / MARK, "recipe")
     recipe = content["recipe"]
     if "data" not in recipe:
         raise UserError(
@@ -202,7 +202,7 @@ def claim(folder: Path, mark: str, content: Json) -> None:
     check_folder(folder)
     content = {"format": naming.FORMAT, **content}
     if (folder / mark).is_file():
-        if naming.read_json(folder / mark) != content:
+        if contents.read_json(folder / mark) != content:
             raise UserError(
                 f"{folder} was made with other settings; name another folder with --out, or begin "
                 "anew with --restart."

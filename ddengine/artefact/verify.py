@@ -4,18 +4,18 @@ A file says the digest of itself; meta.json and manifest.json say those of the f
 and an evaluation that of its set. Pictures, cards and parquet files have none.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ddengine import naming
+from ddengine import contents, naming
 from ddengine.artefact.markdown import at
 from ddengine.artefact.results import check_of_set
 from ddengine.data import cache, decoding
 from ddengine.system import digests, files
 from ddengine.system.errors import UserError
+from ddengine.system.parsing import content_of, parsed
 from ddengine.types import Json
 
 SOUND = "sound"
@@ -111,8 +111,8 @@ def _of_pixels(folder: Path) -> str:
 
 
 def _of_facts(path: Path) -> str:
-    content = json.loads(path.read_text())
-    rest = files.unsealed(path, content)
+    content = parsed(content_of(path))
+    rest = contents.checked(path, files.unsealed(path, content))
     if path.name == EVALUATION:
         for folder in (path.parent / "distilled", path.parent):
             check_of_set(path, naming.as_now(rest), _said(folder / META))
@@ -121,7 +121,7 @@ def _of_facts(path: Path) -> str:
 
 def _of_lines(path: Path) -> str:
     """What came of a log, whose digest its set says, or of lines that say theirs."""
-    content = path.read_bytes()
+    content = content_of(path)
     if path.name == LOG:
         stated = at(_said(path.parent / "distilled" / META), "distillation", "log_digest")
         if stated is None:
@@ -129,7 +129,7 @@ def _of_lines(path: Path) -> str:
         if stated == digests.of_bytes(content):
             return SOUND
         return f"{path} is not as the run left it; curves made of it may be wrong."
-    lines = [json.loads(line) for line in content.splitlines()]
+    lines = [parsed(line) for line in content.splitlines()]
     without = [line for line in lines if files.unsealed(path, line) is line]
     return WITHOUT if without or not lines else SOUND
 
@@ -137,7 +137,7 @@ def _of_lines(path: Path) -> str:
 def _said(path: Path) -> Json:
     """What a JSON file says; nothing where there is none that can be read."""
     try:
-        content: Any = files.read_json(path)
+        content: Any = contents.read_json(path)
     except UserError:
         return {}
     return content if isinstance(content, dict) else {}

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, make_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Generic
+from typing import Annotated, Any, Generic, Literal
 
 import tyro
 
@@ -30,6 +30,7 @@ from ddengine.commands.process import start
 from ddengine.commands.words import is_flag, taken_name
 from ddengine.recipe import OF_STUDENTS, EvalConfig, Recipe
 from ddengine.system import log, program
+from ddengine.system.cluster import Cluster
 from ddengine.system.errors import UserError
 from ddengine.system.runtime import Precision
 from synth.catalogue import RECIPES
@@ -49,6 +50,11 @@ class SweepOptions(OfRecipe, ForNetworks, Ranks, Waits, Generic[RecipeT]):
     # how many runs are at work at a time, each on one thread; None: as many as there are cores, and
     # one on CUDA
     jobs: int | None = None
+    # runs are jobs of submitit: slurm makes an array of them, at most `jobs` at a time; local are
+    # processes that are no part of this one
+    cluster: Literal["none", "local", "slurm"] = "none"
+    # what a job gets, in submitit's names: gpus_per_node=1 slurm_partition=gpu timeout_min=600
+    cluster_options: tuple[str, ...] = ()
     to: int | None = None  # number of the row that others are compared with; None: the first
     # what the figure shows accuracy against: ipc | bytes | seconds | a setting; None: the first
     # setting that is a number
@@ -80,6 +86,8 @@ NOT_OF_DISTILL = (
         "restart",
         "wait",
         "dist_timeout",
+        "cluster",
+        "cluster_options",
         "print_config",
     ),
 )
@@ -116,6 +124,7 @@ def main(args: list[str]) -> None:
         tensorboard=options.tensorboard,
         bibtex=bibtex,
         command=("distill", *without_flags(line, NOT_OF_DISTILL)),
+        cluster=cluster_of(options.cluster, options.cluster_options),
     )
     _show(outcome)
 
@@ -177,6 +186,27 @@ def evaluation_of(words: Sequence[str], recipe: Recipe) -> dict[str, Any]:
     if changes:
         evaluation["protocol"] = changes
     return evaluation
+
+
+def cluster_of(kind: Literal["none", "local", "slurm"], texts: Sequence[str]) -> Cluster | None:
+    """Where runs are jobs, with the options that NAME=VALUE says; whole numbers are numbers.
+
+    Raises UserError for options of another form, or of no cluster.
+    """
+    options: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise UserError(
+                f"--cluster_options {text!r} must have the form NAME=VALUE, such as "
+                "slurm_partition=gpu."
+            )
+        options[name] = int(value) if value.isdecimal() else value
+    if kind != "none":
+        return Cluster(kind, options)
+    if options:
+        raise UserError("--cluster_options are for --cluster local or slurm; name one.")
+    return None
 
 
 def seeds_of(text: str) -> list[int]:

@@ -36,6 +36,7 @@ class World:
 
     data: Data
     experts: ExpertStore  # two trajectories of four epochs
+    convex: ExpertStore  # the same, of which two waypoints are stored
     teachers: StoreGroup  # two networks of different widths, the last epoch of each
 
 
@@ -48,7 +49,9 @@ def make(folder: Path) -> World:
     stores = []
     for name in TEACHERS:
         stores.append(_store(data, of_teachers, name, folder / name))
-    return World(data, experts, StoreGroup(stores))
+    of_lines = replace(config, store="convex")
+    convex = _store(data, of_lines, NETWORK, folder / "convex")
+    return World(data, experts, convex, StoreGroup(stores))
 
 
 def _store(data: Data, config: BufferConfig, network: str, folder: Path) -> ExpertStore:
@@ -106,7 +109,8 @@ def start(recipe: Recipe, world: World) -> tuple[Objective, SyntheticSet]:
     """The objective of a shrunk recipe, and its set before the first step."""
     experts = None
     if recipe.buffer is not None:
-        experts = world.teachers if recipe.teachers else world.experts
+        trajectories = world.convex if recipe.buffer.store == "convex" else world.experts
+        experts = world.teachers if recipe.teachers else trajectories
     envs = environments(recipe, world.data, CPU, experts)
     syn = initial(recipe, world.data, generator(0, "init"), experts)
     syn = labelled(syn, experts, recipe.targets)

@@ -29,6 +29,7 @@ from ddengine.data.tiny_imagenet import read as read_tiny_imagenet
 from ddengine.recipe import DataConfig
 from ddengine.system import log
 from ddengine.system.errors import UserError, unknown
+from ddengine.system.runtime import check_memory
 
 DATASETS: dict[str, Callable[[DataConfig], Source]] = {
     "digits": read_digits,
@@ -90,6 +91,13 @@ def load_data(
     return data_from(DATASETS[config.name](config), config, device, test=test, stored=stored)
 
 
+def _check_size(config: DataConfig) -> None:
+    """Raise UserError where one image in colour of data.size would not fit into memory."""
+    if config.size is not None:
+        needed = 3 * config.size[0] * config.size[1]
+        check_memory(f"An image of data.size {config.size}", needed, "set a smaller one")
+
+
 def data_from(
     source: Source,
     config: DataConfig,
@@ -110,6 +118,7 @@ def data_from(
     """
     check_setting(config, source.train.undecoded)
     splits = _split(source, config)
+    _check_size(config)
     names = splits.class_names
     train_labels = splits.labelled.labels[splits.train]
     notes = Notes(source.notes)

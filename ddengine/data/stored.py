@@ -137,6 +137,8 @@ def _not_numbers(named: dict[str, Tensor]) -> str | None:
     for name, tensor in named.items():
         if not tensor.is_floating_point():
             return f"{name} is of type {str(tensor.dtype).removeprefix('torch.')}"
+        if not tensor.numel():
+            return f"{name} holds no numbers"
         if not tensor.isfinite().all():
             return f"{name} holds numbers that are not finite"
     return None

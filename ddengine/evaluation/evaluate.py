@@ -38,6 +38,7 @@ from ddengine.evaluation.rates import two_of
 from ddengine.evaluation.rows import distinct
 from ddengine.evaluation.watch import Watch, num_networks
 from ddengine.evaluation.work import train_all
+from ddengine.learning import muon
 from ddengine.learning.training import Means, usual_means
 from ddengine.recipe import EvalConfig, digest, to_dict
 from ddengine.sets.codec import as_bytes
@@ -288,6 +289,8 @@ def _check(
             "evaluation.labels dynamic says a label for each batch as our loop augments it, and a "
             "training function of your own augments by itself; set it to own or hard."
         )
+    if config.optimiser == "muon":
+        muon.check()
     check_factories(factories, data.image_shape, data.num_classes)
 
 

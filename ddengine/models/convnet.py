@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from ddengine.system.runtime import check_memory
+
 
 class OptionError(ValueError):
     """A part of a network's name that its family does not know, or a value out of range."""
@@ -93,7 +95,7 @@ class ConvNet(nn.Module):
 def _setting(option: str) -> tuple[str, str | int]:
     """The argument of ConvNet that an option sets, and its value. Raises OptionError."""
     size = {"d": "depth", "w": "width"}.get(option[:1])
-    if size is not None and option[1:].isdigit():
+    if size is not None and re.fullmatch("[0-9]{1,12}", option[1:]):
         return size, int(option[1:])
     for argument, values in (("norm", NORMS), ("act", ACTIVATIONS), ("pool", POOLS)):
         if option in values:
@@ -102,6 +104,15 @@ def _setting(option: str) -> tuple[str, str | int]:
         f"{option!r} is not an option of convnet; they are d1..d8, w<width>, "
         f"w<width>x2, {', '.join((*NORMS, *POOLS, *ACTIVATIONS))}"
     )
+
+
+def _bytes_of(channels: int, widths: Sequence[int]) -> int:
+    """Bytes of the weights of the convolutions."""
+    numbers = 0
+    for width in widths:
+        numbers += 9 * channels * width
+        channels = width
+    return 4 * numbers
 
 
 def build(
@@ -131,4 +142,6 @@ def build(
     if chosen.get("norm") == "gn" and width % 4:
         raise OptionError("group norm has 4 groups, so the width must be a multiple of 4")
     widths = [width * growth**block for block in range(depth)]
+    needed = _bytes_of(image_shape[0], widths)
+    check_memory(f"A convnet of width {max(widths)}", needed, "name a narrower one")
     return ConvNet(image_shape, num_classes, width=widths, **chosen)  # type: ignore[arg-type]

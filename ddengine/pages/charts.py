@@ -11,6 +11,7 @@ import numpy as np
 from ddengine.evaluation.tables import interval_of, percent, set_of
 from ddengine.pages.figures import error_bars
 from ddengine.pages.reading import Run
+from ddengine.system.visible import visible
 from ddengine.types import Json, Row
 
 BINS = 150  # of a long curve; of each its smallest and largest value are drawn
@@ -79,7 +80,7 @@ def _svg(figure: Any, number: int, label: str) -> Any:
     nameless = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     figure.savefig(file, format="svg", transparent=True, metadata=nameless)
     text = file.getvalue()
-    text = text[text.index("<svg") :]
+    text = visible(text[text.index("<svg") :])
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'\sid="([^"]*)"', rf' id="f{number}-\1"', text)
     text = re.sub(r'(?:xlink:)?href="#', f'href="#f{number}-', text)

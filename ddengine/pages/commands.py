@@ -1,17 +1,44 @@
-"""The commands that make a run again."""
+"""The commands that make a run again.
+
+A file may come from a stranger, and a person copies what stands here into a shell. So nothing is
+copied out of the words of the command that a file says: they only say which command it was, and
+which flags it had. The program is this one, its commands are those below, and the values of flags
+are those of the recipe, the protocol and the stated facts.
+"""
 
 import json
 import shlex
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from ddengine.artefact.markdown import at
 from ddengine.pages.reading import USES, Run
 from ddengine.system import program
 from ddengine.types import Facts, Json
 
 WIDTH = 100  # characters of a line
 # what buffer does not take of the words of distill
-NOT_OF_BUFFER = ("--restart", "--compile", "--force", "--tensorboard")
+NOT_OF_BUFFER = ("--compile", "--force", "--tensorboard")
+MAKING = ("distill", "select", "import", "demo")  # commands that end with a set
+# flags without a value that change what is computed, or how
+BARE = (
+    "--compile",
+    "--force",
+    "--tensorboard",
+    "--quick",
+    "--no-reuse_baselines",
+    "--no-compile",
+)
+# flags whose value is a place, which only the person knows who types the command
+PLACES: Facts = {
+    "data.root": "FOLDER_OF_IMAGES",
+    "experts": "FOLDER_OF_EXPERTS",
+    "files": "FILES",
+    "labels": "FILE",
+    "preprocess": "SET_OR_IMAGES",
+    "buffer.step.folder": "FOLDER_OF_WEIGHTS",
+}
+COMMANDS_OF_USES = {"labels": "buy_labels"}  # that are called otherwise than the use
 OF_PROTOCOL = (
     "epochs",
     "updates",
@@ -26,8 +53,8 @@ OF_PROTOCOL = (
 def commands(run: Run) -> Json:
     """The commands that make the run again as far as its files say, for the template.
 
-    They are as they were given where the run says that, and else made of its stored facts; "exact"
-    says which. Beside them stand the recipe and the protocol of the evaluation as JSON.
+    They have the flags that were given where the run says that, and else those of its stored facts;
+    "exact" says which. Beside them stand the recipe and the protocol of the evaluation as JSON.
     """
     asked = [*_making(run), *_evaluating(run), *_using(run)]
     lines = list(map(_shell, asked))
@@ -43,10 +70,17 @@ def commands(run: Run) -> Json:
 
 def _using(run: Run) -> Iterator[list[str]]:
     """The commands that used the set, or the dataset, where their files say them."""
-    for name in ("transfer", *USES):
-        typed = _typed(run.extra.get(name) or {})
-        if typed:
-            yield typed
+    for use in ("transfer", *USES):
+        said = run.extra.get(use) or {}
+        typed = _typed(said)
+        command = COMMANDS_OF_USES.get(use, use)
+        if typed[:1] != [command]:
+            continue
+        of = str(run.recipe.get("name")) if use in USES else f"runs/{run.name}"
+        protocol = run.recipe.get("evaluation") or {}
+        facts = {**protocol, **run.recipe, **(said.get("settings") or {}), **said}
+        words = _flags(typed[1:], facts | {"to": said.get("datasets")})
+        yield [*_program(said), command, of, *words]
 
 
 def _json(content: Any) -> str:
@@ -60,15 +94,69 @@ def _making(run: Run) -> list[list[str]]:
     if not run.is_of_a_set:
         return []
     typed = _typed(run.settings)
-    if not typed:
+    name = run.recipe.get("name")
+    if not typed or typed[0] not in MAKING or (name is None and typed[0] != "demo"):
         return _making_by_facts(run)
-    at = program.after_program(typed)
-    if typed[at] == "distill" and run.meta.get("experts"):
-        if not any(word.split("=")[0] == "--buffer.seed" for word in typed):
-            typed = [*typed, *_expert_seed(run)]
-        words = _of_buffer(typed[at + 1 :])
-        return [[*typed[:at], "buffer", *words], typed]
-    return [typed]
+    if typed[0] == "demo":
+        return [[*_program(run.settings), "demo"]]
+    facts = {**run.recipe, **_stated_facts(run)}
+    flags = _flags(typed[1:], facts)
+    made = [[*_program(run.settings), typed[0], str(name), *flags, *_out(typed, run)]]
+    if typed[0] == "distill" and run.meta.get("experts"):
+        if "--buffer.seed" not in flags:
+            seeds = _expert_seed(run)
+            flags = [*flags, *seeds]
+            made[0] += seeds
+        of_buffer = [word for word in flags if word not in NOT_OF_BUFFER]
+        made.insert(0, [*_program(run.settings), "buffer", str(name), *of_buffer])
+    return made
+
+
+def _stated_facts(run: Run) -> Json:
+    """What decides a run beside its recipe, by the names of flags."""
+    recipe = run.recipe
+    networks = [recipe.get("model"), *(recipe.get("more_models") or ())]
+    return {
+        "take": list(recipe.get("taken") or ()),
+        "for": list(recipe.get("teachers") or networks),
+        "seed": _stated(run, "seed"),
+        "precision": _stated(run, "precision"),
+    }
+
+
+def _out(typed: Sequence[str], run: Run) -> list[str]:
+    """The flag of the folder, where one was given."""
+    given = any(word.split("=")[0] == "--out" for word in typed)
+    return ["--out", f"runs/{run.name}"] if given else []
+
+
+def _flags(typed: Sequence[str], facts: Facts) -> list[str]:
+    """The flags among the words of a command, each with what the facts say of it.
+
+    Those of which they say nothing are left out.
+    """
+    names = [word.partition("=")[0] for word in typed if word.startswith("--")]
+    flags = []
+    for flag in dict.fromkeys(names):
+        name = flag.removeprefix("--")
+        value = _under(facts, name)
+        if flag in BARE:
+            flags.append(flag)
+        elif name in PLACES:
+            flags += [flag, PLACES[name]]
+        elif name == "take":
+            for taken in facts.get("take") or ():
+                flags += [flag, str(taken)]
+        elif isinstance(value, list) and value:
+            flags += [flag, *map(str, value)]
+        elif value is not None and not isinstance(value, dict | list):
+            flags += [flag, str(value)]
+    return flags
+
+
+def _under(facts: Facts, name: str) -> Any:
+    """What lies under a dotted name; None where nothing does."""
+    return at(facts, *name.split("."))
 
 
 def _expert_seed(run: Run) -> list[str]:
@@ -89,32 +177,32 @@ def _evaluating(run: Run) -> list[list[str]]:
     if not run.rows:
         return []
     typed = _typed(run.evaluation)
-    if not typed:
+    if not typed or typed[0] != "evaluate":
         return [_evaluating_by_facts(run)]
-    made_by = _typed(run.settings)
-    if made_by and made_by[program.after_program(made_by)] == "demo":
+    if _typed(run.settings)[:1] == ["demo"]:
         return []
-    return [typed]
+    protocol = run.evaluation.get("protocol") or {}
+    said = {key: run.evaluation.get(key) for key in ("seed", "precision", "full_seconds")}
+    words = _flags(typed[1:], {**protocol, **said})
+    return [[*_program(run.evaluation), "evaluate", f"runs/{run.name}", *words]]
+
+
+def _program(content: Facts) -> list[str]:
+    """The words that name the program in a stored command: one of its names, or that of now."""
+    words = list(map(str, content.get("command") or ()))
+    for called in program.NAMES:
+        if words[: len(called)] == [*called]:
+            return [*called]
+    return program.stored()
 
 
 def _typed(content: Facts) -> list[str]:
-    """The words of the command that wrote a file, as they were given; empty where it has none."""
+    """The words of a stored command without the program; empty where there is none, or another."""
     words = list(map(str, content.get("command") or ()))
-    if len(words) <= program.after_program(words):
-        return []
-    return words
-
-
-def _of_buffer(words: Sequence[str]) -> Iterator[str]:
-    """Those of the words of distill that buffer takes too: not --out and its value, for example."""
-    is_value = False
-    for word in words:
-        if is_value:
-            is_value = False
-        elif word == "--out":
-            is_value = True
-        elif word not in NOT_OF_BUFFER and not word.startswith("--out="):
-            yield word
+    for called in program.NAMES:
+        if words[: len(called)] == [*called] and len(words) > len(called):
+            return words[len(called) :]
+    return []
 
 
 def _making_by_facts(run: Run) -> list[list[str]]:

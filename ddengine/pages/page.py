@@ -9,6 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from ddengine.evaluation.tables import set_of
 from ddengine.pages import accuracies, charts, facts, pictures, results
 from ddengine.pages.commands import commands
@@ -17,6 +19,7 @@ from ddengine.pages.reading import Run, named, read
 from ddengine.pages.words import flat
 from ddengine.system import files
 from ddengine.system.errors import UserError
+from ddengine.system.visible import visible
 from ddengine.types import Json
 
 MARK = '<meta name="generator" content="ddengine report">'  # near the beginning of every page
@@ -116,8 +119,15 @@ def _template() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=StrictUndefined,
+        finalize=_visible,
     )
     return environment.get_template("report.html")
+
+
+def _visible(value: Any) -> Any:
+    """A value for the page; what is markup already is ours."""
+    is_text = isinstance(value, str) and not isinstance(value, Markup)
+    return visible(value) if is_text else value
 
 
 def _render(runs: Sequence[Run]) -> str:

@@ -1,6 +1,5 @@
 """What the folder of a run says: everything that a page shows is read here."""
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddengine import naming
+from ddengine import contents
 from ddengine.artefact import folder as set_folders
 from ddengine.artefact.markdown import at
 from ddengine.artefact.results import check_of_set
@@ -155,7 +154,7 @@ def _recipe_of_use(path: Path) -> Json:
     """What a use of a dataset reads of its recipe; empty in other folders."""
     for use, parts in USES.items():
         if _mark(path, use).is_file():
-            recipe = naming.read_json(_mark(path, use), "recipe")["recipe"]
+            recipe = contents.read_json(_mark(path, use), "recipe")["recipe"]
             return {part: recipe[part] for part in parts if part in recipe}
     return {}
 
@@ -206,7 +205,7 @@ def _contents(path: Path) -> Json:
 
 
 def _object(path: Path) -> Json:
-    content = naming.read_json(path)
+    content = contents.read_json(path)
     if isinstance(content, dict):
         return content
     raise UserError(f"{path} is no JSON object; restore it or run the command that wrote it again.")
@@ -253,15 +252,7 @@ def _events(path: Path, digest: str | None) -> list[Json]:
         log.say(
             f"warning: {path} is not as the run left it, so its curves may be wrong or incomplete"
         )
-    events = []
-    for line in filter(bytes.strip, content.splitlines()):
-        try:
-            event = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(event, dict) and isinstance(event.get("step"), int):
-            events.append(event)
-    return events
+    return contents.events(path)
 
 
 def _progress(folder: Path) -> list[tuple[int, Path]]:

@@ -52,7 +52,7 @@ def store_bytes(config: BufferConfig, num_params: int, num_buffers: int, experts
 
     Without what the store has once.
     """
-    kept = len(config.kept_epochs())
+    kept = config.num_snapshots()
     bytes_of_number = 4 if config.dtype == "float32" else 2
     snapshot = num_params * bytes_of_number + num_buffers * 4
     header = STORES + STORES_EPOCH * config.epochs

@@ -78,7 +78,7 @@ class StandIns:
         self.num_experts = len(self._models)
         self.num_params = len(self._saved[models[0]]["start"])
 
-    def snapshots(self, expert: int, epochs: Sequence[int]) -> Tensor:
+    def snapshots(self, expert: int, epochs: Sequence[float]) -> Tensor:
         """Parameters (len(epochs), P) on the way from the start to the end."""
         saved = self._saved[self._models[expert]]
         start = saved["start"]

@@ -278,6 +278,10 @@ def _flaw_of_labels(targets: Targets, tensors: Tensors, num: int, num_classes: i
             f"has lost its {targets.words}, labels.safetensors; put the file back, or distill it "
             "again."
         )
+    stored = tensors[targets.names[0]]
+    if not stored.is_floating_point() or stored.dim() != 2:
+        kind = str(stored.dtype).removeprefix("torch.")
+        return f"has labels of shape {tuple(stored.shape)} and type {kind}; distill it again."
     values = targets.values(tensors, num_classes)
     assert values is not None
     if values.shape == (num, num_classes):
@@ -355,7 +359,8 @@ class Features(Targets):
                 "has lost its features, labels.safetensors; put the file back, or distill it again."
             )
         shape = tuple(tensors["features"].shape)
-        if len(shape) == 2 and shape[0] == num:
+        is_floating = tensors["features"].is_floating_point()
+        if is_floating and len(shape) == 2 and shape[0] == num and shape[1]:
             return None
         return f"has features of shape {shape} for {num} images; distill it again."
 

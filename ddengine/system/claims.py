@@ -71,12 +71,14 @@ def claimed(folder: Path | None, command: str, *, every_rank: bool = False) -> I
         every_rank: whether all ranks claim it, one after another.
 
     Raises:
-        UserError: where another command works there and is not waited for.
+        UserError: where another command works there and is not waited for, and where a symbolic
+            link in the folder leads out of it.
     """
     if folder is None:
         yield
         return
     with _locked(folder, folder / files.LOCK, command, every_rank):
+        files.refuse_links(folder)
         yield
 
 
@@ -114,7 +116,7 @@ def _acquired(of: Path, lock: Path, command: str) -> int:
     said = False
     while True:
         files.make_folder(lock.parent)
-        handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        handle = _opened(lock)
         try:
             if not _try(handle, of):
                 said = said or _say_or_refuse(of, handle)
@@ -126,6 +128,20 @@ def _acquired(of: Path, lock: Path, command: str) -> int:
             os.close(handle)
             raise
         os.close(handle)  # who had it has removed the file since
+
+
+def _opened(lock: Path) -> int:
+    """The open lock file, which is made where it is not there.
+
+    Raises UserError for what is no file, such as a link, which could lead anywhere, or a pipe.
+    """
+    how = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        return os.open(lock, how, 0o666)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise
+        raise UserError(f"{lock} is no file of this program; remove it.") from None
 
 
 def _try(handle: int, of: Path) -> bool:

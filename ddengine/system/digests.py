@@ -15,6 +15,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from ddengine.system.parsing import MOST_OF_HEADER, check_regular, parsed
+
 KEY = "blake2b"  # in JSON files, and in the metadata of safetensors files
 SIZE = 16  # bytes of a digest
 METADATA = "__metadata__"  # as the header of a safetensors file calls it
@@ -63,9 +65,11 @@ def read_header(file: BinaryIO) -> dict[str, Any]:
     length = int.from_bytes(file.read(LENGTH), "little")
     if length > os.fstat(file.fileno()).st_size:
         raise ValueError(f"its header is to have {length} bytes, more than the file")
-    header = json.loads(file.read(length))
-    if not isinstance(header, dict):
-        raise ValueError("its header is no JSON object")
+    if length > MOST_OF_HEADER:
+        raise ValueError(f"its header has {length} bytes, and {MOST_OF_HEADER} are taken at most")
+    header = parsed(file.read(length))
+    if not isinstance(header, dict) or not isinstance(header.get(METADATA) or {}, dict):
+        raise ValueError("its header, or the metadata in it, is no JSON object")
     return header
 
 
@@ -74,6 +78,7 @@ def stated_and_computed(path: Path) -> tuple[str | None, str]:
 
     Raises ValueError for a header that cannot be read, and OSError.
     """
+    check_regular(path)
     with path.open("rb") as file:
         header = read_header(file)
         metadata = header.get(METADATA) or {}

@@ -21,10 +21,12 @@ from torch import Tensor
 
 from ddengine.system import digests
 from ddengine.system.errors import UserError
+from ddengine.system.parsing import check_regular, content_of, parsed
 
 TEMPORARY = ".writing-"  # prefix of what is not finished
 OLD = f"{TEMPORARY}old-"  # prefix of a folder that another one is taking the place of
 NAME_BEHIND = "~"  # what stands before the name of what is written
+APPENDED = (".jsonl",)  # names of files that lines are added to end so
 LOCK = ".lock"  # of a folder that a command works in
 # what fsync says where a file system has none, of folders too
 WITHOUT_FSYNC = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -65,6 +67,23 @@ def contents(folder: Path) -> list[Path]:
         if path.name != LOCK and not path.name.startswith(TEMPORARY):
             kept.append(path)
     return kept
+
+
+def refuse_links(folder: Path) -> None:
+    """Raise UserError for a symbolic link in a folder through which something would be written.
+
+    That is one to a folder, and one to a file that lines are added to; other files are replaced,
+    and with them the link.
+    """
+    for where, folders, names in os.walk(folder):
+        appended = [name for name in names if name.endswith(APPENDED)]
+        for name in (*folders, *appended):
+            path = Path(where, name)
+            if path.is_symlink():
+                raise UserError(
+                    f"{path} is a symbolic link to {os.readlink(path)}, and nothing is written "
+                    f"through links out of {folder}; put what it points to in its place."
+                )
 
 
 def empty(folder: Path) -> None:
@@ -155,7 +174,7 @@ def _put_in_place(temporary: Path, path: Path) -> None:
         old = temporary_name(path, OLD)
         path.rename(old)
         temporary.rename(path)
-        shutil.rmtree(old)
+        _remove(old)
     else:
         os.replace(temporary, path)
     if replaces:
@@ -246,7 +265,7 @@ def read_json(path: Path, *keys: str) -> Any:
     Raises UserError when it is missing, damaged, changed, or not an object with these keys.
     """
     try:
-        content = unsealed(path, json.loads(path.read_text()))
+        content = unsealed(path, parsed(content_of(path)))
         held = content.keys() if isinstance(content, dict) else ()
         missing = [key for key in keys if key not in held]
         if missing:
@@ -257,9 +276,14 @@ def read_json(path: Path, *keys: str) -> Any:
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; check the path.") from None
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} cannot be read ({error}); restore it or run the command that wrote it again."
-        ) from None
+        raise unreadable(path, str(error)) from None
+
+
+def unreadable(path: Path, why: str) -> UserError:
+    """The error for a file that does not hold what belongs there."""
+    return UserError(
+        f"{path} cannot be read ({why}); restore it or run the command that wrote it again."
+    )
 
 
 def write_tensors(
@@ -279,12 +303,13 @@ def write_tensors(
 def reading_tensors(path: Path) -> Iterator[Any]:
     """The open safetensors file. Raises UserError when it is missing, truncated or damaged."""
     try:
+        check_regular(path)
         with safe_open(path, "pt") as file:
             yield file
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; check the path.") from None
-    except (SafetensorError, OSError) as error:
-        raise damaged(path, str(error)) from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise error if isinstance(error, UserError) else damaged(path, str(error)) from None
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

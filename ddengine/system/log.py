@@ -12,16 +12,31 @@ from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 
 from ddengine.system import bars, digests, files
 from ddengine.system.errors import UserError
+from ddengine.system.visible import visible
 
 # a terminal without UTF-8 gets question marks, not a traceback
 if hasattr(sys.stdout, "reconfigure"):  # probe: of a stream that somebody may have replaced
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
+
+
+class VisibleConsole(Console):
+    """A console that shows control characters in place of obeying them, whoever wrote the text."""
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterator[Segment]:
+        """As rich renders it; what moves the cursor of a bar is no text, and stays."""
+        for text, style, control in super().render(renderable, options):
+            yield Segment(text if control else visible(text), style, control)
+
+
 # plain text in notebooks too: rich would make a block of HTML of each line
-console = Console(highlight=False, markup=False, soft_wrap=True, force_jupyter=False)
+console = VisibleConsole(highlight=False, markup=False, soft_wrap=True, force_jupyter=False)
 
 PLAIN_EVERY = 20.0  # seconds between lines where no bar can move
 
@@ -155,7 +170,7 @@ def say(message: str) -> None:
     if os.environ.get("RANK", "0") != "0":
         return
     if bars.in_notebook() and bars.has_tqdm() and not console.quiet:
-        bars.write_beside_bars(message)
+        bars.write_beside_bars(visible(message))
     else:
         console.print(message)
 
@@ -167,8 +182,8 @@ def say_once(message: str) -> None:
 
 
 def complain(message: str) -> None:
-    """A line on standard error, as it is."""
-    print(message, file=sys.stderr)
+    """A line on standard error."""
+    print(visible(message), file=sys.stderr)
 
 
 def duration(seconds: float) -> str:

@@ -1,6 +1,5 @@
 """Finished work remembered, so that what was interrupted goes on where it was."""
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from ddengine.system import files
 from ddengine.system.errors import UserError
+from ddengine.system.parsing import content_of, parsed
 
 
 class Memo:
@@ -25,8 +25,9 @@ class Memo:
             self._known = _lines_of(path, identity)
         self.seconds_before = 0.0  # of finished trainings
         for value in self._known.values():
-            if isinstance(value, dict):
-                self.seconds_before += value.get("seconds", 0.0)
+            seconds = value.get("seconds") if isinstance(value, dict) else None
+            if isinstance(seconds, int | float):
+                self.seconds_before += seconds
 
     def __call__(self, key: str, compute: Callable[[], Any], *, keep: bool = True) -> Any:
         """The value stored under `key`, computed and stored when new.
@@ -55,14 +56,17 @@ class Memo:
 
 def _lines_of(path: Path, identity: str) -> dict[str, Any]:
     """The values by their keys; a line that a kill cut off is taken away."""
-    content = path.read_bytes()
+    try:
+        content = content_of(path)
+    except ValueError as error:
+        raise UserError(f"{path} cannot be read ({error}); delete it and evaluate again.") from None
     complete = content[: content.rfind(b"\n") + 1]
     if len(complete) < len(content):
         os.truncate(path, len(complete))
     known: dict[str, Any] = {}
     try:
         for line in complete.splitlines():
-            entry = files.unsealed(path, json.loads(line))
+            entry = files.unsealed(path, parsed(line))
             if entry["identity"] == identity:
                 known[entry["key"]] = entry["value"]
     except (ValueError, KeyError, TypeError):  # a UserError is a ValueError

@@ -108,7 +108,7 @@ def _started(name: str, task: Task, threads: int) -> _Running:
     context = mp.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_child, args=(sender, task, threads), name=name)
-    with script_left_alone((task,)), _environment(OMP_NUM_THREADS=str(threads)):
+    with script_left_alone((task,)), environment(OMP_NUM_THREADS=str(threads)):
         process.start()
     sender.close()  # so that the end of the process ends the waiting
     return _Running(name, process, receiver)
@@ -132,7 +132,7 @@ def _heard(one: _Running, watcher: Watcher) -> bool:
 
 
 @contextmanager
-def _environment(**variables: str) -> Iterator[None]:
+def environment(**variables: str) -> Iterator[None]:
     """Processes that are started within have these variables."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
@@ -176,17 +176,25 @@ def _child(sender: Connection, task: Task, threads: int) -> None:
     torch.set_num_threads(threads)
     try:
         with signals.heard():
-            end = Ended(task(_Teller(sender)))
+            end = ended(task, _Teller(sender))
     except signals.Stopped as stop:
         sys.exit(stop.code)  # nobody listens any more
+    sender.send(("ended", end))
+
+
+def ended(task: Task, report: Report) -> Ended:
+    """Do a task in this process; what comes of it, whatever that is."""
+    try:
+        return Ended(task(report))
+    except signals.Stopped:
+        raise
     except UserError as error:
-        end = Ended(error=str(error))
+        return Ended(error=str(error))
     except MemoryError as error:
-        end = Ended(error=f"memory did not suffice ({error}); run fewer at a time.")
+        return Ended(error=f"memory did not suffice ({error}); run fewer at a time.")
     except BaseException as error:
         line = str(error).strip().partition("\n")[0]
-        end = Ended(error=f"{type(error).__name__}: {line}", details=traceback.format_exc())
-    sender.send(("ended", end))
+        return Ended(error=f"{type(error).__name__}: {line}", details=traceback.format_exc())
 
 
 def _end_with_parent() -> None:

@@ -3,11 +3,14 @@
 import shlex
 import sys
 import tomllib
-from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
 CHECKOUT = "run.py"  # the script of a checkout, which sentences name where nothing else is known
+
+
+# how a stored command names this program
+NAMES = (("python", CHECKOUT), ("python", "-m", "ddengine"), ("ddengine",))
 
 
 def name() -> str:
@@ -27,15 +30,6 @@ def stored() -> list[str]:
     if called == CHECKOUT:
         return ["python", CHECKOUT]
     return called.split()
-
-
-def after_program(command: Sequence[str]) -> int:
-    """How many words of a stored command name the program."""
-    if command[:2] == ["python", "-m"]:
-        return 3
-    if command[:1] == ["python"]:
-        return 2
-    return 1
 
 
 def words() -> list[str]:

@@ -182,6 +182,19 @@ def available_memory(device: torch.device) -> int:
     return least
 
 
+def check_memory(what: str, needed: int, remedy: str) -> None:
+    """Raise UserError where something needs more bytes than there are, before they are asked for.
+
+    `what` is what needs them, `remedy` what to do.
+    """
+    available = available_memory(torch.device("cpu"))
+    if needed > available:
+        raise UserError(
+            f"{what} needs {needed / 1e9:,.1f} GB of memory, and {available / 1e9:,.1f} GB are at "
+            f"hand; {remedy}."
+        )
+
+
 def _available_to_all() -> int:
     """Bytes of memory that Linux has for processes.
 

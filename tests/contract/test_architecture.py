@@ -133,11 +133,11 @@ def dependency_direction(path: str, tree: ast.AST) -> Iterator[str]:
 # The floors of the core, from the ground up: a module imports what lies on its own floor or below.
 FLOORS = (
     ("system",),
-    ("recipe", "types", "changes", "naming"),
+    ("recipe", "types", "changes", "naming", "contents"),
     ("data", "models"),
     ("learning",),
     ("sets",),
-    ("experts", "objective", "turns", "loop", "prepare"),
+    ("experts", "objective", "turns", "loop", "in_groups", "prepare"),
     ("evaluation",),
     ("artefact",),
     ("pages", "uses", "plan"),

@@ -1,9 +1,12 @@
 """NCFM, TGDD and the later parts of trajectory matching against their published implementations."""
 
+import math
+
 import pytest
 import torch
 from golden_files import convnet, load, names, shapes_of
 
+from buffers import convex
 from ddengine.learning.flat import FlatModel
 from synth.distances import (
     Characteristic,
@@ -119,3 +122,28 @@ def test_att(case, dtype):
     loss = matching_loss(end[None], target[None], start, [1.0])
     near(loss.detach(), golden[f"{case}_loss"], tolerance)
     near(torch.autograd.grad(loss, end)[0], golden[f"{case}_grad"], tolerance)
+
+
+# MCT
+
+
+@pytest.mark.parametrize("count", ["two", "four"])
+@pytest.mark.parametrize("case", names("mct", "_trajectory"))
+def test_mct(case, count, dtype):
+    """Waypoints, shares, and the parameters at whole and at broken epochs."""
+    golden, tolerance = load("mct", dtype), {torch.float64: 1e-12, torch.float32: 1e-5}[dtype]
+    points = golden[f"{case}_trajectory"]
+    sizes = [math.prod(shape) for shape in shapes_of("mct")]
+    stored = golden[f"{case}_{count}_waypoints"]
+    at = convex.waypoint_epochs(len(points), len(stored))
+    assert at == golden[f"{case}_{count}_waypoint_index"].tolist()
+    trajectory = convex.convexified(points, sizes, len(stored))
+    near(trajectory.waypoints, stored, tolerance)
+    near(trajectory.shares, golden[f"{case}_{count}_shares"], tolerance)
+    epochs = golden[f"{case}_{count}_epochs"].tolist()
+    ours = torch.stack([convex.point(trajectory, epoch, at, sizes) for epoch in epochs])
+    near(ours, golden[f"{case}_{count}_points"], tolerance)
+    near(convex.point(trajectory, at[-1], at, sizes), stored[-1], tolerance)
+    if count == "two":
+        whole = [convex.point(trajectory, epoch, at, sizes) for epoch in range(len(points))]
+        near(torch.stack(whole), golden[f"{case}_convex"], tolerance)

@@ -279,7 +279,10 @@ def test_text_out_of_files_is_only_text(tmp_path):
     )
     text = drawn(describe(tmp_path / "a.safetensors"))
     assert (
-        "[bold]" in text and "[/bold]?]0;t" in text and "x[red]?[31m" in text and "\x1b" not in text
+        "[bold]" in text
+        and "[/bold]\\x1b]0;t" in text
+        and "x[red]\\x1b[31m" in text
+        and "\x1b" not in text
     )
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from ddengine import naming
+from ddengine import contents, naming
 from ddengine.evaluation import tables
 from ddengine.recipe import digest, resolved
 from synth.catalogue import find
@@ -94,7 +94,7 @@ def test_files_of_before_are_read_with_the_names_of_today(tmp_path):
     assert naming.as_now([R18]) == [R18]
     path = tmp_path / "evaluation.json"
     path.write_text(json.dumps({"model": R18}))
-    assert naming.read_json(path, "model") == {"model": f"{R18}-small", "format": 3}
+    assert contents.read_json(path, "model") == {"model": f"{R18}-small", "format": 3}
 
 
 def test_people_are_told_which_network_it_is():

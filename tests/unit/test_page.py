@@ -537,7 +537,7 @@ def test_samples_are_the_first_training_images(tmp_path):
     [
         ("evaluation.json", "{", "cannot be read"),
         ("evaluation.json", '{"rows": [{"set": "distilled"}]}', "evaluate again"),
-        ("evaluation.json", "[1]", "no JSON object"),
+        ("evaluation.json", "[1]", "must be an object"),
         ("recipe.json", "no json", "cannot be read"),
         ("scores.json", "3", "no JSON object"),
         ("privacy.json", "{}", "run it again"),
@@ -594,7 +594,7 @@ def test_parts_taken_come_from_the_recipe(folder):
 
 def test_command_of_an_imported_set(folder):
     """Neither flags that import does not know nor their values."""
-    change_meta(folder, imported="images.pt")
+    change_meta(folder, imported={"files": ["images.pt"]})
     text = Reader(html(folder)).text
     assert (
         "import dm/tiny --data.name digits --data.limit 200 --model mlp --ipc 2 --files FILES"

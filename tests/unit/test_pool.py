@@ -82,7 +82,7 @@ def test_what_cannot_be_given_to_a_process_is_told_before_any_begins():
 
 def test_the_environment_is_left_as_it_was(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    with pool._environment(OMP_NUM_THREADS="3", HOME="nowhere"):
+    with pool.environment(OMP_NUM_THREADS="3", HOME="nowhere"):
         assert os.environ["OMP_NUM_THREADS"] == "3"
     assert "OMP_NUM_THREADS" not in os.environ and os.environ["HOME"] != "nowhere"
 

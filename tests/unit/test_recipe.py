@@ -59,6 +59,7 @@ from synth.recipes import (
     idc,
     infer,
     krr_st,
+    mct,
     mtt,
     ncfm,
     own,
@@ -248,6 +249,7 @@ def test_no_recipe_hides_another():
             ncfm,
             tgdd,
             att,
+            mct,
         )
     )
     assert all(value.name == name for name, value in RECIPES.items())
@@ -448,6 +450,8 @@ TOGETHER = (
     "more_models",
     "scaled_to",
     "evaluation.drop_at",
+    "buffer.waypoints",
+    "objective.fractional",
 )
 
 

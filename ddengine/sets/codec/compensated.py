@@ -1,5 +1,6 @@
 """Natural images and universal feature compensators (INFER)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -210,6 +211,10 @@ class Compensated(Codec):
             "compensators": tensors["compensators"].half(),
         }
         return replace(self, clamp=True), {**tensors, **stored}
+
+    def dims(self, tensors: Tensors) -> Mapping[str, int]:
+        """Images, compensators and their unit."""
+        return {"images": 4, "compensators": 4, "unit": 1}
 
     def flaw(self, tensors: Tensors) -> str | None:
         """Values that no image has, and units that are not positive."""

@@ -1,6 +1,7 @@
 """Images as combinations of bases that all classes share (RTP)."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -145,6 +146,17 @@ class LinearBases(Codec):
         coefficients = tensors["coefficients"].index_select(0, index)
         with exact_matmul():
             return combined(tensors["bases"], coefficients, self.shrink)
+
+    def dims(self, tensors: Tensors) -> Mapping[str, int]:
+        """Bases, and rows of coefficients."""
+        return {"bases": 4, "coefficients": 2}
+
+    def memory(self, tensors: Tensors) -> int:
+        """Whose each row is, and the image of one, with the matrices that enlarge it."""
+        _, channels, height, width = tensors["bases"].shape
+        enlarged = channels * height * width * self.shrink**2
+        matrices = self.shrink * (height**2 + width**2)
+        return 8 * len(tensors["coefficients"]) + 4 * (enlarged + matrices)
 
     def ship(self, tensors: Tensors, preprocess: Preprocess) -> tuple[Codec, dict[str, Tensor]]:
         """As they are; what is packed anew in this codec starts from images."""

@@ -1,5 +1,6 @@
 """Several tiles in each stored image (IDC)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -105,6 +106,17 @@ class MultiFormation(Codec):
     def project(self, tensors: Tensors, preprocess: Preprocess) -> None:
         """Clamp to [0, 1]."""
         tensors["images"].clamp_(0, 1)
+
+    def dims(self, tensors: Tensors) -> Mapping[str, int]:
+        """The images."""
+        return {"images": 4}
+
+    def memory(self, tensors: Tensors) -> int:
+        """Whose each tile is, and the images, padded to whole tiles."""
+        num, channels, _, _ = tensors["images"].shape
+        rows, columns = self._tile(tensors["images"])
+        pixels = channels * rows * columns
+        return num * self.per_item * (8 + 4 * pixels)
 
     def flaw(self, tensors: Tensors) -> str | None:
         """Values that no image has."""

@@ -1,5 +1,6 @@
 """One stored image is one training example: what networks see, or pixels."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -80,6 +81,10 @@ class Identity(Codec):
         pixels = preprocess.backward(tensors["images"])
         return Pixels().ship({**tensors, "images": pixels}, preprocess)
 
+    def dims(self, tensors: Tensors) -> Mapping[str, int]:
+        """The images."""
+        return {"images": 4}
+
     def flaw(self, tensors: Tensors) -> str | None:
         """Values that no image has."""
         return too_large(tensors["images"])
@@ -139,6 +144,10 @@ class Pixels(Codec):
     def ship(self, tensors: Tensors, preprocess: Preprocess) -> tuple[Codec, dict[str, Tensor]]:
         """Bytes."""
         return self, {**tensors, "images": as_bytes(tensors["images"])}
+
+    def dims(self, tensors: Tensors) -> Mapping[str, int]:
+        """The images."""
+        return {"images": 4}
 
     def flaw(self, tensors: Tensors) -> str | None:
         """Values that no image has."""

@@ -139,6 +139,22 @@ class Codec(Protocol):
         """
         return self, dict(tensors)
 
+    def dims(self, tensors: Tensors) -> Mapping[str, int]:
+        """The tensors that must be there, and of how many dimensions each is; see `load`.
+
+        Which these are may depend on others of `tensors`, such as those that only learning needs.
+        """
+        return {}
+
+    def memory(self, tensors: Tensors) -> int:
+        """Bytes that it takes to say whose the decoded examples are, and to decode one.
+
+        It is asked of tensors of the right dimensions before anything is decoded, because a file
+        may say settings that ask for more than there is.
+        """
+        stored = max((len(tensor) for tensor in tensors.values() if tensor.dim()), default=0)
+        return 8 * self.per_item * stored
+
     def flaw(self, tensors: Tensors) -> str | None:
         """What is wrong with the numbers of stored tensors; None where they can be used.
 

@@ -2,6 +2,7 @@
 
 import lzma
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
@@ -165,6 +166,21 @@ class Quantised(Codec):
         stored = torch.frombuffer(bytearray(stream), dtype=torch.uint8).to(images.device)
         shipped |= {"codes": stored, "scales": scales, "zeros": zeros}
         return replace(self, packing=packing, shape=tuple(images.shape[1:])), shipped
+
+    def dims(self, tensors: Tensors) -> Mapping[str, int]:
+        """The images, or what is shipped of them."""
+        if "images" in tensors:
+            return {"images": 4}
+        if "groups" in tensors:
+            return {"codes": 1, "scales": 1, "zeros": 1, "groups": 2}
+        return {"codes": 1, "scales": 2, "zeros": 2}
+
+    def memory(self, tensors: Tensors) -> int:
+        """All codes, which are unpacked together: of packed bits eight numbers a byte."""
+        if "images" in tensors:
+            return 0
+        values = len(regions_of(tensors)) * math.prod(self.shape or ())
+        return 8 * self.bits * values + 64 * len(tensors["codes"])
 
     def flaw(self, tensors: Tensors) -> str | None:
         """Values that no image has, and codes that do not belong to the scales."""
@@ -381,7 +397,9 @@ def unpacked(stream, settings, num):
     shape = (num, *settings["shape"])
     if settings["packing"] == "lzma":
         filters = [{"id": lzma.FILTER_LZMA2}]
-        plain = lzma.decompress(bytes(stream.tolist()), lzma.FORMAT_RAW, filters=filters)
+        reader = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=filters)
+        # a short stream may say very many bytes
+        plain = reader.decompress(bytes(stream.tolist()), max_length=math.prod(shape) + 1)
         return torch.frombuffer(bytearray(plain), dtype=torch.uint8).view(shape)
     bits = settings["bits"]
     single = (stream[:, None] >> torch.arange(8)) & 1
