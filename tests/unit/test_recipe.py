@@ -39,7 +39,16 @@ from ddengine.recipe import (
     resolved,
     to_dict,
 )
-from ddengine.sets.codec import Compensated, LinearBases
+from ddengine.sets.codec import (
+    Compensated,
+    Gaussians,
+    Hallucinated,
+    LinearBases,
+    Reduced,
+    Siren,
+    SparseTokens,
+    Spectra,
+)
 from ddengine.sets.start import INITIALISERS
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
@@ -69,10 +78,21 @@ from synth.recipes import (
     sre2l,
     tesla,
     tgdd,
+    with_codecs,
 )
 
 DIGITS = RECIPES["mtt/digits_ipc1"]
 CIFAR = RECIPES["mtt/cifar10_ipc10"]
+# what is learned of a codec; of others images
+STORED = {
+    Compensated: ["compensators"],
+    LinearBases: ["bases", "coefficients"],
+    Gaussians: ["primitives"],
+    Siren: ["fields"],
+    Spectra: ["spectra"],
+    SparseTokens: ["tokens", "network", "coefficients"],
+    Hallucinated: ["images", "hallucinators"],
+}
 every = for_each("name", RECIPES)
 
 
@@ -213,6 +233,7 @@ def test_a_flag_changes_its_field_and_no_other(flags, change):
         (["--data.classes", "a", "b"], "--data.classes takes None or INT INT ..., and got a b"),
         (["--objective.batch", "x"], "--objective.batch takes None or INT, and got x"),
         (["--ipc", "0"], "ipc"),
+        (["--budget", "ipc1"], "budget is ipcN:f32, ipcN:u8 or a number of bytes"),
     ],
 )
 def test_a_wrong_flag_is_a_sentence(flags, says):
@@ -290,11 +311,9 @@ def test_a_recipe_builds_its_objects(name):
     network = built(value.model, shape, classes)
     model = FlatModel(network)
     assert model.num_params == len(flatten(network))
-    stored = ["images"]
-    if isinstance(value.codec, Compensated):
-        stored = ["compensators"]
-    if isinstance(value.codec, LinearBases):
-        stored = ["bases", "coefficients"]
+    stored = STORED.get(type(value.codec), ["images"])
+    if isinstance(value.codec, Reduced) and value.codec.colours is not None:
+        stored = ["images", "palettes"]
     values = {"logits": "logits", "centred": "logits", "features": "features"}
     values["weights"] = "weights"
     learned = {*stored, *value.objective.initial()}
