@@ -137,7 +137,7 @@ FLOORS = (
     ("data", "models"),
     ("learning",),
     ("sets",),
-    ("experts", "objective", "turns", "loop", "prepare"),
+    ("experts", "objective", "turns", "loop", "in_groups", "prepare"),
     ("evaluation",),
     ("artefact",),
     ("pages", "uses", "plan"),
