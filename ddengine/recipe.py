@@ -42,6 +42,8 @@ BASELINES = (
     "k_means",
     "forgetting",
     "el2n",
+    "cad",
+    "facility",
 )
 DSA_OPS = ("color", "crop", "cutout", "flip", "scale", "rotate")
 OPS = (*DSA_OPS, "roll", "resized_crop", "shuffle")
@@ -284,8 +286,9 @@ class InitConfig:
     # random real images of the class | standard normal noise | real images an expert classifies
     # correctly | representative ones, by k-means | coresets: a running mean near the class mean |
     # far from each other | centres of k-means | by forgetting events | by the error of early
-    # networks | crops of real images that a teacher is most sure of (RDED) | random real images
-    # of any class: no labels are read, and the classes of the set say nothing
+    # networks | by how much the error varies while a network is trained (CAD) | that stand for all
+    # others (facility location) | crops of real images that a teacher is most sure of (RDED) |
+    # random real images of any class: no labels are read, and the classes of the set say nothing
     kind: Literal[
         "real",
         "noise",
@@ -296,13 +299,16 @@ class InitConfig:
         "k_means",
         "forgetting",
         "el2n",
+        "cad",
+        "facility",
         "patches",
         "unlabelled",
     ] = "real"
     clusters: int = 10  # most clusters per class of `representative`
     # what herding, k_centre and k_means see: features of a trained network, or pixels
     embedding: Literal["network", "pixels"] = "network"
-    # updates of the network that embeds (herding, k_centre, k_means) or scores (forgetting; el2n,
+    # updates of the network that embeds (herding, k_centre, k_means, facility) or scores
+    # (forgetting; cad, whole epochs of them; el2n,
     # after a tenth of them)
     steps: int = 1000
     lr: float = 0.01  # learning rate of these updates, which have momentum 0.9
@@ -651,7 +657,7 @@ class EvalConfig:
     # random | equal_bytes (as many random images as the bytes of the set hold) | random_soft (with
     # the labels of the set: of its teachers, else of a network trained on the full data) |
     # hard_labels (the set with its classes) | eight_bit (the set as its PNG files say it) | herding
-    # | k_centre | k_means | forgetting | el2n | full
+    # | k_centre | k_means | forgetting | el2n | cad | facility | full
     baselines: tuple[str, ...] = ("random", "herding", "full", "eight_bit")
     # all baselines but full have as many epochs as the set, or as many updates
     baseline_steps: Literal["epochs", "updates"] = "epochs"

@@ -25,7 +25,8 @@ from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 from ddengine.types import Facts, TrainingSet
 
-EMBEDDING = ("herding", "k_centre", "k_means")  # coresets that look through a network
+# coresets that look through a network
+EMBEDDING = ("herding", "k_centre", "k_means", "facility")
 
 
 def set_labels(config: EvalConfig) -> Labels:
@@ -261,6 +262,8 @@ class Looking:
             return most
         if kind == "forgetting":  # which counts what is unlearned between two epochs
             cut = max(cut, coreset.fewest_steps(len(self.bench.data.train)))
+        if kind == "cad":  # which looks at how scores vary from epoch to epoch
+            cut = max(cut, coreset.fewest_steps_of_cad(len(self.bench.data.train)))
         return min(most, cut)
 
     def selection(self, kind: str, ipc: int) -> Selection:
