@@ -271,6 +271,7 @@ def test_no_recipe_hides_another():
             tgdd,
             att,
             mct,
+            with_codecs,
         )
     )
     assert all(value.name == name for name, value in RECIPES.items())
