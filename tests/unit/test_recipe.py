@@ -469,6 +469,7 @@ TOGETHER = (
     "teachers",
     "more_models",
     "scaled_to",
+    "budget",
     "evaluation.drop_at",
     "buffer.waypoints",
     "objective.fractional",
@@ -522,8 +523,8 @@ def test_the_digest_changes_with_every_field_but_prose_and_places():
         for names in ((), ("resnet18-bn",), ("resnet18-bn", "vgg11-bn"))
     ]
     drawn = [replace(RECIPES["dm/cifar10_ipc1"], more_models=names) for names in ((), ("mlp",))]
-    drawn += [replace(drawn[0], scaled_to="mlp")]
-    assert len({digest(resolved(changed)) for changed in (*shipped, *taught, *drawn)}) == 9
+    drawn += [replace(drawn[0], scaled_to="mlp"), replace(drawn[0], budget="30720")]
+    assert len({digest(resolved(changed)) for changed in (*shipped, *taught, *drawn)}) == 10
     assert {
         "data.limit",
         "objective.window.high",
