@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--data.name", "digits", "--data.limit", "200", "--model", MODEL, "--device", "cpu"]
 DISTILL = ["distill", "dm/fashion_mnist_ipc1_small", *SMALL, "--objective.real_batch", "8"]
 DISTILL += ["--outer.evaluate_every", "0", "--outer.picture_every", "0"]
-LONG = [*DISTILL, "--outer.steps", "600", "--outer.checkpoint_every", "50", "--dist_timeout", "20"]
+LONG = [*DISTILL, "--outer.steps", "600", "--outer.checkpoint_every", "50"]
 QUICK = ["--epochs", "5", "--num_networks", "3", "--lr_grid", "0.01", "0.03"]
 TRIES = 3
 NOT_MET = re.compile(r"did not come together|address already in use|EADDRINUSE|RendezvousConn")
@@ -120,7 +120,7 @@ def whole(tmp_path_factory):
 def test_a_stopped_rank_is_named_and_the_command_goes_on(whole, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for _ in range(TRIES):
-        ranks = started([*LONG, "--out", "run"])
+        ranks = started([*LONG, "--dist_timeout", "20", "--out", "run"])
         wait_for(Path("run/checkpoint/state.safetensors").exists, *ranks)
         ranks[1].send_signal(signal.SIGSTOP)
         said = ranks[0].communicate(timeout=300)[0]
