@@ -18,6 +18,7 @@ from ddengine.data import Data, Dataset
 from ddengine.data.torch_dataset import OWN
 from ddengine.prepare import reads_experts
 from ddengine.recipe import DataConfig, Recipe
+from ddengine.sets.codec.within_bytes import fitted
 from ddengine.system import log, program
 from ddengine.system.errors import UserError
 from ddengine.system.shared import Shared
@@ -233,7 +234,7 @@ def _most_images(recipe: Recipe, facts: Data) -> int:
     Raises UserError where the codec does not hold so many images of this kind.
     """
     fewest = min(map(len, facts.train.members))
-    codec, _ = recipe.codec.fit(recipe.ipc, facts.image_shape, facts.num_classes)
+    codec, _ = fitted(recipe, facts.image_shape, facts.num_classes)
     ipc = min(recipe.ipc, fewest // codec.per_item)
     if ipc > 0:
         recipe.codec.fit(ipc, facts.image_shape, facts.num_classes)
