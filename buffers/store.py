@@ -30,7 +30,7 @@ from ddengine.data.stored import read_preprocess
 from ddengine.experts import OwnTraining, StoredExperts
 from ddengine.learning.flat import unflatten_into
 from ddengine.recipe import BufferConfig, DataConfig, Recipe, digest, to_dict
-from ddengine.system import files, log
+from ddengine.system import claims, files, log
 from ddengine.system.errors import UserError
 
 FORMAT = naming.FORMAT  # of the manifest; in 1 the identity alone said the network
@@ -385,6 +385,7 @@ class ExpertStore(StoredExperts):
         experts, or a shard is damaged or of another store.
         """
         self.folder = folder
+        claims.reads(self, folder / MANIFEST)
         self.manifest = read_manifest(folder)
         self.epochs: Sequence[int] = tuple(self.manifest["epochs"])
         self._row: dict[float, int] = {epoch: i for i, epoch in enumerate(self.epochs)}

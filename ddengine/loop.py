@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from ddengine import contents
 from ddengine.learning.optim import joint_norm, updated
@@ -517,6 +517,16 @@ def _current(syn: SyntheticSet, state: State) -> SyntheticSet:
     return syn.with_tensors({name: tensor.detach().clone() for name, tensor in current.items()})
 
 
+def _losses(
+    syn: SyntheticSet, objective: Objective, state: State, rng: Generator
+) -> Iterator[Tensor]:
+    """Those of the objective, and one of the codec where it has one of what is learned."""
+    yield from objective.losses(syn, state.objective, state.step, rng)
+    penalty = syn.codec.penalty(syn.tensors)
+    if penalty is not None and penalty.requires_grad:
+        yield penalty
+
+
 def outer_step(
     syn: SyntheticSet,
     objective: Objective,
@@ -541,14 +551,14 @@ def outer_step(
     flags: list[Tensor] = []
     # once false it stays so: nothing changes any more, however late the host reads it
     running = state.guard[0] < MOST_SKIPPED
-    draws, together = _on_ranks(config, shared)
+    draws, unite = _on_ranks(config, shared)
     for draw in draws:
         rng = generator(seed, "losses", state.step, draw)
-        for loss in objective.losses(share, state.objective, state.step, rng):
+        for loss in _losses(share, objective, state, rng):
             backward(loss, config.draws)
             losses.append(loss.detach().double())
             if config.step_after == "each":
-                flags.append(_update(config, state, learned, losses[-1], syn, running, together))
+                flags.append(_update(config, state, learned, losses[-1], syn, running, unite))
                 for name, leaf in learned.items():
                     leaf.data.copy_(state.tensors[name])
                     leaf.grad = None
@@ -556,7 +566,7 @@ def outer_step(
         losses.append(torch.zeros((), dtype=torch.float64, device=syn.classes.device))
     total = sum(losses[1:], start=losses[0]) / config.draws
     if config.step_after == "all":
-        flags.append(_update(config, state, learned, total, syn, running, together))
+        flags.append(_update(config, state, learned, total, syn, running, unite))
     finite, small, held = torch.stack(flags).unbind(1)
     in_a_row, not_finite, above, lr_held = state.guard
     bad = ~finite.all()
@@ -571,10 +581,10 @@ def outer_step(
     return torch.stack(result)
 
 
-Together = Callable[[Iterable[Tensor]], None]  # makes tensors the same on all ranks
+Unite = Callable[[Iterable[Tensor]], None]  # makes tensors the same on all ranks
 
 
-def _on_ranks(config: OuterConfig, shared: bool) -> tuple[Sequence[int], Together]:
+def _on_ranks(config: OuterConfig, shared: bool) -> tuple[Sequence[int], Unite]:
     """(the draws of this rank, how its losses and gradients become those of all ranks)."""
     if not shared:
         return dist.my_share(range(config.draws * dist.num_ranks())), dist.mean
@@ -590,19 +600,19 @@ def _update(
     loss: Tensor,
     syn: SyntheticSet,
     running: Tensor,
-    together: Together,
+    unite: Unite,
 ) -> Tensor:
     """The guard, then the optimisers.
 
     Returns (3,) whether all was finite, the loss not above max_loss, the rate held.
-    `loss` becomes what it is over the ranks `together`, by which they all decide. The host cannot
+    `loss` becomes what it is over all ranks, by which they all decide. The host cannot
     branch on what it has not read, so the update is always computed, and taken where the guard
     allows it.
     """
     grads: dict[str, Tensor] = {}
     for name, leaf in learned.items():
         grads[name] = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
-    together([loss, *grads.values()])
+    unite([loss, *grads.values()])
     finite = torch.stack([part.isfinite().all() for part in (loss, *grads.values())]).all()
     small = loss <= config.max_loss
     applied = running & finite & small
