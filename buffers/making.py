@@ -112,6 +112,7 @@ def _delete(places: Sequence[Place]) -> None:
     """Delete stores, all or none. Raises UserError for a folder of something else."""
     for place in places:
         dist.on_first_rank(partial(runs.check_own, place.folder, MANIFEST))
+        dist.on_first_rank(partial(claims.refuse_read, place.folder / MANIFEST))
     for place in places:
         dist.on_first_rank(partial(runs.delete, place.folder, MANIFEST))
 

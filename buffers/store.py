@@ -30,7 +30,7 @@ from ddengine.data.stored import read_preprocess
 from ddengine.experts import OwnTraining, StoredExperts
 from ddengine.learning.flat import unflatten_into
 from ddengine.recipe import BufferConfig, DataConfig, Recipe, digest, to_dict
-from ddengine.system import files, log
+from ddengine.system import claims, files, log
 from ddengine.system.errors import UserError
 
 FORMAT = naming.FORMAT  # of the manifest; in 1 the identity alone said the network
@@ -93,7 +93,7 @@ def finished(folder: Path) -> list[int]:
     numbers = []
     for path in sorted(folder.glob("expert_*.safetensors")):
         number = path.stem.removeprefix("expert_")
-        if not number.isdigit():
+        if not number.isdecimal():
             raise UserError(f"{path} is not a shard of this store; move it elsewhere.")
         numbers.append(int(number))
     return sorted(numbers)
@@ -385,6 +385,7 @@ class ExpertStore(StoredExperts):
         experts, or a shard is damaged or of another store.
         """
         self.folder = folder
+        claims.reads(self, folder / MANIFEST)
         self.manifest = read_manifest(folder)
         self.epochs: Sequence[int] = tuple(self.manifest["epochs"])
         self._row: dict[float, int] = {epoch: i for i, epoch in enumerate(self.epochs)}

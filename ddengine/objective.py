@@ -14,7 +14,7 @@ from ddengine.learning.losses import OutputsLoss, loss_of, task_loss
 from ddengine.learning.memory import step_bytes
 from ddengine.learning.teachers import features, target_network
 from ddengine.models import build_model
-from ddengine.recipe import Recipe, StudentTraining
+from ddengine.recipe import OuterConfig, Recipe, StudentTraining
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
@@ -69,8 +69,24 @@ def _num_outputs(recipe: Recipe, data: Data, experts: Experts | None) -> int:
     return features(network, image).shape[1]
 
 
+@dataclass(frozen=True)
+class Group:
+    """Some items of a set, which are optimised to their last step before others begin."""
+
+    items: Tensor  # (n,) int64, of the stored items
+    objective: "Objective"  # theirs
+
+
 class Objective(Protocol):
     """A synthesizer: what the stored tensors should minimise."""
+
+    def groups(self, syn: SyntheticSet, config: OuterConfig) -> Sequence[Group]:
+        """The groups in which the items of a set are optimised, one after another.
+
+        The sum of their losses is the loss of the set, and no item sees one of another group. None,
+        the default: all together. Raises UserError for settings that need all at once.
+        """
+        return ()
 
     def init(self, rng: Generator) -> dict[str, Tensor]:
         """Everything kept between steps (a network, a pool), which is checkpointed.

@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -41,6 +42,8 @@ BASELINES = (
     "k_means",
     "forgetting",
     "el2n",
+    "cad",
+    "facility",
 )
 DSA_OPS = ("color", "crop", "cutout", "flip", "scale", "rotate")
 OPS = (*DSA_OPS, "roll", "resized_crop", "shuffle")
@@ -283,8 +286,9 @@ class InitConfig:
     # random real images of the class | standard normal noise | real images an expert classifies
     # correctly | representative ones, by k-means | coresets: a running mean near the class mean |
     # far from each other | centres of k-means | by forgetting events | by the error of early
-    # networks | crops of real images that a teacher is most sure of (RDED) | random real images
-    # of any class: no labels are read, and the classes of the set say nothing
+    # networks | by how much the error varies while a network is trained (CAD) | that stand for all
+    # others (facility location) | crops of real images that a teacher is most sure of (RDED) |
+    # random real images of any class: no labels are read, and the classes of the set say nothing
     kind: Literal[
         "real",
         "noise",
@@ -295,13 +299,16 @@ class InitConfig:
         "k_means",
         "forgetting",
         "el2n",
+        "cad",
+        "facility",
         "patches",
         "unlabelled",
     ] = "real"
     clusters: int = 10  # most clusters per class of `representative`
     # what herding, k_centre and k_means see: features of a trained network, or pixels
     embedding: Literal["network", "pixels"] = "network"
-    # updates of the network that embeds (herding, k_centre, k_means) or scores (forgetting; el2n,
+    # updates of the network that embeds (herding, k_centre, k_means, facility) or scores
+    # (forgetting; cad, whole epochs of them; el2n,
     # after a tenth of them)
     steps: int = 1000
     lr: float = 0.01  # learning rate of these updates, which have momentum 0.9
@@ -596,7 +603,8 @@ class EvalConfig:
     protocol: str  # the named protocol that these values start from
     epochs: int = 1000  # E, passes over the set
     batch: int = 256  # images per update
-    optimiser: Literal["sgd", "adamw"] = "sgd"  # adamw has betas 0.9 and 0.999
+    # adamw has betas 0.9 and 0.999 | muon: of hidden layers, with adamw of all else (torch 2.9)
+    optimiser: Literal["sgd", "adamw", "muon"] = "sgd"
     # where optimiser is sgd, networks that it trains badly from scratch (transformers, ConvNeXt)
     # have AdamW and rates to suit
     adapt: bool = True
@@ -640,15 +648,16 @@ class EvalConfig:
     num_networks: int = 5
     # where learning rates come from; validation: for each set and network the best of lr_grid, and
     # on the recipe's network the learned one, by the validation split; without such a split as
-    # learned | learned: of the set on the recipe's network the learned one, elsewhere lr
-    rate: Literal["validation", "learned"] = "validation"
+    # learned | learned: of the set on the recipe's network the learned one, elsewhere lr | fixed:
+    # lr
+    rate: Literal["validation", "learned", "fixed"] = "validation"
     lr: float = 0.01  # learning rate where none is chosen and none was learned
     lr_grid: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03, 0.1)
     search_networks: int = 1  # networks per learning rate tried
     # random | equal_bytes (as many random images as the bytes of the set hold) | random_soft (with
     # the labels of the set: of its teachers, else of a network trained on the full data) |
     # hard_labels (the set with its classes) | eight_bit (the set as its PNG files say it) | herding
-    # | k_centre | k_means | forgetting | el2n | full
+    # | k_centre | k_means | forgetting | el2n | cad | facility | full
     baselines: tuple[str, ...] = ("random", "herding", "full", "eight_bit")
     # all baselines but full have as many epochs as the set, or as many updates
     baseline_steps: Literal["epochs", "updates"] = "epochs"
@@ -671,6 +680,11 @@ class EvalConfig:
         require_at_least("evaluation.search_networks", self.search_networks)
         require_at_least("evaluation.full_steps", self.full_steps)
         require_at_least("evaluation.updates", self.updates)
+        require(
+            not (self.optimiser == "muon" and self.loss == "uskd"),
+            "evaluation.loss uskd has a second classifier, which evaluation.optimiser muon does "
+            "not train; set evaluation.optimiser sgd or adamw.",
+        )
         require(
             bool(self.drop_at) == (self.schedule == "steps"),
             f"evaluation.drop_at {' '.join(map(str, self.drop_at)) or '()'} says when the rate of "
@@ -779,11 +793,19 @@ class Recipe(Generic[BufferT, CodecT, ObjectiveT]):
     # networks that take turns with `model` where the objective draws networks; --for sets all of
     # them, and that the set is evaluated on them
     more_models: tuple[str, ...] = field(default=(), metadata=LATE)
+    # bytes of the set as it is shipped, labels apart, from which the codec chooses how many images
+    # it holds: ipcN:f32 (N images per class of 4 bytes a value; N becomes ipc), ipcN:u8 (1 byte a
+    # value) | a number of bytes of all classes together; nothing: as ipc says
+    budget: str = field(default="", metadata=LATE)
     # network which the learning rates are for, and to which losses in the others are
     # scaled; --for sets it to the network of the recipe; None: the first network
     scaled_to: str | None = field(default=None, metadata=LATE)
 
     def __post_init__(self) -> None:
+        if self.budget:
+            count, unit = self.budget_parts
+            if unit is not None:
+                object.__setattr__(self, "ipc", count)
         require(self.ipc >= 1, f"ipc must be at least 1, got {self.ipc}.")
         self._check_models()
         self._check_teachers()
@@ -798,6 +820,21 @@ class Recipe(Generic[BufferT, CodecT, ObjectiveT]):
             f"Recipe({self.name}: {method} of {self.data.name} in {self.model}, {images} per "
             f"class, {steps} steps)"
         )
+
+    @property
+    def budget_parts(self) -> tuple[int, Literal["f32", "u8"] | None]:
+        """(images per class, what a value of them takes) of `budget`, or (bytes, None).
+
+        Raises UserError for a budget of another form.
+        """
+        parts = re.fullmatch(r"(ipc)?([1-9][0-9]*)(?::(f32|u8))?", self.budget)
+        if parts is None or (parts[1] is None) != (parts[3] is None):
+            raise UserError(
+                f"budget is ipcN:f32, ipcN:u8 or a number of bytes, such as ipc1:f32 or 122880, "
+                f"got {self.budget!r}; correct it."
+            )
+        unit: Any = parts[3]
+        return int(parts[2]), unit
 
     @property
     def networks(self) -> tuple[str, ...]:

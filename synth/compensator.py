@@ -18,7 +18,7 @@ import torch
 
 from ddengine.sets.codec import Compensated
 from ddengine.sets.synthetic import SyntheticSet
-from synth.statistics import Batches, Group, OnePerClass
+from synth.statistics import Batches, InTeacher, OnePerClass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class BaseSets(Batches):
         """A compensator is of one."""
         return True
 
-    def groups(self, syn: SyntheticSet, num_teachers: int) -> list[Group]:
+    def groups(self, syn: SyntheticSet, num_teachers: int) -> list[InTeacher]:
         """By compensator, in order."""
         num_classes = len(syn.class_names)
         if not isinstance(syn.codec, Compensated):

@@ -22,8 +22,10 @@ directed weight adjustment (Du et al., NeurIPS 2024, arXiv 2409.17612), `adjust`
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import accumulate
 from typing import Any, Generic, Literal, Protocol, Self, TypeVar
 
 import torch
@@ -35,29 +37,39 @@ from ddengine.learning.flat import flatten
 from ddengine.learning.memory import step_bytes
 from ddengine.learning.teachers import load_all
 from ddengine.models.norms import norms_with_statistics
-from ddengine.objective import VECTORS, Env, Objective, ObjectiveConfig
-from ddengine.recipe import LATE, AugmentConfig, require, require_at_least
+from ddengine.objective import VECTORS, Env, Group, Objective, ObjectiveConfig
+from ddengine.recipe import LATE, AugmentConfig, OuterConfig, require, require_at_least
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system.errors import UserError
 from ddengine.system.runtime import autocast
+from ddengine.types import Facts, Json
 from synth.classes import class_members
 
 # images of 32 x 32 in one forward pass, but a whole batch at least
 AT_ONCE = {"cpu": 128, "cuda": 2048}
 
-Group = tuple[int, Tensor]  # a teacher, and decoded examples (G, B) int64: G batches of B
+InTeacher = tuple[int, Tensor]  # a teacher, and decoded examples (G, B) int64: G batches of B
+# of the memory there is, that the images and what their optimiser keeps may take
+SHARE = 0.25
+# bytes a value of an image: itself, its gradient, what Adam keeps, and all of it anew in a step
+HELD = 32
 
 
 class Batches(Protocol):
     """A frozen dataclass that says which examples are optimised together, and in which network."""
 
-    def groups(self, syn: SyntheticSet, num_teachers: int) -> list[Group]:
+    def groups(self, syn: SyntheticSet, num_teachers: int) -> list[InTeacher]:
         """Every example that is optimised, once."""
         ...
 
     @property
     def parts_teachers(self) -> bool:
         """Whether an example belongs to one teacher by design."""
+        return False
+
+    @property
+    def are_apart(self) -> bool:
+        """Whether no two batches share anything that is stored."""
         return False
 
 
@@ -70,10 +82,15 @@ class OnePerClass(Batches):
 
     classes: int = 100  # most of a batch
 
+    @property
+    def are_apart(self) -> bool:
+        """Each image is in one batch."""
+        return True
+
     def __post_init__(self) -> None:
         require_at_least("objective.batches.classes", self.classes)
 
-    def groups(self, syn: SyntheticSet, num_teachers: int) -> list[Group]:
+    def groups(self, syn: SyntheticSet, num_teachers: int) -> list[InTeacher]:
         """By the number of the image, then by class."""
         members = class_members(syn, None, Generator()).T  # (examples per class, classes)
         groups = []
@@ -117,6 +134,9 @@ class StatisticsMatching(ObjectiveConfig, Generic[BatchesT]):
     # most images in one forward pass: below the size of a batch, it is split exactly; None: as many
     # whole batches as pay on the device
     images_at_once: int | None = None
+    # images that are optimised to their last step before others begin, in whole forward passes;
+    # None: all, or as many as a quarter of the memory holds
+    images_in_group: int | None = field(default=None, metadata=LATE)
 
     def __post_init__(self) -> None:
         for name in ("alpha", "first", "variance", "adjust"):
@@ -148,6 +168,12 @@ class StatisticsMatching(ObjectiveConfig, Generic[BatchesT]):
         )
         require_at_least("objective.adjust_steps", self.adjust_steps)
         require_at_least("objective.images_at_once", self.images_at_once)
+        require_at_least("objective.images_in_group", self.images_in_group)
+        require(
+            self.images_in_group is None or self.batches.are_apart,
+            "objective.images_in_group parts images that share what is stored of them; leave it "
+            "out.",
+        )
 
     @property
     def cites(self) -> tuple[str, ...]:
@@ -182,11 +208,24 @@ class StatisticsMatching(ObjectiveConfig, Generic[BatchesT]):
             return self
         return replace(self, turns="steps")
 
-    def groups(self, syn: SyntheticSet, num_teachers: int, step: int) -> list[Group]:
+    def groups(self, syn: SyntheticSet, num_teachers: int, step: int) -> list[InTeacher]:
         """What is optimised together in which teacher, at an outer step."""
         if self.turns == "images":
             return self.batches.groups(syn, num_teachers)
         return [(step % num_teachers, index) for _, index in self.batches.groups(syn, 1)]
+
+    def choices(self, objective: Objective, syn: SyntheticSet, memory: int) -> Json:
+        """How many images are optimised at a time, where not all fit."""
+        of_image = HELD * max(tensor[0].numel() for tensor in syn.tensors.values() if tensor.dim())
+        fitting = int(memory * SHARE) // of_image
+        if self.images_in_group is not None or fitting >= len(syn.classes):
+            return {}
+        return {"images_in_group": max(1, fitting)}
+
+    def choose(self, objective: Objective, choices: Facts) -> None:
+        """Optimise so many images at a time."""
+        if isinstance(objective, StatisticsObjective):
+            objective.in_group = choices.get("images_in_group", self.images_in_group)
 
     def check_teacher(self, name: str, teacher: nn.Module) -> None:
         """Raise UserError for a network that cannot be a teacher, before it is trained."""
@@ -258,6 +297,66 @@ class StatisticsObjective(Objective):
         self.teachers = teachers
         check_teachers(teachers, env, statistics=config.alpha > 0)
         self.at_once = config.at_once(env)
+        self.in_group = config.images_in_group  # images that are optimised at a time; None: all
+        # where this is of a group: the number of its first image in a class, and how many a class
+        # has in all
+        self.place: tuple[int, int] | None = None
+
+    def groups(self, syn: SyntheticSet, config: OuterConfig) -> Sequence[Group]:
+        """Some images of every class, in the batches and forward passes that they have in all."""
+        most = self.in_group
+        if most is None or not self.config.batches.are_apart:
+            return ()
+        why = why_together(syn, config)
+        if why is not None:
+            if self.config.images_in_group is None:
+                return ()
+            raise UserError(f"objective.images_in_group {most} cannot be: {why}.")
+        members = class_members(syn, None, Generator())  # (K, images of a class)
+        whole = self._images_that_belong_together(syn)
+        each = max(1, most // len(members) // whole) * whole
+        per_class = members.shape[1]
+        groups = []
+        for first in range(0, per_class, each):
+            objective = copy(self)
+            objective.place = (first, per_class)
+            items = members[:, first : first + each].flatten()
+            groups.append(Group(torch.sort(items).values, objective))
+        return groups if len(groups) > 1 else ()
+
+    def _images_that_belong_together(self, syn: SyntheticSet) -> int:
+        """Of a class: as many as have a place in whole forward passes of every teacher."""
+        together = 1
+        for _, index in self.config.groups(syn, len(self.teachers), 0):
+            together = math.lcm(together, self._rows_together(index))
+        return together * self._teachers_of_images()
+
+    def _teachers_of_images(self) -> int:
+        """The teachers among which the images are shared out."""
+        return len(self.teachers) if self.config.turns == "images" else 1
+
+    def _rows_together(self, index: Tensor) -> int:
+        """Batches of a group (G, B) that share a forward pass."""
+        if self.config.adjust:
+            return 1
+        return max(1, self.at_once // index.shape[1])
+
+    def _first_batches(self, groups: Sequence[InTeacher]) -> tuple[list[int], int]:
+        """(the number of the first batch of each group among those of the set, how many it has)."""
+        if self.place is None:
+            ends = list(accumulate((len(index) for _, index in groups), initial=0))
+            return ends[:-1], ends[-1]
+        first, per_class = self.place
+        shared = self._teachers_of_images()
+        starts, total = [], 0
+        of_first = [index for teacher, index in groups if teacher == groups[0][0]]
+        here = sum(len(index) for _, index in groups) // len(of_first)  # images of a class
+        for teacher in range(shared):
+            for _ in of_first:
+                if teacher < here:
+                    starts.append(total + first // shared)
+                total += len(range(teacher, per_class, shared))
+        return starts, total
 
     def init(self, rng: Generator) -> dict[str, Tensor]:
         """The weights of each batch's own teacher, once they are adjusted, by teacher.
@@ -279,15 +378,12 @@ class StatisticsObjective(Objective):
         if config.adjust and step == 0:
             self._adjust_all(syn, groups, state)
         seen_through = crop_at(config, step)
-        draw = augment.sample(seen_through, 1, rng, groups=num_batches(groups), shared=True)
+        starts, total = self._first_batches(groups)
+        draw = augment.sample(seen_through, 1, rng, groups=total, shared=True)
         draw = draw.to(self.env.device)
-        first = 0  # batches so far: of all teachers, and of each
-        first_of = [0] * len(self.teachers)
-        for teacher, index in groups:
-            together = 1
-            if not config.adjust:
-                together = max(1, self.at_once // index.shape[1])
-            for rows in index.split(together):
+        first_of = [0] * len(self.teachers)  # batches of each so far
+        for first, (teacher, index) in zip(starts, groups, strict=True):
+            for rows in index.split(self._rows_together(index)):
                 theta = None
                 if config.adjust:
                     weights = state[f"theta.{teacher}"]
@@ -323,7 +419,7 @@ class StatisticsObjective(Objective):
             yield from part_losses(forward, network, looks, config)
 
     def _adjust_all(
-        self, syn: SyntheticSet, groups: Sequence[Group], state: dict[str, Tensor]
+        self, syn: SyntheticSet, groups: Sequence[InTeacher], state: dict[str, Tensor]
     ) -> None:
         """Put the weights of each batch's own teacher into the state."""
         for number, teacher in enumerate(self.teachers):
@@ -371,7 +467,22 @@ class StatisticsObjective(Objective):
         return theta
 
 
-def num_batches(groups: Sequence[Group], teacher: int | None = None) -> int:
+def why_together(syn: SyntheticSet, config: OuterConfig) -> str | None:
+    """Why the items of a set cannot be optimised apart from each other; None where they can."""
+    num = len(syn.classes)
+    if len(syn) != num or any(not t.dim() or len(t) != num for t in syn.tensors.values()):
+        return f"the codec {type(syn.codec).__name__} stores more than an image for each example"
+    optim = config.optim.values()
+    if any(one.clip is not None or one.clip_average is not None for one in optim):
+        return "outer.optim clips by the norm of all images; leave the clip out"
+    if config.max_loss < math.inf:
+        return "outer.max_loss looks at the loss of all images; leave it out"
+    if config.ema:
+        return "outer.ema keeps averages of all images; leave it out"
+    return None
+
+
+def num_batches(groups: Sequence[InTeacher], teacher: int | None = None) -> int:
     """How many batches there are in groups, of one teacher or of all."""
     num = 0
     for number, index in groups:

@@ -1,5 +1,6 @@
 """Distillation: images and a recipe in, a distilled set out. The command line calls this too."""
 
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddengine import loop, turns
+from ddengine import in_groups, loop, turns
 from ddengine.api import experts as of_experts
 from ddengine.api.begun import begun, followed, place
 from ddengine.api.checks import check_folder, check_recipe, check_run, say_slow_precision
@@ -379,7 +380,7 @@ def _in_memory(job: Job, bibtex: Bibtex | None, began: float) -> Distilled:
     syn, objective, initial_seconds = job.start(experts)
     choose(recipe.objective, objective, syn, job.device)
     with tempfile.TemporaryDirectory(prefix="ddengine-") as temporary:
-        result, counters = loop.distill(
+        result, counters = in_groups.distill(
             syn,
             objective,
             quiet,
@@ -470,7 +471,7 @@ def _kept(job: Job, keep: Keep) -> Distilled:
             teachers=teachers,
         )
 
-    result, counters = loop.distill(
+    result, counters = in_groups.distill(
         syn,
         objective,
         recipe.outer,
@@ -489,6 +490,7 @@ def _kept(job: Job, keep: Keep) -> Distilled:
     renumbered = job.renumbered(result)
     if first:
         writing.write_run(folder, renumbered, data, meta, shown=result)
+        shutil.rmtree(folder / in_groups.FOLDER, ignore_errors=True)
         seconds = time.perf_counter() - began
         _say_what_came(renumbered, data, meta, folder, seconds, recipe.validated_on)
     return Distilled(renumbered, meta, folder, data.split_names)

@@ -51,6 +51,7 @@ def kept_in(
             if restart:
                 runs.delete(path, mark)
             runs.claim(path, mark, {"recipe": to_dict(recipe), **identity})
+            files.clean_below(path)
         yield path
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from ddengine.artefact import plain
 from ddengine.evaluation.protocol import OF_FEATURES
+from ddengine.sets.codec import packed
 from ddengine.types import Facts
 
 TEMPLATE = '''"""The distilled set as ready-to-train tensors. Needs torch and safetensors only.
@@ -88,9 +89,11 @@ class Shipped:
 def trainable(protocol: Facts) -> bool:
     """Whether `load.py` can train as the protocol says.
 
-    It can where the labels are in the folder, and the loss is one of those above, cross-entropy
-    with classes or with weights, or that of features.
+    It can where the labels are in the folder, the optimiser is not Muon, and the loss is one of
+    those above, cross-entropy with classes or with weights, or that of features.
     """
+    if protocol["optimiser"] == "muon":
+        return False
     return protocol["labels"] != "teachers" and protocol["loss"] in (
         "cross_entropy",
         "weighted_cross_entropy",
@@ -182,10 +185,10 @@ def _imports(functions: str) -> str:
 
 @cache
 def _functions(module: str) -> dict[str, FunctionType]:
-    """All functions of a module by name, in their order."""
+    """All functions of a module by name, in their order, and those that codecs share."""
     functions = dict[str, FunctionType]()
     for name, value in vars(sys.modules[module]).items():
-        if isinstance(value, FunctionType) and value.__module__ == module:
+        if isinstance(value, FunctionType) and value.__module__ in (module, packed.__name__):
             functions[name] = value
     return functions
 

@@ -17,6 +17,7 @@ ZCA_EPS = 0.1  # added to the eigenvalues, as in MTT
 ZCA_MAX_DIM = 12288  # 64x64x3: a covariance of 0.6 GB
 # while it is fitted: bytes a pixel value, and matrices of the covariance's size (measured)
 ZCA_MEMORY, ZCA_MATRICES = 8, 16
+ZCA_IN_PARTS = 2**31  # pixel values from which on ZCA whitening is fitted part by part
 AT_ONCE = 2**24  # pixel values that are looked at, counted or turned into floats at a time
 
 
@@ -143,7 +144,8 @@ class Preprocess:
 def _check_memory(pixels: Tensor) -> None:
     """Raise UserError where there is not enough memory to whiten pixels (N, C, H, W)."""
     dim = pixels[0].numel()
-    needed = ZCA_MEMORY * pixels.numel() + ZCA_MATRICES * 4 * dim**2
+    of_images = 0 if pixels.numel() > ZCA_IN_PARTS else ZCA_MEMORY * pixels.numel()
+    needed = of_images + ZCA_MATRICES * 4 * dim**2
     available = available_memory(pixels.device)
     if needed > available:
         raise UserError(
@@ -156,8 +158,9 @@ def _check_memory(pixels: Tensor) -> None:
 def fit_zca(pixels: Tensor, eps: float = ZCA_EPS) -> Preprocess:
     """ZCA whitening fitted on pixels (N, C, H, W), floats in [0, 1] or uint8.
 
-    `eps` is added to the eigenvalues of the unbiased covariance. Raises UserError for images that
-    are too large, and where memory does not suffice.
+    `eps` is added to the eigenvalues of the unbiased covariance. More than ZCA_IN_PARTS values are
+    looked at part by part. Raises UserError for images that are too large, and where memory does
+    not suffice.
     """
     dim = pixels[0].numel()
     if dim > ZCA_MAX_DIM:
@@ -166,6 +169,8 @@ def fit_zca(pixels: Tensor, eps: float = ZCA_EPS) -> Preprocess:
             "or data.size of at most 64 64."
         )
     _check_memory(pixels)
+    if pixels.numel() > ZCA_IN_PARTS:
+        return _fit_zca_in_parts(pixels, eps)
     import kornia  # a second to import, and only ZCA needs it
 
     values = pixels
@@ -180,6 +185,34 @@ def fit_zca(pixels: Tensor, eps: float = ZCA_EPS) -> Preprocess:
         matrix=fitted.transform_matrix.T.contiguous(),
         inverse=fitted.transform_inv.T.contiguous(),
     )
+
+
+def _fit_zca_in_parts(pixels: Tensor, eps: float) -> Preprocess:
+    """What `fit_zca` returns, of pixels (N, C, H, W) of which a part is in memory at a time.
+
+    Sums over parts are of float64, so that it matters little how many there are.
+    """
+    num, dim = len(pixels), pixels[0].numel()
+    total = torch.zeros(dim, dtype=torch.float64, device=pixels.device)
+    for part in pieces(pixels):
+        total += _values(part).double().sum(0)
+    mean = (total / num).float()
+    products = torch.zeros(dim, dim, dtype=torch.float64, device=pixels.device)
+    with exact_matmul():
+        for part in pieces(pixels):
+            centred = _values(part) - mean
+            products += centred.T @ centred
+        variances, vectors = torch.linalg.eigh((products / (num - 1)).float())
+        roots = (variances.clamp(min=0) + eps).sqrt()
+        matrix = (vectors / roots) @ vectors.T
+        inverse = (vectors * roots) @ vectors.T
+    return Preprocess(mean=mean, matrix=matrix.contiguous(), inverse=inverse.contiguous())
+
+
+def _values(pixels: Tensor) -> Tensor:
+    """Pixels (B, C, H, W), uint8 or floats in [0, 1], as float32 (B, D) in [0, 1]."""
+    values = pixels.flatten(1).float()
+    return values / 255 if pixels.dtype == torch.uint8 else values
 
 
 def fit_preprocess(

@@ -164,8 +164,10 @@ class Bench:
     def learned(self, model: str) -> float | None:
         """The learned rate where it belongs.
 
-        That is with plain SGD on the network that it was learned for.
+        That is with plain SGD on the network that it was learned for, where rates are not fixed.
         """
+        if self.config.rate == "fixed":
+            return None
         if model == self.home and adapted(self.config, model).optimiser == "sgd":
             return self.learned_lr
         return None

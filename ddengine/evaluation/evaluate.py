@@ -38,6 +38,7 @@ from ddengine.evaluation.rates import two_of
 from ddengine.evaluation.rows import distinct
 from ddengine.evaluation.watch import Watch, num_networks
 from ddengine.evaluation.work import train_all
+from ddengine.learning import muon
 from ddengine.learning.training import Means, usual_means
 from ddengine.recipe import EvalConfig, digest, to_dict
 from ddengine.sets.codec import as_bytes
@@ -288,6 +289,8 @@ def _check(
             "evaluation.labels dynamic says a label for each batch as our loop augments it, and a "
             "training function of your own augments by itself; set it to own or hard."
         )
+    if config.optimiser == "muon":
+        muon.check()
     check_factories(factories, data.image_shape, data.num_classes)
 
 
@@ -337,8 +340,8 @@ def _rows(bench: Bench, syn: SyntheticSet, models: Sequence[str], facts: Facts) 
 def _contenders(bench: Bench, syn: SyntheticSet) -> tuple[list[Contender], Looking]:
     """The sets that are compared, and the network that looks at the full data for some of them."""
     distilled = freeze(syn, bench.device)
-    contenders = [*of_the_set(bench, syn, distilled), *of_codec(bench, syn, distilled)]
     looking = Looking(bench, full_data(bench, distilled))
+    contenders = [*of_the_set(bench, syn, distilled), *of_codec(bench, syn, distilled, looking)]
     ipc = _images_per_class(bench, syn)
     contenders += of_real_images(bench, looking, ipc, distilled)
     return contenders, looking

@@ -18,6 +18,7 @@ JUDGED = 200  # images on which judging is timed
 FULL_SECONDS = 120.0  # that networks on the full data usually may take, on each network
 WORTH = 15.0  # seconds of trainings from which on processes are worth their start
 PROCESS_BYTES = 6 * 10**8  # of a process before it trains
+TOLD = 2**31  # bytes of images, at most, of which other processes are given copies
 HELD = 2.5  # bytes that a training holds for one that a forward pass saves
 CURVE = 0.75  # of a whole training that a validation curve often takes
 
@@ -150,7 +151,10 @@ def _in_memory(bench: Bench, rows: Sequence[Asked]) -> int:
     """Processes that have the memory to train at once."""
     data, config = bench.data, bench.config
     pixels = sum(len(real) for real in (data.train, data.validation, data.test) if real is not None)
-    most = PROCESS_BYTES + pixels * math.prod(data.image_shape)
+    of_images = pixels * math.prod(data.image_shape)
+    if of_images > TOLD:  # each process would hold a copy of what is mapped into this one
+        return 1
+    most = PROCESS_BYTES + of_images
     for model in {model for _, model in rows}:
         network = bench.new_model(model)(generator(0))
         saved = saved_bytes(network, data.image_shape, bench.device)

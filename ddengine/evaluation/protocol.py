@@ -6,7 +6,7 @@ They go into meta.json, the dataset card, and `load()` of the shipped folder.
 from collections.abc import Mapping, Sequence
 
 from ddengine.evaluation.rates import adapted, candidates
-from ddengine.learning import torch_steps, training
+from ddengine.learning import muon, torch_steps, training
 from ddengine.recipe import (
     AugmentConfig,
     EvalConfig,
@@ -134,7 +134,7 @@ def _rate(
     config: EvalConfig, of_network: EvalConfig, learned: float | None, lr: float | None
 ) -> Json:
     """The learning rate, and how it was chosen."""
-    if of_network.optimiser != "sgd":
+    if of_network.optimiser != "sgd" or config.rate == "fixed":
         learned = None
     if lr is None:
         if learned:
@@ -154,6 +154,10 @@ def _optimiser(config: EvalConfig) -> Json:
         return {"optimiser": step.name, "optimiser_settings": settings}
     if config.optimiser == "sgd":
         return {"optimiser": config.optimiser, "momentum": config.momentum}
+    if config.optimiser == "muon":
+        # the betas are those of AdamW
+        facts = {"hidden_layers": "muon", "all_else": "adamw", "step_length": muon.LENGTH}
+        return {"optimiser": "muon", "betas": list(muon.BETAS), **facts}
     return {"optimiser": config.optimiser, "betas": [0.9, 0.999]}
 
 
@@ -307,6 +311,8 @@ def _optimiser_in_words(protocol: Facts) -> str:
         settings = f"momentum {protocol['momentum']:g}"
     else:
         settings = f"betas {protocol['betas'][0]} and {protocol['betas'][1]}"
+    if protocol["optimiser"] == "muon":
+        settings = f"of hidden layers, AdamW of all else with {settings}"
     spared = " but on biases and normalisation layers"
     if protocol["weight_decay_on_biases_and_norms"]:
         spared = ""

@@ -104,7 +104,8 @@ def _usual_rate(
 
     `home` is the network that it was learned for.
     """
-    belongs = bool(name) and name == home and protocol.optimiser == "sgd"
+    by_set = protocol.optimiser == "sgd" and protocol.rate != "fixed"
+    belongs = bool(name) and name == home and by_set
     if belongs and isinstance(of, SyntheticSet) and of.lr:
         return of.lr
     return protocol.lr

@@ -187,7 +187,7 @@ def tried_rates(bench: Bench, who: Contender, model: str) -> list[float]:
     """The learning rates that are tried for a contender; none where its rate is not chosen."""
     if who.rate_of is not None or bench.data.validation is None:
         return []
-    if bench.config.rate == "learned":
+    if bench.config.rate != "validation":
         return []
     protocol, learned = adapted(bench.config, model), bench.learned(model)
     if bench.economy.quick:
@@ -268,7 +268,7 @@ def _most_updates(bench: Bench, who: Contender, model: str) -> int:
 def _curve(bench: Bench, who: Contender, model: str) -> tuple[int | None, Group | None]:
     """(the updates that are enough, the next length to be tried): one of the two is None."""
     lr = adapted(bench.config, model).lr
-    if bench.config.rate == "learned":
+    if bench.config.rate != "validation":
         lr = usual_lr(bench, who, model)
     lengths = shorter(_most_updates(bench, who, model))
     images = len(bench.split("validation"))

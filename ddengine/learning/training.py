@@ -21,6 +21,7 @@ from ddengine.learning.class_batches import class_batch, classes_of
 from ddengine.learning.ensemble import Ensemble, WeakHead
 from ddengine.learning.last_batch import check_last_batch
 from ddengine.learning.losses import soft_loss
+from ddengine.learning.muon import Muon, muon
 from ddengine.learning.torch_steps import torch_optimiser
 from ddengine.models.dropout import is_dropout
 from ddengine.models.norms import BatchNorm, batch_norms
@@ -300,7 +301,7 @@ def _trained(
     if steps is None:
         steps = task.config.updates
     updates = _by_epochs if task.config.students is None else _by_students
-    optimiser: torch.optim.Optimizer | None = None
+    optimiser: torch.optim.Optimizer | Muon | None = None
     for update in updates(task, lr, steps):
         if update.change is not None:
             optimiser = _changed(optimiser, task.config, update.change, ensemble, head)
@@ -513,13 +514,16 @@ def _spared(network: nn.Module) -> set[str]:
 
 def _optimiser(
     config: EvalConfig, point: ChangePoint, ensemble: Ensemble, head: WeakHead | None
-) -> torch.optim.Optimizer:
+) -> torch.optim.Optimizer | Muon:
     """A new one.
 
     Its first group has the weight decay; a second one, where some parameters are spared, has none.
     """
     # by the dimensions in one network, which stacked parameters have one more than
     spared = set() if config.decay_norms else _spared(ensemble.networks[0])
+    if config.optimiser == "muon" and config.students is None:
+        parameters, networks = ensemble.parameters(), len(ensemble.networks)
+        return muon(parameters, spared, point.lr, point.weight_decay, networks=networks)
     decayed: list[Tensor] = []
     rest: list[Tensor] = []
     for name, parameter in ensemble.parameters().items():
@@ -542,12 +546,12 @@ def _optimiser(
 
 
 def _changed(
-    optimiser: torch.optim.Optimizer | None,
+    optimiser: torch.optim.Optimizer | Muon | None,
     config: EvalConfig,
     point: ChangePoint,
     ensemble: Ensemble,
     head: WeakHead | None,
-) -> torch.optim.Optimizer:
+) -> torch.optim.Optimizer | Muon:
     """The optimiser with the settings of a change point, or a new one."""
     if optimiser is None or point.fresh:
         return _optimiser(config, point, ensemble, head)

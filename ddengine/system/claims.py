@@ -15,6 +15,8 @@ import fcntl
 import json
 import os
 import socket
+import stat
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -111,6 +113,64 @@ def _locked(of: Path, lock: Path, command: str, every_rank: bool = False) -> Ite
                 folder.rmdir()
 
 
+# Folders that are read: not deleted by another command, and read by any number.
+
+_readers: dict[tuple[int, int], set[int]] = {}  # open files of this process, by device and inode
+
+
+def reads(reader: object, file: Path) -> None:
+    """No other command deletes the folder of a file (`refuse_read`) before `reader` is gone.
+
+    It may write there. Where there are no locks nothing is kept apart.
+    """
+    try:
+        handle = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:  # it is said of it where it is read
+        return
+    with suppress(OSError):
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    key = _key(handle)
+    _readers.setdefault(key, set()).add(handle)
+    weakref.finalize(reader, _read_no_more, key, handle)
+
+
+def _read_no_more(key: tuple[int, int], handle: int) -> None:
+    _readers[key].discard(handle)
+    os.close(handle)
+
+
+def refuse_read(file: Path) -> None:
+    """Raise UserError where another command reads the folder of a file."""
+    if not file.is_file():
+        return
+    handle = os.open(file, os.O_RDWR | os.O_CLOEXEC)
+    own = _readers.get(_key(handle), set())
+    try:
+        for reader in own:
+            fcntl.flock(reader, fcntl.LOCK_UN)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_UN)
+    except BlockingIOError:
+        raise UserError(
+            f"Another command reads {file.parent}, which cannot be deleted meanwhile; end it or "
+            "wait for its end, or name another folder with --out."
+        ) from None
+    except OSError as error:
+        if error.errno not in WITHOUT_LOCKS:
+            raise
+    finally:
+        os.close(handle)
+        for reader in own:
+            with suppress(OSError):
+                fcntl.flock(reader, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+
+def _key(handle: int) -> tuple[int, int]:
+    """What tells an open file from any other."""
+    facts = os.fstat(handle)
+    return facts.st_dev, facts.st_ino
+
+
 def _acquired(of: Path, lock: Path, command: str) -> int:
     """The open lock file, which is locked and says who works in `of`."""
     said = False
@@ -136,12 +196,17 @@ def _opened(lock: Path) -> int:
     Raises UserError for what is no file, such as a link, which could lead anywhere, or a pipe.
     """
     how = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    other = UserError(f"{lock} is no file of this program; remove it.")
     try:
-        return os.open(lock, how, 0o666)
+        handle = os.open(lock, how, 0o666)
     except OSError as error:
-        if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+        if error.errno not in (errno.ELOOP, errno.EISDIR):
             raise
-        raise UserError(f"{lock} is no file of this program; remove it.") from None
+        raise other from None
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise other
+    return handle
 
 
 def _try(handle: int, of: Path) -> bool:

@@ -113,6 +113,13 @@ def clean(folder: Path) -> None:
             _remove(path)
 
 
+def clean_below(folder: Path) -> None:
+    """Do what `clean` does in a folder and in all folders below it, of which none is another's."""
+    for parent in sorted({path.parent for path in folder.rglob(f"{TEMPORARY}*")}):
+        if parent.is_dir():  # and did not go with what was unfinished itself
+            clean(parent)
+
+
 def temporary_name(path: Path, prefix: str = TEMPORARY) -> Path:
     """A path beside `path` that no other process, here or on another machine, writes to."""
     host = re.sub(r"[^\w.-]", "_", socket.gethostname())[:32]

@@ -99,6 +99,7 @@ class Generative(OwnTraining):
         """Train the parts that are not loaded; returns the loss of each, and the scale."""
         parts = _as_parts(network)
         checkpoints = files.make_folder(folder / TRAINING)
+        files.clean(checkpoints)
         job = Job(parts, data.train, seed, precision, checkpoints)
         encode_class_names(parts, data.class_names, self._local_folders())
         measured: Json = {}

@@ -137,7 +137,7 @@ FLOORS = (
     ("data", "models"),
     ("learning",),
     ("sets",),
-    ("experts", "objective", "turns", "loop", "prepare"),
+    ("experts", "objective", "turns", "loop", "in_groups", "prepare"),
     ("evaluation",),
     ("artefact",),
     ("pages", "uses", "plan"),
@@ -200,7 +200,10 @@ def abilities_are_declared(path: str, tree: ast.AST) -> Iterator[str]:
             yield f"{call.lineno}: {name}(...) without a reason ({PROBES} ...)"
 
 
-CODECS = {"Identity", "Pixels", "MultiFormation", "Compensated", "LinearBases", "Quantised"}
+CODECS = {
+    "Identity", "Pixels", "MultiFormation", "Compensated", "LinearBases", "Quantised", "Reduced", "Gaussians", "Siren",
+    "Spectra", "SparseTokens", "Hallucinated", "Mixed",
+}  # fmt: skip
 
 
 def codecs_say_what_they_are(path: str, tree: ast.AST) -> Iterator[str]:

@@ -17,6 +17,7 @@ from ddengine.api.results import Distilled
 from ddengine.learning import training
 from ddengine.pages import of_labels
 from ddengine.recipe import AugmentConfig, DataConfig, to_dict
+from ddengine.sets.pruning import facility_location
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 from ddengine.uses.labels import (
@@ -157,6 +158,21 @@ def test_draws_have_these_probabilities():
     assert torch.allclose(counts.double() / times, included, atol=0.045)  # 4 standard errors
 
 
+def test_any_two_points_may_be_drawn_together():
+    """Systematic sampling takes neighbours never, so their order is random."""
+    pairs = set()
+    for seed in range(60):
+        first, second = sorted(drawn(torch.full((4,), 0.5), generator(seed, "pair")).tolist())
+        pairs.add((first, second))
+    assert len(pairs) == 6
+
+
+def test_rad_guards_against_half_of_a_round_at_most():
+    config = replace(SMALL, points=10)
+    assert [config.guarded(wrong) for wrong in (0.0, 0.31, 0.9, None)] == [0, 3, 5, 2]
+    assert replace(config, errors=0.1).guarded(0.9) == 1
+
+
 # The rules.
 
 
@@ -177,10 +193,17 @@ def test_rules_choose_what_they_say():
     for rule in (rad, uniform, facility):
         points = rule(of, 6, 1, rng)
         assert len(points) == 6 == len(points.unique()) and points.max() < 40
+
+
+def test_facility_leaves_out_what_is_like_the_known_points():
+    """Those that would be chosen first are known here, and others are chosen."""
+    of = judged()
     kernel = (of.features @ of.features.T).clamp(min=0)
-    covered = kernel[:, :3].max(1).values
-    gains = (kernel - covered.unsqueeze(1)).clamp(min=0).sum(0)
-    assert int(facility(of, 1, 0, rng)) == int(gains.argmax())
+    first, _ = facility_location(kernel, 3)
+    covered = kernel[:, first].max(1).values
+    wanted, _ = facility_location(kernel, 3, covered=covered)
+    chosen = facility(replace(of, known=of.features[first]), 3, 0, generator(1))
+    assert chosen.tolist() == wanted and not set(wanted) & set(first)
 
 
 def test_rad_without_errors_buys_the_largest_gains():
@@ -303,6 +326,26 @@ def test_a_folder_has_a_page(content, folder, tmp_path):
     ):
         assert words in page, words
     assert page.count("data:image/png") == 1
+
+
+def test_rules_have_the_same_points_and_seeds_and_repeats_and_rounds_others(monkeypatch):
+    lessons = []
+
+    def untrained(new_model, sets, seeds, *args, **settings):
+        lessons.append((seeds[0], tuple(sets[0].index[:10].tolist()), len(sets[0])))
+        return [new_model(generator(0)).eval()]
+
+    monkeypatch.setattr(training, "train_networks", untrained)
+    config = replace(SMALL, rules=("uniform", "margin"), wrong=(0.0,), rounds=2)
+    bought(config)
+    assert len(lessons) == 2 * (1 + 2 * 2)  # the start of a repeat, and two rounds of two rules
+    of_repeats = {}
+    for seed, known, size in lessons:
+        of_repeats.setdefault(known, set()).add((seed, size))
+    assert len(of_repeats) == 2  # other points are known in each repeat
+    for of_repeat in of_repeats.values():
+        assert sorted(size for _, size in of_repeat) == [10, 18, 26]
+        assert len({seed for seed, _ in of_repeat}) == 3
 
 
 def test_a_pool_can_be_bought_to_its_last_point():

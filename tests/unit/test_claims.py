@@ -15,6 +15,8 @@ from helpers import run
 
 import buffers
 import ddengine
+from buffers.making import _delete
+from buffers.open import Place
 from ddengine.artefact import runs
 from ddengine.system import claims, files
 from ddengine.system.errors import UserError
@@ -193,6 +195,36 @@ def test_no_set_or_store_is_written_into_a_folder_of_another(tmp_path, holder):
     assert [path.name for path in out.iterdir()] == [".lock"]
 
 
+def test_a_store_that_another_command_reads_is_not_deleted(tmp_path):
+    file = tmp_path / "manifest.json"
+    claims.refuse_read(file)  # there is none
+    file.write_text("{}")
+    (tmp_path / "expert_0000.safetensors").write_text("")
+    reader = os.open(file, os.O_RDONLY)
+    fcntl.flock(reader, fcntl.LOCK_SH)
+    place = Place("convnet", tmp_path, {})
+    with pytest.raises(UserError, match=f"reads {tmp_path}"):
+        _delete([place])
+    assert (tmp_path / "expert_0000.safetensors").exists()
+    os.close(reader)
+    _delete([place])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_process_may_delete_what_it_reads_itself(tmp_path):
+    file = tmp_path / "manifest.json"
+    file.write_text("{}")
+    reader = type("Reader", (), {})()
+    claims.reads(reader, file)
+    claims.refuse_read(file)
+    handle = os.open(file, os.O_RDWR)
+    with pytest.raises(BlockingIOError):  # it reads it still
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    del reader
+    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(handle)
+
+
 def test_a_lock_that_went_with_its_folder_is_not_taken_for_ours(tmp_path):
     with claims.claimed(tmp_path / "run", "merge"):
         (tmp_path / "run" / ".lock").rename(tmp_path / "old")
@@ -216,6 +248,17 @@ def test_temporary_names_say_process_and_host(tmp_path):
     first, second = files.temporary_name(path), files.temporary_name(path)
     assert first != second and str(os.getpid()) in first.name and first.suffix == ".png"
     assert os.uname().nodename[:32] in first.name and len(first.name) < 255
+
+
+def test_what_a_kill_left_in_folders_below_is_removed(tmp_path):
+    for name in ("work", "work/.writing-host-1-0~stage", "kept/deep"):
+        (tmp_path / name).mkdir(parents=True)
+    left = ("work/.writing-host-1-0~stage/.writing-host-1-1~a", "kept/deep/.writing-host-1-2~b")
+    for name in (*left, "kept/deep/.writing-old-host-1-3~c", "kept/whole"):
+        (tmp_path / name).write_text("")
+    files.clean_below(tmp_path)
+    stay = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert stay == {"kept/deep/c", "kept/whole"} and not list((tmp_path / "work").iterdir())
 
 
 def test_what_was_put_aside_is_put_back(tmp_path):

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from ddengine.data import load_data
 from ddengine.models import build_model
@@ -329,6 +330,127 @@ def test_each_training_moves_its_part_alone(data, tmp_path):
         parts.zero_grad(set_to_none=True)
 
 
+def test_texts_are_corrupted_as_often_as_is_said():
+    from synth.generative.training import corrupted
+
+    text = torch.ones(50, 40, 3)
+    quiet = FusionConfig(no_text=0.0, no_token=0.2, token_noise=0.0)
+    seen = corrupted(text, quiet, generator(0))
+    assert set(seen.unique().tolist()) == {0.0, 1.0}
+    assert float((seen[..., 0] == 0).double().mean()) == pytest.approx(0.2, abs=0.04)
+    assert torch.equal(seen[..., 0], seen[..., 2])  # tokens are left out, not their numbers
+    noisy = corrupted(text, replace(quiet, no_token=0.0, token_noise=0.5), generator(0))
+    assert float((noisy - text).std()) == pytest.approx(0.5, abs=0.03)
+    without = [
+        float(corrupted(text, replace(quiet, no_text=0.3), generator(i)).sum()) for i in range(200)
+    ]
+    assert without.count(0.0) / 200 == pytest.approx(0.3, abs=0.1)
+
+
+@needs_extra
+def test_an_update_of_the_fusion_is_the_mean_of_its_batches_by_their_weights(data, tmp_path):
+    """The weight of the squared error rises over half of the batches of the training."""
+    from synth.generative import training
+
+    fusion = FusionConfig(
+        width=8, heads=2, epochs=2, batch=10, batches=2, contrast=0.0, error=(0.2, 2.0),
+        dropout=0.0, no_text=0.0, no_token=0.0, token_noise=0.0,
+    )  # fmt: skip
+    step = tiny(fusion=fusion)
+    parts = step.new_model(data, generator(0))
+    latents = numbers(len(data.train), 1, 4, 4, 4).expand(-1, 2, -1, -1, -1)
+    job = training.Job(parts, data.train, 0, "fp32", tmp_path)
+    stage = training.fusion_stage(job, fusion, latents)
+    batches = stages.Batches(len(latents), fusion.batch, 0, "fusion")
+    num_batches = 2 * batches.per_epoch
+    assert stage.steps == num_batches // 2
+    for number in (0, 1, stage.steps - 1):
+        total = torch.zeros(())
+        for batch in (2 * number, 2 * number + 1):
+            index = batches.index(batch)
+            wanted = latents[index, 0]
+            fused = parts.fuse(wanted, data.train.labels[index])
+            weight = 0.2 + 1.8 * min(1.0, batch / (num_batches // 2))
+            total = total + weight * functional.mse_loss(fused, wanted) / 2
+        by_hand = torch.autograd.grad(total, list(parts.fusion.parameters()))
+        parts.zero_grad(set_to_none=True)
+        assert float(stage.loss(number)) == pytest.approx(total.item(), rel=1e-5)
+        for parameter, gradient in zip(parts.fusion.parameters(), by_hand, strict=True):
+            assert torch.allclose(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_a_stage_clips_gradients_and_ends_with_the_running_average(tmp_path):
+    network = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(network.weight)
+
+    def loss(number):
+        total = 10 * network.weight.sum()
+        total.backward()
+        return total.detach()
+
+    stage = stages.Stage(
+        name="part",
+        modules={"part": network},
+        optimiser=torch.optim.SGD(network.parameters(), 1.0),
+        steps=30,
+        loss=loss,
+        rate="rate",
+        clip=0.5,
+        average=0.6,
+    )
+    stages.run(stage, tmp_path)
+    weight = average = 0.0
+    for number in range(30):
+        weight -= 0.5
+        decay = min(0.6, (1 + number) / (10 + number))
+        average = decay * average + (1 - decay) * weight
+    assert network.weight.item() == pytest.approx(average, rel=1e-5)
+
+
+@needs_extra
+def test_the_denoiser_sees_scaled_latents_and_at_times_no_class(data, tmp_path, monkeypatch):
+    from synth.generative import training
+
+    step = tiny()
+    parts = step.new_model(data, generator(0))
+    parts.scale.fill_(3.0)
+    job = training.Job(parts, data.train, 0, "fp32", tmp_path)
+    latents = numbers(len(data.train), 1, 4, 4, 4).expand(-1, 2, -1, -1, -1)
+    index = torch.arange(10, 20)
+    classes = data.train.labels[index]
+    seen = []
+    monkeypatch.setattr(
+        type(parts), "denoise", lambda self, *args: seen.append(args) or Prediction(args[0], None)
+    )
+    for latents_of, share in (("plain", 0.0), ("fused", 1.0)):
+        config = replace(TINY_DENOISER, latents=latents_of, no_class=share)
+        trainer = training.denoiser_stage(job, config, latents).loss.__self__
+        clean, of_classes = trainer._clean(index, generator(0))
+        wanted = latents[index, 0] if share == 0 else parts.fuse(latents[index, 0], classes)
+        assert torch.equal(clean, 3.0 * wanted) and torch.equal(of_classes, classes)
+        with pytest.raises(RuntimeError, match="does not require grad"):
+            trainer.update(0)
+        assert set(seen[-1][2].tolist()) <= (set(range(10)) if share == 0 else {10})
+
+
+@needs_extra
+def test_a_new_denoiser_leaves_its_tokens_as_they_are_and_says_0():
+    from synth.generative.building import new_denoiser
+    from synth.generative.parts import Sizes
+
+    sizes = Sizes(2, 4, 1, 8, 64, None, 10)
+    network = new_denoiser(TINY_DENOISER, sizes, 4)
+    through = []
+    for block in network.transformer_blocks:
+        block.register_forward_hook(lambda block, given, out: through.append((given[0], out)))
+    said = network(
+        numbers(2, 4, 4, 4), timestep=torch.tensor([3, 9]), class_labels=torch.tensor([0, 10])
+    )
+    assert not said.sample.any() and through
+    for given, out in through:
+        assert torch.equal(given, out)
+
+
 @needs_extra
 def test_latents_are_computed_once_flips_included(trained_parts, data, monkeypatch):
     from synth.generative import training
@@ -575,6 +697,20 @@ def test_a_set_follows_from_its_seed_and_its_guidance(trained_parts, data):
 
 
 @needs_extra
+def test_modes_are_those_of_scaled_latents_fused_or_not(data):
+    parts = tiny().new_model(data, generator(0))
+    parts.scale.fill_(3.0)
+    latents = numbers(len(data.train), 4, 4, 4)
+    for is_fused in (False, True):
+        modes = sampling(fused=is_fused).modes_of_classes(parts, data.train, latents, 1)
+        for label, members in enumerate(data.train.members):
+            of_class = latents[members]
+            if is_fused:
+                of_class = parts.fuse(of_class, torch.full((len(members),), label)).detach()
+            assert torch.allclose(modes[label], 3.0 * of_class.mean(0), atol=1e-5)
+
+
+@needs_extra
 def test_reconstructed_images_are_real_ones_through_encoder_and_decoder(trained_parts, data):
     parts = trained_parts[0]
     images = sampling(kind="reconstructed").make_images(env_of(data, parts), 2, generator(3))
@@ -610,6 +746,12 @@ def test_sampling_goes_on_where_it_was_killed(trained_parts, data, tmp_path, mon
     with pytest.raises(KeyboardInterrupt):
         few.make_images(env, 2, generator(0))
     assert len(list(tmp_path.glob("samples-*/*.safetensors"))) == 2
+    monkeypatch.setattr(method, "sample", sampled)
+    for other, seed in ((few, 1), (replace(few, guidance=1.0), 0)):  # take nothing of that
+        images = other.make_images(env, 2, generator(seed))
+        alone = other.make_images(env_of(data, trained_parts[0]), 2, generator(seed))
+        assert torch.equal(images, alone)
+    monkeypatch.setattr(method, "sample", stopping)
     done.clear()  # one batch of three is left
     assert torch.equal(few.make_images(env, 2, generator(0)), whole)
     assert len(done) == 1

@@ -503,8 +503,9 @@ def test_the_protocol_says_what_is_done():
                 == training.num_updates(num, config)
                 == said["epochs"] * -(-num // config.batch)
             )
-            assert said["lr"] == (0.02 if config.optimiser == "sgd" else config.lr)
-            assert (said["lr_chosen_by"] == protocol.LEARNED) == (config.optimiser == "sgd")
+            learned = config.optimiser == "sgd" and config.rate != "fixed"
+            assert said["lr"] == (0.02 if learned else config.lr)
+            assert (said["lr_chosen_by"] == protocol.LEARNED) == learned
             points = training.schedule(config, 1.0)
             if config.schedule == "cosine":
                 assert said["cosine_stretch"] == config.stretch and "drops" not in said

@@ -147,6 +147,14 @@ def test_mined_sets_are_those_of_trying_all(least, longest):
         assert bool(mined) == (least <= max(Counter(itertools.chain(*transactions)).values()))
 
 
+def test_a_set_in_exactly_so_many_graphs_is_mined():
+    """Where the share times the number of graphs is rounded up, too."""
+    pair, other = frozenset({("a", ()), ("b", ())}), frozenset({("c", ())})
+    for num, least in ((25, 7), (100, 7), (100, 14), (100, 29), (114, 57)):
+        transactions = [pair] * least + [other] * (num - least)
+        assert mirage.frequent(transactions, least, 2, 10)[pair] == least
+
+
 def test_too_many_sets_are_refused_before_they_are_mined():
     transactions = [frozenset((str(i), ()) for i in range(40))] * 3
     assert len(mirage.frequent(transactions, 3, 2, 820)) == 40 + 780

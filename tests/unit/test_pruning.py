@@ -29,7 +29,7 @@ from ddengine.sets.pruning import (
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 from ddengine.uses import pruning
-from ddengine.uses.pruning import Context, PruningConfig, students
+from ddengine.uses.pruning import Context, PruningConfig, keep, students, teacher
 from ddengine.uses.pruning.findings import findings
 from ddengine.uses.pruning.looking import looked_at
 from ddengine.uses.pruning.students import Student
@@ -152,6 +152,34 @@ def test_scores_are_those_of_a_network_after_its_epochs():
     assert "cad" not in short
 
 
+def test_images_that_stand_for_others_are_weighted_by_cad(monkeypatch):
+    context = context_of()
+    num = len(context.data.train)
+    scores = torch.rand(num, generator=generator(3), dtype=torch.float64) ** 4
+    monkeypatch.setattr(keep, "scores_of", lambda context, repeat: {"cad": scores})
+    judge = teacher_in(context)
+    features = torch.randn(num, 3, generator=generator(4), dtype=torch.float64)
+    judge.__dict__["features"] = features
+    chosen = keep._facility(context, 4, 0, judge)
+    differ = 0
+    for members, of_class in zip(context.data.train.members, chosen, strict=True):
+        kernel = similarities(features[members])
+        weighted, _ = facility_location(kernel, 4, scores[members])
+        assert of_class.tolist() == members[weighted].tolist()
+        differ += weighted != facility_location(kernel, 4)[0]
+    assert differ
+
+
+def test_of_images_that_score_alike_some_are_drawn(monkeypatch):
+    """Other ones in every repeat."""
+    context = context_of()
+    scores = torch.zeros(len(context.data.train), dtype=torch.float64)
+    monkeypatch.setattr(keep, "scores_of", lambda context, repeat: {"el2n": scores})
+    judge = teacher_in(context)
+    orders = [torch.cat(keep._order(context, "el2n", 3, repeat, judge)) for repeat in (0, 1, 0)]
+    assert torch.equal(orders[0], orders[2]) and not torch.equal(orders[0], orders[1])
+
+
 # What students learn.
 
 
@@ -194,6 +222,22 @@ def test_augmented_images_are_shown_to_the_teacher():
             student = Student(loss, 0.9, MODEL)
             on = students.with_targets(context, student, torch.arange(30), teacher)
             assert students.labels_of(context, student, on) == labels
+
+
+@pytest.mark.parametrize("mixed", [{"cutmix": 1.0}, {"mixup": 0.8}])
+def test_mixed_images_are_shown_to_the_teacher(mixed):
+    context = context_of(recipe=replace(RECIPE, evaluation=replace(RECIPE.evaluation, **mixed)))
+    student = Student("kd", 0.9, MODEL)
+    on = students.with_targets(context, student, torch.arange(30), teacher_in(context))
+    assert students.labels_of(context, student, on) == "dynamic"
+
+
+def test_a_teacher_learns_classes_alone():
+    learns = replace(RECIPE.evaluation, loss="kl", soft_weight=0.5, hard_weight=0.5)
+    context = context_of(recipe=replace(RECIPE, evaluation=learns))
+    protocol = teacher._alone(context, MODEL)
+    assert (protocol.loss, protocol.labels) == ("ce", "hard")
+    assert (protocol.soft_weight, protocol.hard_weight) == (1.0, 0.0)
 
 
 def test_a_share_of_0_is_cross_entropy():
@@ -351,6 +395,15 @@ def test_findings_compare_within_repeats():
     )
     (other,) = told["teachers"]
     assert other["teacher"] == "small" and other["difference"] == pytest.approx(0.1067, abs=1e-3)
+
+
+def test_selections_are_compared_by_shares_that_both_have():
+    """Random images have more shares, and their best one is none of the others'."""
+    rows = [*ROWS, a_row("random", 0.1, 0.5, [0.9, 0.91, 0.92])]
+    (against,) = findings(rows, ["big", "small"])["selections"]
+    assert against["random_alpha"] == 0.9 and against["difference"] == pytest.approx(
+        0.2033, abs=1e-3
+    )
 
 
 def test_claims_say_what_the_figures_are():

@@ -3,6 +3,7 @@ curriculum, adjusted weights.
 """
 
 import copy
+import json
 import math
 from dataclasses import replace
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from matching import close, set_statistics
 from torch import nn
 from torch.nn import functional
 
+from ddengine import in_groups
 from ddengine import loop as outer
 from ddengine.data import Preprocess, RealSet
 from ddengine.learning import augment
@@ -23,6 +25,7 @@ from ddengine.objective import Env
 from ddengine.recipe import AugmentConfig, OptimConfig, OuterConfig
 from ddengine.sets.codec import Compensated, Identity, MultiFormation
 from ddengine.sets.synthetic import SyntheticSet
+from ddengine.system import digests
 from ddengine.system.errors import UserError
 from ddengine.system.files import read_tensors
 from ddengine.system.rng import generator
@@ -612,3 +615,107 @@ def test_settings_that_mean_nothing(fields, said):
         StatisticsMatching(batches=BaseSets(), **fields)
     with pytest.raises(UserError, match=r"objective\.batches\.classes must be at least 1"):
         OnePerClass(classes=0)
+
+
+# Groups of images, each optimised to its last step.
+
+
+def optimised(config, folder, fields=None, names=NARROW, most=None):
+    """(the images that come out, the log) of a few steps; in groups of at most so many images."""
+    objective, syn, _ = world(config, names, dtype=F32, codec=Identity(), sets=7)
+    config.choose(objective, {} if most is None else {"images_in_group": most})
+    optim = {"images": OptimConfig(kind="adam", lr=0.1)}
+    steps = OuterConfig(steps=4, optim=optim, evaluate_every=0, picture_every=0, **(fields or {}))
+    made, counters = in_groups.distill(syn, objective, steps, folder, seed=1, run="run")
+    log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert counters.log_digest == digests.of_bytes((folder / "metrics.jsonl").read_bytes())
+    return made.tensors["images"], log
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"turns": "steps"},
+        {"batches": OnePerClass(classes=2), "images_at_once": 2},
+        {"adjust": 0.1, "adjust_steps": 2},
+        {"images_at_once": 2},
+    ],
+    ids=str,
+)
+def test_groups_have_the_bits_of_all_images_together(tmp_path, fields):
+    usual = {"batches": OnePerClass(), "augment": ROLL, "images_at_once": 5}
+    config = StatisticsMatching(**{**usual, **fields})
+    whole, log = optimised(config, tmp_path)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    parted, of_groups = optimised(config, tmp_path / "a", most=20)
+    num = len(list((tmp_path / "a" / "groups").iterdir()))
+    assert num > 1 and torch.equal(parted, whole)
+    assert [event["step"] for event in of_groups] == [1, 2, 3, 4]
+    assert [event["loss"] for event in of_groups] == pytest.approx([e["loss"] for e in log])
+    assert torch.equal(optimised(replace(config, images_in_group=1), tmp_path / "b")[0], whole)
+
+
+def test_groups_go_on_where_they_were(tmp_path, monkeypatch):
+    config = StatisticsMatching(
+        batches=OnePerClass(), augment=ROLL, images_at_once=5, images_in_group=10
+    )
+    whole, _ = optimised(config, tmp_path)
+    made = []
+    step = outer.outer_step
+
+    def stopping(*args, **more):
+        if len(made) == 6:
+            raise KeyboardInterrupt
+        made.append(1)
+        return step(*args, **more)
+
+    (tmp_path / "again").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(outer, "outer_step", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            optimised(config, tmp_path / "again", {"checkpoint_every": 1})
+    made.clear()
+    monkeypatch.setattr(
+        outer, "outer_step", lambda *args, **more: made.append(1) or step(*args, **more)
+    )
+    again, _ = optimised(config, tmp_path / "again", {"checkpoint_every": 1})
+    assert torch.equal(again, whole) and len(made) == 4 * 4 - 6
+
+
+def test_groups_are_asked_for_by_memory():
+    config = StatisticsMatching(batches=OnePerClass(), augment=ROLL)
+    objective, syn, _ = world(config, dtype=F32, codec=Identity(), sets=7)
+    needed = 4 * 32 * syn.tensors["images"].numel()  # bytes, of a quarter of the memory
+    assert config.choices(objective, syn, needed) == {}
+    assert config.choices(objective, syn, needed * 10 // 35) == {"images_in_group": 10}
+    assert replace(config, images_in_group=3).choices(objective, syn, 1) == {}
+
+
+@pytest.mark.parametrize(
+    "fields, said",
+    [
+        ({"max_loss": 9.0}, "max_loss"),
+        ({"ema": {"images": 0.5}}, "ema"),
+        ({"optim": {"images": OptimConfig(lr=1, clip=1.0)}}, "clip"),
+    ],
+    ids=str,
+)
+def test_groups_that_cannot_be(tmp_path, fields, said):
+    objective, syn, _ = world(
+        StatisticsMatching(batches=OnePerClass(), images_in_group=5),
+        dtype=F32,
+        codec=Identity(),
+    )
+    steps = OuterConfig(**{"steps": 1, "optim": {"images": OptimConfig(lr=1)}, **fields})
+    with pytest.raises(UserError, match=f"images_in_group 5 cannot be: .*{said}"):
+        in_groups.distill(syn, objective, steps, tmp_path, seed=1)
+    chosen, syn, _ = world(StatisticsMatching(batches=OnePerClass()), dtype=F32, codec=Identity())
+    chosen.in_group = 5
+    assert chosen.groups(syn, steps) == ()
+
+
+def test_images_that_share_compensators_are_no_groups():
+    with pytest.raises(UserError, match="share what is stored"):
+        StatisticsMatching(batches=BaseSets(), images_in_group=5)

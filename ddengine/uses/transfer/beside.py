@@ -15,6 +15,7 @@ import torch
 
 from ddengine.data import Preprocess
 from ddengine.evaluation.beside import SPLITS, images_told, told_images
+from ddengine.evaluation.pace import TOLD
 from ddengine.evaluation.rates import best_rate
 from ddengine.recipe import from_dict, to_dict
 from ddengine.system import log, runtime
@@ -218,7 +219,10 @@ def processes_for(context: Context, asked: Sequence[Question]) -> int:
 
     Trainings on CUDA stay in this one.
     """
-    if context.device.type != "cpu":
+    told = 0
+    for of in context.datasets:
+        told += of.train.pixels.numel() + of.test.pixels.numel()
+    if context.device.type != "cpu" or told > TOLD:
         return 1
     seen = 0
     for question in asked:

@@ -1,0 +1,151 @@
+"""The outer loop for sets that do not fit into memory: some items to their last step, then others.
+
+For objectives whose losses are sums over items that do not see each other (`Objective.groups`).
+Updates are made item by item, so the numbers are those of all items together, with two exceptions,
+which `Objective.groups` refuses or which are said: what looks at all items at once (clipping by
+their norm, a largest loss), and a step that is skipped because something is not finite, which is
+skipped for its group alone.
+
+Each group has a folder with its checkpoint and its log, groups/0003, until the set is written.
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ddengine import loop
+from ddengine.loop import Counters, Finish
+from ddengine.objective import Group, Objective
+from ddengine.recipe import OuterConfig
+from ddengine.sets.synthetic import SyntheticSet
+from ddengine.system import digests, dist, files, log
+
+FOLDER = "groups"  # in the folder of a run
+LOG = "metrics.jsonl"
+
+
+def distill(
+    syn: SyntheticSet,
+    objective: Objective,
+    config: OuterConfig,
+    folder: Path,
+    *,
+    seed: int,
+    finish: Finish = lambda syn: syn,
+    validate: Callable[[SyntheticSet], float | None] | None = None,
+    picture: Callable[[SyntheticSet, int], None] | None = None,
+    board: log.Board | None = None,
+    began: float | None = None,
+    run: str | None = None,
+    shared: bool = False,
+) -> tuple[SyntheticSet, Counters]:
+    """What `loop.distill` does, in the groups that the objective asks for; mostly in one.
+
+    In several there is one validation and one picture, of the set in the end, and metrics.jsonl is
+    written then. Arguments and errors are those of `loop.distill`.
+    """
+    groups = objective.groups(syn, config)
+    if not groups:
+        return loop.distill(
+            syn,
+            objective,
+            config,
+            folder,
+            seed=seed,
+            finish=finish,
+            validate=validate,
+            picture=picture,
+            board=board,
+            began=began,
+            run=run,
+            shared=shared,
+        )
+    began = time.perf_counter() if began is None else began
+    quiet = replace(config, evaluate_every=0, picture_every=0)
+    made, counters = _one_by_one(syn, groups, quiet, folder, seed, run, shared)
+    result = finish(made)
+    if validate is not None and config.evaluate_every and dist.rank() == 0:
+        counters.validation_accuracy = validate(result)
+    if dist.rank() == 0:
+        counters.log_digest = _write_log(folder, len(groups), counters.validation_accuracy)
+        if picture is not None:
+            picture(result, config.steps)
+    counters.wall_seconds += time.perf_counter() - began
+    return result, counters
+
+
+def _one_by_one(
+    syn: SyntheticSet,
+    groups: Sequence[Group],
+    config: OuterConfig,
+    folder: Path,
+    seed: int,
+    run: str | None,
+    shared: bool,
+) -> tuple[SyntheticSet, Counters]:
+    """The set with the items of every group as they come out, and what all cost."""
+    tensors = {name: tensor.clone() for name, tensor in syn.tensors.items()}
+    counters = Counters()
+    log.say(f"{len(syn.classes)} images are optimised in {len(groups)} groups, one after another")
+    for number, group in enumerate(groups, 1):
+        place = _folder_of(folder, number)
+        files.make_folder(place)
+        made, cost = loop.distill(
+            _part(syn, group.items),
+            group.objective,
+            config,
+            place,
+            seed=seed,
+            run=None if run is None else f"{run} group {number} of {len(groups)}",
+            shared=shared,
+        )
+        for name, tensor in made.tensors.items():
+            tensors[name][group.items] = tensor
+        _add(counters, cost)
+        log.say(f"group {number} of {len(groups)} is optimised")
+    return syn.with_tensors(tensors), counters
+
+
+def _folder_of(folder: Path, number: int) -> Path:
+    """Where a group, counted from 1, keeps its checkpoint and its log."""
+    return folder / FOLDER / f"{number:04d}"
+
+
+def _part(syn: SyntheticSet, items: Tensor) -> SyntheticSet:
+    """The set of some stored items."""
+    tensors = {name: tensor[items] for name, tensor in syn.tensors.items()}
+    return replace(syn, tensors=tensors, classes=syn.classes[items])
+
+
+def _add(total: Counters, of_group: Counters) -> None:
+    """Add the cost and the counts of a group."""
+    total.not_finite += of_group.not_finite
+    total.above_max_loss += of_group.above_max_loss
+    total.lr_held += of_group.lr_held
+    total.seconds += of_group.seconds
+    total.peak_memory = max(total.peak_memory, of_group.peak_memory)
+
+
+def _write_log(folder: Path, num: int, accuracy: float | None) -> str:
+    """metrics.jsonl of the run, of those of its groups, whose losses are added; its digest."""
+    texts = [(_folder_of(folder, number) / LOG).read_text() for number in range(1, num + 1)]
+    events = []
+    for lines in zip(*(text.splitlines() for text in texts), strict=True):
+        events.append(_together([json.loads(line) for line in lines]))
+    if events and accuracy is not None:
+        events[-1]["validation_accuracy"] = accuracy
+    text = "".join(files.to_json(event) + "\n" for event in events)
+    files.write_text(folder / LOG, text)
+    return digests.of_bytes(text.encode())
+
+
+def _together(events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The event of a step, of those of its groups."""
+    losses = [float("nan") if event["loss"] is None else event["loss"] for event in events]
+    applied = all(event["applied"] for event in events)
+    return {"step": events[0]["step"], "loss": sum(losses), "applied": applied}
