@@ -63,6 +63,7 @@ from synth.recipes import (
     mtt,
     ncfm,
     own,
+    pad,
     rat,
     rded,
     rtp,
@@ -250,6 +251,7 @@ def test_no_recipe_hides_another():
             tgdd,
             att,
             mct,
+            pad,
         )
     )
     assert all(value.name == name for name, value in RECIPES.items())
