@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -797,11 +798,19 @@ class Recipe(Generic[BufferT, CodecT, ObjectiveT]):
     # networks that take turns with `model` where the objective draws networks; --for sets all of
     # them, and that the set is evaluated on them
     more_models: tuple[str, ...] = field(default=(), metadata=LATE)
+    # bytes of the set as it is shipped, labels apart, from which the codec chooses how many images
+    # it holds: ipcN:f32 (N images per class of 4 bytes a value; N becomes ipc), ipcN:u8 (1 byte a
+    # value) | a number of bytes of all classes together; nothing: as ipc says
+    budget: str = field(default="", metadata=LATE)
     # network which the learning rates are for, and to which losses in the others are
     # scaled; --for sets it to the network of the recipe; None: the first network
     scaled_to: str | None = field(default=None, metadata=LATE)
 
     def __post_init__(self) -> None:
+        if self.budget:
+            count, unit = self.budget_parts
+            if unit is not None:
+                object.__setattr__(self, "ipc", count)
         require(self.ipc >= 1, f"ipc must be at least 1, got {self.ipc}.")
         self._check_models()
         self._check_teachers()
@@ -816,6 +825,21 @@ class Recipe(Generic[BufferT, CodecT, ObjectiveT]):
             f"Recipe({self.name}: {method} of {self.data.name} in {self.model}, {images} per "
             f"class, {steps} steps)"
         )
+
+    @property
+    def budget_parts(self) -> tuple[int, Literal["f32", "u8"] | None]:
+        """(images per class, what a value of them takes) of `budget`, or (bytes, None).
+
+        Raises UserError for a budget of another form.
+        """
+        parts = re.fullmatch(r"(ipc)?([1-9][0-9]*)(?::(f32|u8))?", self.budget)
+        if parts is None or (parts[1] is None) != (parts[3] is None):
+            raise UserError(
+                f"budget is ipcN:f32, ipcN:u8 or a number of bytes, such as ipc1:f32 or 122880, "
+                f"got {self.budget!r}; correct it."
+            )
+        unit: Any = parts[3]
+        return int(parts[2]), unit
 
     @property
     def networks(self) -> tuple[str, ...]:
