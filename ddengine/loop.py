@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from ddengine import contents
 from ddengine.learning.optim import joint_norm, updated
@@ -517,6 +517,16 @@ def _current(syn: SyntheticSet, state: State) -> SyntheticSet:
     return syn.with_tensors({name: tensor.detach().clone() for name, tensor in current.items()})
 
 
+def _losses(
+    syn: SyntheticSet, objective: Objective, state: State, rng: Generator
+) -> Iterator[Tensor]:
+    """Those of the objective, and one of the codec where it has one of what is learned."""
+    yield from objective.losses(syn, state.objective, state.step, rng)
+    penalty = syn.codec.penalty(syn.tensors)
+    if penalty is not None and penalty.requires_grad:
+        yield penalty
+
+
 def outer_step(
     syn: SyntheticSet,
     objective: Objective,
@@ -544,7 +554,7 @@ def outer_step(
     draws, unite = _on_ranks(config, shared)
     for draw in draws:
         rng = generator(seed, "losses", state.step, draw)
-        for loss in objective.losses(share, state.objective, state.step, rng):
+        for loss in _losses(share, objective, state, rng):
             backward(loss, config.draws)
             losses.append(loss.detach().double())
             if config.step_after == "each":

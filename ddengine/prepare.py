@@ -16,6 +16,7 @@ from ddengine.models import build_model, middle
 from ddengine.objective import Env, Objective, environments
 from ddengine.recipe import Recipe
 from ddengine.sets import labels, synthetic
+from ddengine.sets.codec.within_bytes import fitted
 from ddengine.sets.coreset import TrainNetworks
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system import dist, log
@@ -58,7 +59,7 @@ def check_networks(recipe: Recipe, data: Data, *, selection: bool = False) -> No
     So what does not go fails before any work. Of a `selection` the objective has no say in what
     networks may look at real images.
     """
-    recipe.codec.fit(recipe.ipc, data.image_shape, data.num_classes)
+    fitted(recipe, data.image_shape, data.num_classes)
     if recipe.evaluation.optimiser == "muon":
         muon.check()
     evaluated = recipe.evaluation.models or (recipe.model,)
@@ -124,7 +125,7 @@ def prepare(
 
 def _images_of_method(recipe: Recipe, data: Data, env: Env, rng: Generator) -> Tensor | None:
     """The images that the method makes of itself, as `_started` takes them; None of most."""
-    codec, items = recipe.codec.fit(recipe.ipc, data.image_shape, data.num_classes)
+    codec, items = fitted(recipe, data.image_shape, data.num_classes)
     return recipe.objective.make_images(env, items * codec.per_item, rng)
 
 
@@ -149,7 +150,7 @@ def _started(recipe: Recipe, data: Data, images: Tensor) -> SyntheticSet:
 
     They are pixels in [0, 1], all of a class in a row. Raises UserError for any others.
     """
-    codec, items = recipe.codec.fit(recipe.ipc, data.image_shape, data.num_classes)
+    codec, items = fitted(recipe, data.image_shape, data.num_classes)
     device = data.train.device
     wanted = (data.num_classes * items * codec.per_item, *data.image_shape)
     if not isinstance(images, Tensor):

@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,6 +22,9 @@ from ddengine.system.errors import UserError, unknown
 from ddengine.types import ExpertStep, Method
 
 StepT = TypeVar("StepT", bound=ExpertStep)
+# None, or what says which images an epoch sees
+CurriculumT = TypeVar("CurriculumT", bound=Any)
+NO_CURRICULUM: Any = None
 BufferT = TypeVar("BufferT", bound="BufferConfig | None")
 CodecT = TypeVar("CodecT")
 ObjectiveT = TypeVar("ObjectiveT", bound=Method)
@@ -41,6 +45,8 @@ BASELINES = (
     "k_means",
     "forgetting",
     "el2n",
+    "cad",
+    "facility",
 )
 DSA_OPS = ("color", "crop", "cutout", "flip", "scale", "rotate")
 OPS = (*DSA_OPS, "roll", "resized_crop", "shuffle")
@@ -209,7 +215,7 @@ class AugmentConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BufferConfig(Generic[StepT]):
+class BufferConfig(Generic[StepT, CurriculumT]):
     """One store of expert trajectories."""
 
     step: StepT  # the training step: optimiser and its options
@@ -229,6 +235,8 @@ class BufferConfig(Generic[StepT]):
     # went between, so that any epoch, whole or not, is read as a point on a line
     store: Literal["snapshots", "convex"] = field(default="snapshots", metadata=LATE)
     waypoints: int = field(default=2, metadata=LATE)  # of a convex store, at least 2
+    # which images an epoch sees, such as easy ones first; None: all
+    curriculum: CurriculumT = field(default=NO_CURRICULUM, metadata=LATE)
 
     def __post_init__(self) -> None:
         require_at_least("buffer.num_experts", self.num_experts)
@@ -283,8 +291,9 @@ class InitConfig:
     # random real images of the class | standard normal noise | real images an expert classifies
     # correctly | representative ones, by k-means | coresets: a running mean near the class mean |
     # far from each other | centres of k-means | by forgetting events | by the error of early
-    # networks | crops of real images that a teacher is most sure of (RDED) | random real images
-    # of any class: no labels are read, and the classes of the set say nothing
+    # networks | by how much the error varies while a network is trained (CAD) | that stand for all
+    # others (facility location) | crops of real images that a teacher is most sure of (RDED) |
+    # random real images of any class: no labels are read, and the classes of the set say nothing
     kind: Literal[
         "real",
         "noise",
@@ -295,13 +304,16 @@ class InitConfig:
         "k_means",
         "forgetting",
         "el2n",
+        "cad",
+        "facility",
         "patches",
         "unlabelled",
     ] = "real"
     clusters: int = 10  # most clusters per class of `representative`
     # what herding, k_centre and k_means see: features of a trained network, or pixels
     embedding: Literal["network", "pixels"] = "network"
-    # updates of the network that embeds (herding, k_centre, k_means) or scores (forgetting; el2n,
+    # updates of the network that embeds (herding, k_centre, k_means, facility) or scores
+    # (forgetting; cad, whole epochs of them; el2n,
     # after a tenth of them)
     steps: int = 1000
     lr: float = 0.01  # learning rate of these updates, which have momentum 0.9
@@ -650,7 +662,7 @@ class EvalConfig:
     # random | equal_bytes (as many random images as the bytes of the set hold) | random_soft (with
     # the labels of the set: of its teachers, else of a network trained on the full data) |
     # hard_labels (the set with its classes) | eight_bit (the set as its PNG files say it) | herding
-    # | k_centre | k_means | forgetting | el2n | full
+    # | k_centre | k_means | forgetting | el2n | cad | facility | full
     baselines: tuple[str, ...] = ("random", "herding", "full", "eight_bit")
     # all baselines but full have as many epochs as the set, or as many updates
     baseline_steps: Literal["epochs", "updates"] = "epochs"
@@ -786,11 +798,19 @@ class Recipe(Generic[BufferT, CodecT, ObjectiveT]):
     # networks that take turns with `model` where the objective draws networks; --for sets all of
     # them, and that the set is evaluated on them
     more_models: tuple[str, ...] = field(default=(), metadata=LATE)
+    # bytes of the set as it is shipped, labels apart, from which the codec chooses how many images
+    # it holds: ipcN:f32 (N images per class of 4 bytes a value; N becomes ipc), ipcN:u8 (1 byte a
+    # value) | a number of bytes of all classes together; nothing: as ipc says
+    budget: str = field(default="", metadata=LATE)
     # network which the learning rates are for, and to which losses in the others are
     # scaled; --for sets it to the network of the recipe; None: the first network
     scaled_to: str | None = field(default=None, metadata=LATE)
 
     def __post_init__(self) -> None:
+        if self.budget:
+            count, unit = self.budget_parts
+            if unit is not None:
+                object.__setattr__(self, "ipc", count)
         require(self.ipc >= 1, f"ipc must be at least 1, got {self.ipc}.")
         self._check_models()
         self._check_teachers()
@@ -805,6 +825,21 @@ class Recipe(Generic[BufferT, CodecT, ObjectiveT]):
             f"Recipe({self.name}: {method} of {self.data.name} in {self.model}, {images} per "
             f"class, {steps} steps)"
         )
+
+    @property
+    def budget_parts(self) -> tuple[int, Literal["f32", "u8"] | None]:
+        """(images per class, what a value of them takes) of `budget`, or (bytes, None).
+
+        Raises UserError for a budget of another form.
+        """
+        parts = re.fullmatch(r"(ipc)?([1-9][0-9]*)(?::(f32|u8))?", self.budget)
+        if parts is None or (parts[1] is None) != (parts[3] is None):
+            raise UserError(
+                f"budget is ipcN:f32, ipcN:u8 or a number of bytes, such as ipc1:f32 or 122880, "
+                f"got {self.budget!r}; correct it."
+            )
+        unit: Any = parts[3]
+        return int(parts[2]), unit
 
     @property
     def networks(self) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from ddengine.data import Data, Dataset
 from ddengine.data.torch_dataset import OWN
 from ddengine.prepare import reads_experts
 from ddengine.recipe import DataConfig, Recipe
+from ddengine.sets.codec.within_bytes import fitted
 from ddengine.system import log, program
 from ddengine.system.errors import UserError
 from ddengine.system.shared import Shared
@@ -163,19 +164,30 @@ def _tried(
 ) -> list[Tried]:
     """Candidates in their order until enough of them fit into the time, those that fit first.
 
-    Of those for which there was no time to calibrate as many are named as are missing.
+    Of those for which there was no time to calibrate as many are named as are missing. Those that
+    cannot be done here, where a library is missing or these images do not suit, are left out.
+    Raises UserError where none can be done.
     """
     fitting: list[Tried] = []
     unknown: list[Tried] = []
     too_long: list[Tried] = []
+    refused: UserError | None = None
     for candidate in candidates:
         if len(fitting) == MOST:
             break
-        cost = costs_of(candidate.recipe)
+        try:
+            cost = costs_of(candidate.recipe)
+        except UserError as error:
+            log.say(f"{candidate.recipe.name} is left out: {error}")
+            refused = error
+            continue
         row = _row(candidate, cost, facts, minutes)
         kind = {True: fitting, None: unknown, False: too_long}[row["fits"]]
         kind.append((candidate, row))
-    return [*fitting, *unknown[: MOST - len(fitting)], *too_long]
+    tried = [*fitting, *unknown[: MOST - len(fitting)], *too_long]
+    if not tried and refused is not None:
+        raise refused
+    return tried
 
 
 def _usable(candidates: Sequence[Candidate], *, with_experts: bool) -> list[Candidate]:
@@ -222,7 +234,7 @@ def _most_images(recipe: Recipe, facts: Data) -> int:
     Raises UserError where the codec does not hold so many images of this kind.
     """
     fewest = min(map(len, facts.train.members))
-    codec, _ = recipe.codec.fit(recipe.ipc, facts.image_shape, facts.num_classes)
+    codec, _ = fitted(recipe, facts.image_shape, facts.num_classes)
     ipc = min(recipe.ipc, fewest // codec.per_item)
     if ipc > 0:
         recipe.codec.fit(ipc, facts.image_shape, facts.num_classes)

@@ -16,6 +16,7 @@ from typing import Any
 
 from ddengine.artefact import plain
 from ddengine.evaluation.protocol import OF_FEATURES
+from ddengine.sets.codec import packed
 from ddengine.types import Facts
 
 TEMPLATE = '''"""The distilled set as ready-to-train tensors. Needs torch and safetensors only.
@@ -184,10 +185,10 @@ def _imports(functions: str) -> str:
 
 @cache
 def _functions(module: str) -> dict[str, FunctionType]:
-    """All functions of a module by name, in their order."""
+    """All functions of a module by name, in their order, and those that codecs share."""
     functions = dict[str, FunctionType]()
     for name, value in vars(sys.modules[module]).items():
-        if isinstance(value, FunctionType) and value.__module__ == module:
+        if isinstance(value, FunctionType) and value.__module__ in (module, packed.__name__):
             functions[name] = value
     return functions
 

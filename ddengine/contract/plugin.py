@@ -60,6 +60,33 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("codec_name", worlds.codec_names())
 
 
+EVERY_CODEC = ("dm", "mtt")  # methods that run with every codec also in a short suite
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of all pairs of method and codec those of two methods are quick, and the others slow.
+
+    Recipes that are named run with every codec.
+    """
+    if config.getoption("--recipe"):
+        return
+    for item in items:
+        if not isinstance(item, pytest.Function) or "codec_name" not in item.fixturenames:
+            continue
+        if not item.nodeid.split("::")[0].endswith("contract/test_method.py"):
+            continue
+        params: dict[str, Any] = item.callspec.params
+        recipe = params.get("method") or params["minimising"]
+        if recipe.name.partition("/")[0] not in EVERY_CODEC:
+            item.add_marker(pytest.mark.slow)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The mark of pairs that take long."""
+    config.addinivalue_line("markers", "slow: minutes")
+
+
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Digits, a store of two short experts, and two teachers with a store each."""

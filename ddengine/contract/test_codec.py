@@ -22,7 +22,7 @@ def shipped_decode(codec: Codec, tensors: dict[str, Tensor]) -> tuple[Tensor, Te
 
 def packed(codec_name: str) -> tuple[Codec, dict[str, Tensor]]:
     """The codec, fitted to the budget, and the tensors that it makes of random images."""
-    codec, items = CODECS[codec_name]().fit(BUDGET, SHAPE, CLASSES)
+    codec, items = CODECS[codec_name]().small().fit(BUDGET, SHAPE, CLASSES)
     generator = torch.Generator().manual_seed(0)
     num_images = CLASSES * items * codec.per_item
     images = torch.rand(num_images, *SHAPE, generator=generator)

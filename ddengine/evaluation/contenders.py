@@ -25,7 +25,8 @@ from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 from ddengine.types import Facts, TrainingSet
 
-EMBEDDING = ("herding", "k_centre", "k_means")  # coresets that look through a network
+# coresets that look through a network
+EMBEDDING = ("herding", "k_centre", "k_means", "facility")
 
 
 def set_labels(config: EvalConfig) -> Labels:
@@ -72,13 +73,16 @@ def of_the_set(bench: Bench, syn: SyntheticSet, distilled: Decoded) -> Iterator[
             )
 
 
-def of_codec(bench: Bench, syn: SyntheticSet, distilled: Decoded) -> Iterator[Contender]:
+def of_codec(
+    bench: Bench, syn: SyntheticSet, distilled: Decoded, looking: "Looking"
+) -> Iterator[Contender]:
     """Beside a set whose codec decodes more examples than it stores, or coarser ones.
 
     They say what the additional updates are worth, and what the codec alone is. `base` are the real
     images that a set keeps as they are, with their labels, for as many updates as all of it. Of
-    other codecs `distilled_same_steps` has as many updates as a plain set of as many images, and
-    `random_coded` are random real images in the same codec.
+    other codecs `distilled_same_steps` has as many updates as a plain set of as many images,
+    `random_coded` are random real images in the same codec, and `herding_coded` those of a coreset,
+    where the protocol has that of herding.
     """
     config, labels = bench.config, set_labels(bench.config)
     stored, steps = len(syn.classes), training.num_updates(len(distilled), config)
@@ -106,7 +110,18 @@ def of_codec(bench: Bench, syn: SyntheticSet, distilled: Decoded) -> Iterator[Co
             "ones"
         )
         return
-    yield Contender("random_coded", partial(_coded, bench, syn, per_class), several_draws=True)
+    yield Contender(
+        "random_coded", partial(_random_coded, bench, syn, per_class), several_draws=True
+    )
+    if "herding" in config.baselines:
+        selection = looking.selection("herding", per_class)
+        yield Contender(
+            "herding_coded",
+            partial(_selection_coded, bench, syn, selection),
+            selection=selection,
+            num=len(distilled),
+            through=looking.full,
+        )
 
 
 def _base(syn: SyntheticSet, distilled: Decoded, natural: int) -> Decoded:
@@ -124,11 +139,22 @@ def _base(syn: SyntheticSet, distilled: Decoded, natural: int) -> Decoded:
     )
 
 
-def _coded(bench: Bench, syn: SyntheticSet, per_class: int, draw: int) -> Decoded:
+def _random_coded(bench: Bench, syn: SyntheticSet, per_class: int, draw: int) -> Decoded:
     """Random real images in the codec of a set."""
+    rng = generator(bench.seed, "random_coded", draw)
+    index = random_index(bench.data.train, per_class, bench.data.class_names, rng)
+    return _coded(bench, syn, index)
+
+
+def _selection_coded(bench: Bench, syn: SyntheticSet, selection: Selection, draw: int) -> Decoded:
+    """The images of a coreset in the codec of a set."""
+    index = bench.memo(selection.key, selection.choose)
+    return _coded(bench, syn, torch.tensor(index))
+
+
+def _coded(bench: Bench, syn: SyntheticSet, index: Tensor) -> Decoded:
+    """Real images (n,), class by class, in the codec of a set."""
     train, names = bench.data.train, bench.data.class_names
-    index = random_index(train, per_class, names, generator(bench.seed, "random_coded", draw))
-    # images come class by class
     classes = train.labels[index.to(train.device)][:: syn.codec.per_item]
     images = coded(syn.codec, train.images(index), classes, names, train.preprocess)
     return replace(freeze(images, bench.device), ledger=images.shipped().ledger)
@@ -236,6 +262,8 @@ class Looking:
             return most
         if kind == "forgetting":  # which counts what is unlearned between two epochs
             cut = max(cut, coreset.fewest_steps(len(self.bench.data.train)))
+        if kind == "cad":  # which looks at how scores vary from epoch to epoch
+            cut = max(cut, coreset.fewest_steps_of_cad(len(self.bench.data.train)))
         return min(most, cut)
 
     def selection(self, kind: str, ipc: int) -> Selection:

@@ -340,8 +340,8 @@ def _rows(bench: Bench, syn: SyntheticSet, models: Sequence[str], facts: Facts) 
 def _contenders(bench: Bench, syn: SyntheticSet) -> tuple[list[Contender], Looking]:
     """The sets that are compared, and the network that looks at the full data for some of them."""
     distilled = freeze(syn, bench.device)
-    contenders = [*of_the_set(bench, syn, distilled), *of_codec(bench, syn, distilled)]
     looking = Looking(bench, full_data(bench, distilled))
+    contenders = [*of_the_set(bench, syn, distilled), *of_codec(bench, syn, distilled, looking)]
     ipc = _images_per_class(bench, syn)
     contenders += of_real_images(bench, looking, ipc, distilled)
     return contenders, looking

@@ -6,7 +6,9 @@ All return indices (K * ipc,) int64 on the CPU, class by class, and raise UserEr
 fewer than `ipc` images.
 """
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -16,6 +18,7 @@ from torch import Generator, Tensor, nn
 from ddengine.data import RealSet
 from ddengine.learning import training
 from ddengine.recipe import AugmentConfig, EvalConfig
+from ddengine.sets.pruning import cad_scores, facility_location, similarities
 from ddengine.system.errors import UserError
 
 Embed = Callable[[Tensor], Tensor]  # images (B, C, H, W) -> features (B, D)
@@ -27,6 +30,7 @@ TrainNetworks = Callable[..., list[nn.Module]]
 # How the networks that look at images are trained: on the images as they are, as long as `steps`
 # says. The rate drops half-way.
 LOOKING = EvalConfig(protocol="coreset", epochs=10**9, augment=AugmentConfig(ops=()))
+CAD_WINDOWS = 2  # windows of epochs that are averaged, as published
 
 
 def check_ipc(real: RealSet, ipc: int, class_names: tuple[str, ...]) -> None:
@@ -347,7 +351,119 @@ def el2n_index(
     return ranked_index(real, ipc, class_names, el2n_scores(real, trained), order, rng)
 
 
-KINDS = ("herding", "k_centre", "k_means", "forgetting", "el2n")
+@dataclass(frozen=True)
+class Watched:
+    """What a network made of all training images while it was trained on them."""
+
+    forgetting: Tensor  # scores (N,) float64
+    el2n: Tensor  # (N, E) float64, after each epoch
+
+
+def watched(
+    real: RealSet,
+    new_model: NewModel,
+    rng: Generator,
+    *,
+    epochs: int,
+    lr: float,
+    train_networks: TrainNetworks | None = None,
+) -> Watched:
+    """The training of one network for so many epochs. Raises UserError where it is not finite."""
+    per_epoch = math.ceil(len(real) / LOOKING.batch)
+    counter = Forgetting(len(real))
+    labels = real.labels.cpu()
+    networks: list[nn.Module] = []
+    norms: list[Tensor] = []  # EL2N (N,) after each epoch
+    updates = 0
+
+    def built(of_network: Generator) -> nn.Module:
+        networks.append(new_model(of_network))
+        return networks[0]
+
+    def see(index: Tensor, logits: Tensor) -> None:
+        nonlocal updates
+        if updates and updates % per_epoch == 0:  # an epoch is over, and its last update done
+            norms.append(_norms(real, networks[0]))
+        updates += 1
+        counter.see(index, logits.argmax(1).cpu() == labels[index])
+
+    steps = per_epoch * epochs
+    network = train(
+        real, built, rng, steps=steps, lr=lr, observe=see, train_networks=train_networks
+    )
+    last = _norms(real, network)
+    # what stands in for a training, to count it, shows no batches
+    norms += [last] * (epochs - len(norms))
+    return Watched(counter.scores(), torch.stack(norms, 1))
+
+
+def _norms(real: RealSet, network: nn.Module) -> Tensor:
+    """EL2N (N,) of a network as it is now, which goes on training as it did."""
+    training = network.training
+    network.eval()
+    norms = el2n_scores(real, [network])
+    network.train(training)
+    return norms
+
+
+def fewest_steps_of_cad(num: int) -> int:
+    """Updates with which the last epoch begins that CAD needs, of so many images."""
+    return (CAD_WINDOWS + 1) * math.ceil(num / LOOKING.batch) + 1
+
+
+def cad_index(
+    real: RealSet,
+    ipc: int,
+    class_names: tuple[str, ...],
+    new_model: NewModel,
+    rng: Generator,
+    *,
+    steps: int,
+    lr: float,
+    networks: int = 3,
+    order: Order = "hardest",
+    train_networks: TrainNetworks | None = None,
+) -> Tensor:
+    """The images whose error varies most from epoch to epoch (CAD-Prune, CVPR 2026).
+
+    Networks are trained for as many whole epochs as `steps` updates begin. CAD_WINDOWS windows
+    before the last are averaged, which are as long as fits, as published. Raises UserError for
+    fewer epochs than have such windows.
+    """
+    check_ipc(real, ipc, class_names)
+    epochs = math.ceil(steps / math.ceil(len(real) / LOOKING.batch))
+    length = epochs - CAD_WINDOWS
+    needed = fewest_steps_of_cad(len(real))
+    if steps < needed:
+        raise UserError(
+            f"cad looks at {CAD_WINDOWS + 2} epochs at least, and {steps} updates with "
+            f"{LOOKING.batch} of {len(real)} images are fewer; raise init.steps "
+            f"(evaluation.full_steps for a baseline) to {needed} at least."
+        )
+    scores = torch.zeros(len(real), dtype=torch.float64)
+    for _ in range(networks):
+        seen = watched(real, new_model, rng, epochs=epochs, lr=lr, train_networks=train_networks)
+        scores += cad_scores(seen.el2n, length, CAD_WINDOWS) / networks
+    return ranked_index(real, ipc, class_names, scores, order, rng)
+
+
+def facility_index(
+    real: RealSet, ipc: int, class_names: tuple[str, ...], embed: Embed, batch: int = 1000
+) -> Tensor:
+    """The images of each class that stand for all others, by the cosines of their features.
+
+    Greedy facility location (Nemhauser et al., 1978), in the order of choice.
+    """
+    check_ipc(real, ipc, class_names)
+    chosen = []
+    for members in real.members:
+        kernel = similarities(_features(real, members, embed, batch))
+        rows, _ = facility_location(kernel, ipc)
+        chosen.append(members[rows])
+    return torch.cat(chosen)
+
+
+KINDS = ("herding", "k_centre", "k_means", "forgetting", "el2n", "cad", "facility")
 
 
 def choose(
@@ -376,10 +492,11 @@ def choose(
         return k_centre_index(real, ipc, class_names, embed())
     if kind == "k_means":
         return k_means_index(real, ipc, class_names, embed(), rng)
+    if kind == "facility":
+        return facility_index(real, ipc, class_names, embed())
     assert new_model is not None, "a network is needed for this kind"
-    score = forgetting_index
+    score = {"forgetting": forgetting_index, "el2n": el2n_index, "cad": cad_index}[kind]
     if kind == "el2n":
-        score = el2n_index
         steps = max(1, steps // 10)
     return score(
         real,

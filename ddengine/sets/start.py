@@ -28,6 +28,7 @@ CITES = {
     "k_centre": ("sener2018kcentre",),
     "forgetting": ("toneva2019forgetting",),
     "el2n": ("paul2021el2n",),
+    "cad": ("dey2026hard",),
     "patches": ("sun2024rded",),
 }
 

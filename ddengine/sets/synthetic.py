@@ -12,6 +12,7 @@ from ddengine.data import Data, Preprocess
 from ddengine.models import build_model
 from ddengine.recipe import Recipe
 from ddengine.sets.codec import Codec, Space
+from ddengine.sets.codec.within_bytes import fitted
 from ddengine.sets.coreset import TrainNetworks
 from ddengine.sets.start import INITIALISERS
 from ddengine.sets.targets import LABELS, Classes, Features, LabelOf, Logits, Targets, Weights
@@ -270,7 +271,7 @@ def initial(
     """
     device = data.train.device
     new_model = partial(build_model, recipe.model, data.image_shape, data.num_classes)
-    codec, items = recipe.codec.fit(recipe.ipc, data.image_shape, data.num_classes)
+    codec, items = fitted(recipe, data.image_shape, data.num_classes)
     per_class = items * codec.per_item
     fewest = min(len(members) for members in data.train.members)
     if items <= fewest < per_class and recipe.init.kind != "noise":

@@ -30,6 +30,7 @@ STEP_CONFIGS = {
     "buffers.pretrained",
     "buffers.barlow",
     "buffers.mixed",
+    "buffers.curriculum",
 }
 # of torch
 RANDOM = {"rand", "randn", "randint", "randperm", "normal", "bernoulli", "multinomial", "poisson"}
@@ -200,7 +201,10 @@ def abilities_are_declared(path: str, tree: ast.AST) -> Iterator[str]:
             yield f"{call.lineno}: {name}(...) without a reason ({PROBES} ...)"
 
 
-CODECS = {"Identity", "Pixels", "MultiFormation", "Compensated", "LinearBases", "Quantised"}
+CODECS = {
+    "Identity", "Pixels", "MultiFormation", "Compensated", "LinearBases", "Quantised", "Reduced", "Gaussians", "Siren",
+    "Spectra", "SparseTokens", "Hallucinated", "Mixed",
+}  # fmt: skip
 
 
 def codecs_say_what_they_are(path: str, tree: ast.AST) -> Iterator[str]:

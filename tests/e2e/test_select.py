@@ -239,7 +239,7 @@ def test_evaluate_beside_every_baseline(work, capsys):
     """The row is named after the selection, and beside a baseline of that name `selected`; the same
     again after an interruption.
     """
-    every = ["herding", "k_centre", "k_means", "forgetting", "el2n"]
+    every = ["herding", "k_centre", "k_means", "forgetting", "el2n", "cad", "facility"]
     assert run("evaluate", "herding", *QUICK, "--baselines", "random", *every, "--out", "all") == 0
     rows = json.loads((work / "all/evaluation.json").read_text())["rows"]
     assert [r["set"] for r in rows] == ["selected herding", "random", *every]

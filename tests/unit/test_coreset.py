@@ -17,12 +17,15 @@ from ddengine.sets.coreset import (
     Forgetting,
     el2n_index,
     el2n_scores,
+    facility_index,
     forgetting_index,
     forgetting_scores,
     k_centre_index,
     k_means_index,
     ranked_index,
+    watched,
 )
+from ddengine.sets.pruning import cad_scores, facility_location, similarities
 from ddengine.sets.start import INITIALISERS, SELECTIONS, selected_index
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
@@ -30,7 +33,7 @@ from ddengine.system.rng import generator
 SHAPE, NAMES = (1, 8, 8), ("ant", "bee", "cat")
 PLAIN = Preprocess(mean=torch.tensor([0.0]), std=torch.tensor([1.0]))
 QUICK = dict(steps=6, lr=0.05, networks=2)
-CORESETS = ("herding", "k_centre", "k_means", "forgetting", "el2n")
+CORESETS = ("herding", "k_centre", "k_means", "forgetting", "el2n", "cad", "facility")
 
 
 def real_set(num=30, seed=0):
@@ -370,3 +373,28 @@ def test_every_coreset_is_a_start_and_a_baseline():
 def test_settings_out_of_range(field, value):
     with pytest.raises(UserError, match=rf"init\.{field} must be"):
         config("herding", **{field: value})
+
+
+def test_cad_takes_the_images_whose_error_varies_most():
+    """By the scores of `prune`, of as many whole epochs as the updates begin."""
+    real = real_set(30)
+    index = selected_index(
+        real, 3, NAMES, generator(1), config("cad", steps=7, lr=0.05, networks=1), None, new_model
+    )
+    seen = watched(real, new_model, generator(1), epochs=7, lr=0.05)
+    scores = cad_scores(seen.el2n, 5, 2)
+    for number, members in enumerate(real.members):
+        hardest = set(members[scores[members].argsort(descending=True)[:3]].tolist())
+        assert set(index[3 * number : 3 * number + 3].tolist()) == hardest
+    with pytest.raises(UserError, match=r"are fewer; raise init\.steps .* to 4 at least"):
+        selected_index(real, 3, NAMES, generator(1), config("cad", steps=3), None, new_model)
+
+
+def test_facility_takes_the_images_that_stand_for_all_others():
+    """By the rule of `prune`, of features of the class, all images of equal weight."""
+    real = real_set(30)
+    index = facility_index(real, 2, NAMES, embed)
+    for number, members in enumerate(real.members):
+        kernel = similarities(embed(real.images(members)).double())
+        rows, _ = facility_location(kernel, 2)
+        assert index[2 * number : 2 * number + 2].tolist() == members[rows].tolist()

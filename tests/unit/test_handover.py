@@ -699,7 +699,8 @@ def test_an_image_folder_is_read_by_torchvision(tmp_path):
 def test_the_codecs_of_this_file_are_all():
     """A new codec wants a look at what is exported of it."""
     assert {name for name in vars(codecs) if isinstance(getattr(codecs, name), type) and hasattr(getattr(codecs, name), "loader")} == {
-        "Codec", "Identity", "Pixels", "MultiFormation", "Compensated", "LinearBases", "Quantised"
+        "Codec", "Identity", "Pixels", "MultiFormation", "Compensated", "LinearBases", "Quantised", "Reduced",
+        "Gaussians", "Siren", "Spectra", "SparseTokens", "Hallucinated", "Mixed",
     }  # fmt: skip
 
 

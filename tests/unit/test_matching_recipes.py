@@ -24,6 +24,7 @@ from synth.cite import entries, keys
 from synth.distribution import DistributionMatching
 from synth.gradient import GradientMatching, Metric
 from synth.networks import OnReal, OnSynthetic, Untrained, loop_counts
+from synth.recipes.with_codecs import CODED
 
 ROOT = Path(__file__).resolve().parents[2]
 METHODS = ("dc", "dsa", "dcc", "dsac", "dm", "idc", "idc_i")
@@ -106,6 +107,8 @@ def test_every_recipe_is_in_the_tables():
     own = {f"{method}/fashion_mnist_ipc{ipc}_small" for method in METHODS for ipc in (1, 10)}
     own |= {f"{method}/cifar10_ipc{ipc}_small" for method in ("dm", "dsa") for ipc in (1, 10)}
     own |= {"dm/digits_ipc1", "dm/digits_ipc10", "dm/fashion_mnist_ipc1_quantised_small"}
+    own |= {f"dm/fashion_mnist_ipc1_{name}_small" for name, _, _ in CODED}
+    own |= {"dm/fashion_mnist_ipc10_mixed_small"}
     assert {name for name in RECIPES if name.split("/")[0] in METHODS} == set(ALL) | own
 
 

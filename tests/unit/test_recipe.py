@@ -39,7 +39,16 @@ from ddengine.recipe import (
     resolved,
     to_dict,
 )
-from ddengine.sets.codec import Compensated, LinearBases
+from ddengine.sets.codec import (
+    Compensated,
+    Gaussians,
+    Hallucinated,
+    LinearBases,
+    Reduced,
+    Siren,
+    SparseTokens,
+    Spectra,
+)
 from ddengine.sets.start import INITIALISERS
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
@@ -63,16 +72,28 @@ from synth.recipes import (
     mtt,
     ncfm,
     own,
+    pad,
     rat,
     rded,
     rtp,
     sre2l,
     tesla,
     tgdd,
+    with_codecs,
 )
 
 DIGITS = RECIPES["mtt/digits_ipc1"]
 CIFAR = RECIPES["mtt/cifar10_ipc10"]
+# what is learned of a codec; of others images
+STORED = {
+    Compensated: ["compensators"],
+    LinearBases: ["bases", "coefficients"],
+    Gaussians: ["primitives"],
+    Siren: ["fields"],
+    Spectra: ["spectra"],
+    SparseTokens: ["tokens", "network", "coefficients"],
+    Hallucinated: ["images", "hallucinators"],
+}
 every = for_each("name", RECIPES)
 
 
@@ -213,6 +234,7 @@ def test_a_flag_changes_its_field_and_no_other(flags, change):
         (["--data.classes", "a", "b"], "--data.classes takes None or INT INT ..., and got a b"),
         (["--objective.batch", "x"], "--objective.batch takes None or INT, and got x"),
         (["--ipc", "0"], "ipc"),
+        (["--budget", "ipc1"], "budget is ipcN:f32, ipcN:u8 or a number of bytes"),
     ],
 )
 def test_a_wrong_flag_is_a_sentence(flags, says):
@@ -250,6 +272,8 @@ def test_no_recipe_hides_another():
             tgdd,
             att,
             mct,
+            pad,
+            with_codecs,
         )
     )
     assert all(value.name == name for name, value in RECIPES.items())
@@ -290,11 +314,9 @@ def test_a_recipe_builds_its_objects(name):
     network = built(value.model, shape, classes)
     model = FlatModel(network)
     assert model.num_params == len(flatten(network))
-    stored = ["images"]
-    if isinstance(value.codec, Compensated):
-        stored = ["compensators"]
-    if isinstance(value.codec, LinearBases):
-        stored = ["bases", "coefficients"]
+    stored = STORED.get(type(value.codec), ["images"])
+    if isinstance(value.codec, Reduced) and value.codec.colours is not None:
+        stored = ["images", "palettes"]
     values = {"logits": "logits", "centred": "logits", "features": "features"}
     values["weights"] = "weights"
     learned = {*stored, *value.objective.initial()}
@@ -449,6 +471,7 @@ TOGETHER = (
     "teachers",
     "more_models",
     "scaled_to",
+    "budget",
     "evaluation.drop_at",
     "buffer.waypoints",
     "objective.fractional",
@@ -502,8 +525,8 @@ def test_the_digest_changes_with_every_field_but_prose_and_places():
         for names in ((), ("resnet18-bn",), ("resnet18-bn", "vgg11-bn"))
     ]
     drawn = [replace(RECIPES["dm/cifar10_ipc1"], more_models=names) for names in ((), ("mlp",))]
-    drawn += [replace(drawn[0], scaled_to="mlp")]
-    assert len({digest(resolved(changed)) for changed in (*shipped, *taught, *drawn)}) == 9
+    drawn += [replace(drawn[0], scaled_to="mlp"), replace(drawn[0], budget="30720")]
+    assert len({digest(resolved(changed)) for changed in (*shipped, *taught, *drawn)}) == 10
     assert {
         "data.limit",
         "objective.window.high",

@@ -18,6 +18,7 @@ from synth import catalogue
 from synth.ast import BalancedLoss, IntermediateMatching, WeightNoise
 from synth.catalogue import RECIPES, find
 from synth.datm import GrowingWindow
+from synth.recipes.with_codecs import CODED
 from synth.trajectory import TrajectoryMatching, UniformWindow
 
 MTT, FTD, DATM, AST = (
@@ -490,7 +491,8 @@ AST_CELLS = {
 }  # fmt: skip
 
 OWN = {f"mtt/{name}" for ipc in (1, 10) for name in (f"digits_ipc{ipc}", f"cifar10_ipc{ipc}_small")}
-OWN |= {"mtt/fashion_mnist_ipc1_quantised_small"}
+OWN |= {"mtt/fashion_mnist_ipc1_quantised_small", "mtt/fashion_mnist_ipc10_mixed_small"}
+OWN |= {f"mtt/fashion_mnist_ipc1_{name}_small" for name, _, _ in CODED}
 OWN |= {f"{m}/fashion_mnist_ipc{ipc}_small" for m in SMALL for ipc in (1, 10)}
 
 

@@ -9,12 +9,19 @@ from typing import Any
 
 from ddengine.recipe import from_dict
 from ddengine.sets.codec.compensated import Compensated
+from ddengine.sets.codec.fred import Spectra
+from ddengine.sets.codec.gaussians import Gaussians
+from ddengine.sets.codec.hallucinated import Hallucinated
 from ddengine.sets.codec.linear_bases import LinearBases
+from ddengine.sets.codec.mixed import Mixed
 from ddengine.sets.codec.multiformation import PADDING, MultiFormation
 from ddengine.sets.codec.plain import Identity, Pixels
 from ddengine.sets.codec.protocol import Codec, Loader, Space, Tensors
 from ddengine.sets.codec.quantised import Quantised
+from ddengine.sets.codec.reduced import Reduced
 from ddengine.sets.codec.resizing import resize
+from ddengine.sets.codec.siren import Siren
+from ddengine.sets.codec.speed import SparseTokens
 from ddengine.sets.codec.values import as_bytes, as_pixels
 
 CODECS = {
@@ -24,6 +31,13 @@ CODECS = {
     "Compensated": Compensated,
     "LinearBases": LinearBases,
     "Quantised": Quantised,
+    "Reduced": Reduced,
+    "Gaussians": Gaussians,
+    "Siren": Siren,
+    "Spectra": Spectra,
+    "SparseTokens": SparseTokens,
+    "Hallucinated": Hallucinated,
+    "Mixed": Mixed,
 }
 
 
@@ -49,13 +63,20 @@ __all__ = [
     "PADDING",
     "Codec",
     "Compensated",
+    "Gaussians",
+    "Hallucinated",
     "Identity",
     "LinearBases",
     "Loader",
+    "Mixed",
     "MultiFormation",
     "Pixels",
     "Quantised",
+    "Reduced",
+    "Siren",
     "Space",
+    "SparseTokens",
+    "Spectra",
     "Tensors",
     "as_bytes",
     "as_pixels",

@@ -1,5 +1,6 @@
 """Natural images and universal feature compensators (INFER)."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -132,6 +133,30 @@ class Compensated(Codec):
         """With the numbers of the budget in it."""
         n, count, _ = self.budget(ipc, num_classes)
         return replace(self, base=n, compensators=count), n
+
+    def shipped_bytes(self, items: int, image_shape: tuple[int, int, int], num_classes: int) -> int:
+        """Bytes of what fits into `items` images per class: images, compensators and their unit."""
+        n, count, _ = self.budget(items, num_classes)
+        return (n * num_classes + 2 * count) * math.prod(image_shape) + 4 * image_shape[0]
+
+    def within(
+        self, num_bytes: int, image_shape: tuple[int, int, int], num_classes: int
+    ) -> tuple[Codec, int]:
+        """With the largest whole number of images per class that so many bytes hold."""
+        compensators = self.compensators or (1 if self.base else self.per_set)
+        images = (self.base or 1) + math.ceil(compensators / num_classes)
+        needed = self.shipped_bytes(images, image_shape, num_classes)
+        if needed > num_bytes:
+            raise UserError(
+                f"A budget of {num_bytes} bytes holds no image of each of {num_classes} classes "
+                f"and its compensators, which take {needed}; set --budget {needed}, or fewer "
+                "compensators with codec.per_set."
+            )
+        if self.base is not None and self.compensators is not None:
+            return self.fit(images, image_shape, num_classes)
+        while self.shipped_bytes(images + 1, image_shape, num_classes) <= num_bytes:
+            images += 1
+        return self.fit(images, image_shape, num_classes)
 
     def pack(
         self,

@@ -67,40 +67,62 @@ class LinearBases(Codec):
         """With eight bases at most."""
         return replace(self, bases=min(self.bases, 8))
 
-    def most_rows(self, ipc: int, image_shape: tuple[int, int, int], num_classes: int) -> int:
-        """Rows of coefficients of a class that a budget holds. Raises UserError for none."""
-        values = math.prod(image_shape)
-        of_bases = self.bases * values // self.shrink**2
-        left = ipc * values * num_classes - of_bases
-        rows = left // (num_classes * self.bases)
-        if rows < 1:
-            raise UserError(
-                f"codec.bases {self.bases} leave no coefficients within ipc {ipc} of {num_classes} "
-                "classes; lower codec.bases or raise ipc or codec.shrink."
-            )
-        return rows
+    def most_rows(self, numbers: int, image_shape: tuple[int, int, int], num_classes: int) -> int:
+        """Rows of coefficients of a class that so many numbers leave beside the bases."""
+        of_bases = self.bases * math.prod(image_shape) // self.shrink**2
+        return max(0, (numbers - of_bases) // (num_classes * self.bases))
 
-    def fit(
-        self, ipc: int, image_shape: tuple[int, int, int], num_classes: int
-    ) -> tuple[Codec, int]:
-        """With the rows that the budget holds, shared out among `ipc` items of each class."""
+    def check_shape(self, image_shape: tuple[int, int, int]) -> None:
+        """Raise UserError for images that bases do not make up."""
         _, height, width = image_shape
         if height % self.shrink or width % self.shrink:
             raise UserError(
                 f"codec.shrink {self.shrink} does not divide images of {height} x {width} pixels; "
                 "set codec.shrink to a divisor of both sides."
             )
-        most = self.most_rows(ipc, image_shape, num_classes)
+
+    def fit(
+        self, ipc: int, image_shape: tuple[int, int, int], num_classes: int
+    ) -> tuple[Codec, int]:
+        """With the rows that the budget holds, shared out among `ipc` items of each class."""
+        self.check_shape(image_shape)
+        numbers = ipc * math.prod(image_shape) * num_classes
+        most = self.most_rows(numbers, image_shape, num_classes)
+        if most < 1:
+            raise UserError(
+                f"codec.bases {self.bases} leave no coefficients within ipc {ipc} of {num_classes} "
+                "classes; lower codec.bases or raise ipc or codec.shrink."
+            )
+        return self.of_rows(most, ipc, f"ipc {ipc}")
+
+    def shipped_bytes(self, items: int, image_shape: tuple[int, int, int], num_classes: int) -> int:
+        """Bases, and so many rows of coefficients of each class, in float32."""
+        bases = self.bases * math.prod(image_shape) // self.shrink**2
+        return 4 * (bases + items * num_classes * self.bases)
+
+    def within(
+        self, num_bytes: int, image_shape: tuple[int, int, int], num_classes: int
+    ) -> tuple[Codec, int]:
+        """With the rows that so many bytes hold, each an item of its own."""
+        self.check_shape(image_shape)
+        most = self.most_items(num_bytes, image_shape, num_classes)
+        return self.of_rows(most, self.rows or most, f"{num_bytes} bytes")
+
+    def of_rows(self, most: int, items: int, held_by: str) -> tuple[Codec, int]:
+        """With `most` rows of a class, or those asked for, shared out among so many items.
+
+        Raises UserError for more than `held_by` holds.
+        """
         if self.rows is not None and self.rows > most:
             raise UserError(
-                f"codec.rows {self.rows} do not fit into ipc {ipc}, which holds {most} beside "
+                f"codec.rows {self.rows} do not fit into {held_by}, which holds {most} beside "
                 f"codec.bases {self.bases}; lower codec.rows or leave it out."
             )
         rows = self.rows or most
-        items = min(ipc, rows)
+        items = min(items, rows)
         if self.items not in (None, items):
             raise UserError(
-                f"codec.items {self.items} is no choice: of ipc {ipc} and {rows} rows it is "
+                f"codec.items {self.items} is no choice: of {held_by} and {rows} rows it is "
                 f"{items}; leave it out."
             )
         return replace(self, rows=rows, items=items), items

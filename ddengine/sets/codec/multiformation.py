@@ -1,5 +1,6 @@
 """Several tiles in each stored image (IDC)."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -50,6 +51,10 @@ class MultiFormation(Codec):
         """Height and width of a tile."""
         height, width = images.shape[2:]
         return -(-height // self.factor), -(-width // self.factor)
+
+    def shipped_bytes(self, items: int, image_shape: tuple[int, int, int], num_classes: int) -> int:
+        """Of float32."""
+        return 4 * items * num_classes * math.prod(image_shape)
 
     def pack(
         self,

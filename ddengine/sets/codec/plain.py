@@ -1,5 +1,6 @@
 """One stored image is one training example: what networks see, or pixels."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -41,6 +42,10 @@ class Identity(Codec):
     def within_pixels(self) -> Codec:
         """With bounds."""
         return replace(self, bounded=True)
+
+    def shipped_bytes(self, items: int, image_shape: tuple[int, int, int], num_classes: int) -> int:
+        """Of bytes where it is bounded, else of float32."""
+        return (1 if self.bounded else 4) * items * num_classes * math.prod(image_shape)
 
     def pack(
         self,
@@ -114,6 +119,10 @@ class Pixels(Codec):
     def keeps_pixels(self) -> bool:
         """Always."""
         return True
+
+    def shipped_bytes(self, items: int, image_shape: tuple[int, int, int], num_classes: int) -> int:
+        """A byte a value."""
+        return items * num_classes * math.prod(image_shape)
 
     def pack(
         self,

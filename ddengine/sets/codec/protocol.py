@@ -1,16 +1,19 @@
 """What a parametrisation of the stored tensors is."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, Self
 
 import torch
 from torch import Generator, Tensor
 
 from ddengine.data import Preprocess
 from ddengine.recipe import Recipe
+from ddengine.system.errors import UserError
 
 Tensors = Mapping[str, Tensor]
 Space = Literal["pixel", "model"]
+Unit = Literal["f32", "u8"]  # what a value of an image takes in a budget of images
+BYTES_OF_VALUE: dict[Unit, int] = {"f32": 4, "u8": 1}
 # decode(tensors, settings) -> (examples, items); see `Codec.loader`
 Loader = Callable[[Any, Any], tuple[Tensor, Tensor]]
 
@@ -88,6 +91,61 @@ class Codec(Protocol):
         """
         return self, ipc
 
+    def shipped_bytes(self, items: int, image_shape: tuple[int, int, int], num_classes: int) -> int:
+        """Bytes of `items` stored items of each class as they are shipped, at most; no labels.
+
+        Networks, bases, masks, indices, scales and tables count. Raises UserError where it is not
+        known.
+        """
+        raise UserError(
+            f"The codec {type(self).__name__} does not say how many bytes it takes, so budget "
+            "cannot choose what it holds; leave budget out and set ipc."
+        )
+
+    def counted_in(self, unit: Unit) -> Self:
+        """The same where the images of a budget have so many bytes a value; itself if it is."""
+        return self
+
+    def most_items(
+        self, num_bytes: int, image_shape: tuple[int, int, int], num_classes: int
+    ) -> int:
+        """Items of each class that so many bytes hold.
+
+        Raises UserError, with the smallest budget that would do, for less than one.
+        """
+
+        def fits(items: int) -> bool:
+            return self.shipped_bytes(items, image_shape, num_classes) <= num_bytes
+
+        if not fits(1):
+            needed = self.shipped_bytes(1, image_shape, num_classes)
+            raise UserError(
+                f"A budget of {num_bytes} bytes holds no image of each of {num_classes} classes in "
+                f"the codec {type(self).__name__}, which take {needed}; set --budget {needed}, "
+                "raise ipc, or make the codec's parts smaller."
+            )
+        above = 2
+        while fits(above):
+            above *= 2
+        below = above // 2
+        while above - below > 1:
+            middle = (above + below) // 2
+            if fits(middle):
+                below = middle
+            else:
+                above = middle
+        return below
+
+    def within(
+        self, num_bytes: int, image_shape: tuple[int, int, int], num_classes: int
+    ) -> "tuple[Codec, int]":
+        """As `fit`, for a budget of bytes of all classes together, as shipped.
+
+        Raises UserError, with the smallest budget that would do, for one below an image of each.
+        """
+        items = self.most_items(num_bytes, image_shape, num_classes)
+        return self.fit(items, image_shape, num_classes)
+
     def pack(
         self,
         images: Tensor,
@@ -128,6 +186,10 @@ class Codec(Protocol):
         Others are made of them; 0 where all are stored so.
         """
         return 0
+
+    def penalty(self, tensors: Tensors) -> Tensor | None:
+        """A loss of the codec's own, beside those of the objective in each step; None for none."""
+        return None
 
     def project(self, tensors: Tensors, preprocess: Preprocess) -> None:
         """Move the tensors into their valid range, in place; called after each outer step."""

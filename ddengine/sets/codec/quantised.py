@@ -12,18 +12,18 @@ from torch import Generator, Tensor
 
 from ddengine.data import Preprocess
 from ddengine.recipe import require, require_at_least, to_dict
-from ddengine.sets.codec.protocol import Codec, Loader, Space, Tensors
+from ddengine.sets.codec.packed import bit_packed, bit_unpacked
+from ddengine.sets.codec.protocol import BYTES_OF_VALUE, Codec, Loader, Tensors
 from ddengine.sets.codec.values import too_large
-from ddengine.system.errors import UserError
+from ddengine.sets.codec.within_bytes import WithinBytes
 from ddengine.system.rng import generator
 
 BYTES_OF_RANGE = 4  # a scale in float16, a zero in int16
 MOST_GROUPS = 256  # that one byte tells apart
-BYTES_OF_VALUE = {"f32": 4, "u8": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Quantised(Codec):
+class Quantised(WithinBytes):
     """Every value is one of 2^b, evenly spaced between the smallest and the largest of its region.
 
     While a set is learned its "images" (S, C, H, W) are real numbers, and what networks see are the
@@ -41,14 +41,11 @@ class Quantised(Codec):
     patch: int = 5  # side of a patch, of all channels; those at the right and below are cut
     # of regions, by k-means, that share a scale and a zero; None: each region has its own
     groups: int | None = None
-    budget: Literal["f32", "u8"] = "f32"  # bytes of a value in the images that `ipc` counts
-    items: int | None = None  # images per class; None: as many as the budget holds
-    shape: tuple[int, ...] | None = None  # of an image, (C, H, W); None: that of the data
     packing: Literal["bits", "lzma"] = "bits"  # of the codes; shipping takes the smaller stream
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_at_least("codec.patch", self.patch)
-        require_at_least("codec.items", self.items)
         require_at_least("codec.groups", self.groups)
         require(
             self.groups is None or self.groups <= MOST_GROUPS,
@@ -60,20 +57,6 @@ class Quantised(Codec):
         """Works to cite."""
         return ("tran2026ptq",)
 
-    @property
-    def space(self) -> Space:
-        """What networks see."""
-        return "model"
-
-    @property
-    def approximates(self) -> bool:
-        """Always."""
-        return True
-
-    def small(self) -> Codec:
-        """With four images a class at most."""
-        return replace(self, budget="u8", items=None)
-
     def bytes_of(self, num: int, image_shape: tuple[int, ...]) -> int:
         """Bytes of `num` images at most: packed codes, and what their regions need."""
         regions = num * num_regions(image_shape, self.region, self.patch)
@@ -82,29 +65,9 @@ class Quantised(Codec):
             return num * codes + regions * BYTES_OF_RANGE
         return num * codes + regions + min(self.groups, regions) * BYTES_OF_RANGE
 
-    def fit(
-        self, ipc: int, image_shape: tuple[int, int, int], num_classes: int
-    ) -> tuple[Codec, int]:
-        """With as many images as the budget holds, or those asked for."""
-        value = BYTES_OF_VALUE[self.budget]
-        held = ipc * num_classes * math.prod(image_shape) * value
-        most = 0
-        while self.bytes_of((most + 1) * num_classes, image_shape) <= held:
-            most += 1
-        if most < 1:
-            needed = self.bytes_of(num_classes, image_shape)
-            raise UserError(
-                f"A budget of {held} bytes (ipc {ipc}, codec.budget {self.budget}) holds no image "
-                f"of each of {num_classes} classes at codec.bits {self.bits}, which take {needed}; "
-                "raise ipc, or lower codec.bits or codec.groups."
-            )
-        if self.items is not None and self.items > most:
-            raise UserError(
-                f"codec.items {self.items} do not fit into ipc {ipc}, which holds {most} images "
-                f"per class at codec.bits {self.bits}; lower codec.items or leave it out."
-            )
-        items = self.items or most
-        return replace(self, items=items, shape=tuple(image_shape)), items
+    def shipped_bytes(self, items: int, image_shape: tuple[int, int, int], num_classes: int) -> int:
+        """Packed codes, and what their regions need."""
+        return self.bytes_of(items * num_classes, image_shape)
 
     def pack(
         self,
@@ -259,13 +222,6 @@ def smallest(codes: Tensor, bits: int) -> tuple[Literal["bits", "lzma"], bytes]:
     return "bits", in_bits
 
 
-def bit_packed(codes: Tensor, bits: int) -> Tensor:
-    """(ceil(n bits / 8),) uint8: codes (n,) one after another, the lowest bit first."""
-    single = (codes[:, None] >> torch.arange(bits)) & 1
-    stream = torch.nn.functional.pad(single.flatten(), (0, -single.numel() % 8))
-    return (stream.view(-1, 8) << torch.arange(8)).sum(1).to(torch.uint8)
-
-
 # What is shipped: plain torch, see `Codec.loader`.
 
 
@@ -401,7 +357,5 @@ def unpacked(stream, settings, num):
         # a short stream may say very many bytes
         plain = reader.decompress(bytes(stream.tolist()), max_length=math.prod(shape) + 1)
         return torch.frombuffer(bytearray(plain), dtype=torch.uint8).view(shape)
-    bits = settings["bits"]
-    single = (stream[:, None] >> torch.arange(8)) & 1
-    used = single.flatten()[: math.prod(shape) * bits].view(-1, bits)
-    return (used << torch.arange(bits)).sum(1).to(torch.uint8).view(shape)
+    codes = bit_unpacked(stream, settings["bits"], math.prod(shape))
+    return codes.to(torch.uint8).view(shape)

@@ -1,5 +1,7 @@
 """Stored pixels as numbers in [0, 1] and as bytes."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -32,3 +34,21 @@ def too_large(images: Tensor) -> str | None:
     if largest <= LARGEST:
         return None
     return f"holds values up to {largest:.3g} in 'images', which no image has"
+
+
+def other_shape(
+    tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[int | None, ...]]
+) -> str | None:
+    """What is wrong with stored tensors of other shapes than expected; None where none is.
+
+    A size of None may be any. A name that is not stored is passed over.
+    """
+    for name, sizes in expected.items():
+        if name not in tensors:
+            continue
+        shape = tuple(tensors[name].shape)
+        fits = [size in (None, given) for size, given in zip(sizes, shape, strict=False)]
+        if len(shape) != len(sizes) or not all(fits):
+            said = " x ".join("any" if size is None else str(size) for size in sizes)
+            return f"holds {name!r} of shape {shape}, and its codec says {said}"
+    return None

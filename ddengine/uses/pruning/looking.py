@@ -1,6 +1,5 @@
 """Scores of images that come of a network's training on all of them."""
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -46,40 +45,11 @@ def looked_at(
 
     cad is left out where the epochs are fewer than its windows take.
     """
-    per_epoch = math.ceil(len(real) / coreset.LOOKING.batch)
-    counter = coreset.Forgetting(len(real))
-    labels = real.labels.cpu()
-    networks: list[nn.Module] = []
-    norms: list[Tensor] = []  # EL2N (N,) after each epoch
-    updates = 0
-
-    def built(of_network: Generator) -> nn.Module:
-        networks.append(new_model(of_network))
-        return networks[0]
-
-    def see(index: Tensor, logits: Tensor) -> None:
-        nonlocal updates
-        if updates and updates % per_epoch == 0:  # an epoch is over, and its last update done
-            norms.append(_norms(real, networks[0]))
-        updates += 1
-        counter.see(index, logits.argmax(1).cpu() == labels[index])
-
-    steps = per_epoch * config.looking_epochs
-    network = coreset.train(real, built, rng, steps=steps, lr=lr, observe=see)
-    norms.append(_norms(real, network))
+    seen = coreset.watched(real, new_model, rng, epochs=config.looking_epochs, lr=lr)
     scores = {
-        "forgetting": counter.scores(),
-        "el2n": norms[config.early_epochs - 1],
+        "forgetting": seen.forgetting,
+        "el2n": seen.el2n[:, config.early_epochs - 1],
     }
     if config.cad_window + config.cad_windows <= config.looking_epochs:
-        scores["cad"] = cad_scores(torch.stack(norms, 1), config.cad_window, config.cad_windows)
+        scores["cad"] = cad_scores(seen.el2n, config.cad_window, config.cad_windows)
     return scores
-
-
-def _norms(real: RealSet, network: nn.Module) -> Tensor:
-    """EL2N (N,) of a network as it is now, which goes on training as it did."""
-    training = network.training
-    network.eval()
-    norms = coreset.el2n_scores(real, [network])
-    network.train(training)
-    return norms
