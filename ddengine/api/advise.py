@@ -164,19 +164,30 @@ def _tried(
 ) -> list[Tried]:
     """Candidates in their order until enough of them fit into the time, those that fit first.
 
-    Of those for which there was no time to calibrate as many are named as are missing.
+    Of those for which there was no time to calibrate as many are named as are missing. Those that
+    cannot be done here, where a library is missing or these images do not suit, are left out.
+    Raises UserError where none can be done.
     """
     fitting: list[Tried] = []
     unknown: list[Tried] = []
     too_long: list[Tried] = []
+    refused: UserError | None = None
     for candidate in candidates:
         if len(fitting) == MOST:
             break
-        cost = costs_of(candidate.recipe)
+        try:
+            cost = costs_of(candidate.recipe)
+        except UserError as error:
+            log.say(f"{candidate.recipe.name} is left out: {error}")
+            refused = error
+            continue
         row = _row(candidate, cost, facts, minutes)
         kind = {True: fitting, None: unknown, False: too_long}[row["fits"]]
         kind.append((candidate, row))
-    return [*fitting, *unknown[: MOST - len(fitting)], *too_long]
+    tried = [*fitting, *unknown[: MOST - len(fitting)], *too_long]
+    if not tried and refused is not None:
+        raise refused
+    return tried
 
 
 def _usable(candidates: Sequence[Candidate], *, with_experts: bool) -> list[Candidate]:

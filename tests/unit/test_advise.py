@@ -132,6 +132,26 @@ def test_a_quarter_of_the_time_is_for_calibrations(calibrated, monkeypatch):
     assert "not calibrated" in str(outcome) and "a quarter of the time given, 30 s" in str(outcome)
 
 
+def test_what_cannot_be_done_here_is_left_out_and_said(calibrated, monkeypatch, capsys):
+    """Such as a method whose library is not installed; where nothing can, the reason is told."""
+    fake = of_estimate.plan.estimate
+
+    def failing(job, missing, *, evaluates, until):
+        if job.recipe.name in broken:
+            raise UserError(f"{job.recipe.name} needs a library; install it.")
+        return fake(job, missing, evaluates=evaluates, until=until)
+
+    monkeypatch.setattr(of_estimate.plan, "estimate", failing)
+    broken = {"own/folder"}
+    outcome = ddengine.advise(grey(), synth.candidates(), minutes=1000.0)
+    assert len(outcome.rows) == 3 and "own/folder" not in str(outcome.rows)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "own/folder is left out: own/folder needs a library; install it." in said
+    broken = {candidate.recipe.name for candidate in synth.candidates()}
+    with pytest.raises(UserError, match="needs a library; install it"):
+        ddengine.advise(grey(), synth.candidates(), minutes=1000.0, progress=False)
+
+
 def test_a_second_of_time_starts_no_process(monkeypatch):
     monkeypatch.setattr("ddengine.plan.apart.mp.get_context", lambda kind: pytest.fail(kind))
     began = time.monotonic()
