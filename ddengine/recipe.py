@@ -152,6 +152,10 @@ class DataConfig:
             ),
         )
 
+    def without_places(self) -> "DataConfig":
+        """The same for others: where files lie on this machine says nothing to them."""
+        return replace(self, root=None, cache="auto")
+
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:

@@ -226,6 +226,7 @@ def test_no_identity_depends_on_where_images_are_decoded():
     recipe = find("dm/cifar10_ipc10")
     other = replace(recipe, data=replace(recipe.data, cache="elsewhere"))
     assert resolved(recipe) == resolved(other)
+    assert other.data.without_places() == recipe.data.without_places() == recipe.data
 
 
 def refused(config):
