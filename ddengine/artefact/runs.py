@@ -53,7 +53,7 @@ def meta_of(
     `experts` is their summary, None without experts; `more` says how the set was made.
     """
     return {
-        "recipe": to_dict(replace(recipe, data=replace(recipe.data, root=None))),
+        "recipe": to_dict(replace(recipe, data=recipe.data.without_places())),
         "seed": seed,
         "precision": precision,
         "images": data.train.digest,
