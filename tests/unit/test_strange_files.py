@@ -58,6 +58,7 @@ ONCE = [
     Trial("soft/distilled/labels.safetensors", OfTensors(0.1, "deeper"), "load.py"),
     Trial("run/evaluation.json", OfText(0.5, "9" * 6000), "report"),
     Trial("store/manifest.json", OfKind("device"), "inspect"),
+    Trial("store/expert_0001.safetensors", OfKind("pipe"), "distill"),
     Trial("store/expert_0001.safetensors", OfHeader(0.5, "put", [2**62, 2**62]), "export"),
 ]
 
