@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Generator, nn
+from torch import Generator, Tensor, nn
 
-from buffers import store
+from buffers import curriculum, store
 from buffers.pretrained import Pretrained
 from buffers.train import Trajectory, train_expert
 from ddengine.data import Data
@@ -44,6 +44,11 @@ class Making:
         if isinstance(config.step, Pretrained):
             _check_alone(config, "Pretrained weights")
             config.step.find(self.new_model(generator(config.seed, "shapes")), self.model)
+        require(
+            config.curriculum is None or (config.step.trains and config.step.reads_labels),
+            "buffer.curriculum orders images by how hard their classes are to learn, and this "
+            "buffer.step trains no classifier; take buffer.step of another recipe.",
+        )
         if config.store == "convex":
             _check_convex(config, self.new_model(generator(config.seed, "shapes")), self.model)
 
@@ -60,8 +65,19 @@ class Making:
             model=self.model,
             shapes=shapes,
         )
+        self._ranks()
         for expert in store.remove_damaged(self.folder):
             log.say(f"expert {expert} in {self.folder} is damaged, and is trained again")
+
+    def _ranks(self) -> Tensor | None:
+        """How hard each image is within its class, where epochs see images by that."""
+        config = self.config
+        if config.curriculum is None:
+            return None
+        train = self.data.train
+        return curriculum.of_store(
+            self.folder, config.curriculum, train, self.new_model, config.seed
+        )
 
     def missing(self) -> list[int]:
         """The experts that it lacks."""
@@ -94,7 +110,14 @@ class Making:
             bar.advance(f"expert {expert}")
         else:
             trajectory = train_expert(
-                network, data, config, expert, self.precision, bar.advance, checkpoint
+                network,
+                data,
+                config,
+                expert,
+                self.precision,
+                bar.advance,
+                checkpoint,
+                ranks=self._ranks(),
             )
         metrics = trajectory.metrics | {"seconds": round(checkpoint.seconds(), 2)}
         store.write_expert(

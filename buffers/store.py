@@ -93,7 +93,7 @@ def finished(folder: Path) -> list[int]:
     numbers = []
     for path in sorted(folder.glob("expert_*.safetensors")):
         number = path.stem.removeprefix("expert_")
-        if not number.isdigit():
+        if not number.isdecimal():
             raise UserError(f"{path} is not a shard of this store; move it elsewhere.")
         numbers.append(int(number))
     return sorted(numbers)

@@ -76,18 +76,20 @@ def train_expert(
     precision: Precision = "fp32",
     on_epoch: Callable[[str], None] | None = None,
     checkpoint: Checkpoint | None = None,
+    ranks: Tensor | None = None,
 ) -> Trajectory:
     """Train `model` in place and return its snapshots, independent of later training.
 
     Order and augmentation of expert i, epoch e follow from (config.seed, i, e) alone. With a
-    `checkpoint` it goes on where that was written, and writes it now and then. Raises UserError
-    when the loss stops being finite.
+    `checkpoint` it goes on where that was written, and writes it now and then. `ranks` (N,) are
+    what a curriculum chooses the images of an epoch by; None: each sees all. Raises UserError when
+    the loss stops being finite.
     """
     check_last_batch(model, data.train, config.batch, "buffer.batch")
     model.train()
     with scoped(generator(config.seed, "expert", expert, "step")):
         step = config.step.build(model, config.epochs)
-    run = _Training(model, step, data, config, expert, precision, checkpoint)
+    run = _Training(model, step, data, config, expert, precision, checkpoint, ranks)
     run.begin(on_epoch)
     with signals.at_step_ends():
         while run.progress.epoch < config.epochs:
@@ -111,12 +113,14 @@ class _Training:
         expert: int,
         precision: Precision,
         checkpoint: Checkpoint | None,
+        ranks: Tensor | None,
     ):
         self._model = model
         self._step = step
         self._data = data
         self._config = config
         self._expert = expert
+        self._ranks = ranks
         self._precision: Precision = precision
         # a step that does not say what it keeps cannot go on
         self._checkpoint = checkpoint if isinstance(step, Step) else None
@@ -143,12 +147,13 @@ class _Training:
         """Train the epoch that `progress` says, or what is left of it; returns what came of it."""
         data, progress, expert = self._data, self.progress, self._expert
         order = generator(self._config.seed, "expert", expert, "order", progress.epoch)
-        batches = list(training.epoch_batches(len(data.train), self._config.batch, order))
+        seen = self._seen(progress.epoch)
+        batches = list(training.epoch_batches(len(seen), self._config.batch, order))
         while progress.batch < len(batches):
-            self._batch(batches[progress.batch])
+            self._batch(seen[batches[progress.batch]])
             progress.batch += 1
             self._keep()
-        progress.losses.append(float(self._total) / len(data.train))
+        progress.losses.append(float(self._total) / len(seen))
         if not torch.isfinite(self._total) or not flatten(self._model).isfinite().all():
             raise UserError(
                 f"The loss of expert {expert} was not finite in epoch {progress.epoch + 1}; lower "
@@ -163,6 +168,12 @@ class _Training:
             said += f", validation {accuracy:.3f}"
         self._end_epoch()
         return said
+
+    def _seen(self, epoch: int) -> Tensor:
+        """The indices (n,) of the images that an epoch sees, on the CPU."""
+        if self._ranks is None:
+            return torch.arange(len(self._data.train))
+        return self._config.curriculum.seen(self._ranks, epoch)
 
     def _end_epoch(self) -> None:
         progress = self.progress

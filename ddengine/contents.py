@@ -278,8 +278,8 @@ class ChoicesFile(TypedDict):
 class SweepFile(TypedDict, total=False):
     """sweep.json: the runs of a sweep by the names of their folders."""
 
-    runs: Any
-    of: Any
+    runs: Mapping[str, Any]
+    of: Mapping[str, Any]
 
 
 class Event(TypedDict, total=False):

@@ -14,6 +14,7 @@ import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 from ddengine import naming
@@ -22,6 +23,9 @@ from ddengine.system.errors import UserError, unknown
 from ddengine.types import ExpertStep, Method
 
 StepT = TypeVar("StepT", bound=ExpertStep)
+# None, or what says which images an epoch sees
+CurriculumT = TypeVar("CurriculumT", bound=Any)
+NO_CURRICULUM: Any = None
 BufferT = TypeVar("BufferT", bound="BufferConfig | None")
 CodecT = TypeVar("CodecT")
 ObjectiveT = TypeVar("ObjectiveT", bound=Method)
@@ -149,6 +153,16 @@ class DataConfig:
             ),
         )
 
+    def from_anywhere(self) -> "DataConfig":
+        """The same whatever the current folder is, but for `root`, which is looked for."""
+        if self.cache in ("auto", "none"):
+            return self
+        return replace(self, cache=str(Path(self.cache).absolute()))
+
+    def without_places(self) -> "DataConfig":
+        """The same for others: where files lie on this machine says nothing to them."""
+        return replace(self, root=None, cache="auto")
+
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
@@ -212,7 +226,7 @@ class AugmentConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BufferConfig(Generic[StepT]):
+class BufferConfig(Generic[StepT, CurriculumT]):
     """One store of expert trajectories."""
 
     step: StepT  # the training step: optimiser and its options
@@ -232,6 +246,8 @@ class BufferConfig(Generic[StepT]):
     # went between, so that any epoch, whole or not, is read as a point on a line
     store: Literal["snapshots", "convex"] = field(default="snapshots", metadata=LATE)
     waypoints: int = field(default=2, metadata=LATE)  # of a convex store, at least 2
+    # which images an epoch sees, such as easy ones first; None: all
+    curriculum: CurriculumT = field(default=NO_CURRICULUM, metadata=LATE)
 
     def __post_init__(self) -> None:
         require_at_least("buffer.num_experts", self.num_experts)

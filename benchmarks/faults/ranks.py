@@ -25,7 +25,7 @@ import faults
 import tyro
 
 FAULTS = ("killed", "stopped", "asked")
-TIMEOUT = 5.0  # seconds of silence that a rank is given
+TIMEOUT = 20.0  # seconds of silence that a rank is given; a busy machine takes a few
 # what torch says where a group does not come about, whoever asks for it
 RENDEZVOUS = re.compile(r"RendezvousConnectionError|address already in use|EADDRINUSE|RendezvousT")
 

@@ -42,7 +42,7 @@ def choose(
         files.write_json(folder / CHOICES, {"objectives": chosen})
 
     if folder is None:
-        chosen = here()
+        chosen = dist.told(here())
     else:
         dist.on_first_rank(store)
         chosen = contents.read_json(folder / CHOICES, "objectives")["objectives"]

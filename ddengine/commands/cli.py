@@ -110,8 +110,11 @@ def run(command: Callable[[], None]) -> int:
 
     2 and one sentence for a user's mistake, never a traceback for one.
     """
-    code = _code_of(command)
-    dist.end(code)
+    code = 1  # of what is not caught
+    try:
+        code = _code_of(command)
+    finally:
+        dist.end(code)
     return code
 
 

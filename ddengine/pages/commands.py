@@ -7,6 +7,7 @@ are those of the recipe, the protocol and the stated facts.
 """
 
 import json
+import re
 import shlex
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -38,6 +39,8 @@ PLACES: Facts = {
     "preprocess": "SET_OR_IMAGES",
     "buffer.step.folder": "FOLDER_OF_WEIGHTS",
 }
+# a value of a recipe as a word: no blank, nothing that a shell knows, and no flag
+WORD = re.compile(r"(?!-[^\d.])[\w.,:/=+@-]+")
 COMMANDS_OF_USES = {"labels": "buy_labels"}  # that are called otherwise than the use
 OF_PROTOCOL = (
     "epochs",
@@ -76,7 +79,7 @@ def _using(run: Run) -> Iterator[list[str]]:
         command = COMMANDS_OF_USES.get(use, use)
         if typed[:1] != [command]:
             continue
-        of = str(run.recipe.get("name")) if use in USES else f"runs/{run.name}"
+        of = _word(run.recipe.get("name")) if use in USES else f"runs/{run.name}"
         protocol = run.recipe.get("evaluation") or {}
         facts = {**protocol, **run.recipe, **(said.get("settings") or {}), **said}
         words = _flags(typed[1:], facts | {"to": said.get("datasets")})
@@ -101,14 +104,14 @@ def _making(run: Run) -> list[list[str]]:
         return [[*_program(run.settings), "demo"]]
     facts = {**run.recipe, **_stated_facts(run)}
     flags = _flags(typed[1:], facts)
-    made = [[*_program(run.settings), typed[0], str(name), *flags, *_out(typed, run)]]
+    made = [[*_program(run.settings), typed[0], _word(name), *flags, *_out(typed, run)]]
     if typed[0] == "distill" and run.meta.get("experts"):
         if "--buffer.seed" not in flags:
             seeds = _expert_seed(run)
             flags = [*flags, *seeds]
             made[0] += seeds
         of_buffer = [word for word in flags if word not in NOT_OF_BUFFER]
-        made.insert(0, [*_program(run.settings), "buffer", str(name), *of_buffer])
+        made.insert(0, [*_program(run.settings), "buffer", _word(name), *of_buffer])
     return made
 
 
@@ -146,12 +149,20 @@ def _flags(typed: Sequence[str], facts: Facts) -> list[str]:
             flags += [flag, PLACES[name]]
         elif name == "take":
             for taken in facts.get("take") or ():
-                flags += [flag, str(taken)]
+                flags += [flag, _word(taken)]
         elif isinstance(value, list) and value:
-            flags += [flag, *map(str, value)]
-        elif value is not None and not isinstance(value, dict | list):
-            flags += [flag, str(value)]
+            flags += [flag, *map(_word, value)]
+        elif not isinstance(value, dict | list):
+            flags += _flag(name, value)
     return flags
+
+
+def _word(value: Any) -> str:
+    """A value as a word of a command; what no value of a recipe looks like is left to the person.
+
+    Such as one that begins as a flag does.
+    """
+    return str(value) if WORD.fullmatch(str(value)) else "VALUE"
 
 
 def _under(facts: Facts, name: str) -> Any:
@@ -209,6 +220,7 @@ def _making_by_facts(run: Run) -> list[list[str]]:
     name = run.recipe.get("name")
     if not name:
         return []
+    name = _word(name)
     made = []
     if run.recipe.get("buffer") and run.meta.get("experts"):
         made.append([*program.stored(), "buffer", name, *_recipe_flags(run), *_process_flags(run)])
@@ -219,7 +231,7 @@ def _making_by_facts(run: Run) -> list[list[str]]:
 def _command_by_facts(run: Run, name: str) -> list[str]:
     """The command that made a set, by what the set says, without the program and the folder."""
     if "selected" in run.meta:
-        kind = str(run.meta["selected"].get("kind"))
+        kind = _word(run.meta["selected"].get("kind"))
         flags = _recipe_flags(run) + _process_flags(run)
         return ["select", name, *flags, "--init.kind", kind]
     if "imported" in run.meta:
@@ -245,7 +257,7 @@ def _stated(run: Run, key: str) -> Any:
 def _recipe_flags(run: Run) -> list[str]:
     flags = []
     for taken in run.recipe.get("taken") or ():  # "PART=RECIPE"
-        flags += ["--take", str(taken)]
+        flags += ["--take", _word(taken)]
     flags += _flag("data.name", run.data.get("name"))
     flags += _flag("data.limit", run.data.get("limit"))
     flags += _network_flags(run)
@@ -257,7 +269,7 @@ def _network_flags(run: Run) -> list[str]:
     """The flags of the network, or of those that took turns."""
     name, others = run.recipe.get("model"), run.recipe.get("more_models")
     if others or run.recipe.get("scaled_to"):
-        return ["--for", str(name), *map(str, others or ())]
+        return ["--for", _word(name), *map(_word, others or ())]
     return _flag("model", name)
 
 
@@ -265,20 +277,20 @@ def _flag(name: str, value: Any) -> list[str]:
     """A flag with its value, nothing for None."""
     if value is None:
         return []
-    return [f"--{name}", str(value)]
+    return [f"--{name}", _word(value)]
 
 
 def _evaluating_by_facts(run: Run) -> list[str]:
     protocol = run.evaluation.get("protocol") or {}
     words = [*program.stored(), "evaluate", f"runs/{run.name}"]
     if "protocol" in protocol:
-        words += ["--protocol", str(protocol["protocol"])]
+        words += ["--protocol", _word(protocol["protocol"])]
     for key in ("models", "baselines"):
         if protocol.get(key):
-            words += [f"--{key}", *map(str, protocol[key])]
+            words += [f"--{key}", *map(_word, protocol[key])]
     for key in OF_PROTOCOL:
         if key in protocol:
-            words += [f"--{key}", str(protocol[key])]
+            words += [f"--{key}", _word(protocol[key])]
     words += _flag("seed", run.evaluation.get("seed"))
     words += _flag("precision", run.evaluation.get("precision"))
     return words

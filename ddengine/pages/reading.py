@@ -260,7 +260,7 @@ def _progress(folder: Path) -> list[tuple[int, Path]]:
     pictures = []
     for picture in folder.glob("step_*.png"):
         step = picture.stem.removeprefix("step_")
-        if step.isdigit():
+        if step.isdecimal() and picture.is_file():
             pictures.append((int(step), picture))
     return sorted(pictures)
 
@@ -268,7 +268,10 @@ def _progress(folder: Path) -> list[tuple[int, Path]]:
 def _are_images(samples: dict[str, Tensor]) -> bool:
     if "pixels" not in samples or "labels" not in samples:
         return False
-    return samples["pixels"].ndim == 4 and samples["pixels"].dtype == torch.uint8
+    pixels, labels = samples["pixels"], samples["labels"]
+    if pixels.ndim != 4 or pixels.dtype != torch.uint8 or pixels.shape[1] not in (1, 3):
+        return False
+    return labels.dtype == torch.int64 and labels.shape == pixels.shape[:1] and pixels.numel() > 0
 
 
 def _samples(path: Path) -> dict[str, Tensor]:

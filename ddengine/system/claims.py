@@ -15,6 +15,7 @@ import fcntl
 import json
 import os
 import socket
+import stat
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -195,12 +196,17 @@ def _opened(lock: Path) -> int:
     Raises UserError for what is no file, such as a link, which could lead anywhere, or a pipe.
     """
     how = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    other = UserError(f"{lock} is no file of this program; remove it.")
     try:
-        return os.open(lock, how, 0o666)
+        handle = os.open(lock, how, 0o666)
     except OSError as error:
-        if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+        if error.errno not in (errno.ELOOP, errno.EISDIR):
             raise
-        raise UserError(f"{lock} is no file of this program; remove it.") from None
+        raise other from None
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise other
+    return handle
 
 
 def _try(handle: int, of: Path) -> bool:

@@ -26,7 +26,7 @@ TIMEOUT = 600.0  # seconds that a silent rank is given
 # of torch's collectives, in which ranks wait for one that validates; who is gone is seen before
 COLLECTIVE = timedelta(days=1)
 LOOK_EVERY = 0.02  # seconds between two looks at the store
-LINGER = 5.0  # seconds for which the end of other ranks is waited for
+LINGER = 5.0  # seconds for which the end of other ranks is waited for, after a failure
 CHUNK = 2**22  # bytes of a value in the store, which takes no more than 8 MiB
 
 
@@ -103,7 +103,7 @@ def _met() -> tuple[td.Store, int, int]:
 def end(code: int) -> None:
     """Say to the other ranks that this one ends, with which exit code, and leave the group.
 
-    The first waits a moment for the others, which may have met through it.
+    The first waits for the others, which may have met through it and not read all that it said.
     """
     if not _started:
         return
@@ -111,15 +111,16 @@ def end(code: int) -> None:
     try:
         group.heartbeat.end(code)
         if rank() == 0:
-            _until_all_ended(group)
+            _until_all_ended(group, LINGER if code else group.heartbeat.timeout)
     except RuntimeError:  # the store is gone, and with it those who would want to know
         pass
     if code == 0:
         td.destroy_process_group()
 
 
-def _until_all_ended(group: _Group) -> None:
-    deadline = time.monotonic() + LINGER
+def _until_all_ended(group: _Group, seconds: float) -> None:
+    """Wait so long at most."""
+    deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         group.heartbeat.look()
         if len(group.heartbeat.ended) == num_ranks() - 1:

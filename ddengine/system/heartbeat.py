@@ -46,7 +46,7 @@ class Heartbeat:
         self._store = store
         self._rank = rank
         self._others = [other for other in range(ranks) if other != rank]
-        self._timeout = timeout
+        self.timeout = timeout
         self.interval = min(timeout / BEATS, LONGEST_INTERVAL * max(1.0, ranks / RANKS))
         self._count = 0
         self._said: dict[int, str] = {}  # the last beat of each other rank
@@ -115,7 +115,7 @@ class Heartbeat:
         last = time.monotonic()
         while not self._over.wait(self.interval):
             now = time.monotonic()
-            if now - last > self._timeout / 2:  # stopped itself, and told to go on
+            if now - last > self.timeout / 2:  # stopped itself, and told to go on
                 self._forgive()
             last = now
             if complaint := self._complaint(now):
@@ -129,14 +129,14 @@ class Heartbeat:
                 return f"Rank {rank} has ended with code {code}, so rank {self._rank} ends too."
         silent = [rank for rank in self._others if self._is_silent(rank, now)]
         # a store that does not answer says of nobody whether it is silent
-        if now - self._looked > self._timeout:
+        if now - self._looked > self.timeout:
             silent = []
         elif not silent:
             return None
-        return silence(silent, self._said, self._rank, self._timeout)
+        return silence(silent, self._said, self._rank, self.timeout)
 
     def _is_silent(self, rank: int, now: float) -> bool:
-        return rank not in self.ended and now - self._heard[rank] > self._timeout
+        return rank not in self.ended and now - self._heard[rank] > self.timeout
 
 
 def silence(silent: Sequence[int], said: dict[int, str], rank: int, timeout: float) -> str:

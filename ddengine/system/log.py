@@ -267,6 +267,8 @@ class EventLog:
 
         It is said where these have another digest than `digest`: their events cannot be had again.
         """
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path} is no file, so no lines can be added to it; remove it.")
         self.path = path
         self._board = board
         self._file = path.open("ab")

@@ -122,16 +122,22 @@ def _check_literal(value: Any, hint: Any, name: str) -> None:
 def _check_union(value: Any, hint: Any, name: str) -> None:
     """One of the kinds must do; of None and another the other one says what is wrong."""
     kinds = typing.get_args(hint)
-    for kind in kinds:
-        try:
-            check(value, kind, name)
-            return
-        except Misfit as misfit:
-            said = misfit
     others = [kind for kind in kinds if kind is not type(None)]
+    if len(others) < len(kinds) and value is None:
+        return
     if len(others) == 1:
         check(value, others[0], name)
-    raise said if len(others) == 1 else _misfit(value, hint, name)
+    elif not any(_fits(value, kind) for kind in others):
+        raise _misfit(value, hint, name)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether plain data have a type."""
+    try:
+        check(value, hint)
+    except Misfit:
+        return False
+    return True
 
 
 def _check_list(value: Any, hint: Any, name: str) -> None:

@@ -114,7 +114,7 @@ def _published() -> list[Recipe]:
     ]  # fmt: skip
 
 
-def _small() -> list[Recipe]:
+def small() -> list[Recipe]:
     """MTT's small cells with this method's parts.
 
     The window doubles over the first half of the run.
@@ -151,4 +151,4 @@ def _small() -> list[Recipe]:
 
 def recipes() -> list[Recipe]:
     """All of them."""
-    return [*_small(), *_published()]
+    return [*small(), *_published()]

@@ -30,6 +30,7 @@ STEP_CONFIGS = {
     "buffers.pretrained",
     "buffers.barlow",
     "buffers.mixed",
+    "buffers.curriculum",
 }
 # of torch
 RANDOM = {"rand", "randn", "randint", "randperm", "normal", "bernoulli", "multinomial", "poisson"}

@@ -72,6 +72,7 @@ from synth.recipes import (
     mtt,
     ncfm,
     own,
+    pad,
     rat,
     rded,
     rtp,
@@ -271,6 +272,7 @@ def test_no_recipe_hides_another():
             tgdd,
             att,
             mct,
+            pad,
             with_codecs,
         )
     )

@@ -13,6 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
+
+pytest.importorskip("hypothesis")
+
 from helpers import CPU, run, tiny_data, tiny_set
 from hypothesis import HealthCheck, given, settings
 
@@ -82,7 +85,7 @@ def test_whatever_a_stranger_changes(sound, tmp_path):
         derandomize=True,
         deadline=None,
         database=None,
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=(HealthCheck.too_slow, HealthCheck.data_too_large),
     )
     @given(strange.trials())
     def one(trial: Trial) -> None:
@@ -200,6 +203,10 @@ def test_links_out_of_a_folder_are_refused(tmp_path):
     (tmp_path / "locked" / files.LOCK).symlink_to(outside / "file")
     with pytest.raises(UserError, match="remove it"), claims.claimed(tmp_path / "locked", "x"):
         raise AssertionError
+    (tmp_path / "piped").mkdir()
+    os.mkfifo(tmp_path / "piped" / files.LOCK)
+    with pytest.raises(UserError, match="remove it"), claims.claimed(tmp_path / "piped", "x"):
+        raise AssertionError
     assert (outside / "file").read_text() == "mine" and len(list(outside.iterdir())) == 1
 
 
@@ -297,3 +304,25 @@ def test_a_checkpoint_of_other_tensors(tmp_path):
     read_state, _ = loop.load_checkpoint(tmp_path / "state.safetensors", CPU)
     with pytest.raises(UserError, match="names, shapes and types"):
         loop._check_state(tmp_path, read_state, syn, OuterConfig(steps=4, optim={}))
+
+
+def test_names_do_not_move_a_page_or_a_card(sound, tmp_path, capsys):
+    """Names of classes and networks are shown with their control characters, and obey nobody."""
+    place = tmp_path / "place"
+    strange.shutil.copytree(sound, place)
+    path = place / META
+    meta = files.read_json(path)
+    name = "cat\x1b[2J\u202e<script>|"
+    meta["class_names"][0] = name
+    meta["recipe"] |= {"name": "--out=/tmp/x", "note": name, "model": f"mlp{name}"}
+    files.write_json(path, meta)
+    (place / "run" / "evaluation.json").unlink()
+    syn, read_meta = folders.load(path.parent, CPU)
+    folders.save(syn, place / "again", read_meta)
+    assert run("report", str(place / "run"), "--out", str(place / "page.html")) == 0
+    assert run("inspect", str(place / "run")) == 0
+    card, page = (place / "again" / "README.md").read_text(), (place / "page.html").read_text()
+    for text in (card, page, capsys.readouterr().out):
+        assert "cat\\x1b" in text.replace("\\\\", "\\") and "\x1b" not in text
+        assert "\u202e" not in text
+    assert "<script>|" not in page and "distill --out=" not in page
