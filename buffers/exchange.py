@@ -20,6 +20,7 @@ from buffers import store
 from buffers.store import ExpertStore
 from ddengine.api.export import export as export_of_set
 from ddengine.api.results import Distilled, path_of
+from ddengine.artefact import listing
 from ddengine.artefact.exchange import all_are, described, is_plain, save_pt, sha256, shape_of
 from ddengine.artefact.export import Format
 from ddengine.artefact.tars import PER_SHARD
@@ -372,7 +373,9 @@ def export(
             f"{path} holds experts, which have no card; leave --title and --license out."
         )
     with claims.claimed(Path(folder), "export"):
-        return export_experts(path, Path(folder), per_file)
+        written = export_experts(path, Path(folder), per_file)
+        listing.write(Path(folder), written)
+        return written
 
 
 def export_experts(folder: Path, out: Path, per_file: int = PER_FILE) -> list[Path]:

@@ -171,6 +171,7 @@ def check(
     That is a name that is not stored, several draws for an objective that keeps state, and several
     ranks unless they share its work. `taken` are the parts of other recipes, each as PART=RECIPE.
     """
+    config = replace(config, optim=syn.by_tensor(config.optim), ema=syn.by_tensor(config.ema))
     _check_codec(config, syn, taken)
     _check_names("outer.optim", config.optim, syn)
     _check_names("outer.ema", config.ema, syn)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ddengine.api.results import Distilled, path_of
 from ddengine.artefact import export as exporting
-from ddengine.artefact import hub, tars
+from ddengine.artefact import hub, listing, tars
 from ddengine.artefact.export import Format
 from ddengine.artefact.owner import OwnersWords
 from ddengine.system import claims, log
@@ -43,7 +43,9 @@ def export(
     path = path_of(of) if isinstance(of, Distilled) else Path(of)
     with log.shown(progress), claims.claimed(Path(folder), "export"):
         words = OwnersWords(title, license)
-        return exporting.export(path, format, Path(folder), per_shard=per_shard, words=words)
+        written = exporting.export(path, format, Path(folder), per_shard=per_shard, words=words)
+        listing.write(Path(folder), written)
+        return written
 
 
 def push(

@@ -1,7 +1,8 @@
 """Whether the files of a folder are those that were written: every digest that is said is computed.
 
 A file says the digest of itself; meta.json and manifest.json say those of the files beside them,
-and an evaluation that of its set. Pictures, cards and parquet files have none.
+and an evaluation that of its set. What an export wrote is listed with its digests; pictures, cards
+and parquet files of a set have none.
 """
 
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ddengine import contents, naming
+from ddengine.artefact import listing
 from ddengine.artefact.markdown import at
 from ddengine.artefact.results import check_of_set
 from ddengine.data import cache, decoding
@@ -54,6 +56,7 @@ def verify(path: Path) -> list[Checked]:
         checked.append(Checked(file, _state(file)))
     for folder in dict.fromkeys(one.path.parent for one in checked):
         checked += _missing(folder)
+    checked += _exported(path, {one.path for one in checked if one.state != WITHOUT})
     if not checked:
         raise UserError(
             f"{path} holds no file of this program that has a digest; give the folder of a store, "
@@ -71,6 +74,19 @@ def _files(path: Path) -> Iterator[Path]:
         hidden = any(part.startswith(HIDDEN) for part in file.relative_to(path).parts)
         if file.suffix in KINDS and not hidden and file.is_file():
             yield file
+
+
+def _exported(path: Path, known: set[Path]) -> list[Checked]:
+    """The files that exports below a path wrote, but those that say a digest of their own."""
+    checked = []
+    for listed in sorted(path.rglob(listing.LISTING) if path.is_dir() else ()):
+        try:
+            for file, wrong in listing.wrong(listed):
+                if file not in known:
+                    checked.append(Checked(file, wrong or SOUND))
+        except UserError as error:
+            checked.append(Checked(listed, str(error)))
+    return checked
 
 
 def _state(path: Path) -> str:

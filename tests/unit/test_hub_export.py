@@ -291,3 +291,26 @@ def test_names_that_no_folder_can_have_are_refused(tmp_path, names):
         export.export(tmp_path / "set", "folders", tmp_path / "out")
     assert not (tmp_path / "out").exists()
     export.export(tmp_path / "set", "imagefolder", tmp_path / "out")
+
+
+@pytest.mark.parametrize("format", ["hub", "webdataset"])
+def test_what_was_exported_is_verified(tmp_path, format):
+    folders.save(SETS["grey"], tmp_path / "set", META)
+    written = ddengine.export(tmp_path / "set", format, tmp_path / "out")
+    states = {row["file"]: row["damaged"] for row in ddengine.verify(tmp_path / "out").rows}
+    assert not any(states.values())
+    for path in written:
+        several = [file for file in path.rglob("*") if file.is_file()] or [path]
+        assert {str(file) for file in several} - {str(tmp_path / "out" / ".digests.json")} <= set(
+            states
+        )
+    victims = [file for file in sorted((tmp_path / "out").rglob("*.*")) if file.name[0] != "."]
+    picture = next(file for file in victims if file.suffix in (".png", ".parquet", ".tar", ".pt"))
+    content = bytearray(picture.read_bytes())
+    content[len(content) // 2] ^= 1
+    picture.write_bytes(content)
+    rows = ddengine.verify(tmp_path / "out").rows
+    assert [row["file"] for row in rows if row["damaged"]] == [str(picture)]
+    picture.unlink()
+    (wrong,) = [row for row in ddengine.verify(tmp_path / "out").rows if row["damaged"]]
+    assert "is missing" in wrong["state"]
