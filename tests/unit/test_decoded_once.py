@@ -4,6 +4,7 @@ import json
 import os
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -227,6 +228,8 @@ def test_no_identity_depends_on_where_images_are_decoded():
     recipe = find("dm/cifar10_ipc10")
     other = replace(recipe, data=replace(recipe.data, cache="elsewhere"))
     assert resolved(recipe) == resolved(other)
+    assert other.data.from_anywhere().cache == str(Path.cwd() / "elsewhere")
+    assert recipe.data.from_anywhere() == recipe.data
     assert other.data.without_places() == recipe.data.without_places() == recipe.data
 
 
