@@ -326,7 +326,7 @@ def _bring_in_set(given: _Given, kind: Kind, paths: list[Path], content: Any) ->
         class_order=list(given.class_order) or None,
     )
     recipe = replace(recipe, ipc=max(1, round(syn.images_per_class())), codec=syn.codec)
-    public = replace(recipe, data=replace(recipe.data, root=None))
+    public = replace(recipe, data=recipe.data.without_places())
     identity = {"recipe": to_dict(public), "imported": imported}
     folder = given.out or RUNS / f"imported-{digest(imported)}"
     runs.check_folder(folder)

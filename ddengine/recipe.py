@@ -14,6 +14,7 @@ import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 from ddengine import naming
@@ -151,6 +152,16 @@ class DataConfig:
                 "#rrggbb."
             ),
         )
+
+    def from_anywhere(self) -> "DataConfig":
+        """The same whatever the current folder is, but for `root`, which is looked for."""
+        if self.cache in ("auto", "none"):
+            return self
+        return replace(self, cache=str(Path(self.cache).absolute()))
+
+    def without_places(self) -> "DataConfig":
+        """The same for others: where files lie on this machine says nothing to them."""
+        return replace(self, root=None, cache="auto")
 
 
 @dataclass(frozen=True, kw_only=True)

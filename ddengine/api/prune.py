@@ -211,7 +211,7 @@ def _facts(context: Context, kept: Kept) -> dict[str, Any]:
         "class_names": list(data.class_names),
         "teacher": context.teachers[0],
         "config": to_dict(context.config),
-        "recipe": to_dict(replace(context.recipe, data=replace(context.recipe.data, root=None))),
+        "recipe": to_dict(replace(context.recipe, data=context.recipe.data.without_places())),
         "seed": context.seed,
         "precision": context.precision,
         "images": data.train.digest,

@@ -137,7 +137,7 @@ def are_peoples_own(configs: Sequence[DataConfig]) -> bool:
 
 def _own_config(config: DataConfig) -> DataConfig:
     """The data settings of sets of several people's own images: those of all of them together."""
-    return replace(config, name=OWN, root=None, limit=None, classes=None)
+    return replace(config.without_places(), name=OWN, limit=None, classes=None)
 
 
 def _say_own(names: Sequence[str]) -> None:

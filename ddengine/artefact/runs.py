@@ -53,7 +53,7 @@ def meta_of(
     `experts` is their summary, None without experts; `more` says how the set was made.
     """
     return {
-        "recipe": to_dict(replace(recipe, data=replace(recipe.data, root=None))),
+        "recipe": to_dict(replace(recipe, data=recipe.data.without_places())),
         "seed": seed,
         "precision": precision,
         "images": data.train.digest,
@@ -142,6 +142,7 @@ def begin(folder: Path, recipe: Recipe, wanted: Json, command: Sequence[str] = (
     for written in (folder, folder / CHECKPOINT.parent, folder / "progress"):
         files.clean(written)
     said = {"command": [*program.stored(), *command]} if command else {}
+    recipe = replace(recipe, data=recipe.data.from_anywhere())
     content = {"format": naming.FORMAT, "recipe": to_dict(recipe), **wanted, **said}
     if recipe.data.root is not None and Path(recipe.data.root).exists():
         content[ROOT] = str(Path(recipe.data.root).absolute())

@@ -4,6 +4,7 @@ import json
 import os
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +14,7 @@ import torch
 from PIL import Image
 
 import ddengine
-from ddengine.data import block_file, cache, decoding, load_data
+from ddengine.data import block_file, cache, decoder, decoding, load_data
 from ddengine.data.block_file import BlockFile
 from ddengine.data.decoder import Decoder
 from ddengine.recipe import DataConfig, resolved
@@ -77,7 +78,8 @@ def unusual(root):
 
 
 @pytest.mark.parametrize("make", [fill, unusual])
-def test_a_cache_holds_the_bits_that_memory_would(tmp_path, make):
+def test_a_cache_holds_the_bits_that_memory_would(tmp_path, monkeypatch, make):
+    monkeypatch.setattr(decoder, "PROBED", 1)  # so that colour is found late
     root = make(tmp_path / "images")
     held = load(config_of(root, cache="none"))
     config = config_of(root, cache=str(tmp_path / "cache"))
@@ -226,6 +228,9 @@ def test_no_identity_depends_on_where_images_are_decoded():
     recipe = find("dm/cifar10_ipc10")
     other = replace(recipe, data=replace(recipe.data, cache="elsewhere"))
     assert resolved(recipe) == resolved(other)
+    assert other.data.from_anywhere().cache == str(Path.cwd() / "elsewhere")
+    assert recipe.data.from_anywhere() == recipe.data
+    assert other.data.without_places() == recipe.data.without_places() == recipe.data
 
 
 def refused(config):

@@ -293,7 +293,7 @@ def test_names_that_no_folder_can_have_are_refused(tmp_path, names):
     export.export(tmp_path / "set", "imagefolder", tmp_path / "out")
 
 
-@pytest.mark.parametrize("format", ["imagefolder", "hub", "webdataset", "mtt"])
+@pytest.mark.parametrize("format", ["hub", "webdataset"])
 def test_what_was_exported_is_verified(tmp_path, format):
     folders.save(SETS["grey"], tmp_path / "set", META)
     written = ddengine.export(tmp_path / "set", format, tmp_path / "out")
