@@ -99,7 +99,9 @@ class Projector(nn.Module):
 
     def forward(self, latents: Tensor) -> Tensor:
         """A vector of each latent."""
-        return self.to_text(self.pool(self.reduce(latents)).flatten(1))
+        reduced = self.reduce(latents)
+        pooled = self.pool(reduced)
+        return self.to_text(pooled.flatten(1))
 
 
 def contrastive_loss(
@@ -111,19 +113,22 @@ def contrastive_loss(
     under the softmax of cosines / temperature; rows and columns are averaged. Its least value is
     the logarithm of the number of positives, not 0.
     """
-    cosines = functional.normalize(images, dim=1) @ functional.normalize(texts, dim=1).T
-    logits = cosines / temperature
+    of_images = functional.normalize(images, dim=1)
+    of_texts = functional.normalize(texts, dim=1)
+    logits = of_images @ of_texts.T / temperature
     positive = classes.unsqueeze(1) == classes.unsqueeze(0)
-    of_images = _rows_loss(logits, positive)
-    of_texts = _rows_loss(logits.T, positive.T)
-    return (of_images + of_texts) / 2
+    of_rows = _rows_loss(logits, positive)
+    of_columns = _rows_loss(logits.T, positive.T)
+    return (of_rows + of_columns) / 2
 
 
 def _rows_loss(logits: Tensor, positive: Tensor) -> Tensor:
     """Mean over rows of -log of the mean probability of the positives (B, B)."""
-    log_probabilities = logits.log_softmax(1).masked_fill(~positive, -torch.inf)
-    positives = positive.sum(1).to(logits)
-    return (positives.log() - log_probabilities.logsumexp(1)).mean()
+    log_probabilities = logits.log_softmax(1)
+    of_positives = log_probabilities.masked_fill(~positive, -torch.inf)
+    num_positives = positive.sum(1).to(logits)
+    losses = num_positives.log() - of_positives.logsumexp(1)
+    return losses.mean()
 
 
 def mse_weight(step: int, rising: int, low: float = 0.05, high: float = 1.0) -> float:

@@ -142,17 +142,24 @@ def _restored(stage: Stage, path: Path) -> _Progress:
         average.copy_(tensors[f"average/{name}"])
     for name, tensor in stage.memory.items():
         tensor.copy_(tensors[f"memory/{name}"])
-    states: dict[int, dict[str, Tensor]] = {}
+    groups = stage.optimiser.state_dict()["param_groups"]
+    kept = {"state": _kept_by_optimiser(tensors), "param_groups": groups}
+    stage.optimiser.load_state_dict(kept)
+    progress.done = int(metadata["done"])
+    progress.finished = metadata["finished"] == "1"
+    return progress
+
+
+def _kept_by_optimiser(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+    """What the optimiser of a checkpoint keeps of each parameter, by its number."""
+    kept: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         kind, _, rest = name.partition("/")
         if kind == "optimiser":
             number, _, what = rest.partition("/")
-            states.setdefault(int(number), {})[what] = tensor
-    groups = stage.optimiser.state_dict()["param_groups"]
-    stage.optimiser.load_state_dict({"state": states, "param_groups": groups})
-    progress.done = int(metadata["done"])
-    progress.finished = metadata["finished"] == "1"
-    return progress
+            of_parameter = kept.setdefault(int(number), {})
+            of_parameter[what] = tensor
+    return kept
 
 
 class Batches:

@@ -24,11 +24,19 @@ def word_tokens(names: Sequence[str]) -> tuple[Tensor, Tensor]:
     ends = torch.zeros(len(names), dtype=torch.long)
     for k, name in enumerate(names):
         words = re.findall(r"\w+", name.lower())[: WORDS - 1]
+        of_name = tokens[k]
         for place, word in enumerate(words):
-            tokens[k, place] = torch.randn(WIDTH, generator=generator(0, "word", word))
-        ends[k] = len(words)
-        tokens[k, len(words)] = tokens[k].sum(0) / max(1, len(words)) ** 0.5
+            of_name[place] = _vector(word)
+        num = len(words)
+        of_name[num] = of_name.sum(0) / max(1, num) ** 0.5
+        ends[k] = num
     return tokens, ends
+
+
+def _vector(word: str) -> Tensor:
+    """The fixed vector (WIDTH,) of a word."""
+    rng = generator(0, "word", word)
+    return torch.randn(WIDTH, generator=rng)
 
 
 def check_names(names: Sequence[str]) -> None:

@@ -235,9 +235,8 @@ class DenoiserTraining:
             predicted = parts.denoise(noisy, times, labels).noise
         loss = functional.mse_loss(predicted.float(), noise)
         if self.memory is not None:
-            predicted_clean = (
-                noisy - (1 - alpha_bar).sqrt() * predicted.float()
-            ) / alpha_bar.sqrt()
+            of_noise = (1 - alpha_bar).sqrt() * predicted.float()
+            predicted_clean = (noisy - of_noise) / alpha_bar.sqrt()
             loss = loss + self.memory.loss(predicted_clean, clean, classes)
         loss.backward()
         return loss.detach()

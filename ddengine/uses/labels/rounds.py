@@ -175,7 +175,9 @@ def _repeat(context: Context, course: Course, repeat: int) -> Json:
     index, classes = first, context.pool.classes[first]
     lr = _rate(context, repeat)
     start, network = _taught(context, f"start/{repeat}", repeat, 0, index, classes, lr)
-    network = context.starts.setdefault(repeat, network) if network else context.starts.get(repeat)
+    if network is not None:
+        context.starts[repeat] = network
+    network = context.starts.get(repeat)
     accuracies: list[float | None] = [start["accuracy"]]
     seconds = start["seconds"]
     answers = course.answers(repeat)
