@@ -32,6 +32,7 @@ from ddengine.learning.flat import unflatten_into
 from ddengine.recipe import BufferConfig, DataConfig, Recipe, digest, to_dict
 from ddengine.system import claims, files, log
 from ddengine.system.errors import UserError
+from ddengine.system.parsing import check_regular
 
 FORMAT = naming.FORMAT  # of the manifest; in 1 the identity alone said the network
 MANIFEST = "manifest.json"
@@ -445,10 +446,11 @@ class ExpertStore(StoredExperts):
         if expert not in self._open:
             path = shard_path(self.folder, self.experts[expert])
             try:
+                check_regular(path)  # a pipe would be waited for
                 # kept open: only the header is read, rows come through the memory map
                 self._open[expert] = safe_open(path, "pt").__enter__()
                 self._sizes[expert] = path.stat().st_size
-            except (SafetensorError, OSError) as error:
+            except (SafetensorError, OSError, ValueError) as error:
                 raise _damaged(f"The shard {path} is damaged ({error})") from None
         return self._open[expert]
 

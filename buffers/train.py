@@ -16,7 +16,7 @@ from ddengine.learning.flat import flatten, flatten_buffers
 from ddengine.learning.last_batch import check_last_batch
 from ddengine.models.dropout import is_dropout
 from ddengine.recipe import BufferConfig
-from ddengine.system import log, signals
+from ddengine.system import files, log, signals
 from ddengine.system.errors import UserError
 from ddengine.system.rng import generator, scoped
 from ddengine.system.runtime import Precision, autocast
@@ -136,7 +136,12 @@ class _Training:
             self.snapshots.take(0)
             return
         tensors, self.progress = written
-        self._restore(tensors)
+        try:
+            self._restore(tensors)
+        except (KeyError, IndexError, RuntimeError) as error:
+            assert self._checkpoint is not None
+            said = str(error).partition("\n")[0]
+            raise files.damaged(self._checkpoint.path, f"not of this network: {said}") from None
         at = f"epoch {self.progress.epoch + 1} of {self._config.epochs}"
         log.say(f"expert {self._expert} goes on in {at}")
         for _ in range(self.progress.epoch):

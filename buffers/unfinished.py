@@ -41,7 +41,7 @@ class Checkpoint:
 
     def __init__(self, path: Path, fingerprint: str):
         """`fingerprint` is that of the store, whose checkpoints no other one continues."""
-        self._path = path
+        self.path = path
         self._fingerprint = fingerprint
         self._began = self._last = time.monotonic()
         self._seconds_before = 0.0
@@ -54,18 +54,18 @@ class Checkpoint:
         """Write the tensors of a training, and how far it is."""
         progress.seconds = self.seconds()
         said = {"fingerprint": self._fingerprint, "progress": files.to_json(asdict(progress))}
-        files.write_tensors(self._path, tensors, said)
+        files.write_tensors(self.path, tensors, said)
         self._last = time.monotonic()
 
     def read(self) -> tuple[dict[str, Tensor], Progress] | None:
         """What was written; None where nothing was, or nothing that can be continued."""
-        if not self._path.is_file():
+        if not self.path.is_file():
             return None
         try:
-            tensors, said = files.read_tensors(self._path)
+            tensors, said = files.read_tensors(self.path)
             if said.get("fingerprint") != self._fingerprint:
                 return None
-            facts = contents.said_in_metadata(self._path, said, "progress", Progress)
+            facts = contents.said_in_metadata(self.path, said, "progress", Progress)
             progress = Progress(**facts)
         except (UserError, TypeError):
             return None
@@ -78,4 +78,4 @@ class Checkpoint:
 
     def remove(self) -> None:
         """Remove the file, where there is one."""
-        self._path.unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)

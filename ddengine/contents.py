@@ -27,7 +27,7 @@ from ddengine.system.errors import UserError
 from ddengine.system.parsing import content_of, parsed
 from ddengine.system.runtime import Precision
 from ddengine.system.typed import Count, Fraction, Number, Positive
-from ddengine.types import Json, Row, TargetKind
+from ddengine.types import Facts, Json, Row, TargetKind
 
 
 class OfKind(TypedDict, total=False):
@@ -343,7 +343,7 @@ def checked(path: Path, content: Any) -> Any:
         return content
     try:
         typed.check(content, kind)
-        _check_values(content)
+        _check_values(kind, content)
     except ValueError as error:
         advice = ADVICE.get(path.name, RESTORE)
         said = str(error).rstrip(".")
@@ -351,21 +351,36 @@ def checked(path: Path, content: Any) -> Any:
     return content
 
 
-def _check_values(content: Json) -> None:
-    """Raise UserError, which is a ValueError, for values that no recipe can have."""
-    recipe = content.get("recipe") or {}
-    networks = [recipe.get("model"), *recipe.get("teachers", ()), *recipe.get("more_models", ())]
-    for network in networks:
-        if network is not None and ".py" in network:
+def _check_values(kind: Any, content: Json) -> None:
+    """Raise ValueError, such as a UserError, for values that such a file cannot have."""
+    if kind is EvaluationFile:
+        _check_config(EvalConfig, content.get("protocol"))
+        for number, row in enumerate(content.get("rows", ())):
+            _check_row(f"rows[{number}]", row)
+    if kind is MetaFile:
+        _check_config(StudentTraining, content.get("students"))
+    if kind in (MetaFile, RecipeFile):
+        _check_recipe(content.get("recipe", {}))
+
+
+def _check_recipe(recipe: Facts) -> None:
+    """Raise ValueError for values that no recipe can have, and for networks that are code."""
+    for network in (recipe.get("model", ""), *_listed(recipe, "teachers", "more_models")):
+        if ".py" in network:
             raise ValueError(f"it names {typed.shown(network)}, a file of code, as its network")
-    stored = [(part, recipe.get(name)) for name, part in PARTS.items()]
-    if "rows" in content:
-        stored.append((EvalConfig, content.get("protocol")))
-    for number, row in enumerate(content.get("rows", ())):
-        _check_row(f"rows[{number}]", row)
-    for part, values in (*stored, (StudentTraining, content.get("students"))):
-        if values is not None and _needed(part) <= values.keys():
-            from_dict(part, values)
+    for name, part in PARTS.items():
+        _check_config(part, recipe.get(name))
+
+
+def _listed(recipe: Facts, *names: str) -> list[str]:
+    """What several lists hold."""
+    return [value for name in names for value in recipe.get(name, ())]
+
+
+def _check_config(part: Any, values: Facts | None) -> None:
+    """Raise UserError for values that a dataclass refuses; None, and older versions', are fine."""
+    if values is not None and _needed(part) <= values.keys():
+        from_dict(part, values)
 
 
 def _check_row(name: str, row: Row) -> None:

@@ -328,6 +328,11 @@ class Hyperbolic(Distance):
                 f"objective.distance.{name} must be positive and finite, got {value}.",
             )
 
+    @property
+    def cites(self) -> tuple[str, ...]:
+        """Works to cite."""
+        return ("li2025hdd",)
+
     def summary(self, features: Tensor, draw: Draw) -> Tensor:
         """The centroids (G, D + 1) on the hyperboloid of curvature -1, time first."""
         lengths = features.norm(dim=2, keepdim=True).clamp(min=FLOOR)

@@ -6,11 +6,13 @@ what has become of it. It must do its work or say a sentence: `come_of` tells. D
 anew, so that readers see what is behind them, as a stranger who means it would do.
 """
 
+import faulthandler
 import importlib.util
 import json
 import os
 import shutil
 import signal
+import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -236,12 +238,15 @@ def limited() -> Iterator[None]:
         raise Hung
 
     timers = {signal.SIGPROF: signal.ITIMER_PROF, signal.SIGALRM: signal.ITIMER_REAL}
+    # of waiting that no signal ends, such as Rust's for a pipe: the program says where, and ends
+    faulthandler.dump_traceback_later(2 * WALL_SECONDS, exit=True, file=sys.__stderr__)
     before = {number: signal.signal(number, hung) for number in timers}
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
     signal.setitimer(signal.ITIMER_REAL, WALL_SECONDS)
     try:
         yield
     finally:
+        faulthandler.cancel_dump_traceback_later()
         for number, timer in timers.items():
             signal.setitimer(timer, 0)
             signal.signal(number, before[number])

@@ -75,7 +75,7 @@ def outcomes_of(asked: Settings, sound: Path, place: Path) -> list[tuple[strange
         if came not in ("done", "said") and came not in kinds:
             kinds.add(came)
             print(f"{trial}\n    {came}", flush=True)
-        if len(outcomes) % 500 == 0:
+        if len(outcomes) % 100 == 0:
             print(f"{len(outcomes)} in {time.monotonic() - began:.0f} s", flush=True)
 
     one()

@@ -141,8 +141,8 @@ def evaluated(path: Path) -> Evaluated:
         raise UserError(f"{path} was not evaluated; run evaluate {path} first.")
     meta = contents.read_json(folder / "meta.json", "recipe")
     content = contents.read_json(evaluation, "rows")
-    _check_complete(folder / "meta.json", evaluation, meta, content)
     check_of_set(evaluation, content, meta)
+    _check_complete(folder / "meta.json", evaluation, meta, content)
     return Evaluated(str(path), meta, content)
 
 

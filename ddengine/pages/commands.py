@@ -20,7 +20,7 @@ from ddengine.types import Facts, Json
 WIDTH = 100  # characters of a line
 # what buffer does not take of the words of distill
 NOT_OF_BUFFER = ("--compile", "--force", "--tensorboard")
-MAKING = ("distill", "select", "import", "demo")  # commands that end with a set
+MAKING = ("distill", "select", "import")  # commands that make a set of a recipe
 # flags without a value that change what is computed, or how
 BARE = (
     "--compile",
@@ -97,22 +97,24 @@ def _making(run: Run) -> list[list[str]]:
     if not run.is_of_a_set:
         return []
     typed = _typed(run.settings)
-    name = run.recipe.get("name")
-    if not typed or typed[0] not in MAKING or (name is None and typed[0] != "demo"):
-        return _making_by_facts(run)
-    if typed[0] == "demo":
+    if typed[:1] == ["demo"]:
         return [[*_program(run.settings), "demo"]]
-    facts = {**run.recipe, **_stated_facts(run)}
-    flags = _flags(typed[1:], facts)
-    made = [[*_program(run.settings), typed[0], _word(name), *flags, *_out(typed, run)]]
+    if run.recipe.get("name") is None or not set(typed[:1]) & set(MAKING):
+        return _making_by_facts(run)
+    return _making_as_typed(run, typed)
+
+
+def _making_as_typed(run: Run, typed: Sequence[str]) -> list[list[str]]:
+    """The same with the flags of the command that a run says, of which these are the words."""
+    called, name = _program(run.settings), _word(run.recipe["name"])
+    flags = _flags(typed[1:], {**run.recipe, **_stated_facts(run)})
+    made = []
     if typed[0] == "distill" and run.meta.get("experts"):
         if "--buffer.seed" not in flags:
-            seeds = _expert_seed(run)
-            flags = [*flags, *seeds]
-            made[0] += seeds
+            flags += _expert_seed(run)
         of_buffer = [word for word in flags if word not in NOT_OF_BUFFER]
-        made.insert(0, [*_program(run.settings), "buffer", _word(name), *of_buffer])
-    return made
+        made.append([*called, "buffer", name, *of_buffer])
+    return [*made, [*called, typed[0], name, *flags, *_out(typed, run)]]
 
 
 def _stated_facts(run: Run) -> Json:
@@ -141,20 +143,23 @@ def _flags(typed: Sequence[str], facts: Facts) -> list[str]:
     names = [word.partition("=")[0] for word in typed if word.startswith("--")]
     flags = []
     for flag in dict.fromkeys(names):
-        name = flag.removeprefix("--")
-        value = _under(facts, name)
         if flag in BARE:
             flags.append(flag)
-        elif name in PLACES:
-            flags += [flag, PLACES[name]]
-        elif name == "take":
-            for taken in facts.get("take") or ():
-                flags += [flag, _word(taken)]
-        elif isinstance(value, list) and value:
-            flags += [flag, *map(_word, value)]
-        elif not isinstance(value, dict | list):
-            flags += _flag(name, value)
+        else:
+            flags += _flag_by_facts(flag.removeprefix("--"), facts)
     return flags
+
+
+def _flag_by_facts(name: str, facts: Facts) -> list[str]:
+    """A flag with what the facts say under its name, a place in words; nothing without a value."""
+    if name in PLACES:
+        return [f"--{name}", PLACES[name]]
+    value = at(facts, *name.split("."))
+    if name == "take":
+        return [word for taken in value or () for word in _flag(name, taken)]
+    if isinstance(value, list) and value:
+        return [f"--{name}", *map(_word, value)]
+    return [] if isinstance(value, dict | list) else _flag(name, value)
 
 
 def _word(value: Any) -> str:

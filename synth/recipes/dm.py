@@ -10,8 +10,9 @@ publish no cell of Fashion-MNIST; its settings are those of the other datasets.
 
 from dataclasses import replace
 
-from ddengine.recipe import DataConfig, Recipe
+from ddengine.recipe import DataConfig, OptimConfig, Recipe
 from ddengine.sets.codec import Identity, Quantised
+from synth.distances import Hyperbolic, Moments
 from synth.distribution import DistributionMatching
 from synth.networks import Untrained
 from synth.recipes.matching import NCFM, RECALLED, Figure, cell, small, strategy
@@ -24,6 +25,13 @@ BIBTEX = """
   booktitle = {Proceedings of the IEEE/CVF Winter Conference on Applications of Computer Vision
               (WACV)},
   year      = {2023}
+}
+
+@inproceedings{li2025hdd,
+  title     = {Hyperbolic Dataset Distillation},
+  author    = {Li, Wenyuan and Li, Guang and Maeda, Keisuke and Ogawa, Takahiro and Haseyama, Miki},
+  booktitle = {Advances in Neural Information Processing Systems (NeurIPS)},
+  year      = {2025}
 }
 """
 
@@ -119,6 +127,22 @@ def _digits() -> list[Recipe]:
     return cells
 
 
+def _distances() -> list[Recipe]:
+    """The digits at ten images per class with other distances than that of means."""
+    (like,) = (cell for cell in _digits() if cell.ipc == 10)
+    cells = []
+    for name, distance, lr in (("moments", Moments(), 0.3), ("hyperbolic", Hyperbolic(), 1.0)):
+        cells.append(
+            replace(
+                like,
+                name=f"{like.name}_{name}",
+                objective=replace(like.objective, distance=distance),
+                outer=replace(like.outer, optim={"images": OptimConfig(lr=lr)}),
+            )
+        )
+    return cells
+
+
 def recipes() -> list[Recipe]:
     """All of them."""
-    return [*_digits(), *_small(), _quantised(), *_published()]
+    return [*_digits(), *_distances(), *_small(), _quantised(), *_published()]

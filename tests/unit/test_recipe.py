@@ -54,10 +54,12 @@ from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 from synth.catalogue import RECIPES, find, take
 from synth.distribution import DistributionMatching
+from synth.paired import PairedFeatures
 from synth.recipes import (
     ast,
     at,
     att,
+    cim,
     datm,
     dc,
     dd,
@@ -273,6 +275,7 @@ def test_no_recipe_hides_another():
             att,
             mct,
             pad,
+            cim,
             with_codecs,
         )
     )
@@ -340,6 +343,8 @@ def test_a_recipe_builds_its_objects(name):
     value.objective.check(value.buffer.kept_epochs())
     if isinstance(value.objective, DistributionMatching):
         return  # its objective wants images: test_expert_distribution
+    if isinstance(value.objective, PairedFeatures):
+        return  # its objective wants them trained: test_paired
     experts = SimpleNamespace(
         num_experts=value.buffer.num_experts,
         num_params=model.num_params,

@@ -58,6 +58,7 @@ ONCE = [
     Trial("soft/distilled/labels.safetensors", OfTensors(0.1, "deeper"), "load.py"),
     Trial("run/evaluation.json", OfText(0.5, "9" * 6000), "report"),
     Trial("store/manifest.json", OfKind("device"), "inspect"),
+    Trial("store/expert_0001.safetensors", OfKind("pipe"), "distill"),
     Trial("store/expert_0001.safetensors", OfHeader(0.5, "put", [2**62, 2**62]), "export"),
 ]
 
@@ -326,3 +327,15 @@ def test_names_do_not_move_a_page_or_a_card(sound, tmp_path, capsys):
         assert "cat\\x1b" in text.replace("\\\\", "\\") and "\x1b" not in text
         assert "\u202e" not in text
     assert "<script>|" not in page and "distill --out=" not in page
+
+
+@pytest.mark.parametrize("name", [*contents.KINDS, "prune.recipe.json"])
+def test_fields_of_one_file_in_another(tmp_path, name):
+    """What a file does not have is nothing that its reader looks at."""
+    others = {"rows": 5, "recipe": "x", "students": "x", "protocol": "x"}
+    kind = contents.KINDS.get(name, contents.RecipeFile)
+    known = kind.__annotations__ | {}
+    given = {key: value for key, value in others.items() if key not in known}
+    needed = {"objectives": []} if name == "choices.json" else {}
+    (tmp_path / name).write_text(json.dumps(given | needed))
+    assert given.items() <= contents.read_json(tmp_path / name).items()
