@@ -26,7 +26,7 @@ FORMAT = naming.FORMAT  # of the folder; 1 had soft labels among the other tenso
 DATA = "data.safetensors"
 LABELS_FILE = "labels.safetensors"
 # what torch and codecs say of tensors whose counts do not fit each other
-UNFIT = (RuntimeError, IndexError, ArithmeticError, AttributeError)
+UNFIT = (RuntimeError, IndexError, ValueError, ArithmeticError, AttributeError)
 # of what a set stores
 KINDS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 WHOLE_KINDS = (torch.uint8, torch.int16, torch.int32, torch.int64)
@@ -113,6 +113,8 @@ def load(folder: Path, device: torch.device) -> tuple[SyntheticSet, Json]:
     tensors = _tensors(folder, meta)
     try:
         syn = _set(folder, meta, tensors, device)
+    except UserError:
+        raise
     except (KeyError, TypeError) as error:
         raise UserError(
             f"{folder} was not written by this version of the engine ({error!r} is missing or "
