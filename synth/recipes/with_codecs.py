@@ -22,9 +22,11 @@ from ddengine.sets.codec import (
 from synth.recipes import dm, mtt
 
 BIBTEX = """
-@misc{gsdd2026,
+@misc{jiang2025gsdd,
   title         = {Beyond Pixels: Efficient Dataset Distillation via Sparse {Gaussian}
                   Representation},
+  author        = {Jiang, Chenyang and Li, Zhengcen and Zhao, Hang and Shan, Qiben and Wu, Shaocong
+                  and Su, Jingyong},
   eprint        = {2509.26219},
   archiveprefix = {arXiv},
   year          = {2025}

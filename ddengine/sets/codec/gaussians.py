@@ -54,7 +54,7 @@ class Gaussians(WithinBytes):
     @property
     def cites(self) -> tuple[str, ...]:
         """Works to cite."""
-        return ("gsdd2026",)
+        return ("jiang2025gsdd",)
 
     @property
     def main(self) -> str:
