@@ -27,8 +27,7 @@ BIBTEX = """
                   Representation},
   author        = {Jiang, Chenyang and Li, Zhengcen and Zhao, Hang and Shan, Qiben and Wu, Shaocong
                   and Su, Jingyong},
-  eprint        = {2509.26219},
-  archiveprefix = {arXiv},
+  howpublished  = {arXiv 2509.26219},
   year          = {2025}
 }
 
