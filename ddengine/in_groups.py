@@ -1,8 +1,8 @@
 """The outer loop for sets that do not fit into memory: some items to their last step, then others.
 
-For objectives whose losses are sums over items that do not see each other (`Objective.groups`).
+For objectives whose losses are sums over items that do not see each other (`ObjectiveConfig.groups_apart`).
 Updates are made item by item, so the numbers are those of all items together, with two exceptions,
-which `Objective.groups` refuses or which are said: what looks at all items at once (clipping by
+which `ObjectiveConfig.groups_apart` refuses or which are said: what looks at all items at once (clipping by
 their norm, a largest loss), and a step that is skipped because something is not finite, which is
 skipped for its group alone.
 
@@ -32,6 +32,7 @@ LOG = "metrics.jsonl"
 def distill(
     syn: SyntheticSet,
     objective: Objective,
+    groups: Sequence[Group],
     config: OuterConfig,
     folder: Path,
     *,
@@ -44,12 +45,11 @@ def distill(
     run: str | None = None,
     shared: bool = False,
 ) -> tuple[SyntheticSet, Counters]:
-    """What `loop.distill` does, in the groups that the objective asks for; mostly in one.
+    """What `loop.distill` does, in the groups that the method asks for; without any in one.
 
     In several there is one validation and one picture, of the set in the end, and metrics.jsonl is
     written then. Arguments and errors are those of `loop.distill`.
     """
-    groups = objective.groups(syn, config)
     if not groups:
         return loop.distill(
             syn,

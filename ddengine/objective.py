@@ -80,14 +80,6 @@ class Group:
 class Objective(Protocol):
     """A synthesizer: what the stored tensors should minimise."""
 
-    def groups(self, syn: SyntheticSet, config: OuterConfig) -> Sequence[Group]:
-        """The groups in which the items of a set are optimised, one after another.
-
-        The sum of their losses is the loss of the set, and no item sees one of another group. None,
-        the default: all together. Raises UserError for settings that need all at once.
-        """
-        return ()
-
     def init(self, rng: Generator) -> dict[str, Tensor]:
         """Everything kept between steps (a network, a pool), which is checkpointed.
 
@@ -139,6 +131,16 @@ class ObjectiveConfig(Method, Protocol):
         Batches of 8 images, few inner steps, segments within four epochs.
         """
         return self
+
+    def groups_apart(
+        self, objective: Objective, syn: SyntheticSet, config: OuterConfig
+    ) -> Sequence[Group]:
+        """The groups in which the items of a set are optimised, one after another.
+
+        The sum of their losses is the loss of the set, and no item sees one of another group. None,
+        the default: all together. Raises UserError for settings that need all at once.
+        """
+        return ()
 
     def build(self, env: Env) -> Objective:
         """The objective. Raises UserError for what it cannot work with."""

@@ -222,6 +222,14 @@ class StatisticsMatching(ObjectiveConfig, Generic[BatchesT]):
             return {}
         return {"images_in_group": max(1, fitting)}
 
+    def groups_apart(
+        self, objective: Objective, syn: SyntheticSet, config: OuterConfig
+    ) -> Sequence[Group]:
+        """Some images of every class, where not all are optimised at a time."""
+        if isinstance(objective, StatisticsObjective):
+            return objective.groups(syn, config)
+        return ()
+
     def choose(self, objective: Objective, choices: Facts) -> None:
         """Optimise so many images at a time."""
         if isinstance(objective, StatisticsObjective):

@@ -383,6 +383,7 @@ def _in_memory(job: Job, bibtex: Bibtex | None, began: float) -> Distilled:
         result, counters = in_groups.distill(
             syn,
             objective,
+            recipe.objective.groups_apart(objective, syn, quiet),
             quiet,
             Path(temporary),
             seed=job.seed,
@@ -474,6 +475,7 @@ def _kept(job: Job, keep: Keep) -> Distilled:
     result, counters = in_groups.distill(
         syn,
         objective,
+        recipe.objective.groups_apart(objective, syn, recipe.outer),
         recipe.outer,
         folder,
         seed=job.seed,

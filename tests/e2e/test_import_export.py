@@ -69,6 +69,7 @@ def test_experts_out_and_in(work, capsys):
     distillation from it gives the same images.
     """
     assert [p.name for p in sorted((work / "pt").iterdir())] == [
+        ".digests.json",
         "replay_buffer_0.pt",
         "replay_buffer_1.pt",
     ]
@@ -175,7 +176,12 @@ def test_set_out_and_in(work, capsys):
     accuracies, and goes out as the same bits.
     """
     assert run("export", "run", "--format", "mtt", "--out", "sets") == 0
-    assert {p.name for p in Path("sets").iterdir()} == {"images_8.pt", "labels_8.pt", "lr_8.pt"}
+    assert {p.name for p in Path("sets").iterdir()} == {
+        ".digests.json",
+        "images_8.pt",
+        "labels_8.pt",
+        "lr_8.pt",
+    }
     assert run(*IMPORT, "--files", "sets/images_8.pt") == 0
     folder = only("runs/imported-*")
     meta = json.loads((folder / "meta.json").read_text())

@@ -99,7 +99,7 @@ def test_images_are_learned_as_published():
         assert optim.lr_at(40 * 49, dd.steps) == pytest.approx(0.005)
     rtp = RECIPES["rtp/cifar10_ipc1"]
     assert rtp.codec == LinearBases(bases=16, shrink=2)
-    assert rtp.codec.most_rows(1, (3, 32, 32), 10) == 115
+    assert rtp.codec.most_rows(10 * 3 * 32 * 32, (3, 32, 32), 10) == 115
     for optim in rtp.outer.optim.values():
         assert (optim.kind, optim.lr, optim.momentum) == ("sgd", 0.1, 0.5)
         assert (optim.clip, optim.clip_together) == (2.0, True)

@@ -321,7 +321,7 @@ def test_a_folder_has_a_page(content, folder, tmp_path):
     for words in (
         "Labels bought from a teacher that errs",
         "40 % wrong</th><td>facility",
-        "buy_labels digits",
+        "buy_labels mtt/digits_ipc1",
         *of_labels.notes(content),
     ):
         assert words in page, words

@@ -440,7 +440,7 @@ def test_a_folder_has_a_page(outcome, tmp_path):
     assert "Distillation on pruned data" in page and made.table().title in page
     for row in made.rows:
         assert f">{of_pruning.student(row)}</td>" in page
-    for words in (*made.notes, "prune digits", made.content["machine"]["system"]):
+    for words in (*made.notes, "prune mtt/digits_ipc1", made.content["machine"]["system"]):
         assert words in page, words
     assert page.count("data:image/png") == 1
     assert "mtt/digits_ipc1" in page and "<td>mtt</td>" not in page  # no method plays a role

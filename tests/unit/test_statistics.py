@@ -626,7 +626,9 @@ def optimised(config, folder, fields=None, names=NARROW, most=None):
     config.choose(objective, {} if most is None else {"images_in_group": most})
     optim = {"images": OptimConfig(kind="adam", lr=0.1)}
     steps = OuterConfig(steps=4, optim=optim, evaluate_every=0, picture_every=0, **(fields or {}))
-    made, counters = in_groups.distill(syn, objective, steps, folder, seed=1, run="run")
+    made, counters = in_groups.distill(
+        syn, objective, objective.groups(syn, steps), steps, folder, seed=1, run="run"
+    )
     log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert counters.log_digest == digests.of_bytes((folder / "metrics.jsonl").read_bytes())
     return made.tensors["images"], log
@@ -702,7 +704,7 @@ def test_groups_are_asked_for_by_memory():
     ],
     ids=str,
 )
-def test_groups_that_cannot_be(tmp_path, fields, said):
+def test_groups_that_cannot_be(fields, said):
     objective, syn, _ = world(
         StatisticsMatching(batches=OnePerClass(), images_in_group=5),
         dtype=F32,
@@ -710,7 +712,7 @@ def test_groups_that_cannot_be(tmp_path, fields, said):
     )
     steps = OuterConfig(**{"steps": 1, "optim": {"images": OptimConfig(lr=1)}, **fields})
     with pytest.raises(UserError, match=f"images_in_group 5 cannot be: .*{said}"):
-        in_groups.distill(syn, objective, steps, tmp_path, seed=1)
+        objective.groups(syn, steps)
     chosen, syn, _ = world(StatisticsMatching(batches=OnePerClass()), dtype=F32, codec=Identity())
     chosen.in_group = 5
     assert chosen.groups(syn, steps) == ()
