@@ -1,10 +1,10 @@
 """The outer loop for sets that do not fit into memory: some items to their last step, then others.
 
-For objectives whose losses are sums over items that do not see each other (`ObjectiveConfig.groups_apart`).
-Updates are made item by item, so the numbers are those of all items together, with two exceptions,
-which `ObjectiveConfig.groups_apart` refuses or which are said: what looks at all items at once (clipping by
-their norm, a largest loss), and a step that is skipped because something is not finite, which is
-skipped for its group alone.
+For objectives whose losses are sums over items that do not see each other
+(`ObjectiveConfig.groups_apart`). Updates are made item by item, so the numbers are those of all
+items together, with two exceptions, which are refused there or said: what looks at all items at
+once (clipping by their norm, a largest loss), and a step that is skipped because something is not
+finite, which is skipped for its group alone.
 
 Each group has a folder with its checkpoint and its log, groups/0003, until the set is written.
 """

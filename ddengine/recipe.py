@@ -619,7 +619,8 @@ class EvalConfig:
     protocol: str  # the named protocol that these values start from
     epochs: int = 1000  # E, passes over the set
     batch: int = 256  # images per update
-    # adamw has betas 0.9 and 0.999 | muon: of hidden layers, with adamw of all else (torch 2.9)
+    # sgd: with momentum | adamw: with betas 0.9 and 0.999 | muon: of hidden layers, with adamw of
+    # all else (torch 2.9)
     optimiser: Literal["sgd", "adamw", "muon"] = "sgd"
     # where optimiser is sgd, networks that it trains badly from scratch (transformers, ConvNeXt)
     # have AdamW and rates to suit

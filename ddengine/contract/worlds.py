@@ -154,6 +154,15 @@ def one_step(
             f"losses() asked for {error}, and a set in the codec {type(syn.codec).__name__} holds "
             f"{', '.join(leaves)}: take images from syn.batch(index), which decodes them."
         ) from error
+    except RuntimeError as error:
+        stored = leaves.get("images")
+        if stored is None or tuple(stored.shape[1:]) == tuple(syn.image_shape):
+            raise
+        raise AssertionError(
+            f"losses() failed ({error}), and a set in the codec {type(syn.codec).__name__} holds "
+            f"images of shape {tuple(stored.shape[1:])} where decoded ones have "
+            f"{tuple(syn.image_shape)}: take images from syn.batch(index), which decodes them."
+        ) from error
     assert losses, "losses() yielded nothing in the first step: yield at least one scalar loss."
     gradients: Json = {name: leaf.grad for name, leaf in leaves.items()}
     return losses, gradients

@@ -445,15 +445,15 @@ def test_other_processes_train_the_same_networks(data, usual, two_threads, monke
 
 def test_a_process_that_ends_loses_nothing(data, two_threads, monkeypatch, capsys):
     monkeypatch.setattr(pace, "WORTH", 0.0)
-    killed, original = [], work._Work._receive
+    killed, original = [], work._Work._take
 
-    def killing(self):
-        original(self)
+    def killing(self, *answered):
+        original(self, *answered)
         if self.running and not killed:
             killed.append(next(iter(self.running)))
             killed[0].process.kill()
 
-    monkeypatch.setattr(work._Work, "_receive", killing)
+    monkeypatch.setattr(work._Work, "_take", killing)
     config = replace(SHORT, baselines=("random",))
     broken = evaluate(a_set(data), data, config, MODEL, seed=0, device=CPU)
     monkeypatch.setattr(pace, "WORTH", 1e9)

@@ -422,7 +422,7 @@ def test_the_cards_are_to_the_character_what_they_were(tmp_path):
     whose names hold everything; the files were written before the card had a template, and the
     accuracies have their bytes beside them since.
     """
-    mtt = META | {"recipe": to_dict(find("mtt/digits_ipc1")), "bytes": 3}
+    mtt = META | {"recipe": to_dict(find("mtt/digits_ipc1")), "bytes": {"images": 3}}
     odd = {"data": {"name": ODD[4]}, "name": ODD[4], "model": ODD[3]}
     sets = {
         "compensated": (compensated(), META),
