@@ -218,7 +218,8 @@ def test_every_codec_resumes(
     objective, syn = worlds.start(recipe, world)
     optim = optimisers(recipe, syn)
     outer = replace(recipe.outer, steps=2, optim=optim, ema={}, checkpoint_every=1)
-    uninterrupted, _ = loop.distill(syn, objective, outer, tmp_path / "one", seed=0)
+    with worlds.told(syn):
+        uninterrupted, _ = loop.distill(syn, objective, outer, tmp_path / "one", seed=0)
     _, again = worlds.start(recipe, world)
     assert_same(syn.tensors, again.tensors, "packing the same images twice gave two starts.")
     with pytest.raises(KeyboardInterrupt):

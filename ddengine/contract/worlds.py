@@ -1,6 +1,7 @@
 """Small complete set-ups for the tests of the contract: data, experts, recipes made small."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -129,6 +130,30 @@ def _check_loss(loss: Tensor) -> None:
     )
 
 
+@contextmanager
+def told(syn: SyntheticSet) -> Iterator[None]:
+    """Tell an objective that looks at stored tensors as if they were images what to do."""
+    do = "take images from syn.batch(index), which decodes them."
+    codec = type(syn.codec).__name__
+    try:
+        yield
+    except KeyError as error:
+        if not error.args or error.args[0] in syn.tensors:
+            raise
+        raise AssertionError(
+            f"losses() asked for {error}, and a set in the codec {codec} holds "
+            f"{', '.join(syn.tensors)}: {do}"
+        ) from error
+    except RuntimeError as error:
+        stored = syn.tensors.get("images")
+        if stored is None or tuple(stored.shape[1:]) == tuple(syn.image_shape):
+            raise
+        raise AssertionError(
+            f"losses() failed ({error}), and a set in the codec {codec} holds images of shape "
+            f"{tuple(stored.shape[1:])} where decoded ones have {tuple(syn.image_shape)}: {do}"
+        ) from error
+
+
 def one_step(
     objective: Objective,
     syn: SyntheticSet,
@@ -142,27 +167,11 @@ def one_step(
         leaves[name].requires_grad_()
     state = objective.init(generator(seed, "objective"))
     losses: list[float] = []
-    try:
+    with told(syn):
         for loss in objective.losses(syn.with_tensors(leaves), state, 0, generator(seed, "losses")):
             _check_loss(loss)
             loss.backward()
             losses.append(float(loss.detach()))
-    except KeyError as error:
-        if not error.args or error.args[0] in leaves:
-            raise
-        raise AssertionError(
-            f"losses() asked for {error}, and a set in the codec {type(syn.codec).__name__} holds "
-            f"{', '.join(leaves)}: take images from syn.batch(index), which decodes them."
-        ) from error
-    except RuntimeError as error:
-        stored = leaves.get("images")
-        if stored is None or tuple(stored.shape[1:]) == tuple(syn.image_shape):
-            raise
-        raise AssertionError(
-            f"losses() failed ({error}), and a set in the codec {type(syn.codec).__name__} holds "
-            f"images of shape {tuple(stored.shape[1:])} where decoded ones have "
-            f"{tuple(syn.image_shape)}: take images from syn.batch(index), which decodes them."
-        ) from error
     assert losses, "losses() yielded nothing in the first step: yield at least one scalar loss."
     gradients: Json = {name: leaf.grad for name, leaf in leaves.items()}
     return losses, gradients

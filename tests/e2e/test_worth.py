@@ -257,7 +257,7 @@ def test_a_merged_set_is_not_tested_on_images_it_saw(work, capsys):
     Path("file.txt").write_text("dear")
     for sets, out, words in (
         (("few", "other"), "no", "data.split_seed 1"),
-        (("few", "more"), "file.txt/x", "file.txt cannot be written"),
+        (("few", "more"), "file.txt/x", "file.txt/x cannot be written"),
     ):
         assert run("merge", *sets, "--out", out) == 2
         error = capsys.readouterr().err
