@@ -42,6 +42,7 @@ PLACES: Facts = {
 # a value of a recipe as a word: no blank, nothing that a shell knows, and no flag
 WORD = re.compile(r"(?!-[^\d.])[\w.,:/=+@-]+")
 COMMANDS_OF_USES = {"labels": "buy_labels"}  # that are called otherwise than the use
+PREFIXES = {"prune": "pruning"}  # of the flags of a use, where it is not called so
 OF_PROTOCOL = (
     "epochs",
     "updates",
@@ -81,8 +82,9 @@ def _using(run: Run) -> Iterator[list[str]]:
             continue
         of = _word(run.recipe.get("name")) if use in USES else f"runs/{run.name}"
         protocol = run.recipe.get("evaluation") or {}
-        facts = {**protocol, **run.recipe, **(said.get("settings") or {}), **said}
-        words = _flags(typed[1:], facts | {"to": said.get("datasets")})
+        config = said.get("config") or {}
+        facts = {**protocol, **run.recipe, **config, **said, PREFIXES.get(use, use): config}
+        words = _flags(typed[1:], facts | {"to": list(said.get("datasets") or ())})
         yield [*_program(said), command, of, *words]
 
 

@@ -281,7 +281,10 @@ def _flaw_of_labels(targets: Targets, tensors: Tensors, num: int, num_classes: i
     stored = tensors[targets.names[0]]
     if not stored.is_floating_point() or stored.dim() != 2:
         kind = str(stored.dtype).removeprefix("torch.")
-        return f"has labels of shape {tuple(stored.shape)} and type {kind}; distill it again."
+        return (
+            f"has labels of shape {tuple(stored.shape)} and type {kind} for {num} images of "
+            f"{num_classes} classes; distill it again."
+        )
     values = targets.values(tensors, num_classes)
     assert values is not None
     if values.shape == (num, num_classes):

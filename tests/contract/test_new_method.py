@@ -54,6 +54,7 @@ def test_it_passes_the_contract_suite(package):
     assert " passed, 3 skipped" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_broken_method_fails_it(package):
     """A loss that draws from torch's own generator, as the published scripts do."""
     text = SOURCE.read_text().replace("torch.randn(shape, generator=rng)", "torch.randn(shape)")

@@ -63,6 +63,7 @@ def test_a_finished_run_is_the_run_of_the_small_network_and_of_no_other(old, cap
     assert "is finished" not in said(capsys)
 
 
+@pytest.mark.slow
 def test_an_unfinished_run_goes_on_with_the_small_network(old):
     path, expected = "runs/unfinished_vision", EXPECTED["resumed"]
     flags = ["--model", SMALL, "--outer.steps", "8", "--outer.checkpoint_every", "3"]

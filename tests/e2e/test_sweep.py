@@ -128,6 +128,7 @@ def test_a_run_is_what_distill_and_evaluate_make(done, tmp_path, monkeypatch):
     assert content["command"][-len(QUICK) - 1 :] == [f"swept/runs/{NAMES[3]}", *QUICK]
 
 
+@pytest.mark.slow
 def test_python_makes_the_same(done, monkeypatch):
     folder, _ = done
     monkeypatch.chdir(folder)
@@ -177,6 +178,7 @@ def test_networks_of_the_user_are_kept_in_the_runs_and_not_in_their_sets(tmp_pat
     assert not (made / "distilled" / "evaluation.json").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on(tmp_path):
     """Killed in the middle of its second run: the first is left, the second goes on to the bit."""
     flags = ["sweep", *DM, "--outer.steps", "30", "--seeds", "0,1", "--out", "killed"]
@@ -219,6 +221,7 @@ def wait_for(condition, seconds=400):
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_stops_no_other(tmp_path, monkeypatch, capsys):
     """It is told while it fails, in the table and in the exit code; the same command tries again."""
     monkeypatch.chdir(tmp_path)

@@ -44,6 +44,7 @@ def started(out: str) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL)
 
 
+@pytest.mark.slow
 def test_a_killed_command_goes_on_to_the_bit(work):
     """Rows that were finished stay, and the numbers are those of a command that was left alone."""
     killed = started("killed")

@@ -165,6 +165,7 @@ def test_another_order_is_found():
     assert fit_of_predictions(1 - predicted, true, 2).order == (1, 0)
 
 
+@pytest.mark.slow
 def test_no_alarm_without_reason():
     """Right orders, guesses, networks that see one class or mix up similar ones, and few images:
     nothing is said but the accuracy.

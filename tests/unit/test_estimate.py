@@ -333,6 +333,7 @@ print([row["name"] for row in ddengine.estimate(data, recipe, progress=False).ro
 """
 
 
+@pytest.mark.slow
 def test_a_script_without_a_guard_is_not_run_again(tmp_path):
     """Its work is not done again in the processes that calibrate, and images that Python holds are
     calibrated as others are.
