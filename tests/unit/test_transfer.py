@@ -588,7 +588,7 @@ def test_the_command(featured, store, tmp_path, capsys, monkeypatch):
     inspected = capsys.readouterr().out
     assert "Test accuracy on other datasets" in inspected and "experts" in inspected
     page = ddengine.report("set", "page.html").read_text()
-    assert "transfer set --limit 150" in page  # among the commands that make it again
+    assert "transfer runs/set --limit 150" in page  # among the commands that make it again
 
 
 def test_experts_of_a_set_are_opened(featured, store, data, tmp_path):
