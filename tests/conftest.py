@@ -11,7 +11,7 @@ import pytest
 import torch
 from tyro import _docstrings
 
-from ddengine.system import runtime
+from ddengine.system import log, runtime
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 runtime.keep_freed_memory()
@@ -24,6 +24,14 @@ if hasattr(_docstrings, "_ClassTokenization") and hasattr(
     _docstrings._ClassTokenization.make = staticmethod(
         functools.cache(_docstrings._ClassTokenization.make.__wrapped__)
     )
+
+
+@pytest.fixture(autouse=True)
+def shown():
+    """Lines are shown again after a test of what shows none."""
+    yield
+    was_quiet, log.console.quiet = log.console.quiet, False
+    assert not was_quiet, "the test left the terminal quiet for all tests after it"
 
 
 @pytest.fixture

@@ -49,7 +49,7 @@ from ddengine.system.errors import UserError
 from ddengine.system.rng import generator
 from ddengine.system.runtime import Precision
 from ddengine.system.workers import Message
-from ddengine.types import Experts
+from ddengine.types import Experts, Json
 
 NEEDED = {"name", "model", "data", "evaluation"}  # of the recipe in meta.json
 CONTROLS = ("random_soft", "hard_labels")  # without which soft labels pass for distillation
@@ -170,8 +170,9 @@ def _kept(
     told = outcome(content, of, out, sort)
     if dist.rank() != 0:
         return told
-    if is_own and of.folder is not None and not asking.brings_own:
-        results.add_results(of.folder, dict(content))
+    shared = asking.of_everybody(content)
+    if is_own and of.folder is not None and shared is not None:
+        results.add_results(of.folder, shared)
     if out is None or len({row["model"] for row in told.rows}) == 1:
         return told
     picture = out / "heat_map.png"
@@ -234,13 +235,23 @@ class Asking:
         """The network of the set's recipe."""
         return self.of.meta["recipe"]["model"]
 
-    @property
-    def brings_own(self) -> bool:
-        """Whether the user brings networks, test images or a training function.
+    def of_everybody(self, content: Mapping[str, Any]) -> Json | None:
+        """What an evaluation says to other readers of the set's folder, None where nothing.
 
-        No other reader of the set's folder has these.
+        Networks that the user brings are left out, because no other reader has them; the same goes
+        for all of an evaluation with test images or a training function that the user brings.
         """
-        return bool(self.factories) or self.test is not None or self.train is not None
+        if self.test is not None or self.train is not None:
+            return None
+        if not self.factories:
+            return dict(content)
+        rows = [row for row in content["rows"] if row["model"] not in self.factories]
+        if not rows:
+            return None
+        models = [name for name in content["protocol"]["models"] if name not in self.factories]
+        left = {name: value for name, value in content.items() if name != "brought"}
+        left["command"] = [word for word in content["command"] if word not in self.factories]
+        return {**left, "rows": rows, "protocol": {**content["protocol"], "models": models}}
 
     @property
     def is_told(self) -> bool:
@@ -386,11 +397,12 @@ class Asking:
         if content.get("quick") and not self.economy.quick:
             log.say(f"{path} is of a quick evaluation, in whose place this one comes")
             return None
-        if self.strict and not self._equals(content):
+        differing = self._differing(content) if self.strict else []
+        if differing:
             self.open()  # a misspelt network is told as one
             raise UserError(
-                f"{path} was made with other settings; {command} again with --restart, or name a "
-                "folder with --out."
+                f"{path} was made with other settings ({', '.join(differing)}); keep it and name a "
+                f"folder for this one with --out, or {command} again in its place with --restart."
             )
         return content
 
@@ -398,25 +410,28 @@ class Asking:
         """The digest of the set as it is stored."""
         return evaluation_of.set_digest(on_device(self.of, torch.device("cpu")))
 
-    def _equals(self, content: Mapping[str, Any]) -> bool:
-        """Whether an evaluation was made by these settings."""
+    def _differing(self, content: Mapping[str, Any]) -> list[str]:
+        """The settings by which an evaluation was made otherwise."""
         models = (*self.config.models, *(self.factories or ())) or (self.model,)
         config = replace(self.config, models=models)
         if content.get("quick"):
             config = evaluation_of.quick(config)
         wanted = _but_equal_bytes(config)
         made = _but_equal_bytes(from_dict(EvalConfig, content["protocol"]))
+        names = [name for name in wanted if wanted[name] != made.get(name)]
+        names += [name for name in made if name not in wanted]
         cut = tables.cut_rows(content["rows"])
         if cut and content.get("full_seconds") != self.economy.full_seconds:
-            return False
-        if content.get("seed", self.seed) != self.seed:
-            return False
-        if content.get("precision", self.precision) != self.precision:
-            return False
+            names.append("full_seconds")
+        for name, value in (("seed", self.seed), ("precision", self.precision)):
+            if content.get(name, value) != value:
+                names.append(name)
         # other test images, networks of one name or another training are seen in the rows alone
         if content.get("brought", {}) != self._brought():
-            return False
-        return made == wanted and content.get("own_test") == self._test_digest()
+            names.append("what you bring")
+        if content.get("own_test") != self._test_digest():
+            names.append("test images")
+        return names
 
     def _test_digest(self) -> str | None:
         """The digest of the user's test images; None where there are none."""

@@ -219,8 +219,8 @@ def _cautions(evaluation: Evaluation) -> list[str]:
     for caution in cautions.below_random(evaluation):
         form, model = caution.form, plain(caution.model)
         lines.append(
-            f"**In {model} {form} is worth less than random images: {caution.words}.** Use another "
-            "form or network there, or real images."
+            f"**In {model} {form} {caution.verdict}: {caution.words}.** Use another form or "
+            "network there, or real images."
         )
     if lines:
         lines.append("")

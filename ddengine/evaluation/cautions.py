@@ -24,6 +24,13 @@ class Caution:
     meet: bool  # the 95 % intervals of both have accuracies in common
 
     @property
+    def verdict(self) -> str:
+        """What it is beside random images, as far as the intervals say."""
+        if self.meet:
+            return "is not above random images"
+        return "is worth less than random images"
+
+    @property
     def words(self) -> str:
         """The figures of both, in percent."""
         figures = f"{100 * self.accuracy:.1f} against {100 * self.random:.1f} %"

@@ -126,8 +126,7 @@ def notes(evaluation: Evaluation) -> list[str]:
         )
     for caution in cautions.below_random(evaluation):
         lines.append(
-            f"warning: in {caution.model} {caution.form} is worth less than random images: "
-            f"{caution.words}"
+            f"warning: in {caution.model} {caution.form} {caution.verdict}: {caution.words}"
         )
     lines += _worst_class(evaluation)
     return lines + economies(evaluation)

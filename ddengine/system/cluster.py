@@ -14,9 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
-from ddengine.system import claims, log
+from ddengine.system import claims, log, runtime
 from ddengine.system.errors import UserError
 from ddengine.system.pool import Ended, Task, Watcher, ended, environment
 
@@ -47,9 +45,7 @@ class Job:
 
     def __call__(self) -> Ended:
         """Do it; who works in its folder still is waited for."""
-        log.console.quiet = True
-        torch.set_num_threads(self.threads)
-        with claims.waiting():
+        with log.shown(False), runtime.on_threads(self.threads), claims.waiting():
             return ended(self.task, _told_nobody)
 
     def checkpoint(self) -> Any:
