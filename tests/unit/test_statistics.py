@@ -5,6 +5,7 @@ curriculum, adjusted weights.
 import copy
 import json
 import math
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -684,6 +685,44 @@ def test_groups_go_on_where_they_were(tmp_path, monkeypatch):
     )
     again, _ = optimised(config, tmp_path / "again", {"checkpoint_every": 1})
     assert torch.equal(again, whole) and len(made) == 4 * 4 - 6
+
+
+def test_groups_add_their_time_over_sessions(tmp_path, monkeypatch):
+    """By a clock that only steps, and what comes before and after the groups, let go on."""
+    config = StatisticsMatching(batches=OnePerClass(), images_at_once=5, images_in_group=10)
+    objective, syn, _ = world(config, dtype=F32, codec=Identity(), sets=7)
+    optim = {"images": OptimConfig(lr=0.1)}
+    steps = OuterConfig(steps=2, optim=optim, evaluate_every=0, checkpoint_every=1)
+    now, made, step = [100.0], [], outer.outer_step
+
+    def ticking(*args):
+        if len(made) == 5:
+            made.append("killed")
+            raise KeyboardInterrupt
+        made.append("step")
+        now[0] += 10
+        return step(*args)
+
+    def finish(syn):
+        now[0] += 3
+        return syn
+
+    def session(before, finish):
+        groups = objective.groups(syn, steps)
+        began = now[0] - before
+        return in_groups.distill(
+            syn, objective, groups, steps, tmp_path, seed=1, finish=finish, began=began
+        )[1]
+
+    monkeypatch.setattr(outer, "outer_step", ticking)
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    with pytest.raises(KeyboardInterrupt):
+        session(5, finish)
+    now[0] += 1000  # while nothing runs
+    counters = session(7, finish)
+    assert made.count("step") == 2 * 4
+    assert counters.wall_seconds == 2 * 4 * 10 + 5 + 7 + 3
+    assert counters.ranks == 1
 
 
 def test_groups_are_asked_for_by_memory():
