@@ -69,7 +69,7 @@ class Codec(Protocol):
 
     @property
     def items_are_apart(self) -> bool:
-        """Whether each example follows from its own rows of the tensors, and no penalty is a mean.
+        """Whether each example follows from its own rows of the tensors, without a penalty.
 
         Then some items can be optimised without the others, to the same numbers.
         """
