@@ -269,10 +269,11 @@ class ManifestFile(TypedDict, total=False):
     digests: Mapping[str, str]
 
 
-class ChoicesFile(TypedDict):
+class ChoicesFile(TypedDict, total=False):
     """choices.json: what a run left to the machine, for each of its objectives."""
 
-    objectives: list[Mapping[str, Count | str | bool | None]]
+    objectives: Required[list[Mapping[str, Count | str | bool | None]]]
+    scales: list[Positive]  # of the losses in networks that take turns
 
 
 class SweepFile(TypedDict, total=False):

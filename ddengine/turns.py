@@ -10,7 +10,7 @@ from ddengine.objective import Env, Objective, ObjectiveConfig, backward
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system import dist, log
 from ddengine.system.rng import generator
-from ddengine.types import Json
+from ddengine.types import Facts, Json
 
 DRAWS = 5  # networks of each kind by which several are given equal weight
 
@@ -92,6 +92,16 @@ def balanced(
 def facts(objective: Objective) -> Json:
     """What meta.json says of networks that take turns: their scales, in their order."""
     return {"scales": list(objective.scales)} if isinstance(objective, InTurn) else {}
+
+
+def restore(objective: Objective, stored: Facts) -> None:
+    """Put back the scales of when a run began; nothing where they were not stored then.
+
+    Measured again, they would differ with the number of threads and the device.
+    """
+    scales = stored.get("scales")
+    if isinstance(objective, InTurn) and scales is not None:
+        objective.scales = scales
 
 
 def _slope(objective: Objective, syn: SyntheticSet, learned: Collection[str]) -> float:

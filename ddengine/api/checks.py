@@ -11,6 +11,8 @@ from ddengine.system import log, runtime
 from ddengine.system.errors import UserError, unknown
 from ddengine.system.runtime import Precision
 
+LARGEST_SEED = 2**63  # JSON files hold whole numbers of 64 bits
+
 
 def check_recipe(recipe: Any) -> None:
     """Raise UserError for what is no recipe."""
@@ -35,6 +37,8 @@ def check_run(seed: Any, precision: Any) -> None:
     """Raise UserError for what is no seed or no precision."""
     if not isinstance(seed, int) or isinstance(seed, bool):
         raise UserError(f"seed is {seed!r}; give a whole number.")
+    if abs(seed) >= LARGEST_SEED:
+        raise UserError(f"seed is {seed}, and seeds have 63 bits at most; give a smaller one.")
     if precision not in get_args(Precision):
         raise unknown("precision", str(precision), get_args(Precision))
 

@@ -39,13 +39,16 @@ def choose(
             return
         begun_before = (folder / loop.CHECKPOINT).exists()  # there was anything to choose
         chosen = [{} for _ in objectives] if begun_before else here()
-        files.write_json(folder / CHOICES, {"objectives": chosen})
+        scales = {} if begun_before else turns.facts(objective)
+        files.write_json(folder / CHOICES, {"objectives": chosen, **scales})
 
     if folder is None:
         chosen = dist.told(here())
     else:
         dist.on_first_rank(store)
-        chosen = contents.read_json(folder / CHOICES, "objectives")["objectives"]
+        stored = contents.read_json(folder / CHOICES, "objectives")
+        chosen = stored["objectives"]
+        turns.restore(objective, stored)
         if len(chosen) != len(objectives):
             raise UserError(
                 f"{folder / CHOICES} says what {len(chosen)} objectives left to the machine, and "

@@ -98,8 +98,11 @@ def beginning_of_rank(bench: Bench) -> Message:
 
 
 def request_of_rank(bench: Bench, asked: Training) -> Message:
-    """A training, for a rank; what it has decoded itself is named."""
-    message = request(bench, asked, decoded=False)
+    """A training, for a rank; what it has decoded itself is named.
+
+    The images of a coreset that a network has chosen go along: another rank would choose its own.
+    """
+    message = request(bench, asked, decoded=asked.who.selection is not None)
     facts = {**message.facts, "who": asked.who.name, "draws": list(asked.draws)}
     return replace(message, facts={**facts, "our_loop": bench.train is None})
 

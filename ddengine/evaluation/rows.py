@@ -114,7 +114,7 @@ def _training(bench: Bench, model: str, lr: float, steps: int, examples: int) ->
         "lr": lr,
         "steps": steps,
         "examples_seen": examples,
-        "training_flops": 3 * examples * flops,
+        "training_flops": 3.0 * examples * flops,  # more than whole numbers of 64 bits hold
     }
 
 

@@ -12,7 +12,8 @@ from typing import Any
 
 MOST_BYTES = 2**28  # of a JSON file; ImageNet's splits.json has 2**25
 DEEPEST = 64  # of objects and lists within each other; a recipe has 8
-LARGEST = 2**63  # of whole numbers
+LARGEST = 2**63  # of whole numbers, beyond which they are read as floating-point numbers
+MOST_DIGITS = 40
 MOST_OF_HEADER = 2**27  # bytes of the header of a safetensors file; its library takes 10**8
 
 
@@ -56,10 +57,12 @@ def _finite(digits: str) -> float:
     return value
 
 
-def _whole(digits: str) -> int:
-    if len(digits) > len(str(-LARGEST)) or not -LARGEST <= int(digits) < LARGEST:
+def _whole(digits: str) -> int | float:
+    """A whole number; one of more than 64 bits as a floating-point number, as FLOP were written."""
+    if len(digits) > MOST_DIGITS:
         raise ValueError(f"it holds the number {_short(digits)}, which is too large")
-    return int(digits)
+    value = int(digits)
+    return value if -LARGEST <= value < LARGEST else float(value)
 
 
 def _short(digits: str) -> str:

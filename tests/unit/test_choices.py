@@ -12,6 +12,7 @@ from ddengine.api import checks, choices
 from ddengine.learning import memory
 from ddengine.recipe import digest, resolved
 from ddengine.system import files, runtime
+from ddengine.system.errors import UserError
 
 STEPS = 4
 
@@ -138,3 +139,24 @@ def test_bfloat16_that_is_slower_is_said(monkeypatch, capsys, seconds, said):
 
 def test_a_layer_is_measured_in_both_precisions():
     assert runtime._layer_seconds("fp32") > 0 and runtime._layer_seconds("bf16") > 0
+
+
+def test_scales_of_networks_are_those_of_the_beginning(world, tmp_path):
+    """Stored when a run begins, and obeyed when it goes on, whatever would be measured then."""
+    from ddengine.turns import InTurn
+
+    data, store = world
+    config = recipe().objective
+    networks = [config.build(tiny_env(data, store)) for _ in range(2)]
+    syn = tiny_set(data, lr=0.05)
+    choices.choose(config, InTurn(config, networks, [1.0, 0.25]), syn, CPU, tmp_path)
+    measured_again = InTurn(config, networks, [1.0, 0.2501])
+    choices.choose(config, measured_again, syn, CPU, tmp_path)
+    assert measured_again.scales == [1.0, 0.25]
+
+
+@pytest.mark.parametrize("seed", [2**63, -(2**63)])
+def test_seeds_that_no_file_holds_are_refused(seed):
+    checks.check_run(seed // 2, "fp32")
+    with pytest.raises(UserError, match="63 bits"):
+        checks.check_run(seed, "fp32")

@@ -24,14 +24,21 @@ from ddengine.learning.flat import FlatModel, flatten
 from ddengine.models import build_model
 from ddengine.objective import Env
 from ddengine.recipe import AugmentConfig, OptimConfig, OuterConfig
-from ddengine.sets.codec import Compensated, Identity, MultiFormation
+from ddengine.sets.codec import (
+    Compensated,
+    Gaussians,
+    Identity,
+    MultiFormation,
+    Pixels,
+    Quantised,
+)
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system import digests
 from ddengine.system.errors import UserError
 from ddengine.system.files import read_tensors
 from ddengine.system.rng import generator
 from synth.compensator import BaseSets
-from synth.statistics import OnePerClass, StatisticsMatching, crop_at
+from synth.statistics import OnePerClass, StatisticsMatching, crop_at, why_together
 
 F32, F64 = torch.float32, torch.float64
 NARROW = ("convnet-d2-w4-bn", "convnet-d1-w4-bn")
@@ -755,6 +762,25 @@ def test_groups_that_cannot_be(fields, said):
     chosen, syn, _ = world(StatisticsMatching(batches=OnePerClass()), dtype=F32, codec=Identity())
     chosen.in_group = 5
     assert chosen.groups(syn, steps) == ()
+
+
+@pytest.mark.parametrize(
+    ("codec", "why"),
+    [
+        (Quantised(groups=2), "of all its images together"),
+        (Gaussians(primitives=2, fit_steps=0), "of all its images together"),
+        (Quantised(), None),
+        (Pixels(), None),
+    ],
+    ids=str,
+)
+def test_images_that_share_scales_or_a_penalty_are_no_groups(codec, why):
+    """Each of their tensors has one row an image all the same."""
+    _, syn, _ = world(StatisticsMatching(batches=OnePerClass()), dtype=F32, codec=Identity())
+    tensors = codec.pack(syn.tensors["images"], 5, syn.preprocess, generator(0))
+    syn = replace(syn, codec=codec, tensors=tensors)
+    said = why_together(syn, OuterConfig(steps=1, optim={"images": OptimConfig(lr=1)}))
+    assert said is None if why is None else why in said
 
 
 def test_images_that_share_compensators_are_no_groups():

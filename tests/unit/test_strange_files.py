@@ -123,6 +123,13 @@ def test_json_that_is_refused(text, words):
         parsed(text)
 
 
+def test_whole_numbers_of_more_than_64_bits_are_read_as_other_numbers():
+    """As evaluations of large networks count their FLOP."""
+    assert parsed(str(2**63 - 1)) == 2**63 - 1
+    value = parsed(str(26 * 10**18))
+    assert isinstance(value, float) and value == 2.6e19
+
+
 def test_json_that_is_read():
     """Numbers that are none, as older versions wrote them, are null; depth has room."""
     assert parsed('{"a": NaN, "b": [-Infinity, 1.5, 7, "\\ud83d\\ude00"]}') == {
