@@ -68,6 +68,31 @@ class EasyFirst:
         low, high = self.share(epoch)
         return ((ranks >= low) & (ranks < high)).nonzero().flatten()
 
+    def counts(self, ranks: Tensor, epochs: int) -> dict[int, int]:
+        """How many images epochs see, with the first epoch of each number."""
+        of_share: dict[tuple[float, float], int] = {}
+        for epoch in range(epochs):
+            of_share.setdefault(self.share(epoch), epoch)
+        first: dict[int, int] = {}
+        for epoch in of_share.values():
+            first.setdefault(len(self.seen(ranks, epoch)), epoch)
+        return first
+
+    def check(self, members: Sequence[Tensor], epochs: int) -> list[int]:
+        """How many images epochs of classes with such members see, whatever their scores are.
+
+        Raises UserError where an epoch sees none.
+        """
+        num = sum(map(len, members))
+        counts = self.counts(ranks(members, torch.zeros(num)), epochs)
+        require(
+            0 not in counts,
+            f"Epoch {counts.get(0, 0) + 1} of buffer.curriculum sees none of the {num} images, "
+            "because its share of each class begins where it ends or holds less than an image; "
+            "lower buffer.curriculum.drop, or take more images per class.",
+        )
+        return list(counts)
+
 
 def ranks(members: Sequence[Tensor], scores: Tensor) -> Tensor:
     """Where each image lies in its class, (N,) in [0, 1): the part of it that is easier.

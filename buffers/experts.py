@@ -15,6 +15,7 @@ from ddengine.data import Data
 from ddengine.experts import OwnTraining
 from ddengine.learning import training
 from ddengine.learning.flat import flatten, flatten_buffers
+from ddengine.learning.last_batch import check_last_batch
 from ddengine.recipe import BufferConfig, DataConfig, require
 from ddengine.system import dist, log
 from ddengine.system.rng import generator
@@ -49,6 +50,11 @@ class Making:
             "buffer.curriculum orders images by how hard their classes are to learn, and this "
             "buffer.step trains no classifier; take buffer.step of another recipe.",
         )
+        if config.curriculum is not None:
+            train = self.data.train
+            network = self.new_model(generator(config.seed, "shapes"))
+            for num in config.curriculum.check(train.members, config.epochs):
+                check_last_batch(network, train, config.batch, "buffer.batch", num)
         if config.store == "convex":
             _check_convex(config, self.new_model(generator(config.seed, "shapes")), self.model)
 

@@ -85,7 +85,8 @@ def train_expert(
     what a curriculum chooses the images of an epoch by; None: each sees all. Raises UserError when
     the loss stops being finite.
     """
-    check_last_batch(model, data.train, config.batch, "buffer.batch")
+    if ranks is None:  # else the numbers of each epoch were checked before there were ranks
+        check_last_batch(model, data.train, config.batch, "buffer.batch")
     model.train()
     with scoped(generator(config.seed, "expert", expert, "step")):
         step = config.step.build(model, config.epochs)

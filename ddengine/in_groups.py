@@ -67,7 +67,7 @@ def distill(
         )
     began = time.perf_counter() if began is None else began
     quiet = replace(config, evaluate_every=0, picture_every=0)
-    made, counters = _one_by_one(syn, groups, quiet, folder, seed, run, shared)
+    made, counters, ended = _one_by_one(syn, groups, quiet, folder, began, seed, run, shared)
     result = finish(made)
     if validate is not None and config.evaluate_every and dist.rank() == 0:
         counters.validation_accuracy = validate(result)
@@ -75,7 +75,7 @@ def distill(
         counters.log_digest = _write_log(folder, len(groups), counters.validation_accuracy)
         if picture is not None:
             picture(result, config.steps)
-    counters.wall_seconds += time.perf_counter() - began
+    counters.wall_seconds += time.perf_counter() - ended
     return result, counters
 
 
@@ -84,11 +84,16 @@ def _one_by_one(
     groups: Sequence[Group],
     config: OuterConfig,
     folder: Path,
+    began: float,
     seed: int,
     run: str | None,
     shared: bool,
-) -> tuple[SyntheticSet, Counters]:
-    """The set with the items of every group as they come out, and what all cost."""
+) -> tuple[SyntheticSet, Counters, float]:
+    """(the set with the items of every group as they come out, what all cost, when the last ended).
+
+    The time of a group, which its checkpoint keeps, begins where that of the one before ended, that
+    of the first at `began` of time.perf_counter.
+    """
     tensors = {name: tensor.clone() for name, tensor in syn.tensors.items()}
     counters = Counters()
     log.say(f"{len(syn.classes)} images are optimised in {len(groups)} groups, one after another")
@@ -101,14 +106,16 @@ def _one_by_one(
             config,
             place,
             seed=seed,
+            began=began,
             run=None if run is None else f"{run} group {number} of {len(groups)}",
             shared=shared,
         )
         for name, tensor in made.tensors.items():
             tensors[name][group.items] = tensor
         _add(counters, cost)
+        began = time.perf_counter()
         log.say(f"group {number} of {len(groups)} is optimised")
-    return syn.with_tensors(tensors), counters
+    return syn.with_tensors(tensors), counters, began
 
 
 def _folder_of(folder: Path, number: int) -> Path:
@@ -128,6 +135,8 @@ def _add(total: Counters, of_group: Counters) -> None:
     total.above_max_loss += of_group.above_max_loss
     total.lr_held += of_group.lr_held
     total.seconds += of_group.seconds
+    total.wall_seconds += of_group.wall_seconds
+    total.ranks = of_group.ranks
     total.peak_memory = max(total.peak_memory, of_group.peak_memory)
 
 

@@ -519,13 +519,35 @@ def _current(syn: SyntheticSet, state: State) -> SyntheticSet:
 
 
 def _losses(
-    syn: SyntheticSet, objective: Objective, state: State, rng: Generator
+    syn: SyntheticSet,
+    objective: Objective,
+    config: OuterConfig,
+    state: State,
+    rng: Generator,
+    shared: bool,
 ) -> Iterator[Tensor]:
-    """Those of the objective, and one of the codec where it has one of what is learned."""
-    yield from objective.losses(syn, state.objective, state.step, rng)
-    penalty = syn.codec.penalty(syn.tensors)
-    if penalty is not None and penalty.requires_grad:
+    """Those of the objective, with the penalty of the codec where it has one of what is learned.
+
+    The penalty is a loss of its own, on the first rank alone where ranks add up those of a draw.
+    Where the images move after each loss it is part of the first, because in an update of its own
+    most optimisers would not heed its weight.
+    """
+    losses = objective.losses(syn, state.objective, state.step, rng)
+    if config.step_after == "each":
+        for number, loss in enumerate(losses):
+            penalty = _penalty(syn) if number == 0 else None
+            yield loss if penalty is None else loss + penalty
+        return
+    yield from losses
+    penalty = _penalty(syn)
+    if penalty is not None and (dist.rank() == 0 or not shared):
         yield penalty
+
+
+def _penalty(syn: SyntheticSet) -> Tensor | None:
+    """That of the codec, where it has one of what is learned."""
+    penalty = syn.codec.penalty(syn.tensors)
+    return penalty if penalty is not None and penalty.requires_grad else None
 
 
 def outer_step(
@@ -555,7 +577,7 @@ def outer_step(
     draws, unite = _on_ranks(config, shared)
     for draw in draws:
         rng = generator(seed, "losses", state.step, draw)
-        for loss in _losses(share, objective, state, rng):
+        for loss in _losses(share, objective, config, state, rng, shared):
             backward(loss, config.draws)
             losses.append(loss.detach().double())
             if config.step_after == "each":

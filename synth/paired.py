@@ -67,7 +67,7 @@ class PairedFeatures(ObjectiveConfig):
     def make_images(self, env: Env, number: int, rng: Generator) -> Tensor:
         """The anchors (K * number, C, H, W) as pixels, class by class."""
         index = anchors(env, _observer(env), self.candidates, number).flatten()
-        return env.real.pixels.index_select(0, index).float() / 255
+        return env.real.stored(index).float() / 255
 
     def build(self, env: Env) -> "PairedObjective":
         """The objective. Raises UserError where there is no observer, or it has no middle."""

@@ -477,9 +477,12 @@ class StatisticsObjective(Objective):
 
 def why_together(syn: SyntheticSet, config: OuterConfig) -> str | None:
     """Why the items of a set cannot be optimised apart from each other; None where they can."""
+    name = type(syn.codec).__name__
+    if not syn.codec.items_are_apart:
+        return f"the codec {name} has parts, scales or a penalty of all its images together"
     num = len(syn.classes)
     if len(syn) != num or any(not t.dim() or len(t) != num for t in syn.tensors.values()):
-        return f"the codec {type(syn.codec).__name__} stores more than an image for each example"
+        return f"the codec {name} stores more than an image for each example"
     optim = config.optim.values()
     if any(one.clip is not None or one.clip_average is not None for one in optim):
         return "outer.optim clips by the norm of all images; leave the clip out"

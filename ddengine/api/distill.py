@@ -4,6 +4,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -418,13 +419,23 @@ class Keep:
 
 def _read_or_kept(job: Job, keep: Keep) -> Distilled:
     """The set of the run in a folder, which is read where it is finished."""
-    if _is_finished(keep):
-        return load(keep.folder, str(job.device))
-    with claims.claimed(keep.folder, "distill"):
-        if _is_finished(keep):  # by the command that was waited for
-            return load(keep.folder, str(job.device))
-        log.say(f"{job.recipe.data.name}: {job.data.said()}")
-        return _kept(job, keep)
+    if not _is_finished(keep):
+        with claims.claimed(keep.folder, "distill"):
+            if not _is_finished(keep):  # by the command that was waited for
+                log.say(f"{job.recipe.data.name}: {job.data.said()}")
+                return _kept(job, keep)
+    _remove_groups(keep.folder)
+    return load(keep.folder, str(job.device))
+
+
+def _remove_groups(folder: Path) -> None:
+    """Remove what the groups of a finished run kept, where a kill came before that."""
+    groups = folder / in_groups.FOLDER
+    if dist.rank() != 0 or not groups.is_dir():
+        return
+    # what cannot be claimed is read as it is
+    with suppress(UserError, OSError), claims.claimed(folder, "distill"):
+        shutil.rmtree(groups, ignore_errors=True)
 
 
 def _is_finished(keep: Keep) -> bool:

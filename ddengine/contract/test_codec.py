@@ -91,6 +91,22 @@ def test_it_keeps_the_images_that_it_says_it_keeps(codec_name: str) -> None:
         )
 
 
+def test_items_are_apart_where_it_says_so(codec_name: str) -> None:
+    """What is made of the first item alone is what is made of it among the others."""
+    codec, tensors = packed(codec_name)
+    if not codec.items_are_apart:
+        return
+    first = {name: tensor[:1] for name, tensor in tensors.items()}
+    examples = everything(codec, first)
+    assert torch.equal(examples, everything(codec, tensors)[: len(examples)]), (
+        "items_are_apart says that an example follows from its own rows of the tensors, and "
+        "decode() makes another of the first item where the others are not there."
+    )
+    assert codec.penalty(tensors) is None, (
+        "items_are_apart is true of a codec with a penalty, which may be of all items."
+    )
+
+
 def test_gradients_reach_what_is_learned(codec_name: str) -> None:
     """Every tensor that the codec calls learned has a gradient, and no other is asked for one."""
     codec, tensors = packed(codec_name)

@@ -143,7 +143,8 @@ def _table(
 
 def _parts(rows: "datasets.Dataset", column: str) -> list[ColumnPart]:
     """A column in one part: its file is mapped, and no row is read before it is asked for."""
-    return [ColumnPart(rows.num_rows, partial(rows.data.column, column))]
+    read = partial(rows.data.column, column)
+    return [ColumnPart(rows.num_rows, read, read)]
 
 
 def by_word(splits: Sequence[str]) -> dict[str | None, list[str]]:

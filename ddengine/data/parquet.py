@@ -109,24 +109,31 @@ def _column(path: Path, column: str) -> "pa.ChunkedArray":
 
 def _parts(path: Path, column: str) -> list[ColumnPart]:
     """A column by the groups of rows that the file was written in."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     head = pq.read_metadata(path)
+    of_struct = pa.types.is_struct(head.schema.to_arrow_schema().field(column).type)
+    paths = f"{column}.path" if of_struct else column
     parts = []
     for number in range(head.num_row_groups):
         rows = head.row_group(number).num_rows
-        parts.append(ColumnPart(rows, partial(_group, path, column, number)))
+        read = partial(_group, path, column, number)
+        parts.append(ColumnPart(rows, partial(read, column), partial(read, paths)))
     return parts
 
 
-def _group(path: Path, column: str, number: int) -> "pa.ChunkedArray":
-    """The values of a column in a group of rows. Raises UserError for a file that is damaged."""
+def _group(path: Path, column: str, number: int, field: str) -> "pa.ChunkedArray":
+    """The values of a column, or of a field in it, in a group of rows.
+
+    Raises UserError for a file that is damaged.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with pq.ParquetFile(path) as file:
-            return file.read_row_group(number, columns=[column]).column(column)
+            return file.read_row_group(number, columns=[field]).column(column)
     except (pa.ArrowInvalid, OSError) as error:
         raise _unreadable(path, error) from None
 

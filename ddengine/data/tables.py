@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
@@ -43,6 +43,8 @@ LABEL_NAMES = (
     "coarse_label",
     "coarse_labels",
 )
+T = TypeVar("T")  # what is read of a part of a table
+
 ASK_IMAGE = "name it with data.image_column"
 ASK_LABEL = "name it with data.label_column"
 KEPT = 2**28  # bytes of images that were read last and are kept, or one part of a table
@@ -55,6 +57,8 @@ class ColumnPart:
 
     rows: int
     read: Callable[[], "pa.ChunkedArray"]
+    # of a column of structs as `read`, or only their field "path" where it is stored apart
+    read_paths: Callable[[], "pa.ChunkedArray"]
 
 
 @dataclass(frozen=True)
@@ -385,7 +389,6 @@ class _Part:
         """Raises UserError for paths that lead nowhere."""
         self.table = table
         self.column = column
-        self.bytes = stored.nbytes
         self.contents, self.paths = _contents(stored)
         if self.contents is None or self.contents.null_count == len(self.contents):
             self._check_paths()
@@ -412,6 +415,31 @@ class _Part:
         )
 
 
+class _Kept(Generic[T]):
+    """What was read last of parts of tables, by their number, up to KEPT bytes.
+
+    Called from several threads.
+    """
+
+    def __init__(self, read: Callable[[int], tuple[T, int]]):
+        """`read` gives what a part is and its bytes."""
+        self._read = read
+        self._kept: OrderedDict[int, tuple[T, int]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def part(self, number: int) -> T:
+        """A part, which is read where it is not kept."""
+        with self._lock:
+            kept = self._kept.pop(number, None) or self._read(number)
+            self._kept[number] = kept
+            while len(self._kept) > 1 and self._bytes() > KEPT:
+                self._kept.popitem(last=False)
+        return kept[0]
+
+    def _bytes(self) -> int:
+        return sum(size for _, size in self._kept.values())
+
+
 class Rows:
     """The rows of several tables, numbered through: the image of each, and what it is called.
 
@@ -424,8 +452,8 @@ class Rows:
         self.tables = tables
         self.column = column
         self.firsts = np.cumsum([0, *(table.rows for table in tables)])
-        self._kept: OrderedDict[int, _Part] = OrderedDict()
-        self._lock = threading.Lock()
+        self._images = _Kept(self._read)
+        self._paths = _Kept(self._read_paths)
 
     def __len__(self) -> int:
         """Rows of all tables."""
@@ -447,12 +475,17 @@ class Rows:
         return f"{self.tables[number].place} row {row}"
 
     def stamp(self, i: int) -> str:
-        """See `Files`: of the table and the row, and of the file that the row names."""
+        """See `Files`: of the table and the row, and of the file that the row names.
+
+        No bytes of images are read for it: the table's stamp stands for those that it stores.
+        """
         number, row = self._at(i)
         table = self.tables[number]
         said = f"{table.stamp} {row}"
-        part, row_of_part = self._part(i)
-        path = part.path(row_of_part)
+        if not _names_files(table.types[self.column]):
+            return said
+        part, row_of_part = self._part_of(i)
+        path = self._paths.part(part)[row_of_part].as_py()
         file = table.file_at(path) if path else None
         return said if file is None else f"{said} {stamp_of(file, file.parent)}"
 
@@ -461,7 +494,8 @@ class Rows:
 
         Raises Unreadable where there is neither.
         """
-        part, row = self._part(i)
+        number, row = self._part_of(i)
+        part = self._images.part(number)
         content = part.content(row)
         if content is not None:
             return content
@@ -476,21 +510,21 @@ class Rows:
             )
         return file
 
-    def _part(self, i: int) -> tuple[_Part, int]:
-        """The part of a table that holds row i, and the number of the row in it."""
+    def _part_of(self, i: int) -> tuple[int, int]:
+        """(number of the part of a table that holds row i, row in it)."""
         number = int(np.searchsorted(self._firsts_of_parts, i, side="right")) - 1
-        with self._lock:
-            part = self._kept.pop(number, None)
-            if part is None:
-                table, of_table = self._parts[number]
-                part = _Part(table, self.column, of_table.read())
-            self._kept[number] = part
-            while len(self._kept) > 1 and self._bytes_kept() > KEPT:
-                self._kept.popitem(last=False)
-        return part, i - int(self._firsts_of_parts[number])
+        return number, i - int(self._firsts_of_parts[number])
 
-    def _bytes_kept(self) -> int:
-        return sum(part.bytes for part in self._kept.values())
+    def _read(self, number: int) -> tuple[_Part, int]:
+        """The images of a part, and their bytes."""
+        table, part = self._parts[number]
+        stored = part.read()
+        return _Part(table, self.column, stored), stored.nbytes
+
+    def _read_paths(self, number: int) -> tuple[Any, int]:
+        """The paths of a part whose rows name files, and their bytes."""
+        _, paths = _contents(self._parts[number][1].read_paths())
+        return paths, paths.nbytes
 
     @cached_property
     def _parts(self) -> list[tuple[Table, ColumnPart]]:
@@ -506,6 +540,13 @@ class Rows:
     def _firsts_of_parts(self) -> np.ndarray:
         """The first row of each part, and their number."""
         return np.cumsum([0, *(part.rows for _, part in self._parts)])
+
+
+def _names_files(kind: "pa.DataType") -> bool:
+    """Whether images in a column of this type can be files that it names."""
+    import pyarrow as pa
+
+    return is_text(kind) or (pa.types.is_struct(kind) and kind.get_field_index("path") >= 0)
 
 
 def _contents(stored: "pa.ChunkedArray") -> tuple[Any, Any]:

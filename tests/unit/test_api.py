@@ -343,6 +343,16 @@ def test_nothing_is_left_and_the_global_generator_is_as_it_was(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_a_kill_left_of_groups_goes_when_the_finished_run_is_read(digits, tmp_path):
+    folder = tmp_path / "run"
+    wanted = ddengine.distill(digits, DM, folder=folder)
+    left = folder / "groups" / "0001" / "metrics.jsonl"
+    left.parent.mkdir(parents=True)
+    left.write_text("{}")
+    assert same(ddengine.distill(digits, DM, folder=folder), wanted)
+    assert not (folder / "groups").exists() and (folder / "metrics.jsonl").exists()
+
+
 def test_an_interrupted_folder_resumes_to_the_bit(digits, tmp_path, monkeypatch):
     """Stopped after four steps, continued, read when finished; other settings are refused."""
     folder, wanted = tmp_path / "run", ddengine.distill(digits, DM)

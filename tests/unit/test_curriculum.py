@@ -8,10 +8,11 @@ from helpers import DIGITS, MODEL, new_model, tiny_data
 
 from buffers import curriculum
 from buffers.curriculum import EasyFirst
-from buffers.experts import generate
+from buffers.experts import Making, generate
 from buffers.steps import Sgd
 from buffers.store import ExpertStore
 from buffers.train import train_expert
+from ddengine.data import RealSet
 from ddengine.recipe import BufferConfig, to_dict
 from ddengine.sets import coreset
 from ddengine.system.errors import UserError
@@ -78,3 +79,50 @@ def test_without_a_curriculum_the_identity_is_as_it_was():
     plain = BufferConfig(step=Sgd())
     assert "curriculum" not in to_dict(plain)
     assert to_dict(CONFIG)["curriculum"]["type"] == "EasyFirst"
+
+
+def few(num, classes=5):
+    """Digits of which each class has so many."""
+    train = tiny_data().train
+    index = torch.cat([members[:num] for members in train.members[:classes]])
+    of_few = RealSet(train.pixels[index], train.labels[index], classes, train.preprocess)
+    return replace(tiny_data(), train=of_few, class_names=tuple("01234"[:classes]))
+
+
+@pytest.mark.parametrize(
+    ("easy", "num", "epoch"),
+    [
+        (EasyFirst(), 1, 41),
+        (EasyFirst(first=0.5, drop_after=(0,), drop=(0.6,)), 10, 1),
+    ],
+)
+def test_an_epoch_without_images_is_refused_before_there_is_a_folder(tmp_path, easy, num, epoch):
+    data = few(num)
+    config = replace(CONFIG, epochs=60, curriculum=easy)
+    folder = tmp_path / "store"
+    with pytest.raises(UserError, match=rf"^Epoch {epoch} of buffer\.curriculum sees none of the "):
+        generate(data, DIGITS, config, MODEL, new_model(data), folder)
+    assert not folder.exists()
+    # as many epochs as see some
+    counts = easy.check(data.train.members, epoch - 1)
+    assert counts == ([5] if num == 1 else [])
+
+
+def test_the_last_batch_of_every_epoch_is_looked_at(tmp_path):
+    """By how many images the epoch sees, and not by how many there are."""
+    data, model = few(4), "torchvision/resnet18"
+    easy = EasyFirst(first=0.75, all_after=20, drop_after=(1,), drop=(0.25,))
+    assert easy.check(data.train.members, 2) == [15]
+    assert easy.check(data.train.members, 1) == [15]
+    config = replace(CONFIG, epochs=2, batch=7, curriculum=easy)
+    making = Making(
+        data=data,
+        data_config=DIGITS,
+        config=config,
+        model=model,
+        new_model=new_model(data, model),
+        folder=tmp_path / "store",
+    )
+    with pytest.raises(UserError, match="The last batch of 15 images holds one"):
+        making.check()
+    replace(making, config=replace(config, batch=19)).check()  # of all 20 one is left over

@@ -113,6 +113,45 @@ def test_parquet_is_read_by_groups_of_rows(tmp_path, monkeypatch):
     assert_equal(held, load(replace(config, cache=str(tmp_path / "cache"))))
 
 
+@pytest.mark.parametrize("kind", ["bytes", "struct", "named", "texts"])
+def test_a_finished_cache_of_parquet_reads_no_bytes_of_images(tmp_path, monkeypatch, kind):
+    """Only the paths, of files that are looked at as those of a folder are."""
+    root = fill(tmp_path / "table")
+    for split in ("train", "test"):
+        paths = sorted((root / split).rglob("*.png"))
+        names = [path.relative_to(root).as_posix() for path in paths]
+        rows = {
+            "bytes": [path.read_bytes() for path in paths],
+            "struct": [{"bytes": path.read_bytes(), "path": path.stem} for path in paths],
+            "named": [{"bytes": None, "path": name} for name in names],
+            "texts": names,
+        }[kind]
+        bare = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+        columns = {
+            "image": pa.array(rows, bare if isinstance(rows[0], dict) else None),
+            "label": [path.parent.name for path in paths],
+        }
+        pq.write_table(pa.table(columns), root / f"{split}.parquet", row_group_size=7)
+    config = replace(config_of(root, cache=str(tmp_path / "cache")), name="parquet")
+    made = load(config)
+    fields = []
+    read = pq.ParquetFile.read_row_group
+
+    def noticed(self, number, columns):
+        fields.extend(columns)
+        return read(self, number, columns=columns)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", noticed)
+    assert_equal(load(config), made)
+    wanted = {"bytes": set(), "struct": {"image.path"}, "named": {"image.path"}, "texts": {"image"}}
+    assert set(fields) == wanted[kind]
+    caches = len(list((tmp_path / "cache").glob("*/manifest.json")))
+    os.utime(root / "train/a/03.png", (1, 1))
+    load(config)
+    changed = len(list((tmp_path / "cache").glob("*/manifest.json"))) - caches
+    assert bool(changed) == (kind in ("named", "texts"))
+
+
 def test_what_was_decoded_before_a_kill_is_not_decoded_again(tmp_path, monkeypatch):
     root = fill(tmp_path / "images")
     config = config_of(root, cache=str(tmp_path / "cache"))

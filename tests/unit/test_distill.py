@@ -3,7 +3,7 @@
 import json
 import math
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from helpers import Pull, tiny_data, tiny_set
 
 from ddengine import loop as outer
 from ddengine.recipe import OptimConfig, OuterConfig
+from ddengine.sets.codec import Identity
 from ddengine.system.errors import UserError
 from ddengine.system.files import read_tensors
 
@@ -635,6 +636,52 @@ def test_a_step_reads_nothing_from_the_device(data, monkeypatch, step_after):
                 yield part.square().sum() + syn.tensors["lr"] * i
 
     assert outer.outer_step(syn, OnMeta(), fields, state, 0).is_meta and state.step == 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Penalised(Identity):
+    """With half the sum of squares as its penalty."""
+
+    def penalty(self, tensors):
+        return 0.5 * tensors["images"].square().sum()
+
+
+def stepped(syn, fields, objective, shared=False):
+    """(the loss of a step, the images after it)."""
+    state = outer.State(dict(syn.tensors), {}, {}, {"calls": torch.zeros(())})
+    results = outer.outer_step(syn, objective, fields, state, 0, shared)
+    return float(results[0]), state.tensors["images"]
+
+
+def test_ranks_that_share_a_draw_count_the_penalty_once(data, monkeypatch):
+    """The losses of two ranks, each with a part of the images, add up to those of one."""
+    syn = replace(tiny_set(data), codec=Penalised())
+    fields = config()
+    whole, moved = stepped(syn, fields, Pull(target=1.0))
+
+    class Half(Pull):
+        def losses(self, syn, state, step, rng):
+            yield 0.5 * (syn.tensors["images"].chunk(2)[outer.dist.rank()] - 1).square().sum()
+
+    monkeypatch.setattr(outer.dist, "total", lambda tensors: None)
+    parts, moves = [], torch.zeros_like(moved)
+    for rank in range(2):
+        monkeypatch.setattr(outer.dist, "rank", lambda rank=rank: rank)
+        loss, images = stepped(syn, fields, Half(), shared=True)
+        parts.append(loss)
+        moves += images - syn.tensors["images"]
+    assert sum(parts) == pytest.approx(whole)
+    assert torch.allclose(syn.tensors["images"] + moves, moved, atol=1e-6)
+
+
+def test_the_penalty_is_part_of_the_first_loss_that_moves_the_images(data):
+    """Both gradients are those before the step; an update of its own would see what moved."""
+    syn = replace(tiny_set(data), codec=Penalised())
+    images = syn.tensors["images"]
+    loss, moved = stepped(syn, config(step_after="each"), Pull(target=1.0, num_losses=2))
+    assert torch.allclose(moved, images - 0.1 * ((images - 1) + images), atol=1e-6)
+    together, _ = stepped(syn, config(), Pull(target=1.0, num_losses=2))
+    assert loss == pytest.approx(together)
 
 
 class Down(Pull):

@@ -158,6 +158,28 @@ def test_hyperbolic_distance_is_the_length_of_the_geodesic():
 
 
 @pytest.mark.parametrize(
+    ("curvature", "ends", "wanted"),
+    [
+        (0.001, (250.0, 275.0), 25.0),
+        (1.0, (12.0, 13.2), 1.2),
+        (1.0, (14.0, 17.0), 1.0),
+        (1.0, (30.0, 33.0), 0.0),
+    ],
+)
+def test_hyperbolic_distance_of_long_features_in_float32(curvature, ends, wanted):
+    """Features of a real network are float32 and long; beyond the bound they count as at it."""
+    distance = Hyperbolic(curvature=curvature)
+    real, syn = (torch.eye(6)[None, :1] * end for end in ends)
+    syn.requires_grad_()
+    loss = distance.between(distance.summary(real, {}), distance.summary(syn, {}), {})
+    assert float(loss.detach()) == pytest.approx(wanted, rel=1e-3, abs=1e-4)
+    slope = torch.autograd.grad(loss, syn)[0]
+    assert slope.dtype == torch.float32 and slope.isfinite().all()
+    if ends[1] * curvature**0.5 < 15:
+        assert float(slope[0, 0, 0]) == pytest.approx(1.0, rel=1e-3)
+
+
+@pytest.mark.parametrize(
     "distance",
     [Means(), Moments(), Hyperbolic(), Characteristic(number=8)],
     ids=lambda d: str(d)[:6],

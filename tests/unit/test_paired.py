@@ -7,6 +7,7 @@ import pytest
 import torch
 from matching import close, ours, tiny_world
 
+from ddengine.data import RealSet
 from ddengine.learning import augment
 from ddengine.models import build_model
 from ddengine.recipe import AugmentConfig
@@ -55,6 +56,22 @@ def test_a_set_starts_as_its_anchors_and_every_example_knows_its_own():
     source = codec.source(stored)
     decoded = codec.decode(stored, torch.arange(8))[:, 0, 4, 4]
     assert torch.allclose(decoded, pictures[made_places(source), 0, 0, 0])
+
+
+def test_a_set_starts_from_pixels_wherever_they_lie(monkeypatch):
+    """They may lie on the CPU beside a network on a device: `stored` alone knows."""
+    env, _ = world()
+    made = CONFIG.make_images(env, 2, generator(0))
+    asked, stored = [], RealSet.stored
+
+    def noticed(self, index):
+        asked.append(index.tolist())
+        return stored(self, index)
+
+    index = anchors(env, observer(), 7, 2).flatten()
+    monkeypatch.setattr(RealSet, "stored", noticed)
+    assert torch.equal(CONFIG.make_images(env, 2, generator(0)), made)
+    assert asked[-1] == index.tolist()
 
 
 @pytest.mark.parametrize("features", ["middle", "last"])

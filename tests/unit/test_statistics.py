@@ -5,6 +5,7 @@ curriculum, adjusted weights.
 import copy
 import json
 import math
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -23,14 +24,21 @@ from ddengine.learning.flat import FlatModel, flatten
 from ddengine.models import build_model
 from ddengine.objective import Env
 from ddengine.recipe import AugmentConfig, OptimConfig, OuterConfig
-from ddengine.sets.codec import Compensated, Identity, MultiFormation
+from ddengine.sets.codec import (
+    Compensated,
+    Gaussians,
+    Identity,
+    MultiFormation,
+    Pixels,
+    Quantised,
+)
 from ddengine.sets.synthetic import SyntheticSet
 from ddengine.system import digests
 from ddengine.system.errors import UserError
 from ddengine.system.files import read_tensors
 from ddengine.system.rng import generator
 from synth.compensator import BaseSets
-from synth.statistics import OnePerClass, StatisticsMatching, crop_at
+from synth.statistics import OnePerClass, StatisticsMatching, crop_at, why_together
 
 F32, F64 = torch.float32, torch.float64
 NARROW = ("convnet-d2-w4-bn", "convnet-d1-w4-bn")
@@ -686,6 +694,44 @@ def test_groups_go_on_where_they_were(tmp_path, monkeypatch):
     assert torch.equal(again, whole) and len(made) == 4 * 4 - 6
 
 
+def test_groups_add_their_time_over_sessions(tmp_path, monkeypatch):
+    """By a clock that only steps, and what comes before and after the groups, let go on."""
+    config = StatisticsMatching(batches=OnePerClass(), images_at_once=5, images_in_group=10)
+    objective, syn, _ = world(config, dtype=F32, codec=Identity(), sets=7)
+    optim = {"images": OptimConfig(lr=0.1)}
+    steps = OuterConfig(steps=2, optim=optim, evaluate_every=0, checkpoint_every=1)
+    now, made, step = [100.0], [], outer.outer_step
+
+    def ticking(*args):
+        if len(made) == 5:
+            made.append("killed")
+            raise KeyboardInterrupt
+        made.append("step")
+        now[0] += 10
+        return step(*args)
+
+    def finish(syn):
+        now[0] += 3
+        return syn
+
+    def session(before, finish):
+        groups = objective.groups(syn, steps)
+        began = now[0] - before
+        return in_groups.distill(
+            syn, objective, groups, steps, tmp_path, seed=1, finish=finish, began=began
+        )[1]
+
+    monkeypatch.setattr(outer, "outer_step", ticking)
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    with pytest.raises(KeyboardInterrupt):
+        session(5, finish)
+    now[0] += 1000  # while nothing runs
+    counters = session(7, finish)
+    assert made.count("step") == 2 * 4
+    assert counters.wall_seconds == 2 * 4 * 10 + 5 + 7 + 3
+    assert counters.ranks == 1
+
+
 def test_groups_are_asked_for_by_memory():
     config = StatisticsMatching(batches=OnePerClass(), augment=ROLL)
     objective, syn, _ = world(config, dtype=F32, codec=Identity(), sets=7)
@@ -716,6 +762,25 @@ def test_groups_that_cannot_be(fields, said):
     chosen, syn, _ = world(StatisticsMatching(batches=OnePerClass()), dtype=F32, codec=Identity())
     chosen.in_group = 5
     assert chosen.groups(syn, steps) == ()
+
+
+@pytest.mark.parametrize(
+    ("codec", "why"),
+    [
+        (Quantised(groups=2), "of all its images together"),
+        (Gaussians(primitives=2, fit_steps=0), "of all its images together"),
+        (Quantised(), None),
+        (Pixels(), None),
+    ],
+    ids=str,
+)
+def test_images_that_share_scales_or_a_penalty_are_no_groups(codec, why):
+    """Each of their tensors has one row an image all the same."""
+    _, syn, _ = world(StatisticsMatching(batches=OnePerClass()), dtype=F32, codec=Identity())
+    tensors = codec.pack(syn.tensors["images"], 5, syn.preprocess, generator(0))
+    syn = replace(syn, codec=codec, tensors=tensors)
+    said = why_together(syn, OuterConfig(steps=1, optim={"images": OptimConfig(lr=1)}))
+    assert said is None if why is None else why in said
 
 
 def test_images_that_share_compensators_are_no_groups():

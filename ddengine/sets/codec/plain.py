@@ -35,6 +35,11 @@ class Identity(Codec):
         return True
 
     @property
+    def items_are_apart(self) -> bool:
+        """Always."""
+        return True
+
+    @property
     def keeps_pixels(self) -> bool:
         """Where it is bounded."""
         return self.bounded
@@ -113,6 +118,11 @@ class Pixels(Codec):
     @property
     def keeps_images(self) -> bool:
         """Each as it is."""
+        return True
+
+    @property
+    def items_are_apart(self) -> bool:
+        """Always."""
         return True
 
     @property

@@ -67,6 +67,14 @@ class Codec(Protocol):
         """What is stored of all classes at once, so that sets cannot be merged; "" for nothing."""
         return ""
 
+    @property
+    def items_are_apart(self) -> bool:
+        """Whether each example follows from its own rows of the tensors, without a penalty.
+
+        Then some items can be optimised without the others, to the same numbers.
+        """
+        return False
+
     def within_pixels(self) -> "Codec":
         """The codec that keeps images within what pixels can be; itself where it cannot, or does.
 
@@ -188,7 +196,10 @@ class Codec(Protocol):
         return 0
 
     def penalty(self, tensors: Tensors) -> Tensor | None:
-        """A loss of the codec's own, beside those of the objective in each step; None for none."""
+        """A loss of the codec's own, beside those of the objective in each step; None for none.
+
+        It is added once a step; where the images move after each loss, to the first of them.
+        """
         return None
 
     def project(self, tensors: Tensors, preprocess: Preprocess) -> None:

@@ -57,6 +57,11 @@ class Quantised(WithinBytes):
         """Works to cite."""
         return ("tran2026ptq",)
 
+    @property
+    def items_are_apart(self) -> bool:
+        """Without groups, whose scales span the regions of all images."""
+        return self.groups is None
+
     def bytes_of(self, num: int, image_shape: tuple[int, ...]) -> int:
         """Bytes of `num` images at most: packed codes, and what their regions need."""
         regions = num * num_regions(image_shape, self.region, self.patch)
