@@ -250,7 +250,8 @@ class Asking:
             return None
         models = [name for name in content["protocol"]["models"] if name not in self.factories]
         left = {name: value for name, value in content.items() if name != "brought"}
-        left["command"] = [word for word in content["command"] if word not in self.factories]
+        if "command" in left:
+            left["command"] = [word for word in left["command"] if word not in self.factories]
         return {**left, "rows": rows, "protocol": {**content["protocol"], "models": models}}
 
     @property
