@@ -43,6 +43,7 @@ FILES = {
 
 # mean and deviation in %, as printed; None where nothing was read
 Figure = tuple[float, float | None] | None
+UNTUNED = "Its learning rates were not tuned."
 SMALL_NOTE = "A recipe of this project for a CPU; nothing is published for this cell."
 
 

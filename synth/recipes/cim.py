@@ -15,6 +15,7 @@ from buffers.steps import Sgd
 from ddengine.recipe import BufferConfig, OptimConfig, Recipe
 from ddengine.sets.codec import MultiFormation
 from synth.paired import PairedFeatures
+from synth.recipes.cells import UNTUNED, sentences
 from synth.recipes.experts_matching import digits_cell
 from synth.recipes.matching import small, strategy
 
@@ -54,5 +55,6 @@ def recipes() -> list[Recipe]:
                 codec=MultiFormation(factor=2),
             )
             outer = replace(cell.outer, optim={"images": ADAMW})
-            cells.append(replace(cell, buffer=OBSERVER, outer=outer))
+            note = sentences(cell.note, UNTUNED)
+            cells.append(replace(cell, buffer=OBSERVER, outer=outer, note=note))
     return [digits_cell(cells[0], strategy("digits")), *cells]

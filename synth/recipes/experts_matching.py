@@ -15,6 +15,7 @@ from ddengine.recipe import (
 )
 from ddengine.sets.codec import MultiFormation
 from synth.distribution import DistributionMatching
+from synth.recipes.cells import UNTUNED, sentences
 from synth.recipes.matching import cell, small
 
 MATCHING = AugmentConfig(always=("color", "crop", "cutout"), ops=())
@@ -89,6 +90,7 @@ def small_cell(
     return replace(
         recipe,
         name=f"{recipe.name.removesuffix('_small')}{variant}_small",
+        note=sentences(recipe.note, UNTUNED),
         buffer=replace(experts(5, keep, epochs=10), batch=64),
         outer=replace(recipe.outer, optim={"images": optim}),
     )

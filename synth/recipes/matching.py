@@ -88,7 +88,8 @@ def small(
 ) -> Recipe:
     """A cell of this project for a CPU: 10,000 images of a dataset, a narrow network.
 
-    Its settings were chosen on the validation split, those of CIFAR-10 in a few short runs.
+    Its settings were chosen on the validation split, those of CIFAR-10 in a few short runs, where
+    its note does not say otherwise.
     """
     return Recipe(
         name=f"{method}/{dataset}_ipc{ipc}_small",

@@ -20,6 +20,7 @@ from ddengine.sets.codec import (
     Spectra,
 )
 from synth.recipes import dm, mtt
+from synth.recipes.cells import UNTUNED, sentences
 
 BIBTEX = """
 @misc{jiang2025gsdd,
@@ -110,6 +111,7 @@ def _coded(like: Recipe, method: str) -> list[Recipe]:
                 name=f"{method}/fashion_mnist_ipc1_{name}_small",
                 codec=codec,
                 outer=replace(like.outer, optim=optim),
+                note=sentences(like.note, UNTUNED),
             )
         )
     return cells
@@ -121,7 +123,9 @@ def _mixed(like: Recipe, method: str) -> Recipe:
     name = f"{method}/fashion_mnist_ipc10_mixed_small"
     optim = {**like.outer.optim, "images": OptimConfig(lr=like.outer.optim["images"].lr / 10)}
     outer = replace(like.outer, optim=optim)
-    return replace(like, name=name, codec=Mixed(learned=0.5), init=init, outer=outer)
+    note = sentences(like.note, UNTUNED)
+    codec = Mixed(learned=0.5)
+    return replace(like, name=name, codec=codec, init=init, outer=outer, note=note)
 
 
 def recipes() -> list[Recipe]:
