@@ -368,7 +368,7 @@ def table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
     shown.add_column("recipe", no_wrap=True)
     for head in ("time", "steps", "memory"):
         shown.add_column(head, justify="right", no_wrap=True)
-    shown.add_column("what to expect")
+    shown.add_column("expect", no_wrap=True)  # what of it, stands below
     for row in rows:
         taken, memory = "not calibrated", "-"
         if row["seconds"] is not None:
@@ -376,8 +376,8 @@ def table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
         if row["fits"] is False:
             taken += ", too long"
         steps = f"{row['steps']} of {row['of_steps']}"
-        expect = "not measured"
+        expect = "see below"
         if row["expect"] is not None:
-            expect = row["expect"].partition("% ")[0] + "%, see below"
+            expect = row["expect"].partition("% ")[0] + "%"
         shown.add_row(row["recipe"], taken, steps, memory, expect)
     return shown

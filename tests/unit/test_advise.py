@@ -76,7 +76,7 @@ def test_what_is_comparable_is_quoted_and_nothing_else(calibrated):
     photographs = torch.zeros(300, 3, 64, 64, dtype=torch.uint8)
     other, outcome = advised((photographs, torch.arange(300) % 4))
     assert all(row["expect"] is None for row in other.values())
-    assert "not measured" in str(outcome)
+    assert "nothing comparable was measured" in str(outcome)
     assert all("nothing comparable" in note for note in outcome.notes if "distill" not in note)
     assert sum("nothing comparable" in note for note in outcome.notes) == len(other)
 
