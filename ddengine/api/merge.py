@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from ddengine.api.checks import check_folder
 from ddengine.api.evaluate import data_settings
 from ddengine.api.inputs import Images, preprocess_of
 from ddengine.api.results import Distilled, on_device, opened
@@ -41,11 +42,12 @@ def merge(
     Raises:
         UserError: sets that do not belong together, a folder that is there.
     """
+    if isinstance(sets, str | Path | Distilled) or not sets:
+        raise UserError("merge takes a list of sets or folders; give it at least one.")
+    check_folder(folder)
     where = None if folder is None else Path(folder)
     if where is not None:
         files.refuse_full(where)
-    if isinstance(sets, str | Path | Distilled) or not sets:
-        raise UserError("merge takes a list of sets or folders; give it at least one.")
     with log.shown(progress), claims.claimed(where, "merge"):
         if where is not None:  # another command may have written it while it was waited for
             files.refuse_full(where)

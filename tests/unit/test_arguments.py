@@ -217,3 +217,10 @@ def test_too_many_images_a_class_names_the_smallest():
     images = torch.rand(len(labels), 1, 8, 8)
     with pytest.raises(UserError, match="more than the 5 training images of class '1'"):
         ddengine.distill((images, labels), replace(small_of_two(), ipc=11), progress=False)
+
+
+def test_a_second_set_in_the_place_of_a_folder_is_told(result):
+    with pytest.raises(UserError, match="give the path of a folder"):
+        ddengine.merge([result], result)
+    with pytest.raises(UserError, match="merge takes a list of sets"):
+        ddengine.merge(result, result)
