@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ddengine.recipe import Recipe, require_at_least
-from ddengine.sets.codec import packed
+from ddengine.sets.codec.packed import in_parts
 from ddengine.sets.codec.protocol import BYTES_OF_VALUE, Codec, Space, Tensors, Unit
 from ddengine.system import log
 from ddengine.system.errors import UserError
@@ -129,19 +129,19 @@ def fitted(recipe: Recipe, image_shape: ImageShape, num_classes: int) -> tuple[C
 
 
 def decoded_in_parts(function: Callable[[Tensor], Tensor], rows: Tensor, numbers: int) -> Tensor:
-    """As `packed.in_parts`; where gradients are wanted, parts are computed again for them.
+    """As `in_parts`; where gradients are wanted, parts are computed again for them.
 
     So memory does not grow with the number of rows, but by the gradients of the rows themselves.
     """
     if not (torch.is_grad_enabled() and rows.requires_grad):
-        return packed.in_parts(function, rows, numbers)
+        return in_parts(function, rows, numbers)
 
     def again(part: Tensor) -> Tensor:
         if len(part) == len(rows):
             return function(part)
         return checkpoint(function, part, use_reentrant=False, preserve_rng_state=False)
 
-    return packed.in_parts(again, rows, numbers)
+    return in_parts(again, rows, numbers)
 
 
 def learned_from_images(
