@@ -84,8 +84,8 @@ def _preprocess_in(given: Any, config: DataConfig) -> Preprocess:
     # probe: whatever a user gives
     if not isinstance(given, str | Path | Dataset) and not hasattr(given, "__getitem__"):
         raise UserError(
-            f"preprocess= is a {type(given).__name__}; give a ddengine.Preprocess, a set, or images "
-            "that it is fitted to."
+            f"preprocess= is a {type(given).__name__}; give a ddengine.Preprocess, a set, or "
+            "images that it is fitted to."
         )
     dataset = dataset_of(given)
     assert dataset is not None

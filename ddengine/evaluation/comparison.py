@@ -164,7 +164,8 @@ def _number(
         number = [one.values for one in of_settings].index(wanted) + 1
     if not 1 <= number <= len(of_settings):
         raise UserError(
-            f"--to {number} names no row: of settings, counted from 1, there are {len(of_settings)}."
+            f"--to {number} names no row: of settings, counted from 1, there are "
+            f"{len(of_settings)}."
         )
     return number if len(of_settings) > 1 else None
 
