@@ -725,15 +725,21 @@ def main(args: list[str]) -> None:
     jobs = int(asked["--jobs"])
     said = " ".join(["python benchmarks/table.py", *names, "--jobs", str(jobs)])
     where = {"": asked["--data_root"], "cifar10": asked["--cifar10"]}
-    run_rows(name, rows, jobs, where, partial(write, name, rows, said))
+    run_rows(name, rows, rows, jobs, where, partial(write, name, rows, said))
 
 
 def run_rows(
-    name: str, rows: list[Row], jobs: int, where: dict[str, str], done: Callable[[], None]
+    name: str,
+    rows: list[Row],
+    experts: list[Row],
+    jobs: int,
+    where: dict[str, str],
+    done: Callable[[], None],
 ) -> None:
     """Make all rows of a table, so many at a time; `done` is called after each of them.
 
-    `where` is that of `located`. What a row has made already is not made again.
+    The experts of the rows `experts` are trained first, those of a store once. `where` is that of
+    `located`. What a row has made already is not made again.
     """
     cores = int(runtime.machine(torch.device("cpu"))["cores"])
     threads = max(1, cores // jobs)
@@ -745,7 +751,7 @@ def run_rows(
             done()
 
     with ThreadPoolExecutor(jobs) as pool:
-        here = [located(row, where) for row in rows]
+        here = [located(row, where) for row in experts]
         list(pool.map(partial(train_experts, threads), with_stores(here, threads)))
         list(pool.map(run, [row for row in rows if not row.of]))
         list(pool.map(run, [row for row in rows if row.of]))  # whose sets are there now
