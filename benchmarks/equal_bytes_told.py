@@ -216,9 +216,12 @@ def plot(path: Path, runs: Sequence[Run]) -> None:
             look = {"color": colours(number % 20), "linestyle": "none", "capsize": 2}
             _marks(axis, _chosen(distilled, method, form), marker="o", label=form, **look)
             _marks(axis, _chosen(controls, method, form), marker="x", label=None, **look)
-        line = frontier([point for point in distilled if point.method == method])
+        shown = [point for point in distilled if point.method == method]
+        line = frontier(shown)
+        most = max(point.num_bytes for point in shown)  # to which the best reaches
         axis.plot(
-            [point.num_bytes for point in line], [100 * point.mean for point in line],
+            [*(point.num_bytes for point in line), most],
+            [*(100 * point.mean for point in line), 100 * line[-1].mean],
             color="0.4", linewidth=1, drawstyle="steps-post", label="frontier", zorder=0,
         )  # fmt: skip
         axis.set(

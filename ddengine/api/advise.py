@@ -14,6 +14,7 @@ from ddengine.api.estimate import Costs, costs
 from ddengine.api.experts import ExpertSource
 from ddengine.api.inputs import Images, Source, dataset_of
 from ddengine.api.outcomes import Outcome
+from ddengine.artefact.runs import RUNS
 from ddengine.data import Data, Dataset
 from ddengine.data.torch_dataset import OWN
 from ddengine.prepare import reads_experts
@@ -332,7 +333,10 @@ def _near(one: float, other: float, factor: float) -> bool:
 
 
 def _commands(recipe: Recipe, steps: int) -> str:
-    """The lines that run a recipe on these images, for images that a command can read."""
+    """The line that distills these images by a recipe, and says what the set is worth.
+
+    That is for images that a command can read.
+    """
     data = recipe.data
     words = [recipe.name, "--data.name", data.name]
     if data.root is not None:
@@ -341,8 +345,12 @@ def _commands(recipe: Recipe, steps: int) -> str:
         words += ["--data.size", *map(str, data.size)]
     words += ["--data.fit", data.fit, "--data.limit", str(data.limit), "--model", recipe.model]
     words += ["--ipc", str(recipe.ipc), "--outer.steps", str(steps)]
-    needed = ("buffer", "distill") if reads_experts(recipe) else ("distill",)
-    return " && ".join(program.as_typed(command, *words) for command in needed)
+    folder = str(RUNS / recipe.name.replace("/", "-"))
+    commands = [program.as_typed("distill", *words, "--out", folder)]
+    if reads_experts(recipe):
+        commands.insert(0, program.as_typed("buffer", *words))
+    commands.append(program.as_typed("evaluate", folder))
+    return " && ".join(commands)
 
 
 def _measured(tried: Sequence[Tried]) -> list[str]:

@@ -19,7 +19,7 @@ def check_recipe(recipe: Any) -> None:
     if not isinstance(recipe, Recipe):
         raise UserError(
             f"The recipe is a {type(recipe).__name__}; give a Recipe, such as "
-            f"synth.catalogue.find({str(recipe)[:40]!r}) returns."
+            f"synth.find({str(recipe)[:40]!r}) returns."
         )
 
 

@@ -81,6 +81,12 @@ def _preprocess_in(given: Any, config: DataConfig) -> Preprocess:
         given = load(given)
     if isinstance(given, Distilled | SyntheticSet):
         return given.preprocess
+    # probe: whatever a user gives
+    if not isinstance(given, str | Path | Dataset) and not hasattr(given, "__getitem__"):
+        raise UserError(
+            f"preprocess= is a {type(given).__name__}; give a ddengine.Preprocess, a set, or "
+            "images that it is fitted to."
+        )
     dataset = dataset_of(given)
     assert dataset is not None
     return dataset.load(config, torch.device("cpu")).train.preprocess

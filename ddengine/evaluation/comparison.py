@@ -158,18 +158,16 @@ def _number(
     of_settings: Sequence[Distillations], to: Evaluated | int | None, across: bool
 ) -> int | None:
     """The number of the setting that is compared with; None of a single one."""
-    if len(of_settings) == 1:
-        return None
-    if to is None:
-        return 1
-    if isinstance(to, Evaluated):
-        wanted = settings.setting(to, across=across)
-        return [one.values for one in of_settings].index(wanted) + 1
-    if not 1 <= to <= len(of_settings):
+    number = 1 if to is None else to
+    if isinstance(number, Evaluated):
+        wanted = settings.setting(number, across=across)
+        number = [one.values for one in of_settings].index(wanted) + 1
+    if not 1 <= number <= len(of_settings):
         raise UserError(
-            f"--to {to} names no row: there are {len(of_settings)} settings, counted from 1."
+            f"--to {number} names no row: of settings, counted from 1, there are "
+            f"{len(of_settings)}."
         )
-    return to
+    return number if len(of_settings) > 1 else None
 
 
 # Rows.

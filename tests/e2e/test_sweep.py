@@ -268,7 +268,10 @@ REFUSED = {
     "no jobs": (["--jobs", "0"], "jobs is 0; give a whole number, 1 at least"),
     "a protocol": (["--protocol", "mttt"], "Unknown protocol 'mttt'"),
     "a network of the evaluation": (["--models", "nolp"], "nolp"),
-    "a row": (["--grid", "ipc=1,2", "--to", "3"], "--to 3 names no row: there are 2 settings"),
+    "a row": (
+        ["--grid", "ipc=1,2", "--to", "3"],
+        "--to 3 names no row: of settings, counted from 1, there are 2",
+    ),
     "an axis": (["--grid", "ipc=1,2", "--x", "bites"], "Unknown axis in --x 'bites'"),
     "another folder": (["--out", "other"], "other is not empty and not the folder of a sweep"),
 }

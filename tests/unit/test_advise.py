@@ -105,6 +105,9 @@ def test_steps_are_cut_to_the_time_and_what_does_not_fit_is_said(calibrated):
     rows, outcome = advised(grey(), minutes=1.0, experts=buffers.stores)
     assert rows["own/folder"]["steps"] == 60 and rows["own/folder"]["seconds"] == 60
     assert "--outer.steps 60" in rows["own/folder"]["command"]
+    distilled, evaluated = rows["own/folder"]["command"].split(" && ")
+    assert distilled.endswith("--out runs/own-folder")
+    assert evaluated.endswith("evaluate runs/own-folder")
     # the experts alone take longer
     assert rows["tesla/fashion_mnist_ipc10_small"]["fits"] is False and "too long" in str(outcome)
     assert not any("tesla/fashion" in note and "distill" in note for note in outcome.notes)

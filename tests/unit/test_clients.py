@@ -82,6 +82,7 @@ def test_a_run_with_given_preprocessing_is_another_run(digits, tmp_path):
             Preprocess(torch.zeros(64), matrix=torch.eye(64), inverse=torch.eye(64)),
             "whitens images, and data.zca of the recipe is False; set it to True",
         ),
+        (3, "preprocess= is a int; give a ddengine.Preprocess, a set, or images"),
     ],
 )
 def test_what_cannot_be_shared_is_refused(digits, preprocess, message):

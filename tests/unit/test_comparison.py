@@ -222,8 +222,14 @@ def test_the_chosen_row_is_compared_with():
         made = compare(runs, to=to)
         assert made.to == 2 and made.rows[1]["difference"] is None
         assert made.rows[0]["difference"] == pytest.approx(mean([0.105, 0.085, 0.09]))
-    with pytest.raises(UserError, match="--to 3 names no row: there are 2 settings"):
+    with pytest.raises(
+        UserError, match="--to 3 names no row: of settings, counted from 1, there are 2"
+    ):
         compare(runs, to=3)
+    with pytest.raises(
+        UserError, match="--to 7 names no row: of settings, counted from 1, there are 1"
+    ):
+        compare(runs[:1], to=7)
 
 
 def test_one_seed_says_so():
