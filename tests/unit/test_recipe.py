@@ -30,6 +30,7 @@ from ddengine.recipe import (
     AugmentConfig,
     DataConfig,
     EvalConfig,
+    InitConfig,
     OptimConfig,
     Recipe,
     TargetConfig,
