@@ -8,8 +8,8 @@ import pytest
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
-import scale_fits  # noqa: E402
-from scale_fits import best, fitted  # noqa: E402
+import scale_fits
+from scale_fits import best, fitted
 
 X = [1.0, 2.0, 4.0, 8.0, 16.0]
 
